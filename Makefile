@@ -1,0 +1,90 @@
+# Written for GNU make 3.81, the version macOS ships.
+
+GO ?= go
+
+# Folders below the root with their own go.mod, which ./... does not reach.
+MODULES ?= compat
+
+# The tests that need PostgreSQL or start processes; narrow with either one.
+INTEGRATION_PACKAGES ?= . ./internal/store ./internal/embedpg/... ./examples/...
+INTEGRATION_RUN      ?= .
+
+# A budget for each fuzz target: a number of inputs (2000x) or a time (30s).
+# The default is a number because before Go 1.27 a time can run out with a
+# false "context deadline exceeded" failure (go.dev/issue/75804).
+FUZZTIME ?= 2000x
+
+# gofmt of the toolchain in use: the one on PATH may be of another version.
+GOFMT = "$$($(GO) env GOROOT)/bin/gofmt"
+
+# The tool is pinned in a module of its own, so that it reaches no user's
+# go.sum. A go.work file would forbid -modfile.
+STATICCHECK = GOWORK=off $(GO) tool -modfile="$(CURDIR)/tools/go.mod" staticcheck
+
+# With -j the output of the parts would mix.
+.NOTPARALLEL:
+.PHONY: help fmt fmt-check vet staticcheck purity lint tidy test race \
+	test-integration modules fuzz-short fuzz check demo
+
+help: ## print this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' Makefile
+
+check: vet lint tidy race modules fuzz-short ## everything CI runs
+
+fmt: ## rewrite the Go files with gofmt
+	$(GOFMT) -w .
+
+vet: ## go vet
+	$(GO) vet ./...
+
+lint: fmt-check staticcheck purity ## gofmt, staticcheck, and the purity of internal/protocol
+
+fmt-check:
+	@files=$$($(GOFMT) -l .) || exit 1; \
+	if [ -n "$$files" ]; then echo "not formatted, run make fmt:"; echo "$$files"; exit 1; fi
+
+staticcheck:
+	$(STATICCHECK) ./...
+	@for dir in $(MODULES); do \
+		echo "$$dir: staticcheck ./..."; \
+		(cd "$$dir" && $(STATICCHECK) ./...) || exit 1; \
+	done
+
+purity:
+	$(GO) run ./internal/lint/pure ./internal/protocol
+
+tidy: ## check go.mod and go.sum, change nothing
+	$(GO) mod tidy -diff
+	$(GO) mod verify
+
+test: ## go test, fast: no race detector, cached results count
+	$(GO) test ./...
+
+# -count=1 because a cached pass says nothing about a race.
+race: ## go test with the race detector
+	$(GO) test -race -count=1 ./...
+
+test-integration: ## the tests that need PostgreSQL or start processes
+	$(GO) test -count=1 -run '$(INTEGRATION_RUN)' $(INTEGRATION_PACKAGES)
+
+modules: ## vet and test the nested modules: MODULES='compat'
+	@for dir in $(MODULES); do \
+		echo "$$dir: go vet ./... && go test -race -count=1 ./..."; \
+		(cd "$$dir" && $(GO) vet ./... && $(GO) test -race -count=1 ./...) || exit 1; \
+	done
+
+# go test fuzzes one target at a time, so they are listed first: the names of
+# a package's targets, then "ok" and the package.
+fuzz: FUZZTIME = 2m
+fuzz: ## fuzz every target for two minutes, or make fuzz FUZZTIME=1h
+fuzz-short: ## fuzz every target with the inputs of FUZZTIME
+fuzz fuzz-short:
+	@list=$$($(GO) test -list '^Fuzz' ./...) || { echo "$$list"; exit 1; }; \
+	echo "$$list" | awk '/^Fuzz/ { names[n++] = $$1 } /^ok/ { for (i = 0; i < n; i++) print $$2, names[i]; n = 0 }' | \
+	while read -r pkg name; do \
+		echo "fuzz $$pkg $$name $(FUZZTIME)"; \
+		$(GO) test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) "$$pkg" </dev/null || exit 1; \
+	done
+
+demo: ## run the quickstart example
+	$(GO) run ./examples/quickstart

@@ -1,0 +1,168 @@
+package orchestrator_test
+
+import (
+	"bufio"
+	"context"
+	"database/sql"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"os/signal"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/lib/pq"
+
+	orchestrator "github.com/getpup/pupsourcing-orchestrator"
+)
+
+// Tests of crashes start the test binary again as a worker of its own.
+const (
+	childEnv    = "ORCHESTRATOR_TEST_CHILD"
+	childURLEnv = "ORCHESTRATOR_TEST_DATABASE"
+)
+
+// A child is a worker in a process of its own.
+type child struct {
+	t     testing.TB
+	cmd   *exec.Cmd
+	lines chan string // what it prints
+	done  chan struct{}
+	err   error
+}
+
+// startChild starts a worker whose behaviour is one of childMain's.
+func startChild(w *world, behaviour string) *child {
+	w.t.Helper()
+	c := &child{t: w.t, cmd: exec.Command(os.Args[0]), lines: make(chan string, 100), done: make(chan struct{})}
+	c.cmd.Env = append(os.Environ(), childEnv+"="+behaviour, childURLEnv+"="+w.url)
+	c.cmd.Stderr = testOutput{w.t}
+	out, err := c.cmd.StdoutPipe()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	if err := c.cmd.Start(); err != nil {
+		w.t.Fatal(err)
+	}
+	go func() {
+		defer close(c.done)
+		for s := bufio.NewScanner(out); s.Scan(); {
+			c.lines <- s.Text()
+		}
+		c.err = c.cmd.Wait()
+	}()
+	w.t.Cleanup(func() {
+		_ = c.cmd.Process.Kill() // an error says that it has ended
+		<-c.done
+	})
+	return c
+}
+
+// says waits for a line from the child.
+func (c *child) says(want string) {
+	c.t.Helper()
+	for {
+		select {
+		case line := <-c.lines:
+			if line == want {
+				return
+			}
+		case <-c.done:
+			for len(c.lines) > 0 {
+				if <-c.lines == want {
+					return
+				}
+			}
+			c.t.Fatalf("the child ended before it said %q: %v", want, c.err)
+		case <-time.After(limit):
+			c.t.Fatalf("the child did not say %q", want)
+		}
+	}
+}
+
+func (c *child) signal(s os.Signal) {
+	c.t.Helper()
+	if err := c.cmd.Process.Signal(s); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+// frozen waits until the process is stopped.
+func (c *child) frozen() {
+	c.t.Helper()
+	eventually(c.t, "the child is stopped", func() bool {
+		var status syscall.WaitStatus
+		var info syscall.Rusage
+		pid, err := syscall.Wait4(c.cmd.Process.Pid, &status, syscall.WUNTRACED|syscall.WNOHANG, &info)
+		return err == nil && pid == c.cmd.Process.Pid && status.Stopped()
+	})
+}
+
+type testOutput struct{ t testing.TB }
+
+func (o testOutput) Write(p []byte) (int, error) {
+	o.t.Logf("child: %s", p)
+	return len(p), nil
+}
+
+// childMain is a worker process. It says "running" when Run is about to be
+// called and ends on SIGTERM.
+func childMain(behaviour string) int {
+	connector, err := pq.NewConnector(os.Getenv(childURLEnv))
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	f := &faults{}
+	db := sql.OpenDB(faultyConnector{connector, f})
+	events, err := orchestrator.NewEventTable(db, "")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	cfg := childConfig
+	cfg.DB, cfg.EventStore = db, events
+	cfg.Logger = slog.New(slog.NewTextHandler(os.Stderr, nil))
+	p := effects{name: "transactional"}
+	var handled atomic.Int64
+	switch behaviour {
+	case "hang in the middle of a batch":
+		p.hook = func(context.Context, orchestrator.Event) error {
+			if handled.Add(1) == 250 {
+				fmt.Println("hanging")
+				select {}
+			}
+			return nil
+		}
+	case "freeze before COMMIT":
+		p.hook = func(context.Context, orchestrator.Event) error { handled.Add(1); return nil }
+		f.onCommit(func(do func() error) error {
+			if handled.Load() >= 250 {
+				handled.Store(-1 << 40)
+				_ = syscall.Kill(os.Getpid(), syscall.SIGSTOP)
+			}
+			return do()
+		})
+	}
+	o, err := orchestrator.New(cfg)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
+	fmt.Println("running")
+	err = o.Run(ctx, []orchestrator.Projection[orchestrator.Event]{transactional{p}})
+	fmt.Println("ended:", err)
+	return 0
+}
+
+// childConfig has a lease that a loaded machine keeps, and that a test can
+// wait for.
+var childConfig = orchestrator.Config[orchestrator.Event]{
+	ReplicaSet: "set", HeartbeatInterval: 50 * time.Millisecond, StaleWorkerTimeout: 2 * time.Second,
+	CoordinationTimeout: 20 * time.Second, JoinWindow: time.Millisecond, PollInterval: 20 * time.Millisecond,
+}

@@ -1,0 +1,218 @@
+package orchestrator
+
+import (
+	"database/sql"
+	"fmt"
+	"log/slog"
+	"reflect"
+	"strings"
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
+)
+
+// ReplicaSetName names a group of projections that scale together.
+type ReplicaSetName string
+
+// Defaults of Config's fields.
+const (
+	DefaultHeartbeatInterval   = 5 * time.Second
+	DefaultStaleWorkerTimeout  = 30 * time.Second
+	DefaultCoordinationTimeout = 60 * time.Second
+	DefaultBatchSize           = 100
+	DefaultJoinWindow          = 500 * time.Millisecond
+	DefaultPollInterval        = 250 * time.Millisecond
+	DefaultRetryMin            = 100 * time.Millisecond
+	DefaultRetryMax            = 30 * time.Second
+)
+
+// MaxTotalPartitions is the largest number of partitions that a replica set
+// can have, whatever MaxPartitions says.
+const MaxTotalPartitions = protocol.Slots
+
+// Config configures an Orchestrator. DB, EventStore and ReplicaSet are
+// required; a zero in any other field means its default.
+//
+// The workers of one replica set should have the same timeouts.
+type Config[E any] struct {
+	// DB is the database in which the workers find each other and in which the
+	// progress and the writes of transactional projections are committed. It
+	// needs a connection for coordination and, for each projection, one for
+	// its transaction, beside those that handlers take for themselves. Let the
+	// pool keep as many idle (sql.DB.SetMaxIdleConns; its default is 2).
+	DB *sql.DB
+	// EventStore is where the events come from.
+	EventStore EventStore[E]
+	// ReplicaSet is the group that this worker belongs to: at most 200 bytes,
+	// no control characters.
+	ReplicaSet ReplicaSetName
+
+	// HeartbeatInterval is how often the worker renews its lease and looks for
+	// a new generation. At least 10ms. Default: 5s.
+	HeartbeatInterval time.Duration
+	// StaleWorkerTimeout is the length of the lease: how long after its last
+	// heartbeat a crashed worker's partitions stay idle. A worker that can't
+	// reach the database stops by itself after four fifths of it. At least
+	// three times HeartbeatInterval. Default: 30s.
+	StaleWorkerTimeout time.Duration
+	// CoordinationTimeout is how long a handler may go on after it was asked
+	// to stop. After half of it, the handler's context is cancelled; after all
+	// of it, Run returns ErrCoordinationTimeout. Default: 60s.
+	CoordinationTimeout time.Duration
+	// BatchSize is how many events are read at once, and how many are handled
+	// at most between two commits. Default: 100.
+	BatchSize int
+
+	// MaxPartitions is the largest number of partitions; workers beyond it
+	// wait as standbys. The newest worker's value is the set's. Default: as
+	// many as there are workers.
+	MaxPartitions int
+	// JoinWindow is how long the first of several joining workers waits for
+	// the others, so that they cost one new generation. Default: 500ms.
+	JoinWindow time.Duration
+	// PollInterval is the longest time between two looks for new events when
+	// there are none. Default: 250ms.
+	PollInterval time.Duration
+	// Retry is the delay before a failed event is handled again.
+	Retry Retry
+	// OnFailure says what a handler's failure does. Default: RetryForever.
+	OnFailure FailurePolicy
+
+	// Logger gets a line for each generation and each thing that is wrong.
+	// Default: none.
+	Logger *slog.Logger
+}
+
+// Retry is an exponential backoff: the first retry comes after Min, each
+// further one after twice the time, up to Max; jitter takes off up to half.
+// The defaults are 100ms and 30s.
+type Retry struct {
+	Min, Max time.Duration
+}
+
+// A FailurePolicy says what happens when a handler returns an error or panics.
+type FailurePolicy int
+
+const (
+	// RetryForever retries the event until it succeeds. Its partition of the
+	// projection waits; other projections go on.
+	RetryForever FailurePolicy = iota
+	// StopOnFailure commits what precedes the event, leaves the replica set,
+	// and makes Run return a HandlerError. Deadlocks, serialization failures and
+	// connections that the server has ended are retried all the same; for a
+	// transactional projection, everything that a lost connection looks like.
+	StopOnFailure
+)
+
+// withDefaults returns the config with its zeros replaced, or what is wrong.
+func (c Config[E]) withDefaults() (Config[E], error) {
+	if c.DB == nil {
+		return c, configError("DB", "is nil; open a database with sql.Open")
+	}
+	if isNil(c.EventStore) {
+		return c, configError("EventStore", "is nil; use NewEventTable or an EventStore of your own")
+	}
+	if problem := nameProblem(string(c.ReplicaSet)); problem != "" {
+		return c, configError("ReplicaSet", problem)
+	}
+	for _, d := range []struct {
+		field    string
+		value    *time.Duration
+		fallback time.Duration
+	}{
+		{"HeartbeatInterval", &c.HeartbeatInterval, DefaultHeartbeatInterval},
+		{"StaleWorkerTimeout", &c.StaleWorkerTimeout, DefaultStaleWorkerTimeout},
+		{"CoordinationTimeout", &c.CoordinationTimeout, DefaultCoordinationTimeout},
+		{"JoinWindow", &c.JoinWindow, DefaultJoinWindow},
+		{"PollInterval", &c.PollInterval, DefaultPollInterval},
+		{"Retry.Min", &c.Retry.Min, DefaultRetryMin},
+		{"Retry.Max", &c.Retry.Max, DefaultRetryMax},
+	} {
+		if *d.value < 0 {
+			return c, configError(d.field, fmt.Sprintf("is %s; it can't be negative", *d.value))
+		}
+		if *d.value == 0 {
+			*d.value = d.fallback
+		}
+	}
+	if c.BatchSize == 0 {
+		c.BatchSize = DefaultBatchSize
+	}
+	switch {
+	case c.BatchSize < 0:
+		return c, configError("BatchSize", fmt.Sprintf("is %d; it can't be negative", c.BatchSize))
+	case c.HeartbeatInterval < 10*time.Millisecond:
+		return c, configError("HeartbeatInterval", fmt.Sprintf("is %s; the least is 10ms", c.HeartbeatInterval))
+	case c.StaleWorkerTimeout < 3*c.HeartbeatInterval:
+		return c, configError("StaleWorkerTimeout", fmt.Sprintf(
+			"is %s, with a HeartbeatInterval of %s; it must be at least three times that, or a single late heartbeat costs the lease",
+			c.StaleWorkerTimeout, c.HeartbeatInterval))
+	case c.MaxPartitions < 0 || c.MaxPartitions > MaxTotalPartitions:
+		return c, configError("MaxPartitions", fmt.Sprintf("is %d; it must be between 0 (no limit) and %d", c.MaxPartitions, MaxTotalPartitions))
+	case c.Retry.Max < c.Retry.Min:
+		return c, configError("Retry.Max", fmt.Sprintf("is %s, less than Retry.Min, which is %s", c.Retry.Max, c.Retry.Min))
+	case c.OnFailure != RetryForever && c.OnFailure != StopOnFailure:
+		return c, configError("OnFailure", fmt.Sprintf("is %d; it must be RetryForever or StopOnFailure", c.OnFailure))
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	return c, nil
+}
+
+func configError(field, problem string) error {
+	return fmt.Errorf("%w: Config.%s %s", ErrInvalidConfig, field, problem)
+}
+
+// isNil also finds an interface that holds a nil pointer.
+func isNil(v any) bool {
+	if v == nil {
+		return true
+	}
+	r := reflect.ValueOf(v)
+	return r.Kind() == reflect.Pointer && r.IsNil()
+}
+
+const maxNameBytes = 200
+
+// nameProblem says what is wrong with a name that goes into the database, logs
+// and terminals.
+func nameProblem(name string) string {
+	switch {
+	case strings.TrimSpace(name) == "":
+		return "is empty"
+	case len(name) > maxNameBytes:
+		return fmt.Sprintf("is %d bytes long; the most is %d", len(name), maxNameBytes)
+	case !utf8.ValidString(name):
+		return fmt.Sprintf("%q is not valid UTF-8", name)
+	case strings.ContainsFunc(name, unicode.IsControl):
+		return fmt.Sprintf("%q contains a control character", name)
+	}
+	return ""
+}
+
+// projectionNames checks the projections and returns their names.
+func projectionNames[E any](projections []Projection[E]) ([]string, error) {
+	if len(projections) == 0 {
+		return nil, fmt.Errorf("%w: Run was given no projections", ErrInvalidConfig)
+	}
+	var names []string
+	seen := map[string]int{}
+	for i, p := range projections {
+		if isNil(p) {
+			return nil, fmt.Errorf("%w: projections[%d] is nil", ErrInvalidConfig, i)
+		}
+		name := p.Name()
+		if problem := nameProblem(name); problem != "" {
+			return nil, fmt.Errorf("%w: the name of projections[%d] %s", ErrInvalidConfig, i, problem)
+		}
+		if first, ok := seen[name]; ok {
+			return nil, fmt.Errorf("%w: projections[%d] and projections[%d] are both named %q", ErrInvalidConfig, first, i, name)
+		}
+		seen[name] = i
+		names = append(names, name)
+	}
+	return names, nil
+}

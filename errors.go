@@ -1,0 +1,82 @@
+package orchestrator
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/getpup/pupsourcing-orchestrator/internal/store"
+)
+
+var (
+	// ErrInvalidConfig is returned by New and Run for a configuration or a
+	// list of projections that can't work. The message names the field. The
+	// database was not touched.
+	ErrInvalidConfig = errors.New("invalid configuration")
+
+	// ErrSchema is returned by Run when the library's tables are missing or
+	// older than this version needs. Call RunMigrations, or apply schema.sql.
+	ErrSchema = store.ErrSchema
+
+	// ErrProjectionTaken is returned by Run when a projection is run by a
+	// living worker of another replica set. Give one of the two another name,
+	// or stop it there: when the last worker that runs it has left, the
+	// projection moves over with its progress.
+	ErrProjectionTaken = errors.New("projection belongs to another replica set")
+
+	// ErrCoordinationTimeout is returned by Run when a handler did not return
+	// within CoordinationTimeout after it was asked to; the message names the
+	// projection and the position. The handler may still be running, so end
+	// the process: the worker's lease is left to end by itself, and the other
+	// workers wait for that.
+	ErrCoordinationTimeout = errors.New("coordination timeout")
+
+	// ErrGenerationSuperseded is the cause (see context.Cause) with which a
+	// handler's context is cancelled when it has taken too long to stop, and a
+	// newer generation waits for it or Run is to end. Return; what was not
+	// committed is handled again by the partition's next owner. Run never
+	// returns it.
+	ErrGenerationSuperseded = errors.New("generation superseded")
+
+	// ErrLeaseLost is the cause with which a handler's context is cancelled
+	// when the worker could not reach the database for too long to be sure
+	// that the partition is still its own. Run never returns it: the worker
+	// joins again as soon as it can.
+	ErrLeaseLost = errors.New("lease lost")
+
+	// ErrEventStore is returned by Run when the event store breaks its
+	// contract, or reads something that does not exist or may not be read.
+	// Nothing moves past the event at fault.
+	ErrEventStore = errors.New("event store")
+)
+
+// A HandlerError is returned by Run, under the policy StopOnFailure, for a
+// handler that failed.
+type HandlerError struct {
+	Projection string
+	// Position of the event at fault. For a BatchProjection, of the first
+	// event of the batch.
+	Position  int64
+	Partition int
+	Attempts  int
+	Err       error
+}
+
+func (e *HandlerError) Error() string {
+	return fmt.Sprintf("projection %q failed at position %d (partition %d, attempt %d): %v", e.Projection, e.Position, e.Partition, e.Attempts, e.Err)
+}
+
+func (e *HandlerError) Unwrap() error { return e.Err }
+
+// A PanicError is a handler's panic, turned into an error.
+type PanicError struct {
+	Value any
+	Stack []byte
+}
+
+func (e *PanicError) Error() string { return fmt.Sprintf("panic: %v\n%s", e.Value, e.Stack) }
+
+// Unwrap returns the value if it was an error.
+func (e *PanicError) Unwrap() error {
+	err, _ := e.Value.(error)
+	return err
+}

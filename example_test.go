@@ -1,0 +1,87 @@
+package orchestrator_test
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"log"
+	"os"
+	"os/signal"
+	"syscall"
+
+	_ "github.com/lib/pq"
+
+	orchestrator "github.com/getpup/pupsourcing-orchestrator"
+)
+
+// UserCount counts users. Its writes go through the transaction that also
+// commits the checkpoint, so each event counts exactly once.
+type UserCount struct{}
+
+func (UserCount) Name() string { return "user_count" }
+
+func (UserCount) Handle(context.Context, orchestrator.Event) error {
+	panic("not called: UserCount is transactional")
+}
+
+func (UserCount) HandleTx(ctx context.Context, tx orchestrator.Tx, e orchestrator.Event) error {
+	if e.EventType != "UserRegistered" {
+		return nil
+	}
+	_, err := tx.ExecContext(ctx, `UPDATE user_count SET n = n + 1`)
+	return err
+}
+
+// The whole of a worker. Start it as often as you like.
+func Example() {
+	db, err := sql.Open("postgres", os.Getenv("DATABASE_URL"))
+	if err != nil {
+		log.Fatal(err)
+	}
+	if err := orchestrator.RunMigrations(db); err != nil {
+		log.Fatal(err)
+	}
+	events, err := orchestrator.NewEventTable(db, "events")
+	if err != nil {
+		log.Fatal(err)
+	}
+	o, err := orchestrator.New(orchestrator.Config[orchestrator.Event]{
+		DB:         db,
+		EventStore: events,
+		ReplicaSet: "main-projections",
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	err = o.Run(ctx, []orchestrator.Projection[orchestrator.Event]{UserCount{}})
+	if ctx.Err() == nil {
+		log.Fatal(err) // it could not go on; after a signal it returns ctx.Err()
+	}
+}
+
+// An events table of one's own: other names, another event type.
+func ExampleNewTable() {
+	type Payment struct {
+		ID     int64
+		Amount int64
+	}
+	db, err := sql.Open("postgres", "postgres://localhost/shop")
+	if err != nil {
+		log.Fatal(err)
+	}
+	payments, err := orchestrator.NewTable(db, orchestrator.TableConfig[Payment]{
+		Schema:            "billing",
+		Table:             "Payments",
+		PositionColumn:    "id",
+		AggregateIDColumn: "account",
+		Columns:           []string{"id", "amount"},
+		Scan: func(scan func(dest ...any) error) (p Payment, err error) {
+			err = scan(&p.ID, &p.Amount)
+			return p, err
+		},
+	})
+	fmt.Printf("%T %v\n", payments, err == nil)
+	// Output: *orchestrator.Table[github.com/getpup/pupsourcing-orchestrator_test.Payment·1] true
+}

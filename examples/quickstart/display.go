@@ -1,0 +1,262 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"sync"
+	"time"
+	"unicode"
+	"unicode/utf8"
+)
+
+// A display shows what happens: in a terminal as lines that scroll above a
+// block with the current state, elsewhere as lines only.
+type display struct {
+	out    io.Writer
+	live   bool // out is a terminal
+	colour bool
+	begun  time.Time
+
+	mu     sync.Mutex
+	block  []string // what stands below the lines
+	status time.Time
+}
+
+const (
+	columns = 79 // one less than a terminal has: some wrap a full line
+	// How often the state is shown.
+	blockInterval  = 200 * time.Millisecond
+	statusInterval = time.Second
+	// Workers beyond these have no row in the block.
+	rowsMax = 10
+)
+
+func newDisplay(out io.Writer) *display {
+	live := isTerminal(out)
+	return &display{out: out, live: live, colour: live && os.Getenv("NO_COLOR") == "", begun: time.Now()}
+}
+
+func isTerminal(out io.Writer) bool {
+	file, ok := out.(*os.File)
+	if !ok || os.Getenv("TERM") == "" || os.Getenv("TERM") == "dumb" {
+		return false
+	}
+	info, err := file.Stat()
+	if err != nil || info.Mode()&os.ModeCharDevice == 0 {
+		return false
+	}
+	null, err := os.Stat(os.DevNull) // a character device too
+	return err != nil || !os.SameFile(info, null)
+}
+
+// What the terminal is asked for. Where NO_COLOR is set, nothing is coloured.
+const (
+	lineUp     = "\x1b[%dA"
+	clearBelow = "\x1b[J"
+	noWrap     = "\x1b[?7l" // a line that is too long must not become two
+	wrap       = "\x1b[?7h"
+
+	bold   = "1"
+	dim    = "2"
+	red    = "31"
+	green  = "32"
+	yellow = "33"
+)
+
+func (d *display) paint(style, text string) string {
+	if !d.colour || style == "" {
+		return text
+	}
+	return "\x1b[" + style + "m" + text + "\x1b[0m"
+}
+
+// say shows a line that stays. who is a worker, or "" for the narrator.
+func (d *display) say(who, format string, args ...any) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.line("", who, fmt.Sprintf(format, args...))
+}
+
+// announce is say for what the lines after it are about.
+func (d *display) announce(who, format string, args ...any) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.line(bold, who, fmt.Sprintf(format, args...))
+}
+
+func (d *display) line(style, who, text string) {
+	prefix := fmt.Sprintf("+%4.1fs  %-3s  ", time.Since(d.begun).Seconds(), who)
+	var b strings.Builder
+	for _, line := range wrapped(text, columns-len(prefix)) {
+		b.WriteString(d.paint(style, prefix+line) + "\n")
+		prefix = strings.Repeat(" ", len(prefix))
+	}
+	if d.live {
+		d.draw(b.String(), d.block)
+		return
+	}
+	fmt.Fprint(d.out, b.String())
+}
+
+// draw replaces the block by text and a block below it, in one write.
+func (d *display) draw(text string, block []string) {
+	var b strings.Builder
+	b.WriteString(noWrap)
+	if len(d.block) > 0 {
+		fmt.Fprintf(&b, "\r"+lineUp+clearBelow, len(d.block))
+	}
+	b.WriteString(text)
+	for _, line := range block {
+		b.WriteString(line + "\n")
+	}
+	b.WriteString(wrap)
+	d.block = block
+	fmt.Fprint(d.out, b.String())
+}
+
+// end takes the block away.
+func (d *display) end() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if len(d.block) > 0 {
+		d.draw("", nil)
+	}
+}
+
+// linesMax bounds what one message takes: workers may print anything.
+const linesMax = 3
+
+// wrapped breaks a text into lines of at most width printable characters.
+func wrapped(text string, width int) []string {
+	var lines []string
+	line := ""
+	for _, word := range strings.Fields(strings.Map(printable, text)) {
+		switch {
+		case line == "":
+			line = word
+		case utf8.RuneCountInString(line)+1+utf8.RuneCountInString(word) <= width:
+			line += " " + word
+		default:
+			lines, line = append(lines, fit(line, width)), word
+		}
+	}
+	lines = append(lines, fit(line, width))
+	if len(lines) > linesMax {
+		lines = append(lines[:linesMax-1], fit(lines[linesMax-1]+" "+strings.Repeat(".", width), width))
+	}
+	return lines
+}
+
+func printable(r rune) rune {
+	if !unicode.IsPrint(r) {
+		return ' '
+	}
+	return r
+}
+
+// fit cuts a line to a width.
+func fit(line string, width int) string {
+	runes := []rune(line)
+	if len(runes) > width {
+		return string(runes[:width-1]) + "…"
+	}
+	return line
+}
+
+// A row is a worker as the block shows it.
+type row struct {
+	name, pid, partition, generation string
+	state, style                     string
+}
+
+// rows puts together what the drama and the tables know of the workers.
+func rows(s state, processes []*process) []row {
+	var rows []row
+	for _, p := range processes {
+		r := row{name: p.name, pid: fmt.Sprint(p.cmd.Process.Pid), partition: "-", generation: "-"}
+		m, found := s.member(p.name)
+		if found && m.partition >= 0 {
+			r.partition, r.generation = fmt.Sprintf("%d/%d", m.partition, m.total), fmt.Sprint(m.generation)
+		}
+		switch fate := p.is(); {
+		case fate == killed || fate == frozen || fate == ended:
+			r.state, r.style = string(fate)+", its lease runs", red
+			if !found {
+				r.state = string(fate)
+			}
+		case fate != running:
+			r.state, r.style = string(fate), dim
+		case !found:
+			r.state, r.style = "starting", dim
+		case m.partition < 0:
+			r.state, r.style = "has joined", yellow
+		case m.holds == m.generation:
+			r.state, r.style = "runs", green
+		case m.holds != 0:
+			r.state, r.style = fmt.Sprintf("stops generation %d", m.holds), yellow
+		default:
+			r.state, r.style = "waits for the others to stop", yellow
+		}
+		if m.incarnation != "" {
+			r.state += " as " + m.name + m.incarnation
+		}
+		rows = append(rows, r)
+	}
+	return rows
+}
+
+// show shows the state, if it is time to.
+func (d *display) show(s state, processes []*process, appended, total int64) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	interval := statusInterval
+	if d.live {
+		interval = blockInterval
+	}
+	if time.Since(d.status) < interval || s.generation == 0 {
+		return
+	}
+	d.status = time.Now()
+	if d.live {
+		d.draw("", d.blockOf(s, rows(s, processes), appended, total))
+		return
+	}
+	var lags []string
+	for _, p := range projectionNames {
+		lags = append(lags, fmt.Sprintf("%s %d", p, s.head-s.position(p)))
+	}
+	d.line("", "", fmt.Sprintf("position %d; lag: %s", s.head, strings.Join(lags, ", ")))
+}
+
+func (d *display) blockOf(s state, rows []row, appended, total int64) []string {
+	block := []string{
+		d.paint(dim, strings.Repeat("─", columns)),
+		d.paint(dim, "worker      pid  partition  generation  state"),
+	}
+	for _, r := range rows[:min(len(rows), rowsMax)] {
+		block = append(block, fmt.Sprintf("%-6s %8s  %9s  %10s  ", r.name, r.pid, r.partition, r.generation)+d.paint(r.style, r.state))
+	}
+	if more := len(rows) - rowsMax; more > 0 {
+		block = append(block, fmt.Sprintf("and %d more", more))
+	}
+	block = append(block, d.paint(dim, "projection     position     lag"))
+	for _, p := range projectionNames {
+		position := s.position(p)
+		block = append(block, fmt.Sprintf("%-13s  %8d  %6d  %s", p, position, s.head-position, d.bar(position, s.head)))
+	}
+	progress := fmt.Sprintf("%d of %d events", appended, max(appended, total))
+	return append(block, fit(fmt.Sprintf("%s appended, up to position %d; generation %d is %s",
+		progress, s.head, s.generation, s.phase), columns))
+}
+
+// bar shows how much of the stream is behind a projection.
+func (d *display) bar(position, head int64) string {
+	const width = 40
+	done := 0
+	if head > 0 {
+		done = int(min(position, head) * width / head)
+	}
+	return d.paint(green, strings.Repeat("█", done)) + d.paint(dim, strings.Repeat("░", width-done))
+}

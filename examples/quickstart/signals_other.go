@@ -1,0 +1,13 @@
+//go:build !unix
+
+package main
+
+import (
+	"os"
+	"syscall"
+)
+
+// No process can be frozen here, or asked to leave.
+var freeze, wake os.Signal
+
+func ownGroup() *syscall.SysProcAttr { return nil }

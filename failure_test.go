@@ -1,0 +1,661 @@
+package orchestrator_test
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"net/url"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	orchestrator "github.com/getpup/pupsourcing-orchestrator"
+	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg"
+	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
+)
+
+// Eight workers come and go at random while events are appended out of order
+// and rolled back. What they did is checked against S1 to S6; that they catch
+// up in the end is L1.
+func TestManyWorkersComeAndGo(t *testing.T) {
+	w := newWorld(t)
+	h := &history{}
+	const workers, rounds = 8, 3
+
+	ctx, stopAppending := context.WithCancel(t.Context())
+	var appending sync.WaitGroup
+	for a := range 4 {
+		appending.Go(func() { appendUntil(ctx, w, a) })
+	}
+
+	var coming sync.WaitGroup
+	for i := range workers {
+		random := rand.New(rand.NewPCG(uint64(i), 1))
+		coming.Go(func() {
+			for range rounds {
+				before := w.handled("plain")
+				r := run(t, w.config(w.db, "set"), w.all(w.db, h)...)
+				quota := int64(20 + random.IntN(200))
+				eventually(t, "the group has handled a few more", func() bool { return w.handled("plain") >= before+quota })
+				r.stop()
+			}
+		})
+	}
+	coming.Wait()
+	stopAppending()
+	appending.Wait()
+
+	last := run(t, w.config(w.db, "set"), w.all(w.db, h)...)
+	w.caughtUp(names...)
+	last.stop()
+	h.check(t)
+	w.checkEffects(names...)
+	t.Logf("events %d, generations %d, handler calls %d", w.number(`SELECT count(*) FROM events`),
+		w.number(`SELECT generation FROM orchestrator_replica_sets`), len(h.opened))
+}
+
+// appendUntil appends events of the aggregates of writer a, in transactions of
+// which some stay open while others commit, and some are rolled back.
+func appendUntil(ctx context.Context, w *world, a int) {
+	random := rand.New(rand.NewPCG(uint64(a), 2))
+	version := 0
+	for ctx.Err() == nil {
+		tx, err := w.db.Begin()
+		if err != nil {
+			w.t.Error(err)
+			return
+		}
+		committed := version
+		for range 1 + random.IntN(5) {
+			committed++
+			_, err := tx.Exec(`
+INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
+VALUES ('test', 'thing', $1, $2, gen_random_uuid(), 'happened', 'x')`, fmt.Sprintf("w%d-%d", a, committed%7), committed)
+			if err != nil {
+				w.t.Error(err)
+			}
+		}
+		// The server keeps the transaction open for a while: others commit
+		// higher positions meanwhile.
+		if _, err := tx.Exec(`SELECT pg_sleep($1)`, 0.03*random.Float64()); err != nil {
+			w.t.Error(err)
+		}
+		if random.IntN(4) == 0 {
+			err = tx.Rollback()
+		} else {
+			version = committed
+			err = tx.Commit()
+		}
+		if err != nil {
+			w.t.Error(err)
+		}
+	}
+}
+
+// A process is killed in the middle of a batch: what it did of it is rolled
+// back and done by its successor.
+func TestSIGKILLInTheMiddleOfABatch(t *testing.T) {
+	w := newWorld(t)
+	w.append(1000)
+	c := startChild(w, "hang in the middle of a batch")
+	c.says("hanging")
+	committed := w.handled("transactional")
+	if committed == 0 || committed >= 250 {
+		t.Fatalf("%d events are committed; the child should be in the middle of a later batch", committed)
+	}
+	c.signal(syscall.SIGKILL)
+	<-c.done
+
+	run(t, w.childConfig(), transactional{effects{name: "transactional"}})
+	w.caughtUp("transactional")
+	w.checkEffects("transactional")
+	w.active("set", 1)
+}
+
+// childConfig is what children use, for a worker in this process.
+func (w *world) childConfig() orchestrator.Config[orchestrator.Event] {
+	cfg := w.config(w.db, "set")
+	theirs := childConfig
+	theirs.DB, theirs.EventStore, theirs.Logger = cfg.DB, cfg.EventStore, cfg.Logger
+	return theirs
+}
+
+// A process is frozen between its checkpoint write and COMMIT, for longer than
+// its lease: it holds a lock that the activation needs. The server ends its
+// transaction; the others go on; awake again, it can't commit, and comes back
+// as a new incarnation.
+func TestFrozenBetweenCheckpointAndCommit(t *testing.T) {
+	w := newWorld(t)
+	w.append(1000)
+	c := startChild(w, "freeze before COMMIT")
+	c.says("running")
+	c.frozen()
+	before := w.active("set", 1)
+
+	other := run(t, w.childConfig(), transactional{effects{name: "transactional"}})
+	w.caughtUp("transactional")
+	after := w.active("set", 1)
+	if after <= before {
+		t.Fatalf("generation %d follows generation %d", after, before)
+	}
+	c.signal(syscall.SIGCONT)
+	w.active("set", 2)
+	if n := w.number(`SELECT count(*) FROM orchestrator_workers WHERE id LIKE '%-' || $1 || '-%~_'`, fmt.Sprint(c.cmd.Process.Pid)); n != 1 {
+		t.Errorf("%d workers are later incarnations of the one that was frozen, want 1", n)
+	}
+	w.append(500)
+	w.caughtUp("transactional")
+	c.signal(syscall.SIGTERM)
+	c.says("ended: context canceled")
+	other.stop()
+	w.checkEffects("transactional")
+}
+
+// The reply to COMMIT is lost: after the commit happened, and before it
+// reached the server. Nothing is lost, and nothing is done twice, not even by
+// the plain projection when its commit did happen.
+func TestLostCommitReply(t *testing.T) {
+	for _, happened := range []bool{true, false} {
+		t.Run(fmt.Sprintf("happened=%t", happened), func(t *testing.T) {
+			w := newWorld(t)
+			db, f := faulty(t, w.url)
+			var lost atomic.Int64
+			f.onCommit(func(do func() error) error {
+				if lost.Add(1)%3 != 0 {
+					return do()
+				}
+				if happened {
+					if err := do(); err != nil {
+						return err
+					}
+				}
+				return errLost
+			})
+			cfg := w.config(db, "set")
+			cfg.BatchSize = 10
+			h := &history{}
+			r := run(t, cfg, w.all(w.db, h)...)
+			w.append(500)
+			w.caughtUp(names...)
+			r.stop()
+			h.check(t)
+			// Undone commits of the plain projection are tried again without
+			// its events being handled again.
+			w.checkEffects(names...)
+			if lost.Load() < 30 {
+				t.Errorf("only %d commits", lost.Load())
+			}
+		})
+	}
+}
+
+// The server restarts: nobody's Run ends, and work goes on.
+func TestServerRestart(t *testing.T) {
+	s, err := embedpg.Start(t.Context(), embedpg.Options{Own: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.Stop() })
+	w := newWorldOn(t, s)
+	h := &history{}
+	a := run(t, w.config(w.db, "set"), w.all(w.db, h)...)
+	b := run(t, w.config(w.db, "set"), w.all(w.db, h)...)
+	w.active("set", 2)
+	w.append(500)
+	eventually(t, "work has begun", func() bool { return w.handled("transactional") > 0 })
+	if err := s.Restart(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the server is back", func() bool { return w.db.PingContext(t.Context()) == nil })
+	w.append(500)
+	w.caughtUp(names...)
+	w.active("set", 2)
+	a.stop()
+	b.stop()
+	h.check(t)
+	w.checkEffects(exact...)
+}
+
+func newWorldOn(t testing.TB, s *embedpg.Server) *world {
+	t.Helper()
+	db, url := pgtest.DatabaseOn(t, s)
+	return setUp(t, db, url)
+}
+
+// Every connection is terminated, again and again.
+func TestConnectionsTerminated(t *testing.T) {
+	w := newWorld(t)
+	h := &history{}
+	var workers []*running
+	for range 3 {
+		workers = append(workers, run(t, w.config(w.db, "set"), w.all(w.db, h)...))
+	}
+	w.active("set", 3)
+	admin := w.connect()
+	for range 10 {
+		before := w.handled("batched")
+		w.append(100)
+		eventually(t, "something was handled", func() bool { return w.handled("batched") > before })
+		if _, err := admin.ExecContext(t.Context(), `
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()`); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "the test's own connections work", func() bool { return w.db.PingContext(t.Context()) == nil })
+	}
+	w.caughtUp(names...)
+	for _, r := range workers {
+		r.stop()
+	}
+	h.check(t)
+	w.checkEffects(exact...)
+}
+
+// A transaction takes a position, others commit higher ones, and it commits
+// last: its event is neither passed nor out of order.
+func TestSlowTransactionBehindTheReader(t *testing.T) {
+	w := newWorld(t)
+	cfg := w.config(w.db, "set")
+	r := run(t, cfg, w.all(w.db, nil)...)
+	w.append(50)
+	w.caughtUp(names...)
+
+	slow := w.connect()
+	tx, err := slow.BeginTx(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var position int64
+	var pid int
+	if err := tx.QueryRowContext(t.Context(), fmt.Sprintf(insertEvent, 50)+` RETURNING global_position, pg_backend_pid()`, 1).Scan(&position, &pid); err != nil {
+		t.Fatal(err)
+	}
+	w.exec(`
+INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
+VALUES ('test', 'thing', 'another', 1, gen_random_uuid(), 'happened', 'x')`)
+
+	table := cfg.EventStore.(*orchestrator.Table[orchestrator.Event])
+	eventually(t, "the reader says what it waits for", func() bool {
+		gap, waiting := table.Waiting()
+		return waiting && gap.Position == position && len(gap.Backends) == 1 && gap.Backends[0] == pid
+	})
+	if n := w.number(`SELECT count(*) FROM effects WHERE position >= $1`, position); n != 0 {
+		t.Errorf("%d events were handled behind the gap", n)
+	}
+	if err := tx.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	w.caughtUp(names...)
+	r.stop()
+	w.checkEffects(names...)
+	if _, waiting := table.Waiting(); waiting {
+		t.Error("the reader still waits")
+	}
+}
+
+// connect opens a connection of the test's own, beside those of w.db.
+func (w *world) connect() *sql.DB {
+	w.t.Helper()
+	db, err := sql.Open("postgres", w.url)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	db.SetMaxOpenConns(1)
+	w.t.Cleanup(func() { _ = db.Close() })
+	return db
+}
+
+// Two replica sets claim the same projection: the second is told who has it.
+// When the first has left, the projection moves over with its progress.
+func TestTwoReplicaSetsClaimOneProjection(t *testing.T) {
+	w := newWorld(t)
+	a := run(t, w.config(w.db, "first"), w.all(w.db, nil)...)
+	b := run(t, w.config(w.db, "first"), w.all(w.db, nil)...)
+	w.append(200)
+	w.caughtUp(names...)
+	w.active("first", 2)
+
+	err := run(t, w.config(w.db, "second"), transactional{effects{name: "transactional"}}).failed()
+	if !errors.Is(err, orchestrator.ErrProjectionTaken) || !strings.Contains(err.Error(), `"transactional"`) || !strings.Contains(err.Error(), `"first"`) {
+		t.Errorf("Run returned %v; want ErrProjectionTaken, with the projection and the replica set", err)
+	}
+
+	a.stop()
+	b.stop()
+	w.append(200)
+	c := run(t, w.config(w.db, "second"), w.all(w.db, nil)...)
+	w.caughtUp(names...)
+	c.stop()
+	w.checkEffects(names...)
+}
+
+// A handler fails or panics for a while. Its projection keeps its place; the
+// others go on.
+func TestFailingHandlerIsRetried(t *testing.T) {
+	for _, kind := range []string{"plain", "transactional", "batched"} {
+		t.Run(kind, func(t *testing.T) {
+			w := newWorld(t)
+			w.append(100)
+			bad := w.number(`SELECT min(global_position) + 42 FROM events`)
+			var healed atomic.Bool
+			var calls atomic.Int64
+			hook := func(_ context.Context, e orchestrator.Event) error {
+				if e.GlobalPosition != bad || healed.Load() {
+					return nil
+				}
+				if calls.Add(1)%2 == 0 {
+					panic("boom")
+				}
+				return errors.New("no")
+			}
+			projections := map[string]orchestrator.Projection[orchestrator.Event]{
+				"plain":         plain{effects{name: "plain", hook: hook}, w.db},
+				"transactional": transactional{effects{name: "transactional", hook: hook}},
+				"batched":       batched{effects{name: "batched", hook: hook}},
+			}
+			r := run(t, w.config(w.db, "set"), projections[kind], transactional{effects{name: "other"}})
+			w.caughtUp("other")
+			eventually(t, "the handler was tried a few times", func() bool { return calls.Load() >= 5 })
+			// Everything before the bad event is committed, and nothing after.
+			eventually(t, "the lane stands before the bad event", func() bool {
+				return w.number(`SELECT max(position) FROM effects WHERE projection = $1`, kind) == bad-1
+			})
+			if n := w.handled(kind); n != 42 {
+				t.Errorf("%d events are handled, want 42", n)
+			}
+			healed.Store(true)
+			w.caughtUp(kind)
+			r.stop()
+			w.checkEffects(kind, "other")
+		})
+	}
+}
+
+// Under StopOnFailure, Run commits what precedes the event, leaves, and says
+// what failed.
+func TestStopOnFailure(t *testing.T) {
+	no := errors.New("no")
+	for _, kind := range []string{"plain", "transactional", "batched"} {
+		t.Run(kind, func(t *testing.T) {
+			w := newWorld(t)
+			w.append(100)
+			bad := w.number(`SELECT min(global_position) + 42 FROM events`)
+			hook := func(_ context.Context, e orchestrator.Event) error {
+				if e.GlobalPosition == bad {
+					return no
+				}
+				return nil
+			}
+			projections := map[string]orchestrator.Projection[orchestrator.Event]{
+				"plain":         plain{effects{name: "plain", hook: hook}, w.db},
+				"transactional": transactional{effects{name: "transactional", hook: hook}},
+				"batched":       batched{effects{name: "batched", hook: hook}},
+			}
+			cfg := w.config(w.db, "set")
+			cfg.OnFailure = orchestrator.StopOnFailure
+			err := run(t, cfg, projections[kind]).failed()
+			var failure *orchestrator.HandlerError
+			if !errors.As(err, &failure) || !errors.Is(err, no) || failure.Projection != kind || failure.Position != bad {
+				t.Fatalf("Run returned %v; want a HandlerError of %s at %d", err, kind, bad)
+			}
+			if n := w.handled(kind); n != 42 {
+				t.Errorf("%d events are handled, want the 42 before", n)
+			}
+			if n := w.number(`SELECT count(*) FROM orchestrator_workers`); n != 0 {
+				t.Errorf("%d workers are left behind", n)
+			}
+		})
+	}
+}
+
+// A handler ignores that it should stop. Its Run returns and says where it
+// hangs; the others wait for its lease to end, and not longer.
+func TestHandlerThatNeverReturns(t *testing.T) {
+	w := newWorld(t)
+	w.append(100)
+	stuck := w.number(`SELECT min(global_position) + 42 FROM events`)
+	release := make(chan struct{})
+	defer close(release)
+	cfg := w.config(w.db, "set")
+	cfg.StaleWorkerTimeout, cfg.CoordinationTimeout = 6*time.Second, time.Second
+	var cause atomic.Value
+	hangs := make(chan struct{})
+	a := run(t, cfg, transactional{effects{name: "transactional", hook: func(ctx context.Context, e orchestrator.Event) error {
+		if e.GlobalPosition == stuck {
+			close(hangs)
+			<-ctx.Done()
+			cause.Store(context.Cause(ctx))
+			<-release
+		}
+		return nil
+	}}})
+	<-hangs // or the other's generation would come first, and nobody would ask it to stop
+	run(t, cfg, transactional{effects{name: "transactional"}})
+	err := a.failed()
+	if !errors.Is(err, orchestrator.ErrCoordinationTimeout) || !strings.Contains(err.Error(), fmt.Sprintf(`"transactional" at position %d`, stuck)) {
+		t.Errorf("Run returned %v; want ErrCoordinationTimeout, with the projection and position %d", err, stuck)
+	}
+	if err, _ := cause.Load().(error); !errors.Is(err, orchestrator.ErrGenerationSuperseded) {
+		t.Errorf("the handler's context ended for %v", err)
+	}
+	w.caughtUp("transactional")
+	w.checkEffects("transactional")
+}
+
+// Run is cancelled while a handler works: the event in hand is finished and
+// committed, the batch is not, and the membership is given up at once.
+func TestGracefulStopFinishesTheEventInHand(t *testing.T) {
+	w := newWorld(t)
+	w.append(100)
+	entered, release := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	third := w.number(`SELECT min(global_position) + 2 FROM events`)
+	cfg := w.config(w.db, "set")
+	noticed := &watchedLog{to: testWriter{t}}
+	cfg.Logger = slog.New(slog.NewTextHandler(noticed, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	r := run(t, cfg, transactional{effects{name: "transactional", hook: func(ctx context.Context, e orchestrator.Event) error {
+		if e.GlobalPosition == third {
+			once.Do(func() { close(entered) })
+			<-release
+			return ctx.Err() // not cancelled: the grace period is long
+		}
+		return nil
+	}}})
+	<-entered
+	r.cancel()
+	noticed.wait(t, "msg=draining")
+	close(release)
+	r.stop()
+	if n := w.handled("transactional"); n != 3 {
+		t.Errorf("%d events are committed, want the 3 that were begun", n)
+	}
+	if n := w.number(`SELECT count(*) FROM orchestrator_workers`); n != 0 {
+		t.Errorf("%d workers are left behind", n)
+	}
+	w.checkEffectsSoFar("transactional")
+}
+
+// checkEffectsSoFar is checkEffects without S2: some events are still ahead.
+func (w *world) checkEffectsSoFar(projection string) {
+	w.t.Helper()
+	if n := w.number(`SELECT count(*) - count(DISTINCT position) FROM effects WHERE projection = $1`, projection); n != 0 {
+		w.t.Errorf("%d duplicates", n)
+	}
+}
+
+// Every connection falls silent, without a reset, while new ones work: as
+// after a failover, or behind a firewall that has forgotten them. Nobody waits
+// for the kernel to notice: not with a read, a heartbeat or a BEGIN, not with a
+// COMMIT, and not when it is time to leave.
+func TestConnectionsFallSilent(t *testing.T) {
+	w := newWorld(t)
+	link := newLink(t, w.url)
+	db, f := faulty(t, link.url)
+	cfg := w.config(db, "set")
+	cfg.StaleWorkerTimeout = 6 * time.Second
+	// One projection, so that no handler's own statement is under way.
+	r := run(t, cfg, transactional{effects{name: "transactional"}})
+	w.append(300)
+	w.caughtUp("transactional")
+
+	link.silence()
+	w.append(300)
+	w.caughtUp("transactional")
+
+	var once sync.Once
+	f.onCommit(func(do func() error) error {
+		once.Do(link.silence)
+		return do()
+	})
+	w.append(300)
+	w.caughtUp("transactional")
+
+	link.silence()
+	r.stop()
+	w.checkEffects("transactional")
+}
+
+// A link passes connections on to the database.
+type link struct {
+	url string
+	mu  sync.Mutex
+	// quiet is closed to silence the connections that are open.
+	quiet chan struct{}
+}
+
+func newLink(t testing.TB, to string) *link {
+	t.Helper()
+	u, err := url.Parse(to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = listener.Close() })
+	l := &link{quiet: make(chan struct{})}
+	target := u.Host
+	u.Host = listener.Addr().String()
+	l.url = u.String()
+	go func() {
+		for {
+			client, err := listener.Accept()
+			if err != nil {
+				return // closed
+			}
+			server, err := net.Dial("tcp", target)
+			if err != nil {
+				_ = client.Close()
+				continue
+			}
+			t.Cleanup(func() { _, _ = client.Close(), server.Close() })
+			l.mu.Lock()
+			quiet := l.quiet
+			l.mu.Unlock()
+			go pass(server, client, quiet)
+			go pass(client, server, quiet)
+		}
+	}()
+	return l
+}
+
+// pass copies until one side ends or the link falls silent; then it leaves
+// both sides open, and says nothing.
+func pass(to, from net.Conn, quiet <-chan struct{}) {
+	buffer := make([]byte, 1<<16)
+	for {
+		n, err := from.Read(buffer)
+		select {
+		case <-quiet:
+			return
+		default:
+		}
+		if err == nil {
+			_, err = to.Write(buffer[:n])
+		}
+		if err != nil {
+			_, _ = to.Close(), from.Close()
+			return
+		}
+	}
+}
+
+func (l *link) silence() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	close(l.quiet)
+	l.quiet = make(chan struct{})
+}
+
+// Handlers that leave their transaction idle, each for a moment, must not add
+// up to a transaction that the server ends, again and again.
+func TestQuietHandlersInALongBatch(t *testing.T) {
+	w := newWorld(t)
+	cfg := w.config(w.db, "set")
+	cfg.StaleWorkerTimeout = 400 * time.Millisecond
+	cfg.BatchSize = 1000
+	w.append(60)
+	r := run(t, cfg, quiet{})
+	eventually(t, "all events are passed", func() bool {
+		return w.number(`SELECT min(position) FROM orchestrator_checkpoints`) >= w.number(`SELECT max(global_position) FROM events`)
+	})
+	r.stop()
+}
+
+// quiet takes 20ms for an event, and does nothing with its transaction.
+type quiet struct{ named }
+
+func (quiet) Name() string { return "quiet" }
+
+func (quiet) HandleTx(ctx context.Context, _ orchestrator.Tx, _ orchestrator.Event) error {
+	select {
+	case <-time.After(20 * time.Millisecond):
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// What a handler wrote is refused only at COMMIT, by a deferred trigger. That
+// is the handler's failure, whatever SQLSTATE it has.
+func TestRefusedAtCommit(t *testing.T) {
+	for _, state := range []string{"P0001", "22012", "23514"} {
+		for _, policy := range []orchestrator.FailurePolicy{orchestrator.RetryForever, orchestrator.StopOnFailure} {
+			t.Run(fmt.Sprintf("%s, policy %d", state, policy), func(t *testing.T) {
+				w := newWorld(t)
+				w.append(20)
+				bad := w.number(`SELECT min(global_position) + 12 FROM events`)
+				w.exec(fmt.Sprintf(`
+CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF NEW.position = %d THEN RAISE EXCEPTION 'no' USING ERRCODE = '%s'; END IF;
+    RETURN NULL;
+END $$`, bad, state))
+				w.exec(`CREATE CONSTRAINT TRIGGER refuse AFTER INSERT ON effects DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION refuse()`)
+				cfg := w.config(w.db, "set")
+				cfg.OnFailure = policy
+				r := run(t, cfg, transactional{effects{name: "transactional"}})
+				if policy == orchestrator.StopOnFailure {
+					var failure *orchestrator.HandlerError
+					if err := r.failed(); !errors.As(err, &failure) || failure.Position != bad {
+						t.Errorf("Run returned %v; want a HandlerError at %d", err, bad)
+					}
+				}
+				eventually(t, "the lane stands before the bad event", func() bool { return w.handled("transactional") == 12 })
+				if policy == orchestrator.RetryForever {
+					w.exec(`DROP TRIGGER refuse ON effects`)
+					w.caughtUp("transactional")
+					r.stop()
+					w.checkEffects("transactional")
+				}
+			})
+		}
+	}
+}

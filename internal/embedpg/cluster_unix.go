@@ -1,0 +1,318 @@
+//go:build unix && !aix && !solaris
+
+package embedpg
+
+import (
+	"bufio"
+	"context"
+	"crypto/rand"
+	_ "embed"
+	"errors"
+	"fmt"
+	"io"
+	mathrand "math/rand/v2"
+	"net"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+//go:embed supervisor.sh
+var supervisorScript string
+
+// Bounds. The supervisor's own, in its script, are shorter than stopMax.
+const (
+	stopMax    = 60 * time.Second
+	restartMax = 30 * time.Second
+	portTries  = 10
+)
+
+// cluster is a server of our own: its run folder and its supervisor.
+type cluster struct {
+	folder   string
+	password string
+	port     int
+
+	supervisor *exec.Cmd
+	// commands is the pipe whose end of file tells the supervisor to clean up.
+	// Invariant: no other process has it. Go opens it close-on-exec.
+	commands *os.File
+	replies  *os.File
+	reader   *bufio.Reader
+	lock     *os.File
+}
+
+// startCluster tries installed binaries, then downloaded ones. It returns no
+// cluster and no error if all of them failed, which tried then tells.
+func startCluster(ctx context.Context, o Options, m machine, tried *attempts) (*cluster, string, error) {
+	a := serverAccount()
+
+	for _, bin := range m.folders {
+		c, err := startInstalled(ctx, o, a, bin)
+		if err == nil {
+			return c, bin, nil
+		}
+		if ctx.Err() != nil {
+			return nil, "", err
+		}
+		tried.add("%s: %v", bin, err)
+		o.Logger("%s: %v", bin, err)
+	}
+	if len(m.folders) == 0 {
+		tried.add("installed binaries: none found on PATH or in the usual folders")
+	}
+
+	c, err := startDownloaded(ctx, o, a, m)
+	if err == nil {
+		return c, "the download of embedded-postgres", nil
+	}
+	if ctx.Err() != nil {
+		return nil, "", err
+	}
+	tried.add("download from %s: %v", m.repository, err)
+	return nil, "", nil
+}
+
+func startInstalled(ctx context.Context, o Options, a account, bin string) (*cluster, error) {
+	if err := check(ctx, a, bin); err != nil {
+		return nil, err
+	}
+	c, err := launch(ctx, o, a, func(string) string { return bin })
+	if err != nil {
+		return nil, err
+	}
+	if err := c.begin(ctx); err != nil {
+		return nil, errors.Join(err, c.close())
+	}
+	return c, nil
+}
+
+// startDownloaded has the supervisor watch before the download begins, so that
+// an interrupted download leaves nothing either.
+func startDownloaded(ctx context.Context, o Options, a account, m machine) (*cluster, error) {
+	unpacked := func(folder string) string { return filepath.Join(folder, "pgsql") }
+	bin := func(folder string) string { return filepath.Join(unpacked(folder), "bin") }
+
+	c, err := launch(ctx, o, a, bin)
+	if err != nil {
+		return nil, err
+	}
+	o.Logger("downloading PostgreSQL %s from %s", downloadVersion, m.repository)
+	err = download(ctx, m, c.folder, unpacked(c.folder))
+	if err == nil {
+		err = a.own(unpacked(c.folder))
+	}
+	if err == nil {
+		err = check(ctx, a, bin(c.folder))
+	}
+	if err == nil {
+		err = c.begin(ctx)
+	}
+	if err != nil {
+		return nil, errors.Join(err, c.close())
+	}
+	return c, nil
+}
+
+// launch makes the run folder and starts its supervisor, but no server yet.
+func launch(ctx context.Context, o Options, a account, bin func(folder string) string) (_ *cluster, err error) {
+	folder, err := a.runFolder(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, os.RemoveAll(folder))
+		}
+	}()
+
+	c := &cluster{folder: folder, password: rand.Text()}
+	if c.lock, err = lockRun(folder); err != nil {
+		return nil, err
+	}
+	if err = c.write(a, o); err == nil {
+		err = c.supervise(a, bin(folder))
+	}
+	if err != nil {
+		return nil, errors.Join(err, c.lock.Close())
+	}
+	return c, nil
+}
+
+// write lays down what the supervisor hands to initdb.
+func (c *cluster) write(a account, o Options) error {
+	settings := map[string]string{
+		"password": c.password,
+		"settings": settings(o),
+	}
+	for name, text := range settings {
+		path := filepath.Join(c.folder, name)
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			return err
+		}
+		if err := a.own(path); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// settings are appended to postgresql.conf. synchronous_commit stays on even
+// without fsync: off, a Restart would lose the last committed transactions.
+func settings(o Options) string {
+	fsync := "off"
+	if o.Fsync {
+		fsync = "on"
+	}
+	return "\nlisten_addresses = '127.0.0.1'" +
+		"\nunix_socket_directories = ''" +
+		"\nmax_connections = 300" +
+		"\nmax_prepared_transactions = 20" +
+		"\nfsync = " + fsync + "\n"
+}
+
+func (c *cluster) supervise(a account, bin string) error {
+	stdin, commands, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	replies, stdout, err := os.Pipe()
+	if err != nil {
+		return errors.Join(err, stdin.Close(), commands.Close())
+	}
+
+	// Not under the caller's ctx: that would kill the supervisor, the one
+	// process that must outlive everything else.
+	cmd := a.command(context.Background(), "/bin/sh", "-c", supervisorScript, "embedpg", bin, c.folder)
+	cmd.Stdin, cmd.Stdout = stdin, stdout
+	cmd.ExtraFiles = []*os.File{c.lock}
+	err = cmd.Start()
+	err = errors.Join(err, stdin.Close(), stdout.Close())
+	if err != nil {
+		return errors.Join(fmt.Errorf("start the supervisor: %w", err), commands.Close(), replies.Close())
+	}
+	c.supervisor, c.commands, c.replies, c.reader = cmd, commands, replies, bufio.NewReader(replies)
+	return nil
+}
+
+// begin turns a supervised run folder into a running server.
+func (c *cluster) begin(ctx context.Context) error {
+	if err := c.do(ctx, "initialise"); err != nil {
+		return err
+	}
+	var err error
+	for range portTries {
+		if c.port, err = freePort(); err != nil {
+			return err
+		}
+		// Another process may have taken the port since: choose again.
+		if err = c.do(ctx, "start "+strconv.Itoa(c.port)); err == nil || !inUse(err) {
+			return err
+		}
+	}
+	return err
+}
+
+// restart insists on the port, which clients know. Both that and the memory of
+// the stopped server can be in use for another moment.
+func (c *cluster) restart(ctx context.Context) error {
+	if err := c.do(ctx, "stop"); err != nil {
+		return err
+	}
+	for begun := time.Now(); ; {
+		err := c.do(ctx, "start "+strconv.Itoa(c.port))
+		if err == nil || !inUse(err) || time.Since(begun) > restartMax {
+			return err
+		}
+	}
+}
+
+// inUse matches "Address already in use" and "pre-existing shared memory block
+// … is still in use". The messages are English, as environment sees to.
+func inUse(err error) bool { return strings.Contains(err.Error(), "in use") }
+
+// do has the supervisor carry out one command. Errors contain the server's log.
+func (c *cluster) do(ctx context.Context, command string) error {
+	logged := c.logSize()
+
+	// The deadline stays in the past, so that no later command can take the late
+	// answer for its own.
+	stop := context.AfterFunc(ctx, func() { _ = c.replies.SetReadDeadline(time.Unix(1, 0)) })
+	_, err := io.WriteString(c.commands, command+"\n")
+	var reply string
+	if err == nil {
+		reply, err = c.reader.ReadString('\n')
+	}
+	if !stop() {
+		err = ctx.Err()
+	}
+	if err != nil {
+		return fmt.Errorf("%s: no answer from the supervisor: %w", command, err)
+	}
+	if reply != "ok\n" {
+		return fmt.Errorf("%s failed:\n%s", command, c.logSince(logged))
+	}
+	return nil
+}
+
+func (c *cluster) logSize() int64 {
+	info, err := os.Stat(filepath.Join(c.folder, "log"))
+	if err != nil {
+		return 0 // not yet written
+	}
+	return info.Size()
+}
+
+// logSince returns the last lines of the log after an offset, indented.
+func (c *cluster) logSince(offset int64) string {
+	text, err := os.ReadFile(filepath.Join(c.folder, "log"))
+	if err != nil || int64(len(text)) < offset {
+		return fmt.Sprintf("(no log: %v)", err)
+	}
+	lines := strings.Split(strings.TrimSpace(string(text[offset:])), "\n")
+	lines = lines[max(0, len(lines)-15):]
+	return "      " + strings.Join(lines, "\n      ")
+}
+
+func (c *cluster) url() url.URL {
+	return url.URL{
+		Scheme:   "postgres",
+		User:     url.UserPassword("postgres", c.password),
+		Host:     net.JoinHostPort("127.0.0.1", strconv.Itoa(c.port)),
+		Path:     "/postgres",
+		RawQuery: "sslmode=disable",
+	}
+}
+
+// close lets the supervisor clean up, and does what it could not: as root, we
+// may remove files that its account may not.
+func (c *cluster) close() error {
+	err := c.commands.Close()
+	kill := time.AfterFunc(stopMax, func() {
+		_ = syscall.Kill(-c.supervisor.Process.Pid, syscall.SIGKILL)
+	})
+	_ = c.supervisor.Wait() // its exit status speaks of the folder, seen to below
+	kill.Stop()
+	return errors.Join(err, c.replies.Close(), os.RemoveAll(c.folder), c.lock.Close())
+}
+
+// freePort picks below the ports that systems give to outgoing connections
+// (Linux from 32768, others from 49152). From among those, a client that redials
+// while the server restarts can be given the server's own port, connect to
+// itself and so keep the server from coming back.
+func freePort() (int, error) {
+	var err error
+	for range portTries {
+		port := 20000 + mathrand.IntN(12000)
+		var l net.Listener
+		if l, err = net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port))); err == nil {
+			return port, l.Close()
+		}
+	}
+	return 0, fmt.Errorf("no free port in %d tries: %w", portTries, err)
+}

@@ -1,0 +1,96 @@
+package embedpg
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"net/url"
+
+	"github.com/lib/pq"
+)
+
+// nameMax is PostgreSQL's limit, beyond which it silently shortens a name.
+const nameMax = 63
+
+// CreateDatabase creates an empty database and returns its URL and a function
+// that drops it, whoever is still connected.
+func (s *Server) CreateDatabase(ctx context.Context, name string) (string, func(context.Context) error, error) {
+	if name == "" || len(name) > nameMax {
+		return "", nil, fmt.Errorf("create database %q: a name has 1 to %d bytes", name, nameMax)
+	}
+
+	// Nobody can be connected to template0. With template1, which is the
+	// default, somebody's open session is enough for "is being accessed by
+	// other users".
+	err := s.exec(ctx, s.base, "CREATE DATABASE "+pq.QuoteIdentifier(name)+" TEMPLATE template0")
+	if err != nil {
+		return "", nil, fmt.Errorf("create database %s: %w", name, err)
+	}
+	drop := func(ctx context.Context) error {
+		if err := s.drop(ctx, name); err != nil {
+			return fmt.Errorf("drop database %s: %w", name, err)
+		}
+		return nil
+	}
+	return s.URL(name), drop, nil
+}
+
+// drop is FORCEd since the sessions of a killed or suspended client linger.
+func (s *Server) drop(ctx context.Context, name string) error {
+	statement := "DROP DATABASE IF EXISTS " + pq.QuoteIdentifier(name) + " WITH (FORCE)"
+	err := s.exec(ctx, s.base, statement)
+
+	// What FORCE leaves alone are prepared transactions.
+	if failed := (*pq.Error)(nil); errors.As(err, &failed) && failed.Code == objectInUse {
+		if err := s.rollbackPrepared(ctx, name); err != nil {
+			return err
+		}
+		err = s.exec(ctx, s.base, statement)
+	}
+	return err
+}
+
+const objectInUse = "55006"
+
+// rollbackPrepared connects to the database itself, as ROLLBACK PREPARED demands.
+func (s *Server) rollbackPrepared(ctx context.Context, name string) error {
+	u := s.base
+	u.Path, u.RawPath = "/"+name, ""
+
+	var gids []string
+	err := s.with(u, func(db *sql.DB) error {
+		return db.QueryRowContext(ctx,
+			`SELECT coalesce(array_agg(gid), '{}') FROM pg_prepared_xacts WHERE database = current_database()`,
+		).Scan(pq.Array(&gids))
+	})
+	for _, gid := range gids {
+		err = errors.Join(err, s.exec(ctx, u, "ROLLBACK PREPARED "+pq.QuoteLiteral(gid)))
+	}
+	return err
+}
+
+func (s *Server) version(ctx context.Context) (version string, err error) {
+	err = s.with(s.base, func(db *sql.DB) error {
+		return db.QueryRowContext(ctx, "SHOW server_version").Scan(&version)
+	})
+	return version, err
+}
+
+func (s *Server) exec(ctx context.Context, u url.URL, statement string) error {
+	return s.with(u, func(db *sql.DB) error {
+		_, err := db.ExecContext(ctx, statement)
+		return err
+	})
+}
+
+// with connects anew each time. A pool would hold sessions that a Restart cuts,
+// and goroutines that a test's leak check finds.
+func (s *Server) with(u url.URL, do func(*sql.DB) error) error {
+	connector, err := pq.NewConnector(u.String())
+	if err != nil {
+		return err
+	}
+	db := sql.OpenDB(connector)
+	return errors.Join(do(db), db.Close())
+}

@@ -1,0 +1,119 @@
+// Package pgtest gives each test a PostgreSQL database of its own. See package
+// embedpg for where the server comes from.
+package pgtest
+
+import (
+	"context"
+	"crypto/rand"
+	"database/sql"
+	"fmt"
+	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/lib/pq"
+
+	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg"
+)
+
+// Bounds, each beyond what embedpg itself allows for.
+const (
+	startMax    = 4 * time.Minute // with a download
+	databaseMax = time.Minute
+)
+
+// running is the server once the first test has asked for it.
+var running atomic.Pointer[embedpg.Server]
+
+var start = sync.OnceValues(func() (*embedpg.Server, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), startMax)
+	defer cancel()
+	s, err := embedpg.Start(ctx, embedpg.Options{Logger: log})
+	if err == nil {
+		running.Store(s)
+	}
+	return s, err
+})
+
+func log(format string, args ...any) {
+	fmt.Fprintf(os.Stderr, "pgtest: "+format+"\n", args...)
+}
+
+// Main runs the tests and stops the server if one of them started it:
+//
+//	func TestMain(m *testing.M) { os.Exit(pgtest.Main(m)) }
+//
+// Without it the server ends when the test binary has exited, a moment later.
+func Main(m *testing.M) int {
+	code := m.Run()
+	if s := running.Load(); s != nil {
+		if err := s.Stop(); err != nil {
+			log("%v", err)
+			code = max(code, 1)
+		}
+	}
+	return code
+}
+
+// Server returns the test binary's server, which the first call starts.
+func Server(t testing.TB) *embedpg.Server {
+	t.Helper()
+	s, err := start()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// Database returns a new, empty database on the test binary's server and its
+// URL. Both end with the test.
+func Database(t testing.TB) (*sql.DB, string) {
+	t.Helper()
+	return DatabaseOn(t, Server(t))
+}
+
+// DatabaseOn is Database on another server, say one that the test restarts.
+func DatabaseOn(t testing.TB, s *embedpg.Server) (*sql.DB, string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), databaseMax)
+	defer cancel()
+
+	url, drop, err := s.CreateDatabase(ctx, name(t.Name()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), databaseMax)
+		defer cancel()
+		if err := drop(ctx); err != nil {
+			t.Error(err)
+		}
+	})
+	connector, err := pq.NewConnector(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	db := sql.OpenDB(connector)
+	t.Cleanup(func() { _ = db.Close() }) // runs before the drop
+	return db, url
+}
+
+// name derives a database name from a test's: recognisable, at most 63 bytes,
+// without characters that need quoting, and random at the end since several
+// test binaries may share a server.
+func name(test string) string {
+	plain := strings.Map(func(r rune) rune {
+		switch {
+		case 'a' <= r && r <= 'z', '0' <= r && r <= '9':
+			return r
+		case 'A' <= r && r <= 'Z':
+			return r - 'A' + 'a'
+		}
+		return '_'
+	}, test)
+	plain = plain[:min(len(plain), 45)]
+	return "t_" + plain + "_" + strings.ToLower(rand.Text()[:12])
+}

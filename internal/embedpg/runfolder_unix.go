@@ -1,0 +1,68 @@
+//go:build unix && !aix && !solaris
+
+package embedpg
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+)
+
+// youngMax is how long a run folder may exist without its lock. Bad
+// interleaving: (1) A makes its folder, (2) B finds it without a lock and removes
+// it, (3) A goes on in a folder that is gone. B leaves young folders alone, so A
+// would have to pause this long between two system calls.
+const youngMax = 10 * time.Minute
+
+// lockRun takes the lock by which others know that a run folder is in use. It
+// belongs to the open file: whoever inherits that holds the lock too, and the
+// kernel releases it when the last of them has died.
+func lockRun(folder string) (*os.File, error) {
+	path := filepath.Join(folder, "lock")
+	lock, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		return nil, errors.Join(fmt.Errorf("lock %s: %w", path, err), lock.Close())
+	}
+	return lock, nil
+}
+
+// removeStale removes the account's run folders below parent that neither an
+// owner nor a supervisor holds. Errors are left out: it is a favour to the
+// machine that no caller depends on.
+func removeStale(parent string, a account) {
+	folders, _ := filepath.Glob(filepath.Join(parent, runPrefix+"*"))
+	for _, folder := range folders {
+		if stale(folder, a) {
+			_ = os.RemoveAll(folder)
+		}
+	}
+}
+
+func stale(folder string, a account) bool {
+	info, err := os.Lstat(folder)
+	if err != nil || !info.IsDir() || time.Since(info.ModTime()) < youngMax {
+		return false
+	}
+	// In a shared /tmp anybody may have made a folder with our prefix.
+	if stat, ok := info.Sys().(*syscall.Stat_t); !ok || int(stat.Uid) != a.uid() {
+		return false
+	}
+
+	// NONBLOCK and NOFOLLOW: whatever lies there, opening it must be harmless.
+	lock, err := os.OpenFile(filepath.Join(folder, "lock"), os.O_RDONLY|syscall.O_NONBLOCK|syscall.O_NOFOLLOW, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return true
+	}
+	if err != nil {
+		return false
+	}
+	defer lock.Close()
+	return syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) == nil
+}

@@ -1,0 +1,58 @@
+package protocol
+
+import (
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestApply(t *testing.T) {
+	const lease = 30 * time.Second
+	before := Group{
+		Generation: 5, Phase: Active, Total: 2, MaxPartitions: 4, JoinWindow: time.Second,
+		Members: []Member{
+			{ID: "a", Joined: testStart, Lease: lease, LeaseEnd: testStart.Add(lease), Partition: 0, Holds: 5},
+			{ID: "b", Joined: testStart, Lease: lease, LeaseEnd: testStart.Add(lease), Partition: 1, Holds: 5},
+		},
+	}
+	now := testStart.Add(10 * time.Second)
+	renewed := func(m Member, lease time.Duration, holds int64) Member {
+		m.Lease, m.LeaseEnd, m.Holds = lease, now.Add(lease), holds
+		return m
+	}
+	a, b := before.Members[0], before.Members[1]
+	c := Member{ID: "c", Joined: now, Lease: lease, LeaseEnd: now.Add(lease), Partition: NoPartition}
+	for _, tt := range []struct {
+		why     string
+		request Request
+		want    []Member
+		limit   int
+	}{
+		{"a heartbeat renews the lease", Request{Worker: "a", Lease: lease, Heartbeat: true}, []Member{renewed(a, lease, 5), b}, 4},
+		{"by the length that it asks for now", Request{Worker: "a", Lease: time.Minute}, []Member{renewed(a, time.Minute, 5), b}, 4},
+		{"a heartbeat of somebody who was removed brings nobody back", Request{Worker: "c", Lease: lease, Stopped: 5}, []Member{a, b}, 4},
+		{"a join comes last, with the group's settings", Request{Worker: "c", Lease: lease, Join: true, MaxPartitions: 9}, []Member{a, b, c}, 9},
+		{"a join that is sent again changes no settings and no order", Request{Worker: "a", Lease: lease, Join: true, MaxPartitions: 9}, []Member{renewed(a, lease, 5), b}, 4},
+		{"a new incarnation takes the old one away: nobody waits for its lease", Request{Worker: "c", Lease: lease, Join: true, Replaces: "a", MaxPartitions: 4}, []Member{b, c}, 4},
+		{"a leave", Request{Worker: "a", Leave: true}, []Member{b}, 4},
+		{"a leave before the new incarnation has joined takes both", Request{Worker: "c", Leave: true, Replaces: "a"}, []Member{b}, 4},
+		{"what has stopped is released", Request{Worker: "a", Lease: lease, Stopped: 5}, []Member{renewed(a, lease, 0), b}, 4},
+		{"an old report that is delivered twice releases nothing newer", Request{Worker: "a", Lease: lease, Stopped: 4}, []Member{renewed(a, lease, 5), b}, 4},
+	} {
+		t.Run(tt.why, func(t *testing.T) {
+			got := Apply(before, tt.request, now)
+			if diff := cmp.Diff(tt.want, got.Members); diff != "" {
+				t.Errorf("-want +got:\n%s", diff)
+			}
+			if got.MaxPartitions != tt.limit {
+				t.Errorf("a limit of %d, want %d", got.MaxPartitions, tt.limit)
+			}
+		})
+	}
+	if !sameGroup(before, Group{
+		Generation: 5, Phase: Active, Total: 2, MaxPartitions: 4, JoinWindow: time.Second, Members: []Member{a, b},
+	}) {
+		t.Error("Apply has written into its argument")
+	}
+}

@@ -1,0 +1,435 @@
+package protocol
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+)
+
+// WorkerID names one incarnation of a worker. A worker that comes back, after
+// a restart or after its lease ended, comes back under a new one, so nothing
+// that was said of the old incarnation can be mistaken for the new.
+type WorkerID string
+
+// Phase says how far a generation is.
+type Phase string
+
+const (
+	// Draining: the generation is opened, older ones are being stopped.
+	Draining Phase = "draining"
+	// Active: the generation's partitions may run.
+	Active Phase = "active"
+)
+
+// NoPartition is the partition of a member that has none: it has just joined
+// or it is a standby.
+const NoPartition = -1
+
+// A Group is all that is decided about one replica set: its newest generation
+// and its members.
+type Group struct {
+	// Generation numbers the newest partition layout; 0 is none yet.
+	// Invariant: it only grows (S5).
+	Generation int64
+	Phase      Phase
+	// Total is the number of partitions in Generation.
+	Total int
+	// Reason says in words why Generation was opened.
+	Reason string
+
+	// MaxPartitions caps Total; 0 is no cap but Slots. It lives in the group,
+	// as the newest joiner set it, and not in each worker's settings: two
+	// programs that disagree during a roll-out would otherwise open
+	// generations against each other for ever (L2).
+	MaxPartitions int
+	// JoinWindow is how long a join waits for further joins.
+	JoinWindow time.Duration
+	// Floor is the highest generation under which a checkpoint of the group
+	// stands. It exceeds Generation when a projection came from another group;
+	// the next generation exceeds it, so that outside systems which fence by
+	// generation go on accepting what the projection sends.
+	Floor int64
+
+	// Members in the order in which they joined.
+	Members []Member
+}
+
+// A Member is one worker as the group knows it.
+type Member struct {
+	ID       WorkerID
+	Joined   time.Time
+	Lease    time.Duration
+	LeaseEnd time.Time
+	// Partition in the group's Generation, or NoPartition.
+	Partition int
+	// Holds is the activated generation that assigned a partition to the
+	// member and that the member has not reported as stopped; 0 is none.
+	// Invariant: no generation above Holds is active while it is set. It is
+	// set by activation and not by the member's own word that it started: the
+	// member may have been told to start and be about to.
+	Holds int64
+}
+
+// A Decision is what one Step did, for logs, transcripts and the caller that
+// must carry out the hand-over.
+type Decision struct {
+	Expired   []WorkerID // removed: their leases were over
+	Opened    bool       // Group.Generation is new, Group.Reason says why
+	Activated bool       // the hand-over is due in this very transaction
+	WaitsFor  []WorkerID // who still holds an older generation
+	// StepAt is when Step has to run again though nothing happens in between:
+	// a join window closes then. Zero is never. Leases are not in it: they
+	// are renewed without Step's knowledge.
+	StepAt time.Time
+}
+
+// Step is the coordinator: it maps a group and the database's time to the
+// next group and says what it did. Any worker may run it, inside a
+// transaction that has locked the group; there is no leader. watch is what the
+// caller knows of the database's clock.
+//
+// One call goes as far as it can. In particular, a change of membership that
+// arrives when everybody has stopped opens a generation and activates it at
+// once: however often workers join, they never postpone an activation.
+func Step(g Group, now time.Time, watch Watch) (Group, Decision) {
+	var d Decision
+	g.Members = slices.Clone(g.Members)
+
+	g.Members = slices.DeleteFunc(g.Members, func(m Member) bool {
+		gone := m.Expired(now, watch)
+		if gone {
+			d.Expired = append(d.Expired, m.ID)
+		}
+		return gone
+	})
+	for i := range g.Members {
+		if m := &g.Members[i]; m.tooLong(now) {
+			m.LeaseEnd = now.Add(m.Lease)
+		}
+	}
+
+	if reason, at := g.due(now); reason != "" {
+		g.open(reason)
+		d.Opened = true
+	} else {
+		d.StepAt = at
+	}
+
+	if g.Phase == Draining {
+		if d.WaitsFor = g.holders(); len(d.WaitsFor) == 0 {
+			g.activate()
+			d.Activated = true
+		}
+	}
+	return g, d
+}
+
+// A Watch is what one worker knows of the database's clock from watching it
+// beside its own monotonic one: Seen is a recent reading, and for the time For
+// before it all readings advanced as its own clock did, but for steps of up to
+// Error that may have gone unseen in each Span.
+type Watch struct {
+	Seen        time.Time
+	For         time.Duration
+	Error, Span time.Duration
+}
+
+// Expired reports whether the member's lease is over beyond doubt.
+//
+// The database's clock alone can't say so: stepped forward, by NTP or a
+// failover, it ends every lease at once while every holder works on (S1).
+//  1. w1 and w2 run, their leases end at 12:00:30;
+//  2. the clock steps from 12:00:05 to 13:00:00;
+//  3. w3 joins, locks the group, reads 13:00:00 and removes both.
+//
+// So the lease must have been over at a reading from before this transaction
+// that fits what the caller saw for as long as the lease is. Then either the
+// last renewal came before that time, and the holder has not been heard of
+// for a whole lease; or it came within, and the clock is right about it. And
+// the clock must not have stepped back since: a lease renewed after that would
+// seem to have ended before Seen. What the watch may have missed is made up
+// for by the part of the lease that its holder leaves unused, of which half is
+// counted on here, and by patience for the rest.
+//
+// The price: a worker that has just joined expires nobody before it has
+// watched for the length of a lease. Scenario: clock_step.txt.
+func (m Member) Expired(now time.Time, watch Watch) bool {
+	missed := watch.Error
+	if watch.Span > 0 {
+		missed *= 1 + (m.Lease+watch.Span-1)/watch.Span // the spans that a lease can touch
+	}
+	over := m.LeaseEnd.Add(max(0, missed-m.Lease/10))
+	return !watch.Seen.Before(over) && watch.For >= m.Lease && !now.Before(watch.Seen)
+}
+
+// tooLong reports whether the lease ends later than one renewed right now:
+// the database's clock was stepped back since, and a dead worker would be
+// waited for as long as the step was wide.
+func (m Member) tooLong(now time.Time) bool { return m.LeaseEnd.After(now.Add(m.Lease)) }
+
+// runners returns how many members, counted in join order, should have a
+// partition. Those that have one joined before those that have none, so
+// standbys never displace a running worker.
+func (g Group) runners() int {
+	limit := Slots
+	if g.MaxPartitions > 0 {
+		limit = min(limit, g.MaxPartitions)
+	}
+	return min(len(g.Members), limit)
+}
+
+// due compares the membership that runs with the one that should, and returns
+// the reason for a new generation; or, where joins are still being gathered,
+// an empty reason and the time at which to look again.
+func (g Group) due(now time.Time) (reason string, at time.Time) {
+	if len(g.Members) == 0 {
+		return "", time.Time{} // nobody to run anything; the next join will see to it
+	}
+	n := g.runners()
+	var joining []Member
+	for _, m := range g.Members[:n] {
+		if m.Partition == NoPartition {
+			joining = append(joining, m)
+		}
+	}
+	surplus := 0 // members that run and no longer should: the cap was lowered
+	for _, m := range g.Members[n:] {
+		if m.Partition != NoPartition {
+			surplus++
+		}
+	}
+	gone := g.Total - (n - len(joining)) - surplus
+
+	switch {
+	case g.Generation == 0:
+		return "first worker", time.Time{}
+	case len(joining) == 0 && surplus == 0 && gone == 0:
+		return "", time.Time{}
+	case len(joining) > 0 && surplus == 0 && gone == 0 && g.Phase == Active:
+		// Only joins: gather those that come within the window of the first.
+		// Counted from the first, the window closes however many follow. A
+		// clock that reads earlier than the join was stepped back: don't wait
+		// for it to catch up.
+		first := joining[0].Joined
+		if elapsed := now.Sub(first); elapsed >= 0 && elapsed < g.JoinWindow {
+			return "", first.Add(g.JoinWindow)
+		}
+	}
+	return changeReason(len(joining), gone, surplus), time.Time{}
+}
+
+func changeReason(joined, gone, surplus int) string {
+	var parts []string
+	if joined > 0 {
+		parts = append(parts, fmt.Sprintf("%d joined", joined))
+	}
+	if gone > 0 {
+		parts = append(parts, fmt.Sprintf("%d gone", gone))
+	}
+	if surplus > 0 {
+		parts = append(parts, fmt.Sprintf("%d above the limit", surplus))
+	}
+	return strings.Join(parts, ", ")
+}
+
+// open starts the next generation, draining, with partitions for exactly the
+// members that should run. Members keep their number where the new total has
+// it; the others take the free numbers in join order, so whoever replaces a
+// member takes over its number.
+func (g *Group) open(reason string) {
+	total := g.runners()
+	taken := make([]bool, total)
+	for i := range g.Members {
+		m := &g.Members[i]
+		if i < total && m.Partition != NoPartition && m.Partition < total {
+			taken[m.Partition] = true
+		} else {
+			m.Partition = NoPartition
+		}
+	}
+	free := 0
+	for i := range g.Members[:total] {
+		if m := &g.Members[i]; m.Partition == NoPartition {
+			for taken[free] {
+				free++
+			}
+			m.Partition, taken[free] = free, true
+		}
+	}
+	g.Generation = max(g.Generation, g.Floor) + 1
+	g.Phase, g.Total, g.Reason = Draining, total, reason
+}
+
+// holders returns the members that may still run an older generation.
+func (g Group) holders() []WorkerID {
+	var ids []WorkerID
+	for _, m := range g.Members {
+		if m.Holds != 0 {
+			ids = append(ids, m.ID)
+		}
+	}
+	return ids
+}
+
+// activate makes the open generation the one that may run.
+func (g *Group) activate() {
+	g.Phase = Active
+	for i := range g.Members {
+		if m := &g.Members[i]; m.Partition != NoPartition {
+			m.Holds = g.Generation
+		}
+	}
+}
+
+// A Request is what a worker tells the group about itself.
+type Request struct {
+	Worker WorkerID
+	// Lease is the worker's StaleWorkerTimeout; each request renews it.
+	Lease time.Duration
+	// Join makes the worker a member if it isn't one.
+	Join bool
+	// Replaces is the worker's earlier incarnation. All of its handlers have
+	// returned; it is removed.
+	Replaces WorkerID
+	// Leave removes the worker. All of its handlers have returned.
+	Leave bool
+	// Stopped is the newest generation of which all the worker's handlers
+	// have returned.
+	Stopped int64
+	// Heartbeat marks a request that only renews the lease and looks: it
+	// needs neither the group's lock nor Step.
+	Heartbeat bool
+	// Watch is what the worker knows of the database's clock.
+	Watch Watch
+
+	// The group's settings, adopted with Join.
+	MaxPartitions int
+	JoinWindow    time.Duration
+}
+
+// Apply carries out what the request says of its own worker; Step then draws
+// the consequences for the group.
+func Apply(g Group, r Request, now time.Time) Group {
+	g.Members = slices.Clone(g.Members)
+	if r.Replaces != "" {
+		g.remove(r.Replaces)
+	}
+	if r.Leave {
+		g.remove(r.Worker)
+		return g
+	}
+	i := g.index(r.Worker)
+	if i < 0 {
+		if !r.Join {
+			return g
+		}
+		g.MaxPartitions, g.JoinWindow = r.MaxPartitions, r.JoinWindow
+		g.Members = append(g.Members, Member{ID: r.Worker, Joined: now, Partition: NoPartition})
+		i = len(g.Members) - 1
+	}
+	m := &g.Members[i]
+	m.Lease, m.LeaseEnd = r.Lease, now.Add(r.Lease)
+	// A report about an older generation, delivered twice, must not end the
+	// hold of the generation that has been activated since.
+	if m.Holds <= r.Stopped {
+		m.Holds = 0
+	}
+	return g
+}
+
+func (g Group) index(id WorkerID) int {
+	return slices.IndexFunc(g.Members, func(m Member) bool { return m.ID == id })
+}
+
+func (g *Group) remove(id WorkerID) {
+	g.Members = slices.DeleteFunc(g.Members, func(m Member) bool { return m.ID == id })
+}
+
+// A View is the group as one worker sees it.
+type View struct {
+	Now    time.Time // the database's clock
+	Member bool      // false: the worker was removed, or never joined
+
+	// The worker's own assignment. It is read in one piece from the worker's
+	// own row: a generation from one moment with a partition from another
+	// would start a worker on somebody else's partition.
+	Generation int64
+	Total      int
+	Partition  int
+	// Holds equals Generation when that is active for this worker, so it may
+	// run Partition.
+	Holds int64
+
+	// StepAt is the earliest time at which Step may have something to do: a
+	// join window closes, a lease ends, or one has to be cut. It may be a
+	// moment older than the rest; nothing that is started depends on it.
+	StepAt time.Time
+}
+
+// May reports whether the view allows its worker to run its partition.
+func (v View) May() bool {
+	return v.Member && v.Partition != NoPartition && v.Holds == v.Generation
+}
+
+// View returns the group as worker id sees it at now, after the decision d.
+func (g Group) View(id WorkerID, now time.Time, d Decision) View {
+	v := View{
+		Now: now, Generation: g.Generation, Total: g.Total,
+		Partition: NoPartition, StepAt: d.StepAt,
+	}
+	for _, m := range g.Members {
+		if m.ID == id {
+			v.Member, v.Partition, v.Holds = true, m.Partition, m.Holds
+			continue
+		}
+		at := m.LeaseEnd
+		if m.tooLong(now) {
+			at = now
+		}
+		if v.StepAt.IsZero() || at.Before(v.StepAt) {
+			v.StepAt = at
+		}
+	}
+	return v
+}
+
+// String shows the group in one line: generation 3 active {a:0/2 b:1/2 c:-},
+// with * on members that still hold an older generation.
+func (g Group) String() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "generation %d %s {", g.Generation, g.Phase)
+	for i, m := range g.Members {
+		if i > 0 {
+			b.WriteByte(' ')
+		}
+		if m.Partition == NoPartition {
+			fmt.Fprintf(&b, "%s:-", m.ID)
+		} else {
+			fmt.Fprintf(&b, "%s:%d/%d", m.ID, m.Partition, g.Total)
+		}
+		if m.Holds != 0 && m.Holds != g.Generation {
+			b.WriteByte('*')
+		}
+	}
+	b.WriteByte('}')
+	return b.String()
+}
+
+// String shows the decision in one line, empty for one that changed nothing.
+func (d Decision) String() string {
+	var parts []string
+	if len(d.Expired) > 0 {
+		parts = append(parts, fmt.Sprintf("expired %v", d.Expired))
+	}
+	if d.Opened {
+		parts = append(parts, "opened")
+	}
+	if d.Activated {
+		parts = append(parts, "activated")
+	}
+	if len(d.WaitsFor) > 0 {
+		parts = append(parts, fmt.Sprintf("waits for %v", d.WaitsFor))
+	}
+	return strings.Join(parts, ", ")
+}

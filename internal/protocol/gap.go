@@ -1,0 +1,132 @@
+package protocol
+
+import (
+	"slices"
+	"strings"
+	"time"
+)
+
+// A Holder is a transaction that holds the lock which an insert into the
+// events table takes, named by its virtual transaction id.
+type Holder struct {
+	Transaction string
+	Backend     int // process id; 0 for a prepared transaction
+}
+
+func (h Holder) prepared() bool { return h.Backend == 0 }
+
+// recovered reports whether the holder is a prepared transaction that has
+// survived a restart of the server: that names it by its transaction id.
+func (h Holder) recovered() bool { return strings.HasPrefix(h.Transaction, "-1/") }
+
+func (h Holder) same(o Holder) bool { return h.Transaction == o.Transaction }
+
+// A GapWait says what a reader waits for.
+type GapWait struct {
+	Position int64     // the first position that is missing
+	Since    time.Time // by the reader's clock
+	Holders  []Holder  // who may still fill it
+}
+
+// A Horizon knows which positions of an events table are final: visible by
+// now, or never to be.
+//
+// Positions come from a sequence: they are taken in order and committed in
+// any. A reader that passes a missing position loses the event when its
+// transaction commits. But an insert locks the table before it takes its
+// position, so everyone who could fill a gap below a position that is already
+// visible holds that lock now, or has ended. Once all who held it have ended,
+// nothing at or below that position will change any more.
+//
+// The order of the three steps is the proof, and each needs a snapshot of its
+// own: see the highest position; list the holders; when these have ended,
+// read. A page that was read before the horizon was known proves nothing,
+// however late it is looked at.
+//
+// Readers may share a Horizon. A list of holders and the Begin or Observe that
+// takes it belong together: in between, no other may be called.
+type Horizon struct {
+	final   int64
+	high    int64 // final once waiting is empty
+	wait    GapWait
+	waiting bool
+}
+
+// Final returns the position up to which everything is final. Take it before
+// reading, and give it to Admit with what was read.
+func (h *Horizon) Final() int64 { return h.final }
+
+// Waiting returns what the readers wait for.
+func (h *Horizon) Waiting() (GapWait, bool) { return h.wait, h.waiting }
+
+// Admit returns how many of the positions, read after the position after when
+// the horizon was at final, may be handed out, and the first missing position
+// if that is not all of them.
+func Admit(after, final int64, positions []int64) (n int, missing int64) {
+	last := after
+	for i, p := range positions {
+		if p > last+1 && p-1 > final {
+			return i, max(last, final) + 1
+		}
+		last = p
+	}
+	return len(positions), 0
+}
+
+// Begin notes a gap at position missing: high was the highest visible
+// position, and holders were listed after that was seen. It reports whether
+// there is nothing to wait for. A wait that is under way goes on: whoever
+// could fill the new gap is asked for after it.
+func (h *Horizon) Begin(missing, high int64, holders []Holder, now time.Time) bool {
+	if h.waiting {
+		return false
+	}
+	h.high = high
+	if len(holders) == 0 {
+		h.final = max(h.final, high)
+		return true
+	}
+	h.waiting = true
+	h.wait = GapWait{Position: missing, Since: now, Holders: slices.Clone(holders)}
+	return false
+}
+
+// Observe takes a later list of holders, and reports whether the wait is over.
+//
+// A holder whose name is gone has ended, or lives on under another name as a
+// prepared transaction; COMMIT PREPARED still makes its event visible.
+//  1. t takes position 5 and is prepared, 6 is committed, the reader lists
+//     {4/11};
+//  2. the server restarts, and t holds its lock as "-1/731";
+//  3. the reader finds 4/11 gone, passes 5; the event is lost when t commits.
+//
+// So the wait goes on for whoever t may have become: a prepared transaction
+// only ever becomes a recovered one; of any other we don't count on how the
+// server names it once it is prepared. Neither goes on for ever, since a
+// recovered one keeps its name.
+func (h *Horizon) Observe(now []Holder) bool {
+	if !h.waiting {
+		return false
+	}
+	var left []Holder
+	var preparedGone, otherGone bool
+	for _, holder := range h.wait.Holders {
+		if i := slices.IndexFunc(now, holder.same); i >= 0 {
+			left = append(left, now[i]) // its backend may have let go of it
+		} else if !holder.recovered() {
+			preparedGone = preparedGone || holder.prepared()
+			otherGone = otherGone || !holder.prepared()
+		}
+	}
+	for _, holder := range now {
+		if (otherGone && holder.prepared() || preparedGone && holder.recovered()) && !slices.ContainsFunc(left, holder.same) {
+			left = append(left, holder)
+		}
+	}
+	h.wait.Holders = left
+	if len(left) > 0 {
+		return false
+	}
+	h.final, h.waiting, h.wait = max(h.final, h.high), false, GapWait{}
+	return true
+}

@@ -1,0 +1,141 @@
+package protocol
+
+import (
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// What a session does with one answer, where the random worlds would forgive a
+// wrong one: they only get slower by it.
+
+// running returns a session that runs generation 1, and the time of its next
+// heartbeat, with the heartbeat that it sends then.
+func running(t *testing.T) (s *Session, now time.Time, heartbeat Request) {
+	t.Helper()
+	s, now = NewSession("w", testTiming, Request{}), testStart
+	r := syncOf(t, s.Next(now, Tick{}))
+	_, v := carryOut(Group{}, r, now)
+	actions := s.Next(now, Synced{Request: r, Sent: now, View: v})
+	if diff := cmp.Diff(Action(Start{Assignment{Generation: 1, Partition: 0, Total: 1}}), actions[0]); diff != "" {
+		t.Fatalf("-want +got:\n%s", diff)
+	}
+	now = actions[len(actions)-1].(Wake).At
+	heartbeat = syncOf(t, s.Next(now, Tick{}))
+	if !heartbeat.Heartbeat || heartbeat.Join {
+		t.Fatalf("a steady worker sends %+v", heartbeat)
+	}
+	return s, now, heartbeat
+}
+
+func TestSessionRemovedByOthersStopsAtOnce(t *testing.T) {
+	s, now, heartbeat := running(t)
+	actions := s.Next(now, Synced{Request: heartbeat, Sent: now, View: View{Now: now, Partition: NoPartition}})
+	if diff := cmp.Diff(Action(Cancel{Generation: 1, Lost: true}), actions[0]); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+	if !s.LeaseEnd().IsZero() {
+		t.Error("its lanes may go on")
+	}
+	// When all have returned it comes back, and takes its old row away.
+	r := syncOf(t, s.Next(now, Stopped{Generation: 1}))
+	if !r.Join || r.Replaces != "w" || r.Worker == "w" || r.Stopped != 1 {
+		t.Errorf("it comes back with %+v", r)
+	}
+}
+
+func TestSessionRenewsAfterAFailedStep(t *testing.T) {
+	s, now, heartbeat := running(t)
+	due := View{Now: now, Member: true, Generation: 1, Total: 1, Holds: 1, StepAt: now}
+	step := syncOf(t, s.Next(now, Synced{Request: heartbeat, Sent: now, View: due}))
+	if step.Heartbeat {
+		t.Fatal("a Step is due, and it sends a heartbeat")
+	}
+	// A Step may fail because somebody else's frozen transaction is in the
+	// way. Tried on and on, it would cost the lease.
+	actions := s.Next(now, SyncFailed{Request: step, Sent: now})
+	now = actions[len(actions)-1].(Wake).At
+	if r := syncOf(t, s.Next(now, Tick{})); !r.Heartbeat {
+		t.Errorf("after a failed Step it sends %+v", r)
+	}
+}
+
+func TestSessionStartsNothingLate(t *testing.T) {
+	for _, tt := range []struct {
+		why  string
+		late time.Duration
+		want bool
+	}{
+		{"at the last moment", testTiming.ownLease() - 1, true},
+		{"what the answer allows may be somebody else's by now", testTiming.ownLease(), false},
+	} {
+		s, now := NewSession("w", testTiming, Request{}), testStart
+		r := syncOf(t, s.Next(now, Tick{}))
+		_, v := carryOut(Group{}, r, now)
+		_, started := s.Next(now.Add(tt.late), Synced{Request: r, Sent: now, View: v})[0].(Start)
+		if started != tt.want {
+			t.Errorf("%s: an answer after %v starts it: %t", tt.why, tt.late, started)
+		}
+	}
+}
+
+// A lease that ran out is gone, though its row is still there and an answer
+// that was on its way says that it may run.
+func TestSessionIgnoresAnswersToItsFormerSelf(t *testing.T) {
+	s, sent, heartbeat := running(t)
+	now := testStart.Add(testTiming.ownLease())
+	s.Next(now, Tick{}) // cancels
+	s.Next(now, Stopped{Generation: 1})
+	may := View{Now: now, Member: true, Generation: 2, Total: 1, Holds: 2}
+	for _, a := range s.Next(now, Synced{Request: heartbeat, Sent: sent, View: may}) {
+		if start, ok := a.(Start); ok {
+			t.Errorf("starts %s, which another incarnation was given", start.Assignment)
+		}
+	}
+}
+
+// A lease that is over stays over, though the answer that renews it was there
+// before the session looked: a lane may have looked before, and ended.
+func TestSessionRenewsNoLeaseThatIsOver(t *testing.T) {
+	s, sent, heartbeat := running(t)
+	may := View{Now: sent, Member: true, Generation: 1, Total: 1, Holds: 1}
+	for _, a := range s.Next(s.LeaseEnd(), Synced{Request: heartbeat, Sent: sent, View: may}) {
+		if _, ok := a.(Cancel); ok {
+			return
+		}
+	}
+	t.Error("goes on with a lease that was over")
+}
+
+// Of the clock, a worker knows what it has seen itself.
+func TestClockWatch(t *testing.T) {
+	const lease = 50 * time.Second // so the tolerance is a second
+	type seen struct{ sent, received, database int }
+	second := func(s int) time.Time { return testStart.Add(time.Duration(s) * time.Second) }
+	for _, tt := range []struct {
+		why  string
+		seen []seen
+		want int // seconds
+	}{
+		{"one reading proves nothing", []seen{{0, 0, 100}}, 0},
+		{"an even clock; what its zero is does not matter", []seen{{0, 0, 100}, {5, 5, 105}, {12, 12, 112}}, 12},
+		{"counted from when the first was received to when the last was sent", []seen{{0, 1, 100}, {10, 11, 110}}, 9},
+		{"a step forward: from there", []seen{{0, 0, 100}, {5, 5, 107}, {9, 9, 111}}, 4},
+		{"a step back: from there", []seen{{0, 0, 100}, {5, 5, 103}, {9, 9, 107}}, 4},
+		{"as wide as the tolerance, and no wider", []seen{{0, 0, 100}, {5, 5, 106}, {9, 9, 108}}, 9},
+		{"small steps add up", []seen{{0, 0, 100}, {5, 5, 106}, {9, 9, 111}, {10, 10, 112}}, 1},
+		{"longer than a lease, by way of several anchors", []seen{{0, 0, 100}, {20, 20, 120}, {40, 40, 140}, {60, 60, 160}, {80, 80, 180}}, 80},
+		{"a pause in which it may have stepped and stepped back: from there", []seen{{0, 0, 100}, {5, 5, 105}, {31, 31, 131}, {33, 33, 133}}, 2},
+		{"a slow reading breaks nothing", []seen{{0, 0, 100}, {3, 5, 104}, {9, 9, 109}}, 9},
+	} {
+		var c clockWatch
+		for _, s := range tt.seen {
+			c.observe(second(s.sent), second(s.received), second(s.database), lease)
+		}
+		last := tt.seen[len(tt.seen)-1]
+		if w := c.watch(); w.For != time.Duration(tt.want)*time.Second || !w.Seen.Equal(second(last.database)) {
+			t.Errorf("%s: watched for %v, want %ds", tt.why, w.For, tt.want)
+		}
+	}
+}

@@ -1,0 +1,411 @@
+package protocol
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// naiveStep is Step once more, written to be obviously what the promises say
+// and nothing else: it compares sets, copies, and looks everything up.
+func naiveStep(g Group, now time.Time, watch Watch) (Group, Decision) {
+	var next []Member
+	var d Decision
+	for _, m := range g.Members {
+		overWhenSeen := watch.Seen.Equal(m.LeaseEnd) || watch.Seen.After(m.LeaseEnd)
+		watchedForALease := watch.For >= m.Lease
+		steppedBack := now.Before(watch.Seen)
+		if overWhenSeen && watchedForALease && !steppedBack {
+			d.Expired = append(d.Expired, m.ID)
+			continue
+		}
+		if m.LeaseEnd.Sub(now) > m.Lease {
+			m.LeaseEnd = now.Add(m.Lease)
+		}
+		next = append(next, m)
+	}
+
+	total := 0
+	should := make([]bool, len(next)) // run
+	for i := range next {
+		if i < Slots && (g.MaxPartitions == 0 || i < g.MaxPartitions) {
+			should[i] = true
+			total++
+		}
+	}
+	joined, surplus, stay := 0, 0, 0
+	firstJoin := time.Time{}
+	for i, m := range next {
+		has := m.Partition != NoPartition
+		switch {
+		case should[i] && has:
+			stay++
+		case should[i]:
+			if joined == 0 {
+				firstJoin = m.Joined
+			}
+			joined++
+		case has:
+			surplus++
+		}
+	}
+	gone := g.Total - stay - surplus
+	onlyJoins := joined > 0 && surplus == 0 && gone == 0
+	waited := now.Sub(firstJoin)
+
+	switch {
+	case len(next) == 0: // nobody to run anything
+	case g.Generation == 0:
+		d.Opened, g.Reason = true, "first worker"
+	case joined+surplus+gone == 0:
+	case onlyJoins && g.Phase == Active && waited >= 0 && waited < g.JoinWindow:
+		d.StepAt = firstJoin.Add(g.JoinWindow)
+	default:
+		var why []string
+		for _, part := range []struct {
+			n    int
+			what string
+		}{{joined, "joined"}, {gone, "gone"}, {surplus, "above the limit"}} {
+			if part.n > 0 {
+				why = append(why, fmt.Sprint(part.n, " ", part.what))
+			}
+		}
+		d.Opened, g.Reason = true, strings.Join(why, ", ")
+	}
+
+	if d.Opened {
+		g.Generation++
+		if g.Generation <= g.Floor {
+			g.Generation = g.Floor + 1
+		}
+		g.Phase, g.Total = Draining, total
+		taken := make([]bool, total)
+		for i, m := range next {
+			if should[i] && m.Partition != NoPartition && m.Partition < total {
+				taken[m.Partition] = true
+			} else {
+				next[i].Partition = NoPartition
+			}
+		}
+		for i := range next {
+			for p := 0; should[i] && next[i].Partition == NoPartition; p++ {
+				if !taken[p] {
+					next[i].Partition, taken[p] = p, true
+				}
+			}
+		}
+	}
+
+	if g.Phase == Draining {
+		for _, m := range next {
+			if m.Holds > 0 {
+				d.WaitsFor = append(d.WaitsFor, m.ID)
+			}
+		}
+		if d.WaitsFor == nil {
+			d.Activated, g.Phase = true, Active
+			for i := range next {
+				if next[i].Partition != NoPartition {
+					next[i].Holds = g.Generation
+				}
+			}
+		}
+	}
+	g.Members = next
+	return g, d
+}
+
+// What the enumerated states have in common.
+const (
+	enumGeneration = int64(5)
+	enumWindow     = 2 * time.Second
+	shortLease     = 30 * time.Second // the watch is exactly as long
+	longLease      = shortLease + 1   // the watch is one nanosecond too short
+)
+
+var enumWatch = Watch{Seen: testStart.Add(-time.Second), For: shortLease}
+
+// Every lease and every join stands at the edge of what it means.
+var (
+	liveUntil   = enumWatch.Seen.Add(1)         // a nanosecond more, and it was seen over
+	overSince   = enumWatch.Seen                // just seen over
+	tooLong     = testStart.Add(shortLease + 1) // the clock was stepped back since
+	joinedOld   = testStart.Add(-enumWindow)
+	joinedLate  = testStart.Add(-enumWindow + 1)
+	joinedAhead = testStart.Add(1) // likewise
+)
+
+// memberStates returns the states of one of n members apart from its identity
+// and number; Partition 0 stands for "has one".
+//
+// Left out, because nothing makes such a member: one without a partition that
+// holds the current generation, one that holds the current generation while
+// that is draining. Left out as indifferent: the time at which a member that
+// has a partition joined; it is always the latest, so that a Step that looks
+// at it is noticed.
+//
+// Of up to two members that leaves everything. Beyond, a state is left out
+// that is seen, with fewer members, to come to the same as another.
+func memberStates(phase Phase, n int) []Member {
+	var out []Member
+	add := func(m Member) {
+		over, doubt := !m.LeaseEnd.After(enumWatch.Seen), m.Lease > enumWatch.For
+		none := m.Partition == NoPartition
+		switch {
+		case m.Holds == enumGeneration && (none || phase != Active): // nothing makes it
+		case !none && m.Joined != joinedLate: // indifferent
+		case n > 2 && m.LeaseEnd.Equal(tooLong): // as a live one
+		case n > 2 && doubt && none && m.Joined != joinedOld: // as a live one
+		case n > 2 && m.Joined == joinedAhead: // as an old one
+		case n > 3 && doubt: // as a live one
+		case n > 4 && over && none != (m.Holds == 0): // as another that is over
+		default:
+			out = append(out, m)
+		}
+	}
+	for _, lease := range []struct {
+		length time.Duration
+		end    time.Time
+	}{{shortLease, liveUntil}, {shortLease, overSince}, {longLease, overSince}, {shortLease, tooLong}} {
+		for _, joined := range []time.Time{joinedOld, joinedLate, joinedAhead} {
+			for _, partition := range []int{NoPartition, 0} {
+				for _, holds := range []int64{0, enumGeneration - 1, enumGeneration} {
+					add(Member{Joined: joined, Lease: lease.length, LeaseEnd: lease.end, Partition: partition, Holds: holds})
+				}
+			}
+		}
+	}
+	return out
+}
+
+// numberings returns the ways in which k members get numbers below total.
+func numberings(k, total int, sparse bool) [][]int {
+	if sparse { // the lowest in join order, the highest against it
+		low, high := make([]int, k), make([]int, k)
+		for i := range k {
+			low[i], high[i] = i, total-1-i
+		}
+		if total == k {
+			return [][]int{low}
+		}
+		return [][]int{high}
+	}
+	if k == 0 {
+		return [][]int{{}}
+	}
+	var out [][]int
+	for _, rest := range numberings(k-1, total, false) {
+		for p := range total {
+			if !slices.Contains(rest, p) {
+				out = append(out, append(slices.Clone(rest), p))
+			}
+		}
+	}
+	return out
+}
+
+// groups calls f with every group of n members; up to three of them also with
+// numbers in any order and with members without a partition before ones that
+// have one, which no sequence of joins and leaves makes. Beyond, it is sparse:
+//   - whoever has a partition joined before those who have none;
+//   - numbers ascend and are all taken, or descend and one is free;
+//   - the limit is none, or two below the number of members.
+func groups(n int, f func(Group)) {
+	sparse := n > 3
+	limits, spare := []int{0, 1, 2, 3, n + 1}, 2 // spare: partitions whose members have left
+	switch {
+	case sparse:
+		limits, spare = []int{0, n - 2}, 1
+	case n == 3:
+		limits, spare = []int{0, 2}, 1
+	}
+	emit := func(phase Phase, members []Member) {
+		assigned := []int{}
+		for i, m := range members {
+			if m.Partition != NoPartition {
+				assigned = append(assigned, i)
+			}
+		}
+		for total := len(assigned); total <= len(assigned)+spare; total++ {
+			for _, numbers := range numberings(len(assigned), total, sparse) {
+				for _, limit := range limits {
+					g := Group{
+						Generation: enumGeneration, Phase: phase, Total: total, Reason: "before",
+						MaxPartitions: limit, JoinWindow: enumWindow, Members: slices.Clone(members),
+					}
+					for i, p := range numbers {
+						g.Members[assigned[i]].Partition = p
+					}
+					f(g)
+					if n < 2 { // one floor that is passed, one that is not
+						g.Floor = enumGeneration - 1
+						f(g)
+						g.Floor = enumGeneration + 3
+						f(g)
+					}
+				}
+			}
+		}
+	}
+	for _, phase := range []Phase{Draining, Active} {
+		states := memberStates(phase, n)
+		members := make([]Member, n)
+		var choose func(i int)
+		choose = func(i int) {
+			if i == n {
+				emit(phase, members)
+				return
+			}
+			for _, m := range states {
+				if sparse && i > 0 && m.Partition != NoPartition && members[i-1].Partition == NoPartition {
+					continue
+				}
+				m.ID = WorkerID('a' + rune(i))
+				members[i] = m
+				choose(i + 1)
+			}
+		}
+		choose(0)
+	}
+	// Nobody has run anything yet: only joiners, and no generation.
+	fresh := Group{JoinWindow: enumWindow}
+	for i := range n {
+		fresh.Members = append(fresh.Members, Member{
+			ID: WorkerID('a' + rune(i)), Joined: joinedLate, Lease: shortLease, LeaseEnd: liveUntil, Partition: NoPartition,
+		})
+	}
+	f(fresh)
+}
+
+func TestEveryGroup(t *testing.T) {
+	for n := range 6 {
+		t.Run(fmt.Sprintf("%d members", n), func(t *testing.T) {
+			t.Parallel()
+			states, watches := 0, []Watch{enumWatch}
+			if n < 3 { // the clock reads what was last seen, or was stepped back since
+				watches = append(watches, Watch{Seen: testStart, For: shortLease}, Watch{Seen: testStart.Add(1), For: shortLease})
+			}
+			groups(n, func(g Group) {
+				states++
+				for _, watch := range watches {
+					if t.Failed() {
+						return // one is enough to read
+					}
+					got, decision := Step(g, testStart, watch)
+					want, wantDecision := naiveStep(g, testStart, watch)
+					if !sameGroup(got, want) || !sameDecision(decision, wantDecision) {
+						t.Errorf("Step of\n%s\n(-want +got):\n%s%s", show(g), cmp.Diff(want, got), cmp.Diff(wantDecision, decision))
+					}
+					if err := checkStep(g, got, decision, testStart, watch); err != nil {
+						t.Errorf("Step of\n%s\n%v; got\n%s (%s)", show(g), err, show(got), decision)
+					}
+				}
+			})
+			t.Logf("%d groups", states)
+		})
+	}
+}
+
+// sameGroup and sameDecision are cmp.Equal for the millions of cases in which
+// there is nothing to show.
+func sameGroup(a, b Group) bool {
+	return slices.Equal(a.Members, b.Members) &&
+		a.Generation == b.Generation && a.Phase == b.Phase && a.Total == b.Total && a.Reason == b.Reason &&
+		a.MaxPartitions == b.MaxPartitions && a.Floor == b.Floor && a.JoinWindow == b.JoinWindow
+}
+
+func sameDecision(a, b Decision) bool {
+	return slices.Equal(a.Expired, b.Expired) && slices.Equal(a.WaitsFor, b.WaitsFor) &&
+		a.Opened == b.Opened && a.Activated == b.Activated && a.StepAt.Equal(b.StepAt)
+}
+
+// show is a group with all that Step looks at.
+func show(g Group) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s total %d limit %d floor %d", g, g.Total, g.MaxPartitions, g.Floor)
+	for _, m := range g.Members {
+		fmt.Fprintf(&b, "\n  %s partition %d holds %d, joined %v ago, lease %v ends in %v",
+			m.ID, m.Partition, m.Holds, testStart.Sub(m.Joined), m.Lease, m.LeaseEnd.Sub(testStart))
+	}
+	return b.String()
+}
+
+// checkStep returns which promise a Step from before to after breaks.
+func checkStep(before, after Group, d Decision, now time.Time, watch Watch) error {
+	switch {
+	case d.Opened && after.Generation != max(before.Generation, before.Floor)+1:
+		return fmt.Errorf("opened generation %d after %d, with a floor of %d", after.Generation, before.Generation, before.Floor)
+	case !d.Opened && after.Generation != before.Generation:
+		return fmt.Errorf("generation moved from %d to %d without being opened", before.Generation, after.Generation)
+	}
+	if again, d2 := Step(after, now, watch); !sameGroup(again, after) || d2.Opened || d2.Activated || len(d2.Expired) > 0 {
+		return fmt.Errorf("it does not stay still (L2): a second Step did %q", d2)
+	}
+
+	for _, m := range before.Members {
+		if after.index(m.ID) < 0 && (m.LeaseEnd.After(watch.Seen) || m.Lease > watch.For) {
+			return fmt.Errorf("%s was removed, and its lease may not be over", m.ID)
+		}
+	}
+
+	// Who runs what: total and disjoint over exactly those who should run.
+	// Until joins are gathered, and with nobody left, the layout stays.
+	if d.Opened {
+		limit := min(len(after.Members), Slots)
+		if after.MaxPartitions > 0 {
+			limit = min(limit, after.MaxPartitions)
+		}
+		if after.Total != limit {
+			return fmt.Errorf("%d partitions for %d members and a limit of %d", after.Total, len(after.Members), after.MaxPartitions)
+		}
+		owner := make([]WorkerID, limit)
+		for i, m := range after.Members {
+			if (m.Partition != NoPartition) != (i < limit) {
+				return fmt.Errorf("%s, number %d in the order of joins, has partition %d", m.ID, i, m.Partition)
+			}
+			if m.Partition == NoPartition {
+				continue
+			}
+			if m.Partition < 0 || m.Partition >= limit || owner[m.Partition] != "" {
+				return fmt.Errorf("%s has partition %d of %d, which is not free; owners %q", m.ID, m.Partition, limit, owner)
+			}
+			owner[m.Partition] = m.ID
+		}
+	}
+	for _, m := range before.Members {
+		i := after.index(m.ID)
+		if i < 0 {
+			continue
+		}
+		now := after.Members[i]
+		switch {
+		case !d.Opened && now.Partition != m.Partition:
+			return fmt.Errorf("%s moved from partition %d to %d within a generation", m.ID, m.Partition, now.Partition)
+		case d.Opened && now.Partition != NoPartition && m.Partition != NoPartition && m.Partition < after.Total && now.Partition != m.Partition:
+			return fmt.Errorf("%s moved from partition %d to %d and need not", m.ID, m.Partition, now.Partition)
+		case m.Holds != 0 && now.Holds != m.Holds:
+			return fmt.Errorf("%s held generation %d and Step changed that to %d", m.ID, m.Holds, now.Holds)
+		}
+	}
+
+	if d.Activated {
+		for _, m := range after.Members {
+			if m.Holds != 0 && m.Holds != after.Generation {
+				return fmt.Errorf("generation %d was activated while %s held %d", after.Generation, m.ID, m.Holds)
+			}
+		}
+	}
+	for _, m := range after.Members {
+		if after.View(m.ID, now, d).May() && (after.Phase != Active || m.Holds != after.Generation) {
+			return fmt.Errorf("%s may run, and generation %d is %s", m.ID, after.Generation, after.Phase)
+		}
+	}
+	if may := after.View("nobody", now, d); may.Member || may.May() {
+		return fmt.Errorf("a stranger may run")
+	}
+	return nil
+}

@@ -1,0 +1,525 @@
+package protocol
+
+import (
+	"fmt"
+	"time"
+)
+
+// Timing is what a Session needs to know of time. All are positive.
+type Timing struct {
+	Heartbeat time.Duration // between two renewals of the lease
+	Lease     time.Duration // StaleWorkerTimeout: when others may count the worker as dead
+	Drain     time.Duration // CoordinationTimeout: when a handler that was asked to stop is given up
+}
+
+// Of a lease, its holder uses four fifths. The last fifth is for a handler to
+// return in after its context was cancelled, and for clocks that run at
+// different rates.
+func (t Timing) ownLease() time.Duration { return t.Lease - t.Lease/5 }
+
+// grace is how long a handler may go on after it was asked to stop before its
+// context is cancelled.
+func (t Timing) grace() time.Duration { return t.Drain / 2 }
+
+const (
+	pollMin = 10 * time.Millisecond  // first look for an activation
+	pollMax = 250 * time.Millisecond // later ones
+	// pollsPerStep: every so many looks at a draining group is a Step.
+	pollsPerStep = 8
+	// retryMax bounds the time between two attempts to reach the database.
+	retryMax = time.Second
+	// leavePatience bounds how long a worker that stops tries to say so.
+	leavePatience = 5 * time.Second
+)
+
+// An Assignment is a partition to run in one generation.
+type Assignment struct {
+	Generation int64
+	Partition  int
+	Total      int
+}
+
+// String shows the assignment as "generation 3 partition 0/2".
+func (a Assignment) String() string {
+	return fmt.Sprintf("generation %d partition %d/%d", a.Generation, a.Partition, a.Total)
+}
+
+// Inputs of a Session.
+type (
+	// Tick says that time has passed.
+	Tick struct{}
+	// Synced brings the answer to a request that was sent at Sent.
+	Synced struct {
+		Request Request
+		Sent    time.Time
+		View    View
+	}
+	// SyncFailed says that the request may or may not have been carried out.
+	// Jitter is a random number in [0,1). If the database answered, Database
+	// is its time.
+	SyncFailed struct {
+		Request  Request
+		Sent     time.Time
+		Jitter   float64
+		Database time.Time
+	}
+	// Stopped says that all handlers of the generation have returned.
+	Stopped struct{ Generation int64 }
+	// Refused says that a commit of the generation was refused as superseded.
+	Refused struct{ Generation int64 }
+	// Shutdown asks the session to stop, leave and exit.
+	Shutdown struct{}
+)
+
+// Input is one of Tick, Synced, SyncFailed, Stopped, Refused and Shutdown.
+type Input interface{ input() }
+
+func (Tick) input()       {}
+func (Synced) input()     {}
+func (SyncFailed) input() {}
+func (Stopped) input()    {}
+func (Refused) input()    {}
+func (Shutdown) input()   {}
+
+// Actions of a Session, to be carried out in order.
+type (
+	// Sync: send the request; answer with Synced or SyncFailed.
+	Sync struct{ Request Request }
+	// Start: run the assignment's lanes; answer with Stopped when all have
+	// ended.
+	Start struct{ Assignment Assignment }
+	// Drain: let the lanes finish the event in hand, commit and end.
+	Drain struct{ Generation int64 }
+	// Cancel: cancel the handlers' contexts; commit nothing more. Lost says
+	// that this is because the lease is over, and not because a handler has
+	// taken too long to stop.
+	Cancel struct {
+		Generation int64
+		Lost       bool
+	}
+	// Exit: the session is over.
+	Exit struct{ Cause ExitCause }
+	// Wake: call again at this time, if nothing comes before.
+	Wake struct{ At time.Time }
+)
+
+// Action is one of Sync, Start, Drain, Cancel, Exit and Wake.
+type Action interface{ action() }
+
+func (Sync) action()   {}
+func (Start) action()  {}
+func (Drain) action()  {}
+func (Cancel) action() {}
+func (Exit) action()   {}
+func (Wake) action()   {}
+
+// ExitCause says why a session is over.
+type ExitCause string
+
+const (
+	// Left: the worker was asked to stop and has given up its membership, or
+	// could not reach the database to do so and lets its lease end.
+	Left ExitCause = "left"
+	// DrainTimeout: a handler did not return within Timing.Drain after it was
+	// asked to. The lease is left to end by itself, since the handler may
+	// still be running.
+	DrainTimeout ExitCause = "drain timeout"
+)
+
+// A Session is one worker's side of the protocol: it decides when to speak to
+// the group, and starts and stops what runs here. It lives through any number
+// of incarnations.
+//
+//	joining ── assigned, active ──▶ running ── newer generation ──▶ draining
+//	   ▲                               │                               │
+//	   │                          lease over                        stopped
+//	   │                               ▼                               │
+//	   └── stopped, new incarnation ── cancelled       waiting ◀───────┘
+//
+// Time is the worker's own monotonic clock, handed in.
+type Session struct {
+	timing   Timing
+	settings Request // the settings to adopt with Join
+
+	name        WorkerID
+	incarnation int
+	id          WorkerID // of this incarnation
+	previous    WorkerID // the incarnation before, to be removed by the join
+
+	member bool // a view has shown this incarnation as a member
+	asked  bool // a request was ever sent, so some incarnation may be a member
+	// leaseEnd is when this incarnation must have stopped. It counts from the
+	// moment before the request was sent: the database grants the lease later
+	// than that, so the worker always gives up first. Counting from the reply
+	// would let a slow reply stretch it beyond what the others grant.
+	leaseEnd time.Time
+	lost     bool // the incarnation is over: lease ended, or removed by others
+
+	running  *Assignment
+	stopping time.Time // when running was asked to stop; zero: it wasn't
+	canceled time.Time // when its handlers' contexts were cancelled, likewise
+	stopped  int64     // every generation up to this one has stopped here
+	reported int64     // the group knows of stopped up to this one
+	// A commit under the generation refused was refused at refusedAt.
+	refused   int64
+	refusedAt time.Time
+
+	clock clockWatch
+
+	inFlight bool
+	next     time.Time // when to sync next
+	step     bool      // the next sync must run Step
+	renew    bool      // the last Step failed: renew the lease before the next try
+	failures int       // failed syncs in a row
+	polls    int       // looks at a draining group in a row
+	ask      bool      // the next look at it is a Step
+
+	leaving bool
+	giveUp  time.Time // when a leaver stops trying to say so
+	exited  bool
+}
+
+// NewSession returns the session of a worker with a name that no other worker
+// uses. settings holds what a Join hands to the group.
+func NewSession(name WorkerID, timing Timing, settings Request) *Session {
+	return &Session{timing: timing, settings: settings, name: name, id: name, incarnation: 1}
+}
+
+// ID returns the current incarnation.
+func (s *Session) ID() WorkerID { return s.id }
+
+// LeaseEnd returns when the worker must stop handling events unless it hears
+// from the database. A runner asks before each event: a process that was
+// frozen finds out here and not at its next heartbeat.
+func (s *Session) LeaseEnd() time.Time {
+	if s.lost {
+		return time.Time{}
+	}
+	return s.leaseEnd
+}
+
+// Next takes one input at the time now and returns what is to be done.
+func (s *Session) Next(now time.Time, in Input) []Action {
+	if s.exited {
+		return nil
+	}
+	// First of all: a lease that is over stays over, though the answer that
+	// would have renewed it has just come. Lanes may have seen it end.
+	s.lost = s.lost || s.member && !now.Before(s.leaseEnd)
+	var actions []Action
+	switch in := in.(type) {
+	case Tick:
+	case Synced:
+		s.inFlight = false
+		if in.Request.Worker == s.id {
+			actions = s.synced(now, in)
+		}
+	case SyncFailed:
+		s.inFlight = false
+		s.syncFailed(now, in)
+	case Stopped:
+		if s.running != nil && s.running.Generation == in.Generation {
+			s.running, s.stopped, s.next = nil, in.Generation, now
+		}
+	case Refused:
+		if s.running != nil && s.running.Generation == in.Generation && s.refused < in.Generation {
+			s.refused, s.refusedAt, s.next = in.Generation, now, now
+		}
+	case Shutdown:
+		s.leaving = true
+	}
+	return append(actions, s.advance(now)...)
+}
+
+// synced takes in what the group looks like.
+func (s *Session) synced(now time.Time, in Synced) []Action {
+	v := in.View
+	if in.Request.Leave {
+		return s.exit(Left)
+	}
+	s.clock.observe(in.Sent, now, v.Now, s.timing.Lease)
+	if !v.Member {
+		s.lost = s.lost || s.member
+		return nil
+	}
+	s.member, s.previous = true, ""
+	if end := in.Sent.Add(s.timing.ownLease()); end.After(s.leaseEnd) {
+		s.leaseEnd = end
+	}
+	if s.running == nil && v.Holds < v.Generation {
+		// A generation was activated for this worker and superseded before the
+		// worker heard of it. It will never start it, and the group waits to
+		// be told so. Scenario: missed_generation.txt.
+		s.stopped = max(s.stopped, v.Holds)
+	}
+	s.plan(now, in)
+
+	switch {
+	case s.lost || s.leaving || !now.Before(s.leaseEnd):
+		// The reply took longer than the lease: what it allows may be
+		// somebody else's by now. advance draws the consequence.
+	case s.running != nil && v.Generation > s.running.Generation:
+		return s.stop(now)
+	case s.running != nil && s.refused == s.running.Generation && !in.Sent.Before(s.refusedAt),
+		s.running == nil && v.Partition != NoPartition && in.Request.Stopped >= v.Generation:
+		// The layout says that this worker runs the partition, and it can't
+		// or doesn't. Come back as somebody new: that re-partitions.
+		s.lost = true
+	case s.running == nil && v.May() && v.Generation > s.stopped:
+		s.running = &Assignment{Generation: v.Generation, Partition: v.Partition, Total: v.Total}
+		s.stopping, s.canceled, s.polls = time.Time{}, time.Time{}, 0
+		return []Action{Start{*s.running}}
+	}
+	return nil
+}
+
+// plan sets the time and the kind of the next sync from what was just seen.
+func (s *Session) plan(now time.Time, in Synced) {
+	v := in.View
+	s.next = in.Sent.Add(s.timing.Heartbeat)
+	if !in.Request.Heartbeat {
+		s.reported = max(s.reported, in.Request.Stopped)
+		s.step = false
+	}
+	if !v.StepAt.IsZero() {
+		if wait := v.StepAt.Sub(v.Now); wait > 0 {
+			s.sooner(now.Add(wait + time.Millisecond)) // the clocks differ a little
+		} else if in.Request.Heartbeat {
+			// Due, and seen to be due. (After a Step that could do nothing
+			// about it, the next heartbeat is early enough.)
+			s.step = true
+		}
+	}
+	if s.running == nil && v.Partition != NoPartition && !v.May() {
+		// Others still drain: look soon, and ever less often. Now and then
+		// take a Step, which also says whom the group waits for.
+		s.sooner(now.Add(min(pollMin<<min(s.polls, 5), pollMax)))
+		s.polls++
+		s.ask = s.polls%pollsPerStep == 0
+	}
+	if s.running != nil && s.refused == s.running.Generation && in.Sent.Before(s.refusedAt) {
+		s.next = now // what was seen may be older than the refusal
+	}
+	switch {
+	case !s.wantsStep():
+		s.failures = 0
+	case s.failures > 0:
+		s.sooner(now.Add(s.backoff(0)))
+	default:
+		s.next = now
+	}
+}
+
+func (s *Session) sooner(at time.Time) {
+	if at.Before(s.next) {
+		s.next = at
+	}
+}
+
+// wantsStep reports whether the worker has something to say or do that a mere
+// heartbeat can't.
+func (s *Session) wantsStep() bool {
+	return !s.member || s.leaving && s.running == nil || s.stopped > s.reported || s.step
+}
+
+func (s *Session) syncFailed(now time.Time, in SyncFailed) {
+	if !in.Database.IsZero() {
+		s.clock.observe(in.Sent, now, in.Database, s.timing.Lease)
+	}
+	s.failures++
+	s.renew = s.member && !in.Request.Heartbeat
+	s.next = now.Add(s.backoff(in.Jitter))
+}
+
+// backoff returns how long to wait after the latest failure: exponential, up
+// to retryMax or a heartbeat, with up to half of it taken off by jitter.
+func (s *Session) backoff(jitter float64) time.Duration {
+	d := min(20*time.Millisecond<<min(s.failures, 10), retryMax, s.timing.Heartbeat)
+	return d - time.Duration(jitter*float64(d)/2)
+}
+
+// stop asks what runs to drain.
+func (s *Session) stop(now time.Time) []Action {
+	if !s.stopping.IsZero() {
+		return nil
+	}
+	s.stopping = now
+	return []Action{Drain{s.running.Generation}}
+}
+
+// cancel cancels what runs.
+func (s *Session) cancel(now time.Time) []Action {
+	if !s.canceled.IsZero() {
+		return nil
+	}
+	s.canceled = now
+	if s.stopping.IsZero() {
+		s.stopping = now
+	}
+	return []Action{Cancel{s.running.Generation, s.lost}}
+}
+
+func (s *Session) exit(cause ExitCause) []Action {
+	s.exited = true
+	return []Action{Exit{cause}}
+}
+
+// advance does what time and state demand, whatever the input was.
+func (s *Session) advance(now time.Time) []Action {
+	if s.exited {
+		return nil
+	}
+	s.lost = s.lost || s.member && !now.Before(s.leaseEnd)
+	var actions []Action
+	if s.running != nil {
+		if s.lost {
+			actions = append(actions, s.cancel(now)...)
+		} else if s.leaving {
+			actions = append(actions, s.stop(now)...)
+		}
+		if !s.stopping.IsZero() && !now.Before(s.stopping.Add(s.timing.grace())) {
+			actions = append(actions, s.cancel(now)...)
+		}
+		if !s.canceled.IsZero() && !now.Before(s.giveUpAt()) {
+			return append(actions, s.exit(DrainTimeout)...)
+		}
+	} else if s.leaving {
+		if s.giveUp.IsZero() {
+			s.giveUp = now.Add(min(leavePatience, s.timing.Lease))
+			s.next = now
+		}
+		if !s.asked || !now.Before(s.giveUp) {
+			return append(actions, s.exit(Left)...)
+		}
+	} else if s.lost {
+		s.reincarnate(now)
+	}
+	if !s.inFlight && !now.Before(s.next) && !(s.lost && s.running != nil) {
+		actions = append(actions, Sync{s.request(now)})
+		s.inFlight, s.asked = true, true
+		s.next = now.Add(s.timing.Heartbeat) // until the answer says otherwise
+	}
+	return append(actions, Wake{s.wakeAt(now)})
+}
+
+// giveUpAt returns when handlers that were cancelled are given up. A process
+// that was frozen meanwhile gives them their time after it has woken.
+func (s *Session) giveUpAt() time.Time {
+	at := s.stopping.Add(s.timing.Drain)
+	if patience := s.canceled.Add(s.timing.Drain - s.timing.grace()); patience.After(at) {
+		return patience
+	}
+	return at
+}
+
+// reincarnate makes the worker somebody new, after everything that the old
+// incarnation ran has stopped. The old one's row may still be there; the join
+// removes it, and nobody has to wait for its lease to end.
+func (s *Session) reincarnate(now time.Time) {
+	s.incarnation++
+	s.previous, s.id = s.id, WorkerID(fmt.Sprintf("%s~%d", s.name, s.incarnation))
+	s.member, s.lost, s.leaseEnd = false, false, time.Time{}
+	s.reported, s.step, s.renew, s.polls = s.stopped, false, false, 0
+	s.next = now
+}
+
+// request returns what to send now.
+func (s *Session) request(now time.Time) Request {
+	r := Request{Worker: s.id, Lease: s.timing.Lease, Stopped: s.stopped}
+	if s.clock.fresh(now) {
+		r.Watch = s.clock.watch()
+	}
+	switch {
+	case s.leaving && s.running == nil:
+		r.Leave, r.Replaces = true, s.previous
+	case !s.member:
+		r.Join, r.Replaces = true, s.previous
+		r.MaxPartitions, r.JoinWindow = s.settings.MaxPartitions, s.settings.JoinWindow
+	case s.ask:
+		s.ask = false
+	case s.renew || !s.wantsStep():
+		r.Heartbeat, s.renew = true, false
+	}
+	return r
+}
+
+// wakeAt returns the next time at which advance would do something.
+func (s *Session) wakeAt(now time.Time) time.Time {
+	var at time.Time
+	consider := func(t time.Time) {
+		if t.After(now) && (at.IsZero() || t.Before(at)) {
+			at = t
+		}
+	}
+	if !s.inFlight {
+		consider(s.next)
+	}
+	consider(s.giveUp)
+	if s.member && !s.lost {
+		consider(s.leaseEnd)
+	}
+	if s.running != nil && !s.stopping.IsZero() {
+		consider(s.stopping.Add(s.timing.grace()))
+		if !s.canceled.IsZero() {
+			consider(s.giveUpAt())
+		}
+	}
+	if at.IsZero() { // an answer is awaited; nothing else can happen before it
+		at = now.Add(s.timing.Heartbeat)
+	}
+	return at
+}
+
+// A clockWatch compares the database's clock with the worker's own.
+type clockWatch struct {
+	anchor reading   // what newer readings are compared with
+	since  time.Time // own clock: readings have been even from here …
+	until  time.Time // … to here
+	seen   time.Time // the newest reading
+	lease  time.Duration
+	// The widest readings since the anchor, itself included, and between it
+	// and the one before.
+	widest, widestBefore time.Duration
+}
+
+// A reading of the database's clock was taken between sent and received.
+type reading struct{ sent, received, database time.Time }
+
+const (
+	// A reading that is off by more than this part of a lease shows a step.
+	watchTolerance = 50
+	// Within a pause of more than this part of a lease the clock could step,
+	// and step back.
+	watchPause = 2
+)
+
+// observe adds a reading. It is compared with the anchor, which moves once a
+// lease.
+func (c *clockWatch) observe(sent, received, database time.Time, lease time.Duration) {
+	r := reading{sent, received, database}
+	a, tolerance := c.anchor, lease/watchTolerance
+	advanced, width := database.Sub(a.database), received.Sub(sent)
+	tooFast := advanced-received.Sub(a.sent) > tolerance
+	tooSlow := sent.Sub(a.received)-advanced > tolerance
+	if a.database.IsZero() || tooFast || tooSlow || !c.fresh(sent) {
+		*c = clockWatch{anchor: r, since: received, lease: lease, widest: width}
+	} else {
+		c.widest = max(c.widest, width)
+		if sent.Sub(a.sent) >= lease {
+			c.anchor, c.widestBefore, c.widest = r, c.widest, width
+		}
+	}
+	c.seen, c.until = database, sent
+}
+
+// fresh reports whether the newest reading is recent enough at now to go by.
+func (c *clockWatch) fresh(now time.Time) bool { return now.Sub(c.until) <= c.lease/watchPause }
+
+// watch returns what was seen. From one anchor to the next, a step can hide in
+// the tolerance and in the widths of the two readings that are compared.
+func (c *clockWatch) watch() Watch {
+	return Watch{
+		Seen: c.seen, For: max(0, c.until.Sub(c.since)), Span: c.lease,
+		Error: c.lease/watchTolerance + 2*max(c.widest, c.widestBefore),
+	}
+}

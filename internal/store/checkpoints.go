@@ -1,0 +1,192 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
+)
+
+// ErrSuperseded is returned by Commit when the checkpoint is not where the
+// commit starts from, or is under another generation.
+var ErrSuperseded = errors.New("generation superseded")
+
+// A Lane names one projection on one partition, run under one generation.
+type Lane struct {
+	Projection string
+	Assignment protocol.Assignment
+}
+
+// String shows the lane as "projection orders, generation 3 partition 0/2".
+func (l Lane) String() string { return fmt.Sprintf("projection %s, %s", l.Projection, l.Assignment) }
+
+// Find returns the lane's checkpoint as it is once every transaction that has
+// written it has ended.
+func (s *Store) Find(ctx context.Context, l Lane) (protocol.Found, error) {
+	var f protocol.Found
+	var ahead sql.NullString
+	err := s.db.QueryRowContext(ctx, s.sql.findCheckpoint, s.set, l.Projection, l.Assignment.Partition).
+		Scan(&f.Generation, &f.Checkpoint.Position, &ahead)
+	if errors.Is(err, sql.ErrNoRows) {
+		return protocol.Found{}, nil
+	}
+	if err != nil {
+		return f, fmt.Errorf("read the checkpoint of %s: %w", l, err)
+	}
+	f.Exists = true
+	f.Checkpoint.Ahead, err = decodeMarks(ahead)
+	if err != nil {
+		return f, fmt.Errorf("read the checkpoint of %s: %w", l, err)
+	}
+	return f, nil
+}
+
+// Begin starts a transaction for Commit.
+func (s *Store) Begin(ctx context.Context) (*sql.Tx, error) {
+	tx, err := s.db.BeginTx(ctx, &sql.TxOptions{Isolation: sql.LevelReadCommitted})
+	if err != nil {
+		return nil, fmt.Errorf("begin: %w", err)
+	}
+	return tx, nil
+}
+
+// BeginHandler starts a transaction for a handler to write in and for Commit. The
+// server ends it when it waits for its client for the length of a lease: a
+// process that is frozen inside its handler must not keep the rows that it has
+// touched locked against its successor.
+func (s *Store) BeginHandler(ctx context.Context) (*sql.Tx, error) {
+	tx, err := s.Begin(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := tx.ExecContext(ctx, boundIdleSQL, millis(s.handle)); err != nil {
+		return nil, errors.Join(fmt.Errorf("bound the transaction: %w", err), tx.Rollback())
+	}
+	return tx, nil
+}
+
+// Commit moves the lane's checkpoint from one position to the next in tx,
+// which the caller commits at once.
+func (s *Store) Commit(ctx context.Context, tx *sql.Tx, l Lane, from, to protocol.Checkpoint) error {
+	query := s.sql.commitKeeping
+	if len(to.Ahead) == 0 {
+		query = s.sql.commitClearing
+	}
+	res, err := tx.ExecContext(ctx, query, s.set, l.Projection, l.Assignment.Partition, l.Assignment.Generation,
+		from.Position, to.Position, millis(s.idle))
+	if err != nil {
+		return fmt.Errorf("commit %s at %d: %w", l, to.Position, err)
+	}
+	n, err := res.RowsAffected()
+	if err != nil {
+		return fmt.Errorf("commit %s at %d: %w", l, to.Position, err)
+	}
+	if n == 0 {
+		return fmt.Errorf("commit %s at %d: %w", l, to.Position, ErrSuperseded)
+	}
+	return nil
+}
+
+// checkpointRow is a checkpoint as the statements take it.
+type checkpointRow struct {
+	Projection string          `json:"projection"`
+	Partition  int             `json:"partition"`
+	Position   int64           `json:"position"`
+	Ahead      json.RawMessage `json:"ahead"`
+}
+
+// handOver rewrites the checkpoints of the set under the generation that is
+// being activated. Afterwards every projection of the set has exactly the
+// generation's partitions.
+func (s *Store) handOver(ctx context.Context, tx *sql.Tx, g protocol.Group) error {
+	projections, err := queryStrings(ctx, tx, s.sql.ownProjections, s.set)
+	if err != nil {
+		return fmt.Errorf("hand over %q: list projections: %w", s.set, err)
+	}
+	old, err := s.lockCheckpoints(ctx, tx)
+	if err != nil {
+		return fmt.Errorf("hand over %q: %w", s.set, err)
+	}
+	var rows []checkpointRow
+	for _, p := range projections {
+		for k, c := range protocol.Handoff(old[p], g.Total) {
+			rows = append(rows, checkpointRow{p, k, c.Position, encodeMarks(c.Ahead)})
+		}
+	}
+	if _, err := tx.ExecContext(ctx, s.sql.dropCheckpoints, s.set, g.Total); err != nil {
+		return fmt.Errorf("hand over %q: drop partitions: %w", s.set, err)
+	}
+	if _, err := tx.ExecContext(ctx, s.sql.saveCheckpoints, s.set, g.Generation, g.Total, mustJSON(rows)); err != nil {
+		return fmt.Errorf("hand over %q: write checkpoints: %w", s.set, err)
+	}
+	return nil
+}
+
+// lockCheckpoints returns the checkpoints of each projection by partition.
+func (s *Store) lockCheckpoints(ctx context.Context, tx *sql.Tx) (map[string][]protocol.Checkpoint, error) {
+	rows, err := tx.QueryContext(ctx, s.sql.lockCheckpoints, s.set)
+	if err != nil {
+		return nil, fmt.Errorf("lock checkpoints: %w", err)
+	}
+	defer rows.Close()
+	old, totals := map[string][]protocol.Checkpoint{}, map[string]int{}
+	for rows.Next() {
+		var projection string
+		var partition, total int
+		var c protocol.Checkpoint
+		var ahead sql.NullString
+		if err := rows.Scan(&projection, &partition, &total, &c.Position, &ahead); err != nil {
+			return nil, fmt.Errorf("read a checkpoint: %w", err)
+		}
+		if c.Ahead, err = decodeMarks(ahead); err != nil {
+			return nil, fmt.Errorf("checkpoint of projection %s partition %d: %w", projection, partition, err)
+		}
+		if partition != len(old[projection]) {
+			return nil, missingError(projection, len(old[projection]))
+		}
+		old[projection], totals[projection] = append(old[projection], c), total
+	}
+	for projection, total := range totals {
+		if len(old[projection]) != total {
+			return nil, missingError(projection, len(old[projection]))
+		}
+	}
+	return old, rows.Err()
+}
+
+func missingError(projection string, partition int) error {
+	return fmt.Errorf("checkpoints of projection %s lack partition %d: rows were deleted by hand; restore them, or delete all of the projection's to start it from the beginning", projection, partition)
+}
+
+// Marks are stored as [[slot, position], …], or NULL for none.
+func encodeMarks(marks []protocol.Mark) json.RawMessage {
+	if len(marks) == 0 {
+		return json.RawMessage("null")
+	}
+	pairs := make([][2]int64, len(marks))
+	for i, m := range marks {
+		pairs[i] = [2]int64{int64(m.Slot), m.Position}
+	}
+	return json.RawMessage(mustJSON(pairs))
+}
+
+func decodeMarks(ahead sql.NullString) ([]protocol.Mark, error) {
+	if !ahead.Valid || ahead.String == "null" {
+		return nil, nil
+	}
+	var pairs [][2]int64
+	if err := json.Unmarshal([]byte(ahead.String), &pairs); err != nil {
+		return nil, fmt.Errorf("column ahead: %w", err)
+	}
+	marks := make([]protocol.Mark, len(pairs))
+	for i, p := range pairs {
+		if p[0] < 0 || p[0] >= protocol.Slots {
+			return nil, fmt.Errorf("column ahead: there is no slot %d", p[0])
+		}
+		marks[i] = protocol.Mark{Slot: int(p[0]), Position: p[1]}
+	}
+	return marks, nil
+}

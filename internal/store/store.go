@@ -1,0 +1,579 @@
+// Package store keeps the coordinator's state in PostgreSQL. It decides
+// nothing: it locks and loads a group, has [protocol] decide, and saves.
+package store
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
+)
+
+// Version is the version of schema.sql that this package needs.
+const Version = 1
+
+// A Store is one replica set in a database.
+type Store struct {
+	db  *sql.DB
+	set string
+	sql statements
+
+	// Bounds on the server's side, so that a process that is frozen in the
+	// middle of a transaction can't hold its locks for ever (L3).
+	idle   time.Duration // a transaction that waits for its client
+	lock   time.Duration // a transaction that waits for a lock
+	handle time.Duration // a handler's transaction that waits for the handler
+}
+
+// Options of a Store.
+type Options struct {
+	// Lease is the set's StaleWorkerTimeout, from which the bounds on
+	// transactions follow: see [Bounds].
+	Lease time.Duration
+	// Clock is the SQL expression for the time; empty is clock_timestamp().
+	// Tests put a clock of their own here.
+	Clock string
+}
+
+// Bounds returns how long a coordination or commit transaction may wait for
+// its client before the server ends it, and how long one may wait for a lock.
+// A worker that freezes with a checkpoint locked delays an activation by idle
+// at most; both are short beside a lease, so that nobody loses one over it.
+func Bounds(lease time.Duration) (idle, lock time.Duration) {
+	return min(lease/4, 5*time.Second), min(lease/10, time.Second)
+}
+
+// New returns the store of a replica set.
+func New(db *sql.DB, set string, o Options) *Store {
+	if o.Clock == "" {
+		o.Clock = "clock_timestamp()"
+	}
+	s := &Store{db: db, set: set, sql: newStatements(o.Clock)}
+	s.idle, s.lock = Bounds(o.Lease)
+	s.handle = o.Lease
+	return s
+}
+
+// ErrSchema is returned by Check when the tables are missing or too old.
+var ErrSchema = errors.New("orchestrator schema is missing or outdated")
+
+// Check makes sure that the tables are there and new enough.
+func (s *Store) Check(ctx context.Context) error {
+	version, exists, err := SchemaVersion(ctx, s.db)
+	switch {
+	case err != nil:
+		return err
+	case !exists:
+		return fmt.Errorf("%w: no table orchestrator_schema on the search path; call RunMigrations(db) or apply schema.sql", ErrSchema)
+	case version < Version:
+		return fmt.Errorf("%w: it has version %d and this program needs %d; call RunMigrations(db) or apply schema.sql", ErrSchema, version, Version)
+	}
+	return nil
+}
+
+// SchemaVersion returns the version of the tables on the search path, and
+// whether there are any.
+func SchemaVersion(ctx context.Context, db interface {
+	QueryRowContext(context.Context, string, ...any) *sql.Row
+}) (version int, exists bool, err error) {
+	if err := db.QueryRowContext(ctx, `SELECT to_regclass('orchestrator_schema') IS NOT NULL`).Scan(&exists); err != nil {
+		return 0, false, fmt.Errorf("look for the schema: %w", err)
+	}
+	if !exists {
+		return 0, false, nil
+	}
+	err = db.QueryRowContext(ctx, `SELECT coalesce(max(version), 0) FROM orchestrator_schema`).Scan(&version)
+	if err != nil {
+		return 0, true, fmt.Errorf("read the schema's version: %w", err)
+	}
+	return version, true, nil
+}
+
+// A Result is what a Sync has seen and done.
+type Result struct {
+	View     protocol.View
+	Group    protocol.Group    // empty for a heartbeat
+	Decision protocol.Decision // likewise
+}
+
+// A TakenError says that a projection belongs to another replica set.
+type TakenError struct {
+	Projection string
+	ReplicaSet string
+	Worker     protocol.WorkerID
+	// Now is the database's time, and Over whether the worker's lease is over
+	// by it. Then the worker is probably dead, and a caller that has watched
+	// that clock for long enough will get the projection.
+	Now  time.Time
+	Over bool
+}
+
+func (e *TakenError) Error() string {
+	return fmt.Sprintf("projection %q belongs to replica set %q, where worker %s runs it; a projection belongs to one replica set at a time", e.Projection, e.ReplicaSet, e.Worker)
+}
+
+// Sync carries out a worker's request. A heartbeat is one statement that
+// touches the worker's own row; everything else locks the set, runs
+// [protocol.Step], and saves what it decided in the same transaction. If the
+// reply is lost, sending the request again does no harm.
+func (s *Store) Sync(ctx context.Context, r protocol.Request, projections []string) (Result, error) {
+	if r.Heartbeat {
+		return s.heartbeat(ctx, r)
+	}
+	var result Result
+	err := s.transact(ctx, func(tx *sql.Tx) error {
+		var err error
+		result, err = s.step(ctx, tx, r, projections)
+		return err
+	})
+	return result, err
+}
+
+func (s *Store) heartbeat(ctx context.Context, r protocol.Request) (Result, error) {
+	var v protocol.View
+	var stepAt, leaseEnd sql.NullTime
+	var generation, total, partition, holds sql.NullInt64
+	err := s.db.QueryRowContext(ctx, s.sql.heartbeat, s.set, string(r.Worker), r.Lease.Microseconds(), r.Stopped).
+		Scan(&v.Now, &stepAt, &leaseEnd, &generation, &total, &partition, &holds)
+	if err != nil {
+		return Result{}, fmt.Errorf("heartbeat of %s: %w", r.Worker, err)
+	}
+	v.Member = holds.Valid
+	v.Generation, v.Total, v.Holds = generation.Int64, int(total.Int64), holds.Int64
+	v.Partition = protocol.NoPartition
+	if v.Member {
+		v.Partition = int(partition.Int64)
+	}
+	v.StepAt = stepAt.Time
+	if leaseEnd.Valid && (v.StepAt.IsZero() || leaseEnd.Time.Before(v.StepAt)) {
+		v.StepAt = leaseEnd.Time
+	}
+	return Result{View: v}, nil
+}
+
+func (s *Store) step(ctx context.Context, tx *sql.Tx, r protocol.Request, projections []string) (Result, error) {
+	before, err := s.lockGroup(ctx, tx, r.Join)
+	if err != nil {
+		return Result{}, err
+	}
+	// The members' rows are locked with the set's, so no heartbeat can renew
+	// a lease between the reading and the removal of a worker.
+	if before.Members, err = s.lockMembers(ctx, tx); err != nil {
+		return Result{}, err
+	}
+	var now time.Time
+	if err := tx.QueryRowContext(ctx, s.sql.now).Scan(&now); err != nil {
+		return Result{}, fmt.Errorf("read the time: %w", err)
+	}
+
+	if r.Join {
+		if err := s.claim(ctx, tx, projections, now, r.Watch); err != nil {
+			return Result{}, err
+		}
+	}
+	if err := tx.QueryRowContext(ctx, s.sql.floor, s.set).Scan(&before.Floor); err != nil {
+		return Result{}, fmt.Errorf("read the generations of checkpoints: %w", err)
+	}
+
+	group, decision := protocol.Step(protocol.Apply(before, r, now), now, r.Watch)
+
+	if err := s.saveGroup(ctx, tx, group, decision, now); err != nil {
+		return Result{}, err
+	}
+	if err := s.saveMembers(ctx, tx, before.Members, group, projections); err != nil {
+		return Result{}, err
+	}
+	if decision.Activated {
+		if err := s.handOver(ctx, tx, group); err != nil {
+			return Result{}, err
+		}
+	}
+	return Result{View: group.View(r.Worker, now, decision), Group: group, Decision: decision}, nil
+}
+
+// lockGroup locks the set's row, and creates it for the first worker.
+func (s *Store) lockGroup(ctx context.Context, tx *sql.Tx, create bool) (protocol.Group, error) {
+	var g protocol.Group
+	var window int64
+	load := func() error {
+		err := tx.QueryRowContext(ctx, s.sql.lockGroup, s.set).
+			Scan(&g.Generation, &g.Phase, &g.Total, &g.Reason, &g.MaxPartitions, &window)
+		g.JoinWindow = time.Duration(window) * time.Microsecond
+		return err
+	}
+	err := load()
+	if errors.Is(err, sql.ErrNoRows) && create {
+		if _, err := tx.ExecContext(ctx, s.sql.createGroup, s.set); err != nil {
+			return g, fmt.Errorf("create replica set %q: %w", s.set, err)
+		}
+		err = load()
+	}
+	if errors.Is(err, sql.ErrNoRows) {
+		return protocol.Group{}, nil // nobody has ever joined
+	}
+	if err != nil {
+		return g, fmt.Errorf("lock replica set %q: %w", s.set, err)
+	}
+	return g, nil
+}
+
+func (s *Store) lockMembers(ctx context.Context, tx *sql.Tx) ([]protocol.Member, error) {
+	rows, err := tx.QueryContext(ctx, s.sql.lockMembers, s.set)
+	if err != nil {
+		return nil, fmt.Errorf("lock the workers of %q: %w", s.set, err)
+	}
+	defer rows.Close()
+	var members []protocol.Member
+	for rows.Next() {
+		var m protocol.Member
+		var lease int64
+		if err := rows.Scan(&m.ID, &m.Joined, &lease, &m.LeaseEnd, &m.Partition, &m.Holds); err != nil {
+			return nil, fmt.Errorf("read a worker of %q: %w", s.set, err)
+		}
+		m.Lease = time.Duration(lease) * time.Microsecond
+		members = append(members, m)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, fmt.Errorf("read the workers of %q: %w", s.set, err)
+	}
+	return members, nil
+}
+
+func (s *Store) saveGroup(ctx context.Context, tx *sql.Tx, g protocol.Group, d protocol.Decision, now time.Time) error {
+	_, err := tx.ExecContext(ctx, s.sql.saveGroup, s.set, g.Generation, string(g.Phase), g.Total, g.Reason,
+		g.MaxPartitions, g.JoinWindow.Microseconds(), nullTime(d.StepAt), d.Opened, d.Activated, now)
+	if err != nil {
+		return fmt.Errorf("save replica set %q: %w", s.set, err)
+	}
+	return nil
+}
+
+// memberRow is a worker as the statements take it.
+type memberRow struct {
+	ID        protocol.WorkerID `json:"id"`
+	Joined    time.Time         `json:"joined_at"`
+	Lease     int64             `json:"lease_us"`
+	LeaseEnd  time.Time         `json:"lease_until"`
+	Partition int               `json:"partition"`
+	Holds     int64             `json:"holds"`
+}
+
+// saveMembers writes the members that differ from before. Only the caller
+// itself can be new, so its projections are the new row's.
+func (s *Store) saveMembers(ctx context.Context, tx *sql.Tx, before []protocol.Member, g protocol.Group, projections []string) error {
+	old := make(map[protocol.WorkerID]bool, len(before))
+	for _, m := range before {
+		old[m.ID] = true
+	}
+	var updated, added []memberRow
+	for _, m := range g.Members {
+		row := memberRow{m.ID, m.Joined, m.Lease.Microseconds(), m.LeaseEnd, m.Partition, m.Holds}
+		if old[m.ID] {
+			updated = append(updated, row)
+			delete(old, m.ID)
+		} else {
+			added = append(added, row)
+		}
+	}
+	var removed []protocol.WorkerID
+	for _, m := range before {
+		if old[m.ID] {
+			removed = append(removed, m.ID)
+		}
+	}
+	if len(removed) > 0 {
+		if _, err := tx.ExecContext(ctx, s.sql.removeMembers, s.set, mustJSON(removed)); err != nil {
+			return fmt.Errorf("remove workers %v: %w", removed, err)
+		}
+	}
+	if len(updated) > 0 {
+		if _, err := tx.ExecContext(ctx, s.sql.updateMembers, s.set, g.Generation, g.Total, mustJSON(updated)); err != nil {
+			return fmt.Errorf("save the workers of %q: %w", s.set, err)
+		}
+	}
+	if len(added) > 0 {
+		if _, err := tx.ExecContext(ctx, s.sql.addMembers, s.set, g.Generation, g.Total, mustJSON(added), mustJSON(projections)); err != nil {
+			return fmt.Errorf("add worker %s: %w", added[0].ID, err)
+		}
+	}
+	return nil
+}
+
+// claim makes the projections the set's own. One that belongs to another set
+// is taken over, with its checkpoints, if nobody there runs it any more.
+//
+// Its rows are locked in the order of names, and before the workers are
+// looked up: two sets that claim the same projection at once come one after
+// the other, and the second sees the worker of the first.
+func (s *Store) claim(ctx context.Context, tx *sql.Tx, projections []string, now time.Time, watch protocol.Watch) error {
+	names := slices.Sorted(slices.Values(projections))
+	if _, err := tx.ExecContext(ctx, s.sql.registerProjections, s.set, mustJSON(names)); err != nil {
+		return fmt.Errorf("register projections of %q: %w", s.set, err)
+	}
+	foreign, err := s.lockProjections(ctx, tx, names)
+	if err != nil {
+		return fmt.Errorf("lock the projections of %q: %w", s.set, err)
+	}
+	if len(foreign) == 0 {
+		return nil
+	}
+	if err := s.checkTaken(ctx, tx, foreign, now, watch); err != nil {
+		return err
+	}
+	// What still runs in the other set can't commit any more: the fence names
+	// the set. Nor can anybody here, before a generation of this set has taken
+	// the rows over: no generation is negative. It will exceed the number that
+	// they keep.
+	for _, q := range []string{s.sql.takeProjections, s.sql.takeCheckpoints} {
+		if _, err := tx.ExecContext(ctx, q, s.set, mustJSON(foreign)); err != nil {
+			return fmt.Errorf("take over projections %v: %w", foreign, err)
+		}
+	}
+	return nil
+}
+
+// lockProjections locks the projections' rows, and returns those that belong
+// to other sets.
+func (s *Store) lockProjections(ctx context.Context, tx *sql.Tx, names []string) (foreign []string, err error) {
+	rows, err := tx.QueryContext(ctx, s.sql.lockProjections, mustJSON(names))
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var name, set string
+		if err := rows.Scan(&name, &set); err != nil {
+			return nil, err
+		}
+		if set != s.set {
+			foreign = append(foreign, name)
+		}
+	}
+	return foreign, rows.Err()
+}
+
+func (s *Store) checkTaken(ctx context.Context, tx *sql.Tx, foreign []string, now time.Time, watch protocol.Watch) error {
+	rows, err := tx.QueryContext(ctx, s.sql.foreignWorkers, mustJSON(foreign))
+	if err != nil {
+		return fmt.Errorf("look for workers in other replica sets: %w", err)
+	}
+	defer rows.Close()
+	for rows.Next() {
+		taken := &TakenError{Now: now}
+		var m protocol.Member
+		var lease int64
+		if err := rows.Scan(&taken.Projection, &taken.ReplicaSet, &m.ID, &lease, &m.LeaseEnd); err != nil {
+			return fmt.Errorf("read a worker of another replica set: %w", err)
+		}
+		m.Lease = time.Duration(lease) * time.Microsecond
+		if !m.Expired(now, watch) {
+			taken.Worker, taken.Over = m.ID, !now.Before(m.LeaseEnd)
+			return taken
+		}
+	}
+	return rows.Err()
+}
+
+// transact runs f in a transaction that the server bounds.
+func (s *Store) transact(ctx context.Context, f func(*sql.Tx) error) error {
+	tx, err := s.db.BeginTx(ctx, &sql.TxOptions{Isolation: sql.LevelReadCommitted})
+	if err != nil {
+		return fmt.Errorf("begin: %w", err)
+	}
+	defer tx.Rollback() // after a commit it does nothing
+	if _, err := tx.ExecContext(ctx, boundSQL, millis(s.idle), millis(s.lock)); err != nil {
+		return fmt.Errorf("bound the transaction: %w", err)
+	}
+	if err := f(tx); err != nil {
+		return err
+	}
+	if err := tx.Commit(); err != nil {
+		return fmt.Errorf("commit: %w", err)
+	}
+	return nil
+}
+
+// LockTimeout reports whether err says that a lock could not be had in time:
+// a transaction that is frozen or slow holds it, and the next try may succeed.
+func LockTimeout(err error) bool { return State(err) == stateLockNotAvailable }
+
+func queryStrings(ctx context.Context, tx *sql.Tx, query string, args ...any) ([]string, error) {
+	rows, err := tx.QueryContext(ctx, query, args...)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var out []string
+	for rows.Next() {
+		var v string
+		if err := rows.Scan(&v); err != nil {
+			return nil, err
+		}
+		out = append(out, v)
+	}
+	return out, rows.Err()
+}
+
+// mustJSON encodes a parameter. A list goes as JSON because drivers differ in
+// how they take arrays.
+func mustJSON(v any) string {
+	b, err := json.Marshal(v)
+	if err != nil {
+		panic(fmt.Sprintf("store: a parameter of type %T does not encode: %v", v, err))
+	}
+	return string(b)
+}
+
+func nullTime(t time.Time) sql.NullTime { return sql.NullTime{Time: t, Valid: !t.IsZero()} }
+
+func millis(d time.Duration) string {
+	return fmt.Sprintf("%dms", max(d.Milliseconds(), 1))
+}
+
+// statements holds the SQL with the clock put in.
+type statements struct {
+	now, heartbeat                                string
+	lockGroup, createGroup, saveGroup             string
+	floor, lockMembers                            string
+	removeMembers, updateMembers, addMembers      string
+	registerProjections, lockProjections          string
+	foreignWorkers                                string
+	takeProjections, takeCheckpoints              string
+	ownProjections, lockCheckpoints               string
+	dropCheckpoints, saveCheckpoints              string
+	findCheckpoint, commitKeeping, commitClearing string
+}
+
+// These set bounds for their transaction only.
+const (
+	boundSQL     = `SELECT set_config('idle_in_transaction_session_timeout', $1, true), set_config('lock_timeout', $2, true)`
+	boundIdleSQL = `SELECT set_config('idle_in_transaction_session_timeout', $1, true)`
+)
+
+func newStatements(clock string) statements {
+	put := func(q string) string { return strings.ReplaceAll(q, "{clock}", clock) }
+	return statements{
+		now: put(`SELECT {clock}`),
+
+		// Everything that may start a worker comes from the row that the
+		// UPDATE returns, in one piece. The set's row is of the statement's
+		// snapshot and may be older, if the UPDATE had to wait.
+		heartbeat: put(`
+WITH beat AS (
+    UPDATE orchestrator_workers
+       SET lease_us = $3::bigint, lease_until = {clock} + $3::bigint * interval '1 microsecond',
+           holds = CASE WHEN holds <= $4 THEN 0 ELSE holds END
+     WHERE replica_set = $1 AND id = $2
+ RETURNING generation, total, partition, holds)
+SELECT {clock}, s.step_at,
+       (SELECT min(CASE WHEN lease_until > {clock} + lease_us * interval '1 microsecond'
+                        THEN {clock} ELSE lease_until END) -- as in protocol.Group.View
+          FROM orchestrator_workers WHERE replica_set = $1 AND id <> $2),
+       b.generation, b.total, b.partition, b.holds
+  FROM (SELECT 1) one
+  LEFT JOIN orchestrator_replica_sets s ON s.name = $1
+  LEFT JOIN beat b ON true`),
+
+		lockGroup: `
+SELECT generation, phase, total, reason, max_partitions, join_window_us
+  FROM orchestrator_replica_sets WHERE name = $1 FOR UPDATE`,
+		floor: `SELECT coalesce(max(abs(generation)), 0) FROM orchestrator_checkpoints WHERE replica_set = $1`,
+
+		createGroup: `INSERT INTO orchestrator_replica_sets (name) VALUES ($1) ON CONFLICT DO NOTHING`,
+		saveGroup: `
+UPDATE orchestrator_replica_sets
+   SET generation = $2, phase = $3, total = $4, reason = $5, max_partitions = $6,
+       join_window_us = $7, step_at = $8,
+       opened_at = CASE WHEN $9 THEN $11 ELSE opened_at END,
+       activated_at = CASE WHEN $10 THEN $11 WHEN $9 THEN NULL ELSE activated_at END
+ WHERE name = $1`,
+
+		lockMembers: `
+SELECT id, joined_at, lease_us, lease_until, partition, holds
+  FROM orchestrator_workers WHERE replica_set = $1 ORDER BY seq FOR UPDATE`,
+		removeMembers: `
+DELETE FROM orchestrator_workers
+ WHERE replica_set = $1 AND id IN (SELECT jsonb_array_elements_text($2::jsonb))`,
+		updateMembers: `
+UPDATE orchestrator_workers w
+   SET lease_us = x.lease_us, lease_until = x.lease_until, partition = x.partition, holds = x.holds,
+       generation = $2, total = $3
+  FROM jsonb_to_recordset($4::jsonb) AS x (id text, lease_us bigint, lease_until timestamptz, partition integer, holds bigint)
+ WHERE w.replica_set = $1 AND w.id = x.id
+   AND (w.lease_us, w.lease_until, w.partition, w.holds, w.generation, w.total)
+       IS DISTINCT FROM (x.lease_us, x.lease_until, x.partition, x.holds, $2::bigint, $3::integer)`,
+		addMembers: `
+INSERT INTO orchestrator_workers
+       (replica_set, id, joined_at, lease_us, lease_until, partition, holds, generation, total, projections)
+SELECT $1, x.id, x.joined_at, x.lease_us, x.lease_until, x.partition, x.holds, $2, $3, $5::jsonb
+  FROM jsonb_to_recordset($4::jsonb)
+       AS x (id text, joined_at timestamptz, lease_us bigint, lease_until timestamptz, partition integer, holds bigint)`,
+
+		registerProjections: `
+INSERT INTO orchestrator_projections (name, replica_set)
+SELECT name, $1 FROM jsonb_array_elements_text($2::jsonb) WITH ORDINALITY AS x (name, i) ORDER BY i
+    ON CONFLICT DO NOTHING`,
+		// All of them are locked, the set's own as well: another may be about
+		// to take one.
+		lockProjections: `
+SELECT name, replica_set FROM orchestrator_projections
+ WHERE name IN (SELECT jsonb_array_elements_text($1::jsonb)) ORDER BY name FOR UPDATE`,
+		foreignWorkers: `
+SELECT p.name, w.replica_set, w.id, w.lease_us, w.lease_until
+  FROM orchestrator_projections p
+  JOIN orchestrator_workers w ON w.replica_set = p.replica_set AND w.projections ? p.name
+ WHERE p.name IN (SELECT jsonb_array_elements_text($1::jsonb))
+ ORDER BY w.lease_until DESC
+   FOR UPDATE OF w -- no heartbeat renews a lease between this look and the taking`,
+		takeProjections: `
+UPDATE orchestrator_projections SET replica_set = $1
+ WHERE name IN (SELECT jsonb_array_elements_text($2::jsonb))`,
+		takeCheckpoints: `
+UPDATE orchestrator_checkpoints SET replica_set = $1, generation = -abs(generation)
+ WHERE projection IN (SELECT jsonb_array_elements_text($2::jsonb))`,
+
+		// Locked against a claim by another set, until the rows are written.
+		ownProjections: `
+SELECT name FROM orchestrator_projections WHERE replica_set = $1 ORDER BY name FOR SHARE`,
+		// Whoever has written a checkpoint and not committed is waited for
+		// here, so that the hand-over starts from what it commits. Whoever
+		// comes later finds the new generation.
+		lockCheckpoints: `
+SELECT projection, partition, total, position, ahead
+  FROM orchestrator_checkpoints WHERE replica_set = $1 ORDER BY projection, partition FOR UPDATE`,
+		dropCheckpoints: `
+DELETE FROM orchestrator_checkpoints WHERE replica_set = $1 AND partition >= $2`,
+		saveCheckpoints: put(`
+INSERT INTO orchestrator_checkpoints
+       (replica_set, generation, total, projection, partition, position, ahead, updated_at)
+SELECT $1, $2, $3, x.projection, x.partition, x.position, x.ahead, {clock}
+  FROM jsonb_to_recordset($4::jsonb) AS x (projection text, partition integer, position bigint, ahead jsonb)
+    ON CONFLICT (projection, partition) DO UPDATE
+   SET generation = excluded.generation, total = excluded.total, position = excluded.position, ahead = excluded.ahead`),
+
+		// FOR UPDATE: a commit that is under way is waited for.
+		findCheckpoint: `
+SELECT generation, position, ahead FROM orchestrator_checkpoints
+ WHERE replica_set = $1 AND projection = $2 AND partition = $3 FOR UPDATE`,
+
+		commitKeeping:  put(fmt.Sprintf(commitSQL, "ahead")),
+		commitClearing: put(fmt.Sprintf(commitSQL, "NULL")),
+	}
+}
+
+// commitSQL is the fence. replica_set: the projection may have moved to
+// another set, whose generations are other numbers. generation: a newer one
+// may have been activated. position: an earlier commit whose reply was lost
+// may have happened. With the write comes the bound on the time until COMMIT.
+const commitSQL = `
+WITH bound AS MATERIALIZED (SELECT set_config('idle_in_transaction_session_timeout', $7, true))
+UPDATE orchestrator_checkpoints
+   SET position = $6, ahead = %s, updated_at = {clock}
+  FROM bound
+ WHERE replica_set = $1 AND projection = $2 AND partition = $3 AND generation = $4 AND position = $5`

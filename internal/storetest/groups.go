@@ -1,0 +1,544 @@
+package storetest
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
+	"github.com/getpup/pupsourcing-orchestrator/internal/store"
+)
+
+// The first worker has everything at once: a generation, its partition, and
+// the checkpoints of its projections.
+func testFirstWorker(t *testing.T, w World) {
+	s := newSet(t, w, "set", "p", "q")
+	r := s.join("a")
+	expectGroup(t, r.Group, "generation 1 active {a:0/1}")
+	if !r.View.May() || !r.Decision.Opened || !r.Decision.Activated || r.Group.Reason != "first worker" {
+		t.Errorf("the first join: %+v", r)
+	}
+	for _, p := range []string{"p", "q"} {
+		s.expect(lane(p, 1, 0, 1), start)
+	}
+	s.absent(lane("other", 1, 0, 1))
+	s.absent(lane("p", 1, 1, 1))
+}
+
+// A join whose reply was lost is sent again: at once, or after the group has
+// moved on. Neither makes a second member, nor a new generation, nor a new
+// place in the order of joins.
+func testJoinRepeated(t *testing.T, w World) {
+	s := newSet(t, w, "set", "p")
+	first := s.join("a")
+	again := s.join("a")
+	if again.View != first.View || again.Decision.String() != "" {
+		t.Errorf("a join repeated: %+v %s, want %+v", again.View, again.Decision, first.View)
+	}
+	w.Advance(time.Second)
+	s.join("b")
+	w.Advance(time.Second)
+	r := s.join("a")
+	expectGroup(t, r.Group, "generation 2 draining {a:0/2* b:1/2}")
+	if !r.Group.Members[0].Joined.Equal(first.Group.Members[0].Joined) {
+		t.Errorf("a repeated join changed the time of the join from %s to %s", first.Group.Members[0].Joined, r.Group.Members[0].Joined)
+	}
+	s.settle("a")
+	// Even with an old report inside it.
+	r = s.sync(protocol.Request{Worker: "a", Join: true, Stopped: 1})
+	expectGroup(t, r.Group, "generation 2 active {a:0/2 b:1/2}")
+	if !r.View.May() {
+		t.Errorf("a join repeated after the activation took the partition away: %+v", r.View)
+	}
+	s.commit(lane("p", 2, 0, 2), start, at(5)) // nor were the checkpoints touched
+	s.join("a")
+	s.expect(lane("p", 2, 0, 2), at(5))
+}
+
+// A report that comes again, late, or by two ways ends no hold but the one
+// that it is about.
+func testStopRepeated(t *testing.T, w World) {
+	s := newSet(t, w, "set", "p")
+	s.join("a")
+	s.join("b")
+	if r := s.look("b"); !slices.Equal(r.Decision.WaitsFor, []protocol.WorkerID{"a"}) || r.View.May() {
+		t.Errorf("before a has stopped: %+v %s", r.View, r.Decision)
+	}
+	s.stopped("a", 0)
+	expectGroup(t, s.look("b").Group, "generation 2 draining {a:0/2* b:1/2}")
+	r := s.stopped("a", 1)
+	expectGroup(t, r.Group, "generation 2 active {a:0/2 b:1/2}")
+	for range 2 {
+		r = s.stopped("a", 1)
+		if !r.View.May() || r.Decision.String() != "" {
+			t.Errorf("an old report, repeated: %+v %s", r.View, r.Decision)
+		}
+		if v := s.sync(protocol.Request{Worker: "a", Stopped: 1, Heartbeat: true}).View; !v.May() {
+			t.Errorf("an old report with a heartbeat: %+v", v)
+		}
+	}
+
+	// A heartbeat may bring the report as well. It activates nothing itself;
+	// the next request does.
+	s.join("c")
+	for range 2 {
+		if v := s.sync(protocol.Request{Worker: "a", Stopped: 2, Heartbeat: true}).View; v.Holds != 0 || v.Generation != 3 || v.May() {
+			t.Errorf("a report with a heartbeat: %+v", v)
+		}
+	}
+	if r := s.look("c"); !slices.Equal(r.Decision.WaitsFor, []protocol.WorkerID{"b"}) {
+		t.Errorf("after the report of a: %s %s", r.Group, r.Decision)
+	}
+	s.sync(protocol.Request{Worker: "b", Stopped: 2, Heartbeat: true})
+	if v := s.beat("b"); v.May() {
+		t.Errorf("a heartbeat activated: %+v", v)
+	}
+	expectGroup(t, s.look("b").Group, "generation 3 active {a:0/3 b:1/3 c:2/3}")
+}
+
+// Leaving is immediate, and leaving again is nothing.
+func testLeaveRepeated(t *testing.T, w World) {
+	s := newSet(t, w, "set", "p")
+	s.join("a")
+	s.join("b")
+	s.settle("a")
+	r := s.leave("b")
+	expectGroup(t, r.Group, "generation 3 draining {a:0/1*}")
+	if r.View.Member {
+		t.Errorf("after leaving: %+v", r.View)
+	}
+	expectGroup(t, s.leave("b").Group, "generation 3 draining {a:0/1*}")
+	expectGroup(t, s.stopped("a", 2).Group, "generation 3 active {a:0/1}")
+	expectGroup(t, s.leave("b").Group, "generation 3 active {a:0/1}")
+
+	// The last one leaves; the number stays.
+	expectGroup(t, s.leave("a").Group, "generation 3 active {}")
+	expectGroup(t, s.leave("a").Group, "generation 3 active {}")
+	expectGroup(t, s.join("c").Group, "generation 4 active {c:0/1}")
+}
+
+// A new incarnation takes the old one's place in one step, also when the
+// request is repeated, and also when the old one is gone already.
+func testReplaced(t *testing.T, w World) {
+	s := newSet(t, w, "set", "p")
+	s.join("a")
+	s.join("b")
+	s.settle("a")
+	for range 2 {
+		r := s.sync(protocol.Request{Worker: "a~2", Join: true, Replaces: "a", Stopped: 2})
+		expectGroup(t, r.Group, "generation 3 draining {b:1/2* a~2:0/2}")
+	}
+	s.stopped("b", 2)
+	for range 2 {
+		r := s.sync(protocol.Request{Worker: "a~3", Leave: true, Replaces: "a~2"})
+		expectGroup(t, r.Group, "generation 4 draining {b:0/1*}")
+	}
+}
+
+// Whoever is no member and does not join changes nothing, and learns that it
+// is none.
+func testStranger(t *testing.T, w World) {
+	s := newSet(t, w, "set", "p")
+	for _, r := range []protocol.Request{
+		{Worker: "x"}, {Worker: "x", Heartbeat: true}, {Worker: "x", Stopped: 7}, {Worker: "x", Leave: true},
+		{Worker: "x", Leave: true, Replaces: "y"},
+	} {
+		if got := s.sync(r); got.View.Member || got.View.May() || got.View.Generation != 0 {
+			t.Errorf("%+v in an empty world: %+v", r, got.View)
+		}
+	}
+	expectGroup(t, s.join("a").Group, "generation 1 active {a:0/1}")
+	for _, r := range []protocol.Request{
+		{Worker: "x"}, {Worker: "x", Heartbeat: true}, {Worker: "x", Stopped: 7}, {Worker: "x", Leave: true},
+	} {
+		got := s.sync(r)
+		if got.View.Member || got.View.May() || got.View.Partition != protocol.NoPartition {
+			t.Errorf("%+v of a stranger: %+v", r, got.View)
+		}
+		expectGroup(t, s.look("a").Group, "generation 1 active {a:0/1}")
+	}
+}
+
+// A heartbeat takes no lock on the group and decides nothing; what it shows is
+// what a full request would have shown.
+func testHeartbeat(t *testing.T, w World) {
+	s := newSet(t, w, "set", "p")
+	s.limit, s.window = 2, time.Second
+	compare := func(when string) {
+		t.Helper()
+		for _, id := range []protocol.WorkerID{"a", "b", "c", "stranger"} {
+			beat := s.beat(id)
+			full := s.look(id).View
+			if !full.Member { // then there is no assignment to show
+				full.Generation, full.Total, beat.Generation, beat.Total = 0, 0, 0, 0
+			}
+			if !beat.Now.Equal(full.Now) || !beat.StepAt.Equal(full.StepAt) {
+				t.Errorf("%s: %s: times %s and %s by heartbeat, %s and %s by request", when, id, beat.Now, beat.StepAt, full.Now, full.StepAt)
+			}
+			beat.Now, beat.StepAt = full.Now, full.StepAt
+			if beat != full {
+				t.Errorf("%s: %s: %+v by heartbeat, %+v by request", when, id, beat, full)
+			}
+		}
+		w.Advance(time.Millisecond)
+	}
+	compare("empty world")
+	s.join("a")
+	compare("one worker")
+	s.join("b")
+	if v := s.beat("a"); !v.StepAt.Equal(v.Now.Add(s.window)) {
+		t.Errorf("a join window that opened at %s closes at %s, want %s later", v.Now, v.StepAt, s.window)
+	}
+	compare("a join window is open")
+	w.Advance(s.window)
+	s.look("a")
+	compare("draining")
+	s.stopped("a", 1)
+	compare("two workers")
+	s.join("c")
+	compare("a standby")
+	s.leave("a")
+	compare("a gone, b draining")
+	s.stopped("b", 2)
+	compare("the standby has moved up")
+	s.leave("b")
+	s.leave("c")
+	compare("everybody gone")
+}
+
+// A heartbeat that waits while the generation changes must not mix two
+// generations: that would start a worker on somebody else's partition.
+//
+//  1. b is partition 1 of 2 in generation 2;
+//  2. a leaves: generation 3 is opened and activated in one transaction, which
+//     waits for a commit to end;
+//  3. b sends a heartbeat, which waits for that transaction;
+//  4. all end: the heartbeat shows partition 0 of 1 in generation 3.
+func testOnePiece(t *testing.T, w World) {
+	s := newSet(t, w, "set", "p")
+	s.join("a")
+	s.join("b")
+	commit := s.write(lane("p", 1, 0, 1), start, at(9))
+
+	leave := begin(t, func() (store.Result, error) {
+		return s.store.Sync(t.Context(), protocol.Request{Worker: "a", Lease: lease, Leave: true}, s.projections)
+	})
+	leave.waiting(w, 1)
+	beats := make(chan protocol.View)
+	go func() {
+		for {
+			r, err := s.store.Sync(t.Context(), protocol.Request{Worker: "b", Lease: lease, Heartbeat: true}, nil)
+			if err != nil {
+				t.Errorf("heartbeat: %v", err)
+				close(beats)
+				return
+			}
+			beats <- r.View
+			if r.View.Generation >= 3 {
+				close(beats)
+				return
+			}
+		}
+	}()
+	// Those that get through are from before.
+	early := 0
+	for waiting := false; !waiting; {
+		select {
+		case v, ok := <-beats:
+			if !ok {
+				t.Fatal("the heartbeats have ended")
+			}
+			expectPiece(t, v)
+			early++
+			waiting = early > 100 // a store that refuses instead of waiting
+		default:
+			waiting = w.Waiting() >= 2
+		}
+	}
+	if err := commit.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	for v := range beats {
+		expectPiece(t, v)
+	}
+	expectGroup(t, leave.wait().Group, "generation 3 active {b:0/1}")
+	s.expect(lane("p", 3, 0, 1), at(9))
+}
+
+func expectPiece(t *testing.T, v protocol.View) {
+	t.Helper()
+	v2 := v.Generation == 2 && v.Total == 2 && v.Partition == 1 && v.Holds == 0
+	v3 := v.Generation == 3 && v.Total == 1 && v.Partition == 0 && v.Holds == 3
+	if !v.Member || !v2 && !v3 {
+		t.Errorf("the heartbeat shows a layout that never was: %+v", v)
+	}
+}
+
+// Members beyond the limit have no partition, and move up in join order.
+func testStandby(t *testing.T, w World) {
+	s := newSet(t, w, "set", "p")
+	s.limit = 1
+	s.join("a")
+	for _, id := range []protocol.WorkerID{"b", "c"} {
+		if v := s.join(id).View; !v.Member || v.Partition != protocol.NoPartition || v.May() || v.Generation != 1 {
+			t.Errorf("standby %s: %+v", id, v)
+		}
+	}
+	expectGroup(t, s.look("a").Group, "generation 1 active {a:0/1 b:- c:-}")
+	r := s.leave("a")
+	expectGroup(t, r.Group, "generation 2 active {b:0/1 c:-}")
+	if v := s.beat("b"); !v.May() {
+		t.Errorf("b after it has moved up: %+v", v)
+	}
+}
+
+// Joins within the window cost one generation, whoever asks when it closes.
+func testJoinWindow(t *testing.T, w World) {
+	s := newSet(t, w, "set", "p")
+	s.window = 300 * time.Millisecond
+	s.join("a") // the very first does not wait
+	s.join("b")
+	w.Advance(200 * time.Millisecond)
+	expectGroup(t, s.join("c").Group, "generation 1 active {a:0/1 b:- c:-}")
+	w.Advance(99 * time.Millisecond)
+	expectGroup(t, s.look("c").Group, "generation 1 active {a:0/1 b:- c:-}")
+	w.Advance(time.Millisecond) // the window counts from the first
+	expectGroup(t, s.look("a").Group, "generation 2 draining {a:0/3* b:1/3 c:2/3}")
+	if v := s.beat("a"); v.StepAt.Before(v.Now.Add(lease / 2)) {
+		t.Errorf("a window that has closed is still due: %+v", v)
+	}
+}
+
+// The lease counts from the database's clock when the request arrives, and
+// others see when it ends.
+func testLeases(t *testing.T, w World) {
+	s := newSet(t, w, "set", "p")
+	end := func(id protocol.WorkerID) time.Duration {
+		t.Helper()
+		r := s.look("watcher")
+		for _, m := range r.Group.Members {
+			if m.ID == id {
+				return m.LeaseEnd.Sub(r.View.Now)
+			}
+		}
+		t.Fatalf("no member %s in %s", id, r.Group)
+		return 0
+	}
+	s.join("a")
+	s.join("watcher")
+	if got := end("a"); got != lease {
+		t.Errorf("after the join the lease is %s, want %s", got, lease)
+	}
+	w.Advance(7 * time.Second)
+	if got, want := end("a"), lease-7*time.Second; got != want {
+		t.Errorf("after 7s the lease is %s, want %s", got, want)
+	}
+	if v := s.beat("watcher"); !v.StepAt.Equal(v.Now.Add(lease - 7*time.Second)) {
+		t.Errorf("the lease of a ends at %s, %s later, and the heartbeat of another says %s", v.Now.Add(lease-7*time.Second), lease, v.StepAt)
+	}
+	s.beat("a")
+	if got := end("a"); got != lease {
+		t.Errorf("a heartbeat made the lease %s, want %s", got, lease)
+	}
+	w.Advance(time.Second)
+	s.look("a")
+	if got := end("a"); got != lease {
+		t.Errorf("a request made the lease %s, want %s", got, lease)
+	}
+	// A worker may bring another lease; it is its own.
+	s.lease = 2 * lease
+	s.beat("a")
+	s.lease = lease
+	if got := end("a"); got != 2*lease {
+		t.Errorf("a heartbeat with a lease of %s made it %s", 2*lease, got)
+	}
+}
+
+// A clock that says so does not end a lease. One that has been watched for as
+// long as the lease does, but not in a heartbeat.
+func testExpiry(t *testing.T, w World) {
+	s := newSet(t, w, "set", "p")
+	s.join("a")
+	s.join("b")
+	s.settle("a")
+	w.Advance(lease + time.Second)
+	now := s.beat("b").Now
+	for why, watch := range map[string]protocol.Watch{
+		"nothing was watched":    {},
+		"watched too short":      {Seen: now, For: lease - time.Microsecond},
+		"seen before the end":    {Seen: now.Add(-2 * time.Second), For: lease},
+		"the clock stepped back": {Seen: now.Add(time.Hour), For: lease},
+	} {
+		r := s.sync(protocol.Request{Worker: "b", Watch: watch})
+		if r.Decision.String() != "" {
+			t.Errorf("%s: %s", why, r.Decision)
+		}
+	}
+	watch := protocol.Watch{Seen: now, For: lease}
+	if v := s.sync(protocol.Request{Worker: "b", Watch: watch, Heartbeat: true}).View; v.Generation != 2 {
+		t.Errorf("a heartbeat changed the generation: %+v", v)
+	}
+	r := s.sync(protocol.Request{Worker: "b", Watch: watch})
+	if !slices.Equal(r.Decision.Expired, []protocol.WorkerID{"a"}) {
+		t.Errorf("expired: %s", r.Decision)
+	}
+	expectGroup(t, r.Group, "generation 3 draining {b:0/1*}")
+	if v := s.beat("a"); v.Member || v.May() {
+		t.Errorf("a after it was removed: %+v", v)
+	}
+
+	// A renewal saves a lease that was over.
+	s.stopped("b", 2)
+	s.join("c")
+	s.settle("c")
+	w.Advance(lease + time.Second)
+	now = s.beat("c").Now
+	s.beat("b")
+	r = s.sync(protocol.Request{Worker: "c", Watch: protocol.Watch{Seen: now, For: lease}})
+	expectGroup(t, r.Group, "generation 4 active {b:0/2 c:1/2}")
+}
+
+// Whatever is sent, no view and no group shows a smaller generation than one
+// before, and an activation is never of another total than its opening.
+func testGenerationGrows(t *testing.T, w World) {
+	s := newSet(t, w, "set", "p")
+	r := rand.New(rand.NewPCG(1, 2))
+	ids := []protocol.WorkerID{"a", "b", "c", "d"}
+	newest, opened := int64(0), 0
+	totals := map[int64]int{}
+	for range 120 {
+		id := ids[r.IntN(len(ids))]
+		request := protocol.Request{Worker: id}
+		switch r.IntN(6) {
+		case 0, 1:
+			request.Join = true
+		case 2:
+			request.Leave = true
+		case 3, 4:
+			request.Stopped = newest - int64(r.IntN(2))
+		}
+		result := s.sync(request)
+		if g := result.Group; g.Generation < newest || g.Generation > newest+1 || result.View.Generation != g.Generation {
+			t.Fatalf("%+v: from generation %d to %s, and the view %+v", request, newest, g, result.View)
+		} else if total, ok := totals[g.Generation]; ok && total != g.Total {
+			t.Fatalf("%+v: generation %d had %d partitions and has %d", request, g.Generation, total, g.Total)
+		} else {
+			newest, totals[g.Generation] = g.Generation, g.Total
+		}
+		if result.Decision.Opened {
+			opened++
+		}
+		if v := s.beat(id); v.Member && v.Generation != newest {
+			t.Fatalf("a heartbeat after %+v shows generation %d, not %d", request, v.Generation, newest)
+		}
+		w.Advance(time.Millisecond)
+	}
+	if int64(opened) != newest || opened < 10 {
+		t.Errorf("%d generations were opened, and the newest is %d", opened, newest)
+	}
+}
+
+// Sets know nothing of each other.
+func testSetsApart(t *testing.T, w World) {
+	one, two := newSet(t, w, "one", "p"), newSet(t, w, "two", "q")
+	two.limit, two.window = 3, time.Second
+	one.join("a")
+	one.join("b")
+	two.join("a") // the same name
+	expectGroup(t, one.settle("a"), "generation 2 active {a:0/2 b:1/2}")
+	one.commit(lane("p", 2, 0, 2), start, at(10))
+	expectGroup(t, two.look("a").Group, "generation 1 active {a:0/1}")
+	two.commit(lane("q", 1, 0, 1), start, at(20))
+	two.absent(lane("p", 2, 0, 2))
+	one.absent(lane("q", 1, 0, 1))
+	two.refused("another set's projection", lane("p", 2, 0, 2), at(10), at(11))
+
+	before := two.look("a")
+	one.leave("a")
+	one.stopped("b", 2)
+	one.expect(lane("p", 3, 0, 1), protocol.Handoff([]protocol.Checkpoint{at(10), start}, 1)[0])
+	after := two.look("a")
+	if after.View != before.View || after.Group.String() != before.Group.String() || after.Group.MaxPartitions != 3 || after.Group.JoinWindow != time.Second {
+		t.Errorf("set two was %+v %+v and is %+v %+v", before.View, before.Group, after.View, after.Group)
+	}
+	two.expect(lane("q", 1, 0, 1), at(20))
+
+	// The other set waits for nobody here.
+	commit := one.write(lane("p", 3, 0, 1), one.find(lane("p", 3, 0, 1)).Checkpoint, at(30))
+	two.leave("a")
+	expectGroup(t, two.join("c").Group, "generation 2 active {c:0/1}")
+	if err := commit.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	one.expect(lane("p", 3, 0, 1), at(30))
+}
+
+// Twenty workers join at once: one group, whatever the order.
+func testConcurrentJoins(t *testing.T, w World) {
+	s := newSet(t, w, "set", "p")
+	const n = 20
+	views := make([]protocol.View, n)
+	var all sync.WaitGroup
+	for i := range n {
+		all.Go(func() {
+			id := protocol.WorkerID(fmt.Sprintf("w%02d", i))
+			r, err := s.try(protocol.Request{Worker: id, Join: true})
+			for err != nil && store.PassingState(err) {
+				r, err = s.try(protocol.Request{Worker: id, Join: true})
+			}
+			if err != nil {
+				t.Errorf("%s: %v", id, err)
+				return
+			}
+			views[i] = r.View
+		})
+	}
+	all.Wait()
+	if t.Failed() {
+		t.FailNow()
+	}
+	owners := map[string]int{}
+	totals := map[int64]int{}
+	for i, v := range views {
+		place := fmt.Sprintf("generation %d partition %d", v.Generation, v.Partition)
+		if other, ok := owners[place]; ok {
+			t.Errorf("%s was given to w%02d and to w%02d", place, other, i)
+		}
+		owners[place] = i
+		if total, ok := totals[v.Generation]; ok && total != v.Total {
+			t.Errorf("generation %d has %d and %d partitions", v.Generation, total, v.Total)
+		}
+		totals[v.Generation] = v.Total
+	}
+	g := s.settle("w00")
+	if len(g.Members) != n || g.Total != n || g.Generation != n {
+		t.Errorf("the group is %s", g)
+	}
+	taken := map[int]bool{}
+	for _, m := range g.Members {
+		if v := s.beat(m.ID); !v.May() || v.Partition != m.Partition || v.Total != n || taken[v.Partition] {
+			t.Errorf("%s sees %+v", m.ID, v)
+		}
+		taken[m.Partition] = true
+	}
+	for k := range n {
+		s.expect(lane("p", g.Generation, k, n), start)
+	}
+}
+
+// takenBy demands a TakenError.
+func takenBy(t *testing.T, err error, projection, set string, worker protocol.WorkerID, over bool) {
+	t.Helper()
+	var taken *store.TakenError
+	if !errors.As(err, &taken) {
+		t.Errorf("%v, want a TakenError", err)
+		return
+	}
+	if taken.Projection != projection || taken.ReplicaSet != set || taken.Worker != worker || taken.Over != over || taken.Now.IsZero() {
+		t.Errorf("%+v, want projection %s, set %s, worker %s, over %t", taken, projection, set, worker, over)
+	}
+}

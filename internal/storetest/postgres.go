@@ -1,0 +1,123 @@
+package storetest
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"net/url"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	orchestrator "github.com/getpup/pupsourcing-orchestrator"
+	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
+	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
+	"github.com/getpup/pupsourcing-orchestrator/internal/store"
+)
+
+// Open opens a database by its URL with some driver.
+type Open func(url string) (*sql.DB, error)
+
+// clockSQL is a clock that stands still. It is exact: every PostgreSQL has
+// microseconds, and so have all sums of these.
+const clockSQL = `
+CREATE TABLE test_clock (time timestamptz NOT NULL);
+INSERT INTO test_clock VALUES ('2001-02-03 04:05:06.789012Z');
+CREATE FUNCTION test_now() RETURNS timestamptz LANGUAGE sql VOLATILE AS 'SELECT time FROM test_clock'`
+
+// Postgres returns worlds for Run: schemas of one database.
+func Postgres(t *testing.T, open Open) func(t *testing.T) World {
+	_, base := pgtest.Database(t)
+	var schemas atomic.Int64
+	return func(t *testing.T) World {
+		schema := fmt.Sprintf("world%d", schemas.Add(1))
+		db := openSchema(t, open, base, schema)
+		if _, err := db.ExecContext(t.Context(), "CREATE SCHEMA "+schema); err != nil {
+			t.Fatal(err)
+		}
+		for _, script := range []string{orchestrator.Schema, clockSQL} {
+			if _, err := db.ExecContext(t.Context(), script); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return &postgres{t: t, db: db}
+	}
+}
+
+func openSchema(t *testing.T, open Open, base, schema string) *sql.DB {
+	t.Helper()
+	return openWith(t, open, base, "search_path", schema)
+}
+
+// openWith opens a database with a setting of the session.
+func openWith(t *testing.T, open Open, base, setting, value string) *sql.DB {
+	t.Helper()
+	u, err := url.Parse(base)
+	if err != nil {
+		t.Fatal(err)
+	}
+	q := u.Query()
+	q.Set(setting, value)
+	u.RawQuery = q.Encode()
+	db, err := open(u.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { db.Close() })
+	return db
+}
+
+type postgres struct {
+	t  *testing.T
+	db *sql.DB
+}
+
+func (p *postgres) Open(set string, lease time.Duration) Store {
+	return postgresStore{store.New(p.db, set, store.Options{Lease: lease, Clock: "test_now()"})}
+}
+
+func (p *postgres) Advance(d time.Duration) {
+	p.t.Helper()
+	_, err := p.db.ExecContext(p.t.Context(), `UPDATE test_clock SET time = time + $1::bigint * interval '1 microsecond'`, d.Microseconds())
+	if err != nil {
+		p.t.Fatal(err)
+	}
+}
+
+func (p *postgres) Waiting() (n int) {
+	p.t.Helper()
+	err := p.db.QueryRowContext(p.t.Context(),
+		`SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'`).Scan(&n)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return n
+}
+
+func (p *postgres) Delete(projection string, partitions ...int) {
+	p.t.Helper()
+	for _, k := range partitions {
+		res, err := p.db.ExecContext(p.t.Context(),
+			`DELETE FROM orchestrator_checkpoints WHERE projection = $1 AND partition = $2`, projection, k)
+		if err != nil {
+			p.t.Fatal(err)
+		}
+		if n, err := res.RowsAffected(); n != 1 || err != nil {
+			p.t.Fatalf("deleted %d rows of projection %s partition %d: %v", n, projection, k, err)
+		}
+	}
+}
+
+type postgresStore struct{ *store.Store }
+
+func (s postgresStore) Write(ctx context.Context, l store.Lane, from, to protocol.Checkpoint) (Tx, error) {
+	tx, err := s.Begin(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.Commit(ctx, tx, l, from, to); err != nil {
+		return nil, errors.Join(err, tx.Rollback())
+	}
+	return tx, nil
+}

@@ -1,0 +1,299 @@
+// Package storetest says what a store must do, as tests that run against any:
+// [Run] on whatever keeps groups and checkpoints, [Errors] on a driver for
+// PostgreSQL. PostgreSQL through lib/pq, PostgreSQL through pgx and a store in
+// memory must not be told apart by the protocol.
+package storetest
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
+	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
+	"github.com/getpup/pupsourcing-orchestrator/internal/store"
+)
+
+// A World is an empty database with a clock of its own.
+type World interface {
+	// Open returns the store of a replica set. Bounds on transactions follow
+	// from the lease as store.Bounds has them.
+	Open(set string, lease time.Duration) Store
+	// Advance moves the database's clock, which stands still otherwise.
+	Advance(d time.Duration)
+	// Waiting returns how many calls are waiting for a transaction to end. A
+	// store that never waits returns 0; its calls return an error that
+	// store.LockTimeout knows.
+	Waiting() int
+	// Delete deletes rows of checkpoints, as somebody might by hand.
+	Delete(projection string, partitions ...int)
+}
+
+// A Store is one replica set, as store.Store is.
+type Store interface {
+	Sync(ctx context.Context, r protocol.Request, projections []string) (store.Result, error)
+	Find(ctx context.Context, l store.Lane) (protocol.Found, error)
+	// Write begins a transaction and moves a checkpoint in it.
+	Write(ctx context.Context, l store.Lane, from, to protocol.Checkpoint) (Tx, error)
+}
+
+// A Tx is a transaction that has moved a checkpoint. It keeps its locks until
+// one of the two is called, or the store's bound on an idle one ends it.
+type Tx interface {
+	Commit() error
+	Rollback() error
+}
+
+// Run runs the suite. open is called once for each test.
+func Run(t *testing.T, open func(t *testing.T) World) {
+	for _, c := range []struct {
+		name string
+		test func(t *testing.T, w World)
+	}{
+		{"first worker", testFirstWorker},
+		{"join repeated", testJoinRepeated},
+		{"stop report repeated", testStopRepeated},
+		{"leave repeated", testLeaveRepeated},
+		{"replaced incarnation", testReplaced},
+		{"request of a stranger", testStranger},
+		{"heartbeat shows what a request shows", testHeartbeat},
+		{"heartbeat reads in one piece", testOnePiece},
+		{"standby", testStandby},
+		{"join window", testJoinWindow},
+		{"leases by the database's clock", testLeases},
+		{"expiry needs a watch", testExpiry},
+		{"generation only grows", testGenerationGrows},
+		{"sets are apart", testSetsApart},
+		{"concurrent joins", testConcurrentJoins},
+
+		{"commit and find", testCommit},
+		{"marks", testMarks},
+		{"fence", testFence},
+		{"find waits for a commit", testFindWaits},
+		{"hand-over of uneven checkpoints", testHandOver},
+		{"activation waits for a commit", testActivationWaits},
+		{"activation goes past a frozen commit", testFrozen},
+		{"commit waits for an activation", testCommitWaits},
+		{"rows deleted by hand", testDeleted},
+
+		{"projection taken", testTaken},
+		{"take-over after a leave", testTakeOver},
+		{"take-over from the dead", testTakeOverDead},
+		{"take-over between equal generations", testSameNumber},
+		{"take-overs and outside fences", testFenceOutside},
+		{"claims at once", testClaims},
+	} {
+		t.Run(c.name, func(t *testing.T) { c.test(t, open(t)) })
+	}
+}
+
+const lease = time.Minute // but for tests in which a bound must pass
+
+var start = protocol.Checkpoint{} // of a new projection
+
+func at(position int64, marks ...protocol.Mark) protocol.Checkpoint {
+	return protocol.Checkpoint{Position: position, Ahead: marks}
+}
+
+// A set is a replica set and the settings that its workers send.
+type set struct {
+	t           *testing.T
+	w           World
+	store       Store
+	lease       time.Duration
+	window      time.Duration
+	limit       int
+	projections []string
+}
+
+func newSet(t *testing.T, w World, name string, projections ...string) *set {
+	return &set{t: t, w: w, store: w.Open(name, lease), lease: lease, projections: projections}
+}
+
+// try sends a request, again whenever a lock could not be had.
+func (s *set) try(r protocol.Request) (store.Result, error) {
+	r.Lease = s.lease
+	if r.Join {
+		r.MaxPartitions, r.JoinWindow = s.limit, s.window
+	}
+	for {
+		result, err := s.store.Sync(s.t.Context(), r, s.projections)
+		if err == nil || !store.LockTimeout(err) {
+			return result, err
+		}
+	}
+}
+
+func (s *set) sync(r protocol.Request) store.Result {
+	s.t.Helper()
+	result, err := s.try(r)
+	if err != nil {
+		s.t.Fatalf("sync %+v: %v", r, err)
+	}
+	return result
+}
+
+func (s *set) join(id protocol.WorkerID) store.Result {
+	s.t.Helper()
+	return s.sync(protocol.Request{Worker: id, Join: true})
+}
+
+// look is a full request that says nothing.
+func (s *set) look(id protocol.WorkerID) store.Result {
+	s.t.Helper()
+	return s.sync(protocol.Request{Worker: id})
+}
+
+func (s *set) stopped(id protocol.WorkerID, generation int64) store.Result {
+	s.t.Helper()
+	return s.sync(protocol.Request{Worker: id, Stopped: generation})
+}
+
+func (s *set) leave(id protocol.WorkerID) store.Result {
+	s.t.Helper()
+	return s.sync(protocol.Request{Worker: id, Leave: true})
+}
+
+func (s *set) beat(id protocol.WorkerID) protocol.View {
+	s.t.Helper()
+	return s.sync(protocol.Request{Worker: id, Heartbeat: true}).View
+}
+
+// settle has everybody stop until the newest generation is active.
+func (s *set) settle(id protocol.WorkerID) protocol.Group {
+	s.t.Helper()
+	r := s.look(id)
+	for _, holder := range r.Decision.WaitsFor {
+		r = s.stopped(holder, r.Group.Generation-1)
+	}
+	if r.Group.Phase != protocol.Active {
+		s.t.Fatalf("after everybody has stopped: %s", r.Group)
+	}
+	return r.Group
+}
+
+func lane(projection string, generation int64, partition, total int) store.Lane {
+	return store.Lane{Projection: projection, Assignment: protocol.Assignment{Generation: generation, Partition: partition, Total: total}}
+}
+
+func (s *set) write(l store.Lane, from, to protocol.Checkpoint) Tx {
+	s.t.Helper()
+	tx, err := s.store.Write(s.t.Context(), l, from, to)
+	if err != nil {
+		s.t.Fatalf("write %s from %s to %s: %v", l, from, to, err)
+	}
+	return tx
+}
+
+func (s *set) commit(l store.Lane, from, to protocol.Checkpoint) {
+	s.t.Helper()
+	if err := s.write(l, from, to).Commit(); err != nil {
+		s.t.Fatalf("commit %s from %s to %s: %v", l, from, to, err)
+	}
+}
+
+// refused demands that a commit is refused as superseded.
+func (s *set) refused(why string, l store.Lane, from, to protocol.Checkpoint) {
+	s.t.Helper()
+	tx, err := s.store.Write(s.t.Context(), l, from, to)
+	if err == nil {
+		err = tx.Commit()
+	}
+	if !errors.Is(err, store.ErrSuperseded) {
+		s.t.Errorf("%s: commit %s from %s to %s: %v, want ErrSuperseded", why, l, from, to, err)
+	}
+}
+
+func (s *set) find(l store.Lane) protocol.Found {
+	s.t.Helper()
+	found, err := s.store.Find(s.t.Context(), l)
+	if err != nil {
+		s.t.Fatalf("find %s: %v", l, err)
+	}
+	return found
+}
+
+// expect demands what Find returns for a lane, under the lane's generation.
+func (s *set) expect(l store.Lane, want protocol.Checkpoint) {
+	s.t.Helper()
+	found := s.find(l)
+	if !found.Exists || found.Generation != l.Assignment.Generation || !found.Checkpoint.Equal(want) {
+		s.t.Errorf("find %s: %+v, want %s", l, found, want)
+	}
+}
+
+// absent demands that the set has no checkpoint for a lane.
+func (s *set) absent(l store.Lane) {
+	s.t.Helper()
+	if found := s.find(l); found.Exists {
+		s.t.Errorf("find %s: %+v, want none", l, found)
+	}
+}
+
+func expectGroup(t *testing.T, g protocol.Group, want string) {
+	t.Helper()
+	if g.String() != want {
+		t.Errorf("group is  %s\nwant      %s", g, want)
+	}
+}
+
+// patience ends a broken test; nothing passes or fails by it.
+const patience = time.Minute
+
+// A call is one that is expected to wait.
+type call[T any] struct {
+	t       *testing.T
+	done    chan struct{}
+	result  T
+	err     error
+	refused chan struct{} // receives while the store refuses instead of waiting
+}
+
+// begin starts a call and repeats it while it returns that a lock could not be
+// had.
+func begin[T any](t *testing.T, f func() (T, error)) *call[T] {
+	c := &call[T]{t: t, done: make(chan struct{}), refused: make(chan struct{}, 1)}
+	go func() {
+		defer close(c.done)
+		for {
+			c.result, c.err = f()
+			if c.err == nil || !store.LockTimeout(c.err) || t.Context().Err() != nil {
+				return
+			}
+			select {
+			case c.refused <- struct{}{}:
+			default:
+			}
+		}
+	}()
+	return c
+}
+
+// waiting waits until n calls wait, and demands that this one does.
+func (c *call[T]) waiting(w World, n int) {
+	c.t.Helper()
+	pgtest.Eventually(c.t, "a call waits for a transaction", func() bool {
+		select {
+		case <-c.done:
+			c.t.Fatalf("a call returned that had to wait: %+v, %v", c.result, c.err)
+		case <-c.refused:
+			return true
+		default:
+		}
+		return w.Waiting() >= n
+	})
+}
+
+func (c *call[T]) wait() T {
+	c.t.Helper()
+	select {
+	case <-c.done:
+	case <-time.After(patience):
+		c.t.Fatal("a call did not return")
+	}
+	if c.err != nil {
+		c.t.Fatal(c.err)
+	}
+	return c.result
+}

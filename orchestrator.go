@@ -1,0 +1,354 @@
+package orchestrator
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/big"
+	mathrand "math/rand/v2"
+	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
+	"github.com/getpup/pupsourcing-orchestrator/internal/store"
+)
+
+// An Orchestrator is one worker of a replica set.
+type Orchestrator[E any] struct {
+	cfg Config[E]
+}
+
+// New checks the configuration, without touching the database, and returns an
+// Orchestrator. The error is ErrInvalidConfig and names the field.
+func New[E any](cfg Config[E]) (*Orchestrator[E], error) {
+	cfg, err := cfg.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	return &Orchestrator[E]{cfg: cfg}, nil
+}
+
+// Run joins the replica set and handles events of the partitions that it is
+// assigned, until ctx is cancelled. Then the events in hand are finished and
+// committed, the membership is given up, so that the others re-partition
+// without waiting for anything, and Run returns ctx.Err().
+//
+// Run returns another error only when it can't go on: ErrInvalidConfig,
+// ErrSchema, ErrProjectionTaken, ErrEventStore, ErrCoordinationTimeout, a
+// *HandlerError under the policy StopOnFailure, a handler that ends its
+// goroutine, or what the server says about a privilege or a table that is
+// missing. Losing a partition, a new
+// generation, a database that is away for a while are not errors.
+//
+// Each call of Run is a worker of its own. All workers of a replica set should
+// run the same projections. During a roll-out that adds one, it stays idle on
+// partitions whose worker does not know it yet.
+func (o *Orchestrator[E]) Run(ctx context.Context, projections []Projection[E]) error {
+	names, err := projectionNames(projections)
+	if err != nil {
+		return err
+	}
+	w := newWorker(ctx, o.cfg, projections, names)
+	defer w.end()
+	if err := w.check(ctx); err != nil {
+		return err
+	}
+	return w.loop(ctx)
+}
+
+// A worker is one call of Run: it feeds the session with what happens and does
+// what the session says. It decides nothing.
+type worker[E any] struct {
+	cfg         Config[E]
+	projections []Projection[E]
+	names       []string
+
+	store   *store.Store
+	session *protocol.Session
+	log     *slog.Logger
+
+	// life ends with Run, and not with Run's context: a worker that stops
+	// still commits and leaves.
+	life context.Context
+	end  context.CancelFunc
+	busy sync.WaitGroup // syncs under way
+
+	inputs  chan protocol.Input
+	fatal   chan error
+	leases  *lease
+	run     *run[E] // what the session has started
+	waiting waiting
+}
+
+// waiting is how long this worker has seen a generation wait for others, and
+// when it last said so.
+type waiting struct {
+	generation   int64
+	since, noted time.Time
+}
+
+// lease is when the worker must have stopped handling events, for every lane
+// to look at.
+type lease struct{ end atomic.Pointer[time.Time] }
+
+func (l *lease) set(t time.Time) { l.end.Store(&t) }
+
+func (l *lease) over(now time.Time) bool {
+	end := l.end.Load()
+	return end == nil || !now.Before(*end)
+}
+
+func newWorker[E any](ctx context.Context, cfg Config[E], projections []Projection[E], names []string) *worker[E] {
+	name := workerName()
+	w := &worker[E]{
+		cfg: cfg, projections: projections, names: names,
+		store: store.New(cfg.DB, string(cfg.ReplicaSet), store.Options{Lease: cfg.StaleWorkerTimeout}),
+		session: protocol.NewSession(protocol.WorkerID(name),
+			protocol.Timing{Heartbeat: cfg.HeartbeatInterval, Lease: cfg.StaleWorkerTimeout, Drain: cfg.CoordinationTimeout},
+			protocol.Request{MaxPartitions: cfg.MaxPartitions, JoinWindow: cfg.JoinWindow}),
+		log:    cfg.Logger.With("replica_set", string(cfg.ReplicaSet), "worker", name),
+		inputs: make(chan protocol.Input),
+		fatal:  make(chan error),
+		leases: &lease{},
+	}
+	w.life, w.end = context.WithCancel(context.WithoutCancel(ctx))
+	return w
+}
+
+// workerName returns a name that no other worker has, and that says where to
+// look for it: host, process, and a random part.
+func workerName() string {
+	host, err := os.Hostname()
+	if err != nil || host == "" {
+		host = "worker"
+	}
+	host = strings.Map(func(r rune) rune {
+		if r <= ' ' || r > '~' {
+			return '_'
+		}
+		return r
+	}, host[:min(len(host), 100)])
+	n, _ := rand.Int(rand.Reader, big.NewInt(1<<40)) // crypto/rand never fails
+	return fmt.Sprintf("%s-%d-%08s", host, os.Getpid(), n.Text(36))
+}
+
+// check makes sure, before anything is touched, that the tables and the event
+// store are there. A database that is away is waited for.
+func (w *worker[E]) check(ctx context.Context) error {
+	checks := []func(context.Context) error{w.store.Check}
+	if c, ok := w.cfg.EventStore.(Checker); ok {
+		checks = append(checks, func(ctx context.Context) error {
+			if err := c.Check(ctx); err != nil {
+				return fmt.Errorf("%w: %w", ErrEventStore, err)
+			}
+			return nil
+		})
+	}
+	backoff := protocol.Backoff{Min: 50 * time.Millisecond, Max: time.Second}
+	for _, check := range checks {
+		for failures := 1; ; failures++ {
+			err := boundedDo(ctx, w.cfg.StaleWorkerTimeout, check)
+			if err == nil {
+				break
+			}
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			if !store.Passing(err) && !errors.Is(err, context.DeadlineExceeded) {
+				return err
+			}
+			w.log.Warn("database is away, trying again", "error", err)
+			if !sleep(ctx, backoff.Delay(failures, mathrand.Float64())) {
+				return ctx.Err()
+			}
+		}
+	}
+	return nil
+}
+
+// loop carries the session from input to action until it exits.
+func (w *worker[E]) loop(ctx context.Context) error {
+	defer w.busy.Wait()
+	defer w.end()
+
+	wake := time.NewTimer(0)
+	defer wake.Stop()
+	shutdown := ctx.Done()
+	var cause error // why Run ends, if not for ctx
+	for {
+		var in protocol.Input
+		select {
+		case <-shutdown:
+			in, shutdown = protocol.Shutdown{}, nil
+		case err := <-w.fatal:
+			if cause == nil {
+				cause = err
+				w.log.Error("giving up", "error", err)
+			}
+			in = protocol.Shutdown{}
+		case in = <-w.inputs:
+			w.note(in)
+		case <-wake.C:
+			in = protocol.Tick{}
+		}
+		now := time.Now()
+		actions := w.session.Next(now, in)
+		w.leases.set(w.session.LeaseEnd())
+		for _, action := range actions {
+			switch a := action.(type) {
+			case protocol.Sync:
+				w.busy.Go(func() { w.sync(a.Request) })
+			case protocol.Start:
+				w.start(a.Assignment)
+			case protocol.Drain:
+				w.log.Debug("draining", "generation", a.Generation)
+				w.run.drain()
+			case protocol.Cancel:
+				w.cancel(a)
+			case protocol.Wake:
+				wake.Reset(a.At.Sub(now))
+			case protocol.Exit:
+				if a.Cause == protocol.DrainTimeout {
+					return w.stuck(cause)
+				}
+				w.log.Info("left")
+				if cause != nil {
+					return cause
+				}
+				return ctx.Err()
+			}
+		}
+	}
+}
+
+// sync carries out one request and brings the answer back.
+func (w *worker[E]) sync(r protocol.Request) {
+	sent := time.Now()
+	result, err := bounded(w.life, w.patience(), func(ctx context.Context) (store.Result, error) {
+		return w.store.Sync(ctx, r, w.names)
+	}, nil)
+	if err == nil {
+		w.logDecision(result)
+		w.input(protocol.Synced{Request: r, Sent: sent, View: result.View})
+		return
+	}
+	failed := protocol.SyncFailed{Request: r, Sent: sent, Jitter: mathrand.Float64()}
+	var taken *store.TakenError
+	switch {
+	case errors.As(err, &taken) && taken.Over:
+		w.log.Info("waiting for a worker of another replica set that seems dead", "projection", taken.Projection,
+			"other_replica_set", taken.ReplicaSet, "other_worker", string(taken.Worker))
+		failed.Database = taken.Now
+	case taken != nil:
+		w.fail(fmt.Errorf("%w: %w", ErrProjectionTaken, err))
+	case store.Permanent(err):
+		w.fail(fmt.Errorf("coordinate replica set %q: %w", w.cfg.ReplicaSet, err))
+	case w.life.Err() == nil:
+		w.log.Warn("can't coordinate, trying again", "error", err)
+	}
+	w.input(failed)
+}
+
+// patience is how long to wait for one answer of the database. Two attempts
+// fit into what the worker uses of its lease, so a request that hangs does not
+// cost the lease.
+func (w *worker[E]) patience() time.Duration { return w.cfg.StaleWorkerTimeout / 3 }
+
+// input hands an input to the loop, unless that has ended.
+func (w *worker[E]) input(in protocol.Input) {
+	select {
+	case w.inputs <- in:
+	case <-w.life.Done():
+	}
+}
+
+// fail makes Run stop and return err.
+func (w *worker[E]) fail(err error) {
+	select {
+	case w.fatal <- err:
+	case <-w.life.Done():
+	}
+}
+
+// note logs what an input says.
+func (w *worker[E]) note(in protocol.Input) {
+	switch in := in.(type) {
+	case protocol.Refused:
+		w.log.Info("a lane has ended by itself: its commit was refused, or it saw the lease end", "generation", in.Generation)
+	case protocol.Stopped:
+		w.log.Info("stopped", "generation", in.Generation)
+	}
+}
+
+// start runs the lanes of an assignment.
+func (w *worker[E]) start(a protocol.Assignment) {
+	w.log.Info("started", "generation", a.Generation, "partition", a.Partition, "total_partitions", a.Total)
+	w.run = startRun(w, a)
+}
+
+func (w *worker[E]) cancel(a protocol.Cancel) {
+	if a.Lost {
+		w.log.Warn("lease lost: handlers are cancelled; will join again", "generation", a.Generation)
+		w.run.cancel(ErrLeaseLost)
+		return
+	}
+	w.log.Warn("handlers take long to stop: they are cancelled", "generation", a.Generation, "lanes", w.run.inHand())
+	w.run.cancel(ErrGenerationSuperseded)
+}
+
+// stuck returns the error for handlers that did not return. What they hold is
+// not waited for: the goroutines are theirs.
+func (w *worker[E]) stuck(cause error) error {
+	w.run.cancel(ErrGenerationSuperseded)
+	err := fmt.Errorf("%w: did not return within %s after being asked to stop: %s",
+		ErrCoordinationTimeout, w.cfg.CoordinationTimeout, strings.Join(w.run.inHand(), ", "))
+	return errors.Join(err, cause)
+}
+
+// logDecision writes a line for each generation that this worker opened or
+// activated, and from time to time one for what keeps it from being activated.
+func (w *worker[E]) logDecision(r store.Result) {
+	d, g := r.Decision, r.Group
+	if len(d.Expired) > 0 {
+		w.log.Warn("workers removed: their leases are over", "workers", d.Expired)
+	}
+	if d.Opened {
+		w.log.Info("generation opened", "generation", g.Generation, "reason", g.Reason, "total_partitions", g.Total)
+	}
+	if d.Activated {
+		w.log.Info("generation activated", "generation", g.Generation, "reason", g.Reason, "total_partitions", g.Total)
+	}
+	if len(d.WaitsFor) > 0 {
+		w.logWaiting(g.Generation, d.WaitsFor)
+	}
+}
+
+// logWaiting names the workers that hold up a generation, when that takes
+// longer than their heartbeats explain, and then every ten seconds.
+func (w *worker[E]) logWaiting(generation int64, holders []protocol.WorkerID) {
+	now := time.Now()
+	if w.waiting.generation != generation {
+		w.waiting = waiting{generation: generation, since: now}
+	}
+	if now.Sub(w.waiting.since) > 2*w.cfg.HeartbeatInterval && now.Sub(w.waiting.noted) > 10*time.Second {
+		w.waiting.noted = now
+		w.log.Warn("waiting for workers to stop", "generation", generation, "workers", holders, "waited", now.Sub(w.waiting.since))
+	}
+}
+
+// sleep waits, and reports false if ctx ended first.
+func sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}

@@ -1,0 +1,83 @@
+package orchestrator
+
+import (
+	"context"
+	"database/sql"
+)
+
+// A Projection builds a read model from events. Its name identifies its
+// progress: another name is another projection, which starts from the first
+// event.
+//
+// Handle gets the events of this worker's partition, each aggregate's in
+// order, one at a time. If it returns nil, the event counts as handled when
+// the checkpoint is committed, after the batch; a worker that dies in between
+// hands the event to its successor again. So Handle should be idempotent, or
+// the projection transactional.
+//
+// If Handle returns an error or panics, the event is retried (see
+// Config.Retry and Config.OnFailure) and nothing of the partition moves past
+// it. If its context is cancelled, it should return soon, with any error: the
+// partition is about to be somebody else's. See AssignmentFrom for what else
+// the context knows.
+//
+// A projection must be safe for use by several goroutines if the same value is
+// handed to more than one Orchestrator.
+type Projection[E any] interface {
+	Name() string
+	Handle(ctx context.Context, event E) error
+}
+
+// A TransactionalProjection is a Projection whose writes go through tx and
+// commit together with the checkpoint: each event's are committed exactly
+// once, whatever crashes. HandleTx is called in place of Handle, for several
+// events in one transaction.
+//
+// If the transaction does not commit, its events are handled again in another.
+// It is a READ COMMITTED transaction of Config.DB. The server ends it if it
+// stays idle for StaleWorkerTimeout: one event must not take that long without
+// a statement. (A batch of many events is cut where it takes long.)
+type TransactionalProjection[E any] interface {
+	Projection[E]
+	HandleTx(ctx context.Context, tx Tx, event E) error
+}
+
+// A BatchProjection is a TransactionalProjection that takes up to BatchSize
+// events at once. HandleBatch is called in place of Handle and HandleTx. When
+// it fails, nothing of the batch is committed, and shorter batches are tried
+// until the event at fault stands alone. It must not leave tx idle for
+// StaleWorkerTimeout.
+type BatchProjection[E any] interface {
+	Projection[E]
+	HandleBatch(ctx context.Context, tx Tx, events []E) error
+}
+
+// Tx is what a handler may do with its transaction: everything but end it. The
+// methods are those of *sql.Tx, and what sqlc and others call DBTX.
+type Tx interface {
+	ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error)
+	PrepareContext(ctx context.Context, query string) (*sql.Stmt, error)
+	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
+	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
+}
+
+// An Assignment says under what a handler runs.
+type Assignment struct {
+	ReplicaSet ReplicaSetName
+	// Generation only ever grows within a replica set. An outside system that
+	// remembers the highest it has seen, and refuses smaller ones, refuses
+	// whatever a superseded worker still sends (a fencing token).
+	Generation int64
+	// Partition counts from 0 to TotalPartitions-1.
+	Partition       int
+	TotalPartitions int
+}
+
+type assignmentKey struct{}
+
+// AssignmentFrom returns the assignment under which the handler that was given
+// ctx runs, and false outside of handlers.
+func AssignmentFrom(ctx context.Context) (Assignment, bool) {
+	a, ok := ctx.Value(assignmentKey{}).(Assignment)
+	return a, ok
+}

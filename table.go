@@ -1,0 +1,368 @@
+package orchestrator
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
+)
+
+// An Event is a row of an events table in pupsourcing's layout.
+type Event struct {
+	GlobalPosition   int64
+	BoundedContext   string
+	AggregateType    string
+	AggregateID      string
+	AggregateVersion int64
+	EventID          string // a UUID in its usual form
+	EventType        string
+	EventVersion     int
+	Payload          []byte
+	TraceID          sql.NullString
+	CorrelationID    sql.NullString
+	CausationID      sql.NullString
+	Metadata         []byte // JSON; nil for NULL
+	CreatedAt        time.Time
+}
+
+// A TableConfig says where the events are and how to read a row. Names are
+// taken as they are written and quoted.
+type TableConfig[E any] struct {
+	// Table is the events table, looked up on the search path, or in Schema if
+	// that is set. Default: events.
+	Schema, Table string
+	// PositionColumn is a positive integer, unique, indexed, and filled from a
+	// sequence by the inserting transaction itself. Default: global_position.
+	PositionColumn string
+	// AggregateIDColumn, as text, decides the partition. Default: aggregate_id.
+	AggregateIDColumn string
+	// Columns are what Scan gets, in this order. Required.
+	Columns []string
+	// Scan makes an event of one row: it calls scan once, with a destination
+	// for each of Columns. Required.
+	Scan func(scan func(dest ...any) error) (E, error)
+}
+
+// A Table is an EventStore over a table of events in PostgreSQL. It needs the
+// privilege to read the table and nothing else.
+//
+// It never passes a position that a transaction may still commit: sequences
+// hand out positions in order, and transactions commit in any. An insert locks
+// its table before it takes a position; so when a position is missing, Table
+// lists who holds that lock (pg_locks), hands out the events before the gap,
+// and goes on when all of those transactions have ended. That is exact and
+// needs no timeout. It costs nothing while there are no gaps. A transaction
+// that stays open after an insert holds all readers back until it ends:
+// Waiting names it.
+//
+// Its limits: it works on the primary only; the sequence must not cache values
+// (CACHE 1, the default); and a transaction must take its position in the
+// insert itself. Check refuses the first two, and views, which nobody locks.
+type Table[E any] struct {
+	db   *sql.DB
+	cfg  TableConfig[E]
+	name string // quoted, for statements
+
+	read, high string
+
+	// turn holds one token: whoever has it may ask for holders and tell the
+	// horizon, which belong together. mu is only ever held for a moment.
+	turn    chan struct{}
+	mu      sync.Mutex
+	horizon protocol.Horizon
+}
+
+// NewTable returns a Table that reads from db. The error is ErrInvalidConfig
+// and names the field; the database is not touched before Check or Read.
+func NewTable[E any](db *sql.DB, cfg TableConfig[E]) (*Table[E], error) {
+	if db == nil {
+		return nil, fmt.Errorf("%w: NewTable was given a nil database", ErrInvalidConfig)
+	}
+	if cfg.Scan == nil {
+		return nil, tableError("Scan", "is nil")
+	}
+	if len(cfg.Columns) == 0 {
+		return nil, tableError("Columns", "is empty")
+	}
+	for _, d := range []struct {
+		value    *string
+		fallback string
+	}{{&cfg.Table, "events"}, {&cfg.PositionColumn, "global_position"}, {&cfg.AggregateIDColumn, "aggregate_id"}} {
+		if *d.value == "" {
+			*d.value = d.fallback
+		}
+	}
+	names := map[string]string{"Table": cfg.Table, "PositionColumn": cfg.PositionColumn, "AggregateIDColumn": cfg.AggregateIDColumn}
+	if cfg.Schema != "" {
+		names["Schema"] = cfg.Schema
+	}
+	for i, c := range cfg.Columns {
+		names[fmt.Sprintf("Columns[%d]", i)] = c
+	}
+	for field, name := range names {
+		if problem := nameProblem(name); problem != "" {
+			return nil, tableError(field, problem)
+		}
+	}
+
+	t := &Table[E]{db: db, cfg: cfg, name: quoteIdentifier(cfg.Table), turn: make(chan struct{}, 1)}
+	if cfg.Schema != "" {
+		t.name = quoteIdentifier(cfg.Schema) + "." + t.name
+	}
+	columns := make([]string, len(cfg.Columns))
+	for i, c := range cfg.Columns {
+		columns[i] = quoteIdentifier(c)
+	}
+	position := quoteIdentifier(cfg.PositionColumn)
+	t.read = fmt.Sprintf(`SELECT %s, %s::text, %s FROM %s WHERE %s > $1 ORDER BY %s LIMIT $2`,
+		position, quoteIdentifier(cfg.AggregateIDColumn), strings.Join(columns, ", "), t.name, position, position)
+	t.high = fmt.Sprintf(`SELECT coalesce(max(%s), 0) FROM %s`, position, t.name)
+	return t, nil
+}
+
+func tableError(field, problem string) error {
+	return fmt.Errorf("%w: TableConfig.%s %s", ErrInvalidConfig, field, problem)
+}
+
+// NewEventTable returns a Table over an events table in pupsourcing's layout;
+// an empty name is "events".
+func NewEventTable(db *sql.DB, table string) (*Table[Event], error) {
+	return NewTable(db, TableConfig[Event]{
+		Table: table,
+		Columns: []string{
+			"global_position", "bounded_context", "aggregate_type", "aggregate_id", "aggregate_version",
+			"event_id", "event_type", "event_version", "payload", "trace_id", "correlation_id",
+			"causation_id", "metadata", "created_at",
+		},
+		Scan: func(scan func(dest ...any) error) (e Event, err error) {
+			err = scan(&e.GlobalPosition, &e.BoundedContext, &e.AggregateType, &e.AggregateID, &e.AggregateVersion,
+				&e.EventID, &e.EventType, &e.EventVersion, &e.Payload, &e.TraceID, &e.CorrelationID,
+				&e.CausationID, &e.Metadata, &e.CreatedAt)
+			return e, err
+		},
+	})
+}
+
+// quoteIdentifier quotes a name for SQL.
+func quoteIdentifier(name string) string { return `"` + strings.ReplaceAll(name, `"`, `""`) + `"` }
+
+// Read implements EventStore.
+func (t *Table[E]) Read(ctx context.Context, after int64, limit int) ([]Record[E], error) {
+	for {
+		// The order matters: the horizon has to be known before the page is
+		// read. See protocol.Horizon.
+		final, err := t.look(ctx)
+		if err != nil {
+			return nil, err
+		}
+		page, err := t.page(ctx, after, limit)
+		if err != nil {
+			return nil, err
+		}
+		positions := make([]int64, len(page))
+		for i, r := range page {
+			positions[i] = r.Position
+		}
+		n, missing := protocol.Admit(after, final, positions)
+		if missing == 0 {
+			return page, nil
+		}
+		resolved, err := t.begin(ctx, missing)
+		if err != nil {
+			return nil, err
+		}
+		if !resolved || n > 0 {
+			return page[:n], nil
+		}
+	}
+}
+
+// lookMax bounds a look at the locks, so that one on a connection that has
+// fallen silent does not hold up the other readers.
+const lookMax = 10 * time.Second
+
+// take waits for the reader's turn to look at the locks.
+func (t *Table[E]) take(ctx context.Context) error {
+	select {
+	case t.turn <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// look returns the horizon, after asking for the transactions that are being
+// waited for.
+func (t *Table[E]) look(ctx context.Context) (final int64, err error) {
+	if _, waiting := t.Waiting(); waiting {
+		if err := t.take(ctx); err != nil {
+			return 0, err
+		}
+		defer func() { <-t.turn }()
+		holders, err := bounded(ctx, lookMax, t.holders, nil)
+		if err != nil {
+			return 0, err
+		}
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		t.horizon.Observe(holders)
+		return t.horizon.Final(), nil
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.horizon.Final(), nil
+}
+
+// begin starts to wait for whoever may fill the gap at missing, and reports
+// whether there is nobody.
+func (t *Table[E]) begin(ctx context.Context, missing int64) (resolved bool, err error) {
+	if err := t.take(ctx); err != nil {
+		return false, err
+	}
+	defer func() { <-t.turn }()
+	var high int64
+	holders, err := bounded(ctx, lookMax, func(ctx context.Context) ([]protocol.Holder, error) {
+		if err := t.db.QueryRowContext(ctx, t.high).Scan(&high); err != nil {
+			return nil, fmt.Errorf("highest position of %s: %w", t.name, err)
+		}
+		return t.holders(ctx) // after the highest position was seen
+	}, nil)
+	if err != nil {
+		return false, err
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.horizon.Begin(missing, high, holders, time.Now()), nil
+}
+
+func (t *Table[E]) page(ctx context.Context, after int64, limit int) ([]Record[E], error) {
+	rows, err := t.db.QueryContext(ctx, t.read, after, limit)
+	if err != nil {
+		return nil, fmt.Errorf("read events from %s: %w", t.name, err)
+	}
+	defer rows.Close()
+	page := make([]Record[E], 0, limit)
+	for rows.Next() {
+		var r Record[E]
+		r.Event, err = t.cfg.Scan(func(dest ...any) error {
+			return rows.Scan(append([]any{&r.Position, &r.AggregateID}, dest...)...)
+		})
+		if err != nil {
+			return nil, fmt.Errorf("read an event from %s after position %d: %w", t.name, r.Position, err)
+		}
+		page = append(page, r)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, fmt.Errorf("read events from %s: %w", t.name, err)
+	}
+	return page, nil
+}
+
+// holdersSQL lists who holds the lock that an insert takes, on the table, on
+// any of its partitions, or on a table that inherits from it; prepared
+// transactions included.
+const holdersSQL = `
+SELECT DISTINCT virtualtransaction, coalesce(pid, 0)
+  FROM pg_locks
+ WHERE locktype = 'relation' AND mode = 'RowExclusiveLock' AND granted
+   AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+   AND relation IN (
+       WITH RECURSIVE part AS (
+           SELECT $1::regclass::oid AS oid
+            UNION SELECT inhrelid FROM pg_inherits JOIN part ON inhparent = part.oid)
+       SELECT oid FROM part)
+   AND pid IS DISTINCT FROM pg_backend_pid()`
+
+func (t *Table[E]) holders(ctx context.Context) ([]protocol.Holder, error) {
+	rows, err := t.db.QueryContext(ctx, holdersSQL, t.name)
+	if err != nil {
+		return nil, fmt.Errorf("list the writers of %s: %w", t.name, err)
+	}
+	defer rows.Close()
+	var holders []protocol.Holder
+	for rows.Next() {
+		var h protocol.Holder
+		if err := rows.Scan(&h.Transaction, &h.Backend); err != nil {
+			return nil, fmt.Errorf("list the writers of %s: %w", t.name, err)
+		}
+		holders = append(holders, h)
+	}
+	return holders, rows.Err()
+}
+
+// A Gap is a position that readers wait at.
+type Gap struct {
+	Position int64     // the first position that is missing
+	Since    time.Time // when a reader first met it
+	// Backends are the process ids (pg_stat_activity.pid) of the transactions
+	// that may still fill it, 0 for a prepared one (pg_prepared_xacts).
+	Backends []int
+}
+
+// Waiting returns the gap that readers wait at, if there is one.
+func (t *Table[E]) Waiting() (Gap, bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	wait, waiting := t.horizon.Waiting()
+	if !waiting {
+		return Gap{}, false
+	}
+	g := Gap{Position: wait.Position, Since: wait.Since}
+	for _, h := range wait.Holders {
+		g.Backends = append(g.Backends, h.Backend)
+	}
+	return g, true
+}
+
+// Check makes sure that the table and its columns exist and may be read, and
+// that it can be read without losing events.
+func (t *Table[E]) Check(ctx context.Context) error {
+	var standby bool
+	if err := t.db.QueryRowContext(ctx, `SELECT pg_is_in_recovery()`).Scan(&standby); err != nil {
+		return fmt.Errorf("check events table %s: %w", t.name, err)
+	}
+	if standby {
+		return fmt.Errorf("check events table %s: the server is a standby; events can be read without loss on the primary only, where their transactions are seen", t.name)
+	}
+	if _, err := t.page(ctx, 0, 1); err != nil {
+		return fmt.Errorf("check events table: %w", err)
+	}
+	var kind string
+	if err := t.db.QueryRowContext(ctx, `SELECT relkind::text FROM pg_class WHERE oid = $1::regclass`, t.name).Scan(&kind); err != nil {
+		return fmt.Errorf("check events table %s: %w", t.name, err)
+	}
+	if kind != "r" && kind != "p" {
+		return fmt.Errorf("check events table %s: it is a view or a foreign table, and an insert does not lock that, so events would be lost; name the table itself", t.name)
+	}
+	var sequence string
+	var cache int64
+	err := t.db.QueryRowContext(ctx, sequenceSQL, t.name, t.cfg.PositionColumn).Scan(&sequence, &cache)
+	switch {
+	case errors.Is(err, sql.ErrNoRows): // filled in some other way; that can't be judged here
+	case err != nil:
+		return fmt.Errorf("check the sequence of %s: %w", t.name, err)
+	case cache > 1:
+		return fmt.Errorf("check events table %s: sequence %s has CACHE %d, so a session may use an old position in a new transaction, and events would be lost; ALTER SEQUENCE %s CACHE 1, and let the writers reconnect",
+			t.name, sequence, cache, sequence)
+	}
+	return nil
+}
+
+// sequenceSQL finds the sequence of a column: its own (serial, identity) or the
+// one that its default names.
+const sequenceSQL = `
+SELECT s.seqrelid::regclass::text, s.seqcache
+  FROM pg_attribute a
+  LEFT JOIN pg_attrdef f ON f.adrelid = a.attrelid AND f.adnum = a.attnum
+  JOIN pg_depend d ON d.deptype = ANY ('{a,i,n}')
+   AND (d.refclassid = 'pg_class'::regclass AND d.refobjid = a.attrelid AND d.refobjsubid = a.attnum
+        AND d.classid = 'pg_class'::regclass
+     OR d.classid = 'pg_attrdef'::regclass AND d.objid = f.oid AND d.refclassid = 'pg_class'::regclass)
+  JOIN pg_sequence s ON s.seqrelid IN (d.objid, d.refobjid)
+ WHERE a.attrelid = $1::regclass AND a.attname = $2
+ ORDER BY s.seqcache DESC LIMIT 1`

@@ -107,10 +107,9 @@ func newWorker[E any](ctx context.Context, cfg Config[E], projections []Projecti
 	name := workerName()
 	w := &worker[E]{
 		cfg: cfg, projections: projections, names: names,
-		store: store.New(cfg.DB, string(cfg.ReplicaSet), store.Options{Lease: cfg.StaleWorkerTimeout}),
+		store: store.New(cfg.DB, string(cfg.ReplicaSet), store.Options{Bounds: store.BoundsOf(cfg.StaleWorkerTimeout)}),
 		session: protocol.NewSession(protocol.WorkerID(name),
-			protocol.Timing{Heartbeat: cfg.HeartbeatInterval, Lease: cfg.StaleWorkerTimeout, Drain: cfg.CoordinationTimeout},
-			protocol.Request{MaxPartitions: cfg.MaxPartitions, JoinWindow: cfg.JoinWindow}),
+			cfg.timing(), protocol.Request{MaxPartitions: cfg.MaxPartitions, JoinWindow: cfg.JoinWindow}),
 		log:    cfg.Logger.With("replica_set", string(cfg.ReplicaSet), "worker", name),
 		inputs: make(chan protocol.Input),
 		fatal:  make(chan error),
@@ -254,10 +253,8 @@ func (w *worker[E]) sync(r protocol.Request) {
 	w.input(failed)
 }
 
-// patience is how long to wait for one answer of the database. Two attempts
-// fit into what the worker uses of its lease, so a request that hangs does not
-// cost the lease.
-func (w *worker[E]) patience() time.Duration { return w.cfg.StaleWorkerTimeout / 3 }
+// patience is how long to wait for one answer of the database.
+func (w *worker[E]) patience() time.Duration { return w.cfg.timing().Patience() }
 
 // input hands an input to the loop, unless that has ended.
 func (w *worker[E]) input(in protocol.Input) {

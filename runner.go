@@ -1,9 +1,9 @@
 package orchestrator
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
-	"errors"
 	"fmt"
 	"log/slog"
 	mathrand "math/rand/v2"
@@ -69,8 +69,8 @@ func (r *run[E]) inHand() []string {
 	return out
 }
 
-// A lane runs one projection on one partition: read, handle, commit. What to
-// handle and what to commit is for protocol.Lane to say.
+// A lane runs one projection on one partition: it does what protocol.Lane says
+// and brings the answers back. It decides nothing.
 type lane[E any] struct {
 	id     store.Lane
 	ctx    context.Context // cancelled: stop at once, commit nothing more
@@ -78,18 +78,18 @@ type lane[E any] struct {
 	worker *worker[E]
 	log    *slog.Logger
 
-	// handle calls the projection with events and commits. It is one of
-	// plain, transactional and batch.
-	handle func(events []Record[E]) error
+	core   *protocol.Lane
+	handle func(events []Record[E]) error // calls the projection
+	kind   protocol.LaneKind
 
-	core     *protocol.Lane
-	events   []Record[E]  // the core's pending events
-	position atomic.Int64 // of the event in hand; 0: none
+	events   []Record[E]     // the core's pending events
+	page     []Record[E]     // the latest that was read
+	tx       *sql.Tx         // the open transaction
+	did      protocol.LaneDo // the latest action
+	err      error           // and what came of it
+	fault    error           // the latest of a handler
+	position atomic.Int64    // of the event in hand; 0: none
 	ended    atomic.Bool
-
-	// Failures of the database in a row, until something could be read, and
-	// until something was committed.
-	readFailures, failures int
 }
 
 func newLane[E any](ctx context.Context, w *worker[E], r *run[E], p Projection[E], name string, a protocol.Assignment) *lane[E] {
@@ -99,240 +99,137 @@ func newLane[E any](ctx context.Context, w *worker[E], r *run[E], p Projection[E
 	}
 	switch p := p.(type) {
 	case BatchProjection[E]:
-		l.handle = func(events []Record[E]) error { return l.batch(p, events) }
+		l.kind = protocol.Batched
+		l.handle = func(events []Record[E]) error {
+			values := make([]E, len(events))
+			for i, e := range events {
+				values[i] = e.Event
+			}
+			return p.HandleBatch(ctx, l.tx, values)
+		}
 	case TransactionalProjection[E]:
-		l.handle = func(events []Record[E]) error { return l.transactional(p, events) }
+		l.kind = protocol.Transactional
+		l.handle = func(events []Record[E]) error { return p.HandleTx(ctx, l.tx, events[0].Event) }
 	default:
-		l.handle = func(events []Record[E]) error { return l.plain(p, events) }
+		l.handle = func(events []Record[E]) error { return p.Handle(ctx, events[0].Event) }
 	}
+	l.core = protocol.NewLane(a, w.cfg.laneConfig(l.kind))
 	return l
 }
 
-// Reasons for which a lane ends or pauses.
-var (
-	errStop    = errors.New("asked to stop")
-	errRefused = errors.New("commit refused")
-	errRewound = errors.New("set back to the committed checkpoint")
-)
-
-// stopping reports whether to start no further event: the generation is
-// draining, or the lease is over. It is asked before each event, since a
-// process that was frozen goes on in the middle of a batch.
-func (l *lane[E]) stopping() bool {
-	return l.asked() || l.worker.leases.over(time.Now())
+// timing returns what the configuration says of time.
+func (c Config[E]) timing() protocol.Timing {
+	return protocol.Timing{Heartbeat: c.HeartbeatInterval, Lease: c.StaleWorkerTimeout, Drain: c.CoordinationTimeout}
 }
 
-// asked reports whether the lane was asked to end.
-func (l *lane[E]) asked() bool {
+// laneConfig returns what it says of lanes.
+func (c Config[E]) laneConfig(kind protocol.LaneKind) protocol.LaneConfig {
+	return protocol.LaneConfig{
+		Kind: kind, Batch: c.BatchSize, Poll: c.PollInterval, Cut: c.timing().Cut(),
+		Retry:         protocol.Backoff{Min: c.Retry.Min, Max: c.Retry.Max},
+		StopOnFailure: c.OnFailure == StopOnFailure,
+	}
+}
+
+// signals is what the lane is to look at before it goes on.
+func (l *lane[E]) signals() protocol.Signals {
+	s := protocol.Signals{Canceled: l.ctx.Err() != nil, LeaseOver: l.worker.leases.over(time.Now())}
 	select {
 	case <-l.run.draining:
-		return true
+		s.Asked = true
 	default:
-		return l.ctx.Err() != nil
 	}
-}
-
-// wait pauses the lane, and returns errStop if it is to stop.
-func (l *lane[E]) wait(d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-l.run.draining:
-		return errStop
-	case <-l.ctx.Done():
-		return errStop
-	}
+	return s
 }
 
 // loop is the life of a lane.
 func (l *lane[E]) loop() {
-	err := fmt.Errorf("projection %q: a handler ended its goroutine (runtime.Goexit)", l.id.Projection)
+	var end *protocol.LaneAction
 	defer func() {
 		l.ended.Store(true)
 		switch {
-		case errors.Is(err, errStop) && l.asked():
-		case errors.Is(err, errStop), errors.Is(err, errRefused):
-			// Nobody has asked the lane to end: it saw the lease end, which may
-			// have been renewed in the same moment. The session has to know, or
-			// it goes on holding a partition of which this lane is missing.
+		case end == nil:
+			l.worker.fail(fmt.Errorf("projection %q: a handler ended its goroutine (runtime.Goexit)", l.id.Projection))
+		case end.End == protocol.Asked:
+		case end.End == protocol.Alone:
 			l.worker.input(protocol.Refused{Generation: l.id.Assignment.Generation})
 		default:
-			l.worker.fail(err)
+			l.worker.fail(l.reason(*end))
 		}
 	}()
-	err = l.work()
+	end = l.work()
 }
 
-// work goes from batch to batch until there is a reason to end.
-func (l *lane[E]) work() error {
-	err := l.load()
-	idle := time.Duration(0)
-	for err == nil || errors.Is(err, errRewound) {
-		if l.stopping() {
-			return errStop
-		}
-		more, failure := l.fill()
-		if failure != nil {
-			return failure
-		}
-		if n := l.core.Batch(l.worker.cfg.BatchSize); n > 0 {
-			idle, err = 0, l.handle(l.events[:n])
-			continue
-		}
-		err = nil
-		if l.core.SkipDue(time.Now()) {
-			err = l.commit(0)
-		}
-		if more {
-			idle = 0
-		} else if err == nil {
-			// Nothing new: look again soon, and ever less often.
-			idle = min(max(2*idle, 5*time.Millisecond), l.worker.cfg.PollInterval)
-			err = l.wait(idle)
-		}
-	}
-	return err
-}
-
-// load reads the checkpoint that activation left for this lane.
-func (l *lane[E]) load() error {
-	found, err := l.find()
-	if err != nil {
-		return err
-	}
-	if !found.Exists || found.Generation != l.id.Assignment.Generation {
-		return errRefused
-	}
-	l.failures = 0
-	l.core = protocol.NewLane(l.id.Assignment.Partition, l.id.Assignment.Total, found.Checkpoint, time.Now())
-	return nil
-}
-
-// find reads the lane's row until that succeeds.
-func (l *lane[E]) find() (protocol.Found, error) {
+// work carries the core from answer to action until it ends.
+func (l *lane[E]) work() *protocol.LaneAction {
+	var answer protocol.LaneAnswer
 	for {
-		found, err := bounded(l.ctx, l.worker.patience(), func(ctx context.Context) (protocol.Found, error) {
+		action := l.core.Next(time.Now(), l.signals(), answer)
+		l.keep()
+		if action.Rollback && l.tx != nil {
+			rollback(l.tx)
+			l.tx = nil
+		}
+		if action.Do == protocol.LaneEnd {
+			return &action
+		}
+		answer = l.do(action)
+	}
+}
+
+// keep makes events what the core has pending.
+func (l *lane[E]) keep() {
+	for _, i := range l.core.Kept() {
+		l.events = append(l.events, l.page[i])
+	}
+	l.page = nil
+	l.events = l.events[len(l.events)-l.core.Pending():]
+}
+
+// do carries out an action and returns how it went.
+func (l *lane[E]) do(a protocol.LaneAction) protocol.LaneAnswer {
+	answer := protocol.LaneAnswer{Jitter: mathrand.Float64()}
+	var err error
+	switch a.Do {
+	case protocol.LaneFind:
+		answer.Found, err = bounded(l.ctx, l.worker.patience(), func(ctx context.Context) (protocol.Found, error) {
 			return l.worker.store.Find(ctx, l.id)
 		}, nil)
-		if err == nil {
-			return found, nil
-		}
-		if err := l.databaseFailed(&l.failures, "read the checkpoint", err); err != nil {
-			return found, err
-		}
+	case protocol.LaneRead:
+		answer.Page, err = l.read(a.After, a.Limit)
+	case protocol.LaneOpen:
+		l.tx, err = l.begin(l.worker.store.BeginHandler)
+	case protocol.LaneHandle:
+		err = l.call(l.events[a.First : a.First+a.Count])
+	case protocol.LaneWrite:
+		err = l.write(a.From, a.To)
+	case protocol.LaneCommit:
+		err = l.commit()
+	case protocol.LanePause:
+		l.pause(a)
+		return answer
 	}
+	l.did, l.err = a.Do, err
+	answer.Failure = store.FailureOf(err, l.kind, a.Do)
+	if a.Do == protocol.LaneHandle || answer.Failure == protocol.Fault {
+		l.fault = cmp.Or(err, l.fault) // what precedes the event is committed first
+	}
+	return answer
 }
 
-// databaseFailed waits before another attempt, or returns why there is none.
-func (l *lane[E]) databaseFailed(failures *int, doing string, err error) error {
-	if l.ctx.Err() != nil {
-		return errStop
-	}
-	if store.Permanent(err) {
-		return err
-	}
-	*failures++
-	if !store.LockTimeout(err) {
-		l.log.Warn("can't "+doing+", trying again", "error", err)
-	}
-	backoff := protocol.Backoff{Min: 20 * time.Millisecond, Max: time.Second}
-	return l.wait(backoff.Delay(*failures, mathrand.Float64()))
-}
-
-// fill reads until there is a batch of the lane's own events, or no more for
-// now, and reports whether there may be more.
-func (l *lane[E]) fill() (more bool, err error) {
-	size := l.worker.cfg.BatchSize
-	for l.core.Pending() < size {
-		after := l.core.Cursor()
-		page, err := bounded(l.ctx, l.worker.cfg.StaleWorkerTimeout, func(ctx context.Context) ([]Record[E], error) {
-			return l.worker.cfg.EventStore.Read(ctx, after, size)
-		}, nil)
-		if err != nil {
-			if store.Permanent(err) && l.ctx.Err() == nil {
-				return false, fmt.Errorf("%w: read after position %d: %w", ErrEventStore, l.core.Cursor(), err)
-			}
-			return true, l.databaseFailed(&l.readFailures, "read events", err)
-		}
-		l.readFailures = 0
-		keys := make([]protocol.Key, len(page))
-		for i, r := range page {
-			keys[i] = protocol.Key{Position: r.Position, Slot: protocol.SlotOf(r.AggregateID)}
-		}
-		keep, err := l.core.Accept(keys)
-		if err != nil {
-			return false, fmt.Errorf("%w: read after position %d, limit %d: %w", ErrEventStore, l.core.Cursor(), size, err)
-		}
-		for _, i := range keep {
-			l.events = append(l.events, page[i])
-		}
-		if len(page) < size {
-			return false, nil
-		}
-		if l.stopping() || l.core.Pending() == 0 && l.core.SkipDue(time.Now()) {
-			return true, nil
-		}
-	}
-	return true, nil
-}
-
-// plain hands events to Handle one by one and commits the checkpoint after
-// them.
-func (l *lane[E]) plain(p Projection[E], events []Record[E]) error {
-	done := 0
-	var failure error
-	for _, e := range events {
-		if l.stopping() {
-			break
-		}
-		if failure = l.call(e.Position, func() error { return p.Handle(l.ctx, e.Event) }); failure != nil {
-			break
-		}
-		done++
-	}
-	if l.ctx.Err() != nil {
-		return errStop
-	}
-	if done > 0 {
-		if err := l.commit(done); err != nil {
-			return err
-		}
-	}
-	if failure != nil {
-		// What preceded the event is committed, so it is the first pending.
-		f := fault{certain: true}
-		f.position, f.attempts = l.core.Failed(0)
-		return l.failed(f, failure, store.PassingState(failure))
-	}
-	return nil
-}
-
-// commit moves the checkpoint past the first n pending events, which are
-// handled. They are not handled again because a commit failed: it is retried
-// until it has happened or can't happen any more.
-func (l *lane[E]) commit(n int) error {
-	next := l.core.After(n)
-	for {
-		err := l.tryCommit(next)
-		if err == nil {
-			l.committed(next)
-			return nil
-		}
-		outcome, err := l.resolve(next, err)
-		if err != nil || outcome == protocol.Done {
-			return err
-		}
-	}
-}
-
-func (l *lane[E]) tryCommit(next protocol.Checkpoint) error {
-	tx, err := l.begin(l.worker.store.Begin)
+func (l *lane[E]) read(after int64, limit int) ([]protocol.Key, error) {
+	page, err := bounded(l.ctx, l.worker.cfg.StaleWorkerTimeout, func(ctx context.Context) ([]Record[E], error) {
+		return l.worker.cfg.EventStore.Read(ctx, after, limit)
+	}, nil)
 	if err != nil {
-		return err
+		return nil, fmt.Errorf("%w: read after position %d: %w", ErrEventStore, after, err)
 	}
-	return l.finish(tx, next)
+	l.page = page
+	keys := make([]protocol.Key, len(page))
+	for i, r := range page {
+		keys[i] = protocol.Key{Position: r.Position, Slot: protocol.SlotOf(r.AggregateID)}
+	}
+	return keys, nil
 }
 
 // begin starts a transaction.
@@ -346,191 +243,71 @@ func (l *lane[E]) begin(call func(context.Context) (*sql.Tx, error)) (*sql.Tx, e
 // connection may be the reason.
 func rollback(tx *sql.Tx) { go tx.Rollback() } // an error says that it has ended
 
-// finish writes the checkpoint and commits, or rolls back. COMMIT is sent only
-// after the write was answered: while its outcome is unknown, the row is
-// locked.
-func (l *lane[E]) finish(tx *sql.Tx, next protocol.Checkpoint) error {
-	from := l.core.Checkpoint()
-	err := boundedDo(l.ctx, l.worker.patience(), func(ctx context.Context) error {
-		if err := l.worker.store.Commit(ctx, tx, l.id, from, next); err != nil {
+func (l *lane[E]) write(from, to protocol.Checkpoint) (err error) {
+	if l.tx == nil {
+		if l.tx, err = l.begin(l.worker.store.Begin); err != nil {
 			return err
 		}
-		// A write whose answer came after the lane gave up must not be
-		// committed: the lane may have looked at the row before it was locked.
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		if err := tx.Commit(); err != nil {
-			return &commitError{err}
-		}
-		return nil
-	})
-	if err != nil {
-		rollback(tx)
 	}
-	return err
-}
-
-// A commitError is what COMMIT itself returned.
-type commitError struct{ error }
-
-func (e *commitError) Unwrap() error { return e.error }
-
-// handlerFault reports whether a transaction failed because of what a handler
-// did in it: COMMIT says so, where constraints and triggers are deferred to
-// it, or the handler has swallowed a statement's error.
-func handlerFault(err error) bool {
-	var atCommit *commitError
-	return errors.As(err, &atCommit) && store.State(err) != "" && !store.PassingState(err) || store.FailedTransaction(err)
-}
-
-// committed notes that the store has next.
-func (l *lane[E]) committed(next protocol.Checkpoint) {
-	l.core.Committed(next, time.Now())
-	l.events = l.events[len(l.events)-l.core.Pending():]
-	l.failures = 0
-}
-
-// resolve finds out what has become of a commit that returned an error: it is
-// Done, or Undone and to be tried again, or the lane can't go on from it.
-func (l *lane[E]) resolve(next protocol.Checkpoint, err error) (protocol.Outcome, error) {
-	if !errors.Is(err, store.ErrSuperseded) {
-		if err := l.databaseFailed(&l.failures, "commit", err); err != nil {
-			return "", err
-		}
-	}
-	found, err := l.find()
-	if err != nil {
-		return "", err
-	}
-	outcome := l.core.Resolve(l.id.Assignment.Generation, next, found)
-	switch outcome {
-	case protocol.Done:
-		l.committed(next)
-		return outcome, nil
-	case protocol.Superseded:
-		return outcome, errRefused
-	case protocol.Elsewhere:
-		l.core.Rewind(found.Checkpoint, time.Now())
-		l.events = nil
-		return outcome, errRewound
-	default:
-		return outcome, nil
-	}
-}
-
-// A fault is an event that a handler failed at.
-type fault struct {
-	position int64
-	attempts int
-	// certain: the event was the first of its batch and did fail. Otherwise
-	// the next batch is shorter, and shows more.
-	certain bool
-}
-
-// transactional hands events to HandleTx in one transaction, which commits
-// with the checkpoint.
-func (l *lane[E]) transactional(p TransactionalProjection[E], events []Record[E]) error {
-	at := 0
-	return l.transact(func(tx *sql.Tx) (done int, err error) {
-		started := time.Now()
-		for at = range events {
-			// The server ends a transaction that is idle for a lease, and
-			// handlers may leave it idle.
-			if l.stopping() || at > 0 && time.Since(started) > l.worker.cfg.StaleWorkerTimeout/4 {
-				return at, nil
-			}
-			if err := l.call(events[at].Position, func() error { return p.HandleTx(l.ctx, tx, events[at].Event) }); err != nil {
-				return 0, err
-			}
-		}
-		return len(events), nil
-	}, func() (f fault) {
-		f.position, f.attempts = l.core.Failed(at)
-		f.certain = at == 0
-		return f
+	tx := l.tx
+	return boundedDo(l.ctx, l.worker.patience(), func(ctx context.Context) error {
+		return l.worker.store.Commit(ctx, tx, l.id, from, to)
 	})
 }
 
-// batch hands events to HandleBatch in a transaction, which commits with the
-// checkpoint.
-func (l *lane[E]) batch(p BatchProjection[E], events []Record[E]) error {
-	return l.transact(func(tx *sql.Tx) (int, error) {
-		values := make([]E, len(events))
-		for i, e := range events {
-			values[i] = e.Event
-		}
-		return len(events), l.call(events[0].Position, func() error { return p.HandleBatch(l.ctx, tx, values) })
-	}, func() fault { return l.within(len(events)) })
-}
-
-// within is the fault of one of the first n pending events, nobody knows
-// which.
-func (l *lane[E]) within(n int) (f fault) {
-	f.position, f.attempts = l.core.FailedWithin(n)
-	f.certain = n == 1
-	return f
-}
-
-// transact runs handlers in a transaction. They return how many of the pending
-// events they have done; at says which one an error of theirs is about.
-func (l *lane[E]) transact(handlers func(*sql.Tx) (done int, err error), at func() fault) error {
-	tx, err := l.begin(l.worker.store.BeginHandler)
-	if err != nil {
-		return l.databaseFailed(&l.failures, "begin a transaction", err)
-	}
-	done, failure := handlers(tx)
-	if l.ctx.Err() != nil || failure != nil || done == 0 {
-		rollback(tx) // before any pause: it may hold locks
-	}
-	switch {
-	case l.ctx.Err() != nil:
-		return errStop
-	case failure != nil:
-		return l.failed(at(), failure, store.Passing(failure))
-	case done == 0:
-		return errStop
-	}
-	next := l.core.After(done)
-	err = l.finish(tx, next)
+func (l *lane[E]) commit() error {
+	tx := l.tx
+	err := boundedDo(l.ctx, l.worker.patience(), func(context.Context) error { return tx.Commit() })
 	if err == nil {
-		l.committed(next)
-		return nil
-	}
-	if handlerFault(err) {
-		return l.failed(l.within(done), err, false)
-	}
-	outcome, err := l.resolve(next, err)
-	if outcome == protocol.Undone {
-		// The events are handled again in another transaction: a shorter one,
-		// in case it was its length that ended it.
-		l.core.FailedWithin(done)
+		l.tx = nil
 	}
 	return err
 }
 
 // call runs a handler and turns a panic into an error.
-func (l *lane[E]) call(position int64, handler func() error) (err error) {
-	l.position.Store(position)
+func (l *lane[E]) call(events []Record[E]) (err error) {
+	l.position.Store(events[0].Position)
 	defer l.position.Store(0)
 	defer func() {
 		if v := recover(); v != nil {
 			err = &PanicError{Value: v, Stack: debug.Stack()}
 		}
 	}()
-	return handler()
+	return l.handle(events)
 }
 
-// failed waits before the event is handled again, or returns why it isn't.
-func (l *lane[E]) failed(f fault, failure error, passing bool) error {
-	if l.worker.cfg.OnFailure == StopOnFailure && f.certain && !passing {
-		return &HandlerError{
-			Projection: l.id.Projection, Position: f.position, Partition: l.id.Assignment.Partition,
-			Attempts: f.attempts, Err: failure,
-		}
+// pause waits, or until the lane is asked to stop.
+func (l *lane[E]) pause(a protocol.LaneAction) {
+	switch {
+	case a.Why == protocol.HandlerFailed:
+		l.log.Error("handler failed, will retry", "position", a.Position, "attempt", a.Attempts, "retry_in", a.For, "error", l.fault)
+	case a.Why == protocol.DatabaseFailed && !store.LockTimeout(l.err):
+		l.log.Warn("can't "+failedTo[l.did]+", trying again", "error", l.err)
 	}
-	retry := protocol.Backoff{Min: l.worker.cfg.Retry.Min, Max: l.worker.cfg.Retry.Max}
-	delay := retry.Delay(f.attempts, mathrand.Float64())
-	l.log.Error("handler failed, will retry", "position", f.position, "attempt", f.attempts, "retry_in", delay, "error", failure)
-	return l.wait(delay)
+	t := time.NewTimer(a.For)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-l.run.draining:
+	case <-l.ctx.Done():
+	}
+}
+
+var failedTo = map[protocol.LaneDo]string{
+	protocol.LaneFind: "read the checkpoint", protocol.LaneRead: "read events", protocol.LaneOpen: "begin a transaction",
+	protocol.LaneWrite: "commit", protocol.LaneCommit: "commit",
+}
+
+// reason returns why the lane's end ends Run.
+func (l *lane[E]) reason(end protocol.LaneAction) error {
+	switch {
+	case end.End == protocol.AtFault:
+		return &HandlerError{
+			Projection: l.id.Projection, Position: end.Position, Partition: l.id.Assignment.Partition,
+			Attempts: end.Attempts, Err: l.fault,
+		}
+	case end.Err != nil:
+		return fmt.Errorf("%w: %w", ErrEventStore, end.Err)
+	}
+	return l.err
 }

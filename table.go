@@ -70,8 +70,8 @@ type Table[E any] struct {
 
 	read, high string
 
-	// turn holds one token: whoever has it may ask for holders and tell the
-	// horizon, which belong together. mu is only ever held for a moment.
+	// turn holds one token, for the reading whose turn it is at the horizon. mu
+	// is only ever held for a moment.
 	turn    chan struct{}
 	mu      sync.Mutex
 	horizon protocol.Horizon
@@ -151,43 +151,66 @@ func NewEventTable(db *sql.DB, table string) (*Table[Event], error) {
 // quoteIdentifier quotes a name for SQL.
 func quoteIdentifier(name string) string { return `"` + strings.ReplaceAll(name, `"`, `""`) + `"` }
 
-// Read implements EventStore.
+// Read implements EventStore. What it does in which order is for
+// protocol.Reading to say.
 func (t *Table[E]) Read(ctx context.Context, after int64, limit int) ([]Record[E], error) {
+	var (
+		reading = protocol.NewReading(&t.horizon, after)
+		answer  protocol.ReadAnswer
+		page    []Record[E]
+		turn    bool
+		err     error
+	)
+	defer func() {
+		if turn {
+			<-t.turn
+		}
+	}()
 	for {
-		// The order matters: the horizon has to be known before the page is
-		// read. See protocol.Horizon.
-		final, err := t.look(ctx)
+		action := t.next(&reading, answer)
+		if action.Turn != turn {
+			if err := t.take(ctx, action.Turn); err != nil {
+				return nil, err
+			}
+			turn = action.Turn
+		}
+		switch action.Do {
+		case protocol.ReadHolders:
+			answer.Holders, err = bounded(ctx, lookMax, t.holders, nil)
+		case protocol.ReadHigh:
+			answer.High, err = bounded(ctx, lookMax, t.highest, nil)
+		case protocol.ReadPage:
+			page, err = t.page(ctx, after, limit)
+			answer.Positions = answer.Positions[:0]
+			for _, r := range page {
+				answer.Positions = append(answer.Positions, r.Position)
+			}
+		case protocol.ReadDone:
+			return page[:action.Take], nil
+		}
 		if err != nil {
 			return nil, err
-		}
-		page, err := t.page(ctx, after, limit)
-		if err != nil {
-			return nil, err
-		}
-		positions := make([]int64, len(page))
-		for i, r := range page {
-			positions[i] = r.Position
-		}
-		n, missing := protocol.Admit(after, final, positions)
-		if missing == 0 {
-			return page, nil
-		}
-		resolved, err := t.begin(ctx, missing)
-		if err != nil {
-			return nil, err
-		}
-		if !resolved || n > 0 {
-			return page[:n], nil
 		}
 	}
+}
+
+// next advances a reading, one at a time.
+func (t *Table[E]) next(r *protocol.Reading, a protocol.ReadAnswer) protocol.ReadAction {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return r.Next(time.Now(), a)
 }
 
 // lookMax bounds a look at the locks, so that one on a connection that has
 // fallen silent does not hold up the other readers.
 const lookMax = 10 * time.Second
 
-// take waits for the reader's turn to look at the locks.
-func (t *Table[E]) take(ctx context.Context) error {
+// take waits for the reader's turn, or gives it back.
+func (t *Table[E]) take(ctx context.Context, turn bool) error {
+	if !turn {
+		<-t.turn
+		return nil
+	}
 	select {
 	case t.turn <- struct{}{}:
 		return nil
@@ -196,48 +219,12 @@ func (t *Table[E]) take(ctx context.Context) error {
 	}
 }
 
-// look returns the horizon, after asking for the transactions that are being
-// waited for.
-func (t *Table[E]) look(ctx context.Context) (final int64, err error) {
-	if _, waiting := t.Waiting(); waiting {
-		if err := t.take(ctx); err != nil {
-			return 0, err
-		}
-		defer func() { <-t.turn }()
-		holders, err := bounded(ctx, lookMax, t.holders, nil)
-		if err != nil {
-			return 0, err
-		}
-		t.mu.Lock()
-		defer t.mu.Unlock()
-		t.horizon.Observe(holders)
-		return t.horizon.Final(), nil
+// highest returns the highest visible position.
+func (t *Table[E]) highest(ctx context.Context) (high int64, err error) {
+	if err := t.db.QueryRowContext(ctx, t.high).Scan(&high); err != nil {
+		return 0, fmt.Errorf("highest position of %s: %w", t.name, err)
 	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.horizon.Final(), nil
-}
-
-// begin starts to wait for whoever may fill the gap at missing, and reports
-// whether there is nobody.
-func (t *Table[E]) begin(ctx context.Context, missing int64) (resolved bool, err error) {
-	if err := t.take(ctx); err != nil {
-		return false, err
-	}
-	defer func() { <-t.turn }()
-	var high int64
-	holders, err := bounded(ctx, lookMax, func(ctx context.Context) ([]protocol.Holder, error) {
-		if err := t.db.QueryRowContext(ctx, t.high).Scan(&high); err != nil {
-			return nil, fmt.Errorf("highest position of %s: %w", t.name, err)
-		}
-		return t.holders(ctx) // after the highest position was seen
-	}, nil)
-	if err != nil {
-		return false, err
-	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.horizon.Begin(missing, high, holders, time.Now()), nil
+	return high, nil
 }
 
 func (t *Table[E]) page(ctx context.Context, after int64, limit int) ([]Record[E], error) {

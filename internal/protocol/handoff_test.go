@@ -185,7 +185,7 @@ func playHandoffs(data []byte) error {
 		}
 		layout = next
 		for k := range layout {
-			lane := NewLane(k, total, layout[k], testStart)
+			lane := NewTrack(k, total, layout[k], testStart)
 			var pending []int64
 			for range d.below(4) {
 				var page []Key

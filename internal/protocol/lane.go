@@ -2,212 +2,464 @@ package protocol
 
 import (
 	"fmt"
-	"slices"
 	"time"
 )
 
-// A Key is what a lane must know of an event.
-type Key struct {
-	Position int64
-	Slot     int
+// A LaneKind says how a lane calls its projection.
+type LaneKind int
+
+const (
+	// Plain: one event at a time; the checkpoint is committed afterwards.
+	Plain LaneKind = iota
+	// Transactional: one event at a time, several in a transaction that also
+	// holds the checkpoint.
+	Transactional
+	// Batched: several events at once, in such a transaction.
+	Batched
+)
+
+// LaneConfig is what a lane needs to know beside its assignment.
+type LaneConfig struct {
+	Kind  LaneKind
+	Batch int           // the most events to read at once, and to handle between two commits
+	Poll  time.Duration // the longest pause when there is nothing to read
+	// Cut is how long a Transactional batch may go on: the server ends a
+	// transaction that idles for a lease, and handlers may leave it idle.
+	Cut           time.Duration
+	Retry         Backoff // of events whose handler failed
+	StopOnFailure bool    // end instead
 }
 
-// A Lane is one projection on one partition: which events to handle, in which
-// order, and what a commit says. The runner around it reads, calls handlers
-// and writes.
+// A LaneDo is what a lane wants done next.
+type LaneDo int
+
+const (
+	LaneStart  LaneDo = iota // not an action: nothing was asked for yet
+	LaneFind                 // read the lane's checkpoint row; answer Found
+	LaneRead                 // read events above After, at most Limit; answer Page
+	LaneOpen                 // begin a transaction for handlers
+	LaneHandle               // hand Count of the pending events, from First on, to the projection
+	LaneWrite                // move the checkpoint From … To in the open transaction; begin one if there is none
+	LaneCommit               // COMMIT
+	LanePause                // wait For, or until asked to stop
+	LaneEnd                  // it is over
+)
+
+func (d LaneDo) String() string {
+	return [...]string{"start", "find", "read", "open", "handle", "write", "commit", "pause", "end"}[d]
+}
+
+// A LaneAction is one thing to do, and then to answer. The fields that go with
+// each Do are named there.
+type LaneAction struct {
+	Do LaneDo
+	// Rollback says to end the open transaction first: nothing more of it is
+	// wanted, and it may hold locks that a pause must not keep.
+	Rollback bool
+
+	After        int64
+	Limit        int
+	First, Count int
+	From, To     Checkpoint
+
+	For      time.Duration
+	Why      LanePauseWhy
+	Position int64 // of the event at fault, for HandlerFailed
+	Attempts int   // how often it has failed
+
+	End LaneEndWhy
+	Err error // what is wrong with a page
+}
+
+// LanePauseWhy says why a lane pauses.
+type LanePauseWhy int
+
+const (
+	NothingNew LanePauseWhy = iota
+	DatabaseFailed
+	HandlerFailed // also why a lane ends, with StopOnFailure
+)
+
+// LaneEndWhy says why a lane ends.
+type LaneEndWhy int
+
+const (
+	// Asked: it was told to drain, or cancelled.
+	Asked LaneEndWhy = iota
+	// Alone: nobody has asked it. Its commit was refused, or it saw the lease
+	// end, which may have been renewed in the same moment. The session has to
+	// know, or it goes on holding a partition of which this lane is missing.
+	Alone
+	// Broken: trying again can't help.
+	Broken
+	// AtFault: a handler failed, and that ends the worker.
+	AtFault
+)
+
+// A Failure says what is known of a call that did not succeed.
+type Failure int
+
+const (
+	NoFailure Failure = iota
+	// Passing: the connection was lost, or the server chose this transaction
+	// to break a tie, or there was no answer in time. Whether the call has had
+	// its effect is open. Of a handler: trying again heals it.
+	Passing
+	// Fenced: the fence let nothing through.
+	Fenced
+	// Fault: the handler failed, or what it wrote was refused, at COMMIT or
+	// by the transaction that it had spoilt.
+	Fault
+	// Permanent: the server says that it will never work.
+	Permanent
+)
+
+// Signals is what a lane looks at before each action.
+type Signals struct {
+	Asked     bool // to drain, or Canceled
+	Canceled  bool // commit nothing more
+	LeaseOver bool // start no event
+}
+
+func (s Signals) stopping() bool { return s.Asked || s.Canceled || s.LeaseOver }
+
+// A LaneAnswer says what has become of the latest action.
+type LaneAnswer struct {
+	Failure Failure
+	Jitter  float64 // a random number in [0,1)
+	Found   Found
+	Page    []Key
+}
+
+// A Lane is the life of one projection on one partition under one generation.
+// It says what to do, one thing at a time, and is told how that went:
 //
-//	handled, committed      handled or skipped      read, pending     unread
-//	──────────────────▶|────────────────────────▶|───────────────▶|─────────
-//	             checkpoint                  first pending      cursor
+//	find ─▶ read ─▶ open ─▶ handle … ─▶ write ─▶ commit ─▶ read …
+//	          ▲     (not Plain)           │ unclear
+//	          └───── undone, done ◀──── find ──▶ superseded: end
+//
+// What it is told may be stale by the time it is told: the process may have
+// been frozen in between. So it looks at its signals after each answer, and
+// COMMIT is an action of its own: a write whose answer came too late for the
+// caller counts as failed, and is never committed.
 type Lane struct {
-	partition, total int
+	config     LaneConfig
+	assignment Assignment
+	track      *Track // nil until the checkpoint was found
 
-	checkpoint Checkpoint // as the store has it
-	committed  time.Time  // when that was, by the runner's clock
-	frontier   []int64    // per slot, while checkpoint has marks
-	pending    []int64    // positions to handle, ascending
-	cursor     int64      // every final position up to here was read
+	doing  LaneDo
+	resume func(*Lane, time.Time, Signals) LaneAction // after a pause
+	kept   []int                                      // of the latest page
 
-	// The event at fault, after a handler failed.
-	fault    int64
-	attempts int
-	// allowed bounds the batches up to the position until, so that what
-	// precedes the event at fault is committed and that event is tried alone;
-	// 0 is no bound.
-	allowed int
-	until   int64
+	more bool          // the latest page was full
+	idle time.Duration // the latest pause for want of events
+	open bool          // there is, or may be, a transaction
+
+	// The batch under way.
+	size, done int
+	began      time.Time
+	failed     *LaneAnswer // of a Plain handler, until what precedes it is committed
+	next       Checkpoint  // what the commit says
+	resolving  bool        // it is open whether that has happened
+
+	// Failures of the database in a row, until something could be read, and
+	// until something was committed.
+	readFailures, failures int
 }
 
-// NewLane returns the lane of a partition that stands at the checkpoint.
-func NewLane(partition, total int, c Checkpoint, now time.Time) *Lane {
-	l := &Lane{partition: partition, total: total}
-	l.Rewind(c, now)
-	return l
-}
+// NewLane returns the lane of an assignment.
+func NewLane(a Assignment, c LaneConfig) *Lane { return &Lane{assignment: a, config: c} }
 
-// Rewind sets the lane back to what the store has.
-func (l *Lane) Rewind(c Checkpoint, now time.Time) {
-	l.checkpoint, l.committed, l.cursor = c, now, c.Position
-	l.pending, l.frontier = nil, nil
-	if len(c.Ahead) > 0 {
-		l.frontier = make([]int64, Slots)
-		for _, m := range c.Ahead {
-			l.frontier[m.Slot] = m.Position
-		}
-	}
-}
-
-// Cursor returns the position after which to read.
-func (l *Lane) Cursor() int64 { return l.cursor }
-
-// Checkpoint returns the checkpoint that the store has, as far as is known.
-func (l *Lane) Checkpoint() Checkpoint { return l.checkpoint }
+// Kept returns which events of the page that was just answered are pending
+// now, behind those that were. The runner keeps them, and forgets those at the
+// front that are not Pending any more.
+func (l *Lane) Kept() []int { return l.kept }
 
 // Pending returns the number of events that are read and not yet committed.
-func (l *Lane) Pending() int { return len(l.pending) }
-
-// Accept takes a page that was read after the cursor and returns the indexes
-// of the events to keep for handling. Others belong to other partitions, or
-// were handled in an earlier generation. A page that is not strictly ascending
-// from the cursor is refused and changes nothing.
-func (l *Lane) Accept(page []Key) (keep []int, err error) {
-	last := l.cursor
-	for i, k := range page {
-		if k.Position <= last {
-			return nil, orderError(l.cursor, last, k.Position, i)
-		}
-		last = k.Position
+func (l *Lane) Pending() int {
+	if l.track == nil {
+		return 0
 	}
-	for i, k := range page {
-		if k.Slot%l.total == l.partition && (l.frontier == nil || k.Position > l.frontier[k.Slot]) {
-			keep = append(keep, i)
-			l.pending = append(l.pending, k.Position)
-		}
-	}
-	l.cursor = last
-	return keep, nil
+	return l.track.Pending()
 }
 
-func orderError(cursor, last, position int64, i int) error {
-	switch {
-	case i == 0 || position <= cursor:
-		return fmt.Errorf("event %d of a page has position %d, and only positions above %d were asked for", i+1, position, cursor)
-	case position == last:
-		return fmt.Errorf("event %d of a page repeats position %d", i+1, position)
+// Next takes the answer to the latest action and returns what to do now. The
+// first call answers nothing.
+func (l *Lane) Next(now time.Time, s Signals, a LaneAnswer) LaneAction {
+	s.Asked = s.Asked || s.Canceled
+	l.kept = nil
+	action := l.advance(now, s, a)
+	switch action.Do {
+	case LaneHandle, LaneWrite, LaneCommit:
 	default:
-		return fmt.Errorf("event %d of a page has position %d and comes after %d: positions must ascend", i+1, position, last)
+		action.Rollback, l.open = l.open, false
 	}
+	l.doing = action.Do
+	return action
 }
 
-// Batch returns how many pending events to handle next, up to limit.
-func (l *Lane) Batch(limit int) int {
-	n := min(limit, len(l.pending))
-	if l.allowed > 0 {
-		n = min(n, l.allowed)
+func (l *Lane) advance(now time.Time, s Signals, a LaneAnswer) LaneAction {
+	ok := a.Failure == NoFailure
+	if l.doing == LaneCommit && ok { // has happened, whatever else has
+		l.open = false
+		return l.committed(now, s)
 	}
-	return n
-}
-
-// After returns what a commit says once the first n pending events are
-// handled: everything before the next pending event is done.
-func (l *Lane) After(n int) Checkpoint {
-	if n < len(l.pending) {
-		return l.checkpoint.Advance(l.pending[n] - 1)
+	if s.Canceled {
+		return end(s)
 	}
-	return l.checkpoint.Advance(l.cursor)
-}
-
-// Committed notes that the store has c.
-func (l *Lane) Committed(c Checkpoint, now time.Time) {
-	l.checkpoint, l.committed = c, now
-	n, _ := slices.BinarySearch(l.pending, c.Position+1)
-	l.pending = l.pending[n:]
-	if len(c.Ahead) == 0 {
-		l.frontier = nil
+	switch l.doing {
+	case LaneStart:
+		return LaneAction{Do: LaneFind}
+	case LaneFind:
+		switch {
+		case !ok:
+			return l.databaseFailed(&l.failures, a, find)
+		case l.resolving:
+			return l.resolve(now, s, a.Found)
+		}
+		return l.load(now, s, a.Found)
+	case LaneRead:
+		return l.page(now, s, a)
+	case LaneOpen:
+		if !ok {
+			return l.databaseFailed(&l.failures, a, (*Lane).top)
+		}
+		l.open, l.began = true, now
+		return l.handle(now, s)
+	case LaneHandle:
+		return l.handled(now, s, a)
+	case LaneWrite:
+		l.open = true
+		if !ok {
+			return l.commitFailed(a)
+		}
+		return LaneAction{Do: LaneCommit}
+	case LaneCommit:
+		return l.commitFailed(a)
+	case LanePause:
+		if s.Asked {
+			return end(s)
+		}
+		return l.resume(l, now, s)
 	}
-	if c.Position >= l.until || l.fault != 0 && c.Position >= l.fault {
-		l.fault, l.attempts, l.allowed, l.until = 0, 0, 0, 0
-	} else if l.fault != 0 {
-		l.allowed = 1 // what preceded the event at fault is done; now that one alone
+	return end(s)
+}
+
+// end ends the lane for its signals.
+func end(s Signals) LaneAction {
+	if s.Asked {
+		return LaneAction{Do: LaneEnd, End: Asked}
 	}
+	return LaneAction{Do: LaneEnd, End: Alone}
 }
 
-// Failed notes that the handler failed at the i-th event of a batch, and
-// returns how often that event has failed. The next batch ends before it, or
-// is that event alone.
-func (l *Lane) Failed(i int) (position int64, attempts int) {
-	if l.pending[i] != l.fault {
-		l.fault, l.attempts = l.pending[i], 0
+func find(*Lane, time.Time, Signals) LaneAction { return LaneAction{Do: LaneFind} }
+
+// databaseFailed pauses before going on with resume, or ends what can't
+// succeed.
+func (l *Lane) databaseFailed(failures *int, a LaneAnswer, resume func(*Lane, time.Time, Signals) LaneAction) LaneAction {
+	if a.Failure == Permanent {
+		return LaneAction{Do: LaneEnd, End: Broken}
 	}
-	l.attempts++
-	l.allowed, l.until = max(i, 1), max(l.until, l.fault)
-	return l.fault, l.attempts
+	*failures++
+	l.resume = resume
+	backoff := Backoff{Min: 20 * time.Millisecond, Max: time.Second}
+	return LaneAction{Do: LanePause, For: backoff.Delay(*failures, a.Jitter), Why: DatabaseFailed}
 }
 
-// FailedWithin notes that a handler that takes n events at once failed,
-// wherever among them. The next batch is half as long, until the event at
-// fault is alone; only then does it count as having failed.
-func (l *Lane) FailedWithin(n int) (position int64, attempts int) {
-	if n == 1 {
-		return l.Failed(0)
+// load takes the checkpoint that activation left for this lane.
+func (l *Lane) load(now time.Time, s Signals, found Found) LaneAction {
+	if !found.Exists || found.Generation != l.assignment.Generation {
+		return LaneAction{Do: LaneEnd, End: Alone}
 	}
-	l.allowed, l.until = n/2, max(l.until, l.pending[n-1])
-	return l.pending[0], 0
+	l.failures = 0
+	l.track = NewTrack(l.assignment.Partition, l.assignment.Total, found.Checkpoint, now)
+	return l.top(now, s)
 }
 
-// Skips that are not committed cost only reading the same positions again.
-const (
-	skipPositions = 10_000
-	skipTime      = time.Second
-)
-
-// SkipDue reports whether to commit although no event was handled: the lane
-// has passed many positions, or some for a while, that belong to others.
-func (l *Lane) SkipDue(now time.Time) bool {
-	skipped := l.After(0).Position - l.checkpoint.Position
-	return skipped >= skipPositions || skipped > 0 && now.Sub(l.committed) >= skipTime
+// top begins another round.
+func (l *Lane) top(now time.Time, s Signals) LaneAction {
+	if s.stopping() {
+		return end(s)
+	}
+	return l.fill(now, s)
 }
 
-// An Outcome says what has become of a commit whose reply was lost.
-type Outcome string
-
-const (
-	// Done: the commit has happened.
-	Done Outcome = "done"
-	// Undone: it has not, and it can't any more.
-	Undone Outcome = "undone"
-	// Superseded: the generation is over.
-	Superseded Outcome = "superseded"
-	// Elsewhere: the checkpoint is neither the old nor the new one. Only an
-	// earlier commit of this lane can have moved it; go on from there.
-	Elsewhere Outcome = "elsewhere"
-)
-
-// A Found checkpoint is a row as the store has it, read after any transaction
-// that held it has ended.
-type Found struct {
-	Generation int64
-	Checkpoint Checkpoint
-	Exists     bool
+// fill reads until there is a batch of the lane's own events, or no more for
+// now.
+func (l *Lane) fill(now time.Time, s Signals) LaneAction {
+	if l.track.Pending() >= l.config.Batch {
+		l.more = true
+		return l.batch(now, s)
+	}
+	return LaneAction{Do: LaneRead, After: l.track.Cursor(), Limit: l.config.Batch}
 }
 
-// Resolve says what has become of the commit from the lane's checkpoint to
-// next under the generation, from the row as it was found.
-//
-// A lost reply says nothing. Taken as failure, the events are handled twice;
-// taken as success, they are lost when it was one. The row knows: a commit
-// always moves the position, and COMMIT is only ever sent after the row was
-// written, so while the outcome is open the row is locked and can't be read.
-func (l *Lane) Resolve(generation int64, next Checkpoint, found Found) Outcome {
+func (l *Lane) page(now time.Time, s Signals, a LaneAnswer) LaneAction {
+	l.more = true
+	if a.Failure != NoFailure {
+		return l.databaseFailed(&l.readFailures, a, (*Lane).batch)
+	}
+	l.readFailures = 0
+	var err error
+	if l.kept, err = l.track.Accept(a.Page); err != nil {
+		return LaneAction{Do: LaneEnd, End: Broken, Err: fmt.Errorf("read after position %d, limit %d: %w", l.track.Cursor(), l.config.Batch, err)}
+	}
+	if len(a.Page) < l.config.Batch {
+		l.more = false
+	} else if !s.stopping() && (l.track.Pending() > 0 || !l.track.SkipDue(now)) {
+		return l.fill(now, s)
+	}
+	return l.batch(now, s)
+}
+
+// batch begins to handle what was read, or commits what was skipped.
+func (l *Lane) batch(now time.Time, s Signals) LaneAction {
+	if s.stopping() {
+		return end(s)
+	}
+	l.size, l.done, l.failed = l.track.Batch(l.config.Batch), 0, nil
 	switch {
-	case !found.Exists || found.Generation != generation:
-		return Superseded
-	case found.Checkpoint.Position == next.Position:
-		return Done
-	case found.Checkpoint.Position == l.checkpoint.Position:
-		return Undone
-	default:
-		return Elsewhere
+	case l.size == 0 && l.track.SkipDue(now):
+		return l.write(0)
+	case l.size == 0:
+		return l.rest(now, s)
+	}
+	l.idle = 0
+	if l.config.Kind != Plain {
+		return LaneAction{Do: LaneOpen}
+	}
+	return l.handle(now, s)
+}
+
+// rest pauses when there is nothing new, and ever longer.
+func (l *Lane) rest(now time.Time, s Signals) LaneAction {
+	if l.more {
+		l.idle = 0
+		return l.top(now, s)
+	}
+	l.idle = min(max(2*l.idle, 5*time.Millisecond), l.config.Poll)
+	l.resume = (*Lane).top
+	return LaneAction{Do: LanePause, For: l.idle, Why: NothingNew}
+}
+
+// handle goes on with the batch, or commits what is done of it. The signals
+// are looked at before each event: a process that was frozen goes on in the
+// middle of a batch.
+func (l *Lane) handle(now time.Time, s Signals) LaneAction {
+	long := l.config.Kind == Transactional && l.done > 0 && now.Sub(l.began) > l.config.Cut
+	switch {
+	case l.done < l.size && !s.stopping() && !long:
+		n := 1
+		if l.config.Kind == Batched {
+			n = l.size
+		}
+		return LaneAction{Do: LaneHandle, First: l.done, Count: n}
+	case l.done == 0:
+		return end(s)
+	}
+	return l.write(l.done)
+}
+
+func (l *Lane) handled(now time.Time, s Signals, a LaneAnswer) LaneAction {
+	switch {
+	case a.Failure == NoFailure && l.config.Kind == Batched:
+		l.done = l.size
+	case a.Failure == NoFailure:
+		l.done++
+	case l.config.Kind == Batched:
+		return l.faultWithin(l.size, a)
+	case l.config.Kind == Transactional || l.done == 0:
+		return l.faultAt(l.done, a)
+	default: // commit what precedes the event
+		l.failed = &a
+		return l.write(l.done)
+	}
+	return l.handle(now, s)
+}
+
+// write moves the checkpoint past the first n pending events.
+func (l *Lane) write(n int) LaneAction {
+	l.size, l.done, l.next = n, n, l.track.After(n)
+	return l.rewrite()
+}
+
+func (l *Lane) rewrite() LaneAction {
+	return LaneAction{Do: LaneWrite, From: l.track.Checkpoint(), To: l.next}
+}
+
+// committed goes on after the store has l.next.
+func (l *Lane) committed(now time.Time, s Signals) LaneAction {
+	l.track.Committed(l.next, now)
+	l.failures, l.resolving = 0, false
+	switch {
+	case s.Canceled:
+		return end(s)
+	case l.failed != nil: // it is the first pending now
+		return l.faultAt(0, *l.failed)
+	case l.size == 0:
+		return l.rest(now, s)
+	}
+	return l.top(now, s)
+}
+
+// commitFailed finds out what has become of the commit. Events of a Plain lane
+// are not handled again because of it: the commit is tried until it has
+// happened or can't happen any more.
+func (l *Lane) commitFailed(a LaneAnswer) LaneAction {
+	if a.Failure == Fault && l.config.Kind != Plain && l.size > 0 {
+		return l.faultWithin(l.size, a)
+	}
+	l.resolving = true
+	if a.Failure == Fenced {
+		return LaneAction{Do: LaneFind}
+	}
+	return l.databaseFailed(&l.failures, a, find)
+}
+
+func (l *Lane) resolve(now time.Time, s Signals, found Found) LaneAction {
+	l.resolving = false
+	switch l.track.Resolve(l.assignment.Generation, l.next, found) {
+	case Done:
+		return l.committed(now, s)
+	case Superseded:
+		return LaneAction{Do: LaneEnd, End: Alone}
+	case Elsewhere:
+		l.track.Rewind(found.Checkpoint, now)
+	case Undone:
+		if l.config.Kind == Plain || l.size == 0 {
+			return l.rewrite()
+		}
+		// The events are handled again in another transaction: a shorter one,
+		// in case it was its length that ended it.
+		l.track.FailedWithin(l.size)
+	}
+	return l.top(now, s)
+}
+
+// faultAt pauses before the i-th pending event, at which the handler failed,
+// is handled again, or ends. Only the first one of a batch did fail for
+// certain: others are tried alone before it counts.
+func (l *Lane) faultAt(i int, a LaneAnswer) LaneAction {
+	position, attempts := l.track.Failed(i)
+	return l.fault(position, attempts, i == 0, a)
+}
+
+// faultWithin is faultAt for one of the first n pending events, nobody knows
+// which.
+func (l *Lane) faultWithin(n int, a LaneAnswer) LaneAction {
+	position, attempts := l.track.FailedWithin(n)
+	return l.fault(position, attempts, n == 1, a)
+}
+
+func (l *Lane) fault(position int64, attempts int, certain bool, a LaneAnswer) LaneAction {
+	if l.config.StopOnFailure && certain && a.Failure != Passing {
+		return LaneAction{Do: LaneEnd, End: AtFault, Position: position, Attempts: attempts}
+	}
+	l.resume = (*Lane).top
+	return LaneAction{
+		Do: LanePause, For: l.config.Retry.Delay(attempts, a.Jitter), Why: HandlerFailed,
+		Position: position, Attempts: attempts,
 	}
 }
 

@@ -21,6 +21,14 @@ func (t Timing) ownLease() time.Duration { return t.Lease - t.Lease/5 }
 // context is cancelled.
 func (t Timing) grace() time.Duration { return t.Drain / 2 }
 
+// Patience is how long to wait for one answer of the database. Two attempts
+// fit into what the worker uses of its lease, so a request that hangs does not
+// cost the lease.
+func (t Timing) Patience() time.Duration { return t.Lease / 3 }
+
+// Cut is how long a batch of a Transactional lane may go on.
+func (t Timing) Cut() time.Duration { return t.Lease / 4 }
+
 const (
 	pollMin = 10 * time.Millisecond  // first look for an activation
 	pollMax = 250 * time.Millisecond // later ones

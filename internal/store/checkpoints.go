@@ -62,7 +62,7 @@ func (s *Store) BeginHandler(ctx context.Context) (*sql.Tx, error) {
 	if err != nil {
 		return nil, err
 	}
-	if _, err := tx.ExecContext(ctx, boundIdleSQL, millis(s.handle)); err != nil {
+	if _, err := tx.ExecContext(ctx, boundIdleSQL, millis(s.bounds.Handler)); err != nil {
 		return nil, errors.Join(fmt.Errorf("bound the transaction: %w", err), tx.Rollback())
 	}
 	return tx, nil
@@ -76,7 +76,7 @@ func (s *Store) Commit(ctx context.Context, tx *sql.Tx, l Lane, from, to protoco
 		query = s.sql.commitClearing
 	}
 	res, err := tx.ExecContext(ctx, query, s.set, l.Projection, l.Assignment.Partition, l.Assignment.Generation,
-		from.Position, to.Position, millis(s.idle))
+		from.Position, to.Position, millis(s.bounds.Idle))
 	if err != nil {
 		return fmt.Errorf("commit %s at %d: %w", l, to.Position, err)
 	}

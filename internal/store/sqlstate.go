@@ -7,6 +7,8 @@ import (
 	"errors"
 	"io"
 	"net"
+
+	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
 )
 
 // State returns the SQLSTATE of an error from the server, or "". Both lib/pq
@@ -69,3 +71,28 @@ func PassingState(err error) bool {
 // FailedTransaction reports whether a statement was refused because an earlier
 // one of its transaction had failed.
 func FailedTransaction(err error) bool { return State(err) == stateFailedTransaction }
+
+// FailureOf says what an error means for a lane that was doing something.
+func FailureOf(err error, kind protocol.LaneKind, doing protocol.LaneDo) protocol.Failure {
+	inTransaction := kind != protocol.Plain
+	switch {
+	case err == nil:
+		return protocol.NoFailure
+	case errors.Is(err, ErrSuperseded):
+		return protocol.Fenced
+	case doing == protocol.LaneHandle:
+		// A plain handler's network is its own affair.
+		if PassingState(err) || inTransaction && Passing(err) {
+			return protocol.Passing
+		}
+		return protocol.Fault
+	case inTransaction && doing == protocol.LaneCommit && State(err) != "" && !PassingState(err),
+		inTransaction && FailedTransaction(err):
+		// Constraints and triggers may be deferred to COMMIT; or the handler
+		// has swallowed a statement's error.
+		return protocol.Fault
+	case Permanent(err):
+		return protocol.Permanent
+	}
+	return protocol.Passing
+}

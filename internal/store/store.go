@@ -24,29 +24,34 @@ type Store struct {
 	set string
 	sql statements
 
-	// Bounds on the server's side, so that a process that is frozen in the
-	// middle of a transaction can't hold its locks for ever (L3).
-	idle   time.Duration // a transaction that waits for its client
-	lock   time.Duration // a transaction that waits for a lock
-	handle time.Duration // a handler's transaction that waits for the handler
+	bounds Bounds
 }
 
 // Options of a Store.
 type Options struct {
-	// Lease is the set's StaleWorkerTimeout, from which the bounds on
-	// transactions follow: see [Bounds].
-	Lease time.Duration
+	Bounds Bounds
 	// Clock is the SQL expression for the time; empty is clock_timestamp().
 	// Tests put a clock of their own here.
 	Clock string
 }
 
-// Bounds returns how long a coordination or commit transaction may wait for
-// its client before the server ends it, and how long one may wait for a lock.
-// A worker that freezes with a checkpoint locked delays an activation by idle
-// at most; both are short beside a lease, so that nobody loses one over it.
-func Bounds(lease time.Duration) (idle, lock time.Duration) {
-	return min(lease/4, 5*time.Second), min(lease/10, time.Second)
+// Bounds are set on the server's side, so that a process that is frozen in the
+// middle of a transaction can't hold its locks for ever (L3).
+type Bounds struct {
+	// Idle is how long a coordination or commit transaction may wait for its
+	// client before the server ends it. A worker that freezes with a
+	// checkpoint locked delays an activation by that at most.
+	Idle time.Duration
+	// Lock is how long a coordination transaction may wait for a lock.
+	Lock time.Duration
+	// Handler is how long a handler's transaction may wait for the handler.
+	Handler time.Duration
+}
+
+// BoundsOf returns the bounds that go with a lease (StaleWorkerTimeout). Those
+// of coordination are short beside it, so that nobody loses one over it.
+func BoundsOf(lease time.Duration) Bounds {
+	return Bounds{Idle: min(lease/4, 5*time.Second), Lock: min(lease/10, time.Second), Handler: lease}
 }
 
 // New returns the store of a replica set.
@@ -54,10 +59,7 @@ func New(db *sql.DB, set string, o Options) *Store {
 	if o.Clock == "" {
 		o.Clock = "clock_timestamp()"
 	}
-	s := &Store{db: db, set: set, sql: newStatements(o.Clock)}
-	s.idle, s.lock = Bounds(o.Lease)
-	s.handle = o.Lease
-	return s
+	return &Store{db: db, set: set, sql: newStatements(o.Clock), bounds: o.Bounds}
 }
 
 // ErrSchema is returned by Check when the tables are missing or too old.
@@ -387,7 +389,7 @@ func (s *Store) transact(ctx context.Context, f func(*sql.Tx) error) error {
 		return fmt.Errorf("begin: %w", err)
 	}
 	defer tx.Rollback() // after a commit it does nothing
-	if _, err := tx.ExecContext(ctx, boundSQL, millis(s.idle), millis(s.lock)); err != nil {
+	if _, err := tx.ExecContext(ctx, boundSQL, millis(s.bounds.Idle), millis(s.bounds.Lock)); err != nil {
 		return fmt.Errorf("bound the transaction: %w", err)
 	}
 	if err := f(tx); err != nil {

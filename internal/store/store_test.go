@@ -81,7 +81,7 @@ func join(s *store.Store, t *testing.T, id protocol.WorkerID, projections ...str
 // with a bound, makes requests fail one by one; they hold no locks meanwhile.
 func TestLockTimeout(t *testing.T) {
 	db := migrated(t)
-	s := store.New(db, "set", store.Options{Lease: 100 * time.Millisecond})
+	s := store.New(db, "set", store.Options{Bounds: store.BoundsOf(100 * time.Millisecond)})
 	sync := func(r protocol.Request) (store.Result, error) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
@@ -116,7 +116,7 @@ func TestLockTimeout(t *testing.T) {
 // has with it.
 func TestBeginHandler(t *testing.T) {
 	db := migrated(t)
-	s := store.New(db, "set", store.Options{Lease: 50 * time.Millisecond})
+	s := store.New(db, "set", store.Options{Bounds: store.BoundsOf(50 * time.Millisecond)})
 	tx, err := s.BeginHandler(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -145,7 +145,7 @@ func TestBoundsAreLocal(t *testing.T) {
 		return v
 	}
 	want := settings()
-	s := store.New(db, "set", store.Options{Lease: lease})
+	s := store.New(db, "set", store.Options{Bounds: store.BoundsOf(lease)})
 	if _, err := join(s, t, "a", "p"); err != nil {
 		t.Fatal(err)
 	}
@@ -178,8 +178,8 @@ func TestBoundsAreLocal(t *testing.T) {
 //  4. both commit.
 func TestClaimOfOwn(t *testing.T) {
 	db := migrated(t)
-	one := store.New(db, "one", store.Options{Lease: lease})
-	two := store.New(db, "two", store.Options{Lease: lease})
+	one := store.New(db, "one", store.Options{Bounds: store.BoundsOf(lease)})
+	two := store.New(db, "two", store.Options{Bounds: store.BoundsOf(lease)})
 	for _, id := range []protocol.WorkerID{"w0", "w"} {
 		if _, err := join(one, t, id, map[protocol.WorkerID]string{"w0": "other", "w": "p"}[id]); err != nil {
 			t.Fatal(err)
@@ -226,7 +226,7 @@ func isTaken(err error) bool {
 // A program and the tables: missing, without a version, older, equal, newer.
 func TestCheck(t *testing.T) {
 	db, _ := pgtest.Database(t)
-	s := store.New(db, "set", store.Options{Lease: lease})
+	s := store.New(db, "set", store.Options{Bounds: store.BoundsOf(lease)})
 	if err := s.Check(t.Context()); !errors.Is(err, store.ErrSchema) {
 		t.Errorf("no tables: %v", err)
 	}

@@ -197,7 +197,7 @@ func testFrozen(t *testing.T, w World) {
 	l := lane("p", 1, 0, 1)
 	tx := s.write(l, start, at(10))
 	// It freezes here.
-	_, lock := store.Bounds(lease)
+	lock := store.BoundsOf(lease).Lock
 	pgtest.Eventually(t, "the activation has gone past the frozen worker", func() bool {
 		r, err := s.store.Sync(t.Context(), protocol.Request{Worker: "a", Lease: lease, Stopped: 1}, s.projections)
 		if store.LockTimeout(err) {

@@ -238,7 +238,7 @@ func terminatedCommit(t *testing.T, d database) error {
 
 // idleTransaction is what a frozen worker meets when it goes on.
 func idleTransaction(t *testing.T, d database) error {
-	tx, err := store.New(d.db, "set", store.Options{Lease: 10 * time.Millisecond}).BeginHandler(t.Context())
+	tx, err := store.New(d.db, "set", store.Options{Bounds: store.BoundsOf(10 * time.Millisecond)}).BeginHandler(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -74,7 +74,7 @@ type postgres struct {
 }
 
 func (p *postgres) Open(set string, lease time.Duration) Store {
-	return postgresStore{store.New(p.db, set, store.Options{Lease: lease, Clock: "test_now()"})}
+	return postgresStore{store.New(p.db, set, store.Options{Bounds: store.BoundsOf(lease), Clock: "test_now()"})}
 }
 
 func (p *postgres) Advance(d time.Duration) {

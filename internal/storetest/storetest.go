@@ -18,7 +18,7 @@ import (
 // A World is an empty database with a clock of its own.
 type World interface {
 	// Open returns the store of a replica set. Bounds on transactions follow
-	// from the lease as store.Bounds has them.
+	// from the lease as store.BoundsOf has them.
 	Open(set string, lease time.Duration) Store
 	// Advance moves the database's clock, which stands still otherwise.
 	Advance(d time.Duration)

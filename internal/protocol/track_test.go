@@ -17,7 +17,7 @@ func keys(pairs ...int) []Key {
 	return out
 }
 
-func TestLaneAccept(t *testing.T) {
+func TestTrackAccept(t *testing.T) {
 	ahead := Checkpoint{Position: 10, Ahead: []Mark{{Slot: 2, Position: 12}}}
 	tests := []struct {
 		why    string
@@ -41,7 +41,7 @@ func TestLaneAccept(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.why, func(t *testing.T) {
-			l := NewLane(0, 2, ahead, testStart)
+			l := NewTrack(0, 2, ahead, testStart)
 			keep, err := l.Accept(tt.page)
 			got := ""
 			if err != nil {
@@ -61,23 +61,23 @@ func TestLaneAccept(t *testing.T) {
 }
 
 // A lane with events 2, 4, 6, 8 of its own, and read up to 9.
-func laneOfFour(t *testing.T) *Lane {
+func trackOfFour(t *testing.T) *Track {
 	t.Helper()
-	l := NewLane(0, 2, Checkpoint{}, testStart)
+	l := NewTrack(0, 2, Checkpoint{}, testStart)
 	if _, err := l.Accept(keys(1, 1, 2, 0, 3, 1, 4, 0, 5, 1, 6, 0, 7, 1, 8, 0, 9, 1)); err != nil {
 		t.Fatal(err)
 	}
 	return l
 }
 
-func TestLaneAfter(t *testing.T) {
+func TestTrackAfter(t *testing.T) {
 	for n, want := range map[int]int64{
 		0: 1, // nothing handled: up to the first that is not
 		1: 3, // also what belongs to others in between
 		3: 7,
 		4: 9, // all: up to where it has read
 	} {
-		if got := laneOfFour(t).After(n).Position; got != want {
+		if got := trackOfFour(t).After(n).Position; got != want {
 			t.Errorf("after %d events: %d, want %d", n, got, want)
 		}
 	}
@@ -85,18 +85,18 @@ func TestLaneAfter(t *testing.T) {
 
 // A failing event is tried alone, after what precedes it was committed, so
 // that its failures roll back nobody else's work.
-func TestLaneFailed(t *testing.T) {
+func TestTrackFailed(t *testing.T) {
 	type step struct {
 		why      string
-		do       func(*Lane) (position int64, attempts int)
+		do       func(*Track) (position int64, attempts int)
 		position int64
 		attempts int
 		batch    int // allowed after it
 	}
-	failed := func(i int) func(*Lane) (int64, int) { return func(l *Lane) (int64, int) { return l.Failed(i) } }
-	within := func(n int) func(*Lane) (int64, int) { return func(l *Lane) (int64, int) { return l.FailedWithin(n) } }
-	committed := func(n int) func(*Lane) (int64, int) {
-		return func(l *Lane) (int64, int) { l.Committed(l.After(n), testStart); return 0, 0 }
+	failed := func(i int) func(*Track) (int64, int) { return func(l *Track) (int64, int) { return l.Failed(i) } }
+	within := func(n int) func(*Track) (int64, int) { return func(l *Track) (int64, int) { return l.FailedWithin(n) } }
+	committed := func(n int) func(*Track) (int64, int) {
+		return func(l *Track) (int64, int) { l.Committed(l.After(n), testStart); return 0, 0 }
 	}
 	for _, tt := range []struct {
 		why   string
@@ -120,7 +120,7 @@ func TestLaneFailed(t *testing.T) {
 		}},
 	} {
 		t.Run(tt.why, func(t *testing.T) {
-			l := laneOfFour(t)
+			l := trackOfFour(t)
 			for i, s := range tt.steps {
 				position, attempts := s.do(l)
 				if position != s.position || attempts != s.attempts || l.Batch(100) != min(s.batch, l.Pending()) {
@@ -130,12 +130,12 @@ func TestLaneFailed(t *testing.T) {
 			}
 		})
 	}
-	if got := laneOfFour(t).Batch(3); got != 3 {
+	if got := trackOfFour(t).Batch(3); got != 3 {
 		t.Errorf("a batch of %d where 3 is the limit", got)
 	}
 }
 
-func TestLaneSkipDue(t *testing.T) {
+func TestTrackSkipDue(t *testing.T) {
 	for _, tt := range []struct {
 		why   string
 		page  []Key
@@ -149,7 +149,7 @@ func TestLaneSkipDue(t *testing.T) {
 		{"almost as much", keys(skipPositions-1, 1), 0, false},
 		{"an event of its own comes first: nothing before it to commit", keys(1, 0, 90_000, 1), time.Hour, false},
 	} {
-		l := NewLane(0, 2, Checkpoint{}, testStart)
+		l := NewTrack(0, 2, Checkpoint{}, testStart)
 		if _, err := l.Accept(tt.page); err != nil {
 			t.Fatal(err)
 		}
@@ -159,8 +159,8 @@ func TestLaneSkipDue(t *testing.T) {
 	}
 }
 
-func TestLaneResolve(t *testing.T) {
-	l := laneOfFour(t)
+func TestTrackResolve(t *testing.T) {
+	l := trackOfFour(t)
 	l.Committed(l.After(1), testStart) // stands at 3
 	next := l.After(2)                 // 7
 	row := func(generation, position int64) Found {
@@ -213,7 +213,7 @@ func TestBackoff(t *testing.T) {
 // whose handlers fail, whose commits fail, and whose replies are lost.
 type laneWorld struct {
 	*dice
-	lane   *Lane
+	lane   *Track
 	row    Checkpoint
 	slots  []int // of the event at each position; -1 is a gap
 	effect []int // how often a committed batch held the event
@@ -239,7 +239,7 @@ func (w *laneWorld) run() error {
 		slot := w.slots[p]
 		return slot >= 0 && slot%total == partition && p > start.Frontier(slot)
 	}
-	w.row, w.lane = start, NewLane(partition, total, start, testStart)
+	w.row, w.lane = start, NewTrack(partition, total, start, testStart)
 	l := w.lane
 
 	for rounds := 0; rounds < 400; rounds++ {
@@ -346,25 +346,25 @@ func (w *laneWorld) commit(batch []int64, n, fault int) error {
 	return nil
 }
 
-func playLane(data []byte) error {
+func playTrack(data []byte) error {
 	w := &laneWorld{dice: &dice{data}}
 	return w.run()
 }
 
 func TestRandomLanes(t *testing.T) {
 	for seed := range int64(400) {
-		if err := playLane(randomBytes(seed, 600)); err != nil {
+		if err := playTrack(randomBytes(seed, 600)); err != nil {
 			t.Fatalf("seed %d: %v", seed, err)
 		}
 	}
 }
 
-func FuzzLane(f *testing.F) {
+func FuzzTrack(f *testing.F) {
 	for seed := range int64(6) {
 		f.Add(randomBytes(seed, 600))
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
-		if err := playLane(data); err != nil {
+		if err := playTrack(data); err != nil {
 			t.Fatal(err)
 		}
 	})

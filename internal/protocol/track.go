@@ -1,0 +1,211 @@
+package protocol
+
+import (
+	"fmt"
+	"slices"
+	"time"
+)
+
+// A Key is what a lane must know of an event.
+type Key struct {
+	Position int64
+	Slot     int
+}
+
+// A Track is how far a lane is: which events to handle, in which order, and
+// what a commit says.
+//
+//	handled, committed      handled or skipped      read, pending     unread
+//	──────────────────▶|────────────────────────▶|───────────────▶|─────────
+//	             checkpoint                  first pending      cursor
+type Track struct {
+	partition, total int
+
+	checkpoint Checkpoint // as the store has it
+	committed  time.Time  // when that was, by the worker's clock
+	frontier   []int64    // per slot, while checkpoint has marks
+	pending    []int64    // positions to handle, ascending
+	cursor     int64      // every final position up to here was read
+
+	// The event at fault, after a handler failed.
+	fault    int64
+	attempts int
+	// allowed bounds the batches up to the position until, so that what
+	// precedes the event at fault is committed and that event is tried alone;
+	// 0 is no bound.
+	allowed int
+	until   int64
+}
+
+// NewTrack returns the track of a partition that stands at the checkpoint.
+func NewTrack(partition, total int, c Checkpoint, now time.Time) *Track {
+	t := &Track{partition: partition, total: total}
+	t.Rewind(c, now)
+	return t
+}
+
+// Rewind sets the track back to what the store has.
+func (t *Track) Rewind(c Checkpoint, now time.Time) {
+	t.checkpoint, t.committed, t.cursor = c, now, c.Position
+	t.pending, t.frontier = nil, nil
+	if len(c.Ahead) > 0 {
+		t.frontier = make([]int64, Slots)
+		for _, m := range c.Ahead {
+			t.frontier[m.Slot] = m.Position
+		}
+	}
+}
+
+// Cursor returns the position after which to read.
+func (t *Track) Cursor() int64 { return t.cursor }
+
+// Checkpoint returns the checkpoint that the store has, as far as is known.
+func (t *Track) Checkpoint() Checkpoint { return t.checkpoint }
+
+// Pending returns the number of events that are read and not yet committed.
+func (t *Track) Pending() int { return len(t.pending) }
+
+// Accept takes a page that was read after the cursor and returns the indexes
+// of the events to keep for handling. Others belong to other partitions, or
+// were handled in an earlier generation. A page that is not strictly ascending
+// from the cursor is refused and changes nothing.
+func (t *Track) Accept(page []Key) (keep []int, err error) {
+	last := t.cursor
+	for i, k := range page {
+		if k.Position <= last {
+			return nil, orderError(t.cursor, last, k.Position, i)
+		}
+		last = k.Position
+	}
+	for i, k := range page {
+		if k.Slot%t.total == t.partition && (t.frontier == nil || k.Position > t.frontier[k.Slot]) {
+			keep = append(keep, i)
+			t.pending = append(t.pending, k.Position)
+		}
+	}
+	t.cursor = last
+	return keep, nil
+}
+
+func orderError(cursor, last, position int64, i int) error {
+	switch {
+	case i == 0 || position <= cursor:
+		return fmt.Errorf("event %d of a page has position %d, and only positions above %d were asked for", i+1, position, cursor)
+	case position == last:
+		return fmt.Errorf("event %d of a page repeats position %d", i+1, position)
+	default:
+		return fmt.Errorf("event %d of a page has position %d and comes after %d: positions must ascend", i+1, position, last)
+	}
+}
+
+// Batch returns how many pending events to handle next, up to limit.
+func (t *Track) Batch(limit int) int {
+	n := min(limit, len(t.pending))
+	if t.allowed > 0 {
+		n = min(n, t.allowed)
+	}
+	return n
+}
+
+// After returns what a commit says once the first n pending events are
+// handled: everything before the next pending event is done.
+func (t *Track) After(n int) Checkpoint {
+	if n < len(t.pending) {
+		return t.checkpoint.Advance(t.pending[n] - 1)
+	}
+	return t.checkpoint.Advance(t.cursor)
+}
+
+// Committed notes that the store has c.
+func (t *Track) Committed(c Checkpoint, now time.Time) {
+	t.checkpoint, t.committed = c, now
+	n, _ := slices.BinarySearch(t.pending, c.Position+1)
+	t.pending = t.pending[n:]
+	if len(c.Ahead) == 0 {
+		t.frontier = nil
+	}
+	if c.Position >= t.until || t.fault != 0 && c.Position >= t.fault {
+		t.fault, t.attempts, t.allowed, t.until = 0, 0, 0, 0
+	} else if t.fault != 0 {
+		t.allowed = 1 // what preceded the event at fault is done; now that one alone
+	}
+}
+
+// Failed notes that the handler failed at the i-th event of a batch, and
+// returns how often that event has failed. The next batch ends before it, or
+// is that event alone.
+func (t *Track) Failed(i int) (position int64, attempts int) {
+	if t.pending[i] != t.fault {
+		t.fault, t.attempts = t.pending[i], 0
+	}
+	t.attempts++
+	t.allowed, t.until = max(i, 1), max(t.until, t.fault)
+	return t.fault, t.attempts
+}
+
+// FailedWithin notes that a handler that takes n events at once failed,
+// wherever among them. The next batch is half as long, until the event at
+// fault is alone; only then does it count as having failed.
+func (t *Track) FailedWithin(n int) (position int64, attempts int) {
+	if n == 1 {
+		return t.Failed(0)
+	}
+	t.allowed, t.until = n/2, max(t.until, t.pending[n-1])
+	return t.pending[0], 0
+}
+
+// Skips that are not committed cost only reading the same positions again.
+const (
+	skipPositions = 10_000
+	skipTime      = time.Second
+)
+
+// SkipDue reports whether to commit although no event was handled: the lane
+// has passed many positions, or some for a while, that belong to others.
+func (t *Track) SkipDue(now time.Time) bool {
+	skipped := t.After(0).Position - t.checkpoint.Position
+	return skipped >= skipPositions || skipped > 0 && now.Sub(t.committed) >= skipTime
+}
+
+// An Outcome says what has become of a commit whose reply was lost.
+type Outcome string
+
+const (
+	// Done: the commit has happened.
+	Done Outcome = "done"
+	// Undone: it has not, and it can't any more.
+	Undone Outcome = "undone"
+	// Superseded: the generation is over.
+	Superseded Outcome = "superseded"
+	// Elsewhere: the checkpoint is neither the old nor the new one. Only an
+	// earlier commit of this lane can have moved it; go on from there.
+	Elsewhere Outcome = "elsewhere"
+)
+
+// A Found checkpoint is a row as the store has it, read after any transaction
+// that held it has ended.
+type Found struct {
+	Generation int64
+	Checkpoint Checkpoint
+	Exists     bool
+}
+
+// Resolve says what has become of the commit from the lane's checkpoint to
+// next under the generation, from the row as it was found.
+//
+// A lost reply says nothing. Taken as failure, the events are handled twice;
+// taken as success, they are lost when it was one. The row knows: a commit
+// always moves the position, and COMMIT is only ever sent after the row was
+// written, so while the outcome is open the row is locked and can't be read.
+func (t *Track) Resolve(generation int64, next Checkpoint, found Found) Outcome {
+	switch {
+	case !found.Exists || found.Generation != generation:
+		return Superseded
+	case found.Checkpoint.Position == next.Position:
+		return Done
+	case found.Checkpoint.Position == t.checkpoint.Position:
+		return Undone
+	default:
+		return Elsewhere
+	}
+}

@@ -71,14 +71,42 @@ type LaneAction struct {
 	Err error // what is wrong with a page
 }
 
+// String shows the action in a few words: "read 100 after 120".
+func (a LaneAction) String() string {
+	text := a.Do.String()
+	switch a.Do {
+	case LaneRead:
+		text = fmt.Sprintf("read %d after %d", a.Limit, a.After)
+	case LaneHandle:
+		text = fmt.Sprintf("handle %d+%d", a.First, a.Count)
+	case LaneWrite:
+		text = fmt.Sprintf("write %s to %s", a.From, a.To)
+	case LanePause:
+		text = fmt.Sprintf("pause %s: %s", a.For, a.Why)
+	case LaneEnd:
+		text = fmt.Sprintf("end: %s", a.End)
+	}
+	if a.Why == HandlerFailed || a.End == AtFault {
+		text += fmt.Sprintf(" at %d, attempt %d", a.Position, a.Attempts)
+	}
+	if a.Rollback {
+		text = "rollback, " + text
+	}
+	return text
+}
+
 // LanePauseWhy says why a lane pauses.
 type LanePauseWhy int
 
 const (
 	NothingNew LanePauseWhy = iota
 	DatabaseFailed
-	HandlerFailed // also why a lane ends, with StopOnFailure
+	HandlerFailed
 )
+
+func (w LanePauseWhy) String() string {
+	return [...]string{"nothing new", "the database failed", "the handler failed"}[w]
+}
 
 // LaneEndWhy says why a lane ends.
 type LaneEndWhy int
@@ -95,6 +123,10 @@ const (
 	// AtFault: a handler failed, and that ends the worker.
 	AtFault
 )
+
+func (w LaneEndWhy) String() string {
+	return [...]string{"asked", "alone", "broken", "at fault"}[w]
+}
 
 // A Failure says what is known of a call that did not succeed.
 type Failure int

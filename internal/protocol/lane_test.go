@@ -1,0 +1,264 @@
+package protocol
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+)
+
+// A turn of a lane: what it is told, and what it must do then.
+type turn struct {
+	answer LaneAnswer
+	want   string
+	// Besides: signals that hold from this answer on, and time that has
+	// passed before it.
+	signals Signals
+	later   time.Duration
+}
+
+// page answers a read with events of partition 0 of 2, at even positions.
+func evens(positions ...int64) LaneAnswer {
+	var a LaneAnswer
+	for _, p := range positions {
+		a.Page = append(a.Page, Key{Position: p, Slot: int(p % 2)})
+	}
+	return a
+}
+
+func found(generation, position int64) LaneAnswer {
+	return LaneAnswer{Found: Found{Generation: generation, Checkpoint: Checkpoint{Position: position}, Exists: true}}
+}
+
+func failing(f Failure) LaneAnswer { return LaneAnswer{Failure: f} }
+
+// Each row is the life of a lane, or a part of it, in turns. All are partition
+// 0 of 2 in generation 5, with batches of 4.
+func TestLane(t *testing.T) {
+	var (
+		asked    = Signals{Asked: true}
+		canceled = Signals{Canceled: true}
+		over     = Signals{LeaseOver: true}
+		ok       LaneAnswer
+		begin    = []turn{{answer: ok, want: "find"}, {answer: found(5, 10), want: "read 4 after 10"}}
+		pause    = "pause 20ms: the database failed"
+	)
+	for _, tt := range []struct {
+		name   string
+		config LaneConfig
+		skip   bool // begin is not done for it
+		turns  []turn
+	}{
+		{name: "plain: handle, commit, go on", turns: []turn{
+			{answer: evens(11, 12, 13), want: "handle 0+1"},
+			{answer: ok, want: "write 10 to 13"},
+			{answer: ok, want: "commit"},
+			{answer: ok, want: "read 4 after 13"},
+			{answer: evens(), want: "pause 5ms: nothing new"},
+			{answer: ok, want: "read 4 after 13"},
+			{answer: evens(), want: "pause 10ms: nothing new"},
+		}},
+		{name: "pages are read until there is a batch", turns: []turn{
+			{answer: evens(11, 12, 13, 14), want: "read 4 after 14"},
+			{answer: evens(15, 16, 17, 18), want: "handle 0+1"},
+		}},
+		{name: "another generation's row is not ours", skip: true, turns: []turn{
+			{answer: ok, want: "find"},
+			{answer: found(6, 10), want: "end: alone"},
+		}},
+		{name: "no row at all", skip: true, turns: []turn{
+			{answer: ok, want: "find"},
+			{answer: ok, want: "end: alone"},
+		}},
+		{name: "transactional: one transaction for the batch", config: LaneConfig{Kind: Transactional}, turns: []turn{
+			{answer: evens(12, 14, 16), want: "open"},
+			{answer: ok, want: "handle 0+1"},
+			{answer: ok, want: "handle 1+1"},
+			{answer: ok, want: "handle 2+1"},
+			{answer: ok, want: "write 10 to 16"},
+			{answer: ok, want: "commit"},
+			{answer: ok, want: "read 4 after 16"},
+		}},
+		{name: "transactional: a batch that takes long is cut", config: LaneConfig{Kind: Transactional}, turns: []turn{
+			{answer: evens(12, 14, 16), want: "open"},
+			{answer: ok, want: "handle 0+1"},
+			{answer: ok, want: "handle 1+1", later: time.Second},
+			{answer: ok, want: "write 10 to 15", later: time.Second},
+		}},
+		{name: "batched: all at once", config: LaneConfig{Kind: Batched}, turns: []turn{
+			{answer: evens(12, 14, 16), want: "open"},
+			{answer: ok, want: "handle 0+3"},
+			{answer: ok, want: "write 10 to 16"},
+		}},
+		{name: "drain: what is done of the batch is committed", turns: []turn{
+			{answer: evens(12, 14, 16), want: "handle 0+1"},
+			{answer: ok, want: "write 10 to 13", signals: asked},
+			{answer: ok, want: "commit", signals: asked},
+			{answer: ok, want: "end: asked", signals: asked},
+		}},
+		{name: "drain before the first event of a transaction", config: LaneConfig{Kind: Transactional}, turns: []turn{
+			{answer: evens(12, 14), want: "open"},
+			{answer: ok, want: "rollback, end: asked", signals: asked},
+		}},
+		{name: "cancelled: nothing more is committed", turns: []turn{
+			{answer: evens(12, 14), want: "handle 0+1"},
+			{answer: ok, want: "end: asked", signals: canceled},
+		}},
+		{name: "cancelled between write and commit", config: LaneConfig{Kind: Batched}, turns: []turn{
+			{answer: evens(12, 14), want: "open"},
+			{answer: ok, want: "handle 0+2"},
+			{answer: ok, want: "write 10 to 14"},
+			{answer: ok, want: "rollback, end: asked", signals: canceled},
+		}},
+		{name: "a write that was given up is never committed", turns: []turn{
+			{answer: evens(12), want: "handle 0+1"},
+			{answer: ok, want: "write 10 to 12"},
+			{answer: failing(Passing), want: "rollback, " + pause},
+			{answer: ok, want: "find"},
+		}},
+		{name: "lease over: no event is begun, and the session must know", turns: []turn{
+			{answer: evens(12, 14), want: "end: alone", signals: over},
+		}},
+		{name: "lease over in the middle of a batch", turns: []turn{
+			{answer: evens(12, 14), want: "handle 0+1"},
+			{answer: ok, want: "write 10 to 13", signals: over},
+		}},
+		{name: "lease over while a batch's transaction was opened", config: LaneConfig{Kind: Batched}, turns: []turn{
+			{answer: evens(12, 14), want: "open"},
+			{answer: ok, want: "rollback, end: alone", signals: over},
+		}},
+		{name: "fenced", turns: []turn{
+			{answer: evens(12), want: "handle 0+1"},
+			{answer: ok, want: "write 10 to 12"},
+			{answer: failing(Fenced), want: "rollback, find"},
+			{answer: found(6, 12), want: "end: alone"},
+		}},
+		{name: "plain: a lost COMMIT that has happened", turns: []turn{
+			{answer: evens(12), want: "handle 0+1"},
+			{answer: ok, want: "write 10 to 12"},
+			{answer: ok, want: "commit"},
+			{answer: failing(Passing), want: "rollback, " + pause},
+			{answer: ok, want: "find"},
+			{answer: failing(Passing), want: "pause 40ms: the database failed"},
+			{answer: ok, want: "find"},
+			{answer: found(5, 12), want: "read 4 after 12"},
+		}},
+		{name: "plain: a lost COMMIT that has not; the events are not handled again", turns: []turn{
+			{answer: evens(12, 14), want: "handle 0+1"},
+			{answer: ok, want: "handle 1+1"},
+			{answer: ok, want: "write 10 to 14"},
+			{answer: ok, want: "commit"},
+			{answer: failing(Passing), want: "rollback, " + pause},
+			{answer: ok, want: "find"},
+			{answer: found(5, 10), want: "write 10 to 14"},
+		}},
+		{name: "transactional: an undone COMMIT; a shorter batch is handled again", config: LaneConfig{Kind: Transactional}, turns: []turn{
+			{answer: evens(12, 14), want: "open"},
+			{answer: ok, want: "handle 0+1"},
+			{answer: ok, want: "handle 1+1"},
+			{answer: ok, want: "write 10 to 14"},
+			{answer: ok, want: "commit"},
+			{answer: failing(Passing), want: "rollback, " + pause},
+			{answer: ok, want: "find"},
+			{answer: found(5, 10), want: "read 4 after 14"},
+			{answer: evens(), want: "open"},
+			{answer: ok, want: "handle 0+1"},
+			{answer: ok, want: "write 10 to 13"},
+		}},
+		{name: "the row stands elsewhere: go on from there", turns: []turn{
+			{answer: evens(12, 14), want: "handle 0+1"},
+			{answer: ok, want: "handle 1+1"},
+			{answer: ok, want: "write 10 to 14"},
+			{answer: failing(Fenced), want: "rollback, find"},
+			{answer: found(5, 12), want: "read 4 after 12"},
+		}},
+		{name: "plain: the handler fails at the second event", turns: []turn{
+			{answer: evens(12, 14, 16), want: "handle 0+1"},
+			{answer: ok, want: "handle 1+1"},
+			{answer: failing(Fault), want: "write 10 to 13"},
+			{answer: ok, want: "commit"},
+			{answer: ok, want: "pause 100ms: the handler failed at 14, attempt 1"},
+			{answer: ok, want: "read 4 after 16"},
+			{answer: evens(), want: "handle 0+1"},
+			{answer: failing(Fault), want: "pause 200ms: the handler failed at 14, attempt 2"},
+		}},
+		{name: "transactional: the handler fails at the second event", config: LaneConfig{Kind: Transactional}, turns: []turn{
+			{answer: evens(12, 14, 16), want: "open"},
+			{answer: ok, want: "handle 0+1"},
+			{answer: ok, want: "handle 1+1"},
+			{answer: failing(Fault), want: "rollback, pause 100ms: the handler failed at 14, attempt 1"},
+			{answer: ok, want: "read 4 after 16"},
+			{answer: evens(), want: "open"},
+			{answer: ok, want: "handle 0+1"},
+			{answer: ok, want: "write 10 to 13"}, // what precedes the event, alone
+		}},
+		{name: "what a handler wrote is refused at COMMIT", config: LaneConfig{Kind: Batched, StopOnFailure: true}, turns: []turn{
+			{answer: evens(12), want: "open"},
+			{answer: ok, want: "handle 0+1"},
+			{answer: ok, want: "write 10 to 12"},
+			{answer: ok, want: "commit"},
+			{answer: failing(Fault), want: "rollback, end: at fault at 12, attempt 1"},
+		}},
+		{name: "StopOnFailure goes by what failed for certain", config: LaneConfig{Kind: Batched, StopOnFailure: true}, turns: []turn{
+			{answer: evens(12, 14), want: "open"},
+			{answer: ok, want: "handle 0+2"},
+			{answer: failing(Fault), want: "rollback, pause 100ms: the handler failed at 12, attempt 0"},
+			{answer: ok, want: "read 4 after 14"},
+			{answer: evens(), want: "open"},
+			{answer: ok, want: "handle 0+1"},
+			{answer: failing(Passing), want: "rollback, pause 100ms: the handler failed at 12, attempt 1"},
+		}},
+		{name: "what can't be read ends the worker", turns: []turn{
+			{answer: failing(Permanent), want: "end: broken"},
+		}},
+		{name: "a page that is not what was asked for ends the worker", turns: []turn{
+			{answer: evens(9), want: "end: broken"},
+		}},
+		{name: "a read that fails is tried again", turns: []turn{
+			{answer: failing(Passing), want: pause},
+			{answer: ok, want: "read 4 after 10"},
+			{answer: failing(Passing), want: "pause 40ms: the database failed"},
+			{answer: ok, want: "end: asked", signals: asked},
+		}},
+		{name: "skipped events are committed after a while, and not for each page", turns: []turn{
+			{answer: evens(11, 13), want: "pause 5ms: nothing new"},
+			{answer: ok, want: "read 4 after 13", later: 2 * time.Second},
+			{answer: evens(), want: "write 10 to 13"},
+			{answer: ok, want: "commit"},
+			{answer: ok, want: "pause 10ms: nothing new"},
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			tt.config.Batch, tt.config.Poll = 4, time.Second
+			tt.config.Cut = 1500 * time.Millisecond
+			tt.config.Retry = Backoff{Min: 100 * time.Millisecond, Max: time.Second}
+			l := NewLane(Assignment{Generation: 5, Partition: 0, Total: 2}, tt.config)
+			now := testStart
+			turns := tt.turns
+			if !tt.skip {
+				turns = append(append([]turn{}, begin...), turns...)
+			}
+			var log strings.Builder
+			for i, turn := range turns {
+				now = now.Add(turn.later)
+				got := l.Next(now, turn.signals, turn.answer)
+				fmt.Fprintf(&log, "%2d %s\n", i, got)
+				if got.String() != turn.want {
+					t.Fatalf("want %q, got the last of\n%s", turn.want, log.String())
+				}
+			}
+		})
+	}
+}
+
+// The error of a bad page says what is wrong with it.
+func TestLaneNamesABadPage(t *testing.T) {
+	l := NewLane(Assignment{Generation: 5, Partition: 0, Total: 2}, LaneConfig{Batch: 4})
+	l.Next(testStart, Signals{}, LaneAnswer{})
+	l.Next(testStart, Signals{}, found(5, 10))
+	end := l.Next(testStart, Signals{}, evens(12, 12))
+	if end.Err == nil || !strings.Contains(end.Err.Error(), "repeats position 12") {
+		t.Errorf("the error is %v", errors.Unwrap(end.Err))
+	}
+}

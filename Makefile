@@ -14,6 +14,10 @@ INTEGRATION_RUN      ?= .
 # false "context deadline exceeded" failure (go.dev/issue/75804).
 FUZZTIME ?= 2000x
 
+# How long make sim plays: until it is stopped, or say 1h. And from which seed.
+SIMTIME ?= 8760h
+SIMSEED ?= $(shell date +%s)
+
 # gofmt of the toolchain in use: the one on PATH may be of another version.
 GOFMT = "$$($(GO) env GOROOT)/bin/gofmt"
 
@@ -24,7 +28,7 @@ STATICCHECK = GOWORK=off $(GO) tool -modfile="$(CURDIR)/tools/go.mod" staticchec
 # With -j the output of the parts would mix.
 .NOTPARALLEL:
 .PHONY: help fmt fmt-check vet staticcheck purity lint tidy test race \
-	test-integration modules fuzz-short fuzz check demo
+	test-integration modules fuzz-short fuzz check demo sim
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' Makefile
@@ -85,6 +89,10 @@ fuzz fuzz-short:
 		echo "fuzz $$pkg $$name $(FUZZTIME)"; \
 		$(GO) test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) "$$pkg" </dev/null || exit 1; \
 	done
+
+# Its own seeds, beside those that go test ./sim plays.
+sim: ## play simulated worlds on all cores, until stopped or for SIMTIME=1h
+	$(GO) test ./sim -run 'TestSeeds$$' -v -count=1 -timeout 0 -sim.for=$(SIMTIME) -sim.seed=$(SIMSEED)
 
 demo: ## run the quickstart example
 	$(GO) run ./examples/quickstart

@@ -81,3 +81,9 @@ func AssignmentFrom(ctx context.Context) (Assignment, bool) {
 	a, ok := ctx.Value(assignmentKey{}).(Assignment)
 	return a, ok
 }
+
+// ContextWithAssignment returns a context from which AssignmentFrom returns a,
+// for tests of handlers.
+func ContextWithAssignment(ctx context.Context, a Assignment) context.Context {
+	return context.WithValue(ctx, assignmentKey{}, a)
+}

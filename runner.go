@@ -27,7 +27,7 @@ type run[E any] struct {
 // startRun starts a lane for each projection. When all have ended, the
 // session hears of it.
 func startRun[E any](w *worker[E], a protocol.Assignment) *run[E] {
-	ctx := context.WithValue(w.life, assignmentKey{}, Assignment{
+	ctx := ContextWithAssignment(w.life, Assignment{
 		ReplicaSet: w.cfg.ReplicaSet, Generation: a.Generation, Partition: a.Partition, TotalPartitions: a.Total,
 	})
 	r := &run[E]{draining: make(chan struct{})}

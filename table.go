@@ -5,10 +5,10 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
-	"strings"
 	"sync"
 	"time"
 
+	"github.com/getpup/pupsourcing-orchestrator/internal/eventtable"
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
 )
 
@@ -64,11 +64,9 @@ type TableConfig[E any] struct {
 // (CACHE 1, the default); and a transaction must take its position in the
 // insert itself. Check refuses the first two, and views, which nobody locks.
 type Table[E any] struct {
-	db   *sql.DB
-	cfg  TableConfig[E]
-	name string // quoted, for statements
-
-	read, high string
+	db  *sql.DB
+	cfg TableConfig[E]
+	sql eventtable.Table
 
 	// turn holds one token, for the reading whose turn it is at the horizon. mu
 	// is only ever held for a moment.
@@ -110,19 +108,10 @@ func NewTable[E any](db *sql.DB, cfg TableConfig[E]) (*Table[E], error) {
 		}
 	}
 
-	t := &Table[E]{db: db, cfg: cfg, name: quoteIdentifier(cfg.Table), turn: make(chan struct{}, 1)}
-	if cfg.Schema != "" {
-		t.name = quoteIdentifier(cfg.Schema) + "." + t.name
-	}
-	columns := make([]string, len(cfg.Columns))
-	for i, c := range cfg.Columns {
-		columns[i] = quoteIdentifier(c)
-	}
-	position := quoteIdentifier(cfg.PositionColumn)
-	t.read = fmt.Sprintf(`SELECT %s, %s::text, %s FROM %s WHERE %s > $1 ORDER BY %s LIMIT $2`,
-		position, quoteIdentifier(cfg.AggregateIDColumn), strings.Join(columns, ", "), t.name, position, position)
-	t.high = fmt.Sprintf(`SELECT coalesce(max(%s), 0) FROM %s`, position, t.name)
-	return t, nil
+	return &Table[E]{
+		db: db, cfg: cfg, turn: make(chan struct{}, 1),
+		sql: eventtable.New(cfg.Schema, cfg.Table, cfg.PositionColumn, cfg.AggregateIDColumn, cfg.Columns...),
+	}, nil
 }
 
 func tableError(field, problem string) error {
@@ -147,9 +136,6 @@ func NewEventTable(db *sql.DB, table string) (*Table[Event], error) {
 		},
 	})
 }
-
-// quoteIdentifier quotes a name for SQL.
-func quoteIdentifier(name string) string { return `"` + strings.ReplaceAll(name, `"`, `""`) + `"` }
 
 // Read implements EventStore. What it does in which order is for
 // protocol.Reading to say.
@@ -176,9 +162,9 @@ func (t *Table[E]) Read(ctx context.Context, after int64, limit int) ([]Record[E
 		}
 		switch action.Do {
 		case protocol.ReadHolders:
-			answer.Holders, err = bounded(ctx, lookMax, t.holders, nil)
+			answer.Holders, err = bounded(ctx, lookMax, func(ctx context.Context) ([]protocol.Holder, error) { return t.sql.Holders(ctx, t.db) }, nil)
 		case protocol.ReadHigh:
-			answer.High, err = bounded(ctx, lookMax, t.highest, nil)
+			answer.High, err = bounded(ctx, lookMax, func(ctx context.Context) (int64, error) { return t.sql.High(ctx, t.db) }, nil)
 		case protocol.ReadPage:
 			page, err = t.page(ctx, after, limit)
 			answer.Positions = answer.Positions[:0]
@@ -219,18 +205,10 @@ func (t *Table[E]) take(ctx context.Context, turn bool) error {
 	}
 }
 
-// highest returns the highest visible position.
-func (t *Table[E]) highest(ctx context.Context) (high int64, err error) {
-	if err := t.db.QueryRowContext(ctx, t.high).Scan(&high); err != nil {
-		return 0, fmt.Errorf("highest position of %s: %w", t.name, err)
-	}
-	return high, nil
-}
-
 func (t *Table[E]) page(ctx context.Context, after int64, limit int) ([]Record[E], error) {
-	rows, err := t.db.QueryContext(ctx, t.read, after, limit)
+	rows, err := t.db.QueryContext(ctx, t.sql.Page, after, limit)
 	if err != nil {
-		return nil, fmt.Errorf("read events from %s: %w", t.name, err)
+		return nil, fmt.Errorf("read events from %s: %w", t.sql.Name, err)
 	}
 	defer rows.Close()
 	page := make([]Record[E], 0, limit)
@@ -240,46 +218,14 @@ func (t *Table[E]) page(ctx context.Context, after int64, limit int) ([]Record[E
 			return rows.Scan(append([]any{&r.Position, &r.AggregateID}, dest...)...)
 		})
 		if err != nil {
-			return nil, fmt.Errorf("read an event from %s after position %d: %w", t.name, r.Position, err)
+			return nil, fmt.Errorf("read an event from %s after position %d: %w", t.sql.Name, r.Position, err)
 		}
 		page = append(page, r)
 	}
 	if err := rows.Err(); err != nil {
-		return nil, fmt.Errorf("read events from %s: %w", t.name, err)
+		return nil, fmt.Errorf("read events from %s: %w", t.sql.Name, err)
 	}
 	return page, nil
-}
-
-// holdersSQL lists who holds the lock that an insert takes, on the table, on
-// any of its partitions, or on a table that inherits from it; prepared
-// transactions included.
-const holdersSQL = `
-SELECT DISTINCT virtualtransaction, coalesce(pid, 0)
-  FROM pg_locks
- WHERE locktype = 'relation' AND mode = 'RowExclusiveLock' AND granted
-   AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
-   AND relation IN (
-       WITH RECURSIVE part AS (
-           SELECT $1::regclass::oid AS oid
-            UNION SELECT inhrelid FROM pg_inherits JOIN part ON inhparent = part.oid)
-       SELECT oid FROM part)
-   AND pid IS DISTINCT FROM pg_backend_pid()`
-
-func (t *Table[E]) holders(ctx context.Context) ([]protocol.Holder, error) {
-	rows, err := t.db.QueryContext(ctx, holdersSQL, t.name)
-	if err != nil {
-		return nil, fmt.Errorf("list the writers of %s: %w", t.name, err)
-	}
-	defer rows.Close()
-	var holders []protocol.Holder
-	for rows.Next() {
-		var h protocol.Holder
-		if err := rows.Scan(&h.Transaction, &h.Backend); err != nil {
-			return nil, fmt.Errorf("list the writers of %s: %w", t.name, err)
-		}
-		holders = append(holders, h)
-	}
-	return holders, rows.Err()
 }
 
 // A Gap is a position that readers wait at.
@@ -311,31 +257,31 @@ func (t *Table[E]) Waiting() (Gap, bool) {
 func (t *Table[E]) Check(ctx context.Context) error {
 	var standby bool
 	if err := t.db.QueryRowContext(ctx, `SELECT pg_is_in_recovery()`).Scan(&standby); err != nil {
-		return fmt.Errorf("check events table %s: %w", t.name, err)
+		return fmt.Errorf("check events table %s: %w", t.sql.Name, err)
 	}
 	if standby {
-		return fmt.Errorf("check events table %s: the server is a standby; events can be read without loss on the primary only, where their transactions are seen", t.name)
+		return fmt.Errorf("check events table %s: the server is a standby; events can be read without loss on the primary only, where their transactions are seen", t.sql.Name)
 	}
 	if _, err := t.page(ctx, 0, 1); err != nil {
 		return fmt.Errorf("check events table: %w", err)
 	}
 	var kind string
-	if err := t.db.QueryRowContext(ctx, `SELECT relkind::text FROM pg_class WHERE oid = $1::regclass`, t.name).Scan(&kind); err != nil {
-		return fmt.Errorf("check events table %s: %w", t.name, err)
+	if err := t.db.QueryRowContext(ctx, `SELECT relkind::text FROM pg_class WHERE oid = $1::regclass`, t.sql.Name).Scan(&kind); err != nil {
+		return fmt.Errorf("check events table %s: %w", t.sql.Name, err)
 	}
 	if kind != "r" && kind != "p" {
-		return fmt.Errorf("check events table %s: it is a view or a foreign table, and an insert does not lock that, so events would be lost; name the table itself", t.name)
+		return fmt.Errorf("check events table %s: it is a view or a foreign table, and an insert does not lock that, so events would be lost; name the table itself", t.sql.Name)
 	}
 	var sequence string
 	var cache int64
-	err := t.db.QueryRowContext(ctx, sequenceSQL, t.name, t.cfg.PositionColumn).Scan(&sequence, &cache)
+	err := t.db.QueryRowContext(ctx, sequenceSQL, t.sql.Name, t.cfg.PositionColumn).Scan(&sequence, &cache)
 	switch {
 	case errors.Is(err, sql.ErrNoRows): // filled in some other way; that can't be judged here
 	case err != nil:
-		return fmt.Errorf("check the sequence of %s: %w", t.name, err)
+		return fmt.Errorf("check the sequence of %s: %w", t.sql.Name, err)
 	case cache > 1:
 		return fmt.Errorf("check events table %s: sequence %s has CACHE %d, so a session may use an old position in a new transaction, and events would be lost; ALTER SEQUENCE %s CACHE 1, and let the writers reconnect",
-			t.name, sequence, cache, sequence)
+			t.sql.Name, sequence, cache, sequence)
 	}
 	return nil
 }

@@ -1,0 +1,274 @@
+package sim
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
+)
+
+// A checker judges a history from its facts alone, one after the other: what
+// the protocol believes does not reach it. The first fact that contradicts a
+// promise ends it.
+//
+// A world has ten thousand facts and takes a few milliseconds, so nothing is
+// formatted and nothing is searched unless something is broken.
+type checker struct {
+	setup setup
+	crew
+
+	projections map[string]*checkedProjection
+	inOrder     []*checkedProjection // as they appeared
+	calls       map[callKey]*openCall
+	appends     []fact
+	gaps        []fact // waited for, and passed
+
+	opened, activated fact           // the newest generation of either kind; generation 0: none
+	activations       map[int64]fact // by generation
+	owners            map[ownerKey]fact
+
+	healed, settled fact
+	// pause is the opening since which no generation is active, if none is.
+	pause fact
+}
+
+// A checkedProjection is what became of the events in one projection.
+type checkedProjection struct {
+	name          string
+	transactional bool
+
+	open      map[int][]*openCall // by slot
+	commits   []fact
+	holds     map[int64]int    // which of commits holds the position
+	highest   map[string]int64 // the highest position that is committed of the aggregate
+	passed    passed
+	unhandled []visible // in no commit, by position
+}
+
+// An openCall is a handler that was called and has not returned.
+type openCall struct {
+	begin  fact
+	worker *checkedWorker
+}
+
+type callKey struct {
+	worker string
+	call   int
+}
+
+type ownerKey struct {
+	generation int64
+	partition  int
+}
+
+// A visible event can be read by everybody since one of checker.appends.
+type visible struct {
+	event
+	append int
+}
+
+func newChecker(s setup) *checker {
+	c := &checker{
+		setup: s, crew: newCrew(),
+		projections: map[string]*checkedProjection{},
+		calls:       map[callKey]*openCall{},
+		activations: map[int64]fact{},
+		owners:      map[ownerKey]fact{},
+	}
+	for _, name := range s.final {
+		c.projection(name)
+	}
+	return c
+}
+
+// check judges a whole history.
+func check(h history) *violation {
+	c := newChecker(h.setup)
+	for _, f := range h.facts {
+		if v := c.observe(f); v != nil {
+			return v
+		}
+	}
+	return nil
+}
+
+// observe takes the next fact and returns the promise that it shows to be
+// broken, if any; after that, the checker is of no more use.
+func (c *checker) observe(f fact) *violation {
+	c.crew.observe(f)
+	switch f.kind {
+	case workerGone:
+		for _, call := range c.worker(f.worker).calls {
+			c.forget(call)
+		}
+		c.worker(f.worker).calls = nil
+	case runStarts:
+		return c.runStarts(f)
+	case groupOpened:
+		return c.groupOpened(f)
+	case groupActivated:
+		return c.groupActivated(f)
+	case handlerBegins:
+		return c.handlerBegins(f)
+	case handlerEnds:
+		if call := c.calls[callKey{f.worker, f.call}]; call != nil {
+			c.forget(call)
+			call.worker.calls = without(call.worker.calls, call)
+		}
+	case committed:
+		return c.committed(f)
+	case appended:
+		return c.appended(f)
+	case gapWaited, gapPassed:
+		c.gaps = append(c.gaps, f)
+	case healed:
+		c.healed = f
+	case settled:
+		c.settled = f
+		if v := c.recovered(f); v != nil {
+			return v
+		}
+		return c.paused(f)
+	case ended:
+		return c.finished(f)
+	}
+	return nil
+}
+
+// projection returns what is known of a projection. One that was not there
+// before has everything to handle.
+func (c *checker) projection(name string) *checkedProjection {
+	p := c.projections[name]
+	if p == nil {
+		p = &checkedProjection{
+			name: name, transactional: c.setup.transactional[name],
+			open: map[int][]*openCall{}, holds: map[int64]int{}, highest: map[string]int64{},
+		}
+		for i, f := range c.appends {
+			for _, e := range f.events {
+				p.sees(visible{e, i})
+			}
+		}
+		c.projections[name] = p
+		c.inOrder = append(c.inOrder, p)
+	}
+	return p
+}
+
+// sees adds an event that waits to be handled.
+func (p *checkedProjection) sees(e visible) {
+	i := len(p.unhandled)
+	if i > 0 && p.unhandled[i-1].position > e.position { // a late one
+		i, _ = p.find(e.position)
+	}
+	p.unhandled = slices.Insert(p.unhandled, i, e)
+}
+
+// find returns where an unhandled event is, or would be.
+func (p *checkedProjection) find(position int64) (int, bool) {
+	return slices.BinarySearchFunc(p.unhandled, position, func(e visible, position int64) int {
+		return cmp.Compare(e.position, position)
+	})
+}
+
+// forget drops a call that is over.
+func (c *checker) forget(call *openCall) {
+	delete(c.calls, callKey{call.begin.worker, call.begin.call})
+	open := c.projection(call.begin.projection).open
+	for _, e := range call.begin.events {
+		if rest := without(open[e.slot], call); len(rest) > 0 {
+			open[e.slot] = rest
+		} else {
+			delete(open, e.slot)
+		}
+	}
+}
+
+func without(calls []*openCall, call *openCall) []*openCall {
+	return slices.DeleteFunc(calls, func(c *openCall) bool { return c == call })
+}
+
+// broken makes a violation of facts in any order; one that is not known, and
+// so was never set, is left out.
+func broken(p promise, facts []fact, format string, args ...any) *violation {
+	facts = slices.DeleteFunc(facts, func(f fact) bool { return f.unset() })
+	slices.SortFunc(facts, func(a, b fact) int { return cmp.Compare(a.step, b.step) })
+	facts = slices.CompactFunc(facts, func(a, b fact) bool { return a.step == b.step })
+	return &violation{promise: p, what: fmt.Sprintf(format, args...), facts: facts}
+}
+
+// unset reports whether f is no fact: it would be a nameless worker's start.
+func (f fact) unset() bool { return f.kind == workerStarts && f.worker == "" }
+
+// owner names the worker of a fact and its generation.
+func owner(f fact) string { return fmt.Sprintf("%s (generation %d)", f.worker, f.generation) }
+
+// passed is how far each slot of a projection is passed by checkpoints, as
+// commits tell: what a checkpoint has passed is never read again.
+type passed struct {
+	slots     []int64 // in earlier layouts
+	positions []int64 // of the checkpoints in the latest one, by partition
+}
+
+// commit notes that a checkpoint has moved.
+func (p *passed) commit(f fact) {
+	if len(p.positions) != f.total {
+		p.fold()
+		p.positions = make([]int64, f.total)
+	}
+	p.positions[f.partition] = max(p.positions[f.partition], f.to)
+}
+
+// fold carries the checkpoints over to their slots.
+func (p *passed) fold() {
+	if len(p.positions) == 0 {
+		return
+	}
+	if p.slots == nil {
+		p.slots = make([]int64, protocol.Slots)
+	}
+	for s := range p.slots {
+		p.slots[s] = max(p.slots[s], p.positions[s%len(p.positions)])
+	}
+	p.positions = nil
+}
+
+// slot returns how far one slot is passed.
+func (p *passed) slot(s int) int64 {
+	var position int64
+	if p.slots != nil {
+		position = p.slots[s]
+	}
+	if n := len(p.positions); n > 0 {
+		position = max(position, p.positions[s%n])
+	}
+	return position
+}
+
+// commitOf returns the commit of the projection that holds the position; ok is
+// false if there is none.
+func (p *checkedProjection) commitOf(position int64) (commit fact, ok bool) {
+	i, ok := p.holds[position]
+	if ok {
+		commit = p.commits[i]
+	}
+	return commit, ok
+}
+
+// latest returns the latest commit of the projection that says something of
+// the slot, before commit n.
+func (p *checkedProjection) latest(slot, n int) fact {
+	for _, f := range slices.Backward(p.commits[:n]) {
+		if slot%f.total == f.partition {
+			return f
+		}
+	}
+	return fact{}
+}
+
+// sinceHeal returns the time from the end of the faults to f.
+func (c *checker) sinceHeal(f fact) time.Duration {
+	return (f.at - c.healed.at).Round(100 * time.Millisecond)
+}

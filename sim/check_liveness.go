@@ -1,0 +1,106 @@
+package sim
+
+// recovered: by now every partition must have an owner, and every event that
+// was visible when the faults stopped must be handled (L1). Where nobody is
+// able to do anything, nothing is demanded.
+func (c *checker) recovered(f fact) *violation {
+	if !c.anybody() {
+		return nil
+	}
+	if v := c.owned(f); v != nil {
+		return v
+	}
+	return c.handled(f, c.healed)
+}
+
+// paused: members may still join after the faults have stopped, and each may
+// open a generation; but however many do, one becomes active in time.
+func (c *checker) paused(f fact) *violation {
+	from := max(c.pause.at, c.healed.at)
+	if c.pause.unset() || c.healed.unset() || f.at-from <= c.setup.settle || !c.anybody() {
+		return nil
+	}
+	return broken(recovers, []fact{c.healed, c.pause, c.opened, f}, "no generation was active for %s, while others only joined", f.at-from)
+}
+
+func (c *checker) anybody() bool {
+	for _, w := range c.all {
+		if w.able() {
+			return true
+		}
+	}
+	return false
+}
+
+// owned: the newest generation is active, and each of its partitions is run by
+// somebody who is able to.
+func (c *checker) owned(f fact) *violation {
+	g := c.opened.generation
+	switch {
+	case g == 0 && c.activated.generation == 0:
+		return broken(recovers, []fact{c.healed, f}, "there is no generation %s after the faults stopped", c.sinceHeal(f))
+	case g > c.activated.generation:
+		return broken(recovers, []fact{c.activated, c.healed, c.opened, f}, "generation %d was opened, and is not active %s after the faults stopped", g, c.sinceHeal(f))
+	}
+	g = c.activated.generation
+	runs := make([]*checkedWorker, c.activated.total)
+	for _, w := range c.all {
+		if r := w.run; !r.unset() && r.generation == g {
+			runs[r.partition] = w
+		}
+	}
+	for k, w := range runs {
+		switch {
+		case w == nil:
+			return broken(recovers, []fact{c.activated, c.owners[ownerKey{g, k}], c.healed, f},
+				"nobody runs partition %d/%d of generation %d, %s after the faults stopped", k, len(runs), g, c.sinceHeal(f))
+		case w.frozen():
+			return broken(recovers, []fact{c.activated, w.run, w.lease, w.freezes[len(w.freezes)-1].from, c.healed, f},
+				"partition %d/%d of generation %d is still %s's, which is frozen, %s after the faults stopped", k, len(runs), g, w.name, c.sinceHeal(f))
+		case !w.cut.unset():
+			return broken(recovers, []fact{c.activated, w.run, w.lease, w.cut, c.healed, f},
+				"partition %d/%d of generation %d is still %s's, which is cut off, %s after the faults stopped", k, len(runs), g, w.name, c.sinceHeal(f))
+		}
+	}
+	return nil
+}
+
+// handled: every event that was visible by a time is in a commit of each
+// projection that runs in the end. An event that a checkpoint has passed was
+// noticed when that happened (S2); so here nobody has got to it yet.
+func (c *checker) handled(f, by fact) *violation {
+	for _, name := range c.setup.final {
+		p := c.projection(name)
+		for _, e := range p.unhandled {
+			if c.appends[e.append].step > by.step {
+				continue
+			}
+			var owner fact
+			if n := c.activated.total; n > 0 {
+				owner = c.owners[ownerKey{c.activated.generation, e.slot % n}]
+			}
+			return broken(recovers, []fact{c.appends[e.append], p.latest(e.slot, len(p.commits)), c.activated, owner, c.healed, f},
+				"event %d of projection %s is not handled %s after the faults stopped: it is in no commit, and no checkpoint is known to have passed it",
+				e.position, name, c.sinceHeal(f))
+		}
+	}
+	return nil
+}
+
+// still: once everything has settled, nothing opens a generation (L2).
+func (c *checker) still(before, f fact) *violation {
+	if c.settled.unset() {
+		return nil
+	}
+	return broken(staysStill, []fact{before, c.activated, c.settled, f},
+		"generation %d was opened though everything had settled and nothing has happened since", f.generation)
+}
+
+// finished: what became visible only after the faults had stopped is handled
+// by the end as well, if it was there when everything had settled.
+func (c *checker) finished(f fact) *violation {
+	if c.settled.unset() || !c.anybody() {
+		return nil
+	}
+	return c.handled(f, c.settled)
+}

@@ -1,0 +1,237 @@
+package sim
+
+import "slices"
+
+// handlerBegins: nobody else may be at the same slots (S1), nothing may be
+// handled again (S3, S4), and only what the worker runs (S6).
+func (c *checker) handlerBegins(f fact) *violation {
+	w, p := c.worker(f.worker), c.projection(f.projection)
+	if r := w.run; r.unset() || r.generation != f.generation || r.partition != f.partition || r.total != f.total {
+		return broken(agreement, []fact{c.activations[f.generation], r, f},
+			"%s handles events of partition %d/%d of generation %d, which it does not run", f.worker, f.partition, f.total, f.generation)
+	}
+	for _, e := range f.events {
+		if v := c.belongs(f, e); v != nil {
+			return v
+		}
+		for _, call := range p.open[e.slot] {
+			if !c.mayCoincide(call, w, f) {
+				facts := append(c.circumstances(call.worker, call.begin), call.begin, c.activations[f.generation], f)
+				return broken(oneOwner, facts, "projection %s, slot %d: %s and %s handle at the same time",
+					p.name, e.slot, owner(call.begin), owner(f))
+			}
+		}
+		if v := c.repeats(p, w, f, e); v != nil {
+			return v
+		}
+	}
+	call := &openCall{begin: f, worker: w}
+	c.calls[callKey{f.worker, f.call}] = call
+	w.calls = append(w.calls, call)
+	for _, e := range f.events {
+		if !slices.Contains(p.open[e.slot], call) {
+			p.open[e.slot] = append(p.open[e.slot], call)
+		}
+	}
+	return nil
+}
+
+// mayCoincide reports whether one of two calls is excused: the open one, or
+// that which worker w begins now. A worker has no excuse before itself.
+func (c *checker) mayCoincide(open *openCall, w *checkedWorker, begin fact) bool {
+	return open.worker != w &&
+		(c.excused(open.worker, open.begin, begin.at) || c.excused(w, begin, open.begin.at))
+}
+
+// repeats judges a handler that is called with an event that is committed, or
+// that precedes a committed one of the same aggregate.
+//
+// The excuse is that of S1, with the commit as the other side: a process that
+// was frozen between deciding to call and calling. Handlers of transactional
+// projections may be called twice; but a lane that has committed goes on after
+// it, and does not go back.
+func (c *checker) repeats(p *checkedProjection, w *checkedWorker, f fact, e event) *violation {
+	last := p.highest[e.aggregate]
+	if e.position > last {
+		return nil
+	}
+	commit, again := p.commitOf(e.position)
+	if !again {
+		commit, _ = p.commitOf(last)
+	}
+	if commit.worker != f.worker && c.excused(w, f, commit.at) {
+		return nil
+	}
+	facts := append(c.circumstances(w, f), commit, c.activated, f)
+	if again && !p.transactional {
+		return broken(nothingTwice, facts, "event %d of projection %s is handled by %s although %s has committed it",
+			e.position, p.name, owner(f), owner(commit))
+	}
+	if again {
+		return broken(inOrder, facts, "projection %s, aggregate %s: %s goes back to event %d, which %s has committed",
+			p.name, e.aggregate, owner(f), e.position, owner(commit))
+	}
+	return broken(inOrder, facts, "projection %s, aggregate %s: %s handles event %d after event %d was committed",
+		p.name, e.aggregate, owner(f), e.position, last)
+}
+
+// belongs: an event may only be handled, and committed, by the partition of
+// its slot (S6).
+func (c *checker) belongs(f fact, e event) *violation {
+	if e.slot%f.total == f.partition {
+		return nil
+	}
+	return broken(agreement, []fact{c.activations[f.generation], c.worker(f.worker).run, f},
+		"event %d is in slot %d, which is not of partition %d/%d, and %s has it there", e.position, e.slot, f.partition, f.total, owner(f))
+}
+
+// committed: it must be the newest generation that commits (S5), each event
+// once (S3) and those of an aggregate in order (S4), and the checkpoint must
+// not pass an event that no commit holds (S2).
+func (c *checker) committed(f fact) *violation {
+	p, run := c.projection(f.projection), c.worker(f.worker).run
+	switch {
+	case c.activated.generation == 0:
+		return broken(onlyGrow, []fact{c.opened, run, f}, "%s commits, and no generation is active", owner(f))
+	case f.generation != c.activated.generation:
+		return broken(onlyGrow, []fact{c.activations[f.generation], run, c.worker(f.worker).lease, c.activated, f},
+			"%s commits while generation %d is active", owner(f), c.activated.generation)
+	case f.total != c.activated.total || f.partition < 0 || f.partition >= f.total:
+		return broken(agreement, []fact{c.activated, run, f}, "%s commits for partition %d/%d, and its generation has %d partitions",
+			owner(f), f.partition, f.total, c.activated.total)
+	}
+	n := len(p.commits)
+	p.commits = append(p.commits, f)
+	for _, e := range f.events {
+		if v := c.belongs(f, e); v != nil {
+			return v
+		}
+		if before, again := p.commitOf(e.position); again {
+			return broken(nothingTwice, []fact{before, c.activations[before.generation], c.activated, f},
+				"event %d of projection %s is committed twice: by %s and by %s", e.position, p.name, owner(before), owner(f))
+		}
+		if last := p.highest[e.aggregate]; e.position < last {
+			before, _ := p.commitOf(last)
+			return broken(inOrder, []fact{before, c.activations[before.generation], c.activated, f},
+				"projection %s, aggregate %s: event %d is committed after event %d", p.name, e.aggregate, e.position, last)
+		}
+		p.holds[e.position], p.highest[e.aggregate] = n, e.position
+		if i, found := p.find(e.position); found {
+			p.unhandled = slices.Delete(p.unhandled, i, i+1)
+		}
+	}
+	p.passed.commit(f)
+	for _, e := range p.unhandled {
+		if e.position > f.to {
+			break
+		}
+		if e.slot%f.total == f.partition {
+			return c.passes(p, f, e)
+		}
+	}
+	return nil
+}
+
+// passes: the checkpoint has passed a visible event that no commit holds. That
+// is final: lanes read on from their checkpoint, and a hand-over carries it to
+// all of its slots. Slots that are ahead need no exception, for what they are
+// ahead by is in earlier commits.
+func (c *checker) passes(p *checkedProjection, f fact, e visible) *violation {
+	before := p.latest(e.slot, len(p.commits)-1)
+	facts := append(c.gapsAround(e.position), c.appends[e.append], before, c.activated, f)
+	if e.position <= f.from {
+		return broken(nothingLost, facts, "event %d of projection %s was passed: %s took partition %d/%d over at %d, and nobody had handled the event",
+			e.position, p.name, owner(f), f.partition, f.total, f.from)
+	}
+	return broken(nothingLost, facts, "event %d of projection %s was passed: the checkpoint of partition %d/%d moved from %d to %d without it",
+		e.position, p.name, f.partition, f.total, f.from, f.to)
+}
+
+// appended: nobody may have passed the event before it could be seen (S2).
+func (c *checker) appended(f fact) *violation {
+	c.appends = append(c.appends, f)
+	for _, e := range f.events {
+		for _, p := range c.inOrder {
+			if e.position <= p.passed.slot(e.slot) {
+				by := p.commits[slices.IndexFunc(p.commits, func(f fact) bool {
+					return e.slot%f.total == f.partition && e.position <= f.to
+				})]
+				return broken(nothingLost, append(c.gapsAround(e.position), by, f),
+					"event %d of projection %s was passed: the checkpoint of partition %d/%d moved from %d to %d before the event could be seen",
+					e.position, p.name, by.partition, by.total, by.from, by.to)
+			}
+			p.sees(visible{e, len(c.appends) - 1})
+		}
+	}
+	return nil
+}
+
+// gapsAround returns who first waited for the position, and who first took it
+// for final.
+func (c *checker) gapsAround(position int64) []fact {
+	var waited, passed fact
+	for _, f := range slices.Backward(c.gaps) {
+		switch {
+		case f.kind == gapWaited && f.to == position:
+			waited = f
+		case f.kind == gapPassed && f.to >= position:
+			passed = f
+		}
+	}
+	return []fact{waited, passed}
+}
+
+// groupOpened: numbers ascend (S5), and nothing opens one when all is well (L2).
+func (c *checker) groupOpened(f fact) *violation {
+	before := c.opened
+	if f.generation <= before.generation {
+		return broken(onlyGrow, []fact{before, f}, "generation %d was opened after generation %d", f.generation, before.generation)
+	}
+	c.opened = f
+	if c.pause.unset() {
+		c.pause = f
+	}
+	return c.still(before, f)
+}
+
+// groupActivated: numbers ascend, and only the newest one that is opened can
+// become active (S5).
+func (c *checker) groupActivated(f fact) *violation {
+	switch {
+	case f.generation <= c.activated.generation:
+		return broken(onlyGrow, []fact{c.activated, f}, "generation %d was activated after generation %d", f.generation, c.activated.generation)
+	case f.generation < c.opened.generation:
+		return broken(onlyGrow, []fact{c.opened, f}, "generation %d was activated after generation %d had been opened", f.generation, c.opened.generation)
+	}
+	v := c.paused(f)
+	c.pause = fact{}
+	c.activated = f
+	c.activations[f.generation] = f
+	return v
+}
+
+// runStarts: a worker runs what was decided, and nobody else does (S6).
+func (c *checker) runStarts(f fact) *violation {
+	decided, active := c.activations[f.generation]
+	switch {
+	case !active:
+		return broken(agreement, []fact{c.opened, c.activated, f}, "%s runs generation %d, which was never activated", f.worker, f.generation)
+	case f.total != decided.total || f.partition < 0 || f.partition >= f.total:
+		return broken(agreement, []fact{decided, f}, "%s runs partition %d/%d of generation %d, which has %d partitions",
+			f.worker, f.partition, f.total, f.generation, decided.total)
+	}
+	key := ownerKey{f.generation, f.partition}
+	if before, taken := c.owners[key]; taken && before.worker != f.worker {
+		return broken(agreement, []fact{decided, before, f}, "%s and %s both run partition %d/%d of generation %d",
+			before.worker, f.worker, f.partition, f.total, f.generation)
+	}
+	c.owners[key] = f
+	// A slow answer may start a generation late. But the next one is active
+	// only once this worker has reported that it stopped, and then it starts
+	// the old one no more, or once its lease is over.
+	if w := c.worker(f.worker); f.generation != c.activated.generation && !w.lease.unset() && !c.overBy(w, f.at) {
+		return broken(agreement, []fact{decided, w.lease, c.activated, f}, "%s starts generation %d while generation %d is active and its own lease is not over",
+			f.worker, f.generation, c.activated.generation)
+	}
+	return nil
+}

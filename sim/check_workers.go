@@ -1,0 +1,189 @@
+package sim
+
+import (
+	"slices"
+	"time"
+)
+
+// A crew is what the facts say of the workers.
+type crew struct {
+	workers map[string]*checkedWorker
+	all     []*checkedWorker // as they appeared
+	stepped fact             // the latest step of the database's clock
+}
+
+// A checkedWorker is one process, in all its incarnations.
+type checkedWorker struct {
+	name    string
+	gone    bool
+	leaving bool
+	lease   fact // the sessionAsks that renewed it last
+	freezes []freezing
+	cut     fact // off from the database; unset: it isn't
+	run     fact // what it runs; unset: nothing
+	cancel  fact // the latest runCancels
+	calls   []*openCall
+}
+
+// A freezing is a time in which a process did nothing.
+type freezing struct {
+	from, to fact // to is unset while it lasts
+}
+
+// waking is how long after its thaw a process may still do what it was about
+// to do when it froze, before it has looked at its clock.
+const waking = wakeMax + deciding
+
+// deciding is how long at most a process that is awake takes between deciding
+// to call a handler and calling it.
+const deciding = time.Millisecond
+
+func newCrew() crew { return crew{workers: map[string]*checkedWorker{}} }
+
+func (c *crew) worker(name string) *checkedWorker {
+	w := c.workers[name]
+	if w == nil {
+		w = &checkedWorker{name: name}
+		c.workers[name] = w
+		c.all = append(c.all, w)
+	}
+	return w
+}
+
+// observe takes in the facts that are about workers.
+func (c *crew) observe(f fact) {
+	switch f.kind {
+	case workerStarts:
+		c.worker(f.worker)
+	case workerGone:
+		w := c.worker(f.worker)
+		w.gone, w.run = true, fact{}
+	case sessionAsks:
+		c.worker(f.worker).lease = f
+	case runStarts:
+		c.worker(f.worker).run = f
+	case runStopped:
+		if w := c.worker(f.worker); w.run.generation == f.generation {
+			w.run = fact{}
+		}
+	case runCancels:
+		c.worker(f.worker).cancel = f
+	case faultLeave:
+		c.worker(f.worker).leaving = true
+	case faultFreeze:
+		c.each(f.worker, func(w *checkedWorker) {
+			if !w.frozen() {
+				w.freezes = append(w.freezes, freezing{from: f})
+			}
+		})
+	case faultThaw:
+		c.each(f.worker, func(w *checkedWorker) {
+			if w.frozen() {
+				w.freezes[len(w.freezes)-1].to = f
+			}
+		})
+	case faultCutOff:
+		c.each(f.worker, func(w *checkedWorker) { w.cut = f })
+	case faultMended:
+		c.each(f.worker, func(w *checkedWorker) { w.cut = fact{} })
+	case faultClockStep:
+		c.stepped = f
+	}
+}
+
+// each calls do with the worker of a fault, or with all of them.
+func (c *crew) each(name string, do func(*checkedWorker)) {
+	if name != "" {
+		do(c.worker(name))
+		return
+	}
+	for _, w := range c.all {
+		do(w)
+	}
+}
+
+func (w *checkedWorker) frozen() bool {
+	n := len(w.freezes)
+	return n > 0 && w.freezes[n-1].to.unset()
+}
+
+// able reports whether the worker can do its part.
+func (w *checkedWorker) able() bool { return !w.gone && !w.frozen() && w.cut.unset() }
+
+// leaseEnd returns when the lease is over that the database granted the worker
+// last, in true time.
+//
+// A step of the database's clock that is small enough to go unseen may end it
+// a tenth earlier: the protocol counts on that much of the fifth that a holder
+// leaves unused (protocol.Member.Expired).
+func (c *crew) leaseEnd(w *checkedWorker) (end time.Duration, granted bool) {
+	if w.lease.unset() {
+		return 0, false
+	}
+	end = w.lease.at + w.lease.length
+	if !c.stepped.unset() && c.stepped.step > w.lease.step {
+		end -= w.lease.length / 10
+	}
+	return end, true
+}
+
+// overBy reports whether the worker's lease is over by the time t.
+func (c *crew) overBy(w *checkedWorker, t time.Duration) bool {
+	end, granted := c.leaseEnd(w)
+	return granted && end <= t
+}
+
+// excused reports whether a call that the worker of w began may coincide with
+// what another worker began, or committed, at other. It may if by then the
+// lease, as the database granted it, was over, and at its end the worker
+//
+//   - was frozen, in a freeze that touches the call. No process can be kept
+//     from going on with what it was at, or about to do, when it wakes; the
+//     fence keeps it from having an effect. It has to be frozen at the very
+//     end of its lease: one that wakes before, or freezes after, must have
+//     given up by itself;
+//   - or had cancelled the handler, which ignores that. Why it was cancelled
+//     does not matter, only that it was in time. A call may begin just after:
+//     between deciding to call and calling, nothing can be looked at.
+//
+// Nothing else is an excuse. A worker that is cut off, or whose requests are
+// lost or late, has its own clock to tell it when to stop; steps of the
+// database's clock must not end leases (but see leaseEnd); a crash ends all
+// calls.
+func (c *crew) excused(w *checkedWorker, begin fact, other time.Duration) bool {
+	if !c.overBy(w, other) {
+		return false
+	}
+	end, _ := c.leaseEnd(w)
+	since := begin.at - waking
+	for _, z := range slices.Backward(w.freezes) {
+		if !z.to.unset() && z.to.at < since {
+			break
+		}
+		if z.from.at <= end && (z.to.unset() || end <= z.to.at+waking) {
+			return true
+		}
+		since = min(since, z.from.at-waking) // frozen again right after it woke
+	}
+	return c.canceled(w, begin) && w.cancel.at <= end
+}
+
+// canceled reports whether a call of w was cancelled, if it has not ended.
+func (c *crew) canceled(w *checkedWorker, begin fact) bool {
+	return !w.cancel.unset() && w.cancel.generation == begin.generation && w.cancel.at >= begin.at-deciding
+}
+
+// circumstances are the facts that decide about an excuse: the lease, and the
+// latest freeze and cancellation that touch the call.
+func (c *crew) circumstances(w *checkedWorker, begin fact) []fact {
+	facts := []fact{w.lease}
+	if n := len(w.freezes); n > 0 {
+		if z := w.freezes[n-1]; z.to.unset() || z.to.at >= begin.at-waking {
+			facts = append(facts, z.from, z.to)
+		}
+	}
+	if c.canceled(w, begin) {
+		facts = append(facts, w.cancel)
+	}
+	return facts
+}

@@ -1,0 +1,347 @@
+package sim
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
+)
+
+// A counter counts something that happens rarely. A batch of seeds in which it
+// never did has not tested what the library does about it.
+type counter int
+
+const (
+	// Fences and hand-overs.
+	countRefused counter = iota
+	countZombieRefused
+	countUneven
+	countAhead
+	countDrainSuperseded
+	countFrozenAtCommit
+	countLostCommit
+	// Gaps.
+	countGapFilled
+	countGapDead
+	countRolledBack
+	// Leases and members.
+	countLeaseLost
+	countExpired
+	countBackAgain
+	countFrozenPastLease
+	countJoinsFolded
+	countStandby
+	// Handlers.
+	countFailed
+	countPanicked
+	countCanceled
+	countDeaf
+	// What else goes wrong.
+	countCrash
+	countLeave
+	countDeploy
+	countCutOff
+	countDatabaseDown
+	countClockForward
+	countClockBack
+	countLostRequest
+	countLostReply
+
+	counterCount
+)
+
+// counterWords say what was counted, in words for users.
+var counterWords = [counterCount]string{
+	countRefused:         "a commit was refused, since another generation had taken over",
+	countZombieRefused:   "one of these came from a worker whose lease was over",
+	countUneven:          "a hand-over began with the partitions of a projection at different positions",
+	countAhead:           "a hand-over left a partition with aggregates that were ahead of it",
+	countDrainSuperseded: "members changed while a generation was still waiting for workers to stop",
+	countFrozenAtCommit:  "a process froze between its checkpoint write and COMMIT",
+	countLostCommit:      "the reply to a COMMIT was lost",
+
+	countGapFilled:  "a reader waited for a missing position, and the event came",
+	countGapDead:    "a reader waited for a missing position, and there was to be no event",
+	countRolledBack: "an append was rolled back",
+
+	countLeaseLost:       "a worker noticed that its lease was over, and cancelled its handlers",
+	countExpired:         "a worker was removed by others, since its lease was over",
+	countBackAgain:       "a worker that had lost its lease, or had been removed, ran a partition again",
+	countFrozenPastLease: "a process was frozen until its lease was over",
+	countJoinsFolded:     "several workers joined in one generation",
+	countStandby:         "a worker had to stand by, as there were enough others",
+
+	countFailed:   "a handler failed",
+	countPanicked: "a handler panicked",
+	countCanceled: "a handler was cancelled, and returned",
+	countDeaf:     "a handler was cancelled, and went on",
+
+	countCrash:        "a worker crashed",
+	countLeave:        "a worker was asked to stop",
+	countDeploy:       "a new version was rolled out",
+	countCutOff:       "a worker was cut off from the database",
+	countDatabaseDown: "the database was restarted",
+	countClockForward: "the database's clock jumped forward",
+	countClockBack:    "the database's clock jumped back",
+	countLostRequest:  "a request to the database was lost",
+	countLostReply:    "a reply of the database was lost",
+}
+
+// counters say how often each thing has happened.
+type counters [counterCount]int
+
+func (c *counters) add(o counters) {
+	for i, n := range o {
+		c[i] += n
+	}
+}
+
+// never returns, in words, what has not happened at all.
+func (c counters) never() []string {
+	var words []string
+	for i, n := range c {
+		if n == 0 {
+			words = append(words, counterWords[i])
+		}
+	}
+	return words
+}
+
+// String is a table, a line for each counter.
+func (c counters) String() string {
+	var b strings.Builder
+	for i, n := range c {
+		fmt.Fprintf(&b, "%9d  %s\n", n, counterWords[i])
+	}
+	return b.String()
+}
+
+// A tally counts what the facts of one history say.
+type tally struct {
+	counters
+	crew
+	opened, activated fact
+	passed            map[string]*passed  // by projection
+	calls             map[callKey]fact    // handlers that have not returned
+	waits             map[string]fact     // by worker: the gap that it waits at
+	filled            map[int64]bool      // positions that were waited for and came
+	dead              map[int64]bool      // and those that did not
+	visible           map[int64]bool      // positions
+	away              map[string]struct{} // workers that have lost their lease and run nothing since
+}
+
+// countRare counts the rare events of a history.
+func countRare(h history) counters {
+	t := tally{
+		crew: newCrew(), passed: map[string]*passed{}, calls: map[callKey]fact{}, waits: map[string]fact{},
+		filled: map[int64]bool{}, dead: map[int64]bool{}, visible: map[int64]bool{}, away: map[string]struct{}{},
+	}
+	for _, f := range h.facts {
+		t.observe(f)
+	}
+	for _, w := range t.all {
+		if n := len(h.facts); !w.gone {
+			t.overslept(w, h.facts[n-1])
+		}
+	}
+	t.counters[countGapFilled], t.counters[countGapDead] = len(t.filled), len(t.dead)
+	return t.counters
+}
+
+func (t *tally) observe(f fact) {
+	if f.kind == faultThaw || f.kind == workerGone {
+		t.each(f.worker, func(w *checkedWorker) { t.overslept(w, f) })
+	}
+	t.crew.observe(f)
+	switch f.kind {
+	case workerGone:
+		for key, begin := range t.calls {
+			if key.worker == f.worker {
+				t.returns(key, begin, "")
+			}
+		}
+	case handlerBegins:
+		t.calls[callKey{f.worker, f.call}] = f
+	case handlerEnds:
+		t.handlerEnds(f)
+	case runCancels:
+		if f.text == "lost" {
+			t.counters[countLeaseLost]++
+			t.away[f.worker] = struct{}{}
+		}
+	case workerExpired:
+		t.counters[countExpired]++
+		t.away[f.worker] = struct{}{}
+	case runStarts:
+		if _, was := t.away[f.worker]; was {
+			t.counters[countBackAgain]++
+			delete(t.away, f.worker)
+		}
+	case groupOpened:
+		t.groupOpened(f)
+	case groupActivated:
+		t.groupActivated(f)
+	case committed:
+		t.projection(f.projection).commit(f)
+	case refused:
+		t.counters[countRefused]++
+		if w := t.worker(f.worker); w.frozen() || t.overBy(w, f.at) {
+			t.counters[countZombieRefused]++
+		}
+	case gapWaited, gapPassed, appended:
+		t.gap(f)
+	case rolledBack:
+		t.counters[countRolledBack]++
+	case faultFreeze:
+		if strings.Contains(f.text, "COMMIT") {
+			t.counters[countFrozenAtCommit]++
+		}
+	case faultClockStep:
+		if f.length > 0 {
+			t.counters[countClockForward]++
+		} else {
+			t.counters[countClockBack]++
+		}
+	case faultLost:
+		t.lost(f)
+	case faultCrash:
+		t.counters[countCrash]++
+	case faultLeave:
+		t.counters[countLeave]++
+	case faultDeploy:
+		t.counters[countDeploy]++
+	case faultCutOff:
+		t.counters[countCutOff]++
+	case faultDatabaseDown:
+		t.counters[countDatabaseDown]++
+	}
+}
+
+func (t *tally) projection(name string) *passed {
+	p := t.passed[name]
+	if p == nil {
+		p = &passed{}
+		t.passed[name] = p
+	}
+	return p
+}
+
+// overslept counts a freeze that ends with f if the worker's lease has ended
+// in it.
+func (t *tally) overslept(w *checkedWorker, f fact) {
+	if !w.frozen() || !t.overBy(w, f.at) {
+		return
+	}
+	if end, _ := t.leaseEnd(w); w.freezes[len(w.freezes)-1].from.at <= end {
+		t.counters[countFrozenPastLease]++
+	}
+}
+
+func (t *tally) handlerEnds(f fact) {
+	key := callKey{f.worker, f.call}
+	t.returns(key, t.calls[key], f.text)
+	switch f.text {
+	case "failed":
+		t.counters[countFailed]++
+	case "panicked":
+		t.counters[countPanicked]++
+	case "canceled":
+		t.counters[countCanceled]++
+	}
+}
+
+// returns ends a call, by itself or with its process.
+func (t *tally) returns(key callKey, begin fact, text string) {
+	delete(t.calls, key)
+	if !begin.unset() && text != "canceled" && t.canceled(t.worker(begin.worker), begin) {
+		t.counters[countDeaf]++
+	}
+}
+
+func (t *tally) groupOpened(f fact) {
+	if t.opened.generation > t.activated.generation {
+		t.counters[countDrainSuperseded]++
+	}
+	if f.total > t.opened.total+1 {
+		t.counters[countJoinsFolded]++
+	}
+	t.opened = f
+}
+
+// groupActivated looks at the hand-over, and at who is left without a
+// partition.
+func (t *tally) groupActivated(f fact) {
+	old := t.activated.total
+	t.activated = f
+	members := 0
+	for _, w := range t.all {
+		if !w.gone && !w.leaving && !w.lease.unset() && !t.overBy(w, f.at) {
+			members++
+		}
+	}
+	if members > f.total {
+		t.counters[countStandby]++
+	}
+	if old == 0 {
+		return
+	}
+	for _, p := range t.passed {
+		p.fold()
+		if p.slots == nil {
+			continue
+		}
+		if positions := lowest(p.slots, old); slices.Min(positions) != slices.Max(positions) {
+			t.counters[countUneven]++
+		}
+		positions := lowest(p.slots, f.total)
+		for s, position := range p.slots {
+			if position != positions[s%f.total] {
+				t.counters[countAhead]++
+				break
+			}
+		}
+	}
+}
+
+// lowest returns, by partition, how far all of its slots are.
+func lowest(slots []int64, total int) []int64 {
+	positions := slices.Clone(slots[:min(total, protocol.Slots)])
+	for s, position := range slots {
+		k := s % total
+		positions[k] = min(positions[k], position)
+	}
+	return positions
+}
+
+func (t *tally) gap(f fact) {
+	switch f.kind {
+	case gapWaited:
+		t.waits[f.worker] = f
+	case gapPassed:
+		if wait, waits := t.waits[f.worker]; waits && wait.to <= f.to && !t.visible[wait.to] {
+			t.dead[wait.to] = true
+		}
+		delete(t.waits, f.worker)
+	case appended:
+		for _, e := range f.events {
+			t.visible[e.position] = true
+			for _, wait := range t.waits {
+				if wait.to == e.position {
+					t.filled[e.position] = true
+				}
+			}
+		}
+	}
+}
+
+func (t *tally) lost(f fact) {
+	if strings.HasPrefix(f.text, "request") {
+		t.counters[countLostRequest]++
+		return
+	}
+	t.counters[countLostReply]++
+	if strings.Contains(f.text, "commit") {
+		t.counters[countLostCommit]++
+	}
+}

@@ -1,0 +1,129 @@
+package sim
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func gap(k kind, worker string, to int64) fact { return fact{kind: k, worker: worker, to: to} }
+
+// Each story says what is counted in it beside what else must not be.
+func TestCounters(t *testing.T) {
+	refuses := on(refused, "w1", 1, "0/1")
+	step := func(d time.Duration) fact { return fact{kind: faultClockStep, length: d} }
+	lost := func(text string) fact { return fact{kind: faultLost, worker: "w1", text: text} }
+	stories := []struct {
+		name  string
+		facts []fact
+		want  map[counter]int
+	}{
+		{"nothing rare", then(begun, at(1, writes(ev(1, 0)), commits("w1", 1, "0/1", 0, 1, ev(1, 0)))), nil},
+
+		{"refused in good time", then(begun, at(9, refuses)), map[counter]int{countRefused: 1}},
+		{"refused after the lease", then(begun, at(11, refuses)), map[counter]int{countRefused: 1, countZombieRefused: 1}},
+		{"refused while frozen", then(begun, at(5, of(faultFreeze, "w1"), refuses)), map[counter]int{countRefused: 1, countZombieRefused: 1}},
+
+		{"an even hand-over", then(
+			begun, at(1, commits("w1", 1, "0/1", 0, 5)), at(2, opens(2, 2), activates(2, 2)),
+			at(3, commits("w1", 2, "0/2", 5, 9), commits("w2", 2, "1/2", 5, 9)), at(4, opens(3, 1), activates(3, 1)),
+		), nil},
+		{"an uneven hand-over, 2 to 1: one partition gets all", then(
+			begun, at(1, commits("w1", 1, "0/1", 0, 5)), at(2, opens(2, 2), activates(2, 2)),
+			at(3, commits("w1", 2, "0/2", 5, 9)), at(4, opens(3, 1), activates(3, 1)),
+		), map[counter]int{countUneven: 1, countAhead: 1}},
+		{"an uneven hand-over, 2 to 3: each gets a part of both", then(
+			begun, at(1, commits("w1", 1, "0/1", 0, 5)), at(2, opens(2, 2), activates(2, 2)),
+			at(3, commits("w1", 2, "0/2", 5, 9)), at(4, opens(3, 3), activates(3, 3)),
+		), map[counter]int{countUneven: 1, countAhead: 1}},
+		{"an uneven hand-over, 2 to 4: each gets a half of one", then(
+			begun, at(1, commits("w1", 1, "0/1", 0, 5)), at(2, opens(2, 2), activates(2, 2)),
+			at(3, commits("w1", 2, "0/2", 5, 9)), at(4, opens(3, 4), activates(3, 4)),
+		), map[counter]int{countUneven: 1, countJoinsFolded: 1}},
+
+		{"a drain superseded", then(begun, at(1, opens(2, 2), opens(3, 1), activates(3, 1))), map[counter]int{countDrainSuperseded: 1}},
+		{"frozen before COMMIT", then(begun, at(1, fact{kind: faultFreeze, worker: "w1", text: "before COMMIT"})), map[counter]int{countFrozenAtCommit: 1}},
+		{"lost on the network", then(begun, at(1, lost("request: commit"), lost("reply: commit"), lost("reply: find"))),
+			map[counter]int{countLostRequest: 1, countLostReply: 2, countLostCommit: 1}},
+
+		{"a gap is filled while two wait", then(
+			begun, at(1, gap(gapWaited, "w1", 4), gap(gapWaited, "w2", 4)), at(2, writes(ev(4, 0)), writes(ev(5, 0))), at(3, gap(gapPassed, "w1", 6), gap(gapPassed, "w2", 6)),
+		), map[counter]int{countGapFilled: 1}},
+		{"a gap is dead", then(
+			begun, at(1, gap(gapWaited, "w1", 4), fact{kind: rolledBack, events: []event{ev(4, 0)}}), at(3, gap(gapPassed, "w1", 6)),
+		), map[counter]int{countGapDead: 1, countRolledBack: 1}},
+		{"a gap is still waited for", then(begun, at(1, gap(gapWaited, "w1", 4))), nil},
+		{"nobody waits when it is filled", then(begun, at(1, gap(gapWaited, "w1", 4), gap(gapPassed, "w1", 4), writes(ev(4, 0)), writes(ev(5, 0)))), map[counter]int{countGapDead: 1}},
+
+		{"a lease is lost, and the worker comes back", then(
+			begun, at(8, cancels("w1", 1, "lost")), at(9, asks("w1"), opens(2, 1), activates(2, 1), runs("w1", 2, "0/1")),
+			at(10, opens(3, 1), activates(3, 1), runs("w1", 3, "0/1")),
+		), map[counter]int{countLeaseLost: 1, countBackAgain: 1}},
+		{"handlers are cancelled for taking long", then(begun, at(8, cancels("w1", 1, ""))), nil},
+		{"a worker is removed", then(begun, at(11, of(workerExpired, "w1"))), map[counter]int{countExpired: 1}},
+		{"frozen past the lease", then(begun, at(5, of(faultFreeze, "w1")), at(11, of(faultThaw, "w1"))), map[counter]int{countFrozenPastLease: 1}},
+		{"frozen for ever", then(begun, at(5, of(faultFreeze, "w1")), at(11, bare(healed))), map[counter]int{countFrozenPastLease: 1}},
+		{"frozen, crashed past the lease", then(begun, at(5, of(faultFreeze, "w1")), at(11, of(workerGone, "w1")), at(12, bare(healed))), map[counter]int{countFrozenPastLease: 1}},
+		{"frozen for a while", then(begun, at(5, of(faultFreeze, "w1")), at(9, of(faultThaw, "w1")), at(20, bare(healed))), nil},
+		{"frozen after the lease", then(begun, at(10.1, of(faultFreeze, "w1")), at(11, of(faultThaw, "w1"))), nil},
+
+		{"two join at once", then(begun, at(1, opens(2, 3))), map[counter]int{countJoinsFolded: 1}},
+		{"one joins", then(begun, at(1, opens(2, 2))), nil},
+		{"one stands by", then(begun, at(1, asks("w2"), asks("w3"), opens(2, 2), activates(2, 2))), map[counter]int{countStandby: 1}},
+		{"who leaves, is gone, or dead, or has not joined, does not stand by", then(
+			begun, at(1, asks("w2"), of(faultLeave, "w2"), asks("w3"), of(workerGone, "w3"), of(workerStarts, "w4")),
+			at(9, asks("w5"), asks("w6"), opens(2, 2)), at(10, activates(2, 2)),
+		), map[counter]int{countLeave: 1}},
+
+		{"handlers end in every way", then(
+			begun,
+			at(1, begins(1, "w1", 1, "0/1", ev(1, 0)), ends(1, "w1", "failed"), begins(2, "w1", 1, "0/1", ev(1, 0)), ends(2, "w1", "panicked")),
+			at(2, begins(3, "w1", 1, "0/1", ev(1, 0)), begins(4, "w1", 1, "0/1", ev(1, 0)), begins(5, "w1", 1, "0/1", ev(1, 0))),
+			at(3, cancels("w1", 1, ""), ends(3, "w1", "canceled")), at(4, ends(4, "w1", "")), at(5, of(workerGone, "w1")),
+		), map[counter]int{countFailed: 1, countPanicked: 1, countCanceled: 1, countDeaf: 2}},
+
+		{"faults", then(begun, at(1, of(faultCrash, "w1"), of(faultLeave, "w1"), bare(faultDeploy), of(faultCutOff, "w1"), bare(faultDatabaseDown), step(time.Second), step(-time.Second))),
+			map[counter]int{countCrash: 1, countLeave: 1, countDeploy: 1, countCutOff: 1, countDatabaseDown: 1, countClockForward: 1, countClockBack: 1}},
+	}
+	for _, s := range stories {
+		t.Run(s.name, func(t *testing.T) {
+			got := map[counter]int{}
+			for i, n := range countRare(history{facts: s.facts}) {
+				if n != 0 {
+					got[counter(i)] = n
+				}
+			}
+			want := map[counter]int{}
+			for i, n := range s.want {
+				want[i] = n
+			}
+			words := cmp.Transformer("words", func(c counter) string { return counterWords[c] })
+			if diff := cmp.Diff(want, got, words); diff != "" {
+				t.Errorf("-want +got:\n%s\n%s", diff, told(s.facts))
+			}
+		})
+	}
+}
+
+func TestCountersTable(t *testing.T) {
+	var c, o counters
+	o[countRefused], o[countCrash] = 3, 1
+	c.add(o)
+	c.add(o)
+	if n := c[countRefused]; n != 6 {
+		t.Errorf("3 and 3 are %d", n)
+	}
+	if never := c.never(); len(never) != int(counterCount)-2 || never[0] != counterWords[countZombieRefused] {
+		t.Errorf("never: %q", never)
+	}
+	if want := "        6  a commit was refused, since another generation had taken over\n"; !strings.HasPrefix(c.String(), want) {
+		t.Errorf("the table begins otherwise than %q:\n%s", want, c)
+	}
+	for i, words := range counterWords {
+		if words == "" {
+			t.Errorf("counter %d has no words", i)
+		}
+	}
+}

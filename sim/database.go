@@ -1,0 +1,76 @@
+package sim
+
+import (
+	"time"
+
+	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
+	"github.com/getpup/pupsourcing-orchestrator/internal/store"
+)
+
+// A database is where the workers meet: a model in memory, or PostgreSQL. The
+// world calls it at the moment a request arrives at the server, on one thread;
+// the network, and what gets lost on it, is the world's.
+//
+// A call that ends calls done, exactly once: before it returns, or later if it
+// has to wait for a lock that another transaction holds. A call on a
+// connection that is closed meanwhile is never done.
+type database interface {
+	// connect opens a connection.
+	connect() connection
+	// restart is what a crash of the server does: every connection is closed,
+	// what was not committed is rolled back, prepared transactions stay and get
+	// other names.
+	restart()
+	// close drops everything.
+	close() error
+}
+
+// A connection carries one call at a time, and at most one transaction. The
+// server's bounds apply: a transaction that idles for too long is ended, with
+// the connection; from then on calls are done with an error at once.
+type connection interface {
+	// Coordination. With hold, the call is done before its COMMIT, and keeps
+	// its locks until commit, close, or the bound on idling.
+	sync(r protocol.Request, projections []string, hold bool, done func(store.Result, error))
+
+	// Lanes. begin opens a handler's transaction; write opens a plain one
+	// unless there is one.
+	find(l store.Lane, done func(protocol.Found, error))
+	begin(done func(error))
+	// effect is what a transactional projection writes for an event.
+	effect(projection string, e event) error
+	write(l store.Lane, from, to protocol.Checkpoint, done func(error))
+	commit(done func(error))
+
+	// Reading, as Table does it. None of these waits.
+	page(after int64, limit int) ([]event, error)
+	high() (int64, error)
+	holders() ([]protocol.Holder, error)
+
+	// Appending. insert opens a transaction unless there is one, and takes the
+	// next position of the sequence.
+	insert(aggregate string) (position int64, err error)
+	// prepare makes the open transaction one that survives the connection,
+	// which is free for other work then; finish commits it or rolls it back.
+	prepare() (finish func(commit bool) error, err error)
+
+	// close ends the connection, as the server sees it: a call that waits is
+	// given up, and an open transaction is rolled back. It may be called again.
+	close()
+}
+
+// An event is a row of the events table.
+type event struct {
+	position  int64
+	aggregate string
+	slot      int
+}
+
+// A clock is the time in a world: a database reads it and asks to be called
+// later by it. Stopping a call that has been made does nothing.
+type clock interface {
+	// now is the database's time, to the microsecond: stepped clocks and all.
+	now() time.Time
+	// after calls f when d of true time has passed.
+	after(d time.Duration, f func()) (stop func())
+}

@@ -1,0 +1,287 @@
+package sim
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"database/sql"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	orchestrator "github.com/getpup/pupsourcing-orchestrator"
+	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg"
+	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
+	"github.com/getpup/pupsourcing-orchestrator/internal/store"
+)
+
+// A Harness takes a projection of yours through joins, crashes, frozen
+// processes, lost connections and hand-overs, on PostgreSQL, and then compares
+// its read model with what it should be. Everything that happens follows from
+// a seed, so a failure can be had again.
+//
+// Handlers are called one at a time, with the production rules for who calls
+// what and when: Handle for plain projections, HandleTx and HandleBatch in real
+// transactions, which are really rolled back. A crash falls between two calls,
+// or between a call and its commit: then the next owner calls the handler
+// again. What does not survive that comes out different.
+type Harness[E any] struct {
+	// Setup makes the tables of the read model, in an empty schema that db is
+	// set to. It is called once for each seed. Default: nothing is done.
+	Setup func(ctx context.Context, db *sql.DB) error
+	// New returns the projection, for one worker process. What it keeps in
+	// memory dies with that. Required.
+	New func(db *sql.DB) orchestrator.Projection[E]
+	// Events are the stream, in order. Required.
+	Events []E
+	// AggregateID returns what decides an event's partition. Required.
+	AggregateID func(E) string
+	// Check compares the read model in db with the one that Events should make
+	// and returns how they differ. Required.
+	Check func(ctx context.Context, db *sql.DB, events []E) error
+
+	// Seeds is how many worlds to play. Default: 20.
+	Seeds int
+	// First is the first seed. Default: 1, or what the environment variable
+	// SIM_SEED says; then only that one is played.
+	First uint64
+	// Database is the URL of a PostgreSQL database; each seed gets a schema of
+	// its own there, which is dropped again. Default: what the environment
+	// variable DATABASE_URL says, or else a server that is started for the
+	// purpose, from binaries on this machine or from a download.
+	Database string
+	// Folder is where the trace and the timeline of a failure go. Default:
+	// failures.
+	Folder string
+}
+
+// A Failure is the error of a Harness whose read model came out different, or
+// whose projection could not be brought to handle every event.
+type Failure struct {
+	Seed uint64
+	// Report says what happened, in a few lines.
+	Report string
+	// Timeline is a page that shows it.
+	Timeline string
+	// Err is what Check returned, if it was Check.
+	Err error
+}
+
+func (e *Failure) Error() string { return "\n" + e.Report }
+
+func (e *Failure) Unwrap() error { return e.Err }
+
+// sameReadModel is what a projection of the user's promises.
+const sameReadModel promise = "read-model"
+
+// Run plays the seeds, and returns a *Failure for the first that comes out
+// different. Any other error is about the harness or the database.
+func (h Harness[E]) Run(ctx context.Context) error {
+	if err := h.check(); err != nil {
+		return err
+	}
+	first, seeds := cmp.Or(h.First, 1), cmp.Or(h.Seeds, 20)
+	if text := os.Getenv("SIM_SEED"); text != "" {
+		n, err := strconv.ParseUint(text, 10, 64)
+		if err != nil {
+			return fmt.Errorf("the environment variable SIM_SEED is %q: it must be a number", text)
+		}
+		first, seeds = n, 1
+	}
+	url := h.Database
+	if url == "" {
+		server, err := embedpg.Start(ctx, embedpg.Options{})
+		if err != nil {
+			return err
+		}
+		defer server.Stop() // nothing of it is kept
+		var drop func(context.Context) error
+		if url, drop, err = server.CreateDatabase(ctx, "sim_"+strings.ToLower(rand.Text())); err != nil {
+			return err
+		}
+		defer drop(context.WithoutCancel(ctx))
+	}
+	for i := range uint64(seeds) {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if err := h.play(ctx, first+i, url); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (h Harness[E]) check() error {
+	for _, f := range []struct {
+		field string
+		ok    bool
+	}{{"New", h.New != nil}, {"Events", len(h.Events) > 0}, {"AggregateID", h.AggregateID != nil}, {"Check", h.Check != nil}} {
+		if !f.ok {
+			return fmt.Errorf("sim: Harness.%s is required", f.field)
+		}
+	}
+	if h.Seeds < 0 {
+		return fmt.Errorf("sim: Harness.Seeds is %d; it can't be negative", h.Seeds)
+	}
+	return nil
+}
+
+// play plays one seed.
+func (h Harness[E]) play(ctx context.Context, seed uint64, url string) error {
+	p := h.plan(seed)
+	var differs error
+	open := func(w *world) (database, error) {
+		db, err := newPostgres(ctx, url, w, "sim", store.BoundsOf(w.plan.timing.Lease))
+		if err != nil {
+			return nil, err
+		}
+		if h.Setup != nil {
+			if err := h.Setup(ctx, db.db()); err != nil {
+				return nil, errors.Join(fmt.Errorf("sim: Harness.Setup: %w", err), db.close())
+			}
+			if _, err := db.db().ExecContext(ctx, noVacuum); err != nil {
+				return nil, errors.Join(err, db.close())
+			}
+		}
+		w.subject = &subject[E]{Harness: h, ctx: ctx, db: db, projections: map[*worker]orchestrator.Projection[E]{}}
+		w.judge = func() *violation {
+			differs = h.Check(ctx, db.db(), h.Events)
+			if differs == nil {
+				return nil
+			}
+			return &violation{promise: sameReadModel, what: differs.Error(), facts: again(w.history)}
+		}
+		return db, nil
+	}
+	o, err := play(p, rules{}, open, false)
+	if err != nil || o.violation == nil {
+		return err
+	}
+	folder := cmp.Or(h.Folder, "failures")
+	text, err := explain(o, rules{}, open, 40, fmt.Sprintf("SIM_SEED=%d go test -run <this test>", seed), folder)
+	if err != nil {
+		return err
+	}
+	return &Failure{Seed: seed, Report: text, Timeline: filepath.Join(folder, fmt.Sprintf("%d.html", seed)), Err: differs}
+}
+
+// plan draws a plan for the user's projection and events.
+func (h Harness[E]) plan(seed uint64) plan {
+	p := planOf(seed, options{postgres: true})
+	name, kind := h.New(nil).Name(), kindOf(h.New(nil))
+	p.programs = []program{{{name, kind}}}
+	p.appends.aggregates = 0
+	p.appends.every = p.length / time.Duration(len(h.Events)/3+1)
+	p.stopOnFailure = false
+	for i := range p.faults {
+		if p.faults[i].kind == deploy {
+			p.programs = append(p.programs, p.programs[0])
+		}
+	}
+	return p
+}
+
+func kindOf[E any](p orchestrator.Projection[E]) protocol.LaneKind {
+	switch p.(type) {
+	case orchestrator.BatchProjection[E]:
+		return protocol.Batched
+	case orchestrator.TransactionalProjection[E]:
+		return protocol.Transactional
+	}
+	return protocol.Plain
+}
+
+// again finds a few facts that a read model may not have survived: an event
+// that was handled twice, or else handlers that ended in failure.
+func again(h history) []fact {
+	first := map[int64]fact{}
+	for _, f := range h.facts {
+		if f.kind != handlerBegins {
+			continue
+		}
+		for _, e := range f.events {
+			if before, ok := first[e.position]; ok {
+				return between_(h, before, f)
+			}
+			first[e.position] = f
+		}
+	}
+	return h.facts[len(h.facts)-1:]
+}
+
+// between_ returns two facts and what went wrong between them.
+func between_(h history, from, to fact) []fact {
+	out := []fact{from}
+	for _, f := range h.facts[from.step+1 : to.step] {
+		switch f.kind {
+		case handlerEnds:
+			if f.call == from.call {
+				out = append(out, f)
+			}
+		case faultCrash, faultFreeze, faultThaw, faultCutOff, faultDatabaseDown, faultLost, runCancels, workerGone:
+			if f.worker == from.worker || f.worker == "" {
+				out = append(out, f)
+			}
+		case groupActivated:
+			out = append(out, f)
+		}
+	}
+	if len(out) > 7 {
+		out = append(out[:3:3], out[len(out)-4:]...)
+	}
+	return append(out, to)
+}
+
+// A subject calls the user's projection for the lanes.
+type subject[E any] struct {
+	Harness[E]
+	ctx         context.Context
+	db          *postgres
+	projections map[*worker]orchestrator.Projection[E] // one for each process
+}
+
+// aggregate returns that of the n-th event, and whether there is one.
+func (s *subject[E]) aggregate(n int) (string, bool) {
+	if n >= len(s.Events) {
+		return "", false
+	}
+	return s.AggregateID(s.Events[n]), true
+}
+
+// handle calls the handler, and turns a panic into an error.
+func (s *subject[E]) handle(l *lane, index map[int64]int, events []event) (err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			err = fmt.Errorf("panic: %v", v)
+		}
+	}()
+	projection, ok := s.projections[l.p]
+	if !ok {
+		projection = s.New(s.db.db())
+		s.projections[l.p] = projection
+	}
+	a := l.id.Assignment
+	ctx := orchestrator.ContextWithAssignment(s.ctx, orchestrator.Assignment{
+		ReplicaSet: "sim", Generation: a.Generation, Partition: a.Partition, TotalPartitions: a.Total,
+	})
+	var values []E
+	for _, e := range events {
+		values = append(values, s.Events[index[e.position]])
+	}
+	if l.kind == protocol.Plain {
+		return projection.Handle(ctx, values[0])
+	}
+	conn := l.link.conn.(*postgresConnection)
+	if err := conn.alive(); err != nil {
+		return err // the server has ended the transaction meanwhile
+	}
+	if p, ok := projection.(orchestrator.BatchProjection[E]); ok {
+		return p.HandleBatch(ctx, conn.tx(), values)
+	}
+	return projection.(orchestrator.TransactionalProjection[E]).HandleTx(ctx, conn.tx(), values[0])
+}

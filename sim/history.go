@@ -1,0 +1,232 @@
+package sim
+
+import (
+	"fmt"
+	"strings"
+	"time"
+)
+
+// A fact is one thing that happened, as an all-seeing observer would note it:
+// true time, and what took effect rather than what somebody was told. The
+// checker, the report and the timeline know nothing but facts.
+type fact struct {
+	step   int           // its place in the history
+	at     time.Duration // true time since the start
+	kind   kind
+	worker string // "" if it is nobody's
+
+	projection string
+	generation int64
+	partition  int
+	total      int
+	// events are those that a handler was handed, or that a commit holds.
+	events   []event
+	from, to int64         // what a checkpoint moved between; also the position of an append
+	call     int           // a handler call: its begin and its end have the same
+	length   time.Duration // how long a fault lasts, how far a clock steps
+	text     string        // in words, for people
+}
+
+// A kind says what kind of thing a fact is. The comments name the fields that
+// it has beside worker.
+type kind int
+
+const (
+	// Workers. A worker is a process, under one name for all its incarnations;
+	// a restarted one has a new name.
+	workerStarts kind = iota // text: its settings
+	workerGone               // crashed, exited, left: text
+	sessionAsks              // a request took effect: text. Renews the lease: length
+	runStarts                // the worker runs generation, partition, total
+	runDrains                // generation
+	runCancels               // generation; text "lost" if the lease is over
+	runStopped               // generation: every handler has returned
+
+	// The group, when the transaction commits.
+	groupOpened    // generation, total; text: the reason and the members
+	groupActivated // generation, total
+	workerExpired  // text: the incarnation that was removed for its lease
+
+	// Lanes. All have projection, generation, partition, total.
+	handlerBegins // events, call
+	handlerEnds   // call; text "", "failed", "panicked", "canceled"
+	committed     // from, to, events: those handled since the lane's last commit
+	refused       // from, to: the fence let nothing through
+	gapWaited     // to: the missing position; text: who holds it
+	gapPassed     // to: the position that is final now
+
+	// The event store.
+	appended   // events; one transaction, visible from now on
+	rolledBack // events that never were
+
+	// Faults. worker, or "" for all; length.
+	faultFreeze
+	faultThaw
+	faultCutOff
+	faultMended
+	faultDatabaseDown
+	faultDatabaseUp
+	faultClockStep
+	faultCrash
+	faultLeave
+	faultDeploy
+	faultLost  // a request or a reply; text
+	faultSlow  // a request or a reply; text, length
+	faultOther // text
+
+	// healed: no fault begins after this. What is still frozen or cut off
+	// stays so.
+	healed
+	// settled: by now L1 must hold. From here on there must be no new
+	// generation until ended.
+	settled
+	ended
+)
+
+// String shows a fact in one line without time and worker.
+func (f fact) String() string {
+	var b strings.Builder
+	lane := fmt.Sprintf("%s %d/%d under generation %d", f.projection, f.partition, f.total, f.generation)
+	switch f.kind {
+	case workerStarts:
+		b.WriteString("starts")
+	case workerGone:
+		b.WriteString("is gone")
+	case sessionAsks:
+		b.WriteString("asks")
+	case runStarts:
+		fmt.Fprintf(&b, "runs %d/%d of generation %d", f.partition, f.total, f.generation)
+	case runDrains:
+		fmt.Fprintf(&b, "drains generation %d", f.generation)
+	case runCancels:
+		fmt.Fprintf(&b, "cancels handlers of generation %d", f.generation)
+	case runStopped:
+		fmt.Fprintf(&b, "stopped generation %d", f.generation)
+	case groupOpened:
+		fmt.Fprintf(&b, "opened generation %d of %d", f.generation, f.total)
+	case groupActivated:
+		fmt.Fprintf(&b, "activated generation %d of %d", f.generation, f.total)
+	case workerExpired:
+		b.WriteString("expired")
+	case handlerBegins:
+		fmt.Fprintf(&b, "handles %s, %s", positions(f.events), lane)
+	case handlerEnds:
+		fmt.Fprintf(&b, "handler call %d ends", f.call)
+	case committed:
+		fmt.Fprintf(&b, "committed %d to %d, %s, with %s", f.from, f.to, lane, positions(f.events))
+	case refused:
+		fmt.Fprintf(&b, "refused: commit %d to %d, %s", f.from, f.to, lane)
+	case gapWaited:
+		fmt.Fprintf(&b, "waits at gap %d", f.to)
+	case gapPassed:
+		fmt.Fprintf(&b, "gap over, final to %d", f.to)
+	case appended:
+		fmt.Fprintf(&b, "appended %s", positions(f.events))
+	case rolledBack:
+		fmt.Fprintf(&b, "rolled back %s", positions(f.events))
+	case faultFreeze:
+		b.WriteString("frozen (fault)")
+	case faultThaw:
+		b.WriteString("thawed")
+	case faultCutOff:
+		b.WriteString("cut off from the database (fault)")
+	case faultMended:
+		b.WriteString("reaches the database again")
+	case faultDatabaseDown:
+		b.WriteString("database down (fault)")
+	case faultDatabaseUp:
+		b.WriteString("database up")
+	case faultClockStep:
+		b.WriteString("database clock steps (fault)")
+	case faultCrash:
+		b.WriteString("crashed (fault)")
+	case faultLeave:
+		b.WriteString("asked to leave")
+	case faultDeploy:
+		b.WriteString("deploy")
+	case faultLost:
+		b.WriteString("lost (fault)")
+	case faultSlow:
+		b.WriteString("slow (fault)")
+	case faultOther:
+		b.WriteString("fault")
+	case healed:
+		b.WriteString("faults stop")
+	case settled:
+		b.WriteString("everything must have settled")
+	case ended:
+		b.WriteString("end")
+	}
+	if f.length != 0 {
+		fmt.Fprintf(&b, " %s", f.length)
+	}
+	if f.text != "" {
+		fmt.Fprintf(&b, ": %s", f.text)
+	}
+	return b.String()
+}
+
+// positions shows events as "event 5" or "events 5 7 9", the middle of long
+// lists left out.
+func positions(events []event) string {
+	switch n := len(events); {
+	case n == 0:
+		return "no event"
+	case n == 1:
+		return fmt.Sprintf("event %d", events[0].position)
+	case n > 6:
+		return fmt.Sprintf("%d events %d … %d", n, events[0].position, events[n-1].position)
+	}
+	var b strings.Builder
+	b.WriteString("events")
+	for _, e := range events {
+		fmt.Fprintf(&b, " %d", e.position)
+	}
+	return b.String()
+}
+
+// A history is what happened in one world.
+type history struct {
+	facts []fact
+	// What the checker must know of the world beforehand.
+	setup setup
+}
+
+// setup is what was true of a world from the start.
+type setup struct {
+	seed uint64
+	// transactional says of each projection whether its effects commit with
+	// the checkpoint; of the others only handler calls are known.
+	transactional map[string]bool
+	// final are the projections of the programs that run in the end.
+	final []string
+	// settle is how long after healed everything must have settled.
+	settle time.Duration
+}
+
+// A promise is one of those that the library makes.
+type promise string
+
+const (
+	oneOwner     promise = "one-owner"     // S1
+	nothingLost  promise = "nothing-lost"  // S2
+	nothingTwice promise = "nothing-twice" // S3
+	inOrder      promise = "in-order"      // S4
+	onlyGrow     promise = "only-grow"     // S5
+	agreement    promise = "agreement"     // S6
+	recovers     promise = "recovers"      // L1
+	staysStill   promise = "stays-still"   // L2
+)
+
+// A violation is a promise that was broken.
+type violation struct {
+	promise promise
+	// what says in one sentence what contradicts what.
+	what string
+	// facts are the few that made it, ascending; the last is where it showed.
+	facts []fact
+}
+
+// safety tells the promises about what must never happen from those about
+// what must happen in the end.
+func (p promise) safety() bool { return p != recovers && p != staysStill }

@@ -1,0 +1,314 @@
+package sim
+
+import (
+	"errors"
+	"time"
+
+	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
+	"github.com/getpup/pupsourcing-orchestrator/internal/store"
+)
+
+// A lane does what protocol.Lane says, as runner.go does.
+type lane struct {
+	p    *worker
+	run  *run
+	id   store.Lane
+	kind protocol.LaneKind
+	core *protocol.Lane
+
+	events []event // the core's pending events
+	page   []event // the latest that was read
+	link   *link   // with the open transaction
+
+	doing protocol.LaneDo
+	// handled are the events of the batch that the projection has handled.
+	handled []event
+
+	call    *call // that runs
+	pausing int   // counts pauses; only the latest is ended by its timer
+	paused  bool
+
+	from, to protocol.Checkpoint // of the commit under way
+	unknown  bool                // whether it has happened, after its reply was lost
+	stale    []event             // what was read beyond a gap; for mutants
+}
+
+func newLane(p *worker, r *run, q projection) *lane {
+	w := p.w
+	l := &lane{p: p, run: r, id: store.Lane{Projection: q.name, Assignment: r.assignment}, kind: q.kind}
+	l.core = protocol.NewLane(r.assignment, protocol.LaneConfig{
+		Kind: q.kind, Batch: w.plan.batch, Poll: w.plan.poll, Cut: w.plan.timing.Cut(), Retry: w.plan.retry,
+		StopOnFailure: w.plan.stopOnFailure,
+	})
+	return l
+}
+
+func (l *lane) signals() protocol.Signals {
+	return protocol.Signals{
+		Asked:     l.run.draining,
+		Canceled:  l.run.canceled,
+		LeaseOver: !l.p.w.rules.leaseUnenforced && !l.p.now().Before(l.p.session.LeaseEnd()),
+	}
+}
+
+// next brings the answer to the core and does what it says then.
+func (l *lane) next(a protocol.LaneAnswer) {
+	action := l.core.Next(l.p.now(), l.signals(), a)
+	for _, i := range l.core.Kept() {
+		l.events = append(l.events, l.page[i])
+	}
+	l.events = l.events[len(l.events)-l.core.Pending():]
+	if action.Rollback && l.link != nil {
+		l.link.drop(false)
+		l.link = nil
+	}
+	l.doing = action.Do
+	l.do(action)
+}
+
+// answer hands on how a call ended.
+func (l *lane) answer(err error, a protocol.LaneAnswer) {
+	a.Failure, a.Jitter = store.FailureOf(err, l.kind, l.doing), l.p.rand.Float64()
+	l.next(a)
+}
+
+func (l *lane) do(a protocol.LaneAction) {
+	patience := l.p.w.plan.timing.Patience()
+	switch a.Do {
+	case protocol.LaneFind:
+		l.find(patience)
+	case protocol.LaneRead:
+		l.p.read(l, a.After, a.Limit, func(page []event, err error) {
+			l.page = page
+			keys := make([]protocol.Key, len(page))
+			for i, e := range page {
+				keys[i] = protocol.Key{Position: e.position, Slot: e.slot}
+			}
+			l.answer(err, protocol.LaneAnswer{Page: keys})
+		})
+	case protocol.LaneOpen:
+		l.link = l.p.borrow()
+		l.p.ask(l.link, "begin", patience, func(c connection, done func(error)) { c.begin(done) },
+			func(err error) { l.answer(err, protocol.LaneAnswer{}) })
+	case protocol.LaneHandle:
+		// Between the decision and the call, the process can freeze.
+		l.p.after(l.p.between(0, 50*time.Microsecond), func() { l.handle(a.First, a.Count) })
+	case protocol.LaneWrite:
+		l.write(a, patience)
+	case protocol.LaneCommit:
+		l.commit(patience)
+	case protocol.LanePause:
+		l.pausing++
+		n := l.pausing
+		l.paused = true
+		if l.run.draining {
+			l.wake()
+			return
+		}
+		l.p.after(a.For, func() {
+			if n == l.pausing {
+				l.wake()
+			}
+		})
+	case protocol.LaneEnd:
+		l.end(a)
+	}
+}
+
+// wake ends a pause.
+func (l *lane) wake() {
+	if !l.paused {
+		return
+	}
+	l.paused = false
+	l.pausing++
+	l.p.post(func() { l.next(protocol.LaneAnswer{}) })
+}
+
+func (l *lane) end(a protocol.LaneAction) {
+	p, generation := l.p, l.id.Assignment.Generation
+	switch a.End {
+	case protocol.Alone:
+		p.post(func() { p.input(protocol.Refused{Generation: generation}) })
+	case protocol.AtFault, protocol.Broken:
+		if a.End == protocol.Broken {
+			p.w.record(fact{kind: faultOther, worker: p.name, text: p.w.text("lane of %s is broken: %v", l.id, a.Err)})
+		}
+		p.post(func() { p.input(protocol.Shutdown{}) })
+	}
+	l.run.ended()
+}
+
+// find reads the checkpoint row.
+func (l *lane) find(patience time.Duration) {
+	rules := l.p.w.rules
+	if l.unknown && (rules.unknownIsFailure || rules.unknownIsSuccess) {
+		l.unknown = false
+		c := l.from
+		if rules.unknownIsSuccess {
+			c = l.to
+		}
+		l.p.post(func() {
+			l.answer(nil, protocol.LaneAnswer{Found: protocol.Found{Generation: l.id.Assignment.Generation, Checkpoint: c, Exists: true}})
+		})
+		return
+	}
+	k := l.p.borrow()
+	var found protocol.Found
+	l.p.ask(k, "find", patience, func(c connection, done func(error)) {
+		c.find(l.id, func(f protocol.Found, err error) {
+			found = f
+			done(err)
+		})
+	}, func(err error) {
+		k.giveBack()
+		l.answer(err, protocol.LaneAnswer{Found: found})
+	})
+}
+
+// A call is one of a handler that runs.
+type call struct {
+	id      int
+	events  []event
+	outcome string
+	deaf    bool // it ignores that it is cancelled
+}
+
+// handle calls the projection with pending events.
+func (l *lane) handle(first, count int) {
+	p, h := l.p, l.p.w.plan.handlers
+	w := p.w
+	if first == 0 {
+		l.handled = nil
+	}
+	w.calls++
+	c := &call{id: w.calls, events: l.events[first : first+count : first+count], deaf: p.chance(h.deaf)}
+	l.call = c
+	w.record(fact{kind: handlerBegins, worker: p.name, projection: l.id.Projection, generation: l.id.Assignment.Generation,
+		partition: l.id.Assignment.Partition, total: l.id.Assignment.Total, events: c.events, call: c.id})
+	length := p.between(0, 2*h.typical) * time.Duration(count)
+	switch {
+	case p.chance(h.slow):
+		length += p.between(0, h.slowBy)
+	case p.chance(h.fail):
+		c.outcome = "failed"
+	case p.chance(h.panics):
+		c.outcome = "panicked"
+	}
+	if p.freezeInHandler > 0 {
+		p.freeze(p.freezeInHandler, "in a handler")
+		p.freezeInHandler = 0
+	}
+	p.after(length, func() { l.returns(c) })
+	if l.run.canceled {
+		l.cancel()
+	}
+}
+
+// returns ends a call. What a handler writes in its transaction is written
+// now.
+func (l *lane) returns(c *call) {
+	if l.call != c {
+		return // it has returned before, cancelled
+	}
+	l.call = nil
+	var err error
+	if c.outcome != "" {
+		err = errors.New(c.outcome)
+	} else if err = l.effects(c.events); err != nil {
+		c.outcome = "failed"
+	} else {
+		l.handled = append(l.handled, c.events...)
+	}
+	l.p.w.record(fact{kind: handlerEnds, worker: l.p.name, projection: l.id.Projection, call: c.id, text: c.outcome})
+	l.answer(err, protocol.LaneAnswer{})
+}
+
+// cancel has the handler that runs, if there is one and it listens, return at
+// once; and it ends a pause.
+func (l *lane) cancel() {
+	if c := l.call; c != nil && !c.deaf {
+		l.p.after(l.p.between(0, time.Millisecond), func() {
+			c.outcome = "canceled"
+			l.returns(c)
+		})
+	}
+	l.wake()
+}
+
+// effects writes what a transactional projection does with events.
+func (l *lane) effects(events []event) error {
+	w := l.p.w
+	if l.kind == protocol.Plain {
+		if w.subject != nil {
+			return w.subject.handle(l, w.index, events)
+		}
+		return nil
+	}
+	if l.link.broken || l.link.conn == nil || l.p.cut || w.down {
+		return errReset
+	}
+	if w.subject != nil {
+		return w.subject.handle(l, w.index, events)
+	}
+	for _, e := range events {
+		if err := l.link.conn.effect(l.id.Projection, e); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// write moves the checkpoint, in the open transaction or a new one.
+func (l *lane) write(a protocol.LaneAction, patience time.Duration) {
+	p := l.p
+	if l.link == nil {
+		l.link = p.borrow()
+	}
+	l.from, l.to, l.unknown = a.From, a.To, false
+	p.ask(l.link, "checkpoint", patience, func(c connection, done func(error)) {
+		c.write(l.id, a.From, a.To, func(err error) {
+			if errors.Is(err, store.ErrSuperseded) {
+				p.w.record(l.fact(refused, a.From.Position, a.To.Position))
+			}
+			if err == nil && p.freezeAtCommit > 0 && !p.frozen && !p.dead {
+				p.freeze(p.freezeAtCommit, "between checkpoint write and COMMIT")
+				p.freezeAtCommit = 0
+			}
+			done(err)
+		})
+	}, func(err error) { l.answer(err, protocol.LaneAnswer{}) })
+}
+
+// commit commits. The events are those that were handled for it, whatever the
+// lane does until the request arrives.
+func (l *lane) commit(patience time.Duration) {
+	p := l.p
+	f := l.fact(committed, l.from.Position, l.to.Position)
+	for _, e := range l.handled {
+		if e.position > l.from.Position && e.position <= l.to.Position {
+			f.events = append(f.events, e)
+		}
+	}
+	p.ask(l.link, "commit", patience, func(c connection, done func(error)) {
+		c.commit(func(err error) {
+			if err == nil {
+				p.w.record(f)
+			}
+			done(err)
+		})
+	}, func(err error) {
+		if err == nil {
+			l.link.giveBack()
+			l.link = nil
+		}
+		l.unknown = err != nil
+		l.answer(err, protocol.LaneAnswer{})
+	})
+}
+
+func (l *lane) fact(k kind, from, to int64) fact {
+	a := l.id.Assignment
+	return fact{kind: k, worker: l.p.name, projection: l.id.Projection, generation: a.Generation,
+		partition: a.Partition, total: a.Total, from: from, to: to}
+}

@@ -1,0 +1,275 @@
+package sim
+
+import (
+	"database/sql"
+	"database/sql/driver"
+	"slices"
+	"time"
+
+	"github.com/lib/pq"
+
+	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
+	"github.com/getpup/pupsourcing-orchestrator/internal/store"
+)
+
+// A memory is a model of PostgreSQL as far as internal/store and
+// internal/eventtable use it: what each of their statements does, under READ
+// COMMITTED, with the same row locks in the same order, around the same pure
+// functions. It decides nothing of the protocol. A call takes no time, except
+// to wait for locks. What keeps it honest are the suite that the store passes
+// as well, and a comparison with the real server, call by call.
+//
+// It finds a deadlock at once, where the server takes a second. Nothing else is
+// known to differ for those who use it as the store does.
+type memory struct {
+	clock clock
+	rules memoryRules
+
+	sets        map[string]*replicaSet
+	projections []*projectionRow // by name
+
+	// What is committed: events by position, effects in the order of commits.
+	events  []event
+	written []effect
+	last    int64 // of the sequence of positions
+
+	transactions []*transaction // that are open, prepared ones too, as they began
+
+	restarts  int
+	processes int // there ever were
+	backends  int // since the restart
+	xids      int
+}
+
+// memoryRules are what a mutant bends. The zero value bends nothing.
+type memoryRules struct {
+	// Instead of protocol.Step and protocol.Handoff.
+	step    func(g protocol.Group, now time.Time, watch protocol.Watch) (protocol.Group, protocol.Decision)
+	handoff func(old []protocol.Checkpoint, total int) []protocol.Checkpoint
+
+	unfenced    bool // a commit names neither replica set nor generation
+	anyPosition bool // a commit does not name the position that it starts from
+	noIdleBound bool // transactions may idle for ever
+
+	// noWait is no mutant: whoever would wait for a lock is refused at once, as
+	// on the postgres of a simulation.
+	noWait bool
+}
+
+func newMemory(c clock, r memoryRules) *memory {
+	if r.step == nil {
+		r.step = protocol.Step
+	}
+	if r.handoff == nil {
+		r.handoff = protocol.Handoff
+	}
+	return &memory{clock: c, rules: r, sets: map[string]*replicaSet{}}
+}
+
+// open returns the memory as the database of one replica set.
+func (m *memory) open(set string, bounds store.Bounds) database {
+	return &memoryDatabase{m, set, bounds}
+}
+
+type memoryDatabase struct {
+	*memory
+	set    string
+	bounds store.Bounds
+}
+
+func (d *memoryDatabase) connect() connection {
+	d.processes++
+	d.backends++
+	return &memoryConnection{memoryDatabase: d, run: d.restarts, process: d.processes, backend: d.backends}
+}
+
+// restart numbers backends anew, as a server does: a later transaction can go
+// by the name of one from before.
+func (m *memory) restart() {
+	m.restarts++
+	m.backends = 0
+	for _, t := range slices.Clone(m.transactions) {
+		if t.conn != nil {
+			t.end(false)
+		} else {
+			t.backend, t.local = -1, t.xid
+		}
+	}
+}
+
+func (m *memory) close() error {
+	m.restart()
+	return nil
+}
+
+// now is the time as timestamptz has it.
+func (m *memory) now() time.Time { return m.clock.now().Round(time.Microsecond) }
+
+// What the server says, beside errIdle. Shared, since nobody writes to them.
+var (
+	errNotAvailable = &pq.Error{Severity: "ERROR", Code: "55P03", Message: "canceling statement due to lock timeout"}
+	errDeadlock     = &pq.Error{Severity: "ERROR", Code: "40P01", Message: "deadlock detected"}
+	errFailed       = &pq.Error{Severity: "ERROR", Code: "25P02", Message: "current transaction is aborted, commands ignored until end of transaction block"}
+	errUnprepared   = &pq.Error{Severity: "ERROR", Code: "42704", Message: "prepared transaction does not exist"}
+)
+
+// A memoryConnection is a session of the server.
+type memoryConnection struct {
+	*memoryDatabase
+	run, process, backend int
+
+	open  *transaction // nil if there is none
+	local int          // transactions there ever were
+	// ended is what the next call is told when the connection has ended.
+	ended error
+}
+
+// alive returns what a call on a connection that has ended is told.
+func (c *memoryConnection) alive() error {
+	if c.ended == nil && c.run != c.restarts {
+		c.ended = driver.ErrBadConn
+	}
+	err := c.ended
+	if err != nil {
+		c.ended = driver.ErrBadConn
+	}
+	return err
+}
+
+// free is alive for calls that are not part of a transaction.
+func (c *memoryConnection) free(call string) error {
+	if c.open != nil {
+		panic("sim: " + call + " on a connection with an open transaction")
+	}
+	return c.alive()
+}
+
+// running is alive for statements in a transaction.
+func (c *memoryConnection) running() error {
+	if err := c.alive(); err != nil {
+		return err
+	}
+	switch t := c.open; {
+	case t == nil:
+		return sql.ErrTxDone
+	case t.wait != nil:
+		panic("sim: two calls at once on one connection")
+	case t.failed:
+		return errFailed
+	}
+	return nil
+}
+
+// within is running for statements that open a transaction unless there is one.
+func (c *memoryConnection) within() error {
+	if err := c.alive(); err != nil {
+		return err
+	}
+	if c.open == nil {
+		c.enter()
+	}
+	return c.running()
+}
+
+func (c *memoryConnection) begin(done func(error)) {
+	err := c.free("begin")
+	if err == nil {
+		t := c.enter()
+		t.idleMax = c.bounds.Handler
+		t.idle()
+	}
+	done(err)
+}
+
+func (c *memoryConnection) commit(done func(error)) {
+	err := c.running()
+	if t := c.open; t != nil {
+		t.end(err == nil)
+	}
+	done(err)
+}
+
+func (c *memoryConnection) close() { c.drop(driver.ErrBadConn) }
+
+// drop ends the connection; the reason is what the next call is told.
+func (c *memoryConnection) drop(reason error) {
+	c.ended = reason
+	if c.open != nil {
+		c.open.end(false)
+	}
+}
+
+// A transaction is idle, or waits for a lock, or goes on in no time with the
+// lock that it has got. stop stops the timer of whichever it is.
+type transaction struct {
+	m    *memory
+	conn *memoryConnection // nil once it is prepared
+	// backend and local name it in lists of locks.
+	backend, local, xid int
+
+	idleMax time.Duration // 0: no bound
+	lockMax time.Duration // likewise
+	stop    func()
+	refused func(error) // ends the call under way when it can't have a lock
+	wait    *waiter
+
+	locks   []*lock
+	rows    []interface{ settle(commit bool) } // that it has written
+	events  []event
+	effects []effect
+	failed  bool
+	ended   bool
+}
+
+// enter opens a transaction.
+func (c *memoryConnection) enter() *transaction {
+	c.local++
+	t := &transaction{m: c.memory, conn: c, backend: c.backend, local: c.local, stop: func() {}}
+	c.open = t
+	c.transactions = append(c.transactions, t)
+	return t
+}
+
+// idle starts the time that the transaction may idle; each statement does so
+// anew.
+func (t *transaction) idle() {
+	t.stop()
+	if t.idleMax > 0 && !t.m.rules.noIdleBound {
+		t.stop = t.m.clock.after(t.idleMax, func() { t.conn.drop(errIdle) })
+	}
+}
+
+// fail is what an error does to a transaction: nothing is left of it but that
+// it has to be ended. With the rest it loses its bounds.
+func (t *transaction) fail() {
+	t.settle(false)
+	t.failed, t.idleMax = true, 0
+}
+
+// end commits the transaction, or rolls it back.
+func (t *transaction) end(commit bool) {
+	t.settle(commit)
+	t.ended = true
+	t.m.transactions = slices.DeleteFunc(t.m.transactions, func(o *transaction) bool { return o == t })
+	if t.conn != nil {
+		t.conn.open = nil
+	}
+}
+
+// settle makes what the transaction has written visible, or undoes it, and
+// then lets go of its locks.
+func (t *transaction) settle(commit bool) {
+	t.stop()
+	t.leave()
+	for _, r := range t.rows {
+		r.settle(commit)
+	}
+	if commit {
+		t.m.publish(t.events)
+		t.m.written = append(t.m.written, t.effects...)
+	}
+	for _, l := range t.locks {
+		l.release(t)
+	}
+	t.rows, t.locks, t.events, t.effects = nil, nil, nil, nil
+}

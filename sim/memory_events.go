@@ -1,0 +1,196 @@
+package sim
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+
+	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
+	"github.com/getpup/pupsourcing-orchestrator/internal/store"
+)
+
+// An effect is what a transactional projection wrote for an event.
+type effect struct {
+	projection string
+	position   int64
+}
+
+// effects returns what is committed, in the order of the commits.
+func (m *memory) effects() []effect { return m.written }
+
+// checkpoint returns the row of a lane's checkpoint if the transaction sees it.
+func (m *memory) checkpoint(t *transaction, l store.Lane) *row[checkpointRow] {
+	rows := m.projection(l.Projection).checkpoints
+	if k := l.Assignment.Partition; k >= 0 && k < len(rows) && rows[k].as(t) != nil {
+		return rows[k]
+	}
+	return nil
+}
+
+// find is Store.Find, a transaction of its own.
+func (c *memoryConnection) find(l store.Lane, done func(protocol.Found, error)) {
+	if err := c.free("find"); err != nil {
+		done(protocol.Found{}, err)
+		return
+	}
+	r := c.checkpoint(nil, l)
+	if r == nil || r.committed.set != c.set {
+		done(protocol.Found{}, nil)
+		return
+	}
+	t := c.enter()
+	t.refused = func(err error) {
+		t.end(false)
+		done(protocol.Found{}, err)
+	}
+	t.acquire(&r.lock, false, func() {
+		var found protocol.Found
+		if v := r.committed; v != nil && v.set == c.set {
+			found = protocol.Found{Generation: v.generation, Checkpoint: v.Checkpoint, Exists: true}
+		}
+		t.end(true)
+		done(found, nil)
+	})
+}
+
+func (c *memoryConnection) effect(projection string, e event) error {
+	if err := c.running(); err != nil {
+		return err
+	}
+	c.open.effects = append(c.open.effects, effect{projection, e.position})
+	c.open.idle()
+	return nil
+}
+
+// write is Store.Commit, in the open transaction or in one of Store.Begin.
+//
+// A row that is not the right one in the statement's snapshot is not waited
+// for, though a transaction that is about to commit may make it that.
+func (c *memoryConnection) write(l store.Lane, from, to protocol.Checkpoint, done func(error)) {
+	if err := c.within(); err != nil {
+		done(err)
+		return
+	}
+	t := c.open
+	t.stop()
+	t.idleMax = c.bounds.Idle
+	t.refused = func(err error) {
+		t.fail()
+		done(err)
+	}
+	r := c.checkpoint(t, l)
+	fits := func() bool {
+		v := r.as(t)
+		return v != nil &&
+			(c.rules.unfenced || v.set == c.set && v.generation == l.Assignment.Generation) &&
+			(c.rules.anyPosition || v.Position == from.Position)
+	}
+	superseded := func() {
+		t.idle()
+		done(store.ErrSuperseded)
+	}
+	if r == nil || !fits() {
+		superseded()
+		return
+	}
+	t.acquire(&r.lock, false, func() {
+		if !fits() {
+			superseded() // and keeps the lock
+			return
+		}
+		v := *r.as(t)
+		v.Position = to.Position
+		if len(to.Ahead) == 0 {
+			v.Ahead = nil
+		}
+		r.put(t, &v)
+		t.idle()
+		done(nil)
+	})
+}
+
+func (c *memoryConnection) page(after int64, limit int) ([]event, error) {
+	if err := c.free("page"); err != nil {
+		return nil, err
+	}
+	i, _ := slices.BinarySearchFunc(c.events, after+1, byPosition)
+	end := min(i+limit, len(c.events))
+	return c.events[i:end:end], nil
+}
+
+func byPosition(e event, position int64) int { return cmp.Compare(e.position, position) }
+
+func (c *memoryConnection) high() (int64, error) {
+	if err := c.free("high"); err != nil {
+		return 0, err
+	}
+	if n := len(c.events); n > 0 {
+		return c.events[n-1].position, nil
+	}
+	return 0, nil
+}
+
+// holders are the transactions that have inserted, and so hold the table's
+// lock.
+func (c *memoryConnection) holders() ([]protocol.Holder, error) {
+	if err := c.free("holders"); err != nil {
+		return nil, err
+	}
+	var out []protocol.Holder
+	for _, t := range c.transactions {
+		if len(t.events) == 0 {
+			continue
+		}
+		h := protocol.Holder{Transaction: fmt.Sprintf("%d/%d", t.backend, t.local)}
+		if t.conn != nil {
+			h.Backend = t.conn.process
+		}
+		out = append(out, h)
+	}
+	return out, nil
+}
+
+// insert takes the next position for good, whatever becomes of the event.
+func (c *memoryConnection) insert(aggregate string) (int64, error) {
+	if err := c.within(); err != nil {
+		return 0, err
+	}
+	c.last++
+	c.open.events = append(c.open.events, event{c.last, aggregate, protocol.SlotOf(aggregate)})
+	c.open.idle()
+	return c.last, nil
+}
+
+// prepare takes the transaction off its connection. It keeps its name until the
+// server restarts.
+func (c *memoryConnection) prepare() (finish func(commit bool) error, err error) {
+	if err := c.running(); err != nil {
+		return nil, err
+	}
+	t := c.open
+	t.stop()
+	c.xids++
+	c.open, t.conn, t.xid = nil, nil, c.xids
+	return func(commit bool) error {
+		if t.ended {
+			return errUnprepared
+		}
+		t.end(commit)
+		return nil
+	}, nil
+}
+
+// publish makes events visible. What is in the pages that readers have got does
+// not move.
+func (m *memory) publish(events []event) {
+	if len(events) == 0 {
+		return
+	}
+	i, _ := slices.BinarySearchFunc(m.events, events[0].position, byPosition)
+	if i == len(m.events) {
+		m.events = append(m.events, events...)
+		return
+	}
+	m.events = append(slices.Clone(m.events), events...)
+	slices.SortFunc(m.events[i:], func(a, b event) int { return byPosition(a, b.position) })
+}

@@ -1,0 +1,444 @@
+package sim
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
+	"github.com/getpup/pupsourcing-orchestrator/internal/store"
+)
+
+// A replicaSet is the set's row, and its workers in the order in which they
+// joined.
+type replicaSet struct {
+	row[groupRow]
+	name    string
+	workers []*row[memberRow]
+}
+
+type groupRow struct {
+	protocol.Group // without members and floor
+	stepAt         time.Time
+}
+
+type memberRow struct {
+	protocol.Member
+	generation  int64
+	total       int
+	projections []string
+}
+
+// A projectionRow says which set a projection belongs to, and has its
+// checkpoints by partition.
+type projectionRow struct {
+	row[string]
+	name        string
+	checkpoints []*row[checkpointRow]
+}
+
+type checkpointRow struct {
+	protocol.Checkpoint
+	set        string
+	generation int64
+	total      int
+}
+
+// replicaSet returns the set of a name, whether it has a row or not.
+func (m *memory) replicaSet(name string) *replicaSet {
+	set := m.sets[name]
+	if set == nil {
+		set = &replicaSet{name: name}
+		m.sets[name] = set
+	}
+	return set
+}
+
+// projection returns the projection of a name, whether it has a row or not.
+func (m *memory) projection(name string) *projectionRow {
+	i, ok := slices.BinarySearchFunc(m.projections, name, func(p *projectionRow, name string) int { return cmp.Compare(p.name, name) })
+	if !ok {
+		m.projections = slices.Insert(m.projections, i, &projectionRow{name: name})
+	}
+	return m.projections[i]
+}
+
+// those returns the rows that a transaction sees and that are wanted; nil is
+// all.
+func those[T any](t *transaction, rows []*row[T], wanted func(*T) bool) []*row[T] {
+	out := make([]*row[T], 0, len(rows))
+	for _, r := range rows {
+		if v := r.as(t); v != nil && (wanted == nil || wanted(v)) {
+			out = append(out, r)
+		}
+	}
+	return out
+}
+
+// sync is Store.Sync.
+func (c *memoryConnection) sync(r protocol.Request, projections []string, hold bool, done func(store.Result, error)) {
+	if err := c.free("sync"); err != nil {
+		done(store.Result{}, err)
+		return
+	}
+	t := c.enter()
+	t.refused = func(err error) {
+		t.end(false)
+		done(store.Result{}, err)
+	}
+	set := c.replicaSet(c.set)
+	if r.Heartbeat {
+		t.heartbeat(set, r, func(v protocol.View) {
+			t.end(true)
+			done(store.Result{View: v}, nil)
+		})
+		return
+	}
+	t.idleMax, t.lockMax = c.bounds.Idle, c.bounds.Lock
+	s := &coordination{transaction: t, set: set, request: r, projections: projections}
+	s.done = func() {
+		if hold {
+			t.idle()
+		} else {
+			t.end(true)
+		}
+		done(s.result, nil)
+	}
+	s.lockGroup()
+}
+
+// heartbeat is one statement. What it shows of others is of the statement's
+// snapshot; its own row, and the time, are of when it has got that row.
+func (t *transaction) heartbeat(set *replicaSet, r protocol.Request, done func(protocol.View)) {
+	group, others := set.committed, make([]*memberRow, 0, len(set.workers))
+	var own *row[memberRow]
+	for _, w := range set.workers {
+		switch v := w.committed; {
+		case v == nil:
+		case v.ID == r.Worker:
+			own = w
+		default:
+			others = append(others, v)
+		}
+	}
+	beat := func() {
+		now := t.m.now()
+		v := protocol.View{Now: now, Partition: protocol.NoPartition}
+		if own != nil && own.as(t) != nil {
+			w := *own.as(t)
+			w.Lease = r.Lease.Truncate(time.Microsecond)
+			w.LeaseEnd = now.Add(w.Lease)
+			if w.Holds <= r.Stopped {
+				w.Holds = 0
+			}
+			own.put(t, &w)
+			v.Member, v.Generation, v.Total, v.Partition, v.Holds = true, w.generation, w.total, w.Partition, w.Holds
+		}
+		if group != nil {
+			v.StepAt = group.stepAt
+		}
+		for _, w := range others {
+			at := w.LeaseEnd
+			if at.After(now.Add(w.Lease)) {
+				at = now
+			}
+			if v.StepAt.IsZero() || at.Before(v.StepAt) {
+				v.StepAt = at
+			}
+		}
+		done(v)
+	}
+	if own == nil {
+		beat()
+	} else {
+		t.acquire(&own.lock, false, beat)
+	}
+}
+
+// A coordination is the transaction of Store.step. Each method is one of its
+// statements, or a few that can't wait for anything.
+type coordination struct {
+	*transaction
+	set         *replicaSet
+	request     protocol.Request
+	projections []string
+
+	members []*row[memberRow]
+	now     time.Time
+	result  store.Result
+	done    func()
+}
+
+func (s *coordination) lockGroup() {
+	t := s.transaction
+	if s.set.as(t) == nil && !s.request.Join {
+		s.lockMembers() // nobody has ever joined
+		return
+	}
+	t.acquire(&s.set.lock, false, func() {
+		if s.set.as(t) == nil {
+			s.set.put(t, &groupRow{Group: protocol.Group{Phase: protocol.Active}})
+		}
+		s.lockMembers()
+	})
+}
+
+func (s *coordination) lockMembers() {
+	s.members = those(s.transaction, s.set.workers, nil)
+	acquireAll(s.transaction, s.members, false, func() {
+		s.now = s.m.now()
+		if s.request.Join {
+			s.register(slices.Compact(slices.Sorted(slices.Values(s.projections))), 0)
+		} else {
+			s.step()
+		}
+	})
+}
+
+// register inserts the rows of projections that have none, from names[i] on.
+// Whoever is about to insert the same one is waited for; but a row that
+// he has committed then is not locked here.
+func (s *coordination) register(names []string, i int) {
+	t := s.transaction
+	for ; i < len(names); i++ {
+		p := s.m.projection(names[i])
+		if p.as(t) != nil {
+			continue
+		}
+		if !t.try(&p.lock, false) {
+			t.await(&p.lock, false, func() {
+				if p.as(t) != nil {
+					t.yield(&p.lock)
+				}
+				s.register(names, i)
+			})
+			return
+		}
+		p.put(t, &s.set.name)
+	}
+	s.claim(names)
+}
+
+// claim locks the projections.
+func (s *coordination) claim(names []string) {
+	var rows []*row[string]
+	for _, name := range names {
+		rows = append(rows, &s.m.projection(name).row)
+	}
+	acquireAll(s.transaction, rows, false, func() {
+		var foreign []*projectionRow
+		for _, name := range names {
+			if p := s.m.projection(name); *p.as(s.transaction) != s.set.name {
+				foreign = append(foreign, p)
+			}
+		}
+		if len(foreign) == 0 {
+			s.step()
+		} else {
+			s.checkTaken(foreign)
+		}
+	})
+}
+
+// checkTaken locks the workers of other sets that run the projections, those
+// whose leases end last first.
+func (s *coordination) checkTaken(foreign []*projectionRow) {
+	type runner struct {
+		*row[memberRow]
+		projection *projectionRow
+	}
+	t := s.transaction
+	var runners []runner
+	for _, p := range foreign {
+		runs := func(w *memberRow) bool { return slices.Contains(w.projections, p.name) }
+		for _, w := range those(t, s.m.replicaSet(*p.as(t)).workers, runs) {
+			runners = append(runners, runner{w, p})
+		}
+	}
+	slices.SortStableFunc(runners, func(a, b runner) int { return b.as(t).LeaseEnd.Compare(a.as(t).LeaseEnd) })
+	var rows []*row[memberRow]
+	for _, r := range runners {
+		rows = append(rows, r.row)
+	}
+	acquireAll(t, rows, false, func() {
+		for _, r := range runners {
+			if w := r.as(t); w != nil && !w.Expired(s.now, s.request.Watch) {
+				t.refused(&store.TakenError{
+					Projection: r.projection.name, ReplicaSet: *r.projection.as(t), Worker: w.ID,
+					Now: s.now, Over: !s.now.Before(w.LeaseEnd),
+				})
+				return
+			}
+		}
+		s.takeOver(foreign)
+	})
+}
+
+func (s *coordination) takeOver(foreign []*projectionRow) {
+	t := s.transaction
+	var rows []*row[checkpointRow]
+	for _, p := range foreign {
+		p.put(t, &s.set.name)
+		rows = append(rows, those(t, p.checkpoints, nil)...)
+	}
+	acquireAll(t, rows, false, func() {
+		for _, r := range those(t, rows, nil) {
+			c := *r.as(t)
+			c.set, c.generation = s.set.name, -max(c.generation, -c.generation)
+			r.put(t, &c)
+		}
+		s.step()
+	})
+}
+
+// ours reports whether a checkpoint is the set's.
+func (s *coordination) ours(c *checkpointRow) bool { return c.set == s.set.name }
+
+func (s *coordination) step() {
+	t := s.transaction
+	var before protocol.Group
+	if g := s.set.as(t); g != nil {
+		before = g.Group
+	}
+	before.Members = make([]protocol.Member, 0, len(s.members)+1)
+	for _, w := range s.members {
+		before.Members = append(before.Members, w.as(t).Member)
+	}
+	for _, p := range s.m.projections {
+		for _, r := range p.checkpoints {
+			if c := r.as(t); c != nil && s.ours(c) {
+				before.Floor = max(before.Floor, c.generation, -c.generation)
+			}
+		}
+	}
+
+	group, decision := s.m.rules.step(protocol.Apply(before, s.request, s.now), s.now, s.request.Watch)
+
+	s.result = store.Result{View: group.View(s.request.Worker, s.now, decision), Group: group, Decision: decision}
+	s.saveGroup(group, decision)
+	s.saveMembers(group)
+	if decision.Activated {
+		s.handOver(group)
+	} else {
+		s.done()
+	}
+}
+
+func (s *coordination) saveGroup(g protocol.Group, d protocol.Decision) {
+	if s.set.as(s.transaction) == nil {
+		return
+	}
+	g.Members, g.Floor = nil, 0
+	g.JoinWindow = g.JoinWindow.Truncate(time.Microsecond)
+	s.set.put(s.transaction, &groupRow{g, d.StepAt.Round(time.Microsecond)})
+}
+
+// saveMembers writes the members that differ from before. Those who stay are in
+// the order in which they were, and after them comes whoever is new.
+func (s *coordination) saveMembers(g protocol.Group) {
+	t, stay := s.transaction, 0
+	for _, r := range s.members {
+		was := r.as(t)
+		if stay == len(g.Members) || g.Members[stay].ID != was.ID {
+			r.put(t, nil)
+			continue
+		}
+		is := &memberRow{stored(g.Members[stay]), g.Generation, g.Total, was.projections}
+		stay++
+		if is.Member != was.Member || is.generation != was.generation || is.total != was.total {
+			r.put(t, is)
+		}
+	}
+	for _, m := range g.Members[stay:] {
+		gone := func(r *row[memberRow]) bool { return r.committed == nil && r.by == nil }
+		s.set.workers = append(slices.DeleteFunc(s.set.workers, gone),
+			insert(t, &memberRow{stored(m), g.Generation, g.Total, slices.Clone(s.projections)}))
+	}
+}
+
+// stored returns a member as a row has it.
+func stored(m protocol.Member) protocol.Member {
+	m.Joined, m.LeaseEnd = m.Joined.Round(time.Microsecond), m.LeaseEnd.Round(time.Microsecond)
+	m.Lease = m.Lease.Truncate(time.Microsecond)
+	return m
+}
+
+// insert makes a row.
+func insert[T any](t *transaction, v *T) *row[T] {
+	r := &row[T]{}
+	t.take(&r.lock, false)
+	r.put(t, v)
+	return r
+}
+
+// handOver is Store.handOver: it shares the set's projections, and then locks
+// their checkpoints.
+func (s *coordination) handOver(g protocol.Group) {
+	t := s.transaction
+	own := func() (own []*projectionRow) {
+		for _, p := range s.m.projections {
+			if set := p.as(t); set != nil && *set == s.set.name {
+				own = append(own, p)
+			}
+		}
+		return own
+	}
+	var rows []*row[string]
+	for _, p := range own() {
+		rows = append(rows, &p.row)
+	}
+	acquireAll(t, rows, true, func() { s.lockCheckpoints(g, own()) })
+}
+
+func (s *coordination) lockCheckpoints(g protocol.Group, own []*projectionRow) {
+	t := s.transaction
+	var rows []*row[checkpointRow]
+	for _, p := range own {
+		rows = append(rows, those(t, p.checkpoints, s.ours)...)
+	}
+	acquireAll(t, rows, false, func() {
+		for _, p := range own {
+			if err := s.rewrite(p, g); err != nil {
+				t.refused(err)
+				return
+			}
+		}
+		s.done()
+	})
+}
+
+// rewrite hands over the checkpoints of one projection.
+func (s *coordination) rewrite(p *projectionRow, g protocol.Group) error {
+	t := s.transaction
+	rows := those(t, p.checkpoints, s.ours)
+	old, total := make([]protocol.Checkpoint, len(rows)), 0
+	for k, r := range rows {
+		if p.checkpoints[k] != r {
+			return missing(p.name, k)
+		}
+		old[k], total = r.as(t).Checkpoint, r.as(t).total
+	}
+	if len(rows) != total {
+		return missing(p.name, len(rows))
+	}
+	for _, r := range rows[min(g.Total, total):] {
+		r.put(t, nil)
+	}
+	for k, c := range s.m.rules.handoff(old, g.Total) {
+		v := &checkpointRow{c, s.set.name, g.Generation, g.Total}
+		switch {
+		case k < total:
+			rows[k].put(t, v)
+		case k < len(p.checkpoints):
+			p.checkpoints[k] = insert(t, v) // where there was one once
+		default:
+			p.checkpoints = append(p.checkpoints, insert(t, v))
+		}
+	}
+	return nil
+}
+
+func missing(projection string, partition int) error {
+	return fmt.Errorf("checkpoints of projection %s lack partition %d: rows were deleted by hand", projection, partition)
+}

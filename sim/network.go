@@ -1,0 +1,151 @@
+package sim
+
+import (
+	"database/sql/driver"
+	"errors"
+	"slices"
+	"time"
+)
+
+// What a driver says when it does not know.
+var (
+	errReset    = driver.ErrBadConn // the connection was lost
+	errNoAnswer = errors.New("no answer from the database")
+)
+
+// A link is a worker's end of a connection.
+type link struct {
+	p    *worker
+	conn connection // nil until something has arrived at the server
+	// broken: nothing more can be sent. Whether the server has noticed is
+	// another matter.
+	broken bool
+	answer func(error) // of the call under way
+}
+
+// borrow takes an idle link from the worker's pool, or a new one.
+func (p *worker) borrow() *link {
+	if n := len(p.pool); n > 0 {
+		l := p.pool[n-1]
+		p.pool = p.pool[:n-1]
+		return l
+	}
+	l := &link{p: p}
+	p.links = append(p.links, l)
+	return l
+}
+
+// giveBack returns a link to the pool, unless it is broken.
+func (l *link) giveBack() {
+	if !l.broken {
+		l.p.pool = append(l.p.pool, l)
+	}
+}
+
+// drop breaks the link, as closing it does, or losing it. The server hears of
+// it soon; or never, where the machine is gone or the network swallows it: then
+// its bounds are all that ends a transaction.
+func (l *link) drop(vanish bool) {
+	if l.broken {
+		return
+	}
+	l.broken = true
+	p := l.p
+	p.links = slices.DeleteFunc(p.links, func(k *link) bool { return k == l })
+	p.pool = slices.DeleteFunc(p.pool, func(k *link) bool { return k == l })
+	if p.cut || vanish {
+		return
+	}
+	p.w.after(p.latency(), func() {
+		if l.conn != nil {
+			l.conn.close()
+		}
+	})
+}
+
+// disconnect loses all links: the server is gone.
+func (p *worker) disconnect() {
+	for _, l := range slices.Clone(p.links) {
+		answer := l.answer
+		l.broken = true
+		if answer != nil {
+			p.after(p.latency(), func() { answer(errReset) })
+		}
+	}
+	p.links, p.pool = nil, nil
+}
+
+// ask sends a call over the link and brings its end back. It is given up when
+// patience is over, whatever becomes of it then.
+//
+//	worker ── there ──▶ server: call, done ── back ──▶ worker: then
+//
+// The request can be lost on the way there, and the reply, though the call has
+// had its effect, on the way back.
+func (p *worker) ask(l *link, what string, patience time.Duration, call func(c connection, done func(error)), then func(error)) {
+	w := p.w
+	answered := false
+	var giveUp func()
+	answer := func(err error) {
+		if answered {
+			return
+		}
+		answered, l.answer = true, nil
+		giveUp()
+		if errors.Is(err, errReset) || errors.Is(err, errNoAnswer) {
+			l.drop(false)
+		}
+		then(err)
+	}
+	l.answer = answer
+	giveUp = p.after(patience, func() { answer(errNoAnswer) })
+	if l.broken {
+		p.post(func() { answer(errReset) })
+		return
+	}
+	there, back := p.latency(), p.latency()+p.congested
+	lostRequest, lostReply := p.chance(w.plan.network.lostRequest), p.chance(w.plan.network.lostReply)
+	if p.chance(w.plan.network.slow) {
+		d := p.between(0, w.plan.network.slowBy)
+		w.record(fact{kind: faultSlow, worker: p.name, length: d, text: what})
+		if p.chance(500) {
+			there += d
+		} else {
+			back += d
+		}
+	}
+	if lostRequest {
+		w.record(fact{kind: faultLost, worker: p.name, text: "request: " + what})
+		p.after(there, func() { answer(errReset) })
+		return
+	}
+	w.after(there, func() {
+		switch {
+		case w.down:
+			p.after(back, func() { answer(errReset) })
+			return
+		case p.cut || l.broken:
+			return
+		case l.conn == nil:
+			l.conn = w.db.connect()
+		}
+		call(l.conn, func(err error) {
+			switch {
+			case p.cut:
+			case l.broken: // given up meanwhile; the server finds nobody to answer to
+				w.after(back, l.conn.close)
+			case lostReply:
+				w.record(fact{kind: faultLost, worker: p.name, text: "reply: " + what})
+				p.after(back, func() { answer(errReset) })
+			default:
+				p.after(back, func() { answer(err) })
+			}
+		})
+	})
+}
+
+// latency draws how long a packet takes: the typical time, give or take half.
+func (p *worker) latency() time.Duration {
+	l := p.w.plan.network.latency
+	return l/2 + time.Duration(p.rand.Int64N(int64(l)))
+}

@@ -1,0 +1,322 @@
+package sim
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
+)
+
+// A plan is everything that a seed decides before the world begins: who there
+// is, how they are configured, what goes wrong and how often. What it leaves
+// open (how long this very request takes) is drawn on the way, by generators
+// of each worker's own, so that a smaller plan of the same seed resembles the
+// larger one.
+type plan struct {
+	seed uint64
+
+	timing        protocol.Timing
+	poll          time.Duration
+	batch         int
+	maxPartitions int
+	joinWindow    time.Duration
+	retry         protocol.Backoff
+	stopOnFailure bool
+
+	// programs are the versions of the program that the workers run: what is
+	// deployed at first, and by each deploy.
+	programs []program
+	workers  []time.Duration // when each first worker starts
+	drift    int             // how much clocks differ at most, in parts per million
+
+	// crowd workers join one after another, so far apart, after the faults.
+	crowd      int
+	crowdEvery time.Duration
+
+	length time.Duration // of the time with faults
+	faults []fault
+
+	network  network
+	handlers handlers
+	appends  appends
+	// hold: coordination transactions may wait between their last statement
+	// and COMMIT, and prepared transactions are used. Memory only.
+	hold bool
+}
+
+// A program is a version of the program: the projections that it runs.
+type program []projection
+
+type projection struct {
+	name string
+	kind protocol.LaneKind
+}
+
+// Rates are in a thousand.
+type (
+	network struct {
+		latency              time.Duration // typical
+		lostRequest          int
+		lostReply, slow      int
+		slowBy               time.Duration // at most
+		holdCommit, halfOpen int
+	}
+	handlers struct {
+		typical            time.Duration
+		slow, fail, panics int
+		deaf               int // ignore that they are cancelled
+		slowBy             time.Duration
+	}
+	appends struct {
+		every            time.Duration
+		aggregates       int
+		late, long, lose int // stay open for a while, for long; roll back
+		prepare          int
+	}
+)
+
+// A faultKind is something that a plan makes happen.
+type faultKind int
+
+const (
+	crash faultKind = iota
+	leave
+	join
+	freeze
+	freezeAtCommit  // between the checkpoint write and COMMIT
+	freezeInHandler // while a handler runs
+	congestion      // its replies come late, and then nothing comes any more
+	cutOff
+	databaseDown
+	clockStep
+	deploy
+	faultKinds
+)
+
+func (k faultKind) String() string {
+	return [...]string{"crash", "leave", "join", "freeze", "freeze before COMMIT", "freeze in a handler", "congestion", "cut off", "database down", "clock step", "deploy"}[k]
+}
+
+// A fault is planned: at a time, to the worker that is the n-th of those who
+// live then.
+type fault struct {
+	at     time.Duration
+	kind   faultKind
+	worker int
+	length time.Duration // how long it lasts; until a crashed worker starts again; how far the clock steps
+}
+
+func (f fault) String() string {
+	return fmt.Sprintf("%s at %s, worker %d, %s", f.kind, f.at, f.worker, f.length)
+}
+
+// options narrow what a plan may hold.
+type options struct {
+	// postgres: only what the schedule can do to a real server.
+	postgres bool
+}
+
+// planOf makes the plan of a seed. Most rates are zero in most plans: a world in
+// which everything fails all the time never gets anywhere interesting.
+func planOf(seed uint64, o options) plan {
+	r := rand.New(rand.NewPCG(seed, 0))
+	heartbeat := pick(r, 200*time.Millisecond, time.Second, time.Second, 5*time.Second)
+	lease := heartbeat * time.Duration(pick(r, 3, 4, 6))
+	p := plan{
+		seed:          seed,
+		timing:        protocol.Timing{Heartbeat: heartbeat, Lease: lease, Drain: pick(r, lease/2, lease, 2*lease)},
+		poll:          pick(r, heartbeat/5, heartbeat/2, heartbeat),
+		batch:         pick(r, 1, 2, 5, 10, 100),
+		maxPartitions: pick(r, 0, 0, 0, 1, 2, 4),
+		joinWindow:    pick(r, time.Nanosecond, heartbeat/2, heartbeat), // 0 is the default elsewhere
+		retry:         protocol.Backoff{Min: 100 * time.Millisecond, Max: lease / 2},
+		stopOnFailure: chance(r, 100),
+		programs:      []program{drawProgram(r, 0)},
+		length:        lease * time.Duration(4+r.IntN(12)),
+		drift:         pick(r, 0, 100, 10_000),
+		hold:          !o.postgres,
+	}
+	p.joinWindow = p.joinWindow.Truncate(time.Microsecond)
+	p.network = network{
+		latency:     pick(r, 200*time.Microsecond, time.Millisecond, 10*time.Millisecond),
+		lostRequest: rate(r, 30), lostReply: rate(r, 30), slow: rate(r, 30),
+		slowBy:     pick(r, lease/10, lease/2, 2*lease),
+		holdCommit: rate(r, 300), halfOpen: rate(r, 500),
+	}
+	p.handlers = handlers{
+		typical: pick(r, 100*time.Microsecond, time.Millisecond, heartbeat/20, heartbeat/5),
+		slow:    rate(r, 20), fail: rate(r, 50), panics: rate(r, 10), deaf: rate(r, 300),
+		slowBy: pick(r, lease/4, lease, 2*p.timing.Drain),
+	}
+	p.appends = appends{
+		every: p.length / time.Duration(20+r.IntN(80)), aggregates: pick(r, 3, 20, 200),
+		late: rate(r, 400), long: rate(r, 30), lose: rate(r, 200), prepare: rate(r, 100),
+	}
+	n := pick(r, 1, 2, 2, 3, 3, 4, 5, 8)
+	if !o.postgres && chance(r, 3) {
+		n = 100 + r.IntN(200)
+		p.programs[0] = p.programs[0][:1]
+		p.poll, p.length = max(p.poll, heartbeat), 4*lease
+		p.appends.every = p.length / 20
+	}
+	if o.postgres {
+		p.length = lease * time.Duration(3+r.IntN(5))
+		p.appends.every = p.length / time.Duration(15+r.IntN(25))
+		p.poll = max(p.poll, heartbeat/4)
+		p.hold, p.network.holdCommit, p.appends.prepare = false, 0, 0
+	}
+	if n < 5 && chance(r, 50) {
+		p.crowd = 30
+	}
+	for i := range n {
+		at := time.Duration(0)
+		if i > 0 && chance(r, 700) {
+			at = between(r, 0, p.length)
+		}
+		p.workers = append(p.workers, at.Truncate(time.Microsecond))
+	}
+	p.drawFaults(r)
+	if !o.postgres && slices.ContainsFunc(p.faults, func(f fault) bool { return f.kind == congestion }) {
+		// Only who has much in hand goes on for long without the database.
+		p.handlers.typical, p.batch, p.appends.every = heartbeat/5, max(p.batch, 10), p.length/100
+	}
+	p.crowdEvery = (p.settle() * 5 / 4 / 30).Truncate(time.Microsecond)
+	return p
+}
+
+// drawProgram draws the projections of a version; each later one drops some
+// and adds others.
+func drawProgram(r *rand.Rand, version int) program {
+	all := []projection{
+		{"plain", protocol.Plain}, {"tx", protocol.Transactional}, {"batch", protocol.Batched},
+	}
+	r.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
+	p := all[:1+r.IntN(len(all))]
+	if version > 0 {
+		p = append(p, projection{fmt.Sprint("new", version), pick(r, protocol.Plain, protocol.Transactional, protocol.Batched)})
+	}
+	return p
+}
+
+func (p *plan) drawFaults(r *rand.Rand) {
+	lease := p.timing.Lease
+	var rates [faultKinds]int
+	for k := range rates {
+		rates[k] = pick(r, 0, 0, 0, 1, 3)
+	}
+	rates[deploy] = min(rates[deploy], 1)
+	for k, n := range rates {
+		for range n {
+			f := fault{at: between(r, 0, p.length), kind: faultKind(k), worker: r.IntN(1000)}
+			switch f.kind {
+			case crash:
+				f.length = pick(r, 0, lease/4, lease, 2*lease)
+			case leave:
+				f.length = pick(r, 0, lease/4, lease)
+			case freeze, freezeAtCommit, freezeInHandler, cutOff:
+				f.length = pick(r, lease/10, lease/2, lease, 2*lease, 4*lease)
+			case congestion:
+				f.length = pick(r, lease, 2*lease)
+			case databaseDown:
+				f.length = pick(r, time.Millisecond, lease/4, lease, 2*lease)
+			case clockStep:
+				f.length = pick(r, lease/4, lease, 10*lease, -lease/4, -lease, -10*lease)
+			case deploy:
+				p.programs = append(p.programs, drawProgram(r, len(p.programs)))
+			}
+			f.length = f.length.Truncate(time.Microsecond)
+			p.faults = append(p.faults, f)
+		}
+	}
+	slices.SortStableFunc(p.faults, func(a, b fault) int { return int(a.at - b.at) })
+	p.spaceSteps()
+}
+
+// spaceSteps drops clock steps that come within a lease of another: two
+// opposite ones in a short time are beyond what the protocol promises.
+func (p *plan) spaceSteps() {
+	last := -p.timing.Lease * 2
+	p.faults = slices.DeleteFunc(p.faults, func(f fault) bool {
+		if f.kind != clockStep {
+			return false
+		}
+		if f.at-last < 2*p.timing.Lease {
+			return true
+		}
+		last = f.at
+		return false
+	})
+}
+
+// settle is how long after the last fault everything must have settled (L1):
+//
+//   - a worker that is frozen or gone for good holds what it holds for a
+//     lease, and the others expire it only after they have watched the
+//     database's clock for a lease;
+//   - a transaction that it has left behind is ended by the server after a
+//     lease at most;
+//   - a handler that does not stop has the time of a drain; then its worker's
+//     lease has to end in the same way;
+//   - then come a join window, a few heartbeats and retries, and the events
+//     that are still to be handled.
+//
+// What can't have happened in a plan is not waited for.
+func (p *plan) settle() time.Duration {
+	t := p.timing
+	backlog := 5 * p.length / p.appends.every
+	settle := p.joinWindow + 10*t.Heartbeat + 2*time.Second + backlog*(2*p.handlers.typical+6*p.network.latency)
+	n := p.network
+	if len(p.faults) > 0 || n.lostRequest+n.lostReply+n.slow+n.holdCommit > 0 {
+		settle += 3*t.Lease + n.slowBy
+	}
+	if p.handlers.slow > 0 {
+		settle += p.handlers.slowBy + t.Drain + 2*t.Lease
+	}
+	if p.handlers.fail+p.handlers.panics > 0 {
+		settle += p.retry.Max
+	}
+	return settle
+}
+
+// String says in a few words what the plan is about.
+func (p *plan) String() string {
+	var kinds [faultKinds]int
+	for _, f := range p.faults {
+		kinds[f.kind]++
+	}
+	var parts []string
+	for k, n := range kinds {
+		if n > 0 {
+			parts = append(parts, fmt.Sprintf("%d× %s", n, faultKind(k)))
+		}
+	}
+	faults := "no faults"
+	if len(parts) > 0 {
+		faults = strings.Join(parts, ", ")
+	}
+	return fmt.Sprintf("%d workers for %s; %s", len(p.workers), p.length, faults)
+}
+
+func pick[T any](r *rand.Rand, from ...T) T { return from[r.IntN(len(from))] }
+
+// chance is true in so many of a thousand cases.
+func chance(r *rand.Rand, perMille int) bool { return perMille > 0 && r.IntN(1000) < perMille }
+
+// rate is a rate up to most, and zero in half of the cases.
+func rate(r *rand.Rand, most int) int {
+	if r.IntN(2) == 0 {
+		return 0
+	}
+	return r.IntN(most + 1)
+}
+
+// between draws a time to the microsecond.
+func between(r *rand.Rand, from, to time.Duration) time.Duration {
+	if to <= from {
+		return from
+	}
+	return (from + time.Duration(r.Int64N(int64(to-from)))).Truncate(time.Microsecond)
+}

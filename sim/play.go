@@ -1,0 +1,89 @@
+package sim
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+// An outcome is what came of one world.
+type outcome struct {
+	plan      plan
+	history   history
+	violation *violation
+	simulated time.Duration
+}
+
+// play runs a plan. With tracing, its facts have texts.
+func play(p plan, r rules, open opener, tracing bool) (outcome, error) {
+	w, err := newWorld(p, r, open)
+	if err != nil {
+		return outcome{}, err
+	}
+	w.tracing = tracing
+	w.run()
+	return outcome{plan: p, history: w.history, violation: w.found, simulated: w.at}, w.db.close()
+}
+
+// An opener makes the database of a world.
+type opener = func(w *world) (database, error)
+
+// explain writes down what came of a plan that broke a promise: smaller, if
+// that breaks it as well, with its trace and its timeline in files, and
+// whether playing it again gives the same. It returns the report. tries is how
+// many smaller plans it may play.
+func explain(o outcome, r rules, open opener, tries int, command, folder string) (string, error) {
+	small, broken := shrink(o.plan, *o.violation, tries, func(p plan) *violation {
+		tried, err := play(p, r, open, false)
+		if err != nil {
+			return nil
+		}
+		return tried.violation
+	})
+	first, err := play(small, r, open, true)
+	if err != nil {
+		return "", err
+	}
+	again, err := play(small, r, open, true)
+	if err != nil {
+		return "", err
+	}
+	var one, two bytes.Buffer
+	trace(&one, first.history)
+	trace(&two, again.history)
+	replay := "identical"
+	if !bytes.Equal(one.Bytes(), two.Bytes()) {
+		replay = "DIFFERS: something in this world is not decided by the seed"
+	}
+	if first.violation != nil {
+		broken = *first.violation
+	}
+	if err := os.MkdirAll(folder, 0o777); err != nil {
+		return "", err
+	}
+	path := filepath.Join(folder, fmt.Sprint(o.plan.seed))
+	if err := os.WriteFile(path+".txt", append([]byte(command+"\n"), one.Bytes()...), 0o666); err != nil {
+		return "", err
+	}
+	var page bytes.Buffer
+	if err := timeline(&page, first.history, &broken, fmt.Sprintf("seed %d: %s", o.plan.seed, small.String())); err != nil {
+		return "", err
+	}
+	if err := os.WriteFile(path+".html", page.Bytes(), 0o666); err != nil {
+		return "", err
+	}
+	var out bytes.Buffer
+	report(&out, failure{
+		command: command, history: first.history, violation: broken, replay: replay,
+		trace: show(path + ".txt"), timeline: show(path + ".html"),
+		shrunk: fmt.Sprintf("%s from %s", small.size(), o.plan.size()),
+	})
+	return out.String(), nil
+}
+
+// show is a path as it is seen from where go test was called, for a folder
+// beside the package's.
+func show(path string) string { return strings.TrimPrefix(path, "../") }

@@ -1,0 +1,530 @@
+package sim
+
+import (
+	"context"
+	"crypto/rand"
+	"database/sql"
+	"database/sql/driver"
+	"errors"
+	"fmt"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/lib/pq"
+
+	orchestrator "github.com/getpup/pupsourcing-orchestrator"
+	"github.com/getpup/pupsourcing-orchestrator/internal/eventtable"
+	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
+	"github.com/getpup/pupsourcing-orchestrator/internal/store"
+)
+
+// A postgres is a database on a real server, in a schema of its own: the
+// store's own statements, under a clock that is not the server's.
+//
+// Nothing here takes its course in real time. The store writes the world's
+// time into its statements; whoever would wait for a lock is refused at once;
+// and the bounds on idling, which the server counts in real time, are set out
+// of reach there and carried out here.
+//
+// It can't hold a coordination transaction before its COMMIT, and it does not
+// prepare transactions: those stay when a test is killed, and keep their locks.
+type postgres struct {
+	admin  *sql.DB // makes and drops the schema
+	schema string
+	pool   *sql.DB // lives in the schema
+
+	clock  clock
+	set    string
+	bounds store.Bounds
+
+	store *store.Store // its SQL holds the time
+	time  string
+
+	connections  []*postgresConnection
+	transactions int // that are open
+	appended     int // events that were ever inserted
+	// commits are the transactions with effects, in the order in which they
+	// committed.
+	commits []string
+	// trouble is the first error that is the real server's or network's own:
+	// what came after it is nothing that a seed can repeat.
+	trouble error
+}
+
+const (
+	// poolMax bounds the connections to the server. Each open transaction
+	// takes one, and what runs outside of them needs some as well.
+	poolMax         = 60
+	transactionsMax = poolMax - 10
+
+	// unreachable is added to the bounds on idling, so that the server never
+	// applies them. What it would apply is still read off each transaction.
+	unreachable = 20 * 24 * time.Hour
+
+	schemaMax = 30 * time.Second // for making and dropping the schema
+)
+
+// sessionSettings make the server answer at once, and alike on every server.
+// Durability is of no use: the server itself is never restarted.
+var sessionSettings = map[string]string{
+	"lock_timeout":                        "1ms", // the least there is
+	"idle_in_transaction_session_timeout": "0",
+	"statement_timeout":                   "60s", // for a broken server only
+	"synchronous_commit":                  "off",
+	"timezone":                            "UTC",
+}
+
+// eventTables are the events in pupsourcing's layout, and what projections do
+// with them. No constraint says that an event has one effect only: a second
+// one is to be found, and not to be hidden behind an error.
+const eventTables = `
+CREATE TABLE events (
+    global_position   bigserial   PRIMARY KEY,
+    bounded_context   text        NOT NULL,
+    aggregate_type    text        NOT NULL,
+    aggregate_id      text        NOT NULL,
+    aggregate_version bigint      NOT NULL,
+    event_id          uuid        NOT NULL UNIQUE,
+    event_type        text        NOT NULL,
+    event_version     integer     NOT NULL DEFAULT 1,
+    payload           bytea       NOT NULL,
+    trace_id          text,
+    correlation_id    text,
+    causation_id      text,
+    metadata          jsonb,
+    created_at        timestamptz NOT NULL DEFAULT now(),
+    UNIQUE (bounded_context, aggregate_type, aggregate_id, aggregate_version)
+);
+CREATE TABLE effects (
+    projection text   NOT NULL,
+    position   bigint NOT NULL,
+    aggregate  text   NOT NULL,
+    seq        bigserial
+)`
+
+// noVacuum keeps the server's own workers off the tables: their locks come
+// when they please.
+const noVacuum = `
+DO $$
+DECLARE t regclass;
+BEGIN
+    FOR t IN SELECT oid FROM pg_class WHERE relnamespace = current_schema()::regnamespace AND relkind = 'r' LOOP
+        EXECUTE format('ALTER TABLE %s SET (autovacuum_enabled = off)', t);
+    END LOOP;
+END $$`
+
+// eventTable reads them as orchestrator.Table does, statement by statement.
+var eventTable = eventtable.New("", "events", "global_position", "aggregate_id")
+
+const (
+	insertSQL = `
+INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload, created_at)
+VALUES ('sim', 'thing', $1, $2, $3, 'happened', '', $4)
+RETURNING global_position`
+	effectSQL = `INSERT INTO effects (projection, position, aggregate) VALUES ($1, $2, $3) RETURNING xmin::text`
+	idleSQL   = `SELECT (1000 * extract(epoch FROM current_setting('idle_in_transaction_session_timeout')::interval))::bigint`
+)
+
+// newPostgres makes a schema in the database that a URL names, and in it the
+// database of a replica set. The bounds are those of a world's store, except
+// for the one on locks.
+func newPostgres(ctx context.Context, base string, c clock, set string, bounds store.Bounds) (*postgres, error) {
+	ctx, cancel := context.WithTimeout(ctx, schemaMax)
+	defer cancel()
+	p := &postgres{
+		schema: "sim_" + strings.ToLower(rand.Text()[:12]),
+		clock:  c,
+		set:    set,
+		bounds: store.Bounds{Idle: bounds.Idle + unreachable, Lock: time.Millisecond, Handler: bounds.Handler + unreachable},
+	}
+	var err error
+	if p.admin, err = openURL(base, nil); err != nil {
+		return nil, err
+	}
+	settings := map[string]string{"search_path": p.schema}
+	for name, value := range sessionSettings {
+		settings[name] = value
+	}
+	if p.pool, err = openURL(base, settings); err != nil {
+		return nil, errors.Join(err, p.admin.Close())
+	}
+	p.pool.SetMaxOpenConns(poolMax)
+	p.pool.SetMaxIdleConns(poolMax)
+
+	if _, err := p.admin.ExecContext(ctx, `CREATE SCHEMA `+p.schema); err != nil {
+		return nil, errors.Join(fmt.Errorf("create a schema: %w", err), p.pool.Close(), p.admin.Close())
+	}
+	for _, script := range []string{orchestrator.Schema, eventTables, noVacuum} {
+		if _, err := p.pool.ExecContext(ctx, script); err != nil {
+			return nil, errors.Join(fmt.Errorf("create the tables in schema %s: %w", p.schema, err), p.close())
+		}
+	}
+	return p, nil
+}
+
+// openURL opens a database with settings of the session.
+func openURL(base string, settings map[string]string) (*sql.DB, error) {
+	u, err := url.Parse(base)
+	if err != nil {
+		return nil, fmt.Errorf("the database's URL: %w", err)
+	}
+	q := u.Query()
+	for name, value := range settings {
+		q.Set(name, value)
+	}
+	u.RawQuery = q.Encode()
+	connector, err := pq.NewConnector(u.String())
+	if err != nil {
+		return nil, fmt.Errorf("the database's URL: %w", err)
+	}
+	return sql.OpenDB(connector), nil
+}
+
+// db is the schema's database for what is no part of the simulation. It shares
+// the connections, and their settings.
+func (p *postgres) db() *sql.DB { return p.pool }
+
+func (p *postgres) connect() connection {
+	c := &postgresConnection{db: p}
+	p.connections = append(p.connections, c)
+	return c
+}
+
+func (p *postgres) restart() {
+	for _, c := range slices.Clone(p.connections) {
+		c.close()
+	}
+}
+
+// close drops the schema. It returns what has gone wrong meanwhile that was
+// not part of the world.
+func (p *postgres) close() error {
+	p.restart()
+	ctx, cancel := context.WithTimeout(context.Background(), schemaMax)
+	defer cancel()
+	closed := p.pool.Close()
+	_, err := p.admin.ExecContext(ctx, `DROP SCHEMA `+p.schema+` CASCADE`)
+	if err != nil {
+		err = fmt.Errorf("drop schema %s: %w", p.schema, err)
+	}
+	return errors.Join(p.trouble, closed, err, p.admin.Close())
+}
+
+// current returns the store for the time that it is. The time goes into the
+// text of its statements: that costs no call, and all connections agree on it.
+func (p *postgres) current() *store.Store {
+	if now := p.clock.now().UTC().Format("2006-01-02 15:04:05.000000Z07:00"); now != p.time {
+		p.time = now
+		p.store = store.New(p.pool, p.set, store.Options{Bounds: p.bounds, Clock: "timestamptz '" + now + "'"})
+	}
+	return p.store
+}
+
+// heard takes note of errors that no world asked for.
+func (p *postgres) heard(err error) error {
+	if p.trouble == nil && store.Passing(err) && !store.LockTimeout(err) {
+		p.trouble = fmt.Errorf("the real database failed, which no seed repeats: %w", err)
+	}
+	return err
+}
+
+// effects returns what committed transactions have written by effect, in the
+// order in which they committed.
+func (p *postgres) effects() ([]effect, error) {
+	rows, err := p.pool.QueryContext(context.Background(), `SELECT projection, position, xmin::text FROM effects ORDER BY seq`)
+	if err != nil {
+		return nil, fmt.Errorf("read the effects: %w", p.heard(err))
+	}
+	defer rows.Close()
+	written := map[string][]effect{}
+	n := 0
+	for rows.Next() {
+		var e effect
+		var transaction string
+		if err := rows.Scan(&e.projection, &e.position, &transaction); err != nil {
+			return nil, fmt.Errorf("read an effect: %w", err)
+		}
+		written[transaction] = append(written[transaction], e)
+		n++
+	}
+	if err := rows.Err(); err != nil {
+		return nil, fmt.Errorf("read the effects: %w", p.heard(err))
+	}
+	var out []effect
+	for _, transaction := range p.commits {
+		out = append(out, written[transaction]...)
+	}
+	if len(out) != n {
+		return nil, fmt.Errorf("%d effects are in the table, and %d were committed", n, len(out))
+	}
+	return out, nil
+}
+
+// A postgresConnection is a connection of the world, not of the pool: it has
+// one of the pool's while its transaction is open.
+type postgresConnection struct {
+	db   *postgres
+	open *sql.Tx // the transaction, nil if there is none
+	// ended is what the next call is told when the connection has ended.
+	ended error
+
+	// bound is how long the transaction may idle, 0 for ever; stop stops the
+	// timer.
+	bound time.Duration
+	stop  func()
+	// name of the transaction, once it has written an effect.
+	name string
+}
+
+// errIdle is what the first call after the server has ended the connection is
+// told. errFull is what it says when it takes no more connections.
+var (
+	errIdle = &pq.Error{Severity: "FATAL", Code: "25P03", Message: "terminating connection due to idle-in-transaction timeout"}
+	errFull = &pq.Error{Severity: "FATAL", Code: "53300", Message: "sorry, too many clients already"}
+)
+
+// alive returns what a call on a connection that has ended is told.
+func (c *postgresConnection) alive() error {
+	err := c.ended
+	if err != nil {
+		c.ended = driver.ErrBadConn
+	}
+	return err
+}
+
+// free is alive for calls that are not part of a transaction.
+func (c *postgresConnection) free(call string) error {
+	if c.open != nil {
+		panic("sim: " + call + " on a connection with an open transaction")
+	}
+	return c.alive()
+}
+
+func (c *postgresConnection) sync(r protocol.Request, projections []string, hold bool, done func(store.Result, error)) {
+	if hold {
+		panic("sim: PostgreSQL can't hold a coordination transaction before its COMMIT")
+	}
+	if err := c.free("sync"); err != nil {
+		done(store.Result{}, err)
+		return
+	}
+	result, err := c.db.current().Sync(context.Background(), r, projections)
+	done(result, c.db.heard(err))
+}
+
+func (c *postgresConnection) find(l store.Lane, done func(protocol.Found, error)) {
+	if err := c.free("find"); err != nil {
+		done(protocol.Found{}, err)
+		return
+	}
+	found, err := c.db.current().Find(context.Background(), l)
+	done(found, c.db.heard(err))
+}
+
+func (c *postgresConnection) begin(done func(error)) {
+	err := c.free("begin")
+	if err == nil {
+		err = c.enter(c.db.current().BeginHandler)
+	}
+	if err == nil {
+		err = c.run(c.look)
+	}
+	done(err)
+}
+
+// tx is the open transaction for a user's handler, nil if there is none, or none
+// any more: then alive says why. What the handler does in it takes no time.
+func (c *postgresConnection) tx() orchestrator.Tx {
+	if c.open == nil {
+		return nil
+	}
+	c.idles()
+	return c.open
+}
+
+func (c *postgresConnection) effect(projection string, e event) error {
+	return c.run(func(ctx context.Context) error {
+		return c.open.QueryRowContext(ctx, effectSQL, projection, e.position, e.aggregate).Scan(&c.name)
+	})
+}
+
+func (c *postgresConnection) write(l store.Lane, from, to protocol.Checkpoint, done func(error)) {
+	if c.open == nil && c.ended == nil {
+		if err := c.enter(c.db.current().Begin); err != nil {
+			done(err)
+			return
+		}
+	}
+	done(c.run(func(ctx context.Context) error {
+		err := c.db.current().Commit(ctx, c.open, l, from, to)
+		if err != nil && !errors.Is(err, store.ErrSuperseded) {
+			return err
+		}
+		return errors.Join(err, c.look(ctx))
+	}))
+}
+
+func (c *postgresConnection) commit(done func(error)) {
+	if err := c.alive(); err != nil {
+		done(err)
+		return
+	}
+	if c.open == nil {
+		done(sql.ErrTxDone)
+		return
+	}
+	name := c.name
+	err := c.end((*sql.Tx).Commit)
+	if err == nil && name != "" {
+		c.db.commits = append(c.db.commits, name)
+	}
+	done(err)
+}
+
+func (c *postgresConnection) page(after int64, limit int) ([]event, error) {
+	if err := c.free("page"); err != nil {
+		return nil, err
+	}
+	return collect(c.db, "read events", func(rows *sql.Rows) (e event, err error) {
+		err = rows.Scan(&e.position, &e.aggregate)
+		e.slot = protocol.SlotOf(e.aggregate)
+		return e, err
+	}, eventTable.Page, after, limit)
+}
+
+func (c *postgresConnection) high() (high int64, err error) {
+	if err := c.free("high"); err != nil {
+		return 0, err
+	}
+	high, err = eventTable.High(context.Background(), c.db.pool)
+	return high, c.db.heard(err)
+}
+
+func (c *postgresConnection) holders() ([]protocol.Holder, error) {
+	if err := c.free("holders"); err != nil {
+		return nil, err
+	}
+	list, err := eventTable.Holders(context.Background(), c.db.pool)
+	return list, c.db.heard(err)
+}
+
+// collect runs a query outside any transaction and scans its rows.
+func collect[T any](p *postgres, what string, scan func(*sql.Rows) (T, error), query string, args ...any) ([]T, error) {
+	rows, err := p.pool.QueryContext(context.Background(), query, args...)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", what, p.heard(err))
+	}
+	defer rows.Close()
+	var out []T
+	for rows.Next() {
+		v, err := scan(rows)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", what, err)
+		}
+		out = append(out, v)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, fmt.Errorf("%s: %w", what, p.heard(err))
+	}
+	return out, nil
+}
+
+func (c *postgresConnection) insert(aggregate string) (position int64, err error) {
+	p := c.db
+	if c.open == nil && c.ended == nil {
+		if err := c.enter(p.current().Begin); err != nil {
+			return 0, err
+		}
+	}
+	err = c.run(func(ctx context.Context) error {
+		p.appended++ // also the version: it grows within the aggregate, and is never another's
+		id := fmt.Sprintf("00000000-0000-4000-8000-%012x", p.appended)
+		return c.open.QueryRowContext(ctx, insertSQL, aggregate, p.appended, id, p.clock.now()).Scan(&position)
+	})
+	return position, err
+}
+
+var errNotPrepared = errors.New("transactions are not prepared on PostgreSQL in a simulation")
+
+func (c *postgresConnection) prepare() (func(commit bool) error, error) {
+	return nil, errNotPrepared
+}
+
+func (c *postgresConnection) close() {
+	c.drop(driver.ErrBadConn)
+}
+
+// drop ends the connection; the reason is what the next call is told.
+func (c *postgresConnection) drop(reason error) {
+	c.ended = reason
+	if c.open != nil {
+		// The server has let go of everything when this returns. It would not
+		// have if the real connection were closed.
+		_ = c.end((*sql.Tx).Rollback)
+	}
+	p := c.db
+	p.connections = slices.DeleteFunc(p.connections, func(o *postgresConnection) bool { return o == c })
+}
+
+// enter opens a transaction.
+func (c *postgresConnection) enter(begin func(context.Context) (*sql.Tx, error)) error {
+	p := c.db
+	if p.transactions == transactionsMax {
+		return errFull // rather than wait for the pool
+	}
+	tx, err := begin(context.Background())
+	if err != nil {
+		return p.heard(err)
+	}
+	p.transactions++
+	c.open, c.bound, c.name, c.stop = tx, 0, "", func() {}
+	return nil
+}
+
+// end ends the open transaction.
+func (c *postgresConnection) end(how func(*sql.Tx) error) error {
+	c.stop()
+	tx := c.open
+	c.open = nil
+	c.db.transactions--
+	return c.db.heard(how(tx))
+}
+
+// run runs a statement in the open transaction. Afterwards the transaction
+// idles again.
+func (c *postgresConnection) run(statement func(context.Context) error) error {
+	if err := c.alive(); err != nil {
+		return err
+	}
+	if c.open == nil {
+		return sql.ErrTxDone
+	}
+	err := statement(context.Background())
+	if err != nil && !errors.Is(err, store.ErrSuperseded) {
+		c.bound = 0 // with its locks, a transaction that has failed loses its settings
+	}
+	c.idles()
+	return c.db.heard(err)
+}
+
+// look reads how long the server lets the transaction idle. That is asked, not
+// known: a world would not notice otherwise if the store forgot to say it.
+func (c *postgresConnection) look(ctx context.Context) error {
+	var millis int64
+	if err := c.open.QueryRowContext(ctx, idleSQL).Scan(&millis); err != nil {
+		return fmt.Errorf("read the bound on idling: %w", err)
+	}
+	c.bound = max(0, time.Duration(millis)*time.Millisecond-unreachable)
+	return nil
+}
+
+// idles starts the time that the transaction may idle.
+func (c *postgresConnection) idles() {
+	c.stop()
+	c.stop = func() {}
+	if c.bound > 0 {
+		c.stop = c.db.clock.after(c.bound, func() { c.drop(errIdle) })
+	}
+}

@@ -1,0 +1,7 @@
+//go:build race
+
+package sim
+
+// A world has one thread, so the race detector learns little from it and makes
+// it ten times as slow.
+const raced = true

@@ -1,0 +1,181 @@
+package sim
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
+	"github.com/getpup/pupsourcing-orchestrator/internal/store"
+)
+
+var (
+	firstSeed    = flag.Uint64("sim.seed", 0, "the first `seed`; alone, the only one")
+	seedCount    = flag.Int("sim.seeds", 0, "how many `seeds`")
+	seedTime     = flag.Duration("sim.for", 0, "run seeds for that `long` instead, on all cores")
+	storeKind    = flag.String("sim.store", "memory", "`memory` or postgres")
+	timelineFile = flag.String("sim.timeline", "", "write the timeline of the (first) seed to this `file`")
+)
+
+// batch is how many seeds an ordinary test run plays: enough for everything
+// that is rare to have happened.
+const batch = 1500
+
+func inMemory(w *world) (database, error) {
+	m := newMemory(w, w.rules.memory)
+	return m.open("sim", store.BoundsOf(w.plan.timing.Lease)), nil
+}
+
+// TestSeeds plays worlds, each from a seed, and demands every promise of each.
+//
+//	go test ./sim -run 'TestSeeds$' -sim.seed=8347
+//
+// plays one of them again.
+func TestSeeds(t *testing.T) {
+	open, o, postgres := opener(inMemory), options{}, *storeKind == "postgres"
+	switch {
+	case postgres:
+		open, o = onPostgres(t), options{postgres: true}
+	case *storeKind != "memory":
+		t.Fatalf("-sim.store=%s: it is memory or postgres", *storeKind)
+	}
+	first, n := max(1, *firstSeed), *seedCount
+	whole := false // a batch large enough to have seen everything
+	switch {
+	case *seedTime > 0:
+		n = 1 << 62
+	case n == 0 && *firstSeed != 0:
+		n = 1
+	case n == 0 && postgres:
+		n = 20
+	case n == 0 && raced:
+		n = batch / 15
+	case n == 0:
+		n = batch
+	}
+	whole = n >= batch && !postgres
+	if *timelineFile != "" {
+		drawTimeline(t, planOf(first, o), open)
+	}
+
+	var (
+		mu     sync.Mutex
+		totals counters
+		broken int
+		played int
+		hours  time.Duration
+		next   atomic.Uint64
+		failed []outcome
+	)
+	start := time.Now()
+	progress := start
+	var cores sync.WaitGroup
+	for range runtime.GOMAXPROCS(0) {
+		cores.Go(func() {
+			for {
+				i := next.Add(1) - 1
+				if i >= uint64(n) || *seedTime > 0 && time.Since(start) > *seedTime {
+					return
+				}
+				result, err := play(planOf(first+i, o), rules{}, open, false)
+				mu.Lock()
+				if err != nil {
+					t.Errorf("seed %d: %v", first+i, err)
+					mu.Unlock()
+					return
+				}
+				played++
+				hours += result.simulated
+				totals.add(countRare(result.history))
+				if result.violation != nil {
+					if broken++; broken <= 3 {
+						failed = append(failed, result)
+					}
+				}
+				enough := broken >= 10
+				if *seedTime > 0 && time.Since(progress) > 10*time.Second {
+					progress = time.Now()
+					fmt.Printf("%s: %d seeds, %.1f simulated hours, %d broken\n", time.Since(start).Round(time.Second), played, hours.Hours(), broken)
+				}
+				mu.Unlock()
+				if enough {
+					return
+				}
+			}
+		})
+	}
+	cores.Wait()
+	for _, result := range failed {
+		fail(t, result, rules{}, open)
+	}
+	t.Logf("%d seeds from %d, %.1f simulated hours, %d broken, in %s", played, first, hours.Hours(), broken, time.Since(start).Round(time.Millisecond))
+	t.Logf("what happened in them:\n%s", totals)
+	if whole {
+		for _, name := range totals.never() {
+			t.Errorf("in none of %d seeds there was: %s", played, name)
+		}
+	}
+}
+
+// fail reports a broken seed.
+func fail(t *testing.T, o outcome, r rules, open opener) {
+	t.Helper()
+	tries := 300
+	if *storeKind != "memory" {
+		tries = 30
+	}
+	command := fmt.Sprintf("go test ./sim -run 'TestSeeds$' -sim.seed=%d", o.plan.seed)
+	if *storeKind != "memory" {
+		command += " -sim.store=" + *storeKind
+	}
+	text, err := explain(o, r, open, tries, command, "../failures")
+	if err != nil {
+		t.Fatalf("seed %d breaks %s, and explaining that fails: %v", o.plan.seed, o.violation.promise, err)
+	}
+	t.Errorf("\n%s", text)
+}
+
+func drawTimeline(t *testing.T, p plan, open opener) {
+	t.Helper()
+	o, err := play(p, rules{}, open, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var page strings.Builder
+	if err := timeline(&page, o.history, o.violation, fmt.Sprintf("seed %d: %s", p.seed, p.String())); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(*timelineFile, []byte(page.String()), 0o666); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A seed played twice gives the same, to the byte.
+func TestSameSeedSameTrace(t *testing.T) {
+	for seed := range uint64(20) {
+		var traces [2]strings.Builder
+		for i := range traces {
+			o, err := play(planOf(seed+1, options{}), rules{}, inMemory, true)
+			if err != nil {
+				t.Fatal(err)
+			}
+			trace(&traces[i], o.history)
+		}
+		if traces[0].String() != traces[1].String() {
+			t.Errorf("seed %d gives two different traces", seed+1)
+		}
+	}
+}
+
+func onPostgres(t *testing.T) opener {
+	_, url := pgtest.Database(t)
+	return func(w *world) (database, error) {
+		return newPostgres(t.Context(), url, w, "sim", store.BoundsOf(w.plan.timing.Lease))
+	}
+}

@@ -1,0 +1,132 @@
+package sim
+
+import (
+	"fmt"
+	"slices"
+	"time"
+)
+
+// shrink looks for a smaller plan that breaks the same promise: fewer faults,
+// fewer workers, fewer things that go wrong by themselves, a shorter run. It
+// tries at most so many plans.
+func shrink(p plan, broken violation, tries int, play func(plan) *violation) (smaller plan, why violation) {
+	attempt := func(q plan) bool {
+		if tries == 0 {
+			return false
+		}
+		tries--
+		v := play(q)
+		if v == nil || v.promise != broken.promise {
+			return false
+		}
+		p, broken = q, *v
+		return true
+	}
+	for again := true; again && tries > 0; {
+		again = false
+		for _, cut := range cuts {
+			for cut(p, attempt) {
+				again = true
+			}
+		}
+	}
+	return p, broken
+}
+
+// cuts each try to make a plan smaller in one way, and report whether they did.
+var cuts = []func(p plan, attempt func(plan) bool) bool{
+	func(p plan, attempt func(plan) bool) bool { // half of the faults
+		n := len(p.faults)
+		if n < 4 {
+			return false
+		}
+		q := p
+		q.faults = slices.Clone(p.faults[:n/2])
+		if attempt(q) {
+			return true
+		}
+		q.faults = slices.Clone(p.faults[n/2:])
+		return attempt(q)
+	},
+	func(p plan, attempt func(plan) bool) bool { // one fault
+		for i := range p.faults {
+			q := p
+			q.faults = slices.Delete(slices.Clone(p.faults), i, i+1)
+			if attempt(q) {
+				return true
+			}
+		}
+		return false
+	},
+	func(p plan, attempt func(plan) bool) bool { // half of the workers
+		q := p
+		q.workers = p.workers[:(len(p.workers)+1)/2]
+		return len(q.workers) < len(p.workers) && attempt(q)
+	},
+	func(p plan, attempt func(plan) bool) bool { // one worker
+		for i := range p.workers {
+			q := p
+			q.workers = slices.Delete(slices.Clone(p.workers), i, i+1)
+			if len(q.workers) > 0 && attempt(q) {
+				return true
+			}
+		}
+		return false
+	},
+	func(p plan, attempt func(plan) bool) bool { // one rate
+		for _, rate := range []func(*plan) *int{
+			func(p *plan) *int { return &p.network.lostRequest },
+			func(p *plan) *int { return &p.network.lostReply },
+			func(p *plan) *int { return &p.network.slow },
+			func(p *plan) *int { return &p.network.holdCommit },
+			func(p *plan) *int { return &p.network.halfOpen },
+			func(p *plan) *int { return &p.handlers.slow },
+			func(p *plan) *int { return &p.handlers.fail },
+			func(p *plan) *int { return &p.handlers.panics },
+			func(p *plan) *int { return &p.handlers.deaf },
+			func(p *plan) *int { return &p.appends.late },
+			func(p *plan) *int { return &p.appends.long },
+			func(p *plan) *int { return &p.appends.lose },
+			func(p *plan) *int { return &p.appends.prepare },
+			func(p *plan) *int { return &p.drift },
+		} {
+			q := p
+			if r := rate(&q); *r != 0 {
+				*r = 0
+				if attempt(q) {
+					return true
+				}
+			}
+		}
+		return false
+	},
+	func(p plan, attempt func(plan) bool) bool { // one projection of the first program
+		for i := range p.programs[0] {
+			q := p
+			q.programs = slices.Clone(p.programs)
+			q.programs[0] = slices.Delete(slices.Clone(p.programs[0]), i, i+1)
+			if len(q.programs[0]) > 0 && attempt(q) {
+				return true
+			}
+		}
+		return false
+	},
+	func(p plan, attempt func(plan) bool) bool { // a shorter run
+		q := p
+		q.length = (p.length * 3 / 4).Truncate(time.Microsecond)
+		q.faults = slices.DeleteFunc(slices.Clone(p.faults), func(f fault) bool { return f.at > q.length })
+		return q.length > p.timing.Lease/2 && attempt(q)
+	},
+}
+
+// size says how large a plan is, in words.
+func (p *plan) size() string {
+	return fmt.Sprintf("%s, %s, %s", plural(len(p.workers), "worker"), plural(len(p.faults), "fault"), p.length.Round(time.Millisecond))
+}
+
+func plural(n int, noun string) string {
+	if n == 1 {
+		return "1 " + noun
+	}
+	return fmt.Sprintf("%d %ss", n, noun)
+}

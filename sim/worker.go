@@ -1,0 +1,386 @@
+package sim
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"time"
+
+	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
+	"github.com/getpup/pupsourcing-orchestrator/internal/store"
+)
+
+// A worker is a virtual process: the production session and lanes, and around
+// them what orchestrator.go and runner.go are in a real one. It decides
+// nothing of the protocol.
+type worker struct {
+	w       *world
+	name    string
+	version int
+	rand    *rand.Rand
+	drift   float64 // how much faster its clock runs
+
+	session *protocol.Session
+	run     *run
+	horizon protocol.Horizon
+	turns   []func() // readings that wait for their turn; the first has it
+	wakes   int      // only the latest Wake counts
+
+	links, pool []*link
+
+	frozen  bool
+	thaws   int      // only the latest thaw counts
+	backlog []func() // what happened to it meanwhile
+	cut     bool     // off from the database
+	mends   int
+	lost    bool // stays frozen, or cut off, for ever
+	dead    bool
+	leaving bool
+	exited  func() // for whoever asked it to leave
+	failed  bool   // a handler's failure makes it leave
+	// How long to freeze at the next reply to a checkpoint write, and in the
+	// next handler.
+	freezeAtCommit, freezeInHandler time.Duration
+	congested                       time.Duration // by how much replies are late
+}
+
+func newWorker(w *world, n, version int) *worker {
+	p := &worker{w: w, name: fmt.Sprint("w", n), version: version, rand: rand.New(rand.NewPCG(w.plan.seed, uint64(100+n)))}
+	if d := w.plan.drift; d > 0 {
+		p.drift = float64(p.rand.IntN(2*d+1)-d) / 1e6
+	}
+	p.session = protocol.NewSession(protocol.WorkerID(p.name), w.plan.timing,
+		protocol.Request{MaxPartitions: w.plan.maxPartitions, JoinWindow: w.plan.joinWindow})
+	return p
+}
+
+// now is the worker's own monotonic clock.
+func (p *worker) now() time.Time {
+	return epoch.Add(p.w.at + time.Duration(float64(p.w.at)*p.drift))
+}
+
+// after plans something for when the worker's own clock has advanced by d. A
+// frozen worker does it when it wakes, and a dead one doesn't.
+func (p *worker) after(d time.Duration, f func()) (stop func()) {
+	d = time.Duration(float64(max(0, d)) / (1 + p.drift))
+	return p.w.after(d+time.Microsecond, func() { p.do(f) })
+}
+
+// post is after no time at all.
+func (p *worker) post(f func()) { p.w.after(0, func() { p.do(f) }) }
+
+func (p *worker) do(f func()) {
+	switch {
+	case p.dead:
+	case p.frozen:
+		p.backlog = append(p.backlog, f)
+	default:
+		f()
+	}
+}
+
+func (p *worker) chance(perMille int) bool { return !p.w.healed && chance(p.rand, perMille) }
+
+func (p *worker) between(from, to time.Duration) time.Duration { return between(p.rand, from, to) }
+
+// input hands an input to the session and does what it says.
+func (p *worker) input(in protocol.Input) {
+	if s, ok := in.(protocol.Synced); ok && p.w.rules.leaseFromReply {
+		s.Sent = p.now()
+		in = s
+	}
+	now := p.now()
+	for _, action := range p.session.Next(now, in) {
+		switch a := action.(type) {
+		case protocol.Sync:
+			p.sync(a.Request)
+		case protocol.Start:
+			p.start(a.Assignment)
+		case protocol.Drain:
+			p.w.record(fact{kind: runDrains, worker: p.name, generation: a.Generation})
+			p.run.drain()
+		case protocol.Cancel:
+			p.cancel(a)
+		case protocol.Wake:
+			p.wakes++
+			n := p.wakes
+			p.after(a.At.Sub(now), func() {
+				if n == p.wakes {
+					p.input(protocol.Tick{})
+				}
+			})
+		case protocol.Exit:
+			p.exit(a.Cause)
+			return
+		}
+	}
+}
+
+// sync carries a request to the database, and the answer back.
+func (p *worker) sync(r protocol.Request) {
+	w := p.w
+	sent, l := p.now(), p.borrow()
+	patience := w.plan.timing.Patience()
+	hold := w.plan.hold && !r.Heartbeat && p.chance(w.plan.network.holdCommit)
+	var result store.Result
+	answer := func(err error) {
+		l.giveBack()
+		if err != nil {
+			p.input(protocol.SyncFailed{Request: r, Sent: sent, Jitter: p.rand.Float64()})
+			return
+		}
+		p.input(protocol.Synced{Request: r, Sent: sent, View: result.View})
+	}
+	what := describe(r)
+	p.ask(l, what, patience, func(c connection, done func(error)) {
+		asked := r
+		if w.rules.sameIdentity {
+			asked = disguise(r)
+		}
+		c.sync(asked, p.projections(), hold, func(res store.Result, err error) {
+			result = res
+			if err == nil && !hold {
+				p.synced(r, result)
+			}
+			done(err)
+		})
+	}, func(err error) {
+		if err != nil || !hold {
+			answer(err)
+			return
+		}
+		p.ask(l, "commit of "+what, patience-p.now().Sub(sent), func(c connection, done func(error)) {
+			c.commit(func(err error) {
+				if err == nil {
+					p.synced(r, result)
+				}
+				done(err)
+			})
+		}, answer)
+	})
+}
+
+// disguise makes a request one of a worker that has only ever one name.
+func disguise(r protocol.Request) protocol.Request {
+	name, _, _ := strings.Cut(string(r.Worker), "~")
+	r.Worker, r.Replaces = protocol.WorkerID(name), ""
+	return r
+}
+
+func describe(r protocol.Request) string {
+	switch {
+	case r.Heartbeat:
+		return "heartbeat"
+	case r.Join:
+		return "join"
+	case r.Leave:
+		return "leave"
+	case r.Stopped > 0:
+		return "stop report"
+	}
+	return "request"
+}
+
+// synced notes what a request has changed, in the moment in which it has.
+func (p *worker) synced(r protocol.Request, result store.Result) {
+	w := p.w
+	if result.View.Member || r.Leave {
+		w.record(fact{kind: sessionAsks, worker: p.name, length: r.Lease, generation: result.View.Generation,
+			text: w.text("%s as %s: generation %d %d/%d, holds %d", describe(r), r.Worker,
+				result.View.Generation, result.View.Partition, result.View.Total, result.View.Holds)})
+	}
+	d, g := result.Decision, result.Group
+	for _, id := range d.Expired {
+		name, _, _ := strings.Cut(string(id), "~")
+		w.record(fact{kind: workerExpired, worker: name, text: string(id)})
+	}
+	if d.Opened {
+		w.record(fact{kind: groupOpened, worker: p.name, generation: g.Generation, total: g.Total, text: w.text("%s; %s", g.Reason, g)})
+	}
+	if d.Activated {
+		w.record(fact{kind: groupActivated, worker: p.name, generation: g.Generation, total: g.Total, text: w.text("%s", g)})
+	}
+}
+
+func (p *worker) projections() []string {
+	var names []string
+	for _, q := range p.w.plan.programs[p.version] {
+		names = append(names, q.name)
+	}
+	return names
+}
+
+// cancel cancels the handlers of what runs.
+func (p *worker) cancel(a protocol.Cancel) {
+	if a.Lost && p.w.rules.leaseUnenforced {
+		return
+	}
+	text := ""
+	if a.Lost {
+		text = "lost"
+	}
+	p.w.record(fact{kind: runCancels, worker: p.name, generation: a.Generation, text: text})
+	p.run.cancel()
+}
+
+// exit ends the process.
+func (p *worker) exit(cause protocol.ExitCause) {
+	w := p.w
+	for len(p.links) > 0 {
+		p.links[0].drop(false)
+	}
+	w.gone(p, string(cause))
+	switch {
+	case p.exited != nil:
+		p.exited()
+	default: // it gave up: whoever watches over it starts it again
+		w.restart(w.plan.timing.Lease / 4)
+	}
+}
+
+// leave asks the worker to stop and leave, as SIGTERM does.
+func (p *worker) leave(exited func()) {
+	p.w.record(fact{kind: faultLeave, worker: p.name})
+	p.leaving, p.exited = true, exited
+	p.post(func() { p.input(protocol.Shutdown{}) })
+}
+
+// crash ends the process without a word. Where the machine went with it, the
+// server does not hear that its connections are gone.
+func (p *worker) crash() {
+	vanish := p.chance(p.w.plan.network.halfOpen)
+	for len(p.links) > 0 {
+		p.links[0].drop(vanish)
+	}
+	p.w.gone(p, "crashed")
+	if p.exited != nil {
+		p.exited()
+	}
+}
+
+// freeze stops the process for a while, as SIGSTOP, a debugger, or a laptop's
+// lid do.
+func (p *worker) freeze(length time.Duration, where string) {
+	p.frozen = true
+	p.w.record(fact{kind: faultFreeze, worker: p.name, length: length, text: where})
+	p.thaws++
+	n := p.thaws
+	p.w.after(length, func() {
+		if n == p.thaws && !p.lost {
+			p.thaw()
+		}
+	})
+}
+
+// wakeMax is how long it takes a process at most to come back to life.
+const wakeMax = 50 * time.Millisecond
+
+// thaw wakes it. Everything that has happened to it happens at about the same
+// time, in any order; a process that was swapped out comes back in pieces.
+func (p *worker) thaw() {
+	if !p.frozen || p.dead {
+		return
+	}
+	p.frozen = false
+	p.w.record(fact{kind: faultThaw, worker: p.name})
+	backlog := p.backlog
+	p.backlog = nil
+	spread := pick(p.rand, 200*time.Microsecond, wakeMax)
+	p.rand.Shuffle(len(backlog), func(i, j int) { backlog[i], backlog[j] = backlog[j], backlog[i] })
+	for _, f := range backlog {
+		p.after(p.between(0, spread), f)
+	}
+}
+
+// cutOff drops every packet between the worker and the database.
+func (p *worker) cutOff(length time.Duration) {
+	p.cut = true
+	p.w.record(fact{kind: faultCutOff, worker: p.name, length: length})
+	p.mends++
+	n := p.mends
+	p.w.after(length, func() {
+		if n == p.mends && !p.lost {
+			p.mend()
+		}
+	})
+}
+
+// congest makes replies late for two heartbeats, by up to what is waited for
+// one, and then cuts the worker off.
+func (p *worker) congest(length time.Duration) {
+	t := p.w.plan.timing
+	p.congested = p.between(t.Lease/5, t.Patience())
+	p.w.record(fact{kind: faultSlow, worker: p.name, length: p.congested, text: "every reply"})
+	p.w.after(2*t.Heartbeat, func() {
+		p.congested = 0
+		if !p.dead && !p.w.healed {
+			p.cutOff(length)
+		}
+	})
+}
+
+func (p *worker) mend() {
+	if !p.cut || p.dead {
+		return
+	}
+	p.cut = false
+	p.w.record(fact{kind: faultMended, worker: p.name})
+}
+
+// A run is the lanes of one assignment.
+type run struct {
+	p          *worker
+	assignment protocol.Assignment
+	lanes      []*lane
+	left       int // lanes that have not ended
+	draining   bool
+	canceled   bool
+}
+
+func (p *worker) start(a protocol.Assignment) {
+	p.w.record(fact{kind: runStarts, worker: p.name, generation: a.Generation, partition: a.Partition, total: a.Total})
+	p.run = &run{p: p, assignment: a}
+	for _, q := range p.w.plan.programs[p.version] {
+		p.run.lanes = append(p.run.lanes, newLane(p, p.run, q))
+	}
+	p.run.left = len(p.run.lanes)
+	for _, l := range p.run.lanes {
+		p.post(func() { l.next(protocol.LaneAnswer{}) })
+	}
+}
+
+// drain asks the lanes to end.
+func (r *run) drain() {
+	if r.draining {
+		return
+	}
+	r.draining = true
+	for _, l := range r.lanes {
+		l.wake()
+	}
+	if r.p.w.rules.stopsTooEarly {
+		r.p.post(func() { r.p.input(protocol.Stopped{Generation: r.assignment.Generation}) })
+	}
+}
+
+// cancel cancels the lanes' context.
+func (r *run) cancel() {
+	r.canceled = true
+	r.drain()
+	for _, l := range r.lanes {
+		l.cancel()
+	}
+}
+
+// ended notes that a lane has ended. When all have, the session hears of it.
+func (r *run) ended() {
+	r.left--
+	if r.left > 0 {
+		return
+	}
+	p := r.p
+	p.w.record(fact{kind: runStopped, worker: p.name, generation: r.assignment.Generation})
+	if !p.w.rules.stopsTooEarly || !r.draining {
+		p.post(func() { p.input(protocol.Stopped{Generation: r.assignment.Generation}) })
+	}
+}

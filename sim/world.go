@@ -1,0 +1,459 @@
+package sim
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"time"
+
+	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
+)
+
+// A world is one run of a plan: workers, writers of events, a database, a
+// network, faults; one thread, one queue of what happens next, and a clock
+// that jumps from each to the next.
+type world struct {
+	plan  plan
+	rules rules
+	db    database
+
+	at      time.Duration // true time since the start
+	offset  time.Duration // the database's clock beside it
+	queue   tasks
+	order   int
+	rand    *rand.Rand // of the environment
+	workers []*worker
+	started int // workers there ever were
+	version int // of the program that is deployed
+	slots   map[string]int
+	calls   int // of handlers
+	down    bool
+	healed  bool
+	over    bool
+	writers []*writer // whose transactions are open
+
+	// A projection of the user's, and what is said of its read model.
+	subject interface {
+		// aggregate returns that of the n-th event, and whether there is one.
+		aggregate(n int) (string, bool)
+		handle(l *lane, index map[int64]int, events []event) error
+	}
+	judge func() *violation
+	index map[int64]int // position → which of the user's events
+
+	// tracing: facts get their texts.
+	tracing bool
+	history history
+	checker *checker
+	found   *violation
+}
+
+// rules are what a mutant bends: each is a bug put around the production code.
+// The zero value bends nothing.
+type rules struct {
+	memory memoryRules
+
+	leaseFromReply   bool // the lease counts from the reply, not from the request
+	leaseUnenforced  bool // its holder does not look at it
+	stopsTooEarly    bool // stop is reported before the handlers have returned
+	sameIdentity     bool // a new incarnation goes by the old name
+	unknownIsFailure bool // a lost reply to COMMIT: taken for a failure, without looking
+	unknownIsSuccess bool // or for a success
+	passesGaps       bool // the reader hands out whatever it sees
+	readsOnce        bool // after the wait, it hands out what it had read before
+	noTurns          bool // readers that share a horizon don't wait for their turn
+}
+
+// epoch is when every world begins.
+var epoch = time.Date(2001, 2, 3, 4, 5, 6, 789_012_000, time.UTC)
+
+// A task is something that happens later. Of two at one time, the one that was
+// planned first comes first.
+type task struct {
+	at    time.Duration
+	order int
+	f     func()
+}
+
+// before orders tasks.
+func (t *task) before(o *task) bool { return t.at < o.at || t.at == o.at && t.order < o.order }
+
+// tasks are a heap. It is what a world spends its time on.
+type tasks []*task
+
+func (q *tasks) push(t *task) {
+	*q = append(*q, t)
+	h := *q
+	i := len(h) - 1
+	for i > 0 {
+		parent := (i - 1) / 2
+		if !t.before(h[parent]) {
+			break
+		}
+		h[i] = h[parent]
+		i = parent
+	}
+	h[i] = t
+}
+
+func (q *tasks) pop() *task {
+	h := *q
+	first, last := h[0], h[len(h)-1]
+	h[len(h)-1] = nil
+	h = h[:len(h)-1]
+	*q = h
+	i := 0
+	for {
+		child := 2*i + 1
+		if child >= len(h) {
+			break
+		}
+		if child+1 < len(h) && h[child+1].before(h[child]) {
+			child++
+		}
+		if !h[child].before(last) {
+			break
+		}
+		h[i] = h[child]
+		i = child
+	}
+	if len(h) > 0 {
+		h[i] = last
+	}
+	return first
+}
+
+// newWorld makes the world of a plan. The database comes by open, since it
+// lives by the world's clock.
+func newWorld(p plan, r rules, open func(w *world) (database, error)) (*world, error) {
+	w := &world{plan: p, rules: r, rand: rand.New(rand.NewPCG(p.seed, 1)), slots: map[string]int{}, index: map[int64]int{}}
+	w.history.setup = setup{seed: p.seed, transactional: map[string]bool{}, settle: p.settle()}
+	for _, program := range p.programs {
+		w.history.setup.final = nil
+		for _, q := range program {
+			w.history.setup.transactional[q.name] = q.kind != protocol.Plain
+			w.history.setup.final = append(w.history.setup.final, q.name)
+		}
+	}
+	var err error
+	if w.db, err = open(w); err != nil {
+		return nil, err
+	}
+	w.checker = newChecker(w.history.setup)
+	return w, nil
+}
+
+// run lets the world happen, up to its end or to the first violation.
+func (w *world) run() {
+	for _, at := range w.plan.workers {
+		w.after(at, func() { w.start() })
+	}
+	for _, f := range w.plan.faults {
+		w.after(f.at, func() { w.strike(f) })
+	}
+	w.after(0, w.append)
+	heal := w.plan.length
+	quiet := max(5*w.plan.timing.Heartbeat, w.plan.timing.Lease)
+	w.after(heal, w.heal)
+	for range w.plan.crowd {
+		heal += w.plan.crowdEvery
+		w.after(heal, func() { w.start() })
+	}
+	w.after(heal+w.plan.settle(), func() { w.record(fact{kind: settled}) })
+	w.after(heal+w.plan.settle()+quiet, w.end)
+	for w.found == nil && !w.over {
+		t := w.queue.pop()
+		w.at = t.at
+		if t.f != nil {
+			t.f()
+		}
+	}
+}
+
+func (w *world) end() {
+	w.record(fact{kind: ended})
+	if w.found == nil && w.judge != nil {
+		w.found = w.judge()
+	}
+	w.over = true
+}
+
+// now is the database's clock.
+func (w *world) now() time.Time { return epoch.Add(w.at + w.offset) }
+
+// after plans f for later; stop takes that back.
+func (w *world) after(d time.Duration, f func()) (stop func()) {
+	w.order++
+	t := &task{at: w.at + max(0, d).Truncate(time.Microsecond), order: w.order, f: f}
+	w.queue.push(t)
+	return func() { t.f = nil }
+}
+
+// record notes what has happened, and has it judged.
+func (w *world) record(f fact) {
+	f.step, f.at = len(w.history.facts), w.at
+	w.history.facts = append(w.history.facts, f)
+	if w.found == nil {
+		w.found = w.checker.observe(f)
+	}
+}
+
+// text is what a fact says in words, made only where somebody reads it.
+func (w *world) text(format string, args ...any) string {
+	if !w.tracing {
+		return ""
+	}
+	return fmt.Sprintf(format, args...)
+}
+
+// start starts a worker process with the program that is deployed.
+func (w *world) start() *worker {
+	w.started++
+	p := newWorker(w, w.started, w.version)
+	w.workers = append(w.workers, p)
+	w.record(fact{kind: workerStarts, worker: p.name, text: w.text("version %d", p.version)})
+	p.post(func() { p.input(protocol.Tick{}) })
+	return p
+}
+
+// restart starts a worker after a while, as whoever watches over processes
+// does.
+func (w *world) restart(after time.Duration) {
+	w.after(after, func() { w.start() })
+}
+
+// alive are the workers that run, in the order in which they were started.
+func (w *world) alive() []*worker {
+	return slices.DeleteFunc(slices.Clone(w.workers), func(p *worker) bool { return p.dead })
+}
+
+// gone removes a process.
+func (w *world) gone(p *worker, why string) {
+	p.dead = true
+	w.workers = slices.DeleteFunc(w.workers, func(q *worker) bool { return q == p })
+	w.record(fact{kind: workerGone, worker: p.name, text: why})
+}
+
+// strike makes a fault happen.
+func (w *world) strike(f fault) {
+	switch f.kind {
+	case join:
+		w.start()
+		return
+	case databaseDown:
+		w.databaseDown(f.length)
+		return
+	case clockStep:
+		w.offset += f.length
+		w.record(fact{kind: faultClockStep, length: f.length})
+		return
+	case deploy:
+		w.deploy()
+		return
+	}
+	alive := w.alive()
+	if len(alive) == 0 {
+		return
+	}
+	p := alive[f.worker%len(alive)]
+	switch f.kind {
+	case crash:
+		w.record(fact{kind: faultCrash, worker: p.name})
+		p.crash()
+		w.restart(f.length)
+	case leave:
+		p.leave(func() { w.restart(f.length) })
+	case freeze:
+		p.freeze(f.length, "")
+	case freezeAtCommit:
+		p.freezeAtCommit = f.length
+	case freezeInHandler:
+		p.freezeInHandler = f.length
+	case congestion:
+		p.congest(f.length)
+	case cutOff:
+		p.cutOff(f.length)
+	}
+}
+
+// deploy replaces every worker by one of the next version, one after another.
+func (w *world) deploy() {
+	if w.version+1 >= len(w.plan.programs) {
+		return
+	}
+	w.version++
+	w.record(fact{kind: faultDeploy, text: w.text("version %d", w.version)})
+	every := between(w.rand, 0, w.plan.timing.Lease)
+	for i, p := range w.alive() {
+		w.after(time.Duration(i)*every, func() {
+			if !p.dead {
+				p.leave(func() { w.restart(0) })
+			}
+		})
+	}
+}
+
+// databaseDown restarts the database: its connections are gone, and there are
+// no new ones for a while.
+func (w *world) databaseDown(length time.Duration) {
+	if w.down {
+		return
+	}
+	if w.subject != nil { // its events must stay in order
+		for _, t := range slices.Clone(w.writers) {
+			w.endWriter(t)
+		}
+	}
+	w.down = true
+	w.record(fact{kind: faultDatabaseDown, length: length})
+	w.db.restart()
+	for _, p := range w.workers {
+		p.disconnect()
+	}
+	w.after(length, func() {
+		w.down = false
+		w.record(fact{kind: faultDatabaseUp})
+	})
+}
+
+// heal ends the faults. Some of those who are frozen or cut off stay so for
+// ever: nobody may hang the rest (L3).
+func (w *world) heal() {
+	if w.subject != nil {
+		w.down = false
+		w.appendRest()
+	}
+	w.healed = true
+	w.record(fact{kind: healed})
+	for w.version+1 < len(w.plan.programs) {
+		w.version++ // a deploy that had not begun
+	}
+	healthy := 0
+	for _, p := range w.alive() {
+		switch {
+		case (p.frozen || p.cut) && p.chance(500):
+			p.lost = true
+		case p.version != w.version && !p.leaving:
+			p.thaw()
+			p.mend()
+			p.leave(func() { w.restart(0) })
+		default:
+			p.thaw()
+			p.mend()
+			if !p.leaving {
+				healthy++
+			}
+		}
+	}
+	if healthy == 0 {
+		w.start()
+	}
+}
+
+// A writer is a transaction that appends events.
+type writer struct {
+	conn   connection
+	events []event
+	commit bool // in the end, and not roll back
+	ended  bool
+	end    func(done func(error))
+}
+
+// append begins a transaction that appends a few events, and plans the next.
+func (w *world) append() {
+	if w.healed {
+		return
+	}
+	a := w.plan.appends
+	w.after(between(w.rand, 0, 2*a.every), w.append)
+	if w.down {
+		return
+	}
+	t := &writer{conn: w.db.connect(), commit: !chance(w.rand, a.lose)}
+	for range 1 + w.rand.IntN(4) {
+		if !w.insert(t) {
+			break
+		}
+	}
+	hold := time.Duration(0)
+	switch {
+	case chance(w.rand, a.long):
+		hold = between(w.rand, 0, 2*w.plan.timing.Lease)
+	case chance(w.rand, a.late):
+		hold = between(w.rand, 0, w.plan.timing.Heartbeat)
+	}
+	t.end = t.conn.commit
+	if !t.commit {
+		t.end = func(done func(error)) { done(errReset) }
+	} else if chance(w.rand, a.prepare) {
+		if finish, err := t.conn.prepare(); err == nil {
+			t.commit = w.rand.IntN(2) == 0
+			t.end = func(done func(error)) { done(finish(t.commit)) }
+		}
+	}
+	w.writers = append(w.writers, t)
+	w.after(min(hold, w.plan.length-w.at), func() { w.endWriter(t) })
+}
+
+// insert adds an event to a transaction: the next of the user's, or one of any
+// aggregate. What is rolled back is never one of the user's.
+func (w *world) insert(t *writer) bool {
+	aggregate, n := "", len(w.index)
+	if w.subject == nil || !t.commit {
+		aggregate = fmt.Sprint("a", w.rand.IntN(max(1, w.plan.appends.aggregates)))
+	} else {
+		var more bool
+		if aggregate, more = w.subject.aggregate(n); !more {
+			return false
+		}
+	}
+	position, err := t.conn.insert(aggregate)
+	if err != nil {
+		return false
+	}
+	t.events = append(t.events, event{position: position, aggregate: aggregate, slot: w.slot(aggregate)})
+	if w.subject != nil && t.commit {
+		w.index[position] = n
+	}
+	return true
+}
+
+func (w *world) endWriter(t *writer) {
+	if t.ended {
+		return
+	}
+	t.ended = true
+	w.writers = slices.DeleteFunc(w.writers, func(o *writer) bool { return o == t })
+	t.end(func(err error) {
+		kind := appended
+		if err != nil || !t.commit {
+			kind = rolledBack
+		}
+		if len(t.events) > 0 {
+			w.record(fact{kind: kind, events: t.events})
+		}
+		t.conn.close()
+	})
+}
+
+// appendRest commits what is left of the user's events.
+func (w *world) appendRest() {
+	for _, t := range slices.Clone(w.writers) {
+		w.endWriter(t)
+	}
+	t := &writer{conn: w.db.connect(), commit: true}
+	t.end = t.conn.commit
+	for w.insert(t) {
+	}
+	w.endWriter(t)
+}
+
+// slot is the slot of an aggregate, remembered.
+func (w *world) slot(aggregate string) int {
+	s, ok := w.slots[aggregate]
+	if !ok {
+		s = protocol.SlotOf(aggregate)
+		w.slots[aggregate] = s
+	}
+	return s
+}

@@ -94,7 +94,7 @@ func (c *checker) committed(f fact) *violation {
 	case c.activated.generation == 0:
 		return broken(onlyGrow, []fact{c.opened, run, f}, "%s commits, and no generation is active", owner(f))
 	case f.generation != c.activated.generation:
-		return broken(onlyGrow, []fact{c.activations[f.generation], run, c.worker(f.worker).lease, c.activated, f},
+		return broken(onlyGrow, append(c.circumstances(c.worker(f.worker), f), c.activations[f.generation], run, c.activated, f),
 			"%s commits while generation %d is active", owner(f), c.activated.generation)
 	case f.total != c.activated.total || f.partition < 0 || f.partition >= f.total:
 		return broken(agreement, []fact{c.activated, run, f}, "%s commits for partition %d/%d, and its generation has %d partitions",

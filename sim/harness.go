@@ -163,7 +163,7 @@ func (h Harness[E]) play(ctx context.Context, seed uint64, url string) error {
 		return err
 	}
 	folder := cmp.Or(h.Folder, "failures")
-	text, err := explain(o, rules{}, open, 40, fmt.Sprintf("SIM_SEED=%d go test -run <this test>", seed), folder)
+	text, err := explain(o, rules{}, open, 15, fmt.Sprintf("SIM_SEED=%d go test -run <this test>", seed), folder)
 	if err != nil {
 		return err
 	}

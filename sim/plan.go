@@ -165,7 +165,7 @@ func planOf(seed uint64, o options) plan {
 	if o.postgres {
 		p.length = lease * time.Duration(3+r.IntN(5))
 		p.appends.every = p.length / time.Duration(15+r.IntN(25))
-		p.poll = max(p.poll, heartbeat/4)
+		p.poll = 2 * heartbeat // a statement costs real time
 		p.hold, p.network.holdCommit, p.appends.prepare = false, 0, 0
 	}
 	if n < 5 && chance(r, 50) {

@@ -2,6 +2,7 @@ package sim
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -24,8 +25,8 @@ func play(p plan, r rules, open opener, tracing bool) (outcome, error) {
 		return outcome{}, err
 	}
 	w.tracing = tracing
-	w.run()
-	return outcome{plan: p, history: w.history, violation: w.found, simulated: w.at}, w.db.close()
+	err = w.run()
+	return outcome{plan: p, history: w.history, violation: w.found, simulated: w.at}, errors.Join(err, w.db.close())
 }
 
 // An opener makes the database of a world.

@@ -14,7 +14,7 @@ import (
 const (
 	reportWidth   = 100 // columns
 	reportFacts   = 24  // as many as are shown of a violation
-	reportWorkers = 12  // with more, only those that take part have a column
+	reportWorkers = 8   // with more, only those that take part have a column
 )
 
 // A failure is a broken promise, and how to see it again.

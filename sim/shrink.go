@@ -22,6 +22,13 @@ func shrink(p plan, broken violation, tries int, play func(plan) *violation) (sm
 		p, broken = q, *v
 		return true
 	}
+	if last := broken.facts[len(broken.facts)-1].at; broken.promise.safety() { // what comes after it has no part in it
+		q := p
+		q.faults = slices.DeleteFunc(slices.Clone(p.faults), func(f fault) bool { return f.at > last })
+		q.workers = slices.DeleteFunc(slices.Clone(p.workers), func(at time.Duration) bool { return at > last })
+		q.crowd = 0
+		attempt(q)
+	}
 	for again := true; again && tries > 0; {
 		again = false
 		for _, cut := range cuts {

@@ -123,6 +123,7 @@ func (p *worker) sync(r protocol.Request) {
 	patience := w.plan.timing.Patience()
 	hold := w.plan.hold && !r.Heartbeat && p.chance(w.plan.network.holdCommit)
 	var result store.Result
+	var granted time.Duration // when the database read its clock
 	answer := func(err error) {
 		l.giveBack()
 		if err != nil {
@@ -138,9 +139,9 @@ func (p *worker) sync(r protocol.Request) {
 			asked = disguise(r)
 		}
 		c.sync(asked, p.projections(), hold, func(res store.Result, err error) {
-			result = res
+			result, granted = res, w.at
 			if err == nil && !hold {
-				p.synced(r, result)
+				p.synced(r, result, granted)
 			}
 			done(err)
 		})
@@ -152,7 +153,7 @@ func (p *worker) sync(r protocol.Request) {
 		p.ask(l, "commit of "+what, patience-p.now().Sub(sent), func(c connection, done func(error)) {
 			c.commit(func(err error) {
 				if err == nil {
-					p.synced(r, result)
+					p.synced(r, result, granted)
 				}
 				done(err)
 			})
@@ -181,11 +182,12 @@ func describe(r protocol.Request) string {
 	return "request"
 }
 
-// synced notes what a request has changed, in the moment in which it has.
-func (p *worker) synced(r protocol.Request, result store.Result) {
+// synced notes what a request has changed, in the moment in which it has. Its
+// lease was granted a little earlier.
+func (p *worker) synced(r protocol.Request, result store.Result, granted time.Duration) {
 	w := p.w
 	if result.View.Member || r.Leave {
-		w.record(fact{kind: sessionAsks, worker: p.name, length: r.Lease, generation: result.View.Generation,
+		w.record(fact{kind: sessionAsks, worker: p.name, length: r.Lease - (w.at - granted), generation: result.View.Generation,
 			text: w.text("%s as %s: generation %d %d/%d, holds %d", describe(r), r.Worker,
 				result.View.Generation, result.View.Partition, result.View.Total, result.View.Holds)})
 	}

@@ -143,8 +143,12 @@ func newWorld(p plan, r rules, open func(w *world) (database, error)) (*world, e
 	return w, nil
 }
 
+// tasksMax is more than any world needs; one that does not get anywhere ends
+// here.
+const tasksMax = 50_000_000
+
 // run lets the world happen, up to its end or to the first violation.
-func (w *world) run() {
+func (w *world) run() error {
 	for _, at := range w.plan.workers {
 		w.after(at, func() { w.start() })
 	}
@@ -167,7 +171,11 @@ func (w *world) run() {
 		if t.f != nil {
 			t.f()
 		}
+		if w.order > tasksMax {
+			return fmt.Errorf("seed %d: the world is at %s after %d tasks, and gets nowhere", w.plan.seed, w.at, w.order)
+		}
 	}
+	return nil
 }
 
 func (w *world) end() {

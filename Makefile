@@ -92,7 +92,7 @@ fuzz fuzz-short:
 
 # Its own seeds, beside those that go test ./sim plays.
 sim: ## play simulated worlds on all cores, until stopped or for SIMTIME=1h
-	$(GO) test ./sim -run 'TestSeeds$$' -v -count=1 -timeout 0 -sim.for=$(SIMTIME) -sim.seed=$(SIMSEED)
+	GOGC=400 $(GO) test ./sim -run 'TestSeeds$$' -v -count=1 -timeout 0 -sim.for=$(SIMTIME) -sim.seed=$(SIMSEED)
 
 demo: ## run the quickstart example
 	$(GO) run ./examples/quickstart

@@ -13,6 +13,7 @@ import (
 
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
+	"github.com/getpup/pupsourcing-orchestrator/internal/eventtable"
 )
 
 // reopen opens a database again, with a setting of the session.
@@ -203,7 +204,7 @@ func TestMigrateSearchPath(t *testing.T) {
 			expectTables(t, db, "second", allTables)
 
 			// And Run works with them where they are.
-			execute(t, admin, strings.Replace(eventsTable, "events", "second.events", 1), strings.Replace(effectsTable, "effects", "second.effects", 1))
+			execute(t, admin, strings.Replace(eventtable.Layout, "TABLE events", "TABLE second.events", 1), strings.Replace(effectsTable, "effects", "second.effects", 1))
 			w := &world{t: t, db: db, url: base}
 			w.append(20)
 			worker := run(t, w.config(db, "set"), w.all(db, nil)...)

@@ -19,6 +19,7 @@ import (
 
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
+	"github.com/getpup/pupsourcing-orchestrator/internal/eventtable"
 )
 
 func TestMain(m *testing.M) {
@@ -35,25 +36,6 @@ func eventually(t testing.TB, what string, condition func() bool) {
 	t.Helper()
 	pgtest.Eventually(t, what, condition)
 }
-
-const eventsTable = `
-CREATE TABLE events (
-    global_position   bigserial PRIMARY KEY,
-    bounded_context   text NOT NULL,
-    aggregate_type    text NOT NULL,
-    aggregate_id      text NOT NULL,
-    aggregate_version bigint NOT NULL,
-    event_id          uuid NOT NULL UNIQUE,
-    event_type        text NOT NULL,
-    event_version     int NOT NULL DEFAULT 1,
-    payload           bytea NOT NULL,
-    trace_id          text,
-    correlation_id    text,
-    causation_id      text,
-    metadata          jsonb,
-    created_at        timestamptz NOT NULL DEFAULT now(),
-    UNIQUE (bounded_context, aggregate_type, aggregate_id, aggregate_version)
-)`
 
 const effectsTable = `
 CREATE TABLE effects (
@@ -86,7 +68,7 @@ func setUp(t testing.TB, db *sql.DB, url string) *world {
 	if err := orchestrator.RunMigrations(db); err != nil {
 		t.Fatal(err)
 	}
-	w.exec(eventsTable)
+	w.exec(eventtable.Layout)
 	w.exec(effectsTable)
 	return w
 }

@@ -76,27 +76,10 @@ var sessionSettings = map[string]string{
 	"timezone":                            "UTC",
 }
 
-// eventTables are the events in pupsourcing's layout, and what projections do
-// with them. No constraint says that an event has one effect only: a second
-// one is to be found, and not to be hidden behind an error.
-const eventTables = `
-CREATE TABLE events (
-    global_position   bigserial   PRIMARY KEY,
-    bounded_context   text        NOT NULL,
-    aggregate_type    text        NOT NULL,
-    aggregate_id      text        NOT NULL,
-    aggregate_version bigint      NOT NULL,
-    event_id          uuid        NOT NULL UNIQUE,
-    event_type        text        NOT NULL,
-    event_version     integer     NOT NULL DEFAULT 1,
-    payload           bytea       NOT NULL,
-    trace_id          text,
-    correlation_id    text,
-    causation_id      text,
-    metadata          jsonb,
-    created_at        timestamptz NOT NULL DEFAULT now(),
-    UNIQUE (bounded_context, aggregate_type, aggregate_id, aggregate_version)
-);
+// effectTable is what projections do with events. No constraint says that an
+// event has one effect only: a second one is to be found, and not to be hidden
+// behind an error.
+const effectTable = `
 CREATE TABLE effects (
     projection text   NOT NULL,
     position   bigint NOT NULL,
@@ -156,7 +139,7 @@ func newPostgres(ctx context.Context, base string, c clock, set string, bounds s
 	if _, err := p.admin.ExecContext(ctx, `CREATE SCHEMA `+p.schema); err != nil {
 		return nil, errors.Join(fmt.Errorf("create a schema: %w", err), p.pool.Close(), p.admin.Close())
 	}
-	for _, script := range []string{orchestrator.Schema, eventTables, noVacuum} {
+	for _, script := range []string{orchestrator.Schema, eventtable.Layout, effectTable, noVacuum} {
 		if _, err := p.pool.ExecContext(ctx, script); err != nil {
 			return nil, errors.Join(fmt.Errorf("create the tables in schema %s: %w", p.schema, err), p.close())
 		}

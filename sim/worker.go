@@ -37,7 +37,6 @@ type worker struct {
 	dead    bool
 	leaving bool
 	exited  func() // for whoever asked it to leave
-	failed  bool   // a handler's failure makes it leave
 	// How long to freeze at the next reply to a checkpoint write, and in the
 	// next handler.
 	freezeAtCommit, freezeInHandler time.Duration

@@ -15,29 +15,11 @@ import (
 
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg"
+	"github.com/getpup/pupsourcing-orchestrator/internal/eventtable"
 )
 
 // tables are what the demo needs beside the library's own tables.
-const tables = `
--- pupsourcing's layout.
-CREATE TABLE events (
-    global_position   bigserial   PRIMARY KEY,
-    bounded_context   text        NOT NULL,
-    aggregate_type    text        NOT NULL,
-    aggregate_id      text        NOT NULL,
-    aggregate_version bigint      NOT NULL,
-    event_id          uuid        NOT NULL UNIQUE,
-    event_type        text        NOT NULL,
-    event_version     integer     NOT NULL DEFAULT 1,
-    payload           bytea       NOT NULL,
-    trace_id          text,
-    correlation_id    text,
-    causation_id      text,
-    metadata          jsonb,
-    created_at        timestamptz NOT NULL DEFAULT now(),
-    UNIQUE (bounded_context, aggregate_type, aggregate_id, aggregate_version)
-);
-
+var tables = eventtable.Layout + `
 -- What the projections did, a row for each event that they handled. No
 -- constraint says that an event has one effect only: a second one is to be
 -- found, and not to be hidden behind an error.

@@ -5,11 +5,18 @@ package eventtable
 import (
 	"context"
 	"database/sql"
+	_ "embed"
 	"fmt"
 	"strings"
 
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
 )
+
+// Layout creates an events table in pupsourcing's layout, for tests and the
+// demo.
+//
+//go:embed layout.sql
+var Layout string
 
 // A Table is an events table.
 type Table struct {

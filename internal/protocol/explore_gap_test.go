@@ -1,0 +1,490 @@
+package protocol
+
+import (
+	"bytes"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// A gapWorld is a few writers that insert into an events table, and readers of
+// one process that share a Horizon. What decides is the real Reading.
+//
+// Each statement sees the table at one moment of its own. Between that and the
+// reader's next step, and between any two steps, everybody else may act. Left
+// out is what a reader can't tell apart: a transaction has one event at most,
+// and who is which makes no difference. Time
+// plays no part.
+type gapWorld struct {
+	*gapPlan
+	sequence int64
+	writers  [3]tableWriter
+	begun    int // transactions since the server has started: it counts them anew
+	visible  []int64
+	horizon  Horizon
+	readers  [2]tableReader
+	left     gapBudget
+	err      error
+}
+
+type gapPlan struct {
+	limit int // of a page
+	bugs  gapBugs
+
+	scratch [3][]byte // for key
+}
+
+// A gapBudget is what may still happen. Readers fail by losing a statement's
+// answer.
+type gapBudget struct{ transactions, prepare, restart, fail int8 }
+
+// gapBugs are mutants: what TestExploreNotices breaks.
+type gapBugs struct {
+	noTurns, passesGaps, oldPage, oldHigh              bool
+	forgetsHolders, forgetsPrepared, overlooksPrepared bool
+}
+
+type tableWriter struct {
+	state    writerState
+	position int64 // 0: none yet
+	holder   Holder
+	xid      int8
+}
+
+type writerState uint8
+
+const (
+	writerIdle     writerState = iota
+	writerOpen                 // holds the lock, and maybe a position
+	writerPrepared             // likewise
+)
+
+type tableReader struct {
+	after   int64 // everything up to here was handed out
+	reading Reading
+	action  ReadAction // ReadStart: there is no reading
+	looked  bool       // the action's answer is there
+	turn    bool
+	answer  ReadAnswer
+	page    []int64
+}
+
+func newGapWorld(limit int, budget gapBudget, bugs gapBugs) *gapWorld {
+	return &gapWorld{gapPlan: &gapPlan{limit: limit, bugs: bugs}, left: budget}
+}
+
+const (
+	toCommit = iota
+	toLook   // a reader's statement
+	toNext   // a reader's step
+	toRead   // a reading begins
+	toRollback
+	toOpen  // a transaction locks the table
+	toPlace // it takes a position
+	toPrepare
+	toRestartServer
+	toFail
+)
+
+func (w *gapWorld) moves(all []move) (_ []move, fair bool) {
+	add := func(what uint8, who, which int) { all = append(all, move{what, int8(who), int8(which)}) }
+	for i, t := range w.writers {
+		if t.locks() {
+			add(toCommit, i, 0)
+		}
+	}
+	_, waiting := w.horizon.Waiting()
+	for i := range w.readers {
+		switch r := &w.readers[i]; {
+		case r.action.Do == ReadStart:
+			if waiting || r.after < w.high() {
+				add(toRead, i, 0)
+			}
+		case r.looked:
+			add(toNext, i, 0)
+		case !r.action.Turn || r.turn || w.bugs.noTurns || !w.readers[1-i].turn:
+			add(toLook, i, 0)
+		}
+	}
+	fair = len(all) > 0
+	if next := slices.IndexFunc(w.writers[:], func(t tableWriter) bool { return t.state == writerIdle }); next >= 0 && w.left.transactions > 0 {
+		add(toOpen, next, 0)
+	}
+	for i, t := range w.writers {
+		if t.state == writerOpen && t.position == 0 {
+			add(toPlace, i, 0)
+		}
+		if t.locks() && t.position > 0 {
+			add(toRollback, i, 0)
+		}
+		if t.state == writerOpen && w.left.prepare > 0 {
+			add(toPrepare, i, 0)
+			add(toPrepare, i, 1)
+		}
+	}
+	for i := range w.readers {
+		if r := &w.readers[i]; r.action.Do != ReadStart && !r.looked && w.left.fail > 0 {
+			add(toFail, i, 0)
+		}
+	}
+	if w.left.restart > 0 {
+		add(toRestartServer, 0, 0)
+	}
+	return all, fair
+}
+
+func (t tableWriter) locks() bool { return t.state == writerOpen || t.state == writerPrepared }
+
+func (w *gapWorld) after(m move) *gapWorld {
+	n := *w
+	for i := range n.readers {
+		n.readers[i].reading.horizon = &n.horizon
+	}
+	n.make(m)
+	return &n
+}
+
+func (w *gapWorld) make(m move) {
+	t, r := &w.writers[0], &w.readers[0]
+	switch m.what {
+	case toCommit, toRollback, toOpen, toPlace, toPrepare:
+		t = &w.writers[m.who]
+	case toRead, toLook, toNext, toFail:
+		r = &w.readers[m.who]
+	}
+	switch m.what {
+	case toOpen:
+		w.left.transactions--
+		w.begun++
+		*t = tableWriter{state: writerOpen, holder: Holder{Transaction: fmt.Sprint("3/", w.begun), Backend: 100 + w.begun}, xid: w.left.transactions}
+	case toPlace:
+		w.sequence++
+		t.position = w.sequence
+	case toPrepare:
+		w.left.prepare--
+		t.state, t.holder.Backend = writerPrepared, 0
+		if m.which == 1 { // servers name it in one way or the other
+			t.holder = recovered(t.xid)
+		}
+	case toCommit:
+		if t.position > 0 {
+			w.show(t.position)
+		}
+		*t = tableWriter{}
+	case toRollback:
+		*t = tableWriter{}
+	case toRestartServer:
+		w.left.restart--
+		w.begun = 0
+		for i := range w.writers {
+			switch w.writers[i].state {
+			case writerOpen:
+				w.writers[i] = tableWriter{}
+			case writerPrepared:
+				w.writers[i].holder = recovered(w.writers[i].xid)
+			}
+		}
+	case toRead:
+		r.reading = NewReading(&w.horizon, r.after)
+		r.answer, r.page = ReadAnswer{}, nil
+		w.next(r)
+	case toLook:
+		w.look(r)
+	case toNext:
+		w.next(r)
+	case toFail:
+		w.left.fail--
+		*r = tableReader{after: r.after}
+	}
+}
+
+func recovered(xid int8) Holder { return Holder{Transaction: fmt.Sprint("-1/", 740-int(xid))} }
+
+// show makes a committed event visible.
+func (w *gapWorld) show(position int64) {
+	for i, r := range w.readers {
+		if position <= r.after {
+			w.fail("S2: reader %d is at %d, and now there is event %d", i+1, r.after, position)
+		}
+	}
+	w.visible = append(slices.Clone(w.visible), position)
+	slices.Sort(w.visible)
+}
+
+func (w *gapWorld) high() int64 {
+	if len(w.visible) == 0 {
+		return 0
+	}
+	return w.visible[len(w.visible)-1]
+}
+
+func (w *gapWorld) above(position int64) []int64 {
+	i, _ := slices.BinarySearch(w.visible, position+1)
+	return w.visible[i:]
+}
+
+// look carries out a reader's statement.
+func (w *gapWorld) look(r *tableReader) {
+	r.looked, r.turn, r.answer = true, r.action.Turn, ReadAnswer{}
+	switch r.action.Do {
+	case ReadHolders:
+		for _, t := range w.writers {
+			if t.locks() && !(w.bugs.overlooksPrepared && t.state == writerPrepared) {
+				r.answer.Holders = append(r.answer.Holders, t.holder)
+			}
+		}
+	case ReadPage:
+		above := w.above(r.after)
+		if w.bugs.oldPage && len(r.page) > 0 {
+			above = r.page
+		}
+		r.page = above[:min(w.limit, len(above))]
+		r.answer.Positions = r.page
+	case ReadHigh:
+		r.answer.High = w.high()
+	}
+}
+
+// next takes a reader's next step.
+func (w *gapWorld) next(r *tableReader) {
+	r.reading.horizon = &w.horizon
+	waiting := w.horizon.waiting
+	before := w.horizon.wait.Holders
+	if w.bugs.oldHigh && r.reading.doing == ReadHolders && r.reading.beginning {
+		r.reading.high = w.high() // seen after the list
+	}
+	r.action, r.looked = r.reading.Next(testStart, r.answer), false
+	r.turn = r.turn && r.action.Turn
+	after := &w.horizon.wait.Holders
+	switch {
+	case w.bugs.forgetsHolders && len(*after) > 1:
+		*after = (*after)[:1]
+	case w.bugs.forgetsPrepared && waiting && w.horizon.waiting:
+		*after = slices.DeleteFunc(slices.Clone(*after), func(h Holder) bool { return !slices.ContainsFunc(before, h.same) })
+		if len(*after) == 0 {
+			w.horizon.Observe(nil)
+		}
+	}
+	if w.bugs.passesGaps && r.action.Do == ReadHigh {
+		r.action = ReadAction{Do: ReadDone, Take: len(r.page)}
+	}
+	if r.action.Do != ReadDone {
+		return
+	}
+	last := r.after
+	if take := r.page[:r.action.Take]; len(take) > 0 {
+		last = take[len(take)-1]
+		if want := w.above(r.after); !slices.Equal(take, want[:min(len(take), len(want))]) {
+			w.fail("S2: after %d comes %v, and %v is handed out", r.after, want, take)
+		}
+	}
+	*r = tableReader{after: last}
+}
+
+func (w *gapWorld) fail(format string, args ...any) {
+	if w.err == nil {
+		w.err = fmt.Errorf(format, args...)
+	}
+}
+
+func (w *gapWorld) broken() error        { return w.err }
+func (w *gapWorld) clock() time.Duration { return 0 }
+func (w *gapWorld) forget()              {}
+
+// settled is 1 if no transaction is open and every reader has handed out all.
+func (w *gapWorld) settled() int64 {
+	for _, t := range w.writers {
+		if t.locks() {
+			return 0
+		}
+	}
+	for _, r := range w.readers {
+		if r.after != w.high() || r.action.Do != ReadStart {
+			return 0
+		}
+	}
+	return 1
+}
+
+func (w *gapWorld) key(b []byte) []byte {
+	k := &keyWriter{b, testStart}
+	k.number(w.sequence, int64(w.begun), int64(len(w.visible)))
+	k.number(w.visible...)
+	k.number(int64(w.left.transactions), int64(w.left.prepare), int64(w.left.restart), int64(w.left.fail))
+	var parts [3][]byte
+	for i, t := range w.writers {
+		part := &keyWriter{w.scratch[i][:0], testStart}
+		part.number(int64(t.state), t.position)
+		if t.locks() {
+			holderKey(part, t.holder)
+			part.number(int64(t.xid))
+		}
+		w.scratch[i], parts[i] = part.b, part.b
+	}
+	k.sorted(parts[:])
+	h := w.horizon
+	k.number(h.final)
+	k.flags(h.waiting)
+	if h.waiting {
+		k.number(h.high)
+		holdersKey(k, h.wait.Holders)
+	}
+	for i, r := range w.readers {
+		part := &keyWriter{w.scratch[i][:0], testStart}
+		w.readerKey(part, r)
+		w.scratch[i], parts[i] = part.b, part.b
+	}
+	k.sorted(parts[:len(w.readers)])
+	return k.b
+}
+
+// sorted writes the keys of those that are all alike: who is which makes no
+// difference.
+func (k *keyWriter) sorted(parts [][]byte) {
+	slices.SortFunc(parts, bytes.Compare)
+	for _, p := range parts {
+		k.b = append(append(k.b, byte(len(p))), p...)
+	}
+}
+
+// readerKey writes what a reader will still look at.
+func (w *gapWorld) readerKey(k *keyWriter, r tableReader) {
+	k.number(r.after, int64(r.action.Do))
+	if r.action.Do == ReadStart {
+		return
+	}
+	g := r.reading
+	k.flags(r.looked, r.turn, g.beginning)
+	var page []int64
+	switch {
+	case g.doing == ReadPage:
+		k.number(g.final)
+		if r.looked {
+			page = r.page
+		}
+	case g.doing == ReadHigh:
+		k.number(int64(g.take), g.missing)
+		page = r.page[:g.take]
+	case g.beginning:
+		k.number(int64(g.take), g.missing, g.high)
+		page = r.page[:g.take]
+	}
+	if w.bugs != (gapBugs{}) {
+		page = r.page
+	}
+	k.number(int64(len(page)))
+	k.number(page...)
+	if r.looked {
+		k.number(r.answer.High)
+		holdersKey(k, r.answer.Holders)
+	}
+}
+
+// holdersKey writes a list of which the order means nothing.
+func holdersKey(k *keyWriter, list []Holder) {
+	list = slices.Clone(list)
+	slices.SortFunc(list, func(a, b Holder) int { return strings.Compare(a.Transaction, b.Transaction) })
+	k.number(int64(len(list)))
+	for _, h := range list {
+		holderKey(k, h)
+	}
+}
+
+func holderKey(k *keyWriter, h Holder) {
+	k.text(h.Transaction)
+	k.number(int64(h.Backend))
+}
+
+func (w *gapWorld) tell(m move) string {
+	t := "transaction " + w.writers[m.who].holder.Transaction
+	position := w.writers[m.who].position
+	var r string
+	if int(m.who) < len(w.readers) {
+		reader := &w.readers[m.who]
+		r = fmt.Sprintf("reader %d ", m.who+1)
+		switch m.what {
+		case toRead:
+			return r + fmt.Sprintf("begins to read after %d", reader.after)
+		case toLook:
+			return r + map[ReadDo]string{ReadHolders: "lists the holders", ReadPage: "reads a page", ReadHigh: "looks for the highest position"}[reader.action.Do]
+		case toNext:
+			a := reader.answer
+			return r + map[ReadDo]string{ReadHolders: fmt.Sprint("has found the holders ", a.Holders),
+				ReadPage: fmt.Sprint("has read ", a.Positions), ReadHigh: fmt.Sprint("has found position ", a.High)}[reader.action.Do]
+		case toFail:
+			return r + "loses its connection"
+		}
+	}
+	switch m.what {
+	case toCommit:
+		return fmt.Sprintf("%s commits position %d", t, position)
+	case toRollback:
+		return fmt.Sprintf("%s is rolled back", t)
+	case toOpen:
+		return "a transaction begins to insert"
+	case toPlace:
+		return fmt.Sprintf("%s takes position %d", t, w.sequence+1)
+	case toPrepare:
+		return t + " is prepared"
+	case toRestartServer:
+		return "the server restarts"
+	}
+	return "?"
+}
+
+func (w *gapWorld) String() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "visible %v", w.visible)
+	for _, t := range w.writers {
+		if t.locks() {
+			fmt.Fprintf(&b, " | %s", t.holder.Transaction)
+			if t.position > 0 {
+				fmt.Fprintf(&b, " has %d", t.position)
+			}
+		}
+	}
+	fmt.Fprintf(&b, " | final %d", w.horizon.final)
+	if w.horizon.waiting {
+		fmt.Fprintf(&b, ", waits for %v", w.horizon.wait.Holders)
+	}
+	for i, r := range w.readers {
+		fmt.Fprintf(&b, " | reader %d at %d", i+1, r.after)
+	}
+	return b.String()
+}
+
+// waiting returns the world after 2 is committed, and 1 is not, and a reader
+// has begun to wait for that.
+func (w *gapWorld) waiting() *gapWorld {
+	for _, m := range []move{{toOpen, 0, 0}, {toPlace, 0, 0}, {toOpen, 1, 0}, {toPlace, 1, 0}, {toCommit, 1, 0}, {toRead, 0, 0},
+		{toLook, 0, 0}, {toNext, 0, 0}, {toLook, 0, 0}, {toNext, 0, 0}, {toLook, 0, 0}, {toNext, 0, 0}} {
+		w = w.after(m)
+	}
+	return w
+}
+
+func TestExploreGap(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		limit  int
+		budget gapBudget
+		large  bool
+	}{
+		{"three transactions, a read fails", 2, gapBudget{transactions: 3, fail: 1}, false},
+		{"three transactions, pages of one event", 1, gapBudget{transactions: 3}, false},
+		{"three transactions, one prepared, the server restarts", 2, gapBudget{transactions: 3, prepare: 1, restart: 1}, false},
+
+		{"four transactions", 2, gapBudget{transactions: 4}, true},
+		{"three transactions, all prepared, the server restarts", 2, gapBudget{transactions: 3, prepare: 3, restart: 1}, true},
+		{"three transactions, one prepared, the server restarts and a read fails", 2, gapBudget{transactions: 3, prepare: 1, restart: 1, fail: 1}, true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if tt.large && !*exploreAll {
+				t.Skip("large: go test -explore.all")
+			}
+			logged(t, func() outcome { return explore(newGapWorld(tt.limit, tt.budget, gapBugs{}), exploreMax) })
+		})
+	}
+}

@@ -239,11 +239,11 @@ func (t *transaction) idle() {
 	}
 }
 
-// fail is what an error does to a transaction: nothing is left of it but that
-// it has to be ended. With the rest it loses its bounds.
+// fail is what an error does to a transaction: nothing is left of it, not even
+// its bound, but that it has to be ended.
 func (t *transaction) fail() {
 	t.settle(false)
-	t.failed, t.idleMax = true, 0
+	t.failed = true
 }
 
 // end commits the transaction, or rolls it back.

@@ -65,7 +65,8 @@ func (c *memoryConnection) effect(projection string, e event) error {
 // write is Store.Commit, in the open transaction or in one of Store.Begin.
 //
 // A row that is not the right one in the statement's snapshot is not waited
-// for, though a transaction that is about to commit may make it that.
+// for, though a transaction that is about to commit may make it that. Nor does
+// it bring the bound on idling: nothing is locked then.
 func (c *memoryConnection) write(l store.Lane, from, to protocol.Checkpoint, done func(error)) {
 	if err := c.within(); err != nil {
 		done(err)
@@ -73,7 +74,6 @@ func (c *memoryConnection) write(l store.Lane, from, to protocol.Checkpoint, don
 	}
 	t := c.open
 	t.stop()
-	t.idleMax = c.bounds.Idle
 	t.refused = func(err error) {
 		t.fail()
 		done(err)
@@ -93,6 +93,7 @@ func (c *memoryConnection) write(l store.Lane, from, to protocol.Checkpoint, don
 		superseded()
 		return
 	}
+	t.idleMax = c.bounds.Idle
 	t.acquire(&r.lock, false, func() {
 		if !fits() {
 			superseded() // and keeps the lock

@@ -334,26 +334,30 @@ func (s *coordination) saveGroup(g protocol.Group, d protocol.Decision) {
 	s.set.put(s.transaction, &groupRow{g, d.StepAt.Round(time.Microsecond)})
 }
 
-// saveMembers writes the members that differ from before. Those who stay are in
-// the order in which they were, and after them comes whoever is new.
+// saveMembers writes the members that differ from before. Only the caller itself
+// can be new, so its projections are the new row's.
 func (s *coordination) saveMembers(g protocol.Group) {
-	t, stay := s.transaction, 0
+	t, old := s.transaction, make([]bool, len(g.Members))
 	for _, r := range s.members {
 		was := r.as(t)
-		if stay == len(g.Members) || g.Members[stay].ID != was.ID {
+		i := slices.IndexFunc(g.Members, func(m protocol.Member) bool { return m.ID == was.ID })
+		if i < 0 {
 			r.put(t, nil)
 			continue
 		}
-		is := &memberRow{stored(g.Members[stay]), g.Generation, g.Total, was.projections}
-		stay++
+		old[i] = true
+		is := &memberRow{stored(g.Members[i]), g.Generation, g.Total, was.projections}
+		is.Joined = was.Joined
 		if is.Member != was.Member || is.generation != was.generation || is.total != was.total {
 			r.put(t, is)
 		}
 	}
-	for _, m := range g.Members[stay:] {
-		gone := func(r *row[memberRow]) bool { return r.committed == nil && r.by == nil }
-		s.set.workers = append(slices.DeleteFunc(s.set.workers, gone),
-			insert(t, &memberRow{stored(m), g.Generation, g.Total, slices.Clone(s.projections)}))
+	for i, m := range g.Members {
+		if !old[i] {
+			gone := func(r *row[memberRow]) bool { return r.committed == nil && r.by == nil }
+			s.set.workers = append(slices.DeleteFunc(s.set.workers, gone),
+				insert(t, &memberRow{stored(m), g.Generation, g.Total, slices.Clone(s.projections)}))
+		}
 	}
 }
 

@@ -2,6 +2,9 @@ package sim
 
 import (
 	"context"
+	"database/sql"
+	"runtime"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -53,8 +56,10 @@ func (w *memoryWorld) after(d time.Duration, f func()) (stop func()) {
 	}
 }
 
-// call makes a call and waits until it is done.
+// call makes a call and waits until it is done. Tests that repeat a call until
+// it is no longer refused must not keep the others from theirs.
 func (w *memoryWorld) call(start func(done func())) {
+	runtime.Gosched()
 	ended := make(chan struct{})
 	w.mu.Lock()
 	w.pending++
@@ -77,6 +82,7 @@ func (w *memoryWorld) Advance(d time.Duration) {
 }
 
 func (w *memoryWorld) Waiting() int {
+	runtime.Gosched()
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.pending
@@ -156,4 +162,116 @@ func (tx memoryTx) Rollback() error {
 		done()
 	})
 	return nil
+}
+
+func TestMemoryEvents(t *testing.T) {
+	x := newMemoryTest(t, memoryRules{})
+	reader, a, b := x.connect(), x.connect(), x.connect()
+	insert := func(c connection, want int64) {
+		t.Helper()
+		if position, err := c.insert("a"); position != want || err != nil {
+			t.Fatalf("position %d, %v, want %d", position, err, want)
+		}
+	}
+	positions := func(page []event) (out []int64) {
+		for _, e := range page {
+			out = append(out, e.position)
+		}
+		return out
+	}
+	reads := func(want ...int64) []event {
+		t.Helper()
+		page, err := reader.page(0, 10)
+		if got := positions(page); !slices.Equal(got, want) || err != nil {
+			t.Errorf("page %v, %v, want %v", got, err, want)
+		}
+		return page
+	}
+	holder := func() protocol.Holder {
+		t.Helper()
+		list, err := reader.holders()
+		if len(list) != 1 || err != nil {
+			t.Fatalf("holders %v, %v, want one", list, err)
+		}
+		return list[0]
+	}
+	for position := range int64(4) {
+		insert(b, 1+position)
+		x.commit(b).is(nil)
+	}
+	insert(a, 5)
+	insert(b, 6)
+	insert(a, 7)
+	x.commit(b).is(nil)
+	early := reads(1, 2, 3, 4, 6)
+	running := holder()
+
+	finish, err := a.prepare()
+	x.must(err)
+	if prepared := holder(); prepared.Transaction != running.Transaction || prepared.Backend != 0 || running.Backend == 0 {
+		t.Errorf("the holder was %+v, and is prepared %+v", running, prepared)
+	}
+	x.commit(a).is(sql.ErrTxDone)
+	insert(a, 8)
+	if list, _ := reader.holders(); len(list) != 2 || list[0].Transaction == list[1].Transaction {
+		t.Errorf("holders %+v, want two", list)
+	}
+	a.close()
+	x.restart()
+	reader, b = x.connect(), x.connect()
+	if h := holder(); h.Transaction != "-1/1" || h.Backend != 0 {
+		t.Errorf("after the restart the holder is %+v", h)
+	}
+	x.must(finish(true))
+	if err := finish(true); err == nil {
+		t.Error("a prepared transaction was finished twice")
+	}
+	reads(1, 2, 3, 4, 5, 6, 7)
+	if got := positions(early); !slices.Equal(got, []int64{1, 2, 3, 4, 6}) {
+		t.Errorf("a page that was read earlier has changed to %v", got)
+	}
+	insert(b, 9)
+	if h := holder(); h.Transaction != "2/1" {
+		t.Errorf("the second backend after the restart begins with %+v", h)
+	}
+	finish, err = b.prepare()
+	x.must(err)
+	x.must(finish(false))
+	reads(1, 2, 3, 4, 5, 6, 7)
+}
+
+// Each rule bends what it says, and nothing else.
+func TestMemoryRules(t *testing.T) {
+	write := func(x *memoryTest, set string, generation, from int64) *reply {
+		return x.write(x.m.open(set, testBounds).connect(), under(generation, "p"), from, 9)
+	}
+	x := newMemoryTest(t, memoryRules{unfenced: true})
+	write(x, "set", 7, 1).is(store.ErrSuperseded)
+	write(x, "other", 7, 0).is(nil)
+
+	x = newMemoryTest(t, memoryRules{anyPosition: true})
+	write(x, "set", 7, 1).is(store.ErrSuperseded)
+	write(x, "other", 1, 1).is(store.ErrSuperseded)
+	write(x, "set", 1, 1).is(nil)
+
+	x = newMemoryTest(t, memoryRules{noIdleBound: true})
+	write(x, "set", 1, 0).is(nil)
+	found := x.find(p1)
+	x.advance(time.Hour)
+	found.waits()
+
+	x = newMemoryTest(t, memoryRules{noWait: true})
+	write(x, "set", 1, 0).is(nil)
+	x.find(p1).state("55P03")
+
+	x = newMemoryTest(t, memoryRules{handoff: func([]protocol.Checkpoint, int) []protocol.Checkpoint {
+		return []protocol.Checkpoint{{Position: 77}}
+	}})
+	x.isAt(p1, 77)
+	x = newMemoryTest(t, memoryRules{step: func(g protocol.Group, now time.Time, w protocol.Watch) (protocol.Group, protocol.Decision) {
+		g, d := protocol.Step(g, now, w)
+		g.Generation += 10
+		return g, d
+	}})
+	x.isAt(under(11, "p"), 0)
 }

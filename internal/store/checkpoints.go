@@ -149,12 +149,16 @@ func (s *Store) lockCheckpoints(ctx context.Context, tx *sql.Tx) (map[string][]p
 		}
 		old[projection], totals[projection] = append(old[projection], c), total
 	}
+	// A lock that could not be had ends the rows in the middle.
+	if err := rows.Err(); err != nil {
+		return nil, fmt.Errorf("lock checkpoints: %w", err)
+	}
 	for projection, total := range totals {
 		if len(old[projection]) != total {
 			return nil, missingError(projection, len(old[projection]))
 		}
 	}
-	return old, rows.Err()
+	return old, nil
 }
 
 func missingError(projection string, partition int) error {

@@ -187,19 +187,23 @@ func testActivationWaits(t *testing.T, w World) {
 }
 
 // A worker that freezes between its write and its COMMIT delays an activation
-// by a bounded time, and can't commit when it wakes up.
+// by a bounded time, and can't commit when it wakes up. Its row is not the
+// first that the activation locks.
 func testFrozen(t *testing.T, w World) {
 	const lease = 400 * time.Millisecond
 	s := newSet(t, w, "set", "p")
 	s.lease, s.store = lease, w.Open("set", lease)
 	s.join("a")
 	s.join("b")
-	l := lane("p", 1, 0, 1)
+	s.settle("a")
+	s.join("c")
+	l := lane("p", 2, 1, 2)
 	tx := s.write(l, start, at(10))
 	// It freezes here.
 	lock := store.BoundsOf(lease).Lock
+	s.stopped("a", 2)
 	pgtest.Eventually(t, "the activation has gone past the frozen worker", func() bool {
-		r, err := s.store.Sync(t.Context(), protocol.Request{Worker: "a", Lease: lease, Stopped: 1}, s.projections)
+		r, err := s.store.Sync(t.Context(), protocol.Request{Worker: "b", Lease: lease, Stopped: 2}, s.projections)
 		if store.LockTimeout(err) {
 			w.Advance(lock)
 			return false
@@ -209,12 +213,13 @@ func testFrozen(t *testing.T, w World) {
 		}
 		return r.Group.Phase == protocol.Active
 	})
-	s.expect(lane("p", 2, 0, 2), start)
+	s.expect(lane("p", 3, 1, 3), start)
 	if err := tx.Commit(); err == nil {
 		t.Error("the frozen worker has committed")
 	}
-	s.expect(lane("p", 2, 0, 2), start)
-	s.expect(lane("p", 2, 1, 2), start)
+	for k := range 3 {
+		s.expect(lane("p", 3, k, 3), start)
+	}
 }
 
 // A commit that comes while an activation is at work waits for it, and is

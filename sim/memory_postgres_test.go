@@ -1,0 +1,279 @@
+package sim
+
+import (
+	"database/sql"
+	"database/sql/driver"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/lib/pq"
+
+	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
+	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
+	"github.com/getpup/pupsourcing-orchestrator/internal/store"
+)
+
+// The model answers as PostgreSQL does, whatever it is asked. Nobody waits for
+// a lock here, since real time would pass on the server then.
+func TestMemoryIsPostgres(t *testing.T) {
+	_, url := pgtest.Database(t)
+	answers := map[string]int{
+		"superseded": 0, "no transaction": 0, "bad connection": 0, "55P03": 0, "25P02": 0, "25P03": 0,
+		"opened": 0, "activated": 0, "waits for": 0, "expired": 0, " marks": 0, "written": 0,
+	}
+	for seed := range uint64(6) {
+		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
+			d := newDuel(t, url, seed)
+			for range 300 {
+				answer := d.turn()
+				for a := range answers {
+					if strings.Contains(answer, a) {
+						answers[a]++
+					}
+				}
+			}
+			d.effects()
+		})
+	}
+	for a, n := range answers {
+		if n == 0 {
+			t.Errorf("nothing was answered with %q: %v", a, answers)
+		}
+	}
+}
+
+// A duel puts the same questions to the model and to PostgreSQL.
+type duel struct {
+	*testing.T
+	rand     *rand.Rand
+	clock    *handClock
+	memory   *memory
+	postgres *postgres
+
+	both        [2]database
+	connections [6][2]connection
+	generation  int64
+	trace       []string
+}
+
+func newDuel(t *testing.T, url string, seed uint64) *duel {
+	d := &duel{T: t, rand: rand.New(rand.NewPCG(seed, 1)), clock: &handClock{time: epoch}}
+	var err error
+	if d.postgres, err = newPostgres(t.Context(), url, d.clock, "set", testBounds); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := d.postgres.close(); err != nil {
+			t.Error(err)
+		}
+	})
+	d.memory = newMemory(d.clock, memoryRules{noWait: true})
+	d.both = [2]database{d.memory.open("set", testBounds), d.postgres}
+	for i := range d.connections {
+		d.connect(i)
+	}
+	return d
+}
+
+func (d *duel) connect(i int) {
+	d.connections[i] = [2]connection{d.both[0].connect(), d.both[1].connect()}
+}
+
+// turn does one thing and returns the answer.
+func (d *duel) turn() string {
+	d.Helper()
+	switch n := d.rand.IntN(100); {
+	case n < 10:
+		by := pick(d.rand, time.Microsecond, testBounds.Idle-time.Microsecond, testBounds.Idle, testBounds.Handler, 2*testBounds.Handler)
+		d.trace = append(d.trace, fmt.Sprint("advance ", by))
+		d.clock.advance(by)
+		return ""
+	case n == 10:
+		by := pick(d.rand, -time.Hour, -testBounds.Handler, testBounds.Handler, time.Hour)
+		d.trace = append(d.trace, fmt.Sprint("step ", by))
+		d.clock.time = d.clock.time.Add(by) // and nothing is due
+		return ""
+	case n == 11:
+		d.trace = append(d.trace, "restart")
+		d.both[0].restart()
+		d.both[1].restart()
+		return ""
+	}
+	i := d.rand.IntN(len(d.connections))
+	open := d.connections[i][0].(*memoryConnection).open != nil
+	d.compare(fmt.Sprint("open ", open), fmt.Sprint("open ", d.connections[i][1].(*postgresConnection).open != nil))
+	what, call := d.call(open)
+	d.trace = append(d.trace, fmt.Sprintf("on %d: %s", i, what))
+	memory, postgres := call(d.connections[i][0]), call(d.connections[i][1])
+	d.compare(memory, postgres)
+	if memory == "bad connection" || memory == "closed" {
+		d.connect(i)
+	}
+	return memory
+}
+
+func (d *duel) compare(memory, postgres string) {
+	d.Helper()
+	d.trace = append(d.trace, "    "+memory)
+	if memory != postgres {
+		d.Fatalf("%s\nand PostgreSQL\n    %s", strings.Join(d.trace[max(0, len(d.trace)-40):], "\n"), postgres)
+	}
+}
+
+func (d *duel) effects() {
+	d.Helper()
+	effects, err := d.postgres.effects()
+	d.trace = append(d.trace, "effects")
+	d.compare(fmt.Sprint(d.memory.effects()), replied(fmt.Sprint(effects), err))
+}
+
+// replied is what a caller was told.
+func replied(result string, err error) string {
+	switch {
+	case err == nil:
+		return result
+	case errors.Is(err, store.ErrSuperseded):
+		return "superseded"
+	case errors.Is(err, sql.ErrTxDone):
+		return "no transaction"
+	case errors.Is(err, driver.ErrBadConn):
+		return "bad connection"
+	case errors.Is(err, pq.ErrInFailedTransaction):
+		return "25P02" // by the driver, without its number
+	case store.State(err) != "":
+		return store.State(err)
+	}
+	return err.Error()
+}
+
+// call draws a call on a connection, with or without an open transaction.
+func (d *duel) call(open bool) (string, func(connection) string) {
+	n := d.rand.IntN(10)
+	if !open {
+		n = d.rand.IntN(20)
+	}
+	l := d.lane()
+	switch n {
+	default:
+		return d.sync()
+	case 0, 1, 2, 3:
+		return d.write(l)
+	case 4, 5:
+		return "commit", func(c connection) (answer string) {
+			c.commit(func(err error) { answer = replied("committed", err) })
+			return answer
+		}
+	case 6:
+		e := event{position: d.rand.Int64N(100), aggregate: "a"}
+		return fmt.Sprint("effect ", e.position), func(c connection) string { return replied("", c.effect(l.Projection, e)) }
+	case 7, 8:
+		return "insert", func(c connection) string {
+			position, err := c.insert("a")
+			return replied(fmt.Sprint(position), err)
+		}
+	case 9:
+		return "close", func(c connection) string { c.close(); return "closed" }
+	case 10:
+		return "begin", func(c connection) (answer string) {
+			c.begin(func(err error) { answer = replied("begun", err) })
+			return answer
+		}
+	case 11:
+		return fmt.Sprint("find ", l), func(c connection) (answer string) {
+			c.find(l, func(f protocol.Found, err error) { answer = replied(fmt.Sprintf("%+v", f), err) })
+			return answer
+		}
+	case 12:
+		after, limit := d.rand.Int64N(10), d.rand.IntN(10)
+		return fmt.Sprintf("page of %d after %d", limit, after), func(c connection) string {
+			page, err := c.page(after, limit)
+			return replied(fmt.Sprint(page), err)
+		}
+	case 13:
+		return "reader", func(c connection) string {
+			high, err := c.high()
+			if err != nil {
+				return replied("", err)
+			}
+			holders, err := c.holders()
+			for _, h := range holders {
+				if h.Backend == 0 {
+					return "a prepared transaction"
+				}
+			}
+			return replied(fmt.Sprintf("high %d, %d holders", high, len(holders)), err)
+		}
+	}
+}
+
+// lane draws a lane that exists, or nearly.
+func (d *duel) lane() store.Lane {
+	l := store.Lane{Projection: pick(d.rand, "p", "p", "p", "q", "q", "other")}
+	l.Assignment = protocol.Assignment{Generation: d.generation - int64(pick(d.rand, 0, 0, 0, 0, 1)), Partition: d.rand.IntN(3), Total: 3}
+	return l
+}
+
+// write draws a commit from where the checkpoint is, or nearly.
+func (d *duel) write(l store.Lane) (string, func(connection) string) {
+	var from protocol.Checkpoint
+	if r := d.memory.checkpoint(nil, l); r != nil {
+		from = r.committed.Checkpoint
+	}
+	to := from.Advance(from.Position + d.rand.Int64N(20))
+	from.Position += int64(pick(d.rand, 0, 0, 0, 0, -1, 1))
+	return fmt.Sprintf("write %s from %s to %s", l, from, to), func(c connection) (answer string) {
+		c.write(l, from, to, func(err error) { answer = replied("written", err) })
+		return answer
+	}
+}
+
+// sync draws a request of one of a few workers.
+func (d *duel) sync() (string, func(connection) string) {
+	r := protocol.Request{
+		Worker: pick[protocol.WorkerID](d.rand, "a", "b", "c", "d"), Lease: testBounds.Handler + 700,
+		Stopped: d.generation - int64(d.rand.IntN(3)),
+	}
+	if chance(d.rand, 300) {
+		r.Watch = protocol.Watch{Seen: d.clock.now(), For: time.Hour}
+	}
+	switch d.rand.IntN(8) {
+	case 0, 1, 2:
+		r.Heartbeat = true
+	case 3, 4:
+		r.Join, r.MaxPartitions, r.JoinWindow = true, pick(d.rand, 0, 0, 2), pick(d.rand, 0, 1700, testBounds.Idle)
+	case 5:
+		r.Join, r.Replaces = true, pick[protocol.WorkerID](d.rand, "a", "b", "c", "d")
+	case 6:
+		r.Leave = chance(d.rand, 500)
+	}
+	return fmt.Sprintf("sync %+v", r), func(c connection) (answer string) {
+		c.sync(r, []string{"q", "p"}, false, func(result store.Result, err error) {
+			d.generation = max(d.generation, result.Group.Generation)
+			answer = replied(spelled(result), err)
+		})
+		return answer
+	}
+}
+
+// spelled shows all of a result. Of times it shows the moment.
+func spelled(r store.Result) string {
+	at := func(t time.Time) string {
+		if t.IsZero() {
+			return "never"
+		}
+		return t.Sub(epoch).String()
+	}
+	var b strings.Builder
+	v, g := r.View, r.Group
+	fmt.Fprintf(&b, "%s: member %t generation %d partition %d/%d holds %d step %s\n", at(v.Now), v.Member, v.Generation, v.Partition, v.Total, v.Holds, at(v.StepAt))
+	fmt.Fprintf(&b, "    %s, floor %d, limit %d, window %s, for %q\n", g, g.Floor, g.MaxPartitions, g.JoinWindow, g.Reason)
+	for _, m := range g.Members {
+		fmt.Fprintf(&b, "    %s joined %s lease %s to %s partition %d holds %d\n", m.ID, at(m.Joined), m.Lease, at(m.LeaseEnd), m.Partition, m.Holds)
+	}
+	fmt.Fprintf(&b, "    %s, step %s", r.Decision, at(r.Decision.StepAt))
+	return b.String()
+}

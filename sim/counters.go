@@ -21,6 +21,7 @@ const (
 	countDrainSuperseded
 	countFrozenAtCommit
 	countLostCommit
+	countLateCommit
 	// Gaps.
 	countGapFilled
 	countGapDead
@@ -60,6 +61,7 @@ var counterWords = [counterCount]string{
 	countDrainSuperseded: "members changed while a generation was still waiting for workers to stop",
 	countFrozenAtCommit:  "a process froze between its checkpoint write and COMMIT",
 	countLostCommit:      "the reply to a COMMIT was lost",
+	countLateCommit:      "a COMMIT took effect after its sender had given up",
 
 	countGapFilled:  "a reader waited for a missing position, and the event came",
 	countGapDead:    "a reader waited for a missing position, and there was to be no event",
@@ -338,6 +340,12 @@ func (t *tally) gap(f fact) {
 func (t *tally) lost(f fact) {
 	if strings.HasPrefix(f.text, "request") {
 		t.counters[countLostRequest]++
+		return
+	}
+	if strings.HasPrefix(f.text, "sender") {
+		if strings.HasSuffix(f.text, ": commit") {
+			t.counters[countLateCommit]++
+		}
 		return
 	}
 	t.counters[countLostReply]++

@@ -24,8 +24,9 @@ type lane struct {
 	// handled are the events of the batch that the projection has handled.
 	handled []event
 
-	call    *call // that runs
-	pausing int   // counts pauses; only the latest is ended by its timer
+	call    *call       // that runs
+	abort   func(error) // gives the call to the database up that is under way
+	pausing int         // counts pauses; only the latest is ended by its timer
 	paused  bool
 
 	from, to protocol.Checkpoint // of the commit under way
@@ -58,7 +59,7 @@ func (l *lane) next(a protocol.LaneAnswer) {
 		l.events = append(l.events, l.page[i])
 	}
 	l.events = l.events[len(l.events)-l.core.Pending():]
-	if action.Rollback && l.link != nil {
+	if action.Rollback && l.link != nil && !(l.p.w.rules.keepsTransaction && action.Why == protocol.HandlerFailed) {
 		l.link.drop(false)
 		l.link = nil
 	}
@@ -87,8 +88,12 @@ func (l *lane) do(a protocol.LaneAction) {
 			l.answer(err, protocol.LaneAnswer{Page: keys})
 		})
 	case protocol.LaneOpen:
+		if l.link != nil { // a mutant has kept it
+			l.p.post(func() { l.answer(nil, protocol.LaneAnswer{}) })
+			return
+		}
 		l.link = l.p.borrow()
-		l.p.ask(l.link, "begin", patience, func(c connection, done func(error)) { c.begin(done) },
+		l.ask(l.link, "begin", patience, func(c connection, done func(error)) { c.begin(done) },
 			func(err error) { l.answer(err, protocol.LaneAnswer{}) })
 	case protocol.LaneHandle:
 		// Between the decision and the call, the process can freeze.
@@ -113,6 +118,12 @@ func (l *lane) do(a protocol.LaneAction) {
 	case protocol.LaneEnd:
 		l.end(a)
 	}
+}
+
+// ask asks the database for something, until the lane is cancelled.
+func (l *lane) ask(k *link, what string, patience time.Duration, call func(c connection, done func(error)), then func(error)) {
+	l.p.ask(k, what, patience, call, then)
+	l.abort = k.answer
 }
 
 // wake ends a pause.
@@ -153,9 +164,13 @@ func (l *lane) find(patience time.Duration) {
 		})
 		return
 	}
+	if l.unknown && rules.retriesEmpty && l.kind != protocol.Plain {
+		l.retryEmpty(patience)
+		return
+	}
 	k := l.p.borrow()
 	var found protocol.Found
-	l.p.ask(k, "find", patience, func(c connection, done func(error)) {
+	l.ask(k, "find", patience, func(c connection, done func(error)) {
 		c.find(l.id, func(f protocol.Found, err error) {
 			found = f
 			done(err)
@@ -163,6 +178,24 @@ func (l *lane) find(patience time.Duration) {
 	}, func(err error) {
 		k.giveBack()
 		l.answer(err, protocol.LaneAnswer{Found: found})
+	})
+}
+
+// retryEmpty is a mutant's way to find out what has become of a commit.
+func (l *lane) retryEmpty(patience time.Duration) {
+	l.unknown = false
+	l.link = l.p.borrow()
+	from, to := l.from, l.to
+	l.ask(l.link, "checkpoint", patience, func(c connection, done func(error)) { c.write(l.id, from, to, done) }, func(err error) {
+		if err != nil {
+			l.link.drop(false)
+			l.link = nil
+			l.doing = protocol.LaneFind
+			l.find(patience)
+			return
+		}
+		l.handled = nil
+		l.commit(patience)
 	})
 }
 
@@ -225,8 +258,11 @@ func (l *lane) returns(c *call) {
 }
 
 // cancel has the handler that runs, if there is one and it listens, return at
-// once; and it ends a pause.
+// once; it ends a pause; and a call to the database is not waited for.
 func (l *lane) cancel() {
+	if abort := l.abort; abort != nil {
+		l.p.after(l.p.between(0, 100*time.Millisecond), func() { abort(errNoAnswer) })
+	}
 	if c := l.call; c != nil && !c.deaf {
 		l.p.after(l.p.between(0, time.Millisecond), func() {
 			c.outcome = "canceled"
@@ -249,12 +285,17 @@ func (l *lane) effects(events []event) error {
 		return errReset
 	}
 	if w.subject != nil {
-		return w.subject.handle(l, w.index, events)
+		if err := w.subject.handle(l, w.index, events); err != nil {
+			return err
+		}
+		l.link.wrote = append(l.link.wrote, events...)
+		return nil
 	}
 	for _, e := range events {
 		if err := l.link.conn.effect(l.id.Projection, e); err != nil {
 			return err
 		}
+		l.link.wrote = append(l.link.wrote, e)
 	}
 	return nil
 }
@@ -266,7 +307,7 @@ func (l *lane) write(a protocol.LaneAction, patience time.Duration) {
 		l.link = p.borrow()
 	}
 	l.from, l.to, l.unknown = a.From, a.To, false
-	p.ask(l.link, "checkpoint", patience, func(c connection, done func(error)) {
+	l.ask(l.link, "checkpoint", patience, func(c connection, done func(error)) {
 		c.write(l.id, a.From, a.To, func(err error) {
 			if errors.Is(err, store.ErrSuperseded) {
 				p.w.record(l.fact(refused, a.From.Position, a.To.Position))
@@ -280,8 +321,9 @@ func (l *lane) write(a protocol.LaneAction, patience time.Duration) {
 	}, func(err error) { l.answer(err, protocol.LaneAnswer{}) })
 }
 
-// commit commits. The events are those that were handled for it, whatever the
-// lane does until the request arrives.
+// commit commits. The events are those whose effects the transaction holds, or,
+// of a plain projection, those that were handled for it, whatever the lane does
+// until the request arrives.
 func (l *lane) commit(patience time.Duration) {
 	p := l.p
 	f := l.fact(committed, l.from.Position, l.to.Position)
@@ -290,9 +332,13 @@ func (l *lane) commit(patience time.Duration) {
 			f.events = append(f.events, e)
 		}
 	}
-	p.ask(l.link, "commit", patience, func(c connection, done func(error)) {
+	k := l.link
+	l.ask(k, "commit", patience, func(c connection, done func(error)) {
 		c.commit(func(err error) {
 			if err == nil {
+				if l.kind != protocol.Plain {
+					f.events, k.wrote = k.wrote, nil
+				}
 				p.w.record(f)
 			}
 			done(err)
@@ -303,6 +349,10 @@ func (l *lane) commit(patience time.Duration) {
 			l.link = nil
 		}
 		l.unknown = err != nil
+		if l.doing == protocol.LaneFind { // a mutant's commit
+			l.answer(err, protocol.LaneAnswer{Found: protocol.Found{Generation: l.id.Assignment.Generation, Checkpoint: l.to, Exists: true}})
+			return
+		}
 		l.answer(err, protocol.LaneAnswer{})
 	})
 }

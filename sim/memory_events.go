@@ -38,16 +38,23 @@ func (c *memoryConnection) find(l store.Lane, done func(protocol.Found, error)) 
 		done(protocol.Found{}, nil)
 		return
 	}
+	look := func() (found protocol.Found) {
+		if v := r.committed; v != nil && v.set == c.set {
+			found = protocol.Found{Generation: v.generation, Checkpoint: v.Checkpoint, Exists: true}
+		}
+		return found
+	}
+	if c.rules.hastyFind {
+		done(look(), nil)
+		return
+	}
 	t := c.enter()
 	t.refused = func(err error) {
 		t.end(false)
 		done(protocol.Found{}, err)
 	}
 	t.acquire(&r.lock, false, func() {
-		var found protocol.Found
-		if v := r.committed; v != nil && v.set == c.set {
-			found = protocol.Found{Generation: v.generation, Checkpoint: v.Checkpoint, Exists: true}
-		}
+		found := look()
 		t.end(true)
 		done(found, nil)
 	})

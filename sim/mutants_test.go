@@ -1,3 +1,8 @@
+//go:build !race
+
+// One thread each: the race detector would learn nothing, and take ten times as
+// long.
+
 package sim
 
 import (
@@ -56,7 +61,13 @@ var mutants = []mutant{
 	{"reports stopped before the handler returned", rules{stopsTooEarly: true}, []promise{oneOwner}},
 	{"comes back under the old name", rules{sameIdentity: true}, []promise{oneOwner, agreement, recovers, staysStill}},
 	{"takes a lost COMMIT for a failure", rules{unknownIsFailure: true}, []promise{nothingTwice, inOrder, recovers}},
-	{"takes a lost COMMIT for a success", rules{unknownIsSuccess: true}, []promise{nothingLost, recovers}},
+	// The fence would set this one right: the next commit names a position at
+	// which the row does not stand, and the lane goes back to where it does. So
+	// that guard is gone as well.
+	{"takes a lost COMMIT for a success, and no fence at it", rules{unknownIsSuccess: true, memory: memoryRules{anyPosition: true}}, []promise{nothingLost}},
+	{"looks at a checkpoint without waiting for its writer", rules{memory: memoryRules{hastyFind: true}}, []promise{inOrder, nothingTwice, nothingLost}},
+	{"commits again without the handlers' effects", rules{retriesEmpty: true}, []promise{nothingLost}},
+	{"calls again in a transaction that has failed", rules{keepsTransaction: true}, []promise{nothingTwice}},
 	{"joins postpone the activation", rules{memory: memoryRules{step: func(g protocol.Group, now time.Time, watch protocol.Watch) (protocol.Group, protocol.Decision) {
 		next, d := protocol.Step(g, now, watch)
 		fresh := func(m protocol.Member) bool { return now.Sub(m.Joined) < m.Lease/2 }
@@ -76,20 +87,20 @@ var mutants = []mutant{
 }
 
 // mutantSeeds is how many seeds it may take to catch a mutant.
-const mutantSeeds = 400
+const mutantSeeds = 1000
 
 // TestMutants demands that every mutant is caught within mutantSeeds, on seeds
 // on which the unmutated code passes.
 func TestMutants(t *testing.T) {
 	var table strings.Builder
-	fmt.Fprintf(&table, "%-46s %-14s %5s\n", "mutant", "broke", "seeds")
+	fmt.Fprintf(&table, "%-54s %-14s %5s\n", "mutant", "broke", "seeds")
 	for _, m := range mutants {
 		seeds, caught := catch(t, m)
 		if caught.violation == nil {
 			t.Errorf("nothing notices that it %s, in %d seeds", m.name, seeds)
 			continue
 		}
-		fmt.Fprintf(&table, "%-46s %-14s %5d\n", m.name, caught.violation.promise, seeds)
+		fmt.Fprintf(&table, "%-54s %-14s %5d\n", m.name, caught.violation.promise, seeds)
 		control, err := play(caught.plan, rules{}, inMemory, false)
 		if err != nil {
 			t.Fatal(err)

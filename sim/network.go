@@ -19,8 +19,12 @@ type link struct {
 	conn connection // nil until something has arrived at the server
 	// broken: nothing more can be sent. Whether the server has noticed is
 	// another matter.
-	broken bool
-	answer func(error) // of the call under way
+	broken  bool
+	gone    bool          // the server has noticed
+	arrives time.Duration // when the latest request gets there
+	answer  func(error)   // ends the call under way
+	// wrote are the events of which the open transaction holds effects.
+	wrote []event
 }
 
 // borrow takes an idle link from the worker's pool, or a new one.
@@ -43,7 +47,7 @@ func (l *link) giveBack() {
 }
 
 // drop breaks the link, as closing it does, or losing it. The server hears of
-// it soon; or never, where the machine is gone or the network swallows it: then
+// it after what was sent before; or never, where the machine is gone or the network swallows it: then
 // its bounds are all that ends a transaction.
 func (l *link) drop(vanish bool) {
 	if l.broken {
@@ -56,7 +60,8 @@ func (l *link) drop(vanish bool) {
 	if p.cut || vanish {
 		return
 	}
-	p.w.after(p.latency(), func() {
+	p.w.after(max(p.latency(), l.arrives-p.w.at), func() {
+		l.gone = true
 		if l.conn != nil {
 			l.conn.close()
 		}
@@ -67,7 +72,7 @@ func (l *link) drop(vanish bool) {
 func (p *worker) disconnect() {
 	for _, l := range slices.Clone(p.links) {
 		answer := l.answer
-		l.broken = true
+		l.broken, l.gone = true, true
 		if answer != nil {
 			p.after(p.latency(), func() { answer(errReset) })
 		}
@@ -80,8 +85,9 @@ func (p *worker) disconnect() {
 //
 //	worker ── there ──▶ server: call, done ── back ──▶ worker: then
 //
-// The request can be lost on the way there, and the reply, though the call has
-// had its effect, on the way back.
+// The request can be lost on the way there, or seem so and arrive when nobody
+// waits for it any more; and the reply can be lost on the way back, though the
+// call has had its effect.
 func (p *worker) ask(l *link, what string, patience time.Duration, call func(c connection, done func(error)), then func(error)) {
 	w := p.w
 	answered := false
@@ -117,14 +123,18 @@ func (p *worker) ask(l *link, what string, patience time.Duration, call func(c c
 	if lostRequest {
 		w.record(fact{kind: faultLost, worker: p.name, text: "request: " + what})
 		p.after(there, func() { answer(errReset) })
-		return
+		if p.chance(500) {
+			return
+		}
+		there += p.between(0, w.plan.timing.Lease/4)
 	}
+	l.arrives = max(l.arrives, w.at+there)
 	w.after(there, func() {
 		switch {
 		case w.down:
 			p.after(back, func() { answer(errReset) })
 			return
-		case p.cut || l.broken:
+		case p.cut || l.gone:
 			return
 		case l.conn == nil:
 			l.conn = w.db.connect()
@@ -133,6 +143,9 @@ func (p *worker) ask(l *link, what string, patience time.Duration, call func(c c
 			switch {
 			case p.cut:
 			case l.broken: // given up meanwhile; the server finds nobody to answer to
+				if err == nil {
+					w.record(fact{kind: faultLost, worker: p.name, text: "sender, before it took effect: " + what})
+				}
 				w.after(back, l.conn.close)
 			case lostReply:
 				w.record(fact{kind: faultLost, worker: p.name, text: "reply: " + what})

@@ -180,11 +180,21 @@ func planOf(seed uint64, o options) plan {
 	}
 	p.drawFaults(r)
 	if !o.postgres && slices.ContainsFunc(p.faults, func(f fault) bool { return f.kind == congestion }) {
-		// Only who has much in hand goes on for long without the database.
-		p.handlers.typical, p.batch, p.appends.every = heartbeat/5, max(p.batch, 10), p.length/100
+		p.congest()
 	}
 	p.crowdEvery = (p.settle() * 5 / 4 / 30).Truncate(time.Microsecond)
 	return p
+}
+
+// congest makes the plan one in which it matters that somebody goes on a little
+// too long without the database: handlers have much in hand, and the others
+// take over as soon as they may.
+func (p *plan) congest() {
+	p.handlers.typical, p.batch, p.appends.every = p.timing.Heartbeat/5, max(p.batch, 10), p.length/100
+	p.network = network{latency: time.Millisecond}
+	p.programs[0] = program{{"plain", protocol.Plain}}
+	p.maxPartitions = 0
+	p.faults = slices.DeleteFunc(p.faults, func(f fault) bool { return f.kind == clockStep || f.kind == databaseDown })
 }
 
 // drawProgram draws the projections of a version; each later one drops some

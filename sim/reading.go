@@ -98,7 +98,7 @@ func (r *reading) do(a protocol.ReadAction) {
 // ask asks the database for something, or gives the reading up.
 func (r *reading) ask(what string, get func(connection) (protocol.ReadAnswer, error)) {
 	var answer protocol.ReadAnswer
-	r.p.ask(r.link, what, r.p.w.plan.timing.Lease, func(c connection, done func(error)) {
+	r.lane.ask(r.link, what, r.p.w.plan.timing.Lease, func(c connection, done func(error)) {
 		var err error
 		answer, err = get(c)
 		done(err)

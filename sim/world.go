@@ -61,6 +61,8 @@ type rules struct {
 	unknownIsSuccess bool // or for a success
 	passesGaps       bool // the reader hands out whatever it sees
 	readsOnce        bool // after the wait, it hands out what it had read before
+	retriesEmpty     bool // an undone commit is tried again in a new transaction, without what the handlers wrote
+	keepsTransaction bool // what a failed handler wrote is not rolled back before it is called again
 	noTurns          bool // readers that share a horizon don't wait for their turn
 }
 

@@ -25,7 +25,7 @@ var (
 
 // batch is how many seeds an ordinary test run plays: enough for everything
 // that is rare to have happened.
-const batch = 1500
+const batch = 1000
 
 func inMemory(w *world) (database, error) {
 	m := newMemory(w, w.rules.memory)
@@ -55,7 +55,7 @@ func TestSeeds(t *testing.T) {
 	case n == 0 && postgres:
 		n = 20
 	case n == 0 && raced:
-		n = batch / 15
+		n = batch / 10
 	case n == 0:
 		n = batch
 	}

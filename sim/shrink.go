@@ -128,7 +128,7 @@ var cuts = []func(p plan, attempt func(plan) bool) bool{
 
 // size says how large a plan is, in words.
 func (p *plan) size() string {
-	return fmt.Sprintf("%s, %s, %s", plural(len(p.workers), "worker"), plural(len(p.faults), "fault"), p.length.Round(time.Millisecond))
+	return fmt.Sprintf("%s, %s, %s", plural(len(p.workers)+p.crowd, "worker"), plural(len(p.faults), "fault"), p.length.Round(time.Millisecond))
 }
 
 func plural(n int, noun string) string {

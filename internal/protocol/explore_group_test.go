@@ -599,10 +599,10 @@ func TestExploreGroup(t *testing.T) {
 			groupBudget{faults: 1, lost: 1, uncommitted: 1, crash: 1, cut: 1, leave: 1}, true},
 		{"three workers, one crashes or leaves", groupPlan{workers: 3}, groupBudget{faults: 1, crash: 1, leave: 1}, true},
 	} {
+		if tt.large && !*exploreAll {
+			continue
+		}
 		t.Run(tt.name, func(t *testing.T) {
-			if tt.large && !*exploreAll {
-				t.Skip("large: go test -explore.all")
-			}
 			o := logged(t, func() outcome { return explore(newGroupWorld(tt.plan, tt.budget), exploreMax) })
 			if o.settle > groupSettle {
 				t.Errorf("it takes up to %v until all is well, more than %v", o.settle, groupSettle)

@@ -53,7 +53,15 @@ func (o *Orchestrator[E]) Run(ctx context.Context, projections []Projection[E]) 
 	if err != nil {
 		return err
 	}
-	w := newWorker(ctx, o.cfg, projections, names)
+	var reads []ReadFunc[E]
+	for _, p := range projections {
+		read, err := readFunc(o.cfg.EventStore, p)
+		if err != nil {
+			return err
+		}
+		reads = append(reads, read)
+	}
+	w := newWorker(ctx, o.cfg, projections, names, reads)
 	defer w.end()
 	if err := w.check(ctx); err != nil {
 		return err
@@ -67,6 +75,7 @@ type worker[E any] struct {
 	cfg         Config[E]
 	projections []Projection[E]
 	names       []string
+	reads       []ReadFunc[E] // of each projection
 
 	store   *store.Store
 	session *protocol.Session
@@ -103,10 +112,10 @@ func (l *lease) over(now time.Time) bool {
 	return end == nil || !now.Before(*end)
 }
 
-func newWorker[E any](ctx context.Context, cfg Config[E], projections []Projection[E], names []string) *worker[E] {
+func newWorker[E any](ctx context.Context, cfg Config[E], projections []Projection[E], names []string, reads []ReadFunc[E]) *worker[E] {
 	name := workerName()
 	w := &worker[E]{
-		cfg: cfg, projections: projections, names: names,
+		cfg: cfg, projections: projections, names: names, reads: reads,
 		store: store.New(cfg.DB, string(cfg.ReplicaSet), store.Options{Bounds: store.BoundsOf(cfg.StaleWorkerTimeout)}),
 		session: protocol.NewSession(protocol.WorkerID(name),
 			cfg.timing(), protocol.Request{MaxPartitions: cfg.MaxPartitions, JoinWindow: cfg.JoinWindow}),

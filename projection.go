@@ -28,6 +28,16 @@ type Projection[E any] interface {
 	Handle(ctx context.Context, event E) error
 }
 
+// A ScopedProjection is a Projection of a part of the stream: it gets the events
+// of these aggregate types in these bounded contexts, and no others. None are
+// all. The event store must be a ScopedEventStore, as Table is. Both methods are
+// called once, by Run.
+type ScopedProjection[E any] interface {
+	Projection[E]
+	AggregateTypes() []string
+	BoundedContexts() []string
+}
+
 // A TransactionalProjection is a Projection whose writes go through tx and
 // commit together with the checkpoint: each event's are committed exactly
 // once, whatever crashes. HandleTx is called in place of Handle, for several

@@ -33,8 +33,8 @@ func startRun[E any](w *worker[E], a protocol.Assignment) *run[E] {
 	r := &run[E]{draining: make(chan struct{})}
 	ctx, r.cancelc = context.WithCancelCause(ctx)
 	var lanes sync.WaitGroup
-	for i, p := range w.projections {
-		l := newLane(ctx, w, r, p, w.names[i], a)
+	for i := range w.projections {
+		l := newLane(ctx, w, r, i, a)
 		r.lanes = append(r.lanes, l)
 		lanes.Go(l.loop)
 	}
@@ -79,12 +79,14 @@ type lane[E any] struct {
 	log    *slog.Logger
 
 	core   *protocol.Lane
+	reader ReadFunc[E]
 	handle func(events []Record[E]) error // calls the projection
 	kind   protocol.LaneKind
 
 	events   []Record[E]     // the core's pending events
 	page     []Record[E]     // the latest that was read
 	tx       *sql.Tx         // the open transaction
+	endTx    func()          // ends its context
 	did      protocol.LaneDo // the latest action
 	err      error           // and what came of it
 	fault    error           // the latest of a handler
@@ -92,12 +94,14 @@ type lane[E any] struct {
 	ended    atomic.Bool
 }
 
-func newLane[E any](ctx context.Context, w *worker[E], r *run[E], p Projection[E], name string, a protocol.Assignment) *lane[E] {
+// newLane returns the lane of the worker's i-th projection.
+func newLane[E any](ctx context.Context, w *worker[E], r *run[E], i int, a protocol.Assignment) *lane[E] {
+	name := w.names[i]
 	l := &lane[E]{
-		id: store.Lane{Projection: name, Assignment: a}, ctx: ctx, run: r, worker: w,
+		id: store.Lane{Projection: name, Assignment: a}, ctx: ctx, run: r, worker: w, reader: w.reads[i],
 		log: w.log.With("projection", name, "generation", a.Generation, "partition", a.Partition),
 	}
-	switch p := p.(type) {
+	switch p := w.projections[i].(type) {
 	case BatchProjection[E]:
 		l.kind = protocol.Batched
 		l.handle = func(events []Record[E]) error {
@@ -125,7 +129,7 @@ func (c Config[E]) timing() protocol.Timing {
 // laneConfig returns what it says of lanes.
 func (c Config[E]) laneConfig(kind protocol.LaneKind) protocol.LaneConfig {
 	return protocol.LaneConfig{
-		Kind: kind, Batch: c.BatchSize, Poll: c.PollInterval, Cut: c.timing().Cut(),
+		Kind: kind, Batch: c.BatchSize, Poll: c.PollInterval, Lease: c.StaleWorkerTimeout,
 		Retry:         protocol.Backoff{Min: c.Retry.Min, Max: c.Retry.Max},
 		StopOnFailure: c.OnFailure == StopOnFailure,
 	}
@@ -150,14 +154,22 @@ func (l *lane[E]) loop() {
 		switch {
 		case end == nil:
 			l.worker.fail(fmt.Errorf("projection %q: a handler ended its goroutine (runtime.Goexit)", l.id.Projection))
-		case end.End == protocol.Asked:
-		case end.End == protocol.Alone:
-			l.worker.input(protocol.Refused{Generation: l.id.Assignment.Generation})
 		default:
-			l.worker.fail(l.reason(*end))
+			l.tell(*end)
 		}
 	}()
 	end = l.work()
+}
+
+// tell tells the session of the lane's end, and Run what it is to return.
+func (l *lane[E]) tell(end protocol.LaneAction) {
+	switch in := end.End.Tells(l.id.Assignment.Generation).(type) {
+	case nil:
+	case protocol.Shutdown:
+		l.worker.fail(l.reason(end))
+	default:
+		l.worker.input(in)
+	}
 }
 
 // work carries the core from answer to action until it ends.
@@ -167,7 +179,7 @@ func (l *lane[E]) work() *protocol.LaneAction {
 		action := l.core.Next(time.Now(), l.signals(), answer)
 		l.keep()
 		if action.Rollback && l.tx != nil {
-			rollback(l.tx)
+			rollback(l.tx, l.endTx)
 			l.tx = nil
 		}
 		if action.Do == protocol.LaneEnd {
@@ -196,9 +208,9 @@ func (l *lane[E]) do(a protocol.LaneAction) protocol.LaneAnswer {
 			return l.worker.store.Find(ctx, l.id)
 		}, nil)
 	case protocol.LaneRead:
-		answer.Page, err = l.read(a.After, a.Limit)
+		answer.Page, answer.Passed, err = l.read(a.After, a.Limit)
 	case protocol.LaneOpen:
-		l.tx, err = l.begin(l.worker.store.BeginHandler)
+		err = l.begin(l.worker.store.BeginHandler)
 	case protocol.LaneHandle:
 		err = l.call(l.events[a.First : a.First+a.Count])
 	case protocol.LaneWrite:
@@ -217,35 +229,51 @@ func (l *lane[E]) do(a protocol.LaneAction) protocol.LaneAnswer {
 	return answer
 }
 
-func (l *lane[E]) read(after int64, limit int) ([]protocol.Key, error) {
-	page, err := bounded(l.ctx, l.worker.cfg.StaleWorkerTimeout, func(ctx context.Context) ([]Record[E], error) {
-		return l.worker.cfg.EventStore.Read(ctx, after, limit)
+func (l *lane[E]) read(after int64, limit int) (keys []protocol.Key, passed int64, err error) {
+	type result struct {
+		page   []Record[E]
+		passed int64
+	}
+	got, err := bounded(l.ctx, l.worker.cfg.StaleWorkerTimeout, func(ctx context.Context) (r result, err error) {
+		r.page, r.passed, err = l.reader(ctx, after, limit)
+		return r, err
 	}, nil)
 	if err != nil {
-		return nil, fmt.Errorf("%w: read after position %d: %w", ErrEventStore, after, err)
+		return nil, 0, fmt.Errorf("%w: read after position %d: %w", ErrEventStore, after, err)
 	}
-	l.page = page
-	keys := make([]protocol.Key, len(page))
-	for i, r := range page {
+	l.page = got.page
+	keys = make([]protocol.Key, len(got.page))
+	for i, r := range got.page {
 		keys[i] = protocol.Key{Position: r.Position, Slot: protocol.SlotOf(r.AggregateID)}
 	}
-	return keys, nil
+	return keys, got.passed, nil
 }
 
-// begin starts a transaction.
-func (l *lane[E]) begin(call func(context.Context) (*sql.Tx, error)) (*sql.Tx, error) {
-	// The transaction lives as long as the context that it was begun with, so
-	// that is the lane's, and not the bounded one.
-	return bounded(l.ctx, l.worker.patience(), func(context.Context) (*sql.Tx, error) { return call(l.ctx) }, rollback)
+// begin starts a transaction. It lives as long as the context that it was begun
+// with, so that is not the bounded one; but one that was given up must not stay
+// in the pool's queue, behind all others that were.
+func (l *lane[E]) begin(call func(context.Context) (*sql.Tx, error)) (err error) {
+	ctx, cancel := context.WithCancel(l.ctx)
+	l.tx, err = bounded(l.ctx, l.worker.patience(), func(context.Context) (*sql.Tx, error) { return call(ctx) },
+		func(tx *sql.Tx) { rollback(tx, cancel) })
+	if l.endTx = cancel; err != nil {
+		cancel()
+	}
+	return err
 }
 
 // rollback ends a transaction that is of no more use, in the background: its
 // connection may be the reason.
-func rollback(tx *sql.Tx) { go tx.Rollback() } // an error says that it has ended
+func rollback(tx *sql.Tx, endTx func()) {
+	go func() {
+		defer endTx()
+		tx.Rollback() // an error says that it has ended
+	}()
+}
 
 func (l *lane[E]) write(from, to protocol.Checkpoint) (err error) {
 	if l.tx == nil {
-		if l.tx, err = l.begin(l.worker.store.Begin); err != nil {
+		if err = l.begin(l.worker.store.Begin); err != nil {
 			return err
 		}
 	}
@@ -260,6 +288,7 @@ func (l *lane[E]) commit() error {
 	err := boundedDo(l.ctx, l.worker.patience(), func(context.Context) error { return tx.Commit() })
 	if err == nil {
 		l.tx = nil
+		l.endTx()
 	}
 	return err
 }

@@ -1,6 +1,9 @@
 package orchestrator
 
-import "context"
+import (
+	"context"
+	"fmt"
+)
 
 // A Record is an event as an EventStore hands it out.
 type Record[E any] struct {
@@ -29,6 +32,58 @@ type EventStore[E any] interface {
 	// (SQLSTATE classes 22, 3D, 3F and 42: something named doesn't exist, or
 	// may not be read). Read is called from several goroutines.
 	Read(ctx context.Context, after int64, limit int) ([]Record[E], error)
+}
+
+// A Scope is the part of an event stream that a projection wants: the events of
+// these aggregate types in these bounded contexts. None are all.
+type Scope struct {
+	AggregateTypes, BoundedContexts []string
+}
+
+// all reports whether the scope leaves nothing out.
+func (s Scope) all() bool { return len(s.AggregateTypes) == 0 && len(s.BoundedContexts) == 0 }
+
+// A ScopedEventStore is an EventStore that can read a part of the stream, for a
+// ScopedProjection.
+type ScopedEventStore[E any] interface {
+	EventStore[E]
+	// Scoped returns what reads the events within the scope, or what keeps it
+	// from that.
+	Scoped(Scope) (ReadFunc[E], error)
+}
+
+// A ReadFunc reads as EventStore.Read does, and returns with the events the
+// position up to which it has seen everything: beyond the last one, where what
+// follows is out of scope. A page may be short, or empty, though there are more
+// events; only one that passes nothing says that there are none for now.
+type ReadFunc[E any] func(ctx context.Context, after int64, limit int) (page []Record[E], passed int64, err error)
+
+// readFunc returns what reads for the projection.
+func readFunc[E any](events EventStore[E], p Projection[E]) (ReadFunc[E], error) {
+	scoped, ok := p.(ScopedProjection[E])
+	if !ok {
+		return wholeStream(events), nil
+	}
+	scope := Scope{scoped.AggregateTypes(), scoped.BoundedContexts()}
+	if scope.all() {
+		return wholeStream(events), nil
+	}
+	store, ok := events.(ScopedEventStore[E])
+	if !ok {
+		return nil, fmt.Errorf("%w: projection %q is scoped, and the event store (%T) is no ScopedEventStore", ErrInvalidConfig, p.Name(), events)
+	}
+	read, err := store.Scoped(scope)
+	if err != nil {
+		return nil, fmt.Errorf("projection %q is scoped: %w", p.Name(), err)
+	}
+	return read, nil
+}
+
+func wholeStream[E any](events EventStore[E]) ReadFunc[E] {
+	return func(ctx context.Context, after int64, limit int) ([]Record[E], int64, error) {
+		page, err := events.Read(ctx, after, limit)
+		return page, 0, err
+	}
 }
 
 // A Checker is an EventStore that can tell before the start whether it can

@@ -41,6 +41,10 @@ type TableConfig[E any] struct {
 	PositionColumn string
 	// AggregateIDColumn, as text, decides the partition. Default: aggregate_id.
 	AggregateIDColumn string
+	// AggregateTypeColumn and BoundedContextColumn, as text, are what the scope
+	// of a ScopedProjection is about. Default: none, and Run refuses a
+	// projection whose scope needs one.
+	AggregateTypeColumn, BoundedContextColumn string
 	// Columns are what Scan gets, in this order. Required.
 	Columns []string
 	// Scan makes an event of one row: it calls scan once, with a destination
@@ -96,8 +100,12 @@ func NewTable[E any](db *sql.DB, cfg TableConfig[E]) (*Table[E], error) {
 		}
 	}
 	names := map[string]string{"Table": cfg.Table, "PositionColumn": cfg.PositionColumn, "AggregateIDColumn": cfg.AggregateIDColumn}
-	if cfg.Schema != "" {
-		names["Schema"] = cfg.Schema
+	for field, name := range map[string]string{
+		"Schema": cfg.Schema, "AggregateTypeColumn": cfg.AggregateTypeColumn, "BoundedContextColumn": cfg.BoundedContextColumn,
+	} {
+		if name != "" {
+			names[field] = name
+		}
 	}
 	for i, c := range cfg.Columns {
 		names[fmt.Sprintf("Columns[%d]", i)] = c
@@ -110,7 +118,10 @@ func NewTable[E any](db *sql.DB, cfg TableConfig[E]) (*Table[E], error) {
 
 	return &Table[E]{
 		db: db, cfg: cfg, turn: make(chan struct{}, 1),
-		sql: eventtable.New(cfg.Schema, cfg.Table, cfg.PositionColumn, cfg.AggregateIDColumn, cfg.Columns...),
+		sql: eventtable.New(eventtable.Config{
+			Schema: cfg.Schema, Table: cfg.Table, Position: cfg.PositionColumn, Aggregate: cfg.AggregateIDColumn,
+			AggregateType: cfg.AggregateTypeColumn, BoundedContext: cfg.BoundedContextColumn, Columns: cfg.Columns,
+		}),
 	}, nil
 }
 
@@ -122,7 +133,7 @@ func tableError(field, problem string) error {
 // an empty name is "events".
 func NewEventTable(db *sql.DB, table string) (*Table[Event], error) {
 	return NewTable(db, TableConfig[Event]{
-		Table: table,
+		Table: table, AggregateTypeColumn: "aggregate_type", BoundedContextColumn: "bounded_context",
 		Columns: []string{
 			"global_position", "bounded_context", "aggregate_type", "aggregate_id", "aggregate_version",
 			"event_id", "event_type", "event_version", "payload", "trace_id", "correlation_id",
@@ -137,16 +148,40 @@ func NewEventTable(db *sql.DB, table string) (*Table[Event], error) {
 	})
 }
 
-// Read implements EventStore. What it does in which order is for
-// protocol.Reading to say.
+// Read implements EventStore.
 func (t *Table[E]) Read(ctx context.Context, after int64, limit int) ([]Record[E], error) {
-	var (
-		reading = protocol.NewReading(&t.horizon, after)
-		answer  protocol.ReadAnswer
-		page    []Record[E]
-		turn    bool
-		err     error
-	)
+	page, _, err := t.read(ctx, protocol.NewReading(&t.horizon, after, limit), func(ctx context.Context, _ int64) ([]Record[E], error) {
+		return t.page(ctx, t.sql.Page, limit, after, limit)
+	})
+	return page, err
+}
+
+// Scoped implements ScopedEventStore: what is out of the scope does not leave
+// the server.
+func (t *Table[E]) Scoped(s Scope) (ReadFunc[E], error) {
+	for field, missing := range map[string]bool{
+		"AggregateTypeColumn":  len(s.AggregateTypes) > 0 && t.cfg.AggregateTypeColumn == "",
+		"BoundedContextColumn": len(s.BoundedContexts) > 0 && t.cfg.BoundedContextColumn == "",
+	} {
+		if missing {
+			return nil, tableError(field, "is empty, and a projection's scope needs it")
+		}
+	}
+	query, args := t.sql.Scoped(s.AggregateTypes, s.BoundedContexts)
+	return func(ctx context.Context, after int64, limit int) ([]Record[E], int64, error) {
+		reading := protocol.NewReading(&t.horizon, after, limit).Scoped()
+		return t.read(ctx, reading, func(ctx context.Context, through int64) ([]Record[E], error) {
+			return t.page(ctx, query, limit, append([]any{after, limit, through}, args...)...)
+		})
+	}, nil
+}
+
+// read carries a reading out: what it does in which order is for
+// protocol.Reading to say.
+func (t *Table[E]) read(ctx context.Context, reading protocol.Reading,
+	readPage func(ctx context.Context, through int64) ([]Record[E], error)) (page []Record[E], passed int64, err error) {
+	var answer protocol.ReadAnswer
+	turn := false
 	defer func() {
 		if turn {
 			<-t.turn
@@ -156,7 +191,7 @@ func (t *Table[E]) Read(ctx context.Context, after int64, limit int) ([]Record[E
 		action := t.next(&reading, answer)
 		if action.Turn != turn {
 			if err := t.take(ctx, action.Turn); err != nil {
-				return nil, err
+				return nil, 0, err
 			}
 			turn = action.Turn
 		}
@@ -165,17 +200,19 @@ func (t *Table[E]) Read(ctx context.Context, after int64, limit int) ([]Record[E
 			answer.Holders, err = bounded(ctx, lookMax, func(ctx context.Context) ([]protocol.Holder, error) { return t.sql.Holders(ctx, t.db) }, nil)
 		case protocol.ReadHigh:
 			answer.High, err = bounded(ctx, lookMax, func(ctx context.Context) (int64, error) { return t.sql.High(ctx, t.db) }, nil)
+		case protocol.ReadAhead:
+			answer.Last, answer.Missing, err = t.sql.Ahead(ctx, t.db, action.After)
 		case protocol.ReadPage:
-			page, err = t.page(ctx, after, limit)
+			page, err = readPage(ctx, action.Through)
 			answer.Positions = answer.Positions[:0]
 			for _, r := range page {
 				answer.Positions = append(answer.Positions, r.Position)
 			}
 		case protocol.ReadDone:
-			return page[:action.Take], nil
+			return page[:action.Take], action.Passed, nil
 		}
 		if err != nil {
-			return nil, err
+			return nil, 0, err
 		}
 	}
 }
@@ -205,8 +242,8 @@ func (t *Table[E]) take(ctx context.Context, turn bool) error {
 	}
 }
 
-func (t *Table[E]) page(ctx context.Context, after int64, limit int) ([]Record[E], error) {
-	rows, err := t.db.QueryContext(ctx, t.sql.Page, after, limit)
+func (t *Table[E]) page(ctx context.Context, query string, limit int, args ...any) ([]Record[E], error) {
+	rows, err := t.db.QueryContext(ctx, query, args...)
 	if err != nil {
 		return nil, fmt.Errorf("read events from %s: %w", t.sql.Name, err)
 	}
@@ -262,7 +299,7 @@ func (t *Table[E]) Check(ctx context.Context) error {
 	if standby {
 		return fmt.Errorf("check events table %s: the server is a standby; events can be read without loss on the primary only, where their transactions are seen", t.sql.Name)
 	}
-	if _, err := t.page(ctx, 0, 1); err != nil {
+	if err := t.checkColumns(ctx); err != nil {
 		return fmt.Errorf("check events table: %w", err)
 	}
 	var kind string
@@ -284,6 +321,26 @@ func (t *Table[E]) Check(ctx context.Context) error {
 			t.sql.Name, sequence, cache, sequence)
 	}
 	return nil
+}
+
+// checkColumns reads an event, with every column that is named.
+func (t *Table[E]) checkColumns(ctx context.Context) error {
+	if _, err := t.page(ctx, t.sql.Page, 1, 0, 1); err != nil {
+		return err
+	}
+	var scope Scope
+	if t.cfg.AggregateTypeColumn != "" {
+		scope.AggregateTypes = []string{""}
+	}
+	if t.cfg.BoundedContextColumn != "" {
+		scope.BoundedContexts = []string{""}
+	}
+	read, err := t.Scoped(scope)
+	if err != nil {
+		return err
+	}
+	_, _, err = read(ctx, 0, 1)
+	return err
 }
 
 // sequenceSQL finds the sequence of a column: its own (serial, identity) or the

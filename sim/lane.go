@@ -38,7 +38,7 @@ func newLane(p *worker, r *run, q projection) *lane {
 	w := p.w
 	l := &lane{p: p, run: r, id: store.Lane{Projection: q.name, Assignment: r.assignment}, kind: q.kind}
 	l.core = protocol.NewLane(r.assignment, protocol.LaneConfig{
-		Kind: q.kind, Batch: w.plan.batch, Poll: w.plan.poll, Cut: w.plan.timing.Cut(), Retry: w.plan.retry,
+		Kind: q.kind, Batch: w.plan.batch, Poll: w.plan.poll, Lease: w.plan.timing.Lease, Retry: w.plan.retry,
 		StopOnFailure: w.plan.stopOnFailure,
 	})
 	return l
@@ -137,15 +137,12 @@ func (l *lane) wake() {
 }
 
 func (l *lane) end(a protocol.LaneAction) {
-	p, generation := l.p, l.id.Assignment.Generation
-	switch a.End {
-	case protocol.Alone:
-		p.post(func() { p.input(protocol.Refused{Generation: generation}) })
-	case protocol.AtFault, protocol.Broken:
-		if a.End == protocol.Broken {
-			p.w.record(fact{kind: faultOther, worker: p.name, text: p.w.text("lane of %s is broken: %v", l.id, a.Err)})
-		}
-		p.post(func() { p.input(protocol.Shutdown{}) })
+	p := l.p
+	if a.End == protocol.Broken {
+		p.w.record(fact{kind: faultOther, worker: p.name, text: p.w.text("lane of %s is broken: %v", l.id, a.Err)})
+	}
+	if in := a.End.Tells(l.id.Assignment.Generation); in != nil {
+		p.post(func() { p.input(in) })
 	}
 	l.run.ended()
 }

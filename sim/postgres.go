@@ -99,7 +99,7 @@ BEGIN
 END $$`
 
 // eventTable reads them as orchestrator.Table does, statement by statement.
-var eventTable = eventtable.New("", "events", "global_position", "aggregate_id")
+var eventTable = eventtable.New(eventtable.Config{Table: "events", Position: "global_position", Aggregate: "aggregate_id"})
 
 const (
 	insertSQL = `

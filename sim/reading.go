@@ -20,7 +20,7 @@ type reading struct {
 
 // read reads events for a lane.
 func (p *worker) read(l *lane, after int64, limit int, then func(page []event, err error)) {
-	r := &reading{p: p, lane: l, machine: protocol.NewReading(&p.horizon, after), link: p.borrow(), after: after, limit: limit, then: then}
+	r := &reading{p: p, lane: l, machine: protocol.NewReading(&p.horizon, after, limit), link: p.borrow(), after: after, limit: limit, then: then}
 	r.next(protocol.ReadAnswer{})
 }
 

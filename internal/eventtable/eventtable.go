@@ -6,6 +6,7 @@ import (
 	"context"
 	"database/sql"
 	_ "embed"
+	"encoding/json"
 	"fmt"
 	"strings"
 
@@ -25,25 +26,77 @@ type Table struct {
 	// Page reads position, aggregate id and the columns of the events above
 	// $1, at most $2 of them.
 	Page string
-	high string
+
+	config Config
+	high   string
+	ahead  string
 }
 
-// New returns the statements for a table. Names are quoted; an empty schema is
-// the search path.
-func New(schema, table, position, aggregate string, columns ...string) Table {
-	t := Table{Name: Quote(table)}
-	if schema != "" {
-		t.Name = Quote(schema) + "." + t.Name
+// A Config names a table and its columns. Names are quoted; an empty schema is
+// the search path. AggregateType and BoundedContext may be empty.
+type Config struct {
+	Schema, Table, Position, Aggregate string
+	AggregateType, BoundedContext      string
+	Columns                            []string
+}
+
+// New returns the statements for a table.
+func New(c Config) Table {
+	t := Table{Name: Quote(c.Table), config: c}
+	if c.Schema != "" {
+		t.Name = Quote(c.Schema) + "." + t.Name
 	}
-	position = Quote(position)
-	selected := []string{position, Quote(aggregate) + "::text"}
-	for _, c := range columns {
+	position := Quote(c.Position)
+	t.Page = t.page("")
+	t.high = fmt.Sprintf(`SELECT coalesce(max(%s), 0) FROM %s`, position, t.Name)
+	t.ahead = fmt.Sprintf(`
+SELECT coalesce(max(position), $1::bigint), coalesce(min(before) FILTER (WHERE position > before + 1) + 1, 0)
+  FROM (SELECT position, lag(position, 1, $1::bigint) OVER (ORDER BY position) AS before
+          FROM (SELECT %[1]s::bigint AS position FROM %[2]s WHERE %[1]s > $1::bigint ORDER BY %[1]s LIMIT $2) above) pairs`,
+		position, t.Name)
+	return t
+}
+
+func (t Table) page(where string) string {
+	position := Quote(t.config.Position)
+	selected := []string{position, Quote(t.config.Aggregate) + "::text"}
+	for _, c := range t.config.Columns {
 		selected = append(selected, Quote(c))
 	}
-	t.Page = fmt.Sprintf(`SELECT %s FROM %s WHERE %s > $1 ORDER BY %s LIMIT $2`,
-		strings.Join(selected, ", "), t.Name, position, position)
-	t.high = fmt.Sprintf(`SELECT coalesce(max(%s), 0) FROM %s`, position, t.Name)
-	return t
+	return fmt.Sprintf(`SELECT %s FROM %s WHERE %s > $1%s ORDER BY %s LIMIT $2`,
+		strings.Join(selected, ", "), t.Name, position, where, position)
+}
+
+// Scoped returns what reads, like Page, the events up to $3 of some aggregate
+// types in some bounded contexts, and the arguments that go behind $3. No types
+// are all, and so are no contexts.
+func (t Table) Scoped(types, contexts []string) (page string, args []any) {
+	where := fmt.Sprintf(" AND %s <= $3", Quote(t.config.Position))
+	for _, f := range []struct {
+		column string
+		values []string
+	}{{t.config.AggregateType, types}, {t.config.BoundedContext, contexts}} {
+		if len(f.values) == 0 {
+			continue
+		}
+		values, _ := json.Marshal(f.values) // strings always encode; drivers differ in how they take arrays
+		args = append(args, string(values))
+		where += fmt.Sprintf(" AND %s::text = ANY (ARRAY(SELECT jsonb_array_elements_text($%d::jsonb)))", Quote(f.column), 3+len(args))
+	}
+	return t.page(where), args
+}
+
+// aheadMax is how many positions a look ahead takes in at most. They come from
+// the index, and none of them leaves the server.
+const aheadMax = 10_000
+
+// Ahead looks at the next positions above after. It returns the last of them,
+// after itself if there is none, and the first that is missing; 0 is none.
+func (t Table) Ahead(ctx context.Context, db *sql.DB, after int64) (last, missing int64, err error) {
+	if err := db.QueryRowContext(ctx, t.ahead, after, aheadMax).Scan(&last, &missing); err != nil {
+		return 0, 0, fmt.Errorf("look for gaps in %s above position %d: %w", t.Name, after, err)
+	}
+	return last, missing, nil
 }
 
 // Quote quotes a name for SQL.

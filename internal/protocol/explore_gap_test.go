@@ -44,6 +44,7 @@ type gapBudget struct{ transactions, prepare, restart, fail int8 }
 type gapBugs struct {
 	noTurns, passesGaps, oldPage, oldHigh              bool
 	forgetsHolders, forgetsPrepared, overlooksPrepared bool
+	passesAhead                                        bool
 }
 
 type tableWriter struct {
@@ -62,6 +63,7 @@ const (
 )
 
 type tableReader struct {
+	scoped  bool  // it is not to see odd positions
 	after   int64 // everything up to here was handed out
 	reading Reading
 	action  ReadAction // ReadStart: there is no reading
@@ -73,6 +75,12 @@ type tableReader struct {
 
 func newGapWorld(limit int, budget gapBudget, bugs gapBugs) *gapWorld {
 	return &gapWorld{gapPlan: &gapPlan{limit: limit, bugs: bugs}, left: budget}
+}
+
+// withScope returns the world with one of its readers scoped.
+func (w *gapWorld) withScope() *gapWorld {
+	w.readers[0].scoped = true
+	return w
 }
 
 const (
@@ -187,7 +195,10 @@ func (w *gapWorld) make(m move) {
 			}
 		}
 	case toRead:
-		r.reading = NewReading(&w.horizon, r.after)
+		r.reading = NewReading(&w.horizon, r.after, w.limit)
+		if r.scoped {
+			r.reading = r.reading.Scoped()
+		}
 		r.answer, r.page = ReadAnswer{}, nil
 		w.next(r)
 	case toLook:
@@ -196,7 +207,7 @@ func (w *gapWorld) make(m move) {
 		w.next(r)
 	case toFail:
 		w.left.fail--
-		*r = tableReader{after: r.after}
+		*r = tableReader{scoped: r.scoped, after: r.after}
 	}
 }
 
@@ -225,6 +236,15 @@ func (w *gapWorld) above(position int64) []int64 {
 	return w.visible[i:]
 }
 
+// sees returns what the reader is to see above a position.
+func (w *gapWorld) sees(r *tableReader, position int64) []int64 {
+	above := w.above(position)
+	if r.scoped {
+		above = slices.DeleteFunc(slices.Clone(above), func(p int64) bool { return p%2 == 1 })
+	}
+	return above
+}
+
 // look carries out a reader's statement.
 func (w *gapWorld) look(r *tableReader) {
 	r.looked, r.turn, r.answer = true, r.action.Turn, ReadAnswer{}
@@ -236,12 +256,24 @@ func (w *gapWorld) look(r *tableReader) {
 			}
 		}
 	case ReadPage:
-		above := w.above(r.after)
+		above := w.sees(r, r.action.After)
 		if w.bugs.oldPage && len(r.page) > 0 {
 			above = r.page
 		}
+		if through := r.action.Through; through != 0 {
+			above = slices.DeleteFunc(slices.Clone(above), func(p int64) bool { return p > through })
+		}
 		r.page = above[:min(w.limit, len(above))]
 		r.answer.Positions = r.page
+	case ReadAhead:
+		last := r.action.After
+		for _, p := range w.above(last) {
+			if r.answer.Missing == 0 && p > last+1 && !w.bugs.passesAhead {
+				r.answer.Missing = last + 1
+			}
+			last = p
+		}
+		r.answer.Last = last
 	case ReadHigh:
 		r.answer.High = w.high()
 	}
@@ -273,14 +305,15 @@ func (w *gapWorld) next(r *tableReader) {
 	if r.action.Do != ReadDone {
 		return
 	}
-	last := r.after
-	if take := r.page[:r.action.Take]; len(take) > 0 {
-		last = take[len(take)-1]
-		if want := w.above(r.after); !slices.Equal(take, want[:min(len(take), len(want))]) {
-			w.fail("S2: after %d comes %v, and %v is handed out", r.after, want, take)
-		}
+	take, passed := r.page[:r.action.Take], r.action.Passed
+	if w.bugs.passesGaps && len(take) > 0 {
+		passed = take[len(take)-1]
 	}
-	*r = tableReader{after: last}
+	want := slices.DeleteFunc(slices.Clone(w.sees(r, r.after)), func(p int64) bool { return p > passed })
+	if !slices.Equal(take, want) {
+		w.fail("S2: between %d and %d there is %v, and %v is handed out", r.after, passed, want, take)
+	}
+	*r = tableReader{scoped: r.scoped, after: passed}
 }
 
 func (w *gapWorld) fail(format string, args ...any) {
@@ -301,7 +334,7 @@ func (w *gapWorld) settled() int64 {
 		}
 	}
 	for _, r := range w.readers {
-		if r.after != w.high() || r.action.Do != ReadStart {
+		if r.after < w.high() || r.action.Do != ReadStart {
 			return 0
 		}
 	}
@@ -351,7 +384,8 @@ func (k *keyWriter) sorted(parts [][]byte) {
 
 // readerKey writes what a reader will still look at.
 func (w *gapWorld) readerKey(k *keyWriter, r tableReader) {
-	k.number(r.after, int64(r.action.Do))
+	k.flags(r.scoped)
+	k.number(r.after, int64(r.action.Do), r.action.Through)
 	if r.action.Do == ReadStart {
 		return
 	}
@@ -365,10 +399,10 @@ func (w *gapWorld) readerKey(k *keyWriter, r tableReader) {
 			page = r.page
 		}
 	case g.doing == ReadHigh:
-		k.number(int64(g.take), g.missing)
+		k.number(int64(g.take), g.passed, g.final, g.missing)
 		page = r.page[:g.take]
 	case g.beginning:
-		k.number(int64(g.take), g.missing, g.high)
+		k.number(int64(g.take), g.passed, g.final, g.missing, g.high)
 		page = r.page[:g.take]
 	}
 	if w.bugs != (gapBugs{}) {
@@ -377,7 +411,7 @@ func (w *gapWorld) readerKey(k *keyWriter, r tableReader) {
 	k.number(int64(len(page)))
 	k.number(page...)
 	if r.looked {
-		k.number(r.answer.High)
+		k.number(r.answer.High, r.answer.Last, r.answer.Missing)
 		holdersKey(k, r.answer.Holders)
 	}
 }
@@ -408,11 +442,12 @@ func (w *gapWorld) tell(m move) string {
 		case toRead:
 			return r + fmt.Sprintf("begins to read after %d", reader.after)
 		case toLook:
-			return r + map[ReadDo]string{ReadHolders: "lists the holders", ReadPage: "reads a page", ReadHigh: "looks for the highest position"}[reader.action.Do]
+			return r + map[ReadDo]string{ReadHolders: "lists the holders", ReadPage: "reads a page", ReadAhead: "looks ahead for a gap", ReadHigh: "looks for the highest position"}[reader.action.Do]
 		case toNext:
 			a := reader.answer
 			return r + map[ReadDo]string{ReadHolders: fmt.Sprint("has found the holders ", a.Holders),
-				ReadPage: fmt.Sprint("has read ", a.Positions), ReadHigh: fmt.Sprint("has found position ", a.High)}[reader.action.Do]
+				ReadPage:  fmt.Sprint("has read ", a.Positions),
+				ReadAhead: fmt.Sprintf("has looked ahead to %d, missing %d", a.Last, a.Missing), ReadHigh: fmt.Sprint("has found position ", a.High)}[reader.action.Do]
 		case toFail:
 			return r + "loses its connection"
 		}
@@ -470,21 +505,30 @@ func TestExploreGap(t *testing.T) {
 		name   string
 		limit  int
 		budget gapBudget
+		scoped bool // one of the readers
 		large  bool
 	}{
-		{"three transactions, a read fails", 2, gapBudget{transactions: 3, fail: 1}, false},
-		{"three transactions, pages of one event", 1, gapBudget{transactions: 3}, false},
-		{"three transactions, one prepared, the server restarts", 2, gapBudget{transactions: 3, prepare: 1, restart: 1}, false},
+		{"three transactions, a read fails", 2, gapBudget{transactions: 3, fail: 1}, false, false},
+		{"three transactions, pages of one event", 1, gapBudget{transactions: 3}, false, false},
+		{"three transactions, one prepared, the server restarts", 2, gapBudget{transactions: 3, prepare: 1, restart: 1}, false, false},
 
-		{"four transactions", 2, gapBudget{transactions: 4}, true},
-		{"three transactions, all prepared, the server restarts", 2, gapBudget{transactions: 3, prepare: 3, restart: 1}, true},
-		{"three transactions, one prepared, the server restarts and a read fails", 2, gapBudget{transactions: 3, prepare: 1, restart: 1, fail: 1}, true},
+		{"three transactions, a scoped reader", 2, gapBudget{transactions: 3}, true, false},
+		{"two transactions, one prepared, a scoped reader, the server restarts and a read fails", 1, gapBudget{transactions: 2, prepare: 1, restart: 1, fail: 1}, true, false},
+
+		{"four transactions", 2, gapBudget{transactions: 4}, false, true},
+		{"three transactions, all prepared, the server restarts", 2, gapBudget{transactions: 3, prepare: 3, restart: 1}, false, true},
+		{"three transactions, one prepared, the server restarts and a read fails", 2, gapBudget{transactions: 3, prepare: 1, restart: 1, fail: 1}, false, true},
+		{"four transactions, a scoped reader", 2, gapBudget{transactions: 4}, true, true},
 	} {
 		if tt.large && !*exploreAll {
 			continue
 		}
 		t.Run(tt.name, func(t *testing.T) {
-			logged(t, func() outcome { return explore(newGapWorld(tt.limit, tt.budget, gapBugs{}), exploreMax) })
+			w := newGapWorld(tt.limit, tt.budget, gapBugs{})
+			if tt.scoped {
+				w.withScope()
+			}
+			logged(t, func() outcome { return explore(w, exploreMax) })
 		})
 	}
 }

@@ -393,6 +393,9 @@ func TestExploreNotices(t *testing.T) {
 
 		{"readers don't wait at gaps", gap(gapBudget{transactions: 3}, gapBugs{passesGaps: true}), "S2"},
 		{"a reader does not read again after the wait", gap(gapBudget{transactions: 3}, gapBugs{oldPage: true}), "S2"},
+		{"a scoped reader does not look for gaps", func() outcome {
+			return explore(newGapWorld(2, gapBudget{transactions: 3}, gapBugs{passesAhead: true}).withScope(), exploreMax)
+		}, "S2"},
 		{"a reader looks for the highest position after the holders", gap(gapBudget{transactions: 4}, gapBugs{oldHigh: true}), "S2"},
 		{"a wait forgets all holders but one", gap(gapBudget{transactions: 3}, gapBugs{forgetsHolders: true}), "S2"},
 		{"a wait forgets who has another name", gap(gapBudget{transactions: 3, prepare: 1, restart: 1}, gapBugs{forgetsPrepared: true}), "S2"},

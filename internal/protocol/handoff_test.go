@@ -192,7 +192,7 @@ func playHandoffs(data []byte) error {
 				for p := lane.Cursor() + 1; p <= last && len(page) < 1+d.below(20); p++ {
 					page = append(page, Key{p, slots[p]})
 				}
-				keep, err := lane.Accept(page)
+				keep, err := lane.Accept(page, 0)
 				if err != nil {
 					return err
 				}

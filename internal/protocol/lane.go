@@ -20,15 +20,17 @@ const (
 
 // LaneConfig is what a lane needs to know beside its assignment.
 type LaneConfig struct {
-	Kind  LaneKind
-	Batch int           // the most events to read at once, and to handle between two commits
-	Poll  time.Duration // the longest pause when there is nothing to read
-	// Cut is how long a Transactional batch may go on: the server ends a
-	// transaction that idles for a lease, and handlers may leave it idle.
-	Cut           time.Duration
-	Retry         Backoff // of events whose handler failed
-	StopOnFailure bool    // end instead
+	Kind          LaneKind
+	Batch         int           // the most events to read at once, and to handle between two commits
+	Poll          time.Duration // the longest pause when there is nothing to read
+	Lease         time.Duration // of the worker
+	Retry         Backoff       // of events whose handler failed
+	StopOnFailure bool          // end instead
 }
+
+// cut is how long a Transactional batch may go on: the server ends a
+// transaction that idles for a lease, and handlers may leave it idle.
+func (c LaneConfig) cut() time.Duration { return c.Lease / 4 }
 
 // A LaneDo is what a lane wants done next.
 type LaneDo int
@@ -124,6 +126,18 @@ const (
 	AtFault
 )
 
+// Tells returns what the session is to hear of a lane of the generation that has
+// ended: nothing of one that was asked to.
+func (w LaneEndWhy) Tells(generation int64) Input {
+	switch w {
+	case Asked:
+		return nil
+	case Alone:
+		return Refused{generation}
+	}
+	return Shutdown{}
+}
+
 func (w LaneEndWhy) String() string {
 	return [...]string{"asked", "alone", "broken", "at fault"}[w]
 }
@@ -161,6 +175,9 @@ type LaneAnswer struct {
 	Jitter  float64 // a random number in [0,1)
 	Found   Found
 	Page    []Key
+	// Passed is up to where the lane has seen all that it is to see, if that is
+	// beyond the page: what is out of its projection's scope is in no page.
+	Passed int64
 }
 
 // A Lane is the life of one projection on one partition under one generation.
@@ -333,13 +350,18 @@ func (l *Lane) page(now time.Time, s Signals, a LaneAnswer) LaneAction {
 		return l.databaseFailed(&l.readFailures, a, (*Lane).batch)
 	}
 	l.readFailures = 0
+	before := l.track.Cursor()
 	var err error
-	if l.kept, err = l.track.Accept(a.Page); err != nil {
-		return LaneAction{Do: LaneEnd, End: Broken, Err: fmt.Errorf("read after position %d, limit %d: %w", l.track.Cursor(), l.config.Batch, err)}
+	if l.kept, err = l.track.Accept(a.Page, a.Passed); err != nil {
+		return LaneAction{Do: LaneEnd, End: Broken, Err: fmt.Errorf("read after position %d, limit %d: %w", before, l.config.Batch, err)}
 	}
-	if len(a.Page) < l.config.Batch {
-		l.more = false
-	} else if !s.stopping() && (l.track.Pending() > 0 || !l.track.SkipDue(now)) {
+	last := before
+	if n := len(a.Page); n > 0 {
+		last = a.Page[n-1].Position
+	}
+	full := len(a.Page) == l.config.Batch
+	l.more = full || l.track.Cursor() > last
+	if full && !s.stopping() && (l.track.Pending() > 0 || !l.track.SkipDue(now)) {
 		return l.fill(now, s)
 	}
 	return l.batch(now, s)
@@ -379,7 +401,7 @@ func (l *Lane) rest(now time.Time, s Signals) LaneAction {
 // are looked at before each event: a process that was frozen goes on in the
 // middle of a batch.
 func (l *Lane) handle(now time.Time, s Signals) LaneAction {
-	long := l.config.Kind == Transactional && l.done > 0 && now.Sub(l.began) > l.config.Cut
+	long := l.config.Kind == Transactional && l.done > 0 && now.Sub(l.began) > l.config.cut()
 	switch {
 	case l.done < l.size && !s.stopping() && !long:
 		n := 1

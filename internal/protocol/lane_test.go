@@ -63,6 +63,14 @@ func TestLane(t *testing.T) {
 			{answer: evens(11, 12, 13, 14), want: "read 4 after 14"},
 			{answer: evens(15, 16, 17, 18), want: "handle 0+1"},
 		}},
+		{name: "a page ends before what the reader has passed: there may be more", turns: []turn{
+			{answer: LaneAnswer{Page: evens(12).Page, Passed: 90}, want: "handle 0+1"},
+			{answer: ok, want: "write 10 to 90"},
+			{answer: ok, want: "commit"},
+			{answer: ok, want: "read 4 after 90"},
+			{answer: LaneAnswer{Passed: 100}, want: "read 4 after 100"},
+			{answer: LaneAnswer{Passed: 100}, want: "pause 5ms: nothing new"},
+		}},
 		{name: "another generation's row is not ours", skip: true, turns: []turn{
 			{answer: ok, want: "find"},
 			{answer: found(6, 10), want: "end: alone"},
@@ -231,7 +239,7 @@ func TestLane(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			tt.config.Batch, tt.config.Poll = 4, time.Second
-			tt.config.Cut = 1500 * time.Millisecond
+			tt.config.Lease = 6 * time.Second
 			tt.config.Retry = Backoff{Min: 100 * time.Millisecond, Max: time.Second}
 			l := NewLane(Assignment{Generation: 5, Partition: 0, Total: 2}, tt.config)
 			now := testStart
@@ -249,6 +257,15 @@ func TestLane(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// What the session hears of a lane that has ended.
+func TestLaneEndTells(t *testing.T) {
+	for end, want := range map[LaneEndWhy]Input{Asked: nil, Alone: Refused{5}, Broken: Shutdown{}, AtFault: Shutdown{}} {
+		if got := end.Tells(5); got != want {
+			t.Errorf("%s tells %v, want %v", end, got, want)
+		}
 	}
 }
 

@@ -9,6 +9,7 @@ const (
 	ReadStart   ReadDo = iota // not an action: nothing was asked for yet
 	ReadHolders               // list who holds the lock that inserts take; answer Holders
 	ReadPage                  // read the events; answer Positions
+	ReadAhead                 // look, of all events above After, for the first missing position; answer Last, Missing
 	ReadHigh                  // find the highest visible position; answer High
 	ReadDone                  // hand out the first Take events of the latest page
 )
@@ -20,7 +21,13 @@ type ReadAction struct {
 	// this action until the next one that does not say so: no other reader's
 	// list of holders may come between this list and its answer.
 	Turn bool
-	Take int
+	// After and Through are the bounds of a page: positions above the one, and,
+	// if it is not 0, up to the other.
+	After, Through int64
+	Take           int
+	// Passed, of a ReadDone, is the position up to which the reader has seen
+	// all that it is to see.
+	Passed int64
 }
 
 // A ReadAnswer brings what the latest action found. An action that failed is
@@ -29,6 +36,9 @@ type ReadAnswer struct {
 	Holders   []Holder
 	Positions []int64
 	High      int64
+	// Last is the highest position that was looked at, and Missing the first
+	// that was not there; 0 is none.
+	Last, Missing int64
 }
 
 // A Reading reads one page of an events table without passing a position that
@@ -37,20 +47,37 @@ type ReadAnswer struct {
 //	holders ──▶ page ──▶ done              (holders: only while somebody waits)
 //	   ▲          └─ gap ─▶ high ─▶ holders ─▶ done, or page again
 //	   └── turn ──┘          └──── turn ───┘
+//
+// A scoped reading leaves events out, so that its page can't show gaps. It
+// looks for them first, and then reads what is final:
+//
+//	holders ──▶ ahead ──▶ page ──▶ done    (ahead: only at the end of what is final)
+//	              └─ gap ─▶ high ─▶ holders ─▶ page, or done
 type Reading struct {
 	horizon *Horizon
 	after   int64
+	limit   int
+	scoped  bool
 
 	doing     ReadDo
-	beginning bool // the holders are asked for to begin a wait
-	final     int64
+	beginning bool  // the holders are asked for to begin a wait
+	final     int64 // up to where everything is final, for this reading
 	take      int
+	passed    int64
 	missing   int64
 	high      int64
 }
 
-// NewReading returns the reading of the events above after.
-func NewReading(h *Horizon, after int64) Reading { return Reading{horizon: h, after: after} }
+// NewReading returns the reading of at most limit events above after.
+func NewReading(h *Horizon, after int64, limit int) Reading {
+	return Reading{horizon: h, after: after, limit: limit, passed: after}
+}
+
+// Scoped returns the reading of a part of the events.
+func (r Reading) Scoped() Reading {
+	r.scoped = true
+	return r
+}
 
 // Next takes the answer to the latest action and returns what to do now. The
 // first call answers nothing. Calls for readings that share a Horizon must not
@@ -71,21 +98,28 @@ func (r *Reading) advance(now time.Time, a ReadAnswer) ReadAction {
 			return r.page()
 		}
 		r.beginning = false
-		if r.horizon.Begin(r.missing, r.high, a.Holders, now) && r.take == 0 {
+		over := r.horizon.Begin(r.missing, r.high, a.Holders, now)
+		if r.scoped {
+			return r.within(max(r.final, r.horizon.Final()))
+		}
+		if over && r.take == 0 {
 			return r.look() // nobody fills the gap: what follows it is final
 		}
-		return ReadAction{Do: ReadDone, Take: r.take}
-	case ReadPage:
-		r.take, r.missing = Admit(r.after, r.final, a.Positions)
-		if r.missing == 0 {
-			return ReadAction{Do: ReadDone, Take: r.take}
+		return r.done()
+	case ReadAhead:
+		r.final = a.Last
+		if r.missing = a.Missing; r.missing == 0 {
+			return r.within(r.final)
 		}
+		r.final = r.missing - 1
 		return ReadAction{Do: ReadHigh, Turn: true}
+	case ReadPage:
+		return r.paged(a.Positions)
 	case ReadHigh:
 		r.high, r.beginning = a.High, true
 		return ReadAction{Do: ReadHolders, Turn: true}
 	}
-	return ReadAction{Do: ReadDone, Take: r.take}
+	return r.done()
 }
 
 // look begins a round: with a wait under way, by asking for its holders.
@@ -99,5 +133,39 @@ func (r *Reading) look() ReadAction {
 // page reads, after the horizon is known.
 func (r *Reading) page() ReadAction {
 	r.final = r.horizon.Final()
-	return ReadAction{Do: ReadPage}
+	switch {
+	case !r.scoped:
+		return ReadAction{Do: ReadPage, After: r.after}
+	case r.after < r.final:
+		return r.within(r.final)
+	}
+	return ReadAction{Do: ReadAhead, After: r.after}
 }
+
+// within reads what a scoped reading may see of the events up to final.
+func (r *Reading) within(final int64) ReadAction {
+	if r.final = final; final <= r.after {
+		return r.done()
+	}
+	return ReadAction{Do: ReadPage, After: r.after, Through: final}
+}
+
+// paged takes the positions of a page.
+func (r *Reading) paged(positions []int64) ReadAction {
+	r.take, r.missing = len(positions), 0
+	if !r.scoped {
+		r.take, r.missing = Admit(r.after, r.final, positions)
+	}
+	switch {
+	case r.scoped && r.take < r.limit:
+		r.passed = r.final
+	case r.take > 0:
+		r.passed = positions[r.take-1]
+	}
+	if r.missing == 0 {
+		return r.done()
+	}
+	return ReadAction{Do: ReadHigh, Turn: true}
+}
+
+func (r *Reading) done() ReadAction { return ReadAction{Do: ReadDone, Take: r.take, Passed: r.passed} }

@@ -65,11 +65,12 @@ func (t *Track) Checkpoint() Checkpoint { return t.checkpoint }
 // Pending returns the number of events that are read and not yet committed.
 func (t *Track) Pending() int { return len(t.pending) }
 
-// Accept takes a page that was read after the cursor and returns the indexes
-// of the events to keep for handling. Others belong to other partitions, or
-// were handled in an earlier generation. A page that is not strictly ascending
-// from the cursor is refused and changes nothing.
-func (t *Track) Accept(page []Key) (keep []int, err error) {
+// Accept takes a page that was read after the cursor, and the position that it
+// has passed if that is beyond its events. It returns the indexes of the events
+// to keep for handling. Others belong to other partitions, or were handled in
+// an earlier generation. A page that is not strictly ascending from the cursor
+// is refused and changes nothing.
+func (t *Track) Accept(page []Key, passed int64) (keep []int, err error) {
 	last := t.cursor
 	for i, k := range page {
 		if k.Position <= last {
@@ -83,7 +84,7 @@ func (t *Track) Accept(page []Key) (keep []int, err error) {
 			t.pending = append(t.pending, k.Position)
 		}
 	}
-	t.cursor = last
+	t.cursor = max(last, passed)
 	return keep, nil
 }
 

@@ -22,27 +22,30 @@ func TestTrackAccept(t *testing.T) {
 	tests := []struct {
 		why    string
 		page   []Key
+		passed int64
 		keep   []int
 		cursor int64
 		err    string
 	}{
-		{"nothing new", nil, nil, 10, ""},
-		{"of two partitions only its own; the cursor passes the other's", keys(11, 0, 13, 1, 14, 3, 15, 4), []int{0, 3}, 15, ""},
-		{"at its slot's mark or below it is handled, beyond it is not", keys(11, 2, 12, 2, 13, 2), []int{2}, 13, ""},
-		{"a mark speaks for its slot only", keys(11, 4, 12, 0), []int{0, 1}, 12, ""},
-		{"gaps are not a lane's business", keys(500, 0), []int{0}, 500, ""},
-		{"the position at the cursor was handled", keys(10, 0), nil, 10,
+		{"nothing new", nil, 10, nil, 10, ""},
+		{"nothing within the scope of the projection, but the reader has looked further", nil, 20, nil, 20, ""},
+		{"the reader has looked further than the last event", keys(11, 0), 20, []int{0}, 20, ""},
+		{"of two partitions only its own; the cursor passes the other's", keys(11, 0, 13, 1, 14, 3, 15, 4), 15, []int{0, 3}, 15, ""},
+		{"at its slot's mark or below it is handled, beyond it is not", keys(11, 2, 12, 2, 13, 2), 0, []int{2}, 13, ""},
+		{"a mark speaks for its slot only", keys(11, 4, 12, 0), 0, []int{0, 1}, 12, ""},
+		{"gaps are not a lane's business", keys(500, 0), 0, []int{0}, 500, ""},
+		{"the position at the cursor was handled", keys(10, 0), 0, nil, 10,
 			"event 1 of a page has position 10, and only positions above 10 were asked for"},
-		{"an old page", keys(11, 0, 9, 0), nil, 10,
+		{"an old page", keys(11, 0, 9, 0), 0, nil, 10,
 			"event 2 of a page has position 9, and only positions above 10 were asked for"},
-		{"a repeated position would be handled twice", keys(11, 0, 11, 0), nil, 10, "event 2 of a page repeats position 11"},
-		{"out of order, the first would be skipped", keys(11, 0, 15, 0, 13, 0), nil, 10,
+		{"a repeated position would be handled twice", keys(11, 0, 11, 0), 0, nil, 10, "event 2 of a page repeats position 11"},
+		{"out of order, the first would be skipped", keys(11, 0, 15, 0, 13, 0), 0, nil, 10,
 			"event 3 of a page has position 13 and comes after 15: positions must ascend"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.why, func(t *testing.T) {
 			l := NewTrack(0, 2, ahead, testStart)
-			keep, err := l.Accept(tt.page)
+			keep, err := l.Accept(tt.page, tt.passed)
 			got := ""
 			if err != nil {
 				got = err.Error()
@@ -64,7 +67,7 @@ func TestTrackAccept(t *testing.T) {
 func trackOfFour(t *testing.T) *Track {
 	t.Helper()
 	l := NewTrack(0, 2, Checkpoint{}, testStart)
-	if _, err := l.Accept(keys(1, 1, 2, 0, 3, 1, 4, 0, 5, 1, 6, 0, 7, 1, 8, 0, 9, 1)); err != nil {
+	if _, err := l.Accept(keys(1, 1, 2, 0, 3, 1, 4, 0, 5, 1, 6, 0, 7, 1, 8, 0, 9, 1), 0); err != nil {
 		t.Fatal(err)
 	}
 	return l
@@ -150,7 +153,7 @@ func TestTrackSkipDue(t *testing.T) {
 		{"an event of its own comes first: nothing before it to commit", keys(1, 0, 90_000, 1), time.Hour, false},
 	} {
 		l := NewTrack(0, 2, Checkpoint{}, testStart)
-		if _, err := l.Accept(tt.page); err != nil {
+		if _, err := l.Accept(tt.page, 0); err != nil {
 			t.Fatal(err)
 		}
 		if got := l.SkipDue(testStart.Add(tt.after)); got != tt.want {
@@ -239,18 +242,26 @@ func (w *laneWorld) run() error {
 		slot := w.slots[p]
 		return slot >= 0 && slot%total == partition && p > start.Frontier(slot)
 	}
+	scoped := w.below(2) == 1
 	w.row, w.lane = start, NewTrack(partition, total, start, testStart)
 	l := w.lane
 
 	for rounds := 0; rounds < 400; rounds++ {
 		var page []Key
-		size := 1 + w.below(10)
+		before, size := l.Cursor(), 1+w.below(10)
 		for p := l.Cursor() + 1; p <= last && len(page) < size; p++ {
 			if w.slots[p] >= 0 {
 				page = append(page, Key{p, w.slots[p]})
 			}
 		}
-		keep, err := l.Accept(page)
+		passed := before
+		if n := len(page); n > 0 {
+			passed = page[n-1].Position
+		}
+		if scoped { // and the page may end before what the reader has looked at
+			page = slices.DeleteFunc(page, func(k Key) bool { return !own(k.Position) })
+		}
+		keep, err := l.Accept(page, passed)
 		if err != nil {
 			return err
 		}
@@ -261,7 +272,7 @@ func (w *laneWorld) run() error {
 		}
 		n := l.Batch(1 + w.below(6))
 		if n == 0 && (w.empty() || !l.SkipDue(testStart.Add(time.Hour))) {
-			if len(page) == 0 {
+			if passed == before {
 				break
 			}
 			continue

@@ -26,9 +26,6 @@ func (t Timing) grace() time.Duration { return t.Drain / 2 }
 // cost the lease.
 func (t Timing) Patience() time.Duration { return t.Lease / 3 }
 
-// Cut is how long a batch of a Transactional lane may go on.
-func (t Timing) Cut() time.Duration { return t.Lease / 4 }
-
 const (
 	pollMin = 10 * time.Millisecond  // first look for an activation
 	pollMax = 250 * time.Millisecond // later ones

@@ -1,0 +1,204 @@
+package orchestrator_test
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	orchestrator "github.com/getpup/pupsourcing-orchestrator"
+)
+
+// scoped projections get a part of the stream.
+type (
+	scope struct{ types, contexts []string }
+
+	scopedTransactional struct {
+		transactional
+		scope
+	}
+	scopedBatched struct {
+		batched
+		scope
+	}
+	scopedNamed struct {
+		named
+		scope
+	}
+)
+
+func (s scope) AggregateTypes() []string  { return s.types }
+func (s scope) BoundedContexts() []string { return s.contexts }
+
+const insertScoped = `
+INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
+SELECT (ARRAY['sales', 'identity', 'billing'])[1 + i %% 3], (ARRAY['Order', 'User'])[1 + i %% 2], '%[1]s' || i %% 30, i, gen_random_uuid(), 'happened', 'x'
+  FROM generate_series(1, $1) AS i`
+
+// Each projection gets what is within its scope, and nothing else, while
+// workers come and go and a writer leaves gaps.
+func TestScopedProjections(t *testing.T) {
+	w := newWorld(t)
+	scopes := map[string]scope{
+		"orders":          {types: []string{"Order"}},
+		"sales":           {contexts: []string{"sales"}},
+		"orders in sales": {types: []string{"Order"}, contexts: []string{"sales", "billing"}},
+		"nothing":         {types: []string{"Invoice"}},
+		"everything":      {},
+	}
+	var projections []orchestrator.Projection[orchestrator.Event]
+	for name, s := range scopes {
+		if name == "sales" {
+			projections = append(projections, scopedBatched{batched{effects{name: name}}, s})
+		} else {
+			projections = append(projections, scopedTransactional{transactional{effects{name: name}}, s})
+		}
+	}
+	cfg := w.config(w.db, "set")
+	cfg.BatchSize = 7
+	w.exec(fmt.Sprintf(insertScoped, "a"), 500)
+	first := run(t, cfg, projections...)
+	w.active("set", 1)
+	open, err := w.db.BeginTx(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer open.Rollback()
+	if _, err := open.ExecContext(t.Context(), fmt.Sprintf(insertScoped, "late"), 60); err != nil {
+		t.Fatal(err)
+	}
+	w.exec(fmt.Sprintf(insertScoped, "b"), 500)
+	second := run(t, cfg, projections...)
+	w.active("set", 2)
+	if err := open.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	w.exec(fmt.Sprintf(insertScoped, "c"), 300)
+	last := w.number(`SELECT max(global_position) FROM events`)
+	eventually(t, "all checkpoints have passed everything", func() bool {
+		return w.number(`SELECT count(*) FROM orchestrator_checkpoints WHERE position < $1`, last) == 0
+	})
+	first.stop()
+	second.stop()
+	for name, s := range scopes {
+		const within = `($1 = '' OR aggregate_type = ANY (string_to_array($1, ','))) AND ($2 = '' OR bounded_context = ANY (string_to_array($2, ',')))`
+		types, contexts := strings.Join(s.types, ","), strings.Join(s.contexts, ",")
+		want := w.number(`SELECT count(*) FROM events WHERE `+within, types, contexts)
+		if name == "everything" && want != 1360 {
+			t.Errorf("the test counts %d events as everything", want)
+		}
+		if got := w.number(`SELECT count(*) FROM effects WHERE projection = $1`, name); got != want {
+			t.Errorf("projection %q has handled %d events, want %d", name, got, want)
+		}
+		if n := w.number(`SELECT count(*) FROM effects f JOIN events e ON e.global_position = f.position WHERE NOT (`+within+`) AND f.projection = $3`,
+			types, contexts, name); n != 0 {
+			t.Errorf("projection %q has handled %d events that are out of its scope", name, n)
+		}
+	}
+	w.checkEffects("everything")
+}
+
+// A scope that the event store can't read is refused before anything begins.
+func TestScopeThatCannotBeRead(t *testing.T) {
+	orders := scopedNamed{named("orders"), scope{types: []string{"Order"}}}
+	sales := scopedNamed{named("sales"), scope{contexts: []string{"sales"}}}
+	bare, err := orchestrator.NewTable(unused(t), orchestrator.TableConfig[orchestrator.Event]{
+		Columns: []string{"a"},
+		Scan:    func(func(...any) error) (e orchestrator.Event, err error) { return e, nil },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct {
+		why    string
+		events orchestrator.EventStore[orchestrator.Event]
+		p      projection
+		want   string
+	}{
+		{"a store that reads all or nothing", badStore{}, orders, `projection "orders" is scoped, and the event store (orchestrator_test.badStore) is no ScopedEventStore`},
+		{"a table without a column for types", bare, orders, `projection "orders" is scoped: invalid configuration: TableConfig.AggregateTypeColumn is empty`},
+		{"a table without a column for contexts", bare, sales, `TableConfig.BoundedContextColumn is empty`},
+	} {
+		t.Run(test.why, func(t *testing.T) {
+			cfg := valid(t)
+			cfg.EventStore = test.events
+			o, err := orchestrator.New(cfg)
+			if err != nil {
+				t.Fatal(err)
+			}
+			checkInvalid(t, o.Run(t.Context(), []projection{named("other"), test.p}), test.want)
+		})
+	}
+}
+
+// What a reader of a part has passed, it has seen: gaps are waited for, though
+// a page shows none.
+func TestTableScopedGap(t *testing.T) {
+	t.Parallel()
+	s := newStream(t, `CREATE TABLE events (global_position bigserial PRIMARY KEY, aggregate_id text NOT NULL DEFAULT 'a', kind text NOT NULL DEFAULT 'x')`)
+	table := s.table(func(c *orchestrator.TableConfig[int64]) { c.AggregateTypeColumn = "kind" })
+	read, err := table.Scoped(orchestrator.Scope{AggregateTypes: []string{"y", "z"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	expect := func(why string, after int64, limit int, passed int64, want ...int64) {
+		t.Helper()
+		page, got, err := read(t.Context(), after, limit)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var positions []int64
+		for _, r := range page {
+			positions = append(positions, r.Position)
+		}
+		if !slices.Equal(positions, want) || got != passed {
+			t.Errorf("%s: read after %d: %v, passed %d; want %v, %d", why, after, positions, got, want, passed)
+		}
+	}
+	insert := func(kind string) { execute(t, s.db, `INSERT INTO events (kind) VALUES ('`+kind+`')`) }
+
+	expect("nothing there", 0, 10, 0)
+	insert("x")
+	expect("nothing of it", 0, 10, 1)
+	expect("and no more", 1, 10, 1)
+	insert("y")
+	open := s.begin(`INSERT INTO events (kind) VALUES ('z') RETURNING global_position`) // 3
+	insert("y")
+	insert("x")
+	expect("up to the gap", 0, 10, 2, 2)
+	expectWaiting(t, "the open one", table, 3, open.backend)
+	expect("at the gap", 2, 10, 2)
+	open.exec(`COMMIT`)
+	expect("a page that is full ends at its last event", 0, 2, 3, 2, 3)
+	expect("it was waited for", 2, 10, 5, 3, 4)
+
+	dead := s.begin(`INSERT INTO events (kind) VALUES ('y') RETURNING global_position`) // 6
+	insert("x")
+	expect("nothing but a gap and what follows it", 5, 10, 5)
+	dead.exec(`ROLLBACK`)
+	expect("there is to be no event", 5, 10, 7)
+}
+
+// A projection that wants one event in ten thousand does not commit for each
+// page that it reads.
+func TestOutOfScopeCostsNoCommits(t *testing.T) {
+	w := newWorld(t)
+	w.exec(`
+INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
+SELECT 'test', CASE i % 10000 WHEN 0 THEN 'rare' ELSE 'common' END, 'a' || i % 100, i, gen_random_uuid(), 'happened', 'x' FROM generate_series(1, 40000) AS i`)
+	db, f := faulty(t, w.url)
+	cfg := w.config(db, "set")
+	var seen int
+	r := run(t, cfg, scopedTransactional{transactional{effects{name: "rare", hook: func(context.Context, orchestrator.Event) error {
+		seen++
+		return nil
+	}}}, scope{types: []string{"rare"}}})
+	eventually(t, "it has passed everything", func() bool {
+		return w.number(`SELECT min(position) FROM orchestrator_checkpoints`) == 40000
+	})
+	r.stop()
+	if n := f.commits.Load(); seen != 4 || n > 15 {
+		t.Errorf("%d events were handled, with %d commits", seen, n)
+	}
+}

@@ -210,13 +210,17 @@ func (l *lane[E]) do(a protocol.LaneAction) protocol.LaneAnswer {
 	case protocol.LaneRead:
 		answer.Page, answer.Passed, err = l.read(a.After, a.Limit)
 	case protocol.LaneOpen:
-		err = l.begin(l.worker.store.BeginHandler)
+		err = l.begin()
 	case protocol.LaneHandle:
 		err = l.call(l.events[a.First : a.First+a.Count])
 	case protocol.LaneWrite:
 		err = l.write(a.From, a.To)
 	case protocol.LaneCommit:
 		err = l.commit()
+	case protocol.LaneSave:
+		err = boundedDo(l.ctx, l.worker.patience(), func(ctx context.Context) error {
+			return l.worker.store.Save(ctx, l.id, a.From, a.To)
+		})
 	case protocol.LanePause:
 		l.pause(a)
 		return answer
@@ -252,9 +256,9 @@ func (l *lane[E]) read(after int64, limit int) (keys []protocol.Key, passed int6
 // begin starts a transaction. It lives as long as the context that it was begun
 // with, so that is not the bounded one; but one that was given up must not stay
 // in the pool's queue, behind all others that were.
-func (l *lane[E]) begin(call func(context.Context) (*sql.Tx, error)) (err error) {
+func (l *lane[E]) begin() (err error) {
 	ctx, cancel := context.WithCancel(l.ctx)
-	l.tx, err = bounded(l.ctx, l.worker.patience(), func(context.Context) (*sql.Tx, error) { return call(ctx) },
+	l.tx, err = bounded(l.ctx, l.worker.patience(), func(context.Context) (*sql.Tx, error) { return l.worker.store.BeginHandler(ctx) },
 		func(tx *sql.Tx) { rollback(tx, cancel) })
 	if l.endTx = cancel; err != nil {
 		cancel()
@@ -271,12 +275,7 @@ func rollback(tx *sql.Tx, endTx func()) {
 	}()
 }
 
-func (l *lane[E]) write(from, to protocol.Checkpoint) (err error) {
-	if l.tx == nil {
-		if err = l.begin(l.worker.store.Begin); err != nil {
-			return err
-		}
-	}
+func (l *lane[E]) write(from, to protocol.Checkpoint) error {
 	tx := l.tx
 	return boundedDo(l.ctx, l.worker.patience(), func(ctx context.Context) error {
 		return l.worker.store.Commit(ctx, tx, l.id, from, to)
@@ -324,7 +323,7 @@ func (l *lane[E]) pause(a protocol.LaneAction) {
 
 var failedTo = map[protocol.LaneDo]string{
 	protocol.LaneFind: "read the checkpoint", protocol.LaneRead: "read events", protocol.LaneOpen: "begin a transaction",
-	protocol.LaneWrite: "commit", protocol.LaneCommit: "commit",
+	protocol.LaneWrite: "commit", protocol.LaneCommit: "commit", protocol.LaneSave: "commit",
 }
 
 // reason returns why the lane's end ends Run.

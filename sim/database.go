@@ -33,14 +33,15 @@ type connection interface {
 	// its locks until commit, close, or the bound on idling.
 	sync(r protocol.Request, projections []string, hold bool, done func(store.Result, error))
 
-	// Lanes. begin opens a handler's transaction; write opens a plain one
-	// unless there is one.
+	// Lanes. begin opens a handler's transaction; write opens one unless there
+	// is one; save is a transaction of its own.
 	find(l store.Lane, done func(protocol.Found, error))
 	begin(done func(error))
 	// effect is what a transactional projection writes for an event.
 	effect(projection string, e event) error
 	write(l store.Lane, from, to protocol.Checkpoint, done func(error))
 	commit(done func(error))
+	save(l store.Lane, from, to protocol.Checkpoint, done func(error))
 
 	// Reading, as Table does it. None of these waits.
 	page(after int64, limit int) ([]event, error)

@@ -85,7 +85,7 @@ func (l *lane) do(a protocol.LaneAction) {
 			for i, e := range page {
 				keys[i] = protocol.Key{Position: e.position, Slot: e.slot}
 			}
-			l.answer(err, protocol.LaneAnswer{Page: keys})
+			l.answer(err, protocol.LaneAnswer{Page: keys, More: len(page) == a.Limit})
 		})
 	case protocol.LaneOpen:
 		if l.link != nil { // a mutant has kept it
@@ -102,6 +102,8 @@ func (l *lane) do(a protocol.LaneAction) {
 		l.write(a, patience)
 	case protocol.LaneCommit:
 		l.commit(patience)
+	case protocol.LaneSave:
+		l.save(a, patience)
 	case protocol.LanePause:
 		l.pausing++
 		n := l.pausing
@@ -297,12 +299,9 @@ func (l *lane) effects(events []event) error {
 	return nil
 }
 
-// write moves the checkpoint, in the open transaction or a new one.
+// write moves the checkpoint in the open transaction.
 func (l *lane) write(a protocol.LaneAction, patience time.Duration) {
 	p := l.p
-	if l.link == nil {
-		l.link = p.borrow()
-	}
 	l.from, l.to, l.unknown = a.From, a.To, false
 	l.ask(l.link, "checkpoint", patience, func(c connection, done func(error)) {
 		c.write(l.id, a.From, a.To, func(err error) {
@@ -318,24 +317,42 @@ func (l *lane) write(a protocol.LaneAction, patience time.Duration) {
 	}, func(err error) { l.answer(err, protocol.LaneAnswer{}) })
 }
 
-// commit commits. The events are those whose effects the transaction holds, or,
-// of a plain projection, those that were handled for it, whatever the lane does
-// until the request arrives.
-func (l *lane) commit(patience time.Duration) {
-	p := l.p
-	f := l.fact(committed, l.from.Position, l.to.Position)
+// save moves the checkpoint by itself. The events are those that were handled
+// for it, whatever the lane does until the request arrives.
+func (l *lane) save(a protocol.LaneAction, patience time.Duration) {
+	p, k := l.p, l.p.borrow()
+	l.from, l.to, l.unknown = a.From, a.To, false
+	f := l.fact(committed, a.From.Position, a.To.Position)
 	for _, e := range l.handled {
-		if e.position > l.from.Position && e.position <= l.to.Position {
+		if l.kind == protocol.Plain && e.position > a.From.Position && e.position <= a.To.Position {
 			f.events = append(f.events, e)
 		}
 	}
+	l.ask(k, "commit", patience, func(c connection, done func(error)) {
+		c.save(l.id, a.From, a.To, func(err error) {
+			if err == nil {
+				p.w.record(f)
+			} else if errors.Is(err, store.ErrSuperseded) {
+				p.w.record(l.fact(refused, a.From.Position, a.To.Position))
+			}
+			done(err)
+		})
+	}, func(err error) {
+		k.giveBack()
+		l.unknown = err != nil
+		l.answer(err, protocol.LaneAnswer{})
+	})
+}
+
+// commit commits. The events are those whose effects the transaction holds.
+func (l *lane) commit(patience time.Duration) {
+	p := l.p
+	f := l.fact(committed, l.from.Position, l.to.Position)
 	k := l.link
 	l.ask(k, "commit", patience, func(c connection, done func(error)) {
 		c.commit(func(err error) {
 			if err == nil {
-				if l.kind != protocol.Plain {
-					f.events, k.wrote = k.wrote, nil
-				}
+				f.events, k.wrote = k.wrote, nil
 				p.w.record(f)
 			}
 			done(err)

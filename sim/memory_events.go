@@ -69,22 +69,63 @@ func (c *memoryConnection) effect(projection string, e event) error {
 	return nil
 }
 
-// write is Store.Commit, in the open transaction or in one of Store.Begin.
+// write is Store.Commit, in the open transaction or in one of
+// Store.BeginHandler.
 //
 // A row that is not the right one in the statement's snapshot is not waited
 // for, though a transaction that is about to commit may make it that. Nor does
 // it bring the bound on idling: nothing is locked then.
 func (c *memoryConnection) write(l store.Lane, from, to protocol.Checkpoint, done func(error)) {
+	opens := c.open == nil
 	if err := c.within(); err != nil {
 		done(err)
 		return
 	}
 	t := c.open
-	t.stop()
+	if t.stop(); opens {
+		t.idleMax = c.bounds.Handler
+	}
 	t.refused = func(err error) {
 		t.fail()
 		done(err)
 	}
+	c.move(t, l, from, to, func(locked, moved bool) {
+		if locked {
+			t.idleMax = c.bounds.Idle
+		}
+		t.idle()
+		if !moved {
+			done(store.ErrSuperseded)
+			return
+		}
+		done(nil)
+	})
+}
+
+// save is Store.Save.
+func (c *memoryConnection) save(l store.Lane, from, to protocol.Checkpoint, done func(error)) {
+	if err := c.free("save"); err != nil {
+		done(err)
+		return
+	}
+	t := c.enter()
+	t.refused = func(err error) {
+		t.end(false)
+		done(err)
+	}
+	c.move(t, l, from, to, func(_, moved bool) {
+		t.end(true)
+		if !moved {
+			done(store.ErrSuperseded)
+			return
+		}
+		done(nil)
+	})
+}
+
+// move is the UPDATE behind the fence. done hears whether it had the row's lock
+// in the end, and whether the row still was the right one then.
+func (c *memoryConnection) move(t *transaction, l store.Lane, from, to protocol.Checkpoint, done func(locked, moved bool)) {
 	r := c.checkpoint(t, l)
 	fits := func() bool {
 		v := r.as(t)
@@ -92,18 +133,13 @@ func (c *memoryConnection) write(l store.Lane, from, to protocol.Checkpoint, don
 			(c.rules.unfenced || v.set == c.set && v.generation == l.Assignment.Generation) &&
 			(c.rules.anyPosition || v.Position == from.Position)
 	}
-	superseded := func() {
-		t.idle()
-		done(store.ErrSuperseded)
-	}
 	if r == nil || !fits() {
-		superseded()
+		done(false, false)
 		return
 	}
-	t.idleMax = c.bounds.Idle
 	t.acquire(&r.lock, false, func() {
 		if !fits() {
-			superseded() // and keeps the lock
+			done(true, false) // and keeps the lock
 			return
 		}
 		v := *r.as(t)
@@ -112,8 +148,7 @@ func (c *memoryConnection) write(l store.Lane, from, to protocol.Checkpoint, don
 			v.Ahead = nil
 		}
 		r.put(t, &v)
-		t.idle()
-		done(nil)
+		done(true, true)
 	})
 }
 

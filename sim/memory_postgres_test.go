@@ -161,7 +161,9 @@ func (d *duel) call(open bool) (string, func(connection) string) {
 	default:
 		return d.sync()
 	case 0, 1, 2, 3:
-		return d.write(l)
+		return d.write(l, false)
+	case 14:
+		return d.write(l, true)
 	case 4, 5:
 		return "commit", func(c connection) (answer string) {
 			c.commit(func(err error) { answer = replied("committed", err) })
@@ -218,15 +220,19 @@ func (d *duel) lane() store.Lane {
 }
 
 // write draws a commit from where the checkpoint is, or nearly.
-func (d *duel) write(l store.Lane) (string, func(connection) string) {
+func (d *duel) write(l store.Lane, saves bool) (string, func(connection) string) {
 	var from protocol.Checkpoint
 	if r := d.memory.checkpoint(nil, l); r != nil {
 		from = r.committed.Checkpoint
 	}
 	to := from.Advance(from.Position + d.rand.Int64N(20))
 	from.Position += int64(pick(d.rand, 0, 0, 0, 0, -1, 1))
-	return fmt.Sprintf("write %s from %s to %s", l, from, to), func(c connection) (answer string) {
-		c.write(l, from, to, func(err error) { answer = replied("written", err) })
+	return fmt.Sprintf("write (saves: %t) %s from %s to %s", saves, l, from, to), func(c connection) (answer string) {
+		move := c.write
+		if saves {
+			move = c.save
+		}
+		move(l, from, to, func(err error) { answer = replied("written", err) })
 		return answer
 	}
 }

@@ -140,6 +140,18 @@ func (s memoryStore) Write(_ context.Context, l store.Lane, from, to protocol.Ch
 	return tx, err
 }
 
+func (s memoryStore) Save(_ context.Context, l store.Lane, from, to protocol.Checkpoint) (err error) {
+	s.w.call(func(done func()) {
+		c := s.db.connect()
+		c.save(l, from, to, func(e error) {
+			err = e
+			c.close()
+			done()
+		})
+	})
+	return err
+}
+
 type memoryTx struct {
 	w    *memoryWorld
 	conn connection

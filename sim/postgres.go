@@ -335,7 +335,7 @@ func (c *postgresConnection) effect(projection string, e event) error {
 
 func (c *postgresConnection) write(l store.Lane, from, to protocol.Checkpoint, done func(error)) {
 	if c.open == nil && c.ended == nil {
-		if err := c.enter(c.db.current().Begin); err != nil {
+		if err := c.enter(c.db.current().BeginHandler); err != nil {
 			done(err)
 			return
 		}
@@ -347,6 +347,14 @@ func (c *postgresConnection) write(l store.Lane, from, to protocol.Checkpoint, d
 		}
 		return errors.Join(err, c.look(ctx))
 	}))
+}
+
+func (c *postgresConnection) save(l store.Lane, from, to protocol.Checkpoint, done func(error)) {
+	if err := c.free("save"); err != nil {
+		done(err)
+		return
+	}
+	done(c.db.heard(c.db.current().Save(context.Background(), l, from, to)))
 }
 
 func (c *postgresConnection) commit(done func(error)) {
@@ -417,7 +425,8 @@ func collect[T any](p *postgres, what string, scan func(*sql.Rows) (T, error), q
 func (c *postgresConnection) insert(aggregate string) (position int64, err error) {
 	p := c.db
 	if c.open == nil && c.ended == nil {
-		if err := c.enter(p.current().Begin); err != nil {
+		begin := func(ctx context.Context) (*sql.Tx, error) { return p.pool.BeginTx(ctx, nil) }
+		if err := c.enter(begin); err != nil {
 			return 0, err
 		}
 	}

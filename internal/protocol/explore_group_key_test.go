@@ -38,6 +38,10 @@ func (w *groupWorld) key(b []byte) []byte {
 	k.number(int64(len(w.late)))
 	for _, r := range w.late {
 		requestKey(k, r.Request)
+		k.flags(r.saves)
+		k.number(int64(r.partition), r.generation, int64(r.events))
+		w.checkpointKey(k, r.from)
+		w.checkpointKey(k, r.to)
 		k.time(testStart.Add(r.by))
 	}
 	l := w.left
@@ -180,6 +184,9 @@ func (w *groupWorld) tell(m move) string {
 	case toLand:
 		return fmt.Sprintf("a late COMMIT on partition %d is carried out", w.txs[m.which].partition)
 	case toArrive:
+		if r := w.late[m.which]; r.saves {
+			return fmt.Sprintf("late: on partition %d, %s to %s is saved, if the fence lets it", r.partition, r.from, r.to)
+		}
 		return fmt.Sprintf("a late request is carried out: %s", tellRequest(w.late[m.which].Request))
 	case toInput:
 		return fmt.Sprintf("%s hears %T%v", p.name, p.inputs[0], p.inputs[0])
@@ -214,6 +221,12 @@ func (w *groupWorld) tell(m move) string {
 		return p.name + ": COMMIT is lost"
 	case toFlyCommit:
 		return p.name + ": COMMIT is late, and not waited for"
+	case toLoseSave:
+		return p.name + ": " + tellLane(p.run) + ", and the answer is lost"
+	case toDropSave:
+		return p.name + ": " + tellLane(p.run) + ", but that is lost"
+	case toFlySave:
+		return p.name + ": " + tellLane(p.run) + ", but that is late, and not waited for"
 	case toSlow:
 		return ". . . though something is under way"
 	case toFreeze:
@@ -262,8 +275,8 @@ func tellLane(r *groupRun) string {
 	switch a := r.action; a.Do {
 	case LaneHandle:
 		return fmt.Sprintf("event %d is handled", r.track.pending[a.First])
-	case LaneWrite:
-		return fmt.Sprintf("writes %s to %s", a.From, a.To)
+	case LaneWrite, LaneSave:
+		return fmt.Sprintf("%ss %s to %s", a.Do, a.From, a.To)
 	default:
 		return a.Do.String()
 	}

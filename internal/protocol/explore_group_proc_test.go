@@ -122,7 +122,7 @@ func (w *groupWorld) end(i int) {
 // abandon has a process wait for its answer no longer.
 func (w *groupWorld) abandon(p *groupProc) {
 	if p.call.where == there {
-		w.late = append(slices.Clip(w.late), lateRequest{p.call.request, w.at + groupLate})
+		w.late = append(slices.Clip(w.late), lateRequest{Request: p.call.request, by: w.at + groupLate})
 	}
 	p.call.where = failed
 }
@@ -225,13 +225,15 @@ func (w *groupWorld) laneCan(p *groupProc) bool {
 	switch a.Do {
 	case LanePause:
 		return a.Why != NothingNew || w.signals(p).stopping() || w.unread(p.run)
-	case LaneFind, LaneWrite: // both wait for who has locked the row
+	case LaneFind, LaneWrite, LaneSave: // all wait for who has locked the row
 		return !slices.ContainsFunc(w.txs, func(tx lockingTx) bool { return int(tx.partition) == p.run.assignment.Partition })
 	}
 	return true
 }
 
-func asksDatabase(do LaneDo) bool { return do == LaneFind || do == LaneWrite || do == LaneCommit }
+func asksDatabase(do LaneDo) bool {
+	return do == LaneFind || do == LaneWrite || do == LaneCommit || do == LaneSave
+}
 
 // unread reports whether there is something to read for a lane: not only
 // events of others.
@@ -343,9 +345,12 @@ func (w *groupWorld) laneDoes(i int) (a LaneAnswer) {
 		r.handled = 0 // what was not committed is rolled back
 	case LaneHandle:
 		r.handled |= w.bits(r.track.pending[r.action.First : r.action.First+r.action.Count])
+	case LaneSave:
+		if !w.save(w.saving(p)) {
+			return LaneAnswer{Failure: Fenced}
+		}
 	case LaneWrite:
-		if k >= len(w.rows) || w.rows[k].checkpoint.Position != r.action.From.Position ||
-			w.rows[k].generation != r.assignment.Generation && !w.bugs.fenceWithoutGeneration {
+		if !w.fits(k, r.assignment.Generation, r.action.From) {
 			return LaneAnswer{Failure: Fenced}
 		}
 		w.txs = append(slices.Clip(w.txs), lockingTx{
@@ -360,6 +365,38 @@ func (w *groupWorld) laneDoes(i int) (a LaneAnswer) {
 		w.commit(n)
 	}
 	return a
+}
+
+// fits is the fence.
+func (w *groupWorld) fits(partition int, generation int64, from Checkpoint) bool {
+	return partition < len(w.rows) && w.rows[partition].checkpoint.Position == from.Position &&
+		(w.rows[partition].generation == generation || w.bugs.fenceWithoutGeneration)
+}
+
+// A saving is a statement that moves a checkpoint and commits.
+type saving struct {
+	partition  int
+	generation int64
+	from, to   Checkpoint
+	events     uint
+}
+
+// saving returns what a worker's lane is to save.
+func (w *groupWorld) saving(p *groupProc) saving {
+	r := p.run
+	return saving{r.assignment.Partition, r.assignment.Generation, r.action.From, r.action.To, r.handled}
+}
+
+// save carries it out, if the fence lets it through.
+func (w *groupWorld) save(s saving) bool {
+	if !w.fits(s.partition, s.generation, s.from) {
+		return false
+	}
+	w.txs = append(slices.Clip(w.txs), lockingTx{
+		owner: noOwner, partition: int8(s.partition), generation: s.generation, to: s.to, events: s.events,
+	})
+	w.commit(len(w.txs) - 1)
+	return true
 }
 
 // A layout is who has which partition of a generation.
@@ -386,9 +423,12 @@ type lockingTx struct {
 
 const noOwner = -1
 
-// A lateRequest was given up by who sent it, and will be carried out.
+// A lateRequest was given up by who sent it, and will be carried out: a request,
+// or a lane's.
 type lateRequest struct {
 	Request
+	saves bool
+	saving
 	by time.Duration
 }
 

@@ -148,7 +148,7 @@ func (w *groupWorld) all() []*groupProc { return w.procs[:w.workers] }
 const (
 	toEndTx  = iota // the server ends a transaction, or a rollback reaches it
 	toLand          // a COMMIT is carried out, though nobody waits for it
-	toArrive        // likewise a request
+	toArrive        // likewise a request, or what a lane saves
 	toStop          // a session hears that it is to
 	toInput         // a session hears from its lane
 	toAnswer        // a session hears what has become of its request
@@ -169,6 +169,9 @@ const (
 	toLoseCommit // likewise
 	toDropCommit // COMMIT is lost, with its connection
 	toFlyCommit  // COMMIT may still be carried out
+	toLoseSave   // it is carried out
+	toDropSave   // it is not
+	toFlySave    // it may still be
 	toRestart
 	toSlow // what is under way is slow
 	toLeave
@@ -264,6 +267,10 @@ func (w *groupWorld) faults(i int, p *groupProc, quiet bool, add func(what uint8
 			add(toLoseCommit, i, 0)
 			add(toDropCommit, i, 0)
 			add(toFlyCommit, i, 0)
+		case p.run.action.Do == LaneSave:
+			add(toLoseSave, i, 0)
+			add(toDropSave, i, 0)
+			add(toFlySave, i, 0)
 		}
 	}
 	if quiet && left.leave > 0 && !p.asked && !p.leaving {
@@ -387,7 +394,11 @@ func (w *groupWorld) goOn(what uint8, i, which int) {
 	case toArrive:
 		r := w.late[which]
 		w.late = slices.Delete(slices.Clone(w.late), which, which+1)
-		w.carryOut(r.Request)
+		if r.saves {
+			w.save(r.saving)
+		} else {
+			w.carryOut(r.Request)
+		}
 	case toStop:
 		p := w.own(i)
 		p.asked, p.leaving = false, true
@@ -447,6 +458,15 @@ func (w *groupWorld) goWrong(what uint8, i, which int) {
 		case toFlyCommit:
 			w.disown(i)
 			w.txs[n].flying = true
+		}
+		w.lane(i, LaneAnswer{Failure: Passing})
+	case toLoseSave, toDropSave, toFlySave:
+		w.left.uncommitted--
+		switch what {
+		case toLoseSave:
+			w.save(w.saving(p))
+		case toFlySave:
+			w.late = append(slices.Clip(w.late), lateRequest{saves: true, saving: w.saving(p), by: w.at + groupLate})
 		}
 		w.lane(i, LaneAnswer{Failure: Passing})
 	case toRestart:
@@ -575,11 +595,11 @@ func TestExploreGroup(t *testing.T) {
 	}{
 		{"two workers, any one fault", groupPlan{workers: 2},
 			groupBudget{faults: 1, lost: 1, uncommitted: 1, crash: 1, freeze: 1, cut: 1, leave: 1}, false},
+		{"two workers, handlers' transactions, any one fault", groupPlan{workers: 2, kind: Transactional},
+			groupBudget{faults: 1, lost: 1, uncommitted: 1, crash: 1, freeze: 1, cut: 1, leave: 1}, false},
 		{"two workers, one thing slow", groupPlan{workers: 2}, groupBudget{faults: 1, slow: 1}, false},
 		{"two workers at once, any two faults but freezing and cuts", groupPlan{workers: 2, together: true},
 			groupBudget{faults: 2, lost: 1, uncommitted: 1, crash: 1, leave: 1, restart: 1}, false},
-		{"two workers, commits of handlers' transactions", groupPlan{workers: 2, kind: Transactional},
-			groupBudget{faults: 1, uncommitted: 1}, false},
 		{"three workers gathered by a join window", groupPlan{workers: 3, joinWindow: 3 * time.Millisecond}, groupBudget{}, false},
 		{"three workers at once, one crashes", groupPlan{workers: 3, together: true}, groupBudget{faults: 1, crash: 1}, false},
 

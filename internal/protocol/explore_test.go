@@ -367,6 +367,7 @@ func TestExploreKeys(t *testing.T) {
 func TestExploreNotices(t *testing.T) {
 	two, three := groupPlan{workers: 2}, groupPlan{workers: 3}
 	atOnce := groupPlan{workers: 2, together: true}
+	inTransactions := groupPlan{workers: 2, together: true, kind: Transactional}
 	group := func(plan groupPlan, budget groupBudget, bugs groupBugs) func() outcome {
 		plan.bugs = bugs
 		return func() outcome { return explore(newGroupWorld(plan, budget), exploreMax) }
@@ -386,7 +387,7 @@ func TestExploreNotices(t *testing.T) {
 		{"the lease counts from the answer", group(atOnce, groupBudget{faults: 2, slow: 1, cut: 1}, groupBugs{leaseFromAnswer: true}), "S1"},
 		{"lanes don't ask for the lease before each event", group(atOnce, groupBudget{faults: 1, freeze: 1}, groupBugs{lanesIgnoreLease: true}), "S1"},
 		{"the fence does not ask for the generation", group(atOnce, groupBudget{faults: 1, freeze: 1}, groupBugs{fenceWithoutGeneration: true}), "S5"},
-		{"activation does not wait for commits under way", group(atOnce, groupBudget{faults: 1, freeze: 1}, groupBugs{activationLocksNothing: true}), "S5"},
+		{"activation does not wait for commits under way", group(inTransactions, groupBudget{faults: 1, freeze: 1}, groupBugs{activationLocksNothing: true}), "S5"},
 		{"a COMMIT without an answer counts as failed", group(two, groupBudget{faults: 1, uncommitted: 1}, groupBugs{silenceIsFailure: true}), "L1"},
 		{"the hand-over takes the highest position", group(three, groupBudget{}, groupBugs{handoffTakesHighest: true}), "S2"},
 		{"the hand-over takes the lowest position and no marks", group(three, groupBudget{}, groupBugs{handoffTakesLowest: true}), "S3"},

@@ -41,14 +41,15 @@ const (
 	LaneRead                 // read events above After, at most Limit; answer Page
 	LaneOpen                 // begin a transaction for handlers
 	LaneHandle               // hand Count of the pending events, from First on, to the projection
-	LaneWrite                // move the checkpoint From … To in the open transaction; begin one if there is none
+	LaneWrite                // move the checkpoint From … To in the open transaction
 	LaneCommit               // COMMIT
-	LanePause                // wait For, or until asked to stop
+	LaneSave                 // move the checkpoint From … To, in a statement of its own that commits
+	LanePause                // wait For, or until asked to stop; for want of events, or until there are some
 	LaneEnd                  // it is over
 )
 
 func (d LaneDo) String() string {
-	return [...]string{"start", "find", "read", "open", "handle", "write", "commit", "pause", "end"}[d]
+	return [...]string{"start", "find", "read", "open", "handle", "write", "commit", "save", "pause", "end"}[d]
 }
 
 // A LaneAction is one thing to do, and then to answer. The fields that go with
@@ -81,8 +82,8 @@ func (a LaneAction) String() string {
 		text = fmt.Sprintf("read %d after %d", a.Limit, a.After)
 	case LaneHandle:
 		text = fmt.Sprintf("handle %d+%d", a.First, a.Count)
-	case LaneWrite:
-		text = fmt.Sprintf("write %s to %s", a.From, a.To)
+	case LaneWrite, LaneSave:
+		text = fmt.Sprintf("%s %s to %s", a.Do, a.From, a.To)
 	case LanePause:
 		text = fmt.Sprintf("pause %s: %s", a.For, a.Why)
 	case LaneEnd:
@@ -175,6 +176,8 @@ type LaneAnswer struct {
 	Jitter  float64 // a random number in [0,1)
 	Found   Found
 	Page    []Key
+	// More says that there is more to read at once.
+	More bool
 	// Passed is up to where the lane has seen all that it is to see, if that is
 	// beyond the page: what is out of its projection's scope is in no page.
 	Passed int64
@@ -184,13 +187,24 @@ type LaneAnswer struct {
 // It says what to do, one thing at a time, and is told how that went:
 //
 //	find ─▶ read ─▶ open ─▶ handle … ─▶ write ─▶ commit ─▶ read …
-//	          ▲     (not Plain)           │ unclear
+//	          ▲     (Plain: handle … ─▶ save)     │ unclear
 //	          └───── undone, done ◀──── find ──▶ superseded: end
 //
 // What it is told may be stale by the time it is told: the process may have
 // been frozen in between. So it looks at its signals after each answer, and
 // COMMIT is an action of its own: a write whose answer came too late for the
 // caller counts as failed, and is never committed.
+//
+// Where nothing commits with the checkpoint, it moves in one statement. That
+// may take effect late, when its sender has given up:
+//  1. w1 saves 10 to 20, and hears nothing;
+//  2. it finds the row at 10;
+//  3. the statement arrives, and the row is at 20.
+//
+// Even then it says what is true: the events to 20 were handled before it was
+// sent, under the generation that it names. So w1 saves the same again until it
+// has found out; and once another generation is active, or anybody has moved the
+// row, it matches nothing.
 type Lane struct {
 	config     LaneConfig
 	assignment Assignment
@@ -200,9 +214,8 @@ type Lane struct {
 	resume func(*Lane, time.Time, Signals) LaneAction // after a pause
 	kept   []int                                      // of the latest page
 
-	more bool          // the latest page was full
-	idle time.Duration // the latest pause for want of events
-	open bool          // there is, or may be, a transaction
+	more bool // there is more to read at once
+	open bool // there is, or may be, a transaction
 
 	// The batch under way.
 	size, done int
@@ -249,7 +262,7 @@ func (l *Lane) Next(now time.Time, s Signals, a LaneAnswer) LaneAction {
 
 func (l *Lane) advance(now time.Time, s Signals, a LaneAnswer) LaneAction {
 	ok := a.Failure == NoFailure
-	if l.doing == LaneCommit && ok { // has happened, whatever else has
+	if (l.doing == LaneCommit || l.doing == LaneSave) && ok { // has happened, whatever else has
 		l.open = false
 		return l.committed(now, s)
 	}
@@ -283,7 +296,7 @@ func (l *Lane) advance(now time.Time, s Signals, a LaneAnswer) LaneAction {
 			return l.commitFailed(a)
 		}
 		return LaneAction{Do: LaneCommit}
-	case LaneCommit:
+	case LaneCommit, LaneSave:
 		return l.commitFailed(a)
 	case LanePause:
 		if s.Asked {
@@ -355,13 +368,8 @@ func (l *Lane) page(now time.Time, s Signals, a LaneAnswer) LaneAction {
 	if l.kept, err = l.track.Accept(a.Page, a.Passed); err != nil {
 		return LaneAction{Do: LaneEnd, End: Broken, Err: fmt.Errorf("read after position %d, limit %d: %w", before, l.config.Batch, err)}
 	}
-	last := before
-	if n := len(a.Page); n > 0 {
-		last = a.Page[n-1].Position
-	}
-	full := len(a.Page) == l.config.Batch
-	l.more = full || l.track.Cursor() > last
-	if full && !s.stopping() && (l.track.Pending() > 0 || !l.track.SkipDue(now)) {
+	l.more = a.More
+	if l.more && !s.stopping() && (l.track.Pending() > 0 || !l.track.SkipDue(now)) {
 		return l.fill(now, s)
 	}
 	return l.batch(now, s)
@@ -379,22 +387,19 @@ func (l *Lane) batch(now time.Time, s Signals) LaneAction {
 	case l.size == 0:
 		return l.rest(now, s)
 	}
-	l.idle = 0
 	if l.config.Kind != Plain {
 		return LaneAction{Do: LaneOpen}
 	}
 	return l.handle(now, s)
 }
 
-// rest pauses when there is nothing new, and ever longer.
+// rest pauses when there is nothing new.
 func (l *Lane) rest(now time.Time, s Signals) LaneAction {
 	if l.more {
-		l.idle = 0
 		return l.top(now, s)
 	}
-	l.idle = min(max(2*l.idle, 5*time.Millisecond), l.config.Poll)
 	l.resume = (*Lane).top
-	return LaneAction{Do: LanePause, For: l.idle, Why: NothingNew}
+	return LaneAction{Do: LanePause, For: l.config.Poll, Why: NothingNew}
 }
 
 // handle goes on with the batch, or commits what is done of it. The signals
@@ -439,8 +444,16 @@ func (l *Lane) write(n int) LaneAction {
 }
 
 func (l *Lane) rewrite() LaneAction {
-	return LaneAction{Do: LaneWrite, From: l.track.Checkpoint(), To: l.next}
+	do := LaneWrite
+	if l.saves() {
+		do = LaneSave
+	}
+	return LaneAction{Do: do, From: l.track.Checkpoint(), To: l.next}
 }
+
+// saves reports whether nothing commits with the checkpoint: what a Plain
+// projection does is done, and skipped events have no effects.
+func (l *Lane) saves() bool { return l.config.Kind == Plain || l.size == 0 }
 
 // committed goes on after the store has l.next.
 func (l *Lane) committed(now time.Time, s Signals) LaneAction {
@@ -481,7 +494,7 @@ func (l *Lane) resolve(now time.Time, s Signals, found Found) LaneAction {
 	case Elsewhere:
 		l.track.Rewind(found.Checkpoint, now)
 	case Undone:
-		if l.config.Kind == Plain || l.size == 0 {
+		if l.saves() {
 			return l.rewrite()
 		}
 		// The events are handled again in another transaction: a shorter one,

@@ -24,6 +24,7 @@ func evens(positions ...int64) LaneAnswer {
 	for _, p := range positions {
 		a.Page = append(a.Page, Key{Position: p, Slot: int(p % 2)})
 	}
+	a.More = len(positions) == 4
 	return a
 }
 
@@ -52,12 +53,11 @@ func TestLane(t *testing.T) {
 	}{
 		{name: "plain: handle, commit, go on", turns: []turn{
 			{answer: evens(11, 12, 13), want: "handle 0+1"},
-			{answer: ok, want: "write 10 to 13"},
-			{answer: ok, want: "commit"},
+			{answer: ok, want: "save 10 to 13"},
 			{answer: ok, want: "read 4 after 13"},
-			{answer: evens(), want: "pause 5ms: nothing new"},
+			{answer: evens(), want: "pause 1s: nothing new"},
 			{answer: ok, want: "read 4 after 13"},
-			{answer: evens(), want: "pause 10ms: nothing new"},
+			{answer: evens(), want: "pause 1s: nothing new"},
 		}},
 		{name: "pages are read until there is a batch", turns: []turn{
 			{answer: evens(11, 12, 13, 14), want: "read 4 after 14"},
@@ -65,11 +65,10 @@ func TestLane(t *testing.T) {
 		}},
 		{name: "a page ends before what the reader has passed: there may be more", turns: []turn{
 			{answer: LaneAnswer{Page: evens(12).Page, Passed: 90}, want: "handle 0+1"},
-			{answer: ok, want: "write 10 to 90"},
-			{answer: ok, want: "commit"},
+			{answer: ok, want: "save 10 to 90"},
 			{answer: ok, want: "read 4 after 90"},
-			{answer: LaneAnswer{Passed: 100}, want: "read 4 after 100"},
-			{answer: LaneAnswer{Passed: 100}, want: "pause 5ms: nothing new"},
+			{answer: LaneAnswer{Passed: 100, More: true}, want: "read 4 after 100"},
+			{answer: LaneAnswer{Passed: 100}, want: "pause 1s: nothing new"},
 		}},
 		{name: "another generation's row is not ours", skip: true, turns: []turn{
 			{answer: ok, want: "find"},
@@ -101,8 +100,7 @@ func TestLane(t *testing.T) {
 		}},
 		{name: "drain: what is done of the batch is committed", turns: []turn{
 			{answer: evens(12, 14, 16), want: "handle 0+1"},
-			{answer: ok, want: "write 10 to 13", signals: asked},
-			{answer: ok, want: "commit", signals: asked},
+			{answer: ok, want: "save 10 to 13", signals: asked},
 			{answer: ok, want: "end: asked", signals: asked},
 		}},
 		{name: "drain before the first event of a transaction", config: LaneConfig{Kind: Transactional}, turns: []turn{
@@ -119,8 +117,9 @@ func TestLane(t *testing.T) {
 			{answer: ok, want: "write 10 to 14"},
 			{answer: ok, want: "rollback, end: asked", signals: canceled},
 		}},
-		{name: "a write that was given up is never committed", turns: []turn{
-			{answer: evens(12), want: "handle 0+1"},
+		{name: "a write that was given up is never committed", config: LaneConfig{Kind: Batched}, turns: []turn{
+			{answer: evens(12), want: "open"},
+			{answer: ok, want: "handle 0+1"},
 			{answer: ok, want: "write 10 to 12"},
 			{answer: failing(Passing), want: "rollback, " + pause},
 			{answer: ok, want: "find"},
@@ -130,7 +129,7 @@ func TestLane(t *testing.T) {
 		}},
 		{name: "lease over in the middle of a batch", turns: []turn{
 			{answer: evens(12, 14), want: "handle 0+1"},
-			{answer: ok, want: "write 10 to 13", signals: over},
+			{answer: ok, want: "save 10 to 13", signals: over},
 		}},
 		{name: "lease over while a batch's transaction was opened", config: LaneConfig{Kind: Batched}, turns: []turn{
 			{answer: evens(12, 14), want: "open"},
@@ -138,28 +137,28 @@ func TestLane(t *testing.T) {
 		}},
 		{name: "fenced", turns: []turn{
 			{answer: evens(12), want: "handle 0+1"},
-			{answer: ok, want: "write 10 to 12"},
-			{answer: failing(Fenced), want: "rollback, find"},
+			{answer: ok, want: "save 10 to 12"},
+			{answer: failing(Fenced), want: "find"},
 			{answer: found(6, 12), want: "end: alone"},
 		}},
-		{name: "plain: a lost COMMIT that has happened", turns: []turn{
+		{name: "plain: a lost reply to what has happened", turns: []turn{
 			{answer: evens(12), want: "handle 0+1"},
-			{answer: ok, want: "write 10 to 12"},
-			{answer: ok, want: "commit"},
-			{answer: failing(Passing), want: "rollback, " + pause},
+			{answer: ok, want: "save 10 to 12"},
+			{answer: failing(Passing), want: pause},
 			{answer: ok, want: "find"},
 			{answer: failing(Passing), want: "pause 40ms: the database failed"},
 			{answer: ok, want: "find"},
 			{answer: found(5, 12), want: "read 4 after 12"},
 		}},
-		{name: "plain: a lost COMMIT that has not; the events are not handled again", turns: []turn{
+		{name: "plain: a lost reply to what has not; the events are not handled again", turns: []turn{
 			{answer: evens(12, 14), want: "handle 0+1"},
 			{answer: ok, want: "handle 1+1"},
-			{answer: ok, want: "write 10 to 14"},
-			{answer: ok, want: "commit"},
-			{answer: failing(Passing), want: "rollback, " + pause},
+			{answer: ok, want: "save 10 to 14"},
+			{answer: failing(Passing), want: pause},
 			{answer: ok, want: "find"},
-			{answer: found(5, 10), want: "write 10 to 14"},
+			{answer: found(5, 10), want: "save 10 to 14"},
+			{answer: failing(Fenced), want: "find"}, // it has arrived after all
+			{answer: found(5, 14), want: "read 4 after 14"},
 		}},
 		{name: "transactional: an undone COMMIT; a shorter batch is handled again", config: LaneConfig{Kind: Transactional}, turns: []turn{
 			{answer: evens(12, 14), want: "open"},
@@ -177,15 +176,14 @@ func TestLane(t *testing.T) {
 		{name: "the row stands elsewhere: go on from there", turns: []turn{
 			{answer: evens(12, 14), want: "handle 0+1"},
 			{answer: ok, want: "handle 1+1"},
-			{answer: ok, want: "write 10 to 14"},
-			{answer: failing(Fenced), want: "rollback, find"},
+			{answer: ok, want: "save 10 to 14"},
+			{answer: failing(Fenced), want: "find"},
 			{answer: found(5, 12), want: "read 4 after 12"},
 		}},
 		{name: "plain: the handler fails at the second event", turns: []turn{
 			{answer: evens(12, 14, 16), want: "handle 0+1"},
 			{answer: ok, want: "handle 1+1"},
-			{answer: failing(Fault), want: "write 10 to 13"},
-			{answer: ok, want: "commit"},
+			{answer: failing(Fault), want: "save 10 to 13"},
 			{answer: ok, want: "pause 100ms: the handler failed at 14, attempt 1"},
 			{answer: ok, want: "read 4 after 16"},
 			{answer: evens(), want: "handle 0+1"},
@@ -230,11 +228,10 @@ func TestLane(t *testing.T) {
 			{answer: ok, want: "end: asked", signals: asked},
 		}},
 		{name: "skipped events are committed after a while, and not for each page", turns: []turn{
-			{answer: evens(11, 13), want: "pause 5ms: nothing new"},
+			{answer: evens(11, 13), want: "pause 1s: nothing new"},
 			{answer: ok, want: "read 4 after 13", later: 2 * time.Second},
-			{answer: evens(), want: "write 10 to 13"},
-			{answer: ok, want: "commit"},
-			{answer: ok, want: "pause 10ms: nothing new"},
+			{answer: evens(), want: "save 10 to 13"},
+			{answer: ok, want: "pause 1s: nothing new"},
 		}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/lib/pq"
+
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
 )
 
@@ -44,23 +46,14 @@ func (s *Store) Find(ctx context.Context, l Lane) (protocol.Found, error) {
 	return f, nil
 }
 
-// Begin starts a transaction for Commit.
-func (s *Store) Begin(ctx context.Context) (*sql.Tx, error) {
-	tx, err := s.db.BeginTx(ctx, &sql.TxOptions{Isolation: sql.LevelReadCommitted})
-	if err != nil {
-		return nil, fmt.Errorf("begin: %w", err)
-	}
-	return tx, nil
-}
-
 // BeginHandler starts a transaction for a handler to write in and for Commit. The
 // server ends it when it waits for its client for the length of a lease: a
 // process that is frozen inside its handler must not keep the rows that it has
 // touched locked against its successor.
 func (s *Store) BeginHandler(ctx context.Context) (*sql.Tx, error) {
-	tx, err := s.Begin(ctx)
+	tx, err := s.db.BeginTx(ctx, &sql.TxOptions{Isolation: sql.LevelReadCommitted})
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("begin: %w", err)
 	}
 	if _, err := tx.ExecContext(ctx, boundIdleSQL, millis(s.bounds.Handler)); err != nil {
 		return nil, errors.Join(fmt.Errorf("bound the transaction: %w", err), tx.Rollback())
@@ -75,19 +68,37 @@ func (s *Store) Commit(ctx context.Context, tx *sql.Tx, l Lane, from, to protoco
 	if len(to.Ahead) == 0 {
 		query = s.sql.commitClearing
 	}
-	res, err := tx.ExecContext(ctx, query, s.set, l.Projection, l.Assignment.Partition, l.Assignment.Generation,
-		from.Position, to.Position, millis(s.bounds.Idle))
-	if err != nil {
-		return fmt.Errorf("commit %s at %d: %w", l, to.Position, err)
+	return moved(l, to)(tx.ExecContext(ctx, query, s.set, l.Projection, l.Assignment.Partition, l.Assignment.Generation,
+		from.Position, to.Position, millis(s.bounds.Idle)))
+}
+
+// Save moves the lane's checkpoint by itself. It is one statement without
+// parameters, so that it takes one round trip whatever the driver, and whatever
+// pooler there is.
+func (s *Store) Save(ctx context.Context, l Lane, from, to protocol.Checkpoint) error {
+	ahead := "ahead"
+	if len(to.Ahead) == 0 {
+		ahead = "NULL"
 	}
-	n, err := res.RowsAffected()
-	if err != nil {
-		return fmt.Errorf("commit %s at %d: %w", l, to.Position, err)
+	return moved(l, to)(s.db.ExecContext(ctx, fmt.Sprintf(s.sql.save, to.Position, ahead,
+		pq.QuoteLiteral(s.set), pq.QuoteLiteral(l.Projection), l.Assignment.Partition, l.Assignment.Generation, from.Position)))
+}
+
+// moved returns what says whether a checkpoint was moved.
+func moved(l Lane, to protocol.Checkpoint) func(sql.Result, error) error {
+	return func(res sql.Result, err error) error {
+		var n int64
+		if err == nil {
+			n, err = res.RowsAffected()
+		}
+		if err == nil && n == 0 {
+			err = ErrSuperseded
+		}
+		if err != nil {
+			return fmt.Errorf("commit %s at %d: %w", l, to.Position, err)
+		}
+		return nil
 	}
-	if n == 0 {
-		return fmt.Errorf("commit %s at %d: %w", l, to.Position, ErrSuperseded)
-	}
-	return nil
 }
 
 // checkpointRow is a checkpoint as the statements take it.

@@ -450,6 +450,7 @@ type statements struct {
 	ownProjections, lockCheckpoints               string
 	dropCheckpoints, saveCheckpoints              string
 	findCheckpoint, commitKeeping, commitClearing string
+	save                                          string
 }
 
 // These set bounds for their transaction only.
@@ -566,6 +567,9 @@ SELECT generation, position, ahead FROM orchestrator_checkpoints
 
 		commitKeeping:  put(fmt.Sprintf(commitSQL, "ahead")),
 		commitClearing: put(fmt.Sprintf(commitSQL, "NULL")),
+		save: put(`
+UPDATE orchestrator_checkpoints SET position = %d, ahead = %s, updated_at = {clock}
+ WHERE replica_set = %s AND projection = %s AND partition = %d AND generation = %d AND position = %d`),
 	}
 }
 

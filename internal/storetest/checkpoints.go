@@ -230,6 +230,19 @@ func testFrozen(t *testing.T, w World) {
 //  3. a writes the checkpoint of p under the old generation;
 //  4. a commits q.
 func testCommitWaits(t *testing.T, w World) {
+	moveDuringActivation(t, w, func(s *set, l store.Lane, from, to protocol.Checkpoint) (Tx, error) {
+		return s.store.Write(t.Context(), l, from, to)
+	})
+}
+
+// And so does one without a transaction.
+func testSaveWaits(t *testing.T, w World) {
+	moveDuringActivation(t, w, func(s *set, l store.Lane, from, to protocol.Checkpoint) (Tx, error) {
+		return nil, s.store.Save(t.Context(), l, from, to)
+	})
+}
+
+func moveDuringActivation(t *testing.T, w World, move func(s *set, l store.Lane, from, to protocol.Checkpoint) (Tx, error)) {
 	s := newSet(t, w, "set", "p", "q")
 	s.join("a")
 	s.join("b")
@@ -238,7 +251,7 @@ func testCommitWaits(t *testing.T, w World) {
 		return s.store.Sync(t.Context(), protocol.Request{Worker: "a", Lease: lease, Stopped: 1}, s.projections)
 	})
 	stopped.waiting(w, 1)
-	p := begin(t, func() (Tx, error) { return s.store.Write(t.Context(), lane("p", 1, 0, 1), start, at(10)) })
+	p := begin(t, func() (Tx, error) { return move(s, lane("p", 1, 0, 1), start, at(10)) })
 	pgtest.Eventually(t, "the commit of p waits", func() bool {
 		select {
 		case <-p.done: // between two attempts of the activation
@@ -258,8 +271,10 @@ func testCommitWaits(t *testing.T, w World) {
 	}
 	switch {
 	case p.err == nil: // it came first after all
-		if err := p.result.Commit(); err != nil {
-			t.Fatal(err)
+		if p.result != nil {
+			if err := p.result.Commit(); err != nil {
+				t.Fatal(err)
+			}
 		}
 		want = at(10)
 	case !errors.Is(p.err, store.ErrSuperseded):

@@ -112,7 +112,7 @@ func (p *postgres) Delete(projection string, partitions ...int) {
 type postgresStore struct{ *store.Store }
 
 func (s postgresStore) Write(ctx context.Context, l store.Lane, from, to protocol.Checkpoint) (Tx, error) {
-	tx, err := s.Begin(ctx)
+	tx, err := s.BeginHandler(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -36,6 +36,8 @@ type Store interface {
 	Find(ctx context.Context, l store.Lane) (protocol.Found, error)
 	// Write begins a transaction and moves a checkpoint in it.
 	Write(ctx context.Context, l store.Lane, from, to protocol.Checkpoint) (Tx, error)
+	// Save moves a checkpoint by itself.
+	Save(ctx context.Context, l store.Lane, from, to protocol.Checkpoint) error
 }
 
 // A Tx is a transaction that has moved a checkpoint. It keeps its locks until
@@ -75,6 +77,7 @@ func Run(t *testing.T, open func(t *testing.T) World) {
 		{"activation waits for a commit", testActivationWaits},
 		{"activation goes past a frozen commit", testFrozen},
 		{"commit waits for an activation", testCommitWaits},
+		{"save waits for an activation", testSaveWaits},
 		{"rows deleted by hand", testDeleted},
 
 		{"projection taken", testTaken},
@@ -105,6 +108,7 @@ type set struct {
 	window      time.Duration
 	limit       int
 	projections []string
+	saves       bool // see commit
 }
 
 func newSet(t *testing.T, w World, name string, projections ...string) *set {
@@ -186,14 +190,22 @@ func (s *set) write(l store.Lane, from, to protocol.Checkpoint) Tx {
 	return tx
 }
 
+// commit moves a checkpoint, one time in a transaction and the other by itself:
+// nobody can tell.
 func (s *set) commit(l store.Lane, from, to protocol.Checkpoint) {
 	s.t.Helper()
-	if err := s.write(l, from, to).Commit(); err != nil {
+	var err error
+	if s.saves = !s.saves; s.saves {
+		err = s.store.Save(s.t.Context(), l, from, to)
+	} else {
+		err = s.write(l, from, to).Commit()
+	}
+	if err != nil {
 		s.t.Fatalf("commit %s from %s to %s: %v", l, from, to, err)
 	}
 }
 
-// refused demands that a commit is refused as superseded.
+// refused demands that a commit is refused as superseded, either way.
 func (s *set) refused(why string, l store.Lane, from, to protocol.Checkpoint) {
 	s.t.Helper()
 	tx, err := s.store.Write(s.t.Context(), l, from, to)
@@ -202,6 +214,9 @@ func (s *set) refused(why string, l store.Lane, from, to protocol.Checkpoint) {
 	}
 	if !errors.Is(err, store.ErrSuperseded) {
 		s.t.Errorf("%s: commit %s from %s to %s: %v, want ErrSuperseded", why, l, from, to, err)
+	}
+	if err := s.store.Save(s.t.Context(), l, from, to); !errors.Is(err, store.ErrSuperseded) {
+		s.t.Errorf("%s: save %s from %s to %s: %v, want ErrSuperseded", why, l, from, to, err)
 	}
 }
 

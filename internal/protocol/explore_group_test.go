@@ -96,7 +96,7 @@ type groupBugs struct {
 }
 
 // Two aggregates, of which two partitions have one each.
-var groupEvents = []Key{{1, 0}, {2, 1}, {3, 0}}
+var groupEvents = []Key{{Position: 1}, {Position: 2, Slot: 1}, {Position: 3}}
 
 // Everything happens at multiples of four milliseconds, or nearly so: the fewer
 // moments, the fewer states. A worker uses three heartbeats of its lease.

@@ -190,7 +190,7 @@ func playHandoffs(data []byte) error {
 			for range d.below(4) {
 				var page []Key
 				for p := lane.Cursor() + 1; p <= last && len(page) < 1+d.below(20); p++ {
-					page = append(page, Key{p, slots[p]})
+					page = append(page, Key{Position: p, Slot: slots[p]})
 				}
 				keep, err := lane.Accept(page, 0)
 				if err != nil {

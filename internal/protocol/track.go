@@ -10,6 +10,7 @@ import (
 type Key struct {
 	Position int64
 	Slot     int
+	Skip     bool // it is out of the projection's scope
 }
 
 // A Track is how far a lane is: which events to handle, in which order, and
@@ -67,8 +68,8 @@ func (t *Track) Pending() int { return len(t.pending) }
 
 // Accept takes a page that was read after the cursor, and the position that it
 // has passed if that is beyond its events. It returns the indexes of the events
-// to keep for handling. Others belong to other partitions, or were handled in
-// an earlier generation. A page that is not strictly ascending from the cursor
+// to keep for handling. Others are out of scope, belong to other partitions, or
+// were handled in an earlier generation. A page that is not strictly ascending from the cursor
 // is refused and changes nothing.
 func (t *Track) Accept(page []Key, passed int64) (keep []int, err error) {
 	last := t.cursor
@@ -79,7 +80,7 @@ func (t *Track) Accept(page []Key, passed int64) (keep []int, err error) {
 		last = k.Position
 	}
 	for i, k := range page {
-		if k.Slot%t.total == t.partition && (t.frontier == nil || k.Position > t.frontier[k.Slot]) {
+		if !k.Skip && k.Slot%t.total == t.partition && (t.frontier == nil || k.Position > t.frontier[k.Slot]) {
 			keep = append(keep, i)
 			t.pending = append(t.pending, k.Position)
 		}

@@ -1,0 +1,380 @@
+package protocol
+
+import (
+	"cmp"
+	"slices"
+	"time"
+)
+
+// A FeedConfig says how a Feed reads.
+type FeedConfig struct {
+	// Bytes is how much of the stream may be kept in memory.
+	Bytes int
+	// Page is the most events to read at once.
+	Page int
+	// Poll is the longest time between two looks for new events.
+	Poll time.Duration
+}
+
+const (
+	// pollFirst is how soon to look again after a look that found nothing.
+	pollFirst = 5 * time.Millisecond
+	// aheadPages is how many pages to have beyond the foremost lane: one that
+	// it is about to begin, and one that is on its way.
+	aheadPages = 2
+)
+
+// A Feed reads an event stream once for all lanes of a process that stand near
+// each other. It decides what to read, what to keep, and what to serve to whom;
+// it never sees an event.
+//
+// It keeps windows: pages that follow one another, and the read behind them. A
+// lane is served from a window that reaches its position. One that stands
+// elsewhere gets a window of its own; when that meets another, the lane goes
+// over to it. A window in which nobody stands is forgotten.
+//
+//	window of a laggard          window of the others
+//	──[page][page]▷ ─────────────[page][page][page][page]▷
+//	    ▲                             ▲         ▲   ▲
+//	  lane c                        lane a    lanes b, d
+//
+// What it serves is the past of the events table, and final: it holds under any
+// generation, and whoever is fenced may still have read it.
+type Feed struct {
+	config  FeedConfig
+	lanes   []*FeedLane
+	windows []*window // in the order in which they were opened
+	opened  int
+	// What was read lately, for the size of the next page.
+	bytes, events int
+}
+
+// A FeedLane is a lane as the feed knows it.
+type FeedLane struct {
+	scope  int
+	window *window // nil: it has not asked yet
+	after  int64   // as it has last asked
+}
+
+// A window is a stretch of the stream, above start.
+type window struct {
+	number int
+	scope  int
+	start  int64
+	pages  []FeedPage
+
+	reading bool
+	more    bool // the latest read was cut short by its limits
+	failed  bool // the latest read did
+	// After a read that found nothing, or failed: when to read again, and how
+	// long that was.
+	quiet   time.Time
+	backoff time.Duration
+	// bad is what the latest read has found, if that is not what an event store
+	// may return. Whoever asks for it gets it as it is, and finds out.
+	bad *FeedPage
+}
+
+// A FeedPage is what a read has found.
+type FeedPage struct {
+	Keys []Key
+	// Passed is up to where the reader has seen everything.
+	Passed int64
+	// More says that the read was cut short by its limits.
+	More  bool
+	Bytes int
+	// Events are for whoever keeps them.
+	Events any
+}
+
+// NewFeed returns a feed without lanes.
+func NewFeed(c FeedConfig) *Feed { return &Feed{config: c} }
+
+// Configure changes how the feed reads from now on.
+func (f *Feed) Configure(c FeedConfig) { f.config = c }
+
+// Enter adds a lane of a scope. 0 is the whole stream, from which all others
+// may be served as well.
+func (f *Feed) Enter(scope int) *FeedLane {
+	l := &FeedLane{scope: scope}
+	f.lanes = append(f.lanes, l)
+	return l
+}
+
+// Leave takes a lane away.
+func (f *Feed) Leave(l *FeedLane) {
+	f.lanes = slices.DeleteFunc(f.lanes, func(o *FeedLane) bool { return o == l })
+	f.forget()
+}
+
+// A Serving is what a lane is served.
+type Serving struct {
+	// Wait: the window's read is under way, or is to begin; ask again after it.
+	// Failed: the latest has failed, and the next is not due.
+	Wait, Failed bool
+	Window       int
+	// Whole says that the page is of the whole stream, whatever the lane's scope.
+	Whole bool
+	// The lane gets Count events of the page, from First on. None, and Passed
+	// where it has asked, is that there is nothing new.
+	Page         FeedPage
+	First, Count int
+	Passed       int64
+	// More says that there is more to be had at once.
+	More bool
+}
+
+// Ask serves a lane at most limit of the events above after.
+func (f *Feed) Ask(now time.Time, l *FeedLane, after int64, limit int) Serving {
+	w := f.find(l, after)
+	if l.window != w {
+		l.window, l.after = w, after
+		f.forget()
+	}
+	l.after = after
+	s := Serving{Window: w.number, Whole: w.scope == 0, Passed: after}
+	i, _ := slices.BinarySearchFunc(w.pages, after+1, func(p FeedPage, at int64) int { return cmp.Compare(p.Passed, at) })
+	switch {
+	case i < len(w.pages):
+	case w.bad != nil:
+		s.Page, s.Count = *w.bad, len(w.bad.Keys)
+		return s
+	case w.reading || !now.Before(w.quiet):
+		s.Wait = true
+		return s
+	default:
+		s.Failed = w.failed
+		return s
+	}
+	s.Page = w.pages[i]
+	s.First, _ = slices.BinarySearchFunc(s.Page.Keys, after+1, func(k Key, at int64) int { return cmp.Compare(k.Position, at) })
+	s.Count, s.Passed = len(s.Page.Keys)-s.First, s.Page.Passed
+	if s.Count > limit {
+		s.Count = limit
+		s.Passed = s.Page.Keys[s.First+limit-1].Position
+	}
+	s.More = s.Passed < w.end()
+	return s
+}
+
+// find returns the window that serves a lane: of those that reach its position
+// the one that has read furthest, rather of the whole stream than of its scope;
+// or a new one.
+func (f *Feed) find(l *FeedLane, after int64) *window {
+	var best *window
+	for _, w := range f.windows {
+		if f.serves(w, l) && w.start <= after && after <= w.end() && (best == nil || w.before(best)) {
+			best = w
+		}
+	}
+	if best == nil {
+		f.opened++
+		best = &window{number: f.opened, scope: l.scope, start: after}
+		f.windows = append(f.windows, best)
+	}
+	return best
+}
+
+// serves reports whether the window is of the lane's scope, or of the whole
+// stream, if that has to be read for somebody anyway.
+func (f *Feed) serves(w *window, l *FeedLane) bool {
+	return w.scope == l.scope ||
+		w.scope == 0 && slices.ContainsFunc(f.lanes, func(o *FeedLane) bool { return o.window == w && o.scope == 0 })
+}
+
+func (w *window) before(o *window) bool {
+	if w.scope != o.scope {
+		return w.scope == 0
+	}
+	return w.end() > o.end()
+}
+
+// end returns the position up to which the window has seen everything.
+func (w *window) end() int64 {
+	if n := len(w.pages); n > 0 {
+		return w.pages[n-1].Passed
+	}
+	return w.start
+}
+
+// span returns where the hindmost and the foremost lane of a window stand, and
+// whether there is one.
+func (f *Feed) span(w *window) (hindmost, foremost int64, any bool) {
+	for _, l := range f.lanes {
+		if l.window != w {
+			continue
+		}
+		if !any || l.after < hindmost {
+			hindmost = l.after
+		}
+		foremost, any = max(foremost, l.after), true
+	}
+	return hindmost, foremost, any
+}
+
+// forget drops the windows in which nobody stands, and the pages that everybody
+// has passed.
+func (f *Feed) forget() {
+	f.windows = slices.DeleteFunc(f.windows, func(w *window) bool {
+		hindmost, _, any := f.span(w)
+		for any && len(w.pages) > 0 && w.pages[0].Passed <= hindmost {
+			w.drop()
+		}
+		return !any
+	})
+}
+
+// drop forgets the first page. A lane that has not passed it reads it again, in
+// a window of its own.
+func (w *window) drop() {
+	w.start = w.pages[0].Passed
+	w.pages = slices.Delete(w.pages, 0, 1)
+}
+
+// A Fetch is a read for a window: of its scope's events above After, at most
+// Limit of them, and not much more than Bytes.
+type Fetch struct {
+	Window, Scope int
+	After         int64
+	Limit, Bytes  int
+}
+
+// Fetches returns the reads to begin now. Fetched takes what each has found, or
+// Failed says that it has failed.
+func (f *Feed) Fetches(now time.Time) []Fetch {
+	f.forget()
+	var out []Fetch
+	for _, w := range f.windows {
+		if f.due(w, now) {
+			w.reading = true
+			limit, bytes := f.page()
+			out = append(out, Fetch{Window: w.number, Scope: w.scope, After: w.end(), Limit: limit, Bytes: bytes})
+		}
+	}
+	return out
+}
+
+// due reports whether to read on: a lane stands at the window's end and it is
+// time to look; or one is about to get there, there is more, and room for it. So
+// nobody is pushed out of the window for the sake of reading ahead.
+func (f *Feed) due(w *window, now time.Time) bool {
+	_, foremost, _ := f.span(w)
+	switch {
+	case w.reading || w.bad != nil:
+		return false
+	case foremost >= w.end():
+		return !now.Before(w.quiet)
+	case !w.more || w.failed:
+		return false
+	}
+	ahead, bytes := 0, 0
+	for _, p := range w.pages {
+		if bytes += p.Bytes; p.Passed > foremost {
+			ahead++
+		}
+	}
+	_, next := f.page()
+	return ahead < aheadPages && bytes+next <= f.share()
+}
+
+// share is how much one window may keep.
+func (f *Feed) share() int { return f.config.Bytes / max(1, len(f.windows)) }
+
+// page returns how much to read at once: so much that as many pages fit as are
+// to be ahead, and the one that is served.
+func (f *Feed) page() (limit, bytes int) {
+	limit, bytes = f.config.Page, f.share()/(aheadPages+1)
+	if f.bytes > 0 {
+		limit = min(limit, max(1, int(int64(bytes)*int64(f.events)/int64(f.bytes))))
+	}
+	return limit, bytes
+}
+
+// Fetched takes what a read has found, and reports whether there is anything
+// new.
+func (f *Feed) Fetched(now time.Time, number int, p FeedPage) bool {
+	w := f.window(number)
+	if w == nil {
+		return false
+	}
+	w.reading, w.failed, w.more = false, false, p.More
+	if !ascends(w.end(), p.Keys) {
+		w.bad = &p
+		return true
+	}
+	if p.Passed <= w.end() {
+		w.rest(now, f.config.Poll)
+		return false
+	}
+	w.quiet, w.backoff = time.Time{}, 0
+	w.pages = append(w.pages, p)
+	if f.events > 10*f.config.Page { // what was read long ago counts less and less
+		f.bytes, f.events = f.bytes/2, f.events/2
+	}
+	f.bytes, f.events = f.bytes+p.Bytes, f.events+len(p.Keys)
+	// Those who are slow are left behind for the sake of the foremost, and it is
+	// never driven on.
+	for _, foremost, _ := f.span(w); w.pages[0].Passed <= foremost && w.bytes() > f.share(); {
+		w.drop()
+	}
+	return true
+}
+
+// ascends reports whether the positions do, from above after.
+func ascends(after int64, page []Key) bool {
+	for _, k := range page {
+		if k.Position <= after {
+			return false
+		}
+		after = k.Position
+	}
+	return true
+}
+
+// Failed says that a read has failed.
+func (f *Feed) Failed(now time.Time, number int) {
+	if w := f.window(number); w != nil {
+		w.reading, w.failed = false, true
+		w.rest(now, min(f.config.Poll, retryMax))
+	}
+}
+
+// rest puts the next read off, each time for longer.
+func (w *window) rest(now time.Time, most time.Duration) {
+	w.backoff = min(max(2*w.backoff, pollFirst), most)
+	w.quiet = now.Add(w.backoff)
+}
+
+func (f *Feed) window(number int) *window {
+	i := slices.IndexFunc(f.windows, func(w *window) bool { return w.number == number })
+	if i < 0 {
+		return nil
+	}
+	return f.windows[i]
+}
+
+func (w *window) bytes() (n int) {
+	for _, p := range w.pages {
+		n += p.Bytes
+	}
+	return n
+}
+
+// Hint says that there may be new events.
+func (f *Feed) Hint() {
+	for _, w := range f.windows {
+		w.quiet, w.backoff = time.Time{}, 0
+	}
+}
+
+// Next returns when to ask for Fetches again though nothing happens in between.
+// Zero is never.
+func (f *Feed) Next() time.Time {
+	var at time.Time
+	for _, w := range f.windows {
+		if _, foremost, _ := f.span(w); !w.reading && w.bad == nil && foremost >= w.end() && (at.IsZero() || w.quiet.Before(at)) {
+			at = w.quiet
+		}
+	}
+	return at
+}

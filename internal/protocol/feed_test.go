@@ -1,0 +1,393 @@
+package protocol
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// A feedWorld is a stream, the lanes of a process, and a feed in between. It
+// reads, fails, and answers whenever the dice say so.
+type feedWorld struct {
+	*dice
+	feed   *Feed
+	now    time.Time
+	stream []int64 // positions of committed events, all final
+	lanes  []*laneAtFeed
+	reads  []Fetch // under way
+	most   int     // bytes that were kept at most, beyond one page for each window
+	count  int     // reads there ever were
+}
+
+// A laneAtFeed is a lane. A scoped one is not to see odd positions.
+type laneAtFeed struct {
+	*FeedLane
+	began, after int64
+	seen         []int64
+}
+
+const feedEventBytes = 10
+
+func newFeedWorld(d *dice, c FeedConfig) *feedWorld {
+	return &feedWorld{dice: d, feed: NewFeed(c), now: testStart}
+}
+
+func (w *feedWorld) append(n int) {
+	last := int64(0)
+	if k := len(w.stream); k > 0 {
+		last = w.stream[k-1]
+	}
+	for range n {
+		last += 1 + int64(w.below(3))
+		w.stream = append(w.stream, last)
+	}
+}
+
+func (w *feedWorld) enter(scope int, after int64) *laneAtFeed {
+	l := &laneAtFeed{FeedLane: w.feed.Enter(scope), began: after, after: after}
+	w.lanes = append(w.lanes, l)
+	return l
+}
+
+// ask has a lane ask once, and begins the reads that are due.
+func (w *feedWorld) ask(l *laneAtFeed, limit int) (Serving, error) {
+	s := w.feed.Ask(w.now, l.FeedLane, l.after, limit)
+	if s.Count > limit {
+		return s, fmt.Errorf("%d events for a lane that has asked for %d", s.Count, limit)
+	}
+	for _, k := range s.Page.Keys[s.First : s.First+s.Count] {
+		if k.Position <= l.after {
+			return s, fmt.Errorf("position %d for a lane that has asked for those above %d", k.Position, l.after)
+		}
+		if l.scope == 0 || k.Position%2 == 0 {
+			l.seen = append(l.seen, k.Position)
+		}
+	}
+	if s.Passed < l.after {
+		return s, fmt.Errorf("a lane at %d is sent back to %d", l.after, s.Passed)
+	}
+	l.after = s.Passed
+	return s, w.begin()
+}
+
+func (w *feedWorld) begin() error {
+	for _, r := range w.feed.Fetches(w.now) {
+		if slices.ContainsFunc(w.reads, func(o Fetch) bool { return o.Window == r.Window }) {
+			return fmt.Errorf("window %d is read twice at once", r.Window)
+		}
+		if r.Limit < 1 {
+			return errors.New("a read of nothing")
+		}
+		w.count++
+		w.reads = append(w.reads, r)
+	}
+	kept := 0
+	for _, win := range w.feed.windows {
+		if len(win.pages) > 1 {
+			kept += win.bytes()
+		}
+	}
+	w.most = max(w.most, kept)
+	return nil
+}
+
+// finish ends a read.
+func (w *feedWorld) finish(i int, fails bool) error {
+	r := w.reads[i]
+	w.reads = slices.Delete(w.reads, i, i+1)
+	if fails {
+		w.feed.Failed(w.now, r.Window)
+	} else {
+		page := FeedPage{Passed: r.After}
+		for _, p := range w.stream {
+			switch {
+			case p <= r.After:
+				continue
+			case len(page.Keys) == r.Limit:
+				page.More = true
+			case r.Scope == 0 || p%2 == 0:
+				page.Keys, page.Passed = append(page.Keys, Key{Position: p}), p
+				page.Bytes += feedEventBytes
+			case !page.More:
+				page.Passed = p
+			}
+		}
+		w.feed.Fetched(w.now, r.Window, page)
+	}
+	return w.begin()
+}
+
+// check compares what the lanes have seen with the stream.
+func (w *feedWorld) check() error {
+	for i, l := range w.lanes {
+		var want []int64
+		for _, p := range w.stream {
+			if p > l.began && p <= l.after && (l.scope == 0 || p%2 == 0) {
+				want = append(want, p)
+			}
+		}
+		if !slices.Equal(l.seen, want) {
+			return fmt.Errorf("lane %d went from %d to %d and saw %v, want %v", i, l.began, l.after, l.seen, want)
+		}
+	}
+	return nil
+}
+
+// Lanes come and go, at different paces, from different positions; reads take
+// their time or fail. Each lane sees every event once, and memory is bounded.
+func playFeed(data []byte) error {
+	d := &dice{data}
+	w := newFeedWorld(d, FeedConfig{Bytes: 100 + 10*d.below(40), Page: 1 + d.below(12), Poll: time.Second})
+	w.append(d.below(60))
+	for steps := 0; !d.empty() && steps < 600; steps++ {
+		var err error
+		switch op := d.below(12); {
+		case op == 0:
+			w.append(d.below(8))
+		case op == 1 && len(w.lanes) < 8:
+			w.enter(d.below(3), int64(d.below(40)))
+		case op == 2 && len(w.lanes) > 0 && d.below(3) == 0:
+			i := d.below(len(w.lanes))
+			w.feed.Leave(w.lanes[i].FeedLane)
+			w.lanes = slices.Delete(w.lanes, i, i+1)
+		case op < 6 && len(w.reads) > 0:
+			err = w.finish(d.below(len(w.reads)), d.below(6) == 0)
+		case op == 6:
+			w.now = w.now.Add(time.Duration(d.below(2000)) * time.Millisecond)
+			err = w.begin()
+		case op == 7 && d.below(4) == 0:
+			w.feed.Hint()
+			err = w.begin()
+		case len(w.lanes) > 0:
+			_, err = w.ask(w.lanes[d.below(len(w.lanes))], 1+d.below(15))
+		}
+		if err == nil {
+			err = w.check()
+		}
+		if err != nil {
+			return fmt.Errorf("step %d: %w", steps, err)
+		}
+		// How large the pages to come are is only known from those that were.
+		if page := w.feed.config.Page * feedEventBytes; w.most > w.feed.config.Bytes+aheadPages*page*max(1, len(w.feed.windows)) {
+			return fmt.Errorf("step %d: %d bytes are kept, of %d that may be", steps, w.most, w.feed.config.Bytes)
+		}
+	}
+	return w.drain()
+}
+
+// drain lets everybody read to the end, and demands that nobody is left
+// waiting.
+func (w *feedWorld) drain() error {
+	end := int64(0)
+	if n := len(w.stream); n > 0 {
+		end = w.stream[n-1]
+	}
+	for range 20 * (len(w.stream) + 20) {
+		left := 0
+		for _, l := range w.lanes {
+			if l.after < end {
+				left++
+			}
+			if _, err := w.ask(l, 10); err != nil {
+				return err
+			}
+		}
+		for len(w.reads) > 0 {
+			if err := w.finish(0, false); err != nil {
+				return err
+			}
+		}
+		if left == 0 {
+			return w.check()
+		}
+		if at := w.feed.Next(); at.After(w.now) {
+			w.now = at
+		}
+		if err := w.begin(); err != nil {
+			return err
+		}
+	}
+	return fmt.Errorf("the lanes don't get to the end of the stream, at %d", end)
+}
+
+func TestRandomFeeds(t *testing.T) {
+	for seed := range int64(1500) {
+		if err := playFeed(randomBytes(seed, 900)); err != nil {
+			t.Fatalf("seed %d: %v", seed, err)
+		}
+	}
+}
+
+func FuzzFeed(f *testing.F) {
+	for seed := range int64(6) {
+		f.Add(randomBytes(seed, 900))
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		if err := playFeed(data); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
+// all has the lanes read the whole stream, in turns, and returns how many reads
+// that took.
+func (w *feedWorld) all(t *testing.T, limit int) int {
+	t.Helper()
+	before := w.count
+	end := w.stream[len(w.stream)-1]
+	for slices.ContainsFunc(w.lanes, func(l *laneAtFeed) bool { return l.after < end }) {
+		for _, l := range w.lanes {
+			if _, err := w.ask(l, limit); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for len(w.reads) > 0 {
+			if err := w.finish(0, false); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := w.check(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return w.count - before
+}
+
+func streamOf(n int, c FeedConfig) *feedWorld {
+	w := newFeedWorld(&dice{}, c)
+	for p := range int64(n) {
+		w.stream = append(w.stream, p+1)
+	}
+	return w
+}
+
+// Lanes that stand near each other share their reads, of whatever scope; a
+// laggard reads for itself until it has caught up.
+func TestFeedReadsOnce(t *testing.T) {
+	c := FeedConfig{Bytes: 1000 * feedEventBytes, Page: 100, Poll: time.Second}
+	w := streamOf(10_000, c)
+	for _, scope := range []int{0, 0, 0, 1, 2} {
+		w.enter(scope, 0)
+	}
+	if n := w.all(t, 30); n < 100 || n > 105 {
+		t.Errorf("five lanes near each other took %d reads of 100 for 10000 events", n)
+	}
+	w.enter(0, 5000)
+	if n := w.all(t, 100); n < 50 || n > 55 {
+		t.Errorf("a lane that is 5000 events behind took %d reads of 100", n)
+	}
+	if _, err := w.ask(w.lanes[5], 100); err != nil {
+		t.Fatal(err)
+	}
+	if n := len(w.feed.windows); n != 1 {
+		t.Errorf("everybody has caught up, and there are %d windows", n)
+	}
+
+	w = streamOf(10_000, c)
+	w.enter(1, 0)
+	w.enter(2, 0)
+	if n := w.all(t, 100); n < 100 || n > 106 {
+		t.Errorf("two scopes, half of the events each, and nobody for the rest: %d reads of 100", n)
+	}
+}
+
+// What a feed says to a lane that stands at the end.
+func TestFeedAtTheEnd(t *testing.T) {
+	w := streamOf(2, FeedConfig{Bytes: 1000, Page: 10, Poll: 20 * time.Millisecond})
+	l := w.enter(0, 0)
+	var log strings.Builder
+	ask := func() {
+		t.Helper()
+		s, err := w.ask(l, 10)
+		if err != nil {
+			t.Fatal(err)
+		}
+		word := "nothing"
+		switch {
+		case s.Wait:
+			word = "wait"
+		case s.Failed:
+			word = "failed"
+		case s.Count > 0:
+			word = fmt.Sprintf("%d to %d", s.Count, s.Passed)
+		}
+		next := "never"
+		if at := w.feed.Next(); !at.IsZero() {
+			next = at.Sub(w.now).String()
+		}
+		fmt.Fprintf(&log, "%s, %d reads under way, next in %s\n", word, len(w.reads), next)
+	}
+	finish := func(fails bool) {
+		t.Helper()
+		if err := w.finish(0, fails); err != nil {
+			t.Fatal(err)
+		}
+	}
+	later := func(d time.Duration) {
+		t.Helper()
+		w.now = w.now.Add(d)
+		if err := w.begin(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ask()
+	ask()
+	finish(false)
+	ask()
+	ask() // at the end: looks at once
+	finish(false)
+	ask() // nothing, and a look in 5ms
+	later(5 * time.Millisecond)
+	ask() // waits for it
+	finish(false)
+	ask() // ever later
+	later(10 * time.Millisecond)
+	finish(false)
+	later(20 * time.Millisecond)
+	finish(false)
+	ask() // but not later than Poll
+	w.feed.Hint()
+	ask()
+	w.append(1)
+	finish(true)
+	ask() // whoever asks hears of it, until the next try
+	later(5 * time.Millisecond)
+	finish(false)
+	ask()
+	want := `wait, 1 reads under way, next in never
+wait, 1 reads under way, next in never
+2 to 2, 0 reads under way, next in never
+wait, 1 reads under way, next in never
+nothing, 0 reads under way, next in 5ms
+wait, 1 reads under way, next in never
+nothing, 0 reads under way, next in 10ms
+nothing, 0 reads under way, next in 20ms
+wait, 1 reads under way, next in never
+failed, 0 reads under way, next in 5ms
+1 to 3, 0 reads under way, next in never
+`
+	if log.String() != want {
+		t.Errorf("got\n%s\nwant\n%s", log.String(), want)
+	}
+}
+
+// What breaks the contract of an event store reaches the lane as it is.
+func TestFeedPassesOnWhatIsWrong(t *testing.T) {
+	w := streamOf(1, FeedConfig{Bytes: 1000, Page: 10, Poll: time.Second})
+	l := w.enter(0, 4)
+	w.feed.Ask(w.now, l.FeedLane, 4, 10)
+	r := w.feed.Fetches(w.now)
+	bad := []Key{{Position: 6}, {Position: 5}}
+	w.feed.Fetched(w.now, r[0].Window, FeedPage{Keys: bad, Passed: 5})
+	for range 2 {
+		if s := w.feed.Ask(w.now, l.FeedLane, 4, 1); s.Wait || s.Count != 2 || !slices.Equal(s.Page.Keys, bad) {
+			t.Errorf("got %+v", s)
+		}
+	}
+	if r := w.feed.Fetches(w.now.Add(time.Hour)); len(r) > 0 {
+		t.Errorf("it reads on: %+v", r)
+	}
+}

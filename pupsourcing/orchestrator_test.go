@@ -25,32 +25,32 @@ func TestScaleUpAndDown(t *testing.T) {
 	projections := []projection.Projection{
 		plain{"plain", w.db}, transactional{"transactional"}, batched{"batched"},
 	}
-	w.append(300)
+	w.append(100)
 	a := run(t, w.config(), projections...)
 	w.active(1)
 	w.caughtUp(names...)
 
 	late := w.begin()
 	w.appendTo(late, "shop", "order", "late", 3)
-	w.append(300)
+	w.append(100)
 	a.waiting() // and not pass it by, or what is late would be lost
 	b := run(t, w.config(), projections...)
 	w.active(2)
 	if err := late.Commit(); err != nil {
 		t.Fatal(err)
 	}
-	w.append(300)
+	w.append(100)
 	c := run(t, w.config(), projections...)
 	w.active(3)
-	w.append(300)
+	w.append(100)
 	w.caughtUp(names...)
 
 	a.stop()
 	w.active(2)
-	w.append(300)
+	w.append(100)
 	b.stop()
 	w.active(1)
-	w.append(300)
+	w.append(100)
 	w.caughtUp(names...)
 	c.stop()
 	w.checkEffects(names...) // nobody crashed: even the plain one is exact

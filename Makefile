@@ -3,6 +3,7 @@
 GO ?= go
 
 # Folders below the root with their own go.mod, which ./... does not reach.
+# pupsourcing is not among them: see test-adapter.
 MODULES ?= compat
 
 # The tests that need PostgreSQL or start processes; narrow with either one.
@@ -28,12 +29,12 @@ STATICCHECK = GOWORK=off $(GO) tool -modfile="$(CURDIR)/tools/go.mod" staticchec
 # With -j the output of the parts would mix.
 .NOTPARALLEL:
 .PHONY: help fmt fmt-check vet staticcheck purity lint tidy test race \
-	test-integration modules fuzz-short fuzz check demo sim
+	test-integration modules test-adapter fuzz-short fuzz check demo sim
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' Makefile
 
-check: vet lint tidy race modules fuzz-short ## everything CI runs
+check: vet lint tidy race modules test-adapter fuzz-short ## everything CI runs
 
 fmt: ## rewrite the Go files with gofmt
 	$(GOFMT) -w .
@@ -76,6 +77,26 @@ modules: ## vet and test the nested modules: MODULES='compat'
 		echo "$$dir: go vet ./... && go test -race -count=1 ./..."; \
 		(cd "$$dir" && $(GO) vet ./... && $(GO) test -race -count=1 ./...) || exit 1; \
 	done
+
+# Not every module proxy has pupsourcing. That it can't be had is the only
+# reason to skip, so it is asked for where no go.mod, go.sum or flag of ours can
+# be why it fails. Whatever it is that can be had, go.sum judges below.
+PUPSOURCING = github.com/getpup/pupsourcing
+
+test-adapter: ## check and test pupsourcing/, where that can be downloaded
+	@$(GO) version >/dev/null || exit 1; \
+	version=$$(sed -n 's,^.*$(PUPSOURCING) \(v[^ ]*\).*$$,\1,p' pupsourcing/go.mod); \
+	if [ -z "$$version" ]; then echo "pupsourcing/go.mod requires no $(PUPSOURCING)"; exit 1; fi; \
+	if ! why=$$(cd / && GOWORK=off GOFLAGS= GONOSUMDB=$(PUPSOURCING) $(GO) mod download $(PUPSOURCING)@$$version 2>&1); then \
+		echo "pupsourcing: SKIPPED, nothing of it was tested, for" $$(echo "$$why" | sed 's/^go: //;1q'); exit 0; \
+	fi; \
+	echo "pupsourcing: with $(PUPSOURCING)@$$version"; \
+	cd pupsourcing || exit 1; set -ex; \
+	$(GO) mod tidy -diff; \
+	$(GO) vet ./...; \
+	$(STATICCHECK) ./...; \
+	$(GO) test -race -count=1 ./...; \
+	$(GO) run ./examples/basic
 
 # go test fuzzes one target at a time, so they are listed first: the names of
 # a package's targets, then "ok" and the package.

@@ -1,0 +1,122 @@
+package orchestrator
+
+import (
+	"database/sql"
+	"errors"
+	"reflect"
+	"strings"
+	"testing"
+
+	"github.com/getpup/pupsourcing/es/adapters/postgres"
+	_ "github.com/lib/pq"
+)
+
+// unused is a database that nobody connects to.
+func unused(t *testing.T) *sql.DB {
+	t.Helper()
+	db, err := sql.Open("postgres", "postgres://nowhere.invalid/")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = db.Close() })
+	return db
+}
+
+// Every field of the root's Config is here, and reaches it.
+func TestConfigReachesTheRoot(t *testing.T) {
+	lines := &recorder{}
+	cfg := Config{DB: unused(t), EventStore: postgres.NewStore(postgres.DefaultStoreConfig()), Logger: lines, Retry: Retry{Min: 1, Max: 2}}
+	events, err := newTable(cfg.DB, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	v := reflect.ValueOf(&cfg).Elem()
+	for i := range v.NumField() {
+		switch f := v.Field(i); f.Kind() {
+		case reflect.Int, reflect.Int64:
+			f.SetInt(int64(i + 1))
+		case reflect.String:
+			f.SetString("name")
+		}
+	}
+	translated := cfg.translate(events)
+	got := reflect.ValueOf(translated)
+	for i := range got.NumField() {
+		name := got.Type().Field(i).Name
+		switch field := v.FieldByName(name); {
+		case got.Field(i).IsZero():
+			t.Errorf("Config.%s does not reach the root", name)
+		case name == "EventStore" || name == "Logger": // of other types there, see below
+		case !field.IsValid() || !reflect.DeepEqual(field.Interface(), got.Field(i).Interface()):
+			t.Errorf("the root's Config.%s is %v", name, got.Field(i))
+		}
+	}
+	if translated.EventStore != events {
+		t.Errorf("the root reads from %v", translated.EventStore)
+	}
+	if translated.Logger.Info("a line"); len(lines.lines) != 1 {
+		t.Errorf("of one line, the logger got %d", len(lines.lines))
+	}
+	cfg.Logger = nil
+	if cfg.translate(events).Logger != nil {
+		t.Error("no logger became one")
+	}
+}
+
+func TestInvalidConfig(t *testing.T) {
+	valid := Config{DB: unused(t), EventStore: postgres.NewStore(postgres.DefaultStoreConfig()), ReplicaSet: "set"}
+	if _, err := New(valid); err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct {
+		why    string
+		change func(*Config)
+		want   string
+	}{
+		{"no database", func(c *Config) { c.DB = nil }, "Config.DB is nil"},
+		{"no store", func(c *Config) { c.EventStore = nil }, "Config.EventStore is nil; use postgres.NewStore"},
+		{"no name of a table", func(c *Config) { c.EventsTable = "events; DROP" }, `Config.EventsTable is "events; DROP"`},
+		{"the root's judgement", func(c *Config) { c.ReplicaSet = "" }, "Config.ReplicaSet is empty"},
+	} {
+		cfg := valid
+		test.change(&cfg)
+		if _, err := New(cfg); !errors.Is(err, ErrInvalidConfig) || !strings.Contains(err.Error(), test.want) {
+			t.Errorf("%s: %v, want ErrInvalidConfig with %q", test.why, err, test.want)
+		}
+	}
+	o, err := New(valid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := o.Run(t.Context(), nil); !errors.Is(err, ErrInvalidConfig) {
+		t.Errorf("Run without projections: %v", err)
+	}
+}
+
+func TestTableName(t *testing.T) {
+	for _, test := range []struct {
+		name, schema, table string
+		ok                  bool
+	}{
+		{"events", "", "events", true},
+		{"Shop_Events2", "", "shop_events2", true},
+		{"ÄRGER", "", "Ärger", true}, // PostgreSQL folds ASCII only
+		{"shop.Events", "shop", "events", true},
+		{`"Shop"."my ""own"". events"`, "Shop", `my "own". events`, true},
+		{`Shop."Events"`, "shop", "Events", true},
+		{"db.shop.events", "", "", false},
+		{"shop.", "", "", false},
+		{".events", "", "", false},
+		{"2events", "", "", false},
+		{"my events", "", "", false},
+		{`"events`, "", "", false},
+		{`"a"b"`, "", "", false},
+		{`""`, "", "", false},
+		{"events;", "", "", false},
+	} {
+		schema, table, ok := tableName(test.name)
+		if schema != test.schema || table != test.table || ok != test.ok {
+			t.Errorf("%s: schema %q, table %q, %t; want %q, %q, %t", test.name, schema, table, ok, test.schema, test.table, test.ok)
+		}
+	}
+}

@@ -1,0 +1,72 @@
+package main
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"strconv"
+
+	"github.com/getpup/pupsourcing/es"
+
+	orchestrator "github.com/getpup/pupsourcing-orchestrator/pupsourcing"
+)
+
+const readModels = `
+CREATE TABLE cities (id text PRIMARY KEY, city text NOT NULL, moves int NOT NULL DEFAULT 0);
+CREATE TABLE revenue (cents bigint NOT NULL);
+INSERT INTO revenue VALUES (0);
+CREATE TABLE audit (position bigint PRIMARY KEY, partition int NOT NULL, total int NOT NULL)`
+
+// cities says where users live. Each event is applied once, in the
+// transaction that also commits the progress.
+type cities struct{}
+
+func (cities) Name() string              { return "cities" }
+func (cities) AggregateTypes() []string  { return []string{"User"} }
+func (cities) BoundedContexts() []string { return []string{"Identity"} }
+
+func (cities) Handle(context.Context, es.PersistedEvent) error { return errTransactional }
+
+func (cities) HandleTx(ctx context.Context, tx orchestrator.Tx, e es.PersistedEvent) error {
+	_, err := tx.ExecContext(ctx, `
+INSERT INTO cities AS c (id, city) VALUES ($1, $2)
+ON CONFLICT (id) DO UPDATE SET city = EXCLUDED.city, moves = c.moves + 1`, e.AggregateID, string(e.Payload))
+	return err
+}
+
+// revenue sums orders up, a batch at a time.
+type revenue struct{}
+
+func (revenue) Name() string              { return "revenue" }
+func (revenue) AggregateTypes() []string  { return []string{"Order"} }
+func (revenue) BoundedContexts() []string { return nil }
+
+func (revenue) Handle(context.Context, es.PersistedEvent) error { return errTransactional }
+
+func (revenue) HandleBatch(ctx context.Context, tx orchestrator.Tx, events []es.PersistedEvent) error {
+	var cents int64
+	for _, e := range events {
+		n, err := strconv.ParseInt(string(e.Payload), 10, 64)
+		if err != nil {
+			return err
+		}
+		cents += n
+	}
+	_, err := tx.ExecContext(ctx, `UPDATE revenue SET cents = cents + $1`, cents)
+	return err
+}
+
+var errTransactional = errors.New("Handle was called for a transactional projection")
+
+// audit lists all events and who handled them. It has no part in the
+// transaction, so it may see an event again, and is idempotent.
+type audit struct{ db *sql.DB }
+
+func (audit) Name() string { return "audit" }
+
+func (p audit) Handle(ctx context.Context, e es.PersistedEvent) error {
+	a, _ := orchestrator.AssignmentFrom(ctx)
+	_, err := p.db.ExecContext(ctx, `INSERT INTO audit VALUES ($1, $2, $3) ON CONFLICT DO NOTHING`,
+		e.GlobalPosition, a.Partition, a.TotalPartitions)
+	return err
+}

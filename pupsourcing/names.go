@@ -1,0 +1,91 @@
+package orchestrator
+
+import (
+	"context"
+	"database/sql"
+
+	"github.com/getpup/pupsourcing/es"
+
+	root "github.com/getpup/pupsourcing-orchestrator"
+)
+
+// What users need of the root package, so that they import one.
+type (
+	// ReplicaSetName names a group of projections that scale together.
+	ReplicaSetName = root.ReplicaSetName
+	// Retry is an exponential backoff. See [root.Retry].
+	Retry = root.Retry
+	// A FailurePolicy says what happens when a handler fails.
+	FailurePolicy = root.FailurePolicy
+
+	// A TransactionalProjection is a projection.Projection that also has
+	// HandleTx, which is called in place of Handle and whose writes through tx
+	// commit together with the checkpoint. See [root.TransactionalProjection].
+	TransactionalProjection = root.TransactionalProjection[es.PersistedEvent]
+	// A BatchProjection is one that takes up to BatchSize events at once, with
+	// HandleBatch. See [root.BatchProjection].
+	BatchProjection = root.BatchProjection[es.PersistedEvent]
+	// Tx is what a handler may do with its transaction: everything but end it.
+	// It is an es.DBTX, so that a handler can append with it, too.
+	Tx = root.Tx
+
+	// An Assignment says under what a handler runs. See [root.Assignment].
+	Assignment = root.Assignment
+	// A HandlerError is returned by Run for a handler that failed.
+	HandlerError = root.HandlerError
+	// A PanicError is a handler's panic, turned into an error.
+	PanicError = root.PanicError
+	// A Gap is a position that readers wait at.
+	Gap = root.Gap
+)
+
+// Defaults of Config's fields.
+const (
+	DefaultHeartbeatInterval   = root.DefaultHeartbeatInterval
+	DefaultStaleWorkerTimeout  = root.DefaultStaleWorkerTimeout
+	DefaultCoordinationTimeout = root.DefaultCoordinationTimeout
+	DefaultBatchSize           = root.DefaultBatchSize
+	DefaultJoinWindow          = root.DefaultJoinWindow
+	DefaultPollInterval        = root.DefaultPollInterval
+	DefaultRetryMin            = root.DefaultRetryMin
+	DefaultRetryMax            = root.DefaultRetryMax
+)
+
+// MaxTotalPartitions is the largest number of partitions that a replica set
+// can have, whatever MaxPartitions says.
+const MaxTotalPartitions = root.MaxTotalPartitions
+
+// The failure policies.
+const (
+	RetryForever  = root.RetryForever
+	StopOnFailure = root.StopOnFailure
+)
+
+// The errors say in the root package when they happen and what to do.
+var (
+	ErrInvalidConfig        = root.ErrInvalidConfig
+	ErrSchema               = root.ErrSchema
+	ErrProjectionTaken      = root.ErrProjectionTaken
+	ErrCoordinationTimeout  = root.ErrCoordinationTimeout
+	ErrGenerationSuperseded = root.ErrGenerationSuperseded
+	ErrLeaseLost            = root.ErrLeaseLost
+	ErrEventStore           = root.ErrEventStore
+)
+
+// Schema is the SQL that RunMigrations applies, for other migration tools.
+var Schema = root.Schema
+
+// RunMigrations creates or upgrades the orchestrator's tables; pupsourcing's
+// own are not its business. A program may call it at every start, in many
+// processes at once. See [root.RunMigrations].
+func RunMigrations(db *sql.DB) error { return root.RunMigrations(db) }
+
+// AssignmentFrom returns the assignment under which the handler that was given
+// ctx runs, and false outside of handlers.
+func AssignmentFrom(ctx context.Context) (Assignment, bool) { return root.AssignmentFrom(ctx) }
+
+// ContextWithAssignment returns a context from which AssignmentFrom returns a,
+// for tests of handlers.
+func ContextWithAssignment(ctx context.Context, a Assignment) context.Context {
+	return root.ContextWithAssignment(ctx, a)
+}

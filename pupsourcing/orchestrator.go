@@ -1,0 +1,153 @@
+package orchestrator
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/getpup/pupsourcing/es"
+	"github.com/getpup/pupsourcing/es/adapters/postgres"
+	"github.com/getpup/pupsourcing/es/projection"
+
+	root "github.com/getpup/pupsourcing-orchestrator"
+)
+
+// Config configures an Orchestrator. DB, EventStore and ReplicaSet are
+// required; a zero in any other field means its default.
+//
+// The workers of one replica set should have the same timeouts.
+type Config struct {
+	// DB is the database that has the events table, in which the workers find
+	// each other and in which the progress and the writes of transactional
+	// projections are committed. It needs a connection for coordination and,
+	// for each projection, one for its transaction, beside those that handlers
+	// take for themselves. Let the pool keep as many idle
+	// (sql.DB.SetMaxIdleConns; its default is 2).
+	DB *sql.DB
+	// EventStore is what the events are appended with. It says that they are
+	// in PostgreSQL and in which layout; they are read from EventsTable.
+	EventStore *postgres.Store
+	// EventsTable is the StoreConfig.EventsTable of EventStore, written as it is
+	// there. The store can't be asked for it, so whoever has set it there must
+	// set it here. Default: events, which is pupsourcing's.
+	EventsTable string
+	// ReplicaSet is the group that this worker belongs to: at most 200 bytes,
+	// no control characters.
+	ReplicaSet ReplicaSetName
+
+	// HeartbeatInterval is how often the worker renews its lease and looks for
+	// a new generation. At least 10ms. Default: 5s.
+	HeartbeatInterval time.Duration
+	// StaleWorkerTimeout is the length of the lease: how long after its last
+	// heartbeat a crashed worker's partitions stay idle. At least three times
+	// HeartbeatInterval. Default: 30s.
+	StaleWorkerTimeout time.Duration
+	// CoordinationTimeout is how long a handler may go on after it was asked
+	// to stop. After half of it, the handler's context is cancelled; after all
+	// of it, Run returns ErrCoordinationTimeout. Default: 60s.
+	CoordinationTimeout time.Duration
+	// BatchSize is how many events are read at once, and how many are handled
+	// at most between two commits. Default: 100.
+	BatchSize int
+
+	// MaxPartitions is the largest number of partitions; workers beyond it
+	// wait as standbys. The newest worker's value is the set's. Default: as
+	// many as there are workers.
+	MaxPartitions int
+	// JoinWindow is how long the first of several joining workers waits for
+	// the others, so that they cost one new generation. Default: 500ms.
+	JoinWindow time.Duration
+	// PollInterval is the longest time between two looks for new events when
+	// there are none. Default: 250ms.
+	PollInterval time.Duration
+	// Retry is the delay before a failed event is handled again.
+	Retry Retry
+	// OnFailure says what a handler's failure does. Default: RetryForever.
+	OnFailure FailurePolicy
+
+	// Logger gets a line for each generation and each thing that is wrong, a
+	// warning as an error that says so (level=WARN). For a logger that has only
+	// Info and Error, see WithoutDebug. Default: none.
+	Logger es.Logger
+}
+
+// An Orchestrator is one worker of a replica set.
+type Orchestrator struct {
+	root   *root.Orchestrator[es.PersistedEvent]
+	events *root.Table[es.PersistedEvent]
+}
+
+// New checks the configuration, without touching the database, and returns an
+// Orchestrator. The error is ErrInvalidConfig and names the field.
+func New(cfg Config) (*Orchestrator, error) {
+	switch {
+	case cfg.DB == nil:
+		return nil, configError("DB", "is nil; open a database with sql.Open")
+	case cfg.EventStore == nil:
+		return nil, configError("EventStore", "is nil; use postgres.NewStore")
+	}
+	events, err := newTable(cfg.DB, cfg.EventsTable)
+	if err != nil {
+		return nil, err
+	}
+	o, err := root.New(cfg.translate(events))
+	if err != nil {
+		return nil, err
+	}
+	return &Orchestrator{root: o, events: events}, nil
+}
+
+func (c Config) translate(events *root.Table[es.PersistedEvent]) root.Config[es.PersistedEvent] {
+	t := root.Config[es.PersistedEvent]{
+		DB:                  c.DB,
+		EventStore:          events,
+		ReplicaSet:          c.ReplicaSet,
+		HeartbeatInterval:   c.HeartbeatInterval,
+		StaleWorkerTimeout:  c.StaleWorkerTimeout,
+		CoordinationTimeout: c.CoordinationTimeout,
+		BatchSize:           c.BatchSize,
+		MaxPartitions:       c.MaxPartitions,
+		JoinWindow:          c.JoinWindow,
+		PollInterval:        c.PollInterval,
+		Retry:               c.Retry,
+		OnFailure:           c.OnFailure,
+	}
+	if c.Logger != nil {
+		t.Logger = slog.New(handler{logger: c.Logger})
+	}
+	return t
+}
+
+func configError(field, problem string) error {
+	return fmt.Errorf("%w: Config.%s %s", ErrInvalidConfig, field, problem)
+}
+
+// Run joins the replica set and handles events of the partitions that it is
+// assigned, until ctx is cancelled. Then the events in hand are finished and
+// committed, the membership is given up, so that the others re-partition
+// without waiting for anything, and Run returns ctx.Err().
+//
+// Run returns another error only when it can't go on: ErrInvalidConfig,
+// ErrSchema, ErrProjectionTaken, ErrEventStore, ErrCoordinationTimeout, a
+// *HandlerError under the policy StopOnFailure, a handler that ends its
+// goroutine, or what the server says about a privilege or a table that is
+// missing. Losing a partition, a new generation, a database that is away for a
+// while are not errors.
+//
+// Each call of Run is a worker of its own. All workers of a replica set should
+// run the same projections. During a roll-out that adds one, it stays idle on
+// partitions whose worker does not know it yet.
+func (o *Orchestrator) Run(ctx context.Context, projections []projection.Projection) error {
+	// The values themselves, for their optional methods are found by type.
+	var same []root.Projection[es.PersistedEvent]
+	for _, p := range projections {
+		same = append(same, p)
+	}
+	return o.root.Run(ctx, same)
+}
+
+// Waiting returns the gap in the events table that readers wait at, if there
+// is one: a transaction that has appended and stays open holds them back.
+func (o *Orchestrator) Waiting() (Gap, bool) { return o.events.Waiting() }

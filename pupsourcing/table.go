@@ -1,0 +1,66 @@
+package orchestrator
+
+import (
+	"database/sql"
+	"fmt"
+	"regexp"
+	"strings"
+
+	"github.com/getpup/pupsourcing/es"
+
+	root "github.com/getpup/pupsourcing-orchestrator"
+)
+
+// newTable returns what reads the events table of a store.
+func newTable(db *sql.DB, name string) (*root.Table[es.PersistedEvent], error) {
+	if name == "" {
+		name = "events"
+	}
+	schema, table, ok := tableName(name)
+	if !ok {
+		return nil, configError("EventsTable", fmt.Sprintf("is %q; it must be the name of a table, as SQL has it, or a schema's and a table's", name))
+	}
+	return root.NewTable(db, root.TableConfig[es.PersistedEvent]{
+		Schema: schema, Table: table, AggregateTypeColumn: "aggregate_type", BoundedContextColumn: "bounded_context",
+		Columns: []string{
+			"global_position", "bounded_context", "aggregate_type", "aggregate_id", "aggregate_version",
+			"event_id", "event_type", "event_version", "payload", "trace_id", "correlation_id",
+			"causation_id", "metadata", "created_at",
+		},
+		Scan: func(scan func(dest ...any) error) (e es.PersistedEvent, err error) {
+			err = scan(&e.GlobalPosition, &e.BoundedContext, &e.AggregateType, &e.AggregateID, &e.AggregateVersion,
+				&e.EventID, &e.EventType, &e.EventVersion, &e.Payload, &e.TraceID, &e.CorrelationID,
+				&e.CausationID, &e.Metadata, &e.CreatedAt)
+			return e, err
+		},
+	})
+}
+
+// sqlName is a name that SQL takes for a table, perhaps with a schema.
+var sqlName = regexp.MustCompile(`^(?:(` + identifier + `)\.)?(` + identifier + `)$`)
+
+const identifier = `"(?:[^"]|"")+"|[\pL_][\pL_0-9$]*`
+
+// tableName takes apart what pupsourcing puts into its statements as it is,
+// and PostgreSQL then reads as a name; the root quotes what it is given.
+func tableName(name string) (schema, table string, ok bool) {
+	parts := sqlName.FindStringSubmatch(name)
+	if parts == nil {
+		return "", "", false
+	}
+	return unquote(parts[1]), unquote(parts[2]), true
+}
+
+// unquote returns what an identifier stands for: without quotes, it is folded
+// to lower case, though only in ASCII.
+func unquote(identifier string) string {
+	if strings.HasPrefix(identifier, `"`) {
+		return strings.ReplaceAll(identifier[1:len(identifier)-1], `""`, `"`)
+	}
+	return strings.Map(func(r rune) rune {
+		if 'A' <= r && r <= 'Z' {
+			return r - 'A' + 'a'
+		}
+		return r
+	}, identifier)
+}

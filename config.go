@@ -23,7 +23,8 @@ const (
 	DefaultCoordinationTimeout = 60 * time.Second
 	DefaultBatchSize           = 100
 	DefaultJoinWindow          = 500 * time.Millisecond
-	DefaultPollInterval        = 250 * time.Millisecond
+	DefaultPollInterval        = time.Second
+	DefaultReadAheadBytes      = 16 << 20
 	DefaultRetryMin            = 100 * time.Millisecond
 	DefaultRetryMax            = 30 * time.Second
 )
@@ -61,8 +62,8 @@ type Config[E any] struct {
 	// to stop. After half of it, the handler's context is cancelled; after all
 	// of it, Run returns ErrCoordinationTimeout. Default: 60s.
 	CoordinationTimeout time.Duration
-	// BatchSize is how many events are read at once, and how many are handled
-	// at most between two commits. Default: 100.
+	// BatchSize is how many events are handled at most between two commits.
+	// Default: 100.
 	BatchSize int
 
 	// MaxPartitions is the largest number of partitions; workers beyond it
@@ -73,8 +74,14 @@ type Config[E any] struct {
 	// the others, so that they cost one new generation. Default: 500ms.
 	JoinWindow time.Duration
 	// PollInterval is the longest time between two looks for new events when
-	// there are none. Default: 250ms.
+	// there are none. Looks come quickly after an event, and then ever less
+	// often. Default: 1s.
 	PollInterval time.Duration
+	// ReadAheadBytes is about how much of the event stream may be kept in memory:
+	// what is read ahead of the handlers, and what slower projections have still
+	// to handle. It is for all workers of the process with the same EventStore;
+	// the largest value counts. At least an event is kept. Default: 16 MiB.
+	ReadAheadBytes int
 	// Retry is the delay before a failed event is handled again.
 	Retry Retry
 	// OnFailure says what a handler's failure does. Default: RetryForever.
@@ -137,12 +144,19 @@ func (c Config[E]) withDefaults() (Config[E], error) {
 			*d.value = d.fallback
 		}
 	}
-	if c.BatchSize == 0 {
-		c.BatchSize = DefaultBatchSize
+	for _, n := range []struct {
+		field    string
+		value    *int
+		fallback int
+	}{{"BatchSize", &c.BatchSize, DefaultBatchSize}, {"ReadAheadBytes", &c.ReadAheadBytes, DefaultReadAheadBytes}} {
+		if *n.value < 0 {
+			return c, configError(n.field, fmt.Sprintf("is %d; it can't be negative", *n.value))
+		}
+		if *n.value == 0 {
+			*n.value = n.fallback
+		}
 	}
 	switch {
-	case c.BatchSize < 0:
-		return c, configError("BatchSize", fmt.Sprintf("is %d; it can't be negative", c.BatchSize))
 	case c.HeartbeatInterval < 10*time.Millisecond:
 		return c, configError("HeartbeatInterval", fmt.Sprintf("is %s; the least is 10ms", c.HeartbeatInterval))
 	case c.StaleWorkerTimeout < 3*c.HeartbeatInterval:

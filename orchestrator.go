@@ -53,15 +53,16 @@ func (o *Orchestrator[E]) Run(ctx context.Context, projections []Projection[E]) 
 	if err != nil {
 		return err
 	}
-	var reads []ReadFunc[E]
+	var scopes []Scope
 	for _, p := range projections {
-		read, err := readFunc(o.cfg.EventStore, p)
+		scope, err := scopeOf(o.cfg.EventStore, p)
 		if err != nil {
 			return err
 		}
-		reads = append(reads, read)
+		scopes = append(scopes, scope)
 	}
-	w := newWorker(ctx, o.cfg, projections, names, reads)
+	w := newWorker(ctx, o.cfg, projections, names, scopes)
+	defer w.feed.leave()
 	defer w.end()
 	if err := w.check(ctx); err != nil {
 		return err
@@ -75,9 +76,10 @@ type worker[E any] struct {
 	cfg         Config[E]
 	projections []Projection[E]
 	names       []string
-	reads       []ReadFunc[E] // of each projection
+	scopes      []Scope // of each projection
 
 	store   *store.Store
+	feed    *feed[E]
 	session *protocol.Session
 	log     *slog.Logger
 
@@ -112,11 +114,12 @@ func (l *lease) over(now time.Time) bool {
 	return end == nil || !now.Before(*end)
 }
 
-func newWorker[E any](ctx context.Context, cfg Config[E], projections []Projection[E], names []string, reads []ReadFunc[E]) *worker[E] {
+func newWorker[E any](ctx context.Context, cfg Config[E], projections []Projection[E], names []string, scopes []Scope) *worker[E] {
 	name := workerName()
 	w := &worker[E]{
-		cfg: cfg, projections: projections, names: names, reads: reads,
+		cfg: cfg, projections: projections, names: names, scopes: scopes,
 		store: store.New(cfg.DB, string(cfg.ReplicaSet), store.Options{Bounds: store.BoundsOf(cfg.StaleWorkerTimeout)}),
+		feed:  joinFeed(cfg.EventStore, cfg.feedConfig(), cfg.StaleWorkerTimeout),
 		session: protocol.NewSession(protocol.WorkerID(name),
 			cfg.timing(), protocol.Request{MaxPartitions: cfg.MaxPartitions, JoinWindow: cfg.JoinWindow}),
 		log:    cfg.Logger.With("replica_set", string(cfg.ReplicaSet), "worker", name),

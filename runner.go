@@ -79,7 +79,7 @@ type lane[E any] struct {
 	log    *slog.Logger
 
 	core   *protocol.Lane
-	reader ReadFunc[E]
+	tap    *tap[E]
 	handle func(events []Record[E]) error // calls the projection
 	kind   protocol.LaneKind
 
@@ -98,7 +98,7 @@ type lane[E any] struct {
 func newLane[E any](ctx context.Context, w *worker[E], r *run[E], i int, a protocol.Assignment) *lane[E] {
 	name := w.names[i]
 	l := &lane[E]{
-		id: store.Lane{Projection: name, Assignment: a}, ctx: ctx, run: r, worker: w, reader: w.reads[i],
+		id: store.Lane{Projection: name, Assignment: a}, ctx: ctx, run: r, worker: w, tap: w.feed.tap(w.scopes[i]),
 		log: w.log.With("projection", name, "generation", a.Generation, "partition", a.Partition),
 	}
 	switch p := w.projections[i].(type) {
@@ -126,6 +126,14 @@ func (c Config[E]) timing() protocol.Timing {
 	return protocol.Timing{Heartbeat: c.HeartbeatInterval, Lease: c.StaleWorkerTimeout, Drain: c.CoordinationTimeout}
 }
 
+// feedConfig returns what it says of reading.
+func (c Config[E]) feedConfig() protocol.FeedConfig {
+	return protocol.FeedConfig{Bytes: c.ReadAheadBytes, Page: max(pageEvents, c.BatchSize), Poll: c.PollInterval}
+}
+
+// pageEvents is how many events are read at once.
+const pageEvents = 1000
+
 // laneConfig returns what it says of lanes.
 func (c Config[E]) laneConfig(kind protocol.LaneKind) protocol.LaneConfig {
 	return protocol.LaneConfig{
@@ -150,6 +158,7 @@ func (l *lane[E]) signals() protocol.Signals {
 func (l *lane[E]) loop() {
 	var end *protocol.LaneAction
 	defer func() {
+		l.tap.close()
 		l.ended.Store(true)
 		switch {
 		case end == nil:
@@ -208,7 +217,11 @@ func (l *lane[E]) do(a protocol.LaneAction) protocol.LaneAnswer {
 			return l.worker.store.Find(ctx, l.id)
 		}, nil)
 	case protocol.LaneRead:
-		answer.Page, answer.Passed, err = l.read(a.After, a.Limit)
+		var s serving[E]
+		if s, err = l.tap.read(l.ctx, l.run.draining, a.After, a.Limit); err != nil {
+			err = fmt.Errorf("%w: read after position %d: %w", ErrEventStore, a.After, err)
+		}
+		l.page, answer.Page, answer.Passed, answer.More = s.events, s.keys, s.passed, s.more
 	case protocol.LaneOpen:
 		err = l.begin()
 	case protocol.LaneHandle:
@@ -231,26 +244,6 @@ func (l *lane[E]) do(a protocol.LaneAction) protocol.LaneAnswer {
 		l.fault = cmp.Or(err, l.fault) // what precedes the event is committed first
 	}
 	return answer
-}
-
-func (l *lane[E]) read(after int64, limit int) (keys []protocol.Key, passed int64, err error) {
-	type result struct {
-		page   []Record[E]
-		passed int64
-	}
-	got, err := bounded(l.ctx, l.worker.cfg.StaleWorkerTimeout, func(ctx context.Context) (r result, err error) {
-		r.page, r.passed, err = l.reader(ctx, after, limit)
-		return r, err
-	}, nil)
-	if err != nil {
-		return nil, 0, fmt.Errorf("%w: read after position %d: %w", ErrEventStore, after, err)
-	}
-	l.page = got.page
-	keys = make([]protocol.Key, len(got.page))
-	for i, r := range got.page {
-		keys[i] = protocol.Key{Position: r.Position, Slot: protocol.SlotOf(r.AggregateID)}
-	}
-	return keys, got.passed, nil
 }
 
 // begin starts a transaction. It lives as long as the context that it was begun
@@ -312,10 +305,15 @@ func (l *lane[E]) pause(a protocol.LaneAction) {
 	case a.Why == protocol.DatabaseFailed && !store.LockTimeout(l.err):
 		l.log.Warn("can't "+failedTo[l.did]+", trying again", "error", l.err)
 	}
+	var news <-chan struct{}
+	if a.Why == protocol.NothingNew {
+		news = l.tap.news
+	}
 	t := time.NewTimer(a.For)
 	defer t.Stop()
 	select {
 	case <-t.C:
+	case <-news:
 	case <-l.run.draining:
 	case <-l.ctx.Done():
 	}

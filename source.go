@@ -3,6 +3,7 @@ package orchestrator
 import (
 	"context"
 	"fmt"
+	"slices"
 )
 
 // A Record is an event as an EventStore hands it out.
@@ -12,7 +13,10 @@ type Record[E any] struct {
 	// AggregateID decides the partition. Events that have the same are handled
 	// in order.
 	AggregateID string
-	Event       E
+	// AggregateType and BoundedContext are what the scope of a ScopedProjection
+	// is about. Only a ScopedEventStore has to set them.
+	AggregateType, BoundedContext string
+	Event                         E
 }
 
 // An EventStore reads one event stream. Table is one for any events table in
@@ -30,7 +34,9 @@ type EventStore[E any] interface {
 	//
 	// Errors are retried with backoff, except those that retrying can't heal
 	// (SQLSTATE classes 22, 3D, 3F and 42: something named doesn't exist, or
-	// may not be read). Read is called from several goroutines.
+	// may not be read). Read is called from several goroutines, and once for all
+	// projections and partitions of a process that stand near each other, in all
+	// replica sets to which the same EventStore was given.
 	Read(ctx context.Context, after int64, limit int) ([]Record[E], error)
 }
 
@@ -38,6 +44,18 @@ type EventStore[E any] interface {
 // these aggregate types in these bounded contexts. None are all.
 type Scope struct {
 	AggregateTypes, BoundedContexts []string
+}
+
+// Includes reports whether an event of the type in the context is within the
+// scope.
+func (s Scope) Includes(aggregateType, boundedContext string) bool {
+	return (len(s.AggregateTypes) == 0 || slices.Contains(s.AggregateTypes, aggregateType)) &&
+		(len(s.BoundedContexts) == 0 || slices.Contains(s.BoundedContexts, boundedContext))
+}
+
+// equal reports whether two scopes say the same, in the same order.
+func (s Scope) equal(o Scope) bool {
+	return slices.Equal(s.AggregateTypes, o.AggregateTypes) && slices.Equal(s.BoundedContexts, o.BoundedContexts)
 }
 
 // all reports whether the scope leaves nothing out.
@@ -53,37 +71,30 @@ type ScopedEventStore[E any] interface {
 }
 
 // A ReadFunc reads as EventStore.Read does, and returns with the events the
-// position up to which it has seen everything: beyond the last one, where what
-// follows is out of scope. A page may be short, or empty, though there are more
-// events; only one that passes nothing says that there are none for now.
+// position up to which it has seen everything, which is beyond the last of them
+// where what follows is out of scope. A page may be short, or empty, though there
+// are more events; only one that passes nothing says that there are none for now.
 type ReadFunc[E any] func(ctx context.Context, after int64, limit int) (page []Record[E], passed int64, err error)
 
-// readFunc returns what reads for the projection.
-func readFunc[E any](events EventStore[E], p Projection[E]) (ReadFunc[E], error) {
+// scopeOf returns the scope of a projection, or what keeps the event store from
+// reading it.
+func scopeOf[E any](events EventStore[E], p Projection[E]) (Scope, error) {
 	scoped, ok := p.(ScopedProjection[E])
 	if !ok {
-		return wholeStream(events), nil
+		return Scope{}, nil
 	}
 	scope := Scope{scoped.AggregateTypes(), scoped.BoundedContexts()}
 	if scope.all() {
-		return wholeStream(events), nil
+		return Scope{}, nil
 	}
 	store, ok := events.(ScopedEventStore[E])
 	if !ok {
-		return nil, fmt.Errorf("%w: projection %q is scoped, and the event store (%T) is no ScopedEventStore", ErrInvalidConfig, p.Name(), events)
+		return scope, fmt.Errorf("%w: projection %q is scoped, and the event store (%T) is no ScopedEventStore", ErrInvalidConfig, p.Name(), events)
 	}
-	read, err := store.Scoped(scope)
-	if err != nil {
-		return nil, fmt.Errorf("projection %q is scoped: %w", p.Name(), err)
+	if _, err := store.Scoped(scope); err != nil {
+		return scope, fmt.Errorf("projection %q is scoped: %w", p.Name(), err)
 	}
-	return read, nil
-}
-
-func wholeStream[E any](events EventStore[E]) ReadFunc[E] {
-	return func(ctx context.Context, after int64, limit int) ([]Record[E], int64, error) {
-		page, err := events.Read(ctx, after, limit)
-		return page, 0, err
-	}
+	return scope, nil
 }
 
 // A Checker is an EventStore that can tell before the start whether it can

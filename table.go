@@ -50,6 +50,20 @@ type TableConfig[E any] struct {
 	// Scan makes an event of one row: it calls scan once, with a destination
 	// for each of Columns. Required.
 	Scan func(scan func(dest ...any) error) (E, error)
+	// Key returns what the library has to know of an event, which saves reading
+	// those columns a second time, beside Columns. Default: they are read.
+	Key func(E) EventKey
+	// Size returns about how many bytes an event takes in memory, by which what
+	// is read ahead is bounded. Default: an estimate from the strings and byte
+	// slices in its fields.
+	Size func(E) int
+}
+
+// An EventKey is what the library has to know of an event. The last two are
+// only needed for scopes.
+type EventKey struct {
+	Position                                   int64
+	AggregateID, AggregateType, BoundedContext string
 }
 
 // A Table is an EventStore over a table of events in PostgreSQL. It needs the
@@ -116,11 +130,15 @@ func NewTable[E any](db *sql.DB, cfg TableConfig[E]) (*Table[E], error) {
 		}
 	}
 
+	if cfg.Size == nil {
+		cfg.Size = sizeOf[E]
+	}
 	return &Table[E]{
 		db: db, cfg: cfg, turn: make(chan struct{}, 1),
 		sql: eventtable.New(eventtable.Config{
 			Schema: cfg.Schema, Table: cfg.Table, Position: cfg.PositionColumn, Aggregate: cfg.AggregateIDColumn,
-			AggregateType: cfg.AggregateTypeColumn, BoundedContext: cfg.BoundedContextColumn, Columns: cfg.Columns,
+			AggregateType: cfg.AggregateTypeColumn, BoundedContext: cfg.BoundedContextColumn,
+			Columns: cfg.Columns, Keyed: cfg.Key != nil,
 		}),
 	}, nil
 }
@@ -145,15 +163,20 @@ func NewEventTable(db *sql.DB, table string) (*Table[Event], error) {
 				&e.CausationID, &e.Metadata, &e.CreatedAt)
 			return e, err
 		},
+		Key: func(e Event) EventKey {
+			return EventKey{e.GlobalPosition, e.AggregateID, e.AggregateType, e.BoundedContext}
+		},
+		Size: func(e Event) int { return eventSize + len(e.Payload) + len(e.Metadata) },
 	})
 }
 
+// eventSize is about what an Event takes beside its payload and metadata.
+const eventSize = 600
+
 // Read implements EventStore.
 func (t *Table[E]) Read(ctx context.Context, after int64, limit int) ([]Record[E], error) {
-	page, _, err := t.read(ctx, protocol.NewReading(&t.horizon, after, limit), func(ctx context.Context, _ int64) ([]Record[E], error) {
-		return t.page(ctx, t.sql.Page, limit, after, limit)
-	})
-	return page, err
+	p, err := t.read(ctx, Scope{}, after, limit, 0)
+	return p.events, err
 }
 
 // Scoped implements ScopedEventStore: what is out of the scope does not leave
@@ -167,19 +190,30 @@ func (t *Table[E]) Scoped(s Scope) (ReadFunc[E], error) {
 			return nil, tableError(field, "is empty, and a projection's scope needs it")
 		}
 	}
-	query, args := t.sql.Scoped(s.AggregateTypes, s.BoundedContexts)
 	return func(ctx context.Context, after int64, limit int) ([]Record[E], int64, error) {
-		reading := protocol.NewReading(&t.horizon, after, limit).Scoped()
-		return t.read(ctx, reading, func(ctx context.Context, through int64) ([]Record[E], error) {
-			return t.page(ctx, query, limit, append([]any{after, limit, through}, args...)...)
-		})
+		p, err := t.read(ctx, s, after, limit, 0)
+		return p.events, p.passed, err
 	}, nil
 }
 
-// read carries a reading out: what it does in which order is for
-// protocol.Reading to say.
-func (t *Table[E]) read(ctx context.Context, reading protocol.Reading,
-	readPage func(ctx context.Context, through int64) ([]Record[E], error)) (page []Record[E], passed int64, err error) {
+// A page is what a read has found.
+type page[E any] struct {
+	events []Record[E]
+	passed int64 // up to where everything was seen
+	more   bool  // there may be more at once
+	bytes  int
+}
+
+// read reads the events of a scope above after, at most limit of them, and not
+// many more once they exceed bytes, if that is not 0. What it does in which
+// order is for protocol.Reading to say.
+func (t *Table[E]) read(ctx context.Context, s Scope, after int64, limit, bytes int) (p page[E], err error) {
+	reading := protocol.NewReading(&t.horizon, after, limit)
+	query, args := t.sql.Page, []any(nil)
+	if !s.all() {
+		reading = reading.Scoped()
+		query, args = t.sql.Scoped(s.AggregateTypes, s.BoundedContexts)
+	}
 	var answer protocol.ReadAnswer
 	turn := false
 	defer func() {
@@ -191,7 +225,7 @@ func (t *Table[E]) read(ctx context.Context, reading protocol.Reading,
 		action := t.next(&reading, answer)
 		if action.Turn != turn {
 			if err := t.take(ctx, action.Turn); err != nil {
-				return nil, 0, err
+				return page[E]{}, err
 			}
 			turn = action.Turn
 		}
@@ -203,16 +237,21 @@ func (t *Table[E]) read(ctx context.Context, reading protocol.Reading,
 		case protocol.ReadAhead:
 			answer.Last, answer.Missing, err = t.sql.Ahead(ctx, t.db, action.After)
 		case protocol.ReadPage:
-			page, err = readPage(ctx, action.Through)
-			answer.Positions = answer.Positions[:0]
-			for _, r := range page {
+			bounds := []any{after, limit}
+			if action.Through != 0 {
+				bounds = append(bounds, action.Through)
+			}
+			p, err = t.page(ctx, query, append(bounds, args...), limit, bytes)
+			answer.Cut, answer.Positions = p.more, answer.Positions[:0]
+			for _, r := range p.events {
 				answer.Positions = append(answer.Positions, r.Position)
 			}
 		case protocol.ReadDone:
-			return page[:action.Take], action.Passed, nil
+			p.events, p.passed, p.more = p.events[:action.Take], action.Passed, action.More
+			return p, nil
 		}
 		if err != nil {
-			return nil, 0, err
+			return page[E]{}, err
 		}
 	}
 }
@@ -242,27 +281,61 @@ func (t *Table[E]) take(ctx context.Context, turn bool) error {
 	}
 }
 
-func (t *Table[E]) page(ctx context.Context, query string, limit int, args ...any) ([]Record[E], error) {
+// page runs a query for a page. It ends early, and says that there is more, when
+// the events exceed bytes.
+func (t *Table[E]) page(ctx context.Context, query string, args []any, limit, bytes int) (p page[E], err error) {
 	rows, err := t.db.QueryContext(ctx, query, args...)
 	if err != nil {
-		return nil, fmt.Errorf("read events from %s: %w", t.sql.Name, err)
+		return p, fmt.Errorf("read events from %s: %w", t.sql.Name, err)
 	}
 	defer rows.Close()
-	page := make([]Record[E], 0, limit)
+	p.events = make([]Record[E], 0, min(limit, 1000))
+	scan := t.scanner(rows)
 	for rows.Next() {
-		var r Record[E]
-		r.Event, err = t.cfg.Scan(func(dest ...any) error {
-			return rows.Scan(append([]any{&r.Position, &r.AggregateID}, dest...)...)
-		})
+		r, err := scan()
 		if err != nil {
-			return nil, fmt.Errorf("read an event from %s after position %d: %w", t.sql.Name, r.Position, err)
+			return p, fmt.Errorf("read an event from %s after position %d: %w", t.sql.Name, r.Position, err)
 		}
-		page = append(page, r)
+		p.events = append(p.events, r)
+		if p.bytes += t.cfg.Size(r.Event); bytes > 0 && p.bytes > bytes && len(p.events) < limit {
+			p.more = true
+			break
+		}
 	}
 	if err := rows.Err(); err != nil {
-		return nil, fmt.Errorf("read events from %s: %w", t.sql.Name, err)
+		return p, fmt.Errorf("read events from %s: %w", t.sql.Name, err)
 	}
-	return page, nil
+	return p, nil
+}
+
+// scanner returns what makes a record of the row that rows are at.
+func (t *Table[E]) scanner(rows *sql.Rows) func() (Record[E], error) {
+	if key := t.cfg.Key; key != nil {
+		return func() (r Record[E], err error) {
+			r.Event, err = t.cfg.Scan(rows.Scan)
+			k := key(r.Event)
+			r.Position, r.AggregateID, r.AggregateType, r.BoundedContext = k.Position, k.AggregateID, k.AggregateType, k.BoundedContext
+			return r, err
+		}
+	}
+	var r Record[E]
+	dest := []any{&r.Position, &r.AggregateID}
+	if t.cfg.AggregateTypeColumn != "" {
+		dest = append(dest, &r.AggregateType)
+	}
+	if t.cfg.BoundedContextColumn != "" {
+		dest = append(dest, &r.BoundedContext)
+	}
+	own := len(dest)
+	scan := func(columns ...any) error {
+		dest = append(dest[:own], columns...)
+		return rows.Scan(dest...)
+	}
+	return func() (Record[E], error) {
+		event, err := t.cfg.Scan(scan)
+		r.Event = event
+		return r, err
+	}
 }
 
 // A Gap is a position that readers wait at.
@@ -325,7 +398,7 @@ func (t *Table[E]) Check(ctx context.Context) error {
 
 // checkColumns reads an event, with every column that is named.
 func (t *Table[E]) checkColumns(ctx context.Context) error {
-	if _, err := t.page(ctx, t.sql.Page, 1, 0, 1); err != nil {
+	if _, err := t.page(ctx, t.sql.Page, []any{0, 1}, 1, 0); err != nil {
 		return err
 	}
 	var scope Scope
@@ -335,11 +408,8 @@ func (t *Table[E]) checkColumns(ctx context.Context) error {
 	if t.cfg.BoundedContextColumn != "" {
 		scope.BoundedContexts = []string{""}
 	}
-	read, err := t.Scoped(scope)
-	if err != nil {
-		return err
-	}
-	_, _, err = read(ctx, 0, 1)
+	query, args := t.sql.Scoped(scope.AggregateTypes, scope.BoundedContexts)
+	_, err := t.page(ctx, query, append([]any{0, 1, 0}, args...), 1, 0)
 	return err
 }
 

@@ -23,8 +23,9 @@ var Layout string
 type Table struct {
 	// Name is quoted, for statements.
 	Name string
-	// Page reads position, aggregate id and the columns of the events above
-	// $1, at most $2 of them.
+	// Page reads position, aggregate id, aggregate type and bounded context,
+	// where there are such columns, and Columns, of the events above $1, at most
+	// $2 of them.
 	Page string
 
 	config Config
@@ -38,6 +39,7 @@ type Config struct {
 	Schema, Table, Position, Aggregate string
 	AggregateType, BoundedContext      string
 	Columns                            []string
+	Keyed                              bool // read Columns only: the others are among them
 }
 
 // New returns the statements for a table.
@@ -59,7 +61,15 @@ SELECT coalesce(max(position), $1::bigint), coalesce(min(before) FILTER (WHERE p
 
 func (t Table) page(where string) string {
 	position := Quote(t.config.Position)
-	selected := []string{position, Quote(t.config.Aggregate) + "::text"}
+	var selected []string
+	if !t.config.Keyed {
+		selected = []string{position, Quote(t.config.Aggregate) + "::text"}
+		for _, c := range []string{t.config.AggregateType, t.config.BoundedContext} {
+			if c != "" {
+				selected = append(selected, Quote(c)+"::text")
+			}
+		}
+	}
 	for _, c := range t.config.Columns {
 		selected = append(selected, Quote(c))
 	}

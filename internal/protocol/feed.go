@@ -22,6 +22,8 @@ const (
 	// aheadPages is how many pages to have beyond the foremost lane: one that
 	// it is about to begin, and one that is on its way.
 	aheadPages = 2
+	// firstPage is how many events to read before it is known how large they are.
+	firstPage = 100
 )
 
 // A Feed reads an event stream once for all lanes of a process that stand near
@@ -64,8 +66,8 @@ type window struct {
 	pages  []FeedPage
 
 	reading bool
-	more    bool // the latest read was cut short by its limits
-	failed  bool // the latest read did
+	more    bool  // the latest read was cut short by its limits
+	failed  error // of the latest read
 	// After a read that found nothing, or failed: when to read again, and how
 	// long that was.
 	quiet   time.Time
@@ -110,9 +112,10 @@ func (f *Feed) Leave(l *FeedLane) {
 // A Serving is what a lane is served.
 type Serving struct {
 	// Wait: the window's read is under way, or is to begin; ask again after it.
-	// Failed: the latest has failed, and the next is not due.
-	Wait, Failed bool
-	Window       int
+	Wait   bool
+	Window int
+	// Failed is why the latest read has; the next is not due yet.
+	Failed error
 	// Whole says that the page is of the whole stream, whatever the lane's scope.
 	Whole bool
 	// The lane gets Count events of the page, from First on. None, and Passed
@@ -264,7 +267,7 @@ func (f *Feed) due(w *window, now time.Time) bool {
 		return false
 	case foremost >= w.end():
 		return !now.Before(w.quiet)
-	case !w.more || w.failed:
+	case !w.more || w.failed != nil:
 		return false
 	}
 	ahead, bytes := 0, 0
@@ -283,9 +286,9 @@ func (f *Feed) share() int { return f.config.Bytes / max(1, len(f.windows)) }
 // page returns how much to read at once: so much that as many pages fit as are
 // to be ahead, and the one that is served.
 func (f *Feed) page() (limit, bytes int) {
-	limit, bytes = f.config.Page, f.share()/(aheadPages+1)
+	limit, bytes = min(f.config.Page, firstPage), f.share()/(aheadPages+1)
 	if f.bytes > 0 {
-		limit = min(limit, max(1, int(int64(bytes)*int64(f.events)/int64(f.bytes))))
+		limit = min(f.config.Page, max(1, int(int64(bytes)*int64(f.events)/int64(f.bytes))))
 	}
 	return limit, bytes
 }
@@ -297,7 +300,7 @@ func (f *Feed) Fetched(now time.Time, number int, p FeedPage) bool {
 	if w == nil {
 		return false
 	}
-	w.reading, w.failed, w.more = false, false, p.More
+	w.reading, w.failed, w.more = false, nil, p.More
 	if !ascends(w.end(), p.Keys) {
 		w.bad = &p
 		return true
@@ -332,9 +335,9 @@ func ascends(after int64, page []Key) bool {
 }
 
 // Failed says that a read has failed.
-func (f *Feed) Failed(now time.Time, number int) {
+func (f *Feed) Failed(now time.Time, number int, why error) {
 	if w := f.window(number); w != nil {
-		w.reading, w.failed = false, true
+		w.reading, w.failed = false, why
 		w.rest(now, min(f.config.Poll, retryMax))
 	}
 }

@@ -99,7 +99,7 @@ func (w *feedWorld) finish(i int, fails bool) error {
 	r := w.reads[i]
 	w.reads = slices.Delete(w.reads, i, i+1)
 	if fails {
-		w.feed.Failed(w.now, r.Window)
+		w.feed.Failed(w.now, r.Window, errors.New("no"))
 	} else {
 		page := FeedPage{Passed: r.After}
 		for _, p := range w.stream {
@@ -309,7 +309,7 @@ func TestFeedAtTheEnd(t *testing.T) {
 		switch {
 		case s.Wait:
 			word = "wait"
-		case s.Failed:
+		case s.Failed != nil:
 			word = "failed"
 		case s.Count > 0:
 			word = fmt.Sprintf("%d to %d", s.Count, s.Passed)

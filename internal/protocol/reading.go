@@ -26,8 +26,9 @@ type ReadAction struct {
 	After, Through int64
 	Take           int
 	// Passed, of a ReadDone, is the position up to which the reader has seen
-	// all that it is to see.
+	// all that it is to see. More says that there may be more at once.
 	Passed int64
+	More   bool
 }
 
 // A ReadAnswer brings what the latest action found. An action that failed is
@@ -35,6 +36,7 @@ type ReadAction struct {
 type ReadAnswer struct {
 	Holders   []Holder
 	Positions []int64
+	Cut       bool // the page was ended before its limit, and there is more
 	High      int64
 	// Last is the highest position that was looked at, and Missing the first
 	// that was not there; 0 is none.
@@ -64,6 +66,7 @@ type Reading struct {
 	final     int64 // up to where everything is final, for this reading
 	take      int
 	passed    int64
+	more      bool
 	missing   int64
 	high      int64
 }
@@ -114,7 +117,7 @@ func (r *Reading) advance(now time.Time, a ReadAnswer) ReadAction {
 		r.final = r.missing - 1
 		return ReadAction{Do: ReadHigh, Turn: true}
 	case ReadPage:
-		return r.paged(a.Positions)
+		return r.paged(a)
 	case ReadHigh:
 		r.high, r.beginning = a.High, true
 		return ReadAction{Do: ReadHolders, Turn: true}
@@ -150,22 +153,26 @@ func (r *Reading) within(final int64) ReadAction {
 	return ReadAction{Do: ReadPage, After: r.after, Through: final}
 }
 
-// paged takes the positions of a page.
-func (r *Reading) paged(positions []int64) ReadAction {
-	r.take, r.missing = len(positions), 0
+// paged takes a page.
+func (r *Reading) paged(a ReadAnswer) ReadAction {
+	r.take, r.missing = len(a.Positions), 0
 	if !r.scoped {
-		r.take, r.missing = Admit(r.after, r.final, positions)
+		r.take, r.missing = Admit(r.after, r.final, a.Positions)
 	}
+	full := len(a.Positions) == r.limit || a.Cut
 	switch {
-	case r.scoped && r.take < r.limit:
+	case r.scoped && !full:
 		r.passed = r.final
 	case r.take > 0:
-		r.passed = positions[r.take-1]
+		r.passed = a.Positions[r.take-1]
 	}
+	r.more = r.missing == 0 && (full || r.scoped && r.passed > r.after)
 	if r.missing == 0 {
 		return r.done()
 	}
 	return ReadAction{Do: ReadHigh, Turn: true}
 }
 
-func (r *Reading) done() ReadAction { return ReadAction{Do: ReadDone, Take: r.take, Passed: r.passed} }
+func (r *Reading) done() ReadAction {
+	return ReadAction{Do: ReadDone, Take: r.take, Passed: r.passed, More: r.more}
+}

@@ -1,0 +1,264 @@
+package orchestrator
+
+import (
+	"context"
+	"reflect"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
+)
+
+// A feed reads an event store for all workers of the process that were given
+// it: what protocol.Feed says, and when.
+type feed[E any] struct {
+	events EventStore[E]
+	shared bool // it is among feeds
+	ctx    context.Context
+	stop   context.CancelFunc
+
+	mu      sync.Mutex // of all that follows
+	core    *protocol.Feed
+	config  protocol.FeedConfig
+	bound   time.Duration // of a read
+	workers int
+	scopes  []Scope               // by the core's numbers; the first is the whole stream
+	reads   map[int]chan struct{} // by window: closed when the read under way has ended
+	news    chan struct{}         // closed when there may be something new for lanes that rest
+	look    *time.Timer           // for the next look for new events
+	busy    sync.WaitGroup        // reads under way
+}
+
+// feeds are those of the process, by their event stores.
+var feeds = struct {
+	sync.Mutex
+	of map[any]any
+}{of: map[any]any{}}
+
+// joinFeed returns the feed of an event store for one more worker, which leaves
+// it in the end.
+func joinFeed[E any](events EventStore[E], c protocol.FeedConfig, bound time.Duration) *feed[E] {
+	shared := reflect.ValueOf(events).Comparable()
+	feeds.Lock()
+	defer feeds.Unlock()
+	if shared {
+		if f, ok := feeds.of[events].(*feed[E]); ok {
+			f.join(c, bound)
+			return f
+		}
+	}
+	f := &feed[E]{
+		events: events, shared: shared, core: protocol.NewFeed(c), config: c, bound: bound, workers: 1,
+		scopes: []Scope{{}}, reads: map[int]chan struct{}{}, news: make(chan struct{}),
+	}
+	f.ctx, f.stop = context.WithCancel(context.Background())
+	f.look = time.AfterFunc(time.Hour, f.poll)
+	f.look.Stop()
+	if shared {
+		feeds.of[events] = f
+	}
+	return f
+}
+
+// join adds a worker. Each gets what it wants at least.
+func (f *feed[E]) join(c protocol.FeedConfig, bound time.Duration) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.workers++
+	f.config.Bytes, f.config.Page = max(f.config.Bytes, c.Bytes), max(f.config.Page, c.Page)
+	f.config.Poll, f.bound = min(f.config.Poll, c.Poll), max(f.bound, bound)
+	f.core.Configure(f.config)
+}
+
+// leave takes a worker away, and with the last one the feed.
+func (f *feed[E]) leave() {
+	feeds.Lock()
+	f.mu.Lock()
+	f.workers--
+	last := f.workers == 0
+	if last && f.shared {
+		delete(feeds.of, f.events)
+	}
+	f.mu.Unlock()
+	feeds.Unlock()
+	if last {
+		f.stop()
+		f.look.Stop()
+		f.busy.Wait()
+	}
+}
+
+// poll looks for new events, if it is time to.
+func (f *feed[E]) poll() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.begin()
+}
+
+// begin begins the reads that are due.
+func (f *feed[E]) begin() {
+	if f.ctx.Err() != nil {
+		return
+	}
+	now := time.Now()
+	for _, r := range f.core.Fetches(now) {
+		ended := make(chan struct{})
+		f.reads[r.Window] = ended
+		f.busy.Go(func() { f.read(r, ended) })
+	}
+	if at := f.core.Next(); at.IsZero() {
+		f.look.Stop()
+	} else {
+		f.look.Reset(max(0, at.Sub(now)))
+	}
+}
+
+// read carries one out.
+func (f *feed[E]) read(r protocol.Fetch, ended chan struct{}) {
+	p, err := bounded(f.ctx, f.bound, func(ctx context.Context) (protocol.FeedPage, error) {
+		return f.fetch(ctx, r)
+	}, nil)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.reads, r.Window)
+	close(ended)
+	if err != nil {
+		f.core.Failed(time.Now(), r.Window, err)
+	}
+	if err != nil || f.core.Fetched(time.Now(), r.Window, p) {
+		close(f.news)
+		f.news = make(chan struct{})
+	}
+	f.begin()
+}
+
+// A sizedStore is an event store that ends a page where it gets too large.
+type sizedStore[E any] interface {
+	read(ctx context.Context, s Scope, after int64, limit, bytes int) (page[E], error)
+}
+
+// fetch reads a page, and computes for it once what all lanes need of it.
+func (f *feed[E]) fetch(ctx context.Context, r protocol.Fetch) (protocol.FeedPage, error) {
+	p, err := f.page(ctx, r)
+	if err != nil {
+		return protocol.FeedPage{}, err
+	}
+	keys := make([]protocol.Key, len(p.events))
+	for i, e := range p.events {
+		keys[i] = protocol.Key{Position: e.Position, Slot: protocol.SlotOf(e.AggregateID)}
+	}
+	return protocol.FeedPage{Keys: keys, Passed: p.passed, More: p.more, Bytes: p.bytes, Events: p.events}, nil
+}
+
+func (f *feed[E]) page(ctx context.Context, r protocol.Fetch) (p page[E], err error) {
+	f.mu.Lock()
+	scope := f.scopes[r.Scope]
+	f.mu.Unlock()
+	if s, ok := f.events.(sizedStore[E]); ok {
+		return s.read(ctx, scope, r.After, r.Limit, r.Bytes)
+	}
+	last := r.After
+	if scope.all() {
+		p.events, err = f.events.Read(ctx, r.After, r.Limit)
+	} else {
+		var read ReadFunc[E]
+		if read, err = f.events.(ScopedEventStore[E]).Scoped(scope); err == nil {
+			p.events, p.passed, err = read(ctx, r.After, r.Limit)
+		}
+	}
+	if err != nil {
+		return p, err
+	}
+	for _, e := range p.events {
+		last = e.Position
+		p.bytes += sizeOf(e)
+	}
+	p.more = len(p.events) == r.Limit || p.passed > last
+	p.passed = max(p.passed, last)
+	return p, nil
+}
+
+// A tap is where a lane gets its events from.
+type tap[E any] struct {
+	feed  *feed[E]
+	lane  *protocol.FeedLane
+	scope Scope
+	news  <-chan struct{} // closed when there may be something new since the latest answer
+}
+
+// tap lets a lane in.
+func (f *feed[E]) tap(s Scope) *tap[E] {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	i := slices.IndexFunc(f.scopes, s.equal)
+	if i < 0 {
+		i = len(f.scopes)
+		f.scopes = append(f.scopes, s)
+	}
+	return &tap[E]{feed: f, lane: f.core.Enter(i), scope: s}
+}
+
+func (t *tap[E]) close() {
+	t.feed.mu.Lock()
+	defer t.feed.mu.Unlock()
+	t.feed.core.Leave(t.lane)
+}
+
+// A serving is what a lane gets: events, and what its core has to know of them.
+type serving[E any] struct {
+	events []Record[E]
+	keys   []protocol.Key
+	passed int64
+	more   bool
+}
+
+// read returns events above after, at most limit of them. It waits for a read
+// that is under way, but not for new events; nor longer than until one of the
+// two channels is closed.
+func (t *tap[E]) read(ctx context.Context, stop <-chan struct{}, after int64, limit int) (serving[E], error) {
+	for {
+		s, ended := t.ask(after, limit)
+		switch {
+		case s.Failed != nil:
+			return serving[E]{}, s.Failed
+		case !s.Wait:
+			return t.cut(s), nil
+		}
+		select {
+		case <-ended:
+		case <-stop:
+			return serving[E]{passed: after}, nil
+		case <-ctx.Done():
+			return serving[E]{}, context.Cause(ctx)
+		}
+	}
+}
+
+// ask asks the core once.
+func (t *tap[E]) ask(after int64, limit int) (s protocol.Serving, ended <-chan struct{}) {
+	f := t.feed
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	s = f.core.Ask(time.Now(), t.lane, after, limit)
+	f.begin()
+	t.news = f.news
+	return s, f.reads[s.Window]
+}
+
+// cut cuts the lane's part out of a page.
+func (t *tap[E]) cut(s protocol.Serving) serving[E] {
+	out := serving[E]{passed: s.Passed, more: s.More}
+	if s.Count == 0 {
+		return out
+	}
+	end := s.First + s.Count
+	out.events, out.keys = s.Page.Events.([]Record[E])[s.First:end], s.Page.Keys[s.First:end]
+	if s.Whole && !t.scope.all() {
+		out.keys = slices.Clone(out.keys)
+		for i, e := range out.events {
+			out.keys[i].Skip = !t.scope.Includes(e.AggregateType, e.BoundedContext)
+		}
+	}
+	return out
+}

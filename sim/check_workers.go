@@ -15,6 +15,7 @@ type crew struct {
 // A checkedWorker is one process, in all its incarnations.
 type checkedWorker struct {
 	name    string
+	set     int
 	gone    bool
 	leaving bool
 	lease   fact // the sessionAsks that renewed it last
@@ -54,7 +55,7 @@ func (c *crew) worker(name string) *checkedWorker {
 func (c *crew) observe(f fact) {
 	switch f.kind {
 	case workerStarts:
-		c.worker(f.worker)
+		c.worker(f.worker).set = f.set
 	case workerGone:
 		w := c.worker(f.worker)
 		w.gone, w.run = true, fact{}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
 )
@@ -33,6 +34,11 @@ const (
 	countFrozenPastLease
 	countJoinsFolded
 	countStandby
+	// Replica sets, and programs that differ.
+	countMoved
+	countTaken
+	countTakenOver
+	countUnevenTiming
 	// Handlers.
 	countFailed
 	countPanicked
@@ -73,6 +79,11 @@ var counterWords = [counterCount]string{
 	countFrozenPastLease: "a process was frozen until its lease was over",
 	countJoinsFolded:     "several workers joined in one generation",
 	countStandby:         "a worker had to stand by, as there were enough others",
+
+	countMoved:        "a projection went on in another replica set",
+	countTaken:        "a projection was refused to a replica set, since another one ran it",
+	countTakenOver:    "a replica set waited for a worker of another one that seemed dead",
+	countUnevenTiming: "workers with different settings of time were members at once",
 
 	countFailed:   "a handler failed",
 	countPanicked: "a handler panicked",
@@ -123,20 +134,23 @@ func (c counters) String() string {
 type tally struct {
 	counters
 	crew
-	opened, activated fact
-	passed            map[string]*passed  // by projection
-	calls             map[callKey]fact    // handlers that have not returned
-	waits             map[string]fact     // by worker: the gap that it waits at
-	filled            map[int64]bool      // positions that were waited for and came
-	dead              map[int64]bool      // and those that did not
-	visible           map[int64]bool      // positions
-	away              map[string]struct{} // workers that have lost their lease and run nothing since
+	opened, activated map[int]fact             // by replica set
+	sets              map[string]int           // the one that has committed last, by projection
+	leases            map[string]time.Duration // that workers ask for
+	passed            map[string]*passed       // by projection
+	calls             map[callKey]fact         // handlers that have not returned
+	waits             map[string]fact          // by worker: the gap that it waits at
+	filled            map[int64]bool           // positions that were waited for and came
+	dead              map[int64]bool           // and those that did not
+	visible           map[int64]bool           // positions
+	away              map[string]struct{}      // workers that have lost their lease and run nothing since
 }
 
 // countRare counts the rare events of a history.
 func countRare(h history) counters {
 	t := tally{
-		crew: newCrew(), passed: map[string]*passed{}, calls: map[callKey]fact{}, waits: map[string]fact{},
+		crew: newCrew(), opened: map[int]fact{}, activated: map[int]fact{}, sets: map[string]int{},
+		leases: map[string]time.Duration{}, passed: map[string]*passed{}, calls: map[callKey]fact{}, waits: map[string]fact{},
 		filled: map[int64]bool{}, dead: map[int64]bool{}, visible: map[int64]bool{}, away: map[string]struct{}{},
 	}
 	for _, f := range h.facts {
@@ -157,6 +171,8 @@ func (t *tally) observe(f fact) {
 	}
 	t.crew.observe(f)
 	switch f.kind {
+	case workerStarts:
+		t.leases[f.worker] = f.length
 	case workerGone:
 		for key, begin := range t.calls {
 			if key.worker == f.worker {
@@ -184,7 +200,17 @@ func (t *tally) observe(f fact) {
 		t.groupOpened(f)
 	case groupActivated:
 		t.groupActivated(f)
+	case sessionTaken:
+		if f.text == "" {
+			t.counters[countTaken]++
+		} else {
+			t.counters[countTakenOver]++
+		}
 	case committed:
+		if set, known := t.sets[f.projection]; known && set != f.set {
+			t.counters[countMoved]++
+		}
+		t.sets[f.projection] = f.set
 		t.projection(f.projection).commit(f)
 	case refused:
 		t.counters[countRefused]++
@@ -262,33 +288,41 @@ func (t *tally) returns(key callKey, begin fact, text string) {
 }
 
 func (t *tally) groupOpened(f fact) {
-	if t.opened.generation > t.activated.generation {
+	opened := t.opened[f.set]
+	if opened.generation > t.activated[f.set].generation {
 		t.counters[countDrainSuperseded]++
 	}
-	if f.total > t.opened.total+1 {
+	if f.total > opened.total+1 {
 		t.counters[countJoinsFolded]++
 	}
-	t.opened = f
+	t.opened[f.set] = f
 }
 
 // groupActivated looks at the hand-over, and at who is left without a
 // partition.
 func (t *tally) groupActivated(f fact) {
-	old := t.activated.total
-	t.activated = f
-	members := 0
+	old := t.activated[f.set].total
+	t.activated[f.set] = f
+	members, leases := 0, map[time.Duration]bool{}
 	for _, w := range t.all {
-		if !w.gone && !w.leaving && !w.lease.unset() && !t.overBy(w, f.at) {
+		if w.set == f.set && !w.gone && !w.leaving && !w.lease.unset() && !t.overBy(w, f.at) {
 			members++
+			leases[t.leases[w.name]] = true
 		}
 	}
 	if members > f.total {
 		t.counters[countStandby]++
 	}
+	if len(leases) > 1 {
+		t.counters[countUnevenTiming]++
+	}
 	if old == 0 {
 		return
 	}
-	for _, p := range t.passed {
+	for name, p := range t.passed {
+		if t.sets[name] != f.set {
+			continue
+		}
 		p.fold()
 		if p.slots == nil {
 			continue

@@ -17,6 +17,9 @@ import (
 type database interface {
 	// connect opens a connection.
 	connect() connection
+	// as is the same database for the workers of a replica set, whose store
+	// sets these bounds.
+	as(set string, bounds store.Bounds) database
 	// restart is what a crash of the server does: every connection is closed,
 	// what was not committed is rolled back, prepared transactions stay and get
 	// other names.

@@ -14,6 +14,7 @@ type fact struct {
 	at     time.Duration // true time since the start
 	kind   kind
 	worker string // "" if it is nobody's
+	set    int    // the worker's replica set
 
 	projection string
 	generation int64
@@ -34,8 +35,9 @@ type kind int
 const (
 	// Workers. A worker is a process, under one name for all its incarnations;
 	// a restarted one has a new name.
-	workerStarts kind = iota // text: its settings
+	workerStarts kind = iota // length: the lease that it asks for; text
 	workerGone               // crashed, exited, left: text
+	sessionTaken             // another replica set runs one of its projections: text; for the moment, if its lease is over there
 	sessionAsks              // a request took effect: text. Renews the lease: length
 	runStarts                // the worker runs generation, partition, total
 	runDrains                // generation
@@ -90,8 +92,13 @@ func (f fact) String() string {
 	switch f.kind {
 	case workerStarts:
 		b.WriteString("starts")
+		if f.length != 0 {
+			b.WriteString(", lease")
+		}
 	case workerGone:
 		b.WriteString("is gone")
+	case sessionTaken:
+		fmt.Fprintf(&b, "may not run %s, which another replica set runs", f.projection)
 	case sessionAsks:
 		b.WriteString("asks")
 	case runStarts:
@@ -157,6 +164,9 @@ func (f fact) String() string {
 	case ended:
 		b.WriteString("end")
 	}
+	if f.set > 0 && (f.kind == workerStarts || f.kind == groupOpened || f.kind == groupActivated) {
+		fmt.Fprintf(&b, " of replica set %d", f.set+1)
+	}
 	if f.length != 0 {
 		fmt.Fprintf(&b, " %s", f.length)
 	}
@@ -198,8 +208,10 @@ type setup struct {
 	// transactional says of each projection whether its effects commit with
 	// the checkpoint; of the others only handler calls are known.
 	transactional map[string]bool
-	// final are the projections of the programs that run in the end.
+	// final are the projections of the programs that run in the end, and sets
+	// the replica set of each, where that is not the first.
 	final []string
+	sets  map[string]int
 	// settle is how long after healed everything must have settled.
 	settle time.Duration
 }

@@ -38,7 +38,7 @@ func newLane(p *worker, r *run, q projection) *lane {
 	w := p.w
 	l := &lane{p: p, run: r, id: store.Lane{Projection: q.name, Assignment: r.assignment}, kind: q.kind}
 	l.core = protocol.NewLane(r.assignment, protocol.LaneConfig{
-		Kind: q.kind, Batch: w.plan.batch, Poll: w.plan.poll, Cut: w.plan.timing.Cut(), Retry: w.plan.retry,
+		Kind: q.kind, Batch: w.plan.batch, Poll: w.plan.poll, Cut: p.timing.Cut(), Retry: w.plan.retry,
 		StopOnFailure: w.plan.stopOnFailure,
 	})
 	return l
@@ -74,7 +74,7 @@ func (l *lane) answer(err error, a protocol.LaneAnswer) {
 }
 
 func (l *lane) do(a protocol.LaneAction) {
-	patience := l.p.w.plan.timing.Patience()
+	patience := l.p.timing.Patience()
 	switch a.Do {
 	case protocol.LaneFind:
 		l.find(patience)
@@ -143,7 +143,7 @@ func (l *lane) end(a protocol.LaneAction) {
 		p.post(func() { p.input(protocol.Refused{Generation: generation}) })
 	case protocol.AtFault, protocol.Broken:
 		if a.End == protocol.Broken {
-			p.w.record(fact{kind: faultOther, worker: p.name, text: p.w.text("lane of %s is broken: %v", l.id, a.Err)})
+			p.record(fact{kind: faultOther, text: p.w.text("lane of %s is broken: %v", l.id, a.Err)})
 		}
 		p.post(func() { p.input(protocol.Shutdown{}) })
 	}
@@ -217,7 +217,7 @@ func (l *lane) handle(first, count int) {
 	w.calls++
 	c := &call{id: w.calls, events: l.events[first : first+count : first+count], deaf: p.chance(h.deaf)}
 	l.call = c
-	w.record(fact{kind: handlerBegins, worker: p.name, projection: l.id.Projection, generation: l.id.Assignment.Generation,
+	p.record(fact{kind: handlerBegins, projection: l.id.Projection, generation: l.id.Assignment.Generation,
 		partition: l.id.Assignment.Partition, total: l.id.Assignment.Total, events: c.events, call: c.id})
 	length := p.between(0, 2*h.typical) * time.Duration(count)
 	switch {
@@ -253,7 +253,7 @@ func (l *lane) returns(c *call) {
 	} else {
 		l.handled = append(l.handled, c.events...)
 	}
-	l.p.w.record(fact{kind: handlerEnds, worker: l.p.name, projection: l.id.Projection, call: c.id, text: c.outcome})
+	l.p.record(fact{kind: handlerEnds, projection: l.id.Projection, call: c.id, text: c.outcome})
 	l.answer(err, protocol.LaneAnswer{})
 }
 
@@ -310,7 +310,7 @@ func (l *lane) write(a protocol.LaneAction, patience time.Duration) {
 	l.ask(l.link, "checkpoint", patience, func(c connection, done func(error)) {
 		c.write(l.id, a.From, a.To, func(err error) {
 			if errors.Is(err, store.ErrSuperseded) {
-				p.w.record(l.fact(refused, a.From.Position, a.To.Position))
+				p.record(l.fact(refused, a.From.Position, a.To.Position))
 			}
 			if err == nil && p.freezeAtCommit > 0 && !p.frozen && !p.dead {
 				p.freeze(p.freezeAtCommit, "between checkpoint write and COMMIT")
@@ -339,7 +339,7 @@ func (l *lane) commit(patience time.Duration) {
 				if l.kind != protocol.Plain {
 					f.events, k.wrote = k.wrote, nil
 				}
-				p.w.record(f)
+				p.record(f)
 			}
 			done(err)
 		})
@@ -359,6 +359,6 @@ func (l *lane) commit(patience time.Duration) {
 
 func (l *lane) fact(k kind, from, to int64) fact {
 	a := l.id.Assignment
-	return fact{kind: k, worker: l.p.name, projection: l.id.Projection, generation: a.Generation,
+	return fact{kind: k, projection: l.id.Projection, generation: a.Generation,
 		partition: a.Partition, total: a.Total, from: from, to: to}
 }

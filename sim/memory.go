@@ -67,8 +67,8 @@ func newMemory(c clock, r memoryRules) *memory {
 	return &memory{clock: c, rules: r, sets: map[string]*replicaSet{}}
 }
 
-// open returns the memory as the database of one replica set.
-func (m *memory) open(set string, bounds store.Bounds) database {
+// as returns the memory as the database of one replica set.
+func (m *memory) as(set string, bounds store.Bounds) database {
 	return &memoryDatabase{m, set, bounds}
 }
 

@@ -256,7 +256,10 @@ func (s *coordination) checkTaken(foreign []*projectionRow) {
 			runners = append(runners, runner{w, p})
 		}
 	}
-	slices.SortStableFunc(runners, func(a, b runner) int { return b.as(t).LeaseEnd.Compare(a.as(t).LeaseEnd) })
+	slices.SortFunc(runners, func(a, b runner) int {
+		v, w := a.as(t), b.as(t)
+		return cmp.Or(w.LeaseEnd.Compare(v.LeaseEnd), cmp.Compare(a.projection.name, b.projection.name), cmp.Compare(v.ID, w.ID))
+	})
 	var rows []*row[memberRow]
 	for _, r := range runners {
 		rows = append(rows, r.row)

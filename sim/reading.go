@@ -31,9 +31,9 @@ func (r *reading) next(a protocol.ReadAnswer) {
 	before, waited := p.horizon.Waiting()
 	action := r.machine.Next(p.now(), a)
 	if now, waits := p.horizon.Waiting(); waits && !waited {
-		p.w.record(fact{kind: gapWaited, worker: p.name, to: now.Position, text: p.w.text("%d transactions", len(now.Holders))})
+		p.record(fact{kind: gapWaited, to: now.Position, text: p.w.text("%d transactions", len(now.Holders))})
 	} else if waited && !waits {
-		p.w.record(fact{kind: gapPassed, worker: p.name, from: before.Position, to: p.horizon.Final()})
+		p.record(fact{kind: gapPassed, from: before.Position, to: p.horizon.Final()})
 	}
 	if p.w.rules.noTurns {
 		action.Turn = false
@@ -98,7 +98,7 @@ func (r *reading) do(a protocol.ReadAction) {
 // ask asks the database for something, or gives the reading up.
 func (r *reading) ask(what string, get func(connection) (protocol.ReadAnswer, error)) {
 	var answer protocol.ReadAnswer
-	r.lane.ask(r.link, what, r.p.w.plan.timing.Lease, func(c connection, done func(error)) {
+	r.lane.ask(r.link, what, r.p.timing.Lease, func(c connection, done func(error)) {
 		var err error
 		answer, err = get(c)
 		done(err)

@@ -467,6 +467,22 @@ func TestChecker(t *testing.T) {
 			at(0, asks("w1"), opens(1, 1), activates(1, 1)), at(5, opens(2, 1), activates(2, 1)), at(10, runs("w1", 1, "0/1")),
 		), ""},
 
+		// Workers that have given their handlers up
+		{"one owner: a handler goes on that its worker has given up, cancelled in time", then(
+			begun, at(1, begins(1, "w1", 1, "0/1", ev(1, 0))), at(2, cancels("w1", 1, "")), at(3, of(workerReturns, "w1")),
+			taken(10), at(11, begins(2, "w2", 2, "0/1", ev(1, 0))),
+		), ""},
+		{"one owner: but the lease has to be waited for", then(
+			begun, at(1, begins(1, "w1", 1, "0/1", ev(1, 0))), at(2, cancels("w1", 1, "")), at(3, of(workerReturns, "w1")),
+			taken(9), at(9, begins(2, "w2", 2, "0/1", ev(1, 0))),
+		), "one-owner: projection tx, slot 0: w1 (generation 1) and w2 (generation 2) handle at the same time [1 5 6 11 13]"},
+		{"agreement: a worker that has given up calls no handler", then(
+			begun, at(3, of(workerReturns, "w1"), begins(1, "w1", 1, "0/1", ev(1, 0))),
+		), "agreement: w1 handles events of partition 0/1 of generation 1, which it does not run [3 6]"},
+		{"recovers: a worker that has given up runs nothing", then(
+			begun, at(1, of(workerStarts, "w2"), of(workerReturns, "w1")), at(2, bare(healed)), at(32, bare(settled)),
+		), "recovers: nobody runs partition 0/1 of generation 1, 30s after the faults stopped [3 4 7 8]"},
+
 		// Replica sets
 		{"two sets count their generations apart", then(
 			begun, elsewhere(at(0, of(workerStarts, "v1"), asks("v1"), opens(1, 2), activates(1, 2), runs("v1", 1, "0/2"))),

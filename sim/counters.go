@@ -44,6 +44,10 @@ const (
 	countPanicked
 	countCanceled
 	countDeaf
+	countSpoilt
+	countViolated
+	countAtFault
+	countOutlived
 	// What else goes wrong.
 	countCrash
 	countLeave
@@ -54,6 +58,8 @@ const (
 	countClockBack
 	countLostRequest
 	countLostReply
+	countDenied
+	countBroken
 
 	counterCount
 )
@@ -89,6 +95,10 @@ var counterWords = [counterCount]string{
 	countPanicked: "a handler panicked",
 	countCanceled: "a handler was cancelled, and returned",
 	countDeaf:     "a handler was cancelled, and went on",
+	countSpoilt:   "a handler ignored the error of a statement, and its transaction could not commit",
+	countViolated: "what a handler had written was refused at COMMIT",
+	countAtFault:  "a worker ended because of a handler",
+	countOutlived: "a handler returned after its worker had given it up",
 
 	countCrash:        "a worker crashed",
 	countLeave:        "a worker was asked to stop",
@@ -99,6 +109,8 @@ var counterWords = [counterCount]string{
 	countClockBack:    "the database's clock jumped back",
 	countLostRequest:  "a request to the database was lost",
 	countLostReply:    "a reply of the database was lost",
+	countDenied:       "a worker ended, since coordination needs a privilege that was missing",
+	countBroken:       "a worker ended, since a projection needs a privilege that was missing",
 }
 
 // counters say how often each thing has happened.
@@ -174,6 +186,14 @@ func (t *tally) observe(f fact) {
 	case workerStarts:
 		t.leases[f.worker] = f.length
 	case workerGone:
+		switch f.text {
+		case isFaulty:
+			t.counters[countAtFault]++
+		case isDenied:
+			t.counters[countDenied]++
+		case isBroken:
+			t.counters[countBroken]++
+		}
 		for key, begin := range t.calls {
 			if key.worker == f.worker {
 				t.returns(key, begin, "")
@@ -212,6 +232,12 @@ func (t *tally) observe(f fact) {
 		}
 		t.sets[f.projection] = f.set
 		t.projection(f.projection).commit(f)
+	case undone:
+		if f.text == "at write" {
+			t.counters[countSpoilt]++
+		} else {
+			t.counters[countViolated]++
+		}
 	case refused:
 		t.counters[countRefused]++
 		if w := t.worker(f.worker); w.frozen() || t.overBy(w, f.at) {
@@ -269,6 +295,9 @@ func (t *tally) overslept(w *checkedWorker, f fact) {
 func (t *tally) handlerEnds(f fact) {
 	key := callKey{f.worker, f.call}
 	t.returns(key, t.calls[key], f.text)
+	if t.worker(f.worker).returned {
+		t.counters[countOutlived]++
+	}
 	switch f.text {
 	case "failed":
 		t.counters[countFailed]++

@@ -94,6 +94,18 @@ func TestCounters(t *testing.T) {
 			at(3, cancels("w1", 1, ""), ends(3, "w1", "canceled")), at(4, ends(4, "w1", "")), at(5, of(workerGone, "w1")),
 		), map[counter]int{countFailed: 1, countPanicked: 1, countCanceled: 1, countDeaf: 2}},
 
+		{"handlers whose transactions are refused", then(
+			begun, at(1, fact{kind: undone, worker: "w1", text: "at write"}, fact{kind: undone, worker: "w1", text: "at commit"}, fact{kind: undone, worker: "w1", text: "at commit"}),
+		), map[counter]int{countSpoilt: 1, countViolated: 2}},
+		{"a handler outlives its worker", then(
+			begun, at(1, begins(1, "w1", 1, "0/1", ev(1, 0)), begins(2, "w1", 1, "0/1", ev(2, 0)), ends(2, "w1", "")),
+			at(2, of(workerReturns, "w1")), at(3, ends(1, "w1", "")),
+		), map[counter]int{countOutlived: 1}},
+		{"workers end", then(begun, at(1,
+			fact{kind: workerGone, worker: "w2", text: isFaulty}, fact{kind: workerGone, worker: "w3", text: isDenied},
+			fact{kind: workerGone, worker: "w4", text: isBroken}, fact{kind: workerGone, worker: "w5", text: "left"},
+		)), map[counter]int{countAtFault: 1, countDenied: 1, countBroken: 1}},
+
 		{"faults", then(begun, at(1, of(faultCrash, "w1"), of(faultLeave, "w1"), bare(faultDeploy), of(faultCutOff, "w1"), bare(faultDatabaseDown), step(time.Second), step(-time.Second))),
 			map[counter]int{countCrash: 1, countLeave: 1, countDeploy: 1, countCutOff: 1, countDatabaseDown: 1, countClockForward: 1, countClockBack: 1}},
 	}

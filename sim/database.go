@@ -42,6 +42,10 @@ type connection interface {
 	begin(done func(error))
 	// effect is what a transactional projection writes for an event.
 	effect(projection string, e event) error
+	// spoil is a statement in the open transaction that fails. violate is one
+	// that breaks a constraint which is checked at COMMIT.
+	spoil()
+	violate()
 	write(l store.Lane, from, to protocol.Checkpoint, done func(error))
 	commit(done func(error))
 

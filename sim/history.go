@@ -35,14 +35,15 @@ type kind int
 const (
 	// Workers. A worker is a process, under one name for all its incarnations;
 	// a restarted one has a new name.
-	workerStarts kind = iota // length: the lease that it asks for; text
-	workerGone               // crashed, exited, left: text
-	sessionTaken             // another replica set runs one of its projections: text; for the moment, if its lease is over there
-	sessionAsks              // a request took effect: text. Renews the lease: length
-	runStarts                // the worker runs generation, partition, total
-	runDrains                // generation
-	runCancels               // generation; text "lost" if the lease is over
-	runStopped               // generation: every handler has returned
+	workerStarts  kind = iota // length: the lease that it asks for; text
+	workerGone                // crashed, exited, left: text
+	workerReturns             // it has given up, and its handlers have not returned
+	sessionTaken              // another replica set runs one of its projections: text; for the moment, if its lease is over there
+	sessionAsks               // a request took effect: text. Renews the lease: length
+	runStarts                 // the worker runs generation, partition, total
+	runDrains                 // generation
+	runCancels                // generation; text "lost" if the lease is over
+	runStopped                // generation: every handler has returned
 
 	// The group, when the transaction commits.
 	groupOpened    // generation, total; text: the reason and the members
@@ -54,6 +55,7 @@ const (
 	handlerEnds   // call; text "", "failed", "panicked", "canceled"
 	committed     // from, to, events: those handled since the lane's last commit
 	refused       // from, to: the fence let nothing through
+	undone        // from, to: the server refused what the handlers had written; text: when
 	gapWaited     // to: the missing position; text: who holds it
 	gapPassed     // to: the position that is final now
 
@@ -97,6 +99,8 @@ func (f fact) String() string {
 		}
 	case workerGone:
 		b.WriteString("is gone")
+	case workerReturns:
+		b.WriteString("gives up, and its handlers go on")
 	case sessionTaken:
 		fmt.Fprintf(&b, "may not run %s, which another replica set runs", f.projection)
 	case sessionAsks:
@@ -123,6 +127,8 @@ func (f fact) String() string {
 		fmt.Fprintf(&b, "committed %d to %d, %s, with %s", f.from, f.to, lane, positions(f.events))
 	case refused:
 		fmt.Fprintf(&b, "refused: commit %d to %d, %s", f.from, f.to, lane)
+	case undone:
+		fmt.Fprintf(&b, "undone: %d to %d, %s", f.from, f.to, lane)
 	case gapWaited:
 		fmt.Fprintf(&b, "waits at gap %d", f.to)
 	case gapPassed:

@@ -70,6 +70,11 @@ func (l *lane) next(a protocol.LaneAnswer) {
 // answer hands on how a call ended.
 func (l *lane) answer(err error, a protocol.LaneAnswer) {
 	a.Failure, a.Jitter = store.FailureOf(err, l.kind, l.doing), l.p.rand.Float64()
+	if a.Failure == protocol.Fault && l.doing != protocol.LaneHandle {
+		f := l.fact(undone, l.from.Position, l.to.Position)
+		f.text = "at " + l.doing.String()
+		l.p.record(f)
+	}
 	l.next(a)
 }
 
@@ -141,11 +146,10 @@ func (l *lane) end(a protocol.LaneAction) {
 	switch a.End {
 	case protocol.Alone:
 		p.post(func() { p.input(protocol.Refused{Generation: generation}) })
-	case protocol.AtFault, protocol.Broken:
-		if a.End == protocol.Broken {
-			p.record(fact{kind: faultOther, text: p.w.text("lane of %s is broken: %v", l.id, a.Err)})
-		}
-		p.post(func() { p.input(protocol.Shutdown{}) })
+	case protocol.AtFault:
+		p.post(func() { p.fail(isFaulty) })
+	case protocol.Broken:
+		p.post(func() { p.fail(isBroken) })
 	}
 	l.run.ended()
 }
@@ -205,6 +209,9 @@ type call struct {
 	events  []event
 	outcome string
 	deaf    bool // it ignores that it is cancelled
+	// It does not notice that a statement of its fails, or breaks a constraint
+	// that is checked at COMMIT.
+	spoils, violates bool
 }
 
 // handle calls the projection with pending events.
@@ -227,6 +234,8 @@ func (l *lane) handle(first, count int) {
 		c.outcome = "failed"
 	case p.chance(h.panics):
 		c.outcome = "panicked"
+	case l.kind != protocol.Plain && w.subject == nil:
+		c.spoils, c.violates = p.chance(h.spoil), p.chance(h.violate)
 	}
 	if p.freezeInHandler > 0 {
 		p.freeze(p.freezeInHandler, "in a handler")
@@ -252,6 +261,12 @@ func (l *lane) returns(c *call) {
 		c.outcome = "failed"
 	} else {
 		l.handled = append(l.handled, c.events...)
+		if c.violates {
+			l.link.conn.violate()
+		}
+		if c.spoils {
+			l.link.conn.spoil()
+		}
 	}
 	l.p.record(fact{kind: handlerEnds, projection: l.id.Projection, call: c.id, text: c.outcome})
 	l.answer(err, protocol.LaneAnswer{})

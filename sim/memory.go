@@ -111,6 +111,7 @@ var (
 	errNotAvailable = &pq.Error{Severity: "ERROR", Code: "55P03", Message: "canceling statement due to lock timeout"}
 	errDeadlock     = &pq.Error{Severity: "ERROR", Code: "40P01", Message: "deadlock detected"}
 	errFailed       = &pq.Error{Severity: "ERROR", Code: "25P02", Message: "current transaction is aborted, commands ignored until end of transaction block"}
+	errViolated     = &pq.Error{Severity: "ERROR", Code: "23503", Message: "insert violates foreign key constraint"}
 	errUnprepared   = &pq.Error{Severity: "ERROR", Code: "42704", Message: "prepared transaction does not exist"}
 )
 
@@ -185,6 +186,9 @@ func (c *memoryConnection) begin(done func(error)) {
 func (c *memoryConnection) commit(done func(error)) {
 	err := c.running()
 	if t := c.open; t != nil {
+		if err == nil && t.violates {
+			err = errViolated
+		}
 		t.end(err == nil)
 	}
 	done(err)
@@ -218,8 +222,10 @@ type transaction struct {
 	rows    []interface{ settle(commit bool) } // that it has written
 	events  []event
 	effects []effect
-	failed  bool
-	ended   bool
+	// violates: it has broken a constraint that is checked at COMMIT.
+	violates bool
+	failed   bool
+	ended    bool
 }
 
 // enter opens a transaction.

@@ -24,7 +24,7 @@ func TestMemoryIsPostgres(t *testing.T) {
 	answers := map[string]int{
 		"superseded": 0, "no transaction": 0, "bad connection": 0, "55P03": 0, "25P02": 0, "25P03": 0,
 		"opened": 0, "activated": 0, "waits for": 0, "expired": 0, " marks": 0, "written": 0,
-		"belongs to replica set": 0,
+		"belongs to replica set": 0, "23503": 0,
 	}
 	for seed := range uint64(6) {
 		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
@@ -181,6 +181,12 @@ func (d *duel) call(open bool) (string, func(connection) string) {
 			return replied(fmt.Sprint(position), err)
 		}
 	case 9:
+		switch d.rand.IntN(3) {
+		case 0:
+			return "spoil", func(c connection) string { c.spoil(); return "" }
+		case 1:
+			return "violate", func(c connection) string { c.violate(); return "" }
+		}
 		return "close", func(c connection) string { c.close(); return "closed" }
 	case 10:
 		return "begin", func(c connection) (answer string) {

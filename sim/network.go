@@ -5,12 +5,25 @@ import (
 	"errors"
 	"slices"
 	"time"
+
+	"github.com/lib/pq"
 )
 
 // What a driver says when it does not know.
 var (
 	errReset    = driver.ErrBadConn // the connection was lost
 	errNoAnswer = errors.New("no answer from the database")
+)
+
+// errDenied is what the server says about a table for which a privilege is
+// missing, and denials are the calls that need one, by table.
+var (
+	errDenied = &pq.Error{Severity: "ERROR", Code: "42501", Message: "permission denied"}
+	denials   = [][]string{
+		{"heartbeat", "join", "leave", "stop report", "request"},
+		{"find", "checkpoint"},
+		{"page", "highest position"},
+	}
 )
 
 // A link is a worker's end of a connection.
@@ -139,7 +152,7 @@ func (p *worker) ask(l *link, what string, patience time.Duration, call func(c c
 		case l.conn == nil:
 			l.conn = p.db.connect()
 		}
-		call(l.conn, func(err error) {
+		done := func(err error) {
 			switch {
 			case p.cut:
 			case l.broken: // given up meanwhile; the server finds nobody to answer to
@@ -153,7 +166,12 @@ func (p *worker) ask(l *link, what string, patience time.Duration, call func(c c
 			default:
 				p.after(back, func() { answer(err) })
 			}
-		})
+		}
+		if slices.Contains(w.denied, what) {
+			done(errDenied)
+			return
+		}
+		call(l.conn, done)
 	})
 }
 

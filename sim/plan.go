@@ -87,6 +87,8 @@ type (
 		typical            time.Duration
 		slow, fail, panics int
 		deaf               int // ignore that they are cancelled
+		outlive            int // and that their worker has given up
+		spoil, violate     int // fail in their transaction, at once or at COMMIT, and don't notice
 		slowBy             time.Duration
 	}
 	appends struct {
@@ -112,11 +114,12 @@ const (
 	databaseDown
 	clockStep
 	deploy
+	revoke // a privilege, for a while
 	faultKinds
 )
 
 func (k faultKind) String() string {
-	return [...]string{"crash", "leave", "join", "freeze", "freeze before COMMIT", "freeze in a handler", "congestion", "cut off", "database down", "clock step", "deploy"}[k]
+	return [...]string{"crash", "leave", "join", "freeze", "freeze before COMMIT", "freeze in a handler", "congestion", "cut off", "database down", "clock step", "deploy", "privilege revoked"}[k]
 }
 
 // A fault is planned: at a time, to the worker that is the n-th of those who
@@ -170,7 +173,12 @@ func planOf(seed uint64, o options) plan {
 	p.handlers = handlers{
 		typical: pick(r, 100*time.Microsecond, time.Millisecond, heartbeat/20, heartbeat/5),
 		slow:    rate(r, 20), fail: rate(r, 50), panics: rate(r, 10), deaf: rate(r, 300),
+		outlive: rate(r, 1000), spoil: rate(r, 30), violate: rate(r, 30),
 		slowBy: pick(r, lease/4, lease, 2*p.timing.Drain),
+	}
+	if chance(r, 100) { // handlers that no patience is enough for
+		h := &p.handlers
+		h.slow, h.deaf, h.outlive, h.slowBy = 20, 1000, 1000, 3*p.timing.Drain
 	}
 	p.appends = appends{
 		every: p.length / time.Duration(20+r.IntN(80)), aggregates: pick(r, 3, 20, 200),
@@ -215,7 +223,9 @@ func (p *plan) congest() {
 	p.network = network{latency: time.Millisecond}
 	p.sets, p.programs = 1, []program{{p.timing, []projection{{name: "plain"}}}}
 	p.maxPartitions = 0
-	p.faults = slices.DeleteFunc(p.faults, func(f fault) bool { return f.kind == clockStep || f.kind == databaseDown || f.kind == deploy })
+	p.faults = slices.DeleteFunc(p.faults, func(f fault) bool {
+		return f.kind == clockStep || f.kind == databaseDown || f.kind == deploy || f.kind == revoke
+	})
 }
 
 // addProgram draws the next version of the program: it drops some projections,
@@ -271,6 +281,8 @@ func (p *plan) drawFaults(r *rand.Rand, uneven bool) {
 				f.length = pick(r, lease, 2*lease)
 			case databaseDown:
 				f.length = pick(r, time.Millisecond, lease/4, lease, 2*lease)
+			case revoke:
+				f.length = pick(r, lease/4, lease)
 			case clockStep:
 				f.length = pick(r, lease/4, lease, 10*lease, -lease/4, -lease, -10*lease)
 			case deploy:
@@ -329,7 +341,7 @@ func (p *plan) settle() time.Duration {
 	if p.handlers.slow > 0 {
 		settle += p.handlers.slowBy + t.Drain + 2*t.Lease
 	}
-	if p.handlers.fail+p.handlers.panics > 0 {
+	if p.handlers.fail+p.handlers.panics+p.handlers.spoil+p.handlers.violate > 0 {
 		settle += p.retry.Max
 	}
 	return settle
@@ -372,6 +384,18 @@ func (p *plan) String() string {
 	}
 	if p.uneven() {
 		text += ", whose versions differ in their timing,"
+	}
+	h := p.handlers
+	for _, about := range []struct {
+		rate int
+		what string
+	}{
+		{h.spoil, "handlers that ignore errors"}, {h.violate, "handlers that break constraints"},
+		{min(h.slow, h.deaf, h.outlive), "handlers that outlive their workers"},
+	} {
+		if about.rate > 0 {
+			faults += ", " + about.what
+		}
 	}
 	return fmt.Sprintf("%s for %s; %s", text, p.length, faults)
 }

@@ -99,6 +99,11 @@ CREATE TABLE effects (
     seq        bigserial
 )`
 
+// strictTables have a constraint that is checked at COMMIT.
+const strictTables = `
+CREATE TABLE parents (id integer PRIMARY KEY);
+CREATE TABLE orphans (parent integer REFERENCES parents DEFERRABLE INITIALLY DEFERRED)`
+
 // noVacuum keeps the server's own workers off the tables: their locks come
 // when they please.
 const noVacuum = `
@@ -150,7 +155,7 @@ func newPostgres(ctx context.Context, base string, c clock, set string, bounds s
 	if _, err := p.admin.ExecContext(ctx, `CREATE SCHEMA `+p.schema); err != nil {
 		return nil, errors.Join(fmt.Errorf("create a schema: %w", err), p.pool.Close(), p.admin.Close())
 	}
-	for _, script := range []string{orchestrator.Schema, eventtable.Layout, effectTable, noVacuum} {
+	for _, script := range []string{orchestrator.Schema, eventtable.Layout, effectTable, strictTables, noVacuum} {
 		if _, err := p.pool.ExecContext(ctx, script); err != nil {
 			return nil, errors.Join(fmt.Errorf("create the tables in schema %s: %w", p.schema, err), p.close())
 		}
@@ -362,6 +367,18 @@ func (c *postgresConnection) tx() orchestrator.Tx {
 func (c *postgresConnection) effect(projection string, e event) error {
 	return c.run(func(ctx context.Context) error {
 		return c.open.QueryRowContext(ctx, effectSQL, projection, e.position, e.aggregate).Scan(&c.name)
+	})
+}
+
+func (c *postgresConnection) spoil() { c.exec(`SELECT 1 / 0`) }
+
+func (c *postgresConnection) violate() { c.exec(`INSERT INTO orphans VALUES (1)`) }
+
+// exec carries out a statement whose error nobody looks at.
+func (c *postgresConnection) exec(query string) {
+	_ = c.run(func(ctx context.Context) error {
+		_, err := c.open.ExecContext(ctx, query)
+		return err
 	})
 }
 

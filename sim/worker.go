@@ -28,8 +28,8 @@ type worker struct {
 	session *protocol.Session
 	run     *run
 	horizon protocol.Horizon
-	turns   []func() // readings that wait for their turn; the first has it
-	wakes   int      // only the latest Wake counts
+	turns   []*reading // that wait for their turn; the first has it
+	wakes   int        // only the latest Wake counts
 
 	links, pool []*link
 
@@ -41,8 +41,10 @@ type worker struct {
 	lost    bool // stays frozen, or cut off, for ever
 	dead    bool
 	leaving bool
-	exited  func() // for whoever asked it to leave
-	cause   string // why it exits, if nobody has asked it to
+	// returned: Run has given its handlers up and returned, and they go on.
+	returned bool
+	exited   func() // for whoever asked it to leave
+	cause    string // why it exits, if nobody has asked it to
 	// How long to freeze at the next reply to a checkpoint write, and in the
 	// next handler.
 	freezeAtCommit, freezeInHandler time.Duration
@@ -153,7 +155,9 @@ func (p *worker) sync(r protocol.Request) {
 			failed.Database = taken.Now
 		case taken != nil:
 			p.record(fact{kind: sessionTaken, projection: taken.Projection})
-			p.fail(taken.Projection + " is taken")
+			p.fail(isTaken)
+		case store.Permanent(err):
+			p.fail(isDenied)
 		}
 		p.input(failed)
 	}
@@ -250,13 +254,16 @@ func (p *worker) cancel(a protocol.Cancel) {
 	p.run.cancel()
 }
 
-// exit ends the process.
+// exit ends the process, or leaves it with the handlers that have not returned.
 func (p *worker) exit(cause protocol.ExitCause) {
 	w := p.w
-	for len(p.links) > 0 {
-		p.links[0].drop(false)
+	if cause == protocol.DrainTimeout && p.chance(w.plan.handlers.outlive) {
+		p.returned = true
+		p.record(fact{kind: workerReturns})
+		p.run.cancel()
+	} else {
+		p.end(cmp.Or(p.cause, string(cause)))
 	}
-	w.gone(p, cmp.Or(p.cause, string(cause)))
 	switch {
 	case p.exited != nil:
 		p.exited()
@@ -264,6 +271,22 @@ func (p *worker) exit(cause protocol.ExitCause) {
 		w.restart(p.set, w.plan.timing.Lease/4)
 	}
 }
+
+// end ends the process.
+func (p *worker) end(why string) {
+	for len(p.links) > 0 {
+		p.links[0].drop(false)
+	}
+	p.w.gone(p, why)
+}
+
+// Why a worker ends that nobody has asked to.
+const (
+	isTaken  = "a projection is taken"
+	isDenied = "coordination is denied"
+	isBroken = "a lane is broken"
+	isFaulty = "a handler is at fault"
+)
 
 // fail stops the worker, as an error does that ends Run.
 func (p *worker) fail(cause string) {
@@ -413,6 +436,10 @@ func (r *run) ended() {
 	}
 	p := r.p
 	p.record(fact{kind: runStopped, generation: r.assignment.Generation})
+	if p.returned {
+		p.end("its handlers have returned")
+		return
+	}
 	if !p.w.rules.stopsTooEarly || !r.draining {
 		p.post(func() { p.input(protocol.Stopped{Generation: r.assignment.Generation}) })
 	}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
@@ -28,6 +29,7 @@ type world struct {
 	slots   map[string]int
 	calls   int // of handlers
 	down    bool
+	denied  []string // calls for which a privilege is missing
 	healed  bool
 	over    bool
 	writers []*writer // whose transactions are open
@@ -237,7 +239,7 @@ func (w *world) restart(set int, after time.Duration) {
 
 // alive are the workers that run, in the order in which they were started.
 func (w *world) alive() []*worker {
-	return slices.DeleteFunc(slices.Clone(w.workers), func(p *worker) bool { return p.dead })
+	return slices.DeleteFunc(slices.Clone(w.workers), func(p *worker) bool { return p.dead || p.returned })
 }
 
 // gone removes a process.
@@ -262,6 +264,9 @@ func (w *world) strike(f fault) {
 		return
 	case deploy:
 		w.deploy()
+		return
+	case revoke:
+		w.revoke(denials[f.worker%len(denials)], f.length)
 		return
 	}
 	alive := w.alive()
@@ -306,6 +311,16 @@ func (w *world) deploy() {
 	}
 }
 
+// revoke takes a privilege away for a while.
+func (w *world) revoke(calls []string, length time.Duration) {
+	if w.denied != nil {
+		return
+	}
+	w.denied = calls
+	w.record(fact{kind: faultOther, length: length, text: "no privilege for " + strings.Join(calls, ", ")})
+	w.after(length, func() { w.denied = nil })
+}
+
 // databaseDown restarts the database: its connections are gone, and there are
 // no new ones for a while.
 func (w *world) databaseDown(length time.Duration) {
@@ -336,7 +351,7 @@ func (w *world) heal() {
 		w.down = false
 		w.appendRest()
 	}
-	w.healed = true
+	w.healed, w.denied = true, nil
 	w.record(fact{kind: healed})
 	for w.version+1 < len(w.plan.programs) {
 		w.version++ // a deploy that had not begun

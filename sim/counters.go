@@ -27,6 +27,7 @@ const (
 	countGapFilled
 	countGapDead
 	countRolledBack
+	countTurnMissed
 	// Leases and members.
 	countLeaseLost
 	countExpired
@@ -78,6 +79,7 @@ var counterWords = [counterCount]string{
 	countGapFilled:  "a reader waited for a missing position, and the event came",
 	countGapDead:    "a reader waited for a missing position, and there was to be no event",
 	countRolledBack: "an append was rolled back",
+	countTurnMissed: "a read took too long, and was given up while it waited for another one",
 
 	countLeaseLost:       "a worker noticed that its lease was over, and cancelled its handlers",
 	countExpired:         "a worker was removed by others, since its lease was over",
@@ -245,6 +247,8 @@ func (t *tally) observe(f fact) {
 		}
 	case gapWaited, gapPassed, appended:
 		t.gap(f)
+	case turnMissed:
+		t.counters[countTurnMissed]++
 	case rolledBack:
 		t.counters[countRolledBack]++
 	case faultFreeze:

@@ -57,6 +57,8 @@ func TestCounters(t *testing.T) {
 		{"a gap is still waited for", then(begun, at(1, gap(gapWaited, "w1", 4))), nil},
 		{"nobody waits when it is filled", then(begun, at(1, gap(gapWaited, "w1", 4), gap(gapPassed, "w1", 4), writes(ev(4, 0)), writes(ev(5, 0)))), map[counter]int{countGapDead: 1}},
 
+		{"a turn is missed", then(begun, at(1, of(turnMissed, "w1"))), map[counter]int{countTurnMissed: 1}},
+
 		{"a lease is lost, and the worker comes back", then(
 			begun, at(8, cancels("w1", 1, "lost")), at(9, asks("w1"), opens(2, 1), activates(2, 1), runs("w1", 2, "0/1")),
 			at(10, opens(3, 1), activates(3, 1), runs("w1", 3, "0/1")),

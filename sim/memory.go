@@ -50,6 +50,7 @@ type memoryRules struct {
 	unfenced    bool // a commit names neither replica set nor generation
 	anyPosition bool // a commit does not name the position that it starts from
 	noIdleBound bool // transactions may idle for ever
+	takesAny    bool // a projection is taken over although another set runs it
 	hastyFind   bool // a checkpoint is read though a transaction has written it and not ended
 
 	// noWait is no mutant: whoever would wait for a lock is refused at once, as

@@ -30,7 +30,12 @@ const lookMax = 10 * time.Second
 // read reads events for a lane. All of its steps together may take a lease.
 func (p *worker) read(l *lane, after int64, limit int, then func(page []event, err error)) {
 	r := &reading{p: p, lane: l, machine: protocol.NewReading(&p.horizon, after), link: p.borrow(), after: after, limit: limit, then: then}
-	r.stop = p.after(p.timing.Lease, func() { r.giveUp(errNoAnswer) })
+	r.stop = p.after(p.timing.Lease, func() {
+		if r.link.answer == nil {
+			p.record(fact{kind: turnMissed, projection: l.id.Projection})
+		}
+		r.giveUp(errNoAnswer)
+	})
 	l.abort = r.giveUp
 	r.next(protocol.ReadAnswer{})
 }

@@ -82,8 +82,8 @@ func commits(worker string, generation int64, partition string, from, to int64, 
 	return f
 }
 
-// elsewhere are facts of another replica set.
-func elsewhere(parts ...[]fact) []fact {
+// secondSet are facts of another replica set.
+func secondSet(parts ...[]fact) []fact {
 	story := then(parts...)
 	for i := range story {
 		story[i].set = 1
@@ -485,23 +485,23 @@ func TestChecker(t *testing.T) {
 
 		// Replica sets
 		{"two sets count their generations apart", then(
-			begun, elsewhere(at(0, of(workerStarts, "v1"), asks("v1"), opens(1, 2), activates(1, 2), runs("v1", 1, "0/2"))),
-			at(1, commits("w1", 1, "0/1", 0, 1)), elsewhere(at(1, commits("v1", 1, "0/2", 0, 1).in("other"))),
+			begun, secondSet(at(0, of(workerStarts, "v1"), asks("v1"), opens(1, 2), activates(1, 2), runs("v1", 1, "0/2"))),
+			at(1, commits("w1", 1, "0/1", 0, 1)), secondSet(at(1, commits("v1", 1, "0/2", 0, 1).in("other"))),
 		), ""},
 		{"only grow: a projection moves, and its generation does not grow", then(
-			begun, elsewhere(at(0, of(workerStarts, "v1"), asks("v1"), opens(1, 1), activates(1, 1), runs("v1", 1, "0/1"))),
-			at(1, commits("w1", 1, "0/1", 0, 1)), elsewhere(at(2, commits("v1", 1, "0/1", 1, 2))),
+			begun, secondSet(at(0, of(workerStarts, "v1"), asks("v1"), opens(1, 1), activates(1, 1), runs("v1", 1, "0/1"))),
+			at(1, commits("w1", 1, "0/1", 0, 1)), secondSet(at(2, commits("v1", 1, "0/1", 1, 2))),
 		), "only-grow: projection tx has moved to another replica set, and its generation does not grow: v1 (generation 1) commits after w1 (generation 1) [8 10 11]"},
 		{"one owner: two workers of two sets", then(
-			begun, elsewhere(at(0, of(workerStarts, "v1"), asks("v1"), opens(2, 1), activates(2, 1), runs("v1", 2, "0/1"))),
-			at(1, begins(1, "w1", 1, "0/1", ev(1, 0))), elsewhere(at(2, begins(2, "v1", 2, "0/1", ev(1, 0)))),
+			begun, secondSet(at(0, of(workerStarts, "v1"), asks("v1"), opens(2, 1), activates(2, 1), runs("v1", 2, "0/1"))),
+			at(1, begins(1, "w1", 1, "0/1", ev(1, 0))), secondSet(at(2, begins(2, "v1", 2, "0/1", ev(1, 0)))),
 		), "one-owner: projection tx, slot 0: w1 (generation 1) and v1 (generation 2) handle at the same time [1 8 10 11]"},
 		{"nothing twice: by a worker of another set", then(
-			begun, elsewhere(at(0, of(workerStarts, "v1"), asks("v1"), opens(2, 1), activates(2, 1), runs("v1", 2, "0/1"))),
-			at(1, commits("w1", 1, "0/1", 0, 1, ev(1, 0))), elsewhere(at(2, commits("v1", 2, "0/1", 0, 1, ev(1, 0)))),
+			begun, secondSet(at(0, of(workerStarts, "v1"), asks("v1"), opens(2, 1), activates(2, 1), runs("v1", 2, "0/1"))),
+			at(1, commits("w1", 1, "0/1", 0, 1, ev(1, 0))), secondSet(at(2, commits("v1", 2, "0/1", 0, 1, ev(1, 0)))),
 		), "nothing-twice: event 1 of projection tx is committed twice: by w1 (generation 1) and by v1 (generation 2) [8 10 11]"},
 		{"recovers: each set for itself", then(
-			begun, elsewhere(at(0, of(workerStarts, "v1"), asks("v1"), opens(1, 1))), at(2, bare(healed)), at(32, bare(settled)),
+			begun, secondSet(at(0, of(workerStarts, "v1"), asks("v1"), opens(1, 1))), at(2, bare(healed)), at(32, bare(settled)),
 		), "recovers: generation 1 was opened, and is not active 30s after the faults stopped [7 8 9]"},
 
 		// L1

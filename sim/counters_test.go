@@ -80,14 +80,14 @@ func TestCounters(t *testing.T) {
 		), map[counter]int{countLeave: 1}},
 
 		{"a projection moves", then(
-			begun, at(1, commits("w1", 1, "0/1", 0, 1)), elsewhere(at(2, commits("v1", 2, "0/1", 1, 2))), at(3, commits("w1", 1, "0/1", 0, 1).in("other")),
+			begun, at(1, commits("w1", 1, "0/1", 0, 1)), secondSet(at(2, commits("v1", 2, "0/1", 1, 2))), at(3, commits("w1", 1, "0/1", 0, 1).in("other")),
 		), map[counter]int{countMoved: 1}},
 		{"a projection is taken", then(begun, at(1, of(sessionTaken, "w2"), fact{kind: sessionTaken, worker: "w2", text: "for the moment"})),
 			map[counter]int{countTaken: 1, countTakenOver: 1}},
 		{"leases differ", then(
 			at(0, fact{kind: workerStarts, worker: "w1", length: 10}, asks("w1"), fact{kind: workerStarts, worker: "w2", length: 20}, asks("w2")), at(1, opens(1, 2), activates(1, 2)),
 		), map[counter]int{countUnevenTiming: 1, countJoinsFolded: 1}},
-		{"each set joins for itself", then(begun, elsewhere(at(0, asks("v1"), opens(1, 1), activates(1, 1))), at(1, opens(2, 2))), nil},
+		{"each set joins for itself", then(begun, secondSet(at(0, asks("v1"), opens(1, 1), activates(1, 1))), at(1, opens(2, 2))), nil},
 
 		{"handlers end in every way", then(
 			begun,

@@ -56,6 +56,7 @@ const (
 	committed     // from, to, events: those handled since the lane's last commit
 	refused       // from, to: the fence let nothing through
 	undone        // from, to: the server refused what the handlers had written; text: when
+	elsewhere     // from, to: of the lane's commit, and its checkpoint stands at neither
 	turnMissed    // a read was given up before its turn to look for who fills a gap; projection alone
 	gapWaited     // to: the missing position; text: who holds it
 	gapPassed     // to: the position that is final now
@@ -130,6 +131,8 @@ func (f fact) String() string {
 		fmt.Fprintf(&b, "refused: commit %d to %d, %s", f.from, f.to, lane)
 	case undone:
 		fmt.Fprintf(&b, "undone: %d to %d, %s", f.from, f.to, lane)
+	case elsewhere:
+		fmt.Fprintf(&b, "has not heard of commit %d to %d, %s, and finds its checkpoint at neither", f.from, f.to, lane)
 	case turnMissed:
 		fmt.Fprintf(&b, "gives a read of %s up before its turn", f.projection)
 	case gapWaited:

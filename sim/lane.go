@@ -181,6 +181,9 @@ func (l *lane) find(patience time.Duration) {
 		})
 	}, func(err error) {
 		k.giveBack()
+		if p := found.Checkpoint.Position; found.Generation == l.id.Assignment.Generation && l.to.Position > 0 && p != l.from.Position && p != l.to.Position {
+			l.p.record(l.fact(elsewhere, l.from.Position, l.to.Position))
+		}
 		l.answer(err, protocol.LaneAnswer{Found: found})
 	})
 }

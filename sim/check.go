@@ -25,11 +25,18 @@ type checker struct {
 	appends     []fact
 	gaps        []fact // waited for, and passed
 
+	sets        []*checkedSet
+	*checkedSet // the one that the fact at hand is about
+
+	healed, settled fact
+}
+
+// A checkedSet is what the facts say of one replica set.
+type checkedSet struct {
+	number            int
 	opened, activated fact           // the newest generation of either kind; generation 0: none
 	activations       map[int64]fact // by generation
 	owners            map[ownerKey]fact
-
-	healed, settled fact
 	// pause is the opening since which no generation is active, if none is.
 	pause fact
 }
@@ -74,8 +81,6 @@ func newChecker(s setup) *checker {
 		setup: s, crew: newCrew(),
 		projections: map[string]*checkedProjection{},
 		calls:       map[callKey]*openCall{},
-		activations: map[int64]fact{},
-		owners:      map[ownerKey]fact{},
 	}
 	for _, name := range s.final {
 		c.projection(name)
@@ -98,6 +103,7 @@ func check(h history) *violation {
 // broken, if any; after that, the checker is of no more use.
 func (c *checker) observe(f fact) *violation {
 	c.crew.observe(f)
+	c.turnTo(f.set)
 	switch f.kind {
 	case workerGone:
 		for _, call := range c.worker(f.worker).calls {
@@ -127,14 +133,32 @@ func (c *checker) observe(f fact) *violation {
 		c.healed = f
 	case settled:
 		c.settled = f
-		if v := c.recovered(f); v != nil {
-			return v
+		for set := range c.sets {
+			c.turnTo(set)
+			if v := c.recovered(f); v != nil {
+				return v
+			}
+			if v := c.paused(f); v != nil {
+				return v
+			}
 		}
-		return c.paused(f)
 	case ended:
-		return c.finished(f)
+		for set := range c.sets {
+			c.turnTo(set)
+			if v := c.finished(f); v != nil {
+				return v
+			}
+		}
 	}
 	return nil
+}
+
+// turnTo makes a replica set the one that is judged.
+func (c *checker) turnTo(set int) {
+	for set >= len(c.sets) {
+		c.sets = append(c.sets, &checkedSet{number: len(c.sets), activations: map[int64]fact{}, owners: map[ownerKey]fact{}})
+	}
+	c.checkedSet = c.sets[set]
 }
 
 // projection returns what is known of a projection. One that was not there

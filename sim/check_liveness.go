@@ -25,7 +25,7 @@ func (c *checker) paused(f fact) *violation {
 
 func (c *checker) anybody() bool {
 	for _, w := range c.all {
-		if w.able() {
+		if w.set == c.number && w.able() {
 			return true
 		}
 	}
@@ -45,7 +45,7 @@ func (c *checker) owned(f fact) *violation {
 	g = c.activated.generation
 	runs := make([]*checkedWorker, c.activated.total)
 	for _, w := range c.all {
-		if r := w.run; !r.unset() && r.generation == g {
+		if r := w.run; !r.unset() && w.set == c.number && r.generation == g {
 			runs[r.partition] = w
 		}
 	}
@@ -70,6 +70,9 @@ func (c *checker) owned(f fact) *violation {
 // noticed when that happened (S2); so here nobody has got to it yet.
 func (c *checker) handled(f, by fact) *violation {
 	for _, name := range c.setup.final {
+		if c.setup.sets[name] != c.number {
+			continue
+		}
 		p := c.projection(name)
 		for _, e := range p.unhandled {
 			if c.appends[e.append].step > by.step {

@@ -101,6 +101,11 @@ func (c *checker) committed(f fact) *violation {
 			owner(f), f.partition, f.total, c.activated.total)
 	}
 	n := len(p.commits)
+	if n > 0 && p.commits[n-1].set != f.set && p.commits[n-1].generation >= f.generation {
+		before := p.commits[n-1]
+		return broken(onlyGrow, []fact{before, c.activated, f}, "projection %s has moved to another replica set, and its generation does not grow: %s commits after %s",
+			p.name, owner(f), owner(before))
+	}
 	p.commits = append(p.commits, f)
 	for _, e := range f.events {
 		if v := c.belongs(f, e); v != nil {

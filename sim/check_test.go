@@ -82,6 +82,15 @@ func commits(worker string, generation int64, partition string, from, to int64, 
 	return f
 }
 
+// secondSet are facts of another replica set.
+func secondSet(parts ...[]fact) []fact {
+	story := then(parts...)
+	for i := range story {
+		story[i].set = 1
+	}
+	return story
+}
+
 func (f fact) in(projection string) fact {
 	f.projection = projection
 	return f
@@ -457,6 +466,43 @@ func TestChecker(t *testing.T) {
 		{"agreement: a late start, and the lease is over", then(
 			at(0, asks("w1"), opens(1, 1), activates(1, 1)), at(5, opens(2, 1), activates(2, 1)), at(10, runs("w1", 1, "0/1")),
 		), ""},
+
+		// Workers that have given their handlers up
+		{"one owner: a handler goes on that its worker has given up, cancelled in time", then(
+			begun, at(1, begins(1, "w1", 1, "0/1", ev(1, 0))), at(2, cancels("w1", 1, "")), at(3, of(workerReturns, "w1")),
+			taken(10), at(11, begins(2, "w2", 2, "0/1", ev(1, 0))),
+		), ""},
+		{"one owner: but the lease has to be waited for", then(
+			begun, at(1, begins(1, "w1", 1, "0/1", ev(1, 0))), at(2, cancels("w1", 1, "")), at(3, of(workerReturns, "w1")),
+			taken(9), at(9, begins(2, "w2", 2, "0/1", ev(1, 0))),
+		), "one-owner: projection tx, slot 0: w1 (generation 1) and w2 (generation 2) handle at the same time [1 5 6 11 13]"},
+		{"agreement: a worker that has given up calls no handler", then(
+			begun, at(3, of(workerReturns, "w1"), begins(1, "w1", 1, "0/1", ev(1, 0))),
+		), "agreement: w1 handles events of partition 0/1 of generation 1, which it does not run [3 6]"},
+		{"recovers: a worker that has given up runs nothing", then(
+			begun, at(1, of(workerStarts, "w2"), of(workerReturns, "w1")), at(2, bare(healed)), at(32, bare(settled)),
+		), "recovers: nobody runs partition 0/1 of generation 1, 30s after the faults stopped [3 4 7 8]"},
+
+		// Replica sets
+		{"two sets count their generations apart", then(
+			begun, secondSet(at(0, of(workerStarts, "v1"), asks("v1"), opens(1, 2), activates(1, 2), runs("v1", 1, "0/2"))),
+			at(1, commits("w1", 1, "0/1", 0, 1)), secondSet(at(1, commits("v1", 1, "0/2", 0, 1).in("other"))),
+		), ""},
+		{"only grow: a projection moves, and its generation does not grow", then(
+			begun, secondSet(at(0, of(workerStarts, "v1"), asks("v1"), opens(1, 1), activates(1, 1), runs("v1", 1, "0/1"))),
+			at(1, commits("w1", 1, "0/1", 0, 1)), secondSet(at(2, commits("v1", 1, "0/1", 1, 2))),
+		), "only-grow: projection tx has moved to another replica set, and its generation does not grow: v1 (generation 1) commits after w1 (generation 1) [8 10 11]"},
+		{"one owner: two workers of two sets", then(
+			begun, secondSet(at(0, of(workerStarts, "v1"), asks("v1"), opens(2, 1), activates(2, 1), runs("v1", 2, "0/1"))),
+			at(1, begins(1, "w1", 1, "0/1", ev(1, 0))), secondSet(at(2, begins(2, "v1", 2, "0/1", ev(1, 0)))),
+		), "one-owner: projection tx, slot 0: w1 (generation 1) and v1 (generation 2) handle at the same time [1 8 10 11]"},
+		{"nothing twice: by a worker of another set", then(
+			begun, secondSet(at(0, of(workerStarts, "v1"), asks("v1"), opens(2, 1), activates(2, 1), runs("v1", 2, "0/1"))),
+			at(1, commits("w1", 1, "0/1", 0, 1, ev(1, 0))), secondSet(at(2, commits("v1", 2, "0/1", 0, 1, ev(1, 0)))),
+		), "nothing-twice: event 1 of projection tx is committed twice: by w1 (generation 1) and by v1 (generation 2) [8 10 11]"},
+		{"recovers: each set for itself", then(
+			begun, secondSet(at(0, of(workerStarts, "v1"), asks("v1"), opens(1, 1))), at(2, bare(healed)), at(32, bare(settled)),
+		), "recovers: generation 1 was opened, and is not active 30s after the faults stopped [7 8 9]"},
 
 		// L1
 		{"recovers: the newest generation waits", then(

@@ -14,15 +14,18 @@ type crew struct {
 
 // A checkedWorker is one process, in all its incarnations.
 type checkedWorker struct {
-	name    string
-	gone    bool
-	leaving bool
-	lease   fact // the sessionAsks that renewed it last
-	freezes []freezing
-	cut     fact // off from the database; unset: it isn't
-	run     fact // what it runs; unset: nothing
-	cancel  fact // the latest runCancels
-	calls   []*openCall
+	name string
+	set  int
+	gone bool
+	// returned: it has given up, and its handlers have not returned.
+	returned bool
+	leaving  bool
+	lease    fact // the sessionAsks that renewed it last
+	freezes  []freezing
+	cut      fact // off from the database; unset: it isn't
+	run      fact // what it runs; unset: nothing
+	cancel   fact // the latest runCancels
+	calls    []*openCall
 }
 
 // A freezing is a time in which a process did nothing.
@@ -54,10 +57,13 @@ func (c *crew) worker(name string) *checkedWorker {
 func (c *crew) observe(f fact) {
 	switch f.kind {
 	case workerStarts:
-		c.worker(f.worker)
+		c.worker(f.worker).set = f.set
 	case workerGone:
 		w := c.worker(f.worker)
 		w.gone, w.run = true, fact{}
+	case workerReturns:
+		w := c.worker(f.worker)
+		w.returned, w.run = true, fact{}
 	case sessionAsks:
 		c.worker(f.worker).lease = f
 	case runStarts:
@@ -108,7 +114,7 @@ func (w *checkedWorker) frozen() bool {
 }
 
 // able reports whether the worker can do its part.
-func (w *checkedWorker) able() bool { return !w.gone && !w.frozen() && w.cut.unset() }
+func (w *checkedWorker) able() bool { return !w.gone && !w.returned && !w.frozen() && w.cut.unset() }
 
 // leaseEnd returns when the lease is over that the database granted the worker
 // last, in true time.

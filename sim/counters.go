@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
 )
@@ -26,6 +27,7 @@ const (
 	countGapFilled
 	countGapDead
 	countRolledBack
+	countTurnMissed
 	// Leases and members.
 	countLeaseLost
 	countExpired
@@ -33,11 +35,20 @@ const (
 	countFrozenPastLease
 	countJoinsFolded
 	countStandby
+	// Replica sets, and programs that differ.
+	countMoved
+	countTaken
+	countTakenOver
+	countUnevenTiming
 	// Handlers.
 	countFailed
 	countPanicked
 	countCanceled
 	countDeaf
+	countSpoilt
+	countViolated
+	countAtFault
+	countOutlived
 	// What else goes wrong.
 	countCrash
 	countLeave
@@ -48,6 +59,8 @@ const (
 	countClockBack
 	countLostRequest
 	countLostReply
+	countDenied
+	countBroken
 
 	counterCount
 )
@@ -66,6 +79,7 @@ var counterWords = [counterCount]string{
 	countGapFilled:  "a reader waited for a missing position, and the event came",
 	countGapDead:    "a reader waited for a missing position, and there was to be no event",
 	countRolledBack: "an append was rolled back",
+	countTurnMissed: "a read took too long, and was given up while it waited for another one",
 
 	countLeaseLost:       "a worker noticed that its lease was over, and cancelled its handlers",
 	countExpired:         "a worker was removed by others, since its lease was over",
@@ -74,10 +88,19 @@ var counterWords = [counterCount]string{
 	countJoinsFolded:     "several workers joined in one generation",
 	countStandby:         "a worker had to stand by, as there were enough others",
 
+	countMoved:        "a projection went on in another replica set",
+	countTaken:        "a projection was refused to a replica set, since another one ran it",
+	countTakenOver:    "a replica set waited for a worker of another one that seemed dead",
+	countUnevenTiming: "workers with different settings of time were members at once",
+
 	countFailed:   "a handler failed",
 	countPanicked: "a handler panicked",
 	countCanceled: "a handler was cancelled, and returned",
 	countDeaf:     "a handler was cancelled, and went on",
+	countSpoilt:   "a handler ignored the error of a statement, and its transaction could not commit",
+	countViolated: "what a handler had written was refused at COMMIT",
+	countAtFault:  "a worker ended because of a handler",
+	countOutlived: "a handler returned after its worker had given it up",
 
 	countCrash:        "a worker crashed",
 	countLeave:        "a worker was asked to stop",
@@ -88,6 +111,8 @@ var counterWords = [counterCount]string{
 	countClockBack:    "the database's clock jumped back",
 	countLostRequest:  "a request to the database was lost",
 	countLostReply:    "a reply of the database was lost",
+	countDenied:       "a worker ended, since coordination needs a privilege that was missing",
+	countBroken:       "a worker ended, since a projection needs a privilege that was missing",
 }
 
 // counters say how often each thing has happened.
@@ -123,20 +148,23 @@ func (c counters) String() string {
 type tally struct {
 	counters
 	crew
-	opened, activated fact
-	passed            map[string]*passed  // by projection
-	calls             map[callKey]fact    // handlers that have not returned
-	waits             map[string]fact     // by worker: the gap that it waits at
-	filled            map[int64]bool      // positions that were waited for and came
-	dead              map[int64]bool      // and those that did not
-	visible           map[int64]bool      // positions
-	away              map[string]struct{} // workers that have lost their lease and run nothing since
+	opened, activated map[int]fact             // by replica set
+	sets              map[string]int           // the one that has committed last, by projection
+	leases            map[string]time.Duration // that workers ask for
+	passed            map[string]*passed       // by projection
+	calls             map[callKey]fact         // handlers that have not returned
+	waits             map[string]fact          // by worker: the gap that it waits at
+	filled            map[int64]bool           // positions that were waited for and came
+	dead              map[int64]bool           // and those that did not
+	visible           map[int64]bool           // positions
+	away              map[string]struct{}      // workers that have lost their lease and run nothing since
 }
 
 // countRare counts the rare events of a history.
 func countRare(h history) counters {
 	t := tally{
-		crew: newCrew(), passed: map[string]*passed{}, calls: map[callKey]fact{}, waits: map[string]fact{},
+		crew: newCrew(), opened: map[int]fact{}, activated: map[int]fact{}, sets: map[string]int{},
+		leases: map[string]time.Duration{}, passed: map[string]*passed{}, calls: map[callKey]fact{}, waits: map[string]fact{},
 		filled: map[int64]bool{}, dead: map[int64]bool{}, visible: map[int64]bool{}, away: map[string]struct{}{},
 	}
 	for _, f := range h.facts {
@@ -157,7 +185,17 @@ func (t *tally) observe(f fact) {
 	}
 	t.crew.observe(f)
 	switch f.kind {
+	case workerStarts:
+		t.leases[f.worker] = f.length
 	case workerGone:
+		switch f.text {
+		case isFaulty:
+			t.counters[countAtFault]++
+		case isDenied:
+			t.counters[countDenied]++
+		case isBroken:
+			t.counters[countBroken]++
+		}
 		for key, begin := range t.calls {
 			if key.worker == f.worker {
 				t.returns(key, begin, "")
@@ -184,8 +222,24 @@ func (t *tally) observe(f fact) {
 		t.groupOpened(f)
 	case groupActivated:
 		t.groupActivated(f)
+	case sessionTaken:
+		if f.text == "" {
+			t.counters[countTaken]++
+		} else {
+			t.counters[countTakenOver]++
+		}
 	case committed:
+		if set, known := t.sets[f.projection]; known && set != f.set {
+			t.counters[countMoved]++
+		}
+		t.sets[f.projection] = f.set
 		t.projection(f.projection).commit(f)
+	case undone:
+		if f.text == "at write" {
+			t.counters[countSpoilt]++
+		} else {
+			t.counters[countViolated]++
+		}
 	case refused:
 		t.counters[countRefused]++
 		if w := t.worker(f.worker); w.frozen() || t.overBy(w, f.at) {
@@ -193,6 +247,8 @@ func (t *tally) observe(f fact) {
 		}
 	case gapWaited, gapPassed, appended:
 		t.gap(f)
+	case turnMissed:
+		t.counters[countTurnMissed]++
 	case rolledBack:
 		t.counters[countRolledBack]++
 	case faultFreeze:
@@ -243,6 +299,9 @@ func (t *tally) overslept(w *checkedWorker, f fact) {
 func (t *tally) handlerEnds(f fact) {
 	key := callKey{f.worker, f.call}
 	t.returns(key, t.calls[key], f.text)
+	if t.worker(f.worker).returned {
+		t.counters[countOutlived]++
+	}
 	switch f.text {
 	case "failed":
 		t.counters[countFailed]++
@@ -262,33 +321,41 @@ func (t *tally) returns(key callKey, begin fact, text string) {
 }
 
 func (t *tally) groupOpened(f fact) {
-	if t.opened.generation > t.activated.generation {
+	opened := t.opened[f.set]
+	if opened.generation > t.activated[f.set].generation {
 		t.counters[countDrainSuperseded]++
 	}
-	if f.total > t.opened.total+1 {
+	if f.total > opened.total+1 {
 		t.counters[countJoinsFolded]++
 	}
-	t.opened = f
+	t.opened[f.set] = f
 }
 
 // groupActivated looks at the hand-over, and at who is left without a
 // partition.
 func (t *tally) groupActivated(f fact) {
-	old := t.activated.total
-	t.activated = f
-	members := 0
+	old := t.activated[f.set].total
+	t.activated[f.set] = f
+	members, leases := 0, map[time.Duration]bool{}
 	for _, w := range t.all {
-		if !w.gone && !w.leaving && !w.lease.unset() && !t.overBy(w, f.at) {
+		if w.set == f.set && !w.gone && !w.leaving && !w.lease.unset() && !t.overBy(w, f.at) {
 			members++
+			leases[t.leases[w.name]] = true
 		}
 	}
 	if members > f.total {
 		t.counters[countStandby]++
 	}
+	if len(leases) > 1 {
+		t.counters[countUnevenTiming]++
+	}
 	if old == 0 {
 		return
 	}
-	for _, p := range t.passed {
+	for name, p := range t.passed {
+		if t.sets[name] != f.set {
+			continue
+		}
 		p.fold()
 		if p.slots == nil {
 			continue

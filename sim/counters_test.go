@@ -57,6 +57,8 @@ func TestCounters(t *testing.T) {
 		{"a gap is still waited for", then(begun, at(1, gap(gapWaited, "w1", 4))), nil},
 		{"nobody waits when it is filled", then(begun, at(1, gap(gapWaited, "w1", 4), gap(gapPassed, "w1", 4), writes(ev(4, 0)), writes(ev(5, 0)))), map[counter]int{countGapDead: 1}},
 
+		{"a turn is missed", then(begun, at(1, of(turnMissed, "w1"))), map[counter]int{countTurnMissed: 1}},
+
 		{"a lease is lost, and the worker comes back", then(
 			begun, at(8, cancels("w1", 1, "lost")), at(9, asks("w1"), opens(2, 1), activates(2, 1), runs("w1", 2, "0/1")),
 			at(10, opens(3, 1), activates(3, 1), runs("w1", 3, "0/1")),
@@ -77,12 +79,34 @@ func TestCounters(t *testing.T) {
 			at(9, asks("w5"), asks("w6"), opens(2, 2)), at(10, activates(2, 2)),
 		), map[counter]int{countLeave: 1}},
 
+		{"a projection moves", then(
+			begun, at(1, commits("w1", 1, "0/1", 0, 1)), secondSet(at(2, commits("v1", 2, "0/1", 1, 2))), at(3, commits("w1", 1, "0/1", 0, 1).in("other")),
+		), map[counter]int{countMoved: 1}},
+		{"a projection is taken", then(begun, at(1, of(sessionTaken, "w2"), fact{kind: sessionTaken, worker: "w2", text: "for the moment"})),
+			map[counter]int{countTaken: 1, countTakenOver: 1}},
+		{"leases differ", then(
+			at(0, fact{kind: workerStarts, worker: "w1", length: 10}, asks("w1"), fact{kind: workerStarts, worker: "w2", length: 20}, asks("w2")), at(1, opens(1, 2), activates(1, 2)),
+		), map[counter]int{countUnevenTiming: 1, countJoinsFolded: 1}},
+		{"each set joins for itself", then(begun, secondSet(at(0, asks("v1"), opens(1, 1), activates(1, 1))), at(1, opens(2, 2))), nil},
+
 		{"handlers end in every way", then(
 			begun,
 			at(1, begins(1, "w1", 1, "0/1", ev(1, 0)), ends(1, "w1", "failed"), begins(2, "w1", 1, "0/1", ev(1, 0)), ends(2, "w1", "panicked")),
 			at(2, begins(3, "w1", 1, "0/1", ev(1, 0)), begins(4, "w1", 1, "0/1", ev(1, 0)), begins(5, "w1", 1, "0/1", ev(1, 0))),
 			at(3, cancels("w1", 1, ""), ends(3, "w1", "canceled")), at(4, ends(4, "w1", "")), at(5, of(workerGone, "w1")),
 		), map[counter]int{countFailed: 1, countPanicked: 1, countCanceled: 1, countDeaf: 2}},
+
+		{"handlers whose transactions are refused", then(
+			begun, at(1, fact{kind: undone, worker: "w1", text: "at write"}, fact{kind: undone, worker: "w1", text: "at commit"}, fact{kind: undone, worker: "w1", text: "at commit"}),
+		), map[counter]int{countSpoilt: 1, countViolated: 2}},
+		{"a handler outlives its worker", then(
+			begun, at(1, begins(1, "w1", 1, "0/1", ev(1, 0)), begins(2, "w1", 1, "0/1", ev(2, 0)), ends(2, "w1", "")),
+			at(2, of(workerReturns, "w1")), at(3, ends(1, "w1", "")),
+		), map[counter]int{countOutlived: 1}},
+		{"workers end", then(begun, at(1,
+			fact{kind: workerGone, worker: "w2", text: isFaulty}, fact{kind: workerGone, worker: "w3", text: isDenied},
+			fact{kind: workerGone, worker: "w4", text: isBroken}, fact{kind: workerGone, worker: "w5", text: "left"},
+		)), map[counter]int{countAtFault: 1, countDenied: 1, countBroken: 1}},
 
 		{"faults", then(begun, at(1, of(faultCrash, "w1"), of(faultLeave, "w1"), bare(faultDeploy), of(faultCutOff, "w1"), bare(faultDatabaseDown), step(time.Second), step(-time.Second))),
 			map[counter]int{countCrash: 1, countLeave: 1, countDeploy: 1, countCutOff: 1, countDatabaseDown: 1, countClockForward: 1, countClockBack: 1}},

@@ -17,6 +17,9 @@ import (
 type database interface {
 	// connect opens a connection.
 	connect() connection
+	// as is the same database for the workers of a replica set, whose store
+	// sets these bounds.
+	as(set string, bounds store.Bounds) database
 	// restart is what a crash of the server does: every connection is closed,
 	// what was not committed is rolled back, prepared transactions stay and get
 	// other names.
@@ -39,6 +42,10 @@ type connection interface {
 	begin(done func(error))
 	// effect is what a transactional projection writes for an event.
 	effect(projection string, e event) error
+	// spoil is a statement in the open transaction that fails. violate is one
+	// that breaks a constraint which is checked at COMMIT.
+	spoil()
+	violate()
 	write(l store.Lane, from, to protocol.Checkpoint, done func(error))
 	commit(done func(error))
 	save(l store.Lane, from, to protocol.Checkpoint, done func(error))

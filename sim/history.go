@@ -14,6 +14,7 @@ type fact struct {
 	at     time.Duration // true time since the start
 	kind   kind
 	worker string // "" if it is nobody's
+	set    int    // the worker's replica set
 
 	projection string
 	generation int64
@@ -34,13 +35,15 @@ type kind int
 const (
 	// Workers. A worker is a process, under one name for all its incarnations;
 	// a restarted one has a new name.
-	workerStarts kind = iota // text: its settings
-	workerGone               // crashed, exited, left: text
-	sessionAsks              // a request took effect: text. Renews the lease: length
-	runStarts                // the worker runs generation, partition, total
-	runDrains                // generation
-	runCancels               // generation; text "lost" if the lease is over
-	runStopped               // generation: every handler has returned
+	workerStarts  kind = iota // length: the lease that it asks for; text
+	workerGone                // crashed, exited, left: text
+	workerReturns             // it has given up, and its handlers have not returned
+	sessionTaken              // another replica set runs one of its projections: text; for the moment, if its lease is over there
+	sessionAsks               // a request took effect: text. Renews the lease: length
+	runStarts                 // the worker runs generation, partition, total
+	runDrains                 // generation
+	runCancels                // generation; text "lost" if the lease is over
+	runStopped                // generation: every handler has returned
 
 	// The group, when the transaction commits.
 	groupOpened    // generation, total; text: the reason and the members
@@ -52,6 +55,9 @@ const (
 	handlerEnds   // call; text "", "failed", "panicked", "canceled"
 	committed     // from, to, events: those handled since the lane's last commit
 	refused       // from, to: the fence let nothing through
+	undone        // from, to: the server refused what the handlers had written; text: when
+	elsewhere     // from, to: of the lane's commit, and its checkpoint stands at neither
+	turnMissed    // a read was given up before its turn to look for who fills a gap; projection alone
 	gapWaited     // to: the missing position; text: who holds it
 	gapPassed     // to: the position that is final now
 
@@ -90,8 +96,15 @@ func (f fact) String() string {
 	switch f.kind {
 	case workerStarts:
 		b.WriteString("starts")
+		if f.length != 0 {
+			b.WriteString(", lease")
+		}
 	case workerGone:
 		b.WriteString("is gone")
+	case workerReturns:
+		b.WriteString("gives up, and its handlers go on")
+	case sessionTaken:
+		fmt.Fprintf(&b, "may not run %s, which another replica set runs", f.projection)
 	case sessionAsks:
 		b.WriteString("asks")
 	case runStarts:
@@ -116,6 +129,12 @@ func (f fact) String() string {
 		fmt.Fprintf(&b, "committed %d to %d, %s, with %s", f.from, f.to, lane, positions(f.events))
 	case refused:
 		fmt.Fprintf(&b, "refused: commit %d to %d, %s", f.from, f.to, lane)
+	case undone:
+		fmt.Fprintf(&b, "undone: %d to %d, %s", f.from, f.to, lane)
+	case elsewhere:
+		fmt.Fprintf(&b, "has not heard of commit %d to %d, %s, and finds its checkpoint at neither", f.from, f.to, lane)
+	case turnMissed:
+		fmt.Fprintf(&b, "gives a read of %s up before its turn", f.projection)
 	case gapWaited:
 		fmt.Fprintf(&b, "waits at gap %d", f.to)
 	case gapPassed:
@@ -156,6 +175,9 @@ func (f fact) String() string {
 		b.WriteString("everything must have settled")
 	case ended:
 		b.WriteString("end")
+	}
+	if f.set > 0 && (f.kind == workerStarts || f.kind == groupOpened || f.kind == groupActivated) {
+		fmt.Fprintf(&b, " of replica set %d", f.set+1)
 	}
 	if f.length != 0 {
 		fmt.Fprintf(&b, " %s", f.length)
@@ -198,8 +220,10 @@ type setup struct {
 	// transactional says of each projection whether its effects commit with
 	// the checkpoint; of the others only handler calls are known.
 	transactional map[string]bool
-	// final are the projections of the programs that run in the end.
+	// final are the projections of the programs that run in the end, and sets
+	// the replica set of each, where that is not the first.
 	final []string
+	sets  map[string]int
 	// settle is how long after healed everything must have settled.
 	settle time.Duration
 }

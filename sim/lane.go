@@ -38,7 +38,7 @@ func newLane(p *worker, r *run, q projection) *lane {
 	w := p.w
 	l := &lane{p: p, run: r, id: store.Lane{Projection: q.name, Assignment: r.assignment}, kind: q.kind}
 	l.core = protocol.NewLane(r.assignment, protocol.LaneConfig{
-		Kind: q.kind, Batch: w.plan.batch, Poll: w.plan.poll, Lease: w.plan.timing.Lease, Retry: w.plan.retry,
+		Kind: q.kind, Batch: w.plan.batch, Poll: w.plan.poll, Lease: p.timing.Lease, Retry: w.plan.retry,
 		StopOnFailure: w.plan.stopOnFailure,
 	})
 	return l
@@ -70,11 +70,16 @@ func (l *lane) next(a protocol.LaneAnswer) {
 // answer hands on how a call ended.
 func (l *lane) answer(err error, a protocol.LaneAnswer) {
 	a.Failure, a.Jitter = store.FailureOf(err, l.kind, l.doing), l.p.rand.Float64()
+	if a.Failure == protocol.Fault && l.doing != protocol.LaneHandle {
+		f := l.fact(undone, l.from.Position, l.to.Position)
+		f.text = "at " + l.doing.String()
+		l.p.record(f)
+	}
 	l.next(a)
 }
 
 func (l *lane) do(a protocol.LaneAction) {
-	patience := l.p.w.plan.timing.Patience()
+	patience := l.p.timing.Patience()
 	switch a.Do {
 	case protocol.LaneFind:
 		l.find(patience)
@@ -140,10 +145,15 @@ func (l *lane) wake() {
 
 func (l *lane) end(a protocol.LaneAction) {
 	p := l.p
-	if a.End == protocol.Broken {
-		p.w.record(fact{kind: faultOther, worker: p.name, text: p.w.text("lane of %s is broken: %v", l.id, a.Err)})
-	}
-	if in := a.End.Tells(l.id.Assignment.Generation); in != nil {
+	switch in := a.End.Tells(l.id.Assignment.Generation).(type) {
+	case nil:
+	case protocol.Shutdown:
+		why := isFaulty
+		if a.End == protocol.Broken {
+			why = isBroken
+		}
+		p.post(func() { p.fail(why) })
+	default:
 		p.post(func() { p.input(in) })
 	}
 	l.run.ended()
@@ -176,6 +186,9 @@ func (l *lane) find(patience time.Duration) {
 		})
 	}, func(err error) {
 		k.giveBack()
+		if p := found.Checkpoint.Position; found.Generation == l.id.Assignment.Generation && l.to.Position > 0 && p != l.from.Position && p != l.to.Position {
+			l.p.record(l.fact(elsewhere, l.from.Position, l.to.Position))
+		}
 		l.answer(err, protocol.LaneAnswer{Found: found})
 	})
 }
@@ -204,6 +217,9 @@ type call struct {
 	events  []event
 	outcome string
 	deaf    bool // it ignores that it is cancelled
+	// It does not notice that a statement of its fails, or breaks a constraint
+	// that is checked at COMMIT.
+	spoils, violates bool
 }
 
 // handle calls the projection with pending events.
@@ -216,7 +232,7 @@ func (l *lane) handle(first, count int) {
 	w.calls++
 	c := &call{id: w.calls, events: l.events[first : first+count : first+count], deaf: p.chance(h.deaf)}
 	l.call = c
-	w.record(fact{kind: handlerBegins, worker: p.name, projection: l.id.Projection, generation: l.id.Assignment.Generation,
+	p.record(fact{kind: handlerBegins, projection: l.id.Projection, generation: l.id.Assignment.Generation,
 		partition: l.id.Assignment.Partition, total: l.id.Assignment.Total, events: c.events, call: c.id})
 	length := p.between(0, 2*h.typical) * time.Duration(count)
 	switch {
@@ -226,6 +242,8 @@ func (l *lane) handle(first, count int) {
 		c.outcome = "failed"
 	case p.chance(h.panics):
 		c.outcome = "panicked"
+	case l.kind != protocol.Plain && w.subject == nil:
+		c.spoils, c.violates = p.chance(h.spoil), p.chance(h.violate)
 	}
 	if p.freezeInHandler > 0 {
 		p.freeze(p.freezeInHandler, "in a handler")
@@ -251,8 +269,14 @@ func (l *lane) returns(c *call) {
 		c.outcome = "failed"
 	} else {
 		l.handled = append(l.handled, c.events...)
+		if c.violates {
+			l.link.conn.violate()
+		}
+		if c.spoils {
+			l.link.conn.spoil()
+		}
 	}
-	l.p.w.record(fact{kind: handlerEnds, worker: l.p.name, projection: l.id.Projection, call: c.id, text: c.outcome})
+	l.p.record(fact{kind: handlerEnds, projection: l.id.Projection, call: c.id, text: c.outcome})
 	l.answer(err, protocol.LaneAnswer{})
 }
 
@@ -306,7 +330,7 @@ func (l *lane) write(a protocol.LaneAction, patience time.Duration) {
 	l.ask(l.link, "checkpoint", patience, func(c connection, done func(error)) {
 		c.write(l.id, a.From, a.To, func(err error) {
 			if errors.Is(err, store.ErrSuperseded) {
-				p.w.record(l.fact(refused, a.From.Position, a.To.Position))
+				p.record(l.fact(refused, a.From.Position, a.To.Position))
 			}
 			if err == nil && p.freezeAtCommit > 0 && !p.frozen && !p.dead {
 				p.freeze(p.freezeAtCommit, "between checkpoint write and COMMIT")
@@ -331,9 +355,9 @@ func (l *lane) save(a protocol.LaneAction, patience time.Duration) {
 	l.ask(k, "commit", patience, func(c connection, done func(error)) {
 		c.save(l.id, a.From, a.To, func(err error) {
 			if err == nil {
-				p.w.record(f)
+				p.record(f)
 			} else if errors.Is(err, store.ErrSuperseded) {
-				p.w.record(l.fact(refused, a.From.Position, a.To.Position))
+				p.record(l.fact(refused, a.From.Position, a.To.Position))
 			}
 			done(err)
 		})
@@ -353,7 +377,7 @@ func (l *lane) commit(patience time.Duration) {
 		c.commit(func(err error) {
 			if err == nil {
 				f.events, k.wrote = k.wrote, nil
-				p.w.record(f)
+				p.record(f)
 			}
 			done(err)
 		})
@@ -373,6 +397,6 @@ func (l *lane) commit(patience time.Duration) {
 
 func (l *lane) fact(k kind, from, to int64) fact {
 	a := l.id.Assignment
-	return fact{kind: k, worker: l.p.name, projection: l.id.Projection, generation: a.Generation,
+	return fact{kind: k, projection: l.id.Projection, generation: a.Generation,
 		partition: a.Partition, total: a.Total, from: from, to: to}
 }

@@ -50,6 +50,7 @@ type memoryRules struct {
 	unfenced    bool // a commit names neither replica set nor generation
 	anyPosition bool // a commit does not name the position that it starts from
 	noIdleBound bool // transactions may idle for ever
+	takesAny    bool // a projection is taken over although another set runs it
 	hastyFind   bool // a checkpoint is read though a transaction has written it and not ended
 
 	// noWait is no mutant: whoever would wait for a lock is refused at once, as
@@ -67,8 +68,8 @@ func newMemory(c clock, r memoryRules) *memory {
 	return &memory{clock: c, rules: r, sets: map[string]*replicaSet{}}
 }
 
-// open returns the memory as the database of one replica set.
-func (m *memory) open(set string, bounds store.Bounds) database {
+// as returns the memory as the database of one replica set.
+func (m *memory) as(set string, bounds store.Bounds) database {
 	return &memoryDatabase{m, set, bounds}
 }
 
@@ -111,6 +112,7 @@ var (
 	errNotAvailable = &pq.Error{Severity: "ERROR", Code: "55P03", Message: "canceling statement due to lock timeout"}
 	errDeadlock     = &pq.Error{Severity: "ERROR", Code: "40P01", Message: "deadlock detected"}
 	errFailed       = &pq.Error{Severity: "ERROR", Code: "25P02", Message: "current transaction is aborted, commands ignored until end of transaction block"}
+	errViolated     = &pq.Error{Severity: "ERROR", Code: "23503", Message: "insert violates foreign key constraint"}
 	errUnprepared   = &pq.Error{Severity: "ERROR", Code: "42704", Message: "prepared transaction does not exist"}
 )
 
@@ -185,6 +187,9 @@ func (c *memoryConnection) begin(done func(error)) {
 func (c *memoryConnection) commit(done func(error)) {
 	err := c.running()
 	if t := c.open; t != nil {
+		if err == nil && t.violates {
+			err = errViolated
+		}
 		t.end(err == nil)
 	}
 	done(err)
@@ -218,8 +223,10 @@ type transaction struct {
 	rows    []interface{ settle(commit bool) } // that it has written
 	events  []event
 	effects []effect
-	failed  bool
-	ended   bool
+	// violates: it has broken a constraint that is checked at COMMIT.
+	violates bool
+	failed   bool
+	ended    bool
 }
 
 // enter opens a transaction.

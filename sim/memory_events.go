@@ -69,6 +69,19 @@ func (c *memoryConnection) effect(projection string, e event) error {
 	return nil
 }
 
+func (c *memoryConnection) spoil() {
+	if c.running() == nil {
+		c.open.fail()
+	}
+}
+
+func (c *memoryConnection) violate() {
+	if c.running() == nil {
+		c.open.violates = true
+		c.open.idle()
+	}
+}
+
 // write is Store.Commit, in the open transaction or in one of
 // Store.BeginHandler.
 //

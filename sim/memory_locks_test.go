@@ -53,7 +53,7 @@ func newMemoryTest(t *testing.T, r memoryRules) *memoryTest {
 	t.Helper()
 	c := &stepClock{time: epoch}
 	m := newMemory(c, r)
-	x := &memoryTest{t, c, m.open("set", testBounds), m}
+	x := &memoryTest{t, c, m.as("set", testBounds), m}
 	x.join("w1").is(nil)
 	return x
 }
@@ -347,20 +347,20 @@ func TestMemoryShare(t *testing.T) {
 // leaves that one alone then.
 func TestMemoryClaim(t *testing.T) {
 	x := newMemoryTest(t, memoryRules{})
-	two := x.m.open("two", testBounds).connect()
+	two := x.m.as("two", testBounds).connect()
 	x.write(two, p1, 0, 1).is(store.ErrSuperseded) // the number alone is not enough
 	two.close()
 	a := x.connect()
 	x.write(a, p1, 0, 5).is(nil)
 	asked := false
-	x.m.open("two", testBounds).connect().find(p1, func(f protocol.Found, err error) { asked = !f.Exists && err == nil })
+	x.m.as("two", testBounds).connect().find(p1, func(f protocol.Found, err error) { asked = !f.Exists && err == nil })
 	if !asked {
 		t.Error("another set waits for the checkpoint")
 	}
 	x.commit(a).is(nil)
 	x.sync(x.connect(), false, protocol.Request{Worker: "w1", Leave: true}).is(nil)
 
-	two = x.m.open("two", testBounds).connect()
+	two = x.m.as("two", testBounds).connect()
 	x.sync(two, true, protocol.Request{Worker: "v1", Join: true}, "p").is(nil)
 	one := x.sync(x.connect(), false, protocol.Request{Worker: "w2", Join: true}, "q")
 	found := x.find(p1)
@@ -391,7 +391,7 @@ func TestMemoryClaimTwice(t *testing.T) {
 	x := newMemoryTest(t, memoryRules{})
 	x.sync(x.connect(), false, protocol.Request{Worker: "w1", Leave: true}).is(nil)
 	for _, set := range []string{"two", "three"} {
-		db := x.m.open(set, testBounds)
+		db := x.m.as(set, testBounds)
 		x.sync(db.connect(), false, protocol.Request{Worker: "v1", Join: true}, set).is(nil)
 		y := x.sync(db.connect(), false, protocol.Request{Worker: "v2", Join: true}, "p")
 		y.is(nil)
@@ -412,7 +412,7 @@ func TestMemoryClaimOrder(t *testing.T) {
 	x.join("w2").is(nil)
 	x.advance(time.Second)
 	x.beat("w1").is(nil)
-	two, three, four := x.m.open("two", testBounds), x.m.open("three", testBounds), x.m.open("four", testBounds)
+	two, three, four := x.m.as("two", testBounds), x.m.as("three", testBounds), x.m.as("four", testBounds)
 	var taken *store.TakenError
 	if y := x.sync(two.connect(), false, protocol.Request{Worker: "v", Join: true}, "p"); !errors.As(y.err, &taken) || taken.Worker != "w1" {
 		t.Errorf("claim of p: %v, want that w1 runs it", y.err)
@@ -435,7 +435,7 @@ func TestMemoryClaimOrder(t *testing.T) {
 func TestMemoryRegister(t *testing.T) {
 	x := newMemoryTest(t, memoryRules{})
 	claim := func(set string, hold bool, projections ...string) (connection, *reply) {
-		c := x.m.open(set, testBounds).connect()
+		c := x.m.as(set, testBounds).connect()
 		return c, x.sync(c, hold, protocol.Request{Worker: "v", Join: true}, projections...)
 	}
 	var taken *store.TakenError

@@ -24,11 +24,12 @@ func TestMemoryIsPostgres(t *testing.T) {
 	answers := map[string]int{
 		"superseded": 0, "no transaction": 0, "bad connection": 0, "55P03": 0, "25P02": 0, "25P03": 0,
 		"opened": 0, "activated": 0, "waits for": 0, "expired": 0, " marks": 0, "written": 0,
+		"belongs to replica set": 0, "23503": 0,
 	}
 	for seed := range uint64(6) {
 		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
 			d := newDuel(t, url, seed)
-			for range 300 {
+			for range 600 {
 				answer := d.turn()
 				for a := range answers {
 					if strings.Contains(answer, a) {
@@ -72,7 +73,7 @@ func newDuel(t *testing.T, url string, seed uint64) *duel {
 		}
 	})
 	d.memory = newMemory(d.clock, memoryRules{noWait: true})
-	d.both = [2]database{d.memory.open("set", testBounds), d.postgres}
+	d.both = [2]database{d.memory.as("set", testBounds), d.postgres}
 	for i := range d.connections {
 		d.connect(i)
 	}
@@ -80,7 +81,11 @@ func newDuel(t *testing.T, url string, seed uint64) *duel {
 }
 
 func (d *duel) connect(i int) {
-	d.connections[i] = [2]connection{d.both[0].connect(), d.both[1].connect()}
+	set := "set"
+	if i == len(d.connections)-1 {
+		set = "other" // which wants the same projections
+	}
+	d.connections[i] = [2]connection{d.both[0].as(set, testBounds).connect(), d.both[1].as(set, testBounds).connect()}
 }
 
 // turn does one thing and returns the answer.
@@ -178,6 +183,12 @@ func (d *duel) call(open bool) (string, func(connection) string) {
 			return replied(fmt.Sprint(position), err)
 		}
 	case 9:
+		switch d.rand.IntN(3) {
+		case 0:
+			return "spoil", func(c connection) string { c.spoil(); return "" }
+		case 1:
+			return "violate", func(c connection) string { c.violate(); return "" }
+		}
 		return "close", func(c connection) string { c.close(); return "closed" }
 	case 10:
 		return "begin", func(c connection) (answer string) {
@@ -215,7 +226,11 @@ func (d *duel) call(open bool) (string, func(connection) string) {
 // lane draws a lane that exists, or nearly.
 func (d *duel) lane() store.Lane {
 	l := store.Lane{Projection: pick(d.rand, "p", "p", "p", "q", "q", "other")}
-	l.Assignment = protocol.Assignment{Generation: d.generation - int64(pick(d.rand, 0, 0, 0, 0, 1)), Partition: d.rand.IntN(3), Total: 3}
+	l.Assignment = protocol.Assignment{Generation: d.generation, Partition: d.rand.IntN(3), Total: 3}
+	if r := d.memory.checkpoint(nil, l); r != nil {
+		l.Assignment.Generation = r.committed.generation
+	}
+	l.Assignment.Generation -= int64(pick(d.rand, 0, 0, 0, 0, 1))
 	return l
 }
 

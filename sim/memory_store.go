@@ -256,14 +256,17 @@ func (s *coordination) checkTaken(foreign []*projectionRow) {
 			runners = append(runners, runner{w, p})
 		}
 	}
-	slices.SortStableFunc(runners, func(a, b runner) int { return b.as(t).LeaseEnd.Compare(a.as(t).LeaseEnd) })
+	slices.SortFunc(runners, func(a, b runner) int {
+		v, w := a.as(t), b.as(t)
+		return cmp.Or(w.LeaseEnd.Compare(v.LeaseEnd), cmp.Compare(a.projection.name, b.projection.name), cmp.Compare(v.ID, w.ID))
+	})
 	var rows []*row[memberRow]
 	for _, r := range runners {
 		rows = append(rows, r.row)
 	}
 	acquireAll(t, rows, false, func() {
 		for _, r := range runners {
-			if w := r.as(t); w != nil && !w.Expired(s.now, s.request.Watch) {
+			if w := r.as(t); w != nil && !w.Expired(s.now, s.request.Watch) && !s.m.rules.takesAny {
 				t.refused(&store.TakenError{
 					Projection: r.projection.name, ReplicaSet: *r.projection.as(t), Worker: w.ID,
 					Now: s.now, Over: !s.now.Before(w.LeaseEnd),

@@ -72,7 +72,7 @@ func (w *memoryWorld) call(start func(done func())) {
 }
 
 func (w *memoryWorld) Open(set string, lease time.Duration) storetest.Store {
-	return memoryStore{w, w.m.open(set, store.BoundsOf(lease))}
+	return memoryStore{w, w.m.as(set, store.BoundsOf(lease))}
 }
 
 func (w *memoryWorld) Advance(d time.Duration) {
@@ -255,7 +255,7 @@ func TestMemoryEvents(t *testing.T) {
 // Each rule bends what it says, and nothing else.
 func TestMemoryRules(t *testing.T) {
 	write := func(x *memoryTest, set string, generation, from int64) *reply {
-		return x.write(x.m.open(set, testBounds).connect(), under(generation, "p"), from, 9)
+		return x.write(x.m.as(set, testBounds).connect(), under(generation, "p"), from, 9)
 	}
 	x := newMemoryTest(t, memoryRules{unfenced: true})
 	write(x, "set", 7, 1).is(store.ErrSuperseded)

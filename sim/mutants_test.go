@@ -86,6 +86,11 @@ var mutants = []mutant{
 	{"expires by a clock that jumped", rules{memory: memoryRules{step: func(g protocol.Group, now time.Time, _ protocol.Watch) (protocol.Group, protocol.Decision) {
 		return protocol.Step(g, now, protocol.Watch{Seen: now, For: 1000 * time.Hour})
 	}}}, []promise{oneOwner, agreement}},
+	{"takes a projection from a replica set that runs it", rules{memory: memoryRules{takesAny: true}}, []promise{oneOwner, inOrder, nothingTwice}},
+	{"numbers generations without regard to where a projection was", rules{memory: memoryRules{step: func(g protocol.Group, now time.Time, watch protocol.Watch) (protocol.Group, protocol.Decision) {
+		g.Floor = 0
+		return protocol.Step(g, now, watch)
+	}}}, []promise{onlyGrow}},
 	{"bounds no idle transaction", rules{memory: memoryRules{noIdleBound: true}}, []promise{recovers}},
 }
 
@@ -107,14 +112,14 @@ func TestMutants(t *testing.T) {
 	}
 	cores.Wait()
 	var table strings.Builder
-	fmt.Fprintf(&table, "%-54s %-14s %5s\n", "mutant", "broke", "seeds")
+	fmt.Fprintf(&table, "%-62s %-14s %5s\n", "mutant", "broke", "seeds")
 	for i, m := range mutants {
 		v := caught[i].violation
 		if v == nil {
 			t.Errorf("nothing notices that it %s, in %d seeds", m.name, seeds[i])
 			continue
 		}
-		fmt.Fprintf(&table, "%-54s %-14s %5d\n", m.name, v.promise, seeds[i])
+		fmt.Fprintf(&table, "%-62s %-14s %5d\n", m.name, v.promise, seeds[i])
 		control, err := play(caught[i].plan, rules{}, inMemory, false)
 		if err != nil {
 			t.Fatal(err)

@@ -5,12 +5,25 @@ import (
 	"errors"
 	"slices"
 	"time"
+
+	"github.com/lib/pq"
 )
 
 // What a driver says when it does not know.
 var (
 	errReset    = driver.ErrBadConn // the connection was lost
 	errNoAnswer = errors.New("no answer from the database")
+)
+
+// errDenied is what the server says about a table for which a privilege is
+// missing, and denials are the calls that need one, by table.
+var (
+	errDenied = &pq.Error{Severity: "ERROR", Code: "42501", Message: "permission denied"}
+	denials   = [][]string{
+		{"heartbeat", "join", "leave", "stop report", "request"},
+		{"find", "checkpoint"},
+		{"page", "highest position"},
+	}
 )
 
 // A link is a worker's end of a connection.
@@ -113,7 +126,7 @@ func (p *worker) ask(l *link, what string, patience time.Duration, call func(c c
 	lostRequest, lostReply := p.chance(w.plan.network.lostRequest), p.chance(w.plan.network.lostReply)
 	if p.chance(w.plan.network.slow) {
 		d := p.between(0, w.plan.network.slowBy)
-		w.record(fact{kind: faultSlow, worker: p.name, length: d, text: what})
+		p.record(fact{kind: faultSlow, length: d, text: what})
 		if p.chance(500) {
 			there += d
 		} else {
@@ -121,7 +134,7 @@ func (p *worker) ask(l *link, what string, patience time.Duration, call func(c c
 		}
 	}
 	if lostRequest {
-		w.record(fact{kind: faultLost, worker: p.name, text: "request: " + what})
+		p.record(fact{kind: faultLost, text: "request: " + what})
 		p.after(there, func() { answer(errReset) })
 		if p.chance(500) {
 			return
@@ -137,23 +150,28 @@ func (p *worker) ask(l *link, what string, patience time.Duration, call func(c c
 		case p.cut || l.gone:
 			return
 		case l.conn == nil:
-			l.conn = w.db.connect()
+			l.conn = p.db.connect()
 		}
-		call(l.conn, func(err error) {
+		done := func(err error) {
 			switch {
 			case p.cut:
 			case l.broken: // given up meanwhile; the server finds nobody to answer to
 				if err == nil {
-					w.record(fact{kind: faultLost, worker: p.name, text: "sender, before it took effect: " + what})
+					p.record(fact{kind: faultLost, text: "sender, before it took effect: " + what})
 				}
 				w.after(back, l.conn.close)
 			case lostReply:
-				w.record(fact{kind: faultLost, worker: p.name, text: "reply: " + what})
+				p.record(fact{kind: faultLost, text: "reply: " + what})
 				p.after(back, func() { answer(errReset) })
 			default:
 				p.after(back, func() { answer(err) })
 			}
-		})
+		}
+		if slices.Contains(w.denied, what) {
+			done(errDenied)
+			return
+		}
+		call(l.conn, done)
 	})
 }
 

@@ -18,7 +18,7 @@ import (
 type plan struct {
 	seed uint64
 
-	timing        protocol.Timing
+	timing        protocol.Timing // of the first program
 	poll          time.Duration
 	batch         int
 	maxPartitions int
@@ -29,7 +29,8 @@ type plan struct {
 	// programs are the versions of the program that the workers run: what is
 	// deployed at first, and by each deploy.
 	programs []program
-	workers  []time.Duration // when each first worker starts
+	sets     int             // how many replica sets share the database
+	workers  []time.Duration // when each first worker starts; the sets take turns
 	drift    int             // how much clocks differ at most, in parts per million
 
 	// crowd workers join one after another, so far apart, after the faults.
@@ -47,12 +48,30 @@ type plan struct {
 	hold bool
 }
 
-// A program is a version of the program: the projections that it runs.
-type program []projection
+// A program is a version of the program: the projections that it runs, and what
+// it is told of time. That should be the same in all versions, and may not be.
+type program struct {
+	timing      protocol.Timing
+	projections []projection
+}
 
 type projection struct {
 	name string
 	kind protocol.LaneKind
+	set  int // whose workers run it
+}
+
+// of returns what the workers of a replica set run.
+func (p program) of(set int) []projection {
+	return slices.DeleteFunc(slices.Clone(p.projections), func(q projection) bool { return q.set != set })
+}
+
+// setName is the name that a replica set has in the database.
+func setName(set int) string {
+	if set == 0 {
+		return "sim"
+	}
+	return fmt.Sprint("sim", set)
 }
 
 // Rates are in a thousand.
@@ -68,6 +87,8 @@ type (
 		typical            time.Duration
 		slow, fail, panics int
 		deaf               int // ignore that they are cancelled
+		outlive            int // and that their worker has given up
+		spoil, violate     int // fail in their transaction, at once or at COMMIT, and don't notice
 		slowBy             time.Duration
 	}
 	appends struct {
@@ -93,11 +114,12 @@ const (
 	databaseDown
 	clockStep
 	deploy
+	revoke // a privilege, for a while
 	faultKinds
 )
 
 func (k faultKind) String() string {
-	return [...]string{"crash", "leave", "join", "freeze", "freeze before COMMIT", "freeze in a handler", "congestion", "cut off", "database down", "clock step", "deploy"}[k]
+	return [...]string{"crash", "leave", "join", "freeze", "freeze before COMMIT", "freeze in a handler", "congestion", "cut off", "database down", "clock step", "deploy", "privilege revoked"}[k]
 }
 
 // A fault is planned: at a time, to the worker that is the n-th of those who
@@ -134,12 +156,14 @@ func planOf(seed uint64, o options) plan {
 		joinWindow:    pick(r, time.Nanosecond, heartbeat/2, heartbeat), // 0 is the default elsewhere
 		retry:         protocol.Backoff{Min: 100 * time.Millisecond, Max: lease / 2},
 		stopOnFailure: chance(r, 100),
-		programs:      []program{drawProgram(r, 0)},
+		sets:          pick(r, 1, 1, 1, 1, 1, 1, 2, 3),
 		length:        lease * time.Duration(4+r.IntN(12)),
 		drift:         pick(r, 0, 100, 10_000),
 		hold:          !o.postgres,
 	}
 	p.joinWindow = p.joinWindow.Truncate(time.Microsecond)
+	uneven := chance(r, 200)
+	p.addProgram(r, uneven)
 	p.network = network{
 		latency:     pick(r, 200*time.Microsecond, time.Millisecond, 10*time.Millisecond),
 		lostRequest: rate(r, 30), lostReply: rate(r, 30), slow: rate(r, 30),
@@ -149,7 +173,12 @@ func planOf(seed uint64, o options) plan {
 	p.handlers = handlers{
 		typical: pick(r, 100*time.Microsecond, time.Millisecond, heartbeat/20, heartbeat/5),
 		slow:    rate(r, 20), fail: rate(r, 50), panics: rate(r, 10), deaf: rate(r, 300),
+		outlive: rate(r, 1000), spoil: rate(r, 30), violate: rate(r, 30),
 		slowBy: pick(r, lease/4, lease, 2*p.timing.Drain),
+	}
+	if chance(r, 100) { // handlers that no patience is enough for
+		h := &p.handlers
+		h.slow, h.deaf, h.outlive, h.slowBy = 20, 1000, 1000, 3*p.timing.Drain
 	}
 	p.appends = appends{
 		every: p.length / time.Duration(20+r.IntN(80)), aggregates: pick(r, 3, 20, 200),
@@ -158,7 +187,7 @@ func planOf(seed uint64, o options) plan {
 	n := pick(r, 1, 2, 2, 3, 3, 4, 5, 8)
 	if !o.postgres && chance(r, 3) {
 		n = 100 + r.IntN(200)
-		p.programs[0] = p.programs[0][:1]
+		p.sets, p.programs[0].projections = 1, p.programs[0].projections[:1]
 		p.poll, p.length = max(p.poll, heartbeat), 4*lease
 		p.appends.every = p.length / 20
 	}
@@ -178,7 +207,7 @@ func planOf(seed uint64, o options) plan {
 		}
 		p.workers = append(p.workers, at.Truncate(time.Microsecond))
 	}
-	p.drawFaults(r)
+	p.drawFaults(r, uneven)
 	if !o.postgres && slices.ContainsFunc(p.faults, func(f fault) bool { return f.kind == congestion }) {
 		p.congest()
 	}
@@ -192,32 +221,52 @@ func planOf(seed uint64, o options) plan {
 func (p *plan) congest() {
 	p.handlers.typical, p.batch, p.appends.every = p.timing.Heartbeat/5, max(p.batch, 10), p.length/100
 	p.network = network{latency: time.Millisecond}
-	p.programs[0] = program{{"plain", protocol.Plain}}
+	p.sets, p.programs = 1, []program{{p.timing, []projection{{name: "plain"}}}}
 	p.maxPartitions = 0
-	p.faults = slices.DeleteFunc(p.faults, func(f fault) bool { return f.kind == clockStep || f.kind == databaseDown })
+	p.faults = slices.DeleteFunc(p.faults, func(f fault) bool {
+		return f.kind == clockStep || f.kind == databaseDown || f.kind == deploy || f.kind == revoke
+	})
 }
 
-// drawProgram draws the projections of a version; each later one drops some
-// and adds others.
-func drawProgram(r *rand.Rand, version int) program {
+// addProgram draws the next version of the program: it drops some projections,
+// adds others, and moves others to another replica set. Each set has one of its
+// own. With uneven, its settings of time are others, too.
+func (p *plan) addProgram(r *rand.Rand, uneven bool) {
 	all := []projection{
-		{"plain", protocol.Plain}, {"tx", protocol.Transactional}, {"batch", protocol.Batched},
+		{name: "plain", kind: protocol.Plain}, {name: "tx", kind: protocol.Transactional}, {name: "batch", kind: protocol.Batched},
 	}
 	r.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
-	p := all[:1+r.IntN(len(all))]
+	next := program{timing: p.timing, projections: all[:1+r.IntN(len(all))]}
+	version := len(p.programs)
 	if version > 0 {
-		p = append(p, projection{fmt.Sprint("new", version), pick(r, protocol.Plain, protocol.Transactional, protocol.Batched)})
+		next.projections = append(next.projections, projection{name: fmt.Sprint("new", version), kind: pick(r, protocol.Plain, protocol.Transactional, protocol.Batched)})
 	}
-	return p
+	for i := range next.projections {
+		next.projections[i].set = i % p.sets
+	}
+	for set := range p.sets - 1 {
+		next.projections = append(next.projections, projection{name: fmt.Sprint("own", set+1), set: set + 1})
+	}
+	if uneven && version > 0 {
+		scale := pick(r, 1, 2, 4)
+		t := &next.timing
+		t.Heartbeat = pick(r, t.Heartbeat/2, t.Heartbeat, 2*t.Heartbeat)
+		t.Lease = max(t.Lease*time.Duration(scale)/2, 3*t.Heartbeat)
+		t.Drain = pick(r, t.Lease/2, t.Lease)
+	}
+	p.programs = append(p.programs, next)
 }
 
-func (p *plan) drawFaults(r *rand.Rand) {
+func (p *plan) drawFaults(r *rand.Rand, uneven bool) {
 	lease := p.timing.Lease
 	var rates [faultKinds]int
 	for k := range rates {
 		rates[k] = pick(r, 0, 0, 0, 1, 3)
 	}
 	rates[deploy] = min(rates[deploy], 1)
+	if p.sets > 1 || uneven {
+		rates[deploy] = 1 + r.IntN(2)
+	}
 	for k, n := range rates {
 		for range n {
 			f := fault{at: between(r, 0, p.length), kind: faultKind(k), worker: r.IntN(1000)}
@@ -232,10 +281,12 @@ func (p *plan) drawFaults(r *rand.Rand) {
 				f.length = pick(r, lease, 2*lease)
 			case databaseDown:
 				f.length = pick(r, time.Millisecond, lease/4, lease, 2*lease)
+			case revoke:
+				f.length = pick(r, lease/4, lease)
 			case clockStep:
 				f.length = pick(r, lease/4, lease, 10*lease, -lease/4, -lease, -10*lease)
 			case deploy:
-				p.programs = append(p.programs, drawProgram(r, len(p.programs)))
+				p.addProgram(r, uneven)
 			}
 			f.length = f.length.Truncate(time.Microsecond)
 			p.faults = append(p.faults, f)
@@ -270,25 +321,45 @@ func (p *plan) spaceSteps() {
 //     lease at most;
 //   - a handler that does not stop has the time of a drain; then its worker's
 //     lease has to end in the same way;
+//   - a projection that has moved to another replica set is given up by the
+//     first set in the same way, and the second only tries from time to time;
 //   - then come a join window, a few heartbeats and retries, and the events
 //     that are still to be handled.
 //
 // What can't have happened in a plan is not waited for.
 func (p *plan) settle() time.Duration {
-	t := p.timing
+	t := p.slowest()
 	backlog := 5 * p.length / p.appends.every
 	settle := p.joinWindow + 10*t.Heartbeat + 2*time.Second + backlog*(2*p.handlers.typical+6*p.network.latency)
 	n := p.network
 	if len(p.faults) > 0 || n.lostRequest+n.lostReply+n.slow+n.holdCommit > 0 {
 		settle += 3*t.Lease + n.slowBy
 	}
+	if p.sets > 1 && len(p.programs) > 1 {
+		settle += 2 * t.Lease
+	}
 	if p.handlers.slow > 0 {
 		settle += p.handlers.slowBy + t.Drain + 2*t.Lease
 	}
-	if p.handlers.fail+p.handlers.panics > 0 {
+	if p.handlers.fail+p.handlers.panics+p.handlers.spoil+p.handlers.violate > 0 {
 		settle += p.retry.Max
 	}
 	return settle
+}
+
+// slowest returns the longest of all settings of time.
+func (p *plan) slowest() protocol.Timing {
+	t := p.timing
+	for _, q := range p.programs {
+		t.Heartbeat, t.Lease, t.Drain = max(t.Heartbeat, q.timing.Heartbeat), max(t.Lease, q.timing.Lease), max(t.Drain, q.timing.Drain)
+	}
+	return t
+}
+
+// uneven reports whether versions of the program differ in their settings of
+// time.
+func (p *plan) uneven() bool {
+	return slices.ContainsFunc(p.programs, func(q program) bool { return q.timing != p.timing })
 }
 
 // String says in a few words what the plan is about.
@@ -307,7 +378,26 @@ func (p *plan) String() string {
 	if len(parts) > 0 {
 		faults = strings.Join(parts, ", ")
 	}
-	return fmt.Sprintf("%d workers for %s; %s", len(p.workers), p.length, faults)
+	text := plural(len(p.workers), "worker")
+	if p.sets > 1 {
+		text += fmt.Sprintf(" of %d replica sets", p.sets)
+	}
+	if p.uneven() {
+		text += ", whose versions differ in their timing,"
+	}
+	h := p.handlers
+	for _, about := range []struct {
+		rate int
+		what string
+	}{
+		{h.spoil, "handlers that ignore errors"}, {h.violate, "handlers that break constraints"},
+		{min(h.slow, h.deaf, h.outlive), "handlers that outlive their workers"},
+	} {
+		if about.rate > 0 {
+			faults += ", " + about.what
+		}
+	}
+	return fmt.Sprintf("%s for %s; %s", text, p.length, faults)
 }
 
 func pick[T any](r *rand.Rand, from ...T) T { return from[r.IntN(len(from))] }

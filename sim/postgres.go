@@ -36,11 +36,10 @@ type postgres struct {
 	pool   *sql.DB // lives in the schema
 
 	clock  clock
-	set    string
-	bounds store.Bounds
+	client client
 
-	store *store.Store // its SQL holds the time
-	time  string
+	stores map[client]*store.Store // their SQL holds the time
+	time   string
 
 	connections  []*postgresConnection
 	transactions int // that are open
@@ -51,6 +50,19 @@ type postgres struct {
 	// trouble is the first error that is the real server's or network's own:
 	// what came after it is nothing that a seed can repeat.
 	trouble error
+}
+
+// A client is who connects: the workers of a replica set, under the bounds of
+// their store.
+type client struct {
+	set    string
+	bounds store.Bounds
+}
+
+// clientOf puts the bounds out of the server's reach, except for the one on
+// locks.
+func clientOf(set string, bounds store.Bounds) client {
+	return client{set, store.Bounds{Idle: bounds.Idle + unreachable, Lock: time.Millisecond, Handler: bounds.Handler + unreachable}}
 }
 
 const (
@@ -87,6 +99,11 @@ CREATE TABLE effects (
     seq        bigserial
 )`
 
+// strictTables have a constraint that is checked at COMMIT.
+const strictTables = `
+CREATE TABLE parents (id integer PRIMARY KEY);
+CREATE TABLE orphans (parent integer REFERENCES parents DEFERRABLE INITIALLY DEFERRED)`
+
 // noVacuum keeps the server's own workers off the tables: their locks come
 // when they please.
 const noVacuum = `
@@ -119,8 +136,7 @@ func newPostgres(ctx context.Context, base string, c clock, set string, bounds s
 	p := &postgres{
 		schema: "sim_" + strings.ToLower(rand.Text()[:12]),
 		clock:  c,
-		set:    set,
-		bounds: store.Bounds{Idle: bounds.Idle + unreachable, Lock: time.Millisecond, Handler: bounds.Handler + unreachable},
+		client: clientOf(set, bounds),
 	}
 	var err error
 	if p.admin, err = openURL(base, nil); err != nil {
@@ -139,7 +155,7 @@ func newPostgres(ctx context.Context, base string, c clock, set string, bounds s
 	if _, err := p.admin.ExecContext(ctx, `CREATE SCHEMA `+p.schema); err != nil {
 		return nil, errors.Join(fmt.Errorf("create a schema: %w", err), p.pool.Close(), p.admin.Close())
 	}
-	for _, script := range []string{orchestrator.Schema, eventtable.Layout, effectTable, noVacuum} {
+	for _, script := range []string{orchestrator.Schema, eventtable.Layout, effectTable, strictTables, noVacuum} {
 		if _, err := p.pool.ExecContext(ctx, script); err != nil {
 			return nil, errors.Join(fmt.Errorf("create the tables in schema %s: %w", p.schema, err), p.close())
 		}
@@ -169,8 +185,22 @@ func openURL(base string, settings map[string]string) (*sql.DB, error) {
 // the connections, and their settings.
 func (p *postgres) db() *sql.DB { return p.pool }
 
-func (p *postgres) connect() connection {
-	c := &postgresConnection{db: p}
+func (p *postgres) connect() connection { return p.open(p.client) }
+
+func (p *postgres) as(set string, bounds store.Bounds) database {
+	return &postgresOf{p, clientOf(set, bounds)}
+}
+
+// A postgresOf is a postgres for other clients.
+type postgresOf struct {
+	*postgres
+	client client
+}
+
+func (p *postgresOf) connect() connection { return p.open(p.client) }
+
+func (p *postgres) open(by client) connection {
+	c := &postgresConnection{db: p, client: by}
 	p.connections = append(p.connections, c)
 	return c
 }
@@ -195,14 +225,20 @@ func (p *postgres) close() error {
 	return errors.Join(p.trouble, closed, err, p.admin.Close())
 }
 
-// current returns the store for the time that it is. The time goes into the
-// text of its statements: that costs no call, and all connections agree on it.
-func (p *postgres) current() *store.Store {
+// store returns the client's store for the time that it is. The time goes into
+// the text of its statements: that costs no call, and all connections agree on
+// it.
+func (c *postgresConnection) store() *store.Store {
+	p := c.db
 	if now := p.clock.now().UTC().Format("2006-01-02 15:04:05.000000Z07:00"); now != p.time {
-		p.time = now
-		p.store = store.New(p.pool, p.set, store.Options{Bounds: p.bounds, Clock: "timestamptz '" + now + "'"})
+		p.time, p.stores = now, map[client]*store.Store{}
 	}
-	return p.store
+	s := p.stores[c.client]
+	if s == nil {
+		s = store.New(p.pool, c.client.set, store.Options{Bounds: c.client.bounds, Clock: "timestamptz '" + p.time + "'"})
+		p.stores[c.client] = s
+	}
+	return s
 }
 
 // heard takes note of errors that no world asked for.
@@ -248,8 +284,9 @@ func (p *postgres) effects() ([]effect, error) {
 // A postgresConnection is a connection of the world, not of the pool: it has
 // one of the pool's while its transaction is open.
 type postgresConnection struct {
-	db   *postgres
-	open *sql.Tx // the transaction, nil if there is none
+	db     *postgres
+	client client
+	open   *sql.Tx // the transaction, nil if there is none
 	// ended is what the next call is told when the connection has ended.
 	ended error
 
@@ -293,7 +330,7 @@ func (c *postgresConnection) sync(r protocol.Request, projections []string, hold
 		done(store.Result{}, err)
 		return
 	}
-	result, err := c.db.current().Sync(context.Background(), r, projections)
+	result, err := c.store().Sync(context.Background(), r, projections)
 	done(result, c.db.heard(err))
 }
 
@@ -302,14 +339,14 @@ func (c *postgresConnection) find(l store.Lane, done func(protocol.Found, error)
 		done(protocol.Found{}, err)
 		return
 	}
-	found, err := c.db.current().Find(context.Background(), l)
+	found, err := c.store().Find(context.Background(), l)
 	done(found, c.db.heard(err))
 }
 
 func (c *postgresConnection) begin(done func(error)) {
 	err := c.free("begin")
 	if err == nil {
-		err = c.enter(c.db.current().BeginHandler)
+		err = c.enter(c.store().BeginHandler)
 	}
 	if err == nil {
 		err = c.run(c.look)
@@ -333,15 +370,27 @@ func (c *postgresConnection) effect(projection string, e event) error {
 	})
 }
 
+func (c *postgresConnection) spoil() { c.exec(`SELECT 1 / 0`) }
+
+func (c *postgresConnection) violate() { c.exec(`INSERT INTO orphans VALUES (1)`) }
+
+// exec carries out a statement whose error nobody looks at.
+func (c *postgresConnection) exec(query string) {
+	_ = c.run(func(ctx context.Context) error {
+		_, err := c.open.ExecContext(ctx, query)
+		return err
+	})
+}
+
 func (c *postgresConnection) write(l store.Lane, from, to protocol.Checkpoint, done func(error)) {
 	if c.open == nil && c.ended == nil {
-		if err := c.enter(c.db.current().BeginHandler); err != nil {
+		if err := c.enter(c.store().BeginHandler); err != nil {
 			done(err)
 			return
 		}
 	}
 	done(c.run(func(ctx context.Context) error {
-		err := c.db.current().Commit(ctx, c.open, l, from, to)
+		err := c.store().Commit(ctx, c.open, l, from, to)
 		if err != nil && !errors.Is(err, store.ErrSuperseded) {
 			return err
 		}
@@ -354,7 +403,7 @@ func (c *postgresConnection) save(l store.Lane, from, to protocol.Checkpoint, do
 		done(err)
 		return
 	}
-	done(c.db.heard(c.db.current().Save(context.Background(), l, from, to)))
+	done(c.db.heard(c.store().Save(context.Background(), l, from, to)))
 }
 
 func (c *postgresConnection) commit(done func(error)) {

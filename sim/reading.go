@@ -1,6 +1,9 @@
 package sim
 
 import (
+	"slices"
+	"time"
+
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
 )
 
@@ -13,15 +16,39 @@ type reading struct {
 	link    *link
 	after   int64
 	limit   int
-	turn    bool
+	turn    bool                // it has its turn, or waits for it
+	todo    protocol.ReadAction // then
+	stop    func()              // the timer that gives it up
+	ended   bool
 	page    []event
 	then    func(page []event, err error)
 }
 
-// read reads events for a lane.
+// lookMax bounds a look at the locks, as in Table.
+const lookMax = 10 * time.Second
+
+// read reads events for a lane. All of its steps together may take a lease.
 func (p *worker) read(l *lane, after int64, limit int, then func(page []event, err error)) {
 	r := &reading{p: p, lane: l, machine: protocol.NewReading(&p.horizon, after, limit), link: p.borrow(), after: after, limit: limit, then: then}
+	r.stop = p.after(p.timing.Lease, func() {
+		if r.link.answer == nil {
+			p.record(fact{kind: turnMissed, projection: l.id.Projection})
+		}
+		r.giveUp(errNoAnswer)
+	})
+	l.abort = r.giveUp
 	r.next(protocol.ReadAnswer{})
+}
+
+// giveUp ends the reading, whether it waits for an answer or for its turn.
+func (r *reading) giveUp(err error) {
+	switch answer := r.link.answer; {
+	case r.ended:
+	case answer != nil:
+		answer(err)
+	default:
+		r.end(nil, err)
+	}
 }
 
 // next brings the answer to the machine, waits for the reader's turn where that
@@ -31,20 +58,19 @@ func (r *reading) next(a protocol.ReadAnswer) {
 	before, waited := p.horizon.Waiting()
 	action := r.machine.Next(p.now(), a)
 	if now, waits := p.horizon.Waiting(); waits && !waited {
-		p.w.record(fact{kind: gapWaited, worker: p.name, to: now.Position, text: p.w.text("%d transactions", len(now.Holders))})
+		p.record(fact{kind: gapWaited, to: now.Position, text: p.w.text("%d transactions", len(now.Holders))})
 	} else if waited && !waits {
-		p.w.record(fact{kind: gapPassed, worker: p.name, from: before.Position, to: p.horizon.Final()})
+		p.record(fact{kind: gapPassed, from: before.Position, to: p.horizon.Final()})
 	}
 	if p.w.rules.noTurns {
 		action.Turn = false
 	}
 	switch {
 	case action.Turn && !r.turn:
-		r.turn = true
-		do := func() { r.do(action) }
-		p.turns = append(p.turns, do)
-		if len(p.turns) == 1 {
-			do()
+		r.turn, r.todo = true, action
+		p.turns = append(p.turns, r)
+		if p.turns[0] == r {
+			r.do(action)
 		}
 		return
 	case r.turn && !action.Turn:
@@ -53,29 +79,36 @@ func (r *reading) next(a protocol.ReadAnswer) {
 	r.do(action)
 }
 
-// yield gives the turn to the next reading that waits for it.
+// yield gives the turn to the next reading that waits for it, or leaves the
+// line.
 func (r *reading) yield() {
+	p, had := r.p, r.p.turns[0] == r
 	r.turn = false
-	r.p.turns = r.p.turns[1:]
-	if len(r.p.turns) > 0 {
-		r.p.post(r.p.turns[0])
+	p.turns = slices.DeleteFunc(p.turns, func(o *reading) bool { return o == r })
+	if had && len(p.turns) > 0 {
+		next := p.turns[0]
+		p.post(func() {
+			if !next.ended {
+				next.do(next.todo)
+			}
+		})
 	}
 }
 
 func (r *reading) do(a protocol.ReadAction) {
 	switch a.Do {
 	case protocol.ReadHolders:
-		r.ask("holders", func(c connection) (answer protocol.ReadAnswer, err error) {
+		r.ask("holders", lookMax, func(c connection) (answer protocol.ReadAnswer, err error) {
 			answer.Holders, err = c.holders()
 			return answer, err
 		})
 	case protocol.ReadHigh:
-		r.ask("highest position", func(c connection) (answer protocol.ReadAnswer, err error) {
+		r.ask("highest position", lookMax, func(c connection) (answer protocol.ReadAnswer, err error) {
 			answer.High, err = c.high()
 			return answer, err
 		})
 	case protocol.ReadPage:
-		r.ask("page", func(c connection) (answer protocol.ReadAnswer, err error) {
+		r.ask("page", r.p.timing.Lease, func(c connection) (answer protocol.ReadAnswer, err error) {
 			r.page, err = c.page(r.after, r.limit)
 			if s := r.lane.stale; r.p.w.rules.readsOnce && len(s) > 0 && s[0].position > r.after {
 				r.page = s
@@ -96,9 +129,9 @@ func (r *reading) do(a protocol.ReadAction) {
 }
 
 // ask asks the database for something, or gives the reading up.
-func (r *reading) ask(what string, get func(connection) (protocol.ReadAnswer, error)) {
+func (r *reading) ask(what string, patience time.Duration, get func(connection) (protocol.ReadAnswer, error)) {
 	var answer protocol.ReadAnswer
-	r.lane.ask(r.link, what, r.p.w.plan.timing.Lease, func(c connection, done func(error)) {
+	r.p.ask(r.link, what, patience, func(c connection, done func(error)) {
 		var err error
 		answer, err = get(c)
 		done(err)
@@ -112,6 +145,8 @@ func (r *reading) ask(what string, get func(connection) (protocol.ReadAnswer, er
 }
 
 func (r *reading) end(page []event, err error) {
+	r.ended = true
+	r.stop()
 	if r.turn {
 		r.yield()
 	}

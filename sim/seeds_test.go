@@ -29,7 +29,7 @@ const batch = 1000
 
 func inMemory(w *world) (database, error) {
 	m := newMemory(w, w.rules.memory)
-	return m.open("sim", store.BoundsOf(w.plan.timing.Lease)), nil
+	return m.as("sim", store.BoundsOf(w.plan.timing.Lease)), nil
 }
 
 // TestSeeds plays worlds, each from a seed, and demands every promise of each.

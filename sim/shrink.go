@@ -91,6 +91,9 @@ var cuts = []func(p plan, attempt func(plan) bool) bool{
 			func(p *plan) *int { return &p.handlers.fail },
 			func(p *plan) *int { return &p.handlers.panics },
 			func(p *plan) *int { return &p.handlers.deaf },
+			func(p *plan) *int { return &p.handlers.outlive },
+			func(p *plan) *int { return &p.handlers.spoil },
+			func(p *plan) *int { return &p.handlers.violate },
 			func(p *plan) *int { return &p.appends.late },
 			func(p *plan) *int { return &p.appends.long },
 			func(p *plan) *int { return &p.appends.lose },
@@ -108,15 +111,31 @@ var cuts = []func(p plan, attempt func(plan) bool) bool{
 		return false
 	},
 	func(p plan, attempt func(plan) bool) bool { // one projection of the first program
-		for i := range p.programs[0] {
+		for i, dropped := range p.programs[0].projections {
 			q := p
 			q.programs = slices.Clone(p.programs)
-			q.programs[0] = slices.Delete(slices.Clone(p.programs[0]), i, i+1)
-			if len(q.programs[0]) > 0 && attempt(q) {
+			q.programs[0].projections = slices.Delete(slices.Clone(p.programs[0].projections), i, i+1)
+			if len(q.programs[0].of(dropped.set)) > 0 && attempt(q) {
 				return true
 			}
 		}
 		return false
+	},
+	func(p plan, attempt func(plan) bool) bool { // all replica sets but the first, with what they run
+		q := p
+		q.sets, q.programs = 1, slices.Clone(p.programs)
+		for i := range q.programs {
+			q.programs[i].projections = p.programs[i].of(0)
+		}
+		return p.sets > 1 && attempt(q)
+	},
+	func(p plan, attempt func(plan) bool) bool { // other settings of time
+		q := p
+		q.programs = slices.Clone(p.programs)
+		for i := range q.programs {
+			q.programs[i].timing = p.timing
+		}
+		return p.uneven() && attempt(q)
 	},
 	func(p plan, attempt func(plan) bool) bool { // a shorter run
 		q := p

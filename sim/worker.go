@@ -1,6 +1,8 @@
 package sim
 
 import (
+	"cmp"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"strings"
@@ -16,15 +18,18 @@ import (
 type worker struct {
 	w       *world
 	name    string
+	set     int
 	version int
+	timing  protocol.Timing
+	db      database
 	rand    *rand.Rand
 	drift   float64 // how much faster its clock runs
 
 	session *protocol.Session
 	run     *run
 	horizon protocol.Horizon
-	turns   []func() // readings that wait for their turn; the first has it
-	wakes   int      // only the latest Wake counts
+	turns   []*reading // that wait for their turn; the first has it
+	wakes   int        // only the latest Wake counts
 
 	links, pool []*link
 
@@ -36,21 +41,34 @@ type worker struct {
 	lost    bool // stays frozen, or cut off, for ever
 	dead    bool
 	leaving bool
-	exited  func() // for whoever asked it to leave
+	// returned: Run has given its handlers up and returned, and they go on.
+	returned bool
+	exited   func() // for whoever asked it to leave
+	cause    string // why it exits, if nobody has asked it to
 	// How long to freeze at the next reply to a checkpoint write, and in the
 	// next handler.
 	freezeAtCommit, freezeInHandler time.Duration
 	congested                       time.Duration // by how much replies are late
 }
 
-func newWorker(w *world, n, version int) *worker {
-	p := &worker{w: w, name: fmt.Sprint("w", n), version: version, rand: rand.New(rand.NewPCG(w.plan.seed, uint64(100+n)))}
+func newWorker(w *world, n, version, set int) *worker {
+	p := &worker{
+		w: w, name: fmt.Sprint("w", n), set: set, version: version, timing: w.plan.programs[version].timing,
+		rand: rand.New(rand.NewPCG(w.plan.seed, uint64(100+n))),
+	}
+	p.db = w.db.as(setName(set), store.BoundsOf(p.timing.Lease))
 	if d := w.plan.drift; d > 0 {
 		p.drift = float64(p.rand.IntN(2*d+1)-d) / 1e6
 	}
-	p.session = protocol.NewSession(protocol.WorkerID(p.name), w.plan.timing,
+	p.session = protocol.NewSession(protocol.WorkerID(p.name), p.timing,
 		protocol.Request{MaxPartitions: w.plan.maxPartitions, JoinWindow: w.plan.joinWindow})
 	return p
+}
+
+// record notes what has happened to the worker.
+func (p *worker) record(f fact) {
+	f.worker, f.set = p.name, p.set
+	p.w.record(f)
 }
 
 // now is the worker's own monotonic clock.
@@ -96,7 +114,7 @@ func (p *worker) input(in protocol.Input) {
 		case protocol.Start:
 			p.start(a.Assignment)
 		case protocol.Drain:
-			p.w.record(fact{kind: runDrains, worker: p.name, generation: a.Generation})
+			p.record(fact{kind: runDrains, generation: a.Generation})
 			p.run.drain()
 		case protocol.Cancel:
 			p.cancel(a)
@@ -119,17 +137,29 @@ func (p *worker) input(in protocol.Input) {
 func (p *worker) sync(r protocol.Request) {
 	w := p.w
 	sent, l := p.now(), p.borrow()
-	patience := w.plan.timing.Patience()
+	patience := p.timing.Patience()
 	hold := w.plan.hold && !r.Heartbeat && p.chance(w.plan.network.holdCommit)
 	var result store.Result
 	var granted time.Duration // when the database read its clock
 	answer := func(err error) {
 		l.giveBack()
-		if err != nil {
-			p.input(protocol.SyncFailed{Request: r, Sent: sent, Jitter: p.rand.Float64()})
+		if err == nil {
+			p.input(protocol.Synced{Request: r, Sent: sent, View: result.View})
 			return
 		}
-		p.input(protocol.Synced{Request: r, Sent: sent, View: result.View})
+		failed := protocol.SyncFailed{Request: r, Sent: sent, Jitter: p.rand.Float64()}
+		var taken *store.TakenError
+		switch {
+		case errors.As(err, &taken) && taken.Over:
+			p.record(fact{kind: sessionTaken, projection: taken.Projection, text: "for the moment"})
+			failed.Database = taken.Now
+		case taken != nil:
+			p.record(fact{kind: sessionTaken, projection: taken.Projection})
+			p.fail(isTaken)
+		case store.Permanent(err):
+			p.fail(isDenied)
+		}
+		p.input(failed)
 	}
 	what := describe(r)
 	p.ask(l, what, patience, func(c connection, done func(error)) {
@@ -186,26 +216,26 @@ func describe(r protocol.Request) string {
 func (p *worker) synced(r protocol.Request, result store.Result, granted time.Duration) {
 	w := p.w
 	if result.View.Member || r.Leave {
-		w.record(fact{kind: sessionAsks, worker: p.name, length: r.Lease - (w.at - granted), generation: result.View.Generation,
+		p.record(fact{kind: sessionAsks, length: r.Lease - (w.at - granted), generation: result.View.Generation,
 			text: w.text("%s as %s: generation %d %d/%d, holds %d", describe(r), r.Worker,
 				result.View.Generation, result.View.Partition, result.View.Total, result.View.Holds)})
 	}
 	d, g := result.Decision, result.Group
 	for _, id := range d.Expired {
 		name, _, _ := strings.Cut(string(id), "~")
-		w.record(fact{kind: workerExpired, worker: name, text: string(id)})
+		w.record(fact{kind: workerExpired, worker: name, set: p.set, text: string(id)})
 	}
 	if d.Opened {
-		w.record(fact{kind: groupOpened, worker: p.name, generation: g.Generation, total: g.Total, text: w.text("%s; %s", g.Reason, g)})
+		p.record(fact{kind: groupOpened, generation: g.Generation, total: g.Total, text: w.text("%s; %s", g.Reason, g)})
 	}
 	if d.Activated {
-		w.record(fact{kind: groupActivated, worker: p.name, generation: g.Generation, total: g.Total, text: w.text("%s", g)})
+		p.record(fact{kind: groupActivated, generation: g.Generation, total: g.Total, text: w.text("%s", g)})
 	}
 }
 
 func (p *worker) projections() []string {
 	var names []string
-	for _, q := range p.w.plan.programs[p.version] {
+	for _, q := range p.w.plan.programs[p.version].of(p.set) {
 		names = append(names, q.name)
 	}
 	return names
@@ -220,28 +250,53 @@ func (p *worker) cancel(a protocol.Cancel) {
 	if a.Lost {
 		text = "lost"
 	}
-	p.w.record(fact{kind: runCancels, worker: p.name, generation: a.Generation, text: text})
+	p.record(fact{kind: runCancels, generation: a.Generation, text: text})
 	p.run.cancel()
 }
 
-// exit ends the process.
+// exit ends the process, or leaves it with the handlers that have not returned.
 func (p *worker) exit(cause protocol.ExitCause) {
 	w := p.w
-	for len(p.links) > 0 {
-		p.links[0].drop(false)
+	if cause == protocol.DrainTimeout && p.chance(w.plan.handlers.outlive) {
+		p.returned = true
+		p.record(fact{kind: workerReturns})
+		p.run.cancel()
+	} else {
+		p.end(cmp.Or(p.cause, string(cause)))
 	}
-	w.gone(p, string(cause))
 	switch {
 	case p.exited != nil:
 		p.exited()
 	default: // it gave up: whoever watches over it starts it again
-		w.restart(w.plan.timing.Lease / 4)
+		w.restart(p.set, w.plan.timing.Lease/4)
 	}
+}
+
+// end ends the process.
+func (p *worker) end(why string) {
+	for len(p.links) > 0 {
+		p.links[0].drop(false)
+	}
+	p.w.gone(p, why)
+}
+
+// Why a worker ends that nobody has asked to.
+const (
+	isTaken  = "a projection is taken"
+	isDenied = "coordination is denied"
+	isBroken = "a lane is broken"
+	isFaulty = "a handler is at fault"
+)
+
+// fail stops the worker, as an error does that ends Run.
+func (p *worker) fail(cause string) {
+	p.cause = cmp.Or(p.cause, cause)
+	p.input(protocol.Shutdown{})
 }
 
 // leave asks the worker to stop and leave, as SIGTERM does.
 func (p *worker) leave(exited func()) {
-	p.w.record(fact{kind: faultLeave, worker: p.name})
+	p.record(fact{kind: faultLeave})
 	p.leaving, p.exited = true, exited
 	p.post(func() { p.input(protocol.Shutdown{}) })
 }
@@ -263,7 +318,7 @@ func (p *worker) crash() {
 // lid do.
 func (p *worker) freeze(length time.Duration, where string) {
 	p.frozen = true
-	p.w.record(fact{kind: faultFreeze, worker: p.name, length: length, text: where})
+	p.record(fact{kind: faultFreeze, length: length, text: where})
 	p.thaws++
 	n := p.thaws
 	p.w.after(length, func() {
@@ -283,7 +338,7 @@ func (p *worker) thaw() {
 		return
 	}
 	p.frozen = false
-	p.w.record(fact{kind: faultThaw, worker: p.name})
+	p.record(fact{kind: faultThaw})
 	backlog := p.backlog
 	p.backlog = nil
 	spread := pick(p.rand, 200*time.Microsecond, wakeMax)
@@ -296,7 +351,7 @@ func (p *worker) thaw() {
 // cutOff drops every packet between the worker and the database.
 func (p *worker) cutOff(length time.Duration) {
 	p.cut = true
-	p.w.record(fact{kind: faultCutOff, worker: p.name, length: length})
+	p.record(fact{kind: faultCutOff, length: length})
 	p.mends++
 	n := p.mends
 	p.w.after(length, func() {
@@ -309,9 +364,9 @@ func (p *worker) cutOff(length time.Duration) {
 // congest makes replies late for two heartbeats, by up to what is waited for
 // one, and then cuts the worker off.
 func (p *worker) congest(length time.Duration) {
-	t := p.w.plan.timing
+	t := p.timing
 	p.congested = p.between(t.Lease/5, t.Patience())
-	p.w.record(fact{kind: faultSlow, worker: p.name, length: p.congested, text: "every reply"})
+	p.record(fact{kind: faultSlow, length: p.congested, text: "every reply"})
 	p.w.after(2*t.Heartbeat, func() {
 		p.congested = 0
 		if !p.dead && !p.w.healed {
@@ -325,7 +380,7 @@ func (p *worker) mend() {
 		return
 	}
 	p.cut = false
-	p.w.record(fact{kind: faultMended, worker: p.name})
+	p.record(fact{kind: faultMended})
 }
 
 // A run is the lanes of one assignment.
@@ -339,9 +394,9 @@ type run struct {
 }
 
 func (p *worker) start(a protocol.Assignment) {
-	p.w.record(fact{kind: runStarts, worker: p.name, generation: a.Generation, partition: a.Partition, total: a.Total})
+	p.record(fact{kind: runStarts, generation: a.Generation, partition: a.Partition, total: a.Total})
 	p.run = &run{p: p, assignment: a}
-	for _, q := range p.w.plan.programs[p.version] {
+	for _, q := range p.w.plan.programs[p.version].of(p.set) {
 		p.run.lanes = append(p.run.lanes, newLane(p, p.run, q))
 	}
 	p.run.left = len(p.run.lanes)
@@ -380,7 +435,11 @@ func (r *run) ended() {
 		return
 	}
 	p := r.p
-	p.w.record(fact{kind: runStopped, worker: p.name, generation: r.assignment.Generation})
+	p.record(fact{kind: runStopped, generation: r.assignment.Generation})
+	if p.returned {
+		p.end("its handlers have returned")
+		return
+	}
 	if !p.w.rules.stopsTooEarly || !r.draining {
 		p.post(func() { p.input(protocol.Stopped{Generation: r.assignment.Generation}) })
 	}

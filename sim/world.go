@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
@@ -28,6 +29,7 @@ type world struct {
 	slots   map[string]int
 	calls   int // of handlers
 	down    bool
+	denied  []string // calls for which a privilege is missing
 	healed  bool
 	over    bool
 	writers []*writer // whose transactions are open
@@ -131,10 +133,11 @@ func newWorld(p plan, r rules, open func(w *world) (database, error)) (*world, e
 	w := &world{plan: p, rules: r, rand: rand.New(rand.NewPCG(p.seed, 1)), slots: map[string]int{}, index: map[int64]int{}}
 	w.history.setup = setup{seed: p.seed, transactional: map[string]bool{}, settle: p.settle()}
 	for _, program := range p.programs {
-		w.history.setup.final = nil
-		for _, q := range program {
+		w.history.setup.final, w.history.setup.sets = nil, map[string]int{}
+		for _, q := range program.projections {
 			w.history.setup.transactional[q.name] = q.kind != protocol.Plain
 			w.history.setup.final = append(w.history.setup.final, q.name)
+			w.history.setup.sets[q.name] = q.set
 		}
 	}
 	var err error
@@ -151,19 +154,20 @@ const tasksMax = 50_000_000
 
 // run lets the world happen, up to its end or to the first violation.
 func (w *world) run() error {
-	for _, at := range w.plan.workers {
-		w.after(at, func() { w.start() })
+	for i, at := range w.plan.workers {
+		w.after(at, func() { w.start(i % w.plan.sets) })
 	}
 	for _, f := range w.plan.faults {
 		w.after(f.at, func() { w.strike(f) })
 	}
 	w.after(0, w.append)
 	heal := w.plan.length
-	quiet := max(5*w.plan.timing.Heartbeat, w.plan.timing.Lease)
+	t := w.plan.slowest()
+	quiet := max(5*t.Heartbeat, t.Lease)
 	w.after(heal, w.heal)
 	for range w.plan.crowd {
 		heal += w.plan.crowdEvery
-		w.after(heal, func() { w.start() })
+		w.after(heal, func() { w.start(0) })
 	}
 	w.after(heal+w.plan.settle(), func() { w.record(fact{kind: settled}) })
 	w.after(heal+w.plan.settle()+quiet, w.end)
@@ -216,39 +220,40 @@ func (w *world) text(format string, args ...any) string {
 	return fmt.Sprintf(format, args...)
 }
 
-// start starts a worker process with the program that is deployed.
-func (w *world) start() *worker {
+// start starts a worker process of a replica set with the program that is
+// deployed.
+func (w *world) start(set int) *worker {
 	w.started++
-	p := newWorker(w, w.started, w.version)
+	p := newWorker(w, w.started, w.version, set)
 	w.workers = append(w.workers, p)
-	w.record(fact{kind: workerStarts, worker: p.name, text: w.text("version %d", p.version)})
+	p.record(fact{kind: workerStarts, length: p.timing.Lease, text: w.text("version %d", p.version)})
 	p.post(func() { p.input(protocol.Tick{}) })
 	return p
 }
 
 // restart starts a worker after a while, as whoever watches over processes
 // does.
-func (w *world) restart(after time.Duration) {
-	w.after(after, func() { w.start() })
+func (w *world) restart(set int, after time.Duration) {
+	w.after(after, func() { w.start(set) })
 }
 
 // alive are the workers that run, in the order in which they were started.
 func (w *world) alive() []*worker {
-	return slices.DeleteFunc(slices.Clone(w.workers), func(p *worker) bool { return p.dead })
+	return slices.DeleteFunc(slices.Clone(w.workers), func(p *worker) bool { return p.dead || p.returned })
 }
 
 // gone removes a process.
 func (w *world) gone(p *worker, why string) {
 	p.dead = true
 	w.workers = slices.DeleteFunc(w.workers, func(q *worker) bool { return q == p })
-	w.record(fact{kind: workerGone, worker: p.name, text: why})
+	p.record(fact{kind: workerGone, text: why})
 }
 
 // strike makes a fault happen.
 func (w *world) strike(f fault) {
 	switch f.kind {
 	case join:
-		w.start()
+		w.start(f.worker % w.plan.sets)
 		return
 	case databaseDown:
 		w.databaseDown(f.length)
@@ -260,6 +265,9 @@ func (w *world) strike(f fault) {
 	case deploy:
 		w.deploy()
 		return
+	case revoke:
+		w.revoke(denials[f.worker%len(denials)], f.length)
+		return
 	}
 	alive := w.alive()
 	if len(alive) == 0 {
@@ -268,11 +276,11 @@ func (w *world) strike(f fault) {
 	p := alive[f.worker%len(alive)]
 	switch f.kind {
 	case crash:
-		w.record(fact{kind: faultCrash, worker: p.name})
+		p.record(fact{kind: faultCrash})
 		p.crash()
-		w.restart(f.length)
+		w.restart(p.set, f.length)
 	case leave:
-		p.leave(func() { w.restart(f.length) })
+		p.leave(func() { w.restart(p.set, f.length) })
 	case freeze:
 		p.freeze(f.length, "")
 	case freezeAtCommit:
@@ -297,10 +305,20 @@ func (w *world) deploy() {
 	for i, p := range w.alive() {
 		w.after(time.Duration(i)*every, func() {
 			if !p.dead {
-				p.leave(func() { w.restart(0) })
+				p.leave(func() { w.restart(p.set, 0) })
 			}
 		})
 	}
+}
+
+// revoke takes a privilege away for a while.
+func (w *world) revoke(calls []string, length time.Duration) {
+	if w.denied != nil {
+		return
+	}
+	w.denied = calls
+	w.record(fact{kind: faultOther, length: length, text: "no privilege for " + strings.Join(calls, ", ")})
+	w.after(length, func() { w.denied = nil })
 }
 
 // databaseDown restarts the database: its connections are gone, and there are
@@ -333,12 +351,12 @@ func (w *world) heal() {
 		w.down = false
 		w.appendRest()
 	}
-	w.healed = true
+	w.healed, w.denied = true, nil
 	w.record(fact{kind: healed})
 	for w.version+1 < len(w.plan.programs) {
 		w.version++ // a deploy that had not begun
 	}
-	healthy := 0
+	healthy := make([]int, w.plan.sets)
 	for _, p := range w.alive() {
 		switch {
 		case (p.frozen || p.cut) && p.chance(500):
@@ -346,17 +364,19 @@ func (w *world) heal() {
 		case p.version != w.version && !p.leaving:
 			p.thaw()
 			p.mend()
-			p.leave(func() { w.restart(0) })
+			p.leave(func() { w.restart(p.set, 0) })
 		default:
 			p.thaw()
 			p.mend()
 			if !p.leaving {
-				healthy++
+				healthy[p.set]++
 			}
 		}
 	}
-	if healthy == 0 {
-		w.start()
+	for set, n := range healthy {
+		if n == 0 {
+			w.start(set)
+		}
 	}
 }
 

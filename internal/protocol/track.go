@@ -179,8 +179,10 @@ const (
 	Undone Outcome = "undone"
 	// Superseded: the generation is over.
 	Superseded Outcome = "superseded"
-	// Elsewhere: the checkpoint is neither the old nor the new one. Only an
-	// earlier commit of this lane can have moved it; go on from there.
+	// Elsewhere: the checkpoint is neither the old nor the new one. No commit of
+	// this lane can have moved it, since none was forgotten before it was
+	// settled; but somebody may have by hand, or a failover that lost commits.
+	// Go on from there.
 	Elsewhere Outcome = "elsewhere"
 )
 

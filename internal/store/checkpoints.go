@@ -121,7 +121,7 @@ func (s *Store) handOver(ctx context.Context, tx *sql.Tx, g protocol.Group) erro
 	if err != nil {
 		return fmt.Errorf("hand over %q: %w", s.set, err)
 	}
-	var rows []checkpointRow
+	rows := []checkpointRow{} // not nil, which is null in JSON: other sets may have taken all projections
 	for _, p := range projections {
 		for k, c := range protocol.Handoff(old[p], g.Total) {
 			rows = append(rows, checkpointRow{p, k, c.Position, encodeMarks(c.Ahead)})

@@ -532,7 +532,7 @@ SELECT p.name, w.replica_set, w.id, w.lease_us, w.lease_until
   FROM orchestrator_projections p
   JOIN orchestrator_workers w ON w.replica_set = p.replica_set AND w.projections ? p.name
  WHERE p.name IN (SELECT jsonb_array_elements_text($1::jsonb))
- ORDER BY w.lease_until DESC
+ ORDER BY w.lease_until DESC, p.name, w.id
    FOR UPDATE OF w -- no heartbeat renews a lease between this look and the taking`,
 		takeProjections: `
 UPDATE orchestrator_projections SET replica_set = $1

@@ -462,6 +462,29 @@ func testTakeOverDead(t *testing.T, w World) {
 	two.expect(lane("p", g.Generation, 0, 1), at(12))
 }
 
+// Workers that were frozen past their leases may wake in a set that has nothing
+// left to run. They re-partition all the same, and find out one by one.
+func testTakeOverAll(t *testing.T, w World) {
+	one, two := newSet(t, w, "one", "p"), newSet(t, w, "two", "p")
+	one.join("w1")
+	one.join("w2")
+	one.settle("w1")
+	w.Advance(lease)
+	watch := protocol.Watch{Seen: one.look("w1").View.Now, For: lease}
+	w.Advance(lease)
+	watch.Seen = watch.Seen.Add(lease)
+	two.sync(protocol.Request{Worker: "v", Join: true, Watch: watch})
+
+	one.leave("w2")
+	g := one.settle("w1")
+	if g.Phase != protocol.Active || g.Total != 1 {
+		t.Fatalf("set one: %s", g)
+	}
+	one.absent(lane("p", g.Generation, 0, 1))
+	_, err := one.try(protocol.Request{Worker: "w1~2", Join: true, Replaces: "w1"})
+	takenBy(t, err, "p", "two", "v", false)
+}
+
 // The generations of two sets are other numbers, and may be equal ones. A
 // projection that has moved does not run in its new set before that has
 // activated it, whatever the number of the generation that runs there: the

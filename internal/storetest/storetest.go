@@ -83,6 +83,7 @@ func Run(t *testing.T, open func(t *testing.T) World) {
 		{"projection taken", testTaken},
 		{"take-over after a leave", testTakeOver},
 		{"take-over from the dead", testTakeOverDead},
+		{"take-over of all that a set runs", testTakeOverAll},
 		{"take-over between equal generations", testSameNumber},
 		{"take-overs and outside fences", testFenceOutside},
 		{"claims at once", testClaims},

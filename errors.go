@@ -8,8 +8,8 @@ import (
 )
 
 var (
-	// ErrInvalidConfig is returned by New and Run for a configuration or a
-	// list of projections that can't work. The message names the field. The
+	// ErrInvalidConfig is returned for a configuration or a list of
+	// projections that can't work. The message names the field. The
 	// database was not touched.
 	ErrInvalidConfig = errors.New("invalid configuration")
 
@@ -47,6 +47,21 @@ var (
 	// contract, or reads something that does not exist or may not be read.
 	// Nothing moves past the event at fault.
 	ErrEventStore = errors.New("event store")
+
+	// ErrCheckpointsExist is returned by ImportCheckpoints when the projection
+	// has checkpoints here already. A program that imports at each start may
+	// take it for done.
+	ErrCheckpointsExist = errors.New("projection has checkpoints already")
+
+	// ErrOldCheckpoints is returned by ImportCheckpoints when rows of the old
+	// table are missing, tell of another total, or have no position. The
+	// message names each.
+	ErrOldCheckpoints = errors.New("old checkpoints don't fit")
+
+	// ErrStillMoving is returned by ImportCheckpoints when a processor that was
+	// run by hand is not stopped, or a transaction is open that may be one's.
+	// Stop it and import again.
+	ErrStillMoving = errors.New("old checkpoints are still moving")
 )
 
 // A HandlerError is returned by Run, under the policy StopOnFailure, for a

@@ -13,14 +13,15 @@ var (
 	// database was not touched.
 	ErrInvalidConfig = errors.New("invalid configuration")
 
-	// ErrSchema is returned by Run when the library's tables are missing or
-	// older than this version needs. Call RunMigrations, or apply schema.sql.
+	// ErrSchema is returned by Run and ImportCheckpoints when the library's
+	// tables are missing or older than this version needs. Call RunMigrations,
+	// or apply schema.sql.
 	ErrSchema = store.ErrSchema
 
-	// ErrProjectionTaken is returned by Run when a projection is run by a
-	// living worker of another replica set. Give one of the two another name,
-	// or stop it there: when the last worker that runs it has left, the
-	// projection moves over with its progress.
+	// ErrProjectionTaken is returned by Run and ImportCheckpoints when a
+	// projection is run by a living worker of another replica set. Give one of
+	// the two another name, or stop it there: when the last worker that runs it
+	// has left, the projection moves over with its progress.
 	ErrProjectionTaken = errors.New("projection belongs to another replica set")
 
 	// ErrCoordinationTimeout is returned by Run when a handler did not return

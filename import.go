@@ -131,7 +131,7 @@ func (i Imported) String() string {
 //     checkpoint locked, or wants to move it while the import watches with the
 //     checkpoint locked, or may be in the midst of a batch, having read the table
 //     in a transaction that does not end;
-//   - ErrProjectionTaken, ErrSchema and ErrInvalidConfig, as by Run.
+//   - ErrProjectionTaken, ErrSchema and ErrInvalidConfig.
 //
 // The watch can't see a processor that has nothing to do, reads its checkpoint
 // outside of the transaction that writes it, or is started again later. Such a

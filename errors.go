@@ -50,8 +50,8 @@ var (
 	ErrEventStore = errors.New("event store")
 
 	// ErrCheckpointsExist is returned by ImportCheckpoints when the projection
-	// has checkpoints here already. A program that imports at each start may
-	// take it for done.
+	// has checkpoints here already: an earlier import is done, or workers have
+	// run it.
 	ErrCheckpointsExist = errors.New("projection has checkpoints already")
 
 	// ErrOldCheckpoints is returned by ImportCheckpoints when rows of the old

@@ -127,10 +127,10 @@ func (i Imported) String() string {
 //     and goes on from the imported positions;
 //   - ErrOldCheckpoints, where old checkpoints are missing, have no position, or
 //     tell of another total. The message names each key;
-//   - ErrStillMoving, where an old processor is seen to move: it has its
-//     checkpoint locked, or wants to move it while the import watches with the
-//     checkpoint locked, or may be in the midst of a batch, having read the table
-//     in a transaction that does not end;
+//   - ErrStillMoving, where an old processor is seen to move: it (or another
+//     import) has its checkpoint locked, or wants to move it while the import
+//     watches with the checkpoint locked, or may be in the midst of a batch,
+//     having read the table in a transaction that does not end;
 //   - ErrProjectionTaken, ErrSchema and ErrInvalidConfig.
 //
 // The watch can't see a processor that has nothing to do, reads its checkpoint
@@ -140,8 +140,8 @@ func (i Imported) String() string {
 // not in its table. So stop the old processors for certain, whatever the watch
 // says.
 //
-// Any other error is the database's. Where it leaves open whether the import was
-// committed, call again: ErrCheckpointsExist says that it was.
+// Any other error is the database's, or ctx.Err(). Where it leaves open whether the
+// import was committed, call again: ErrCheckpointsExist says that it was.
 //
 // With an error, Imported holds what was found until then. To go back to
 // processors that are run by hand, see the section "Migrating from manual
@@ -169,6 +169,8 @@ func ImportCheckpoints(ctx context.Context, cfg ImportConfig) (Imported, error) 
 		err = fmt.Errorf("%w: %w (its lease is over; if it is dead, delete its row from orchestrator_workers)", ErrProjectionTaken, err)
 	case taken != nil:
 		err = fmt.Errorf("%w: %w", ErrProjectionTaken, err)
+	case err != nil && ctx.Err() != nil && !errors.Is(err, ctx.Err()): // the driver says it in its own words
+		err = fmt.Errorf("%w: %w", ctx.Err(), err)
 	case store.LockTimeout(err):
 		err = fmt.Errorf("%w; nothing was changed, try again", err)
 	}
@@ -193,7 +195,7 @@ func (c ImportConfig) run(ctx context.Context, i *store.Import, keys oldKeys, do
 		return err
 	}
 	if len(busy) > 0 {
-		return fmt.Errorf("%w: somebody is writing %s in %s; stop the processors, then import", ErrStillMoving, quoted(busy), c.Old.name())
+		return fmt.Errorf("%w: somebody else has %s in %s locked, a processor that is writing or another import; stop the processors, then import", ErrStillMoving, quoted(busy), c.Old.name())
 	}
 	positions, err := keys.positions(rows)
 	if err != nil {

@@ -339,20 +339,19 @@ func TestImportAfterWorkersHaveStarted(t *testing.T) {
 	w.checkEffects("transactional")
 }
 
-// Another set has the projection, and a worker that runs it.
+// Another set has the projection, and a worker that runs it, or has died.
 func TestImportTaken(t *testing.T) {
 	w := newHandRunWorld(t)
-	w.old("plain", 1)
-	r := run(t, w.config(w.db, "other"), plain{effects{name: "plain"}, w.db})
-	w.active("other", 1)
-	w.exec(`DELETE FROM orchestrator_checkpoints`)
-	w.refused(w.importing("plain", 1), orchestrator.ErrProjectionTaken, `replica set "other"`)
-	r.stop()
+	w.old("p", 1)
+	w.exec(`INSERT INTO orchestrator_projections VALUES ('p', 'other')`)
 	w.exec(`
 INSERT INTO orchestrator_workers (replica_set, id, joined_at, lease_us, lease_until, generation, total, partition, holds, projections)
-VALUES ('other', 'dead', now(), 1, now() - interval '1 day', 1, 1, 0, 1, '["plain"]')`)
-	w.exec(`DELETE FROM orchestrator_checkpoints`)
-	w.refused(w.importing("plain", 1), orchestrator.ErrProjectionTaken, `worker dead`, "its lease is over")
+VALUES ('other', 'w1', now(), 1000000, now() + interval '1 day', 1, 1, 0, 1, '["p"]')`)
+	w.refused(w.importing("p", 1), orchestrator.ErrProjectionTaken, `replica set "other", where worker w1 runs it`)
+	w.exec(`UPDATE orchestrator_workers SET lease_until = now() - interval '1 day'`)
+	w.refused(w.importing("p", 1), orchestrator.ErrProjectionTaken, "its lease is over", "delete its row")
+	w.exec(`DELETE FROM orchestrator_workers`)
+	mustImport(t, w.importing("p", 1))
 }
 
 func TestImportDryRun(t *testing.T) {
@@ -408,7 +407,7 @@ func TestImportMeetsALockedRow(t *testing.T) {
 	if _, err := tx.ExecContext(t.Context(), `UPDATE projection_checkpoints SET last_global_position = 8 WHERE projection_name = 'p_p1'`); err != nil {
 		t.Fatal(err)
 	}
-	w.refused(w.importing("p", 2), orchestrator.ErrStillMoving, `writing "p_p1" in`)
+	w.refused(w.importing("p", 2), orchestrator.ErrStillMoving, `has "p_p1" in`)
 	if err := tx.Commit(); err != nil {
 		t.Fatal(err)
 	}
@@ -429,9 +428,7 @@ func TestImportMeetsAMovingProcessor(t *testing.T) {
 		_, err := orchestrator.ImportCheckpoints(t.Context(), cfg)
 		refused <- err
 	}()
-	eventually(t, "the import has the rows locked", func() bool {
-		return w.number(`SELECT count(*) FROM pg_locks WHERE relation = 'projection_checkpoints'::regclass AND mode = 'RowShareLock' AND granted`) > 0
-	})
+	w.importWatches()
 	w.handRun("p", 1, 2, 100)
 	if err := <-refused; !errors.Is(err, orchestrator.ErrStillMoving) || !strings.Contains(err.Error(), "waits to move") {
 		t.Errorf("%v, want ErrStillMoving", err)
@@ -466,6 +463,14 @@ func TestImportMeetsALongBatch(t *testing.T) {
 	mustImport(t, w.importing("p", 1))
 }
 
+// importWatches waits until an import has the rows locked and looks who waits.
+func (w *world) importWatches() {
+	w.t.Helper()
+	eventually(w.t, "the import watches", func() bool {
+		return w.number(`SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid() AND query LIKE '%pg_blocking_pids%'`) > 0
+	})
+}
+
 // The caller gives up during the watch.
 func TestImportCancelled(t *testing.T) {
 	w := newHandRunWorld(t)
@@ -478,9 +483,7 @@ func TestImportCancelled(t *testing.T) {
 		_, err := orchestrator.ImportCheckpoints(ctx, cfg)
 		done <- err
 	}()
-	eventually(t, "the import has the rows locked", func() bool {
-		return w.number(`SELECT count(*) FROM pg_locks WHERE relation = 'projection_checkpoints'::regclass AND mode = 'RowShareLock' AND granted`) > 0
-	})
+	w.importWatches()
 	cancel()
 	if err := <-done; !errors.Is(err, context.Canceled) {
 		t.Errorf("%v, want context.Canceled", err)

@@ -72,6 +72,42 @@ func TestRun(t *testing.T) {
 	}
 }
 
+func TestImport(t *testing.T) {
+	for _, mode := range modes {
+		t.Run(mode.String(), func(t *testing.T) {
+			t.Parallel()
+			_, url := pgtest.Database(t)
+			db, err := opener(mode)(url)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer db.Close()
+			if err := orchestrator.RunMigrations(db); err != nil {
+				t.Fatal(err)
+			}
+			for _, q := range []string{
+				`CREATE TABLE projection_checkpoints (projection_name text PRIMARY KEY, last_global_position bigint NOT NULL)`,
+				`INSERT INTO projection_checkpoints VALUES ('p_p0', 7), ('p_p1', 5), ('p_p2', 9)`,
+			} {
+				if _, err := db.Exec(q); err != nil {
+					t.Fatal(err)
+				}
+			}
+			imported, err := orchestrator.ImportCheckpoints(t.Context(), orchestrator.ImportConfig{
+				DB: db, Projection: "p", ReplicaSet: "set", Total: 3, Watch: time.Millisecond,
+			})
+			if err != nil || imported.Lowest != 5 || !imported.Exact {
+				t.Fatalf("%v, %v", imported, err)
+			}
+			var n int
+			err = db.QueryRow(`SELECT count(*) FROM orchestrator_checkpoints WHERE (partition, position, total, generation) IN ((0, 7, 3, 0), (1, 5, 3, 0), (2, 9, 3, 0))`).Scan(&n)
+			if err != nil || n != 3 {
+				t.Errorf("%d checkpoints were imported, %v", n, err)
+			}
+		})
+	}
+}
+
 const tables = `
 CREATE TABLE events (
     global_position   bigserial PRIMARY KEY,

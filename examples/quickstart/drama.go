@@ -9,6 +9,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/getpup/pupsourcing-orchestrator/examples/internal/stage"
 )
 
 // Bounds on what the drama waits for.
@@ -22,7 +24,7 @@ const (
 type drama struct {
 	*display
 	options   options
-	stage     *stage
+	stage     *stage.Stage
 	processes *processes
 	watch     *watch
 	writers   *writers
@@ -34,16 +36,16 @@ type drama struct {
 
 // play has everything happen, and returns what came out. It leaves no process
 // behind.
-func play(ctx context.Context, o options, s *stage, d *display, signals *signals) (v verdict, err error) {
+func play(ctx context.Context, o options, s *stage.Stage, d *display, signals *signals) (v verdict, err error) {
 	if freeze == nil {
 		return v, errors.New("this example freezes a process, which needs a Unix system")
 	}
 	ctx, fail := context.WithCancelCause(ctx)
-	ps := &processes{url: s.url, say: d.say, fail: fail}
+	ps := &processes{url: s.URL, say: d.say, fail: fail}
 	dr := &drama{
-		display: d, options: o, stage: s, processes: ps, watch: newWatch(s.db, ps.named),
+		display: d, options: o, stage: s, processes: ps, watch: newWatch(s.DB, ps.named),
 	}
-	dr.writers = newWriters(s.db, dr.watch, o)
+	dr.writers = newWriters(s.DB, dr.watch, o)
 	var helpers sync.WaitGroup
 	defer func() {
 		fail(nil)
@@ -117,7 +119,7 @@ func (d *drama) freeze(ctx context.Context) error {
 	}
 
 	// From this moment on, what the worker had in hand may end.
-	_, err = d.stage.db.ExecContext(ctx, `INSERT INTO freezes (worker, generation) VALUES ($1, $2)`, p.name, before.generation)
+	_, err = d.stage.DB.ExecContext(ctx, `INSERT INTO freezes (worker, generation) VALUES ($1, $2)`, p.name, before.generation)
 	if err != nil {
 		return fmt.Errorf("note when %s is woken: %w", p.name, err)
 	}
@@ -144,7 +146,7 @@ func (d *drama) freeze(ctx context.Context) error {
 // committed counts what the process has committed under generations up to this
 // one, in the transactions that commit the progress.
 func (d *drama) committed(ctx context.Context, p *process, generation int64) (n int64, err error) {
-	err = d.stage.db.QueryRowContext(ctx,
+	err = d.stage.DB.QueryRowContext(ctx,
 		`SELECT count(*) FROM effects WHERE worker = $1 AND generation <= $2 AND projection IN ('transactional', 'batch')`,
 		p.name, generation).Scan(&n)
 	if err != nil {
@@ -187,7 +189,7 @@ func (d *drama) leave(ctx context.Context) error {
 // clock, until the others had its partition.
 func (d *drama) takeOver(ctx context.Context, p *process, s os.Signal, f fate) (time.Duration, error) {
 	var begun time.Time
-	if err := d.stage.db.QueryRowContext(ctx, `SELECT clock_timestamp()`).Scan(&begun); err != nil {
+	if err := d.stage.DB.QueryRowContext(ctx, `SELECT clock_timestamp()`).Scan(&begun); err != nil {
 		return 0, fmt.Errorf("read the time: %w", err)
 	}
 	if err := d.part(p, s, f); err != nil {
@@ -240,7 +242,7 @@ func (d *drama) finish(ctx context.Context, signals *signals) error {
 func (d *drama) hold(ctx context.Context, released <-chan struct{}) error {
 	d.processes.loosen()
 	d.announce("", "going on slowly until Ctrl-C; look at it, or kill a worker:")
-	d.say("", "%s", d.stage.hint)
+	d.say("", "%s", d.stage.Hint)
 	if err := d.writers.trickle(ctx, released); err != nil {
 		return err
 	}
@@ -258,7 +260,7 @@ func (d *drama) verify(ctx context.Context) (verdict, error) {
 	d.say("", "%d positions belong to transactions that were rolled back", d.writers.gaps.Load())
 	ctx, cancel := context.WithTimeout(ctx, verifyMax)
 	defer cancel()
-	v, err := verify(ctx, d.stage.db)
+	v, err := verify(ctx, d.stage.DB)
 	v.generations = d.generations
 	if appended := d.writers.appended.Load(); err == nil && v.events != appended {
 		err = fmt.Errorf("verify: %d events were appended, and the table has %d", appended, v.events)

@@ -25,6 +25,8 @@ import (
 	"os/signal"
 	"sync"
 	"syscall"
+
+	"github.com/getpup/pupsourcing-orchestrator/examples/internal/stage"
 )
 
 // workerEnv is set, to the worker's name, in the processes that this program
@@ -92,17 +94,18 @@ func show(ctx context.Context, o options, signals *signals, stdout io.Writer) (v
 	d := newDisplay(stdout)
 	defer d.end()
 	d.say("", "finding or starting a PostgreSQL")
-	s, err := openStage(ctx)
+	s, err := stage.Open(ctx, "quickstart", tables)
 	if err != nil {
 		return verdict{}, err
 	}
 	defer func() {
-		if failed := s.close(); failed != nil {
+		if failed := s.Close(); failed != nil {
 			d.say("", "%v", failed)
 			err = errors.Join(err, failed)
 		}
 	}()
-	d.say("", "%s", s.source)
+	s.DB.SetMaxIdleConns(writerCount + 4)
+	d.say("", "%s", s.Source)
 	return play(ctx, o, s, d, signals)
 }
 

@@ -12,7 +12,7 @@ import (
 )
 
 // The three kinds of projection. All they do is to write down what they were
-// given, as rows of the table effects: see stage.go. Nothing there is unique,
+// given, as rows of the table effects: see tables.go. Nothing there is unique,
 // so whatever is handled twice stands there twice.
 
 // plain writes through a connection of its own, so what it has written stays

@@ -12,7 +12,7 @@ import (
 var projectionNames = []string{"plain", "transactional", "batch"}
 
 // The verification: four questions to the tables events and effects, each
-// about one projection, $1. The right answer is 0. See stage.go for the
+// about one projection, $1. The right answer is 0. See tables.go for the
 // tables; verify_test.go makes each answer be another.
 const (
 	// Events without an effect.

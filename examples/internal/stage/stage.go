@@ -1,0 +1,133 @@
+// Package stage gives an example a place to play: a schema with the library's
+// tables, on the server that DATABASE_URL names or else on one that it starts.
+package stage
+
+import (
+	"context"
+	"crypto/rand"
+	"database/sql"
+	"errors"
+	"fmt"
+	"net/url"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/lib/pq"
+
+	orchestrator "github.com/getpup/pupsourcing-orchestrator"
+	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg"
+)
+
+// Bounds of setting up and of clearing away.
+const (
+	setUpMax = 30 * time.Second
+	clearMax = 20 * time.Second
+)
+
+// A Stage is a schema on a PostgreSQL server.
+type Stage struct {
+	Source string // which server, in one line
+	Hint   string // how to look at it
+	URL    string // leads into the schema
+	DB     *sql.DB
+
+	server *embedpg.Server
+	schema string
+}
+
+// Open makes a schema, named after the example, with its tables and the
+// library's.
+func Open(ctx context.Context, example, tables string) (_ *Stage, err error) {
+	server, err := embedpg.Start(ctx, embedpg.Options{})
+	if err != nil {
+		return nil, err
+	}
+	s := &Stage{
+		server: server, Source: server.Source(),
+		schema: example + "_" + strings.ToLower(rand.Text()[:8]),
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.Close())
+		}
+	}()
+	database := "postgres"
+	given := os.Getenv("DATABASE_URL")
+	if given != "" {
+		u, err := url.Parse(given)
+		if err != nil {
+			return nil, errors.New("DATABASE_URL can't be parsed") // err may hold a password
+		}
+		database = strings.TrimPrefix(u.Path, "/")
+	}
+	if s.URL, s.Hint, err = inSchema(server.URL(database), s.schema); err != nil {
+		return nil, err
+	}
+	if given != "" { // whoever set it knows the password, the terminal need not
+		s.Hint = fmt.Sprintf(`psql "$DATABASE_URL", and there SET search_path TO %s`, s.schema)
+	}
+	connector, err := pq.NewConnector(s.URL)
+	if err != nil {
+		return nil, err
+	}
+	s.DB = sql.OpenDB(connector)
+
+	ctx, cancel := context.WithTimeout(ctx, setUpMax)
+	defer cancel()
+	if _, err := s.DB.ExecContext(ctx, "CREATE SCHEMA "+s.schema); err != nil {
+		return nil, fmt.Errorf("create schema %s: %w", s.schema, err)
+	}
+	if _, err := s.DB.ExecContext(ctx, tables); err != nil {
+		return nil, fmt.Errorf("create the tables of %s: %w", example, err)
+	}
+	return s, orchestrator.RunMigrations(s.DB)
+}
+
+// inSchema adds the schema to a database's URL, and returns it for lib/pq and
+// as a command line of psql.
+func inSchema(database, schema string) (forPQ, forPsql string, err error) {
+	u, err := url.Parse(database)
+	if err != nil {
+		return "", "", errors.New("the database's URL can't be parsed") // err may hold a password
+	}
+	q := u.Query()
+	q.Set("options", strings.TrimSpace(q.Get("options")+" -csearch_path="+schema))
+	encode := func() string {
+		u.RawQuery = strings.ReplaceAll(q.Encode(), "+", "%20") // psql takes a + for a plus
+		return u.String()
+	}
+	forPsql = fmt.Sprintf(`psql "%s"`, encode())
+	// Statements with parameters take one round trip instead of two.
+	q.Set("binary_parameters", "yes")
+	return encode(), forPsql, nil
+}
+
+// Close drops the schema and ends the server, if that was started here. No
+// process uses the schema any more.
+func (s *Stage) Close() error {
+	var err error
+	if s.DB != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), clearMax)
+		defer cancel()
+		err = errors.Join(s.drop(ctx), s.DB.Close())
+	}
+	return errors.Join(err, s.server.Stop())
+}
+
+// drop tries again after a deadlock: a session whose process was killed may
+// still be at its last statement.
+func (s *Stage) drop(ctx context.Context) error {
+	for {
+		_, err := s.DB.ExecContext(ctx, "DROP SCHEMA IF EXISTS "+s.schema+" CASCADE")
+		if err == nil {
+			return nil
+		}
+		var failed *pq.Error
+		if !errors.As(err, &failed) || failed.Code != deadlockDetected {
+			return fmt.Errorf("drop schema %s: %w", s.schema, err)
+		}
+	}
+}
+
+const deadlockDetected = "40P01"

@@ -1,0 +1,91 @@
+package main
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	orchestrator "github.com/getpup/pupsourcing-orchestrator"
+)
+
+const projectionName = "order_history"
+
+// handle is the projection's work, the same before and after.
+func handle(ctx context.Context, tx orchestrator.Tx, position int64, by string) error {
+	_, err := tx.ExecContext(ctx, `INSERT INTO handled (position, by) VALUES ($1, $2)`, position, by)
+	return err
+}
+
+// orderHistory keeps its name, by which its progress is found.
+type orderHistory struct{ worker string }
+
+func (orderHistory) Name() string { return projectionName }
+
+func (p orderHistory) HandleTx(ctx context.Context, tx orchestrator.Tx, e orchestrator.Event) error {
+	return handle(ctx, tx, e.GlobalPosition, p.worker)
+}
+
+func (orderHistory) Handle(context.Context, orchestrator.Event) error {
+	return errors.New("not called: orderHistory is transactional")
+}
+
+// work is a worker, which is told nothing of partitions.
+func work(ctx context.Context, db *sql.DB, name string) error {
+	events, err := orchestrator.NewEventTable(db, "events")
+	if err != nil {
+		return err
+	}
+	o, err := orchestrator.New(orchestrator.Config[orchestrator.Event]{
+		DB: db, EventStore: events, ReplicaSet: "migration",
+		HeartbeatInterval: 100 * time.Millisecond, // leave it out to get 5s
+	})
+	if err != nil {
+		return err
+	}
+	return o.Run(ctx, []orchestrator.Projection[orchestrator.Event]{orderHistory{name}})
+}
+
+// A team is the workers of this example, which are goroutines of one process.
+type team struct {
+	ctx     context.Context // ends when a worker fails
+	fail    context.CancelCauseFunc
+	db      *sql.DB
+	workers sync.WaitGroup
+	started int
+}
+
+func newTeam(ctx context.Context, db *sql.DB) *team {
+	t := &team{db: db}
+	t.ctx, t.fail = context.WithCancelCause(ctx)
+	return t
+}
+
+// start starts a worker, and returns how to have it leave.
+func (t *team) start() (leave context.CancelFunc) {
+	t.started++
+	name := fmt.Sprintf("worker %d", t.started)
+	ctx, leave := context.WithCancel(t.ctx)
+	t.workers.Go(func() {
+		if err := work(ctx, t.db, name); ctx.Err() == nil {
+			t.fail(fmt.Errorf("%s: %w", name, err))
+		}
+	})
+	return leave
+}
+
+// stop has all workers leave, and waits for them.
+func (t *team) stop() {
+	t.fail(nil)
+	t.workers.Wait()
+}
+
+// reason returns why a worker failed, if err comes of that.
+func (t *team) reason(err error) error {
+	if err != nil && t.ctx.Err() != nil {
+		return context.Cause(t.ctx)
+	}
+	return err
+}

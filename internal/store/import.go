@@ -1,0 +1,167 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
+)
+
+// An OldTable is a table of checkpoints that are not the library's own.
+type OldTable struct {
+	// Name is quoted, for statements.
+	Name       string
+	lock, list string
+}
+
+// NewOldTable returns the statements for a table; the names are quoted.
+func NewOldTable(name, key, position string) OldTable {
+	put := strings.NewReplacer("{table}", name, "{key}", key+"::text", "{position}", position+"::bigint").Replace
+	return OldTable{
+		Name: name,
+		// A row that somebody else has locked is left out, and not waited for.
+		lock: put(`
+SELECT {key}, {position} FROM {table}
+ WHERE {key} IN (SELECT jsonb_array_elements_text($1::jsonb)) ORDER BY 1 FOR UPDATE SKIP LOCKED`),
+		list: put(`
+SELECT {key} FROM {table} WHERE {key} IN (SELECT jsonb_array_elements_text($1::jsonb)) ORDER BY 1`),
+	}
+}
+
+// An OldRow is one old checkpoint.
+type OldRow struct {
+	Key      string
+	Position sql.NullInt64
+}
+
+// An Import is a transaction that makes old checkpoints a projection's own.
+type Import struct {
+	store *Store
+	tx    *sql.Tx
+	old   OldTable
+}
+
+// Import runs f in a transaction, which is committed if f returns nil.
+func (s *Store) Import(ctx context.Context, old OldTable, f func(*Import) error) error {
+	return s.transact(ctx, func(tx *sql.Tx) error { return f(&Import{s, tx, old}) })
+}
+
+// Lock locks the rows of the old table with the keys, and returns them. busy
+// are those that somebody else has locked.
+func (i *Import) Lock(ctx context.Context, keys []string) (rows []OldRow, busy []string, err error) {
+	locked, err := i.tx.QueryContext(ctx, i.old.lock, mustJSON(keys))
+	if err != nil {
+		return nil, nil, fmt.Errorf("lock the checkpoints in %s: %w", i.old.Name, err)
+	}
+	defer locked.Close()
+	have := map[string]int{}
+	for locked.Next() {
+		var r OldRow
+		if err := locked.Scan(&r.Key, &r.Position); err != nil {
+			return nil, nil, fmt.Errorf("read a checkpoint in %s: %w", i.old.Name, err)
+		}
+		rows = append(rows, r)
+		have[r.Key]++
+	}
+	if err := locked.Err(); err != nil {
+		return nil, nil, fmt.Errorf("lock the checkpoints in %s: %w", i.old.Name, err)
+	}
+	all, err := queryStrings(ctx, i.tx, i.old.list, mustJSON(keys))
+	if err != nil {
+		return nil, nil, fmt.Errorf("list the checkpoints in %s: %w", i.old.Name, err)
+	}
+	for _, key := range all {
+		if have[key]--; have[key] < 0 {
+			busy = append(busy, key)
+		}
+	}
+	return rows, busy, nil
+}
+
+// usersSQL lists the transactions that have read or written a table, prepared
+// ones included, and which of them wait for this one.
+const usersSQL = `
+SELECT virtualtransaction, coalesce(pid, 0), coalesce(pg_backend_pid() = ANY (pg_blocking_pids(pid)), false)
+  FROM (SELECT DISTINCT virtualtransaction, pid
+          FROM pg_locks
+         WHERE locktype = 'relation' AND granted
+           AND mode IN ('AccessShareLock', 'RowShareLock', 'RowExclusiveLock')
+           AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+           AND relation = $1::regclass AND pid IS DISTINCT FROM pg_backend_pid()) AS users
+ ORDER BY 1`
+
+// Users returns who uses the old table.
+func (i *Import) Users(ctx context.Context) ([]protocol.User, error) {
+	rows, err := i.tx.QueryContext(ctx, usersSQL, i.old.Name)
+	if err != nil {
+		return nil, fmt.Errorf("list who uses %s: %w", i.old.Name, err)
+	}
+	defer rows.Close()
+	var users []protocol.User
+	for rows.Next() {
+		var u protocol.User
+		if err := rows.Scan(&u.Transaction, &u.Backend, &u.Blocked); err != nil {
+			return nil, fmt.Errorf("list who uses %s: %w", i.old.Name, err)
+		}
+		users = append(users, u)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, fmt.Errorf("list who uses %s: %w", i.old.Name, err)
+	}
+	return users, nil
+}
+
+// Owner returns the replica set under which the projection has checkpoints, ""
+// if it has none.
+func (i *Import) Owner(ctx context.Context, projection string) (set string, err error) {
+	err = i.tx.QueryRowContext(ctx, ownerSQL, projection).Scan(&set)
+	if err != nil && !errors.Is(err, sql.ErrNoRows) {
+		return "", fmt.Errorf("look for checkpoints of projection %q: %w", projection, err)
+	}
+	return set, nil
+}
+
+const ownerSQL = `SELECT replica_set FROM orchestrator_checkpoints WHERE projection = $1 LIMIT 1`
+
+// Claim makes the projection the set's own.
+//
+// The set is locked as for any other change to it. The projection's row is not
+// enough, for if it is new, nobody else sees it:
+//  1. a worker that activates a generation lists the set's projections;
+//  2. the import adds this one, with its checkpoints, and commits;
+//  3. the worker drops the partitions that its generation lacks, of this
+//     projection as well, and their positions are lost.
+func (i *Import) Claim(ctx context.Context, projection string) error {
+	if _, err := i.store.lockGroup(ctx, i.tx, true); err != nil {
+		return err
+	}
+	// Nobody is declared dead here: that takes somebody who has watched the
+	// database's clock for as long as a lease.
+	var now time.Time
+	if err := i.tx.QueryRowContext(ctx, i.store.sql.now).Scan(&now); err != nil {
+		return fmt.Errorf("read the time: %w", err)
+	}
+	return i.store.claim(ctx, i.tx, []string{projection}, now, protocol.Watch{})
+}
+
+// noGeneration is what imported checkpoints stand under: no lane runs under it,
+// so none can commit before an activation has taken them over, and it raises
+// no set's next number.
+const noGeneration = 0
+
+// Write writes the checkpoints of a projection that has none, and is claimed.
+func (i *Import) Write(ctx context.Context, projection string, checkpoints []protocol.Checkpoint) error {
+	var rows []checkpointRow
+	for k, c := range checkpoints {
+		rows = append(rows, checkpointRow{projection, k, c.Position, encodeMarks(c.Ahead)})
+	}
+	_, err := i.tx.ExecContext(ctx, i.store.sql.saveCheckpoints, i.store.set, int64(noGeneration), len(checkpoints), mustJSON(rows))
+	if err != nil {
+		return fmt.Errorf("write the checkpoints of projection %q: %w", projection, err)
+	}
+	return nil
+}

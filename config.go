@@ -40,8 +40,8 @@ const MaxTotalPartitions = protocol.Slots
 type Config[E any] struct {
 	// DB is the database in which the workers find each other and in which the
 	// progress and the writes of transactional projections are committed. It
-	// needs a connection for coordination and, for each projection, one for
-	// its transaction, beside those that handlers take for themselves. Let the
+	// needs a connection for coordination and, for each projection on each
+	// partition, one for its transaction, beside those that handlers take for themselves. Let the
 	// pool keep as many idle (sql.DB.SetMaxIdleConns; its default is 2).
 	DB *sql.DB
 	// EventStore is where the events come from.
@@ -66,6 +66,10 @@ type Config[E any] struct {
 	// Default: 100.
 	BatchSize int
 
+	// Partitions is how many partitions the worker takes, and handles side by
+	// side, each with its own order: where handlers wait for something, several
+	// do as much as several workers. Default: 1.
+	Partitions int
 	// MaxPartitions is the largest number of partitions; workers beyond it
 	// wait as standbys. The newest worker's value is the set's. Default: as
 	// many as there are workers.
@@ -148,7 +152,7 @@ func (c Config[E]) withDefaults() (Config[E], error) {
 		field    string
 		value    *int
 		fallback int
-	}{{"BatchSize", &c.BatchSize, DefaultBatchSize}, {"ReadAheadBytes", &c.ReadAheadBytes, DefaultReadAheadBytes}} {
+	}{{"BatchSize", &c.BatchSize, DefaultBatchSize}, {"ReadAheadBytes", &c.ReadAheadBytes, DefaultReadAheadBytes}, {"Partitions", &c.Partitions, 1}} {
 		if *n.value < 0 {
 			return c, configError(n.field, fmt.Sprintf("is %d; it can't be negative", *n.value))
 		}
@@ -163,6 +167,8 @@ func (c Config[E]) withDefaults() (Config[E], error) {
 		return c, configError("StaleWorkerTimeout", fmt.Sprintf(
 			"is %s, with a HeartbeatInterval of %s; it must be at least three times that, or a single late heartbeat costs the lease",
 			c.StaleWorkerTimeout, c.HeartbeatInterval))
+	case c.Partitions > MaxTotalPartitions:
+		return c, configError("Partitions", fmt.Sprintf("is %d; the most is %d", c.Partitions, MaxTotalPartitions))
 	case c.MaxPartitions < 0 || c.MaxPartitions > MaxTotalPartitions:
 		return c, configError("MaxPartitions", fmt.Sprintf("is %d; it must be between 0 (no limit) and %d", c.MaxPartitions, MaxTotalPartitions))
 	case c.Retry.Max < c.Retry.Min:

@@ -121,7 +121,7 @@ func newWorker[E any](ctx context.Context, cfg Config[E], projections []Projecti
 		store: store.New(cfg.DB, string(cfg.ReplicaSet), store.Options{Bounds: store.BoundsOf(cfg.StaleWorkerTimeout)}),
 		feed:  joinFeed(cfg.EventStore, cfg.feedConfig(), cfg.StaleWorkerTimeout),
 		session: protocol.NewSession(protocol.WorkerID(name),
-			cfg.timing(), protocol.Request{MaxPartitions: cfg.MaxPartitions, JoinWindow: cfg.JoinWindow}),
+			cfg.timing(), protocol.Request{Wants: cfg.Partitions, MaxPartitions: cfg.MaxPartitions, JoinWindow: cfg.JoinWindow}),
 		log:    cfg.Logger.With("replica_set", string(cfg.ReplicaSet), "worker", name),
 		inputs: make(chan protocol.Input),
 		fatal:  make(chan error),
@@ -215,7 +215,7 @@ func (w *worker[E]) loop(ctx context.Context) error {
 			case protocol.Sync:
 				w.busy.Go(func() { w.sync(a.Request) })
 			case protocol.Start:
-				w.start(a.Assignment)
+				w.start(a.Share)
 			case protocol.Drain:
 				w.log.Debug("draining", "generation", a.Generation)
 				w.run.drain()
@@ -294,10 +294,10 @@ func (w *worker[E]) note(in protocol.Input) {
 	}
 }
 
-// start runs the lanes of an assignment.
-func (w *worker[E]) start(a protocol.Assignment) {
-	w.log.Info("started", "generation", a.Generation, "partition", a.Partition, "total_partitions", a.Total)
-	w.run = startRun(w, a)
+// start runs the lanes of a share.
+func (w *worker[E]) start(s protocol.Share) {
+	w.log.Info("started", "generation", s.Generation, "partitions", protocol.Numbers(s.Partitions), "total_partitions", s.Total)
+	w.run = startRun(w, s)
 }
 
 func (w *worker[E]) cancel(a protocol.Cancel) {

@@ -16,7 +16,7 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
-// A run is all lanes of one assignment.
+// A run is all lanes of one share.
 type run[E any] struct {
 	lanes    []*lane[E]
 	draining chan struct{} // closed: finish the event in hand, commit, end
@@ -24,24 +24,28 @@ type run[E any] struct {
 	cancelc  context.CancelCauseFunc
 }
 
-// startRun starts a lane for each projection. When all have ended, the
-// session hears of it.
-func startRun[E any](w *worker[E], a protocol.Assignment) *run[E] {
-	ctx := ContextWithAssignment(w.life, Assignment{
-		ReplicaSet: w.cfg.ReplicaSet, Generation: a.Generation, Partition: a.Partition, TotalPartitions: a.Total,
-	})
+// startRun starts a lane for each projection on each partition. When all have
+// ended, the session hears of it.
+func startRun[E any](w *worker[E], s protocol.Share) *run[E] {
 	r := &run[E]{draining: make(chan struct{})}
-	ctx, r.cancelc = context.WithCancelCause(ctx)
+	ctx, cancel := context.WithCancelCause(w.life)
+	r.cancelc = cancel
 	var lanes sync.WaitGroup
-	for i := range w.projections {
-		l := newLane(ctx, w, r, i, a)
-		r.lanes = append(r.lanes, l)
+	for _, a := range s.Assignments() {
+		ctx := ContextWithAssignment(ctx, Assignment{
+			ReplicaSet: w.cfg.ReplicaSet, Generation: a.Generation, Partition: a.Partition, TotalPartitions: a.Total,
+		})
+		for i := range w.projections {
+			r.lanes = append(r.lanes, newLane(ctx, w, r, i, a))
+		}
+	}
+	for _, l := range r.lanes {
 		lanes.Go(l.loop)
 	}
 	go func() {
 		lanes.Wait()
 		r.cancelc(nil)
-		w.input(protocol.Stopped{Generation: a.Generation})
+		w.input(protocol.Stopped{Generation: s.Generation})
 	}()
 	return r
 }
@@ -61,9 +65,9 @@ func (r *run[E]) inHand() []string {
 			continue
 		}
 		if position := l.position.Load(); position != 0 {
-			out = append(out, fmt.Sprintf("projection %q at position %d", l.id.Projection, position))
+			out = append(out, fmt.Sprintf("projection %q, partition %d, at position %d", l.id.Projection, l.id.Assignment.Partition, position))
 		} else {
-			out = append(out, fmt.Sprintf("projection %q between two events", l.id.Projection))
+			out = append(out, fmt.Sprintf("projection %q, partition %d, between two events", l.id.Projection, l.id.Assignment.Partition))
 		}
 	}
 	return out

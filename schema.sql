@@ -45,7 +45,9 @@ CREATE TABLE IF NOT EXISTS orchestrator_workers (
     -- time so that a heartbeat reads an assignment in one piece.
     generation  bigint      NOT NULL,
     total       integer     NOT NULL,
-    partition   integer     NOT NULL, -- -1: none
+    partitions  jsonb       NOT NULL, -- [0, 4, …]; []: none
+    -- How many partitions the worker takes at most.
+    wants       integer     NOT NULL,
     -- The active generation that the worker has to stop before a newer one
     -- can be activated; 0: none.
     holds       bigint      NOT NULL,

@@ -344,7 +344,7 @@ func (w *world) active(set orchestrator.ReplicaSetName, total int) (generation i
 		generation = w.number(`
 SELECT coalesce(max(generation), 0) FROM orchestrator_replica_sets s
  WHERE name = $1 AND phase = 'active' AND total = $2
-   AND total = (SELECT count(*) FROM orchestrator_workers WHERE replica_set = s.name AND partition >= 0)`, set, total)
+   AND total = (SELECT sum(jsonb_array_length(partitions)) FROM orchestrator_workers WHERE replica_set = s.name)`, set, total)
 		return generation > 0
 	})
 	return generation

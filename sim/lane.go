@@ -34,10 +34,10 @@ type lane struct {
 	stale    []event             // what was read beyond a gap; for mutants
 }
 
-func newLane(p *worker, r *run, q projection) *lane {
+func newLane(p *worker, r *run, q projection, a protocol.Assignment) *lane {
 	w := p.w
-	l := &lane{p: p, run: r, id: store.Lane{Projection: q.name, Assignment: r.assignment}, kind: q.kind}
-	l.core = protocol.NewLane(r.assignment, protocol.LaneConfig{
+	l := &lane{p: p, run: r, id: store.Lane{Projection: q.name, Assignment: a}, kind: q.kind}
+	l.core = protocol.NewLane(a, protocol.LaneConfig{
 		Kind: q.kind, Batch: w.plan.batch, Poll: w.plan.poll, Lease: p.timing.Lease, Retry: w.plan.retry,
 		StopOnFailure: w.plan.stopOnFailure,
 	})

@@ -266,6 +266,7 @@ func (d *duel) sync() (string, func(connection) string) {
 		r.Heartbeat = true
 	case 3, 4:
 		r.Join, r.MaxPartitions, r.JoinWindow = true, pick(d.rand, 0, 0, 2), pick(d.rand, 0, 1700, testBounds.Idle)
+		r.Wants = pick(d.rand, 0, 1, 1, 3)
 	case 5:
 		r.Join, r.Replaces = true, pick[protocol.WorkerID](d.rand, "a", "b", "c", "d")
 	case 6:
@@ -290,10 +291,10 @@ func spelled(r store.Result) string {
 	}
 	var b strings.Builder
 	v, g := r.View, r.Group
-	fmt.Fprintf(&b, "%s: member %t generation %d partition %d/%d holds %d step %s\n", at(v.Now), v.Member, v.Generation, v.Partition, v.Total, v.Holds, at(v.StepAt))
+	fmt.Fprintf(&b, "%s: member %t generation %d partition %s/%d holds %d step %s\n", at(v.Now), v.Member, v.Generation, protocol.Numbers(v.Partitions), v.Total, v.Holds, at(v.StepAt))
 	fmt.Fprintf(&b, "    %s, floor %d, limit %d, window %s, for %q\n", g, g.Floor, g.MaxPartitions, g.JoinWindow, g.Reason)
 	for _, m := range g.Members {
-		fmt.Fprintf(&b, "    %s joined %s lease %s to %s partition %d holds %d\n", m.ID, at(m.Joined), m.Lease, at(m.LeaseEnd), m.Partition, m.Holds)
+		fmt.Fprintf(&b, "    %s joined %s lease %s to %s partition %s of %d holds %d\n", m.ID, at(m.Joined), m.Lease, at(m.LeaseEnd), protocol.Numbers(m.Partitions), m.Wants, m.Holds)
 	}
 	fmt.Fprintf(&b, "    %s, step %s", r.Decision, at(r.Decision.StepAt))
 	return b.String()

@@ -124,7 +124,7 @@ func (t *transaction) heartbeat(set *replicaSet, r protocol.Request, done func(p
 	}
 	beat := func() {
 		now := t.m.now()
-		v := protocol.View{Now: now, Partition: protocol.NoPartition}
+		v := protocol.View{Now: now}
 		if own != nil && own.as(t) != nil {
 			w := *own.as(t)
 			w.Lease = r.Lease.Truncate(time.Microsecond)
@@ -133,7 +133,7 @@ func (t *transaction) heartbeat(set *replicaSet, r protocol.Request, done func(p
 				w.Holds = 0
 			}
 			own.put(t, &w)
-			v.Member, v.Generation, v.Total, v.Partition, v.Holds = true, w.generation, w.total, w.Partition, w.Holds
+			v.Member, v.Generation, v.Total, v.Partitions, v.Holds = true, w.generation, w.total, w.Partitions, w.Holds
 		}
 		if group != nil {
 			v.StepAt = group.stepAt
@@ -350,8 +350,9 @@ func (s *coordination) saveMembers(g protocol.Group) {
 		}
 		old[i] = true
 		is := &memberRow{stored(g.Members[i]), g.Generation, g.Total, was.projections}
-		is.Joined = was.Joined
-		if is.Member != was.Member || is.generation != was.generation || is.total != was.total {
+		is.Joined, is.Wants = was.Joined, was.Wants
+		if is.Lease != was.Lease || !is.LeaseEnd.Equal(was.LeaseEnd) || !slices.Equal(is.Partitions, was.Partitions) || is.Holds != was.Holds ||
+			is.generation != was.generation || is.total != was.total {
 			r.put(t, is)
 		}
 	}

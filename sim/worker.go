@@ -112,7 +112,7 @@ func (p *worker) input(in protocol.Input) {
 		case protocol.Sync:
 			p.sync(a.Request)
 		case protocol.Start:
-			p.start(a.Assignment)
+			p.start(a.Share)
 		case protocol.Drain:
 			p.record(fact{kind: runDrains, generation: a.Generation})
 			p.run.drain()
@@ -217,8 +217,8 @@ func (p *worker) synced(r protocol.Request, result store.Result, granted time.Du
 	w := p.w
 	if result.View.Member || r.Leave {
 		p.record(fact{kind: sessionAsks, length: r.Lease - (w.at - granted), generation: result.View.Generation,
-			text: w.text("%s as %s: generation %d %d/%d, holds %d", describe(r), r.Worker,
-				result.View.Generation, result.View.Partition, result.View.Total, result.View.Holds)})
+			text: w.text("%s as %s: generation %d %s/%d, holds %d", describe(r), r.Worker,
+				result.View.Generation, protocol.Numbers(result.View.Partitions), result.View.Total, result.View.Holds)})
 	}
 	d, g := result.Decision, result.Group
 	for _, id := range d.Expired {
@@ -383,21 +383,23 @@ func (p *worker) mend() {
 	p.record(fact{kind: faultMended})
 }
 
-// A run is the lanes of one assignment.
+// A run is the lanes of one share.
 type run struct {
 	p          *worker
-	assignment protocol.Assignment
+	generation int64
 	lanes      []*lane
 	left       int // lanes that have not ended
 	draining   bool
 	canceled   bool
 }
 
-func (p *worker) start(a protocol.Assignment) {
-	p.record(fact{kind: runStarts, generation: a.Generation, partition: a.Partition, total: a.Total})
-	p.run = &run{p: p, assignment: a}
-	for _, q := range p.w.plan.programs[p.version].of(p.set) {
-		p.run.lanes = append(p.run.lanes, newLane(p, p.run, q))
+func (p *worker) start(s protocol.Share) {
+	p.run = &run{p: p, generation: s.Generation}
+	for _, a := range s.Assignments() {
+		p.record(fact{kind: runStarts, generation: a.Generation, partition: a.Partition, total: a.Total})
+		for _, q := range p.w.plan.programs[p.version].of(p.set) {
+			p.run.lanes = append(p.run.lanes, newLane(p, p.run, q, a))
+		}
 	}
 	p.run.left = len(p.run.lanes)
 	for _, l := range p.run.lanes {
@@ -415,7 +417,7 @@ func (r *run) drain() {
 		l.wake()
 	}
 	if r.p.w.rules.stopsTooEarly {
-		r.p.post(func() { r.p.input(protocol.Stopped{Generation: r.assignment.Generation}) })
+		r.p.post(func() { r.p.input(protocol.Stopped{Generation: r.generation}) })
 	}
 }
 
@@ -435,12 +437,12 @@ func (r *run) ended() {
 		return
 	}
 	p := r.p
-	p.record(fact{kind: runStopped, generation: r.assignment.Generation})
+	p.record(fact{kind: runStopped, generation: r.generation})
 	if p.returned {
 		p.end("its handlers have returned")
 		return
 	}
 	if !p.w.rules.stopsTooEarly || !r.draining {
-		p.post(func() { p.input(protocol.Stopped{Generation: r.assignment.Generation}) })
+		p.post(func() { p.input(protocol.Stopped{Generation: r.generation}) })
 	}
 }

@@ -199,7 +199,7 @@ SELECT coalesce(max(generation), 0), coalesce(max(phase), ''), coalesce(max(tota
 		return s, err
 	}
 	s.activated = activated.Time
-	err = each(ctx, tx, `SELECT id, partition, total, generation, holds FROM orchestrator_workers ORDER BY seq`,
+	err = each(ctx, tx, `SELECT id, coalesce((partitions->>0)::int, -1), total, generation, holds FROM orchestrator_workers ORDER BY seq`,
 		func(scan func(...any) error) error {
 			var m member
 			var id string

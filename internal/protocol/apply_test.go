@@ -12,8 +12,8 @@ func TestApply(t *testing.T) {
 	before := Group{
 		Generation: 5, Phase: Active, Total: 2, MaxPartitions: 4, JoinWindow: time.Second,
 		Members: []Member{
-			{ID: "a", Joined: testStart, Lease: lease, LeaseEnd: testStart.Add(lease), Partition: 0, Holds: 5},
-			{ID: "b", Joined: testStart, Lease: lease, LeaseEnd: testStart.Add(lease), Partition: 1, Holds: 5},
+			{ID: "a", Joined: testStart, Lease: lease, LeaseEnd: testStart.Add(lease), Partitions: []int{0}, Holds: 5},
+			{ID: "b", Joined: testStart, Lease: lease, LeaseEnd: testStart.Add(lease), Partitions: []int{1}, Holds: 5},
 		},
 	}
 	now := testStart.Add(10 * time.Second)
@@ -22,7 +22,7 @@ func TestApply(t *testing.T) {
 		return m
 	}
 	a, b := before.Members[0], before.Members[1]
-	c := Member{ID: "c", Joined: now, Lease: lease, LeaseEnd: now.Add(lease), Partition: NoPartition}
+	c := Member{ID: "c", Joined: now, Lease: lease, LeaseEnd: now.Add(lease)}
 	for _, tt := range []struct {
 		why     string
 		request Request

@@ -22,10 +22,6 @@ const (
 	Active Phase = "active"
 )
 
-// NoPartition is the partition of a member that has none: it has just joined
-// or it is a standby.
-const NoPartition = -1
-
 // A Group is all that is decided about one replica set: its newest generation
 // and its members.
 type Group struct {
@@ -61,8 +57,11 @@ type Member struct {
 	Joined   time.Time
 	Lease    time.Duration
 	LeaseEnd time.Time
-	// Partition in the group's Generation, or NoPartition.
-	Partition int
+	// Wants is how many partitions the member takes at most; 0 is one.
+	Wants int
+	// Partitions in the group's Generation, ascending. None: it has just joined,
+	// or it is a standby.
+	Partitions []int
 	// Holds is the activated generation that assigned a partition to the
 	// member and that the member has not reported as stopped; 0 is none.
 	// Invariant: no generation above Holds is active while it is set. It is
@@ -168,15 +167,20 @@ func (m Member) Expired(now time.Time, watch Watch) bool {
 // waited for as long as the step was wide.
 func (m Member) tooLong(now time.Time) bool { return m.LeaseEnd.After(now.Add(m.Lease)) }
 
-// runners returns how many members, counted in join order, should have a
-// partition. Those that have one joined before those that have none, so
-// standbys never displace a running worker.
-func (g Group) runners() int {
-	limit := Slots
+// shares returns how many partitions each member should have: in join order as
+// many as it wants, up to the limit. So standbys, which come last, never displace
+// a running worker.
+func (g Group) shares() []int {
+	left := Slots
 	if g.MaxPartitions > 0 {
-		limit = min(limit, g.MaxPartitions)
+		left = min(left, g.MaxPartitions)
 	}
-	return min(len(g.Members), limit)
+	shares := make([]int, len(g.Members))
+	for i, m := range g.Members {
+		shares[i] = min(max(m.Wants, 1), left)
+		left -= shares[i]
+	}
+	return shares
 }
 
 // due compares the membership that runs with the one that should, and returns
@@ -186,27 +190,32 @@ func (g Group) due(now time.Time) (reason string, at time.Time) {
 	if len(g.Members) == 0 {
 		return "", time.Time{} // nobody to run anything; the next join will see to it
 	}
-	n := g.runners()
-	var joining []Member
-	for _, m := range g.Members[:n] {
-		if m.Partition == NoPartition {
+	var (
+		joining []Member
+		gone    = g.Total // partitions of members that are no more
+		surplus int       // partitions of members that should have fewer: the cap was lowered
+		short   int       // partitions that members could have: another has made room
+	)
+	for i, share := range g.shares() {
+		m := g.Members[i]
+		have := len(m.Partitions)
+		gone -= have
+		switch {
+		case have == 0 && share > 0:
 			joining = append(joining, m)
+		case have < share:
+			short += share - have
+		case have > share:
+			surplus += have - share
 		}
 	}
-	surplus := 0 // members that run and no longer should: the cap was lowered
-	for _, m := range g.Members[n:] {
-		if m.Partition != NoPartition {
-			surplus++
-		}
-	}
-	gone := g.Total - (n - len(joining)) - surplus
 
 	switch {
 	case g.Generation == 0:
 		return "first worker", time.Time{}
-	case len(joining) == 0 && surplus == 0 && gone == 0:
+	case len(joining) == 0 && surplus == 0 && short == 0 && gone == 0:
 		return "", time.Time{}
-	case len(joining) > 0 && surplus == 0 && gone == 0 && g.Phase == Active:
+	case len(joining) > 0 && surplus == 0 && short == 0 && gone == 0 && g.Phase == Active:
 		// Only joins: gather those that come within the window of the first.
 		// Counted from the first, the window closes however many follow. A
 		// clock that reads earlier than the join was stepped back: don't wait
@@ -216,45 +225,55 @@ func (g Group) due(now time.Time) (reason string, at time.Time) {
 			return "", first.Add(g.JoinWindow)
 		}
 	}
-	return changeReason(len(joining), gone, surplus), time.Time{}
+	return changeReason(len(joining), gone, surplus, short), time.Time{}
 }
 
-func changeReason(joined, gone, surplus int) string {
+// changeReason says in words what has changed: workers that have joined, and
+// partitions of which the owner is gone, or has too many, or could have more.
+func changeReason(joined, gone, surplus, short int) string {
 	var parts []string
-	if joined > 0 {
-		parts = append(parts, fmt.Sprintf("%d joined", joined))
-	}
-	if gone > 0 {
-		parts = append(parts, fmt.Sprintf("%d gone", gone))
-	}
-	if surplus > 0 {
-		parts = append(parts, fmt.Sprintf("%d above the limit", surplus))
+	for _, p := range []struct {
+		n    int
+		what string
+	}{{joined, "joined"}, {gone, "gone"}, {surplus, "above the limit"}, {short, "below the limit"}} {
+		if p.n > 0 {
+			parts = append(parts, fmt.Sprintf("%d %s", p.n, p.what))
+		}
 	}
 	return strings.Join(parts, ", ")
 }
 
 // open starts the next generation, draining, with partitions for exactly the
-// members that should run. Members keep their number where the new total has
-// it; the others take the free numbers in join order, so whoever replaces a
-// member takes over its number.
+// members that should run. Members keep their numbers where the new total has
+// them; the others take the free numbers in join order, so whoever replaces a
+// member takes over its numbers.
 func (g *Group) open(reason string) {
-	total := g.runners()
+	shares, total := g.shares(), 0
+	for _, share := range shares {
+		total += share
+	}
 	taken := make([]bool, total)
 	for i := range g.Members {
 		m := &g.Members[i]
-		if i < total && m.Partition != NoPartition && m.Partition < total {
-			taken[m.Partition] = true
-		} else {
-			m.Partition = NoPartition
+		kept := make([]int, 0, shares[i])
+		for _, k := range m.Partitions {
+			if k < total && len(kept) < shares[i] {
+				kept, taken[k] = append(kept, k), true
+			}
 		}
+		m.Partitions = kept
 	}
 	free := 0
-	for i := range g.Members[:total] {
-		if m := &g.Members[i]; m.Partition == NoPartition {
-			for taken[free] {
-				free++
+	for i := range g.Members {
+		m := &g.Members[i]
+		had := len(m.Partitions)
+		for ; len(m.Partitions) < shares[i]; free++ {
+			if !taken[free] {
+				m.Partitions = append(m.Partitions, free)
 			}
-			m.Partition, taken[free] = free, true
+		}
+		if had > 0 {
+			slices.Sort(m.Partitions)
 		}
 	}
 	g.Generation = max(g.Generation, g.Floor) + 1
@@ -276,7 +295,7 @@ func (g Group) holders() []WorkerID {
 func (g *Group) activate() {
 	g.Phase = Active
 	for i := range g.Members {
-		if m := &g.Members[i]; m.Partition != NoPartition {
+		if m := &g.Members[i]; len(m.Partitions) > 0 {
 			m.Holds = g.Generation
 		}
 	}
@@ -303,6 +322,8 @@ type Request struct {
 	// Watch is what the worker knows of the database's clock.
 	Watch Watch
 
+	// Wants is how many partitions the worker takes at most, from its Join on.
+	Wants int
 	// The group's settings, adopted with Join.
 	MaxPartitions int
 	JoinWindow    time.Duration
@@ -325,7 +346,7 @@ func Apply(g Group, r Request, now time.Time) Group {
 			return g
 		}
 		g.MaxPartitions, g.JoinWindow = r.MaxPartitions, r.JoinWindow
-		g.Members = append(g.Members, Member{ID: r.Worker, Joined: now, Partition: NoPartition})
+		g.Members = append(g.Members, Member{ID: r.Worker, Joined: now, Wants: r.Wants})
 		i = len(g.Members) - 1
 	}
 	m := &g.Members[i]
@@ -356,9 +377,9 @@ type View struct {
 	// would start a worker on somebody else's partition.
 	Generation int64
 	Total      int
-	Partition  int
+	Partitions []int
 	// Holds equals Generation when that is active for this worker, so it may
-	// run Partition.
+	// run its partitions.
 	Holds int64
 
 	// StepAt is the earliest time at which Step may have something to do: a
@@ -367,20 +388,18 @@ type View struct {
 	StepAt time.Time
 }
 
-// May reports whether the view allows its worker to run its partition.
-func (v View) May() bool {
-	return v.Member && v.Partition != NoPartition && v.Holds == v.Generation
-}
+// Assigned reports whether the worker has partitions in the newest generation.
+func (v View) Assigned() bool { return len(v.Partitions) > 0 }
+
+// May reports whether the view allows its worker to run its partitions.
+func (v View) May() bool { return v.Member && v.Assigned() && v.Holds == v.Generation }
 
 // View returns the group as worker id sees it at now, after the decision d.
 func (g Group) View(id WorkerID, now time.Time, d Decision) View {
-	v := View{
-		Now: now, Generation: g.Generation, Total: g.Total,
-		Partition: NoPartition, StepAt: d.StepAt,
-	}
+	v := View{Now: now, Generation: g.Generation, Total: g.Total, StepAt: d.StepAt}
 	for _, m := range g.Members {
 		if m.ID == id {
-			v.Member, v.Partition, v.Holds = true, m.Partition, m.Holds
+			v.Member, v.Partitions, v.Holds = true, m.Partitions, m.Holds
 			continue
 		}
 		at := m.LeaseEnd
@@ -394,6 +413,29 @@ func (g Group) View(id WorkerID, now time.Time, d Decision) View {
 	return v
 }
 
+// Numbers shows partitions as "3", "0-3,7", or "-" for none.
+func Numbers(partitions []int) string {
+	if len(partitions) == 0 {
+		return "-"
+	}
+	var b strings.Builder
+	for i := 0; i < len(partitions); {
+		j := i
+		for j+1 < len(partitions) && partitions[j+1] == partitions[j]+1 {
+			j++
+		}
+		if i > 0 {
+			b.WriteByte(',')
+		}
+		fmt.Fprint(&b, partitions[i])
+		if j > i {
+			fmt.Fprintf(&b, "-%d", partitions[j])
+		}
+		i = j + 1
+	}
+	return b.String()
+}
+
 // String shows the group in one line: generation 3 active {a:0/2 b:1/2 c:-},
 // with * on members that still hold an older generation.
 func (g Group) String() string {
@@ -403,10 +445,9 @@ func (g Group) String() string {
 		if i > 0 {
 			b.WriteByte(' ')
 		}
-		if m.Partition == NoPartition {
-			fmt.Fprintf(&b, "%s:-", m.ID)
-		} else {
-			fmt.Fprintf(&b, "%s:%d/%d", m.ID, m.Partition, g.Total)
+		fmt.Fprintf(&b, "%s:%s", m.ID, Numbers(m.Partitions))
+		if len(m.Partitions) > 0 {
+			fmt.Fprintf(&b, "/%d", g.Total)
 		}
 		if m.Holds != 0 && m.Holds != g.Generation {
 			b.WriteByte('*')

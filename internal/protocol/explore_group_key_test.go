@@ -13,9 +13,9 @@ func (w *groupWorld) key(b []byte) []byte {
 	k.flags(g.Phase == Active)
 	for _, m := range g.Members {
 		k.text(string(m.ID))
-		k.number(int64(m.Partition), m.Holds)
+		k.number(only(m.Partitions), m.Holds)
 		k.time(m.LeaseEnd)
-		if m.Partition == NoPartition && w.joinWindow > 0 {
+		if len(m.Partitions) == 0 && w.joinWindow > 0 {
 			k.time(m.Joined)
 		}
 	}
@@ -60,6 +60,17 @@ func (w *groupWorld) key(b []byte) []byte {
 	return k.b
 }
 
+// only returns the one partition of those who take no more, or -1.
+func only(partitions []int) int64 {
+	switch len(partitions) {
+	case 0:
+		return -1
+	case 1:
+		return int64(partitions[0])
+	}
+	panic("a worker that wants one partition has several")
+}
+
 func (w *groupWorld) checkpointKey(k *keyWriter, c Checkpoint) {
 	k.number(c.Position, int64(w.marksOf(c)))
 }
@@ -101,7 +112,7 @@ func (w *groupWorld) workerKey(k *keyWriter, p *groupProc) {
 	}
 	if v := c.view; c.where == back {
 		k.flags(v.Member)
-		k.number(v.Generation, int64(v.Total), int64(v.Partition), v.Holds)
+		k.number(v.Generation, int64(v.Total), only(v.Partitions), v.Holds)
 		k.time(v.Now)
 		k.time(v.StepAt)
 	}
@@ -127,7 +138,7 @@ func sessionKey(k *keyWriter, s *Session, even bool) {
 		k.time(s.leaseEnd)
 	}
 	if s.running != nil {
-		k.number(s.running.Generation, int64(s.running.Partition), int64(s.running.Total))
+		k.number(s.running.Generation, only(s.running.Partitions), int64(s.running.Total))
 		k.time(s.stopping)
 		k.time(s.canceled)
 		refused := s.refused == s.running.Generation
@@ -265,10 +276,10 @@ func tellView(v View) string {
 	switch {
 	case !v.Member:
 		return "no member"
-	case v.Partition == NoPartition:
+	case !v.Assigned():
 		return fmt.Sprintf("generation %d, no partition", v.Generation)
 	}
-	return fmt.Sprintf("generation %d partition %d/%d, may run it: %t", v.Generation, v.Partition, v.Total, v.May())
+	return fmt.Sprintf("generation %d partition %d/%d, may run it: %t", v.Generation, only(v.Partitions), v.Total, v.May())
 }
 
 func tellLane(r *groupRun) string {

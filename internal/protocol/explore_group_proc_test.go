@@ -146,7 +146,7 @@ func (w *groupWorld) input(i int, in Input) {
 			}
 			p.call = call{where: there, request: a.Request, sent: now}
 		case Start:
-			w.start(i, a.Assignment)
+			w.start(i, a.Share.Assignments()[0])
 		case Drain:
 			if p.run != nil {
 				p.run.asked = true
@@ -473,14 +473,15 @@ func (w *groupWorld) handOver() {
 	g := w.group
 	w.active = layout{g.Generation, make([]WorkerID, g.Total)}
 	for _, m := range g.Members {
-		if m.Partition == NoPartition {
+		if len(m.Partitions) == 0 {
 			continue
 		}
-		if m.Partition >= g.Total || w.active.owners[m.Partition] != "" {
+		k := int(only(m.Partitions))
+		if k >= g.Total || w.active.owners[k] != "" {
 			w.fail("S6: %s", g)
 			return
 		}
-		w.active.owners[m.Partition] = m.ID
+		w.active.owners[k] = m.ID
 	}
 	if len(g.Members) > 0 && slices.Contains(w.active.owners, "") {
 		w.fail("S6: a partition without an owner: %s", g)

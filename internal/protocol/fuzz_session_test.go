@@ -136,7 +136,7 @@ func (w *sessionWorld) input(p *proc, in Input) {
 			p.asking = true
 			w.send(p, a.Request)
 		case Start:
-			w.start(p, a.Assignment)
+			w.start(p, a.Share.Assignments()[0])
 		case Drain:
 			w.note(p, "drains %d", a.Generation)
 			late := []time.Duration{0, 10 * time.Millisecond, 3 * time.Second, time.Minute}[w.below(4)]
@@ -397,13 +397,13 @@ func (w *sessionWorld) settled() {
 			return
 		}
 		members++
-		partition := w.group.Members[i].Partition
+		partition := int(only(w.group.Members[i].Partitions))
 		switch {
-		case partition == NoPartition && p.run != nil:
+		case partition < 0 && p.run != nil:
 			w.fail("L1: %s runs %s and has no partition", p.name, p.run.assignment)
-		case partition != NoPartition && (p.run == nil || p.run.assignment != Assignment{w.group.Generation, partition, w.group.Total}):
+		case partition >= 0 && (p.run == nil || p.run.assignment != Assignment{w.group.Generation, partition, w.group.Total}):
 			w.fail("L1: %s does not run partition %d", p.name, partition)
-		case partition != NoPartition:
+		case partition >= 0:
 			running++
 		}
 	}

@@ -80,7 +80,7 @@ func (w *stepWorld) request(p *stepWorker, r Request) error {
 		p.until = w.now.Add(p.lease - p.lease/10)
 	}
 	if v.May() && p.runs.Generation < v.Generation {
-		p.runs = Assignment{Generation: v.Generation, Partition: v.Partition, Total: v.Total}
+		p.runs = Assignment{Generation: v.Generation, Partition: int(only(v.Partitions)), Total: v.Total}
 	}
 	return w.oneOwner()
 }

@@ -91,7 +91,7 @@ func TestStaleAnswerStartsNothingThatStopped(t *testing.T) {
 	w.Next(now, Stopped{Generation: 1})
 	for _, a := range w.Next(now, Synced{Request: r, Sent: now, View: v}) {
 		if s, ok := a.(Start); ok {
-			t.Errorf("started %s, which had stopped", s.Assignment)
+			t.Errorf("started %s, which had stopped", s.Share)
 		}
 	}
 }

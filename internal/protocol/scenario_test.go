@@ -24,7 +24,7 @@ var update = flag.Bool("update", false, "rewrite the scenarios' output")
 // made up here. A request takes 1ms to the database and its reply 1ms back; a
 // handler returns 5ms after it was asked to.
 //
-//	settings heartbeat=5s lease=30s drain=60s window=500ms max=0
+//	settings heartbeat=5s lease=30s drain=60s window=500ms max=0 partitions=1
 //	join a b     start workers          leave a      ask a to stop
 //	crash a      end its process        run 10s      let time pass
 //	hang a       its handlers don't return, until: release a
@@ -92,7 +92,7 @@ type stage struct {
 type actor struct {
 	name    string
 	session *Session
-	running *Assignment
+	running *Share
 	wake    int // the newest Wake's number
 
 	crashed, frozen, cut, lose, slow, hangs bool
@@ -145,8 +145,9 @@ func (s *stage) set(setting string) {
 		s.timing.Drain = s.duration(value)
 	case "window":
 		s.settings.JoinWindow = s.duration(value)
-	case "max":
-		if _, err := fmt.Sscan(value, &s.settings.MaxPartitions); err != nil {
+	case "max", "partitions":
+		n := map[string]*int{"max": &s.settings.MaxPartitions, "partitions": &s.settings.Wants}[key]
+		if _, err := fmt.Sscan(value, n); err != nil {
 			s.t.Fatal(err)
 		}
 	default:
@@ -232,9 +233,9 @@ func (s *stage) feed(w *actor, in Input) {
 		case Sync:
 			s.send(w, a.Request)
 		case Start:
-			s.say(w.name, "starts %s", a.Assignment)
-			s.checkOwner(w, a.Assignment)
-			w.running, w.asked = &a.Assignment, false
+			s.say(w.name, "starts %s", a.Share)
+			s.checkOwner(w, a.Share)
+			w.running, w.asked = &a.Share, false
 		case Drain:
 			s.say(w.name, "drains generation %d", a.Generation)
 			s.stopping(w)
@@ -275,9 +276,12 @@ func (s *stage) stopping(w *actor) {
 
 // checkOwner is S1 on the stage. What a frozen process runs past its lease is
 // the documented exception.
-func (s *stage) checkOwner(w *actor, a Assignment) {
+func (s *stage) checkOwner(w *actor, a Share) {
 	for _, o := range s.workers {
-		if o != w && o.running != nil && !o.frozen && !(o.running.Generation == a.Generation && o.running.Partition != a.Partition) {
+		if o == w || o.running == nil || o.frozen {
+			continue
+		}
+		if o.running.Generation != a.Generation || slices.ContainsFunc(a.Partitions, func(k int) bool { return slices.Contains(o.running.Partitions, k) }) {
 			s.say(w.name, "VIOLATION: %s still runs %s", o.name, o.running)
 			s.t.Errorf("%s starts %s while %s runs %s", w.name, a, o.name, o.running)
 		}

@@ -18,7 +18,7 @@ func running(t *testing.T) (s *Session, now time.Time, heartbeat Request) {
 	r := syncOf(t, s.Next(now, Tick{}))
 	_, v := carryOut(Group{}, r, now)
 	actions := s.Next(now, Synced{Request: r, Sent: now, View: v})
-	if diff := cmp.Diff(Action(Start{Assignment{Generation: 1, Partition: 0, Total: 1}}), actions[0]); diff != "" {
+	if diff := cmp.Diff(Action(Start{Share{Generation: 1, Partitions: []int{0}, Total: 1}}), actions[0]); diff != "" {
 		t.Fatalf("-want +got:\n%s", diff)
 	}
 	now = actions[len(actions)-1].(Wake).At
@@ -31,7 +31,7 @@ func running(t *testing.T) (s *Session, now time.Time, heartbeat Request) {
 
 func TestSessionRemovedByOthersStopsAtOnce(t *testing.T) {
 	s, now, heartbeat := running(t)
-	actions := s.Next(now, Synced{Request: heartbeat, Sent: now, View: View{Now: now, Partition: NoPartition}})
+	actions := s.Next(now, Synced{Request: heartbeat, Sent: now, View: View{Now: now}})
 	if diff := cmp.Diff(Action(Cancel{Generation: 1, Lost: true}), actions[0]); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)
 	}
@@ -47,7 +47,7 @@ func TestSessionRemovedByOthersStopsAtOnce(t *testing.T) {
 
 func TestSessionRenewsAfterAFailedStep(t *testing.T) {
 	s, now, heartbeat := running(t)
-	due := View{Now: now, Member: true, Generation: 1, Total: 1, Holds: 1, StepAt: now}
+	due := View{Now: now, Member: true, Partitions: []int{0}, Generation: 1, Total: 1, Holds: 1, StepAt: now}
 	step := syncOf(t, s.Next(now, Synced{Request: heartbeat, Sent: now, View: due}))
 	if step.Heartbeat {
 		t.Fatal("a Step is due, and it sends a heartbeat")
@@ -87,10 +87,10 @@ func TestSessionIgnoresAnswersToItsFormerSelf(t *testing.T) {
 	now := testStart.Add(testTiming.ownLease())
 	s.Next(now, Tick{}) // cancels
 	s.Next(now, Stopped{Generation: 1})
-	may := View{Now: now, Member: true, Generation: 2, Total: 1, Holds: 2}
+	may := View{Now: now, Member: true, Partitions: []int{0}, Generation: 2, Total: 1, Holds: 2}
 	for _, a := range s.Next(now, Synced{Request: heartbeat, Sent: sent, View: may}) {
 		if start, ok := a.(Start); ok {
-			t.Errorf("starts %s, which another incarnation was given", start.Assignment)
+			t.Errorf("starts %s, which another incarnation was given", start.Share)
 		}
 	}
 }
@@ -99,7 +99,7 @@ func TestSessionIgnoresAnswersToItsFormerSelf(t *testing.T) {
 // before the session looked: a lane may have looked before, and ended.
 func TestSessionRenewsNoLeaseThatIsOver(t *testing.T) {
 	s, sent, heartbeat := running(t)
-	may := View{Now: sent, Member: true, Generation: 1, Total: 1, Holds: 1}
+	may := View{Now: sent, Member: true, Partitions: []int{0}, Generation: 1, Total: 1, Holds: 1}
 	for _, a := range s.Next(s.LeaseEnd(), Synced{Request: heartbeat, Sent: sent, View: may}) {
 		if _, ok := a.(Cancel); ok {
 			return

@@ -29,39 +29,45 @@ func naiveStep(g Group, now time.Time, watch Watch) (Group, Decision) {
 		next = append(next, m)
 	}
 
+	limit := Slots
+	if g.MaxPartitions > 0 && g.MaxPartitions < limit {
+		limit = g.MaxPartitions
+	}
 	total := 0
-	should := make([]bool, len(next)) // run
-	for i := range next {
-		if i < Slots && (g.MaxPartitions == 0 || i < g.MaxPartitions) {
-			should[i] = true
+	share := make([]int, len(next)) // how many partitions each should have
+	for i, m := range next {
+		for n := 0; (n < m.Wants || n == 0) && total < limit; n++ {
+			share[i]++
 			total++
 		}
 	}
-	joined, surplus, stay := 0, 0, 0
+	joined, surplus, short, owned := 0, 0, 0, 0
 	firstJoin := time.Time{}
 	for i, m := range next {
-		has := m.Partition != NoPartition
-		switch {
-		case should[i] && has:
-			stay++
-		case should[i]:
+		has := len(m.Partitions)
+		owned += has
+		if has == 0 && share[i] > 0 {
 			if joined == 0 {
 				firstJoin = m.Joined
 			}
 			joined++
-		case has:
+		}
+		for n := has; n > share[i]; n-- {
 			surplus++
 		}
+		for n := has; has > 0 && n < share[i]; n++ {
+			short++
+		}
 	}
-	gone := g.Total - stay - surplus
-	onlyJoins := joined > 0 && surplus == 0 && gone == 0
+	gone := g.Total - owned
+	onlyJoins := joined > 0 && surplus == 0 && short == 0 && gone == 0
 	waited := now.Sub(firstJoin)
 
 	switch {
 	case len(next) == 0: // nobody to run anything
 	case g.Generation == 0:
 		d.Opened, g.Reason = true, "first worker"
-	case joined+surplus+gone == 0:
+	case joined+surplus+short+gone == 0:
 	case onlyJoins && g.Phase == Active && waited >= 0 && waited < g.JoinWindow:
 		d.StepAt = firstJoin.Add(g.JoinWindow)
 	default:
@@ -69,7 +75,7 @@ func naiveStep(g Group, now time.Time, watch Watch) (Group, Decision) {
 		for _, part := range []struct {
 			n    int
 			what string
-		}{{joined, "joined"}, {gone, "gone"}, {surplus, "above the limit"}} {
+		}{{joined, "joined"}, {gone, "gone"}, {surplus, "above the limit"}, {short, "below the limit"}} {
 			if part.n > 0 {
 				why = append(why, fmt.Sprint(part.n, " ", part.what))
 			}
@@ -83,18 +89,34 @@ func naiveStep(g Group, now time.Time, watch Watch) (Group, Decision) {
 			g.Generation = g.Floor + 1
 		}
 		g.Phase, g.Total = Draining, total
-		taken := make([]bool, total)
+		owner := map[int]WorkerID{}
 		for i, m := range next {
-			if should[i] && m.Partition != NoPartition && m.Partition < total {
-				taken[m.Partition] = true
-			} else {
-				next[i].Partition = NoPartition
+			n := 0
+			for p := range total {
+				if slices.Contains(m.Partitions, p) && n < share[i] {
+					owner[p] = m.ID
+					n++
+				}
 			}
 		}
 		for i := range next {
-			for p := 0; should[i] && next[i].Partition == NoPartition; p++ {
-				if !taken[p] {
-					next[i].Partition, taken[p] = p, true
+			count := func() (n int) {
+				for _, id := range owner {
+					if id == next[i].ID {
+						n++
+					}
+				}
+				return n
+			}
+			for p := 0; count() < share[i]; p++ {
+				if owner[p] == "" {
+					owner[p] = next[i].ID
+				}
+			}
+			next[i].Partitions = nil
+			for p := range total {
+				if owner[p] == next[i].ID {
+					next[i].Partitions = append(next[i].Partitions, p)
 				}
 			}
 		}
@@ -109,7 +131,7 @@ func naiveStep(g Group, now time.Time, watch Watch) (Group, Decision) {
 		if d.WaitsFor == nil {
 			d.Activated, g.Phase = true, Active
 			for i := range next {
-				if next[i].Partition != NoPartition {
+				if len(next[i].Partitions) > 0 {
 					next[i].Holds = g.Generation
 				}
 			}
@@ -140,7 +162,7 @@ var (
 )
 
 // memberStates returns the states of one of n members apart from its identity
-// and number; Partition 0 stands for "has one".
+// and number; partition 0 stands for "has one".
 //
 // Left out, because nothing makes such a member: one without a partition that
 // holds the current generation, one that holds the current generation while
@@ -154,7 +176,7 @@ func memberStates(phase Phase, n int) []Member {
 	var out []Member
 	add := func(m Member) {
 		over, doubt := !m.LeaseEnd.After(enumWatch.Seen), m.Lease > enumWatch.For
-		none := m.Partition == NoPartition
+		none := len(m.Partitions) == 0
 		switch {
 		case m.Holds == enumGeneration && (none || phase != Active): // nothing makes it
 		case !none && m.Joined != joinedLate: // indifferent
@@ -172,9 +194,9 @@ func memberStates(phase Phase, n int) []Member {
 		end    time.Time
 	}{{shortLease, liveUntil}, {shortLease, overSince}, {longLease, overSince}, {shortLease, tooLong}} {
 		for _, joined := range []time.Time{joinedOld, joinedLate, joinedAhead} {
-			for _, partition := range []int{NoPartition, 0} {
+			for _, partitions := range [][]int{nil, {0}} {
 				for _, holds := range []int64{0, enumGeneration - 1, enumGeneration} {
-					add(Member{Joined: joined, Lease: lease.length, LeaseEnd: lease.end, Partition: partition, Holds: holds})
+					add(Member{Joined: joined, Lease: lease.length, LeaseEnd: lease.end, Partitions: partitions, Holds: holds})
 				}
 			}
 		}
@@ -226,7 +248,7 @@ func groups(n int, f func(Group)) {
 	emit := func(phase Phase, members []Member) {
 		assigned := []int{}
 		for i, m := range members {
-			if m.Partition != NoPartition {
+			if len(m.Partitions) > 0 {
 				assigned = append(assigned, i)
 			}
 		}
@@ -238,7 +260,7 @@ func groups(n int, f func(Group)) {
 						MaxPartitions: limit, JoinWindow: enumWindow, Members: slices.Clone(members),
 					}
 					for i, p := range numbers {
-						g.Members[assigned[i]].Partition = p
+						g.Members[assigned[i]].Partitions = []int{p}
 					}
 					f(g)
 					if n < 2 { // one floor that is passed, one that is not
@@ -261,7 +283,7 @@ func groups(n int, f func(Group)) {
 				return
 			}
 			for _, m := range states {
-				if sparse && i > 0 && m.Partition != NoPartition && members[i-1].Partition == NoPartition {
+				if sparse && i > 0 && len(m.Partitions) > 0 && len(members[i-1].Partitions) == 0 {
 					continue
 				}
 				m.ID = WorkerID('a' + rune(i))
@@ -275,7 +297,7 @@ func groups(n int, f func(Group)) {
 	fresh := Group{JoinWindow: enumWindow}
 	for i := range n {
 		fresh.Members = append(fresh.Members, Member{
-			ID: WorkerID('a' + rune(i)), Joined: joinedLate, Lease: shortLease, LeaseEnd: liveUntil, Partition: NoPartition,
+			ID: WorkerID('a' + rune(i)), Joined: joinedLate, Lease: shortLease, LeaseEnd: liveUntil,
 		})
 	}
 	f(fresh)
@@ -310,12 +332,52 @@ func TestEveryGroup(t *testing.T) {
 	}
 }
 
+// Members that want several partitions, in states that may or may not come about.
+func TestRandomGroups(t *testing.T) {
+	for seed := range int64(20_000) {
+		d := &dice{randomBytes(seed, 200)}
+		g := Group{
+			Generation: enumGeneration, Phase: []Phase{Draining, Active}[d.below(2)], JoinWindow: enumWindow,
+			MaxPartitions: []int{0, 0, 1, 3, 7, 12}[d.below(6)],
+		}
+		n := d.below(6)
+		numbers := make([][]int, n+1) // of each, and of those who are gone
+		g.Total = d.below(12)
+		for k := range g.Total {
+			i := d.below(n + 1)
+			numbers[i] = append(numbers[i], k)
+		}
+		for i := range n {
+			states := memberStates(g.Phase, 2)
+			m := states[d.below(len(states))]
+			m.ID, m.Wants, m.Partitions = WorkerID('a'+rune(i)), d.below(5), numbers[i]
+			if len(m.Partitions) == 0 && m.Holds == enumGeneration {
+				m.Holds = 0
+			}
+			g.Members = append(g.Members, m)
+		}
+		got, decision := Step(g, testStart, enumWatch)
+		want, wantDecision := naiveStep(g, testStart, enumWatch)
+		if !sameGroup(got, want) || !sameDecision(decision, wantDecision) {
+			t.Fatalf("seed %d: Step of\n%s\n(-want +got):\n%s%s", seed, show(g), cmp.Diff(want, got), cmp.Diff(wantDecision, decision))
+		}
+		if err := checkStep(g, got, decision, testStart, enumWatch); err != nil {
+			t.Fatalf("seed %d: Step of\n%s\n%v; got\n%s (%s)", seed, show(g), err, show(got), decision)
+		}
+	}
+}
+
 // sameGroup and sameDecision are cmp.Equal for the millions of cases in which
 // there is nothing to show.
 func sameGroup(a, b Group) bool {
-	return slices.Equal(a.Members, b.Members) &&
+	return slices.EqualFunc(a.Members, b.Members, sameMember) &&
 		a.Generation == b.Generation && a.Phase == b.Phase && a.Total == b.Total && a.Reason == b.Reason &&
 		a.MaxPartitions == b.MaxPartitions && a.Floor == b.Floor && a.JoinWindow == b.JoinWindow
+}
+
+func sameMember(a, b Member) bool {
+	return a.ID == b.ID && a.Joined.Equal(b.Joined) && a.Lease == b.Lease && a.LeaseEnd.Equal(b.LeaseEnd) &&
+		a.Wants == b.Wants && slices.Equal(a.Partitions, b.Partitions) && a.Holds == b.Holds
 }
 
 func sameDecision(a, b Decision) bool {
@@ -328,8 +390,8 @@ func show(g Group) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s total %d limit %d floor %d", g, g.Total, g.MaxPartitions, g.Floor)
 	for _, m := range g.Members {
-		fmt.Fprintf(&b, "\n  %s partition %d holds %d, joined %v ago, lease %v ends in %v",
-			m.ID, m.Partition, m.Holds, testStart.Sub(m.Joined), m.Lease, m.LeaseEnd.Sub(testStart))
+		fmt.Fprintf(&b, "\n  %s wants %d, partitions %s, holds %d, joined %v ago, lease %v ends in %v",
+			m.ID, m.Wants, Numbers(m.Partitions), m.Holds, testStart.Sub(m.Joined), m.Lease, m.LeaseEnd.Sub(testStart))
 	}
 	return b.String()
 }
@@ -355,25 +417,28 @@ func checkStep(before, after Group, d Decision, now time.Time, watch Watch) erro
 	// Who runs what: total and disjoint over exactly those who should run.
 	// Until joins are gathered, and with nobody left, the layout stays.
 	if d.Opened {
-		limit := min(len(after.Members), Slots)
+		limit := Slots
 		if after.MaxPartitions > 0 {
 			limit = min(limit, after.MaxPartitions)
 		}
-		if after.Total != limit {
-			return fmt.Errorf("%d partitions for %d members and a limit of %d", after.Total, len(after.Members), after.MaxPartitions)
-		}
-		owner := make([]WorkerID, limit)
+		owner, left := map[int]WorkerID{}, limit
 		for i, m := range after.Members {
-			if (m.Partition != NoPartition) != (i < limit) {
-				return fmt.Errorf("%s, number %d in the order of joins, has partition %d", m.ID, i, m.Partition)
+			if want := min(max(m.Wants, 1), left); len(m.Partitions) != want {
+				return fmt.Errorf("%s, number %d in the order of joins, wants %d of %d that are left, and has partitions %v", m.ID, i, m.Wants, left, m.Partitions)
 			}
-			if m.Partition == NoPartition {
-				continue
+			left -= len(m.Partitions)
+			if !slices.IsSorted(m.Partitions) {
+				return fmt.Errorf("%s has partitions %v, which do not ascend", m.ID, m.Partitions)
 			}
-			if m.Partition < 0 || m.Partition >= limit || owner[m.Partition] != "" {
-				return fmt.Errorf("%s has partition %d of %d, which is not free; owners %q", m.ID, m.Partition, limit, owner)
+			for _, k := range m.Partitions {
+				if k < 0 || k >= after.Total || owner[k] != "" {
+					return fmt.Errorf("%s has partition %d of %d, which is not free; owners %q", m.ID, k, after.Total, owner)
+				}
+				owner[k] = m.ID
 			}
-			owner[m.Partition] = m.ID
+		}
+		if after.Total != limit-left {
+			return fmt.Errorf("%d partitions for %d that members have", after.Total, limit-left)
 		}
 	}
 	for _, m := range before.Members {
@@ -382,11 +447,17 @@ func checkStep(before, after Group, d Decision, now time.Time, watch Watch) erro
 			continue
 		}
 		now := after.Members[i]
+		lost := 0 // partitions that it had, and that still are
+		for _, k := range m.Partitions {
+			if k < after.Total && !slices.Contains(now.Partitions, k) {
+				lost++
+			}
+		}
 		switch {
-		case !d.Opened && now.Partition != m.Partition:
-			return fmt.Errorf("%s moved from partition %d to %d within a generation", m.ID, m.Partition, now.Partition)
-		case d.Opened && now.Partition != NoPartition && m.Partition != NoPartition && m.Partition < after.Total && now.Partition != m.Partition:
-			return fmt.Errorf("%s moved from partition %d to %d and need not", m.ID, m.Partition, now.Partition)
+		case !d.Opened && !slices.Equal(now.Partitions, m.Partitions):
+			return fmt.Errorf("%s moved from partitions %v to %v within a generation", m.ID, m.Partitions, now.Partitions)
+		case d.Opened && lost > 0 && len(now.Partitions) >= len(m.Partitions):
+			return fmt.Errorf("%s moved from partitions %v to %v and need not", m.ID, m.Partitions, now.Partitions)
 		case m.Holds != 0 && now.Holds != m.Holds:
 			return fmt.Errorf("%s held generation %d and Step changed that to %d", m.ID, m.Holds, now.Holds)
 		}

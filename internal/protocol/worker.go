@@ -37,6 +37,28 @@ const (
 	leavePatience = 5 * time.Second
 )
 
+// A Share is what one worker runs in one generation.
+type Share struct {
+	Generation int64
+	Partitions []int
+	Total      int
+}
+
+// String shows the share as "generation 3 partition 0/2", or with all of its
+// numbers: "generation 3 partition 0-1,4/6".
+func (s Share) String() string {
+	return fmt.Sprintf("generation %d partition %s/%d", s.Generation, Numbers(s.Partitions), s.Total)
+}
+
+// Assignments returns the share's partitions one by one.
+func (s Share) Assignments() []Assignment {
+	var out []Assignment
+	for _, k := range s.Partitions {
+		out = append(out, Assignment{s.Generation, k, s.Total})
+	}
+	return out
+}
+
 // An Assignment is a partition to run in one generation.
 type Assignment struct {
 	Generation int64
@@ -90,9 +112,9 @@ func (Shutdown) input()   {}
 type (
 	// Sync: send the request; answer with Synced or SyncFailed.
 	Sync struct{ Request Request }
-	// Start: run the assignment's lanes; answer with Stopped when all have
-	// ended.
-	Start struct{ Assignment Assignment }
+	// Start: run the lanes of the share's partitions; answer with Stopped when
+	// all have ended.
+	Start struct{ Share Share }
 	// Drain: let the lanes finish the event in hand, commit and end.
 	Drain struct{ Generation int64 }
 	// Cancel: cancel the handlers' contexts; commit nothing more. Lost says
@@ -160,7 +182,7 @@ type Session struct {
 	leaseEnd time.Time
 	lost     bool // the incarnation is over: lease ended, or removed by others
 
-	running  *Assignment
+	running  *Share
 	stopping time.Time // when running was asked to stop; zero: it wasn't
 	canceled time.Time // when its handlers' contexts were cancelled, likewise
 	stopped  int64     // every generation up to this one has stopped here
@@ -266,12 +288,12 @@ func (s *Session) synced(now time.Time, in Synced) []Action {
 	case s.running != nil && v.Generation > s.running.Generation:
 		return s.stop(now)
 	case s.running != nil && s.refused == s.running.Generation && !in.Sent.Before(s.refusedAt),
-		s.running == nil && v.Partition != NoPartition && in.Request.Stopped >= v.Generation:
-		// The layout says that this worker runs the partition, and it can't
+		s.running == nil && v.Assigned() && in.Request.Stopped >= v.Generation:
+		// The layout says that this worker runs its partitions, and it can't
 		// or doesn't. Come back as somebody new: that re-partitions.
 		s.lost = true
 	case s.running == nil && v.May() && v.Generation > s.stopped:
-		s.running = &Assignment{Generation: v.Generation, Partition: v.Partition, Total: v.Total}
+		s.running = &Share{Generation: v.Generation, Partitions: v.Partitions, Total: v.Total}
 		s.stopping, s.canceled, s.polls = time.Time{}, time.Time{}, 0
 		return []Action{Start{*s.running}}
 	}
@@ -295,7 +317,7 @@ func (s *Session) plan(now time.Time, in Synced) {
 			s.step = true
 		}
 	}
-	if s.running == nil && v.Partition != NoPartition && !v.May() {
+	if s.running == nil && v.Assigned() && !v.May() {
 		// Others still drain: look soon, and ever less often. Now and then
 		// take a Step, which also says whom the group waits for.
 		s.sooner(now.Add(min(pollMin<<min(s.polls, 5), pollMax)))
@@ -439,7 +461,7 @@ func (s *Session) request(now time.Time) Request {
 		r.Leave, r.Replaces = true, s.previous
 	case !s.member:
 		r.Join, r.Replaces = true, s.previous
-		r.MaxPartitions, r.JoinWindow = s.settings.MaxPartitions, s.settings.JoinWindow
+		r.Wants, r.MaxPartitions, r.JoinWindow = s.settings.Wants, s.settings.MaxPartitions, s.settings.JoinWindow
 	case s.ask:
 		s.ask = false
 	case s.renew || !s.wantsStep():

@@ -140,17 +140,19 @@ func (s *Store) Sync(ctx context.Context, r protocol.Request, projections []stri
 func (s *Store) heartbeat(ctx context.Context, r protocol.Request) (Result, error) {
 	var v protocol.View
 	var stepAt, leaseEnd sql.NullTime
-	var generation, total, partition, holds sql.NullInt64
+	var generation, total, holds sql.NullInt64
+	var partitions sql.NullString
 	err := s.db.QueryRowContext(ctx, s.sql.heartbeat, s.set, string(r.Worker), r.Lease.Microseconds(), r.Stopped).
-		Scan(&v.Now, &stepAt, &leaseEnd, &generation, &total, &partition, &holds)
+		Scan(&v.Now, &stepAt, &leaseEnd, &generation, &total, &partitions, &holds)
 	if err != nil {
 		return Result{}, fmt.Errorf("heartbeat of %s: %w", r.Worker, err)
 	}
 	v.Member = holds.Valid
 	v.Generation, v.Total, v.Holds = generation.Int64, int(total.Int64), holds.Int64
-	v.Partition = protocol.NoPartition
 	if v.Member {
-		v.Partition = int(partition.Int64)
+		if v.Partitions, err = decodePartitions(partitions.String); err != nil {
+			return Result{}, fmt.Errorf("heartbeat of %s: %w", r.Worker, err)
+		}
 	}
 	v.StepAt = stepAt.Time
 	if leaseEnd.Valid && (v.StepAt.IsZero() || leaseEnd.Time.Before(v.StepAt)) {
@@ -235,7 +237,12 @@ func (s *Store) lockMembers(ctx context.Context, tx *sql.Tx) ([]protocol.Member,
 	for rows.Next() {
 		var m protocol.Member
 		var lease int64
-		if err := rows.Scan(&m.ID, &m.Joined, &lease, &m.LeaseEnd, &m.Partition, &m.Holds); err != nil {
+		var partitions string
+		err := rows.Scan(&m.ID, &m.Joined, &lease, &m.LeaseEnd, &m.Wants, &partitions, &m.Holds)
+		if err == nil {
+			m.Partitions, err = decodePartitions(partitions)
+		}
+		if err != nil {
 			return nil, fmt.Errorf("read a worker of %q: %w", s.set, err)
 		}
 		m.Lease = time.Duration(lease) * time.Microsecond
@@ -258,12 +265,21 @@ func (s *Store) saveGroup(ctx context.Context, tx *sql.Tx, g protocol.Group, d p
 
 // memberRow is a worker as the statements take it.
 type memberRow struct {
-	ID        protocol.WorkerID `json:"id"`
-	Joined    time.Time         `json:"joined_at"`
-	Lease     int64             `json:"lease_us"`
-	LeaseEnd  time.Time         `json:"lease_until"`
-	Partition int               `json:"partition"`
-	Holds     int64             `json:"holds"`
+	ID         protocol.WorkerID `json:"id"`
+	Joined     time.Time         `json:"joined_at"`
+	Lease      int64             `json:"lease_us"`
+	LeaseEnd   time.Time         `json:"lease_until"`
+	Wants      int               `json:"wants"`
+	Partitions []int             `json:"partitions"`
+	Holds      int64             `json:"holds"`
+}
+
+// decodePartitions reads what memberRow writes.
+func decodePartitions(text string) (partitions []int, err error) {
+	if err := json.Unmarshal([]byte(text), &partitions); err != nil {
+		return nil, fmt.Errorf("column partitions: %w", err)
+	}
+	return partitions, nil
 }
 
 // saveMembers writes the members that differ from before. Only the caller
@@ -275,7 +291,7 @@ func (s *Store) saveMembers(ctx context.Context, tx *sql.Tx, before []protocol.M
 	}
 	var updated, added []memberRow
 	for _, m := range g.Members {
-		row := memberRow{m.ID, m.Joined, m.Lease.Microseconds(), m.LeaseEnd, m.Partition, m.Holds}
+		row := memberRow{m.ID, m.Joined, m.Lease.Microseconds(), m.LeaseEnd, m.Wants, append([]int{}, m.Partitions...), m.Holds}
 		if old[m.ID] {
 			updated = append(updated, row)
 			delete(old, m.ID)
@@ -473,12 +489,12 @@ WITH beat AS (
        SET lease_us = $3::bigint, lease_until = {clock} + $3::bigint * interval '1 microsecond',
            holds = CASE WHEN holds <= $4 THEN 0 ELSE holds END
      WHERE replica_set = $1 AND id = $2
- RETURNING generation, total, partition, holds)
+ RETURNING generation, total, partitions, holds)
 SELECT {clock}, s.step_at,
        (SELECT min(CASE WHEN lease_until > {clock} + lease_us * interval '1 microsecond'
                         THEN {clock} ELSE lease_until END) -- as in protocol.Group.View
           FROM orchestrator_workers WHERE replica_set = $1 AND id <> $2),
-       b.generation, b.total, b.partition, b.holds
+       b.generation, b.total, b.partitions, b.holds
   FROM (SELECT 1) one
   LEFT JOIN orchestrator_replica_sets s ON s.name = $1
   LEFT JOIN beat b ON true`),
@@ -498,25 +514,25 @@ UPDATE orchestrator_replica_sets
  WHERE name = $1`,
 
 		lockMembers: `
-SELECT id, joined_at, lease_us, lease_until, partition, holds
+SELECT id, joined_at, lease_us, lease_until, wants, partitions, holds
   FROM orchestrator_workers WHERE replica_set = $1 ORDER BY seq FOR UPDATE`,
 		removeMembers: `
 DELETE FROM orchestrator_workers
  WHERE replica_set = $1 AND id IN (SELECT jsonb_array_elements_text($2::jsonb))`,
 		updateMembers: `
 UPDATE orchestrator_workers w
-   SET lease_us = x.lease_us, lease_until = x.lease_until, partition = x.partition, holds = x.holds,
+   SET lease_us = x.lease_us, lease_until = x.lease_until, partitions = x.partitions, holds = x.holds,
        generation = $2, total = $3
-  FROM jsonb_to_recordset($4::jsonb) AS x (id text, lease_us bigint, lease_until timestamptz, partition integer, holds bigint)
+  FROM jsonb_to_recordset($4::jsonb) AS x (id text, lease_us bigint, lease_until timestamptz, partitions jsonb, holds bigint)
  WHERE w.replica_set = $1 AND w.id = x.id
-   AND (w.lease_us, w.lease_until, w.partition, w.holds, w.generation, w.total)
-       IS DISTINCT FROM (x.lease_us, x.lease_until, x.partition, x.holds, $2::bigint, $3::integer)`,
+   AND (w.lease_us, w.lease_until, w.partitions, w.holds, w.generation, w.total)
+       IS DISTINCT FROM (x.lease_us, x.lease_until, x.partitions, x.holds, $2::bigint, $3::integer)`,
 		addMembers: `
 INSERT INTO orchestrator_workers
-       (replica_set, id, joined_at, lease_us, lease_until, partition, holds, generation, total, projections)
-SELECT $1, x.id, x.joined_at, x.lease_us, x.lease_until, x.partition, x.holds, $2, $3, $5::jsonb
+       (replica_set, id, joined_at, lease_us, lease_until, wants, partitions, holds, generation, total, projections)
+SELECT $1, x.id, x.joined_at, x.lease_us, x.lease_until, x.wants, x.partitions, x.holds, $2, $3, $5::jsonb
   FROM jsonb_to_recordset($4::jsonb)
-       AS x (id text, joined_at timestamptz, lease_us bigint, lease_until timestamptz, partition integer, holds bigint)`,
+       AS x (id text, joined_at timestamptz, lease_us bigint, lease_until timestamptz, wants integer, partitions jsonb, holds bigint)`,
 
 		registerProjections: `
 INSERT INTO orchestrator_projections (name, replica_set)

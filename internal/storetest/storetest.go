@@ -61,6 +61,7 @@ func Run(t *testing.T, open func(t *testing.T) World) {
 		{"request of a stranger", testStranger},
 		{"heartbeat shows what a request shows", testHeartbeat},
 		{"heartbeat reads in one piece", testOnePiece},
+		{"several partitions", testSeveralPartitions},
 		{"standby", testStandby},
 		{"join window", testJoinWindow},
 		{"leases by the database's clock", testLeases},

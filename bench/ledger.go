@@ -99,9 +99,10 @@ func rateOf(ctx context.Context, ledgers []*ledger, run func(context.Context) er
 
 // complete says what is wrong or missing.
 func (l *ledger) complete() error {
+	if err := l.check(); err != nil {
+		return err
+	}
 	select {
-	case <-l.wrong:
-		return l.fault
 	case <-l.done:
 		return nil
 	default:
@@ -120,6 +121,7 @@ func (l *ledger) wait(ctx context.Context, ended <-chan struct{}) error {
 	return l.complete()
 }
 
+// check says what is wrong so far.
 func (l *ledger) check() error {
 	select {
 	case <-l.wrong:

@@ -165,7 +165,7 @@ func (f *fleet) commits(ctx context.Context, n int) (time.Duration, error) {
 	return time.Since(began), nil
 }
 
-// connections is how many the workers may have.
+// connections is how many the workers may have; the rest is for whoever observes.
 func (b *bench) connections(ctx context.Context) (n int, err error) {
 	err = b.databases[0].db.QueryRowContext(ctx, `SELECT current_setting('max_connections')::int - 60`).Scan(&n)
 	if err == nil && n < 20 {

@@ -9,6 +9,7 @@ import (
 	"runtime"
 	"runtime/pprof"
 	"strings"
+	"time"
 
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 )
@@ -61,8 +62,13 @@ func (b *bench) race(ctx context.Context, d *database, repetitions int, contende
 	return rows, nil
 }
 
+// turnMax is for a turn that loses its last event.
+const turnMax = time.Minute
+
 // turn is one run of one contender, from an even start.
 func (b *bench) turn(ctx context.Context, d *database, c contender) (v float64, err error) {
+	ctx, cancel := context.WithTimeout(ctx, turnMax)
+	defer cancel()
 	pool, err := d.pool("bench")
 	if err != nil {
 		return 0, err

@@ -106,7 +106,8 @@ func (f *fleet) joinProcess() (time.Time, error) {
 		return time.Time{}, err
 	}
 	var killed atomic.Bool
-	m := &member{done: make(chan struct{}), leave: func() { _ = cmd.Process.Signal(syscall.SIGTERM) }}
+	// Once: a second SIGTERM would kill a process that is about to end.
+	m := &member{done: make(chan struct{}), leave: sync.OnceFunc(func() { _ = cmd.Process.Signal(syscall.SIGTERM) })}
 	m.kill = func() { killed.Store(true); _ = cmd.Process.Kill() }
 	running := make(chan time.Time, 1)
 	go func() {

@@ -118,9 +118,9 @@ func (b *bench) full(ctx context.Context) (*database, error) {
 	if err != nil {
 		return nil, err
 	}
-	d.events = 100_000
+	d.events = 200_000
 	if b.quick {
-		d.events = 20_000
+		d.events = 60_000
 	}
 	if _, err := d.db.ExecContext(ctx, fill, d.events, aggregates); err != nil {
 		return nil, fmt.Errorf("append %d events: %w", d.events, err)

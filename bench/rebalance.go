@@ -97,13 +97,14 @@ func (r rebalance) join(f *fleet) (time.Time, error) {
 
 // changes measures as many as fit the time, but both kinds.
 func (r rebalance) changes(ctx context.Context, b *bench, f *fleet) (rows []row, err error) {
-	most, longest := 60, 8*time.Second
+	most, longest := 60, 14*time.Second
 	if b.quick {
 		most, longest = 20, 4*time.Second
 	}
+	var last time.Duration
 	var took, floor, locked []float64
 	byKind := [2][]float64{}
-	for n, began := 0, time.Now(); n < 2 || n < most && time.Since(began) < longest; n++ {
+	for n, began := 0, time.Now(); n < 2 || n < most && time.Since(began)+last < longest; n++ {
 		time.Sleep(rand.N(100 * time.Millisecond)) // at no particular moment of anybody's rhythm
 		before, _, err := f.generation(ctx)
 		if err != nil {
@@ -126,8 +127,9 @@ func (r rebalance) changes(ctx context.Context, b *bench, f *fleet) (rows []row,
 		if err != nil {
 			return nil, err
 		}
-		took = append(took, millis(at.Sub(changed)))
-		byKind[n%2] = append(byKind[n%2], millis(at.Sub(changed)))
+		last = at.Sub(changed)
+		took = append(took, millis(last))
+		byKind[n%2] = append(byKind[n%2], millis(last))
 		if lock != nil {
 			held, err := lock.stop()
 			if err != nil {

@@ -7,7 +7,7 @@ GO ?= go
 MODULES ?= compat
 
 # The tests that need PostgreSQL or start processes; narrow with either one.
-INTEGRATION_PACKAGES ?= . ./internal/store ./internal/embedpg/... ./examples/...
+INTEGRATION_PACKAGES ?= . ./internal/store ./internal/embedpg/... ./examples/... ./bench
 INTEGRATION_RUN      ?= .
 
 # A budget for each fuzz target: a number of inputs (2000x) or a time (30s).
@@ -29,7 +29,7 @@ STATICCHECK = GOWORK=off $(GO) tool -modfile="$(CURDIR)/tools/go.mod" staticchec
 # With -j the output of the parts would mix.
 .NOTPARALLEL:
 .PHONY: help fmt fmt-check vet staticcheck purity lint tidy test race \
-	test-integration modules test-adapter fuzz-short fuzz check demo sim
+	test-integration modules test-adapter fuzz-short fuzz check demo sim bench
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' Makefile
@@ -117,3 +117,7 @@ sim: ## play simulated worlds on all cores, until stopped or for SIMTIME=1h
 
 demo: ## run the quickstart example
 	$(GO) run ./examples/quickstart
+
+# Flags: make bench BENCHFLAGS='-quick -charts /tmp/charts'
+bench: ## what the library costs, beside a bare loop: BENCHFLAGS=-quick
+	$(GO) run ./bench $(BENCHFLAGS)

@@ -1,0 +1,76 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	orchestrator "github.com/getpup/pupsourcing-orchestrator"
+)
+
+// failover: several sets of two processes each, at the defaults. One of the two
+// is killed, at any moment of its heartbeat's interval, and replaced when the
+// other works. All have run for a whole lease before the first is killed: a
+// worker that has just started judges nobody.
+func failover(ctx context.Context, b *bench) ([]row, error) {
+	const sets = 5
+	type outcome struct {
+		took []float64
+		err  error
+	}
+	outcomes := make(chan outcome)
+	for range sets {
+		f, err := newFleet(ctx, b, poolSize)
+		if err != nil {
+			return nil, err
+		}
+		go func() {
+			took, err := f.failovers(ctx)
+			outcomes <- outcome{took, errors.Join(err, f.end(ctx))}
+		}()
+	}
+	var took []float64
+	var errs []error
+	for range sets {
+		o := <-outcomes
+		took, errs = append(took, o.took...), append(errs, o.err)
+	}
+	r := newRow("failover", milliseconds, took)
+	r = r.goal("median ≤ 2000", len(took) > 0 && r.Value.Median <= 2000).
+		noted(fmt.Sprintf("StaleWorkerTimeout is %s", orchestrator.DefaultStaleWorkerTimeout))
+	return []row{r}, errors.Join(errs...)
+}
+
+func (f *fleet) failovers(ctx context.Context) (took []float64, err error) {
+	for range 2 {
+		if _, err := f.joinProcess(); err != nil {
+			return nil, err
+		}
+	}
+	_, generation, err := f.settle(ctx, 0)
+	if err != nil {
+		return nil, err
+	}
+	time.Sleep(orchestrator.DefaultStaleWorkerTimeout)
+	for began := time.Now(); ; {
+		time.Sleep(rand.N(orchestrator.DefaultHeartbeatInterval))
+		killed := time.Now()
+		f.kill(rand.IntN(2))
+		at, g, err := f.settle(ctx, generation)
+		if err != nil {
+			return took, err
+		}
+		took = append(took, millis(at.Sub(killed)))
+		if time.Since(began) > 20*time.Second || len(took) == 10 {
+			return took, nil
+		}
+		if _, err := f.joinProcess(); err != nil {
+			return took, err
+		}
+		if _, generation, err = f.settle(ctx, g); err != nil {
+			return took, err
+		}
+	}
+}

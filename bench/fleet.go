@@ -1,0 +1,210 @@
+package main
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	orchestrator "github.com/getpup/pupsourcing-orchestrator"
+)
+
+// partitionsPerWorker is how many partitions the set has for each worker.
+const partitionsPerWorker = 1
+
+// A fleet is workers of one replica set that come and go.
+//
+// Whether they work is told by events: as soon as a generation is active, one is
+// appended for each of its partitions, and every worker must handle one. It
+// could not have been handled earlier, so this adds what an append takes, and
+// nothing that depends on luck.
+type fleet struct {
+	d          *database
+	set        string
+	projection string
+	heartbeat  time.Duration // 0: the default
+	window     time.Duration // JoinWindow
+	handler    time.Duration // what the handler waits
+	pool       *sql.DB       // of the workers that are goroutines
+	events     *appender
+	ledger     *ledger // what those have handled
+	watched    *sql.Conn
+
+	members []*member // that have not left, in the order in which they joined
+	reports chan report
+
+	ended     []*member // that were told to leave, or killed
+	active    int64     // the newest generation of which events were appended
+	processes bool      // the workers are processes, and leave effects
+}
+
+// A report says that a worker handles an event of a generation for the first
+// time.
+type report struct {
+	by         *member
+	generation int64
+	at         time.Time
+}
+
+// newFleet returns a fleet without workers, in a database of its own.
+func newFleet(ctx context.Context, b *bench, poolMax int) (*fleet, error) {
+	d, err := b.empty(ctx)
+	if err != nil {
+		return nil, err
+	}
+	f := &fleet{
+		d: d, set: "fleet", projection: "fleet", window: time.Millisecond, ledger: openLedger(), reports: make(chan report, 10_000),
+		events: &appender{d: d, versions: map[int]int64{}},
+	}
+	if f.watched, err = d.db.Conn(ctx); err != nil {
+		return nil, err
+	}
+	if f.pool, err = d.pool("worker"); err != nil {
+		return nil, err
+	}
+	f.pool.SetMaxOpenConns(poolMax)
+	f.pool.SetMaxIdleConns(poolMax)
+	return f, nil
+}
+
+// joinGoroutine starts a worker in this process.
+func (f *fleet) joinGoroutine(pool *sql.DB) error {
+	cfg, err := config(pool, f.set)
+	if err != nil {
+		return err
+	}
+	cfg.HeartbeatInterval, cfg.JoinWindow = f.heartbeat, f.window
+	var seen sync.Map
+	var m *member
+	known := make(chan struct{})
+	m, err = start(cfg, checking{name: f.projection, ledger: f.ledger, wait: f.handler, began: func(ctx context.Context) {
+		a, _ := orchestrator.AssignmentFrom(ctx)
+		if _, again := seen.LoadOrStore(a.Generation, true); !again {
+			<-known
+			f.reports <- report{m, a.Generation, time.Now()}
+		}
+	}})
+	if err != nil {
+		return err
+	}
+	close(known)
+	f.members = append(f.members, m)
+	return nil
+}
+
+// leave has the oldest worker leave, and does not wait for it.
+func (f *fleet) leave() {
+	m := f.members[0]
+	f.members = f.members[1:]
+	f.ended = append(f.ended, m)
+	m.leave()
+}
+
+// generation returns the set's newest generation, and whether it is active.
+func (f *fleet) generation(ctx context.Context) (generation int64, active bool, err error) {
+	err = f.watched.QueryRowContext(ctx,
+		`SELECT generation, phase = 'active' FROM orchestrator_replica_sets WHERE name = $1`, f.set).Scan(&generation, &active)
+	if errors.Is(err, sql.ErrNoRows) {
+		err = nil
+	}
+	return generation, active, err
+}
+
+// settle waits until every worker handles events under the same generation, one
+// after the given one, and returns when that was.
+func (f *fleet) settle(ctx context.Context, after int64) (at time.Time, generation int64, err error) {
+	under := map[*member]report{}
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for {
+		for _, m := range f.members {
+			select {
+			case <-m.done:
+				return at, 0, fmt.Errorf("a worker has ended by itself: %w", m.err)
+			default:
+			}
+		}
+		select {
+		case r := <-f.reports:
+			under[r.by] = r
+			if at, generation = f.agreed(under); generation > after {
+				return at, generation, nil
+			}
+		case <-f.ledger.wrong:
+			return at, 0, f.ledger.fault
+		case <-ctx.Done():
+			return at, 0, fmt.Errorf("waiting for %d workers to work: %w", len(f.members), context.Cause(ctx))
+		case <-tick.C:
+			g, active, err := f.generation(ctx)
+			if err != nil {
+				return at, 0, err
+			}
+			if active && g > after && g > f.active {
+				f.active = g
+				if err := f.events.append(ctx, marks(len(f.members)*partitionsPerWorker)); err != nil {
+					return at, 0, err
+				}
+			}
+		}
+	}
+}
+
+// agreed returns the generation under which all workers work, and since when.
+func (f *fleet) agreed(under map[*member]report) (at time.Time, generation int64) {
+	for i, m := range f.members {
+		r, ok := under[m]
+		if !ok || i > 0 && r.generation != generation {
+			return at, 0
+		}
+		generation = r.generation
+		if r.at.After(at) {
+			at = r.at
+		}
+	}
+	return at, generation
+}
+
+// end waits until all events are handled, has everybody leave, and checks.
+func (f *fleet) end(ctx context.Context) error {
+	defer f.watched.Close()
+	defer f.pool.Close()
+	err := f.caughtUp(ctx)
+	for len(f.members) > 0 {
+		f.leave()
+	}
+	for _, m := range f.ended {
+		err = errors.Join(err, m.stop())
+	}
+	if f.processes {
+		return errors.Join(err, f.d.checkEffects(context.WithoutCancel(ctx), f.projection, f.events.appended()))
+	}
+	return errors.Join(err, f.ledger.check())
+}
+
+// caughtUp waits until as many events are handled as were appended.
+func (f *fleet) caughtUp(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		n := f.ledger.count.Load()
+		if f.processes {
+			if err := f.watched.QueryRowContext(ctx, `SELECT count(*) FROM effects`).Scan(&n); err != nil {
+				return err
+			}
+		}
+		if n == f.events.appended() {
+			return nil
+		}
+		select {
+		case <-tick.C:
+		case <-f.ledger.wrong:
+			return f.ledger.fault
+		case <-ctx.Done():
+			return fmt.Errorf("events lost: %d handled, %d appended: %w", n, f.events.appended(), context.Cause(ctx))
+		}
+	}
+}

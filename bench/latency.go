@@ -1,0 +1,62 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"time"
+
+	orchestrator "github.com/getpup/pupsourcing-orchestrator"
+)
+
+// latency: an idle worker at the defaults. The time counts from the return of
+// the INSERT, which commits, to the handler's call. The pauses are long enough
+// for the worker to have become as lazy as it gets.
+func latency(ctx context.Context, b *bench) (rows []row, err error) {
+	samples := 30
+	if b.quick {
+		samples = 8
+	}
+	d, err := b.empty(ctx)
+	if err != nil {
+		return nil, err
+	}
+	pool, err := d.pool("worker")
+	if err != nil {
+		return nil, err
+	}
+	defer pool.Close()
+	cfg, err := config(pool, b.fresh("set"))
+	if err != nil {
+		return nil, err
+	}
+	handled := make(chan time.Time, samples+1)
+	l := openLedger()
+	m, err := start(cfg, checking{name: "latency", ledger: l, began: func(context.Context) { handled <- time.Now() }})
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, m.stop(), l.check()) }()
+	a := &appender{d: d, versions: map[int]int64{}}
+	var took []float64
+	for n := range samples + 1 { // the first is handled when the worker has joined, and doesn't count
+		if n > 0 {
+			time.Sleep(2*orchestrator.DefaultPollInterval + rand.N(orchestrator.DefaultPollInterval))
+		}
+		if err := a.append(ctx, []int{1}); err != nil {
+			return nil, err
+		}
+		committed := time.Now()
+		select {
+		case at := <-handled:
+			if n > 0 {
+				took = append(took, millis(at.Sub(committed)))
+			}
+		case <-m.done:
+			return nil, errors.New("the worker has ended by itself")
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
+	return []row{newRow("latency", milliseconds, took)}, nil
+}

@@ -1,0 +1,144 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"os/signal"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	orchestrator "github.com/getpup/pupsourcing-orchestrator"
+)
+
+// workerEnv is set in the processes that this program starts from itself.
+const workerEnv = "BENCH_WORKER"
+
+// A workerSpec is what such a process is to do.
+type workerSpec struct {
+	URL, Set, Projection string
+	Heartbeat, Window    time.Duration
+}
+
+// workerMain is main in a worker process. It prints "run" when it calls Run, and
+// the number of each generation of which it handles an event. It leaves on
+// SIGTERM, and when stdin ends, since then its parent is gone.
+func workerMain(spec string) int {
+	if err := work(spec); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return 0
+}
+
+func work(text string) error {
+	var spec workerSpec
+	if err := json.Unmarshal([]byte(text), &spec); err != nil {
+		return err
+	}
+	signal.Ignore(os.Interrupt) // the terminal's; the parent will say
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func() {
+		_, _ = io.Copy(io.Discard, os.Stdin)
+		cancel()
+	}()
+	pool, err := (&database{url: spec.URL}).pool("worker")
+	if err != nil {
+		return err
+	}
+	defer pool.Close()
+	cfg, err := config(pool, spec.Set)
+	if err != nil {
+		return err
+	}
+	cfg.HeartbeatInterval, cfg.JoinWindow = spec.Heartbeat, spec.Window
+	var seen sync.Map
+	o, err := orchestrator.New(cfg)
+	if err != nil {
+		return err
+	}
+	fmt.Println("run")
+	err = o.Run(ctx, []orchestrator.Projection[orchestrator.Event]{inserting{spec.Projection, func(ctx context.Context, _ []orchestrator.Event) {
+		a, _ := orchestrator.AssignmentFrom(ctx)
+		if _, again := seen.LoadOrStore(a.Generation, true); !again {
+			fmt.Println(a.Generation)
+		}
+	}}})
+	if errors.Is(err, context.Canceled) {
+		return nil
+	}
+	return err
+}
+
+// joinProcess starts a worker in a process of its own, and returns when it
+// called Run.
+func (f *fleet) joinProcess() (time.Time, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return time.Time{}, err
+	}
+	spec, err := json.Marshal(workerSpec{f.d.url, f.set, f.projection, f.heartbeat, f.window})
+	if err != nil {
+		return time.Time{}, err
+	}
+	cmd := exec.Command(self)
+	cmd.Env = append(os.Environ(), workerEnv+"="+string(spec))
+	cmd.Stderr = os.Stderr
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		return time.Time{}, err
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return time.Time{}, err
+	}
+	if err := cmd.Start(); err != nil {
+		return time.Time{}, err
+	}
+	var killed atomic.Bool
+	// Once: a second SIGTERM would kill a process that is about to end.
+	m := &member{done: make(chan struct{}), leave: sync.OnceFunc(func() { _ = cmd.Process.Signal(syscall.SIGTERM) })}
+	m.kill = func() { killed.Store(true); _ = cmd.Process.Kill() }
+	running := make(chan time.Time, 1)
+	go func() {
+		defer close(m.done)
+		defer in.Close()
+		for s := bufio.NewScanner(out); s.Scan(); {
+			var generation int64
+			if s.Text() == "run" {
+				running <- time.Now()
+			} else if _, err := fmt.Sscan(s.Text(), &generation); err == nil {
+				f.reports <- report{m, generation, time.Now()}
+			}
+		}
+		if err := cmd.Wait(); !killed.Load() {
+			m.err = err
+		}
+	}()
+	f.members = append(f.members, m)
+	f.processes = true
+	select {
+	case at := <-running:
+		return at, nil
+	case <-m.done:
+		return time.Time{}, fmt.Errorf("a worker process has ended: %w", m.err)
+	}
+}
+
+// kill ends a worker's process, as a crash would.
+func (f *fleet) kill(i int) {
+	m := f.members[i]
+	f.members = append(f.members[:i:i], f.members[i+1:]...)
+	f.ended = append(f.ended, m)
+	m.kill()
+}

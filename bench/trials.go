@@ -1,0 +1,46 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"time"
+)
+
+// A trial measures one row, or several that are measured in turn.
+type trial struct {
+	name  string
+	about string // what is compared with what
+	quick bool   // part of -quick
+	run   func(context.Context, *bench) ([]row, error)
+}
+
+// trials are all there are, in the order of the result.
+func trials() []trial {
+	all := []trial{
+		{"throughput", "reading with a handler that only checks: the library, a bare loop (floor), and a processor written by hand", true, throughput},
+		{"scoped", "a projection that wants 1 % of the events: the library and a bare loop with the same WHERE", true, scoped},
+		{"transactional", "one INSERT of 1000 rows per batch, with the checkpoint in the same transaction: the library, the bare loop without a checkpoint, by hand", true, transactional},
+		{"waiting", "a handler that waits for 1 ms: four workers and one", false, waiting},
+	}
+	for _, r := range []rebalance{
+		{workers: 2}, {workers: 4}, {workers: 10, quick: true}, {workers: 50, locks: true},
+		{workers: 10, load: true}, {workers: 10, load: true, handler: time.Millisecond},
+		{workers: 10, load: true, handler: 20 * time.Millisecond},
+		{workers: 2, processes: true, quick: true}, {workers: 10, processes: true},
+		{workers: 200},
+	} {
+		all = append(all, trial{r.name(), r.about(), r.quick, r.run})
+	}
+	all = append(all,
+		trial{"together", "ten workers that start together: generations after the first, and how long it takes", false, together},
+		trial{"rolling", "ten workers of which one leaves and a new one joins each second: generations", false, rolling},
+		trial{"failover", "SIGKILL of one of two worker processes until the other handles its partition", false, failover},
+		trial{"latency", "from the commit of an event to its handler, worker idle", true, latency},
+	)
+	for _, n := range []int{1, 10, 50} {
+		all = append(all, trial{fmt.Sprintf("idle-%d", n),
+			fmt.Sprintf("statements per second and connections of each of %d workers with nothing to do", n), n == 10,
+			func(ctx context.Context, b *bench) ([]row, error) { return idle(ctx, b, n) }})
+	}
+	return append(all, trial{"step", "one decision over 10,000 workers: time and garbage", true, step})
+}

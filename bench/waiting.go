@@ -1,0 +1,60 @@
+package main
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// waiting: workers whose handler waits for 1 ms, as for another service. How many
+// events they handle is counted from when all of them work, over the same time
+// for everybody. The stream's 1000 aggregates are spread evenly, and there are
+// more events than time.
+func waiting(ctx context.Context, b *bench) ([]row, error) {
+	d, err := b.full(ctx)
+	if err != nil {
+		return nil, err
+	}
+	rate := func(workers int) func(context.Context, *sql.DB) (float64, error) {
+		return func(ctx context.Context, pool *sql.DB) (float64, error) { return waitingRate(ctx, b, d, pool, workers) }
+	}
+	return b.race(ctx, d, 3, []contender{
+		{"waiting/1-worker", rate(1), 0},
+		{"waiting/4-workers", rate(4), 3.8},
+	})
+}
+
+func waitingRate(ctx context.Context, b *bench, d *database, pool *sql.DB, workers int) (rate float64, err error) {
+	f := &fleet{
+		d: d, set: b.fresh("set"), projection: b.fresh("p"), window: time.Millisecond, handler: time.Millisecond,
+		ledger: openLedger(), reports: make(chan report, 1000),
+	}
+	defer func() {
+		for _, m := range f.members {
+			err = errors.Join(err, m.stop())
+		}
+		err = errors.Join(err, f.ledger.check())
+	}()
+	for range workers {
+		if err := f.joinGoroutine(pool); err != nil {
+			return 0, err
+		}
+	}
+	under := map[*member]report{}
+	for {
+		if _, generation := f.agreed(under); generation > 0 {
+			break
+		}
+		select {
+		case r := <-f.reports:
+			under[r.by] = r
+		case <-ctx.Done():
+			return 0, fmt.Errorf("waiting for %d workers to work: %w", workers, context.Cause(ctx))
+		}
+	}
+	began, before := time.Now(), f.ledger.count.Load()
+	time.Sleep(1500 * time.Millisecond)
+	return float64(f.ledger.count.Load()-before) / time.Since(began).Seconds(), nil
+}

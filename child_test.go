@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"strings"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -128,8 +129,11 @@ func childMain(behaviour string) int {
 	cfg.Logger = slog.New(slog.NewTextHandler(os.Stderr, nil))
 	p := effects{name: "transactional"}
 	var handled atomic.Int64
+	if strings.HasSuffix(behaviour, ", with a long lease") {
+		cfg.StaleWorkerTimeout = time.Hour
+	}
 	switch behaviour {
-	case "hang in the middle of a batch":
+	case "hang in the middle of a batch", "hang in the middle of a batch, with a long lease":
 		p.hook = func(context.Context, orchestrator.Event) error {
 			if handled.Add(1) == 250 {
 				fmt.Println("hanging")

@@ -91,6 +91,16 @@ type Config[E any] struct {
 	// OnFailure says what a handler's failure does. Default: RetryForever.
 	OnFailure FailurePolicy
 
+	// LeaseOnly has a crash of this worker noticed only when its lease is over.
+	// Otherwise the worker keeps a connection of DB for itself, the others see
+	// when that ends, and take over within two seconds. The price: where the
+	// worker can't reach the database for 0.4s, handlers that run are cancelled,
+	// and called again when it can. Set it where handlers take long and bear no
+	// cancellation. It is as if set where a pooler hands out sessions, where the
+	// pool has less than four connections, and where StaleWorkerTimeout is below
+	// 4s.
+	LeaseOnly bool
+
 	// Logger gets a line for each generation and each thing that is wrong.
 	// Default: none.
 	Logger *slog.Logger

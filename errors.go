@@ -44,6 +44,13 @@ var (
 	// joins again as soon as it can.
 	ErrLeaseLost = errors.New("lease lost")
 
+	// ErrUnproven is the cause with which a handler's context is cancelled when
+	// the worker could not reach the database for a moment, so that others may
+	// take it for dead. Return; the event is handled again as soon as the worker
+	// has made sure of its partitions, here or elsewhere. Run never returns it.
+	// See Config.LeaseOnly.
+	ErrUnproven = errors.New("worker can't prove that it is there")
+
 	// ErrEventStore is returned by Run when the event store breaks its
 	// contract, or reads something that does not exist or may not be read.
 	// Nothing moves past the event at fault.

@@ -438,7 +438,7 @@ func TestHandlerThatNeverReturns(t *testing.T) {
 	<-hangs // or the other's generation would come first, and nobody would ask it to stop
 	run(t, cfg, transactional{effects{name: "transactional"}})
 	err := a.failed()
-	if !errors.Is(err, orchestrator.ErrCoordinationTimeout) || !strings.Contains(err.Error(), fmt.Sprintf(`"transactional" at position %d`, stuck)) {
+	if !errors.Is(err, orchestrator.ErrCoordinationTimeout) || !strings.Contains(err.Error(), fmt.Sprintf(`"transactional", partition 0, at position %d`, stuck)) {
 		t.Errorf("Run returned %v; want ErrCoordinationTimeout, with the projection and position %d", err, stuck)
 	}
 	if err, _ := cause.Load().(error); !errors.Is(err, orchestrator.ErrGenerationSuperseded) {

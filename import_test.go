@@ -345,8 +345,8 @@ func TestImportTaken(t *testing.T) {
 	w.old("p", 1)
 	w.exec(`INSERT INTO orchestrator_projections VALUES ('p', 'other')`)
 	w.exec(`
-INSERT INTO orchestrator_workers (replica_set, id, joined_at, lease_us, lease_until, generation, total, partition, holds, projections)
-VALUES ('other', 'w1', now(), 1000000, now() + interval '1 day', 1, 1, 0, 1, '["p"]')`)
+INSERT INTO orchestrator_workers (replica_set, id, joined_at, lease_us, lease_until, generation, total, partitions, wants, presence_key, presence_number, holds, projections)
+VALUES ('other', 'w1', now(), 1000000, now() + interval '1 day', 1, 1, '[0]', 1, 0, 0, 1, '["p"]')`)
 	w.refused(w.importing("p", 1), orchestrator.ErrProjectionTaken, `replica set "other", where worker w1 runs it`)
 	w.exec(`UPDATE orchestrator_workers SET lease_until = now() - interval '1 day'`)
 	w.refused(w.importing("p", 1), orchestrator.ErrProjectionTaken, "its lease is over", "delete its row")

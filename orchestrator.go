@@ -89,11 +89,13 @@ type worker[E any] struct {
 	end  context.CancelFunc
 	busy sync.WaitGroup // syncs under way
 
-	inputs  chan protocol.Input
-	fatal   chan error
-	leases  *lease
-	run     *run[E] // what the session has started
-	waiting waiting
+	inputs   chan protocol.Input
+	fatal    chan error
+	leases   *lease
+	handlers handlers
+	presence presence
+	run      *run[E] // what the session has started
+	waiting  waiting
 }
 
 // waiting is how long this worker has seen a generation wait for others, and
@@ -103,16 +105,59 @@ type waiting struct {
 	since, noted time.Time
 }
 
-// lease is when the worker must have stopped handling events, for every lane
-// to look at.
-type lease struct{ end atomic.Pointer[time.Time] }
+// lease is what every lane looks at before it calls a handler.
+type lease struct{ at atomic.Pointer[terms] }
 
-func (l *lease) set(t time.Time) { l.end.Store(&t) }
-
-func (l *lease) over(now time.Time) bool {
-	end := l.end.Load()
-	return end == nil || !now.Before(*end)
+// terms are when the worker must have stopped handling events, and, if there is
+// a proof to go by, until when handlers may begin.
+type terms struct {
+	end     time.Time
+	begin   time.Time
+	bound   bool
+	changed chan struct{} // closed when there is another proof
 }
+
+func newLease() *lease {
+	l := &lease{}
+	l.at.Store(&terms{changed: make(chan struct{})})
+	return l
+}
+
+// set takes over what the session says.
+func (l *lease) set(s *protocol.Session) {
+	old := l.at.Load()
+	t := &terms{end: s.LeaseEnd(), changed: old.changed}
+	t.begin, _, t.bound = s.Proof()
+	proven := t.bound != old.bound || !t.begin.Equal(old.begin)
+	if proven {
+		t.changed = make(chan struct{})
+	}
+	l.at.Store(t)
+	if proven {
+		close(old.changed)
+	}
+}
+
+func (t *terms) over(now time.Time) bool     { return !now.Before(t.end) }
+func (t *terms) unproven(now time.Time) bool { return t.bound && !now.Before(t.begin) }
+
+// handlers counts the handlers that run.
+type handlers struct {
+	running atomic.Int64
+	began   atomic.Bool // one has, since that was last asked
+}
+
+func (h *handlers) begin() {
+	h.running.Add(1)
+	if !h.began.Load() {
+		h.began.Store(true)
+	}
+}
+
+func (h *handlers) end() { h.running.Add(-1) }
+
+// lately reports whether one runs, or has begun since the last call.
+func (h *handlers) lately() bool { return h.began.Swap(false) || h.running.Load() > 0 }
 
 func newWorker[E any](ctx context.Context, cfg Config[E], projections []Projection[E], names []string, scopes []Scope) *worker[E] {
 	name := workerName()
@@ -125,7 +170,10 @@ func newWorker[E any](ctx context.Context, cfg Config[E], projections []Projecti
 		log:    cfg.Logger.With("replica_set", string(cfg.ReplicaSet), "worker", name),
 		inputs: make(chan protocol.Input),
 		fatal:  make(chan error),
-		leases: &lease{},
+		leases: newLease(),
+	}
+	if !cfg.LeaseOnly {
+		w.session.Present(presenceKey())
 	}
 	w.life, w.end = context.WithCancel(context.WithoutCancel(ctx))
 	return w
@@ -208,8 +256,9 @@ func (w *worker[E]) loop(ctx context.Context) error {
 			in = protocol.Tick{}
 		}
 		now := time.Now()
+		w.session.Handling(w.handlers.lately())
 		actions := w.session.Next(now, in)
-		w.leases.set(w.session.LeaseEnd())
+		w.leases.set(w.session)
 		for _, action := range actions {
 			switch a := action.(type) {
 			case protocol.Sync:
@@ -221,12 +270,21 @@ func (w *worker[E]) loop(ctx context.Context) error {
 				w.run.drain()
 			case protocol.Cancel:
 				w.cancel(a)
+			case protocol.Suspend:
+				w.log.Warn("can't tell whether the partitions are still this worker's: handlers are cancelled, and begin again when it can")
+				w.run.suspend()
+			case protocol.Attach:
+				w.busy.Go(func() { w.attach(a) })
+			case protocol.Prove:
+				id := w.session.ID()
+				w.busy.Go(func() { w.prove(a, id) })
 			case protocol.Wake:
 				wake.Reset(a.At.Sub(now))
 			case protocol.Exit:
 				if a.Cause == protocol.DrainTimeout {
 					return w.stuck(cause)
 				}
+				w.leavePresence(0)
 				w.log.Info("left")
 				if cause != nil {
 					return cause
@@ -314,6 +372,7 @@ func (w *worker[E]) cancel(a protocol.Cancel) {
 // not waited for: the goroutines are theirs.
 func (w *worker[E]) stuck(cause error) error {
 	w.run.cancel(ErrGenerationSuperseded)
+	w.leavePresence(w.cfg.StaleWorkerTimeout) // the handler may still run, and must be waited for
 	err := fmt.Errorf("%w: did not return within %s after being asked to stop: %s",
 		ErrCoordinationTimeout, w.cfg.CoordinationTimeout, strings.Join(w.run.inHand(), ", "))
 	return errors.Join(err, cause)

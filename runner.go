@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
 	"log/slog"
 	mathrand "math/rand/v2"
@@ -21,22 +22,28 @@ type run[E any] struct {
 	lanes    []*lane[E]
 	draining chan struct{} // closed: finish the event in hand, commit, end
 	once     sync.Once
+	ctx      context.Context
 	cancelc  context.CancelCauseFunc
+	spell    atomic.Pointer[spell]
+}
+
+// A spell is a time in which handlers may run. When the worker can't prove any
+// more that it is there, it ends, and another begins.
+type spell struct {
+	context.Context
+	end context.CancelCauseFunc
 }
 
 // startRun starts a lane for each projection on each partition. When all have
 // ended, the session hears of it.
 func startRun[E any](w *worker[E], s protocol.Share) *run[E] {
 	r := &run[E]{draining: make(chan struct{})}
-	ctx, cancel := context.WithCancelCause(w.life)
-	r.cancelc = cancel
+	r.ctx, r.cancelc = context.WithCancelCause(w.life)
+	r.begin()
 	var lanes sync.WaitGroup
 	for _, a := range s.Assignments() {
-		ctx := ContextWithAssignment(ctx, Assignment{
-			ReplicaSet: w.cfg.ReplicaSet, Generation: a.Generation, Partition: a.Partition, TotalPartitions: a.Total,
-		})
 		for i := range w.projections {
-			r.lanes = append(r.lanes, newLane(ctx, w, r, i, a))
+			r.lanes = append(r.lanes, newLane(w, r, i, a))
 		}
 	}
 	for _, l := range r.lanes {
@@ -49,6 +56,16 @@ func startRun[E any](w *worker[E], s protocol.Share) *run[E] {
 	}()
 	return r
 }
+
+// begin begins a spell, and returns the one before.
+func (r *run[E]) begin() (before *spell) {
+	s := &spell{}
+	s.Context, s.end = context.WithCancelCause(r.ctx)
+	return r.spell.Swap(s)
+}
+
+// suspend cancels the handlers that run.
+func (r *run[E]) suspend() { r.begin().end(ErrUnproven) }
 
 func (r *run[E]) drain() { r.once.Do(func() { close(r.draining) }) }
 
@@ -84,8 +101,10 @@ type lane[E any] struct {
 
 	core   *protocol.Lane
 	tap    *tap[E]
-	handle func(events []Record[E]) error // calls the projection
+	handle func(ctx context.Context, events []Record[E]) error // calls the projection
 	kind   protocol.LaneKind
+	spell  *spell          // of the latest call
+	inCall context.Context // the handler's, in that spell
 
 	events   []Record[E]     // the core's pending events
 	page     []Record[E]     // the latest that was read
@@ -99,16 +118,16 @@ type lane[E any] struct {
 }
 
 // newLane returns the lane of the worker's i-th projection.
-func newLane[E any](ctx context.Context, w *worker[E], r *run[E], i int, a protocol.Assignment) *lane[E] {
+func newLane[E any](w *worker[E], r *run[E], i int, a protocol.Assignment) *lane[E] {
 	name := w.names[i]
 	l := &lane[E]{
-		id: store.Lane{Projection: name, Assignment: a}, ctx: ctx, run: r, worker: w, tap: w.feed.tap(w.scopes[i]),
+		id: store.Lane{Projection: name, Assignment: a}, ctx: r.ctx, run: r, worker: w, tap: w.feed.tap(w.scopes[i]),
 		log: w.log.With("projection", name, "generation", a.Generation, "partition", a.Partition),
 	}
 	switch p := w.projections[i].(type) {
 	case BatchProjection[E]:
 		l.kind = protocol.Batched
-		l.handle = func(events []Record[E]) error {
+		l.handle = func(ctx context.Context, events []Record[E]) error {
 			values := make([]E, len(events))
 			for i, e := range events {
 				values[i] = e.Event
@@ -117,9 +136,9 @@ func newLane[E any](ctx context.Context, w *worker[E], r *run[E], i int, a proto
 		}
 	case TransactionalProjection[E]:
 		l.kind = protocol.Transactional
-		l.handle = func(events []Record[E]) error { return p.HandleTx(ctx, l.tx, events[0].Event) }
+		l.handle = func(ctx context.Context, events []Record[E]) error { return p.HandleTx(ctx, l.tx, events[0].Event) }
 	default:
-		l.handle = func(events []Record[E]) error { return p.Handle(ctx, events[0].Event) }
+		l.handle = func(ctx context.Context, events []Record[E]) error { return p.Handle(ctx, events[0].Event) }
 	}
 	l.core = protocol.NewLane(a, w.cfg.laneConfig(l.kind))
 	return l
@@ -149,7 +168,8 @@ func (c Config[E]) laneConfig(kind protocol.LaneKind) protocol.LaneConfig {
 
 // signals is what the lane is to look at before it goes on.
 func (l *lane[E]) signals() protocol.Signals {
-	s := protocol.Signals{Canceled: l.ctx.Err() != nil, LeaseOver: l.worker.leases.over(time.Now())}
+	now, terms := time.Now(), l.worker.leases.at.Load()
+	s := protocol.Signals{Canceled: l.ctx.Err() != nil, LeaseOver: terms.over(now), Unproven: terms.unproven(now)}
 	select {
 	case <-l.run.draining:
 		s.Asked = true
@@ -228,8 +248,15 @@ func (l *lane[E]) do(a protocol.LaneAction) protocol.LaneAnswer {
 		l.page, answer.Page, answer.Passed, answer.More = s.events, s.keys, s.passed, s.more
 	case protocol.LaneOpen:
 		err = l.begin()
+	case protocol.LaneProve:
+		l.prove()
+		return answer
 	case protocol.LaneHandle:
 		err = l.call(l.events[a.First : a.First+a.Count])
+		if errors.Is(err, errNotBegun) {
+			answer.Failure = protocol.NotBegun
+			return answer
+		}
 	case protocol.LaneWrite:
 		err = l.write(a.From, a.To)
 	case protocol.LaneCommit:
@@ -244,6 +271,9 @@ func (l *lane[E]) do(a protocol.LaneAction) protocol.LaneAnswer {
 	}
 	l.did, l.err = a.Do, err
 	answer.Failure = store.FailureOf(err, l.kind, a.Do)
+	if a.Do == protocol.LaneHandle && answer.Failure == protocol.Fault && l.spell.Err() != nil {
+		answer.Failure = protocol.Passing // it was suspended
+	}
 	if a.Do == protocol.LaneHandle || answer.Failure == protocol.Fault {
 		l.fault = cmp.Or(err, l.fault) // what precedes the event is committed first
 	}
@@ -289,8 +319,44 @@ func (l *lane[E]) commit() error {
 	return err
 }
 
-// call runs a handler and turns a panic into an error.
+// prove waits until the worker has proven that it is there.
+func (l *lane[E]) prove() {
+	terms := l.worker.leases.at.Load()
+	if !terms.unproven(time.Now()) {
+		return
+	}
+	l.worker.input(protocol.Wanted{})
+	select {
+	case <-terms.changed:
+	case <-l.run.draining:
+	case <-l.ctx.Done():
+	}
+}
+
+var errNotBegun = errors.New("the proof has run out")
+
+// context returns a handler's context.
+func (l *lane[E]) context() context.Context {
+	if s := l.run.spell.Load(); s != l.spell {
+		a := l.id.Assignment
+		l.spell = s
+		l.inCall = ContextWithAssignment(s, Assignment{
+			ReplicaSet: l.worker.cfg.ReplicaSet, Generation: a.Generation, Partition: a.Partition, TotalPartitions: a.Total,
+		})
+	}
+	return l.inCall
+}
+
+// call runs a handler and turns a panic into an error. It counts as running
+// before a last look at the proof: when that runs out, either the session is
+// told that a handler runs, or none begins.
 func (l *lane[E]) call(events []Record[E]) (err error) {
+	l.worker.handlers.begin()
+	defer l.worker.handlers.end()
+	ctx := l.context()
+	if l.worker.leases.at.Load().unproven(time.Now()) {
+		return errNotBegun
+	}
 	l.position.Store(events[0].Position)
 	defer l.position.Store(0)
 	defer func() {
@@ -298,7 +364,7 @@ func (l *lane[E]) call(events []Record[E]) (err error) {
 			err = &PanicError{Value: v, Stack: debug.Stack()}
 		}
 	}()
-	return l.handle(events)
+	return l.handle(ctx, events)
 }
 
 // pause waits, or until the lane is asked to stop.

@@ -48,6 +48,10 @@ CREATE TABLE IF NOT EXISTS orchestrator_workers (
     partitions  jsonb       NOT NULL, -- [0, 4, …]; []: none
     -- How many partitions the worker takes at most.
     wants       integer     NOT NULL,
+    -- The advisory lock (key, number) that a session of the worker's own holds
+    -- while its process is there; number 0: none, and the lease alone decides.
+    presence_key    integer NOT NULL,
+    presence_number integer NOT NULL,
     -- The active generation that the worker has to stop before a newer one
     -- can be activated; 0: none.
     holds       bigint      NOT NULL,

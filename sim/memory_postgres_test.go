@@ -259,7 +259,14 @@ func (d *duel) sync() (string, func(connection) string) {
 		Stopped: d.generation - int64(d.rand.IntN(3)),
 	}
 	if chance(d.rand, 300) {
-		r.Watch = protocol.Watch{Seen: d.clock.now(), For: time.Hour}
+		r.Presence = protocol.Presence{Key: int32(r.Worker[0]), Number: 1 + d.rand.Int32N(4)}
+	}
+	if chance(d.rand, 200) {
+		id := pick[protocol.WorkerID](d.rand, "a", "b", "c", "d")
+		r.Watch.Absent = []protocol.Absence{{Worker: id, Presence: protocol.Presence{Key: int32(id[0]), Number: 1 + d.rand.Int32N(4)}}}
+	}
+	if chance(d.rand, 300) {
+		r.Watch.Seen, r.Watch.For = d.clock.now(), time.Hour
 	}
 	switch d.rand.IntN(8) {
 	case 0, 1, 2:
@@ -294,7 +301,7 @@ func spelled(r store.Result) string {
 	fmt.Fprintf(&b, "%s: member %t generation %d partition %s/%d holds %d step %s\n", at(v.Now), v.Member, v.Generation, protocol.Numbers(v.Partitions), v.Total, v.Holds, at(v.StepAt))
 	fmt.Fprintf(&b, "    %s, floor %d, limit %d, window %s, for %q\n", g, g.Floor, g.MaxPartitions, g.JoinWindow, g.Reason)
 	for _, m := range g.Members {
-		fmt.Fprintf(&b, "    %s joined %s lease %s to %s partition %s of %d holds %d\n", m.ID, at(m.Joined), m.Lease, at(m.LeaseEnd), protocol.Numbers(m.Partitions), m.Wants, m.Holds)
+		fmt.Fprintf(&b, "    %s joined %s lease %s to %s partition %s of %d holds %d, present as %v\n", m.ID, at(m.Joined), m.Lease, at(m.LeaseEnd), protocol.Numbers(m.Partitions), m.Wants, m.Holds, m.Presence)
 	}
 	fmt.Fprintf(&b, "    %s, step %s", r.Decision, at(r.Decision.StepAt))
 	return b.String()

@@ -132,6 +132,9 @@ func (t *transaction) heartbeat(set *replicaSet, r protocol.Request, done func(p
 			if w.Holds <= r.Stopped {
 				w.Holds = 0
 			}
+			if r.Presence.Number > w.Presence.Number {
+				w.Presence = r.Presence
+			}
 			own.put(t, &w)
 			v.Member, v.Generation, v.Total, v.Partitions, v.Holds = true, w.generation, w.total, w.Partitions, w.Holds
 		}
@@ -351,7 +354,7 @@ func (s *coordination) saveMembers(g protocol.Group) {
 		old[i] = true
 		is := &memberRow{stored(g.Members[i]), g.Generation, g.Total, was.projections}
 		is.Joined, is.Wants = was.Joined, was.Wants
-		if is.Lease != was.Lease || !is.LeaseEnd.Equal(was.LeaseEnd) || !slices.Equal(is.Partitions, was.Partitions) || is.Holds != was.Holds ||
+		if is.Lease != was.Lease || !is.LeaseEnd.Equal(was.LeaseEnd) || !slices.Equal(is.Partitions, was.Partitions) || is.Holds != was.Holds || is.Presence != was.Presence ||
 			is.generation != was.generation || is.total != was.total {
 			r.put(t, is)
 		}

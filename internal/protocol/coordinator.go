@@ -62,6 +62,8 @@ type Member struct {
 	// Partitions in the group's Generation, ascending. None: it has just joined,
 	// or it is a standby.
 	Partitions []int
+	// Presence is what the member has published last.
+	Presence Presence
 	// Holds is the activated generation that assigned a partition to the
 	// member and that the member has not reported as stopped; 0 is none.
 	// Invariant: no generation above Holds is active while it is set. It is
@@ -132,6 +134,8 @@ type Watch struct {
 	Seen        time.Time
 	For         time.Duration
 	Error, Span time.Duration
+	// Absent are presences that the worker has seen to be gone for long enough.
+	Absent []Absence
 }
 
 // Expired reports whether the member's lease is over beyond doubt.
@@ -153,7 +157,13 @@ type Watch struct {
 //
 // The price: a worker that has just joined expires nobody before it has
 // watched for the length of a lease. Scenario: clock_step.txt.
+//
+// Besides, a worker that has published a presence may be removed for the lack of
+// it: it can't have proven it lately. See Presence.
 func (m Member) Expired(now time.Time, watch Watch) bool {
+	if m.Presence.Number != 0 && slices.Contains(watch.Absent, Absence{m.ID, m.Presence}) {
+		return true
+	}
 	missed := watch.Error
 	if watch.Span > 0 {
 		missed *= 1 + (m.Lease+watch.Span-1)/watch.Span // the spans that a lease can touch
@@ -319,8 +329,11 @@ type Request struct {
 	// Heartbeat marks a request that only renews the lease and looks: it
 	// needs neither the group's lock nor Step.
 	Heartbeat bool
-	// Watch is what the worker knows of the database's clock.
+	// Watch is what the worker knows of the database's clock, and of whom it has
+	// missed.
 	Watch Watch
+	// Presence is published with the request, if its Number is not 0.
+	Presence Presence
 
 	// Wants is how many partitions the worker takes at most, from its Join on.
 	Wants int
@@ -351,6 +364,11 @@ func Apply(g Group, r Request, now time.Time) Group {
 	}
 	m := &g.Members[i]
 	m.Lease, m.LeaseEnd = r.Lease, now.Add(r.Lease)
+	// A request that was sent earlier and arrives later must not bring back a
+	// session that is gone.
+	if r.Presence.Number > m.Presence.Number {
+		m.Presence = r.Presence
+	}
 	// A report about an older generation, delivered twice, must not end the
 	// hold of the generation that has been activated since.
 	if m.Holds <= r.Stopped {

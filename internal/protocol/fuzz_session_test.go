@@ -24,6 +24,7 @@ type sessionWorld struct {
 	order   int
 	layouts map[int64]map[int]WorkerID // who started what, per generation
 	totals  map[int64]int
+	present bool // workers have presences
 	tracing bool
 	trace   []string
 	err     error
@@ -43,6 +44,8 @@ type proc struct {
 	name    string
 	session *Session
 	run     *handlers
+	key     int32     // of its presence; 0: none
+	lock    int32     // the number under which a session of its own is at the server; 0: none is
 	asking  bool      // a request is under way
 	wakes   int       // only the latest Wake counts
 	frozen  time.Time // until then
@@ -55,9 +58,13 @@ type proc struct {
 type handlers struct {
 	assignment Assignment
 	end        time.Time // planned; zero: not asked to stop
-	// Frozen past the lease: the one exception of S1.
+	// Frozen past the lease, or while its session has ended: the one exception of
+	// S1.
 	excused bool
 	frozen  bool // at any time
+	// suspended: there is no proof, and no handler runs. Otherwise one always
+	// does.
+	suspended bool
 }
 
 var worldTiming = Timing{Heartbeat: 5 * time.Second, Lease: 30 * time.Second, Drain: 20 * time.Second}
@@ -118,6 +125,10 @@ func (w *sessionWorld) join() *proc {
 	p := &proc{name: fmt.Sprint("w", w.names)}
 	settings := Request{MaxPartitions: []int{0, 0, 2, 1}[w.below(4)], JoinWindow: []time.Duration{0, 2 * time.Second}[w.below(2)]}
 	p.session = NewSession(WorkerID(p.name), worldTiming, settings)
+	if w.present {
+		p.key = int32(w.names)
+		p.session.Present(p.key)
+	}
 	w.procs = append(w.procs, p)
 	w.after(0, p, func() { w.input(p, Tick{}) })
 	return p
@@ -125,6 +136,7 @@ func (w *sessionWorld) join() *proc {
 
 // input hands an input to a session and does what it says.
 func (w *sessionWorld) input(p *proc, in Input) {
+	p.session.Handling(p.run != nil && !p.run.suspended)
 	actions := p.session.Next(w.now, in)
 	woken := false
 	for _, a := range actions {
@@ -144,6 +156,13 @@ func (w *sessionWorld) input(p *proc, in Input) {
 		case Cancel:
 			w.note(p, "cancels %d, lost %t", a.Generation, a.Lost)
 			w.stopIn(p, worldTiming.Lease/5*time.Duration(w.below(5))/4)
+		case Attach:
+			w.attach(p, a)
+		case Prove:
+			w.prove(p, a)
+		case Suspend:
+			w.note(p, "suspends its handlers")
+			w.suspend(p)
 		case Exit:
 			w.note(p, "exits: %s", a.Cause)
 			switch {
@@ -154,6 +173,9 @@ func (w *sessionWorld) input(p *proc, in Input) {
 				w.fail("%s exits and nobody asked it to", p.name)
 			}
 			p.dead = true
+			if a.Cause == Left {
+				p.lock = 0
+			}
 			if a.Cause == DrainTimeout && !p.leaving {
 				w.join() // whoever started the process starts it again
 			}
@@ -174,6 +196,7 @@ func (w *sessionWorld) input(p *proc, in Input) {
 	if !woken && !p.dead {
 		w.fail("%s will never wake", p.name)
 	}
+	w.goOn(p)
 }
 
 // send carries a request to the group and its answer back, or loses either.
@@ -241,18 +264,8 @@ func (w *sessionWorld) start(p *proc, a Assignment) {
 	if p.run != nil {
 		w.fail("S1: %s starts %s and still runs %s", p.name, a, p.run.assignment)
 	}
-	p.run = &handlers{assignment: a}
-	for _, other := range w.procs {
-		if other == p || other.dead || other.run == nil || !overlap(a, other.run.assignment) {
-			continue
-		}
-		if w.now.Before(other.frozen) && !w.now.Before(other.session.LeaseEnd()) {
-			other.run.excused = true
-		}
-		if !other.run.excused {
-			w.fail("S1: %s starts %s and %s runs %s", p.name, a, other.name, other.run.assignment)
-		}
-	}
+	p.run = &handlers{assignment: a, suspended: true}
+	w.goOn(p)
 	if total, known := w.totals[a.Generation]; known && total != a.Total {
 		w.fail("S6: %s starts %s, and others have a total of %d", p.name, a, total)
 	}
@@ -264,6 +277,30 @@ func (w *sessionWorld) start(p *proc, a Assignment) {
 		w.fail("S6: %s starts %s, which %s has started", p.name, a, owner)
 	}
 	w.layouts[a.Generation][a.Partition] = p.session.ID()
+}
+
+// goOn has a handler begin, if there is to be one and a proof by which it may.
+func (w *sessionWorld) goOn(p *proc) {
+	begin, _, bound := p.session.Proof()
+	if p.dead || p.run == nil || !p.run.suspended || !p.run.end.IsZero() || bound && !w.now.Before(begin) {
+		return
+	}
+	if !w.now.Before(p.session.LeaseEnd()) {
+		return
+	}
+	a := p.run.assignment
+	p.run.suspended = false
+	for _, other := range w.procs {
+		if other == p || other.dead || other.run == nil || other.run.suspended || !overlap(a, other.run.assignment) {
+			continue
+		}
+		if w.now.Before(other.frozen) && !w.now.Before(other.session.LeaseEnd()) {
+			other.run.excused = true
+		}
+		if !other.run.excused && !p.run.excused {
+			w.fail("S1: %s handles %s and %s handles %s", p.name, a, other.name, other.run.assignment)
+		}
+	}
 }
 
 // stopIn has the handlers return in d, unless they are to earlier.
@@ -291,7 +328,7 @@ func (w *sessionWorld) fault() {
 			alive = append(alive, p)
 		}
 	}
-	op := w.below(16)
+	op := w.below(20)
 	if len(alive) == 0 {
 		op = 0
 	}
@@ -313,6 +350,9 @@ func (w *sessionWorld) fault() {
 	case 4:
 		w.note(p, "crashes")
 		p.dead = true
+		if w.below(2) == 0 { // or else the machine is gone as well, and the server does not hear of it
+			p.lock = 0
+		}
 	case 5, 6: // frozen, for less or more than a lease
 		d := time.Duration(1+w.below(50)) * time.Second
 		w.note(p, "freezes for %v", d)
@@ -323,6 +363,7 @@ func (w *sessionWorld) fault() {
 			break
 		}
 		run.frozen = true
+		run.excused = run.excused || w.present && p.lock == 0
 		if !p.frozen.Before(lease) {
 			w.after(max(0, lease.Sub(w.now)), nil, func() { run.excused = true })
 		}
@@ -337,6 +378,21 @@ func (w *sessionWorld) fault() {
 		if p.run != nil && p.run.end.IsZero() {
 			w.note(p, "ends its lanes")
 			w.stopIn(p, 0)
+		}
+	case 12, 13:
+		w.note(p, "loses the session of its own")
+		w.lose(p)
+	case 14: // and can't take another
+		d := time.Duration(1+w.below(40)) * 100 * time.Millisecond
+		w.note(p, "loses the session of its own, and is cut off for %v", d)
+		p.cutOff = w.now.Add(d)
+		w.lose(p)
+	case 15:
+		w.note(p, "sees the server restarted")
+		for _, o := range w.procs {
+			if !o.dead {
+				w.lose(o)
+			}
 		}
 	case 10, 11:
 		d := time.Duration(5+w.below(50)) * time.Second
@@ -414,11 +470,13 @@ func (w *sessionWorld) settled() {
 
 // playSessions plays a failure once more, to tell its story.
 func playSessions(data []byte) error {
-	err := (&sessionWorld{dice: &dice{data}, now: testStart}).run()
-	if err != nil {
-		err = (&sessionWorld{dice: &dice{data}, now: testStart, tracing: true}).run()
+	for _, present := range []bool{false, true} {
+		err := (&sessionWorld{dice: &dice{data}, now: testStart, present: present}).run()
+		if err != nil {
+			return (&sessionWorld{dice: &dice{data}, now: testStart, present: present, tracing: true}).run()
+		}
 	}
-	return err
+	return nil
 }
 
 func TestRandomSessions(t *testing.T) {

@@ -40,6 +40,7 @@ const (
 	LaneFind                 // read the lane's checkpoint row; answer Found
 	LaneRead                 // read events above After, at most Limit; answer Page
 	LaneOpen                 // begin a transaction for handlers
+	LaneProve                // wait until the worker has proven that it is there
 	LaneHandle               // hand Count of the pending events, from First on, to the projection
 	LaneWrite                // move the checkpoint From … To in the open transaction
 	LaneCommit               // COMMIT
@@ -49,7 +50,7 @@ const (
 )
 
 func (d LaneDo) String() string {
-	return [...]string{"start", "find", "read", "open", "handle", "write", "commit", "save", "pause", "end"}[d]
+	return [...]string{"start", "find", "read", "open", "prove", "handle", "write", "commit", "save", "pause", "end"}[d]
 }
 
 // A LaneAction is one thing to do, and then to answer. The fields that go with
@@ -159,6 +160,8 @@ const (
 	Fault
 	// Permanent: the server says that it will never work.
 	Permanent
+	// NotBegun: a handler was not called, since by then the proof had run out.
+	NotBegun
 )
 
 // Signals is what a lane looks at before each action.
@@ -166,6 +169,7 @@ type Signals struct {
 	Asked     bool // to drain, or Canceled
 	Canceled  bool // commit nothing more
 	LeaseOver bool // start no event
+	Unproven  bool // start none until there is a proof
 }
 
 func (s Signals) stopping() bool { return s.Asked || s.Canceled || s.LeaseOver }
@@ -252,7 +256,7 @@ func (l *Lane) Next(now time.Time, s Signals, a LaneAnswer) LaneAction {
 	l.kept = nil
 	action := l.advance(now, s, a)
 	switch action.Do {
-	case LaneHandle, LaneWrite, LaneCommit:
+	case LaneProve, LaneHandle, LaneWrite, LaneCommit:
 	default:
 		action.Rollback, l.open = l.open, false
 	}
@@ -288,7 +292,12 @@ func (l *Lane) advance(now time.Time, s Signals, a LaneAnswer) LaneAction {
 		}
 		l.open, l.began = true, now
 		return l.handle(now, s)
+	case LaneProve:
+		return l.handle(now, s)
 	case LaneHandle:
+		if a.Failure == NotBegun {
+			return LaneAction{Do: LaneProve}
+		}
 		return l.handled(now, s, a)
 	case LaneWrite:
 		l.open = true
@@ -408,6 +417,8 @@ func (l *Lane) rest(now time.Time, s Signals) LaneAction {
 func (l *Lane) handle(now time.Time, s Signals) LaneAction {
 	long := l.config.Kind == Transactional && l.done > 0 && now.Sub(l.began) > l.config.cut()
 	switch {
+	case l.done < l.size && !s.stopping() && !long && s.Unproven:
+		return LaneAction{Do: LaneProve}
 	case l.done < l.size && !s.stopping() && !long:
 		n := 1
 		if l.config.Kind == Batched {

@@ -38,6 +38,7 @@ func failing(f Failure) LaneAnswer { return LaneAnswer{Failure: f} }
 // 0 of 2 in generation 5, with batches of 4.
 func TestLane(t *testing.T) {
 	var (
+		unproven = Signals{Unproven: true}
 		asked    = Signals{Asked: true}
 		canceled = Signals{Canceled: true}
 		over     = Signals{LeaseOver: true}
@@ -134,6 +135,23 @@ func TestLane(t *testing.T) {
 		{name: "lease over while a batch's transaction was opened", config: LaneConfig{Kind: Batched}, turns: []turn{
 			{answer: evens(12, 14), want: "open"},
 			{answer: ok, want: "rollback, end: alone", signals: over},
+		}},
+		{name: "no event is begun without a proof", config: LaneConfig{Kind: Transactional}, turns: []turn{
+			{answer: evens(12, 14), want: "open", signals: unproven},
+			{answer: ok, want: "prove", signals: unproven},
+			{answer: ok, want: "prove", signals: unproven}, // of another partition, or too late
+			{answer: ok, want: "handle 0+1"},
+			{answer: failing(NotBegun), want: "prove"}, // it ran out in between
+			{answer: ok, want: "handle 0+1"},
+			{answer: ok, want: "prove", signals: unproven},
+			{answer: ok, want: "write 10 to 13", signals: asked}, // what is done needs none
+		}},
+		{name: "suspended: the event is handled again when there is a proof", turns: []turn{
+			{answer: evens(12), want: "handle 0+1"},
+			{answer: failing(Passing), want: "pause 100ms: the handler failed at 12, attempt 1", signals: unproven},
+			{answer: ok, want: "read 4 after 12", signals: unproven},
+			{answer: evens(), want: "prove", signals: unproven},
+			{answer: ok, want: "handle 0+1"},
 		}},
 		{name: "fenced", turns: []turn{
 			{answer: evens(12), want: "handle 0+1"},

@@ -191,7 +191,8 @@ type Session struct {
 	refused   int64
 	refusedAt time.Time
 
-	clock clockWatch
+	clock    clockWatch
+	presence presence
 
 	inFlight bool
 	next     time.Time // when to sync next
@@ -212,6 +213,14 @@ func NewSession(name WorkerID, timing Timing, settings Request) *Session {
 	return &Session{timing: timing, settings: settings, name: name, id: name, incarnation: 1}
 }
 
+// Present gives the worker a presence, by a key that no other worker has. To be
+// called before Next.
+func (s *Session) Present(key int32) {
+	if s.timing.Lease >= presenceLease {
+		s.presence.key = key
+	}
+}
+
 // ID returns the current incarnation.
 func (s *Session) ID() WorkerID { return s.id }
 
@@ -224,6 +233,14 @@ func (s *Session) LeaseEnd() time.Time {
 	}
 	return s.leaseEnd
 }
+
+// Handling says, before each Next, whether handlers run or have begun since the
+// last one. It counts where the worker has a presence.
+func (s *Session) Handling(handling bool) { s.presence.handling = handling }
+
+// Proof returns until when handlers may begin, and until when they may go on,
+// unless bound is false: then only LeaseEnd counts.
+func (s *Session) Proof() (begin, end time.Time, bound bool) { return s.presence.sure() }
 
 // Next takes one input at the time now and returns what is to be done.
 func (s *Session) Next(now time.Time, in Input) []Action {
@@ -254,6 +271,19 @@ func (s *Session) Next(now time.Time, in Input) []Action {
 		}
 	case Shutdown:
 		s.leaving = true
+	case Attached:
+		if s.presence.attach(now, in, s.id); s.member && s.presence.known < s.presence.attached {
+			s.next = now // to publish it
+		}
+	case Proven:
+		s.presence.proof(now, in)
+	case Detached:
+		bound := s.presence.published != 0
+		if s.presence.detach(now, in); !s.presence.on() && bound {
+			s.lost = true // others may count on what is no longer proven
+		}
+	case Wanted:
+		s.presence.wanted = true
 	}
 	return append(actions, s.advance(now)...)
 }
@@ -270,6 +300,7 @@ func (s *Session) synced(now time.Time, in Synced) []Action {
 		return nil
 	}
 	s.member, s.previous = true, ""
+	s.presence.publish(in.Request.Presence.Number)
 	if end := in.Sent.Add(s.timing.ownLease()); end.After(s.leaseEnd) {
 		s.leaseEnd = end
 	}
@@ -354,6 +385,7 @@ func (s *Session) syncFailed(now time.Time, in SyncFailed) {
 		s.clock.observe(in.Sent, now, in.Database, s.timing.Lease)
 	}
 	s.failures++
+	s.presence.failed()
 	s.renew = s.member && !in.Request.Heartbeat
 	s.next = now.Add(s.backoff(in.Jitter))
 }
@@ -421,6 +453,15 @@ func (s *Session) advance(now time.Time) []Action {
 	} else if s.lost {
 		s.reincarnate(now)
 	}
+	if s.running != nil {
+		actions = append(actions, s.presence.watch(now)...)
+	}
+	actions = append(actions, s.presence.attend(now, s.id, s.member)...)
+	if gone, _ := s.presence.gone(now); len(gone) > 0 && s.member {
+		if s.step = true; s.failures == 0 {
+			s.next = now
+		}
+	}
 	if !s.inFlight && !now.Before(s.next) && !(s.lost && s.running != nil) {
 		actions = append(actions, Sync{s.request(now)})
 		s.inFlight, s.asked = true, true
@@ -447,6 +488,7 @@ func (s *Session) reincarnate(now time.Time) {
 	s.previous, s.id = s.id, WorkerID(fmt.Sprintf("%s~%d", s.name, s.incarnation))
 	s.member, s.lost, s.leaseEnd = false, false, time.Time{}
 	s.reported, s.step, s.renew, s.polls = s.stopped, false, false, 0
+	s.presence.published, s.presence.known, s.presence.wanted = 0, 0, false
 	s.next = now
 }
 
@@ -467,6 +509,13 @@ func (s *Session) request(now time.Time) Request {
 	case s.renew || !s.wantsStep():
 		r.Heartbeat, s.renew = true, false
 	}
+	if !r.Heartbeat {
+		r.Watch.Absent = s.presence.remove(now)
+	}
+	if p := &s.presence; p.attached != 0 && !r.Leave {
+		r.Presence = Presence{p.key, p.attached}
+		p.published = max(p.published, p.attached)
+	}
 	return r
 }
 
@@ -480,6 +529,18 @@ func (s *Session) wakeAt(now time.Time) time.Time {
 	}
 	if !s.inFlight {
 		consider(s.next)
+	}
+	if p := &s.presence; p.on() {
+		if !p.inFlight {
+			consider(p.next)
+		}
+		if begin, end, bound := p.sure(); bound && s.running != nil {
+			consider(begin)
+			consider(end)
+		}
+		if _, next := p.gone(now); !next.IsZero() {
+			consider(next)
+		}
 	}
 	consider(s.giveUp)
 	if s.member && !s.lost {

@@ -142,7 +142,8 @@ func (s *Store) heartbeat(ctx context.Context, r protocol.Request) (Result, erro
 	var stepAt, leaseEnd sql.NullTime
 	var generation, total, holds sql.NullInt64
 	var partitions sql.NullString
-	err := s.db.QueryRowContext(ctx, s.sql.heartbeat, s.set, string(r.Worker), r.Lease.Microseconds(), r.Stopped).
+	err := s.db.QueryRowContext(ctx, s.sql.heartbeat, s.set, string(r.Worker), r.Lease.Microseconds(), r.Stopped,
+		r.Presence.Key, r.Presence.Number).
 		Scan(&v.Now, &stepAt, &leaseEnd, &generation, &total, &partitions, &holds)
 	if err != nil {
 		return Result{}, fmt.Errorf("heartbeat of %s: %w", r.Worker, err)
@@ -238,7 +239,7 @@ func (s *Store) lockMembers(ctx context.Context, tx *sql.Tx) ([]protocol.Member,
 		var m protocol.Member
 		var lease int64
 		var partitions string
-		err := rows.Scan(&m.ID, &m.Joined, &lease, &m.LeaseEnd, &m.Wants, &partitions, &m.Holds)
+		err := rows.Scan(&m.ID, &m.Joined, &lease, &m.LeaseEnd, &m.Wants, &partitions, &m.Holds, &m.Presence.Key, &m.Presence.Number)
 		if err == nil {
 			m.Partitions, err = decodePartitions(partitions)
 		}
@@ -272,6 +273,8 @@ type memberRow struct {
 	Wants      int               `json:"wants"`
 	Partitions []int             `json:"partitions"`
 	Holds      int64             `json:"holds"`
+	Key        int32             `json:"presence_key"`
+	Number     int32             `json:"presence_number"`
 }
 
 // decodePartitions reads what memberRow writes.
@@ -291,7 +294,7 @@ func (s *Store) saveMembers(ctx context.Context, tx *sql.Tx, before []protocol.M
 	}
 	var updated, added []memberRow
 	for _, m := range g.Members {
-		row := memberRow{m.ID, m.Joined, m.Lease.Microseconds(), m.LeaseEnd, m.Wants, append([]int{}, m.Partitions...), m.Holds}
+		row := memberRow{m.ID, m.Joined, m.Lease.Microseconds(), m.LeaseEnd, m.Wants, append([]int{}, m.Partitions...), m.Holds, m.Presence.Key, m.Presence.Number}
 		if old[m.ID] {
 			updated = append(updated, row)
 			delete(old, m.ID)
@@ -487,6 +490,8 @@ func newStatements(clock string) statements {
 WITH beat AS (
     UPDATE orchestrator_workers
        SET lease_us = $3::bigint, lease_until = {clock} + $3::bigint * interval '1 microsecond',
+           presence_key = CASE WHEN presence_number < $6 THEN $5 ELSE presence_key END,
+           presence_number = greatest(presence_number, $6), -- as in protocol.Apply
            holds = CASE WHEN holds <= $4 THEN 0 ELSE holds END
      WHERE replica_set = $1 AND id = $2
  RETURNING generation, total, partitions, holds)
@@ -514,7 +519,7 @@ UPDATE orchestrator_replica_sets
  WHERE name = $1`,
 
 		lockMembers: `
-SELECT id, joined_at, lease_us, lease_until, wants, partitions, holds
+SELECT id, joined_at, lease_us, lease_until, wants, partitions, holds, presence_key, presence_number
   FROM orchestrator_workers WHERE replica_set = $1 ORDER BY seq FOR UPDATE`,
 		removeMembers: `
 DELETE FROM orchestrator_workers
@@ -522,17 +527,22 @@ DELETE FROM orchestrator_workers
 		updateMembers: `
 UPDATE orchestrator_workers w
    SET lease_us = x.lease_us, lease_until = x.lease_until, partitions = x.partitions, holds = x.holds,
+       presence_key = x.presence_key, presence_number = x.presence_number,
        generation = $2, total = $3
-  FROM jsonb_to_recordset($4::jsonb) AS x (id text, lease_us bigint, lease_until timestamptz, partitions jsonb, holds bigint)
+  FROM jsonb_to_recordset($4::jsonb) AS x (id text, lease_us bigint, lease_until timestamptz, partitions jsonb, holds bigint,
+                                             presence_key integer, presence_number integer)
  WHERE w.replica_set = $1 AND w.id = x.id
-   AND (w.lease_us, w.lease_until, w.partitions, w.holds, w.generation, w.total)
-       IS DISTINCT FROM (x.lease_us, x.lease_until, x.partitions, x.holds, $2::bigint, $3::integer)`,
+   AND (w.lease_us, w.lease_until, w.partitions, w.holds, w.presence_key, w.presence_number, w.generation, w.total)
+       IS DISTINCT FROM (x.lease_us, x.lease_until, x.partitions, x.holds, x.presence_key, x.presence_number, $2::bigint, $3::integer)`,
 		addMembers: `
 INSERT INTO orchestrator_workers
-       (replica_set, id, joined_at, lease_us, lease_until, wants, partitions, holds, generation, total, projections)
-SELECT $1, x.id, x.joined_at, x.lease_us, x.lease_until, x.wants, x.partitions, x.holds, $2, $3, $5::jsonb
+       (replica_set, id, joined_at, lease_us, lease_until, wants, partitions, holds, presence_key, presence_number,
+        generation, total, projections)
+SELECT $1, x.id, x.joined_at, x.lease_us, x.lease_until, x.wants, x.partitions, x.holds, x.presence_key, x.presence_number,
+       $2, $3, $5::jsonb
   FROM jsonb_to_recordset($4::jsonb)
-       AS x (id text, joined_at timestamptz, lease_us bigint, lease_until timestamptz, wants integer, partitions jsonb, holds bigint)`,
+       AS x (id text, joined_at timestamptz, lease_us bigint, lease_until timestamptz, wants integer, partitions jsonb, holds bigint,
+             presence_key integer, presence_number integer)`,
 
 		registerProjections: `
 INSERT INTO orchestrator_projections (name, replica_set)

@@ -281,6 +281,40 @@ func expectPiece(t *testing.T, v protocol.View) {
 	}
 }
 
+// A presence is published by any request, never goes back to an earlier session,
+// and who lacks it is removed, if that is what was published last.
+func testPresence(t *testing.T, w World) {
+	s := newSet(t, w, "set", "p")
+	s.sync(protocol.Request{Worker: "a", Join: true, Presence: protocol.Presence{Key: 7, Number: 1}})
+	s.join("b")
+	s.settle("a")
+	present := func(why string, want protocol.Presence) {
+		t.Helper()
+		for _, m := range s.look("b").Group.Members {
+			if m.ID == "a" && m.Presence != want {
+				t.Errorf("%s: the presence of a is %v, want %v", why, m.Presence, want)
+			}
+		}
+	}
+	present("joined with it", protocol.Presence{Key: 7, Number: 1})
+	s.sync(protocol.Request{Worker: "a", Heartbeat: true, Presence: protocol.Presence{Key: 7, Number: 3}})
+	present("by heartbeat", protocol.Presence{Key: 7, Number: 3})
+	s.sync(protocol.Request{Worker: "a", Heartbeat: true, Presence: protocol.Presence{Key: 7, Number: 2}})
+	s.sync(protocol.Request{Worker: "a", Presence: protocol.Presence{Key: 7, Number: 2}})
+	s.beat("a")
+	present("by a request from before", protocol.Presence{Key: 7, Number: 3})
+	lacks := func(n int32) protocol.Request {
+		return protocol.Request{Worker: "b", Watch: protocol.Watch{Absent: []protocol.Absence{{Worker: "a", Presence: protocol.Presence{Key: 7, Number: n}}}}}
+	}
+	if r := s.sync(lacks(2)); len(r.Decision.Expired) > 0 {
+		t.Errorf("removed for the lack of an earlier session: %s", r.Group)
+	}
+	if r := s.sync(lacks(3)); len(r.Decision.Expired) != 1 {
+		t.Errorf("not removed: %s", r.Group)
+	}
+	expectGroup(t, s.settle("b"), "generation 3 active {b:0/1}")
+}
+
 func sameView(a, b protocol.View) bool { return cmp.Equal(a, b, cmpopts.EquateEmpty()) }
 
 // Members that want several partitions have them, by heartbeat and by request,

@@ -62,6 +62,7 @@ func Run(t *testing.T, open func(t *testing.T) World) {
 		{"heartbeat shows what a request shows", testHeartbeat},
 		{"heartbeat reads in one piece", testOnePiece},
 		{"several partitions", testSeveralPartitions},
+		{"presence", testPresence},
 		{"standby", testStandby},
 		{"join window", testJoinWindow},
 		{"leases by the database's clock", testLeases},

@@ -1,0 +1,199 @@
+package protocol
+
+import (
+	"slices"
+	"testing"
+	"time"
+)
+
+// attach carries a worker's wish for a session of its own to the server.
+func (w *sessionWorld) attach(p *proc, a Attach) {
+	sent := w.now
+	if !w.now.Before(p.cutOff) {
+		p.lock = 0 // the one before is closed, and the server hears of it
+	}
+	w.reach(p, func() Input {
+		p.lock = a.Presence.Number
+		i := w.group.index(a.Worker)
+		if i >= 0 && w.group.Members[i].Presence.Number < a.Presence.Number {
+			w.group.Members = slices.Clone(w.group.Members)
+			w.group.Members[i].Presence = a.Presence
+		}
+		return Attached{Number: a.Presence.Number, Sent: sent, Worker: a.Worker, Published: i >= 0}
+	}, Detached{Number: a.Presence.Number})
+}
+
+// prove asks a session.
+func (w *sessionWorld) prove(p *proc, a Prove) {
+	sent := w.now
+	w.reach(p, func() Input {
+		if p.lock != a.Number {
+			return Detached{Number: a.Number}
+		}
+		in := Proven{Number: a.Number, Sent: sent, Looked: a.Look}
+		for _, m := range w.group.Members {
+			if a.Look && m.ID != p.session.ID() && m.Presence.Number != 0 && !w.holds(m.Presence) {
+				in.Absent = append(in.Absent, Absence{m.ID, m.Presence})
+			}
+		}
+		return in
+	}, Detached{Number: a.Number})
+}
+
+func (w *sessionWorld) holds(p Presence) bool {
+	for _, o := range w.procs {
+		if o.key == p.Key {
+			return o.lock == p.Number
+		}
+	}
+	return false
+}
+
+// lose ends a worker's own session at the server.
+func (w *sessionWorld) lose(p *proc) {
+	p.lock = 0
+	if p.run != nil && w.now.Before(p.frozen) {
+		p.run.excused = true
+	}
+}
+
+// reach does something at the server, and brings the answer back, or what a
+// worker takes for one when none has come in a second.
+func (w *sessionWorld) reach(p *proc, do func() Input, none Input) {
+	const patience = time.Second
+	there, back := w.delay(), w.delay()
+	gaveUp := false
+	w.after(patience, p, func() {
+		if !gaveUp {
+			gaveUp = true
+			w.input(p, none)
+		}
+	})
+	if w.now.Before(p.cutOff) {
+		return
+	}
+	w.after(there, nil, func() {
+		if p.dead || gaveUp || w.now.Before(p.cutOff) {
+			return
+		}
+		in := do()
+		w.after(back, p, func() {
+			if !gaveUp && !w.now.Before(p.cutOff) {
+				gaveUp = true
+				w.input(p, in)
+			}
+		})
+	})
+}
+
+// suspend has the handlers return that run.
+func (w *sessionWorld) suspend(p *proc) {
+	run := p.run
+	w.after(time.Duration(w.below(5))*40*time.Millisecond, p, func() {
+		run.suspended = true
+		w.goOn(p)
+	})
+}
+
+// A worker that dies with its session is replaced in less than two seconds; one
+// that loses its session and lives on takes another, and nobody minds.
+func TestPresence(t *testing.T) {
+	for _, tt := range []struct {
+		name       string
+		happens    func(w *sessionWorld, p *proc)
+		after      time.Duration
+		owners     int
+		generation int64 // more
+	}{
+		{"a crash", func(_ *sessionWorld, p *proc) { p.dead, p.lock = true, 0 }, 1950 * time.Millisecond, 1, 1},
+		{"a crash of the machine", func(_ *sessionWorld, p *proc) { p.dead = true }, 20 * time.Second, 2, 0},
+		{"a crash of the machine, and the lease is over", func(_ *sessionWorld, p *proc) { p.dead = true }, 40 * time.Second, 1, 1},
+		{"a lost session of a worker that is handling", func(_ *sessionWorld, p *proc) { p.lock = 0 }, time.Minute, 2, 0},
+		{"a server that restarts", func(w *sessionWorld, _ *proc) {
+			for _, p := range w.procs {
+				p.lock = 0
+			}
+		}, time.Minute, 2, 0},
+		{"a worker that is cut off keeps what it has, for a lease", func(w *sessionWorld, p *proc) { p.cutOff = w.now.Add(time.Hour) }, 20 * time.Second, 2, 0},
+		{"a worker that is cut off, and its session ended at the server", func(w *sessionWorld, p *proc) { p.cutOff, p.lock = w.now.Add(time.Hour), 0 }, 1950 * time.Millisecond, 1, 1},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			w := &sessionWorld{dice: &dice{}, now: testStart, present: true, tracing: true, layouts: map[int64]map[int]WorkerID{}, totals: map[int64]int{}}
+			victim := w.join()
+			w.join()
+			w.runUntil(w.now.Add(time.Minute))
+			if w.group.Total != 2 || w.group.Phase != Active {
+				t.Fatalf("the group is %s", w.group)
+			}
+			before := w.group.Generation
+			tt.happens(w, victim)
+			w.runUntil(w.now.Add(tt.after))
+			if w.err != nil {
+				t.Fatal(w.err)
+			}
+			if w.group.Total != tt.owners || w.group.Generation != before+tt.generation || w.group.Phase != Active {
+				t.Errorf("after %v the group is %s, want generation %d of %d", tt.after, w.group, before+tt.generation, tt.owners)
+				for _, line := range w.trace {
+					t.Log(line)
+				}
+			}
+		})
+	}
+}
+
+// Whenever a worker loses its session and can't know, its handlers have returned
+// when others take over: five of them look for it, at any time, and its last
+// proof is of any age.
+func TestPresenceToTheLast(t *testing.T) {
+	closest := time.Hour
+	for ms := 0; ms < 1300; ms += 11 {
+		w := &sessionWorld{dice: &dice{}, now: testStart, present: true, layouts: map[int64]map[int]WorkerID{}, totals: map[int64]int{}}
+		victim := w.join()
+		for range 4 {
+			w.join()
+			w.runUntil(w.now.Add(237 * time.Millisecond))
+		}
+		w.runUntil(testStart.Add(time.Minute + time.Duration(ms)*time.Millisecond))
+		before := w.group.Generation
+		victim.cutOff, victim.lock = w.now.Add(time.Hour), 0
+		var stopped time.Time
+		for w.group.Generation == before && w.err == nil {
+			if victim.run.suspended && stopped.IsZero() {
+				stopped = w.now
+			}
+			w.runUntil(w.now.Add(time.Millisecond))
+		}
+		w.runUntil(w.now.Add(time.Second))
+		if w.err != nil {
+			t.Fatal(w.err)
+		}
+		if stopped.IsZero() {
+			t.Fatalf("%dms: the others have removed a worker whose handlers run", ms)
+		}
+		closest = min(closest, w.now.Add(-time.Second).Sub(stopped))
+	}
+	t.Logf("handlers had stopped %v before the others went on, at the closest", closest)
+	if spare := presenceGrace - presenceOwn; closest < spare-5*time.Millisecond {
+		t.Errorf("handlers had stopped only %v before, and are to have %v", closest, spare)
+	}
+}
+
+// A request that was sent earlier and arrives later does not bring back a
+// session that is gone: others have long seen that.
+func TestPresenceNeverGoesBack(t *testing.T) {
+	g := Apply(Group{}, Request{Worker: "a", Lease: time.Minute, Join: true, Presence: Presence{7, 1}}, testStart)
+	g = Apply(g, Request{Worker: "a", Lease: time.Minute, Heartbeat: true, Presence: Presence{7, 2}}, testStart)
+	g = Apply(g, Request{Worker: "a", Lease: time.Minute, Heartbeat: true, Presence: Presence{7, 1}}, testStart)
+	g = Apply(g, Request{Worker: "a", Lease: time.Minute, Heartbeat: true}, testStart)
+	if got := g.Members[0].Presence; got != (Presence{7, 2}) {
+		t.Errorf("the presence is %v", got)
+	}
+	for _, absent := range []Absence{{"a", Presence{7, 1}}, {"b", Presence{7, 2}}, {"a", Presence{8, 2}}} {
+		if after, _ := Step(g, testStart, Watch{Absent: []Absence{absent}}); len(after.Members) != 1 {
+			t.Errorf("removed for %v", absent)
+		}
+	}
+	if after, _ := Step(g, testStart, Watch{Absent: []Absence{{"a", Presence{7, 2}}}}); len(after.Members) != 0 {
+		t.Errorf("not removed: %s", after)
+	}
+}

@@ -1,0 +1,116 @@
+package orchestrator
+
+import (
+	"context"
+	"database/sql"
+	"database/sql/driver"
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
+	"github.com/getpup/pupsourcing-orchestrator/internal/store"
+)
+
+// presence carries out what the session says of a session at the database that
+// is the worker's own. One thing is asked of it at a time.
+type presence struct {
+	conn      *sql.Conn // nil: there is none
+	own       store.Session
+	published bool // in the worker's row, as it was attached
+}
+
+const (
+	// presencePatience is how long to wait for an answer about it.
+	presencePatience = time.Second
+	// presencePool is the size of a pool at least that can spare a connection.
+	presencePool = 4
+)
+
+// presenceKey returns one that no other worker has.
+func presenceKey() int32 { return 1 + rand.Int32N(1<<31-1) }
+
+// attach takes a connection out of the pool.
+func (w *worker[E]) attach(a protocol.Attach) {
+	if n := w.cfg.DB.Stats().MaxOpenConnections; n > 0 && n < presencePool {
+		w.noPresence("the pool has no connection to spare for it; allow %d with db.SetMaxOpenConns, or set Config.LeaseOnly", presencePool)
+		w.input(protocol.Detached{Number: a.Presence.Number, Never: true})
+		return
+	}
+	w.presence.drop()
+	sent := time.Now()
+	p, err := bounded(w.life, presencePatience, func(ctx context.Context) (p presence, err error) {
+		if p.conn, err = w.cfg.DB.Conn(ctx); err != nil {
+			return p, err
+		}
+		if p.own, p.published, err = store.Attach(ctx, p.conn, string(w.cfg.ReplicaSet), a); err != nil {
+			p.drop()
+		}
+		return p, err
+	}, func(p presence) { p.drop() })
+	if err != nil {
+		w.log.Debug("no session of its own", "error", err)
+		w.input(protocol.Detached{Number: a.Presence.Number})
+		return
+	}
+	w.presence = p
+	w.input(protocol.Attached{Number: a.Presence.Number, Sent: sent, Worker: a.Worker, Published: p.published})
+}
+
+// prove asks the connection whether it is there.
+func (w *worker[E]) prove(a protocol.Prove, id protocol.WorkerID) {
+	type answer struct {
+		same   bool
+		absent []protocol.Absence
+	}
+	own, sent := w.presence.own, time.Now()
+	got, err := bounded(w.life, presencePatience, func(ctx context.Context) (r answer, err error) {
+		if a.Look {
+			r.same, r.absent, err = own.Look(ctx, string(w.cfg.ReplicaSet), id)
+		} else {
+			r.same, err = own.Prove(ctx)
+		}
+		return r, err
+	}, nil)
+	switch {
+	case err != nil:
+		w.log.Debug("lost the session of its own", "error", err)
+		w.presence.drop()
+		w.input(protocol.Detached{Number: a.Number})
+	case !got.same:
+		w.noPresence("a pooler hands out sessions here")
+		w.presence.drop()
+		w.input(protocol.Detached{Number: a.Number, Never: true})
+	default:
+		w.input(protocol.Proven{Number: a.Number, Sent: sent, Looked: a.Look, Absent: got.absent})
+	}
+}
+
+// leavePresence ends the worker's own session, after a while.
+func (w *worker[E]) leavePresence(after time.Duration) {
+	w.end()
+	w.busy.Wait() // nobody takes another one
+	if after == 0 {
+		w.presence.drop()
+		return
+	}
+	time.AfterFunc(after, func() { w.presence.drop() })
+}
+
+func (w *worker[E]) noPresence(why string, args ...any) {
+	w.log.Warn("a crash of this worker is noticed by its lease only: " + fmt.Sprintf(why, args...))
+}
+
+// drop ends the session: a connection that went back to the pool would keep the
+// lock.
+func (p *presence) drop() {
+	if p.conn == nil {
+		return
+	}
+	conn := p.conn
+	p.conn = nil
+	go func() {
+		_ = conn.Raw(func(any) error { return driver.ErrBadConn }) // has the pool close it
+		conn.Close()
+	}()
+}

@@ -1,0 +1,138 @@
+package orchestrator_test
+
+import (
+	"context"
+	"errors"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	orchestrator "github.com/getpup/pupsourcing-orchestrator"
+)
+
+// longLease is so long that a test which waits for its end fails.
+func (w *world) longLease() orchestrator.Config[orchestrator.Event] {
+	cfg := w.config(w.db, "set")
+	cfg.StaleWorkerTimeout, cfg.CoordinationTimeout = time.Hour, time.Hour
+	return cfg
+}
+
+// own is the backend of a session that holds the lock of a worker, 0 if there
+// is none; not is one that is passed over.
+func (w *world) own(not int64) int64 {
+	w.t.Helper()
+	return w.number(`
+SELECT coalesce(min(l.pid), 0) FROM pg_locks l
+  JOIN orchestrator_workers w ON l.classid = w.presence_key::oid AND l.objid = w.presence_number::oid
+ WHERE l.locktype = 'advisory' AND l.granted AND l.pid <> $1`, not)
+}
+
+// A process that is killed is missed at once, long before its lease is over.
+func TestACrashIsNoticedAtOnce(t *testing.T) {
+	w := newWorld(t)
+	w.append(300)
+	c := startChild(w, "hang in the middle of a batch, with a long lease")
+	c.says("hanging")
+	run(t, w.longLease(), transactional{effects{name: "transactional"}})
+	eventually(t, "both are there", func() bool {
+		return w.number(`SELECT count(*) FROM orchestrator_workers WHERE presence_number > 0`) == 2
+	})
+	c.signal(syscall.SIGKILL)
+	<-c.done
+	w.active("set", 1)
+	w.caughtUp("transactional")
+	w.checkEffects("transactional")
+}
+
+// A worker whose own session is ended, by an administrator say, takes another,
+// and nobody else notices.
+func TestTheOwnSessionIsReplaced(t *testing.T) {
+	w := newWorld(t)
+	h := &history{}
+	for range 2 {
+		run(t, w.longLease(), transactional{effects{name: "transactional", log: h}})
+	}
+	generation := w.active("set", 2)
+	var last int64
+	for range 5 {
+		w.append(50)
+		w.caughtUp("transactional") // handlers run, so that a worker knows soon
+		var pid int64
+		eventually(t, "a worker has a session of its own", func() bool { pid = w.own(last); return pid != 0 })
+		w.exec(`SELECT pg_terminate_backend($1)`, pid)
+		last = pid
+		w.append(50)
+		w.caughtUp("transactional")
+	}
+	h.check(t)
+	w.checkEffects("transactional")
+	if n := w.active("set", 2); n > generation+5 {
+		t.Errorf("generation %d has become %d", generation, n)
+	}
+}
+
+// A worker that has lost its session and can't take another cancels what runs
+// and begins nothing, though its lease goes on; the others take over; and it
+// comes back.
+func TestAHandlerIsSuspended(t *testing.T) {
+	w := newWorld(t)
+	link := newLink(t, w.url)
+	db, _ := faulty(t, link.url)
+	cfg := w.longLease()
+	cfg.DB = db
+	w.append(100)
+	var cause atomic.Value
+	in := make(chan struct{}, 1)
+	var waits atomic.Bool
+	waits.Store(true)
+	run(t, cfg, plain{effects{name: "plain", hook: func(ctx context.Context, _ orchestrator.Event) error {
+		if !waits.Load() {
+			return nil
+		}
+		select {
+		case in <- struct{}{}:
+		default:
+		}
+		<-ctx.Done()
+		if errors.Is(context.Cause(ctx), orchestrator.ErrUnproven) {
+			cause.Store(context.Cause(ctx))
+		}
+		return ctx.Err()
+	}}, w.db})
+	<-in
+	eventually(t, "it is there", func() bool { return w.own(0) != 0 })
+	pid := w.own(0)
+	link.silence()
+	w.exec(`SELECT pg_terminate_backend($1)`, pid)
+	eventually(t, "the handler was cancelled", func() bool { return cause.Load() != nil })
+	waits.Store(false)
+	w.caughtUp("plain")
+}
+
+// A pool that has no connection to spare, and whoever wants it so, go by leases.
+func TestLeaseOnly(t *testing.T) {
+	for _, test := range []struct {
+		why    string
+		change func(*orchestrator.Config[orchestrator.Event])
+	}{
+		{"it is set", func(c *orchestrator.Config[orchestrator.Event]) { c.LeaseOnly = true }},
+		{"a small pool", func(c *orchestrator.Config[orchestrator.Event]) { c.DB.SetMaxOpenConns(3) }},
+		{"a short lease", func(c *orchestrator.Config[orchestrator.Event]) { c.StaleWorkerTimeout = 3 * time.Second }},
+	} {
+		t.Run(test.why, func(t *testing.T) {
+			w := newWorld(t)
+			cfg := w.longLease()
+			cfg.DB = w.connect()
+			test.change(&cfg)
+			w.append(100)
+			r := run(t, cfg, transactional{effects{name: "transactional"}})
+			w.caughtUp("transactional")
+			if n := w.number(`SELECT sum(presence_number) FROM orchestrator_workers`); n != 0 {
+				t.Errorf("a presence was published")
+			}
+			r.stop()
+			w.checkEffects("transactional")
+		})
+	}
+}

@@ -105,6 +105,37 @@ func TestImport(t *testing.T) {
 	}
 }
 
+// An event that a processor has passed by, because its transaction committed late,
+// is as good as handled: the import can't know of it. This is what the README says
+// of processors that are run by hand.
+func TestImportAfterALateCommit(t *testing.T) {
+	w := newWorld(t, "events")
+	w.append(5)
+	late := w.begin()
+	w.appendTo(late, "shop", "order", "late", 1)
+	w.append(5)
+	w.handRun("transactional", 0, 1)
+	if err := late.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	w.append(5)
+	w.handRun("transactional", 0, 1)
+	_, err := orchestrator.ImportCheckpoints(t.Context(), orchestrator.ImportConfig{
+		DB: w.db, Projection: "transactional", ReplicaSet: "set", Total: 1, Watch: time.Millisecond,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	run(t, w.config(), transactional{"transactional"})
+	w.append(5)
+	pgtest.Eventually(t, "the worker has caught up", func() bool {
+		return w.number(`SELECT count(*) FROM orchestrator_checkpoints WHERE position = (SELECT max(global_position) FROM events)`) == 1
+	})
+	if events, handled := w.events(), w.handled("transactional"); events != 21 || handled != 20 {
+		t.Errorf("of %d events, %d are handled, want all 21 but the late one", events, handled)
+	}
+}
+
 // A processor in the midst of a batch is seen, by what pupsourcing locks.
 func TestImportSeesAProcessor(t *testing.T) {
 	w := newWorld(t, "events")

@@ -21,9 +21,9 @@ import (
 type Config struct {
 	// DB is the database that has the events table, in which the workers find
 	// each other and in which the progress and the writes of transactional
-	// projections are committed. It needs a connection for coordination and,
-	// for each projection, one for its transaction, beside those that handlers
-	// take for themselves. Let the pool keep as many idle
+	// projections are committed. It needs a connection for coordination, one
+	// to read and, for each projection, one for its transaction, beside those
+	// that handlers take for themselves. Let the pool keep as many idle
 	// (sql.DB.SetMaxIdleConns; its default is 2).
 	DB *sql.DB
 	// EventStore is what the events are appended with. It says that they are

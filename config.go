@@ -40,9 +40,11 @@ const MaxTotalPartitions = protocol.Slots
 type Config[E any] struct {
 	// DB is the database in which the workers find each other and in which the
 	// progress and the writes of transactional projections are committed. It
-	// needs a connection for coordination and, for each projection on each
-	// partition, one for its transaction, beside those that handlers take for themselves. Let the
-	// pool keep as many idle (sql.DB.SetMaxIdleConns; its default is 2).
+	// needs two connections for coordination, of which the worker keeps one, one
+	// to read (of the EventStore's, if that has another) and, for each projection
+	// on each partition, one for its transaction, beside those that handlers take
+	// for themselves. Let the pool keep as many idle (sql.DB.SetMaxIdleConns; its
+	// default is 2).
 	DB *sql.DB
 	// EventStore is where the events come from.
 	EventStore EventStore[E]

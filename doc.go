@@ -43,7 +43,8 @@
 //   - Progress: the checkpoint row. A commit names the generation and the
 //     position that it starts from; if either has changed, all of it is rolled
 //     back.
-//   - What can be read: the locks on the events table. See [Table].
+//   - What can be read: the locks on the events table. See [Table]. A process
+//     reads it once for all that stand near each other, whatever they own.
 //
 // # What happens when
 //
@@ -60,6 +61,7 @@
 //   - a reply to COMMIT is lost: the checkpoint row says whether it happened;
 //   - the database is away: everybody waits and goes on.
 //
-// ARCHITECTURE.md has the reasons, and internal/protocol/testdata the stories,
-// step by step.
+// The folder examples has whole programs, ARCHITECTURE.md the reasons, and
+// internal/protocol/testdata the stories, step by step. [ImportCheckpoints] is the
+// way here from processors that are run by hand.
 package orchestrator

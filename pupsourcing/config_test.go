@@ -4,11 +4,14 @@ import (
 	"database/sql"
 	"errors"
 	"reflect"
+	"runtime"
 	"strings"
 	"testing"
 
 	"github.com/getpup/pupsourcing/es/adapters/postgres"
 	_ "github.com/lib/pq"
+
+	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
 )
 
 // unused is a database that nobody connects to.
@@ -26,7 +29,7 @@ func unused(t *testing.T) *sql.DB {
 func TestConfigReachesTheRoot(t *testing.T) {
 	lines := &recorder{}
 	cfg := Config{DB: unused(t), EventStore: postgres.NewStore(postgres.DefaultStoreConfig()), Logger: lines, Retry: Retry{Min: 1, Max: 2}}
-	events, err := newTable(cfg.DB, "")
+	events, err := tableOf(cfg.DB, "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -91,6 +94,49 @@ func TestInvalidConfig(t *testing.T) {
 	if err := o.Run(t.Context(), nil); !errors.Is(err, ErrInvalidConfig) {
 		t.Errorf("Run without projections: %v", err)
 	}
+}
+
+// Workers of a process that read one table share what reads it, and so the
+// reading. It is not kept when they are gone.
+func TestTablesAreShared(t *testing.T) {
+	db := unused(t)
+	of := func(db *sql.DB, name string) *eventsTable {
+		t.Helper()
+		o, err := New(Config{DB: db, EventStore: postgres.NewStore(postgres.DefaultStoreConfig()), EventsTable: name, ReplicaSet: "set"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return o.events
+	}
+	table := of(db, "")
+	for _, test := range []struct {
+		why  string
+		db   *sql.DB
+		name string
+		want bool
+	}{
+		{"the default by its name", db, "events", true},
+		{"other ways to write it", db, `"events"`, true},
+		{"another table", db, "shop_events", false},
+		{"one in a schema", db, "public.events", false}, // perhaps the same; it is read twice then
+		{"another database", unused(t), "events", false},
+	} {
+		if got := of(test.db, test.name); (got == table) != test.want {
+			t.Errorf("%s: shared %t, want %t", test.why, got == table, test.want)
+		}
+	}
+	runtime.KeepAlive(table)
+	pgtest.Eventually(t, "the tables are let go", func() bool {
+		runtime.GC()
+		tables.Lock()
+		defer tables.Unlock()
+		for key := range tables.of {
+			if key.db == db {
+				return false
+			}
+		}
+		return true
+	})
 }
 
 func TestTableName(t *testing.T) {

@@ -24,5 +24,11 @@
 // reads on from there never sees that event. They are read from the events
 // table itself, gap-safe. A store does not tell which table that is, so a store
 // with a StoreConfig.EventsTable of its own wants the same in
-// [Config].EventsTable.
+// [Config].EventsTable. All Orchestrators of a process that have the same DB and
+// name the same table read it together, once.
+//
+// # From processors
+//
+// [ImportCheckpoints] takes over what processors (postgres.NewProcessor) have
+// done, without handling an event again.
 package orchestrator

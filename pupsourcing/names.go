@@ -37,6 +37,17 @@ type (
 	PanicError = root.PanicError
 	// A Gap is a position that readers wait at.
 	Gap = root.Gap
+
+	// ImportConfig says whose progress to import, and to where.
+	ImportConfig = root.ImportConfig
+	// OldCheckpoints is the table of a store's processors. The zero value is
+	// pupsourcing's default. A StoreConfig.CheckpointsTable of another name is
+	// Table, as PostgreSQL has it: in lower case, unless it was quoted there.
+	OldCheckpoints = root.OldCheckpoints
+	// Imported is what an import did, or what a dry run would have done.
+	Imported = root.Imported
+	// An ImportedPartition is what became of one old checkpoint.
+	ImportedPartition = root.ImportedPartition
 )
 
 // Defaults of Config's fields.
@@ -47,9 +58,13 @@ const (
 	DefaultBatchSize           = root.DefaultBatchSize
 	DefaultJoinWindow          = root.DefaultJoinWindow
 	DefaultPollInterval        = root.DefaultPollInterval
+	DefaultReadAheadBytes      = root.DefaultReadAheadBytes
 	DefaultRetryMin            = root.DefaultRetryMin
 	DefaultRetryMax            = root.DefaultRetryMax
 )
+
+// DefaultImportWatch is the default of ImportConfig.Watch.
+const DefaultImportWatch = root.DefaultImportWatch
 
 // MaxTotalPartitions is the largest number of partitions that a replica set
 // can have, whatever MaxPartitions says.
@@ -70,6 +85,9 @@ var (
 	ErrGenerationSuperseded = root.ErrGenerationSuperseded
 	ErrLeaseLost            = root.ErrLeaseLost
 	ErrEventStore           = root.ErrEventStore
+	ErrCheckpointsExist     = root.ErrCheckpointsExist
+	ErrOldCheckpoints       = root.ErrOldCheckpoints
+	ErrStillMoving          = root.ErrStillMoving
 )
 
 // Schema is the SQL that RunMigrations applies, for other migration tools.
@@ -79,6 +97,14 @@ var Schema = root.Schema
 // own are not its business. A program may call it at every start, in many
 // processes at once. See [root.RunMigrations].
 func RunMigrations(db *sql.DB) error { return root.RunMigrations(db) }
+
+// ImportCheckpoints makes the checkpoints of processors (postgres.NewProcessor),
+// partition k of a fixed total each, the starting point of a projection here.
+// Stop them all, import, and start workers. See [root.ImportCheckpoints] for when
+// it refuses.
+func ImportCheckpoints(ctx context.Context, cfg ImportConfig) (Imported, error) {
+	return root.ImportCheckpoints(ctx, cfg)
+}
 
 // AssignmentFrom returns the assignment under which the handler that was given
 // ctx runs, and false outside of handlers.

@@ -21,9 +21,9 @@ import (
 type Config struct {
 	// DB is the database that has the events table, in which the workers find
 	// each other and in which the progress and the writes of transactional
-	// projections are committed. It needs a connection for coordination and,
-	// for each projection, one for its transaction, beside those that handlers
-	// take for themselves. Let the pool keep as many idle
+	// projections are committed. It needs a connection for coordination, one
+	// to read and, for each projection, one for its transaction, beside those
+	// that handlers take for themselves. Let the pool keep as many idle
 	// (sql.DB.SetMaxIdleConns; its default is 2).
 	DB *sql.DB
 	// EventStore is what the events are appended with. It says that they are
@@ -48,8 +48,8 @@ type Config struct {
 	// to stop. After half of it, the handler's context is cancelled; after all
 	// of it, Run returns ErrCoordinationTimeout. Default: 60s.
 	CoordinationTimeout time.Duration
-	// BatchSize is how many events are read at once, and how many are handled
-	// at most between two commits. Default: 100.
+	// BatchSize is how many events are handled at most between two commits.
+	// Default: 100.
 	BatchSize int
 
 	// MaxPartitions is the largest number of partitions; workers beyond it
@@ -60,8 +60,15 @@ type Config struct {
 	// the others, so that they cost one new generation. Default: 500ms.
 	JoinWindow time.Duration
 	// PollInterval is the longest time between two looks for new events when
-	// there are none. Default: 250ms.
+	// there are none. Looks come quickly after an event, and then ever less
+	// often. Default: 1s.
 	PollInterval time.Duration
+	// ReadAheadBytes is about how much of the event stream may be kept in memory:
+	// what is read ahead of the handlers, and what slower projections have still
+	// to handle. It is for all workers of the process with the same DB and
+	// EventsTable; the largest value counts. At least an event is kept. Default:
+	// 16 MiB.
+	ReadAheadBytes int
 	// Retry is the delay before a failed event is handled again.
 	Retry Retry
 	// OnFailure says what a handler's failure does. Default: RetryForever.
@@ -76,7 +83,7 @@ type Config struct {
 // An Orchestrator is one worker of a replica set.
 type Orchestrator struct {
 	root   *root.Orchestrator[es.PersistedEvent]
-	events *root.Table[es.PersistedEvent]
+	events *eventsTable
 }
 
 // New checks the configuration, without touching the database, and returns an
@@ -88,7 +95,7 @@ func New(cfg Config) (*Orchestrator, error) {
 	case cfg.EventStore == nil:
 		return nil, configError("EventStore", "is nil; use postgres.NewStore")
 	}
-	events, err := newTable(cfg.DB, cfg.EventsTable)
+	events, err := tableOf(cfg.DB, cfg.EventsTable)
 	if err != nil {
 		return nil, err
 	}
@@ -99,7 +106,7 @@ func New(cfg Config) (*Orchestrator, error) {
 	return &Orchestrator{root: o, events: events}, nil
 }
 
-func (c Config) translate(events *root.Table[es.PersistedEvent]) root.Config[es.PersistedEvent] {
+func (c Config) translate(events *eventsTable) root.Config[es.PersistedEvent] {
 	t := root.Config[es.PersistedEvent]{
 		DB:                  c.DB,
 		EventStore:          events,
@@ -111,6 +118,7 @@ func (c Config) translate(events *root.Table[es.PersistedEvent]) root.Config[es.
 		MaxPartitions:       c.MaxPartitions,
 		JoinWindow:          c.JoinWindow,
 		PollInterval:        c.PollInterval,
+		ReadAheadBytes:      c.ReadAheadBytes,
 		Retry:               c.Retry,
 		OnFailure:           c.OnFailure,
 	}

@@ -4,15 +4,34 @@ import (
 	"database/sql"
 	"fmt"
 	"regexp"
+	"runtime"
 	"strings"
+	"sync"
+	"weak"
 
 	"github.com/getpup/pupsourcing/es"
 
 	root "github.com/getpup/pupsourcing-orchestrator"
 )
 
-// newTable returns what reads the events table of a store.
-func newTable(db *sql.DB, name string) (*root.Table[es.PersistedEvent], error) {
+type (
+	eventsTable = root.Table[es.PersistedEvent]
+	tableKey    struct {
+		db            *sql.DB
+		schema, table string
+	}
+)
+
+// tables are those in use. Workers that read one table of one database get the
+// same, and so read the stream once. Nothing here keeps a table, and an entry goes
+// with its table, when no Orchestrator has that any more.
+var tables = struct {
+	sync.Mutex
+	of map[tableKey]weak.Pointer[eventsTable]
+}{of: map[tableKey]weak.Pointer[eventsTable]{}}
+
+// tableOf returns what reads the events table of a store.
+func tableOf(db *sql.DB, name string) (*eventsTable, error) {
 	if name == "" {
 		name = "events"
 	}
@@ -20,8 +39,31 @@ func newTable(db *sql.DB, name string) (*root.Table[es.PersistedEvent], error) {
 	if !ok {
 		return nil, configError("EventsTable", fmt.Sprintf("is %q; it must be the name of a table, as SQL has it, or a schema's and a table's", name))
 	}
-	return root.NewTable(db, root.TableConfig[es.PersistedEvent]{
-		Schema: schema, Table: table, AggregateTypeColumn: "aggregate_type", BoundedContextColumn: "bounded_context",
+	key := tableKey{db, schema, table}
+	tables.Lock()
+	defer tables.Unlock()
+	if t := tables.of[key].Value(); t != nil {
+		return t, nil
+	}
+	t, err := newTable(key)
+	if err != nil {
+		return nil, err
+	}
+	own := weak.Make(t)
+	tables.of[key] = own
+	runtime.AddCleanup(t, func(key tableKey) {
+		tables.Lock()
+		defer tables.Unlock()
+		if tables.of[key] == own { // and not one that was made since
+			delete(tables.of, key)
+		}
+	}, key)
+	return t, nil
+}
+
+func newTable(k tableKey) (*eventsTable, error) {
+	return root.NewTable(k.db, root.TableConfig[es.PersistedEvent]{
+		Schema: k.schema, Table: k.table, AggregateTypeColumn: "aggregate_type", BoundedContextColumn: "bounded_context",
 		Columns: []string{
 			"global_position", "bounded_context", "aggregate_type", "aggregate_id", "aggregate_version",
 			"event_id", "event_type", "event_version", "payload", "trace_id", "correlation_id",
@@ -33,8 +75,18 @@ func newTable(db *sql.DB, name string) (*root.Table[es.PersistedEvent], error) {
 				&e.CausationID, &e.Metadata, &e.CreatedAt)
 			return e, err
 		},
+		Key: func(e es.PersistedEvent) root.EventKey {
+			return root.EventKey{
+				Position: e.GlobalPosition, AggregateID: e.AggregateID,
+				AggregateType: e.AggregateType, BoundedContext: e.BoundedContext,
+			}
+		},
+		Size: func(e es.PersistedEvent) int { return eventSize + len(e.Payload) + len(e.Metadata) },
 	})
 }
+
+// eventSize is about what an event takes beside its payload and metadata.
+const eventSize = 600
 
 // sqlName is a name that SQL takes for a table, perhaps with a schema.
 var sqlName = regexp.MustCompile(`^(?:(` + identifier + `)\.)?(` + identifier + `)$`)

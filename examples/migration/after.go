@@ -4,8 +4,6 @@ import (
 	"context"
 	"database/sql"
 	"errors"
-	"fmt"
-	"sync"
 	"time"
 
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
@@ -46,46 +44,4 @@ func work(ctx context.Context, db *sql.DB, name string) error {
 		return err
 	}
 	return o.Run(ctx, []orchestrator.Projection[orchestrator.Event]{orderHistory{name}})
-}
-
-// A team is the workers of this example, which are goroutines of one process.
-type team struct {
-	ctx     context.Context // ends when a worker fails
-	fail    context.CancelCauseFunc
-	db      *sql.DB
-	workers sync.WaitGroup
-	started int
-}
-
-func newTeam(ctx context.Context, db *sql.DB) *team {
-	t := &team{db: db}
-	t.ctx, t.fail = context.WithCancelCause(ctx)
-	return t
-}
-
-// start starts a worker, and returns how to have it leave.
-func (t *team) start() (leave context.CancelFunc) {
-	t.started++
-	name := fmt.Sprintf("worker %d", t.started)
-	ctx, leave := context.WithCancel(t.ctx)
-	t.workers.Go(func() {
-		if err := work(ctx, t.db, name); ctx.Err() == nil {
-			t.fail(fmt.Errorf("%s: %w", name, err))
-		}
-	})
-	return leave
-}
-
-// stop has all workers leave, and waits for them.
-func (t *team) stop() {
-	t.fail(nil)
-	t.workers.Wait()
-}
-
-// reason returns why a worker failed, if err comes of that.
-func (t *team) reason(err error) error {
-	if err != nil && t.ctx.Err() != nil {
-		return context.Cause(t.ctx)
-	}
-	return err
 }

@@ -88,39 +88,37 @@ func migrate(ctx context.Context, db *sql.DB, out io.Writer) error {
 
 	// Two workers take over, a third one joins, the first leaves; events are
 	// appended before, meanwhile and after.
-	team := newTeam(ctx, db)
-	defer team.stop()
-	leave := team.start()
-	team.start()
+	team := stage.NewTeam(ctx)
+	defer team.Stop()
+	started := 0
+	start := func() (leave func()) {
+		started++
+		name := fmt.Sprintf("worker %d", started)
+		return team.Start(func(ctx context.Context) error { return work(ctx, db, name) })
+	}
+	leave := start()
+	start()
 	for _, change := range []struct {
 		do      func()
 		workers int
-	}{{func() {}, 2}, {func() { team.start() }, 3}, {leave, 2}} {
-		if err := appendEvents(team.ctx, db, 500); err != nil {
-			return team.reason(err)
+	}{{func() {}, 2}, {func() { start() }, 3}, {leave, 2}} {
+		if err := appendEvents(ctx, db, 500); err != nil {
+			return err
 		}
 		change.do()
-		if err := appendEvents(team.ctx, db, 500); err != nil {
-			return team.reason(err)
+		if err := appendEvents(ctx, db, 500); err != nil {
+			return err
 		}
-		if err := await(team.ctx, db, runningSQL, change.workers); err != nil {
-			return team.reason(err)
+		if err := team.Await(db, runningSQL, change.workers); err != nil {
+			return err
 		}
 		fmt.Fprintf(out, "%d workers share the projection\n", change.workers)
 	}
-	return team.reason(await(team.ctx, db, `SELECT (`+lostSQL+`) = 0`))
+	return team.Await(db, `SELECT (`+lostSQL+`) = 0`)
 }
 
-// appendEvents appends n events of 100 aggregates.
 func appendEvents(ctx context.Context, db *sql.DB, n int) error {
-	_, err := db.ExecContext(ctx, `
-INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
-SELECT 'shop', 'order', 'order-' || i % 100, seen + i, gen_random_uuid(), 'order changed', ''
-  FROM generate_series(1, $1) AS i, (SELECT count(*) AS seen FROM events) AS already`, n)
-	if err != nil {
-		return fmt.Errorf("append events: %w", err)
-	}
-	return nil
+	return stage.Append(ctx, db, n, "OrderChanged")
 }
 
 const lostSQL = `
@@ -128,23 +126,6 @@ SELECT count(*) FROM events WHERE NOT EXISTS (SELECT FROM handled WHERE position
 
 const runningSQL = `
 SELECT EXISTS (SELECT FROM orchestrator_replica_sets WHERE phase = 'active' AND total = $1)`
-
-// await waits until a query returns true.
-func await(ctx context.Context, db *sql.DB, query string, args ...any) error {
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		var yes bool
-		if err := db.QueryRowContext(ctx, query, args...).Scan(&yes); yes || err != nil {
-			return err
-		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-}
 
 // verify compares the read model with the events.
 func verify(ctx context.Context, db *sql.DB, out io.Writer) error {

@@ -1,0 +1,88 @@
+package main
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"time"
+
+	orchestrator "github.com/getpup/pupsourcing-orchestrator"
+	"github.com/getpup/pupsourcing-orchestrator/examples/internal/stage"
+)
+
+// handledTable is every projection's read model: what it handled, and as whom.
+// Nothing in it is unique: an event that is handled again is to be found.
+const handledTable = `
+CREATE TABLE handled (
+    replica_set text   NOT NULL,
+    projection  text   NOT NULL,
+    position    bigint NOT NULL,
+    worker      text   NOT NULL,
+    generation  bigint NOT NULL,
+    partition   int    NOT NULL,
+    total       int    NOT NULL
+);`
+
+// A handler is a projection that notes what it handles.
+type handler struct{ name, worker string }
+
+func (h handler) Name() string { return h.name }
+
+func (handler) Handle(context.Context, orchestrator.Event) error {
+	return errors.New("not called: handler is transactional")
+}
+
+func (h handler) HandleTx(ctx context.Context, tx orchestrator.Tx, e orchestrator.Event) error {
+	a, _ := orchestrator.AssignmentFrom(ctx)
+	_, err := tx.ExecContext(ctx, `INSERT INTO handled VALUES ($1, $2, $3, $4, $5, $6, $7)`,
+		string(a.ReplicaSet), h.name, e.GlobalPosition, h.worker, a.Generation, a.Partition, a.TotalPartitions)
+	return err
+}
+
+// A replicaSet is the workers of one replica set.
+type replicaSet struct {
+	team        *stage.Team
+	db          *sql.DB
+	events      orchestrator.EventStore[orchestrator.Event]
+	name        string
+	projections []string
+
+	started int
+	leave   []context.CancelFunc // the workers that run
+}
+
+// scale starts workers, or has the eldest leave, until there are n.
+func (s *replicaSet) scale(n int) {
+	for len(s.leave) < n {
+		s.started++
+		worker := fmt.Sprintf("%s-%d", s.name, s.started)
+		s.leave = append(s.leave, s.team.Start(func(ctx context.Context) error { return s.work(ctx, worker) }))
+	}
+	for len(s.leave) > n {
+		s.leave[0]()
+		s.leave = s.leave[1:]
+	}
+}
+
+// work is a worker of the set.
+func (s *replicaSet) work(ctx context.Context, name string) error {
+	o, err := orchestrator.New(orchestrator.Config[orchestrator.Event]{
+		DB: s.db, EventStore: s.events, ReplicaSet: orchestrator.ReplicaSetName(s.name),
+		HeartbeatInterval: 100 * time.Millisecond, // leave it out to get 5s
+	})
+	if err != nil {
+		return err
+	}
+	var projections []orchestrator.Projection[orchestrator.Event]
+	for _, p := range s.projections {
+		projections = append(projections, handler{p, name})
+	}
+	return o.Run(ctx, projections)
+}
+
+// generation returns which one runs, 0 if none has.
+func (s *replicaSet) generation(ctx context.Context) (g int64, err error) {
+	err = s.db.QueryRowContext(ctx, `SELECT coalesce(max(generation), 0) FROM orchestrator_replica_sets WHERE name = $1`, s.name).Scan(&g)
+	return g, err
+}

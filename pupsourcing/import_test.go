@@ -1,0 +1,180 @@
+package orchestrator_test
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/getpup/pupsourcing/es"
+	"github.com/getpup/pupsourcing/es/adapters/postgres"
+	"github.com/getpup/pupsourcing/es/projection"
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
+	orchestrator "github.com/getpup/pupsourcing-orchestrator/pupsourcing"
+)
+
+// handRun is the projection before: a processor's handler writes outside of the
+// transaction that moves the checkpoint.
+type handRun struct {
+	effects
+	db *sql.DB
+}
+
+func (p handRun) Handle(ctx context.Context, e es.PersistedEvent) error {
+	return p.write(orchestrator.ContextWithAssignment(ctx, orchestrator.Assignment{}), p.db, e)
+}
+
+func checkpoint(projection string, k, total int) string {
+	if total == 1 {
+		return projection
+	}
+	return fmt.Sprintf("%s_p%d", projection, k)
+}
+
+// process starts a processor of pupsourcing, partition k of total.
+func (w *world) process(projectionName string, k, total int) *running {
+	config := projection.DefaultProcessorConfig()
+	config.BatchSize, config.PollInterval = 20, 5*time.Millisecond
+	config.PartitionKey, config.TotalPartitions = k, total
+	ctx, cancel := context.WithCancel(context.Background())
+	r := &running{t: w.t, cancel: cancel, done: make(chan struct{})}
+	go func() {
+		defer close(r.done)
+		r.err = postgres.NewProcessor(w.db, w.store, &config).Run(ctx, handRun{effects(projectionName), w.db})
+	}()
+	w.t.Cleanup(func() { cancel(); <-r.done })
+	return r
+}
+
+// handRun has a processor handle all that there is, and ends it. It returns
+// where that stopped.
+func (w *world) handRun(projection string, k, total int) int64 {
+	w.t.Helper()
+	r := w.process(projection, k, total)
+	last := w.number(`SELECT max(global_position) FROM events`)
+	pgtest.Eventually(w.t, fmt.Sprintf("processor %d of %d has caught up", k, total), func() bool {
+		return w.number(`SELECT count(*) FROM projection_checkpoints WHERE projection_name = $1 AND last_global_position = $2`,
+			checkpoint(projection, k, total), last) == 1
+	})
+	// It has nothing to do any more, so its end interrupts no handler; what it
+	// returns depends on where the end found it.
+	r.cancel()
+	<-r.done
+	return last
+}
+
+// What processors of pupsourcing have handled, each up to somewhere else, is
+// handled by none of the workers that take over; and all else is.
+func TestImport(t *testing.T) {
+	for _, total := range []int{1, 3, 4} {
+		t.Run(fmt.Sprint(total), func(t *testing.T) {
+			w := newWorld(t, "events")
+			want := orchestrator.Imported{Projection: "transactional", ReplicaSet: "set", Exact: true}
+			for k := total - 1; k >= 0; k-- {
+				w.append(90)
+				at := w.handRun("transactional", k, total)
+				want.Partitions = append([]orchestrator.ImportedPartition{{Key: checkpoint("transactional", k, total), Position: at, Start: at}}, want.Partitions...)
+			}
+			want.Lowest = want.Partitions[total-1].Position
+			w.append(90)
+			got, err := orchestrator.ImportCheckpoints(t.Context(), orchestrator.ImportConfig{
+				DB: w.db, Projection: "transactional", ReplicaSet: "set", Total: total, Watch: time.Millisecond,
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(want, got); diff != "" {
+				t.Errorf("imported (-want +got):\n%s", diff)
+			}
+
+			first := run(t, w.config(), transactional{"transactional"})
+			w.active(1)
+			w.append(90)
+			run(t, w.config(), transactional{"transactional"})
+			w.active(2)
+			w.append(90)
+			first.stop()
+			w.append(90)
+			w.caughtUp("transactional")
+			w.checkEffects("transactional")
+		})
+	}
+}
+
+// An event that a processor has passed by, because its transaction committed late,
+// is as good as handled: the import can't know of it. This is what the README says
+// of processors that are run by hand.
+func TestImportAfterALateCommit(t *testing.T) {
+	w := newWorld(t, "events")
+	w.append(5)
+	late := w.begin()
+	w.appendTo(late, "shop", "order", "late", 1)
+	w.append(5)
+	w.handRun("transactional", 0, 1)
+	if err := late.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	w.append(5)
+	w.handRun("transactional", 0, 1)
+	_, err := orchestrator.ImportCheckpoints(t.Context(), orchestrator.ImportConfig{
+		DB: w.db, Projection: "transactional", ReplicaSet: "set", Total: 1, Watch: time.Millisecond,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	run(t, w.config(), transactional{"transactional"})
+	w.append(5)
+	pgtest.Eventually(t, "the worker has caught up", func() bool {
+		return w.number(`SELECT count(*) FROM orchestrator_checkpoints WHERE position = (SELECT max(global_position) FROM events)`) == 1
+	})
+	if events, handled := w.events(), w.handled("transactional"); events != 21 || handled != 20 {
+		t.Errorf("of %d events, %d are handled, want all 21 but the late one", events, handled)
+	}
+}
+
+// A processor in the midst of a batch is seen, by what pupsourcing locks.
+func TestImportSeesAProcessor(t *testing.T) {
+	w := newWorld(t, "events")
+	w.append(50)
+	w.handRun("transactional", 0, 1)
+	w.append(50)
+	held := w.begin() // the processor's handler will wait for it
+	if _, err := held.ExecContext(t.Context(), `LOCK TABLE effects`); err != nil {
+		t.Fatal(err)
+	}
+	r := w.process("transactional", 0, 1)
+	pgtest.Eventually(t, "the processor is in its handler", func() bool {
+		return w.number(`SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'effects'::regclass`) == 1
+	})
+	_, err := orchestrator.ImportCheckpoints(t.Context(), orchestrator.ImportConfig{
+		DB: w.db, Projection: "transactional", ReplicaSet: "set", Total: 1, Watch: 50 * time.Millisecond,
+	})
+	if !errors.Is(err, orchestrator.ErrStillMoving) {
+		t.Errorf("%v, want ErrStillMoving", err)
+	}
+	if err := held.Rollback(); err != nil {
+		t.Fatal(err)
+	}
+	w.caughtUp("transactional")
+	r.cancel()
+	<-r.done
+}
+
+// Another table of checkpoints, as a store may have it.
+func TestImportFromAnotherTable(t *testing.T) {
+	w := newWorld(t, "events")
+	w.exec(`ALTER TABLE projection_checkpoints RENAME TO ShopCheckpoints`)
+	w.store = postgres.NewStore(postgres.NewStoreConfig(postgres.WithCheckpointsTable("ShopCheckpoints")))
+	w.exec(`INSERT INTO ShopCheckpoints (projection_name, last_global_position) VALUES ('p', 7)`)
+	got, err := orchestrator.ImportCheckpoints(t.Context(), orchestrator.ImportConfig{
+		DB: w.db, Projection: "p", ReplicaSet: "set", Total: 1, Watch: time.Millisecond,
+		Old: orchestrator.OldCheckpoints{Table: "shopcheckpoints"},
+	})
+	if err != nil || got.Lowest != 7 {
+		t.Errorf("%v, %v", got, err)
+	}
+}

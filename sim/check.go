@@ -45,6 +45,7 @@ type checkedSet struct {
 type checkedProjection struct {
 	name          string
 	transactional bool
+	scope         scope
 
 	open      map[int][]*openCall // by slot
 	commits   []fact
@@ -167,7 +168,7 @@ func (c *checker) projection(name string) *checkedProjection {
 	p := c.projections[name]
 	if p == nil {
 		p = &checkedProjection{
-			name: name, transactional: c.setup.transactional[name],
+			name: name, transactional: c.setup.transactional[name], scope: c.setup.scopes[name],
 			open: map[int][]*openCall{}, holds: map[int64]int{}, highest: map[string]int64{},
 		}
 		for i, f := range c.appends {
@@ -181,8 +182,11 @@ func (c *checker) projection(name string) *checkedProjection {
 	return p
 }
 
-// sees adds an event that waits to be handled.
+// sees adds an event that waits to be handled. What is out of scope does not.
 func (p *checkedProjection) sees(e visible) {
+	if !p.scope.includes(e.aggregate) {
+		return
+	}
 	i := len(p.unhandled)
 	if i > 0 && p.unhandled[i-1].position > e.position { // a late one
 		i, _ = p.find(e.position)

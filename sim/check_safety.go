@@ -76,8 +76,13 @@ func (c *checker) repeats(p *checkedProjection, w *checkedWorker, f fact, e even
 }
 
 // belongs: an event may only be handled, and committed, by the partition of
-// its slot (S6).
+// its slot (S6), and by projections that are about it.
 func (c *checker) belongs(f fact, e event) *violation {
+	if s := c.projection(f.projection).scope; !s.includes(e.aggregate) {
+		return broken(withinScope, []fact{c.worker(f.worker).run, f},
+			"event %d is of %s, an aggregate of type %s, and %s has it in projection %s, which is about %s only",
+			e.position, e.aggregate, typeOf(e.aggregate), owner(f), f.projection, s)
+	}
 	if e.slot%f.total == f.partition {
 		return nil
 	}
@@ -157,7 +162,7 @@ func (c *checker) appended(f fact) *violation {
 	c.appends = append(c.appends, f)
 	for _, e := range f.events {
 		for _, p := range c.inOrder {
-			if e.position <= p.passed.slot(e.slot) {
+			if p.scope.includes(e.aggregate) && e.position <= p.passed.slot(e.slot) {
 				by := p.commits[slices.IndexFunc(p.commits, func(f fact) bool {
 					return e.slot%f.total == f.partition && e.position <= f.to
 				})]

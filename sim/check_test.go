@@ -122,7 +122,7 @@ func shown(v *violation) string {
 
 func judge(t *testing.T, facts []fact) string {
 	t.Helper()
-	c := newChecker(setup{transactional: map[string]bool{"tx": true}, final: []string{"tx"}})
+	c := newChecker(setup{transactional: map[string]bool{"tx": true}, scopes: map[string]scope{"orders": "order"}, final: []string{"tx"}})
 	for _, f := range facts {
 		v := c.observe(f)
 		if v == nil {
@@ -341,6 +341,23 @@ func TestChecker(t *testing.T) {
 		{"nothing lost: a projection that comes later has everything to handle", then(
 			begun, at(1, writes(ev(1, 0), ev(2, 0))), at(2, commits("w1", 1, "0/1", 0, 2, ev(2, 0)).in("late")),
 		), "nothing-lost: event 1 of projection late was passed: the checkpoint of partition 0/1 moved from 0 to 2 without it [3 5 6]"},
+
+		// Scopes. a0 is an order and a1 is none.
+		{"within scope: what is out of it is not handled", then(
+			begun, at(1, writes(ev(1, 0), ev(2, 1)), begins(1, "w1", 1, "0/1", ev(1, 0)).in("orders"), begins(2, "w1", 1, "0/1", ev(2, 1)).in("orders")),
+		), "within-scope: event 2 is of a1, an aggregate of type parcel, and w1 (generation 1) has it in projection orders, which is about order only [4 7]"},
+		{"within scope: nor is it in a batch", then(
+			begun, at(1, writes(ev(1, 0), ev(2, 1)), commits("w1", 1, "0/1", 0, 2, ev(1, 0), ev(2, 1)).in("orders")),
+		), "within-scope: event 2 is of a1, an aggregate of type parcel, and w1 (generation 1) has it in projection orders, which is about order only [4 6]"},
+		{"within scope: what is out of it may be passed, seen or not", then(
+			begun, at(1, writes(ev(1, 0), ev(2, 1)), commits("w1", 1, "0/1", 0, 5, ev(1, 0)).in("orders"), writes(ev(4, 1))),
+		), ""},
+		{"within scope: nothing else may, if it is seen", then(
+			begun, at(1, writes(ev(1, 0), ev(2, 1)), commits("w1", 1, "0/1", 0, 2).in("orders")),
+		), "nothing-lost: event 1 of projection orders was passed: the checkpoint of partition 0/1 moved from 0 to 2 without it [3 5 6]"},
+		{"within scope: nor if it is not seen yet", then(
+			begun, at(1, writes(ev(1, 0), ev(2, 1)), commits("w1", 1, "0/1", 0, 5, ev(1, 0)).in("orders"), writes(ev(4, 0))),
+		), "nothing-lost: event 4 of projection orders was passed: the checkpoint of partition 0/1 moved from 0 to 5 before the event could be seen [6 7]"},
 
 		// S3
 		{"nothing twice: two commits hold one event", then(
@@ -580,12 +597,12 @@ func told(facts []fact) string {
 
 func TestSafetyAndLiveness(t *testing.T) {
 	var safety []promise
-	for _, p := range []promise{oneOwner, nothingLost, nothingTwice, inOrder, onlyGrow, agreement, recovers, staysStill} {
+	for _, p := range []promise{oneOwner, nothingLost, nothingTwice, inOrder, onlyGrow, agreement, withinScope, recovers, staysStill} {
 		if p.safety() {
 			safety = append(safety, p)
 		}
 	}
-	if diff := cmp.Diff([]promise{oneOwner, nothingLost, nothingTwice, inOrder, onlyGrow, agreement}, safety); diff != "" {
+	if diff := cmp.Diff([]promise{oneOwner, nothingLost, nothingTwice, inOrder, onlyGrow, agreement, withinScope}, safety); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)
 	}
 }

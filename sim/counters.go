@@ -28,6 +28,13 @@ const (
 	countGapDead
 	countRolledBack
 	countTurnMissed
+	countGapScoped
+	// Reading for several lanes at once.
+	countShared
+	countReadAhead
+	countServedWhole
+	countLeftBehind
+	countCaughtUp
 	// Leases and members.
 	countLeaseLost
 	countExpired
@@ -80,6 +87,13 @@ var counterWords = [counterCount]string{
 	countGapDead:    "a reader waited for a missing position, and there was to be no event",
 	countRolledBack: "an append was rolled back",
 	countTurnMissed: "a read took too long, and was given up while it waited for another one",
+	countGapScoped:  "a reader of some aggregate types waited for a missing position",
+
+	countShared:      "a projection was served from a page that was read for another one",
+	countReadAhead:   "a projection was served from a page that was read ahead",
+	countServedWhole: "a projection of some aggregate types was served from what was read for all",
+	countLeftBehind:  "a page was forgotten under a slow projection, which then read for itself",
+	countCaughtUp:    "a projection that read for itself caught up with others, and shared their reads",
 
 	countLeaseLost:       "a worker noticed that its lease was over, and cancelled its handlers",
 	countExpired:         "a worker was removed by others, since its lease was over",
@@ -249,6 +263,10 @@ func (t *tally) observe(f fact) {
 		t.gap(f)
 	case turnMissed:
 		t.counters[countTurnMissed]++
+	case gapScoped:
+		t.counters[countGapScoped]++
+	case served:
+		t.counters[servings[f.text]]++
 	case rolledBack:
 		t.counters[countRolledBack]++
 	case faultFreeze:
@@ -402,6 +420,12 @@ func (t *tally) gap(f fact) {
 			}
 		}
 	}
+}
+
+// servings are how lanes come by their events.
+var servings = map[string]counter{
+	servedShared: countShared, servedAhead: countReadAhead, servedWhole: countServedWhole,
+	leftBehind: countLeftBehind, caughtUp: countCaughtUp,
 }
 
 func (t *tally) lost(f fact) {

@@ -51,7 +51,11 @@ type connection interface {
 	save(l store.Lane, from, to protocol.Checkpoint, done func(error))
 
 	// Reading, as Table does it. None of these waits.
-	page(after int64, limit int) ([]event, error)
+	// page and ahead are eventtable's: the events of a scope above a position,
+	// and up to one unless the scope is everything; and the last of the next
+	// positions, whatever their scope, with the first that is missing.
+	page(s scope, after, through int64, limit int) ([]event, error)
+	ahead(after int64) (last, missing int64, err error)
 	high() (int64, error)
 	holders() ([]protocol.Holder, error)
 
@@ -73,6 +77,9 @@ type event struct {
 	aggregate string
 	slot      int
 }
+
+// bytes is how large an event is.
+func (e event) bytes() int { return 10 + int(e.position%5)*10 }
 
 // A clock is the time in a world: a database reads it and asks to be called
 // later by it. Stopping a call that has been made does nothing.

@@ -57,8 +57,10 @@ const (
 	refused       // from, to: the fence let nothing through
 	undone        // from, to: the server refused what the handlers had written; text: when
 	elsewhere     // from, to: of the lane's commit, and its checkpoint stands at neither
-	turnMissed    // a read was given up before its turn to look for who fills a gap; projection alone
+	served        // how it came by its events: text; projection alone
+	turnMissed    // a read was given up before its turn to look for who fills a gap; no lane
 	gapWaited     // to: the missing position; text: who holds it
+	gapScoped     // the same, by a reader of a scope: text
 	gapPassed     // to: the position that is final now
 
 	// The event store.
@@ -133,10 +135,14 @@ func (f fact) String() string {
 		fmt.Fprintf(&b, "undone: %d to %d, %s", f.from, f.to, lane)
 	case elsewhere:
 		fmt.Fprintf(&b, "has not heard of commit %d to %d, %s, and finds its checkpoint at neither", f.from, f.to, lane)
+	case served:
+		fmt.Fprintf(&b, "%s is served", f.projection)
 	case turnMissed:
-		fmt.Fprintf(&b, "gives a read of %s up before its turn", f.projection)
+		b.WriteString("gives a read up before its turn")
 	case gapWaited:
 		fmt.Fprintf(&b, "waits at gap %d", f.to)
+	case gapScoped:
+		fmt.Fprintf(&b, "found gap %d for a scope", f.to)
 	case gapPassed:
 		fmt.Fprintf(&b, "gap over, final to %d", f.to)
 	case appended:
@@ -220,6 +226,8 @@ type setup struct {
 	// transactional says of each projection whether its effects commit with
 	// the checkpoint; of the others only handler calls are known.
 	transactional map[string]bool
+	// scopes say which events it is about.
+	scopes map[string]scope
 	// final are the projections of the programs that run in the end, and sets
 	// the replica set of each, where that is not the first.
 	final []string
@@ -240,6 +248,9 @@ const (
 	agreement    promise = "agreement"     // S6
 	recovers     promise = "recovers"      // L1
 	staysStill   promise = "stays-still"   // L2
+
+	// withinScope: a projection is handed no event that is out of its scope.
+	withinScope promise = "within-scope"
 )
 
 // A violation is a promise that was broken.

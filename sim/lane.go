@@ -15,6 +15,7 @@ type lane struct {
 	id   store.Lane
 	kind protocol.LaneKind
 	core *protocol.Lane
+	tap  *tap
 
 	events []event // the core's pending events
 	page   []event // the latest that was read
@@ -28,15 +29,16 @@ type lane struct {
 	abort   func(error) // gives the call to the database up that is under way
 	pausing int         // counts pauses; only the latest is ended by its timer
 	paused  bool
+	resting bool // until there is something new
 
 	from, to protocol.Checkpoint // of the commit under way
 	unknown  bool                // whether it has happened, after its reply was lost
-	stale    []event             // what was read beyond a gap; for mutants
 }
 
 func newLane(p *worker, r *run, q projection, a protocol.Assignment) *lane {
 	w := p.w
 	l := &lane{p: p, run: r, id: store.Lane{Projection: q.name, Assignment: a}, kind: q.kind}
+	l.tap = p.feed.tap(l, q.scope)
 	l.core = protocol.NewLane(a, protocol.LaneConfig{
 		Kind: q.kind, Batch: w.plan.batch, Poll: w.plan.poll, Lease: p.timing.Lease, Retry: w.plan.retry,
 		StopOnFailure: w.plan.stopOnFailure,
@@ -84,14 +86,7 @@ func (l *lane) do(a protocol.LaneAction) {
 	case protocol.LaneFind:
 		l.find(patience)
 	case protocol.LaneRead:
-		l.p.read(l, a.After, a.Limit, func(page []event, err error) {
-			l.page = page
-			keys := make([]protocol.Key, len(page))
-			for i, e := range page {
-				keys[i] = protocol.Key{Position: e.position, Slot: e.slot}
-			}
-			l.answer(err, protocol.LaneAnswer{Page: keys, More: len(page) == a.Limit})
-		})
+		l.tap.read(a.After, a.Limit)
 	case protocol.LaneOpen:
 		if l.link != nil { // a mutant has kept it
 			l.p.post(func() { l.answer(nil, protocol.LaneAnswer{}) })
@@ -112,8 +107,8 @@ func (l *lane) do(a protocol.LaneAction) {
 	case protocol.LanePause:
 		l.pausing++
 		n := l.pausing
-		l.paused = true
-		if l.run.draining {
+		l.paused, l.resting = true, a.Why == protocol.NothingNew
+		if l.run.draining || l.resting && l.tap.news != l.tap.feed.news {
 			l.wake()
 			return
 		}
@@ -138,13 +133,14 @@ func (l *lane) wake() {
 	if !l.paused {
 		return
 	}
-	l.paused = false
+	l.paused, l.resting = false, false
 	l.pausing++
 	l.p.post(func() { l.next(protocol.LaneAnswer{}) })
 }
 
 func (l *lane) end(a protocol.LaneAction) {
 	p := l.p
+	l.tap.close()
 	switch in := a.End.Tells(l.id.Assignment.Generation).(type) {
 	case nil:
 	case protocol.Shutdown:

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/getpup/pupsourcing-orchestrator/internal/eventtable"
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
@@ -165,13 +166,46 @@ func (c *memoryConnection) move(t *transaction, l store.Lane, from, to protocol.
 	})
 }
 
-func (c *memoryConnection) page(after int64, limit int) ([]event, error) {
+func (c *memoryConnection) page(s scope, after, through int64, limit int) ([]event, error) {
 	if err := c.free("page"); err != nil {
 		return nil, err
 	}
-	i, _ := slices.BinarySearchFunc(c.events, after+1, byPosition)
-	end := min(i+limit, len(c.events))
-	return c.events[i:end:end], nil
+	above := c.above(after)
+	if s == "" {
+		end := min(limit, len(above))
+		return above[:end:end], nil
+	}
+	var page []event
+	for _, e := range above {
+		if len(page) == limit || e.position > through {
+			break
+		}
+		if s.includes(e.aggregate) {
+			page = append(page, e)
+		}
+	}
+	return page, nil
+}
+
+// above returns the events that are visible above a position.
+func (m *memory) above(after int64) []event {
+	i, _ := slices.BinarySearchFunc(m.events, after+1, byPosition)
+	return m.events[i:]
+}
+
+func (c *memoryConnection) ahead(after int64) (last, missing int64, err error) {
+	if err := c.free("ahead"); err != nil {
+		return 0, 0, err
+	}
+	last = after
+	above := c.above(after)
+	for _, e := range above[:min(eventtable.AheadMax, len(above))] {
+		if missing == 0 && e.position > last+1 {
+			missing = last + 1
+		}
+		last = e.position
+	}
+	return last, missing, nil
 }
 
 func byPosition(e event, position int64) int { return cmp.Compare(e.position, position) }

@@ -24,7 +24,7 @@ func TestMemoryIsPostgres(t *testing.T) {
 	answers := map[string]int{
 		"superseded": 0, "no transaction": 0, "bad connection": 0, "55P03": 0, "25P02": 0, "25P03": 0,
 		"opened": 0, "activated": 0, "waits for": 0, "expired": 0, " marks": 0, "written": 0,
-		"belongs to replica set": 0, "23503": 0,
+		"belongs to replica set": 0, "23503": 0, "a1": 0, "nothing missing": 0, "is missing": 0,
 	}
 	for seed := range uint64(6) {
 		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
@@ -178,8 +178,9 @@ func (d *duel) call(open bool) (string, func(connection) string) {
 		e := event{position: d.rand.Int64N(100), aggregate: "a"}
 		return fmt.Sprint("effect ", e.position), func(c connection) string { return replied("", c.effect(l.Projection, e)) }
 	case 7, 8:
-		return "insert", func(c connection) string {
-			position, err := c.insert("a")
+		aggregate := pick(d.rand, "a0", "a1", "a2")
+		return "insert " + aggregate, func(c connection) string {
+			position, err := c.insert(aggregate)
 			return replied(fmt.Sprint(position), err)
 		}
 	case 9:
@@ -201,10 +202,20 @@ func (d *duel) call(open bool) (string, func(connection) string) {
 			return answer
 		}
 	case 12:
-		after, limit := d.rand.Int64N(10), d.rand.IntN(10)
-		return fmt.Sprintf("page of %d after %d", limit, after), func(c connection) string {
-			page, err := c.page(after, limit)
+		s, after, limit := pick[scope](d.rand, "", "order", "order refund"), d.rand.Int64N(10), d.rand.IntN(10)
+		through := after + d.rand.Int64N(20)
+		return fmt.Sprintf("page of %d in %q from %d to %d", limit, s, after, through), func(c connection) string {
+			page, err := c.page(s, after, through, limit)
 			return replied(fmt.Sprint(page), err)
+		}
+	case 15:
+		after := d.rand.Int64N(30)
+		return fmt.Sprint("ahead of ", after), func(c connection) string {
+			last, missing, err := c.ahead(after)
+			if missing == 0 {
+				return replied(fmt.Sprintf("last %d, nothing missing", last), err)
+			}
+			return replied(fmt.Sprintf("last %d, %d is missing", last, missing), err)
 		}
 	case 13:
 		return "reader", func(c connection) string {

@@ -193,7 +193,7 @@ func TestMemoryEvents(t *testing.T) {
 	}
 	reads := func(want ...int64) []event {
 		t.Helper()
-		page, err := reader.page(0, 10)
+		page, err := reader.page("", 0, 0, 10)
 		if got := positions(page); !slices.Equal(got, want) || err != nil {
 			t.Errorf("page %v, %v, want %v", got, err, want)
 		}

@@ -22,7 +22,7 @@ var (
 	denials   = [][]string{
 		{"heartbeat", "join", "leave", "stop report", "request"},
 		{"find", "checkpoint"},
-		{"page", "highest position"},
+		{"page", "look ahead", "highest position"},
 	}
 )
 

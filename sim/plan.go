@@ -20,6 +20,7 @@ type plan struct {
 
 	timing        protocol.Timing // of the first program
 	poll          time.Duration
+	feed          protocol.FeedConfig // but for its Poll
 	batch         int
 	maxPartitions int
 	joinWindow    time.Duration
@@ -59,6 +60,8 @@ type projection struct {
 	name string
 	kind protocol.LaneKind
 	set  int // whose workers run it
+	// scope is the same in all versions.
+	scope scope
 }
 
 // of returns what the workers of a replica set run.
@@ -208,6 +211,7 @@ func planOf(seed uint64, o options) plan {
 		p.workers = append(p.workers, at.Truncate(time.Microsecond))
 	}
 	p.drawFaults(r, uneven)
+	p.drawReading(rand.New(rand.NewPCG(seed, 2)))
 	if !o.postgres && slices.ContainsFunc(p.faults, func(f fault) bool { return f.kind == congestion }) {
 		p.congest()
 	}
@@ -255,6 +259,24 @@ func (p *plan) addProgram(r *rand.Rand, uneven bool) {
 		t.Drain = pick(r, t.Lease/2, t.Lease)
 	}
 	p.programs = append(p.programs, next)
+}
+
+// ordinaryFeed reads as much at once, and keeps as much, as there will ever be.
+var ordinaryFeed = protocol.FeedConfig{Page: 1000, Bytes: 1 << 20}
+
+// drawReading draws how much is read at once and kept, and who reads a part only.
+func (p *plan) drawReading(r *rand.Rand) {
+	p.feed = protocol.FeedConfig{Page: pick(r, 1, 3, 10, ordinaryFeed.Page), Bytes: pick(r, 1, 100, 1000, 10_000, ordinaryFeed.Bytes)}
+	scopes, drawn := []scope{"", "", "", "order", "order", "parcel", "order refund"}, map[string]scope{}
+	for _, v := range p.programs {
+		for i := range v.projections {
+			q := &v.projections[i]
+			if _, known := drawn[q.name]; !known {
+				drawn[q.name] = pick(r, scopes...)
+			}
+			q.scope = drawn[q.name]
+		}
+	}
 }
 
 func (p *plan) drawFaults(r *rand.Rand, uneven bool) {
@@ -360,6 +382,13 @@ func (p *plan) slowest() protocol.Timing {
 // time.
 func (p *plan) uneven() bool {
 	return slices.ContainsFunc(p.programs, func(q program) bool { return q.timing != p.timing })
+}
+
+// scoped reports whether some projections read a part of the events only.
+func (p *plan) scoped() bool {
+	return slices.ContainsFunc(p.programs, func(v program) bool {
+		return slices.ContainsFunc(v.projections, func(q projection) bool { return q.scope != "" })
+	})
 }
 
 // String says in a few words what the plan is about.

@@ -116,12 +116,15 @@ BEGIN
 END $$`
 
 // eventTable reads them as orchestrator.Table does, statement by statement.
-var eventTable = eventtable.New(eventtable.Config{Table: "events", Position: "global_position", Aggregate: "aggregate_id"})
+var eventTable = eventtable.New(eventtable.Config{
+	Table: "events", Position: "global_position", Aggregate: "aggregate_id", AggregateType: "aggregate_type",
+	Columns: []string{"global_position", "aggregate_id"}, Keyed: true,
+})
 
 const (
 	insertSQL = `
 INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload, created_at)
-VALUES ('sim', 'thing', $1, $2, $3, 'happened', '', $4)
+VALUES ('sim', $5, $1, $2, $3, 'happened', '', $4)
 RETURNING global_position`
 	effectSQL = `INSERT INTO effects (projection, position, aggregate) VALUES ($1, $2, $3) RETURNING xmin::text`
 	idleSQL   = `SELECT (1000 * extract(epoch FROM current_setting('idle_in_transaction_session_timeout')::interval))::bigint`
@@ -423,15 +426,28 @@ func (c *postgresConnection) commit(done func(error)) {
 	done(err)
 }
 
-func (c *postgresConnection) page(after int64, limit int) ([]event, error) {
+func (c *postgresConnection) page(s scope, after, through int64, limit int) ([]event, error) {
 	if err := c.free("page"); err != nil {
 		return nil, err
+	}
+	query, args := eventTable.Page, []any{after, limit}
+	if s != "" {
+		scoped, types := eventTable.Scoped(s.types(), nil)
+		query, args = scoped, append(append(args, through), types...)
 	}
 	return collect(c.db, "read events", func(rows *sql.Rows) (e event, err error) {
 		err = rows.Scan(&e.position, &e.aggregate)
 		e.slot = protocol.SlotOf(e.aggregate)
 		return e, err
-	}, eventTable.Page, after, limit)
+	}, query, args...)
+}
+
+func (c *postgresConnection) ahead(after int64) (last, missing int64, err error) {
+	if err := c.free("ahead"); err != nil {
+		return 0, 0, err
+	}
+	last, missing, err = eventTable.Ahead(context.Background(), c.db.pool, after)
+	return last, missing, c.db.heard(err)
 }
 
 func (c *postgresConnection) high() (high int64, err error) {
@@ -482,7 +498,7 @@ func (c *postgresConnection) insert(aggregate string) (position int64, err error
 	err = c.run(func(ctx context.Context) error {
 		p.appended++ // also the version: it grows within the aggregate, and is never another's
 		id := fmt.Sprintf("00000000-0000-4000-8000-%012x", p.appended)
-		return c.open.QueryRowContext(ctx, insertSQL, aggregate, p.appended, id, p.clock.now()).Scan(&position)
+		return c.open.QueryRowContext(ctx, insertSQL, aggregate, p.appended, id, p.clock.now(), typeOf(aggregate)).Scan(&position)
 	})
 	return position, err
 }

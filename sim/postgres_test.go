@@ -339,7 +339,7 @@ func TestPostgresReading(t *testing.T) {
 	reader, first, second := x.connect(), x.connect(), x.connect()
 	expect := func(what string, holders int, high int64, page ...int64) []protocol.Holder {
 		t.Helper()
-		events, err := reader.page(0, 10)
+		events, err := reader.page("", 0, 0, 10)
 		x.must(err)
 		var positions []int64
 		for _, e := range events {
@@ -381,7 +381,7 @@ func TestPostgresReading(t *testing.T) {
 	second.close()
 	x.must(x.commit(first))
 	expect("all ended", 0, 2, 1, 2)
-	if page, err := reader.page(1, 1); len(page) != 1 || err != nil || page[0].position != 2 {
+	if page, err := reader.page("", 1, 0, 1); len(page) != 1 || err != nil || page[0].position != 2 {
 		t.Errorf("page of one after position 1: %+v, %v", page, err)
 	}
 	x.insert(first, 5)

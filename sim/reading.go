@@ -1,42 +1,48 @@
 package sim
 
 import (
+	"math"
 	"slices"
 	"time"
 
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
 )
 
-// A reading carries protocol.Reading over the network, as Table.Read does with
+// A reading carries protocol.Reading over the network, as Table.read does with
 // a database.
 type reading struct {
 	p       *worker
-	lane    *lane
+	scope   scope
+	fetch   protocol.Fetch
 	machine protocol.Reading
 	link    *link
-	after   int64
-	limit   int
 	turn    bool                // it has its turn, or waits for it
 	todo    protocol.ReadAction // then
 	stop    func()              // the timer that gives it up
 	ended   bool
 	page    []event
-	then    func(page []event, err error)
+	then    func(page protocol.FeedPage, err error)
 }
 
 // lookMax bounds a look at the locks, as in Table.
 const lookMax = 10 * time.Second
 
-// read reads events for a lane. All of its steps together may take a lease.
-func (p *worker) read(l *lane, after int64, limit int, then func(page []event, err error)) {
-	r := &reading{p: p, lane: l, machine: protocol.NewReading(&p.horizon, after, limit), link: p.borrow(), after: after, limit: limit, then: then}
+// read reads events. All of its steps together may take a lease.
+func (p *worker) read(s scope, fetch protocol.Fetch, then func(page protocol.FeedPage, err error)) {
+	r := &reading{p: p, scope: s, fetch: fetch, machine: protocol.NewReading(&p.horizon, fetch.After, fetch.Limit), link: p.borrow(), then: then}
+	if s != "" {
+		r.machine = r.machine.Scoped()
+	}
 	r.stop = p.after(p.timing.Lease, func() {
 		if r.link.answer == nil {
-			p.record(fact{kind: turnMissed, projection: l.id.Projection})
+			p.record(fact{kind: turnMissed})
 		}
 		r.giveUp(errNoAnswer)
 	})
-	l.abort = r.giveUp
+	if s != "" && p.w.rules.trustsScopedPages {
+		r.do(protocol.ReadAction{Do: protocol.ReadPage, After: fetch.After, Through: math.MaxInt64})
+		return
+	}
 	r.next(protocol.ReadAnswer{})
 }
 
@@ -47,7 +53,7 @@ func (r *reading) giveUp(err error) {
 	case answer != nil:
 		answer(err)
 	default:
-		r.end(nil, err)
+		r.end(protocol.FeedPage{}, err)
 	}
 }
 
@@ -59,6 +65,9 @@ func (r *reading) next(a protocol.ReadAnswer) {
 	action := r.machine.Next(p.now(), a)
 	if now, waits := p.horizon.Waiting(); waits && !waited {
 		p.record(fact{kind: gapWaited, to: now.Position, text: p.w.text("%d transactions", len(now.Holders))})
+		if r.scope != "" {
+			p.record(fact{kind: gapScoped, to: now.Position, text: string(r.scope)})
+		}
 	} else if waited && !waits {
 		p.record(fact{kind: gapPassed, from: before.Position, to: p.horizon.Final()})
 	}
@@ -96,6 +105,7 @@ func (r *reading) yield() {
 }
 
 func (r *reading) do(a protocol.ReadAction) {
+	rules, lease := r.p.w.rules, r.p.timing.Lease
 	switch a.Do {
 	case protocol.ReadHolders:
 		r.ask("holders", lookMax, func(c connection) (answer protocol.ReadAnswer, err error) {
@@ -107,25 +117,58 @@ func (r *reading) do(a protocol.ReadAction) {
 			answer.High, err = c.high()
 			return answer, err
 		})
+	case protocol.ReadAhead:
+		r.ask("look ahead", lease, func(c connection) (answer protocol.ReadAnswer, err error) {
+			answer.Last, answer.Missing, err = c.ahead(a.After)
+			if rules.passesScopedGaps {
+				answer.Missing = 0
+			}
+			return answer, err
+		})
 	case protocol.ReadPage:
-		r.ask("page", r.p.timing.Lease, func(c connection) (answer protocol.ReadAnswer, err error) {
-			r.page, err = c.page(r.after, r.limit)
-			if s := r.lane.stale; r.p.w.rules.readsOnce && len(s) > 0 && s[0].position > r.after {
+		r.ask("page", lease, func(c connection) (answer protocol.ReadAnswer, err error) {
+			r.page, err = c.page(r.scope, a.After, a.Through, r.fetch.Limit)
+			if s := r.p.feed.stale[a.After]; rules.readsOnce && len(s) > 0 {
 				r.page = s
 			}
+			answer.Cut = r.cut()
 			for _, e := range r.page {
 				answer.Positions = append(answer.Positions, e.position)
 			}
 			return answer, err
 		})
 	case protocol.ReadDone:
-		take := a.Take
-		if r.p.w.rules.passesGaps {
-			take = len(r.page)
+		if n := len(r.page); rules.passesGaps && a.Take < n {
+			a.Take, a.Passed = n, r.page[n-1].position
 		}
-		r.lane.stale = r.page[take:]
-		r.end(r.page[:take], nil)
+		if rules.readsOnce {
+			r.p.feed.stale[a.Passed] = r.page[a.Take:]
+		}
+		r.page = r.page[:a.Take]
+		r.end(r.read(a.Passed, a.More), nil)
 	}
+}
+
+// cut ends the page where it gets too large.
+func (r *reading) cut() bool {
+	bytes := 0
+	for i, e := range r.page {
+		if bytes += e.bytes(); r.fetch.Bytes > 0 && bytes > r.fetch.Bytes && i+1 < r.fetch.Limit {
+			r.page = r.page[:i+1]
+			return true
+		}
+	}
+	return false
+}
+
+// read is what was read.
+func (r *reading) read(passed int64, more bool) protocol.FeedPage {
+	p := protocol.FeedPage{Keys: make([]protocol.Key, len(r.page)), Passed: passed, More: more, Events: &stretch{events: r.page}}
+	for i, e := range r.page {
+		p.Keys[i] = protocol.Key{Position: e.position, Slot: e.slot}
+		p.Bytes += e.bytes()
+	}
+	return p
 }
 
 // ask asks the database for something, or gives the reading up.
@@ -136,15 +179,20 @@ func (r *reading) ask(what string, patience time.Duration, get func(connection) 
 		answer, err = get(c)
 		done(err)
 	}, func(err error) {
-		if err != nil {
-			r.end(nil, err)
-			return
+		switch n := len(r.page); {
+		case err != nil:
+			r.end(protocol.FeedPage{}, err)
+		case r.scope == "" || !r.p.w.rules.trustsScopedPages:
+			r.next(answer)
+		case n > 0:
+			r.end(r.read(r.page[n-1].position, true), nil)
+		default:
+			r.end(r.read(r.fetch.After, false), nil)
 		}
-		r.next(answer)
 	})
 }
 
-func (r *reading) end(page []event, err error) {
+func (r *reading) end(page protocol.FeedPage, err error) {
 	r.ended = true
 	r.stop()
 	if r.turn {

@@ -137,6 +137,22 @@ var cuts = []func(p plan, attempt func(plan) bool) bool{
 		}
 		return p.uneven() && attempt(q)
 	},
+	func(p plan, attempt func(plan) bool) bool { // scopes
+		q := p
+		q.programs = slices.Clone(p.programs)
+		for i, v := range p.programs {
+			q.programs[i].projections = slices.Clone(v.projections)
+			for k := range v.projections {
+				q.programs[i].projections[k].scope = ""
+			}
+		}
+		return p.scoped() && attempt(q)
+	},
+	func(p plan, attempt func(plan) bool) bool { // reads that are cut short
+		q := p
+		q.feed = ordinaryFeed
+		return p.feed != ordinaryFeed && attempt(q)
+	},
 	func(p plan, attempt func(plan) bool) bool { // a shorter run
 		q := p
 		q.length = (p.length * 3 / 4).Truncate(time.Microsecond)

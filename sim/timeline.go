@@ -300,7 +300,7 @@ func ofWorker(k kind) bool {
 // tells reports whether a kind belongs to the story, and not to the hum.
 func tells(k kind) bool {
 	switch k {
-	case sessionAsks, handlerBegins, handlerEnds, committed, gapWaited, gapPassed, appended, rolledBack, faultLost, faultSlow:
+	case sessionAsks, handlerBegins, handlerEnds, committed, served, gapWaited, gapScoped, gapPassed, appended, rolledBack, faultLost, faultSlow:
 		return false
 	}
 	return true

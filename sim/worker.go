@@ -27,6 +27,7 @@ type worker struct {
 
 	session *protocol.Session
 	run     *run
+	feed    *feed
 	horizon protocol.Horizon
 	turns   []*reading // that wait for their turn; the first has it
 	wakes   int        // only the latest Wake counts
@@ -60,6 +61,7 @@ func newWorker(w *world, n, version, set int) *worker {
 	if d := w.plan.drift; d > 0 {
 		p.drift = float64(p.rand.IntN(2*d+1)-d) / 1e6
 	}
+	p.feed = newFeed(p)
 	p.session = protocol.NewSession(protocol.WorkerID(p.name), p.timing,
 		protocol.Request{MaxPartitions: w.plan.maxPartitions, JoinWindow: w.plan.joinWindow})
 	return p
@@ -414,6 +416,7 @@ func (r *run) drain() {
 	}
 	r.draining = true
 	for _, l := range r.lanes {
+		l.tap.stop()
 		l.wake()
 	}
 	if r.p.w.rules.stopsTooEarly {

@@ -66,6 +66,12 @@ type rules struct {
 	retriesEmpty     bool // an undone commit is tried again in a new transaction, without what the handlers wrote
 	keepsTransaction bool // what a failed handler wrote is not rolled back before it is called again
 	noTurns          bool // readers that share a horizon don't wait for their turn
+
+	wrongWindow       bool // a lane is served the page that was read last, though that is of another window
+	skipsDropped      bool // one whose page is gone goes on in its window, where the others stand
+	trustsScopedPages bool // the reader of a scope takes its page for all there is
+	passesScopedGaps  bool // it looks for gaps, and passes them
+	forgetsScope      bool // what is served from the whole stream is not cut to the scope
 }
 
 // epoch is when every world begins.
@@ -131,11 +137,12 @@ func (q *tasks) pop() *task {
 // lives by the world's clock.
 func newWorld(p plan, r rules, open func(w *world) (database, error)) (*world, error) {
 	w := &world{plan: p, rules: r, rand: rand.New(rand.NewPCG(p.seed, 1)), slots: map[string]int{}, index: map[int64]int{}}
-	w.history.setup = setup{seed: p.seed, transactional: map[string]bool{}, settle: p.settle()}
+	w.history.setup = setup{seed: p.seed, transactional: map[string]bool{}, scopes: map[string]scope{}, settle: p.settle()}
 	for _, program := range p.programs {
 		w.history.setup.final, w.history.setup.sets = nil, map[string]int{}
 		for _, q := range program.projections {
 			w.history.setup.transactional[q.name] = q.kind != protocol.Plain
+			w.history.setup.scopes[q.name] = q.scope
 			w.history.setup.final = append(w.history.setup.final, q.name)
 			w.history.setup.sets[q.name] = q.set
 		}

@@ -96,14 +96,14 @@ func (t Table) Scoped(types, contexts []string) (page string, args []any) {
 	return t.page(where), args
 }
 
-// aheadMax is how many positions a look ahead takes in at most. They come from
+// AheadMax is how many positions a look ahead takes in at most. They come from
 // the index, and none of them leaves the server.
-const aheadMax = 10_000
+const AheadMax = 10_000
 
 // Ahead looks at the next positions above after. It returns the last of them,
 // after itself if there is none, and the first that is missing; 0 is none.
 func (t Table) Ahead(ctx context.Context, db *sql.DB, after int64) (last, missing int64, err error) {
-	if err := db.QueryRowContext(ctx, t.ahead, after, aheadMax).Scan(&last, &missing); err != nil {
+	if err := db.QueryRowContext(ctx, t.ahead, after, AheadMax).Scan(&last, &missing); err != nil {
 		return 0, 0, fmt.Errorf("look for gaps in %s above position %d: %w", t.Name, after, err)
 	}
 	return last, missing, nil

@@ -377,7 +377,14 @@ func (l *Lane) page(now time.Time, s Signals, a LaneAnswer) LaneAction {
 	if l.kept, err = l.track.Accept(a.Page, a.Passed); err != nil {
 		return LaneAction{Do: LaneEnd, End: Broken, Err: fmt.Errorf("read after position %d, limit %d: %w", before, l.config.Batch, err)}
 	}
-	l.more = a.More
+	// What was all for others is not the end of the stream: only an answer of
+	// nothing is. A lane that rested here for as long as Poll would not be there
+	// to have the feed read on.
+	//  1. partitions 0 and 1 are two processes'; an event of 1 is appended;
+	//  2. the lane of 0 skips it, and rests; in its process nobody stands at the
+	//     end, so the feed does not look;
+	//  3. an event of 0 is appended, and waits until the lane has rested.
+	l.more = a.More || l.track.Pending() == 0 && l.track.Cursor() > before
 	if l.more && !s.stopping() && (l.track.Pending() > 0 || !l.track.SkipDue(now)) {
 		return l.fill(now, s)
 	}

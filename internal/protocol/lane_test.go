@@ -245,8 +245,17 @@ func TestLane(t *testing.T) {
 			{answer: failing(Passing), want: "pause 40ms: the database failed"},
 			{answer: ok, want: "end: asked", signals: asked},
 		}},
+		{name: "what is all for others is not the end", turns: []turn{
+			{answer: evens(11), want: "read 4 after 11"},
+			{answer: LaneAnswer{Passed: 20}, want: "read 4 after 20"},
+			{answer: evens(21, 22), want: "handle 0+1"},
+			{answer: ok, want: "save 10 to 22"},
+			{answer: ok, want: "read 4 after 22"},
+			{answer: LaneAnswer{Passed: 22}, want: "pause 1s: nothing new"},
+		}},
 		{name: "skipped events are committed after a while, and not for each page", turns: []turn{
-			{answer: evens(11, 13), want: "pause 1s: nothing new"},
+			{answer: evens(11, 13), want: "read 4 after 13"},
+			{answer: evens(), want: "pause 1s: nothing new"},
 			{answer: ok, want: "read 4 after 13", later: 2 * time.Second},
 			{answer: evens(), want: "save 10 to 13"},
 			{answer: ok, want: "pause 1s: nothing new"},

@@ -1,0 +1,264 @@
+package sim
+
+import (
+	"slices"
+	"time"
+
+	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
+)
+
+// A feed reads the event stream for all lanes of a process, as feed.go does:
+// what protocol.Feed says, and when.
+type feed struct {
+	p      *worker
+	core   *protocol.Feed
+	scopes []scope // by the core's numbers; the first is the whole stream
+	taps   []*tap
+	news   int       // counts what may be new for lanes that rest
+	look   time.Time // when to look for new events; zero: not planned
+	stop   func()    // the timer for that
+
+	opened int // the latest window that is known of
+
+	// For mutants: what was read beyond a gap, by where the next read begins; the
+	// page that was read last, and its window.
+	stale    map[int64][]event
+	latest   protocol.FeedPage
+	latestOf int
+}
+
+func newFeed(p *worker) *feed {
+	c := p.w.plan.feed
+	c.Poll = p.w.plan.poll
+	return &feed{p: p, core: protocol.NewFeed(c), scopes: []scope{""}, stop: func() {}, stale: map[int64][]event{}}
+}
+
+// begin begins the reads that are due.
+func (f *feed) begin() {
+	p := f.p
+	if p.returned {
+		return
+	}
+	now := p.now()
+	for _, r := range f.core.Fetches(now) {
+		ahead := !slices.ContainsFunc(f.taps, func(t *tap) bool { return t.window == r.Window && t.after >= r.After })
+		p.read(f.scopes[r.Scope], r, func(page protocol.FeedPage, err error) {
+			if s, ok := page.Events.(*stretch); ok {
+				s.ahead = ahead
+			}
+			f.ended(r.Window, page, err)
+		})
+	}
+	if at := f.core.Next(); at != f.look {
+		f.stop()
+		f.look, f.stop = at, func() {}
+		if !at.IsZero() {
+			f.stop = p.after(at.Sub(now), f.poll)
+		}
+	}
+}
+
+// poll looks for new events, if it is time to.
+func (f *feed) poll() {
+	f.look = time.Time{}
+	f.begin()
+}
+
+// ended brings the end of a read to whoever waits for it.
+func (f *feed) ended(window int, page protocol.FeedPage, err error) {
+	p := f.p
+	fresh := true
+	if err != nil {
+		f.core.Failed(p.now(), window, err)
+	} else {
+		f.latest, f.latestOf = page, window
+		fresh = f.core.Fetched(p.now(), window, page)
+	}
+	for _, t := range f.taps {
+		if t.waits && t.window == window {
+			t.waits = false
+			p.after(p.between(0, 50*time.Microsecond), t.ask)
+		}
+	}
+	if fresh {
+		f.news++
+		for _, t := range f.taps {
+			if t.lane.resting {
+				t.lane.wake()
+			}
+		}
+	}
+	f.begin()
+}
+
+// A tap is where a lane gets its events from.
+type tap struct {
+	feed  *feed
+	lane  *lane
+	core  *protocol.FeedLane
+	scope scope
+
+	after int64 // what it asks for
+	limit int
+	waits bool // for the read of its window
+	news  int  // of the feed, when it asked last
+
+	window int
+	whole  bool     // that is of the whole stream
+	page   *stretch // the latest
+}
+
+// tap lets a lane in.
+func (f *feed) tap(l *lane, s scope) *tap {
+	i := slices.Index(f.scopes, s)
+	if i < 0 {
+		i = len(f.scopes)
+		f.scopes = append(f.scopes, s)
+	}
+	t := &tap{feed: f, lane: l, core: f.core.Enter(i), scope: s}
+	f.taps = append(f.taps, t)
+	return t
+}
+
+func (t *tap) close() {
+	f := t.feed
+	f.taps = slices.DeleteFunc(f.taps, func(o *tap) bool { return o == t })
+	f.core.Leave(t.core)
+}
+
+// read reads for the lane. It waits for a read that is under way, but not for
+// new events; nor longer than until the lane is to stop.
+func (t *tap) read(after int64, limit int) {
+	t.after, t.limit = after, limit
+	t.ask()
+}
+
+// ask asks the core once.
+func (t *tap) ask() {
+	f := t.feed
+	s := f.core.Ask(f.p.now(), t.core, t.after, t.limit)
+	if ahead, others := t.others(); others && t.left(s) && f.p.w.rules.skipsDropped {
+		s = f.core.Ask(f.p.now(), t.core, ahead, t.limit)
+	}
+	t.follow(s)
+	f.begin()
+	t.news = f.news
+	switch {
+	case s.Failed != nil:
+		t.answer(s.Failed, nil, protocol.LaneAnswer{})
+	case !s.Wait:
+		t.serve(s)
+	default:
+		t.waits = true
+		if t.lane.run.draining {
+			t.stop()
+		}
+	}
+}
+
+// stop ends the wait for a read, since the lane is to stop.
+func (t *tap) stop() {
+	if !t.waits {
+		return
+	}
+	t.waits = false
+	var err error
+	if t.lane.run.canceled {
+		err = errNoAnswer
+	}
+	t.answer(err, nil, protocol.LaneAnswer{Passed: t.after})
+}
+
+// serve cuts the lane's part out of a page.
+func (t *tap) serve(s protocol.Serving) {
+	rules := t.feed.p.w.rules
+	if p := t.feed.latest; rules.wrongWindow && t.feed.latestOf != s.Window && len(p.Keys) > 0 && p.Keys[0].Position > t.after {
+		s.Page, s.First, s.Count, s.Passed = p, 0, len(p.Keys), p.Passed
+	}
+	if s.Count == 0 {
+		t.answer(nil, nil, protocol.LaneAnswer{Passed: s.Passed, More: s.More})
+		return
+	}
+	end := s.First + s.Count
+	events, keys := s.Page.Events.(*stretch).events[s.First:end], s.Page.Keys[s.First:end]
+	if s.Whole && t.scope != "" && !rules.forgetsScope {
+		keys = slices.Clone(keys)
+		for i, e := range events {
+			keys[i].Skip = !t.scope.includes(e.aggregate)
+		}
+	}
+	t.answer(nil, events, protocol.LaneAnswer{Page: keys, Passed: s.Passed, More: s.More})
+}
+
+func (t *tap) answer(err error, page []event, a protocol.LaneAnswer) {
+	l := t.lane
+	l.p.post(func() {
+		l.page = page
+		l.answer(err, a)
+	})
+}
+
+// A stretch is the events of a page, and how they were got.
+type stretch struct {
+	events []event
+	ahead  bool // nobody waited for it
+	first  *tap // that got of it
+}
+
+// How a lane comes by its events, where that is of interest.
+const (
+	servedShared = "from a page that another lane has read"
+	servedAhead  = "from a page that was read ahead"
+	servedWhole  = "from the whole stream, of which it wants a part"
+	leftBehind   = "by a window of its own, since its page is gone"
+	caughtUp     = "by the others' window, which its own has met"
+)
+
+// left reports whether the window in which the lane stood has lost its page.
+func (t *tap) left(s protocol.Serving) bool {
+	return t.window != 0 && s.Window > t.feed.opened && s.Whole == t.whole
+}
+
+// others returns where the hindmost of the other lanes in the lane's window
+// stands, if there are any.
+func (t *tap) others() (hindmost int64, any bool) {
+	for _, o := range t.feed.taps {
+		if o != t && o.window == t.window && (!any || o.after < hindmost) {
+			hindmost, any = o.after, true
+		}
+	}
+	return hindmost, any
+}
+
+// follow notes how the lane is served.
+func (t *tap) follow(s protocol.Serving) {
+	switch {
+	case t.left(s):
+		t.note(leftBehind)
+	case t.window != 0 && t.window != s.Window && s.Whole == t.whole:
+		t.note(caughtUp)
+	}
+	t.feed.opened = max(t.feed.opened, s.Window)
+	t.window, t.whole = s.Window, s.Whole
+	page, _ := s.Page.Events.(*stretch)
+	if s.Count == 0 || page == t.page {
+		return
+	}
+	t.page = page
+	switch {
+	case page.first == nil:
+		page.first = t
+		if page.ahead {
+			t.note(servedAhead)
+		}
+	case page.first != t:
+		t.note(servedShared)
+	}
+	if s.Whole && t.scope != "" {
+		t.note(servedWhole)
+	}
+}
+
+func (t *tap) note(how string) {
+	t.feed.p.record(fact{kind: served, projection: t.lane.id.Projection, text: how})
+}

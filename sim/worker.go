@@ -167,8 +167,10 @@ func (p *worker) sync(r protocol.Request) {
 		if w.rules.sameIdentity {
 			asked = disguise(r)
 		}
+		arrived := w.at
 		c.sync(asked, p.projections(), hold, func(res store.Result, err error) {
-			result, granted = res, w.at
+			// It may have waited since for the checkpoints.
+			result, granted = res, min(max(arrived, w.at-w.now().Sub(res.View.Now)), w.at)
 			if err == nil && !hold {
 				p.synced(r, result, granted)
 			}

@@ -67,7 +67,7 @@ type groupPlan struct {
 	// crossing: reports cross. What a heartbeat that brings one shows of others is
 	// from before, and so not that the last of them has reported as well.
 	crossing bool
-	bugs       groupBugs
+	bugs     groupBugs
 
 	handed map[string][]Checkpoint // what Handoff returned
 	marks  [][]Mark                // each list that it ever did, once

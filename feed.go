@@ -98,11 +98,12 @@ func (f *feed[E]) trust(hears bool) {
 	defer f.mu.Unlock()
 	if hears {
 		f.trusted++
-	} else {
-		f.trusted--
+		f.configure()
+		return
 	}
+	f.trusted--
 	f.configure()
-	f.core.Hint() // not only when what was thought of as long enough is over
+	f.core.Hint() // and not only when the long time until the next look is over
 	f.begin()
 }
 

@@ -77,11 +77,9 @@ func listen(n Notifier, log *slog.Logger, e *ear) (leave func()) {
 		ctx, stop := context.WithCancel(context.Background())
 		l = &listener{key: key, notifier: n, log: log, stop: stop, done: make(chan struct{}), channels: []string{store.Channel}}
 		listeners.of[key] = l
-		l.add(e)
-		go l.run(ctx)
-	} else {
-		l.add(e)
+		defer func() { go l.run(ctx) }() // with the first ear
 	}
+	l.add(e)
 	return func() { l.remove(e) }
 }
 
@@ -232,8 +230,10 @@ func (u listenURL) Listen(ctx context.Context, channels []string, up func(), hea
 		case <-gone:
 			return fmt.Errorf("the connection has ended: %w", conn.Err())
 		case <-silence.C:
-			if err := boundedDo(ctx, pingAfter, func(context.Context) error { return conn.Ping() }); err != nil {
-				return err
+			// Not conn.Ping, which panics where the server refuses it.
+			err := boundedDo(ctx, pingAfter, func(context.Context) error { _, err := conn.ExecSimpleQuery(""); return err })
+			if err != nil {
+				return fmt.Errorf("ask whether the connection is still there: %w", err)
 			}
 		}
 	}

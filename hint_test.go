@@ -77,7 +77,8 @@ func TestEventsChannel(t *testing.T) {
 	events := &lookedAt{}
 	cfg := w.hinted("set")
 	cfg.EventStore, cfg.PollInterval, cfg.EventsChannel = events, time.Hour, `Events "of" mine`
-	run(t, w.hinted("other"), named("other")) // listens already, and not to this channel
+	run(t, w.hinted("other"), named("other"))
+	eventually(t, "one connection listens, and not to this channel", func() bool { return w.number(listening) == 1 })
 	run(t, cfg, named("p"))
 	events.quiet(t)
 	w.append(1)
@@ -241,7 +242,7 @@ func TestPollingWithHints(t *testing.T) {
 	from = len(gaps())
 	eventually(t, "hints come: looks become rare", func() bool {
 		late := gaps()[from:]
-		return len(late) > 0 && late[len(late)-1] > 4*poll
+		return len(late) >= 3 && !slices.ContainsFunc(late[len(late)-3:], below(4*poll)) // a busy machine is late now and then
 	})
 	close(away)
 	regular("hints can't come: once in PollInterval")

@@ -1,6 +1,7 @@
 package orchestrator
 
 import (
+	"context"
 	"database/sql"
 	"errors"
 	"reflect"
@@ -22,10 +23,18 @@ func unused(t *testing.T) *sql.DB {
 	return db
 }
 
+// deaf is a Notifier.
+type deaf struct{}
+
+func (deaf) Listen(context.Context, []string, func(), func(channel, payload string)) error {
+	return errors.New("hears nothing")
+}
+
 // Every field of the root's Config is here, and reaches it.
 func TestConfigReachesTheRoot(t *testing.T) {
 	lines := &recorder{}
 	cfg := Config{DB: unused(t), EventStore: postgres.NewStore(postgres.DefaultStoreConfig()), Logger: lines, Retry: Retry{Min: 1, Max: 2}}
+	cfg.Notifier = deaf{}
 	events, err := newTable(cfg.DB, "")
 	if err != nil {
 		t.Fatal(err)

@@ -15,6 +15,8 @@ type (
 	ReplicaSetName = root.ReplicaSetName
 	// Retry is an exponential backoff. See [root.Retry].
 	Retry = root.Retry
+	// A Notifier hears PostgreSQL's notifications. See [root.Notifier].
+	Notifier = root.Notifier
 	// A FailurePolicy says what happens when a handler fails.
 	FailurePolicy = root.FailurePolicy
 

@@ -62,6 +62,16 @@ type Config struct {
 	// PollInterval is the longest time between two looks for new events when
 	// there are none. Default: 250ms.
 	PollInterval time.Duration
+	// ListenURL makes workers react in milliseconds instead of at their next
+	// heartbeat: a connection string for the database of DB, on which the process
+	// keeps one connection to LISTEN. See [root.Config]. Default: none.
+	ListenURL string
+	// Notifier is for a driver of your own in the place of ListenURL. Default:
+	// none.
+	Notifier Notifier
+	// EventsChannel is a channel that you NOTIFY in transactions that append
+	// events. See [root.Config]. Default: none.
+	EventsChannel string
 	// Retry is the delay before a failed event is handled again.
 	Retry Retry
 	// OnFailure says what a handler's failure does. Default: RetryForever.
@@ -111,6 +121,9 @@ func (c Config) translate(events *root.Table[es.PersistedEvent]) root.Config[es.
 		MaxPartitions:       c.MaxPartitions,
 		JoinWindow:          c.JoinWindow,
 		PollInterval:        c.PollInterval,
+		ListenURL:           c.ListenURL,
+		Notifier:            c.Notifier,
+		EventsChannel:       c.EventsChannel,
 		Retry:               c.Retry,
 		OnFailure:           c.OnFailure,
 	}

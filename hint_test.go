@@ -186,7 +186,7 @@ func TestHintsThatAreNone(t *testing.T) {
 // come any more, it is as without them. A storm of them, with nothing to see,
 // makes no storm of statements.
 func TestPollingWithHints(t *testing.T) {
-	const poll = 20 * time.Millisecond
+	const poll = 100 * time.Millisecond
 	w := newWorld(t)
 	storm, calm, away := make(chan struct{}), make(chan struct{}), make(chan struct{})
 	listen := notifierFunc(func(ctx context.Context, channels []string, up func(), heard func(channel, payload string)) error {

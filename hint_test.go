@@ -182,6 +182,31 @@ func TestHintsThatAreNone(t *testing.T) {
 	}
 }
 
+// When the connection is there again everybody looks, for what was missed.
+func TestHintsThatWereMissed(t *testing.T) {
+	w := newWorld(t)
+	again := make(chan struct{})
+	listen := notifierFunc(func(ctx context.Context, _ []string, up func(), _ func(channel, payload string)) error {
+		select {
+		case <-again:
+			up()
+			<-ctx.Done()
+		case <-ctx.Done():
+		}
+		return ctx.Err()
+	})
+	cfg := w.hinted("set")
+	cfg.ListenURL, cfg.Notifier = "", &listen
+	run(t, cfg, named("p"))
+	w.active("set", 1)
+	run(t, cfg, named("p"))
+	eventually(t, "the first is to stop, and was not told", func() bool {
+		return w.number(`SELECT count(*) FROM orchestrator_replica_sets WHERE phase = 'draining' AND total = 2`) == 1
+	})
+	close(again)
+	w.active("set", 2)
+}
+
 // While hints of events come, the stream is looked at less often; when they can't
 // come any more, it is as without them. A storm of them, with nothing to see,
 // makes no storm of statements.

@@ -56,6 +56,15 @@ func TestNewNamesTheFieldAtFault(t *testing.T) {
 		{"a zero byte, which PostgreSQL refuses", func(c *config) { c.ReplicaSet = "a\x00b" }, "control character"},
 		{"not UTF-8, likewise", func(c *config) { c.ReplicaSet = "a\xffb" }, "not valid UTF-8"},
 		{"other scripts are fine", func(c *config) { c.ReplicaSet = "Größe 大" }, ""},
+		{"a URL to listen on", func(c *config) { c.ListenURL = "postgres://u:p@h/d" }, ""},
+		{"a URL that is none", func(c *config) { c.ListenURL = "postgres://u:secret@h:x/d" }, "Config.ListenURL is no connection string that lib/pq takes"},
+		{"neither URL nor key=value", func(c *config) { c.ListenURL = "host=h password=my secret" }, "Config.ListenURL is no connection string that lib/pq takes"},
+		{"two that listen", func(c *config) { c.ListenURL, c.Notifier = "host=h", new(notifierFunc) }, "Config.ListenURL is set, and so is Notifier"},
+		{"no notifier", func(c *config) { c.Notifier = (*notifierFunc)(nil) }, "Config.Notifier is a nil pointer"},
+		{"a channel", func(c *config) { c.ListenURL, c.EventsChannel = "host=h", `"E"` }, ""},
+		{"a channel that nobody listens to", func(c *config) { c.EventsChannel = "e" }, "Config.EventsChannel is set, and nobody listens to it; set ListenURL or Notifier"},
+		{"a longer channel than there are", func(c *config) { c.Notifier, c.EventsChannel = new(notifierFunc), strings.Repeat("e", 64) }, "Config.EventsChannel is 64 bytes long; the most is 63"},
+		{"a channel with a zero byte", func(c *config) { c.Notifier, c.EventsChannel = new(notifierFunc), "e\x00" }, "Config.EventsChannel \"e\\x00\" contains a control character"},
 		{"negative heartbeat", func(c *config) { c.HeartbeatInterval = -1 }, "Config.HeartbeatInterval is -1ns; it can't be negative"},
 		{"heartbeat faster than any network", func(c *config) { c.HeartbeatInterval = time.Millisecond }, "Config.HeartbeatInterval is 1ms; the least is 10ms"},
 		{"negative lease", func(c *config) { c.StaleWorkerTimeout = -time.Second }, "Config.StaleWorkerTimeout is -1s"},
@@ -89,6 +98,8 @@ func checkInvalid(t *testing.T, err error, want string) {
 	switch {
 	case want == "" && err != nil:
 		t.Errorf("got %v, want no error", err)
+	case strings.Contains(fmt.Sprint(err), "secret"):
+		t.Errorf("the error shows a password: %v", err)
 	case want != "" && (!errors.Is(err, orchestrator.ErrInvalidConfig) || !strings.Contains(err.Error(), want)):
 		t.Errorf("got %v, want ErrInvalidConfig with %q", err, want)
 	}

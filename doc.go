@@ -49,7 +49,8 @@
 // # What happens when
 //
 //   - a worker is asked to stop: it finishes the event in hand, commits and
-//     leaves; the others re-partition at their next heartbeat;
+//     leaves; the others re-partition at their next heartbeat, or at once where
+//     they listen (Config.ListenURL);
 //   - a worker crashes: its partitions stay idle until its lease
 //     (StaleWorkerTimeout) is over; what it had not committed is done again;
 //   - a worker can't reach the database: it stops by itself when four fifths

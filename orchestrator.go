@@ -63,6 +63,7 @@ func (o *Orchestrator[E]) Run(ctx context.Context, projections []Projection[E]) 
 	}
 	w := newWorker(ctx, o.cfg, projections, names, scopes)
 	defer w.feed.leave()
+	defer w.listen()()
 	defer w.end()
 	if err := w.check(ctx); err != nil {
 		return err
@@ -90,6 +91,7 @@ type worker[E any] struct {
 	busy sync.WaitGroup // syncs under way
 
 	inputs   chan protocol.Input
+	hints    chan struct{} // holds one: more say no more
 	fatal    chan error
 	leases   *lease
 	handlers handlers
@@ -169,6 +171,7 @@ func newWorker[E any](ctx context.Context, cfg Config[E], projections []Projecti
 			cfg.timing(), protocol.Request{Wants: cfg.Partitions, MaxPartitions: cfg.MaxPartitions, JoinWindow: cfg.JoinWindow}),
 		log:    cfg.Logger.With("replica_set", string(cfg.ReplicaSet), "worker", name),
 		inputs: make(chan protocol.Input),
+		hints:  make(chan struct{}, 1),
 		fatal:  make(chan error),
 		leases: newLease(),
 	}
@@ -194,6 +197,27 @@ func workerName() string {
 	}, host[:min(len(host), 100)])
 	n, _ := rand.Int(rand.Reader, big.NewInt(1<<40)) // crypto/rand never fails
 	return fmt.Sprintf("%s-%d-%08s", host, os.Getpid(), n.Text(36))
+}
+
+// listen has the worker hear hints, and returns what ends it.
+func (w *worker[E]) listen() (leave func()) {
+	trusted := false
+	return listen(w.cfg.Notifier, w.log, &ear{
+		set: string(w.cfg.ReplicaSet), events: w.cfg.EventsChannel,
+		look: func() {
+			select {
+			case w.hints <- struct{}{}:
+			default:
+			}
+		},
+		news: w.feed.hint,
+		trust: func(hears bool) {
+			if hears != trusted {
+				trusted = hears
+				w.feed.trust(hears)
+			}
+		},
+	})
 }
 
 // check makes sure, before anything is touched, that the tables and the event
@@ -252,6 +276,8 @@ func (w *worker[E]) loop(ctx context.Context) error {
 			in = protocol.Shutdown{}
 		case in = <-w.inputs:
 			w.note(in)
+		case <-w.hints:
+			in = protocol.Hinted{}
 		case <-wake.C:
 			in = protocol.Tick{}
 		}

@@ -171,8 +171,11 @@ func TestNoGoroutineIsLeftBehind(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := run(t, w.config(db, "set"), w.all(db, nil)...)
+	cfg := w.config(db, "set")
+	cfg.ListenURL, cfg.EventsChannel = w.url, "events"
+	r := run(t, cfg, w.all(db, nil)...)
 	w.caughtUp(names...)
+	eventually(t, "it listens", func() bool { return w.number(listening) == 1 })
 	r.stop()
 	if err := db.Close(); err != nil {
 		t.Fatal(err)

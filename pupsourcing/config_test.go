@@ -1,6 +1,7 @@
 package orchestrator
 
 import (
+	"context"
 	"database/sql"
 	"errors"
 	"reflect"
@@ -25,10 +26,18 @@ func unused(t *testing.T) *sql.DB {
 	return db
 }
 
+// deaf is a Notifier.
+type deaf struct{}
+
+func (deaf) Listen(context.Context, []string, func(), func(channel, payload string)) error {
+	return errors.New("hears nothing")
+}
+
 // Every field of the root's Config is here, and reaches it.
 func TestConfigReachesTheRoot(t *testing.T) {
 	lines := &recorder{}
 	cfg := Config{DB: unused(t), EventStore: postgres.NewStore(postgres.DefaultStoreConfig()), Logger: lines, Retry: Retry{Min: 1, Max: 2}}
+	cfg.Notifier = deaf{}
 	events, err := tableOf(cfg.DB, "")
 	if err != nil {
 		t.Fatal(err)
@@ -40,6 +49,8 @@ func TestConfigReachesTheRoot(t *testing.T) {
 			f.SetInt(int64(i + 1))
 		case reflect.String:
 			f.SetString("name")
+		case reflect.Bool:
+			f.SetBool(true)
 		}
 	}
 	translated := cfg.translate(events)

@@ -15,6 +15,8 @@ type (
 	ReplicaSetName = root.ReplicaSetName
 	// Retry is an exponential backoff. See [root.Retry].
 	Retry = root.Retry
+	// A Notifier hears PostgreSQL's notifications. See [root.Notifier].
+	Notifier = root.Notifier
 	// A FailurePolicy says what happens when a handler fails.
 	FailurePolicy = root.FailurePolicy
 
@@ -84,6 +86,7 @@ var (
 	ErrCoordinationTimeout  = root.ErrCoordinationTimeout
 	ErrGenerationSuperseded = root.ErrGenerationSuperseded
 	ErrLeaseLost            = root.ErrLeaseLost
+	ErrUnproven             = root.ErrUnproven
 	ErrEventStore           = root.ErrEventStore
 	ErrCheckpointsExist     = root.ErrCheckpointsExist
 	ErrOldCheckpoints       = root.ErrOldCheckpoints

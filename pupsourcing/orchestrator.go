@@ -52,6 +52,9 @@ type Config struct {
 	// Default: 100.
 	BatchSize int
 
+	// Partitions is how many partitions the worker takes, and handles side by
+	// side. Default: 1.
+	Partitions int
 	// MaxPartitions is the largest number of partitions; workers beyond it
 	// wait as standbys. The newest worker's value is the set's. Default: as
 	// many as there are workers.
@@ -69,10 +72,23 @@ type Config struct {
 	// EventsTable; the largest value counts. At least an event is kept. Default:
 	// 16 MiB.
 	ReadAheadBytes int
+	// ListenURL makes workers react in milliseconds instead of at their next
+	// heartbeat: a connection string for the database of DB, on which the process
+	// keeps one connection to LISTEN. See [root.Config]. Default: none.
+	ListenURL string
+	// Notifier is for a driver of your own in the place of ListenURL. Default:
+	// none.
+	Notifier Notifier
+	// EventsChannel is a channel that you NOTIFY in transactions that append
+	// events. See [root.Config]. Default: none.
+	EventsChannel string
 	// Retry is the delay before a failed event is handled again.
 	Retry Retry
 	// OnFailure says what a handler's failure does. Default: RetryForever.
 	OnFailure FailurePolicy
+	// LeaseOnly has a crash of this worker noticed only when its lease is over.
+	// See [root.Config].
+	LeaseOnly bool
 
 	// Logger gets a line for each generation and each thing that is wrong, a
 	// warning as an error that says so (level=WARN). For a logger that has only
@@ -115,12 +131,17 @@ func (c Config) translate(events *eventsTable) root.Config[es.PersistedEvent] {
 		StaleWorkerTimeout:  c.StaleWorkerTimeout,
 		CoordinationTimeout: c.CoordinationTimeout,
 		BatchSize:           c.BatchSize,
+		Partitions:          c.Partitions,
 		MaxPartitions:       c.MaxPartitions,
 		JoinWindow:          c.JoinWindow,
 		PollInterval:        c.PollInterval,
 		ReadAheadBytes:      c.ReadAheadBytes,
+		ListenURL:           c.ListenURL,
+		Notifier:            c.Notifier,
+		EventsChannel:       c.EventsChannel,
 		Retry:               c.Retry,
 		OnFailure:           c.OnFailure,
+		LeaseOnly:           c.LeaseOnly,
 	}
 	if c.Logger != nil {
 		t.Logger = slog.New(handler{logger: c.Logger})

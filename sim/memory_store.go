@@ -138,10 +138,12 @@ func (t *transaction) heartbeat(set *replicaSet, r protocol.Request, done func(p
 			own.put(t, &w)
 			v.Member, v.Generation, v.Total, v.Partitions, v.Holds = true, w.generation, w.total, w.Partitions, w.Holds
 		}
+		held := v.Holds != 0
 		if group != nil {
 			v.StepAt = group.stepAt
 		}
 		for _, w := range others {
+			held = held || w.Holds != 0
 			at := w.LeaseEnd
 			if at.After(now.Add(w.Lease)) {
 				at = now
@@ -149,6 +151,9 @@ func (t *transaction) heartbeat(set *replicaSet, r protocol.Request, done func(p
 			if v.StepAt.IsZero() || at.Before(v.StepAt) {
 				v.StepAt = at
 			}
+		}
+		if group != nil && group.Phase == protocol.Draining && !held {
+			v.StepAt = now
 		}
 		done(v)
 	}
@@ -169,6 +174,7 @@ type coordination struct {
 
 	members []*row[memberRow]
 	now     time.Time
+	floor   int64
 	result  store.Result
 	done    func()
 }
@@ -190,7 +196,7 @@ func (s *coordination) lockGroup() {
 func (s *coordination) lockMembers() {
 	s.members = those(s.transaction, s.set.workers, nil)
 	acquireAll(s.transaction, s.members, false, func() {
-		s.now = s.m.now()
+		s.now, s.floor = s.m.now(), s.readFloor()
 		if s.request.Join {
 			s.register(slices.Compact(slices.Sorted(slices.Values(s.projections))), 0)
 		} else {
@@ -294,12 +300,24 @@ func (s *coordination) takeOver(foreign []*projectionRow) {
 			c.set, c.generation = s.set.name, -max(c.generation, -c.generation)
 			r.put(t, &c)
 		}
+		s.floor = s.readFloor()
 		s.step()
 	})
 }
 
 // ours reports whether a checkpoint is the set's.
 func (s *coordination) ours(c *checkpointRow) bool { return c.set == s.set.name }
+
+func (s *coordination) readFloor() (floor int64) {
+	for _, p := range s.m.projections {
+		for _, r := range p.checkpoints {
+			if c := r.as(s.transaction); c != nil && s.ours(c) {
+				floor = max(floor, c.generation, -c.generation)
+			}
+		}
+	}
+	return floor
+}
 
 func (s *coordination) step() {
 	t := s.transaction
@@ -311,13 +329,7 @@ func (s *coordination) step() {
 	for _, w := range s.members {
 		before.Members = append(before.Members, w.as(t).Member)
 	}
-	for _, p := range s.m.projections {
-		for _, r := range p.checkpoints {
-			if c := r.as(t); c != nil && s.ours(c) {
-				before.Floor = max(before.Floor, c.generation, -c.generation)
-			}
-		}
-	}
+	before.Floor = s.floor
 
 	group, decision := s.m.rules.step(protocol.Apply(before, s.request, s.now), s.now, s.request.Watch)
 

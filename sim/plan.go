@@ -85,6 +85,7 @@ type (
 		lostReply, slow      int
 		slowBy               time.Duration // at most
 		holdCommit, halfOpen int
+		hints                int // are heard
 	}
 	handlers struct {
 		typical            time.Duration
@@ -215,6 +216,7 @@ func planOf(seed uint64, o options) plan {
 	if !o.postgres && slices.ContainsFunc(p.faults, func(f fault) bool { return f.kind == congestion }) {
 		p.congest()
 	}
+	p.network.hints = pick(r, 0, 500, 1000)
 	p.crowdEvery = (p.settle() * 5 / 4 / 30).Truncate(time.Microsecond)
 	return p
 }

@@ -87,6 +87,7 @@ var cuts = []func(p plan, attempt func(plan) bool) bool{
 			func(p *plan) *int { return &p.network.slow },
 			func(p *plan) *int { return &p.network.holdCommit },
 			func(p *plan) *int { return &p.network.halfOpen },
+			func(p *plan) *int { return &p.network.hints },
 			func(p *plan) *int { return &p.handlers.slow },
 			func(p *plan) *int { return &p.handlers.fail },
 			func(p *plan) *int { return &p.handlers.panics },

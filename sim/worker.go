@@ -169,8 +169,10 @@ func (p *worker) sync(r protocol.Request) {
 		if w.rules.sameIdentity {
 			asked = disguise(r)
 		}
+		arrived := w.at
 		c.sync(asked, p.projections(), hold, func(res store.Result, err error) {
-			result, granted = res, w.at
+			// It may have waited since for the checkpoints.
+			result, granted = res, min(max(arrived, w.at-w.now().Sub(res.View.Now)), w.at)
 			if err == nil && !hold {
 				p.synced(r, result, granted)
 			}
@@ -232,6 +234,23 @@ func (p *worker) synced(r protocol.Request, result store.Result, granted time.Du
 	}
 	if d.Activated {
 		p.record(fact{kind: groupActivated, generation: g.Generation, total: g.Total, text: w.text("%s", g)})
+	}
+	if d.Opened || d.Activated {
+		w.hint(p.set)
+	}
+}
+
+// hint tells the workers of a set that there is something to see, those that
+// hear it.
+func (w *world) hint(set int) {
+	for _, q := range w.alive() {
+		if q.set == set && chance(q.rand, w.plan.network.hints) {
+			q.w.after(q.latency(), func() {
+				if !q.cut {
+					q.do(func() { q.input(protocol.Hinted{}) })
+				}
+			})
+		}
 	}
 }
 

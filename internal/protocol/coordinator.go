@@ -326,8 +326,8 @@ type Request struct {
 	// Stopped is the newest generation of which all the worker's handlers
 	// have returned.
 	Stopped int64
-	// Heartbeat marks a request that only renews the lease and looks: it
-	// needs neither the group's lock nor Step.
+	// Heartbeat marks a request that only renews the lease, reports what has
+	// stopped, and looks: it needs neither the group's lock nor Step.
 	Heartbeat bool
 	// Watch is what the worker knows of the database's clock, and of whom it has
 	// missed.
@@ -401,8 +401,9 @@ type View struct {
 	Holds int64
 
 	// StepAt is the earliest time at which Step may have something to do: a
-	// join window closes, a lease ends, or one has to be cut. It may be a
-	// moment older than the rest; nothing that is started depends on it.
+	// join window closes, a lease ends, or one has to be cut; or now, where
+	// nobody holds back a draining generation. It may be a moment older than
+	// the rest; nothing that is started depends on it.
 	StepAt time.Time
 }
 
@@ -427,6 +428,9 @@ func (g Group) View(id WorkerID, now time.Time, d Decision) View {
 		if v.StepAt.IsZero() || at.Before(v.StepAt) {
 			v.StepAt = at
 		}
+	}
+	if g.Phase == Draining && len(g.holders()) == 0 {
+		v.StepAt = now
 	}
 	return v
 }

@@ -432,10 +432,22 @@ type lateRequest struct {
 	by time.Duration
 }
 
+// shown returns the group as the answer to a request shows it.
+func (w *groupWorld) shown(before Group, r Request) Group {
+	g := w.group
+	i, o := before.index(r.Worker), slices.IndexFunc(g.Members, func(m Member) bool { return m.ID != r.Worker })
+	if w.crossing && r.Heartbeat && i >= 0 && o >= 0 && before.Members[i].Holds != 0 && before.Members[i].Holds <= r.Stopped {
+		g.Members = slices.Clone(g.Members)
+		g.Members[o].Holds = max(1, g.Members[o].Holds)
+	}
+	return g
+}
+
 // carryOut is what store.Sync does in its transaction.
 func (w *groupWorld) carryOut(r Request) (_ View, ok bool) {
 	now, d := w.now(), Decision{StepAt: w.stepAt}
-	g := Apply(w.group, r, now)
+	before := w.group
+	g := Apply(before, r, now)
 	if !r.Heartbeat {
 		g.Floor = 0
 		for _, row := range w.rows {
@@ -459,7 +471,7 @@ func (w *groupWorld) carryOut(r Request) (_ View, ok bool) {
 	if d.Activated {
 		w.handOver()
 	}
-	v := g.View(r.Worker, now, d)
+	v := w.shown(before, r).View(r.Worker, now, d)
 	if w.bugs.restless && r.Heartbeat && g.Phase == Active && g.Generation < 4 {
 		w.group.open("no reason")
 	}

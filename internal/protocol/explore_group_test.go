@@ -64,7 +64,10 @@ type groupPlan struct {
 	together   bool // all workers begin at once; or else the others any time after the first
 	kind       LaneKind
 	joinWindow time.Duration
-	bugs       groupBugs
+	// crossing: reports cross. What a heartbeat that brings one shows of others is
+	// from before, and so not that the last of them has reported as well.
+	crossing bool
+	bugs     groupBugs
 
 	handed map[string][]Checkpoint // what Handoff returned
 	marks  [][]Mark                // each list that it ever did, once
@@ -602,6 +605,10 @@ func TestExploreGroup(t *testing.T) {
 			groupBudget{faults: 2, lost: 1, uncommitted: 1, crash: 1, leave: 1, restart: 1}, false},
 		{"three workers gathered by a join window", groupPlan{workers: 3, joinWindow: 3 * time.Millisecond}, groupBudget{}, false},
 		{"three workers at once, one crashes", groupPlan{workers: 3, together: true}, groupBudget{faults: 1, crash: 1}, false},
+		{"two workers, reports cross, any one fault", groupPlan{workers: 2, crossing: true},
+			groupBudget{faults: 1, lost: 1, crash: 1, cut: 1, leave: 1}, false},
+		{"three workers at once, reports cross, one leaves", groupPlan{workers: 3, together: true, crossing: true},
+			groupBudget{faults: 1, leave: 1}, false},
 
 		{"two workers, any two faults but freezing", groupPlan{workers: 2},
 			groupBudget{faults: 2, lost: 1, uncommitted: 1, crash: 1, cut: 1, leave: 1, restart: 1}, true},

@@ -363,10 +363,18 @@ func (w *window) bytes() (n int) {
 	return n
 }
 
-// Hint says that there may be new events.
+// Hint says that there may be new events: look as soon, and as often, as if there
+// had just been some. No sooner, for hints may be many and wrong; nor after a
+// failure, of which they know nothing. A read that is under way may be older than
+// the hint: if it finds nothing, the next one is as soon.
 func (f *Feed) Hint() {
 	for _, w := range f.windows {
-		w.quiet, w.backoff = time.Time{}, 0
+		if w.failed == nil && w.backoff > pollFirst {
+			w.quiet, w.backoff = w.quiet.Add(pollFirst-w.backoff), pollFirst
+		}
+		if w.reading {
+			w.backoff = 0
+		}
 	}
 }
 

@@ -350,11 +350,21 @@ func TestFeedAtTheEnd(t *testing.T) {
 	finish(false)
 	ask() // but not later than Poll
 	w.feed.Hint()
-	ask()
+	ask() // soon, as after an event
+	later(5 * time.Millisecond)
+	w.feed.Hint() // of what the read that is under way may not see
+	finish(false)
+	ask() // as soon again
+	later(5 * time.Millisecond)
+	finish(false)
+	later(7 * time.Millisecond)
+	w.feed.Hint()
+	ask() // at once
 	w.append(1)
 	finish(true)
-	ask() // whoever asks hears of it, until the next try
-	later(5 * time.Millisecond)
+	w.feed.Hint() // knows nothing of why it failed
+	ask()         // whoever asks hears of it, until the next try
+	later(10 * time.Millisecond)
 	finish(false)
 	ask()
 	want := `wait, 1 reads under way, next in never
@@ -365,8 +375,10 @@ nothing, 0 reads under way, next in 5ms
 wait, 1 reads under way, next in never
 nothing, 0 reads under way, next in 10ms
 nothing, 0 reads under way, next in 20ms
+nothing, 0 reads under way, next in 5ms
+nothing, 0 reads under way, next in 5ms
 wait, 1 reads under way, next in never
-failed, 0 reads under way, next in 5ms
+failed, 0 reads under way, next in 10ms
 1 to 3, 0 reads under way, next in never
 `
 	if log.String() != want {

@@ -108,6 +108,92 @@ func TestSessionRenewsNoLeaseThatIsOver(t *testing.T) {
 	t.Error("goes on with a lease that was over")
 }
 
+// Of two who report at once, each may be shown the other as it was before. So
+// whoever has reported looks again, at once; and whoever sees that nobody holds
+// back a generation any more takes the Step.
+func TestSessionLooksAfterItsReport(t *testing.T) {
+	s, now, heartbeat := running(t)
+	later := View{Now: now, Member: true, Partitions: []int{0}, Generation: 2, Total: 2, Holds: 1, StepAt: now.Add(time.Minute)}
+	s.Next(now, Synced{Request: heartbeat, Sent: now, View: later}) // drains
+	report := syncOf(t, s.Next(now, Stopped{Generation: 1}))
+	if !report.Heartbeat || report.Stopped != 1 {
+		t.Fatalf("reports with %+v", report)
+	}
+	later.Holds = 0
+	due := later
+	due.StepAt = now
+
+	alone := *s
+	if r := syncOf(t, alone.Next(now, Synced{Request: report, Sent: now, View: due})); r.Heartbeat {
+		t.Errorf("the last to report sends %+v", r)
+	}
+	look := syncOf(t, s.Next(now, Synced{Request: report, Sent: now, View: later}))
+	if !look.Heartbeat {
+		t.Errorf("after a report with others to come it sends %+v", look)
+	}
+	second := *s
+	if r := syncOf(t, second.Next(now, Synced{Request: look, Sent: now, View: due})); r.Heartbeat {
+		t.Errorf("the second to report sends %+v", r)
+	}
+	wait := s.Next(now, Synced{Request: look, Sent: now, View: later})
+	if diff := cmp.Diff([]Action{Wake{now.Add(2 * pollMin)}}, wait); diff != "" {
+		t.Errorf("after the look, -want +got:\n%s", diff)
+	}
+}
+
+// A hint makes a session look at once; but not on and on, if there is nothing
+// to see.
+func TestSessionHints(t *testing.T) {
+	s, now, heartbeat := running(t)
+	same := func() View {
+		return View{Now: now, Member: true, Partitions: []int{0}, Generation: 1, Total: 1, Holds: 1}
+	}
+	s.Next(now, Synced{Request: heartbeat, Sent: now, View: same()})
+	look := func() Request {
+		t.Helper()
+		r := syncOf(t, s.Next(now, Hinted{}))
+		if !r.Heartbeat {
+			t.Fatalf("a hint makes it send %+v", r)
+		}
+		return r
+	}
+	answer := func(r Request, v View) []Action { return s.Next(now, Synced{Request: r, Sent: now, View: v}) }
+
+	// What is under way may be older than the hint.
+	r := look()
+	if actions := s.Next(now, Hinted{}); len(actions) != 1 {
+		t.Errorf("with a request under way a hint makes it do %v", actions)
+	}
+	answer(syncOf(t, answer(r, same())), same())
+
+	// A hint every millisecond.
+	looks, end := 0, now.Add(10*time.Second)
+	for ; now.Before(end); now = now.Add(time.Millisecond) {
+		for _, a := range s.Next(now, Hinted{}) {
+			if sync, ok := a.(Sync); ok {
+				looks++
+				answer(sync.Request, same())
+			}
+		}
+	}
+	if most := int(10*time.Second/pollMax) + 10; looks > most {
+		t.Errorf("10000 hints in 10s make it look %d times, more than %d", looks, most)
+	}
+
+	// After something new, it is all ears again.
+	now = now.Add(pollMax)
+	news := same()
+	news.Generation = 2
+	answer(look(), news)
+	answer(look(), news)
+
+	// A database that does not answer is left alone, whatever it hints.
+	failed := s.Next(now, SyncFailed{Request: look(), Sent: now})
+	if diff := cmp.Diff(failed, s.Next(now, Hinted{})); diff != "" {
+		t.Errorf("a hint after a failure, -before +after:\n%s", diff)
+	}
+}
+
 // Of the clock, a worker knows what it has seen itself.
 func TestClockWatch(t *testing.T) {
 	const lease = 50 * time.Second // so the tolerance is a second

@@ -94,11 +94,15 @@ type (
 	Stopped struct{ Generation int64 }
 	// Refused says that a commit of the generation was refused as superseded.
 	Refused struct{ Generation int64 }
+	// Hinted says that the group may have changed. Nothing depends on it: it
+	// only makes the session look sooner.
+	Hinted struct{}
 	// Shutdown asks the session to stop, leave and exit.
 	Shutdown struct{}
 )
 
-// Input is one of Tick, Synced, SyncFailed, Stopped, Refused and Shutdown.
+// Input is one of Tick, Synced, SyncFailed, Stopped, Refused, Hinted and
+// Shutdown.
 type Input interface{ input() }
 
 func (Tick) input()       {}
@@ -106,6 +110,7 @@ func (Synced) input()     {}
 func (SyncFailed) input() {}
 func (Stopped) input()    {}
 func (Refused) input()    {}
+func (Hinted) input()     {}
 func (Shutdown) input()   {}
 
 // Actions of a Session, to be carried out in order.
@@ -202,6 +207,11 @@ type Session struct {
 	polls    int       // looks at a draining group in a row
 	ask      bool      // the next look at it is a Step
 
+	hinted bool      // since the latest request was sent
+	looked time.Time // when a hint last made it look
+	vain   int       // looks because of hints that showed nothing new, in a row
+	seen   [2]int64  // generation and Holds of the latest view
+
 	leaving bool
 	giveUp  time.Time // when a leaver stops trying to say so
 	exited  bool
@@ -269,6 +279,8 @@ func (s *Session) Next(now time.Time, in Input) []Action {
 		if s.running != nil && s.running.Generation == in.Generation && s.refused < in.Generation {
 			s.refused, s.refusedAt, s.next = in.Generation, now, now
 		}
+	case Hinted:
+		s.hinted = true
 	case Shutdown:
 		s.leaving = true
 	case Attached:
@@ -310,6 +322,9 @@ func (s *Session) synced(now time.Time, in Synced) []Action {
 		// be told so. Scenario: missed_generation.txt.
 		s.stopped = max(s.stopped, v.Holds)
 	}
+	if seen := [2]int64{v.Generation, v.Holds}; seen != s.seen {
+		s.seen, s.vain = seen, 0
+	}
 	s.plan(now, in)
 
 	switch {
@@ -335,8 +350,9 @@ func (s *Session) synced(now time.Time, in Synced) []Action {
 func (s *Session) plan(now time.Time, in Synced) {
 	v := in.View
 	s.next = in.Sent.Add(s.timing.Heartbeat)
+	report := in.Request.Stopped > s.reported
+	s.reported = max(s.reported, in.Request.Stopped)
 	if !in.Request.Heartbeat {
-		s.reported = max(s.reported, in.Request.Stopped)
 		s.step = false
 	}
 	if !v.StepAt.IsZero() {
@@ -355,11 +371,23 @@ func (s *Session) plan(now time.Time, in Synced) {
 		s.polls++
 		s.ask = s.polls%pollsPerStep == 0
 	}
+	if report && in.Request.Heartbeat {
+		// A report is a heartbeat, so that those who stop at once don't queue
+		// for the set's lock; whoever sees then that nobody holds an older
+		// generation takes the Step (View.StepAt). But
+		//  1. a and b report at the same moment, each in its own row;
+		//  2. each answer shows the other's row as it was before: it holds.
+		// Both would wait for the other's Step. So look again: of two looks,
+		// each after its own report was committed, the one after the later
+		// commit sees both. Should its worker die before it takes the Step,
+		// those who wait for their partitions look as well.
+		s.next = now
+	}
 	if s.running != nil && s.refused == s.running.Generation && in.Sent.Before(s.refusedAt) {
 		s.next = now // what was seen may be older than the refusal
 	}
 	switch {
-	case !s.wantsStep():
+	case !s.wantsStep() && s.stopped <= s.reported:
 		s.failures = 0
 	case s.failures > 0:
 		s.sooner(now.Add(s.backoff(0)))
@@ -377,7 +405,7 @@ func (s *Session) sooner(at time.Time) {
 // wantsStep reports whether the worker has something to say or do that a mere
 // heartbeat can't.
 func (s *Session) wantsStep() bool {
-	return !s.member || s.leaving && s.running == nil || s.stopped > s.reported || s.step
+	return !s.member || s.leaving && s.running == nil || s.step
 }
 
 func (s *Session) syncFailed(now time.Time, in SyncFailed) {
@@ -462,12 +490,29 @@ func (s *Session) advance(now time.Time) []Action {
 			s.next = now
 		}
 	}
+	if s.hinted && !s.inFlight && s.failures == 0 {
+		s.sooner(s.looked.Add(s.hintGap()))
+	}
 	if !s.inFlight && !now.Before(s.next) && !(s.lost && s.running != nil) {
 		actions = append(actions, Sync{s.request(now)})
+		if s.hinted {
+			s.hinted, s.looked = false, now
+			s.vain++
+		}
 		s.inFlight, s.asked = true, true
 		s.next = now.Add(s.timing.Heartbeat) // until the answer says otherwise
 	}
 	return append(actions, Wake{s.wakeAt(now)})
+}
+
+// hintGap is how long after a look because of a hint the next one may come:
+// none for two in vain (one's own hint comes back), and then ever longer, until
+// a look shows something new. A storm of hints costs a statement in pollMax.
+func (s *Session) hintGap() time.Duration {
+	if s.vain <= 2 {
+		return 0
+	}
+	return min(pollMin<<min(s.vain-3, 5), pollMax)
 }
 
 // giveUpAt returns when handlers that were cancelled are given up. A process

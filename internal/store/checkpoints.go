@@ -80,8 +80,8 @@ func (s *Store) Save(ctx context.Context, l Lane, from, to protocol.Checkpoint) 
 	if len(to.Ahead) == 0 {
 		ahead = "NULL"
 	}
-	return moved(l, to)(s.db.ExecContext(ctx, fmt.Sprintf(s.sql.save, to.Position, ahead,
-		pq.QuoteLiteral(s.set), pq.QuoteLiteral(l.Projection), l.Assignment.Partition, l.Assignment.Generation, from.Position)))
+	return moved(l, to)(s.db.ExecContext(ctx, fmt.Sprintf(s.sql.saveCheckpoint, to.Position, ahead,
+		pq.QuoteLiteral(l.Projection), l.Assignment.Partition, l.Assignment.Generation, from.Position)))
 }
 
 // moved returns what says whether a checkpoint was moved.
@@ -113,7 +113,7 @@ type checkpointRow struct {
 // being activated. Afterwards every projection of the set has exactly the
 // generation's partitions.
 func (s *Store) handOver(ctx context.Context, tx *sql.Tx, g protocol.Group) error {
-	projections, err := queryStrings(ctx, tx, s.sql.ownProjections, s.set)
+	projections, err := queryStrings(ctx, tx, s.sql.ownProjections)
 	if err != nil {
 		return fmt.Errorf("hand over %q: list projections: %w", s.set, err)
 	}
@@ -127,10 +127,8 @@ func (s *Store) handOver(ctx context.Context, tx *sql.Tx, g protocol.Group) erro
 			rows = append(rows, checkpointRow{p, k, c.Position, encodeMarks(c.Ahead)})
 		}
 	}
-	if _, err := tx.ExecContext(ctx, s.sql.dropCheckpoints, s.set, g.Total); err != nil {
-		return fmt.Errorf("hand over %q: drop partitions: %w", s.set, err)
-	}
-	if _, err := tx.ExecContext(ctx, s.sql.saveCheckpoints, s.set, g.Generation, g.Total, mustJSON(rows)); err != nil {
+	query := fmt.Sprintf(s.sql.handOver, g.Generation, g.Total, quoteJSON(rows))
+	if _, err := tx.ExecContext(ctx, query); err != nil {
 		return fmt.Errorf("hand over %q: write checkpoints: %w", s.set, err)
 	}
 	return nil
@@ -138,7 +136,7 @@ func (s *Store) handOver(ctx context.Context, tx *sql.Tx, g protocol.Group) erro
 
 // lockCheckpoints returns the checkpoints of each projection by partition.
 func (s *Store) lockCheckpoints(ctx context.Context, tx *sql.Tx) (map[string][]protocol.Checkpoint, error) {
-	rows, err := tx.QueryContext(ctx, s.sql.lockCheckpoints, s.set)
+	rows, err := tx.QueryContext(ctx, s.sql.lockCheckpoints)
 	if err != nil {
 		return nil, fmt.Errorf("lock checkpoints: %w", err)
 	}

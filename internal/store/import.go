@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"strings"
-	"time"
 
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
 )
@@ -47,7 +46,12 @@ type Import struct {
 
 // Import runs f in a transaction, which is committed if f returns nil.
 func (s *Store) Import(ctx context.Context, old OldTable, f func(*Import) error) error {
-	return s.transact(ctx, func(tx *sql.Tx) error { return f(&Import{s, tx, old}) })
+	return s.transact(ctx, func(tx *sql.Tx) error {
+		if _, err := tx.ExecContext(ctx, s.sql.bound); err != nil {
+			return fmt.Errorf("bound the transaction: %w", err)
+		}
+		return f(&Import{s, tx, old})
+	})
 }
 
 // Lock locks the rows of the old table with the keys, and returns them. busy
@@ -141,11 +145,11 @@ func (i *Import) Claim(ctx context.Context, projection string) error {
 	}
 	// Nobody is declared dead here: that takes somebody who has watched the
 	// database's clock for as long as a lease.
-	var now time.Time
-	if err := i.tx.QueryRowContext(ctx, i.store.sql.now).Scan(&now); err != nil {
-		return fmt.Errorf("read the time: %w", err)
+	now, _, err := i.store.timeAndFloor(ctx, i.tx)
+	if err == nil {
+		_, err = i.store.claim(ctx, i.tx, []string{projection}, now, protocol.Watch{})
 	}
-	return i.store.claim(ctx, i.tx, []string{projection}, now, protocol.Watch{})
+	return err
 }
 
 // noGeneration is what imported checkpoints stand under: no lane runs under it,
@@ -159,7 +163,7 @@ func (i *Import) Write(ctx context.Context, projection string, checkpoints []pro
 	for k, c := range checkpoints {
 		rows = append(rows, checkpointRow{projection, k, c.Position, encodeMarks(c.Ahead)})
 	}
-	_, err := i.tx.ExecContext(ctx, i.store.sql.saveCheckpoints, i.store.set, int64(noGeneration), len(checkpoints), mustJSON(rows))
+	_, err := i.tx.ExecContext(ctx, fmt.Sprintf(i.store.sql.saveCheckpoints, noGeneration, len(checkpoints), quoteJSON(rows)))
 	if err != nil {
 		return fmt.Errorf("write the checkpoints of projection %q: %w", projection, err)
 	}

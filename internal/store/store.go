@@ -12,6 +12,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/lib/pq"
+
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
 )
 
@@ -59,7 +61,7 @@ func New(db *sql.DB, set string, o Options) *Store {
 	if o.Clock == "" {
 		o.Clock = "clock_timestamp()"
 	}
-	return &Store{db: db, set: set, sql: newStatements(o.Clock), bounds: o.Bounds}
+	return &Store{db: db, set: set, sql: newStatements(o.Clock, set, o.Bounds), bounds: o.Bounds}
 }
 
 // ErrSchema is returned by Check when the tables are missing or too old.
@@ -142,9 +144,10 @@ func (s *Store) heartbeat(ctx context.Context, r protocol.Request) (Result, erro
 	var stepAt, leaseEnd sql.NullTime
 	var generation, total, holds sql.NullInt64
 	var partitions sql.NullString
-	err := s.db.QueryRowContext(ctx, s.sql.heartbeat, s.set, string(r.Worker), r.Lease.Microseconds(), r.Stopped,
-		r.Presence.Key, r.Presence.Number).
-		Scan(&v.Now, &stepAt, &leaseEnd, &generation, &total, &partitions, &holds)
+	var due bool
+	query := fmt.Sprintf(s.sql.heartbeat, pq.QuoteLiteral(string(r.Worker)), r.Lease.Microseconds(), r.Stopped,
+		r.Presence.Key, r.Presence.Number)
+	err := s.db.QueryRowContext(ctx, query).Scan(&v.Now, &due, &stepAt, &leaseEnd, &generation, &total, &partitions, &holds)
 	if err != nil {
 		return Result{}, fmt.Errorf("heartbeat of %s: %w", r.Worker, err)
 	}
@@ -159,9 +162,17 @@ func (s *Store) heartbeat(ctx context.Context, r protocol.Request) (Result, erro
 	if leaseEnd.Valid && (v.StepAt.IsZero() || leaseEnd.Time.Before(v.StepAt)) {
 		v.StepAt = leaseEnd.Time
 	}
+	if due {
+		v.StepAt = v.Now
+	}
 	return Result{View: v}, nil
 }
 
+// step takes one round trip for each of: BEGIN, the set's lock, the members'
+// locks, the time, what is saved, and COMMIT; a join and a hand-over have their
+// own beside these. Each lock has a statement of its own, because what a
+// statement sees is from when it began: who waits for a lock and reads in one
+// would read what was there before he had it.
 func (s *Store) step(ctx context.Context, tx *sql.Tx, r protocol.Request, projections []string) (Result, error) {
 	before, err := s.lockGroup(ctx, tx, r.Join)
 	if err != nil {
@@ -173,25 +184,22 @@ func (s *Store) step(ctx context.Context, tx *sql.Tx, r protocol.Request, projec
 		return Result{}, err
 	}
 	var now time.Time
-	if err := tx.QueryRowContext(ctx, s.sql.now).Scan(&now); err != nil {
-		return Result{}, fmt.Errorf("read the time: %w", err)
+	if now, before.Floor, err = s.timeAndFloor(ctx, tx); err != nil {
+		return Result{}, err
 	}
-
 	if r.Join {
-		if err := s.claim(ctx, tx, projections, now, r.Watch); err != nil {
+		took, err := s.claim(ctx, tx, projections, now, r.Watch)
+		if err == nil && took {
+			_, before.Floor, err = s.timeAndFloor(ctx, tx)
+		}
+		if err != nil {
 			return Result{}, err
 		}
-	}
-	if err := tx.QueryRowContext(ctx, s.sql.floor, s.set).Scan(&before.Floor); err != nil {
-		return Result{}, fmt.Errorf("read the generations of checkpoints: %w", err)
 	}
 
 	group, decision := protocol.Step(protocol.Apply(before, r, now), now, r.Watch)
 
-	if err := s.saveGroup(ctx, tx, group, decision, now); err != nil {
-		return Result{}, err
-	}
-	if err := s.saveMembers(ctx, tx, before.Members, group, projections); err != nil {
+	if err := s.save(ctx, tx, before.Members, group, decision, now, projections); err != nil {
 		return Result{}, err
 	}
 	if decision.Activated {
@@ -202,19 +210,26 @@ func (s *Store) step(ctx context.Context, tx *sql.Tx, r protocol.Request, projec
 	return Result{View: group.View(r.Worker, now, decision), Group: group, Decision: decision}, nil
 }
 
+func (s *Store) timeAndFloor(ctx context.Context, tx *sql.Tx) (now time.Time, floor int64, err error) {
+	if err := tx.QueryRowContext(ctx, s.sql.timeAndFloor).Scan(&now, &floor); err != nil {
+		return now, 0, fmt.Errorf("read the time and the generations of checkpoints: %w", err)
+	}
+	return now, floor, nil
+}
+
 // lockGroup locks the set's row, and creates it for the first worker.
 func (s *Store) lockGroup(ctx context.Context, tx *sql.Tx, create bool) (protocol.Group, error) {
 	var g protocol.Group
 	var window int64
 	load := func() error {
-		err := tx.QueryRowContext(ctx, s.sql.lockGroup, s.set).
+		err := tx.QueryRowContext(ctx, s.sql.lockGroup).
 			Scan(&g.Generation, &g.Phase, &g.Total, &g.Reason, &g.MaxPartitions, &window)
 		g.JoinWindow = time.Duration(window) * time.Microsecond
 		return err
 	}
 	err := load()
 	if errors.Is(err, sql.ErrNoRows) && create {
-		if _, err := tx.ExecContext(ctx, s.sql.createGroup, s.set); err != nil {
+		if _, err := tx.ExecContext(ctx, s.sql.createGroup); err != nil {
 			return g, fmt.Errorf("create replica set %q: %w", s.set, err)
 		}
 		err = load()
@@ -229,7 +244,7 @@ func (s *Store) lockGroup(ctx context.Context, tx *sql.Tx, create bool) (protoco
 }
 
 func (s *Store) lockMembers(ctx context.Context, tx *sql.Tx) ([]protocol.Member, error) {
-	rows, err := tx.QueryContext(ctx, s.sql.lockMembers, s.set)
+	rows, err := tx.QueryContext(ctx, s.sql.lockMembers)
 	if err != nil {
 		return nil, fmt.Errorf("lock the workers of %q: %w", s.set, err)
 	}
@@ -255,15 +270,6 @@ func (s *Store) lockMembers(ctx context.Context, tx *sql.Tx) ([]protocol.Member,
 	return members, nil
 }
 
-func (s *Store) saveGroup(ctx context.Context, tx *sql.Tx, g protocol.Group, d protocol.Decision, now time.Time) error {
-	_, err := tx.ExecContext(ctx, s.sql.saveGroup, s.set, g.Generation, string(g.Phase), g.Total, g.Reason,
-		g.MaxPartitions, g.JoinWindow.Microseconds(), nullTime(d.StepAt), d.Opened, d.Activated, now)
-	if err != nil {
-		return fmt.Errorf("save replica set %q: %w", s.set, err)
-	}
-	return nil
-}
-
 // memberRow is a worker as the statements take it.
 type memberRow struct {
 	ID         protocol.WorkerID `json:"id"`
@@ -285,14 +291,15 @@ func decodePartitions(text string) (partitions []int, err error) {
 	return partitions, nil
 }
 
-// saveMembers writes the members that differ from before. Only the caller
+// save writes the group and the members as far as they differ, and tells those
+// who listen when there is a new generation, or one may start. Only the caller
 // itself can be new, so its projections are the new row's.
-func (s *Store) saveMembers(ctx context.Context, tx *sql.Tx, before []protocol.Member, g protocol.Group, projections []string) error {
+func (s *Store) save(ctx context.Context, tx *sql.Tx, before []protocol.Member, g protocol.Group, d protocol.Decision, now time.Time, projections []string) error {
 	old := make(map[protocol.WorkerID]bool, len(before))
 	for _, m := range before {
 		old[m.ID] = true
 	}
-	var updated, added []memberRow
+	updated, added := []memberRow{}, []memberRow{} // not nil, which is null in JSON
 	for _, m := range g.Members {
 		row := memberRow{m.ID, m.Joined, m.Lease.Microseconds(), m.LeaseEnd, m.Wants, append([]int{}, m.Partitions...), m.Holds, m.Presence.Key, m.Presence.Number}
 		if old[m.ID] {
@@ -302,26 +309,18 @@ func (s *Store) saveMembers(ctx context.Context, tx *sql.Tx, before []protocol.M
 			added = append(added, row)
 		}
 	}
-	var removed []protocol.WorkerID
+	removed := []protocol.WorkerID{}
 	for _, m := range before {
 		if old[m.ID] {
 			removed = append(removed, m.ID)
 		}
 	}
-	if len(removed) > 0 {
-		if _, err := tx.ExecContext(ctx, s.sql.removeMembers, s.set, mustJSON(removed)); err != nil {
-			return fmt.Errorf("remove workers %v: %w", removed, err)
-		}
-	}
-	if len(updated) > 0 {
-		if _, err := tx.ExecContext(ctx, s.sql.updateMembers, s.set, g.Generation, g.Total, mustJSON(updated)); err != nil {
-			return fmt.Errorf("save the workers of %q: %w", s.set, err)
-		}
-	}
-	if len(added) > 0 {
-		if _, err := tx.ExecContext(ctx, s.sql.addMembers, s.set, g.Generation, g.Total, mustJSON(added), mustJSON(projections)); err != nil {
-			return fmt.Errorf("add worker %s: %w", added[0].ID, err)
-		}
+	_, err := tx.ExecContext(ctx, fmt.Sprintf(s.sql.save,
+		g.Generation, pq.QuoteLiteral(string(g.Phase)), g.Total, pq.QuoteLiteral(g.Reason), g.MaxPartitions, g.JoinWindow.Microseconds(),
+		quoteTime(d.StepAt), quoteTime(now), d.Opened, d.Activated,
+		quoteJSON(removed), quoteJSON(updated), quoteJSON(added), quoteJSON(projections)))
+	if err != nil {
+		return fmt.Errorf("save replica set %q: %w", s.set, err)
 	}
 	return nil
 }
@@ -332,20 +331,20 @@ func (s *Store) saveMembers(ctx context.Context, tx *sql.Tx, before []protocol.M
 // Its rows are locked in the order of names, and before the workers are
 // looked up: two sets that claim the same projection at once come one after
 // the other, and the second sees the worker of the first.
-func (s *Store) claim(ctx context.Context, tx *sql.Tx, projections []string, now time.Time, watch protocol.Watch) error {
+func (s *Store) claim(ctx context.Context, tx *sql.Tx, projections []string, now time.Time, watch protocol.Watch) (took bool, err error) {
 	names := slices.Sorted(slices.Values(projections))
 	if _, err := tx.ExecContext(ctx, s.sql.registerProjections, s.set, mustJSON(names)); err != nil {
-		return fmt.Errorf("register projections of %q: %w", s.set, err)
+		return false, fmt.Errorf("register projections of %q: %w", s.set, err)
 	}
 	foreign, err := s.lockProjections(ctx, tx, names)
 	if err != nil {
-		return fmt.Errorf("lock the projections of %q: %w", s.set, err)
+		return false, fmt.Errorf("lock the projections of %q: %w", s.set, err)
 	}
 	if len(foreign) == 0 {
-		return nil
+		return false, nil
 	}
 	if err := s.checkTaken(ctx, tx, foreign, now, watch); err != nil {
-		return err
+		return false, err
 	}
 	// What still runs in the other set can't commit any more: the fence names
 	// the set. Nor can anybody here, before a generation of this set has taken
@@ -353,10 +352,10 @@ func (s *Store) claim(ctx context.Context, tx *sql.Tx, projections []string, now
 	// they keep.
 	for _, q := range []string{s.sql.takeProjections, s.sql.takeCheckpoints} {
 		if _, err := tx.ExecContext(ctx, q, s.set, mustJSON(foreign)); err != nil {
-			return fmt.Errorf("take over projections %v: %w", foreign, err)
+			return false, fmt.Errorf("take over projections %v: %w", foreign, err)
 		}
 	}
-	return nil
+	return true, nil
 }
 
 // lockProjections locks the projections' rows, and returns those that belong
@@ -401,16 +400,14 @@ func (s *Store) checkTaken(ctx context.Context, tx *sql.Tx, foreign []string, no
 	return rows.Err()
 }
 
-// transact runs f in a transaction that the server bounds.
+// transact runs f in a transaction, which the server bounds from its first
+// statement on (lockGroup).
 func (s *Store) transact(ctx context.Context, f func(*sql.Tx) error) error {
 	tx, err := s.db.BeginTx(ctx, &sql.TxOptions{Isolation: sql.LevelReadCommitted})
 	if err != nil {
 		return fmt.Errorf("begin: %w", err)
 	}
 	defer tx.Rollback() // after a commit it does nothing
-	if _, err := tx.ExecContext(ctx, boundSQL, millis(s.bounds.Idle), millis(s.bounds.Lock)); err != nil {
-		return fmt.Errorf("bound the transaction: %w", err)
-	}
 	if err := f(tx); err != nil {
 		return err
 	}
@@ -451,98 +448,128 @@ func mustJSON(v any) string {
 	return string(b)
 }
 
-func nullTime(t time.Time) sql.NullTime { return sql.NullTime{Time: t, Valid: !t.IsZero()} }
+// Coordination takes literals for parameters, as Store.Save does: a statement
+// without parameters takes one round trip, whatever the driver.
+func quoteJSON(v any) string { return pq.QuoteLiteral(mustJSON(v)) }
+
+func quoteTime(t time.Time) string {
+	if t.IsZero() {
+		return "NULL"
+	}
+	return pq.QuoteLiteral(t.UTC().Format(time.RFC3339Nano))
+}
 
 func millis(d time.Duration) string {
 	return fmt.Sprintf("%dms", max(d.Milliseconds(), 1))
 }
 
-// statements holds the SQL with the clock put in.
+// Channel is the one that names of replica sets are sent on: there is a new
+// generation, or one was activated.
+const Channel = "pupsourcing_orchestrator"
+
+// statements holds the SQL with the clock, the set and its bounds put in.
 type statements struct {
-	now, heartbeat                                string
-	lockGroup, createGroup, saveGroup             string
-	floor, lockMembers                            string
-	removeMembers, updateMembers, addMembers      string
+	heartbeat, bound, lockGroup, createGroup      string // without parameters
+	lockMembers, timeAndFloor, save               string // likewise
 	registerProjections, lockProjections          string
 	foreignWorkers                                string
 	takeProjections, takeCheckpoints              string
-	ownProjections, lockCheckpoints               string
-	dropCheckpoints, saveCheckpoints              string
+	ownProjections, lockCheckpoints               string // likewise
+	handOver, saveCheckpoints                     string // likewise
 	findCheckpoint, commitKeeping, commitClearing string
-	save                                          string
+	saveCheckpoint                                string // likewise
 }
 
 // These set bounds for their transaction only.
 const (
-	boundSQL     = `SELECT set_config('idle_in_transaction_session_timeout', $1, true), set_config('lock_timeout', $2, true)`
+	boundSQL     = `SELECT set_config('idle_in_transaction_session_timeout', {idle}, true) || set_config('lock_timeout', {lock}, true)`
 	boundIdleSQL = `SELECT set_config('idle_in_transaction_session_timeout', $1, true)`
 )
 
-func newStatements(clock string) statements {
-	put := func(q string) string { return strings.ReplaceAll(q, "{clock}", clock) }
+func newStatements(clock, set string, bounds Bounds) statements {
+	put := strings.NewReplacer("{clock}", clock, "{set}", pq.QuoteLiteral(set), "{channel}", pq.QuoteLiteral(Channel),
+		"{idle}", pq.QuoteLiteral(millis(bounds.Idle)), "{lock}", pq.QuoteLiteral(millis(bounds.Lock))).Replace
+	// What fmt.Sprintf completes has its own % only where a set is named so.
+	format := strings.NewReplacer("{clock}", clock, "{set}", strings.ReplaceAll(pq.QuoteLiteral(set), "%", "%%"),
+		"{channel}", pq.QuoteLiteral(Channel)).Replace
 	return statements{
-		now: put(`SELECT {clock}`),
+		bound: put(boundSQL),
 
 		// Everything that may start a worker comes from the row that the
-		// UPDATE returns, in one piece. The set's row is of the statement's
-		// snapshot and may be older, if the UPDATE had to wait.
-		heartbeat: put(`
+		// UPDATE returns, in one piece. The rows of the set and of others are of
+		// the statement's snapshot and may be older, if the UPDATE had to wait;
+		// or in the case of two reports at once (protocol.Session).
+		heartbeat: format(`
 WITH beat AS (
     UPDATE orchestrator_workers
-       SET lease_us = $3::bigint, lease_until = {clock} + $3::bigint * interval '1 microsecond',
-           presence_key = CASE WHEN presence_number < $6 THEN $5 ELSE presence_key END,
-           presence_number = greatest(presence_number, $6), -- as in protocol.Apply
-           holds = CASE WHEN holds <= $4 THEN 0 ELSE holds END
-     WHERE replica_set = $1 AND id = $2
+       SET lease_us = %[2]d, lease_until = {clock} + %[2]d * interval '1 microsecond',
+           presence_key = CASE WHEN presence_number < %[5]d THEN %[4]d ELSE presence_key END,
+           presence_number = greatest(presence_number, %[5]d), -- as in protocol.Apply
+           holds = CASE WHEN holds <= %[3]d THEN 0 ELSE holds END
+     WHERE replica_set = {set} AND id = %[1]s
  RETURNING generation, total, partitions, holds)
-SELECT {clock}, s.step_at,
-       (SELECT min(CASE WHEN lease_until > {clock} + lease_us * interval '1 microsecond'
-                        THEN {clock} ELSE lease_until END) -- as in protocol.Group.View
-          FROM orchestrator_workers WHERE replica_set = $1 AND id <> $2),
-       b.generation, b.total, b.partitions, b.holds
-  FROM (SELECT 1) one
-  LEFT JOIN orchestrator_replica_sets s ON s.name = $1
+SELECT {clock},
+       coalesce(s.phase = 'draining' AND coalesce(b.holds, 0) = 0 AND NOT coalesce(o.held, false), false),
+       s.step_at, o.lease_until, b.generation, b.total, b.partitions, b.holds
+  FROM (SELECT min(CASE WHEN lease_until > {clock} + lease_us * interval '1 microsecond'
+                        THEN {clock} ELSE lease_until END) AS lease_until, -- as in protocol.Group.View
+               bool_or(holds <> 0) AS held
+          FROM orchestrator_workers WHERE replica_set = {set} AND id <> %[1]s) o
+  LEFT JOIN orchestrator_replica_sets s ON s.name = {set}
   LEFT JOIN beat b ON true`),
 
-		lockGroup: `
+		// The bounds come with the first statement, and hold in it: the
+		// subquery is run before a row is looked for.
+		lockGroup: put(`
 SELECT generation, phase, total, reason, max_partitions, join_window_us
-  FROM orchestrator_replica_sets WHERE name = $1 FOR UPDATE`,
-		floor: `SELECT coalesce(max(abs(generation)), 0) FROM orchestrator_checkpoints WHERE replica_set = $1`,
-
-		createGroup: `INSERT INTO orchestrator_replica_sets (name) VALUES ($1) ON CONFLICT DO NOTHING`,
-		saveGroup: `
-UPDATE orchestrator_replica_sets
-   SET generation = $2, phase = $3, total = $4, reason = $5, max_partitions = $6,
-       join_window_us = $7, step_at = $8,
-       opened_at = CASE WHEN $9 THEN $11 ELSE opened_at END,
-       activated_at = CASE WHEN $10 THEN $11 WHEN $9 THEN NULL ELSE activated_at END
- WHERE name = $1`,
-
-		lockMembers: `
+  FROM orchestrator_replica_sets
+ WHERE name = {set}
+   AND (` + boundSQL + `) <> ''
+   FOR UPDATE`),
+		createGroup: put(`INSERT INTO orchestrator_replica_sets (name) VALUES ({set}) ON CONFLICT DO NOTHING`),
+		lockMembers: put(`
 SELECT id, joined_at, lease_us, lease_until, wants, partitions, holds, presence_key, presence_number
-  FROM orchestrator_workers WHERE replica_set = $1 ORDER BY seq FOR UPDATE`,
-		removeMembers: `
-DELETE FROM orchestrator_workers
- WHERE replica_set = $1 AND id IN (SELECT jsonb_array_elements_text($2::jsonb))`,
-		updateMembers: `
-UPDATE orchestrator_workers w
-   SET lease_us = x.lease_us, lease_until = x.lease_until, partitions = x.partitions, holds = x.holds,
-       presence_key = x.presence_key, presence_number = x.presence_number,
-       generation = $2, total = $3
-  FROM jsonb_to_recordset($4::jsonb) AS x (id text, lease_us bigint, lease_until timestamptz, partitions jsonb, holds bigint,
-                                             presence_key integer, presence_number integer)
- WHERE w.replica_set = $1 AND w.id = x.id
-   AND (w.lease_us, w.lease_until, w.partitions, w.holds, w.presence_key, w.presence_number, w.generation, w.total)
-       IS DISTINCT FROM (x.lease_us, x.lease_until, x.partitions, x.holds, x.presence_key, x.presence_number, $2::bigint, $3::integer)`,
-		addMembers: `
-INSERT INTO orchestrator_workers
-       (replica_set, id, joined_at, lease_us, lease_until, wants, partitions, holds, presence_key, presence_number,
-        generation, total, projections)
-SELECT $1, x.id, x.joined_at, x.lease_us, x.lease_until, x.wants, x.partitions, x.holds, x.presence_key, x.presence_number,
-       $2, $3, $5::jsonb
-  FROM jsonb_to_recordset($4::jsonb)
-       AS x (id text, joined_at timestamptz, lease_us bigint, lease_until timestamptz, wants integer, partitions jsonb, holds bigint,
-             presence_key integer, presence_number integer)`,
+  FROM orchestrator_workers WHERE replica_set = {set} ORDER BY seq FOR UPDATE`),
+		timeAndFloor: put(`
+SELECT {clock}, coalesce(max(abs(generation)), 0) FROM orchestrator_checkpoints WHERE replica_set = {set}`),
+
+		// One statement for rows that are all locked by now. No row is in two
+		// of its parts, which don't see each other. Who listens hears of it after
+		// COMMIT; should others let the server's queue of notifications run full,
+		// nobody does, rather than that nothing can be committed.
+		save: format(`
+WITH set AS (
+    UPDATE orchestrator_replica_sets
+       SET generation = %[1]d, phase = %[2]s, total = %[3]d, reason = %[4]s, max_partitions = %[5]d,
+           join_window_us = %[6]d, step_at = %[7]s::timestamptz,
+           opened_at = CASE WHEN %[9]t THEN %[8]s::timestamptz ELSE opened_at END,
+           activated_at = CASE WHEN %[10]t THEN %[8]s::timestamptz WHEN %[9]t THEN NULL ELSE activated_at END
+     WHERE name = {set}
+       AND (generation, phase, total, reason, max_partitions, join_window_us, step_at)
+           IS DISTINCT FROM (%[1]d, %[2]s, %[3]d, %[4]s, %[5]d, %[6]d, %[7]s::timestamptz)),
+removed AS (
+    DELETE FROM orchestrator_workers
+     WHERE replica_set = {set} AND id IN (SELECT jsonb_array_elements_text(%[11]s::jsonb))),
+updated AS (
+    UPDATE orchestrator_workers w
+       SET lease_us = x.lease_us, lease_until = x.lease_until, partitions = x.partitions, holds = x.holds,
+           presence_key = x.presence_key, presence_number = x.presence_number,
+           generation = %[1]d, total = %[3]d
+      FROM jsonb_to_recordset(%[12]s::jsonb) AS x (id text, lease_us bigint, lease_until timestamptz, partitions jsonb, holds bigint,
+                                                 presence_key integer, presence_number integer)
+     WHERE w.replica_set = {set} AND w.id = x.id
+       AND (w.lease_us, w.lease_until, w.partitions, w.holds, w.presence_key, w.presence_number, w.generation, w.total)
+           IS DISTINCT FROM (x.lease_us, x.lease_until, x.partitions, x.holds, x.presence_key, x.presence_number, %[1]d, %[3]d)),
+added AS (
+    INSERT INTO orchestrator_workers
+           (replica_set, id, joined_at, lease_us, lease_until, wants, partitions, holds, presence_key, presence_number,
+            generation, total, projections)
+    SELECT {set}, x.id, x.joined_at, x.lease_us, x.lease_until, x.wants, x.partitions, x.holds, x.presence_key, x.presence_number,
+           %[1]d, %[3]d, %[14]s::jsonb
+      FROM jsonb_to_recordset(%[13]s::jsonb)
+           AS x (id text, joined_at timestamptz, lease_us bigint, lease_until timestamptz, wants integer, partitions jsonb, holds bigint,
+                 presence_key integer, presence_number integer))
+SELECT pg_notify({channel}, {set}) WHERE (%[9]t OR %[10]t) AND pg_notification_queue_usage() < 0.5`),
 
 		registerProjections: `
 INSERT INTO orchestrator_projections (name, replica_set)
@@ -568,23 +595,17 @@ UPDATE orchestrator_checkpoints SET replica_set = $1, generation = -abs(generati
  WHERE projection IN (SELECT jsonb_array_elements_text($2::jsonb))`,
 
 		// Locked against a claim by another set, until the rows are written.
-		ownProjections: `
-SELECT name FROM orchestrator_projections WHERE replica_set = $1 ORDER BY name FOR SHARE`,
+		ownProjections: put(`
+SELECT name FROM orchestrator_projections WHERE replica_set = {set} ORDER BY name FOR SHARE`),
 		// Whoever has written a checkpoint and not committed is waited for
 		// here, so that the hand-over starts from what it commits. Whoever
 		// comes later finds the new generation.
-		lockCheckpoints: `
+		lockCheckpoints: put(`
 SELECT projection, partition, total, position, ahead
-  FROM orchestrator_checkpoints WHERE replica_set = $1 ORDER BY projection, partition FOR UPDATE`,
-		dropCheckpoints: `
-DELETE FROM orchestrator_checkpoints WHERE replica_set = $1 AND partition >= $2`,
-		saveCheckpoints: put(`
-INSERT INTO orchestrator_checkpoints
-       (replica_set, generation, total, projection, partition, position, ahead, updated_at)
-SELECT $1, $2, $3, x.projection, x.partition, x.position, x.ahead, {clock}
-  FROM jsonb_to_recordset($4::jsonb) AS x (projection text, partition integer, position bigint, ahead jsonb)
-    ON CONFLICT (projection, partition) DO UPDATE
-   SET generation = excluded.generation, total = excluded.total, position = excluded.position, ahead = excluded.ahead`),
+  FROM orchestrator_checkpoints WHERE replica_set = {set} ORDER BY projection, partition FOR UPDATE`),
+		handOver: format(`
+WITH dropped AS (DELETE FROM orchestrator_checkpoints WHERE replica_set = {set} AND partition >= %[2]d)` + saveCheckpointsSQL),
+		saveCheckpoints: format(saveCheckpointsSQL),
 
 		// FOR UPDATE: a commit that is under way is waited for.
 		findCheckpoint: `
@@ -593,11 +614,19 @@ SELECT generation, position, ahead FROM orchestrator_checkpoints
 
 		commitKeeping:  put(fmt.Sprintf(commitSQL, "ahead")),
 		commitClearing: put(fmt.Sprintf(commitSQL, "NULL")),
-		save: put(`
+		saveCheckpoint: format(`
 UPDATE orchestrator_checkpoints SET position = %d, ahead = %s, updated_at = {clock}
- WHERE replica_set = %s AND projection = %s AND partition = %d AND generation = %d AND position = %d`),
+ WHERE replica_set = {set} AND projection = %s AND partition = %d AND generation = %d AND position = %d`),
 	}
 }
+
+const saveCheckpointsSQL = `
+INSERT INTO orchestrator_checkpoints
+       (replica_set, generation, total, projection, partition, position, ahead, updated_at)
+SELECT {set}, %[1]d, %[2]d, x.projection, x.partition, x.position, x.ahead, {clock}
+  FROM jsonb_to_recordset(%[3]s::jsonb) AS x (projection text, partition integer, position bigint, ahead jsonb)
+    ON CONFLICT (projection, partition) DO UPDATE
+   SET generation = excluded.generation, total = excluded.total, position = excluded.position, ahead = excluded.ahead`
 
 // commitSQL is the fence. replica_set: the projection may have moved to
 // another set, whose generations are other numbers. generation: a newer one

@@ -103,6 +103,72 @@ func testStopRepeated(t *testing.T, w World) {
 	expectGroup(t, s.look("b").Group, "generation 3 active {a:0/3 b:1/3 c:2/3}")
 }
 
+// Whoever reports last with a heartbeat sees that a Step is due, and so does
+// everybody who looks. Where two report at once, neither may see the other; but
+// one of them does when it looks again.
+func testReportsByHeartbeat(t *testing.T, w World) {
+	s := newSet(t, w, "set", "p")
+	due := func(v protocol.View) bool { return !v.StepAt.After(v.Now) }
+	for _, id := range []protocol.WorkerID{"a", "b", "c"} {
+		s.join(id)
+		s.settle(id)
+	}
+	report := func(id protocol.WorkerID, generation int64) protocol.View {
+		t.Helper()
+		return s.sync(protocol.Request{Worker: id, Stopped: generation, Heartbeat: true}).View
+	}
+	s.leave("c")
+	if v := report("a", 3); due(v) || v.Holds != 0 {
+		t.Errorf("b has not reported, and a sees %+v", v)
+	}
+	for what, v := range map[string]protocol.View{
+		"a report that comes again": report("a", 3), "b, which has not reported": s.beat("b"), "a stranger": s.beat("x"),
+	} {
+		if due(v) {
+			t.Errorf("b has not reported, and %s sees %+v", what, v)
+		}
+	}
+	for what, v := range map[string]protocol.View{
+		"the last report": report("b", 3), "a look": s.beat("a"), "a report that comes again": report("b", 3), "a stranger": s.beat("x"),
+	} {
+		if !due(v) || v.May() {
+			t.Errorf("all have reported, and %s sees %+v", what, v)
+		}
+	}
+	g := s.look("b").Group
+	expectGroup(t, g, "generation 4 active {a:0/2 b:1/2}")
+	if v := s.beat("a"); due(v) || !v.May() {
+		t.Errorf("after the activation a sees %+v", v)
+	}
+
+	for range 20 {
+		s.sync(protocol.Request{Worker: "c", Join: true})
+		s.leave("c")
+		g = s.look("a").Group
+		views := make(chan bool)
+		for _, id := range []protocol.WorkerID{"a", "b"} {
+			go func() {
+				seen := false
+				for range 2 { // the report, and the look after it
+					r, err := s.try(protocol.Request{Worker: id, Stopped: g.Generation - 1, Heartbeat: true})
+					if err != nil {
+						t.Errorf("heartbeat: %v", err)
+					}
+					seen = seen || due(r.View)
+				}
+				views <- seen
+			}()
+		}
+		if first, second := <-views, <-views; !first && !second {
+			t.Fatalf("both have reported and looked, and neither sees it: %s", s.look("a").Group)
+		}
+		g = s.look("a").Group
+		if g.Phase != protocol.Active {
+			t.Fatalf("both have reported: %s", g)
+		}
+	}
+}
+
 // Leaving is immediate, and leaving again is nothing.
 func testLeaveRepeated(t *testing.T, w World) {
 	s := newSet(t, w, "set", "p")

@@ -56,6 +56,7 @@ func Run(t *testing.T, open func(t *testing.T) World) {
 		{"first worker", testFirstWorker},
 		{"join repeated", testJoinRepeated},
 		{"stop report repeated", testStopRepeated},
+		{"reports by heartbeat", testReportsByHeartbeat},
 		{"leave repeated", testLeaveRepeated},
 		{"replaced incarnation", testReplaced},
 		{"request of a stranger", testStranger},

@@ -1,0 +1,255 @@
+package orchestrator
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	mathrand "math/rand/v2"
+	"reflect"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/lib/pq"
+
+	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
+	"github.com/getpup/pupsourcing-orchestrator/internal/store"
+)
+
+// A Notifier hears PostgreSQL's notifications on a connection of its own. What it
+// hears is a hint to look sooner: nothing is lost if it is deaf, late, or makes
+// things up.
+type Notifier interface {
+	// Listen connects, listens to the channels (names of any kind: quote them),
+	// calls up when it does, and from then on heard for each notification. It
+	// returns when ctx ends, or with what was wrong with the connection; then it
+	// is called again after a while. One call is under way at a time.
+	Listen(ctx context.Context, channels []string, up func(), heard func(channel, payload string)) error
+}
+
+// An ear is what one worker wants to hear. Its functions don't block.
+type ear struct {
+	set    string // hints for this replica set call look
+	events string // the channel of events; "": none
+	look   func() // the group may have changed
+	news   func() // there may be new events
+	// trust says whether hints of events come: one has, and the connection that
+	// brought it is still there. Behind a pooler LISTEN succeeds, and nothing
+	// ever comes.
+	trust func(bool)
+}
+
+// A listener is a connection's worth of hints, for all workers of the process
+// that were given the same Notifier or URL.
+type listener struct {
+	key      any // in listeners
+	notifier Notifier
+	log      *slog.Logger
+	stop     context.CancelFunc
+	done     chan struct{}
+
+	mu       sync.Mutex // of all that follows
+	ears     []*ear
+	channels []string
+	relisten context.CancelFunc // ends the call of Listen that is under way
+}
+
+// listeners are those of the process.
+var listeners = struct {
+	sync.Mutex
+	of map[any]*listener
+}{of: map[any]*listener{}}
+
+// listen adds an ear to the listener of a notifier, and returns what takes it
+// away. Without a notifier there is nothing to hear.
+func listen(n Notifier, log *slog.Logger, e *ear) (leave func()) {
+	if n == nil {
+		return func() {}
+	}
+	var key any = n
+	if !reflect.ValueOf(n).Comparable() {
+		key = new(byte) // nobody else's
+	}
+	listeners.Lock()
+	defer listeners.Unlock()
+	l := listeners.of[key]
+	if l == nil {
+		ctx, stop := context.WithCancel(context.Background())
+		l = &listener{key: key, notifier: n, log: log, stop: stop, done: make(chan struct{}), channels: []string{store.Channel}}
+		listeners.of[key] = l
+		defer func() { go l.run(ctx) }() // with the first ear
+	}
+	l.add(e)
+	return func() { l.remove(e) }
+}
+
+// add adds an ear, and listens again where that needs one more channel.
+func (l *listener) add(e *ear) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.ears = append(l.ears, e)
+	if e.events == "" || slices.Contains(l.channels, e.events) {
+		return
+	}
+	l.channels = append(l.channels, e.events)
+	if l.relisten != nil {
+		l.relisten()
+	}
+}
+
+// remove takes an ear away, and with the last one the listener. A Notifier that
+// does not return is not waited for: it must not keep Run from returning.
+func (l *listener) remove(e *ear) {
+	listeners.Lock()
+	l.mu.Lock()
+	l.ears = slices.DeleteFunc(l.ears, func(o *ear) bool { return o == e })
+	last := len(l.ears) == 0
+	if last {
+		delete(listeners.of, l.key)
+	}
+	e.trust(false)
+	l.mu.Unlock()
+	listeners.Unlock()
+	if last {
+		l.stop()
+		patience := time.NewTimer(time.Second)
+		defer patience.Stop()
+		select {
+		case <-l.done:
+		case <-patience.C:
+		}
+	}
+}
+
+// run listens, again and again, and says once when it can't and once when it can
+// again.
+func (l *listener) run(ctx context.Context) {
+	defer close(l.done)
+	backoff := protocol.Backoff{Min: 100 * time.Millisecond, Max: 10 * time.Second}
+	for failures, away := 0, false; ; {
+		inner, cancel := context.WithCancel(ctx)
+		l.mu.Lock()
+		channels := slices.Clone(l.channels)
+		l.relisten = cancel
+		l.mu.Unlock()
+		err := l.notifier.Listen(inner, channels, func() {
+			if away {
+				l.log.Info("listening for notifications again")
+			}
+			failures, away = 0, false
+			l.each(func(e *ear) { e.look(); e.news() }) // what was said before was missed
+		}, l.heard)
+		changed := inner.Err() != nil
+		cancel()
+		l.each(func(e *ear) { e.trust(false) })
+		switch {
+		case ctx.Err() != nil:
+			return
+		case changed:
+			continue
+		case !away:
+			l.log.Warn("can't listen for notifications, polling until it can be done again", "error", err)
+			away = true
+		}
+		failures++
+		if !sleep(ctx, backoff.Delay(failures, mathrand.Float64())) {
+			return
+		}
+	}
+}
+
+// heard passes a notification on. Whatever it says, all that it does is to have
+// somebody look.
+func (l *listener) heard(channel, payload string) {
+	l.each(func(e *ear) {
+		if channel == store.Channel && payload == e.set {
+			e.look()
+		}
+		if channel == e.events {
+			e.trust(true)
+			e.news()
+		}
+	})
+}
+
+func (l *listener) each(f func(*ear)) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, e := range l.ears {
+		f(e)
+	}
+}
+
+// A listenURL is the Notifier of Config.ListenURL. It is comparable, so that all
+// workers of a URL share a connection.
+//
+// It is made of pq.ListenerConn and not of pq.Listener, which connects again by
+// itself: when to, and what to say of it, is the listener's for every Notifier.
+type listenURL string
+
+// pingAfter is how long a connection may be silent before it is asked whether it
+// is still there.
+const pingAfter = 15 * time.Second
+
+// Listen is Notifier's.
+func (u listenURL) Listen(ctx context.Context, channels []string, up func(), heard func(channel, payload string)) error {
+	notifications := make(chan *pq.Notification)
+	conn, err := bounded(ctx, pingAfter, func(context.Context) (*pq.ListenerConn, error) {
+		return pq.NewListenerConn(string(u), notifications)
+	}, func(late *pq.ListenerConn) {
+		_ = late.Close()
+		drain(notifications)
+	})
+	if err != nil {
+		return fmt.Errorf("connect: %w", err)
+	}
+	gone := make(chan struct{})
+	silence := time.NewTicker(pingAfter)
+	defer func() {
+		_ = conn.Close() // ends what waits for it
+		<-gone
+		silence.Stop()
+	}()
+	go func() {
+		defer close(gone)
+		for n := range notifications {
+			heard(n.Channel, n.Extra)
+		}
+	}()
+	for _, c := range channels {
+		err := boundedDo(ctx, pingAfter, func(context.Context) error { _, err := conn.Listen(c); return err })
+		if err != nil {
+			return fmt.Errorf("listen to %q: %w", c, err)
+		}
+	}
+	up()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-gone:
+			return fmt.Errorf("the connection has ended: %w", conn.Err())
+		case <-silence.C:
+			// Not conn.Ping, which panics where the server refuses it.
+			err := boundedDo(ctx, pingAfter, func(context.Context) error { _, err := conn.ExecSimpleQuery(""); return err })
+			if err != nil {
+				return fmt.Errorf("ask whether the connection is still there: %w", err)
+			}
+		}
+	}
+}
+
+// drain lets a connection end that nobody listens to.
+func drain(notifications <-chan *pq.Notification) {
+	for range notifications {
+	}
+}
+
+// urlProblem says what is wrong with a URL. It does not say where: parts of a
+// password that is not encoded are taken for a host or a port.
+func urlProblem(text string) string {
+	if _, err := pq.NewConfig(text); err != nil {
+		return "is no connection string that lib/pq takes, which are URLs (postgres://…, where a password is percent-encoded) and key=value pairs"
+	}
+	return ""
+}

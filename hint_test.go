@@ -1,0 +1,274 @@
+package orchestrator_test
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	orchestrator "github.com/getpup/pupsourcing-orchestrator"
+)
+
+// hinted returns a configuration with which only hints make a worker look
+// before the test is given up.
+func (w *world) hinted(set orchestrator.ReplicaSetName) config {
+	cfg := w.config(w.db, set)
+	cfg.HeartbeatInterval, cfg.StaleWorkerTimeout = time.Hour, 3*time.Hour
+	cfg.ListenURL = w.url
+	return cfg
+}
+
+// Nobody waits for a heartbeat: not for a join, not for a leave, and not after
+// the connection was lost. All workers of a process share one.
+func TestHints(t *testing.T) {
+	w := newWorld(t)
+	h := &history{}
+	noticed := &watchedLog{to: testWriter{t}}
+	start := func() *running {
+		cfg := w.hinted("set")
+		cfg.Logger = slog.New(slog.NewTextHandler(noticed, nil))
+		return run(t, cfg, w.all(w.db, h)...)
+	}
+	one := func() {
+		t.Helper()
+		eventually(t, "one connection listens", func() bool { return w.number(listening) == 1 })
+	}
+	a := start()
+	w.active("set", 1)
+	one()
+	run(t, w.hinted("other"), named("p"))
+	b := start()
+	w.active("set", 2)
+	c := start()
+	w.active("set", 3)
+	w.append(500)
+	w.caughtUp(names...)
+	one()
+	b.stop()
+	w.active("set", 2)
+	w.append(500)
+	w.caughtUp(names...)
+
+	if n := w.number(`SELECT count(pg_terminate_backend(pid)) FROM (` + strings.Replace(listening, "count(*)", "pid", 1) + `) l`); n != 1 {
+		t.Errorf("%d connections listen", n)
+	}
+	noticed.wait(t, "can't listen for notifications")
+	noticed.wait(t, "listening for notifications again")
+	c.stop()
+	w.active("set", 1)
+	w.append(500)
+	w.caughtUp(names...)
+	a.stop()
+	h.check(t)
+	w.checkEffects(exact...)
+}
+
+const listening = `SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND query LIKE 'LISTEN %'`
+
+// An event is heard of. The channel's name needs quotes.
+func TestEventsChannel(t *testing.T) {
+	w := newWorld(t)
+	w.exec(`CREATE FUNCTION announce() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN NOTIFY "Events ""of"" mine"; RETURN NULL; END $$`)
+	w.exec(`CREATE TRIGGER announce AFTER INSERT ON events FOR EACH STATEMENT EXECUTE FUNCTION announce()`)
+	events := &lookedAt{}
+	cfg := w.hinted("set")
+	cfg.EventStore, cfg.PollInterval, cfg.EventsChannel = events, time.Hour, `Events "of" mine`
+	run(t, w.hinted("other"), named("other"))
+	eventually(t, "one connection listens, and not to this channel", func() bool { return w.number(listening) == 1 })
+	run(t, cfg, named("p"))
+	events.quiet(t)
+	w.append(1)
+	events.awake(t)
+}
+
+// lookedAt is a stream without events, which notes when it is read.
+type lookedAt struct {
+	mu sync.Mutex
+	at []time.Time
+}
+
+func (s *lookedAt) Read(context.Context, int64, int) ([]orchestrator.Record[orchestrator.Event], error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.at = append(s.at, time.Now())
+	return nil, nil
+}
+
+func (s *lookedAt) looks() []time.Time {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.at)
+}
+
+// quiet waits until looks have become rare: it has taken as long as all before
+// it until the next look, and takes twice that until the one after it.
+func (s *lookedAt) quiet(t *testing.T) {
+	t.Helper()
+	eventually(t, "looks become rare", func() bool {
+		n := s.looks()
+		return len(n) > 2 && n[len(n)-1].Sub(n[len(n)-2]) > time.Second
+	})
+}
+
+// awake waits for more looks than there would be, with twice the time between
+// each two, before the test is given up.
+func (s *lookedAt) awake(t *testing.T) {
+	t.Helper()
+	before := len(s.looks())
+	eventually(t, "looks come quickly again", func() bool { return len(s.looks()) > before+6 })
+}
+
+// A notifierFunc is a Notifier. Its pointer is what is compared.
+type notifierFunc func(ctx context.Context, channels []string, up func(), heard func(channel, payload string)) error
+
+func (f *notifierFunc) Listen(ctx context.Context, channels []string, up func(), heard func(channel, payload string)) error {
+	return (*f)(ctx, channels, up, heard)
+}
+
+// Hints are never needed, and nothing that they say does harm: with every one of
+// them lost, with none to be had, and with any amount of nonsense, workers come
+// and go and every event is handled.
+func TestHintsThatAreNone(t *testing.T) {
+	stuck := make(chan struct{})
+	t.Cleanup(func() { close(stuck) })
+	for name, listen := range map[string]notifierFunc{
+		"all are lost": func(ctx context.Context, _ []string, up func(), _ func(channel, payload string)) error {
+			up()
+			<-ctx.Done()
+			return ctx.Err()
+		},
+		"the connection is always away": func(context.Context, []string, func(), func(channel, payload string)) error {
+			return errors.New("no such host")
+		},
+		"does not return when it should": func(context.Context, []string, func(), func(channel, payload string)) error {
+			<-stuck
+			return nil
+		},
+		"nonsense": func(ctx context.Context, channels []string, _ func(), heard func(channel, payload string)) error {
+			for ctx.Err() == nil {
+				for _, c := range append(channels, "", "none") {
+					heard(c, "set")
+					heard(c, "")
+					heard(c, "no such set\x00\xff")
+				}
+			}
+			return ctx.Err()
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			h := &history{}
+			cfg := w.config(w.db, "set")
+			cfg.Notifier, cfg.EventsChannel = &listen, "events"
+			w.append(200)
+			a := run(t, cfg, w.all(w.db, h)...)
+			w.active("set", 1)
+			b := run(t, cfg, w.all(w.db, h)...)
+			w.active("set", 2)
+			w.append(200)
+			w.caughtUp(names...)
+			a.stop()
+			w.active("set", 1)
+			w.append(200)
+			w.caughtUp(names...)
+			b.stop()
+			h.check(t)
+			w.checkEffects(names...)
+		})
+	}
+}
+
+// When the connection is there again everybody looks, for what was missed.
+func TestHintsThatWereMissed(t *testing.T) {
+	w := newWorld(t)
+	again := make(chan struct{})
+	listen := notifierFunc(func(ctx context.Context, _ []string, up func(), _ func(channel, payload string)) error {
+		select {
+		case <-again:
+			up()
+			<-ctx.Done()
+		case <-ctx.Done():
+		}
+		return ctx.Err()
+	})
+	cfg := w.hinted("set")
+	cfg.ListenURL, cfg.Notifier = "", &listen
+	run(t, cfg, named("p"))
+	w.active("set", 1)
+	run(t, cfg, named("p"))
+	eventually(t, "the first is to stop, and was not told", func() bool {
+		return w.number(`SELECT count(*) FROM orchestrator_replica_sets WHERE phase = 'draining' AND total = 2`) == 1
+	})
+	close(again)
+	w.active("set", 2)
+}
+
+// While hints of events come, the stream is looked at less often; when they can't
+// come any more, it is as without them. A storm of them, with nothing to see,
+// makes no storm of statements.
+func TestPollingWithHints(t *testing.T) {
+	const poll = 100 * time.Millisecond
+	w := newWorld(t)
+	storm, calm, away := make(chan struct{}), make(chan struct{}), make(chan struct{})
+	listen := notifierFunc(func(ctx context.Context, channels []string, up func(), heard func(channel, payload string)) error {
+		select {
+		case <-away:
+			return errors.New("away")
+		default:
+		}
+		up()
+		<-storm
+		for c := calm; c != nil; {
+			heard("events", "")
+			select {
+			case <-c:
+				c = nil
+			default:
+			}
+		}
+		<-away
+		return errors.New("away")
+	})
+	events := &lookedAt{}
+	cfg := w.config(w.db, "set")
+	cfg.EventStore, cfg.PollInterval, cfg.Notifier, cfg.EventsChannel = events, poll, &listen, "events"
+	run(t, cfg, named("p"))
+	gaps := func() (gaps []time.Duration) {
+		looks := events.looks()
+		for i := range looks[min(1, len(looks)):] {
+			gaps = append(gaps, looks[i+1].Sub(looks[i]))
+		}
+		return gaps
+	}
+	below := func(d time.Duration) func(time.Duration) bool {
+		return func(gap time.Duration) bool { return gap < d }
+	}
+	regular := func(what string) { // more than there are on the way to the longest one
+		t.Helper()
+		from := len(gaps())
+		eventually(t, what, func() bool {
+			late := gaps()[from:]
+			return len(late) >= 8 && !slices.ContainsFunc(late[len(late)-8:], func(gap time.Duration) bool { return gap > 3*poll })
+		})
+	}
+
+	regular("nothing was heard yet: once in PollInterval")
+	close(storm)
+	from := len(gaps())
+	eventually(t, "100 looks in the storm", func() bool { return len(gaps()) > from+100 })
+	if i := slices.IndexFunc(gaps()[from+1:], below(4*time.Millisecond)); i >= 0 {
+		t.Errorf("in the storm there are %v between two looks", gaps()[from+1+i])
+	}
+	close(calm)
+	from = len(gaps())
+	eventually(t, "hints come: looks become rare", func() bool {
+		late := gaps()[from:]
+		return len(late) >= 3 && !slices.ContainsFunc(late[len(late)-3:], below(4*poll)) // a busy machine is late now and then
+	})
+	close(away)
+	regular("hints can't come: once in PollInterval")
+}

@@ -18,6 +18,8 @@ import (
 type checker struct {
 	setup setup
 	crew
+	membership
+	look time.Duration // when to look at bounds next
 
 	projections map[string]*checkedProjection
 	inOrder     []*checkedProjection // as they appeared
@@ -51,6 +53,7 @@ type checkedProjection struct {
 type openCall struct {
 	begin  fact
 	worker *checkedWorker
+	failed bool // it has returned, and not succeeded
 }
 
 type callKey struct {
@@ -67,6 +70,7 @@ type ownerKey struct {
 type visible struct {
 	event
 	append int
+	had    *openCall // the latest that was called with it, in a plain projection
 }
 
 func newChecker(s setup) *checker {
@@ -97,8 +101,18 @@ func check(h history) *violation {
 // observe takes the next fact and returns the promise that it shows to be
 // broken, if any; after that, the checker is of no more use.
 func (c *checker) observe(f fact) *violation {
+	if v := c.inTime(f); v != nil {
+		return v
+	}
 	c.crew.observe(f)
+	c.upset(f)
 	switch f.kind {
+	case sessionAsks:
+		c.reports(f)
+	case memberJoins, memberLeaves, workerExpired:
+		c.membersChange(f)
+	case runCancels:
+		return c.cancelled(f)
 	case workerGone:
 		for _, call := range c.worker(f.worker).calls {
 			c.forget(call)
@@ -114,6 +128,7 @@ func (c *checker) observe(f fact) *violation {
 		return c.handlerBegins(f)
 	case handlerEnds:
 		if call := c.calls[callKey{f.worker, f.call}]; call != nil {
+			call.failed = f.text != ""
 			c.forget(call)
 			call.worker.calls = without(call.worker.calls, call)
 		}
@@ -148,7 +163,7 @@ func (c *checker) projection(name string) *checkedProjection {
 		}
 		for i, f := range c.appends {
 			for _, e := range f.events {
-				p.sees(visible{e, i})
+				p.sees(visible{event: e, append: i})
 			}
 		}
 		c.projections[name] = p

@@ -10,6 +10,9 @@ func (c *checker) handlerBegins(f fact) *violation {
 		return broken(agreement, []fact{c.activations[f.generation], r, f},
 			"%s handles events of partition %d/%d of generation %d, which it does not run", f.worker, f.partition, f.total, f.generation)
 	}
+	if v := c.onLease(w, f); v != nil {
+		return v
+	}
 	for _, e := range f.events {
 		if v := c.belongs(f, e); v != nil {
 			return v
@@ -26,6 +29,9 @@ func (c *checker) handlerBegins(f fact) *violation {
 		}
 	}
 	call := &openCall{begin: f, worker: w}
+	if v := c.again(p, call); v != nil {
+		return v
+	}
 	c.calls[callKey{f.worker, f.call}] = call
 	w.calls = append(w.calls, call)
 	for _, e := range f.events {
@@ -73,6 +79,33 @@ func (c *checker) repeats(p *checkedProjection, w *checkedWorker, f fact, e even
 	}
 	return broken(inOrder, facts, "projection %s, aggregate %s: %s handles event %d after event %d was committed",
 		p.name, e.aggregate, owner(f), e.position, last)
+}
+
+// again judges a plain handler that is called with an event that is in no commit
+// yet, though a handler has had it before: something must have happened since to
+// the worker that had it, or the handler must have failed. (What a transactional
+// handler does is undone with its transaction, so it may have it as often as
+// it likes.)
+func (c *checker) again(p *checkedProjection, call *openCall) *violation {
+	if p.transactional {
+		return nil
+	}
+	for _, e := range call.begin.events {
+		i, found := p.find(e.position)
+		if !found {
+			continue
+		}
+		before := p.unhandled[i].had
+		p.unhandled[i].had = call
+		if before == nil || before.failed || max(before.worker.trouble.step, c.trouble.step) > before.begin.step ||
+			before.begin.at <= before.worker.troubled {
+			continue
+		}
+		return broken(nothingTwice, []fact{before.begin, c.activated, call.begin},
+			"event %d of projection %s is handled again by %s, though nothing has happened since %s has handled it",
+			e.position, p.name, owner(call.begin), owner(before.begin))
+	}
+	return nil
 }
 
 // belongs: an event may only be handled, and committed, by the partition of
@@ -160,7 +193,7 @@ func (c *checker) appended(f fact) *violation {
 					"event %d of projection %s was passed: the checkpoint of partition %d/%d moved from %d to %d before the event could be seen",
 					e.position, p.name, by.partition, by.total, by.from, by.to)
 			}
-			p.sees(visible{e, len(c.appends) - 1})
+			p.sees(visible{event: e, append: len(c.appends) - 1})
 		}
 	}
 	return nil
@@ -191,6 +224,9 @@ func (c *checker) groupOpened(f fact) *violation {
 	if c.pause.unset() {
 		c.pause = f
 	}
+	if v := c.laidOut(before, f); v != nil {
+		return v
+	}
 	return c.still(before, f)
 }
 
@@ -207,6 +243,7 @@ func (c *checker) groupActivated(f fact) *violation {
 	c.pause = fact{}
 	c.activated = f
 	c.activations[f.generation] = f
+	c.holdings(f)
 	return v
 }
 
@@ -219,6 +256,9 @@ func (c *checker) runStarts(f fact) *violation {
 	case f.total != decided.total || f.partition < 0 || f.partition >= f.total:
 		return broken(agreement, []fact{decided, f}, "%s runs partition %d/%d of generation %d, which has %d partitions",
 			f.worker, f.partition, f.total, f.generation, decided.total)
+	}
+	if w := c.worker(f.worker); w.ran.generation >= f.generation {
+		return broken(agreement, []fact{decided, w.ran, f}, "%s starts generation %d again, which it had stopped", f.worker, f.generation)
 	}
 	key := ownerKey{f.generation, f.partition}
 	if before, taken := c.owners[key]; taken && before.worker != f.worker {

@@ -10,19 +10,29 @@ type crew struct {
 	workers map[string]*checkedWorker
 	all     []*checkedWorker // as they appeared
 	stepped fact             // the latest step of the database's clock
+	trouble fact             // the latest that may make anybody handle events again
+	late    time.Duration    // see upset
+	down    bool             // the database is
 }
 
 // A checkedWorker is one process, in all its incarnations.
 type checkedWorker struct {
-	name    string
-	gone    bool
-	leaving bool
-	lease   fact // the sessionAsks that renewed it last
-	freezes []freezing
-	cut     fact // off from the database; unset: it isn't
-	run     fact // what it runs; unset: nothing
-	cancel  fact // the latest runCancels
-	calls   []*openCall
+	name        string
+	gone        bool
+	leaving     bool
+	lease       fact // the sessionAsks that renewed it last
+	sent        fact // and the one of them that was sent last
+	freezes     []freezing
+	cut         fact // off from the database; unset: it isn't
+	run         fact // what it runs; unset: nothing
+	ran         fact // the latest runStopped
+	drain       fact // the latest runDrains
+	cancel      fact // the latest runCancels
+	calls       []*openCall
+	returns     map[string]fact // the latest handlerEnds, by projection
+	trouble     fact            // the latest that may make it handle events again
+	troubled    time.Duration   // by trouble, until then
+	late, blind time.Duration   // see upset
 }
 
 // A freezing is a time in which a process did nothing.
@@ -43,7 +53,7 @@ func newCrew() crew { return crew{workers: map[string]*checkedWorker{}} }
 func (c *crew) worker(name string) *checkedWorker {
 	w := c.workers[name]
 	if w == nil {
-		w = &checkedWorker{name: name}
+		w = &checkedWorker{name: name, returns: map[string]fact{}}
 		c.workers[name] = w
 		c.all = append(c.all, w)
 	}
@@ -59,15 +69,25 @@ func (c *crew) observe(f fact) {
 		w := c.worker(f.worker)
 		w.gone, w.run = true, fact{}
 	case sessionAsks:
-		c.worker(f.worker).lease = f
+		w := c.worker(f.worker)
+		w.lease = f
+		if f.sent >= w.sent.sent {
+			w.sent = f
+		}
 	case runStarts:
 		c.worker(f.worker).run = f
 	case runStopped:
-		if w := c.worker(f.worker); w.run.generation == f.generation {
+		w := c.worker(f.worker)
+		w.ran = f
+		if w.run.generation == f.generation {
 			w.run = fact{}
 		}
+	case runDrains:
+		c.worker(f.worker).drain = f
 	case runCancels:
 		c.worker(f.worker).cancel = f
+	case handlerEnds:
+		c.worker(f.worker).returns[f.projection] = f
 	case faultLeave:
 		c.worker(f.worker).leaving = true
 	case faultFreeze:

@@ -218,7 +218,7 @@ func (l *lane) handle(first, count int) {
 	c := &call{id: w.calls, events: l.events[first : first+count : first+count], deaf: p.chance(h.deaf)}
 	l.call = c
 	w.record(fact{kind: handlerBegins, worker: p.name, projection: l.id.Projection, generation: l.id.Assignment.Generation,
-		partition: l.id.Assignment.Partition, total: l.id.Assignment.Total, events: c.events, call: c.id})
+		partition: l.id.Assignment.Partition, total: l.id.Assignment.Total, events: c.events, call: c.id, deaf: c.deaf})
 	length := p.between(0, 2*h.typical) * time.Duration(count)
 	switch {
 	case p.chance(h.slow):

@@ -118,7 +118,7 @@ func (p *worker) input(in protocol.Input) {
 // sync carries a request to the database, and the answer back.
 func (p *worker) sync(r protocol.Request) {
 	w := p.w
-	sent, l := p.now(), p.borrow()
+	sent, sentAt, l := p.now(), w.at, p.borrow()
 	patience := w.plan.timing.Patience()
 	hold := w.plan.hold && !r.Heartbeat && p.chance(w.plan.network.holdCommit)
 	var result store.Result
@@ -140,7 +140,7 @@ func (p *worker) sync(r protocol.Request) {
 		c.sync(asked, p.projections(), hold, func(res store.Result, err error) {
 			result, granted = res, w.at
 			if err == nil && !hold {
-				p.synced(r, result, granted)
+				p.synced(r, result, sentAt, granted)
 			}
 			done(err)
 		})
@@ -152,7 +152,7 @@ func (p *worker) sync(r protocol.Request) {
 		p.ask(l, "commit of "+what, patience-p.now().Sub(sent), func(c connection, done func(error)) {
 			c.commit(func(err error) {
 				if err == nil {
-					p.synced(r, result, granted)
+					p.synced(r, result, sentAt, granted)
 				}
 				done(err)
 			})
@@ -183,24 +183,47 @@ func describe(r protocol.Request) string {
 
 // synced notes what a request has changed, in the moment in which it has. Its
 // lease was granted a little earlier.
-func (p *worker) synced(r protocol.Request, result store.Result, granted time.Duration) {
+func (p *worker) synced(r protocol.Request, result store.Result, sent, granted time.Duration) {
 	w := p.w
 	if result.View.Member || r.Leave {
 		w.record(fact{kind: sessionAsks, worker: p.name, length: r.Lease - (w.at - granted), generation: result.View.Generation,
+			sent: sent, read: granted, to: r.Stopped,
 			text: w.text("%s as %s: generation %d %d/%d, holds %d", describe(r), r.Worker,
 				result.View.Generation, result.View.Partition, result.View.Total, result.View.Holds)})
 	}
+	if r.Leave {
+		w.memberLeaves(p, r.Worker)
+	}
+	if r.Join || r.Leave {
+		w.memberLeaves(p, r.Replaces)
+	}
+	if r.Join && !w.members[r.Worker] {
+		w.members[r.Worker] = true
+		w.record(fact{kind: memberJoins, worker: p.name, to: int64(r.MaxPartitions), length: r.JoinWindow, read: granted, text: string(r.Worker)})
+	}
 	d, g := result.Decision, result.Group
 	for _, id := range d.Expired {
+		delete(w.members, id)
 		name, _, _ := strings.Cut(string(id), "~")
 		w.record(fact{kind: workerExpired, worker: name, text: string(id)})
 	}
 	if d.Opened {
-		w.record(fact{kind: groupOpened, worker: p.name, generation: g.Generation, total: g.Total, text: w.text("%s; %s", g.Reason, g)})
+		w.record(fact{kind: groupOpened, worker: p.name, generation: g.Generation, total: g.Total, read: granted, layout: layout(g), text: w.text("%s; %s", g.Reason, g)})
 	}
 	if d.Activated {
 		w.record(fact{kind: groupActivated, worker: p.name, generation: g.Generation, total: g.Total, text: w.text("%s", g)})
 	}
+}
+
+// layout names, by partition, who has it.
+func layout(g protocol.Group) []string {
+	who := make([]string, g.Total)
+	for _, m := range g.Members {
+		if m.Partition >= 0 && m.Partition < g.Total {
+			who[m.Partition] = string(m.ID)
+		}
+	}
+	return who
 }
 
 func (p *worker) projections() []string {
@@ -306,12 +329,15 @@ func (p *worker) cutOff(length time.Duration) {
 	})
 }
 
+// everyReply is what a faultSlow says of a worker whose replies are all late.
+const everyReply = "every reply"
+
 // congest makes replies late for two heartbeats, by up to what is waited for
 // one, and then cuts the worker off.
 func (p *worker) congest(length time.Duration) {
 	t := p.w.plan.timing
 	p.congested = p.between(t.Lease/5, t.Patience())
-	p.w.record(fact{kind: faultSlow, worker: p.name, length: p.congested, text: "every reply"})
+	p.w.record(fact{kind: faultSlow, worker: p.name, length: p.congested, text: everyReply})
 	p.w.after(2*t.Heartbeat, func() {
 		p.congested = 0
 		if !p.dead && !p.w.healed {

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
+	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
 // A world is one run of a plan: workers, writers of events, a database, a
@@ -24,6 +25,7 @@ type world struct {
 	rand    *rand.Rand // of the environment
 	workers []*worker
 	started int // workers there ever were
+	members map[protocol.WorkerID]bool
 	version int // of the program that is deployed
 	slots   map[string]int
 	calls   int // of handlers
@@ -128,8 +130,12 @@ func (q *tasks) pop() *task {
 // newWorld makes the world of a plan. The database comes by open, since it
 // lives by the world's clock.
 func newWorld(p plan, r rules, open func(w *world) (database, error)) (*world, error) {
-	w := &world{plan: p, rules: r, rand: rand.New(rand.NewPCG(p.seed, 1)), slots: map[string]int{}, index: map[int64]int{}}
-	w.history.setup = setup{seed: p.seed, transactional: map[string]bool{}, settle: p.settle()}
+	w := &world{plan: p, rules: r, rand: rand.New(rand.NewPCG(p.seed, 1)), slots: map[string]int{}, index: map[int64]int{}, members: map[protocol.WorkerID]bool{}}
+	w.history.setup = setup{
+		seed: p.seed, transactional: map[string]bool{}, settle: p.settle(),
+		timing: p.timing, bounds: store.BoundsOf(p.timing.Lease), drift: float64(p.drift) / 1e6,
+		latency: p.network.latency, contended: p.hold && p.network.holdCommit > 0,
+	}
 	for _, program := range p.programs {
 		w.history.setup.final = nil
 		for _, q := range program {
@@ -242,6 +248,14 @@ func (w *world) gone(p *worker, why string) {
 	p.dead = true
 	w.workers = slices.DeleteFunc(w.workers, func(q *worker) bool { return q == p })
 	w.record(fact{kind: workerGone, worker: p.name, text: why})
+}
+
+// memberLeaves notes that an incarnation is gone, by the word of its worker.
+func (w *world) memberLeaves(p *worker, id protocol.WorkerID) {
+	if w.members[id] {
+		delete(w.members, id)
+		w.record(fact{kind: memberLeaves, worker: p.name, text: string(id)})
+	}
 }
 
 // strike makes a fault happen.

@@ -45,11 +45,15 @@ func newLane(p *worker, r *run, q projection) *lane {
 }
 
 func (l *lane) signals() protocol.Signals {
-	return protocol.Signals{
+	s := protocol.Signals{
 		Asked:     l.run.draining,
 		Canceled:  l.run.canceled,
 		LeaseOver: !l.p.w.rules.leaseUnenforced && !l.p.now().Before(l.p.session.LeaseEnd()),
 	}
+	if bend := l.p.w.rules.signals; bend != nil {
+		s = bend(l, s)
+	}
+	return s
 }
 
 // next brings the answer to the core and does what it says then.
@@ -70,6 +74,9 @@ func (l *lane) next(a protocol.LaneAnswer) {
 // answer hands on how a call ended.
 func (l *lane) answer(err error, a protocol.LaneAnswer) {
 	a.Failure, a.Jitter = store.FailureOf(err, l.kind, l.doing), l.p.rand.Float64()
+	if bend := l.p.w.rules.answer; bend != nil {
+		a = bend(l, a)
+	}
 	l.next(a)
 }
 

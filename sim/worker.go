@@ -48,7 +48,11 @@ func newWorker(w *world, n, version int) *worker {
 	if d := w.plan.drift; d > 0 {
 		p.drift = float64(p.rand.IntN(2*d+1)-d) / 1e6
 	}
-	p.session = protocol.NewSession(protocol.WorkerID(p.name), w.plan.timing,
+	timing := w.plan.timing
+	if w.rules.timing != nil {
+		timing = w.rules.timing(timing)
+	}
+	p.session = protocol.NewSession(protocol.WorkerID(p.name), timing,
 		protocol.Request{MaxPartitions: w.plan.maxPartitions, JoinWindow: w.plan.joinWindow})
 	return p
 }
@@ -88,8 +92,16 @@ func (p *worker) input(in protocol.Input) {
 		s.Sent = p.now()
 		in = s
 	}
+	if bend := p.w.rules.input; bend != nil {
+		if in = bend(p, in); in == nil {
+			return
+		}
+	}
 	now := p.now()
 	for _, action := range p.session.Next(now, in) {
+		if bend := p.w.rules.action; bend != nil {
+			action = bend(p, action)
+		}
 		switch a := action.(type) {
 		case protocol.Sync:
 			p.sync(a.Request)

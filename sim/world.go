@@ -66,6 +66,15 @@ type rules struct {
 	retriesEmpty     bool // an undone commit is tried again in a new transaction, without what the handlers wrote
 	keepsTransaction bool // what a failed handler wrote is not rolled back before it is called again
 	noTurns          bool // readers that share a horizon don't wait for their turn
+
+	// What a session is told of time, what goes into it (nil: nothing) and what
+	// comes out; what a lane sees and is answered. Where there is none, nothing is
+	// bent.
+	timing  func(protocol.Timing) protocol.Timing
+	input   func(*worker, protocol.Input) protocol.Input
+	action  func(*worker, protocol.Action) protocol.Action
+	signals func(*lane, protocol.Signals) protocol.Signals
+	answer  func(*lane, protocol.LaneAnswer) protocol.LaneAnswer
 }
 
 // epoch is when every world begins.

@@ -236,6 +236,9 @@ func (l *Lane) advance(now time.Time, s Signals, a LaneAnswer) LaneAction {
 		l.open = false
 		return l.committed(now, s)
 	}
+	// Before anything else ends the lane: whoever ends it in the middle must not
+	// leave a transaction behind, with the checkpoint's row locked.
+	l.open = l.open || l.doing == LaneOpen && ok || l.doing == LaneWrite
 	if s.Canceled {
 		return end(s)
 	}
@@ -256,12 +259,11 @@ func (l *Lane) advance(now time.Time, s Signals, a LaneAnswer) LaneAction {
 		if !ok {
 			return l.databaseFailed(&l.failures, a, (*Lane).top)
 		}
-		l.open, l.began = true, now
+		l.began = now
 		return l.handle(now, s)
 	case LaneHandle:
 		return l.handled(now, s, a)
 	case LaneWrite:
-		l.open = true
 		if !ok {
 			return l.commitFailed(a)
 		}

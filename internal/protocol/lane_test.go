@@ -111,6 +111,16 @@ func TestLane(t *testing.T) {
 			{answer: ok, want: "write 10 to 14"},
 			{answer: ok, want: "rollback, end: asked", signals: canceled},
 		}},
+		{name: "cancelled between write and commit, and the write began the transaction", turns: []turn{
+			{answer: evens(12, 14), want: "handle 0+1"},
+			{answer: ok, want: "handle 1+1"},
+			{answer: ok, want: "write 10 to 14"},
+			{answer: ok, want: "rollback, end: asked", signals: canceled},
+		}},
+		{name: "cancelled before the first event of a transaction", config: LaneConfig{Kind: Transactional}, turns: []turn{
+			{answer: evens(12, 14), want: "open"},
+			{answer: ok, want: "rollback, end: asked", signals: canceled},
+		}},
 		{name: "a write that was given up is never committed", turns: []turn{
 			{answer: evens(12), want: "handle 0+1"},
 			{answer: ok, want: "write 10 to 12"},

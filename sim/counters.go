@@ -148,23 +148,22 @@ func (c counters) String() string {
 type tally struct {
 	counters
 	crew
-	opened, activated map[int]fact             // by replica set
-	sets              map[string]int           // the one that has committed last, by projection
-	leases            map[string]time.Duration // that workers ask for
-	passed            map[string]*passed       // by projection
-	calls             map[callKey]fact         // handlers that have not returned
-	waits             map[string]fact          // by worker: the gap that it waits at
-	filled            map[int64]bool           // positions that were waited for and came
-	dead              map[int64]bool           // and those that did not
-	visible           map[int64]bool           // positions
-	away              map[string]struct{}      // workers that have lost their lease and run nothing since
+	opened, activated map[int]fact        // by replica set
+	sets              map[string]int      // the one that has committed last, by projection
+	passed            map[string]*passed  // by projection
+	calls             map[callKey]fact    // handlers that have not returned
+	waits             map[string]fact     // by worker: the gap that it waits at
+	filled            map[int64]bool      // positions that were waited for and came
+	dead              map[int64]bool      // and those that did not
+	visible           map[int64]bool      // positions
+	away              map[string]struct{} // workers that have lost their lease and run nothing since
 }
 
 // countRare counts the rare events of a history.
 func countRare(h history) counters {
 	t := tally{
 		crew: newCrew(), opened: map[int]fact{}, activated: map[int]fact{}, sets: map[string]int{},
-		leases: map[string]time.Duration{}, passed: map[string]*passed{}, calls: map[callKey]fact{}, waits: map[string]fact{},
+		passed: map[string]*passed{}, calls: map[callKey]fact{}, waits: map[string]fact{},
 		filled: map[int64]bool{}, dead: map[int64]bool{}, visible: map[int64]bool{}, away: map[string]struct{}{},
 	}
 	for _, f := range h.facts {
@@ -185,8 +184,6 @@ func (t *tally) observe(f fact) {
 	}
 	t.crew.observe(f)
 	switch f.kind {
-	case workerStarts:
-		t.leases[f.worker] = f.length
 	case workerGone:
 		switch f.text {
 		case isFaulty:
@@ -340,7 +337,7 @@ func (t *tally) groupActivated(f fact) {
 	for _, w := range t.all {
 		if w.set == f.set && !w.gone && !w.leaving && !w.lease.unset() && !t.overBy(w, f.at) {
 			members++
-			leases[t.leases[w.name]] = true
+			leases[w.timing.Lease] = true
 		}
 	}
 	if members > f.total {

@@ -85,7 +85,7 @@ func TestCounters(t *testing.T) {
 		{"a projection is taken", then(begun, at(1, of(sessionTaken, "w2"), fact{kind: sessionTaken, worker: "w2", text: "for the moment"})),
 			map[counter]int{countTaken: 1, countTakenOver: 1}},
 		{"leases differ", then(
-			at(0, fact{kind: workerStarts, worker: "w1", length: 10}, asks("w1"), fact{kind: workerStarts, worker: "w2", length: 20}, asks("w2")), at(1, opens(1, 2), activates(1, 2)),
+			at(0, starts("w1", 10), asks("w1"), starts("w2", 20), asks("w2")), at(1, opens(1, 2), activates(1, 2)),
 		), map[counter]int{countUnevenTiming: 1, countJoinsFolded: 1}},
 		{"each set joins for itself", then(begun, secondSet(at(0, asks("v1"), opens(1, 1), activates(1, 1))), at(1, opens(2, 2))), nil},
 

@@ -105,7 +105,7 @@ func writes(events ...event) fact { return fact{kind: appended, events: events} 
 // begun is how most stories begin: w1 runs all of generation 1, and its lease
 // ends at 10 s.
 var begun = at(0,
-	of(workerStarts, "w1"), asks("w1"), opens(1, 1), activates(1, 1), runs("w1", 1, "0/1"))
+	of(workerStarts, "w1"), asks("w1"), lays(1, "w1"), activates(1, 1), runs("w1", 1, "0/1"))
 
 // taken is that w2 runs all of generation 2 instead.
 func taken(seconds float64) []fact {

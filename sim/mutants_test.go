@@ -179,6 +179,27 @@ var mutants = []mutant{
 		next.MaxPartitions = limit
 		return next, d
 	}), []promise{agreement}},
+	{"gives everybody one partition", step(func(g protocol.Group, now time.Time, watch protocol.Watch) (protocol.Group, protocol.Decision) {
+		wants := map[protocol.WorkerID]int{}
+		g.Members = slices.Clone(g.Members)
+		for i := range g.Members {
+			m := &g.Members[i]
+			wants[m.ID], m.Wants = m.Wants, 1
+		}
+		next, d := protocol.Step(g, now, watch)
+		for i := range next.Members {
+			m := &next.Members[i]
+			m.Wants = wants[m.ID]
+		}
+		return next, d
+	}), []promise{agreement}},
+	{"runs all of its partitions but the last", rules{action: func(_ *worker, a protocol.Action) protocol.Action {
+		if s, ok := a.(protocol.Start); ok && len(s.Share.Partitions) > 1 {
+			s.Share.Partitions = s.Share.Partitions[:len(s.Share.Partitions)-1]
+			return s
+		}
+		return a
+	}}, []promise{agreement}},
 	{"numbers everybody anew", step(func(g protocol.Group, now time.Time, watch protocol.Watch) (protocol.Group, protocol.Decision) {
 		next, d := protocol.Step(g, now, watch)
 		if d.Opened {

@@ -65,7 +65,7 @@ func newWorker(w *world, n, version, set int) *worker {
 		timing = w.rules.timing(timing)
 	}
 	p.session = protocol.NewSession(protocol.WorkerID(p.name), timing,
-		protocol.Request{MaxPartitions: w.plan.maxPartitions, JoinWindow: w.plan.joinWindow})
+		protocol.Request{Wants: w.plan.wantsOf(n), MaxPartitions: w.plan.maxPartitions, JoinWindow: w.plan.joinWindow})
 	return p
 }
 

@@ -528,6 +528,12 @@ func TestChecker(t *testing.T) {
 		{"recovers: somebody runs it, but of the generation before", then(
 			begun, at(1, opens(2, 1), activates(2, 1)), at(2, bare(healed)), at(32, bare(settled)),
 		), "recovers: nobody runs partition 0/1 of generation 2, 30s after the faults stopped [6 7 8]"},
+		{"recovers: somebody runs both partitions", then(
+			at(0, of(workerStarts, "w1"), opens(1, 2), activates(1, 2), runs("w1", 1, "0/2"), runs("w1", 1, "1/2")), at(2, bare(healed)), at(32, bare(settled)),
+		), ""},
+		{"recovers: somebody runs one of both", then(
+			at(0, of(workerStarts, "w1"), opens(1, 2), activates(1, 2), runs("w1", 1, "0/2")), at(2, bare(healed)), at(32, bare(settled)),
+		), "recovers: nobody runs partition 1/2 of generation 1, 30s after the faults stopped [2 4 5]"},
 		{"recovers: a worker that is gone runs nothing", then(
 			begun, at(1, of(workerStarts, "w2"), of(workerGone, "w1")), at(2, bare(healed)), at(32, bare(settled)),
 		), "recovers: nobody runs partition 0/1 of generation 1, 30s after the faults stopped [3 4 7 8]"},
@@ -614,6 +620,11 @@ func (f fact) wants(n, limit int64) fact {
 	return f
 }
 
+// denied is that a privilege is missing for so many seconds.
+func denied(seconds int) fact {
+	return fact{kind: faultOther, length: time.Duration(seconds) * time.Second}
+}
+
 func (f fact) isDeaf() fact {
 	f.deaf = true
 	return f
@@ -667,6 +678,9 @@ func TestCheckerOfBounds(t *testing.T) {
 			"nothing-twice: event 1 of projection plain is handled again by w1 (generation 1), though nothing has happened since w1 (generation 1) has handled it"},
 		{"as its handler failed", then(one, at(1, writes(ev(1, 0)), begins(1, "w1", 1, "0/1", ev(1, 0)).in("plain"), ends(1, "w1", "failed"), begins(2, "w1", 1, "0/1", ev(1, 0)).in("plain"))), ""},
 		{"as a reply was lost", then(one, at(1, writes(ev(1, 0)), begins(1, "w1", 1, "0/1", ev(1, 0)).in("plain"), ends(1, "w1", ""), of(faultLost, "w1"), begins(2, "w1", 1, "0/1", ev(1, 0)).in("plain"))), ""},
+		{"as a privilege was missing", then(one, at(1, writes(ev(1, 0)), denied(3)), at(2, begins(1, "w1", 1, "0/1", ev(1, 0)).in("plain"), ends(1, "w1", ""), begins(2, "w1", 1, "0/1", ev(1, 0)).in("plain"))), ""},
+		{"though no privilege is missing any more", then(one, at(1, writes(ev(1, 0)), denied(3)), at(4.1, begins(1, "w1", 1, "0/1", ev(1, 0)).in("plain"), ends(1, "w1", ""), begins(2, "w1", 1, "0/1", ev(1, 0)).in("plain"))),
+			"nothing-twice: event 1 of projection plain is handled again by w1 (generation 1), though nothing has happened since w1 (generation 1) has handled it"},
 		{"a transactional one may be", then(one, at(1, writes(ev(1, 0)), begins(1, "w1", 1, "0/1", ev(1, 0)), ends(1, "w1", ""), begins(2, "w1", 1, "0/1", ev(1, 0)))), ""},
 		{"what has stopped starts again", then(one, at(1, on(runStopped, "w1", 1, ""), runs("w1", 1, "0/1"))),
 			"agreement: w1 starts generation 1 again, which it had stopped"},
@@ -753,6 +767,8 @@ func TestCheckerOfBounds(t *testing.T) {
 			"bounded: w1 holds generation 2 for 2s, and neither runs it nor says that it has stopped"},
 		{"a worker says so, and does not come back", then(two, renews(5, 7, "w1", "w2"), at(7, on(runStopped, "w1", 2, ""), asks("w1").stopped(2)), renews(8, 9, "w2")),
 			"bounded: w1 has stopped generation 2, which gives it a partition, and does not come back as somebody new for 2s"},
+		{"a worker says so, and does not come back, as its projection is another set's", then(two, renews(5, 7, "w1", "w2"), at(7, on(runStopped, "w1", 2, ""), asks("w1").stopped(2)), at(8, of(sessionTaken, "w1")), renews(8, 9, "w2")), ""},
+		{"a worker says so, and does not come back, as a privilege is missing", then(two, renews(5, 7, "w1", "w2"), at(7, on(runStopped, "w1", 2, ""), asks("w1").stopped(2)), at(7, denied(1)), renews(8, 9, "w2")), ""},
 		{"a worker says so, and comes back", then(two, renews(5, 7, "w1", "w2"), at(7, on(runStopped, "w1", 2, ""), asks("w1").stopped(2), leaves("w1", "w1"), joins("w1", "w1~2"), lays(3, "w1~2", "w2")), at(8, of(runDrains, "w2")), renews(8, 9, "w2")), ""},
 		{"nobody activates", then(one, renews(1, 5, "w1"), at(5, joins("w2", "w2")), at(7, lays(2, "w1", "w2"), on(runStopped, "w1", 1, ""), asks("w1").stopped(1)), renews(8, 9, "w1")),
 			"bounded: generation 2 waits for nobody, and is not active after 2s"},

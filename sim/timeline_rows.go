@@ -30,8 +30,9 @@ type workerRow struct {
 	leased             bool
 }
 
-// A workerRun is what a worker runs from its start until its handlers have
-// returned. Two overlap only where the protocol is broken.
+// A workerRun is one partition that a worker runs, from its start until its
+// handlers have returned. Only those of one generation overlap, unless the protocol
+// is broken.
 type workerRun struct {
 	generation       int64
 	partition, total int

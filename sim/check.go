@@ -18,6 +18,7 @@ import (
 type checker struct {
 	setup setup
 	crew
+	look time.Duration // when to look at bounds next
 
 	projections map[string]*checkedProjection
 	inOrder     []*checkedProjection // as they appeared
@@ -39,6 +40,7 @@ type checkedSet struct {
 	owners            map[ownerKey]fact
 	// pause is the opening since which no generation is active, if none is.
 	pause fact
+	membership
 }
 
 // A checkedProjection is what became of the events in one projection.
@@ -59,11 +61,17 @@ type checkedProjection struct {
 type openCall struct {
 	begin  fact
 	worker *checkedWorker
+	failed bool // it has returned, and not succeeded
 }
 
 type callKey struct {
 	worker string
 	call   int
+}
+
+type laneKey struct {
+	projection string
+	partition  int
 }
 
 type ownerKey struct {
@@ -75,6 +83,7 @@ type ownerKey struct {
 type visible struct {
 	event
 	append int
+	had    *openCall // the latest that was called with it, in a plain projection
 }
 
 func newChecker(s setup) *checker {
@@ -103,9 +112,19 @@ func check(h history) *violation {
 // observe takes the next fact and returns the promise that it shows to be
 // broken, if any; after that, the checker is of no more use.
 func (c *checker) observe(f fact) *violation {
+	if v := c.inTime(f); v != nil {
+		return v
+	}
 	c.crew.observe(f)
+	c.upset(f)
 	c.turnTo(f.set)
 	switch f.kind {
+	case sessionAsks:
+		c.reports(f)
+	case memberJoins, memberLeaves, workerExpired:
+		c.membersChange(f)
+	case runCancels:
+		return c.cancelled(f)
 	case workerGone:
 		for _, call := range c.worker(f.worker).calls {
 			c.forget(call)
@@ -121,6 +140,7 @@ func (c *checker) observe(f fact) *violation {
 		return c.handlerBegins(f)
 	case handlerEnds:
 		if call := c.calls[callKey{f.worker, f.call}]; call != nil {
+			call.failed = f.text != ""
 			c.forget(call)
 			call.worker.calls = without(call.worker.calls, call)
 		}
@@ -173,7 +193,7 @@ func (c *checker) projection(name string) *checkedProjection {
 		}
 		for i, f := range c.appends {
 			for _, e := range f.events {
-				p.sees(visible{e, i})
+				p.sees(visible{event: e, append: i})
 			}
 		}
 		c.projections[name] = p

@@ -45,8 +45,10 @@ func (c *checker) owned(f fact) *violation {
 	g = c.activated.generation
 	runs := make([]*checkedWorker, c.activated.total)
 	for _, w := range c.all {
-		if r := w.run; !r.unset() && w.set == c.number && r.generation == g {
-			runs[r.partition] = w
+		if w.set == c.number && w.run.generation == g {
+			for _, r := range w.runs {
+				runs[r.partition] = w
+			}
 		}
 	}
 	for k, w := range runs {

@@ -1,14 +1,20 @@
 package sim
 
-import "slices"
+import (
+	"slices"
+	"strings"
+)
 
 // handlerBegins: nobody else may be at the same slots (S1), nothing may be
 // handled again (S3, S4), and only what the worker runs (S6).
 func (c *checker) handlerBegins(f fact) *violation {
 	w, p := c.worker(f.worker), c.projection(f.projection)
-	if r := w.run; r.unset() || r.generation != f.generation || r.partition != f.partition || r.total != f.total {
+	if r := w.runOf(f); r.unset() || r.generation != f.generation || r.partition != f.partition || r.total != f.total {
 		return broken(agreement, []fact{c.activations[f.generation], r, f},
 			"%s handles events of partition %d/%d of generation %d, which it does not run", f.worker, f.partition, f.total, f.generation)
+	}
+	if v := c.onLease(w, f); v != nil {
+		return v
 	}
 	for _, e := range f.events {
 		if v := c.belongs(f, e); v != nil {
@@ -26,6 +32,9 @@ func (c *checker) handlerBegins(f fact) *violation {
 		}
 	}
 	call := &openCall{begin: f, worker: w}
+	if v := c.again(p, call); v != nil {
+		return v
+	}
 	c.calls[callKey{f.worker, f.call}] = call
 	w.calls = append(w.calls, call)
 	for _, e := range f.events {
@@ -75,6 +84,33 @@ func (c *checker) repeats(p *checkedProjection, w *checkedWorker, f fact, e even
 		p.name, e.aggregate, owner(f), e.position, last)
 }
 
+// again judges a plain handler that is called with an event that is in no commit
+// yet, though a handler has had it before: something must have happened since to
+// the worker that had it, or the handler must have failed. (What a transactional
+// handler does is undone with its transaction, so it may have it as often as
+// it likes.)
+func (c *checker) again(p *checkedProjection, call *openCall) *violation {
+	if p.transactional {
+		return nil
+	}
+	for _, e := range call.begin.events {
+		i, found := p.find(e.position)
+		if !found {
+			continue
+		}
+		before := p.unhandled[i].had
+		p.unhandled[i].had = call
+		if before == nil || before.failed || max(before.worker.trouble.step, c.trouble.step) > before.begin.step ||
+			before.begin.at <= max(before.worker.troubled, c.troubled) {
+			continue
+		}
+		return broken(nothingTwice, []fact{before.begin, c.activated, call.begin},
+			"event %d of projection %s is handled again by %s, though nothing has happened since %s has handled it",
+			e.position, p.name, owner(call.begin), owner(before.begin))
+	}
+	return nil
+}
+
 // belongs: an event may only be handled, and committed, by the partition of
 // its slot (S6), and by projections that are about it.
 func (c *checker) belongs(f fact, e event) *violation {
@@ -86,7 +122,7 @@ func (c *checker) belongs(f fact, e event) *violation {
 	if e.slot%f.total == f.partition {
 		return nil
 	}
-	return broken(agreement, []fact{c.activations[f.generation], c.worker(f.worker).run, f},
+	return broken(agreement, []fact{c.activations[f.generation], c.worker(f.worker).runOf(f), f},
 		"event %d is in slot %d, which is not of partition %d/%d, and %s has it there", e.position, e.slot, f.partition, f.total, owner(f))
 }
 
@@ -94,7 +130,7 @@ func (c *checker) belongs(f fact, e event) *violation {
 // once (S3) and those of an aggregate in order (S4), and the checkpoint must
 // not pass an event that no commit holds (S2).
 func (c *checker) committed(f fact) *violation {
-	p, run := c.projection(f.projection), c.worker(f.worker).run
+	p, run := c.projection(f.projection), c.worker(f.worker).runOf(f)
 	switch {
 	case c.activated.generation == 0:
 		return broken(onlyGrow, []fact{c.opened, run, f}, "%s commits, and no generation is active", owner(f))
@@ -170,7 +206,7 @@ func (c *checker) appended(f fact) *violation {
 					"event %d of projection %s was passed: the checkpoint of partition %d/%d moved from %d to %d before the event could be seen",
 					e.position, p.name, by.partition, by.total, by.from, by.to)
 			}
-			p.sees(visible{e, len(c.appends) - 1})
+			p.sees(visible{event: e, append: len(c.appends) - 1})
 		}
 	}
 	return nil
@@ -201,6 +237,9 @@ func (c *checker) groupOpened(f fact) *violation {
 	if c.pause.unset() {
 		c.pause = f
 	}
+	if v := c.laidOut(before, f); v != nil {
+		return v
+	}
 	return c.still(before, f)
 }
 
@@ -216,8 +255,34 @@ func (c *checker) groupActivated(f fact) *violation {
 	v := c.paused(f)
 	c.pause = fact{}
 	c.activated = f
+	f.layout = c.layout
 	c.activations[f.generation] = f
+	c.holdings(f)
 	return v
+}
+
+// whole: a worker that runs runs all of its share (S6).
+func (c *checker) whole(w *checkedWorker, f fact) *violation {
+	decided := c.activations[w.run.generation]
+	if w.run.unset() || decided.layout == nil || f.at <= w.run.at {
+		return nil
+	}
+	share := 0
+	for _, id := range decided.layout {
+		if isOf(id, w.name) {
+			share++
+		}
+	}
+	if share == len(w.runs) {
+		return nil
+	}
+	return broken(agreement, []fact{decided, w.run, f}, "%s runs %d of its %d partitions of generation %d", w.name, len(w.runs), share, w.run.generation)
+}
+
+// isOf reports whether an incarnation is one of the worker.
+func isOf(incarnation, worker string) bool {
+	name, _, _ := strings.Cut(incarnation, "~")
+	return name == worker
 }
 
 // runStarts: a worker runs what was decided, and nobody else does (S6).
@@ -230,12 +295,19 @@ func (c *checker) runStarts(f fact) *violation {
 		return broken(agreement, []fact{decided, f}, "%s runs partition %d/%d of generation %d, which has %d partitions",
 			f.worker, f.partition, f.total, f.generation, decided.total)
 	}
+	if w := c.worker(f.worker); w.ran.generation >= f.generation {
+		return broken(agreement, []fact{decided, w.ran, f}, "%s starts generation %d again, which it had stopped", f.worker, f.generation)
+	}
 	key := ownerKey{f.generation, f.partition}
-	if before, taken := c.owners[key]; taken && before.worker != f.worker {
+	if before, taken := c.owners[key]; taken {
 		return broken(agreement, []fact{decided, before, f}, "%s and %s both run partition %d/%d of generation %d",
 			before.worker, f.worker, f.partition, f.total, f.generation)
 	}
 	c.owners[key] = f
+	if decided.layout != nil && !isOf(decided.layout[f.partition], f.worker) {
+		return broken(agreement, []fact{decided, f}, "%s runs partition %d/%d of generation %d, which is %s's",
+			f.worker, f.partition, f.total, f.generation, decided.layout[f.partition])
+	}
 	// A slow answer may start a generation late. But the next one is active
 	// only once this worker has reported that it stopped, and then it starts
 	// the old one no more, or once its lease is over.

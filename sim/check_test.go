@@ -8,12 +8,16 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
+	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
 // at gives facts their time, in seconds.
 func at(seconds float64, facts ...fact) []fact {
 	for i := range facts {
 		facts[i].at = time.Duration(seconds * float64(time.Second))
+		facts[i].sent, facts[i].read = facts[i].at, facts[i].at
 	}
 	return facts
 }
@@ -101,7 +105,7 @@ func writes(events ...event) fact { return fact{kind: appended, events: events} 
 // begun is how most stories begin: w1 runs all of generation 1, and its lease
 // ends at 10 s.
 var begun = at(0,
-	of(workerStarts, "w1"), asks("w1"), opens(1, 1), activates(1, 1), runs("w1", 1, "0/1"))
+	of(workerStarts, "w1"), asks("w1"), lays(1, "w1"), activates(1, 1), runs("w1", 1, "0/1"))
 
 // taken is that w2 runs all of generation 2 instead.
 func taken(seconds float64) []fact {
@@ -120,9 +124,11 @@ func shown(v *violation) string {
 	return fmt.Sprintf("%s: %s %v", v.promise, v.what, steps)
 }
 
-func judge(t *testing.T, facts []fact) string {
+func judge(t *testing.T, s setup, facts []fact) string {
 	t.Helper()
-	c := newChecker(setup{transactional: map[string]bool{"tx": true}, scopes: map[string]scope{"orders": "order"}, final: []string{"tx"}})
+	s.transactional, s.final = map[string]bool{"tx": true}, []string{"tx"}
+	s.scopes = map[string]scope{"orders": "order"}
+	c := newChecker(s)
 	for _, f := range facts {
 		v := c.observe(f)
 		if v == nil {
@@ -540,6 +546,12 @@ func TestChecker(t *testing.T) {
 		{"recovers: somebody runs it, but of the generation before", then(
 			begun, at(1, opens(2, 1), activates(2, 1)), at(2, bare(healed)), at(32, bare(settled)),
 		), "recovers: nobody runs partition 0/1 of generation 2, 30s after the faults stopped [6 7 8]"},
+		{"recovers: somebody runs both partitions", then(
+			at(0, of(workerStarts, "w1"), opens(1, 2), activates(1, 2), runs("w1", 1, "0/2"), runs("w1", 1, "1/2")), at(2, bare(healed)), at(32, bare(settled)),
+		), ""},
+		{"recovers: somebody runs one of both", then(
+			at(0, of(workerStarts, "w1"), opens(1, 2), activates(1, 2), runs("w1", 1, "0/2")), at(2, bare(healed)), at(32, bare(settled)),
+		), "recovers: nobody runs partition 1/2 of generation 1, 30s after the faults stopped [2 4 5]"},
 		{"recovers: a worker that is gone runs nothing", then(
 			begun, at(1, of(workerStarts, "w2"), of(workerGone, "w1")), at(2, bare(healed)), at(32, bare(settled)),
 		), "recovers: nobody runs partition 0/1 of generation 1, 30s after the faults stopped [3 4 7 8]"},
@@ -579,7 +591,214 @@ func TestChecker(t *testing.T) {
 	}
 	for _, s := range stories {
 		t.Run(s.name, func(t *testing.T) {
-			if diff := cmp.Diff(s.want, judge(t, s.facts)); diff != "" {
+			if diff := cmp.Diff(s.want, judge(t, setup{}, s.facts)); diff != "" {
+				t.Errorf("-want +got:\n%s\n%s", diff, told(s.facts))
+			}
+		})
+	}
+}
+
+// The bounds of these stories: a lease of 10 s, a heartbeat each second, 8 s to
+// stop in.
+var timed = setup{
+	timing: protocol.Timing{Heartbeat: time.Second, Lease: 10 * time.Second, Drain: 8 * time.Second},
+	bounds: store.BoundsOf(10 * time.Second), latency: time.Millisecond,
+}
+
+// starts is that a worker starts with the settings of timed, but for its lease.
+func starts(worker string, lease time.Duration) fact {
+	f := of(workerStarts, worker)
+	f.timing = timed.timing
+	f.timing.Lease = lease
+	return f
+}
+
+func joins(worker, incarnation string) fact {
+	return fact{kind: memberJoins, worker: worker, text: incarnation, to: 2, length: 2 * time.Second}
+}
+
+func leaves(worker, incarnation string) fact {
+	return fact{kind: memberLeaves, worker: worker, text: incarnation}
+}
+
+// lays opens a generation for those incarnations.
+func lays(generation int64, who ...string) fact {
+	f := opens(generation, len(who))
+	f.layout = who
+	return f
+}
+
+func (f fact) stopped(generation int64) fact {
+	f.to = generation
+	return f
+}
+
+func (f fact) wants(n, limit int64) fact {
+	f.from, f.to = n, limit
+	return f
+}
+
+// denied is that a privilege is missing for so many seconds.
+func denied(seconds int) fact {
+	return fact{kind: faultOther, length: time.Duration(seconds) * time.Second}
+}
+
+func (f fact) isDeaf() fact {
+	f.deaf = true
+	return f
+}
+
+// renews is that workers ask, each second from one time to another.
+func renews(from, to int, workers ...string) []fact {
+	var facts []fact
+	for t := from; t <= to; t++ {
+		for _, w := range workers {
+			facts = append(facts, at(float64(t), asks(w))...)
+		}
+	}
+	return facts
+}
+
+// The rules that need to know of time and of members. As in TestChecker, each
+// story has a near miss.
+func TestCheckerOfBounds(t *testing.T) {
+	const lease = 10 * time.Second
+	one := at(0, starts("w1", lease), asks("w1"), joins("w1", "w1"), lays(1, "w1"), activates(1, 1), runs("w1", 1, "0/1"))
+	two := then(
+		at(0, starts("w1", lease), starts("w2", lease), asks("w1"), joins("w1", "w1"), lays(1, "w1"), activates(1, 1)),
+		at(2, asks("w2"), joins("w2", "w2")), at(4, lays(2, "w1", "w2"), activates(2, 2), runs("w1", 2, "0/2"), runs("w2", 2, "1/2")),
+	)
+	wide := at(0, starts("w1", lease), starts("w2", lease), asks("w1"), asks("w2"), joins("w1", "w1").wants(2, 4), joins("w2", "w2").wants(1, 4),
+		lays(1, "w1", "w1", "w2"), activates(1, 3))
+	hasty := starts("w1", lease)
+	hasty.timing.Drain = 2 * time.Second
+	short := at(0, hasty, asks("w1"), joins("w1", "w1"), lays(1, "w1"), activates(1, 1), runs("w1", 1, "0/1"))
+	third := []fact{starts("w3", lease), asks("w3"), joins("w3", "w3")}
+	for _, s := range []struct {
+		name  string
+		facts []fact
+		want  string
+	}{
+		// On the lease.
+		{"begun when four fifths are over", then(one, at(8.1, begins(1, "w1", 1, "0/1", ev(1, 0)))),
+			"on-lease: w1 (generation 1) begins to handle event 1, and has used its lease up: it may do so for 8s after the latest request that renewed it, and that was sent 8.1s ago"},
+		{"begun before", then(one, at(8, begins(1, "w1", 1, "0/1", ev(1, 0)))), ""},
+		{"frozen between deciding and calling", then(one, at(7, of(faultFreeze, "w1")), at(9, of(faultThaw, "w1"), begins(1, "w1", 1, "0/1", ev(1, 0)))), ""},
+		{"frozen in a call: the next one may not begin", then(one, at(7, begins(1, "w1", 1, "0/1", ev(1, 0)), of(faultFreeze, "w1")),
+			at(9, of(faultThaw, "w1"), ends(1, "w1", ""), begins(2, "w1", 1, "0/1", ev(2, 0)))),
+			"on-lease: w1 (generation 1) begins to handle event 2, and has used its lease up: it may do so for 8s after the latest request that renewed it, and that was sent 9s ago"},
+		{"goes on when four fifths are over", then(one, at(7, begins(1, "w1", 1, "0/1", ev(1, 0))), at(8.1, bare(faultDeploy))),
+			"on-lease: a handler of w1 (generation 1) that would listen still runs, 100ms after four fifths of its lease were over"},
+		{"goes on, as it is deaf", then(one, at(7, begins(1, "w1", 1, "0/1", ev(1, 0)).isDeaf()), at(8.1, bare(faultDeploy))), ""},
+
+		// Handled again.
+		{"a plain event is handled again", then(one, at(1, writes(ev(1, 0)), begins(1, "w1", 1, "0/1", ev(1, 0)).in("plain"), ends(1, "w1", ""), begins(2, "w1", 1, "0/1", ev(1, 0)).in("plain"))),
+			"nothing-twice: event 1 of projection plain is handled again by w1 (generation 1), though nothing has happened since w1 (generation 1) has handled it"},
+		{"as its handler failed", then(one, at(1, writes(ev(1, 0)), begins(1, "w1", 1, "0/1", ev(1, 0)).in("plain"), ends(1, "w1", "failed"), begins(2, "w1", 1, "0/1", ev(1, 0)).in("plain"))), ""},
+		{"as a reply was lost", then(one, at(1, writes(ev(1, 0)), begins(1, "w1", 1, "0/1", ev(1, 0)).in("plain"), ends(1, "w1", ""), of(faultLost, "w1"), begins(2, "w1", 1, "0/1", ev(1, 0)).in("plain"))), ""},
+		{"as its process has just woken", then(one, at(1, writes(ev(1, 0)), of(faultFreeze, "w1")), at(2, of(faultThaw, "w1")), at(2.02, begins(1, "w1", 1, "0/1", ev(1, 0)).in("plain"), ends(1, "w1", ""), begins(2, "w1", 1, "0/1", ev(1, 0)).in("plain"))), ""},
+		{"as a privilege was missing", then(one, at(1, writes(ev(1, 0)), denied(3)), at(2, begins(1, "w1", 1, "0/1", ev(1, 0)).in("plain"), ends(1, "w1", ""), begins(2, "w1", 1, "0/1", ev(1, 0)).in("plain"))), ""},
+		{"though no privilege is missing any more", then(one, at(1, writes(ev(1, 0)), denied(3)), at(4.1, begins(1, "w1", 1, "0/1", ev(1, 0)).in("plain"), ends(1, "w1", ""), begins(2, "w1", 1, "0/1", ev(1, 0)).in("plain"))),
+			"nothing-twice: event 1 of projection plain is handled again by w1 (generation 1), though nothing has happened since w1 (generation 1) has handled it"},
+		{"a transactional one may be", then(one, at(1, writes(ev(1, 0)), begins(1, "w1", 1, "0/1", ev(1, 0)), ends(1, "w1", ""), begins(2, "w1", 1, "0/1", ev(1, 0)))), ""},
+		{"what has stopped starts again", then(one, at(1, on(runStopped, "w1", 1, ""), runs("w1", 1, "0/1"))),
+			"agreement: w1 starts generation 1 again, which it had stopped"},
+
+		// Members.
+		{"a leave without a generation", then(two, at(5, leaves("w2", "w2")), at(5.1, bare(faultDeploy))),
+			"agreement: w2 is no longer a member: w2, and no generation was opened for that"},
+		{"a leave with one", then(two, at(5, leaves("w2", "w2"), lays(3, "w1")), at(5.1, bare(faultDeploy))), ""},
+		{"the first worker waits", then(at(0, joins("w1", "w1")), at(1, lays(1, "w1"))), "agreement: w1 joins with a window of 2s: w1, and no generation was opened for that"},
+		{"more than may run", then(two, at(5, third...), at(7, lays(3, "w1", "w2", "w3"))),
+			"agreement: generation 3 gives w3 1 partition, and it is to have 0: there are 3 members, and at most 2 partitions (0: no limit)"},
+		{"one who stands by", then(two, at(5, third...), at(7, bare(faultDeploy))), ""},
+		{"one who stands by displaces another", then(two, at(5, third...), at(7, lays(3, "w1", "w3"))),
+			"agreement: generation 3 gives w2 0 partitions, and it is to have 1: there are 3 members, and at most 2 partitions (0: no limit)"},
+		{"one who stands by is left out", then(two, at(5, third...), at(6, leaves("w2", "w2"), lays(3, "w1"))),
+			"agreement: generation 3 gives w3 0 partitions, and it is to have 1: there are 2 members, and at most 2 partitions (0: no limit)"},
+		{"one who stands by takes over", then(two, at(5, third...), at(6, leaves("w1", "w1"), lays(3, "w3", "w2"))), ""},
+		{"a survivor gets another number", then(two, at(5, third...), at(6, leaves("w1", "w1"), lays(3, "w2", "w3"))),
+			"agreement: generation 3 gives partition 0 to w2, which had 1"},
+		{"its number is none any more", then(two, at(5, leaves("w1", "w1"), lays(3, "w2"))), ""},
+		{"a stranger", then(two, at(5, leaves("w1", "w1"), joins("w1", "w1~2"), lays(3, "w1", "w2"))), `agreement: generation 3 gives partition 0 to "w1", which is no member`},
+		{"two partitions for one", then(two, at(5, leaves("w1", "w1"), joins("w1", "w1~2"), lays(3, "w2", "w2"))), "agreement: generation 3 gives w2 2 partitions, and it is to have 1: there are 2 members, and at most 2 partitions (0: no limit)"},
+		{"a join does not wait for others", then(one, at(1, joins("w2", "w2")), at(2.9, lays(2, "w1", "w2"))),
+			"stays-still: generation 2 was opened 1.9s after w2 had joined, and joins have 2s"},
+		{"a join has waited", then(one, at(1, joins("w2", "w2")), at(3, lays(2, "w1", "w2"))), ""},
+		{"a join while another one drains", then(one, at(1, joins("w2", "w2")), at(3, lays(2, "w1", "w2"), joins("w3", "w3"), leaves("w2", "w2"), lays(3, "w1", "w3"))), ""},
+
+		// Several partitions.
+		{"each gets what it wants", wide, ""},
+		{"the last gets what is left", then(wide, at(2, joins("w3", "w3").wants(3, 4)), at(4, lays(2, "w1", "w1", "w2", "w3"))), ""},
+		{"the last gets more", then(wide, at(2, joins("w3", "w3").wants(3, 4)), at(4, lays(2, "w1", "w1", "w2", "w3", "w3"))),
+			"agreement: generation 2 gives w3 2 partitions, and it is to have 1: there are 3 members, and at most 4 partitions (0: no limit)"},
+		{"who had less gets what has become free", then(wide, at(2, joins("w3", "w3").wants(3, 4)), at(4, lays(2, "w1", "w1", "w2", "w3"), leaves("w2", "w2"), lays(3, "w1", "w1", "w3", "w3"))), ""},
+		{"a limit that has become higher waits for nobody", then(wide, at(2, starts("w3", lease), joins("w3", "w3").wants(3, 4)), at(4, lays(2, "w1", "w1", "w2", "w3"), activates(2, 4)),
+			at(5, joins("w4", "w4").wants(1, 8), lays(3, "w1", "w1", "w2", "w3", "w3", "w3", "w4"))), ""},
+		{"a survivor keeps one number of two", then(wide, at(5, leaves("w2", "w2"), joins("w3", "w3").wants(1, 4), lays(2, "w3", "w1", "w1"))),
+			"agreement: generation 2 gives partition 1-2 to w1, which had 0-1"},
+		{"a limit that has become lower takes the last", then(wide, at(5, joins("w3", "w3").wants(1, 1), lays(2, "w1"))), ""},
+		{"a limit that has become lower leaves another", then(wide, at(5, joins("w3", "w3").wants(1, 1), lays(2, "w2"))),
+			"agreement: generation 2 gives w1 0 partitions, and it is to have 1: there are 3 members, and at most 1 partitions (0: no limit)"},
+		{"a partition of somebody else's", then(wide, at(0, runs("w2", 1, "1/3"))), "agreement: w2 runs partition 1/3 of generation 1, which is w1's"},
+		{"one partition of two", then(wide, at(0, runs("w1", 1, "0/3")), at(0.3, bare(faultDeploy))), "agreement: w1 runs 1 of its 2 partitions of generation 1"},
+		{"both", then(wide, at(0, runs("w1", 1, "0/3"), runs("w1", 1, "1/3")), at(0.3, bare(faultDeploy))), ""},
+		{"one of them twice", then(wide, at(0, runs("w1", 1, "0/3"), runs("w1", 1, "0/3"))), "agreement: w1 and w1 both run partition 0/3 of generation 1"},
+		{"a handler in the second", then(wide, at(0, runs("w1", 1, "0/3"), runs("w1", 1, "1/3"), begins(1, "w1", 1, "1/3", ev(1, 1)))), ""},
+		{"a handler in the third", then(wide, at(0, runs("w1", 1, "0/3"), runs("w1", 1, "1/3"), begins(1, "w1", 1, "2/3", ev(1, 2)))),
+			"agreement: w1 handles events of partition 2/3 of generation 1, which it does not run"},
+		{"frozen between deciding and calling, while another lane's handler returns", then(wide, at(0, runs("w1", 1, "0/3"), runs("w1", 1, "1/3"), runs("w2", 1, "2/3")),
+			at(7, begins(1, "w1", 1, "0/3", ev(1, 0)), of(faultFreeze, "w1")), at(9, of(faultThaw, "w1"), ends(1, "w1", ""), begins(2, "w1", 1, "1/3", ev(2, 1)))), ""},
+
+		// Workers with settings of their own.
+		{"the other one's lease is longer", then(two, at(5, fact{kind: sessionAsks, worker: "w2", length: 2 * lease}), renews(5, 20, "w1"), at(20, begins(1, "w2", 2, "1/2", ev(1, 1)))), ""},
+		{"the other one's lease is as short", then(two, renews(5, 5, "w2"), renews(5, 14, "w1"), at(14, begins(1, "w2", 2, "1/2", ev(1, 1)))),
+			"on-lease: w2 (generation 2) begins to handle event 1, and has used its lease up: it may do so for 8s after the latest request that renewed it, and that was sent 9s ago"},
+		{"a handler is cancelled early, by another worker's settings", then(short, at(1, on(runDrains, "w1", 1, "")), at(2, cancels("w1", 1, ""))), ""},
+		{"a handler is cancelled too early by its own", then(short, at(1, on(runDrains, "w1", 1, "")), at(1.5, cancels("w1", 1, ""))),
+			"bounded: w1 cancels its handlers 500ms after it was asked to stop, and they have 1s"},
+		{"asked to stop, and does not give up in its own time", then(short, at(1, of(runDrains, "w1")), renews(2, 4, "w1")),
+			"bounded: w1 still runs generation 1, 3s after it was asked to stop: it has to give up after 2s"},
+
+		// Sets.
+		{"each set has its members", then(two, secondSet(at(5, starts("v1", lease), asks("v1"), joins("v1", "v1"), lays(1, "v1"), activates(1, 1)))), ""},
+		{"in the other set, a leave without a generation", then(two, secondSet(at(5, starts("v1", lease), asks("v1"), joins("v1", "v1"), lays(1, "v1"), activates(1, 1), joins("v2", "v2"), leaves("v1", "v1"))), at(5.1, bare(faultDeploy))),
+			"agreement: v1 is no longer a member: v1, and no generation was opened for that"},
+
+		// Bounds.
+		{"a death is noticed late", then(two, at(5, of(workerGone, "w2")), renews(5, 17, "w1"), at(17, bare(faultDeploy))),
+			"bounded: w2 is still a member, 5s after its lease was over, and somebody has watched the clock for as long"},
+		{"a death, and the others have not watched for a lease", then(two, at(5, of(workerGone, "w2")), renews(5, 9, "w1"), at(9, of(faultFreeze, "w1"), of(faultThaw, "w1")), renews(10, 17, "w1")), ""},
+		{"a death, and nobody is left", then(two, at(5, of(faultFreeze, "w1"), of(faultFreeze, "w2")), at(40, bare(faultDeploy))), ""},
+		{"asked to stop, and does not give up", then(one, renews(1, 12, "w1"), at(13, asks("w1"), of(runDrains, "w1")), renews(14, 22, "w1")),
+			"bounded: w1 still runs generation 1, 9s after it was asked to stop: it has to give up after 8s"},
+		{"asked to stop, and stops", then(one, renews(1, 12, "w1"), at(13, asks("w1"), of(runDrains, "w1")), renews(14, 20, "w1"), at(21, on(runStopped, "w1", 1, ""), asks("w1").stopped(1), leaves("w1", "w1")), at(22, bare(faultDeploy))), ""},
+		{"a handler is not cancelled", then(one, at(1, begins(1, "w1", 1, "0/1", ev(1, 0)), of(runDrains, "w1")), renews(2, 6, "w1")),
+			"bounded: a handler of w1 (generation 1) that would listen still runs, 5s after it was to stop, and cancelled after half of 8s"},
+		{"a handler is deaf", then(one, at(1, begins(1, "w1", 1, "0/1", ev(1, 0)).isDeaf(), of(runDrains, "w1")), renews(2, 6, "w1")), ""},
+		{"a handler is cancelled, and goes on", then(one, at(1, begins(1, "w1", 1, "0/1", ev(1, 0)), of(runDrains, "w1")), renews(2, 5, "w1"), at(5, cancels("w1", 1, "")), at(5.5, bare(faultDeploy))),
+			"bounded: a handler of w1 (generation 1) that would listen still runs, 4.5s after it was to stop, and cancelled after half of 8s"},
+		{"a handler is cancelled too early", then(one, at(1, on(runDrains, "w1", 1, "")), at(2, cancels("w1", 1, ""))),
+			"bounded: w1 cancels its handlers 1s after it was asked to stop, and they have 4s"},
+		{"a handler is cancelled early, as the lease is over", then(one, at(1, on(runDrains, "w1", 1, "")), at(2, cancels("w1", 1, "lost"))), ""},
+		{"a worker goes on though there is a newer generation", then(two, renews(5, 6, "w1", "w2"), at(6, leaves("w2", "w2"), lays(3, "w1")), renews(7, 8, "w1")),
+			"bounded: w1 goes on with generation 2, 2s after generation 3 was opened"},
+		{"a worker stops, as there is a newer generation", then(two, renews(5, 6, "w1", "w2"), at(6, leaves("w2", "w2"), lays(3, "w1")), at(7, of(runDrains, "w1")), renews(7, 8, "w1")), ""},
+		{"a worker does not say that it has stopped", then(two, renews(5, 7, "w1", "w2"), at(7, on(runStopped, "w1", 2, "")), renews(8, 9, "w1", "w2")),
+			"bounded: w1 holds generation 2 for 2s, and neither runs it nor says that it has stopped"},
+		{"a worker says so, and does not come back", then(two, renews(5, 7, "w1", "w2"), at(7, on(runStopped, "w1", 2, ""), asks("w1").stopped(2)), renews(8, 9, "w2")),
+			"bounded: w1 has stopped generation 2, which gives it a partition, and does not come back as somebody new for 2s"},
+		{"a worker says so, and does not come back, as its projection is another set's", then(two, renews(5, 7, "w1", "w2"), at(7, on(runStopped, "w1", 2, ""), asks("w1").stopped(2)), at(8, of(sessionTaken, "w1")), renews(8, 12, "w2")), ""},
+		{"a worker says so, and does not come back, as a privilege is missing", then(two, renews(5, 7, "w1", "w2"), at(7, on(runStopped, "w1", 2, ""), asks("w1").stopped(2)), at(7, denied(1)), renews(8, 9, "w2")), ""},
+		{"a worker says so, and comes back", then(two, renews(5, 7, "w1", "w2"), at(7, on(runStopped, "w1", 2, ""), asks("w1").stopped(2), leaves("w1", "w1"), joins("w1", "w1~2"), lays(3, "w1~2", "w2")), at(8, of(runDrains, "w2")), renews(8, 9, "w2")), ""},
+		{"nobody activates", then(one, renews(1, 5, "w1"), at(5, joins("w2", "w2")), at(7, lays(2, "w1", "w2"), on(runStopped, "w1", 1, ""), asks("w1").stopped(1)), renews(8, 9, "w1")),
+			"bounded: generation 2 waits for nobody, and is not active after 2s"},
+		{"nobody lets a joiner in", then(one, renews(1, 5, "w1"), at(5, joins("w2", "w2")), renews(6, 9, "w1")),
+			"bounded: w2 has joined, and has no partition after 4s"},
+	} {
+		t.Run(s.name, func(t *testing.T) {
+			got, _, _ := strings.Cut(judge(t, timed, then(s.facts)), " [")
+			if diff := cmp.Diff(s.want, got); diff != "" {
 				t.Errorf("-want +got:\n%s\n%s", diff, told(s.facts))
 			}
 		})
@@ -597,12 +816,12 @@ func told(facts []fact) string {
 
 func TestSafetyAndLiveness(t *testing.T) {
 	var safety []promise
-	for _, p := range []promise{oneOwner, nothingLost, nothingTwice, inOrder, onlyGrow, agreement, withinScope, recovers, staysStill} {
+	for _, p := range []promise{oneOwner, nothingLost, nothingTwice, inOrder, onlyGrow, agreement, withinScope, recovers, staysStill, onLease, bounded} {
 		if p.safety() {
 			safety = append(safety, p)
 		}
 	}
-	if diff := cmp.Diff([]promise{oneOwner, nothingLost, nothingTwice, inOrder, onlyGrow, agreement, withinScope}, safety); diff != "" {
+	if diff := cmp.Diff([]promise{oneOwner, nothingLost, nothingTwice, inOrder, onlyGrow, agreement, withinScope, onLease}, safety); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)
 	}
 }

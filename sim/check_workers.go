@@ -3,6 +3,8 @@ package sim
 import (
 	"slices"
 	"time"
+
+	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
 )
 
 // A crew is what the facts say of the workers.
@@ -10,22 +12,35 @@ type crew struct {
 	workers map[string]*checkedWorker
 	all     []*checkedWorker // as they appeared
 	stepped fact             // the latest step of the database's clock
+	trouble fact             // the latest that may make anybody handle events again
+	// By trouble, until then; and see upset.
+	troubled, late time.Duration
+	down           bool // the database is
 }
 
 // A checkedWorker is one process, in all its incarnations.
 type checkedWorker struct {
-	name string
-	set  int
-	gone bool
+	name   string
+	set    int
+	timing protocol.Timing
+	gone   bool
 	// returned: it has given up, and its handlers have not returned.
-	returned bool
-	leaving  bool
-	lease    fact // the sessionAsks that renewed it last
-	freezes  []freezing
-	cut      fact // off from the database; unset: it isn't
-	run      fact // what it runs; unset: nothing
-	cancel   fact // the latest runCancels
-	calls    []*openCall
+	returned    bool
+	leaving     bool
+	lease       fact // the sessionAsks that renewed it last
+	sent        fact // and the one of them that was sent last
+	freezes     []freezing
+	cut         fact   // off from the database; unset: it isn't
+	runs        []fact // what it runs: the runStarts of its partitions
+	run         fact   // the first of them; unset: nothing
+	ran         fact   // the latest runStopped
+	drain       fact   // the latest runDrains
+	cancel      fact   // the latest runCancels
+	calls       []*openCall
+	returns     map[laneKey]fact // the latest handlerEnds
+	trouble     fact             // the latest that may make it handle events again
+	troubled    time.Duration    // by trouble, until then
+	late, blind time.Duration    // see upset
 }
 
 // A freezing is a time in which a process did nothing.
@@ -46,7 +61,7 @@ func newCrew() crew { return crew{workers: map[string]*checkedWorker{}} }
 func (c *crew) worker(name string) *checkedWorker {
 	w := c.workers[name]
 	if w == nil {
-		w = &checkedWorker{name: name}
+		w = &checkedWorker{name: name, returns: map[laneKey]fact{}}
 		c.workers[name] = w
 		c.all = append(c.all, w)
 	}
@@ -57,23 +72,40 @@ func (c *crew) worker(name string) *checkedWorker {
 func (c *crew) observe(f fact) {
 	switch f.kind {
 	case workerStarts:
-		c.worker(f.worker).set = f.set
+		w := c.worker(f.worker)
+		w.set, w.timing = f.set, f.timing
 	case workerGone:
 		w := c.worker(f.worker)
-		w.gone, w.run = true, fact{}
+		w.gone = true
+		w.stops()
 	case workerReturns:
 		w := c.worker(f.worker)
-		w.returned, w.run = true, fact{}
+		w.returned = true
+		w.stops()
 	case sessionAsks:
-		c.worker(f.worker).lease = f
-	case runStarts:
-		c.worker(f.worker).run = f
-	case runStopped:
-		if w := c.worker(f.worker); w.run.generation == f.generation {
-			w.run = fact{}
+		w := c.worker(f.worker)
+		w.lease = f
+		if f.sent >= w.sent.sent {
+			w.sent = f
 		}
+	case runStarts:
+		w := c.worker(f.worker)
+		if w.run.generation != f.generation {
+			w.run, w.runs = f, nil
+		}
+		w.runs = append(w.runs, f)
+	case runStopped:
+		w := c.worker(f.worker)
+		w.ran = f
+		if w.run.generation == f.generation {
+			w.stops()
+		}
+	case runDrains:
+		c.worker(f.worker).drain = f
 	case runCancels:
 		c.worker(f.worker).cancel = f
+	case handlerEnds:
+		c.worker(f.worker).returns[laneKey{f.projection, f.partition}] = f
 	case faultLeave:
 		c.worker(f.worker).leaving = true
 	case faultFreeze:
@@ -106,6 +138,20 @@ func (c *crew) each(name string, do func(*checkedWorker)) {
 	for _, w := range c.all {
 		do(w)
 	}
+}
+
+// stops ends what the worker runs.
+func (w *checkedWorker) stops() { w.run, w.runs = fact{}, nil }
+
+// runOf returns the run that a fact of a lane is about, or the first of the
+// worker's.
+func (w *checkedWorker) runOf(f fact) fact {
+	for _, r := range w.runs {
+		if r.partition == f.partition {
+			return r
+		}
+	}
+	return w.run
 }
 
 func (w *checkedWorker) frozen() bool {

@@ -42,6 +42,8 @@ const (
 	countFrozenPastLease
 	countJoinsFolded
 	countStandby
+	countSeveral
+	countFewer
 	// Replica sets, and programs that differ.
 	countMoved
 	countTaken
@@ -101,6 +103,8 @@ var counterWords = [counterCount]string{
 	countFrozenPastLease: "a process was frozen until its lease was over",
 	countJoinsFolded:     "several workers joined in one generation",
 	countStandby:         "a worker had to stand by, as there were enough others",
+	countSeveral:         "a worker ran several partitions",
+	countFewer:           "a worker got fewer partitions than it was ready to take",
 
 	countMoved:        "a projection went on in another replica set",
 	countTaken:        "a projection was refused to a replica set, since another one ran it",
@@ -162,23 +166,23 @@ func (c counters) String() string {
 type tally struct {
 	counters
 	crew
-	opened, activated map[int]fact             // by replica set
-	sets              map[string]int           // the one that has committed last, by projection
-	leases            map[string]time.Duration // that workers ask for
-	passed            map[string]*passed       // by projection
-	calls             map[callKey]fact         // handlers that have not returned
-	waits             map[string]fact          // by worker: the gap that it waits at
-	filled            map[int64]bool           // positions that were waited for and came
-	dead              map[int64]bool           // and those that did not
-	visible           map[int64]bool           // positions
-	away              map[string]struct{}      // workers that have lost their lease and run nothing since
+	joined            map[string]fact     // members, by incarnation
+	opened, activated map[int]fact        // by replica set
+	sets              map[string]int      // the one that has committed last, by projection
+	passed            map[string]*passed  // by projection
+	calls             map[callKey]fact    // handlers that have not returned
+	waits             map[string]fact     // by worker: the gap that it waits at
+	filled            map[int64]bool      // positions that were waited for and came
+	dead              map[int64]bool      // and those that did not
+	visible           map[int64]bool      // positions
+	away              map[string]struct{} // workers that have lost their lease and run nothing since
 }
 
 // countRare counts the rare events of a history.
 func countRare(h history) counters {
 	t := tally{
-		crew: newCrew(), opened: map[int]fact{}, activated: map[int]fact{}, sets: map[string]int{},
-		leases: map[string]time.Duration{}, passed: map[string]*passed{}, calls: map[callKey]fact{}, waits: map[string]fact{},
+		crew: newCrew(), joined: map[string]fact{}, opened: map[int]fact{}, activated: map[int]fact{}, sets: map[string]int{},
+		passed: map[string]*passed{}, calls: map[callKey]fact{}, waits: map[string]fact{},
 		filled: map[int64]bool{}, dead: map[int64]bool{}, visible: map[int64]bool{}, away: map[string]struct{}{},
 	}
 	for _, f := range h.facts {
@@ -199,8 +203,6 @@ func (t *tally) observe(f fact) {
 	}
 	t.crew.observe(f)
 	switch f.kind {
-	case workerStarts:
-		t.leases[f.worker] = f.length
 	case workerGone:
 		switch f.text {
 		case isFaulty:
@@ -224,10 +226,18 @@ func (t *tally) observe(f fact) {
 			t.counters[countLeaseLost]++
 			t.away[f.worker] = struct{}{}
 		}
+	case memberJoins:
+		t.joined[f.text] = f
+	case memberLeaves:
+		delete(t.joined, f.text)
 	case workerExpired:
+		delete(t.joined, f.text)
 		t.counters[countExpired]++
 		t.away[f.worker] = struct{}{}
 	case runStarts:
+		if len(t.worker(f.worker).runs) == 2 {
+			t.counters[countSeveral]++
+		}
 		if _, was := t.away[f.worker]; was {
 			t.counters[countBackAgain]++
 			delete(t.away, f.worker)
@@ -343,26 +353,31 @@ func (t *tally) groupOpened(f fact) {
 	if opened.generation > t.activated[f.set].generation {
 		t.counters[countDrainSuperseded]++
 	}
-	if f.total > opened.total+1 {
+	has := numbers(f.layout)
+	if len(has) > len(numbers(opened.layout))+1 {
 		t.counters[countJoinsFolded]++
+	}
+	for id, join := range t.joined {
+		switch n := len(has[id]); {
+		case join.set != f.set:
+		case n == 0:
+			t.counters[countStandby]++
+		case n < int(join.from):
+			t.counters[countFewer]++
+		}
 	}
 	t.opened[f.set] = f
 }
 
-// groupActivated looks at the hand-over, and at who is left without a
-// partition.
+// groupActivated looks at the hand-over.
 func (t *tally) groupActivated(f fact) {
 	old := t.activated[f.set].total
 	t.activated[f.set] = f
-	members, leases := 0, map[time.Duration]bool{}
+	leases := map[time.Duration]bool{}
 	for _, w := range t.all {
 		if w.set == f.set && !w.gone && !w.leaving && !w.lease.unset() && !t.overBy(w, f.at) {
-			members++
-			leases[t.leases[w.name]] = true
+			leases[w.timing.Lease] = true
 		}
-	}
-	if members > f.total {
-		t.counters[countStandby]++
 	}
 	if len(leases) > 1 {
 		t.counters[countUnevenTiming]++

@@ -4,6 +4,9 @@ import (
 	"fmt"
 	"strings"
 	"time"
+
+	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
+	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
 // A fact is one thing that happened, as an all-seeing observer would note it:
@@ -22,10 +25,15 @@ type fact struct {
 	total      int
 	// events are those that a handler was handed, or that a commit holds.
 	events   []event
-	from, to int64         // what a checkpoint moved between; also the position of an append
+	from, to int64 // what a checkpoint moved between; also the position of an append
+	timing   protocol.Timing
 	call     int           // a handler call: its begin and its end have the same
+	deaf     bool          // the handler ignores that it is cancelled
 	length   time.Duration // how long a fault lasts, how far a clock steps
-	text     string        // in words, for people
+	// When a request was sent, and when the database read its clock for it.
+	sent, read time.Duration
+	layout     []string // who has which partition
+	text       string   // in words, for people
 }
 
 // A kind says what kind of thing a fact is. The comments name the fields that
@@ -35,23 +43,25 @@ type kind int
 const (
 	// Workers. A worker is a process, under one name for all its incarnations;
 	// a restarted one has a new name.
-	workerStarts  kind = iota // length: the lease that it asks for; text
+	workerStarts  kind = iota // timing; text
 	workerGone                // crashed, exited, left: text
 	workerReturns             // it has given up, and its handlers have not returned
 	sessionTaken              // another replica set runs one of its projections: text; for the moment, if its lease is over there
-	sessionAsks               // a request took effect: text. Renews the lease: length
-	runStarts                 // the worker runs generation, partition, total
+	sessionAsks               // a request took effect: text. Renews the lease: length, sent, read; to: it has stopped generations up to this
+	runStarts                 // the worker runs generation, partition, total; one for each partition of its share
 	runDrains                 // generation
 	runCancels                // generation; text "lost" if the lease is over
 	runStopped                // generation: every handler has returned
 
 	// The group, when the transaction commits.
-	groupOpened    // generation, total; text: the reason and the members
+	groupOpened    // generation, total, layout, read; text: the reason and the members
 	groupActivated // generation, total
 	workerExpired  // text: the incarnation that was removed for its lease
+	memberJoins    // text: the incarnation; from: how many partitions it wants; to: its MaxPartitions; length: its JoinWindow; read
+	memberLeaves   // text: the incarnation that is gone by its own word, or its worker's
 
 	// Lanes. All have projection, generation, partition, total.
-	handlerBegins // events, call
+	handlerBegins // events, call, deaf
 	handlerEnds   // call; text "", "failed", "panicked", "canceled"
 	committed     // from, to, events: those handled since the lane's last commit
 	refused       // from, to: the fence let nothing through
@@ -98,8 +108,8 @@ func (f fact) String() string {
 	switch f.kind {
 	case workerStarts:
 		b.WriteString("starts")
-		if f.length != 0 {
-			b.WriteString(", lease")
+		if lease := f.timing.Lease; lease != 0 {
+			fmt.Fprintf(&b, ", lease %s", lease)
 		}
 	case workerGone:
 		b.WriteString("is gone")
@@ -123,6 +133,10 @@ func (f fact) String() string {
 		fmt.Fprintf(&b, "activated generation %d of %d", f.generation, f.total)
 	case workerExpired:
 		b.WriteString("expired")
+	case memberJoins:
+		b.WriteString("joins with a window of")
+	case memberLeaves:
+		b.WriteString("is no longer a member")
 	case handlerBegins:
 		fmt.Fprintf(&b, "handles %s, %s", positions(f.events), lane)
 	case handlerEnds:
@@ -234,6 +248,16 @@ type setup struct {
 	sets  map[string]int
 	// settle is how long after healed everything must have settled.
 	settle time.Duration
+	// What the slowest of the workers are told of time, the bounds of their
+	// transactions, how much their clocks run fast or slow at most, and how long
+	// a packet takes.
+	timing  protocol.Timing
+	bounds  store.Bounds
+	drift   float64
+	latency time.Duration
+	// contended: transactions hold their locks for as long as COMMIT travels,
+	// while there are faults.
+	contended bool
 }
 
 // A promise is one of those that the library makes.
@@ -241,6 +265,7 @@ type promise string
 
 const (
 	oneOwner     promise = "one-owner"     // S1
+	onLease      promise = "on-lease"      // S1: nothing is begun on the last fifth of a lease
 	nothingLost  promise = "nothing-lost"  // S2
 	nothingTwice promise = "nothing-twice" // S3
 	inOrder      promise = "in-order"      // S4
@@ -248,6 +273,7 @@ const (
 	agreement    promise = "agreement"     // S6
 	recovers     promise = "recovers"      // L1
 	staysStill   promise = "stays-still"   // L2
+	bounded      promise = "bounded"       // L3
 
 	// withinScope: a projection is handed no event that is out of its scope.
 	withinScope promise = "within-scope"
@@ -264,4 +290,4 @@ type violation struct {
 
 // safety tells the promises about what must never happen from those about
 // what must happen in the end.
-func (p promise) safety() bool { return p != recovers && p != staysStill }
+func (p promise) safety() bool { return p != recovers && p != staysStill && p != bounded }

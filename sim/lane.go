@@ -47,11 +47,15 @@ func newLane(p *worker, r *run, q projection, a protocol.Assignment) *lane {
 }
 
 func (l *lane) signals() protocol.Signals {
-	return protocol.Signals{
+	s := protocol.Signals{
 		Asked:     l.run.draining,
 		Canceled:  l.run.canceled,
 		LeaseOver: !l.p.w.rules.leaseUnenforced && !l.p.now().Before(l.p.session.LeaseEnd()),
 	}
+	if bend := l.p.w.rules.signals; bend != nil {
+		s = bend(l, s)
+	}
+	return s
 }
 
 // next brings the answer to the core and does what it says then.
@@ -76,6 +80,9 @@ func (l *lane) answer(err error, a protocol.LaneAnswer) {
 		f := l.fact(undone, l.from.Position, l.to.Position)
 		f.text = "at " + l.doing.String()
 		l.p.record(f)
+	}
+	if bend := l.p.w.rules.answer; bend != nil {
+		a = bend(l, a)
 	}
 	l.next(a)
 }
@@ -228,8 +235,9 @@ func (l *lane) handle(first, count int) {
 	w.calls++
 	c := &call{id: w.calls, events: l.events[first : first+count : first+count], deaf: p.chance(h.deaf)}
 	l.call = c
-	p.record(fact{kind: handlerBegins, projection: l.id.Projection, generation: l.id.Assignment.Generation,
-		partition: l.id.Assignment.Partition, total: l.id.Assignment.Total, events: c.events, call: c.id})
+	f := l.fact(handlerBegins, 0, 0)
+	f.events, f.call, f.deaf = c.events, c.id, c.deaf
+	p.record(f)
 	length := p.between(0, 2*h.typical) * time.Duration(count)
 	switch {
 	case p.chance(h.slow):
@@ -272,7 +280,9 @@ func (l *lane) returns(c *call) {
 			l.link.conn.spoil()
 		}
 	}
-	l.p.record(fact{kind: handlerEnds, projection: l.id.Projection, call: c.id, text: c.outcome})
+	f := l.fact(handlerEnds, 0, 0)
+	f.call, f.text = c.id, c.outcome
+	l.p.record(f)
 	l.answer(err, protocol.LaneAnswer{})
 }
 

@@ -32,6 +32,7 @@ type plan struct {
 	programs []program
 	sets     int             // how many replica sets share the database
 	workers  []time.Duration // when each first worker starts; the sets take turns
+	wants    []int           // how many partitions the workers take at most, in turn; none: one each
 	drift    int             // how much clocks differ at most, in parts per million
 
 	// crowd workers join one after another, so far apart, after the faults.
@@ -188,10 +189,14 @@ func planOf(seed uint64, o options) plan {
 		every: p.length / time.Duration(20+r.IntN(80)), aggregates: pick(r, 3, 20, 200),
 		late: rate(r, 400), long: rate(r, 30), lose: rate(r, 200), prepare: rate(r, 100),
 	}
+	if chance(r, 250) {
+		p.wants = pick(r, []int{2}, []int{1, 3}, []int{4, 1, 1}, []int{1, 16})
+		p.poll = heartbeat
+	}
 	n := pick(r, 1, 2, 2, 3, 3, 4, 5, 8)
 	if !o.postgres && chance(r, 3) {
 		n = 100 + r.IntN(200)
-		p.sets, p.programs[0].projections = 1, p.programs[0].projections[:1]
+		p.sets, p.programs[0].projections, p.wants = 1, p.programs[0].projections[:1], nil
 		p.poll, p.length = max(p.poll, heartbeat), 4*lease
 		p.appends.every = p.length / 20
 	}
@@ -200,9 +205,12 @@ func planOf(seed uint64, o options) plan {
 		p.appends.every = p.length / time.Duration(15+r.IntN(25))
 		p.poll = 2 * heartbeat // a statement costs real time
 		p.hold, p.network.holdCommit, p.appends.prepare = false, 0, 0
+		if len(p.wants) > 0 {
+			p.wants = []int{1, 3}
+		}
 	}
 	if n < 5 && chance(r, 50) {
-		p.crowd = 30
+		p.crowd, p.wants = 30, nil
 	}
 	for i := range n {
 		at := time.Duration(0)
@@ -228,7 +236,7 @@ func (p *plan) congest() {
 	p.handlers.typical, p.batch, p.appends.every = p.timing.Heartbeat/5, max(p.batch, 10), p.length/100
 	p.network = network{latency: time.Millisecond}
 	p.sets, p.programs = 1, []program{{p.timing, []projection{{name: "plain"}}}}
-	p.maxPartitions = 0
+	p.maxPartitions, p.wants = 0, nil
 	p.faults = slices.DeleteFunc(p.faults, func(f fault) bool {
 		return f.kind == clockStep || f.kind == databaseDown || f.kind == deploy || f.kind == revoke
 	})
@@ -371,6 +379,14 @@ func (p *plan) settle() time.Duration {
 	return settle
 }
 
+// wantsOf returns how many partitions the n-th worker takes at most.
+func (p *plan) wantsOf(n int) int {
+	if len(p.wants) == 0 {
+		return 1
+	}
+	return p.wants[n%len(p.wants)]
+}
+
 // slowest returns the longest of all settings of time.
 func (p *plan) slowest() protocol.Timing {
 	t := p.timing
@@ -412,6 +428,9 @@ func (p *plan) String() string {
 	text := plural(len(p.workers), "worker")
 	if p.sets > 1 {
 		text += fmt.Sprintf(" of %d replica sets", p.sets)
+	}
+	if len(p.wants) > 0 {
+		text += fmt.Sprintf(", each with up to %s,", plural(slices.Max(p.wants), "partition"))
 	}
 	if p.uneven() {
 		text += ", whose versions differ in their timing,"

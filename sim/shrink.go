@@ -130,6 +130,11 @@ var cuts = []func(p plan, attempt func(plan) bool) bool{
 		}
 		return p.sets > 1 && attempt(q)
 	},
+	func(p plan, attempt func(plan) bool) bool { // more partitions than workers
+		q := p
+		q.wants = nil
+		return len(p.wants) > 0 && attempt(q)
+	},
 	func(p plan, attempt func(plan) bool) bool { // other settings of time
 		q := p
 		q.programs = slices.Clone(p.programs)

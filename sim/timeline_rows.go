@@ -30,8 +30,9 @@ type workerRow struct {
 	leased             bool
 }
 
-// A workerRun is what a worker runs from its start until its handlers have
-// returned. Two overlap only where the protocol is broken.
+// A workerRun is one partition that a worker runs, from its start until its
+// handlers have returned. Only those of one generation overlap, unless the protocol
+// is broken.
 type workerRun struct {
 	generation       int64
 	partition, total int
@@ -67,18 +68,24 @@ func (d *drawing) runs(f fact) {
 		r.levels = max(r.levels, level+1)
 		r.runs = append(r.runs, &workerRun{generation: f.generation, partition: f.partition, total: f.total,
 			from: f.at, to: d.beyond, drains: -1, cancels: -1, open: true, how: "still runs at the end", level: level})
+	case runDrains, runCancels, runStopped:
+		for _, o := range r.runs {
+			if o.generation == f.generation && o.open {
+				o.take(f)
+			}
+		}
+	}
+}
+
+// take notes what has become of all that the worker runs.
+func (o *workerRun) take(f fact) {
+	switch f.kind {
 	case runDrains:
-		if o := r.runOf(f); o != nil {
-			o.drains = f.at
-		}
+		o.drains = f.at
 	case runCancels:
-		if o := r.runOf(f); o != nil {
-			o.cancels = f.at
-		}
+		o.cancels = f.at
 	case runStopped:
-		if o := r.runOf(f); o != nil {
-			o.end(f.at, "stopped")
-		}
+		o.end(f.at, "stopped")
 	}
 }
 
@@ -88,11 +95,11 @@ func (o *workerRun) end(at time.Duration, how string) {
 	}
 }
 
-// runOf is the run that a fact is about: the latest of its generation that had
-// begun by then.
+// runOf is the run that a fact is about: the latest of its generation, and of its
+// partition if it has one, that had begun by then.
 func (r *workerRow) runOf(f fact) *workerRun {
 	for _, o := range slices.Backward(r.runs) {
-		if o.generation == f.generation && o.from <= f.at {
+		if o.generation == f.generation && o.from <= f.at && (f.total == 0 || o.partition == f.partition) {
 			return o
 		}
 	}

@@ -133,6 +133,23 @@ func TestTimelineKeepsWhatIsNear(t *testing.T) {
 	}
 }
 
+// Each partition of a share is a bar, and all end together.
+func TestTimelineOfShares(t *testing.T) {
+	var tell tale
+	tell.joins(0, "w1")
+	tell.generation(0.1, 0.1, 1, "first worker", "w1", "w1")
+	tell.stops(5, 1, "w1")
+	page := html.UnescapeString(pageOf(t, tell.history(), nil, ""))
+	for _, bar := range []string{
+		"w1 runs 0/2 of generation 1\nfrom +0.2s until +5.3s (stopped)\ndrains from +5s",
+		"w1 runs 1/2 of generation 1\nfrom +0.25s until +5.3s (stopped)\ndrains from +5s",
+	} {
+		if !strings.Contains(page, bar) {
+			t.Errorf("no bar says %q", bar)
+		}
+	}
+}
+
 // Whatever stands in names and texts stays text.
 func TestTimelineEscapes(t *testing.T) {
 	const evil = `"><script>alert(1)</script>&'{{.}}`

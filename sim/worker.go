@@ -62,8 +62,12 @@ func newWorker(w *world, n, version, set int) *worker {
 		p.drift = float64(p.rand.IntN(2*d+1)-d) / 1e6
 	}
 	p.feed = newFeed(p)
-	p.session = protocol.NewSession(protocol.WorkerID(p.name), p.timing,
-		protocol.Request{MaxPartitions: w.plan.maxPartitions, JoinWindow: w.plan.joinWindow})
+	timing := p.timing
+	if w.rules.timing != nil {
+		timing = w.rules.timing(timing)
+	}
+	p.session = protocol.NewSession(protocol.WorkerID(p.name), timing,
+		protocol.Request{Wants: w.plan.wantsOf(n), MaxPartitions: w.plan.maxPartitions, JoinWindow: w.plan.joinWindow})
 	return p
 }
 
@@ -108,8 +112,16 @@ func (p *worker) input(in protocol.Input) {
 		s.Sent = p.now()
 		in = s
 	}
+	if bend := p.w.rules.input; bend != nil {
+		if in = bend(p, in); in == nil {
+			return
+		}
+	}
 	now := p.now()
 	for _, action := range p.session.Next(now, in) {
+		if bend := p.w.rules.action; bend != nil {
+			action = bend(p, action)
+		}
 		switch a := action.(type) {
 		case protocol.Sync:
 			p.sync(a.Request)
@@ -138,7 +150,7 @@ func (p *worker) input(in protocol.Input) {
 // sync carries a request to the database, and the answer back.
 func (p *worker) sync(r protocol.Request) {
 	w := p.w
-	sent, l := p.now(), p.borrow()
+	sent, sentAt, l := p.now(), w.at, p.borrow()
 	patience := p.timing.Patience()
 	hold := w.plan.hold && !r.Heartbeat && p.chance(w.plan.network.holdCommit)
 	var result store.Result
@@ -174,7 +186,7 @@ func (p *worker) sync(r protocol.Request) {
 			// It may have waited since for the checkpoints.
 			result, granted = res, min(max(arrived, w.at-w.now().Sub(res.View.Now)), w.at)
 			if err == nil && !hold {
-				p.synced(r, result, granted)
+				p.synced(r, result, sentAt, granted)
 			}
 			done(err)
 		})
@@ -186,7 +198,7 @@ func (p *worker) sync(r protocol.Request) {
 		p.ask(l, "commit of "+what, patience-p.now().Sub(sent), func(c connection, done func(error)) {
 			c.commit(func(err error) {
 				if err == nil {
-					p.synced(r, result, granted)
+					p.synced(r, result, sentAt, granted)
 				}
 				done(err)
 			})
@@ -217,20 +229,32 @@ func describe(r protocol.Request) string {
 
 // synced notes what a request has changed, in the moment in which it has. Its
 // lease was granted a little earlier.
-func (p *worker) synced(r protocol.Request, result store.Result, granted time.Duration) {
+func (p *worker) synced(r protocol.Request, result store.Result, sent, granted time.Duration) {
 	w := p.w
 	if result.View.Member || r.Leave {
 		p.record(fact{kind: sessionAsks, length: r.Lease - (w.at - granted), generation: result.View.Generation,
+			sent: sent, read: granted, to: r.Stopped,
 			text: w.text("%s as %s: generation %d %s/%d, holds %d", describe(r), r.Worker,
 				result.View.Generation, protocol.Numbers(result.View.Partitions), result.View.Total, result.View.Holds)})
 	}
+	if r.Leave {
+		p.memberLeaves(r.Worker)
+	}
+	if r.Join || r.Leave {
+		p.memberLeaves(r.Replaces)
+	}
+	if r.Join && !w.members[r.Worker] {
+		w.members[r.Worker] = true
+		p.record(fact{kind: memberJoins, from: int64(r.Wants), to: int64(r.MaxPartitions), length: r.JoinWindow, read: granted, text: string(r.Worker)})
+	}
 	d, g := result.Decision, result.Group
 	for _, id := range d.Expired {
+		delete(w.members, id)
 		name, _, _ := strings.Cut(string(id), "~")
 		w.record(fact{kind: workerExpired, worker: name, set: p.set, text: string(id)})
 	}
 	if d.Opened {
-		p.record(fact{kind: groupOpened, generation: g.Generation, total: g.Total, text: w.text("%s; %s", g.Reason, g)})
+		p.record(fact{kind: groupOpened, generation: g.Generation, total: g.Total, read: granted, layout: layout(g), text: w.text("%s; %s", g.Reason, g)})
 	}
 	if d.Activated {
 		p.record(fact{kind: groupActivated, generation: g.Generation, total: g.Total, text: w.text("%s", g)})
@@ -252,6 +276,25 @@ func (w *world) hint(set int) {
 			})
 		}
 	}
+}
+
+// memberLeaves notes that an incarnation is gone, by the word of its worker.
+func (p *worker) memberLeaves(id protocol.WorkerID) {
+	if p.w.members[id] {
+		delete(p.w.members, id)
+		p.record(fact{kind: memberLeaves, text: string(id)})
+	}
+}
+
+// layout names, by partition, who has it.
+func layout(g protocol.Group) []string {
+	who := make([]string, g.Total)
+	for _, m := range g.Members {
+		for _, k := range m.Partitions {
+			who[k] = string(m.ID)
+		}
+	}
+	return who
 }
 
 func (p *worker) projections() []string {
@@ -382,12 +425,15 @@ func (p *worker) cutOff(length time.Duration) {
 	})
 }
 
+// everyReply is what a faultSlow says of a worker whose replies are all late.
+const everyReply = "every reply"
+
 // congest makes replies late for two heartbeats, by up to what is waited for
 // one, and then cuts the worker off.
 func (p *worker) congest(length time.Duration) {
 	t := p.timing
 	p.congested = p.between(t.Lease/5, t.Patience())
-	p.record(fact{kind: faultSlow, length: p.congested, text: "every reply"})
+	p.record(fact{kind: faultSlow, length: p.congested, text: everyReply})
 	p.w.after(2*t.Heartbeat, func() {
 		p.congested = 0
 		if !p.dead && !p.w.healed {

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
+	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
 // A world is one run of a plan: workers, writers of events, a database, a
@@ -25,6 +26,7 @@ type world struct {
 	rand    *rand.Rand // of the environment
 	workers []*worker
 	started int // workers there ever were
+	members map[protocol.WorkerID]bool
 	version int // of the program that is deployed
 	slots   map[string]int
 	calls   int // of handlers
@@ -72,6 +74,14 @@ type rules struct {
 	trustsScopedPages bool // the reader of a scope takes its page for all there is
 	passesScopedGaps  bool // it looks for gaps, and passes them
 	forgetsScope      bool // what is served from the whole stream is not cut to the scope
+	// What a session is told of time, what goes into it (nil: nothing) and what
+	// comes out; what a lane sees and is answered. Where there is none, nothing is
+	// bent.
+	timing  func(protocol.Timing) protocol.Timing
+	input   func(*worker, protocol.Input) protocol.Input
+	action  func(*worker, protocol.Action) protocol.Action
+	signals func(*lane, protocol.Signals) protocol.Signals
+	answer  func(*lane, protocol.LaneAnswer) protocol.LaneAnswer
 }
 
 // epoch is when every world begins.
@@ -136,8 +146,13 @@ func (q *tasks) pop() *task {
 // newWorld makes the world of a plan. The database comes by open, since it
 // lives by the world's clock.
 func newWorld(p plan, r rules, open func(w *world) (database, error)) (*world, error) {
-	w := &world{plan: p, rules: r, rand: rand.New(rand.NewPCG(p.seed, 1)), slots: map[string]int{}, index: map[int64]int{}}
-	w.history.setup = setup{seed: p.seed, transactional: map[string]bool{}, scopes: map[string]scope{}, settle: p.settle()}
+	w := &world{plan: p, rules: r, rand: rand.New(rand.NewPCG(p.seed, 1)), slots: map[string]int{}, index: map[int64]int{}, members: map[protocol.WorkerID]bool{}}
+	slowest := p.slowest()
+	w.history.setup = setup{
+		seed: p.seed, transactional: map[string]bool{}, scopes: map[string]scope{}, settle: p.settle(),
+		timing: slowest, bounds: store.BoundsOf(slowest.Lease), drift: float64(p.drift) / 1e6,
+		latency: p.network.latency, contended: p.hold && p.network.holdCommit > 0,
+	}
 	for _, program := range p.programs {
 		w.history.setup.final, w.history.setup.sets = nil, map[string]int{}
 		for _, q := range program.projections {
@@ -233,7 +248,7 @@ func (w *world) start(set int) *worker {
 	w.started++
 	p := newWorker(w, w.started, w.version, set)
 	w.workers = append(w.workers, p)
-	p.record(fact{kind: workerStarts, length: p.timing.Lease, text: w.text("version %d", p.version)})
+	p.record(fact{kind: workerStarts, timing: p.timing, text: w.text("version %d", p.version)})
 	p.post(func() { p.input(protocol.Tick{}) })
 	return p
 }

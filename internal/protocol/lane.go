@@ -270,6 +270,8 @@ func (l *Lane) advance(now time.Time, s Signals, a LaneAnswer) LaneAction {
 		l.open = false
 		return l.committed(now, s)
 	}
+	// Before anything ends the lane: it must not leave a transaction behind.
+	l.open = l.open || l.doing == LaneOpen && ok
 	if s.Canceled {
 		return end(s)
 	}
@@ -290,7 +292,7 @@ func (l *Lane) advance(now time.Time, s Signals, a LaneAnswer) LaneAction {
 		if !ok {
 			return l.databaseFailed(&l.failures, a, (*Lane).top)
 		}
-		l.open, l.began = true, now
+		l.began = now
 		return l.handle(now, s)
 	case LaneProve:
 		return l.handle(now, s)
@@ -300,7 +302,6 @@ func (l *Lane) advance(now time.Time, s Signals, a LaneAnswer) LaneAction {
 		}
 		return l.handled(now, s, a)
 	case LaneWrite:
-		l.open = true
 		if !ok {
 			return l.commitFailed(a)
 		}

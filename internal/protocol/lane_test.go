@@ -118,6 +118,10 @@ func TestLane(t *testing.T) {
 			{answer: ok, want: "write 10 to 14"},
 			{answer: ok, want: "rollback, end: asked", signals: canceled},
 		}},
+		{name: "cancelled before the first event of a transaction", config: LaneConfig{Kind: Transactional}, turns: []turn{
+			{answer: evens(12, 14), want: "open"},
+			{answer: ok, want: "rollback, end: asked", signals: canceled},
+		}},
 		{name: "a write that was given up is never committed", config: LaneConfig{Kind: Batched}, turns: []turn{
 			{answer: evens(12), want: "open"},
 			{answer: ok, want: "handle 0+1"},

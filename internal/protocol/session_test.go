@@ -194,6 +194,22 @@ func TestSessionHints(t *testing.T) {
 	}
 }
 
+// A commit was refused, and what the group says since then is that the worker
+// still runs the partition: rows are missing. Without a word of its lanes it
+// would hold on to a partition of which one is gone.
+func TestSessionComesBackAfterARefusal(t *testing.T) {
+	s, now, heartbeat := running(t)
+	may := View{Now: now, Member: true, Partitions: []int{0}, Generation: 1, Total: 1, Holds: 1}
+	s.Next(now.Add(time.Millisecond), Refused{Generation: 1})
+	// The answer to what was sent before the refusal says nothing about it.
+	later := now.Add(2 * time.Millisecond)
+	again := syncOf(t, s.Next(later, Synced{Request: heartbeat, Sent: now, View: may}))
+	actions := s.Next(later, Synced{Request: again, Sent: later, View: may})
+	if diff := cmp.Diff(Action(Cancel{Generation: 1, Lost: true}), actions[0]); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+}
+
 // Of the clock, a worker knows what it has seen itself.
 func TestClockWatch(t *testing.T) {
 	const lease = 50 * time.Second // so the tolerance is a second

@@ -1,0 +1,173 @@
+package sim
+
+import (
+	"slices"
+	"time"
+
+	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
+)
+
+// A membership is who is in the group, as the requests tell that took effect.
+type membership struct {
+	members []*member // as they joined
+	limit   int       // the newest joiner's MaxPartitions
+	window  time.Duration
+	layout  []string // of the newest generation: who has which partition
+	owed    fact     // what demands a generation at once; unset: nothing
+}
+
+// A member is one incarnation of a worker.
+type member struct {
+	id     string
+	worker *checkedWorker
+	joined fact
+	holds  fact // the activation that gave it partitions, until it has said that it stopped
+	freed  fact // when it said so
+}
+
+func (m *membership) find(id string) *member {
+	if i := slices.IndexFunc(m.members, func(o *member) bool { return o.id == id }); i >= 0 {
+		return m.members[i]
+	}
+	return nil
+}
+
+// shares returns how many partitions each member is to have: as many as it wants,
+// in the order in which they joined, up to the limit.
+func (m *membership) shares() []int {
+	left := protocol.Slots
+	if m.limit > 0 {
+		left = min(left, m.limit)
+	}
+	shares := make([]int, len(m.members))
+	for i, o := range m.members {
+		shares[i] = min(max(1, int(o.joined.from)), left)
+		left -= shares[i]
+	}
+	return shares
+}
+
+// membersChange takes in who comes and goes. Leaves and deaths are followed by a
+// generation at once, and so is the very first join.
+func (c *checker) membersChange(f fact) {
+	switch f.kind {
+	case memberJoins:
+		c.limit, c.window = int(f.to), f.length
+		c.members = append(c.members, &member{id: f.text, worker: c.worker(f.worker), joined: f})
+	case memberLeaves, workerExpired:
+		c.members = slices.DeleteFunc(c.members, func(m *member) bool { return m.id == f.text })
+	}
+	gone := func(id string) bool { return c.find(id) == nil }
+	if len(c.members) > 0 && (c.opened.generation == 0 || slices.ContainsFunc(c.layout, gone)) {
+		c.owed = f
+	} else {
+		c.owed = fact{}
+	}
+}
+
+// owes: what demands a generation at once has got none by the time of f.
+func (c *checker) owes(f fact) *violation {
+	if c.owed.unset() || f.at <= c.owed.at {
+		return nil
+	}
+	return broken(agreement, []fact{c.opened, c.owed, f}, "%s %s, and no generation was opened for that", c.owed.worker, c.owed)
+}
+
+// laidOut judges who has which partition of a generation (S6): each member as many
+// as it is to have, so that whoever stands by does not displace one that runs; and
+// survivors keep their numbers, so that whoever replaces a member takes over its
+// numbers.
+func (c *checker) laidOut(before, f fact) *violation {
+	old := c.layout
+	c.layout, c.owed = f.layout, fact{}
+	if f.layout == nil || len(c.members) == 0 {
+		return nil
+	}
+	shares, had, has := c.shares(), numbers(old), numbers(f.layout)
+	given := 0
+	for _, m := range c.members {
+		given += len(has[m.id])
+	}
+	if given < f.total {
+		k := slices.IndexFunc(f.layout, func(id string) bool { return c.find(id) == nil })
+		return broken(agreement, []fact{before, f}, "generation %d gives partition %d to %q, which is no member", f.generation, k, f.layout[k])
+	}
+	for i, m := range c.members {
+		if n := len(has[m.id]); n != shares[i] {
+			return broken(agreement, []fact{before, m.joined, f}, "generation %d gives %s %s, and it is to have %d: there are %d members, and at most %d partitions (0: no limit)",
+				f.generation, m.id, plural(n, "partition"), shares[i], len(c.members), c.limit)
+		}
+		keeps := 0
+		for _, k := range had[m.id] {
+			if k < f.total && keeps < shares[i] {
+				keeps++
+			}
+		}
+		for _, k := range has[m.id] {
+			if slices.Contains(had[m.id], k) {
+				keeps--
+			}
+		}
+		if keeps > 0 {
+			return broken(agreement, []fact{before, m.joined, f}, "generation %d gives partition %s to %s, which had %s",
+				f.generation, protocol.Numbers(has[m.id]), m.id, protocol.Numbers(had[m.id]))
+		}
+	}
+	if c.activated.generation < before.generation || before.generation == 0 {
+		return nil
+	}
+	return c.windowed(before, f, shares, had)
+}
+
+// numbers returns the partitions of each incarnation, ascending.
+func numbers(layout []string) map[string][]int {
+	has := map[string][]int{}
+	for k, id := range layout {
+		has[id] = append(has[id], k)
+	}
+	return has
+}
+
+// windowed: a generation that is opened for joins alone, while another is active,
+// comes no sooner than a window after the first of them.
+func (c *checker) windowed(before, f fact, shares []int, had map[string][]int) *violation {
+	var first *member // of those that have joined
+	stay := 0
+	for i, m := range c.members { // as they joined
+		switch n := len(had[m.id]); {
+		case n == 0 && shares[i] > 0 && first == nil:
+			first = m
+		case n > 0 && n != shares[i]:
+			return nil
+		case n > 0:
+			stay++
+		}
+	}
+	if first == nil || stay < len(had) {
+		return nil
+	}
+	stepped := !c.stepped.unset() && c.stepped.at >= first.joined.read
+	if waited := f.read - first.joined.read; !stepped && waited < c.window {
+		return broken(staysStill, []fact{before, first.joined, f}, "generation %d was opened %s after %s had joined, and joins have %s",
+			f.generation, waited, first.id, c.window)
+	}
+	return nil
+}
+
+// holdings notes who holds what, once a generation is active.
+func (c *checker) holdings(f fact) {
+	for _, id := range c.layout {
+		if m := c.find(id); m != nil {
+			m.holds = f
+		}
+	}
+}
+
+// reports ends what a worker's request says has stopped.
+func (c *checker) reports(f fact) {
+	for _, m := range c.members {
+		if m.worker.name == f.worker && !m.holds.unset() && m.holds.generation <= f.to {
+			m.holds, m.freed = fact{}, f
+		}
+	}
+}

@@ -101,12 +101,12 @@ type lane[E any] struct {
 
 	core   *protocol.Lane
 	tap    *tap[E]
-	handle func(ctx context.Context, events []Record[E]) error // calls the projection
+	handle func(ctx context.Context, events []*Record[E]) error // calls the projection
 	kind   protocol.LaneKind
 	spell  *spell          // of the latest call
 	inCall context.Context // the handler's, in that spell
 
-	events   []Record[E]     // the core's pending events
+	events   []*Record[E]    // the core's pending events, in their pages
 	page     []Record[E]     // the latest that was read
 	tx       *sql.Tx         // the open transaction
 	endTx    func()          // ends its context
@@ -127,7 +127,7 @@ func newLane[E any](w *worker[E], r *run[E], i int, a protocol.Assignment) *lane
 	switch p := w.projections[i].(type) {
 	case BatchProjection[E]:
 		l.kind = protocol.Batched
-		l.handle = func(ctx context.Context, events []Record[E]) error {
+		l.handle = func(ctx context.Context, events []*Record[E]) error {
 			values := make([]E, len(events))
 			for i, e := range events {
 				values[i] = e.Event
@@ -136,9 +136,9 @@ func newLane[E any](w *worker[E], r *run[E], i int, a protocol.Assignment) *lane
 		}
 	case TransactionalProjection[E]:
 		l.kind = protocol.Transactional
-		l.handle = func(ctx context.Context, events []Record[E]) error { return p.HandleTx(ctx, l.tx, events[0].Event) }
+		l.handle = func(ctx context.Context, events []*Record[E]) error { return p.HandleTx(ctx, l.tx, events[0].Event) }
 	default:
-		l.handle = func(ctx context.Context, events []Record[E]) error { return p.Handle(ctx, events[0].Event) }
+		l.handle = func(ctx context.Context, events []*Record[E]) error { return p.Handle(ctx, events[0].Event) }
 	}
 	l.core = protocol.NewLane(a, w.cfg.laneConfig(l.kind))
 	return l
@@ -225,10 +225,15 @@ func (l *lane[E]) work() *protocol.LaneAction {
 // keep makes events what the core has pending.
 func (l *lane[E]) keep() {
 	for _, i := range l.core.Kept() {
-		l.events = append(l.events, l.page[i])
+		l.events = append(l.events, &l.page[i])
 	}
 	l.page = nil
-	l.events = l.events[len(l.events)-l.core.Pending():]
+	if n := l.core.Pending(); n == 0 {
+		clear(l.events) // or their pages would stay
+		l.events = l.events[:0]
+	} else {
+		l.events = l.events[len(l.events)-n:]
+	}
 }
 
 // do carries out an action and returns how it went.
@@ -350,7 +355,7 @@ func (l *lane[E]) context() context.Context {
 // call runs a handler and turns a panic into an error. It counts as running
 // before a last look at the proof: when that runs out, either the session is
 // told that a handler runs, or none begins.
-func (l *lane[E]) call(events []Record[E]) (err error) {
+func (l *lane[E]) call(events []*Record[E]) (err error) {
 	l.worker.handlers.begin()
 	defer l.worker.handlers.end()
 	ctx := l.context()

@@ -12,8 +12,8 @@ import (
 
 // failover: several sets of two processes each, at the defaults. One of the two
 // is killed, at any moment of its heartbeat's interval, and replaced when the
-// other works. All have run for a whole lease before the first is killed: a
-// worker that has just started judges nobody.
+// other works. Both have run for a few seconds then: a worker that has just
+// started misses nobody.
 func failover(ctx context.Context, b *bench) ([]row, error) {
 	const sets = 5
 	type outcome struct {
@@ -38,10 +38,14 @@ func failover(ctx context.Context, b *bench) ([]row, error) {
 		took, errs = append(took, o.took...), append(errs, o.err)
 	}
 	r := newRow("failover", milliseconds, took)
-	r = r.goal("median ≤ 2000", len(took) > 0 && r.Value.Median <= 2000).
+	r = r.goal("max ≤ 2000", len(took) > 0 && r.Value.High <= 2000).
 		noted(fmt.Sprintf("StaleWorkerTimeout is %s", orchestrator.DefaultStaleWorkerTimeout))
 	return []row{r}, errors.Join(errs...)
 }
+
+// watching is how long a worker's own connection must have been there before it
+// misses others.
+const watching = 5500 * time.Millisecond
 
 func (f *fleet) failovers(ctx context.Context) (took []float64, err error) {
 	for range 2 {
@@ -53,9 +57,8 @@ func (f *fleet) failovers(ctx context.Context) (took []float64, err error) {
 	if err != nil {
 		return nil, err
 	}
-	time.Sleep(orchestrator.DefaultStaleWorkerTimeout)
 	for began := time.Now(); ; {
-		time.Sleep(rand.N(orchestrator.DefaultHeartbeatInterval))
+		time.Sleep(watching + rand.N(orchestrator.DefaultHeartbeatInterval))
 		killed := time.Now()
 		f.kill(rand.IntN(2))
 		at, g, err := f.settle(ctx, generation)
@@ -63,7 +66,7 @@ func (f *fleet) failovers(ctx context.Context) (took []float64, err error) {
 			return took, err
 		}
 		took = append(took, millis(at.Sub(killed)))
-		if time.Since(began) > 20*time.Second || len(took) == 10 {
+		if time.Since(began) > 35*time.Second || len(took) == 10 {
 			return took, nil
 		}
 		if _, err := f.joinProcess(); err != nil {

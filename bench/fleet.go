@@ -11,9 +11,6 @@ import (
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 )
 
-// partitionsPerWorker is how many partitions the set has for each worker.
-const partitionsPerWorker = 1
-
 // A fleet is workers of one replica set that come and go.
 //
 // Whether they work is told by events: as soon as a generation is active, one is
@@ -24,10 +21,13 @@ type fleet struct {
 	d          *database
 	set        string
 	projection string
-	heartbeat  time.Duration // 0: the default
-	window     time.Duration // JoinWindow
-	handler    time.Duration // what the handler waits
-	pool       *sql.DB       // of the workers that are goroutines
+	heartbeat  time.Duration                           // 0: the default
+	window     time.Duration                           // JoinWindow
+	handler    time.Duration                           // what the handler waits
+	partitions int                                     // that each worker takes; 0: the default
+	hints      bool                                    // workers listen
+	table      *orchestrator.Table[orchestrator.Event] // of the workers that are goroutines
+	pool       *sql.DB                                 // of the workers that are goroutines
 	events     *appender
 	ledger     *ledger // what those have handled
 	watched    *sql.Conn
@@ -75,7 +75,11 @@ func (f *fleet) joinGoroutine(pool *sql.DB) error {
 	if err != nil {
 		return err
 	}
-	cfg.HeartbeatInterval, cfg.JoinWindow = f.heartbeat, f.window
+	f.configure(&cfg)
+	if f.table == nil {
+		f.table, _ = cfg.EventStore.(*orchestrator.Table[orchestrator.Event])
+	}
+	cfg.EventStore = f.table // a process reads once
 	var seen sync.Map
 	var m *member
 	known := make(chan struct{})
@@ -92,6 +96,14 @@ func (f *fleet) joinGoroutine(pool *sql.DB) error {
 	close(known)
 	f.members = append(f.members, m)
 	return nil
+}
+
+// configure sets what differs from the defaults.
+func (f *fleet) configure(cfg *orchestrator.Config[orchestrator.Event]) {
+	cfg.HeartbeatInterval, cfg.JoinWindow, cfg.Partitions = f.heartbeat, f.window, f.partitions
+	if f.hints {
+		cfg.ListenURL, cfg.EventsChannel = f.d.url, eventsChannel
+	}
 }
 
 // leave has the oldest worker leave, and does not wait for it.
@@ -143,7 +155,7 @@ func (f *fleet) settle(ctx context.Context, after int64) (at time.Time, generati
 			}
 			if active && g > after && g > f.active {
 				f.active = g
-				if err := f.events.append(ctx, marks(len(f.members)*partitionsPerWorker)); err != nil {
+				if err := f.events.append(ctx, marks(len(f.members)*max(f.partitions, 1))); err != nil {
 					return at, 0, err
 				}
 			}

@@ -12,7 +12,7 @@ import (
 // are of one statement each. (The server's counters may be a second old, at both
 // ends of the time.)
 func idle(ctx context.Context, b *bench, workers int) (rows []row, err error) {
-	long := 2 * 5 * time.Second // of heartbeats
+	long := 20 * time.Second // of heartbeats, four intervals
 	if b.quick {
 		long = 5 * time.Second
 	}

@@ -12,29 +12,51 @@ import (
 // latency: an idle worker at the defaults. The time counts from the return of
 // the INSERT, which commits, to the handler's call. The pauses are long enough
 // for the worker to have become as lazy as it gets.
-func latency(ctx context.Context, b *bench) (rows []row, err error) {
+func latency(ctx context.Context, b *bench) ([]row, error) {
+	without, err := latencyOf(ctx, b, false)
+	if err != nil {
+		return nil, err
+	}
+	with, err := latencyOf(ctx, b, true)
+	return []row{
+		without.goal("median ≤ 1000", without.Value.Median <= millis(orchestrator.DefaultPollInterval)),
+		with.goal("median ≤ 10", with.Value.Median <= 10),
+	}, err
+}
+
+func latencyOf(ctx context.Context, b *bench, hints bool) (r row, err error) {
 	samples := 30
 	if b.quick {
 		samples = 8
 	}
 	d, err := b.empty(ctx)
 	if err != nil {
-		return nil, err
+		return r, err
+	}
+	name := "latency/polling"
+	if hints {
+		name = "latency/hints"
+		if _, err := d.db.ExecContext(ctx, notifying); err != nil {
+			return r, err
+		}
 	}
 	pool, err := d.pool("worker")
 	if err != nil {
-		return nil, err
+		return r, err
 	}
 	defer pool.Close()
 	cfg, err := config(pool, b.fresh("set"))
 	if err != nil {
-		return nil, err
+		return r, err
+	}
+	if hints {
+		cfg.ListenURL, cfg.EventsChannel = d.url, eventsChannel
 	}
 	handled := make(chan time.Time, samples+1)
 	l := openLedger()
 	m, err := start(cfg, checking{name: "latency", ledger: l, began: func(context.Context) { handled <- time.Now() }})
 	if err != nil {
-		return nil, err
+		return r, err
 	}
 	defer func() { err = errors.Join(err, m.stop(), l.check()) }()
 	a := &appender{d: d, versions: map[int]int64{}}
@@ -44,7 +66,7 @@ func latency(ctx context.Context, b *bench) (rows []row, err error) {
 			time.Sleep(2*orchestrator.DefaultPollInterval + rand.N(orchestrator.DefaultPollInterval))
 		}
 		if err := a.append(ctx, []int{1}); err != nil {
-			return nil, err
+			return r, err
 		}
 		committed := time.Now()
 		select {
@@ -53,10 +75,10 @@ func latency(ctx context.Context, b *bench) (rows []row, err error) {
 				took = append(took, millis(at.Sub(committed)))
 			}
 		case <-m.done:
-			return nil, errors.New("the worker has ended by itself")
+			return r, errors.New("the worker has ended by itself")
 		case <-ctx.Done():
-			return nil, context.Cause(ctx)
+			return r, context.Cause(ctx)
 		}
 	}
-	return []row{newRow("latency", milliseconds, took)}, nil
+	return newRow(name, milliseconds, took), nil
 }

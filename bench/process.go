@@ -25,6 +25,7 @@ const workerEnv = "BENCH_WORKER"
 type workerSpec struct {
 	URL, Set, Projection string
 	Heartbeat, Window    time.Duration
+	Hints                bool
 }
 
 // workerMain is main in a worker process. It prints "run" when it calls Run, and
@@ -61,7 +62,7 @@ func work(text string) error {
 	if err != nil {
 		return err
 	}
-	cfg.HeartbeatInterval, cfg.JoinWindow = spec.Heartbeat, spec.Window
+	(&fleet{d: &database{url: spec.URL}, heartbeat: spec.Heartbeat, window: spec.Window, hints: spec.Hints}).configure(&cfg)
 	var seen sync.Map
 	o, err := orchestrator.New(cfg)
 	if err != nil {
@@ -87,7 +88,7 @@ func (f *fleet) joinProcess() (time.Time, error) {
 	if err != nil {
 		return time.Time{}, err
 	}
-	spec, err := json.Marshal(workerSpec{f.d.url, f.set, f.projection, f.heartbeat, f.window})
+	spec, err := json.Marshal(workerSpec{f.d.url, f.set, f.projection, f.heartbeat, f.window, f.hints})
 	if err != nil {
 		return time.Time{}, err
 	}

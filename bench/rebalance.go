@@ -14,8 +14,8 @@ import (
 // The changes follow each other closely, so a worker that has to wait for its
 // next heartbeat waits for almost all of the interval.
 //
-// JoinWindow, which waits for further workers on purpose, is set to 1 ms; the
-// rest is at the defaults.
+// JoinWindow, which waits for further workers on purpose, is set to 1 ms, and the
+// workers listen for hints (ListenURL, EventsChannel); the rest is at the defaults.
 //
 // The floor is as many commits, one after the other, as no protocol of this kind
 // does without: the change itself, a report of each worker that it has stopped,
@@ -69,7 +69,10 @@ func (r rebalance) run(ctx context.Context, b *bench) (rows []row, err error) {
 	if err != nil {
 		return nil, err
 	}
-	f.handler, f.heartbeat = r.handler, r.heartbeat
+	f.handler, f.heartbeat, f.hints = r.handler, r.heartbeat, true
+	if _, err := f.d.db.ExecContext(ctx, notifying); err != nil {
+		return nil, err
+	}
 	defer func() { err = errors.Join(err, f.end(ctx)) }()
 	for range r.workers {
 		if _, err := r.join(f); err != nil {

@@ -18,7 +18,7 @@ func together(ctx context.Context, b *bench) (rows []row, err error) {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, f.end(ctx)) }()
-	f.window = orchestrator.DefaultJoinWindow
+	f.window, f.hints = orchestrator.DefaultJoinWindow, true
 	began := time.Now()
 	for range rolloutWorkers {
 		if err := f.joinGoroutine(f.pool); err != nil {
@@ -37,15 +37,16 @@ func together(ctx context.Context, b *bench) (rows []row, err error) {
 	}, nil
 }
 
-// rolling: every second the oldest of ten workers is told to leave, and a new one
-// calls Run at the same moment, until all are new.
+// rolling: a deployment that, every second, starts a new worker and tells the
+// oldest to leave as soon as the new one has joined, until all are new. A leave
+// within JoinWindow of a join makes one generation with it.
 func rolling(ctx context.Context, b *bench) (rows []row, err error) {
 	f, err := newFleet(ctx, b, 3*(rolloutWorkers+1))
 	if err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, f.end(ctx)) }()
-	f.window = orchestrator.DefaultJoinWindow
+	f.window, f.hints = orchestrator.DefaultJoinWindow, true
 	for range rolloutWorkers {
 		if err := f.joinGoroutine(f.pool); err != nil {
 			return nil, err
@@ -59,10 +60,13 @@ func rolling(ctx context.Context, b *bench) (rows []row, err error) {
 	defer pace.Stop()
 	for range rolloutWorkers {
 		<-pace.C
-		f.leave()
 		if err := f.joinGoroutine(f.pool); err != nil {
 			return nil, err
 		}
+		if err := f.joined(ctx, rolloutWorkers+1); err != nil {
+			return nil, err
+		}
+		f.leave()
 	}
 	last := time.Now()
 	at, generation, err := f.settle(ctx, first)
@@ -74,4 +78,15 @@ func rolling(ctx context.Context, b *bench) (rows []row, err error) {
 		newRow("rolling/generations", "generations", []float64{opened}).goal("≤ 11", opened <= rolloutWorkers+1),
 		newRow("rolling/settled", milliseconds, []float64{millis(at.Sub(last))}).noted("after the last change"),
 	}, nil
+}
+
+// joined waits until so many workers are members.
+func (f *fleet) joined(ctx context.Context, n int) error {
+	for members := 0; members < n; {
+		time.Sleep(5 * time.Millisecond)
+		if err := f.watched.QueryRowContext(ctx, `SELECT count(*) FROM orchestrator_workers`).Scan(&members); err != nil {
+			return err
+		}
+	}
+	return nil
 }

@@ -57,6 +57,13 @@ CREATE TABLE effects (
 CREATE TABLE commits (n bigint NOT NULL);
 INSERT INTO commits VALUES (0)`
 
+// eventsChannel is what every append notifies, by a trigger as the README has it.
+const eventsChannel = "events_appended"
+
+const notifying = `
+CREATE FUNCTION events_appended() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN NOTIFY events_appended; RETURN NULL; END $$;
+CREATE TRIGGER events_appended AFTER INSERT ON events FOR EACH STATEMENT EXECUTE FUNCTION events_appended()`
+
 // empty returns a new database without events.
 func (b *bench) empty(ctx context.Context) (*database, error) {
 	d := &database{}

@@ -17,18 +17,22 @@ func waiting(ctx context.Context, b *bench) ([]row, error) {
 	if err != nil {
 		return nil, err
 	}
-	rate := func(workers int) func(context.Context, *sql.DB) (float64, error) {
-		return func(ctx context.Context, pool *sql.DB) (float64, error) { return waitingRate(ctx, b, d, pool, workers) }
+	rate := func(workers, partitions int) func(context.Context, *sql.DB) (float64, error) {
+		return func(ctx context.Context, pool *sql.DB) (float64, error) {
+			return waitingRate(ctx, b, d, pool, workers, partitions)
+		}
 	}
 	return b.race(ctx, d, 3, []contender{
-		{"waiting/1-worker", rate(1), 0},
-		{"waiting/4-workers", rate(4), 3.8},
+		{"waiting/1-worker", rate(1, 1), 0},
+		{"waiting/4-workers", rate(4, 1), 3.8},
+		{"waiting/16-partitions", rate(1, 16), 14},
 	})
 }
 
-func waitingRate(ctx context.Context, b *bench, d *database, pool *sql.DB, workers int) (rate float64, err error) {
+func waitingRate(ctx context.Context, b *bench, d *database, pool *sql.DB, workers, partitions int) (rate float64, err error) {
 	f := &fleet{
-		d: d, set: b.fresh("set"), projection: b.fresh("p"), window: time.Millisecond, handler: time.Millisecond,
+		partitions: partitions,
+		d:          d, set: b.fresh("set"), projection: b.fresh("p"), window: time.Millisecond, handler: time.Millisecond,
 		ledger: openLedger(), reports: make(chan report, 1000),
 	}
 	defer func() {

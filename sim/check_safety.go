@@ -86,7 +86,8 @@ func (c *checker) repeats(p *checkedProjection, w *checkedWorker, f fact, e even
 
 // again judges a plain handler that is called with an event that is in no commit
 // yet, though a handler has had it before: something must have happened since to
-// the worker that had it, or the handler must have failed. (What a transactional
+// the worker that had it, or to the one that has it again, or the handler must
+// have failed. (What a transactional
 // handler does is undone with its transaction, so it may have it as often as
 // it likes.)
 func (c *checker) again(p *checkedProjection, call *openCall) *violation {
@@ -101,7 +102,7 @@ func (c *checker) again(p *checkedProjection, call *openCall) *violation {
 		before := p.unhandled[i].had
 		p.unhandled[i].had = call
 		if before == nil || before.failed || max(before.worker.trouble.step, c.trouble.step) > before.begin.step ||
-			before.begin.at <= max(before.worker.troubled, c.troubled) {
+			before.begin.at <= max(before.worker.troubled, c.troubled) || call.begin.at <= call.worker.troubled {
 			continue
 		}
 		return broken(nothingTwice, []fact{before.begin, c.activated, call.begin},

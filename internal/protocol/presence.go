@@ -42,7 +42,7 @@ const (
 	presenceGrace = 650 * time.Millisecond
 	// presenceLook is how often to look for the locks of others; it is also how
 	// an idle worker finds out that its own session is gone.
-	presenceLook = 1250 * time.Millisecond
+	presenceLook = 1300 * time.Millisecond
 	// presenceSettled is how long the session of one who looks must have been
 	// there: when the server was restarted, everybody has to take a new one, and
 	// is given the time.

@@ -81,6 +81,9 @@ func (t *Track) Accept(page []Key, passed int64) (keep []int, err error) {
 	}
 	for i, k := range page {
 		if !k.Skip && k.Slot%t.total == t.partition && (t.frontier == nil || k.Position > t.frontier[k.Slot]) {
+			if keep == nil {
+				keep, t.pending = make([]int, 0, len(page)-i), slices.Grow(t.pending, len(page)-i)
+			}
 			keep = append(keep, i)
 			t.pending = append(t.pending, k.Position)
 		}

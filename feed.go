@@ -116,10 +116,12 @@ func (f *feed[E]) leave() {
 	if last && f.shared {
 		delete(feeds.of, f.events)
 	}
+	if last {
+		f.stop() // from here on no read begins
+	}
 	f.mu.Unlock()
 	feeds.Unlock()
 	if last {
-		f.stop()
 		f.look.Stop()
 		f.busy.Wait()
 	}

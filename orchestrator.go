@@ -175,9 +175,7 @@ func newWorker[E any](ctx context.Context, cfg Config[E], projections []Projecti
 		fatal:  make(chan error),
 		leases: newLease(),
 	}
-	if !cfg.LeaseOnly {
-		w.session.Present(presenceKey())
-	}
+	w.present()
 	w.life, w.end = context.WithCancel(context.WithoutCancel(ctx))
 	return w
 }

@@ -110,6 +110,35 @@ func TestAHandlerIsSuspended(t *testing.T) {
 	w.caughtUp("plain")
 }
 
+// Lanes that wait for a proof don't keep all connections of the pool from the
+// session that is to give it.
+func TestAProofNeedsAConnection(t *testing.T) {
+	w := newWorld(t)
+	cfg := w.longLease()
+	cfg.DB = w.connect()
+	cfg.DB.SetMaxOpenConns(5)
+	var projections []orchestrator.Projection[orchestrator.Event]
+	names := []string{"a", "b", "c", "d", "e", "f", "g", "h", "i", "j"}
+	for _, name := range names {
+		projections = append(projections, transactional{effects{name: name, hook: func(context.Context, orchestrator.Event) error {
+			time.Sleep(time.Millisecond)
+			return nil
+		}}})
+	}
+	run(t, cfg, projections...)
+	var last int64
+	for range 5 {
+		w.append(200)
+		var pid int64
+		eventually(t, "it has a session of its own", func() bool { pid = w.own(last); return pid != 0 })
+		w.exec(`SELECT pg_terminate_backend($1)`, pid)
+		last = pid
+		for _, name := range names {
+			w.caughtUp(name)
+		}
+	}
+}
+
 // A pool that has no connection to spare, and whoever wants it so, go by leases.
 func TestLeaseOnly(t *testing.T) {
 	for _, test := range []struct {

@@ -41,17 +41,18 @@ type event struct {
 
 // A proc is a worker's process: a session and the handlers that it has started.
 type proc struct {
-	name    string
-	session *Session
-	run     *handlers
-	key     int32     // of its presence; 0: none
-	lock    int32     // the number under which a session of its own is at the server; 0: none is
-	asking  bool      // a request is under way
-	wakes   int       // only the latest Wake counts
-	frozen  time.Time // until then
-	cutOff  time.Time // from the database, until then
-	dead    bool      // crashed or exited
-	leaving bool
+	name     string
+	session  *Session
+	run      *handlers
+	key      int32         // of its presence; 0: none
+	lock     int32         // the number under which a session of its own is at the server; 0: none is
+	asking   bool          // a request is under way
+	wakes    int           // only the latest Wake counts
+	frozen   time.Time     // until then
+	cutOff   time.Time     // from the database, until then
+	connects time.Duration // how long its next connection takes
+	dead     bool          // crashed or exited
+	leaving  bool
 }
 
 // handlers are those of one assignment.

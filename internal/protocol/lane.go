@@ -256,7 +256,7 @@ func (l *Lane) Next(now time.Time, s Signals, a LaneAnswer) LaneAction {
 	l.kept = nil
 	action := l.advance(now, s, a)
 	switch action.Do {
-	case LaneProve, LaneHandle, LaneWrite, LaneCommit:
+	case LaneHandle, LaneWrite, LaneCommit:
 	default:
 		action.Rollback, l.open = l.open, false
 	}
@@ -295,10 +295,10 @@ func (l *Lane) advance(now time.Time, s Signals, a LaneAnswer) LaneAction {
 		l.began = now
 		return l.handle(now, s)
 	case LaneProve:
-		return l.handle(now, s)
+		return l.begin(now, s)
 	case LaneHandle:
 		if a.Failure == NotBegun {
-			return LaneAction{Do: LaneProve}
+			return l.prove()
 		}
 		return l.handled(now, s, a)
 	case LaneWrite:
@@ -404,10 +404,27 @@ func (l *Lane) batch(now time.Time, s Signals) LaneAction {
 	case l.size == 0:
 		return l.rest(now, s)
 	}
-	if l.config.Kind != Plain {
-		return LaneAction{Do: LaneOpen}
+	return l.begin(now, s)
+}
+
+// begin opens a transaction where there is to be one, and there is a proof.
+func (l *Lane) begin(now time.Time, s Signals) LaneAction {
+	if l.config.Kind == Plain || s.stopping() || s.Unproven {
+		return l.handle(now, s)
 	}
-	return l.handle(now, s)
+	return LaneAction{Do: LaneOpen}
+}
+
+// prove waits for a proof, without a transaction. The proof takes a connection
+// that may have to come from the same pool:
+//  1. as many lanes as the pool has connections have each begun a transaction;
+//  2. the worker's own session is gone, and they wait for a proof;
+//  3. the worker waits for a connection to take another session on.
+func (l *Lane) prove() LaneAction {
+	if l.open && l.done > 0 {
+		return l.write(l.done)
+	}
+	return LaneAction{Do: LaneProve}
 }
 
 // rest pauses when there is nothing new.
@@ -426,7 +443,7 @@ func (l *Lane) handle(now time.Time, s Signals) LaneAction {
 	long := l.config.Kind == Transactional && l.done > 0 && now.Sub(l.began) > l.config.cut()
 	switch {
 	case l.done < l.size && !s.stopping() && !long && s.Unproven:
-		return LaneAction{Do: LaneProve}
+		return l.prove()
 	case l.done < l.size && !s.stopping() && !long:
 		n := 1
 		if l.config.Kind == Batched {

@@ -140,15 +140,28 @@ func TestLane(t *testing.T) {
 			{answer: evens(12, 14), want: "open"},
 			{answer: ok, want: "rollback, end: alone", signals: over},
 		}},
-		{name: "no event is begun without a proof", config: LaneConfig{Kind: Transactional}, turns: []turn{
-			{answer: evens(12, 14), want: "open", signals: unproven},
-			{answer: ok, want: "prove", signals: unproven},
+		{name: "no event is begun without a proof, and no transaction waits for one", config: LaneConfig{Kind: Transactional}, turns: []turn{
+			{answer: evens(12, 14), want: "prove", signals: unproven},
 			{answer: ok, want: "prove", signals: unproven}, // of another partition, or too late
+			{answer: ok, want: "open"},
+			{answer: ok, want: "rollback, prove", signals: unproven}, // it ran out in between
+			{answer: ok, want: "open"},
 			{answer: ok, want: "handle 0+1"},
-			{answer: failing(NotBegun), want: "prove"}, // it ran out in between
+			{answer: failing(NotBegun), want: "rollback, prove"}, // likewise
+			{answer: ok, want: "open"},
 			{answer: ok, want: "handle 0+1"},
+			{answer: ok, want: "write 10 to 13", signals: unproven}, // what is done needs none
+			{answer: ok, want: "commit", signals: unproven},
+			{answer: ok, want: "read 4 after 14", signals: unproven},
+		}},
+		{name: "asked to stop while there is no proof", config: LaneConfig{Kind: Batched}, turns: []turn{
+			{answer: evens(12, 14), want: "prove", signals: unproven},
+			{answer: ok, want: "end: asked", signals: Signals{Asked: true, Unproven: true}},
+		}},
+		{name: "plain: without a proof in the middle of a batch", turns: []turn{
+			{answer: evens(12, 14), want: "handle 0+1"},
 			{answer: ok, want: "prove", signals: unproven},
-			{answer: ok, want: "write 10 to 13", signals: asked}, // what is done needs none
+			{answer: ok, want: "save 10 to 13", signals: asked}, // what is done needs none
 		}},
 		{name: "suspended: the event is handled again when there is a proof", turns: []turn{
 			{answer: evens(12), want: "handle 0+1"},

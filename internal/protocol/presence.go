@@ -83,8 +83,7 @@ type (
 		Absent []Absence
 	}
 	// Detached says that it is gone, or could not be had. Never says that there
-	// is no sense in trying again: sessions can't be told apart here, or there is
-	// none to spare.
+	// is no sense in trying again: sessions can't be told apart here.
 	Detached struct {
 		Number int32
 		Never  bool
@@ -131,7 +130,8 @@ type presence struct {
 	since    time.Time
 	fresh    time.Time // when that session was there for certain
 	// published is the newest number that the group may know of this incarnation,
-	// and known the newest that it does for certain.
+	// or will when what is under way has arrived, and known the newest that it
+	// does for certain.
 	published, known int32
 	// proven is when a session was there for certain that the group knew.
 	proven time.Time
@@ -170,6 +170,15 @@ func (p *presence) prove(number int32, sent time.Time) {
 	if p.known >= number {
 		p.proven, p.suspended = sent, false
 	}
+}
+
+// publishing takes in that the group may know the number from now on. Nobody can
+// have missed what nobody knew, so the first is as good as a proof.
+func (p *presence) publishing(now time.Time, number int32) {
+	if p.published == 0 {
+		p.proven, p.suspended = now, false
+	}
+	p.published = max(p.published, number)
 }
 
 // publish takes in what the group knows now.
@@ -280,7 +289,7 @@ func (p *presence) detach(now time.Time, in Detached) {
 }
 
 // attend returns what to ask of the worker's own session now.
-func (p *presence) attend(now time.Time, worker WorkerID, member bool) []Action {
+func (p *presence) attend(now time.Time, worker WorkerID) []Action {
 	due := !now.Before(p.next)
 	begin, _, bound := p.sure()
 	switch {
@@ -289,9 +298,12 @@ func (p *presence) attend(now time.Time, worker WorkerID, member bool) []Action 
 	case p.attached == 0 && due:
 		p.number++
 		p.inFlight = true
-		if member {
-			p.published = p.number
-		}
+		// Also where there is no row yet:
+		//  1. w sends a join, and takes a session at the same time;
+		//  2. it joins, and then its session is published in its row;
+		//  3. the session ends, and nothing of 2. has come back. w handles events
+		//     by its lease, and is removed for the lack of the session.
+		p.publishing(now, p.number)
 		return []Action{Attach{Presence{p.key, p.number}, worker}}
 	case p.attached != 0 && (due || p.wanted && bound && p.known >= p.attached && !now.Before(begin)):
 		p.inFlight = true

@@ -8,6 +8,11 @@ import (
 
 // attach carries a worker's wish for a session of its own to the server.
 func (w *sessionWorld) attach(p *proc, a Attach) {
+	if d := p.connects; d > 0 {
+		p.connects = 0
+		w.after(d, p, func() { w.attach(p, a) })
+		return
+	}
 	sent := w.now
 	if !w.now.Before(p.cutOff) {
 		p.lock = 0 // the one before is closed, and the server hears of it
@@ -195,5 +200,68 @@ func TestPresenceNeverGoesBack(t *testing.T) {
 	}
 	if after, _ := Step(g, testStart, Watch{Absent: []Absence{{"a", Presence{7, 2}}}}); len(after.Members) != 0 {
 		t.Errorf("not removed: %s", after)
+	}
+}
+
+// A worker that starts joins and takes a session at the same time, and either may
+// be first. It may lose the session at once, before it has heard of it even.
+func TestPresenceFromTheStart(t *testing.T) {
+	for slow := 0; slow <= 200; slow += 20 {
+		for ms := 10; ms < 400; ms += 15 {
+			w := &sessionWorld{dice: &dice{}, now: testStart, present: true, tracing: true, layouts: map[int64]map[int]WorkerID{}, totals: map[int64]int{}}
+			other := w.join()
+			w.runUntil(testStart.Add(time.Minute))
+			victim := w.join()
+			victim.connects = time.Duration(slow) * time.Millisecond
+			w.runUntil(w.now.Add(10 * time.Millisecond))
+			w.input(other, Hinted{}) // so it stops at once
+			w.runUntil(w.now.Add(time.Duration(ms) * time.Millisecond))
+			victim.cutOff, victim.lock = w.now.Add(time.Hour), 0
+			w.runUntil(w.now.Add(time.Minute))
+			if w.err != nil {
+				t.Errorf("connected in %dms, lost after %dms: %v", slow, ms, w.err)
+				for _, line := range w.trace {
+					t.Log(line)
+				}
+				t.FailNow()
+			}
+		}
+	}
+}
+
+// That a session becomes known while handlers run is no reason to cancel them:
+// nobody can have missed what nobody knew.
+func TestPresenceBecomesKnown(t *testing.T) {
+	now := testStart
+	s := NewSession("w", Timing{Heartbeat: 5 * time.Second, Lease: 30 * time.Second, Drain: time.Minute}, Request{})
+	s.Present(7)
+	next := func(in Input) (request Request) {
+		t.Helper()
+		s.Handling(s.running != nil)
+		for _, a := range s.Next(now, in) {
+			switch a := a.(type) {
+			case Suspend:
+				t.Errorf("suspended after %T", in)
+			case Sync:
+				request = a.Request
+			}
+		}
+		return request
+	}
+	sent := now
+	join := next(Tick{})
+	now = now.Add(20 * time.Millisecond)
+	next(Attached{Number: 1, Sent: sent, Worker: "w"}) // it came before the join
+	now = now.Add(20 * time.Millisecond)
+	view := View{Now: now, Member: true, Generation: 1, Total: 1, Partitions: []int{0}, Holds: 1}
+	beat := next(Synced{Request: join, Sent: sent, View: view})
+	if beat.Presence != (Presence{7, 1}) {
+		t.Errorf("the next request is %+v, want the session to be published at once", beat)
+	}
+	beat.Presence = Presence{7, 1}
+	sent, now = now, now.Add(20*time.Millisecond)
+	next(Synced{Request: beat, Sent: sent, View: view})
+	if begin, _, bound := s.Proof(); !bound || !now.Before(begin) {
+		t.Errorf("at %v handlers may begin until %v, bound %t", now, begin, bound)
 	}
 }

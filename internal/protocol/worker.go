@@ -284,9 +284,7 @@ func (s *Session) Next(now time.Time, in Input) []Action {
 	case Shutdown:
 		s.leaving = true
 	case Attached:
-		if s.presence.attach(now, in, s.id); s.member && s.presence.known < s.presence.attached {
-			s.next = now // to publish it
-		}
+		s.presence.attach(now, in, s.id)
 	case Proven:
 		s.presence.proof(now, in)
 	case Detached:
@@ -484,7 +482,10 @@ func (s *Session) advance(now time.Time) []Action {
 	if s.running != nil {
 		actions = append(actions, s.presence.watch(now)...)
 	}
-	actions = append(actions, s.presence.attend(now, s.id, s.member)...)
+	actions = append(actions, s.presence.attend(now, s.id)...)
+	if s.member && s.presence.known < s.presence.attached && s.failures == 0 {
+		s.next = now // to publish it
+	}
 	if gone, _ := s.presence.gone(now); len(gone) > 0 && s.member {
 		if s.step = true; s.failures == 0 {
 			s.next = now
@@ -559,7 +560,7 @@ func (s *Session) request(now time.Time) Request {
 	}
 	if p := &s.presence; p.attached != 0 && !r.Leave {
 		r.Presence = Presence{p.key, p.attached}
-		p.published = max(p.published, p.attached)
+		p.publishing(now, p.attached)
 	}
 	return r
 }

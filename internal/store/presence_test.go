@@ -77,3 +77,29 @@ SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND c
 		t.Errorf("absent are %v, want %v", absent, want)
 	}
 }
+
+// A pooler that resets a session between two of its clients lets go of the lock,
+// which others see; so the session, though it is the same, must prove nothing.
+func TestPresenceOfASessionThatWasReset(t *testing.T) {
+	conn, err := migrated(t).Conn(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	s, _, err := store.Attach(t.Context(), conn, "set", protocol.Attach{Presence: protocol.Presence{Key: 1, Number: 1}, Worker: "w"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if same, err := s.Prove(t.Context()); !same || err != nil {
+		t.Fatalf("before: %t, %v", same, err)
+	}
+	if _, err := conn.ExecContext(t.Context(), `DISCARD ALL`); err != nil {
+		t.Fatal(err)
+	}
+	if same, err := s.Prove(t.Context()); same || err != nil {
+		t.Errorf("proven: %t, %v", same, err)
+	}
+	if same, _, err := s.Look(t.Context(), "set", "w"); same || err != nil {
+		t.Errorf("proven by a look: %t, %v", same, err)
+	}
+}

@@ -81,7 +81,7 @@ func join(s *store.Store, t *testing.T, id protocol.WorkerID, projections ...str
 // with a bound, makes requests fail one by one; they hold no locks meanwhile.
 func TestLockTimeout(t *testing.T) {
 	db := migrated(t)
-	s := store.New(db, "set", store.Options{Bounds: store.BoundsOf(100 * time.Millisecond)})
+	s := store.New(db, "set", store.Options{Bounds: store.BoundsOf(2 * time.Second)})
 	sync := func(r protocol.Request) (store.Result, error) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()

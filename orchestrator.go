@@ -176,7 +176,7 @@ func newWorker[E any](ctx context.Context, cfg Config[E], projections []Projecti
 		leases: newLease(),
 	}
 	if !cfg.LeaseOnly {
-		w.session.Present(presenceKey())
+		w.present()
 	}
 	w.life, w.end = context.WithCancel(context.WithoutCancel(ctx))
 	return w

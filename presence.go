@@ -27,16 +27,20 @@ const (
 	presencePool = 4
 )
 
+// present gives the worker a presence, if the pool can spare a connection.
+func (w *worker[E]) present() {
+	if n := w.cfg.DB.Stats().MaxOpenConnections; n > 0 && n < presencePool {
+		w.noPresence("the pool has no connection to spare for it; allow %d with db.SetMaxOpenConns, or set Config.LeaseOnly", presencePool)
+		return
+	}
+	w.session.Present(presenceKey())
+}
+
 // presenceKey returns one that no other worker has.
 func presenceKey() int32 { return 1 + rand.Int32N(1<<31-1) }
 
 // attach takes a connection out of the pool.
 func (w *worker[E]) attach(a protocol.Attach) {
-	if n := w.cfg.DB.Stats().MaxOpenConnections; n > 0 && n < presencePool {
-		w.noPresence("the pool has no connection to spare for it; allow %d with db.SetMaxOpenConns, or set Config.LeaseOnly", presencePool)
-		w.input(protocol.Detached{Number: a.Presence.Number, Never: true})
-		return
-	}
 	w.presence.drop()
 	sent := time.Now()
 	p, err := bounded(w.life, presencePatience, func(ctx context.Context) (p presence, err error) {

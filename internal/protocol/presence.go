@@ -83,8 +83,7 @@ type (
 		Absent []Absence
 	}
 	// Detached says that it is gone, or could not be had. Never says that there
-	// is no sense in trying again: sessions can't be told apart here, or there is
-	// none to spare.
+	// is no sense in trying again: sessions can't be told apart here.
 	Detached struct {
 		Number int32
 		Never  bool
@@ -130,9 +129,7 @@ type presence struct {
 	attached int32 // the number of the session that is there; 0: none
 	since    time.Time
 	fresh    time.Time // when that session was there for certain
-	// published is the newest number that the group may know of this incarnation,
-	// and known the newest that it does for certain.
-	published, known int32
+	known    int32     // the newest number that the group knows of this incarnation for certain
 	// proven is when a session was there for certain that the group knew.
 	proven time.Time
 	wanted bool // a proof: there is something to handle
@@ -158,10 +155,16 @@ type sighting struct {
 // on reports whether the worker is to have a presence.
 func (p *presence) on() bool { return p.key != 0 }
 
-// sure returns until when handlers may begin, and until when they may go on.
-// Nobody is removed for the lack of what was never published.
+// sure returns until when handlers may begin, and until when they may go on. That
+// binds a worker from the start, and not only when it knows that it is published:
+//
+//  1. a new worker asks for a session and sends its join, at the same time;
+//  2. the join takes effect, and is answered: handlers begin;
+//  3. the session's number is published in the row that is there by now, and the
+//     answer is lost, and the session as well;
+//  4. others remove the worker, whose handlers run on its lease.
 func (p *presence) sure() (begin, end time.Time, bound bool) {
-	return p.proven.Add(presenceOwn / 2), p.proven.Add(presenceOwn), p.published != 0
+	return p.proven.Add(presenceOwn / 2), p.proven.Add(presenceOwn), p.on()
 }
 
 // prove takes in when a session was there.
@@ -280,20 +283,17 @@ func (p *presence) detach(now time.Time, in Detached) {
 }
 
 // attend returns what to ask of the worker's own session now.
-func (p *presence) attend(now time.Time, worker WorkerID, member bool) []Action {
+func (p *presence) attend(now time.Time, worker WorkerID) []Action {
 	due := !now.Before(p.next)
-	begin, _, bound := p.sure()
+	begin, _, _ := p.sure()
 	switch {
 	case !p.on() || p.inFlight:
 		return nil
 	case p.attached == 0 && due:
 		p.number++
 		p.inFlight = true
-		if member {
-			p.published = p.number
-		}
 		return []Action{Attach{Presence{p.key, p.number}, worker}}
-	case p.attached != 0 && (due || p.wanted && bound && p.known >= p.attached && !now.Before(begin)):
+	case p.attached != 0 && (due || p.wanted && p.known >= p.attached && !now.Before(begin)):
 		p.inFlight = true
 		return []Action{Prove{p.attached, due}}
 	}

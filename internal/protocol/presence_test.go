@@ -197,3 +197,33 @@ func TestPresenceNeverGoesBack(t *testing.T) {
 		t.Errorf("not removed: %s", after)
 	}
 }
+
+// A worker that has asked for a session, and has not heard of it, may be published:
+// its join was answered first. So it handles nothing until it has a proof.
+func TestPresenceBindsFromTheStart(t *testing.T) {
+	s := NewSession("w", Timing{Heartbeat: 5 * time.Second, Lease: 30 * time.Second, Drain: 30 * time.Second}, Request{})
+	s.Present(7)
+	var join Request
+	var attach Attach
+	for _, a := range s.Next(testStart, Tick{}) {
+		switch a := a.(type) {
+		case Sync:
+			join = a.Request
+		case Attach:
+			attach = a
+		}
+	}
+	group, decision := Step(Apply(Group{}, join, testStart), testStart, join.Watch)
+	actions := s.Next(testStart.Add(time.Millisecond), Synced{Request: join, Sent: testStart, View: group.View("w", testStart, decision)})
+	if !slices.ContainsFunc(actions, func(a Action) bool { _, starts := a.(Start); return starts }) {
+		t.Fatalf("the actions are %v, and none starts", actions)
+	}
+	if begin, _, bound := s.Proof(); !bound || begin.After(testStart) {
+		t.Error("handlers may begin though others may know the session that was asked for, and no answer has come")
+	}
+	now := testStart.Add(2 * time.Millisecond)
+	s.Next(now, Attached{Number: attach.Presence.Number, Sent: testStart, Worker: "w", Published: true})
+	if begin, _, _ := s.Proof(); !now.Before(begin) {
+		t.Error("handlers may not begin though the session that is published has answered")
+	}
+}

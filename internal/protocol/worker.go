@@ -290,7 +290,7 @@ func (s *Session) Next(now time.Time, in Input) []Action {
 	case Proven:
 		s.presence.proof(now, in)
 	case Detached:
-		bound := s.presence.published != 0
+		bound := s.presence.on()
 		if s.presence.detach(now, in); !s.presence.on() && bound {
 			s.lost = true // others may count on what is no longer proven
 		}
@@ -484,7 +484,7 @@ func (s *Session) advance(now time.Time) []Action {
 	if s.running != nil {
 		actions = append(actions, s.presence.watch(now)...)
 	}
-	actions = append(actions, s.presence.attend(now, s.id, s.member)...)
+	actions = append(actions, s.presence.attend(now, s.id)...)
 	if gone, _ := s.presence.gone(now); len(gone) > 0 && s.member {
 		if s.step = true; s.failures == 0 {
 			s.next = now
@@ -533,7 +533,7 @@ func (s *Session) reincarnate(now time.Time) {
 	s.previous, s.id = s.id, WorkerID(fmt.Sprintf("%s~%d", s.name, s.incarnation))
 	s.member, s.lost, s.leaseEnd = false, false, time.Time{}
 	s.reported, s.step, s.renew, s.polls = s.stopped, false, false, 0
-	s.presence.published, s.presence.known, s.presence.wanted = 0, 0, false
+	s.presence.known, s.presence.wanted = 0, false
 	s.next = now
 }
 
@@ -559,7 +559,6 @@ func (s *Session) request(now time.Time) Request {
 	}
 	if p := &s.presence; p.attached != 0 && !r.Leave {
 		r.Presence = Presence{p.key, p.attached}
-		p.published = max(p.published, p.attached)
 	}
 	return r
 }

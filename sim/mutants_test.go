@@ -183,6 +183,13 @@ var mutants = []mutant{
 		}
 		return in
 	}}, []promise{oneOwner, inOrder, nothingTwice}},
+	{"misses nobody", rules{input: func(_ *worker, in protocol.Input) protocol.Input {
+		if s, ok := in.(protocol.Proven); ok {
+			s.Absent = nil
+			return s
+		}
+		return in
+	}}, []promise{bounded}},
 	{"begins without a proof", rules{unprovenBegins: true}, []promise{onLease}},
 	{"does not suspend", rules{action: func(_ *worker, a protocol.Action) protocol.Action {
 		if a == (protocol.Suspend{}) {

@@ -3,7 +3,7 @@ package sim
 import "time"
 
 // What a proof is good for, how long a crash may go unnoticed, and how long the
-// session of one who notices it must have been there, as ARCHITECTURE.md has it.
+// session of one who notices it must have been there: see protocol.Presence.
 const (
 	proofBegins = 200 * time.Millisecond
 	proofEnds   = 400 * time.Millisecond

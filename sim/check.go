@@ -88,7 +88,7 @@ type visible struct {
 
 func newChecker(s setup) *checker {
 	c := &checker{
-		setup: s, crew: newCrew(),
+		setup: s, crew: newCrew(s.drift),
 		projections: map[string]*checkedProjection{},
 		calls:       map[callKey]*openCall{},
 	}
@@ -140,6 +140,9 @@ func (c *checker) observe(f fact) *violation {
 		return c.handlerBegins(f)
 	case handlerEnds:
 		if call := c.calls[callKey{f.worker, f.call}]; call != nil {
+			if v := c.suspended(call, f); v != nil {
+				return v
+			}
 			call.failed = f.text != ""
 			c.forget(call)
 			call.worker.calls = without(call.worker.calls, call)

@@ -74,7 +74,7 @@ func (c *checker) upset(f fact) {
 		one(retry, 2*watch)
 	case sessionTaken: // it tries again
 		one(retry, 0)
-	case runCancels, workerReturns, refused, workerExpired:
+	case runCancels, runSuspends, workerReturns, refused, workerExpired:
 		trouble()
 	case faultOther: // whom it hits ends, and another one is started
 		all(f.length + retry + locks)
@@ -127,6 +127,9 @@ func (c *checker) setInTime(f fact) *violation {
 		if v := c.removed(m, watching, f); v != nil {
 			return v
 		}
+		if v := c.missed(m, f); v != nil {
+			return v
+		}
 		if v := c.reacts(m, f); v != nil {
 			return v
 		}
@@ -163,6 +166,11 @@ func (c *checker) obeys(w *checkedWorker, f fact) *violation {
 				return broken(onLease, []fact{w.run, call.begin, w.sent, w.cancel, f}, "a handler of %s that would listen still runs, %s after four fifths of its lease were over",
 					owner(call.begin), f.at-over)
 			}
+		}
+	}
+	for _, call := range w.calls {
+		if v := c.suspended(call, f); v != nil {
+			return v
 		}
 	}
 	drain, cancel := w.drain, w.cancel

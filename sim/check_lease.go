@@ -42,4 +42,8 @@ func (s setup) own(lease fact) time.Duration {
 }
 
 // slow is how long d can last by a slow clock.
-func (s setup) slow(d time.Duration) time.Duration { return time.Duration(float64(d) / (1 - s.drift)) }
+func (s setup) slow(d time.Duration) time.Duration { return slow(d, s.drift) }
+
+func slow(d time.Duration, drift float64) time.Duration {
+	return time.Duration(float64(d) / (1 - drift))
+}

@@ -16,6 +16,9 @@ func (c *checker) handlerBegins(f fact) *violation {
 	if v := c.onLease(w, f); v != nil {
 		return v
 	}
+	if v := c.onProof(w, f); v != nil {
+		return v
+	}
 	for _, e := range f.events {
 		if v := c.belongs(f, e); v != nil {
 			return v
@@ -312,7 +315,7 @@ func (c *checker) runStarts(f fact) *violation {
 	// A slow answer may start a generation late. But the next one is active
 	// only once this worker has reported that it stopped, and then it starts
 	// the old one no more, or once its lease is over.
-	if w := c.worker(f.worker); f.generation != c.activated.generation && !w.lease.unset() && !c.overBy(w, f.at) {
+	if w := c.worker(f.worker); f.generation != c.activated.generation && !w.lease.unset() && !c.overBy(w, f.at) && w.presence.missing.unset() {
 		return broken(agreement, []fact{decided, w.lease, c.activated, f}, "%s starts generation %d while generation %d is active and its own lease is not over",
 			f.worker, f.generation, c.activated.generation)
 	}

@@ -9,6 +9,7 @@ import (
 
 // A crew is what the facts say of the workers.
 type crew struct {
+	drift   float64 // of their clocks, at most
 	workers map[string]*checkedWorker
 	all     []*checkedWorker // as they appeared
 	stepped fact             // the latest step of the database's clock
@@ -37,6 +38,8 @@ type checkedWorker struct {
 	drain       fact   // the latest runDrains
 	cancel      fact   // the latest runCancels
 	calls       []*openCall
+	suspend     fact // the latest runSuspends
+	presence    checkedPresence
 	returns     map[laneKey]fact // the latest handlerEnds
 	trouble     fact             // the latest that may make it handle events again
 	troubled    time.Duration    // by trouble, until then
@@ -56,7 +59,7 @@ const waking = wakeMax + deciding
 // to call a handler and calling it.
 const deciding = time.Millisecond
 
-func newCrew() crew { return crew{workers: map[string]*checkedWorker{}} }
+func newCrew(drift float64) crew { return crew{drift: drift, workers: map[string]*checkedWorker{}} }
 
 func (c *crew) worker(name string) *checkedWorker {
 	w := c.workers[name]
@@ -100,6 +103,10 @@ func (c *crew) observe(f fact) {
 		if w.run.generation == f.generation {
 			w.stops()
 		}
+	case sessionAttached, sessionProven, sessionEnded, presencePublished, memberJoins, workerExpired:
+		c.worker(f.worker).presence.observe(f)
+	case runSuspends:
+		c.worker(f.worker).suspend = f
 	case runDrains:
 		c.worker(f.worker).drain = f
 	case runCancels:
@@ -198,26 +205,37 @@ func (c *crew) overBy(w *checkedWorker, t time.Duration) bool {
 //     does not matter, only that it was in time. A call may begin just after:
 //     between deciding to call and calling, nothing can be looked at.
 //
+// Likewise if it was removed for the lack of its presence: see missing.
+//
 // Nothing else is an excuse. A worker that is cut off, or whose requests are
 // lost or late, has its own clock to tell it when to stop; steps of the
 // database's clock must not end leases (but see leaseEnd); a crash ends all
 // calls.
 func (c *crew) excused(w *checkedWorker, begin fact, other time.Duration) bool {
+	if c.missing(w, begin, other) {
+		return true
+	}
 	if !c.overBy(w, other) {
 		return false
 	}
 	end, _ := c.leaseEnd(w)
+	return w.frozenFrom(end, end, begin) || c.canceled(w, begin) && w.cancel.at <= end
+}
+
+// frozenFrom reports whether the worker was frozen from start to end, in freezes
+// that touch the call.
+func (w *checkedWorker) frozenFrom(start, end time.Duration, begin fact) bool {
 	since := begin.at - waking
 	for _, z := range slices.Backward(w.freezes) {
 		if !z.to.unset() && z.to.at < since {
 			break
 		}
-		if z.from.at <= end && (z.to.unset() || end <= z.to.at+waking) {
+		if z.from.at <= start && (z.to.unset() || end <= z.to.at+waking) {
 			return true
 		}
 		since = min(since, z.from.at-waking) // frozen again right after it woke
 	}
-	return c.canceled(w, begin) && w.cancel.at <= end
+	return false
 }
 
 // canceled reports whether a call of w was cancelled, if it has not ended.

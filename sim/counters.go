@@ -44,6 +44,12 @@ const (
 	countStandby
 	countSeveral
 	countFewer
+	// Sessions that show that a worker is there.
+	countCrashSeen
+	countMissingAlive
+	countReplaced
+	countSuspended
+	countProofAwaited
 	// Replica sets, and programs that differ.
 	countMoved
 	countTaken
@@ -105,6 +111,12 @@ var counterWords = [counterCount]string{
 	countStandby:         "a worker had to stand by, as there were enough others",
 	countSeveral:         "a worker ran several partitions",
 	countFewer:           "a worker got fewer partitions than it was ready to take",
+
+	countCrashSeen:    "a crash was noticed since the worker's own session was missing",
+	countMissingAlive: "a worker was removed since its own session was missing, though it lived",
+	countReplaced:     "a worker replaced its own session, and there was no new generation",
+	countSuspended:    "handlers were cancelled for want of a proof that their worker was there",
+	countProofAwaited: "a handler was not called before there was such a proof",
 
 	countMoved:        "a projection went on in another replica set",
 	countTaken:        "a projection was refused to a replica set, since another one ran it",
@@ -175,15 +187,16 @@ type tally struct {
 	filled            map[int64]bool      // positions that were waited for and came
 	dead              map[int64]bool      // and those that did not
 	visible           map[int64]bool      // positions
+	lostOwn           map[string]int64    // workers whose own session has ended: the generation at that time
 	away              map[string]struct{} // workers that have lost their lease and run nothing since
 }
 
 // countRare counts the rare events of a history.
 func countRare(h history) counters {
 	t := tally{
-		crew: newCrew(), joined: map[string]fact{}, opened: map[int]fact{}, activated: map[int]fact{}, sets: map[string]int{},
+		crew: newCrew(h.setup.drift), joined: map[string]fact{}, opened: map[int]fact{}, activated: map[int]fact{}, sets: map[string]int{},
 		passed: map[string]*passed{}, calls: map[callKey]fact{}, waits: map[string]fact{},
-		filled: map[int64]bool{}, dead: map[int64]bool{}, visible: map[int64]bool{}, away: map[string]struct{}{},
+		filled: map[int64]bool{}, dead: map[int64]bool{}, visible: map[int64]bool{}, away: map[string]struct{}{}, lostOwn: map[string]int64{},
 	}
 	for _, f := range h.facts {
 		t.observe(f)
@@ -232,8 +245,26 @@ func (t *tally) observe(f fact) {
 		delete(t.joined, f.text)
 	case workerExpired:
 		delete(t.joined, f.text)
-		t.counters[countExpired]++
+		switch {
+		case f.from == 0:
+			t.counters[countExpired]++
+		case t.worker(f.worker).gone:
+			t.counters[countCrashSeen]++
+		default:
+			t.counters[countMissingAlive]++
+		}
 		t.away[f.worker] = struct{}{}
+	case sessionEnded:
+		t.lostOwn[f.worker] = t.opened[f.set].generation
+	case sessionAttached:
+		if g, lost := t.lostOwn[f.worker]; lost && g == t.opened[f.set].generation {
+			t.counters[countReplaced]++
+		}
+		delete(t.lostOwn, f.worker)
+	case runSuspends:
+		t.counters[countSuspended]++
+	case proofAwaited:
+		t.counters[countProofAwaited]++
 	case runStarts:
 		if len(t.worker(f.worker).runs) == 2 {
 			t.counters[countSeveral]++

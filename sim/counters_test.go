@@ -57,6 +57,15 @@ func TestCounters(t *testing.T) {
 		{"a gap is still waited for", then(begun, at(1, gap(gapWaited, "w1", 4))), nil},
 		{"nobody waits when it is filled", then(begun, at(1, gap(gapWaited, "w1", 4), gap(gapPassed, "w1", 4), writes(ev(4, 0)), writes(ev(5, 0)))), map[counter]int{countGapDead: 1}},
 
+		{"a worker replaces its own session", then(begun, at(1, of(sessionEnded, "w1"), of(sessionAttached, "w1"))), map[counter]int{countReplaced: 1}},
+		{"a worker replaces it after a new generation", then(
+			begun, at(1, of(sessionEnded, "w1")), at(2, opens(2, 2), activates(2, 2)), at(3, of(sessionAttached, "w1")),
+		), nil},
+		{"a session is missing", then(begun, at(1, of(workerGone, "w2"),
+			fact{kind: workerExpired, worker: "w1", text: "w1", from: 1}, fact{kind: workerExpired, worker: "w2", text: "w2", from: 1},
+		)), map[counter]int{countCrashSeen: 1, countMissingAlive: 1}},
+		{"proofs are missing", then(begun, at(1, of(runSuspends, "w1"), of(proofAwaited, "w1"))), map[counter]int{countSuspended: 1, countProofAwaited: 1}},
+
 		{"a turn is missed", then(begun, at(1, of(turnMissed, "w1"))), map[counter]int{countTurnMissed: 1}},
 
 		{"a gap is met by a reader of a scope", then(begun, at(1, gap(gapWaited, "w1", 4), gap(gapScoped, "w1", 4))), map[counter]int{countGapScoped: 1}},

@@ -59,6 +59,13 @@ type connection interface {
 	high() (int64, error)
 	holders() ([]protocol.Holder, error)
 
+	// A session of a worker's own. attach has it hold the lock of a presence, and
+	// publishes that in the worker's row, if there is one. prove does nothing, and
+	// absent says which presences of others are not there.
+	attach(a protocol.Attach, done func(published bool, err error))
+	prove() error
+	absent(worker protocol.WorkerID) ([]protocol.Absence, error)
+
 	// Appending. insert opens a transaction unless there is one, and takes the
 	// next position of the sequence.
 	insert(aggregate string) (position int64, err error)

@@ -174,7 +174,7 @@ func (h Harness[E]) play(ctx context.Context, seed uint64, url string) error {
 func (h Harness[E]) plan(seed uint64) plan {
 	p := planOf(seed, options{postgres: true})
 	name, kind := h.New(nil).Name(), kindOf(h.New(nil))
-	p.sets, p.programs = 1, []program{{p.timing, []projection{{name: name, kind: kind}}}}
+	p.sets, p.programs = 1, []program{{timing: p.timing, projections: []projection{{name: name, kind: kind}}}}
 	p.appends.aggregates = 0
 	p.appends.every = p.length / time.Duration(len(h.Events)/3+1)
 	p.stopOnFailure = false

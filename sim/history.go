@@ -43,20 +43,25 @@ type kind int
 const (
 	// Workers. A worker is a process, under one name for all its incarnations;
 	// a restarted one has a new name.
-	workerStarts  kind = iota // timing; text
-	workerGone                // crashed, exited, left: text
-	workerReturns             // it has given up, and its handlers have not returned
-	sessionTaken              // another replica set runs one of its projections: text; for the moment, if its lease is over there
-	sessionAsks               // a request took effect: text. Renews the lease: length, sent, read; to: it has stopped generations up to this
-	runStarts                 // the worker runs generation, partition, total; one for each partition of its share
-	runDrains                 // generation
-	runCancels                // generation; text "lost" if the lease is over
-	runStopped                // generation: every handler has returned
+	workerStarts      kind = iota // timing; text
+	workerGone                    // crashed, exited, left: text
+	workerReturns                 // it has given up, and its handlers have not returned
+	sessionTaken                  // another replica set runs one of its projections: text; for the moment, if its lease is over there
+	sessionAttached               // it has a session of its own, which holds the lock of its presence: from is the number; sent
+	sessionProven                 // that session has answered: from; sent
+	sessionEnded                  // at the server: from
+	presencePublished             // the row of an incarnation has this number: from, text
+	sessionAsks                   // a request took effect: text. Renews the lease: length, sent, read; to: it has stopped generations up to this
+	runStarts                     // the worker runs generation, partition, total; one for each partition of its share
+	runDrains                     // generation
+	runCancels                    // generation; text "lost" if the lease is over
+	runSuspends                   // generation; its handlers are cancelled, and its lanes go on
+	runStopped                    // generation: every handler has returned
 
 	// The group, when the transaction commits.
 	groupOpened    // generation, total, layout, read; text: the reason and the members
 	groupActivated // generation, total
-	workerExpired  // text: the incarnation that was removed for its lease
+	workerExpired  // text: the incarnation that was removed for its lease, or for lack of a session with a number: from
 	memberJoins    // text: the incarnation; from: how many partitions it wants; to: its MaxPartitions; length: its JoinWindow; read
 	memberLeaves   // text: the incarnation that is gone by its own word, or its worker's
 
@@ -66,6 +71,7 @@ const (
 	committed     // from, to, events: those handled since the lane's last commit
 	refused       // from, to: the fence let nothing through
 	undone        // from, to: the server refused what the handlers had written; text: when
+	proofAwaited  // before a handler begins
 	elsewhere     // from, to: of the lane's commit, and its checkpoint stands at neither
 	served        // how it came by its events: text; projection alone
 	turnMissed    // a read was given up before its turn to look for who fills a gap; no lane
@@ -117,6 +123,14 @@ func (f fact) String() string {
 		b.WriteString("gives up, and its handlers go on")
 	case sessionTaken:
 		fmt.Fprintf(&b, "may not run %s, which another replica set runs", f.projection)
+	case sessionAttached:
+		fmt.Fprintf(&b, "has session %d of its own", f.from)
+	case sessionProven:
+		fmt.Fprintf(&b, "has heard that session %d is there", f.from)
+	case sessionEnded:
+		fmt.Fprintf(&b, "its session %d has ended", f.from)
+	case presencePublished:
+		fmt.Fprintf(&b, "has published session %d", f.from)
 	case sessionAsks:
 		b.WriteString("asks")
 	case runStarts:
@@ -125,6 +139,8 @@ func (f fact) String() string {
 		fmt.Fprintf(&b, "drains generation %d", f.generation)
 	case runCancels:
 		fmt.Fprintf(&b, "cancels handlers of generation %d", f.generation)
+	case runSuspends:
+		fmt.Fprintf(&b, "suspends handlers of generation %d", f.generation)
 	case runStopped:
 		fmt.Fprintf(&b, "stopped generation %d", f.generation)
 	case groupOpened:
@@ -133,6 +149,9 @@ func (f fact) String() string {
 		fmt.Fprintf(&b, "activated generation %d of %d", f.generation, f.total)
 	case workerExpired:
 		b.WriteString("expired")
+		if f.from > 0 {
+			fmt.Fprintf(&b, ", its session %d is missing", f.from)
+		}
 	case memberJoins:
 		b.WriteString("joins with a window of")
 	case memberLeaves:
@@ -147,6 +166,8 @@ func (f fact) String() string {
 		fmt.Fprintf(&b, "refused: commit %d to %d, %s", f.from, f.to, lane)
 	case undone:
 		fmt.Fprintf(&b, "undone: %d to %d, %s", f.from, f.to, lane)
+	case proofAwaited:
+		fmt.Fprintf(&b, "waits for a proof, %s", lane)
 	case elsewhere:
 		fmt.Fprintf(&b, "has not heard of commit %d to %d, %s, and finds its checkpoint at neither", f.from, f.to, lane)
 	case served:

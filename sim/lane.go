@@ -26,6 +26,7 @@ type lane struct {
 	handled []event
 
 	call    *call       // that runs
+	spell   int         // of the run, when the latest was decided on
 	abort   func(error) // gives the call to the database up that is under way
 	pausing int         // counts pauses; only the latest is ended by its timer
 	paused  bool
@@ -51,6 +52,7 @@ func (l *lane) signals() protocol.Signals {
 		Asked:     l.run.draining,
 		Canceled:  l.run.canceled,
 		LeaseOver: !l.p.w.rules.leaseUnenforced && !l.p.now().Before(l.p.session.LeaseEnd()),
+		Unproven:  l.p.unproven(),
 	}
 	if bend := l.p.w.rules.signals; bend != nil {
 		s = bend(l, s)
@@ -76,6 +78,9 @@ func (l *lane) next(a protocol.LaneAnswer) {
 // answer hands on how a call ended.
 func (l *lane) answer(err error, a protocol.LaneAnswer) {
 	a.Failure, a.Jitter = store.FailureOf(err, l.kind, l.doing), l.p.rand.Float64()
+	if a.Failure == protocol.Fault && l.doing == protocol.LaneHandle && (l.spell != l.run.spell || l.run.canceled) {
+		a.Failure = protocol.Passing // it was suspended
+	}
 	if a.Failure == protocol.Fault && l.doing != protocol.LaneHandle {
 		f := l.fact(undone, l.from.Position, l.to.Position)
 		f.text = "at " + l.doing.String()
@@ -103,8 +108,10 @@ func (l *lane) do(a protocol.LaneAction) {
 		l.ask(l.link, "begin", patience, func(c connection, done func(error)) { c.begin(done) },
 			func(err error) { l.answer(err, protocol.LaneAnswer{}) })
 	case protocol.LaneHandle:
-		// Between the decision and the call, the process can freeze.
-		l.p.after(l.p.between(0, 50*time.Microsecond), func() { l.handle(a.First, a.Count) })
+		// Between the decision, the last look, and the call, the process can freeze.
+		l.p.after(l.p.between(0, 50*time.Microsecond), func() { l.begin(a.First, a.Count) })
+	case protocol.LaneProve:
+		l.prove()
 	case protocol.LaneWrite:
 		l.write(a, patience)
 	case protocol.LaneCommit:
@@ -225,6 +232,35 @@ type call struct {
 	spoils, violates bool
 }
 
+// prove waits until the worker has proven that it is there.
+func (l *lane) prove() {
+	l.pausing++
+	l.paused = true
+	if l.run.draining || !l.p.unproven() {
+		l.wake()
+		return
+	}
+	l.p.record(l.fact(proofAwaited, 0, 0))
+	l.p.post(func() { l.p.input(protocol.Wanted{}) })
+}
+
+// begin looks at the proof for the last time before a handler is called, which
+// counts as running by then.
+func (l *lane) begin(first, count int) {
+	p := l.p
+	p.running++
+	p.began = true
+	l.spell = l.run.spell
+	p.after(p.between(0, 20*time.Microsecond), func() {
+		if p.unproven() {
+			p.running--
+			l.next(protocol.LaneAnswer{Failure: protocol.NotBegun})
+			return
+		}
+		p.after(p.between(0, 20*time.Microsecond), func() { l.handle(first, count) })
+	})
+}
+
 // handle calls the projection with pending events.
 func (l *lane) handle(first, count int) {
 	p, h := l.p, l.p.w.plan.handlers
@@ -254,8 +290,8 @@ func (l *lane) handle(first, count int) {
 		p.freezeInHandler = 0
 	}
 	p.after(length, func() { l.returns(c) })
-	if l.run.canceled {
-		l.cancel()
+	if l.run.canceled || l.spell != l.run.spell {
+		l.cancelCall()
 	}
 }
 
@@ -266,6 +302,7 @@ func (l *lane) returns(c *call) {
 		return // it has returned before, cancelled
 	}
 	l.call = nil
+	l.p.running--
 	var err error
 	if c.outcome != "" {
 		err = errors.New(c.outcome)
@@ -292,13 +329,18 @@ func (l *lane) cancel() {
 	if abort := l.abort; abort != nil {
 		l.p.after(l.p.between(0, 100*time.Millisecond), func() { abort(errNoAnswer) })
 	}
+	l.cancelCall()
+	l.wake()
+}
+
+// cancelCall cancels the context of the handler that runs.
+func (l *lane) cancelCall() {
 	if c := l.call; c != nil && !c.deaf {
 		l.p.after(l.p.between(0, time.Millisecond), func() {
 			c.outcome = "canceled"
 			l.returns(c)
 		})
 	}
-	l.wake()
 }
 
 // effects writes what a transactional projection does with events.

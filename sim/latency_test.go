@@ -24,7 +24,7 @@ func latency(t *testing.T, workers int) time.Duration {
 	settled := 10 * time.Second
 	o, err := play(plan{
 		seed: 1, timing: timing, poll: time.Second, batch: 100, joinWindow: time.Second, feed: ordinaryFeed,
-		programs: []program{{timing, []projection{{name: "plain"}}}}, sets: 1, workers: make([]time.Duration, workers),
+		programs: []program{{timing: timing, projections: []projection{{name: "plain"}}}}, sets: 1, workers: make([]time.Duration, workers),
 		length: time.Minute, network: network{latency: time.Millisecond}, handlers: handlers{typical: time.Millisecond},
 		appends: appends{every: 100 * time.Millisecond, aggregates: 200},
 	}, rules{}, inMemory, false)

@@ -33,6 +33,8 @@ type memory struct {
 	written []effect
 	last    int64 // of the sequence of positions
 
+	present []*memoryConnection // that hold the lock of a presence
+
 	transactions []*transaction // that are open, prepared ones too, as they began
 
 	restarts  int
@@ -90,6 +92,7 @@ func (d *memoryDatabase) connect() connection {
 func (m *memory) restart() {
 	m.restarts++
 	m.backends = 0
+	m.present = nil
 	for _, t := range slices.Clone(m.transactions) {
 		if t.conn != nil {
 			t.end(false)
@@ -121,8 +124,9 @@ type memoryConnection struct {
 	*memoryDatabase
 	run, process, backend int
 
-	open  *transaction // nil if there is none
-	local int          // transactions there ever were
+	open  *transaction      // nil if there is none
+	holds protocol.Presence // whose lock it has, if it has one
+	local int               // transactions there ever were
 	// ended is what the next call is told when the connection has ended.
 	ended error
 }
@@ -200,6 +204,7 @@ func (c *memoryConnection) close() { c.drop(driver.ErrBadConn) }
 // drop ends the connection; the reason is what the next call is told.
 func (c *memoryConnection) drop(reason error) {
 	c.ended = reason
+	c.present = slices.DeleteFunc(c.present, func(o *memoryConnection) bool { return o == c })
 	if c.open != nil {
 		c.open.end(false)
 	}

@@ -176,6 +176,46 @@ var mutants = []mutant{
 		return a
 	}}, []promise{nothingTwice}},
 
+	// The session by which a worker shows that it is there.
+	{"removes whoever is missing at once", rules{input: func(p *worker, in protocol.Input) protocol.Input {
+		if s, ok := in.(protocol.Proven); ok && len(s.Absent) > 0 {
+			p.sync(protocol.Request{Worker: p.session.ID(), Lease: p.timing.Lease, Watch: protocol.Watch{Absent: s.Absent}})
+		}
+		return in
+	}}, []promise{oneOwner, inOrder, nothingTwice}},
+	{"misses nobody", rules{input: func(_ *worker, in protocol.Input) protocol.Input {
+		if s, ok := in.(protocol.Proven); ok {
+			s.Absent = nil
+			return s
+		}
+		return in
+	}}, []promise{bounded}},
+	{"begins without a proof", rules{unprovenBegins: true}, []promise{onLease}},
+	{"does not suspend", rules{action: func(_ *worker, a protocol.Action) protocol.Action {
+		if a == (protocol.Suspend{}) {
+			return nil
+		}
+		return a
+	}}, []promise{onLease}},
+	{"counts a proof from its answer", rules{input: func(p *worker, in protocol.Input) protocol.Input {
+		switch in := in.(type) {
+		case protocol.Proven:
+			in.Sent = p.now()
+			return in
+		case protocol.Attached:
+			in.Sent = p.now()
+			return in
+		}
+		return in
+	}}, []promise{oneOwner, onLease}},
+	{"counts a proof of a session that is not published", rules{input: func(p *worker, in protocol.Input) protocol.Input {
+		if a, ok := in.(protocol.Attached); ok {
+			a.Published, a.Worker = true, p.session.ID()
+			return a
+		}
+		return in
+	}}, []promise{oneOwner, onLease}},
+
 	// Who runs.
 	{"has more partitions than it may", step(func(g protocol.Group, now time.Time, watch protocol.Watch) (protocol.Group, protocol.Decision) {
 		limit := g.MaxPartitions

@@ -33,7 +33,8 @@ type link struct {
 	// broken: nothing more can be sent. Whether the server has noticed is
 	// another matter.
 	broken  bool
-	gone    bool          // the server has noticed
+	gone    bool          // the server has noticed, or has ended it itself
+	number  int32         // of the presence that it holds; 0: none
 	arrives time.Duration // when the latest request gets there
 	answer  func(error)   // ends the call under way
 	// wrote are the events of which the open transaction holds effects.
@@ -73,19 +74,29 @@ func (l *link) drop(vanish bool) {
 	if p.cut || vanish {
 		return
 	}
-	p.w.after(max(p.latency(), l.arrives-p.w.at), func() {
-		l.gone = true
-		if l.conn != nil {
-			l.conn.close()
-		}
-	})
+	p.w.after(max(p.latency(), l.arrives-p.w.at), l.end)
+}
+
+// end ends the connection at the server.
+func (l *link) end() {
+	if l.gone {
+		return
+	}
+	l.gone = true
+	if l.conn != nil {
+		l.conn.close()
+	}
+	if l.number != 0 {
+		l.p.record(fact{kind: sessionEnded, from: int64(l.number)})
+	}
 }
 
 // disconnect loses all links: the server is gone.
 func (p *worker) disconnect() {
 	for _, l := range slices.Clone(p.links) {
 		answer := l.answer
-		l.broken, l.gone = true, true
+		l.broken = true
+		l.end()
 		if answer != nil {
 			p.after(p.latency(), func() { answer(errReset) })
 		}
@@ -147,7 +158,10 @@ func (p *worker) ask(l *link, what string, patience time.Duration, call func(c c
 		case w.down:
 			p.after(back, func() { answer(errReset) })
 			return
-		case p.cut || l.gone:
+		case p.cut || l.gone && l.broken:
+			return
+		case l.gone:
+			p.after(back, func() { answer(errReset) })
 			return
 		case l.conn == nil:
 			l.conn = p.db.connect()
@@ -159,7 +173,7 @@ func (p *worker) ask(l *link, what string, patience time.Duration, call func(c c
 				if err == nil {
 					p.record(fact{kind: faultLost, text: "sender, before it took effect: " + what})
 				}
-				w.after(back, l.conn.close)
+				w.after(back, l.end)
 			case lostReply:
 				p.record(fact{kind: faultLost, text: "reply: " + what})
 				p.after(back, func() { answer(errReset) })

@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"cmp"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -55,6 +56,7 @@ type plan struct {
 type program struct {
 	timing      protocol.Timing
 	projections []projection
+	leaseOnly   bool
 }
 
 type projection struct {
@@ -119,12 +121,14 @@ const (
 	databaseDown
 	clockStep
 	deploy
-	revoke // a privilege, for a while
+	revoke           // a privilege, for a while
+	endSession       // the worker's own, at the server
+	endSessionCutOff // and the worker can't hear of it
 	faultKinds
 )
 
 func (k faultKind) String() string {
-	return [...]string{"crash", "leave", "join", "freeze", "freeze before COMMIT", "freeze in a handler", "congestion", "cut off", "database down", "clock step", "deploy", "privilege revoked"}[k]
+	return [...]string{"crash", "leave", "join", "freeze", "freeze before COMMIT", "freeze in a handler", "congestion", "cut off", "database down", "clock step", "deploy", "privilege revoked", "own session ended", "own session ended and cut off"}[k]
 }
 
 // A fault is planned: at a time, to the worker that is the n-th of those who
@@ -224,6 +228,7 @@ func planOf(seed uint64, o options) plan {
 	if !o.postgres && slices.ContainsFunc(p.faults, func(f fault) bool { return f.kind == congestion }) {
 		p.congest()
 	}
+	p.drawPresence(rand.New(rand.NewPCG(seed, 3)))
 	p.network.hints = pick(r, 0, 500, 1000)
 	p.crowdEvery = (p.settle() * 5 / 4 / 30).Truncate(time.Microsecond)
 	return p
@@ -235,7 +240,7 @@ func planOf(seed uint64, o options) plan {
 func (p *plan) congest() {
 	p.handlers.typical, p.batch, p.appends.every = p.timing.Heartbeat/5, max(p.batch, 10), p.length/100
 	p.network = network{latency: time.Millisecond}
-	p.sets, p.programs = 1, []program{{p.timing, []projection{{name: "plain"}}}}
+	p.sets, p.programs = 1, []program{{timing: p.timing, projections: []projection{{name: "plain"}}}}
 	p.maxPartitions, p.wants = 0, nil
 	p.faults = slices.DeleteFunc(p.faults, func(f fault) bool {
 		return f.kind == clockStep || f.kind == databaseDown || f.kind == deploy || f.kind == revoke
@@ -291,7 +296,7 @@ func (p *plan) drawReading(r *rand.Rand) {
 
 func (p *plan) drawFaults(r *rand.Rand, uneven bool) {
 	lease := p.timing.Lease
-	var rates [faultKinds]int
+	var rates [revoke + 1]int
 	for k := range rates {
 		rates[k] = pick(r, 0, 0, 0, 1, 3)
 	}
@@ -324,8 +329,31 @@ func (p *plan) drawFaults(r *rand.Rand, uneven bool) {
 			p.faults = append(p.faults, f)
 		}
 	}
-	slices.SortStableFunc(p.faults, func(a, b fault) int { return int(a.at - b.at) })
+	p.sortFaults()
 	p.spaceSteps()
+}
+
+func (p *plan) sortFaults() {
+	slices.SortStableFunc(p.faults, func(a, b fault) int { return cmp.Compare(a.at, b.at) })
+}
+
+// drawPresence draws whose crash is noticed by its lease only, and who loses the
+// session by which it would be noticed at once.
+func (p *plan) drawPresence(r *rand.Rand) {
+	for i := range p.programs {
+		p.programs[i].leaseOnly = chance(r, 500)
+	}
+	lease := p.timing.Lease
+	for _, k := range []faultKind{endSession, endSessionCutOff} {
+		for range pick(r, 0, 0, 1, 3) {
+			f := fault{at: between(r, 0, p.length), kind: k, worker: r.IntN(1000)}
+			if k == endSessionCutOff {
+				f.length = pick(r, lease/10, lease/4, lease/2, lease, 2*lease).Truncate(time.Microsecond)
+			}
+			p.faults = append(p.faults, f)
+		}
+	}
+	p.sortFaults()
 }
 
 // spaceSteps drops clock steps that come within a lease of another: two

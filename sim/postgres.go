@@ -42,7 +42,7 @@ type postgres struct {
 	time   string
 
 	connections  []*postgresConnection
-	transactions int // that are open
+	transactions int // that are open, and workers' own sessions
 	appended     int // events that were ever inserted
 	// commits are the transactions with effects, in the order in which they
 	// committed.
@@ -290,6 +290,7 @@ type postgresConnection struct {
 	db     *postgres
 	client client
 	open   *sql.Tx // the transaction, nil if there is none
+	own    *ownSession
 	// ended is what the next call is told when the connection has ended.
 	ended error
 
@@ -522,6 +523,11 @@ func (c *postgresConnection) drop(reason error) {
 		_ = c.end((*sql.Tx).Rollback)
 	}
 	p := c.db
+	if c.own != nil {
+		_ = p.heard(c.own.end())
+		c.own = nil
+		p.transactions--
+	}
 	p.connections = slices.DeleteFunc(p.connections, func(o *postgresConnection) bool { return o == c })
 }
 

@@ -195,6 +195,8 @@ func (d *drawing) fact(f fact) {
 		d.glyph(r, f, "expired", "†")
 		d.endLease(r, f.at)
 
+	case sessionProven, proofAwaited:
+		d.dot(r.chartRow, "ask", f, r.leaseY())
 	case runStarts:
 	case runDrains:
 		d.dot(r.chartRow, "drains", f, r.runY(r.runOf(f)))
@@ -289,7 +291,7 @@ func (d *drawing) fact(f fact) {
 // ofWorker reports whether a kind is drawn in a worker's row.
 func ofWorker(k kind) bool {
 	switch k {
-	case workerStarts, workerGone, sessionAsks, workerExpired, runStarts, runDrains, runCancels, runStopped,
+	case workerStarts, workerGone, sessionAsks, sessionProven, proofAwaited, workerExpired, runStarts, runDrains, runCancels, runStopped,
 		handlerBegins, committed, refused,
 		faultFreeze, faultThaw, faultCutOff, faultMended, faultCrash, faultLeave, faultLost, faultSlow:
 		return true
@@ -300,7 +302,7 @@ func ofWorker(k kind) bool {
 // tells reports whether a kind belongs to the story, and not to the hum.
 func tells(k kind) bool {
 	switch k {
-	case sessionAsks, handlerBegins, handlerEnds, committed, served, gapWaited, gapScoped, gapPassed, appended, rolledBack, faultLost, faultSlow:
+	case sessionAsks, sessionProven, proofAwaited, handlerBegins, handlerEnds, committed, served, gapWaited, gapScoped, gapPassed, appended, rolledBack, faultLost, faultSlow:
 		return false
 	}
 	return true

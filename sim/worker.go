@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"time"
 
@@ -33,6 +34,13 @@ type worker struct {
 	wakes   int        // only the latest Wake counts
 
 	links, pool []*link
+	own         *link // a session of its own, by which it shows that it is there
+
+	running int  // handlers that run, or are about to
+	began   bool // one has, since that was last asked
+	// What the lanes know of the latest proof.
+	begin time.Time
+	bound bool
 
 	frozen  bool
 	thaws   int      // only the latest thaw counts
@@ -68,6 +76,9 @@ func newWorker(w *world, n, version, set int) *worker {
 	}
 	p.session = protocol.NewSession(protocol.WorkerID(p.name), timing,
 		protocol.Request{Wants: w.plan.wantsOf(n), MaxPartitions: w.plan.maxPartitions, JoinWindow: w.plan.joinWindow})
+	if !w.plan.programs[version].leaseOnly {
+		p.session.Present(presenceKey())
+	}
 	return p
 }
 
@@ -118,7 +129,10 @@ func (p *worker) input(in protocol.Input) {
 		}
 	}
 	now := p.now()
-	for _, action := range p.session.Next(now, in) {
+	p.session.Handling(p.handles())
+	actions := p.session.Next(now, in)
+	p.heard()
+	for _, action := range actions {
 		if bend := p.w.rules.action; bend != nil {
 			action = bend(p, action)
 		}
@@ -132,6 +146,12 @@ func (p *worker) input(in protocol.Input) {
 			p.run.drain()
 		case protocol.Cancel:
 			p.cancel(a)
+		case protocol.Suspend:
+			p.run.suspend()
+		case protocol.Attach:
+			p.attach(a)
+		case protocol.Prove:
+			p.prove(a)
 		case protocol.Wake:
 			p.wakes++
 			n := p.wakes
@@ -247,11 +267,18 @@ func (p *worker) synced(r protocol.Request, result store.Result, sent, granted t
 		w.members[r.Worker] = true
 		p.record(fact{kind: memberJoins, from: int64(r.Wants), to: int64(r.MaxPartitions), length: r.JoinWindow, read: granted, text: string(r.Worker)})
 	}
+	if result.View.Member {
+		p.publishes(r.Worker, r.Presence.Number)
+	}
 	d, g := result.Decision, result.Group
 	for _, id := range d.Expired {
 		delete(w.members, id)
 		name, _, _ := strings.Cut(string(id), "~")
-		w.record(fact{kind: workerExpired, worker: name, set: p.set, text: string(id)})
+		f := fact{kind: workerExpired, worker: name, set: p.set, text: string(id)}
+		if i := slices.IndexFunc(r.Watch.Absent, func(a protocol.Absence) bool { return a.Worker == id }); i >= 0 {
+			f.from = int64(r.Watch.Absent[i].Presence.Number)
+		}
+		w.record(f)
 	}
 	if d.Opened {
 		p.record(fact{kind: groupOpened, generation: g.Generation, total: g.Total, read: granted, layout: layout(g), text: w.text("%s; %s", g.Reason, g)})
@@ -325,6 +352,7 @@ func (p *worker) exit(cause protocol.ExitCause) {
 		p.returned = true
 		p.record(fact{kind: workerReturns})
 		p.run.cancel()
+		p.after(p.timing.Lease, p.dropOwn) // others must wait for the handlers
 	} else {
 		p.end(cmp.Or(p.cause, string(cause)))
 	}
@@ -458,6 +486,7 @@ type run struct {
 	left       int // lanes that have not ended
 	draining   bool
 	canceled   bool
+	spell      int // counts suspensions
 }
 
 func (p *worker) start(s protocol.Share) {

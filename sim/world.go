@@ -27,14 +27,16 @@ type world struct {
 	workers []*worker
 	started int // workers there ever were
 	members map[protocol.WorkerID]bool
-	version int // of the program that is deployed
-	slots   map[string]int
-	calls   int // of handlers
-	down    bool
-	denied  []string // calls for which a privilege is missing
-	healed  bool
-	over    bool
-	writers []*writer // whose transactions are open
+	// published are the numbers of sessions that the rows of workers have.
+	published map[protocol.WorkerID]int32
+	version   int // of the program that is deployed
+	slots     map[string]int
+	calls     int // of handlers
+	down      bool
+	denied    []string // calls for which a privilege is missing
+	healed    bool
+	over      bool
+	writers   []*writer // whose transactions are open
 
 	// A projection of the user's, and what is said of its read model.
 	subject interface {
@@ -67,6 +69,7 @@ type rules struct {
 	readsOnce        bool // after the wait, it hands out what it had read before
 	retriesEmpty     bool // an undone commit is tried again in a new transaction, without what the handlers wrote
 	keepsTransaction bool // what a failed handler wrote is not rolled back before it is called again
+	unprovenBegins   bool // handlers begin without a proof that the worker is there
 	noTurns          bool // readers that share a horizon don't wait for their turn
 
 	wrongWindow       bool // a lane is served the page that was read last, though that is of another window
@@ -146,7 +149,7 @@ func (q *tasks) pop() *task {
 // newWorld makes the world of a plan. The database comes by open, since it
 // lives by the world's clock.
 func newWorld(p plan, r rules, open func(w *world) (database, error)) (*world, error) {
-	w := &world{plan: p, rules: r, rand: rand.New(rand.NewPCG(p.seed, 1)), slots: map[string]int{}, index: map[int64]int{}, members: map[protocol.WorkerID]bool{}}
+	w := &world{plan: p, rules: r, rand: rand.New(rand.NewPCG(p.seed, 1)), slots: map[string]int{}, index: map[int64]int{}, members: map[protocol.WorkerID]bool{}, published: map[protocol.WorkerID]int32{}}
 	slowest := p.slowest()
 	w.history.setup = setup{
 		seed: p.seed, transactional: map[string]bool{}, scopes: map[string]scope{}, settle: p.settle(),
@@ -312,6 +315,11 @@ func (w *world) strike(f fault) {
 	case congestion:
 		p.congest(f.length)
 	case cutOff:
+		p.cutOff(f.length)
+	case endSession:
+		p.loseOwn()
+	case endSessionCutOff:
+		p.loseOwn()
 		p.cutOff(f.length)
 	}
 }

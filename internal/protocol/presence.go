@@ -42,7 +42,7 @@ const (
 	presenceGrace = 650 * time.Millisecond
 	// presenceLook is how often to look for the locks of others; it is also how
 	// an idle worker finds out that its own session is gone.
-	presenceLook = 1300 * time.Millisecond
+	presenceLook = 1250 * time.Millisecond
 	// presenceSettled is how long the session of one who looks must have been
 	// there: when the server was restarted, everybody has to take a new one, and
 	// is given the time.
@@ -129,10 +129,7 @@ type presence struct {
 	attached int32 // the number of the session that is there; 0: none
 	since    time.Time
 	fresh    time.Time // when that session was there for certain
-	// published is the newest number that the group may know of this incarnation,
-	// or will when what is under way has arrived, and known the newest that it
-	// does for certain.
-	published, known int32
+	known    int32     // the newest number that the group knows of this incarnation for certain
 	// proven is when a session was there for certain that the group knew.
 	proven time.Time
 	wanted bool // a proof: there is something to handle
@@ -158,10 +155,16 @@ type sighting struct {
 // on reports whether the worker is to have a presence.
 func (p *presence) on() bool { return p.key != 0 }
 
-// sure returns until when handlers may begin, and until when they may go on.
-// Nobody is removed for the lack of what was never published.
+// sure returns until when handlers may begin, and until when they may go on. That
+// binds a worker from the start, and not only when it knows that it is published:
+//
+//  1. a new worker asks for a session and sends its join, at the same time;
+//  2. the join takes effect, and is answered: handlers begin;
+//  3. the session's number is published in the row that is there by now, and the
+//     answer is lost, and the session as well;
+//  4. others remove the worker, whose handlers run on its lease.
 func (p *presence) sure() (begin, end time.Time, bound bool) {
-	return p.proven.Add(presenceOwn / 2), p.proven.Add(presenceOwn), p.published != 0
+	return p.proven.Add(presenceOwn / 2), p.proven.Add(presenceOwn), p.on()
 }
 
 // prove takes in when a session was there.
@@ -170,15 +173,6 @@ func (p *presence) prove(number int32, sent time.Time) {
 	if p.known >= number {
 		p.proven, p.suspended = sent, false
 	}
-}
-
-// publishing takes in that the group may know the number from now on. Nobody can
-// have missed what nobody knew, so the first is as good as a proof.
-func (p *presence) publishing(now time.Time, number int32) {
-	if p.published == 0 {
-		p.proven, p.suspended = now, false
-	}
-	p.published = max(p.published, number)
 }
 
 // publish takes in what the group knows now.
@@ -291,21 +285,15 @@ func (p *presence) detach(now time.Time, in Detached) {
 // attend returns what to ask of the worker's own session now.
 func (p *presence) attend(now time.Time, worker WorkerID) []Action {
 	due := !now.Before(p.next)
-	begin, _, bound := p.sure()
+	begin, _, _ := p.sure()
 	switch {
 	case !p.on() || p.inFlight:
 		return nil
 	case p.attached == 0 && due:
 		p.number++
 		p.inFlight = true
-		// Also where there is no row yet:
-		//  1. w sends a join, and takes a session at the same time;
-		//  2. it joins, and then its session is published in its row;
-		//  3. the session ends, and nothing of 2. has come back. w handles events
-		//     by its lease, and is removed for the lack of the session.
-		p.publishing(now, p.number)
 		return []Action{Attach{Presence{p.key, p.number}, worker}}
-	case p.attached != 0 && (due || p.wanted && bound && p.known >= p.attached && !now.Before(begin)):
+	case p.attached != 0 && (due || p.wanted && p.known >= p.attached && !now.Before(begin)):
 		p.inFlight = true
 		return []Action{Prove{p.attached, due}}
 	}

@@ -288,7 +288,7 @@ func (s *Session) Next(now time.Time, in Input) []Action {
 	case Proven:
 		s.presence.proof(now, in)
 	case Detached:
-		bound := s.presence.published != 0
+		bound := s.presence.on()
 		if s.presence.detach(now, in); !s.presence.on() && bound {
 			s.lost = true // others may count on what is no longer proven
 		}
@@ -534,7 +534,7 @@ func (s *Session) reincarnate(now time.Time) {
 	s.previous, s.id = s.id, WorkerID(fmt.Sprintf("%s~%d", s.name, s.incarnation))
 	s.member, s.lost, s.leaseEnd = false, false, time.Time{}
 	s.reported, s.step, s.renew, s.polls = s.stopped, false, false, 0
-	s.presence.published, s.presence.known, s.presence.wanted = 0, 0, false
+	s.presence.known, s.presence.wanted = 0, false
 	s.next = now
 }
 
@@ -560,7 +560,6 @@ func (s *Session) request(now time.Time) Request {
 	}
 	if p := &s.presence; p.attached != 0 && !r.Leave {
 		r.Presence = Presence{p.key, p.attached}
-		p.publishing(now, p.attached)
 	}
 	return r
 }

@@ -1,0 +1,68 @@
+package sim
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+
+	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
+	"github.com/getpup/pupsourcing-orchestrator/internal/store"
+)
+
+// An ownSession is one of the server's that a connection of the world keeps.
+type ownSession struct {
+	conn *sql.Conn
+	store.Session
+}
+
+var errOtherSession = errors.New("another session has answered")
+
+func (c *postgresConnection) attach(a protocol.Attach, done func(published bool, err error)) {
+	if err := c.free("attach"); err != nil {
+		done(false, err)
+		return
+	}
+	p, ctx := c.db, context.Background()
+	if p.transactions == transactionsMax {
+		done(false, errFull)
+		return
+	}
+	conn, err := p.pool.Conn(ctx)
+	if err != nil {
+		done(false, p.heard(err))
+		return
+	}
+	p.transactions++
+	session, published, err := store.Attach(ctx, conn, c.client.set, a)
+	c.own = &ownSession{conn, session}
+	done(published, p.heard(err))
+}
+
+func (c *postgresConnection) prove() error {
+	if err := c.free("prove"); err != nil {
+		return err
+	}
+	same, err := c.own.Prove(context.Background())
+	if err == nil && !same {
+		err = errOtherSession
+	}
+	return c.db.heard(err)
+}
+
+func (c *postgresConnection) absent(worker protocol.WorkerID) ([]protocol.Absence, error) {
+	if err := c.free("absent"); err != nil {
+		return nil, err
+	}
+	same, absent, err := c.own.Look(context.Background(), c.client.set, worker)
+	if err == nil && !same {
+		err = errOtherSession
+	}
+	return absent, c.db.heard(err)
+}
+
+// end lets go of the locks, as the end of the session does, but so that the
+// server has done it when this returns.
+func (s *ownSession) end() error {
+	_, err := s.conn.ExecContext(context.Background(), `SELECT pg_advisory_unlock_all()`)
+	return errors.Join(err, s.conn.Close())
+}

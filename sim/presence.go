@@ -1,0 +1,126 @@
+package sim
+
+import (
+	"math/rand/v2"
+	"time"
+
+	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
+)
+
+// presencePatience is that of presence.go in the root.
+const presencePatience = time.Second
+
+// presenceKey returns one that no other worker has, in any world: those on
+// PostgreSQL share the server's locks. Nothing depends on which it is.
+func presenceKey() int32 { return 1 + rand.Int32N(1<<31-1) }
+
+// attach takes a session of the worker's own.
+func (p *worker) attach(a protocol.Attach) {
+	p.dropOwn()
+	sent, sentAt, l, n := p.now(), p.w.at, p.borrow(), a.Presence.Number
+	published := false
+	p.ask(l, "attach", presencePatience, func(c connection, done func(error)) {
+		l.number = n
+		c.attach(a, func(was bool, err error) {
+			if published = was; err == nil && was {
+				p.publishes(a.Worker, n)
+			}
+			done(err)
+		})
+	}, func(err error) {
+		if err != nil {
+			l.drop(false)
+			p.input(protocol.Detached{Number: n})
+			return
+		}
+		p.own = l
+		p.record(fact{kind: sessionAttached, from: int64(n), sent: sentAt})
+		p.input(protocol.Attached{Number: n, Sent: sent, Worker: a.Worker, Published: published})
+	})
+}
+
+// prove asks it whether it is there.
+func (p *worker) prove(a protocol.Prove) {
+	sent, sentAt, id := p.now(), p.w.at, p.session.ID()
+	var absent []protocol.Absence
+	p.ask(p.own, "proof", presencePatience, func(c connection, done func(error)) {
+		var err error
+		if a.Look {
+			absent, err = c.absent(id)
+		} else {
+			err = c.prove()
+		}
+		done(err)
+	}, func(err error) {
+		if err != nil {
+			p.dropOwn()
+			p.input(protocol.Detached{Number: a.Number})
+			return
+		}
+		p.record(fact{kind: sessionProven, from: int64(a.Number), sent: sentAt})
+		p.input(protocol.Proven{Number: a.Number, Sent: sent, Looked: a.Look, Absent: absent})
+	})
+}
+
+// dropOwn ends it.
+func (p *worker) dropOwn() {
+	if p.own != nil {
+		p.own.drop(false)
+		p.own = nil
+	}
+}
+
+// publishes notes that an incarnation's row has a newer number.
+func (p *worker) publishes(id protocol.WorkerID, number int32) {
+	if published := p.w.published; number > published[id] {
+		published[id] = number
+		p.record(fact{kind: presencePublished, from: int64(number), text: string(id)})
+	}
+}
+
+// loseOwn ends it at the server, and the worker hears of that when it asks for
+// something.
+func (p *worker) loseOwn() {
+	if l := p.own; l != nil && !l.gone {
+		l.end()
+	}
+}
+
+// unproven reports whether the worker has no proof by which a handler may begin.
+func (p *worker) unproven() bool {
+	begin, _, bound := p.session.Proof()
+	return bound && !p.now().Before(begin) && !p.w.rules.unprovenBegins
+}
+
+// handles reports whether handlers run, or have begun since the last call.
+func (p *worker) handles() bool {
+	began := p.began
+	p.began = false
+	return began || p.running > 0
+}
+
+// heard has the lanes go on that wait for a proof, if there is another one.
+func (p *worker) heard() {
+	begin, _, bound := p.session.Proof()
+	if begin.Equal(p.begin) && bound == p.bound {
+		return
+	}
+	p.begin, p.bound = begin, bound
+	if p.run == nil {
+		return
+	}
+	for _, l := range p.run.lanes {
+		if l.doing == protocol.LaneProve {
+			l.wake()
+		}
+	}
+}
+
+// suspend cancels the handlers that run, and not the lanes.
+func (r *run) suspend() {
+	r.p.record(fact{kind: runSuspends, generation: r.generation})
+	r.spell++
+	for _, l := range r.lanes {
+		l.cancelCall()
+	}
+}

@@ -1,3 +1,5 @@
+//go:build !race
+
 package protocol
 
 import (
@@ -58,17 +60,6 @@ func (w *groupWorld) key(b []byte) []byte {
 		}
 	}
 	return k.b
-}
-
-// only returns the one partition of those who take no more, or -1.
-func only(partitions []int) int64 {
-	switch len(partitions) {
-	case 0:
-		return -1
-	case 1:
-		return int64(partitions[0])
-	}
-	panic("a worker that wants one partition has several")
 }
 
 func (w *groupWorld) checkpointKey(k *keyWriter, c Checkpoint) {

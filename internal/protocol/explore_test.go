@@ -1,3 +1,7 @@
+//go:build !race
+
+// One thread: the race detector would learn nothing, and take ten times as long.
+
 package protocol
 
 import (

@@ -469,6 +469,17 @@ func (w *sessionWorld) settled() {
 	}
 }
 
+// only returns the one partition of those who take no more, or -1.
+func only(partitions []int) int64 {
+	switch len(partitions) {
+	case 0:
+		return -1
+	case 1:
+		return int64(partitions[0])
+	}
+	panic("a worker that wants one partition has several")
+}
+
 // playSessions plays a failure once more, to tell its story.
 func playSessions(data []byte) error {
 	for _, present := range []bool{false, true} {

@@ -216,7 +216,8 @@ func (l *lane[E]) work() *protocol.LaneAction {
 			l.tx = nil
 		}
 		if action.Do == protocol.LaneEnd {
-			return &action
+			end := action // or every action would be on the heap
+			return &end
 		}
 		answer = l.do(action)
 	}
@@ -267,8 +268,9 @@ func (l *lane[E]) do(a protocol.LaneAction) protocol.LaneAnswer {
 	case protocol.LaneCommit:
 		err = l.commit()
 	case protocol.LaneSave:
+		from, to := a.From, a.To // or a would be on the heap, also to handle an event
 		err = boundedDo(l.ctx, l.worker.patience(), func(ctx context.Context) error {
-			return l.worker.store.Save(ctx, l.id, a.From, a.To)
+			return l.worker.store.Save(ctx, l.id, from, to)
 		})
 	case protocol.LanePause:
 		l.pause(a)

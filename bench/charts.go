@@ -51,11 +51,11 @@ text { font: 13px system-ui, sans-serif; fill: #24292f }
 .small { font-size: 11px; fill: #6e7781 }
 .bar { fill: #0969da } .other { fill: #8c959f } .tail { stroke: #0969da; stroke-width: 2 }
 .dot { fill: #0969da } .line { fill: none; stroke: #0969da; stroke-width: 2 }
-.axis { stroke: #d0d7de } .goal { stroke: #cf222e; stroke-width: 2 }
+.axis { stroke: #d0d7de } .range { stroke: #24292f } .goal { stroke: #cf222e; stroke-width: 2 }
 @media (prefers-color-scheme: dark) {
   text { fill: #e6edf3 } .small { fill: #8d96a0 }
   .bar, .dot { fill: #4493f8 } .tail, .line { stroke: #4493f8 }
-  .other { fill: #656c76 } .axis { stroke: #3d444d } .goal { stroke: #f85149 }
+  .other { fill: #656c76 } .axis { stroke: #3d444d } .range { stroke: #e6edf3 } .goal { stroke: #f85149 }
 }`
 
 func (c *chart) svg(m machine) string {
@@ -103,7 +103,7 @@ func (r *result) throughputChart() *chart {
 		}
 		c.text(plotLeft-8, y+13, "end", row.Name)
 		c.add(`<rect class="%s" x="%d" y="%d" width="%.1f" height="18"/>`, class, plotLeft, y, x(row.Ratio.Median)-plotLeft)
-		c.add(`<line class="axis" x1="%.1f" x2="%.1f" y1="%d" y2="%[3]d"/>`, x(row.Ratio.Low), x(row.Ratio.High), y+9)
+		c.add(`<line class="range" x1="%.1f" x2="%.1f" y1="%d" y2="%[3]d"/>`, x(row.Ratio.Low), x(row.Ratio.High), y+9)
 		var goal float64
 		if _, err := fmt.Sscanf(row.Goal, "≥ %g", &goal); err == nil {
 			c.add(`<line class="goal" x1="%.1f" x2="%.1[1]f" y1="%d" y2="%d"/>`, x(goal), y-2, y+20)
@@ -136,6 +136,10 @@ func (r *result) tailChart(title, subtitle, prefix string) *chart {
 	}
 	c := newChart(title, subtitle+" (logarithmic)", len(rows))
 	x := logScale(most, plotLeft, plotRight)
+	for v := 1.0; x(v) < plotRight+1; v *= 10 {
+		c.add(`<line class="axis" x1="%.1f" x2="%.1[1]f" y1="%d" y2="%d"/>`, x(v), firstLine-4, firstLine+len(rows)*lineHeight)
+		c.add(`<text class="small" x="%.1f" y="%d" text-anchor="middle">%.0f</text>`, x(v), firstLine-8, v)
+	}
 	for i, row := range rows {
 		y := firstLine + i*lineHeight + 9
 		c.text(plotLeft-8, y+4, "end", row.Name)

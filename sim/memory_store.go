@@ -355,11 +355,14 @@ func (s *coordination) saveGroup(g protocol.Group, d protocol.Decision) {
 // saveMembers writes the members that differ from before. Only the caller itself
 // can be new, so its projections are the new row's.
 func (s *coordination) saveMembers(g protocol.Group) {
-	t, old := s.transaction, make([]bool, len(g.Members))
+	t, old, index := s.transaction, make([]bool, len(g.Members)), make(map[protocol.WorkerID]int, len(g.Members))
+	for i, m := range g.Members {
+		index[m.ID] = i
+	}
 	for _, r := range s.members {
 		was := r.as(t)
-		i := slices.IndexFunc(g.Members, func(m protocol.Member) bool { return m.ID == was.ID })
-		if i < 0 {
+		i, found := index[was.ID]
+		if !found {
 			r.put(t, nil)
 			continue
 		}

@@ -137,7 +137,9 @@ type fault struct {
 	at     time.Duration
 	kind   faultKind
 	worker int
-	length time.Duration // how long it lasts; until a crashed worker starts again; how far the clock steps
+	// How long it lasts; until a crashed worker starts again; how far the clock
+	// steps; how far apart a deploy's workers are replaced.
+	length time.Duration
 }
 
 func (f fault) String() string {

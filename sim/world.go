@@ -288,7 +288,7 @@ func (w *world) strike(f fault) {
 		w.record(fact{kind: faultClockStep, length: f.length})
 		return
 	case deploy:
-		w.deploy()
+		w.deploy(f.length)
 		return
 	case revoke:
 		w.revoke(denials[f.worker%len(denials)], f.length)
@@ -324,14 +324,17 @@ func (w *world) strike(f fault) {
 	}
 }
 
-// deploy replaces every worker by one of the next version, one after another.
-func (w *world) deploy() {
+// deploy replaces every worker by one of the next version, one after another and
+// so far apart; 0 is any time.
+func (w *world) deploy(every time.Duration) {
 	if w.version+1 >= len(w.plan.programs) {
 		return
 	}
 	w.version++
 	w.record(fact{kind: faultDeploy, text: w.text("version %d", w.version)})
-	every := between(w.rand, 0, w.plan.timing.Lease)
+	if every == 0 {
+		every = between(w.rand, 0, w.plan.timing.Lease)
+	}
 	for i, p := range w.alive() {
 		w.after(time.Duration(i)*every, func() {
 			if !p.dead {

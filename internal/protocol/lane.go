@@ -467,7 +467,8 @@ func (l *Lane) handled(now time.Time, s Signals, a LaneAnswer) LaneAction {
 	case l.config.Kind == Transactional || l.done == 0:
 		return l.faultAt(l.done, a)
 	default: // commit what precedes the event
-		l.failed = &a
+		failed := a // of its own: a itself would be on the heap for each event
+		l.failed = &failed
 		return l.write(l.done)
 	}
 	return l.handle(now, s)

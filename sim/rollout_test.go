@@ -1,0 +1,53 @@
+package sim
+
+import (
+	"testing"
+	"time"
+
+	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
+)
+
+// A thousand workers (fewer under the race detector) are replaced, fifty a second,
+// and every promise holds. What each leave and join costs, they pay together: in
+// the time of a heartbeat, many fold into one generation.
+func TestRolloutOfAThousand(t *testing.T) {
+	workers := 1000
+	if raced {
+		workers = 100
+	}
+	timing := protocol.Timing{Heartbeat: 5 * time.Second, Lease: 15 * time.Second, Drain: 30 * time.Second}
+	version := program{timing, []projection{{name: "tx", kind: protocol.Transactional}}}
+	deployed := fault{at: 10 * time.Second, kind: deploy, length: 20 * time.Millisecond}
+	began := time.Now()
+	o, err := play(plan{
+		seed: 1, timing: timing, poll: 5 * time.Second, batch: 100, joinWindow: time.Second, feed: ordinaryFeed,
+		programs: []program{version, version}, sets: 1, workers: make([]time.Duration, workers),
+		length: deployed.at + time.Duration(workers)*deployed.length + 10*time.Second, faults: []fault{deployed},
+		network: network{latency: time.Millisecond}, handlers: handlers{typical: time.Millisecond},
+		appends: appends{every: time.Second, aggregates: 200},
+	}, rules{}, inMemory, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if v := o.violation; v != nil {
+		t.Fatal(shown(v))
+	}
+	var started, left, generations, total, events int
+	for _, f := range o.history.facts {
+		switch f.kind {
+		case workerStarts:
+			started++
+		case memberLeaves:
+			left++
+		case groupActivated:
+			generations, total = generations+1, f.total
+		case committed:
+			events += len(f.events)
+		}
+	}
+	t.Logf("%d generations, %d events, %s in %s", generations, events, o.simulated, time.Since(began).Round(time.Millisecond))
+	if started != 2*workers || left != workers || total != workers || events == 0 {
+		t.Errorf("%d workers started, %d left, the last generation has %d, and %d events were handled; want %d, %d, %[5]d and some",
+			started, left, total, events, 2*workers, workers)
+	}
+}

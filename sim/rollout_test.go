@@ -1,22 +1,25 @@
 package sim
 
 import (
+	"flag"
 	"testing"
 	"time"
 
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
 )
 
-// A thousand workers (fewer under the race detector) are replaced, fifty a second,
-// and every promise holds. What each leave and join costs, they pay together: in
-// the time of a heartbeat, many fold into one generation.
-func TestRolloutOfAThousand(t *testing.T) {
-	workers := 1000
+var rolloutWorkers = flag.Int("sim.rollout", 300, "how many workers to replace in TestRolloutOfMany")
+
+// Hundreds of workers (a thousand with -sim.rollout=1000, which takes a minute) are
+// replaced, fifty a second, and every promise holds. What each leave and join costs,
+// they pay together: in the time of a heartbeat, many fold into one generation.
+func TestRolloutOfMany(t *testing.T) {
+	workers := *rolloutWorkers
 	if raced {
 		workers = 100
 	}
 	timing := protocol.Timing{Heartbeat: 5 * time.Second, Lease: 15 * time.Second, Drain: 30 * time.Second}
-	version := program{timing, []projection{{name: "tx", kind: protocol.Transactional}}}
+	version := program{timing: timing, projections: []projection{{name: "tx", kind: protocol.Transactional}}, leaseOnly: true}
 	deployed := fault{at: 10 * time.Second, kind: deploy, length: 20 * time.Millisecond}
 	began := time.Now()
 	o, err := play(plan{

@@ -56,8 +56,9 @@ type Config[E any] struct {
 	// a new generation. At least 10ms. Default: 5s.
 	HeartbeatInterval time.Duration
 	// StaleWorkerTimeout is the length of the lease: how long after its last
-	// heartbeat a crashed worker's partitions stay idle. A worker that can't
-	// reach the database stops by itself after four fifths of it. At least
+	// heartbeat the partitions of a worker stay idle that is frozen, or whose
+	// crash can't be seen sooner (see LeaseOnly). A worker that can't reach the
+	// database gives up its lease by itself after four fifths of it. At least
 	// three times HeartbeatInterval. Default: 30s.
 	StaleWorkerTimeout time.Duration
 	// CoordinationTimeout is how long a handler may go on after it was asked

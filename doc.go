@@ -51,10 +51,12 @@
 //   - a worker is asked to stop: it finishes the event in hand, commits and
 //     leaves; the others re-partition at their next heartbeat, or at once where
 //     they listen (Config.ListenURL);
-//   - a worker crashes: its partitions stay idle until its lease
-//     (StaleWorkerTimeout) is over; what it had not committed is done again;
-//   - a worker can't reach the database: it stops by itself when four fifths
-//     of its lease are over, and joins again as a new worker;
+//   - a worker crashes: its own connection ends, and the others take over within
+//     two seconds, or where that can't be seen (Config.LeaseOnly), when its lease
+//     is over; what it had not committed is done again;
+//   - a worker can't reach the database: it cancels its handlers after 0.4s
+//     (under LeaseOnly, when four fifths of its lease are over), and goes on, or
+//     joins again as a new worker, when it can;
 //   - a process is frozen past its lease: awake again, it can commit nothing
 //     of what it was doing;
 //   - a handler does not return: after CoordinationTimeout its worker gives up

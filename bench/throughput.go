@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"runtime/pprof"
+	"sort"
 	"strings"
 	"time"
 
@@ -237,10 +238,11 @@ type bounded struct {
 }
 
 func (p bounded) HandleBatch(ctx context.Context, tx orchestrator.Tx, events []orchestrator.Event) error {
-	if events[0].GlobalPosition > p.through {
+	beyond := sort.Search(len(events), func(i int) bool { return events[i].GlobalPosition > p.through })
+	if beyond == 0 {
 		return nil
 	}
-	return p.inserting.HandleBatch(ctx, tx, events)
+	return p.inserting.HandleBatch(ctx, tx, events[:beyond])
 }
 
 func (l *ledger) noteAll(events []orchestrator.Event) {

@@ -71,9 +71,6 @@ func (r *reading) next(a protocol.ReadAnswer) {
 	} else if waited && !waits {
 		p.record(fact{kind: gapPassed, from: before.Position, to: p.horizon.Final()})
 	}
-	if p.w.rules.noTurns {
-		action.Turn = false
-	}
 	switch {
 	case action.Turn && !r.turn:
 		r.turn, r.todo = true, action

@@ -70,7 +70,6 @@ type rules struct {
 	retriesEmpty     bool // an undone commit is tried again in a new transaction, without what the handlers wrote
 	keepsTransaction bool // what a failed handler wrote is not rolled back before it is called again
 	unprovenBegins   bool // handlers begin without a proof that the worker is there
-	noTurns          bool // readers that share a horizon don't wait for their turn
 
 	wrongWindow       bool // a lane is served the page that was read last, though that is of another window
 	skipsDropped      bool // one whose page is gone goes on in its window, where the others stand

@@ -1,4 +1,4 @@
--- The tables of pupsourcing-orchestrator, schema version 1.
+-- The tables of pupsourcing-orchestrator, schema version 2.
 --
 -- Apply it with orchestrator.RunMigrations(db), with psql -f, or copy it into
 -- the migrations that you have. It is idempotent, and creates everything in
@@ -57,7 +57,21 @@ CREATE TABLE IF NOT EXISTS orchestrator_workers (
     holds       bigint      NOT NULL,
     -- The names of the projections that the worker runs.
     projections jsonb       NOT NULL,
+    -- The projections that are paused in the worker's generation; "": all.
+    paused      jsonb       NOT NULL DEFAULT '[]',
+    -- The worker is to have no partitions (DrainWorker).
+    drained     boolean     NOT NULL DEFAULT false,
     PRIMARY KEY (replica_set, id)
+);
+
+-- What a worker last said of itself, for people and for metrics. Nothing is
+-- decided by it.
+CREATE TABLE IF NOT EXISTS orchestrator_reports (
+    replica_set text        NOT NULL,
+    worker      text        NOT NULL,
+    reported_at timestamptz NOT NULL,
+    report      jsonb       NOT NULL, -- WorkerReport in Go
+    PRIMARY KEY (replica_set, worker)
 );
 
 -- The replica set that a projection belongs to.
@@ -90,5 +104,61 @@ CREATE TABLE IF NOT EXISTS orchestrator_checkpoints (
 CREATE INDEX IF NOT EXISTS orchestrator_checkpoints_replica_set
     ON orchestrator_checkpoints (replica_set);
 
-INSERT INTO orchestrator_schema (version) VALUES (1)
+-- What is paused, a projection or a whole replica set (projection ''), from the
+-- next generation on.
+CREATE TABLE IF NOT EXISTS orchestrator_pauses (
+    replica_set text        NOT NULL,
+    projection  text        NOT NULL,
+    paused_at   timestamptz NOT NULL,
+    PRIMARY KEY (replica_set, projection)
+);
+
+-- Positions that projections are to be set to when the next generation is
+-- activated, which deletes the row.
+CREATE TABLE IF NOT EXISTS orchestrator_rewinds (
+    replica_set text        NOT NULL,
+    projection  text        NOT NULL,
+    position    bigint      NOT NULL,
+    ordered_at  timestamptz NOT NULL,
+    PRIMARY KEY (replica_set, projection)
+);
+
+-- The latest generations of each replica set, up to 1000.
+CREATE TABLE IF NOT EXISTS orchestrator_history (
+    replica_set  text        NOT NULL,
+    generation   bigint      NOT NULL,
+    reason       text        NOT NULL,
+    total        integer     NOT NULL,
+    -- {"worker": [0, 4, …], …}: who has which partitions.
+    members      jsonb       NOT NULL,
+    opened_at    timestamptz NOT NULL,
+    -- NULL: it drains, or was superseded before it was active.
+    activated_at timestamptz,
+    -- Who had to stop something when it was opened: whom it waited for.
+    waited_for   jsonb       NOT NULL DEFAULT '[]',
+    PRIMARY KEY (replica_set, generation)
+);
+
+-- Events that a projection has failed at and gone past, and the later events of
+-- their aggregates, which wait behind them (ParkEvents). None counts as handled.
+CREATE TABLE IF NOT EXISTS orchestrator_parked (
+    projection   text        NOT NULL,
+    position     bigint      NOT NULL,
+    slot         integer     NOT NULL,
+    aggregate_id text        NOT NULL,
+    -- Why and after how many attempts; '' and 0: it waits behind another.
+    error        text        NOT NULL,
+    attempts     integer     NOT NULL,
+    parked_at    timestamptz NOT NULL,
+    -- What the lane that has the slot is asked to do with the event.
+    request      text        CHECK (request IN ('retry', 'discard')),
+    PRIMARY KEY (projection, position)
+);
+
+-- Upgrade from version 1.
+ALTER TABLE orchestrator_workers
+    ADD COLUMN IF NOT EXISTS paused  jsonb   NOT NULL DEFAULT '[]',
+    ADD COLUMN IF NOT EXISTS drained boolean NOT NULL DEFAULT false;
+
+INSERT INTO orchestrator_schema (version) VALUES (2)
     ON CONFLICT (singleton) DO UPDATE SET version = greatest(orchestrator_schema.version, excluded.version);

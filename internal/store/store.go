@@ -18,7 +18,7 @@ import (
 )
 
 // Version is the version of schema.sql that this package needs.
-const Version = 1
+const Version = 2
 
 // A Store is one replica set in a database.
 type Store struct {

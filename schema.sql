@@ -28,7 +28,13 @@ CREATE TABLE IF NOT EXISTS orchestrator_replica_sets (
     step_at        timestamptz,
     -- Settings of the set, as the newest worker brought them along.
     max_partitions integer     NOT NULL DEFAULT 0,
-    join_window_us bigint      NOT NULL DEFAULT 0
+    join_window_us bigint      NOT NULL DEFAULT 0,
+    -- What operators have ordered. ["name", …]: the projections that the
+    -- generation does not run; "": none of them.
+    paused         jsonb       NOT NULL DEFAULT '[]',
+    -- [["name", position], …]: where projections are to be set when the next
+    -- generation is activated.
+    rewinds        jsonb       NOT NULL DEFAULT '[]'
 );
 
 -- One row for each living worker, in fact for each incarnation of one. A
@@ -57,7 +63,7 @@ CREATE TABLE IF NOT EXISTS orchestrator_workers (
     holds       bigint      NOT NULL,
     -- The names of the projections that the worker runs.
     projections jsonb       NOT NULL,
-    -- The projections that are paused in the worker's generation; "": all.
+    -- The set's paused, a second time like the generation.
     paused      jsonb       NOT NULL DEFAULT '[]',
     -- The worker is to have no partitions (DrainWorker).
     drained     boolean     NOT NULL DEFAULT false,
@@ -104,25 +110,6 @@ CREATE TABLE IF NOT EXISTS orchestrator_checkpoints (
 CREATE INDEX IF NOT EXISTS orchestrator_checkpoints_replica_set
     ON orchestrator_checkpoints (replica_set);
 
--- What is paused, a projection or a whole replica set (projection ''), from the
--- next generation on.
-CREATE TABLE IF NOT EXISTS orchestrator_pauses (
-    replica_set text        NOT NULL,
-    projection  text        NOT NULL,
-    paused_at   timestamptz NOT NULL,
-    PRIMARY KEY (replica_set, projection)
-);
-
--- Positions that projections are to be set to when the next generation is
--- activated, which deletes the row.
-CREATE TABLE IF NOT EXISTS orchestrator_rewinds (
-    replica_set text        NOT NULL,
-    projection  text        NOT NULL,
-    position    bigint      NOT NULL,
-    ordered_at  timestamptz NOT NULL,
-    PRIMARY KEY (replica_set, projection)
-);
-
 -- The latest generations of each replica set, up to 1000.
 CREATE TABLE IF NOT EXISTS orchestrator_history (
     replica_set  text        NOT NULL,
@@ -156,6 +143,9 @@ CREATE TABLE IF NOT EXISTS orchestrator_parked (
 );
 
 -- Upgrade from version 1.
+ALTER TABLE orchestrator_replica_sets
+    ADD COLUMN IF NOT EXISTS paused  jsonb   NOT NULL DEFAULT '[]',
+    ADD COLUMN IF NOT EXISTS rewinds jsonb   NOT NULL DEFAULT '[]';
 ALTER TABLE orchestrator_workers
     ADD COLUMN IF NOT EXISTS paused  jsonb   NOT NULL DEFAULT '[]',
     ADD COLUMN IF NOT EXISTS drained boolean NOT NULL DEFAULT false;

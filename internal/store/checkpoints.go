@@ -111,8 +111,9 @@ type checkpointRow struct {
 
 // handOver rewrites the checkpoints of the set under the generation that is
 // being activated. Afterwards every projection of the set has exactly the
-// generation's partitions.
-func (s *Store) handOver(ctx context.Context, tx *sql.Tx, g protocol.Group) error {
+// generation's partitions. Those that are rewound go to their position, wherever
+// they stand.
+func (s *Store) handOver(ctx context.Context, tx *sql.Tx, g protocol.Group, rewinds []protocol.Rewind) error {
 	projections, err := queryStrings(ctx, tx, s.sql.ownProjections)
 	if err != nil {
 		return fmt.Errorf("hand over %q: list projections: %w", s.set, err)
@@ -123,7 +124,7 @@ func (s *Store) handOver(ctx context.Context, tx *sql.Tx, g protocol.Group) erro
 	}
 	rows := []checkpointRow{} // not nil, which is null in JSON: other sets may have taken all projections
 	for _, p := range projections {
-		for k, c := range protocol.Handoff(old[p], g.Total) {
+		for k, c := range protocol.Handoff(protocol.Rewound(p, old[p], rewinds), g.Total) {
 			rows = append(rows, checkpointRow{p, k, c.Position, encodeMarks(c.Ahead)})
 		}
 	}

@@ -204,3 +204,31 @@ func decodeMarks(ahead sql.NullString) ([]protocol.Mark, error) {
 	}
 	return marks, nil
 }
+
+// HandledTo reports whether a projection has handled everything up to position.
+// The rows are of one snapshot, so of one layout, in which each slot is in one.
+func HandledTo(ctx context.Context, db *sql.DB, projection string, position int64) (bool, error) {
+	rows, err := db.QueryContext(ctx, `
+SELECT partition, total, position, ahead FROM orchestrator_checkpoints WHERE projection = $1`, projection)
+	if err != nil {
+		return false, err
+	}
+	defer rows.Close()
+	handled, partitions := true, 0
+	for rows.Next() {
+		var partition, total int
+		var c protocol.Checkpoint
+		var ahead sql.NullString
+		if err := rows.Scan(&partition, &total, &c.Position, &ahead); err != nil {
+			return false, err
+		}
+		if c.Ahead, err = decodeMarks(ahead); err != nil {
+			return false, err
+		}
+		for slot := partition; slot < protocol.Slots && c.Position < position; slot += total {
+			handled = handled && c.Frontier(slot) >= position
+		}
+		partitions++
+	}
+	return handled && partitions > 0, rows.Err()
+}

@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -309,25 +310,22 @@ func decode[T []int | []string](column, text string) (list T, err error) {
 	return list, nil
 }
 
-// Rewinds are stored as [["name", position], …].
-func encodeRewinds(rewinds []protocol.Rewind) [][2]any {
-	pairs := [][2]any{} // not nil, which is null in JSON
+// Rewinds are stored as {"name": position, …}.
+func encodeRewinds(rewinds []protocol.Rewind) map[string]int64 {
+	positions := map[string]int64{}
 	for _, r := range rewinds {
-		pairs = append(pairs, [2]any{r.Projection, r.Position})
+		positions[r.Projection] = r.Position
 	}
-	return pairs
+	return positions
 }
 
 func decodeRewinds(text string) (rewinds []protocol.Rewind, err error) {
-	var pairs [][2]json.RawMessage
-	err = json.Unmarshal([]byte(text), &pairs)
-	for _, p := range pairs {
-		var r protocol.Rewind
-		err = errors.Join(err, json.Unmarshal(p[0], &r.Projection), json.Unmarshal(p[1], &r.Position))
-		rewinds = append(rewinds, r)
-	}
-	if err != nil {
+	var positions map[string]int64
+	if err := json.Unmarshal([]byte(text), &positions); err != nil {
 		return nil, fmt.Errorf("column rewinds: %w", err)
+	}
+	for _, projection := range slices.Sorted(maps.Keys(positions)) {
+		rewinds = append(rewinds, protocol.Rewind{Projection: projection, Position: positions[projection]})
 	}
 	return rewinds, nil
 }

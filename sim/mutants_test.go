@@ -7,6 +7,7 @@ package sim
 
 import (
 	"fmt"
+	"math"
 	"runtime"
 	"slices"
 	"strings"
@@ -208,10 +209,10 @@ var mutants = []mutant{
 		}
 		return in
 	}}, []promise{oneOwner, onLease}},
-	{"counts a proof of a session that is not published", rules{input: func(p *worker, in protocol.Input) protocol.Input {
-		if a, ok := in.(protocol.Attached); ok {
-			a.Published, a.Worker = true, p.session.ID()
-			return a
+	{"counts a proof of a session that is not published", rules{input: func(_ *worker, in protocol.Input) protocol.Input {
+		if s, ok := in.(protocol.Synced); ok {
+			s.Request.Presence.Number = math.MaxInt32
+			return s
 		}
 		return in
 	}}, []promise{oneOwner, onLease}},

@@ -284,7 +284,10 @@ func (s *Session) Next(now time.Time, in Input) []Action {
 	case Shutdown:
 		s.leaving = true
 	case Attached:
-		s.presence.attach(now, in, s.id)
+		s.presence.attach(now, in)
+		if s.member {
+			s.next = now // the database is there: say the number, whatever has failed
+		}
 	case Proven:
 		s.presence.proof(now, in)
 	case Detached:

@@ -191,6 +191,12 @@ var mutants = []mutant{
 		}
 		return in
 	}}, []promise{bounded}},
+	{"ends its session when it gives its handlers up", rules{action: func(p *worker, a protocol.Action) protocol.Action {
+		if a == (protocol.Exit{Cause: protocol.DrainTimeout}) {
+			p.dropOwn()
+		}
+		return a
+	}}, []promise{oneOwner}},
 	{"begins without a proof", rules{unprovenBegins: true}, []promise{onLease}},
 	{"does not suspend", rules{action: func(_ *worker, a protocol.Action) protocol.Action {
 		if a == (protocol.Suspend{}) {

@@ -81,6 +81,7 @@ func (p *worker) publishes(id protocol.WorkerID, number int32) {
 // something.
 func (p *worker) loseOwn() {
 	if l := p.own; l != nil && !l.gone {
+		l.lost = "ended by an administrator"
 		l.end()
 	}
 }

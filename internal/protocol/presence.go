@@ -52,6 +52,12 @@ const (
 	presenceLease = 4 * time.Second
 )
 
+// KeepPresence is how long a worker that has given its handlers up keeps its session,
+// so that they are waited for until its lease is over. That can be more than a lease:
+// the latest request may have been under way, and takes effect later, within another
+// one or never.
+func (t Timing) KeepPresence() time.Duration { return 2 * t.Lease }
+
 // A Presence is a lock that shows that a worker is there.
 type Presence struct {
 	// Key is the worker's, and Number counts its sessions; 0 is none.

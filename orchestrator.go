@@ -396,7 +396,7 @@ func (w *worker[E]) cancel(a protocol.Cancel) {
 // not waited for: the goroutines are theirs.
 func (w *worker[E]) stuck(cause error) error {
 	w.run.cancel(ErrGenerationSuperseded)
-	w.leavePresence(w.cfg.StaleWorkerTimeout) // the handler may still run, and must be waited for
+	w.leavePresence(w.cfg.timing().KeepPresence()) // the handler may still run, and must be waited for
 	err := fmt.Errorf("%w: did not return within %s after being asked to stop: %s",
 		ErrCoordinationTimeout, w.cfg.CoordinationTimeout, strings.Join(w.run.inHand(), ", "))
 	return errors.Join(err, cause)

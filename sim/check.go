@@ -41,6 +41,7 @@ type checkedSet struct {
 	// pause is the opening since which no generation is active, if none is.
 	pause fact
 	membership
+	orders
 }
 
 // A checkedProjection is what became of the events in one projection.
@@ -55,6 +56,7 @@ type checkedProjection struct {
 	highest   map[string]int64 // the highest position that is committed of the aggregate
 	passed    passed
 	unhandled []visible // in no commit, by position
+	skipped   int64     // up to where an operator has it count as handled
 }
 
 // An openCall is a handler that was called and has not returned.
@@ -124,6 +126,8 @@ func (c *checker) observe(f fact) *violation {
 	case memberJoins, memberLeaves, workerExpired:
 		c.membersChange(f)
 		return c.evicted(f)
+	case ordered:
+		c.isOrdered(f)
 	case runCancels:
 		return c.cancelled(f)
 	case workerGone:
@@ -181,7 +185,10 @@ func (c *checker) observe(f fact) *violation {
 // turnTo makes a replica set the one that is judged.
 func (c *checker) turnTo(set int) {
 	for set >= len(c.sets) {
-		c.sets = append(c.sets, &checkedSet{number: len(c.sets), activations: map[int64]fact{}, owners: map[ownerKey]fact{}})
+		c.sets = append(c.sets, &checkedSet{
+			number: len(c.sets), activations: map[int64]fact{}, owners: map[ownerKey]fact{},
+			orders: orders{pauses: map[int64][]string{}, rewinds: map[string]int64{}, drained: map[string]bool{}},
+		})
 	}
 	c.checkedSet = c.sets[set]
 }
@@ -208,7 +215,7 @@ func (c *checker) projection(name string) *checkedProjection {
 
 // sees adds an event that waits to be handled. What is out of scope does not.
 func (p *checkedProjection) sees(e visible) {
-	if !p.scope.includes(e.aggregate) {
+	if !p.scope.includes(e.aggregate) || e.position <= p.skipped {
 		return
 	}
 	i := len(p.unhandled)

@@ -72,7 +72,7 @@ func (c *checker) owned(f fact) *violation {
 // noticed when that happened (S2); so here nobody has got to it yet.
 func (c *checker) handled(f, by fact) *violation {
 	for _, name := range c.setup.final {
-		if c.setup.sets[name] != c.number {
+		if c.setup.sets[name] != c.number || c.isPaused(name) {
 			continue
 		}
 		p := c.projection(name)

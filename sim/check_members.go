@@ -23,6 +23,8 @@ type member struct {
 	joined fact
 	holds  fact // the activation that gave it partitions, until it has said that it stopped
 	freed  fact // when it said so
+	// drained: by order, it is to have no partitions.
+	drained bool
 }
 
 func (m *membership) find(id string) *member {
@@ -33,7 +35,7 @@ func (m *membership) find(id string) *member {
 }
 
 // shares returns how many partitions each member is to have: as many as it wants,
-// in the order in which they joined, up to the limit.
+// in the order in which they joined, up to the limit, and none if it is drained.
 func (m *membership) shares() []int {
 	left := protocol.Slots
 	if m.limit > 0 {
@@ -41,6 +43,9 @@ func (m *membership) shares() []int {
 	}
 	shares := make([]int, len(m.members))
 	for i, o := range m.members {
+		if o.drained {
+			continue
+		}
 		shares[i] = min(max(1, int(o.joined.from)), left)
 		left -= shares[i]
 	}
@@ -53,12 +58,16 @@ func (c *checker) membersChange(f fact) {
 	switch f.kind {
 	case memberJoins:
 		c.limit, c.window = int(f.to), f.length
-		c.members = append(c.members, &member{id: f.text, worker: c.worker(f.worker), joined: f})
+		c.members = append(c.members, &member{id: f.text, worker: c.worker(f.worker), joined: f, drained: c.drained[f.worker]})
 	case memberLeaves, workerExpired:
-		c.members = slices.DeleteFunc(c.members, func(m *member) bool { return m.id == f.text })
+		m := c.find(f.text)
+		if m != nil { // a new incarnation takes it over, if this was for its sake
+			c.drained[f.worker] = m.drained && f.kind == memberLeaves
+		}
+		c.members = slices.DeleteFunc(c.members, func(o *member) bool { return o == m })
 	}
 	gone := func(id string) bool { return c.find(id) == nil }
-	if len(c.members) > 0 && (c.opened.generation == 0 || slices.ContainsFunc(c.layout, gone)) {
+	if c.staffed() && (c.opened.generation == 0 || slices.ContainsFunc(c.layout, gone)) {
 		c.owed = f
 	} else {
 		c.owed = fact{}
@@ -83,6 +92,8 @@ func (c *checker) laidOut(before, f fact) *violation {
 	if f.layout == nil || len(c.members) == 0 {
 		return nil
 	}
+	byOrder := c.owedTo
+	c.owedTo = false
 	shares, had, has := c.shares(), numbers(old), numbers(f.layout)
 	given := 0
 	for _, m := range c.members {
@@ -113,7 +124,7 @@ func (c *checker) laidOut(before, f fact) *violation {
 				f.generation, protocol.Numbers(has[m.id]), m.id, protocol.Numbers(had[m.id]))
 		}
 	}
-	if c.activated.generation < before.generation || before.generation == 0 {
+	if c.activated.generation < before.generation || before.generation == 0 || byOrder {
 		return nil
 	}
 	return c.windowed(before, f, shares, had)

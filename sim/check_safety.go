@@ -13,6 +13,9 @@ func (c *checker) handlerBegins(f fact) *violation {
 		return broken(agreement, []fact{c.activations[f.generation], r, f},
 			"%s handles events of partition %d/%d of generation %d, which it does not run", f.worker, f.partition, f.total, f.generation)
 	}
+	if v := c.obeyed(f); v != nil {
+		return v
+	}
 	if v := c.onLease(w, f); v != nil {
 		return v
 	}
@@ -202,7 +205,7 @@ func (c *checker) appended(f fact) *violation {
 	c.appends = append(c.appends, f)
 	for _, e := range f.events {
 		for _, p := range c.inOrder {
-			if p.scope.includes(e.aggregate) && e.position <= p.passed.slot(e.slot) {
+			if p.scope.includes(e.aggregate) && e.position > p.skipped && e.position <= p.passed.slot(e.slot) {
 				by := p.commits[slices.IndexFunc(p.commits, func(f fact) bool {
 					return e.slot%f.total == f.partition && e.position <= f.to
 				})]
@@ -238,6 +241,7 @@ func (c *checker) groupOpened(f fact) *violation {
 		return broken(onlyGrow, []fact{before, f}, "generation %d was opened after generation %d", f.generation, before.generation)
 	}
 	c.opened = f
+	c.ordersOpen(f)
 	if c.pause.unset() {
 		c.pause = f
 	}
@@ -262,6 +266,7 @@ func (c *checker) groupActivated(f fact) *violation {
 	f.layout = c.layout
 	c.activations[f.generation] = f
 	c.holdings(f)
+	c.rewind(f)
 	return v
 }
 

@@ -50,6 +50,11 @@ const (
 	countReplaced
 	countSuspended
 	countProofAwaited
+	// Orders.
+	countPaused
+	countRewound
+	countForwarded
+	countDrained
 	// Replica sets, and programs that differ.
 	countMoved
 	countTaken
@@ -120,6 +125,11 @@ var counterWords = [counterCount]string{
 	countReplaced:     "a worker replaced its own session, and there was no new generation",
 	countSuspended:    "handlers were cancelled for want of a proof that their worker was there",
 	countProofAwaited: "a handler was not called before there was such a proof",
+
+	countPaused:    "a projection was paused while others of its replica set ran on",
+	countRewound:   "a projection was rewound, and handled events again",
+	countForwarded: "a projection was moved forward, past events that it had not handled",
+	countDrained:   "a worker's partitions were taken away by order",
 
 	countMoved:        "a projection went on in another replica set",
 	countTaken:        "a projection was refused to a replica set, since another one ran it",
@@ -298,6 +308,8 @@ func (t *tally) observe(f fact) {
 		}
 		t.sets[f.projection] = f.set
 		t.projection(f.projection).commit(f)
+	case ordered:
+		t.isOrdered(f)
 	case undone:
 		if f.text == "at write" {
 			t.counters[countSpoilt]++
@@ -410,6 +422,27 @@ func (t *tally) groupOpened(f fact) {
 		}
 	}
 	t.opened[f.set] = f
+}
+
+func (t *tally) isOrdered(f fact) {
+	switch o := f.order; o.Kind {
+	case protocol.OrderPause:
+		if o.Projection != protocol.All {
+			t.counters[countPaused]++
+		}
+	case protocol.OrderDrain:
+		t.counters[countDrained]++
+	case protocol.OrderRewind:
+		t.projection(o.Projection).fold()
+		slots := t.projection(o.Projection).slots
+		switch {
+		case slots == nil:
+		case slices.Min(slots) > o.Position:
+			t.counters[countRewound]++
+		case slices.Max(slots) < o.Position:
+			t.counters[countForwarded]++
+		}
+	}
 }
 
 // groupActivated looks at the hand-over.

@@ -33,7 +33,8 @@ type fact struct {
 	// When a request was sent, and when the database read its clock for it.
 	sent, read time.Duration
 	layout     []string // who has which partition
-	text       string   // in words, for people
+	order      protocol.Order
+	text       string // in words, for people
 }
 
 // A kind says what kind of thing a fact is. The comments name the fields that
@@ -61,6 +62,7 @@ const (
 	// The group, when the transaction commits.
 	groupOpened    // generation, total, layout, read; text: the reason and the members
 	groupActivated // generation, total
+	ordered        // an operator's order took effect: order
 	workerExpired  // text: the incarnation that was removed for its lease, or for lack of a session with a number: from
 	memberJoins    // text: the incarnation; from: how many partitions it wants; to: its MaxPartitions; length: its JoinWindow; read
 	memberLeaves   // text: the incarnation that is gone by its own word, or its worker's
@@ -150,6 +152,8 @@ func (f fact) String() string {
 		fmt.Fprintf(&b, "opened generation %d of %d", f.generation, f.total)
 	case groupActivated:
 		fmt.Fprintf(&b, "activated generation %d of %d", f.generation, f.total)
+	case ordered:
+		fmt.Fprintf(&b, "an operator orders %s", f.order)
 	case workerExpired:
 		b.WriteString("expired")
 		if f.from > 0 {
@@ -299,6 +303,8 @@ const (
 	staysStill   promise = "stays-still"   // L2
 	bounded      promise = "bounded"       // L3
 
+	// obeys: what operators have ordered is so.
+	obeys promise = "obeys"
 	// withinScope: a projection is handed no event that is out of its scope.
 	withinScope promise = "within-scope"
 )

@@ -77,6 +77,21 @@ var mutants = []mutant{
 	{"looks at a checkpoint without waiting for its writer", rules{memory: memoryRules{hastyFind: true}}, []promise{inOrder, nothingTwice, nothingLost}},
 	{"commits again without the handlers' effects", rules{retriesEmpty: true}, []promise{nothingLost}},
 	{"calls again in a transaction that has failed", rules{keepsTransaction: true}, []promise{nothingTwice}},
+	{"runs what is paused", rules{runsPaused: true}, []promise{obeys}},
+	{"forgets what is to be rewound when a newer generation is opened", step(func(g protocol.Group, now time.Time, watch protocol.Watch) (protocol.Group, protocol.Decision) {
+		draining := g.Phase == protocol.Draining
+		due := g.Rewinds
+		next, d := protocol.Step(g, now, watch)
+		if draining && d.Opened && len(due) > 0 {
+			next.Rewinds, d.Rewinds = nil, nil
+		}
+		return next, d
+	}), []promise{nothingLost, recovers}},
+	{"rewinds nothing", step(func(g protocol.Group, now time.Time, watch protocol.Watch) (protocol.Group, protocol.Decision) {
+		next, d := protocol.Step(g, now, watch)
+		d.Rewinds = nil
+		return next, d
+	}), []promise{nothingLost, recovers}},
 	{"joins postpone the activation", rules{memory: memoryRules{step: func(g protocol.Group, now time.Time, watch protocol.Watch) (protocol.Group, protocol.Decision) {
 		next, d := protocol.Step(g, now, watch)
 		fresh := func(m protocol.Member) bool { return now.Sub(m.Joined) < m.Lease/2 }

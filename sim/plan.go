@@ -42,6 +42,7 @@ type plan struct {
 
 	length time.Duration // of the time with faults
 	faults []fault
+	orders []order
 
 	network  network
 	handlers handlers
@@ -231,6 +232,7 @@ func planOf(seed uint64, o options) plan {
 		p.congest()
 	}
 	p.network.hints = pick(r, 0, 500, 1000)
+	p.drawOrders(rand.New(rand.NewPCG(seed, 4)))
 	presence := rand.New(rand.NewPCG(seed, 3))
 	p.drawPresence(presence)
 	if !o.postgres && chance(presence, 40) {
@@ -421,6 +423,9 @@ func (p *plan) settle() time.Duration {
 	if p.sets > 1 && len(p.programs) > 1 {
 		settle += 2 * t.Lease
 	}
+	if len(p.orders) > 0 { // the last are lifted, one after the other, when the faults stop
+		settle += 2*t.Lease + time.Duration(len(p.orders))*backlog*(2*p.handlers.typical+6*p.network.latency)
+	}
 	if p.handlers.slow > 0 {
 		settle += p.handlers.slowBy + t.Drain + 2*t.Lease
 	}
@@ -487,6 +492,9 @@ func (p *plan) String() string {
 		text += ", whose versions differ in their timing,"
 	}
 	h := p.handlers
+	if len(p.orders) > 0 {
+		faults += ", " + plural(len(p.orders), "order")
+	}
 	for _, about := range []struct {
 		rate int
 		what string

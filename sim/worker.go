@@ -270,24 +270,29 @@ func (p *worker) synced(r protocol.Request, result store.Result, sent, granted t
 	if result.View.Member {
 		p.publishes(r.Worker, r.Presence.Number)
 	}
+	w.regrouped(fact{worker: p.name, set: p.set}, r, result, granted)
+}
+
+// regrouped notes what became of a set by somebody's request.
+func (w *world) regrouped(by fact, r protocol.Request, result store.Result, granted time.Duration) {
 	d, g := result.Decision, result.Group
 	for _, id := range d.Expired {
 		delete(w.members, id)
 		name, _, _ := strings.Cut(string(id), "~")
-		f := fact{kind: workerExpired, worker: name, set: p.set, text: string(id)}
+		f := fact{kind: workerExpired, worker: name, set: by.set, text: string(id)}
 		if i := slices.IndexFunc(r.Watch.Absent, func(a protocol.Absence) bool { return a.Worker == id }); i >= 0 {
 			f.from = int64(r.Watch.Absent[i].Presence.Number)
 		}
 		w.record(f)
 	}
 	if d.Opened {
-		p.record(fact{kind: groupOpened, generation: g.Generation, total: g.Total, read: granted, layout: layout(g), text: w.text("%s; %s", g.Reason, g)})
+		w.record(fact{kind: groupOpened, worker: by.worker, set: by.set, generation: g.Generation, total: g.Total, read: granted, layout: layout(g), text: w.text("%s; %s", g.Reason, g)})
 	}
 	if d.Activated {
-		p.record(fact{kind: groupActivated, generation: g.Generation, total: g.Total, text: w.text("%s", g)})
+		w.record(fact{kind: groupActivated, worker: by.worker, set: by.set, generation: g.Generation, total: g.Total, text: w.text("%s", g)})
 	}
 	if d.Opened || d.Activated {
-		w.hint(p.set)
+		w.hint(by.set)
 	}
 }
 
@@ -494,7 +499,7 @@ func (p *worker) start(s protocol.Share) {
 	for _, a := range s.Assignments() {
 		p.record(fact{kind: runStarts, generation: a.Generation, partition: a.Partition, total: a.Total})
 		for _, q := range p.w.plan.programs[p.version].of(p.set) {
-			if !s.Runs(q.name) {
+			if !s.Runs(q.name) && !p.w.rules.runsPaused {
 				continue
 			}
 			p.run.lanes = append(p.run.lanes, newLane(p, p.run, q, a))

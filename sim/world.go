@@ -70,6 +70,7 @@ type rules struct {
 	retriesEmpty     bool // an undone commit is tried again in a new transaction, without what the handlers wrote
 	keepsTransaction bool // what a failed handler wrote is not rolled back before it is called again
 	unprovenBegins   bool // handlers begin without a proof that the worker is there
+	runsPaused       bool // lanes of paused projections are started
 
 	wrongWindow       bool // a lane is served the page that was read last, though that is of another window
 	skipsDropped      bool // one whose page is gone goes on in its window, where the others stand
@@ -183,6 +184,9 @@ func (w *world) run() error {
 	}
 	for _, f := range w.plan.faults {
 		w.after(f.at, func() { w.strike(f) })
+	}
+	for _, o := range w.plan.orders {
+		w.after(o.at, func() { w.operate(o) })
 	}
 	w.after(0, w.append)
 	heal := w.plan.length
@@ -410,6 +414,7 @@ func (w *world) heal() {
 			w.start(set)
 		}
 	}
+	w.lift()
 }
 
 // A writer is a transaction that appends events.

@@ -1,0 +1,96 @@
+package sim
+
+import (
+	"slices"
+
+	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
+)
+
+// orders are what operators have ordered of one replica set.
+type orders struct {
+	pausedNow []string           // "" is all
+	pauses    map[int64][]string // of each generation
+	rewinds   map[string]int64   // due with the next activation
+	drained   map[string]bool    // workers of which the latest incarnation was
+	last      fact
+	owedTo    bool // the generation that is owed is owed to an order
+}
+
+// isOrdered takes in an order. One that changes something is followed by a
+// generation at once.
+func (c *checker) isOrdered(f fact) {
+	o, changes := f.order, false
+	c.last = f
+	switch o.Kind {
+	case protocol.OrderPause:
+		if changes = !slices.Contains(c.pausedNow, o.Projection); changes {
+			c.pausedNow = append(slices.Clone(c.pausedNow), o.Projection)
+		}
+	case protocol.OrderResume:
+		before := len(c.pausedNow)
+		c.pausedNow = slices.DeleteFunc(slices.Clone(c.pausedNow), func(name string) bool { return name == o.Projection || o.Projection == protocol.All })
+		changes = len(c.pausedNow) < before
+	case protocol.OrderRewind:
+		c.rewinds[o.Projection], changes = o.Position, true
+	case protocol.OrderDrain, protocol.OrderUndrain:
+		if m := c.find(string(o.Worker)); m != nil && m.drained != (o.Kind == protocol.OrderDrain) {
+			m.drained, changes = !m.drained, true
+		}
+	}
+	if changes && c.staffed() {
+		c.owed, c.owedTo = f, true
+	}
+}
+
+// staffed reports whether there is a member that can have partitions.
+func (m *membership) staffed() bool {
+	return slices.ContainsFunc(m.members, func(o *member) bool { return !o.drained })
+}
+
+// ordersOpen notes what a generation is to run.
+func (c *checker) ordersOpen(f fact) { c.pauses[f.generation] = c.pausedNow }
+
+func (c *checker) isPaused(projection string) bool {
+	return slices.Contains(c.pausedNow, protocol.All) || slices.Contains(c.pausedNow, projection)
+}
+
+// obeyed: no handler of a projection begins under a generation that was opened
+// while it was paused.
+func (c *checker) obeyed(f fact) *violation {
+	paused := c.pauses[f.generation]
+	if !slices.Contains(paused, protocol.All) && !slices.Contains(paused, f.projection) {
+		return nil
+	}
+	return broken(obeys, []fact{c.last, c.activations[f.generation], f}, "%s handles events of projection %s, which is paused in generation %d",
+		f.worker, f.projection, f.generation)
+}
+
+// rewind carries out what is due with an activation: what is up to the position
+// counts as handled, whatever became of it, and what is above it is to be handled
+// again.
+func (c *checker) rewind(f fact) {
+	for name, position := range c.rewinds {
+		p := c.projection(name)
+		p.skipped = position
+		p.passed = passed{slots: slices.Repeat([]int64{position}, protocol.Slots)}
+		p.highest = map[string]int64{}
+		for at, n := range p.holds {
+			if at > position {
+				delete(p.holds, at)
+				continue
+			}
+			for _, e := range p.commits[n].events {
+				if e.position == at {
+					p.highest[e.aggregate] = max(p.highest[e.aggregate], at)
+				}
+			}
+		}
+		p.unhandled = nil
+		for i, a := range c.appends {
+			for _, e := range a.events {
+				p.sees(visible{event: e, append: i})
+			}
+		}
+	}
+	clear(c.rewinds)
+}

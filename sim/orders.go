@@ -1,0 +1,126 @@
+package sim
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
+	"github.com/getpup/pupsourcing-orchestrator/internal/store"
+)
+
+// An order is an operator's, at a time: about the n-th of the projections that
+// there ever are, or of the workers that live then.
+type order struct {
+	at   time.Duration
+	kind protocol.OrderKind
+	set  int
+	n    int
+	// all: of every projection of the set. part is to where to rewind, in
+	// thousandths of the positions that there are.
+	all  bool
+	part int
+}
+
+// drawOrders draws what operators do while faults go on; nothing in most plans.
+func (p *plan) drawOrders(r *rand.Rand) {
+	if !chance(r, 300) {
+		return
+	}
+	for range 1 + r.IntN(4) {
+		p.orders = append(p.orders, order{
+			at:   between(r, 0, p.length),
+			kind: pick(r, protocol.OrderPause, protocol.OrderPause, protocol.OrderResume, protocol.OrderRewind, protocol.OrderRewind, protocol.OrderDrain, protocol.OrderUndrain),
+			set:  r.IntN(p.sets), n: r.IntN(1000), all: chance(r, 200), part: r.IntN(1100),
+		})
+	}
+}
+
+// operate gives an order, as an operator's program does.
+func (w *world) operate(o order) {
+	order := protocol.Order{Kind: o.kind}
+	switch o.kind {
+	case protocol.OrderDrain, protocol.OrderUndrain:
+		alive := w.alive()
+		if len(alive) == 0 {
+			return
+		}
+		p := alive[o.n%len(alive)]
+		o.set, order.Worker = p.set, p.session.ID()
+	case protocol.OrderRewind:
+		order.Position = int64(w.appended() * o.part / 1000)
+		fallthrough
+	default:
+		var names []string
+		for _, v := range w.plan.programs {
+			for _, q := range v.of(o.set) {
+				names = append(names, q.name)
+			}
+		}
+		if !o.all || o.kind == protocol.OrderRewind {
+			order.Projection = names[o.n%len(names)]
+		}
+	}
+	w.command(o.set, order)
+}
+
+// appended returns about how many positions there are.
+func (w *world) appended() int {
+	n := 0
+	for _, f := range w.history.facts {
+		if f.kind == appended {
+			n += len(f.events)
+		}
+	}
+	return n
+}
+
+// orderAgain is how long an operator waits before an order that had no answer, or
+// could not have its locks, is given again.
+func (w *world) orderAgain() time.Duration { return w.plan.timing.Heartbeat }
+
+// command carries an order out, over a connection of its own.
+func (w *world) command(set int, o protocol.Order) {
+	again := func() { w.after(w.orderAgain(), func() { w.command(set, o) }) }
+	if w.down {
+		again()
+		return
+	}
+	conn := w.db.as(setName(set), store.BoundsOf(w.plan.timing.Lease)).connect()
+	answered := false
+	giveUp := w.after(w.plan.timing.Lease, func() { // the database went down meanwhile
+		if !answered {
+			conn.close()
+			again()
+		}
+	})
+	r := protocol.Request{Order: &o}
+	conn.sync(r, nil, false, func(result store.Result, err error) {
+		answered = true
+		giveUp()
+		conn.close()
+		switch {
+		case err == nil:
+			w.record(fact{kind: ordered, set: set, order: o})
+			w.regrouped(fact{set: set}, r, result, w.at)
+		case !errors.Is(err, store.ErrOrder):
+			again()
+		}
+	})
+}
+
+// lift takes back what has been ordered.
+func (w *world) lift() {
+	if len(w.plan.orders) == 0 {
+		return
+	}
+	for set := range w.plan.sets {
+		w.command(set, protocol.Order{Kind: protocol.OrderResume, Projection: protocol.All})
+	}
+	for _, p := range w.alive() {
+		w.command(p.set, protocol.Order{Kind: protocol.OrderUndrain, Worker: p.session.ID()})
+	}
+}
+
+func (o order) String() string { return fmt.Sprintf("%s at %s", o.kind, o.at) }

@@ -488,7 +488,7 @@ func (w *worker[E]) stuck(cause error) error {
 	w.run.cancel(ErrGenerationSuperseded)
 	inHand := w.run.inHand()
 	tell(w.to, w.to.CoordinationTimeout, CoordinationTimeout{w.run.source(), w.run.share.Generation, inHand})
-	w.leavePresence(w.cfg.StaleWorkerTimeout) // the handler may still run, and must be waited for
+	w.leavePresence(w.cfg.timing().KeepPresence()) // the handler may still run, and must be waited for
 	err := fmt.Errorf("%w: did not return within %s after being asked to stop: %s",
 		ErrCoordinationTimeout, w.cfg.CoordinationTimeout, strings.Join(inHand, ", "))
 	return errors.Join(err, cause)

@@ -15,9 +15,8 @@ import (
 // presence carries out what the session says of a session at the database that
 // is the worker's own. One thing is asked of it at a time.
 type presence struct {
-	conn      *sql.Conn // nil: there is none
-	own       store.Session
-	published bool // in the worker's row, as it was attached
+	conn *sql.Conn // nil: there is none
+	own  store.Session
 }
 
 const (
@@ -49,7 +48,7 @@ func (w *worker[E]) attach(a protocol.Attach) {
 		if p.conn, err = w.cfg.DB.Conn(ctx); err != nil {
 			return p, err
 		}
-		if p.own, p.published, err = store.Attach(ctx, p.conn, string(w.cfg.ReplicaSet), a); err != nil {
+		if p.own, _, err = store.Attach(ctx, p.conn, string(w.cfg.ReplicaSet), a); err != nil {
 			p.drop()
 		}
 		return p, err
@@ -60,7 +59,7 @@ func (w *worker[E]) attach(a protocol.Attach) {
 		return
 	}
 	w.presence = p
-	w.input(protocol.Attached{Number: a.Presence.Number, Sent: sent, Worker: a.Worker, Published: p.published})
+	w.input(protocol.Attached{Number: a.Presence.Number, Sent: sent})
 }
 
 // prove asks the connection whether it is there.

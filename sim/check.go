@@ -123,6 +123,7 @@ func (c *checker) observe(f fact) *violation {
 		c.reports(f)
 	case memberJoins, memberLeaves, workerExpired:
 		c.membersChange(f)
+		return c.evicted(f)
 	case runCancels:
 		return c.cancelled(f)
 	case workerGone:

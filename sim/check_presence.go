@@ -125,6 +125,18 @@ func (c *checker) suspended(call *openCall, f fact) *violation {
 		"a handler of %s that would listen still runs, %s after its proof was over", owner(call.begin), f.at-over)
 }
 
+// evicted: a worker that has given up, and whose handlers go on, is removed when its
+// lease is over, and not for the lack of a session that it has ended itself (S1).
+func (c *checker) evicted(f fact) *violation {
+	w := c.worker(f.worker)
+	p := &w.presence
+	if f.kind != workerExpired || f.from == 0 || !w.returned || w.gone || c.overBy(w, f.at) ||
+		p.ended.from != f.from || p.ended.step < w.gaveUp.step || p.ended.text != "" {
+		return nil
+	}
+	return broken(oneOwner, []fact{w.run, w.cancel, w.lease, p.published, w.gaveUp, p.ended, f}, "%s has given up, and its handlers go on; it is removed before its lease is over, since it has ended its session", w.name)
+}
+
 // missed: a worker whose own session has ended with its process is removed by those
 // whose sessions have been there for long enough (L3).
 func (c *checker) missed(m *member, f fact) *violation {

@@ -285,6 +285,18 @@ func TestChecker(t *testing.T) {
 			begun, at(1, begins(1, "w1", 1, "0/1", ev(1, 7)), of(faultCutOff, "w1")), taken(11),
 			at(11, begins(2, "w2", 2, "0/1", ev(1, 7))),
 		), "one-owner: projection tx, slot 7: w1 (generation 1) and w2 (generation 2) handle at the same time [1 5 10 12]"},
+		{"given up, and removed for a session that it has ended itself", then(
+			begun, at(1, cancels("w1", 1, ""), of(workerReturns, "w1"), fact{kind: sessionEnded, worker: "w1", from: 1}),
+			at(3, fact{kind: workerExpired, worker: "w1", text: "w1", from: 1}),
+		), "one-owner: w1 has given up, and its handlers go on; it is removed before its lease is over, since it has ended its session [1 5 6 7 8]"},
+		{"given up, and removed for a session that the server has ended", then(
+			begun, at(1, cancels("w1", 1, ""), of(workerReturns, "w1"), fact{kind: sessionEnded, worker: "w1", from: 1, text: "the server is gone"}),
+			at(3, fact{kind: workerExpired, worker: "w1", text: "w1", from: 1}),
+		), ""},
+		{"given up, and removed after its lease", then(
+			begun, at(1, cancels("w1", 1, ""), of(workerReturns, "w1"), fact{kind: sessionEnded, worker: "w1", from: 1}),
+			at(10, fact{kind: workerExpired, worker: "w1", text: "w1", from: 1}),
+		), ""},
 		{"a step of the database's clock that nobody has seen ends a lease a tenth early", then(
 			begun, at(1, begins(1, "w1", 1, "0/1", ev(1, 7))), at(2, bare(faultClockStep)), at(8, cancels("w1", 1, "lost")), taken(9),
 			at(9.1, begins(2, "w2", 2, "0/1", ev(1, 7))),

@@ -27,6 +27,7 @@ type checkedWorker struct {
 	gone   bool
 	// returned: it has given up, and its handlers have not returned.
 	returned    bool
+	gaveUp      fact // when
 	leaving     bool
 	lease       fact // the sessionAsks that renewed it last
 	sent        fact // and the one of them that was sent last
@@ -83,7 +84,7 @@ func (c *crew) observe(f fact) {
 		w.stops()
 	case workerReturns:
 		w := c.worker(f.worker)
-		w.returned = true
+		w.returned, w.gaveUp = true, f
 		w.stops()
 	case sessionAsks:
 		w := c.worker(f.worker)

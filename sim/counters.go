@@ -74,6 +74,9 @@ const (
 	countClockBack
 	countLostRequest
 	countLostReply
+	countSlow
+	countFrozen
+	countOwnEnded
 	countDenied
 	countBroken
 
@@ -141,6 +144,9 @@ var counterWords = [counterCount]string{
 	countClockBack:    "the database's clock jumped back",
 	countLostRequest:  "a request to the database was lost",
 	countLostReply:    "a reply of the database was lost",
+	countSlow:         "a request or a reply was slow",
+	countFrozen:       "a process froze",
+	countOwnEnded:     "a worker's own session was ended at the server",
 	countDenied:       "a worker ended, since coordination needs a privilege that was missing",
 	countBroken:       "a worker ended, since a projection needs a privilege that was missing",
 }
@@ -255,6 +261,9 @@ func (t *tally) observe(f fact) {
 		}
 		t.away[f.worker] = struct{}{}
 	case sessionEnded:
+		if f.text != "" {
+			t.counters[countOwnEnded]++
+		}
 		t.lostOwn[f.worker] = t.opened[f.set].generation
 	case sessionAttached:
 		if g, lost := t.lostOwn[f.worker]; lost && g == t.opened[f.set].generation {
@@ -310,7 +319,10 @@ func (t *tally) observe(f fact) {
 		t.counters[servings[f.text]]++
 	case rolledBack:
 		t.counters[countRolledBack]++
+	case faultSlow:
+		t.counters[countSlow]++
 	case faultFreeze:
+		t.counters[countFrozen]++
 		if strings.Contains(f.text, "COMMIT") {
 			t.counters[countFrozenAtCommit]++
 		}

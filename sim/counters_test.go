@@ -24,7 +24,7 @@ func TestCounters(t *testing.T) {
 
 		{"refused in good time", then(begun, at(9, refuses)), map[counter]int{countRefused: 1}},
 		{"refused after the lease", then(begun, at(11, refuses)), map[counter]int{countRefused: 1, countZombieRefused: 1}},
-		{"refused while frozen", then(begun, at(5, of(faultFreeze, "w1"), refuses)), map[counter]int{countRefused: 1, countZombieRefused: 1}},
+		{"refused while frozen", then(begun, at(5, of(faultFreeze, "w1"), refuses)), map[counter]int{countRefused: 1, countZombieRefused: 1, countFrozen: 1}},
 
 		{"an even hand-over", then(
 			begun, at(1, commits("w1", 1, "0/1", 0, 5)), at(2, opens(2, 2), activates(2, 2)),
@@ -44,7 +44,7 @@ func TestCounters(t *testing.T) {
 		), map[counter]int{countUneven: 1}},
 
 		{"a drain superseded", then(begun, at(1, opens(2, 2), opens(3, 1), activates(3, 1))), map[counter]int{countDrainSuperseded: 1}},
-		{"frozen before COMMIT", then(begun, at(1, fact{kind: faultFreeze, worker: "w1", text: "before COMMIT"})), map[counter]int{countFrozenAtCommit: 1}},
+		{"frozen before COMMIT", then(begun, at(1, fact{kind: faultFreeze, worker: "w1", text: "before COMMIT"})), map[counter]int{countFrozenAtCommit: 1, countFrozen: 1}},
 		{"lost on the network", then(begun, at(1, lost("request: commit"), lost("reply: commit"), lost("reply: find"))),
 			map[counter]int{countLostRequest: 1, countLostReply: 2, countLostCommit: 1}},
 
@@ -66,6 +66,8 @@ func TestCounters(t *testing.T) {
 		)), map[counter]int{countCrashSeen: 1, countMissingAlive: 1}},
 		{"proofs are missing", then(begun, at(1, of(runSuspends, "w1"), of(proofAwaited, "w1"))), map[counter]int{countSuspended: 1, countProofAwaited: 1}},
 
+		{"a session is ended at the server", then(begun, at(1, fact{kind: sessionEnded, worker: "w1", text: "the server is gone"})), map[counter]int{countOwnEnded: 1}},
+		{"an answer is slow", then(begun, at(1, of(faultSlow, "w1"))), map[counter]int{countSlow: 1}},
 		{"a turn is missed", then(begun, at(1, of(turnMissed, "w1"))), map[counter]int{countTurnMissed: 1}},
 
 		{"a gap is met by a reader of a scope", then(begun, at(1, gap(gapWaited, "w1", 4), gap(gapScoped, "w1", 4))), map[counter]int{countGapScoped: 1}},
@@ -80,11 +82,11 @@ func TestCounters(t *testing.T) {
 		), map[counter]int{countLeaseLost: 1, countBackAgain: 1}},
 		{"handlers are cancelled for taking long", then(begun, at(8, cancels("w1", 1, ""))), nil},
 		{"a worker is removed", then(begun, at(11, of(workerExpired, "w1"))), map[counter]int{countExpired: 1}},
-		{"frozen past the lease", then(begun, at(5, of(faultFreeze, "w1")), at(11, of(faultThaw, "w1"))), map[counter]int{countFrozenPastLease: 1}},
-		{"frozen for ever", then(begun, at(5, of(faultFreeze, "w1")), at(11, bare(healed))), map[counter]int{countFrozenPastLease: 1}},
-		{"frozen, crashed past the lease", then(begun, at(5, of(faultFreeze, "w1")), at(11, of(workerGone, "w1")), at(12, bare(healed))), map[counter]int{countFrozenPastLease: 1}},
-		{"frozen for a while", then(begun, at(5, of(faultFreeze, "w1")), at(9, of(faultThaw, "w1")), at(20, bare(healed))), nil},
-		{"frozen after the lease", then(begun, at(10.1, of(faultFreeze, "w1")), at(11, of(faultThaw, "w1"))), nil},
+		{"frozen past the lease", then(begun, at(5, of(faultFreeze, "w1")), at(11, of(faultThaw, "w1"))), map[counter]int{countFrozenPastLease: 1, countFrozen: 1}},
+		{"frozen for ever", then(begun, at(5, of(faultFreeze, "w1")), at(11, bare(healed))), map[counter]int{countFrozenPastLease: 1, countFrozen: 1}},
+		{"frozen, crashed past the lease", then(begun, at(5, of(faultFreeze, "w1")), at(11, of(workerGone, "w1")), at(12, bare(healed))), map[counter]int{countFrozenPastLease: 1, countFrozen: 1}},
+		{"frozen for a while", then(begun, at(5, of(faultFreeze, "w1")), at(9, of(faultThaw, "w1")), at(20, bare(healed))), map[counter]int{countFrozen: 1}},
+		{"frozen after the lease", then(begun, at(10.1, of(faultFreeze, "w1")), at(11, of(faultThaw, "w1"))), map[counter]int{countFrozen: 1}},
 
 		{"two join at once", then(begun, at(1, lays(2, "w1", "w2", "w3"))), map[counter]int{countJoinsFolded: 1}},
 		{"one joins", then(begun, at(1, lays(2, "w1", "w2"))), nil},

@@ -11,6 +11,7 @@ import (
 // the same effects in the end. What differs is a statement that does not do
 // what the model says, or the other way round.
 func TestModelAndPostgresAgree(t *testing.T) {
+	t.Parallel()
 	onServer := onPostgres(t)
 	seeds := uint64(12)
 	if raced {

@@ -177,6 +177,7 @@ func (h Harness[E]) plan(seed uint64) plan {
 	p.sets, p.programs = 1, []program{{timing: p.timing, projections: []projection{{name: name, kind: kind}}}}
 	p.appends.aggregates = 0
 	p.appends.every = p.length / time.Duration(len(h.Events)/3+1)
+	p.handlers.typical = max(p.handlers.typical, p.appends.every/20) // what strikes, often strikes amid a batch
 	p.stopOnFailure = false
 	for i := range p.faults {
 		if p.faults[i].kind == deploy {

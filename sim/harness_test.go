@@ -48,6 +48,7 @@ func TestHarnessSetupFails(t *testing.T) {
 // A failure names the seed, the page and what Check said; the same seed fails
 // again.
 func TestHarnessFailureCanBeHadAgain(t *testing.T) {
+	t.Parallel()
 	_, url := pgtest.Database(t)
 	h := harness(func(db *sql.DB) orchestrator.Projection[Deposit] { return Balances{db} })
 	h.Database, h.Folder = url, t.TempDir()
@@ -66,5 +67,16 @@ func TestHarnessFailureCanBeHadAgain(t *testing.T) {
 		if !strings.Contains(first.Report, want) {
 			t.Errorf("%q is not in the report:%s", want, first.Error())
 		}
+	}
+}
+
+// A projection that writes in the transaction of its checkpoint survives.
+func TestHarnessPasses(t *testing.T) {
+	t.Parallel()
+	_, url := pgtest.Database(t)
+	h := harness(func(db *sql.DB) orchestrator.Projection[Deposit] { return SafeBalances{Balances{db}} })
+	h.Database, h.Folder, h.First, h.Seeds = url, t.TempDir(), 4, 7 // the example plays those before
+	if err := h.Run(t.Context()); err != nil {
+		t.Error(err)
 	}
 }

@@ -49,7 +49,7 @@ const (
 	sessionTaken                  // another replica set runs one of its projections: text; for the moment, if its lease is over there
 	sessionAttached               // it has a session of its own, which holds the lock of its presence: from is the number; sent
 	sessionProven                 // that session has answered: from; sent
-	sessionEnded                  // at the server: from
+	sessionEnded                  // at the server: from; text: why, if the worker has not ended it
 	presencePublished             // the row of an incarnation has this number: from, text
 	sessionAsks                   // a request took effect: text. Renews the lease: length, sent, read; to: it has stopped generations up to this
 	runStarts                     // the worker runs generation, partition, total; one for each partition of its share
@@ -129,6 +129,9 @@ func (f fact) String() string {
 		fmt.Fprintf(&b, "has heard that session %d is there", f.from)
 	case sessionEnded:
 		fmt.Fprintf(&b, "its session %d has ended", f.from)
+		if f.text != "" {
+			fmt.Fprintf(&b, ": %s", f.text)
+		}
 	case presencePublished:
 		fmt.Fprintf(&b, "has published session %d", f.from)
 	case sessionAsks:

@@ -2,9 +2,13 @@ package sim
 
 import (
 	"os"
+	"runtime/debug"
 	"testing"
 
 	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
 )
 
-func TestMain(m *testing.M) { os.Exit(pgtest.Main(m)) }
+func TestMain(m *testing.M) {
+	debug.SetGCPercent(400) // a world makes much, and keeps little
+	os.Exit(pgtest.Main(m))
+}

@@ -7,6 +7,7 @@ package sim
 
 import (
 	"fmt"
+	"math"
 	"runtime"
 	"slices"
 	"strings"
@@ -190,6 +191,12 @@ var mutants = []mutant{
 		}
 		return in
 	}}, []promise{bounded}},
+	{"ends its session when it gives its handlers up", rules{action: func(p *worker, a protocol.Action) protocol.Action {
+		if a == (protocol.Exit{Cause: protocol.DrainTimeout}) {
+			p.dropOwn()
+		}
+		return a
+	}}, []promise{oneOwner}},
 	{"begins without a proof", rules{unprovenBegins: true}, []promise{onLease}},
 	{"does not suspend", rules{action: func(_ *worker, a protocol.Action) protocol.Action {
 		if a == (protocol.Suspend{}) {
@@ -208,10 +215,10 @@ var mutants = []mutant{
 		}
 		return in
 	}}, []promise{oneOwner, onLease}},
-	{"counts a proof of a session that is not published", rules{input: func(p *worker, in protocol.Input) protocol.Input {
-		if a, ok := in.(protocol.Attached); ok {
-			a.Published, a.Worker = true, p.session.ID()
-			return a
+	{"counts a proof of a session that is not published", rules{input: func(_ *worker, in protocol.Input) protocol.Input {
+		if s, ok := in.(protocol.Synced); ok {
+			s.Request.Presence.Number = math.MaxInt32
+			return s
 		}
 		return in
 	}}, []promise{oneOwner, onLease}},

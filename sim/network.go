@@ -35,6 +35,7 @@ type link struct {
 	broken  bool
 	gone    bool          // the server has noticed, or has ended it itself
 	number  int32         // of the presence that it holds; 0: none
+	lost    string        // why the server has ended it, if that was its own doing
 	arrives time.Duration // when the latest request gets there
 	answer  func(error)   // ends the call under way
 	// wrote are the events of which the open transaction holds effects.
@@ -87,7 +88,7 @@ func (l *link) end() {
 		l.conn.close()
 	}
 	if l.number != 0 {
-		l.p.record(fact{kind: sessionEnded, from: int64(l.number)})
+		l.p.record(fact{kind: sessionEnded, from: int64(l.number), text: l.lost})
 	}
 }
 
@@ -95,7 +96,7 @@ func (l *link) end() {
 func (p *worker) disconnect() {
 	for _, l := range slices.Clone(p.links) {
 		answer := l.answer
-		l.broken = true
+		l.broken, l.lost = true, "the server is gone"
 		l.end()
 		if answer != nil {
 			p.after(p.latency(), func() { answer(errReset) })

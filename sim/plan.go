@@ -230,8 +230,12 @@ func planOf(seed uint64, o options) plan {
 	if !o.postgres && slices.ContainsFunc(p.faults, func(f fault) bool { return f.kind == congestion }) {
 		p.congest()
 	}
-	p.drawPresence(rand.New(rand.NewPCG(seed, 3)))
 	p.network.hints = pick(r, 0, 500, 1000)
+	presence := rand.New(rand.NewPCG(seed, 3))
+	p.drawPresence(presence)
+	if !o.postgres && chance(presence, 40) {
+		p.hurry(presence)
+	}
 	p.crowdEvery = (p.settle() * 5 / 4 / 30).Truncate(time.Microsecond)
 	return p
 }
@@ -247,6 +251,23 @@ func (p *plan) congest() {
 	p.faults = slices.DeleteFunc(p.faults, func(f fault) bool {
 		return f.kind == clockStep || f.kind == databaseDown || f.kind == deploy || f.kind == revoke
 	})
+}
+
+// hurry makes the plan one in which it matters that whoever is missed is given the
+// time to stop: handlers always run, each for a while; many lose their sessions and
+// can't know; and the others are quick to take over.
+func (p *plan) hurry(r *rand.Rand) {
+	p.timing = protocol.Timing{Heartbeat: 2 * time.Second, Lease: 8 * time.Second, Drain: 8 * time.Second}
+	p.sets, p.programs = 1, []program{{timing: p.timing, projections: []projection{{name: "plain"}}}}
+	p.maxPartitions, p.wants, p.crowd, p.batch = 0, nil, 0, 100
+	p.network, p.drift = network{latency: time.Millisecond, hints: 1000}, 0
+	p.handlers = handlers{typical: 100 * time.Millisecond}
+	p.length = 32 * time.Second
+	p.appends = appends{every: 50 * time.Millisecond, aggregates: 200}
+	p.workers, p.faults = make([]time.Duration, 5), nil
+	for at := 8 * time.Second; at < p.length; at += 2 * time.Second {
+		p.faults = append(p.faults, fault{at: at + between(r, 0, time.Second), kind: endSessionCutOff, worker: r.IntN(1000), length: 2 * time.Second})
+	}
 }
 
 // addProgram draws the next version of the program: it drops some projections,

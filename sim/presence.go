@@ -18,11 +18,10 @@ func presenceKey() int32 { return 1 + rand.Int32N(1<<31-1) }
 func (p *worker) attach(a protocol.Attach) {
 	p.dropOwn()
 	sent, sentAt, l, n := p.now(), p.w.at, p.borrow(), a.Presence.Number
-	published := false
 	p.ask(l, "attach", presencePatience, func(c connection, done func(error)) {
 		l.number = n
-		c.attach(a, func(was bool, err error) {
-			if published = was; err == nil && was {
+		c.attach(a, func(published bool, err error) {
+			if err == nil && published {
 				p.publishes(a.Worker, n)
 			}
 			done(err)
@@ -35,7 +34,7 @@ func (p *worker) attach(a protocol.Attach) {
 		}
 		p.own = l
 		p.record(fact{kind: sessionAttached, from: int64(n), sent: sentAt})
-		p.input(protocol.Attached{Number: n, Sent: sent, Worker: a.Worker, Published: published})
+		p.input(protocol.Attached{Number: n, Sent: sent})
 	})
 }
 
@@ -82,6 +81,7 @@ func (p *worker) publishes(id protocol.WorkerID, number int32) {
 // something.
 func (p *worker) loseOwn() {
 	if l := p.own; l != nil && !l.gone {
+		l.lost = "ended by an administrator"
 		l.end()
 	}
 }

@@ -1,9 +1,11 @@
 package sim
 
 import (
+	"context"
 	"flag"
 	"fmt"
 	"os"
+	"os/signal"
 	"runtime"
 	"strings"
 	"sync"
@@ -75,15 +77,21 @@ func TestSeeds(t *testing.T) {
 	)
 	start := time.Now()
 	progress := start
+	stopped, restore := context.WithCancel(t.Context())
+	if *seedTime > 0 { // an interrupt ends the batch, and it still says what it has been through
+		stopped, restore = signal.NotifyContext(t.Context(), os.Interrupt)
+	}
+	defer restore()
 	var cores sync.WaitGroup
 	for range runtime.GOMAXPROCS(0) {
 		cores.Go(func() {
 			for {
 				i := next.Add(1) - 1
-				if i >= uint64(n) || *seedTime > 0 && time.Since(start) > *seedTime {
+				if i >= uint64(n) || stopped.Err() != nil || *seedTime > 0 && time.Since(start) > *seedTime {
 					return
 				}
 				result, err := play(planOf(first+i, o), rules{}, open, false)
+				happened := countRare(result.history)
 				mu.Lock()
 				if err != nil {
 					t.Errorf("seed %d: %v", first+i, err)
@@ -92,7 +100,7 @@ func TestSeeds(t *testing.T) {
 				}
 				played++
 				hours += result.simulated
-				totals.add(countRare(result.history))
+				totals.add(happened)
 				if result.violation != nil {
 					if broken++; broken <= 3 {
 						failed = append(failed, result)

@@ -352,7 +352,7 @@ func (p *worker) exit(cause protocol.ExitCause) {
 		p.returned = true
 		p.record(fact{kind: workerReturns})
 		p.run.cancel()
-		p.after(p.timing.Lease, p.dropOwn) // others must wait for the handlers
+		p.after(p.timing.KeepPresence(), p.dropOwn) // others must wait for the handlers
 	} else {
 		p.end(cmp.Or(p.cause, string(cause)))
 	}

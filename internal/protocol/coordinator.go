@@ -141,14 +141,39 @@ func Step(g Group, now time.Time, watch Watch) (Group, Decision) {
 
 // A Watch is what one worker knows of the database's clock from watching it
 // beside its own monotonic one: Seen is a recent reading, and for the time For
-// before it all readings advanced as its own clock did, but for steps of up to
-// Error that may have gone unseen in each Span.
+// before it all readings advanced as its own clock did, but for steps that may
+// have gone unseen. That time is cut into spans, none shorter than Span but for the
+// latest. No reading was off by more than an error from the one with which its span
+// began: Errors[0] in the latest span, Errors[1] in the one before, and the last of
+// them in all that are older.
 type Watch struct {
-	Seen        time.Time
-	For         time.Duration
-	Error, Span time.Duration
+	Seen   time.Time
+	For    time.Duration
+	Span   time.Duration
+	Errors [watchSpans]time.Duration
 	// Absent are presences that the worker has seen to be gone for long enough.
 	Absent []Absence
+}
+
+// watchSpans is how many spans a Watch tells apart: enough for leases of six times
+// one's own. For longer ones an old slow answer is never forgotten, which costs
+// patience.
+const watchSpans = 8
+
+// missed returns how far the clock may have been stepped in the latest d, unseen.
+func (w Watch) missed(d time.Duration) time.Duration {
+	if w.Span <= 0 {
+		return 0
+	}
+	// Of the spans that d touches, the oldest counts twice: it may have been off
+	// by its error in one direction when d began, and in the other at its end.
+	touched := 1 + int((d+w.Span-1)/w.Span)
+	var sum time.Duration
+	for i := range min(touched, watchSpans) {
+		sum += w.Errors[i]
+	}
+	sum += w.Errors[watchSpans-1] * time.Duration(max(0, touched-watchSpans))
+	return sum + w.Errors[min(touched, watchSpans)-1]
 }
 
 // Expired reports whether the member's lease is over beyond doubt.
@@ -177,11 +202,7 @@ func (m Member) Expired(now time.Time, watch Watch) bool {
 	if m.Presence.Number != 0 && slices.Contains(watch.Absent, Absence{m.ID, m.Presence}) {
 		return true
 	}
-	missed := watch.Error
-	if watch.Span > 0 {
-		missed *= 1 + (m.Lease+watch.Span-1)/watch.Span // the spans that a lease can touch
-	}
-	over := m.LeaseEnd.Add(max(0, missed-m.Lease/10))
+	over := m.LeaseEnd.Add(max(0, watch.missed(m.Lease)-m.Lease/10))
 	return !watch.Seen.Before(over) && watch.For >= m.Lease && !now.Before(watch.Seen)
 }
 
@@ -494,7 +515,7 @@ func Numbers(partitions []int) string {
 }
 
 // String shows the group in one line: generation 3 active {a:0/2 b:1/2 c:-},
-// with * on members that still hold an older generation.
+// with * on members that still hold an older generation; and what is ordered.
 func (g Group) String() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "generation %d %s {", g.Generation, g.Phase)
@@ -506,11 +527,22 @@ func (g Group) String() string {
 		if len(m.Partitions) > 0 {
 			fmt.Fprintf(&b, "/%d", g.Total)
 		}
+		if m.Drained {
+			b.WriteString("(drained)")
+		}
 		if m.Holds != 0 && m.Holds != g.Generation {
 			b.WriteByte('*')
 		}
 	}
 	b.WriteByte('}')
+	if slices.Contains(g.Paused, All) {
+		b.WriteString(" all paused")
+	} else if len(g.Paused) > 0 {
+		fmt.Fprintf(&b, " paused %v", g.Paused)
+	}
+	for _, r := range g.Rewinds {
+		fmt.Fprintf(&b, " rewind %s to %d", r.Projection, r.Position)
+	}
 	return b.String()
 }
 

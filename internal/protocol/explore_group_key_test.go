@@ -70,7 +70,7 @@ func requestKey(k *keyWriter, r Request) {
 	k.text(string(r.Worker))
 	k.text(string(r.Replaces))
 	k.flags(r.Join, r.Leave, r.Heartbeat)
-	k.number(r.Stopped, int64(min(r.Watch.For, groupTiming.Lease)/time.Millisecond), int64(r.Watch.Error/time.Microsecond))
+	k.number(r.Stopped, int64(min(r.Watch.For, groupTiming.Lease)/time.Millisecond), int64(r.Watch.Errors[0]/time.Microsecond), int64(r.Watch.Errors[1]/time.Microsecond)) // all have the same lease
 	k.time(r.Watch.Seen)
 }
 
@@ -147,10 +147,10 @@ func sessionKey(k *keyWriter, s *Session, even bool) {
 	k.time(s.giveUp)
 	c := s.clock
 	k.number(int64(min(c.until.Sub(c.since), groupTiming.Lease)/time.Millisecond),
-		int64(c.widest/time.Millisecond), int64(c.widestBefore/time.Millisecond))
+		int64(c.widest[0]/time.Millisecond), int64(c.widest[1]/time.Millisecond))
 	k.time(c.until)
 	k.time(c.seen)
-	if !even || c.widest > 0 || c.widestBefore > 0 {
+	if !even || c.widest[0] > 0 || c.widest[1] > 0 {
 		k.time(c.anchor.sent)
 	}
 }

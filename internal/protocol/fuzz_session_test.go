@@ -213,9 +213,13 @@ func (w *sessionWorld) send(p *proc, r Request) {
 			w.input(p, SyncFailed{Request: r, Sent: sent})
 		})
 	}
+	late := lost == 1 && !w.now.Before(p.cutOff) && w.below(2) == 0 // it arrives when its sender has given it up
 	if lost == 1 || w.now.Before(p.cutOff) {
 		failed(max(there, time.Second))
-		return
+		if !late {
+			return
+		}
+		there += worldTiming.Lease / 10 * time.Duration(w.below(10))
 	}
 	w.after(there, nil, func() {
 		now := w.now.Add(w.offset)
@@ -232,6 +236,9 @@ func (w *sessionWorld) send(p *proc, r Request) {
 			w.fail("S5: the generation fell from %d", before.Generation)
 		}
 		view := w.group.View(r.Worker, now, d)
+		if late {
+			return
+		}
 		if lost == 2 || w.now.Before(p.cutOff) {
 			failed(back)
 			return

@@ -25,7 +25,8 @@ import (
 //	    moment before the statement was sent, at which the session was there;
 //	 2. the lock was gone when others looked. Its number is never used again: a
 //	    worker that takes another session takes another number, and publishes it
-//	    in its row before it counts on it;
+//	    in its row before it counts on it. That it is published, it takes from the
+//	    answer to a request, which also shows under which generation: see publish;
 //	 3. they remove the worker presenceGrace after that look, if its row still has
 //	    the number. Then its last proof was sent before the look, and is no good
 //	    any more.
@@ -51,6 +52,12 @@ const (
 	presenceLease = 4 * time.Second
 )
 
+// KeepPresence is how long a worker that has given its handlers up keeps its session,
+// so that they are waited for until its lease is over. That can be more than a lease:
+// the latest request may have been under way, and takes effect later, within another
+// one or never.
+func (t Timing) KeepPresence() time.Duration { return 2 * t.Lease }
+
 // A Presence is a lock that shows that a worker is there.
 type Presence struct {
 	// Key is the worker's, and Number counts its sessions; 0 is none.
@@ -66,13 +73,10 @@ type Absence struct {
 
 // Inputs of a Session about its presence.
 type (
-	// Attached says that a session of one's own holds the lock, and whether its
-	// number is published in the worker's row.
+	// Attached says that a session of one's own holds the lock.
 	Attached struct {
-		Number    int32
-		Sent      time.Time
-		Worker    WorkerID
-		Published bool
+		Number int32
+		Sent   time.Time
 	}
 	// Proven says that it still is there. Looked says that Absent are the
 	// presences that are not.
@@ -100,8 +104,9 @@ func (Wanted) input()   {}
 // Actions of a Session about its presence.
 type (
 	// Attach: take a session of one's own, and the lock, and then publish the
-	// number in the worker's row, if there is one; answer with Attached or
-	// Detached. A session that was attached before is of no more use.
+	// number in the worker's row, if there is one, so that nobody misses the one
+	// before; answer with Attached or Detached. A session that was attached before
+	// is of no more use.
 	Attach struct {
 		Presence Presence
 		Worker   WorkerID
@@ -175,7 +180,19 @@ func (p *presence) prove(number int32, sent time.Time) {
 	}
 }
 
-// publish takes in what the group knows now.
+// publish takes in what the group knows now, by the answer to a request that said
+// so, and that shows the newest generation as well. That the number stands in a
+// row with the worker's name is not enough:
+//
+//  1. w sends a join and gives it up, sends another, and runs generation 1;
+//  2. its session ends, and it does not hear of that. Others miss it, remove it,
+//     and activate generation 2 without it;
+//  3. the first join arrives: there is a row of w again;
+//  4. w takes another session, whose number comes to stand in that row, and
+//     handlers of generation 1 begin, until its next heartbeat.
+//
+// The price is that the request comes after the session, and not with it. Test:
+// TestLateJoinBringsNoProof.
 func (p *presence) publish(number int32) {
 	if number > p.known {
 		p.known = number
@@ -195,15 +212,12 @@ func (p *presence) answered(number int32) bool {
 	return true
 }
 
-func (p *presence) attach(now time.Time, in Attached, worker WorkerID) {
+func (p *presence) attach(now time.Time, in Attached) {
 	if !p.answered(in.Number) {
 		return
 	}
 	p.attached, p.since, p.failures = in.Number, now, 0
 	p.next = now.Add(presenceLook)
-	if in.Published && in.Worker == worker {
-		p.publish(in.Number)
-	}
 	p.prove(in.Number, in.Sent)
 }
 

@@ -24,7 +24,7 @@ func (w *sessionWorld) attach(p *proc, a Attach) {
 			w.group.Members = slices.Clone(w.group.Members)
 			w.group.Members[i].Presence = a.Presence
 		}
-		return Attached{Number: a.Presence.Number, Sent: sent, Worker: a.Worker, Published: i >= 0}
+		return Attached{Number: a.Presence.Number, Sent: sent}
 	}, Detached{Number: a.Presence.Number})
 }
 
@@ -251,7 +251,7 @@ func TestPresenceBecomesKnown(t *testing.T) {
 	sent := now
 	join := next(Tick{})
 	now = now.Add(20 * time.Millisecond)
-	next(Attached{Number: 1, Sent: sent, Worker: "w"}) // it came before the join
+	next(Attached{Number: 1, Sent: sent}) // it came before the join
 	now = now.Add(20 * time.Millisecond)
 	view := View{Now: now, Member: true, Generation: 1, Total: 1, Partitions: []int{0}, Holds: 1}
 	beat := next(Synced{Request: join, Sent: sent, View: view})
@@ -261,5 +261,38 @@ func TestPresenceBecomesKnown(t *testing.T) {
 	sent, now = now, now.Add(20*time.Millisecond)
 	if next(Synced{Request: beat, Sent: sent, View: view}); !mayBegin() {
 		t.Error("handlers may not begin though the session is known and was there just now")
+	}
+}
+
+// A join that arrives when its worker was removed makes a member of it again, and
+// gives no leave to go on with what it ran: see presence.publish.
+func TestLateJoinBringsNoProof(t *testing.T) {
+	reached := false
+	for ms := 0; ms < 1000; ms += 23 {
+		w := &sessionWorld{dice: &dice{}, now: testStart, present: true, tracing: true, layouts: map[int64]map[int]WorkerID{}, totals: map[int64]int{}}
+		victim, other := w.join(), w.join()
+		w.runUntil(testStart.Add(time.Minute))
+		before := w.group.Generation
+		victim.cutOff, victim.lock = w.now.Add(time.Hour), 0
+		for w.group.Generation == before || w.group.Phase == Draining {
+			w.input(other, Hinted{})
+			w.runUntil(w.now.Add(time.Millisecond))
+		}
+		late := Request{Worker: victim.session.ID(), Lease: worldTiming.Lease, Join: true, JoinWindow: time.Minute, Presence: Presence{victim.key, 1}}
+		w.group, _ = Step(Apply(w.group, late, w.now), w.now, Watch{})
+		victim.cutOff = w.now.Add(time.Duration(ms) * time.Millisecond)
+		for range 3500 {
+			i := w.group.index(victim.session.ID())
+			reached = reached || victim.run != nil && victim.lock > 1 && i >= 0 && w.group.Members[i].Presence.Number == victim.lock
+			w.runUntil(w.now.Add(time.Millisecond))
+		}
+		w.runUntil(w.now.Add(3 * time.Minute))
+		w.settled()
+		if w.err != nil {
+			t.Fatalf("mended after %dms: %v", ms, w.err)
+		}
+	}
+	if !reached {
+		t.Error("the worker never had a session that stood in its new row while it ran what it had")
 	}
 }

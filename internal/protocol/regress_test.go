@@ -193,3 +193,50 @@ func TestSlowDatabaseStillExpires(t *testing.T) {
 		t.Errorf("%v after its lease, with answers that take a second, a dead worker is still waited for", now.Sub(dead.LeaseEnd))
 	}
 }
+
+// S1 and L1: steps that hide in slow answers add up over a lease that is longer
+// than that of the worker which judges by them.
+//  1. the answers that w1 gets are slow, and each hides a step of the clock: each
+//     is what the next ones are compared with;
+//  2. from some time on they are quick, which w1 goes by;
+//  3. the lease of w2, many times longer, touches the slow ones as well.
+//
+// So what is unused of it must cover all of them, or else there is patience. But
+// not for ever.
+func TestHiddenStepsAddUpOverALongerLease(t *testing.T) {
+	const lease = 6 * time.Second
+	const slow, hidden = lease / 3, lease/3 + lease/watchTolerance
+	for _, ratio := range []time.Duration{1, 2, 3, 5, 6, 7, 10, 20, 100} {
+		long := ratio * lease
+		for calm := time.Duration(0); calm <= long+2*lease; calm += lease {
+			for shift := time.Duration(0); shift < lease; shift += lease / 6 {
+				var c clockWatch
+				var step time.Duration
+				w2 := Member{ID: "w2", Lease: long}
+				at := func(d time.Duration) time.Time { return testStart.Add(d + step) }
+				expired := time.Duration(-1)
+				for n, now := 0, -2*long-4*lease; expired < 0 && now < 3*long+6*lease; n, now = n+1, now+lease/3 {
+					sent := testStart.Add(now)
+					if now >= shift && w2.LeaseEnd.IsZero() { // with the reading before
+						w2.LeaseEnd = at(shift + long)
+					}
+					if n%3 != 0 || now >= calm {
+						c.observe(sent, sent, at(now), lease)
+					} else {
+						c.observe(sent, sent.Add(slow), at(now+slow), lease)
+						step += hidden
+					}
+					if !w2.LeaseEnd.IsZero() && w2.Expired(at(now), c.watch()) {
+						expired = now - shift
+					}
+				}
+				if expired < long-long/10 {
+					t.Errorf("lease %v beside %v, quick answers from %v on: it was expired after %v (negative: never)", long, lease, calm, expired)
+				}
+				if most := long*17/10 + 3*lease; expired > most {
+					t.Errorf("lease %v beside %v, quick answers from %v on: it was expired after %v, and is to be by %v", long, lease, calm, expired, most)
+				}
+			}
+		}
+	}
+}

@@ -287,7 +287,10 @@ func (s *Session) Next(now time.Time, in Input) []Action {
 	case Shutdown:
 		s.leaving = true
 	case Attached:
-		s.presence.attach(now, in, s.id)
+		s.presence.attach(now, in)
+		if s.member {
+			s.next = now // the database is there: say the number, whatever has failed
+		}
 	case Proven:
 		s.presence.proof(now, in)
 	case Detached:
@@ -613,9 +616,9 @@ type clockWatch struct {
 	until  time.Time // … to here
 	seen   time.Time // the newest reading
 	lease  time.Duration
-	// The widest readings since the anchor, itself included, and between it
-	// and the one before.
-	widest, widestBefore time.Duration
+	// How long the widest reading took: since the anchor, itself included; between
+	// it and the one before; and so on. The last is for all before that.
+	widest [watchSpans]time.Duration
 }
 
 // A reading of the database's clock was taken between sent and received.
@@ -625,7 +628,7 @@ const (
 	// A reading that is off by more than this part of a lease shows a step.
 	watchTolerance = 50
 	// Within a pause of more than this part of a lease the clock could step,
-	// and step back.
+	// and step back. A reading that takes longer shows nothing.
 	watchPause = 2
 )
 
@@ -635,14 +638,21 @@ func (c *clockWatch) observe(sent, received, database time.Time, lease time.Dura
 	r := reading{sent, received, database}
 	a, tolerance := c.anchor, lease/watchTolerance
 	advanced, width := database.Sub(a.database), received.Sub(sent)
+	if width > lease/watchPause {
+		*c = clockWatch{}
+		return
+	}
 	tooFast := advanced-received.Sub(a.sent) > tolerance
 	tooSlow := sent.Sub(a.received)-advanced > tolerance
 	if a.database.IsZero() || tooFast || tooSlow || !c.fresh(sent) {
-		*c = clockWatch{anchor: r, since: received, lease: lease, widest: width}
+		*c = clockWatch{anchor: r, since: received, lease: lease}
+		c.widest[0] = width
 	} else {
-		c.widest = max(c.widest, width)
+		c.widest[0] = max(c.widest[0], width)
 		if sent.Sub(a.sent) >= lease {
-			c.anchor, c.widestBefore, c.widest = r, c.widest, width
+			c.widest[watchSpans-1] = max(c.widest[watchSpans-1], c.widest[watchSpans-2])
+			copy(c.widest[1:watchSpans-1], c.widest[:])
+			c.anchor, c.widest[0] = r, width
 		}
 	}
 	c.seen, c.until = database, sent
@@ -651,11 +661,12 @@ func (c *clockWatch) observe(sent, received, database time.Time, lease time.Dura
 // fresh reports whether the newest reading is recent enough at now to go by.
 func (c *clockWatch) fresh(now time.Time) bool { return now.Sub(c.until) <= c.lease/watchPause }
 
-// watch returns what was seen. From one anchor to the next, a step can hide in
-// the tolerance and in the widths of the two readings that are compared.
+// watch returns what was seen. A step can hide in the tolerance and in the widths
+// of the two readings that are compared.
 func (c *clockWatch) watch() Watch {
-	return Watch{
-		Seen: c.seen, For: max(0, c.until.Sub(c.since)), Span: c.lease,
-		Error: c.lease/watchTolerance + 2*max(c.widest, c.widestBefore),
+	w := Watch{Seen: c.seen, For: max(0, c.until.Sub(c.since)), Span: c.lease}
+	for i, widest := range c.widest {
+		w.Errors[i] = c.lease/watchTolerance + 2*widest
 	}
+	return w
 }

@@ -44,7 +44,8 @@ SELECT pg_backend_pid(), EXISTS (
 )
 
 // Attach has a connection's session hold the lock, and publishes that in the
-// worker's row, if there is one.
+// worker's row, if there is one. Which row that is, it does not know: a worker
+// must not count on it.
 func Attach(ctx context.Context, conn *sql.Conn, set string, a protocol.Attach) (s Session, published bool, err error) {
 	s = Session{conn: conn, presence: a.Presence}
 	if err := conn.QueryRowContext(ctx, fmt.Sprintf(attachSQL, a.Presence.Key, a.Presence.Number)).Scan(&s.pid); err != nil {

@@ -1,0 +1,203 @@
+// Command orchestrator shows replica sets of pupsourcing-orchestrator and gives
+// them orders. Everything is safe while workers run.
+//
+//	orchestrator status [SET]                       who runs what, how far, and why it stands still
+//	orchestrator watch [SET]                        the same, again and again
+//	orchestrator history SET                        its latest generations
+//	orchestrator pause SET [PROJECTION]             have it, or all of the set, not run, until resumed
+//	orchestrator resume SET [PROJECTION]
+//	orchestrator rewind SET PROJECTION POSITION     back or forward: handle what is above POSITION next
+//	orchestrator drain SET WORKER                   take a worker's partitions away
+//	orchestrator undrain SET WORKER
+//
+// The database is the one that -database or DATABASE_URL names. A worker may be
+// named by the beginning of its name. Orders wait until their generation is
+// active, and say whom they wait for.
+//
+// It ends with 0; with 1 when something failed; with 2 when it was called wrongly;
+// and status -check with 3 when something stands still.
+package main
+
+import (
+	"context"
+	"database/sql"
+	_ "embed"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/lib/pq"
+)
+
+//go:embed main.go
+var source string
+
+// usage is the comment above.
+func usage() string {
+	doc, _, _ := strings.Cut(source, "package main")
+	var b strings.Builder
+	for line := range strings.Lines(doc) {
+		line = strings.TrimPrefix(strings.TrimPrefix(line, "//"), " ")
+		b.WriteString(strings.Replace(line, "\t", "    ", 1))
+	}
+	return b.String()
+}
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	code := run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
+	stop()
+	os.Exit(code)
+}
+
+// What the command ends with.
+const (
+	exitOK = iota
+	exitFailed
+	exitUsage
+	exitStandsStill
+)
+
+// A usageError is the caller's.
+type usageError struct{ problem string }
+
+func (e usageError) Error() string { return e.problem }
+
+var errStandsStill = errors.New("something stands still")
+
+// run is the command, with what it needs of the process.
+func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	err := command(ctx, args, stdin, stdout, stderr)
+	var wrong usageError
+	switch {
+	case err == nil:
+		return exitOK
+	case errors.Is(err, flag.ErrHelp):
+		fmt.Fprint(stdout, usage())
+		return exitOK
+	case errors.As(err, &wrong):
+		fmt.Fprintf(stderr, "orchestrator: %s\nFor all commands: orchestrator -h\n", wrong.problem)
+		return exitUsage
+	case errors.Is(err, errStandsStill):
+		return exitStandsStill
+	}
+	fmt.Fprintf(stderr, "orchestrator: %v\n", err)
+	return exitFailed
+}
+
+// A call is one command line.
+type call struct {
+	db             *sql.DB
+	args           []string
+	stdin          io.Reader
+	stdout, stderr io.Writer
+
+	json, check, nowait, yes bool
+	interval, timeout        time.Duration
+	limit                    int
+}
+
+var commands = map[string]struct {
+	run  func(context.Context, *call) error
+	args string // what it takes; those in brackets may be left out
+	// flags beside -database.
+	flags func(*call, *flag.FlagSet)
+}{
+	"status": {status, "[SET]", func(c *call, f *flag.FlagSet) {
+		f.BoolVar(&c.json, "json", false, "as JSON")
+		f.BoolVar(&c.check, "check", false, "end with 3 when something stands still")
+	}},
+	"watch": {watch, "[SET]", func(c *call, f *flag.FlagSet) {
+		f.DurationVar(&c.interval, "interval", time.Second, "how often to look")
+	}},
+	"history": {history, "SET", func(c *call, f *flag.FlagSet) {
+		f.BoolVar(&c.json, "json", false, "as JSON")
+		f.IntVar(&c.limit, "n", 20, "how many generations")
+	}},
+	"pause":   {pause, "SET [PROJECTION]", orderFlags},
+	"resume":  {resume, "SET [PROJECTION]", orderFlags},
+	"rewind":  {rewind, "SET PROJECTION POSITION", confirmedFlags},
+	"drain":   {drain, "SET WORKER", orderFlags},
+	"undrain": {undrain, "SET WORKER", orderFlags},
+}
+
+func orderFlags(c *call, f *flag.FlagSet) {
+	f.BoolVar(&c.nowait, "nowait", false, "don't wait until the order has its effect")
+	f.DurationVar(&c.timeout, "timeout", time.Minute, "how long to wait for that")
+}
+
+func confirmedFlags(c *call, f *flag.FlagSet) {
+	orderFlags(c, f)
+	f.BoolVar(&c.yes, "yes", false, "don't ask")
+}
+
+func command(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) error {
+	if len(args) == 0 {
+		return usageError{"which command?"}
+	}
+	name, args := args[0], args[1:]
+	if name == "-h" || name == "-help" || name == "--help" || name == "help" {
+		return flag.ErrHelp
+	}
+	command, ok := commands[name]
+	if !ok {
+		return usageError{fmt.Sprintf("there is no command %q", name)}
+	}
+	c := &call{stdin: stdin, stdout: stdout, stderr: stderr}
+	flags := flag.NewFlagSet(name, flag.ContinueOnError)
+	flags.SetOutput(io.Discard)
+	url := flags.String("database", os.Getenv("DATABASE_URL"), "the database's URL")
+	command.flags(c, flags)
+	if err := c.parse(flags, args); err != nil {
+		if errors.Is(err, flag.ErrHelp) {
+			return err
+		}
+		return usageError{fmt.Sprintf("%s: %v", name, err)}
+	}
+	most := strings.Fields(command.args)
+	least := len(most) - strings.Count(command.args, "[")
+	if len(c.args) < least || len(c.args) > len(most) {
+		return usageError{fmt.Sprintf("%s takes %s, and got %q", name, command.args, c.args)}
+	}
+	if *url == "" {
+		return usageError{"which database? set -database or DATABASE_URL to a URL such as postgres://user@host/name"}
+	}
+	connector, err := pq.NewConnector(*url)
+	if err != nil {
+		return usageError{fmt.Sprintf("the database's URL: %v", err)}
+	}
+	c.db = sql.OpenDB(connector)
+	defer c.db.Close()
+	if err := c.db.PingContext(ctx); err != nil {
+		return fmt.Errorf("reach the database: %w", err)
+	}
+	return command.run(ctx, c)
+}
+
+// parse takes flags before, between and after the arguments.
+func (c *call) parse(flags *flag.FlagSet, args []string) error {
+	for {
+		if err := flags.Parse(args); err != nil {
+			return err
+		}
+		if flags.NArg() == 0 {
+			return nil
+		}
+		c.args = append(c.args, flags.Arg(0))
+		args = flags.Args()[1:]
+	}
+}
+
+// arg returns the i-th argument, or "".
+func (c *call) arg(i int) string {
+	if i < len(c.args) {
+		return c.args[i]
+	}
+	return ""
+}

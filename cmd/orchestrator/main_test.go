@@ -1,0 +1,307 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"io"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	orchestrator "github.com/getpup/pupsourcing-orchestrator"
+	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
+	"github.com/getpup/pupsourcing-orchestrator/internal/eventtable"
+)
+
+func TestMain(m *testing.M) { os.Exit(pgtest.Main(m)) }
+
+// A stage is a database with events and a replica set "set" of two projections.
+type stage struct {
+	t   *testing.T
+	db  *sql.DB
+	url string
+
+	mu    sync.Mutex
+	calls map[string][]int64 // projection → positions, as handled
+	hold  chan struct{}      // not nil: handlers of "slow" wait for it
+}
+
+func newStage(t *testing.T) *stage {
+	db, url := pgtest.Database(t)
+	s := &stage{t: t, db: db, url: url, calls: map[string][]int64{}}
+	if err := orchestrator.RunMigrations(db); err != nil {
+		t.Fatal(err)
+	}
+	s.exec(eventtable.Layout)
+	return s
+}
+
+func (s *stage) exec(query string, args ...any) {
+	s.t.Helper()
+	if _, err := s.db.ExecContext(s.t.Context(), query, args...); err != nil {
+		s.t.Fatalf("%s: %v", query, err)
+	}
+}
+
+// append adds n events.
+func (s *stage) append(n int) {
+	s.exec(`
+INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
+SELECT 'test', 'thing', gen_random_uuid()::text, 1, gen_random_uuid(), 'happened', 'x' FROM generate_series(1, $1)`, n)
+}
+
+type projection struct {
+	name  string
+	stage *stage
+}
+
+func (p projection) Name() string { return p.name }
+
+func (p projection) Handle(ctx context.Context, e orchestrator.Event) error {
+	p.stage.mu.Lock()
+	p.stage.calls[p.name] = append(p.stage.calls[p.name], e.GlobalPosition)
+	hold := p.stage.hold
+	p.stage.mu.Unlock()
+	if p.name == "slow" && hold != nil {
+		<-hold
+	}
+	return nil
+}
+
+func (s *stage) handled(projection string) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.calls[projection])
+}
+
+// worker starts one, and returns what stops it.
+func (s *stage) worker() (stop func()) {
+	events, err := orchestrator.NewEventTable(s.db, "")
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	o, err := orchestrator.New(orchestrator.Config[orchestrator.Event]{
+		DB: s.db, EventStore: events, ReplicaSet: "set", HeartbeatInterval: 50 * time.Millisecond,
+		StaleWorkerTimeout: 30 * time.Second, JoinWindow: 20 * time.Millisecond, PollInterval: 20 * time.Millisecond,
+	})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if err := o.Run(ctx, []orchestrator.Projection[orchestrator.Event]{projection{"quick", s}, projection{"slow", s}}); !errors.Is(err, context.Canceled) {
+			s.t.Errorf("Run: %v", err)
+		}
+	}()
+	stop = func() {
+		cancel()
+		<-done
+	}
+	s.t.Cleanup(stop)
+	return stop
+}
+
+// running waits until so many workers run.
+func (s *stage) running(workers int) {
+	s.t.Helper()
+	pgtest.Eventually(s.t, "the workers run", func() bool {
+		st, err := orchestrator.Status(s.t.Context(), s.db, "set")
+		return err == nil && st.Phase == "active" && st.TotalPartitions == workers
+	})
+}
+
+// run runs the command.
+func (s *stage) run(args ...string) (code int, stdout, stderr string) {
+	s.t.Helper()
+	var out, errs bytes.Buffer
+	code = run(s.t.Context(), append(args, "-database", s.url), strings.NewReader(""), &out, &errs)
+	return code, out.String(), errs.String()
+}
+
+// ok runs the command, which must succeed.
+func (s *stage) ok(args ...string) string {
+	s.t.Helper()
+	code, out, errs := s.run(args...)
+	if code != exitOK {
+		s.t.Fatalf("orchestrator %v ends with %d: %s%s", args, code, out, errs)
+	}
+	return out
+}
+
+func (s *stage) status() orchestrator.ReplicaSetStatus {
+	s.t.Helper()
+	var sets []orchestrator.ReplicaSetStatus
+	if err := json.Unmarshal([]byte(s.ok("status", "set", "-json")), &sets); err != nil || len(sets) != 1 {
+		s.t.Fatalf("%d sets, %v", len(sets), err)
+	}
+	return sets[0]
+}
+
+func TestOrders(t *testing.T) {
+	s := newStage(t)
+	if out := s.ok("status"); !strings.HasPrefix(out, "No worker") {
+		t.Errorf("status of nothing: %s", out)
+	}
+	s.worker()
+	s.worker()
+	s.running(2)
+	s.append(50)
+	pgtest.Eventually(t, "all is handled", func() bool { return s.handled("quick") == 50 && s.handled("slow") == 50 })
+
+	s.ok("pause", "set", "quick")
+	s.append(10)
+	pgtest.Eventually(t, "the other goes on", func() bool { return s.handled("slow") == 60 })
+	if n := s.handled("quick"); n != 50 {
+		t.Errorf("%d events are handled by what is paused, and 50 before", n)
+	}
+	if code, out, _ := s.run("status", "-check"); code != exitStandsStill || !strings.Contains(out, "! projection quick is paused") {
+		t.Errorf("status -check ends with %d:\n%s", code, out)
+	}
+	s.ok("resume", "set", "quick")
+	pgtest.Eventually(t, "what was paused goes on", func() bool { return s.handled("quick") == 60 })
+
+	if code, _, errs := s.run("rewind", "set", "quick", "45"); code != exitUsage || !strings.Contains(errs, "-yes") {
+		t.Errorf("a rewind that nobody has confirmed ends with %d: %s", code, errs)
+	}
+	s.ok("rewind", "set", "quick", "45", "-yes")
+	pgtest.Eventually(t, "15 events come again", func() bool { return s.handled("quick") == 75 })
+
+	first := s.status().Workers[0].Worker
+	s.ok("drain", "set", first)
+	if st := s.status(); st.TotalPartitions != 1 || !st.Workers[0].Drained || len(st.Workers[0].Partitions) != 0 || len(st.Workers[1].Partitions) != 1 {
+		t.Errorf("after the first worker was drained: %+v", st)
+	}
+	s.ok("undrain", "set", first)
+	if code, _, errs := s.run("drain", "set", first[:3]); code != exitFailed || !strings.Contains(errs, first) {
+		t.Errorf("the beginning of several names ends with %d: %s", code, errs)
+	}
+	out := s.ok("history", "set", "-n", "3")
+	for _, reason := range []string{"undrain of " + first, "drain of " + first, "rewind of quick to 45"} {
+		if !strings.Contains(out, reason) {
+			t.Errorf("the history lacks %q:\n%s", reason, out)
+		}
+	}
+}
+
+// An order says whom it waits for, stands when it is waited for no longer, and is
+// said to be done only when it has its effect.
+func TestOrderThatWaits(t *testing.T) {
+	s := newStage(t)
+	s.hold = make(chan struct{})
+	s.worker()
+	s.append(1)
+	pgtest.Eventually(t, "a handler runs", func() bool { return s.handled("slow") == 1 })
+	name := s.status().Workers[0].Worker
+	code, out, errs := s.run("pause", "set", "slow", "-timeout", "1500ms")
+	if code != exitFailed || out != "" || !strings.Contains(errs, "waits for worker "+name) || !strings.Contains(errs, "the order stands") {
+		t.Errorf("pause while a handler runs ends with %d: %s%s", code, out, errs)
+	}
+	if out := s.ok("pause", "set", "slow", "-nowait"); !strings.HasPrefix(out, "ordered") {
+		t.Errorf("-nowait: %s", out)
+	}
+	if st := s.status(); st.Phase != "draining" {
+		t.Errorf("while the handler runs: %+v", st)
+	}
+	close(s.hold)
+	if out := s.ok("pause", "set", "slow"); !strings.HasPrefix(out, "done") {
+		t.Errorf("when it has returned: %s", out)
+	}
+	s.append(1)
+	pgtest.Eventually(t, "the other goes on", func() bool { return s.handled("quick") == 2 })
+	if n := s.handled("slow"); n != 1 {
+		t.Errorf("what is paused has handled %d events, and 1 before", n)
+	}
+}
+
+func TestWatch(t *testing.T) {
+	s := newStage(t)
+	s.worker()
+	s.running(1)
+	ctx, cancel := context.WithCancel(t.Context())
+	r, w := io.Pipe()
+	done := make(chan int)
+	go func() {
+		code := run(ctx, []string{"watch", "set", "-database", s.url, "-interval", "10ms"}, strings.NewReader(""), w, io.Discard)
+		w.Close()
+		done <- code
+	}()
+	var seen strings.Builder
+	buffer := make([]byte, 4096)
+	for !strings.Contains(seen.String(), "slow") || !strings.Contains(seen.String(), "set: generation 1 active") {
+		n, err := r.Read(buffer)
+		if err != nil {
+			t.Fatal(err)
+		}
+		seen.Write(buffer[:n])
+	}
+	cancel()
+	go io.Copy(io.Discard, r)
+	if code := <-done; code != exitOK {
+		t.Errorf("watch ends with %d", code)
+	}
+	if strings.Contains(seen.String(), "\x1b") {
+		t.Errorf("in a pipe it moves the cursor: %q", seen.String())
+	}
+}
+
+// What was called wrongly says what is wrong.
+func TestWrongCalls(t *testing.T) {
+	s := newStage(t)
+	s.worker()
+	s.running(1)
+	for _, c := range []struct {
+		args []string
+		code int
+		says string
+	}{
+		{[]string{}, exitUsage, "which command"},
+		{[]string{"stat"}, exitUsage, `no command "stat"`},
+		{[]string{"pause"}, exitUsage, "pause takes SET [PROJECTION]"},
+		{[]string{"status", "a", "b"}, exitUsage, "status takes [SET]"},
+		{[]string{"status", "-colour"}, exitUsage, "-colour"},
+		{[]string{"rewind", "set", "quick", "-5"}, exitUsage, "-5"},
+		{[]string{"rewind", "set", "quick", "abc", "-yes"}, exitUsage, `"abc"`},
+		{[]string{"watch", "-interval", "0s"}, exitUsage, "-interval"},
+		{[]string{"history", "set", "-n", "0"}, exitUsage, "-n"},
+		{[]string{"status", "nobody"}, exitFailed, `"nobody"`},
+		{[]string{"history", "nobody"}, exitFailed, `"nobody"`},
+		{[]string{"pause", "nobody"}, exitFailed, `"nobody"`},
+		{[]string{"pause", "set", "nobody"}, exitFailed, `projection "nobody"`},
+		{[]string{"drain", "set", "nobody"}, exitFailed, `no worker "nobody"`},
+		{[]string{"drain", "set", ""}, exitFailed, "last one"},
+	} {
+		args := c.args
+		if len(args) > 0 {
+			args = append([]string{args[0], "-database", s.url}, args[1:]...)
+		}
+		var out, errs bytes.Buffer
+		code := run(t.Context(), args, strings.NewReader(""), &out, &errs)
+		if code != c.code || !strings.Contains(errs.String(), c.says) {
+			t.Errorf("orchestrator %v ends with %d: %s\nwant %d and %q", c.args, code, &errs, c.code, c.says)
+		}
+	}
+	var out, errs bytes.Buffer
+	if code := run(t.Context(), []string{"status", "-database", "postgres://127.0.0.1:1/nothing?sslmode=disable"}, nil, &out, &errs); code != exitFailed || !strings.Contains(errs.String(), "reach the database") {
+		t.Errorf("no database: %d, %s", code, &errs)
+	}
+	errs.Reset()
+	if code := run(t.Context(), []string{"status", "-database", "host"}, nil, &out, &errs); code != exitUsage || !strings.Contains(errs.String(), "URL") {
+		t.Errorf("no URL: %d, %s", code, &errs)
+	}
+	out.Reset()
+	if code := run(t.Context(), []string{"-h"}, nil, &out, &errs); code != exitOK {
+		t.Errorf("-h ends with %d", code)
+	}
+	for name := range commands {
+		if !strings.Contains(out.String(), "orchestrator "+name+" ") {
+			t.Errorf("the usage lacks %s", name)
+		}
+	}
+}

@@ -1,0 +1,75 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+
+	orchestrator "github.com/getpup/pupsourcing-orchestrator"
+)
+
+func status(ctx context.Context, c *call) error {
+	sets, err := c.look(ctx)
+	if err != nil {
+		return err
+	}
+	if c.json {
+		err = writeJSON(c.stdout, sets)
+	} else {
+		_, err = io.WriteString(c.stdout, renderAll(sets))
+	}
+	if err != nil || !c.check {
+		return err
+	}
+	for _, s := range sets {
+		if len(s.Waits) > 0 {
+			return errStandsStill
+		}
+	}
+	return nil
+}
+
+// look returns the status of the set that was named, or of all.
+func (c *call) look(ctx context.Context) ([]orchestrator.ReplicaSetStatus, error) {
+	names := []orchestrator.ReplicaSetName{orchestrator.ReplicaSetName(c.arg(0))}
+	if c.arg(0) == "" {
+		var err error
+		if names, err = orchestrator.ReplicaSets(ctx, c.db); err != nil {
+			return nil, err
+		}
+	}
+	sets := []orchestrator.ReplicaSetStatus{}
+	for _, name := range names {
+		s, err := orchestrator.Status(ctx, c.db, name)
+		if err != nil {
+			return nil, err
+		}
+		sets = append(sets, s)
+	}
+	return sets, nil
+}
+
+func history(ctx context.Context, c *call) error {
+	if c.limit < 1 {
+		return usageError{fmt.Sprintf("history: -n is %d; the least is 1", c.limit)}
+	}
+	records, err := orchestrator.History(ctx, c.db, orchestrator.ReplicaSetName(c.arg(0)), c.limit)
+	if err != nil {
+		return err
+	}
+	if c.json {
+		return writeJSON(c.stdout, records)
+	}
+	if len(records) == 0 {
+		return fmt.Errorf("replica set %q has no history; those there are: orchestrator status", c.arg(0))
+	}
+	_, err = io.WriteString(c.stdout, renderHistory(records))
+	return err
+}
+
+func writeJSON(w io.Writer, v any) error {
+	e := json.NewEncoder(w)
+	e.SetIndent("", "  ")
+	return e.Encode(v)
+}

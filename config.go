@@ -27,6 +27,7 @@ const (
 	DefaultReadAheadBytes      = 16 << 20
 	DefaultRetryMin            = 100 * time.Millisecond
 	DefaultRetryMax            = 30 * time.Second
+	DefaultStallAfter          = time.Minute
 )
 
 // MaxTotalPartitions is the largest number of partitions that a replica set
@@ -126,8 +127,14 @@ type Config[E any] struct {
 	EventsChannel string
 
 	// Logger gets a line for each generation and each thing that is wrong.
-	// Default: none.
+	// docs/operations.md lists the messages and their keys. Default: none.
 	Logger *slog.Logger
+	// Observer is told what the worker does, for metrics and traces. Default: none.
+	Observer *Observer
+	// StallAfter is how long a partition of a projection may stand still, although
+	// there is something for it to handle, before that is logged and told to the
+	// Observer, with the reason. Default: 1 minute.
+	StallAfter time.Duration
 }
 
 // Retry is an exponential backoff: the first retry comes after Min, each
@@ -174,6 +181,7 @@ func (c Config[E]) withDefaults() (Config[E], error) {
 		{"PollInterval", &c.PollInterval, DefaultPollInterval},
 		{"Retry.Min", &c.Retry.Min, DefaultRetryMin},
 		{"Retry.Max", &c.Retry.Max, DefaultRetryMax},
+		{"StallAfter", &c.StallAfter, DefaultStallAfter},
 	} {
 		if *d.value < 0 {
 			return c, configError(d.field, fmt.Sprintf("is %s; it can't be negative", *d.value))

@@ -29,6 +29,13 @@ type feed[E any] struct {
 	news    chan struct{}         // closed when there may be something new for lanes that rest
 	look    *time.Timer           // for the next look for new events
 	busy    sync.WaitGroup        // reads under way
+
+	// For those who watch it.
+	heads    heads
+	known    time.Time // when the latest of heads was the end of the stream; zero: nobody knows
+	asking   bool      // for that
+	gap      *Gap      // that the latest read met
+	watchers map[*func(Gap, bool)]bool
 }
 
 // feeds are those of the process, by their event stores.
@@ -51,7 +58,7 @@ func joinFeed[E any](events EventStore[E], c protocol.FeedConfig, bound time.Dur
 	}
 	f := &feed[E]{
 		events: events, shared: shared, core: protocol.NewFeed(c), config: c, bound: bound, workers: 1,
-		scopes: []Scope{{}}, reads: map[int]chan struct{}{}, news: make(chan struct{}),
+		scopes: []Scope{{}}, reads: map[int]chan struct{}{}, news: make(chan struct{}), watchers: map[*func(Gap, bool)]bool{},
 	}
 	f.ctx, f.stop = context.WithCancel(context.Background())
 	f.look = time.AfterFunc(time.Hour, f.poll)
@@ -154,17 +161,25 @@ func (f *feed[E]) begin() {
 
 // read carries one out.
 func (f *feed[E]) read(r protocol.Fetch, ended chan struct{}) {
-	p, err := bounded(f.ctx, f.bound, func(ctx context.Context) (protocol.FeedPage, error) {
-		return f.fetch(ctx, r)
+	type fetched struct {
+		protocol.FeedPage
+		head int64
+	}
+	p, err := bounded(f.ctx, f.bound, func(ctx context.Context) (p fetched, err error) {
+		p.FeedPage, p.head, err = f.fetch(ctx, r)
+		return p, err
 	}, nil)
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if err == nil {
+		f.see(p.head, p.More)
+	}
 	delete(f.reads, r.Window)
 	close(ended)
 	if err != nil {
 		f.core.Failed(time.Now(), r.Window, err)
 	}
-	if err != nil || f.core.Fetched(time.Now(), r.Window, p) {
+	if err != nil || f.core.Fetched(time.Now(), r.Window, p.FeedPage) {
 		close(f.news)
 		f.news = make(chan struct{})
 	}
@@ -176,17 +191,18 @@ type sizedStore[E any] interface {
 	read(ctx context.Context, s Scope, after int64, limit, bytes int) (page[E], error)
 }
 
-// fetch reads a page, and computes for it once what all lanes need of it.
-func (f *feed[E]) fetch(ctx context.Context, r protocol.Fetch) (protocol.FeedPage, error) {
+// fetch reads a page, and computes for it once what all lanes need of it. It also
+// returns the highest position that it has seen.
+func (f *feed[E]) fetch(ctx context.Context, r protocol.Fetch) (page protocol.FeedPage, head int64, err error) {
 	p, err := f.page(ctx, r)
 	if err != nil {
-		return protocol.FeedPage{}, err
+		return page, 0, err
 	}
 	keys := make([]protocol.Key, len(p.events))
 	for i, e := range p.events {
 		keys[i] = protocol.Key{Position: e.Position, Slot: protocol.SlotOf(e.AggregateID)}
 	}
-	return protocol.FeedPage{Keys: keys, Passed: p.passed, More: p.more, Bytes: p.bytes, Events: p.events}, nil
+	return protocol.FeedPage{Keys: keys, Passed: p.passed, More: p.more, Bytes: p.bytes, Events: p.events}, max(p.head, p.passed), nil
 }
 
 func (f *feed[E]) page(ctx context.Context, r protocol.Fetch) (p page[E], err error) {

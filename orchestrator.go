@@ -48,7 +48,7 @@ func New[E any](cfg Config[E]) (*Orchestrator[E], error) {
 // Each call of Run is a worker of its own. All workers of a replica set should
 // run the same projections. During a roll-out that adds one, it stays idle on
 // partitions whose worker does not know it yet.
-func (o *Orchestrator[E]) Run(ctx context.Context, projections []Projection[E]) error {
+func (o *Orchestrator[E]) Run(ctx context.Context, projections []Projection[E]) (err error) {
 	names, err := projectionNames(projections)
 	if err != nil {
 		return err
@@ -62,7 +62,12 @@ func (o *Orchestrator[E]) Run(ctx context.Context, projections []Projection[E]) 
 		scopes = append(scopes, scope)
 	}
 	w := newWorker(ctx, o.cfg, projections, names, scopes)
+	defer func() {
+		tell(w.to, w.to.WorkerLeft, WorkerLeft{Source: w.source(w.session.ID()), Err: err})
+		w.to.close()
+	}()
 	defer w.feed.leave()
+	defer w.feed.watch(w.gap)()
 	defer w.listen()()
 	defer w.end()
 	if err := w.check(ctx); err != nil {
@@ -74,6 +79,7 @@ func (o *Orchestrator[E]) Run(ctx context.Context, projections []Projection[E]) 
 // A worker is one call of Run: it feeds the session with what happens and does
 // what the session says. It decides nothing.
 type worker[E any] struct {
+	name        protocol.WorkerID // of its first incarnation
 	cfg         Config[E]
 	projections []Projection[E]
 	names       []string
@@ -83,6 +89,7 @@ type worker[E any] struct {
 	feed    *feed[E]
 	session *protocol.Session
 	log     *slog.Logger
+	to      *teller
 
 	// life ends with Run, and not with Run's context: a worker that stops
 	// still commits and leaves.
@@ -98,6 +105,9 @@ type worker[E any] struct {
 	presence presence
 	run      *run[E] // what the session has started
 	waiting  waiting
+	watch    watch
+	joined   protocol.WorkerID // the latest incarnation that became a member
+	mute     atomic.Bool       // reports can't be written
 }
 
 // waiting is how long this worker has seen a generation wait for others, and
@@ -164,7 +174,7 @@ func (h *handlers) lately() bool { return h.began.Swap(false) || h.running.Load(
 func newWorker[E any](ctx context.Context, cfg Config[E], projections []Projection[E], names []string, scopes []Scope) *worker[E] {
 	name := workerName()
 	w := &worker[E]{
-		cfg: cfg, projections: projections, names: names, scopes: scopes,
+		name: protocol.WorkerID(name), cfg: cfg, projections: projections, names: names, scopes: scopes,
 		store: store.New(cfg.DB, string(cfg.ReplicaSet), store.Options{Bounds: store.BoundsOf(cfg.StaleWorkerTimeout)}),
 		feed:  joinFeed(cfg.EventStore, cfg.feedConfig(), cfg.StaleWorkerTimeout),
 		session: protocol.NewSession(protocol.WorkerID(name),
@@ -175,6 +185,7 @@ func newWorker[E any](ctx context.Context, cfg Config[E], projections []Projecti
 		fatal:  make(chan error),
 		leases: newLease(),
 	}
+	w.to = newTeller(cfg.Observer, w.log)
 	w.present()
 	w.life, w.end = context.WithCancel(context.WithoutCancel(ctx))
 	return w
@@ -195,6 +206,11 @@ func workerName() string {
 	}, host[:min(len(host), 100)])
 	n, _ := rand.Int(rand.Reader, big.NewInt(1<<40)) // crypto/rand never fails
 	return fmt.Sprintf("%s-%d-%08s", host, os.Getpid(), n.Text(36))
+}
+
+// source says whose doing something is.
+func (w *worker[E]) source(id protocol.WorkerID) Source {
+	return Source{ReplicaSet: w.cfg.ReplicaSet, Worker: string(id), At: time.Now()}
 }
 
 // listen has the worker hear hints, and returns what ends it.
@@ -259,6 +275,8 @@ func (w *worker[E]) loop(ctx context.Context) error {
 
 	wake := time.NewTimer(0)
 	defer wake.Stop()
+	looks := time.NewTicker(w.lookEvery())
+	defer looks.Stop()
 	shutdown := ctx.Done()
 	var cause error // why Run ends, if not for ctx
 	for {
@@ -278,24 +296,35 @@ func (w *worker[E]) loop(ctx context.Context) error {
 			in = protocol.Hinted{}
 		case <-wake.C:
 			in = protocol.Tick{}
+		case <-looks.C:
+			if in = w.look(time.Now()); in == nil {
+				continue
+			}
 		}
-		now := time.Now()
+		now, id := time.Now(), w.session.ID()
 		w.session.Handling(w.handlers.lately())
 		actions := w.session.Next(now, in)
 		w.leases.set(w.session)
+		if again := w.session.ID(); again != id {
+			w.log.Info("joining again", "as", string(again))
+		}
 		for _, action := range actions {
 			switch a := action.(type) {
 			case protocol.Sync:
-				w.busy.Go(func() { w.sync(a.Request) })
+				report := w.takeReport(now, a.Request)
+				w.busy.Go(func() { w.sync(a.Request, report) })
 			case protocol.Start:
 				w.start(a.Share)
 			case protocol.Drain:
 				w.log.Debug("draining", "generation", a.Generation)
+				if shutdown != nil && cause == nil {
+					tell(w.to, w.to.GenerationSuperseded, GenerationSuperseded{w.run.source(), a.Generation})
+				}
 				w.run.drain()
 			case protocol.Cancel:
 				w.cancel(a)
 			case protocol.Suspend:
-				w.log.Warn("can't tell whether the partitions are still this worker's: handlers are cancelled, and begin again when it can")
+				w.log.Warn("handlers cancelled until the worker has proven that it is there")
 				w.run.suspend()
 			case protocol.Attach:
 				w.busy.Go(func() { w.attach(a) })
@@ -320,16 +349,17 @@ func (w *worker[E]) loop(ctx context.Context) error {
 }
 
 // sync carries out one request and brings the answer back.
-func (w *worker[E]) sync(r protocol.Request) {
+func (w *worker[E]) sync(r protocol.Request, report []byte) {
 	sent := time.Now()
-	result, err := bounded(w.life, w.patience(), func(ctx context.Context) (store.Result, error) {
-		return w.store.Sync(ctx, r, w.names)
-	}, nil)
+	result, err := w.ask(r, report)
+	source, latency := w.source(r.Worker), time.Since(sent)
 	if err == nil {
-		w.logDecision(result)
+		tell(w.to, w.to.Heartbeat, Heartbeat{source, latency})
+		w.decided(source, result)
 		w.input(protocol.Synced{Request: r, Sent: sent, View: result.View})
 		return
 	}
+	tell(w.to, w.to.HeartbeatFailed, HeartbeatFailed{source, latency, err})
 	failed := protocol.SyncFailed{Request: r, Sent: sent, Jitter: mathrand.Float64()}
 	var taken *store.TakenError
 	switch {
@@ -345,6 +375,33 @@ func (w *worker[E]) sync(r protocol.Request) {
 		w.log.Warn("can't coordinate, trying again", "error", err)
 	}
 	w.input(failed)
+}
+
+// ask sends one request. Nothing depends on a report, so one that is refused, for
+// want of a privilege or for what is in it, is the last, and the request is sent
+// without.
+func (w *worker[E]) ask(r protocol.Request, report []byte) (store.Result, error) {
+	send := func(report []byte) (store.Result, error) {
+		return bounded(w.life, w.patience(), func(ctx context.Context) (store.Result, error) {
+			if r.Heartbeat {
+				return w.store.Heartbeat(ctx, r, report)
+			}
+			return w.store.Sync(ctx, r, w.names)
+		}, nil)
+	}
+	if report == nil || w.mute.Load() {
+		return send(nil)
+	}
+	result, err := send(report)
+	if !store.Permanent(err) {
+		return result, err
+	}
+	if result, again := send(nil); again == nil {
+		w.mute.Store(true)
+		w.log.Warn("can't write reports, going on without", "error", err)
+		return result, nil
+	}
+	return result, err
 }
 
 // patience is how long to wait for one answer of the database.
@@ -366,29 +423,62 @@ func (w *worker[E]) fail(err error) {
 	}
 }
 
-// note logs what an input says.
+// note tells of what an input says.
 func (w *worker[E]) note(in protocol.Input) {
 	switch in := in.(type) {
+	case protocol.Synced:
+		if id := w.session.ID(); in.View.Member && in.Request.Worker == id && w.joined != id {
+			w.joined = id
+			w.log.Info("joined")
+			tell(w.to, w.to.WorkerJoined, WorkerJoined{w.source(id)})
+		}
 	case protocol.Refused:
-		w.log.Info("a lane has ended by itself: its commit was refused, or it saw the lease end", "generation", in.Generation)
+		w.log.Info("lane ended: its commit was refused, or it saw the lease end", "generation", in.Generation)
 	case protocol.Stopped:
-		w.log.Info("stopped", "generation", in.Generation)
+		w.stopped()
 	}
+}
+
+// stopped takes in that no lane runs any more.
+func (w *worker[E]) stopped() {
+	for _, l := range w.run.lanes {
+		if l.watch.end() {
+			l.mu.Lock()
+			position := l.standing.position
+			l.mu.Unlock()
+			w.unstalled(l, position)
+		}
+	}
+	w.run.over = true
+	generation := w.run.share.Generation
+	w.log.Info("stopped", "generation", generation)
+	tell(w.to, w.to.Stopped, Stopped{w.run.source(), generation})
+}
+
+// gap tells of a gap that the readers wait at, or do not any more.
+func (w *worker[E]) gap(g Gap, resolved bool) {
+	if resolved {
+		tell(w.to, w.to.GapResolved, GapResolved{w.source(w.name), g.Position, time.Since(g.Since)})
+		return
+	}
+	tell(w.to, w.to.GapWaited, GapWaited{w.source(w.name), g.Position, g.Backends})
 }
 
 // start runs the lanes of a share.
 func (w *worker[E]) start(s protocol.Share) {
 	w.log.Info("started", "generation", s.Generation, "partitions", protocol.Numbers(s.Partitions), "total_partitions", s.Total)
-	w.run = startRun(w, s)
+	w.run, w.watch.generation = startRun(w, s), s.Generation
+	tell(w.to, w.to.Started, Started{w.run.source(), s.Generation, s.Partitions, s.Total})
 }
 
 func (w *worker[E]) cancel(a protocol.Cancel) {
 	if a.Lost {
-		w.log.Warn("lease lost: handlers are cancelled; will join again", "generation", a.Generation)
+		w.log.Warn("lease lost, handlers cancelled", "generation", a.Generation)
+		tell(w.to, w.to.LeaseLost, LeaseLost{w.run.source(), a.Generation})
 		w.run.cancel(ErrLeaseLost)
 		return
 	}
-	w.log.Warn("handlers take long to stop: they are cancelled", "generation", a.Generation, "lanes", w.run.inHand())
+	w.log.Warn("handlers take long to stop and are cancelled", "generation", a.Generation, "lanes", w.run.inHand())
 	w.run.cancel(ErrGenerationSuperseded)
 }
 
@@ -396,41 +486,60 @@ func (w *worker[E]) cancel(a protocol.Cancel) {
 // not waited for: the goroutines are theirs.
 func (w *worker[E]) stuck(cause error) error {
 	w.run.cancel(ErrGenerationSuperseded)
+	inHand := w.run.inHand()
+	tell(w.to, w.to.CoordinationTimeout, CoordinationTimeout{w.run.source(), w.run.share.Generation, inHand})
 	w.leavePresence(w.cfg.timing().KeepPresence()) // the handler may still run, and must be waited for
 	err := fmt.Errorf("%w: did not return within %s after being asked to stop: %s",
-		ErrCoordinationTimeout, w.cfg.CoordinationTimeout, strings.Join(w.run.inHand(), ", "))
+		ErrCoordinationTimeout, w.cfg.CoordinationTimeout, strings.Join(inHand, ", "))
 	return errors.Join(err, cause)
 }
 
-// logDecision writes a line for each generation that this worker opened or
-// activated, and from time to time one for what keeps it from being activated.
-func (w *worker[E]) logDecision(r store.Result) {
+// decided tells of each generation that this worker opened or activated, and from
+// time to time of what keeps one from being activated.
+func (w *worker[E]) decided(source Source, r store.Result) {
 	d, g := r.Decision, r.Group
 	if len(d.Expired) > 0 {
-		w.log.Warn("workers removed: their leases are over", "workers", d.Expired)
+		w.log.Warn("workers removed", "workers", d.Expired)
+	}
+	for _, id := range d.Expired {
+		tell(w.to, w.to.WorkerExpired, WorkerExpired{source, string(id)})
 	}
 	if d.Opened {
-		w.log.Info("generation opened", "generation", g.Generation, "reason", g.Reason, "total_partitions", g.Total)
+		w.log.Info("generation opened", "generation", g.Generation, "reason", g.Reason, "total_partitions", g.Total, "waits_for", d.WaitsFor)
+		tell(w.to, w.to.GenerationOpened, GenerationOpened{source, g.Generation, g.Reason, g.Total, texts(d.WaitsFor)})
 	}
 	if d.Activated {
-		w.log.Info("generation activated", "generation", g.Generation, "reason", g.Reason, "total_partitions", g.Total)
+		took := max(0, r.View.Now.Sub(r.OpenedAt))
+		w.log.Info("generation activated", "generation", g.Generation, "reason", g.Reason, "total_partitions", g.Total,
+			"duration", took, "waited_for", r.WaitedFor)
+		tell(w.to, w.to.GenerationActivated, GenerationActivated{source, g.Generation, g.Reason, g.Total, took, texts(r.WaitedFor)})
 	}
 	if len(d.WaitsFor) > 0 {
-		w.logWaiting(g.Generation, d.WaitsFor)
+		w.delayed(source, g.Generation, d.WaitsFor)
 	}
 }
 
-// logWaiting names the workers that hold up a generation, when that takes
-// longer than their heartbeats explain, and then every ten seconds.
-func (w *worker[E]) logWaiting(generation int64, holders []protocol.WorkerID) {
+// delayed names the workers that hold up a generation, when that takes longer than
+// their heartbeats explain, and then every ten seconds.
+func (w *worker[E]) delayed(source Source, generation int64, holders []protocol.WorkerID) {
 	now := time.Now()
 	if w.waiting.generation != generation {
 		w.waiting = waiting{generation: generation, since: now}
 	}
-	if now.Sub(w.waiting.since) > 2*w.cfg.HeartbeatInterval && now.Sub(w.waiting.noted) > 10*time.Second {
+	waited := now.Sub(w.waiting.since)
+	if waited > 2*w.cfg.HeartbeatInterval && now.Sub(w.waiting.noted) > 10*time.Second {
 		w.waiting.noted = now
-		w.log.Warn("waiting for workers to stop", "generation", generation, "workers", holders, "waited", now.Sub(w.waiting.since))
+		w.log.Warn("waiting for workers to stop", "generation", generation, "workers", holders, "waited", waited)
+		tell(w.to, w.to.GenerationDelayed, GenerationDelayed{source, generation, texts(holders), waited})
 	}
+}
+
+func texts(ids []protocol.WorkerID) []string {
+	var out []string
+	for _, id := range ids {
+		out = append(out, string(id))
+	}
+	return out
 }
 
 // sleep waits, and reports false if ctx ended first.

@@ -103,7 +103,7 @@ func (w *worker[E]) leavePresence(after time.Duration) {
 }
 
 func (w *worker[E]) noPresence(why string, args ...any) {
-	w.log.Warn("a crash of this worker is noticed by its lease only: " + fmt.Sprintf(why, args...))
+	w.log.Warn("a crash of this worker is noticed by its lease only", "reason", fmt.Sprintf(why, args...))
 }
 
 // drop ends the session: a connection that went back to the pool would keep the

@@ -19,6 +19,9 @@ import (
 
 // A run is all lanes of one share.
 type run[E any] struct {
+	share    protocol.Share
+	source   func() Source // the incarnation that runs them
+	over     bool          // all have ended; the loop's to know
 	lanes    []*lane[E]
 	draining chan struct{} // closed: finish the event in hand, commit, end
 	once     sync.Once
@@ -37,7 +40,8 @@ type spell struct {
 // startRun starts a lane for each projection on each partition, but for those that
 // are paused. When all have ended, the session hears of it.
 func startRun[E any](w *worker[E], s protocol.Share) *run[E] {
-	r := &run[E]{draining: make(chan struct{})}
+	id := w.session.ID()
+	r := &run[E]{share: s, source: func() Source { return w.source(id) }, draining: make(chan struct{})}
 	r.ctx, r.cancelc = context.WithCancelCause(w.life)
 	r.begin()
 	var lanes sync.WaitGroup
@@ -123,6 +127,22 @@ type lane[E any] struct {
 	fault    error           // the latest of a handler
 	position atomic.Int64    // of the event in hand; 0: none
 	ended    atomic.Bool
+
+	// For those who watch it.
+	last     *Record[E] // of the latest page, if there was more behind it
+	began    time.Time  // when the batch under way did; zero: none is
+	skipped  int        // events of others that were read since the latest commit
+	watch    laneWatch  // the loop's
+	mu       sync.Mutex
+	standing standing[E]
+}
+
+// source and name say whose doing something is.
+func (l *lane[E]) source() Source { return l.run.source() }
+
+func (l *lane[E]) name() Lane {
+	a := l.id.Assignment
+	return Lane{Projection: l.id.Projection, Generation: a.Generation, Partition: a.Partition, TotalPartitions: a.Total}
 }
 
 // newLane returns the lane of the worker's i-th projection.
@@ -217,8 +237,10 @@ func (l *lane[E]) tell(end protocol.LaneAction) {
 func (l *lane[E]) work() *protocol.LaneAction {
 	var answer protocol.LaneAnswer
 	for {
-		action := l.core.Next(time.Now(), l.signals(), answer)
+		now := time.Now()
+		action := l.core.Next(now, l.signals(), answer)
 		l.keep()
+		l.note(now, action)
 		if action.Rollback && l.tx != nil {
 			rollback(l.tx, l.endTx)
 			l.tx = nil
@@ -233,9 +255,11 @@ func (l *lane[E]) work() *protocol.LaneAction {
 
 // keep makes events what the core has pending.
 func (l *lane[E]) keep() {
-	for _, i := range l.core.Kept() {
+	kept := l.core.Kept()
+	for _, i := range kept {
 		l.events = append(l.events, &l.page[i])
 	}
+	l.skipped += len(l.page) - len(kept)
 	l.page = nil
 	if n := l.core.Pending(); n == 0 {
 		clear(l.events) // or their pages would stay
@@ -243,6 +267,32 @@ func (l *lane[E]) keep() {
 	} else {
 		l.events = l.events[len(l.events)-n:]
 	}
+}
+
+// note tells of what the core has come to, and of what it wants.
+func (l *lane[E]) note(now time.Time, a protocol.LaneAction) {
+	if events, ok := l.core.Committed(); ok {
+		if to := l.worker.to; to.BatchCommitted != nil {
+			position, _ := l.core.Position()
+			tell(to, to.BatchCommitted, BatchCommitted{l.source(), l.name(), events, l.skipped, position, now.Sub(l.began)})
+		}
+		l.skipped, l.began = 0, time.Time{}
+	}
+	if a.Rollback {
+		l.began = time.Time{}
+	}
+	switch a.Do {
+	case protocol.LaneOpen, protocol.LaneHandle, protocol.LaneSave:
+		if l.began.IsZero() {
+			l.began = now
+		}
+	case protocol.LanePause, protocol.LaneEnd:
+		if a.Why == protocol.HandlerFailed || a.End == protocol.AtFault {
+			l.began = time.Time{}
+			tell(l.worker.to, l.worker.to.HandlerFailed, HandlerFailed{l.source(), l.name(), a.Position, a.Attempts, a.For, l.fault})
+		}
+	}
+	l.stand(a)
 }
 
 // do carries out an action and returns how it went.
@@ -260,6 +310,9 @@ func (l *lane[E]) do(a protocol.LaneAction) protocol.LaneAnswer {
 			err = fmt.Errorf("%w: read after position %d: %w", ErrEventStore, a.After, err)
 		}
 		l.page, answer.Page, answer.Passed, answer.More = s.events, s.keys, s.passed, s.more
+		if l.last = nil; s.more && len(s.events) > 0 {
+			l.last = &s.events[len(s.events)-1]
+		}
 	case protocol.LaneOpen:
 		err = l.begin()
 	case protocol.LaneProve:
@@ -286,6 +339,9 @@ func (l *lane[E]) do(a protocol.LaneAction) protocol.LaneAnswer {
 	}
 	l.did, l.err = a.Do, err
 	answer.Failure = store.FailureOf(err, l.kind, a.Do)
+	if answer.Failure == protocol.Fenced {
+		tell(l.worker.to, l.worker.to.CommitRefused, CommitRefused{l.source(), l.name(), a.To.Position})
+	}
 	if a.Do == protocol.LaneHandle && answer.Failure == protocol.Fault && l.spell.Err() != nil {
 		answer.Failure = protocol.Passing // it was suspended
 	}
@@ -388,7 +444,7 @@ func (l *lane[E]) pause(a protocol.LaneAction) {
 	case a.Why == protocol.HandlerFailed:
 		l.log.Error("handler failed, will retry", "position", a.Position, "attempt", a.Attempts, "retry_in", a.For, "error", l.fault)
 	case a.Why == protocol.DatabaseFailed && !store.LockTimeout(l.err):
-		l.log.Warn("can't "+failedTo[l.did]+", trying again", "error", l.err)
+		l.log.Warn("database failed, trying again", "doing", doing[l.did], "error", l.err)
 	}
 	var news <-chan struct{}
 	if a.Why == protocol.NothingNew {
@@ -404,7 +460,8 @@ func (l *lane[E]) pause(a protocol.LaneAction) {
 	}
 }
 
-var failedTo = map[protocol.LaneDo]string{
+// doing names what a lane was at when the database failed.
+var doing = map[protocol.LaneDo]string{
 	protocol.LaneFind: "read the checkpoint", protocol.LaneRead: "read events", protocol.LaneOpen: "begin a transaction",
 	protocol.LaneWrite: "commit", protocol.LaneCommit: "commit", protocol.LaneSave: "commit",
 }

@@ -14,7 +14,7 @@ import (
 // clock, and the call itself.
 func BenchmarkHandle(b *testing.B) {
 	const batch = 1000
-	w := &worker[Event]{leases: newLease()}
+	w := &worker[Event]{leases: newLease(), to: newTeller(nil, nil)}
 	w.leases.at.Store(&terms{end: time.Now().Add(time.Hour)})
 	ctx, cancel := context.WithCancel(b.Context())
 	defer cancel()
@@ -33,8 +33,10 @@ func BenchmarkHandle(b *testing.B) {
 	b.ReportAllocs()
 	b.ResetTimer()
 	for handled < b.N {
-		action := l.core.Next(time.Now(), l.signals(), answer)
+		now := time.Now()
+		action := l.core.Next(now, l.signals(), answer)
 		l.keep()
+		l.note(now, action)
 		answer = protocol.LaneAnswer{}
 		switch action.Do {
 		case protocol.LaneFind:

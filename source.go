@@ -102,3 +102,8 @@ func scopeOf[E any](events EventStore[E], p Projection[E]) (Scope, error) {
 type Checker interface {
 	Check(ctx context.Context) error
 }
+
+// A GapWaiter is an EventStore that can tell what its readers wait for.
+type GapWaiter interface {
+	Waiting() (Gap, bool)
+}

@@ -57,6 +57,9 @@ type TableConfig[E any] struct {
 	// is read ahead is bounded. Default: an estimate from the strings and byte
 	// slices in its fields.
 	Size func(E) int
+	// Time returns when an event came about, by which it is said how old the
+	// oldest event is that a projection has not handled. Default: not known.
+	Time func(E) time.Time
 }
 
 // An EventKey is what the library has to know of an event. The last two are
@@ -167,6 +170,7 @@ func NewEventTable(db *sql.DB, table string) (*Table[Event], error) {
 			return EventKey{e.GlobalPosition, e.AggregateID, e.AggregateType, e.BoundedContext}
 		},
 		Size: func(e Event) int { return eventSize + len(e.Payload) + len(e.Metadata) },
+		Time: func(e Event) time.Time { return e.CreatedAt },
 	})
 }
 
@@ -202,6 +206,7 @@ type page[E any] struct {
 	passed int64 // up to where everything was seen
 	more   bool  // there may be more at once
 	bytes  int
+	head   int64 // the highest position that was seen, perhaps beyond a gap
 }
 
 // read reads the events of a scope above after, at most limit of them, and not
@@ -215,6 +220,7 @@ func (t *Table[E]) read(ctx context.Context, s Scope, after int64, limit, bytes 
 		query, args = t.sql.Scoped(s.AggregateTypes, s.BoundedContexts)
 	}
 	var answer protocol.ReadAnswer
+	var head int64
 	turn := false
 	defer func() {
 		if turn {
@@ -234,8 +240,10 @@ func (t *Table[E]) read(ctx context.Context, s Scope, after int64, limit, bytes 
 			answer.Holders, err = bounded(ctx, lookMax, func(ctx context.Context) ([]protocol.Holder, error) { return t.sql.Holders(ctx, t.db) }, nil)
 		case protocol.ReadHigh:
 			answer.High, err = bounded(ctx, lookMax, func(ctx context.Context) (int64, error) { return t.sql.High(ctx, t.db) }, nil)
+			head = max(head, answer.High)
 		case protocol.ReadAhead:
 			answer.Last, answer.Missing, err = t.sql.Ahead(ctx, t.db, action.After)
+			head = max(head, answer.Last)
 		case protocol.ReadPage:
 			bounds := []any{after, limit}
 			if action.Through != 0 {
@@ -245,9 +253,10 @@ func (t *Table[E]) read(ctx context.Context, s Scope, after int64, limit, bytes 
 			answer.Cut, answer.Positions = p.more, answer.Positions[:0]
 			for _, r := range p.events {
 				answer.Positions = append(answer.Positions, r.Position)
+				head = max(head, r.Position)
 			}
 		case protocol.ReadDone:
-			p.events, p.passed, p.more = p.events[:action.Take], action.Passed, action.More
+			p.events, p.passed, p.more, p.head = p.events[:action.Take], action.Passed, action.More, head
 			return p, nil
 		}
 		if err != nil {
@@ -365,6 +374,14 @@ func (t *Table[E]) Waiting() (Gap, bool) {
 // Head returns the highest position of an event that is committed; 0: there is
 // none. Readers may not have come to it yet.
 func (t *Table[E]) Head(ctx context.Context) (int64, error) { return t.sql.High(ctx, t.db) }
+
+// timeOf returns when an event came about, if that is known.
+func (t *Table[E]) timeOf(e E) (at time.Time) {
+	if t.cfg.Time != nil {
+		at = t.cfg.Time(e)
+	}
+	return at
+}
 
 // Check makes sure that the table and its columns exist and may be read, and
 // that it can be read without losing events.

@@ -37,7 +37,7 @@ func (deaf) Listen(context.Context, []string, func(), func(channel, payload stri
 func TestConfigReachesTheRoot(t *testing.T) {
 	lines := &recorder{}
 	cfg := Config{DB: unused(t), EventStore: postgres.NewStore(postgres.DefaultStoreConfig()), Logger: lines, Retry: Retry{Min: 1, Max: 2}}
-	cfg.Notifier = deaf{}
+	cfg.Notifier, cfg.Observer = deaf{}, &Observer{}
 	events, err := tableOf(cfg.DB, "")
 	if err != nil {
 		t.Fatal(err)

@@ -40,6 +40,19 @@ type (
 	// A Gap is a position that readers wait at.
 	Gap = root.Gap
 
+	// An Observer is told what a worker does. See [root.Observer].
+	Observer = root.Observer
+	// A Source says whose doing something is.
+	Source = root.Source
+	// A Lane is one projection on one partition under one generation.
+	Lane = root.Lane
+	// A WorkerReport is what a worker says of itself.
+	WorkerReport = root.WorkerReport
+	// A LaneReport is how far one projection is on one partition.
+	LaneReport = root.LaneReport
+	// A GapReport is a missing position that a transaction may still fill.
+	GapReport = root.GapReport
+
 	// ImportConfig says whose progress to import, and to where.
 	ImportConfig = root.ImportConfig
 	// OldCheckpoints is the table of a store's processors. The zero value is
@@ -50,6 +63,31 @@ type (
 	Imported = root.Imported
 	// An ImportedPartition is what became of one old checkpoint.
 	ImportedPartition = root.ImportedPartition
+)
+
+// What an Observer is told.
+type (
+	GenerationOpened     = root.GenerationOpened
+	GenerationActivated  = root.GenerationActivated
+	GenerationSuperseded = root.GenerationSuperseded
+	GenerationDelayed    = root.GenerationDelayed
+	WorkerJoined         = root.WorkerJoined
+	WorkerLeft           = root.WorkerLeft
+	WorkerExpired        = root.WorkerExpired
+	Started              = root.Started
+	Stopped              = root.Stopped
+	Heartbeat            = root.Heartbeat
+	HeartbeatFailed      = root.HeartbeatFailed
+	LeaseLost            = root.LeaseLost
+	CoordinationTimeout  = root.CoordinationTimeout
+	BatchCommitted       = root.BatchCommitted
+	CommitRefused        = root.CommitRefused
+	HandlerFailed        = root.HandlerFailed
+	EventParked          = root.EventParked
+	GapWaited            = root.GapWaited
+	GapResolved          = root.GapResolved
+	Stalled              = root.Stalled
+	Unstalled            = root.Unstalled
 )
 
 // Defaults of Config's fields.
@@ -63,6 +101,7 @@ const (
 	DefaultReadAheadBytes      = root.DefaultReadAheadBytes
 	DefaultRetryMin            = root.DefaultRetryMin
 	DefaultRetryMax            = root.DefaultRetryMax
+	DefaultStallAfter          = root.DefaultStallAfter
 )
 
 // DefaultImportWatch is the default of ImportConfig.Watch.

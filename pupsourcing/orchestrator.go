@@ -94,6 +94,12 @@ type Config struct {
 	// warning as an error that says so (level=WARN). For a logger that has only
 	// Info and Error, see WithoutDebug. Default: none.
 	Logger es.Logger
+	// Observer is told what the worker does, for metrics and traces. Default: none.
+	Observer *Observer
+	// StallAfter is how long a partition of a projection may stand still, although
+	// there is something for it to handle, before that is logged and told to the
+	// Observer, with the reason. Default: 1 minute.
+	StallAfter time.Duration
 }
 
 // An Orchestrator is one worker of a replica set.
@@ -142,6 +148,8 @@ func (c Config) translate(events *eventsTable) root.Config[es.PersistedEvent] {
 		Retry:               c.Retry,
 		OnFailure:           c.OnFailure,
 		LeaseOnly:           c.LeaseOnly,
+		Observer:            c.Observer,
+		StallAfter:          c.StallAfter,
 	}
 	if c.Logger != nil {
 		t.Logger = slog.New(handler{logger: c.Logger})

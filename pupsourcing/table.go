@@ -7,6 +7,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"time"
 	"weak"
 
 	"github.com/getpup/pupsourcing/es"
@@ -82,6 +83,7 @@ func newTable(k tableKey) (*eventsTable, error) {
 			}
 		},
 		Size: func(e es.PersistedEvent) int { return eventSize + len(e.Payload) + len(e.Metadata) },
+		Time: func(e es.PersistedEvent) time.Time { return e.CreatedAt },
 	})
 }
 

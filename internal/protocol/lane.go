@@ -214,9 +214,10 @@ type Lane struct {
 	assignment Assignment
 	track      *Track // nil until the checkpoint was found
 
-	doing  LaneDo
-	resume func(*Lane, time.Time, Signals) LaneAction // after a pause
-	kept   []int                                      // of the latest page
+	doing   LaneDo
+	resume  func(*Lane, time.Time, Signals) LaneAction // after a pause
+	kept    []int                                      // of the latest page
+	settled int                                        // events of the commit that was just answered; -1: none was
 
 	more bool // there is more to read at once
 	open bool // there is, or may be, a transaction
@@ -253,7 +254,7 @@ func (l *Lane) Pending() int {
 // first call answers nothing.
 func (l *Lane) Next(now time.Time, s Signals, a LaneAnswer) LaneAction {
 	s.Asked = s.Asked || s.Canceled
-	l.kept = nil
+	l.kept, l.settled = nil, -1
 	action := l.advance(now, s, a)
 	switch action.Do {
 	case LaneHandle, LaneWrite, LaneCommit:
@@ -495,6 +496,7 @@ func (l *Lane) saves() bool { return l.config.Kind == Plain || l.size == 0 }
 // committed goes on after the store has l.next.
 func (l *Lane) committed(now time.Time, s Signals) LaneAction {
 	l.track.Committed(l.next, now)
+	l.settled, l.done = l.size, 0
 	l.failures, l.resolving = 0, false
 	switch {
 	case s.Canceled:
@@ -530,6 +532,7 @@ func (l *Lane) resolve(now time.Time, s Signals, found Found) LaneAction {
 		return LaneAction{Do: LaneEnd, End: Alone}
 	case Elsewhere:
 		l.track.Rewind(found.Checkpoint, now)
+		l.done = 0
 	case Undone:
 		if l.saves() {
 			return l.rewrite()

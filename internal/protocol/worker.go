@@ -180,8 +180,9 @@ type Session struct {
 	id          WorkerID // of this incarnation
 	previous    WorkerID // the incarnation before, to be removed by the join
 
-	member bool // a view has shown this incarnation as a member
-	asked  bool // a request was ever sent, so some incarnation may be a member
+	member   bool // a view has shown this incarnation as a member
+	assigned bool // and the latest with partitions
+	asked    bool // a request was ever sent, so some incarnation may be a member
 	// leaseEnd is when this incarnation must have stopped. It counts from the
 	// moment before the request was sent: the database grants the lease later
 	// than that, so the worker always gives up first. Counting from the reply
@@ -314,7 +315,7 @@ func (s *Session) synced(now time.Time, in Synced) []Action {
 		s.lost = s.lost || s.member
 		return nil
 	}
-	s.member, s.previous = true, ""
+	s.member, s.assigned, s.previous = true, v.Assigned(), ""
 	s.presence.publish(in.Request.Presence.Number)
 	if end := in.Sent.Add(s.timing.ownLease()); end.After(s.leaseEnd) {
 		s.leaseEnd = end

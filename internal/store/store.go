@@ -105,6 +105,9 @@ type Result struct {
 	View     protocol.View
 	Group    protocol.Group    // empty for a heartbeat
 	Decision protocol.Decision // likewise
+	// Of an activation: when the generation was opened, and who had to stop first.
+	OpenedAt  time.Time
+	WaitedFor []protocol.WorkerID
 }
 
 // A TakenError says that a projection belongs to another replica set.
@@ -129,7 +132,7 @@ func (e *TakenError) Error() string {
 // reply is lost, sending the request again does no harm.
 func (s *Store) Sync(ctx context.Context, r protocol.Request, projections []string) (Result, error) {
 	if r.Heartbeat {
-		return s.heartbeat(ctx, r)
+		return s.Heartbeat(ctx, r, nil)
 	}
 	var result Result
 	err := s.transact(ctx, func(tx *sql.Tx) error {
@@ -140,14 +143,20 @@ func (s *Store) Sync(ctx context.Context, r protocol.Request, projections []stri
 	return result, err
 }
 
-func (s *Store) heartbeat(ctx context.Context, r protocol.Request) (Result, error) {
+// Heartbeat carries out a request that is one. A report, of JSON, is kept as the
+// worker's, if it is a member. Nobody decides anything by it.
+func (s *Store) Heartbeat(ctx context.Context, r protocol.Request, report []byte) (Result, error) {
 	var v protocol.View
 	var stepAt, leaseEnd sql.NullTime
 	var generation, total, holds sql.NullInt64
 	var partitions, paused sql.NullString
 	var due bool
-	query := fmt.Sprintf(s.sql.heartbeat, pq.QuoteLiteral(string(r.Worker)), r.Lease.Microseconds(), r.Stopped,
-		r.Presence.Key, r.Presence.Number)
+	worker := pq.QuoteLiteral(string(r.Worker))
+	reported := ""
+	if report != nil {
+		reported = fmt.Sprintf(s.sql.report, worker, pq.QuoteLiteral(string(report)))
+	}
+	query := fmt.Sprintf(s.sql.heartbeat, worker, r.Lease.Microseconds(), r.Stopped, r.Presence.Key, r.Presence.Number, reported)
 	err := s.db.QueryRowContext(ctx, query).Scan(&v.Now, &due, &stepAt, &leaseEnd, &generation, &total, &partitions, &paused, &holds)
 	if err != nil {
 		return Result{}, fmt.Errorf("heartbeat of %s: %w", r.Worker, err)
@@ -208,7 +217,8 @@ func (s *Store) step(ctx context.Context, tx *sql.Tx, r protocol.Request, projec
 	}
 	group, decision := protocol.Step(protocol.Apply(before, r, now), now, r.Watch)
 
-	if err := s.save(ctx, tx, before.Members, group, decision, now, projections); err != nil {
+	result := Result{View: group.View(r.Worker, now, decision), Group: group, Decision: decision}
+	if err := s.save(ctx, tx, before.Members, &result, now, projections); err != nil {
 		return Result{}, err
 	}
 	if decision.Activated {
@@ -216,7 +226,7 @@ func (s *Store) step(ctx context.Context, tx *sql.Tx, r protocol.Request, projec
 			return Result{}, err
 		}
 	}
-	return Result{View: group.View(r.Worker, now, decision), Group: group, Decision: decision}, nil
+	return result, nil
 }
 
 func (s *Store) timeAndFloor(ctx context.Context, tx *sql.Tx) (now time.Time, floor int64, err error) {
@@ -300,7 +310,7 @@ type memberRow struct {
 }
 
 // decode reads a JSON column; an empty list is nil.
-func decode[T []int | []string](column, text string) (list T, err error) {
+func decode[T []int | []string | []protocol.WorkerID](column, text string) (list T, err error) {
 	if err := json.Unmarshal([]byte(text), &list); err != nil {
 		return nil, fmt.Errorf("column %s: %w", column, err)
 	}
@@ -333,7 +343,8 @@ func decodeRewinds(text string) (rewinds []protocol.Rewind, err error) {
 // save writes the group and the members as far as they differ, and tells those
 // who listen when there is a new generation, or one may start. Only the caller
 // itself can be new, so its projections are the new row's.
-func (s *Store) save(ctx context.Context, tx *sql.Tx, before []protocol.Member, g protocol.Group, d protocol.Decision, now time.Time, projections []string) error {
+func (s *Store) save(ctx context.Context, tx *sql.Tx, before []protocol.Member, r *Result, now time.Time, projections []string) error {
+	g, d := r.Group, r.Decision
 	old := make(map[protocol.WorkerID]bool, len(before))
 	for _, m := range before {
 		old[m.ID] = true
@@ -354,12 +365,22 @@ func (s *Store) save(ctx context.Context, tx *sql.Tx, before []protocol.Member, 
 			removed = append(removed, m.ID)
 		}
 	}
-	_, err := tx.ExecContext(ctx, fmt.Sprintf(s.sql.save,
+	var opened sql.NullTime
+	var waitedFor sql.NullString
+	var told any
+	err := tx.QueryRowContext(ctx, fmt.Sprintf(s.sql.save,
 		g.Generation, pq.QuoteLiteral(string(g.Phase)), g.Total, pq.QuoteLiteral(g.Reason), g.MaxPartitions, g.JoinWindow.Microseconds(),
 		quoteTime(d.StepAt), quoteTime(now), d.Opened, d.Activated,
 		quoteJSON(removed), quoteJSON(updated), quoteJSON(added), quoteJSON(projections),
 		quoteJSON(append([]string{}, g.Paused...)), quoteJSON(encodeRewinds(g.Rewinds)),
-		quoteJSON(layout(g)), quoteJSON(append([]protocol.WorkerID{}, d.WaitsFor...)), historyKept))
+		quoteJSON(layout(g)), quoteJSON(append([]protocol.WorkerID{}, d.WaitsFor...)), historyKept)).Scan(&opened, &waitedFor, &told)
+	if err == nil && d.Activated {
+		r.OpenedAt = now // in this very transaction, where no row is found
+		if opened.Valid {
+			r.OpenedAt = opened.Time
+			r.WaitedFor, err = decode[[]protocol.WorkerID]("waited_for", waitedFor.String)
+		}
+	}
 	if err != nil {
 		return fmt.Errorf("save replica set %q: %w", s.set, err)
 	}
@@ -524,7 +545,8 @@ const Channel = "pupsourcing_orchestrator"
 
 // statements holds the SQL with the clock, the set and its bounds put in.
 type statements struct {
-	heartbeat, bound, lockGroup, createGroup      string // without parameters
+	heartbeat, report                             string // without parameters
+	bound, lockGroup, createGroup                 string // likewise
 	lockMembers, timeAndFloor, save               string // likewise
 	registerProjections, lockProjections          string
 	foreignWorkers                                string
@@ -562,7 +584,7 @@ WITH beat AS (
            presence_number = greatest(presence_number, %[5]d), -- as in protocol.Apply
            holds = CASE WHEN holds <= %[3]d THEN 0 ELSE holds END
      WHERE replica_set = {set} AND id = %[1]s
- RETURNING generation, total, partitions, paused, holds)
+ RETURNING generation, total, partitions, paused, holds)%[6]s
 SELECT {clock},
        coalesce(s.phase = 'draining' AND coalesce(b.holds, 0) = 0 AND NOT coalesce(o.held, false), false),
        s.step_at, o.lease_until, b.generation, b.total, b.partitions, b.paused, b.holds
@@ -572,6 +594,12 @@ SELECT {clock},
           FROM orchestrator_workers WHERE replica_set = {set} AND id <> %[1]s) o
   LEFT JOIN orchestrator_replica_sets s ON s.name = {set}
   LEFT JOIN beat b ON true`),
+		// The worker's row is locked before its report's, as in save.
+		report: format(`,
+report AS (
+    INSERT INTO orchestrator_reports (replica_set, worker, reported_at, report)
+    SELECT {set}, %[1]s, {clock}, %[2]s::jsonb FROM beat
+        ON CONFLICT (replica_set, worker) DO UPDATE SET reported_at = excluded.reported_at, report = excluded.report)`),
 
 		// The bounds come with the first statement, and hold in it: the
 		// subquery is run before a row is looked for.
@@ -608,13 +636,17 @@ opened AS (
      WHERE %[9]t),
 activated AS (
     UPDATE orchestrator_history SET activated_at = %[8]s::timestamptz
-     WHERE replica_set = {set} AND generation = %[1]d AND %[10]t AND NOT %[9]t),
+     WHERE replica_set = {set} AND generation = %[1]d AND %[10]t AND NOT %[9]t
+ RETURNING opened_at, waited_for),
 pruned AS (
     DELETE FROM orchestrator_history
      WHERE replica_set = {set} AND generation <= %[1]d - %[19]d AND %[9]t),
 removed AS (
     DELETE FROM orchestrator_workers
      WHERE replica_set = {set} AND id IN (SELECT jsonb_array_elements_text(%[11]s::jsonb))),
+unreported AS (
+    DELETE FROM orchestrator_reports
+     WHERE replica_set = {set} AND worker IN (SELECT jsonb_array_elements_text(%[11]s::jsonb))),
 updated AS (
     UPDATE orchestrator_workers w
        SET lease_us = x.lease_us, lease_until = x.lease_until, partitions = x.partitions, holds = x.holds,
@@ -634,7 +666,9 @@ added AS (
       FROM jsonb_to_recordset(%[13]s::jsonb)
            AS x (id text, joined_at timestamptz, lease_us bigint, lease_until timestamptz, wants integer, drained boolean, partitions jsonb,
                  holds bigint, presence_key integer, presence_number integer))
-SELECT pg_notify({channel}, {set}) WHERE (%[9]t OR %[10]t) AND pg_notification_queue_usage() < 0.5`),
+SELECT a.opened_at, a.waited_for,
+       CASE WHEN (%[9]t OR %[10]t) AND pg_notification_queue_usage() < 0.5 THEN pg_notify({channel}, {set}) END
+  FROM (SELECT) one LEFT JOIN activated a ON true`),
 
 		registerProjections: `
 INSERT INTO orchestrator_projections (name, replica_set)

@@ -1,0 +1,95 @@
+package orchestrator
+
+import (
+	"context"
+	"slices"
+	"time"
+)
+
+// How far a feed's stream reaches, and what its reads wait at: for those who watch.
+
+// see takes in what a read has seen: that the stream reaches to head, and that there
+// was more. f.mu is locked.
+func (f *feed[E]) see(head int64, more bool) {
+	now := time.Now()
+	f.heads.note(now, head)
+	f.meet()
+	switch {
+	case !more && f.gap == nil:
+		f.known = now
+	case f.known.IsZero():
+		f.ask() // a backlog: how long it is can't be told from its beginning
+	}
+}
+
+// meet looks whether the reads wait at a gap, and tells of a change.
+func (f *feed[E]) meet() {
+	s, ok := f.events.(GapWaiter)
+	if !ok {
+		return
+	}
+	var gap *Gap
+	if g, waiting := s.Waiting(); waiting {
+		gap = &g
+	}
+	before := f.gap
+	f.gap = gap
+	if before != nil && gap != nil && before.Position == gap.Position {
+		return
+	}
+	for told := range f.watchers {
+		if before != nil {
+			(*told)(*before, true)
+		}
+		if gap != nil {
+			(*told)(*gap, false)
+		}
+	}
+}
+
+// watch has a function told of gaps, until leave is called.
+func (f *feed[E]) watch(told func(g Gap, resolved bool)) (leave func()) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.watchers[&told] = true
+	return func() {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		delete(f.watchers, &told)
+	}
+}
+
+// refresh asks how far the stream reaches, where the reads have not told that for
+// too long: a lane that rests at the end has them tell it, as often as it looks.
+func (f *feed[E]) refresh(now time.Time, after time.Duration) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if now.Sub(f.known) > after && (f.gap != nil || !f.core.AtEnd()) {
+		f.ask()
+	}
+}
+
+// ask asks for it. f.mu is locked.
+func (f *feed[E]) ask() {
+	s, ok := f.events.(HeadStore)
+	if !ok || f.asking || f.ctx.Err() != nil {
+		return
+	}
+	f.asking = true
+	f.busy.Go(func() {
+		head, err := bounded(f.ctx, f.bound, func(ctx context.Context) (int64, error) { return s.Head(ctx) }, nil)
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		if f.asking = false; err == nil {
+			f.known = time.Now()
+			f.heads.note(f.known, head)
+		}
+	})
+}
+
+// reach returns what is known.
+func (f *feed[E]) reach() reach {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return reach{heads: slices.Clone(f.heads), known: !f.known.IsZero(), gap: f.gap}
+}

@@ -1,0 +1,335 @@
+package orchestrator_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"reflect"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	orchestrator "github.com/getpup/pupsourcing-orchestrator"
+)
+
+// A witness remembers all that an Observer is told.
+type witness struct {
+	mu   sync.Mutex
+	told []any
+}
+
+// observe returns an Observer of which every function calls then.
+func observe(then func(event any)) *orchestrator.Observer {
+	o := &orchestrator.Observer{}
+	v := reflect.ValueOf(o).Elem()
+	for i := range v.NumField() {
+		v.Field(i).Set(reflect.MakeFunc(v.Field(i).Type(), func(args []reflect.Value) []reflect.Value {
+			then(args[0].Interface())
+			return nil
+		}))
+	}
+	return o
+}
+
+func (s *witness) observer() *orchestrator.Observer {
+	return observe(func(event any) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.told = append(s.told, event)
+	})
+}
+
+// told returns the events of a type, in order.
+func told[T any](s *witness) (events []T) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, e := range s.told {
+		if e, ok := e.(T); ok {
+			events = append(events, e)
+		}
+	}
+	return events
+}
+
+// awaited waits for an event that is as it should be.
+func awaited[T any](t *testing.T, s *witness, what string, is func(T) bool) (found T) {
+	t.Helper()
+	eventually(t, fmt.Sprintf("the observer is told of %s (%T)", what, found), func() bool {
+		events := told[T](s)
+		i := slices.IndexFunc(events, is)
+		if i < 0 {
+			return false
+		}
+		found = events[i]
+		return true
+	})
+	return found
+}
+
+func any1[T any](T) bool { return true }
+
+// seen starts a worker under a witness.
+func (w *world) seen(t *testing.T, cfg orchestrator.Config[orchestrator.Event], projections ...projection) (*running, *witness) {
+	s := &witness{}
+	cfg.Observer = s.observer()
+	return run(t, cfg, projections...), s
+}
+
+// The life of two workers, as their observers have it.
+func TestObserverOfGenerations(t *testing.T) {
+	w := newWorld(t)
+	w.append(300)
+	ra, a := w.seen(t, w.config(w.db, "set"), transactional{effects{name: "transactional"}})
+	w.active("set", 1)
+	w.caughtUp("transactional")
+	alone := awaited(t, a, "the first activation", any1[orchestrator.GenerationActivated])
+	if alone.ReplicaSet != "set" || alone.Worker == "" || alone.At.IsZero() || alone.Generation != 1 || alone.Reason != "first worker" ||
+		alone.TotalPartitions != 1 || alone.Duration != 0 || len(alone.WaitedFor) != 0 {
+		t.Errorf("the first activation is %+v", alone)
+	}
+	rb, b := w.seen(t, w.config(w.db, "set"), transactional{effects{name: "transactional"}})
+	w.active("set", 2)
+	w.append(300)
+	w.caughtUp("transactional")
+	w.checkpointsSettled()
+	rb.stop()
+	w.active("set", 1)
+	ra.stop() // and all has been told
+
+	both := &witness{told: append(a.told, b.told...)}
+	opened := told[orchestrator.GenerationOpened](both)
+	activated := told[orchestrator.GenerationActivated](both)
+	if len(opened) != 3 || len(activated) != 3 {
+		t.Fatalf("of three generations, %d are told to be opened, %d activated", len(opened), len(activated))
+	}
+	for _, e := range opened {
+		if e.Generation == 2 && (e.Reason != "1 joined" || e.TotalPartitions != 2 || !slices.Equal(e.WaitsFor, []string{alone.Worker})) {
+			t.Errorf("opened %+v", e)
+		}
+	}
+	for _, e := range activated {
+		if e.Generation == 2 && (e.Reason != "1 joined" || e.TotalPartitions != 2 || e.Duration <= 0 || !slices.Equal(e.WaitedFor, []string{alone.Worker})) {
+			t.Errorf("activated %+v", e)
+		}
+	}
+	for _, test := range []struct {
+		what      string
+		got, want any
+	}{
+		{"a's joins", len(told[orchestrator.WorkerJoined](a)), 1},
+		{"b's joins", len(told[orchestrator.WorkerJoined](b)), 1},
+		{"a's starts", len(told[orchestrator.Started](a)), 3},
+		{"a's stops", len(told[orchestrator.Stopped](a)), 3},
+		{"what superseded a", generations(told[orchestrator.GenerationSuperseded](a)), []int64{1, 2}},
+		{"what superseded b, which left", generations(told[orchestrator.GenerationSuperseded](b)), []int64(nil)},
+		{"what was wrong", len(told[orchestrator.HeartbeatFailed](both)) + len(told[orchestrator.LeaseLost](both)) + len(told[orchestrator.CommitRefused](both)), 0},
+	} {
+		if !reflect.DeepEqual(test.got, test.want) {
+			t.Errorf("%s: %v, want %v", test.what, test.got, test.want)
+		}
+	}
+	if s := told[orchestrator.Started](b)[0]; s.Generation != 2 || !slices.Equal(s.Partitions, []int{1}) || s.TotalPartitions != 2 {
+		t.Errorf("b started %+v", s)
+	}
+	for _, s := range []*witness{a, b} {
+		last, _ := s.told[len(s.told)-1].(orchestrator.WorkerLeft)
+		if !errors.Is(last.Err, context.Canceled) {
+			t.Errorf("the last that was told is %+v", last)
+		}
+	}
+	if beats := told[orchestrator.Heartbeat](a); len(beats) == 0 || beats[0].Latency <= 0 {
+		t.Errorf("heartbeats %v", beats)
+	}
+	handled := 0
+	positions := map[orchestrator.Lane]int64{}
+	for _, c := range told[orchestrator.BatchCommitted](both) {
+		if c.Position <= positions[c.Lane] || c.Duration < 0 || c.Events == 0 && c.Skipped == 0 || c.Events > 100 || c.Projection != "transactional" {
+			t.Errorf("after position %d: %+v", positions[c.Lane], c)
+		}
+		handled, positions[c.Lane] = handled+c.Events, c.Position
+	}
+	if handled != 600 {
+		t.Errorf("batches of %d events were committed, of 600", handled)
+	}
+}
+
+func generations(events []orchestrator.GenerationSuperseded) (numbers []int64) {
+	for _, e := range events {
+		numbers = append(numbers, e.Generation)
+	}
+	return numbers
+}
+
+// A handler that fails is told of with each attempt.
+func TestObserverOfFailures(t *testing.T) {
+	w := newWorld(t)
+	w.append(10)
+	odd := errors.New("odd")
+	failures := 0
+	_, s := w.seen(t, w.config(w.db, "set"), transactional{effects{name: "transactional", hook: func(_ context.Context, e orchestrator.Event) error {
+		if e.GlobalPosition == 4 && failures < 3 {
+			failures++
+			return odd
+		}
+		return nil
+	}}})
+	w.caughtUp("transactional")
+	awaited(t, s, "all that is committed", func(e orchestrator.BatchCommitted) bool { return e.Position == 10 })
+	failed := told[orchestrator.HandlerFailed](s)
+	if len(failed) != 3 {
+		t.Fatalf("told of %d failures, want 3", len(failed))
+	}
+	for i, f := range failed {
+		want := orchestrator.HandlerFailed{
+			Source: f.Source, Lane: orchestrator.Lane{Projection: "transactional", Generation: 1, TotalPartitions: 1},
+			Position: 4, Attempt: i + 1, RetryIn: f.RetryIn, Err: odd,
+		}
+		if f != want || f.RetryIn <= 0 {
+			t.Errorf("failure %d is %+v", i+1, f)
+		}
+	}
+}
+
+// A commit that the fence refuses, and the worker that comes back for it.
+func TestObserverOfARefusal(t *testing.T) {
+	w := newWorld(t)
+	w.append(10)
+	cfg := w.config(w.db, "set")
+	refused := false
+	_, s := w.seen(t, cfg, transactional{effects{name: "transactional", hook: func(ctx context.Context, e orchestrator.Event) error {
+		if e.GlobalPosition == 10 && !refused {
+			refused = true
+			_, err := w.db.ExecContext(ctx, `UPDATE orchestrator_checkpoints SET generation = 0`)
+			return err
+		}
+		return nil
+	}}})
+	w.caughtUp("transactional")
+	got := awaited(t, s, "a refusal", any1[orchestrator.CommitRefused])
+	if got.Position != 10 || got.Generation != 1 || got.Projection != "transactional" {
+		t.Errorf("refused %+v", got)
+	}
+	awaited(t, s, "another incarnation", func(e orchestrator.WorkerJoined) bool { return e.Worker == got.Worker+"~2" })
+}
+
+// A worker that can't reach the database says so, and that it has lost its lease.
+func TestObserverOfALostLease(t *testing.T) {
+	w := newWorld(t)
+	w.append(1)
+	cfg := w.config(w.db, "set")
+	cfg.StaleWorkerTimeout, cfg.LeaseOnly = 500*time.Millisecond, true
+	hangs := make(chan struct{})
+	var once sync.Once
+	_, s := w.seen(t, cfg, plain{effects{name: "plain", hook: func(ctx context.Context, _ orchestrator.Event) error {
+		once.Do(func() {
+			close(hangs)
+			<-ctx.Done()
+		})
+		return ctx.Err()
+	}}, w.db})
+	<-hangs
+	tx, err := w.connect().BeginTx(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tx.ExecContext(t.Context(), `LOCK TABLE orchestrator_workers`); err != nil {
+		t.Fatal(err)
+	}
+	failed := awaited(t, s, "a heartbeat without an answer", any1[orchestrator.HeartbeatFailed])
+	if failed.Err == nil || failed.Latency <= 0 {
+		t.Errorf("failed: %+v", failed)
+	}
+	lost := awaited(t, s, "the lease", any1[orchestrator.LeaseLost])
+	if err := tx.Rollback(); err != nil {
+		t.Fatal(err)
+	}
+	awaited(t, s, "another incarnation", func(e orchestrator.WorkerJoined) bool { return strings.HasPrefix(e.Worker, lost.Worker+"~") })
+	w.caughtUp("plain")
+}
+
+// A handler that does not stop delays the others, and ends its own worker.
+func TestObserverOfATimeout(t *testing.T) {
+	w := newWorld(t)
+	w.append(10)
+	cfg := w.config(w.db, "set")
+	cfg.CoordinationTimeout = time.Second
+	hangs, release := make(chan struct{}), make(chan struct{})
+	defer close(release)
+	ra, a := w.seen(t, cfg, transactional{effects{name: "transactional", hook: func(_ context.Context, e orchestrator.Event) error {
+		if e.GlobalPosition == 4 {
+			close(hangs)
+			<-release
+		}
+		return nil
+	}}})
+	<-hangs
+	_, b := w.seen(t, w.config(w.db, "set"), transactional{effects{name: "transactional"}})
+	delayed := awaited(t, b, "a delay", any1[orchestrator.GenerationDelayed])
+	err := ra.failed()
+	timeout := awaited(t, a, "the timeout", any1[orchestrator.CoordinationTimeout])
+	if want := []string{`projection "transactional", partition 0, at position 4`}; timeout.Generation != 1 || !slices.Equal(timeout.Handlers, want) {
+		t.Errorf("timeout %+v, want of generation 1 and %q", timeout, want)
+	}
+	if delayed.Generation != 2 || !slices.Equal(delayed.WaitsFor, []string{timeout.Worker}) || delayed.Waited <= 0 {
+		t.Errorf("delayed %+v", delayed)
+	}
+	if left := awaited(t, a, "the end", any1[orchestrator.WorkerLeft]); !errors.Is(left.Err, orchestrator.ErrCoordinationTimeout) || left.Err.Error() != err.Error() {
+		t.Errorf("left with %v, and Run returned %v", left.Err, err)
+	}
+}
+
+// A worker whose lease is over is removed, by one that says so; what was reported
+// of it goes with it.
+func TestObserverOfAnExpiry(t *testing.T) {
+	w := newWorld(t)
+	_, s := w.seen(t, w.config(w.db, "set"), transactional{effects{name: "transactional"}})
+	w.active("set", 1)
+	w.exec(`INSERT INTO orchestrator_reports (replica_set, worker, reported_at, report) VALUES ('set', 'dead', now(), '{}')`)
+	w.exec(`
+INSERT INTO orchestrator_workers (replica_set, id, joined_at, lease_us, lease_until, generation, total, partitions, wants, presence_key, presence_number, holds, projections)
+SELECT 'set', 'dead', now(), 1000, now(), generation, total, '[]', 1, 0, 0, 0, '[]' FROM orchestrator_replica_sets`)
+	awaited(t, s, "the dead worker", func(e orchestrator.WorkerExpired) bool { return e.Expired == "dead" })
+	eventually(t, "its report is gone", func() bool { return w.number(`SELECT count(*) FROM orchestrator_reports WHERE worker = 'dead'`) == 0 })
+}
+
+// Nothing depends on an observer: not when it panics, not when it ends its
+// goroutine, and not when it blocks for ever.
+func TestBadObservers(t *testing.T) {
+	gate := make(chan struct{})
+	defer close(gate)
+	for name, bad := range map[string]func(any){
+		"panics":  func(any) { panic("no") },
+		"goexits": func(any) { runtime.Goexit() },
+		"blocks":  func(any) { <-gate },
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			h := &history{}
+			noticed := &watchedLog{to: testWriter{t}}
+			cfg := w.config(w.db, "set")
+			cfg.Observer, cfg.Logger = observe(bad), slog.New(slog.NewTextHandler(noticed, nil))
+			w.append(300)
+			a := run(t, cfg, w.all(w.db, h)...)
+			w.active("set", 1)
+			b := run(t, cfg, w.all(w.db, h)...)
+			w.active("set", 2)
+			w.append(300)
+			w.caughtUp(names...)
+			a.stop()
+			w.active("set", 1)
+			w.append(300)
+			w.caughtUp(names...)
+			b.stop()
+			h.check(t)
+			w.checkEffects(names...)
+			said := strings.Count(noticed.text.String(), "observer panicked")
+			if want := 2; name != "blocks" && said != want || name == "blocks" && said != 0 {
+				t.Errorf("it is said %d times that an observer has panicked, by two workers", said)
+			}
+		})
+	}
+}

@@ -1,0 +1,244 @@
+package orchestrator
+
+import (
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
+)
+
+// What a LaneReport's State can be.
+const (
+	laneIdle     = "idle"
+	laneHandling = "handling"
+	laneReading  = "reading"
+	laneRetrying = "retrying"
+	laneDatabase = "database"
+	laneUnproven = "unproven"
+	laneEnded    = "ended"
+)
+
+// A standing is how far a lane is, for the worker's looks at it.
+type standing[E any] struct {
+	position int64
+	found    bool // the position is known
+	state    string
+	// next is the first event to handle, or near it, or nil. Its page is immutable.
+	next     *Record[E]
+	attempts int
+	err      string
+}
+
+// stand notes how far the lane is, before it does what its core says.
+func (l *lane[E]) stand(a protocol.LaneAction) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	s := &l.standing
+	before := s.position
+	s.position, s.found = l.core.Position()
+	s.next = nil
+	if n := l.core.Handled(); n < len(l.events) {
+		s.next = l.events[n]
+	} else {
+		s.next = l.last
+	}
+	switch a.Do {
+	case protocol.LaneFind, protocol.LaneRead:
+		s.state = laneReading
+	case protocol.LaneProve:
+		s.state = laneUnproven
+	case protocol.LaneEnd:
+		s.state = laneEnded
+	case protocol.LanePause:
+		s.pause(a, l.fault, l.err)
+	default:
+		s.state = laneHandling
+	}
+	if s.position > before || s.state == laneIdle {
+		s.attempts, s.err = 0, ""
+	}
+}
+
+func (s *standing[E]) pause(a protocol.LaneAction, fault, database error) {
+	switch a.Why {
+	case protocol.HandlerFailed:
+		s.state, s.attempts, s.err = laneRetrying, a.Attempts, brief(fault)
+	case protocol.DatabaseFailed:
+		s.state, s.attempts, s.err = laneDatabase, 0, brief(database)
+	default:
+		s.state = laneIdle
+	}
+}
+
+// briefMax is how many bytes of an error go into a report.
+const briefMax = 300
+
+// brief returns the first line of an error, in text that JSON in PostgreSQL can hold.
+func brief(err error) string {
+	text, _, _ := strings.Cut(fmt.Sprint(err), "\n") // Sprint, for Error may panic
+	text = strings.ReplaceAll(strings.ToValidUTF8(text, "?"), "\x00", "?")
+	for len(text) > briefMax {
+		_, last := utf8.DecodeLastRuneInString(text)
+		text = text[:len(text)-last]
+	}
+	return text
+}
+
+// A watch is what a worker's looks at itself remember. It belongs to the loop.
+type watch struct {
+	generation int64     // that runs, or ran last
+	reported   time.Time // to the observer
+	due        bool      // a report is to go with the next heartbeat
+	missing    int       // looks in a row that found a lane missing
+}
+
+// lookEvery is the time between two looks.
+func (w *worker[E]) lookEvery() time.Duration {
+	return max(min(w.cfg.HeartbeatInterval, w.cfg.StallAfter/2), time.Millisecond)
+}
+
+// look goes over the lanes: those that have stalled are told of, and one that has
+// ended by itself without a word is told to the session.
+func (w *worker[E]) look(now time.Time) protocol.Input {
+	w.feed.refresh(now, w.cfg.HeartbeatInterval)
+	reach := w.feed.reach()
+	gap := gapReport(reach.gap)
+	for _, l := range w.lanes() {
+		r := l.report(now, reach)
+		stalled, unstalled := l.watch.see(now, r.Position, r.idle(), r.Handling, w.cfg.StallAfter)
+		if stalled {
+			w.stalled(now, l, r, gap)
+		}
+		if unstalled {
+			w.unstalled(l, r.Position)
+		}
+	}
+	if now.Sub(w.watch.reported) > w.cfg.HeartbeatInterval-w.lookEvery()/2 {
+		w.watch.reported, w.watch.due = now, true
+		if w.to.Reported != nil {
+			tell(w.to, w.to.Reported, w.report(now))
+		}
+	}
+	return w.guard(now)
+}
+
+// guard has the worker come back as somebody new where a lane of what it runs is
+// missing, at two looks in a row. It should have been told by the lane; should that
+// fail, a partition would be assigned and not run, by nobody's fault that others
+// can see.
+func (w *worker[E]) guard(now time.Time) protocol.Input {
+	ended := slices.ContainsFunc(w.lanes(), func(l *lane[E]) bool { return l.ended.Load() })
+	if !ended || w.session.State(now) != protocol.Running {
+		w.watch.missing = 0
+		return nil
+	}
+	if w.watch.missing++; w.watch.missing != 2 {
+		return nil
+	}
+	w.log.Warn("lane missing, joining again", "generation", w.watch.generation)
+	return protocol.Refused{Generation: w.watch.generation}
+}
+
+// lanes returns the lanes that the worker runs.
+func (w *worker[E]) lanes() []*lane[E] {
+	if w.run == nil || w.run.over {
+		return nil
+	}
+	return w.run.lanes
+}
+
+func (w *worker[E]) stalled(now time.Time, l *lane[E], r LaneReport, gap *GapReport) {
+	reason, lasted := l.watch.reason(now, r, gap), now.Sub(l.watch.since)
+	l.log.Warn("stalled", "position", r.Position, "for", lasted, "reason", reason)
+	tell(w.to, w.to.Stalled, Stalled{Source: l.source(), Lane: l.name(), Position: r.Position, For: lasted, Reason: reason})
+}
+
+func (w *worker[E]) unstalled(l *lane[E], position int64) {
+	l.log.Info("moving again", "position", position)
+	tell(w.to, w.to.Unstalled, Unstalled{Source: l.source(), Lane: l.name(), Position: position})
+}
+
+// report says how the worker is.
+func (w *worker[E]) report(now time.Time) WorkerReport {
+	reach := w.feed.reach()
+	r := WorkerReport{
+		Source: w.source(w.session.ID()), State: string(w.session.State(now)), Generation: w.watch.generation,
+		Partitions: []int{}, Gap: gapReport(reach.gap), Lanes: []LaneReport{},
+	}
+	if reach.known {
+		r.Head = reach.heads.last()
+	}
+	if w.run != nil && !w.run.over {
+		r.Partitions = w.run.share.Partitions
+	}
+	for _, l := range w.lanes() {
+		r.Lanes = append(r.Lanes, l.report(now, reach))
+	}
+	return r
+}
+
+// takeReport returns the report that goes with a request, if one is due.
+func (w *worker[E]) takeReport(now time.Time, r protocol.Request) []byte {
+	if !r.Heartbeat || !w.watch.due {
+		return nil
+	}
+	w.watch.due = false
+	report, err := json.Marshal(w.report(now))
+	if err != nil { // none of its fields can fail
+		return nil
+	}
+	return report
+}
+
+func gapReport(g *Gap) *GapReport {
+	if g == nil {
+		return nil
+	}
+	return &GapReport{Position: g.Position, Since: g.Since, Backends: append([]int{}, g.Backends...)}
+}
+
+// report says how far the lane is.
+func (l *lane[E]) report(now time.Time, reach reach) LaneReport {
+	l.mu.Lock()
+	s := l.standing
+	l.mu.Unlock()
+	a := l.id.Assignment
+	r := LaneReport{
+		Projection: l.id.Projection, Partition: a.Partition, TotalPartitions: a.Total,
+		Position: s.position, Behind: -1, State: s.state, Since: l.watch.since, Handling: l.position.Load(),
+		Attempts: s.attempts, Error: s.err, Stalled: l.watch.stalled,
+	}
+	if r.Since.IsZero() {
+		r.Since = now
+	}
+	if !s.found {
+		return r
+	}
+	if r.Behind = reach.behind(s.position); r.Behind == 0 && r.State == laneReading {
+		r.State = laneIdle // it looks for news
+	}
+	r.BehindSeconds = reach.lag(now, s.position, l.worker.timeOf(s.next)).Seconds()
+	return r
+}
+
+// idle reports whether there is nothing for the lane to do, as far as is known.
+func (r LaneReport) idle() bool {
+	return r.Behind == 0 || r.Behind < 0 && r.State == laneIdle
+}
+
+// A timedStore knows when events came about.
+type timedStore[E any] interface {
+	timeOf(E) time.Time
+}
+
+// timeOf returns an event's own time, zero if that is not known.
+func (w *worker[E]) timeOf(r *Record[E]) time.Time {
+	if t, ok := w.cfg.EventStore.(timedStore[E]); ok && r != nil {
+		return t.timeOf(r.Event)
+	}
+	return time.Time{}
+}

@@ -36,6 +36,7 @@ type projectionRow struct {
 	row[string]
 	name        string
 	checkpoints []*row[checkpointRow]
+	parked      []*parkedRow // by position
 }
 
 type checkpointRow struct {

@@ -1,10 +1,13 @@
 package orchestrator
 
 import (
+	"cmp"
 	"database/sql"
 	"fmt"
 	"log/slog"
+	"maps"
 	"reflect"
+	"slices"
 	"strings"
 	"time"
 	"unicode"
@@ -94,6 +97,9 @@ type Config[E any] struct {
 	Retry Retry
 	// OnFailure says what a handler's failure does. Default: RetryForever.
 	OnFailure FailurePolicy
+	// Failures are for projections, by name, for which it does something else.
+	// Run refuses a name that none of its projections has. Default: none.
+	Failures map[string]FailureRule
 
 	// LeaseOnly has a crash of this worker noticed only when its lease is over.
 	// Otherwise the worker keeps a connection of DB for itself, the others see
@@ -156,7 +162,87 @@ const (
 	// connections that the server has ended are retried all the same; for a
 	// transactional projection, everything that a lost connection looks like.
 	StopOnFailure
+	// HaltLane ends what its partition of the projection does. Others go on, and
+	// so does the worker. It begins again, at the same event, when there is a new
+	// generation, or the worker is started again. Meanwhile it shows as halted.
+	HaltLane
+	// ParkEvents goes on without the event, and without the later ones of its
+	// aggregate, which wait behind it in the table orchestrator_parked: the order
+	// within the aggregate is kept. Nothing of that is handled until it is asked
+	// for: see Parked, RetryParked, DiscardParked.
+	ParkEvents
 )
+
+// A FailureRule says when a projection's handler has failed often enough, and
+// what happens then. Zero fields mean their defaults. What StopOnFailure says of
+// deadlocks and the like holds for all policies: they do not count as failures of
+// the handler. The counts are the worker's own: another one starts anew.
+type FailureRule struct {
+	Policy FailurePolicy
+	// Attempts is how often the handler has to fail at the event, alone.
+	// Default: 1 for StopOnFailure, else 5. RetryForever has no use for it.
+	Attempts int
+	// MaxParked is how many events of a partition may be parked. Where there is
+	// no room for one that has to be, the partition of the projection waits until
+	// some were retried or discarded. Default: 1000.
+	MaxParked int
+}
+
+// Defaults of FailureRule's fields. DefaultAttempts is for HaltLane and
+// ParkEvents.
+const (
+	DefaultAttempts  = 5
+	DefaultMaxParked = 1000
+)
+
+// failureRule returns the rule for a projection, with its zeros replaced.
+func (c Config[E]) failureRule(projection string) FailureRule {
+	rule, ok := c.Failures[projection]
+	if !ok {
+		rule.Policy = c.OnFailure
+	}
+	if rule.Attempts == 0 && rule.Policy == StopOnFailure {
+		rule.Attempts = 1
+	}
+	rule.Attempts, rule.MaxParked = cmp.Or(rule.Attempts, DefaultAttempts), cmp.Or(rule.MaxParked, DefaultMaxParked)
+	return rule
+}
+
+// failuresProblem says what is wrong with which of the fields about failures.
+func (c Config[E]) failuresProblem() (field, problem string) {
+	if p := policyProblem(c.OnFailure); p != "" {
+		return "OnFailure", p
+	}
+	for _, name := range slices.Sorted(maps.Keys(c.Failures)) {
+		rule, field := c.Failures[name], fmt.Sprintf("Failures[%q]", name)
+		switch {
+		case policyProblem(rule.Policy) != "":
+			return field + ".Policy", policyProblem(rule.Policy)
+		case rule.Attempts < 0:
+			return field + ".Attempts", fmt.Sprintf("is %d; it can't be negative", rule.Attempts)
+		case rule.MaxParked < 0:
+			return field + ".MaxParked", fmt.Sprintf("is %d; it can't be negative", rule.MaxParked)
+		}
+	}
+	return "", ""
+}
+
+func policyProblem(p FailurePolicy) string {
+	if p < RetryForever || p > ParkEvents {
+		return fmt.Sprintf("is %d; it must be RetryForever, StopOnFailure, HaltLane or ParkEvents", p)
+	}
+	return ""
+}
+
+// checkFailures makes sure that the rules are for projections that there are.
+func (c Config[E]) checkFailures(names []string) error {
+	for _, name := range slices.Sorted(maps.Keys(c.Failures)) {
+		if !slices.Contains(names, name) {
+			return configError("Failures", fmt.Sprintf("names %q, and none of Run's projections does", name))
+		}
+	}
+	return nil
+}
 
 // withDefaults returns the config with its zeros replaced, or what is wrong.
 func (c Config[E]) withDefaults() (Config[E], error) {
@@ -215,8 +301,9 @@ func (c Config[E]) withDefaults() (Config[E], error) {
 		return c, configError("MaxPartitions", fmt.Sprintf("is %d; it must be between 0 (no limit) and %d", c.MaxPartitions, MaxTotalPartitions))
 	case c.Retry.Max < c.Retry.Min:
 		return c, configError("Retry.Max", fmt.Sprintf("is %s, less than Retry.Min, which is %s", c.Retry.Max, c.Retry.Min))
-	case c.OnFailure != RetryForever && c.OnFailure != StopOnFailure:
-		return c, configError("OnFailure", fmt.Sprintf("is %d; it must be RetryForever or StopOnFailure", c.OnFailure))
+	}
+	if field, problem := c.failuresProblem(); problem != "" {
+		return c, configError(field, problem)
 	}
 	if field, problem := c.hintsProblem(); problem != "" {
 		return c, configError(field, problem)

@@ -200,7 +200,7 @@ func (f *feed[E]) fetch(ctx context.Context, r protocol.Fetch) (page protocol.Fe
 	}
 	keys := make([]protocol.Key, len(p.events))
 	for i, e := range p.events {
-		keys[i] = protocol.Key{Position: e.Position, Slot: protocol.SlotOf(e.AggregateID)}
+		keys[i] = protocol.Key{Position: e.Position, Slot: protocol.SlotOf(e.AggregateID), Aggregate: e.AggregateID}
 	}
 	return protocol.FeedPage{Keys: keys, Passed: p.passed, More: p.more, Bytes: p.bytes, Events: p.events}, max(p.head, p.passed), nil
 }

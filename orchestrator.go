@@ -50,6 +50,9 @@ func New[E any](cfg Config[E]) (*Orchestrator[E], error) {
 // partitions whose worker does not know it yet.
 func (o *Orchestrator[E]) Run(ctx context.Context, projections []Projection[E]) (err error) {
 	names, err := projectionNames(projections)
+	if err == nil {
+		err = o.cfg.checkFailures(names)
+	}
 	if err != nil {
 		return err
 	}

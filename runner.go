@@ -120,6 +120,8 @@ type lane[E any] struct {
 
 	events   []*Record[E]    // the core's pending events, in their pages
 	page     []Record[E]     // the latest that was read
+	again    []*Record[E]    // the parked event that is retried
+	full     bool            // there was no room to park, and that was logged
 	tx       *sql.Tx         // the open transaction
 	endTx    func()          // ends its context
 	did      protocol.LaneDo // the latest action
@@ -168,7 +170,7 @@ func newLane[E any](w *worker[E], r *run[E], i int, a protocol.Assignment) *lane
 	default:
 		l.handle = func(ctx context.Context, events []*Record[E]) error { return p.Handle(ctx, events[0].Event) }
 	}
-	l.core = protocol.NewLane(a, w.cfg.laneConfig(l.kind))
+	l.core = protocol.NewLane(a, w.cfg.laneConfig(l.kind, name))
 	return l
 }
 
@@ -185,12 +187,13 @@ func (c Config[E]) feedConfig() protocol.FeedConfig {
 // pageEvents is how many events are read at once.
 const pageEvents = 1000
 
-// laneConfig returns what it says of lanes.
-func (c Config[E]) laneConfig(kind protocol.LaneKind) protocol.LaneConfig {
+// laneConfig returns what it says of a projection's lanes.
+func (c Config[E]) laneConfig(kind protocol.LaneKind, projection string) protocol.LaneConfig {
+	rule := c.failureRule(projection)
 	return protocol.LaneConfig{
 		Kind: kind, Batch: c.BatchSize, Poll: c.PollInterval, Lease: c.StaleWorkerTimeout,
-		Retry:         protocol.Backoff{Min: c.Retry.Min, Max: c.Retry.Max},
-		StopOnFailure: c.OnFailure == StopOnFailure,
+		Retry:     protocol.Backoff{Min: c.Retry.Min, Max: c.Retry.Max},
+		OnFailure: protocol.FailurePolicy(rule.Policy), Attempts: rule.Attempts, MaxParked: rule.MaxParked,
 	}
 }
 
@@ -319,7 +322,11 @@ func (l *lane[E]) do(a protocol.LaneAction) protocol.LaneAnswer {
 		l.prove()
 		return answer
 	case protocol.LaneHandle:
-		err = l.call(l.events[a.First : a.First+a.Count])
+		events := l.again
+		if !a.Parked {
+			events = l.events[a.First : a.First+a.Count]
+		}
+		err = l.call(events)
 		if errors.Is(err, errNotBegun) {
 			answer.Failure = protocol.NotBegun
 			return answer
@@ -336,6 +343,8 @@ func (l *lane[E]) do(a protocol.LaneAction) protocol.LaneAnswer {
 	case protocol.LanePause:
 		l.pause(a)
 		return answer
+	default:
+		answer, err = l.doParked(a, answer)
 	}
 	l.did, l.err = a.Do, err
 	answer.Failure = store.FailureOf(err, l.kind, a.Do)
@@ -443,6 +452,11 @@ func (l *lane[E]) pause(a protocol.LaneAction) {
 	switch {
 	case a.Why == protocol.HandlerFailed:
 		l.log.Error("handler failed, will retry", "position", a.Position, "attempt", a.Attempts, "retry_in", a.For, "error", l.fault)
+	case a.Why == protocol.Halted:
+		l.log.Error("handler failed, lane halted", "position", a.Position, "attempt", a.Attempts, "error", l.fault)
+	case a.Why == protocol.LotFull && !l.full:
+		l.full = true
+		l.log.Error("too many events parked, lane waits", "position", a.Position)
 	case a.Why == protocol.DatabaseFailed && !store.LockTimeout(l.err):
 		l.log.Warn("database failed, trying again", "doing", doing[l.did], "error", l.err)
 	}
@@ -464,6 +478,8 @@ func (l *lane[E]) pause(a protocol.LaneAction) {
 var doing = map[protocol.LaneDo]string{
 	protocol.LaneFind: "read the checkpoint", protocol.LaneRead: "read events", protocol.LaneOpen: "begin a transaction",
 	protocol.LaneWrite: "commit", protocol.LaneCommit: "commit", protocol.LaneSave: "commit",
+	protocol.LaneLook: "look for parked events", protocol.LanePark: "park events", protocol.LaneFetch: "read a parked event",
+	protocol.LaneUnpark: "commit", protocol.LaneDrop: "delete a parked event", protocol.LaneNote: "note a failure",
 }
 
 // reason returns why the lane's end ends Run.

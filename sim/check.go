@@ -55,8 +55,9 @@ type checkedProjection struct {
 	holds     map[int64]int    // which of commits holds the position
 	highest   map[string]int64 // the highest position that is committed of the aggregate
 	passed    passed
-	unhandled []visible // in no commit, by position
+	unhandled []visible // in no commit, and not parked, by position
 	skipped   int64     // up to where an operator has it count as handled
+	lot       checkedLot
 }
 
 // An openCall is a handler that was called and has not returned.
@@ -154,6 +155,18 @@ func (c *checker) observe(f fact) *violation {
 		}
 	case committed:
 		return c.committed(f)
+	case eventsParked:
+		return c.eventsParked(f)
+	case parkedRetried:
+		return c.parkedRetried(f)
+	case parkedDiscarded:
+		return c.parkedDiscarded(f)
+	case retryFailed:
+		delete(c.projection(f.projection).lot.asked, f.from)
+	case parkRequested:
+		c.parkRequested(f)
+	case parkedLeft:
+		return c.parkedLeft(f)
 	case appended:
 		return c.appended(f)
 	case gapWaited, gapPassed:
@@ -200,7 +213,7 @@ func (c *checker) projection(name string) *checkedProjection {
 	if p == nil {
 		p = &checkedProjection{
 			name: name, transactional: c.setup.transactional[name], scope: c.setup.scopes[name],
-			open: map[int][]*openCall{}, holds: map[int64]int{}, highest: map[string]int64{},
+			open: map[int][]*openCall{}, holds: map[int64]int{}, highest: map[string]int64{}, lot: newCheckedLot(),
 		}
 		for i, f := range c.appends {
 			for _, e := range f.events {

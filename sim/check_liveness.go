@@ -68,7 +68,7 @@ func (c *checker) owned(f fact) *violation {
 }
 
 // handled: every event that was visible by a time is in a commit of each
-// projection that runs in the end. An event that a checkpoint has passed was
+// projection that runs in the end, or was parked. An event that a checkpoint has passed was
 // noticed when that happened (S2); so here nobody has got to it yet.
 func (c *checker) handled(f, by fact) *violation {
 	for _, name := range c.setup.final {
@@ -106,6 +106,14 @@ func (c *checker) still(before, f fact) *violation {
 func (c *checker) finished(f fact) *violation {
 	if c.settled.unset() || !c.anybody() {
 		return nil
+	}
+	for _, name := range c.setup.final {
+		if c.setup.sets[name] != c.number {
+			continue
+		}
+		if v := c.askedFor(c.projection(name), f); v != nil {
+			return v
+		}
 	}
 	return c.handled(f, c.settled)
 }

@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"maps"
 	"slices"
 
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
@@ -85,6 +86,7 @@ func (c *checker) rewind(f fact) {
 				}
 			}
 		}
+		p.lot.dropAbove(position)
 		p.unhandled = nil
 		for i, a := range c.appends {
 			for _, e := range a.events {
@@ -93,4 +95,16 @@ func (c *checker) rewind(f fact) {
 		}
 	}
 	clear(c.rewinds)
+}
+
+// dropAbove forgets what is parked above a position: it comes again.
+func (l *checkedLot) dropAbove(position int64) {
+	for at := range l.rows {
+		if at > position {
+			l.remove(at)
+		}
+	}
+	above := func(at int64, _ fact) bool { return at > position }
+	maps.DeleteFunc(l.ever, above)
+	maps.DeleteFunc(l.discarded, above)
 }

@@ -36,6 +36,9 @@ func (c *checker) handlerBegins(f fact) *violation {
 		if v := c.repeats(p, w, f, e); v != nil {
 			return v
 		}
+		if v := c.waits(p, w, f, e); v != nil {
+			return v
+		}
 	}
 	call := &openCall{begin: f, worker: w}
 	if v := c.again(p, call); v != nil {
@@ -133,11 +136,9 @@ func (c *checker) belongs(f fact, e event) *violation {
 		"event %d is in slot %d, which is not of partition %d/%d, and %s has it there", e.position, e.slot, f.partition, f.total, owner(f))
 }
 
-// committed: it must be the newest generation that commits (S5), each event
-// once (S3) and those of an aggregate in order (S4), and the checkpoint must
-// not pass an event that no commit holds (S2).
-func (c *checker) committed(f fact) *violation {
-	p, run := c.projection(f.projection), c.worker(f.worker).runOf(f)
+// fenced: it must be the newest generation that commits (S5).
+func (c *checker) fenced(p *checkedProjection, f fact) *violation {
+	run := c.worker(f.worker).runOf(f)
 	switch {
 	case c.activated.generation == 0:
 		return broken(onlyGrow, []fact{c.opened, run, f}, "%s commits, and no generation is active", owner(f))
@@ -154,6 +155,17 @@ func (c *checker) committed(f fact) *violation {
 		return broken(onlyGrow, []fact{before, c.activated, f}, "projection %s has moved to another replica set, and its generation does not grow: %s commits after %s",
 			p.name, owner(f), owner(before))
 	}
+	return nil
+}
+
+// committed: each event is committed once (S3) and those of an aggregate in order
+// (S4), and the checkpoint must not pass an event that no commit holds (S2).
+func (c *checker) committed(f fact) *violation {
+	p := c.projection(f.projection)
+	if v := c.fenced(p, f); v != nil {
+		return v
+	}
+	n := len(p.commits)
 	p.commits = append(p.commits, f)
 	for _, e := range f.events {
 		if v := c.belongs(f, e); v != nil {
@@ -168,11 +180,19 @@ func (c *checker) committed(f fact) *violation {
 			return broken(inOrder, []fact{before, c.activations[before.generation], c.activated, f},
 				"projection %s, aggregate %s: event %d is committed after event %d", p.name, e.aggregate, e.position, last)
 		}
+		if v := c.waits(p, c.worker(f.worker), f, e); v != nil {
+			return v
+		}
 		p.holds[e.position], p.highest[e.aggregate] = n, e.position
 		if i, found := p.find(e.position); found {
 			p.unhandled = slices.Delete(p.unhandled, i, i+1)
 		}
 	}
+	return c.moves(p, f)
+}
+
+// moves: the checkpoint passes nothing that is neither handled nor parked (S2).
+func (c *checker) moves(p *checkedProjection, f fact) *violation {
 	p.passed.commit(f)
 	for _, e := range p.unhandled {
 		if e.position > f.to {

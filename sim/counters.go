@@ -69,6 +69,17 @@ const (
 	countViolated
 	countAtFault
 	countOutlived
+	// Parked events.
+	countParked
+	countParkedBehind
+	countRetried
+	countRetryFailed
+	countDiscarded
+	countLotFull
+	countParkedHandedOver
+	countParkRefused
+	countLostPark
+	countLatePark
 	// What else goes wrong.
 	countCrash
 	countLeave
@@ -145,6 +156,17 @@ var counterWords = [counterCount]string{
 	countAtFault:  "a worker ended because of a handler",
 	countOutlived: "a handler returned after its worker had given it up",
 
+	countParked:           "an event was parked",
+	countParkedBehind:     "an event was parked behind an earlier one of its aggregate",
+	countRetried:          "a parked event was retried, and handled",
+	countRetryFailed:      "a parked event was retried, and the handler failed again",
+	countDiscarded:        "a parked event was discarded",
+	countLotFull:          "a partition waited, since too many events were parked",
+	countParkedHandedOver: "a hand-over gave partitions with parked events to others",
+	countParkRefused:      "an event was not parked, since the worker's generation was over",
+	countLostPark:         "the reply to a park was lost",
+	countLatePark:         "a park took effect after its sender had given up",
+
 	countCrash:        "a worker crashed",
 	countLeave:        "a worker was asked to stop",
 	countDeploy:       "a new version was rolled out",
@@ -203,6 +225,7 @@ type tally struct {
 	filled            map[int64]bool      // positions that were waited for and came
 	dead              map[int64]bool      // and those that did not
 	visible           map[int64]bool      // positions
+	lots              map[string]int      // how many are parked, by projection
 	lostOwn           map[string]int64    // workers whose own session has ended: the generation at that time
 	away              map[string]struct{} // workers that have lost their lease and run nothing since
 }
@@ -212,7 +235,7 @@ func countRare(h history) counters {
 	t := tally{
 		crew: newCrew(h.setup.drift), joined: map[string]fact{}, opened: map[int]fact{}, activated: map[int]fact{}, sets: map[string]int{},
 		passed: map[string]*passed{}, calls: map[callKey]fact{}, waits: map[string]fact{},
-		filled: map[int64]bool{}, dead: map[int64]bool{}, visible: map[int64]bool{}, away: map[string]struct{}{}, lostOwn: map[string]int64{},
+		filled: map[int64]bool{}, dead: map[int64]bool{}, visible: map[int64]bool{}, away: map[string]struct{}{}, lostOwn: map[string]int64{}, lots: map[string]int{},
 	}
 	for _, f := range h.facts {
 		t.observe(f)
@@ -310,6 +333,24 @@ func (t *tally) observe(f fact) {
 		t.projection(f.projection).commit(f)
 	case ordered:
 		t.isOrdered(f)
+	case eventsParked:
+		t.lots[f.projection] += len(f.events)
+		if f.text == parkedBehind {
+			t.counters[countParkedBehind]++
+		} else {
+			t.counters[countParked]++
+		}
+		t.projection(f.projection).commit(f)
+	case parkedRetried:
+		t.lots[f.projection]--
+		t.counters[countRetried]++
+	case parkedDiscarded:
+		t.lots[f.projection]--
+		t.counters[countDiscarded]++
+	case retryFailed:
+		t.counters[countRetryFailed]++
+	case lotFull:
+		t.counters[countLotFull]++
 	case undone:
 		if f.text == "at write" {
 			t.counters[countSpoilt]++
@@ -318,6 +359,9 @@ func (t *tally) observe(f fact) {
 		}
 	case refused:
 		t.counters[countRefused]++
+		if f.text == "park" {
+			t.counters[countParkRefused]++
+		}
 		if w := t.worker(f.worker); w.frozen() || t.overBy(w, f.at) {
 			t.counters[countZombieRefused]++
 		}
@@ -466,6 +510,9 @@ func (t *tally) groupActivated(f fact) {
 			continue
 		}
 		p.fold()
+		if t.lots[name] > 0 && old != f.total {
+			t.counters[countParkedHandedOver]++
+		}
 		if p.slots == nil {
 			continue
 		}
@@ -528,10 +575,16 @@ func (t *tally) lost(f fact) {
 		if strings.HasSuffix(f.text, ": commit") {
 			t.counters[countLateCommit]++
 		}
+		if strings.HasSuffix(f.text, ": park") {
+			t.counters[countLatePark]++
+		}
 		return
 	}
 	t.counters[countLostReply]++
 	if strings.Contains(f.text, "commit") {
 		t.counters[countLostCommit]++
+	}
+	if strings.HasSuffix(f.text, ": park") {
+		t.counters[countLostPark]++
 	}
 }

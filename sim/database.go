@@ -50,6 +50,15 @@ type connection interface {
 	commit(done func(error))
 	save(l store.Lane, from, to protocol.Checkpoint, done func(error))
 
+	// What is parked. parked, park, forget and note are transactions of their own;
+	// unpark is like write. request is an operator's.
+	parked(l store.Lane, done func([]protocol.Parked, error))
+	park(l store.Lane, from, to protocol.Checkpoint, parked []protocol.Parked, done func(error))
+	unpark(l store.Lane, position int64, done func(error))
+	forget(l store.Lane, position int64, done func(error))
+	note(l store.Lane, position int64, attempts int, done func(error))
+	request(projection string, position int64, r protocol.ParkRequest, done func(n int, err error))
+
 	// Reading, as Table does it. None of these waits.
 	// page and ahead are eventtable's: the events of a scope above a position,
 	// and up to one unless the scope is everything; and the last of the next

@@ -75,11 +75,19 @@ const (
 	undone        // from, to: the server refused what the handlers had written; text: when
 	proofAwaited  // before a handler begins
 	elsewhere     // from, to: of the lane's commit, and its checkpoint stands at neither
-	served        // how it came by its events: text; projection alone
-	turnMissed    // a read was given up before its turn to look for who fills a gap; no lane
-	gapWaited     // to: the missing position; text: who holds it
-	gapScoped     // the same, by a reader of a scope: text
-	gapPassed     // to: the position that is final now
+	// Parked events. These have a lane as well; from is a position.
+	eventsParked    // from, to, events; text, if they are behind another
+	parkedRetried   // from: handled, and no longer parked
+	parkedDiscarded // from
+	retryFailed     // from
+	lotFull         // from: there is no room to park it
+	parkRequested   // by an operator: projection, from, text
+	parkedLeft      // in the end: projection, events
+	served          // how it came by its events: text; projection alone
+	turnMissed      // a read was given up before its turn to look for who fills a gap; no lane
+	gapWaited       // to: the missing position; text: who holds it
+	gapScoped       // the same, by a reader of a scope: text
+	gapPassed       // to: the position that is final now
 
 	// The event store.
 	appended   // events; one transaction, visible from now on
@@ -177,6 +185,20 @@ func (f fact) String() string {
 		fmt.Fprintf(&b, "waits for a proof, %s", lane)
 	case elsewhere:
 		fmt.Fprintf(&b, "has not heard of commit %d to %d, %s, and finds its checkpoint at neither", f.from, f.to, lane)
+	case eventsParked:
+		fmt.Fprintf(&b, "parked %s, %d to %d, %s", positions(f.events), f.from, f.to, lane)
+	case parkedRetried:
+		fmt.Fprintf(&b, "handled parked event %d, %s", f.from, lane)
+	case parkedDiscarded:
+		fmt.Fprintf(&b, "discarded parked event %d, %s", f.from, lane)
+	case retryFailed:
+		fmt.Fprintf(&b, "failed again at parked event %d, %s", f.from, lane)
+	case lotFull:
+		fmt.Fprintf(&b, "has no room to park event %d, %s", f.from, lane)
+	case parkRequested:
+		fmt.Fprintf(&b, "%s: an operator asks for parked event %d", f.projection, f.from)
+	case parkedLeft:
+		fmt.Fprintf(&b, "%s has in the end parked %s", f.projection, positions(f.events))
 	case served:
 		fmt.Fprintf(&b, "%s is served", f.projection)
 	case turnMissed:

@@ -18,6 +18,8 @@ type lane struct {
 	tap  *tap
 
 	events []event // the core's pending events
+	again  []event // the parked event that is retried
+	parks  int     // events after so many failures
 	page   []event // the latest that was read
 	link   *link   // with the open transaction
 
@@ -32,6 +34,7 @@ type lane struct {
 	paused  bool
 	resting bool // until there is something new
 
+	unparks  int64               // the event that the open transaction takes from the parked ones; 0: none
 	from, to protocol.Checkpoint // of the commit under way
 	unknown  bool                // whether it has happened, after its reply was lost
 }
@@ -39,11 +42,18 @@ type lane struct {
 func newLane(p *worker, r *run, q projection, a protocol.Assignment) *lane {
 	w := p.w
 	l := &lane{p: p, run: r, id: store.Lane{Projection: q.name, Assignment: a}, kind: q.kind}
+	l.parks = q.parks
 	l.tap = p.feed.tap(l, q.scope)
-	l.core = protocol.NewLane(a, protocol.LaneConfig{
-		Kind: q.kind, Batch: w.plan.batch, Poll: w.plan.poll, Lease: p.timing.Lease, Retry: w.plan.retry,
-		StopOnFailure: w.plan.stopOnFailure,
-	})
+	c := protocol.LaneConfig{
+		Kind: q.kind, Batch: w.plan.batch, Poll: w.plan.poll, Lease: p.timing.Lease, Retry: w.plan.retry, Attempts: 1,
+	}
+	switch {
+	case q.parks > 0:
+		c.OnFailure, c.Attempts, c.MaxParked = protocol.ParkEvents, q.parks, w.plan.maxParked
+	case w.plan.stopOnFailure:
+		c.OnFailure = protocol.StopOnFailure
+	}
+	l.core = protocol.NewLane(a, c)
 	return l
 }
 
@@ -104,12 +114,12 @@ func (l *lane) do(a protocol.LaneAction) {
 			l.p.post(func() { l.answer(nil, protocol.LaneAnswer{}) })
 			return
 		}
-		l.link = l.p.borrow()
+		l.link, l.unparks = l.p.borrow(), 0
 		l.ask(l.link, "begin", patience, func(c connection, done func(error)) { c.begin(done) },
 			func(err error) { l.answer(err, protocol.LaneAnswer{}) })
 	case protocol.LaneHandle:
 		// Between the decision, the last look, and the call, the process can freeze.
-		l.p.after(l.p.between(0, 50*time.Microsecond), func() { l.begin(a.First, a.Count) })
+		l.p.after(l.p.between(0, 50*time.Microsecond), func() { l.begin(a) })
 	case protocol.LaneProve:
 		l.prove()
 	case protocol.LaneWrite:
@@ -119,6 +129,9 @@ func (l *lane) do(a protocol.LaneAction) {
 	case protocol.LaneSave:
 		l.save(a, patience)
 	case protocol.LanePause:
+		if a.Why == protocol.LotFull {
+			l.p.record(l.fact(lotFull, a.Position, 0))
+		}
 		l.pausing++
 		n := l.pausing
 		l.paused, l.resting = true, a.Why == protocol.NothingNew
@@ -133,6 +146,8 @@ func (l *lane) do(a protocol.LaneAction) {
 		})
 	case protocol.LaneEnd:
 		l.end(a)
+	default:
+		l.doParked(a, patience)
 	}
 }
 
@@ -225,6 +240,7 @@ func (l *lane) retryEmpty(patience time.Duration) {
 type call struct {
 	id      int
 	events  []event
+	parked  bool // it is a retry
 	outcome string
 	deaf    bool // it ignores that it is cancelled
 	// It does not notice that a statement of its fails, or breaks a constraint
@@ -246,7 +262,7 @@ func (l *lane) prove() {
 
 // begin looks at the proof for the last time before a handler is called, which
 // counts as running by then.
-func (l *lane) begin(first, count int) {
+func (l *lane) begin(a protocol.LaneAction) {
 	p := l.p
 	p.running++
 	p.began = true
@@ -257,28 +273,31 @@ func (l *lane) begin(first, count int) {
 			l.next(protocol.LaneAnswer{Failure: protocol.NotBegun})
 			return
 		}
-		p.after(p.between(0, 20*time.Microsecond), func() { l.handle(first, count) })
+		p.after(p.between(0, 20*time.Microsecond), func() { l.handle(a) })
 	})
 }
 
-// handle calls the projection with pending events.
-func (l *lane) handle(first, count int) {
+// handle calls the projection with pending events, or with a parked one.
+func (l *lane) handle(a protocol.LaneAction) {
 	p, h := l.p, l.p.w.plan.handlers
 	w := p.w
-	if first == 0 {
+	if a.First == 0 {
 		l.handled = nil
 	}
 	w.calls++
-	c := &call{id: w.calls, events: l.events[first : first+count : first+count], deaf: p.chance(h.deaf)}
+	c := &call{id: w.calls, events: l.again, parked: a.Parked, deaf: p.chance(h.deaf)}
+	if !a.Parked {
+		c.events = l.events[a.First : a.First+a.Count : a.First+a.Count]
+	}
 	l.call = c
 	f := l.fact(handlerBegins, 0, 0)
 	f.events, f.call, f.deaf = c.events, c.id, c.deaf
 	p.record(f)
-	length := p.between(0, 2*h.typical) * time.Duration(count)
+	length := p.between(0, 2*h.typical) * time.Duration(a.Count)
 	switch {
 	case p.chance(h.slow):
 		length += p.between(0, h.slowBy)
-	case p.chance(h.fail):
+	case l.poisoned(c.events), p.chance(h.fail):
 		c.outcome = "failed"
 	case p.chance(h.panics):
 		c.outcome = "panicked"
@@ -309,7 +328,9 @@ func (l *lane) returns(c *call) {
 	} else if err = l.effects(c.events); err != nil {
 		c.outcome = "failed"
 	} else {
-		l.handled = append(l.handled, c.events...)
+		if !c.parked {
+			l.handled = append(l.handled, c.events...)
+		}
 		if c.violates {
 			l.link.conn.violate()
 		}
@@ -420,6 +441,9 @@ func (l *lane) save(a protocol.LaneAction, patience time.Duration) {
 func (l *lane) commit(patience time.Duration) {
 	p := l.p
 	f := l.fact(committed, l.from.Position, l.to.Position)
+	if l.unparks != 0 {
+		f = l.fact(parkedRetried, l.unparks, 0)
+	}
 	k := l.link
 	l.ask(k, "commit", patience, func(c connection, done func(error)) {
 		c.commit(func(err error) {

@@ -55,6 +55,8 @@ type memoryRules struct {
 	takesAny    bool // a projection is taken over although another set runs it
 	hastyFind   bool // a checkpoint is read though a transaction has written it and not ended
 
+	parkUnfenced bool // events are parked whether or not the checkpoint could be moved
+
 	// noWait is no mutant: whoever would wait for a lock is refused at once, as
 	// on the postgres of a simulation.
 	noWait bool

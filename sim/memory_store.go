@@ -37,6 +37,7 @@ type projectionRow struct {
 	row[string]
 	name        string
 	checkpoints []*row[checkpointRow]
+	parked      []*parkedRow // by position
 }
 
 type checkpointRow struct {
@@ -470,6 +471,11 @@ func (s *coordination) rewrite(p *projectionRow, g protocol.Group, rewinds []pro
 	}
 	for _, r := range rows[min(g.Total, total):] {
 		r.put(t, nil)
+	}
+	for _, r := range rewinds {
+		if r.Projection == p.name {
+			p.dropParkedAbove(t, r.Position)
+		}
 	}
 	for k, c := range s.m.rules.handoff(protocol.Rewound(p.name, old, rewinds), g.Total) {
 		v := &checkpointRow{c, s.set.name, g.Generation, g.Total}

@@ -152,6 +152,68 @@ func (s memoryStore) Save(_ context.Context, l store.Lane, from, to protocol.Che
 	return err
 }
 
+func (s memoryStore) Parked(_ context.Context, l store.Lane) (rows []protocol.Parked, err error) {
+	s.w.call(func(done func()) {
+		c := s.db.connect()
+		c.parked(l, func(r []protocol.Parked, e error) {
+			rows, err = r, e
+			c.close()
+			done()
+		})
+	})
+	return rows, err
+}
+
+// statement makes a call that is a transaction of its own.
+func (s memoryStore) statement(call func(c connection, done func(error))) (err error) {
+	s.w.call(func(done func()) {
+		c := s.db.connect()
+		call(c, func(e error) {
+			err = e
+			c.close()
+			done()
+		})
+	})
+	return err
+}
+
+func (s memoryStore) Park(_ context.Context, l store.Lane, from, to protocol.Checkpoint, parked []protocol.Parked, _ string) error {
+	return s.statement(func(c connection, done func(error)) { c.park(l, from, to, parked, done) })
+}
+
+func (s memoryStore) Take(_ context.Context, l store.Lane, position int64) (_ storetest.Tx, err error) {
+	tx := memoryTx{w: s.w}
+	s.w.call(func(done func()) {
+		tx.conn = s.db.connect()
+		tx.conn.unpark(l, position, func(e error) {
+			err = e
+			if err != nil {
+				tx.conn.close()
+			}
+			done()
+		})
+	})
+	return tx, err
+}
+
+func (s memoryStore) Drop(_ context.Context, l store.Lane, position int64) error {
+	return s.statement(func(c connection, done func(error)) { c.forget(l, position, done) })
+}
+
+func (s memoryStore) Note(_ context.Context, l store.Lane, position int64, attempts int, _ string) error {
+	return s.statement(func(c connection, done func(error)) { c.note(l, position, attempts, done) })
+}
+
+func (s memoryStore) Request(_ context.Context, projection string, position int64, r protocol.ParkRequest) (n int, err error) {
+	err = s.statement(func(c connection, done func(error)) {
+		c.request(projection, position, r, func(rows int, err error) {
+			n = rows
+			done(err)
+		})
+	})
+	return n, err
+}
+
 type memoryTx struct {
 	w    *memoryWorld
 	conn connection

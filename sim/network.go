@@ -22,6 +22,7 @@ var (
 	denials   = [][]string{
 		{"heartbeat", "join", "leave", "stop report", "request"},
 		{"find", "checkpoint"},
+		{"look", "park", "unpark", "drop", "note"},
 		{"page", "look ahead", "highest position"},
 	}
 )

@@ -37,8 +37,8 @@ func (p *plan) drawOrders(r *rand.Rand) {
 	}
 }
 
-// operate gives an order, as an operator's program does.
-func (w *world) operate(o order) {
+// give gives an order, as an operator's program does.
+func (w *world) give(o order) {
 	order := protocol.Order{Kind: o.kind}
 	switch o.kind {
 	case protocol.OrderDrain, protocol.OrderUndrain:

@@ -27,6 +27,12 @@ type plan struct {
 	joinWindow    time.Duration
 	retry         protocol.Backoff
 	stopOnFailure bool
+	// maxParked events of a lane may be parked. Operators look at them about so
+	// often. Until it is mended, some events can't be handled by projections that
+	// park.
+	maxParked int
+	operate   time.Duration
+	mended    time.Duration
 
 	// programs are the versions of the program that the workers run: what is
 	// deployed at first, and by each deploy.
@@ -64,8 +70,10 @@ type projection struct {
 	name string
 	kind protocol.LaneKind
 	set  int // whose workers run it
-	// scope is the same in all versions.
+	// scope and parks are the same in all versions. It parks events after so many
+	// failures; 0: it does not.
 	scope scope
+	parks int
 }
 
 // of returns what the workers of a replica set run.
@@ -96,6 +104,7 @@ type (
 		slow, fail, panics int
 		deaf               int // ignore that they are cancelled
 		outlive            int // and that their worker has given up
+		poison             int // events that can't be handled
 		spoil, violate     int // fail in their transaction, at once or at COMMIT, and don't notice
 		slowBy             time.Duration
 	}
@@ -228,6 +237,7 @@ func planOf(seed uint64, o options) plan {
 	}
 	p.drawFaults(r, uneven)
 	p.drawReading(rand.New(rand.NewPCG(seed, 2)))
+	p.drawParking(rand.New(rand.NewPCG(seed, 4)))
 	if !o.postgres && slices.ContainsFunc(p.faults, func(f fault) bool { return f.kind == congestion }) {
 		p.congest()
 	}
@@ -319,6 +329,30 @@ func (p *plan) drawReading(r *rand.Rand) {
 	}
 }
 
+// drawParking draws who parks what it fails at, and what that is.
+func (p *plan) drawParking(r *rand.Rand) {
+	p.maxParked, p.operate = pick(r, 2, 10, 1000), pick(r, p.timing.Heartbeat, p.timing.Lease)
+	p.mended = between(r, 0, 2*p.length)
+	p.handlers.poison = pick(r, 0, 20, 100)
+	drawn := map[string]int{}
+	for _, v := range p.programs {
+		for i := range v.projections {
+			q := &v.projections[i]
+			if _, known := drawn[q.name]; !known {
+				drawn[q.name] = pick(r, 0, 0, 1, 2, 3)
+			}
+			q.parks = drawn[q.name]
+		}
+	}
+}
+
+// parks reports whether a projection parks events.
+func (p *plan) parks() bool {
+	return slices.ContainsFunc(p.programs, func(v program) bool {
+		return slices.ContainsFunc(v.projections, func(q projection) bool { return q.parks > 0 })
+	})
+}
+
 func (p *plan) drawFaults(r *rand.Rand, uneven bool) {
 	lease := p.timing.Lease
 	var rates [revoke + 1]int
@@ -408,6 +442,8 @@ func (p *plan) spaceSteps() {
 //     lease has to end in the same way;
 //   - a projection that has moved to another replica set is given up by the
 //     first set in the same way, and the second only tries from time to time;
+//   - what is parked is there until an operator has asked for it, and may stand
+//     in the way of what is to be parked;
 //   - then come a join window, a few heartbeats and retries, and the events
 //     that are still to be handled.
 //
@@ -431,6 +467,9 @@ func (p *plan) settle() time.Duration {
 	}
 	if p.handlers.fail+p.handlers.panics+p.handlers.spoil+p.handlers.violate > 0 {
 		settle += p.retry.Max
+	}
+	if p.parks() {
+		settle += p.retry.Max + 6*p.operate + 4*min(p.poll, time.Second) + backlog*(2*p.handlers.typical+12*p.network.latency)
 	}
 	return settle
 }

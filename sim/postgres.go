@@ -565,7 +565,7 @@ func (c *postgresConnection) run(statement func(context.Context) error) error {
 		return sql.ErrTxDone
 	}
 	err := statement(context.Background())
-	if err != nil && !errors.Is(err, store.ErrSuperseded) {
+	if err != nil && !errors.Is(err, store.ErrSuperseded) && !errors.Is(err, store.ErrNotParked) {
 		c.bound = 0 // with its locks, a transaction that has failed loses its settings
 	}
 	c.idles()

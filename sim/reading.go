@@ -162,7 +162,7 @@ func (r *reading) cut() bool {
 func (r *reading) read(passed int64, more bool) protocol.FeedPage {
 	p := protocol.FeedPage{Keys: make([]protocol.Key, len(r.page)), Passed: passed, More: more, Events: &stretch{events: r.page}}
 	for i, e := range r.page {
-		p.Keys[i] = protocol.Key{Position: e.position, Slot: e.slot}
+		p.Keys[i] = protocol.Key{Position: e.position, Slot: e.slot, Aggregate: e.aggregate}
 		p.Bytes += e.bytes()
 	}
 	return p

@@ -93,6 +93,7 @@ var cuts = []func(p plan, attempt func(plan) bool) bool{
 			func(p *plan) *int { return &p.handlers.panics },
 			func(p *plan) *int { return &p.handlers.deaf },
 			func(p *plan) *int { return &p.handlers.outlive },
+			func(p *plan) *int { return &p.handlers.poison },
 			func(p *plan) *int { return &p.handlers.spoil },
 			func(p *plan) *int { return &p.handlers.violate },
 			func(p *plan) *int { return &p.appends.late },
@@ -153,6 +154,17 @@ var cuts = []func(p plan, attempt func(plan) bool) bool{
 			}
 		}
 		return p.scoped() && attempt(q)
+	},
+	func(p plan, attempt func(plan) bool) bool { // who parks
+		q := p
+		q.programs = slices.Clone(p.programs)
+		for i, v := range p.programs {
+			q.programs[i].projections = slices.Clone(v.projections)
+			for k := range v.projections {
+				q.programs[i].projections[k].parks = 0
+			}
+		}
+		return p.parks() && attempt(q)
 	},
 	func(p plan, attempt func(plan) bool) bool { // reads that are cut short
 		q := p

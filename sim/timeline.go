@@ -219,7 +219,7 @@ func (d *drawing) fact(f fact) {
 		d.calls[f.call] = f
 	case handlerEnds:
 		d.handled(f.call, &f)
-	case committed:
+	case committed, eventsParked, parkedRetried, parkedDiscarded:
 		d.dot(r.chartRow, "commit", f, r.commitY())
 	case refused:
 		d.dot(r.chartRow, "refused", f, r.commitY())
@@ -292,7 +292,7 @@ func (d *drawing) fact(f fact) {
 func ofWorker(k kind) bool {
 	switch k {
 	case workerStarts, workerGone, sessionAsks, sessionProven, proofAwaited, workerExpired, runStarts, runDrains, runCancels, runStopped,
-		handlerBegins, committed, refused,
+		handlerBegins, committed, eventsParked, parkedRetried, parkedDiscarded, refused,
 		faultFreeze, faultThaw, faultCutOff, faultMended, faultCrash, faultLeave, faultLost, faultSlow:
 		return true
 	}
@@ -302,7 +302,7 @@ func ofWorker(k kind) bool {
 // tells reports whether a kind belongs to the story, and not to the hum.
 func tells(k kind) bool {
 	switch k {
-	case sessionAsks, sessionProven, proofAwaited, handlerBegins, handlerEnds, committed, served, gapWaited, gapScoped, gapPassed, appended, rolledBack, faultLost, faultSlow:
+	case sessionAsks, sessionProven, proofAwaited, handlerBegins, handlerEnds, committed, eventsParked, parkedRetried, parkedDiscarded, retryFailed, lotFull, parkRequested, served, gapWaited, gapScoped, gapPassed, appended, rolledBack, faultLost, faultSlow:
 		return false
 	}
 	return true

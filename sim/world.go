@@ -19,14 +19,16 @@ type world struct {
 	rules rules
 	db    database
 
-	at      time.Duration // true time since the start
-	offset  time.Duration // the database's clock beside it
-	queue   tasks
-	order   int
-	rand    *rand.Rand // of the environment
-	workers []*worker
-	started int // workers there ever were
-	members map[protocol.WorkerID]bool
+	at     time.Duration // true time since the start
+	offset time.Duration // the database's clock beside it
+	queue  tasks
+	order  int
+	rand   *rand.Rand // of the environment
+	// operator is that of who looks after what is parked.
+	operator *rand.Rand
+	workers  []*worker
+	started  int // workers there ever were
+	members  map[protocol.WorkerID]bool
 	// published are the numbers of sessions that the rows of workers have.
 	published map[protocol.WorkerID]int32
 	version   int // of the program that is deployed
@@ -68,6 +70,7 @@ type rules struct {
 	passesGaps       bool // the reader hands out whatever it sees
 	readsOnce        bool // after the wait, it hands out what it had read before
 	retriesEmpty     bool // an undone commit is tried again in a new transaction, without what the handlers wrote
+	unparksApart     bool // a row is deleted before the transaction of its retry has committed
 	keepsTransaction bool // what a failed handler wrote is not rolled back before it is called again
 	unprovenBegins   bool // handlers begin without a proof that the worker is there
 	runsPaused       bool // lanes of paused projections are started
@@ -149,7 +152,7 @@ func (q *tasks) pop() *task {
 // newWorld makes the world of a plan. The database comes by open, since it
 // lives by the world's clock.
 func newWorld(p plan, r rules, open func(w *world) (database, error)) (*world, error) {
-	w := &world{plan: p, rules: r, rand: rand.New(rand.NewPCG(p.seed, 1)), slots: map[string]int{}, index: map[int64]int{}, members: map[protocol.WorkerID]bool{}, published: map[protocol.WorkerID]int32{}}
+	w := &world{plan: p, rules: r, rand: rand.New(rand.NewPCG(p.seed, 1)), operator: rand.New(rand.NewPCG(p.seed, 5)), slots: map[string]int{}, index: map[int64]int{}, members: map[protocol.WorkerID]bool{}, published: map[protocol.WorkerID]int32{}}
 	slowest := p.slowest()
 	w.history.setup = setup{
 		seed: p.seed, transactional: map[string]bool{}, scopes: map[string]scope{}, settle: p.settle(),
@@ -186,9 +189,12 @@ func (w *world) run() error {
 		w.after(f.at, func() { w.strike(f) })
 	}
 	for _, o := range w.plan.orders {
-		w.after(o.at, func() { w.operate(o) })
+		w.after(o.at, func() { w.give(o) })
 	}
 	w.after(0, w.append)
+	if len(w.parking()) > 0 {
+		w.after(w.plan.operate, w.operate)
+	}
 	heal := w.plan.length
 	t := w.plan.slowest()
 	quiet := max(5*t.Heartbeat, t.Lease)
@@ -213,6 +219,7 @@ func (w *world) run() error {
 }
 
 func (w *world) end() {
+	w.countLots()
 	w.record(fact{kind: ended})
 	if w.found == nil && w.judge != nil {
 		w.found = w.judge()

@@ -20,12 +20,14 @@ const (
 
 // LaneConfig is what a lane needs to know beside its assignment.
 type LaneConfig struct {
-	Kind          LaneKind
-	Batch         int           // the most events to read at once, and to handle between two commits
-	Poll          time.Duration // the longest pause when there is nothing to read
-	Lease         time.Duration // of the worker
-	Retry         Backoff       // of events whose handler failed
-	StopOnFailure bool          // end instead
+	Kind      LaneKind
+	Batch     int           // the most events to read at once, and to handle between two commits
+	Poll      time.Duration // the longest pause when there is nothing to read
+	Lease     time.Duration // of the worker
+	Retry     Backoff       // of events whose handler failed
+	OnFailure FailurePolicy // after Attempts, at least one
+	Attempts  int
+	MaxParked int
 }
 
 // cut is how long a Transactional batch may go on: the server ends a
@@ -47,10 +49,19 @@ const (
 	LaneSave                 // move the checkpoint From … To, in a statement of its own that commits
 	LanePause                // wait For, or until asked to stop; for want of events, or until there are some
 	LaneEnd                  // it is over
+
+	// About parked events; see treat.
+	LaneLook   // read the lane's rows of parked events; answer Parked
+	LanePark   // move the checkpoint From … To and write rows for the first Count pending events (Parking), in a statement of its own that commits
+	LaneFetch  // read the event at Position; answer Page
+	LaneUnpark // delete the row at Position in the open transaction
+	LaneDrop   // delete it in a statement of its own that commits; to Discard the event
+	LaneNote   // have it say Attempts and why, and ask for nothing; likewise
 )
 
 func (d LaneDo) String() string {
-	return [...]string{"start", "find", "read", "open", "prove", "handle", "write", "commit", "save", "pause", "end"}[d]
+	return [...]string{"start", "find", "read", "open", "prove", "handle", "write", "commit", "save", "pause", "end",
+		"look", "park", "fetch", "unpark", "drop", "note"}[d]
 }
 
 // A LaneAction is one thing to do, and then to answer. The fields that go with
@@ -68,11 +79,14 @@ type LaneAction struct {
 
 	For      time.Duration
 	Why      LanePauseWhy
-	Position int64 // of the event at fault, for HandlerFailed
+	Position int64 // of the event at fault, or of a parked one
 	Attempts int   // how often it has failed
 
+	Parked  bool // the event to handle is not a pending one, but what LaneFetch has read
+	Discard bool // nobody has handled the event
+
 	End LaneEndWhy
-	Err error // what is wrong with a page
+	Err error // what is wrong with a page, or with a parked event beside its handler
 }
 
 // String shows the action in a few words: "read 100 after 120".
@@ -83,6 +97,15 @@ func (a LaneAction) String() string {
 		text = fmt.Sprintf("read %d after %d", a.Limit, a.After)
 	case LaneHandle:
 		text = fmt.Sprintf("handle %d+%d", a.First, a.Count)
+		if a.Parked {
+			text = fmt.Sprintf("handle parked %d", a.Position)
+		}
+	case LanePark:
+		text = fmt.Sprintf("park %d, %s to %s", a.Count, a.From, a.To)
+	case LaneFetch, LaneUnpark, LaneDrop:
+		text = fmt.Sprintf("%s %d", a.Do, a.Position)
+	case LaneNote:
+		text = fmt.Sprintf("note %d, attempt %d", a.Position, a.Attempts)
 	case LaneWrite, LaneSave:
 		text = fmt.Sprintf("%s %s to %s", a.Do, a.From, a.To)
 	case LanePause:
@@ -90,7 +113,7 @@ func (a LaneAction) String() string {
 	case LaneEnd:
 		text = fmt.Sprintf("end: %s", a.End)
 	}
-	if a.Why == HandlerFailed || a.End == AtFault {
+	if a.Do == LanePause && a.Why >= HandlerFailed || a.Do == LanePark && a.Attempts > 0 || a.End == AtFault {
 		text += fmt.Sprintf(" at %d, attempt %d", a.Position, a.Attempts)
 	}
 	if a.Rollback {
@@ -106,10 +129,14 @@ const (
 	NothingNew LanePauseWhy = iota
 	DatabaseFailed
 	HandlerFailed
+	// Halted: the handler failed, and that ends what the lane does.
+	Halted
+	// LotFull: the event at Position is to be parked, and there is no room.
+	LotFull
 )
 
 func (w LanePauseWhy) String() string {
-	return [...]string{"nothing new", "the database failed", "the handler failed"}[w]
+	return [...]string{"nothing new", "the database failed", "the handler failed", "halted", "too many parked"}[w]
 }
 
 // LaneEndWhy says why a lane ends.
@@ -180,6 +207,7 @@ type LaneAnswer struct {
 	Jitter  float64 // a random number in [0,1)
 	Found   Found
 	Page    []Key
+	Parked  []Parked
 	// More says that there is more to read at once.
 	More bool
 	// Passed is up to where the lane has seen all that it is to see, if that is
@@ -190,9 +218,9 @@ type LaneAnswer struct {
 // A Lane is the life of one projection on one partition under one generation.
 // It says what to do, one thing at a time, and is told how that went:
 //
-//	find ─▶ read ─▶ open ─▶ handle … ─▶ write ─▶ commit ─▶ read …
-//	          ▲     (Plain: handle … ─▶ save)     │ unclear
-//	          └───── undone, done ◀──── find ──▶ superseded: end
+//	find ─▶ look ─▶ read ─▶ open ─▶ handle … ─▶ write ─▶ commit ─▶ read …
+//	                  ▲     (Plain: handle … ─▶ save)     │ unclear
+//	                  └───── undone, done ◀──── find ──▶ superseded: end
 //
 // What it is told may be stale by the time it is told: the process may have
 // been frozen in between. So it looks at its signals after each answer, and
@@ -229,6 +257,12 @@ type Lane struct {
 	next       Checkpoint  // what the commit says
 	resolving  bool        // it is open whether that has happened
 
+	lot     Lot       // what is parked
+	looked  time.Time // when that was read
+	parking []Parked  // by the commit under way; nil: it parks nothing
+	hand    *Parked   // the parked event that is in hand; see treat
+	last    LaneAction
+
 	// Failures of the database in a row, until something could be read, and
 	// until something was committed.
 	readFailures, failures int
@@ -257,7 +291,7 @@ func (l *Lane) Next(now time.Time, s Signals, a LaneAnswer) LaneAction {
 	l.kept, l.settled = nil, -1
 	action := l.advance(now, s, a)
 	switch action.Do {
-	case LaneHandle, LaneWrite, LaneCommit:
+	case LaneHandle, LaneWrite, LaneUnpark, LaneCommit:
 	default:
 		action.Rollback, l.open = l.open, false
 	}
@@ -266,8 +300,11 @@ func (l *Lane) Next(now time.Time, s Signals, a LaneAnswer) LaneAction {
 }
 
 func (l *Lane) advance(now time.Time, s Signals, a LaneAnswer) LaneAction {
+	if l.hand != nil {
+		return l.treat(now, s, a)
+	}
 	ok := a.Failure == NoFailure
-	if (l.doing == LaneCommit || l.doing == LaneSave) && ok { // has happened, whatever else has
+	if (l.doing == LaneCommit || l.doing == LaneSave || l.doing == LanePark) && ok { // has happened, whatever else has
 		l.open = false
 		return l.committed(now, s)
 	}
@@ -286,7 +323,9 @@ func (l *Lane) advance(now time.Time, s Signals, a LaneAnswer) LaneAction {
 		case l.resolving:
 			return l.resolve(now, s, a.Found)
 		}
-		return l.load(now, s, a.Found)
+		return l.load(now, a.Found)
+	case LaneLook:
+		return l.look(now, s, a)
 	case LaneRead:
 		return l.page(now, s, a)
 	case LaneOpen:
@@ -307,7 +346,7 @@ func (l *Lane) advance(now time.Time, s Signals, a LaneAnswer) LaneAction {
 			return l.commitFailed(a)
 		}
 		return LaneAction{Do: LaneCommit}
-	case LaneCommit, LaneSave:
+	case LaneCommit, LaneSave, LanePark:
 		return l.commitFailed(a)
 	case LanePause:
 		if s.Asked {
@@ -340,20 +379,28 @@ func (l *Lane) databaseFailed(failures *int, a LaneAnswer, resume func(*Lane, ti
 	return LaneAction{Do: LanePause, For: backoff.Delay(*failures, a.Jitter), Why: DatabaseFailed}
 }
 
-// load takes the checkpoint that activation left for this lane.
-func (l *Lane) load(now time.Time, s Signals, found Found) LaneAction {
+// load takes the checkpoint that activation left for this lane. One that has a
+// track was only waited for.
+func (l *Lane) load(now time.Time, found Found) LaneAction {
 	if !found.Exists || found.Generation != l.assignment.Generation {
 		return LaneAction{Do: LaneEnd, End: Alone}
 	}
-	l.failures = 0
-	l.track = NewTrack(l.assignment.Partition, l.assignment.Total, found.Checkpoint, now)
-	return l.top(now, s)
+	if l.track == nil {
+		l.failures = 0
+		l.track = NewTrack(l.assignment.Partition, l.assignment.Total, found.Checkpoint, now)
+	}
+	return LaneAction{Do: LaneLook}
 }
 
 // top begins another round.
 func (l *Lane) top(now time.Time, s Signals) LaneAction {
 	if s.stopping() {
 		return end(s)
+	}
+	if l.lot.Len() > 0 {
+		if action, due := l.attend(now); due {
+			return action
+		}
 	}
 	return l.fill(now, s)
 }
@@ -399,6 +446,13 @@ func (l *Lane) batch(now time.Time, s Signals) LaneAction {
 		return end(s)
 	}
 	l.size, l.done, l.failed = l.track.Batch(l.config.Batch), 0, nil
+	if l.lot.Len() > 0 {
+		n, behind := l.track.Split(l.size, &l.lot)
+		if behind {
+			return l.park(n, 0, LaneAnswer{})
+		}
+		l.size = n
+	}
 	switch {
 	case l.size == 0 && l.track.SkipDue(now):
 		return l.write(0)
@@ -434,7 +488,11 @@ func (l *Lane) rest(now time.Time, s Signals) LaneAction {
 		return l.top(now, s)
 	}
 	l.resume = (*Lane).top
-	return LaneAction{Do: LanePause, For: l.config.Poll, Why: NothingNew}
+	wait := l.config.Poll
+	if l.lot.Len() > 0 {
+		wait = l.lookEvery()
+	}
+	return LaneAction{Do: LanePause, For: wait, Why: NothingNew}
 }
 
 // handle goes on with the batch, or commits what is done of it. The signals
@@ -482,27 +540,40 @@ func (l *Lane) write(n int) LaneAction {
 }
 
 func (l *Lane) rewrite() LaneAction {
-	do := LaneWrite
-	if l.saves() {
-		do = LaneSave
+	a := LaneAction{Do: LaneWrite, From: l.track.Checkpoint(), To: l.next}
+	switch {
+	case l.parking != nil:
+		a.Do, a.Count, a.Position, a.Attempts = LanePark, len(l.parking), l.parking[0].Position, l.parking[0].Attempts
+	case l.saves():
+		a.Do = LaneSave
 	}
-	return LaneAction{Do: do, From: l.track.Checkpoint(), To: l.next}
+	return a
 }
 
-// saves reports whether nothing commits with the checkpoint: what a Plain
-// projection does is done, and skipped events have no effects.
-func (l *Lane) saves() bool { return l.config.Kind == Plain || l.size == 0 }
+// saves reports whether nothing commits with the checkpoint but the rows of
+// parked events: what a Plain projection does is done, and skipped events have no
+// effects.
+func (l *Lane) saves() bool { return l.config.Kind == Plain || l.size == 0 || l.parking != nil }
 
 // committed goes on after the store has l.next.
 func (l *Lane) committed(now time.Time, s Signals) LaneAction {
 	l.track.Committed(l.next, now)
 	l.settled, l.done = l.size, 0
 	l.failures, l.resolving = 0, false
+	for i := range l.parking {
+		l.parking[i].Since = now
+	}
+	if l.parking != nil {
+		l.lot.Add(l.parking...)
+		l.parking = nil
+	}
+	failed := l.failed
+	l.failed = nil
 	switch {
 	case s.Canceled:
 		return end(s)
-	case l.failed != nil: // it is the first pending now
-		return l.faultAt(0, *l.failed)
+	case failed != nil: // it is the first pending now
+		return l.faultAt(0, *failed)
 	case l.size == 0:
 		return l.rest(now, s)
 	}
@@ -533,6 +604,9 @@ func (l *Lane) resolve(now time.Time, s Signals, found Found) LaneAction {
 	case Elsewhere:
 		l.track.Rewind(found.Checkpoint, now)
 		l.done = 0
+		if l.parking = nil; !s.stopping() {
+			return LaneAction{Do: LaneLook}
+		}
 	case Undone:
 		if l.saves() {
 			return l.rewrite()
@@ -560,8 +634,15 @@ func (l *Lane) faultWithin(n int, a LaneAnswer) LaneAction {
 }
 
 func (l *Lane) fault(position int64, attempts int, certain bool, a LaneAnswer) LaneAction {
-	if l.config.StopOnFailure && certain && a.Failure != Passing {
-		return LaneAction{Do: LaneEnd, End: AtFault, Position: position, Attempts: attempts}
+	if certain && a.Failure != Passing && l.track.Blame() >= l.config.Attempts {
+		switch l.config.OnFailure {
+		case StopOnFailure:
+			return LaneAction{Do: LaneEnd, End: AtFault, Position: position, Attempts: attempts}
+		case HaltLane:
+			return l.halt(position, attempts)
+		case ParkEvents:
+			return l.park(1, attempts, a)
+		}
 	}
 	l.resume = (*Lane).top
 	return LaneAction{

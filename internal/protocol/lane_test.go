@@ -43,7 +43,7 @@ func TestLane(t *testing.T) {
 		canceled = Signals{Canceled: true}
 		over     = Signals{LeaseOver: true}
 		ok       LaneAnswer
-		begin    = []turn{{answer: ok, want: "find"}, {answer: found(5, 10), want: "read 4 after 10"}}
+		begin    = []turn{{answer: ok, want: "find"}, {answer: found(5, 10), want: "look"}, {answer: ok, want: "read 4 after 10"}}
 		pause    = "pause 20ms: the database failed"
 	)
 	for _, tt := range []struct {
@@ -213,7 +213,8 @@ func TestLane(t *testing.T) {
 			{answer: ok, want: "handle 1+1"},
 			{answer: ok, want: "save 10 to 14"},
 			{answer: failing(Fenced), want: "find"},
-			{answer: found(5, 12), want: "read 4 after 12"},
+			{answer: found(5, 12), want: "look"},
+			{answer: ok, want: "read 4 after 12"},
 		}},
 		{name: "plain: the handler fails at the second event", turns: []turn{
 			{answer: evens(12, 14, 16), want: "handle 0+1"},
@@ -234,14 +235,14 @@ func TestLane(t *testing.T) {
 			{answer: ok, want: "handle 0+1"},
 			{answer: ok, want: "write 10 to 13"}, // what precedes the event, alone
 		}},
-		{name: "what a handler wrote is refused at COMMIT", config: LaneConfig{Kind: Batched, StopOnFailure: true}, turns: []turn{
+		{name: "what a handler wrote is refused at COMMIT", config: LaneConfig{Kind: Batched, OnFailure: StopOnFailure}, turns: []turn{
 			{answer: evens(12), want: "open"},
 			{answer: ok, want: "handle 0+1"},
 			{answer: ok, want: "write 10 to 12"},
 			{answer: ok, want: "commit"},
 			{answer: failing(Fault), want: "rollback, end: at fault at 12, attempt 1"},
 		}},
-		{name: "StopOnFailure goes by what failed for certain", config: LaneConfig{Kind: Batched, StopOnFailure: true}, turns: []turn{
+		{name: "StopOnFailure goes by what failed for certain", config: LaneConfig{Kind: Batched, OnFailure: StopOnFailure}, turns: []turn{
 			{answer: evens(12, 14), want: "open"},
 			{answer: ok, want: "handle 0+2"},
 			{answer: failing(Fault), want: "rollback, pause 100ms: the handler failed at 12, attempt 0"},
@@ -315,6 +316,7 @@ func TestLaneNamesABadPage(t *testing.T) {
 	l := NewLane(Assignment{Generation: 5, Partition: 0, Total: 2}, LaneConfig{Batch: 4})
 	l.Next(testStart, Signals{}, LaneAnswer{})
 	l.Next(testStart, Signals{}, found(5, 10))
+	l.Next(testStart, Signals{}, LaneAnswer{})
 	end := l.Next(testStart, Signals{}, evens(12, 12))
 	if end.Err == nil || !strings.Contains(end.Err.Error(), "repeats position 12") {
 		t.Errorf("the error is %v", errors.Unwrap(end.Err))

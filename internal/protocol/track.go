@@ -8,9 +8,10 @@ import (
 
 // A Key is what a lane must know of an event.
 type Key struct {
-	Position int64
-	Slot     int
-	Skip     bool // it is out of the projection's scope
+	Position  int64
+	Slot      int
+	Skip      bool // it is out of the projection's scope
+	Aggregate string
 }
 
 // A Track is how far a lane is: which events to handle, in which order, and
@@ -28,9 +29,15 @@ type Track struct {
 	pending    []int64    // positions to handle, ascending
 	cursor     int64      // every final position up to here was read
 
+	// Their aggregates, if they are kept: where none is ever parked, nobody
+	// asks.
+	keeps      bool
+	aggregates []string
+
 	// The event at fault, after a handler failed.
 	fault    int64
 	attempts int
+	blamed   int // those for which it alone can be to blame
 	// allowed bounds the batches up to the position until, so that what
 	// precedes the event at fault is committed and that event is tried alone;
 	// 0 is no bound.
@@ -48,7 +55,7 @@ func NewTrack(partition, total int, c Checkpoint, now time.Time) *Track {
 // Rewind sets the track back to what the store has.
 func (t *Track) Rewind(c Checkpoint, now time.Time) {
 	t.checkpoint, t.committed, t.cursor = c, now, c.Position
-	t.pending, t.frontier = nil, nil
+	t.pending, t.aggregates, t.frontier = nil, nil, nil
 	if len(c.Ahead) > 0 {
 		t.frontier = make([]int64, Slots)
 		for _, m := range c.Ahead {
@@ -86,6 +93,9 @@ func (t *Track) Accept(page []Key, passed int64) (keep []int, err error) {
 			}
 			keep = append(keep, i)
 			t.pending = append(t.pending, k.Position)
+			if t.keeps {
+				t.aggregates = append(t.aggregates, k.Aggregate)
+			}
 		}
 	}
 	t.cursor = max(last, passed)
@@ -112,6 +122,41 @@ func (t *Track) Batch(limit int) int {
 	return n
 }
 
+// Keep has the track keep the aggregates of pending events, which are read again
+// if there are any.
+func (t *Track) Keep() {
+	if !t.keeps {
+		t.keeps = true
+		t.Rewind(t.checkpoint, t.committed)
+	}
+}
+
+// First returns the position of the first pending event.
+func (t *Track) First() int64 { return t.pending[0] }
+
+// Split returns how many of the first n pending events come before one whose
+// aggregate has parked events. If that is the first, behind is true and it
+// returns how many there are of the kind, one after another.
+func (t *Track) Split(n int, lot *Lot) (first int, behind bool) {
+	if n == 0 {
+		return 0, false
+	}
+	behind = lot.Has(t.aggregates[0])
+	for first = 1; first < n && lot.Has(t.aggregates[first]) == behind; first++ {
+	}
+	return first, behind
+}
+
+// Parks returns the rows that park the first n pending events.
+func (t *Track) Parks(n int) []Parked {
+	rows := make([]Parked, n)
+	for i := range rows {
+		id := t.aggregates[i]
+		rows[i] = Parked{Position: t.pending[i], Slot: SlotOf(id), Aggregate: Storable(id)}
+	}
+	return rows
+}
+
 // After returns what a commit says once the first n pending events are
 // handled: everything before the next pending event is done.
 func (t *Track) After(n int) Checkpoint {
@@ -126,11 +171,14 @@ func (t *Track) Committed(c Checkpoint, now time.Time) {
 	t.checkpoint, t.committed = c, now
 	n, _ := slices.BinarySearch(t.pending, c.Position+1)
 	t.pending = t.pending[n:]
+	if t.keeps {
+		t.aggregates = t.aggregates[n:]
+	}
 	if len(c.Ahead) == 0 {
 		t.frontier = nil
 	}
 	if c.Position >= t.until || t.fault != 0 && c.Position >= t.fault {
-		t.fault, t.attempts, t.allowed, t.until = 0, 0, 0, 0
+		t.fault, t.attempts, t.blamed, t.allowed, t.until = 0, 0, 0, 0, 0
 	} else if t.fault != 0 {
 		t.allowed = 1 // what preceded the event at fault is done; now that one alone
 	}
@@ -141,11 +189,18 @@ func (t *Track) Committed(c Checkpoint, now time.Time) {
 // is that event alone.
 func (t *Track) Failed(i int) (position int64, attempts int) {
 	if t.pending[i] != t.fault {
-		t.fault, t.attempts = t.pending[i], 0
+		t.fault, t.attempts, t.blamed = t.pending[i], 0, 0
 	}
 	t.attempts++
 	t.allowed, t.until = max(i, 1), max(t.until, t.fault)
 	return t.fault, t.attempts
+}
+
+// Blame notes that the latest failure of the event at fault was its own, and
+// returns how many there were.
+func (t *Track) Blame() int {
+	t.blamed++
+	return t.blamed
 }
 
 // FailedWithin notes that a handler that takes n events at once failed,

@@ -32,7 +32,7 @@ func TestTrackAccept(t *testing.T) {
 		{"the reader has looked further than the last event", keys(11, 0), 20, []int{0}, 20, ""},
 		{"of two partitions only its own; the cursor passes the other's", keys(11, 0, 13, 1, 14, 3, 15, 4), 15, []int{0, 3}, 15, ""},
 		{"at its slot's mark or below it is handled, beyond it is not", keys(11, 2, 12, 2, 13, 2), 0, []int{2}, 13, ""},
-		{"what is out of scope is passed", []Key{{11, 0, true}, {12, 0, false}}, 0, []int{1}, 12, ""},
+		{"what is out of scope is passed", []Key{{Position: 11, Skip: true}, {Position: 12}}, 0, []int{1}, 12, ""},
 		{"a mark speaks for its slot only", keys(11, 4, 12, 0), 0, []int{0, 1}, 12, ""},
 		{"gaps are not a lane's business", keys(500, 0), 0, []int{0}, 500, ""},
 		{"the position at the cursor was handled", keys(10, 0), 0, nil, 10,

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/lib/pq"
 
@@ -126,6 +127,13 @@ func (s *Store) handOver(ctx context.Context, tx *sql.Tx, g protocol.Group, rewi
 	for _, p := range projections {
 		for k, c := range protocol.Handoff(protocol.Rewound(p, old[p], rewinds), g.Total) {
 			rows = append(rows, checkpointRow{p, k, c.Position, encodeMarks(c.Ahead)})
+		}
+	}
+	for _, r := range rewinds {
+		if slices.Contains(projections, r.Projection) {
+			if err := DropParkedAbove(ctx, tx, r.Projection, r.Position); err != nil {
+				return fmt.Errorf("hand over %q: %w", s.set, err)
+			}
 		}
 	}
 	query := fmt.Sprintf(s.sql.handOver, g.Generation, g.Total, quoteJSON(rows))

@@ -78,7 +78,7 @@ func FailureOf(err error, kind protocol.LaneKind, doing protocol.LaneDo) protoco
 	switch {
 	case err == nil:
 		return protocol.NoFailure
-	case errors.Is(err, ErrSuperseded):
+	case errors.Is(err, ErrSuperseded), errors.Is(err, ErrNotParked):
 		return protocol.Fenced
 	case doing == protocol.LaneHandle:
 		// A plain handler's network is its own affair.

@@ -555,6 +555,7 @@ type statements struct {
 	handOver, saveCheckpoints                     string // likewise
 	findCheckpoint, commitKeeping, commitClearing string
 	saveCheckpoint                                string // likewise
+	parked, park, unpark, drop, note              string // the last four likewise, but for unpark
 }
 
 // These set bounds for their transaction only.
@@ -716,6 +717,12 @@ SELECT generation, position, ahead FROM orchestrator_checkpoints
 		saveCheckpoint: format(`
 UPDATE orchestrator_checkpoints SET position = %d, ahead = %s, updated_at = {clock}
  WHERE replica_set = {set} AND projection = %s AND partition = %d AND generation = %d AND position = %d`),
+
+		parked: parkedSQL,
+		park:   format(parkSQL),
+		unpark: put(unparkSQL),
+		drop:   format(dropSQL),
+		note:   format(noteSQL),
 	}
 }
 

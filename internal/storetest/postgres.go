@@ -74,7 +74,7 @@ type postgres struct {
 }
 
 func (p *postgres) Open(set string, lease time.Duration) Store {
-	return postgresStore{store.New(p.db, set, store.Options{Bounds: store.BoundsOf(lease), Clock: "test_now()"})}
+	return postgresStore{db: p.db, Store: store.New(p.db, set, store.Options{Bounds: store.BoundsOf(lease), Clock: "test_now()"})}
 }
 
 func (p *postgres) Advance(d time.Duration) {
@@ -109,7 +109,10 @@ func (p *postgres) Delete(projection string, partitions ...int) {
 	}
 }
 
-type postgresStore struct{ *store.Store }
+type postgresStore struct {
+	*store.Store
+	db *sql.DB
+}
 
 func (s postgresStore) Write(ctx context.Context, l store.Lane, from, to protocol.Checkpoint) (Tx, error) {
 	tx, err := s.BeginHandler(ctx)
@@ -120,4 +123,19 @@ func (s postgresStore) Write(ctx context.Context, l store.Lane, from, to protoco
 		return nil, errors.Join(err, tx.Rollback())
 	}
 	return tx, nil
+}
+
+func (s postgresStore) Take(ctx context.Context, l store.Lane, position int64) (Tx, error) {
+	tx, err := s.BeginHandler(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.Unpark(ctx, tx, l, position); err != nil {
+		return nil, errors.Join(err, tx.Rollback())
+	}
+	return tx, nil
+}
+
+func (s postgresStore) Request(ctx context.Context, projection string, position int64, r protocol.ParkRequest) (int, error) {
+	return store.AskParked(ctx, s.db, projection, store.ParkedSelection{Positions: []int64{position}}, r)
 }

@@ -38,6 +38,15 @@ type Store interface {
 	Write(ctx context.Context, l store.Lane, from, to protocol.Checkpoint) (Tx, error)
 	// Save moves a checkpoint by itself.
 	Save(ctx context.Context, l store.Lane, from, to protocol.Checkpoint) error
+
+	Parked(ctx context.Context, l store.Lane) ([]protocol.Parked, error)
+	Park(ctx context.Context, l store.Lane, from, to protocol.Checkpoint, parked []protocol.Parked, failure string) error
+	// Take begins a transaction and deletes the row of a parked event in it.
+	Take(ctx context.Context, l store.Lane, position int64) (Tx, error)
+	Drop(ctx context.Context, l store.Lane, position int64) error
+	Note(ctx context.Context, l store.Lane, position int64, attempts int, failure string) error
+	// Request is what an operator asks for, of one event.
+	Request(ctx context.Context, projection string, position int64, r protocol.ParkRequest) (n int, err error)
 }
 
 // A Tx is a transaction that has moved a checkpoint. It keeps its locks until
@@ -87,6 +96,15 @@ func Run(t *testing.T, open func(t *testing.T) World) {
 		{"commit waits for an activation", testCommitWaits},
 		{"save waits for an activation", testSaveWaits},
 		{"rows deleted by hand", testDeleted},
+
+		{"park", testPark},
+		{"fence of what is parked", testParkFence},
+		{"park waits for an activation", testParkWaits},
+		{"parked events after a hand-over", testParkedHandOver},
+		{"unpark", testUnpark},
+		{"activation waits for an unpark", testUnparkWaits},
+		{"requests", testRequests},
+		{"a request waits for an unpark", testRequestWaits},
 
 		{"projection taken", testTaken},
 		{"take-over after a leave", testTakeOver},

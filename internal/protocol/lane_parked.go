@@ -1,0 +1,211 @@
+package protocol
+
+import (
+	"errors"
+	"time"
+)
+
+// What a lane does about parked events.
+//
+// A park moves the checkpoint past events and writes their rows, in one
+// statement that commits by itself, behind the fence of any other commit. So an
+// event is handled, or parked, or still before the lane, and never two of these
+// (S2, S3). Like a save it may take effect late, when its sender has given up,
+// and like a save it is sent again until it is known to have happened:
+//  1. w1 parks 12, moving from 10 to 12, and hears nothing;
+//  2. it finds the row at 10, and calls the handler again, which succeeds now;
+//  3. the statement arrives: 12 is handled and parked.
+//
+// Step 2 does not come: what was decided stays so. And nobody else's handler is
+// called with 12 before another generation is active, which fences it.
+//
+// Who owns the slots of a parked event is in its row, so rows need no hand-over.
+// The lane reads them after it has found its checkpoint, under its own generation:
+// whatever was parked under an older one has been by then, or never will be.
+//
+// What operators want, they write into the rows, and the lane carries it out
+// between two batches. While it works at one event, that is in hand.
+
+// lookEvery is how often to look for requests while events are parked.
+func (l *Lane) lookEvery() time.Duration { return min(l.config.Poll, time.Second) }
+
+// Parked returns how many events are parked, and since when the oldest is.
+func (l *Lane) Parked() (n int, oldest time.Time) { return l.lot.Len(), l.lot.Oldest() }
+
+// Parking returns what LanePark is to park.
+func (l *Lane) Parking() []Parked { return l.parking }
+
+// look takes the rows that were read.
+func (l *Lane) look(now time.Time, s Signals, a LaneAnswer) LaneAction {
+	if a.Failure != NoFailure {
+		return l.databaseFailed(&l.readFailures, a, lookAgain)
+	}
+	l.lot, l.looked = NewLot(a.Parked), now
+	if l.config.OnFailure == ParkEvents || l.lot.Len() > 0 {
+		l.track.Keep()
+	}
+	return l.top(now, s)
+}
+
+func lookAgain(*Lane, time.Time, Signals) LaneAction { return LaneAction{Do: LaneLook} }
+
+// attend says what is to be done about parked events now, if anything is.
+func (l *Lane) attend(now time.Time) (_ LaneAction, due bool) {
+	row, due := l.lot.Due()
+	switch {
+	case due && row.Request == Discard:
+		l.hand = &row
+		return l.drop(), true
+	case due:
+		l.hand = &row
+		return LaneAction{Do: LaneFetch, Position: row.Position}, true
+	case now.Sub(l.looked) >= l.lookEvery():
+		return LaneAction{Do: LaneLook}, true
+	}
+	return LaneAction{}, false
+}
+
+// park parks the first n pending events. The first has failed so many times; 0:
+// all of them are behind others.
+func (l *Lane) park(n, attempts int, a LaneAnswer) LaneAction {
+	room := l.config.MaxParked - l.lot.Len()
+	if room <= 0 {
+		l.resume = (*Lane).top
+		full := LaneAction{Do: LanePause, For: l.lookEvery(), Why: LotFull, Position: l.track.First()}
+		if attempts > 0 {
+			full.For, full.Attempts = l.config.Retry.Delay(attempts, a.Jitter), attempts
+		}
+		return full
+	}
+	n = min(n, room)
+	l.parking = l.track.Parks(n)
+	l.parking[0].Attempts = attempts
+	l.size, l.done, l.next = n, n, l.track.After(n)
+	return l.rewrite()
+}
+
+// halt pauses for as long as the generation lasts.
+func (l *Lane) halt(position int64, attempts int) LaneAction {
+	halted := LaneAction{Do: LanePause, For: time.Hour, Why: Halted, Position: position, Attempts: attempts}
+	l.resume = func(*Lane, time.Time, Signals) LaneAction { return halted }
+	return halted
+}
+
+// treat is advance while a parked event is in hand.
+func (l *Lane) treat(now time.Time, s Signals, a LaneAnswer) LaneAction {
+	ok := a.Failure == NoFailure
+	if (l.doing == LaneCommit || l.doing == LaneDrop) && ok { // has happened, whatever else has
+		l.open, l.failures = false, 0
+		l.lot.Remove(l.hand.Position)
+		return l.leave(now, s)
+	}
+	l.open = l.open || l.doing == LaneOpen && ok
+	if s.Canceled {
+		return end(s)
+	}
+	switch l.doing {
+	case LaneFetch:
+		switch {
+		case !ok:
+			return l.databaseFailed(&l.readFailures, a, (*Lane).leave)
+		case len(a.Page) == 0 || a.Page[0].Position != l.hand.Position:
+			return l.note(errGone)
+		}
+		return l.retry(s)
+	case LaneProve:
+		return l.retry(s)
+	case LaneOpen:
+		if !ok {
+			return l.databaseFailed(&l.failures, a, (*Lane).leave)
+		}
+		return l.retry(s)
+	case LaneHandle:
+		switch {
+		case ok && l.config.Kind == Plain:
+			return l.drop()
+		case ok:
+			return LaneAction{Do: LaneUnpark, Position: l.hand.Position}
+		case a.Failure == NotBegun:
+			return LaneAction{Do: LaneProve}
+		case a.Failure == Passing:
+			l.resume = (*Lane).leave
+			return LaneAction{Do: LanePause, For: l.config.Retry.Delay(1, a.Jitter), Why: HandlerFailed, Position: l.hand.Position, Attempts: l.hand.Attempts}
+		}
+		return l.note(nil)
+	case LaneUnpark, LaneCommit:
+		switch {
+		case l.doing == LaneUnpark && ok:
+			return LaneAction{Do: LaneCommit}
+		case a.Failure == Fault:
+			return l.note(nil)
+		}
+		// Whether the row is still there says what has become of it. The
+		// checkpoint, which the transaction has locked, is found once that has
+		// ended; then the rows are read.
+		l.hand = nil
+		if a.Failure == Fenced {
+			return LaneAction{Do: LaneFind}
+		}
+		return l.databaseFailed(&l.failures, a, find)
+	case LaneDrop, LaneNote:
+		// Both do no harm when they come late, or twice: within a generation no
+		// row comes back that is gone, and a note counts from the attempts that
+		// it has seen. So they are sent until one is heard of.
+		switch {
+		case ok:
+			l.lot.Noted(l.hand.Position, l.hand.Attempts+1)
+			return l.leave(now, s)
+		case a.Failure == Fenced:
+			return LaneAction{Do: LaneEnd, End: Alone}
+		}
+		again := l.last
+		return l.databaseFailed(&l.failures, a, func(*Lane, time.Time, Signals) LaneAction { return again })
+	case LanePause:
+		if s.Asked {
+			return end(s)
+		}
+		return l.resume(l, now, s)
+	}
+	return end(s)
+}
+
+// leave puts the event out of hand.
+func (l *Lane) leave(now time.Time, s Signals) LaneAction {
+	l.hand = nil
+	if s.Canceled {
+		return end(s)
+	}
+	return l.top(now, s)
+}
+
+// retry hands the event to the projection, in a transaction where there is to be
+// one.
+func (l *Lane) retry(s Signals) LaneAction {
+	switch {
+	case s.stopping():
+		return end(s)
+	case s.Unproven:
+		return LaneAction{Do: LaneProve}
+	case l.config.Kind != Plain && !l.open:
+		return LaneAction{Do: LaneOpen}
+	}
+	return LaneAction{Do: LaneHandle, Count: 1, Parked: true, Position: l.hand.Position}
+}
+
+// drop deletes the row.
+func (l *Lane) drop() LaneAction {
+	return l.again(LaneAction{Do: LaneDrop, Position: l.hand.Position, Discard: l.hand.Request == Discard})
+}
+
+// note has the row say that a retry has failed.
+func (l *Lane) note(err error) LaneAction {
+	return l.again(LaneAction{Do: LaneNote, Position: l.hand.Position, Attempts: l.hand.Attempts + 1, Err: err})
+}
+
+// again remembers an action that is to be repeated if nothing is heard of it.
+func (l *Lane) again(a LaneAction) LaneAction {
+	l.last = a
+	return a
+}
+
+var errGone = errors.New("there is no such event: the event store has none at this position, or it is out of the projection's scope")

@@ -1,0 +1,263 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/lib/pq"
+
+	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
+)
+
+// ErrNotParked is returned by Unpark when there is no such row: it has been
+// deleted already, by a transaction whose end was not heard of.
+var ErrNotParked = errors.New("the event is not parked")
+
+// The rows of parked events are written by the lane that has their slots, behind
+// its fence, and by operators, who write request and nothing else.
+const (
+	// In a statement of its own, after the lane has found its checkpoint under
+	// its generation: by then nobody else can add or delete rows of its slots.
+	parkedSQL = `
+SELECT position, slot, aggregate_id, attempts, parked_at, coalesce(request, '')
+  FROM orchestrator_parked
+ WHERE projection = $1 AND slot % $2::integer = $3::integer ORDER BY position`
+
+	// The fence is that of Save. Without its moved,
+	//  1. w1 is about to park 12, and freezes;
+	//  2. w2 takes over, its handler succeeds at 12, it commits 12;
+	//  3. w1 wakes up, and 12 is handled and parked.
+	// A row that is there already tells of the first failure, and stays.
+	parkSQL = `
+WITH moved AS (
+    UPDATE orchestrator_checkpoints SET position = %[1]d, ahead = %[2]s, updated_at = {clock}
+     WHERE replica_set = {set} AND projection = %[3]s AND partition = %[4]d AND generation = %[5]d AND position = %[6]d
+ RETURNING projection),
+added AS (
+    INSERT INTO orchestrator_parked (projection, position, slot, aggregate_id, error, attempts, parked_at)
+    SELECT moved.projection, x.position, x.slot, x.aggregate_id, x.error, x.attempts, {clock}
+      FROM moved, jsonb_to_recordset(%[7]s::jsonb) AS x (position bigint, slot integer, aggregate_id text, error text, attempts integer)
+        ON CONFLICT DO NOTHING)
+SELECT count(*) FROM moved`
+
+	// Of what moves no checkpoint, the fence locks it: an activation waits for
+	// what has got that far, and whatever comes later finds another generation.
+	unparkSQL = `
+WITH bound AS MATERIALIZED (SELECT set_config('idle_in_transaction_session_timeout', $6, true)),
+fence AS MATERIALIZED (
+    SELECT c.projection FROM orchestrator_checkpoints c, bound
+     WHERE c.replica_set = $1 AND c.projection = $2 AND c.partition = $3 AND c.generation = $4 FOR UPDATE OF c),
+gone AS (
+    DELETE FROM orchestrator_parked p USING fence WHERE p.projection = fence.projection AND p.position = $5 RETURNING 1)
+SELECT (SELECT count(*) FROM fence), (SELECT count(*) FROM gone)`
+
+	fenceSQL = `
+WITH fence AS MATERIALIZED (
+    SELECT projection FROM orchestrator_checkpoints
+     WHERE replica_set = {set} AND projection = %[1]s AND partition = %[2]d AND generation = %[3]d FOR UPDATE)`
+
+	dropSQL = fenceSQL + `,
+gone AS (
+    DELETE FROM orchestrator_parked p USING fence WHERE p.projection = fence.projection AND p.position = %[4]d)
+SELECT count(*) FROM fence`
+
+	// attempts: one that comes late must not take back what was asked for since.
+	//  1. w1 notes a second attempt, and hears nothing;
+	//  2. it notes it again, and that arrives;
+	//  3. an operator asks for another retry;
+	//  4. the first one arrives.
+	noteSQL = fenceSQL + `,
+noted AS (
+    UPDATE orchestrator_parked p SET attempts = %[5]d, error = %[6]s, request = NULL
+      FROM fence WHERE p.projection = fence.projection AND p.position = %[4]d AND p.attempts = %[5]d - 1)
+SELECT count(*) FROM fence`
+
+	// dropParkedAboveSQL is for a projection that is set back: it will get these
+	// events again. It runs in the activation, which has locked the checkpoints.
+	dropParkedAboveSQL = `DELETE FROM orchestrator_parked WHERE projection = $1 AND position > $2`
+)
+
+// DropParkedAbove forgets the parked events of a projection above a position, to
+// which it is set in the same transaction.
+func DropParkedAbove(ctx context.Context, tx *sql.Tx, projection string, position int64) error {
+	if _, err := tx.ExecContext(ctx, dropParkedAboveSQL, projection, position); err != nil {
+		return fmt.Errorf("forget what projection %s has parked above %d: %w", projection, position, err)
+	}
+	return nil
+}
+
+// Parked returns the rows of the lane's slots, by position.
+func (s *Store) Parked(ctx context.Context, l Lane) (parked []protocol.Parked, err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("read what %s has parked: %w", l, err)
+		}
+	}()
+	rows, err := s.db.QueryContext(ctx, s.sql.parked, l.Projection, l.Assignment.Total, l.Assignment.Partition)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var p protocol.Parked
+		if err := rows.Scan(&p.Position, &p.Slot, &p.Aggregate, &p.Attempts, &p.Since, &p.Request); err != nil {
+			return nil, err
+		}
+		parked = append(parked, p)
+	}
+	return parked, rows.Err()
+}
+
+// parkedRow is a row as the statement takes it.
+type parkedRow struct {
+	Position  int64  `json:"position"`
+	Slot      int    `json:"slot"`
+	Aggregate string `json:"aggregate_id"`
+	Error     string `json:"error"`
+	Attempts  int    `json:"attempts"`
+}
+
+// Park moves the lane's checkpoint as Save does, and parks events with it. The
+// error is of those that have failed.
+func (s *Store) Park(ctx context.Context, l Lane, from, to protocol.Checkpoint, parked []protocol.Parked, failure string) error {
+	ahead := "ahead"
+	if len(to.Ahead) == 0 {
+		ahead = "NULL"
+	}
+	rows := make([]parkedRow, len(parked))
+	for i, p := range parked {
+		rows[i] = parkedRow{p.Position, p.Slot, p.Aggregate, "", p.Attempts}
+		if p.Attempts > 0 {
+			rows[i].Error = errorText(failure)
+		}
+	}
+	return s.fenced(ctx, fmt.Sprintf("park events of %s at %d", l, to.Position), fmt.Sprintf(s.sql.park, to.Position, ahead,
+		pq.QuoteLiteral(l.Projection), l.Assignment.Partition, l.Assignment.Generation, from.Position, quoteJSON(rows)))
+}
+
+// Unpark deletes a row in tx, which the caller commits at once. Like Commit it
+// does so for this lane's generation only, and once.
+func (s *Store) Unpark(ctx context.Context, tx *sql.Tx, l Lane, position int64) error {
+	var fence, gone int
+	err := tx.QueryRowContext(ctx, s.sql.unpark, s.set, l.Projection, l.Assignment.Partition, l.Assignment.Generation,
+		position, millis(s.bounds.Idle)).Scan(&fence, &gone)
+	switch {
+	case err != nil:
+	case fence == 0:
+		err = ErrSuperseded
+	case gone == 0:
+		err = ErrNotParked
+	default:
+		return nil
+	}
+	return fmt.Errorf("take event %d of %s from the parked ones: %w", position, l, err)
+}
+
+// Drop deletes a row by itself, if it is there.
+func (s *Store) Drop(ctx context.Context, l Lane, position int64) error {
+	return s.fenced(ctx, fmt.Sprintf("drop parked event %d of %s", position, l), fmt.Sprintf(s.sql.drop,
+		pq.QuoteLiteral(l.Projection), l.Assignment.Partition, l.Assignment.Generation, position))
+}
+
+// Note has a row say that a retry has failed, which was the attempt of that
+// number, and takes back that it was asked for.
+func (s *Store) Note(ctx context.Context, l Lane, position int64, attempts int, failure string) error {
+	return s.fenced(ctx, fmt.Sprintf("note a failure of parked event %d of %s", position, l), fmt.Sprintf(s.sql.note,
+		pq.QuoteLiteral(l.Projection), l.Assignment.Partition, l.Assignment.Generation, position, attempts, pq.QuoteLiteral(errorText(failure))))
+}
+
+// fenced runs a statement that returns how many checkpoints its fence has found.
+func (s *Store) fenced(ctx context.Context, what, query string) error {
+	var n int
+	err := s.db.QueryRowContext(ctx, query).Scan(&n)
+	if err == nil && n == 0 {
+		err = ErrSuperseded
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	return nil
+}
+
+// errorMax is how many bytes of an error are kept.
+const errorMax = 4000
+
+// errorText returns an error's text as PostgreSQL takes it.
+func errorText(text string) string {
+	text = protocol.Storable(text)
+	if len(text) <= errorMax {
+		return text
+	}
+	end := errorMax
+	for !utf8.RuneStart(text[end]) {
+		end--
+	}
+	return text[:end] + "…"
+}
+
+// A ParkedRow is a row for people.
+type ParkedRow struct {
+	Position    int64
+	AggregateID string
+	Error       string
+	Attempts    int
+	ParkedAt    time.Time
+	Request     string
+}
+
+// ListParked returns rows of a projection, by position.
+func ListParked(ctx context.Context, db *sql.DB, projection string, limit int) (out []ParkedRow, err error) {
+	rows, err := db.QueryContext(ctx, `
+SELECT position, aggregate_id, error, attempts, parked_at, coalesce(request, '')
+  FROM orchestrator_parked WHERE projection = $1 ORDER BY position LIMIT $2`, projection, limit)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var r ParkedRow
+		if err := rows.Scan(&r.Position, &r.AggregateID, &r.Error, &r.Attempts, &r.ParkedAt, &r.Request); err != nil {
+			return nil, err
+		}
+		out = append(out, r)
+	}
+	return out, rows.Err()
+}
+
+// A ParkedSelection says which rows are meant: those of Positions, and of
+// Aggregate; if neither is set, all.
+type ParkedSelection struct {
+	Positions []int64
+	Aggregate *string
+}
+
+// AskParked writes a request into rows and returns how many are meant.
+//
+// They are locked in the order of positions: two that ask at once don't wait for
+// one another. A lane that deletes one meanwhile is waited for.
+func AskParked(ctx context.Context, db *sql.DB, projection string, which ParkedSelection, request protocol.ParkRequest) (n int, err error) {
+	clause, args := "", []any{projection, string(request)}
+	switch {
+	case which.Positions != nil:
+		clause, args = "AND position IN (SELECT jsonb_array_elements_text($3::jsonb)::bigint)", append(args, mustJSON(which.Positions))
+	case which.Aggregate != nil:
+		clause, args = "AND aggregate_id = $3", append(args, protocol.Storable(*which.Aggregate))
+	}
+	err = db.QueryRowContext(ctx, strings.Replace(`
+WITH meant AS MATERIALIZED (SELECT position FROM orchestrator_parked WHERE projection = $1 {which} ORDER BY position FOR UPDATE),
+asked AS (
+    UPDATE orchestrator_parked p SET request = $2 FROM meant WHERE p.projection = $1 AND p.position = meant.position)
+SELECT count(*) FROM meant`, "{which}", clause, 1), args...).Scan(&n)
+	return n, err
+}
+
+// ProjectionExists reports whether a projection has ever been run.
+func ProjectionExists(ctx context.Context, db *sql.DB, projection string) (exists bool, err error) {
+	err = db.QueryRowContext(ctx, `SELECT EXISTS (SELECT 1 FROM orchestrator_projections WHERE name = $1)`, projection).Scan(&exists)
+	return exists, err
+}

@@ -1,0 +1,140 @@
+package orchestrator
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
+	"github.com/getpup/pupsourcing-orchestrator/internal/store"
+)
+
+var (
+	// ErrNoProjection is returned where a projection is named that no replica
+	// set has run yet.
+	ErrNoProjection = errors.New("no such projection")
+
+	// ErrNotParked is returned where a position or an aggregate is named of
+	// which the projection has no event parked, or has no more.
+	ErrNotParked = errors.New("not parked")
+)
+
+// A ParkedEvent is one that a projection has gone past without handling it (see
+// ParkEvents).
+type ParkedEvent struct {
+	Position    int64
+	AggregateID string
+	// Error and Attempts are of the handler's failures at it. Without any, it
+	// waits behind an earlier event of its aggregate.
+	Error    string
+	Attempts int
+	ParkedAt time.Time
+	// Request is what was asked for and is not done yet: "retry", "discard" or "".
+	Request string
+}
+
+// Parked returns what a projection has parked, at most limit events in the order
+// of their positions, for people to look at.
+func Parked(ctx context.Context, db *sql.DB, projection string, limit int) ([]ParkedEvent, error) {
+	rows, err := store.ListParked(ctx, db, projection, limit)
+	if err == nil && len(rows) == 0 {
+		err = known(ctx, db, projection)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list what projection %q has parked: %w", projection, err)
+	}
+	events := make([]ParkedEvent, len(rows))
+	for i, r := range rows {
+		events[i] = ParkedEvent(r)
+	}
+	return events, nil
+}
+
+// A ParkedSelector says which parked events are meant: those at Positions, those
+// of an aggregate, or all. Exactly one of the fields must be set.
+type ParkedSelector struct {
+	Positions   []int64
+	AggregateID string
+	All         bool
+}
+
+func (s ParkedSelector) selection() (which store.ParkedSelection, err error) {
+	set := 0
+	if len(s.Positions) > 0 {
+		which.Positions = s.Positions
+		set++
+	}
+	if s.AggregateID != "" {
+		which.Aggregate = &s.AggregateID
+		set++
+	}
+	if s.All {
+		set++
+	}
+	if set != 1 {
+		return which, fmt.Errorf("%w: a ParkedSelector must have one of Positions, AggregateID and All", ErrInvalidConfig)
+	}
+	return which, nil
+}
+
+func (s ParkedSelector) String() string {
+	switch {
+	case s.All:
+		return "all events"
+	case s.AggregateID != "":
+		return fmt.Sprintf("aggregate %q", s.AggregateID)
+	}
+	return fmt.Sprintf("positions %v", s.Positions)
+}
+
+// RetryParked asks for parked events to be handled now, and returns how many that
+// are. The worker that has their partition does it, within about a second after
+// each batch, in order: an event waits until the earlier ones of its aggregate are
+// no longer parked, so ask for those as well. What a transactional projection
+// writes commits with the event's removal from the table.
+//
+// If the handler fails again, the event stays, with the error, and the request is
+// gone; so it is, with an error that says so, if there is no such event any more.
+// While an aggregate has parked events, its new ones are parked behind them.
+//
+// The errors are ErrNoProjection, ErrNotParked and ErrInvalidConfig for a selector
+// that selects nothing or twice; and the database's.
+func RetryParked(ctx context.Context, db *sql.DB, projection string, which ParkedSelector) (int, error) {
+	return askParked(ctx, db, projection, which, protocol.Retry)
+}
+
+// DiscardParked asks for parked events to be forgotten: the projection never
+// handles them. It is done, and refused, as by RetryParked, except that no event
+// waits for another. The later events of an aggregate stay parked until they are
+// retried or discarded themselves.
+func DiscardParked(ctx context.Context, db *sql.DB, projection string, which ParkedSelector) (int, error) {
+	return askParked(ctx, db, projection, which, protocol.Discard)
+}
+
+func askParked(ctx context.Context, db *sql.DB, projection string, which ParkedSelector, request protocol.ParkRequest) (n int, err error) {
+	selection, err := which.selection()
+	if err == nil {
+		n, err = store.AskParked(ctx, db, projection, selection, request)
+	}
+	if err == nil && n == 0 {
+		err = known(ctx, db, projection)
+	}
+	if err == nil && n == 0 && !which.All {
+		err = ErrNotParked
+	}
+	if err != nil {
+		return 0, fmt.Errorf("%s parked events of projection %q, %s: %w", request, projection, which, err)
+	}
+	return n, nil
+}
+
+// known returns ErrNoProjection for a name that has never been run.
+func known(ctx context.Context, db *sql.DB, projection string) error {
+	exists, err := store.ProjectionExists(ctx, db, projection)
+	if err == nil && !exists {
+		err = ErrNoProjection
+	}
+	return err
+}

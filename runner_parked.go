@@ -1,0 +1,89 @@
+package orchestrator
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
+)
+
+// doParked is do for what is about parked events.
+func (l *lane[E]) doParked(a protocol.LaneAction, answer protocol.LaneAnswer) (protocol.LaneAnswer, error) {
+	var err error
+	s, patience := l.worker.store, l.worker.patience()
+	switch a.Do {
+	case protocol.LaneLook:
+		answer.Parked, err = bounded(l.ctx, patience, func(ctx context.Context) ([]protocol.Parked, error) { return s.Parked(ctx, l.id) }, nil)
+	case protocol.LanePark:
+		parked, text := l.core.Parking(), ""
+		if a.Attempts > 0 {
+			text = l.fault.Error()
+		}
+		err = boundedDo(l.ctx, patience, func(ctx context.Context) error { return s.Park(ctx, l.id, a.From, a.To, parked, text) })
+		if err == nil {
+			l.parked(a, parked)
+		}
+	case protocol.LaneFetch:
+		l.again, answer.Page = nil, nil
+		var e *Record[E]
+		e, err = bounded(l.ctx, patience, func(ctx context.Context) (*Record[E], error) { return l.tap.fetch(ctx, a.Position) }, nil)
+		if e != nil {
+			l.again, answer.Page = []*Record[E]{e}, []protocol.Key{{Position: e.Position, Aggregate: e.AggregateID}}
+		}
+	case protocol.LaneUnpark:
+		tx := l.tx
+		err = boundedDo(l.ctx, patience, func(ctx context.Context) error { return s.Unpark(ctx, tx, l.id, a.Position) })
+	case protocol.LaneDrop:
+		err = boundedDo(l.ctx, patience, func(ctx context.Context) error { return s.Drop(ctx, l.id, a.Position) })
+		if err == nil && a.Discard {
+			l.log.Info("parked event discarded", "position", a.Position)
+		}
+	case protocol.LaneNote:
+		failure := a.Err
+		if failure == nil {
+			failure = l.fault
+		}
+		l.log.Error("parked event retried, and failed", "position", a.Position, "attempt", a.Attempts, "error", failure)
+		err = boundedDo(l.ctx, patience, func(ctx context.Context) error {
+			return s.Note(ctx, l.id, a.Position, a.Attempts, failure.Error())
+		})
+	}
+	return answer, err
+}
+
+// parked tells that events were parked. Those behind another are many, and each
+// as good as the first.
+func (l *lane[E]) parked(a protocol.LaneAction, parked []protocol.Parked) {
+	l.full = false
+	for _, p := range parked {
+		if p.Attempts > 0 {
+			l.log.Error("event parked", "position", p.Position, "aggregate", p.Aggregate, "attempts", p.Attempts, "error", l.fault)
+		} else {
+			l.log.Debug("event parked behind another", "position", p.Position, "aggregate", p.Aggregate)
+		}
+	}
+}
+
+// fetch reads the event at a position, nil if there is none within the scope.
+func (t *tap[E]) fetch(ctx context.Context, position int64) (*Record[E], error) {
+	events := t.feed.events
+	read := func(ctx context.Context, after int64, limit int) ([]Record[E], int64, error) {
+		page, err := events.Read(ctx, after, limit)
+		return page, 0, err
+	}
+	if !t.scope.all() {
+		scoped, err := events.(ScopedEventStore[E]).Scoped(t.scope)
+		if err != nil {
+			return nil, fmt.Errorf("%w: read at position %d: %w", ErrEventStore, position, err)
+		}
+		read = scoped
+	}
+	page, _, err := read(ctx, position-1, 1)
+	if err != nil {
+		return nil, fmt.Errorf("%w: read at position %d: %w", ErrEventStore, position, err)
+	}
+	if len(page) == 0 || page[0].Position != position {
+		return nil, nil
+	}
+	return &page[0], nil
+}

@@ -1,0 +1,153 @@
+package sim
+
+import (
+	"errors"
+	"time"
+
+	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
+	"github.com/getpup/pupsourcing-orchestrator/internal/store"
+)
+
+// doParked is do for what is about parked events, as runner_parked.go does it.
+func (l *lane) doParked(a protocol.LaneAction, patience time.Duration) {
+	switch a.Do {
+	case protocol.LaneLook:
+		var rows []protocol.Parked
+		l.alone("look", patience, func(c connection, done func(error)) {
+			c.parked(l.id, func(r []protocol.Parked, err error) {
+				rows = r
+				done(err)
+			})
+		}, func() protocol.LaneAnswer { return protocol.LaneAnswer{Parked: rows} })
+	case protocol.LanePark:
+		l.park(a, patience)
+	case protocol.LaneFetch:
+		l.fetch(a.Position, patience)
+	case protocol.LaneUnpark:
+		l.unpark(a.Position, patience)
+	case protocol.LaneDrop:
+		kind := parkedRetried
+		if a.Discard {
+			kind = parkedDiscarded
+		}
+		l.note("drop", kind, a.Position, patience, func(c connection, done func(error)) { c.forget(l.id, a.Position, done) })
+	case protocol.LaneNote:
+		l.note("note", retryFailed, a.Position, patience, func(c connection, done func(error)) { c.note(l.id, a.Position, a.Attempts, done) })
+	}
+}
+
+// alone makes a call that is a transaction of its own.
+func (l *lane) alone(what string, patience time.Duration, call func(c connection, done func(error)), answer func() protocol.LaneAnswer) {
+	k := l.p.borrow()
+	l.ask(k, what, patience, call, func(err error) {
+		k.giveBack()
+		l.answer(err, answer())
+	})
+}
+
+// note is alone for what leaves a fact. When it comes a second time, it has no
+// effect.
+func (l *lane) note(what string, kind kind, position int64, patience time.Duration, call func(c connection, done func(error))) {
+	f := l.fact(kind, position, 0)
+	l.alone(what, patience, func(c connection, done func(error)) {
+		call(c, func(err error) {
+			if err == nil {
+				l.p.record(f)
+			} else if errors.Is(err, store.ErrSuperseded) {
+				r := l.fact(refused, position, position)
+				r.text = what
+				l.p.record(r)
+			}
+			done(err)
+		})
+	}, func() protocol.LaneAnswer { return protocol.LaneAnswer{} })
+}
+
+// park parks the first pending events.
+func (l *lane) park(a protocol.LaneAction, patience time.Duration) {
+	p := l.p
+	l.from, l.to, l.unknown = a.From, a.To, false
+	rows := l.core.Parking()
+	f := l.fact(eventsParked, a.From.Position, a.To.Position)
+	f.events = l.events[:a.Count:a.Count]
+	if a.Attempts == 0 {
+		f.text = parkedBehind
+	}
+	k := p.borrow()
+	l.ask(k, "park", patience, func(c connection, done func(error)) {
+		c.park(l.id, a.From, a.To, rows, func(err error) {
+			if err == nil {
+				p.record(f)
+			} else if errors.Is(err, store.ErrSuperseded) {
+				r := l.fact(refused, a.From.Position, a.To.Position)
+				r.text = "park"
+				p.record(r)
+			}
+			done(err)
+		})
+	}, func(err error) {
+		k.giveBack()
+		l.unknown = err != nil
+		l.answer(err, protocol.LaneAnswer{})
+	})
+}
+
+// parkedBehind is the text of what is parked because of an earlier event.
+const parkedBehind = "behind another"
+
+// fetch reads a parked event again.
+func (l *lane) fetch(position int64, patience time.Duration) {
+	l.again = nil
+	l.alone("page", patience, func(c connection, done func(error)) {
+		page, err := c.page(l.tap.scope, position-1, position, 1)
+		if len(page) == 1 && page[0].position == position {
+			l.again = page
+		}
+		done(err)
+	}, func() (a protocol.LaneAnswer) {
+		for _, e := range l.again {
+			a.Page = append(a.Page, protocol.Key{Position: e.position, Slot: e.slot, Aggregate: e.aggregate})
+		}
+		return a
+	})
+}
+
+// unpark deletes the row in the open transaction.
+func (l *lane) unpark(position int64, patience time.Duration) {
+	p, k := l.p, l.link
+	l.unparks = position
+	if p.w.rules.unparksApart {
+		l.alone("drop", patience, func(c connection, done func(error)) { c.forget(l.id, position, done) },
+			func() protocol.LaneAnswer { return protocol.LaneAnswer{} })
+		return
+	}
+	l.ask(k, "unpark", patience, func(c connection, done func(error)) {
+		c.unpark(l.id, position, func(err error) {
+			if errors.Is(err, store.ErrSuperseded) {
+				r := l.fact(refused, position, position)
+				r.text = "unpark"
+				p.record(r)
+			}
+			if err == nil && p.freezeAtCommit > 0 && !p.frozen && !p.dead {
+				p.freeze(p.freezeAtCommit, "between unpark and COMMIT")
+				p.freezeAtCommit = 0
+			}
+			done(err)
+		})
+	}, func(err error) { l.answer(err, protocol.LaneAnswer{}) })
+}
+
+// poisoned reports whether the projection can't handle one of the events: not
+// before the program has been mended.
+func (l *lane) poisoned(events []event) bool {
+	w := l.p.w
+	if l.parks == 0 || w.healed || w.at >= w.plan.mended {
+		return false
+	}
+	for _, e := range events {
+		if int(uint32(uint64(e.position)*0x9E3779B97F4A7C15>>32)%1000) < w.plan.handlers.poison {
+			return true
+		}
+	}
+	return false
+}

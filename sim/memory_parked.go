@@ -1,0 +1,233 @@
+package sim
+
+import (
+	"cmp"
+	"slices"
+
+	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
+	"github.com/getpup/pupsourcing-orchestrator/internal/store"
+)
+
+// parkedAt returns where the row of a position is among a projection's, or would
+// be.
+func (p *projectionRow) parkedAt(position int64) (i int, found bool) {
+	return slices.BinarySearchFunc(p.parked, position, func(r *parkedRow, position int64) int { return cmp.Compare(r.position, position) })
+}
+
+// A parkedRow is what became of a parked event.
+type parkedRow struct {
+	row[protocol.Parked]
+	position int64
+}
+
+// parked is Store.Parked.
+func (c *memoryConnection) parked(l store.Lane, done func([]protocol.Parked, error)) {
+	if err := c.free("parked"); err != nil {
+		done(nil, err)
+		return
+	}
+	var out []protocol.Parked
+	for _, r := range c.projection(l.Projection).parked {
+		if v := r.committed; v != nil && v.Slot%l.Assignment.Total == l.Assignment.Partition {
+			out = append(out, *v)
+		}
+	}
+	done(out, nil)
+}
+
+// statement begins a transaction for one statement. done is told how it ended:
+// it has let nothing through if its fence has not.
+func (c *memoryConnection) statement(call string, done func(error)) (t *transaction, end func(through bool), err error) {
+	if err := c.free(call); err != nil {
+		return nil, nil, err
+	}
+	t = c.enter()
+	t.refused = func(err error) {
+		t.end(false)
+		done(err)
+	}
+	return t, func(through bool) {
+		t.end(true)
+		if !through {
+			done(store.ErrSuperseded)
+			return
+		}
+		done(nil)
+	}, nil
+}
+
+// park is Store.Park.
+func (c *memoryConnection) park(l store.Lane, from, to protocol.Checkpoint, parked []protocol.Parked, done func(error)) {
+	t, end, err := c.statement("park", done)
+	if err != nil {
+		done(err)
+		return
+	}
+	add := func(_, moved bool) {
+		if moved || c.rules.parkUnfenced {
+			p := c.projection(l.Projection)
+			for _, v := range parked {
+				p.park(t, v)
+			}
+		}
+		end(moved || c.rules.parkUnfenced)
+	}
+	c.move(t, l, from, to, add)
+}
+
+// park adds a row, unless there is one.
+func (p *projectionRow) park(t *transaction, v protocol.Parked) {
+	v.Since = t.m.now()
+	i, found := p.parkedAt(v.Position)
+	switch {
+	case !found:
+		r := &parkedRow{position: v.Position}
+		p.parked = slices.Insert(p.parked, i, r)
+		t.take(&r.lock, false)
+		r.put(t, &v)
+	case p.parked[i].as(t) == nil && t.try(&p.parked[i].lock, false): // where there was one once
+		p.parked[i].put(t, &v)
+	}
+}
+
+// dropParkedAbove is store.DropParkedAbove. Whoever changes such a row has the
+// checkpoint locked, or does it at once, so nobody has to be waited for.
+func (p *projectionRow) dropParkedAbove(t *transaction, position int64) {
+	for _, r := range p.parked {
+		if r.position > position && r.as(t) != nil && t.try(&r.lock, false) {
+			r.put(t, nil)
+		}
+	}
+}
+
+// fence locks the lane's checkpoint if it stands under the lane's generation.
+// then hears whether it has it locked, and whether it is still the right one.
+func (c *memoryConnection) fence(t *transaction, l store.Lane, then func(locked, fits bool)) {
+	r := c.checkpoint(t, l)
+	fits := func() bool {
+		v := r.as(t)
+		return v != nil && v.set == c.set && v.generation == l.Assignment.Generation
+	}
+	if r == nil || !fits() {
+		then(false, false)
+		return
+	}
+	t.acquire(&r.lock, false, func() { then(true, fits()) })
+}
+
+// change locks a parked row and puts a version of it in the place of the one that
+// there is then; nil deletes it. then hears whether there was one that is to be
+// changed.
+func (c *memoryConnection) change(t *transaction, projection string, position int64, to func(protocol.Parked) (*protocol.Parked, bool), then func(changed bool)) {
+	p := c.projection(projection)
+	i, found := p.parkedAt(position)
+	if !found || p.parked[i].as(t) == nil {
+		then(false)
+		return
+	}
+	r := p.parked[i]
+	if _, wanted := to(*r.as(t)); !wanted {
+		then(false)
+		return
+	}
+	t.acquire(&r.lock, false, func() {
+		v := r.as(t)
+		if v == nil {
+			then(false)
+			return
+		}
+		next, wanted := to(*v)
+		if wanted {
+			r.put(t, next)
+		}
+		then(wanted)
+	})
+}
+
+func gone(protocol.Parked) (*protocol.Parked, bool) { return nil, true }
+
+// unpark is Store.Unpark, in the open transaction or in one of
+// Store.BeginHandler.
+func (c *memoryConnection) unpark(l store.Lane, position int64, done func(error)) {
+	opens := c.open == nil
+	if err := c.within(); err != nil {
+		done(err)
+		return
+	}
+	t := c.open
+	if t.stop(); opens {
+		t.idleMax = c.bounds.Handler
+	}
+	t.refused = func(err error) {
+		t.fail()
+		done(err)
+	}
+	c.fence(t, l, func(locked, fits bool) {
+		if locked {
+			t.idleMax = c.bounds.Idle
+		}
+		if !fits {
+			t.idle()
+			done(store.ErrSuperseded)
+			return
+		}
+		c.change(t, l.Projection, position, gone, func(changed bool) {
+			t.idle()
+			if !changed {
+				done(store.ErrNotParked)
+				return
+			}
+			done(nil)
+		})
+	})
+}
+
+// forget is Store.Drop.
+func (c *memoryConnection) forget(l store.Lane, position int64, done func(error)) {
+	c.alone("forget", l, position, gone, done)
+}
+
+// note is Store.Note.
+func (c *memoryConnection) note(l store.Lane, position int64, attempts int, done func(error)) {
+	c.alone("note", l, position, func(v protocol.Parked) (*protocol.Parked, bool) {
+		wanted := v.Attempts == attempts-1
+		v.Attempts, v.Request = attempts, protocol.Unasked
+		return &v, wanted
+	}, done)
+}
+
+// alone changes a row behind the fence, in a statement of its own.
+func (c *memoryConnection) alone(call string, l store.Lane, position int64, to func(protocol.Parked) (*protocol.Parked, bool), done func(error)) {
+	t, end, err := c.statement(call, done)
+	if err != nil {
+		done(err)
+		return
+	}
+	c.fence(t, l, func(_, fits bool) {
+		if !fits {
+			end(false)
+			return
+		}
+		c.change(t, l.Projection, position, to, func(bool) { end(true) })
+	})
+}
+
+// request is AskParked for one position.
+func (c *memoryConnection) request(projection string, position int64, r protocol.ParkRequest, done func(n int, err error)) {
+	t, _, err := c.statement("request", func(err error) { done(0, err) })
+	if err != nil {
+		done(0, err)
+		return
+	}
+	c.change(t, projection, position, func(v protocol.Parked) (*protocol.Parked, bool) {
+		v.Request = r
+		return &v, true
+	}, func(changed bool) {
+		t.end(true)
+		if changed {
+			done(1, nil)
+			return
+		}
+		done(0, nil)
+	})
+}

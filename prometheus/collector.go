@@ -1,5 +1,5 @@
 // Package prometheus exports what the workers of a process do as metrics for
-// Prometheus.
+// Prometheus. The folder has alert rules and a Grafana dashboard for them.
 //
 // All names start with pupsourcing_orchestrator_. Counters and histograms are
 // counted as things happen; gauges say what the workers of this process reported

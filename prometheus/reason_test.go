@@ -4,6 +4,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
 )
 
@@ -59,4 +61,28 @@ func TestReasonOfTheCoordinator(t *testing.T) {
 	step("joined,gone", protocol.Request{Worker: "w4", Join: true}, protocol.Request{Worker: "w2", Leave: true})
 	step("gone", protocol.Request{Worker: "w3", Leave: true})
 	step("above the limit", protocol.Request{Worker: "w5", Join: true, MaxPartitions: 1})
+}
+
+// The states that workers report are those that are shown.
+func TestStates(t *testing.T) {
+	want := []string{string(protocol.Joining), string(protocol.Standby), string(protocol.Waiting), string(protocol.Running),
+		string(protocol.Stopping), string(protocol.Unproven)}
+	if diff := cmp.Diff(want, states); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+func TestReasonOfAnOrder(t *testing.T) {
+	for _, o := range []protocol.Order{
+		{Kind: protocol.OrderPause, Projection: "orders"},
+		{Kind: protocol.OrderPause, Projection: protocol.All},
+		{Kind: protocol.OrderResume, Projection: "orders"},
+		{Kind: protocol.OrderRewind, Projection: "orders", Position: 7},
+		{Kind: protocol.OrderDrain, Worker: "w1"},
+		{Kind: protocol.OrderUndrain, Worker: "w1"},
+	} {
+		if got := reason(o.String()); got != string(o.Kind) {
+			t.Errorf("reason(%q) = %q, want %q", o, got, o.Kind)
+		}
+	}
 }

@@ -1,0 +1,158 @@
+// Package prometheus exports what the workers of a process do as metrics for
+// Prometheus. The folder has alert rules and a Grafana dashboard for them.
+//
+// All names start with pupsourcing_orchestrator_. Counters and histograms are
+// counted as things happen; gauges say what the workers of this process reported
+// last, at most about a HeartbeatInterval ago. A worker knows of itself only, so
+// what concerns the replica set is a sum over its processes: each generation is
+// counted by the one worker that opened it, each partition by the one that has it.
+//
+// Labels are bounded: replica_set and projection by the program; reason and state
+// by fixed words; partition, on lag_events, lag_seconds and stalled alone, by the
+// partitions that the process runs, and the series of others are gone. No label
+// names a worker, a position or an error.
+package prometheus
+
+import (
+	"maps"
+	"sync"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	orchestrator "github.com/getpup/pupsourcing-orchestrator"
+)
+
+// A Collector is the metrics of all Orchestrators of a process that have its
+// Observer. Create it with NewCollector, and register it once.
+type Collector struct {
+	counters []prometheus.Collector
+
+	generations *prometheus.CounterVec   // replica_set, reason
+	took        *prometheus.HistogramVec // replica_set
+	timeouts    *prometheus.CounterVec
+	stale       *prometheus.CounterVec
+	beats       *prometheus.HistogramVec
+	missedBeats *prometheus.CounterVec
+	processed   *prometheus.CounterVec // replica_set, projection
+	skipped     *prometheus.CounterVec
+	failures    *prometheus.CounterVec
+	fenced      *prometheus.CounterVec
+	batches     *prometheus.HistogramVec
+	dropped     prometheus.Counter
+
+	mu      sync.Mutex
+	reports map[worker]orchestrator.WorkerReport // the last one of each
+}
+
+var (
+	perSet        = []string{"replica_set"}
+	perProjection = []string{"replica_set", "projection"}
+	perPartition  = []string{"replica_set", "projection", "partition"}
+)
+
+// What comes from the reports.
+var (
+	workers = gauge("workers", "Workers of this process that are members of the replica set.", perSet)
+	state   = gauge("worker_state", "Workers of this process in each state: joining, standby, waiting, running, draining or unproven.",
+		[]string{"replica_set", "state"})
+	partitions = gauge("current_generation_partitions",
+		"Partitions of the newest generation that a worker of this process runs; absent while none runs anything.", perSet)
+	parked = gauge("events_parked", "Events that are set aside, in the partitions that this process runs.", perProjection)
+	lag    = gauge("lag_events",
+		"Positions of the stream that are left to read or to handle; about one of current_generation_partitions is the partition's. Absent while it is not known.", perPartition)
+	seconds = gauge("lag_seconds", "For how long there has been something to handle that was not.", perPartition)
+	stalled = gauge("stalled", "1 if there is something to read, and the partition has not moved for Config.StallAfter; else 0.", perPartition)
+)
+
+var states = []string{"joining", "standby", "waiting", "running", "draining", "unproven"}
+
+func name(of string) string { return prometheus.BuildFQName("pupsourcing", "orchestrator", of) }
+
+func gauge(of, help string, labels []string) *prometheus.Desc {
+	return prometheus.NewDesc(name(of), help, labels, nil)
+}
+
+// NewCollector returns a Collector that has seen nothing yet.
+func NewCollector() *Collector {
+	c := &Collector{reports: map[worker]orchestrator.WorkerReport{}}
+	counter := func(of, help string, labels ...string) *prometheus.CounterVec {
+		vec := prometheus.NewCounterVec(prometheus.CounterOpts{Name: name(of), Help: help}, labels)
+		c.counters = append(c.counters, vec)
+		return vec
+	}
+	histogram := func(of, help string, buckets []float64, labels ...string) *prometheus.HistogramVec {
+		vec := prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: name(of), Help: help, Buckets: buckets}, labels)
+		c.counters = append(c.counters, vec)
+		return vec
+	}
+	c.generations = counter("generations_total", "Generations that workers of this process opened, by the reason.", "replica_set", "reason")
+	c.took = histogram("coordination_duration_seconds",
+		"From the opening of a generation to its activation, of those that this process activated. Partitions are idle for that long at most.",
+		[]float64{.01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300}, perSet...)
+	c.timeouts = counter("coordination_timeouts_total",
+		"Workers of this process whose handlers did not return in time, so that Run returned ErrCoordinationTimeout.", perSet...)
+	c.stale = counter("stale_workers_total", "Workers, of any process, that this process removed because they seemed dead.", perSet...)
+	c.beats = histogram("heartbeat_latency_seconds", "Round trips of heartbeats that succeeded.",
+		[]float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10}, perSet...)
+	c.missedBeats = counter("heartbeat_failures_total", "Heartbeats that failed.", perSet...)
+	c.processed = counter("events_processed_total", "Events that were handled and committed.", perProjection...)
+	c.skipped = counter("events_skipped_total", "Events that were read and belong to other partitions.", perProjection...)
+	c.failures = counter("projection_errors_total", "Calls of handlers that failed, retries included.", perProjection...)
+	c.fenced = counter("fenced_commits_total", "Commits that were refused, since another worker had taken over.", perProjection...)
+	c.batches = histogram("batch_duration_seconds", "From the first event of a batch in the handler to the commit.",
+		[]float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60}, perProjection...)
+	c.dropped = prometheus.NewCounter(prometheus.CounterOpts{Name: name("observer_dropped_total"),
+		Help: "Things that happened and are not in the other counters, since too many waited to be counted."})
+	c.counters = append(c.counters, c.dropped)
+	return c
+}
+
+// Describe is part of prometheus.Collector.
+func (c *Collector) Describe(ch chan<- *prometheus.Desc) {
+	for _, counter := range c.counters {
+		counter.Describe(ch)
+	}
+	for _, desc := range []*prometheus.Desc{workers, state, partitions, parked, lag, seconds, stalled} {
+		ch <- desc
+	}
+}
+
+// Collect is part of prometheus.Collector.
+func (c *Collector) Collect(ch chan<- prometheus.Metric) {
+	for _, counter := range c.counters {
+		counter.Collect(ch)
+	}
+	c.mu.Lock()
+	reports := maps.Clone(c.reports)
+	c.mu.Unlock()
+
+	set := func(desc *prometheus.Desc, value float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, value, labels...)
+	}
+	for name, s := range summarize(reports) {
+		set(workers, float64(s.members), name)
+		for _, word := range states {
+			set(state, float64(s.states[word]), name, word)
+		}
+		if s.partitions > 0 {
+			set(partitions, float64(s.partitions), name)
+		}
+		for projection, n := range s.parked() {
+			set(parked, float64(n), name, projection)
+		}
+		for at, l := range s.lanes {
+			if l.Behind >= 0 {
+				set(lag, float64(l.Behind), name, at.projection, at.number())
+			}
+			set(seconds, l.BehindSeconds, name, at.projection, at.number())
+			set(stalled, one(l.Stalled), name, at.projection, at.number())
+		}
+	}
+}
+
+func one(yes bool) float64 {
+	if yes {
+		return 1
+	}
+	return 0
+}

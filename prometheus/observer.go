@@ -1,0 +1,79 @@
+package prometheus
+
+import orchestrator "github.com/getpup/pupsourcing-orchestrator"
+
+// Observer returns what feeds the collector, for Config.Observer of any number of
+// Orchestrators and replica sets.
+func (c *Collector) Observer() *orchestrator.Observer {
+	return &orchestrator.Observer{
+		GenerationOpened: func(e orchestrator.GenerationOpened) {
+			c.generations.WithLabelValues(string(e.ReplicaSet), reason(e.Reason)).Inc()
+		},
+		GenerationActivated: func(e orchestrator.GenerationActivated) {
+			c.took.WithLabelValues(string(e.ReplicaSet)).Observe(e.Duration.Seconds())
+		},
+		WorkerJoined: func(e orchestrator.WorkerJoined) { c.initialize(string(e.ReplicaSet), nil) },
+		WorkerLeft:   func(e orchestrator.WorkerLeft) { c.forget(workerOf(e.Source)) },
+		WorkerExpired: func(e orchestrator.WorkerExpired) {
+			c.stale.WithLabelValues(string(e.ReplicaSet)).Inc()
+		},
+		Heartbeat: func(e orchestrator.Heartbeat) {
+			c.beats.WithLabelValues(string(e.ReplicaSet)).Observe(e.Latency.Seconds())
+		},
+		HeartbeatFailed: func(e orchestrator.HeartbeatFailed) {
+			c.missedBeats.WithLabelValues(string(e.ReplicaSet)).Inc()
+		},
+		CoordinationTimeout: func(e orchestrator.CoordinationTimeout) {
+			c.timeouts.WithLabelValues(string(e.ReplicaSet)).Inc()
+		},
+		BatchCommitted: func(e orchestrator.BatchCommitted) {
+			labels := []string{string(e.ReplicaSet), e.Projection}
+			c.processed.WithLabelValues(labels...).Add(float64(e.Events))
+			c.skipped.WithLabelValues(labels...).Add(float64(e.Skipped))
+			c.batches.WithLabelValues(labels...).Observe(e.Duration.Seconds())
+		},
+		CommitRefused: func(e orchestrator.CommitRefused) {
+			c.fenced.WithLabelValues(string(e.ReplicaSet), e.Projection).Inc()
+		},
+		HandlerFailed: func(e orchestrator.HandlerFailed) {
+			c.failures.WithLabelValues(string(e.ReplicaSet), e.Projection).Inc()
+		},
+		Reported: func(r orchestrator.WorkerReport) {
+			c.initialize(string(r.ReplicaSet), r.Lanes)
+			c.keep(r)
+		},
+		Dropped: func(n int) { c.dropped.Add(float64(n)) },
+	}
+}
+
+// initialize makes counters start at 0. One that first appears as 1 is no increase
+// to Prometheus, and the first failure would be missed.
+func (c *Collector) initialize(set string, lanes []orchestrator.LaneReport) {
+	c.timeouts.WithLabelValues(set)
+	c.stale.WithLabelValues(set)
+	c.beats.WithLabelValues(set)
+	c.missedBeats.WithLabelValues(set)
+	c.took.WithLabelValues(set)
+	for _, why := range []string{"joined", "gone"} { // those that repeat by themselves
+		c.generations.WithLabelValues(set, why)
+	}
+	for _, l := range lanes {
+		c.processed.WithLabelValues(set, l.Projection)
+		c.skipped.WithLabelValues(set, l.Projection)
+		c.failures.WithLabelValues(set, l.Projection)
+		c.fenced.WithLabelValues(set, l.Projection)
+		c.batches.WithLabelValues(set, l.Projection)
+	}
+}
+
+func (c *Collector) keep(r orchestrator.WorkerReport) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.reports[workerOf(r.Source)] = r
+}
+
+func (c *Collector) forget(w worker) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.reports, w)
+}

@@ -1,0 +1,87 @@
+package prometheus
+
+import (
+	"strconv"
+	"strings"
+
+	orchestrator "github.com/getpup/pupsourcing-orchestrator"
+)
+
+// A worker is one call of Run.
+type worker struct{ set, name string }
+
+// workerOf leaves out of the name which incarnation it is: each takes the place of
+// the one before, whose lanes would otherwise be shown for ever.
+func workerOf(s orchestrator.Source) worker {
+	name := s.Worker
+	if i := strings.LastIndexByte(name, '~'); i >= 0 && strings.Trim(name[i+1:], "0123456789") == "" {
+		name = name[:i]
+	}
+	return worker{string(s.ReplicaSet), name}
+}
+
+// A place is where a lane runs.
+type place struct {
+	projection string
+	partition  int
+}
+
+func (p place) number() string { return strconv.Itoa(p.partition) }
+
+// A lane is the report of a lane, and the generation that its worker runs.
+type lane struct {
+	orchestrator.LaneReport
+	generation int64
+}
+
+// A summary is what the workers of one replica set say.
+type summary struct {
+	members    int
+	states     map[string]int
+	generation int64 // the newest that is run
+	partitions int   // of it; 0: none is run
+	lanes      map[place]lane
+}
+
+// summarize puts the reports of each replica set together.
+//
+// Two workers may report one lane:
+//  1. w1 reports that it runs partition 1 under generation 4;
+//  2. generation 5 gives partition 1 to w2, which starts it and reports;
+//  3. a scrape comes before w1 reports again.
+//
+// Two samples of one series fail the whole scrape, of all that is registered. The
+// one under the newer generation counts.
+func summarize(reports map[worker]orchestrator.WorkerReport) map[string]*summary {
+	sets := map[string]*summary{}
+	for w, r := range reports {
+		s := sets[w.set]
+		if s == nil {
+			s = &summary{states: map[string]int{}, lanes: map[place]lane{}}
+			sets[w.set] = s
+		}
+		s.states[r.State]++
+		if r.State != "joining" {
+			s.members++
+		}
+		for _, l := range r.Lanes {
+			if r.Generation > s.generation {
+				s.generation, s.partitions = r.Generation, l.TotalPartitions
+			}
+			at := place{l.Projection, l.Partition}
+			if other, ok := s.lanes[at]; !ok || r.Generation > other.generation {
+				s.lanes[at] = lane{l, r.Generation}
+			}
+		}
+	}
+	return sets
+}
+
+// parked adds up the events that are set aside, of each projection.
+func (s *summary) parked() map[string]int {
+	n := map[string]int{}
+	for at, l := range s.lanes {
+		n[at.projection] += l.Parked
+	}
+	return n
+}

@@ -20,7 +20,8 @@ import (
 
 // An Orchestrator is one worker of a replica set.
 type Orchestrator[E any] struct {
-	cfg Config[E]
+	cfg  Config[E]
+	runs runs
 }
 
 // New checks the configuration, without touching the database, and returns an
@@ -48,7 +49,9 @@ func New[E any](cfg Config[E]) (*Orchestrator[E], error) {
 // Each call of Run is a worker of its own. All workers of a replica set should
 // run the same projections. During a roll-out that adds one, it stays idle on
 // partitions whose worker does not know it yet.
-func (o *Orchestrator[E]) Run(ctx context.Context, projections []Projection[E]) error {
+func (o *Orchestrator[E]) Run(ctx context.Context, projections []Projection[E]) (err error) {
+	vitals := o.runs.begin(o.cfg.timing(), o.cfg.JoinWindow)
+	defer func() { vitals.end(ctx, err) }()
 	names, err := projectionNames(projections)
 	if err != nil {
 		return err
@@ -62,6 +65,8 @@ func (o *Orchestrator[E]) Run(ctx context.Context, projections []Projection[E]) 
 		scopes = append(scopes, scope)
 	}
 	w := newWorker(ctx, o.cfg, projections, names, scopes)
+	w.vitals = vitals
+	vitals.update(func(f *facts) { f.worker = string(w.session.ID()) })
 	defer w.feed.leave()
 	defer w.listen()()
 	defer w.end()
@@ -96,6 +101,7 @@ type worker[E any] struct {
 	leases   *lease
 	handlers handlers
 	presence presence
+	vitals   *vitals
 	run      *run[E] // what the session has started
 	waiting  waiting
 }
@@ -283,6 +289,7 @@ func (w *worker[E]) loop(ctx context.Context) error {
 		w.session.Handling(w.handlers.lately())
 		actions := w.session.Next(now, in)
 		w.leases.set(w.session)
+		w.vitals.turn(now, in, actions)
 		for _, action := range actions {
 			switch a := action.(type) {
 			case protocol.Sync:
@@ -303,7 +310,10 @@ func (w *worker[E]) loop(ctx context.Context) error {
 				id := w.session.ID()
 				w.busy.Go(func() { w.prove(a, id) })
 			case protocol.Wake:
-				wake.Reset(a.At.Sub(now))
+				// A session that waits for handlers alone may sleep for long.
+				// A Tick too many changes nothing, and shows probes that the
+				// loop turns.
+				wake.Reset(min(a.At.Sub(now), w.cfg.HeartbeatInterval))
 			case protocol.Exit:
 				if a.Cause == protocol.DrainTimeout {
 					return w.stuck(cause)

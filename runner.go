@@ -34,16 +34,18 @@ type spell struct {
 	end context.CancelCauseFunc
 }
 
-// startRun starts a lane for each projection on each partition. When all have
-// ended, the session hears of it.
+// startRun starts a lane for each projection on each partition, but for those that
+// are paused. When all have ended, the session hears of it.
 func startRun[E any](w *worker[E], s protocol.Share) *run[E] {
 	r := &run[E]{draining: make(chan struct{})}
 	r.ctx, r.cancelc = context.WithCancelCause(w.life)
 	r.begin()
 	var lanes sync.WaitGroup
 	for _, a := range s.Assignments() {
-		for i := range w.projections {
-			r.lanes = append(r.lanes, newLane(w, r, i, a))
+		for i, name := range w.names {
+			if s.Runs(name) {
+				r.lanes = append(r.lanes, newLane(w, r, i, a))
+			}
 		}
 	}
 	for _, l := range r.lanes {
@@ -51,6 +53,12 @@ func startRun[E any](w *worker[E], s protocol.Share) *run[E] {
 	}
 	go func() {
 		lanes.Wait()
+		if len(r.lanes) == 0 { // all is paused
+			select {
+			case <-r.draining:
+			case <-r.ctx.Done():
+			}
+		}
 		r.cancelc(nil)
 		w.input(protocol.Stopped{Generation: s.Generation})
 	}()

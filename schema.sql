@@ -28,7 +28,13 @@ CREATE TABLE IF NOT EXISTS orchestrator_replica_sets (
     step_at        timestamptz,
     -- Settings of the set, as the newest worker brought them along.
     max_partitions integer     NOT NULL DEFAULT 0,
-    join_window_us bigint      NOT NULL DEFAULT 0
+    join_window_us bigint      NOT NULL DEFAULT 0,
+    -- What operators have ordered. ["name", …]: the projections that the
+    -- generation does not run; "": none of them.
+    paused         jsonb       NOT NULL DEFAULT '[]',
+    -- {"name": position, …}: where projections are to be set when the next
+    -- generation is activated.
+    rewinds        jsonb       NOT NULL DEFAULT '{}'
 );
 
 -- One row for each living worker, in fact for each incarnation of one. A
@@ -57,7 +63,7 @@ CREATE TABLE IF NOT EXISTS orchestrator_workers (
     holds       bigint      NOT NULL,
     -- The names of the projections that the worker runs.
     projections jsonb       NOT NULL,
-    -- The projections that are paused in the worker's generation; "": all.
+    -- The set's paused, a second time like the generation.
     paused      jsonb       NOT NULL DEFAULT '[]',
     -- The worker is to have no partitions (DrainWorker).
     drained     boolean     NOT NULL DEFAULT false,
@@ -104,25 +110,6 @@ CREATE TABLE IF NOT EXISTS orchestrator_checkpoints (
 CREATE INDEX IF NOT EXISTS orchestrator_checkpoints_replica_set
     ON orchestrator_checkpoints (replica_set);
 
--- What is paused, a projection or a whole replica set (projection ''), from the
--- next generation on.
-CREATE TABLE IF NOT EXISTS orchestrator_pauses (
-    replica_set text        NOT NULL,
-    projection  text        NOT NULL,
-    paused_at   timestamptz NOT NULL,
-    PRIMARY KEY (replica_set, projection)
-);
-
--- Positions that projections are to be set to when the next generation is
--- activated, which deletes the row.
-CREATE TABLE IF NOT EXISTS orchestrator_rewinds (
-    replica_set text        NOT NULL,
-    projection  text        NOT NULL,
-    position    bigint      NOT NULL,
-    ordered_at  timestamptz NOT NULL,
-    PRIMARY KEY (replica_set, projection)
-);
-
 -- The latest generations of each replica set, up to 1000.
 CREATE TABLE IF NOT EXISTS orchestrator_history (
     replica_set  text        NOT NULL,
@@ -155,10 +142,53 @@ CREATE TABLE IF NOT EXISTS orchestrator_parked (
     PRIMARY KEY (projection, position)
 );
 
--- Upgrade from version 1.
+-- Upgrade from version 1. (Before the views, which show these columns.)
+ALTER TABLE orchestrator_replica_sets
+    ADD COLUMN IF NOT EXISTS paused  jsonb   NOT NULL DEFAULT '[]',
+    ADD COLUMN IF NOT EXISTS rewinds jsonb   NOT NULL DEFAULT '{}';
 ALTER TABLE orchestrator_workers
     ADD COLUMN IF NOT EXISTS paused  jsonb   NOT NULL DEFAULT '[]',
     ADD COLUMN IF NOT EXISTS drained boolean NOT NULL DEFAULT false;
+
+-- For people. One row for each replica set: what runs, and whom it waits for.
+CREATE OR REPLACE VIEW orchestrator_status AS
+SELECT s.name AS replica_set, s.generation, s.phase, s.total, s.reason, s.opened_at, s.activated_at,
+       (SELECT count(*) FROM orchestrator_workers w WHERE w.replica_set = s.name) AS workers,
+       (SELECT count(*) FROM orchestrator_workers w WHERE w.replica_set = s.name AND w.partitions = '[]') AS without_partitions,
+       CASE WHEN s.phase = 'draining' THEN
+            (SELECT array_agg(w.id ORDER BY w.seq) FROM orchestrator_workers w WHERE w.replica_set = s.name AND w.holds <> 0)
+       END AS waits_for,
+       s.paused, s.rewinds,
+       (SELECT max((r.report ->> 'head')::bigint) FROM orchestrator_reports r WHERE r.replica_set = s.name) AS head
+  FROM orchestrator_replica_sets s;
+
+-- One row for each worker.
+CREATE OR REPLACE VIEW orchestrator_status_workers AS
+SELECT w.replica_set, w.id AS worker, w.seq, w.joined_at, w.lease_until, w.lease_until > clock_timestamp() AS alive,
+       w.generation, w.total, w.partitions, w.holds, w.drained, w.projections,
+       r.reported_at, r.report ->> 'state' AS state, (r.report ->> 'head')::bigint AS head, r.report -> 'gap' AS gap
+  FROM orchestrator_workers w
+  LEFT JOIN orchestrator_reports r ON r.replica_set = w.replica_set AND r.worker = w.id;
+
+-- One row for each projection on each partition: who has it, and how far it is.
+-- What begins with "behind" and what follows it is what the worker last said.
+CREATE OR REPLACE VIEW orchestrator_status_partitions AS
+SELECT c.replica_set, c.projection, c.partition, c.total, c.generation, w.id AS worker,
+       c.position, coalesce(jsonb_array_length(c.ahead), 0) AS marks, c.updated_at,
+       s.paused ? c.projection OR s.paused ? '' AS paused,
+       (SELECT count(*) FROM orchestrator_parked p WHERE p.projection = c.projection AND p.slot % c.total = c.partition) AS parked,
+       l.position AS reached, l.behind, l.behind_seconds, l.state, l.since, l.handling, l.attempts, l.error,
+       coalesce(l.stalled, false) AS stalled, r.reported_at
+  FROM orchestrator_checkpoints c
+  JOIN orchestrator_replica_sets s ON s.name = c.replica_set
+  LEFT JOIN orchestrator_workers w
+    ON w.replica_set = c.replica_set AND w.generation = c.generation AND w.partitions @> to_jsonb(c.partition)
+  LEFT JOIN orchestrator_reports r
+    ON r.replica_set = c.replica_set AND r.worker = w.id AND (r.report ->> 'generation')::bigint = c.generation
+  LEFT JOIN LATERAL jsonb_to_recordset(r.report -> 'lanes') AS l (
+       projection text, partition integer, position bigint, behind bigint, behind_seconds double precision, state text,
+       since timestamptz, handling bigint, attempts integer, error text, stalled boolean)
+    ON l.projection = c.projection AND l.partition = c.partition;
 
 INSERT INTO orchestrator_schema (version) VALUES (2)
     ON CONFLICT (singleton) DO UPDATE SET version = greatest(orchestrator_schema.version, excluded.version);

@@ -1,59 +1,304 @@
 package orchestrator
 
 import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
 	"time"
 )
 
-// A WorkerReport is what a worker says of itself about once a HeartbeatInterval,
-// to its Observer and in the table orchestrator_reports. Nothing is decided by it.
-type WorkerReport struct {
-	Source
-	// State is "joining", "standby", "waiting" (for others to stop), "running",
-	// "draining" or "unproven" (it can't tell whether its partitions are its own).
-	State      string `json:"state"`
-	Generation int64  `json:"generation"` // that it runs, or ran last; 0: none yet
-	Partitions []int  `json:"partitions"` // that it runs
-	// Head is the highest position that the worker has seen in its event store; 0:
-	// it can't tell.
-	Head int64 `json:"head"`
-	// Gap is what its readers wait at, if they do.
-	Gap   *GapReport   `json:"gap,omitempty"`
-	Lanes []LaneReport `json:"lanes"`
+// A ReplicaSetStatus is what is known of a replica set at one moment: what runs,
+// where, how far it is, and what it waits for.
+type ReplicaSetStatus struct {
+	ReplicaSet ReplicaSetName `json:"replica_set"`
+	At         time.Time      `json:"at"` // by the database's clock
+
+	// The newest generation. Phase is "draining" while older ones are being
+	// stopped, "active" when it runs.
+	Generation      int64      `json:"generation"`
+	Phase           string     `json:"phase"`
+	TotalPartitions int        `json:"total_partitions"`
+	Reason          string     `json:"reason"` // why it was opened
+	OpenedAt        *time.Time `json:"opened_at"`
+	ActivatedAt     *time.Time `json:"activated_at"`
+
+	// What operators have ordered. Paused are the projections that don't run;
+	// PausedAll is that none does. Rewinds are due when a generation is activated.
+	Paused    []string         `json:"paused"`
+	PausedAll bool             `json:"paused_all"`
+	Rewinds   map[string]int64 `json:"rewinds"` // projection → position
+
+	// Head is the highest position in the event stream that a worker has seen; 0:
+	// none can tell.
+	Head       int64             `json:"head"`
+	Workers    []WorkerStatus    `json:"workers"`    // in the order in which they joined
+	Partitions []PartitionStatus `json:"partitions"` // by projection and partition
+	// Waits are the reasons why something stands still, the most pressing first.
+	Waits []Wait `json:"waits"`
 }
 
-// A GapReport is a missing position that a transaction may still fill.
-type GapReport struct {
-	Position int64     `json:"position"`
-	Since    time.Time `json:"since"`
-	Backends []int     `json:"backends"` // processes of the server
+// A WorkerStatus is one worker of a replica set.
+type WorkerStatus struct {
+	Worker     string    `json:"worker"`
+	JoinedAt   time.Time `json:"joined_at"`
+	LeaseUntil time.Time `json:"lease_until"`
+	Alive      bool      `json:"alive"` // its lease is not over
+	Partitions []int     `json:"partitions"`
+	// Holds is the generation that the worker has to stop before a newer one can
+	// be activated; 0: none.
+	Holds       int64      `json:"holds"`
+	Drained     bool       `json:"drained"` // by order
+	Projections []string   `json:"projections"`
+	State       string     `json:"state"` // as in WorkerReport; "": it has not reported yet
+	ReportedAt  *time.Time `json:"reported_at"`
+	Gap         *GapReport `json:"gap,omitempty"`
 }
 
-// A LaneReport is how far one projection is on one partition.
-type LaneReport struct {
-	Projection      string `json:"projection"`
-	Partition       int    `json:"partition"`
-	TotalPartitions int    `json:"total_partitions"`
-	// Position is up to where everything is handled or belongs to others. It may
-	// be beyond the checkpoint, which is committed later.
-	Position int64 `json:"position"`
-	// Behind is how many positions of the stream are left to read or to handle;
-	// about one of TotalPartitions of them is the lane's. -1: not known.
-	Behind int64 `json:"behind"`
-	// BehindSeconds is for how long there has been something to handle that was
-	// not: the age of the oldest such event, by its own time where that is known
-	// (TableConfig.Time), else by when the worker first saw that there was one.
-	BehindSeconds float64 `json:"behind_seconds"`
-	// State is "idle", "handling", "reading", "retrying" (the handler failed),
-	// "database" (the database did), "unproven", "halted" (the handler failed, see
-	// HaltLane), "full" (too many are parked) or "ended".
-	State string `json:"state"`
-	// Since is when the lane last moved, or had nothing to do.
-	Since time.Time `json:"since"`
-	// Handling is the position in hand of the handler; 0: none.
-	Handling int64 `json:"handling,omitempty"`
-	// Attempts and Error are of the event at Position+1 or later that fails.
-	Attempts int    `json:"attempts,omitempty"`
-	Error    string `json:"error,omitempty"`
-	Stalled  bool   `json:"stalled,omitempty"`
-	Parked   int    `json:"parked,omitempty"`
+// A PartitionStatus is one projection on one partition.
+type PartitionStatus struct {
+	Projection      string    `json:"projection"`
+	Partition       int       `json:"partition"`
+	TotalPartitions int       `json:"total_partitions"`
+	Generation      int64     `json:"generation"`
+	Worker          string    `json:"worker"`   // "": none
+	Position        int64     `json:"position"` // of the checkpoint
+	UpdatedAt       time.Time `json:"updated_at"`
+	Paused          bool      `json:"paused"`
+	Parked          int       `json:"parked"` // events, see Parked
+	// Report is what the worker last said of it; nil: nothing yet.
+	Report     *LaneReport `json:"report"`
+	ReportedAt *time.Time  `json:"reported_at"`
+}
+
+// A Wait is a reason why something stands still.
+type Wait struct {
+	// Kind is "drain" (a worker has to stop), "unowned" (no worker has the
+	// partition), "stalled", "retry" (a handler fails), "gap" (a transaction holds
+	// readers back), "paused" or "parked".
+	Kind string `json:"kind"`
+	// Text says it in a sentence.
+	Text       string `json:"text"`
+	Worker     string `json:"worker,omitempty"`
+	Projection string `json:"projection,omitempty"`
+	Partition  *int   `json:"partition,omitempty"`
+	Position   int64  `json:"position,omitempty"`
+	Backends   []int  `json:"backends,omitempty"` // processes of the server
+}
+
+// A GenerationRecord is an entry in the history of a replica set.
+type GenerationRecord struct {
+	Generation      int64            `json:"generation"`
+	Reason          string           `json:"reason"`
+	TotalPartitions int              `json:"total_partitions"`
+	Members         map[string][]int `json:"members"` // worker → partitions
+	OpenedAt        time.Time        `json:"opened_at"`
+	// ActivatedAt is nil while it drains, or where it was superseded before it
+	// was active.
+	ActivatedAt *time.Time `json:"activated_at"`
+	WaitedFor   []string   `json:"waited_for"` // workers that had to stop first
+}
+
+// ErrNoReplicaSet is returned for a replica set of which no worker has ever run.
+var ErrNoReplicaSet = errors.New("no such replica set")
+
+// ReplicaSets returns the names of all replica sets of which workers have run,
+// sorted.
+func ReplicaSets(ctx context.Context, db *sql.DB) ([]ReplicaSetName, error) {
+	var names []ReplicaSetName
+	err := query(ctx, db, `SELECT name FROM orchestrator_replica_sets ORDER BY name`, nil, func(scan func(...any) error) error {
+		var name ReplicaSetName
+		err := scan(&name)
+		names = append(names, name)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list replica sets: %w", err)
+	}
+	return names, nil
+}
+
+// Status returns what is known of a replica set, as of one moment. It reads what
+// the workers have written and asks none of them. How far lanes are is as their
+// workers last reported it, about a HeartbeatInterval ago.
+func Status(ctx context.Context, db *sql.DB, set ReplicaSetName) (ReplicaSetStatus, error) {
+	s := ReplicaSetStatus{ReplicaSet: set}
+	tx, err := db.BeginTx(ctx, &sql.TxOptions{Isolation: sql.LevelRepeatableRead, ReadOnly: true})
+	if err == nil {
+		defer tx.Rollback() // nothing was written
+		err = s.read(ctx, tx)
+	}
+	if err != nil {
+		return s, fmt.Errorf("status of replica set %q: %w", set, err)
+	}
+	s.Waits = s.waits()
+	return s, nil
+}
+
+func (s *ReplicaSetStatus) read(ctx context.Context, tx *sql.Tx) error {
+	var paused, rewinds []byte
+	err := tx.QueryRowContext(ctx, `
+SELECT clock_timestamp(), generation, phase, total, reason, opened_at, activated_at, paused, rewinds, coalesce(head, 0)
+  FROM orchestrator_status WHERE replica_set = $1`, string(s.ReplicaSet)).
+		Scan(&s.At, &s.Generation, &s.Phase, &s.TotalPartitions, &s.Reason, &s.OpenedAt, &s.ActivatedAt, &paused, &rewinds, &s.Head)
+	if errors.Is(err, sql.ErrNoRows) {
+		return ErrNoReplicaSet
+	}
+	var names []string
+	if err = errors.Join(err, json.Unmarshal(paused, &names), json.Unmarshal(rewinds, &s.Rewinds)); err != nil {
+		return err
+	}
+	s.Paused = slices.DeleteFunc(names, func(name string) bool { return name == "" })
+	s.PausedAll = len(s.Paused) < len(names)
+	if err := s.readWorkers(ctx, tx); err != nil {
+		return err
+	}
+	return s.readPartitions(ctx, tx)
+}
+
+func (s *ReplicaSetStatus) readWorkers(ctx context.Context, tx *sql.Tx) error {
+	return query(ctx, tx, `
+SELECT worker, joined_at, lease_until, alive, partitions, holds, drained, projections, coalesce(state, ''), reported_at, gap
+  FROM orchestrator_status_workers WHERE replica_set = $1 ORDER BY seq`, []any{string(s.ReplicaSet)}, func(scan func(...any) error) error {
+		var w WorkerStatus
+		var partitions, projections, gap []byte
+		err := scan(&w.Worker, &w.JoinedAt, &w.LeaseUntil, &w.Alive, &partitions, &w.Holds, &w.Drained, &projections, &w.State, &w.ReportedAt, &gap)
+		err = errors.Join(err, json.Unmarshal(partitions, &w.Partitions), json.Unmarshal(projections, &w.Projections))
+		if gap != nil {
+			err = errors.Join(err, json.Unmarshal(gap, &w.Gap))
+		}
+		s.Workers = append(s.Workers, w)
+		return err
+	})
+}
+
+func (s *ReplicaSetStatus) readPartitions(ctx context.Context, tx *sql.Tx) error {
+	return query(ctx, tx, `
+SELECT projection, partition, total, generation, coalesce(worker, ''), position, updated_at, paused, parked,
+       reached, behind, behind_seconds, state, since, handling, attempts, error, stalled, reported_at
+  FROM orchestrator_status_partitions WHERE replica_set = $1 ORDER BY projection, partition`, []any{string(s.ReplicaSet)}, func(scan func(...any) error) error {
+		var p PartitionStatus
+		var state, failure sql.NullString
+		var reached, behind, handling, attempts sql.NullInt64
+		var seconds sql.NullFloat64
+		var since sql.NullTime
+		var stalled bool
+		err := scan(&p.Projection, &p.Partition, &p.TotalPartitions, &p.Generation, &p.Worker, &p.Position, &p.UpdatedAt, &p.Paused, &p.Parked,
+			&reached, &behind, &seconds, &state, &since, &handling, &attempts, &failure, &stalled, &p.ReportedAt)
+		if state.Valid {
+			p.Report = &LaneReport{
+				Projection: p.Projection, Partition: p.Partition, TotalPartitions: p.TotalPartitions,
+				Position: reached.Int64, Behind: behind.Int64, BehindSeconds: seconds.Float64, State: state.String, Since: since.Time,
+				Handling: handling.Int64, Attempts: int(attempts.Int64), Error: failure.String, Stalled: stalled, Parked: p.Parked,
+			}
+		}
+		s.Partitions = append(s.Partitions, p)
+		return err
+	})
+}
+
+// waits derives from the rest what stands still, and why.
+func (s *ReplicaSetStatus) waits() []Wait {
+	var waits []Wait
+	if s.Phase == "draining" {
+		for _, w := range s.Workers {
+			if w.Holds != 0 {
+				text := fmt.Sprintf("generation %d waits for worker %s to stop generation %d", s.Generation, w.Worker, w.Holds)
+				if !w.Alive {
+					text += ", or to be removed: its lease is over"
+				}
+				waits = append(waits, Wait{Kind: "drain", Worker: w.Worker, Text: text})
+			}
+		}
+	}
+	for i, p := range s.Partitions {
+		at := Wait{Worker: p.Worker, Projection: p.Projection, Partition: &s.Partitions[i].Partition}
+		where := fmt.Sprintf("projection %s, partition %d of %d", p.Projection, p.Partition, p.TotalPartitions)
+		switch r := p.Report; {
+		case p.Paused:
+		case p.Worker == "" && s.Phase == "active":
+			at.Kind, at.Text = "unowned", where+": no worker has it"
+			waits = append(waits, at)
+		case r == nil:
+		case r.Error != "":
+			at.Kind, at.Position = "retry", max(r.Handling, r.Position+1)
+			at.Text = fmt.Sprintf("%s, on worker %s: %s after attempt %d: %s", where, p.Worker, r.State, r.Attempts, r.Error)
+			waits = append(waits, at)
+		case r.Stalled:
+			at.Kind, at.Position = "stalled", r.Position
+			at.Text = fmt.Sprintf("%s, on worker %s: has not moved past position %d since %s (%s)", where, p.Worker, r.Position, r.Since.UTC().Format(time.DateTime), r.State)
+			waits = append(waits, at)
+		}
+	}
+	return append(waits, s.standing()...)
+}
+
+// standing is what waits for somebody outside, or for an order.
+func (s *ReplicaSetStatus) standing() []Wait {
+	var waits []Wait
+	for _, w := range s.Workers {
+		if g := w.Gap; g != nil {
+			waits = append(waits, Wait{
+				Kind: "gap", Worker: w.Worker, Position: g.Position, Backends: g.Backends,
+				Text: fmt.Sprintf("worker %s reads no further than position %d, which open transactions may still fill: backends %s, since %s",
+					w.Worker, g.Position-1, strings.Trim(fmt.Sprint(g.Backends), "[]"), g.Since.UTC().Format(time.DateTime)),
+			})
+		}
+	}
+	if s.PausedAll {
+		waits = append(waits, Wait{Kind: "paused", Text: "the replica set is paused"})
+	}
+	for _, name := range s.Paused {
+		waits = append(waits, Wait{Kind: "paused", Projection: name, Text: fmt.Sprintf("projection %s is paused", name)})
+	}
+	parked := map[string]int{}
+	for _, p := range s.Partitions {
+		if parked[p.Projection] += p.Parked; p.Partition == p.TotalPartitions-1 && parked[p.Projection] > 0 {
+			waits = append(waits, Wait{
+				Kind: "parked", Projection: p.Projection,
+				Text: fmt.Sprintf("projection %s has gone past %d events, which are parked", p.Projection, parked[p.Projection]),
+			})
+		}
+	}
+	return waits
+}
+
+// History returns the latest generations of a replica set, the newest first, at
+// most limit of them. About 1000 are kept.
+func History(ctx context.Context, db *sql.DB, set ReplicaSetName, limit int) ([]GenerationRecord, error) {
+	var records []GenerationRecord
+	err := query(ctx, db, `
+SELECT generation, reason, total, members, opened_at, activated_at, waited_for
+  FROM orchestrator_history WHERE replica_set = $1 ORDER BY generation DESC LIMIT $2`, []any{string(set), limit}, func(scan func(...any) error) error {
+		var r GenerationRecord
+		var members, waited []byte
+		err := scan(&r.Generation, &r.Reason, &r.TotalPartitions, &members, &r.OpenedAt, &r.ActivatedAt, &waited)
+		err = errors.Join(err, json.Unmarshal(members, &r.Members), json.Unmarshal(waited, &r.WaitedFor))
+		records = append(records, r)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("history of replica set %q: %w", set, err)
+	}
+	return records, nil
+}
+
+// query calls each with what scans a row, for all rows.
+func query(ctx context.Context, db interface {
+	QueryContext(context.Context, string, ...any) (*sql.Rows, error)
+}, text string, args []any, each func(scan func(...any) error) error) error {
+	rows, err := db.QueryContext(ctx, text, args...)
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		if err := each(rows.Scan); err != nil {
+			return err
+		}
+	}
+	return rows.Err()
 }

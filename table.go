@@ -362,6 +362,10 @@ func (t *Table[E]) Waiting() (Gap, bool) {
 	return g, true
 }
 
+// Head returns the highest position of an event that is committed; 0: there is
+// none. Readers may not have come to it yet.
+func (t *Table[E]) Head(ctx context.Context) (int64, error) { return t.sql.High(ctx, t.db) }
+
 // Check makes sure that the table and its columns exist and may be read, and
 // that it can be read without losing events.
 func (t *Table[E]) Check(ctx context.Context) error {

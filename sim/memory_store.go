@@ -27,6 +27,7 @@ type memberRow struct {
 	protocol.Member
 	generation  int64
 	total       int
+	paused      []string
 	projections []string
 }
 
@@ -136,7 +137,7 @@ func (t *transaction) heartbeat(set *replicaSet, r protocol.Request, done func(p
 				w.Presence = r.Presence
 			}
 			own.put(t, &w)
-			v.Member, v.Generation, v.Total, v.Partitions, v.Holds = true, w.generation, w.total, w.Partitions, w.Holds
+			v.Member, v.Generation, v.Total, v.Partitions, v.Paused, v.Holds = true, w.generation, w.total, w.Partitions, w.paused, w.Holds
 		}
 		held := v.Holds != 0
 		if group != nil {
@@ -337,7 +338,7 @@ func (s *coordination) step() {
 	s.saveGroup(group, decision)
 	s.saveMembers(group)
 	if decision.Activated {
-		s.handOver(group)
+		s.handOver(group, decision.Rewinds)
 	} else {
 		s.done()
 	}
@@ -367,10 +368,10 @@ func (s *coordination) saveMembers(g protocol.Group) {
 			continue
 		}
 		old[i] = true
-		is := &memberRow{stored(g.Members[i]), g.Generation, g.Total, was.projections}
+		is := &memberRow{stored(g.Members[i]), g.Generation, g.Total, g.Paused, was.projections}
 		is.Joined, is.Wants = was.Joined, was.Wants
 		if is.Lease != was.Lease || !is.LeaseEnd.Equal(was.LeaseEnd) || !slices.Equal(is.Partitions, was.Partitions) || is.Holds != was.Holds || is.Presence != was.Presence ||
-			is.generation != was.generation || is.total != was.total {
+			is.Drained != was.Drained || !slices.Equal(is.paused, was.paused) || is.generation != was.generation || is.total != was.total {
 			r.put(t, is)
 		}
 	}
@@ -378,7 +379,7 @@ func (s *coordination) saveMembers(g protocol.Group) {
 		if !old[i] {
 			gone := func(r *row[memberRow]) bool { return r.committed == nil && r.by == nil }
 			s.set.workers = append(slices.DeleteFunc(s.set.workers, gone),
-				insert(t, &memberRow{stored(m), g.Generation, g.Total, slices.Clone(s.projections)}))
+				insert(t, &memberRow{stored(m), g.Generation, g.Total, g.Paused, slices.Clone(s.projections)}))
 		}
 	}
 }
@@ -400,7 +401,7 @@ func insert[T any](t *transaction, v *T) *row[T] {
 
 // handOver is Store.handOver: it shares the set's projections, and then locks
 // their checkpoints.
-func (s *coordination) handOver(g protocol.Group) {
+func (s *coordination) handOver(g protocol.Group, rewinds []protocol.Rewind) {
 	t := s.transaction
 	own := func() (own []*projectionRow) {
 		for _, p := range s.m.projections {
@@ -414,10 +415,10 @@ func (s *coordination) handOver(g protocol.Group) {
 	for _, p := range own() {
 		rows = append(rows, &p.row)
 	}
-	acquireAll(t, rows, true, func() { s.lockCheckpoints(g, own()) })
+	acquireAll(t, rows, true, func() { s.lockCheckpoints(g, rewinds, own()) })
 }
 
-func (s *coordination) lockCheckpoints(g protocol.Group, own []*projectionRow) {
+func (s *coordination) lockCheckpoints(g protocol.Group, rewinds []protocol.Rewind, own []*projectionRow) {
 	t := s.transaction
 	var rows []*row[checkpointRow]
 	for _, p := range own {
@@ -425,7 +426,7 @@ func (s *coordination) lockCheckpoints(g protocol.Group, own []*projectionRow) {
 	}
 	acquireAll(t, rows, false, func() {
 		for _, p := range own {
-			if err := s.rewrite(p, g); err != nil {
+			if err := s.rewrite(p, g, rewinds); err != nil {
 				t.refused(err)
 				return
 			}
@@ -435,7 +436,7 @@ func (s *coordination) lockCheckpoints(g protocol.Group, own []*projectionRow) {
 }
 
 // rewrite hands over the checkpoints of one projection.
-func (s *coordination) rewrite(p *projectionRow, g protocol.Group) error {
+func (s *coordination) rewrite(p *projectionRow, g protocol.Group, rewinds []protocol.Rewind) error {
 	t := s.transaction
 	rows := those(t, p.checkpoints, s.ours)
 	old, total := make([]protocol.Checkpoint, len(rows)), 0
@@ -451,7 +452,7 @@ func (s *coordination) rewrite(p *projectionRow, g protocol.Group) error {
 	for _, r := range rows[min(g.Total, total):] {
 		r.put(t, nil)
 	}
-	for k, c := range s.m.rules.handoff(old, g.Total) {
+	for k, c := range s.m.rules.handoff(protocol.Rewound(p.name, old, rewinds), g.Total) {
 		v := &checkpointRow{c, s.set.name, g.Generation, g.Total}
 		switch {
 		case k < total:

@@ -494,10 +494,13 @@ func (p *worker) start(s protocol.Share) {
 	for _, a := range s.Assignments() {
 		p.record(fact{kind: runStarts, generation: a.Generation, partition: a.Partition, total: a.Total})
 		for _, q := range p.w.plan.programs[p.version].of(p.set) {
+			if !s.Runs(q.name) {
+				continue
+			}
 			p.run.lanes = append(p.run.lanes, newLane(p, p.run, q, a))
 		}
 	}
-	p.run.left = len(p.run.lanes)
+	p.run.left = max(len(p.run.lanes), 1) // one that does nothing, where all is paused
 	for _, l := range p.run.lanes {
 		p.post(func() { l.next(protocol.LaneAnswer{}) })
 	}
@@ -512,6 +515,9 @@ func (r *run) drain() {
 	for _, l := range r.lanes {
 		l.tap.stop()
 		l.wake()
+	}
+	if len(r.lanes) == 0 {
+		r.ended()
 	}
 	if r.p.w.rules.stopsTooEarly {
 		r.p.post(func() { r.p.input(protocol.Stopped{Generation: r.generation}) })

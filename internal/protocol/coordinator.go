@@ -46,9 +46,17 @@ type Group struct {
 	// the next generation exceeds it, so that outside systems which fence by
 	// generation go on accepting what the projection sends.
 	Floor int64
+	// Paused are the projections that Generation does not run, sorted; All is
+	// every one. A change of it opens a generation.
+	Paused []string
+	// Rewinds are due with the next activation, sorted by projection.
+	Rewinds []Rewind
 
 	// Members in the order in which they joined.
 	Members []Member
+
+	// ordered is why an order that was just applied needs a new generation.
+	ordered string
 }
 
 // A Member is one worker as the group knows it.
@@ -59,6 +67,8 @@ type Member struct {
 	LeaseEnd time.Time
 	// Wants is how many partitions the member takes at most; 0 is one.
 	Wants int
+	// Drained members get no partitions, by order.
+	Drained bool
 	// Partitions in the group's Generation, ascending. None: it has just joined,
 	// or it is a standby.
 	Partitions []int
@@ -79,6 +89,7 @@ type Decision struct {
 	Opened    bool       // Group.Generation is new, Group.Reason says why
 	Activated bool       // the hand-over is due in this very transaction
 	WaitsFor  []WorkerID // who still holds an older generation
+	Rewinds   []Rewind   // to be carried out in the hand-over
 	// StepAt is when Step has to run again though nothing happens in between:
 	// a join window closes then. Zero is never. Leases are not in it: they
 	// are renewed without Step's knowledge.
@@ -121,8 +132,10 @@ func Step(g Group, now time.Time, watch Watch) (Group, Decision) {
 		if d.WaitsFor = g.holders(); len(d.WaitsFor) == 0 {
 			g.activate()
 			d.Activated = true
+			d.Rewinds, g.Rewinds = g.Rewinds, nil
 		}
 	}
+	g.ordered = ""
 	return g, d
 }
 
@@ -178,8 +191,8 @@ func (m Member) Expired(now time.Time, watch Watch) bool {
 func (m Member) tooLong(now time.Time) bool { return m.LeaseEnd.After(now.Add(m.Lease)) }
 
 // shares returns how many partitions each member should have: in join order as
-// many as it wants, up to the limit. So standbys, which come last, never displace
-// a running worker.
+// many as it wants, up to the limit, and none if it is drained. So standbys, which
+// come last, never displace a running worker.
 func (g Group) shares() []int {
 	left := Slots
 	if g.MaxPartitions > 0 {
@@ -187,6 +200,9 @@ func (g Group) shares() []int {
 	}
 	shares := make([]int, len(g.Members))
 	for i, m := range g.Members {
+		if m.Drained {
+			continue
+		}
 		shares[i] = min(max(m.Wants, 1), left)
 		left -= shares[i]
 	}
@@ -197,8 +213,11 @@ func (g Group) shares() []int {
 // the reason for a new generation; or, where joins are still being gathered,
 // an empty reason and the time at which to look again.
 func (g Group) due(now time.Time) (reason string, at time.Time) {
-	if len(g.Members) == 0 {
+	if !g.staffed() {
 		return "", time.Time{} // nobody to run anything; the next join will see to it
+	}
+	if g.ordered != "" {
+		return g.ordered, time.Time{}
 	}
 	var (
 		joining []Member
@@ -236,6 +255,12 @@ func (g Group) due(now time.Time) (reason string, at time.Time) {
 		}
 	}
 	return changeReason(len(joining), gone, surplus, short), time.Time{}
+}
+
+// staffed reports whether there is a member that can have partitions. A layout
+// without any would have nowhere to hand the checkpoints over to.
+func (g Group) staffed() bool {
+	return slices.ContainsFunc(g.Members, func(m Member) bool { return !m.Drained })
 }
 
 // changeReason says in words what has changed: workers that have joined, and
@@ -334,6 +359,8 @@ type Request struct {
 	Watch Watch
 	// Presence is published with the request, if its Number is not 0.
 	Presence Presence
+	// Order is an operator's. It comes without a Worker.
+	Order *Order
 
 	// Wants is how many partitions the worker takes at most, from its Join on.
 	Wants int
@@ -346,7 +373,14 @@ type Request struct {
 // the consequences for the group.
 func Apply(g Group, r Request, now time.Time) Group {
 	g.Members = slices.Clone(g.Members)
+	if r.Order != nil {
+		return g.obey(*r.Order)
+	}
+	drained := false
 	if r.Replaces != "" {
+		if i := g.index(r.Replaces); i >= 0 {
+			drained = g.Members[i].Drained
+		}
 		g.remove(r.Replaces)
 	}
 	if r.Leave {
@@ -359,7 +393,7 @@ func Apply(g Group, r Request, now time.Time) Group {
 			return g
 		}
 		g.MaxPartitions, g.JoinWindow = r.MaxPartitions, r.JoinWindow
-		g.Members = append(g.Members, Member{ID: r.Worker, Joined: now, Wants: r.Wants})
+		g.Members = append(g.Members, Member{ID: r.Worker, Joined: now, Wants: r.Wants, Drained: drained})
 		i = len(g.Members) - 1
 	}
 	m := &g.Members[i]
@@ -396,6 +430,7 @@ type View struct {
 	Generation int64
 	Total      int
 	Partitions []int
+	Paused     []string // as Group.Paused
 	// Holds equals Generation when that is active for this worker, so it may
 	// run its partitions.
 	Holds int64
@@ -418,7 +453,7 @@ func (g Group) View(id WorkerID, now time.Time, d Decision) View {
 	v := View{Now: now, Generation: g.Generation, Total: g.Total, StepAt: d.StepAt}
 	for _, m := range g.Members {
 		if m.ID == id {
-			v.Member, v.Partitions, v.Holds = true, m.Partitions, m.Holds
+			v.Member, v.Partitions, v.Paused, v.Holds = true, m.Partitions, g.Paused, m.Holds
 			continue
 		}
 		at := m.LeaseEnd

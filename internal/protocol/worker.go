@@ -42,6 +42,7 @@ type Share struct {
 	Generation int64
 	Partitions []int
 	Total      int
+	Paused     []string // projections that are not to run; see Runs
 }
 
 // String shows the share as "generation 3 partition 0/2", or with all of its
@@ -117,8 +118,9 @@ func (Shutdown) input()   {}
 type (
 	// Sync: send the request; answer with Synced or SyncFailed.
 	Sync struct{ Request Request }
-	// Start: run the lanes of the share's partitions; answer with Stopped when
-	// all have ended.
+	// Start: run the lanes of the share's partitions, for projections that it
+	// Runs. Answer with Stopped when all have ended; where there are none, when it
+	// is to drain or cancelled.
 	Start struct{ Share Share }
 	// Drain: let the lanes finish the event in hand, commit and end.
 	Drain struct{ Generation int64 }
@@ -337,7 +339,7 @@ func (s *Session) synced(now time.Time, in Synced) []Action {
 		// or doesn't. Come back as somebody new: that re-partitions.
 		s.lost = true
 	case s.running == nil && v.May() && v.Generation > s.stopped:
-		s.running = &Share{Generation: v.Generation, Partitions: v.Partitions, Total: v.Total}
+		s.running = &Share{Generation: v.Generation, Partitions: v.Partitions, Total: v.Total, Paused: v.Paused}
 		s.stopping, s.canceled, s.polls = time.Time{}, time.Time{}, 0
 		return []Action{Start{*s.running}}
 	}

@@ -111,8 +111,9 @@ type checkpointRow struct {
 
 // handOver rewrites the checkpoints of the set under the generation that is
 // being activated. Afterwards every projection of the set has exactly the
-// generation's partitions.
-func (s *Store) handOver(ctx context.Context, tx *sql.Tx, g protocol.Group) error {
+// generation's partitions. Those that are rewound go to their position, wherever
+// they stand.
+func (s *Store) handOver(ctx context.Context, tx *sql.Tx, g protocol.Group, rewinds []protocol.Rewind) error {
 	projections, err := queryStrings(ctx, tx, s.sql.ownProjections)
 	if err != nil {
 		return fmt.Errorf("hand over %q: list projections: %w", s.set, err)
@@ -123,7 +124,7 @@ func (s *Store) handOver(ctx context.Context, tx *sql.Tx, g protocol.Group) erro
 	}
 	rows := []checkpointRow{} // not nil, which is null in JSON: other sets may have taken all projections
 	for _, p := range projections {
-		for k, c := range protocol.Handoff(old[p], g.Total) {
+		for k, c := range protocol.Handoff(protocol.Rewound(p, old[p], rewinds), g.Total) {
 			rows = append(rows, checkpointRow{p, k, c.Position, encodeMarks(c.Ahead)})
 		}
 	}
@@ -202,4 +203,32 @@ func decodeMarks(ahead sql.NullString) ([]protocol.Mark, error) {
 		marks[i] = protocol.Mark{Slot: int(p[0]), Position: p[1]}
 	}
 	return marks, nil
+}
+
+// HandledTo reports whether a projection has handled everything up to position.
+// The rows are of one snapshot, so of one layout, in which each slot is in one.
+func HandledTo(ctx context.Context, db *sql.DB, projection string, position int64) (bool, error) {
+	rows, err := db.QueryContext(ctx, `
+SELECT partition, total, position, ahead FROM orchestrator_checkpoints WHERE projection = $1`, projection)
+	if err != nil {
+		return false, err
+	}
+	defer rows.Close()
+	handled, partitions := true, 0
+	for rows.Next() {
+		var partition, total int
+		var c protocol.Checkpoint
+		var ahead sql.NullString
+		if err := rows.Scan(&partition, &total, &c.Position, &ahead); err != nil {
+			return false, err
+		}
+		if c.Ahead, err = decodeMarks(ahead); err != nil {
+			return false, err
+		}
+		for slot := partition; slot < protocol.Slots && c.Position < position; slot += total {
+			handled = handled && c.Frontier(slot) >= position
+		}
+		partitions++
+	}
+	return handled && partitions > 0, rows.Err()
 }

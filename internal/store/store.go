@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -143,18 +144,21 @@ func (s *Store) heartbeat(ctx context.Context, r protocol.Request) (Result, erro
 	var v protocol.View
 	var stepAt, leaseEnd sql.NullTime
 	var generation, total, holds sql.NullInt64
-	var partitions sql.NullString
+	var partitions, paused sql.NullString
 	var due bool
 	query := fmt.Sprintf(s.sql.heartbeat, pq.QuoteLiteral(string(r.Worker)), r.Lease.Microseconds(), r.Stopped,
 		r.Presence.Key, r.Presence.Number)
-	err := s.db.QueryRowContext(ctx, query).Scan(&v.Now, &due, &stepAt, &leaseEnd, &generation, &total, &partitions, &holds)
+	err := s.db.QueryRowContext(ctx, query).Scan(&v.Now, &due, &stepAt, &leaseEnd, &generation, &total, &partitions, &paused, &holds)
 	if err != nil {
 		return Result{}, fmt.Errorf("heartbeat of %s: %w", r.Worker, err)
 	}
 	v.Member = holds.Valid
 	v.Generation, v.Total, v.Holds = generation.Int64, int(total.Int64), holds.Int64
 	if v.Member {
-		if v.Partitions, err = decodePartitions(partitions.String); err != nil {
+		if v.Partitions, err = decode[[]int]("partitions", partitions.String); err == nil {
+			v.Paused, err = decode[[]string]("paused", paused.String)
+		}
+		if err != nil {
 			return Result{}, fmt.Errorf("heartbeat of %s: %w", r.Worker, err)
 		}
 	}
@@ -197,13 +201,18 @@ func (s *Store) step(ctx context.Context, tx *sql.Tx, r protocol.Request, projec
 		}
 	}
 
+	if r.Order != nil {
+		if err := s.checkOrder(ctx, tx, before, *r.Order); err != nil {
+			return Result{}, err
+		}
+	}
 	group, decision := protocol.Step(protocol.Apply(before, r, now), now, r.Watch)
 
 	if err := s.save(ctx, tx, before.Members, group, decision, now, projections); err != nil {
 		return Result{}, err
 	}
 	if decision.Activated {
-		if err := s.handOver(ctx, tx, group); err != nil {
+		if err := s.handOver(ctx, tx, group, decision.Rewinds); err != nil {
 			return Result{}, err
 		}
 	}
@@ -221,10 +230,16 @@ func (s *Store) timeAndFloor(ctx context.Context, tx *sql.Tx) (now time.Time, fl
 func (s *Store) lockGroup(ctx context.Context, tx *sql.Tx, create bool) (protocol.Group, error) {
 	var g protocol.Group
 	var window int64
+	var paused, rewinds string
 	load := func() error {
 		err := tx.QueryRowContext(ctx, s.sql.lockGroup).
-			Scan(&g.Generation, &g.Phase, &g.Total, &g.Reason, &g.MaxPartitions, &window)
-		g.JoinWindow = time.Duration(window) * time.Microsecond
+			Scan(&g.Generation, &g.Phase, &g.Total, &g.Reason, &g.MaxPartitions, &window, &paused, &rewinds)
+		if err == nil {
+			g.JoinWindow = time.Duration(window) * time.Microsecond
+			if g.Paused, err = decode[[]string]("paused", paused); err == nil {
+				g.Rewinds, err = decodeRewinds(rewinds)
+			}
+		}
 		return err
 	}
 	err := load()
@@ -254,9 +269,9 @@ func (s *Store) lockMembers(ctx context.Context, tx *sql.Tx) ([]protocol.Member,
 		var m protocol.Member
 		var lease int64
 		var partitions string
-		err := rows.Scan(&m.ID, &m.Joined, &lease, &m.LeaseEnd, &m.Wants, &partitions, &m.Holds, &m.Presence.Key, &m.Presence.Number)
+		err := rows.Scan(&m.ID, &m.Joined, &lease, &m.LeaseEnd, &m.Wants, &m.Drained, &partitions, &m.Holds, &m.Presence.Key, &m.Presence.Number)
 		if err == nil {
-			m.Partitions, err = decodePartitions(partitions)
+			m.Partitions, err = decode[[]int]("partitions", partitions)
 		}
 		if err != nil {
 			return nil, fmt.Errorf("read a worker of %q: %w", s.set, err)
@@ -277,18 +292,42 @@ type memberRow struct {
 	Lease      int64             `json:"lease_us"`
 	LeaseEnd   time.Time         `json:"lease_until"`
 	Wants      int               `json:"wants"`
+	Drained    bool              `json:"drained"`
 	Partitions []int             `json:"partitions"`
 	Holds      int64             `json:"holds"`
 	Key        int32             `json:"presence_key"`
 	Number     int32             `json:"presence_number"`
 }
 
-// decodePartitions reads what memberRow writes.
-func decodePartitions(text string) (partitions []int, err error) {
-	if err := json.Unmarshal([]byte(text), &partitions); err != nil {
-		return nil, fmt.Errorf("column partitions: %w", err)
+// decode reads a JSON column; an empty list is nil.
+func decode[T []int | []string](column, text string) (list T, err error) {
+	if err := json.Unmarshal([]byte(text), &list); err != nil {
+		return nil, fmt.Errorf("column %s: %w", column, err)
 	}
-	return partitions, nil
+	if len(list) == 0 {
+		return nil, nil
+	}
+	return list, nil
+}
+
+// Rewinds are stored as {"name": position, …}.
+func encodeRewinds(rewinds []protocol.Rewind) map[string]int64 {
+	positions := map[string]int64{}
+	for _, r := range rewinds {
+		positions[r.Projection] = r.Position
+	}
+	return positions
+}
+
+func decodeRewinds(text string) (rewinds []protocol.Rewind, err error) {
+	var positions map[string]int64
+	if err := json.Unmarshal([]byte(text), &positions); err != nil {
+		return nil, fmt.Errorf("column rewinds: %w", err)
+	}
+	for _, projection := range slices.Sorted(maps.Keys(positions)) {
+		rewinds = append(rewinds, protocol.Rewind{Projection: projection, Position: positions[projection]})
+	}
+	return rewinds, nil
 }
 
 // save writes the group and the members as far as they differ, and tells those
@@ -301,7 +340,7 @@ func (s *Store) save(ctx context.Context, tx *sql.Tx, before []protocol.Member, 
 	}
 	updated, added := []memberRow{}, []memberRow{} // not nil, which is null in JSON
 	for _, m := range g.Members {
-		row := memberRow{m.ID, m.Joined, m.Lease.Microseconds(), m.LeaseEnd, m.Wants, append([]int{}, m.Partitions...), m.Holds, m.Presence.Key, m.Presence.Number}
+		row := memberRow{m.ID, m.Joined, m.Lease.Microseconds(), m.LeaseEnd, m.Wants, m.Drained, append([]int{}, m.Partitions...), m.Holds, m.Presence.Key, m.Presence.Number}
 		if old[m.ID] {
 			updated = append(updated, row)
 			delete(old, m.ID)
@@ -318,11 +357,27 @@ func (s *Store) save(ctx context.Context, tx *sql.Tx, before []protocol.Member, 
 	_, err := tx.ExecContext(ctx, fmt.Sprintf(s.sql.save,
 		g.Generation, pq.QuoteLiteral(string(g.Phase)), g.Total, pq.QuoteLiteral(g.Reason), g.MaxPartitions, g.JoinWindow.Microseconds(),
 		quoteTime(d.StepAt), quoteTime(now), d.Opened, d.Activated,
-		quoteJSON(removed), quoteJSON(updated), quoteJSON(added), quoteJSON(projections)))
+		quoteJSON(removed), quoteJSON(updated), quoteJSON(added), quoteJSON(projections),
+		quoteJSON(append([]string{}, g.Paused...)), quoteJSON(encodeRewinds(g.Rewinds)),
+		quoteJSON(layout(g)), quoteJSON(append([]protocol.WorkerID{}, d.WaitsFor...)), historyKept))
 	if err != nil {
 		return fmt.Errorf("save replica set %q: %w", s.set, err)
 	}
 	return nil
+}
+
+// historyKept is how many generations the history goes back.
+const historyKept = 1000
+
+// layout returns who has which partitions.
+func layout(g protocol.Group) map[protocol.WorkerID][]int {
+	members := map[protocol.WorkerID][]int{}
+	for _, m := range g.Members {
+		if len(m.Partitions) > 0 {
+			members[m.ID] = m.Partitions
+		}
+	}
+	return members
 }
 
 // claim makes the projections the set's own. One that belongs to another set
@@ -507,10 +562,10 @@ WITH beat AS (
            presence_number = greatest(presence_number, %[5]d), -- as in protocol.Apply
            holds = CASE WHEN holds <= %[3]d THEN 0 ELSE holds END
      WHERE replica_set = {set} AND id = %[1]s
- RETURNING generation, total, partitions, holds)
+ RETURNING generation, total, partitions, paused, holds)
 SELECT {clock},
        coalesce(s.phase = 'draining' AND coalesce(b.holds, 0) = 0 AND NOT coalesce(o.held, false), false),
-       s.step_at, o.lease_until, b.generation, b.total, b.partitions, b.holds
+       s.step_at, o.lease_until, b.generation, b.total, b.partitions, b.paused, b.holds
   FROM (SELECT min(CASE WHEN lease_until > {clock} + lease_us * interval '1 microsecond'
                         THEN {clock} ELSE lease_until END) AS lease_until, -- as in protocol.Group.View
                bool_or(holds <> 0) AS held
@@ -521,14 +576,14 @@ SELECT {clock},
 		// The bounds come with the first statement, and hold in it: the
 		// subquery is run before a row is looked for.
 		lockGroup: put(`
-SELECT generation, phase, total, reason, max_partitions, join_window_us
+SELECT generation, phase, total, reason, max_partitions, join_window_us, paused, rewinds
   FROM orchestrator_replica_sets
  WHERE name = {set}
    AND (` + boundSQL + `) <> ''
    FOR UPDATE`),
 		createGroup: put(`INSERT INTO orchestrator_replica_sets (name) VALUES ({set}) ON CONFLICT DO NOTHING`),
 		lockMembers: put(`
-SELECT id, joined_at, lease_us, lease_until, wants, partitions, holds, presence_key, presence_number
+SELECT id, joined_at, lease_us, lease_until, wants, drained, partitions, holds, presence_key, presence_number
   FROM orchestrator_workers WHERE replica_set = {set} ORDER BY seq FOR UPDATE`),
 		timeAndFloor: put(`
 SELECT {clock}, coalesce(max(abs(generation)), 0) FROM orchestrator_checkpoints WHERE replica_set = {set}`),
@@ -541,34 +596,44 @@ SELECT {clock}, coalesce(max(abs(generation)), 0) FROM orchestrator_checkpoints 
 WITH set AS (
     UPDATE orchestrator_replica_sets
        SET generation = %[1]d, phase = %[2]s, total = %[3]d, reason = %[4]s, max_partitions = %[5]d,
-           join_window_us = %[6]d, step_at = %[7]s::timestamptz,
+           join_window_us = %[6]d, step_at = %[7]s::timestamptz, paused = %[15]s::jsonb, rewinds = %[16]s::jsonb,
            opened_at = CASE WHEN %[9]t THEN %[8]s::timestamptz ELSE opened_at END,
            activated_at = CASE WHEN %[10]t THEN %[8]s::timestamptz WHEN %[9]t THEN NULL ELSE activated_at END
      WHERE name = {set}
-       AND (generation, phase, total, reason, max_partitions, join_window_us, step_at)
-           IS DISTINCT FROM (%[1]d, %[2]s, %[3]d, %[4]s, %[5]d, %[6]d, %[7]s::timestamptz)),
+       AND (generation, phase, total, reason, max_partitions, join_window_us, step_at, paused, rewinds)
+           IS DISTINCT FROM (%[1]d, %[2]s, %[3]d, %[4]s, %[5]d, %[6]d, %[7]s::timestamptz, %[15]s::jsonb, %[16]s::jsonb)),
+opened AS (
+    INSERT INTO orchestrator_history (replica_set, generation, reason, total, members, opened_at, activated_at, waited_for)
+    SELECT {set}, %[1]d, %[4]s, %[3]d, %[17]s::jsonb, %[8]s::timestamptz, CASE WHEN %[10]t THEN %[8]s::timestamptz END, %[18]s::jsonb
+     WHERE %[9]t),
+activated AS (
+    UPDATE orchestrator_history SET activated_at = %[8]s::timestamptz
+     WHERE replica_set = {set} AND generation = %[1]d AND %[10]t AND NOT %[9]t),
+pruned AS (
+    DELETE FROM orchestrator_history
+     WHERE replica_set = {set} AND generation <= %[1]d - %[19]d AND %[9]t),
 removed AS (
     DELETE FROM orchestrator_workers
      WHERE replica_set = {set} AND id IN (SELECT jsonb_array_elements_text(%[11]s::jsonb))),
 updated AS (
     UPDATE orchestrator_workers w
        SET lease_us = x.lease_us, lease_until = x.lease_until, partitions = x.partitions, holds = x.holds,
-           presence_key = x.presence_key, presence_number = x.presence_number,
-           generation = %[1]d, total = %[3]d
-      FROM jsonb_to_recordset(%[12]s::jsonb) AS x (id text, lease_us bigint, lease_until timestamptz, partitions jsonb, holds bigint,
-                                                 presence_key integer, presence_number integer)
+           presence_key = x.presence_key, presence_number = x.presence_number, drained = x.drained,
+           generation = %[1]d, total = %[3]d, paused = %[15]s::jsonb
+      FROM jsonb_to_recordset(%[12]s::jsonb) AS x (id text, lease_us bigint, lease_until timestamptz, drained boolean, partitions jsonb,
+                                                 holds bigint, presence_key integer, presence_number integer)
      WHERE w.replica_set = {set} AND w.id = x.id
-       AND (w.lease_us, w.lease_until, w.partitions, w.holds, w.presence_key, w.presence_number, w.generation, w.total)
-           IS DISTINCT FROM (x.lease_us, x.lease_until, x.partitions, x.holds, x.presence_key, x.presence_number, %[1]d, %[3]d)),
+       AND (w.lease_us, w.lease_until, w.drained, w.partitions, w.holds, w.presence_key, w.presence_number, w.generation, w.total, w.paused)
+           IS DISTINCT FROM (x.lease_us, x.lease_until, x.drained, x.partitions, x.holds, x.presence_key, x.presence_number, %[1]d, %[3]d, %[15]s::jsonb)),
 added AS (
     INSERT INTO orchestrator_workers
-           (replica_set, id, joined_at, lease_us, lease_until, wants, partitions, holds, presence_key, presence_number,
-            generation, total, projections)
-    SELECT {set}, x.id, x.joined_at, x.lease_us, x.lease_until, x.wants, x.partitions, x.holds, x.presence_key, x.presence_number,
-           %[1]d, %[3]d, %[14]s::jsonb
+           (replica_set, id, joined_at, lease_us, lease_until, wants, drained, partitions, holds, presence_key, presence_number,
+            generation, total, paused, projections)
+    SELECT {set}, x.id, x.joined_at, x.lease_us, x.lease_until, x.wants, x.drained, x.partitions, x.holds, x.presence_key, x.presence_number,
+           %[1]d, %[3]d, %[15]s::jsonb, %[14]s::jsonb
       FROM jsonb_to_recordset(%[13]s::jsonb)
-           AS x (id text, joined_at timestamptz, lease_us bigint, lease_until timestamptz, wants integer, partitions jsonb, holds bigint,
-                 presence_key integer, presence_number integer))
+           AS x (id text, joined_at timestamptz, lease_us bigint, lease_until timestamptz, wants integer, drained boolean, partitions jsonb,
+                 holds bigint, presence_key integer, presence_number integer))
 SELECT pg_notify({channel}, {set}) WHERE (%[9]t OR %[10]t) AND pg_notification_queue_usage() < 0.5`),
 
 		registerProjections: `

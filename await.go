@@ -1,0 +1,99 @@
+package orchestrator
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+
+	"github.com/getpup/pupsourcing-orchestrator/internal/store"
+)
+
+// A ParkedError says that events which somebody waits for are not handled, but
+// parked (see ParkEvents).
+type ParkedError struct {
+	Projection string
+	Events     int   // parked at or below the position
+	First      int64 // the lowest of their positions
+}
+
+func (e *ParkedError) Error() string {
+	return fmt.Sprintf("projection %q: %d events are parked, the first at position %d", e.Projection, e.Events, e.First)
+}
+
+// WaitFor waits until a projection has handled every event up to a position, on
+// all of its partitions, and that is committed: for reading one's own writes, and
+// for tests. It returns a *ParkedError if it has gone past some without handling
+// them, and when ctx ends the cause of that. A projection that has not run yet is
+// waited for.
+//
+// It looks at the checkpoints of all partitions, and not at the highest. Where a
+// projection has many partitions and events come thick, those that had no event of
+// their own say so about once a second.
+func WaitFor(ctx context.Context, db *sql.DB, projection string, position int64) error {
+	err := await(ctx, func() (bool, error) { return store.HandledTo(ctx, db, projection, position) })
+	if err != nil {
+		return fmt.Errorf("wait for projection %q to reach position %d: %w", projection, position, err)
+	}
+	parked := &ParkedError{Projection: projection}
+	err = db.QueryRowContext(ctx, `
+SELECT count(*), coalesce(min(position), 0) FROM orchestrator_parked WHERE projection = $1 AND position <= $2`, projection, position).
+		Scan(&parked.Events, &parked.First)
+	if err != nil {
+		return fmt.Errorf("look for parked events of projection %q: %w", projection, err)
+	}
+	if parked.Events > 0 {
+		return parked
+	}
+	return nil
+}
+
+// A HeadStore is an EventStore that can tell where its stream ends, as Table can.
+type HeadStore interface {
+	// Head returns the highest position of an event that is committed; 0: there
+	// is none.
+	Head(ctx context.Context) (int64, error)
+}
+
+// CatchUp runs as Run does until everything that was in the event store when it
+// was called is handled by all of the projections, by this worker or others. Then
+// it leaves and returns nil: for tests and for jobs that run once. It returns a
+// *ParkedError for events that were parked instead, ctx.Err() when ctx ends before,
+// and what else Run returns. The event store must be a HeadStore.
+func (o *Orchestrator[E]) CatchUp(ctx context.Context, projections []Projection[E]) error {
+	names, err := projectionNames(projections)
+	if err != nil {
+		return err
+	}
+	events, ok := o.cfg.EventStore.(HeadStore)
+	if !ok {
+		return fmt.Errorf("%w: CatchUp needs an event store that is a HeadStore, and %T has no Head", ErrInvalidConfig, o.cfg.EventStore)
+	}
+	var head int64
+	err = await(ctx, func() (ok bool, err error) {
+		head, err = events.Head(ctx)
+		return err == nil, err
+	})
+	if err != nil {
+		return fmt.Errorf("look for the end of the stream: %w", err)
+	}
+
+	running, stop := context.WithCancel(ctx)
+	defer stop()
+	caughtUp := make(chan error, 1)
+	go func() {
+		defer stop()
+		var errs []error
+		for _, name := range names {
+			errs = append(errs, WaitFor(running, o.cfg.DB, name, head))
+		}
+		caughtUp <- errors.Join(errs...)
+	}()
+	err = o.Run(running, projections)
+	stop()
+	waited := <-caughtUp
+	if ctx.Err() == nil && errors.Is(err, context.Canceled) {
+		return waited
+	}
+	return err
+}

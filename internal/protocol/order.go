@@ -1,0 +1,128 @@
+package protocol
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// An OrderKind is what an operator can order.
+type OrderKind string
+
+const (
+	OrderPause   OrderKind = "pause"   // run the projection no more
+	OrderResume  OrderKind = "resume"  // run it again
+	OrderRewind  OrderKind = "rewind"  // set it to a position, back or forward
+	OrderDrain   OrderKind = "drain"   // give the worker no partitions
+	OrderUndrain OrderKind = "undrain" // give it some again
+)
+
+// All stands for every projection of a group, in Order and Group.Paused. No
+// projection has this name.
+const All = ""
+
+// An Order is what an operator wants of a group. It is carried out by opening a
+// generation: whatever runs has stopped, or can't commit any more, before the
+// order has its effect, and nothing is told to workers beside their assignment.
+type Order struct {
+	Kind       OrderKind
+	Projection string   // of pause and resume, where it may be All, and of rewind
+	Position   int64    // of rewind: the next event is the first above it
+	Worker     WorkerID // of drain and undrain
+}
+
+// A Rewind sets a projection to a position, on all partitions.
+type Rewind struct {
+	Projection string
+	Position   int64
+}
+
+// String shows the order as it appears in a generation's reason.
+func (o Order) String() string {
+	switch {
+	case o.Kind == OrderRewind:
+		return fmt.Sprintf("rewind of %s to %d", o.Projection, o.Position)
+	case o.Worker != "":
+		return fmt.Sprintf("%s of %s", o.Kind, o.Worker)
+	case o.Projection == All:
+		return fmt.Sprintf("%s of all", o.Kind)
+	}
+	return fmt.Sprintf("%s of %s", o.Kind, o.Projection)
+}
+
+// Check says what keeps the group from obeying.
+func (o Order) Check(g Group) error {
+	switch o.Kind {
+	case OrderDrain, OrderUndrain:
+		i := g.index(o.Worker)
+		if i < 0 {
+			return fmt.Errorf("there is no worker %q", o.Worker)
+		}
+		g.Members = slices.Clone(g.Members)
+		g.Members[i].Drained = o.Kind == OrderDrain
+		if !g.staffed() {
+			return fmt.Errorf("worker %q is the last one that can have partitions; pause the replica set instead", o.Worker)
+		}
+	case OrderResume:
+		if o.Projection != All && slices.Contains(g.Paused, All) {
+			return fmt.Errorf("all of the replica set is paused; resume that")
+		}
+	}
+	return nil
+}
+
+// obey carries the order out as far as it needs no generation, which Step then
+// opens. An order that changes nothing opens none.
+func (g Group) obey(o Order) Group {
+	changed := true
+	switch o.Kind {
+	case OrderPause:
+		i, paused := slices.BinarySearch(g.Paused, o.Projection)
+		if changed = !paused; changed {
+			g.Paused = slices.Insert(slices.Clone(g.Paused), i, o.Projection)
+		}
+	case OrderResume:
+		i, paused := slices.BinarySearch(g.Paused, o.Projection)
+		switch {
+		case o.Projection == All:
+			changed, g.Paused = len(g.Paused) > 0, nil
+		case paused:
+			g.Paused = slices.Delete(slices.Clone(g.Paused), i, i+1)
+		default:
+			changed = false
+		}
+	case OrderRewind:
+		// Another rewind that is still due has not happened.
+		g.Rewinds = slices.DeleteFunc(slices.Clone(g.Rewinds), func(r Rewind) bool { return r.Projection == o.Projection })
+		i, _ := slices.BinarySearchFunc(g.Rewinds, o.Projection, func(r Rewind, name string) int { return strings.Compare(r.Projection, name) })
+		g.Rewinds = slices.Insert(g.Rewinds, i, Rewind{o.Projection, o.Position})
+	case OrderDrain, OrderUndrain:
+		i := g.index(o.Worker)
+		changed = i >= 0 && g.Members[i].Drained != (o.Kind == OrderDrain)
+		if changed {
+			g.Members[i].Drained = o.Kind == OrderDrain
+		}
+	}
+	if changed {
+		g.ordered = o.String()
+	}
+	return g
+}
+
+// Runs reports whether the share's generation runs the projection. Those it does
+// not are paused.
+func (s Share) Runs(projection string) bool {
+	return !slices.Contains(s.Paused, All) && !slices.Contains(s.Paused, projection)
+}
+
+// Rewound returns the checkpoints from which to hand the projection over: old
+// ones, or, if it is due to be rewound, one up to which everything counts as
+// handled, and nothing above it.
+func Rewound(projection string, old []Checkpoint, rewinds []Rewind) []Checkpoint {
+	for _, r := range rewinds {
+		if r.Projection == projection {
+			return []Checkpoint{{Position: r.Position}}
+		}
+	}
+	return old
+}

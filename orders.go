@@ -1,0 +1,121 @@
+package orchestrator
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
+	"github.com/getpup/pupsourcing-orchestrator/internal/store"
+)
+
+// ErrOrder is returned for an order that can't be carried out: the replica set,
+// the projection or the worker that it names is not there, or nobody would be
+// left to run the partitions. Nothing was changed.
+var ErrOrder = store.ErrOrder
+
+// AllProjections, in the place of a projection's name, stands for all of a
+// replica set.
+const AllProjections = protocol.All
+
+// Pause has a projection, or AllProjections of a replica set, not run. It opens a
+// generation, whose number it returns, in which the others go on: when that is
+// active (AwaitGeneration), no handler of the projection runs anywhere. It lasts
+// until Resume, through restarts and re-partitions. What is paused already is left
+// as it is, under the generation that there is.
+//
+// Like the other orders, it may be given from any program that reaches the
+// database, while workers run, and it is idempotent.
+func Pause(ctx context.Context, db *sql.DB, set ReplicaSetName, projection string) (generation int64, err error) {
+	return order(ctx, db, set, protocol.Order{Kind: protocol.OrderPause, Projection: projection})
+}
+
+// Resume has a projection that was paused run again, from where it is; and
+// AllProjections everything of the replica set. See Pause.
+func Resume(ctx context.Context, db *sql.DB, set ReplicaSetName, projection string) (generation int64, err error) {
+	return order(ctx, db, set, protocol.Order{Kind: protocol.OrderResume, Projection: projection})
+}
+
+// Rewind sets a projection to a position, back or forward: the next events that it
+// handles are those above it; 0 is all. It opens a generation, whose activation
+// sets the checkpoints, so nothing that is in flight can move them afterwards. When
+// no worker is there, that is when the next one comes. Events above the position
+// that are parked are forgotten, since they come again.
+//
+// What the projection has written is its own: to build a read model anew, Pause,
+// wait until that is active, empty the read model, Rewind to 0, and Resume.
+func Rewind(ctx context.Context, db *sql.DB, set ReplicaSetName, projection string, position int64) (generation int64, err error) {
+	if position < 0 {
+		return 0, fmt.Errorf("%w: rewind of %s to %d: a position can't be negative", ErrOrder, projection, position)
+	}
+	if projection == AllProjections {
+		return 0, fmt.Errorf("%w: rewind needs the name of a projection", ErrOrder)
+	}
+	return order(ctx, db, set, protocol.Order{Kind: protocol.OrderRewind, Projection: projection, Position: position})
+}
+
+// DrainWorker takes a worker's partitions away from it, for maintenance. It stays a
+// member, as a standby, until UndrainWorker, or until its program ends. The last
+// worker that can have partitions can't be drained.
+func DrainWorker(ctx context.Context, db *sql.DB, set ReplicaSetName, worker string) (generation int64, err error) {
+	return order(ctx, db, set, protocol.Order{Kind: protocol.OrderDrain, Worker: protocol.WorkerID(worker)})
+}
+
+// UndrainWorker lets a worker that was drained have partitions again.
+func UndrainWorker(ctx context.Context, db *sql.DB, set ReplicaSetName, worker string) (generation int64, err error) {
+	return order(ctx, db, set, protocol.Order{Kind: protocol.OrderUndrain, Worker: protocol.WorkerID(worker)})
+}
+
+// order carries an order out, and tries again where the set's rows are locked.
+func order(ctx context.Context, db *sql.DB, set ReplicaSetName, o protocol.Order) (generation int64, err error) {
+	s := store.New(db, string(set), store.Options{Bounds: store.BoundsOf(DefaultStaleWorkerTimeout)})
+	if err := s.Check(ctx); err != nil {
+		return 0, err
+	}
+	backoff := protocol.Backoff{Min: 20 * time.Millisecond, Max: time.Second}
+	for failures := 1; ; failures++ {
+		result, err := s.Sync(ctx, protocol.Request{Order: &o}, nil)
+		switch {
+		case err == nil:
+			return result.Group.Generation, nil
+		case errors.Is(err, ErrOrder) || !store.LockTimeout(err):
+			return 0, fmt.Errorf("%s in replica set %q: %w", o, set, err)
+		case !sleep(ctx, backoff.Delay(failures, 0)):
+			return 0, fmt.Errorf("%s in replica set %q: %w", o, set, errors.Join(ctx.Err(), err))
+		}
+	}
+}
+
+// AwaitGeneration waits until a generation, or a newer one, is active: nothing
+// that an older one ran can have an effect any more. It goes on looking until ctx
+// ends, also while there is no worker to activate it.
+func AwaitGeneration(ctx context.Context, db *sql.DB, set ReplicaSetName, generation int64) error {
+	return await(ctx, func() (bool, error) {
+		var active bool
+		err := db.QueryRowContext(ctx, `
+SELECT generation >= $2 AND phase = 'active' FROM orchestrator_replica_sets WHERE name = $1`, string(set), generation).Scan(&active)
+		if errors.Is(err, sql.ErrNoRows) {
+			err = ErrNoReplicaSet
+		}
+		if err != nil {
+			err = fmt.Errorf("wait for generation %d of replica set %q: %w", generation, set, err)
+		}
+		return active, err
+	})
+}
+
+// await looks until it is so, ever less often, up to ten times a second. A
+// database that is away is waited for.
+func await(ctx context.Context, look func() (bool, error)) error {
+	for wait := 2 * time.Millisecond; ; wait = min(2*wait, 100*time.Millisecond) {
+		ok, err := look()
+		if ok || err != nil && !store.Passing(err) {
+			return err
+		}
+		if !sleep(ctx, wait) {
+			return errors.Join(context.Cause(ctx), err)
+		}
+	}
+}

@@ -65,7 +65,10 @@ func tables(t testing.TB, db *sql.DB, schema string) []string {
 	return out
 }
 
-var allTables = []string{"orchestrator_checkpoints", "orchestrator_projections", "orchestrator_replica_sets", "orchestrator_schema", "orchestrator_workers"}
+var allTables = []string{
+	"orchestrator_checkpoints", "orchestrator_history", "orchestrator_parked", "orchestrator_projections",
+	"orchestrator_replica_sets", "orchestrator_reports", "orchestrator_schema", "orchestrator_workers",
+}
 
 func expectTables(t testing.TB, db *sql.DB, schema string, want []string) {
 	t.Helper()

@@ -331,6 +331,12 @@ func (s *coordination) step() {
 		before.Members = append(before.Members, w.as(t).Member)
 	}
 	before.Floor = s.floor
+	if o := s.request.Order; o != nil {
+		if err := s.check(*o, before); err != nil {
+			t.refused(fmt.Errorf("%w: %w", store.ErrOrder, err))
+			return
+		}
+	}
 
 	group, decision := s.m.rules.step(protocol.Apply(before, s.request, s.now), s.now, s.request.Watch)
 
@@ -342,6 +348,19 @@ func (s *coordination) step() {
 	} else {
 		s.done()
 	}
+}
+
+// check says what keeps the set from obeying.
+func (s *coordination) check(o protocol.Order, g protocol.Group) error {
+	if g.Generation == 0 {
+		return fmt.Errorf("no worker of %s has ever run", s.set.name)
+	}
+	if o.Projection != protocol.All {
+		if of := s.m.projection(o.Projection).as(s.transaction); of == nil || *of != s.set.name {
+			return fmt.Errorf("projection %s is not of %s", o.Projection, s.set.name)
+		}
+	}
+	return o.Check(g)
 }
 
 func (s *coordination) saveGroup(g protocol.Group, d protocol.Decision) {

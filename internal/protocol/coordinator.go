@@ -494,7 +494,7 @@ func Numbers(partitions []int) string {
 }
 
 // String shows the group in one line: generation 3 active {a:0/2 b:1/2 c:-},
-// with * on members that still hold an older generation.
+// with * on members that still hold an older generation; and what is ordered.
 func (g Group) String() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "generation %d %s {", g.Generation, g.Phase)
@@ -506,11 +506,22 @@ func (g Group) String() string {
 		if len(m.Partitions) > 0 {
 			fmt.Fprintf(&b, "/%d", g.Total)
 		}
+		if m.Drained {
+			b.WriteString("(drained)")
+		}
 		if m.Holds != 0 && m.Holds != g.Generation {
 			b.WriteByte('*')
 		}
 	}
 	b.WriteByte('}')
+	if slices.Contains(g.Paused, All) {
+		b.WriteString(" all paused")
+	} else if len(g.Paused) > 0 {
+		fmt.Fprintf(&b, " paused %v", g.Paused)
+	}
+	for _, r := range g.Rewinds {
+		fmt.Fprintf(&b, " rewind %s to %d", r.Projection, r.Position)
+	}
 	return b.String()
 }
 

@@ -33,6 +33,7 @@ var update = flag.Bool("update", false, "rewrite the scenarios' output")
 //	lose a       lose its next reply, after the request was carried out
 //	slow a       keep back its next reply, until: deliver a
 //	clock 1h     step the database's clock
+//	order pause p; order rewind p 40; order drain a
 func TestScenarios(t *testing.T) {
 	files, err := filepath.Glob("testdata/*.txt")
 	if err != nil || len(files) == 0 {
@@ -127,6 +128,8 @@ func (s *stage) command(words []string) {
 		s.run(s.duration(args[0]))
 	case "clock":
 		s.step += s.duration(args[0])
+	case "order":
+		s.order(args)
 	default:
 		for _, name := range args {
 			s.act(verb, s.worker(name))
@@ -153,6 +156,27 @@ func (s *stage) set(setting string) {
 	default:
 		s.t.Fatalf("there is no setting %q", key)
 	}
+}
+
+// order is what an operator's program does.
+func (s *stage) order(args []string) {
+	o := Order{Kind: OrderKind(args[0])}
+	switch o.Kind {
+	case OrderDrain, OrderUndrain:
+		o.Worker = WorkerID(args[1])
+	case OrderRewind:
+		if _, err := fmt.Sscan(args[2], &o.Position); err != nil {
+			s.t.Fatal(err)
+		}
+		fallthrough
+	default:
+		o.Projection = strings.ReplaceAll(args[1], "all", All)
+	}
+	if err := o.Check(s.group); err != nil {
+		s.say("op", "%s: %v", o, err)
+		return
+	}
+	s.database(nil, Request{Order: &o})
 }
 
 func (s *stage) act(verb string, w *actor) {
@@ -327,6 +351,9 @@ func (s *stage) database(w *actor, r Request) View {
 		s.stepAt = d.StepAt
 		if d.Opened || d.Activated || len(d.Expired) > 0 {
 			s.say("db", "%s: %s (%s)", d, s.group, s.group.Reason)
+			for _, r := range d.Rewinds {
+				s.say("db", "sets %s to %d", r.Projection, r.Position)
+			}
 		}
 	}
 	return s.group.View(r.Worker, now, d)

@@ -72,6 +72,11 @@ func Run(t *testing.T, open func(t *testing.T) World) {
 		{"sets are apart", testSetsApart},
 		{"concurrent joins", testConcurrentJoins},
 
+		{"pause", testPause},
+		{"rewind", testRewind},
+		{"drained worker", testDrained},
+		{"order refused", testOrderRefused},
+
 		{"commit and find", testCommit},
 		{"marks", testMarks},
 		{"fence", testFence},

@@ -1,0 +1,133 @@
+package storetest
+
+import (
+	"errors"
+	"slices"
+	"testing"
+
+	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
+	"github.com/getpup/pupsourcing-orchestrator/internal/store"
+)
+
+func (s *set) order(o protocol.Order) store.Result {
+	s.t.Helper()
+	return s.sync(protocol.Request{Order: &o})
+}
+
+// What is paused comes with the assignment, by heartbeat and by request, and stays
+// through changes of members.
+func testPause(t *testing.T, w World) {
+	s := newSet(t, w, "set", "p", "q")
+	s.join("a")
+	g := s.order(protocol.Order{Kind: protocol.OrderPause, Projection: "q"}).Group
+	expectGroup(t, g, "generation 2 draining {a:0/1*} paused [q]")
+	if v := s.beat("a"); v.May() || v.Generation != 2 || !slices.Equal(v.Paused, []string{"q"}) {
+		t.Errorf("a heartbeat after the order: %+v", v)
+	}
+	s.settle("a")
+	if v := s.look("a").View; !v.May() || !slices.Equal(v.Paused, []string{"q"}) || !sameView(s.beat("a"), v) {
+		t.Errorf("after the activation: %+v", v)
+	}
+	g = s.order(protocol.Order{Kind: protocol.OrderPause, Projection: "q"}).Group
+	expectGroup(t, g, "generation 2 active {a:0/1} paused [q]")
+	s.order(protocol.Order{Kind: protocol.OrderPause, Projection: protocol.All})
+	s.join("b")
+	expectGroup(t, s.settle("b"), "generation 4 active {a:0/2 b:1/2} all paused")
+	if v := s.beat("b"); !slices.Equal(v.Paused, []string{protocol.All, "q"}) {
+		t.Errorf("a joiner sees %q paused", v.Paused)
+	}
+	s.order(protocol.Order{Kind: protocol.OrderResume, Projection: protocol.All})
+	expectGroup(t, s.settle("a"), "generation 5 active {a:0/2 b:1/2}")
+	if v := s.beat("b"); len(v.Paused) != 0 || !v.May() {
+		t.Errorf("after all was resumed: %+v", v)
+	}
+	s.order(protocol.Order{Kind: protocol.OrderPause, Projection: "p"})
+	s.leave("a")
+	s.leave("b")
+	r := s.join("c")
+	expectGroup(t, r.Group, "generation 8 active {c:0/1} paused [p]")
+}
+
+// A rewind is carried out by the activation, for its projection alone, whatever its
+// partitions stood at; and then it is done.
+func testRewind(t *testing.T, w World) {
+	s := newSet(t, w, "set", "p", "q")
+	s.join("a")
+	s.join("b")
+	g := s.settle("a").Generation
+	for _, projection := range []string{"p", "q"} {
+		s.commit(lane(projection, g, 0, 2), start, at(100))
+		s.commit(lane(projection, g, 1, 2), start, at(70))
+	}
+	s.order(protocol.Order{Kind: protocol.OrderRewind, Projection: "p", Position: 9})
+	r := s.order(protocol.Order{Kind: protocol.OrderRewind, Projection: "p", Position: 1 << 60})
+	expectGroup(t, r.Group, "generation 4 draining {a:0/2* b:1/2*} rewind p to 1152921504606846976")
+	s.expect(lane("p", g, 1, 2), at(70))
+	s.commit(lane("p", g, 1, 2), at(70), at(80)) // what is in flight is committed before
+	g = s.settle("b").Generation
+	for k := range 2 {
+		s.expect(lane("p", g, k, 2), at(1<<60))
+	}
+	s.expect(lane("q", g, 0, 2), at(100))
+	s.expect(lane("q", g, 1, 2), at(70))
+	s.refused("it ran before the rewind", lane("p", 2, 1, 2), at(80), at(90))
+	s.order(protocol.Order{Kind: protocol.OrderPause, Projection: "q"})
+	g = s.settle("a").Generation
+	s.expect(lane("p", g, 0, 2), at(1<<60))
+	s.commit(lane("p", g, 0, 2), at(1<<60), at(1<<60+1))
+	s.order(protocol.Order{Kind: protocol.OrderResume, Projection: "q"})
+	g = s.settle("a").Generation
+	s.expect(lane("p", g, 0, 2), at(1<<60+1))
+
+	// With nobody there, the next one to come carries it out.
+	s.leave("a")
+	s.leave("b")
+	s.order(protocol.Order{Kind: protocol.OrderRewind, Projection: "p", Position: 5})
+	g = s.join("c").Group.Generation
+	s.expect(lane("p", g, 0, 1), at(5))
+}
+
+// A worker that is drained stays one, also as a new incarnation.
+func testDrained(t *testing.T, w World) {
+	s := newSet(t, w, "set", "p")
+	s.join("a")
+	s.join("b")
+	s.settle("a")
+	s.order(protocol.Order{Kind: protocol.OrderDrain, Worker: "a"})
+	expectGroup(t, s.settle("b"), "generation 3 active {a:-(drained) b:0/1}")
+	if v := s.beat("a"); !v.Member || v.Assigned() || v.May() {
+		t.Errorf("the drained worker sees %+v", v)
+	}
+	r := s.sync(protocol.Request{Worker: "a~2", Replaces: "a", Join: true})
+	expectGroup(t, r.Group, "generation 3 active {b:0/1 a~2:-(drained)}")
+	// Nobody is left that could have the partition, and it is kept.
+	s.commit(lane("p", 3, 0, 1), start, at(7))
+	r = s.leave("b")
+	expectGroup(t, r.Group, "generation 3 active {a~2:-(drained)}")
+	s.expect(lane("p", 3, 0, 1), at(7))
+	r = s.order(protocol.Order{Kind: protocol.OrderUndrain, Worker: "a~2"})
+	expectGroup(t, r.Group, "generation 4 active {a~2:0/1}")
+	s.expect(lane("p", 4, 0, 1), at(7))
+}
+
+// An order that can't be carried out says so, and changes nothing.
+func testOrderRefused(t *testing.T, w World) {
+	s, other := newSet(t, w, "set", "p"), newSet(t, w, "other", "q")
+	refused := func(o protocol.Order) {
+		t.Helper()
+		if _, err := s.try(protocol.Request{Order: &o}); !errors.Is(err, store.ErrOrder) {
+			t.Errorf("%s: %v, want ErrOrder", o, err)
+		}
+	}
+	refused(protocol.Order{Kind: protocol.OrderPause, Projection: protocol.All}) // no such set
+	s.join("a")
+	other.join("b")
+	refused(protocol.Order{Kind: protocol.OrderPause, Projection: "q"})
+	refused(protocol.Order{Kind: protocol.OrderRewind, Projection: "nobody", Position: 1})
+	refused(protocol.Order{Kind: protocol.OrderDrain, Worker: "b"})
+	refused(protocol.Order{Kind: protocol.OrderDrain, Worker: "a"})
+	expectGroup(t, s.look("a").Group, "generation 1 active {a:0/1}")
+	if v := s.beat("a"); !v.May() {
+		t.Errorf("after orders that were refused: %+v", v)
+	}
+}

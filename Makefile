@@ -4,7 +4,7 @@ GO ?= go
 
 # Folders below the root with their own go.mod, which ./... does not reach.
 # pupsourcing is not among them: see test-adapter.
-MODULES ?= compat prometheus prometheus/check
+MODULES ?= compat prometheus prometheus/check examples/kubernetes
 
 # The tests that need PostgreSQL or start processes; narrow with either one.
 INTEGRATION_PACKAGES ?= . ./internal/store ./internal/embedpg/... ./examples/... ./bench
@@ -72,7 +72,7 @@ race: ## go test with the race detector
 test-integration: ## the tests that need PostgreSQL or start processes
 	$(GO) test -count=1 -run '$(INTEGRATION_RUN)' $(INTEGRATION_PACKAGES)
 
-modules: ## vet and test the nested modules: MODULES='compat'
+modules: ## vet and test the nested modules: MODULES=compat
 	@for dir in $(MODULES); do \
 		echo "$$dir: go vet ./... && go test -race -count=1 ./..."; \
 		(cd "$$dir" && $(GO) vet ./... && $(GO) test -race -count=1 ./...) || exit 1; \

@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"fmt"
 	"log"
+	"net/http"
 	"os"
 	"os/signal"
 	"syscall"
@@ -59,6 +60,15 @@ func Example() {
 	if ctx.Err() == nil {
 		log.Fatal(err) // it could not go on; after a signal it returns ctx.Err()
 	}
+}
+
+// Probes for Kubernetes: livenessProbe /livez, readinessProbe /readyz.
+func ExampleHealthHandler() {
+	run := func(ctx context.Context, o *orchestrator.Orchestrator[orchestrator.Event]) error {
+		go func() { log.Fatal(http.ListenAndServe(":8080", orchestrator.HealthHandler(o))) }()
+		return o.Run(ctx, []orchestrator.Projection[orchestrator.Event]{UserCount{}})
+	}
+	_ = run
 }
 
 // An events table of one's own: other names, another event type.

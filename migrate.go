@@ -21,8 +21,9 @@ const migrationLock = 0x6f72636865737472
 // RunMigrations creates or upgrades the library's tables. It does nothing when
 // they are there and new enough, so a program may call it at every start, in
 // many processes at once; it needs the right to create tables only when there
-// is something to do. The tables go into the first schema of the search path,
-// unless another one on it has them already.
+// is something to do. Where a long transaction keeps a table that is to be
+// altered, it gives up after 3s with the server's error. The tables go into the
+// first schema of the search path, unless another one on it has them already.
 func RunMigrations(db *sql.DB) error {
 	if db == nil {
 		return fmt.Errorf("%w: RunMigrations was given a nil database", ErrInvalidConfig)
@@ -43,6 +44,11 @@ func RunMigrations(db *sql.DB) error {
 	// CREATE TABLE IF NOT EXISTS is not safe against itself.
 	if _, err := tx.ExecContext(ctx, `SELECT pg_advisory_xact_lock($1)`, int64(migrationLock)); err != nil {
 		return fmt.Errorf("run migrations: lock: %w", err)
+	}
+	// Who reads one of the tables in a long transaction makes an ALTER TABLE wait,
+	// and every heartbeat wait behind that. Not for as long as a lease is.
+	if _, err := tx.ExecContext(ctx, `SELECT set_config('lock_timeout', '3s', true)`); err != nil {
+		return fmt.Errorf("run migrations: bound the wait for locks: %w", err)
 	}
 	// Tables that are there, and older, are upgraded where they are.
 	if _, err := tx.ExecContext(ctx, `

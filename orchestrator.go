@@ -20,7 +20,8 @@ import (
 
 // An Orchestrator is one worker of a replica set.
 type Orchestrator[E any] struct {
-	cfg Config[E]
+	cfg  Config[E]
+	runs runs
 }
 
 // New checks the configuration, without touching the database, and returns an
@@ -49,6 +50,8 @@ func New[E any](cfg Config[E]) (*Orchestrator[E], error) {
 // run the same projections. During a roll-out that adds one, it stays idle on
 // partitions whose worker does not know it yet.
 func (o *Orchestrator[E]) Run(ctx context.Context, projections []Projection[E]) (err error) {
+	vitals := o.runs.begin(o.cfg.timing(), o.cfg.JoinWindow)
+	defer func() { vitals.end(ctx, err) }()
 	names, err := projectionNames(projections)
 	if err == nil {
 		err = o.cfg.checkFailures(names)
@@ -69,6 +72,8 @@ func (o *Orchestrator[E]) Run(ctx context.Context, projections []Projection[E]) 
 		tell(w.to, w.to.WorkerLeft, WorkerLeft{Source: w.source(w.session.ID()), Err: err})
 		w.to.close()
 	}()
+	w.vitals = vitals
+	vitals.update(func(f *facts) { f.worker = string(w.session.ID()) })
 	defer w.feed.leave()
 	defer w.feed.watch(w.gap)()
 	defer w.listen()()
@@ -106,6 +111,7 @@ type worker[E any] struct {
 	leases   *lease
 	handlers handlers
 	presence presence
+	vitals   *vitals
 	run      *run[E] // what the session has started
 	waiting  waiting
 	watch    watch
@@ -311,6 +317,7 @@ func (w *worker[E]) loop(ctx context.Context) error {
 		if again := w.session.ID(); again != id {
 			w.log.Info("joining again", "as", string(again))
 		}
+		w.vitals.turn(now, in, actions)
 		for _, action := range actions {
 			switch a := action.(type) {
 			case protocol.Sync:
@@ -335,7 +342,10 @@ func (w *worker[E]) loop(ctx context.Context) error {
 				id := w.session.ID()
 				w.busy.Go(func() { w.prove(a, id) })
 			case protocol.Wake:
-				wake.Reset(a.At.Sub(now))
+				// A session that waits for handlers alone may sleep for long.
+				// A Tick too many changes nothing, and shows probes that the
+				// loop turns.
+				wake.Reset(min(a.At.Sub(now), w.cfg.HeartbeatInterval))
 			case protocol.Exit:
 				if a.Cause == protocol.DrainTimeout {
 					return w.stuck(cause)

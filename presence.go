@@ -83,7 +83,7 @@ func (w *worker[E]) prove(a protocol.Prove, id protocol.WorkerID) {
 		w.presence.drop()
 		w.input(protocol.Detached{Number: a.Number})
 	case !got.same:
-		w.noPresence("a pooler hands out sessions here")
+		w.noPresence("a pooler hands out sessions here; set Config.LeaseOnly")
 		w.presence.drop()
 		w.input(protocol.Detached{Number: a.Number, Never: true})
 	default:

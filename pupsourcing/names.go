@@ -3,6 +3,7 @@ package orchestrator
 import (
 	"context"
 	"database/sql"
+	"net/http"
 
 	"github.com/getpup/pupsourcing/es"
 
@@ -52,6 +53,10 @@ type (
 	LaneReport = root.LaneReport
 	// A GapReport is a missing position that a transaction may still fill.
 	GapReport = root.GapReport
+	// Health is what probes want to know of an Orchestrator. See [root.Health].
+	Health = root.Health
+	// A HealthChecker is an Orchestrator, of this package or the root.
+	HealthChecker = root.HealthChecker
 
 	// ImportConfig says whose progress to import, and to where.
 	ImportConfig = root.ImportConfig
@@ -147,6 +152,10 @@ func RunMigrations(db *sql.DB) error { return root.RunMigrations(db) }
 func ImportCheckpoints(ctx context.Context, cfg ImportConfig) (Imported, error) {
 	return root.ImportCheckpoints(ctx, cfg)
 }
+
+// HealthHandler answers the probes /livez and /readyz of a process that runs these
+// Orchestrators. See [root.HealthHandler].
+func HealthHandler(of ...HealthChecker) http.Handler { return root.HealthHandler(of...) }
 
 // AssignmentFrom returns the assignment under which the handler that was given
 // ctx runs, and false outside of handlers.

@@ -185,6 +185,10 @@ func (o *Orchestrator) Run(ctx context.Context, projections []projection.Project
 	return o.root.Run(ctx, same)
 }
 
+// Health returns how the workers are that this Orchestrator's calls of Run are, for
+// HealthHandler.
+func (o *Orchestrator) Health() Health { return o.root.Health() }
+
 // Waiting returns the gap in the events table that readers wait at, if there
 // is one: a transaction that has appended and stays open holds them back.
 func (o *Orchestrator) Waiting() (Gap, bool) { return o.events.Waiting() }

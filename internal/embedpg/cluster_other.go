@@ -17,6 +17,6 @@ func startCluster(_ context.Context, _ Options, _ machine, tried *attempts) (*cl
 	return nil, "", nil
 }
 
-func (*cluster) url() url.URL                  { return url.URL{} }
-func (*cluster) restart(context.Context) error { return nil }
-func (*cluster) close() error                  { return nil }
+func (*cluster) url() url.URL                          { return url.URL{} }
+func (*cluster) restart(context.Context, func()) error { return nil }
+func (*cluster) close() error                          { return nil }

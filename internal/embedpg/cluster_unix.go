@@ -220,10 +220,11 @@ func (c *cluster) begin(ctx context.Context) error {
 
 // restart insists on the port, which clients know. Both that and the memory of
 // the stopped server can be in use for another moment.
-func (c *cluster) restart(ctx context.Context) error {
+func (c *cluster) restart(ctx context.Context, during func()) error {
 	if err := c.do(ctx, "stop"); err != nil {
 		return err
 	}
+	during()
 	for begun := time.Now(); ; {
 		err := c.do(ctx, "start "+strconv.Itoa(c.port))
 		if err == nil || !inUse(err) || time.Since(begun) > restartMax {

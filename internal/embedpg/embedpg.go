@@ -155,7 +155,10 @@ func (s *Server) Source() string { return s.source }
 // same port with the same data. Sessions are cut; committed data stays. Only a
 // server of one's own can be restarted (see Options.Own). If ctx ends first the
 // server can only be stopped.
-func (s *Server) Restart(ctx context.Context) error {
+func (s *Server) Restart(ctx context.Context) error { return s.Outage(ctx, func() {}) }
+
+// Outage is Restart, and calls during while the server is stopped.
+func (s *Server) Outage(ctx context.Context, during func()) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 
@@ -165,7 +168,7 @@ func (s *Server) Restart(ctx context.Context) error {
 	case s.stopped:
 		return fmt.Errorf("restart %s: already stopped", s.base.Host)
 	}
-	if err := s.cluster.restart(ctx); err != nil {
+	if err := s.cluster.restart(ctx, during); err != nil {
 		return fmt.Errorf("restart %s: %w", s.base.Host, err)
 	}
 	return nil

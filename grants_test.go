@@ -1,0 +1,235 @@
+package orchestrator_test
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"net/url"
+	"os"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/lib/pq"
+
+	orchestrator "github.com/getpup/pupsourcing-orchestrator"
+)
+
+// granted is a world in which grants.sql was applied: nobody but the owner has
+// any privilege that it does not give.
+type granted struct {
+	*world
+	prefix string // of the roles, which all databases of a server share
+}
+
+func grant(t testing.TB) granted {
+	t.Helper()
+	w := newWorld(t)
+	script, err := os.ReadFile("grants.sql")
+	if err != nil {
+		t.Fatal(err)
+	}
+	u, err := url.Parse(w.url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	prefix := "r" + u.Path[len(u.Path)-12:] + "_"
+	g := granted{w, prefix}
+	t.Cleanup(func() {
+		for _, role := range []string{"worker", "operator", "monitor"} {
+			for _, name := range []string{prefix + "login_" + role, prefix + role} {
+				for _, s := range []string{"DROP OWNED BY " + name, "DROP ROLE " + name} {
+					if _, err := w.db.ExecContext(context.Background(), s); err != nil {
+						t.Errorf("%s: %v", s, err)
+					}
+				}
+			}
+		}
+	})
+	w.exec(`REVOKE ALL ON SCHEMA public FROM public`)
+	for range 2 { // it is idempotent
+		replaced := script
+		for _, role := range []string{"worker", "operator", "monitor"} {
+			// Not orchestrator_workers, which is a table.
+			text := strings.ReplaceAll(string(replaced), "orchestrator_workers", "\x00")
+			text = strings.ReplaceAll(text, "orchestrator_"+role, prefix+role)
+			replaced = []byte(strings.ReplaceAll(text, "\x00", "orchestrator_workers"))
+		}
+		w.exec(string(replaced))
+	}
+	for _, role := range []string{"worker", "operator", "monitor"} {
+		w.exec(`GRANT USAGE ON SCHEMA public TO ` + prefix + role)
+		w.exec(`CREATE ROLE ` + prefix + `login_` + role + ` LOGIN PASSWORD 'secret' IN ROLE ` + prefix + role)
+	}
+	w.exec(`GRANT SELECT, INSERT ON effects TO ` + prefix + `worker`) // the projections' own
+	w.exec(`GRANT USAGE ON SEQUENCE effects_id_seq TO ` + prefix + `worker`)
+	return g
+}
+
+// login returns the world as one role sees it.
+func (g granted) login(role string) *world {
+	g.t.Helper()
+	u, err := url.Parse(g.url)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	u.User = url.UserPassword(g.prefix+"login_"+role, "secret")
+	return &world{t: g.t, db: g.as(g.prefix + "login_" + role), url: u.String()}
+}
+
+// expectRefused demands that each statement is refused for want of a privilege.
+func expectRefused(t testing.TB, who string, db *sql.DB, statements ...string) {
+	t.Helper()
+	for _, s := range statements {
+		_, err := db.ExecContext(t.Context(), s)
+		var refused *pq.Error
+		if !errors.As(err, &refused) || refused.Code != "42501" {
+			t.Errorf("%s: %s: %v; want that it is refused", who, s, err)
+		}
+	}
+}
+
+// With the privileges of grants.sql, workers do all that they do: migrate where
+// nothing is to be done, join, notice a crash at once, wait at a gap and name who
+// holds it open, hear hints; and can't touch anything else.
+func TestGrantsOfAWorker(t *testing.T) {
+	t.Parallel()
+	g := grant(t)
+	w := g.login("worker")
+	if err := orchestrator.RunMigrations(w.db); err != nil {
+		t.Fatal(err)
+	}
+	g.append(300)
+
+	// A heartbeat comes once an hour: what happens, happens by hints and by the
+	// sessions that show who is there.
+	c := startChild(w, "hang in the middle of a batch, with a long lease")
+	c.says("hanging")
+	cfg := w.config(w.db, "set")
+	cfg.StaleWorkerTimeout, cfg.CoordinationTimeout = time.Hour, time.Hour
+	cfg.ListenURL = w.url
+	run(t, cfg, transactional{effects{name: "transactional"}})
+	eventually(t, "both are there", func() bool {
+		return g.number(`SELECT count(*) FROM orchestrator_workers WHERE presence_number > 0`) == 2
+	})
+	c.signal(syscall.SIGKILL)
+	<-c.done
+	g.active("set", 1)
+	g.caughtUp("transactional")
+
+	// Another role's transaction holds a position: it is waited for, and named.
+	owner := g.connect()
+	tx, err := owner.BeginTx(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback()
+	var position int64
+	var pid int
+	const insert = `
+INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
+VALUES ('test', 'thing', $1, 1, gen_random_uuid(), 'happened', 'x') RETURNING global_position, pg_backend_pid()`
+	if err := tx.QueryRowContext(t.Context(), insert, "slow").Scan(&position, &pid); err != nil {
+		t.Fatal(err)
+	}
+	g.exec(insert, "fast")
+	table := cfg.EventStore.(*orchestrator.Table[orchestrator.Event])
+	eventually(t, "the reader says what it waits for", func() bool {
+		gap, waiting := table.Waiting()
+		return waiting && gap.Position == position && len(gap.Backends) == 1 && gap.Backends[0] == pid
+	})
+	if n := g.number(`SELECT count(*) FROM effects WHERE position >= $1`, position); n != 0 {
+		t.Errorf("%d events were handled behind the gap", n)
+	}
+	if err := tx.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	g.caughtUp("transactional")
+	g.checkEffects("transactional")
+
+	expectRefused(t, "worker", w.db,
+		`DROP TABLE orchestrator_workers`,
+		`ALTER TABLE orchestrator_checkpoints ADD COLUMN mine int`,
+		`TRUNCATE orchestrator_checkpoints`,
+		`CREATE TABLE mine ()`,
+		`UPDATE orchestrator_schema SET version = 99`,
+		`DELETE FROM orchestrator_replica_sets`, // and with it the number that fences
+		`INSERT INTO events SELECT * FROM events`,
+		`UPDATE events SET payload = ''`,
+		`DELETE FROM events`)
+}
+
+// An operator gives orders, also to a set that has no worker, and reads no event.
+func TestGrantsOfAnOperator(t *testing.T) {
+	t.Parallel()
+	g := grant(t)
+	g.append(100)
+	worker := g.login("worker")
+	a := run(t, worker.config(worker.db, "set"), transactional{effects{name: "transactional"}})
+	run(t, worker.config(worker.db, "set"), transactional{effects{name: "transactional"}})
+	g.active("set", 2)
+	g.caughtUp("transactional")
+
+	db := g.login("operator").db
+	var drained string
+	if err := g.db.QueryRowContext(t.Context(), `SELECT id FROM orchestrator_workers ORDER BY seq LIMIT 1`).Scan(&drained); err != nil {
+		t.Fatal(err)
+	}
+	const set = orchestrator.ReplicaSetName("set")
+	for _, o := range []struct {
+		name string
+		give func() (int64, error)
+	}{
+		{"pause", func() (int64, error) { return orchestrator.Pause(t.Context(), db, set, "transactional") }},
+		{"rewind", func() (int64, error) { return orchestrator.Rewind(t.Context(), db, set, "transactional", 0) }},
+		{"drain", func() (int64, error) { return orchestrator.DrainWorker(t.Context(), db, set, drained) }},
+		{"undrain", func() (int64, error) { return orchestrator.UndrainWorker(t.Context(), db, set, drained) }},
+		{"resume", func() (int64, error) { return orchestrator.Resume(t.Context(), db, set, "transactional") }},
+	} {
+		generation, err := o.give()
+		if err == nil {
+			err = orchestrator.AwaitGeneration(t.Context(), db, set, generation)
+		}
+		if err != nil {
+			t.Errorf("%s: %v", o.name, err)
+		}
+	}
+	a.stop()
+	g.exec(`INSERT INTO orchestrator_parked (projection, position, slot, aggregate_id, error, attempts, parked_at) VALUES ('other', 1, 0, 'a', '', 0, now())`)
+	for _, s := range []string{`UPDATE orchestrator_parked SET request = 'retry' WHERE projection = 'other'`, `SELECT * FROM orchestrator_status_partitions`} {
+		if _, err := db.ExecContext(t.Context(), s); err != nil {
+			t.Errorf("%s: %v", s, err)
+		}
+	}
+	expectRefused(t, "operator", db,
+		`SELECT 1 FROM events`,
+		`DROP TABLE orchestrator_workers`,
+		`UPDATE orchestrator_schema SET version = 99`,
+		`DELETE FROM orchestrator_replica_sets`,
+		`SELECT 1 FROM effects`)
+}
+
+// A monitor reads every table of the library, and changes none.
+func TestGrantsOfAMonitor(t *testing.T) {
+	t.Parallel()
+	g := grant(t)
+	db := g.login("monitor").db
+	all := tables(t, g.db, "public")
+	if len(all) < 8 {
+		t.Fatalf("only the tables %v", all)
+	}
+	for _, name := range append(all, "orchestrator_status", "orchestrator_status_workers", "orchestrator_status_partitions") {
+		if _, err := db.ExecContext(t.Context(), `SELECT * FROM `+name); err != nil {
+			t.Errorf("read %s: %v", name, err)
+		}
+	}
+	for _, name := range all {
+		expectRefused(t, "monitor", db, `DELETE FROM `+name, `INSERT INTO `+name+` DEFAULT VALUES`,
+			`SELECT 1 FROM `+name+` FOR UPDATE`)
+	}
+	if _, err := orchestrator.Pause(t.Context(), db, "set", "transactional"); err == nil {
+		t.Error("a monitor has paused a projection")
+	}
+	expectRefused(t, "monitor", db, `SELECT 1 FROM events`, `DROP VIEW orchestrator_status`)
+}

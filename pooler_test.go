@@ -1,0 +1,128 @@
+package orchestrator_test
+
+import (
+	"database/sql"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+	"testing"
+	"time"
+
+	orchestrator "github.com/getpup/pupsourcing-orchestrator"
+)
+
+// pgbouncer starts a PgBouncer that hands out server connections by transaction,
+// and returns the database's URL through it. It is not everywhere: without it the
+// test is skipped.
+func pgbouncer(t testing.TB, to string) string {
+	t.Helper()
+	program, err := exec.LookPath("pgbouncer")
+	if err != nil {
+		program = "/usr/sbin/pgbouncer" // not on everybody's PATH
+	}
+	if _, err := os.Stat(program); err != nil {
+		t.Skip("no pgbouncer on this machine")
+	}
+	u, err := url.Parse(to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	port := listener.Addr().(*net.TCPAddr).Port
+	_ = listener.Close()
+
+	password, _ := u.User.Password()
+	config := filepath.Join(t.TempDir(), "pgbouncer.ini")
+	// Few server connections, and the one that has waited longest is handed out:
+	// two transactions of a client are on one by accident only.
+	text := fmt.Sprintf(`[databases]
+* = host=%s port=%s user=%s password=%s
+[pgbouncer]
+listen_addr = 127.0.0.1
+listen_port = %d
+unix_socket_dir =
+auth_type = any
+pool_mode = transaction
+default_pool_size = 8
+max_client_conn = 200
+server_round_robin = 1
+ignore_startup_parameters = extra_float_digits
+`, u.Hostname(), u.Port(), u.User.Username(), password, port)
+	if err := os.WriteFile(config, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	args := []string{config}
+	if os.Geteuid() == 0 { // it refuses to run as root
+		for dir := filepath.Dir(config); dir != os.TempDir() && dir != "/"; dir = filepath.Dir(dir) {
+			if err := os.Chmod(dir, 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+		args = append([]string{"-u", "nobody"}, args...)
+	}
+	cmd := exec.Command(program, args...)
+	cmd.Stderr = io.Discard
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Signal(syscall.SIGTERM)
+		_ = cmd.Wait()
+	})
+	u.Host = fmt.Sprintf("127.0.0.1:%d", port)
+	db, err := sql.Open("postgres", u.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	eventually(t, "pgbouncer is there", func() bool { return db.PingContext(t.Context()) == nil })
+	return u.String()
+}
+
+// What README says of a pooler: everything works but LISTEN, which must lead to the
+// server itself, and the sessions that show who is there. Each worker finds that
+// out, says so, and goes by leases.
+func TestBehindPgBouncer(t *testing.T) {
+	w := newWorld(t)
+	pooled := pgbouncer(t, w.url)
+	// Otherwise lib/pq asks for what it has prepared, unnamed, on another connection.
+	db := reopen(t, pooled, "binary_parameters", "yes")
+	for _, c := range []struct {
+		set    orchestrator.ReplicaSetName
+		listen string
+	}{{"polls", pooled}, {"hears", w.url}} {
+		t.Run(string(c.set), func(t *testing.T) {
+			log := &watchedLog{to: testWriter{t}}
+			cfg := w.config(db, c.set)
+			cfg.ListenURL = c.listen
+			cfg.Logger = slog.New(slog.NewTextHandler(log, nil))
+			if c.listen == w.url {
+				cfg.HeartbeatInterval, cfg.StaleWorkerTimeout = time.Hour, 3*time.Hour
+			}
+			h := &history{}
+			name := "transactional " + string(c.set)
+			plainName := "plain " + string(c.set)
+			for i := range 3 {
+				run(t, cfg, transactional{effects{name: name, log: h}}, plain{effects{name: plainName, log: h}, db})
+				w.active(c.set, i+1)
+			}
+			for range 3 {
+				w.append(300)
+				w.caughtUp(name, plainName)
+			}
+			log.wait(t, "a pooler hands out sessions here")
+			w.active(c.set, 3)
+			h.check(t)
+			w.checkEffects(name)
+		})
+	}
+}

@@ -1,0 +1,111 @@
+package orchestrator_test
+
+import (
+	"os"
+	"strings"
+	"testing"
+
+	orchestrator "github.com/getpup/pupsourcing-orchestrator"
+	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
+	"github.com/getpup/pupsourcing-orchestrator/internal/eventtable"
+)
+
+// Tables of version 1 are upgraded where they are, under a program of version 1
+// that goes on: it beats, commits, and others of its kind join and leave. What it
+// has done is where a program of today begins.
+func TestUpgradeFromVersion1(t *testing.T) {
+	t.Parallel()
+	db, url := pgtest.Database(t)
+	w := &world{t: t, db: db, url: url}
+	schema, script := readFile(t, "testdata/schema_v1.sql"), sections(readFile(t, "testdata/worker_v1.sql"))
+	w.exec(schema)
+	w.exec(eventtable.Layout)
+	w.exec(effectsTable)
+	w.append(100)
+
+	does := func(section string) {
+		t.Helper()
+		if script[section] == "" {
+			t.Fatalf("no section %q", section)
+		}
+		w.exec(script[section])
+	}
+	does("join")
+	does("beat")
+	does("commit the first 40")
+
+	if err := orchestrator.RunMigrations(db); err != nil {
+		t.Fatal(err)
+	}
+	if v := w.number(`SELECT version FROM orchestrator_schema`); v != 2 {
+		t.Errorf("version %d, want 2", v)
+	}
+	does("beat")
+	if n := w.number(`SELECT count(*) FROM orchestrator_workers WHERE id = 'old' AND lease_until > clock_timestamp() AND partitions = '[0]'`); n != 1 {
+		t.Error("the old program's worker is not there any more")
+	}
+	does("commit 20 more")
+	if n := w.number(`SELECT position FROM orchestrator_checkpoints`); n != 60 {
+		t.Errorf("the old program has committed position %d, want 60", n)
+	}
+	does("leave")
+
+	// Another of its kind, in the tables of today.
+	w.exec(strings.NewReplacer("'set'", "'other set'", `"transactional"`, `"other"`).Replace(script["join"]))
+	if n := w.number(`SELECT count(*) FROM orchestrator_workers WHERE replica_set = 'other set' AND paused = '[]' AND NOT drained`); n != 1 {
+		t.Error("an old program can't join any more")
+	}
+	w.exec(schema) // and an old program's migration, which changes nothing
+	if v := w.number(`SELECT version FROM orchestrator_schema`); v != 2 {
+		t.Errorf("version 1's schema.sql has made it version %d", v)
+	}
+
+	run(t, w.config(db, "set"), transactional{effects{name: "transactional"}})
+	w.caughtUp("transactional")
+	w.checkEffects("transactional")
+}
+
+// An upgrade wants the workers' table for itself, for a moment. Where somebody reads
+// it in a long transaction, a backup say, it would wait, and every heartbeat would
+// wait behind it, until all leases are over. So it gives up before that.
+func TestUpgradeDoesNotHoldUpHeartbeats(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.exec(`UPDATE orchestrator_schema SET version = 1`)
+	tx, err := w.connect().BeginTx(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback()
+	if _, err := tx.ExecContext(t.Context(), `SELECT FROM orchestrator_workers`); err != nil {
+		t.Fatal(err)
+	}
+	if err := orchestrator.RunMigrations(w.db); err == nil || !strings.Contains(err.Error(), "lock timeout") {
+		t.Errorf("RunMigrations returned %v, want a lock timeout", err)
+	}
+	if err := tx.Rollback(); err != nil {
+		t.Fatal(err)
+	}
+	if err := orchestrator.RunMigrations(w.db); err != nil {
+		t.Error(err)
+	}
+}
+
+func readFile(t testing.TB, file string) string {
+	t.Helper()
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+// sections returns the parts of a script by the names in their "-- #" lines.
+func sections(text string) map[string]string {
+	parts := map[string]string{}
+	for _, part := range strings.Split(text, "\n-- # ")[1:] {
+		name, body, _ := strings.Cut(part, "\n")
+		parts[name] = body
+	}
+	return parts
+}

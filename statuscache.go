@@ -42,7 +42,7 @@ type setKnown struct {
 	Parked  []parkedKnown      `json:"parked"`  // by projection and position
 }
 
-// A parkedKnown is an event that a projection has gone past.
+// A parkedKnown is a ParkedEvent, and whose.
 type parkedKnown struct {
 	Projection  string    `json:"projection"`
 	Position    int64     `json:"position"`

@@ -54,7 +54,7 @@ func (h *statusHandler) order(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case errors.Is(err, errStatusOrder):
 		answerError(w, http.StatusBadRequest, err.Error())
-	case errors.Is(err, ErrOrder):
+	case errors.Is(err, ErrOrder), errors.Is(err, ErrNotParked), errors.Is(err, ErrNoProjection):
 		answerError(w, http.StatusConflict, err.Error())
 	case errors.Is(err, ErrSchema):
 		answerError(w, http.StatusInternalServerError, err.Error())
@@ -68,14 +68,16 @@ func (h *statusHandler) order(w http.ResponseWriter, r *http.Request) {
 // carryOut returns the generation that an order has opened, or found in place; 0
 // for what needs none.
 func (h *statusHandler) carryOut(ctx context.Context, o statusOrder) (generation int64, err error) {
+	parked := o.Action == "retry" || o.Action == "discard"
+	worker := o.Action == "drain" || o.Action == "undrain"
 	switch {
-	case o.ReplicaSet == "":
+	case o.ReplicaSet == "" && !parked:
 		return 0, fmt.Errorf("%w: replica_set is missing", errStatusOrder)
-	case o.Worker == nil && (o.Action == "drain" || o.Action == "undrain"):
+	case o.Worker == nil && worker:
 		return 0, fmt.Errorf("%w: %s needs a worker", errStatusOrder, o.Action)
-	case o.Projection == nil && o.Action != "drain" && o.Action != "undrain":
+	case o.Projection == nil && !worker:
 		return 0, fmt.Errorf("%w: %s needs a projection", errStatusOrder, o.Action)
-	case o.Position == nil && (o.Action == "rewind" || o.Action == "retry" || o.Action == "discard"):
+	case o.Position == nil && (parked || o.Action == "rewind"):
 		return 0, fmt.Errorf("%w: %s needs a position", errStatusOrder, o.Action)
 	}
 	switch o.Action {
@@ -89,24 +91,12 @@ func (h *statusHandler) carryOut(ctx context.Context, o statusOrder) (generation
 		return DrainWorker(ctx, h.db, o.ReplicaSet, *o.Worker)
 	case "undrain":
 		return UndrainWorker(ctx, h.db, o.ReplicaSet, *o.Worker)
-	case "retry", "discard":
-		return 0, h.askParked(ctx, o)
+	case "retry":
+		_, err = RetryParked(ctx, h.db, *o.Projection, ParkedSelector{Positions: []int64{*o.Position}})
+		return 0, err
+	case "discard":
+		_, err = DiscardParked(ctx, h.db, *o.Projection, ParkedSelector{Positions: []int64{*o.Position}})
+		return 0, err
 	}
 	return 0, fmt.Errorf("%w: there is no action %q", errStatusOrder, o.Action)
-}
-
-// askParked notes what the lane that has a parked event is to do with it.
-func (h *statusHandler) askParked(ctx context.Context, o statusOrder) error {
-	result, err := h.db.ExecContext(ctx, `
-UPDATE orchestrator_parked SET request = $4
- WHERE projection = $1 AND position = $2
-   AND EXISTS (SELECT 1 FROM orchestrator_projections WHERE name = $1 AND replica_set = $3)`,
-		*o.Projection, *o.Position, string(o.ReplicaSet), o.Action)
-	if err != nil {
-		return fmt.Errorf("%s the parked event %d of projection %q: %w", o.Action, *o.Position, *o.Projection, err)
-	}
-	if n, err := result.RowsAffected(); err == nil && n == 0 {
-		return fmt.Errorf("%w: projection %s of replica set %s has parked no event at position %d", ErrOrder, *o.Projection, o.ReplicaSet, *o.Position)
-	}
-	return nil
 }

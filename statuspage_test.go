@@ -119,8 +119,9 @@ func TestStatusPageJSON(t *testing.T) {
 	if askStatus(t, h, "/status?replica_set=nobody", 404).Error == "" {
 		t.Error("a replica set that is not there has no error")
 	}
-	if n := len(askStatus(t, h, "/", 200).ReplicaSets); n != 2 {
-		t.Errorf("asking for one has left %d for the others", n)
+	all = askStatus(t, h, "/", 200)
+	if len(all.ReplicaSets) != 2 || all.ReplicaSets[0].ReplicaSet != "billing" || all.ReplicaSets[1].ReplicaSet != "main" {
+		t.Errorf("asking for one has left the others with %+v", all.ReplicaSets)
 	}
 }
 

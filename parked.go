@@ -24,15 +24,15 @@ var (
 // A ParkedEvent is one that a projection has gone past without handling it (see
 // ParkEvents).
 type ParkedEvent struct {
-	Position    int64
-	AggregateID string
+	Position    int64  `json:"position"`
+	AggregateID string `json:"aggregate_id"`
 	// Error and Attempts are of the handler's failures at it. Without any, it
 	// waits behind an earlier event of its aggregate.
-	Error    string
-	Attempts int
-	ParkedAt time.Time
+	Error    string    `json:"error"`
+	Attempts int       `json:"attempts"`
+	ParkedAt time.Time `json:"parked_at"`
 	// Request is what was asked for and is not done yet: "retry", "discard" or "".
-	Request string
+	Request string `json:"request"`
 }
 
 // Parked returns what a projection has parked, at most limit events in the order

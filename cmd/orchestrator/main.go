@@ -9,6 +9,9 @@
 //	orchestrator rewind SET PROJECTION POSITION     back or forward: handle what is above POSITION next
 //	orchestrator drain SET WORKER                   take a worker's partitions away
 //	orchestrator undrain SET WORKER
+//	orchestrator park list PROJECTION               what it has gone past without handling it
+//	orchestrator park retry PROJECTION WHICH        -position N (or several), -aggregate ID or -all
+//	orchestrator park discard PROJECTION WHICH
 //
 // The database is the one that -database or DATABASE_URL names. A worker may be
 // named by the beginning of its name. Orders wait until their generation is
@@ -101,6 +104,9 @@ type call struct {
 	json, check, nowait, yes bool
 	interval, timeout        time.Duration
 	limit                    int
+	all                      bool
+	aggregate                string
+	positions                positions
 }
 
 var commands = map[string]struct {
@@ -125,6 +131,14 @@ var commands = map[string]struct {
 	"rewind":  {rewind, "SET PROJECTION POSITION", confirmedFlags},
 	"drain":   {drain, "SET WORKER", orderFlags},
 	"undrain": {undrain, "SET WORKER", orderFlags},
+	"park": {park, "list|retry|discard PROJECTION", func(c *call, f *flag.FlagSet) {
+		f.BoolVar(&c.json, "json", false, "as JSON")
+		f.BoolVar(&c.yes, "yes", false, "don't ask")
+		f.IntVar(&c.limit, "n", 100, "how many events")
+		f.BoolVar(&c.all, "all", false, "all of the projection's")
+		f.StringVar(&c.aggregate, "aggregate", "", "those of an aggregate")
+		f.Var(&c.positions, "position", "the one at a position")
+	}},
 }
 
 func orderFlags(c *call, f *flag.FlagSet) {

@@ -10,6 +10,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -29,6 +30,7 @@ type stage struct {
 	mu    sync.Mutex
 	calls map[string][]int64 // projection → positions, as handled
 	hold  chan struct{}      // not nil: handlers of "slow" wait for it
+	fails atomic.Bool        // handlers of "slow" fail
 }
 
 func newStage(t *testing.T) *stage {
@@ -70,6 +72,9 @@ func (p projection) Handle(ctx context.Context, e orchestrator.Event) error {
 	if p.name == "slow" && hold != nil {
 		<-hold
 	}
+	if p.name == "slow" && p.stage.fails.Load() {
+		return errors.New("it is broken")
+	}
 	return nil
 }
 
@@ -88,6 +93,8 @@ func (s *stage) worker() (stop func()) {
 	o, err := orchestrator.New(orchestrator.Config[orchestrator.Event]{
 		DB: s.db, EventStore: events, ReplicaSet: "set", HeartbeatInterval: 50 * time.Millisecond,
 		StaleWorkerTimeout: 30 * time.Second, JoinWindow: 20 * time.Millisecond, PollInterval: 20 * time.Millisecond,
+		Retry:    orchestrator.Retry{Min: time.Millisecond, Max: time.Millisecond},
+		Failures: map[string]orchestrator.FailureRule{"slow": {Policy: orchestrator.ParkEvents, Attempts: 2}},
 	})
 	if err != nil {
 		s.t.Fatal(err)
@@ -217,6 +224,55 @@ func TestOrderThatWaits(t *testing.T) {
 	pgtest.Eventually(t, "the other goes on", func() bool { return s.handled("quick") == 2 })
 	if n := s.handled("slow"); n != 1 {
 		t.Errorf("what is paused has handled %d events, and 1 before", n)
+	}
+}
+
+func TestPark(t *testing.T) {
+	s := newStage(t)
+	s.fails.Store(true)
+	s.worker()
+	s.append(3)
+	list := func() (events []orchestrator.ParkedEvent) {
+		if err := json.Unmarshal([]byte(s.ok("park", "list", "slow", "-json")), &events); err != nil {
+			t.Fatal(err)
+		}
+		return events
+	}
+	s.running(1)
+	pgtest.Eventually(t, "three events are parked", func() bool { return len(list()) == 3 })
+	if out := s.ok("park", "list", "slow", "-n", "1"); !strings.Contains(out, "it is broken") || strings.Count(out, "\n") != 2 {
+		t.Errorf("park list:\n%s", out)
+	}
+	if code, out, _ := s.run("status", "-check"); code != exitStandsStill || !strings.Contains(out, "parked") {
+		t.Errorf("status -check ends with %d:\n%s", code, out)
+	}
+	if code, _, errs := s.run("park", "discard", "slow", "-position", "1"); code != exitUsage || !strings.Contains(errs, "-yes") {
+		t.Errorf("to discard what nobody has confirmed ends with %d: %s", code, errs)
+	}
+	s.ok("park", "discard", "slow", "-position", "1", "-yes")
+	pgtest.Eventually(t, "one is discarded", func() bool { return len(list()) == 2 })
+	s.fails.Store(false)
+	if out := s.ok("park", "retry", "slow", "-all"); !strings.HasPrefix(out, "asked for 2 events") {
+		t.Errorf("park retry: %s", out)
+	}
+	pgtest.Eventually(t, "the others are handled", func() bool { return len(list()) == 0 })
+	if out := s.ok("park", "list", "slow"); out != "Nothing is parked.\n" {
+		t.Errorf("park list: %s", out)
+	}
+	for _, c := range []struct {
+		args []string
+		code int
+		says string
+	}{
+		{[]string{"park", "drop", "slow"}, exitUsage, `"drop"`},
+		{[]string{"park", "retry", "slow"}, exitFailed, "Positions, AggregateID and All"},
+		{[]string{"park", "retry", "slow", "-position", "x"}, exitUsage, `"x"`},
+		{[]string{"park", "retry", "slow", "-position", "2"}, exitFailed, "not parked"},
+		{[]string{"park", "list", "nobody"}, exitFailed, `"nobody"`},
+	} {
+		if code, _, errs := s.run(c.args...); code != c.code || !strings.Contains(errs, c.says) {
+			t.Errorf("orchestrator %v ends with %d: %s", c.args, code, errs)
+		}
 	}
 }
 

@@ -238,7 +238,7 @@ func policyProblem(p FailurePolicy) string {
 func (c Config[E]) checkFailures(names []string) error {
 	for _, name := range slices.Sorted(maps.Keys(c.Failures)) {
 		if !slices.Contains(names, name) {
-			return configError("Failures", fmt.Sprintf("names %q, and none of Run's projections does", name))
+			return configError("Failures", fmt.Sprintf("has a rule for %q, which is none of Run's projections", name))
 		}
 	}
 	return nil

@@ -37,6 +37,10 @@ func valid(t testing.TB) config {
 	return config{DB: db, EventStore: events, ReplicaSet: "set"}
 }
 
+func rules(r orchestrator.FailureRule) map[string]orchestrator.FailureRule {
+	return map[string]orchestrator.FailureRule{"orders": r}
+}
+
 func TestNewNamesTheFieldAtFault(t *testing.T) {
 	var noTable *orchestrator.Table[orchestrator.Event]
 	for _, test := range []struct {
@@ -83,6 +87,9 @@ func TestNewNamesTheFieldAtFault(t *testing.T) {
 		{"negative retry", func(c *config) { c.Retry.Min = -1 }, "Config.Retry.Min"},
 		{"retries that shrink", func(c *config) { c.Retry.Max = time.Millisecond }, "Config.Retry.Max is 1ms, less than Retry.Min, which is 100ms"},
 		{"a policy that does not exist", func(c *config) { c.OnFailure = 7 }, "Config.OnFailure is 7"},
+		{"a rule with one", func(c *config) { c.Failures = rules(orchestrator.FailureRule{Policy: -1}) }, `Config.Failures["orders"].Policy is -1`},
+		{"fewer attempts than none", func(c *config) { c.Failures = rules(orchestrator.FailureRule{Attempts: -1}) }, `Config.Failures["orders"].Attempts is -1`},
+		{"room for fewer than none", func(c *config) { c.Failures = rules(orchestrator.FailureRule{MaxParked: -1}) }, `Config.Failures["orders"].MaxParked is -1`},
 	} {
 		t.Run(test.why, func(t *testing.T) {
 			cfg := valid(t)

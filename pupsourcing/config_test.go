@@ -38,6 +38,7 @@ func TestConfigReachesTheRoot(t *testing.T) {
 	lines := &recorder{}
 	cfg := Config{DB: unused(t), EventStore: postgres.NewStore(postgres.DefaultStoreConfig()), Logger: lines, Retry: Retry{Min: 1, Max: 2}}
 	cfg.Notifier, cfg.Observer = deaf{}, &Observer{}
+	cfg.Failures = map[string]FailureRule{"orders": {Policy: ParkEvents}}
 	events, err := tableOf(cfg.DB, "")
 	if err != nil {
 		t.Fatal(err)

@@ -18,8 +18,14 @@ type (
 	Retry = root.Retry
 	// A Notifier hears PostgreSQL's notifications. See [root.Notifier].
 	Notifier = root.Notifier
-	// A FailurePolicy says what happens when a handler fails.
+	// A FailurePolicy says what happens when a handler fails, and a FailureRule
+	// when it has failed often enough.
 	FailurePolicy = root.FailurePolicy
+	FailureRule   = root.FailureRule
+	// A ParkedEvent is one that a projection has gone past without handling it,
+	// and a ParkedSelector says which of them are meant.
+	ParkedEvent    = root.ParkedEvent
+	ParkedSelector = root.ParkedSelector
 
 	// A TransactionalProjection is a projection.Projection that also has
 	// HandleTx, which is called in place of Handle and whose writes through tx
@@ -107,6 +113,8 @@ const (
 	DefaultRetryMin            = root.DefaultRetryMin
 	DefaultRetryMax            = root.DefaultRetryMax
 	DefaultStallAfter          = root.DefaultStallAfter
+	DefaultAttempts            = root.DefaultAttempts
+	DefaultMaxParked           = root.DefaultMaxParked
 )
 
 // DefaultImportWatch is the default of ImportConfig.Watch.
@@ -120,6 +128,8 @@ const MaxTotalPartitions = root.MaxTotalPartitions
 const (
 	RetryForever  = root.RetryForever
 	StopOnFailure = root.StopOnFailure
+	HaltLane      = root.HaltLane
+	ParkEvents    = root.ParkEvents
 )
 
 // The errors say in the root package when they happen and what to do.
@@ -135,6 +145,8 @@ var (
 	ErrCheckpointsExist     = root.ErrCheckpointsExist
 	ErrOldCheckpoints       = root.ErrOldCheckpoints
 	ErrStillMoving          = root.ErrStillMoving
+	ErrNoProjection         = root.ErrNoProjection
+	ErrNotParked            = root.ErrNotParked
 )
 
 // Schema is the SQL that RunMigrations applies, for other migration tools.
@@ -156,6 +168,23 @@ func ImportCheckpoints(ctx context.Context, cfg ImportConfig) (Imported, error) 
 // HealthHandler answers the probes /livez and /readyz of a process that runs these
 // Orchestrators. See [root.HealthHandler].
 func HealthHandler(of ...HealthChecker) http.Handler { return root.HealthHandler(of...) }
+
+// Parked returns what a projection has parked, at most limit events. See
+// [root.Parked].
+func Parked(ctx context.Context, db *sql.DB, projection string, limit int) ([]ParkedEvent, error) {
+	return root.Parked(ctx, db, projection, limit)
+}
+
+// RetryParked asks for parked events to be handled now, and returns how many that
+// are. See [root.RetryParked].
+func RetryParked(ctx context.Context, db *sql.DB, projection string, which ParkedSelector) (int, error) {
+	return root.RetryParked(ctx, db, projection, which)
+}
+
+// DiscardParked asks for parked events to be forgotten. See [root.DiscardParked].
+func DiscardParked(ctx context.Context, db *sql.DB, projection string, which ParkedSelector) (int, error) {
+	return root.DiscardParked(ctx, db, projection, which)
+}
 
 // AssignmentFrom returns the assignment under which the handler that was given
 // ctx runs, and false outside of handlers.

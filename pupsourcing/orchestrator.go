@@ -86,6 +86,9 @@ type Config struct {
 	Retry Retry
 	// OnFailure says what a handler's failure does. Default: RetryForever.
 	OnFailure FailurePolicy
+	// Failures are for projections, by name, for which it does something else.
+	// Default: none.
+	Failures map[string]FailureRule
 	// LeaseOnly has a crash of this worker noticed only when its lease is over.
 	// See [root.Config].
 	LeaseOnly bool
@@ -147,6 +150,7 @@ func (c Config) translate(events *eventsTable) root.Config[es.PersistedEvent] {
 		EventsChannel:       c.EventsChannel,
 		Retry:               c.Retry,
 		OnFailure:           c.OnFailure,
+		Failures:            c.Failures,
 		LeaseOnly:           c.LeaseOnly,
 		Observer:            c.Observer,
 		StallAfter:          c.StallAfter,

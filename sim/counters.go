@@ -78,6 +78,7 @@ const (
 	countLotFull
 	countParkedHandedOver
 	countParkRefused
+	countZombieParkRefused
 	countLostPark
 	countLatePark
 	// What else goes wrong.
@@ -156,16 +157,17 @@ var counterWords = [counterCount]string{
 	countAtFault:  "a worker ended because of a handler",
 	countOutlived: "a handler returned after its worker had given it up",
 
-	countParked:           "an event was parked",
-	countParkedBehind:     "an event was parked behind an earlier one of its aggregate",
-	countRetried:          "a parked event was retried, and handled",
-	countRetryFailed:      "a parked event was retried, and the handler failed again",
-	countDiscarded:        "a parked event was discarded",
-	countLotFull:          "a partition waited, since too many events were parked",
-	countParkedHandedOver: "a hand-over gave partitions with parked events to others",
-	countParkRefused:      "an event was not parked, since the worker's generation was over",
-	countLostPark:         "the reply to a park was lost",
-	countLatePark:         "a park took effect after its sender had given up",
+	countParked:            "an event was parked",
+	countParkedBehind:      "an event was parked behind an earlier one of its aggregate",
+	countRetried:           "a parked event was retried, and handled",
+	countRetryFailed:       "a parked event was retried, and the handler failed again",
+	countDiscarded:         "a parked event was discarded",
+	countLotFull:           "a partition waited, since too many events were parked",
+	countParkedHandedOver:  "a hand-over gave partitions with parked events to others",
+	countParkRefused:       "an event was not parked, since the worker's generation was over",
+	countZombieParkRefused: "one of these came from a worker whose lease was over",
+	countLostPark:          "the reply to a park was lost",
+	countLatePark:          "a park took effect after its sender had given up",
 
 	countCrash:        "a worker crashed",
 	countLeave:        "a worker was asked to stop",
@@ -363,6 +365,9 @@ func (t *tally) observe(f fact) {
 			t.counters[countParkRefused]++
 		}
 		if w := t.worker(f.worker); w.frozen() || t.overBy(w, f.at) {
+			if f.text == "park" {
+				t.counters[countZombieParkRefused]++
+			}
 			t.counters[countZombieRefused]++
 		}
 	case gapWaited, gapPassed, appended:

@@ -73,7 +73,15 @@ func (l *lane) park(a protocol.LaneAction, patience time.Duration) {
 	if a.Attempts == 0 {
 		f.text = parkedBehind
 	}
-	k := p.borrow()
+	if p.freezeAtPark > 0 {
+		p.freeze(p.freezeAtPark, "before it parks events")
+		p.freezeAtPark = 0
+	}
+	p.post(func() { l.sendPark(a, rows, f, patience) })
+}
+
+func (l *lane) sendPark(a protocol.LaneAction, rows []protocol.Parked, f fact, patience time.Duration) {
+	p, k := l.p, l.p.borrow()
 	l.ask(k, "park", patience, func(c connection, done func(error)) {
 		c.park(l.id, a.From, a.To, rows, func(err error) {
 			if err == nil {

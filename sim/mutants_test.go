@@ -238,6 +238,50 @@ var mutants = []mutant{
 		return in
 	}}, []promise{oneOwner, onLease}},
 
+	// Parked events.
+	{"parks without the fence", rules{memory: memoryRules{parkUnfenced: true}}, []promise{onlyGrow, nothingTwice, nothingLost, inOrder}},
+	{"does not read what others have parked", looks(func(l *lane, rows []protocol.Parked) []protocol.Parked {
+		if n, _ := l.core.Parked(); n == 0 {
+			return nil
+		}
+		return rows
+	}), []promise{inOrder}},
+	{"handles events although an earlier one of the aggregate is parked", looks(func(_ *lane, rows []protocol.Parked) []protocol.Parked {
+		for i := range rows {
+			rows[i].Aggregate += "?"
+		}
+		return rows
+	}), []promise{inOrder}},
+	{"retries whatever is asked for, in any order", looks(func(_ *lane, rows []protocol.Parked) []protocol.Parked {
+		for i := range rows {
+			if rows[i].Request == protocol.Retry {
+				rows[i].Aggregate = fmt.Sprint(rows[i].Position)
+			}
+		}
+		return rows
+	}), []promise{inOrder}},
+	{"takes a parked event away before its retry is committed", rules{unparksApart: true}, []promise{nothingLost, nothingTwice}},
+	{"discards what nobody asked it to", looks(func(_ *lane, rows []protocol.Parked) []protocol.Parked {
+		for i := range rows {
+			rows[i].Request = protocol.Discard
+		}
+		return rows
+	}), []promise{nothingLost}},
+	{"does not look at requests", looks(func(_ *lane, rows []protocol.Parked) []protocol.Parked {
+		for i := range rows {
+			rows[i].Request = protocol.Unasked
+		}
+		return rows
+	}), []promise{recovers}},
+	{"parks, and does not remember it", rules{answer: func(l *lane, a protocol.LaneAnswer) protocol.LaneAnswer {
+		if rows := l.core.Parking(); l.doing == protocol.LanePark {
+			for i := range rows {
+				rows[i].Aggregate = "?"
+			}
+		}
+		return a
+	}}, []promise{inOrder}},
+
 	// Who runs.
 	{"has more partitions than it may", step(func(g protocol.Group, now time.Time, watch protocol.Watch) (protocol.Group, protocol.Decision) {
 		limit := g.MaxPartitions
@@ -320,6 +364,16 @@ var mutants = []mutant{
 	{"lets a leave wait for others", postponed(func(g protocol.Group, d protocol.Decision, next protocol.Group, _ time.Time) bool {
 		return len(d.Expired) == 0 && g.Phase == protocol.Active && strings.HasSuffix(next.Reason, "gone")
 	}), []promise{agreement}},
+}
+
+// looks bends what lanes see of parked events.
+func looks(bend func(*lane, []protocol.Parked) []protocol.Parked) rules {
+	return rules{answer: func(l *lane, a protocol.LaneAnswer) protocol.LaneAnswer {
+		if l.doing == protocol.LaneLook {
+			a.Parked = bend(l, slices.Clone(a.Parked))
+		}
+		return a
+	}}
 }
 
 // step bends the coordinator.

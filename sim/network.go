@@ -136,6 +136,9 @@ func (p *worker) ask(l *link, what string, patience time.Duration, call func(c c
 		return
 	}
 	there, back := p.latency(), p.latency()+p.congested
+	if what == "park" {
+		there, p.delayPark = there+p.delayPark, 0
+	}
 	lostRequest, lostReply := p.chance(w.plan.network.lostRequest), p.chance(w.plan.network.lostReply)
 	if p.chance(w.plan.network.slow) {
 		d := p.between(0, w.plan.network.slowBy)

@@ -134,11 +134,13 @@ const (
 	revoke           // a privilege, for a while
 	endSession       // the worker's own, at the server
 	endSessionCutOff // and the worker can't hear of it
+	freezeAtPark     // between the decision to park events and that
+	delayPark        // it is given up, and arrives
 	faultKinds
 )
 
 func (k faultKind) String() string {
-	return [...]string{"crash", "leave", "join", "freeze", "freeze before COMMIT", "freeze in a handler", "congestion", "cut off", "database down", "clock step", "deploy", "privilege revoked", "own session ended", "own session ended and cut off"}[k]
+	return [...]string{"crash", "leave", "join", "freeze", "freeze before COMMIT", "freeze in a handler", "congestion", "cut off", "database down", "clock step", "deploy", "privilege revoked", "own session ended", "own session ended and cut off", "freeze before a park", "late park"}[k]
 }
 
 // A fault is planned: at a time, to the worker that is the n-th of those who
@@ -331,8 +333,8 @@ func (p *plan) drawReading(r *rand.Rand) {
 
 // drawParking draws who parks what it fails at, and what that is.
 func (p *plan) drawParking(r *rand.Rand) {
-	p.maxParked, p.operate = pick(r, 2, 10, 1000), pick(r, p.timing.Heartbeat, p.timing.Lease)
-	p.mended = between(r, 0, 2*p.length)
+	p.maxParked, p.operate = pick(r, 2, 10, 1000), pick(r, p.timing.Heartbeat/2, p.timing.Heartbeat, p.timing.Heartbeat, p.timing.Lease)
+	p.mended = between(r, 0, p.length*3/2)
 	p.handlers.poison = pick(r, 0, 20, 100)
 	drawn := map[string]int{}
 	for _, v := range p.programs {
@@ -344,6 +346,18 @@ func (p *plan) drawParking(r *rand.Rand) {
 			q.parks = drawn[q.name]
 		}
 	}
+	if !p.parks() {
+		return
+	}
+	lease := p.timing.Lease
+	for range pick(r, 0, 1, 3) {
+		p.faults = append(p.faults, fault{at: between(r, 0, p.length), kind: freezeAtPark, worker: r.IntN(1000),
+			length: pick(r, lease/2, 2*lease, 4*lease).Truncate(time.Microsecond)})
+	}
+	for range pick(r, 0, 1, 3) {
+		p.faults = append(p.faults, fault{at: between(r, 0, p.length), kind: delayPark, worker: r.IntN(1000), length: between(r, 0, 50*time.Millisecond)})
+	}
+	p.sortFaults()
 }
 
 // parks reports whether a projection parks events.

@@ -58,6 +58,9 @@ type worker struct {
 	// next handler.
 	freezeAtCommit, freezeInHandler time.Duration
 	congested                       time.Duration // by how much replies are late
+	// Of the next park: how long to freeze before it is sent, or how late it
+	// arrives.
+	freezeAtPark, delayPark time.Duration
 }
 
 func newWorker(w *world, n, version, set int) *worker {

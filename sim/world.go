@@ -322,6 +322,10 @@ func (w *world) strike(f fault) {
 		p.freezeAtCommit = f.length
 	case freezeInHandler:
 		p.freezeInHandler = f.length
+	case freezeAtPark:
+		p.freezeAtPark = f.length
+	case delayPark:
+		p.delayPark = p.timing.Patience() + f.length
 	case congestion:
 		p.congest(f.length)
 	case cutOff:

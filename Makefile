@@ -4,7 +4,7 @@ GO ?= go
 
 # Folders below the root with their own go.mod, which ./... does not reach.
 # pupsourcing is not among them: see test-adapter.
-MODULES ?= compat prometheus prometheus/check examples/kubernetes
+MODULES ?= compat browsertest prometheus prometheus/check examples/kubernetes
 
 # The tests that need PostgreSQL or start processes; narrow with either one.
 INTEGRATION_PACKAGES ?= . ./internal/store ./internal/embedpg/... ./examples/... ./bench

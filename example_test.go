@@ -71,6 +71,26 @@ func ExampleHealthHandler() {
 	_ = run
 }
 
+// A page for operators, who may give orders on it. Who is one is for the program to
+// say.
+func ExampleStatusHandler() {
+	db, err := sql.Open("postgres", os.Getenv("DATABASE_URL"))
+	if err != nil {
+		log.Fatal(err)
+	}
+	page := orchestrator.StatusHandler(db, orchestrator.AllowActions())
+	http.HandleFunc("/status", func(w http.ResponseWriter, r *http.Request) {
+		user, password, _ := r.BasicAuth()
+		if user != "operator" || password == "" || password != os.Getenv("OPERATOR_PASSWORD") {
+			w.Header().Set("WWW-Authenticate", `Basic realm="operators"`)
+			http.Error(w, "who are you?", http.StatusUnauthorized)
+			return
+		}
+		page.ServeHTTP(w, r)
+	})
+	log.Fatal(http.ListenAndServe("localhost:8080", nil))
+}
+
 // An events table of one's own: other names, another event type.
 func ExampleNewTable() {
 	type Payment struct {

@@ -9,7 +9,7 @@ import (
 // handled again (S3, S4), and only what the worker runs (S6).
 func (c *checker) handlerBegins(f fact) *violation {
 	w, p := c.worker(f.worker), c.projection(f.projection)
-	if r := w.runOf(f); r.unset() || r.generation != f.generation || r.partition != f.partition || r.total != f.total {
+	if r := w.runOf(f); !w.tardy(f) && (r.unset() || r.generation != f.generation || r.partition != f.partition || r.total != f.total) {
 		return broken(agreement, []fact{c.activations[f.generation], r, f},
 			"%s handles events of partition %d/%d of generation %d, which it does not run", f.worker, f.partition, f.total, f.generation)
 	}

@@ -27,7 +27,8 @@ type checkedWorker struct {
 	gone   bool
 	// returned: it has given up, and its handlers have not returned.
 	returned    bool
-	gaveUp      fact // when
+	gaveUp      fact   // when
+	left        []fact // what it ran then
 	leaving     bool
 	lease       fact // the sessionAsks that renewed it last
 	sent        fact // and the one of them that was sent last
@@ -84,7 +85,7 @@ func (c *crew) observe(f fact) {
 		w.stops()
 	case workerReturns:
 		w := c.worker(f.worker)
-		w.returned, w.gaveUp = true, f
+		w.returned, w.gaveUp, w.left = true, f, w.runs
 		w.stops()
 	case sessionAsks:
 		w := c.worker(f.worker)
@@ -160,6 +161,19 @@ func (w *checkedWorker) runOf(f fact) fact {
 		}
 	}
 	return w.run
+}
+
+// tardy reports whether f is the beginning of a handler that a process which has
+// just woken was about to call when it froze, though it has given up since.
+func (w *checkedWorker) tardy(f fact) bool {
+	n := len(w.freezes)
+	if !w.returned || n == 0 {
+		return false
+	}
+	thaw := w.freezes[n-1].to
+	return !thaw.unset() && f.at-thaw.at <= waking && slices.ContainsFunc(w.left, func(r fact) bool {
+		return r.generation == f.generation && r.partition == f.partition && r.total == f.total
+	})
 }
 
 func (w *checkedWorker) frozen() bool {

@@ -50,6 +50,13 @@ func TestApply(t *testing.T) {
 			}
 		})
 	}
+	again := before
+	again.Members = []Member{{ID: "a~3", Lease: lease, LeaseEnd: testStart.Add(lease)}}
+	for id, joins := range map[WorkerID]bool{"a": false, "a~2": false, "a~4": true, "b": true, "a~x": true} {
+		if got := len(Apply(again, Request{Worker: id, Lease: lease, Join: true}, now).Members) == 2; got != joins {
+			t.Errorf("a late join of %s beside a~3 adds a member: %v", id, got)
+		}
+	}
 	if !sameGroup(before, Group{
 		Generation: 5, Phase: Active, Total: 2, MaxPartitions: 4, JoinWindow: time.Second, Members: []Member{a, b},
 	}) {

@@ -3,6 +3,7 @@ package protocol
 import (
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -11,6 +12,18 @@ import (
 // a restart or after its lease ended, comes back under a new one, so nothing
 // that was said of the old incarnation can be mistaken for the new.
 type WorkerID string
+
+// again returns the name of the worker's n-th incarnation.
+func (id WorkerID) again(n int) WorkerID { return WorkerID(fmt.Sprintf("%s~%d", id, n)) }
+
+// incarnation is the reverse of again.
+func (id WorkerID) incarnation() (name string, n int) {
+	name, number, ok := strings.Cut(string(id), "~")
+	if n, err := strconv.Atoi(number); ok && err == nil {
+		return name, n
+	}
+	return string(id), 1
+}
 
 // Phase says how far a generation is.
 type Phase string
@@ -240,6 +253,12 @@ func (g Group) due(now time.Time) (reason string, at time.Time) {
 	if g.ordered != "" {
 		return g.ordered, time.Time{}
 	}
+	if g.Phase == Draining && g.Floor >= g.Generation {
+		// A projection came from another group, with a worker for which no
+		// generation has to be opened: it stands by. The one that is open would be
+		// activated for it under a number that does not grow (S5).
+		return "projections from elsewhere", time.Time{}
+	}
 	var (
 		joining []Member
 		gone    = g.Total // partitions of members that are no more
@@ -410,7 +429,7 @@ func Apply(g Group, r Request, now time.Time) Group {
 	}
 	i := g.index(r.Worker)
 	if i < 0 {
-		if !r.Join {
+		if !r.Join || g.succeeded(r.Worker) {
 			return g
 		}
 		g.MaxPartitions, g.JoinWindow = r.MaxPartitions, r.JoinWindow
@@ -434,6 +453,16 @@ func Apply(g Group, r Request, now time.Time) Group {
 
 func (g Group) index(id WorkerID) int {
 	return slices.IndexFunc(g.Members, func(m Member) bool { return m.ID == id })
+}
+
+// succeeded reports whether there is a later incarnation of the worker. A join of
+// an earlier one that arrives then would add a member that nobody is.
+func (g Group) succeeded(id WorkerID) bool {
+	name, n := id.incarnation()
+	return slices.ContainsFunc(g.Members, func(m Member) bool {
+		other, later := m.ID.incarnation()
+		return other == name && later > n
+	})
 }
 
 func (g *Group) remove(id WorkerID) {

@@ -45,6 +45,23 @@ func TestSessionRemovedByOthersStopsAtOnce(t *testing.T) {
 	}
 }
 
+// A failover that loses commits brings back an earlier generation, or another one
+// of the same number. What runs has no partition in it.
+func TestSessionStopsWhenTheDatabaseWentBack(t *testing.T) {
+	for what, v := range map[string]View{
+		"an earlier generation": {Generation: 0, Total: 1, Partitions: []int{0}},
+		"another total":         {Generation: 1, Total: 2, Partitions: []int{0}, Holds: 1},
+		"another partition":     {Generation: 1, Total: 1, Holds: 1},
+	} {
+		s, now, heartbeat := running(t)
+		v.Now, v.Member = now, true
+		actions := s.Next(now, Synced{Request: heartbeat, Sent: now, View: v})
+		if diff := cmp.Diff(Action(Cancel{Generation: 1, Lost: true}), actions[0]); diff != "" {
+			t.Errorf("%s: -want +got:\n%s", what, diff)
+		}
+	}
+}
+
 func TestSessionRenewsAfterAFailedStep(t *testing.T) {
 	s, now, heartbeat := running(t)
 	due := View{Now: now, Member: true, Partitions: []int{0}, Generation: 1, Total: 1, Holds: 1, StepAt: now}

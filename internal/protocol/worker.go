@@ -2,6 +2,7 @@ package protocol
 
 import (
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -49,6 +50,11 @@ type Share struct {
 // numbers: "generation 3 partition 0-1,4/6".
 func (s Share) String() string {
 	return fmt.Sprintf("generation %d partition %s/%d", s.Generation, Numbers(s.Partitions), s.Total)
+}
+
+// fits reports whether the view is of the share's generation, and shows the share.
+func (s Share) fits(v View) bool {
+	return v.Generation == s.Generation && v.Total == s.Total && slices.Equal(v.Partitions, s.Partitions)
 }
 
 // Assignments returns the share's partitions one by one.
@@ -337,6 +343,11 @@ func (s *Session) synced(now time.Time, in Synced) []Action {
 		// somebody else's by now. advance draws the consequence.
 	case s.running != nil && v.Generation > s.running.Generation:
 		return s.stop(now)
+	case s.running != nil && !s.running.fits(v):
+		// The database has gone back: a failover has lost commits, the one of this
+		// generation's activation among them. Another generation may be opened under
+		// the same number, whose partitions this worker does not have.
+		s.lost = true
 	case s.running != nil && s.refused == s.running.Generation && !in.Sent.Before(s.refusedAt),
 		s.running == nil && v.Assigned() && in.Request.Stopped >= v.Generation:
 		// The layout says that this worker runs its partitions, and it can't
@@ -537,7 +548,7 @@ func (s *Session) giveUpAt() time.Time {
 // removes it, and nobody has to wait for its lease to end.
 func (s *Session) reincarnate(now time.Time) {
 	s.incarnation++
-	s.previous, s.id = s.id, WorkerID(fmt.Sprintf("%s~%d", s.name, s.incarnation))
+	s.previous, s.id = s.id, s.name.again(s.incarnation)
 	s.member, s.lost, s.leaseEnd = false, false, time.Time{}
 	s.reported, s.step, s.renew, s.polls = s.stopped, false, false, 0
 	s.presence.known, s.presence.wanted = 0, false

@@ -554,6 +554,42 @@ func testFenceOutside(t *testing.T, w World) {
 	}
 }
 
+// A standby brings a projection along while a generation drains. That one must not
+// be activated for it under a number that does not grow.
+func testStandbyTakesOver(t *testing.T, w World) {
+	one, two := newSet(t, w, "one", "p"), newSet(t, w, "two", "q")
+	one.join("a")
+	one.join("b")
+	newest := one.settle("a").Generation
+	one.leave("a")
+	one.leave("b")
+	two.limit = 1
+	two.join("c")
+	two.projections = []string{"q", "p"}
+	two.sync(protocol.Request{Worker: "d", Join: true}) // stands by, and has p
+	two.sync(protocol.Request{Worker: "c~2", Join: true, Replaces: "c"})
+	if g := two.settle("d"); g.Generation <= newest {
+		t.Errorf("p ran under generation %d, and then under %d", newest, g.Generation)
+	}
+
+	// The same, and the generation drains already under that very number.
+	one, two = newSet(t, w, "three", "r"), newSet(t, w, "four", "s")
+	one.join("a")
+	one.join("b")
+	newest = one.settle("a").Generation
+	one.leave("a")
+	one.leave("b")
+	two.limit = 2
+	two.join("c")
+	g := two.join("d").Group
+	expectGroup(t, g, "generation 2 draining {c:0/2* d:1/2}")
+	two.projections = []string{"s", "r"}
+	two.join("e")
+	if g = two.settle("c"); g.Generation <= newest {
+		t.Errorf("r ran under generation %d, and then under %d", newest, g.Generation)
+	}
+}
+
 // Sets that claim the same projections at once, in whatever order they name
 // them: one gets them, the others are told.
 func testClaims(t *testing.T, w World) {

@@ -112,6 +112,7 @@ func Run(t *testing.T, open func(t *testing.T) World) {
 		{"take-over of all that a set runs", testTakeOverAll},
 		{"take-over between equal generations", testSameNumber},
 		{"take-overs and outside fences", testFenceOutside},
+		{"take-over by a standby", testStandbyTakesOver},
 		{"claims at once", testClaims},
 	} {
 		t.Run(c.name, func(t *testing.T) { c.test(t, open(t)) })

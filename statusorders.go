@@ -1,0 +1,102 @@
+package orchestrator
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"mime"
+	"net/http"
+	"time"
+)
+
+const (
+	statusOrderMax      = 16 << 10 // bytes
+	statusOrderPatience = 15 * time.Second
+)
+
+// A statusOrder is the body of a POST. What it leaves out is nil, so that a
+// forgotten name is an error and not "all".
+type statusOrder struct {
+	Action     string         `json:"action"`
+	ReplicaSet ReplicaSetName `json:"replica_set"`
+	Projection *string        `json:"projection"` // "": AllProjections
+	Worker     *string        `json:"worker"`
+	Position   *int64         `json:"position"`
+}
+
+// errStatusOrder says that a body is not an order.
+var errStatusOrder = errors.New("not an order")
+
+// order carries out an order. Another site's page can't give one: a browser says
+// whose page a request is for, and where it is too old to, does not send a body of
+// this type to another site without asking it first (OPTIONS), which is refused.
+func (h *statusHandler) order(w http.ResponseWriter, r *http.Request) {
+	if err := h.protection.Check(r); err != nil {
+		answerError(w, http.StatusForbidden, err.Error())
+		return
+	}
+	if kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || kind != "application/json" {
+		answerError(w, http.StatusUnsupportedMediaType, "the body must be of the type application/json")
+		return
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), statusOrderPatience)
+	defer cancel()
+	var o statusOrder
+	body := json.NewDecoder(http.MaxBytesReader(w, r.Body, statusOrderMax))
+	body.DisallowUnknownFields()
+	if err := body.Decode(&o); err != nil {
+		answerError(w, http.StatusBadRequest, fmt.Sprintf("%v: %v", errStatusOrder, err))
+		return
+	}
+	generation, err := h.carryOut(ctx, o)
+	h.known.forget() // also after an error: it may have happened
+	switch {
+	case errors.Is(err, errStatusOrder):
+		answerError(w, http.StatusBadRequest, err.Error())
+	case errors.Is(err, ErrOrder), errors.Is(err, ErrNotParked), errors.Is(err, ErrNoProjection):
+		answerError(w, http.StatusConflict, err.Error())
+	case errors.Is(err, ErrSchema):
+		answerError(w, http.StatusInternalServerError, err.Error())
+	case err != nil:
+		answerError(w, http.StatusServiceUnavailable, err.Error())
+	default:
+		answer(w, http.StatusOK, map[string]int64{"generation": generation})
+	}
+}
+
+// carryOut returns the generation that an order has opened, or found in place; 0
+// for what needs none.
+func (h *statusHandler) carryOut(ctx context.Context, o statusOrder) (generation int64, err error) {
+	parked := o.Action == "retry" || o.Action == "discard"
+	worker := o.Action == "drain" || o.Action == "undrain"
+	switch {
+	case o.ReplicaSet == "" && !parked:
+		return 0, fmt.Errorf("%w: replica_set is missing", errStatusOrder)
+	case o.Worker == nil && worker:
+		return 0, fmt.Errorf("%w: %s needs a worker", errStatusOrder, o.Action)
+	case o.Projection == nil && !worker:
+		return 0, fmt.Errorf("%w: %s needs a projection", errStatusOrder, o.Action)
+	case o.Position == nil && (parked || o.Action == "rewind"):
+		return 0, fmt.Errorf("%w: %s needs a position", errStatusOrder, o.Action)
+	}
+	switch o.Action {
+	case "pause":
+		return Pause(ctx, h.db, o.ReplicaSet, *o.Projection)
+	case "resume":
+		return Resume(ctx, h.db, o.ReplicaSet, *o.Projection)
+	case "rewind":
+		return Rewind(ctx, h.db, o.ReplicaSet, *o.Projection, *o.Position)
+	case "drain":
+		return DrainWorker(ctx, h.db, o.ReplicaSet, *o.Worker)
+	case "undrain":
+		return UndrainWorker(ctx, h.db, o.ReplicaSet, *o.Worker)
+	case "retry":
+		_, err = RetryParked(ctx, h.db, *o.Projection, ParkedSelector{Positions: []int64{*o.Position}})
+		return 0, err
+	case "discard":
+		_, err = DiscardParked(ctx, h.db, *o.Projection, ParkedSelector{Positions: []int64{*o.Position}})
+		return 0, err
+	}
+	return 0, fmt.Errorf("%w: there is no action %q", errStatusOrder, o.Action)
+}

@@ -1,0 +1,177 @@
+package orchestrator
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"database/sql"
+	_ "embed"
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"mime"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+)
+
+// StatusHandler returns a page that shows what the replica sets of a database do:
+// what stands still and why, workers, partitions and how far behind they are,
+// generations, parked events. It is live, and one file that refers to no other.
+// Mount it anywhere:
+//
+//	http.Handle("/status", orchestrator.StatusHandler(db))
+//
+// At the same address it answers with JSON to those who accept application/json
+// before text/html; docs/status-page.md has its fields. ?replica_set=name leaves
+// out the others. While the database is away, that answer has the status 503 and
+// what was known last.
+//
+// It reads the database once a second at most, on one connection, however many
+// look at it, and not at all while nobody does. It asks no worker, so any program
+// that reaches the database can serve it.
+//
+// It changes nothing, unless AllowActions is given. Who may see it is for the
+// program to say: names, positions and the errors of handlers are on it.
+func StatusHandler(db *sql.DB, options ...StatusOption) http.Handler {
+	h := &statusHandler{db: db, known: newStatusCache(db)}
+	for _, option := range options {
+		option(h)
+	}
+	return h
+}
+
+// A StatusOption changes what StatusHandler does.
+type StatusOption func(*statusHandler)
+
+// AllowActions lets those who see the page give orders on it: Pause, Resume,
+// Rewind, DrainWorker and UndrainWorker, and retry or discard parked events. They
+// are POST requests with a body of JSON, and refused where a browser sends them for
+// the page of another site (see http.CrossOriginProtection). That is all that it
+// checks: let nobody reach the handler who may not do this.
+//
+// The origins, say "https://ops.example.com", are those under which browsers know
+// the page, where a proxy changes the Host header. AllowActions panics if one is
+// malformed.
+func AllowActions(origins ...string) StatusOption {
+	protection := http.NewCrossOriginProtection()
+	for _, origin := range origins {
+		if err := protection.AddTrustedOrigin(origin); err != nil {
+			panic(fmt.Sprintf("orchestrator.AllowActions: %v", err))
+		}
+	}
+	return func(h *statusHandler) { h.protection = protection }
+}
+
+type statusHandler struct {
+	db         *sql.DB
+	known      *statusCache
+	protection *http.CrossOriginProtection // nil: there are no actions
+}
+
+// statusAnswer is the answer in JSON.
+type statusAnswer struct {
+	statusKnown
+	Actions bool `json:"actions"` // whether orders may be given
+}
+
+func (h *statusHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	header := w.Header()
+	header.Set("Cache-Control", "no-store")
+	header.Set("Vary", "Accept")
+	header.Set("Content-Security-Policy", statusPolicy())
+	header.Set("X-Frame-Options", "DENY")
+	header.Set("X-Content-Type-Options", "nosniff")
+	header.Set("Referrer-Policy", "no-referrer")
+	header.Set("Cross-Origin-Resource-Policy", "same-origin")
+	switch {
+	case r.Method == http.MethodPost && h.protection != nil:
+		h.order(w, r)
+	case r.Method != http.MethodGet && r.Method != http.MethodHead:
+		allow := "GET, HEAD"
+		if h.protection != nil {
+			allow += ", POST"
+		}
+		header.Set("Allow", allow)
+		answerError(w, http.StatusMethodNotAllowed, r.Method+" is not allowed here")
+	case prefersJSON(r.Header.Values("Accept")):
+		h.status(w, r)
+	default:
+		header.Set("Content-Type", "text/html; charset=utf-8")
+		_, _ = w.Write(statusHTML) // an error says that the reader has gone
+	}
+}
+
+func (h *statusHandler) status(w http.ResponseWriter, r *http.Request) {
+	known, err := h.known.get(r.Context())
+	if err != nil {
+		answerError(w, http.StatusServiceUnavailable, err.Error())
+		return
+	}
+	if r.URL.Query().Has("replica_set") {
+		name := ReplicaSetName(r.URL.Query().Get("replica_set"))
+		// A copy, since others have the same slice.
+		known.ReplicaSets = slices.DeleteFunc(slices.Clone(known.ReplicaSets), func(s setKnown) bool { return s.ReplicaSet != name })
+		if len(known.ReplicaSets) == 0 && known.Error == "" {
+			answerError(w, http.StatusNotFound, fmt.Sprintf("no worker of a replica set %q has ever run", name))
+			return
+		}
+	}
+	answer(w, known.code, statusAnswer{known, h.protection != nil})
+}
+
+func answer(w http.ResponseWriter, code int, body any) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(code)
+	_ = json.NewEncoder(w).Encode(body) // an error says that the reader has gone
+}
+
+func answerError(w http.ResponseWriter, code int, text string) {
+	answer(w, code, map[string]string{"error": text})
+}
+
+// prefersJSON reports whether JSON is asked for by name, and before HTML.
+func prefersJSON(accept []string) bool {
+	var json, html float64
+	for entry := range strings.SplitSeq(strings.Join(accept, ","), ",") {
+		kind, parameters, err := mime.ParseMediaType(entry)
+		if err != nil {
+			continue
+		}
+		quality := 1.0
+		if q, ok := parameters["q"]; ok {
+			quality, _ = strconv.ParseFloat(q, 64) // 0 where it is malformed
+		}
+		switch kind {
+		case "application/json":
+			json = max(json, quality)
+		case "text/html":
+			html = max(html, quality)
+		}
+	}
+	return json > html
+}
+
+// The page is the same for everybody: all that differs comes as JSON.
+//
+//go:embed statuspage.html
+var statusHTML []byte
+
+// statusPolicy allows the page its own script and style, by their hashes, and
+// requests to where it came from. Nothing can turn text into markup (trusted
+// types), whatever projections and errors are called.
+var statusPolicy = sync.OnceValue(func() string {
+	return fmt.Sprintf("default-src 'none'; script-src '%s'; style-src '%s'; connect-src 'self'; img-src data:; "+
+		"base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'",
+		hashOf("script"), hashOf("style"))
+})
+
+// hashOf returns the hash of what stands in an element of the page, as a policy
+// names it.
+func hashOf(element string) string {
+	_, rest, _ := bytes.Cut(statusHTML, []byte("<"+element+">"))
+	text, _, _ := bytes.Cut(rest, []byte("</"+element+">"))
+	sum := sha256.Sum256(text)
+	return "sha256-" + base64.StdEncoding.EncodeToString(sum[:])
+}

@@ -194,6 +194,54 @@ func TestObserverOfFailures(t *testing.T) {
 	}
 }
 
+// Events that are gone past, and a partition that is halted.
+func TestObserverOfPolicies(t *testing.T) {
+	w := newWorld(t)
+	w.append(60) // of 50 aggregates: the second of position 4's is 54
+	odd := errors.New("odd")
+	fails := func(_ context.Context, e orchestrator.Event) error {
+		if e.GlobalPosition == 4 {
+			return odd
+		}
+		return nil
+	}
+	cfg := w.config(w.db, "set")
+	cfg.StallAfter = 100 * time.Millisecond
+	cfg.Failures = map[string]orchestrator.FailureRule{
+		// once in a batch, and twice alone
+		"parks": {Policy: orchestrator.ParkEvents, Attempts: 2}, "halts": {Policy: orchestrator.HaltLane, Attempts: 2},
+	}
+	_, s := w.seen(t, cfg, transactional{effects{name: "parks", hook: fails}}, transactional{effects{name: "halts", hook: fails}})
+	first := awaited(t, s, "what is parked", any1[orchestrator.EventParked])
+	behind := awaited(t, s, "what waits behind it", func(e orchestrator.EventParked) bool { return e.Position == 54 })
+	if first.Position != 4 || first.Attempts != 3 || first.Err != odd || first.AggregateID != "a3" || first.Projection != "parks" {
+		t.Errorf("parked %+v", first)
+	}
+	if behind.Attempts != 0 || behind.Err != nil || behind.AggregateID != "a3" {
+		t.Errorf("parked behind it %+v", behind)
+	}
+	l := reported(t, s, "how many are parked", "parks", 0, func(_ orchestrator.WorkerReport, l orchestrator.LaneReport) bool { return l.Parked == 2 })
+	if l.Behind != 0 || l.Stalled {
+		t.Errorf("reported %+v", l)
+	}
+	handled := 0
+	for _, c := range told[orchestrator.BatchCommitted](s) {
+		if c.Projection == "parks" {
+			handled += c.Events
+		}
+	}
+	if handled != 58 {
+		t.Errorf("batches of %d events were committed, of 60 of which two are parked", handled)
+	}
+	awaited(t, s, "the last failure", func(e orchestrator.HandlerFailed) bool {
+		return e.Projection == "halts" && e.Position == 4 && e.Attempt == 3 && e.RetryIn == 0
+	})
+	stalled := awaited(t, s, "the stall", func(e orchestrator.Stalled) bool { return e.Projection == "halts" && e.Position == 3 })
+	if stalled.Reason != "halted, since the handler fails: odd, attempt 3" {
+		t.Errorf("stalled for %q", stalled.Reason)
+	}
+}
+
 // A commit that the fence refuses, and the worker that comes back for it.
 func TestObserverOfARefusal(t *testing.T) {
 	w := newWorld(t)

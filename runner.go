@@ -277,7 +277,11 @@ func (l *lane[E]) note(now time.Time, a protocol.LaneAction) {
 	if events, ok := l.core.Committed(); ok {
 		if to := l.worker.to; to.BatchCommitted != nil {
 			position, _ := l.core.Position()
-			tell(to, to.BatchCommitted, BatchCommitted{l.source(), l.name(), events, l.skipped, position, now.Sub(l.began)})
+			took := time.Duration(0)
+			if !l.began.IsZero() {
+				took = now.Sub(l.began)
+			}
+			tell(to, to.BatchCommitted, BatchCommitted{l.source(), l.name(), events, l.skipped, position, took})
 		}
 		l.skipped, l.began = 0, time.Time{}
 	}
@@ -290,9 +294,14 @@ func (l *lane[E]) note(now time.Time, a protocol.LaneAction) {
 			l.began = now
 		}
 	case protocol.LanePause, protocol.LaneEnd:
-		if a.Why == protocol.HandlerFailed || a.End == protocol.AtFault {
+		halted := a.Why == protocol.Halted && l.standing.state != laneHalted // said once
+		if a.Why == protocol.HandlerFailed || halted || a.End == protocol.AtFault {
+			retry := a.For
+			if halted {
+				retry = 0
+			}
 			l.began = time.Time{}
-			tell(l.worker.to, l.worker.to.HandlerFailed, HandlerFailed{l.source(), l.name(), a.Position, a.Attempts, a.For, l.fault})
+			tell(l.worker.to, l.worker.to.HandlerFailed, HandlerFailed{l.source(), l.name(), a.Position, a.Attempts, retry, l.fault})
 		}
 	}
 	l.stand(a)

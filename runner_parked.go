@@ -56,6 +56,11 @@ func (l *lane[E]) doParked(a protocol.LaneAction, answer protocol.LaneAnswer) (p
 func (l *lane[E]) parked(a protocol.LaneAction, parked []protocol.Parked) {
 	l.full = false
 	for _, p := range parked {
+		e := EventParked{Source: l.source(), Lane: l.name(), Position: p.Position, AggregateID: p.Aggregate, Attempts: p.Attempts}
+		if p.Attempts > 0 {
+			e.Err = l.fault
+		}
+		tell(l.worker.to, l.worker.to.EventParked, e)
 		if p.Attempts > 0 {
 			l.log.Error("event parked", "position", p.Position, "aggregate", p.Aggregate, "attempts", p.Attempts, "error", l.fault)
 		} else {

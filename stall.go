@@ -44,6 +44,10 @@ func (w *laneWatch) reason(now time.Time, l LaneReport, gap *GapReport) string {
 	switch {
 	case l.State == laneRetrying:
 		return fmt.Sprintf("handler fails: %s, attempt %d", l.Error, l.Attempts)
+	case l.State == laneHalted:
+		return fmt.Sprintf("halted, since the handler fails: %s, attempt %d", l.Error, l.Attempts)
+	case l.State == laneFull:
+		return "too many events are parked"
 	case l.State == laneDatabase:
 		return "database: " + l.Error
 	case l.Handling != 0:

@@ -50,6 +50,8 @@ func TestStallReasons(t *testing.T) {
 		gap  *GapReport
 	}{
 		{"handler fails: no such order, attempt 7", LaneReport{State: laneRetrying, Attempts: 7, Error: "no such order"}, gap(1)},
+		{"halted, since the handler fails: no such order, attempt 3", LaneReport{State: laneHalted, Attempts: 3, Error: "no such order"}, nil},
+		{"too many events are parked", LaneReport{State: laneFull}, nil},
 		{"database: connection refused", LaneReport{State: laneDatabase, Error: "connection refused"}, gap(1)},
 		{"handler has run for 2m0s at position 812", LaneReport{State: laneHandling, Handling: 812}, nil},
 		{"waits for a proof", LaneReport{State: laneUnproven}, nil},

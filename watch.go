@@ -19,6 +19,8 @@ const (
 	laneRetrying = "retrying"
 	laneDatabase = "database"
 	laneUnproven = "unproven"
+	laneHalted   = "halted"
+	laneFull     = "full"
 	laneEnded    = "ended"
 )
 
@@ -31,6 +33,7 @@ type standing[E any] struct {
 	next     *Record[E]
 	attempts int
 	err      string
+	parked   int
 }
 
 // stand notes how far the lane is, before it does what its core says.
@@ -40,6 +43,7 @@ func (l *lane[E]) stand(a protocol.LaneAction) {
 	s := &l.standing
 	before := s.position
 	s.position, s.found = l.core.Position()
+	s.parked = l.core.Lot()
 	s.next = nil
 	if n := l.core.Handled(); n < len(l.events) {
 		s.next = l.events[n]
@@ -47,7 +51,7 @@ func (l *lane[E]) stand(a protocol.LaneAction) {
 		s.next = l.last
 	}
 	switch a.Do {
-	case protocol.LaneFind, protocol.LaneRead:
+	case protocol.LaneFind, protocol.LaneRead, protocol.LaneLook:
 		s.state = laneReading
 	case protocol.LaneProve:
 		s.state = laneUnproven
@@ -69,6 +73,10 @@ func (s *standing[E]) pause(a protocol.LaneAction, fault, database error) {
 		s.state, s.attempts, s.err = laneRetrying, a.Attempts, brief(fault)
 	case protocol.DatabaseFailed:
 		s.state, s.attempts, s.err = laneDatabase, 0, brief(database)
+	case protocol.Halted:
+		s.state, s.attempts, s.err = laneHalted, a.Attempts, brief(fault)
+	case protocol.LotFull:
+		s.state = laneFull
 	default:
 		s.state = laneIdle
 	}
@@ -211,6 +219,7 @@ func (l *lane[E]) report(now time.Time, reach reach) LaneReport {
 		Projection: l.id.Projection, Partition: a.Partition, TotalPartitions: a.Total,
 		Position: s.position, Behind: -1, State: s.state, Since: l.watch.since, Handling: l.position.Load(),
 		Attempts: s.attempts, Error: s.err, Stalled: l.watch.stalled,
+		Parked: s.parked,
 	}
 	if r.Since.IsZero() {
 		r.Since = now

@@ -558,7 +558,7 @@ func (l *Lane) saves() bool { return l.config.Kind == Plain || l.size == 0 || l.
 // committed goes on after the store has l.next.
 func (l *Lane) committed(now time.Time, s Signals) LaneAction {
 	l.track.Committed(l.next, now)
-	l.settled, l.done = l.size, 0
+	l.settled, l.done = max(0, l.size-len(l.parking)), 0
 	l.failures, l.resolving = 0, false
 	for i := range l.parking {
 		l.parking[i].Since = now

@@ -1,0 +1,93 @@
+package orchestrator_test
+
+import (
+	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// What is logged, at which level and with which keys, is what docs/operations.md
+// says: people build alerts on it.
+func TestLogTable(t *testing.T) {
+	text, err := os.ReadFile("docs/operations.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, table, _ := strings.Cut(string(text), "| message | level | keys |")
+	var documented []string
+	for _, line := range strings.Split(table, "\n")[2:] {
+		cells := strings.Split(line, "|")
+		if len(cells) != 6 {
+			break
+		}
+		documented = append(documented, fmt.Sprintf("%s: %s [%s]", strings.TrimSpace(cells[2]), strings.TrimSpace(cells[1]), strings.TrimSpace(cells[3])))
+	}
+	slices.Sort(documented)
+	if diff := cmp.Diff(documented, logCalls(t)); diff != "" {
+		t.Errorf("-docs/operations.md +code:\n%s", diff)
+	}
+}
+
+// logCalls returns the log calls of the package.
+func logCalls(t *testing.T) []string {
+	t.Helper()
+	files, err := filepath.Glob("*.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	calls := map[string]bool{}
+	for _, file := range files {
+		if strings.HasSuffix(file, "_test.go") {
+			continue
+		}
+		f, err := parser.ParseFile(token.NewFileSet(), file, nil, parser.SkipObjectResolution)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ast.Inspect(f, func(n ast.Node) bool {
+			call, ok := n.(*ast.CallExpr)
+			if !ok {
+				return true
+			}
+			method, ok := call.Fun.(*ast.SelectorExpr)
+			if !ok || !slices.Contains([]string{"Debug", "Info", "Warn", "Error"}, method.Sel.Name) {
+				return true
+			}
+			if to, ok := method.X.(*ast.SelectorExpr); !ok || to.Sel.Name != "log" {
+				return true
+			}
+			var keys []string
+			for i := 1; i < len(call.Args); i += 2 {
+				keys = append(keys, literal(t, file, call.Args[i]))
+			}
+			calls[fmt.Sprintf("%s: %s [%s]", strings.ToLower(method.Sel.Name), literal(t, file, call.Args[0]), strings.Join(keys, ", "))] = true
+			return true
+		})
+	}
+	return slices.Sorted(maps.Keys(calls))
+}
+
+// literal returns what a string is, which a message and a key have to be.
+func literal(t *testing.T, file string, e ast.Expr) string {
+	t.Helper()
+	l, ok := e.(*ast.BasicLit)
+	if !ok {
+		t.Errorf("%s: a message or a key in the log is no literal", file)
+		return ""
+	}
+	s, err := strconv.Unquote(l.Value)
+	if err != nil {
+		t.Error(err)
+	}
+	return s
+}

@@ -229,7 +229,7 @@ func (s *ReplicaSetStatus) waits() []Wait {
 			waits = append(waits, at)
 		case r.Stalled:
 			at.Kind, at.Position = "stalled", r.Position
-			at.Text = fmt.Sprintf("%s, on worker %s: has not moved past position %d since %s (%s)", where, p.Worker, r.Position, r.Since.UTC().Format(time.DateTime), r.State)
+			at.Text = fmt.Sprintf("%s, on worker %s: has not moved past position %d since %s UTC (%s)", where, p.Worker, r.Position, r.Since.UTC().Format(time.DateTime), r.State)
 			waits = append(waits, at)
 		}
 	}
@@ -243,7 +243,7 @@ func (s *ReplicaSetStatus) standing() []Wait {
 		if g := w.Gap; g != nil {
 			waits = append(waits, Wait{
 				Kind: "gap", Worker: w.Worker, Position: g.Position, Backends: g.Backends,
-				Text: fmt.Sprintf("worker %s reads no further than position %d, which open transactions may still fill: backends %s, since %s",
+				Text: fmt.Sprintf("worker %s reads no further than position %d, which open transactions may still fill: backends %s, since %s UTC",
 					w.Worker, g.Position-1, strings.Trim(fmt.Sprint(g.Backends), "[]"), g.Since.UTC().Format(time.DateTime)),
 			})
 		}

@@ -109,7 +109,7 @@ func (l *Lane) treat(now time.Time, s Signals, a LaneAnswer) LaneAction {
 		case !ok:
 			return l.databaseFailed(&l.readFailures, a, (*Lane).leave)
 		case len(a.Page) == 0 || a.Page[0].Position != l.hand.Position:
-			return l.note(errors.New(gone))
+			return l.note(errors.New(noSuchEvent))
 		}
 		return l.retry(s)
 	case LaneProve:
@@ -208,5 +208,5 @@ func (l *Lane) again(a LaneAction) LaneAction {
 	return a
 }
 
-// gone is why a parked event can't be retried.
-const gone = "there is no such event: the event store has none at this position, or it is out of the projection's scope"
+// noSuchEvent is why a parked event can't be retried.
+const noSuchEvent = "there is no such event: the event store has none at this position, or it is out of the projection's scope"

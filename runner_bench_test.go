@@ -37,7 +37,7 @@ func BenchmarkHandle(b *testing.B) {
 		l.keep()
 		answer = protocol.LaneAnswer{}
 		switch action.Do {
-		case protocol.LaneFind:
+		case protocol.LaneLoad:
 			answer.Found = protocol.Found{Generation: 1, Exists: true}
 		case protocol.LaneRead:
 			for i := range page {

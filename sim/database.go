@@ -38,6 +38,7 @@ type connection interface {
 
 	// Lanes. begin opens a handler's transaction; write opens one unless there
 	// is one; save is a transaction of its own.
+	load(l store.Lane, done func(protocol.Found, error))
 	find(l store.Lane, done func(protocol.Found, error))
 	begin(done func(error))
 	// effect is what a transactional projection writes for an event.

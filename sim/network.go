@@ -20,8 +20,8 @@ var (
 var (
 	errDenied = &pq.Error{Severity: "ERROR", Code: "42501", Message: "permission denied"}
 	denials   = [][]string{
-		{"heartbeat", "join", "leave", "stop report", "request"},
-		{"find", "checkpoint"},
+		{"heartbeat", "look", "join", "leave", "stop report", "request"},
+		{"load", "find", "checkpoint"},
 		{"page", "look ahead", "highest position"},
 	}
 )

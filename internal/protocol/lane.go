@@ -37,7 +37,8 @@ type LaneDo int
 
 const (
 	LaneStart  LaneDo = iota // not an action: nothing was asked for yet
-	LaneFind                 // read the lane's checkpoint row; answer Found
+	LaneLoad                 // read the checkpoint that activation left for the lane; answer Found
+	LaneFind                 // read it as it is once whoever has written it has ended; answer Found
 	LaneRead                 // read events above After, at most Limit; answer Page
 	LaneOpen                 // begin a transaction for handlers
 	LaneProve                // wait until the worker has proven that it is there
@@ -50,7 +51,7 @@ const (
 )
 
 func (d LaneDo) String() string {
-	return [...]string{"start", "find", "read", "open", "prove", "handle", "write", "commit", "save", "pause", "end"}[d]
+	return [...]string{"start", "load", "find", "read", "open", "prove", "handle", "write", "commit", "save", "pause", "end"}[d]
 }
 
 // A LaneAction is one thing to do, and then to answer. The fields that go with
@@ -190,7 +191,7 @@ type LaneAnswer struct {
 // A Lane is the life of one projection on one partition under one generation.
 // It says what to do, one thing at a time, and is told how that went:
 //
-//	find ─▶ read ─▶ open ─▶ handle … ─▶ write ─▶ commit ─▶ read …
+//	load ─▶ read ─▶ open ─▶ handle … ─▶ write ─▶ commit ─▶ read …
 //	          ▲     (Plain: handle … ─▶ save)     │ unclear
 //	          └───── undone, done ◀──── find ──▶ superseded: end
 //
@@ -226,7 +227,6 @@ type Lane struct {
 	began      time.Time
 	failed     *LaneAnswer // of a Plain handler, until what precedes it is committed
 	next       Checkpoint  // what the commit says
-	resolving  bool        // it is open whether that has happened
 
 	// Failures of the database in a row, until something could be read, and
 	// until something was committed.
@@ -277,15 +277,17 @@ func (l *Lane) advance(now time.Time, s Signals, a LaneAnswer) LaneAction {
 	}
 	switch l.doing {
 	case LaneStart:
-		return LaneAction{Do: LaneFind}
-	case LaneFind:
-		switch {
-		case !ok:
-			return l.databaseFailed(&l.failures, a, find)
-		case l.resolving:
-			return l.resolve(now, s, a.Found)
+		return load(l, now, s)
+	case LaneLoad:
+		if !ok {
+			return l.databaseFailed(&l.failures, a, load)
 		}
-		return l.load(now, s, a.Found)
+		return l.loaded(now, s, a.Found)
+	case LaneFind:
+		if !ok {
+			return l.databaseFailed(&l.failures, a, find)
+		}
+		return l.resolve(now, s, a.Found)
 	case LaneRead:
 		return l.page(now, s, a)
 	case LaneOpen:
@@ -325,6 +327,11 @@ func end(s Signals) LaneAction {
 	return LaneAction{Do: LaneEnd, End: Alone}
 }
 
+// load reads what nobody else writes any more: whoever ran the partition before
+// has been fenced by the activation, or has committed before it.
+func load(*Lane, time.Time, Signals) LaneAction { return LaneAction{Do: LaneLoad} }
+
+// find waits for the lane's own commit, of which it has not heard.
 func find(*Lane, time.Time, Signals) LaneAction { return LaneAction{Do: LaneFind} }
 
 // databaseFailed pauses before going on with resume, or ends what can't
@@ -339,8 +346,8 @@ func (l *Lane) databaseFailed(failures *int, a LaneAnswer, resume func(*Lane, ti
 	return LaneAction{Do: LanePause, For: backoff.Delay(*failures, a.Jitter), Why: DatabaseFailed}
 }
 
-// load takes the checkpoint that activation left for this lane.
-func (l *Lane) load(now time.Time, s Signals, found Found) LaneAction {
+// loaded takes the checkpoint that activation left for this lane.
+func (l *Lane) loaded(now time.Time, s Signals, found Found) LaneAction {
 	if !found.Exists || found.Generation != l.assignment.Generation {
 		return LaneAction{Do: LaneEnd, End: Alone}
 	}
@@ -495,7 +502,7 @@ func (l *Lane) saves() bool { return l.config.Kind == Plain || l.size == 0 }
 // committed goes on after the store has l.next.
 func (l *Lane) committed(now time.Time, s Signals) LaneAction {
 	l.track.Committed(l.next, now)
-	l.failures, l.resolving = 0, false
+	l.failures = 0
 	switch {
 	case s.Canceled:
 		return end(s)
@@ -514,7 +521,6 @@ func (l *Lane) commitFailed(a LaneAnswer) LaneAction {
 	if a.Failure == Fault && l.config.Kind != Plain && l.size > 0 {
 		return l.faultWithin(l.size, a)
 	}
-	l.resolving = true
 	if a.Failure == Fenced {
 		return LaneAction{Do: LaneFind}
 	}
@@ -522,7 +528,6 @@ func (l *Lane) commitFailed(a LaneAnswer) LaneAction {
 }
 
 func (l *Lane) resolve(now time.Time, s Signals, found Found) LaneAction {
-	l.resolving = false
 	switch l.track.Resolve(l.assignment.Generation, l.next, found) {
 	case Done:
 		return l.committed(now, s)

@@ -123,7 +123,7 @@ func (e *TakenError) Error() string {
 }
 
 // Sync carries out a worker's request. A heartbeat is one statement that
-// touches the worker's own row; everything else locks the set, runs
+// touches the worker's own row, and a look one that touches nothing; everything else locks the set, runs
 // [protocol.Step], and saves what it decided in the same transaction. If the
 // reply is lost, sending the request again does no harm.
 func (s *Store) Sync(ctx context.Context, r protocol.Request, projections []string) (Result, error) {
@@ -136,8 +136,14 @@ func (s *Store) Sync(ctx context.Context, r protocol.Request, projections []stri
 		result, err = s.step(ctx, tx, r, projections)
 		return err
 	})
+	if errors.Is(err, errBusy) {
+		return s.heartbeat(ctx, r)
+	}
 	return result, err
 }
+
+// errBusy says that somebody else has locked the set, or that there is none.
+var errBusy = errors.New("the replica set is locked")
 
 func (s *Store) heartbeat(ctx context.Context, r protocol.Request) (Result, error) {
 	var v protocol.View
@@ -145,8 +151,11 @@ func (s *Store) heartbeat(ctx context.Context, r protocol.Request) (Result, erro
 	var generation, total, holds sql.NullInt64
 	var partitions sql.NullString
 	var due bool
-	query := fmt.Sprintf(s.sql.heartbeat, pq.QuoteLiteral(string(r.Worker)), r.Lease.Microseconds(), r.Stopped,
-		r.Presence.Key, r.Presence.Number)
+	query := fmt.Sprintf(s.sql.look, pq.QuoteLiteral(string(r.Worker)))
+	if !r.Look {
+		query = fmt.Sprintf(s.sql.heartbeat, pq.QuoteLiteral(string(r.Worker)), r.Lease.Microseconds(), r.Stopped,
+			r.Presence.Key, r.Presence.Number)
+	}
 	err := s.db.QueryRowContext(ctx, query).Scan(&v.Now, &due, &stepAt, &leaseEnd, &generation, &total, &partitions, &holds)
 	if err != nil {
 		return Result{}, fmt.Errorf("heartbeat of %s: %w", r.Worker, err)
@@ -174,7 +183,7 @@ func (s *Store) heartbeat(ctx context.Context, r protocol.Request) (Result, erro
 // statement sees is from when it began: who waits for a lock and reads in one
 // would read what was there before he had it.
 func (s *Store) step(ctx context.Context, tx *sql.Tx, r protocol.Request, projections []string) (Result, error) {
-	before, err := s.lockGroup(ctx, tx, r.Join)
+	before, err := s.lockGroup(ctx, tx, r)
 	if err != nil {
 		return Result{}, err
 	}
@@ -218,17 +227,24 @@ func (s *Store) timeAndFloor(ctx context.Context, tx *sql.Tx) (now time.Time, fl
 }
 
 // lockGroup locks the set's row, and creates it for the first worker.
-func (s *Store) lockGroup(ctx context.Context, tx *sql.Tx, create bool) (protocol.Group, error) {
+func (s *Store) lockGroup(ctx context.Context, tx *sql.Tx, r protocol.Request) (protocol.Group, error) {
 	var g protocol.Group
 	var window int64
+	query := s.sql.lockGroup
+	if r.Yield {
+		query += " SKIP LOCKED"
+	}
 	load := func() error {
-		err := tx.QueryRowContext(ctx, s.sql.lockGroup).
+		err := tx.QueryRowContext(ctx, query).
 			Scan(&g.Generation, &g.Phase, &g.Total, &g.Reason, &g.MaxPartitions, &window)
 		g.JoinWindow = time.Duration(window) * time.Microsecond
 		return err
 	}
 	err := load()
-	if errors.Is(err, sql.ErrNoRows) && create {
+	if errors.Is(err, sql.ErrNoRows) && r.Yield {
+		return g, errBusy
+	}
+	if errors.Is(err, sql.ErrNoRows) && r.Join {
 		if _, err := tx.ExecContext(ctx, s.sql.createGroup); err != nil {
 			return g, fmt.Errorf("create replica set %q: %w", s.set, err)
 		}
@@ -469,15 +485,15 @@ const Channel = "pupsourcing_orchestrator"
 
 // statements holds the SQL with the clock, the set and its bounds put in.
 type statements struct {
-	heartbeat, bound, lockGroup, createGroup      string // without parameters
-	lockMembers, timeAndFloor, save               string // likewise
-	registerProjections, lockProjections          string
-	foreignWorkers                                string
-	takeProjections, takeCheckpoints              string
-	ownProjections, lockCheckpoints               string // likewise
-	handOver, saveCheckpoints                     string // likewise
-	findCheckpoint, commitKeeping, commitClearing string
-	saveCheckpoint                                string // likewise
+	heartbeat, look, bound, lockGroup, createGroup string // without parameters
+	lockMembers, timeAndFloor, save                string // likewise
+	registerProjections, lockProjections           string
+	foreignWorkers                                 string
+	takeProjections, takeCheckpoints               string
+	ownProjections, lockCheckpoints                string // likewise
+	handOver, saveCheckpoints                      string // likewise
+	findCheckpoint, commitKeeping, commitClearing  string
+	saveCheckpoint                                 string // likewise
 }
 
 // These set bounds for their transaction only.
@@ -508,15 +524,10 @@ WITH beat AS (
            holds = CASE WHEN holds <= %[3]d THEN 0 ELSE holds END
      WHERE replica_set = {set} AND id = %[1]s
  RETURNING generation, total, partitions, holds)
-SELECT {clock},
-       coalesce(s.phase = 'draining' AND coalesce(b.holds, 0) = 0 AND NOT coalesce(o.held, false), false),
-       s.step_at, o.lease_until, b.generation, b.total, b.partitions, b.holds
-  FROM (SELECT min(CASE WHEN lease_until > {clock} + lease_us * interval '1 microsecond'
-                        THEN {clock} ELSE lease_until END) AS lease_until, -- as in protocol.Group.View
-               bool_or(holds <> 0) AS held
-          FROM orchestrator_workers WHERE replica_set = {set} AND id <> %[1]s) o
-  LEFT JOIN orchestrator_replica_sets s ON s.name = {set}
+` + viewSQL + `
   LEFT JOIN beat b ON true`),
+		look: format(viewSQL + `
+  LEFT JOIN orchestrator_workers b ON b.replica_set = {set} AND b.id = %[1]s`),
 
 		// The bounds come with the first statement, and hold in it: the
 		// subquery is run before a row is looked for.
@@ -607,10 +618,9 @@ SELECT projection, partition, total, position, ahead
 WITH dropped AS (DELETE FROM orchestrator_checkpoints WHERE replica_set = {set} AND partition >= %[2]d)` + saveCheckpointsSQL),
 		saveCheckpoints: format(saveCheckpointsSQL),
 
-		// FOR UPDATE: a commit that is under way is waited for.
-		findCheckpoint: `
+		findCheckpoint: format(`
 SELECT generation, position, ahead FROM orchestrator_checkpoints
- WHERE replica_set = $1 AND projection = $2 AND partition = $3 FOR UPDATE`,
+ WHERE replica_set = {set} AND projection = %s AND partition = %d`),
 
 		commitKeeping:  put(fmt.Sprintf(commitSQL, "ahead")),
 		commitClearing: put(fmt.Sprintf(commitSQL, "NULL")),
@@ -619,6 +629,17 @@ UPDATE orchestrator_checkpoints SET position = %d, ahead = %s, updated_at = {clo
  WHERE replica_set = {set} AND projection = %s AND partition = %d AND generation = %d AND position = %d`),
 	}
 }
+
+// viewSQL is what a worker sees, but for b, which is its own row.
+const viewSQL = `
+SELECT {clock},
+       coalesce(s.phase = 'draining' AND coalesce(b.holds, 0) = 0 AND NOT coalesce(o.held, false), false),
+       s.step_at, o.lease_until, b.generation, b.total, b.partitions, b.holds
+  FROM (SELECT min(CASE WHEN lease_until > {clock} + lease_us * interval '1 microsecond'
+                        THEN {clock} ELSE lease_until END) AS lease_until, -- as in protocol.Group.View
+               bool_or(holds <> 0) AS held
+          FROM orchestrator_workers WHERE replica_set = {set} AND id <> %[1]s) o
+  LEFT JOIN orchestrator_replica_sets s ON s.name = {set}`
 
 const saveCheckpointsSQL = `
 INSERT INTO orchestrator_checkpoints

@@ -17,6 +17,8 @@ import (
 type presence struct {
 	conn *sql.Conn // nil: there is none
 	own  store.Session
+	// published is what was found when it was taken.
+	published protocol.Published
 }
 
 const (
@@ -48,7 +50,7 @@ func (w *worker[E]) attach(a protocol.Attach) {
 		if p.conn, err = w.cfg.DB.Conn(ctx); err != nil {
 			return p, err
 		}
-		if p.own, _, err = store.Attach(ctx, p.conn, string(w.cfg.ReplicaSet), a); err != nil {
+		if p.own, p.published, err = store.Attach(ctx, p.conn, string(w.cfg.ReplicaSet), a); err != nil {
 			p.drop()
 		}
 		return p, err
@@ -59,7 +61,7 @@ func (w *worker[E]) attach(a protocol.Attach) {
 		return
 	}
 	w.presence = p
-	w.input(protocol.Attached{Number: a.Presence.Number, Sent: sent})
+	w.input(protocol.Attached{Number: a.Presence.Number, Sent: sent, Worker: a.Worker, Published: p.published})
 }
 
 // prove asks the connection whether it is there.

@@ -312,6 +312,10 @@ func (l *lane[E]) do(a protocol.LaneAction) protocol.LaneAnswer {
 	answer := protocol.LaneAnswer{Jitter: mathrand.Float64()}
 	var err error
 	switch a.Do {
+	case protocol.LaneLoad:
+		answer.Found, err = bounded(l.ctx, l.worker.patience(), func(ctx context.Context) (protocol.Found, error) {
+			return l.worker.store.Load(ctx, l.id)
+		}, nil)
 	case protocol.LaneFind:
 		answer.Found, err = bounded(l.ctx, l.worker.patience(), func(ctx context.Context) (protocol.Found, error) {
 			return l.worker.store.Find(ctx, l.id)
@@ -485,7 +489,7 @@ func (l *lane[E]) pause(a protocol.LaneAction) {
 
 // doing names what a lane was at when the database failed.
 var doing = map[protocol.LaneDo]string{
-	protocol.LaneFind: "read the checkpoint", protocol.LaneRead: "read events", protocol.LaneOpen: "begin a transaction",
+	protocol.LaneLoad: "read the checkpoint", protocol.LaneFind: "read the checkpoint", protocol.LaneRead: "read events", protocol.LaneOpen: "begin a transaction",
 	protocol.LaneWrite: "commit", protocol.LaneCommit: "commit", protocol.LaneSave: "commit",
 	protocol.LaneLook: "look for parked events", protocol.LanePark: "park events", protocol.LaneFetch: "read a parked event",
 	protocol.LaneUnpark: "commit", protocol.LaneDrop: "delete a parked event", protocol.LaneNote: "note a failure",

@@ -39,7 +39,7 @@ func BenchmarkHandle(b *testing.B) {
 		l.note(now, action)
 		answer = protocol.LaneAnswer{}
 		switch action.Do {
-		case protocol.LaneFind:
+		case protocol.LaneLoad:
 			answer.Found = protocol.Found{Generation: 1, Exists: true}
 		case protocol.LaneRead:
 			for i := range page {

@@ -191,7 +191,7 @@ func (w *worker[E]) report(now time.Time) WorkerReport {
 
 // takeReport returns the report that goes with a request, if one is due.
 func (w *worker[E]) takeReport(now time.Time, r protocol.Request) []byte {
-	if !r.Heartbeat || !w.watch.due {
+	if !r.Heartbeat || r.Look || !w.watch.due {
 		return nil
 	}
 	w.watch.due = false

@@ -41,9 +41,10 @@ func idle(ctx context.Context, b *bench, workers int) (rows []row, err error) {
 	if _, _, err := f.settle(ctx, 0); err != nil {
 		return nil, err
 	}
-	time.Sleep(1500 * time.Millisecond) // they become lazy by and by
-	// A session tells the server what it did when it does something a second
-	// later: what the fleet was watched with counts from before.
+	// They become lazy by and by. And a session that rests tells the server what it
+	// did when it does something later, or after ten seconds (from PostgreSQL 15 on):
+	// what the workers did to start would count as idling.
+	time.Sleep(11 * time.Second)
 	if _, _, err := f.generation(ctx); err != nil {
 		return nil, err
 	}

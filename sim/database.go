@@ -38,6 +38,7 @@ type connection interface {
 
 	// Lanes. begin opens a handler's transaction; write opens one unless there
 	// is one; save is a transaction of its own.
+	load(l store.Lane, done func(protocol.Found, error))
 	find(l store.Lane, done func(protocol.Found, error))
 	begin(done func(error))
 	// effect is what a transactional projection writes for an event.
@@ -71,7 +72,7 @@ type connection interface {
 	// A session of a worker's own. attach has it hold the lock of a presence, and
 	// publishes that in the worker's row, if there is one. prove does nothing, and
 	// absent says which presences of others are not there.
-	attach(a protocol.Attach, done func(published bool, err error))
+	attach(a protocol.Attach, done func(protocol.Published, error))
 	prove() error
 	absent(worker protocol.WorkerID) ([]protocol.Absence, error)
 

@@ -105,6 +105,8 @@ func (l *lane) answer(err error, a protocol.LaneAnswer) {
 func (l *lane) do(a protocol.LaneAction) {
 	patience := l.p.timing.Patience()
 	switch a.Do {
+	case protocol.LaneLoad:
+		l.load(patience)
 	case protocol.LaneFind:
 		l.find(patience)
 	case protocol.LaneRead:
@@ -184,7 +186,22 @@ func (l *lane) end(a protocol.LaneAction) {
 	l.run.ended()
 }
 
-// find reads the checkpoint row.
+// load reads the checkpoint.
+func (l *lane) load(patience time.Duration) {
+	k := l.p.borrow()
+	var found protocol.Found
+	l.ask(k, "load", patience, func(c connection, done func(error)) {
+		c.load(l.id, func(f protocol.Found, err error) {
+			found = f
+			done(err)
+		})
+	}, func(err error) {
+		k.giveBack()
+		l.answer(err, protocol.LaneAnswer{Found: found})
+	})
+}
+
+// find reads it once what was sent of it has ended.
 func (l *lane) find(patience time.Duration) {
 	rules := l.p.w.rules
 	if l.unknown && (rules.unknownIsFailure || rules.unknownIsSuccess) {

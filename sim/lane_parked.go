@@ -13,7 +13,7 @@ func (l *lane) doParked(a protocol.LaneAction, patience time.Duration) {
 	switch a.Do {
 	case protocol.LaneLook:
 		var rows []protocol.Parked
-		l.alone("look", patience, func(c connection, done func(error)) {
+		l.alone("lot", patience, func(c connection, done func(error)) {
 			c.parked(l.id, func(r []protocol.Parked, err error) {
 				rows = r
 				done(err)

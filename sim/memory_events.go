@@ -28,6 +28,24 @@ func (m *memory) checkpoint(t *transaction, l store.Lane) *row[checkpointRow] {
 	return nil
 }
 
+// load is Store.Load.
+func (c *memoryConnection) load(l store.Lane, done func(protocol.Found, error)) {
+	err := c.free("load")
+	var found protocol.Found
+	if r := c.checkpoint(nil, l); err == nil && r != nil {
+		found = c.found(r)
+	}
+	done(found, err)
+}
+
+// found is what is committed of a checkpoint.
+func (c *memoryConnection) found(r *row[checkpointRow]) (found protocol.Found) {
+	if v := r.committed; v != nil && v.set == c.set {
+		found = protocol.Found{Generation: v.generation, Checkpoint: v.Checkpoint, Exists: true}
+	}
+	return found
+}
+
 // find is Store.Find, a transaction of its own.
 func (c *memoryConnection) find(l store.Lane, done func(protocol.Found, error)) {
 	if err := c.free("find"); err != nil {
@@ -39,14 +57,8 @@ func (c *memoryConnection) find(l store.Lane, done func(protocol.Found, error)) 
 		done(protocol.Found{}, nil)
 		return
 	}
-	look := func() (found protocol.Found) {
-		if v := r.committed; v != nil && v.set == c.set {
-			found = protocol.Found{Generation: v.generation, Checkpoint: v.Checkpoint, Exists: true}
-		}
-		return found
-	}
 	if c.rules.hastyFind {
-		done(look(), nil)
+		done(c.found(r), nil)
 		return
 	}
 	t := c.enter()
@@ -55,7 +67,7 @@ func (c *memoryConnection) find(l store.Lane, done func(protocol.Found, error)) 
 		done(protocol.Found{}, err)
 	}
 	t.acquire(&r.lock, false, func() {
-		found := look()
+		found := c.found(r)
 		t.end(true)
 		done(found, nil)
 	})

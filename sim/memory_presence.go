@@ -8,9 +8,9 @@ import (
 
 // attach is store.Attach: the lock, which nobody waits for, and then the worker's
 // row.
-func (c *memoryConnection) attach(a protocol.Attach, done func(published bool, err error)) {
+func (c *memoryConnection) attach(a protocol.Attach, done func(protocol.Published, error)) {
 	if err := c.free("attach"); err != nil {
-		done(false, err)
+		done(protocol.Published{}, err)
 		return
 	}
 	c.holds = a.Presence
@@ -18,24 +18,29 @@ func (c *memoryConnection) attach(a protocol.Attach, done func(published bool, e
 	t := c.enter()
 	t.refused = func(err error) {
 		t.end(false)
-		done(false, err)
+		done(protocol.Published{}, err)
 	}
 	i := slices.IndexFunc(c.replicaSet(c.set).workers, func(w *row[memberRow]) bool { return w.committed != nil && w.committed.ID == a.Worker })
 	if i < 0 {
 		t.end(true)
-		done(false, nil)
+		done(protocol.Published{}, nil)
 		return
 	}
 	own := c.replicaSet(c.set).workers[i]
 	t.acquire(&own.lock, false, func() {
-		there := own.as(t) != nil
-		if there && own.as(t).Presence.Number < a.Presence.Number {
-			w := *own.as(t)
-			w.Presence = a.Presence
-			own.put(t, &w)
+		var p protocol.Published
+		if w := own.as(t); w != nil {
+			if p.Row = true; w.Holds == w.generation {
+				p.Runs = w.Holds
+			}
+			if w.Presence.Number < a.Presence.Number {
+				next := *w
+				next.Presence = a.Presence
+				own.put(t, &next)
+			}
 		}
 		t.end(true)
-		done(there, nil)
+		done(p, nil)
 	})
 }
 

@@ -90,7 +90,7 @@ func (c *memoryConnection) sync(r protocol.Request, projections []string, hold b
 		done(store.Result{}, err)
 	}
 	set := c.replicaSet(c.set)
-	if r.Heartbeat {
+	if r.Heartbeat || r.Yield && set.lock.owner != nil {
 		t.heartbeat(set, r, func(v protocol.View) {
 			t.end(true)
 			done(store.Result{View: v}, nil)
@@ -110,7 +110,7 @@ func (c *memoryConnection) sync(r protocol.Request, projections []string, hold b
 	s.lockGroup()
 }
 
-// heartbeat is one statement. What it shows of others is of the statement's
+// heartbeat is one statement, and so is a look, which waits for nothing. What it shows of others is of the statement's
 // snapshot; its own row, and the time, are of when it has got that row.
 func (t *transaction) heartbeat(set *replicaSet, r protocol.Request, done func(protocol.View)) {
 	group, others := set.committed, make([]*memberRow, 0, len(set.workers))
@@ -129,15 +129,10 @@ func (t *transaction) heartbeat(set *replicaSet, r protocol.Request, done func(p
 		v := protocol.View{Now: now}
 		if own != nil && own.as(t) != nil {
 			w := *own.as(t)
-			w.Lease = r.Lease.Truncate(time.Microsecond)
-			w.LeaseEnd = now.Add(w.Lease)
-			if w.Holds <= r.Stopped {
-				w.Holds = 0
+			if !r.Look {
+				renew(&w, r, now)
+				own.put(t, &w)
 			}
-			if r.Presence.Number > w.Presence.Number {
-				w.Presence = r.Presence
-			}
-			own.put(t, &w)
 			v.Member, v.Generation, v.Total, v.Partitions, v.Paused, v.Holds = true, w.generation, w.total, w.Partitions, w.paused, w.Holds
 		}
 		held := v.Holds != 0
@@ -159,10 +154,22 @@ func (t *transaction) heartbeat(set *replicaSet, r protocol.Request, done func(p
 		}
 		done(v)
 	}
-	if own == nil {
+	if own == nil || r.Look {
 		beat()
 	} else {
 		t.acquire(&own.lock, false, beat)
+	}
+}
+
+// renew is what a heartbeat does to its worker's row.
+func renew(w *memberRow, r protocol.Request, now time.Time) {
+	w.Lease = r.Lease.Truncate(time.Microsecond)
+	w.LeaseEnd = now.Add(w.Lease)
+	if w.Holds <= r.Stopped {
+		w.Holds = 0
+	}
+	if r.Presence.Number > w.Presence.Number {
+		w.Presence = r.Presence
 	}
 }
 

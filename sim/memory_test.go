@@ -113,6 +113,18 @@ func (s memoryStore) Sync(_ context.Context, r protocol.Request, projections []s
 	return result, err
 }
 
+func (s memoryStore) Load(_ context.Context, l store.Lane) (found protocol.Found, err error) {
+	s.w.call(func(done func()) {
+		c := s.db.connect()
+		c.load(l, func(f protocol.Found, e error) {
+			found, err = f, e
+			c.close()
+			done()
+		})
+	})
+	return found, err
+}
+
 func (s memoryStore) Find(_ context.Context, l store.Lane) (found protocol.Found, err error) {
 	s.w.call(func(done func()) {
 		c := s.db.connect()

@@ -20,9 +20,9 @@ var (
 var (
 	errDenied = &pq.Error{Severity: "ERROR", Code: "42501", Message: "permission denied"}
 	denials   = [][]string{
-		{"heartbeat", "join", "leave", "stop report", "request"},
-		{"find", "checkpoint"},
-		{"look", "park", "unpark", "drop", "note"},
+		{"heartbeat", "look", "join", "leave", "stop report", "request"},
+		{"load", "find", "checkpoint"},
+		{"lot", "park", "unpark", "drop", "note"},
 		{"page", "look ahead", "highest position"},
 	}
 )

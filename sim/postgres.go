@@ -338,6 +338,15 @@ func (c *postgresConnection) sync(r protocol.Request, projections []string, hold
 	done(result, c.db.heard(err))
 }
 
+func (c *postgresConnection) load(l store.Lane, done func(protocol.Found, error)) {
+	if err := c.free("load"); err != nil {
+		done(protocol.Found{}, err)
+		return
+	}
+	found, err := c.store().Load(context.Background(), l)
+	done(found, c.db.heard(err))
+}
+
 func (c *postgresConnection) find(l store.Lane, done func(protocol.Found, error)) {
 	if err := c.free("find"); err != nil {
 		done(protocol.Found{}, err)

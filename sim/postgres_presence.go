@@ -17,19 +17,19 @@ type ownSession struct {
 
 var errOtherSession = errors.New("another session has answered")
 
-func (c *postgresConnection) attach(a protocol.Attach, done func(published bool, err error)) {
+func (c *postgresConnection) attach(a protocol.Attach, done func(protocol.Published, error)) {
 	if err := c.free("attach"); err != nil {
-		done(false, err)
+		done(protocol.Published{}, err)
 		return
 	}
 	p, ctx := c.db, context.Background()
 	if p.transactions == transactionsMax {
-		done(false, errFull)
+		done(protocol.Published{}, errFull)
 		return
 	}
 	conn, err := p.pool.Conn(ctx)
 	if err != nil {
-		done(false, p.heard(err))
+		done(protocol.Published{}, p.heard(err))
 		return
 	}
 	p.transactions++

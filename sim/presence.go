@@ -18,10 +18,11 @@ func presenceKey() int32 { return 1 + rand.Int32N(1<<31-1) }
 func (p *worker) attach(a protocol.Attach) {
 	p.dropOwn()
 	sent, sentAt, l, n := p.now(), p.w.at, p.borrow(), a.Presence.Number
+	var published protocol.Published
 	p.ask(l, "attach", presencePatience, func(c connection, done func(error)) {
 		l.number = n
-		c.attach(a, func(published bool, err error) {
-			if err == nil && published {
+		c.attach(a, func(row protocol.Published, err error) {
+			if published = row; err == nil && row.Row {
 				p.publishes(a.Worker, n)
 			}
 			done(err)
@@ -34,7 +35,7 @@ func (p *worker) attach(a protocol.Attach) {
 		}
 		p.own = l
 		p.record(fact{kind: sessionAttached, from: int64(n), sent: sentAt})
-		p.input(protocol.Attached{Number: n, Sent: sent})
+		p.input(protocol.Attached{Number: n, Sent: sent, Worker: a.Worker, Published: published})
 	})
 }
 

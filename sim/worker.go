@@ -206,6 +206,9 @@ func (p *worker) sync(r protocol.Request) {
 		}
 		arrived := w.at
 		c.sync(asked, p.projections(), hold, func(res store.Result, err error) {
+			if r.Yield && res.Group.Generation == 0 {
+				hold = false // it was a heartbeat
+			}
 			// It may have waited since for the checkpoints.
 			result, granted = res, min(max(arrived, w.at-w.now().Sub(res.View.Now)), w.at)
 			if err == nil && !hold {
@@ -238,6 +241,8 @@ func disguise(r protocol.Request) protocol.Request {
 
 func describe(r protocol.Request) string {
 	switch {
+	case r.Look:
+		return "look"
 	case r.Heartbeat:
 		return "heartbeat"
 	case r.Join:
@@ -251,8 +256,11 @@ func describe(r protocol.Request) string {
 }
 
 // synced notes what a request has changed, in the moment in which it has. Its
-// lease was granted a little earlier.
+// lease was granted a little earlier. A look changes nothing, and grants none.
 func (p *worker) synced(r protocol.Request, result store.Result, sent, granted time.Duration) {
+	if r.Look {
+		return
+	}
 	w := p.w
 	if result.View.Member || r.Leave {
 		p.record(fact{kind: sessionAsks, length: r.Lease - (w.at - granted), generation: result.View.Generation,

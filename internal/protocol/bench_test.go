@@ -25,7 +25,7 @@ func BenchmarkLane(b *testing.B) {
 					a := lane.Next(testStart, Signals{}, answer)
 					answer = LaneAnswer{}
 					switch a.Do {
-					case LaneFind:
+					case LaneLoad:
 						answer.Found = Found{Generation: 1, Exists: true}
 					case LaneRead:
 						for i := range page {

@@ -394,6 +394,12 @@ type Request struct {
 	// Heartbeat marks a request that only renews the lease, reports what has
 	// stopped, and looks: it needs neither the group's lock nor Step.
 	Heartbeat bool
+	// Look marks a heartbeat that changes nothing, and does not even renew the
+	// lease: it only looks.
+	Look bool
+	// Yield marks a request for a Step of which somebody else's does as well: if
+	// the group is locked by one, the request is carried out as a heartbeat.
+	Yield bool
 	// Watch is what the worker knows of the database's clock, and of whom it has
 	// missed.
 	Watch Watch
@@ -412,6 +418,9 @@ type Request struct {
 // Apply carries out what the request says of its own worker; Step then draws
 // the consequences for the group.
 func Apply(g Group, r Request, now time.Time) Group {
+	if r.Look {
+		return g
+	}
 	g.Members = slices.Clone(g.Members)
 	if r.Order != nil {
 		return g.obey(*r.Order)

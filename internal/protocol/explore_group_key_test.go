@@ -69,7 +69,7 @@ func (w *groupWorld) checkpointKey(k *keyWriter, c Checkpoint) {
 func requestKey(k *keyWriter, r Request) {
 	k.text(string(r.Worker))
 	k.text(string(r.Replaces))
-	k.flags(r.Join, r.Leave, r.Heartbeat)
+	k.flags(r.Join, r.Leave, r.Heartbeat, r.Look)
 	k.number(r.Stopped, int64(min(r.Watch.For, groupTiming.Lease)/time.Millisecond), int64(r.Watch.Errors[0]/time.Microsecond), int64(r.Watch.Errors[1]/time.Microsecond)) // all have the same lease
 	k.time(r.Watch.Seen)
 }
@@ -162,7 +162,7 @@ func (w *groupWorld) laneKey(k *keyWriter, r *groupRun) {
 		resume = 1 // and else to find: handlers don't fail, nor do reads
 	}
 	k.number(int64(l.doing), resume, int64(l.size), int64(l.done))
-	k.flags(l.more, l.open, l.resolving, l.track != nil)
+	k.flags(l.more, l.open, l.track != nil)
 	if l.track == nil {
 		return
 	}
@@ -250,6 +250,8 @@ func tellRequest(r Request) string {
 		what = "join"
 	case r.Leave:
 		what = "leave"
+	case r.Look:
+		what = "look"
 	case r.Heartbeat:
 		what = "heartbeat"
 	}

@@ -234,7 +234,7 @@ func (w *groupWorld) laneCan(p *groupProc) bool {
 }
 
 func asksDatabase(do LaneDo) bool {
-	return do == LaneFind || do == LaneWrite || do == LaneCommit || do == LaneSave
+	return do == LaneLoad || do == LaneFind || do == LaneWrite || do == LaneCommit || do == LaneSave
 }
 
 // unread reports whether there is something to read for a lane: not only
@@ -330,11 +330,11 @@ func (w *groupWorld) laneDoes(i int) (a LaneAnswer) {
 		return LaneAnswer{Failure: Passing}
 	}
 	switch r.action.Do {
-	case LaneFind:
+	case LaneLoad, LaneFind:
 		if k < len(w.rows) {
 			a.Found = Found{Generation: w.rows[k].generation, Checkpoint: w.rows[k].checkpoint, Exists: true}
 		}
-		if w.bugs.silenceIsFailure && r.lane.resolving {
+		if w.bugs.silenceIsFailure && r.action.Do == LaneFind {
 			a.Found = Found{Generation: r.assignment.Generation, Checkpoint: r.track.checkpoint, Exists: true}
 		}
 	case LaneRead:

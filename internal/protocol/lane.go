@@ -39,7 +39,8 @@ type LaneDo int
 
 const (
 	LaneStart  LaneDo = iota // not an action: nothing was asked for yet
-	LaneFind                 // read the lane's checkpoint row; answer Found
+	LaneLoad                 // read the checkpoint that activation left for the lane; answer Found
+	LaneFind                 // read it as it is once whoever has written it has ended; answer Found
 	LaneRead                 // read events above After, at most Limit; answer Page
 	LaneOpen                 // begin a transaction for handlers
 	LaneProve                // wait until the worker has proven that it is there
@@ -60,7 +61,7 @@ const (
 )
 
 func (d LaneDo) String() string {
-	return [...]string{"start", "find", "read", "open", "prove", "handle", "write", "commit", "save", "pause", "end",
+	return [...]string{"start", "load", "find", "read", "open", "prove", "handle", "write", "commit", "save", "pause", "end",
 		"look", "park", "fetch", "unpark", "drop", "note"}[d]
 }
 
@@ -218,7 +219,7 @@ type LaneAnswer struct {
 // A Lane is the life of one projection on one partition under one generation.
 // It says what to do, one thing at a time, and is told how that went:
 //
-//	find ─▶ look ─▶ read ─▶ open ─▶ handle … ─▶ write ─▶ commit ─▶ read …
+//	load ─▶ look ─▶ read ─▶ open ─▶ handle … ─▶ write ─▶ commit ─▶ read …
 //	                  ▲     (Plain: handle … ─▶ save)     │ unclear
 //	                  └───── undone, done ◀──── find ──▶ superseded: end
 //
@@ -315,7 +316,12 @@ func (l *Lane) advance(now time.Time, s Signals, a LaneAnswer) LaneAction {
 	}
 	switch l.doing {
 	case LaneStart:
-		return LaneAction{Do: LaneFind}
+		return load(l, now, s)
+	case LaneLoad:
+		if !ok {
+			return l.databaseFailed(&l.failures, a, load)
+		}
+		return l.loaded(now, a.Found)
 	case LaneFind:
 		switch {
 		case !ok:
@@ -323,7 +329,7 @@ func (l *Lane) advance(now time.Time, s Signals, a LaneAnswer) LaneAction {
 		case l.resolving:
 			return l.resolve(now, s, a.Found)
 		}
-		return l.load(now, a.Found)
+		return l.loaded(now, a.Found)
 	case LaneLook:
 		return l.look(now, s, a)
 	case LaneRead:
@@ -365,6 +371,11 @@ func end(s Signals) LaneAction {
 	return LaneAction{Do: LaneEnd, End: Alone}
 }
 
+// load reads what nobody else writes any more: whoever ran the partition before
+// has been fenced by the activation, or has committed before it.
+func load(*Lane, time.Time, Signals) LaneAction { return LaneAction{Do: LaneLoad} }
+
+// find waits for the lane's own commit, of which it has not heard.
 func find(*Lane, time.Time, Signals) LaneAction { return LaneAction{Do: LaneFind} }
 
 // databaseFailed pauses before going on with resume, or ends what can't
@@ -379,9 +390,9 @@ func (l *Lane) databaseFailed(failures *int, a LaneAnswer, resume func(*Lane, ti
 	return LaneAction{Do: LanePause, For: backoff.Delay(*failures, a.Jitter), Why: DatabaseFailed}
 }
 
-// load takes the checkpoint that activation left for this lane. One that has a
+// loaded takes the checkpoint that activation left for this lane. One that has a
 // track was only waited for.
-func (l *Lane) load(now time.Time, found Found) LaneAction {
+func (l *Lane) loaded(now time.Time, found Found) LaneAction {
 	if !found.Exists || found.Generation != l.assignment.Generation {
 		return LaneAction{Do: LaneEnd, End: Alone}
 	}

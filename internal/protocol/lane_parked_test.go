@@ -44,7 +44,7 @@ func TestLaneParks(t *testing.T) {
 		fault    = failing(Fault)
 		dbFailed = "pause 20ms: the database failed"
 		begin    = func(rows ...string) []turn {
-			return []turn{{answer: ok, want: "find"}, {answer: found(5, 10), want: "look"}, {answer: lot(rows...), want: "read 4 after 10"}}
+			return []turn{{answer: ok, want: "load"}, {answer: found(5, 10), want: "look"}, {answer: lot(rows...), want: "read 4 after 10"}}
 		}
 		// twice has the handler of a plain lane fail at the first event that is
 		// pending, up to the second failure.
@@ -188,7 +188,7 @@ func TestLaneParks(t *testing.T) {
 			{answer: ok, want: "look", later: time.Second},
 		})},
 		{"plain: retried in order, and then its aggregate goes on", LaneConfig{}, slices.Concat([]turn{
-			{answer: ok, want: "find"},
+			{answer: ok, want: "load"},
 			{answer: found(5, 10), want: "look"},
 			{answer: lot("5 a retry", "6 b", "7 a retry"), want: "fetch 5"},
 			{answer: aggregates(5, "a"), want: "handle parked 5"},
@@ -203,7 +203,7 @@ func TestLaneParks(t *testing.T) {
 			{answer: ok, want: "park 1, 11 to 12"},
 		})},
 		{"transactional: the row goes in the handler's transaction", LaneConfig{Kind: Transactional}, slices.Concat([]turn{
-			{answer: ok, want: "find"},
+			{answer: ok, want: "load"},
 			{answer: found(5, 10), want: "look"},
 			{answer: lot("5 a retry"), want: "fetch 5"},
 			{answer: aggregates(5, "a"), want: "open"},
@@ -213,7 +213,7 @@ func TestLaneParks(t *testing.T) {
 			{answer: ok, want: "read 4 after 10"},
 		})},
 		{"only the first of an aggregate is retried, and only if asked for", LaneConfig{}, []turn{
-			{answer: ok, want: "find"},
+			{answer: ok, want: "load"},
 			{answer: found(5, 10), want: "look"},
 			{answer: lot("5 a", "7 a retry", "8 b retry"), want: "fetch 8"},
 			{answer: aggregates(8, "b"), want: "handle parked 8"},
@@ -221,7 +221,7 @@ func TestLaneParks(t *testing.T) {
 			{answer: ok, want: "read 4 after 10"},
 		}},
 		{"the first is discarded: the next waits for its own request", LaneConfig{}, []turn{
-			{answer: ok, want: "find"},
+			{answer: ok, want: "load"},
 			{answer: found(5, 10), want: "look"},
 			{answer: lot("5 a discard", "7 a", "9 a discard"), want: "drop 5"},
 			{answer: ok, want: "drop 9"},
@@ -229,7 +229,7 @@ func TestLaneParks(t *testing.T) {
 			{answer: aggregates(11, "a"), want: "park 1, 10 to 11"},
 		}},
 		{"a retry that fails is noted, and asked for no more", LaneConfig{Kind: Batched}, []turn{
-			{answer: ok, want: "find"},
+			{answer: ok, want: "load"},
 			{answer: found(5, 10), want: "look"},
 			{answer: lot("5 a retry", "7 a retry"), want: "fetch 5"},
 			{answer: aggregates(5, "a"), want: "open"},
@@ -238,7 +238,7 @@ func TestLaneParks(t *testing.T) {
 			{answer: ok, want: "read 4 after 10"},
 		}},
 		{"what a retry wrote is refused at COMMIT", LaneConfig{Kind: Transactional}, []turn{
-			{answer: ok, want: "find"},
+			{answer: ok, want: "load"},
 			{answer: found(5, 10), want: "look"},
 			{answer: lot("5 a retry"), want: "fetch 5"},
 			{answer: aggregates(5, "a"), want: "open"},
@@ -248,14 +248,14 @@ func TestLaneParks(t *testing.T) {
 			{answer: fault, want: "rollback, note 5, attempt 4"},
 		}},
 		{"the event is gone", LaneConfig{}, []turn{
-			{answer: ok, want: "find"},
+			{answer: ok, want: "load"},
 			{answer: found(5, 10), want: "look"},
 			{answer: lot("5 a retry"), want: "fetch 5"},
 			{answer: aggregates(6, "a"), want: "note 5, attempt 4"},
 			{answer: ok, want: "read 4 after 10"},
 		}},
 		{"an unclear COMMIT of a retry: the rows say", LaneConfig{Kind: Transactional}, []turn{
-			{answer: ok, want: "find"},
+			{answer: ok, want: "load"},
 			{answer: found(5, 10), want: "look"},
 			{answer: lot("5 a retry"), want: "fetch 5"},
 			{answer: aggregates(5, "a"), want: "open"},
@@ -276,7 +276,7 @@ func TestLaneParks(t *testing.T) {
 			{answer: lot(), want: "read 4 after 10"}, // it has
 		}},
 		{"fenced in a retry", LaneConfig{Kind: Transactional}, []turn{
-			{answer: ok, want: "find"},
+			{answer: ok, want: "load"},
 			{answer: found(5, 10), want: "look"},
 			{answer: lot("5 a retry"), want: "fetch 5"},
 			{answer: aggregates(5, "a"), want: "open"},
@@ -286,7 +286,7 @@ func TestLaneParks(t *testing.T) {
 			{answer: found(6, 10), want: "end: alone"},
 		}},
 		{"plain: a drop that is not heard of is sent again, and the event not handled again", LaneConfig{}, []turn{
-			{answer: ok, want: "find"},
+			{answer: ok, want: "load"},
 			{answer: found(5, 10), want: "look"},
 			{answer: lot("5 a retry"), want: "fetch 5"},
 			{answer: aggregates(5, "a"), want: "handle parked 5"},
@@ -296,7 +296,7 @@ func TestLaneParks(t *testing.T) {
 			{answer: failing(Fenced), want: "end: alone"},
 		}},
 		{"a note that is not heard of is sent again", LaneConfig{}, []turn{
-			{answer: ok, want: "find"},
+			{answer: ok, want: "load"},
 			{answer: found(5, 10), want: "look"},
 			{answer: lot("5 a retry"), want: "fetch 5"},
 			{answer: aggregates(5, "a"), want: "handle parked 5"},
@@ -306,7 +306,7 @@ func TestLaneParks(t *testing.T) {
 			{answer: ok, want: "read 4 after 10"},
 		}},
 		{"no retry begins without a proof, and none when asked to stop", LaneConfig{Kind: Transactional}, []turn{
-			{answer: ok, want: "find"},
+			{answer: ok, want: "load"},
 			{answer: found(5, 10), want: "look"},
 			{answer: lot("5 a retry"), want: "fetch 5"},
 			{answer: aggregates(5, "a"), want: "prove", signals: unproven},
@@ -317,7 +317,7 @@ func TestLaneParks(t *testing.T) {
 			{answer: ok, want: "rollback, end: asked", signals: asked},
 		}},
 		{"a retry that is done when asked to stop is committed", LaneConfig{Kind: Transactional}, []turn{
-			{answer: ok, want: "find"},
+			{answer: ok, want: "load"},
 			{answer: found(5, 10), want: "look"},
 			{answer: lot("5 a retry", "6 a retry"), want: "fetch 5"},
 			{answer: aggregates(5, "a"), want: "open"},
@@ -327,14 +327,14 @@ func TestLaneParks(t *testing.T) {
 			{answer: ok, want: "end: asked", signals: asked},
 		}},
 		{"cancelled in a retry: nothing is committed", LaneConfig{Kind: Transactional}, []turn{
-			{answer: ok, want: "find"},
+			{answer: ok, want: "load"},
 			{answer: found(5, 10), want: "look"},
 			{answer: lot("5 a retry"), want: "fetch 5"},
 			{answer: aggregates(5, "a"), want: "open"},
 			{answer: ok, want: "rollback, end: asked", signals: canceled},
 		}},
 		{"a retry that is suspended comes again", LaneConfig{}, []turn{
-			{answer: ok, want: "find"},
+			{answer: ok, want: "load"},
 			{answer: found(5, 10), want: "look"},
 			{answer: lot("5 a retry"), want: "fetch 5"},
 			{answer: aggregates(5, "a"), want: "handle parked 5"},

@@ -43,7 +43,7 @@ func TestLane(t *testing.T) {
 		canceled = Signals{Canceled: true}
 		over     = Signals{LeaseOver: true}
 		ok       LaneAnswer
-		begin    = []turn{{answer: ok, want: "find"}, {answer: found(5, 10), want: "look"}, {answer: ok, want: "read 4 after 10"}}
+		begin    = []turn{{answer: ok, want: "load"}, {answer: found(5, 10), want: "look"}, {answer: ok, want: "read 4 after 10"}}
 		pause    = "pause 20ms: the database failed"
 	)
 	for _, tt := range []struct {
@@ -72,11 +72,11 @@ func TestLane(t *testing.T) {
 			{answer: LaneAnswer{Passed: 100}, want: "pause 1s: nothing new"},
 		}},
 		{name: "another generation's row is not ours", skip: true, turns: []turn{
-			{answer: ok, want: "find"},
+			{answer: ok, want: "load"},
 			{answer: found(6, 10), want: "end: alone"},
 		}},
 		{name: "no row at all", skip: true, turns: []turn{
-			{answer: ok, want: "find"},
+			{answer: ok, want: "load"},
 			{answer: ok, want: "end: alone"},
 		}},
 		{name: "transactional: one transaction for the batch", config: LaneConfig{Kind: Transactional}, turns: []turn{

@@ -71,12 +71,22 @@ type Absence struct {
 	Presence Presence
 }
 
+// Published is what was found in the worker's row when the number of a session was
+// put there: nothing, if there is no such row, or the generation that the worker
+// runs, 0 if it runs none or a newer one is opened.
+type Published struct {
+	Row  bool
+	Runs int64
+}
+
 // Inputs of a Session about its presence.
 type (
 	// Attached says that a session of one's own holds the lock.
 	Attached struct {
-		Number int32
-		Sent   time.Time
+		Number    int32
+		Sent      time.Time
+		Worker    WorkerID // in whose row the number was to be published
+		Published Published
 	}
 	// Proven says that it still is there. Looked says that Absent are the
 	// presences that are not.
@@ -191,7 +201,8 @@ func (p *presence) prove(number int32, sent time.Time) {
 //  4. w takes another session, whose number comes to stand in that row, and
 //     handlers of generation 1 begin, until its next heartbeat.
 //
-// The price is that the request comes after the session, and not with it. Test:
+// So it takes the answer to a request; or a row that shows the very generation that
+// runs here, which no activation can have given to the row of a late join. Test:
 // TestLateJoinBringsNoProof.
 func (p *presence) publish(number int32) {
 	if number > p.known {

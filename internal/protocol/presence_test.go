@@ -19,12 +19,18 @@ func (w *sessionWorld) attach(p *proc, a Attach) {
 	}
 	w.reach(p, func() Input {
 		p.lock = a.Presence.Number
-		i := w.group.index(a.Worker)
-		if i >= 0 && w.group.Members[i].Presence.Number < a.Presence.Number {
-			w.group.Members = slices.Clone(w.group.Members)
-			w.group.Members[i].Presence = a.Presence
+		in := Attached{Number: a.Presence.Number, Sent: sent, Worker: a.Worker}
+		if i := w.group.index(a.Worker); i >= 0 {
+			m := w.group.Members[i]
+			if in.Published.Row = true; m.Holds == w.group.Generation {
+				in.Published.Runs = m.Holds
+			}
+			if m.Presence.Number < a.Presence.Number {
+				w.group.Members = slices.Clone(w.group.Members)
+				w.group.Members[i].Presence = a.Presence
+			}
 		}
-		return Attached{Number: a.Presence.Number, Sent: sent}
+		return in
 	}, Detached{Number: a.Presence.Number})
 }
 

@@ -73,7 +73,7 @@ func TestSessionRenewsAfterAFailedStep(t *testing.T) {
 	// way. Tried on and on, it would cost the lease.
 	actions := s.Next(now, SyncFailed{Request: step, Sent: now})
 	now = actions[len(actions)-1].(Wake).At
-	if r := syncOf(t, s.Next(now, Tick{})); !r.Heartbeat {
+	if r := syncOf(t, s.Next(now, Tick{})); !r.Heartbeat || r.Look {
 		t.Errorf("after a failed Step it sends %+v", r)
 	}
 }
@@ -133,7 +133,7 @@ func TestSessionLooksAfterItsReport(t *testing.T) {
 	later := View{Now: now, Member: true, Partitions: []int{0}, Generation: 2, Total: 2, Holds: 1, StepAt: now.Add(time.Minute)}
 	s.Next(now, Synced{Request: heartbeat, Sent: now, View: later}) // drains
 	report := syncOf(t, s.Next(now, Stopped{Generation: 1}))
-	if !report.Heartbeat || report.Stopped != 1 {
+	if !report.Heartbeat || report.Look || report.Stopped != 1 {
 		t.Fatalf("reports with %+v", report)
 	}
 	later.Holds = 0
@@ -141,20 +141,51 @@ func TestSessionLooksAfterItsReport(t *testing.T) {
 	due.StepAt = now
 
 	alone := *s
-	if r := syncOf(t, alone.Next(now, Synced{Request: report, Sent: now, View: due})); r.Heartbeat {
+	if r := syncOf(t, alone.Next(now, Synced{Request: report, Sent: now, View: due})); r.Heartbeat || !r.Yield {
 		t.Errorf("the last to report sends %+v", r)
 	}
 	look := syncOf(t, s.Next(now, Synced{Request: report, Sent: now, View: later}))
-	if !look.Heartbeat {
+	if !look.Look {
 		t.Errorf("after a report with others to come it sends %+v", look)
 	}
 	second := *s
-	if r := syncOf(t, second.Next(now, Synced{Request: look, Sent: now, View: due})); r.Heartbeat {
+	if r := syncOf(t, second.Next(now, Synced{Request: look, Sent: now, View: due})); r.Heartbeat || !r.Yield {
 		t.Errorf("the second to report sends %+v", r)
 	}
 	wait := s.Next(now, Synced{Request: look, Sent: now, View: later})
 	if diff := cmp.Diff([]Action{Wake{now.Add(2 * pollMin)}}, wait); diff != "" {
 		t.Errorf("after the look, -want +got:\n%s", diff)
+	}
+}
+
+// A look renews no lease, so however many there are, and whenever they come, the
+// heartbeats come when they would have come without.
+func TestSessionRenewsWhateverItLooks(t *testing.T) {
+	s, now, heartbeat := running(t)
+	view := func() View {
+		return View{Now: now, Member: true, Partitions: []int{0}, Generation: 1, Total: 1, Holds: 1}
+	}
+	s.Next(now, Synced{Request: heartbeat, Sent: now, View: view()})
+	end, renewal := s.LeaseEnd(), now.Add(testTiming.Heartbeat)
+	for now = now.Add(time.Second); now.Before(renewal); now = now.Add(time.Second) {
+		r := syncOf(t, s.Next(now, Hinted{}))
+		s.Next(now, Synced{Request: r, Sent: now, View: view()})
+		if !r.Look || !s.LeaseEnd().Equal(end) {
+			t.Errorf("%s before the renewal it sends %+v, and believes in its lease until %s, want %s", renewal.Sub(now), r, s.LeaseEnd(), end)
+		}
+	}
+	now = renewal
+	r := syncOf(t, s.Next(now, Tick{}))
+	if s.Next(now, Synced{Request: r, Sent: now, View: view()}); r.Look || !s.LeaseEnd().After(end) {
+		t.Errorf("when the lease is to be renewed it sends %+v", r)
+	}
+
+	// Whether a look that failed was heard does not matter, but time has passed.
+	now = now.Add(time.Second)
+	s.Next(now, SyncFailed{Request: syncOf(t, s.Next(now, Hinted{})), Sent: now})
+	now = now.Add(retryMax)
+	if r := syncOf(t, s.Next(now, Tick{})); !r.Heartbeat || r.Look {
+		t.Errorf("after a look that failed it sends %+v", r)
 	}
 }
 

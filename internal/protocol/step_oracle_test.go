@@ -65,6 +65,8 @@ func naiveStep(g Group, now time.Time, watch Watch) (Group, Decision) {
 
 	switch {
 	case len(next) == 0: // nobody to run anything
+	case g.Phase == Draining && g.Floor >= g.Generation:
+		d.Opened, g.Reason = true, "projections from elsewhere"
 	case g.Generation == 0:
 		d.Opened, g.Reason = true, "first worker"
 	case joined+surplus+short+gone == 0:

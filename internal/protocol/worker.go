@@ -294,6 +294,9 @@ func (s *Session) Next(now time.Time, in Input) []Action {
 		s.leaving = true
 	case Attached:
 		s.presence.attach(now, in)
+		if s.running != nil && in.Worker == s.id && in.Published.Runs == s.running.Generation {
+			s.presence.publish(in.Number)
+		}
 		if s.member {
 			s.next = now // the database is there: say the number, whatever has failed
 		}
@@ -323,8 +326,8 @@ func (s *Session) synced(now time.Time, in Synced) []Action {
 	}
 	s.member, s.assigned, s.previous = true, v.Assigned(), ""
 	s.presence.publish(in.Request.Presence.Number)
-	if end := in.Sent.Add(s.timing.ownLease()); end.After(s.leaseEnd) {
-		s.leaseEnd = end
+	if !in.Request.Look {
+		s.leaseEnd = in.Sent.Add(s.timing.ownLease())
 	}
 	if s.running == nil && v.Holds < v.Generation {
 		// A generation was activated for this worker and superseded before the
@@ -356,6 +359,7 @@ func (s *Session) synced(now time.Time, in Synced) []Action {
 	case s.running == nil && v.May() && v.Generation > s.stopped:
 		s.running = &Share{Generation: v.Generation, Partitions: v.Partitions, Total: v.Total, Paused: v.Paused}
 		s.stopping, s.canceled, s.polls = time.Time{}, time.Time{}, 0
+		s.presence.wanted = true // or the first event would wait for it
 		return []Action{Start{*s.running}}
 	}
 	return nil
@@ -364,9 +368,11 @@ func (s *Session) synced(now time.Time, in Synced) []Action {
 // plan sets the time and the kind of the next sync from what was just seen.
 func (s *Session) plan(now time.Time, in Synced) {
 	v := in.View
-	s.next = in.Sent.Add(s.timing.Heartbeat)
-	report := in.Request.Stopped > s.reported
-	s.reported = max(s.reported, in.Request.Stopped)
+	s.next = s.renewal()
+	report := !in.Request.Look && in.Request.Stopped > s.reported
+	if report {
+		s.reported = in.Request.Stopped
+	}
 	if !in.Request.Heartbeat {
 		s.step = false
 	}
@@ -555,12 +561,26 @@ func (s *Session) reincarnate(now time.Time) {
 	s.next = now
 }
 
+// mayLook reports whether there is nothing to say, nor a lease to renew. A look is
+// a third of the work of a heartbeat, for the worker and for the server: it is how
+// everybody finds out at once that a generation was opened, or activated.
+func (s *Session) mayLook(now time.Time) bool {
+	return s.failures == 0 && s.stopped <= s.reported && s.presence.known >= s.presence.attached &&
+		now.Before(s.renewal())
+}
+
+// renewal returns when the lease is to be renewed: a heartbeat after it was last.
+func (s *Session) renewal() time.Time {
+	return s.leaseEnd.Add(s.timing.Heartbeat - s.timing.ownLease())
+}
+
 // request returns what to send now.
 func (s *Session) request(now time.Time) Request {
 	r := Request{Worker: s.id, Lease: s.timing.Lease, Stopped: s.stopped}
 	if s.clock.fresh(now) {
 		r.Watch = s.clock.watch()
 	}
+	due := false
 	switch {
 	case s.leaving && s.running == nil:
 		r.Leave, r.Replaces = true, s.previous
@@ -570,12 +590,19 @@ func (s *Session) request(now time.Time) Request {
 	case s.ask:
 		s.ask = false
 	case s.renew || !s.wantsStep():
-		r.Heartbeat, s.renew = true, false
+		r.Heartbeat, r.Look, s.renew = true, s.mayLook(now), false
+	default:
+		due = true
 	}
 	if !r.Heartbeat {
 		r.Watch.Absent = s.presence.remove(now)
+		// Many find out at the same moment that a Step is due. Queued behind the
+		// first, none could start before all who came earlier have looked at
+		// everything once more. Should the one that has the lock not come to an
+		// end, whoever waits for a partition polls.
+		r.Yield = due && len(r.Watch.Absent) == 0
 	}
-	if p := &s.presence; p.attached != 0 && !r.Leave {
+	if p := &s.presence; p.attached != 0 && !r.Leave && !r.Look {
 		r.Presence = Presence{p.key, p.attached}
 	}
 	return r

@@ -26,13 +26,22 @@ type Lane struct {
 // String shows the lane as "projection orders, generation 3 partition 0/2".
 func (l Lane) String() string { return fmt.Sprintf("projection %s, %s", l.Projection, l.Assignment) }
 
+// Load returns the lane's checkpoint.
+func (s *Store) Load(ctx context.Context, l Lane) (protocol.Found, error) {
+	return s.find(ctx, l, "")
+}
+
 // Find returns the lane's checkpoint as it is once every transaction that has
 // written it has ended.
 func (s *Store) Find(ctx context.Context, l Lane) (protocol.Found, error) {
+	return s.find(ctx, l, " FOR UPDATE")
+}
+
+func (s *Store) find(ctx context.Context, l Lane, lock string) (protocol.Found, error) {
 	var f protocol.Found
 	var ahead sql.NullString
-	err := s.db.QueryRowContext(ctx, s.sql.findCheckpoint, s.set, l.Projection, l.Assignment.Partition).
-		Scan(&f.Generation, &f.Checkpoint.Position, &ahead)
+	query := fmt.Sprintf(s.sql.findCheckpoint, pq.QuoteLiteral(l.Projection), l.Assignment.Partition) + lock
+	err := s.db.QueryRowContext(ctx, query).Scan(&f.Generation, &f.Checkpoint.Position, &ahead)
 	if errors.Is(err, sql.ErrNoRows) {
 		return protocol.Found{}, nil
 	}

@@ -140,7 +140,7 @@ const ownerSQL = `SELECT replica_set FROM orchestrator_checkpoints WHERE project
 //  3. the worker drops the partitions that its generation lacks, of this
 //     projection as well, and their positions are lost.
 func (i *Import) Claim(ctx context.Context, projection string) error {
-	if _, err := i.store.lockGroup(ctx, i.tx, true); err != nil {
+	if _, err := i.store.lockGroup(ctx, i.tx, protocol.Request{Join: true}); err != nil {
 		return err
 	}
 	// Nobody is declared dead here: that takes somebody who has watched the

@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"encoding/json"
+	"errors"
 	"fmt"
 
 	"github.com/lib/pq"
@@ -23,10 +24,11 @@ const (
 	attachSQL = `SELECT pg_backend_pid() FROM (SELECT pg_advisory_lock_shared(%d, %d)) locked`
 	// As in protocol.Apply.
 	publishSQL = `
-UPDATE orchestrator_workers
-   SET presence_key = CASE WHEN presence_number < %[4]d THEN %[3]d ELSE presence_key END,
-       presence_number = greatest(presence_number, %[4]d)
- WHERE replica_set = %[1]s AND id = %[2]s`
+   UPDATE orchestrator_workers
+      SET presence_key = CASE WHEN presence_number < %[4]d THEN %[3]d ELSE presence_key END,
+          presence_number = greatest(presence_number, %[4]d)
+    WHERE replica_set = %[1]s AND id = %[2]s
+RETURNING CASE WHEN holds = generation THEN holds ELSE 0 END`
 	// A pooler may reset a session, and with it its locks, between two of its clients,
 	// and hand out the same one again.
 	heldSQL = `
@@ -44,19 +46,21 @@ SELECT pg_backend_pid(), EXISTS (
 )
 
 // Attach has a connection's session hold the lock, and publishes that in the
-// worker's row, if there is one. Which row that is, it does not know: a worker
-// must not count on it.
-func Attach(ctx context.Context, conn *sql.Conn, set string, a protocol.Attach) (s Session, published bool, err error) {
+// worker's row, if there is one.
+func Attach(ctx context.Context, conn *sql.Conn, set string, a protocol.Attach) (s Session, p protocol.Published, err error) {
 	s = Session{conn: conn, presence: a.Presence}
 	if err := conn.QueryRowContext(ctx, fmt.Sprintf(attachSQL, a.Presence.Key, a.Presence.Number)).Scan(&s.pid); err != nil {
-		return s, false, fmt.Errorf("hold the lock that shows that the worker is there: %w", err)
+		return s, p, fmt.Errorf("hold the lock that shows that the worker is there: %w", err)
 	}
-	res, err := conn.ExecContext(ctx, fmt.Sprintf(publishSQL, pq.QuoteLiteral(set), pq.QuoteLiteral(string(a.Worker)), a.Presence.Key, a.Presence.Number))
-	if err != nil {
-		return s, false, fmt.Errorf("publish the lock that shows that the worker is there: %w", err)
+	query := fmt.Sprintf(publishSQL, pq.QuoteLiteral(set), pq.QuoteLiteral(string(a.Worker)), a.Presence.Key, a.Presence.Number)
+	switch err := conn.QueryRowContext(ctx, query).Scan(&p.Runs); {
+	case errors.Is(err, sql.ErrNoRows):
+		return s, p, nil
+	case err != nil:
+		return s, p, fmt.Errorf("publish the lock that shows that the worker is there: %w", err)
 	}
-	n, err := res.RowsAffected()
-	return s, n == 1, err
+	p.Row = true
+	return s, p, nil
 }
 
 // Prove asks the session whether it is there. same is false if another has

@@ -32,8 +32,8 @@ func TestPresence(t *testing.T) {
 		}
 		t.Cleanup(func() { conn.Close() })
 		s, published, err := store.Attach(t.Context(), conn, set, protocol.Attach{Presence: p, Worker: id})
-		if err != nil || published != (id != "nobody") {
-			t.Fatalf("attach %s: published %t, %v", id, published, err)
+		if err != nil || published.Row != (id != "nobody") {
+			t.Fatalf("attach %s: published %+v, %v", id, published, err)
 		}
 		if same, err := s.Prove(t.Context()); !same || err != nil {
 			t.Fatalf("prove %s: %t, %v", id, same, err)

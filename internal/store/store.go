@@ -127,7 +127,7 @@ func (e *TakenError) Error() string {
 }
 
 // Sync carries out a worker's request. A heartbeat is one statement that
-// touches the worker's own row; everything else locks the set, runs
+// touches the worker's own row, and a look one that touches nothing; everything else locks the set, runs
 // [protocol.Step], and saves what it decided in the same transaction. If the
 // reply is lost, sending the request again does no harm.
 func (s *Store) Sync(ctx context.Context, r protocol.Request, projections []string) (Result, error) {
@@ -140,8 +140,14 @@ func (s *Store) Sync(ctx context.Context, r protocol.Request, projections []stri
 		result, err = s.step(ctx, tx, r, projections)
 		return err
 	})
+	if errors.Is(err, errBusy) {
+		return s.Heartbeat(ctx, r, nil)
+	}
 	return result, err
 }
+
+// errBusy says that somebody else has locked the set, or that there is none.
+var errBusy = errors.New("the replica set is locked")
 
 // Heartbeat carries out a request that is one. A report, of JSON, is kept as the
 // worker's, if it is a member. Nobody decides anything by it.
@@ -152,11 +158,14 @@ func (s *Store) Heartbeat(ctx context.Context, r protocol.Request, report []byte
 	var partitions, paused sql.NullString
 	var due bool
 	worker := pq.QuoteLiteral(string(r.Worker))
-	reported := ""
-	if report != nil {
-		reported = fmt.Sprintf(s.sql.report, worker, pq.QuoteLiteral(string(report)))
+	query := fmt.Sprintf(s.sql.look, worker)
+	if !r.Look {
+		reported := ""
+		if report != nil {
+			reported = fmt.Sprintf(s.sql.report, worker, pq.QuoteLiteral(string(report)))
+		}
+		query = fmt.Sprintf(s.sql.heartbeat, worker, r.Lease.Microseconds(), r.Stopped, r.Presence.Key, r.Presence.Number, reported)
 	}
-	query := fmt.Sprintf(s.sql.heartbeat, worker, r.Lease.Microseconds(), r.Stopped, r.Presence.Key, r.Presence.Number, reported)
 	err := s.db.QueryRowContext(ctx, query).Scan(&v.Now, &due, &stepAt, &leaseEnd, &generation, &total, &partitions, &paused, &holds)
 	if err != nil {
 		return Result{}, fmt.Errorf("heartbeat of %s: %w", r.Worker, err)
@@ -187,7 +196,7 @@ func (s *Store) Heartbeat(ctx context.Context, r protocol.Request, report []byte
 // statement sees is from when it began: who waits for a lock and reads in one
 // would read what was there before he had it.
 func (s *Store) step(ctx context.Context, tx *sql.Tx, r protocol.Request, projections []string) (Result, error) {
-	before, err := s.lockGroup(ctx, tx, r.Join)
+	before, err := s.lockGroup(ctx, tx, r)
 	if err != nil {
 		return Result{}, err
 	}
@@ -237,12 +246,16 @@ func (s *Store) timeAndFloor(ctx context.Context, tx *sql.Tx) (now time.Time, fl
 }
 
 // lockGroup locks the set's row, and creates it for the first worker.
-func (s *Store) lockGroup(ctx context.Context, tx *sql.Tx, create bool) (protocol.Group, error) {
+func (s *Store) lockGroup(ctx context.Context, tx *sql.Tx, r protocol.Request) (protocol.Group, error) {
 	var g protocol.Group
 	var window int64
 	var paused, rewinds string
+	query := s.sql.lockGroup
+	if r.Yield {
+		query += " SKIP LOCKED"
+	}
 	load := func() error {
-		err := tx.QueryRowContext(ctx, s.sql.lockGroup).
+		err := tx.QueryRowContext(ctx, query).
 			Scan(&g.Generation, &g.Phase, &g.Total, &g.Reason, &g.MaxPartitions, &window, &paused, &rewinds)
 		if err == nil {
 			g.JoinWindow = time.Duration(window) * time.Microsecond
@@ -253,7 +266,10 @@ func (s *Store) lockGroup(ctx context.Context, tx *sql.Tx, create bool) (protoco
 		return err
 	}
 	err := load()
-	if errors.Is(err, sql.ErrNoRows) && create {
+	if errors.Is(err, sql.ErrNoRows) && r.Yield {
+		return g, errBusy
+	}
+	if errors.Is(err, sql.ErrNoRows) && r.Join {
 		if _, err := tx.ExecContext(ctx, s.sql.createGroup); err != nil {
 			return g, fmt.Errorf("create replica set %q: %w", s.set, err)
 		}
@@ -545,7 +561,7 @@ const Channel = "pupsourcing_orchestrator"
 
 // statements holds the SQL with the clock, the set and its bounds put in.
 type statements struct {
-	heartbeat, report                             string // without parameters
+	heartbeat, report, look                       string // without parameters
 	bound, lockGroup, createGroup                 string // likewise
 	lockMembers, timeAndFloor, save               string // likewise
 	registerProjections, lockProjections          string
@@ -586,15 +602,10 @@ WITH beat AS (
            holds = CASE WHEN holds <= %[3]d THEN 0 ELSE holds END
      WHERE replica_set = {set} AND id = %[1]s
  RETURNING generation, total, partitions, paused, holds)%[6]s
-SELECT {clock},
-       coalesce(s.phase = 'draining' AND coalesce(b.holds, 0) = 0 AND NOT coalesce(o.held, false), false),
-       s.step_at, o.lease_until, b.generation, b.total, b.partitions, b.paused, b.holds
-  FROM (SELECT min(CASE WHEN lease_until > {clock} + lease_us * interval '1 microsecond'
-                        THEN {clock} ELSE lease_until END) AS lease_until, -- as in protocol.Group.View
-               bool_or(holds <> 0) AS held
-          FROM orchestrator_workers WHERE replica_set = {set} AND id <> %[1]s) o
-  LEFT JOIN orchestrator_replica_sets s ON s.name = {set}
+` + viewSQL + `
   LEFT JOIN beat b ON true`),
+		look: format(viewSQL + `
+  LEFT JOIN orchestrator_workers b ON b.replica_set = {set} AND b.id = %[1]s`),
 		// The worker's row is locked before its report's, as in save.
 		report: format(`,
 report AS (
@@ -707,10 +718,9 @@ SELECT projection, partition, total, position, ahead
 WITH dropped AS (DELETE FROM orchestrator_checkpoints WHERE replica_set = {set} AND partition >= %[2]d)` + saveCheckpointsSQL),
 		saveCheckpoints: format(saveCheckpointsSQL),
 
-		// FOR UPDATE: a commit that is under way is waited for.
-		findCheckpoint: `
+		findCheckpoint: format(`
 SELECT generation, position, ahead FROM orchestrator_checkpoints
- WHERE replica_set = $1 AND projection = $2 AND partition = $3 FOR UPDATE`,
+ WHERE replica_set = {set} AND projection = %s AND partition = %d`),
 
 		commitKeeping:  put(fmt.Sprintf(commitSQL, "ahead")),
 		commitClearing: put(fmt.Sprintf(commitSQL, "NULL")),
@@ -725,6 +735,17 @@ UPDATE orchestrator_checkpoints SET position = %d, ahead = %s, updated_at = {clo
 		note:   format(noteSQL),
 	}
 }
+
+// viewSQL is what a worker sees, but for b, which is its own row.
+const viewSQL = `
+SELECT {clock},
+       coalesce(s.phase = 'draining' AND coalesce(b.holds, 0) = 0 AND NOT coalesce(o.held, false), false),
+       s.step_at, o.lease_until, b.generation, b.total, b.partitions, b.paused, b.holds
+  FROM (SELECT min(CASE WHEN lease_until > {clock} + lease_us * interval '1 microsecond'
+                        THEN {clock} ELSE lease_until END) AS lease_until, -- as in protocol.Group.View
+               bool_or(holds <> 0) AS held
+          FROM orchestrator_workers WHERE replica_set = {set} AND id <> %[1]s) o
+  LEFT JOIN orchestrator_replica_sets s ON s.name = {set}`
 
 const saveCheckpointsSQL = `
 INSERT INTO orchestrator_checkpoints

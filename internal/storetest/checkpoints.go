@@ -88,6 +88,7 @@ func testFence(t *testing.T, w World) {
 }
 
 // While the outcome of a commit is open, Find waits: what it returns is final.
+// Load does not.
 func testFindWaits(t *testing.T, w World) {
 	s := newSet(t, w, "set", "p")
 	s.join("a")
@@ -100,6 +101,9 @@ func testFindWaits(t *testing.T, w World) {
 		tx := s.write(l, at(c.from), at(c.from+5))
 		found := begin(t, func() (protocol.Found, error) { return s.store.Find(t.Context(), l) })
 		found.waiting(w, 1)
+		if got, err := s.store.Load(t.Context(), l); err != nil || got.Checkpoint.Position != c.from {
+			t.Errorf("during a commit from %d: loaded %+v, %v", c.from, got, err)
+		}
 		if err := c.end(tx); err != nil {
 			t.Fatal(err)
 		}

@@ -279,6 +279,72 @@ func testHeartbeat(t *testing.T, w World) {
 	compare("everybody gone")
 }
 
+// A look shows what a heartbeat shows, and whatever else it says is not heard: the
+// lease goes on to its end, what is held is held, and no presence is published.
+func testLook(t *testing.T, w World) {
+	s := newSet(t, w, "set", "p")
+	look := func(id protocol.WorkerID) protocol.View {
+		t.Helper()
+		return s.sync(protocol.Request{
+			Worker: id, Heartbeat: true, Look: true, Stopped: 99, Presence: protocol.Presence{Key: 7, Number: 1},
+		}).View
+	}
+	s.join("a")
+	s.join("b")
+	before := s.look("b").Group
+	w.Advance(time.Second)
+	for _, id := range []protocol.WorkerID{"a", "b", "stranger"} {
+		// The look first: the heartbeat renews what others see.
+		if looked, beat := look(id), s.beat(id); !sameView(looked, beat) || !looked.StepAt.Equal(beat.StepAt) {
+			t.Errorf("%s: %+v by look, %+v by heartbeat", id, looked, beat)
+		}
+	}
+	renewed := s.look("b").Group
+	w.Advance(time.Second)
+	look("a")
+	if diff := cmp.Diff(renewed.Members[0], s.look("b").Group.Members[0]); diff != "" {
+		t.Errorf("after a look, -before +after:\n%s", diff)
+	}
+	if before.Members[0].LeaseEnd.Equal(renewed.Members[0].LeaseEnd) {
+		t.Error("a heartbeat has not renewed the lease either")
+	}
+}
+
+// A request that yields is a Step; but where somebody else has locked the set it
+// is a heartbeat, which shows what that one makes of it.
+//
+//  1. a leaves: generation 3 is opened and activated in one transaction, which
+//     waits for a commit to end;
+//  2. b finds that a Step is due, and does not wait for its turn to take one;
+//  3. all end: b has partition 0 of 1, and took no Step.
+func testYield(t *testing.T, w World) {
+	s := newSet(t, w, "set", "p")
+	s.join("a")
+	s.join("b")
+	if r := s.sync(protocol.Request{Worker: "b", Yield: true}); r.Group.Generation != 2 {
+		t.Errorf("nobody else has locked the set, and it took no Step: %+v", r)
+	}
+	commit := s.write(lane("p", 1, 0, 1), start, at(9))
+	leave := begin(t, func() (store.Result, error) {
+		return s.store.Sync(t.Context(), protocol.Request{Worker: "a", Lease: lease, Leave: true}, s.projections)
+	})
+	leave.waiting(w, 1)
+	if w.Waiting() == 0 {
+		return // a store that refuses instead of waiting holds no lock meanwhile
+	}
+	yields := begin(t, func() (store.Result, error) {
+		return s.store.Sync(t.Context(), protocol.Request{Worker: "b", Lease: lease, Yield: true}, s.projections)
+	})
+	yields.waiting(w, 2)
+	if err := commit.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	expectGroup(t, leave.wait().Group, "generation 3 active {b:0/1}")
+	if r := yields.wait(); r.Group.Generation != 0 || !r.View.May() || r.View.Generation != 3 {
+		t.Errorf("it yielded, and brought %+v", r)
+	}
+}
+
 // A heartbeat that waits while the generation changes must not mix two
 // generations: that would start a worker on somebody else's partition.
 //

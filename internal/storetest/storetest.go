@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
@@ -33,6 +35,7 @@ type World interface {
 // A Store is one replica set, as store.Store is.
 type Store interface {
 	Sync(ctx context.Context, r protocol.Request, projections []string) (store.Result, error)
+	Load(ctx context.Context, l store.Lane) (protocol.Found, error)
 	Find(ctx context.Context, l store.Lane) (protocol.Found, error)
 	// Write begins a transaction and moves a checkpoint in it.
 	Write(ctx context.Context, l store.Lane, from, to protocol.Checkpoint) (Tx, error)
@@ -71,6 +74,8 @@ func Run(t *testing.T, open func(t *testing.T) World) {
 		{"request of a stranger", testStranger},
 		{"heartbeat shows what a request shows", testHeartbeat},
 		{"heartbeat reads in one piece", testOnePiece},
+		{"look changes nothing", testLook},
+		{"request that yields", testYield},
 		{"several partitions", testSeveralPartitions},
 		{"presence", testPresence},
 		{"standby", testStandby},
@@ -253,6 +258,13 @@ func (s *set) find(l store.Lane) protocol.Found {
 	found, err := s.store.Find(s.t.Context(), l)
 	if err != nil {
 		s.t.Fatalf("find %s: %v", l, err)
+	}
+	loaded, err := s.store.Load(s.t.Context(), l)
+	if err != nil {
+		s.t.Fatalf("load %s: %v", l, err)
+	}
+	if diff := cmp.Diff(found, loaded); diff != "" {
+		s.t.Errorf("%s, -found +loaded:\n%s", l, diff)
 	}
 	return found
 }

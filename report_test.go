@@ -161,10 +161,7 @@ func TestStallOfAFailingHandler(t *testing.T) {
 		return nil
 	}}})
 	atTheFault := func(e orchestrator.Stalled) bool { return e.Position == 2 }
-	stalled := awaited(t, s, "the stall", atTheFault)
-	if !strings.HasPrefix(stalled.Reason, "handler fails: context deadline exceeded, attempt ") {
-		t.Errorf("stalled %+v", stalled)
-	}
+	awaited(t, s, "the stall", atTheFault)
 	l := reported(t, s, "the failure", "transactional", 0, func(_ orchestrator.WorkerReport, l orchestrator.LaneReport) bool { return l.Attempts > 1 && l.Stalled })
 	if l.Position != 2 || l.Behind != 3 || l.Error != context.DeadlineExceeded.Error() {
 		t.Errorf("reported %+v", l)

@@ -58,6 +58,9 @@ func (w *world) give(o order) {
 				names = append(names, q.name)
 			}
 		}
+		if len(names) == 0 {
+			return
+		}
 		if !o.all || o.kind == protocol.OrderRewind {
 			order.Projection = names[o.n%len(names)]
 		}

@@ -69,7 +69,7 @@ func harness(projection func(db *sql.DB) orchestrator.Projection[Deposit]) sim.H
 			}
 			return nil
 		},
-		Seeds: 3,
+		Seeds: 5,
 	}
 }
 

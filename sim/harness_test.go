@@ -75,7 +75,7 @@ func TestHarnessPasses(t *testing.T) {
 	t.Parallel()
 	_, url := pgtest.Database(t)
 	h := harness(func(db *sql.DB) orchestrator.Projection[Deposit] { return SafeBalances{Balances{db}} })
-	h.Database, h.Folder, h.First, h.Seeds = url, t.TempDir(), 4, 7 // the example plays those before
+	h.Database, h.Folder, h.First, h.Seeds = url, t.TempDir(), 6, 5 // the example plays those before
 	if err := h.Run(t.Context()); err != nil {
 		t.Error(err)
 	}

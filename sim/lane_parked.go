@@ -103,17 +103,19 @@ func (l *lane) sendPark(a protocol.LaneAction, rows []protocol.Parked, f fact, p
 // parkedBehind is the text of what is parked because of an earlier event.
 const parkedBehind = "behind another"
 
-// fetch reads a parked event again.
+// fetch reads a parked event again. What comes when nobody waits any more is
+// nobody's.
 func (l *lane) fetch(position int64, patience time.Duration) {
-	l.again = nil
+	var again []event
 	l.alone("page", patience, func(c connection, done func(error)) {
 		page, err := c.page(l.tap.scope, position-1, position, 1)
 		if len(page) == 1 && page[0].position == position {
-			l.again = page
+			again = page
 		}
 		done(err)
 	}, func() (a protocol.LaneAnswer) {
-		for _, e := range l.again {
+		l.again = again
+		for _, e := range again {
 			a.Page = append(a.Page, protocol.Key{Position: e.position, Slot: e.slot, Aggregate: e.aggregate})
 		}
 		return a

@@ -28,11 +28,13 @@ func (p *plan) drawOrders(r *rand.Rand) {
 	if !chance(r, 300) {
 		return
 	}
+	kinds := []protocol.OrderKind{protocol.OrderPause, protocol.OrderPause, protocol.OrderResume, protocol.OrderDrain, protocol.OrderUndrain}
+	if p.sets == 1 { // else a projection may be another set's when the activation comes
+		kinds = append(kinds, protocol.OrderRewind, protocol.OrderRewind, protocol.OrderRewind)
+	}
 	for range 1 + r.IntN(4) {
 		p.orders = append(p.orders, order{
-			at:   between(r, 0, p.length),
-			kind: pick(r, protocol.OrderPause, protocol.OrderPause, protocol.OrderResume, protocol.OrderRewind, protocol.OrderRewind, protocol.OrderDrain, protocol.OrderUndrain),
-			set:  r.IntN(p.sets), n: r.IntN(1000), all: chance(r, 200), part: r.IntN(1100),
+			at: between(r, 0, p.length), kind: pick(r, kinds...), set: r.IntN(p.sets), n: r.IntN(1000), all: chance(r, 200), part: r.IntN(1100),
 		})
 	}
 }
@@ -65,7 +67,7 @@ func (w *world) give(o order) {
 			order.Projection = names[o.n%len(names)]
 		}
 	}
-	w.command(o.set, order)
+	w.command(o.set, order, false)
 }
 
 // appended returns about how many positions there are.
@@ -83,9 +85,16 @@ func (w *world) appended() int {
 // could not have its locks, is given again.
 func (w *world) orderAgain() time.Duration { return w.plan.timing.Heartbeat }
 
-// command carries an order out, over a connection of its own.
-func (w *world) command(set int, o protocol.Order) {
-	again := func() { w.after(w.orderAgain(), func() { w.command(set, o) }) }
+// command carries an order out, over a connection of its own. When the faults are
+// over, only what lifts orders is tried again.
+func (w *world) command(set int, o protocol.Order, lifts bool) {
+	again := func() {
+		w.after(w.orderAgain(), func() {
+			if lifts || !w.healed {
+				w.command(set, o, lifts)
+			}
+		})
+	}
 	if w.down {
 		again()
 		return
@@ -113,16 +122,22 @@ func (w *world) command(set int, o protocol.Order) {
 	})
 }
 
-// lift takes back what has been ordered.
+// lift takes back what has been ordered, once the last order that is under way has
+// ended.
 func (w *world) lift() {
 	if len(w.plan.orders) == 0 {
 		return
 	}
+	w.after(w.plan.timing.Lease, w.liftAll)
+	w.after(2*w.plan.timing.Lease, w.liftAll) // for who was not there, or about to be somebody new
+}
+
+func (w *world) liftAll() {
 	for set := range w.plan.sets {
-		w.command(set, protocol.Order{Kind: protocol.OrderResume, Projection: protocol.All})
+		w.command(set, protocol.Order{Kind: protocol.OrderResume, Projection: protocol.All}, true)
 	}
 	for _, p := range w.alive() {
-		w.command(p.set, protocol.Order{Kind: protocol.OrderUndrain, Worker: p.session.ID()})
+		w.command(p.set, protocol.Order{Kind: protocol.OrderUndrain, Worker: p.session.ID()}, true)
 	}
 }
 

@@ -474,7 +474,7 @@ func (p *plan) settle() time.Duration {
 		settle += 2 * t.Lease
 	}
 	if len(p.orders) > 0 { // the last are lifted, one after the other, when the faults stop
-		settle += 2*t.Lease + time.Duration(len(p.orders))*backlog*(2*p.handlers.typical+6*p.network.latency)
+		settle += 3*t.Lease + time.Duration(len(p.orders))*backlog*(2*p.handlers.typical+6*p.network.latency)
 	}
 	if p.handlers.slow > 0 {
 		settle += p.handlers.slowBy + t.Drain + 2*t.Lease

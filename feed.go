@@ -183,7 +183,8 @@ func (f *feed[E]) fetch(ctx context.Context, r protocol.Fetch) (protocol.FeedPag
 		return protocol.FeedPage{}, err
 	}
 	keys := make([]protocol.Key, len(p.events))
-	for i, e := range p.events {
+	for i := range p.events {
+		e := &p.events[i]
 		keys[i] = protocol.Key{Position: e.Position, Slot: protocol.SlotOf(e.AggregateID)}
 	}
 	return protocol.FeedPage{Keys: keys, Passed: p.passed, More: p.more, Bytes: p.bytes, Events: p.events}, nil

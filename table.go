@@ -243,8 +243,8 @@ func (t *Table[E]) read(ctx context.Context, s Scope, after int64, limit, bytes 
 			}
 			p, err = t.page(ctx, query, append(bounds, args...), limit, bytes)
 			answer.Cut, answer.Positions = p.more, answer.Positions[:0]
-			for _, r := range p.events {
-				answer.Positions = append(answer.Positions, r.Position)
+			for i := range p.events {
+				answer.Positions = append(answer.Positions, p.events[i].Position)
 			}
 		case protocol.ReadDone:
 			p.events, p.passed, p.more = p.events[:action.Take], action.Passed, action.More
@@ -292,11 +292,11 @@ func (t *Table[E]) page(ctx context.Context, query string, args []any, limit, by
 	p.events = make([]Record[E], 0, min(limit, 1000))
 	scan := t.scanner(rows)
 	for rows.Next() {
-		r, err := scan()
-		if err != nil {
+		p.events = append(p.events, Record[E]{})
+		r := &p.events[len(p.events)-1]
+		if err := scan(r); err != nil {
 			return p, fmt.Errorf("read an event from %s after position %d: %w", t.sql.Name, r.Position, err)
 		}
-		p.events = append(p.events, r)
 		if p.bytes += t.cfg.Size(r.Event); bytes > 0 && p.bytes > bytes && len(p.events) < limit {
 			p.more = true
 			break
@@ -308,33 +308,31 @@ func (t *Table[E]) page(ctx context.Context, query string, args []any, limit, by
 	return p, nil
 }
 
-// scanner returns what makes a record of the row that rows are at.
-func (t *Table[E]) scanner(rows *sql.Rows) func() (Record[E], error) {
+// scanner returns what fills a record from the row that rows are at.
+func (t *Table[E]) scanner(rows *sql.Rows) func(*Record[E]) error {
 	if key := t.cfg.Key; key != nil {
-		return func() (r Record[E], err error) {
+		return func(r *Record[E]) (err error) {
 			r.Event, err = t.cfg.Scan(rows.Scan)
 			k := key(r.Event)
 			r.Position, r.AggregateID, r.AggregateType, r.BoundedContext = k.Position, k.AggregateID, k.AggregateType, k.BoundedContext
-			return r, err
+			return err
 		}
 	}
-	var r Record[E]
-	dest := []any{&r.Position, &r.AggregateID}
-	if t.cfg.AggregateTypeColumn != "" {
-		dest = append(dest, &r.AggregateType)
-	}
-	if t.cfg.BoundedContextColumn != "" {
-		dest = append(dest, &r.BoundedContext)
-	}
-	own := len(dest)
+	var dest []any
 	scan := func(columns ...any) error {
-		dest = append(dest[:own], columns...)
+		dest = append(dest, columns...)
 		return rows.Scan(dest...)
 	}
-	return func() (Record[E], error) {
-		event, err := t.cfg.Scan(scan)
-		r.Event = event
-		return r, err
+	return func(r *Record[E]) (err error) {
+		dest = append(dest[:0], &r.Position, &r.AggregateID)
+		if t.cfg.AggregateTypeColumn != "" {
+			dest = append(dest, &r.AggregateType)
+		}
+		if t.cfg.BoundedContextColumn != "" {
+			dest = append(dest, &r.BoundedContext)
+		}
+		r.Event, err = t.cfg.Scan(scan)
+		return err
 	}
 }
 

@@ -205,8 +205,7 @@ type page[E any] struct {
 }
 
 // read reads the events of a scope above after, at most limit of them, and not
-// many more once they exceed bytes, if that is not 0. What it does in which
-// order is for protocol.Reading to say.
+// many more once they exceed bytes, if that is not 0.
 func (t *Table[E]) read(ctx context.Context, s Scope, after int64, limit, bytes int) (p page[E], err error) {
 	reading := protocol.NewReading(&t.horizon, after, limit)
 	query, args := t.sql.Page, []any(nil)
@@ -214,6 +213,58 @@ func (t *Table[E]) read(ctx context.Context, s Scope, after int64, limit, bytes 
 		reading = reading.Scoped()
 		query, args = t.sql.Scoped(s.AggregateTypes, s.BoundedContexts)
 	}
+	done, err := t.carry(ctx, &reading, func(action protocol.ReadAction, answer *protocol.ReadAnswer) (err error) {
+		bounds := []any{after, limit}
+		if action.Through != 0 {
+			bounds = append(bounds, action.Through)
+		}
+		p, err = t.page(ctx, query, append(bounds, args...), limit, bytes)
+		answer.Cut = p.more
+		for i := range p.events {
+			answer.Positions = append(answer.Positions, p.events[i].Position)
+		}
+		return err
+	})
+	if err != nil {
+		return page[E]{}, err
+	}
+	p.events, p.passed, p.more = p.events[:done.Take], done.Passed, done.More
+	return p, nil
+}
+
+// readOwn is read, of the events in some slots. It reads the keys of all, as read
+// does the events, and then the rows of its own: once a position is final and
+// its event was seen, the row is there for every later statement.
+func (t *Table[E]) readOwn(ctx context.Context, slots *protocol.SlotSet, after int64, limit, bytes int) (p page[E], err error) {
+	span := slots.Span(limit)
+	reading := protocol.NewReading(&t.horizon, after, span)
+	var keys []protocol.Key
+	done, err := t.carry(ctx, &reading, func(_ protocol.ReadAction, answer *protocol.ReadAnswer) (err error) {
+		keys, err = t.sql.Keys(ctx, t.db, after, span)
+		for _, k := range keys {
+			answer.Positions = append(answer.Positions, k.Position)
+		}
+		return err
+	})
+	if err != nil {
+		return page[E]{}, err
+	}
+	own, through := slots.Own(keys[:done.Take], limit, done.Passed)
+	if len(own) > 0 {
+		if p, err = t.page(ctx, t.sql.Rows, []any{eventtable.Positions(own)}, len(own), bytes); err != nil {
+			return page[E]{}, err
+		}
+	}
+	if p.more { // it was cut
+		through = p.events[len(p.events)-1].Position
+	}
+	p.passed, p.more = through, done.More || through < done.Passed
+	return p, nil
+}
+
+// carry carries a reading to its end. What it does in which order is for
+// protocol.Reading to say; look reads the page.
+func (t *Table[E]) carry(ctx context.Context, reading *protocol.Reading, look func(protocol.ReadAction, *protocol.ReadAnswer) error) (done protocol.ReadAction, err error) {
 	var answer protocol.ReadAnswer
 	turn := false
 	defer func() {
@@ -222,10 +273,10 @@ func (t *Table[E]) read(ctx context.Context, s Scope, after int64, limit, bytes 
 		}
 	}()
 	for {
-		action := t.next(&reading, answer)
+		action := t.next(reading, answer)
 		if action.Turn != turn {
 			if err := t.take(ctx, action.Turn); err != nil {
-				return page[E]{}, err
+				return action, err
 			}
 			turn = action.Turn
 		}
@@ -237,21 +288,13 @@ func (t *Table[E]) read(ctx context.Context, s Scope, after int64, limit, bytes 
 		case protocol.ReadAhead:
 			answer.Last, answer.Missing, err = t.sql.Ahead(ctx, t.db, action.After)
 		case protocol.ReadPage:
-			bounds := []any{after, limit}
-			if action.Through != 0 {
-				bounds = append(bounds, action.Through)
-			}
-			p, err = t.page(ctx, query, append(bounds, args...), limit, bytes)
-			answer.Cut, answer.Positions = p.more, answer.Positions[:0]
-			for i := range p.events {
-				answer.Positions = append(answer.Positions, p.events[i].Position)
-			}
+			answer.Cut, answer.Positions = false, answer.Positions[:0]
+			err = look(action, &answer)
 		case protocol.ReadDone:
-			p.events, p.passed, p.more = p.events[:action.Take], action.Passed, action.More
-			return p, nil
+			return action, nil
 		}
 		if err != nil {
-			return page[E]{}, err
+			return action, err
 		}
 	}
 }

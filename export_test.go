@@ -1,6 +1,11 @@
 package orchestrator
 
-import "time"
+import (
+	"context"
+	"time"
+
+	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
+)
 
 // Running returns the generation that an Orchestrator's worker runs, 0 for none.
 func Running[E any](o *Orchestrator[E]) (generation int64) {
@@ -16,4 +21,11 @@ func Turned[E any](o *Orchestrator[E]) (last time.Time) {
 		last = f.turned
 	}
 	return last
+}
+
+// ReadOwn is readOwn, of the slots of a partition.
+func (t *Table[E]) ReadOwn(ctx context.Context, partition, total int, after int64, limit, bytes int) (events []Record[E], passed int64, more bool, err error) {
+	slots := protocol.SlotsOf(partition, total)
+	p, err := t.readOwn(ctx, &slots, after, limit, bytes)
+	return p.events, p.passed, p.more, err
 }

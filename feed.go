@@ -48,6 +48,7 @@ var feeds = struct {
 // it in the end.
 func joinFeed[E any](events EventStore[E], c protocol.FeedConfig, bound time.Duration) *feed[E] {
 	shared := reflect.ValueOf(events).Comparable()
+	_, c.BySlot = events.(sizedStore[E])
 	feeds.Lock()
 	defer feeds.Unlock()
 	if shared {
@@ -186,9 +187,11 @@ func (f *feed[E]) read(r protocol.Fetch, ended chan struct{}) {
 	f.begin()
 }
 
-// A sizedStore is an event store that ends a page where it gets too large.
+// A sizedStore is an event store that ends a page where it gets too large, and
+// can leave out what is in the slots of others.
 type sizedStore[E any] interface {
 	read(ctx context.Context, s Scope, after int64, limit, bytes int) (page[E], error)
+	readOwn(ctx context.Context, slots *protocol.SlotSet, after int64, limit, bytes int) (page[E], error)
 }
 
 // fetch reads a page, and computes for it once what all lanes need of it. It also
@@ -199,7 +202,8 @@ func (f *feed[E]) fetch(ctx context.Context, r protocol.Fetch) (page protocol.Fe
 		return page, 0, err
 	}
 	keys := make([]protocol.Key, len(p.events))
-	for i, e := range p.events {
+	for i := range p.events {
+		e := &p.events[i]
 		keys[i] = protocol.Key{Position: e.Position, Slot: protocol.SlotOf(e.AggregateID), Aggregate: e.AggregateID}
 	}
 	return protocol.FeedPage{Keys: keys, Passed: p.passed, More: p.more, Bytes: p.bytes, Events: p.events}, max(p.head, p.passed), nil
@@ -209,7 +213,10 @@ func (f *feed[E]) page(ctx context.Context, r protocol.Fetch) (p page[E], err er
 	f.mu.Lock()
 	scope := f.scopes[r.Scope]
 	f.mu.Unlock()
-	if s, ok := f.events.(sizedStore[E]); ok {
+	switch s, ok := f.events.(sizedStore[E]); {
+	case ok && r.Slots != nil:
+		return s.readOwn(ctx, r.Slots, r.After, r.Limit, r.Bytes)
+	case ok:
 		return s.read(ctx, scope, r.After, r.Limit, r.Bytes)
 	}
 	last := r.After
@@ -241,8 +248,8 @@ type tap[E any] struct {
 	news  <-chan struct{} // closed when there may be something new since the latest answer
 }
 
-// tap lets a lane in.
-func (f *feed[E]) tap(s Scope) *tap[E] {
+// tap lets the lane of an assignment in.
+func (f *feed[E]) tap(s Scope, a protocol.Assignment) *tap[E] {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	i := slices.IndexFunc(f.scopes, s.equal)
@@ -250,7 +257,7 @@ func (f *feed[E]) tap(s Scope) *tap[E] {
 		i = len(f.scopes)
 		f.scopes = append(f.scopes, s)
 	}
-	return &tap[E]{feed: f, lane: f.core.Enter(i), scope: s}
+	return &tap[E]{feed: f, lane: f.core.Enter(i, a.Partition, a.Total), scope: s}
 }
 
 func (t *tap[E]) close() {

@@ -151,7 +151,7 @@ func (l *lane[E]) name() Lane {
 func newLane[E any](w *worker[E], r *run[E], i int, a protocol.Assignment) *lane[E] {
 	name := w.names[i]
 	l := &lane[E]{
-		id: store.Lane{Projection: name, Assignment: a}, ctx: r.ctx, run: r, worker: w, tap: w.feed.tap(w.scopes[i]),
+		id: store.Lane{Projection: name, Assignment: a}, ctx: r.ctx, run: r, worker: w, tap: w.feed.tap(w.scopes[i], a),
 		log: w.log.With("projection", name, "generation", a.Generation, "partition", a.Partition),
 	}
 	switch p := w.projections[i].(type) {

@@ -210,8 +210,7 @@ type page[E any] struct {
 }
 
 // read reads the events of a scope above after, at most limit of them, and not
-// many more once they exceed bytes, if that is not 0. What it does in which
-// order is for protocol.Reading to say.
+// many more once they exceed bytes, if that is not 0.
 func (t *Table[E]) read(ctx context.Context, s Scope, after int64, limit, bytes int) (p page[E], err error) {
 	reading := protocol.NewReading(&t.horizon, after, limit)
 	query, args := t.sql.Page, []any(nil)
@@ -219,8 +218,59 @@ func (t *Table[E]) read(ctx context.Context, s Scope, after int64, limit, bytes 
 		reading = reading.Scoped()
 		query, args = t.sql.Scoped(s.AggregateTypes, s.BoundedContexts)
 	}
+	done, head, err := t.carry(ctx, &reading, func(action protocol.ReadAction, answer *protocol.ReadAnswer) (err error) {
+		bounds := []any{after, limit}
+		if action.Through != 0 {
+			bounds = append(bounds, action.Through)
+		}
+		p, err = t.page(ctx, query, append(bounds, args...), limit, bytes)
+		answer.Cut = p.more
+		for i := range p.events {
+			answer.Positions = append(answer.Positions, p.events[i].Position)
+		}
+		return err
+	})
+	if err != nil {
+		return page[E]{}, err
+	}
+	p.events, p.passed, p.more, p.head = p.events[:done.Take], done.Passed, done.More, head
+	return p, nil
+}
+
+// readOwn is read, of the events in some slots. It reads the keys of all, as read
+// does the events, and then the rows of its own: once a position is final and
+// its event was seen, the row is there for every later statement.
+func (t *Table[E]) readOwn(ctx context.Context, slots *protocol.SlotSet, after int64, limit, bytes int) (p page[E], err error) {
+	span := slots.Span(limit)
+	reading := protocol.NewReading(&t.horizon, after, span)
+	var keys []protocol.Key
+	done, head, err := t.carry(ctx, &reading, func(_ protocol.ReadAction, answer *protocol.ReadAnswer) (err error) {
+		keys, err = t.sql.Keys(ctx, t.db, after, span)
+		for _, k := range keys {
+			answer.Positions = append(answer.Positions, k.Position)
+		}
+		return err
+	})
+	if err != nil {
+		return page[E]{}, err
+	}
+	own, through := slots.Own(keys[:done.Take], limit, done.Passed)
+	if len(own) > 0 {
+		if p, err = t.page(ctx, t.sql.Rows, []any{eventtable.Positions(own)}, len(own), bytes); err != nil {
+			return page[E]{}, err
+		}
+	}
+	if p.more { // it was cut
+		through = p.events[len(p.events)-1].Position
+	}
+	p.passed, p.more, p.head = through, done.More || through < done.Passed, head
+	return p, nil
+}
+
+// carry carries a reading to its end. What it does in which order is for
+// protocol.Reading to say; look reads the page.
+func (t *Table[E]) carry(ctx context.Context, reading *protocol.Reading, look func(protocol.ReadAction, *protocol.ReadAnswer) error) (done protocol.ReadAction, head int64, err error) {
 	var answer protocol.ReadAnswer
-	var head int64
 	turn := false
 	defer func() {
 		if turn {
@@ -228,10 +278,10 @@ func (t *Table[E]) read(ctx context.Context, s Scope, after int64, limit, bytes 
 		}
 	}()
 	for {
-		action := t.next(&reading, answer)
+		action := t.next(reading, answer)
 		if action.Turn != turn {
 			if err := t.take(ctx, action.Turn); err != nil {
-				return page[E]{}, err
+				return action, head, err
 			}
 			turn = action.Turn
 		}
@@ -245,22 +295,16 @@ func (t *Table[E]) read(ctx context.Context, s Scope, after int64, limit, bytes 
 			answer.Last, answer.Missing, err = t.sql.Ahead(ctx, t.db, action.After)
 			head = max(head, answer.Last)
 		case protocol.ReadPage:
-			bounds := []any{after, limit}
-			if action.Through != 0 {
-				bounds = append(bounds, action.Through)
-			}
-			p, err = t.page(ctx, query, append(bounds, args...), limit, bytes)
-			answer.Cut, answer.Positions = p.more, answer.Positions[:0]
-			for _, r := range p.events {
-				answer.Positions = append(answer.Positions, r.Position)
-				head = max(head, r.Position)
+			answer.Cut, answer.Positions = false, answer.Positions[:0]
+			err = look(action, &answer)
+			for _, position := range answer.Positions {
+				head = max(head, position)
 			}
 		case protocol.ReadDone:
-			p.events, p.passed, p.more, p.head = p.events[:action.Take], action.Passed, action.More, head
-			return p, nil
+			return action, head, nil
 		}
 		if err != nil {
-			return page[E]{}, err
+			return action, head, err
 		}
 	}
 }
@@ -301,11 +345,11 @@ func (t *Table[E]) page(ctx context.Context, query string, args []any, limit, by
 	p.events = make([]Record[E], 0, min(limit, 1000))
 	scan := t.scanner(rows)
 	for rows.Next() {
-		r, err := scan()
-		if err != nil {
+		p.events = append(p.events, Record[E]{})
+		r := &p.events[len(p.events)-1]
+		if err := scan(r); err != nil {
 			return p, fmt.Errorf("read an event from %s after position %d: %w", t.sql.Name, r.Position, err)
 		}
-		p.events = append(p.events, r)
 		if p.bytes += t.cfg.Size(r.Event); bytes > 0 && p.bytes > bytes && len(p.events) < limit {
 			p.more = true
 			break
@@ -317,33 +361,31 @@ func (t *Table[E]) page(ctx context.Context, query string, args []any, limit, by
 	return p, nil
 }
 
-// scanner returns what makes a record of the row that rows are at.
-func (t *Table[E]) scanner(rows *sql.Rows) func() (Record[E], error) {
+// scanner returns what fills a record from the row that rows are at.
+func (t *Table[E]) scanner(rows *sql.Rows) func(*Record[E]) error {
 	if key := t.cfg.Key; key != nil {
-		return func() (r Record[E], err error) {
+		return func(r *Record[E]) (err error) {
 			r.Event, err = t.cfg.Scan(rows.Scan)
 			k := key(r.Event)
 			r.Position, r.AggregateID, r.AggregateType, r.BoundedContext = k.Position, k.AggregateID, k.AggregateType, k.BoundedContext
-			return r, err
+			return err
 		}
 	}
-	var r Record[E]
-	dest := []any{&r.Position, &r.AggregateID}
-	if t.cfg.AggregateTypeColumn != "" {
-		dest = append(dest, &r.AggregateType)
-	}
-	if t.cfg.BoundedContextColumn != "" {
-		dest = append(dest, &r.BoundedContext)
-	}
-	own := len(dest)
+	var dest []any
 	scan := func(columns ...any) error {
-		dest = append(dest[:own], columns...)
+		dest = append(dest, columns...)
 		return rows.Scan(dest...)
 	}
-	return func() (Record[E], error) {
-		event, err := t.cfg.Scan(scan)
-		r.Event = event
-		return r, err
+	return func(r *Record[E]) (err error) {
+		dest = append(dest[:0], &r.Position, &r.AggregateID)
+		if t.cfg.AggregateTypeColumn != "" {
+			dest = append(dest, &r.AggregateType)
+		}
+		if t.cfg.BoundedContextColumn != "" {
+			dest = append(dest, &r.BoundedContext)
+		}
+		r.Event, err = t.cfg.Scan(scan)
+		return err
 	}
 }
 

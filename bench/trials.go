@@ -22,6 +22,11 @@ func trials() []trial {
 		{"transactional", "one INSERT of 1000 rows per batch, with the checkpoint in the same transaction: the library, the bare loop without a checkpoint, by hand", true, transactional},
 		{"waiting", "a handler that waits for 1 ms: four workers and one", false, waiting},
 	}
+	for _, n := range []int{4, 16} {
+		all = append(all, trial{fmt.Sprintf("split-%d", n),
+			fmt.Sprintf("%d workers that read for themselves share a backlog: own, each reads its part; whole, each reads all", n), n == 4,
+			func(ctx context.Context, b *bench) ([]row, error) { return split(ctx, b, n) }})
+	}
 	for _, r := range []rebalance{
 		{workers: 2}, {workers: 4}, {workers: 10, quick: true}, {workers: 50, locks: true},
 		{workers: 10, load: true}, {workers: 10, load: true, handler: time.Millisecond},

@@ -33,6 +33,7 @@ const (
 	countShared
 	countReadAhead
 	countServedWhole
+	countServedOwn
 	countLeftBehind
 	countCaughtUp
 	// Leases and members.
@@ -120,6 +121,7 @@ var counterWords = [counterCount]string{
 	countShared:      "a projection was served from a page that was read for another one",
 	countReadAhead:   "a projection was served from a page that was read ahead",
 	countServedWhole: "a projection of some aggregate types was served from what was read for all",
+	countServedOwn:   "a process read the events in its slots alone",
 	countLeftBehind:  "a page was forgotten under a slow projection, which then read for itself",
 	countCaughtUp:    "a projection that read for itself caught up with others, and shared their reads",
 
@@ -567,7 +569,7 @@ func (t *tally) gap(f fact) {
 
 // servings are how lanes come by their events.
 var servings = map[string]counter{
-	servedShared: countShared, servedAhead: countReadAhead, servedWhole: countServedWhole,
+	servedShared: countShared, servedAhead: countReadAhead, servedWhole: countServedWhole, servedOwn: countServedOwn,
 	leftBehind: countLeftBehind, caughtUp: countCaughtUp,
 }
 

@@ -73,8 +73,9 @@ func TestCounters(t *testing.T) {
 		{"a gap is met by a reader of a scope", then(begun, at(1, gap(gapWaited, "w1", 4), gap(gapScoped, "w1", 4))), map[counter]int{countGapScoped: 1}},
 		{"lanes are served in every way", then(begun, at(1,
 			fact{kind: served, worker: "w1", text: servedShared}, fact{kind: served, worker: "w1", text: servedAhead}, fact{kind: served, worker: "w1", text: servedWhole},
+			fact{kind: served, worker: "w1", text: servedOwn},
 			fact{kind: served, worker: "w1", text: leftBehind}, fact{kind: served, worker: "w1", text: caughtUp},
-		)), map[counter]int{countShared: 1, countReadAhead: 1, countServedWhole: 1, countLeftBehind: 1, countCaughtUp: 1}},
+		)), map[counter]int{countShared: 1, countReadAhead: 1, countServedWhole: 1, countServedOwn: 1, countLeftBehind: 1, countCaughtUp: 1}},
 
 		{"a lease is lost, and the worker comes back", then(
 			begun, at(8, cancels("w1", 1, "lost")), at(9, asks("w1"), opens(2, 1), activates(2, 1), runs("w1", 2, "0/1")),

@@ -66,6 +66,9 @@ type connection interface {
 	// positions, whatever their scope, with the first that is missing.
 	page(s scope, after, through int64, limit int) ([]event, error)
 	ahead(after int64) (last, missing int64, err error)
+	// keys are eventtable's, and rows the events at some positions.
+	keys(after int64, limit int) ([]protocol.Key, error)
+	rows(positions []int64) ([]event, error)
 	high() (int64, error)
 	holders() ([]protocol.Holder, error)
 

@@ -17,7 +17,7 @@ func TestModelAndPostgresAgree(t *testing.T) {
 	if raced {
 		seeds = 3
 	}
-	missed := []string{servedShared, servedAhead, servedWhole, leftBehind, caughtUp, "for a scope"}
+	missed := []string{servedShared, servedAhead, servedWhole, servedOwn, leftBehind, caughtUp, "for a scope"}
 	for seed := max(1, *firstSeed); seeds > 0; seed, seeds = seed+1, seeds-1 {
 		p := planOf(seed, options{postgres: true})
 		model, modelEffects := playWithEffects(t, p, func(w *world) (database, error) {

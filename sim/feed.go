@@ -29,7 +29,7 @@ type feed struct {
 
 func newFeed(p *worker) *feed {
 	c := p.w.plan.feed
-	c.Poll = p.w.plan.poll
+	c.Poll, c.BySlot = p.w.plan.poll, true
 	return &feed{p: p, core: protocol.NewFeed(c), scopes: []scope{""}, stop: func() {}, stale: map[int64][]event{}}
 }
 
@@ -115,7 +115,12 @@ func (f *feed) tap(l *lane, s scope) *tap {
 		i = len(f.scopes)
 		f.scopes = append(f.scopes, s)
 	}
-	t := &tap{feed: f, lane: l, core: f.core.Enter(i), scope: s}
+	a := l.id.Assignment
+	k := a.Partition
+	if f.p.w.rules.countsOnePartition && len(l.run.lanes) > 0 {
+		k = l.run.lanes[0].id.Assignment.Partition
+	}
+	t := &tap{feed: f, lane: l, core: f.core.Enter(i, k, a.Total), scope: s}
 	f.taps = append(f.taps, t)
 	return t
 }
@@ -202,6 +207,7 @@ func (t *tap) answer(err error, page []event, a protocol.LaneAnswer) {
 type stretch struct {
 	events []event
 	ahead  bool // nobody waited for it
+	own    bool // others' slots were left out
 	first  *tap // that got of it
 }
 
@@ -210,6 +216,7 @@ const (
 	servedShared = "from a page that another lane has read"
 	servedAhead  = "from a page that was read ahead"
 	servedWhole  = "from the whole stream, of which it wants a part"
+	servedOwn    = "from a page of its process's slots"
 	leftBehind   = "by a window of its own, since its page is gone"
 	caughtUp     = "by the others' window, which its own has met"
 )
@@ -245,6 +252,9 @@ func (t *tap) follow(s protocol.Serving) {
 		return
 	}
 	t.page = page
+	if page.own {
+		t.note(servedOwn)
+	}
 	switch {
 	case page.first == nil:
 		page.first = t

@@ -199,6 +199,33 @@ func (c *memoryConnection) page(s scope, after, through int64, limit int) ([]eve
 	return page, nil
 }
 
+func (c *memoryConnection) keys(after int64, limit int) ([]protocol.Key, error) {
+	if err := c.free("keys"); err != nil {
+		return nil, err
+	}
+	var keys []protocol.Key
+	for _, e := range c.above(after) {
+		if len(keys) == limit {
+			break
+		}
+		keys = append(keys, protocol.Key{Position: e.position, Slot: e.slot})
+	}
+	return keys, nil
+}
+
+func (c *memoryConnection) rows(positions []int64) ([]event, error) {
+	if err := c.free("rows"); err != nil {
+		return nil, err
+	}
+	var found []event
+	for _, p := range positions {
+		if i, there := slices.BinarySearchFunc(c.events, p, byPosition); there {
+			found = append(found, c.events[i])
+		}
+	}
+	return found, nil
+}
+
 // above returns the events that are visible above a position.
 func (m *memory) above(after int64) []event {
 	i, _ := slices.BinarySearchFunc(m.events, after+1, byPosition)

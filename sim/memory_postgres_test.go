@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -206,7 +207,15 @@ func (d *duel) call(open bool) (string, func(connection) string) {
 		through := after + d.rand.Int64N(20)
 		return fmt.Sprintf("page of %d in %q from %d to %d", limit, s, after, through), func(c connection) string {
 			page, err := c.page(s, after, through, limit)
-			return replied(fmt.Sprint(page), err)
+			if s != "" || err != nil {
+				return replied(fmt.Sprint(page), err)
+			}
+			keys, err := c.keys(after, limit)
+			if err != nil {
+				return replied("", err)
+			}
+			rows, err := c.rows(slices.Compact(slices.Sorted(slices.Values([]int64{after + 1, through}))))
+			return replied(fmt.Sprint(page, keys, rows), err)
 		}
 	case 15:
 		after := d.rand.Int64N(30)

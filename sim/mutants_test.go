@@ -64,6 +64,8 @@ var mutants = []mutant{
 	{"serves whoever is left behind from where the others are", rules{skipsDropped: true}, []promise{nothingLost}},
 	{"takes what it finds of a scope for all there is", rules{trustsScopedPages: true}, []promise{nothingLost}},
 	{"looks for the gaps in a scope, and passes them", rules{passesScopedGaps: true}, []promise{nothingLost}},
+	{"leaves one of its own slots out", rules{dropsOwnSlot: true}, []promise{nothingLost}},
+	{"reads the slots of its first partition alone", rules{countsOnePartition: true}, []promise{nothingLost}},
 	{"hands over what is out of scope", rules{forgetsScope: true}, []promise{withinScope}},
 	{"counts the lease from the reply", rules{leaseFromReply: true}, []promise{oneOwner, onLease}},
 	{"does not enforce its own lease", rules{leaseUnenforced: true}, []promise{oneOwner, inOrder, nothingTwice, onLease}},

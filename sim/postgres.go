@@ -445,7 +445,12 @@ func (c *postgresConnection) page(s scope, after, through int64, limit int) ([]e
 		scoped, types := eventTable.Scoped(s.types(), nil)
 		query, args = scoped, append(append(args, through), types...)
 	}
-	return collect(c.db, "read events", func(rows *sql.Rows) (e event, err error) {
+	return c.db.events("read events", query, args...)
+}
+
+// events runs a query of eventTable.
+func (p *postgres) events(what, query string, args ...any) ([]event, error) {
+	return collect(p, what, func(rows *sql.Rows) (e event, err error) {
 		err = rows.Scan(&e.position, &e.aggregate)
 		e.slot = protocol.SlotOf(e.aggregate)
 		return e, err
@@ -458,6 +463,21 @@ func (c *postgresConnection) ahead(after int64) (last, missing int64, err error)
 	}
 	last, missing, err = eventTable.Ahead(context.Background(), c.db.pool, after)
 	return last, missing, c.db.heard(err)
+}
+
+func (c *postgresConnection) keys(after int64, limit int) ([]protocol.Key, error) {
+	if err := c.free("keys"); err != nil {
+		return nil, err
+	}
+	keys, err := eventTable.Keys(context.Background(), c.db.pool, after, limit)
+	return keys, c.db.heard(err)
+}
+
+func (c *postgresConnection) rows(positions []int64) ([]event, error) {
+	if err := c.free("rows"); err != nil {
+		return nil, err
+	}
+	return c.db.events("read rows", eventTable.Rows, eventtable.Positions(positions))
 }
 
 func (c *postgresConnection) high() (high int64, err error) {

@@ -20,6 +20,7 @@ type reading struct {
 	todo    protocol.ReadAction // then
 	stop    func()              // the timer that gives it up
 	ended   bool
+	keys    []protocol.Key // of the page, where only the process's slots are read
 	page    []event
 	then    func(page protocol.FeedPage, err error)
 }
@@ -29,7 +30,11 @@ const lookMax = 10 * time.Second
 
 // read reads events. All of its steps together may take a lease.
 func (p *worker) read(s scope, fetch protocol.Fetch, then func(page protocol.FeedPage, err error)) {
-	r := &reading{p: p, scope: s, fetch: fetch, machine: protocol.NewReading(&p.horizon, fetch.After, fetch.Limit), link: p.borrow(), then: then}
+	limit := fetch.Limit
+	if fetch.Slots != nil {
+		limit = fetch.Slots.Span(limit)
+	}
+	r := &reading{p: p, scope: s, fetch: fetch, machine: protocol.NewReading(&p.horizon, fetch.After, limit), link: p.borrow(), then: then}
 	if s != "" {
 		r.machine = r.machine.Scoped()
 	}
@@ -123,6 +128,10 @@ func (r *reading) do(a protocol.ReadAction) {
 			return answer, err
 		})
 	case protocol.ReadPage:
+		if r.fetch.Slots != nil {
+			r.look()
+			return
+		}
 		r.ask("page", lease, func(c connection) (answer protocol.ReadAnswer, err error) {
 			r.page, err = c.page(r.scope, a.After, a.Through, r.fetch.Limit)
 			if s := r.p.feed.stale[a.After]; rules.readsOnce && len(s) > 0 {
@@ -135,6 +144,10 @@ func (r *reading) do(a protocol.ReadAction) {
 			return answer, err
 		})
 	case protocol.ReadDone:
+		if r.fetch.Slots != nil {
+			r.own(a)
+			return
+		}
 		if n := len(r.page); rules.passesGaps && a.Take < n {
 			a.Take, a.Passed = n, r.page[n-1].position
 		}
@@ -144,6 +157,54 @@ func (r *reading) do(a protocol.ReadAction) {
 		r.page = r.page[:a.Take]
 		r.end(r.read(a.Passed, a.More), nil)
 	}
+}
+
+// look reads the keys of the next events.
+func (r *reading) look() {
+	r.ask("keys", r.p.timing.Lease, func(c connection) (answer protocol.ReadAnswer, err error) {
+		r.keys, err = c.keys(r.fetch.After, r.fetch.Slots.Span(r.fetch.Limit))
+		for _, k := range r.keys {
+			answer.Positions = append(answer.Positions, k.Position)
+		}
+		return answer, err
+	})
+}
+
+// own reads the events that are in the process's slots, as Table.readOwn does.
+func (r *reading) own(a protocol.ReadAction) {
+	slots := r.fetch.Slots
+	if r.p.w.rules.dropsOwnSlot && len(r.keys) > 0 {
+		fewer, k := *slots, r.keys[0]
+		fewer[k.Slot/64] &^= 1 << (k.Slot % 64)
+		slots = &fewer
+	}
+	if n := len(r.keys); r.p.w.rules.passesGaps && a.Take < n {
+		a.Take, a.Passed = n, r.keys[n-1].Position
+	}
+	own, through := slots.Own(r.keys[:a.Take], r.fetch.Limit, a.Passed)
+	end := func() {
+		p := r.read(through, a.More || through < a.Passed)
+		p.Events.(*stretch).own = true
+		r.end(p, nil)
+	}
+	if len(own) == 0 {
+		end()
+		return
+	}
+	r.p.ask(r.link, "rows", r.p.timing.Lease, func(c connection, done func(error)) {
+		var err error
+		r.page, err = c.rows(own)
+		done(err)
+	}, func(err error) {
+		switch {
+		case err != nil:
+			r.end(protocol.FeedPage{}, err)
+			return
+		case r.cut():
+			through = r.page[len(r.page)-1].position
+		}
+		end()
+	})
 }
 
 // cut ends the page where it gets too large.

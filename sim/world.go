@@ -80,6 +80,10 @@ type rules struct {
 	trustsScopedPages bool // the reader of a scope takes its page for all there is
 	passesScopedGaps  bool // it looks for gaps, and passes them
 	forgetsScope      bool // what is served from the whole stream is not cut to the scope
+
+	dropsOwnSlot       bool // of the slots that a process reads, one is left out
+	countsOnePartition bool // of the partitions that a process has, the first counts for what it reads
+
 	// What a session is told of time, what goes into it (nil: nothing) and what
 	// comes out; what a lane sees and is answered. Where there is none, nothing is
 	// bent.

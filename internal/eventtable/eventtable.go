@@ -8,6 +8,7 @@ import (
 	_ "embed"
 	"encoding/json"
 	"fmt"
+	"strconv"
 	"strings"
 
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
@@ -27,8 +28,11 @@ type Table struct {
 	// where there are such columns, and Columns, of the events above $1, at most
 	// $2 of them.
 	Page string
+	// Rows reads the same of the events at the positions in $1, an array as text.
+	Rows string
 
 	config Config
+	keys   string
 	high   string
 	ahead  string
 }
@@ -49,7 +53,10 @@ func New(c Config) Table {
 		t.Name = Quote(c.Schema) + "." + t.Name
 	}
 	position := Quote(c.Position)
+	selected := t.selected()
 	t.Page = t.page("")
+	t.Rows = fmt.Sprintf(`SELECT %s FROM %s WHERE %s = ANY ($1::text::bigint[]) ORDER BY %[3]s`, selected, t.Name, position)
+	t.keys = fmt.Sprintf(`SELECT %[1]s, %[2]s::text FROM %[3]s WHERE %[1]s > $1 ORDER BY %[1]s LIMIT $2`, position, Quote(c.Aggregate), t.Name)
 	t.high = fmt.Sprintf(`SELECT coalesce(max(%s), 0) FROM %s`, position, t.Name)
 	t.ahead = fmt.Sprintf(`
 SELECT coalesce(max(position), $1::bigint), coalesce(min(before) FILTER (WHERE position > before + 1) + 1, 0)
@@ -60,6 +67,13 @@ SELECT coalesce(max(position), $1::bigint), coalesce(min(before) FILTER (WHERE p
 }
 
 func (t Table) page(where string) string {
+	position := Quote(t.config.Position)
+	return fmt.Sprintf(`SELECT %s FROM %s WHERE %s > $1%s ORDER BY %s LIMIT $2`,
+		t.selected(), t.Name, position, where, position)
+}
+
+// selected are the columns of a page.
+func (t Table) selected() string {
 	position := Quote(t.config.Position)
 	var selected []string
 	if !t.config.Keyed {
@@ -73,8 +87,44 @@ func (t Table) page(where string) string {
 	for _, c := range t.config.Columns {
 		selected = append(selected, Quote(c))
 	}
-	return fmt.Sprintf(`SELECT %s FROM %s WHERE %s > $1%s ORDER BY %s LIMIT $2`,
-		strings.Join(selected, ", "), t.Name, position, where, position)
+	return strings.Join(selected, ", ")
+}
+
+// Keys returns the keys of the events above after, at most limit of them: what a
+// partition is decided by, and no more.
+func (t Table) Keys(ctx context.Context, db *sql.DB, after int64, limit int) ([]protocol.Key, error) {
+	rows, err := db.QueryContext(ctx, t.keys, after, limit)
+	if err != nil {
+		return nil, fmt.Errorf("read keys from %s: %w", t.Name, err)
+	}
+	defer rows.Close()
+	keys := make([]protocol.Key, 0, limit)
+	var aggregate sql.RawBytes
+	for rows.Next() {
+		var k protocol.Key
+		if err := rows.Scan(&k.Position, &aggregate); err != nil {
+			return nil, fmt.Errorf("read a key from %s after position %d: %w", t.Name, after, err)
+		}
+		k.Slot = protocol.SlotOf(string(aggregate))
+		keys = append(keys, k)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, fmt.Errorf("read keys from %s: %w", t.Name, err)
+	}
+	return keys, nil
+}
+
+// Positions returns the argument of Rows. Drivers differ in how they take arrays.
+func Positions(positions []int64) string {
+	text := make([]byte, 0, 12*len(positions)+2)
+	text = append(text, '{')
+	for i, p := range positions {
+		if i > 0 {
+			text = append(text, ',')
+		}
+		text = strconv.AppendInt(text, p, 10)
+	}
+	return string(append(text, '}'))
 }
 
 // Scoped returns what reads, like Page, the events up to $3 of some aggregate

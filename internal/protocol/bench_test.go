@@ -54,7 +54,7 @@ func BenchmarkFeed(b *testing.B) {
 			feed := NewFeed(FeedConfig{Bytes: 1 << 20, Page: 1000, Poll: time.Second})
 			lanes := make([]*FeedLane, n)
 			for i := range lanes {
-				lanes[i] = feed.Enter(0)
+				lanes[i] = feed.Enter(0, 0, 1)
 			}
 			keys := make([]Key, 1000)
 			after := int64(0) // of all lanes

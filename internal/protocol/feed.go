@@ -14,6 +14,9 @@ type FeedConfig struct {
 	Page int
 	// Poll is the longest time between two looks for new events.
 	Poll time.Duration
+	// BySlot says that the event store can leave out what is in the slots of
+	// others.
+	BySlot bool
 }
 
 const (
@@ -40,6 +43,10 @@ const (
 //	    ▲                             ▲         ▲   ▲
 //	  lane c                        lane a    lanes b, d
 //
+// Where the lanes have a small part of all slots, a window has that part, and a
+// backlog is read without the rest. That takes two round trips, so at the end of
+// the stream everything is read.
+//
 // What it serves is the past of the events table, and final: it holds under any
 // generation, and whoever is fenced may still have read it.
 type Feed struct {
@@ -54,6 +61,7 @@ type Feed struct {
 // A FeedLane is a lane as the feed knows it.
 type FeedLane struct {
 	scope  int
+	slots  SlotSet
 	window *window // nil: it has not asked yet
 	after  int64   // as it has last asked
 }
@@ -62,6 +70,7 @@ type FeedLane struct {
 type window struct {
 	number int
 	scope  int
+	slots  *SlotSet // of which there is everything; nil: of all
 	start  int64
 	pages  []FeedPage
 
@@ -95,10 +104,10 @@ func NewFeed(c FeedConfig) *Feed { return &Feed{config: c} }
 // Configure changes how the feed reads from now on.
 func (f *Feed) Configure(c FeedConfig) { f.config = c }
 
-// Enter adds a lane of a scope. 0 is the whole stream, from which all others
-// may be served as well.
-func (f *Feed) Enter(scope int) *FeedLane {
-	l := &FeedLane{scope: scope}
+// Enter adds a lane of a scope, on a partition. Scope 0 is the whole stream, from
+// which all others may be served as well.
+func (f *Feed) Enter(scope, partition, total int) *FeedLane {
+	l := &FeedLane{scope: scope, slots: SlotsOf(partition, total)}
 	f.lanes = append(f.lanes, l)
 	return l
 }
@@ -161,8 +170,8 @@ func (f *Feed) Ask(now time.Time, l *FeedLane, after int64, limit int) Serving {
 }
 
 // find returns the window that serves a lane: of those that reach its position
-// the one that has read furthest, rather of the whole stream than of its scope;
-// or a new one.
+// the one that has read furthest, rather of the whole stream than of its scope,
+// and of more slots than of fewer; or a new one.
 func (f *Feed) find(l *FeedLane, after int64) *window {
 	var best *window
 	for _, w := range f.windows {
@@ -172,15 +181,38 @@ func (f *Feed) find(l *FeedLane, after int64) *window {
 	}
 	if best == nil {
 		f.opened++
-		best = &window{number: f.opened, scope: l.scope, start: after}
+		best = &window{number: f.opened, scope: l.scope, slots: f.slots(l), start: after}
 		f.windows = append(f.windows, best)
 	}
 	return best
 }
 
-// serves reports whether the window is of the lane's scope, or of the whole
-// stream, if that has to be read for somebody anyway.
+// slots returns those of a new window for a lane: the slots of all lanes that read
+// the whole stream, so that they can meet there. Whoever enters later with others
+// gets a window of its own, in which these can meet it. Of more than half of all
+// slots, it is cheaper to read everything.
+func (f *Feed) slots(l *FeedLane) *SlotSet {
+	if !f.config.BySlot || l.scope != 0 {
+		return nil
+	}
+	var union SlotSet
+	for _, o := range f.lanes {
+		if o.scope == 0 {
+			union.Add(&o.slots)
+		}
+	}
+	if union.Len() > Slots/2 {
+		return nil
+	}
+	return &union
+}
+
+// serves reports whether the window has all of the lane's slots, and is of its
+// scope, or of the whole stream, if that has to be read for somebody anyway.
 func (f *Feed) serves(w *window, l *FeedLane) bool {
+	if w.slots != nil && !w.slots.Covers(&l.slots) {
+		return false
+	}
 	return w.scope == l.scope ||
 		w.scope == 0 && slices.ContainsFunc(f.lanes, func(o *FeedLane) bool { return o.window == w && o.scope == 0 })
 }
@@ -189,7 +221,18 @@ func (w *window) before(o *window) bool {
 	if w.scope != o.scope {
 		return w.scope == 0
 	}
+	if n, m := w.width(), o.width(); n != m {
+		return n > m
+	}
 	return w.end() > o.end()
+}
+
+// width returns the number of slots.
+func (w *window) width() int {
+	if w.slots == nil {
+		return Slots
+	}
+	return w.slots.Len()
 }
 
 // end returns the position up to which the window has seen everything.
@@ -235,9 +278,11 @@ func (w *window) drop() {
 }
 
 // A Fetch is a read for a window: of its scope's events above After, at most
-// Limit of them, and not much more than Bytes.
+// Limit of them, and not much more than Bytes. What is not in Slots may be left
+// out, unless that is nil.
 type Fetch struct {
 	Window, Scope int
+	Slots         *SlotSet
 	After         int64
 	Limit, Bytes  int
 }
@@ -251,7 +296,11 @@ func (f *Feed) Fetches(now time.Time) []Fetch {
 		if f.due(w, now) {
 			w.reading = true
 			limit, bytes := f.page()
-			out = append(out, Fetch{Window: w.number, Scope: w.scope, After: w.end(), Limit: limit, Bytes: bytes})
+			r := Fetch{Window: w.number, Scope: w.scope, After: w.end(), Limit: limit, Bytes: bytes}
+			if w.more {
+				r.Slots = w.slots
+			}
+			out = append(out, r)
 		}
 	}
 	return out

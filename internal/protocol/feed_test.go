@@ -25,8 +25,16 @@ type feedWorld struct {
 // A laneAtFeed is a lane. A scoped one is not to see odd positions.
 type laneAtFeed struct {
 	*FeedLane
-	began, after int64
-	seen         []int64
+	partition, total int
+	began, after     int64
+	seen             []int64
+}
+
+// slotAt is the slot of the event at a position.
+func slotAt(position int64) int { return int(position * 31 % Slots) }
+
+func (l *laneAtFeed) wants(position int64) bool {
+	return slotAt(position)%l.total == l.partition && (l.scope == 0 || position%2 == 0)
 }
 
 const feedEventBytes = 10
@@ -46,8 +54,10 @@ func (w *feedWorld) append(n int) {
 	}
 }
 
-func (w *feedWorld) enter(scope int, after int64) *laneAtFeed {
-	l := &laneAtFeed{FeedLane: w.feed.Enter(scope), began: after, after: after}
+func (w *feedWorld) enter(scope int, after int64) *laneAtFeed { return w.enterOn(scope, 0, 1, after) }
+
+func (w *feedWorld) enterOn(scope, partition, total int, after int64) *laneAtFeed {
+	l := &laneAtFeed{FeedLane: w.feed.Enter(scope, partition, total), partition: partition, total: total, began: after, after: after}
 	w.lanes = append(w.lanes, l)
 	return l
 }
@@ -62,7 +72,7 @@ func (w *feedWorld) ask(l *laneAtFeed, limit int) (Serving, error) {
 		if k.Position <= l.after {
 			return s, fmt.Errorf("position %d for a lane that has asked for those above %d", k.Position, l.after)
 		}
-		if l.scope == 0 || k.Position%2 == 0 {
+		if l.wants(k.Position) {
 			l.seen = append(l.seen, k.Position)
 		}
 	}
@@ -106,10 +116,14 @@ func (w *feedWorld) finish(i int, fails bool) error {
 			switch {
 			case p <= r.After:
 				continue
+			case r.Slots != nil && !r.Slots.Has(slotAt(p)):
+				if !page.More {
+					page.Passed = p
+				}
 			case len(page.Keys) == r.Limit:
 				page.More = true
 			case r.Scope == 0 || p%2 == 0:
-				page.Keys, page.Passed = append(page.Keys, Key{Position: p}), p
+				page.Keys, page.Passed = append(page.Keys, Key{Position: p, Slot: slotAt(p)}), p
 				page.Bytes += feedEventBytes
 			case !page.More:
 				page.Passed = p
@@ -125,7 +139,7 @@ func (w *feedWorld) check() error {
 	for i, l := range w.lanes {
 		var want []int64
 		for _, p := range w.stream {
-			if p > l.began && p <= l.after && (l.scope == 0 || p%2 == 0) {
+			if p > l.began && p <= l.after && l.wants(p) {
 				want = append(want, p)
 			}
 		}
@@ -140,7 +154,7 @@ func (w *feedWorld) check() error {
 // their time or fail. Each lane sees every event once, and memory is bounded.
 func playFeed(data []byte) error {
 	d := &dice{data}
-	w := newFeedWorld(d, FeedConfig{Bytes: 100 + 10*d.below(40), Page: 1 + d.below(12), Poll: time.Second})
+	w := newFeedWorld(d, FeedConfig{Bytes: 100 + 10*d.below(40), Page: 1 + d.below(12), Poll: time.Second, BySlot: d.below(2) == 0})
 	w.append(d.below(60))
 	for steps := 0; !d.empty() && steps < 600; steps++ {
 		var err error
@@ -148,7 +162,8 @@ func playFeed(data []byte) error {
 		case op == 0:
 			w.append(d.below(8))
 		case op == 1 && len(w.lanes) < 8:
-			w.enter(d.below(3), int64(d.below(40)))
+			total := []int{1, 2, 3, 8}[d.below(4)]
+			w.enterOn(d.below(3), d.below(total), total, int64(d.below(40)))
 		case op == 2 && len(w.lanes) > 0 && d.below(3) == 0:
 			i := d.below(len(w.lanes))
 			w.feed.Leave(w.lanes[i].FeedLane)
@@ -291,6 +306,114 @@ func TestFeedReadsOnce(t *testing.T) {
 	w.enter(2, 0)
 	if n := w.all(t, 100); n < 100 || n > 106 {
 		t.Errorf("two scopes, half of the events each, and nobody for the rest: %d reads of 100", n)
+	}
+}
+
+// A process that has a small part of the slots reads that of a backlog, once for
+// all of its lanes; and at the end of the stream everything.
+func TestFeedReadsBySlot(t *testing.T) {
+	c := FeedConfig{Bytes: 1000 * feedEventBytes, Page: 100, Poll: time.Second, BySlot: true}
+	for _, tt := range []struct {
+		name       string
+		partitions []int // of 8
+		slots      int   // of each read of the backlog but the first; 0: all
+	}{
+		{"one partition", []int{3}, Slots / 8},
+		{"several partitions, and two projections on one", []int{3, 3, 4}, Slots / 4},
+		{"half of all", []int{0, 2, 4, 6}, Slots / 2},
+		{"more than half", []int{0, 1, 2, 4, 6}, 0},
+	} {
+		w := streamOf(10_000, c)
+		for _, k := range tt.partitions {
+			w.enterOn(0, k, 8, 0)
+		}
+		for i := 0; w.lanes[0].after < w.stream[len(w.stream)-1]; i++ {
+			for _, l := range w.lanes {
+				if _, err := w.ask(l, 100); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if len(w.reads) > 1 {
+				t.Fatalf("%s: %d reads at once", tt.name, len(w.reads))
+			}
+			if len(w.reads) == 0 {
+				continue
+			}
+			n := 0
+			if r := w.reads[0]; r.Slots != nil {
+				n = r.Slots.Len()
+			}
+			if want := tt.slots; n != want && w.count > 1 {
+				t.Fatalf("%s: read %d is of %d slots, want %d", tt.name, w.count, n, want)
+			}
+			if err := w.finish(0, false); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := w.check(); err != nil {
+			t.Errorf("%s: %v", tt.name, err)
+		}
+		l := w.lanes[0]
+		if _, err := w.ask(l, 100); err != nil {
+			t.Fatal(err)
+		}
+		if len(w.reads) != 1 || w.reads[0].Slots != nil {
+			t.Errorf("%s: at the end, the reads are %+v", tt.name, w.reads)
+		}
+	}
+}
+
+// Whoever comes with other slots is not served from pages that lack them, and
+// those who were there go over to its window.
+//  1. a lane of partition 0 of 8 reads its part;
+//  2. one of partition 1 enters, at the same position.
+func TestFeedWidens(t *testing.T) {
+	w := streamOf(2000, FeedConfig{Bytes: 1000 * feedEventBytes, Page: 100, Poll: time.Second, BySlot: true})
+	first := w.enterOn(0, 0, 8, 0)
+	for first.after < 500 {
+		if _, err := w.ask(first, 10); err != nil {
+			t.Fatal(err)
+		}
+		for len(w.reads) > 0 {
+			if err := w.finish(0, false); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	w.enterOn(0, 1, 8, first.after)
+	w.all(t, 10)
+	if n := len(w.feed.windows); n != 1 {
+		t.Errorf("two lanes at the end have %d windows", n)
+	}
+}
+
+func TestSlotSet(t *testing.T) {
+	var s SlotSet
+	for _, k := range []int{1, 4} {
+		part := SlotsOf(k, 7)
+		s.Add(&part)
+	}
+	for slot := range Slots {
+		if want := slot%7 == 1 || slot%7 == 4; s.Has(slot) != want {
+			t.Fatalf("slot %d: %t", slot, !want)
+		}
+	}
+	one, other, all := SlotsOf(4, 7), SlotsOf(0, 2), SlotsOf(0, 1)
+	if s.Len() != 2*Slots/7 || !s.Covers(&one) || s.Covers(&other) || !all.Covers(&s) {
+		t.Errorf("%d slots, covers a part: %t, and another: %t, is covered: %t", s.Len(), s.Covers(&one), s.Covers(&other), all.Covers(&s))
+	}
+	if n, m := s.Span(100), s.Span(1_000_000); n != 350 || m != spanMax {
+		t.Errorf("it looks at %d events for 100 of its own, and %d for a million", n, m)
+	}
+	keys := []Key{{Position: 5, Slot: 1}, {Position: 6, Slot: 2}, {Position: 8, Slot: 4}, {Position: 9, Slot: 0}}
+	for _, c := range []struct {
+		limit   int
+		own     []int64
+		through int64
+	}{{1, []int64{5}, 7}, {2, []int64{5, 8}, 9}, {3, []int64{5, 8}, 9}} {
+		if own, through := s.Own(keys, c.limit, 9); !slices.Equal(own, c.own) || through != c.through {
+			t.Errorf("of limit %d: %v through %d, want %v through %d", c.limit, own, through, c.own, c.through)
+		}
 	}
 }
 

@@ -54,4 +54,6 @@ type LaneReport struct {
 	Error    string `json:"error,omitempty"`
 	Stalled  bool   `json:"stalled,omitempty"`
 	Parked   int    `json:"parked,omitempty"`
+	// ParkedSeconds is for how long the oldest of the parked events is.
+	ParkedSeconds float64 `json:"parked_seconds,omitempty"`
 }

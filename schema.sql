@@ -178,7 +178,8 @@ SELECT c.replica_set, c.projection, c.partition, c.total, c.generation, w.id AS 
        s.paused ? c.projection OR s.paused ? '' AS paused,
        (SELECT count(*) FROM orchestrator_parked p WHERE p.projection = c.projection AND p.slot % c.total = c.partition) AS parked,
        l.position AS reached, l.behind, l.behind_seconds, l.state, l.since, l.handling, l.attempts, l.error,
-       coalesce(l.stalled, false) AS stalled, r.reported_at
+       coalesce(l.stalled, false) AS stalled, r.reported_at,
+       (SELECT min(p.parked_at) FROM orchestrator_parked p WHERE p.projection = c.projection AND p.slot % c.total = c.partition) AS parked_since
   FROM orchestrator_checkpoints c
   JOIN orchestrator_replica_sets s ON s.name = c.replica_set
   LEFT JOIN orchestrator_workers w

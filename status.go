@@ -69,6 +69,8 @@ type PartitionStatus struct {
 	UpdatedAt       time.Time `json:"updated_at"`
 	Paused          bool      `json:"paused"`
 	Parked          int       `json:"parked"` // events, see Parked
+	// ParkedSince is when the oldest of these was parked.
+	ParkedSince *time.Time `json:"parked_since,omitempty"`
 	// Report is what the worker last said of it; nil: nothing yet.
 	Report     *LaneReport `json:"report"`
 	ReportedAt *time.Time  `json:"reported_at"`
@@ -178,7 +180,7 @@ SELECT worker, joined_at, lease_until, alive, partitions, holds, drained, projec
 func (s *ReplicaSetStatus) readPartitions(ctx context.Context, tx *sql.Tx) error {
 	return query(ctx, tx, `
 SELECT projection, partition, total, generation, coalesce(worker, ''), position, updated_at, paused, parked,
-       reached, behind, behind_seconds, state, since, handling, attempts, error, stalled, reported_at
+       reached, behind, behind_seconds, state, since, handling, attempts, error, stalled, reported_at, parked_since
   FROM orchestrator_status_partitions WHERE replica_set = $1 ORDER BY projection, partition`, []any{string(s.ReplicaSet)}, func(scan func(...any) error) error {
 		var p PartitionStatus
 		var state, failure sql.NullString
@@ -187,7 +189,7 @@ SELECT projection, partition, total, generation, coalesce(worker, ''), position,
 		var since sql.NullTime
 		var stalled bool
 		err := scan(&p.Projection, &p.Partition, &p.TotalPartitions, &p.Generation, &p.Worker, &p.Position, &p.UpdatedAt, &p.Paused, &p.Parked,
-			&reached, &behind, &seconds, &state, &since, &handling, &attempts, &failure, &stalled, &p.ReportedAt)
+			&reached, &behind, &seconds, &state, &since, &handling, &attempts, &failure, &stalled, &p.ReportedAt, &p.ParkedSince)
 		if state.Valid {
 			p.Report = &LaneReport{
 				Projection: p.Projection, Partition: p.Partition, TotalPartitions: p.TotalPartitions,

@@ -34,6 +34,7 @@ type standing[E any] struct {
 	attempts int
 	err      string
 	parked   int
+	oldest   time.Time // of what is parked
 }
 
 // stand notes how far the lane is, before it does what its core says.
@@ -43,7 +44,7 @@ func (l *lane[E]) stand(a protocol.LaneAction) {
 	s := &l.standing
 	before := s.position
 	s.position, s.found = l.core.Position()
-	s.parked = l.core.Lot()
+	s.parked, s.oldest = l.core.Parked()
 	s.next = nil
 	if n := l.core.Handled(); n < len(l.events) {
 		s.next = l.events[n]
@@ -223,6 +224,9 @@ func (l *lane[E]) report(now time.Time, reach reach) LaneReport {
 	}
 	if r.Since.IsZero() {
 		r.Since = now
+	}
+	if s.parked > 0 {
+		r.ParkedSeconds = max(0, now.Sub(s.oldest).Seconds())
 	}
 	if !s.found {
 		return r

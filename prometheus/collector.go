@@ -58,6 +58,7 @@ var (
 	partitions = gauge("current_generation_partitions",
 		"Partitions of the newest generation that a worker of this process runs; absent while none runs anything.", perSet)
 	parked = gauge("events_parked", "Events that are set aside, in the partitions that this process runs.", perProjection)
+	oldest = gauge("events_parked_oldest_seconds", "For how long the oldest of these is set aside; 0: there is none.", perProjection)
 	lag    = gauge("lag_events",
 		"Positions of the stream that are left to read or to handle; about one of current_generation_partitions is the partition's. Absent while it is not known.", perPartition)
 	seconds = gauge("lag_seconds", "For how long there has been something to handle that was not.", perPartition)
@@ -112,7 +113,7 @@ func (c *Collector) Describe(ch chan<- *prometheus.Desc) {
 	for _, counter := range c.counters {
 		counter.Describe(ch)
 	}
-	for _, desc := range []*prometheus.Desc{workers, state, partitions, parked, lag, seconds, stalled} {
+	for _, desc := range []*prometheus.Desc{workers, state, partitions, parked, oldest, lag, seconds, stalled} {
 		ch <- desc
 	}
 }
@@ -137,8 +138,9 @@ func (c *Collector) Collect(ch chan<- prometheus.Metric) {
 		if s.partitions > 0 {
 			set(partitions, float64(s.partitions), name)
 		}
-		for projection, n := range s.parked() {
-			set(parked, float64(n), name, projection)
+		for projection, p := range s.parked() {
+			set(parked, float64(p.events), name, projection)
+			set(oldest, p.seconds, name, projection)
 		}
 		for at, l := range s.lanes {
 			if l.Behind >= 0 {

@@ -109,6 +109,7 @@ func TestGauges(t *testing.T) {
 	o := c.Observer()
 	r := report("w1", 4, 3, 0, 2)
 	r.Lanes[0].BehindSeconds, r.Lanes[0].Stalled, r.Lanes[0].Parked = 1.5, true, 2
+	r.Lanes[0].ParkedSeconds, r.Lanes[1].ParkedSeconds = 7, 30
 	r.Lanes[1].Behind, r.Lanes[1].Parked = -1, 3
 	o.Reported(r)
 	o.Reported(report("w2", 0, 0))
@@ -119,7 +120,7 @@ func TestGauges(t *testing.T) {
 	other.ReplicaSet, other.Lanes[0].Projection = "reports", "search"
 	o.Reported(other)
 
-	compare(t, c, "workers worker_state current_generation_partitions lag_events lag_seconds stalled events_parked", `
+	compare(t, c, "workers worker_state current_generation_partitions lag_events lag_seconds stalled events_parked events_parked_oldest_seconds", `
 # HELP pupsourcing_orchestrator_current_generation_partitions Partitions of the newest generation that a worker of this process runs; absent while none runs anything.
 # TYPE pupsourcing_orchestrator_current_generation_partitions gauge
 pupsourcing_orchestrator_current_generation_partitions{replica_set="main"} 3
@@ -128,6 +129,10 @@ pupsourcing_orchestrator_current_generation_partitions{replica_set="reports"} 1
 # TYPE pupsourcing_orchestrator_events_parked gauge
 pupsourcing_orchestrator_events_parked{projection="orders",replica_set="main"} 5
 pupsourcing_orchestrator_events_parked{projection="search",replica_set="reports"} 0
+# HELP pupsourcing_orchestrator_events_parked_oldest_seconds For how long the oldest of these is set aside; 0: there is none.
+# TYPE pupsourcing_orchestrator_events_parked_oldest_seconds gauge
+pupsourcing_orchestrator_events_parked_oldest_seconds{projection="orders",replica_set="main"} 30
+pupsourcing_orchestrator_events_parked_oldest_seconds{projection="search",replica_set="reports"} 0
 # HELP pupsourcing_orchestrator_lag_events Positions of the stream that are left to read or to handle; about one of current_generation_partitions is the partition's. Absent while it is not known.
 # TYPE pupsourcing_orchestrator_lag_events gauge
 pupsourcing_orchestrator_lag_events{partition="0",projection="orders",replica_set="main"} 40

@@ -77,11 +77,18 @@ func summarize(reports map[worker]orchestrator.WorkerReport) map[string]*summary
 	return sets
 }
 
+// aside is what a projection has set aside, and for how long the oldest is.
+type aside struct {
+	events  int
+	seconds float64
+}
+
 // parked adds up the events that are set aside, of each projection.
-func (s *summary) parked() map[string]int {
-	n := map[string]int{}
+func (s *summary) parked() map[string]aside {
+	of := map[string]aside{}
 	for at, l := range s.lanes {
-		n[at.projection] += l.Parked
+		p := of[at.projection]
+		of[at.projection] = aside{p.events + l.Parked, max(p.seconds, l.ParkedSeconds)}
 	}
-	return n
+	return of
 }

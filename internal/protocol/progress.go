@@ -22,9 +22,6 @@ func (l *Lane) Handled() int {
 	return 0
 }
 
-// Lot returns how many events the lane has parked.
-func (l *Lane) Lot() int { return l.lot.Len() }
-
 // Committed returns how many events the commit held of which the latest answer
 // told, 0 for one that only skipped; ok is false where it told of none.
 func (l *Lane) Committed() (events int, ok bool) { return l.settled, l.settled >= 0 }

@@ -111,6 +111,7 @@ type worker[E any] struct {
 	leases   *lease
 	handlers handlers
 	presence presence
+	keeps    atomic.Int64 // for how long the session is kept after Run, in nanoseconds
 	vitals   *vitals
 	run      *run[E] // what the session has started
 	waiting  waiting

@@ -19,6 +19,11 @@ type presence struct {
 	own  store.Session
 	// published is what was found when it was taken.
 	published protocol.Published
+	// ctx is of what is asked of it, and ends with it: a driver may close a
+	// connection whose call is cancelled, and a worker that gives its handlers up
+	// amid one keeps the session.
+	ctx  context.Context
+	stop context.CancelFunc
 }
 
 const (
@@ -42,11 +47,15 @@ func (w *worker[E]) present() {
 	}
 }
 
-// attach takes a connection out of the pool.
+// attach takes a connection out of the pool. Should the worker give its handlers up
+// meanwhile, the session is kept as one that it has.
 func (w *worker[E]) attach(a protocol.Attach) {
 	w.presence.drop()
 	sent := time.Now()
-	p, err := bounded(w.life, presencePatience, func(ctx context.Context) (p presence, err error) {
+	ctx, stop := context.WithCancel(context.Background())
+	p, err := bounded(w.life, presencePatience, func(context.Context) (presence, error) {
+		p := presence{ctx: ctx, stop: stop}
+		var err error
 		if p.conn, err = w.cfg.DB.Conn(ctx); err != nil {
 			return p, err
 		}
@@ -54,8 +63,11 @@ func (w *worker[E]) attach(a protocol.Attach) {
 			p.drop()
 		}
 		return p, err
-	}, func(p presence) { p.drop() })
+	}, func(p presence) { p.dropAfter(time.Duration(w.keeps.Load())) })
 	if err != nil {
+		if w.keeps.Load() == 0 {
+			stop()
+		}
 		w.log.Debug("no session of its own", "error", err)
 		w.input(protocol.Detached{Number: a.Presence.Number})
 		return
@@ -70,16 +82,17 @@ func (w *worker[E]) prove(a protocol.Prove, id protocol.WorkerID) {
 		same   bool
 		absent []protocol.Absence
 	}
-	own, sent := w.presence.own, time.Now()
-	got, err := bounded(w.life, presencePatience, func(ctx context.Context) (r answer, err error) {
+	p, sent := w.presence, time.Now()
+	got, err := bounded(w.life, presencePatience, func(context.Context) (r answer, err error) {
 		if a.Look {
-			r.same, r.absent, err = own.Look(ctx, string(w.cfg.ReplicaSet), id)
+			r.same, r.absent, err = p.own.Look(p.ctx, string(w.cfg.ReplicaSet), id)
 		} else {
-			r.same, err = own.Prove(ctx)
+			r.same, err = p.own.Prove(p.ctx)
 		}
 		return r, err
 	}, nil)
 	switch {
+	case err != nil && w.life.Err() != nil: // leavePresence knows for how long to keep it
 	case err != nil:
 		w.log.Debug("lost the session of its own", "error", err)
 		w.presence.drop()
@@ -95,17 +108,23 @@ func (w *worker[E]) prove(a protocol.Prove, id protocol.WorkerID) {
 
 // leavePresence ends the worker's own session, after a while.
 func (w *worker[E]) leavePresence(after time.Duration) {
+	w.keeps.Store(int64(after))
 	w.end()
 	w.busy.Wait() // nobody takes another one
-	if after == 0 {
-		w.presence.drop()
-		return
-	}
-	time.AfterFunc(after, func() { w.presence.drop() })
+	w.presence.dropAfter(after)
 }
 
 func (w *worker[E]) noPresence(why string, args ...any) {
 	w.log.Warn("a crash of this worker is noticed by its lease only", "reason", fmt.Sprintf(why, args...))
+}
+
+// dropAfter drops it after a while.
+func (p presence) dropAfter(d time.Duration) {
+	if d == 0 {
+		p.drop()
+		return
+	}
+	time.AfterFunc(d, p.drop)
 }
 
 // drop ends the session: a connection that went back to the pool would keep the
@@ -116,6 +135,9 @@ func (p *presence) drop() {
 	}
 	conn := p.conn
 	p.conn = nil
+	if p.stop != nil {
+		p.stop()
+	}
 	go func() {
 		_ = conn.Raw(func(any) error { return driver.ErrBadConn }) // has the pool close it
 		conn.Close()

@@ -124,7 +124,11 @@ func (p *worker) ask(l *link, what string, patience time.Duration, call func(c c
 		}
 		answered, l.answer = true, nil
 		giveUp()
-		if errors.Is(err, errReset) || errors.Is(err, errNoAnswer) {
+		switch {
+		case errors.Is(err, errReset):
+			l.lost = "the connection was lost"
+			l.drop(false)
+		case errors.Is(err, errNoAnswer) && !(p.returned && l.number != 0):
 			l.drop(false)
 		}
 		then(err)

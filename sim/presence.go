@@ -28,6 +28,10 @@ func (p *worker) attach(a protocol.Attach) {
 			done(err)
 		})
 	}, func(err error) {
+		if err != nil && p.returned {
+			p.own = l
+			return
+		}
 		if err != nil {
 			l.drop(false)
 			p.input(protocol.Detached{Number: n})
@@ -52,6 +56,9 @@ func (p *worker) prove(a protocol.Prove) {
 		}
 		done(err)
 	}, func(err error) {
+		if err != nil && p.returned {
+			return
+		}
 		if err != nil {
 			p.dropOwn()
 			p.input(protocol.Detached{Number: a.Number})

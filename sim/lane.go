@@ -319,7 +319,11 @@ func (l *lane) handle(a protocol.LaneAction) {
 	case p.chance(h.panics):
 		c.outcome = "panicked"
 	case l.kind != protocol.Plain && w.subject == nil:
-		c.spoils, c.violates = p.chance(h.spoil), p.chance(h.violate)
+		violate := h.violate
+		if a.Parked { // its row is deleted by then
+			violate = max(violate, 100)
+		}
+		c.spoils, c.violates = p.chance(h.spoil), p.chance(violate)
 	}
 	if p.freezeInHandler > 0 {
 		p.freeze(p.freezeInHandler, "in a handler")

@@ -26,11 +26,12 @@ func TestMemoryIsPostgres(t *testing.T) {
 		"superseded": 0, "no transaction": 0, "bad connection": 0, "55P03": 0, "25P02": 0, "25P03": 0,
 		"opened": 0, "activated": 0, "waits for": 0, "expired": 0, " marks": 0, "written": 0,
 		"belongs to replica set": 0, "23503": 0, "a1": 0, "nothing missing": 0, "is missing": 0,
+		"parks": 0, "not parked": 0, "unparked": 0, "forgotten": 0, "noted": 0, "asked of 0": 0, "asked of 1": 0, "aggregate a": 0, "discard": 0,
 	}
 	for seed := range uint64(6) {
 		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
 			d := newDuel(t, url, seed)
-			for range 600 {
+			for range 800 {
 				answer := d.turn()
 				for a := range answers {
 					if strings.Contains(answer, a) {
@@ -144,6 +145,8 @@ func replied(result string, err error) string {
 		return result
 	case errors.Is(err, store.ErrSuperseded):
 		return "superseded"
+	case errors.Is(err, store.ErrNotParked):
+		return "not parked"
 	case errors.Is(err, sql.ErrTxDone):
 		return "no transaction"
 	case errors.Is(err, driver.ErrBadConn):
@@ -163,6 +166,9 @@ func (d *duel) call(open bool) (string, func(connection) string) {
 		n = d.rand.IntN(20)
 	}
 	l := d.lane()
+	if chance(d.rand, 200) {
+		return d.parked(l, open)
+	}
 	switch n {
 	default:
 		return d.sync()
@@ -268,6 +274,60 @@ func (d *duel) write(l store.Lane, saves bool) (string, func(connection) string)
 			move = c.save
 		}
 		move(l, from, to, func(err error) { answer = replied("written", err) })
+		return answer
+	}
+}
+
+// parked draws a call that is about parked events, on a few positions.
+func (d *duel) parked(l store.Lane, open bool) (string, func(connection) string) {
+	position, attempts := 1+d.rand.Int64N(4), 1+d.rand.IntN(2)
+	n := d.rand.IntN(9)
+	if open {
+		n = 0
+	}
+	switch n {
+	case 0, 1:
+		return fmt.Sprintf("unpark %d of %s", position, l), func(c connection) (answer string) {
+			c.unpark(l, position, func(err error) { answer = replied("unparked", err) })
+			return answer
+		}
+	case 2, 3, 4:
+		var from protocol.Checkpoint
+		if r := d.memory.checkpoint(nil, l); r != nil {
+			from = r.committed.Checkpoint
+		}
+		to := from.Advance(from.Position + d.rand.Int64N(20))
+		from.Position += int64(pick(d.rand, 0, 0, 0, -1))
+		rows := []protocol.Parked{{Position: position, Slot: l.Assignment.Partition, Aggregate: "aggregate a", Attempts: attempts}, {Position: position + 1, Aggregate: "aggregate b"}}
+		return fmt.Sprintf("park %d and the next, of %s from %s to %s", position, l, from, to), func(c connection) (answer string) {
+			c.park(l, from, to, rows, func(err error) { answer = replied("parks", err) })
+			return answer
+		}
+	case 5:
+		return fmt.Sprintf("forget %d of %s", position, l), func(c connection) (answer string) {
+			c.forget(l, position, func(err error) { answer = replied("forgotten", err) })
+			return answer
+		}
+	case 6:
+		return fmt.Sprintf("note %d of %s, attempt %d", position, l, attempts), func(c connection) (answer string) {
+			c.note(l, position, attempts, func(err error) { answer = replied("noted", err) })
+			return answer
+		}
+	case 7:
+		request := pick(d.rand, protocol.Retry, protocol.Discard)
+		return fmt.Sprintf("%s %d of %s", request, position, l), func(c connection) (answer string) {
+			c.request(l.Projection, position, request, func(n int, err error) { answer = replied(fmt.Sprint("asked of ", n), err) })
+			return answer
+		}
+	}
+	return fmt.Sprint("look ", l), func(c connection) (answer string) {
+		c.parked(l, func(rows []protocol.Parked, err error) {
+			var b strings.Builder
+			for _, r := range rows {
+				fmt.Fprintf(&b, "%d in slot %d of %s, attempt %d, since %s, %s\n", r.Position, r.Slot, r.Aggregate, r.Attempts, r.Since.Sub(epoch), r.Request)
+			}
+			answer = replied(b.String(), err)
+		})
 		return answer
 	}
 }

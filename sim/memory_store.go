@@ -284,7 +284,13 @@ func (s *coordination) checkTaken(foreign []*projectionRow) {
 	}
 	acquireAll(t, rows, false, func() {
 		for _, r := range runners {
-			if w := r.as(t); w != nil && !w.Expired(s.now, s.request.Watch) && !s.m.rules.takesAny {
+			w := r.as(t)
+			if w == nil {
+				continue
+			}
+			m := w.Member
+			m.Presence = protocol.Presence{} // of its own set, whom the request says nothing of
+			if !m.Expired(s.now, s.request.Watch) && !s.m.rules.takesAny {
 				t.refused(&store.TakenError{
 					Projection: r.projection.name, ReplicaSet: *r.projection.as(t), Worker: w.ID,
 					Now: s.now, Over: !s.now.Before(w.LeaseEnd),

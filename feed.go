@@ -151,7 +151,8 @@ func (f *feed[E]) begin() {
 	for _, r := range f.core.Fetches(now) {
 		ended := make(chan struct{})
 		f.reads[r.Window] = ended
-		f.busy.Go(func() { f.read(r, ended) })
+		patience := f.bound
+		f.busy.Go(func() { f.read(r, patience, ended) })
 	}
 	if at := f.core.Next(); at.IsZero() {
 		f.look.Stop()
@@ -161,12 +162,12 @@ func (f *feed[E]) begin() {
 }
 
 // read carries one out.
-func (f *feed[E]) read(r protocol.Fetch, ended chan struct{}) {
+func (f *feed[E]) read(r protocol.Fetch, patience time.Duration, ended chan struct{}) {
 	type fetched struct {
 		protocol.FeedPage
 		head int64
 	}
-	p, err := bounded(f.ctx, f.bound, func(ctx context.Context) (p fetched, err error) {
+	p, err := bounded(f.ctx, patience, func(ctx context.Context) (p fetched, err error) {
 		p.FeedPage, p.head, err = f.fetch(ctx, r)
 		return p, err
 	}, nil)

@@ -76,8 +76,9 @@ func (f *feed[E]) ask() {
 		return
 	}
 	f.asking = true
+	patience := f.bound
 	f.busy.Go(func() {
-		head, err := bounded(f.ctx, f.bound, func(ctx context.Context) (int64, error) { return s.Head(ctx) }, nil)
+		head, err := bounded(f.ctx, patience, func(ctx context.Context) (int64, error) { return s.Head(ctx) }, nil)
 		f.mu.Lock()
 		defer f.mu.Unlock()
 		if f.asking = false; err == nil {

@@ -206,7 +206,7 @@ func TestObserverOfPolicies(t *testing.T) {
 		return nil
 	}
 	cfg := w.config(w.db, "set")
-	cfg.StallAfter = 100 * time.Millisecond
+	cfg.StallAfter = time.Second
 	cfg.Failures = map[string]orchestrator.FailureRule{
 		// once in a batch, and twice alone
 		"parks": {Policy: orchestrator.ParkEvents, Attempts: 2}, "halts": {Policy: orchestrator.HaltLane, Attempts: 2},
@@ -220,8 +220,11 @@ func TestObserverOfPolicies(t *testing.T) {
 	if behind.Attempts != 0 || behind.Err != nil || behind.AggregateID != "a3" {
 		t.Errorf("parked behind it %+v", behind)
 	}
-	l := reported(t, s, "how many are parked", "parks", 0, func(_ orchestrator.WorkerReport, l orchestrator.LaneReport) bool { return l.Parked == 2 })
-	if l.Behind != 0 || l.Stalled {
+	awaited(t, s, "the last commit", func(e orchestrator.BatchCommitted) bool { return e.Projection == "parks" && e.Position == 60 })
+	l := reported(t, s, "how many are parked", "parks", 0, func(_ orchestrator.WorkerReport, l orchestrator.LaneReport) bool {
+		return l.Parked == 2 && l.Behind == 0
+	})
+	if l.Stalled || l.ParkedSeconds <= 0 {
 		t.Errorf("reported %+v", l)
 	}
 	handled := 0

@@ -3,6 +3,8 @@ package orchestrator_test
 import (
 	"context"
 	"errors"
+	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -27,6 +29,11 @@ SELECT coalesce(min(l.pid), 0) FROM pg_locks l
   JOIN orchestrator_workers w ON l.classid = w.presence_key::oid AND l.objid = w.presence_number::oid
  WHERE l.locktype = 'advisory' AND l.granted AND l.pid <> $1`, not)
 }
+
+// held counts the workers whose sessions are there.
+const held = `
+SELECT count(*) FROM orchestrator_workers w JOIN pg_locks l ON l.classid = w.presence_key::oid AND l.objid = w.presence_number::oid
+ WHERE l.locktype = 'advisory' AND l.granted`
 
 // A process that is killed is missed at once, long before its lease is over.
 func TestACrashIsNoticedAtOnce(t *testing.T) {
@@ -108,6 +115,70 @@ func TestAHandlerIsSuspended(t *testing.T) {
 	eventually(t, "the handler was cancelled", func() bool { return cause.Load() != nil })
 	waits.Store(false)
 	w.caughtUp("plain")
+}
+
+// A worker that gives its handlers up while its session is asked something, or while
+// it takes one, keeps it all the same: the handlers may still run, and are waited for
+// until the lease is over.
+func TestGivenUpAmidACall(t *testing.T) {
+	for _, test := range []struct{ amid, query string }{
+		{"a proof", "pg_backend_pid() AND classid"},
+		{"an attach", "SET presence_key"},
+	} {
+		t.Run(test.amid, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			w.append(10)
+			db, f := faulty(t, w.url)
+			cfg := w.longLease()
+			cfg.DB, cfg.CoordinationTimeout = db, 600*time.Millisecond
+			answer := make(chan struct{})
+			var holdBack atomic.Bool
+			f.onQuery(func(query string) {
+				if holdBack.Load() && strings.Contains(query, test.query) {
+					<-answer
+				}
+			})
+			in, leave := make(chan struct{}), make(chan struct{})
+			t.Cleanup(func() { close(leave) })
+			var once sync.Once
+			a := run(t, cfg, plain{effects{name: "plain", hook: func(context.Context, orchestrator.Event) error {
+				once.Do(func() { close(in) })
+				<-leave
+				return nil
+			}}, w.db})
+			<-in
+			eventually(t, "it has a session of its own", func() bool { return w.own(0) != 0 })
+			pid := w.own(0)
+			other := w.longLease()
+			db, f = faulty(t, w.url)
+			other.DB = db
+			var looks atomic.Int64
+			f.onQuery(func(query string) {
+				if strings.Contains(query, "jsonb_agg") {
+					looks.Add(1)
+				}
+			})
+			run(t, other, plain{effects{name: "plain"}, w.db})
+			eventually(t, "another has joined", func() bool { return w.number(`SELECT count(*) FROM orchestrator_workers`) == 2 })
+			holdBack.Store(true)
+			if test.amid == "an attach" {
+				w.exec(`SELECT pg_terminate_backend($1)`, pid)
+			}
+			if err := a.failed(); !errors.Is(err, orchestrator.ErrCoordinationTimeout) {
+				t.Fatalf("Run returned %v", err)
+			}
+			close(answer)
+			since := looks.Load()
+			eventually(t, "the other has looked", func() bool { return looks.Load() > since+2 })
+			if n := w.number(`SELECT count(*) FROM orchestrator_workers WHERE presence_number > 0`); n != 2 {
+				t.Errorf("%d workers have a session of their own, want 2", n)
+			}
+			if n := w.number(held); n != 2 {
+				t.Errorf("the sessions of %d workers are there, want 2", n)
+			}
+		})
+	}
 }
 
 // Lanes that wait for a proof don't keep all connections of the pool from the

@@ -65,6 +65,7 @@ const (
 	ordered        // an operator's order took effect: order
 	workerExpired  // text: the incarnation that was removed for its lease, or for lack of a session with a number: from
 	memberJoins    // text: the incarnation; from: how many partitions it wants; to: its MaxPartitions; length: its JoinWindow; read
+	joinRefused    // text: the incarnation, which has a successor
 	memberLeaves   // text: the incarnation that is gone by its own word, or its worker's
 
 	// Lanes. All have projection, generation, partition, total.
@@ -169,6 +170,8 @@ func (f fact) String() string {
 		}
 	case memberJoins:
 		b.WriteString("joins with a window of")
+	case joinRefused:
+		b.WriteString("joins too late: somebody new is in its place")
 	case memberLeaves:
 		b.WriteString("is no longer a member")
 	case handlerBegins:

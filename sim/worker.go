@@ -274,7 +274,10 @@ func (p *worker) synced(r protocol.Request, result store.Result, sent, granted t
 	if r.Join || r.Leave {
 		p.memberLeaves(r.Replaces)
 	}
-	if r.Join && !w.members[r.Worker] {
+	switch {
+	case r.Join && !result.View.Member:
+		p.record(fact{kind: joinRefused, text: string(r.Worker)})
+	case r.Join && !w.members[r.Worker]:
 		w.members[r.Worker] = true
 		p.record(fact{kind: memberJoins, from: int64(r.Wants), to: int64(r.MaxPartitions), length: r.JoinWindow, read: granted, text: string(r.Worker)})
 	}

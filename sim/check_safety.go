@@ -16,6 +16,9 @@ func (c *checker) handlerBegins(f fact) *violation {
 	if v := c.obeyed(f); v != nil {
 		return v
 	}
+	if v := c.halts(f); v != nil {
+		return v
+	}
 	if v := c.onLease(w, f); v != nil {
 		return v
 	}

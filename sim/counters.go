@@ -69,6 +69,7 @@ const (
 	countSpoilt
 	countViolated
 	countAtFault
+	countHalted
 	countOutlived
 	// Parked events.
 	countParked
@@ -157,6 +158,7 @@ var counterWords = [counterCount]string{
 	countSpoilt:   "a handler ignored the error of a statement, and its transaction could not commit",
 	countViolated: "what a handler had written was refused at COMMIT",
 	countAtFault:  "a worker ended because of a handler",
+	countHalted:   "a partition was halted by a handler that failed, until the next generation",
 	countOutlived: "a handler returned after its worker had given it up",
 
 	countParked:            "an event was parked",
@@ -353,6 +355,8 @@ func (t *tally) observe(f fact) {
 		t.counters[countDiscarded]++
 	case retryFailed:
 		t.counters[countRetryFailed]++
+	case halted:
+		t.counters[countHalted]++
 	case lotFull:
 		t.counters[countLotFull]++
 	case undone:

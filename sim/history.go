@@ -75,6 +75,7 @@ const (
 	refused       // from, to: the fence let nothing through
 	undone        // from, to: the server refused what the handlers had written; text: when
 	proofAwaited  // before a handler begins
+	halted        // from: the handler failed there; nothing more is handled under this generation
 	elsewhere     // from, to: of the lane's commit, and its checkpoint stands at neither
 	// Parked events. These have a lane as well; from is a position.
 	eventsParked    // from, to, events; text, if they are behind another
@@ -188,6 +189,8 @@ func (f fact) String() string {
 		fmt.Fprintf(&b, "waits for a proof, %s", lane)
 	case elsewhere:
 		fmt.Fprintf(&b, "has not heard of commit %d to %d, %s, and finds its checkpoint at neither", f.from, f.to, lane)
+	case halted:
+		fmt.Fprintf(&b, "halts at event %d, %s", f.from, lane)
 	case eventsParked:
 		fmt.Fprintf(&b, "parked %s, %d to %d, %s", positions(f.events), f.from, f.to, lane)
 	case parkedRetried:

@@ -52,6 +52,8 @@ func newLane(p *worker, r *run, q projection, a protocol.Assignment) *lane {
 		c.OnFailure, c.Attempts, c.MaxParked = protocol.ParkEvents, q.parks, w.plan.maxParked
 	case w.plan.stopOnFailure:
 		c.OnFailure = protocol.StopOnFailure
+	case w.plan.halts:
+		c.OnFailure = protocol.HaltLane
 	}
 	l.core = protocol.NewLane(a, c)
 	return l
@@ -131,8 +133,11 @@ func (l *lane) do(a protocol.LaneAction) {
 	case protocol.LaneSave:
 		l.save(a, patience)
 	case protocol.LanePause:
-		if a.Why == protocol.LotFull {
+		switch a.Why {
+		case protocol.LotFull:
 			l.p.record(l.fact(lotFull, a.Position, 0))
+		case protocol.Halted:
+			l.p.record(l.fact(halted, a.Position, 0))
 		}
 		l.pausing++
 		n := l.pausing

@@ -26,7 +26,8 @@ type plan struct {
 	maxPartitions int
 	joinWindow    time.Duration
 	retry         protocol.Backoff
-	stopOnFailure bool
+	stopOnFailure bool // else, with halts, a failure ends what its lane does
+	halts         bool
 	// maxParked events of a lane may be parked. Operators look at them about so
 	// often. Until it is mended, some events can't be handled by projections that
 	// park.
@@ -245,6 +246,7 @@ func planOf(seed uint64, o options) plan {
 	}
 	p.network.hints = pick(r, 0, 500, 1000)
 	p.drawOrders(rand.New(rand.NewPCG(seed, 4)))
+	p.halts = !p.stopOnFailure && chance(rand.New(rand.NewPCG(seed, 5)), 50)
 	presence := rand.New(rand.NewPCG(seed, 3))
 	p.drawPresence(presence)
 	if !o.postgres && chance(presence, 40) {
@@ -473,8 +475,8 @@ func (p *plan) settle() time.Duration {
 	if p.sets > 1 && len(p.programs) > 1 {
 		settle += 2 * t.Lease
 	}
-	if len(p.orders) > 0 { // the last are lifted, one after the other, when the faults stop
-		settle += 3*t.Lease + time.Duration(len(p.orders))*backlog*(2*p.handlers.typical+6*p.network.latency)
+	if n := len(p.orders); n > 0 || p.halts { // the last are lifted, one after the other, when the faults stop
+		settle += 3*t.Lease + time.Duration(n+1)*backlog*(2*p.handlers.typical+6*p.network.latency)
 	}
 	if p.handlers.slow > 0 {
 		settle += p.handlers.slowBy + t.Drain + 2*t.Lease

@@ -27,7 +27,7 @@ var (
 
 // batch is how many seeds an ordinary test run plays: enough for everything
 // that is rare to have happened.
-const batch = 1000
+const batch = 600
 
 func inMemory(w *world) (database, error) {
 	m := newMemory(w, w.rules.memory)

@@ -54,7 +54,7 @@ func (s Share) String() string {
 
 // fits reports whether the view is of the share's generation, and shows the share.
 func (s Share) fits(v View) bool {
-	return v.Generation == s.Generation && v.Total == s.Total && slices.Equal(v.Partitions, s.Partitions)
+	return v.Generation == s.Generation && v.Total == s.Total && slices.Equal(v.Partitions, s.Partitions) && slices.Equal(v.Paused, s.Paused)
 }
 
 // Assignments returns the share's partitions one by one.

@@ -325,7 +325,13 @@ func (s *Session) synced(now time.Time, in Synced) []Action {
 		return nil
 	}
 	s.member, s.assigned, s.previous = true, v.Assigned(), ""
-	s.presence.publish(in.Request.Presence.Number)
+	if s.running == nil || s.running.Generation == v.Holds {
+		s.presence.publish(in.Request.Presence.Number)
+	} else {
+		// The group does not wait for what runs here: it is about to stop, and must
+		// not begin another event before it does.
+		s.presence.known = max(s.presence.known, in.Request.Presence.Number)
+	}
 	if !in.Request.Look {
 		s.leaseEnd = in.Sent.Add(s.timing.ownLease())
 	}

@@ -53,7 +53,7 @@ func lookAgain(*Lane, time.Time, Signals) LaneAction { return LaneAction{Do: Lan
 func (l *Lane) attend(now time.Time) (_ LaneAction, due bool) {
 	row, due := l.lot.Due()
 	switch {
-	case l.looked.IsZero():
+	case now.Sub(l.looked) >= l.lookEvery(): // first of all: what is due may no longer be asked for
 		return LaneAction{Do: LaneLook}, true
 	case due && row.Request == Discard:
 		l.hand = &row
@@ -61,8 +61,6 @@ func (l *Lane) attend(now time.Time) (_ LaneAction, due bool) {
 	case due:
 		l.hand = &row
 		return LaneAction{Do: LaneFetch, Position: row.Position}, true
-	case now.Sub(l.looked) >= l.lookEvery():
-		return LaneAction{Do: LaneLook}, true
 	}
 	return LaneAction{}, false
 }

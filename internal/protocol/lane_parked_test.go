@@ -220,6 +220,16 @@ func TestLaneParks(t *testing.T) {
 			{answer: ok, want: "drop 8"},
 			{answer: ok, want: "read 4 after 10"},
 		}},
+		{"among many retries it looks whether they are still asked for", LaneConfig{}, []turn{
+			{answer: ok, want: "load"},
+			{answer: found(5, 10), want: "look"},
+			{answer: lot("5 a retry", "6 b retry", "7 c retry"), want: "fetch 5"},
+			{answer: aggregates(5, "a"), want: "handle parked 5"},
+			{answer: ok, want: "drop 5", later: time.Second},
+			{answer: ok, want: "look"},
+			{answer: lot("6 b discard", "7 c"), want: "drop 6"},
+			{answer: ok, want: "read 4 after 10"},
+		}},
 		{"the first is discarded: the next waits for its own request", LaneConfig{}, []turn{
 			{answer: ok, want: "load"},
 			{answer: found(5, 10), want: "look"},

@@ -66,6 +66,14 @@ func (o *Orchestrator[E]) CatchUp(ctx context.Context, projections []Projection[
 	if !ok {
 		return fmt.Errorf("%w: CatchUp needs an event store that is a HeadStore, and %T has no Head", ErrInvalidConfig, o.cfg.EventStore)
 	}
+	// Before anything waits for what is in the tables.
+	err = await(ctx, func() (bool, error) {
+		err := store.New(o.cfg.DB, string(o.cfg.ReplicaSet), store.Options{}).Check(ctx)
+		return err == nil, err
+	})
+	if err != nil {
+		return err
+	}
 	var head int64
 	err = await(ctx, func() (ok bool, err error) {
 		head, err = events.Head(ctx)

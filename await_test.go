@@ -150,6 +150,15 @@ func TestCatchUpThatCannot(t *testing.T) {
 	if err := o.CatchUp(t.Context(), w.all(w.db, nil)); !errors.Is(err, orchestrator.ErrInvalidConfig) {
 		t.Errorf("an event store without Head: %v", err)
 	}
+	w.exec(`DROP TABLE orchestrator_schema, orchestrator_checkpoints CASCADE`)
+	if o, err = orchestrator.New(w.config(w.db, "set")); err != nil {
+		t.Fatal(err)
+	}
+	for range 5 { // two goroutines ask for tables
+		if err := o.CatchUp(t.Context(), w.all(w.db, nil)); !errors.Is(err, orchestrator.ErrSchema) {
+			t.Errorf("without the tables: %v", err)
+		}
+	}
 }
 
 // headless is an event store that can't tell where its stream ends.

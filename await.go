@@ -25,25 +25,22 @@ func (e *ParkedError) Error() string {
 // all of its partitions, and that is committed: for reading one's own writes, and
 // for tests. It returns a *ParkedError if it has gone past some without handling
 // them, and when ctx ends the cause of that. A projection that has not run yet is
-// waited for.
+// waited for, and so is a rewind that is ordered and not carried out yet.
 //
 // It looks at the checkpoints of all partitions, and not at the highest. Where a
 // projection has many partitions and events come thick, those that had no event of
 // their own say so about once a second.
 func WaitFor(ctx context.Context, db *sql.DB, projection string, position int64) error {
-	err := await(ctx, func() (bool, error) { return store.HandledTo(ctx, db, projection, position) })
+	var handled store.Handled
+	err := await(ctx, func() (_ bool, err error) {
+		handled, err = store.HandledTo(ctx, db, projection, position)
+		return handled.To, err
+	})
 	if err != nil {
 		return fmt.Errorf("wait for projection %q to reach position %d: %w", projection, position, err)
 	}
-	parked := &ParkedError{Projection: projection}
-	err = db.QueryRowContext(ctx, `
-SELECT count(*), coalesce(min(position), 0) FROM orchestrator_parked WHERE projection = $1 AND position <= $2`, projection, position).
-		Scan(&parked.Events, &parked.First)
-	if err != nil {
-		return fmt.Errorf("look for parked events of projection %q: %w", projection, err)
-	}
-	if parked.Events > 0 {
-		return parked
+	if handled.Parked > 0 {
+		return &ParkedError{projection, handled.Parked, handled.First}
 	}
 	return nil
 }
@@ -69,6 +66,14 @@ func (o *Orchestrator[E]) CatchUp(ctx context.Context, projections []Projection[
 	if !ok {
 		return fmt.Errorf("%w: CatchUp needs an event store that is a HeadStore, and %T has no Head", ErrInvalidConfig, o.cfg.EventStore)
 	}
+	// Before anything waits for what is in the tables.
+	err = await(ctx, func() (bool, error) {
+		err := store.New(o.cfg.DB, string(o.cfg.ReplicaSet), store.Options{}).Check(ctx)
+		return err == nil, err
+	})
+	if err != nil {
+		return err
+	}
 	var head int64
 	err = await(ctx, func() (ok bool, err error) {
 		head, err = events.Head(ctx)
@@ -92,7 +97,7 @@ func (o *Orchestrator[E]) CatchUp(ctx context.Context, projections []Projection[
 	err = o.Run(running, projections)
 	stop()
 	waited := <-caughtUp
-	if ctx.Err() == nil && errors.Is(err, context.Canceled) {
+	if ctx.Err() == nil && err == running.Err() { // and not what a handler has made of its own
 		return waited
 	}
 	return err

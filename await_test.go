@@ -3,6 +3,7 @@ package orchestrator_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"testing"
 
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
@@ -41,28 +42,32 @@ func TestWaitFor(t *testing.T) {
 	w.checkEffects("transactional")
 }
 
+// waitedFor reports whether WaitFor finds that a projection has handled a position,
+// and gives up after some looks.
+func (w *world) waitedFor(projection string, position int64) bool {
+	w.t.Helper()
+	ctx, cancel := context.WithCancel(w.t.Context())
+	defer cancel()
+	done := make(chan error, 1)
+	go func() { done <- orchestrator.WaitFor(ctx, w.db, projection, position) }()
+	for range 3 {
+		select {
+		case err := <-done:
+			if err != nil {
+				w.t.Fatal(err)
+			}
+			return true
+		default:
+			w.number(`SELECT count(*) FROM orchestrator_checkpoints`)
+		}
+	}
+	cancel()
+	return <-done == nil
+}
+
 func TestWaitForCountsMarks(t *testing.T) {
 	w := newWorld(t)
-	handled := func(position int64) bool {
-		ctx, cancel := context.WithCancel(t.Context())
-		defer cancel()
-		done := make(chan error, 1)
-		go func() { done <- orchestrator.WaitFor(ctx, w.db, "p", position) }()
-		for looks := 0; looks < 3; {
-			select {
-			case err := <-done:
-				if err != nil {
-					t.Fatal(err)
-				}
-				return true
-			default:
-				w.number(`SELECT count(*) FROM orchestrator_checkpoints`)
-				looks++
-			}
-		}
-		cancel()
-		return <-done == nil
-	}
+	handled := func(position int64) bool { return w.waitedFor("p", position) }
 	if handled(1) {
 		t.Error("a projection that has no checkpoint has handled position 1")
 	}
@@ -145,6 +150,15 @@ func TestCatchUpThatCannot(t *testing.T) {
 	if err := o.CatchUp(t.Context(), w.all(w.db, nil)); !errors.Is(err, orchestrator.ErrInvalidConfig) {
 		t.Errorf("an event store without Head: %v", err)
 	}
+	w.exec(`DROP TABLE orchestrator_schema, orchestrator_checkpoints CASCADE`)
+	if o, err = orchestrator.New(w.config(w.db, "set")); err != nil {
+		t.Fatal(err)
+	}
+	for range 5 { // two goroutines ask for tables
+		if err := o.CatchUp(t.Context(), w.all(w.db, nil)); !errors.Is(err, orchestrator.ErrSchema) {
+			t.Errorf("without the tables: %v", err)
+		}
+	}
 }
 
 // headless is an event store that can't tell where its stream ends.
@@ -154,4 +168,99 @@ type headless struct {
 
 func (s headless) Read(ctx context.Context, after int64, limit int) ([]orchestrator.Record[orchestrator.Event], error) {
 	return s.events.Read(ctx, after, limit)
+}
+
+// A rewind that is ordered and not carried out yet is of events that are to be
+// handled again: who waits for them waits for that, with workers there and without.
+func TestWaitForKnowsOfARewind(t *testing.T) {
+	w := newWorld(t)
+	ctx := t.Context()
+	cfg := w.config(w.db, "set")
+	w.append(50)
+	first := run(t, cfg, transactional{effects{name: "transactional"}})
+	w.caughtUp("transactional")
+	first.stop()
+	if _, err := orchestrator.Rewind(ctx, w.db, "set", "transactional", 20); err != nil {
+		t.Fatal(err)
+	}
+	if err := orchestrator.WaitFor(ctx, w.db, "transactional", 20); err != nil { // which is not rewound
+		t.Fatal(err)
+	}
+	if w.waitedFor("transactional", 21) {
+		t.Error("what is to be handled again counts as handled")
+	}
+	o, err := orchestrator.New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.exec(`DELETE FROM effects WHERE position > 20`)
+	if err := o.CatchUp(ctx, []orchestrator.Projection[orchestrator.Event]{transactional{effects{name: "transactional"}}}); err != nil {
+		t.Fatal(err)
+	}
+	w.checkEffects("transactional")
+}
+
+// What is parked and how far the projection is are of one moment: a rewind between
+// two looks forgets the one, and takes back the other.
+func TestWaitForAmidARewind(t *testing.T) {
+	w := newWorld(t)
+	ctx := t.Context()
+	w.exec(`
+INSERT INTO orchestrator_checkpoints (projection, partition, replica_set, generation, total, position, updated_at)
+VALUES ('p', 0, 'set', 1, 1, 20, now())`)
+	const parks = `INSERT INTO orchestrator_parked (projection, position, slot, aggregate_id, error, attempts, parked_at) VALUES ('p', 12, 1, 'a', 'no', 3, now())`
+	w.exec(parks)
+	tx, err := w.db.BeginTx(ctx, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback()
+	// Of the activation that carries the rewind out.
+	if _, err := tx.ExecContext(ctx, `LOCK TABLE orchestrator_parked`); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- orchestrator.WaitFor(ctx, w.db, "p", 15) }()
+	eventually(t, "it waits for what is parked", func() bool {
+		return w.number(`SELECT count(*) FROM pg_locks WHERE relation = 'orchestrator_parked'::regclass AND NOT granted`) == 1
+	})
+	for _, query := range []string{
+		`UPDATE orchestrator_checkpoints SET position = 0, generation = 2`,
+		`DELETE FROM orchestrator_parked`,
+	} {
+		if _, err := tx.ExecContext(ctx, query); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := tx.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "it has looked", func() bool {
+		return w.number(`SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query LIKE '%orchestrator_parked%' AND pid <> pg_backend_pid()`) == 0
+	})
+	w.exec(`WITH parked AS (` + parks + `) UPDATE orchestrator_checkpoints SET position = 20`)
+	var parked *orchestrator.ParkedError
+	if err := <-done; !errors.As(err, &parked) || parked.First != 12 {
+		t.Errorf("event 12 was never handled, and waiting for it ended with %v", err)
+	}
+}
+
+// The error with which a handler ends the run is what CatchUp returns, whatever it
+// wraps.
+func TestCatchUpReturnsWhatEndedIt(t *testing.T) {
+	w := newWorld(t)
+	w.append(10)
+	cfg := w.config(w.db, "set")
+	cfg.OnFailure = orchestrator.StopOnFailure
+	o, err := orchestrator.New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	broken := fmt.Errorf("of a call that the handler has cancelled: %w", context.Canceled)
+	fails := transactional{effects{name: "fails", hook: func(context.Context, orchestrator.Event) error { return broken }}}
+	err = o.CatchUp(t.Context(), []orchestrator.Projection[orchestrator.Event]{fails})
+	var handler *orchestrator.HandlerError
+	if !errors.As(err, &handler) {
+		t.Errorf("CatchUp returned %v, want what the handler failed with", err)
+	}
 }

@@ -191,7 +191,9 @@ func (c *memoryConnection) forget(l store.Lane, position int64, done func(error)
 func (c *memoryConnection) note(l store.Lane, position int64, attempts int, done func(error)) {
 	c.alone("note", l, position, func(v protocol.Parked) (*protocol.Parked, bool) {
 		wanted := v.Attempts == attempts-1
-		v.Attempts, v.Request = attempts, protocol.Unasked
+		if v.Attempts = attempts; v.Request == protocol.Retry {
+			v.Request = protocol.Unasked
+		}
 		return &v, wanted
 	}, done)
 }

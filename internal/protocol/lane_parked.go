@@ -53,14 +53,14 @@ func lookAgain(*Lane, time.Time, Signals) LaneAction { return LaneAction{Do: Lan
 func (l *Lane) attend(now time.Time) (_ LaneAction, due bool) {
 	row, due := l.lot.Due()
 	switch {
+	case now.Sub(l.looked) >= l.lookEvery(): // first of all: what is due may no longer be asked for
+		return LaneAction{Do: LaneLook}, true
 	case due && row.Request == Discard:
 		l.hand = &row
 		return l.drop(), true
 	case due:
 		l.hand = &row
 		return LaneAction{Do: LaneFetch, Position: row.Position}, true
-	case now.Sub(l.looked) >= l.lookEvery():
-		return LaneAction{Do: LaneLook}, true
 	}
 	return LaneAction{}, false
 }
@@ -107,7 +107,7 @@ func (l *Lane) treat(now time.Time, s Signals, a LaneAnswer) LaneAction {
 	case LaneFetch:
 		switch {
 		case !ok:
-			return l.databaseFailed(&l.readFailures, a, (*Lane).leave)
+			return l.databaseFailed(&l.readFailures, a, (*Lane).putOff)
 		case len(a.Page) == 0 || a.Page[0].Position != l.hand.Position:
 			return l.note(errors.New(noSuchEvent))
 		}
@@ -116,7 +116,7 @@ func (l *Lane) treat(now time.Time, s Signals, a LaneAnswer) LaneAction {
 		return l.retry(s)
 	case LaneOpen:
 		if !ok {
-			return l.databaseFailed(&l.failures, a, (*Lane).leave)
+			return l.databaseFailed(&l.failures, a, (*Lane).putOff)
 		}
 		return l.retry(s)
 	case LaneHandle:
@@ -128,7 +128,7 @@ func (l *Lane) treat(now time.Time, s Signals, a LaneAnswer) LaneAction {
 		case a.Failure == NotBegun:
 			return LaneAction{Do: LaneProve}
 		case a.Failure == Passing:
-			l.resume = (*Lane).leave
+			l.resume = (*Lane).putOff
 			return LaneAction{Do: LanePause, For: l.config.Retry.Delay(1, a.Jitter), Why: HandlerFailed, Position: l.hand.Position, Attempts: l.hand.Attempts}
 		}
 		return l.note(nil)
@@ -176,6 +176,17 @@ func (l *Lane) leave(now time.Time, s Signals) LaneAction {
 		return end(s)
 	}
 	return l.top(now, s)
+}
+
+// putOff puts the event out of hand until a batch of others has been handled, and
+// looks then whether it is still asked for: what passes by itself for others may not
+// for this one, and would hold them up for as long as the generation lasts.
+func (l *Lane) putOff(now time.Time, s Signals) LaneAction {
+	l.hand, l.looked = nil, time.Time{}
+	if s.stopping() {
+		return end(s)
+	}
+	return l.fill(now, s)
 }
 
 // retry hands the event to the projection, in a transaction where there is to be

@@ -220,6 +220,16 @@ func TestLaneParks(t *testing.T) {
 			{answer: ok, want: "drop 8"},
 			{answer: ok, want: "read 4 after 10"},
 		}},
+		{"among many retries it looks whether they are still asked for", LaneConfig{}, []turn{
+			{answer: ok, want: "load"},
+			{answer: found(5, 10), want: "look"},
+			{answer: lot("5 a retry", "6 b retry", "7 c retry"), want: "fetch 5"},
+			{answer: aggregates(5, "a"), want: "handle parked 5"},
+			{answer: ok, want: "drop 5", later: time.Second},
+			{answer: ok, want: "look"},
+			{answer: lot("6 b discard", "7 c"), want: "drop 6"},
+			{answer: ok, want: "read 4 after 10"},
+		}},
 		{"the first is discarded: the next waits for its own request", LaneConfig{}, []turn{
 			{answer: ok, want: "load"},
 			{answer: found(5, 10), want: "look"},
@@ -339,7 +349,11 @@ func TestLaneParks(t *testing.T) {
 			{answer: lot("5 a retry"), want: "fetch 5"},
 			{answer: aggregates(5, "a"), want: "handle parked 5"},
 			{answer: failing(Passing), want: "pause 100ms: the handler failed at 5, attempt 3"},
-			{answer: ok, want: "fetch 5"},
+			{answer: ok, want: "read 4 after 10"},
+			{answer: aggregates(11, "b"), want: "handle 0+1"},
+			{answer: ok, want: "save 10 to 11"},
+			{answer: ok, want: "look"},
+			{answer: lot("5 a retry"), want: "fetch 5"},
 		}},
 
 		{"halted: nothing more under this generation", LaneConfig{OnFailure: HaltLane}, slices.Concat(begin(), []turn{
@@ -420,5 +434,59 @@ func TestLotDue(t *testing.T) {
 		if got, _ := l.Due(); got.Position != tt.want {
 			t.Errorf("of %s, %d is due, want %d", tt.rows, got.Position, tt.want)
 		}
+	}
+}
+
+// A retry that can't go on, for a reason that passes by itself or never does, holds
+// up neither the other aggregates nor who takes the request back.
+func TestRetryThatPassesHoldsNobodyUp(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		fails LaneDo
+		kind  LaneKind
+	}{
+		{"the event can't be read", LaneFetch, Plain},
+		{"a plain handler fails for a passing reason", LaneHandle, Plain},
+		{"a transactional one", LaneHandle, Transactional},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			l := NewLane(Assignment{Generation: 5, Partition: 0, Total: 1}, LaneConfig{
+				Kind: tt.kind, Batch: 4, Poll: time.Second, Lease: 6 * time.Second, OnFailure: ParkEvents, Attempts: 2, MaxParked: 3,
+				Retry: Backoff{Min: 100 * time.Millisecond, Max: time.Second},
+			})
+			now, answer, fails := testStart, LaneAnswer{}, 0
+			looked, handled := 0, false
+			for range 200 {
+				a := l.Next(now, Signals{}, answer)
+				answer = LaneAnswer{}
+				switch a.Do {
+				case LaneLoad, LaneFind:
+					answer = found(5, 10)
+				case LaneLook:
+					looked++
+					answer = lot("5 a retry")
+				case LaneFetch:
+					answer = aggregates(5, "a")
+				case LaneRead:
+					if a.After == 10 {
+						answer = aggregates(11, "b")
+					}
+				case LanePause:
+					now = now.Add(a.For)
+				case LaneHandle:
+					handled = handled || !a.Parked
+				}
+				if a.Do == tt.fails && (a.Parked || a.Do != LaneHandle) {
+					fails++
+					answer = failing(Passing)
+				}
+			}
+			if looked < 2 {
+				t.Errorf("after %d failures in %s it has not looked whether the request still stands", fails, now.Sub(testStart))
+			}
+			if !handled {
+				t.Errorf("after %d failures in %s no event of another aggregate was handled", fails, now.Sub(testStart))
+			}
+		})
 	}
 }

@@ -201,9 +201,10 @@ func (p *presence) prove(number int32, sent time.Time) {
 //  4. w takes another session, whose number comes to stand in that row, and
 //     handlers of generation 1 begin, until its next heartbeat.
 //
-// So it takes the answer to a request; or a row that shows the very generation that
-// runs here, which no activation can have given to the row of a late join. Test:
-// TestLateJoinBringsNoProof.
+// So it takes the answer to a request, and that must not tell that the group has gone
+// on without this worker; or a row that shows the very generation that runs here, which
+// no activation can have given to the row of a late join. Tests:
+// TestLateJoinBringsNoProof, TestAnswerOfAnotherGenerationBringsNoProof.
 func (p *presence) publish(number int32) {
 	if number > p.known {
 		p.known = number

@@ -302,3 +302,46 @@ func TestLateJoinBringsNoProof(t *testing.T) {
 		t.Error("the worker never had a session that stood in its new row while it ran what it had")
 	}
 }
+
+// What shows that another generation is there gives no leave to begin under the one
+// that runs, not even for a moment: see presence.publish.
+func TestAnswerOfAnotherGenerationBringsNoProof(t *testing.T) {
+	now := testStart
+	s := NewSession("w", Timing{Heartbeat: 5 * time.Second, Lease: 30 * time.Second, Drain: time.Minute}, Request{})
+	s.Present(7)
+	var request Request
+	next := func(in Input) (actions []Action) {
+		actions = s.Next(now, in)
+		for _, a := range actions {
+			if sync, ok := a.(Sync); ok {
+				request = sync.Request
+			}
+		}
+		return actions
+	}
+	answer := func(v View) []Action {
+		sent := now
+		now = now.Add(5 * time.Millisecond)
+		v.Now, v.Member, v.Partitions = now, true, []int{0}
+		return next(Synced{Request: request, Sent: sent, View: v})
+	}
+	next(Tick{})
+	next(Attached{Number: 1, Sent: now, Worker: "w"})
+	answer(View{Generation: 1, Total: 1, Holds: 1})
+	answer(View{Generation: 1, Total: 1, Holds: 1})
+	// Its session ends, and it is removed; a join that is late makes a member of it
+	// again, in generation 2, while it takes another session.
+	now = now.Add(time.Second)
+	next(Detached{Number: 1})
+	now = now.Add(time.Second)
+	next(Tick{})
+	next(Attached{Number: 2, Sent: now, Worker: "w", Published: Published{Row: true}})
+	if request.Presence.Number != 2 {
+		t.Fatalf("it sends %+v, want it to publish its session", request)
+	}
+	actions := answer(View{Generation: 2, Total: 1, Holds: 0})
+	begin, _, bound := s.Proof()
+	if !bound || now.Before(begin) {
+		t.Errorf("handlers of generation 1 may begin for %s, by an answer that shows generation 2; the session says %v", begin.Sub(now), actions)
+	}
+}

@@ -52,6 +52,7 @@ func TestSessionStopsWhenTheDatabaseWentBack(t *testing.T) {
 		"an earlier generation": {Generation: 0, Total: 1, Partitions: []int{0}},
 		"another total":         {Generation: 1, Total: 2, Partitions: []int{0}, Holds: 1},
 		"another partition":     {Generation: 1, Total: 1, Holds: 1},
+		"another pause":         {Generation: 1, Total: 1, Partitions: []int{0}, Paused: []string{"p"}, Holds: 1},
 	} {
 		s, now, heartbeat := running(t)
 		v.Now, v.Member = now, true

@@ -54,7 +54,7 @@ func (s Share) String() string {
 
 // fits reports whether the view is of the share's generation, and shows the share.
 func (s Share) fits(v View) bool {
-	return v.Generation == s.Generation && v.Total == s.Total && slices.Equal(v.Partitions, s.Partitions)
+	return v.Generation == s.Generation && v.Total == s.Total && slices.Equal(v.Partitions, s.Partitions) && slices.Equal(v.Paused, s.Paused)
 }
 
 // Assignments returns the share's partitions one by one.
@@ -325,7 +325,13 @@ func (s *Session) synced(now time.Time, in Synced) []Action {
 		return nil
 	}
 	s.member, s.assigned, s.previous = true, v.Assigned(), ""
-	s.presence.publish(in.Request.Presence.Number)
+	if s.running == nil || s.running.Generation == v.Holds {
+		s.presence.publish(in.Request.Presence.Number)
+	} else {
+		// The group does not wait for what runs here: it is about to stop, and must
+		// not begin another event before it does.
+		s.presence.known = max(s.presence.known, in.Request.Presence.Number)
+	}
 	if !in.Request.Look {
 		s.leaseEnd = in.Sent.Add(s.timing.ownLease())
 	}

@@ -222,13 +222,35 @@ func decodeMarks(ahead sql.NullString) ([]protocol.Mark, error) {
 	return marks, nil
 }
 
-// HandledTo reports whether a projection has handled everything up to position.
-// The rows are of one snapshot, so of one layout, in which each slot is in one.
-func HandledTo(ctx context.Context, db *sql.DB, projection string, position int64) (bool, error) {
+// Handled says how far a projection is beside a position.
+type Handled struct {
+	// To it: everything up to the position was handled, or parked, or discarded.
+	To bool
+	// Parked are the events up to there that are parked, and First the first of
+	// them; 0 is none.
+	Parked int
+	First  int64
+}
+
+// HandledTo says whether a projection has handled everything up to position. All
+// that it looks at is of one snapshot: of one layout, in which each slot is in one
+// row, and with what is parked beside it. Looked at by itself,
+//  1. a projection stands at 20, and has parked 12;
+//  2. it is seen to have passed 15;
+//  3. a rewind to 0 is carried out, which forgets 12;
+//  4. nothing is parked: up to 15 all is handled.
+//
+// What is due to be rewound does not count as handled: it may take until the next
+// worker comes.
+func HandledTo(ctx context.Context, db *sql.DB, projection string, position int64) (h Handled, err error) {
 	rows, err := db.QueryContext(ctx, `
-SELECT partition, total, position, ahead FROM orchestrator_checkpoints WHERE projection = $1`, projection)
+SELECT c.partition, c.total, c.position, c.ahead, coalesce((s.rewinds ->> $1::text)::bigint < $2::bigint, false),
+       (SELECT count(*) FROM orchestrator_parked WHERE projection = $1 AND position <= $2),
+       (SELECT coalesce(min(position), 0) FROM orchestrator_parked WHERE projection = $1 AND position <= $2)
+  FROM orchestrator_checkpoints c LEFT JOIN orchestrator_replica_sets s ON s.name = c.replica_set
+ WHERE c.projection = $1`, projection, position)
 	if err != nil {
-		return false, err
+		return Handled{}, err
 	}
 	defer rows.Close()
 	handled, partitions := true, 0
@@ -236,16 +258,19 @@ SELECT partition, total, position, ahead FROM orchestrator_checkpoints WHERE pro
 		var partition, total int
 		var c protocol.Checkpoint
 		var ahead sql.NullString
-		if err := rows.Scan(&partition, &total, &c.Position, &ahead); err != nil {
-			return false, err
+		var rewound bool
+		if err := rows.Scan(&partition, &total, &c.Position, &ahead, &rewound, &h.Parked, &h.First); err != nil {
+			return Handled{}, err
 		}
 		if c.Ahead, err = decodeMarks(ahead); err != nil {
-			return false, err
+			return Handled{}, err
 		}
+		handled = handled && !rewound
 		for slot := partition; slot < protocol.Slots && c.Position < position; slot += total {
 			handled = handled && c.Frontier(slot) >= position
 		}
 		partitions++
 	}
-	return handled && partitions > 0, rows.Err()
+	h.To = handled && partitions > 0
+	return h, rows.Err()
 }

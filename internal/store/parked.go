@@ -71,9 +71,11 @@ SELECT count(*) FROM fence`
 	//  2. it notes it again, and that arrives;
 	//  3. an operator asks for another retry;
 	//  4. the first one arrives.
+	// And what it answers is the retry: who has asked for the event to be discarded
+	// while that was made is still to be heard.
 	noteSQL = fenceSQL + `,
 noted AS (
-    UPDATE orchestrator_parked p SET attempts = %[5]d, error = %[6]s, request = NULL
+    UPDATE orchestrator_parked p SET attempts = %[5]d, error = %[6]s, request = nullif(request, 'retry')
       FROM fence WHERE p.projection = fence.projection AND p.position = %[4]d AND p.attempts = %[5]d - 1)
 SELECT count(*) FROM fence`
 
@@ -165,7 +167,7 @@ func (s *Store) Drop(ctx context.Context, l Lane, position int64) error {
 }
 
 // Note has a row say that a retry has failed, which was the attempt of that
-// number, and takes back that it was asked for.
+// number, and takes back that a retry was asked for.
 func (s *Store) Note(ctx context.Context, l Lane, position int64, attempts int, failure string) error {
 	return s.fenced(ctx, fmt.Sprintf("note a failure of parked event %d of %s", position, l), fmt.Sprintf(s.sql.note,
 		pq.QuoteLiteral(l.Projection), l.Assignment.Partition, l.Assignment.Generation, position, attempts, pq.QuoteLiteral(errorText(failure))))

@@ -291,6 +291,12 @@ func testRequests(t *testing.T, w World) {
 		t.Fatal(err)
 	}
 	s.lot(l, "5 x 4 retry")
+	// Nor does a retry that fails take back what was asked for while it was made.
+	s.request(5, protocol.Discard)
+	if err := s.store.Note(t.Context(), l, 5, 5, "no"); err != nil {
+		t.Fatal(err)
+	}
+	s.lot(l, "5 x 5 discard")
 }
 
 // Whoever asks for a row that is being taken waits, and finds none.

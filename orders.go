@@ -27,7 +27,8 @@ const AllProjections = protocol.All
 // as it is, under the generation that there is.
 //
 // Like the other orders, it may be given from any program that reaches the
-// database, while workers run, and it is idempotent.
+// database, while workers run, and it is idempotent. It is an order to the replica
+// set: a projection that another set takes over leaves its orders behind.
 func Pause(ctx context.Context, db *sql.DB, set ReplicaSetName, projection string) (generation int64, err error) {
 	return order(ctx, db, set, protocol.Order{Kind: protocol.OrderPause, Projection: projection})
 }
@@ -57,7 +58,8 @@ func Rewind(ctx context.Context, db *sql.DB, set ReplicaSetName, projection stri
 }
 
 // DrainWorker takes a worker's partitions away from it, for maintenance. It stays a
-// member, as a standby, until UndrainWorker, or until its program ends. The last
+// member, as a standby, until UndrainWorker, or until its program ends. One that is
+// removed, as its lease is over, and comes back, is not drained any more. The last
 // worker that can have partitions can't be drained.
 func DrainWorker(ctx context.Context, db *sql.DB, set ReplicaSetName, worker string) (generation int64, err error) {
 	return order(ctx, db, set, protocol.Order{Kind: protocol.OrderDrain, Worker: protocol.WorkerID(worker)})
@@ -68,9 +70,14 @@ func UndrainWorker(ctx context.Context, db *sql.DB, set ReplicaSetName, worker s
 	return order(ctx, db, set, protocol.Order{Kind: protocol.OrderUndrain, Worker: protocol.WorkerID(worker)})
 }
 
+// orderLease is by which the transaction of an order is bounded: a set's own leases
+// may be shorter than the default, and none is to be lost for a program that hangs
+// with the set locked.
+const orderLease = 4 * time.Second
+
 // order carries an order out, and tries again where the set's rows are locked.
 func order(ctx context.Context, db *sql.DB, set ReplicaSetName, o protocol.Order) (generation int64, err error) {
-	s := store.New(db, string(set), store.Options{Bounds: store.BoundsOf(DefaultStaleWorkerTimeout)})
+	s := store.New(db, string(set), store.Options{Bounds: store.BoundsOf(orderLease)})
 	if err := s.Check(ctx); err != nil {
 		return 0, err
 	}

@@ -184,6 +184,7 @@ type coordination struct {
 	members []*row[memberRow]
 	now     time.Time
 	floor   int64
+	took    []string // projections, from other sets
 	result  store.Result
 	done    func()
 }
@@ -306,6 +307,7 @@ func (s *coordination) takeOver(foreign []*projectionRow) {
 	t := s.transaction
 	var rows []*row[checkpointRow]
 	for _, p := range foreign {
+		s.took = append(s.took, p.name)
 		p.put(t, &s.set.name)
 		rows = append(rows, those(t, p.checkpoints, nil)...)
 	}
@@ -345,6 +347,9 @@ func (s *coordination) step() {
 		before.Members = append(before.Members, w.as(t).Member)
 	}
 	before.Floor = s.floor
+	if len(s.took) > 0 {
+		before = before.Take(s.took)
+	}
 	if o := s.request.Order; o != nil {
 		if err := s.check(*o, before); err != nil {
 			t.refused(fmt.Errorf("%w: %w", store.ErrOrder, err))

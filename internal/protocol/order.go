@@ -126,3 +126,14 @@ func Rewound(projection string, old []Checkpoint, rewinds []Rewind) []Checkpoint
 	}
 	return old
 }
+
+// Take returns the group after it has taken projections over from other groups. A
+// rewind that was ordered of one when it was this group's before, and never carried
+// out, comes to nothing:
+//  1. p stands at 50, nobody runs it, and a rewind to 5 is due with the next worker;
+//  2. a worker of another group takes p over, and handles up to 100;
+//  3. p comes back, and is set to 5.
+func (g Group) Take(projections []string) Group {
+	g.Rewinds = slices.DeleteFunc(slices.Clone(g.Rewinds), func(r Rewind) bool { return slices.Contains(projections, r.Projection) })
+	return g
+}

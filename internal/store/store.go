@@ -211,7 +211,8 @@ func (s *Store) step(ctx context.Context, tx *sql.Tx, r protocol.Request, projec
 	}
 	if r.Join {
 		took, err := s.claim(ctx, tx, projections, now, r.Watch)
-		if err == nil && took {
+		if err == nil && len(took) > 0 {
+			before = before.Take(took)
 			_, before.Floor, err = s.timeAndFloor(ctx, tx)
 		}
 		if err != nil {
@@ -418,25 +419,26 @@ func layout(g protocol.Group) map[protocol.WorkerID][]int {
 }
 
 // claim makes the projections the set's own. One that belongs to another set
-// is taken over, with its checkpoints, if nobody there runs it any more.
+// is taken over, with its checkpoints, if nobody there runs it any more; these
+// are returned.
 //
 // Its rows are locked in the order of names, and before the workers are
 // looked up: two sets that claim the same projection at once come one after
 // the other, and the second sees the worker of the first.
-func (s *Store) claim(ctx context.Context, tx *sql.Tx, projections []string, now time.Time, watch protocol.Watch) (took bool, err error) {
+func (s *Store) claim(ctx context.Context, tx *sql.Tx, projections []string, now time.Time, watch protocol.Watch) (took []string, err error) {
 	names := slices.Sorted(slices.Values(projections))
 	if _, err := tx.ExecContext(ctx, s.sql.registerProjections, s.set, mustJSON(names)); err != nil {
-		return false, fmt.Errorf("register projections of %q: %w", s.set, err)
+		return nil, fmt.Errorf("register projections of %q: %w", s.set, err)
 	}
 	foreign, err := s.lockProjections(ctx, tx, names)
 	if err != nil {
-		return false, fmt.Errorf("lock the projections of %q: %w", s.set, err)
+		return nil, fmt.Errorf("lock the projections of %q: %w", s.set, err)
 	}
 	if len(foreign) == 0 {
-		return false, nil
+		return nil, nil
 	}
 	if err := s.checkTaken(ctx, tx, foreign, now, watch); err != nil {
-		return false, err
+		return nil, err
 	}
 	// What still runs in the other set can't commit any more: the fence names
 	// the set. Nor can anybody here, before a generation of this set has taken
@@ -444,10 +446,10 @@ func (s *Store) claim(ctx context.Context, tx *sql.Tx, projections []string, now
 	// they keep.
 	for _, q := range []string{s.sql.takeProjections, s.sql.takeCheckpoints} {
 		if _, err := tx.ExecContext(ctx, q, s.set, mustJSON(foreign)); err != nil {
-			return false, fmt.Errorf("take over projections %v: %w", foreign, err)
+			return nil, fmt.Errorf("take over projections %v: %w", foreign, err)
 		}
 	}
-	return true, nil
+	return foreign, nil
 }
 
 // lockProjections locks the projections' rows, and returns those that belong

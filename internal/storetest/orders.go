@@ -87,6 +87,25 @@ func testRewind(t *testing.T, w World) {
 	s.expect(lane("p", g, 0, 1), at(5))
 }
 
+// A rewind that was never carried out, since its projection went to another set
+// before, comes to nothing, also when that comes back; others stay.
+func testRewindOfAMovedProjection(t *testing.T, w World) {
+	s, other := newSet(t, w, "set", "p", "q"), newSet(t, w, "other", "p")
+	s.join("a")
+	s.commit(lane("p", 1, 0, 1), start, at(50))
+	s.commit(lane("q", 1, 0, 1), start, at(50))
+	s.leave("a")
+	for _, projection := range []string{"p", "q"} {
+		s.order(protocol.Order{Kind: protocol.OrderRewind, Projection: projection, Position: 5})
+	}
+	g := other.join("b").Group.Generation
+	other.commit(lane("p", g, 0, 1), at(50), at(100))
+	other.leave("b")
+	g = s.join("c").Group.Generation
+	s.expect(lane("p", g, 0, 1), at(100))
+	s.expect(lane("q", g, 0, 1), at(5))
+}
+
 // A worker that is drained stays one, also as a new incarnation.
 func testDrained(t *testing.T, w World) {
 	s := newSet(t, w, "set", "p")

@@ -88,6 +88,7 @@ func Run(t *testing.T, open func(t *testing.T) World) {
 
 		{"pause", testPause},
 		{"rewind", testRewind},
+		{"rewind of a projection that moved", testRewindOfAMovedProjection},
 		{"drained worker", testDrained},
 		{"order refused", testOrderRefused},
 

@@ -14,7 +14,8 @@ import (
 // much was.
 type Observer struct {
 	// A generation was opened, or activated, by this worker: of all workers of
-	// a set, one tells of it.
+	// a set, one tells of it. One that an order has opened (see Pause) was opened
+	// by no worker: its activation tells of it.
 	GenerationOpened    func(GenerationOpened)
 	GenerationActivated func(GenerationActivated)
 	// A newer generation makes this worker stop what it runs.
@@ -37,7 +38,7 @@ type Observer struct {
 
 	BatchCommitted func(BatchCommitted)
 	CommitRefused  func(CommitRefused)
-	HandlerFailed  func(HandlerFailed)
+	HandlerFailed  func(HandlerFailed) // each time, also before EventParked and of a retry of what is parked
 	EventParked    func(EventParked)
 
 	GapWaited   func(GapWaited)

@@ -214,6 +214,19 @@ func TestObserverOfPolicies(t *testing.T) {
 	_, s := w.seen(t, cfg, transactional{effects{name: "parks", hook: fails}}, transactional{effects{name: "halts", hook: fails}})
 	first := awaited(t, s, "what is parked", any1[orchestrator.EventParked])
 	behind := awaited(t, s, "what waits behind it", func(e orchestrator.EventParked) bool { return e.Position == 54 })
+	var attempts []int
+	for _, f := range told[orchestrator.HandlerFailed](s) {
+		if f.Projection != "parks" {
+			continue
+		}
+		attempts = append(attempts, f.Attempt)
+		if f.Position != 4 || f.Err != odd || (f.RetryIn == 0) != (f.Attempt == 3) {
+			t.Errorf("failed %+v", f)
+		}
+	}
+	if !slices.Equal(attempts, []int{1, 2, 3}) {
+		t.Errorf("told of the attempts %v", attempts)
+	}
 	if first.Position != 4 || first.Attempts != 3 || first.Err != odd || first.AggregateID != "a3" || first.Projection != "parks" {
 		t.Errorf("parked %+v", first)
 	}
@@ -236,6 +249,10 @@ func TestObserverOfPolicies(t *testing.T) {
 	if handled != 58 {
 		t.Errorf("batches of %d events were committed, of 60 of which two are parked", handled)
 	}
+	w.retry("parks", orchestrator.ParkedSelector{Positions: []int64{4}})
+	awaited(t, s, "the retry, which fails", func(e orchestrator.HandlerFailed) bool {
+		return e.Projection == "parks" && e.Position == 4 && e.Attempt == 4 && e.RetryIn == 0 && e.Err == odd
+	})
 	awaited(t, s, "the last failure", func(e orchestrator.HandlerFailed) bool {
 		return e.Projection == "halts" && e.Position == 4 && e.Attempt == 3 && e.RetryIn == 0
 	})

@@ -301,10 +301,16 @@ func (l *lane[E]) note(now time.Time, a protocol.LaneAction) {
 				retry = 0
 			}
 			l.began = time.Time{}
-			tell(l.worker.to, l.worker.to.HandlerFailed, HandlerFailed{l.source(), l.name(), a.Position, a.Attempts, retry, l.fault})
+			l.failed(a.Position, a.Attempts, retry)
 		}
 	}
 	l.stand(a)
+}
+
+// failed tells of a handler that has failed, and in what time it is tried again; 0:
+// it is not.
+func (l *lane[E]) failed(position int64, attempt int, retry time.Duration) {
+	tell(l.worker.to, l.worker.to.HandlerFailed, HandlerFailed{l.source(), l.name(), position, attempt, retry, l.fault})
 }
 
 // do carries out an action and returns how it went.

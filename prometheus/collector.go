@@ -5,7 +5,8 @@
 // counted as things happen; gauges say what the workers of this process reported
 // last, at most about a HeartbeatInterval ago. A worker knows of itself only, so
 // what concerns the replica set is a sum over its processes: each generation is
-// counted by the one worker that opened it, each partition by the one that has it.
+// counted by the one worker that opened it (one that an order opened, by the one that
+// activated it), each partition by the one that has it.
 //
 // Labels are bounded: replica_set and projection by the program; reason and state
 // by fixed words; partition, on lag_events, lag_seconds and stalled alone, by the
@@ -86,7 +87,7 @@ func NewCollector() *Collector {
 		c.counters = append(c.counters, vec)
 		return vec
 	}
-	c.generations = counter("generations_total", "Generations that workers of this process opened, by the reason.", "replica_set", "reason")
+	c.generations = counter("generations_total", "Generations that workers of this process opened, by the reason; and of those that an order opened, the ones that they activated.", "replica_set", "reason")
 	c.took = histogram("coordination_duration_seconds",
 		"From the opening of a generation to its activation, of those that this process activated. Partitions are idle for that long at most.",
 		[]float64{.01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300}, perSet...)

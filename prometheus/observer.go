@@ -10,6 +10,9 @@ func (c *Collector) Observer() *orchestrator.Observer {
 			c.generations.WithLabelValues(string(e.ReplicaSet), reason(e.Reason)).Inc()
 		},
 		GenerationActivated: func(e orchestrator.GenerationActivated) {
+			if r := reason(e.Reason); orders[r] { // no worker has opened it
+				c.generations.WithLabelValues(string(e.ReplicaSet), r).Inc()
+			}
 			c.took.WithLabelValues(string(e.ReplicaSet)).Observe(e.Duration.Seconds())
 		},
 		WorkerJoined: func(e orchestrator.WorkerJoined) { c.initialize(string(e.ReplicaSet), nil) },

@@ -121,6 +121,16 @@ func TestRun(t *testing.T) {
 	eventually("events_processed_total", `projection="orders"`, 2*n)
 	pgtest.Eventually(t, "both partitions are shown", func() bool { return series("lag_seconds") == 2 })
 
+	if _, err := orchestrator.Pause(t.Context(), db, "main", "orders"); err != nil {
+		t.Fatal(err)
+	}
+	eventually("generations_total", `reason="pause"`, 1)
+	if _, err := orchestrator.Resume(t.Context(), db, "main", "orders"); err != nil {
+		t.Fatal(err)
+	}
+	eventually("generations_total", `reason="resume"`, 1)
+	pgtest.Eventually(t, "both partitions are shown again", func() bool { return series("lag_seconds") == 2 })
+
 	stop()
 	eventually("workers", "", 1)
 	eventually("current_generation_partitions", "", 1)
@@ -141,7 +151,7 @@ func TestRun(t *testing.T) {
 			t.Errorf("nothing in %s", of)
 		}
 	}
-	if got := value("coordination_duration_seconds", ""); got != 3 {
-		t.Errorf("%v rebalances were timed, want 3", got)
+	if got := value("coordination_duration_seconds", ""); got != 5 {
+		t.Errorf("%v rebalances were timed, want 5", got)
 	}
 }

@@ -24,8 +24,10 @@ func (e *ParkedError) Error() string {
 // WaitFor waits until a projection has handled every event up to a position, on
 // all of its partitions, and that is committed: for reading one's own writes, and
 // for tests. It returns a *ParkedError if it has gone past some without handling
-// them, and when ctx ends the cause of that. A projection that has not run yet is
-// waited for, and so is a rewind that is ordered and not carried out yet.
+// them, and when ctx ends the cause of that. A projection that does not get there is
+// waited for until then: one that has not run yet, is paused (Pause), halted
+// (HaltLane), or fails again and again. So give ctx a deadline; Status tells what is
+// the matter. A rewind that is ordered and not carried out yet is waited for as well.
 //
 // It looks at the checkpoints of all partitions, and not at the highest. Where a
 // projection has many partitions and events come thick, those that had no event of
@@ -57,6 +59,10 @@ type HeadStore interface {
 // it leaves and returns nil: for tests and for jobs that run once. It returns a
 // *ParkedError for events that were parked instead, ctx.Err() when ctx ends before,
 // and what else Run returns. The event store must be a HeadStore.
+//
+// It does not end, before ctx does, where a projection is paused or halted, or its
+// handler fails for ever: what it waits for does not come. Give ctx a deadline, or the
+// projection the policy StopOnFailure.
 func (o *Orchestrator[E]) CatchUp(ctx context.Context, projections []Projection[E]) error {
 	names, err := projectionNames(projections)
 	if err != nil {

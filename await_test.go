@@ -120,6 +120,49 @@ func TestCatchUp(t *testing.T) {
 	}
 }
 
+// What is paused, or halted, does not catch up: CatchUp goes on until ctx ends.
+func TestCatchUpWaits(t *testing.T) {
+	w := newWorld(t)
+	cfg := w.config(w.db, "set")
+	cfg.Failures = map[string]orchestrator.FailureRule{"transactional": {Policy: orchestrator.HaltLane, Attempts: 1}}
+	failure := errors.New("odd")
+	broken := transactional{effects{name: "transactional", hook: func(_ context.Context, e orchestrator.Event) error {
+		if e.GlobalPosition == 15 {
+			return failure
+		}
+		return nil
+	}}}
+	projections := []orchestrator.Projection[orchestrator.Event]{broken, batched{effects{name: "batched"}}, plain{effects{name: "plain"}, w.db}}
+	o, err := orchestrator.New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.append(10)
+	if err := o.CatchUp(t.Context(), projections); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := orchestrator.Pause(t.Context(), w.db, "set", "batched"); err != nil {
+		t.Fatal(err)
+	}
+	w.append(10)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	done := make(chan error, 1)
+	go func() { done <- o.CatchUp(ctx, projections) }()
+	w.caughtUp("plain")
+	eventually(t, "one is halted", func() bool {
+		_, waits := w.stand("set")
+		return len(waits["retry"]) == 1 && waits["retry"][0].Position == 15 && len(waits["paused"]) == 1
+	})
+	cancel()
+	if err := <-done; !errors.Is(err, context.Canceled) {
+		t.Errorf("with one that is paused, and one that is halted: %v", err)
+	}
+	if n := w.handled("batched"); n != 10 {
+		t.Errorf("what is paused has handled %d events, and 10 before", n)
+	}
+}
+
 func TestCatchUpThatCannot(t *testing.T) {
 	w := newWorld(t)
 	cfg := w.config(w.db, "set")
@@ -135,10 +178,9 @@ func TestCatchUpThatCannot(t *testing.T) {
 		t.Errorf("a handler that fails: %v", err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
-	stops := transactional{effects{name: "stops", hook: func(ctx context.Context, _ orchestrator.Event) error {
-		cancel()
-		<-ctx.Done()
-		return ctx.Err()
+	stops := transactional{effects{name: "stops", hook: func(context.Context, orchestrator.Event) error {
+		cancel() // CatchUp's, and not the handler's, which goes on for CoordinationTimeout/2
+		return nil
 	}}}
 	if err := o.CatchUp(ctx, []orchestrator.Projection[orchestrator.Event]{stops}); !errors.Is(err, context.Canceled) {
 		t.Errorf("cancelled: %v", err)

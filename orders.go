@@ -28,7 +28,9 @@ const AllProjections = protocol.All
 //
 // Like the other orders, it may be given from any program that reaches the
 // database, while workers run, and it is idempotent. It is an order to the replica
-// set: a projection that another set takes over leaves its orders behind.
+// set: a projection that another set takes over leaves its orders behind. It returns
+// ErrOrder where it can't be carried out, ErrSchema where the tables are missing or too
+// old, and else the database's error, as when ctx ends before it.
 func Pause(ctx context.Context, db *sql.DB, set ReplicaSetName, projection string) (generation int64, err error) {
 	return order(ctx, db, set, protocol.Order{Kind: protocol.OrderPause, Projection: projection})
 }
@@ -97,7 +99,8 @@ func order(ctx context.Context, db *sql.DB, set ReplicaSetName, o protocol.Order
 
 // AwaitGeneration waits until a generation, or a newer one, is active: nothing
 // that an older one ran can have an effect any more. It goes on looking until ctx
-// ends, also while there is no worker to activate it.
+// ends, also while there is no worker to activate it. It returns ErrNoReplicaSet where
+// there is no such set.
 func AwaitGeneration(ctx context.Context, db *sql.DB, set ReplicaSetName, generation int64) error {
 	return await(ctx, func() (bool, error) {
 		var active bool

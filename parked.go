@@ -36,7 +36,8 @@ type ParkedEvent struct {
 }
 
 // Parked returns what a projection has parked, at most limit events in the order
-// of their positions, for people to look at.
+// of their positions, for people to look at. It returns ErrNoProjection for one that
+// no replica set has run yet.
 func Parked(ctx context.Context, db *sql.DB, projection string, limit int) ([]ParkedEvent, error) {
 	rows, err := store.ListParked(ctx, db, projection, limit)
 	if err == nil && len(rows) == 0 {

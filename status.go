@@ -125,7 +125,8 @@ func ReplicaSets(ctx context.Context, db *sql.DB) ([]ReplicaSetName, error) {
 
 // Status returns what is known of a replica set, as of one moment. It reads what
 // the workers have written and asks none of them. How far lanes are is as their
-// workers last reported it, about a HeartbeatInterval ago.
+// workers last reported it, about a HeartbeatInterval ago. It returns
+// ErrNoReplicaSet where no worker of the set has ever run.
 func Status(ctx context.Context, db *sql.DB, set ReplicaSetName) (ReplicaSetStatus, error) {
 	s := ReplicaSetStatus{ReplicaSet: set}
 	tx, err := db.BeginTx(ctx, &sql.TxOptions{Isolation: sql.LevelRepeatableRead, ReadOnly: true})
@@ -146,11 +147,14 @@ func (s *ReplicaSetStatus) read(ctx context.Context, tx *sql.Tx) error {
 SELECT clock_timestamp(), generation, phase, total, reason, opened_at, activated_at, paused, rewinds, coalesce(head, 0)
   FROM orchestrator_status WHERE replica_set = $1`, string(s.ReplicaSet)).
 		Scan(&s.At, &s.Generation, &s.Phase, &s.TotalPartitions, &s.Reason, &s.OpenedAt, &s.ActivatedAt, &paused, &rewinds, &s.Head)
-	if errors.Is(err, sql.ErrNoRows) {
+	switch {
+	case errors.Is(err, sql.ErrNoRows):
 		return ErrNoReplicaSet
+	case err != nil:
+		return err
 	}
 	var names []string
-	if err = errors.Join(err, json.Unmarshal(paused, &names), json.Unmarshal(rewinds, &s.Rewinds)); err != nil {
+	if err := errors.Join(json.Unmarshal(paused, &names), json.Unmarshal(rewinds, &s.Rewinds)); err != nil {
 		return err
 	}
 	s.Paused = slices.DeleteFunc(names, func(name string) bool { return name == "" })
@@ -269,7 +273,7 @@ func (s *ReplicaSetStatus) standing() []Wait {
 }
 
 // History returns the latest generations of a replica set, the newest first, at
-// most limit of them. About 1000 are kept.
+// most limit of them: none of a set that there is not. About 1000 are kept.
 func History(ctx context.Context, db *sql.DB, set ReplicaSetName, limit int) ([]GenerationRecord, error) {
 	var records []GenerationRecord
 	err := query(ctx, db, `

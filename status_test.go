@@ -6,7 +6,11 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
 
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 )
@@ -39,10 +43,14 @@ func TestStatus(t *testing.T) {
 	eventually(t, "every lane has reported that it is at the end", func() bool {
 		s, _ = w.stand("set")
 		return len(s.Partitions) == 6 && !slices.ContainsFunc(s.Partitions, func(p orchestrator.PartitionStatus) bool {
-			return p.Report == nil || p.Report.Position != 100 || p.Report.Behind != 0
+			return p.Report == nil || p.Report.Position != 100 || p.Report.Behind != 0 || p.Report.State != "idle"
+		}) && !slices.ContainsFunc(s.Workers, func(w orchestrator.WorkerStatus) bool {
+			return w.State != "running" // but, for a moment, "unproven"
 		})
 	})
-	if s.Generation != generation || s.Phase != "active" || s.TotalPartitions != 2 || s.Head != 100 || s.OpenedAt == nil || s.ActivatedAt == nil || len(s.Waits) != 0 {
+	if s.ReplicaSet != "set" || s.Generation != generation || s.Phase != "active" || s.TotalPartitions != 2 || s.Reason == "" || s.Head != 100 || len(s.Waits) != 0 ||
+		s.OpenedAt == nil || s.ActivatedAt == nil || s.ActivatedAt.Before(*s.OpenedAt) || s.At.Before(*s.ActivatedAt) ||
+		s.PausedAll || len(s.Paused) != 0 || len(s.Rewinds) != 0 {
 		t.Errorf("a calm set: %+v", s)
 	}
 	owners := map[string]bool{}
@@ -50,24 +58,277 @@ func TestStatus(t *testing.T) {
 		if want := []string{"batched", "plain", "transactional"}[i/2]; p.Projection != want || p.Partition != i%2 || p.TotalPartitions != 2 || p.Generation != generation {
 			t.Errorf("row %d is %+v", i, p)
 		}
+		if r := p.Report; p.Paused || p.Parked != 0 || p.ParkedSince != nil || p.UpdatedAt.After(s.At) || p.ReportedAt == nil ||
+			r.Projection != p.Projection || r.Partition != p.Partition || r.TotalPartitions != 2 || r.Since.IsZero() || r.Attempts != 0 || r.Stalled {
+			t.Errorf("row %d is %+v, with the report %+v", i, p, p.Report)
+		}
 		owners[p.Worker] = true
 	}
 	if len(s.Workers) != 2 || len(owners) != 2 {
 		t.Fatalf("%d workers, %d of whom have partitions", len(s.Workers), len(owners))
 	}
 	for _, worker := range s.Workers {
-		if !owners[worker.Worker] || !worker.Alive || worker.Holds != generation || len(worker.Partitions) != 1 || worker.State != "running" || worker.ReportedAt == nil {
+		if !owners[worker.Worker] || !worker.Alive || worker.Holds != generation || len(worker.Partitions) != 1 || worker.ReportedAt == nil ||
+			worker.Drained || worker.Gap != nil || !worker.LeaseUntil.After(s.At) || worker.JoinedAt.After(s.At) || len(worker.Projections) != 3 {
 			t.Errorf("worker %+v", worker)
 		}
 	}
-	if sets, err := orchestrator.ReplicaSets(t.Context(), w.db); err != nil || !slices.Equal(sets, []orchestrator.ReplicaSetName{"set"}) {
-		t.Errorf("replica sets %v, %v", sets, err)
-	}
-	// As people with psql see it.
-	for view, want := range map[string]int64{"orchestrator_status": 1, "orchestrator_status_workers": 2, "orchestrator_status_partitions": 6} {
-		if n := w.number(`SELECT count(*) FROM ` + view); n != want {
-			t.Errorf("%s has %d rows, want %d", view, n, want)
+	w.views(1, 2, 6)
+}
+
+// views reads every column of the views, as people with psql do, and counts the rows.
+func (w *world) views(sets, workers, partitions int64) {
+	w.t.Helper()
+	for view, want := range map[string]int64{
+		"orchestrator_status": sets, "orchestrator_status_workers": workers, "orchestrator_status_partitions": partitions,
+	} {
+		if n := w.number(`SELECT count(row) FROM (SELECT row_to_json(v)::text AS row FROM ` + view + ` AS v) AS rows`); n != want {
+			w.t.Errorf("%s has %d rows, want %d", view, n, want)
 		}
+	}
+}
+
+// still waits until a set has waits of a kind, and compares the only one with what it
+// should be; what it says begins with text.
+func (w *world) still(set orchestrator.ReplicaSetName, want orchestrator.Wait, text string) {
+	w.t.Helper()
+	var found []orchestrator.Wait
+	eventually(w.t, fmt.Sprintf("the status of %s says %q", set, want.Kind), func() bool {
+		_, waits := w.stand(set)
+		found = waits[want.Kind]
+		return len(found) > 0
+	})
+	if !strings.HasPrefix(found[0].Text, text) {
+		w.t.Errorf("it says %q, want %q", found[0].Text, text)
+	}
+	want.Text = found[0].Text
+	if diff := cmp.Diff([]orchestrator.Wait{want}, found); diff != "" {
+		w.t.Errorf("%s: (-want +got)\n%s", want.Kind, diff)
+	}
+}
+
+// calm waits until nothing of a set stands still.
+func (w *world) calm(set orchestrator.ReplicaSetName) {
+	w.t.Helper()
+	eventually(w.t, "nothing of "+string(set)+" stands still", func() bool {
+		s, _ := w.stand(set)
+		return len(s.Waits) == 0
+	})
+}
+
+// Each set is itself alone, and one that has never run is an error.
+func TestReplicaSets(t *testing.T) {
+	w := newWorld(t)
+	sets := func() []orchestrator.ReplicaSetName {
+		names, err := orchestrator.ReplicaSets(t.Context(), w.db)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return names
+	}
+	if names := sets(); len(names) != 0 {
+		t.Errorf("no worker has ever run, and there are %q", names)
+	}
+	for _, name := range []orchestrator.ReplicaSetName{"second", "first"} {
+		run(t, w.config(w.db, name), transactional{effects{name: "of " + string(name)}})
+		w.active(name, 1)
+	}
+	if names := sets(); !slices.Equal(names, []orchestrator.ReplicaSetName{"first", "second"}) {
+		t.Errorf("there are %q", names)
+	}
+	if s, _ := w.stand("first"); len(s.Workers) != 1 || len(s.Partitions) != 1 || s.Partitions[0].Projection != "of first" {
+		t.Errorf("the first has %+v and %+v", s.Workers, s.Partitions)
+	}
+	if _, err := orchestrator.Status(t.Context(), w.db, "third"); !errors.Is(err, orchestrator.ErrNoReplicaSet) || !strings.Contains(err.Error(), `"third"`) {
+		t.Errorf("a set that there is not: %v", err)
+	}
+	w.exec(`DROP VIEW orchestrator_status`)
+	if _, err := orchestrator.Status(t.Context(), w.db, "first"); err == nil || !strings.Contains(err.Error(), "orchestrator_status") || strings.Contains(err.Error(), "JSON") {
+		t.Errorf("without the view: %v", err)
+	}
+}
+
+// Rows as a crash leaves them: nobody beats, so they stay. A worker whose lease is
+// over is said to be; a partition that nobody has is said once the generation is
+// active, and not of a projection that is paused.
+func TestStatusAfterACrash(t *testing.T) {
+	w := newWorld(t)
+	w.exec(`INSERT INTO orchestrator_replica_sets (name, generation, phase, total) VALUES ('set', 5, 'draining', 2)`)
+	w.exec(`
+INSERT INTO orchestrator_workers (replica_set, id, joined_at, lease_us, lease_until, generation, total, partitions, wants, presence_key, presence_number, holds, projections)
+VALUES ('set', 'dead', now() - interval '1 hour', 1000000, now() - interval '1 minute', 5, 2, '[1]', 1, 0, 0, 4, '["p", "q"]')`)
+	w.exec(`
+INSERT INTO orchestrator_checkpoints (projection, partition, replica_set, generation, total, position, updated_at)
+SELECT name, k, 'set', 5, 2, 0, now() FROM unnest('{p,q}'::text[]) AS name, generate_series(0, 1) AS k`)
+	w.still("set", orchestrator.Wait{Kind: "drain", Worker: "dead"},
+		"generation 5 waits for worker dead to stop generation 4, or to be removed: its lease is over")
+	w.exec(`UPDATE orchestrator_replica_sets SET phase = 'active', paused = '["q"]'`)
+	w.still("set", orchestrator.Wait{Kind: "unowned", Projection: "p", Partition: new(int)}, "projection p, partition 0 of 2: no worker has it")
+	if workers := w.workers("set"); len(workers) != 1 || workers[0].Alive || workers[0].State != "" || workers[0].ReportedAt != nil {
+		t.Errorf("the dead worker is %+v", workers)
+	}
+}
+
+// While a generation drains, the status, the history and the view say whom it waits
+// for; a handler that does not return is a stall.
+func TestStatusOfAHandlerThatHangs(t *testing.T) {
+	w := newWorld(t)
+	in, out := make(chan struct{}, 1), make(chan struct{})
+	cfg := w.config(w.db, "set")
+	cfg.StallAfter = 50 * time.Millisecond
+	run(t, cfg, plain{effects{name: "hangs", hook: func(context.Context, orchestrator.Event) error {
+		in <- struct{}{}
+		<-out
+		return nil
+	}}, w.db})
+	generation := w.active("set", 1)
+	worker := w.workers("set")[0].Worker
+	w.append(1)
+	<-in
+	w.still("set", orchestrator.Wait{Kind: "stalled", Worker: worker, Projection: "hangs", Partition: new(int)},
+		"projection hangs, partition 0 of 1, on worker "+worker+": has not moved past position 0 since ")
+	run(t, cfg, plain{effects{name: "hangs"}, w.db})
+	w.still("set", orchestrator.Wait{Kind: "drain", Worker: worker},
+		fmt.Sprintf("generation %d waits for worker %s to stop generation %d", generation+1, worker, generation))
+	s, _ := w.stand("set")
+	if s.Phase != "draining" || s.ActivatedAt != nil {
+		t.Errorf("the phase is %s, activated at %v", s.Phase, s.ActivatedAt)
+	}
+	h, err := orchestrator.History(t.Context(), w.db, "set", 1)
+	if err != nil || len(h) != 1 || h[0].Generation != generation+1 || h[0].ActivatedAt != nil || !slices.Equal(h[0].WaitedFor, []string{worker}) {
+		t.Errorf("the history is %+v, %v", h, err)
+	}
+	const waits = `SELECT count(*) FROM orchestrator_status s JOIN orchestrator_status_workers w ON s.waits_for = ARRAY[w.worker] WHERE s.workers = 2 AND w.seq = 1`
+	w.views(1, 2, 1)
+	if w.number(waits) != 1 {
+		t.Error("orchestrator_status does not say that it waits for the first worker")
+	}
+	close(out)
+	w.active("set", 2)
+	w.views(1, 2, 2)
+	if w.number(`SELECT count(*) FROM orchestrator_status WHERE waits_for IS NULL AND without_partitions = 0`) != 1 {
+		t.Error("orchestrator_status still waits for somebody")
+	}
+	w.calm("set")
+}
+
+// The transaction that holds readers back, by its process.
+func TestStatusOfAGap(t *testing.T) {
+	w := newWorld(t)
+	w.append(5)
+	run(t, w.config(w.db, "set"), transactional{effects{name: "transactional"}})
+	w.caughtUp("transactional")
+	worker := w.workers("set")[0].Worker
+	tx, err := w.connect().BeginTx(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback()
+	var pid int
+	if err := tx.QueryRowContext(t.Context(), fmt.Sprintf(insertEvent, 7)+` RETURNING pg_backend_pid()`, 1).Scan(&pid); err != nil {
+		t.Fatal(err)
+	}
+	w.exec(`
+INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
+SELECT 'test', 'thing', 'another', i, gen_random_uuid(), 'happened', 'x' FROM generate_series(1, 2) AS i`)
+	w.still("set", orchestrator.Wait{Kind: "gap", Worker: worker, Position: 6, Backends: []int{pid}},
+		fmt.Sprintf("worker %s reads no further than position 5, which open transactions may still fill: backends %d, since ", worker, pid))
+	if err := tx.Rollback(); err != nil {
+		t.Fatal(err)
+	}
+	w.calm("set")
+	if n := w.handled("transactional"); n != 7 {
+		t.Errorf("%d events are handled, want 7", n)
+	}
+}
+
+func TestStatusOfAPause(t *testing.T) {
+	w := newWorld(t)
+	ctx := t.Context()
+	run(t, w.config(w.db, "set"), transactional{effects{name: "transactional"}}, batched{effects{name: "batched"}})
+	w.active("set", 1)
+	w.ordered("set")(orchestrator.Pause(ctx, w.db, "set", "batched"))
+	w.still("set", orchestrator.Wait{Kind: "paused", Projection: "batched"}, "projection batched is paused")
+	s, _ := w.stand("set")
+	for _, p := range s.Partitions {
+		if p.Paused != (p.Projection == "batched") {
+			t.Errorf("with one paused, %s: paused %v", p.Projection, p.Paused)
+		}
+	}
+	w.ordered("set")(orchestrator.Resume(ctx, w.db, "set", "batched"))
+	w.calm("set")
+	w.ordered("set")(orchestrator.Pause(ctx, w.db, "set", orchestrator.AllProjections))
+	w.still("set", orchestrator.Wait{Kind: "paused"}, "the replica set is paused")
+	if s, _ = w.stand("set"); !s.PausedAll || len(s.Paused) != 0 || !s.Partitions[0].Paused || !s.Partitions[1].Paused {
+		t.Errorf("the set is paused: all %v, %q, %+v", s.PausedAll, s.Paused, s.Partitions)
+	}
+}
+
+// Parked events are counted on the partition that they are of, and in one wait; how
+// old the oldest is is known to the worker that parks them and to one that finds them.
+func TestStatusOfParkedEvents(t *testing.T) {
+	w := newWorld(t)
+	w.append(100) // two of each aggregate
+	var mended atomic.Bool
+	hook := failing(&mended, func(e orchestrator.Event) bool { return e.AggregateID == "a3" || e.AggregateID == "a4" })
+	cfg := parking(w.config(w.db, "set"), "transactional")
+	r, s := w.seen(t, cfg, transactional{effects{name: "transactional", hook: hook}})
+	l := reported(t, s, "four are parked", "transactional", 0, func(_ orchestrator.WorkerReport, l orchestrator.LaneReport) bool { return l.Parked == 4 })
+	if l.ParkedSeconds <= 0 || l.ParkedSeconds > 3600 {
+		t.Errorf("the oldest is parked for %v seconds", l.ParkedSeconds)
+	}
+	r.stop()
+
+	oldest := time.Date(2020, 2, 3, 4, 5, 6, 0, time.UTC)
+	w.exec(`UPDATE orchestrator_parked SET parked_at = $1 WHERE position = (SELECT max(position) FROM orchestrator_parked)`, oldest)
+	var old []orchestrator.LaneReport
+	finds := &witness{}
+	cfg.Observer = finds.observer()
+	for range 2 {
+		run(t, cfg, transactional{effects{name: "transactional", hook: hook}})
+	}
+	generation := w.active("set", 2)
+	eventually(t, "both have reported, and one has found it", func() bool {
+		old = nil
+		reports := map[int]orchestrator.LaneReport{}
+		for _, r := range told[orchestrator.WorkerReport](finds) {
+			for _, l := range r.Lanes {
+				if r.Generation == generation {
+					reports[l.Partition] = l
+				}
+			}
+		}
+		sum := 0
+		for _, l := range reports {
+			sum += l.Parked
+			if l.ParkedSeconds > 365*24*3600 {
+				old = append(old, l)
+			}
+		}
+		return len(reports) == 2 && sum == 4
+	})
+	if len(old) != 1 {
+		t.Errorf("of all partitions, %d have had one for years: %+v", len(old), old)
+	}
+	w.still("set", orchestrator.Wait{Kind: "parked", Projection: "transactional"}, "projection transactional has gone past 4 events, which are parked")
+	status, _ := w.stand("set")
+	sum, since := 0, 0
+	for _, p := range status.Partitions {
+		sum += p.Parked
+		if (p.ParkedSince != nil) != (p.Parked > 0) {
+			t.Errorf("partition %d: %d parked, since %v", p.Partition, p.Parked, p.ParkedSince)
+		} else if p.Parked > 0 && p.ParkedSince.Equal(oldest) {
+			since++
+		}
+	}
+	if sum != 4 || since != 1 {
+		t.Errorf("%d are parked on all partitions, the oldest on %d", sum, since)
+	}
+	mended.Store(true)
+	w.retry("transactional", orchestrator.ParkedSelector{All: true})
+	w.calm("set")
+	if s, _ := w.stand("set"); slices.ContainsFunc(s.Partitions, func(p orchestrator.PartitionStatus) bool { return p.Parked != 0 || p.ParkedSince != nil }) {
+		t.Errorf("none is parked: %+v", s.Partitions)
 	}
 }
 
@@ -175,8 +436,8 @@ SELECT s, g, 'old', 1, '{}', now() FROM unnest(ARRAY['set', 'other']) AS s, gene
 	w.active("set", 1)
 	run(t, cfg, w.all(w.db, nil)...)
 	w.active("set", 2)
-	records, err := orchestrator.History(t.Context(), w.db, "set", 2)
-	if err != nil || len(records) != 2 {
+	records, err := orchestrator.History(t.Context(), w.db, "set", 3)
+	if err != nil || len(records) != 3 {
 		t.Fatalf("%d records, %v", len(records), err)
 	}
 	workers := w.workers("set")
@@ -187,9 +448,14 @@ SELECT s, g, 'old', 1, '{}', now() FROM unnest(ARRAY['set', 'other']) AS s, gene
 	if r := records[1]; r.Generation != 1 || r.Reason != "first worker" || len(r.WaitedFor) != 0 || r.ActivatedAt == nil {
 		t.Errorf("the first generation: %+v", r)
 	}
+	if r := records[2]; r.Generation != -1 || r.Reason != "old" || r.ActivatedAt != nil {
+		t.Errorf("one that was never active: %+v", r)
+	}
 	first.stop()
-	if n := w.number(`SELECT count(*) FROM orchestrator_history WHERE replica_set = 'set'`); n > 1000 {
-		t.Errorf("%d generations are kept", n)
+	w.active("set", 1)
+	all, err := orchestrator.History(t.Context(), w.db, "set", 10000)
+	if err != nil || len(all) != 999 || all[0].Generation != 3 || all[998].Generation != 3-999 { // there was no 0
+		t.Errorf("%d generations are kept, %v", len(all), err)
 	}
 	if n := w.number(`SELECT count(*) FROM orchestrator_history WHERE replica_set = 'other'`); n != 1500 {
 		t.Errorf("of another set %d generations are left", n)

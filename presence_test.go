@@ -182,7 +182,11 @@ func TestGivenUpAmidACall(t *testing.T) {
 }
 
 // Lanes that wait for a proof don't keep all connections of the pool from the
-// session that is to give it.
+// session that is to give it:
+//
+//  1. handlers run, and more lanes than the pool has connections want one
+//  2. the worker's session is ended, and the handlers are told to stop
+//  3. another session takes its place, before any handler runs on
 func TestAProofNeedsAConnection(t *testing.T) {
 	w := newWorld(t)
 	cfg := w.longLease()
@@ -190,22 +194,39 @@ func TestAProofNeedsAConnection(t *testing.T) {
 	cfg.DB.SetMaxOpenConns(5)
 	var projections []orchestrator.Projection[orchestrator.Event]
 	names := []string{"a", "b", "c", "d", "e", "f", "g", "h", "i", "j"}
+	var gate atomic.Value // a channel: handlers wait until it is closed
+	running := make(chan struct{}, 1)
 	for _, name := range names {
-		projections = append(projections, transactional{effects{name: name, hook: func(context.Context, orchestrator.Event) error {
-			time.Sleep(time.Millisecond)
-			return nil
+		projections = append(projections, transactional{effects{name: name, hook: func(ctx context.Context, _ orchestrator.Event) error {
+			select {
+			case running <- struct{}{}:
+			default:
+			}
+			select {
+			case <-gate.Load().(chan struct{}):
+				return nil
+			case <-ctx.Done():
+				return ctx.Err()
+			}
 		}}})
 	}
+	gate.Store(make(chan struct{}))
 	run(t, cfg, projections...)
-	var last int64
+	var pid int64
 	for range 5 {
+		eventually(t, "it has a session of its own", func() bool { pid = w.own(pid); return pid != 0 })
 		w.append(200)
-		var pid int64
-		eventually(t, "it has a session of its own", func() bool { pid = w.own(last); return pid != 0 })
+		<-running
 		w.exec(`SELECT pg_terminate_backend($1)`, pid)
-		last = pid
+		eventually(t, "it has another", func() bool { return w.own(pid) != 0 })
+		close(gate.Load().(chan struct{}))
 		for _, name := range names {
 			w.caughtUp(name)
+		}
+		gate.Store(make(chan struct{}))
+		select {
+		case <-running:
+		default:
 		}
 	}
 }

@@ -9,13 +9,17 @@ import (
 	"time"
 )
 
+// pass has time pass, by the fake clock of a bubble: it takes none.
+func pass(d time.Duration) { time.Sleep(d) }
+
 // A hundred who look read the database as often as one does.
 func TestStatusCacheShares(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		reads := 0 // one at a time, or the race detector says so
+		answer := make(chan struct{})
 		c := &statusCache{read: func(context.Context) ([]setKnown, error) {
 			reads++
-			time.Sleep(100 * time.Millisecond)
+			<-answer
 			return []setKnown{{ReplicaSetStatus: ReplicaSetStatus{Generation: int64(reads)}}}, nil
 		}}
 		var viewers sync.WaitGroup
@@ -28,11 +32,13 @@ func TestStatusCacheShares(t *testing.T) {
 				}
 			})
 		}
+		synctest.Wait() // all of them wait for the first reading
+		close(answer)
 		viewers.Wait()
 		if reads != 1 {
 			t.Errorf("%d reads for 100 viewers within a second", reads)
 		}
-		time.Sleep(statusFresh)
+		pass(statusFresh)
 		if k, err := c.get(t.Context()); err != nil || k.ReplicaSets[0].Generation != 2 {
 			t.Errorf("a second later: %+v, %v; want a new reading", k, err)
 		}
@@ -47,19 +53,26 @@ func TestStatusCacheShares(t *testing.T) {
 func TestStatusCacheForgets(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		generation := int64(1)
+		answer := make(chan struct{})
 		c := &statusCache{read: func(context.Context) ([]setKnown, error) {
 			read := generation
-			time.Sleep(time.Second)
+			<-answer
 			return []setKnown{{ReplicaSetStatus: ReplicaSetStatus{Generation: read}}}, nil
 		}}
 		go c.get(t.Context())
-		synctest.Wait()
+		synctest.Wait() // it is on its way
 		generation = 2
 		c.forget()
-		k, err := c.get(t.Context())
-		if err != nil || k.ReplicaSets[0].Generation != 2 {
-			t.Errorf("got %+v, %v; want what is so after the order", k, err)
-		}
+		asked := make(chan struct{})
+		go func() {
+			defer close(asked)
+			if k, err := c.get(t.Context()); err != nil || k.ReplicaSets[0].Generation != 2 {
+				t.Errorf("got %+v, %v; want what is so after the order", k, err)
+			}
+		}()
+		synctest.Wait() // somebody has asked, and it still is
+		close(answer)
+		<-asked
 	})
 }
 
@@ -92,7 +105,7 @@ func TestStatusCacheBounds(t *testing.T) {
 			t.Errorf("waited %v", waited)
 		}
 		since := *k.AwaySince
-		time.Sleep(statusFresh)
+		pass(statusFresh)
 		k, _ = c.get(t.Context())
 		if !k.AwaySince.Equal(since) {
 			t.Errorf("away since %v, and then since %v", since, k.AwaySince)

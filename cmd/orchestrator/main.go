@@ -15,13 +15,15 @@
 //
 // The database is the one that -database or DATABASE_URL names. A worker may be
 // named by the beginning of its name. Orders wait until their generation is
-// active, and say whom they wait for.
+// active, and say whom they wait for. "orchestrator status -h" and the like list
+// the flags of a command, which may stand anywhere after its name.
 //
 // It ends with 0; with 1 when something failed; with 2 when it was called wrongly;
 // and status -check with 3 when something stands still.
 package main
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	_ "embed"
@@ -31,11 +33,14 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
 
 	"github.com/lib/pq"
+
+	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
 //go:embed main.go
@@ -124,7 +129,7 @@ var commands = map[string]struct {
 	}},
 	"history": {history, "SET", func(c *call, f *flag.FlagSet) {
 		f.BoolVar(&c.json, "json", false, "as JSON")
-		f.IntVar(&c.limit, "n", 20, "how many generations")
+		f.IntVar(&c.limit, "n", 20, "how `many` generations")
 	}},
 	"pause":   {pause, "SET [PROJECTION]", orderFlags},
 	"resume":  {resume, "SET [PROJECTION]", orderFlags},
@@ -132,12 +137,12 @@ var commands = map[string]struct {
 	"drain":   {drain, "SET WORKER", orderFlags},
 	"undrain": {undrain, "SET WORKER", orderFlags},
 	"park": {park, "list|retry|discard PROJECTION", func(c *call, f *flag.FlagSet) {
-		f.BoolVar(&c.json, "json", false, "as JSON")
-		f.BoolVar(&c.yes, "yes", false, "don't ask")
-		f.IntVar(&c.limit, "n", 100, "how many events")
-		f.BoolVar(&c.all, "all", false, "all of the projection's")
-		f.StringVar(&c.aggregate, "aggregate", "", "those of an aggregate")
-		f.Var(&c.positions, "position", "the one at a position")
+		f.BoolVar(&c.json, "json", false, "list as JSON")
+		f.IntVar(&c.limit, "n", 100, "list at most this `many` events")
+		f.BoolVar(&c.all, "all", false, "retry or discard all of the projection's")
+		f.StringVar(&c.aggregate, "aggregate", "", "retry or discard those of the aggregate with this `ID`")
+		f.Var(&c.positions, "position", "retry or discard the one at position `N`; may be given several times")
+		f.BoolVar(&c.yes, "yes", false, "discard without asking")
 	}},
 }
 
@@ -166,12 +171,15 @@ func command(ctx context.Context, args []string, stdin io.Reader, stdout, stderr
 	c := &call{stdin: stdin, stdout: stdout, stderr: stderr}
 	flags := flag.NewFlagSet(name, flag.ContinueOnError)
 	flags.SetOutput(io.Discard)
-	url := flags.String("database", os.Getenv("DATABASE_URL"), "the database's URL")
+	url := flags.String("database", "", "the database's `URL`; without it, DATABASE_URL is")
 	command.flags(c, flags)
-	if err := c.parse(flags, args); err != nil {
-		if errors.Is(err, flag.ErrHelp) {
-			return err
-		}
+	switch err := c.parse(flags, args); {
+	case errors.Is(err, flag.ErrHelp):
+		fmt.Fprintf(stdout, "orchestrator %s %s\n", name, command.args)
+		flags.SetOutput(stdout)
+		flags.PrintDefaults()
+		return nil
+	case err != nil:
 		return usageError{fmt.Sprintf("%s: %v", name, err)}
 	}
 	most := strings.Fields(command.args)
@@ -179,7 +187,13 @@ func command(ctx context.Context, args []string, stdin io.Reader, stdout, stderr
 	if len(c.args) < least || len(c.args) > len(most) {
 		return usageError{fmt.Sprintf("%s takes %s, and got %q", name, command.args, c.args)}
 	}
-	if *url == "" {
+	if slices.Contains(c.args, "") { // a variable that is not set: not "all of them"
+		return usageError{fmt.Sprintf("%s takes %s, and one of %q is empty", name, command.args, c.args)}
+	}
+	if flags.Lookup("timeout") != nil && c.timeout <= 0 { // or the order would be given, and not waited for
+		return usageError{fmt.Sprintf("%s: -timeout is %s; to wait for nothing, say -nowait", name, c.timeout)}
+	}
+	if *url = cmp.Or(*url, os.Getenv("DATABASE_URL")); *url == "" {
 		return usageError{"which database? set -database or DATABASE_URL to a URL such as postgres://user@host/name"}
 	}
 	connector, err := pq.NewConnector(*url)
@@ -190,6 +204,9 @@ func command(ctx context.Context, args []string, stdin io.Reader, stdout, stderr
 	defer c.db.Close()
 	if err := c.db.PingContext(ctx); err != nil {
 		return fmt.Errorf("reach the database: %w", err)
+	}
+	if err := store.New(c.db, "", store.Options{}).Check(ctx); err != nil {
+		return err
 	}
 	return command.run(ctx, c)
 }

@@ -174,8 +174,12 @@ func TestOrders(t *testing.T) {
 	s.ok("resume", "set", "quick")
 	pgtest.Eventually(t, "what was paused goes on", func() bool { return s.handled("quick") == 60 })
 
-	if code, _, errs := s.run("rewind", "set", "quick", "45"); code != exitUsage || !strings.Contains(errs, "-yes") {
-		t.Errorf("a rewind that nobody has confirmed ends with %d: %s", code, errs)
+	pgtest.Eventually(t, "the end of the stream is reported", func() bool { return s.status().Head == 60 })
+	for position, beyond := range map[string]bool{"45": false, "61": true} {
+		code, _, errs := s.run("rewind", "set", "quick", position)
+		if code != exitUsage || !strings.Contains(errs, "-yes") || strings.Contains(errs, "to end at position 60") != beyond {
+			t.Errorf("a rewind to %s that nobody has confirmed ends with %d: %s", position, code, errs)
+		}
 	}
 	s.ok("rewind", "set", "quick", "45", "-yes")
 	pgtest.Eventually(t, "15 events come again", func() bool { return s.handled("quick") == 75 })
@@ -265,7 +269,10 @@ func TestPark(t *testing.T) {
 		says string
 	}{
 		{[]string{"park", "drop", "slow"}, exitUsage, `"drop"`},
-		{[]string{"park", "retry", "slow"}, exitFailed, "Positions, AggregateID and All"},
+		{[]string{"park", "retry", "slow"}, exitUsage, "-aggregate ID and -all"},
+		{[]string{"park", "retry", "slow", "-all", "-position", "2"}, exitUsage, "takes one of"},
+		{[]string{"park", "discard", "slow"}, exitUsage, "-aggregate ID and -all"}, // before it asks
+		{[]string{"park", "discard", "slow", "-aggregate", ""}, exitUsage, "-aggregate ID and -all"},
 		{[]string{"park", "retry", "slow", "-position", "x"}, exitUsage, `"x"`},
 		{[]string{"park", "retry", "slow", "-position", "2"}, exitFailed, "not parked"},
 		{[]string{"park", "list", "nobody"}, exitFailed, `"nobody"`},
@@ -331,7 +338,10 @@ func TestWrongCalls(t *testing.T) {
 		{[]string{"pause", "nobody"}, exitFailed, `"nobody"`},
 		{[]string{"pause", "set", "nobody"}, exitFailed, `projection "nobody"`},
 		{[]string{"drain", "set", "nobody"}, exitFailed, `no worker "nobody"`},
-		{[]string{"drain", "set", ""}, exitFailed, "last one"},
+		{[]string{"drain", "set", ""}, exitUsage, "empty"},
+		{[]string{"pause", "set", ""}, exitUsage, "empty"}, // not all projections
+		{[]string{"pause", "set", "quick", "-timeout", "0s"}, exitUsage, "-nowait"},
+		{[]string{"rewind", "nobody", "quick", "3", "-yes"}, exitFailed, `"nobody"`},
 	} {
 		args := c.args
 		if len(args) > 0 {
@@ -351,6 +361,9 @@ func TestWrongCalls(t *testing.T) {
 	if code := run(t.Context(), []string{"status", "-database", "host"}, nil, &out, &errs); code != exitUsage || !strings.Contains(errs.String(), "URL") {
 		t.Errorf("no URL: %d, %s", code, &errs)
 	}
+	if st := s.status(); st.Generation != 1 || len(st.Paused) != 0 || st.PausedAll {
+		t.Errorf("one of them was an order: %+v", st)
+	}
 	out.Reset()
 	if code := run(t.Context(), []string{"-h"}, nil, &out, &errs); code != exitOK {
 		t.Errorf("-h ends with %d", code)
@@ -359,5 +372,42 @@ func TestWrongCalls(t *testing.T) {
 		if !strings.Contains(out.String(), "orchestrator "+name+" ") {
 			t.Errorf("the usage lacks %s", name)
 		}
+	}
+	t.Setenv("DATABASE_URL", "postgres://somebody:secret@host/name")
+	out.Reset()
+	if code := run(t.Context(), []string{"pause", "-h"}, nil, &out, &errs); code != exitOK {
+		t.Errorf("pause -h ends with %d", code)
+	}
+	for _, says := range []string{"orchestrator pause SET [PROJECTION]", "-database", "-nowait", "-timeout", "1m0s"} {
+		if !strings.Contains(out.String(), says) {
+			t.Errorf("pause -h lacks %s:\n%s", says, &out)
+		}
+	}
+	if strings.Contains(out.String(), "secret") {
+		t.Errorf("pause -h tells a password:\n%s", &out)
+	}
+}
+
+// Where there are no tables yet, it says what to do about it.
+func TestNoSchema(t *testing.T) {
+	_, url := pgtest.Database(t)
+	for _, args := range [][]string{{"status"}, {"history", "set"}, {"park", "list", "p"}, {"pause", "set"}} {
+		var out, errs bytes.Buffer
+		code := run(t.Context(), append(args, "-database", url), strings.NewReader(""), &out, &errs)
+		if code != exitFailed || !strings.Contains(errs.String(), "RunMigrations") {
+			t.Errorf("orchestrator %v ends with %d: %s", args, code, &errs)
+		}
+	}
+}
+
+// cron and the like have programs read an empty device, on which nobody answers.
+func TestNobodyThere(t *testing.T) {
+	null, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer null.Close()
+	if terminal(null) {
+		t.Errorf("%s is taken for a terminal", os.DevNull)
 	}
 }

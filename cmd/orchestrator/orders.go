@@ -27,8 +27,15 @@ func rewind(ctx context.Context, c *call) error {
 	if err != nil || position < 0 {
 		return usageError{fmt.Sprintf("rewind: the position is %q; it must be a number from 0 on", c.arg(2))}
 	}
-	question := fmt.Sprintf("Projection %s will next handle what is above position %d, also what it has handled before. Go on?", c.arg(1), position)
-	if err := c.confirm(question); err != nil {
+	s, err := orchestrator.Status(ctx, c.db, c.set())
+	if err != nil {
+		return err
+	}
+	question := fmt.Sprintf("Projection %s will next handle what is above position %d. What it has handled of that comes again; what it has not handled below is skipped.", c.arg(1), position)
+	if s.Head > 0 && position > s.Head {
+		question += fmt.Sprintf(" The stream was last seen to end at position %d: events that are still to come, up to %d, are skipped as well.", s.Head, position)
+	}
+	if err := c.confirm(question + " Go on?"); err != nil {
 		return err
 	}
 	generation, err := orchestrator.Rewind(ctx, c.db, c.set(), c.arg(1), position)

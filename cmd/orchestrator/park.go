@@ -55,6 +55,15 @@ func (c *call) parkList(ctx context.Context) error {
 
 func (c *call) parkAsk(ctx context.Context, ask func(context.Context, *sql.DB, string, orchestrator.ParkedSelector) (int, error), question string) error {
 	which := orchestrator.ParkedSelector{Positions: c.positions, AggregateID: c.aggregate, All: c.all}
+	given := 0
+	for _, is := range []bool{len(c.positions) > 0, c.aggregate != "", c.all} {
+		if is {
+			given++
+		}
+	}
+	if given != 1 {
+		return usageError{fmt.Sprintf("park %s takes one of -position N (or several), -aggregate ID and -all", c.arg(0))}
+	}
 	if question != "" {
 		if err := c.confirm(fmt.Sprintf(question, c.arg(1), which)); err != nil {
 			return err

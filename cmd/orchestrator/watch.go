@@ -21,7 +21,7 @@ func watch(ctx context.Context, c *call) error {
 		return usageError{fmt.Sprintf("watch: -interval is %s; the least is 10ms", c.interval)}
 	}
 	show := changes(c.stdout)
-	if terminal(c.stdout) {
+	if terminal(c.stdout) && os.Getenv("TERM") != "dumb" {
 		fmt.Fprint(c.stdout, alternateScreen)
 		defer fmt.Fprint(c.stdout, ordinaryScreen)
 		show = screen(c.stdout)
@@ -130,5 +130,9 @@ func terminal(stream any) bool {
 		return false
 	}
 	info, err := f.Stat()
-	return err == nil && info.Mode()&os.ModeCharDevice != 0 && os.Getenv("TERM") != "dumb"
+	if err != nil || info.Mode()&os.ModeCharDevice == 0 {
+		return false
+	}
+	null, err := os.Stat(os.DevNull) // a device as well, which is where cron has us read
+	return err != nil || !os.SameFile(info, null)
 }

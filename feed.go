@@ -174,7 +174,7 @@ func (f *feed[E]) read(r protocol.Fetch, patience time.Duration, ended chan stru
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if err == nil {
-		f.see(p.head, p.More)
+		f.see(r.After, p.head, p.More)
 	}
 	delete(f.reads, r.Window)
 	close(ended)
@@ -196,7 +196,8 @@ type sizedStore[E any] interface {
 }
 
 // fetch reads a page, and computes for it once what all lanes need of it. It also
-// returns the highest position that it has seen.
+// returns the highest position that it has seen; 0: there was nothing above where it
+// began.
 func (f *feed[E]) fetch(ctx context.Context, r protocol.Fetch) (page protocol.FeedPage, head int64, err error) {
 	p, err := f.page(ctx, r)
 	if err != nil {
@@ -207,7 +208,10 @@ func (f *feed[E]) fetch(ctx context.Context, r protocol.Fetch) (page protocol.Fe
 		e := &p.events[i]
 		keys[i] = protocol.Key{Position: e.Position, Slot: protocol.SlotOf(e.AggregateID), Aggregate: e.AggregateID}
 	}
-	return protocol.FeedPage{Keys: keys, Passed: p.passed, More: p.more, Bytes: p.bytes, Events: p.events}, max(p.head, p.passed), nil
+	if p.passed > r.After {
+		head = p.passed
+	}
+	return protocol.FeedPage{Keys: keys, Passed: p.passed, More: p.more, Bytes: p.bytes, Events: p.events}, max(head, p.head), nil
 }
 
 func (f *feed[E]) page(ctx context.Context, r protocol.Fetch) (p page[E], err error) {

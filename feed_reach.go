@@ -8,13 +8,22 @@ import (
 
 // How far a feed's stream reaches, and what its reads wait at: for those who watch.
 
-// see takes in what a read has seen: that the stream reaches to head, and that there
-// was more. f.mu is locked.
-func (f *feed[E]) see(head int64, more bool) {
+// see takes in what a read above a position has seen: that the stream reaches to head
+// (0: there was nothing), and that there was more. f.mu is locked.
+func (f *feed[E]) see(after, head int64, more bool) {
 	now := time.Now()
+	if head == 0 && !f.tellsHead() {
+		head = after // as good a guess as there is
+	}
 	f.heads.note(now, head)
 	f.meet()
 	switch {
+	case after > f.heads.last() && !more:
+		// The position is the end, as after a start, or beyond it: a projection can
+		// be set there (Rewind), and the others are not behind for that.
+		if f.known.IsZero() {
+			f.ask()
+		}
 	case !more && f.gap == nil:
 		f.known = now
 	case f.known.IsZero():
@@ -67,6 +76,12 @@ func (f *feed[E]) refresh(now time.Time, after time.Duration) {
 	if now.Sub(f.known) > after && (f.gap != nil || !f.core.AtEnd()) {
 		f.ask()
 	}
+}
+
+// tellsHead reports whether it can be asked how far the stream reaches.
+func (f *feed[E]) tellsHead() bool {
+	_, ok := f.events.(HeadStore)
+	return ok
 }
 
 // ask asks for it. f.mu is locked.

@@ -45,7 +45,8 @@ func Resume(ctx context.Context, db *sql.DB, set ReplicaSetName, projection stri
 // handles are those above it; 0 is all. It opens a generation, whose activation
 // sets the checkpoints, so nothing that is in flight can move them afterwards. When
 // no worker is there, that is when the next one comes. Events above the position
-// that are parked are forgotten, since they come again.
+// that are parked are forgotten, since they come again. Beyond the end of the stream,
+// what is still to come is skipped, up to the position.
 //
 // What the projection has written is its own: to build a read model anew, Pause,
 // wait until that is active, empty the read model, Rewind to 0, and Resume.

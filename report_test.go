@@ -66,6 +66,41 @@ SELECT 'test', 'thing', 'the only one', i, gen_random_uuid(), 'happened', 'x' FR
 	}
 }
 
+// A projection that is set beyond the end of the stream has no others be behind, nor
+// have stalled; also where workers start anew.
+func TestLagBesideOneBeyondTheEnd(t *testing.T) {
+	w := newWorld(t)
+	cfg := w.config(w.db, "set")
+	cfg.StallAfter = 50 * time.Millisecond
+	w.append(10)
+	projections := []projection{transactional{effects{name: "transactional"}}, batched{effects{name: "batched"}}}
+	r, s := w.seen(t, cfg, projections...)
+	w.caughtUp(exact...)
+	w.ordered("set")(orchestrator.Rewind(t.Context(), w.db, "set", "batched", 1000))
+	atEnd := func(end int64) {
+		t.Helper()
+		for name, position := range map[string]int64{"transactional": end, "batched": 1000} {
+			reported(t, s, "what stands at the end, or beyond it", name, 0, func(r orchestrator.WorkerReport, l orchestrator.LaneReport) bool {
+				return r.Head == end && l.Position == position && l.Behind == 0 && l.BehindSeconds == 0 && l.State == "idle"
+			})
+		}
+	}
+	atEnd(10)
+	r.stop()
+	before := told[orchestrator.WorkerReport](s)
+	r, s = w.seen(t, cfg, projections...)
+	atEnd(10)
+	w.append(10)
+	eventually(t, "what is not beyond goes on", func() bool { return w.handled("transactional") == 20 })
+	atEnd(20)
+	r.stop()
+	for _, r := range append(before, told[orchestrator.WorkerReport](s)...) {
+		if r.Head > 20 {
+			t.Errorf("the stream is said to end at %d", r.Head)
+		}
+	}
+}
+
 // A backlog is told by its number and by the age of its first event; what is
 // appended meanwhile is seen, though nobody reads it.
 func TestLagOfABacklog(t *testing.T) {

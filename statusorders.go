@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"mime"
 	"net/http"
+	"slices"
 	"time"
 )
 
@@ -71,6 +72,8 @@ func (h *statusHandler) carryOut(ctx context.Context, o statusOrder) (generation
 	parked := o.Action == "retry" || o.Action == "discard"
 	worker := o.Action == "drain" || o.Action == "undrain"
 	switch {
+	case !slices.Contains(statusActions, o.Action):
+		return 0, fmt.Errorf("%w: there is no action %q", errStatusOrder, o.Action)
 	case o.ReplicaSet == "" && !parked:
 		return 0, fmt.Errorf("%w: replica_set is missing", errStatusOrder)
 	case o.Worker == nil && worker:
@@ -94,9 +97,10 @@ func (h *statusHandler) carryOut(ctx context.Context, o statusOrder) (generation
 	case "retry":
 		_, err = RetryParked(ctx, h.db, *o.Projection, ParkedSelector{Positions: []int64{*o.Position}})
 		return 0, err
-	case "discard":
+	default: // discard
 		_, err = DiscardParked(ctx, h.db, *o.Projection, ParkedSelector{Positions: []int64{*o.Position}})
 		return 0, err
 	}
-	return 0, fmt.Errorf("%w: there is no action %q", errStatusOrder, o.Action)
 }
+
+var statusActions = []string{"pause", "resume", "rewind", "drain", "undrain", "retry", "discard"}

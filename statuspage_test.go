@@ -250,6 +250,9 @@ func TestStatusPageActions(t *testing.T) {
 			t.Errorf("%s: not so afterwards: %s", name, c.so)
 		}
 	}
+	if got := post(`{"action":"explode"}`); !strings.Contains(got.body, `there is no action \"explode\"`) {
+		t.Errorf("what there is not is answered with %s", got.body)
+	}
 	// The next answer is not one from before the order.
 	post(`{"action":"pause","replica_set":"main","projection":"orders"}`)
 	if set := askStatus(t, h, "/", 200).ReplicaSets[0]; !cmp.Equal(set.Paused, []string{"orders"}) {

@@ -260,8 +260,10 @@ func TestPark(t *testing.T) {
 		t.Errorf("park retry: %s", out)
 	}
 	pgtest.Eventually(t, "the others are handled", func() bool { return len(list()) == 0 })
-	if out := s.ok("park", "list", "slow"); out != "Nothing is parked.\n" {
-		t.Errorf("park list: %s", out)
+	for _, of := range [][]string{{"park", "list", "slow"}, {"park", "retry", "slow", "-all"}} {
+		if out := s.ok(of...); out != "Nothing is parked.\n" {
+			t.Errorf("orchestrator %v: %s", of, out)
+		}
 	}
 	for _, c := range []struct {
 		args []string

@@ -73,6 +73,10 @@ func (c *call) parkAsk(ctx context.Context, ask func(context.Context, *sql.DB, s
 	if err != nil {
 		return err
 	}
+	if n == 0 {
+		_, err = io.WriteString(c.stdout, renderParked(nil))
+		return err
+	}
 	fmt.Fprintf(c.stdout, "asked for %s; the workers that have their partitions do it: orchestrator park list %s\n", plural(n, "event"), c.arg(1))
 	return nil
 }

@@ -197,17 +197,35 @@ func TestGrantsOfAnOperator(t *testing.T) {
 	}
 	a.stop()
 	g.exec(`INSERT INTO orchestrator_parked (projection, position, slot, aggregate_id, error, attempts, parked_at) VALUES ('other', 1, 0, 'a', '', 0, now())`)
-	for _, s := range []string{`UPDATE orchestrator_parked SET request = 'retry' WHERE projection = 'other'`, `SELECT * FROM orchestrator_status_partitions`} {
-		if _, err := db.ExecContext(t.Context(), s); err != nil {
-			t.Errorf("%s: %v", s, err)
+	g.exec(`INSERT INTO orchestrator_projections (name, replica_set) VALUES ('other', 'set')`)
+	for name, ask := range map[string]func(context.Context, *sql.DB, string, orchestrator.ParkedSelector) (int, error){
+		"retry": orchestrator.RetryParked, "discard": orchestrator.DiscardParked,
+	} {
+		if n, err := ask(t.Context(), db, "other", orchestrator.ParkedSelector{All: true}); n != 1 || err != nil {
+			t.Errorf("%s: %d, %v", name, n, err)
 		}
 	}
+	expectLooks(t, db)
 	expectRefused(t, "operator", db,
 		`SELECT 1 FROM events`,
 		`DROP TABLE orchestrator_workers`,
 		`UPDATE orchestrator_schema SET version = 99`,
 		`DELETE FROM orchestrator_replica_sets`,
 		`SELECT 1 FROM effects`)
+}
+
+// expectLooks has a login see what there is to see of the replica set "set" and its
+// projection "other", in Go and on the status page.
+func expectLooks(t *testing.T, db *sql.DB) {
+	t.Helper()
+	_, status := orchestrator.Status(t.Context(), db, "set")
+	_, history := orchestrator.History(t.Context(), db, "set", 10)
+	_, sets := orchestrator.ReplicaSets(t.Context(), db)
+	_, parked := orchestrator.Parked(t.Context(), db, "other", 10)
+	if err := errors.Join(status, history, sets, parked); err != nil {
+		t.Error(err)
+	}
+	askStatus(t, orchestrator.StatusHandler(db), "/", 200)
 }
 
 // A monitor reads every table of the library, and changes none.
@@ -228,7 +246,10 @@ func TestGrantsOfAMonitor(t *testing.T) {
 		expectRefused(t, "monitor", db, `DELETE FROM `+name, `INSERT INTO `+name+` DEFAULT VALUES`,
 			`SELECT 1 FROM `+name+` FOR UPDATE`)
 	}
-	if _, err := orchestrator.Pause(t.Context(), db, "set", "transactional"); err == nil {
+	g.exec(`INSERT INTO orchestrator_replica_sets (name) VALUES ('set')`)
+	g.exec(`INSERT INTO orchestrator_projections (name, replica_set) VALUES ('other', 'set')`)
+	expectLooks(t, db)
+	if _, err := orchestrator.Pause(t.Context(), db, "set", "other"); err == nil {
 		t.Error("a monitor has paused a projection")
 	}
 	expectRefused(t, "monitor", db, `SELECT 1 FROM events`, `DROP VIEW orchestrator_status`)

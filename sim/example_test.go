@@ -89,7 +89,7 @@ func Example() {
 	defer os.RemoveAll(folder)
 
 	h := harness(func(db *sql.DB) orchestrator.Projection[Deposit] { return Balances{db} })
-	h.Folder, h.Seeds = folder, 40 // it ends at the first that fails
+	h.Folder, h.First = folder, 8 // it ends at the first that fails
 	var failure *sim.Failure
 	if err := h.Run(context.Background()); errors.As(err, &failure) {
 		fmt.Println("Balances:", failure.Err)

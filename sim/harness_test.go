@@ -51,7 +51,7 @@ func TestHarnessFailureCanBeHadAgain(t *testing.T) {
 	t.Parallel()
 	_, url := pgtest.Database(t)
 	h := harness(func(db *sql.DB) orchestrator.Projection[Deposit] { return Balances{db} })
-	h.Database, h.Folder, h.Seeds = url, t.TempDir(), 40
+	h.Database, h.Folder, h.First = url, t.TempDir(), 8
 	var first, second *sim.Failure
 	if err := h.Run(t.Context()); !errors.As(err, &first) {
 		t.Fatalf("Run returned %v", err)

@@ -401,6 +401,7 @@ const mutantSeeds = 1000
 // TestMutants demands that every mutant is caught within mutantSeeds, on seeds
 // on which the unmutated code passes.
 func TestMutants(t *testing.T) {
+	t.Parallel()
 	seeds, caught := make([]int, len(mutants)), make([]outcome, len(mutants))
 	var next atomic.Int64
 	var cores sync.WaitGroup

@@ -40,6 +40,7 @@ func inMemory(w *world) (database, error) {
 //
 // plays one of them again.
 func TestSeeds(t *testing.T) {
+	t.Parallel()
 	open, o, postgres := opener(inMemory), options{}, *storeKind == "postgres"
 	switch {
 	case postgres:

@@ -25,7 +25,7 @@ func latency(ctx context.Context, b *bench) ([]row, error) {
 }
 
 func latencyOf(ctx context.Context, b *bench, hints bool) (r row, err error) {
-	samples := 30
+	samples := 20
 	if b.quick {
 		samples = 8
 	}

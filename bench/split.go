@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"os"
@@ -24,7 +25,7 @@ func split(ctx context.Context, b *bench, workers int) ([]row, error) {
 		return nil, err
 	}
 	repetitions := 3
-	if b.quick {
+	if b.quick || workers > 4 {
 		repetitions = 2
 	}
 	var rates, cpus [2][]float64
@@ -56,9 +57,13 @@ func splitTurn(ctx context.Context, b *bench, d *database, workers int, own bool
 	l := newLedger(d.events, d.events, pageMax)
 	before, known := cpuOf(os.Getpid(), "")
 	var members []*member
+	var pools []*sql.DB
 	defer func() {
 		for _, m := range members {
 			err = errors.Join(err, m.stop())
+		}
+		for _, pool := range pools {
+			_ = pool.Close()
 		}
 	}()
 	for range workers {
@@ -66,12 +71,12 @@ func splitTurn(ctx context.Context, b *bench, d *database, workers int, own bool
 		if err != nil {
 			return 0, 0, err
 		}
-		defer pool.Close()
+		pools = append(pools, pool)
 		cfg, err := config(pool, set)
 		if err != nil {
 			return 0, 0, err
 		}
-		cfg.BatchSize = pageMax
+		cfg.BatchSize, cfg.HeartbeatInterval = pageMax, time.Second // there are no hints
 		cfg.Retry = orchestrator.Retry{Min: 10 * time.Millisecond, Max: 10 * time.Millisecond}
 		if !own {
 			cfg.EventStore = wholeStore{cfg.EventStore}

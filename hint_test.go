@@ -197,6 +197,7 @@ func TestHintsThatWereMissed(t *testing.T) {
 	})
 	cfg := w.hinted("set")
 	cfg.ListenURL, cfg.Notifier = "", &listen
+	cfg.LeaseOnly = true // a worker that publishes its session asks soon after it has joined
 	run(t, cfg, named("p"))
 	w.active("set", 1)
 	run(t, cfg, named("p"))

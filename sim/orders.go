@@ -67,7 +67,7 @@ func (w *world) give(o order) {
 			order.Projection = names[o.n%len(names)]
 		}
 	}
-	w.command(o.set, order, false)
+	w.command(o.set, order, false, nil)
 }
 
 // appended returns about how many positions there are.
@@ -85,13 +85,13 @@ func (w *world) appended() int {
 // could not have its locks, is given again.
 func (w *world) orderAgain() time.Duration { return w.plan.timing.Heartbeat }
 
-// command carries an order out, over a connection of its own. When the faults are
-// over, only what lifts orders is tried again.
-func (w *world) command(set int, o protocol.Order, lifts bool) {
+// command carries an order out, over a connection of its own, and calls then, if that
+// is not nil. When the faults are over, only what lifts orders is tried again.
+func (w *world) command(set int, o protocol.Order, lifts bool, then func()) {
 	again := func() {
 		w.after(w.orderAgain(), func() {
 			if lifts || !w.healed {
-				w.command(set, o, lifts)
+				w.command(set, o, lifts, then)
 			}
 		})
 	}
@@ -116,6 +116,9 @@ func (w *world) command(set int, o protocol.Order, lifts bool) {
 		case err == nil:
 			w.record(fact{kind: ordered, set: set, order: o})
 			w.regrouped(fact{set: set}, r, result, w.at)
+			if then != nil {
+				then()
+			}
 		case !errors.Is(err, store.ErrOrder):
 			again()
 		}
@@ -130,7 +133,9 @@ func (w *world) lift() {
 	}
 	for set := range w.plan.sets {
 		if w.plan.halts { // it takes a generation for lanes to go on
-			w.command(set, protocol.Order{Kind: protocol.OrderPause, Projection: protocol.All}, true)
+			w.command(set, protocol.Order{Kind: protocol.OrderPause, Projection: protocol.All}, true, func() {
+				w.after(w.plan.timing.Lease, func() { w.resumeAll(set) })
+			})
 		}
 	}
 	w.after(w.plan.timing.Lease, w.liftAll)
@@ -139,11 +144,15 @@ func (w *world) lift() {
 
 func (w *world) liftAll() {
 	for set := range w.plan.sets {
-		w.command(set, protocol.Order{Kind: protocol.OrderResume, Projection: protocol.All}, true)
+		w.resumeAll(set)
 	}
 	for _, p := range w.alive() {
-		w.command(p.set, protocol.Order{Kind: protocol.OrderUndrain, Worker: p.session.ID()}, true)
+		w.command(p.set, protocol.Order{Kind: protocol.OrderUndrain, Worker: p.session.ID()}, true, nil)
 	}
+}
+
+func (w *world) resumeAll(set int) {
+	w.command(set, protocol.Order{Kind: protocol.OrderResume, Projection: protocol.All}, true, nil)
 }
 
 func (o order) String() string { return fmt.Sprintf("%s at %s", o.kind, o.at) }

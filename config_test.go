@@ -145,17 +145,19 @@ func TestRunNamesTheProjectionAtFault(t *testing.T) {
 }
 
 func TestTableNamesTheFieldAtFault(t *testing.T) {
-	scan := func(func(...any) error) (int, error) { return 0, nil }
+	fields := func(e *int, dest []any) []any { return append(dest, e) }
+	two := func(e *int, dest []any) []any { return append(dest, e, e) }
 	for _, test := range []struct {
 		why  string
 		cfg  orchestrator.TableConfig[int]
 		want string
 	}{
-		{"defaults", orchestrator.TableConfig[int]{Columns: []string{"a"}, Scan: scan}, ""},
-		{"no scan", orchestrator.TableConfig[int]{Columns: []string{"a"}}, "TableConfig.Scan is nil"},
-		{"no columns", orchestrator.TableConfig[int]{Scan: scan}, "TableConfig.Columns is empty"},
-		{"an empty column", orchestrator.TableConfig[int]{Columns: []string{"a", ""}, Scan: scan}, "TableConfig.Columns[1] is empty"},
-		{"a zero byte", orchestrator.TableConfig[int]{Table: "a\x00", Columns: []string{"a"}, Scan: scan}, "TableConfig.Table"},
+		{"defaults", orchestrator.TableConfig[int]{Columns: []string{"a"}, Fields: fields}, ""},
+		{"no fields", orchestrator.TableConfig[int]{Columns: []string{"a"}}, "TableConfig.Fields is nil"},
+		{"too few fields", orchestrator.TableConfig[int]{Columns: []string{"a", "b"}, Fields: fields}, "TableConfig.Fields returns 1 destinations, for 2 Columns"},
+		{"no columns", orchestrator.TableConfig[int]{Fields: fields}, "TableConfig.Columns is empty"},
+		{"an empty column", orchestrator.TableConfig[int]{Columns: []string{"a", ""}, Fields: two}, "TableConfig.Columns[1] is empty"},
+		{"a zero byte", orchestrator.TableConfig[int]{Table: "a\x00", Columns: []string{"a"}, Fields: fields}, "TableConfig.Table"},
 	} {
 		t.Run(test.why, func(t *testing.T) {
 			_, err := orchestrator.NewTable(unused(t), test.cfg)

@@ -107,10 +107,7 @@ func ExampleNewTable() {
 		PositionColumn:    "id",
 		AggregateIDColumn: "account",
 		Columns:           []string{"id", "amount"},
-		Scan: func(scan func(dest ...any) error) (p Payment, err error) {
-			err = scan(&p.ID, &p.Amount)
-			return p, err
-		},
+		Fields:            func(p *Payment, dest []any) []any { return append(dest, &p.ID, &p.Amount) },
 	})
 	fmt.Printf("%T %v\n", payments, err == nil)
 	// Output: *orchestrator.Table[github.com/getpup/pupsourcing-orchestrator_test.Payment·1] true

@@ -103,11 +103,10 @@ VALUES ('shop', 'order', 'a', 1, '0f000000-0000-4000-8000-00000000000a', 'placed
 			"event_id", "event_type", "event_version", "payload", "trace_id", "correlation_id",
 			"causation_id", "metadata", "created_at",
 		},
-		Scan: func(scan func(dest ...any) error) (e persistedEvent, err error) {
-			err = scan(&e.GlobalPosition, &e.BoundedContext, &e.AggregateType, &e.AggregateID, &e.AggregateVersion,
+		Fields: func(e *persistedEvent, dest []any) []any {
+			return append(dest, &e.GlobalPosition, &e.BoundedContext, &e.AggregateType, &e.AggregateID, &e.AggregateVersion,
 				&e.EventID, &e.EventType, &e.EventVersion, &e.Payload, &e.TraceID, &e.CorrelationID,
 				&e.CausationID, &e.Metadata, &e.CreatedAt)
-			return e, err
 		},
 	})
 	if err != nil {

@@ -79,11 +79,11 @@ SELECT 'test', 'thing', 'a' || i % 500, i, gen_random_uuid(), 'happened', 'x' FR
 	for range workers {
 		table, err := orchestrator.NewTable(w.db, orchestrator.TableConfig[orchestrator.Event]{
 			Columns: []string{"global_position"},
-			Scan: func(scan func(...any) error) (e orchestrator.Event, err error) {
+			Fields: func(e *orchestrator.Event, dest []any) []any {
 				if begun.Load() {
 					scanned.Add(1)
 				}
-				return e, scan(&e.GlobalPosition)
+				return append(dest, &e.GlobalPosition)
 			},
 		})
 		if err != nil {

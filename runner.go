@@ -184,8 +184,10 @@ func (c Config[E]) feedConfig() protocol.FeedConfig {
 	return protocol.FeedConfig{Bytes: c.ReadAheadBytes, Page: max(pageEvents, c.BatchSize), Poll: c.PollInterval}
 }
 
-// pageEvents is how many events are read at once.
-const pageEvents = 1000
+// pageEvents is how many events are read at once. Between two pages neither the server
+// nor the reader has anything to do for the length of a round trip, so there should be
+// few of them; what a page may take in memory has a bound of its own.
+const pageEvents = 2000
 
 // laneConfig returns what it says of a projection's lanes.
 func (c Config[E]) laneConfig(kind protocol.LaneKind, projection string) protocol.LaneConfig {
@@ -198,8 +200,8 @@ func (c Config[E]) laneConfig(kind protocol.LaneKind, projection string) protoco
 }
 
 // signals is what the lane is to look at before it goes on.
-func (l *lane[E]) signals() protocol.Signals {
-	now, terms := time.Now(), l.worker.leases.at.Load()
+func (l *lane[E]) signals(now time.Time) protocol.Signals {
+	terms := l.worker.leases.at.Load()
 	s := protocol.Signals{Canceled: l.ctx.Err() != nil, LeaseOver: terms.over(now), Unproven: terms.unproven(now)}
 	select {
 	case <-l.run.draining:
@@ -241,7 +243,7 @@ func (l *lane[E]) work() *protocol.LaneAction {
 	var answer protocol.LaneAnswer
 	for {
 		now := time.Now()
-		action := l.core.Next(now, l.signals(), answer)
+		action := l.core.Next(now, l.signals(now), answer)
 		l.keep()
 		l.note(now, action)
 		if action.Rollback && l.tx != nil {

@@ -34,7 +34,7 @@ func BenchmarkHandle(b *testing.B) {
 	b.ResetTimer()
 	for handled < b.N {
 		now := time.Now()
-		action := l.core.Next(now, l.signals(), answer)
+		action := l.core.Next(now, l.signals(now), answer)
 		l.keep()
 		l.note(now, action)
 		answer = protocol.LaneAnswer{}

@@ -105,7 +105,7 @@ func TestScopeThatCannotBeRead(t *testing.T) {
 	sales := scopedNamed{named("sales"), scope{contexts: []string{"sales"}}}
 	bare, err := orchestrator.NewTable(unused(t), orchestrator.TableConfig[orchestrator.Event]{
 		Columns: []string{"a"},
-		Scan:    func(func(...any) error) (e orchestrator.Event, err error) { return e, nil },
+		Fields:  func(e *orchestrator.Event, dest []any) []any { return append(dest, &e.AggregateID) },
 	})
 	if err != nil {
 		t.Fatal(err)

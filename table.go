@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -45,11 +46,13 @@ type TableConfig[E any] struct {
 	// of a ScopedProjection is about. Default: none, and Run refuses a
 	// projection whose scope needs one.
 	AggregateTypeColumn, BoundedContextColumn string
-	// Columns are what Scan gets, in this order. Required.
+	// Columns are what an event is made of. Required.
 	Columns []string
-	// Scan makes an event of one row: it calls scan once, with a destination
-	// for each of Columns. Required.
-	Scan func(scan func(dest ...any) error) (E, error)
+	// Fields appends to dest where each of Columns goes in an event, in this order, and
+	// returns dest: pointers as for sql.Rows.Scan, or a sql.Scanner where a value has
+	// to be converted. It is called for each row, with a zero event, and takes no
+	// allocation of its own for it. Required.
+	Fields func(e *E, dest []any) []any
 	// Key returns what the library has to know of an event, which saves reading
 	// those columns a second time, beside Columns. Default: they are read.
 	Key func(E) EventKey
@@ -102,11 +105,14 @@ func NewTable[E any](db *sql.DB, cfg TableConfig[E]) (*Table[E], error) {
 	if db == nil {
 		return nil, fmt.Errorf("%w: NewTable was given a nil database", ErrInvalidConfig)
 	}
-	if cfg.Scan == nil {
-		return nil, tableError("Scan", "is nil")
+	if cfg.Fields == nil {
+		return nil, tableError("Fields", "is nil")
 	}
 	if len(cfg.Columns) == 0 {
 		return nil, tableError("Columns", "is empty")
+	}
+	if n := len(cfg.Fields(new(E), nil)); n != len(cfg.Columns) {
+		return nil, tableError("Fields", fmt.Sprintf("returns %d destinations, for %d Columns", n, len(cfg.Columns)))
 	}
 	for _, d := range []struct {
 		value    *string
@@ -160,11 +166,10 @@ func NewEventTable(db *sql.DB, table string) (*Table[Event], error) {
 			"event_id", "event_type", "event_version", "payload", "trace_id", "correlation_id",
 			"causation_id", "metadata", "created_at",
 		},
-		Scan: func(scan func(dest ...any) error) (e Event, err error) {
-			err = scan(&e.GlobalPosition, &e.BoundedContext, &e.AggregateType, &e.AggregateID, &e.AggregateVersion,
+		Fields: func(e *Event, dest []any) []any {
+			return append(dest, &e.GlobalPosition, &e.BoundedContext, &e.AggregateType, &e.AggregateID, &e.AggregateVersion,
 				&e.EventID, &e.EventType, &e.EventVersion, &e.Payload, &e.TraceID, &e.CorrelationID,
 				&e.CausationID, &e.Metadata, &e.CreatedAt)
-			return e, err
 		},
 		Key: func(e Event) EventKey {
 			return EventKey{e.GlobalPosition, e.AggregateID, e.AggregateType, e.BoundedContext}
@@ -224,7 +229,7 @@ func (t *Table[E]) read(ctx context.Context, s Scope, after int64, limit, bytes 
 			bounds = append(bounds, action.Through)
 		}
 		p, err = t.page(ctx, query, append(bounds, args...), limit, bytes)
-		answer.Cut = p.more
+		answer.Cut, answer.Positions = p.more, slices.Grow(answer.Positions, len(p.events))
 		for i := range p.events {
 			answer.Positions = append(answer.Positions, p.events[i].Position)
 		}
@@ -343,12 +348,17 @@ func (t *Table[E]) page(ctx context.Context, query string, args []any, limit, by
 	}
 	defer rows.Close()
 	p.events = make([]Record[E], 0, min(limit, 1000))
-	scan := t.scanner(rows)
+	var dest []any
 	for rows.Next() {
-		p.events = append(p.events, Record[E]{})
+		p.events = slices.Grow(p.events, 1)[:len(p.events)+1] // and not append, which clears it again
 		r := &p.events[len(p.events)-1]
-		if err := scan(r); err != nil {
+		dest = t.fields(r, dest[:0])
+		if err := rows.Scan(dest...); err != nil {
 			return p, fmt.Errorf("read an event from %s after position %d: %w", t.sql.Name, r.Position, err)
+		}
+		if key := t.cfg.Key; key != nil {
+			k := key(r.Event)
+			r.Position, r.AggregateID, r.AggregateType, r.BoundedContext = k.Position, k.AggregateID, k.AggregateType, k.BoundedContext
 		}
 		if p.bytes += t.cfg.Size(r.Event); bytes > 0 && p.bytes > bytes && len(p.events) < limit {
 			p.more = true
@@ -361,32 +371,19 @@ func (t *Table[E]) page(ctx context.Context, query string, args []any, limit, by
 	return p, nil
 }
 
-// scanner returns what fills a record from the row that rows are at.
-func (t *Table[E]) scanner(rows *sql.Rows) func(*Record[E]) error {
-	if key := t.cfg.Key; key != nil {
-		return func(r *Record[E]) (err error) {
-			r.Event, err = t.cfg.Scan(rows.Scan)
-			k := key(r.Event)
-			r.Position, r.AggregateID, r.AggregateType, r.BoundedContext = k.Position, k.AggregateID, k.AggregateType, k.BoundedContext
-			return err
-		}
+// fields appends to dest where what was selected goes in a record.
+func (t *Table[E]) fields(r *Record[E], dest []any) []any {
+	if t.cfg.Key != nil {
+		return t.cfg.Fields(&r.Event, dest)
 	}
-	var dest []any
-	scan := func(columns ...any) error {
-		dest = append(dest, columns...)
-		return rows.Scan(dest...)
+	dest = append(dest, &r.Position, &r.AggregateID)
+	if t.cfg.AggregateTypeColumn != "" {
+		dest = append(dest, &r.AggregateType)
 	}
-	return func(r *Record[E]) (err error) {
-		dest = append(dest[:0], &r.Position, &r.AggregateID)
-		if t.cfg.AggregateTypeColumn != "" {
-			dest = append(dest, &r.AggregateType)
-		}
-		if t.cfg.BoundedContextColumn != "" {
-			dest = append(dest, &r.BoundedContext)
-		}
-		r.Event, err = t.cfg.Scan(scan)
-		return err
+	if t.cfg.BoundedContextColumn != "" {
+		dest = append(dest, &r.BoundedContext)
 	}
+	return t.cfg.Fields(&r.Event, dest)
 }
 
 // A Gap is a position that readers wait at.

@@ -87,10 +87,7 @@ func tableOf(t testing.TB, db *sql.DB, change ...func(*orchestrator.TableConfig[
 	t.Helper()
 	cfg := orchestrator.TableConfig[int64]{
 		Columns: []string{"global_position"},
-		Scan: func(scan func(dest ...any) error) (n int64, err error) {
-			err = scan(&n)
-			return n, err
-		},
+		Fields:  func(n *int64, dest []any) []any { return append(dest, n) },
 	}
 	for _, f := range change {
 		f(&cfg)

@@ -70,11 +70,10 @@ func newTable(k tableKey) (*eventsTable, error) {
 			"event_id", "event_type", "event_version", "payload", "trace_id", "correlation_id",
 			"causation_id", "metadata", "created_at",
 		},
-		Scan: func(scan func(dest ...any) error) (e es.PersistedEvent, err error) {
-			err = scan(&e.GlobalPosition, &e.BoundedContext, &e.AggregateType, &e.AggregateID, &e.AggregateVersion,
+		Fields: func(e *es.PersistedEvent, dest []any) []any {
+			return append(dest, &e.GlobalPosition, &e.BoundedContext, &e.AggregateType, &e.AggregateID, &e.AggregateVersion,
 				&e.EventID, &e.EventType, &e.EventVersion, &e.Payload, &e.TraceID, &e.CorrelationID,
 				&e.CausationID, &e.Metadata, &e.CreatedAt)
-			return e, err
 		},
 		Key: func(e es.PersistedEvent) root.EventKey {
 			return root.EventKey{

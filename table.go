@@ -3,7 +3,6 @@ package orchestrator
 import (
 	"context"
 	"database/sql"
-	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -425,33 +424,24 @@ func (t *Table[E]) timeOf(e E) (at time.Time) {
 // Check makes sure that the table and its columns exist and may be read, and
 // that it can be read without losing events.
 func (t *Table[E]) Check(ctx context.Context) error {
-	var standby bool
-	if err := t.db.QueryRowContext(ctx, `SELECT pg_is_in_recovery()`).Scan(&standby); err != nil {
-		return fmt.Errorf("check events table %s: %w", t.sql.Name, err)
-	}
-	if standby {
-		return fmt.Errorf("check events table %s: the server is a standby; events can be read without loss on the primary only, where their transactions are seen", t.sql.Name)
-	}
 	if err := t.checkColumns(ctx); err != nil {
 		return fmt.Errorf("check events table: %w", err)
 	}
+	var standby bool
 	var kind string
-	if err := t.db.QueryRowContext(ctx, `SELECT relkind::text FROM pg_class WHERE oid = $1::regclass`, t.sql.Name).Scan(&kind); err != nil {
-		return fmt.Errorf("check events table %s: %w", t.sql.Name, err)
-	}
-	if kind != "r" && kind != "p" {
-		return fmt.Errorf("check events table %s: it is a view or a foreign table, and an insert does not lock that, so events would be lost; name the table itself", t.sql.Name)
-	}
-	var sequence string
-	var cache int64
-	err := t.db.QueryRowContext(ctx, sequenceSQL, t.sql.Name, t.cfg.PositionColumn).Scan(&sequence, &cache)
+	var sequence sql.NullString // none: positions are filled in some other way, which can't be judged here
+	var cache sql.NullInt64
+	err := t.db.QueryRowContext(ctx, tableSQL, t.sql.Name, t.cfg.PositionColumn).Scan(&standby, &kind, &sequence, &cache)
 	switch {
-	case errors.Is(err, sql.ErrNoRows): // filled in some other way; that can't be judged here
 	case err != nil:
-		return fmt.Errorf("check the sequence of %s: %w", t.sql.Name, err)
-	case cache > 1:
+		return fmt.Errorf("check events table %s: %w", t.sql.Name, err)
+	case standby:
+		return fmt.Errorf("check events table %s: the server is a standby; events can be read without loss on the primary only, where their transactions are seen", t.sql.Name)
+	case kind != "r" && kind != "p":
+		return fmt.Errorf("check events table %s: it is a view or a foreign table, and an insert does not lock that, so events would be lost; name the table itself", t.sql.Name)
+	case cache.Int64 > 1:
 		return fmt.Errorf("check events table %s: sequence %s has CACHE %d, so a session may use an old position in a new transaction, and events would be lost; ALTER SEQUENCE %s CACHE 1, and let the writers reconnect",
-			t.sql.Name, sequence, cache, sequence)
+			t.sql.Name, sequence.String, cache.Int64, sequence.String)
 	}
 	return nil
 }
@@ -473,16 +463,20 @@ func (t *Table[E]) checkColumns(ctx context.Context) error {
 	return err
 }
 
-// sequenceSQL finds the sequence of a column: its own (serial, identity) or the
-// one that its default names.
-const sequenceSQL = `
-SELECT s.seqrelid::regclass::text, s.seqcache
-  FROM pg_attribute a
-  LEFT JOIN pg_attrdef f ON f.adrelid = a.attrelid AND f.adnum = a.attnum
-  JOIN pg_depend d ON d.deptype = ANY ('{a,i,n}')
-   AND (d.refclassid = 'pg_class'::regclass AND d.refobjid = a.attrelid AND d.refobjsubid = a.attnum
-        AND d.classid = 'pg_class'::regclass
-     OR d.classid = 'pg_attrdef'::regclass AND d.objid = f.oid AND d.refclassid = 'pg_class'::regclass)
-  JOIN pg_sequence s ON s.seqrelid IN (d.objid, d.refobjid)
- WHERE a.attrelid = $1::regclass AND a.attname = $2
- ORDER BY s.seqcache DESC LIMIT 1`
+// tableSQL finds what kind of table it is, and the sequence of a column: its own
+// (serial, identity) or the one that its default names.
+const tableSQL = `
+SELECT pg_is_in_recovery(), t.relkind::text, s.name, s.cache
+  FROM pg_class t
+  LEFT JOIN LATERAL (
+       SELECT s.seqrelid::regclass::text AS name, s.seqcache AS cache
+         FROM pg_attribute a
+         LEFT JOIN pg_attrdef f ON f.adrelid = a.attrelid AND f.adnum = a.attnum
+         JOIN pg_depend d ON d.deptype = ANY ('{a,i,n}')
+          AND (d.refclassid = 'pg_class'::regclass AND d.refobjid = a.attrelid AND d.refobjsubid = a.attnum
+               AND d.classid = 'pg_class'::regclass
+            OR d.classid = 'pg_attrdef'::regclass AND d.objid = f.oid AND d.refclassid = 'pg_class'::regclass)
+         JOIN pg_sequence s ON s.seqrelid IN (d.objid, d.refobjid)
+        WHERE a.attrelid = t.oid AND a.attname = $2
+        ORDER BY s.seqcache DESC LIMIT 1) s ON true
+ WHERE t.oid = $1::regclass`

@@ -8,7 +8,10 @@ import (
 	"sync"
 	"time"
 
+	"github.com/lib/pq"
+
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
+	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
 // A fleet is workers of one replica set that come and go.
@@ -31,6 +34,7 @@ type fleet struct {
 	events     *appender
 	ledger     *ledger // what those have handled
 	watched    *sql.Conn
+	told       *pq.Listener // hears when a generation may have become active
 
 	members []*member // that have not left, in the order in which they joined
 	reports chan report
@@ -59,6 +63,10 @@ func newFleet(ctx context.Context, b *bench, poolMax int) (*fleet, error) {
 		events: &appender{d: d, versions: map[int]int64{}},
 	}
 	if f.watched, err = d.db.Conn(ctx); err != nil {
+		return nil, err
+	}
+	f.told = pq.NewListener(d.url, time.Second, time.Second, nil)
+	if err := f.told.Listen(store.Channel); err != nil {
 		return nil, err
 	}
 	if f.pool, err = d.pool("worker"); err != nil {
@@ -128,8 +136,16 @@ func (f *fleet) generation(ctx context.Context) (generation int64, active bool, 
 // after the given one, and returns when that was.
 func (f *fleet) settle(ctx context.Context, after int64) (at time.Time, generation int64, err error) {
 	under := map[*member]report{}
-	tick := time.NewTicker(time.Millisecond)
+	tick := time.NewTicker(20 * time.Millisecond) // for what was not told
 	defer tick.Stop()
+	mark := func() error {
+		g, active, err := f.generation(ctx)
+		if err != nil || !active || g <= after || g <= f.active {
+			return err
+		}
+		f.active = g
+		return f.events.append(ctx, marks(len(f.members)*max(f.partitions, 1)))
+	}
 	for {
 		for _, m := range f.members {
 			select {
@@ -148,17 +164,13 @@ func (f *fleet) settle(ctx context.Context, after int64) (at time.Time, generati
 			return at, 0, f.ledger.fault
 		case <-ctx.Done():
 			return at, 0, fmt.Errorf("waiting for %d workers to work: %w", len(f.members), context.Cause(ctx))
+		case <-f.told.Notify:
+			err = mark()
 		case <-tick.C:
-			g, active, err := f.generation(ctx)
-			if err != nil {
-				return at, 0, err
-			}
-			if active && g > after && g > f.active {
-				f.active = g
-				if err := f.events.append(ctx, marks(len(f.members)*max(f.partitions, 1))); err != nil {
-					return at, 0, err
-				}
-			}
+			err = mark()
+		}
+		if err != nil {
+			return at, 0, err
 		}
 	}
 }
@@ -181,6 +193,7 @@ func (f *fleet) agreed(under map[*member]report) (at time.Time, generation int64
 // end waits until all events are handled, has everybody leave, and checks.
 func (f *fleet) end(ctx context.Context) error {
 	defer f.watched.Close()
+	defer f.told.Close()
 	defer f.pool.Close()
 	err := f.caughtUp(ctx)
 	for len(f.members) > 0 {

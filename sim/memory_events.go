@@ -34,6 +34,7 @@ func (c *memoryConnection) load(l store.Lane, done func(protocol.Found, error)) 
 	var found protocol.Found
 	if r := c.checkpoint(nil, l); err == nil && r != nil {
 		found = c.found(r)
+		found.NoneParked = found.Exists && len(c.lot(l)) == 0
 	}
 	done(found, err)
 }

@@ -26,13 +26,17 @@ func (c *memoryConnection) parked(l store.Lane, done func([]protocol.Parked, err
 		done(nil, err)
 		return
 	}
-	var out []protocol.Parked
-	for _, r := range c.projection(l.Projection).parked {
+	done(c.lot(l), nil)
+}
+
+// lot returns what is committed of a lane's parked events.
+func (m *memory) lot(l store.Lane) (out []protocol.Parked) {
+	for _, r := range m.projection(l.Projection).parked {
 		if v := r.committed; v != nil && v.Slot%l.Assignment.Total == l.Assignment.Partition {
 			out = append(out, *v)
 		}
 	}
-	done(out, nil)
+	return out
 }
 
 // statement begins a transaction for one statement. done is told how it ended:

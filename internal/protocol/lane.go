@@ -321,7 +321,7 @@ func (l *Lane) advance(now time.Time, s Signals, a LaneAnswer) LaneAction {
 		if !ok {
 			return l.databaseFailed(&l.failures, a, load)
 		}
-		return l.loaded(now, a.Found)
+		return l.loaded(now, s, a.Found)
 	case LaneFind:
 		switch {
 		case !ok:
@@ -329,7 +329,7 @@ func (l *Lane) advance(now time.Time, s Signals, a LaneAnswer) LaneAction {
 		case l.resolving:
 			return l.resolve(now, s, a.Found)
 		}
-		return l.loaded(now, a.Found)
+		return l.loaded(now, s, a.Found)
 	case LaneLook:
 		return l.look(now, s, a)
 	case LaneRead:
@@ -392,13 +392,16 @@ func (l *Lane) databaseFailed(failures *int, a LaneAnswer, resume func(*Lane, ti
 
 // loaded takes the checkpoint that activation left for this lane. One that has a
 // track was only waited for.
-func (l *Lane) loaded(now time.Time, found Found) LaneAction {
+func (l *Lane) loaded(now time.Time, s Signals, found Found) LaneAction {
 	if !found.Exists || found.Generation != l.assignment.Generation {
 		return LaneAction{Do: LaneEnd, End: Alone}
 	}
 	if l.track == nil {
 		l.failures = 0
 		l.track = NewTrack(l.assignment.Partition, l.assignment.Total, found.Checkpoint, now)
+	}
+	if found.NoneParked {
+		return l.look(now, s, LaneAnswer{})
 	}
 	return LaneAction{Do: LaneLook}
 }

@@ -21,7 +21,8 @@ import (
 //
 // Who owns the slots of a parked event is in its row, so rows need no hand-over.
 // The lane reads them after it has found its checkpoint, under its own generation:
-// whatever was parked under an older one has been by then, or never will be.
+// whatever was parked under an older one has been by then, or never will be. So what
+// saw that checkpoint sees those rows, and where it saw none, there are none to read.
 //
 // What operators want, they write into the rows, and the lane carries it out
 // between two batches. While it works at one event, that is in hand.

@@ -56,11 +56,23 @@ func TestLaneParks(t *testing.T) {
 			}
 		}
 	)
+	none := found(5, 10)
+	none.Found.NoneParked = true
 	for _, tt := range []struct {
 		name   string
 		config LaneConfig
 		turns  []turn
 	}{
+		{"what found the checkpoint found nothing parked: no look, until there is", LaneConfig{}, slices.Concat([]turn{
+			{answer: ok, want: "load"},
+			{answer: none, want: "read 4 after 10"},
+			{answer: aggregates(11, "a", "a"), want: "handle 0+1"},
+		}, twice(11, 12), []turn{
+			{answer: fault, want: "park 1, 10 to 11 at 11, attempt 2"},
+			{answer: ok, want: "read 4 after 12"},
+			{answer: ok, want: "park 1, 11 to 12"},
+			{answer: ok, want: "look", later: time.Second},
+		})},
 		{"parked with the later events of its aggregate, and others go on", LaneConfig{}, slices.Concat(begin(), []turn{
 			{answer: aggregates(11, "a", "a", "b"), want: "handle 0+1"},
 		}, twice(11, 13), []turn{

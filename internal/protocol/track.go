@@ -250,6 +250,8 @@ type Found struct {
 	Generation int64
 	Checkpoint Checkpoint
 	Exists     bool
+	// NoneParked: nor is there a row of a parked event for the lane to read.
+	NoneParked bool
 }
 
 // Resolve says what has become of the commit from the lane's checkpoint to

@@ -26,22 +26,23 @@ type Lane struct {
 // String shows the lane as "projection orders, generation 3 partition 0/2".
 func (l Lane) String() string { return fmt.Sprintf("projection %s, %s", l.Projection, l.Assignment) }
 
-// Load returns the lane's checkpoint.
+// Load returns the lane's checkpoint, and whether any events are parked beside it.
 func (s *Store) Load(ctx context.Context, l Lane) (protocol.Found, error) {
-	return s.find(ctx, l, "")
+	return s.find(ctx, l, fmt.Sprintf(noneParkedSQL, l.Assignment.Total), "")
 }
 
 // Find returns the lane's checkpoint as it is once every transaction that has
-// written it has ended.
+// written it has ended. It can't tell what is parked: a statement that has waited for
+// a row reads that one again, and everything else as it was before.
 func (s *Store) Find(ctx context.Context, l Lane) (protocol.Found, error) {
-	return s.find(ctx, l, " FOR UPDATE")
+	return s.find(ctx, l, "false", " FOR UPDATE")
 }
 
-func (s *Store) find(ctx context.Context, l Lane, lock string) (protocol.Found, error) {
+func (s *Store) find(ctx context.Context, l Lane, noneParked, lock string) (protocol.Found, error) {
 	var f protocol.Found
 	var ahead sql.NullString
-	query := fmt.Sprintf(s.sql.findCheckpoint, pq.QuoteLiteral(l.Projection), l.Assignment.Partition) + lock
-	err := s.db.QueryRowContext(ctx, query).Scan(&f.Generation, &f.Checkpoint.Position, &ahead)
+	query := fmt.Sprintf(s.sql.findCheckpoint, noneParked, pq.QuoteLiteral(l.Projection), l.Assignment.Partition) + lock
+	err := s.db.QueryRowContext(ctx, query).Scan(&f.Generation, &f.Checkpoint.Position, &ahead, &f.NoneParked)
 	if errors.Is(err, sql.ErrNoRows) {
 		return protocol.Found{}, nil
 	}

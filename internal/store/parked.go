@@ -28,6 +28,10 @@ SELECT position, slot, aggregate_id, attempts, parked_at, coalesce(request, '')
   FROM orchestrator_parked
  WHERE projection = $1 AND slot % $2::integer = $3::integer ORDER BY position`
 
+	// noneParkedSQL says of a checkpoint, c, that there are no such rows.
+	noneParkedSQL = `
+       NOT EXISTS (SELECT FROM orchestrator_parked p WHERE p.projection = c.projection AND p.slot %% %d = c.partition)`
+
 	// The fence is that of Save. Without its moved,
 	//  1. w1 is about to park 12, and freezes;
 	//  2. w2 takes over, its handler succeeds at 12, it commits 12;

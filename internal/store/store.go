@@ -721,7 +721,7 @@ WITH dropped AS (DELETE FROM orchestrator_checkpoints WHERE replica_set = {set} 
 		saveCheckpoints: format(saveCheckpointsSQL),
 
 		findCheckpoint: format(`
-SELECT generation, position, ahead FROM orchestrator_checkpoints
+SELECT generation, position, ahead, %s FROM orchestrator_checkpoints c
  WHERE replica_set = {set} AND projection = %s AND partition = %d`),
 
 		commitKeeping:  put(fmt.Sprintf(commitSQL, "ahead")),

@@ -56,6 +56,13 @@ func (s *set) lot(l store.Lane, want ...string) {
 	if !slices.Equal(got, want) {
 		s.t.Errorf("%s has parked %q, want %q", l, got, want)
 	}
+	found, err := s.store.Load(s.t.Context(), l)
+	if err != nil {
+		s.t.Fatalf("load %s: %v", l, err)
+	}
+	if none := found.Exists && len(want) == 0; found.NoneParked != none {
+		s.t.Errorf("%s has parked %q, and Load says that none are: %t", l, want, found.NoneParked)
+	}
 }
 
 // A park moves the checkpoint and writes rows, or does neither.

@@ -191,7 +191,7 @@ func (f *feed[E]) read(r protocol.Fetch, patience time.Duration, ended chan stru
 // A sizedStore is an event store that ends a page where it gets too large, and
 // can leave out what is in the slots of others.
 type sizedStore[E any] interface {
-	read(ctx context.Context, s Scope, after int64, limit, bytes int) (page[E], error)
+	read(ctx context.Context, s Scope, after int64, limit, bytes int, few bool) (page[E], error)
 	readOwn(ctx context.Context, slots *protocol.SlotSet, after int64, limit, bytes int) (page[E], error)
 }
 
@@ -222,7 +222,7 @@ func (f *feed[E]) page(ctx context.Context, r protocol.Fetch) (p page[E], err er
 	case ok && r.Slots != nil:
 		return s.readOwn(ctx, r.Slots, r.After, r.Limit, r.Bytes)
 	case ok:
-		return s.read(ctx, scope, r.After, r.Limit, r.Bytes)
+		return s.read(ctx, scope, r.After, r.Limit, r.Bytes, !r.More)
 	}
 	last := r.After
 	if scope.all() {

@@ -33,7 +33,7 @@ func (s scope) BoundedContexts() []string { return s.contexts }
 
 const insertScoped = `
 INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
-SELECT (ARRAY['sales', 'identity', 'billing'])[1 + i %% 3], (ARRAY['Order', 'User'])[1 + i %% 2], '%[1]s' || i %% 30, i, gen_random_uuid(), 'happened', 'x'
+SELECT (ARRAY['sales', 'identity', 'billing'])[1 + i %% 3], (ARRAY['Order', 'User''s \'])[1 + i %% 2], '%[1]s' || i %% 30, i, gen_random_uuid(), 'happened', 'x'
   FROM generate_series(1, $1) AS i`
 
 // Each projection gets what is within its scope, and nothing else, while
@@ -44,6 +44,7 @@ func TestScopedProjections(t *testing.T) {
 		"orders":          {types: []string{"Order"}},
 		"sales":           {contexts: []string{"sales"}},
 		"orders in sales": {types: []string{"Order"}, contexts: []string{"sales", "billing"}},
+		"users":           {types: []string{`User's \`}}, // to be quoted
 		"nothing":         {types: []string{"Invoice"}},
 		"everything":      {},
 	}

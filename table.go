@@ -183,7 +183,7 @@ const eventSize = 600
 
 // Read implements EventStore.
 func (t *Table[E]) Read(ctx context.Context, after int64, limit int) ([]Record[E], error) {
-	p, err := t.read(ctx, Scope{}, after, limit, 0)
+	p, err := t.read(ctx, Scope{}, after, limit, 0, false)
 	return p.events, err
 }
 
@@ -199,7 +199,7 @@ func (t *Table[E]) Scoped(s Scope) (ReadFunc[E], error) {
 		}
 	}
 	return func(ctx context.Context, after int64, limit int) ([]Record[E], int64, error) {
-		p, err := t.read(ctx, s, after, limit, 0)
+		p, err := t.read(ctx, s, after, limit, 0, false)
 		return p.events, p.passed, err
 	}, nil
 }
@@ -214,20 +214,18 @@ type page[E any] struct {
 }
 
 // read reads the events of a scope above after, at most limit of them, and not
-// many more once they exceed bytes, if that is not 0.
-func (t *Table[E]) read(ctx context.Context, s Scope, after int64, limit, bytes int) (p page[E], err error) {
+// many more once they exceed bytes, if that is not 0. Where few are to be expected, it
+// saves a round trip, and where many are, bytes.
+func (t *Table[E]) read(ctx context.Context, s Scope, after int64, limit, bytes int, few bool) (p page[E], err error) {
 	reading := protocol.NewReading(&t.horizon, after, limit)
-	query, args := t.sql.Page, []any(nil)
 	if !s.all() {
 		reading = reading.Scoped()
-		query, args = t.sql.Scoped(s.AggregateTypes, s.BoundedContexts)
 	}
 	done, head, err := t.carry(ctx, &reading, func(action protocol.ReadAction, answer *protocol.ReadAnswer) (err error) {
-		bounds := []any{after, limit}
-		if action.Through != 0 {
-			bounds = append(bounds, action.Through)
-		}
-		p, err = t.page(ctx, query, append(bounds, args...), limit, bytes)
+		query, args := t.sql.Page(eventtable.Range{
+			After: after, Through: action.Through, Limit: limit, Types: s.AggregateTypes, Contexts: s.BoundedContexts, Literals: few,
+		})
+		p, err = t.page(ctx, query, args, limit, bytes)
 		answer.Cut, answer.Positions = p.more, slices.Grow(answer.Positions, len(p.events))
 		for i := range p.events {
 			answer.Positions = append(answer.Positions, p.events[i].Position)
@@ -448,19 +446,22 @@ func (t *Table[E]) Check(ctx context.Context) error {
 
 // checkColumns reads an event, with every column that is named.
 func (t *Table[E]) checkColumns(ctx context.Context) error {
-	if _, err := t.page(ctx, t.sql.Page, []any{0, 1}, 1, 0); err != nil {
-		return err
-	}
-	var scope Scope
+	whole := eventtable.Range{Limit: 1, Literals: true}
+	scoped := whole
+	scoped.Through = 1 // nothing is in this scope, and not all events are to be looked at for it
 	if t.cfg.AggregateTypeColumn != "" {
-		scope.AggregateTypes = []string{""}
+		scoped.Types = []string{""}
 	}
 	if t.cfg.BoundedContextColumn != "" {
-		scope.BoundedContexts = []string{""}
+		scoped.Contexts = []string{""}
 	}
-	query, args := t.sql.Scoped(scope.AggregateTypes, scope.BoundedContexts)
-	_, err := t.page(ctx, query, append([]any{0, 1, 0}, args...), 1, 0)
-	return err
+	for _, r := range []eventtable.Range{whole, scoped} {
+		query, args := t.sql.Page(r)
+		if _, err := t.page(ctx, query, args, 1, 0); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // tableSQL finds what kind of table it is, and the sequence of a column: its own

@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
+	"slices"
 
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 )
@@ -67,6 +68,46 @@ func readFloor(ctx context.Context, pool *sql.DB, l *ledger, query string, limit
 			l.note(&page[i])
 		}
 		after = page[len(page)-1].GlobalPosition
+	}
+	return nil
+}
+
+// commitFloor is the bare loop that also keeps where it is, as often as asked: another
+// connection reads ahead, and all that happens every so many events is an UPDATE of one
+// row that commits by itself. Who wants no more than that many events repeated after a
+// crash can't do less.
+func commitFloor(ctx context.Context, pool *sql.DB, l *ledger, every int) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	pages, failed := make(chan []orchestrator.Event, 1), make(chan error, 1)
+	go func() {
+		for after := int64(0); ctx.Err() == nil; {
+			page, err := readEvents(ctx, pool, make([]orchestrator.Event, 0, pageMax), wholeStream, after, pageMax)
+			if err != nil {
+				failed <- err
+				return
+			}
+			after = page[len(page)-1].GlobalPosition
+			select {
+			case pages <- page:
+			case <-ctx.Done():
+			}
+		}
+	}()
+	for l.count.Load() < l.want {
+		select {
+		case page := <-pages:
+			for batch := range slices.Chunk(page, every) {
+				for i := range batch {
+					l.note(&batch[i])
+				}
+				if _, err := pool.ExecContext(ctx, `UPDATE commits SET n = n + 1`); err != nil {
+					return err
+				}
+			}
+		case err := <-failed:
+			return err
+		}
 	}
 	return nil
 }

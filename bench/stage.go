@@ -86,15 +86,24 @@ func (b *bench) empty(ctx context.Context) (*database, error) {
 // poolSize is enough for whoever uses a pool alone; nobody gets another.
 const poolSize = 20
 
-// pool opens the database as the README advises: idle connections are kept, and
-// a statement takes one round trip.
-func (d *database) pool(application string) (*sql.DB, error) {
+// pool opens the database as the README advises: idle connections are kept.
+func (d *database) pool(application string) (*sql.DB, error) { return d.open(application, nil) }
+
+// poolerPool opens it with what lib/pq needs behind a transaction pooler: what takes two
+// round trips takes one, and bytes come as text.
+func (d *database) poolerPool(application string) (*sql.DB, error) {
+	return d.open(application, map[string]string{"binary_parameters": "yes"})
+}
+
+func (d *database) open(application string, options map[string]string) (*sql.DB, error) {
 	u, err := url.Parse(d.url)
 	if err != nil {
 		return nil, err
 	}
 	q := u.Query()
-	q.Set("binary_parameters", "yes")
+	for option, value := range options {
+		q.Set(option, value)
+	}
 	q.Set("application_name", application)
 	u.RawQuery = q.Encode()
 	db, err := sql.Open("postgres", u.String())

@@ -124,18 +124,6 @@ func throughput(ctx context.Context, b *bench) ([]row, error) {
 		return nil, err
 	}
 	all, half, tenth := d.events/2, d.events/4, d.events/20
-	library := func(batch, projections int, through int64) func(context.Context, *sql.DB) (float64, error) {
-		return func(ctx context.Context, pool *sql.DB) (float64, error) {
-			var ps []orchestrator.Projection[orchestrator.Event]
-			var ledgers []*ledger
-			for range projections {
-				l := newLedger(through, through, pageMax)
-				ledgers = append(ledgers, l)
-				ps = append(ps, checking{name: b.fresh("p"), ledger: l})
-			}
-			return runLibrary(ctx, pool, b.fresh("set"), batch, ps, ledgers)
-		}
-	}
 	byHand := func(batch, projections, partitions int, through int64) func(context.Context, *sql.DB) (float64, error) {
 		return func(ctx context.Context, pool *sql.DB) (float64, error) {
 			h := handrun{pool: pool, partitions: partitions, batch: batch, through: through}
@@ -154,22 +142,72 @@ func throughput(ctx context.Context, b *bench) ([]row, error) {
 		}
 	}
 	return b.race(ctx, d, 5, []contender{
-		{"throughput/floor", func(ctx context.Context, pool *sql.DB) (float64, error) {
-			l := newLedger(all, all, pageMax)
-			return rateOf(ctx, []*ledger{l}, func(ctx context.Context) error { return readFloor(ctx, pool, l, wholeStream, pageMax) })
+		{"throughput/floor", readingFloor(all), 0},
+		{"throughput/floor-100", func(ctx context.Context, pool *sql.DB) (float64, error) {
+			l := newLedger(half, half, pageMax)
+			return rateOf(ctx, []*ledger{l}, func(ctx context.Context) error {
+				return commitFloor(ctx, pool, l, orchestrator.DefaultBatchSize)
+			})
 		}, 0},
-		{"throughput/library-1000", library(1000, 1, all), 0.9},
-		{"throughput/library-100", library(orchestrator.DefaultBatchSize, 1, half), 0.75},
+		{"throughput/library-1000", b.reading(1000, 1, all), 0.9},
+		{"throughput/library-100", b.reading(orchestrator.DefaultBatchSize, 1, half), 0.75},
 		{"throughput/by-hand-1000", byHand(1000, 1, 1, all), 0},
 		{"throughput/by-hand-100", byHand(100, 1, 1, half), 0},
-		{"throughput/library-5-projections", library(1000, 5, half), 0.7},
+		{"throughput/library-5-projections", b.reading(1000, 5, half), 0.7},
 		{"throughput/by-hand-5-projections", byHand(1000, 5, 1, half), 0},
 		{"throughput/by-hand-16-segments", byHand(1000, 1, 16, tenth), 0},
 	})
 }
 
-// pageMax is the largest page that anybody reads.
+// pageMax is the largest page that a bare loop, or one by hand, reads, and the largest
+// batch that anybody handles.
 const pageMax = 1000
+
+// readingFloor is the bare loop over the events up to a position.
+func readingFloor(through int64) func(context.Context, *sql.DB) (float64, error) {
+	return func(ctx context.Context, pool *sql.DB) (float64, error) {
+		l := newLedger(through, through, pageMax)
+		return rateOf(ctx, []*ledger{l}, func(ctx context.Context) error { return readFloor(ctx, pool, l, wholeStream, pageMax) })
+	}
+}
+
+// reading is one worker over the same.
+func (b *bench) reading(batch, projections int, through int64) func(context.Context, *sql.DB) (float64, error) {
+	return func(ctx context.Context, pool *sql.DB) (float64, error) {
+		var ps []orchestrator.Projection[orchestrator.Event]
+		var ledgers []*ledger
+		for range projections {
+			l := newLedger(through, through, pageMax)
+			ledgers = append(ledgers, l)
+			ps = append(ps, checking{name: b.fresh("p"), ledger: l})
+		}
+		return runLibrary(ctx, pool, b.fresh("set"), batch, ps, ledgers)
+	}
+}
+
+// pooler: 1 KB of bytes is sent as 2 KB of text.
+func pooler(ctx context.Context, b *bench) ([]row, error) {
+	d, err := b.full(ctx)
+	if err != nil {
+		return nil, err
+	}
+	through := d.events / 2
+	with := func(run func(context.Context, *sql.DB) (float64, error)) func(context.Context, *sql.DB) (float64, error) {
+		return func(ctx context.Context, _ *sql.DB) (float64, error) {
+			pool, err := d.poolerPool("bench")
+			if err != nil {
+				return 0, err
+			}
+			defer pool.Close()
+			return run(ctx, pool)
+		}
+	}
+	return b.race(ctx, d, 5, []contender{
+		{"pooler/floor", with(readingFloor(through)), 0},
+		{"pooler/library-1000", with(b.reading(1000, 1, through)), 0.9},
+		{"pooler/library-100", with(b.reading(orchestrator.DefaultBatchSize, 1, through)), 0.75},
+	})
+}
 
 // scoped: the same pages of what one projection wants, for both.
 func scoped(ctx context.Context, b *bench) ([]row, error) {

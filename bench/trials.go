@@ -18,6 +18,7 @@ type trial struct {
 func trials() []trial {
 	all := []trial{
 		{"throughput", "reading with a handler that only checks: the library, a bare loop (floor), and a processor written by hand", true, throughput},
+		{"pooler", "the same with binary_parameters=yes, which lib/pq needs behind a transaction pooler, on both sides", false, pooler},
 		{"scoped", "a projection that wants 1 % of the events: the library and a bare loop with the same WHERE", true, scoped},
 		{"transactional", "one INSERT of 1000 rows per batch, with the checkpoint in the same transaction: the library, the bare loop without a checkpoint, by hand", true, transactional},
 		{"waiting", "a handler that waits for 1 ms: four workers and one", false, waiting},

@@ -440,11 +440,11 @@ func (c *postgresConnection) page(s scope, after, through int64, limit int) ([]e
 	if err := c.free("page"); err != nil {
 		return nil, err
 	}
-	query, args := eventTable.Page, []any{after, limit}
+	r := eventtable.Range{After: after, Through: through, Limit: limit}
 	if s != "" {
-		scoped, types := eventTable.Scoped(s.types(), nil)
-		query, args = scoped, append(append(args, through), types...)
+		r.Types = s.types()
 	}
+	query, args := eventTable.Page(r)
 	return c.db.events("read events", query, args...)
 }
 

@@ -11,6 +11,8 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/lib/pq"
+
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
 )
 
@@ -24,17 +26,14 @@ var Layout string
 type Table struct {
 	// Name is quoted, for statements.
 	Name string
-	// Page reads position, aggregate id, aggregate type and bounded context,
-	// where there are such columns, and Columns, of the events above $1, at most
-	// $2 of them.
-	Page string
-	// Rows reads the same of the events at the positions in $1, an array as text.
+	// Rows reads what Page does of the events at the positions in $1, an array as text.
 	Rows string
 
-	config Config
-	keys   string
-	high   string
-	ahead  string
+	config   Config
+	selected string // the columns of a page
+	keys     string
+	high     string
+	ahead    string
 }
 
 // A Config names a table and its columns. Names are quoted; an empty schema is
@@ -53,9 +52,8 @@ func New(c Config) Table {
 		t.Name = Quote(c.Schema) + "." + t.Name
 	}
 	position := Quote(c.Position)
-	selected := t.selected()
-	t.Page = t.page("")
-	t.Rows = fmt.Sprintf(`SELECT %s FROM %s WHERE %s = ANY ($1::text::bigint[]) ORDER BY %[3]s`, selected, t.Name, position)
+	t.selected = strings.Join(selected(c), ", ")
+	t.Rows = fmt.Sprintf(`SELECT %s FROM %s WHERE %s = ANY ($1::text::bigint[]) ORDER BY %[3]s`, t.selected, t.Name, position)
 	t.keys = fmt.Sprintf(`SELECT %[1]s, %[2]s::text FROM %[3]s WHERE %[1]s > $1 ORDER BY %[1]s LIMIT $2`, position, Quote(c.Aggregate), t.Name)
 	t.high = fmt.Sprintf(`SELECT coalesce(max(%s), 0) FROM %s`, position, t.Name)
 	t.ahead = fmt.Sprintf(`
@@ -66,28 +64,63 @@ SELECT coalesce(max(position), $1::bigint), coalesce(min(before) FILTER (WHERE p
 	return t
 }
 
-func (t Table) page(where string) string {
-	position := Quote(t.config.Position)
-	return fmt.Sprintf(`SELECT %s FROM %s WHERE %s > $1%s ORDER BY %s LIMIT $2`,
-		t.selected(), t.Name, position, where, position)
-}
-
-// selected are the columns of a page.
-func (t Table) selected() string {
-	position := Quote(t.config.Position)
-	var selected []string
-	if !t.config.Keyed {
-		selected = []string{position, Quote(t.config.Aggregate) + "::text"}
-		for _, c := range []string{t.config.AggregateType, t.config.BoundedContext} {
+func selected(c Config) (selected []string) {
+	if !c.Keyed {
+		selected = []string{Quote(c.Position), Quote(c.Aggregate) + "::text"}
+		for _, c := range []string{c.AggregateType, c.BoundedContext} {
 			if c != "" {
 				selected = append(selected, Quote(c)+"::text")
 			}
 		}
 	}
-	for _, c := range t.config.Columns {
+	for _, c := range c.Columns {
 		selected = append(selected, Quote(c))
 	}
-	return strings.Join(selected, ", ")
+	return selected
+}
+
+// A Range is what to read of the events: those above After, up to Through unless that is
+// 0, at most Limit of them, of some aggregate types in some bounded contexts. No types are
+// all, and so are no contexts.
+type Range struct {
+	After, Through  int64
+	Limit           int
+	Types, Contexts []string
+	// Literals has the statement take no arguments. It takes one round trip then, whatever
+	// the driver; but lib/pq gets the result of such a statement as text, which for bytes
+	// is twice as long.
+	Literals bool
+}
+
+// Page returns what reads position, aggregate id, aggregate type and bounded context,
+// where there are such columns, and Columns, of the events in the range.
+func (t Table) Page(r Range) (query string, args []any) {
+	put := func(value any) string {
+		if text, ok := value.(string); ok && r.Literals {
+			return pq.QuoteLiteral(text)
+		} else if r.Literals {
+			return fmt.Sprint(value)
+		}
+		args = append(args, value)
+		return fmt.Sprintf("$%d", len(args))
+	}
+	position := Quote(t.config.Position)
+	where := fmt.Sprintf("%s > %s", position, put(r.After))
+	if r.Through != 0 {
+		where += fmt.Sprintf(" AND %s <= %s", position, put(r.Through))
+	}
+	for _, f := range []struct {
+		column string
+		values []string
+	}{{t.config.AggregateType, r.Types}, {t.config.BoundedContext, r.Contexts}} {
+		if len(f.values) == 0 {
+			continue
+		}
+		values, _ := json.Marshal(f.values) // strings always encode; drivers differ in how they take arrays
+		where += fmt.Sprintf(" AND %s::text = ANY (ARRAY(SELECT jsonb_array_elements_text(%s::jsonb)))", Quote(f.column), put(string(values)))
+	}
+	query = fmt.Sprintf(`SELECT %s FROM %s WHERE %s ORDER BY %s LIMIT %s`, t.selected, t.Name, where, position, put(r.Limit))
+	return query, args
 }
 
 // Keys returns the keys of the events above after, at most limit of them: what a
@@ -125,25 +158,6 @@ func Positions(positions []int64) string {
 		text = strconv.AppendInt(text, p, 10)
 	}
 	return string(append(text, '}'))
-}
-
-// Scoped returns what reads, like Page, the events up to $3 of some aggregate
-// types in some bounded contexts, and the arguments that go behind $3. No types
-// are all, and so are no contexts.
-func (t Table) Scoped(types, contexts []string) (page string, args []any) {
-	where := fmt.Sprintf(" AND %s <= $3", Quote(t.config.Position))
-	for _, f := range []struct {
-		column string
-		values []string
-	}{{t.config.AggregateType, types}, {t.config.BoundedContext, contexts}} {
-		if len(f.values) == 0 {
-			continue
-		}
-		values, _ := json.Marshal(f.values) // strings always encode; drivers differ in how they take arrays
-		args = append(args, string(values))
-		where += fmt.Sprintf(" AND %s::text = ANY (ARRAY(SELECT jsonb_array_elements_text($%d::jsonb)))", Quote(f.column), 3+len(args))
-	}
-	return t.page(where), args
 }
 
 // AheadMax is how many positions a look ahead takes in at most. They come from

@@ -279,12 +279,14 @@ func (w *window) drop() {
 
 // A Fetch is a read for a window: of its scope's events above After, at most
 // Limit of them, and not much more than Bytes. What is not in Slots may be left
-// out, unless that is nil.
+// out, unless that is nil. More says that the read before was cut short, so that
+// there will be many.
 type Fetch struct {
 	Window, Scope int
 	Slots         *SlotSet
 	After         int64
 	Limit, Bytes  int
+	More          bool
 }
 
 // Fetches returns the reads to begin now. Fetched takes what each has found, or
@@ -296,7 +298,7 @@ func (f *Feed) Fetches(now time.Time) []Fetch {
 		if f.due(w, now) {
 			w.reading = true
 			limit, bytes := f.page()
-			r := Fetch{Window: w.number, Scope: w.scope, After: w.end(), Limit: limit, Bytes: bytes}
+			r := Fetch{Window: w.number, Scope: w.scope, After: w.end(), Limit: limit, Bytes: bytes, More: w.more}
 			if w.more {
 				r.Slots = w.slots
 			}

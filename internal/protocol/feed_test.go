@@ -526,3 +526,23 @@ func TestFeedPassesOnWhatIsWrong(t *testing.T) {
 		t.Errorf("it reads on: %+v", r)
 	}
 }
+
+// A reader takes another way where much is to come than where little is: after a read that
+// its limits have cut short there is, and at first and at the end nobody knows of any.
+func TestFetchSaysWhetherMuchIsToCome(t *testing.T) {
+	now := time.Unix(0, 0)
+	f := NewFeed(FeedConfig{Bytes: 1 << 20, Page: 10, Poll: time.Second})
+	l := f.Enter(0, 0, 1)
+	var got []bool
+	for position, cut := range []bool{true, true, false, false} {
+		f.Ask(now, l, int64(position), 10)
+		for _, r := range f.Fetches(now) {
+			got = append(got, r.More)
+			p := int64(position + 1)
+			f.Fetched(now, r.Window, FeedPage{Keys: []Key{{Position: p}}, Passed: p, More: cut, Bytes: 1})
+		}
+	}
+	if want := []bool{false, true, true, false}; !slices.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+}

@@ -93,14 +93,8 @@ func inSchema(database, schema string) (forPQ, forPsql string, err error) {
 	}
 	q := u.Query()
 	q.Set("options", strings.TrimSpace(q.Get("options")+" -csearch_path="+schema))
-	encode := func() string {
-		u.RawQuery = strings.ReplaceAll(q.Encode(), "+", "%20") // psql takes a + for a plus
-		return u.String()
-	}
-	forPsql = fmt.Sprintf(`psql "%s"`, encode())
-	// Statements with parameters take one round trip instead of two.
-	q.Set("binary_parameters", "yes")
-	return encode(), forPsql, nil
+	u.RawQuery = strings.ReplaceAll(q.Encode(), "+", "%20") // psql takes a + for a plus
+	return u.String(), fmt.Sprintf(`psql "%s"`, u), nil
 }
 
 // Close drops the schema and ends the server, if that was started here. No

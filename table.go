@@ -225,7 +225,11 @@ func (t *Table[E]) read(ctx context.Context, s Scope, after int64, limit, bytes 
 		query, args := t.sql.Page(eventtable.Range{
 			After: after, Through: action.Through, Limit: limit, Types: s.AggregateTypes, Contexts: s.BoundedContexts, Literals: few,
 		})
-		p, err = t.page(ctx, query, args, limit, bytes)
+		room := min(limit, pageEvents)
+		if few {
+			room = min(limit, fewEvents)
+		}
+		p, err = t.page(ctx, query, args, room, limit, bytes)
 		answer.Cut, answer.Positions = p.more, slices.Grow(answer.Positions, len(p.events))
 		for i := range p.events {
 			answer.Positions = append(answer.Positions, p.events[i].Position)
@@ -258,7 +262,7 @@ func (t *Table[E]) readOwn(ctx context.Context, slots *protocol.SlotSet, after i
 	}
 	own, through := slots.Own(keys[:done.Take], limit, done.Passed)
 	if len(own) > 0 {
-		if p, err = t.page(ctx, t.sql.Rows, []any{eventtable.Positions(own)}, len(own), bytes); err != nil {
+		if p, err = t.page(ctx, t.sql.Rows, []any{eventtable.Positions(own)}, len(own), len(own), bytes); err != nil {
 			return page[E]{}, err
 		}
 	}
@@ -336,15 +340,18 @@ func (t *Table[E]) take(ctx context.Context, turn bool) error {
 	}
 }
 
-// page runs a query for a page. It ends early, and says that there is more, when
-// the events exceed bytes.
-func (t *Table[E]) page(ctx context.Context, query string, args []any, limit, bytes int) (p page[E], err error) {
+// fewEvents is for how many events there is room in a page where few are expected.
+const fewEvents = 16
+
+// page runs a query for a page, in which there is room for so many events; for more it is
+// copied. It ends early, and says that there is more, when the events exceed bytes.
+func (t *Table[E]) page(ctx context.Context, query string, args []any, room, limit, bytes int) (p page[E], err error) {
 	rows, err := t.db.QueryContext(ctx, query, args...)
 	if err != nil {
 		return p, fmt.Errorf("read events from %s: %w", t.sql.Name, err)
 	}
 	defer rows.Close()
-	p.events = make([]Record[E], 0, min(limit, 1000))
+	p.events = make([]Record[E], 0, room)
 	var dest []any
 	for rows.Next() {
 		p.events = slices.Grow(p.events, 1)[:len(p.events)+1] // and not append, which clears it again
@@ -457,7 +464,7 @@ func (t *Table[E]) checkColumns(ctx context.Context) error {
 	}
 	for _, r := range []eventtable.Range{whole, scoped} {
 		query, args := t.sql.Page(r)
-		if _, err := t.page(ctx, query, args, 1, 0); err != nil {
+		if _, err := t.page(ctx, query, args, 1, 1, 0); err != nil {
 			return err
 		}
 	}

@@ -111,7 +111,11 @@ func (w *worker[E]) leavePresence(after time.Duration) {
 	w.keeps.Store(int64(after))
 	w.end()
 	w.busy.Wait() // nobody takes another one
-	w.presence.dropAfter(after)
+	if after == 0 {
+		w.presence.giveBack()
+	} else {
+		w.presence.dropAfter(after)
+	}
 }
 
 func (w *worker[E]) noPresence(why string, args ...any) {
@@ -129,7 +133,22 @@ func (p presence) dropAfter(d time.Duration) {
 
 // drop ends the session: a connection that went back to the pool would keep the
 // lock.
-func (p *presence) drop() {
+func (p *presence) drop() { p.end(func() bool { return false }) }
+
+// giveBack lets the lock go, and gives the connection back to the pool. Where workers
+// share one, somebody would have to open another for it, in the middle of the change of
+// members that this is. If the lock can't be let go, the session ends.
+func (p *presence) giveBack() {
+	own := p.own
+	p.end(func() bool {
+		ctx, cancel := context.WithTimeout(context.Background(), presencePatience)
+		defer cancel()
+		return own.Release(ctx) == nil
+	})
+}
+
+// end gives the connection up, and has the pool close it if it was not released.
+func (p *presence) end(release func() bool) {
 	if p.conn == nil {
 		return
 	}
@@ -139,7 +158,9 @@ func (p *presence) drop() {
 		p.stop()
 	}
 	go func() {
-		_ = conn.Raw(func(any) error { return driver.ErrBadConn }) // has the pool close it
+		if !release() {
+			_ = conn.Raw(func(any) error { return driver.ErrBadConn })
+		}
 		conn.Close()
 	}()
 }

@@ -21,7 +21,8 @@ type Session struct {
 
 // None of these statements has parameters: see Save.
 const (
-	attachSQL = `SELECT pg_backend_pid() FROM (SELECT pg_advisory_lock_shared(%d, %d)) locked`
+	attachSQL  = `SELECT pg_backend_pid() FROM (SELECT pg_advisory_lock_shared(%d, %d)) locked`
+	releaseSQL = `SELECT pg_advisory_unlock_shared(%d, %d)`
 	// As in protocol.Apply.
 	publishSQL = `
    UPDATE orchestrator_workers
@@ -61,6 +62,18 @@ func Attach(ctx context.Context, conn *sql.Conn, set string, a protocol.Attach) 
 	}
 	p.Row = true
 	return s, p, nil
+}
+
+// Release lets the lock go. An error says that the session may still have it.
+func (s Session) Release(ctx context.Context) error {
+	var released bool
+	if err := s.conn.QueryRowContext(ctx, fmt.Sprintf(releaseSQL, s.presence.Key, s.presence.Number)).Scan(&released); err != nil {
+		return fmt.Errorf("let go of the lock that shows that the worker is there: %w", err)
+	}
+	if !released {
+		return errors.New("the lock that shows that the worker is there is not this session's")
+	}
+	return nil
 }
 
 // Prove asks the session whether it is there. same is false if another has

@@ -102,4 +102,26 @@ func TestPresenceOfASessionThatWasReset(t *testing.T) {
 	if same, _, err := s.Look(t.Context(), "set", "w"); same || err != nil {
 		t.Errorf("proven by a look: %t, %v", same, err)
 	}
+	if err := s.Release(t.Context()); err == nil {
+		t.Error("it let go of a lock that it does not have")
+	}
+}
+
+// A session that has let its lock go proves nothing, and is anybody's.
+func TestPresenceThatIsLetGo(t *testing.T) {
+	conn, err := migrated(t).Conn(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	s, _, err := store.Attach(t.Context(), conn, "set", protocol.Attach{Presence: protocol.Presence{Key: 1, Number: 1}, Worker: "w"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Release(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if same, err := s.Prove(t.Context()); same || err != nil {
+		t.Errorf("proven: %t, %v", same, err)
+	}
 }

@@ -223,7 +223,7 @@ func (t *Table[E]) read(ctx context.Context, s Scope, after int64, limit, bytes 
 	}
 	done, head, err := t.carry(ctx, &reading, func(action protocol.ReadAction, answer *protocol.ReadAnswer) (err error) {
 		query, args := t.sql.Page(eventtable.Range{
-			After: after, Through: action.Through, Limit: limit, Types: s.AggregateTypes, Contexts: s.BoundedContexts, Literals: few,
+			After: after, Limit: limit, Types: s.AggregateTypes, Contexts: s.BoundedContexts, Through: action.Through, Literals: few,
 		})
 		room := min(limit, pageEvents)
 		if few {
@@ -455,7 +455,6 @@ func (t *Table[E]) Check(ctx context.Context) error {
 func (t *Table[E]) checkColumns(ctx context.Context) error {
 	whole := eventtable.Range{Limit: 1, Literals: true}
 	scoped := whole
-	scoped.Through = 1 // nothing is in this scope, and not all events are to be looked at for it
 	if t.cfg.AggregateTypeColumn != "" {
 		scoped.Types = []string{""}
 	}

@@ -440,7 +440,7 @@ func (c *postgresConnection) page(s scope, after, through int64, limit int) ([]e
 	if err := c.free("page"); err != nil {
 		return nil, err
 	}
-	r := eventtable.Range{After: after, Through: through, Limit: limit}
+	r := eventtable.Range{After: after, Limit: limit, Through: through}
 	if s != "" {
 		r.Types = s.types()
 	}

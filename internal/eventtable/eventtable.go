@@ -79,13 +79,14 @@ func selected(c Config) (selected []string) {
 	return selected
 }
 
-// A Range is what to read of the events: those above After, up to Through unless that is
-// 0, at most Limit of them, of some aggregate types in some bounded contexts. No types are
-// all, and so are no contexts.
+// A Range is what to read of the events: those above After, at most Limit of them; or of
+// these, up to Through, those of some aggregate types in some bounded contexts. No types
+// are all, and so are no contexts.
 type Range struct {
-	After, Through  int64
+	After           int64
 	Limit           int
 	Types, Contexts []string
+	Through         int64
 	// Literals has the statement take no arguments. It takes one round trip then, whatever
 	// the driver; but lib/pq gets the result of such a statement as text, which for bytes
 	// is twice as long.
@@ -106,7 +107,7 @@ func (t Table) Page(r Range) (query string, args []any) {
 	}
 	position := Quote(t.config.Position)
 	where := fmt.Sprintf("%s > %s", position, put(r.After))
-	if r.Through != 0 {
+	if len(r.Types)+len(r.Contexts) > 0 {
 		where += fmt.Sprintf(" AND %s <= %s", position, put(r.Through))
 	}
 	for _, f := range []struct {

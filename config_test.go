@@ -154,7 +154,8 @@ func TestTableNamesTheFieldAtFault(t *testing.T) {
 	}{
 		{"defaults", orchestrator.TableConfig[int]{Columns: []string{"a"}, Fields: fields}, ""},
 		{"no fields", orchestrator.TableConfig[int]{Columns: []string{"a"}}, "TableConfig.Fields is nil"},
-		{"too few fields", orchestrator.TableConfig[int]{Columns: []string{"a", "b"}, Fields: fields}, "TableConfig.Fields returns 1 destinations, for 2 Columns"},
+		{"too few fields", orchestrator.TableConfig[int]{Columns: []string{"a", "b"}, Fields: fields}, "TableConfig.Fields appends 1 destinations, for 2 Columns"},
+		{"fields that forget dest", orchestrator.TableConfig[int]{Columns: []string{"a"}, Fields: func(e *int, _ []any) []any { return []any{e} }}, "TableConfig.Fields appends 0 destinations, for 1 Columns"},
 		{"no columns", orchestrator.TableConfig[int]{Fields: fields}, "TableConfig.Columns is empty"},
 		{"an empty column", orchestrator.TableConfig[int]{Columns: []string{"a", ""}, Fields: two}, "TableConfig.Columns[1] is empty"},
 		{"a zero byte", orchestrator.TableConfig[int]{Table: "a\x00", Columns: []string{"a"}, Fields: fields}, "TableConfig.Table"},

@@ -8,6 +8,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/lib/pq"
+
 	"github.com/getpup/pupsourcing-orchestrator/internal/eventtable"
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
 )
@@ -90,6 +92,9 @@ type Table[E any] struct {
 	db  *sql.DB
 	cfg TableConfig[E]
 	sql eventtable.Table
+	// libpq: the driver is lib/pq, which takes one round trip for a statement without
+	// arguments, and two for one with.
+	libpq bool
 
 	// turn holds one token, for the reading whose turn it is at the horizon. mu
 	// is only ever held for a moment.
@@ -110,8 +115,8 @@ func NewTable[E any](db *sql.DB, cfg TableConfig[E]) (*Table[E], error) {
 	if len(cfg.Columns) == 0 {
 		return nil, tableError("Columns", "is empty")
 	}
-	if n := len(cfg.Fields(new(E), nil)); n != len(cfg.Columns) {
-		return nil, tableError("Fields", fmt.Sprintf("returns %d destinations, for %d Columns", n, len(cfg.Columns)))
+	if n := len(cfg.Fields(new(E), make([]any, 1))) - 1; n != len(cfg.Columns) {
+		return nil, tableError("Fields", fmt.Sprintf("appends %d destinations, for %d Columns", n, len(cfg.Columns)))
 	}
 	for _, d := range []struct {
 		value    *string
@@ -141,8 +146,9 @@ func NewTable[E any](db *sql.DB, cfg TableConfig[E]) (*Table[E], error) {
 	if cfg.Size == nil {
 		cfg.Size = sizeOf[E]
 	}
+	_, libpq := db.Driver().(*pq.Driver)
 	return &Table[E]{
-		db: db, cfg: cfg, turn: make(chan struct{}, 1),
+		db: db, cfg: cfg, libpq: libpq, turn: make(chan struct{}, 1),
 		sql: eventtable.New(eventtable.Config{
 			Schema: cfg.Schema, Table: cfg.Table, Position: cfg.PositionColumn, Aggregate: cfg.AggregateIDColumn,
 			AggregateType: cfg.AggregateTypeColumn, BoundedContext: cfg.BoundedContextColumn,
@@ -215,7 +221,7 @@ type page[E any] struct {
 
 // read reads the events of a scope above after, at most limit of them, and not
 // many more once they exceed bytes, if that is not 0. Where few are to be expected, it
-// saves a round trip, and where many are, bytes.
+// saves lib/pq a round trip, and where many are, bytes.
 func (t *Table[E]) read(ctx context.Context, s Scope, after int64, limit, bytes int, few bool) (p page[E], err error) {
 	reading := protocol.NewReading(&t.horizon, after, limit)
 	if !s.all() {
@@ -223,7 +229,7 @@ func (t *Table[E]) read(ctx context.Context, s Scope, after int64, limit, bytes 
 	}
 	done, head, err := t.carry(ctx, &reading, func(action protocol.ReadAction, answer *protocol.ReadAnswer) (err error) {
 		query, args := t.sql.Page(eventtable.Range{
-			After: after, Limit: limit, Types: s.AggregateTypes, Contexts: s.BoundedContexts, Through: action.Through, Literals: few,
+			After: after, Limit: limit, Types: s.AggregateTypes, Contexts: s.BoundedContexts, Through: action.Through, Literals: few && t.libpq,
 		})
 		room := min(limit, pageEvents)
 		if few {
@@ -357,12 +363,13 @@ func (t *Table[E]) page(ctx context.Context, query string, args []any, room, lim
 		p.events = slices.Grow(p.events, 1)[:len(p.events)+1] // and not append, which clears it again
 		r := &p.events[len(p.events)-1]
 		dest = t.fields(r, dest[:0])
-		if err := rows.Scan(dest...); err != nil {
-			return p, fmt.Errorf("read an event from %s after position %d: %w", t.sql.Name, r.Position, err)
-		}
+		err := rows.Scan(dest...)
 		if key := t.cfg.Key; key != nil {
 			k := key(r.Event)
 			r.Position, r.AggregateID, r.AggregateType, r.BoundedContext = k.Position, k.AggregateID, k.AggregateType, k.BoundedContext
+		}
+		if err != nil {
+			return p, fmt.Errorf("read the event at position %d from %s: %w", r.Position, t.sql.Name, err)
 		}
 		if p.bytes += t.cfg.Size(r.Event); bytes > 0 && p.bytes > bytes && len(p.events) < limit {
 			p.more = true
@@ -429,19 +436,23 @@ func (t *Table[E]) timeOf(e E) (at time.Time) {
 // Check makes sure that the table and its columns exist and may be read, and
 // that it can be read without losing events.
 func (t *Table[E]) Check(ctx context.Context) error {
+	var standby bool
+	if err := t.db.QueryRowContext(ctx, `SELECT pg_is_in_recovery()`).Scan(&standby); err != nil {
+		return fmt.Errorf("check events table %s: %w", t.sql.Name, err)
+	}
+	if standby {
+		return fmt.Errorf("check events table %s: the server is a standby; events can be read without loss on the primary only, where their transactions are seen", t.sql.Name)
+	}
 	if err := t.checkColumns(ctx); err != nil {
 		return fmt.Errorf("check events table: %w", err)
 	}
-	var standby bool
 	var kind string
 	var sequence sql.NullString // none: positions are filled in some other way, which can't be judged here
 	var cache sql.NullInt64
-	err := t.db.QueryRowContext(ctx, tableSQL, t.sql.Name, t.cfg.PositionColumn).Scan(&standby, &kind, &sequence, &cache)
+	err := t.db.QueryRowContext(ctx, tableSQL, t.sql.Name, t.cfg.PositionColumn).Scan(&kind, &sequence, &cache)
 	switch {
 	case err != nil:
 		return fmt.Errorf("check events table %s: %w", t.sql.Name, err)
-	case standby:
-		return fmt.Errorf("check events table %s: the server is a standby; events can be read without loss on the primary only, where their transactions are seen", t.sql.Name)
 	case kind != "r" && kind != "p":
 		return fmt.Errorf("check events table %s: it is a view or a foreign table, and an insert does not lock that, so events would be lost; name the table itself", t.sql.Name)
 	case cache.Int64 > 1:
@@ -473,7 +484,7 @@ func (t *Table[E]) checkColumns(ctx context.Context) error {
 // tableSQL finds what kind of table it is, and the sequence of a column: its own
 // (serial, identity) or the one that its default names.
 const tableSQL = `
-SELECT pg_is_in_recovery(), t.relkind::text, s.name, s.cache
+SELECT t.relkind::text, s.name, s.cache
   FROM pg_class t
   LEFT JOIN LATERAL (
        SELECT s.seqrelid::regclass::text AS name, s.seqcache AS cache

@@ -900,3 +900,20 @@ func writeRandom(ctx context.Context, s *stream, r *rand.Rand, transactions int,
 	}
 	return nil
 }
+
+// An event that can't be read holds up its readers, so it is named.
+func TestTableNamesTheEventThatItCannotRead(t *testing.T) {
+	w := newWorld(t)
+	w.exec(`CREATE TABLE loose (LIKE events INCLUDING ALL)`)
+	w.exec(`ALTER TABLE loose ALTER event_type DROP NOT NULL`)
+	w.exec(`
+INSERT INTO loose (global_position, bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
+SELECT i, 'c', 't', 'a', i, gen_random_uuid(), CASE WHEN i <> 3 THEN 'x' END, 'x' FROM generate_series(1, 5) i`)
+	table, err := orchestrator.NewEventTable(w.db, "loose")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := table.Read(t.Context(), 0, 100); err == nil || !strings.Contains(err.Error(), `at position 3 from "loose"`) {
+		t.Errorf("read: %v", err)
+	}
+}

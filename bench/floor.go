@@ -46,8 +46,8 @@ func readEvents(ctx context.Context, q queryer, events []orchestrator.Event, que
 }
 
 // readFloor is the bare loop: it reads pages one after the other into structs,
-// and remembers nothing. Nobody who reads the events with this driver and one
-// connection does less. (Reading the next page while one is handled would help a
+// and remembers nothing. Nobody who reads the events with this driver, one connection
+// and such pages does less. (Reading the next page while one is handled would help a
 // handler that takes time, and this one takes none.)
 func readFloor(ctx context.Context, pool *sql.DB, l *ledger, query string, limit int, args ...any) error {
 	conn, err := pool.Conn(ctx)

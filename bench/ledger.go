@@ -73,7 +73,7 @@ func (l *ledger) note(e *orchestrator.Event) {
 // rate is in events per second and for each ledger, from the first event of the
 // first page to the first of the last page that any of them got: between the
 // two, want-page events were read and handled by everybody, whether it reads
-// pages of 1000 or of 100.
+// pages of 2000 or of 100.
 func rate(ledgers []*ledger) float64 {
 	first, last := int64(math.MaxInt64), int64(0)
 	for _, l := range ledgers {

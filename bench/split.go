@@ -54,7 +54,7 @@ func splitTurn(ctx context.Context, b *bench, d *database, workers int, own bool
 	ctx, cancel := context.WithTimeout(ctx, turnMax)
 	defer cancel()
 	application, set, projection := b.fresh("split"), b.fresh("set"), b.fresh("p")
-	l := newLedger(d.events, d.events, pageMax)
+	l := newLedger(d.events, d.events, readMax)
 	before, known := cpuOf(os.Getpid(), "")
 	var members []*member
 	var pools []*sql.DB

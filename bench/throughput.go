@@ -130,7 +130,7 @@ func throughput(ctx context.Context, b *bench) ([]row, error) {
 			var ledgers []*ledger
 			for range projections {
 				h.projections = append(h.projections, b.fresh("h"))
-				ledgers = append(ledgers, newLedger(through, through, pageMax))
+				ledgers = append(ledgers, newLedger(through, through, readMax))
 			}
 			h.handle = func(_ context.Context, _ *sql.Tx, p int, events []orchestrator.Event) error {
 				for i := range events {
@@ -142,9 +142,10 @@ func throughput(ctx context.Context, b *bench) ([]row, error) {
 		}
 	}
 	return b.race(ctx, d, 5, []contender{
-		{"throughput/floor", readingFloor(all), 0},
+		{"throughput/floor", readingFloor(all, pageMax), 0},
+		{"throughput/floor-2000", readingFloor(all, readMax), 0},
 		{"throughput/floor-100", func(ctx context.Context, pool *sql.DB) (float64, error) {
-			l := newLedger(half, half, pageMax)
+			l := newLedger(half, half, readMax)
 			return rateOf(ctx, []*ledger{l}, func(ctx context.Context) error {
 				return commitFloor(ctx, pool, l, orchestrator.DefaultBatchSize)
 			})
@@ -159,15 +160,19 @@ func throughput(ctx context.Context, b *bench) ([]row, error) {
 	})
 }
 
-// pageMax is the largest page that a bare loop, or one by hand, reads, and the largest
-// batch that anybody handles.
-const pageMax = 1000
+const (
+	// pageMax is the largest page that a bare loop, or one by hand, reads, and the largest
+	// batch that anybody handles.
+	pageMax = 1000
+	// readMax is the largest page that anybody reads: the library's.
+	readMax = 2000
+)
 
 // readingFloor is the bare loop over the events up to a position.
-func readingFloor(through int64) func(context.Context, *sql.DB) (float64, error) {
+func readingFloor(through int64, page int) func(context.Context, *sql.DB) (float64, error) {
 	return func(ctx context.Context, pool *sql.DB) (float64, error) {
-		l := newLedger(through, through, pageMax)
-		return rateOf(ctx, []*ledger{l}, func(ctx context.Context) error { return readFloor(ctx, pool, l, wholeStream, pageMax) })
+		l := newLedger(through, through, readMax)
+		return rateOf(ctx, []*ledger{l}, func(ctx context.Context) error { return readFloor(ctx, pool, l, wholeStream, page) })
 	}
 }
 
@@ -177,7 +182,7 @@ func (b *bench) reading(batch, projections int, through int64) func(context.Cont
 		var ps []orchestrator.Projection[orchestrator.Event]
 		var ledgers []*ledger
 		for range projections {
-			l := newLedger(through, through, pageMax)
+			l := newLedger(through, through, readMax)
 			ledgers = append(ledgers, l)
 			ps = append(ps, checking{name: b.fresh("p"), ledger: l})
 		}
@@ -203,7 +208,7 @@ func pooler(ctx context.Context, b *bench) ([]row, error) {
 		}
 	}
 	return b.race(ctx, d, 5, []contender{
-		{"pooler/floor", with(readingFloor(through)), 0},
+		{"pooler/floor", with(readingFloor(through, pageMax)), 0},
 		{"pooler/library-1000", with(b.reading(1000, 1, through)), 0.9},
 		{"pooler/library-100", with(b.reading(orchestrator.DefaultBatchSize, 1, through)), 0.75},
 	})
@@ -245,18 +250,18 @@ func transactional(ctx context.Context, b *bench) ([]row, error) {
 	}
 	return b.race(ctx, d, 5, []contender{
 		{"transactional/floor", func(ctx context.Context, pool *sql.DB) (float64, error) {
-			name, l := b.fresh("f"), newLedger(through, through, pageMax)
+			name, l := b.fresh("f"), newLedger(through, through, readMax)
 			rate, err := rateOf(ctx, []*ledger{l}, func(ctx context.Context) error { return writeFloor(ctx, pool, name, l, pageMax) })
 			return checked(name, rate, err)
 		}, 0},
 		{"transactional/library", func(ctx context.Context, pool *sql.DB) (float64, error) {
-			name, l := b.fresh("p"), newLedger(through, through, pageMax)
+			name, l := b.fresh("p"), newLedger(through, through, readMax)
 			p := inserting{name, func(_ context.Context, events []orchestrator.Event) { l.noteAll(events) }}
 			rate, err := runLibrary(ctx, pool, b.fresh("set"), pageMax, []orchestrator.Projection[orchestrator.Event]{bounded{p, through}}, []*ledger{l})
 			return checked(name, rate, err)
 		}, 0.8},
 		{"transactional/by-hand", func(ctx context.Context, pool *sql.DB) (float64, error) {
-			name, l := b.fresh("h"), newLedger(through, through, pageMax)
+			name, l := b.fresh("h"), newLedger(through, through, readMax)
 			h := handrun{pool: pool, projections: []string{name}, partitions: 1, batch: pageMax, through: through}
 			h.handle = func(ctx context.Context, tx *sql.Tx, _ int, events []orchestrator.Event) error {
 				l.noteAll(events)

@@ -248,6 +248,12 @@ var mutants = []mutant{
 		}
 		return rows
 	}), []promise{inOrder}},
+	{"takes it that nothing is parked", rules{answer: func(l *lane, a protocol.LaneAnswer) protocol.LaneAnswer {
+		if l.doing == protocol.LaneLoad {
+			a.Found.NoneParked = a.Found.Exists
+		}
+		return a
+	}}, []promise{inOrder, recovers}},
 	{"handles events although an earlier one of the aggregate is parked", looks(func(_ *lane, rows []protocol.Parked) []protocol.Parked {
 		for i := range rows {
 			rows[i].Aggregate += "?"

@@ -87,9 +87,10 @@ type Range struct {
 	Limit           int
 	Types, Contexts []string
 	Through         int64
-	// Literals has the statement take no arguments. It takes one round trip then, whatever
-	// the driver; but lib/pq gets the result of such a statement as text, which for bytes
-	// is twice as long.
+	// Literals has the statement take no arguments. lib/pq takes one round trip then
+	// instead of two; but it gets the result as text, which for bytes is twice as long. pgx
+	// is better off with arguments: it prepares, and keeps, each statement that is another
+	// text.
 	Literals bool
 }
 

@@ -84,8 +84,8 @@ func (s *Store) Commit(ctx context.Context, tx *sql.Tx, l Lane, from, to protoco
 }
 
 // Save moves the lane's checkpoint by itself. It is one statement without
-// parameters, so that it takes one round trip whatever the driver, and whatever
-// pooler there is.
+// parameters, and returns no rows, so that it takes one round trip whatever the driver,
+// and whatever pooler there is.
 func (s *Store) Save(ctx context.Context, l Lane, from, to protocol.Checkpoint) error {
 	ahead := "ahead"
 	if len(to.Ahead) == 0 {

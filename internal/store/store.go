@@ -543,7 +543,7 @@ func mustJSON(v any) string {
 }
 
 // Coordination takes literals for parameters, as Store.Save does: a statement
-// without parameters takes one round trip, whatever the driver.
+// without parameters takes one round trip (with pgx, where that does not prepare).
 func quoteJSON(v any) string { return pq.QuoteLiteral(mustJSON(v)) }
 
 func quoteTime(t time.Time) string {

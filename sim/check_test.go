@@ -899,3 +899,29 @@ func BenchmarkChecker(b *testing.B) {
 	}
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(len(h.facts)), "ns/fact")
 }
+
+// A process that freezes again before it came to what it was about to do is frozen from
+// the first freeze to the last thaw, but not over a time in which it could have looked.
+func TestFrozenFrom(t *testing.T) {
+	freeze := func(from, to float64) freezing {
+		return freezing{at(from, of(faultFreeze, "w1"))[0], at(to, of(faultThaw, "w1"))[0]}
+	}
+	begin := at(9.02, begins(1, "w1", 1, "0/1", ev(1, 0)))[0]
+	for _, tt := range []struct {
+		name       string
+		freezes    []freezing
+		start, end time.Duration // in milliseconds
+		want       bool
+	}{
+		{"within one", []freezing{freeze(2, 9)}, 2500, 8900, true},
+		{"it begins too late", []freezing{freeze(2, 9)}, 1500, 8900, false},
+		{"the call comes long after it", []freezing{freeze(2, 8.9)}, 2500, 8500, false},
+		{"within two, one right after the other", []freezing{freeze(1, 2), freeze(2.01, 9)}, 1500, 8900, true},
+		{"within two, and awake in between", []freezing{freeze(1, 2), freeze(2.2, 9)}, 1500, 8900, false},
+	} {
+		w := &checkedWorker{freezes: tt.freezes}
+		if got := w.frozenFrom(tt.start*time.Millisecond, tt.end*time.Millisecond, begin); got != tt.want {
+			t.Errorf("%s: frozen is %t", tt.name, got)
+		}
+	}
+}

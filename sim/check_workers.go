@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"math"
 	"slices"
 	"time"
 
@@ -238,14 +239,18 @@ func (c *crew) excused(w *checkedWorker, begin fact, other time.Duration) bool {
 }
 
 // frozenFrom reports whether the worker was frozen from start to end, in freezes
-// that touch the call.
+// that touch the call. One that begins right after another has ended goes on with it:
+// what the process was about to do when it froze, it may not have come to in between.
 func (w *checkedWorker) frozenFrom(start, end time.Duration, begin fact) bool {
-	since := begin.at - waking
-	for _, z := range slices.Backward(w.freezes) {
+	since, thaw := begin.at-waking, time.Duration(math.MaxInt64)
+	for i, z := range slices.Backward(w.freezes) {
 		if !z.to.unset() && z.to.at < since {
 			break
 		}
-		if z.from.at <= start && (z.to.unset() || end <= z.to.at+waking) {
+		if i == len(w.freezes)-1 && !z.to.unset() {
+			thaw = z.to.at + waking
+		}
+		if z.from.at <= start && end <= thaw {
 			return true
 		}
 		since = min(since, z.from.at-waking) // frozen again right after it woke

@@ -2,6 +2,7 @@ package store_test
 
 import (
 	"context"
+	"database/sql"
 	"slices"
 	"testing"
 
@@ -78,18 +79,25 @@ SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND c
 	}
 }
 
-// A pooler that resets a session between two of its clients lets go of the lock,
-// which others see; so the session, though it is the same, must prove nothing.
-func TestPresenceOfASessionThatWasReset(t *testing.T) {
+// attached is a session that holds a lock, and its connection.
+func attached(t *testing.T) (*sql.Conn, store.Session) {
+	t.Helper()
 	conn, err := migrated(t).Conn(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer conn.Close()
+	t.Cleanup(func() { conn.Close() })
 	s, _, err := store.Attach(t.Context(), conn, "set", protocol.Attach{Presence: protocol.Presence{Key: 1, Number: 1}, Worker: "w"})
 	if err != nil {
 		t.Fatal(err)
 	}
+	return conn, s
+}
+
+// A pooler that resets a session between two of its clients lets go of the lock,
+// which others see; so the session, though it is the same, must prove nothing.
+func TestPresenceOfASessionThatWasReset(t *testing.T) {
+	conn, s := attached(t)
 	if same, err := s.Prove(t.Context()); !same || err != nil {
 		t.Fatalf("before: %t, %v", same, err)
 	}
@@ -109,15 +117,7 @@ func TestPresenceOfASessionThatWasReset(t *testing.T) {
 
 // A session that has let its lock go proves nothing, and is anybody's.
 func TestPresenceThatIsLetGo(t *testing.T) {
-	conn, err := migrated(t).Conn(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	s, _, err := store.Attach(t.Context(), conn, "set", protocol.Attach{Presence: protocol.Presence{Key: 1, Number: 1}, Worker: "w"})
-	if err != nil {
-		t.Fatal(err)
-	}
+	_, s := attached(t)
 	if err := s.Release(t.Context()); err != nil {
 		t.Fatal(err)
 	}

@@ -244,6 +244,31 @@ func (c Config[E]) checkFailures(names []string) error {
 	return nil
 }
 
+// withRulesOf returns the config with the rules that the projections bring along
+// (WithFailureRule) among its own.
+func (c Config[E]) withRulesOf(projections []Projection[E]) (Config[E], error) {
+	rules := maps.Clone(c.Failures)
+	for _, p := range projections {
+		own, ok := p.(interface{ settings() projectionSettings })
+		if !ok || own.settings().rule == nil {
+			continue
+		}
+		name := own.settings().name
+		if _, twice := rules[name]; twice {
+			return c, configError("Failures", fmt.Sprintf("has a rule for %q, which has one of its own (WithFailureRule); remove one of the two", name))
+		}
+		if rules == nil {
+			rules = map[string]FailureRule{}
+		}
+		rules[name] = *own.settings().rule
+	}
+	c.Failures = rules
+	if field, problem := c.failuresProblem(); problem != "" {
+		return c, configError(field, problem)
+	}
+	return c, nil
+}
+
 // withDefaults returns the config with its zeros replaced, or what is wrong.
 func (c Config[E]) withDefaults() (Config[E], error) {
 	if c.DB == nil {
@@ -385,6 +410,9 @@ func projectionNames[E any](projections []Projection[E]) ([]string, error) {
 	for i, p := range projections {
 		if isNil(p) {
 			return nil, fmt.Errorf("%w: projections[%d] is nil", ErrInvalidConfig, i)
+		}
+		if f, ok := p.(interface{ settings() projectionSettings }); ok && f.settings().missing {
+			return nil, fmt.Errorf("%w: projections[%d], %q, has a nil handler", ErrInvalidConfig, i, f.settings().name)
 		}
 		name := p.Name()
 		if problem := nameProblem(name); problem != "" {

@@ -56,6 +56,10 @@ func (o *Orchestrator[E]) Run(ctx context.Context, projections []Projection[E]) 
 	if err == nil {
 		err = o.cfg.checkFailures(names)
 	}
+	var cfg Config[E]
+	if err == nil {
+		cfg, err = o.cfg.withRulesOf(projections)
+	}
 	if err != nil {
 		return err
 	}
@@ -67,7 +71,7 @@ func (o *Orchestrator[E]) Run(ctx context.Context, projections []Projection[E]) 
 		}
 		scopes = append(scopes, scope)
 	}
-	w := newWorker(ctx, o.cfg, projections, names, scopes)
+	w := newWorker(ctx, cfg, projections, names, scopes)
 	defer func() {
 		tell(w.to, w.to.WorkerLeft, WorkerLeft{Source: w.source(w.session.ID()), Err: err})
 		w.to.close()

@@ -3,6 +3,7 @@ package orchestrator
 import (
 	"context"
 	"database/sql"
+	"errors"
 )
 
 // A Projection builds a read model from events. Its name identifies its
@@ -96,4 +97,95 @@ func AssignmentFrom(ctx context.Context) (Assignment, bool) {
 // for tests of handlers.
 func ContextWithAssignment(ctx context.Context, a Assignment) context.Context {
 	return context.WithValue(ctx, assignmentKey{}, a)
+}
+
+// Plain returns a projection that calls handle for one event at a time, outside
+// of any transaction: for e-mails, brokers, and stores that can't share a
+// transaction with the checkpoint. An event may be handled again after a crash,
+// so handle should be idempotent. See Projection.
+func Plain[E any](name string, handle func(ctx context.Context, event E) error, options ...ProjectionOption) Projection[E] {
+	return plainFunc[E]{newSettings(name, handle == nil, options), handle}
+}
+
+// Transactional returns a projection whose writes go through tx and commit
+// together with the checkpoint: each event is applied exactly once. See
+// TransactionalProjection.
+func Transactional[E any](name string, handle func(ctx context.Context, tx Tx, event E) error, options ...ProjectionOption) Projection[E] {
+	return transactionalFunc[E]{uncalled[E]{newSettings(name, handle == nil, options)}, handle}
+}
+
+// Batch returns a transactional projection that takes up to Config.BatchSize
+// events in one call. See BatchProjection.
+func Batch[E any](name string, handle func(ctx context.Context, tx Tx, events []E) error, options ...ProjectionOption) Projection[E] {
+	return batchFunc[E]{uncalled[E]{newSettings(name, handle == nil, options)}, handle}
+}
+
+// A ProjectionOption is a setting of one projection, for Plain, Transactional
+// and Batch.
+type ProjectionOption func(*projectionSettings)
+
+// WithScope restricts a projection to a part of the event stream. What is
+// outside of the scope is never handed to it, and Table does not even read it.
+// The event store must be a ScopedEventStore. Default: the whole stream.
+func WithScope(s Scope) ProjectionOption {
+	return func(p *projectionSettings) { p.scope = s }
+}
+
+// WithFailureRule sets what a failure of the projection's handler does, in place
+// of Config.OnFailure. Run refuses it beside an entry for the same projection in
+// Config.Failures. Default: Config.OnFailure.
+func WithFailureRule(r FailureRule) ProjectionOption {
+	return func(p *projectionSettings) { p.rule = &r }
+}
+
+// projectionSettings are what the constructors' projections have in common.
+type projectionSettings struct {
+	name    string
+	missing bool // the handler is nil
+	scope   Scope
+	rule    *FailureRule // nil: as Config says
+}
+
+func newSettings(name string, missing bool, options []ProjectionOption) projectionSettings {
+	s := projectionSettings{name: name, missing: missing}
+	for _, set := range options {
+		set(&s)
+	}
+	return s
+}
+
+func (s projectionSettings) Name() string                 { return s.name }
+func (s projectionSettings) AggregateTypes() []string     { return s.scope.AggregateTypes }
+func (s projectionSettings) BoundedContexts() []string    { return s.scope.BoundedContexts }
+func (s projectionSettings) settings() projectionSettings { return s }
+
+type (
+	plainFunc[E any] struct {
+		projectionSettings
+		handle func(context.Context, E) error
+	}
+	transactionalFunc[E any] struct {
+		uncalled[E]
+		handle func(context.Context, Tx, E) error
+	}
+	batchFunc[E any] struct {
+		uncalled[E]
+		handle func(context.Context, Tx, []E) error
+	}
+	// uncalled completes a Projection whose Handle is never called.
+	uncalled[E any] struct{ projectionSettings }
+)
+
+func (uncalled[E]) Handle(context.Context, E) error {
+	return errors.New("orchestrator: Handle was called for a transactional projection")
+}
+
+func (p plainFunc[E]) Handle(ctx context.Context, e E) error { return p.handle(ctx, e) }
+
+func (p transactionalFunc[E]) HandleTx(ctx context.Context, tx Tx, e E) error {
+	return p.handle(ctx, tx, e)
+}
+
+func (p batchFunc[E]) HandleBatch(ctx context.Context, tx Tx, events []E) error {
+	return p.handle(ctx, tx, events)
 }

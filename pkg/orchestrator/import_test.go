@@ -14,7 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
-	orchestrator "github.com/getpup/pupsourcing-orchestrator/pupsourcing"
+	orchestrator "github.com/getpup/pupsourcing-orchestrator/pkg/orchestrator"
 )
 
 // handRun is the projection before: a processor's handler writes outside of the

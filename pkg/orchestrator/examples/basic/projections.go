@@ -8,7 +8,7 @@ import (
 
 	"github.com/getpup/pupsourcing/es"
 
-	orchestrator "github.com/getpup/pupsourcing-orchestrator/pupsourcing"
+	orchestrator "github.com/getpup/pupsourcing-orchestrator/pkg/orchestrator"
 )
 
 const readModels = `

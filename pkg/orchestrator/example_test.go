@@ -13,7 +13,7 @@ import (
 	"github.com/getpup/pupsourcing/es/projection"
 	_ "github.com/lib/pq"
 
-	orchestrator "github.com/getpup/pupsourcing-orchestrator/pupsourcing"
+	orchestrator "github.com/getpup/pupsourcing-orchestrator/pkg/orchestrator"
 )
 
 // UserProjection counts users. Its writes go through the transaction that also

@@ -1,4 +1,4 @@
-module github.com/getpup/pupsourcing-orchestrator/pupsourcing
+module github.com/getpup/pupsourcing-orchestrator/pkg/orchestrator
 
 go 1.25.0
 
@@ -15,4 +15,4 @@ require (
 	github.com/xi2/xz v0.0.0-20171230120015-48954b6210f8 // indirect
 )
 
-replace github.com/getpup/pupsourcing-orchestrator => ../
+replace github.com/getpup/pupsourcing-orchestrator => ../../

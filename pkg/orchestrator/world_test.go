@@ -17,7 +17,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
-	orchestrator "github.com/getpup/pupsourcing-orchestrator/pupsourcing"
+	orchestrator "github.com/getpup/pupsourcing-orchestrator/pkg/orchestrator"
 )
 
 func TestMain(m *testing.M) { os.Exit(pgtest.Main(m)) }

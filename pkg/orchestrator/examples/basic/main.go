@@ -30,7 +30,7 @@ import (
 	_ "github.com/lib/pq"
 
 	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg"
-	orchestrator "github.com/getpup/pupsourcing-orchestrator/pupsourcing"
+	orchestrator "github.com/getpup/pupsourcing-orchestrator/pkg/orchestrator"
 )
 
 func main() {

@@ -3,7 +3,7 @@
 GO ?= go
 
 # Folders below the root with their own go.mod, which ./... does not reach.
-# pupsourcing is not among them: see test-adapter.
+# pkg/orchestrator is not among them: see test-adapter.
 MODULES ?= compat browsertest prometheus prometheus/check examples/kubernetes
 
 # The tests that need PostgreSQL or start processes; narrow with either one.
@@ -82,21 +82,30 @@ modules: ## vet and test the nested modules: MODULES=compat
 # reason to skip, so it is asked for where no go.mod, go.sum or flag of ours can
 # be why it fails. Whatever it is that can be had, go.sum judges below.
 PUPSOURCING = github.com/getpup/pupsourcing
+ADAPTER     = pkg/orchestrator
+# Beside the one that go.mod names: since v1.2 a projection's Handle has a transaction.
+PUPSOURCING_SINCE_12 ?= v1.2.0
 
-test-adapter: ## check and test pupsourcing/, where that can be downloaded
+test-adapter: ## check and test pkg/orchestrator, where pupsourcing can be downloaded
 	@$(GO) version >/dev/null || exit 1; \
-	version=$$(sed -n 's,^.*$(PUPSOURCING) \(v[^ ]*\).*$$,\1,p' pupsourcing/go.mod); \
-	if [ -z "$$version" ]; then echo "pupsourcing/go.mod requires no $(PUPSOURCING)"; exit 1; fi; \
+	version=$$(sed -n 's,^.*$(PUPSOURCING) \(v[^ ]*\).*$$,\1,p' $(ADAPTER)/go.mod); \
+	if [ -z "$$version" ]; then echo "$(ADAPTER)/go.mod requires no $(PUPSOURCING)"; exit 1; fi; \
 	if ! why=$$(cd / && GOWORK=off GOFLAGS= GONOSUMDB=$(PUPSOURCING) $(GO) mod download $(PUPSOURCING)@$$version 2>&1); then \
-		echo "pupsourcing: SKIPPED, nothing of it was tested, for" $$(echo "$$why" | sed 's/^go: //;1q'); exit 0; \
+		echo "$(ADAPTER): SKIPPED, nothing of it was tested, for" $$(echo "$$why" | sed 's/^go: //;1q'); exit 0; \
 	fi; \
-	echo "pupsourcing: with $(PUPSOURCING)@$$version"; \
-	cd pupsourcing || exit 1; set -ex; \
+	echo "$(ADAPTER): with $(PUPSOURCING)@$$version"; \
+	cd $(ADAPTER) || exit 1; set -ex; \
 	$(GO) mod tidy -diff; \
 	$(GO) vet ./...; \
 	$(STATICCHECK) ./...; \
 	$(GO) test -race -count=1 ./...; \
-	$(GO) run ./examples/basic
+	$(GO) run ./examples/basic; \
+	mod=$$(mktemp -d)/go.mod; \
+	$(GO) mod edit -print -require=$(PUPSOURCING)@$(PUPSOURCING_SINCE_12) -replace=$(ROOT)=$(CURDIR) >$$mod; \
+	$(GO) test -modfile=$$mod -mod=mod -tags pupsourcing12 -race -count=1 ./...; \
+	$(GO) run -modfile=$$mod -mod=mod -tags pupsourcing12 ./examples/basic
+
+ROOT = github.com/getpup/pupsourcing-orchestrator
 
 # go test fuzzes one target at a time, so they are listed first: the names of
 # a package's targets, then "ok" and the package.

@@ -1,3 +1,5 @@
+//go:build !pupsourcing12
+
 package orchestrator_test
 
 import (

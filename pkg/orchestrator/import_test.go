@@ -24,7 +24,7 @@ type handRun struct {
 	db *sql.DB
 }
 
-func (p handRun) Handle(ctx context.Context, e es.PersistedEvent) error {
+func (p handRun) handle(ctx context.Context, e es.PersistedEvent) error {
 	return p.write(orchestrator.ContextWithAssignment(ctx, orchestrator.Assignment{}), p.db, e)
 }
 
@@ -91,10 +91,10 @@ func TestImport(t *testing.T) {
 				t.Errorf("imported (-want +got):\n%s", diff)
 			}
 
-			first := run(t, w.config(), transactional{"transactional"})
+			first := run(t, w.config(), transactional{effects: "transactional"})
 			w.active(1)
 			w.append(90)
-			run(t, w.config(), transactional{"transactional"})
+			run(t, w.config(), transactional{effects: "transactional"})
 			w.active(2)
 			w.append(90)
 			first.stop()
@@ -126,7 +126,7 @@ func TestImportAfterALateCommit(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	run(t, w.config(), transactional{"transactional"})
+	run(t, w.config(), transactional{effects: "transactional"})
 	w.append(5)
 	pgtest.Eventually(t, "the worker has caught up", func() bool {
 		return w.number(`SELECT count(*) FROM orchestrator_checkpoints WHERE position = (SELECT max(global_position) FROM events)`) == 1

@@ -6,9 +6,25 @@ import (
 	"net/http"
 
 	"github.com/getpup/pupsourcing/es"
+	"github.com/getpup/pupsourcing/es/projection"
 
 	root "github.com/getpup/pupsourcing-orchestrator"
 )
+
+// A TransactionalProjection also has HandleTx, which is called in place of Handle.
+// Its writes through tx commit together with the checkpoint. See
+// [root.TransactionalProjection].
+type TransactionalProjection interface {
+	projection.Projection
+	HandleTx(ctx context.Context, tx Tx, event es.PersistedEvent) error
+}
+
+// A BatchProjection also has HandleBatch, which is called in place of Handle and
+// takes up to Config.BatchSize events. See [root.BatchProjection].
+type BatchProjection interface {
+	projection.Projection
+	HandleBatch(ctx context.Context, tx Tx, events []es.PersistedEvent) error
+}
 
 // What users need of the root package, so that they import one.
 type (
@@ -27,13 +43,6 @@ type (
 	ParkedEvent    = root.ParkedEvent
 	ParkedSelector = root.ParkedSelector
 
-	// A TransactionalProjection is a projection.Projection that also has
-	// HandleTx, which is called in place of Handle and whose writes through tx
-	// commit together with the checkpoint. See [root.TransactionalProjection].
-	TransactionalProjection = root.TransactionalProjection[es.PersistedEvent]
-	// A BatchProjection is one that takes up to BatchSize events at once, with
-	// HandleBatch. See [root.BatchProjection].
-	BatchProjection = root.BatchProjection[es.PersistedEvent]
 	// Tx is what a handler may do with its transaction: everything but end it.
 	// It is an es.DBTX, so that a handler can append with it, too.
 	Tx = root.Tx

@@ -181,23 +181,22 @@ func configError(field, problem string) error {
 // run the same projections. During a roll-out that adds one, it stays idle on
 // partitions whose worker does not know it yet.
 func (o *Orchestrator) Run(ctx context.Context, projections []projection.Projection) error {
-	return o.root.Run(ctx, same(projections))
+	translated, err := translate(projections)
+	if err != nil {
+		return err
+	}
+	return o.root.Run(ctx, translated)
 }
 
 // CatchUp runs as Run does until everything that was in the event store when it was
 // called is handled by all of the projections, and returns nil: for tests and for
 // jobs that run once. It returns a *ParkedError for events that were parked instead.
 func (o *Orchestrator) CatchUp(ctx context.Context, projections []projection.Projection) error {
-	return o.root.CatchUp(ctx, same(projections))
-}
-
-// same returns the values themselves, for their optional methods are found by type.
-func same(projections []projection.Projection) []root.Projection[es.PersistedEvent] {
-	var same []root.Projection[es.PersistedEvent]
-	for _, p := range projections {
-		same = append(same, p)
+	translated, err := translate(projections)
+	if err != nil {
+		return err
 	}
-	return same
+	return o.root.CatchUp(ctx, translated)
 }
 
 // Health returns how the workers are that this Orchestrator's calls of Run are, for

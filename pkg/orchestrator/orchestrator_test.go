@@ -23,7 +23,7 @@ func TestScaleUpAndDown(t *testing.T) {
 	w := newWorld(t, "events")
 	names := []string{"plain", "transactional", "batched"}
 	projections := []projection.Projection{
-		plain{"plain", w.db}, transactional{"transactional"}, batched{"batched"},
+		plain{"plain", w.db}, transactional{effects: "transactional"}, batched{effects: "batched"},
 	}
 	w.append(100)
 	a := run(t, w.config(), projections...)
@@ -64,7 +64,7 @@ type seen struct {
 
 func (*seen) Name() string { return "seen" }
 
-func (s *seen) Handle(_ context.Context, e es.PersistedEvent) error {
+func (s *seen) keep(e es.PersistedEvent) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.events = append(s.events, e)
@@ -115,7 +115,7 @@ func TestEventsTable(t *testing.T) {
 			w := newWorld(t, table)
 			w.exec(`CREATE TABLE events (LIKE ` + table + ` INCLUDING ALL)`)
 			w.append(100)
-			r := run(t, w.config(), transactional{"transactional"})
+			r := run(t, w.config(), transactional{effects: "transactional"})
 			w.caughtUp("transactional")
 			r.stop()
 			w.checkEffects("transactional")
@@ -128,7 +128,7 @@ func TestEventsTable(t *testing.T) {
 		w.exec(`CREATE SCHEMA "Shop"`)
 		w.exec(`ALTER TABLE events SET SCHEMA "Shop"`)
 		w.table = `"Shop".Events`
-		r := run(t, w.config(), transactional{"transactional"})
+		r := run(t, w.config(), transactional{effects: "transactional"})
 		w.caughtUp("transactional")
 		r.stop()
 		w.checkEffects("transactional")
@@ -142,7 +142,7 @@ func TestEventsTable(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := o.Run(t.Context(), []projection.Projection{transactional{"transactional"}}); !errors.Is(err, orchestrator.ErrEventStore) {
+		if err := o.Run(t.Context(), []projection.Projection{transactional{effects: "transactional"}}); !errors.Is(err, orchestrator.ErrEventStore) {
 			t.Errorf("Run returned %v, want ErrEventStore", err)
 		}
 	})
@@ -174,7 +174,7 @@ func TestScopedProjections(t *testing.T) {
 		{scoped{plainOf("empty scope"), nil, nil}, kinds},
 		{scoped{plainOf("orders"), []string{"Order"}, nil}, []kind{{"sales", "Order"}, {"billing", "Order"}}},
 		{scoped{plainOf("sales"), nil, []string{"sales"}}, []kind{{"sales", "Order"}, {"sales", "User"}}},
-		{scopedTransactional{transactional{"both"}, []string{"Order", "User"}, []string{"sales", "identity"}},
+		{scopedTransactional{transactional{effects: "both"}, []string{"Order", "User"}, []string{"sales", "identity"}},
 			[]kind{{"sales", "Order"}, {"sales", "User"}, {"identity", "User"}}},
 		{scoped{plainOf("nothing"), []string{"Invoice"}, []string{"sales"}}, nil},
 	}
@@ -220,15 +220,12 @@ func TestScopedProjections(t *testing.T) {
 // reaction appends an event to another aggregate for each that it handles, in
 // the same transaction.
 type reaction struct {
+	uncalled
 	store    *postgres.Store
 	failures sync.Once
 }
 
 func (*reaction) Name() string { return "reaction" }
-
-func (*reaction) Handle(context.Context, es.PersistedEvent) error {
-	return errors.New("Handle was called for a transactional projection")
-}
 
 func (r *reaction) HandleTx(ctx context.Context, tx orchestrator.Tx, e es.PersistedEvent) (err error) {
 	if e.AggregateType != "order" {
@@ -267,7 +264,7 @@ func TestWaiting(t *testing.T) {
 	late := w.begin()
 	w.appendTo(late, "shop", "order", "late", 1)
 	w.append(1)
-	r := run(t, w.config(), transactional{"transactional"})
+	r := run(t, w.config(), transactional{effects: "transactional"})
 	gap := r.waiting()
 	if gap.Position != 1 || len(gap.Backends) != 1 {
 		t.Errorf("waiting at %+v, want position 1 and one backend", gap)
@@ -299,5 +296,4 @@ var errFailing = errors.New("fails")
 
 type failing struct{}
 
-func (failing) Name() string                                    { return "failing" }
-func (failing) Handle(context.Context, es.PersistedEvent) error { return errFailing }
+func (failing) Name() string { return "failing" }

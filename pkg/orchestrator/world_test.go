@@ -243,19 +243,16 @@ func (p effects) write(ctx context.Context, db orchestrator.Tx, e es.PersistedEv
 	return err
 }
 
-// plain writes through a connection of its own.
+// plain has pupsourcing's Handle. Up to v1.1 it writes through a connection of its own.
 type plain struct {
 	effects
 	db *sql.DB
 }
 
-func (p plain) Handle(ctx context.Context, e es.PersistedEvent) error { return p.write(ctx, p.db, e) }
-
 // transactional writes through the transaction that commits the checkpoint.
-type transactional struct{ effects }
-
-func (transactional) Handle(context.Context, es.PersistedEvent) error {
-	return errors.New("Handle was called for a transactional projection")
+type transactional struct {
+	effects
+	uncalled
 }
 
 func (p transactional) HandleTx(ctx context.Context, tx orchestrator.Tx, e es.PersistedEvent) error {
@@ -263,10 +260,9 @@ func (p transactional) HandleTx(ctx context.Context, tx orchestrator.Tx, e es.Pe
 }
 
 // batched does so for a batch.
-type batched struct{ effects }
-
-func (batched) Handle(context.Context, es.PersistedEvent) error {
-	return errors.New("Handle was called for a batch projection")
+type batched struct {
+	effects
+	uncalled
 }
 
 func (p batched) HandleBatch(ctx context.Context, tx orchestrator.Tx, events []es.PersistedEvent) error {

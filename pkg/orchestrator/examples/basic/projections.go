@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"database/sql"
-	"errors"
 	"strconv"
 
 	"github.com/getpup/pupsourcing/es"
@@ -19,13 +18,11 @@ CREATE TABLE audit (position bigint PRIMARY KEY, partition int NOT NULL, total i
 
 // cities says where users live. Each event is applied once, in the
 // transaction that also commits the progress.
-type cities struct{}
+type cities struct{ uncalled }
 
 func (cities) Name() string              { return "cities" }
 func (cities) AggregateTypes() []string  { return []string{"User"} }
 func (cities) BoundedContexts() []string { return []string{"Identity"} }
-
-func (cities) Handle(context.Context, es.PersistedEvent) error { return errTransactional }
 
 func (cities) HandleTx(ctx context.Context, tx orchestrator.Tx, e es.PersistedEvent) error {
 	_, err := tx.ExecContext(ctx, `
@@ -35,13 +32,11 @@ ON CONFLICT (id) DO UPDATE SET city = EXCLUDED.city, moves = c.moves + 1`, e.Agg
 }
 
 // revenue sums orders up, a batch at a time.
-type revenue struct{}
+type revenue struct{ uncalled }
 
 func (revenue) Name() string              { return "revenue" }
 func (revenue) AggregateTypes() []string  { return []string{"Order"} }
 func (revenue) BoundedContexts() []string { return nil }
-
-func (revenue) Handle(context.Context, es.PersistedEvent) error { return errTransactional }
 
 func (revenue) HandleBatch(ctx context.Context, tx orchestrator.Tx, events []es.PersistedEvent) error {
 	var cents int64
@@ -56,15 +51,13 @@ func (revenue) HandleBatch(ctx context.Context, tx orchestrator.Tx, events []es.
 	return err
 }
 
-var errTransactional = errors.New("Handle was called for a transactional projection")
-
-// audit lists all events and who handled them. It has no part in the
-// transaction, so it may see an event again, and is idempotent.
+// audit lists all events and who handled them. It writes through a connection of
+// its own, so it may see an event again, and is idempotent.
 type audit struct{ db *sql.DB }
 
 func (audit) Name() string { return "audit" }
 
-func (p audit) Handle(ctx context.Context, e es.PersistedEvent) error {
+func (p audit) list(ctx context.Context, e es.PersistedEvent) error {
 	a, _ := orchestrator.AssignmentFrom(ctx)
 	_, err := p.db.ExecContext(ctx, `INSERT INTO audit VALUES ($1, $2, $3) ON CONFLICT DO NOTHING`,
 		e.GlobalPosition, a.Partition, a.TotalPartitions)

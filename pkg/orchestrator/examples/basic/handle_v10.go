@@ -1,0 +1,21 @@
+//go:build !pupsourcing12
+
+package main
+
+import (
+	"context"
+	"errors"
+
+	"github.com/getpup/pupsourcing/es"
+)
+
+// Handle as pupsourcing has it up to v1.1. The tag pupsourcing12 is for those since.
+
+func (p audit) Handle(ctx context.Context, e es.PersistedEvent) error { return p.list(ctx, e) }
+
+// uncalled is the Handle of projections that have another method.
+type uncalled struct{}
+
+func (uncalled) Handle(context.Context, es.PersistedEvent) error {
+	return errors.New("Handle was called for a projection that has HandleTx or HandleBatch")
+}

@@ -1,0 +1,30 @@
+//go:build pupsourcing12
+
+package orchestrator_test
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+
+	"github.com/getpup/pupsourcing/es"
+)
+
+// Handle as pupsourcing has it since v1.2.
+
+func (p plain) Handle(ctx context.Context, tx *sql.Tx, e es.PersistedEvent) error {
+	return p.write(ctx, tx, e)
+}
+
+func (s *seen) Handle(_ context.Context, _ *sql.Tx, e es.PersistedEvent) error { return s.keep(e) }
+
+func (failing) Handle(context.Context, *sql.Tx, es.PersistedEvent) error { return errFailing }
+
+func (p handRun) Handle(ctx context.Context, _ *sql.Tx, e es.PersistedEvent) error { return p.handle(ctx, e) }
+
+// uncalled is the Handle of projections that have another method.
+type uncalled struct{}
+
+func (uncalled) Handle(context.Context, *sql.Tx, es.PersistedEvent) error {
+	return errors.New("Handle was called for a projection that has HandleTx or HandleBatch")
+}

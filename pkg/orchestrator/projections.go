@@ -1,0 +1,113 @@
+package orchestrator
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"reflect"
+
+	"github.com/getpup/pupsourcing/es"
+	"github.com/getpup/pupsourcing/es/projection"
+
+	root "github.com/getpup/pupsourcing-orchestrator"
+)
+
+// The methods that a projection may have. Handle takes an event alone in
+// pupsourcing v1.0 and v1.1, and a transaction beside it since v1.2. What a
+// projection has is found out at run time, so that this module compiles with
+// every v1.
+type (
+	sqlTxHandler interface {
+		Handle(ctx context.Context, tx *sql.Tx, event es.PersistedEvent) error
+	}
+	txHandler interface {
+		HandleTx(ctx context.Context, tx Tx, event es.PersistedEvent) error
+	}
+	batchHandler interface {
+		HandleBatch(ctx context.Context, tx Tx, events []es.PersistedEvent) error
+	}
+	named interface{ Name() string }
+	scope interface {
+		AggregateTypes() []string
+		BoundedContexts() []string
+	}
+)
+
+// translate returns projections in the root's form.
+func translate(projections []projection.Projection) ([]root.Projection[es.PersistedEvent], error) {
+	out := make([]root.Projection[es.PersistedEvent], len(projections))
+	for i, p := range projections {
+		var err error
+		if out[i], err = translateOne(p); err != nil {
+			return nil, fmt.Errorf("%w: projections[%d] %w", ErrInvalidConfig, i, err)
+		}
+	}
+	return out, nil
+}
+
+// translateOne takes any value, so that both forms of Handle can be tested with
+// either version of pupsourcing.
+func translateOne(p any) (root.Projection[es.PersistedEvent], error) {
+	if v := reflect.ValueOf(p); !v.IsValid() || v.Kind() == reflect.Pointer && v.IsNil() {
+		return nil, errors.New("is nil")
+	}
+	if own, ok := p.(root.Projection[es.PersistedEvent]); ok { // with its optional methods
+		return own, nil
+	}
+	n, ok := p.(named)
+	if !ok {
+		return nil, fmt.Errorf("(%T) has no method Name", p)
+	}
+	t := translated{n}
+	switch p := p.(type) {
+	case batchHandler:
+		return translatedBatch{t, p}, nil
+	case txHandler:
+		return translatedTx{t, p.HandleTx}, nil
+	case sqlTxHandler:
+		return translatedTx{t, func(ctx context.Context, tx Tx, e es.PersistedEvent) error {
+			return p.Handle(ctx, sqlTx(tx), e)
+		}}, nil
+	}
+	return nil, fmt.Errorf("(%T) has no Handle that takes an es.PersistedEvent, alone or after a *sql.Tx", p)
+}
+
+// A translated projection has no Handle of the root's form.
+type translated struct{ named }
+
+func (translated) Handle(context.Context, es.PersistedEvent) error {
+	return errors.New("orchestrator: Handle was called for a transactional projection")
+}
+
+func (t translated) AggregateTypes() []string {
+	if s, ok := t.named.(scope); ok {
+		return s.AggregateTypes()
+	}
+	return nil
+}
+
+func (t translated) BoundedContexts() []string {
+	if s, ok := t.named.(scope); ok {
+		return s.BoundedContexts()
+	}
+	return nil
+}
+
+type translatedTx struct {
+	translated
+	handle func(context.Context, Tx, es.PersistedEvent) error
+}
+
+func (t translatedTx) HandleTx(ctx context.Context, tx Tx, e es.PersistedEvent) error {
+	return t.handle(ctx, tx, e)
+}
+
+type translatedBatch struct {
+	translated
+	batchHandler
+}
+
+// sqlTx returns the transaction itself, which pupsourcing's Handle takes. A
+// handler that ends it fails, and nothing of the batch is committed twice.
+func sqlTx(tx Tx) *sql.Tx { return tx.(*sql.Tx) }

@@ -29,18 +29,25 @@ STATICCHECK = GOWORK=off $(GO) tool -modfile="$(CURDIR)/tools/go.mod" staticchec
 # With -j the output of the parts would mix.
 .NOTPARALLEL:
 .PHONY: help fmt fmt-check vet staticcheck purity lint tidy test race \
-	test-integration modules test-adapter fuzz-short fuzz check demo sim bench
+	test-integration modules test-adapter fuzz-short fuzz seeds examples check demo sim bench
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' Makefile
 
-check: vet lint tidy race modules test-adapter fuzz-short ## everything CI runs
+check: vet lint tidy race modules test-adapter fuzz-short seeds examples test ## everything CI runs
 
 fmt: ## rewrite the Go files with gofmt
 	$(GOFMT) -w .
 
-vet: ## go vet
+# Vetted, tests included, for systems on which CI does not run them.
+PLATFORMS ?= darwin/arm64 windows/amd64 linux/386
+
+vet: ## go vet, for this system and for PLATFORMS
 	$(GO) vet ./...
+	@for p in $(PLATFORMS); do \
+		echo "GOOS=$${p%/*} GOARCH=$${p#*/} go vet ./..."; \
+		GOOS=$${p%/*} GOARCH=$${p#*/} CGO_ENABLED=0 $(GO) vet ./... || exit 1; \
+	done
 
 lint: fmt-check staticcheck purity ## gofmt, staticcheck, and the purity of internal/protocol
 
@@ -118,6 +125,19 @@ fuzz fuzz-short:
 	while read -r pkg name; do \
 		echo "fuzz $$pkg $$name $(FUZZTIME)"; \
 		$(GO) test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) "$$pkg" </dev/null || exit 1; \
+	done
+
+# Other seeds with every commit, and the same ones for the same commit.
+COMMIT_SEED = $$(( 0x$$(git rev-parse --short=8 HEAD | cut -c1-8) ))
+
+seeds: ## simulated worlds from seeds that the commit draws: in memory, and on PostgreSQL
+	$(GO) test ./sim -count=1 -run 'TestSeeds$$' -sim.seed="$(COMMIT_SEED)" -sim.seeds=1000
+	$(GO) test ./sim -count=1 -run 'TestSeeds$$' -sim.store=postgres -sim.seed="$(COMMIT_SEED)" -sim.seeds=40
+
+examples: ## run the example programs, which check themselves
+	@for name in basic multiple-replica-sets migration quickstart; do \
+		echo "go run ./examples/$$name"; \
+		$(GO) run "./examples/$$name" || exit 1; \
 	done
 
 # Its own seeds, beside those that go test ./sim plays.

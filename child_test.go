@@ -91,17 +91,6 @@ func (c *child) signal(s os.Signal) {
 	}
 }
 
-// frozen waits until the process is stopped.
-func (c *child) frozen() {
-	c.t.Helper()
-	eventually(c.t, "the child is stopped", func() bool {
-		var status syscall.WaitStatus
-		var info syscall.Rusage
-		pid, err := syscall.Wait4(c.cmd.Process.Pid, &status, syscall.WUNTRACED|syscall.WNOHANG, &info)
-		return err == nil && pid == c.cmd.Process.Pid && status.Stopped()
-	})
-}
-
 type testOutput struct{ t testing.TB }
 
 func (o testOutput) Write(p []byte) (int, error) {
@@ -146,7 +135,7 @@ func childMain(behaviour string) int {
 		f.onCommit(func(do func() error) error {
 			if handled.Load() >= 250 {
 				handled.Store(-1 << 40)
-				_ = syscall.Kill(os.Getpid(), syscall.SIGSTOP)
+				freeze()
 			}
 			return do()
 		})

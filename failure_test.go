@@ -145,7 +145,7 @@ func TestFrozenBetweenCheckpointAndCommit(t *testing.T) {
 	if after <= before {
 		t.Fatalf("generation %d follows generation %d", after, before)
 	}
-	c.signal(syscall.SIGCONT)
+	c.thaw()
 	w.active("set", 2)
 	if n := w.number(`SELECT count(*) FROM orchestrator_workers WHERE id LIKE '%-' || $1 || '-%~_'`, fmt.Sprint(c.cmd.Process.Pid)); n != 1 {
 		t.Errorf("%d workers are later incarnations of the one that was frozen, want 1", n)

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
+	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
 )
 
 // pgbouncer starts a PgBouncer that hands out server connections by transaction,
@@ -27,7 +28,7 @@ func pgbouncer(t testing.TB, to string) string {
 		program = "/usr/sbin/pgbouncer" // not on everybody's PATH
 	}
 	if _, err := os.Stat(program); err != nil {
-		t.Skip("no pgbouncer on this machine")
+		pgtest.Missing(t, "there is no pgbouncer")
 	}
 	u, err := url.Parse(to)
 	if err != nil {

@@ -37,7 +37,7 @@ func findBrowser(t testing.TB) string {
 			return path
 		}
 	}
-	t.Skipf("SKIPPED, the status page was not looked at: none of %s is on the PATH", strings.Join(names, ", "))
+	pgtest.Missing(t, "the status page was not looked at: none of %s is on the PATH", strings.Join(names, ", "))
 	return ""
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"flag"
 	"fmt"
+	"math"
 	"os"
 	"os/signal"
 	"runtime"
@@ -52,7 +53,7 @@ func TestSeeds(t *testing.T) {
 	whole := false // a batch large enough to have seen everything
 	switch {
 	case *seedTime > 0:
-		n = 1 << 62
+		n = math.MaxInt
 	case n == 0 && *firstSeed != 0:
 		n = 1
 	case n == 0 && postgres:

@@ -20,7 +20,9 @@ func (s *seen) Handle(_ context.Context, _ *sql.Tx, e es.PersistedEvent) error {
 
 func (failing) Handle(context.Context, *sql.Tx, es.PersistedEvent) error { return errFailing }
 
-func (p handRun) Handle(ctx context.Context, _ *sql.Tx, e es.PersistedEvent) error { return p.handle(ctx, e) }
+func (p handRun) Handle(ctx context.Context, _ *sql.Tx, e es.PersistedEvent) error {
+	return p.handle(ctx, e)
+}
 
 // uncalled is the Handle of projections that have another method.
 type uncalled struct{}

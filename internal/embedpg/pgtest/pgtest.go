@@ -117,3 +117,14 @@ func name(test string) string {
 	plain = plain[:min(len(plain), 45)]
 	return "t_" + plain + "_" + strings.ToLower(rand.Text()[:12])
 }
+
+// Missing skips a test for want of a program that no Go module brings along, such
+// as a pooler or a browser. Where REQUIRE_PROGRAMS is set, as in CI, it fails
+// instead: a machine that should have the program must not skip in silence.
+func Missing(t testing.TB, format string, args ...any) {
+	t.Helper()
+	if os.Getenv("REQUIRE_PROGRAMS") != "" {
+		t.Fatalf("REQUIRE_PROGRAMS is set, and "+format, args...)
+	}
+	t.Skipf("SKIPPED: "+format, args...)
+}

@@ -37,8 +37,8 @@ func TestUpgradeFromVersion1(t *testing.T) {
 	if err := orchestrator.RunMigrations(db); err != nil {
 		t.Fatal(err)
 	}
-	if v := w.number(`SELECT version FROM orchestrator_schema`); v != 2 {
-		t.Errorf("version %d, want 2", v)
+	if v := w.number(`SELECT version FROM orchestrator_schema`); v != 3 {
+		t.Errorf("version %d, want 3", v)
 	}
 	does("beat")
 	if n := w.number(`SELECT count(*) FROM orchestrator_workers WHERE id = 'old' AND lease_until > clock_timestamp() AND partitions = '[0]'`); n != 1 {
@@ -56,7 +56,7 @@ func TestUpgradeFromVersion1(t *testing.T) {
 		t.Error("an old program can't join any more")
 	}
 	w.exec(schema) // and an old program's migration, which changes nothing
-	if v := w.number(`SELECT version FROM orchestrator_schema`); v != 2 {
+	if v := w.number(`SELECT version FROM orchestrator_schema`); v != 3 {
 		t.Errorf("version 1's schema.sql has made it version %d", v)
 	}
 

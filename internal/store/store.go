@@ -19,7 +19,7 @@ import (
 )
 
 // Version is the version of schema.sql that this package needs.
-const Version = 2
+const Version = 3
 
 // A Store is one replica set in a database.
 type Store struct {

@@ -2,8 +2,10 @@ package orchestrator_test
 
 import (
 	"context"
+	"crypto/md5"
 	"database/sql"
 	"errors"
+	"fmt"
 	"net/url"
 	"os"
 	"strings"
@@ -20,7 +22,7 @@ import (
 // any privilege that it does not give.
 type granted struct {
 	*world
-	prefix string // of the roles, which all databases of a server share
+	database string // all databases of a server share the roles
 }
 
 func grant(t testing.TB) granted {
@@ -34,12 +36,12 @@ func grant(t testing.TB) granted {
 	if err != nil {
 		t.Fatal(err)
 	}
-	prefix := "r" + u.Path[len(u.Path)-12:] + "_"
-	g := granted{w, prefix}
+	database := strings.TrimPrefix(u.Path, "/")
+	g := granted{w, database}
 	t.Cleanup(func() {
 		for _, role := range []string{"worker", "operator", "monitor"} {
-			for _, name := range []string{prefix + "login_" + role, prefix + role} {
-				for _, s := range []string{"DROP OWNED BY " + name, "DROP ROLE " + name} {
+			for _, name := range []string{g.loginName(role), g.role(role)} {
+				for _, s := range []string{"DROP OWNED BY " + pq.QuoteIdentifier(name), "DROP ROLE " + pq.QuoteIdentifier(name)} {
 					if _, err := w.db.ExecContext(context.Background(), s); err != nil {
 						t.Errorf("%s: %v", s, err)
 					}
@@ -49,22 +51,27 @@ func grant(t testing.TB) granted {
 	})
 	w.exec(`REVOKE ALL ON SCHEMA public FROM public`)
 	for range 2 { // it is idempotent
-		replaced := script
-		for _, role := range []string{"worker", "operator", "monitor"} {
-			// Not orchestrator_workers, which is a table.
-			text := strings.ReplaceAll(string(replaced), "orchestrator_workers", "\x00")
-			text = strings.ReplaceAll(text, "orchestrator_"+role, prefix+role)
-			replaced = []byte(strings.ReplaceAll(text, "\x00", "orchestrator_workers"))
-		}
-		w.exec(string(replaced))
+		w.exec(string(script))
 	}
 	for _, role := range []string{"worker", "operator", "monitor"} {
-		w.exec(`GRANT USAGE ON SCHEMA public TO ` + prefix + role)
-		w.exec(`CREATE ROLE ` + prefix + `login_` + role + ` LOGIN PASSWORD 'secret' IN ROLE ` + prefix + role)
+		w.exec(`CREATE ROLE ` + pq.QuoteIdentifier(g.loginName(role)) + ` LOGIN PASSWORD 'secret' IN ROLE ` + pq.QuoteIdentifier(g.role(role)))
 	}
-	w.exec(`GRANT SELECT, INSERT ON effects TO ` + prefix + `worker`) // the projections' own
-	w.exec(`GRANT USAGE ON SEQUENCE effects_id_seq TO ` + prefix + `worker`)
+	w.exec(`GRANT SELECT, INSERT ON effects TO ` + pq.QuoteIdentifier(g.role("worker"))) // the projections' own
+	w.exec(`GRANT USAGE ON SEQUENCE effects_id_seq TO ` + pq.QuoteIdentifier(g.role("worker")))
 	return g
+}
+
+// role returns the name that grants.sql gives a role.
+func (g granted) role(kind string) string {
+	name := "orchestrator_" + kind + "_" + g.database
+	if len(name) > 63 {
+		name = fmt.Sprintf("orchestrator_%s_%x", kind, md5.Sum([]byte(g.database)))
+	}
+	return name
+}
+
+func (g granted) loginName(kind string) string {
+	return fmt.Sprintf("login_%s_%x", kind, md5.Sum([]byte(g.database)))
 }
 
 // login returns the world as one role sees it.
@@ -74,8 +81,8 @@ func (g granted) login(role string) *world {
 	if err != nil {
 		g.t.Fatal(err)
 	}
-	u.User = url.UserPassword(g.prefix+"login_"+role, "secret")
-	return &world{t: g.t, db: g.as(g.prefix + "login_" + role), url: u.String()}
+	u.User = url.UserPassword(g.loginName(role), "secret")
+	return &world{t: g.t, db: g.as(g.loginName(role)), url: u.String()}
 }
 
 // expectRefused demands that each statement is refused for want of a privilege.
@@ -226,6 +233,33 @@ func expectLooks(t *testing.T, db *sql.DB) {
 		t.Error(err)
 	}
 	askStatus(t, orchestrator.StatusHandler(db), "/", 200)
+}
+
+// Roles are those of one database: a login of one can do nothing in another on the
+// same server, though it can connect.
+func TestGrantsEndAtTheDatabase(t *testing.T) {
+	t.Parallel()
+	a, b := grant(t), grant(t)
+	b.append(3)
+	b.exec(`INSERT INTO orchestrator_replica_sets (name) VALUES ('set')`)
+	u, err := url.Parse(b.url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, role := range []string{"worker", "operator", "monitor"} {
+		u.User = url.UserPassword(a.loginName(role), "secret")
+		db, err := sql.Open("postgres", u.String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer db.Close()
+		for _, table := range append(tables(t, b.db, "public"), "events", "orchestrator_status") {
+			_, err := db.ExecContext(t.Context(), `SELECT FROM public.`+table)
+			if err == nil || !strings.Contains(err.Error(), "permission denied") {
+				t.Errorf("the %s of another database reads %s: %v", role, table, err)
+			}
+		}
+	}
 }
 
 // A monitor reads every table of the library, and changes none.

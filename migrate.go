@@ -4,7 +4,9 @@ import (
 	"context"
 	"database/sql"
 	_ "embed" // schema.sql
+	"errors"
 	"fmt"
+	"time"
 
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
@@ -18,50 +20,114 @@ var Schema string
 // "orchestr" in ASCII.
 const migrationLock = 0x6f72636865737472
 
-// RunMigrations creates or upgrades the library's tables. It does nothing when
-// they are there and new enough, so a program may call it at every start, in
-// many processes at once; it needs the right to create tables only when there
-// is something to do. Where a long transaction keeps a table that is to be
-// altered, it gives up after 3s with the server's error. The tables go into the
-// first schema of the search path, unless another one on it has them already.
-func RunMigrations(db *sql.DB) error {
+// migrationPatience is how long Migrate waits for locks, and migrationWait how long
+// it waits for one: whoever wants to read a table that is to be altered waits behind
+// it. In between, they go on.
+var migrationPatience = 30 * time.Second
+
+const (
+	migrationWait  = time.Second
+	migrationPause = 500 * time.Millisecond
+)
+
+// RunMigrations is Migrate without an end.
+func RunMigrations(db *sql.DB) error { return Migrate(context.Background(), db) }
+
+// Migrate creates or upgrades the library's tables. It does nothing when they are
+// there and new enough, so a program may call it at every start, in many processes
+// at once; it needs the right to create tables only when there is something to do.
+//
+// Where somebody holds a lock that it needs, such as a long transaction on a table
+// that is to be altered, it tries again for 30s, and then returns an error that
+// names the server's process, its user and its application_name. Nobody waits
+// behind it for more than about a second.
+//
+// The tables go into the first schema of the search path, unless another one on it
+// has them already. Tables of the same names that are not the library's are refused:
+// those of other columns, and those that are owned by a role that is neither the
+// current one, nor a superuser, nor the owner of the schema or of the database. Then
+// nothing was changed.
+func Migrate(ctx context.Context, db *sql.DB) error {
 	if db == nil {
-		return fmt.Errorf("%w: RunMigrations was given a nil database", ErrInvalidConfig)
+		return fmt.Errorf("%w: Migrate was given a nil database", ErrInvalidConfig)
 	}
-	ctx := context.Background()
-	if version, _, err := store.SchemaVersion(ctx, db); err == nil && version >= store.Version {
+	if err := store.CheckSchema(ctx, db); err == nil {
+		if err := store.Stranger(ctx, db); err != nil {
+			return fmt.Errorf("migrate: %w", err)
+		}
 		return nil
 	}
+	began := time.Now()
+	for {
+		err := migrate(ctx, db)
+		if err == nil || ctx.Err() == nil && !store.LockTimeout(err) && !store.Deadlock(err) {
+			return err
+		}
+		if time.Since(began) > migrationPatience || !sleep(ctx, migrationPause) {
+			return errors.Join(ctx.Err(), heldUp(ctx, db, time.Since(began), err))
+		}
+	}
+}
+
+// heldUp names who holds the locks that a migration waits for.
+func heldUp(ctx context.Context, db *sql.DB, waited time.Duration, err error) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+	defer cancel()
+	holders, unknown := store.Holders(ctx, db, migrationLock)
+	if unknown != nil {
+		return fmt.Errorf("%w (and who holds the locks could not be found out: %w)", err, unknown)
+	}
+	return fmt.Errorf("migrate: has waited %s for locks that are held by %s; let them end, or end them with pg_terminate_backend, and try again: %w",
+		waited.Round(100*time.Millisecond), holders, err)
+}
+
+// migrate applies schema.sql, which decides where the tables go, and refuses those
+// that are somebody else's. Until it has set the search path, functions are named
+// with their schema: who may create one in a schema of the path could have it called
+// here.
+func migrate(ctx context.Context, db *sql.DB) error {
 	tx, err := db.BeginTx(ctx, &sql.TxOptions{Isolation: sql.LevelReadCommitted})
 	if err != nil {
-		return fmt.Errorf("run migrations: begin: %w", err)
+		return fmt.Errorf("migrate: begin: %w", err)
 	}
 	defer tx.Rollback() // after a commit it does nothing
 	// A process that is frozen in here must not keep all others from starting.
-	if _, err := tx.ExecContext(ctx, `SELECT set_config('idle_in_transaction_session_timeout', '10s', true)`); err != nil {
-		return fmt.Errorf("run migrations: bound the transaction: %w", err)
+	_, err = tx.ExecContext(ctx, fmt.Sprintf(`
+SELECT pg_catalog.set_config('idle_in_transaction_session_timeout'::text, '10s'::text, true),
+       pg_catalog.set_config('lock_timeout'::text, '%dms'::text, true)`, migrationWait.Milliseconds()))
+	if err != nil {
+		return fmt.Errorf("migrate: bound the transaction: %w", err)
 	}
 	// CREATE TABLE IF NOT EXISTS is not safe against itself.
-	if _, err := tx.ExecContext(ctx, `SELECT pg_advisory_xact_lock($1)`, int64(migrationLock)); err != nil {
-		return fmt.Errorf("run migrations: lock: %w", err)
-	}
-	// Who reads one of the tables in a long transaction makes an ALTER TABLE wait,
-	// and every heartbeat wait behind that. Not for as long as a lease is.
-	if _, err := tx.ExecContext(ctx, `SELECT set_config('lock_timeout', '3s', true)`); err != nil {
-		return fmt.Errorf("run migrations: bound the wait for locks: %w", err)
-	}
-	// Tables that are there, and older, are upgraded where they are.
-	if _, err := tx.ExecContext(ctx, `
-SELECT set_config('search_path', quote_ident(n.nspname) || ', ' || current_setting('search_path'), true)
-  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
- WHERE c.oid = to_regclass('orchestrator_schema')`); err != nil {
-		return fmt.Errorf("run migrations: look for the tables: %w", err)
+	if _, err := tx.ExecContext(ctx, fmt.Sprintf(`SELECT pg_catalog.pg_advisory_xact_lock('%d'::bigint)`, int64(migrationLock))); err != nil {
+		return fmt.Errorf("migrate: wait for other migrations: %w", err)
 	}
 	if _, err := tx.ExecContext(ctx, Schema); err != nil {
-		return fmt.Errorf("run migrations: apply schema.sql: %w", err)
+		return fmt.Errorf("migrate: apply schema.sql: %w", explained(err))
+	}
+	if err := store.CheckSchema(ctx, tx); err != nil {
+		return fmt.Errorf("migrate: %w", err)
 	}
 	if err := tx.Commit(); err != nil {
-		return fmt.Errorf("run migrations: commit: %w", err)
+		return fmt.Errorf("migrate: commit: %w", err)
 	}
 	return nil
+}
+
+// explained adds to an error of schema.sql what its HINT says, which drivers leave
+// out of an error's text.
+func explained(err error) error {
+	hint := ""
+	switch store.State(err) {
+	case "42P07":
+		hint = "another program has made it; nothing was changed; rename or drop it, or put another schema first in the search path"
+	case "42501":
+		hint = "if it says who owns a table: nothing was changed; migrate as the owner if the tables are yours, else drop them or put another schema first in the search path"
+	case "23514":
+		hint = "nothing was changed; correct the row, or delete it, and try again"
+	}
+	if hint == "" {
+		return err
+	}
+	return fmt.Errorf("%w (%s)", err, hint)
 }

@@ -109,19 +109,19 @@ type worker[E any] struct {
 	end  context.CancelFunc
 	busy sync.WaitGroup // syncs under way
 
-	inputs   chan protocol.Input
-	hints    chan struct{} // holds one: more say no more
-	fatal    chan error
-	leases   *lease
-	handlers handlers
-	presence presence
-	keeps    atomic.Int64 // for how long the session is kept after Run, in nanoseconds
-	vitals   *vitals
-	run      *run[E] // what the session has started
-	waiting  waiting
-	watch    watch
-	joined   protocol.WorkerID // the latest incarnation that became a member
-	mute     atomic.Bool       // reports can't be written
+	inputs    chan protocol.Input
+	hints     chan struct{} // holds one: more say no more
+	fatal     chan error
+	leases    *lease
+	handlers  handlers
+	presence  presence
+	keeps     atomic.Int64 // for how long the session is kept after Run, in nanoseconds
+	vitals    *vitals
+	run       *run[E] // what the session has started
+	waiting   waiting
+	watch     watch
+	joined    protocol.WorkerID // the latest incarnation that became a member
+	reporting reporting
 }
 
 // waiting is how long this worker has seen a generation wait for others, and
@@ -369,12 +369,16 @@ func (w *worker[E]) loop(ctx context.Context) error {
 // sync carries out one request and brings the answer back.
 func (w *worker[E]) sync(r protocol.Request, report []byte) {
 	sent := time.Now()
-	result, err := w.ask(r, report)
+	result, err := w.ask(r)
 	source, latency := w.source(r.Worker), time.Since(sent)
 	if err == nil {
+		if r.Leave { // what is left of it, whoever reports next removes
+			_ = boundedDo(w.life, unreportMax, func(ctx context.Context) error { return w.store.Unreport(ctx, r.Worker) })
+		}
 		tell(w.to, w.to.Heartbeat, Heartbeat{source, latency})
 		w.decided(source, result)
 		w.input(protocol.Synced{Request: r, Sent: sent, View: result.View})
+		w.writeReport(r.Worker, report)
 		return
 	}
 	tell(w.to, w.to.HeartbeatFailed, HeartbeatFailed{source, latency, err})
@@ -395,31 +399,48 @@ func (w *worker[E]) sync(r protocol.Request, report []byte) {
 	w.input(failed)
 }
 
-// ask sends one request. Nothing depends on a report, so one that is refused, for
-// want of a privilege or for what is in it, is the last, and the request is sent
-// without.
-func (w *worker[E]) ask(r protocol.Request, report []byte) (store.Result, error) {
-	send := func(report []byte) (store.Result, error) {
-		return bounded(w.life, w.patience(), func(ctx context.Context) (store.Result, error) {
-			if r.Heartbeat {
-				return w.store.Heartbeat(ctx, r, report)
-			}
-			return w.store.Sync(ctx, r, w.names)
-		}, nil)
+// ask sends one request.
+func (w *worker[E]) ask(r protocol.Request) (store.Result, error) {
+	return bounded(w.life, w.patience(), func(ctx context.Context) (store.Result, error) { return w.store.Sync(ctx, r, w.names) }, nil)
+}
+
+// reporting is what a worker knows of its own reports. Nothing depends on one.
+type reporting struct {
+	sync.Mutex           // held while one is written: the next one is left out
+	failing    bool      // the latest could not be written
+	pause      time.Time // none is written before
+}
+
+// unreportMax is how long a worker that leaves may take to remove its report.
+const unreportMax = 200 * time.Millisecond
+
+// reportPause is how long a worker without the privilege to write reports waits
+// before it tries again.
+const reportPause = time.Minute
+
+// writeReport writes a report, in a statement of its own: where reports can't be
+// written, because of a lock, a privilege, or what is in one, no lease is lost.
+func (w *worker[E]) writeReport(id protocol.WorkerID, report []byte) {
+	if report == nil || !w.reporting.TryLock() {
+		return
 	}
-	if report == nil || w.mute.Load() {
-		return send(nil)
+	defer w.reporting.Unlock()
+	if time.Now().Before(w.reporting.pause) {
+		return
 	}
-	result, err := send(report)
-	if !store.Permanent(err) {
-		return result, err
+	err := boundedDo(w.life, w.patience(), func(ctx context.Context) error { return w.store.Report(ctx, id, report) })
+	if store.Denied(err) {
+		w.reporting.pause = time.Now().Add(reportPause)
 	}
-	if result, again := send(nil); again == nil {
-		w.mute.Store(true)
-		w.log.Warn("can't write reports, going on without", "error", err)
-		return result, nil
+	switch failed := err != nil; {
+	case w.life.Err() != nil || failed == w.reporting.failing:
+	case failed:
+		w.reporting.failing = true
+		w.log.Warn("cannot write status reports, trying again", "error", err)
+	default:
+		w.reporting.failing = false
+		w.log.Info("status reports are written again")
 	}
-	return result, err
 }
 
 // patience is how long to wait for one answer of the database.

@@ -13,7 +13,11 @@ func (l *lane[E]) doParked(a protocol.LaneAction, answer protocol.LaneAnswer) (p
 	s, patience := l.worker.store, l.worker.patience()
 	switch a.Do {
 	case protocol.LaneLook:
-		answer.Parked, err = bounded(l.ctx, patience, func(ctx context.Context) ([]protocol.Parked, error) { return s.Parked(ctx, l.id) }, nil)
+		look := s.Parked
+		if a.Requests {
+			look = s.Requested
+		}
+		answer.Parked, err = bounded(l.ctx, patience, func(ctx context.Context) ([]protocol.Parked, error) { return look(ctx, l.id) }, nil)
 	case protocol.LanePark:
 		parked, text := l.core.Parking(), ""
 		if a.Attempts > 0 {

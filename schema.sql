@@ -279,6 +279,12 @@ CREATE TABLE IF NOT EXISTS orchestrator_parked (
     PRIMARY KEY (projection, position)
 );
 
+-- All locks that the upgrade needs, in one order, before the first change.
+IF present IS NULL OR present < 3::bigint THEN
+    LOCK TABLE orchestrator_replica_sets, orchestrator_workers, orchestrator_reports, orchestrator_projections,
+               orchestrator_checkpoints, orchestrator_history, orchestrator_parked IN ACCESS EXCLUSIVE MODE;
+END IF;
+
 -- Upgrade from version 1. (Before the views, which show these columns.)
 ALTER TABLE orchestrator_replica_sets
     ADD COLUMN IF NOT EXISTS paused  jsonb   NOT NULL DEFAULT '[]',

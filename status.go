@@ -3,12 +3,14 @@ package orchestrator
 import (
 	"context"
 	"database/sql"
-	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
 // A ReplicaSetStatus is what is known of a replica set at one moment: what runs,
@@ -132,7 +134,7 @@ func Status(ctx context.Context, db *sql.DB, set ReplicaSetName) (ReplicaSetStat
 	tx, err := db.BeginTx(ctx, &sql.TxOptions{Isolation: sql.LevelRepeatableRead, ReadOnly: true})
 	if err == nil {
 		defer tx.Rollback() // nothing was written
-		err = s.read(ctx, tx)
+		err = store.Foreseen(s.read(ctx, tx))
 	}
 	if err != nil {
 		return s, fmt.Errorf("status of replica set %q: %w", set, err)
@@ -142,20 +144,22 @@ func Status(ctx context.Context, db *sql.DB, set ReplicaSetName) (ReplicaSetStat
 }
 
 func (s *ReplicaSetStatus) read(ctx context.Context, tx *sql.Tx) error {
-	var paused, rewinds []byte
+	var paused, rewinds string
 	err := tx.QueryRowContext(ctx, `
 SELECT clock_timestamp(), generation, phase, total, reason, opened_at, activated_at, paused, rewinds, coalesce(head, 0)
   FROM orchestrator_status WHERE replica_set = $1`, string(s.ReplicaSet)).
 		Scan(&s.At, &s.Generation, &s.Phase, &s.TotalPartitions, &s.Reason, &s.OpenedAt, &s.ActivatedAt, &paused, &rewinds, &s.Head)
-	switch {
-	case errors.Is(err, sql.ErrNoRows):
+	if errors.Is(err, sql.ErrNoRows) {
 		return ErrNoReplicaSet
-	case err != nil:
-		return err
 	}
-	var names []string
-	if err := errors.Join(json.Unmarshal(paused, &names), json.Unmarshal(rewinds, &s.Rewinds)); err != nil {
-		return err
+	row := store.RowOf("replica_sets", string(s.ReplicaSet)).Scanned(err)
+	if row.Err != nil {
+		return row.Err
+	}
+	times(row.AtLeast("generation", s.Generation, 0).Total(s.TotalPartitions, 0), map[string]*time.Time{"opened_at": s.OpenedAt, "activated_at": s.ActivatedAt})
+	names := store.Strings[string](row, "paused", paused)
+	if s.Rewinds = row.Positions("rewinds", rewinds); row.Err != nil {
+		return row.Err
 	}
 	s.Paused = slices.DeleteFunc(names, func(name string) bool { return name == "" })
 	s.PausedAll = len(s.Paused) < len(names)
@@ -167,18 +171,36 @@ SELECT clock_timestamp(), generation, phase, total, reason, opened_at, activated
 
 func (s *ReplicaSetStatus) readWorkers(ctx context.Context, tx *sql.Tx) error {
 	return query(ctx, tx, `
-SELECT worker, joined_at, lease_until, alive, partitions, holds, drained, projections, coalesce(state, ''), reported_at, gap
+SELECT worker, joined_at, lease_until, alive, total, partitions, holds, drained, projections, coalesce(state, ''), reported_at, gap
   FROM orchestrator_status_workers WHERE replica_set = $1 ORDER BY seq`, []any{string(s.ReplicaSet)}, func(scan func(...any) error) error {
 		var w WorkerStatus
-		var partitions, projections, gap []byte
-		err := scan(&w.Worker, &w.JoinedAt, &w.LeaseUntil, &w.Alive, &partitions, &w.Holds, &w.Drained, &projections, &w.State, &w.ReportedAt, &gap)
-		err = errors.Join(err, json.Unmarshal(partitions, &w.Partitions), json.Unmarshal(projections, &w.Projections))
+		var total int
+		var partitions, projections string
+		var gap []byte
+		err := scan(&w.Worker, &w.JoinedAt, &w.LeaseUntil, &w.Alive, &total, &partitions, &w.Holds, &w.Drained, &projections, &w.State, &w.ReportedAt, &gap)
+		row := store.RowOf("workers", string(s.ReplicaSet), w.Worker).Scanned(err)
+		if err == nil {
+			row.Total(total, 0).Time("joined_at", w.JoinedAt).Time("lease_until", w.LeaseUntil)
+			w.Partitions = append([]int{}, row.Partitions("partitions", partitions, total)...)
+			w.Projections = append([]string{}, store.Strings[string](row, "projections", projections)...)
+		}
+		report := store.RowOf("reports", string(s.ReplicaSet), w.Worker)
+		times(report, map[string]*time.Time{"reported_at": w.ReportedAt})
 		if gap != nil {
-			err = errors.Join(err, json.Unmarshal(gap, &w.Gap))
+			report.JSON("report", gap, &w.Gap)
 		}
 		s.Workers = append(s.Workers, w)
-		return err
+		return errors.Join(row.Err, report.Err)
 	})
+}
+
+// times checks the times that there are.
+func times(row *store.Row, columns map[string]*time.Time) {
+	for _, column := range slices.Sorted(maps.Keys(columns)) {
+		if at := columns[column]; at != nil {
+			row.Time(column, *at)
+		}
+	}
 }
 
 func (s *ReplicaSetStatus) readPartitions(ctx context.Context, tx *sql.Tx) error {
@@ -194,6 +216,16 @@ SELECT projection, partition, total, generation, coalesce(worker, ''), position,
 		var stalled bool
 		err := scan(&p.Projection, &p.Partition, &p.TotalPartitions, &p.Generation, &p.Worker, &p.Position, &p.UpdatedAt, &p.Paused, &p.Parked,
 			&reached, &behind, &seconds, &state, &since, &handling, &attempts, &failure, &stalled, &p.ReportedAt, &p.ParkedSince)
+		row := store.RowOf("checkpoints", p.Projection, p.Partition).Scanned(err)
+		report := store.RowOf("reports", string(s.ReplicaSet), p.Worker)
+		if err == nil {
+			row.Total(p.TotalPartitions, 1).Range("partition", int64(p.Partition), 0, int64(p.TotalPartitions)-1).
+				AtLeast("position", p.Position, 0).Time("updated_at", p.UpdatedAt)
+			times(report, map[string]*time.Time{"reported_at": p.ReportedAt})
+			if since.Valid {
+				report.Time("report", since.Time)
+			}
+		}
 		if state.Valid {
 			p.Report = &LaneReport{
 				Projection: p.Projection, Partition: p.Partition, TotalPartitions: p.TotalPartitions,
@@ -202,7 +234,7 @@ SELECT projection, partition, total, generation, coalesce(worker, ''), position,
 			}
 		}
 		s.Partitions = append(s.Partitions, p)
-		return err
+		return errors.Join(row.Err, report.Err)
 	})
 }
 
@@ -280,11 +312,16 @@ func History(ctx context.Context, db *sql.DB, set ReplicaSetName, limit int) ([]
 SELECT generation, reason, total, members, opened_at, activated_at, waited_for
   FROM orchestrator_history WHERE replica_set = $1 ORDER BY generation DESC LIMIT $2`, []any{string(set), limit}, func(scan func(...any) error) error {
 		var r GenerationRecord
-		var members, waited []byte
+		var members, waited string
 		err := scan(&r.Generation, &r.Reason, &r.TotalPartitions, &members, &r.OpenedAt, &r.ActivatedAt, &waited)
-		err = errors.Join(err, json.Unmarshal(members, &r.Members), json.Unmarshal(waited, &r.WaitedFor))
+		row := store.RowOf("history", string(set), r.Generation).Scanned(err)
+		if err == nil {
+			times(row.Total(r.TotalPartitions, 0), map[string]*time.Time{"opened_at": &r.OpenedAt, "activated_at": r.ActivatedAt})
+			r.Members = row.Members("members", members, r.TotalPartitions)
+			r.WaitedFor = append([]string{}, store.Strings[string](row, "waited_for", waited)...)
+		}
 		records = append(records, r)
-		return err
+		return row.Err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("history of replica set %q: %w", set, err)

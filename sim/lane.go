@@ -50,6 +50,7 @@ func newLane(p *worker, r *run, q projection, a protocol.Assignment) *lane {
 	switch {
 	case q.parks > 0:
 		c.OnFailure, c.Attempts, c.MaxParked = protocol.ParkEvents, q.parks, w.plan.maxParked
+		c.LookAll = 2 // so that both kinds of looks come
 	case w.plan.stopOnFailure:
 		c.OnFailure = protocol.StopOnFailure
 	case w.plan.halts:

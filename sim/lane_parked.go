@@ -2,6 +2,7 @@ package sim
 
 import (
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
@@ -15,7 +16,9 @@ func (l *lane) doParked(a protocol.LaneAction, patience time.Duration) {
 		var rows []protocol.Parked
 		l.alone("lot", patience, func(c connection, done func(error)) {
 			c.parked(l.id, func(r []protocol.Parked, err error) {
-				rows = r
+				if rows = r; a.Requests {
+					rows = slices.DeleteFunc(r, func(p protocol.Parked) bool { return p.Request == protocol.Unasked })
+				}
 				done(err)
 			})
 		}, func() protocol.LaneAnswer { return protocol.LaneAnswer{Parked: rows} })

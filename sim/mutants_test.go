@@ -275,6 +275,12 @@ var mutants = []mutant{
 		}
 		return rows
 	}), []promise{nothingLost}},
+	{"takes what is asked for as all that is parked", looks(func(l *lane, rows []protocol.Parked) []protocol.Parked {
+		if n, _ := l.core.Parked(); n == 0 {
+			return rows
+		}
+		return slices.DeleteFunc(rows, func(p protocol.Parked) bool { return p.Request == protocol.Unasked })
+	}), []promise{inOrder, recovers}},
 	{"does not look at requests", looks(func(_ *lane, rows []protocol.Parked) []protocol.Parked {
 		for i := range rows {
 			rows[i].Request = protocol.Unasked

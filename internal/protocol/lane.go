@@ -28,6 +28,7 @@ type LaneConfig struct {
 	OnFailure FailurePolicy // after Attempts, at least one
 	Attempts  int
 	MaxParked int
+	LookAll   int // how many parked events are read at each look; 0: lookAllMax
 }
 
 // cut is how long a Transactional batch may go on: the server ends a
@@ -86,6 +87,8 @@ type LaneAction struct {
 	Parked  bool // the event to handle is not a pending one, but what LaneFetch has read
 	Discard bool // nobody has handled the event
 
+	Requests bool // the look wants the rows for which something is asked, and no others
+
 	End LaneEndWhy
 	Err error // what is wrong with a page, or with a parked event beside its handler
 }
@@ -103,6 +106,10 @@ func (a LaneAction) String() string {
 		}
 	case LanePark:
 		text = fmt.Sprintf("park %d, %s to %s", a.Count, a.From, a.To)
+	case LaneLook:
+		if a.Requests {
+			text = "look for requests"
+		}
 	case LaneFetch, LaneUnpark, LaneDrop:
 		text = fmt.Sprintf("%s %d", a.Do, a.Position)
 	case LaneNote:
@@ -258,11 +265,18 @@ type Lane struct {
 	next       Checkpoint  // what the commit says
 	resolving  bool        // it is open whether that has happened
 
-	lot     Lot       // what is parked
-	looked  time.Time // when that was read
-	parking []Parked  // by the commit under way; nil: it parks nothing
-	hand    *Parked   // the parked event that is in hand; see treat
-	last    LaneAction
+	lot          Lot           // what is parked
+	looked       time.Time     // when that was read, or the requests
+	lookedAll    time.Time     // when all of it was
+	lookBegan    time.Time     // the latest look
+	requests     bool          // it was for requests alone
+	allTook      time.Duration // the latest look at all
+	requestsTook time.Duration // the latest at requests alone
+	turn         time.Time     // since when parked events are worked off; zero: it is the turn of new ones
+	crowded      bool          // that was for long enough, and more are due
+	parking      []Parked      // by the commit under way; nil: it parks nothing
+	hand         *Parked       // the parked event that is in hand; see treat
+	last         LaneAction
 
 	// Failures of the database in a row, until something could be read, and
 	// until something was committed.
@@ -296,7 +310,7 @@ func (l *Lane) Next(now time.Time, s Signals, a LaneAnswer) LaneAction {
 	default:
 		action.Rollback, l.open = l.open, false
 	}
-	l.doing = action.Do
+	l.doing, l.requests = action.Do, action.Requests
 	return action
 }
 
@@ -403,7 +417,7 @@ func (l *Lane) loaded(now time.Time, s Signals, found Found) LaneAction {
 	if found.NoneParked {
 		return l.look(now, s, LaneAnswer{})
 	}
-	return LaneAction{Do: LaneLook}
+	return l.lookAll(now)
 }
 
 // top begins another round.
@@ -416,6 +430,7 @@ func (l *Lane) top(now time.Time, s Signals) LaneAction {
 			return action
 		}
 	}
+	l.turn = time.Time{}
 	return l.fill(now, s)
 }
 
@@ -498,7 +513,8 @@ func (l *Lane) prove() LaneAction {
 
 // rest pauses when there is nothing new.
 func (l *Lane) rest(now time.Time, s Signals) LaneAction {
-	if l.more {
+	if l.more || l.crowded {
+		l.crowded = false
 		return l.top(now, s)
 	}
 	l.resume = (*Lane).top
@@ -619,7 +635,7 @@ func (l *Lane) resolve(now time.Time, s Signals, found Found) LaneAction {
 		l.track.Rewind(found.Checkpoint, now)
 		l.done = 0
 		if l.parking = nil; !s.stopping() {
-			return LaneAction{Do: LaneLook}
+			return l.lookAll(now)
 		}
 	case Undone:
 		if l.saves() {

@@ -1,6 +1,7 @@
 package protocol
 
 import (
+	"cmp"
 	"errors"
 	"time"
 )
@@ -27,8 +28,45 @@ import (
 // What operators want, they write into the rows, and the lane carries it out
 // between two batches. While it works at one event, that is in hand.
 
+// However many are parked, new events get on:
+//   - where they are many, most looks read the requests alone, which are what others
+//     write: rows of the lane's slots are its own to add and to remove;
+//   - looks take at most about a tenth of the lane's time;
+//   - parked events are worked off for parkedTurn; then it is the turn of a batch of
+//     new ones, if there are any.
+
+// parkedTurn is for how long parked events are worked off before new ones.
+const parkedTurn = 100 * time.Millisecond
+
+// lookAllMax is how many parked events are read at each look, if the config says
+// nothing else, and lookAllEvery how often more are: somebody may have deleted rows
+// by hand.
+const (
+	lookAllMax   = 1000
+	lookAllEvery = time.Minute
+)
+
 // lookEvery is how often to look for requests while events are parked.
 func (l *Lane) lookEvery() time.Duration { return min(l.config.Poll, time.Second) }
+
+// lookDue reports whether it is time to look again.
+func (l *Lane) lookDue(now time.Time) bool {
+	return now.Sub(l.looked) >= max(l.lookEvery(), 10*l.requestsTook)
+}
+
+// lookAll begins a look at all rows.
+func (l *Lane) lookAll(now time.Time) LaneAction {
+	l.lookBegan = now
+	return LaneAction{Do: LaneLook}
+}
+
+// lookAgain begins a look at all rows, or at those for which something is asked.
+func (l *Lane) lookAgain(now time.Time) LaneAction {
+	a := l.lookAll(now)
+	few := l.lot.Len() <= cmp.Or(l.config.LookAll, lookAllMax)
+	a.Requests = !few && now.Sub(l.lookedAll) < max(lookAllEvery, 10*l.allTook)
+	return a
+}
 
 // Parked returns how many events are parked, and since when the oldest is.
 func (l *Lane) Parked() (n int, oldest time.Time) { return l.lot.Len(), l.lot.Oldest() }
@@ -39,31 +77,43 @@ func (l *Lane) Parking() []Parked { return l.parking }
 // look takes the rows that were read.
 func (l *Lane) look(now time.Time, s Signals, a LaneAnswer) LaneAction {
 	if a.Failure != NoFailure {
-		return l.databaseFailed(&l.readFailures, a, lookAgain)
+		again := LaneAction{Do: LaneLook, Requests: l.requests}
+		return l.databaseFailed(&l.readFailures, a, func(*Lane, time.Time, Signals) LaneAction { return again })
 	}
-	l.lot, l.looked = NewLot(a.Parked), now
+	l.looked = now
+	if l.requests {
+		l.lot.Ask(a.Parked)
+		l.requestsTook = now.Sub(l.lookBegan)
+	} else {
+		l.lot = NewLot(a.Parked)
+		l.lookedAll, l.allTook = now, now.Sub(l.lookBegan)
+	}
 	if l.config.OnFailure == ParkEvents || l.lot.Len() > 0 {
 		l.track.Keep()
 	}
 	return l.top(now, s)
 }
 
-func lookAgain(*Lane, time.Time, Signals) LaneAction { return LaneAction{Do: LaneLook} }
-
 // attend says what is to be done about parked events now, if anything is.
 func (l *Lane) attend(now time.Time) (_ LaneAction, due bool) {
-	row, due := l.lot.Due()
-	switch {
-	case now.Sub(l.looked) >= l.lookEvery(): // first of all: what is due may no longer be asked for
-		return LaneAction{Do: LaneLook}, true
-	case due && row.Request == Discard:
-		l.hand = &row
-		return l.drop(), true
-	case due:
-		l.hand = &row
-		return LaneAction{Do: LaneFetch, Position: row.Position}, true
+	if l.lookDue(now) { // first of all: what is due may no longer be asked for
+		return l.lookAgain(now), true
 	}
-	return LaneAction{}, false
+	row, due := l.lot.Due()
+	if !due {
+		return LaneAction{}, false
+	}
+	if l.turn.IsZero() {
+		l.turn = now
+	}
+	if l.crowded = now.Sub(l.turn) >= parkedTurn; l.crowded {
+		return LaneAction{}, false
+	}
+	l.hand = &row
+	if row.Request == Discard {
+		return l.drop(), true
+	}
+	return LaneAction{Do: LaneFetch, Position: row.Position}, true
 }
 
 // park parks the first n pending events. The first has failed so many times; 0:
@@ -183,7 +233,8 @@ func (l *Lane) leave(now time.Time, s Signals) LaneAction {
 // looks then whether it is still asked for: what passes by itself for others may not
 // for this one, and would hold them up for as long as the generation lasts.
 func (l *Lane) putOff(now time.Time, s Signals) LaneAction {
-	l.hand, l.looked = nil, time.Time{}
+	l.hand, l.looked, l.requestsTook = nil, time.Time{}, 0
+	l.lot.PutOff()
 	if s.stopping() {
 		return end(s)
 	}

@@ -239,8 +239,56 @@ func TestLaneParks(t *testing.T) {
 			{answer: aggregates(5, "a"), want: "handle parked 5"},
 			{answer: ok, want: "drop 5", later: time.Second},
 			{answer: ok, want: "look"},
-			{answer: lot("6 b discard", "7 c"), want: "drop 6"},
+			{answer: lot("6 b discard", "7 c"), want: "read 4 after 10"}, // the turn of parked ones is over, and nothing is new
+			{answer: ok, want: "drop 6"},
 			{answer: ok, want: "read 4 after 10"},
+		}},
+		{"new events have their turn between parked ones that take long", LaneConfig{}, []turn{
+			{answer: ok, want: "load"},
+			{answer: found(5, 10), want: "look"},
+			{answer: lot("5 a discard", "6 b discard", "7 c discard"), want: "drop 5"},
+			{answer: ok, want: "drop 6", later: parkedTurn / 2},
+			{answer: ok, want: "read 4 after 10", later: parkedTurn / 2},
+			{answer: aggregates(11, "x"), want: "handle 0+1"},
+			{answer: ok, want: "save 10 to 11"},
+			{answer: ok, want: "drop 7"},
+			{answer: ok, want: "read 4 after 11"},
+			{answer: ok, want: "pause 1s: nothing new"},
+		}},
+		{"of many, it reads the requests alone, and does not forget the rest", LaneConfig{LookAll: 2}, []turn{
+			{answer: ok, want: "load"},
+			{answer: found(5, 10), want: "look"},
+			{answer: lot("5 a", "6 b", "7 c"), want: "read 4 after 10"},
+			{answer: ok, want: "pause 1s: nothing new"},
+			{answer: ok, want: "look for requests", later: time.Second},
+			{answer: lot("6 b discard"), want: "drop 6"},
+			{answer: ok, want: "read 4 after 10"},
+			{answer: aggregates(11, "a", "c", "b"), want: "park 1, 10 to 11"},
+		}},
+		{"of many, a request that is gone is gone; and now and then it reads all", LaneConfig{LookAll: 2}, []turn{
+			{answer: ok, want: "load"},
+			{answer: found(5, 10), want: "look"},
+			{answer: lot("5 a", "6 a retry", "7 c"), want: "read 4 after 10"},
+			{answer: ok, want: "pause 1s: nothing new"},
+			{answer: ok, want: "look for requests", later: time.Second},
+			{answer: lot("5 a retry"), want: "fetch 5"},
+			{answer: aggregates(5, "a"), want: "handle parked 5"},
+			{answer: ok, want: "drop 5"},
+			{answer: ok, want: "read 4 after 10"},
+			{answer: ok, want: "pause 1s: nothing new"},
+			{answer: ok, want: "look", later: lookAllEvery},
+		}},
+		{"looks take no more than a tenth of the time", LaneConfig{LookAll: 2}, []turn{
+			{answer: ok, want: "load"},
+			{answer: found(5, 10), want: "look"},
+			{answer: lot("5 a", "6 b", "7 c"), want: "read 4 after 10"},
+			{answer: ok, want: "pause 1s: nothing new"},
+			{answer: ok, want: "look for requests", later: time.Second},
+			{answer: ok, want: "read 4 after 10", later: time.Second}, // it took that long
+			{answer: ok, want: "pause 1s: nothing new"},
+			{answer: ok, want: "read 4 after 10", later: 9 * time.Second},
+			{answer: ok, want: "pause 1s: nothing new"},
+			{answer: ok, want: "look for requests", later: time.Second},
 		}},
 		{"the first is discarded: the next waits for its own request", LaneConfig{}, []turn{
 			{answer: ok, want: "load"},
@@ -500,5 +548,55 @@ func TestRetryThatPassesHoldsNobodyUp(t *testing.T) {
 				t.Errorf("after %d failures in %s no event of another aggregate was handled", fails, now.Sub(testStart))
 			}
 		})
+	}
+}
+
+// An aggregate's row is found by its id in ASCII as well: so it stands in a database
+// whose encoding has not all of its characters.
+func TestLotKnowsAnIDInASCII(t *testing.T) {
+	for _, id := range []string{"plain", "\u201cquoted\u201d", "\xff", "a\x00b", "\U0001F600"} {
+		l := NewLot([]Parked{{Position: 1, Aggregate: ASCII(Storable(id))}})
+		if !l.Has(id) {
+			t.Errorf("%q is parked as %q, and not known", id, l.rows[0].Aggregate)
+		}
+		l = NewLot([]Parked{{Position: 1, Aggregate: Storable(id)}})
+		if !l.Has(id) {
+			t.Errorf("%q is parked as %q, and not known", id, l.rows[0].Aggregate)
+		}
+	}
+	if got := ASCII("a \u201cb\u201d\n"); got != "a \\u201cb\\u201d\n" {
+		t.Errorf("%q", got)
+	}
+}
+
+// Each that is due has its turn, also where the first ones are put off for ever, or
+// fail; within an aggregate the first comes first.
+func TestLotTakesTurns(t *testing.T) {
+	l := NewLot(lot("1 a retry", "2 a retry", "3 b retry", "4 c discard").Parked)
+	var got []int64
+	for range 5 {
+		r, due := l.Due()
+		if !due {
+			t.Fatalf("nothing is due after %v", got)
+		}
+		got = append(got, r.Position)
+		l.PutOff()
+	}
+	if diff := cmp.Diff([]int64{1, 3, 4, 1, 3}, got); diff != "" {
+		t.Errorf("what was due (-want +got):\n%s", diff)
+	}
+	l.Noted(1, 4)
+	l.Remove(4)
+	l.Remove(3)
+	if r, due := l.Due(); due { // 2 waits for 1, which nobody asks for
+		t.Errorf("%d is due", r.Position)
+	}
+	l.Ask([]Parked{{Position: 1, Request: Discard}})
+	if r, due := l.Due(); !due || r.Position != 1 {
+		t.Errorf("%d is due, %t", r.Position, due)
+	}
+	l.Remove(1)
+	if r, due := l.Due(); due {
+		t.Errorf("%d is due, and nobody has asked for it since", r.Position)
 	}
 }

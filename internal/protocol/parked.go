@@ -3,6 +3,7 @@ package protocol
 import (
 	"cmp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -47,16 +48,42 @@ func Storable(id string) string {
 	return strings.ToValidUTF8(strings.ReplaceAll(id, "\x00", "\uFFFD"), "\uFFFD")
 }
 
+// ASCII returns a text in which every character beyond ASCII is written as in a Go
+// string, "\u201c", for databases whose encoding has no such character. A text of
+// ASCII stays as it is.
+func ASCII(text string) string {
+	if !strings.ContainsFunc(text, beyondASCII) {
+		return text
+	}
+	var b strings.Builder
+	for _, r := range text {
+		if beyondASCII(r) {
+			b.WriteString(strings.Trim(strconv.QuoteRuneToASCII(r), "'"))
+		} else {
+			b.WriteRune(r)
+		}
+	}
+	return b.String()
+}
+
+func beyondASCII(r rune) bool { return r > '\x7e' }
+
+// lotKey is by which a Lot knows an aggregate: the row may have its id as it is or
+// in ASCII.
+func lotKey(aggregate string) string { return ASCII(Storable(aggregate)) }
+
 // A Lot is what a lane has parked.
 type Lot struct {
-	rows  []Parked       // by position
-	of    map[string]int // how many of an aggregate
-	asked int            // how many with a request
+	rows  []Parked           // by position
+	of    map[string][]int64 // the positions of an aggregate
+	asked int                // how many with a request
+	next  int                // where Due goes on looking
+	idle  bool               // nothing is due, and nothing has changed since
 }
 
 // NewLot returns the lot with these rows.
 func NewLot(rows []Parked) Lot {
-	l := Lot{of: map[string]int{}}
+	l := Lot{of: map[string][]int64{}}
 	l.Add(rows...)
 	return l
 }
@@ -67,9 +94,9 @@ func (l *Lot) Len() int { return len(l.rows) }
 // Oldest returns since when the one is parked that is for the longest time, and
 // the zero time if there is none.
 func (l *Lot) Oldest() (since time.Time) {
-	for _, r := range l.rows {
-		if since.IsZero() || r.Since.Before(since) {
-			since = r.Since
+	for i := range l.rows {
+		if at := l.rows[i].Since; since.IsZero() || at.Before(since) {
+			since = at
 		}
 	}
 	return since
@@ -77,20 +104,25 @@ func (l *Lot) Oldest() (since time.Time) {
 
 // Has reports whether events of the aggregate are parked.
 func (l *Lot) Has(aggregate string) bool {
-	return len(l.rows) > 0 && l.of[Storable(aggregate)] > 0
+	return len(l.rows) > 0 && len(l.of[lotKey(aggregate)]) > 0
 }
 
 // Add adds rows.
 func (l *Lot) Add(rows ...Parked) {
+	l.rows, l.next, l.idle = append(l.rows, rows...), 0, false
+	// Those of slots that were ahead at a hand-over may be beyond the new ones.
+	slices.SortFunc(l.rows, func(a, b Parked) int { return cmp.Compare(a.Position, b.Position) })
 	for _, r := range rows {
-		l.of[r.Aggregate]++
+		key := lotKey(r.Aggregate)
+		of := append(l.of[key], r.Position)
+		if n := len(of); n > 1 && of[n-2] > r.Position {
+			slices.Sort(of)
+		}
+		l.of[key] = of
 		if r.Request != Unasked {
 			l.asked++
 		}
 	}
-	l.rows = append(l.rows, rows...)
-	// Those of slots that were ahead at a hand-over may be beyond the new ones.
-	slices.SortFunc(l.rows, func(a, b Parked) int { return cmp.Compare(a.Position, b.Position) })
 }
 
 // Remove takes a row away.
@@ -100,9 +132,24 @@ func (l *Lot) Remove(position int64) {
 		return
 	}
 	r := l.rows[i]
-	l.rows = slices.Delete(l.rows, i, i+1)
-	if l.of[r.Aggregate]--; l.of[r.Aggregate] == 0 {
-		delete(l.of, r.Aggregate)
+	if i == 0 { // as when they are worked off in order, however many there are
+		l.rows = l.rows[1:]
+	} else {
+		l.rows = slices.Delete(l.rows, i, i+1)
+	}
+	if l.next > i {
+		l.next--
+	}
+	l.idle = false
+	key := lotKey(r.Aggregate)
+	of := l.of[key]
+	switch at, _ := slices.BinarySearch(of, position); {
+	case len(of) == 1:
+		delete(l.of, key)
+	case at == 0:
+		l.of[key] = of[1:]
+	default:
+		l.of[key] = slices.Delete(of, at, at+1)
 	}
 	if r.Request != Unasked {
 		l.asked--
@@ -119,22 +166,46 @@ func (l *Lot) Noted(position int64, attempts int) {
 	}
 }
 
+// Ask takes the requests that there are now, all of them. A lane's rows are its own
+// to add and to remove, and others write nothing but requests into them.
+func (l *Lot) Ask(requested []Parked) {
+	l.asked, l.idle = 0, false
+	for i := range l.rows {
+		l.rows[i].Request = Unasked
+	}
+	for _, r := range requested {
+		if i, found := l.find(r.Position); found && r.Request != Unasked {
+			l.rows[i].Request, l.rows[i].Attempts = r.Request, r.Attempts
+			l.asked++
+		}
+	}
+}
+
 func (l *Lot) find(position int64) (int, bool) {
 	return slices.BinarySearchFunc(l.rows, position, func(r Parked, position int64) int { return cmp.Compare(r.Position, position) })
 }
 
-// Due returns the first event for which something is to be done. One that is to
-// be retried must be the first of its aggregate.
+// Due returns an event for which something is to be done: each in its turn, by
+// position and then from the beginning again, so that none that is put off again and
+// again keeps the rest waiting. One that is to be retried must be the first of its
+// aggregate.
 func (l *Lot) Due() (Parked, bool) {
-	if l.asked == 0 {
+	if l.asked == 0 || l.idle {
 		return Parked{}, false
 	}
-	waits := map[string]bool{}
-	for _, r := range l.rows {
-		if r.Request == Discard || r.Request == Retry && !waits[r.Aggregate] {
-			return r, true
+	for range l.rows {
+		if l.next >= len(l.rows) {
+			l.next = 0
 		}
-		waits[r.Aggregate] = true
+		r := &l.rows[l.next]
+		if r.Request == Discard || r.Request == Retry && l.of[lotKey(r.Aggregate)][0] == r.Position {
+			return *r, true
+		}
+		l.next++
 	}
+	l.idle = true
 	return Parked{}, false
 }
+
+// PutOff lets the others have their turn before the event that is due.
+func (l *Lot) PutOff() { l.next++ }

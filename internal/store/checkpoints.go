@@ -47,12 +47,17 @@ func (s *Store) find(ctx context.Context, l Lane, noneParked, lock string) (prot
 		return protocol.Found{}, nil
 	}
 	if err != nil {
+		err = RowOf("checkpoints", l.Projection, l.Assignment.Partition).Scanned(err).Err
 		return f, fmt.Errorf("read the checkpoint of %s: %w", l, err)
 	}
 	f.Exists = true
-	f.Checkpoint.Ahead, err = decodeMarks(ahead)
-	if err != nil {
-		return f, fmt.Errorf("read the checkpoint of %s: %w", l, err)
+	if f.Generation != l.Assignment.Generation {
+		return f, nil // of a layout that is not the lane's
+	}
+	row := RowOf("checkpoints", l.Projection, l.Assignment.Partition).AtLeast("position", f.Checkpoint.Position, 0)
+	f.Checkpoint.Ahead = row.Marks(ahead, l.Assignment.Partition, l.Assignment.Total)
+	if row.Err != nil {
+		return f, fmt.Errorf("read the checkpoint of %s: %w", l, row.Err)
 	}
 	return f, nil
 }
@@ -166,11 +171,9 @@ func (s *Store) lockCheckpoints(ctx context.Context, tx *sql.Tx) (map[string][]p
 		var partition, total int
 		var c protocol.Checkpoint
 		var ahead sql.NullString
-		if err := rows.Scan(&projection, &partition, &total, &c.Position, &ahead); err != nil {
-			return nil, fmt.Errorf("read a checkpoint: %w", err)
-		}
-		if c.Ahead, err = decodeMarks(ahead); err != nil {
-			return nil, fmt.Errorf("checkpoint of projection %s partition %d: %w", projection, partition, err)
+		err := rows.Scan(&projection, &partition, &total, &c.Position, &ahead)
+		if c, err = checkpointOf(projection, partition, total, c, ahead, err); err != nil {
+			return nil, err
 		}
 		if partition != len(old[projection]) {
 			return nil, missingError(projection, len(old[projection]))
@@ -193,7 +196,7 @@ func missingError(projection string, partition int) error {
 	return fmt.Errorf("checkpoints of projection %s lack partition %d: rows were deleted by hand; restore them, or delete all of the projection's to start it from the beginning", projection, partition)
 }
 
-// Marks are stored as [[slot, position], …], or NULL for none.
+// Marks are stored as [[slot, position], ...], or NULL for none.
 func encodeMarks(marks []protocol.Mark) json.RawMessage {
 	if len(marks) == 0 {
 		return json.RawMessage("null")
@@ -205,22 +208,14 @@ func encodeMarks(marks []protocol.Mark) json.RawMessage {
 	return json.RawMessage(mustJSON(pairs))
 }
 
-func decodeMarks(ahead sql.NullString) ([]protocol.Mark, error) {
-	if !ahead.Valid || ahead.String == "null" {
-		return nil, nil
+// checkpointOf returns the checkpoint of a row that was scanned.
+func checkpointOf(projection string, partition, total int, c protocol.Checkpoint, ahead sql.NullString, scanned error) (protocol.Checkpoint, error) {
+	row := RowOf("checkpoints", projection, partition).Scanned(scanned)
+	if scanned == nil {
+		row.Total(total, 1).Range("partition", int64(partition), 0, int64(total)-1).AtLeast("position", c.Position, 0)
+		c.Ahead = row.Marks(ahead, partition, total)
 	}
-	var pairs [][2]int64
-	if err := json.Unmarshal([]byte(ahead.String), &pairs); err != nil {
-		return nil, fmt.Errorf("column ahead: %w", err)
-	}
-	marks := make([]protocol.Mark, len(pairs))
-	for i, p := range pairs {
-		if p[0] < 0 || p[0] >= protocol.Slots {
-			return nil, fmt.Errorf("column ahead: there is no slot %d", p[0])
-		}
-		marks[i] = protocol.Mark{Slot: int(p[0]), Position: p[1]}
-	}
-	return marks, nil
+	return c, row.Err
 }
 
 // Handled says how far a projection is beside a position.
@@ -251,7 +246,7 @@ SELECT c.partition, c.total, c.position, c.ahead, coalesce((s.rewinds ->> $1::te
   FROM orchestrator_checkpoints c LEFT JOIN orchestrator_replica_sets s ON s.name = c.replica_set
  WHERE c.projection = $1`, projection, position)
 	if err != nil {
-		return Handled{}, err
+		return Handled{}, Foreseen(err)
 	}
 	defer rows.Close()
 	handled, partitions := true, 0
@@ -260,10 +255,8 @@ SELECT c.partition, c.total, c.position, c.ahead, coalesce((s.rewinds ->> $1::te
 		var c protocol.Checkpoint
 		var ahead sql.NullString
 		var rewound bool
-		if err := rows.Scan(&partition, &total, &c.Position, &ahead, &rewound, &h.Parked, &h.First); err != nil {
-			return Handled{}, err
-		}
-		if c.Ahead, err = decodeMarks(ahead); err != nil {
+		err := rows.Scan(&partition, &total, &c.Position, &ahead, &rewound, &h.Parked, &h.First)
+		if c, err = checkpointOf(projection, partition, total, c, ahead, err); err != nil {
 			return Handled{}, err
 		}
 		handled = handled && !rewound
@@ -273,5 +266,5 @@ SELECT c.partition, c.total, c.position, c.ahead, coalesce((s.rewinds ->> $1::te
 		partitions++
 	}
 	h.To = handled && partitions > 0
-	return h, rows.Err()
+	return h, Foreseen(rows.Err())
 }

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"strings"
 	"time"
-	"unicode/utf8"
 
 	"github.com/lib/pq"
 
@@ -27,6 +26,12 @@ const (
 SELECT position, slot, aggregate_id, attempts, parked_at, coalesce(request, '')
   FROM orchestrator_parked
  WHERE projection = $1 AND slot % $2::integer = $3::integer ORDER BY position`
+
+	// requestsSQL is parkedSQL for the rows for which something is asked.
+	requestsSQL = `
+SELECT position, slot, aggregate_id, attempts, parked_at, coalesce(request, '')
+  FROM orchestrator_parked
+ WHERE projection = $1 AND slot % $2::integer = $3::integer AND request IS NOT NULL ORDER BY position`
 
 	// noneParkedSQL says of a checkpoint, c, that there are no such rows.
 	noneParkedSQL = `
@@ -98,21 +103,36 @@ func DropParkedAbove(ctx context.Context, tx *sql.Tx, projection string, positio
 }
 
 // Parked returns the rows of the lane's slots, by position.
-func (s *Store) Parked(ctx context.Context, l Lane) (parked []protocol.Parked, err error) {
+func (s *Store) Parked(ctx context.Context, l Lane) ([]protocol.Parked, error) {
+	return s.parked(ctx, s.sql.parked, l)
+}
+
+// Requested returns those rows for which something is asked.
+func (s *Store) Requested(ctx context.Context, l Lane) ([]protocol.Parked, error) {
+	return s.parked(ctx, s.sql.requested, l)
+}
+
+func (s *Store) parked(ctx context.Context, query string, l Lane) (parked []protocol.Parked, err error) {
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("read what %s has parked: %w", l, err)
 		}
 	}()
-	rows, err := s.db.QueryContext(ctx, s.sql.parked, l.Projection, l.Assignment.Total, l.Assignment.Partition)
+	rows, err := s.db.QueryContext(ctx, query, l.Projection, l.Assignment.Total, l.Assignment.Partition)
 	if err != nil {
 		return nil, err
 	}
 	defer rows.Close()
 	for rows.Next() {
 		var p protocol.Parked
-		if err := rows.Scan(&p.Position, &p.Slot, &p.Aggregate, &p.Attempts, &p.Since, &p.Request); err != nil {
-			return nil, err
+		err := rows.Scan(&p.Position, &p.Slot, &p.Aggregate, &p.Attempts, &p.Since, &p.Request)
+		row := RowOf("parked", l.Projection, p.Position).Scanned(err)
+		if err == nil {
+			row.AtLeast("position", p.Position, 0).Range("slot", int64(p.Slot), 0, protocol.Slots-1).
+				AtLeast("attempts", int64(p.Attempts), 0).Time("parked_at", p.Since)
+		}
+		if row.Err != nil {
+			return nil, row.Err
 		}
 		parked = append(parked, p)
 	}
@@ -135,15 +155,20 @@ func (s *Store) Park(ctx context.Context, l Lane, from, to protocol.Checkpoint, 
 	if len(to.Ahead) == 0 {
 		ahead = "NULL"
 	}
-	rows := make([]parkedRow, len(parked))
-	for i, p := range parked {
-		rows[i] = parkedRow{p.Position, p.Slot, p.Aggregate, "", p.Attempts}
-		if p.Attempts > 0 {
-			rows[i].Error = errorText(failure)
+	return s.fenced(ctx, fmt.Sprintf("park events of %s at %d", l, to.Position), func(f form) string {
+		rows := make([]parkedRow, len(parked))
+		for i, p := range parked {
+			rows[i] = parkedRow{p.Position, p.Slot, p.Aggregate, "", p.Attempts}
+			if f == allASCII {
+				rows[i].Aggregate = protocol.ASCII(p.Aggregate)
+			}
+			if p.Attempts > 0 {
+				rows[i].Error = errorText(failure, f != asIs)
+			}
 		}
-	}
-	return s.fenced(ctx, fmt.Sprintf("park events of %s at %d", l, to.Position), fmt.Sprintf(s.sql.park, to.Position, ahead,
-		pq.QuoteLiteral(l.Projection), l.Assignment.Partition, l.Assignment.Generation, from.Position, quoteJSON(rows)))
+		return fmt.Sprintf(s.sql.park, to.Position, ahead, pq.QuoteLiteral(l.Projection), l.Assignment.Partition, l.Assignment.Generation,
+			from.Position, quoteJSON(rows))
+	})
 }
 
 // Unpark deletes a row in tx, which the caller commits at once. Like Commit it
@@ -166,21 +191,40 @@ func (s *Store) Unpark(ctx context.Context, tx *sql.Tx, l Lane, position int64) 
 
 // Drop deletes a row by itself, if it is there.
 func (s *Store) Drop(ctx context.Context, l Lane, position int64) error {
-	return s.fenced(ctx, fmt.Sprintf("drop parked event %d of %s", position, l), fmt.Sprintf(s.sql.drop,
-		pq.QuoteLiteral(l.Projection), l.Assignment.Partition, l.Assignment.Generation, position))
+	return s.fenced(ctx, fmt.Sprintf("drop parked event %d of %s", position, l), func(form) string {
+		return fmt.Sprintf(s.sql.drop, pq.QuoteLiteral(l.Projection), l.Assignment.Partition, l.Assignment.Generation, position)
+	})
 }
 
 // Note has a row say that a retry has failed, which was the attempt of that
 // number, and takes back that a retry was asked for.
 func (s *Store) Note(ctx context.Context, l Lane, position int64, attempts int, failure string) error {
-	return s.fenced(ctx, fmt.Sprintf("note a failure of parked event %d of %s", position, l), fmt.Sprintf(s.sql.note,
-		pq.QuoteLiteral(l.Projection), l.Assignment.Partition, l.Assignment.Generation, position, attempts, pq.QuoteLiteral(errorText(failure))))
+	return s.fenced(ctx, fmt.Sprintf("note a failure of parked event %d of %s", position, l), func(f form) string {
+		return fmt.Sprintf(s.sql.note, pq.QuoteLiteral(l.Projection), l.Assignment.Partition, l.Assignment.Generation, position, attempts,
+			pq.QuoteLiteral(errorText(failure, f != asIs)))
+	})
 }
 
+// A form of texts in a statement. What the database's encoding can't hold, it
+// refuses; then the text of an error goes in ASCII, since it decides nothing, and if
+// that is not it, the aggregate's id as well, which a Lot finds in either form.
+type form int
+
+const (
+	asIs form = iota
+	errorASCII
+	allASCII
+)
+
 // fenced runs a statement that returns how many checkpoints its fence has found.
-func (s *Store) fenced(ctx context.Context, what, query string) error {
+func (s *Store) fenced(ctx context.Context, what string, query func(form) string) error {
 	var n int
-	err := s.db.QueryRowContext(ctx, query).Scan(&n)
+	var err error
+	for f := asIs; f <= allASCII; f++ {
+		if err = s.db.QueryRowContext(ctx, query(f)).Scan(&n); !Unstorable(err) {
+			break
+		}
+	}
 	if err == nil && n == 0 {
 		err = ErrSuperseded
 	}
@@ -188,22 +232,6 @@ func (s *Store) fenced(ctx context.Context, what, query string) error {
 		return fmt.Errorf("%s: %w", what, err)
 	}
 	return nil
-}
-
-// errorMax is how many bytes of an error are kept.
-const errorMax = 4000
-
-// errorText returns an error's text as PostgreSQL takes it.
-func errorText(text string) string {
-	text = protocol.Storable(text)
-	if len(text) <= errorMax {
-		return text
-	}
-	end := errorMax
-	for !utf8.RuneStart(text[end]) {
-		end--
-	}
-	return text[:end] + "…"
 }
 
 // A ParkedRow is a row for people.
@@ -227,8 +255,13 @@ SELECT position, aggregate_id, error, attempts, parked_at, coalesce(request, '')
 	defer rows.Close()
 	for rows.Next() {
 		var r ParkedRow
-		if err := rows.Scan(&r.Position, &r.AggregateID, &r.Error, &r.Attempts, &r.ParkedAt, &r.Request); err != nil {
-			return nil, err
+		err := rows.Scan(&r.Position, &r.AggregateID, &r.Error, &r.Attempts, &r.ParkedAt, &r.Request)
+		row := RowOf("parked", projection, r.Position).Scanned(err)
+		if err == nil {
+			row.Time("parked_at", r.ParkedAt)
+		}
+		if row.Err != nil {
+			return nil, row.Err
 		}
 		out = append(out, r)
 	}
@@ -247,18 +280,30 @@ type ParkedSelection struct {
 // They are locked in the order of positions: two that ask at once don't wait for
 // one another. A lane that deletes one meanwhile is waited for.
 func AskParked(ctx context.Context, db *sql.DB, projection string, which ParkedSelection, request protocol.ParkRequest) (n int, err error) {
-	clause, args := "", []any{projection, string(request)}
-	switch {
-	case which.Positions != nil:
-		clause, args = "AND position IN (SELECT jsonb_array_elements_text($3::jsonb)::bigint)", append(args, mustJSON(which.Positions))
-	case which.Aggregate != nil:
-		clause, args = "AND aggregate_id = $3", append(args, protocol.Storable(*which.Aggregate))
-	}
-	err = db.QueryRowContext(ctx, strings.Replace(`
+	ask := func(aggregates ...string) (n int, err error) {
+		clause, args := "", []any{projection, string(request)}
+		switch {
+		case which.Positions != nil:
+			clause, args = "AND position IN (SELECT jsonb_array_elements_text($3::jsonb)::bigint)", append(args, mustJSON(which.Positions))
+		case which.Aggregate != nil:
+			clause, args = "AND aggregate_id IN ($3, $4)", append(args, aggregates[0], aggregates[len(aggregates)-1])
+		}
+		err = db.QueryRowContext(ctx, strings.Replace(`
 WITH meant AS MATERIALIZED (SELECT position FROM orchestrator_parked WHERE projection = $1 {which} ORDER BY position FOR UPDATE),
 asked AS (
     UPDATE orchestrator_parked p SET request = $2 FROM meant WHERE p.projection = $1 AND p.position = meant.position)
 SELECT count(*) FROM meant`, "{which}", clause, 1), args...).Scan(&n)
+		return n, err
+	}
+	if which.Aggregate == nil {
+		return ask()
+	}
+	// It may stand in either form: see form.
+	id := protocol.Storable(*which.Aggregate)
+	n, err = ask(id, protocol.ASCII(id))
+	if Unstorable(err) {
+		return ask(protocol.ASCII(id))
+	}
 	return n, err
 }
 

@@ -26,6 +26,8 @@ const (
 	stateLockNotAvailable  = "55P03"
 	stateIdleInTransaction = "25P03"
 	stateFailedTransaction = "25P02"
+	stateDeadlock          = "40P01"
+	stateDenied            = "42501"
 )
 
 // Permanent reports whether trying again can't help: what a statement names
@@ -67,6 +69,13 @@ func PassingState(err error) bool {
 	}
 	return errors.Is(err, driver.ErrBadConn) || errors.Is(err, sql.ErrConnDone)
 }
+
+// Deadlock reports whether the server has ended a transaction that waited in a ring
+// of others: the next try may succeed.
+func Deadlock(err error) bool { return State(err) == stateDeadlock }
+
+// Denied reports whether a privilege is missing.
+func Denied(err error) bool { return State(err) == stateDenied }
 
 // FailedTransaction reports whether a statement was refused because an earlier
 // one of its transaction had failed.

@@ -18,9 +18,6 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
 )
 
-// Version is the version of schema.sql that this package needs.
-const Version = 3
-
 // A Store is one replica set in a database.
 type Store struct {
 	db  *sql.DB
@@ -65,41 +62,6 @@ func New(db *sql.DB, set string, o Options) *Store {
 	return &Store{db: db, set: set, sql: newStatements(o.Clock, set, o.Bounds), bounds: o.Bounds}
 }
 
-// ErrSchema is returned by Check when the tables are missing or too old.
-var ErrSchema = errors.New("orchestrator schema is missing or outdated")
-
-// Check makes sure that the tables are there and new enough.
-func (s *Store) Check(ctx context.Context) error {
-	version, exists, err := SchemaVersion(ctx, s.db)
-	switch {
-	case err != nil:
-		return err
-	case !exists:
-		return fmt.Errorf("%w: no table orchestrator_schema on the search path; call RunMigrations(db) or apply schema.sql", ErrSchema)
-	case version < Version:
-		return fmt.Errorf("%w: it has version %d and this program needs %d; call RunMigrations(db) or apply schema.sql", ErrSchema, version, Version)
-	}
-	return nil
-}
-
-// SchemaVersion returns the version of the tables on the search path, and
-// whether there are any.
-func SchemaVersion(ctx context.Context, db interface {
-	QueryRowContext(context.Context, string, ...any) *sql.Row
-}) (version int, exists bool, err error) {
-	if err := db.QueryRowContext(ctx, `SELECT to_regclass('orchestrator_schema') IS NOT NULL`).Scan(&exists); err != nil {
-		return 0, false, fmt.Errorf("look for the schema: %w", err)
-	}
-	if !exists {
-		return 0, false, nil
-	}
-	err = db.QueryRowContext(ctx, `SELECT coalesce(max(version), 0) FROM orchestrator_schema`).Scan(&version)
-	if err != nil {
-		return 0, true, fmt.Errorf("read the schema's version: %w", err)
-	}
-	return version, true, nil
-}
-
 // A Result is what a Sync has seen and done.
 type Result struct {
 	View     protocol.View
@@ -132,7 +94,7 @@ func (e *TakenError) Error() string {
 // reply is lost, sending the request again does no harm.
 func (s *Store) Sync(ctx context.Context, r protocol.Request, projections []string) (Result, error) {
 	if r.Heartbeat {
-		return s.Heartbeat(ctx, r, nil)
+		return s.heartbeat(ctx, r)
 	}
 	var result Result
 	err := s.transact(ctx, func(tx *sql.Tx) error {
@@ -141,7 +103,7 @@ func (s *Store) Sync(ctx context.Context, r protocol.Request, projections []stri
 		return err
 	})
 	if errors.Is(err, errBusy) {
-		return s.Heartbeat(ctx, r, nil)
+		return s.heartbeat(ctx, r)
 	}
 	return result, err
 }
@@ -149,9 +111,8 @@ func (s *Store) Sync(ctx context.Context, r protocol.Request, projections []stri
 // errBusy says that somebody else has locked the set, or that there is none.
 var errBusy = errors.New("the replica set is locked")
 
-// Heartbeat carries out a request that is one. A report, of JSON, is kept as the
-// worker's, if it is a member. Nobody decides anything by it.
-func (s *Store) Heartbeat(ctx context.Context, r protocol.Request, report []byte) (Result, error) {
+// heartbeat carries out a request that is one.
+func (s *Store) heartbeat(ctx context.Context, r protocol.Request) (Result, error) {
 	var v protocol.View
 	var stepAt, leaseEnd sql.NullTime
 	var generation, total, holds sql.NullInt64
@@ -160,25 +121,21 @@ func (s *Store) Heartbeat(ctx context.Context, r protocol.Request, report []byte
 	worker := pq.QuoteLiteral(string(r.Worker))
 	query := fmt.Sprintf(s.sql.look, worker)
 	if !r.Look {
-		reported := ""
-		if report != nil {
-			reported = fmt.Sprintf(s.sql.report, worker, pq.QuoteLiteral(string(report)))
-		}
-		query = fmt.Sprintf(s.sql.heartbeat, worker, r.Lease.Microseconds(), r.Stopped, r.Presence.Key, r.Presence.Number, reported)
+		query = fmt.Sprintf(s.sql.heartbeat, worker, r.Lease.Microseconds(), r.Stopped, r.Presence.Key, r.Presence.Number)
 	}
 	err := s.db.QueryRowContext(ctx, query).Scan(&v.Now, &due, &stepAt, &leaseEnd, &generation, &total, &partitions, &paused, &holds)
-	if err != nil {
-		return Result{}, fmt.Errorf("heartbeat of %s: %w", r.Worker, err)
+	row := RowOf("workers", s.set, "of this worker or another").Scanned(err)
+	if err == nil {
+		row = RowOf("workers", s.set, string(r.Worker))
 	}
 	v.Member = holds.Valid
 	v.Generation, v.Total, v.Holds = generation.Int64, int(total.Int64), holds.Int64
-	if v.Member {
-		if v.Partitions, err = decode[[]int]("partitions", partitions.String); err == nil {
-			v.Paused, err = decode[[]string]("paused", paused.String)
-		}
-		if err != nil {
-			return Result{}, fmt.Errorf("heartbeat of %s: %w", r.Worker, err)
-		}
+	if v.Member && err == nil {
+		row.AtLeast("generation", v.Generation, 0).AtLeast("holds", v.Holds, 0).Total(v.Total, 0)
+		v.Partitions, v.Paused = row.Partitions("partitions", partitions.String, v.Total), Strings[string](row, "paused", paused.String)
+	}
+	if row.Err != nil {
+		return Result{}, fmt.Errorf("heartbeat of %s: %w", r.Worker, Foreseen(row.Err))
 	}
 	v.StepAt = stepAt.Time
 	if leaseEnd.Valid && (v.StepAt.IsZero() || leaseEnd.Time.Before(v.StepAt)) {
@@ -188,6 +145,38 @@ func (s *Store) Heartbeat(ctx context.Context, r protocol.Request, report []byte
 		v.StepAt = v.Now
 	}
 	return Result{View: v}, nil
+}
+
+// Report keeps a worker's report, of JSON, if it is a member. Nobody decides anything
+// by it. A text in it that the database's encoding can't hold is written in ASCII.
+func (s *Store) Report(ctx context.Context, worker protocol.WorkerID, report []byte) error {
+	return s.writeText(ctx, fmt.Sprintf("write the report of %s", worker), func(ascii bool) string {
+		text := string(report)
+		if ascii {
+			text = asciiJSON(text)
+		}
+		return fmt.Sprintf(s.sql.report, pq.QuoteLiteral(string(worker)), pq.QuoteLiteral(text))
+	})
+}
+
+// Unreport removes the report of a worker that has left.
+func (s *Store) Unreport(ctx context.Context, worker protocol.WorkerID) error {
+	return s.writeText(ctx, fmt.Sprintf("remove the report of %s", worker), func(bool) string {
+		return fmt.Sprintf(s.sql.unreport, pq.QuoteLiteral(string(worker)))
+	})
+}
+
+// writeText runs a statement, and once more with its texts in ASCII where the
+// database can't hold them as they are: what is for people decides nothing.
+func (s *Store) writeText(ctx context.Context, what string, query func(ascii bool) string) error {
+	_, err := s.db.ExecContext(ctx, query(false))
+	if Unstorable(err) {
+		_, err = s.db.ExecContext(ctx, query(true))
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	return nil
 }
 
 // step takes one round trip for each of: BEGIN, the set's lock, the members'
@@ -202,7 +191,7 @@ func (s *Store) step(ctx context.Context, tx *sql.Tx, r protocol.Request, projec
 	}
 	// The members' rows are locked with the set's, so no heartbeat can renew
 	// a lease between the reading and the removal of a worker.
-	if before.Members, err = s.lockMembers(ctx, tx); err != nil {
+	if before.Members, err = s.lockMembers(ctx, tx, before.Total); err != nil {
 		return Result{}, err
 	}
 	var now time.Time
@@ -256,15 +245,19 @@ func (s *Store) lockGroup(ctx context.Context, tx *sql.Tx, r protocol.Request) (
 		query += " SKIP LOCKED"
 	}
 	load := func() error {
-		err := tx.QueryRowContext(ctx, query).
-			Scan(&g.Generation, &g.Phase, &g.Total, &g.Reason, &g.MaxPartitions, &window, &paused, &rewinds)
-		if err == nil {
-			g.JoinWindow = time.Duration(window) * time.Microsecond
-			if g.Paused, err = decode[[]string]("paused", paused); err == nil {
-				g.Rewinds, err = decodeRewinds(rewinds)
-			}
+		row := RowOf("replica_sets", s.set).Scanned(tx.QueryRowContext(ctx, query).
+			Scan(&g.Generation, &g.Phase, &g.Total, &g.Reason, &g.MaxPartitions, &window, &paused, &rewinds))
+		if row.Err != nil {
+			return row.Err
 		}
-		return err
+		row.AtLeast("generation", g.Generation, 0).Total(g.Total, 0).
+			Range("max_partitions", int64(g.MaxPartitions), 0, protocol.Slots).Range("join_window_us", window, 0, maxMicroseconds)
+		if g.Phase != protocol.Draining && g.Phase != protocol.Active {
+			row.fail("phase", fmt.Errorf("is %q; it must be %q or %q", g.Phase, protocol.Draining, protocol.Active))
+		}
+		g.JoinWindow = time.Duration(window) * time.Microsecond
+		g.Paused, g.Rewinds = Strings[string](row, "paused", paused), rewindsOf(row.Positions("rewinds", rewinds))
+		return row.Err
 	}
 	err := load()
 	if errors.Is(err, sql.ErrNoRows) && r.Yield {
@@ -280,28 +273,39 @@ func (s *Store) lockGroup(ctx context.Context, tx *sql.Tx, r protocol.Request) (
 		return protocol.Group{}, nil // nobody has ever joined
 	}
 	if err != nil {
-		return g, fmt.Errorf("lock replica set %q: %w", s.set, err)
+		return g, fmt.Errorf("lock replica set %q: %w", s.set, Foreseen(err))
 	}
 	return g, nil
 }
 
-func (s *Store) lockMembers(ctx context.Context, tx *sql.Tx) ([]protocol.Member, error) {
+func (s *Store) lockMembers(ctx context.Context, tx *sql.Tx, total int) ([]protocol.Member, error) {
 	rows, err := tx.QueryContext(ctx, s.sql.lockMembers)
 	if err != nil {
 		return nil, fmt.Errorf("lock the workers of %q: %w", s.set, err)
 	}
 	defer rows.Close()
 	var members []protocol.Member
+	owners := map[int]protocol.WorkerID{}
 	for rows.Next() {
 		var m protocol.Member
 		var lease int64
 		var partitions string
 		err := rows.Scan(&m.ID, &m.Joined, &lease, &m.LeaseEnd, &m.Wants, &m.Drained, &partitions, &m.Holds, &m.Presence.Key, &m.Presence.Number)
+		row := RowOf("workers", s.set, string(m.ID)).Scanned(err)
 		if err == nil {
-			m.Partitions, err = decode[[]int]("partitions", partitions)
+			row.Range("lease_us", lease, 1, maxMicroseconds).Range("wants", int64(m.Wants), 0, protocol.Slots).
+				AtLeast("holds", m.Holds, 0).AtLeast("presence_number", int64(m.Presence.Number), 0).
+				Time("joined_at", m.Joined).Time("lease_until", m.LeaseEnd)
+			m.Partitions = row.Partitions("partitions", partitions, total)
 		}
-		if err != nil {
-			return nil, fmt.Errorf("read a worker of %q: %w", s.set, err)
+		for _, p := range m.Partitions {
+			if other, taken := owners[p]; taken {
+				row.fail("partitions", fmt.Errorf("is %s, and worker %s has partition %d as well", partitions, other, p))
+			}
+			owners[p] = m.ID
+		}
+		if row.Err != nil {
+			return nil, fmt.Errorf("read a worker of %q: %w", s.set, row.Err)
 		}
 		m.Lease = time.Duration(lease) * time.Microsecond
 		members = append(members, m)
@@ -326,18 +330,7 @@ type memberRow struct {
 	Number     int32             `json:"presence_number"`
 }
 
-// decode reads a JSON column; an empty list is nil.
-func decode[T []int | []string | []protocol.WorkerID](column, text string) (list T, err error) {
-	if err := json.Unmarshal([]byte(text), &list); err != nil {
-		return nil, fmt.Errorf("column %s: %w", column, err)
-	}
-	if len(list) == 0 {
-		return nil, nil
-	}
-	return list, nil
-}
-
-// Rewinds are stored as {"name": position, …}.
+// Rewinds are stored as {"name": position, ...}.
 func encodeRewinds(rewinds []protocol.Rewind) map[string]int64 {
 	positions := map[string]int64{}
 	for _, r := range rewinds {
@@ -346,15 +339,11 @@ func encodeRewinds(rewinds []protocol.Rewind) map[string]int64 {
 	return positions
 }
 
-func decodeRewinds(text string) (rewinds []protocol.Rewind, err error) {
-	var positions map[string]int64
-	if err := json.Unmarshal([]byte(text), &positions); err != nil {
-		return nil, fmt.Errorf("column rewinds: %w", err)
-	}
+func rewindsOf(positions map[string]int64) (rewinds []protocol.Rewind) {
 	for _, projection := range slices.Sorted(maps.Keys(positions)) {
 		rewinds = append(rewinds, protocol.Rewind{Projection: projection, Position: positions[projection]})
 	}
-	return rewinds, nil
+	return rewinds
 }
 
 // save writes the group and the members as far as they differ, and tells those
@@ -395,7 +384,8 @@ func (s *Store) save(ctx context.Context, tx *sql.Tx, before []protocol.Member, 
 		r.OpenedAt = now // in this very transaction, where no row is found
 		if opened.Valid {
 			r.OpenedAt = opened.Time
-			r.WaitedFor, err = decode[[]protocol.WorkerID]("waited_for", waitedFor.String)
+			row := RowOf("history", s.set, g.Generation)
+			r.WaitedFor, err = Strings[protocol.WorkerID](row, "waited_for", waitedFor.String), row.Err
 		}
 	}
 	if err != nil {
@@ -482,8 +472,13 @@ func (s *Store) checkTaken(ctx context.Context, tx *sql.Tx, foreign []string, no
 		taken := &TakenError{Now: now}
 		var m protocol.Member
 		var lease int64
-		if err := rows.Scan(&taken.Projection, &taken.ReplicaSet, &m.ID, &lease, &m.LeaseEnd); err != nil {
-			return fmt.Errorf("read a worker of another replica set: %w", err)
+		err := rows.Scan(&taken.Projection, &taken.ReplicaSet, &m.ID, &lease, &m.LeaseEnd)
+		row := RowOf("workers", taken.ReplicaSet, string(m.ID)).Scanned(err)
+		if err == nil {
+			row.Range("lease_us", lease, 1, maxMicroseconds).Time("lease_until", m.LeaseEnd)
+		}
+		if row.Err != nil {
+			return fmt.Errorf("read a worker of another replica set: %w", row.Err)
 		}
 		m.Lease = time.Duration(lease) * time.Microsecond
 		if !m.Expired(now, watch) {
@@ -563,7 +558,7 @@ const Channel = "pupsourcing_orchestrator"
 
 // statements holds the SQL with the clock, the set and its bounds put in.
 type statements struct {
-	heartbeat, report, look                       string // without parameters
+	heartbeat, report, unreport, look             string // without parameters
 	bound, lockGroup, createGroup                 string // likewise
 	lockMembers, timeAndFloor, save               string // likewise
 	registerProjections, lockProjections          string
@@ -573,7 +568,7 @@ type statements struct {
 	handOver, saveCheckpoints                     string // likewise
 	findCheckpoint, commitKeeping, commitClearing string
 	saveCheckpoint                                string // likewise
-	parked, park, unpark, drop, note              string // the last four likewise, but for unpark
+	parked, requested, park, unpark, drop, note   string // the last four likewise, but for unpark
 }
 
 // These set bounds for their transaction only.
@@ -603,17 +598,23 @@ WITH beat AS (
            presence_number = greatest(presence_number, %[5]d), -- as in protocol.Apply
            holds = CASE WHEN holds <= %[3]d THEN 0 ELSE holds END
      WHERE replica_set = {set} AND id = %[1]s
- RETURNING generation, total, partitions, paused, holds)%[6]s
+ RETURNING generation, total, partitions, paused, holds)
 ` + viewSQL + `
   LEFT JOIN beat b ON true`),
 		look: format(viewSQL + `
   LEFT JOIN orchestrator_workers b ON b.replica_set = {set} AND b.id = %[1]s`),
-		// The worker's row is locked before its report's, as in save.
-		report: format(`,
-report AS (
-    INSERT INTO orchestrator_reports (replica_set, worker, reported_at, report)
-    SELECT {set}, %[1]s, {clock}, %[2]s::jsonb FROM beat
-        ON CONFLICT (replica_set, worker) DO UPDATE SET reported_at = excluded.reported_at, report = excluded.report)`),
+		// Apart from everything else: a lock on the reports, or one that can't be
+		// written, holds nothing up. So whose worker is gone is removed by whoever
+		// writes the next one.
+		report: format(`
+WITH gone AS (
+    DELETE FROM orchestrator_reports r
+     WHERE r.replica_set = {set} AND r.worker <> %[1]s
+       AND NOT EXISTS (SELECT FROM orchestrator_workers w WHERE w.replica_set = r.replica_set AND w.id = r.worker))
+INSERT INTO orchestrator_reports (replica_set, worker, reported_at, report)
+SELECT w.replica_set, w.id, {clock}, %[2]s::jsonb FROM orchestrator_workers w WHERE w.replica_set = {set} AND w.id = %[1]s
+    ON CONFLICT (replica_set, worker) DO UPDATE SET reported_at = excluded.reported_at, report = excluded.report`),
+		unreport: format(`DELETE FROM orchestrator_reports WHERE replica_set = {set} AND worker = %[1]s`),
 
 		// The bounds come with the first statement, and hold in it: the
 		// subquery is run before a row is looked for.
@@ -658,9 +659,6 @@ pruned AS (
 removed AS (
     DELETE FROM orchestrator_workers
      WHERE replica_set = {set} AND id IN (SELECT jsonb_array_elements_text(%[11]s::jsonb))),
-unreported AS (
-    DELETE FROM orchestrator_reports
-     WHERE replica_set = {set} AND worker IN (SELECT jsonb_array_elements_text(%[11]s::jsonb))),
 updated AS (
     UPDATE orchestrator_workers w
        SET lease_us = x.lease_us, lease_until = x.lease_until, partitions = x.partitions, holds = x.holds,
@@ -730,7 +728,7 @@ SELECT generation, position, ahead, %s FROM orchestrator_checkpoints c
 UPDATE orchestrator_checkpoints SET position = %d, ahead = %s, updated_at = {clock}
  WHERE replica_set = {set} AND projection = %s AND partition = %d AND generation = %d AND position = %d`),
 
-		parked: parkedSQL,
+		parked: parkedSQL, requested: requestsSQL,
 		park:   format(parkSQL),
 		unpark: put(unparkSQL),
 		drop:   format(dropSQL),

@@ -135,9 +135,14 @@ IF flaw IS NOT NULL THEN
         HINT = 'Nothing was changed. If the tables are yours, run this as their owner. If not, drop them, or put another schema first in the search path.';
 END IF;
 
--- Of a newer program: its tables do for older ones.
+-- Tables of a newer program do for older ones, and are left as they are.
 IF pg_catalog.to_regclass('orchestrator_schema'::text) IS NOT NULL THEN
     SELECT pg_catalog.max(s.version)::bigint INTO present FROM orchestrator_schema s;
+END IF;
+IF present > 3::bigint AND pg_catalog.to_regclass('orchestrator_checkpoints'::text) IS NULL THEN
+    RAISE EXCEPTION 'table %.orchestrator_schema says version %, and beside it there is no table orchestrator_checkpoints', home_name, present
+        USING ERRCODE = 'duplicate_table',
+        HINT = 'Another program has made it. Nothing was changed. Rename or drop it, or put another schema first in the search path.';
 END IF;
 IF present IS NULL OR present <= 3::bigint THEN
 

@@ -1,9 +1,11 @@
 package orchestrator_test
 
 import (
+	"context"
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
@@ -80,8 +82,10 @@ func TestUpgradeDoesNotHoldUpHeartbeats(t *testing.T) {
 	if _, err := tx.ExecContext(t.Context(), `SELECT FROM orchestrator_workers`); err != nil {
 		t.Fatal(err)
 	}
-	if err := orchestrator.RunMigrations(w.db); err == nil || !strings.Contains(err.Error(), "lock timeout") {
-		t.Errorf("RunMigrations returned %v, want a lock timeout", err)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+	defer cancel()
+	if err := orchestrator.Migrate(ctx, w.db); err == nil || !strings.Contains(err.Error(), "locks that are held by backend") {
+		t.Errorf("Migrate returned %v, want who holds it up", err)
 	}
 	if err := tx.Rollback(); err != nil {
 		t.Fatal(err)

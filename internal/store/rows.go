@@ -84,11 +84,21 @@ func (r *Row) Scanned(err error) *Row {
 			if _, rest, ok := strings.Cut(text, `name "`); ok {
 				column, _, _ = strings.Cut(rest, `"`)
 			}
-			r.Err = &RowError{r.table, r.row, column, err}
+			table := r.table
+			if other, ok := elsewhere[column]; ok {
+				table = other
+			}
+			if strings.HasSuffix(text, "time.Time") {
+				err = fmt.Errorf("a time must be finite (%w)", err)
+			}
+			r.Err = &RowError{table, r.row, column, err}
 		}
 	}
 	return r
 }
+
+// elsewhere are columns of statements whose rows are mostly another table's.
+var elsewhere = map[string]string{"step_at": tableSets, "reported_at": tableReports, "parked_since": tableParked}
 
 // Range demands that low <= value <= high.
 func (r *Row) Range(column string, value, low, high int64) *Row {
@@ -256,10 +266,10 @@ func shortened(text string) string {
 // maxMicroseconds is the longest time that a Duration holds.
 const maxMicroseconds = math.MaxInt64 / int64(time.Microsecond)
 
-// Foreseen says what to do where the server itself can't work with what stands in
-// the tables (class 22, as in a number out of range): it names no row.
+// Foreseen says what to do where the server or the driver can't work with what
+// stands in the tables (a number out of range, or infinity): they name no row.
 func Foreseen(err error) error {
-	if Unstorable(err) {
+	if err != nil && (Unstorable(err) || strings.Contains(err.Error(), "infinity")) {
 		return fmt.Errorf("%w (a row of the library's tables may hold what it can't hold: apply schema.sql, which names it)", err)
 	}
 	return err

@@ -230,7 +230,7 @@ func (s *Store) step(ctx context.Context, tx *sql.Tx, r protocol.Request, projec
 
 func (s *Store) timeAndFloor(ctx context.Context, tx *sql.Tx) (now time.Time, floor int64, err error) {
 	if err := tx.QueryRowContext(ctx, s.sql.timeAndFloor).Scan(&now, &floor); err != nil {
-		return now, 0, fmt.Errorf("read the time and the generations of checkpoints: %w", err)
+		return now, 0, fmt.Errorf("read the time and the generations of checkpoints: %w", Foreseen(err))
 	}
 	return now, floor, nil
 }

@@ -33,6 +33,9 @@ func (e *ParkedError) Error() string {
 // projection has many partitions and events come thick, those that had no event of
 // their own say so about once a second.
 func WaitFor(ctx context.Context, db *sql.DB, projection string, position int64) error {
+	if problem := nameProblem(projection); problem != "" {
+		return fmt.Errorf("%w: WaitFor: the name of the projection %s", ErrInvalidConfig, problem)
+	}
 	var handled store.Handled
 	err := await(ctx, func() (_ bool, err error) {
 		handled, err = store.HandledTo(ctx, db, projection, position)

@@ -193,11 +193,12 @@ func newWorker[E any](ctx context.Context, cfg Config[E], projections []Projecti
 		feed:  joinFeed(cfg.EventStore, cfg.feedConfig(), cfg.StaleWorkerTimeout),
 		session: protocol.NewSession(protocol.WorkerID(name),
 			cfg.timing(), protocol.Request{Wants: cfg.Partitions, MaxPartitions: cfg.MaxPartitions, JoinWindow: cfg.JoinWindow}),
-		log:    cfg.Logger.With("replica_set", string(cfg.ReplicaSet), "worker", name),
-		inputs: make(chan protocol.Input),
-		hints:  make(chan struct{}, 1),
-		fatal:  make(chan error),
-		leases: newLease(),
+		log:       cfg.Logger.With("replica_set", string(cfg.ReplicaSet), "worker", name),
+		inputs:    make(chan protocol.Input),
+		hints:     make(chan struct{}, 1),
+		fatal:     make(chan error),
+		leases:    newLease(),
+		reporting: reporting{slot: make(chan struct{}, 1)},
 	}
 	w.to = newTeller(cfg.Observer, w.log)
 	w.present()
@@ -251,7 +252,7 @@ func (w *worker[E]) listen() (leave func()) {
 // check makes sure, before anything is touched, that the tables and the event
 // store are there. A database that is away is waited for.
 func (w *worker[E]) check(ctx context.Context) error {
-	checks := []func(context.Context) error{w.store.Check}
+	checks := []func(context.Context) error{w.store.Check, w.checkNames}
 	if c, ok := w.cfg.EventStore.(Checker); ok {
 		checks = append(checks, func(ctx context.Context) error {
 			if err := c.Check(ctx); err != nil {
@@ -280,6 +281,27 @@ func (w *worker[E]) check(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// checkNames makes sure that the database can hold the names: its encoding may not
+// have all of their characters.
+func (w *worker[E]) checkNames(ctx context.Context) error {
+	if err := store.Holds(ctx, w.cfg.DB, string(w.cfg.ReplicaSet)); err != nil {
+		return unstorable("Config.ReplicaSet", err)
+	}
+	for i, name := range w.names {
+		if err := store.Holds(ctx, w.cfg.DB, name); err != nil {
+			return unstorable(fmt.Sprintf("the name of projections[%d]", i), err)
+		}
+	}
+	return nil
+}
+
+func unstorable(field string, err error) error {
+	if store.Unstorable(err) {
+		return fmt.Errorf("%w: %s %w", ErrInvalidConfig, field, err)
+	}
+	return fmt.Errorf("check that the database can hold %s: %w", field, err)
 }
 
 // loop carries the session from input to action until it exits.
@@ -372,8 +394,8 @@ func (w *worker[E]) sync(r protocol.Request, report []byte) {
 	result, err := w.ask(r)
 	source, latency := w.source(r.Worker), time.Since(sent)
 	if err == nil {
-		if r.Leave { // what is left of it, whoever reports next removes
-			_ = boundedDo(w.life, unreportMax, func(ctx context.Context) error { return w.store.Unreport(ctx, r.Worker) })
+		if r.Leave {
+			w.unreport(r.Worker)
 		}
 		tell(w.to, w.to.Heartbeat, Heartbeat{source, latency})
 		w.decided(source, result)
@@ -406,9 +428,9 @@ func (w *worker[E]) ask(r protocol.Request) (store.Result, error) {
 
 // reporting is what a worker knows of its own reports. Nothing depends on one.
 type reporting struct {
-	sync.Mutex           // held while one is written: the next one is left out
-	failing    bool      // the latest could not be written
-	pause      time.Time // none is written before
+	slot    chan struct{} // holds one while a report is written: the next one is left out
+	failing bool          // the latest could not be written
+	pause   time.Time     // none is written before
 }
 
 // unreportMax is how long a worker that leaves may take to remove its report.
@@ -421,10 +443,15 @@ const reportPause = time.Minute
 // writeReport writes a report, in a statement of its own: where reports can't be
 // written, because of a lock, a privilege, or what is in one, no lease is lost.
 func (w *worker[E]) writeReport(id protocol.WorkerID, report []byte) {
-	if report == nil || !w.reporting.TryLock() {
+	if report == nil {
 		return
 	}
-	defer w.reporting.Unlock()
+	select {
+	case w.reporting.slot <- struct{}{}:
+		defer func() { <-w.reporting.slot }()
+	default:
+		return
+	}
 	if time.Now().Before(w.reporting.pause) {
 		return
 	}
@@ -440,6 +467,19 @@ func (w *worker[E]) writeReport(id protocol.WorkerID, report []byte) {
 	default:
 		w.reporting.failing = false
 		w.log.Info("status reports are written again")
+	}
+}
+
+// unreport removes the report of who has left. What is left, whoever reports next
+// removes.
+func (w *worker[E]) unreport(id protocol.WorkerID) {
+	ctx, cancel := context.WithTimeout(w.life, unreportMax)
+	defer cancel()
+	select {
+	case w.reporting.slot <- struct{}{}: // not while one is written
+		defer func() { <-w.reporting.slot }()
+		_ = boundedDo(ctx, unreportMax, func(ctx context.Context) error { return w.store.Unreport(ctx, id) })
+	case <-ctx.Done():
 	}
 }
 

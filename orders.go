@@ -80,6 +80,9 @@ const orderLease = 4 * time.Second
 
 // order carries an order out, and tries again where the set's rows are locked.
 func order(ctx context.Context, db *sql.DB, set ReplicaSetName, o protocol.Order) (generation int64, err error) {
+	if problem := orderProblem(set, o); problem != "" {
+		return 0, fmt.Errorf("%w: %s", ErrOrder, problem)
+	}
 	s := store.New(db, string(set), store.Options{Bounds: store.BoundsOf(orderLease)})
 	if err := s.Check(ctx); err != nil {
 		return 0, err
@@ -90,6 +93,8 @@ func order(ctx context.Context, db *sql.DB, set ReplicaSetName, o protocol.Order
 		switch {
 		case err == nil:
 			return result.Group.Generation, nil
+		case store.Unstorable(err) && !storable(ctx, db, string(set), o.Projection, string(o.Worker)):
+			return 0, fmt.Errorf("%s in replica set %q: %w: nothing can have such a name in this database: %w", o, set, ErrOrder, err)
 		case errors.Is(err, ErrOrder) || !store.LockTimeout(err):
 			return 0, fmt.Errorf("%s in replica set %q: %w", o, set, err)
 		case !sleep(ctx, backoff.Delay(failures, 0)):
@@ -98,16 +103,44 @@ func order(ctx context.Context, db *sql.DB, set ReplicaSetName, o protocol.Order
 	}
 }
 
+// orderProblem says what is wrong with a name in an order.
+func orderProblem(set ReplicaSetName, o protocol.Order) string {
+	if problem := nameProblem(string(set)); problem != "" {
+		return "the name of the replica set " + problem
+	}
+	if problem := nameProblem(o.Projection); problem != "" && o.Projection != AllProjections {
+		return "the name of the projection " + problem
+	}
+	worker := o.Kind == protocol.OrderDrain || o.Kind == protocol.OrderUndrain
+	if problem := nameProblem(string(o.Worker)); problem != "" && worker {
+		return "the name of the worker " + problem
+	}
+	return ""
+}
+
+// storable reports whether the database can hold all of the texts.
+func storable(ctx context.Context, db *sql.DB, texts ...string) bool {
+	for _, text := range texts {
+		if store.Unstorable(store.Holds(ctx, db, text)) {
+			return false
+		}
+	}
+	return true
+}
+
 // AwaitGeneration waits until a generation, or a newer one, is active: nothing
 // that an older one ran can have an effect any more. It goes on looking until ctx
 // ends, also while there is no worker to activate it. It returns ErrNoReplicaSet where
 // there is no such set.
 func AwaitGeneration(ctx context.Context, db *sql.DB, set ReplicaSetName, generation int64) error {
+	if problem := nameProblem(string(set)); problem != "" {
+		return fmt.Errorf("wait for generation %d: %w: its name %s", generation, ErrNoReplicaSet, problem)
+	}
 	return await(ctx, func() (bool, error) {
 		var active bool
 		err := db.QueryRowContext(ctx, `
 SELECT generation >= $2 AND phase = 'active' FROM orchestrator_replica_sets WHERE name = $1`, string(set), generation).Scan(&active)
-		if errors.Is(err, sql.ErrNoRows) {
+		if errors.Is(err, sql.ErrNoRows) || store.Unstorable(err) {
 			err = ErrNoReplicaSet
 		}
 		if err != nil {

@@ -1,6 +1,7 @@
 package orchestrator
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"errors"
@@ -39,9 +40,12 @@ type ParkedEvent struct {
 // of their positions, for people to look at. It returns ErrNoProjection for one that
 // no replica set has run yet.
 func Parked(ctx context.Context, db *sql.DB, projection string, limit int) ([]ParkedEvent, error) {
+	if problem := nameProblem(projection); problem != "" {
+		return nil, fmt.Errorf("%w: its name %s", ErrNoProjection, problem)
+	}
 	rows, err := store.ListParked(ctx, db, projection, limit)
-	if err == nil && len(rows) == 0 {
-		err = known(ctx, db, projection)
+	if err == nil && len(rows) == 0 || store.Unstorable(err) {
+		err = cmp.Or(known(ctx, db, projection), err)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("list what projection %q has parked: %w", projection, err)
@@ -115,12 +119,15 @@ func DiscardParked(ctx context.Context, db *sql.DB, projection string, which Par
 }
 
 func askParked(ctx context.Context, db *sql.DB, projection string, which ParkedSelector, request protocol.ParkRequest) (n int, err error) {
+	if problem := nameProblem(projection); problem != "" {
+		return 0, fmt.Errorf("%w: its name %s", ErrNoProjection, problem)
+	}
 	selection, err := which.selection()
 	if err == nil {
 		n, err = store.AskParked(ctx, db, projection, selection, request)
 	}
-	if err == nil && n == 0 {
-		err = known(ctx, db, projection)
+	if err == nil && n == 0 || store.Unstorable(err) {
+		err = cmp.Or(known(ctx, db, projection), err)
 	}
 	if err == nil && n == 0 && !which.All {
 		err = ErrNotParked
@@ -134,7 +141,7 @@ func askParked(ctx context.Context, db *sql.DB, projection string, which ParkedS
 // known returns ErrNoProjection for a name that has never been run.
 func known(ctx context.Context, db *sql.DB, projection string) error {
 	exists, err := store.ProjectionExists(ctx, db, projection)
-	if err == nil && !exists {
+	if err == nil && !exists || store.Unstorable(err) {
 		err = ErrNoProjection
 	}
 	return err

@@ -242,6 +242,43 @@ SELECT count(*) FROM orchestrator_reports r JOIN orchestrator_workers w ON w.rep
 	}
 }
 
+// A lock on the table of reports, for longer than a lease, costs nobody a lease, and
+// keeps nobody from joining or leaving. Afterwards reports are written again.
+func TestReportsThatAreLocked(t *testing.T) {
+	w := newWorld(t)
+	cfg := w.config(w.db, "set")
+	cfg.LeaseOnly = true // connections that wait are the pool's
+	noticed := &watchedLog{to: testWriter{t}}
+	cfg.Logger = slog.New(slog.NewTextHandler(noticed, nil))
+	tx, err := w.connect().BeginTx(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback()
+	if _, err := tx.ExecContext(t.Context(), `LOCK TABLE orchestrator_reports IN ACCESS EXCLUSIVE MODE`); err != nil {
+		t.Fatal(err)
+	}
+	r, s := w.seen(t, cfg, transactional{effects{name: "transactional"}})
+	noticed.wait(t, "cannot write status reports")
+	other := run(t, w.config(w.db, "set"), transactional{effects{name: "transactional"}})
+	w.active("set", 2)
+	w.append(100)
+	w.caughtUp("transactional")
+	w.heartbeats(20)
+	other.stop()
+	w.active("set", 1)
+	if err := tx.Rollback(); err != nil {
+		t.Fatal(err)
+	}
+	noticed.wait(t, "status reports are written again")
+	eventually(t, "there is a report", func() bool { return w.number(`SELECT count(*) FROM orchestrator_reports`) == 1 })
+	r.stop()
+	if n := len(told[orchestrator.HeartbeatFailed](s)) + len(told[orchestrator.LeaseLost](s)); n != 0 {
+		t.Errorf("%d heartbeats failed, or leases were lost", n)
+	}
+	w.checkEffects("transactional")
+}
+
 // A report that can't be written does no harm.
 func TestReportsThatAreRefused(t *testing.T) {
 	w := newWorld(t)
@@ -251,7 +288,7 @@ func TestReportsThatAreRefused(t *testing.T) {
 	noticed := &watchedLog{to: testWriter{t}}
 	cfg.Logger = slog.New(slog.NewTextHandler(noticed, nil))
 	r, s := w.seen(t, cfg, transactional{effects{name: "transactional"}})
-	noticed.wait(t, "can't write reports")
+	noticed.wait(t, "cannot write status reports")
 	w.append(100)
 	w.caughtUp("transactional")
 	beats := w.heartbeats(20)
@@ -259,7 +296,7 @@ func TestReportsThatAreRefused(t *testing.T) {
 	if n := len(told[orchestrator.HeartbeatFailed](s)) + len(told[orchestrator.LeaseLost](s)); n != 0 {
 		t.Errorf("%d failures in %d heartbeats", n, beats)
 	}
-	if n := strings.Count(noticed.text.String(), "can't write reports"); n != 1 {
+	if n := strings.Count(noticed.text.String(), "cannot write status reports"); n != 1 {
 		t.Errorf("it is said %d times", n)
 	}
 }

@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
+	"unicode/utf8"
 )
 
 // A Record is an event as an EventStore hands it out.
@@ -61,6 +63,26 @@ func (s Scope) equal(o Scope) bool {
 // all reports whether the scope leaves nothing out.
 func (s Scope) all() bool { return len(s.AggregateTypes) == 0 && len(s.BoundedContexts) == 0 }
 
+// problem says what is wrong with a name in the scope: no event can have it, and a
+// scope that silently matches nothing would have the projection pass everything.
+func (s Scope) problem() string {
+	for _, part := range []struct {
+		method string
+		names  []string
+	}{{"AggregateTypes", s.AggregateTypes}, {"BoundedContexts", s.BoundedContexts}} {
+		for i, name := range part.names {
+			switch {
+			case name == "": // may be one
+			case !utf8.ValidString(name):
+				return fmt.Sprintf("%s()[%d] %q is not valid UTF-8", part.method, i, name)
+			case strings.ContainsRune(name, 0):
+				return fmt.Sprintf("%s()[%d] %q contains NUL", part.method, i, name)
+			}
+		}
+	}
+	return ""
+}
+
 // A ScopedEventStore is an EventStore that can read a part of the stream, for a
 // ScopedProjection.
 type ScopedEventStore[E any] interface {
@@ -86,6 +108,9 @@ func scopeOf[E any](events EventStore[E], p Projection[E]) (Scope, error) {
 	scope := Scope{scoped.AggregateTypes(), scoped.BoundedContexts()}
 	if scope.all() {
 		return Scope{}, nil
+	}
+	if problem := scope.problem(); problem != "" {
+		return scope, fmt.Errorf("%w: projection %q is scoped: %s", ErrInvalidConfig, p.Name(), problem)
 	}
 	store, ok := events.(ScopedEventStore[E])
 	if !ok {

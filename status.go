@@ -131,10 +131,16 @@ func ReplicaSets(ctx context.Context, db *sql.DB) ([]ReplicaSetName, error) {
 // ErrNoReplicaSet where no worker of the set has ever run.
 func Status(ctx context.Context, db *sql.DB, set ReplicaSetName) (ReplicaSetStatus, error) {
 	s := ReplicaSetStatus{ReplicaSet: set}
+	if problem := nameProblem(string(set)); problem != "" {
+		return s, fmt.Errorf("%w: its name %s", ErrNoReplicaSet, problem)
+	}
 	tx, err := db.BeginTx(ctx, &sql.TxOptions{Isolation: sql.LevelRepeatableRead, ReadOnly: true})
 	if err == nil {
 		defer tx.Rollback() // nothing was written
 		err = store.Foreseen(s.read(ctx, tx))
+	}
+	if store.Unstorable(err) && !storable(ctx, db, string(set)) {
+		err = ErrNoReplicaSet
 	}
 	if err != nil {
 		return s, fmt.Errorf("status of replica set %q: %w", set, err)
@@ -307,6 +313,9 @@ func (s *ReplicaSetStatus) standing() []Wait {
 // History returns the latest generations of a replica set, the newest first, at
 // most limit of them: none of a set that there is not. About 1000 are kept.
 func History(ctx context.Context, db *sql.DB, set ReplicaSetName, limit int) ([]GenerationRecord, error) {
+	if problem := nameProblem(string(set)); problem != "" {
+		return nil, fmt.Errorf("history: %w: its name %s", ErrNoReplicaSet, problem)
+	}
 	var records []GenerationRecord
 	err := query(ctx, db, `
 SELECT generation, reason, total, members, opened_at, activated_at, waited_for

@@ -67,6 +67,70 @@ func TestUpgradeFromVersion1(t *testing.T) {
 	w.checkEffects("transactional")
 }
 
+// Tables of version 2 are upgraded where they are, filled as they are, under a program
+// of version 2 that goes on: it beats, reports, commits, parks, retries, leaves, and
+// another of its kind joins. What it has done is where a program of today begins.
+func TestUpgradeFromVersion2(t *testing.T) {
+	t.Parallel()
+	db, url := pgtest.Database(t)
+	w := &world{t: t, db: db, url: url}
+	schema, script := readFile(t, "testdata/schema_v2.sql"), sections(readFile(t, "testdata/worker_v2.sql"))
+	w.exec(schema)
+	w.exec(eventtable.Layout)
+	w.exec(effectsTable)
+	w.append(100)
+	does := func(section string) {
+		t.Helper()
+		if script[section] == "" {
+			t.Fatalf("no section %q", section)
+		}
+		w.exec(script[section])
+	}
+	does("join")
+	does("beat")
+	does("commit to 40")
+
+	if err := orchestrator.RunMigrations(db); err != nil {
+		t.Fatal(err)
+	}
+	if v := w.number(`SELECT version FROM orchestrator_schema`); v != 3 {
+		t.Errorf("version %d, want 3", v)
+	}
+	if n := w.number(`SELECT count(*) FROM pg_constraint WHERE conname LIKE 'orchestrator\_%\_valid' AND convalidated`); n < 30 {
+		t.Errorf("%d rules for rows", n)
+	}
+	does("beat")
+	does("commit to 60")
+	does("park 61")
+	does("note 61")
+	status, err := orchestrator.Status(t.Context(), db, "set")
+	if err != nil || len(status.Partitions) != 1 || status.Partitions[0].Parked != 1 || status.Head != 100 {
+		t.Errorf("status of an old program's set: %+v, %v", status, err)
+	}
+	does("handle 61")
+	if n := w.number(`SELECT position FROM orchestrator_checkpoints`); n != 61 {
+		t.Errorf("the old program has committed position %d, want 61", n)
+	}
+	does("leave")
+	if n := w.number(`SELECT count(*) FROM orchestrator_reports`); n != 0 {
+		t.Errorf("%d reports of nobody", n)
+	}
+
+	w.exec(strings.NewReplacer("'set'", "'other set'", `"transactional"`, `"other"`).Replace(script["join"]))
+	if n := w.number(`SELECT count(*) FROM orchestrator_workers WHERE replica_set = 'other set'`); n != 1 {
+		t.Error("an old program can't join any more")
+	}
+	w.exec(schema) // and by an old program's hand
+	if v := w.number(`SELECT version FROM orchestrator_schema`); v != 3 {
+		t.Errorf("version 2's schema.sql has made it version %d", v)
+	}
+	w.exec(orchestrator.Schema)
+
+	run(t, w.config(db, "set"), transactional{effects{name: "transactional"}})
+	w.caughtUp("transactional")
+	w.checkEffects("transactional")
+}
+
 // An upgrade wants the workers' table for itself, for a moment. Where somebody reads
 // it in a long transaction, a backup say, it would wait, and every heartbeat would
 // wait behind it, until all leases are over. So it gives up before that.

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
 )
 
 // Version is the version of schema.sql that this package needs.
@@ -194,22 +196,26 @@ func Holders(ctx context.Context, db Querier, key int64) (string, error) {
 }
 
 // Holds returns an error if the database can't hold a text: its encoding has not
-// all characters.
+// all characters. ASCII passes everywhere.
 func Holds(ctx context.Context, db Querier, text string) error {
+	if protocol.ASCII(text) == text {
+		return nil
+	}
+	err := db.QueryRowContext(ctx, `SELECT $1::text`, text).Scan(new(string))
+	if !Unstorable(err) {
+		return err
+	}
 	var encoding string
-	err := db.QueryRowContext(ctx, `SELECT pg_catalog.current_setting('server_encoding'::text)`).Scan(&encoding)
-	if err == nil {
-		err = db.QueryRowContext(ctx, `SELECT $1::text`, text).Scan(new(string))
+	if err := db.QueryRowContext(ctx, `SELECT pg_catalog.current_setting('server_encoding'::text)`).Scan(&encoding); err != nil {
+		return err
 	}
-	if Unstorable(err) {
-		return fmt.Errorf("%q can't be stored: the encoding of the database is %s: %w", text, encoding, err)
-	}
-	return err
+	return fmt.Errorf("%q can't be stored in a database whose encoding is %s: %w", text, encoding, err)
 }
 
 // Unstorable reports whether a value was refused for what it is (class 22): as a
-// text of which the database's encoding has not all characters is.
+// text of which the database's encoding has not all characters is. In a database of
+// SQL_ASCII, JSON's escapes are a feature that is not supported.
 func Unstorable(err error) bool {
 	s := State(err)
-	return len(s) == 5 && s[:2] == "22"
+	return len(s) == 5 && s[:2] == "22" || s == "0A000"
 }

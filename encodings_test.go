@@ -1,0 +1,163 @@
+package orchestrator_test
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"net/url"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/lib/pq"
+
+	orchestrator "github.com/getpup/pupsourcing-orchestrator"
+	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
+	"github.com/getpup/pupsourcing-orchestrator/internal/eventtable"
+)
+
+// The server converts a statement with its comments before it parses it: one
+// character that the database's encoding lacks, and nothing of it runs.
+func TestSQLIsASCII(t *testing.T) {
+	t.Parallel()
+	for _, file := range []string{"schema.sql", "grants.sql"} {
+		for n, line := range strings.Split(readFile(t, file), "\n") {
+			if strings.ContainsFunc(line, func(r rune) bool { return r > '~' || r < ' ' }) {
+				t.Errorf("%s:%d: %q is not printable ASCII", file, n+1, line)
+			}
+		}
+	}
+}
+
+// encoded creates a database in an encoding.
+func encoded(t *testing.T, encoding string) (*sql.DB, string) {
+	t.Helper()
+	admin, base := pgtest.Database(t)
+	u, err := url.Parse(base)
+	if err != nil {
+		t.Fatal(err)
+	}
+	name := strings.TrimPrefix(u.Path, "/")
+	name = "enc_" + name[max(0, len(name)-40):]
+	execute(t, admin, fmt.Sprintf("CREATE DATABASE %s TEMPLATE template0 ENCODING '%s' LC_COLLATE 'C' LC_CTYPE 'C'", pq.QuoteIdentifier(name), encoding))
+	t.Cleanup(func() {
+		if _, err := admin.ExecContext(context.Background(), "DROP DATABASE "+pq.QuoteIdentifier(name)+" WITH (FORCE)"); err != nil {
+			t.Error(err)
+		}
+	})
+	u.Path = "/" + name
+	db, err := sql.Open("postgres", u.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { db.Close() })
+	return db, u.String()
+}
+
+// Whatever the encoding: the tables can be made, workers run, and an event is parked
+// whose error and aggregate the encoding can't hold, is listed, retried and
+// discarded. What is for people decides nothing.
+func TestEncodings(t *testing.T) {
+	t.Parallel()
+	grants, err := os.ReadFile("grants.sql")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, encoding := range []string{"LATIN1", "LATIN2", "LATIN9", "KOI8R", "WIN1252", "SQL_ASCII", "EUC_JP", "ISO_8859_5", "UTF8"} {
+		t.Run(encoding, func(t *testing.T) {
+			t.Parallel()
+			db, url := encoded(t, encoding)
+			if err := orchestrator.Migrate(t.Context(), db); err != nil {
+				t.Fatal(err)
+			}
+			w := &world{t: t, db: db, url: url}
+			w.exec(eventtable.Layout)
+			w.exec(effectsTable)
+			w.exec(string(grants))
+			t.Cleanup(func() {
+				for _, role := range []string{"worker", "operator", "monitor"} {
+					name := granted{database: strings.TrimPrefix(mustPath(t, url), "/")}.role(role)
+					for _, s := range []string{"DROP OWNED BY ", "DROP ROLE "} {
+						if _, err := db.ExecContext(context.Background(), s+pq.QuoteIdentifier(name)); err != nil {
+							t.Error(err)
+						}
+					}
+				}
+			})
+			w.append(20)
+			// What a handler says is any text, of another system say.
+			const says = "\u201cquoted\u201d \u00e9 \U0001F600 \u2028 \\ \" \x00 \xff"
+			cfg := w.config(db, "set")
+			cfg.Failures = map[string]orchestrator.FailureRule{"transactional": {Policy: orchestrator.ParkEvents, Attempts: 1}}
+			failing := transactional{effects{name: "transactional", hook: func(_ context.Context, e orchestrator.Event) error {
+				if e.GlobalPosition == 3 {
+					return errors.New(says)
+				}
+				return nil
+			}}}
+			r := run(t, cfg, failing)
+			eventually(t, "the event is parked, and a report is there", func() bool {
+				return w.number(`SELECT count(*) FROM orchestrator_parked WHERE attempts > 0`) == 1 && w.number(`SELECT count(*) FROM orchestrator_reports`) == 1
+			})
+			list, err := orchestrator.Parked(t.Context(), db, "transactional", 10)
+			if err != nil || len(list) == 0 || !strings.Contains(list[0].Error, "quoted") {
+				t.Errorf("parked: %+v, %v", list, err)
+			}
+			if _, err := orchestrator.RetryParked(t.Context(), db, "transactional", orchestrator.ParkedSelector{Positions: []int64{3}}); err != nil {
+				t.Error(err)
+			}
+			eventually(t, "the retry has failed, and that is noted", func() bool { return w.number(`SELECT max(attempts) FROM orchestrator_parked`) == 2 })
+			if _, err := orchestrator.DiscardParked(t.Context(), db, "transactional", orchestrator.ParkedSelector{All: true}); err != nil {
+				t.Error(err)
+			}
+			eventually(t, "it is discarded", func() bool { return w.number(`SELECT count(*) FROM orchestrator_parked`) == 0 })
+			if _, err := orchestrator.Status(t.Context(), db, "set"); err != nil {
+				t.Error(err)
+			}
+
+			// Names that it can't hold are refused where they enter.
+			const name = "\u201cset\u201d \U0001F600"
+			if _, err := orchestrator.RetryParked(t.Context(), db, "transactional", orchestrator.ParkedSelector{AggregateID: name}); !errors.Is(err, orchestrator.ErrNotParked) {
+				t.Errorf("retry of an aggregate that there can't be: %v", err)
+			}
+			if encoding != "UTF8" && encoding != "SQL_ASCII" {
+				_, status := orchestrator.Status(t.Context(), db, name)
+				_, pause := orchestrator.Pause(t.Context(), db, name, "transactional")
+				_, pauseP := orchestrator.Pause(t.Context(), db, "set", name)
+				_, drain := orchestrator.DrainWorker(t.Context(), db, "set", name)
+				_, parked := orchestrator.Parked(t.Context(), db, name, 1)
+				_, retry := orchestrator.RetryParked(t.Context(), db, name, orchestrator.ParkedSelector{All: true})
+				for _, got := range []struct {
+					what      string
+					err, want error
+				}{
+					{"status", status, orchestrator.ErrNoReplicaSet}, {"pause", pause, orchestrator.ErrOrder}, {"pause of a projection", pauseP, orchestrator.ErrOrder},
+					{"drain", drain, orchestrator.ErrOrder}, {"parked", parked, orchestrator.ErrNoProjection}, {"retry", retry, orchestrator.ErrNoProjection},
+				} {
+					if !errors.Is(got.err, got.want) {
+						t.Errorf("%s: %v, want %v", got.what, got.err, got.want)
+					}
+				}
+				for field, err := range map[string]error{
+					"Config.ReplicaSet": run(t, w.config(db, name), failing).failed(),
+					"projections[0]":    run(t, w.config(db, "set"), transactional{effects{name: name}}).failed(),
+				} {
+					if !errors.Is(err, orchestrator.ErrInvalidConfig) || !strings.Contains(err.Error(), field) || !strings.Contains(err.Error(), "encoding") {
+						t.Errorf("%s that it can't hold: %v", field, err)
+					}
+				}
+			}
+			r.stop()
+		})
+	}
+}
+
+func mustPath(t testing.TB, text string) string {
+	t.Helper()
+	u, err := url.Parse(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return u.Path
+}

@@ -5,11 +5,13 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"net/url"
 	"strings"
 	"testing"
 	"time"
 
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
+	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
@@ -249,5 +251,60 @@ func TestUpgradeNamesABadRow(t *testing.T) {
 	}
 	if err := orchestrator.Migrate(t.Context(), db); err != nil {
 		t.Error(err)
+	}
+}
+
+// An aggregate's id may come from another database than the one that holds what is
+// parked, whose encoding has not its characters: it is parked in ASCII, found as it is
+// known, by lanes and by people, and its error does not make another form of it.
+func TestParkedAggregateThatTheEncodingLacks(t *testing.T) {
+	t.Parallel()
+	admin, base := pgtest.Database(t)
+	name := fmt.Sprintf("latin1_%d", time.Now().UnixNano())
+	if _, err := admin.ExecContext(t.Context(), `CREATE DATABASE `+name+` TEMPLATE template0 ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C'`); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { admin.ExecContext(context.Background(), `DROP DATABASE `+name+` WITH (FORCE)`) })
+	u, err := url.Parse(base)
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.Path = "/" + name
+	db, err := open(u.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { db.Close() })
+	if err := orchestrator.Migrate(t.Context(), db); err != nil {
+		t.Fatal(err)
+	}
+	s := store.New(db, "set", store.Options{Bounds: store.BoundsOf(lease)})
+	if _, err := s.Sync(t.Context(), protocol.Request{Worker: "w", Join: true, Lease: lease, Wants: 1}, []string{"p"}); err != nil {
+		t.Fatal(err)
+	}
+	l := store.Lane{Projection: "p", Assignment: protocol.Assignment{Generation: 1, Partition: 0, Total: 1}}
+	const held, lacking = "caf\u00e9", "\u201cid\u201d"
+	at := func(p int64) protocol.Checkpoint { return protocol.Checkpoint{Position: p} }
+	park := func(from, to int64, failure string, rows ...protocol.Parked) {
+		t.Helper()
+		if err := s.Park(t.Context(), l, at(from), at(to), rows, failure); err != nil {
+			t.Fatal(err)
+		}
+	}
+	park(0, 1, "\u201cno\u201d", protocol.Parked{Position: 1, Aggregate: held, Attempts: 1})
+	park(1, 3, "no", protocol.Parked{Position: 2, Aggregate: held, Attempts: 1}, protocol.Parked{Position: 3, Aggregate: lacking})
+	rows, err := s.Parked(t.Context(), l)
+	if err != nil || len(rows) != 3 || rows[0].Aggregate != held {
+		t.Fatalf("parked: %+v, %v", rows, err)
+	}
+	lot := protocol.NewLot(rows)
+	if !lot.Has(held) || !lot.Has(lacking) || lot.Has("other") {
+		t.Errorf("the lane does not know what it has parked: %+v", rows)
+	}
+	for id, want := range map[string]int{held: 2, lacking: 1, "other": 0} {
+		n, err := store.AskParked(t.Context(), db, "p", store.ParkedSelection{Aggregate: &id}, protocol.Retry)
+		if err != nil || n != want {
+			t.Errorf("asked for %q: %d, %v; want %d", id, n, err, want)
+		}
 	}
 }

@@ -77,6 +77,9 @@ func heldUp(ctx context.Context, db *sql.DB, waited time.Duration, err error) er
 	if unknown != nil {
 		return fmt.Errorf("%w (and who holds the locks could not be found out: %w)", err, unknown)
 	}
+	if holders == "" {
+		return err
+	}
 	return fmt.Errorf("migrate: has waited %s for locks that are held by %s; let them end, or end them with pg_terminate_backend, and try again: %w",
 		waited.Round(100*time.Millisecond), holders, err)
 }

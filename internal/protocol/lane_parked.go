@@ -28,9 +28,11 @@ import (
 // What operators want, they write into the rows, and the lane carries it out
 // between two batches. While it works at one event, that is in hand.
 
-// However many are parked, new events get on:
-//   - where they are many, most looks read the requests alone, which are what others
-//     write: rows of the lane's slots are its own to add and to remove;
+// What is asked for comes before new events: those of the same aggregate that came
+// first would be parked behind it, and stay. Where very many are parked, new events
+// get on all the same:
+//   - most looks read the requests alone, which are what others write: rows of the
+//     lane's slots are its own to add and to remove;
 //   - looks take at most about a tenth of the lane's time;
 //   - parked events are worked off for parkedTurn; then it is the turn of a batch of
 //     new ones, if there are any.
@@ -54,6 +56,9 @@ func (l *Lane) lookDue(now time.Time) bool {
 	return now.Sub(l.looked) >= max(l.lookEvery(), 10*l.requestsTook)
 }
 
+// many reports whether so many events are parked that they must not hold up the rest.
+func (l *Lane) many() bool { return l.lot.Len() > cmp.Or(l.config.LookAll, lookAllMax) }
+
 // lookAll begins a look at all rows.
 func (l *Lane) lookAll(now time.Time) LaneAction {
 	l.lookBegan = now
@@ -63,8 +68,7 @@ func (l *Lane) lookAll(now time.Time) LaneAction {
 // lookAgain begins a look at all rows, or at those for which something is asked.
 func (l *Lane) lookAgain(now time.Time) LaneAction {
 	a := l.lookAll(now)
-	few := l.lot.Len() <= cmp.Or(l.config.LookAll, lookAllMax)
-	a.Requests = !few && now.Sub(l.lookedAll) < max(lookAllEvery, 10*l.allTook)
+	a.Requests = l.many() && now.Sub(l.lookedAll) < max(lookAllEvery, 10*l.allTook)
 	return a
 }
 
@@ -106,7 +110,7 @@ func (l *Lane) attend(now time.Time) (_ LaneAction, due bool) {
 	if l.turn.IsZero() {
 		l.turn = now
 	}
-	if l.crowded = now.Sub(l.turn) >= parkedTurn; l.crowded {
+	if l.crowded = l.many() && now.Sub(l.turn) >= parkedTurn; l.crowded {
 		return LaneAction{}, false
 	}
 	l.hand = &row

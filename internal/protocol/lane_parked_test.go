@@ -239,21 +239,29 @@ func TestLaneParks(t *testing.T) {
 			{answer: aggregates(5, "a"), want: "handle parked 5"},
 			{answer: ok, want: "drop 5", later: time.Second},
 			{answer: ok, want: "look"},
-			{answer: lot("6 b discard", "7 c"), want: "read 4 after 10"}, // the turn of parked ones is over, and nothing is new
-			{answer: ok, want: "drop 6"},
+			{answer: lot("6 b discard", "7 c"), want: "drop 6"},
 			{answer: ok, want: "read 4 after 10"},
 		}},
-		{"new events have their turn between parked ones that take long", LaneConfig{}, []turn{
+		{"of many, parked ones that take long leave new events their turn", LaneConfig{LookAll: 1}, []turn{
 			{answer: ok, want: "load"},
 			{answer: found(5, 10), want: "look"},
-			{answer: lot("5 a discard", "6 b discard", "7 c discard"), want: "drop 5"},
+			{answer: lot("5 a discard", "6 b discard", "7 c discard", "8 d discard"), want: "drop 5"},
 			{answer: ok, want: "drop 6", later: parkedTurn / 2},
 			{answer: ok, want: "read 4 after 10", later: parkedTurn / 2},
 			{answer: aggregates(11, "x"), want: "handle 0+1"},
 			{answer: ok, want: "save 10 to 11"},
 			{answer: ok, want: "drop 7"},
+			{answer: ok, want: "drop 8", later: parkedTurn}, // not many any more
 			{answer: ok, want: "read 4 after 11"},
 			{answer: ok, want: "pause 1s: nothing new"},
+		}},
+		{"of few, what is asked for comes first, however long it takes", LaneConfig{}, []turn{
+			{answer: ok, want: "load"},
+			{answer: found(5, 10), want: "look"},
+			{answer: lot("5 a discard", "6 b discard", "7 c discard"), want: "drop 5"},
+			{answer: ok, want: "drop 6", later: parkedTurn},
+			{answer: ok, want: "drop 7", later: parkedTurn},
+			{answer: ok, want: "read 4 after 10"},
 		}},
 		{"of many, it reads the requests alone, and does not forget the rest", LaneConfig{LookAll: 2}, []turn{
 			{answer: ok, want: "load"},

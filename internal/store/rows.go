@@ -98,7 +98,7 @@ func (r *Row) Scanned(err error) *Row {
 }
 
 // elsewhere are columns of statements whose rows are mostly another table's.
-var elsewhere = map[string]string{"step_at": tableSets, "reported_at": tableReports, "parked_since": tableParked}
+var elsewhere = map[string]string{"step_at": tableSets, "reported_at": tableReports, "since": tableReports, "parked_since": tableParked}
 
 // Range demands that low <= value <= high.
 func (r *Row) Range(column string, value, low, high int64) *Row {
@@ -270,7 +270,7 @@ const maxMicroseconds = math.MaxInt64 / int64(time.Microsecond)
 // stands in the tables (a number out of range, or infinity): they name no row.
 func Foreseen(err error) error {
 	if err != nil && (Unstorable(err) || strings.Contains(err.Error(), "infinity")) {
-		return fmt.Errorf("%w (a row of the library's tables may hold what it can't hold: apply schema.sql, which names it)", err)
+		return fmt.Errorf("%w (a row of the library's tables may hold what it can't hold: apply schema.sql, which names it; a report in orchestrator_reports can be deleted)", err)
 	}
 	return err
 }

@@ -164,7 +164,8 @@ SELECT DISTINCT coalesce(l.pid, 0), coalesce(a.usename::text, ''::text), coalesc
             WHERE pg_catalog.starts_with(c.relname::text, 'orchestrator_'::text) AND c.relkind IN ('r'::"char", 'p'::"char")))
  ORDER BY 4 DESC LIMIT 5`
 
-// Holders says who holds up a migration, whose advisory lock has this key.
+// Holders says who holds up a migration, whose advisory lock has this key; "" is
+// nobody, or nobody any more.
 func Holders(ctx context.Context, db Querier, key int64) (string, error) {
 	rows, err := db.QueryContext(ctx, holdersSQL, key>>32, key&0xffffffff)
 	if err != nil {
@@ -188,9 +189,6 @@ func Holders(ctx context.Context, db Querier, key int64) (string, error) {
 			who += ")"
 		}
 		holders = append(holders, who)
-	}
-	if len(holders) == 0 {
-		return "nobody any more", rows.Err()
 	}
 	return strings.Join(holders, ", "), rows.Err()
 }

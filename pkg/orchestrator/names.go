@@ -166,6 +166,9 @@ var Schema = root.Schema
 // processes at once. See [root.RunMigrations].
 func RunMigrations(db *sql.DB) error { return root.RunMigrations(db) }
 
+// Migrate is RunMigrations with a context. See [root.Migrate].
+func Migrate(ctx context.Context, db *sql.DB) error { return root.Migrate(ctx, db) }
+
 // ImportCheckpoints makes the checkpoints of processors (postgres.NewProcessor),
 // partition k of a fixed total each, the starting point of a projection here.
 // Stop them all, import, and start workers. See [root.ImportCheckpoints] for when

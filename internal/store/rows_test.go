@@ -130,6 +130,7 @@ func TestBadRowsAreNamed(t *testing.T) {
 	t.Parallel()
 	db, s, l := filled(t)
 	dropRules(t, db)
+	keep(t, db)
 	readers := map[string]func(context.Context) error{
 		"heartbeat": func(ctx context.Context) error {
 			_, err := s.Sync(ctx, protocol.Request{Worker: "w", Heartbeat: true, Lease: lease}, nil)
@@ -177,23 +178,31 @@ func TestBadRowsAreNamed(t *testing.T) {
 	}
 }
 
-// within makes a bad row, reads, and puts everything back.
+var keptTables = []string{"replica_sets", "workers", "reports", "checkpoints", "history", "parked", "projections"}
+
+// keep remembers what is in the tables, for within.
+func keep(t *testing.T, db *sql.DB) {
+	t.Helper()
+	var b strings.Builder
+	for _, table := range keptTables {
+		fmt.Fprintf(&b, "CREATE TABLE kept_%[1]s AS SELECT * FROM orchestrator_%[1]s;\n", table)
+	}
+	if _, err := db.ExecContext(t.Context(), b.String()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// within puts back what keep remembers, makes a bad row, and reads.
 func within(t *testing.T, db *sql.DB, statement string, read func(context.Context) error) (err error) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
-	exec := func(q string) {
-		t.Helper()
-		if _, err := db.ExecContext(ctx, q); err != nil {
-			t.Fatalf("%s: %v", q, err)
-		}
+	var b strings.Builder
+	for _, table := range keptTables {
+		fmt.Fprintf(&b, "DELETE FROM orchestrator_%[1]s; INSERT INTO orchestrator_%[1]s OVERRIDING SYSTEM VALUE SELECT * FROM kept_%[1]s;\n", table)
 	}
-	for _, table := range []string{"replica_sets", "workers", "reports", "checkpoints", "history", "parked", "projections"} {
-		exec(fmt.Sprintf(`DROP TABLE IF EXISTS kept_%[1]s; CREATE TABLE kept_%[1]s AS SELECT * FROM orchestrator_%[1]s`, table))
-		defer exec(fmt.Sprintf(`DELETE FROM orchestrator_%[1]s; INSERT INTO orchestrator_%[1]s OVERRIDING SYSTEM VALUE SELECT * FROM kept_%[1]s`, table))
+	if _, err := db.ExecContext(t.Context(), b.String()+statement); err != nil {
+		t.Fatalf("%s: %v", statement, err)
 	}
-	exec(statement)
-	return read(ctx)
+	return read(t.Context())
 }
 
 func dropRules(t *testing.T, db *sql.DB) {
@@ -213,6 +222,7 @@ END LOOP; END $$`)
 func TestBadRowsTogether(t *testing.T) {
 	t.Parallel()
 	db, s, _ := filled(t)
+	keep(t, db)
 	for _, bad := range []struct{ statement, column string }{
 		{`UPDATE orchestrator_workers SET partitions = '[0, 0]'`, "partitions"},
 		{`UPDATE orchestrator_workers SET partitions = '[7]'`, "partitions"},

@@ -2,6 +2,7 @@ package orchestrator
 
 import (
 	"context"
+	"fmt"
 	"reflect"
 	"slices"
 	"sync"
@@ -48,7 +49,7 @@ var feeds = struct {
 // it in the end.
 func joinFeed[E any](events EventStore[E], c protocol.FeedConfig, bound time.Duration) *feed[E] {
 	shared := reflect.ValueOf(events).Comparable()
-	_, c.BySlot = events.(sizedStore[E])
+	_, c.BySlot = events.(*Table[E]) // itself: a store that embeds one reads in its own way
 	feeds.Lock()
 	defer feeds.Unlock()
 	if shared {
@@ -188,13 +189,6 @@ func (f *feed[E]) read(r protocol.Fetch, patience time.Duration, ended chan stru
 	f.begin()
 }
 
-// A sizedStore is an event store that ends a page where it gets too large, and
-// can leave out what is in the slots of others.
-type sizedStore[E any] interface {
-	read(ctx context.Context, s Scope, after int64, limit, bytes int, few bool) (page[E], error)
-	readOwn(ctx context.Context, slots *protocol.SlotSet, after int64, limit, bytes int) (page[E], error)
-}
-
 // fetch reads a page, and computes for it once what all lanes need of it. It also
 // returns the highest position that it has seen; 0: there was nothing above where it
 // began.
@@ -218,13 +212,20 @@ func (f *feed[E]) page(ctx context.Context, r protocol.Fetch) (p page[E], err er
 	f.mu.Lock()
 	scope := f.scopes[r.Scope]
 	f.mu.Unlock()
-	switch s, ok := f.events.(sizedStore[E]); {
+	switch t, ok := f.events.(*Table[E]); {
 	case ok && r.Slots != nil:
-		return s.readOwn(ctx, r.Slots, r.After, r.Limit, r.Bytes)
+		return t.readOwn(ctx, r.Slots, r.After, r.Limit, r.Bytes)
 	case ok:
-		return s.read(ctx, scope, r.After, r.Limit, r.Bytes, !r.More)
+		return t.read(ctx, scope, r.After, r.Limit, r.Bytes, !r.More)
 	}
-	last := r.After
+	if failed := contained(func() { p, err = f.foreign(ctx, scope, r) }); failed != nil {
+		return p, fmt.Errorf("the event store %T failed: %w", f.events, failed)
+	}
+	return p, err
+}
+
+// foreign reads a page from an event store that is no Table.
+func (f *feed[E]) foreign(ctx context.Context, scope Scope, r protocol.Fetch) (p page[E], err error) {
 	if scope.all() {
 		p.events, err = f.events.Read(ctx, r.After, r.Limit)
 	} else {
@@ -236,9 +237,14 @@ func (f *feed[E]) page(ctx context.Context, r protocol.Fetch) (p page[E], err er
 	if err != nil {
 		return p, err
 	}
-	for _, e := range p.events {
-		last = e.Position
-		p.bytes += sizeOf(e)
+	last := r.After
+	for i := range p.events {
+		e := &p.events[i]
+		if last = e.Position; e.Size > 0 {
+			p.bytes += e.Size
+		} else {
+			p.bytes += sizeOf(*e)
+		}
 	}
 	p.more = len(p.events) == r.Limit || p.passed > last
 	p.passed = max(p.passed, last)

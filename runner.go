@@ -369,6 +369,9 @@ func (l *lane[E]) do(a protocol.LaneAction) protocol.LaneAnswer {
 	}
 	l.did, l.err = a.Do, err
 	answer.Failure = store.FailureOf(err, l.kind, a.Do)
+	if bad := (*unreadable)(nil); a.Do == protocol.LaneHandle && errors.As(err, &bad) {
+		answer.Failure = protocol.Fault
+	}
 	if answer.Failure == protocol.Fenced {
 		tell(l.worker.to, l.worker.to.CommitRefused, CommitRefused{l.source(), l.name(), a.To.Position})
 	}
@@ -465,6 +468,9 @@ func (l *lane[E]) call(events []*Record[E]) (err error) {
 			err = &PanicError{Value: v, Stack: debug.Stack()}
 		}
 	}()
+	if err := unreadableIn(events); err != nil {
+		return err
+	}
 	return l.handle(ctx, events)
 }
 
@@ -492,6 +498,9 @@ func (l *lane[E]) pause(a protocol.LaneAction) {
 	case <-news:
 	case <-l.run.draining:
 	case <-l.ctx.Done():
+	}
+	if a.Why == protocol.HandlerFailed {
+		l.readAgain()
 	}
 }
 

@@ -3,6 +3,7 @@ package orchestrator
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
 )
@@ -71,6 +72,20 @@ func (l *lane[E]) parked(a protocol.LaneAction, parked []protocol.Parked) {
 			l.log.Error("event parked", "position", p.Position, "aggregate", p.Aggregate, "attempts", p.Attempts, "error", l.fault)
 		} else {
 			l.log.Debug("event parked behind another", "position", p.Position, "aggregate", p.Aggregate)
+		}
+	}
+}
+
+// readAgain reads the pending events again that could not be read, before they are
+// tried again: whoever mends a row heals its event.
+func (l *lane[E]) readAgain() {
+	for i, e := range l.events {
+		if e.Err == nil || l.signals(time.Now()).Asked {
+			continue
+		}
+		again, err := bounded(l.ctx, l.worker.patience(), func(ctx context.Context) (*Record[E], error) { return l.tap.fetch(ctx, e.Position) }, nil)
+		if err == nil && again != nil {
+			l.events[i] = again
 		}
 	}
 }

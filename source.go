@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"unicode/utf8"
+	"time"
 )
 
 // A Record is an event as an EventStore hands it out.
@@ -19,6 +20,25 @@ type Record[E any] struct {
 	// is about. Only a ScopedEventStore has to set them.
 	AggregateType, BoundedContext string
 	Event                         E
+	// Err says that the event could not be read, and why: it can't be decoded, say.
+	// Its position and aggregate id are needed all the same. Projections are not
+	// called with it; it is a failure of that event, which is read again before the
+	// next attempt (Config.OnFailure says what follows), and holds up no other
+	// projection or partition.
+	Err error
+	// Size is about how many bytes the event takes in memory, for
+	// Config.ReadAheadBytes. 0: it is estimated.
+	Size int
+	// Time is when the event came about. Zero: not known.
+	Time time.Time
+}
+
+// at returns when the event came about; zero: not known.
+func (r *Record[E]) at() (at time.Time) {
+	if r != nil {
+		at = r.Time
+	}
+	return at
 }
 
 // An EventStore reads one event stream. Table is one for any events table in

@@ -41,36 +41,29 @@ type TableConfig[E any] struct {
 	// PositionColumn is a positive integer, unique, indexed, and filled from a
 	// sequence by the inserting transaction itself. Default: global_position.
 	PositionColumn string
-	// AggregateIDColumn, as text, decides the partition. Default: aggregate_id.
+	// AggregateIDColumn, as text, decides the partition. It must not be NULL, and
+	// of a type whose text does not depend on the session's settings: not a
+	// timestamp, say, or a float. Default: aggregate_id.
 	AggregateIDColumn string
 	// AggregateTypeColumn and BoundedContextColumn, as text, are what the scope
-	// of a ScopedProjection is about. Default: none, and Run refuses a
-	// projection whose scope needs one.
+	// of a ScopedProjection is about; NULL is "". Their types are bound as that
+	// of AggregateIDColumn. Default: none, and Run refuses a projection whose
+	// scope needs one.
 	AggregateTypeColumn, BoundedContextColumn string
 	// Columns are what an event is made of. Required.
 	Columns []string
 	// Fields appends to dest where each of Columns goes in an event, in this order, and
 	// returns dest: pointers as for sql.Rows.Scan, or a sql.Scanner where a value has
 	// to be converted. It is called for each row, with a zero event, and takes no
-	// allocation of its own for it. Required.
+	// allocation of its own for it. A row that it, a Scanner, Size or Time fails for is
+	// a failure of that event alone (Record.Err). Required.
 	Fields func(e *E, dest []any) []any
-	// Key returns what the library has to know of an event, which saves reading
-	// those columns a second time, beside Columns. Default: they are read.
-	Key func(E) EventKey
 	// Size returns about how many bytes an event takes in memory, by which what
-	// is read ahead is bounded. Default: an estimate from the strings and byte
-	// slices in its fields.
+	// is read ahead is bounded. Default: as many as its columns have.
 	Size func(E) int
 	// Time returns when an event came about, by which it is said how old the
 	// oldest event is that a projection has not handled. Default: not known.
 	Time func(E) time.Time
-}
-
-// An EventKey is what the library has to know of an event. The last two are
-// only needed for scopes.
-type EventKey struct {
-	Position                                   int64
-	AggregateID, AggregateType, BoundedContext string
 }
 
 // A Table is an EventStore over a table of events in PostgreSQL. It needs the
@@ -92,6 +85,8 @@ type Table[E any] struct {
 	db  *sql.DB
 	cfg TableConfig[E]
 	sql eventtable.Table
+	// fields are the destinations of a row, as NewTable has got them.
+	fields []any
 	// libpq: the driver is lib/pq, which takes one round trip for a statement without
 	// arguments, and two for one with.
 	libpq bool
@@ -101,6 +96,7 @@ type Table[E any] struct {
 	turn    chan struct{}
 	mu      sync.Mutex
 	horizon protocol.Horizon
+	reader  *eventtable.Reader // nil: the columns' types are not known yet
 }
 
 // NewTable returns a Table that reads from db. The error is ErrInvalidConfig
@@ -115,8 +111,9 @@ func NewTable[E any](db *sql.DB, cfg TableConfig[E]) (*Table[E], error) {
 	if len(cfg.Columns) == 0 {
 		return nil, tableError("Columns", "is empty")
 	}
-	if n := len(cfg.Fields(new(E), make([]any, 1))) - 1; n != len(cfg.Columns) {
-		return nil, tableError("Fields", fmt.Sprintf("appends %d destinations, for %d Columns", n, len(cfg.Columns)))
+	fields, problem := sample(cfg)
+	if problem != "" {
+		return nil, tableError("Fields", problem)
 	}
 	for _, d := range []struct {
 		value    *string
@@ -143,18 +140,31 @@ func NewTable[E any](db *sql.DB, cfg TableConfig[E]) (*Table[E], error) {
 		}
 	}
 
-	if cfg.Size == nil {
-		cfg.Size = sizeOf[E]
-	}
 	_, libpq := db.Driver().(*pq.Driver)
 	return &Table[E]{
-		db: db, cfg: cfg, libpq: libpq, turn: make(chan struct{}, 1),
+		db: db, cfg: cfg, fields: fields, libpq: libpq, turn: make(chan struct{}, 1),
 		sql: eventtable.New(eventtable.Config{
 			Schema: cfg.Schema, Table: cfg.Table, Position: cfg.PositionColumn, Aggregate: cfg.AggregateIDColumn,
-			AggregateType: cfg.AggregateTypeColumn, BoundedContext: cfg.BoundedContextColumn,
-			Columns: cfg.Columns, Keyed: cfg.Key != nil,
+			AggregateType: cfg.AggregateTypeColumn, BoundedContext: cfg.BoundedContextColumn, Columns: cfg.Columns,
 		}),
 	}, nil
+}
+
+// sample calls Fields once, and says what is wrong with it.
+func sample[E any](cfg TableConfig[E]) (fields []any, problem string) {
+	if err := contained(func() { fields = cfg.Fields(new(E), make([]any, 1)) }); err != nil {
+		return nil, fmt.Sprintf("fails: %v", err)
+	}
+	if n := len(fields) - 1; n != len(cfg.Columns) {
+		return nil, fmt.Sprintf("appends %d destinations, for %d Columns", n, len(cfg.Columns))
+	}
+	fields = fields[1:]
+	for i, f := range fields {
+		if _, raw := f.(*sql.RawBytes); raw {
+			return nil, fmt.Sprintf("returns a *sql.RawBytes for column %q, which the next row overwrites; take a *[]byte", cfg.Columns[i])
+		}
+	}
+	return fields, ""
 }
 
 func tableError(field, problem string) error {
@@ -175,9 +185,6 @@ func NewEventTable(db *sql.DB, table string) (*Table[Event], error) {
 			return append(dest, &e.GlobalPosition, &e.BoundedContext, &e.AggregateType, &e.AggregateID, &e.AggregateVersion,
 				&e.EventID, &e.EventType, &e.EventVersion, &e.Payload, &e.TraceID, &e.CorrelationID,
 				&e.CausationID, &e.Metadata, &e.CreatedAt)
-		},
-		Key: func(e Event) EventKey {
-			return EventKey{e.GlobalPosition, e.AggregateID, e.AggregateType, e.BoundedContext}
 		},
 		Size: func(e Event) int { return eventSize + len(e.Payload) + len(e.Metadata) },
 		Time: func(e Event) time.Time { return e.CreatedAt },
@@ -227,15 +234,18 @@ func (t *Table[E]) read(ctx context.Context, s Scope, after int64, limit, bytes 
 	if !s.all() {
 		reading = reading.Scoped()
 	}
+	reader, err := t.statements(ctx)
+	if err != nil {
+		return page[E]{}, err
+	}
 	done, head, err := t.carry(ctx, &reading, func(action protocol.ReadAction, answer *protocol.ReadAnswer) (err error) {
-		query, args := t.sql.Page(eventtable.Range{
-			After: after, Limit: limit, Types: s.AggregateTypes, Contexts: s.BoundedContexts, Through: action.Through, Literals: few && t.libpq,
-		})
 		room := min(limit, pageEvents)
 		if few {
 			room = min(limit, fewEvents)
 		}
-		p, err = t.page(ctx, query, args, room, limit, bytes)
+		p, err = t.page(ctx, reader, eventtable.Range{
+			After: after, Limit: limit, Types: s.AggregateTypes, Contexts: s.BoundedContexts, Through: action.Through, Literals: few && t.libpq,
+		}, room, bytes)
 		answer.Cut, answer.Positions = p.more, slices.Grow(answer.Positions, len(p.events))
 		for i := range p.events {
 			answer.Positions = append(answer.Positions, p.events[i].Position)
@@ -255,9 +265,13 @@ func (t *Table[E]) read(ctx context.Context, s Scope, after int64, limit, bytes 
 func (t *Table[E]) readOwn(ctx context.Context, slots *protocol.SlotSet, after int64, limit, bytes int) (p page[E], err error) {
 	span := slots.Span(limit)
 	reading := protocol.NewReading(&t.horizon, after, span)
+	reader, err := t.statements(ctx)
+	if err != nil {
+		return page[E]{}, err
+	}
 	var keys []protocol.Key
 	done, head, err := t.carry(ctx, &reading, func(_ protocol.ReadAction, answer *protocol.ReadAnswer) (err error) {
-		keys, err = t.sql.Keys(ctx, t.db, after, span)
+		keys, answer.Cut, err = t.keys(ctx, reader, after, span)
 		for _, k := range keys {
 			answer.Positions = append(answer.Positions, k.Position)
 		}
@@ -268,7 +282,10 @@ func (t *Table[E]) readOwn(ctx context.Context, slots *protocol.SlotSet, after i
 	}
 	own, through := slots.Own(keys[:done.Take], limit, done.Passed)
 	if len(own) > 0 {
-		if p, err = t.page(ctx, t.sql.Rows, []any{eventtable.Positions(own)}, len(own), len(own), bytes); err != nil {
+		if p, err = t.page(ctx, reader, eventtable.Range{At: own}, len(own), bytes); err != nil {
+			return page[E]{}, err
+		}
+		if err := t.same(ctx, reader, slots, p.events); err != nil {
 			return page[E]{}, err
 		}
 	}
@@ -277,6 +294,68 @@ func (t *Table[E]) readOwn(ctx context.Context, slots *protocol.SlotSet, after i
 	}
 	p.passed, p.more, p.head = through, done.More || through < done.Passed, head
 	return p, nil
+}
+
+// statements returns the statements that read events, once the types of the columns
+// are known.
+func (t *Table[E]) statements(ctx context.Context) (*eventtable.Reader, error) {
+	t.mu.Lock()
+	r := t.reader
+	t.mu.Unlock()
+	if r != nil {
+		return r, nil
+	}
+	types, err := t.sql.Types(ctx, t.db)
+	if err != nil {
+		return nil, err
+	}
+	r, err = t.sql.Reader(types, func(column int, part eventtable.Part) bool {
+		_, number := t.fields[column].(*int64)
+		_, text := t.fields[column].(*string)
+		return number && part == eventtable.Position || text && part != eventtable.Position
+	})
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrInvalidConfig, err)
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.reader = r
+	return r, nil
+}
+
+// keys reads the keys of the events above after. It ends early, and says so, at one
+// that can't be read.
+func (t *Table[E]) keys(ctx context.Context, r *eventtable.Reader, after int64, limit int) (keys []protocol.Key, cut bool, err error) {
+	keys, err = r.Keys(ctx, t.db, after, limit)
+	if err == nil || !ofTheData(err) {
+		return keys, false, err
+	}
+	if n := len(keys); n > 0 {
+		after = keys[n-1].Position
+	}
+	e, found := t.keysOf(ctx, r, eventtable.Range{After: after, Limit: 1})
+	if found != nil {
+		return nil, false, err
+	}
+	return append(keys, protocol.Key{Position: e.Position, Slot: protocol.SlotOf(e.AggregateID)}), true, nil
+}
+
+// same makes sure that events that were read for their slots are in these: that their
+// rows have the aggregate ids that their keys had. Nobody else may read one that is not.
+func (t *Table[E]) same(ctx context.Context, r *eventtable.Reader, slots *protocol.SlotSet, events []Record[E]) error {
+	for i := range events {
+		e := &events[i]
+		if slots.Has(protocol.SlotOf(e.AggregateID)) {
+			continue
+		}
+		key, err := t.keysOf(ctx, r, eventtable.Range{At: []int64{e.Position}})
+		if err != nil {
+			return err
+		}
+		return fmt.Errorf("read events from %s: the event at position %d is of the aggregate %q, and its key was another's when the page began (it is %q now): whoever changes an aggregate id must stop the workers first",
+			t.sql.Name, e.Position, e.AggregateID, key.AggregateID)
+	}
+	return nil
 }
 
 // carry carries a reading to its end. What it does in which order is for
@@ -349,54 +428,6 @@ func (t *Table[E]) take(ctx context.Context, turn bool) error {
 // fewEvents is for how many events there is room in a page where few are expected.
 const fewEvents = 16
 
-// page runs a query for a page, in which there is room for so many events; for more it is
-// copied. It ends early, and says that there is more, when the events exceed bytes.
-func (t *Table[E]) page(ctx context.Context, query string, args []any, room, limit, bytes int) (p page[E], err error) {
-	rows, err := t.db.QueryContext(ctx, query, args...)
-	if err != nil {
-		return p, fmt.Errorf("read events from %s: %w", t.sql.Name, err)
-	}
-	defer rows.Close()
-	p.events = make([]Record[E], 0, room)
-	var dest []any
-	for rows.Next() {
-		p.events = slices.Grow(p.events, 1)[:len(p.events)+1] // and not append, which clears it again
-		r := &p.events[len(p.events)-1]
-		dest = t.fields(r, dest[:0])
-		err := rows.Scan(dest...)
-		if key := t.cfg.Key; key != nil {
-			k := key(r.Event)
-			r.Position, r.AggregateID, r.AggregateType, r.BoundedContext = k.Position, k.AggregateID, k.AggregateType, k.BoundedContext
-		}
-		if err != nil {
-			return p, fmt.Errorf("read the event at position %d from %s: %w", r.Position, t.sql.Name, err)
-		}
-		if p.bytes += t.cfg.Size(r.Event); bytes > 0 && p.bytes > bytes && len(p.events) < limit {
-			p.more = true
-			break
-		}
-	}
-	if err := rows.Err(); err != nil {
-		return p, fmt.Errorf("read events from %s: %w", t.sql.Name, err)
-	}
-	return p, nil
-}
-
-// fields appends to dest where what was selected goes in a record.
-func (t *Table[E]) fields(r *Record[E], dest []any) []any {
-	if t.cfg.Key != nil {
-		return t.cfg.Fields(&r.Event, dest)
-	}
-	dest = append(dest, &r.Position, &r.AggregateID)
-	if t.cfg.AggregateTypeColumn != "" {
-		dest = append(dest, &r.AggregateType)
-	}
-	if t.cfg.BoundedContextColumn != "" {
-		dest = append(dest, &r.BoundedContext)
-	}
-	return t.cfg.Fields(&r.Event, dest)
-}
-
 // A Gap is a position that readers wait at.
 type Gap struct {
 	Position int64     // the first position that is missing
@@ -424,14 +455,6 @@ func (t *Table[E]) Waiting() (Gap, bool) {
 // Head returns the highest position of an event that is committed; 0: there is
 // none. Readers may not have come to it yet.
 func (t *Table[E]) Head(ctx context.Context) (int64, error) { return t.sql.High(ctx, t.db) }
-
-// timeOf returns when an event came about, if that is known.
-func (t *Table[E]) timeOf(e E) (at time.Time) {
-	if t.cfg.Time != nil {
-		at = t.cfg.Time(e)
-	}
-	return at
-}
 
 // Check makes sure that the table and its columns exist and may be read, and
 // that it can be read without losing events.
@@ -462,23 +485,53 @@ func (t *Table[E]) Check(ctx context.Context) error {
 	return nil
 }
 
-// checkColumns reads an event, with every column that is named.
+// checkColumns reads an event in each of the ways in which events are read, with every
+// column that is named, and makes sure that it is the same event in each.
 func (t *Table[E]) checkColumns(ctx context.Context) error {
-	whole := eventtable.Range{Limit: 1, Literals: true}
-	scoped := whole
+	reader, err := t.statements(ctx)
+	if err != nil {
+		return err
+	}
+	whole, err := t.page(ctx, reader, eventtable.Range{Limit: 1, Literals: true}, 1, 0)
+	if err != nil {
+		return err
+	}
+	scoped := eventtable.Range{Limit: 1, Literals: true}
+	var want Record[E]
+	at := []int64{}
+	if len(whole.events) > 0 {
+		want = whole.events[0]
+		scoped.After, scoped.Through, at = want.Position-1, want.Position, []int64{want.Position}
+	}
 	if t.cfg.AggregateTypeColumn != "" {
-		scoped.Types = []string{""}
+		scoped.Types = []string{want.AggregateType}
 	}
 	if t.cfg.BoundedContextColumn != "" {
-		scoped.Contexts = []string{""}
+		scoped.Contexts = []string{want.BoundedContext}
 	}
-	for _, r := range []eventtable.Range{whole, scoped} {
-		query, args := t.sql.Page(r)
-		if _, err := t.page(ctx, query, args, 1, 1, 0); err != nil {
+	keys, _, err := t.keys(ctx, reader, max(0, want.Position-1), 1)
+	if err != nil {
+		return err
+	}
+	if len(at) > 0 && (len(keys) == 0 || keys[0].Position != want.Position || keys[0].Slot != protocol.SlotOf(want.AggregateID)) {
+		return fmt.Errorf("%s: the event at position %d is another when its key alone is read: %+v", t.sql.Name, want.Position, keys)
+	}
+	for way, g := range map[string]eventtable.Range{"by its position": {At: at}, "within its scope": scoped} {
+		p, err := t.page(ctx, reader, g, 1, 0)
+		switch {
+		case err != nil:
 			return err
+		case len(at) == 0 || want.Err != nil && len(p.events) == 0:
+		case len(p.events) != 1 || !p.events[0].is(&want):
+			return fmt.Errorf("%s: the event at position %d is another when it is read %s: %d events, %+v", t.sql.Name, want.Position, way, len(p.events), p.events)
 		}
 	}
 	return nil
+}
+
+// is reports whether two records are of the same event.
+func (r *Record[E]) is(o *Record[E]) bool {
+	return r.Position == o.Position && r.AggregateID == o.AggregateID && r.AggregateType == o.AggregateType && r.BoundedContext == o.BoundedContext
 }
 
 // tableSQL finds what kind of table it is, and the sequence of a column: its own

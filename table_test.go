@@ -672,7 +672,7 @@ func TestTableCheck(t *testing.T) {
 		want  []string
 	}{
 		{"missing table", w.db, "no_such_table", []string{`"no_such_table"`, "does not exist"}},
-		{"missing column", w.db, "narrow", []string{`"narrow"`, `"bounded_context"`, "does not exist"}},
+		{"missing column", w.db, "narrow", []string{`"narrow"`, `"aggregate_type"`, "does not exist"}},
 		{"no privilege", reopen(t, w.url, "role", r), "events", []string{"events", "permission denied"}},
 		{"standby", standby, "events", []string{"events", "standby", "primary"}},
 	} {

@@ -234,24 +234,11 @@ func (l *lane[E]) report(now time.Time, reach reach) LaneReport {
 	if r.Behind = reach.behind(s.position); r.Behind == 0 && r.State == laneReading {
 		r.State = laneIdle // it looks for news
 	}
-	r.BehindSeconds = reach.lag(now, s.position, l.worker.timeOf(s.next)).Seconds()
+	r.BehindSeconds = reach.lag(now, s.position, s.next.at()).Seconds()
 	return r
 }
 
 // idle reports whether there is nothing for the lane to do, as far as is known.
 func (r LaneReport) idle() bool {
 	return r.Behind == 0 || r.Behind < 0 && r.State == laneIdle
-}
-
-// A timedStore knows when events came about.
-type timedStore[E any] interface {
-	timeOf(E) time.Time
-}
-
-// timeOf returns an event's own time, zero if that is not known.
-func (w *worker[E]) timeOf(r *Record[E]) time.Time {
-	if t, ok := w.cfg.EventStore.(timedStore[E]); ok && r != nil {
-		return t.timeOf(r.Event)
-	}
-	return time.Time{}
 }

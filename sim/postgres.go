@@ -118,8 +118,16 @@ END $$`
 // eventTable reads them as orchestrator.Table does, statement by statement.
 var eventTable = eventtable.New(eventtable.Config{
 	Table: "events", Position: "global_position", Aggregate: "aggregate_id", AggregateType: "aggregate_type",
-	Columns: []string{"global_position", "aggregate_id"}, Keyed: true,
 })
+
+// eventReader needs no types: all columns are text.
+var eventReader = func() *eventtable.Reader {
+	r, err := eventTable.Reader(nil, nil)
+	if err != nil {
+		panic(err)
+	}
+	return r
+}()
 
 const (
 	insertSQL = `
@@ -444,13 +452,14 @@ func (c *postgresConnection) page(s scope, after, through int64, limit int) ([]e
 	if s != "" {
 		r.Types = s.types()
 	}
-	query, args := eventTable.Page(r)
-	return c.db.events("read events", query, args...)
+	return c.db.events(r)
 }
 
-// events runs a query of eventTable.
-func (p *postgres) events(what, query string, args ...any) ([]event, error) {
-	return collect(p, what, func(rows *sql.Rows) (e event, err error) {
+// events reads a range.
+func (p *postgres) events(r eventtable.Range) ([]event, error) {
+	r.Only = []eventtable.Part{eventtable.AggregateID}
+	query, args := eventReader.Page(r)
+	return collect(p, "read events", func(rows *sql.Rows) (e event, err error) {
 		err = rows.Scan(&e.position, &e.aggregate)
 		e.slot = protocol.SlotOf(e.aggregate)
 		return e, err
@@ -469,7 +478,7 @@ func (c *postgresConnection) keys(after int64, limit int) ([]protocol.Key, error
 	if err := c.free("keys"); err != nil {
 		return nil, err
 	}
-	keys, err := eventTable.Keys(context.Background(), c.db.pool, after, limit)
+	keys, err := eventReader.Keys(context.Background(), c.db.pool, after, limit)
 	return keys, c.db.heard(err)
 }
 
@@ -477,7 +486,7 @@ func (c *postgresConnection) rows(positions []int64) ([]event, error) {
 	if err := c.free("rows"); err != nil {
 		return nil, err
 	}
-	return c.db.events("read rows", eventTable.Rows, eventtable.Positions(positions))
+	return c.db.events(eventtable.Range{At: positions})
 }
 
 func (c *postgresConnection) high() (high int64, err error) {

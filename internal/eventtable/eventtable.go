@@ -8,6 +8,7 @@ import (
 	_ "embed"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -26,14 +27,10 @@ var Layout string
 type Table struct {
 	// Name is quoted, for statements.
 	Name string
-	// Rows reads what Page does of the events at the positions in $1, an array as text.
-	Rows string
 
-	config   Config
-	selected string // the columns of a page
-	keys     string
-	high     string
-	ahead    string
+	config Config
+	high   string
+	ahead  string
 }
 
 // A Config names a table and its columns. Names are quoted; an empty schema is
@@ -42,7 +39,6 @@ type Config struct {
 	Schema, Table, Position, Aggregate string
 	AggregateType, BoundedContext      string
 	Columns                            []string
-	Keyed                              bool // read Columns only: the others are among them
 }
 
 // New returns the statements for a table.
@@ -52,9 +48,6 @@ func New(c Config) Table {
 		t.Name = Quote(c.Schema) + "." + t.Name
 	}
 	position := Quote(c.Position)
-	t.selected = strings.Join(selected(c), ", ")
-	t.Rows = fmt.Sprintf(`SELECT %s FROM %s WHERE %s = ANY ($1::text::bigint[]) ORDER BY %[3]s`, t.selected, t.Name, position)
-	t.keys = fmt.Sprintf(`SELECT %[1]s, %[2]s::text FROM %[3]s WHERE %[1]s > $1 ORDER BY %[1]s LIMIT $2`, position, Quote(c.Aggregate), t.Name)
 	t.high = fmt.Sprintf(`SELECT coalesce(max(%s), 0) FROM %s`, position, t.Name)
 	t.ahead = fmt.Sprintf(`
 SELECT coalesce(max(position), $1::bigint), coalesce(min(before) FILTER (WHERE position > before + 1) + 1, 0)
@@ -64,19 +57,72 @@ SELECT coalesce(max(position), $1::bigint), coalesce(min(before) FILTER (WHERE p
 	return t
 }
 
-func selected(c Config) (selected []string) {
-	if !c.Keyed {
-		selected = []string{Quote(c.Position), Quote(c.Aggregate) + "::text"}
-		for _, c := range []string{c.AggregateType, c.BoundedContext} {
-			if c != "" {
-				selected = append(selected, Quote(c)+"::text")
-			}
+// A Part is a part of an event's identity.
+type Part int
+
+const (
+	Position Part = iota
+	AggregateID
+	AggregateType
+	BoundedContext
+	Parts // how many there are
+)
+
+// A Reader has the statements that read the events of a table, with the types
+// of its columns known. Each part of an event's identity is one expression, the
+// same in every statement: in a page, in the keys and the rows that are read by
+// slot, and in the condition of a scope. So no two ways of reading can take one
+// event for two different ones.
+type Reader struct {
+	// Shared says of each of the table's Columns which part of the identity it
+	// is. Page does not select such a column a second time. Parts: of none.
+	Shared []Part
+	// Selected are the parts that Page selects, before Columns.
+	Selected []Part
+
+	table   Table
+	parts   [Parts]string // the expressions; "" is a part that the table does not have
+	columns []string      // to select behind the parts
+	keys    string
+}
+
+// Reader returns the statements. takes says whether the destination of one of
+// Columns takes a part of the identity as it is.
+func (t Table) Reader(types map[string]Type, takes func(column int, part Part) bool) (*Reader, error) {
+	c := t.config
+	r := &Reader{table: t, Shared: make([]Part, len(c.Columns))}
+	shares := map[string]Part{}
+	for part, column := range [Parts]string{c.Position, c.Aggregate, c.AggregateType, c.BoundedContext} {
+		if column == "" {
+			continue
+		}
+		r.Selected = append(r.Selected, Part(part))
+		if r.parts[part] = Quote(column); Part(part) == Position {
+			shares[column] = Position
+			continue
+		}
+		kind, known := types[column]
+		if !known {
+			kind = Type{Base: "text"} // the server says what is wrong with the column
+		}
+		text, err := kind.text(Quote(column))
+		if err != nil {
+			return nil, fmt.Errorf("column %s of %s: %w", Quote(column), t.Name, err)
+		}
+		r.parts[part] = text
+		if _, shared := shares[column]; known && kind.plain() && !shared {
+			shares[column] = Part(part)
 		}
 	}
-	for _, c := range c.Columns {
-		selected = append(selected, Quote(c))
+	for i, column := range c.Columns {
+		part, shared := shares[column]
+		if r.Shared[i] = part; !shared || !takes(i, part) {
+			r.Shared[i] = Parts
+			r.columns = append(r.columns, Quote(column))
+		}
 	}
-	return selected
+	r.keys = fmt.Sprintf(`SELECT %[1]s, %[2]s FROM %[3]s WHERE %[1]s > $1 ORDER BY %[1]s LIMIT $2`, r.parts[Position], r.parts[AggregateID], t.Name)
+	return r, nil
 }
 
 // A Range is what to read of the events: those above After, at most Limit of them; or of
@@ -87,6 +133,12 @@ type Range struct {
 	Limit           int
 	Types, Contexts []string
 	Through         int64
+	// At, if not nil, are the positions of the events to read; nothing else
+	// counts then.
+	At []int64
+	// Only are the parts of the identity to read, beside the position, and
+	// nothing else of an event. nil: all of it, and Columns.
+	Only []Part
 	// Literals has the statement take no arguments. lib/pq takes one round trip then
 	// instead of two; but it gets the result as text, which for bytes is twice as long. pgx
 	// is better off with arguments: it prepares, and keeps, each statement that is another
@@ -94,43 +146,100 @@ type Range struct {
 	Literals bool
 }
 
-// Page returns what reads position, aggregate id, aggregate type and bounded context,
-// where there are such columns, and Columns, of the events in the range.
-func (t Table) Page(r Range) (query string, args []any) {
+// Len returns how many events may be in the range.
+func (r Range) Len() int {
+	if r.At != nil {
+		return len(r.At)
+	}
+	return r.Limit
+}
+
+// First returns the first n of the range.
+func (r Range) First(n int) Range {
+	if r.At != nil {
+		r.At = r.At[:min(n, len(r.At))]
+	}
+	r.Limit = min(n, r.Limit)
+	return r
+}
+
+// Above returns what of the range is above a position.
+func (r Range) Above(position int64) Range {
+	for r.At != nil && len(r.At) > 0 && r.At[0] <= position {
+		r.At = r.At[1:]
+	}
+	r.After = max(r.After, position)
+	return r
+}
+
+// Page returns the statement that reads the events in the range: the parts of
+// their identity that Selected says, and then Columns without those that are
+// Shared; or what Only says.
+func (r *Reader) Page(g Range) (query string, args []any) {
 	put := func(value any) string {
-		if text, ok := value.(string); ok && r.Literals {
+		if text, ok := value.(string); ok && g.Literals {
 			return pq.QuoteLiteral(text)
-		} else if r.Literals {
+		} else if g.Literals {
 			return fmt.Sprint(value)
 		}
 		args = append(args, value)
 		return fmt.Sprintf("$%d", len(args))
 	}
-	position := Quote(t.config.Position)
-	where := fmt.Sprintf("%s > %s", position, put(r.After))
-	if len(r.Types)+len(r.Contexts) > 0 {
-		where += fmt.Sprintf(" AND %s <= %s", position, put(r.Through))
-	}
-	for _, f := range []struct {
-		column string
-		values []string
-	}{{t.config.AggregateType, r.Types}, {t.config.BoundedContext, r.Contexts}} {
-		if len(f.values) == 0 {
-			continue
+	position, limit := r.parts[Position], ""
+	var where string
+	if g.At != nil {
+		where = fmt.Sprintf("%s = ANY (%s::text::bigint[])", position, put(Positions(g.At)))
+	} else {
+		where = fmt.Sprintf("%s > %s", position, put(g.After))
+		if len(g.Types)+len(g.Contexts) > 0 {
+			where += fmt.Sprintf(" AND %s <= %s", position, put(g.Through))
 		}
-		values, _ := json.Marshal(f.values) // strings always encode; drivers differ in how they take arrays
-		where += fmt.Sprintf(" AND %s::text = ANY (ARRAY(SELECT jsonb_array_elements_text(%s::jsonb)))", Quote(f.column), put(string(values)))
+		for _, f := range []struct {
+			part   Part
+			values []string
+		}{{AggregateType, g.Types}, {BoundedContext, g.Contexts}} {
+			if len(f.values) == 0 {
+				continue
+			}
+			values, _ := json.Marshal(f.values) // strings always encode; drivers differ in how they take arrays
+			where += fmt.Sprintf(" AND %s", r.among(f.part, f.values, put(string(values))))
+		}
+		limit = " LIMIT " + put(g.Limit)
 	}
-	query = fmt.Sprintf(`SELECT %s FROM %s WHERE %s ORDER BY %s LIMIT %s`, t.selected, t.Name, where, position, put(r.Limit))
+	query = fmt.Sprintf(`SELECT %s FROM %s WHERE %s ORDER BY %s%s`, r.selected(g.Only), r.table.Name, where, position, limit)
 	return query, args
 }
 
+// among is the condition that a part is one of some values. NULL is read as the
+// empty text, so it counts as that here, too.
+func (r *Reader) among(part Part, values []string, array string) string {
+	condition := fmt.Sprintf("%s = ANY (ARRAY(SELECT jsonb_array_elements_text(%s::jsonb)))", r.parts[part], array)
+	if slices.Contains(values, "") {
+		condition = fmt.Sprintf("(%s OR %s IS NULL)", condition, r.parts[part])
+	}
+	return condition
+}
+
+func (r *Reader) selected(only []Part) string {
+	parts, columns := r.Selected, r.columns
+	if only != nil {
+		parts, columns = append([]Part{Position}, only...), nil
+	}
+	var selected []string
+	for _, part := range parts {
+		selected = append(selected, r.parts[part])
+	}
+	return strings.Join(append(selected, columns...), ", ")
+}
+
 // Keys returns the keys of the events above after, at most limit of them: what a
-// partition is decided by, and no more.
-func (t Table) Keys(ctx context.Context, db *sql.DB, after int64, limit int) ([]protocol.Key, error) {
-	rows, err := db.QueryContext(ctx, t.keys, after, limit)
+// partition is decided by, and no more. With an error it returns those that
+// precede it.
+func (r *Reader) Keys(ctx context.Context, db *sql.DB, after int64, limit int) ([]protocol.Key, error) {
+	name := r.table.Name
+	rows, err := db.QueryContext(ctx, r.keys, after, limit)
 	if err != nil {
-		return nil, fmt.Errorf("read keys from %s: %w", t.Name, err)
+		return nil, fmt.Errorf("read keys from %s: %w", name, err)
 	}
 	defer rows.Close()
 	keys := make([]protocol.Key, 0, limit)
@@ -138,18 +247,18 @@ func (t Table) Keys(ctx context.Context, db *sql.DB, after int64, limit int) ([]
 	for rows.Next() {
 		var k protocol.Key
 		if err := rows.Scan(&k.Position, &aggregate); err != nil {
-			return nil, fmt.Errorf("read a key from %s after position %d: %w", t.Name, after, err)
+			return keys, fmt.Errorf("read a key from %s after position %d: %w", name, after, err)
 		}
 		k.Slot = protocol.SlotOf(string(aggregate))
 		keys = append(keys, k)
 	}
 	if err := rows.Err(); err != nil {
-		return nil, fmt.Errorf("read keys from %s: %w", t.Name, err)
+		return keys, fmt.Errorf("read keys from %s: %w", name, err)
 	}
 	return keys, nil
 }
 
-// Positions returns the argument of Rows. Drivers differ in how they take arrays.
+// Positions returns positions as the text of an array. Drivers differ in how they take arrays.
 func Positions(positions []int64) string {
 	text := make([]byte, 0, 12*len(positions)+2)
 	text = append(text, '{')

@@ -23,7 +23,7 @@ func TestNamesOfTheRoot(t *testing.T) {
 		"EventStore": true, "ScopedEventStore": true, "Scope": true, "ReadFunc": true, "Checker": true,
 		"GapWaiter": true, "HeadStore": true,
 		"Plain": true, "Transactional": true, "Batch": true, "ProjectionOption": true, "WithScope": true, "WithFailureRule": true,
-		"Table": true, "TableConfig": true, "EventKey": true, "NewTable": true, "NewEventTable": true,
+		"Table": true, "TableConfig": true, "NewTable": true, "NewEventTable": true,
 	}
 	names, here := exported(t, "../.."), exported(t, ".")
 	var missing []string

@@ -75,12 +75,6 @@ func newTable(k tableKey) (*eventsTable, error) {
 				&e.EventID, &e.EventType, &e.EventVersion, &e.Payload, &e.TraceID, &e.CorrelationID,
 				&e.CausationID, &e.Metadata, &e.CreatedAt)
 		},
-		Key: func(e es.PersistedEvent) root.EventKey {
-			return root.EventKey{
-				Position: e.GlobalPosition, AggregateID: e.AggregateID,
-				AggregateType: e.AggregateType, BoundedContext: e.BoundedContext,
-			}
-		},
 		Size: func(e es.PersistedEvent) int { return eventSize + len(e.Payload) + len(e.Metadata) },
 		Time: func(e es.PersistedEvent) time.Time { return e.CreatedAt },
 	})

@@ -2,6 +2,7 @@ package orchestrator
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"reflect"
 	"slices"
@@ -9,6 +10,7 @@ import (
 	"time"
 
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
+	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
 // A feed reads an event store for all workers of the process that were given
@@ -180,13 +182,21 @@ func (f *feed[E]) read(r protocol.Fetch, patience time.Duration, ended chan stru
 	delete(f.reads, r.Window)
 	close(ended)
 	if err != nil {
-		f.core.Failed(time.Now(), r.Window, err)
+		f.core.Failed(time.Now(), r.Window, err, forItsSize(err))
 	}
 	if err != nil || f.core.Fetched(time.Now(), r.Window, p.FeedPage) {
 		close(f.news)
 		f.news = make(chan struct{})
 	}
 	f.begin()
+}
+
+// forItsSize reports whether a read may have failed because it was of so much: it took
+// too long, or too much memory, or it held what can't be sent.
+func forItsSize(err error) bool {
+	state := store.State(err)
+	return errors.Is(err, context.DeadlineExceeded) || state == "57014" || // query_canceled, by statement_timeout
+		len(state) == 5 && slices.Contains([]string{"22", "53", "54", "XX"}, state[:2])
 }
 
 // fetch reads a page, and computes for it once what all lanes need of it. It also

@@ -76,7 +76,12 @@ func (t *Table[E]) page(ctx context.Context, r *eventtable.Reader, g eventtable.
 		return p, err
 	default:
 		e, found := t.keysOf(ctx, r, g)
-		if found != nil {
+		switch {
+		case found != nil:
+			return p, err
+		case g.At == nil: // the statement may have failed because of others, which it has sorted
+			p, err = t.page(ctx, r, eventtable.Range{At: []int64{e.Position}}, 1, 0)
+			p.more = true
 			return p, err
 		}
 		e.Err = fmt.Errorf("read it from %s: %w", t.sql.Name, err)

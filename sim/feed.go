@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"errors"
 	"slices"
 	"time"
 
@@ -69,7 +70,7 @@ func (f *feed) ended(window int, page protocol.FeedPage, err error) {
 	p := f.p
 	fresh := true
 	if err != nil {
-		f.core.Failed(p.now(), window, err)
+		f.core.Failed(p.now(), window, err, errors.Is(err, errNoAnswer))
 	} else {
 		f.latest, f.latestOf = page, window
 		fresh = f.core.Fetched(p.now(), window, page)

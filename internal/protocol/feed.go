@@ -54,8 +54,7 @@ type Feed struct {
 	lanes   []*FeedLane
 	windows []*window // in the order in which they were opened
 	opened  int
-	// What was read lately, for the size of the next page.
-	bytes, events int
+	sizes   sizes // of the events that were read last, in any window
 }
 
 // A FeedLane is a lane as the feed knows it.
@@ -74,6 +73,8 @@ type window struct {
 	start  int64
 	pages  []FeedPage
 
+	sizes   sizes
+	asked   int // how many events the latest read was for
 	reading bool
 	more    bool  // the latest read was cut short by its limits
 	failed  error // of the latest read
@@ -181,7 +182,7 @@ func (f *Feed) find(l *FeedLane, after int64) *window {
 	}
 	if best == nil {
 		f.opened++
-		best = &window{number: f.opened, scope: l.scope, slots: f.slots(l), start: after}
+		best = &window{number: f.opened, scope: l.scope, slots: f.slots(l), start: after, sizes: f.sizes}
 		f.windows = append(f.windows, best)
 	}
 	return best
@@ -297,7 +298,9 @@ func (f *Feed) Fetches(now time.Time) []Fetch {
 	for _, w := range f.windows {
 		if f.due(w, now) {
 			w.reading = true
-			limit, bytes := f.page()
+			bytes := f.page()
+			limit := w.sizes.limit(f.config.Page, bytes)
+			w.asked = limit
 			r := Fetch{Window: w.number, Scope: w.scope, After: w.end(), Limit: limit, Bytes: bytes, More: w.more}
 			if w.more {
 				r.Slots = w.slots
@@ -327,21 +330,52 @@ func (f *Feed) due(w *window, now time.Time) bool {
 			ahead++
 		}
 	}
-	_, next := f.page()
-	return ahead < aheadPages && bytes+next <= f.share()
+	return ahead < aheadPages && bytes+f.page() <= f.share()
 }
 
 // share is how much one window may keep.
 func (f *Feed) share() int { return f.config.Bytes / max(1, len(f.windows)) }
 
-// page returns how much to read at once: so much that as many pages fit as are
+// page returns how many bytes to read at once: so many that as many pages fit as are
 // to be ahead, and the one that is served.
-func (f *Feed) page() (limit, bytes int) {
-	limit, bytes = min(f.config.Page, firstPage), f.share()/(aheadPages+1)
-	if f.bytes > 0 {
-		limit = min(f.config.Page, max(1, int(int64(bytes)*int64(f.events)/int64(f.bytes))))
+func (f *Feed) page() int { return f.share() / (aheadPages + 1) }
+
+// A sizes is what is known of how large events are, and of how many can be read at once.
+type sizes struct {
+	// Of what was read lately: each page counts half as much as the next.
+	bytes, events int
+	last          int // bytes of an event of the latest page
+	most          int // after a read that was too large: no more events than that; 0: there was none
+}
+
+// limit returns how many events to read at once, of at most page, to get about bytes.
+// Where sizes differ, it goes by the larger ones, and aims below bytes: a page that
+// gets larger than that is cut, which costs a connection.
+func (s *sizes) limit(page, bytes int) int {
+	limit := min(page, firstPage)
+	if s.events > 0 {
+		each := max(1, s.last, (s.bytes+s.events-1)/s.events)
+		limit = min(page, bytes/4*3/each)
 	}
-	return limit, bytes
+	if s.most > 0 {
+		limit = min(limit, s.most)
+	}
+	return max(1, limit)
+}
+
+// took takes a page in. What was too large once is tried again, little by little.
+func (s *sizes) took(events, bytes, page int) {
+	if s.most > 0 {
+		s.most += max(1, s.most/8)
+	}
+	if s.most >= page {
+		s.most = 0
+	}
+	if events == 0 {
+		return
+	}
+	s.bytes, s.events = s.bytes/2+bytes, s.events/2+events
+	s.last = (bytes + events - 1) / events
 }
 
 // Fetched takes what a read has found, and reports whether there is anything
@@ -362,10 +396,8 @@ func (f *Feed) Fetched(now time.Time, number int, p FeedPage) bool {
 	}
 	w.quiet, w.backoff = time.Time{}, 0
 	w.pages = append(w.pages, p)
-	if f.events > 10*f.config.Page { // what was read long ago counts less and less
-		f.bytes, f.events = f.bytes/2, f.events/2
-	}
-	f.bytes, f.events = f.bytes+p.Bytes, f.events+len(p.Keys)
+	w.sizes.took(len(p.Keys), p.Bytes, f.config.Page)
+	f.sizes = w.sizes
 	// Those who are slow are left behind for the sake of the foremost, and it is
 	// never driven on.
 	for _, foremost, _ := f.span(w); w.pages[0].Passed <= foremost && w.bytes() > f.share(); {
@@ -385,12 +417,18 @@ func ascends(after int64, page []Key) bool {
 	return true
 }
 
-// Failed says that a read has failed.
-func (f *Feed) Failed(now time.Time, number int, why error) {
-	if w := f.window(number); w != nil {
-		w.reading, w.failed = false, why
-		w.rest(now, min(f.config.Poll, retryMax))
+// Failed says that a read has failed; and whether that may be for its size: of time,
+// of memory, or of an event in it. Then the next one is for half as many.
+func (f *Feed) Failed(now time.Time, number int, why error, size bool) {
+	w := f.window(number)
+	if w == nil {
+		return
 	}
+	w.reading, w.failed = false, why
+	if size {
+		w.sizes.most = max(1, w.asked/2)
+	}
+	w.rest(now, min(f.config.Poll, retryMax))
 }
 
 // rest puts the next read off, each time for longer.

@@ -109,7 +109,7 @@ func (w *feedWorld) finish(i int, fails bool) error {
 	r := w.reads[i]
 	w.reads = slices.Delete(w.reads, i, i+1)
 	if fails {
-		w.feed.Failed(w.now, r.Window, errors.New("no"))
+		w.feed.Failed(w.now, r.Window, errors.New("no"), w.below(2) == 0)
 	} else {
 		page := FeedPage{Passed: r.After}
 		for _, p := range w.stream {
@@ -544,5 +544,101 @@ func TestFetchSaysWhetherMuchIsToCome(t *testing.T) {
 	}
 	if want := []bool{false, true, true, false}; !slices.Equal(got, want) {
 		t.Errorf("got %v, want %v", got, want)
+	}
+}
+
+// A page is as large as the last ones let expect, at once.
+func TestFeedAdaptsToSizes(t *testing.T) {
+	const page, bytes = 2000, 15_000_000 // of which a third is one page
+	f := NewFeed(FeedConfig{Bytes: bytes, Page: page, Poll: time.Second})
+	now := testStart
+	l := f.Enter(0, 0, 1)
+	after := int64(0)
+	// read has the window read on, and answers with as many events of a size as were
+	// asked for, cut where they exceed the bytes.
+	read := func(size int) (limit, took int) {
+		t.Helper()
+		for s := f.Ask(now, l, after, page); ; s = f.Ask(now, l, after, page) {
+			after = s.Passed
+			fetches := f.Fetches(now)
+			if len(fetches) == 0 {
+				continue
+			}
+			r := fetches[0]
+			p := FeedPage{Passed: r.After, More: true}
+			for len(p.Keys) < r.Limit && p.Bytes <= r.Bytes {
+				p.Passed++
+				p.Bytes += size
+				p.Keys = append(p.Keys, Key{Position: p.Passed})
+			}
+			f.Fetched(now, r.Window, p)
+			return r.Limit, len(p.Keys)
+		}
+	}
+	if limit, _ := read(100); limit != firstPage {
+		t.Errorf("the first page is of %d events", limit)
+	}
+	for range 20 {
+		read(100)
+	}
+	if limit, took := read(200_000); limit != page || took != 26 {
+		t.Errorf("before anybody could know: %d of %d", took, limit)
+	}
+	for i := range 3 {
+		if limit, took := read(200_000); limit > 25 || limit < 15 || took != limit {
+			t.Errorf("page %d after the first large one: %d of %d", i+1, took, limit)
+		}
+	}
+	small := 0
+	for limit, _ := read(100); limit < page; limit, _ = read(100) {
+		if small++; small > 6 {
+			t.Fatalf("after %d small pages, %d are asked for", small, limit)
+		}
+	}
+}
+
+// A read that was too large is asked for smaller, until it succeeds; and only little by
+// little for more again.
+func TestFeedAsksForLessAfterAFailure(t *testing.T) {
+	f := NewFeed(FeedConfig{Bytes: 1 << 30, Page: 2000, Poll: time.Second})
+	now, after := testStart, int64(0)
+	l := f.Enter(0, 0, 1)
+	limits := func(most int) (out []int) { // those that were asked for until one was at most that
+		for {
+			now = now.Add(time.Minute)
+			after = f.Ask(now, l, after, 2000).Passed
+			for _, r := range f.Fetches(now) {
+				if out = append(out, r.Limit); r.Limit > most {
+					f.Failed(now, r.Window, errors.New("statement timeout"), true)
+					continue
+				}
+				p := FeedPage{Passed: r.After + int64(r.Limit), More: true, Bytes: r.Limit}
+				for i := range r.Limit {
+					p.Keys = append(p.Keys, Key{Position: r.After + int64(i) + 1})
+				}
+				f.Fetched(now, r.Window, p)
+				return out
+			}
+		}
+	}
+	limits(2000)
+	if got := limits(2000); !slices.Equal(got, []int{2000}) {
+		t.Errorf("when all is well: %v", got)
+	}
+	if got := limits(300); !slices.Equal(got, []int{2000, 1000, 500, 250}) {
+		t.Errorf("asked for %v", got)
+	}
+	if got := limits(300); !slices.Equal(got, []int{281}) {
+		t.Errorf("after one that has succeeded: %v", got)
+	}
+	if got := limits(1); got[len(got)-1] != 1 {
+		t.Errorf("asked for %v", got)
+	}
+	n := 0
+	for got := limits(2000); got[0] < 2000; got = limits(2000) {
+		n++
+	}
+	if n < 10 || n > 100 {
+		t.Errorf("%d pages until the full size again", n)
 	}
 }

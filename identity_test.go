@@ -1,0 +1,292 @@
+package orchestrator_test
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	orchestrator "github.com/getpup/pupsourcing-orchestrator"
+)
+
+// A rowOf is an event of any table: its position, and what else there is as the driver
+// gives it.
+type rowOf struct {
+	position int64
+	id       any
+}
+
+// seen writes the positions that it is called with.
+type seen struct {
+	name  string
+	types []string
+}
+
+func (s seen) Name() string                      { return s.name }
+func (s seen) AggregateTypes() []string          { return s.types }
+func (s seen) BoundedContexts() []string         { return nil }
+func (seen) Handle(context.Context, rowOf) error { panic("it is transactional") }
+func (s seen) HandleTx(ctx context.Context, tx orchestrator.Tx, e rowOf) error {
+	_, err := tx.ExecContext(ctx, `INSERT INTO seen VALUES ($1, $2)`, s.name, e.position)
+	return err
+}
+
+// Whatever the type of the columns, and whatever the sessions of the workers are set
+// to, each event is one worker's: one that shares a backlog by slots reads the same
+// aggregate ids and types as one that reads whole pages.
+func TestNoEventFallsBetweenTwoWorkers(t *testing.T) {
+	for name, c := range map[string]struct{ before, kind, id, types string }{
+		"text":                 {"", "text", `'a' || i % 60`, "text"},
+		"char":                 {"", "char(36)", `'a' || i % 60`, "char(20)"},
+		"bytea":                {"", "bytea", `convert_to('a\\' || i % 60, 'UTF8')`, "bytea"},
+		"uuid":                 {"", "uuid", `md5((i % 60)::text)::uuid`, "varchar"},
+		"enum":                 {`CREATE TYPE id AS ENUM ('ann', 'bob', 'eve', 'joe', 'sue')`, "id", `(ARRAY['ann', 'bob', 'eve', 'joe', 'sue'])[1 + i % 5]::id`, "text"},
+		"domain over char":     {`CREATE DOMAIN id AS char(30)`, "id", `'a' || i % 60`, "name"},
+		"domain over bytea":    {`CREATE DOMAIN id AS bytea`, "id", `convert_to('a' || i % 60, 'UTF8')`, "text"},
+		"array":                {"", "text[]", `ARRAY['a b', (i % 60)::text]`, "text"},
+		"int":                  {"", "int", `i % 60`, "text"},
+		"numeric":              {"", "numeric(9,2)", `i % 60`, "text"},
+		"a type of extensions": {"", "citext", `'A' || i % 60`, "citext"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			if c.kind == "citext" {
+				if _, err := w.db.ExecContext(t.Context(), `CREATE EXTENSION citext`); err != nil {
+					t.Skipf("no citext: %v", err)
+				}
+			}
+			if c.before != "" {
+				w.exec(c.before)
+			}
+			const n = 3000
+			w.exec(`CREATE TABLE seen (projection text, position bigint)`)
+			w.exec(fmt.Sprintf(`CREATE TABLE stream (position bigserial PRIMARY KEY, id %s NOT NULL, kind %s NOT NULL)`, c.kind, c.types))
+			w.exec(fmt.Sprintf(`INSERT INTO stream (id, kind) SELECT %s, 'Order' FROM generate_series(1, %d) i`, c.id, n))
+			kinds := []string{"Order"}
+			if c.types == "bytea" {
+				kinds = []string{`\x4f72646572`}
+			}
+			for i := range 3 {
+				db := reopen(t, w.url, "bytea_output", []string{"hex", "escape", "hex"}[i])
+				table, err := orchestrator.NewTable(db, orchestrator.TableConfig[rowOf]{
+					Table: "stream", PositionColumn: "position", AggregateIDColumn: "id", AggregateTypeColumn: "kind",
+					Columns: []string{"position", "id"},
+					Fields:  func(e *rowOf, dest []any) []any { return append(dest, &e.position, &e.id) },
+				})
+				if err != nil {
+					t.Fatal(err)
+				}
+				o, err := orchestrator.New(orchestrator.Config[rowOf]{
+					DB: db, EventStore: table, ReplicaSet: "set", JoinWindow: 300 * time.Millisecond, HeartbeatInterval: 50 * time.Millisecond,
+					Logger: slog.New(slog.NewTextHandler(testWriter{t}, nil)),
+				})
+				if err != nil {
+					t.Fatal(err)
+				}
+				ctx, stop := context.WithCancel(context.Background())
+				ended := make(chan struct{})
+				go func() {
+					defer close(ended)
+					if err := o.Run(ctx, []orchestrator.Projection[rowOf]{seen{name: "all"}, seen{"orders", kinds}}); err != nil && ctx.Err() == nil {
+						t.Error(err)
+					}
+				}()
+				t.Cleanup(func() { stop(); <-ended })
+			}
+			eventually(t, "all checkpoints have passed everything", func() bool {
+				return w.number(`SELECT count(*) FROM orchestrator_checkpoints WHERE position >= $1`, n) > 0 &&
+					w.number(`SELECT count(*) FROM orchestrator_checkpoints WHERE position < $1`, n) == 0
+			})
+			for _, p := range []string{"all", "orders"} {
+				if got, once := w.number(`SELECT count(*) FROM seen WHERE projection = $1`, p), w.number(`SELECT count(DISTINCT position) FROM seen WHERE projection = $1`, p); got != n || once != n {
+					t.Errorf("%s: %d events were handled, %d of them different, and there are %d", p, got, once, n)
+				}
+			}
+		})
+	}
+}
+
+// An id is what a record says, whatever way it is read; a field of the event with the
+// same column gets what the column has.
+func TestIdentityIsTheSameOnEveryWay(t *testing.T) {
+	type event struct {
+		id, kind string
+		raw      []byte
+	}
+	s := newStream(t, `CREATE TABLE events (global_position bigserial PRIMARY KEY, aggregate_id char(8) NOT NULL DEFAULT 'a17', kind uuid NOT NULL DEFAULT '0F000000-0000-0000-0000-00000000000a')`)
+	s.insert()
+	table, err := orchestrator.NewTable(s.db, orchestrator.TableConfig[event]{
+		AggregateTypeColumn: "kind", Columns: []string{"aggregate_id", "kind", "aggregate_id"},
+		Fields: func(e *event, dest []any) []any { return append(dest, &e.id, &e.kind, &e.raw) },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := table.Check(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	const kind = "0f000000-0000-0000-0000-00000000000a"
+	scoped, err := table.Scoped(orchestrator.Scope{AggregateTypes: []string{kind}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	whole, err := table.Read(t.Context(), 0, 10)
+	if err != nil {
+		t.Fatal(err)
+	}
+	part, _, err := scoped(t.Context(), 0, 10)
+	if err != nil {
+		t.Fatal(err)
+	}
+	own, _, _, err := table.ReadOwn(t.Context(), 0, 1, 0, 10, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for way, page := range map[string][]orchestrator.Record[event]{"whole": whole, "scoped": part, "by slot": own} {
+		if len(page) != 1 || page[0].AggregateID != "a17" || page[0].AggregateType != kind || page[0].Err != nil {
+			t.Fatalf("%s: %+v", way, page)
+		}
+		if e := page[0].Event; e.id != "a17     " || e.kind != kind || string(e.raw) != "a17     " {
+			t.Errorf("%s: the event has %q", way, e)
+		}
+	}
+}
+
+// A column whose text depends on the session can't decide about partitions.
+func TestIdentityThatSettingsChangeIsRefused(t *testing.T) {
+	s := newStream(t, streamTable, `CREATE DOMAIN moment AS timestamptz`, `CREATE TYPE pair AS (a text, at date)`, `CREATE TYPE spans AS RANGE (subtype = date)`)
+	for _, kind := range []string{
+		"timestamp", "timestamptz", "date", "interval", "real", "double precision", "money", "regclass", "moment", "moment[]", "bytea[]", "pair",
+		"spans", "tstzrange", "point",
+	} {
+		for _, column := range []string{"aggregate_id", "kind"} {
+			execute(t, s.db, `DROP TABLE IF EXISTS odd`, `CREATE TABLE odd (global_position bigserial PRIMARY KEY, aggregate_id text, kind text)`,
+				fmt.Sprintf(`ALTER TABLE odd ALTER %[1]s TYPE %[2]s USING NULL::%[2]s`, column, kind))
+			table := s.table(func(c *orchestrator.TableConfig[int64]) { c.Table, c.AggregateTypeColumn = "odd", "kind" })
+			err := table.Check(t.Context())
+			if err == nil {
+				t.Errorf("%s of type %s is let pass", column, kind)
+				continue
+			}
+			for _, want := range []string{`"odd"`, `"` + column + `"`, "settings", strings.TrimPrefix(kind, "double ")} {
+				if kind != "timestamp" && kind != "timestamptz" && !strings.Contains(err.Error(), want) {
+					t.Errorf("%s of type %s: the error does not mention %s: %v", column, kind, want, err)
+				}
+			}
+			if _, err := table.Read(t.Context(), 0, 1); err == nil {
+				t.Errorf("%s of type %s is read without Check", column, kind)
+			}
+		}
+	}
+}
+
+// Rows that are read for their slots, and are another aggregate's by then, end the read.
+func TestRowOfAnotherSlotIsNotSkipped(t *testing.T) {
+	s := newStream(t)
+	execute(t, s.db, `INSERT INTO events (aggregate_id) SELECT 'a' || i % 20 FROM generate_series(1, 200) i`)
+	db, f := faulty(t, s.url)
+	table := tableOf(t, db)
+	own, _, _, err := table.ReadOwn(t.Context(), 0, 2, 0, 200, 0)
+	if err != nil || len(own) == 0 {
+		t.Fatalf("%d events, %v", len(own), err)
+	}
+	moved := own[3].Position
+	f.onQuery(func(query string) {
+		if strings.Contains(query, "= ANY") {
+			execute(t, s.db, fmt.Sprintf(`UPDATE events SET aggregate_id = (SELECT aggregate_id FROM events WHERE global_position <> ALL ('{%s}') LIMIT 1) WHERE global_position = %d`, list(own), moved))
+		}
+	})
+	_, _, _, err = table.ReadOwn(t.Context(), 0, 2, 0, 200, 0)
+	for _, want := range []string{fmt.Sprintf("position %d", moved), "aggregate"} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("want an error with %q: %v", want, err)
+		}
+	}
+	f.onQuery(func(string) {})
+	if _, _, _, err := table.ReadOwn(t.Context(), 0, 2, 0, 200, 0); err != nil {
+		t.Errorf("afterwards: %v", err)
+	}
+}
+
+func list(page []orchestrator.Record[int64]) string {
+	var out []string
+	for _, r := range page {
+		out = append(out, fmt.Sprint(r.Position))
+	}
+	return strings.Join(out, ",")
+}
+
+// overriding embeds a Table and changes how events are read.
+type overriding struct {
+	*orchestrator.Table[orchestrator.Event]
+	reads, scopedReads *atomic.Int64
+}
+
+func (o overriding) Read(ctx context.Context, after int64, limit int) ([]orchestrator.Record[orchestrator.Event], error) {
+	o.reads.Add(1)
+	page, err := o.Table.Read(ctx, after, limit)
+	return changed(page), err
+}
+
+func (o overriding) Scoped(s orchestrator.Scope) (orchestrator.ReadFunc[orchestrator.Event], error) {
+	read, err := o.Table.Scoped(s)
+	if err != nil {
+		return nil, err
+	}
+	return func(ctx context.Context, after int64, limit int) ([]orchestrator.Record[orchestrator.Event], int64, error) {
+		o.scopedReads.Add(1)
+		page, passed, err := read(ctx, after, limit)
+		return changed(page), passed, err
+	}, nil
+}
+
+func changed(page []orchestrator.Record[orchestrator.Event]) []orchestrator.Record[orchestrator.Event] {
+	for i := range page {
+		page[i].Event.EventType = "changed"
+	}
+	return page
+}
+
+// A store that embeds a Table and overrides how it reads is read in its own way, also
+// for a backlog that workers share, and for parked events.
+func TestEmbeddedTableIsReadThroughItsOwnMethods(t *testing.T) {
+	w := newWorld(t)
+	w.append(300)
+	var reads, scopedReads, wrong atomic.Int64
+	hook := func(_ context.Context, e orchestrator.Event) error {
+		if e.EventType != "changed" {
+			wrong.Add(1)
+		}
+		return nil
+	}
+	for range 2 {
+		table, err := orchestrator.NewEventTable(w.db, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		cfg := w.config(w.db, "set")
+		cfg.EventStore = overriding{table, &reads, &scopedReads}
+		run(t, cfg, transactional{effects{name: "all", hook: hook}}, scopedTransactional{transactional{effects{name: "things", hook: hook}}, scope{types: []string{"thing"}}})
+	}
+	w.caughtUp("all", "things")
+	if n := wrong.Load(); n != 0 || reads.Load() == 0 {
+		t.Errorf("%d events were read past the store's own Read; %d calls of it, %d of Scoped's", n, reads.Load(), scopedReads.Load())
+	}
+
+	// By itself, a scoped projection is read by Scoped.
+	table, err := orchestrator.NewEventTable(w.db, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := w.config(w.db, "another set")
+	cfg.EventStore = overriding{table, &reads, &scopedReads}
+	run(t, cfg, scopedTransactional{transactional{effects{name: "alone", hook: hook}}, scope{types: []string{"thing"}}})
+	w.caughtUp("alone")
+	if wrong.Load() != 0 || scopedReads.Load() == 0 {
+		t.Errorf("%d events were read past the store's own Scoped; %d calls of it", wrong.Load(), scopedReads.Load())
+	}
+}

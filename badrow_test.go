@@ -6,6 +6,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"log/slog"
 	"net/url"
 	"runtime"
 	"slices"
@@ -237,4 +239,111 @@ func ofDatabase(t *testing.T, base, name string) *sql.DB {
 	}
 	t.Cleanup(func() { db.Close() })
 	return db
+}
+
+// A row that can't be read is each projection's own failure, under its own rule: it is
+// parked, or the lane halts, or it is tried again; all other events are handled, and what
+// precedes it in any case. Whoever mends the row heals it, where it is tried again and
+// where it is parked.
+func TestBadRowIsOneEventsFailure(t *testing.T) {
+	w := newWorld(t)
+	w.exec(`ALTER TABLE events ALTER event_type DROP NOT NULL`)
+	w.append(300)
+	aggregate := w.ofAggregate("a7")
+	bad, behind := aggregate[2], aggregate[2:]
+	w.exec(`UPDATE events SET event_type = NULL WHERE global_position = $1`, bad)
+	before := w.number(`SELECT count(*) FROM events WHERE global_position < $1`, bad)
+
+	projections := []orchestrator.Projection[orchestrator.Event]{
+		plain{effects{name: "plain"}, w.db}, transactional{effects{name: "transactional"}}, batched{effects{name: "batched"}},
+		transactional{effects{name: "again"}}, plain{effects{name: "plain again"}, w.db}, batched{effects{name: "halts"}},
+	}
+	again := []string{"again", "plain again"}
+	cfg := parking(w.config(w.db, "set"), names...)
+	cfg.Failures["halts"] = orchestrator.FailureRule{Policy: orchestrator.HaltLane, Attempts: 1}
+	cfg.Partitions = 4
+	log := &watchedLog{to: testWriter{t}}
+	cfg.Logger = slog.New(slog.NewTextHandler(log, nil))
+	run(t, cfg, projections...)
+	second := cfg
+	second.EventStore = w.config(w.db, "set").EventStore
+	run(t, second, projections...)
+
+	for _, name := range names {
+		eventually(t, name+" has parked it, and what follows of its aggregate", func() bool {
+			got, _ := w.parked(name)
+			return slices.Equal(got, behind)
+		})
+		eventually(t, name+" has handled all others", func() bool { return w.handled(name) == 300-int64(len(behind)) })
+		_, parked := w.parked(name)
+		if p := parked[0]; p.Attempts < 2 || !strings.Contains(p.Error, fmt.Sprintf("position %d", bad)) || !strings.Contains(p.Error, "NULL") {
+			t.Errorf("%s has parked %+v", name, p)
+		}
+	}
+	others := w.number(`SELECT count(*) FROM events WHERE aggregate_id <> 'a7' OR global_position < $1`, bad)
+	for _, name := range append(again, "halts") {
+		eventually(t, name+" has handled what precedes it", func() bool {
+			return w.number(`SELECT count(*) FROM effects WHERE projection = $1 AND position < $2`, name, bad) == before
+		})
+		if n := w.handled(name); n > others {
+			t.Errorf("%s has handled %d events, and %d are no part of what waits", name, n, others)
+		}
+	}
+	log.wait(t, "handler failed, lane halted")
+
+	w.exec(`UPDATE events SET event_type = 'mended' WHERE global_position = $1`, bad)
+	w.caughtUp(again...)
+	for _, name := range names {
+		w.retry(name, orchestrator.ParkedSelector{All: true})
+	}
+	w.caughtUp(names...)
+	w.checkEffects(append(again, exact...)...)
+}
+
+// A bad row ends Run where a failure is to, and the error names it.
+func TestBadRowStopsWhoStopsOnFailure(t *testing.T) {
+	w := newWorld(t)
+	w.exec(`ALTER TABLE events ALTER event_type DROP NOT NULL`)
+	w.append(100)
+	w.exec(`UPDATE events SET event_type = NULL WHERE global_position = 60`)
+	cfg := w.config(w.db, "set")
+	cfg.Failures = map[string]orchestrator.FailureRule{"p": {Policy: orchestrator.StopOnFailure, Attempts: 2}}
+	err := run(t, cfg, batched{effects{name: "p"}}).failed()
+	var failure *orchestrator.HandlerError
+	if !errors.As(err, &failure) || failure.Position != 60 || failure.Attempts < 2 || !strings.Contains(err.Error(), "position 60") || !strings.Contains(err.Error(), "NULL") {
+		t.Errorf("Run returned %v", err)
+	}
+	if n := w.number(`SELECT count(*) FROM effects WHERE position < 60`); n != 59 || w.handled("p") != 59 {
+		t.Errorf("%d of the 59 events before it were handled, and %d in all", n, w.handled("p"))
+	}
+}
+
+// An event store of any kind may say so of an event, and what it wraps does not matter:
+// a text that ends too early is no lost connection.
+type halfStore struct{ countedStore }
+
+func (s *halfStore) Read(ctx context.Context, after int64, limit int) ([]orchestrator.Record[orchestrator.Event], error) {
+	page, err := s.countedStore.Read(ctx, after, limit)
+	for i := range page {
+		if page[i].Position == 17 {
+			page[i].Err = fmt.Errorf("decode: %w", io.ErrUnexpectedEOF)
+		}
+	}
+	return page, err
+}
+
+func TestEventStoreSaysThatAnEventIsUnreadable(t *testing.T) {
+	w := newWorld(t)
+	cfg := parking(w.config(w.db, "set"), names...)
+	cfg.EventStore = &halfStore{countedStore{n: 100}}
+	run(t, cfg, w.all(w.db, nil)...)
+	for _, name := range names {
+		eventually(t, name+" has parked two, the one and the one behind it", func() bool {
+			got, _ := w.parked(name)
+			return slices.Equal(got, []int64{17, 67})
+		})
+		eventually(t, name+" has handled all others", func() bool {
+			return w.number(`SELECT min(position) FROM orchestrator_checkpoints WHERE projection = $1`, name) == 100
+		})
+	}
 }

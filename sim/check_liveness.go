@@ -77,7 +77,7 @@ func (c *checker) handled(f, by fact) *violation {
 		}
 		p := c.projection(name)
 		for _, e := range p.unhandled {
-			if c.appends[e.append].step > by.step {
+			if c.appends[e.append].step > by.step || c.standsBefore(p, e.event) {
 				continue
 			}
 			var owner fact
@@ -90,6 +90,24 @@ func (c *checker) handled(f, by fact) *violation {
 		}
 	}
 	return nil
+}
+
+// standsBefore reports whether the projection waits at an event that nobody can ever read,
+// which is this one or precedes it in its partition. One that parks such events has no
+// reason to wait, and nobody has to handle an event of another partition later for it.
+func (c *checker) standsBefore(p *checkedProjection, e event) bool {
+	if c.setup.unreadable == nil || c.setup.parks[p.name] {
+		return false
+	}
+	for _, f := range c.appends {
+		for _, bad := range f.events {
+			if bad.position <= e.position && p.scope.includes(bad.aggregate) && c.setup.unreadable(bad) &&
+				bad.slot%max(1, c.activated.total) == e.slot%max(1, c.activated.total) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // still: once everything has settled, nothing opens a generation (L2).

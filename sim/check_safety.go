@@ -29,6 +29,9 @@ func (c *checker) handlerBegins(f fact) *violation {
 		if v := c.belongs(f, e); v != nil {
 			return v
 		}
+		if e.bad {
+			return broken(nothingLost, []fact{f}, "projection %s: %s is called with event %d, which could not be read", p.name, owner(f), e.position)
+		}
 		for _, call := range p.open[e.slot] {
 			if !c.mayCoincide(call, w, f) {
 				facts := append(c.circumstances(call.worker, call.begin), call.begin, c.activations[f.generation], f)

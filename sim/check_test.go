@@ -438,7 +438,7 @@ func TestChecker(t *testing.T) {
 			begun, at(1, commits("w1", 1, "0/1", 0, 2, ev(2, 7), ev(1, 7))),
 		), "in-order: projection tx, aggregate a7: event 1 is committed after event 2 [3 5]"},
 		{"in order: another aggregate may be behind", then(
-			begun, at(1, commits("w1", 1, "0/1", 0, 2, ev(2, 7)), commits("w1", 1, "0/1", 2, 3, event{1, "b", 7})),
+			begun, at(1, commits("w1", 1, "0/1", 0, 2, ev(2, 7)), commits("w1", 1, "0/1", 2, 3, event{position: 1, aggregate: "b", slot: 7})),
 		), ""},
 		{"in order: a handler goes back to before what is committed", then(
 			begun, at(1, commits("w1", 1, "0/1", 0, 2, ev(2, 7)), begins(1, "w1", 1, "0/1", ev(1, 7))),

@@ -70,6 +70,8 @@ const (
 	countViolated
 	countAtFault
 	countHalted
+	countUnreadable
+	countReadAgain
 	countOutlived
 	// Parked events.
 	countParked
@@ -151,15 +153,17 @@ var counterWords = [counterCount]string{
 	countTakenOver:    "a replica set waited for a worker of another one that seemed dead",
 	countUnevenTiming: "workers with different settings of time were members at once",
 
-	countFailed:   "a handler failed",
-	countPanicked: "a handler panicked",
-	countCanceled: "a handler was cancelled, and returned",
-	countDeaf:     "a handler was cancelled, and went on",
-	countSpoilt:   "a handler ignored the error of a statement, and its transaction could not commit",
-	countViolated: "what a handler had written was refused at COMMIT",
-	countAtFault:  "a worker ended because of a handler",
-	countHalted:   "a partition was halted by a handler that failed, until the next generation",
-	countOutlived: "a handler returned after its worker had given it up",
+	countFailed:     "a handler failed",
+	countPanicked:   "a handler panicked",
+	countCanceled:   "a handler was cancelled, and returned",
+	countDeaf:       "a handler was cancelled, and went on",
+	countSpoilt:     "a handler ignored the error of a statement, and its transaction could not commit",
+	countViolated:   "what a handler had written was refused at COMMIT",
+	countAtFault:    "a worker ended because of a handler",
+	countHalted:     "a partition was halted by a handler that failed, until the next generation",
+	countUnreadable: "an event could not be read",
+	countReadAgain:  "one that could not be read could, when it was to be tried again",
+	countOutlived:   "a handler returned after its worker had given it up",
 
 	countParked:            "an event was parked",
 	countParkedBehind:      "an event was parked behind an earlier one of its aggregate",
@@ -357,6 +361,10 @@ func (t *tally) observe(f fact) {
 		t.counters[countRetryFailed]++
 	case halted:
 		t.counters[countHalted]++
+	case unreadable:
+		t.counters[countUnreadable]++
+	case readAgain:
+		t.counters[countReadAgain]++
 	case lotFull:
 		t.counters[countLotFull]++
 	case undone:

@@ -96,6 +96,7 @@ type event struct {
 	position  int64
 	aggregate string
 	slot      int
+	bad       bool // it could not be read
 }
 
 // bytes is how large an event is.

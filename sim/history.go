@@ -76,6 +76,8 @@ const (
 	undone        // from, to: the server refused what the handlers had written; text: when
 	proofAwaited  // before a handler begins
 	halted        // from: the handler failed there; nothing more is handled under this generation
+	unreadable    // from: the event there could not be read, and that is its failure
+	readAgain     // from: it could, before another attempt
 	elsewhere     // from, to: of the lane's commit, and its checkpoint stands at neither
 	// Parked events. These have a lane as well; from is a position.
 	eventsParked    // from, to, events; text, if they are behind another
@@ -191,6 +193,10 @@ func (f fact) String() string {
 		fmt.Fprintf(&b, "has not heard of commit %d to %d, %s, and finds its checkpoint at neither", f.from, f.to, lane)
 	case halted:
 		fmt.Fprintf(&b, "halts at event %d, %s", f.from, lane)
+	case unreadable:
+		fmt.Fprintf(&b, "can't read event %d, %s", f.from, lane)
+	case readAgain:
+		fmt.Fprintf(&b, "has read event %d again, %s", f.from, lane)
 	case eventsParked:
 		fmt.Fprintf(&b, "parked %s, %d to %d, %s", positions(f.events), f.from, f.to, lane)
 	case parkedRetried:
@@ -302,6 +308,10 @@ type setup struct {
 	// the replica set of each, where that is not the first.
 	final []string
 	sets  map[string]int
+	// unreadable says which events nobody can ever read, and parked which projections
+	// have room to park them all.
+	unreadable func(event) bool
+	parks      map[string]bool
 	// settle is how long after healed everything must have settled.
 	settle time.Duration
 	// What the slowest of the workers are told of time, the bounds of their

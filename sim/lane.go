@@ -2,6 +2,7 @@ package sim
 
 import (
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
@@ -30,6 +31,7 @@ type lane struct {
 	call    *call       // that runs
 	spell   int         // of the run, when the latest was decided on
 	abort   func(error) // gives the call to the database up that is under way
+	retries bool        // the pause is before another attempt
 	pausing int         // counts pauses; only the latest is ended by its timer
 	paused  bool
 	resting bool // until there is something new
@@ -142,7 +144,7 @@ func (l *lane) do(a protocol.LaneAction) {
 		}
 		l.pausing++
 		n := l.pausing
-		l.paused, l.resting = true, a.Why == protocol.NothingNew
+		l.paused, l.resting, l.retries = true, a.Why == protocol.NothingNew, a.Why == protocol.HandlerFailed
 		if l.run.draining || l.resting && l.tap.news != l.tap.feed.news {
 			l.wake()
 			return
@@ -172,7 +174,46 @@ func (l *lane) wake() {
 	}
 	l.paused, l.resting = false, false
 	l.pausing++
-	l.p.post(func() { l.next(protocol.LaneAnswer{}) })
+	l.p.post(func() { l.readAgain(0) })
+}
+
+// readAgain reads the pending events again, from the i-th on, that could not be read and
+// are about to be tried again, as readAgain in runner_parked.go does. Then the lane goes on.
+func (l *lane) readAgain(i int) {
+	for ; l.retries && i < len(l.events) && !l.run.draining && !l.p.w.rules.keepsUnreadable; i++ {
+		if e := l.events[i]; e.bad {
+			l.reread(e, func(again event) {
+				l.events = slices.Clone(l.events) // the history has it as it was
+				l.events[i] = again
+				l.readAgain(i + 1)
+			})
+			return
+		}
+	}
+	l.retries = false
+	l.next(protocol.LaneAnswer{})
+}
+
+// reread reads one event.
+func (l *lane) reread(e event, then func(event)) {
+	k := l.p.borrow()
+	again := e
+	l.ask(k, "page", l.p.timing.Patience(), func(c connection, done func(error)) {
+		page, err := l.p.w.read(c.page(l.tap.scope, e.position-1, e.position, 1))
+		if len(page) == 1 && page[0].position == e.position {
+			again = page[0]
+		}
+		done(err)
+	}, func(err error) {
+		k.giveBack()
+		if err != nil {
+			again = e
+		}
+		if !again.bad {
+			l.p.record(l.fact(readAgain, e.position, 0))
+		}
+		then(again)
+	})
 }
 
 func (l *lane) end(a protocol.LaneAction) {
@@ -296,8 +337,36 @@ func (l *lane) begin(a protocol.LaneAction) {
 			l.next(protocol.LaneAnswer{Failure: protocol.NotBegun})
 			return
 		}
-		p.after(p.between(0, 20*time.Microsecond), func() { l.handle(a) })
+		p.after(p.between(0, 20*time.Microsecond), func() { l.hand(a) })
 	})
+}
+
+// hand calls the projection with what it is to handle, if all of that could be read.
+func (l *lane) hand(a protocol.LaneAction) {
+	events, rules := l.given(a), l.p.w.rules
+	i := slices.IndexFunc(events, func(e event) bool { return e.bad })
+	if i < 0 || rules.handsBadOut {
+		l.handle(a)
+		return
+	}
+	l.p.running--
+	l.p.record(l.fact(unreadable, events[i].position, 0))
+	if rules.skipsBad {
+		l.answer(nil, protocol.LaneAnswer{})
+		return
+	}
+	if a.First == 0 {
+		l.handled = nil
+	}
+	l.answer(errConversion, protocol.LaneAnswer{})
+}
+
+// given returns the events that an action is about.
+func (l *lane) given(a protocol.LaneAction) []event {
+	if a.Parked {
+		return l.again
+	}
+	return l.events[a.First : a.First+a.Count : a.First+a.Count]
 }
 
 // handle calls the projection with pending events, or with a parked one.
@@ -308,10 +377,7 @@ func (l *lane) handle(a protocol.LaneAction) {
 		l.handled = nil
 	}
 	w.calls++
-	c := &call{id: w.calls, events: l.again, parked: a.Parked, deaf: p.chance(h.deaf)}
-	if !a.Parked {
-		c.events = l.events[a.First : a.First+a.Count : a.First+a.Count]
-	}
+	c := &call{id: w.calls, events: l.given(a), parked: a.Parked, deaf: p.chance(h.deaf)}
 	l.call = c
 	f := l.fact(handlerBegins, 0, 0)
 	f.events, f.call, f.deaf = c.events, c.id, c.deaf

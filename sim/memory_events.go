@@ -286,7 +286,7 @@ func (c *memoryConnection) insert(aggregate string) (int64, error) {
 		return 0, err
 	}
 	c.last++
-	c.open.events = append(c.open.events, event{c.last, aggregate, protocol.SlotOf(aggregate)})
+	c.open.events = append(c.open.events, event{position: c.last, aggregate: aggregate, slot: protocol.SlotOf(aggregate)})
 	c.open.idle()
 	return c.last, nil
 }

@@ -116,6 +116,12 @@ var mutants = []mutant{
 	}}}, []promise{onlyGrow}},
 	{"bounds no idle transaction", rules{memory: memoryRules{noIdleBound: true}}, []promise{recovers, bounded}},
 
+	// Events that can't be read.
+	{"fails a page for one event that can't be read", rules{failsPages: true}, []promise{recovers}},
+	{"does not read an event again that could not be read", rules{keepsUnreadable: true}, []promise{recovers}},
+	{"calls the projection with an event that could not be read", rules{handsBadOut: true}, []promise{nothingLost}},
+	{"skips an event that can't be read", rules{skipsBad: true}, []promise{nothingLost}},
+
 	// What others wait for.
 	{"expires a lease late", step(func(g protocol.Group, now time.Time, watch protocol.Watch) (protocol.Group, protocol.Decision) {
 		for _, m := range g.Members {

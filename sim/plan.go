@@ -34,6 +34,9 @@ type plan struct {
 	maxParked int
 	operate   time.Duration
 	mended    time.Duration
+	// So many events can't be read, until their rows are rewritten; 0: never.
+	unreadable int
+	rewritten  time.Duration
 
 	// programs are the versions of the program that the workers run: what is
 	// deployed at first, and by each deploy.
@@ -247,6 +250,7 @@ func planOf(seed uint64, o options) plan {
 	p.network.hints = pick(r, 0, 500, 1000)
 	p.drawOrders(rand.New(rand.NewPCG(seed, 4)))
 	p.halts = !p.stopOnFailure && chance(rand.New(rand.NewPCG(seed, 5)), 50)
+	p.drawUnreadable(rand.New(rand.NewPCG(seed, 6)))
 	presence := rand.New(rand.NewPCG(seed, 3))
 	p.drawPresence(presence)
 	if !o.postgres && chance(presence, 40) {
@@ -360,6 +364,20 @@ func (p *plan) drawParking(r *rand.Rand) {
 		p.faults = append(p.faults, fault{at: between(r, 0, p.length), kind: delayPark, worker: r.IntN(1000), length: between(r, 0, 50*time.Millisecond)})
 	}
 	p.sortFaults()
+}
+
+// drawUnreadable draws which events can't be read, and for how long. For ever, only
+// where nobody stops at them.
+func (p *plan) drawUnreadable(r *rand.Rand) {
+	p.unreadable, p.rewritten = pick(r, 0, 0, 0, 20, 100), between(r, time.Millisecond, p.length*3/2)
+	if chance(r, 300) && !p.stopOnFailure && !p.halts {
+		p.rewritten = 0
+	}
+}
+
+// unread reports whether an event is among those that can't be read.
+func (p *plan) unread(e event) bool {
+	return int(uint32(uint64(e.position)*0xD6E8FEB86659FD93>>32)%1000) < p.unreadable
 }
 
 // parks reports whether a projection parks events.

@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"errors"
 	"math"
 	"slices"
 	"time"
@@ -133,7 +134,7 @@ func (r *reading) do(a protocol.ReadAction) {
 			return
 		}
 		r.ask("page", lease, func(c connection) (answer protocol.ReadAnswer, err error) {
-			r.page, err = c.page(r.scope, a.After, a.Through, r.fetch.Limit)
+			r.page, err = r.p.w.read(c.page(r.scope, a.After, a.Through, r.fetch.Limit))
 			if s := r.p.feed.stale[a.After]; rules.readsOnce && len(s) > 0 {
 				r.page = s
 			}
@@ -193,7 +194,7 @@ func (r *reading) own(a protocol.ReadAction) {
 	}
 	r.p.ask(r.link, "rows", r.p.timing.Lease, func(c connection, done func(error)) {
 		var err error
-		r.page, err = c.rows(own)
+		r.page, err = r.p.w.read(c.rows(own))
 		done(err)
 	}, func(err error) {
 		switch {
@@ -205,6 +206,30 @@ func (r *reading) own(a protocol.ReadAction) {
 		}
 		end()
 	})
+}
+
+// errConversion is what a server says of a row that it can't send.
+var errConversion = errors.New("a value can't be converted")
+
+// read says of a page which of its events could not be read.
+func (w *world) read(page []event, err error) ([]event, error) {
+	p := &w.plan
+	if err != nil || p.unreadable == 0 || w.subject != nil || p.rewritten > 0 && (w.healed || w.at >= p.rewritten) {
+		return page, err
+	}
+	for i, e := range page {
+		if !p.unread(e) {
+			continue
+		}
+		if w.rules.failsPages {
+			return nil, errConversion
+		}
+		if !page[i].bad {
+			page = slices.Clone(page) // it is the table's
+		}
+		page[i].bad = true
+	}
+	return page, nil
 }
 
 // cut ends the page where it gets too large.

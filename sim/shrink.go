@@ -94,6 +94,7 @@ var cuts = []func(p plan, attempt func(plan) bool) bool{
 			func(p *plan) *int { return &p.handlers.deaf },
 			func(p *plan) *int { return &p.handlers.outlive },
 			func(p *plan) *int { return &p.handlers.poison },
+			func(p *plan) *int { return &p.unreadable },
 			func(p *plan) *int { return &p.handlers.spoil },
 			func(p *plan) *int { return &p.handlers.violate },
 			func(p *plan) *int { return &p.appends.late },

@@ -81,6 +81,11 @@ type rules struct {
 	passesScopedGaps  bool // it looks for gaps, and passes them
 	forgetsScope      bool // what is served from the whole stream is not cut to the scope
 
+	failsPages      bool // a page with an event that can't be read fails as a whole
+	handsBadOut     bool // the projection is called with such an event
+	skipsBad        bool // or it counts as handled
+	keepsUnreadable bool // it is not read again before it is tried again
+
 	dropsOwnSlot       bool // of the slots that a process reads, one is left out
 	countsOnePartition bool // of the partitions that a process has, the first counts for what it reads
 
@@ -162,12 +167,14 @@ func newWorld(p plan, r rules, open func(w *world) (database, error)) (*world, e
 		seed: p.seed, transactional: map[string]bool{}, scopes: map[string]scope{}, settle: p.settle(),
 		timing: slowest, bounds: store.BoundsOf(slowest.Lease), drift: float64(p.drift) / 1e6,
 		latency: p.network.latency, contended: p.hold && p.network.holdCommit > 0,
+		unreadable: func(e event) bool { return p.rewritten == 0 && p.unread(e) }, parks: map[string]bool{},
 	}
 	for _, program := range p.programs {
 		w.history.setup.final, w.history.setup.sets = nil, map[string]int{}
 		for _, q := range program.projections {
 			w.history.setup.transactional[q.name] = q.kind != protocol.Plain
 			w.history.setup.scopes[q.name] = q.scope
+			w.history.setup.parks[q.name] = q.parks > 0 && p.maxParked >= 1000
 			w.history.setup.final = append(w.history.setup.final, q.name)
 			w.history.setup.sets[q.name] = q.set
 		}

@@ -29,3 +29,6 @@ func (t *Table[E]) ReadOwn(ctx context.Context, partition, total int, after int6
 	p, err := t.readOwn(ctx, &slots, after, limit, bytes)
 	return p.events, p.passed, p.more, err
 }
+
+// SizeOf is sizeOf.
+func SizeOf[E any](v E) int { return sizeOf(v) }

@@ -1,0 +1,106 @@
+package orchestrator_test
+
+import (
+	"database/sql"
+	"net"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/lib/pq"
+
+	orchestrator "github.com/getpup/pupsourcing-orchestrator"
+)
+
+// A countingDialer counts the bytes that its connections receive.
+type countingDialer struct{ received atomic.Int64 }
+
+func (d *countingDialer) Dial(network, address string) (net.Conn, error) {
+	return d.DialTimeout(network, address, 0)
+}
+
+func (d *countingDialer) DialTimeout(network, address string, timeout time.Duration) (net.Conn, error) {
+	conn, err := net.DialTimeout(network, address, timeout)
+	return countedConn{conn, d}, err
+}
+
+type countedConn struct {
+	net.Conn
+	dialer *countingDialer
+}
+
+func (c countedConn) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	c.dialer.received.Add(int64(n))
+	return n, err
+}
+
+func counted(t testing.TB, url string) (*sql.DB, *countingDialer) {
+	t.Helper()
+	connector, err := pq.NewConnector(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := &countingDialer{}
+	connector.Dialer(d)
+	db := sql.OpenDB(connector)
+	t.Cleanup(func() { db.Close() })
+	return db, d
+}
+
+// large appends n events of a size.
+func (w *world) large(n, size int) {
+	w.t.Helper()
+	w.exec(`
+INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
+SELECT 'test', 'large', 'l' || i % 50, i, gen_random_uuid(), 'happened', decode(repeat('ab', $2), 'hex') FROM generate_series(1, $1) i`, n, size)
+}
+
+const mega = 1 << 20
+
+// A page that is cut, for its events are large, is not read to its end.
+func TestCutPageEndsItsStatement(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.large(2000, 100_000) // 200 MB
+	db, d := counted(t, w.url)
+	table, err := orchestrator.NewEventTable(db, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for after := int64(0); after < 40; {
+		before := d.received.Load()
+		page, passed, more, err := table.ReadOwn(t.Context(), 0, 1, after, 2000, mega)
+		if err != nil || !more || len(page) < 10 || len(page) > 12 || passed != page[len(page)-1].Position {
+			t.Fatalf("%d events, passed %d, more %t, %v", len(page), passed, more, err)
+		}
+		t.Logf("%d kB were received for a page of %d events", (d.received.Load()-before)/1000, len(page))
+		if got := d.received.Load() - before; got > 30*mega { // what sockets hold, and not 200 MB
+			t.Errorf("%d bytes were received for a page of %d events of 100 kB", got, len(page))
+		}
+		after = passed
+	}
+	if n := db.Stats().InUse; n != 0 {
+		t.Errorf("%d connections are in use", n)
+	}
+}
+
+// What a worker receives is about what it handles, also where small events are followed by
+// large ones and these by small ones.
+func TestPagesCostWhatTheyBring(t *testing.T) {
+	w := newWorld(t)
+	w.append(5000)
+	w.large(400, 200_000) // 80 MB
+	w.append(5000)
+	db, d := counted(t, w.url)
+	cfg := w.config(db, "set")
+	cfg.ReadAheadBytes = 6 * mega
+	run(t, cfg, batched{effects{name: "p"}})
+	w.caughtUp("p")
+	payload := w.number(`SELECT sum(length(payload)) FROM events`)
+	if got := d.received.Load(); got > payload*3/2+30*mega {
+		t.Errorf("%d MB were received for %d MB", got/mega, payload/mega)
+	} else {
+		t.Logf("%d MB were received for %d MB", got/mega, payload/mega)
+	}
+}

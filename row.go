@@ -79,8 +79,8 @@ func (t *Table[E]) page(ctx context.Context, r *eventtable.Reader, g eventtable.
 		switch {
 		case found != nil:
 			return p, err
-		case g.At == nil: // the statement may have failed because of others, which it has sorted
-			p, err = t.page(ctx, r, eventtable.Range{At: []int64{e.Position}}, 1, 0)
+		case g.Rows == nil: // the statement may have failed because of others, which it has sorted
+			p, err = t.page(ctx, r, eventtable.Range{Rows: []int64{e.Position}}, 1, 0)
 			p.more = true
 			return p, err
 		}

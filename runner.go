@@ -368,9 +368,9 @@ func (l *lane[E]) do(a protocol.LaneAction) protocol.LaneAnswer {
 		answer, err = l.doParked(a, answer)
 	}
 	l.did, l.err = a.Do, err
-	answer.Failure = store.FailureOf(err, l.kind, a.Do)
-	if bad := (*unreadable)(nil); a.Do == protocol.LaneHandle && errors.As(err, &bad) {
-		answer.Failure = protocol.Fault
+	answer.Failure = protocol.Fault
+	if _, bad := err.(*unreadable); !bad { // whatever that wraps
+		answer.Failure = store.FailureOf(err, l.kind, a.Do)
 	}
 	if answer.Failure == protocol.Fenced {
 		tell(l.worker.to, l.worker.to.CommitRefused, CommitRefused{l.source(), l.name(), a.To.Position})

@@ -282,7 +282,7 @@ func (t *Table[E]) readOwn(ctx context.Context, slots *protocol.SlotSet, after i
 	}
 	own, through := slots.Own(keys[:done.Take], limit, done.Passed)
 	if len(own) > 0 {
-		if p, err = t.page(ctx, reader, eventtable.Range{At: own}, len(own), bytes); err != nil {
+		if p, err = t.page(ctx, reader, eventtable.Range{Rows: own}, len(own), bytes); err != nil {
 			return page[E]{}, err
 		}
 		if err := t.same(ctx, reader, slots, p.events); err != nil {
@@ -348,7 +348,7 @@ func (t *Table[E]) same(ctx context.Context, r *eventtable.Reader, slots *protoc
 		if slots.Has(protocol.SlotOf(e.AggregateID)) {
 			continue
 		}
-		key, err := t.keysOf(ctx, r, eventtable.Range{At: []int64{e.Position}})
+		key, err := t.keysOf(ctx, r, eventtable.Range{Rows: []int64{e.Position}})
 		if err != nil {
 			return err
 		}
@@ -516,7 +516,7 @@ func (t *Table[E]) checkColumns(ctx context.Context) error {
 	if len(at) > 0 && (len(keys) == 0 || keys[0].Position != want.Position || keys[0].Slot != protocol.SlotOf(want.AggregateID)) {
 		return fmt.Errorf("%s: the event at position %d is another when its key alone is read: %+v", t.sql.Name, want.Position, keys)
 	}
-	for way, g := range map[string]eventtable.Range{"by its position": {At: at}, "within its scope": scoped} {
+	for way, g := range map[string]eventtable.Range{"by its position": {Rows: at}, "within its scope": scoped} {
 		p, err := t.page(ctx, reader, g, 1, 0)
 		switch {
 		case err != nil:

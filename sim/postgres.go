@@ -486,7 +486,7 @@ func (c *postgresConnection) rows(positions []int64) ([]event, error) {
 	if err := c.free("rows"); err != nil {
 		return nil, err
 	}
-	return c.db.events(eventtable.Range{At: positions})
+	return c.db.events(eventtable.Range{Rows: positions})
 }
 
 func (c *postgresConnection) high() (high int64, err error) {

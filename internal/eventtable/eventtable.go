@@ -83,7 +83,6 @@ type Reader struct {
 	table   Table
 	parts   [Parts]string // the expressions; "" is a part that the table does not have
 	columns []string      // to select behind the parts
-	keys    string
 }
 
 // Reader returns the statements. takes says whether the destination of one of
@@ -121,7 +120,6 @@ func (t Table) Reader(types map[string]Type, takes func(column int, part Part) b
 			r.columns = append(r.columns, Quote(column))
 		}
 	}
-	r.keys = fmt.Sprintf(`SELECT %[1]s, %[2]s FROM %[3]s WHERE %[1]s > $1 ORDER BY %[1]s LIMIT $2`, r.parts[Position], r.parts[AggregateID], t.Name)
 	return r, nil
 }
 
@@ -133,9 +131,9 @@ type Range struct {
 	Limit           int
 	Types, Contexts []string
 	Through         int64
-	// At, if not nil, are the positions of the events to read; nothing else
+	// Rows, if not nil, are the positions of the events to read; nothing else
 	// counts then.
-	At []int64
+	Rows []int64
 	// Only are the parts of the identity to read, beside the position, and
 	// nothing else of an event. nil: all of it, and Columns.
 	Only []Part
@@ -148,16 +146,16 @@ type Range struct {
 
 // Len returns how many events may be in the range.
 func (r Range) Len() int {
-	if r.At != nil {
-		return len(r.At)
+	if r.Rows != nil {
+		return len(r.Rows)
 	}
 	return r.Limit
 }
 
 // First returns the first n of the range.
 func (r Range) First(n int) Range {
-	if r.At != nil {
-		r.At = r.At[:min(n, len(r.At))]
+	if r.Rows != nil {
+		r.Rows = r.Rows[:min(n, len(r.Rows))]
 	}
 	r.Limit = min(n, r.Limit)
 	return r
@@ -165,8 +163,8 @@ func (r Range) First(n int) Range {
 
 // Above returns what of the range is above a position.
 func (r Range) Above(position int64) Range {
-	for r.At != nil && len(r.At) > 0 && r.At[0] <= position {
-		r.At = r.At[1:]
+	for r.Rows != nil && len(r.Rows) > 0 && r.Rows[0] <= position {
+		r.Rows = r.Rows[1:]
 	}
 	r.After = max(r.After, position)
 	return r
@@ -187,8 +185,8 @@ func (r *Reader) Page(g Range) (query string, args []any) {
 	}
 	position, limit := r.parts[Position], ""
 	var where string
-	if g.At != nil {
-		where = fmt.Sprintf("%s = ANY (%s::text::bigint[])", position, put(Positions(g.At)))
+	if g.Rows != nil {
+		where = fmt.Sprintf("%s = ANY (%s::text::bigint[])", position, put(Positions(g.Rows)))
 	} else {
 		where = fmt.Sprintf("%s > %s", position, put(g.After))
 		if len(g.Types)+len(g.Contexts) > 0 {
@@ -237,7 +235,8 @@ func (r *Reader) selected(only []Part) string {
 // precede it.
 func (r *Reader) Keys(ctx context.Context, db *sql.DB, after int64, limit int) ([]protocol.Key, error) {
 	name := r.table.Name
-	rows, err := db.QueryContext(ctx, r.keys, after, limit)
+	query, args := r.Page(Range{After: after, Limit: limit, Only: []Part{AggregateID}})
+	rows, err := db.QueryContext(ctx, query, args...)
 	if err != nil {
 		return nil, fmt.Errorf("read keys from %s: %w", name, err)
 	}

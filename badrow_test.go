@@ -202,6 +202,9 @@ func TestTableReadsPastATextThatTheServerCannotConvert(t *testing.T) {
 					fmt.Sprintf(`UPDATE odd SET %s = convert_from('%s', '%s') WHERE global_position = 3`, column, bad, encoding))
 				table := oddTable(t, db, false)
 				expectOdd(t, table, 3, "22") // class 22
+				if page, err := table.Read(t.Context(), 0, 100); err != nil || len(page) != 5 {
+					t.Errorf("a read of all is of %d events, %v", len(page), err)
+				}
 				page, err := table.Read(t.Context(), 2, 1)
 				if err != nil || len(page) != 1 || page[0].AggregateID != want {
 					t.Errorf("%v, %+v", err, page)

@@ -3,6 +3,7 @@ package orchestrator
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
@@ -76,22 +77,29 @@ func (l *lane[E]) parked(a protocol.LaneAction, parked []protocol.Parked) {
 	}
 }
 
-// readAgain reads the pending events again that could not be read, before they are
+// readAgain reads the first pending event again that could not be read, before it is
 // tried again: whoever mends a row heals its event.
 func (l *lane[E]) readAgain() {
-	for i, e := range l.events {
-		if e.Err == nil || l.signals(time.Now()).Asked {
-			continue
-		}
-		again, err := bounded(l.ctx, l.worker.patience(), func(ctx context.Context) (*Record[E], error) { return l.tap.fetch(ctx, e.Position) }, nil)
-		if err == nil && again != nil {
-			l.events[i] = again
-		}
+	i := slices.IndexFunc(l.events, func(e *Record[E]) bool { return e.Err != nil })
+	if i < 0 || l.signals(time.Now()).Asked {
+		return
+	}
+	position := l.events[i].Position
+	again, err := bounded(l.ctx, l.worker.patience(), func(ctx context.Context) (*Record[E], error) { return l.tap.fetch(ctx, position) }, nil)
+	if err == nil && again != nil {
+		l.events[i] = again
 	}
 }
 
 // fetch reads the event at a position, nil if there is none within the scope.
-func (t *tap[E]) fetch(ctx context.Context, position int64) (*Record[E], error) {
+func (t *tap[E]) fetch(ctx context.Context, position int64) (r *Record[E], err error) {
+	if failed := contained(func() { r, err = t.at(ctx, position) }); failed != nil {
+		return nil, fmt.Errorf("%w: read at position %d: %w", ErrEventStore, position, failed)
+	}
+	return r, err
+}
+
+func (t *tap[E]) at(ctx context.Context, position int64) (*Record[E], error) {
 	events := t.feed.events
 	read := func(ctx context.Context, after int64, limit int) ([]Record[E], int64, error) {
 		page, err := events.Read(ctx, after, limit)

@@ -199,9 +199,23 @@ func NewEventTable(db *sql.DB, table string) (*Table[Event], error) {
 const eventSize = 600
 
 // Read implements EventStore.
-func (t *Table[E]) Read(ctx context.Context, after int64, limit int) ([]Record[E], error) {
-	p, err := t.read(ctx, Scope{}, after, limit, 0, false)
-	return p.events, err
+func (t *Table[E]) Read(ctx context.Context, after int64, limit int) (page []Record[E], err error) {
+	for {
+		p, err := t.read(ctx, Scope{}, after, limit-len(page), 0, false)
+		if err != nil {
+			return nil, err
+		}
+		if page == nil {
+			page = p.events
+		} else {
+			page = append(page, p.events...)
+		}
+		// One that ends at an event that can't be read is not the end of the stream.
+		if !p.more || len(page) == limit || len(p.events) == 0 {
+			return page, nil
+		}
+		after = page[len(page)-1].Position
+	}
 }
 
 // Scoped implements ScopedEventStore: what is out of the scope does not leave

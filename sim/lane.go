@@ -174,24 +174,24 @@ func (l *lane) wake() {
 	}
 	l.paused, l.resting = false, false
 	l.pausing++
-	l.p.post(func() { l.readAgain(0) })
+	l.p.post(l.readAgain)
 }
 
-// readAgain reads the pending events again, from the i-th on, that could not be read and
-// are about to be tried again, as readAgain in runner_parked.go does. Then the lane goes on.
-func (l *lane) readAgain(i int) {
-	for ; l.retries && i < len(l.events) && !l.run.draining && !l.p.w.rules.keepsUnreadable; i++ {
-		if e := l.events[i]; e.bad {
-			l.reread(e, func(again event) {
-				l.events = slices.Clone(l.events) // the history has it as it was
-				l.events[i] = again
-				l.readAgain(i + 1)
-			})
-			return
-		}
-	}
+// readAgain reads the first pending event again that could not be read and is about to be
+// tried again, as readAgain in runner_parked.go does. Then the lane goes on.
+func (l *lane) readAgain() {
+	retries := l.retries
 	l.retries = false
-	l.next(protocol.LaneAnswer{})
+	i := slices.IndexFunc(l.events, func(e event) bool { return e.bad })
+	if i < 0 || !retries || l.run.draining || l.p.w.rules.keepsUnreadable {
+		l.next(protocol.LaneAnswer{})
+		return
+	}
+	l.reread(l.events[i], func(again event) {
+		l.events = slices.Clone(l.events) // the history has it as it was
+		l.events[i] = again
+		l.next(protocol.LaneAnswer{})
+	})
 }
 
 // reread reads one event.

@@ -10,7 +10,8 @@ import (
 // honours its context or not: lib/pq goes on reading from a connection whose
 // other end has fallen silent until the kernel gives up, a quarter of an hour
 // later, though a new connection would work at once. A call that is given up
-// goes on in the background; late takes what it returns then, if it succeeds.
+// goes on in the background; late takes what it returns then, if it succeeds. The call
+// may be the program's code: see safely.
 func bounded[T any](ctx context.Context, d time.Duration, call func(context.Context) (T, error), late func(T)) (T, error) {
 	type result struct {
 		value T
@@ -20,15 +21,20 @@ func bounded[T any](ctx context.Context, d time.Duration, call func(context.Cont
 	done, abandoned := make(chan result), make(chan struct{})
 	go func() {
 		defer cancel()
-		var r result
-		r.value, r.err = call(ctx)
-		select {
-		case done <- r:
-		case <-abandoned:
-			if r.err == nil && late != nil {
-				late(r.value)
+		r := result{err: exited("the call")}
+		defer func() {
+			select {
+			case done <- r:
+			case <-abandoned:
+				if r.err == nil && late != nil {
+					late(r.value)
+				}
 			}
-		}
+		}()
+		r.err = safely("the call", func() (err error) {
+			r.value, err = call(ctx)
+			return err
+		})
 	}()
 	select {
 	case r := <-done:

@@ -336,9 +336,7 @@ func (c Config[E]) withDefaults() (Config[E], error) {
 	if c.ListenURL != "" {
 		c.Notifier = listenURL(c.ListenURL)
 	}
-	if c.Logger == nil {
-		c.Logger = slog.New(slog.DiscardHandler)
-	}
+	c.Logger = safeLogger(c.Logger)
 	return c, nil
 }
 
@@ -414,7 +412,10 @@ func projectionNames[E any](projections []Projection[E]) ([]string, error) {
 		if f, ok := p.(interface{ settings() projectionSettings }); ok && f.settings().missing {
 			return nil, fmt.Errorf("%w: projections[%d], %q, has a nil handler", ErrInvalidConfig, i, f.settings().name)
 		}
-		name := p.Name()
+		name, err := apart("Name", func() (string, error) { return p.Name(), nil })
+		if err != nil {
+			return nil, fmt.Errorf("%w: the name of projections[%d] (%T) can't be had: %w", ErrInvalidConfig, i, p, err)
+		}
 		if problem := nameProblem(name); problem != "" {
 			return nil, fmt.Errorf("%w: the name of projections[%d] %s", ErrInvalidConfig, i, problem)
 		}

@@ -81,7 +81,9 @@ type HandlerError struct {
 	Position  int64
 	Partition int
 	Attempts  int
-	Err       error
+	// Err stands for what the handler has returned: it has its text (of very long
+	// ones, the beginning), and unwraps to it.
+	Err error
 }
 
 func (e *HandlerError) Error() string {
@@ -90,16 +92,28 @@ func (e *HandlerError) Error() string {
 
 func (e *HandlerError) Unwrap() error { return e.Err }
 
-// A PanicError is a handler's panic, turned into an error.
+// A PanicError is a panic of the program's code, a handler's for example, turned into
+// an error.
 type PanicError struct {
 	Value any
 	Stack []byte
+
+	text string // of Value
 }
 
-func (e *PanicError) Error() string { return fmt.Sprintf("panic: %v\n%s", e.Value, e.Stack) }
+func (e *PanicError) Error() string {
+	text := e.text
+	if text == "" {
+		text = textOf(e.Value)
+	}
+	return fmt.Sprintf("panic: %s\n%s", text, e.Stack)
+}
 
 // Unwrap returns the value if it was an error.
 func (e *PanicError) Unwrap() error {
 	err, _ := e.Value.(error)
+	if err == nil || isNil(err) || !finite(err) {
+		return nil
+	}
 	return err
 }

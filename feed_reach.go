@@ -38,8 +38,16 @@ func (f *feed[E]) meet() {
 		return
 	}
 	var gap *Gap
-	if g, waiting := s.Waiting(); waiting {
-		gap = &g
+	type answer struct {
+		Gap
+		waiting bool
+	}
+	a, err := apart("the event store", func() (a answer, err error) {
+		a.Gap, a.waiting = s.Waiting()
+		return a, nil
+	})
+	if err == nil && a.waiting {
+		gap = &a.Gap
 	}
 	before := f.gap
 	f.gap = gap

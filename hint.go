@@ -132,13 +132,16 @@ func (l *listener) run(ctx context.Context) {
 		channels := slices.Clone(l.channels)
 		l.relisten = cancel
 		l.mu.Unlock()
-		err := l.notifier.Listen(inner, channels, func() {
+		up := func() {
 			if away {
 				l.log.Info("listening for notifications again")
 			}
 			failures, away = 0, false
 			l.each(func(e *ear) { e.look(); e.news() }) // what was said before was missed
-		}, l.heard)
+		}
+		_, err := apart("the Notifier", func() (struct{}, error) {
+			return struct{}{}, l.notifier.Listen(inner, channels, up, l.heard)
+		})
 		changed := inner.Err() != nil
 		cancel()
 		l.each(func(e *ear) { e.trust(false) })

@@ -220,14 +220,14 @@ func TestObserverOfPolicies(t *testing.T) {
 			continue
 		}
 		attempts = append(attempts, f.Attempt)
-		if f.Position != 4 || f.Err != odd || (f.RetryIn == 0) != (f.Attempt == 3) {
+		if f.Position != 4 || !errors.Is(f.Err, odd) || (f.RetryIn == 0) != (f.Attempt == 3) {
 			t.Errorf("failed %+v", f)
 		}
 	}
 	if !slices.Equal(attempts, []int{1, 2, 3}) {
 		t.Errorf("told of the attempts %v", attempts)
 	}
-	if first.Position != 4 || first.Attempts != 3 || first.Err != odd || first.AggregateID != "a3" || first.Projection != "parks" {
+	if first.Position != 4 || first.Attempts != 3 || !errors.Is(first.Err, odd) || first.AggregateID != "a3" || first.Projection != "parks" {
 		t.Errorf("parked %+v", first)
 	}
 	if behind.Attempts != 0 || behind.Err != nil || behind.AggregateID != "a3" {
@@ -251,7 +251,7 @@ func TestObserverOfPolicies(t *testing.T) {
 	}
 	w.retry("parks", orchestrator.ParkedSelector{Positions: []int64{4}})
 	awaited(t, s, "the retry, which fails", func(e orchestrator.HandlerFailed) bool {
-		return e.Projection == "parks" && e.Position == 4 && e.Attempt == 4 && e.RetryIn == 0 && e.Err == odd
+		return e.Projection == "parks" && e.Position == 4 && e.Attempt == 4 && e.RetryIn == 0 && errors.Is(e.Err, odd)
 	})
 	awaited(t, s, "the last failure", func(e orchestrator.HandlerFailed) bool {
 		return e.Projection == "halts" && e.Position == 4 && e.Attempt == 3 && e.RetryIn == 0

@@ -64,8 +64,8 @@ func (o *Orchestrator[E]) Run(ctx context.Context, projections []Projection[E]) 
 		return err
 	}
 	var scopes []Scope
-	for _, p := range projections {
-		scope, err := scopeOf(o.cfg.EventStore, p)
+	for i, p := range projections {
+		scope, err := scopeOf(o.cfg.EventStore, p, names[i])
 		if err != nil {
 			return err
 		}
@@ -92,6 +92,7 @@ func (o *Orchestrator[E]) Run(ctx context.Context, projections []Projection[E]) 
 // what the session says. It decides nothing.
 type worker[E any] struct {
 	name        protocol.WorkerID // of its first incarnation
+	goesBy      atomic.Value      // the name of its present one, a string, for the log
 	cfg         Config[E]
 	projections []Projection[E]
 	names       []string
@@ -193,13 +194,14 @@ func newWorker[E any](ctx context.Context, cfg Config[E], projections []Projecti
 		feed:  joinFeed(cfg.EventStore, cfg.feedConfig(), cfg.StaleWorkerTimeout),
 		session: protocol.NewSession(protocol.WorkerID(name),
 			cfg.timing(), protocol.Request{Wants: cfg.Partitions, MaxPartitions: cfg.MaxPartitions, JoinWindow: cfg.JoinWindow}),
-		log:       cfg.Logger.With("replica_set", string(cfg.ReplicaSet), "worker", name),
 		inputs:    make(chan protocol.Input),
 		hints:     make(chan struct{}, 1),
 		fatal:     make(chan error),
 		leases:    newLease(),
 		reporting: reporting{slot: make(chan struct{}, 1)},
 	}
+	w.goesBy.Store(name)
+	w.log = slog.New(namedLog{cfg.Logger.With("replica_set", string(cfg.ReplicaSet)).Handler(), &w.goesBy})
 	w.to = newTeller(cfg.Observer, w.log)
 	w.present()
 	w.life, w.end = context.WithCancel(context.WithoutCancel(ctx))
@@ -255,7 +257,7 @@ func (w *worker[E]) check(ctx context.Context) error {
 	checks := []func(context.Context) error{w.store.Check, w.checkNames}
 	if c, ok := w.cfg.EventStore.(Checker); ok {
 		checks = append(checks, func(ctx context.Context) error {
-			if err := c.Check(ctx); err != nil {
+			if err := safely("the event store", func() error { return c.Check(ctx) }); err != nil {
 				return fmt.Errorf("%w: %w", ErrEventStore, err)
 			}
 			return nil
@@ -271,7 +273,7 @@ func (w *worker[E]) check(ctx context.Context) error {
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}
-			if !store.Passing(err) && !errors.Is(err, context.DeadlineExceeded) {
+			if !store.Passing(err) && !store.FactsOf(err).Deadline {
 				return err
 			}
 			w.log.Warn("database is away, trying again", "error", err)
@@ -343,6 +345,7 @@ func (w *worker[E]) loop(ctx context.Context) error {
 		w.leases.set(w.session)
 		if again := w.session.ID(); again != id {
 			w.log.Info("joining again", "as", string(again))
+			w.goesBy.Store(string(again))
 		}
 		w.vitals.turn(now, in, actions)
 		for _, action := range actions {

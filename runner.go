@@ -4,11 +4,9 @@ import (
 	"cmp"
 	"context"
 	"database/sql"
-	"errors"
 	"fmt"
 	"log/slog"
 	mathrand "math/rand/v2"
-	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -23,7 +21,8 @@ type run[E any] struct {
 	source   func() Source // the incarnation that runs them
 	over     bool          // all have ended; the loop's to know
 	lanes    []*lane[E]
-	draining chan struct{} // closed: finish the event in hand, commit, end
+	busy     sync.WaitGroup // lanes that have not ended
+	draining chan struct{}  // closed: finish the event in hand, commit, end
 	once     sync.Once
 	ctx      context.Context
 	cancelc  context.CancelCauseFunc
@@ -44,7 +43,6 @@ func startRun[E any](w *worker[E], s protocol.Share) *run[E] {
 	r := &run[E]{share: s, source: func() Source { return w.source(id) }, draining: make(chan struct{})}
 	r.ctx, r.cancelc = context.WithCancelCause(w.life)
 	r.begin()
-	var lanes sync.WaitGroup
 	for _, a := range s.Assignments() {
 		for i, name := range w.names {
 			if s.Runs(name) {
@@ -53,10 +51,10 @@ func startRun[E any](w *worker[E], s protocol.Share) *run[E] {
 		}
 	}
 	for _, l := range r.lanes {
-		lanes.Go(l.loop)
+		r.busy.Go(l.loop)
 	}
 	go func() {
-		lanes.Wait()
+		r.busy.Wait()
 		if len(r.lanes) == 0 { // all is paused
 			select {
 			case <-r.draining:
@@ -122,11 +120,13 @@ type lane[E any] struct {
 	page     []Record[E]     // the latest that was read
 	again    []*Record[E]    // the parked event that is retried
 	full     bool            // there was no room to park, and that was logged
-	tx       *sql.Tx         // the open transaction
+	tx       *handlerTx      // the open transaction
 	endTx    func()          // ends its context
 	did      protocol.LaneDo // the latest action
 	err      error           // and what came of it
-	fault    error           // the latest of a handler
+	fault    error           // the latest of a handler, or of what followed it in its transaction
+	called   time.Time       // when the handler was called last
+	calling  bool            // it has not returned
 	position atomic.Int64    // of the event in hand; 0: none
 	ended    atomic.Bool
 
@@ -211,20 +211,28 @@ func (l *lane[E]) signals(now time.Time) protocol.Signals {
 	return s
 }
 
-// loop is the life of a lane.
-func (l *lane[E]) loop() {
+// loop is the life of a lane. A handler that ends its goroutine, which is the lane's,
+// fails with that, and the lane goes on in another.
+func (l *lane[E]) loop() { l.live(protocol.LaneAnswer{}) }
+
+func (l *lane[E]) live(answer protocol.LaneAnswer) {
 	var end *protocol.LaneAction
 	defer func() {
-		l.tap.close()
-		l.ended.Store(true)
 		switch {
-		case end == nil:
-			l.worker.fail(fmt.Errorf("projection %q: a handler ended its goroutine (runtime.Goexit)", l.id.Projection))
-		default:
+		case end != nil:
+			l.tap.close()
+			l.ended.Store(true)
 			l.tell(*end)
+		case l.calling:
+			l.calling = false
+			answer := l.judge(protocol.LaneHandle, protocol.LaneAnswer{Jitter: mathrand.Float64()}, exited("the handler"))
+			l.run.busy.Go(func() { l.live(answer) })
+		default: // a panic of the library's own
+			l.tap.close()
+			l.ended.Store(true)
 		}
 	}()
-	end = l.work()
+	end = l.work(answer)
 }
 
 // tell tells the session of the lane's end, and Run what it is to return.
@@ -239,15 +247,14 @@ func (l *lane[E]) tell(end protocol.LaneAction) {
 }
 
 // work carries the core from answer to action until it ends.
-func (l *lane[E]) work() *protocol.LaneAction {
-	var answer protocol.LaneAnswer
+func (l *lane[E]) work(answer protocol.LaneAnswer) *protocol.LaneAction {
 	for {
 		now := time.Now()
 		action := l.core.Next(now, l.signals(now), answer)
 		l.keep()
 		l.note(now, action)
 		if action.Rollback && l.tx != nil {
-			rollback(l.tx, l.endTx)
+			rollback(l.tx.tx, l.endTx)
 			l.tx = nil
 		}
 		if action.Do == protocol.LaneEnd {
@@ -289,6 +296,9 @@ func (l *lane[E]) note(now time.Time, a protocol.LaneAction) {
 	}
 	if a.Rollback {
 		l.began = time.Time{}
+	}
+	if a.Err != nil && (a.Do == protocol.LanePause || a.Do == protocol.LanePark || a.End == protocol.AtFault) {
+		l.fault = a.Err
 	}
 	switch a.Do {
 	case protocol.LaneOpen, protocol.LaneHandle, protocol.LaneSave:
@@ -340,6 +350,9 @@ func (l *lane[E]) do(a protocol.LaneAction) protocol.LaneAnswer {
 	case protocol.LaneOpen:
 		err = l.begin()
 	case protocol.LaneProve:
+		if a.Why == protocol.Suspended {
+			l.log.Info("handler interrupted, will be called again", "position", a.Position, "cause", l.interruption())
+		}
 		l.prove()
 		return answer
 	case protocol.LaneHandle:
@@ -347,8 +360,8 @@ func (l *lane[E]) do(a protocol.LaneAction) protocol.LaneAnswer {
 		if !a.Parked {
 			events = l.events[a.First : a.First+a.Count]
 		}
-		err = l.call(events)
-		if errors.Is(err, errNotBegun) {
+		var begun bool
+		if begun, err = l.call(events); !begun {
 			answer.Failure = protocol.NotBegun
 			return answer
 		}
@@ -367,34 +380,63 @@ func (l *lane[E]) do(a protocol.LaneAction) protocol.LaneAnswer {
 	default:
 		answer, err = l.doParked(a, answer)
 	}
-	l.did, l.err = a.Do, err
-	answer.Failure = protocol.Fault
-	if _, bad := err.(*unreadable); !bad { // whatever that wraps
-		answer.Failure = store.FailureOf(err, l.kind, a.Do)
-	}
+	answer = l.judge(a.Do, answer, err)
 	if answer.Failure == protocol.Fenced {
 		tell(l.worker.to, l.worker.to.CommitRefused, CommitRefused{l.source(), l.name(), a.To.Position})
 	}
-	if a.Do == protocol.LaneHandle && answer.Failure == protocol.Fault && l.spell.Err() != nil {
-		answer.Failure = protocol.Passing // it was suspended
+	return answer
+}
+
+// judge completes an answer with how the action went.
+func (l *lane[E]) judge(do protocol.LaneDo, answer protocol.LaneAnswer, err error) protocol.LaneAnswer {
+	l.did, l.err = do, err
+	if err == nil {
+		return answer
 	}
-	if a.Do == protocol.LaneHandle || answer.Failure == protocol.Fault {
-		l.fault = cmp.Or(err, l.fault) // what precedes the event is committed first
+	facts := store.FactsOf(err)
+	_, bad := err.(*unreadable)
+	if bad { // whatever that wraps
+		facts, err = protocol.Facts{Failed: true}, own("the row", err)
+	}
+	inTransaction := l.kind != protocol.Plain
+	switch do {
+	case protocol.LaneHandle, protocol.LaneWrite, protocol.LaneUnpark:
+		now := time.Now()
+		if inTransaction && (facts.State == "25P03" || (facts.Lost || facts.Network) && now.Sub(l.called) >= l.worker.cfg.StaleWorkerTimeout) {
+			facts.Idled = true
+			err = own("", fmt.Errorf("the transaction has ended: the handler has left it idle for longer than StaleWorkerTimeout, which is %s: %w", l.worker.cfg.StaleWorkerTimeout, err))
+		}
+		terms := l.worker.leases.at.Load()
+		suspended := l.spell != nil && l.spell.Err() != nil || terms.over(now) || terms.unproven(now)
+		answer.Failure = protocol.Classify(facts, l.kind, do, suspended)
+	default:
+		answer.Failure = protocol.Classify(facts, l.kind, do, false)
+	}
+	if do == protocol.LaneHandle || answer.Failure == protocol.Fault ||
+		inTransaction && (do == protocol.LaneWrite || do == protocol.LaneCommit || do == protocol.LaneUnpark) {
+		l.fault = err // what precedes the event is committed first
 	}
 	return answer
+}
+
+// interruption says why the library has cancelled the handler.
+func (l *lane[E]) interruption() error {
+	return cmp.Or(context.Cause(l.spell), ErrUnproven)
 }
 
 // begin starts a transaction. It lives as long as the context that it was begun
 // with, so that is not the bounded one; but one that was given up must not stay
 // in the pool's queue, behind all others that were.
-func (l *lane[E]) begin() (err error) {
+func (l *lane[E]) begin() error {
 	ctx, cancel := context.WithCancel(l.ctx)
-	l.tx, err = bounded(l.ctx, l.worker.patience(), func(context.Context) (*sql.Tx, error) { return l.worker.store.BeginHandler(ctx) },
+	tx, err := bounded(l.ctx, l.worker.patience(), func(context.Context) (*sql.Tx, error) { return l.worker.store.BeginHandler(ctx) },
 		func(tx *sql.Tx) { rollback(tx, cancel) })
-	if l.endTx = cancel; err != nil {
+	if err != nil {
 		cancel()
+		return err
 	}
-	return err
+	l.tx, l.endTx = &handlerTx{tx: tx}, cancel
+	return nil
 }
 
 // rollback ends a transaction that is of no more use, in the background: its
@@ -407,14 +449,14 @@ func rollback(tx *sql.Tx, endTx func()) {
 }
 
 func (l *lane[E]) write(from, to protocol.Checkpoint) error {
-	tx := l.tx
+	tx := l.tx.tx
 	return boundedDo(l.ctx, l.worker.patience(), func(ctx context.Context) error {
 		return l.worker.store.Commit(ctx, tx, l.id, from, to)
 	})
 }
 
 func (l *lane[E]) commit() error {
-	tx := l.tx
+	tx := l.tx.tx
 	err := boundedDo(l.ctx, l.worker.patience(), func(context.Context) error { return tx.Commit() })
 	if err == nil {
 		l.tx = nil
@@ -437,8 +479,6 @@ func (l *lane[E]) prove() {
 	}
 }
 
-var errNotBegun = errors.New("the proof has run out")
-
 // context returns a handler's context.
 func (l *lane[E]) context() context.Context {
 	if s := l.run.spell.Load(); s != l.spell {
@@ -451,27 +491,39 @@ func (l *lane[E]) context() context.Context {
 	return l.inCall
 }
 
-// call runs a handler and turns a panic into an error. It counts as running
-// before a last look at the proof: when that runs out, either the session is
-// told that a handler runs, or none begins.
-func (l *lane[E]) call(events []*Record[E]) (err error) {
+// call calls the handler, and turns whatever comes of it into an error of the
+// library's. It counts as running before a last look at the proof: when that runs
+// out, either the session is told that a handler runs, or none begins.
+func (l *lane[E]) call(events []*Record[E]) (begun bool, err error) {
 	l.worker.handlers.begin()
 	defer l.worker.handlers.end()
-	ctx := l.context()
-	if l.worker.leases.at.Load().unproven(time.Now()) {
-		return errNotBegun
+	ctx, now := l.context(), time.Now()
+	if l.worker.leases.at.Load().unproven(now) {
+		return false, nil
 	}
 	l.position.Store(events[0].Position)
 	defer l.position.Store(0)
+	l.called, l.calling = now, true // and calling it is if this goroutine ends
+	err = l.guarded(ctx, events)
+	l.calling = false
+	return true, err
+}
+
+// guarded is safely, without a closure for each event.
+func (l *lane[E]) guarded(ctx context.Context, events []*Record[E]) (err error) {
 	defer func() {
 		if v := recover(); v != nil {
-			err = &PanicError{Value: v, Stack: debug.Stack()}
+			err = panicked("the handler", v)
 		}
 	}()
 	if err := unreadableIn(events); err != nil {
 		return err
 	}
-	return l.handle(ctx, events)
+	err = own("the handler", l.handle(ctx, events))
+	if l.tx != nil {
+		err = l.tx.settle(err)
+	}
+	return own("the handler", err)
 }
 
 // pause waits, or until the lane is asked to stop.

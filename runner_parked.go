@@ -23,7 +23,7 @@ func (l *lane[E]) doParked(a protocol.LaneAction, answer protocol.LaneAnswer) (p
 	case protocol.LanePark:
 		parked, text := l.core.Parking(), ""
 		if a.Attempts > 0 {
-			text = l.fault.Error()
+			text = fmt.Sprint(l.fault)
 		}
 		err = boundedDo(l.ctx, patience, func(ctx context.Context) error { return s.Park(ctx, l.id, a.From, a.To, parked, text) })
 		if err == nil {
@@ -37,7 +37,7 @@ func (l *lane[E]) doParked(a protocol.LaneAction, answer protocol.LaneAnswer) (p
 			l.again, answer.Page = []*Record[E]{e}, []protocol.Key{{Position: e.Position, Aggregate: e.AggregateID}}
 		}
 	case protocol.LaneUnpark:
-		tx := l.tx
+		tx := l.tx.tx
 		err = boundedDo(l.ctx, patience, func(ctx context.Context) error { return s.Unpark(ctx, tx, l.id, a.Position) })
 	case protocol.LaneDrop:
 		err = boundedDo(l.ctx, patience, func(ctx context.Context) error { return s.Drop(ctx, l.id, a.Position) })

@@ -120,12 +120,17 @@ type ReadFunc[E any] func(ctx context.Context, after int64, limit int) (page []R
 
 // scopeOf returns the scope of a projection, or what keeps the event store from
 // reading it.
-func scopeOf[E any](events EventStore[E], p Projection[E]) (Scope, error) {
+func scopeOf[E any](events EventStore[E], p Projection[E], name string) (Scope, error) {
 	scoped, ok := p.(ScopedProjection[E])
 	if !ok {
 		return Scope{}, nil
 	}
-	scope := Scope{scoped.AggregateTypes(), scoped.BoundedContexts()}
+	scope, err := apart("AggregateTypes or BoundedContexts", func() (Scope, error) {
+		return Scope{slices.Clone(scoped.AggregateTypes()), slices.Clone(scoped.BoundedContexts())}, nil
+	})
+	if err != nil {
+		return Scope{}, fmt.Errorf("%w: the scope of projection %q can't be had: %w", ErrInvalidConfig, name, err)
+	}
 	if scope.all() {
 		return Scope{}, nil
 	}
@@ -134,10 +139,10 @@ func scopeOf[E any](events EventStore[E], p Projection[E]) (Scope, error) {
 	}
 	store, ok := events.(ScopedEventStore[E])
 	if !ok {
-		return scope, fmt.Errorf("%w: projection %q is scoped, and the event store (%T) is no ScopedEventStore", ErrInvalidConfig, p.Name(), events)
+		return scope, fmt.Errorf("%w: projection %q is scoped, and the event store (%T) is no ScopedEventStore", ErrInvalidConfig, name, events)
 	}
-	if _, err := store.Scoped(scope); err != nil {
-		return scope, fmt.Errorf("projection %q is scoped: %w", p.Name(), err)
+	if _, err := apart("the event store", func() (ReadFunc[E], error) { return store.Scoped(scope) }); err != nil {
+		return scope, fmt.Errorf("projection %q is scoped: %w", name, err)
 	}
 	return scope, nil
 }

@@ -1,7 +1,6 @@
 package orchestrator
 
 import (
-	"fmt"
 	"log/slog"
 	"sync"
 	"sync/atomic"
@@ -59,7 +58,8 @@ func (t *teller) loop() {
 	ended := false
 	defer func() {
 		if v := recover(); !ended { // a panic, or runtime.Goexit
-			t.failed.Do(func() { t.log.Error("observer panicked", "panic", fmt.Sprint(v)) })
+			text, _ := apart("the Observer", func() (string, error) { return textOf(v), nil })
+			t.failed.Do(func() { t.log.Error("observer panicked", "panic", text) })
 			go t.loop()
 		}
 	}()

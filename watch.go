@@ -56,6 +56,9 @@ func (l *lane[E]) stand(a protocol.LaneAction) {
 		s.state = laneReading
 	case protocol.LaneProve:
 		s.state = laneUnproven
+		if a.Why == protocol.Suspended {
+			s.attempts, s.err = 0, brief(fmt.Errorf("handler interrupted: %w", l.interruption()))
+		}
 	case protocol.LaneEnd:
 		s.state = laneEnded
 	case protocol.LanePause:
@@ -88,7 +91,7 @@ const briefMax = 300
 
 // brief returns the first line of an error, in text that JSON in PostgreSQL can hold.
 func brief(err error) string {
-	text, _, _ := strings.Cut(fmt.Sprint(err), "\n") // Sprint, for Error may panic
+	text, _, _ := strings.Cut(fmt.Sprint(err), "\n")
 	text = strings.ReplaceAll(strings.ToValidUTF8(text, "?"), "\x00", "?")
 	for len(text) > briefMax {
 		_, last := utf8.DecodeLastRuneInString(text)

@@ -63,6 +63,15 @@ func TestErrors(t *testing.T) {
 	}
 }
 
+func TestHandlers(t *testing.T) {
+	for _, mode := range modes {
+		t.Run(mode.String(), func(t *testing.T) {
+			t.Parallel()
+			storetest.Handlers(t, opener(mode))
+		})
+	}
+}
+
 func TestRun(t *testing.T) {
 	for _, mode := range modes {
 		t.Run(mode.String(), func(t *testing.T) {

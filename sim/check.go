@@ -23,6 +23,7 @@ type checker struct {
 	projections map[string]*checkedProjection
 	inOrder     []*checkedProjection // as they appeared
 	calls       map[callKey]*openCall
+	failures    map[failureKey]failures
 	appends     []fact
 	gaps        []fact // waited for, and passed
 
@@ -93,7 +94,7 @@ func newChecker(s setup) *checker {
 	c := &checker{
 		setup: s, crew: newCrew(s.drift),
 		projections: map[string]*checkedProjection{},
-		calls:       map[callKey]*openCall{},
+		calls:       map[callKey]*openCall{}, failures: map[failureKey]failures{},
 	}
 	for _, name := range s.final {
 		c.projection(name)
@@ -151,13 +152,23 @@ func (c *checker) observe(f fact) *violation {
 			if v := c.suspended(call, f); v != nil {
 				return v
 			}
+			if v := c.fails(call, f); v != nil {
+				return v
+			}
 			call.failed = f.text != ""
 			c.forget(call)
 			call.worker.calls = without(call.worker.calls, call)
 		}
+	case undone:
+		c.failsAt(f, f.events)
+	case lotFull:
+		delete(c.failures, failureKey{laneOf(f), f.from}) // it is called with it for as long as there is no room
 	case committed:
 		return c.committed(f)
 	case eventsParked:
+		if v := c.parksInTime(f); v != nil {
+			return v
+		}
 		return c.eventsParked(f)
 	case parkedRetried:
 		return c.parkedRetried(f)

@@ -66,6 +66,9 @@ const (
 	countPanicked
 	countCanceled
 	countDeaf
+	countTimedOut
+	countKilled
+	countEnded
 	countSpoilt
 	countViolated
 	countAtFault
@@ -157,6 +160,9 @@ var counterWords = [counterCount]string{
 	countPanicked:   "a handler panicked",
 	countCanceled:   "a handler was cancelled, and returned",
 	countDeaf:       "a handler was cancelled, and went on",
+	countTimedOut:   "a statement of a handler took too long for the server",
+	countKilled:     "a handler ended its own connection",
+	countEnded:      "a handler ended its transaction, and the checkpoint did not move",
 	countSpoilt:     "a handler ignored the error of a statement, and its transaction could not commit",
 	countViolated:   "what a handler had written was refused at COMMIT",
 	countAtFault:    "a worker ended because of a handler",
@@ -368,9 +374,12 @@ func (t *tally) observe(f fact) {
 	case lotFull:
 		t.counters[countLotFull]++
 	case undone:
-		if f.text == "at write" {
+		switch f.text {
+		case transactionEnded:
+			t.counters[countEnded]++
+		case "at write":
 			t.counters[countSpoilt]++
-		} else {
+		default:
 			t.counters[countViolated]++
 		}
 	case refused:
@@ -455,6 +464,10 @@ func (t *tally) handlerEnds(f fact) {
 		t.counters[countPanicked]++
 	case "canceled":
 		t.counters[countCanceled]++
+	case timedOut:
+		t.counters[countTimedOut]++
+	case killed:
+		t.counters[countKilled]++
 	}
 }
 

@@ -47,6 +47,9 @@ type connection interface {
 	// that breaks a constraint which is checked at COMMIT.
 	spoil()
 	violate()
+	// chain rolls the open transaction back and begins another, with statements of
+	// the handler's own.
+	chain()
 	write(l store.Lane, from, to protocol.Checkpoint, done func(error))
 	commit(done func(error))
 	save(l store.Lane, from, to protocol.Checkpoint, done func(error))

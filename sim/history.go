@@ -70,10 +70,10 @@ const (
 
 	// Lanes. All have projection, generation, partition, total.
 	handlerBegins // events, call, deaf
-	handlerEnds   // call; text "", "failed", "panicked", "canceled"
+	handlerEnds   // call; text "", "failed", "panicked", "canceled", timedOut, killed; deaf: it had been cancelled, or should have been
 	committed     // from, to, events: those handled since the lane's last commit
 	refused       // from, to: the fence let nothing through
-	undone        // from, to: the server refused what the handlers had written; text: when
+	undone        // from, to, events: the server refused what the handlers had written; text: when
 	proofAwaited  // before a handler begins
 	halted        // from: the handler failed there; nothing more is handled under this generation
 	unreadable    // from: the event there could not be read, and that is its failure
@@ -304,6 +304,9 @@ type setup struct {
 	transactional map[string]bool
 	// scopes say which events it is about.
 	scopes map[string]scope
+	// attempts say how often its handler fails at an event before that is parked; 0: it
+	// is never.
+	attempts map[string]int
 	// final are the projections of the programs that run in the end, and sets
 	// the replica set of each, where that is not the first.
 	final []string
@@ -343,6 +346,9 @@ const (
 
 	// obeys: what operators have ordered is so.
 	obeys promise = "obeys"
+	// underPolicy: a handler's failures lead to what the projection's policy says, and
+	// nothing else does.
+	underPolicy promise = "under-policy"
 	// withinScope: a projection is handed no event that is out of its scope.
 	withinScope promise = "within-scope"
 )

@@ -1,9 +1,12 @@
 package sim
 
 import (
+	"database/sql/driver"
 	"errors"
 	"slices"
 	"time"
+
+	"github.com/lib/pq"
 
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
@@ -58,6 +61,9 @@ func newLane(p *worker, r *run, q projection, a protocol.Assignment) *lane {
 	case w.plan.halts:
 		c.OnFailure = protocol.HaltLane
 	}
+	if bend := w.rules.lane; bend != nil {
+		c = bend(c)
+	}
 	l.core = protocol.NewLane(a, c)
 	return l
 }
@@ -92,19 +98,28 @@ func (l *lane) next(a protocol.LaneAnswer) {
 
 // answer hands on how a call ended.
 func (l *lane) answer(err error, a protocol.LaneAnswer) {
-	a.Failure, a.Jitter = store.FailureOf(err, l.kind, l.doing), l.p.rand.Float64()
-	if a.Failure == protocol.Fault && l.doing == protocol.LaneHandle && (l.spell != l.run.spell || l.run.canceled) {
-		a.Failure = protocol.Passing // it was suspended
-	}
+	facts := store.FactsOf(err)
+	a.Failure, a.Jitter = protocol.Classify(facts, l.kind, l.doing, l.suspended()), l.p.rand.Float64()
 	if a.Failure == protocol.Fault && l.doing != protocol.LaneHandle {
 		f := l.fact(undone, l.from.Position, l.to.Position)
-		f.text = "at " + l.doing.String()
+		f.events, f.text = slices.Clone(l.handled), "at "+l.doing.String()
+		if facts.Ended {
+			f.text = transactionEnded
+		}
 		l.p.record(f)
 	}
 	if bend := l.p.w.rules.answer; bend != nil {
 		a = bend(l, a)
 	}
 	l.next(a)
+}
+
+// transactionEnded is the text of what is undone since the handler ended its transaction.
+const transactionEnded = "it had ended its transaction"
+
+// suspended reports whether the handler was cancelled, or should have been.
+func (l *lane) suspended() bool {
+	return l.spell != l.run.spell || l.run.canceled || l.p.unproven() || !l.p.now().Before(l.p.session.LeaseEnd())
 }
 
 func (l *lane) do(a protocol.LaneAction) {
@@ -310,6 +325,9 @@ type call struct {
 	// It does not notice that a statement of its fails, or breaks a constraint
 	// that is checked at COMMIT.
 	spoils, violates bool
+	// It ends its transaction and begins another; it ends its connection, and may not
+	// notice.
+	chains, kills bool
 }
 
 // prove waits until the worker has proven that it is there.
@@ -386,16 +404,22 @@ func (l *lane) handle(a protocol.LaneAction) {
 	switch {
 	case p.chance(h.slow):
 		length += p.between(0, h.slowBy)
-	case l.poisoned(c.events), p.chance(h.fail):
+	case l.poisoned(c.events):
+		c.outcome = l.poison(c.events)
+	case p.chance(h.fail):
 		c.outcome = "failed"
 	case p.chance(h.panics):
 		c.outcome = "panicked"
+	case p.chance(h.timeout):
+		c.outcome = timedOut
+	case p.chance(h.kill):
+		c.outcome = killed
 	case l.kind != protocol.Plain && w.subject == nil:
 		violate := h.violate
 		if a.Parked { // its row is deleted by then
 			violate = max(violate, 100)
 		}
-		c.spoils, c.violates = p.chance(h.spoil), p.chance(violate)
+		c.spoils, c.violates, c.chains = p.chance(h.spoil), p.chance(violate), p.chance(h.chain)
 	}
 	if p.freezeInHandler > 0 {
 		p.freeze(p.freezeInHandler, "in a handler")
@@ -417,7 +441,7 @@ func (l *lane) returns(c *call) {
 	l.p.running--
 	var err error
 	if c.outcome != "" {
-		err = errors.New(c.outcome)
+		err = l.failure(c)
 	} else if err = l.effects(c.events); err != nil {
 		c.outcome = "failed"
 	} else {
@@ -427,15 +451,42 @@ func (l *lane) returns(c *call) {
 		if c.violates {
 			l.link.conn.violate()
 		}
+		if c.chains {
+			l.link.conn.chain()
+			l.link.wrote = nil
+		}
 		if c.spoils {
 			l.link.conn.spoil()
 		}
 	}
 	f := l.fact(handlerEnds, 0, 0)
-	f.call, f.text = c.id, c.outcome
+	f.call, f.text, f.deaf = c.id, c.outcome, l.suspended()
 	l.p.record(f)
 	l.answer(err, protocol.LaneAnswer{})
 }
+
+// How a handler fails beside that it says so.
+const (
+	timedOut = "timed out"
+	killed   = "killed its connection"
+)
+
+// failure is the error that a call returns.
+func (l *lane) failure(c *call) error {
+	switch {
+	case c.outcome == timedOut:
+		return errTimedOut
+	case c.outcome == killed:
+		if l.kind != protocol.Plain && l.link.conn != nil {
+			l.link.conn.close()
+		}
+		return driver.ErrBadConn
+	}
+	return errors.New(c.outcome)
+}
+
+// errTimedOut is what a statement of the handler's is told that takes too long.
+var errTimedOut = &pq.Error{Severity: "ERROR", Code: "57014", Message: "canceling statement due to statement timeout"}
 
 // cancel has the handler that runs, if there is one and it listens, return at
 // once; it ends a pause; and a call to the database is not waited for.

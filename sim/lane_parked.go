@@ -158,9 +158,22 @@ func (l *lane) poisoned(events []event) bool {
 		return false
 	}
 	for _, e := range events {
-		if int(uint32(uint64(e.position)*0x9E3779B97F4A7C15>>32)%1000) < w.plan.handlers.poison {
+		if hashed(e) < w.plan.handlers.poison {
 			return true
 		}
 	}
 	return false
+}
+
+// hashed is a number below 1000.
+func hashed(e event) int { return int(uint32(uint64(e.position)*0x9E3779B97F4A7C15>>32) % 1000) }
+
+// poison is how it fails at them.
+func (l *lane) poison(events []event) string {
+	for _, e := range events {
+		if n := hashed(e); n < l.p.w.plan.handlers.poison {
+			return [...]string{"failed", timedOut, killed}[n%3]
+		}
+	}
+	return "failed"
 }

@@ -53,6 +53,7 @@ type memoryRules struct {
 	anyPosition bool // a commit does not name the position that it starts from
 	noIdleBound bool // transactions may idle for ever
 	takesAny    bool // a projection is taken over although another set runs it
+	unmarked    bool // a commit does not ask whether its transaction is the one that was begun
 	hastyFind   bool // a checkpoint is read though a transaction has written it and not ended
 
 	parkUnfenced bool // events are parked whether or not the checkpoint could be moved
@@ -184,7 +185,7 @@ func (c *memoryConnection) begin(done func(error)) {
 	err := c.free("begin")
 	if err == nil {
 		t := c.enter()
-		t.idleMax = c.bounds.Handler
+		t.begun, t.idleMax = true, c.bounds.Handler
 		t.idle()
 	}
 	done(err)
@@ -232,6 +233,7 @@ type transaction struct {
 	effects []effect
 	// violates: it has broken a constraint that is checked at COMMIT.
 	violates bool
+	begun    bool // by Store.BeginHandler
 	failed   bool
 	ended    bool
 }

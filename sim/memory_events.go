@@ -96,12 +96,20 @@ func (c *memoryConnection) violate() {
 	}
 }
 
+// chain also ends what was bound to the transaction: its mark, and the bound on idling.
+func (c *memoryConnection) chain() {
+	if c.alive() != nil || c.open == nil {
+		return
+	}
+	c.open.end(false)
+	c.enter()
+}
+
 // write is Store.Commit, in the open transaction or in one of
 // Store.BeginHandler.
 //
 // A row that is not the right one in the statement's snapshot is not waited
-// for, though a transaction that is about to commit may make it that. Nor does
-// it bring the bound on idling: nothing is locked then.
+// for, though a transaction that is about to commit may make it that.
 func (c *memoryConnection) write(l store.Lane, from, to protocol.Checkpoint, done func(error)) {
 	opens := c.open == nil
 	if err := c.within(); err != nil {
@@ -109,17 +117,18 @@ func (c *memoryConnection) write(l store.Lane, from, to protocol.Checkpoint, don
 		return
 	}
 	t := c.open
-	if t.stop(); opens {
-		t.idleMax = c.bounds.Handler
-	}
+	t.stop()
+	t.begun, t.idleMax = t.begun || opens, c.bounds.Idle
 	t.refused = func(err error) {
 		t.fail()
 		done(err)
 	}
-	c.move(t, l, from, to, func(locked, moved bool) {
-		if locked {
-			t.idleMax = c.bounds.Idle
-		}
+	if !t.begun && !c.rules.unmarked {
+		t.idle()
+		done(store.ErrTransactionEnded)
+		return
+	}
+	c.move(t, l, from, to, func(_, moved bool) {
 		t.idle()
 		if !moved {
 			done(store.ErrSuperseded)

@@ -159,17 +159,18 @@ func (c *memoryConnection) unpark(l store.Lane, position int64, done func(error)
 		return
 	}
 	t := c.open
-	if t.stop(); opens {
-		t.idleMax = c.bounds.Handler
-	}
+	t.stop()
+	t.begun, t.idleMax = t.begun || opens, c.bounds.Idle
 	t.refused = func(err error) {
 		t.fail()
 		done(err)
 	}
-	c.fence(t, l, func(locked, fits bool) {
-		if locked {
-			t.idleMax = c.bounds.Idle
-		}
+	if !t.begun && !c.rules.unmarked {
+		t.idle()
+		done(store.ErrTransactionEnded)
+		return
+	}
+	c.fence(t, l, func(_, fits bool) {
 		if !fits {
 			t.idle()
 			done(store.ErrSuperseded)

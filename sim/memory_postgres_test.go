@@ -145,6 +145,8 @@ func replied(result string, err error) string {
 		return result
 	case errors.Is(err, store.ErrSuperseded):
 		return "superseded"
+	case errors.Is(err, store.ErrTransactionEnded):
+		return "not the transaction that was begun"
 	case errors.Is(err, store.ErrNotParked):
 		return "not parked"
 	case errors.Is(err, sql.ErrTxDone):
@@ -191,7 +193,9 @@ func (d *duel) call(open bool) (string, func(connection) string) {
 			return replied(fmt.Sprint(position), err)
 		}
 	case 9:
-		switch d.rand.IntN(3) {
+		switch d.rand.IntN(4) {
+		case 3:
+			return "chain", func(c connection) string { c.chain(); return "" }
 		case 0:
 			return "spoil", func(c connection) string { c.spoil(); return "" }
 		case 1:

@@ -78,6 +78,26 @@ var mutants = []mutant{
 	{"takes a lost COMMIT for a success, and no fence at it", rules{unknownIsSuccess: true, memory: memoryRules{anyPosition: true}}, []promise{nothingLost}},
 	{"looks at a checkpoint without waiting for its writer", rules{memory: memoryRules{hastyFind: true}}, []promise{inOrder, nothingTwice, nothingLost}},
 	{"commits again without the handlers' effects", rules{retriesEmpty: true}, []promise{nothingLost}},
+	{"moves the checkpoint in whatever transaction there is", rules{memory: memoryRules{unmarked: true}}, []promise{nothingLost}},
+	{"calls a time limit something that passes, and waits for that for ever", rules{answer: func(l *lane, a protocol.LaneAnswer) protocol.LaneAnswer {
+		if l.doing == protocol.LaneHandle && a.Failure == protocol.Fault {
+			a.Failure = protocol.Passing
+		}
+		return a
+	}, lane: func(c protocol.LaneConfig) protocol.LaneConfig {
+		c.Lease *= 1000
+		return c
+	}}, []promise{underPolicy}},
+	{"waits for ever for what is to pass by itself", rules{lane: func(c protocol.LaneConfig) protocol.LaneConfig {
+		c.Lease *= 1000
+		return c
+	}}, []promise{underPolicy}},
+	{"counts a suspension as a failure of the handler", rules{answer: func(_ *lane, a protocol.LaneAnswer) protocol.LaneAnswer {
+		if a.Failure == protocol.Interrupted {
+			a.Failure = protocol.Fault
+		}
+		return a
+	}}, []promise{underPolicy}},
 	{"calls again in a transaction that has failed", rules{keepsTransaction: true}, []promise{nothingTwice}},
 	{"runs what is paused", rules{runsPaused: true}, []promise{obeys}},
 	{"forgets what is to be rewound when a newer generation is opened", step(func(g protocol.Group, now time.Time, watch protocol.Watch) (protocol.Group, protocol.Decision) {

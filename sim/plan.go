@@ -109,6 +109,8 @@ type (
 		deaf               int // ignore that they are cancelled
 		outlive            int // and that their worker has given up
 		poison             int // events that can't be handled
+		timeout, kill      int // take too long for the server; end their own connection
+		chain              int // end their transaction, and begin another
 		spoil, violate     int // fail in their transaction, at once or at COMMIT, and don't notice
 		slowBy             time.Duration
 	}
@@ -256,8 +258,17 @@ func planOf(seed uint64, o options) plan {
 	if !o.postgres && chance(presence, 40) {
 		p.hurry(presence)
 	}
+	p.drawMisdeeds(rand.New(rand.NewPCG(seed, 6)))
 	p.crowdEvery = (p.settle() * 5 / 4 / 30).Truncate(time.Microsecond)
 	return p
+}
+
+// drawMisdeeds draws what handlers do that they should not.
+func (p *plan) drawMisdeeds(r *rand.Rand) {
+	h := &p.handlers
+	if h.fail+h.panics+h.spoil+h.violate > 0 {
+		h.timeout, h.kill, h.chain = rate(r, 30), rate(r, 20), rate(r, 30)
+	}
 }
 
 // congest makes the plan one in which it matters that somebody goes on a little
@@ -499,7 +510,7 @@ func (p *plan) settle() time.Duration {
 	if p.handlers.slow > 0 {
 		settle += p.handlers.slowBy + t.Drain + 2*t.Lease
 	}
-	if p.handlers.fail+p.handlers.panics+p.handlers.spoil+p.handlers.violate > 0 {
+	if p.handlers.fail+p.handlers.panics+p.handlers.spoil+p.handlers.violate > 0 || p.handlers.timeout+p.handlers.kill+p.handlers.chain > 0 {
 		settle += p.retry.Max
 	}
 	if p.parks() {
@@ -572,6 +583,8 @@ func (p *plan) String() string {
 		rate int
 		what string
 	}{
+		{h.timeout, "handlers that take too long for the server"}, {h.kill, "handlers that end their connections"},
+		{h.chain, "handlers that end their transactions"},
 		{h.spoil, "handlers that ignore errors"}, {h.violate, "handlers that break constraints"},
 		{min(h.slow, h.deaf, h.outlive), "handlers that outlive their workers"},
 	} {

@@ -395,6 +395,14 @@ func (c *postgresConnection) spoil() { c.exec(`SELECT 1 / 0`) }
 
 func (c *postgresConnection) violate() { c.exec(`INSERT INTO orphans VALUES (1)`) }
 
+func (c *postgresConnection) chain() {
+	c.exec(`ROLLBACK AND CHAIN`)
+	if c.open != nil {
+		c.bound, c.name = 0, ""
+		c.idles()
+	}
+}
+
 // exec carries out a statement whose error nobody looks at.
 func (c *postgresConnection) exec(query string) {
 	_ = c.run(func(ctx context.Context) error {
@@ -412,7 +420,7 @@ func (c *postgresConnection) write(l store.Lane, from, to protocol.Checkpoint, d
 	}
 	done(c.run(func(ctx context.Context) error {
 		err := c.store().Commit(ctx, c.open, l, from, to)
-		if err != nil && !errors.Is(err, store.ErrSuperseded) {
+		if err != nil && !errors.Is(err, store.ErrSuperseded) && !errors.Is(err, store.ErrTransactionEnded) {
 			return err
 		}
 		return errors.Join(err, c.look(ctx))
@@ -603,7 +611,7 @@ func (c *postgresConnection) run(statement func(context.Context) error) error {
 		return sql.ErrTxDone
 	}
 	err := statement(context.Background())
-	if err != nil && !errors.Is(err, store.ErrSuperseded) && !errors.Is(err, store.ErrNotParked) {
+	if f := store.FactsOf(err); f.Failed && !f.Refused && !f.Ended {
 		c.bound = 0 // with its locks, a transaction that has failed loses its settings
 	}
 	c.idles()

@@ -70,6 +70,7 @@ type rules struct {
 	passesGaps       bool // the reader hands out whatever it sees
 	readsOnce        bool // after the wait, it hands out what it had read before
 	retriesEmpty     bool // an undone commit is tried again in a new transaction, without what the handlers wrote
+	lane             func(protocol.LaneConfig) protocol.LaneConfig
 	unparksApart     bool // a row is deleted before the transaction of its retry has committed
 	keepsTransaction bool // what a failed handler wrote is not rolled back before it is called again
 	unprovenBegins   bool // handlers begin without a proof that the worker is there
@@ -166,7 +167,7 @@ func newWorld(p plan, r rules, open func(w *world) (database, error)) (*world, e
 	w.history.setup = setup{
 		seed: p.seed, transactional: map[string]bool{}, scopes: map[string]scope{}, settle: p.settle(),
 		timing: slowest, bounds: store.BoundsOf(slowest.Lease), drift: float64(p.drift) / 1e6,
-		latency: p.network.latency, contended: p.hold && p.network.holdCommit > 0,
+		attempts: map[string]int{}, latency: p.network.latency, contended: p.hold && p.network.holdCommit > 0,
 		unreadable: func(e event) bool { return p.rewritten == 0 && p.unread(e) }, parks: map[string]bool{},
 	}
 	for _, program := range p.programs {
@@ -175,6 +176,7 @@ func newWorld(p plan, r rules, open func(w *world) (database, error)) (*world, e
 			w.history.setup.transactional[q.name] = q.kind != protocol.Plain
 			w.history.setup.scopes[q.name] = q.scope
 			w.history.setup.parks[q.name] = q.parks > 0 && p.maxParked >= 1000
+			w.history.setup.attempts[q.name] = q.parks
 			w.history.setup.final = append(w.history.setup.final, q.name)
 			w.history.setup.sets[q.name] = q.set
 		}

@@ -1,6 +1,7 @@
 package protocol
 
 import (
+	"errors"
 	"fmt"
 	"time"
 )
@@ -90,7 +91,7 @@ type LaneAction struct {
 	Requests bool // the look wants the rows for which something is asked, and no others
 
 	End LaneEndWhy
-	Err error // what is wrong with a page, or with a parked event beside its handler
+	Err error // what is wrong with a page, or with an event beside what its handler said
 }
 
 // String shows the action in a few words: "read 100 after 120".
@@ -141,10 +142,12 @@ const (
 	Halted
 	// LotFull: the event at Position is to be parked, and there is no room.
 	LotFull
+	// Suspended: the handler was cancelled by the library.
+	Suspended
 )
 
 func (w LanePauseWhy) String() string {
-	return [...]string{"nothing new", "the database failed", "the handler failed", "halted", "too many parked"}[w]
+	return [...]string{"nothing new", "the database failed", "the handler failed", "halted", "too many parked", "suspended"}[w]
 }
 
 // LaneEndWhy says why a lane ends.
@@ -186,7 +189,8 @@ const (
 	NoFailure Failure = iota
 	// Passing: the connection was lost, or the server chose this transaction
 	// to break a tie, or there was no answer in time. Whether the call has had
-	// its effect is open. Of a handler: trying again heals it.
+	// its effect is open. Of a handler: trying again should heal it; when it has
+	// not for long enough, it counts as Fault.
 	Passing
 	// Fenced: the fence let nothing through.
 	Fenced
@@ -197,6 +201,9 @@ const (
 	Permanent
 	// NotBegun: a handler was not called, since by then the proof had run out.
 	NotBegun
+	// Interrupted: the library has cancelled the handler. Nothing is known of the
+	// handler itself.
+	Interrupted
 )
 
 // Signals is what a lane looks at before each action.
@@ -264,6 +271,7 @@ type Lane struct {
 	failed     *LaneAnswer // of a Plain handler, until what precedes it is committed
 	next       Checkpoint  // what the commit says
 	resolving  bool        // it is open whether that has happened
+	refused    bool        // the fence has let none of it through
 
 	lot          Lot           // what is parked
 	looked       time.Time     // when that was read, or the requests
@@ -277,6 +285,10 @@ type Lane struct {
 	parking      []Parked      // by the commit under way; nil: it parks nothing
 	hand         *Parked       // the parked event that is in hand; see treat
 	last         LaneAction
+
+	// Failures that are to pass by themselves: of the first pending event, and of
+	// the parked one that was in hand last.
+	passes, handPasses passes
 
 	// Failures of the database in a row, until something could be read, and
 	// until something was committed.
@@ -341,7 +353,7 @@ func (l *Lane) advance(now time.Time, s Signals, a LaneAnswer) LaneAction {
 		case !ok:
 			return l.databaseFailed(&l.failures, a, find)
 		case l.resolving:
-			return l.resolve(now, s, a.Found)
+			return l.resolve(now, s, a)
 		}
 		return l.loaded(now, s, a.Found)
 	case LaneLook:
@@ -363,11 +375,11 @@ func (l *Lane) advance(now time.Time, s Signals, a LaneAnswer) LaneAction {
 		return l.handled(now, s, a)
 	case LaneWrite:
 		if !ok {
-			return l.commitFailed(a)
+			return l.commitFailed(now, a)
 		}
 		return LaneAction{Do: LaneCommit}
 	case LaneCommit, LaneSave, LanePark:
-		return l.commitFailed(a)
+		return l.commitFailed(now, a)
 	case LanePause:
 		if s.Asked {
 			return end(s)
@@ -551,10 +563,14 @@ func (l *Lane) handled(now time.Time, s Signals, a LaneAnswer) LaneAction {
 		l.done = l.size
 	case a.Failure == NoFailure:
 		l.done++
+	case a.Failure == Interrupted && (l.config.Kind != Plain || l.done == 0):
+		return l.interrupted()
+	case a.Failure == Interrupted:
+		return l.write(l.done)
 	case l.config.Kind == Batched:
-		return l.faultWithin(l.size, a)
+		return l.faultWithin(now, l.size, a)
 	case l.config.Kind == Transactional || l.done == 0:
-		return l.faultAt(l.done, a)
+		return l.faultAt(now, l.done, a)
 	default: // commit what precedes the event
 		failed := a // of its own: a itself would be on the heap for each event
 		l.failed = &failed
@@ -563,9 +579,16 @@ func (l *Lane) handled(now time.Time, s Signals, a LaneAnswer) LaneAction {
 	return l.handle(now, s)
 }
 
+// interrupted begins the batch again, in another transaction, once there is a proof.
+// Nothing of it counts as a failure: the handler was called at a bad time.
+func (l *Lane) interrupted() LaneAction {
+	l.done = 0
+	return LaneAction{Do: LaneProve, Why: Suspended, Position: l.track.First()}
+}
+
 // write moves the checkpoint past the first n pending events.
 func (l *Lane) write(n int) LaneAction {
-	l.size, l.done, l.next = n, n, l.track.After(n)
+	l.size, l.done, l.next, l.refused = n, n, l.track.After(n), false
 	return l.rewrite()
 }
 
@@ -589,7 +612,7 @@ func (l *Lane) saves() bool { return l.config.Kind == Plain || l.size == 0 || l.
 func (l *Lane) committed(now time.Time, s Signals) LaneAction {
 	l.track.Committed(l.next, now)
 	l.settled, l.done = max(0, l.size-len(l.parking)), 0
-	l.failures, l.resolving = 0, false
+	l.failures, l.resolving, l.refused, l.passes = 0, false, false, passes{}
 	for i := range l.parking {
 		l.parking[i].Since = now
 	}
@@ -603,7 +626,7 @@ func (l *Lane) committed(now time.Time, s Signals) LaneAction {
 	case s.Canceled:
 		return end(s)
 	case failed != nil: // it is the first pending now
-		return l.faultAt(0, *failed)
+		return l.faultAt(now, 0, *failed)
 	case l.size == 0:
 		return l.rest(now, s)
 	}
@@ -613,26 +636,29 @@ func (l *Lane) committed(now time.Time, s Signals) LaneAction {
 // commitFailed finds out what has become of the commit. Events of a Plain lane
 // are not handled again because of it: the commit is tried until it has
 // happened or can't happen any more.
-func (l *Lane) commitFailed(a LaneAnswer) LaneAction {
-	if a.Failure == Fault && l.config.Kind != Plain && l.size > 0 {
-		return l.faultWithin(l.size, a)
+func (l *Lane) commitFailed(now time.Time, a LaneAnswer) LaneAction {
+	switch inTransaction := !l.saves(); {
+	case inTransaction && a.Failure == Fault:
+		return l.faultWithin(now, l.size, a)
+	case inTransaction && a.Failure == Interrupted:
+		return l.interrupted()
 	}
 	l.resolving = true
-	if a.Failure == Fenced {
+	if l.refused = a.Failure == Fenced; l.refused {
 		return LaneAction{Do: LaneFind}
 	}
 	return l.databaseFailed(&l.failures, a, find)
 }
 
-func (l *Lane) resolve(now time.Time, s Signals, found Found) LaneAction {
+func (l *Lane) resolve(now time.Time, s Signals, a LaneAnswer) LaneAction {
 	l.resolving = false
-	switch l.track.Resolve(l.assignment.Generation, l.next, found) {
+	switch l.track.Resolve(l.assignment.Generation, l.next, a.Found) {
 	case Done:
 		return l.committed(now, s)
 	case Superseded:
 		return LaneAction{Do: LaneEnd, End: Alone}
 	case Elsewhere:
-		l.track.Rewind(found.Checkpoint, now)
+		l.track.Rewind(a.Found.Checkpoint, now)
 		l.done = 0
 		if l.parking = nil; !s.stopping() {
 			return l.lookAll(now)
@@ -641,9 +667,35 @@ func (l *Lane) resolve(now time.Time, s Signals, found Found) LaneAction {
 		if l.saves() {
 			return l.rewrite()
 		}
-		// The events are handled again in another transaction: a shorter one,
-		// in case it was its length that ended it.
-		l.track.FailedWithin(l.size)
+		return l.undone(now, s, a)
+	}
+	return l.top(now, s)
+}
+
+// errNotMoved is what a handler has done that keeps the checkpoint of its own
+// transaction from being moved, though nobody else has touched it.
+var errNotMoved = errors.New("the checkpoint can't be moved after the handler, though nobody else has moved it: " +
+	"the handler has changed it, or what its transaction sees of it")
+
+// undone has the events handled again in another transaction: a shorter one, in case
+// it was its length that ended it. An event whose transaction never gets through,
+// alone, is at fault.
+//
+// A fence that lets nothing through, though the checkpoint is where it was under the
+// lane's own generation, was closed by the handler: it has moved the row in its own
+// transaction, or does not see it any more. Were that not its fault, it would be
+// called again at once, and for ever.
+func (l *Lane) undone(now time.Time, s Signals, a LaneAnswer) LaneAction {
+	if l.refused {
+		a.Failure, l.refused = Fault, false
+		fault := l.faultWithin(now, l.size, a)
+		fault.Err = errNotMoved
+		return fault
+	}
+	a.Failure = Passing
+	position, attempts := l.track.FailedWithin(l.size)
+	if action, over := l.blame(now, position, attempts, l.size == 1, a); over {
+		return action
 	}
 	return l.top(now, s)
 }
@@ -651,34 +703,74 @@ func (l *Lane) resolve(now time.Time, s Signals, found Found) LaneAction {
 // faultAt pauses before the i-th pending event, at which the handler failed,
 // is handled again, or ends. Only the first one of a batch did fail for
 // certain: others are tried alone before it counts.
-func (l *Lane) faultAt(i int, a LaneAnswer) LaneAction {
+func (l *Lane) faultAt(now time.Time, i int, a LaneAnswer) LaneAction {
 	position, attempts := l.track.Failed(i)
-	return l.fault(position, attempts, i == 0, a)
+	return l.fault(now, position, attempts, i == 0, a)
 }
 
 // faultWithin is faultAt for one of the first n pending events, nobody knows
 // which.
-func (l *Lane) faultWithin(n int, a LaneAnswer) LaneAction {
+func (l *Lane) faultWithin(now time.Time, n int, a LaneAnswer) LaneAction {
 	position, attempts := l.track.FailedWithin(n)
-	return l.fault(position, attempts, n == 1, a)
+	return l.fault(now, position, attempts, n == 1, a)
 }
 
-func (l *Lane) fault(position int64, attempts int, certain bool, a LaneAnswer) LaneAction {
-	if certain && a.Failure != Passing && l.track.Blame() >= l.config.Attempts {
-		switch l.config.OnFailure {
-		case StopOnFailure:
-			return LaneAction{Do: LaneEnd, End: AtFault, Position: position, Attempts: attempts}
-		case HaltLane:
-			return l.halt(position, attempts)
-		case ParkEvents:
-			return l.park(1, attempts, a)
-		}
+func (l *Lane) fault(now time.Time, position int64, attempts int, certain bool, a LaneAnswer) LaneAction {
+	if action, over := l.blame(now, position, attempts, certain, a); over {
+		return action
 	}
 	l.resume = (*Lane).top
 	return LaneAction{
 		Do: LanePause, For: l.config.Retry.Delay(attempts, a.Jitter), Why: HandlerFailed,
 		Position: position, Attempts: attempts,
 	}
+}
+
+// blame counts a failure at an event that was handled alone, and says what the policy
+// wants when there were enough of them. What passes by itself is counted only when it
+// has not for long enough.
+func (l *Lane) blame(now time.Time, position int64, attempts int, certain bool, a LaneAnswer) (action LaneAction, over bool) {
+	if !certain || a.Failure == Passing && !l.passes.over(position, now, l.config) || l.track.Blame() < l.config.Attempts {
+		return LaneAction{}, false
+	}
+	switch l.config.OnFailure {
+	case StopOnFailure:
+		return LaneAction{Do: LaneEnd, End: AtFault, Position: position, Attempts: attempts}, true
+	case HaltLane:
+		return l.halt(position, attempts), true
+	case ParkEvents:
+		return l.park(1, attempts, a), true
+	}
+	return LaneAction{}, false
+}
+
+// passes are failures in a row at one event, alone, each of which was to pass by
+// itself.
+type passes struct {
+	position int64
+	n        int
+	since    time.Time
+}
+
+// passesMax is how many times as often as a failure of the handler one that is to pass
+// by itself may come at the same event before it counts as one.
+const passesMax = 3
+
+// over notes another one, and reports whether they count by now: there were more than
+// passesMax times Attempts, over more than a lease. An event that crashes the server,
+// or always ends its own connection, looks like a bad day of the network; but a bad day
+// is over in the end, or costs the worker its lease.
+func (p *passes) over(position int64, now time.Time, c LaneConfig) bool {
+	if p.position != position || p.n == 0 {
+		*p = passes{position: position, since: now}
+	}
+	p.n++
+	return p.counts(position, now, c)
+}
+
+// counts reports whether the failures at the event count.
+func (p *passes) counts(position int64, now time.Time, c LaneConfig) bool {
+	return p.position == position && p.n > passesMax*c.Attempts && now.Sub(p.since) > c.Lease
 }
 
 // A Backoff is an exponential delay with jitter.

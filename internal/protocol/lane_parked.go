@@ -152,6 +152,7 @@ func (l *Lane) treat(now time.Time, s Signals, a LaneAnswer) LaneAction {
 	if (l.doing == LaneCommit || l.doing == LaneDrop) && ok { // has happened, whatever else has
 		l.open, l.failures = false, 0
 		l.lot.Remove(l.hand.Position)
+		l.handPasses = passes{}
 		return l.leave(now, s)
 	}
 	l.open = l.open || l.doing == LaneOpen && ok
@@ -165,6 +166,8 @@ func (l *Lane) treat(now time.Time, s Signals, a LaneAnswer) LaneAction {
 			return l.databaseFailed(&l.readFailures, a, (*Lane).putOff)
 		case len(a.Page) == 0 || a.Page[0].Position != l.hand.Position:
 			return l.note(errors.New(noSuchEvent))
+		case l.handPasses.counts(l.hand.Position, now, l.config): // its COMMIT, that is
+			return l.note(nil)
 		}
 		return l.retry(s)
 	case LaneProve:
@@ -182,7 +185,9 @@ func (l *Lane) treat(now time.Time, s Signals, a LaneAnswer) LaneAction {
 			return LaneAction{Do: LaneUnpark, Position: l.hand.Position}
 		case a.Failure == NotBegun:
 			return LaneAction{Do: LaneProve}
-		case a.Failure == Passing:
+		case a.Failure == Interrupted:
+			return LaneAction{Do: LaneProve, Why: Suspended, Position: l.hand.Position}
+		case a.Failure == Passing && !l.handPasses.over(l.hand.Position, now, l.config):
 			l.resume = (*Lane).putOff
 			return LaneAction{Do: LanePause, For: l.config.Retry.Delay(1, a.Jitter), Why: HandlerFailed, Position: l.hand.Position, Attempts: l.hand.Attempts}
 		}
@@ -193,6 +198,12 @@ func (l *Lane) treat(now time.Time, s Signals, a LaneAnswer) LaneAction {
 			return LaneAction{Do: LaneCommit}
 		case a.Failure == Fault:
 			return l.note(nil)
+		case a.Failure == Interrupted:
+			return LaneAction{Do: LaneProve, Why: Suspended, Position: l.hand.Position}
+		case l.handPasses.over(l.hand.Position, now, l.config) && l.doing == LaneUnpark:
+			return l.note(nil)
+		case a.Failure == Fenced && l.handPasses.n > 1: // the row was found again in between
+			return l.note(errNotMoved)
 		}
 		// Whether the row is still there says what has become of it. The
 		// checkpoint, which the transaction has locked, is found once that has
@@ -266,6 +277,7 @@ func (l *Lane) drop() LaneAction {
 
 // note has the row say that a retry has failed.
 func (l *Lane) note(err error) LaneAction {
+	l.handPasses = passes{}
 	return l.again(LaneAction{Do: LaneNote, Position: l.hand.Position, Attempts: l.hand.Attempts + 1, Err: err})
 }
 

@@ -17,6 +17,11 @@ import (
 // commit starts from, or is under another generation.
 var ErrSuperseded = errors.New("generation superseded")
 
+// ErrTransactionEnded is returned by Commit and Unpark when the transaction is not the
+// one that BeginHandler has begun: the handler has ended that one. Nothing was written.
+var ErrTransactionEnded = errors.New("the handler has ended its transaction (COMMIT, ROLLBACK, PREPARE TRANSACTION, RESET ALL): " +
+	"what it wrote may be lost, or may be written twice; leave the end of the transaction to the library")
+
 // A Lane names one projection on one partition, run under one generation.
 type Lane struct {
 	Projection string
@@ -71,33 +76,56 @@ func (s *Store) BeginHandler(ctx context.Context) (*sql.Tx, error) {
 	if err != nil {
 		return nil, fmt.Errorf("begin: %w", err)
 	}
-	if _, err := tx.ExecContext(ctx, boundIdleSQL, millis(s.bounds.Handler)); err != nil {
+	if _, err := tx.ExecContext(ctx, s.sql.beginHandler); err != nil {
 		return nil, errors.Join(fmt.Errorf("bound the transaction: %w", err), tx.Rollback())
 	}
 	return tx, nil
 }
 
 // Commit moves the lane's checkpoint from one position to the next in tx,
-// which the caller commits at once.
+// which the caller commits at once. It demands that tx is still the transaction that
+// BeginHandler has begun:
+//  1. a handler rolls back, with a statement of its own, and returns nil;
+//  2. the checkpoint is moved by a statement that commits by itself;
+//  3. what the handlers of the batch wrote is lost.
+//
+// Like Save it is without parameters, so that it is one round trip.
 func (s *Store) Commit(ctx context.Context, tx *sql.Tx, l Lane, from, to protocol.Checkpoint) error {
-	query := s.sql.commitKeeping
-	if len(to.Ahead) == 0 {
-		query = s.sql.commitClearing
+	query := s.sql.restore + ";" + s.move(l, from, to) + " AND " + stillOpenSQL
+	err := moved(l, to)(tx.ExecContext(ctx, query))
+	if FactsOf(err).Refused {
+		return s.why(ctx, tx, err)
 	}
-	return moved(l, to)(tx.ExecContext(ctx, query, s.set, l.Projection, l.Assignment.Partition, l.Assignment.Generation,
-		from.Position, to.Position, millis(s.bounds.Idle)))
+	return err
+}
+
+// why returns ErrTransactionEnded where that is why the fence has let nothing through.
+func (s *Store) why(ctx context.Context, tx *sql.Tx, refused error) error {
+	var open bool
+	if err := tx.QueryRowContext(ctx, "SELECT "+stillOpenSQL).Scan(&open); err != nil {
+		return fmt.Errorf("%w: %w", refused, err)
+	}
+	if open {
+		return refused
+	}
+	return ErrTransactionEnded
 }
 
 // Save moves the lane's checkpoint by itself. It is one statement without
 // parameters, and returns no rows, so that it takes one round trip whatever the driver,
 // and whatever pooler there is.
 func (s *Store) Save(ctx context.Context, l Lane, from, to protocol.Checkpoint) error {
+	return moved(l, to)(s.db.ExecContext(ctx, s.move(l, from, to)))
+}
+
+// move returns the statement that moves a checkpoint.
+func (s *Store) move(l Lane, from, to protocol.Checkpoint) string {
 	ahead := "ahead"
 	if len(to.Ahead) == 0 {
 		ahead = "NULL"
 	}
-	return moved(l, to)(s.db.ExecContext(ctx, fmt.Sprintf(s.sql.saveCheckpoint, to.Position, ahead,
-		pq.QuoteLiteral(l.Projection), l.Assignment.Partition, l.Assignment.Generation, from.Position)))
+	return fmt.Sprintf(s.sql.saveCheckpoint, to.Position, ahead,
+		pq.QuoteLiteral(l.Projection), l.Assignment.Partition, l.Assignment.Generation, from.Position)
 }
 
 // moved returns what says whether a checkpoint was moved.

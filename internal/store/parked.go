@@ -57,10 +57,9 @@ SELECT count(*) FROM moved`
 	// Of what moves no checkpoint, the fence locks it: an activation waits for
 	// what has got that far, and whatever comes later finds another generation.
 	unparkSQL = `
-WITH bound AS MATERIALIZED (SELECT set_config('idle_in_transaction_session_timeout', $6, true)),
-fence AS MATERIALIZED (
-    SELECT c.projection FROM orchestrator_checkpoints c, bound
-     WHERE c.replica_set = $1 AND c.projection = $2 AND c.partition = $3 AND c.generation = $4 FOR UPDATE OF c),
+WITH fence AS MATERIALIZED (
+    SELECT c.projection FROM orchestrator_checkpoints c
+     WHERE c.replica_set = $1 AND c.projection = $2 AND c.partition = $3 AND c.generation = $4 AND ` + stillOpenSQL + ` FOR UPDATE),
 gone AS (
     DELETE FROM orchestrator_parked p USING fence WHERE p.projection = fence.projection AND p.position = $5 RETURNING 1)
 SELECT (SELECT count(*) FROM fence), (SELECT count(*) FROM gone)`
@@ -174,19 +173,24 @@ func (s *Store) Park(ctx context.Context, l Lane, from, to protocol.Checkpoint, 
 // Unpark deletes a row in tx, which the caller commits at once. Like Commit it
 // does so for this lane's generation only, and once.
 func (s *Store) Unpark(ctx context.Context, tx *sql.Tx, l Lane, position int64) error {
+	failed := func(err error) error {
+		return fmt.Errorf("take event %d of %s from the parked ones: %w", position, l, err)
+	}
+	if _, err := tx.ExecContext(ctx, s.sql.restore); err != nil {
+		return failed(err)
+	}
 	var fence, gone int
-	err := tx.QueryRowContext(ctx, s.sql.unpark, s.set, l.Projection, l.Assignment.Partition, l.Assignment.Generation,
-		position, millis(s.bounds.Idle)).Scan(&fence, &gone)
+	err := tx.QueryRowContext(ctx, s.sql.unpark, s.set, l.Projection, l.Assignment.Partition, l.Assignment.Generation, position).Scan(&fence, &gone)
 	switch {
 	case err != nil:
 	case fence == 0:
-		err = ErrSuperseded
+		err = s.why(ctx, tx, ErrSuperseded)
 	case gone == 0:
 		err = ErrNotParked
 	default:
 		return nil
 	}
-	return fmt.Errorf("take event %d of %s from the parked ones: %w", position, l, err)
+	return failed(err)
 }
 
 // Drop deletes a row by itself, if it is there.

@@ -4,104 +4,156 @@ import (
 	"context"
 	"database/sql"
 	"database/sql/driver"
-	"errors"
 	"io"
 	"net"
+	"reflect"
 
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
 )
 
-// State returns the SQLSTATE of an error from the server, or "". Both lib/pq
-// and pgx give their errors this method; nothing here depends on a driver.
-func State(err error) string {
-	var e interface{ SQLState() string }
-	if errors.As(err, &e) {
-		return e.SQLState()
-	}
-	return ""
+// FactsOf returns what is known of an error. Nothing here depends on a driver: both
+// lib/pq and pgx give their errors a method that returns the SQLSTATE.
+//
+// An error may be anybody's: its methods may panic, its type may not be comparable, and
+// what it unwraps to may be itself. So the chain is walked here, for so many errors at
+// most, and each is asked on its own. Where an error in the chain already has facts,
+// they are taken over, and what it wraps is asked nothing any more.
+func FactsOf(err error) protocol.Facts {
+	var w walk
+	w.visit(err)
+	return w.facts
 }
 
-// SQLSTATEs that are told apart.
-const (
-	stateLockNotAvailable  = "55P03"
-	stateIdleInTransaction = "25P03"
-	stateFailedTransaction = "25P02"
-	stateDeadlock          = "40P01"
-	stateDenied            = "42501"
-)
+// walkMax is how many errors of a chain, or tree, are asked.
+const walkMax = 100
 
-// Permanent reports whether trying again can't help: what a statement names
-// does not exist or may not be used (class 42), the schema or the database is
-// not there (3F, 3D), or the value can't be stored (22). Everything else, lost
-// connections, deadlocks, serialization failures, a server that starts up or
-// is full, passes.
-func Permanent(err error) bool {
-	if err == nil || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
-		return false
+// A walk goes over an error and all that it wraps.
+type walk struct {
+	facts protocol.Facts
+	seen  int
+}
+
+func (w *walk) visit(err error) {
+	if err == nil || w.seen >= walkMax {
+		return
 	}
-	if s := State(err); len(s) == 5 {
-		switch s[:2] {
-		case "42", "3F", "3D", "22":
+	w.seen++
+	w.facts.Failed = true
+	if k := reflect.ValueOf(err); k.Kind() == reflect.Pointer && k.IsNil() {
+		return // its methods would find nothing
+	}
+	if known, ok := err.(interface{ Facts() protocol.Facts }); ok {
+		w.merge(known.Facts())
+		return
+	}
+	quietly(func() { w.ask(err) })
+	var wrapped []error
+	quietly(func() {
+		switch u := err.(type) {
+		case interface{ Unwrap() error }:
+			wrapped = []error{u.Unwrap()}
+		case interface{ Unwrap() []error }:
+			wrapped = u.Unwrap()
+		}
+	})
+	for _, e := range wrapped {
+		w.visit(e)
+	}
+}
+
+// merge takes over facts. Where two errors of a chain have a SQLSTATE, the outer one
+// counts.
+func (w *walk) merge(f protocol.Facts) {
+	if w.facts.State != "" {
+		f.State = w.facts.State
+	}
+	w.facts.State = f.State
+	w.facts.Lost = w.facts.Lost || f.Lost
+	w.facts.Network = w.facts.Network || f.Network
+	w.facts.Deadline = w.facts.Deadline || f.Deadline
+	w.facts.Canceled = w.facts.Canceled || f.Canceled
+	w.facts.Closed = w.facts.Closed || f.Closed
+	w.facts.Done = w.facts.Done || f.Done
+	w.facts.Refused = w.facts.Refused || f.Refused
+	w.facts.Ended = w.facts.Ended || f.Ended
+	w.facts.Idled = w.facts.Idled || f.Idled
+}
+
+// ask asks one error.
+func (w *walk) ask(err error) {
+	f := protocol.Facts{
+		Lost:     isOne(err, driver.ErrBadConn, sql.ErrConnDone),
+		Network:  isOne(err, io.EOF, io.ErrUnexpectedEOF),
+		Deadline: isOne(err, context.DeadlineExceeded),
+		Canceled: isOne(err, context.Canceled),
+		Done:     isOne(err, sql.ErrTxDone),
+		Refused:  isOne(err, ErrSuperseded, ErrNotParked),
+		Ended:    isOne(err, ErrTransactionEnded),
+	}
+	if s, ok := err.(interface{ SQLState() string }); ok {
+		f.State = s.SQLState()
+	}
+	if len(f.State) != 5 {
+		f.State = ""
+	}
+	if _, ok := err.(net.Error); ok && !f.Deadline && !f.Canceled { // contexts' deadlines have the methods, too
+		f.Network = true
+	}
+	f.Closed = !f.Network && f.State == "" && err.Error() == errClosed
+	w.merge(f)
+}
+
+// errClosed is what database/sql says of a pool that the program has closed. It
+// exports no value for it.
+const errClosed = "sql: database is closed"
+
+// isOne reports whether err is one of the errors, without a look at what it wraps.
+func isOne(err error, targets ...error) bool {
+	is, _ := err.(interface{ Is(error) bool })
+	for _, t := range targets {
+		if err == t || is != nil && is.Is(t) {
 			return true
 		}
 	}
 	return false
 }
 
+// quietly calls f, which may panic.
+func quietly(f func()) {
+	defer func() { _ = recover() }()
+	f()
+}
+
+// State returns the SQLSTATE of an error from the server, or "".
+func State(err error) string { return FactsOf(err).State }
+
+// Permanent reports whether trying again can't help. Everything else, lost
+// connections, deadlocks, serialization failures, a server that starts up or is full,
+// passes.
+func Permanent(err error) bool { return FactsOf(err).Permanent() }
+
 // Passing reports whether an error is known to be of the kind that passes by
 // itself: the connection was lost or could not be made, the server is
 // starting, stopping or full, or it chose this transaction to break a tie.
 func Passing(err error) bool {
-	var network net.Error // matches deadlines of contexts as well, which are somebody's decision
-	return PassingState(err) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) ||
-		errors.As(err, &network) && !errors.Is(err, context.DeadlineExceeded)
+	f := FactsOf(err)
+	return f.Passing() || f.Network && !f.Deadline
 }
 
 // PassingState is Passing for errors that certainly come from a database: one
 // of the network may be about anything.
-func PassingState(err error) bool {
-	if s := State(err); len(s) == 5 {
-		switch s[:2] {
-		case "08", "40", "53", "57", "58":
-			return true
-		}
-		return s == stateLockNotAvailable || s == stateIdleInTransaction
-	}
-	return errors.Is(err, driver.ErrBadConn) || errors.Is(err, sql.ErrConnDone)
-}
+func PassingState(err error) bool { return FactsOf(err).Passing() }
 
 // Deadlock reports whether the server has ended a transaction that waited in a ring
 // of others: the next try may succeed.
-func Deadlock(err error) bool { return State(err) == stateDeadlock }
+func Deadlock(err error) bool { return State(err) == "40P01" }
 
 // Denied reports whether a privilege is missing.
-func Denied(err error) bool { return State(err) == stateDenied }
+func Denied(err error) bool { return State(err) == "42501" }
 
 // FailedTransaction reports whether a statement was refused because an earlier
 // one of its transaction had failed.
-func FailedTransaction(err error) bool { return State(err) == stateFailedTransaction }
+func FailedTransaction(err error) bool { return State(err) == "25P02" }
 
-// FailureOf says what an error means for a lane that was doing something.
-func FailureOf(err error, kind protocol.LaneKind, doing protocol.LaneDo) protocol.Failure {
-	inTransaction := kind != protocol.Plain
-	switch {
-	case err == nil:
-		return protocol.NoFailure
-	case errors.Is(err, ErrSuperseded), errors.Is(err, ErrNotParked):
-		return protocol.Fenced
-	case doing == protocol.LaneHandle:
-		// A plain handler's network is its own affair.
-		if PassingState(err) || inTransaction && Passing(err) {
-			return protocol.Passing
-		}
-		return protocol.Fault
-	case inTransaction && doing == protocol.LaneCommit && State(err) != "" && !PassingState(err),
-		inTransaction && FailedTransaction(err):
-		// Constraints and triggers may be deferred to COMMIT; or the handler
-		// has swallowed a statement's error.
-		return protocol.Fault
-	case Permanent(err):
-		return protocol.Permanent
-	}
-	return protocol.Passing
-}
+// LockTimeout reports whether a lock could not be had in time.
+func LockTimeout(err error) bool { return State(err) == "55P03" }

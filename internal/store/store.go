@@ -506,10 +506,6 @@ func (s *Store) transact(ctx context.Context, f func(*sql.Tx) error) error {
 	return nil
 }
 
-// LockTimeout reports whether err says that a lock could not be had in time:
-// a transaction that is frozen or slow holds it, and the next try may succeed.
-func LockTimeout(err error) bool { return State(err) == stateLockNotAvailable }
-
 func queryStrings(ctx context.Context, tx *sql.Tx, query string, args ...any) ([]string, error) {
 	rows, err := tx.QueryContext(ctx, query, args...)
 	if err != nil {
@@ -558,28 +554,53 @@ const Channel = "pupsourcing_orchestrator"
 
 // statements holds the SQL with the clock, the set and its bounds put in.
 type statements struct {
-	heartbeat, report, unreport, look             string // without parameters
-	bound, lockGroup, createGroup                 string // likewise
-	lockMembers, timeAndFloor, save               string // likewise
-	registerProjections, lockProjections          string
-	foreignWorkers                                string
-	takeProjections, takeCheckpoints              string
-	ownProjections, lockCheckpoints               string // likewise
-	handOver, saveCheckpoints                     string // likewise
-	findCheckpoint, commitKeeping, commitClearing string
-	saveCheckpoint                                string // likewise
-	parked, requested, park, unpark, drop, note   string // the last four likewise, but for unpark
+	heartbeat, report, unreport, look           string // without parameters
+	bound, lockGroup, createGroup               string // likewise
+	lockMembers, timeAndFloor, save             string // likewise
+	registerProjections, lockProjections        string
+	foreignWorkers                              string
+	takeProjections, takeCheckpoints            string
+	ownProjections, lockCheckpoints             string // likewise
+	handOver, saveCheckpoints                   string // likewise
+	findCheckpoint, saveCheckpoint              string // likewise
+	beginHandler, restore                       string // likewise
+	parked, requested, park, unpark, drop, note string // the last four likewise, but for unpark
 }
 
-// These set bounds for their transaction only.
+// boundSQL sets bounds for its transaction only.
+const boundSQL = `SELECT set_config('idle_in_transaction_session_timeout', {idle}, true) || set_config('lock_timeout', {lock}, true)`
+
+// A handler may do anything in its transaction, and what it does must not reach the
+// library's own statements there, nor the next user of the connection.
 const (
-	boundSQL     = `SELECT set_config('idle_in_transaction_session_timeout', {idle}, true) || set_config('lock_timeout', {lock}, true)`
-	boundIdleSQL = `SELECT set_config('idle_in_transaction_session_timeout', $1, true)`
+	// beginHandlerSQL bounds the transaction, and writes down who its user is and where
+	// names are looked for. What is written down ends with the transaction: that it is
+	// still there says that this is still the transaction that was begun.
+	beginHandlerSQL = `
+SELECT set_config('idle_in_transaction_session_timeout', {handler}, true),
+       set_config('orchestrator.role', current_setting('role'), true),
+       set_config('orchestrator.search_path', current_setting('search_path'), true)`
+
+	// stillOpenSQL is whether it is.
+	stillOpenSQL = `coalesce(pg_catalog.current_setting('orchestrator.role', true), '') <> ''`
+
+	// restoreSQL goes before what the library writes in the transaction, in the same
+	// message: privileges are checked, and names are looked for, before a statement
+	// begins, so that it can't do that for itself. It bounds the time until COMMIT. What
+	// the handler has set back by then holds beyond the transaction, as SET does: not
+	// LOCAL, or a SET without that would come back at COMMIT.
+	restoreSQL = `
+SELECT pg_catalog.set_config('idle_in_transaction_session_timeout', {idle}, true),
+       CASE WHEN ` + stillOpenSQL + ` AND pg_catalog.current_setting('orchestrator.role') <> pg_catalog.current_setting('role')
+            THEN pg_catalog.set_config('role', pg_catalog.current_setting('orchestrator.role'), false) END,
+       CASE WHEN ` + stillOpenSQL + ` AND pg_catalog.current_setting('orchestrator.search_path') <> pg_catalog.current_setting('search_path')
+            THEN pg_catalog.set_config('search_path', pg_catalog.current_setting('orchestrator.search_path'), false) END`
 )
 
 func newStatements(clock, set string, bounds Bounds) statements {
 	put := strings.NewReplacer("{clock}", clock, "{set}", pq.QuoteLiteral(set), "{channel}", pq.QuoteLiteral(Channel),
-		"{idle}", pq.QuoteLiteral(millis(bounds.Idle)), "{lock}", pq.QuoteLiteral(millis(bounds.Lock))).Replace
+		"{idle}", pq.QuoteLiteral(millis(bounds.Idle)), "{lock}", pq.QuoteLiteral(millis(bounds.Lock)),
+		"{handler}", pq.QuoteLiteral(millis(bounds.Handler))).Replace
 	// What fmt.Sprintf completes has its own % only where a set is named so.
 	format := strings.NewReplacer("{clock}", clock, "{set}", strings.ReplaceAll(pq.QuoteLiteral(set), "%", "%%"),
 		"{channel}", pq.QuoteLiteral(Channel)).Replace
@@ -722,11 +743,9 @@ WITH dropped AS (DELETE FROM orchestrator_checkpoints WHERE replica_set = {set} 
 SELECT generation, position, ahead, %s FROM orchestrator_checkpoints c
  WHERE replica_set = {set} AND projection = %s AND partition = %d`),
 
-		commitKeeping:  put(fmt.Sprintf(commitSQL, "ahead")),
-		commitClearing: put(fmt.Sprintf(commitSQL, "NULL")),
-		saveCheckpoint: format(`
-UPDATE orchestrator_checkpoints SET position = %d, ahead = %s, updated_at = {clock}
- WHERE replica_set = {set} AND projection = %s AND partition = %d AND generation = %d AND position = %d`),
+		beginHandler:   put(beginHandlerSQL),
+		restore:        put(restoreSQL),
+		saveCheckpoint: format(saveCheckpointSQL),
 
 		parked: parkedSQL, requested: requestsSQL,
 		park:   format(parkSQL),
@@ -755,13 +774,10 @@ SELECT {set}, %[1]d, %[2]d, x.projection, x.partition, x.position, x.ahead, {clo
     ON CONFLICT (projection, partition) DO UPDATE
    SET generation = excluded.generation, total = excluded.total, position = excluded.position, ahead = excluded.ahead`
 
-// commitSQL is the fence. replica_set: the projection may have moved to
+// saveCheckpointSQL is the fence. replica_set: the projection may have moved to
 // another set, whose generations are other numbers. generation: a newer one
 // may have been activated. position: an earlier commit whose reply was lost
-// may have happened. With the write comes the bound on the time until COMMIT.
-const commitSQL = `
-WITH bound AS MATERIALIZED (SELECT set_config('idle_in_transaction_session_timeout', $7, true))
-UPDATE orchestrator_checkpoints
-   SET position = $6, ahead = %s, updated_at = {clock}
-  FROM bound
- WHERE replica_set = $1 AND projection = $2 AND partition = $3 AND generation = $4 AND position = $5`
+// may have happened.
+const saveCheckpointSQL = `
+UPDATE orchestrator_checkpoints SET position = %d, ahead = %s, updated_at = {clock}
+ WHERE replica_set = {set} AND projection = %s AND partition = %d AND generation = %d AND position = %d`

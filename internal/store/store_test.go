@@ -25,6 +25,8 @@ func TestStore(t *testing.T) { storetest.Run(t, storetest.Postgres(t, open)) }
 
 func TestErrors(t *testing.T) { storetest.Errors(t, open) }
 
+func TestHandlers(t *testing.T) { storetest.Handlers(t, open) }
+
 const lease = time.Minute
 
 func migrated(t *testing.T) *sql.DB {

@@ -1,0 +1,115 @@
+package protocol
+
+// Facts are what is known of an error, whatever its type. Who has the error finds
+// them out (see store.FactsOf); what they mean for a lane, Classify says.
+type Facts struct {
+	Failed bool   // there is an error
+	State  string // SQLSTATE, where the server has sent one
+
+	Lost     bool // the connection to the database is gone, or could not be used
+	Network  bool // the error is about a network, nobody knows which
+	Deadline bool // a deadline has passed
+	Canceled bool // a context was cancelled
+	Closed   bool // the pool of connections was closed by the program
+	Done     bool // the transaction is over for its driver
+
+	Refused bool // the fence let nothing through
+	Ended   bool // the handler has ended its transaction
+	Idled   bool // the handler has left its transaction idle for too long
+}
+
+// Transient reports whether the server says that trying again helps by itself: it
+// has chosen this transaction to break a tie, it starts, stops or is full, or the
+// connection was lost.
+func (f Facts) Transient() bool {
+	switch f.State {
+	case "40001", "40P01", "57P01", "57P02", "57P03", "57P04", "57P05", "53300":
+		return true
+	}
+	return f.class() == "08" || f.State == "" && f.Lost
+}
+
+// Passing reports whether an error of a statement of the library's own passes by
+// itself. Unlike a handler's, that statement is known to be right and to be quick, so
+// whatever limits it has met are somebody else's doing.
+func (f Facts) Passing() bool {
+	switch f.class() {
+	case "08", "40", "53", "57", "58":
+		return true
+	}
+	return f.State == "55P03" || f.State == "25P03" || f.State == "" && f.Lost
+}
+
+// Permanent reports whether trying again can't help: what a statement names does not
+// exist or may not be used (class 42), the schema or the database is not there (3F,
+// 3D), the value can't be stored (22), or the program has closed the pool.
+func (f Facts) Permanent() bool {
+	if f.Canceled || f.Deadline {
+		return false
+	}
+	switch f.class() {
+	case "42", "3F", "3D", "22":
+		return true
+	}
+	return f.Closed
+}
+
+func (f Facts) class() string {
+	if len(f.State) != 5 {
+		return ""
+	}
+	return f.State[:2]
+}
+
+// Classify says what an error means for a lane that was doing something. suspended:
+// the library has cancelled the handler's context by then, or was about to.
+//
+// An error of the handler is the handler's, unless the short list of Transient says
+// otherwise; and what is on that list is not on it without end (see Lane.passes). The
+// limits that a handler can run into are no part of it: 57014 (statement_timeout),
+// 53400, 53200, 55P03, a deadline of its own. A handler that always runs into one
+// would be called for ever.
+//
+// What follows a handler in its transaction is the handler's doing as well. The
+// statement that moves the checkpoint, and names nothing but what the lane has just
+// read, can fail for good only because of what the handler has left: a failed
+// transaction, open rows, another role. That must not end the worker, with all of its
+// projections.
+func Classify(f Facts, kind LaneKind, do LaneDo, suspended bool) Failure {
+	inTransaction := kind != Plain
+	switch {
+	case !f.Failed:
+		return NoFailure
+	case do == LaneHandle && suspended:
+		return Interrupted
+	case do == LaneHandle:
+		// A plain handler's network is its own affair.
+		if !f.Idled && !f.Deadline && !f.Canceled && (f.Transient() || inTransaction && f.Network) {
+			return Passing
+		}
+		return Fault
+	case f.Refused:
+		return Fenced
+	case inTransaction && (do == LaneWrite || do == LaneUnpark):
+		return classifyWrite(f, suspended)
+	case inTransaction && do == LaneCommit && f.State != "" && !f.Passing():
+		// Constraints and triggers may be deferred to COMMIT. Without an answer of
+		// the server it is open whether it has happened.
+		return Fault
+	case f.Permanent():
+		return Permanent
+	}
+	return Passing
+}
+
+// classifyWrite is Classify for what is written in the handler's transaction.
+func classifyWrite(f Facts, suspended bool) Failure {
+	unanswered := f.State == "" && (f.Lost || f.Network || f.Deadline || f.Canceled || f.Closed)
+	switch {
+	case !f.Ended && !f.Idled && f.State != "25P03" && (f.Passing() || unanswered):
+		return Passing
+	case suspended: // and the handler did not say so
+		return Interrupted
+	}
+	return Fault
+}

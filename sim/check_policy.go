@@ -1,0 +1,84 @@
+package sim
+
+import "time"
+
+// What the facts say of how often handlers have failed, and of what came of it.
+
+// failures are those of a handler at one event, in one lane.
+type failures struct {
+	n      int           // all
+	own    int           // those that are the handler's for certain
+	since  time.Duration // the first
+	latest fact
+}
+
+type laneName struct {
+	worker, projection string
+	generation         int64
+	partition          int
+}
+
+type failureKey struct {
+	lane     laneName
+	position int64
+}
+
+func laneOf(f fact) laneName { return laneName{f.worker, f.projection, f.generation, f.partition} }
+
+// fails: a handler that fails at an event again and again, alone, has it parked in the
+// end, where the projection parks events. When a batch fails nobody knows at which
+// event, and of one that was cancelled nobody knows whether it has failed.
+func (c *checker) fails(call *openCall, f fact) *violation {
+	events := call.begin.events
+	if len(events) != 1 || f.text == "" || f.text == "canceled" {
+		return nil
+	}
+	f.projection, f.generation, f.partition = call.begin.projection, call.begin.generation, call.begin.partition
+	n := c.failsAt(f, events)
+	attempts := c.setup.attempts[f.projection]
+	if _, parked := c.projection(f.projection).lot.rows[events[0].position]; attempts == 0 || parked {
+		return nil
+	}
+	// Some may have come before the event was alone.
+	if n.own > 2*attempts+6 || n.n > 5*attempts+8 && f.at-n.since > 4*c.setup.timing.Lease {
+		return broken(underPolicy, []fact{call.begin, f}, "%s has failed %d times at event %d, which is to be parked after %d",
+			owner(f), n.n, events[0].position, attempts)
+	}
+	return nil
+}
+
+// failsAt counts a failure at the last of some events: those before it are done.
+func (c *checker) failsAt(f fact, events []event) failures {
+	if len(events) == 0 {
+		return failures{}
+	}
+	var n failures
+	for _, e := range events {
+		k := failureKey{laneOf(f), e.position}
+		n = c.failures[k]
+		if n.n == 0 {
+			n.since = f.at
+		}
+		n.n, n.latest = n.n+1, f
+		if f.text != killed && !f.deaf && f.kind == handlerEnds {
+			n.own++
+		}
+		c.failures[k] = n
+	}
+	return n
+}
+
+// parksInTime: no event is parked for less than what the policy says. What was not the
+// handler's failure is none.
+func (c *checker) parksInTime(f fact) *violation {
+	attempts := c.setup.attempts[f.projection]
+	if f.text == parkedBehind || attempts == 0 || len(f.events) == 0 {
+		return nil
+	}
+	first := f.events[0]
+	if n := c.failures[failureKey{laneOf(f), first.position}]; n.n < attempts {
+		return broken(underPolicy, []fact{n.latest, f}, "%s has parked event %d, at which its handler has failed %d times and not %d",
+			owner(f), first.position, n.n, attempts)
+	}
+	return nil
+}

@@ -1,0 +1,222 @@
+package orchestrator
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+)
+
+// A handlerTx is the Tx of handlers. It is no *sql.Tx, so that what a handler can't do
+// with it, it can't do by asserting its type either; and it notices what a handler
+// should not have done with it.
+type handlerTx struct {
+	tx *sql.Tx
+
+	mu    sync.Mutex
+	rows  []*sql.Rows // of the call under way
+	ended error       // a statement of it would have ended the transaction
+}
+
+var errRowsOpen = errors.New("the handler has left the rows of a query open: close them before it returns (defer rows.Close())")
+
+func (t *handlerTx) ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error) {
+	if err := t.check(query); err != nil {
+		return nil, err
+	}
+	return t.tx.ExecContext(ctx, query, args...)
+}
+
+func (t *handlerTx) PrepareContext(ctx context.Context, query string) (*sql.Stmt, error) {
+	if err := t.check(query); err != nil {
+		return nil, err
+	}
+	return t.tx.PrepareContext(ctx, query)
+}
+
+func (t *handlerTx) QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error) {
+	if err := t.check(query); err != nil {
+		return nil, err
+	}
+	rows, err := t.tx.QueryContext(ctx, query, args...)
+	if err == nil {
+		t.mu.Lock()
+		t.rows = append(t.rows, rows)
+		t.mu.Unlock()
+	}
+	return rows, err
+}
+
+// QueryRowContext can't return an error of its own: the row of what would end the
+// transaction has that of a cancelled context, and settle says why.
+func (t *handlerTx) QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row {
+	if t.check(query) != nil {
+		never, cancel := context.WithCancel(ctx)
+		cancel()
+		return t.tx.QueryRowContext(never, query, args...)
+	}
+	return t.tx.QueryRowContext(ctx, query, args...)
+}
+
+var errEndsTx = errors.New("a handler can't end its transaction, which commits with the checkpoint: return an error to have it rolled back")
+
+// check refuses a statement that would end the transaction, before the next event is
+// handled without one.
+func (t *handlerTx) check(query string) error {
+	word := endsTransaction(query)
+	if word == "" {
+		return nil
+	}
+	err := fmt.Errorf("%s: %w", word, errEndsTx)
+	t.mu.Lock()
+	t.ended = err
+	t.mu.Unlock()
+	return err
+}
+
+// settle returns what has become of a call of a handler, which has returned err, and is
+// ready for the next.
+func (t *handlerTx) settle(err error) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for i, r := range t.rows {
+		if _, closed := r.Columns(); closed == nil && err == nil {
+			err = errRowsOpen
+		}
+		t.rows[i] = nil
+	}
+	if t.ended != nil {
+		err = t.ended
+	}
+	t.rows, t.ended = t.rows[:0], nil
+	return err
+}
+
+// endsTransaction returns the command of a query that ends the transaction in which it
+// runs; "": none does, as far as can be seen. What can't be seen (a driver's own way to
+// send a statement) is noticed when the checkpoint is to be moved.
+func endsTransaction(query string) string {
+	rest := query
+	for first := true; ; first = false {
+		word, after := nextWord(rest)
+		switch strings.ToUpper(word) {
+		case "COMMIT", "ABORT":
+			return strings.ToUpper(word)
+		case "END": // further back it may be the end of a function's body
+			if first {
+				return "END"
+			}
+		case "ROLLBACK":
+			next, after := nextWord(after)
+			if w := strings.ToUpper(next); w == "WORK" || w == "TRANSACTION" {
+				next, _ = nextWord(after)
+			}
+			if !strings.EqualFold(next, "TO") {
+				return "ROLLBACK"
+			}
+		case "PREPARE":
+			if next, _ := nextWord(after); strings.EqualFold(next, "TRANSACTION") {
+				return "PREPARE TRANSACTION"
+			}
+		}
+		if strings.IndexByte(after, ';') < 0 {
+			return ""
+		}
+		var more bool
+		if rest, more = nextStatement(after); !more {
+			return ""
+		}
+	}
+}
+
+// nextWord skips blanks, comments and semicolons, and returns the letters that come
+// next.
+func nextWord(query string) (word, rest string) {
+	for query != "" {
+		switch c := query[0]; {
+		case c == ' ' || c >= '\t' && c <= '\r' || c == ';':
+			query = query[1:]
+		case strings.HasPrefix(query, "--") || strings.HasPrefix(query, "/*"):
+			query = skipComment(query)
+		default:
+			end := 0
+			for end < len(query) && (query[end]|0x20 >= 'a' && query[end]|0x20 <= 'z') {
+				end++
+			}
+			return query[:end], query[end:]
+		}
+	}
+	return "", ""
+}
+
+// nextStatement returns what comes behind the next semicolon that separates statements.
+func nextStatement(query string) (rest string, more bool) {
+	for query != "" {
+		switch c := query[0]; {
+		case c == ';':
+			return query[1:], true
+		case c == '\'':
+			query = skipQuoted(query, false)
+		case (c == 'E' || c == 'e') && len(query) > 1 && query[1] == '\'':
+			query = skipQuoted(query[1:], true)
+		case c == '"':
+			query = skipQuoted(query, false)
+		case c == '$':
+			query = skipDollars(query)
+		case strings.HasPrefix(query, "--") || strings.HasPrefix(query, "/*"):
+			query = skipComment(query)
+		default:
+			query = query[1:]
+		}
+	}
+	return "", false
+}
+
+// skipQuoted skips a string or a name. A doubled quote is two of them, side by side.
+func skipQuoted(query string, escapes bool) string {
+	quote := query[0]
+	for i := 1; i < len(query); i++ {
+		switch {
+		case escapes && query[i] == '\\':
+			i++
+		case query[i] == quote:
+			return query[i+1:]
+		}
+	}
+	return ""
+}
+
+// skipDollars skips a dollar-quoted string, or the dollar of a parameter.
+func skipDollars(query string) string {
+	end := strings.IndexByte(query[1:], '$')
+	if end < 0 || strings.ContainsAny(query[1:end+1], " \t\r\n;,()'\"") || end > 0 && query[1] >= '0' && query[1] <= '9' {
+		return query[1:]
+	}
+	tag := query[:end+2]
+	_, rest, _ := strings.Cut(query[len(tag):], tag)
+	return rest
+}
+
+// skipComment skips a comment. Those between /* and */ may hold others.
+func skipComment(query string) string {
+	if query[1] == '-' {
+		_, rest, _ := strings.Cut(query, "\n")
+		return rest
+	}
+	depth := 0
+	for i := 0; i+1 < len(query); i++ {
+		switch query[i : i+2] {
+		case "/*":
+			depth++
+			i++
+		case "*/":
+			depth--
+			if i++; depth == 0 {
+				return query[i+1:]
+			}
+		}
+	}
+	return ""
+}

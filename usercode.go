@@ -1,0 +1,262 @@
+package orchestrator
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"reflect"
+	"runtime/debug"
+	"strings"
+	"sync/atomic"
+	"unicode/utf8"
+
+	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
+	"github.com/getpup/pupsourcing-orchestrator/internal/store"
+)
+
+// This file is the border between the program's code and the library. Handlers, event
+// stores, notifiers, observers, loggers and the errors that they return are the
+// program's: they may panic, end their goroutine, or return an error whose own methods
+// do so. Here each becomes an error of the library's, whose methods are harmless, and
+// of which everything is known that the library will ever ask. Inside, nothing calls a
+// method of a stranger's error.
+//
+// What Go itself can't recover from is out of reach: a stack that overflows, in an
+// Error method that calls itself for example, a map that two goroutines write at once,
+// os.Exit. And a method that never returns holds up whoever called it.
+
+// A foreignError stands for an error that the program's code has returned.
+type foreignError struct {
+	text  string
+	facts protocol.Facts
+	err   error // for errors.Is and errors.As of the program
+}
+
+func (e *foreignError) Error() string         { return e.text }
+func (e *foreignError) Unwrap() error         { return e.err }
+func (e *foreignError) Facts() protocol.Facts { return e.facts }
+
+// own turns an error of whoever's code into one of the library's.
+func own(whose string, err error) error {
+	switch e := err.(type) {
+	case nil:
+		return nil
+	case *foreignError:
+		return e
+	}
+	e := &foreignError{text: textOf(err), facts: store.FactsOf(err)}
+	if isNil(err) {
+		e.text = fmt.Sprintf("typed nil %T: %s returned a nil pointer as an error", err, whose)
+	}
+	if finite(err) {
+		e.err = err
+	}
+	return e
+}
+
+// panicked turns what was recovered into an error.
+func panicked(whose string, v any) error {
+	e := &PanicError{Value: v, Stack: debug.Stack()}
+	e.text = textOf(v)
+	return own(whose, e)
+}
+
+// safely calls the program's code, and turns a panic into an error. If that ends its
+// goroutine (runtime.Goexit), it is the caller's goroutine that ends.
+func safely(whose string, f func() error) (err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			err = panicked(whose, v)
+		}
+	}()
+	return own(whose, f())
+}
+
+// apart calls the program's code on a goroutine of its own, so that it may even end
+// that. It is for what is called rarely.
+func apart[T any](whose string, f func() (T, error)) (value T, err error) {
+	err = exited(whose)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		var v T
+		e := safely(whose, func() (err error) {
+			v, err = f()
+			return err
+		})
+		value, err = v, e
+	}()
+	<-done
+	return value, err
+}
+
+// exited is the error of code that has ended its goroutine.
+func exited(whose string) error {
+	return own(whose, fmt.Errorf("%s has ended its goroutine (runtime.Goexit, t.FailNow)", whose))
+}
+
+// textMax is how many bytes of an error's text are kept.
+const textMax = 8000
+
+// textOf returns the text of an error, or of what a panic had as its value, shortened.
+func textOf(v any) (text string) {
+	defer func() {
+		if recover() != nil {
+			text = fmt.Sprintf("%T, whose text can't be had: it panics", v)
+		}
+	}()
+	switch x := v.(type) {
+	case error:
+		if isNil(x) {
+			return fmt.Sprintf("typed nil %T", x)
+		}
+		text = x.Error()
+	case fmt.Stringer:
+		text = x.String()
+	default:
+		if !shallow(reflect.ValueOf(v), 10) {
+			return fmt.Sprintf("a value of type %T", v)
+		}
+		text = fmt.Sprint(v)
+	}
+	if len(text) <= textMax {
+		return text
+	}
+	end := textMax
+	for end > 0 && !utf8.RuneStart(text[end]) {
+		end--
+	}
+	return strings.Clone(text[:end]) + "…"
+}
+
+// shallow reports whether a value has at most so many values in one another where
+// fmt.Sprint follows them: one that holds itself would be followed for ever.
+func shallow(v reflect.Value, levels int) bool {
+	if levels == 0 {
+		return false
+	}
+	switch v.Kind() {
+	case reflect.Interface, reflect.Pointer:
+		return v.IsNil() || shallow(v.Elem(), levels-1)
+	case reflect.Slice, reflect.Array:
+		if v.Len() > 100 {
+			return v.Type().Elem().Kind() == reflect.Uint8
+		}
+		for i := range v.Len() {
+			if !shallow(v.Index(i), levels-1) {
+				return false
+			}
+		}
+	case reflect.Struct:
+		for i := range v.NumField() {
+			if !shallow(v.Field(i), levels-1) {
+				return false
+			}
+		}
+	case reflect.Map:
+		if v.Len() > 100 {
+			return false
+		}
+		for i := v.MapRange(); i.Next(); {
+			if !shallow(i.Key(), levels-1) || !shallow(i.Value(), levels-1) {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// finite reports whether an error unwraps to an end. One that does not would have
+// errors.Is of whoever gets it go on for ever.
+func finite(err error) (is bool) {
+	defer func() {
+		if recover() != nil {
+			is = false
+		}
+	}()
+	left := 1000
+	var walk func(err error) bool
+	walk = func(err error) bool {
+		if left--; left < 0 {
+			return false
+		}
+		if err == nil || isNil(err) {
+			return true
+		}
+		switch u := err.(type) {
+		case *PanicError: // which looks after itself
+			return true
+		case interface{ Unwrap() error }:
+			return walk(u.Unwrap())
+		case interface{ Unwrap() []error }:
+			for _, e := range u.Unwrap() {
+				if !walk(e) {
+					return false
+				}
+			}
+		}
+		return true
+	}
+	return walk(err)
+}
+
+// A safeLog passes records on to the program's logger.
+type safeLog struct{ to slog.Handler }
+
+// safeLogger returns a logger that can't end who logs.
+func safeLogger(l *slog.Logger) *slog.Logger {
+	if l == nil || l.Handler() == slog.DiscardHandler {
+		return slog.New(slog.DiscardHandler)
+	}
+	return slog.New(safeLog{l.Handler()})
+}
+
+func (s safeLog) Enabled(ctx context.Context, level slog.Level) bool {
+	on, err := apart("Logger", func() (bool, error) { return s.to.Enabled(ctx, level), nil })
+	return on && err == nil
+}
+
+func (s safeLog) Handle(ctx context.Context, r slog.Record) error {
+	_, err := apart("Logger", func() (struct{}, error) { return struct{}{}, s.to.Handle(ctx, r) })
+	return err
+}
+
+func (s safeLog) WithAttrs(attrs []slog.Attr) slog.Handler {
+	return s.with(func() slog.Handler { return s.to.WithAttrs(attrs) })
+}
+
+func (s safeLog) WithGroup(name string) slog.Handler {
+	return s.with(func() slog.Handler { return s.to.WithGroup(name) })
+}
+
+func (s safeLog) with(f func() slog.Handler) slog.Handler {
+	to, err := apart("Logger", func() (slog.Handler, error) { return f(), nil })
+	if err != nil || to == nil {
+		return s
+	}
+	return safeLog{to}
+}
+
+// A namedLog adds the name by which a worker goes at the time.
+type namedLog struct {
+	slog.Handler
+	worker *atomic.Value
+}
+
+func (n namedLog) Handle(ctx context.Context, r slog.Record) error {
+	named := slog.NewRecord(r.Time, r.Level, r.Message, r.PC)
+	named.AddAttrs(slog.String("worker", n.worker.Load().(string)))
+	r.Attrs(func(a slog.Attr) bool {
+		named.AddAttrs(a)
+		return true
+	})
+	return n.Handler.Handle(ctx, named)
+}
+
+func (n namedLog) WithAttrs(attrs []slog.Attr) slog.Handler {
+	return namedLog{n.Handler.WithAttrs(attrs), n.worker}
+}
+
+func (n namedLog) WithGroup(name string) slog.Handler {
+	return namedLog{n.Handler.WithGroup(name), n.worker}
+}

@@ -1,0 +1,601 @@
+package orchestrator_test
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"log/slog"
+	"runtime"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/lib/pq"
+
+	orchestrator "github.com/getpup/pupsourcing-orchestrator"
+)
+
+// Errors that do what an error should not.
+type (
+	nilReceiver   struct{ err error }
+	panicsIn      struct{ method string }
+	unwrapsItself struct{ text string }
+	growsATree    struct{}
+	uncomparable  struct{ values []int }
+	exitsIn       struct{ method string }
+	nested        struct{}
+)
+
+func (e *nilReceiver) Error() string { return e.err.Error() }
+func (e *nilReceiver) Unwrap() error { return e.err }
+
+func (e panicsIn) in(method string) {
+	if e.method == method {
+		panic(e)
+	}
+}
+func (e panicsIn) Error() string    { e.in("Error"); return "panics in " + e.method }
+func (e panicsIn) Unwrap() error    { e.in("Unwrap"); return nil }
+func (e panicsIn) Is(error) bool    { e.in("Is"); return false }
+func (e panicsIn) As(any) bool      { e.in("As"); return false }
+func (e panicsIn) SQLState() string { e.in("SQLState"); return "" }
+
+func (e *unwrapsItself) Error() string { return e.text }
+func (e *unwrapsItself) Unwrap() error { return e }
+
+func (e growsATree) Error() string   { return "a tree" }
+func (e growsATree) Unwrap() []error { return []error{e, e} }
+
+func (e uncomparable) Error() string        { return "not comparable" }
+func (e uncomparable) Is(target error) bool { return target == error(e) }
+
+func (e exitsIn) Error() string {
+	if e.method == "Error" {
+		runtime.Goexit()
+	}
+	return "exits in " + e.method
+}
+func (e exitsIn) Unwrap() error {
+	if e.method == "Unwrap" {
+		runtime.Goexit()
+	}
+	return nil
+}
+
+func (nested) Error() string { panic(panicsIn{"Error"}) }
+
+// hostile are the ways in which a handler can fail, by names.
+func hostile() map[string]func() error {
+	fails := func(err error) func() error { return func() error { return err } }
+	panics := func(v any) func() error { return func() error { panic(v) } }
+	cyclic := map[string]any{}
+	cyclic["itself"] = cyclic
+	ways := map[string]func() error{
+		"typed nil of the driver":   fails((*pq.Error)(nil)),
+		"typed nil":                 fails((*nilReceiver)(nil)),
+		"wraps a typed nil":         fails(fmt.Errorf("wraps: %w", (*nilReceiver)(nil))),
+		"unwraps to itself":         fails(&unwrapsItself{"itself"}),
+		"grows a tree":              fails(growsATree{}),
+		"not comparable":            fails(uncomparable{[]int{1}}),
+		"10 MB":                     fails(errors.New(strings.Repeat("long \x00\xff ", 10<<20/8))),
+		"panics while it panics":    fails(nested{}),
+		"panic of a typed nil":      panics((*pq.Error)(nil)),
+		"panic of what panics":      panics(panicsIn{"Error"}),
+		"panic of a cyclic map":     panics(cyclic),
+		"panic of nil":              panics(nil),
+		"ends its goroutine":        func() error { runtime.Goexit(); return nil },
+		"ends a goroutine in Error": fails(exitsIn{"Error"}),
+		"ends one in Unwrap":        fails(exitsIn{"Unwrap"}),
+	}
+	for _, method := range []string{"Error", "Unwrap", "Is", "As", "SQLState"} {
+		ways["panics in "+method] = fails(panicsIn{method})
+	}
+	return ways
+}
+
+// kindOf returns a projection of a kind.
+func (w *world) kindOf(kind string, e effects) orchestrator.Projection[orchestrator.Event] {
+	switch kind {
+	case "plain":
+		return plain{e, w.db}
+	case "transactional":
+		return transactional{e}
+	}
+	return batched{e}
+}
+
+// However a handler fails, its projection fails by its policy: the process lives, and
+// another projection handles everything.
+func TestHostileErrors(t *testing.T) {
+	for _, kind := range []string{"plain", "transactional", "batched"} {
+		for _, policy := range []orchestrator.FailurePolicy{orchestrator.RetryForever, orchestrator.HaltLane, orchestrator.ParkEvents} {
+			t.Run(fmt.Sprintf("%s, policy %d", kind, policy), func(t *testing.T) {
+				t.Parallel()
+				w := newWorld(t)
+				w.append(60)
+				bad := w.number(`SELECT min(global_position) + 42 FROM events`)
+				cfg := w.config(w.db, "set")
+				cfg.Logger = nil // 10 MB
+				cfg.Failures = map[string]orchestrator.FailureRule{}
+				var mended atomic.Bool
+				projections := []orchestrator.Projection[orchestrator.Event]{transactional{effects{name: "other"}}}
+				calls := map[string]*atomic.Int64{}
+				for name, fail := range hostile() {
+					n := &atomic.Int64{}
+					calls[name] = n
+					cfg.Failures[name] = orchestrator.FailureRule{Policy: policy, Attempts: 2}
+					projections = append(projections, w.kindOf(kind, effects{name: name, hook: func(_ context.Context, e orchestrator.Event) error {
+						if e.GlobalPosition != bad || mended.Load() {
+							return nil
+						}
+						n.Add(1)
+						return fail()
+					}}))
+				}
+				r := run(t, cfg, projections...)
+				w.caughtUp("other")
+				for name, n := range calls {
+					switch policy {
+					case orchestrator.ParkEvents:
+						eventually(t, name+": parked", func() bool {
+							parked, err := orchestrator.Parked(t.Context(), w.db, name, 10)
+							if err == nil && len(parked) > 0 && (parked[0].Position != bad || parked[0].Error == "" || len(parked[0].Error) > 5000) {
+								t.Errorf("%s has parked %d, for %d bytes", name, parked[0].Position, len(parked[0].Error))
+							}
+							return err == nil && len(parked) > 0
+						})
+					default:
+						eventually(t, name+": called again", func() bool { return n.Load() >= 2 })
+					}
+				}
+				if policy == orchestrator.RetryForever {
+					mended.Store(true)
+					for name := range calls {
+						w.caughtUp(name)
+					}
+				}
+				r.stop()
+			})
+		}
+	}
+}
+
+// Under StopOnFailure Run returns an error of which nobody has to be afraid.
+func TestHostileErrorsStop(t *testing.T) {
+	kinds := []string{"plain", "transactional", "batched"}
+	i := 0
+	for name, fail := range hostile() {
+		kind := kinds[i%3]
+		i++
+		t.Run(name+", "+kind, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			w.append(10)
+			cfg := w.config(w.db, "set")
+			cfg.Logger, cfg.OnFailure = nil, orchestrator.StopOnFailure
+			err := run(t, cfg, w.kindOf(kind, effects{name: "p", hook: func(context.Context, orchestrator.Event) error { return fail() }})).failed()
+			var failure *orchestrator.HandlerError
+			if !errors.As(err, &failure) || failure.Position != w.number(`SELECT min(global_position) FROM events`) {
+				t.Fatalf("Run returned %T", err)
+			}
+			if text := fmt.Sprint(err); len(text) > 20_000 || !strings.HasPrefix(text, `projection "p" failed at position`) {
+				t.Errorf("%d bytes of text: %.200s", len(text), text)
+			}
+			if strings.HasPrefix(name, "typed nil") && !strings.Contains(fmt.Sprint(err), "the handler returned a nil pointer as an error") {
+				t.Errorf("Run returned %v", err)
+			}
+			if !strings.Contains(name, "Is") && !strings.Contains(name, "Unwrap") && errors.Is(err, context.Canceled) {
+				t.Error("it is context.Canceled")
+			}
+		})
+	}
+}
+
+// What a handler returns is there for errors.Is and errors.As.
+func TestHandlerErrorUnwraps(t *testing.T) {
+	w := newWorld(t)
+	w.append(1)
+	cfg := w.config(w.db, "set")
+	cfg.OnFailure = orchestrator.StopOnFailure
+	cause := &pq.Error{Code: "23505", Message: "twice"}
+	err := run(t, cfg, transactional{effects{name: "p", hook: func(context.Context, orchestrator.Event) error { return fmt.Errorf("write: %w", cause) }}}).failed()
+	var got *pq.Error
+	if !errors.As(err, &got) || got != cause || !strings.HasSuffix(err.Error(), "write: pq: twice (23505)") {
+		t.Errorf("Run returned %v, as a *pq.Error %v", err, got)
+	}
+}
+
+// What the program hands over beside handlers can't end the process either.
+type hostileStore struct {
+	orchestrator.EventStore[orchestrator.Event]
+	do func()
+}
+
+func (s *hostileStore) Read(ctx context.Context, after int64, limit int) ([]orchestrator.Record[orchestrator.Event], error) {
+	s.do()
+	return s.EventStore.Read(ctx, after, limit)
+}
+func (s *hostileStore) Head(context.Context) (int64, error) { s.do(); return 0, errors.New("none") }
+func (s *hostileStore) Waiting() (orchestrator.Gap, bool)   { s.do(); return orchestrator.Gap{}, false }
+
+type hostileNotifier struct{ do func() }
+
+func (n *hostileNotifier) Listen(ctx context.Context, _ []string, up func(), _ func(string, string)) error {
+	up()
+	n.do()
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+type hostileLog struct{ do func() }
+
+func (l hostileLog) Enabled(context.Context, slog.Level) bool  { l.do(); return true }
+func (l hostileLog) Handle(context.Context, slog.Record) error { l.do(); return nil }
+func (l hostileLog) WithAttrs([]slog.Attr) slog.Handler        { l.do(); return l }
+func (l hostileLog) WithGroup(string) slog.Handler             { l.do(); return l }
+
+func TestHostileProgram(t *testing.T) {
+	for name, fail := range map[string]func(){
+		"panics":                  func() { panic("boom") },
+		"panics with what panics": func() { panic(panicsIn{"Error"}) },
+		"ends its goroutine":      runtime.Goexit,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			w.append(50)
+			var calls atomic.Int64
+			do := func() { // each other call
+				if calls.Add(1)%2 == 0 {
+					fail()
+				}
+			}
+			cfg := w.config(w.db, "set")
+			cfg.EventStore = &hostileStore{cfg.EventStore, do}
+			cfg.Notifier = &hostileNotifier{do}
+			cfg.Logger = slog.New(hostileLog{do})
+			cfg.Observer = &orchestrator.Observer{
+				BatchCommitted: func(orchestrator.BatchCommitted) { do() }, Heartbeat: func(orchestrator.Heartbeat) { do() },
+				Started: func(orchestrator.Started) { do() },
+			}
+			r := run(t, cfg, w.all(w.db, nil)...)
+			w.caughtUp(names...)
+			r.stop()
+			w.checkEffects(names...)
+		})
+	}
+}
+
+// hostileName is a projection that can't say who it is.
+type hostileName struct {
+	named
+	do func()
+}
+
+func (p hostileName) Name() string { p.do(); return "p" }
+
+// hostileScope can't say what it wants.
+type hostileScope struct {
+	named
+	do func()
+}
+
+func (hostileScope) Name() string                { return "p" }
+func (p hostileScope) AggregateTypes() []string  { p.do(); return nil }
+func (p hostileScope) BoundedContexts() []string { return nil }
+
+func TestHostileNames(t *testing.T) {
+	for name, fail := range map[string]func(){"panics": func() { panic("boom") }, "ends its goroutine": runtime.Goexit} {
+		w := newWorld(t)
+		for _, p := range []orchestrator.Projection[orchestrator.Event]{hostileName{do: fail}, hostileScope{do: fail}} {
+			err := run(t, w.config(w.db, "set"), p).failed()
+			if !errors.Is(err, orchestrator.ErrInvalidConfig) || !strings.Contains(err.Error(), "can't be had") {
+				t.Errorf("%T, which %s: %v", p, name, err)
+			}
+		}
+	}
+}
+
+// A program that closes its database has Run return.
+func TestClosedDatabase(t *testing.T) {
+	w := newWorld(t)
+	w.append(10)
+	db, err := sql.Open("postgres", w.url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := w.config(db, "set")
+	cfg.EventStore = w.config(w.db, "set").EventStore
+	r := run(t, cfg, transactional{effects{name: "p", hook: func(_ context.Context, e orchestrator.Event) error {
+		if e.GlobalPosition == 5 {
+			return db.Close()
+		}
+		return nil
+	}}})
+	if err := r.failed(); err == nil || !strings.Contains(err.Error(), "database is closed") {
+		t.Errorf("Run returned %v", err)
+	}
+}
+
+// misbehaving is a transactional projection whose handler does something at one event,
+// before it writes its effect, and again after that.
+type misbehaving struct {
+	effects
+	at            int64
+	before, after func(ctx context.Context, tx orchestrator.Tx) error
+	mended        *atomic.Bool
+	calls         *atomic.Int64
+}
+
+func (misbehaving) Handle(context.Context, orchestrator.Event) error { return errors.New("not called") }
+
+func (p misbehaving) HandleTx(ctx context.Context, tx orchestrator.Tx, e orchestrator.Event) error {
+	at := e.GlobalPosition == p.at && !p.mended.Load()
+	if at {
+		p.calls.Add(1)
+	}
+	if at && p.before != nil {
+		if err := p.before(ctx, tx); err != nil {
+			return err
+		}
+	}
+	if err := p.write(ctx, tx, e); err != nil && !at {
+		return err
+	}
+	if at && p.after != nil {
+		return p.after(ctx, tx)
+	}
+	return nil
+}
+
+// misbehaves runs a projection that misbehaves at one of 60 events beside another one,
+// until the event is parked; mends it, and demands that nothing was lost or done twice.
+// It returns the error that the event was parked for.
+func misbehaves(t *testing.T, w *world, change func(*orchestrator.Config[orchestrator.Event]), p misbehaving) string {
+	t.Helper()
+	w.append(60)
+	p.name, p.mended, p.calls = "p", &atomic.Bool{}, &atomic.Int64{}
+	p.at = w.number(`SELECT min(global_position) + 42 FROM events`)
+	cfg := w.config(w.db, "set")
+	cfg.Failures = map[string]orchestrator.FailureRule{"p": {Policy: orchestrator.ParkEvents, Attempts: 2}}
+	if change != nil {
+		change(&cfg)
+	}
+	r := run(t, cfg, p, transactional{effects{name: "other"}})
+	w.caughtUp("other")
+	var parked []orchestrator.ParkedEvent
+	eventually(t, "the event is parked", func() bool {
+		parked, _ = orchestrator.Parked(t.Context(), w.db, "p", 10)
+		return len(parked) > 0
+	})
+	if parked[0].Position != p.at {
+		t.Errorf("%d is parked, want %d", parked[0].Position, p.at)
+	}
+	failed := parked[0].Attempts
+	w.retry("p", orchestrator.ParkedSelector{All: true}) // and fails again
+	eventually(t, "the retry has failed", func() bool {
+		all, _ := orchestrator.Parked(t.Context(), w.db, "p", 10)
+		return len(all) > 0 && all[0].Attempts > failed
+	})
+	p.mended.Store(true)
+	eventually(t, "nothing is parked any more", func() bool {
+		w.askAll("p")
+		all, _ := orchestrator.Parked(t.Context(), w.db, "p", 10)
+		return len(all) == 0
+	})
+	w.caughtUp("p")
+	r.stop()
+	w.checkEffects("p", "other")
+	return parked[0].Error
+}
+
+// askAll asks for a retry of whatever is parked.
+func (w *world) askAll(projection string) {
+	_, err := orchestrator.RetryParked(w.t.Context(), w.db, projection, orchestrator.ParkedSelector{All: true})
+	if err != nil && !errors.Is(err, orchestrator.ErrNotParked) {
+		w.t.Error(err)
+	}
+}
+
+func statement(query string) func(context.Context, orchestrator.Tx) error {
+	return func(ctx context.Context, tx orchestrator.Tx) error {
+		_, err := tx.ExecContext(ctx, query)
+		return err
+	}
+}
+
+// swallow returns nil, whatever f says.
+func swallow(f func(context.Context, orchestrator.Tx) error) func(context.Context, orchestrator.Tx) error {
+	return func(ctx context.Context, tx orchestrator.Tx) error {
+		_ = f(ctx, tx)
+		return nil
+	}
+}
+
+// A handler that ends its transaction, or tries to, fails; nothing is lost.
+func TestHandlerEndsItsTransaction(t *testing.T) {
+	const can, ended = "a handler can't end its transaction", "the handler has ended its transaction"
+	prepare := func(ctx context.Context, tx orchestrator.Tx) error {
+		s, err := tx.PrepareContext(ctx, `COMMIT`)
+		if err != nil {
+			return err
+		}
+		_, err = s.ExecContext(ctx)
+		return err
+	}
+	assert := func(_ context.Context, tx orchestrator.Tx) error {
+		return tx.(interface{ Commit() error }).Commit()
+	}
+	for name, c := range map[string]struct {
+		do   func(context.Context, orchestrator.Tx) error
+		want string
+	}{
+		"ROLLBACK":                      {statement(`ROLLBACK`), can},
+		"ROLLBACK, swallowed":           {swallow(statement(`ROLLBACK`)), can},
+		"COMMIT":                        {statement(` -- it is done` + "\n" + ` commit`), can},
+		"COMMIT AND CHAIN":              {statement(`COMMIT AND CHAIN`), can},
+		"COMMIT; BEGIN":                 {swallow(statement(`COMMIT; BEGIN`)), can},
+		"PREPARE TRANSACTION":           {statement(`PREPARE TRANSACTION 'x'`), can},
+		"behind another":                {swallow(statement(`SELECT ';'; ROLLBACK`)), can},
+		"prepared":                      {swallow(prepare), can},
+		"asserted":                      {assert, "panic"},
+		"unseen":                        {statement(`SELECT 1; ABORT /* by another word */ AND CHAIN`), can},
+		"unseen, in a batch of its own": {statement(`SELECT 1; END; BEGIN`), ended},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			alone := func(cfg *orchestrator.Config[orchestrator.Event]) {
+				if c.want == ended { // or what others wrote before would be committed, and written again
+					cfg.BatchSize = 1
+				}
+			}
+			if got := misbehaves(t, w, alone, misbehaving{before: c.do}); !strings.Contains(got, c.want) {
+				t.Errorf("parked for %q, want %q", got, c.want)
+			}
+		})
+	}
+}
+
+// What the library's own statement meets behind a handler is the handler's failure, and
+// so are the limits that it runs into.
+func TestHandlersFault(t *testing.T) {
+	query := func(ctx context.Context, tx orchestrator.Tx) error {
+		rows, err := tx.QueryContext(ctx, `SELECT generate_series(1, 1000)`)
+		if err == nil {
+			rows.Next()
+		}
+		return err
+	}
+	copies := func(ctx context.Context, tx orchestrator.Tx) error {
+		_, err := tx.PrepareContext(ctx, pq.CopyIn("effects", "projection"))
+		return err
+	}
+	deadline := func(ctx context.Context, tx orchestrator.Tx) error {
+		ctx, cancel := context.WithTimeout(ctx, time.Millisecond)
+		defer cancel()
+		_, err := tx.ExecContext(ctx, `SELECT pg_sleep(60)`)
+		return err
+	}
+	for name, c := range map[string]struct {
+		do   func(context.Context, orchestrator.Tx) error
+		want string
+	}{
+		"rows left open":    {query, "rows of a query open"},
+		"a COPY left open":  {copies, ""},
+		"statement_timeout": {statement(`SET LOCAL statement_timeout = '1ms'; SELECT pg_sleep(60)`), "statement timeout"},
+		"a deadline":        {deadline, ""},
+		"lock_timeout":      {statement(`DO $$ BEGIN RAISE 'no lock' USING ERRCODE = '55P03'; END $$`), "no lock"},
+		"disk full":         {statement(`DO $$ BEGIN RAISE 'no space' USING ERRCODE = '53100'; END $$`), "no space"},
+		"temp_file_limit":   {statement(`DO $$ BEGIN RAISE 'too large' USING ERRCODE = '53400'; END $$`), "too large"},
+		"swallowed error":   {swallow(statement(`SELECT 1 / 0`)), ""},
+		"read-only":         {swallow(statement(`SET TRANSACTION READ ONLY`)), "read-only"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			if got := misbehaves(t, w, nil, misbehaving{after: c.do}); !strings.Contains(got, c.want) {
+				t.Errorf("parked for %q, want %q", got, c.want)
+			}
+		})
+	}
+}
+
+// A handler that moves its own checkpoint, or hides it from the library, is not called
+// again at once and for ever.
+func TestHandlerMovesItsCheckpoint(t *testing.T) {
+	w := newWorld(t)
+	w.append(60)
+	p := misbehaving{effects: effects{name: "p"}, at: 43, mended: &atomic.Bool{}, calls: &atomic.Int64{},
+		after: statement(`UPDATE orchestrator_checkpoints SET position = position + 1 WHERE projection = 'p'`)}
+	cfg := w.config(w.db, "set")
+	cfg.OnFailure = orchestrator.StopOnFailure
+	err := run(t, cfg, p).failed()
+	var failure *orchestrator.HandlerError
+	if !errors.As(err, &failure) || failure.Position != p.at || !strings.Contains(err.Error(), "the checkpoint can't be moved after the handler") {
+		t.Errorf("Run returned %v", err)
+	}
+	if n := w.handled("p"); n != 42 {
+		t.Errorf("%d events are handled, want the 42 before", n)
+	}
+}
+
+// SET ROLE and SET search_path are the handler's affair: neither the checkpoint nor the
+// next user of the connection has anything of it.
+func TestHandlerSetsRole(t *testing.T) {
+	w := newWorld(t)
+	w.exec(`CREATE SCHEMA tenant; CREATE ROLE ` + tenant + `; GRANT ALL ON effects, effects_id_seq TO ` + tenant)
+	t.Cleanup(func() { _, _ = w.db.Exec(`DROP OWNED BY ` + tenant + `; DROP ROLE ` + tenant) })
+	w.append(100)
+	i := 0
+	sets := []string{`SET LOCAL ROLE ` + tenant, `SET ROLE ` + tenant, `SET LOCAL search_path = tenant, public`, `SET search_path = tenant`, `SET LOCAL search_path = ''`}
+	p := misbehaving{effects: effects{name: "p"}, mended: &atomic.Bool{}, calls: &atomic.Int64{}}
+	r := run(t, w.config(w.db, "set"), everyEvent{p, func(ctx context.Context, tx orchestrator.Tx) error {
+		i++
+		return statement(sets[i%len(sets)])(ctx, tx)
+	}}, transactional{effects{name: "other"}}, plain{effects{name: "plain"}, w.db})
+	w.caughtUp("p", "other", "plain")
+	r.stop()
+	w.checkEffects("p", "other", "plain")
+}
+
+const tenant = "tenant_of_a_handler"
+
+// everyEvent does something after each event.
+type everyEvent struct {
+	misbehaving
+	do func(ctx context.Context, tx orchestrator.Tx) error
+}
+
+func (p everyEvent) HandleTx(ctx context.Context, tx orchestrator.Tx, e orchestrator.Event) error {
+	if _, err := tx.ExecContext(ctx, `RESET ROLE; RESET search_path`); err != nil {
+		return err
+	}
+	if err := p.write(ctx, tx, e); err != nil {
+		return err
+	}
+	return p.do(ctx, tx)
+}
+
+// An event that always ends its handler's connection is parked in the end, whether the
+// handler says so or not.
+func TestHandlerEndsItsConnection(t *testing.T) {
+	kill := statement(`SELECT pg_terminate_backend(pg_backend_pid())`)
+	for name, do := range map[string]func(context.Context, orchestrator.Tx) error{"said": kill, "swallowed": swallow(kill)} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			short := func(cfg *orchestrator.Config[orchestrator.Event]) {
+				cfg.StaleWorkerTimeout = 2 * time.Second
+			}
+			misbehaves(t, newWorld(t), short, misbehaving{after: do})
+		})
+	}
+}
+
+// A transaction that its handler leaves idle for too long is ended by the server, and
+// the error says which bound that was.
+func TestHandlerLeavesItsTransactionIdle(t *testing.T) {
+	w := newWorld(t)
+	var pid atomic.Int64
+	got := misbehaves(t, w, func(cfg *orchestrator.Config[orchestrator.Event]) { cfg.StaleWorkerTimeout = time.Second },
+		misbehaving{before: func(ctx context.Context, tx orchestrator.Tx) error {
+			var n int64
+			if err := tx.QueryRowContext(ctx, `SELECT pg_backend_pid()`).Scan(&n); err != nil {
+				return err
+			}
+			pid.Store(n)
+			for ctx.Err() == nil { // until the server has ended it
+				var there int64
+				if err := w.db.QueryRowContext(ctx, `SELECT count(*) FROM pg_stat_activity WHERE pid = $1`, n).Scan(&there); err != nil || there == 0 {
+					break
+				}
+			}
+			_, err := tx.ExecContext(ctx, `SELECT 1`)
+			return err
+		}})
+	if !strings.Contains(got, "StaleWorkerTimeout, which is 1s") {
+		t.Errorf("parked for %q", got)
+	}
+}

@@ -82,7 +82,8 @@ type HandlerError struct {
 	Partition int
 	Attempts  int
 	// Err stands for what the handler has returned: it has its text (of very long
-	// ones, the beginning), and unwraps to it.
+	// ones, the beginning), and unwraps to it, unless that can't be asked without a
+	// panic.
 	Err error
 }
 
@@ -112,7 +113,7 @@ func (e *PanicError) Error() string {
 // Unwrap returns the value if it was an error.
 func (e *PanicError) Unwrap() error {
 	err, _ := e.Value.(error)
-	if err == nil || isNil(err) || !finite(err) {
+	if err == nil || !sane(err) {
 		return nil
 	}
 	return err

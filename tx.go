@@ -131,8 +131,11 @@ func endsTransaction(query string) string {
 	}
 }
 
-// nextWord skips blanks, comments and semicolons, and returns the letters that come
-// next.
+func wordByte(c byte) bool {
+	return c|0x20 >= 'a' && c|0x20 <= 'z' || c >= '0' && c <= '9' || c == '_'
+}
+
+// nextWord skips blanks, comments and semicolons, and returns the word that comes next.
 func nextWord(query string) (word, rest string) {
 	for query != "" {
 		switch c := query[0]; {
@@ -142,7 +145,7 @@ func nextWord(query string) (word, rest string) {
 			query = skipComment(query)
 		default:
 			end := 0
-			for end < len(query) && (query[end]|0x20 >= 'a' && query[end]|0x20 <= 'z') {
+			for end < len(query) && wordByte(query[end]) {
 				end++
 			}
 			return query[:end], query[end:]

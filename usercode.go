@@ -2,6 +2,7 @@ package orchestrator
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"reflect"
@@ -48,7 +49,7 @@ func own(whose string, err error) error {
 	if isNil(err) {
 		e.text = fmt.Sprintf("typed nil %T: %s returned a nil pointer as an error", err, whose)
 	}
-	if finite(err) {
+	if sane(err) {
 		e.err = err
 	}
 	return e
@@ -166,9 +167,9 @@ func shallow(v reflect.Value, levels int) bool {
 	return true
 }
 
-// finite reports whether an error unwraps to an end. One that does not would have
-// errors.Is of whoever gets it go on for ever.
-func finite(err error) (is bool) {
+// sane reports whether errors.Is and errors.As can go over an error, as whoever gets it
+// from Run will have them do: the chain has an end, and no method panics.
+func sane(err error) (is bool) {
 	defer func() {
 		if recover() != nil {
 			is = false
@@ -177,20 +178,24 @@ func finite(err error) (is bool) {
 	left := 1000
 	var walk func(err error) bool
 	walk = func(err error) bool {
-		if left--; left < 0 {
+		if left--; left < 0 || isNil(err) {
 			return false
 		}
-		if err == nil || isNil(err) {
-			return true
+		_ = err.Error()
+		if e, ok := err.(interface{ Is(error) bool }); ok {
+			e.Is(errProbe)
+		}
+		if e, ok := err.(interface{ As(any) bool }); ok {
+			var probe *foreignError
+			e.As(&probe)
 		}
 		switch u := err.(type) {
-		case *PanicError: // which looks after itself
-			return true
 		case interface{ Unwrap() error }:
-			return walk(u.Unwrap())
+			wrapped := u.Unwrap()
+			return wrapped == nil || walk(wrapped)
 		case interface{ Unwrap() []error }:
 			for _, e := range u.Unwrap() {
-				if !walk(e) {
+				if e != nil && !walk(e) {
 					return false
 				}
 			}
@@ -199,6 +204,9 @@ func finite(err error) (is bool) {
 	}
 	return walk(err)
 }
+
+// errProbe is no error of anybody's.
+var errProbe = errors.New("probe")
 
 // A safeLog passes records on to the program's logger.
 type safeLog struct{ to slog.Handler }

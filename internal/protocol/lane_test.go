@@ -3,6 +3,7 @@ package protocol
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -33,6 +34,25 @@ func found(generation, position int64) LaneAnswer {
 }
 
 func failing(f Failure) LaneAnswer { return LaneAnswer{Failure: f} }
+
+// undone is a COMMIT at 12 that has not happened, for the n-th time, two seconds and
+// more after the one before.
+func undone(n int, then string) []turn {
+	var ok LaneAnswer
+	pause := Backoff{20 * time.Millisecond, time.Second}.Delay(n, 0)
+	turns := []turn{
+		{answer: ok, want: "handle 0+1", later: 2 * time.Second},
+		{answer: ok, want: "write 10 to 12"},
+		{answer: ok, want: "commit"},
+		{answer: failing(Passing), want: fmt.Sprintf("rollback, pause %s: the database failed", pause)},
+		{answer: ok, want: "find", later: pause},
+		{answer: found(5, 10), want: then},
+	}
+	if strings.HasPrefix(then, "read") {
+		turns = append(turns, turn{answer: evens(), want: "open"})
+	}
+	return turns
+}
 
 // Each row is the life of a lane, or a part of it, in turns. All are partition
 // 0 of 2 in generation 5, with batches of 4.
@@ -163,13 +183,68 @@ func TestLane(t *testing.T) {
 			{answer: ok, want: "prove", signals: unproven},
 			{answer: ok, want: "save 10 to 13", signals: asked}, // what is done needs none
 		}},
-		{name: "suspended: the event is handled again when there is a proof", turns: []turn{
+		{name: "suspended: the event is handled again when there is a proof, and has not failed", config: LaneConfig{OnFailure: StopOnFailure, Attempts: 1}, turns: []turn{
 			{answer: evens(12), want: "handle 0+1"},
-			{answer: failing(Passing), want: "pause 100ms: the handler failed at 12, attempt 1", signals: unproven},
-			{answer: ok, want: "read 4 after 12", signals: unproven},
-			{answer: evens(), want: "prove", signals: unproven},
+			{answer: failing(Interrupted), want: "prove", signals: unproven},
 			{answer: ok, want: "handle 0+1"},
+			{answer: failing(Fault), want: "end: at fault at 12, attempt 1"},
 		}},
+		{name: "suspended in the middle of a batch: what is done is committed", turns: []turn{
+			{answer: evens(12, 14), want: "handle 0+1"},
+			{answer: ok, want: "handle 1+1"},
+			{answer: failing(Interrupted), want: "save 10 to 13"},
+			{answer: ok, want: "read 4 after 14"},
+			{answer: evens(), want: "handle 0+1"},
+		}},
+		{name: "suspended in the middle of a transaction: the batch begins again in another", config: LaneConfig{Kind: Transactional, OnFailure: StopOnFailure, Attempts: 1}, turns: []turn{
+			{answer: evens(12, 14), want: "open"},
+			{answer: ok, want: "handle 0+1"},
+			{answer: ok, want: "handle 1+1"},
+			{answer: failing(Interrupted), want: "rollback, prove", signals: unproven},
+			{answer: ok, want: "open"},
+			{answer: ok, want: "handle 0+1"},
+			{answer: ok, want: "handle 1+1"},
+			{answer: ok, want: "write 10 to 14"},
+			{answer: failing(Interrupted), want: "rollback, prove"}, // the handler did not say so
+			{answer: ok, want: "end: asked", signals: asked},
+		}},
+		{name: "the fence lets nothing through, and nobody else has moved the row: the handler has", config: LaneConfig{Kind: Transactional, OnFailure: StopOnFailure, Attempts: 1}, turns: []turn{
+			{answer: evens(12), want: "open"},
+			{answer: ok, want: "handle 0+1"},
+			{answer: ok, want: "write 10 to 12"},
+			{answer: failing(Fenced), want: "rollback, find"},
+			{answer: found(5, 10), want: "end: at fault at 12, attempt 1"},
+		}},
+		{name: "what is to pass by itself counts when it has not for long enough", config: LaneConfig{OnFailure: HaltLane, Attempts: 1}, turns: []turn{
+			{answer: evens(12), want: "handle 0+1"},
+			{answer: failing(Passing), want: "pause 100ms: the handler failed at 12, attempt 1"},
+			{answer: ok, want: "read 4 after 12"},
+			{answer: evens(), want: "handle 0+1"},
+			{answer: failing(Passing), want: "pause 200ms: the handler failed at 12, attempt 2", later: 7 * time.Second}, // over a lease, and not often
+			{answer: ok, want: "read 4 after 12"},
+			{answer: evens(), want: "handle 0+1"},
+			{answer: failing(Passing), want: "pause 400ms: the handler failed at 12, attempt 3"},
+			{answer: ok, want: "read 4 after 12"},
+			{answer: evens(), want: "handle 0+1"},
+			{answer: failing(Passing), want: "pause 1h0m0s: halted at 12, attempt 4"},
+		}},
+		{name: "what is to pass by itself, often, and not for long", config: LaneConfig{OnFailure: HaltLane, Attempts: 1}, turns: []turn{
+			{answer: evens(12), want: "handle 0+1"},
+			{answer: failing(Passing), want: "pause 100ms: the handler failed at 12, attempt 1"},
+			{answer: ok, want: "read 4 after 12"},
+			{answer: evens(), want: "handle 0+1"},
+			{answer: failing(Passing), want: "pause 200ms: the handler failed at 12, attempt 2"},
+			{answer: ok, want: "read 4 after 12"},
+			{answer: evens(), want: "handle 0+1"},
+			{answer: failing(Passing), want: "pause 400ms: the handler failed at 12, attempt 3"},
+			{answer: ok, want: "read 4 after 12"},
+			{answer: evens(), want: "handle 0+1"},
+			{answer: failing(Passing), want: "pause 800ms: the handler failed at 12, attempt 4"},
+		}},
+		{name: "a COMMIT that is undone again and again", config: LaneConfig{Kind: Transactional, OnFailure: HaltLane, Attempts: 1}, turns: slices.Concat(
+			[]turn{{answer: evens(12), want: "open"}},
+			undone(1, "read 4 after 12"), undone(2, "read 4 after 12"), undone(3, "read 4 after 12"), undone(4, "pause 1h0m0s: halted at 12, attempt 4"),
+		)},
 		{name: "fenced", turns: []turn{
 			{answer: evens(12), want: "handle 0+1"},
 			{answer: ok, want: "save 10 to 12"},

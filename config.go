@@ -158,9 +158,7 @@ const (
 	// projection waits; other projections go on.
 	RetryForever FailurePolicy = iota
 	// StopOnFailure commits what precedes the event, leaves the replica set,
-	// and makes Run return a HandlerError. Deadlocks, serialization failures and
-	// connections that the server has ended are retried all the same; for a
-	// transactional projection, everything that a lost connection looks like.
+	// and makes Run return a HandlerError.
 	StopOnFailure
 	// HaltLane ends what its partition of the projection does. Others go on, and
 	// so does the worker. It begins again, at the same event, when there is a new
@@ -174,9 +172,19 @@ const (
 )
 
 // A FailureRule says when a projection's handler has failed often enough, and
-// what happens then. Zero fields mean their defaults. What StopOnFailure says of
-// deadlocks and the like holds for all policies: they do not count as failures of
-// the handler. The counts are the worker's own: another one starts anew.
+// what happens then. Zero fields mean their defaults. The counts are the worker's own:
+// another one starts anew.
+//
+// Some failures are expected to pass by themselves, and are retried without being
+// counted: deadlocks and serialization failures (SQLSTATE 40P01, 40001), a server that
+// stops, starts or is full (57P01 to 57P05, 53300), connections that are lost or can't
+// be made (08…; for a transactional projection, everything that a lost connection looks
+// like). When there were more than three times Attempts of them in a row, at the same
+// event, alone, over more than StaleWorkerTimeout, each further one counts, too. All
+// others count at once, also the limits that a handler runs into: statement_timeout,
+// lock_timeout, temp_file_limit, a deadline of its own, a transaction that it left idle.
+//
+// A handler whose context the library has cancelled has not failed. It is called again.
 type FailureRule struct {
 	Policy FailurePolicy
 	// Attempts is how often the handler has to fail at the event, alone.

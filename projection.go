@@ -10,15 +10,21 @@ import (
 // progress: another name is another projection, which starts from the first
 // event.
 //
+// All projections of a process get the same events: do not modify what is behind their
+// pointers, slices and maps. (Appending to the Payload and the Metadata of an Event is
+// safe.)
+//
 // Handle gets the events of this worker's partition, each aggregate's in
 // order, one at a time. If it returns nil, the event counts as handled when
 // the checkpoint is committed, after the batch; a worker that dies in between
 // hands the event to its successor again. So Handle should be idempotent, or
 // the projection transactional.
 //
-// If Handle returns an error or panics, the event is retried (see
+// If Handle returns an error, panics or ends its goroutine, the event is retried (see
 // Config.Retry and Config.OnFailure) and nothing of the partition moves past
-// it. If its context is cancelled, it should return soon, with any error: the
+// it; nothing else stands still for it. What Go can't recover from ends the process all
+// the same: a stack that overflows, also in the Error method of what is returned, or a
+// map that two goroutines write at once. If its context is cancelled, it should return soon, with any error: the
 // partition is about to be somebody else's. See AssignmentFrom for what else
 // the context knows.
 //
@@ -48,6 +54,12 @@ type ScopedProjection[E any] interface {
 // It is a READ COMMITTED transaction of Config.DB. The server ends it if it
 // stays idle for StaleWorkerTimeout: one event must not take that long without
 // a statement. (A batch of many events is cut where it takes long.)
+//
+// The handler must not end the transaction, and must close the rows of its queries:
+// both are noticed, and count as its failure. Savepoints are its own affair. So are SET
+// ROLE and SET search_path, LOCAL or not: they hold until the events of the batch are
+// handled, also for those that come after this one, and are taken back before the
+// commit.
 type TransactionalProjection[E any] interface {
 	Projection[E]
 	HandleTx(ctx context.Context, tx Tx, event E) error
@@ -64,7 +76,9 @@ type BatchProjection[E any] interface {
 }
 
 // Tx is what a handler may do with its transaction: everything but end it. The
-// methods are those of *sql.Tx, and what sqlc and others call DBTX.
+// methods are those of *sql.Tx, and what sqlc and others call DBTX. A statement that
+// would end the transaction (COMMIT, ROLLBACK, END, ABORT, PREPARE TRANSACTION) is
+// refused, and the handler fails. A Tx is of no use when the handler has returned.
 type Tx interface {
 	ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error)
 	PrepareContext(ctx context.Context, query string) (*sql.Stmt, error)

@@ -42,7 +42,9 @@ func (r *Record[E]) at() (at time.Time) {
 }
 
 // An EventStore reads one event stream. Table is one for any events table in
-// PostgreSQL; write your own for anything else.
+// PostgreSQL; write your own for anything else. What it returns is handed to all
+// projections of the process: do not modify it afterwards. A method that panics, or ends
+// its goroutine, has failed; whoever waits for it tries again.
 type EventStore[E any] interface {
 	// Read returns the events whose positions are above after, in ascending
 	// order, at most limit of them, and fewer only when there are no more for

@@ -14,7 +14,8 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
 )
 
-// An Event is a row of an events table in pupsourcing's layout.
+// An Event is a row of an events table in pupsourcing's layout. All projections of a
+// process get the same one: do not modify Payload and Metadata (to append is safe).
 type Event struct {
 	GlobalPosition   int64
 	BoundedContext   string

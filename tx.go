@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+
+	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
 // A handlerTx is the Tx of handlers. It is no *sql.Tx, so that what a handler can't do
@@ -81,11 +83,16 @@ func (t *handlerTx) check(query string) error {
 func (t *handlerTx) settle(err error) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	open := false
 	for i, r := range t.rows {
-		if _, closed := r.Columns(); closed == nil && err == nil {
-			err = errRowsOpen
-		}
-		t.rows[i] = nil
+		_, closed := r.Columns()
+		open, t.rows[i] = open || closed == nil, nil
+	}
+	switch { // to pgx a connection with open rows is as good as a lost one
+	case open && err == nil:
+		err = errRowsOpen
+	case open && store.FactsOf(err).Lost:
+		err = fmt.Errorf("%w (%s)", errRowsOpen, err.Error())
 	}
 	if t.ended != nil {
 		err = t.ended

@@ -3,6 +3,7 @@ package orchestrator_test
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -98,13 +99,17 @@ func TestTheOwnSessionIsReplaced(t *testing.T) {
 
 // A worker that has lost its session and can't take another cancels what runs
 // and begins nothing, though its lease goes on; the others take over; and it
-// comes back.
+// comes back. The handler has not failed.
 func TestAHandlerIsSuspended(t *testing.T) {
 	w := newWorld(t)
 	link := newLink(t, w.url)
 	db, _ := faulty(t, link.url)
 	cfg := w.longLease()
-	cfg.DB = db
+	cfg.DB, cfg.OnFailure = db, orchestrator.StopOnFailure
+	var failed atomic.Int64
+	cfg.Observer = &orchestrator.Observer{HandlerFailed: func(orchestrator.HandlerFailed) { failed.Add(1) }}
+	log := &watchedLog{to: testWriter{t}}
+	cfg.Logger = slog.New(slog.NewTextHandler(log, nil))
 	w.append(100)
 	var cause atomic.Value
 	in := make(chan struct{}, 1)
@@ -132,6 +137,10 @@ func TestAHandlerIsSuspended(t *testing.T) {
 	eventually(t, "the handler was cancelled", func() bool { return cause.Load() != nil })
 	waits.Store(false)
 	w.caughtUp("plain")
+	log.wait(t, "handler interrupted, will be called again")
+	if n := failed.Load(); n != 0 {
+		t.Errorf("the observer was told of %d failures", n)
+	}
 }
 
 // A worker that gives its handlers up while its session is asked something, or while

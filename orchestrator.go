@@ -136,10 +136,11 @@ type waiting struct {
 type lease struct{ at atomic.Pointer[terms] }
 
 // terms are when the worker must have stopped handling events, and, if there is
-// a proof to go by, until when handlers may begin.
+// a proof to go by, until when handlers may begin, and may go on.
 type terms struct {
 	end     time.Time
 	begin   time.Time
+	goOn    time.Time
 	bound   bool
 	changed chan struct{} // closed when there is another proof
 }
@@ -154,7 +155,7 @@ func newLease() *lease {
 func (l *lease) set(s *protocol.Session) {
 	old := l.at.Load()
 	t := &terms{end: s.LeaseEnd(), changed: old.changed}
-	t.begin, _, t.bound = s.Proof()
+	t.begin, t.goOn, t.bound = s.Proof()
 	proven := t.bound != old.bound || !t.begin.Equal(old.begin)
 	if proven {
 		t.changed = make(chan struct{})
@@ -167,6 +168,10 @@ func (l *lease) set(s *protocol.Session) {
 
 func (t *terms) over(now time.Time) bool     { return !now.Before(t.end) }
 func (t *terms) unproven(now time.Time) bool { return t.bound && !now.Before(t.begin) }
+
+// ended reports whether a handler that runs is cancelled by now, or about to be: a
+// process that was frozen may come to that before it has done it.
+func (t *terms) ended(now time.Time) bool { return t.over(now) || t.bound && !now.Before(t.goOn) }
 
 // handlers counts the handlers that run.
 type handlers struct {

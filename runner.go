@@ -419,8 +419,7 @@ func (l *lane[E]) judge(do protocol.LaneDo, answer protocol.LaneAnswer, err erro
 			facts.Idled = true
 			err = own("", fmt.Errorf("the transaction has ended: the handler has left it idle for longer than StaleWorkerTimeout, which is %s: %w", l.worker.cfg.StaleWorkerTimeout, err))
 		}
-		terms := l.worker.leases.at.Load()
-		suspended := l.spell != nil && l.spell.Err() != nil || terms.over(now) || terms.unproven(now)
+		suspended := l.spell != nil && l.spell.Err() != nil || l.worker.leases.at.Load().ended(now)
 		answer.Failure = protocol.Classify(facts, l.kind, do, suspended)
 	default:
 		answer.Failure = protocol.Classify(facts, l.kind, do, false)

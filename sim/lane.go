@@ -119,7 +119,9 @@ const transactionEnded = "it had ended its transaction"
 
 // suspended reports whether the handler was cancelled, or should have been.
 func (l *lane) suspended() bool {
-	return l.spell != l.run.spell || l.run.canceled || l.p.unproven() || !l.p.now().Before(l.p.session.LeaseEnd())
+	_, goOn, bound := l.p.session.Proof()
+	now := l.p.now()
+	return l.spell != l.run.spell || l.run.canceled || bound && !now.Before(goOn) || !now.Before(l.p.session.LeaseEnd())
 }
 
 func (l *lane) do(a protocol.LaneAction) {

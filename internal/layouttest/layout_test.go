@@ -61,7 +61,8 @@ type layout struct {
 
 // layouts are all that are tested, in the order of the page.
 var layouts = concat(pupsourcingLayouts, goLayouts, dotnetLayouts, jvmLayouts, jsLayouts, rubyLayouts, phpLayouts,
-	pythonLayouts, rustLayouts, elixirLayouts, plainLayouts, columnLayouts, refusedLayouts)
+	pythonLayouts, rustLayouts, elixirLayouts, plainLayouts, namedLayouts, columnLayouts,
+	refusedLayouts, refusedNamedLayouts)
 
 func concat(lists ...[]layout) (all []layout) {
 	for _, l := range lists {

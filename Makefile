@@ -7,7 +7,7 @@ GO ?= go
 MODULES ?= compat browsertest prometheus prometheus/check examples/kubernetes
 
 # The tests that need PostgreSQL or start processes; narrow with either one.
-INTEGRATION_PACKAGES ?= . ./internal/store ./internal/embedpg/... ./examples/... ./bench
+INTEGRATION_PACKAGES ?= . ./internal/store ./internal/layouttest ./internal/embedpg/... ./examples/... ./bench
 INTEGRATION_RUN      ?= .
 
 # A budget for each fuzz target: a number of inputs (2000x) or a time (30s).

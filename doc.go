@@ -12,6 +12,10 @@
 //	…
 //	err = o.Run(ctx, []orchestrator.Projection[orchestrator.Event]{&UserProjection{}})
 //
+// [NewEventTable] reads pupsourcing's events table, and [NewTable] any other whose
+// positions come from a sequence (or identity) that the inserting transaction itself
+// uses. docs/event-tables.md has the layouts that are known to work.
+//
 // The copies find each other, share the stream out as partitions, notice who
 // joins, leaves, crashes or hangs, pause, re-partition and go on together (the
 // Recreate strategy). No event is lost, what a [TransactionalProjection]

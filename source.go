@@ -41,10 +41,11 @@ func (r *Record[E]) at() (at time.Time) {
 	return at
 }
 
-// An EventStore reads one event stream. Table is one for any events table in
-// PostgreSQL; write your own for anything else. What it returns is handed to all
-// projections of the process: do not modify it afterwards. A method that panics, or ends
-// its goroutine, has failed; whoever waits for it tries again.
+// An EventStore reads one event stream. Table is one for an events table in
+// PostgreSQL whose positions come from a sequence (or identity) that the inserting
+// transaction itself uses; write your own for anything else. What it returns is
+// handed to all projections of the process: do not modify it afterwards. A method
+// that panics, or ends its goroutine, has failed and is called again.
 type EventStore[E any] interface {
 	// Read returns the events whose positions are above after, in ascending
 	// order, at most limit of them, and fewer only when there are no more for

@@ -198,6 +198,7 @@ type row[E any] struct {
 	texts  [eventtable.Parts]text
 	in     *Record[E] // what the row in hand becomes
 	held   []held
+	holds  bool           // some are in use
 	kinds  []reflect.Type // of the fields that are no Scanners
 	fields []any          // where Columns go, as Fields says
 	dest   []any          // where what was selected goes
@@ -278,7 +279,7 @@ func (w *row[E]) decode(rows *sql.Rows) error {
 		}
 	}
 	for i := range w.held {
-		if h := &w.held[i]; h.into != nil {
+		if h := &w.held[i]; w.holds && h.into != nil {
 			if err := scanInto(h.into, h.value); err != nil {
 				return fmt.Errorf("column %s: %w", eventtable.Quote(cfg.Columns[i]), err)
 			}
@@ -302,8 +303,9 @@ func (w *row[E]) begin() {
 		w.texts[part] = text{}
 		w.dest = append(w.dest, &w.texts[part])
 	}
-	for i := range w.held {
-		w.held[i] = held{}
+	if w.holds {
+		clear(w.held)
+		w.holds = false
 	}
 }
 
@@ -361,7 +363,7 @@ func (w *row[E]) target(i int) any {
 			return field
 		}
 	}
-	w.held[i].into = field
+	w.held[i].into, w.holds = field, true
 	return &w.held[i]
 }
 
@@ -400,6 +402,7 @@ func scanInto(dest, value any) error {
 func (w *row[E]) spoil(rows *sql.Rows, failed error) error {
 	*w.in = Record[E]{}
 	w.begin()
+	w.holds = true
 	for i, part := range w.reader.Shared {
 		if part == eventtable.Parts {
 			w.dest = append(w.dest, &w.held[i])

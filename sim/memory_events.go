@@ -2,6 +2,7 @@ package sim
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"slices"
 
@@ -179,8 +180,8 @@ func (c *memoryConnection) move(t *transaction, l store.Lane, from, to protocol.
 	})
 }
 
-func (c *memoryConnection) page(s scope, after, through int64, limit int) ([]event, error) {
-	if err := c.free("page"); err != nil {
+func (c *memoryConnection) page(at eventtable.At, s scope, after, through int64, limit int) ([]event, error) {
+	if err := c.at(at, "page"); err != nil {
 		return nil, err
 	}
 	above := c.above(after)
@@ -200,8 +201,8 @@ func (c *memoryConnection) page(s scope, after, through int64, limit int) ([]eve
 	return page, nil
 }
 
-func (c *memoryConnection) keys(after int64, limit int) ([]protocol.Key, error) {
-	if err := c.free("keys"); err != nil {
+func (c *memoryConnection) keys(at eventtable.At, after int64, limit int) ([]protocol.Key, error) {
+	if err := c.at(at, "keys"); err != nil {
 		return nil, err
 	}
 	var keys []protocol.Key
@@ -214,8 +215,8 @@ func (c *memoryConnection) keys(after int64, limit int) ([]protocol.Key, error) 
 	return keys, nil
 }
 
-func (c *memoryConnection) rows(positions []int64) ([]event, error) {
-	if err := c.free("rows"); err != nil {
+func (c *memoryConnection) rows(at eventtable.At, positions []int64) ([]event, error) {
+	if err := c.at(at, "rows"); err != nil {
 		return nil, err
 	}
 	var found []event
@@ -233,8 +234,8 @@ func (m *memory) above(after int64) []event {
 	return m.events[i:]
 }
 
-func (c *memoryConnection) ahead(after int64) (last, missing int64, err error) {
-	if err := c.free("ahead"); err != nil {
+func (c *memoryConnection) ahead(at eventtable.At, after int64) (last, missing int64, err error) {
+	if err := c.at(at, "ahead"); err != nil {
 		return 0, 0, err
 	}
 	last = after
@@ -250,22 +251,51 @@ func (c *memoryConnection) ahead(after int64) (last, missing int64, err error) {
 
 func byPosition(e event, position int64) int { return cmp.Compare(e.position, position) }
 
-func (c *memoryConnection) high() (int64, error) {
-	if err := c.free("high"); err != nil {
+func (c *memoryConnection) high(at eventtable.At) (int64, error) {
+	if err := c.at(at, "high"); err != nil {
 		return 0, err
 	}
-	if n := len(c.events); n > 0 {
-		return c.events[n-1].position, nil
-	}
-	return 0, nil
+	return c.highest(), nil
 }
 
-// holders are the transactions that have inserted, and so hold the table's
-// lock.
-func (c *memoryConnection) holders() ([]protocol.Holder, error) {
-	if err := c.free("holders"); err != nil {
-		return nil, err
+func (m *memory) highest() int64 {
+	if n := len(m.events); n > 0 {
+		return m.events[n-1].position
 	}
+	return 0
+}
+
+// errElsewhere is what ends a statement that is not where it was to be.
+var errElsewhere = errors.New("elsewhere")
+
+// at is free for statements that must run in an epoch.
+func (c *memoryConnection) at(at eventtable.At, call string) error {
+	err := c.free(call)
+	if err == nil && at != (eventtable.At{}) && (at.Epoch != c.epoch() || at.Reaches > c.highest()) {
+		err = errElsewhere
+	}
+	return err
+}
+
+// epoch is another one after each restart. (The server that a postgres stands for is
+// never restarted.)
+func (c *memoryConnection) epoch() protocol.Epoch {
+	if c.rules.noWait {
+		return "run"
+	}
+	return protocol.Epoch(fmt.Sprint("run ", c.restarts))
+}
+
+func (c *memoryConnection) ask() (protocol.ReadAnswer, error) {
+	if err := c.free("ask"); err != nil {
+		return protocol.ReadAnswer{}, err
+	}
+	return protocol.ReadAnswer{Epoch: c.epoch(), High: c.highest(), Holders: c.holders()}, nil
+}
+
+// holders are the transactions that have taken positions, and so hold the sequence's
+// lock.
+func (c *memoryConnection) holders() []protocol.Holder {
 	var out []protocol.Holder
 	for _, t := range c.transactions {
 		if len(t.events) == 0 {
@@ -277,7 +307,7 @@ func (c *memoryConnection) holders() ([]protocol.Holder, error) {
 		}
 		out = append(out, h)
 	}
-	return out, nil
+	return out
 }
 
 // insert takes the next position for good, whatever becomes of the event.

@@ -367,7 +367,9 @@ func (l *lane[E]) do(a protocol.LaneAction) protocol.LaneAnswer {
 	default:
 		answer, err = l.doParked(a, answer)
 	}
-	l.did, l.err = a.Do, err
+	if l.did, l.err = a.Do, err; a.Do != protocol.LaneHandle && store.CantWrite(err) {
+		store.DropStandbys(l.ctx, l.worker.cfg.DB)
+	}
 	answer.Failure = protocol.Fault
 	if _, bad := err.(*unreadable); !bad { // whatever that wraps
 		answer.Failure = store.FailureOf(err, l.kind, a.Do)

@@ -130,6 +130,7 @@ type Table[E any] struct {
 	mu      sync.Mutex
 	horizon protocol.Horizon
 	reader  *eventtable.Reader // nil: the columns' types are not known yet
+	end     int64 // see page
 }
 
 // NewTable returns a Table that reads from db. The error is ErrInvalidConfig
@@ -184,7 +185,7 @@ func NewTable[E any](db *sql.DB, cfg TableConfig[E]) (*Table[E], error) {
 
 	_, libpq := db.Driver().(*pq.Driver)
 	return &Table[E]{
-		db: db, cfg: cfg, fields: fields, libpq: libpq, turn: make(chan struct{}, 1),
+		db: db, cfg: cfg, fields: fields, libpq: libpq, turn: make(chan struct{}, 1), end: -1,
 		sql: eventtable.New(eventtable.Config{
 			Schema: cfg.Schema, Table: cfg.Table, Position: cfg.PositionColumn, Aggregate: cfg.AggregateIDColumn,
 			AggregateType: cfg.AggregateTypeColumn, BoundedContext: cfg.BoundedContextColumn, Columns: cfg.Columns,
@@ -281,6 +282,9 @@ type page[E any] struct {
 	more   bool  // there may be more at once
 	bytes  int
 	head   int64 // the highest position that was seen, perhaps beyond a gap
+	// end is the position up to which some were given out: who stands above it has
+	// lost his stream. -1: not known.
+	end int64
 }
 
 // read reads the events of a scope above after, at most limit of them, and not
@@ -313,7 +317,7 @@ func (t *Table[E]) read(ctx context.Context, s Scope, after int64, limit, bytes 
 	if err != nil {
 		return page[E]{}, err
 	}
-	p.events, p.passed, p.more, p.head = p.events[:done.Take], done.Passed, done.More, head
+	p.events, p.passed, p.more, p.head, p.end = p.events[:done.Take], done.Passed, done.More, head, t.reach(head)
 	return p, nil
 }
 
@@ -350,7 +354,7 @@ func (t *Table[E]) readOwn(ctx context.Context, slots *protocol.SlotSet, after i
 	if p.more { // it was cut
 		through = p.events[len(p.events)-1].Position
 	}
-	p.passed, p.more, p.head = through, done.More || through < done.Passed, head
+	p.passed, p.more, p.head, p.end = through, done.More || through < done.Passed, head, t.reach(head)
 	return p, nil
 }
 
@@ -474,6 +478,16 @@ func (t *Table[E]) forget() {
 	t.reader = nil
 }
 
+// reach takes in that a position was seen, and returns how far the stream reaches.
+func (t *Table[E]) reach(head int64) int64 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.end >= 0 {
+		t.end = max(t.end, head)
+	}
+	return t.end
+}
+
 // at returns where a statement must run.
 func at(a protocol.ReadAction) eventtable.At {
 	return eventtable.At{Epoch: a.Epoch, Reaches: a.Reaches}
@@ -486,8 +500,13 @@ func (t *Table[E]) ask(ctx context.Context) (a protocol.ReadAnswer, err error) {
 		return a, err
 	}
 	a = protocol.ReadAnswer{Epoch: facts.Epoch, Broken: facts.Judge(), Holders: holders, High: facts.Highest()}
-	if facts.Standby {
+	switch {
+	case facts.Standby:
 		store.DropStandbys(ctx, t.db)
+	case a.Broken == "":
+		t.mu.Lock()
+		t.end = facts.Given()
+		t.mu.Unlock()
 	}
 	return a, nil
 }
@@ -576,21 +595,35 @@ func (t *Table[E]) Waiting() (Gap, bool) {
 // Head returns the highest position of an event that is committed; 0: there
 // is none. Readers may not have come to it yet.
 func (t *Table[E]) Head(ctx context.Context) (int64, error) {
-	head, _, err := t.end(ctx)
+	head, _, err := t.reaches(ctx)
 	return head, err
 }
 
-// end returns with the head the last position that was given out, where the role may
+// reaches returns with the head the last position that was given out, where the role may
 // see that of the sequence: what was deleted is still behind a reader that stands there.
-func (t *Table[E]) end(ctx context.Context) (head, given int64, err error) {
+func (t *Table[E]) reaches(ctx context.Context) (head, given int64, err error) {
 	facts, _, err := t.sql.Ask(ctx, t.db)
-	if err != nil {
+	switch {
+	case err != nil:
 		return 0, 0, err
-	}
-	if why := facts.Judge(); why != "" {
-		return 0, 0, t.refused(why)
+	case facts.Standby: // it may know only of what was, some time ago
+		store.DropStandbys(ctx, t.db)
+		return 0, 0, t.refused(facts.Judge())
 	}
 	return facts.Highest(), facts.Given(), nil
+}
+
+// identity names the table, and its database where that is not the one in which
+// workers coordinate.
+func (t *Table[E]) identity(ctx context.Context, coordination *sql.DB) (string, error) {
+	table, database, err := t.sql.Identity(ctx, t.db)
+	if err != nil || t.db == coordination {
+		return table, err
+	}
+	if here, err := eventtable.Database(ctx, coordination); err != nil || here == database {
+		return table, err
+	}
+	return table + " in database " + database, nil
 }
 
 // Check makes sure that the table and its columns exist and may be read, and

@@ -53,6 +53,7 @@ type memoryRules struct {
 	anyPosition bool // a commit does not name the position that it starts from
 	noIdleBound bool // transactions may idle for ever
 	takesAny    bool // a projection is taken over although another set runs it
+	anyStream   bool // whoever reads another stream may join
 	hastyFind   bool // a checkpoint is read though a transaction has written it and not ended
 
 	parkUnfenced bool // events are parked whether or not the checkpoint could be moved

@@ -350,6 +350,10 @@ func (s *coordination) step() {
 	if len(s.took) > 0 {
 		before = before.Take(s.took)
 	}
+	if before.Refuses(s.request) && !s.m.rules.anyStream {
+		t.refused(&store.StreamError{ReplicaSet: s.set.name, Stream: before.Stream, Other: s.request.Stream})
+		return
+	}
 	if o := s.request.Order; o != nil {
 		if err := s.check(*o, before); err != nil {
 			t.refused(fmt.Errorf("%w: %w", store.ErrOrder, err))

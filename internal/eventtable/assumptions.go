@@ -75,7 +75,7 @@ func (s Sequence) given() int64 {
 	if s.Last != nil {
 		return *s.Last
 	}
-	return s.Start - s.Increment
+	return max(0, s.Start-s.Increment)
 }
 
 // An Assumption is something that the reader's proof rests on. Broken says, of a

@@ -2,6 +2,7 @@ package orchestrator_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -10,8 +11,6 @@ import (
 	"time"
 
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
-	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg"
-	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
 	"github.com/getpup/pupsourcing-orchestrator/internal/eventtable"
 )
 
@@ -452,6 +451,152 @@ func TestAssumptionsAreDocumented(t *testing.T) {
 	}
 }
 
-var _ = embedpg.Start
-var _ = pgtest.Database
-var _ = time.Second
+// says waits until the status of a set has a wait of a kind, at a position, that mentions
+// a text.
+func (w *world) says(set orchestrator.ReplicaSetName, kind string, position int64, text string) {
+	w.t.Helper()
+	eventually(w.t, fmt.Sprintf("the status of %s says %q", set, kind), func() bool {
+		_, waits := w.stand(set)
+		return slices.ContainsFunc(waits[kind], func(o orchestrator.Wait) bool { return o.Position == position && strings.Contains(o.Text, text) })
+	})
+}
+
+// Two workers of one set whose connections lead to different tables of one name.
+func TestWorkersReadOneTable(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.exec(`CREATE SCHEMA other`)
+	w.exec(strings.Replace(eventtable.Layout, "TABLE events", "TABLE other.events", 1))
+	w.append(20)
+	elsewhere := reopen(t, w.url, "search_path", "other,public")
+	first := run(t, w.config(w.db, "set"), transactional{effects{name: "transactional"}})
+	w.caughtUp("transactional")
+	refused := func(cfg config) {
+		t.Helper()
+		err := run(t, cfg, transactional{effects{name: "transactional"}}).failed()
+		if !errors.Is(err, orchestrator.ErrEventStore) {
+			t.Fatalf("%v, want ErrEventStore", err)
+		}
+		for _, want := range []string{`"set"`, "public.events", "other.events", `SET events_table = ''`} {
+			if !strings.Contains(err.Error(), want) {
+				t.Errorf("the error does not mention %s: %v", want, err)
+			}
+		}
+	}
+	refused(w.config(elsewhere, "set"))
+	first.stop()
+	refused(w.config(elsewhere, "set")) // also when nobody runs: its positions would be taken for these
+	w.exec(`UPDATE orchestrator_replica_sets SET events_table = '' WHERE name = 'set'`)
+	w.exec(`INSERT INTO other.events SELECT * FROM events`)
+	w.exec(`SELECT setval('other.events_global_position_seq', 20)`)
+	run(t, w.config(elsewhere, "set"), transactional{effects{name: "transactional"}})
+	eventually(t, "the moved events are the set's", func() bool {
+		return w.number(`SELECT count(*) FROM orchestrator_replica_sets WHERE events_table = 'other.events'`) == 1
+	})
+}
+
+// Another database's table of the same name is another one.
+func TestWorkersReadOneDatabase(t *testing.T) {
+	t.Parallel()
+	w, v := newWorld(t), newWorld(t)
+	run(t, w.config(w.db, "set"), transactional{effects{name: "transactional"}})
+	w.active("set", 1)
+	cfg := w.config(w.db, "set")
+	cfg.EventStore = v.config(v.db, "set").EventStore
+	err := run(t, cfg, transactional{effects{name: "transactional"}}).failed()
+	if !errors.Is(err, orchestrator.ErrEventStore) || !strings.Contains(err.Error(), "public.events in database ") {
+		t.Errorf("%v", err)
+	}
+	// And the same one, over another pool, is the same.
+	same := w.config(w.db, "set")
+	same.EventStore = w.config(reopen(t, w.url, "application_name", "events"), "set").EventStore
+	run(t, same, transactional{effects{name: "transactional"}})
+	w.active("set", 2)
+}
+
+// A stream that ends before the checkpoint: nobody says that all is handled.
+func TestStreamEndsBeforeTheCheckpoint(t *testing.T) {
+	t.Parallel()
+	for name, cut := range map[string]string{
+		"truncated":     `TRUNCATE events RESTART IDENTITY`,
+		"restored":      `DELETE FROM events WHERE global_position > 10; ALTER SEQUENCE events_global_position_seq RESTART WITH 11`,
+		"a new program": `TRUNCATE events RESTART IDENTITY`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			w.append(100)
+			cfg := w.config(w.db, "set")
+			cfg.StallAfter = 50 * time.Millisecond
+			worker, seen := w.seen(t, cfg, transactional{effects{name: "transactional"}})
+			w.caughtUp("transactional")
+			if name == "a new program" {
+				worker.stop()
+			}
+			w.exec(cut)
+			w.append(20)
+			if name == "a new program" {
+				cfg.EventStore = w.config(w.db, "set").EventStore
+				worker, seen = w.seen(t, cfg, transactional{effects{name: "transactional"}})
+			}
+			end := w.number(`SELECT max(global_position) FROM events`)
+			w.says("set", "beyond", 100, fmt.Sprintf("its highest position is %d", end))
+			awaited(t, seen, "a stall", func(s orchestrator.Stalled) bool { return strings.Contains(s.Reason, "beyond the end") })
+			ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+			defer cancel()
+			if err := orchestrator.WaitFor(ctx, w.db, "transactional", end); err == nil {
+				t.Error("WaitFor says that what nobody has handled is handled")
+			}
+			catching, err := orchestrator.New(cfg)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := catching.CatchUp(t.Context(), []orchestrator.Projection[orchestrator.Event]{transactional{effects{name: "transactional"}}}); !errors.Is(err, orchestrator.ErrEventStore) {
+				t.Errorf("CatchUp: %v", err)
+			}
+			w.exec(`DELETE FROM effects`)
+			if _, err := orchestrator.Rewind(t.Context(), w.db, "set", "transactional", 0); err != nil {
+				t.Fatal(err)
+			}
+			w.caughtUp("transactional")
+			w.calm("set")
+			worker.stop()
+		})
+	}
+}
+
+// Handled events that were deleted are no end of the stream.
+func TestDeletedEventsAreNoEnd(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.append(100)
+	run(t, w.config(w.db, "set"), transactional{effects{name: "transactional"}})
+	w.caughtUp("transactional")
+	w.exec(`DELETE FROM events`)
+	w.append(20)
+	eventually(t, "the new ones are handled", func() bool { return w.handled("transactional") == 120 })
+	w.exec(`DELETE FROM events`)
+	w.calm("set")
+}
+
+// A table that becomes unfit under running workers holds them, and says why; they go on
+// when it is mended.
+func TestUnfitTableUnderWorkers(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.append(10)
+	cfg := w.config(w.db, "set")
+	cfg.StallAfter = 50 * time.Millisecond
+	_, seen := w.seen(t, cfg, transactional{effects{name: "transactional"}})
+	w.caughtUp("transactional")
+	w.exec(`ALTER SEQUENCE events_global_position_seq CACHE 20`)
+	one, two := w.connect(), w.connect()
+	execute(t, one, fmt.Sprintf(strings.ReplaceAll(insertEvent, "$1", "1"), 50))
+	execute(t, two, fmt.Sprintf(strings.ReplaceAll(insertEvent, "$1", "1"), 50))
+	w.says("set", "events", 10, "CACHE 20")
+	awaited(t, seen, "a stall", func(s orchestrator.Stalled) bool { return strings.Contains(s.Reason, "CACHE 20") })
+	execute(t, one, fmt.Sprintf(strings.ReplaceAll(insertEvent, "$1", "1"), 50))
+	w.exec(`ALTER SEQUENCE events_global_position_seq CACHE 1`)
+	w.caughtUp("transactional")
+	w.checkEffects("transactional")
+	w.calm("set")
+}

@@ -130,7 +130,7 @@ type Table[E any] struct {
 	mu      sync.Mutex
 	horizon protocol.Horizon
 	reader  *eventtable.Reader // nil: the columns' types are not known yet
-	end     int64 // see page
+	end     int64              // see page
 }
 
 // NewTable returns a Table that reads from db. The error is ErrInvalidConfig

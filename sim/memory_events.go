@@ -270,9 +270,24 @@ var errElsewhere = errors.New("elsewhere")
 
 // at is free for statements that must run in an epoch.
 func (c *memoryConnection) at(at eventtable.At, call string) error {
-	err := c.free(call)
+	err := c.read(call)
+	if c.standby && c.rules.standbyUnseen {
+		return err
+	}
+	if err == nil && c.standby && at != (eventtable.At{}) {
+		return errElsewhere
+	}
 	if err == nil && at != (eventtable.At{}) && (at.Epoch != c.epoch() || at.Reaches > c.highest()) {
 		err = errElsewhere
+	}
+	return err
+}
+
+// read is free for what a standby does as well.
+func (c *memoryConnection) read(call string) error {
+	err := c.free(call)
+	if err == errReadOnly {
+		err = nil
 	}
 	return err
 }
@@ -287,10 +302,19 @@ func (c *memoryConnection) epoch() protocol.Epoch {
 }
 
 func (c *memoryConnection) ask() (protocol.ReadAnswer, error) {
-	if err := c.free("ask"); err != nil {
+	if err := c.read("ask"); err != nil {
 		return protocol.ReadAnswer{}, err
 	}
-	return protocol.ReadAnswer{Epoch: c.epoch(), High: c.highest(), Holders: c.holders()}, nil
+	a := protocol.ReadAnswer{Epoch: c.epoch(), High: c.highest(), Holders: c.holders()}
+	switch {
+	case c.standby && !c.rules.standbyUnseen:
+		a.Broken = "the server is a standby"
+	case c.standby:
+		a.Holders = nil // it does not know of them
+	case c.cached:
+		a.Broken = "the sequence caches"
+	}
+	return a, nil
 }
 
 // holders are the transactions that have taken positions, and so hold the sequence's
@@ -298,7 +322,7 @@ func (c *memoryConnection) ask() (protocol.ReadAnswer, error) {
 func (c *memoryConnection) holders() []protocol.Holder {
 	var out []protocol.Holder
 	for _, t := range c.transactions {
-		if len(t.events) == 0 {
+		if len(t.events) == 0 && !t.undone || t.first && c.rules.tableAlone {
 			continue
 		}
 		h := protocol.Holder{Transaction: fmt.Sprintf("%d/%d", t.backend, t.local)}
@@ -315,10 +339,44 @@ func (c *memoryConnection) insert(aggregate string) (int64, error) {
 	if err := c.within(); err != nil {
 		return 0, err
 	}
-	c.last++
-	c.open.events = append(c.open.events, event{position: c.last, aggregate: aggregate, slot: protocol.SlotOf(aggregate)})
+	position := c.number()
+	c.open.events = append(c.open.events, event{position: position, aggregate: aggregate, slot: protocol.SlotOf(aggregate)})
 	c.open.idle()
-	return c.last, nil
+	return position, nil
+}
+
+// number takes the next number of the sequence, or one that a session has kept for a
+// while.
+func (m *memory) number() int64 {
+	switch {
+	case m.cached && len(m.kept) > 2:
+		n := m.kept[0]
+		m.kept = m.kept[1:]
+		return n
+	case m.cached:
+		m.last += 2
+		m.kept = append(m.kept, m.last)
+		return m.last - 1
+	}
+	m.last++
+	return m.last
+}
+
+// cache has sessions of writers keep numbers, or has them reconnect.
+func (m *memory) cache(on bool) { m.cached, m.kept = on, nil }
+
+// first says that what the transaction appends is only inserted at its end.
+func (c *memoryConnection) first() {
+	if c.running() == nil {
+		c.open.first = true
+	}
+}
+
+// undo goes back to a savepoint from before the transaction took a position.
+func (c *memoryConnection) undo() {
+	if c.running() == nil {
+		c.open.events, c.open.undone = nil, true
+	}
 }
 
 // prepare takes the transaction off its connection. It keeps its name until the
@@ -346,6 +404,7 @@ func (m *memory) publish(events []event) {
 	if len(events) == 0 {
 		return
 	}
+	slices.SortFunc(events, func(a, b event) int { return byPosition(a, b.position) }) // a session may have kept a number
 	i, _ := slices.BinarySearchFunc(m.events, events[0].position, byPosition)
 	if i == len(m.events) {
 		m.events = append(m.events, events...)

@@ -57,6 +57,14 @@ func (m *memory) replicaSet(name string) *replicaSet {
 	return set
 }
 
+// reads returns which stream a set reads; "": none yet.
+func (m *memory) reads(name string) string {
+	if g := m.replicaSet(name).committed; g != nil {
+		return g.Stream
+	}
+	return ""
+}
+
 // projection returns the projection of a name, whether it has a row or not.
 func (m *memory) projection(name string) *projectionRow {
 	i, ok := slices.BinarySearchFunc(m.projections, name, func(p *projectionRow, name string) int { return cmp.Compare(p.name, name) })

@@ -112,7 +112,13 @@ func (r *reading) do(a protocol.ReadAction) {
 	rules, lease, at := r.p.w.rules, r.p.timing.Lease, eventtable.At{Epoch: a.Epoch, Reaches: a.Reaches}
 	switch a.Do {
 	case protocol.ReadAsk, protocol.ReadHolders:
-		r.ask("holders", lookMax, func(c connection) (protocol.ReadAnswer, error) { return c.ask() })
+		r.ask("holders", lookMax, func(c connection) (protocol.ReadAnswer, error) {
+			answer, err := c.ask()
+			if rules.asksOnce && a.Do == protocol.ReadHolders {
+				answer.Broken = ""
+			}
+			return answer, err
+		})
 	case protocol.ReadHigh:
 		r.ask("highest position", lookMax, func(c connection) (answer protocol.ReadAnswer, err error) {
 			answer.High, err = c.high(at)
@@ -143,6 +149,7 @@ func (r *reading) do(a protocol.ReadAction) {
 			return answer, err
 		})
 	case protocol.ReadRefuse:
+		r.p.dropStandbys()
 		r.end(protocol.FeedPage{}, errors.New(a.Why))
 	case protocol.ReadDone:
 		if r.fetch.Slots != nil {
@@ -244,8 +251,21 @@ func (r *reading) cut() bool {
 	return false
 }
 
-// read is what was read.
+// dropStandbys is store.DropStandbys.
+func (p *worker) dropStandbys() {
+	for _, l := range slices.Clone(p.pool) {
+		if m, ok := l.conn.(*memoryConnection); ok && m.standby {
+			l.drop(false)
+		}
+	}
+}
+
+// read is what was read. A stranger finds other events, of which some have the same
+// positions.
 func (r *reading) read(passed int64, more bool) protocol.FeedPage {
+	if r.p.stream == strangeTable {
+		r.page = slices.DeleteFunc(slices.Clone(r.page), func(e event) bool { return e.position%2 == 1 })
+	}
 	p := protocol.FeedPage{Keys: make([]protocol.Key, len(r.page)), Passed: passed, More: more, Events: &stretch{events: r.page}}
 	for i, e := range r.page {
 		p.Keys[i] = protocol.Key{Position: e.position, Slot: e.slot, Aggregate: e.aggregate}
@@ -262,6 +282,7 @@ func (r *reading) ask(what string, patience time.Duration, get func(connection) 
 		answer, err = get(c)
 		if errors.Is(err, errElsewhere) {
 			answer.Stale, err = true, nil
+			r.p.dropStandbys()
 		}
 		done(err)
 	}, func(err error) {

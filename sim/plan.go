@@ -400,7 +400,11 @@ func (p *plan) drawTable(r *rand.Rand) {
 	p.appends.first, p.appends.savepoint = rate(r, 300), rate(r, 100)
 	lease := p.timing.Lease
 	for _, k := range []faultKind{misroute, cacheNumbers, stranger} {
-		for range pick(r, 0, 0, 0, 0, 1, 2) {
+		n := pick(r, 0, 0, 0, 0, 1, 2)
+		if k == misroute {
+			n *= 3
+		}
+		for range n {
 			f := fault{at: between(r, 0, p.length), kind: k, worker: r.IntN(1000)}
 			if k != stranger {
 				f.length = pick(r, lease/4, lease, 2*lease).Truncate(time.Microsecond)

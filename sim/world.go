@@ -349,6 +349,9 @@ func (w *world) strike(f fault) {
 		p.delayPark = p.timing.Patience() + f.length
 	case misroute:
 		p.misrouted = true
+		for len(p.pool) > 0 { // it will open others
+			p.pool[0].drop(false)
+		}
 		w.after(f.length, func() { p.misrouted = false })
 	case congestion:
 		p.congest(f.length)

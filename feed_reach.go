@@ -111,5 +111,5 @@ func (f *feed[E]) ask() {
 func (f *feed[E]) reach() reach {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return reach{heads: slices.Clone(f.heads), known: !f.known.IsZero(), end: f.end, gap: f.gap}
+	return reach{heads: slices.Clone(f.heads), known: !f.known.IsZero(), ends: f.end >= 0, end: f.end, gap: f.gap}
 }

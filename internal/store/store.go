@@ -731,10 +731,11 @@ SELECT projection, partition, total, position, ahead
 WITH dropped AS (DELETE FROM orchestrator_checkpoints WHERE replica_set = {set} AND partition >= %[2]d)` + saveCheckpointsSQL),
 		saveCheckpoints: format(saveCheckpointsSQL),
 
+		// On the primary only, as viewSQL.
 		findCheckpoint: format(`
 SELECT generation, position, ahead, %s FROM orchestrator_checkpoints c
  WHERE replica_set = {set} AND projection = %s AND partition = %d
-   AND (SELECT pg_current_wal_lsn()) IS NOT NULL -- as in viewSQL`),
+   AND (SELECT pg_current_wal_lsn()) IS NOT NULL`),
 
 		commitKeeping:  put(fmt.Sprintf(commitSQL, "ahead")),
 		commitClearing: put(fmt.Sprintf(commitSQL, "NULL")),

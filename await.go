@@ -29,6 +29,10 @@ func (e *ParkedError) Error() string {
 // (HaltLane), or fails again and again. So give ctx a deadline; Status tells what is
 // the matter. A rewind that is ordered and not carried out yet is waited for as well.
 //
+// Where the event stream ends before a checkpoint of the projection (it was emptied, or
+// restored from before), nothing counts as handled, from when a worker that runs it has
+// reported that: a HeartbeatInterval and half a minute later at most.
+//
 // It looks at the checkpoints of all partitions, and not at the highest. Where a
 // projection has many partitions and events come thick, those that had no event of
 // their own say so about once a second.
@@ -92,6 +96,14 @@ func (o *Orchestrator[E]) CatchUp(ctx context.Context, projections []Projection[
 		return fmt.Errorf("look for the end of the stream: %w", err)
 	}
 
+	if t, ok := events.(interface {
+		reaches(context.Context) (head, given int64, err error)
+	}); ok {
+		if err := o.withinStream(ctx, names, t.reaches); err != nil {
+			return err
+		}
+	}
+
 	running, stop := context.WithCancel(ctx)
 	defer stop()
 	caughtUp := make(chan error, 1)
@@ -110,4 +122,22 @@ func (o *Orchestrator[E]) CatchUp(ctx context.Context, projections []Projection[
 		return waited
 	}
 	return err
+}
+
+// withinStream makes sure that no projection has gone beyond the end of the stream:
+// everything up to there would seem to be handled.
+func (o *Orchestrator[E]) withinStream(ctx context.Context, names []string, reaches func(context.Context) (head, given int64, err error)) error {
+	_, given, err := reaches(ctx)
+	if err != nil {
+		return fmt.Errorf("look for the end of the stream: %w", err)
+	}
+	for _, name := range names {
+		switch at, err := store.Highest(ctx, o.cfg.DB, name); {
+		case err != nil:
+			return err
+		case at > given:
+			return fmt.Errorf("%w: projection %q stands at position %d, and the event stream ends before that, at %d: it was emptied, restored or replaced; rewind the projection", ErrEventStore, name, at, given)
+		}
+	}
+	return nil
 }

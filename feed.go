@@ -35,6 +35,7 @@ type feed[E any] struct {
 
 	// For those who watch it.
 	heads    heads
+	end      int64     // of the stream; -1: not known
 	known    time.Time // when the latest of heads was the end of the stream; zero: nobody knows
 	asking   bool      // for that
 	gap      *Gap      // that the latest read met
@@ -61,7 +62,7 @@ func joinFeed[E any](events EventStore[E], c protocol.FeedConfig, bound time.Dur
 		}
 	}
 	f := &feed[E]{
-		events: events, shared: shared, core: protocol.NewFeed(c), config: c, bound: bound, workers: 1,
+		events: events, shared: shared, end: -1, core: protocol.NewFeed(c), config: c, bound: bound, workers: 1,
 		scopes: []Scope{{}}, reads: map[int]chan struct{}{}, news: make(chan struct{}), watchers: map[*func(Gap, bool)]bool{},
 	}
 	f.ctx, f.stop = context.WithCancel(context.Background())
@@ -168,16 +169,16 @@ func (f *feed[E]) begin() {
 func (f *feed[E]) read(r protocol.Fetch, patience time.Duration, ended chan struct{}) {
 	type fetched struct {
 		protocol.FeedPage
-		head int64
+		head, end int64
 	}
 	p, err := bounded(f.ctx, patience, func(ctx context.Context) (p fetched, err error) {
-		p.FeedPage, p.head, err = f.fetch(ctx, r)
+		p.FeedPage, p.head, p.end, err = f.fetch(ctx, r)
 		return p, err
 	}, nil)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if err == nil {
-		f.see(r.After, p.head, p.More)
+		f.see(r.After, p.head, p.end, p.More)
 	}
 	delete(f.reads, r.Window)
 	close(ended)
@@ -201,11 +202,11 @@ func forItsSize(err error) bool {
 
 // fetch reads a page, and computes for it once what all lanes need of it. It also
 // returns the highest position that it has seen; 0: there was nothing above where it
-// began.
-func (f *feed[E]) fetch(ctx context.Context, r protocol.Fetch) (page protocol.FeedPage, head int64, err error) {
+// began; and where the stream ends, -1 if that is not known.
+func (f *feed[E]) fetch(ctx context.Context, r protocol.Fetch) (page protocol.FeedPage, head, end int64, err error) {
 	p, err := f.page(ctx, r)
 	if err != nil {
-		return page, 0, err
+		return page, 0, -1, err
 	}
 	keys := make([]protocol.Key, len(p.events))
 	for i := range p.events {
@@ -215,7 +216,7 @@ func (f *feed[E]) fetch(ctx context.Context, r protocol.Fetch) (page protocol.Fe
 	if p.passed > r.After {
 		head = p.passed
 	}
-	return protocol.FeedPage{Keys: keys, Passed: p.passed, More: p.more, Bytes: p.bytes, Events: p.events}, max(head, p.head), nil
+	return protocol.FeedPage{Keys: keys, Passed: p.passed, More: p.more, Bytes: p.bytes, Events: p.events}, max(head, p.head), p.end, nil
 }
 
 func (f *feed[E]) page(ctx context.Context, r protocol.Fetch) (p page[E], err error) {
@@ -236,6 +237,7 @@ func (f *feed[E]) page(ctx context.Context, r protocol.Fetch) (p page[E], err er
 
 // foreign reads a page from an event store that is no Table.
 func (f *feed[E]) foreign(ctx context.Context, scope Scope, r protocol.Fetch) (p page[E], err error) {
+	p.end = -1
 	if scope.all() {
 		p.events, err = f.events.Read(ctx, r.After, r.Limit)
 	} else {

@@ -9,9 +9,13 @@ import (
 // How far a feed's stream reaches, and what its reads wait at: for those who watch.
 
 // see takes in what a read above a position has seen: that the stream reaches to head
-// (0: there was nothing), and that there was more. f.mu is locked.
-func (f *feed[E]) see(after, head int64, more bool) {
+// (0: there was nothing), where it ends (-1: not known), and that there was more. f.mu
+// is locked.
+func (f *feed[E]) see(after, head, end int64, more bool) {
 	now := time.Now()
+	if f.end = end; end >= 0 && end < f.heads.last() {
+		f.heads = nil // it was emptied, restored or replaced
+	}
 	if head == 0 && !f.tellsHead() {
 		head = after // as good a guess as there is
 	}
@@ -115,5 +119,5 @@ func (f *feed[E]) ask() {
 func (f *feed[E]) reach() reach {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return reach{heads: slices.Clone(f.heads), known: !f.known.IsZero(), gap: f.gap}
+	return reach{heads: slices.Clone(f.heads), known: !f.known.IsZero(), ends: f.end >= 0, end: f.end, gap: f.gap}
 }

@@ -60,13 +60,19 @@ func (h heads) beyond(position int64) (at time.Time, ok bool) {
 // A reach is what a feed knows of the end of its stream.
 type reach struct {
 	heads heads
-	known bool // and not only that it reaches at least as far
-	gap   *Gap // that readers wait at
+	known bool  // and not only that it reaches at least as far
+	ends  bool  // it is known where it does:
+	end   int64 // positions up to there were given out
+	gap   *Gap  // that readers wait at
 }
+
+// lost reports whether a position is beyond the end of the stream: what comes next
+// will have positions that count as handled.
+func (r reach) lost(position int64) bool { return r.ends && position > r.end }
 
 // behind returns how many positions there are beyond one; -1: nobody knows.
 func (r reach) behind(position int64) int64 {
-	if !r.known {
+	if !r.known || r.lost(position) {
 		return -1
 	}
 	return max(0, r.heads.last()-position)

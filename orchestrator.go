@@ -3,6 +3,7 @@ package orchestrator
 import (
 	"context"
 	"crypto/rand"
+	"database/sql"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -122,6 +123,7 @@ type worker[E any] struct {
 	waiting   waiting
 	watch     watch
 	joined    protocol.WorkerID // the latest incarnation that became a member
+	stream    string            // what the event store reads; "": it can't tell
 	reporting reporting
 }
 
@@ -268,6 +270,12 @@ func (w *worker[E]) check(ctx context.Context) error {
 			return nil
 		})
 	}
+	if s, ok := w.cfg.EventStore.(identified); ok {
+		checks = append(checks, func(ctx context.Context) (err error) {
+			w.stream, err = s.identity(ctx, w.cfg.DB)
+			return err
+		})
+	}
 	backoff := protocol.Backoff{Min: 50 * time.Millisecond, Max: time.Second}
 	for _, check := range checks {
 		for failures := 1; ; failures++ {
@@ -309,6 +317,12 @@ func unstorable(field string, err error) error {
 		return fmt.Errorf("%w: %s %w", ErrInvalidConfig, field, err)
 	}
 	return fmt.Errorf("check that the database can hold %s: %w", field, err)
+}
+
+// An identified event store can tell what it reads, so that all workers of a replica
+// set read the same.
+type identified interface {
+	identity(ctx context.Context, coordination *sql.DB) (string, error)
 }
 
 // loop carries the session from input to action until it exits.
@@ -414,7 +428,13 @@ func (w *worker[E]) sync(r protocol.Request, report []byte) {
 	tell(w.to, w.to.HeartbeatFailed, HeartbeatFailed{source, latency, err})
 	failed := protocol.SyncFailed{Request: r, Sent: sent, Jitter: mathrand.Float64()}
 	var taken *store.TakenError
+	var stream *store.StreamError
+	if store.CantWrite(err) {
+		store.DropStandbys(w.life, w.cfg.DB)
+	}
 	switch {
+	case errors.As(err, &stream):
+		w.fail(fmt.Errorf("%w: %w", ErrEventStore, err))
 	case errors.As(err, &taken) && taken.Over:
 		w.log.Info("waiting for a worker of another replica set that seems dead", "projection", taken.Projection,
 			"other_replica_set", taken.ReplicaSet, "other_worker", string(taken.Worker))
@@ -431,6 +451,9 @@ func (w *worker[E]) sync(r protocol.Request, report []byte) {
 
 // ask sends one request.
 func (w *worker[E]) ask(r protocol.Request) (store.Result, error) {
+	if r.Join {
+		r.Stream = w.stream
+	}
 	return bounded(w.life, w.patience(), func(ctx context.Context) (store.Result, error) { return w.store.Sync(ctx, r, w.names) }, nil)
 }
 
@@ -554,6 +577,9 @@ func (w *worker[E]) gap(g Gap, resolved bool) {
 // start runs the lanes of a share.
 func (w *worker[E]) start(s protocol.Share) {
 	w.log.Info("started", "generation", s.Generation, "partitions", protocol.Numbers(s.Partitions), "total_partitions", s.Total)
+	if t, ok := w.cfg.EventStore.(interface{ askAgain() }); ok {
+		t.askAgain() // what may have changed with the members
+	}
 	w.run, w.watch.generation = startRun(w, s), s.Generation
 	tell(w.to, w.to.Started, Started{w.run.source(), s.Generation, s.Partitions, s.Total})
 }

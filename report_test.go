@@ -81,7 +81,11 @@ func TestLagBesideOneBeyondTheEnd(t *testing.T) {
 		t.Helper()
 		for name, position := range map[string]int64{"transactional": end, "batched": 1000} {
 			reported(t, s, "what stands at the end, or beyond it", name, 0, func(r orchestrator.WorkerReport, l orchestrator.LaneReport) bool {
-				return r.Head == end && l.Position == position && l.Behind == 0 && l.BehindSeconds == 0 && l.State == "idle"
+				behind, state := int64(0), "idle"
+				if name == "batched" {
+					behind, state = -1, "beyond"
+				}
+				return r.Head == end && l.Position == position && l.Behind == behind && l.BehindSeconds == 0 && l.State == state
 			})
 		}
 	}

@@ -80,7 +80,7 @@ func (t *Table[E]) page(ctx context.Context, r *eventtable.Reader, g eventtable.
 		case found != nil:
 			return p, err
 		case g.Rows == nil: // the statement may have failed because of others, which it has sorted
-			p, err = t.page(ctx, r, eventtable.Range{Rows: []int64{e.Position}}, 1, 0)
+			p, err = t.page(ctx, r, eventtable.Range{Rows: []int64{e.Position}, At: g.At}, 1, 0)
 			p.more = true
 			return p, err
 		}
@@ -127,6 +127,9 @@ func (t *Table[E]) keysOf(ctx context.Context, r *eventtable.Reader, g eventtabl
 // ofTheData reports whether an error may be about a value that was read: one that the
 // server can't convert, or has lost, or that the driver can't take.
 func ofTheData(err error) bool {
+	if eventtable.Elsewhere(err) {
+		return false
+	}
 	state := store.State(err)
 	if len(state) == 5 {
 		return slices.Contains([]string{"21", "22", "38", "39", "54", "P0", "XX"}, state[:2])

@@ -393,7 +393,9 @@ func (l *lane[E]) do(a protocol.LaneAction) protocol.LaneAnswer {
 	default:
 		answer, err = l.doParked(a, answer)
 	}
-	answer = l.judge(a.Do, answer, err)
+	if answer = l.judge(a.Do, answer, err); a.Do != protocol.LaneHandle && store.CantWrite(err) {
+		store.DropStandbys(l.ctx, l.worker.cfg.DB)
+	}
 	if answer.Failure == protocol.Fenced {
 		tell(l.worker.to, l.worker.to.CommitRefused, CommitRefused{l.source(), l.name(), a.To.Position})
 	}

@@ -176,7 +176,10 @@ CREATE TABLE IF NOT EXISTS orchestrator_replica_sets (
     paused         jsonb       NOT NULL DEFAULT '[]',
     -- {"name": position, ...}: where projections are to be set when the next
     -- generation is activated.
-    rewinds        jsonb       NOT NULL DEFAULT '{}'
+    rewinds        jsonb       NOT NULL DEFAULT '{}',
+    -- The events table that the set reads, as its first worker named it; '': not
+    -- known. A worker that would read another one is refused.
+    events_table   text        NOT NULL DEFAULT ''
 );
 
 -- One row for each living worker, in fact for each incarnation of one. A
@@ -397,6 +400,8 @@ LOOP
     EXECUTE pg_catalog.format('ALTER TABLE %I VALIDATE CONSTRAINT %I'::text, VARIADIC ARRAY[rule.tab, rule.name]);
 END LOOP;
 
+ALTER TABLE orchestrator_replica_sets
+    ADD COLUMN IF NOT EXISTS events_table text NOT NULL DEFAULT '';
 
 -- For people. One row for each replica set: what runs, and whom it waits for.
 CREATE OR REPLACE VIEW orchestrator_status AS

@@ -48,6 +48,10 @@ func (w *laneWatch) reason(now time.Time, l LaneReport, gap *GapReport) string {
 		return fmt.Sprintf("halted, since the handler fails: %s, attempt %d", l.Error, l.Attempts)
 	case l.State == laneFull:
 		return "too many events are parked"
+	case l.State == laneRefused:
+		return l.Error
+	case l.State == laneBeyond:
+		return fmt.Sprintf("stands at position %d, beyond the end of the event stream", l.Position)
 	case l.State == laneDatabase:
 		return "database: " + l.Error
 	case l.Handling != 0:

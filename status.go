@@ -81,8 +81,9 @@ type PartitionStatus struct {
 // A Wait is a reason why something stands still.
 type Wait struct {
 	// Kind is "drain" (a worker has to stop), "unowned" (no worker has the
-	// partition), "stalled", "retry" (a handler fails), "gap" (a transaction holds
-	// readers back), "paused" or "parked".
+	// partition), "events" (the events can't be read without losing some), "beyond" (the
+	// event stream ends before the checkpoint), "stalled", "retry" (a handler fails), "gap"
+	// (a transaction holds readers back), "paused" or "parked".
 	Kind string `json:"kind"`
 	// Text says it in a sentence.
 	Text       string `json:"text"`
@@ -267,6 +268,14 @@ func (s *ReplicaSetStatus) waits() []Wait {
 			at.Kind, at.Text = "unowned", where+": no worker has it"
 			waits = append(waits, at)
 		case r == nil:
+		case r.State == laneRefused:
+			at.Kind, at.Position = "events", r.Position
+			at.Text = fmt.Sprintf("%s, on worker %s: reads no further than position %d: %s", where, p.Worker, r.Position, r.Error)
+			waits = append(waits, at)
+		case r.State == laneBeyond:
+			at.Kind, at.Position = "beyond", r.Position
+			at.Text = fmt.Sprintf("%s, on worker %s: stands at position %d, and the event stream ends before that (its highest position is %d): it was emptied, restored or replaced, or the projection was set beyond its end; events up to there count as handled; rewind the projection", where, p.Worker, r.Position, s.Head)
+			waits = append(waits, at)
 		case r.Error != "":
 			at.Kind, at.Position = "retry", max(r.Handling, r.Position+1)
 			at.Text = fmt.Sprintf("%s, on worker %s: %s after attempt %d: %s", where, p.Worker, r.State, r.Attempts, r.Error)

@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -12,6 +13,7 @@ import (
 
 	"github.com/getpup/pupsourcing-orchestrator/internal/eventtable"
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
+	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
 // An Event is a row of an events table in pupsourcing's layout. All projections of a
@@ -39,9 +41,29 @@ type TableConfig[E any] struct {
 	// Table is the events table, looked up on the search path, or in Schema if
 	// that is set. Default: events.
 	Schema, Table string
-	// PositionColumn is a positive integer, unique, indexed, and filled from a
-	// sequence by the inserting transaction itself. Default: global_position.
+	// PositionColumn is a positive integer (smallint, integer, bigint), unique, and
+	// filled from a sequence by the inserting transaction itself. Without an index that
+	// begins with it, reading works and is slow. Default: global_position.
+	//
+	// What nothing can show: a position that was taken in another transaction than the
+	// one that inserts it, and one that a program takes by itself, from a block or
+	// by inserting a number of its own below the highest. Such events are lost.
 	PositionColumn string
+	// Sequence is the one that writers take positions from, as SQL has its name, with
+	// its schema where need be: to be set where nothing links it to PositionColumn, as
+	// with Hibernate, or in a trigger or a function. Default: the column's own (serial,
+	// identity), or the one that its default names.
+	Sequence string
+	// NoSequence says that positions come from no sequence: that each is taken inside
+	// the INSERT statement itself, or under a lock that its writer holds to the end of
+	// the transaction (max() + 1, a row that counts). Where there is no sequence and
+	// this is not set, the table is refused. A trigger that takes numbers from a
+	// sequence needs Sequence instead.
+	NoSequence bool
+	// Writers are, where Table is a view, the tables from which it takes its events, as
+	// SQL has their names: their writers are waited for, and they are what all
+	// assumptions are about. Name every table whose rows the view shows as events.
+	Writers []string
 	// AggregateIDColumn, as text, decides the partition. It must not be NULL, and
 	// of a type whose text does not depend on the session's settings: not a
 	// timestamp, say, or a float. Default: aggregate_id.
@@ -75,17 +97,24 @@ type TableConfig[E any] struct {
 // in Read has to do so in Scoped as well, or scoped projections get them unchanged.
 //
 // It never passes a position that a transaction may still commit: sequences
-// hand out positions in order, and transactions commit in any. An insert locks
-// its table before it takes a position; so when a position is missing, Table
-// lists who holds that lock (pg_locks), hands out the events before the gap,
-// and goes on when all of those transactions have ended. That is exact and
-// needs no timeout. It costs nothing while there are no gaps. A transaction
-// that stays open after an insert holds all readers back until it ends:
+// hand out positions in order, and transactions commit in any. Taking a position
+// locks its sequence, and an insert its table, to the end of the transaction; so when
+// a position is missing, Table lists who holds such a lock or waits for one (pg_locks),
+// hands out the events before the gap, and goes on when all of those transactions have
+// ended. That is exact and needs no timeout. It costs nothing while there are no gaps.
+// A transaction that stays open after it has taken a position, or has written to the
+// table in any way, holds all readers back until it ends, also after a ROLLBACK TO:
 // Waiting names it.
 //
-// Its limits: it works on the primary only; the sequence must not cache values
-// (CACHE 1, the default); and a transaction must take its position in the
-// insert itself. Check refuses the first two, and views, which nobody locks.
+// What that rests on, of the table, its sequence and the server, is asked for: in Check,
+// in Read about twice a minute, and whenever a gap is about to be passed. Where it
+// does not hold, or does not any more, Check and Read refuse the table with an error
+// that says why, and what to do. docs/assumptions.md has the list, and what nothing can
+// show: positions that are taken in another transaction than the one that inserts the
+// event, and positions that a program takes by itself.
+//
+// A Table may outlive its events: one that was emptied, restored or replaced is read
+// as it is now. It works on the primary only.
 type Table[E any] struct {
 	db  *sql.DB
 	cfg TableConfig[E]
@@ -102,6 +131,7 @@ type Table[E any] struct {
 	mu      sync.Mutex
 	horizon protocol.Horizon
 	reader  *eventtable.Reader // nil: the columns' types are not known yet
+	end     int64              // see page
 }
 
 // NewTable returns a Table that reads from db. The error is ErrInvalidConfig
@@ -139,18 +169,28 @@ func NewTable[E any](db *sql.DB, cfg TableConfig[E]) (*Table[E], error) {
 	for i, c := range cfg.Columns {
 		names[fmt.Sprintf("Columns[%d]", i)] = c
 	}
+	if cfg.Sequence != "" {
+		names["Sequence"] = cfg.Sequence
+	}
+	for i, w := range cfg.Writers {
+		names[fmt.Sprintf("Writers[%d]", i)] = w
+	}
 	for field, name := range names {
 		if problem := nameProblem(name); problem != "" {
 			return nil, tableError(field, problem)
 		}
 	}
+	if cfg.NoSequence && cfg.Sequence != "" {
+		return nil, tableError("NoSequence", "is set, and so is Sequence")
+	}
 
 	_, libpq := db.Driver().(*pq.Driver)
 	return &Table[E]{
-		db: db, cfg: cfg, fields: fields, libpq: libpq, turn: make(chan struct{}, 1),
+		db: db, cfg: cfg, fields: fields, libpq: libpq, turn: make(chan struct{}, 1), end: -1,
 		sql: eventtable.New(eventtable.Config{
 			Schema: cfg.Schema, Table: cfg.Table, Position: cfg.PositionColumn, Aggregate: cfg.AggregateIDColumn,
 			AggregateType: cfg.AggregateTypeColumn, BoundedContext: cfg.BoundedContextColumn, Columns: cfg.Columns,
+			Sequence: cfg.Sequence, NoSequence: cfg.NoSequence, Writers: cfg.Writers,
 		}),
 	}, nil
 }
@@ -243,6 +283,9 @@ type page[E any] struct {
 	more   bool  // there may be more at once
 	bytes  int
 	head   int64 // the highest position that was seen, perhaps beyond a gap
+	// end is the position up to which some were given out: who stands above it has
+	// lost his stream. -1: not known.
+	end int64
 }
 
 // read reads the events of a scope above after, at most limit of them, and not
@@ -253,17 +296,18 @@ func (t *Table[E]) read(ctx context.Context, s Scope, after int64, limit, bytes 
 	if !s.all() {
 		reading = reading.Scoped()
 	}
-	reader, err := t.statements(ctx)
-	if err != nil {
-		return page[E]{}, err
-	}
 	done, head, err := t.carry(ctx, &reading, func(action protocol.ReadAction, answer *protocol.ReadAnswer) (err error) {
+		reader, err := t.statements(ctx)
+		if err != nil {
+			return err
+		}
 		room := min(limit, pageEvents)
 		if few {
 			room = min(limit, fewEvents)
 		}
 		p, err = t.page(ctx, reader, eventtable.Range{
 			After: after, Limit: limit, Types: s.AggregateTypes, Contexts: s.BoundedContexts, Through: action.Through, Literals: few && t.libpq,
+			At: at(action),
 		}, room, bytes)
 		answer.Cut, answer.Positions = p.more, slices.Grow(answer.Positions, len(p.events))
 		for i := range p.events {
@@ -274,7 +318,7 @@ func (t *Table[E]) read(ctx context.Context, s Scope, after int64, limit, bytes 
 	if err != nil {
 		return page[E]{}, err
 	}
-	p.events, p.passed, p.more, p.head = p.events[:done.Take], done.Passed, done.More, head
+	p.events, p.passed, p.more, p.head, p.end = p.events[:done.Take], done.Passed, done.More, head, t.reach(head)
 	return p, nil
 }
 
@@ -284,13 +328,13 @@ func (t *Table[E]) read(ctx context.Context, s Scope, after int64, limit, bytes 
 func (t *Table[E]) readOwn(ctx context.Context, slots *protocol.SlotSet, after int64, limit, bytes int) (p page[E], err error) {
 	span := slots.Span(limit)
 	reading := protocol.NewReading(&t.horizon, after, span)
-	reader, err := t.statements(ctx)
-	if err != nil {
-		return page[E]{}, err
-	}
+	var reader *eventtable.Reader
 	var keys []protocol.Key
-	done, head, err := t.carry(ctx, &reading, func(_ protocol.ReadAction, answer *protocol.ReadAnswer) (err error) {
-		keys, answer.Cut, err = t.keys(ctx, reader, after, span)
+	done, head, err := t.carry(ctx, &reading, func(action protocol.ReadAction, answer *protocol.ReadAnswer) (err error) {
+		if reader, err = t.statements(ctx); err != nil {
+			return err
+		}
+		keys, answer.Cut, err = t.keys(ctx, reader, at(action), after, span)
 		for _, k := range keys {
 			answer.Positions = append(answer.Positions, k.Position)
 		}
@@ -301,8 +345,8 @@ func (t *Table[E]) readOwn(ctx context.Context, slots *protocol.SlotSet, after i
 	}
 	own, through := slots.Own(keys[:done.Take], limit, done.Passed)
 	if len(own) > 0 {
-		if p, err = t.page(ctx, reader, eventtable.Range{Rows: own}, len(own), bytes); err != nil {
-			return page[E]{}, err
+		if p, err = t.page(ctx, reader, eventtable.Range{Rows: own, At: at(done)}, len(own), bytes); err != nil {
+			return page[E]{}, t.failed(ctx, &reading, err)
 		}
 		if err := t.same(ctx, reader, slots, p.events); err != nil {
 			return page[E]{}, err
@@ -311,7 +355,7 @@ func (t *Table[E]) readOwn(ctx context.Context, slots *protocol.SlotSet, after i
 	if p.more { // it was cut
 		through = p.events[len(p.events)-1].Position
 	}
-	p.passed, p.more, p.head = through, done.More || through < done.Passed, head
+	p.passed, p.more, p.head, p.end = through, done.More || through < done.Passed, head, t.reach(head)
 	return p, nil
 }
 
@@ -344,15 +388,15 @@ func (t *Table[E]) statements(ctx context.Context) (*eventtable.Reader, error) {
 
 // keys reads the keys of the events above after. It ends early, and says so, at one
 // that can't be read.
-func (t *Table[E]) keys(ctx context.Context, r *eventtable.Reader, after int64, limit int) (keys []protocol.Key, cut bool, err error) {
-	keys, err = r.Keys(ctx, t.db, after, limit)
+func (t *Table[E]) keys(ctx context.Context, r *eventtable.Reader, at eventtable.At, after int64, limit int) (keys []protocol.Key, cut bool, err error) {
+	keys, err = r.Keys(ctx, t.db, at, after, limit)
 	if err == nil || !ofTheData(err) {
 		return keys, false, err
 	}
 	if n := len(keys); n > 0 {
 		after = keys[n-1].Position
 	}
-	e, found := t.keysOf(ctx, r, eventtable.Range{After: after, Limit: 1})
+	e, found := t.keysOf(ctx, r, eventtable.Range{After: after, Limit: 1, At: at})
 	if found != nil {
 		return nil, false, err
 	}
@@ -395,14 +439,16 @@ func (t *Table[E]) carry(ctx context.Context, reading *protocol.Reading, look fu
 			}
 			turn = action.Turn
 		}
+		answer.Stale = false
 		switch action.Do {
-		case protocol.ReadHolders:
-			answer.Holders, err = bounded(ctx, lookMax, func(ctx context.Context) ([]protocol.Holder, error) { return t.sql.Holders(ctx, t.db) }, nil)
+		case protocol.ReadAsk, protocol.ReadHolders:
+			answer, err = bounded(ctx, lookMax, t.ask, nil)
+			head = max(head, answer.High)
 		case protocol.ReadHigh:
-			answer.High, err = bounded(ctx, lookMax, func(ctx context.Context) (int64, error) { return t.sql.High(ctx, t.db) }, nil)
+			answer.High, err = bounded(ctx, lookMax, func(ctx context.Context) (int64, error) { return t.sql.High(ctx, t.db, at(action)) }, nil)
 			head = max(head, answer.High)
 		case protocol.ReadAhead:
-			answer.Last, answer.Missing, err = t.sql.Ahead(ctx, t.db, action.After)
+			answer.Last, answer.Missing, err = t.sql.Ahead(ctx, t.db, at(action), action.After)
 			head = max(head, answer.Last)
 		case protocol.ReadPage:
 			answer.Cut, answer.Positions = false, answer.Positions[:0]
@@ -412,11 +458,87 @@ func (t *Table[E]) carry(ctx context.Context, reading *protocol.Reading, look fu
 			}
 		case protocol.ReadDone:
 			return action, head, nil
+		case protocol.ReadRefuse:
+			return action, head, t.refused(action.Why)
+		}
+		if eventtable.Elsewhere(err) {
+			store.DropStandbys(ctx, t.db)
+			t.forget()
+			answer.Stale, err = true, nil
 		}
 		if err != nil {
-			return action, head, err
+			return action, head, t.failed(ctx, reading, err)
 		}
 	}
+}
+
+// forget has the types of the columns asked for again: it may be another table.
+func (t *Table[E]) forget() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.reader = nil
+}
+
+// reach takes in that a position was seen, and returns how far the stream reaches.
+func (t *Table[E]) reach(head int64) int64 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.end >= 0 {
+		t.end = max(t.end, head)
+	}
+	return t.end
+}
+
+// at returns where a statement must run.
+func at(a protocol.ReadAction) eventtable.At {
+	return eventtable.At{Epoch: a.Epoch, Reaches: a.Reaches}
+}
+
+// ask asks what is assumed of the table, and who writes it.
+func (t *Table[E]) ask(ctx context.Context) (a protocol.ReadAnswer, err error) {
+	facts, holders, err := t.sql.Ask(ctx, t.db)
+	if err != nil {
+		return a, err
+	}
+	a = protocol.ReadAnswer{Epoch: facts.Epoch, Broken: facts.Judge(), Holders: holders, High: facts.Highest()}
+	switch {
+	case facts.Standby:
+		store.DropStandbys(ctx, t.db)
+	case a.Broken == "":
+		t.mu.Lock()
+		t.end = facts.Given()
+		t.mu.Unlock()
+	}
+	return a, nil
+}
+
+// failed gives a reading up.
+func (t *Table[E]) failed(ctx context.Context, r *protocol.Reading, err error) error {
+	t.mu.Lock()
+	r.Fail()
+	t.mu.Unlock()
+	switch {
+	case eventtable.Elsewhere(err): // the server's error is of a class that does not pass
+		return fmt.Errorf("read events from %s: the server or the table became another one", t.sql.Name)
+	case store.CantWrite(err):
+		store.DropStandbys(ctx, t.db)
+	}
+	return err
+}
+
+// A refusal is the error of reading a table for which something that is assumed of it
+// does not hold. It passes when that is mended.
+type refusal struct{ table, why string }
+
+func (r *refusal) Error() string { return fmt.Sprintf("events table %s: %s", r.table, r.why) }
+
+func (t *Table[E]) refused(why string) error { return &refusal{t.sql.Name, why} }
+
+// askAgain has the next reading ask what is assumed.
+func (t *Table[E]) askAgain() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.horizon.AskAgain()
 }
 
 // next advances a reading, one at a time.
@@ -471,37 +593,73 @@ func (t *Table[E]) Waiting() (Gap, bool) {
 	return g, true
 }
 
-// Head returns the highest position of an event that is committed; 0: there is
-// none. Readers may not have come to it yet.
-func (t *Table[E]) Head(ctx context.Context) (int64, error) { return t.sql.High(ctx, t.db) }
+// Head returns the highest position of an event that is committed; 0: there
+// is none. Readers may not have come to it yet.
+func (t *Table[E]) Head(ctx context.Context) (int64, error) {
+	head, _, err := t.reaches(ctx)
+	return head, err
+}
+
+// reaches returns with the head the last position that was given out, where the role may
+// see that of the sequence: what was deleted is still behind a reader that stands there.
+func (t *Table[E]) reaches(ctx context.Context) (head, given int64, err error) {
+	facts, _, err := t.sql.Ask(ctx, t.db)
+	switch {
+	case err != nil:
+		return 0, 0, err
+	case facts.Standby: // it may know only of what was, some time ago
+		store.DropStandbys(ctx, t.db)
+		return 0, 0, t.refused(facts.Judge())
+	}
+	return facts.Highest(), facts.Given(), nil
+}
+
+// identity names the table, and its database where that is not the one in which
+// workers coordinate.
+func (t *Table[E]) identity(ctx context.Context, coordination *sql.DB) (string, error) {
+	table, database, err := t.sql.Identity(ctx, t.db)
+	if err != nil || t.db == coordination {
+		return table, err
+	}
+	if here, err := eventtable.Database(ctx, coordination); err != nil || here == database {
+		return table, err
+	}
+	return table + " in database " + database, nil
+}
 
 // Check makes sure that the table and its columns exist and may be read, and
 // that it can be read without losing events.
 func (t *Table[E]) Check(ctx context.Context) error {
-	var standby bool
-	if err := t.db.QueryRowContext(ctx, `SELECT pg_is_in_recovery()`).Scan(&standby); err != nil {
-		return fmt.Errorf("check events table %s: %w", t.sql.Name, err)
+	facts, _, err := t.sql.Ask(ctx, t.db)
+	if err != nil {
+		return fmt.Errorf("check events table: %w%s", err, t.hint(ctx, err))
 	}
-	if standby {
-		return fmt.Errorf("check events table %s: the server is a standby; events can be read without loss on the primary only, where their transactions are seen", t.sql.Name)
+	why := facts.Judge()
+	if !facts.Standby && facts.Locked {
+		if err := t.checkColumns(ctx); err != nil {
+			return fmt.Errorf("check events table: %w", err)
+		}
 	}
-	if err := t.checkColumns(ctx); err != nil {
-		return fmt.Errorf("check events table: %w", err)
-	}
-	var kind string
-	var sequence sql.NullString // none: positions are filled in some other way, which can't be judged here
-	var cache sql.NullInt64
-	err := t.db.QueryRowContext(ctx, tableSQL, t.sql.Name, t.cfg.PositionColumn).Scan(&kind, &sequence, &cache)
-	switch {
-	case err != nil:
-		return fmt.Errorf("check events table %s: %w", t.sql.Name, err)
-	case kind != "r" && kind != "p":
-		return fmt.Errorf("check events table %s: it is a view or a foreign table, and an insert does not lock that, so events would be lost; name the table itself", t.sql.Name)
-	case cache.Int64 > 1:
-		return fmt.Errorf("check events table %s: sequence %s has CACHE %d, so a session may use an old position in a new transaction, and events would be lost; ALTER SEQUENCE %s CACHE 1, and let the writers reconnect",
-			t.sql.Name, sequence.String, cache.Int64, sequence.String)
+	if why != "" {
+		return fmt.Errorf("check %w", t.refused(why))
 	}
 	return nil
+}
+
+// hint says more of why a table can't be asked about.
+func (t *Table[E]) hint(ctx context.Context, err error) string {
+	var version string
+	switch {
+	case store.State(err) == "42P01" && t.cfg.Schema == "" && strings.ContainsRune(t.cfg.Table, '.'):
+		return "; the schema is a field of its own, TableConfig.Schema"
+	case store.State(err) == "42P01" && t.cfg.Table != strings.ToLower(t.cfg.Table):
+		return "; names are quoted, and one that was created without quotes is in lower case"
+	case store.State(err) != "" && t.db.QueryRowContext(ctx, `SELECT version()`).Scan(&version) == nil:
+		if other := eventtable.Lookalike(version); other != "" {
+			return fmt.Sprintf("; the server is %s, and this reads events from PostgreSQL itself only", other)
+		}
+	}
+	return ""
 }
 
 // checkColumns reads an event in each of the ways in which events are read, with every
@@ -528,7 +686,7 @@ func (t *Table[E]) checkColumns(ctx context.Context) error {
 	if t.cfg.BoundedContextColumn != "" {
 		scoped.Contexts = []string{want.BoundedContext}
 	}
-	keys, _, err := t.keys(ctx, reader, max(0, want.Position-1), 1)
+	keys, _, err := t.keys(ctx, reader, eventtable.At{}, max(0, want.Position-1), 1)
 	if err != nil {
 		return err
 	}
@@ -552,21 +710,3 @@ func (t *Table[E]) checkColumns(ctx context.Context) error {
 func (r *Record[E]) is(o *Record[E]) bool {
 	return r.Position == o.Position && r.AggregateID == o.AggregateID && r.AggregateType == o.AggregateType && r.BoundedContext == o.BoundedContext
 }
-
-// tableSQL finds what kind of table it is, and the sequence of a column: its own
-// (serial, identity) or the one that its default names.
-const tableSQL = `
-SELECT t.relkind::text, s.name, s.cache
-  FROM pg_class t
-  LEFT JOIN LATERAL (
-       SELECT s.seqrelid::regclass::text AS name, s.seqcache AS cache
-         FROM pg_attribute a
-         LEFT JOIN pg_attrdef f ON f.adrelid = a.attrelid AND f.adnum = a.attnum
-         JOIN pg_depend d ON d.deptype = ANY ('{a,i,n}')
-          AND (d.refclassid = 'pg_class'::regclass AND d.refobjid = a.attrelid AND d.refobjsubid = a.attnum
-               AND d.classid = 'pg_class'::regclass
-            OR d.classid = 'pg_attrdef'::regclass AND d.objid = f.oid AND d.refclassid = 'pg_class'::regclass)
-         JOIN pg_sequence s ON s.seqrelid IN (d.objid, d.refobjid)
-        WHERE a.attrelid = t.oid AND a.attname = $2
-        ORDER BY s.seqcache DESC LIMIT 1) s ON true
- WHERE t.oid = $1::regclass`

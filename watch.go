@@ -2,6 +2,7 @@ package orchestrator
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -21,6 +22,8 @@ const (
 	laneUnproven = "unproven"
 	laneHalted   = "halted"
 	laneFull     = "full"
+	laneBeyond   = "beyond"  // the end of the stream
+	laneRefused  = "refused" // by the event store, which can't read without loss
 	laneEnded    = "ended"
 )
 
@@ -77,6 +80,9 @@ func (s *standing[E]) pause(a protocol.LaneAction, fault, database error) {
 		s.state, s.attempts, s.err = laneRetrying, a.Attempts, brief(fault)
 	case protocol.DatabaseFailed:
 		s.state, s.attempts, s.err = laneDatabase, 0, brief(database)
+		if refused := (*refusal)(nil); errors.As(database, &refused) {
+			s.state = laneRefused
+		}
 	case protocol.Halted:
 		s.state, s.attempts, s.err = laneHalted, a.Attempts, brief(fault)
 	case protocol.LotFull:
@@ -234,7 +240,10 @@ func (l *lane[E]) report(now time.Time, reach reach) LaneReport {
 	if !s.found {
 		return r
 	}
-	if r.Behind = reach.behind(s.position); r.Behind == 0 && r.State == laneReading {
+	switch r.Behind = reach.behind(s.position); {
+	case reach.lost(s.position) && (r.State == laneReading || r.State == laneIdle):
+		r.State = laneBeyond
+	case r.Behind == 0 && r.State == laneReading:
 		r.State = laneIdle // it looks for news
 	}
 	r.BehindSeconds = reach.lag(now, s.position, s.next.at()).Seconds()

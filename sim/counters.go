@@ -29,6 +29,11 @@ const (
 	countRolledBack
 	countTurnMissed
 	countGapScoped
+	countPositionFirst
+	countSavepoint
+	countCached
+	countStandbyMet
+	countStranger
 	// Reading for several lanes at once.
 	countShared
 	countReadAhead
@@ -118,11 +123,16 @@ var counterWords = [counterCount]string{
 	countLostCommit:      "the reply to a COMMIT was lost",
 	countLateCommit:      "a COMMIT took effect after its sender had given up",
 
-	countGapFilled:  "a reader waited for a missing position, and the event came",
-	countGapDead:    "a reader waited for a missing position, and there was to be no event",
-	countRolledBack: "an append was rolled back",
-	countTurnMissed: "a read took too long, and was given up while it waited for another one",
-	countGapScoped:  "a reader of some aggregate types waited for a missing position",
+	countGapFilled:     "a reader waited for a missing position, and the event came",
+	countGapDead:       "a reader waited for a missing position, and there was to be no event",
+	countRolledBack:    "an append was rolled back",
+	countTurnMissed:    "a read took too long, and was given up while it waited for another one",
+	countPositionFirst: "an append took its positions long before it inserted its events",
+	countSavepoint:     "an append went back to a savepoint, and stayed open",
+	countCached:        "the sequence of positions came to cache numbers",
+	countStandbyMet:    "a connection led to a standby",
+	countStranger:      "a worker that read another table was refused",
+	countGapScoped:     "a reader of some aggregate types waited for a missing position",
 
 	countShared:      "a projection was served from a page that was read for another one",
 	countReadAhead:   "a projection was served from a page that was read ahead",
@@ -266,6 +276,12 @@ func countRare(h history) counters {
 }
 
 func (t *tally) observe(f fact) {
+	switch f.text {
+	case positionsFirst:
+		t.counters[countPositionFirst]++
+	case toSavepoint:
+		t.counters[countSavepoint]++
+	}
 	if f.kind == faultThaw || f.kind == workerGone {
 		t.each(f.worker, func(w *checkedWorker) { t.overslept(w, f) })
 	}
@@ -279,11 +295,20 @@ func (t *tally) observe(f fact) {
 			t.counters[countDenied]++
 		case isBroken:
 			t.counters[countBroken]++
+		case isStranger:
+			t.counters[countStranger]++
 		}
 		for key, begin := range t.calls {
 			if key.worker == f.worker {
 				t.returns(key, begin, "")
 			}
+		}
+	case faultOther:
+		switch f.text {
+		case numbersCached:
+			t.counters[countCached]++
+		case toStandby:
+			t.counters[countStandbyMet]++
 		}
 	case handlerBegins:
 		t.calls[callKey{f.worker, f.call}] = f

@@ -3,6 +3,7 @@ package sim
 import (
 	"time"
 
+	"github.com/getpup/pupsourcing-orchestrator/internal/eventtable"
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
@@ -63,17 +64,19 @@ type connection interface {
 	note(l store.Lane, position int64, attempts int, done func(error))
 	request(projection string, position int64, r protocol.ParkRequest, done func(n int, err error))
 
-	// Reading, as Table does it. None of these waits.
+	// Reading, as Table does it. None of these waits. Where they are not at, they end
+	// with errElsewhere.
 	// page and ahead are eventtable's: the events of a scope above a position,
 	// and up to one unless the scope is everything; and the last of the next
 	// positions, whatever their scope, with the first that is missing.
-	page(s scope, after, through int64, limit int) ([]event, error)
-	ahead(after int64) (last, missing int64, err error)
+	page(at eventtable.At, s scope, after, through int64, limit int) ([]event, error)
+	ahead(at eventtable.At, after int64) (last, missing int64, err error)
 	// keys are eventtable's, and rows the events at some positions.
-	keys(after int64, limit int) ([]protocol.Key, error)
-	rows(positions []int64) ([]event, error)
-	high() (int64, error)
-	holders() ([]protocol.Holder, error)
+	keys(at eventtable.At, after int64, limit int) ([]protocol.Key, error)
+	rows(at eventtable.At, positions []int64) ([]event, error)
+	high(at eventtable.At) (int64, error)
+	// ask says where it is, who writes, and what does not hold of what readers assume.
+	ask() (protocol.ReadAnswer, error)
 
 	// A session of a worker's own. attach has it hold the lock of a presence, and
 	// publishes that in the worker's row, if there is one. prove does nothing, and

@@ -8,6 +8,7 @@ import (
 
 	"github.com/lib/pq"
 
+	"github.com/getpup/pupsourcing-orchestrator/internal/eventtable"
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
@@ -216,7 +217,7 @@ func (l *lane) reread(e event, then func(event)) {
 	k := l.p.borrow()
 	again := e
 	l.ask(k, "page", l.p.timing.Patience(), func(c connection, done func(error)) {
-		page, err := l.p.w.read(c.page(l.tap.scope, e.position-1, e.position, 1))
+		page, err := l.p.w.read(c.page(eventtable.At{}, l.tap.scope, e.position-1, e.position, 1))
 		if len(page) == 1 && page[0].position == e.position {
 			again = page[0]
 		}

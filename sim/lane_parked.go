@@ -5,6 +5,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/getpup/pupsourcing-orchestrator/internal/eventtable"
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
@@ -111,7 +112,7 @@ const parkedBehind = "behind another"
 func (l *lane) fetch(position int64, patience time.Duration) {
 	var again []event
 	l.alone("page", patience, func(c connection, done func(error)) {
-		page, err := l.p.w.read(c.page(l.tap.scope, position-1, position, 1))
+		page, err := l.p.w.read(c.page(eventtable.At{}, l.tap.scope, position-1, position, 1))
 		if len(page) == 1 && page[0].position == position {
 			again = page
 		}

@@ -32,6 +32,9 @@ type memory struct {
 	events  []event
 	written []effect
 	last    int64 // of the sequence of positions
+	// cached: sessions of writers keep every other number. kept are theirs.
+	cached bool
+	kept   []int64
 
 	present []*memoryConnection // that hold the lock of a presence
 
@@ -54,7 +57,11 @@ type memoryRules struct {
 	noIdleBound bool // transactions may idle for ever
 	takesAny    bool // a projection is taken over although another set runs it
 	unmarked    bool // a commit does not ask whether its transaction is the one that was begun
+	anyStream   bool // whoever reads another stream may join
 	hastyFind   bool // a checkpoint is read though a transaction has written it and not ended
+
+	tableAlone    bool // of those who write, only who has inserted is seen
+	standbyUnseen bool // a standby is taken for the primary
 
 	parkUnfenced bool // events are parked whether or not the checkpoint could be moved
 
@@ -119,6 +126,7 @@ var (
 	errDeadlock     = &pq.Error{Severity: "ERROR", Code: "40P01", Message: "deadlock detected"}
 	errFailed       = &pq.Error{Severity: "ERROR", Code: "25P02", Message: "current transaction is aborted, commands ignored until end of transaction block"}
 	errViolated     = &pq.Error{Severity: "ERROR", Code: "23503", Message: "insert violates foreign key constraint"}
+	errReadOnly     = &pq.Error{Severity: "ERROR", Code: "25006", Message: "cannot execute it in a read-only transaction"}
 	errUnprepared   = &pq.Error{Severity: "ERROR", Code: "42704", Message: "prepared transaction does not exist"}
 )
 
@@ -126,6 +134,8 @@ var (
 type memoryConnection struct {
 	*memoryDatabase
 	run, process, backend int
+
+	standby bool // it leads to one
 
 	open  *transaction      // nil if there is none
 	holds protocol.Presence // whose lock it has, if it has one
@@ -142,6 +152,9 @@ func (c *memoryConnection) alive() error {
 	err := c.ended
 	if err != nil {
 		c.ended = driver.ErrBadConn
+	}
+	if err == nil && c.standby {
+		err = errReadOnly
 	}
 	return err
 }
@@ -231,6 +244,8 @@ type transaction struct {
 	rows    []interface{ settle(commit bool) } // that it has written
 	events  []event
 	effects []effect
+	first   bool // it has taken positions for its events, and not inserted them yet
+	undone  bool // it has gone back to before it took a position
 	// violates: it has broken a constraint that is checked at COMMIT.
 	violates bool
 	begun    bool // by Store.BeginHandler
@@ -288,5 +303,5 @@ func (t *transaction) settle(commit bool) {
 	for _, l := range t.locks {
 		l.release(t)
 	}
-	t.rows, t.locks, t.events, t.effects = nil, nil, nil, nil
+	t.rows, t.locks, t.events, t.effects, t.undone = nil, nil, nil, nil, false
 }

@@ -2,6 +2,7 @@ package sim
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"slices"
 
@@ -188,8 +189,8 @@ func (c *memoryConnection) move(t *transaction, l store.Lane, from, to protocol.
 	})
 }
 
-func (c *memoryConnection) page(s scope, after, through int64, limit int) ([]event, error) {
-	if err := c.free("page"); err != nil {
+func (c *memoryConnection) page(at eventtable.At, s scope, after, through int64, limit int) ([]event, error) {
+	if err := c.at(at, "page"); err != nil {
 		return nil, err
 	}
 	above := c.above(after)
@@ -209,8 +210,8 @@ func (c *memoryConnection) page(s scope, after, through int64, limit int) ([]eve
 	return page, nil
 }
 
-func (c *memoryConnection) keys(after int64, limit int) ([]protocol.Key, error) {
-	if err := c.free("keys"); err != nil {
+func (c *memoryConnection) keys(at eventtable.At, after int64, limit int) ([]protocol.Key, error) {
+	if err := c.at(at, "keys"); err != nil {
 		return nil, err
 	}
 	var keys []protocol.Key
@@ -223,8 +224,8 @@ func (c *memoryConnection) keys(after int64, limit int) ([]protocol.Key, error) 
 	return keys, nil
 }
 
-func (c *memoryConnection) rows(positions []int64) ([]event, error) {
-	if err := c.free("rows"); err != nil {
+func (c *memoryConnection) rows(at eventtable.At, positions []int64) ([]event, error) {
+	if err := c.at(at, "rows"); err != nil {
 		return nil, err
 	}
 	var found []event
@@ -242,8 +243,8 @@ func (m *memory) above(after int64) []event {
 	return m.events[i:]
 }
 
-func (c *memoryConnection) ahead(after int64) (last, missing int64, err error) {
-	if err := c.free("ahead"); err != nil {
+func (c *memoryConnection) ahead(at eventtable.At, after int64) (last, missing int64, err error) {
+	if err := c.at(at, "ahead"); err != nil {
 		return 0, 0, err
 	}
 	last = after
@@ -259,25 +260,78 @@ func (c *memoryConnection) ahead(after int64) (last, missing int64, err error) {
 
 func byPosition(e event, position int64) int { return cmp.Compare(e.position, position) }
 
-func (c *memoryConnection) high() (int64, error) {
-	if err := c.free("high"); err != nil {
+func (c *memoryConnection) high(at eventtable.At) (int64, error) {
+	if err := c.at(at, "high"); err != nil {
 		return 0, err
 	}
-	if n := len(c.events); n > 0 {
-		return c.events[n-1].position, nil
-	}
-	return 0, nil
+	return c.highest(), nil
 }
 
-// holders are the transactions that have inserted, and so hold the table's
-// lock.
-func (c *memoryConnection) holders() ([]protocol.Holder, error) {
-	if err := c.free("holders"); err != nil {
-		return nil, err
+func (m *memory) highest() int64 {
+	if n := len(m.events); n > 0 {
+		return m.events[n-1].position
 	}
+	return 0
+}
+
+// errElsewhere is what ends a statement that is not where it was to be.
+var errElsewhere = errors.New("elsewhere")
+
+// at is free for statements that must run in an epoch.
+func (c *memoryConnection) at(at eventtable.At, call string) error {
+	err := c.read(call)
+	if c.standby && c.rules.standbyUnseen {
+		return err
+	}
+	if err == nil && c.standby && at != (eventtable.At{}) {
+		return errElsewhere
+	}
+	if err == nil && at != (eventtable.At{}) && (at.Epoch != c.epoch() || at.Reaches > c.highest()) {
+		err = errElsewhere
+	}
+	return err
+}
+
+// read is free for what a standby does as well.
+func (c *memoryConnection) read(call string) error {
+	err := c.free(call)
+	if err == errReadOnly {
+		err = nil
+	}
+	return err
+}
+
+// epoch is another one after each restart. (The server that a postgres stands for is
+// never restarted.)
+func (c *memoryConnection) epoch() protocol.Epoch {
+	if c.rules.noWait {
+		return "run"
+	}
+	return protocol.Epoch(fmt.Sprint("run ", c.restarts))
+}
+
+func (c *memoryConnection) ask() (protocol.ReadAnswer, error) {
+	if err := c.read("ask"); err != nil {
+		return protocol.ReadAnswer{}, err
+	}
+	a := protocol.ReadAnswer{Epoch: c.epoch(), High: c.highest(), Holders: c.holders()}
+	switch {
+	case c.standby && !c.rules.standbyUnseen:
+		a.Broken = "the server is a standby"
+	case c.standby:
+		a.Holders = nil // it does not know of them
+	case c.cached:
+		a.Broken = "the sequence caches"
+	}
+	return a, nil
+}
+
+// holders are the transactions that have taken positions, and so hold the sequence's
+// lock.
+func (c *memoryConnection) holders() []protocol.Holder {
 	var out []protocol.Holder
 	for _, t := range c.transactions {
-		if len(t.events) == 0 {
+		if len(t.events) == 0 && !t.undone || t.first && c.rules.tableAlone {
 			continue
 		}
 		h := protocol.Holder{Transaction: fmt.Sprintf("%d/%d", t.backend, t.local)}
@@ -286,7 +340,7 @@ func (c *memoryConnection) holders() ([]protocol.Holder, error) {
 		}
 		out = append(out, h)
 	}
-	return out, nil
+	return out
 }
 
 // insert takes the next position for good, whatever becomes of the event.
@@ -294,10 +348,44 @@ func (c *memoryConnection) insert(aggregate string) (int64, error) {
 	if err := c.within(); err != nil {
 		return 0, err
 	}
-	c.last++
-	c.open.events = append(c.open.events, event{position: c.last, aggregate: aggregate, slot: protocol.SlotOf(aggregate)})
+	position := c.number()
+	c.open.events = append(c.open.events, event{position: position, aggregate: aggregate, slot: protocol.SlotOf(aggregate)})
 	c.open.idle()
-	return c.last, nil
+	return position, nil
+}
+
+// number takes the next number of the sequence, or one that a session has kept for a
+// while.
+func (m *memory) number() int64 {
+	switch {
+	case m.cached && len(m.kept) > 2:
+		n := m.kept[0]
+		m.kept = m.kept[1:]
+		return n
+	case m.cached:
+		m.last += 2
+		m.kept = append(m.kept, m.last)
+		return m.last - 1
+	}
+	m.last++
+	return m.last
+}
+
+// cache has sessions of writers keep numbers, or has them reconnect.
+func (m *memory) cache(on bool) { m.cached, m.kept = on, nil }
+
+// first says that what the transaction appends is only inserted at its end.
+func (c *memoryConnection) first() {
+	if c.running() == nil {
+		c.open.first = true
+	}
+}
+
+// undo goes back to a savepoint from before the transaction took a position.
+func (c *memoryConnection) undo() {
+	if c.running() == nil {
+		c.open.events, c.open.undone = nil, true
+	}
 }
 
 // prepare takes the transaction off its connection. It keeps its name until the
@@ -325,6 +413,7 @@ func (m *memory) publish(events []event) {
 	if len(events) == 0 {
 		return
 	}
+	slices.SortFunc(events, func(a, b event) int { return byPosition(a, b.position) }) // a session may have kept a number
 	i, _ := slices.BinarySearchFunc(m.events, events[0].position, byPosition)
 	if i == len(m.events) {
 		m.events = append(m.events, events...)

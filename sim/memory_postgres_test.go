@@ -216,21 +216,21 @@ func (d *duel) call(open bool) (string, func(connection) string) {
 		s, after, limit := pick[scope](d.rand, "", "order", "order refund"), d.rand.Int64N(10), d.rand.IntN(10)
 		through := after + d.rand.Int64N(20)
 		return fmt.Sprintf("page of %d in %q from %d to %d", limit, s, after, through), func(c connection) string {
-			page, err := c.page(s, after, through, limit)
+			page, err := c.page(here(c), s, after, through, limit)
 			if s != "" || err != nil {
 				return replied(fmt.Sprint(page), err)
 			}
-			keys, err := c.keys(after, limit)
+			keys, err := c.keys(here(c), after, limit)
 			if err != nil {
 				return replied("", err)
 			}
-			rows, err := c.rows(slices.Compact(slices.Sorted(slices.Values([]int64{after + 1, through}))))
+			rows, err := c.rows(here(c), slices.Compact(slices.Sorted(slices.Values([]int64{after + 1, through}))))
 			return replied(fmt.Sprint(page, keys, rows), err)
 		}
 	case 15:
 		after := d.rand.Int64N(30)
 		return fmt.Sprint("ahead of ", after), func(c connection) string {
-			last, missing, err := c.ahead(after)
+			last, missing, err := c.ahead(here(c), after)
 			if missing == 0 {
 				return replied(fmt.Sprintf("last %d, nothing missing", last), err)
 			}
@@ -238,11 +238,12 @@ func (d *duel) call(open bool) (string, func(connection) string) {
 		}
 	case 13:
 		return "reader", func(c connection) string {
-			high, err := c.high()
+			high, err := c.high(here(c))
 			if err != nil {
 				return replied("", err)
 			}
-			holders, err := c.holders()
+			a, err := c.ask()
+			holders := a.Holders
 			for _, h := range holders {
 				if h.Backend == 0 {
 					return "a prepared transaction"

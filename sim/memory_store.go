@@ -57,6 +57,14 @@ func (m *memory) replicaSet(name string) *replicaSet {
 	return set
 }
 
+// reads returns which stream a set reads; "": none yet.
+func (m *memory) reads(name string) string {
+	if g := m.replicaSet(name).committed; g != nil {
+		return g.Stream
+	}
+	return ""
+}
+
 // projection returns the projection of a name, whether it has a row or not.
 func (m *memory) projection(name string) *projectionRow {
 	i, ok := slices.BinarySearchFunc(m.projections, name, func(p *projectionRow, name string) int { return cmp.Compare(p.name, name) })
@@ -349,6 +357,10 @@ func (s *coordination) step() {
 	before.Floor = s.floor
 	if len(s.took) > 0 {
 		before = before.Take(s.took)
+	}
+	if before.Refuses(s.request) && !s.m.rules.anyStream {
+		t.refused(&store.StreamError{ReplicaSet: s.set.name, Stream: before.Stream, Other: s.request.Stream})
+		return
 	}
 	if o := s.request.Order; o != nil {
 		if err := s.check(*o, before); err != nil {

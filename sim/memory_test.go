@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/getpup/pupsourcing-orchestrator/internal/eventtable"
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 	"github.com/getpup/pupsourcing-orchestrator/internal/storetest"
@@ -267,7 +268,7 @@ func TestMemoryEvents(t *testing.T) {
 	}
 	reads := func(want ...int64) []event {
 		t.Helper()
-		page, err := reader.page("", 0, 0, 10)
+		page, err := reader.page(eventtable.At{}, "", 0, 0, 10)
 		if got := positions(page); !slices.Equal(got, want) || err != nil {
 			t.Errorf("page %v, %v, want %v", got, err, want)
 		}
@@ -275,7 +276,8 @@ func TestMemoryEvents(t *testing.T) {
 	}
 	holder := func() protocol.Holder {
 		t.Helper()
-		list, err := reader.holders()
+		a, err := reader.ask()
+		list := a.Holders
 		if len(list) != 1 || err != nil {
 			t.Fatalf("holders %v, %v, want one", list, err)
 		}
@@ -299,8 +301,8 @@ func TestMemoryEvents(t *testing.T) {
 	}
 	x.commit(a).is(sql.ErrTxDone)
 	insert(a, 8)
-	if list, _ := reader.holders(); len(list) != 2 || list[0].Transaction == list[1].Transaction {
-		t.Errorf("holders %+v, want two", list)
+	if a, _ := reader.ask(); len(a.Holders) != 2 || a.Holders[0].Transaction == a.Holders[1].Transaction {
+		t.Errorf("holders %+v, want two", a.Holders)
 	}
 	a.close()
 	x.restart()

@@ -58,6 +58,10 @@ var mutants = []mutant{
 		}
 		return next
 	}}}, []promise{nothingTwice, inOrder}},
+	{"waits for those alone who have inserted, and not for who has a position", rules{memory: memoryRules{tableAlone: true}}, []promise{nothingLost}},
+	{"takes a standby for the primary", rules{memory: memoryRules{standbyUnseen: true}}, []promise{nothingLost}},
+	{"does not ask at a gap whether the sequence caches", rules{asksOnce: true}, []promise{nothingLost}},
+	{"lets a worker join that reads another table", rules{memory: memoryRules{anyStream: true}}, []promise{nothingLost}},
 	{"reads past gaps", rules{passesGaps: true}, []promise{nothingLost}},
 	{"waits for a gap and does not read again", rules{readsOnce: true}, []promise{nothingLost}},
 	{"serves a page of another window", rules{wrongWindow: true}, []promise{nothingLost}},

@@ -27,6 +27,9 @@ var (
 	}
 )
 
+// toStandby says that a connection leads to a standby.
+const toStandby = "a connection leads to a standby"
+
 // A link is a worker's end of a connection.
 type link struct {
 	p    *worker
@@ -128,6 +131,9 @@ func (p *worker) ask(l *link, what string, patience time.Duration, call func(c c
 		case errors.Is(err, errReset):
 			l.lost = "the connection was lost"
 			l.drop(false)
+		case errors.Is(err, errReadOnly): // as store.DropStandbys does
+			l.lost = "it led to a standby"
+			l.drop(false)
 		case errors.Is(err, errNoAnswer) && !(p.returned && l.number != 0):
 			l.drop(false)
 		}
@@ -174,6 +180,10 @@ func (p *worker) ask(l *link, what string, patience time.Duration, call func(c c
 			return
 		case l.conn == nil:
 			l.conn = p.db.connect()
+			if m, ok := l.conn.(*memoryConnection); ok && p.misrouted {
+				m.standby = true
+				p.record(fact{kind: faultOther, text: toStandby})
+			}
 		}
 		done := func(err error) {
 			switch {

@@ -119,6 +119,8 @@ type (
 		aggregates       int
 		late, long, lose int // stay open for a while, for long; roll back
 		prepare          int
+		first            int // take their positions first, and insert at the end
+		savepoint        int // go back to a savepoint, and stay open
 	}
 )
 
@@ -142,11 +144,14 @@ const (
 	endSessionCutOff // and the worker can't hear of it
 	freezeAtPark     // between the decision to park events and that
 	delayPark        // it is given up, and arrives
+	misroute         // its new connections lead to a standby, for a while
+	cacheNumbers     // sessions of writers keep numbers of the sequence, for a while
+	stranger         // a worker starts whose connections lead to another table
 	faultKinds
 )
 
 func (k faultKind) String() string {
-	return [...]string{"crash", "leave", "join", "freeze", "freeze before COMMIT", "freeze in a handler", "congestion", "cut off", "database down", "clock step", "deploy", "privilege revoked", "own session ended", "own session ended and cut off", "freeze before a park", "late park"}[k]
+	return [...]string{"crash", "leave", "join", "freeze", "freeze before COMMIT", "freeze in a handler", "congestion", "cut off", "database down", "clock step", "deploy", "privilege revoked", "own session ended", "own session ended and cut off", "freeze before a park", "late park", "connections to a standby", "a sequence that caches", "a worker of another table"}[k]
 }
 
 // A fault is planned: at a time, to the worker that is the n-th of those who
@@ -258,7 +263,10 @@ func planOf(seed uint64, o options) plan {
 	if !o.postgres && chance(presence, 40) {
 		p.hurry(presence)
 	}
-	p.drawMisdeeds(rand.New(rand.NewPCG(seed, 6)))
+	p.drawMisdeeds(rand.New(rand.NewPCG(seed, 7)))
+	if !o.postgres {
+		p.drawTable(rand.New(rand.NewPCG(seed, 8)))
+	}
 	p.crowdEvery = (p.settle() * 5 / 4 / 30).Truncate(time.Microsecond)
 	return p
 }
@@ -396,6 +404,26 @@ func (p *plan) parks() bool {
 	return slices.ContainsFunc(p.programs, func(v program) bool {
 		return slices.ContainsFunc(v.projections, func(q projection) bool { return q.parks > 0 })
 	})
+}
+
+// drawTable draws what happens to the events table and to those who write it.
+func (p *plan) drawTable(r *rand.Rand) {
+	p.appends.first, p.appends.savepoint = rate(r, 300), rate(r, 100)
+	lease := p.timing.Lease
+	for _, k := range []faultKind{misroute, cacheNumbers, stranger} {
+		n := pick(r, 0, 0, 0, 0, 1, 2)
+		if k == misroute {
+			n *= 3
+		}
+		for range n {
+			f := fault{at: between(r, 0, p.length), kind: k, worker: r.IntN(1000)}
+			if k != stranger {
+				f.length = pick(r, lease/4, lease, 2*lease).Truncate(time.Microsecond)
+			}
+			p.faults = append(p.faults, f)
+		}
+	}
+	p.sortFaults()
 }
 
 func (p *plan) drawFaults(r *rand.Rand, uneven bool) {

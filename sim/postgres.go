@@ -452,11 +452,11 @@ func (c *postgresConnection) commit(done func(error)) {
 	done(err)
 }
 
-func (c *postgresConnection) page(s scope, after, through int64, limit int) ([]event, error) {
+func (c *postgresConnection) page(at eventtable.At, s scope, after, through int64, limit int) ([]event, error) {
 	if err := c.free("page"); err != nil {
 		return nil, err
 	}
-	r := eventtable.Range{After: after, Limit: limit, Through: through}
+	r := eventtable.Range{After: after, Limit: limit, Through: through, At: at}
 	if s != "" {
 		r.Types = s.types()
 	}
@@ -474,43 +474,43 @@ func (p *postgres) events(r eventtable.Range) ([]event, error) {
 	}, query, args...)
 }
 
-func (c *postgresConnection) ahead(after int64) (last, missing int64, err error) {
+func (c *postgresConnection) ahead(at eventtable.At, after int64) (last, missing int64, err error) {
 	if err := c.free("ahead"); err != nil {
 		return 0, 0, err
 	}
-	last, missing, err = eventTable.Ahead(context.Background(), c.db.pool, after)
+	last, missing, err = eventTable.Ahead(context.Background(), c.db.pool, at, after)
 	return last, missing, c.db.heard(err)
 }
 
-func (c *postgresConnection) keys(after int64, limit int) ([]protocol.Key, error) {
+func (c *postgresConnection) keys(at eventtable.At, after int64, limit int) ([]protocol.Key, error) {
 	if err := c.free("keys"); err != nil {
 		return nil, err
 	}
-	keys, err := eventReader.Keys(context.Background(), c.db.pool, after, limit)
+	keys, err := eventReader.Keys(context.Background(), c.db.pool, at, after, limit)
 	return keys, c.db.heard(err)
 }
 
-func (c *postgresConnection) rows(positions []int64) ([]event, error) {
+func (c *postgresConnection) rows(at eventtable.At, positions []int64) ([]event, error) {
 	if err := c.free("rows"); err != nil {
 		return nil, err
 	}
-	return c.db.events(eventtable.Range{Rows: positions})
+	return c.db.events(eventtable.Range{Rows: positions, At: at})
 }
 
-func (c *postgresConnection) high() (high int64, err error) {
+func (c *postgresConnection) high(at eventtable.At) (high int64, err error) {
 	if err := c.free("high"); err != nil {
 		return 0, err
 	}
-	high, err = eventTable.High(context.Background(), c.db.pool)
+	high, err = eventTable.High(context.Background(), c.db.pool, at)
 	return high, c.db.heard(err)
 }
 
-func (c *postgresConnection) holders() ([]protocol.Holder, error) {
-	if err := c.free("holders"); err != nil {
-		return nil, err
+func (c *postgresConnection) ask() (a protocol.ReadAnswer, err error) {
+	if err := c.free("ask"); err != nil {
+		return a, err
 	}
-	list, err := eventTable.Holders(context.Background(), c.db.pool)
-	return list, c.db.heard(err)
+	facts, holders, err := eventTable.Ask(context.Background(), c.db.pool)
+	return protocol.ReadAnswer{Epoch: facts.Epoch, Broken: facts.Judge(), High: facts.Highest(), Holders: holders}, c.db.heard(err)
 }
 
 // collect runs a query outside any transaction and scans its rows.

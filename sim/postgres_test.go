@@ -11,6 +11,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
+	"github.com/getpup/pupsourcing-orchestrator/internal/eventtable"
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
@@ -334,12 +335,18 @@ func TestServerTakesBackBounds(t *testing.T) {
 	x.want("after the bound", err, "25P02")
 }
 
+// here is where a connection leads to.
+func here(c connection) eventtable.At {
+	a, _ := c.ask() // a connection that has ended says so again
+	return eventtable.At{Epoch: a.Epoch}
+}
+
 func TestPostgresReading(t *testing.T) {
 	x := newPostgresTest(t)
 	reader, first, second := x.connect(), x.connect(), x.connect()
 	expect := func(what string, holders int, high int64, page ...int64) []protocol.Holder {
 		t.Helper()
-		events, err := reader.page("", 0, 0, 10)
+		events, err := reader.page(here(reader), "", 0, 0, 10)
 		x.must(err)
 		var positions []int64
 		for _, e := range events {
@@ -351,10 +358,11 @@ func TestPostgresReading(t *testing.T) {
 		if !slices.Equal(positions, page) {
 			t.Errorf("%s: positions %v, want %v", what, positions, page)
 		}
-		if got, err := reader.high(); got != high || err != nil {
+		if got, err := reader.high(here(reader)); got != high || err != nil {
 			t.Errorf("%s: highest position %d, %v, want %d", what, got, err, high)
 		}
-		got, err := reader.holders()
+		a, err := reader.ask()
+		got := a.Holders
 		if len(got) != holders || err != nil {
 			t.Errorf("%s: holders %v, %v, want %d", what, got, err, holders)
 		}
@@ -381,7 +389,7 @@ func TestPostgresReading(t *testing.T) {
 	second.close()
 	x.must(x.commit(first))
 	expect("all ended", 0, 2, 1, 2)
-	if page, err := reader.page("", 1, 0, 1); len(page) != 1 || err != nil || page[0].position != 2 {
+	if page, err := reader.page(here(reader), "", 1, 0, 1); len(page) != 1 || err != nil || page[0].position != 2 {
 		t.Errorf("page of one after position 1: %+v, %v", page, err)
 	}
 	x.insert(first, 5)
@@ -410,8 +418,8 @@ func TestPostgresRestart(t *testing.T) {
 		}
 	}
 	x.wantPosition(under(1, "p"), 0)
-	if holders, err := x.connect().holders(); len(holders) > 0 || err != nil {
-		t.Errorf("holders %v, %v, want none", holders, err)
+	if a, err := x.connect().ask(); len(a.Holders) > 0 || err != nil {
+		t.Errorf("holders %v, %v, want none", a.Holders, err)
 	}
 	x.clock.advance(time.Hour) // no timer is left that ends anything
 }

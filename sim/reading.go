@@ -6,6 +6,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/getpup/pupsourcing-orchestrator/internal/eventtable"
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
 )
 
@@ -108,21 +109,24 @@ func (r *reading) yield() {
 }
 
 func (r *reading) do(a protocol.ReadAction) {
-	rules, lease := r.p.w.rules, r.p.timing.Lease
+	rules, lease, at := r.p.w.rules, r.p.timing.Lease, eventtable.At{Epoch: a.Epoch, Reaches: a.Reaches}
 	switch a.Do {
-	case protocol.ReadHolders:
-		r.ask("holders", lookMax, func(c connection) (answer protocol.ReadAnswer, err error) {
-			answer.Holders, err = c.holders()
+	case protocol.ReadAsk, protocol.ReadHolders:
+		r.ask("holders", lookMax, func(c connection) (protocol.ReadAnswer, error) {
+			answer, err := c.ask()
+			if rules.asksOnce && a.Do == protocol.ReadHolders {
+				answer.Broken = ""
+			}
 			return answer, err
 		})
 	case protocol.ReadHigh:
 		r.ask("highest position", lookMax, func(c connection) (answer protocol.ReadAnswer, err error) {
-			answer.High, err = c.high()
+			answer.High, err = c.high(at)
 			return answer, err
 		})
 	case protocol.ReadAhead:
 		r.ask("look ahead", lease, func(c connection) (answer protocol.ReadAnswer, err error) {
-			answer.Last, answer.Missing, err = c.ahead(a.After)
+			answer.Last, answer.Missing, err = c.ahead(at, a.After)
 			if rules.passesScopedGaps {
 				answer.Missing = 0
 			}
@@ -130,11 +134,11 @@ func (r *reading) do(a protocol.ReadAction) {
 		})
 	case protocol.ReadPage:
 		if r.fetch.Slots != nil {
-			r.look()
+			r.look(at)
 			return
 		}
 		r.ask("page", lease, func(c connection) (answer protocol.ReadAnswer, err error) {
-			r.page, err = r.p.w.read(c.page(r.scope, a.After, a.Through, r.fetch.Limit))
+			r.page, err = r.p.w.read(c.page(at, r.scope, a.After, a.Through, r.fetch.Limit))
 			if s := r.p.feed.stale[a.After]; rules.readsOnce && len(s) > 0 {
 				r.page = s
 			}
@@ -144,6 +148,9 @@ func (r *reading) do(a protocol.ReadAction) {
 			}
 			return answer, err
 		})
+	case protocol.ReadRefuse:
+		r.p.dropStandbys()
+		r.end(protocol.FeedPage{}, errors.New(a.Why))
 	case protocol.ReadDone:
 		if r.fetch.Slots != nil {
 			r.own(a)
@@ -161,9 +168,9 @@ func (r *reading) do(a protocol.ReadAction) {
 }
 
 // look reads the keys of the next events.
-func (r *reading) look() {
+func (r *reading) look(at eventtable.At) {
 	r.ask("keys", r.p.timing.Lease, func(c connection) (answer protocol.ReadAnswer, err error) {
-		r.keys, err = c.keys(r.fetch.After, r.fetch.Slots.Span(r.fetch.Limit))
+		r.keys, err = c.keys(at, r.fetch.After, r.fetch.Slots.Span(r.fetch.Limit))
 		for _, k := range r.keys {
 			answer.Positions = append(answer.Positions, k.Position)
 		}
@@ -194,7 +201,7 @@ func (r *reading) own(a protocol.ReadAction) {
 	}
 	r.p.ask(r.link, "rows", r.p.timing.Lease, func(c connection, done func(error)) {
 		var err error
-		r.page, err = r.p.w.read(c.rows(own))
+		r.page, err = r.p.w.read(c.rows(eventtable.At{Epoch: a.Epoch}, own))
 		done(err)
 	}, func(err error) {
 		switch {
@@ -244,8 +251,21 @@ func (r *reading) cut() bool {
 	return false
 }
 
-// read is what was read.
+// dropStandbys is store.DropStandbys.
+func (p *worker) dropStandbys() {
+	for _, l := range slices.Clone(p.pool) {
+		if m, ok := l.conn.(*memoryConnection); ok && m.standby {
+			l.drop(false)
+		}
+	}
+}
+
+// read is what was read. A stranger finds other events, of which some have the same
+// positions.
 func (r *reading) read(passed int64, more bool) protocol.FeedPage {
+	if r.p.stream == strangeTable {
+		r.page = slices.DeleteFunc(slices.Clone(r.page), func(e event) bool { return e.position%2 == 1 })
+	}
 	p := protocol.FeedPage{Keys: make([]protocol.Key, len(r.page)), Passed: passed, More: more, Events: &stretch{events: r.page}}
 	for i, e := range r.page {
 		p.Keys[i] = protocol.Key{Position: e.position, Slot: e.slot, Aggregate: e.aggregate}
@@ -260,6 +280,10 @@ func (r *reading) ask(what string, patience time.Duration, get func(connection) 
 	r.p.ask(r.link, what, patience, func(c connection, done func(error)) {
 		var err error
 		answer, err = get(c)
+		if errors.Is(err, errElsewhere) {
+			answer.Stale, err = true, nil
+			r.p.dropStandbys()
+		}
 		done(err)
 	}, func(err error) {
 		switch n := len(r.page); {
@@ -277,6 +301,9 @@ func (r *reading) ask(what string, patience time.Duration, get func(connection) 
 
 func (r *reading) end(page protocol.FeedPage, err error) {
 	r.ended = true
+	if err != nil {
+		r.machine.Fail()
+	}
 	r.stop()
 	if r.turn {
 		r.yield()

@@ -30,8 +30,11 @@ type worker struct {
 	run     *run
 	feed    *feed
 	horizon protocol.Horizon
-	turns   []*reading // that wait for their turn; the first has it
-	wakes   int        // only the latest Wake counts
+	// misrouted: its new connections lead to a standby. stream names what it reads.
+	misrouted bool
+	stream    string
+	turns     []*reading // that wait for their turn; the first has it
+	wakes     int        // only the latest Wake counts
 
 	links, pool []*link
 	own         *link // a session of its own, by which it shows that it is there
@@ -65,7 +68,7 @@ type worker struct {
 
 func newWorker(w *world, n, version, set int) *worker {
 	p := &worker{
-		w: w, name: fmt.Sprint("w", n), set: set, version: version, timing: w.plan.programs[version].timing,
+		w: w, name: fmt.Sprint("w", n), set: set, version: version, timing: w.plan.programs[version].timing, stream: "events",
 		rand: rand.New(rand.NewPCG(w.plan.seed, uint64(100+n))),
 	}
 	p.db = w.db.as(setName(set), store.BoundsOf(p.timing.Lease))
@@ -193,6 +196,8 @@ func (p *worker) sync(r protocol.Request) {
 		case taken != nil:
 			p.record(fact{kind: sessionTaken, projection: taken.Projection})
 			p.fail(isTaken)
+		case errors.As(err, new(*store.StreamError)):
+			p.fail(isStranger)
 		case store.Permanent(err):
 			p.fail(isDenied)
 		}
@@ -201,6 +206,7 @@ func (p *worker) sync(r protocol.Request) {
 	what := describe(r)
 	p.ask(l, what, patience, func(c connection, done func(error)) {
 		asked := r
+		asked.Stream = p.stream
 		if w.rules.sameIdentity {
 			asked = disguise(r)
 		}
@@ -378,6 +384,7 @@ func (p *worker) exit(cause protocol.ExitCause) {
 	switch {
 	case p.exited != nil:
 		p.exited()
+	case p.stream == strangeTable: // its operator has understood
 	default: // it gave up: whoever watches over it starts it again
 		w.restart(p.set, w.plan.timing.Lease/4)
 	}
@@ -397,6 +404,8 @@ const (
 	isDenied = "coordination is denied"
 	isBroken = "a lane is broken"
 	isFaulty = "a handler is at fault"
+
+	isStranger = "it reads another table than the others"
 )
 
 // fail stops the worker, as an error does that ends Run.

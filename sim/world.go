@@ -67,6 +67,7 @@ type rules struct {
 	sameIdentity     bool // a new incarnation goes by the old name
 	unknownIsFailure bool // a lost reply to COMMIT: taken for a failure, without looking
 	unknownIsSuccess bool // or for a success
+	asksOnce         bool // what is assumed is not asked at a gap
 	passesGaps       bool // the reader hands out whatever it sees
 	readsOnce        bool // after the wait, it hands out what it had read before
 	retriesEmpty     bool // an undone commit is tried again in a new transaction, without what the handlers wrote
@@ -303,6 +304,15 @@ func (w *world) strike(f fault) {
 	case join:
 		w.start(f.worker % w.plan.sets)
 		return
+	case stranger:
+		set := f.worker % w.plan.sets
+		if m, ok := w.db.(*memoryDatabase); ok && m.reads(setName(set)) != "" {
+			w.start(set).stream = strangeTable
+		}
+		return
+	case cacheNumbers:
+		w.cacheNumbers(f.length)
+		return
 	case databaseDown:
 		w.databaseDown(f.length)
 		return
@@ -339,6 +349,12 @@ func (w *world) strike(f fault) {
 		p.freezeAtPark = f.length
 	case delayPark:
 		p.delayPark = p.timing.Patience() + f.length
+	case misroute:
+		p.misrouted = true
+		for len(p.pool) > 0 { // it will open others
+			p.pool[0].drop(false)
+		}
+		w.after(f.length, func() { p.misrouted = false })
 	case congestion:
 		p.congest(f.length)
 	case cutOff:
@@ -381,6 +397,22 @@ func (w *world) revoke(calls []string, length time.Duration) {
 	w.after(length, func() { w.denied = nil })
 }
 
+// cacheNumbers has the sequence cache for a while. A user's events must stay in order.
+func (w *world) cacheNumbers(length time.Duration) {
+	m, ok := w.db.(*memoryDatabase)
+	if !ok || w.subject != nil {
+		return
+	}
+	m.cache(true)
+	w.record(fact{kind: faultOther, length: length, text: numbersCached})
+	w.after(length, func() { m.cache(false) })
+}
+
+const (
+	numbersCached = "the sequence caches numbers"
+	strangeTable  = "another table"
+)
+
 // databaseDown restarts the database: its connections are gone, and there are
 // no new ones for a while.
 func (w *world) databaseDown(length time.Duration) {
@@ -412,6 +444,9 @@ func (w *world) heal() {
 		w.appendRest()
 	}
 	w.healed, w.denied = true, nil
+	if m, ok := w.db.(*memoryDatabase); ok {
+		m.cache(false)
+	}
 	w.record(fact{kind: healed})
 	for w.version+1 < len(w.plan.programs) {
 		w.version++ // a deploy that had not begun
@@ -426,6 +461,7 @@ func (w *world) heal() {
 			p.mend()
 			p.leave(func() { w.restart(p.set, 0) })
 		default:
+			p.misrouted = false
 			p.thaw()
 			p.mend()
 			if !p.leaving {
@@ -447,6 +483,7 @@ type writer struct {
 	events []event
 	commit bool // in the end, and not roll back
 	ended  bool
+	first  bool // it took its positions first
 	end    func(done func(error))
 }
 
@@ -464,6 +501,16 @@ func (w *world) append() {
 	for range 1 + w.rand.IntN(4) {
 		if !w.insert(t) {
 			break
+		}
+	}
+	if m, ok := t.conn.(*memoryConnection); ok && w.subject == nil {
+		if t.first = chance(w.rand, a.first); t.first {
+			m.first()
+		}
+		if chance(w.rand, a.savepoint) && len(t.events) > 0 {
+			m.undo()
+			w.record(fact{kind: rolledBack, events: t.events, text: toSavepoint})
+			t.events = nil
 		}
 	}
 	hold := time.Duration(0)
@@ -485,6 +532,12 @@ func (w *world) append() {
 	w.writers = append(w.writers, t)
 	w.after(min(hold, w.plan.length-w.at), func() { w.endWriter(t) })
 }
+
+// What is said of appends.
+const (
+	positionsFirst = "took its positions first"
+	toSavepoint    = "went back to a savepoint"
+)
 
 // insert adds an event to a transaction: the next of the user's, or one of any
 // aggregate. What is rolled back is never one of the user's.
@@ -521,7 +574,11 @@ func (w *world) endWriter(t *writer) {
 			kind = rolledBack
 		}
 		if len(t.events) > 0 {
-			w.record(fact{kind: kind, events: t.events})
+			f := fact{kind: kind, events: t.events}
+			if t.first {
+				f.text = positionsFirst
+			}
+			w.record(f)
 		}
 		t.conn.close()
 	})

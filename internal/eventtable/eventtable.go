@@ -7,6 +7,7 @@ import (
 	"database/sql"
 	_ "embed"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -29,6 +30,7 @@ type Table struct {
 	Name string
 
 	config Config
+	facts  string
 	high   string
 	ahead  string
 }
@@ -39,6 +41,20 @@ type Config struct {
 	Schema, Table, Position, Aggregate string
 	AggregateType, BoundedContext      string
 	Columns                            []string
+
+	// Sequence is one that fills Position, and Writers the tables whose writers fill
+	// the events table where it is a view; both as SQL has names. NoSequence: there is
+	// none.
+	Sequence   string
+	Writers    []string
+	NoSequence bool
+}
+
+// An At says where a statement must run: in an epoch, where the stream reaches a
+// position. The zero At is anywhere.
+type At struct {
+	Epoch   protocol.Epoch
+	Reaches int64
 }
 
 // New returns the statements for a table.
@@ -49,11 +65,12 @@ func New(c Config) Table {
 	}
 	position := Quote(c.Position)
 	t.high = fmt.Sprintf(`SELECT coalesce(max(%s), 0) FROM %s`, position, t.Name)
+	t.facts = t.factsSQL()
 	t.ahead = fmt.Sprintf(`
-SELECT coalesce(max(position), $1::bigint), coalesce(min(before) FILTER (WHERE position > before + 1) + 1, 0)
+SELECT coalesce(max(position), $1::bigint), coalesce(min(before) FILTER (WHERE position > before + 1) + 1, 0), %[3]s
   FROM (SELECT position, lag(position, 1, $1::bigint) OVER (ORDER BY position) AS before
           FROM (SELECT %[1]s::bigint AS position FROM %[2]s WHERE %[1]s > $1::bigint ORDER BY %[1]s LIMIT $2) above) pairs`,
-		position, t.Name)
+		position, t.Name, t.here("$3::text", "$4::bigint"))
 	return t
 }
 
@@ -137,6 +154,7 @@ type Range struct {
 	// Only are the parts of the identity to read, beside the position, and
 	// nothing else of an event. nil: all of it, and Columns.
 	Only []Part
+	At   At
 	// Literals has the statement take no arguments. lib/pq takes one round trip then
 	// instead of two; but it gets the result as text, which for bytes is twice as long. pgx
 	// is better off with arguments: it prepares, and keeps, each statement that is another
@@ -204,6 +222,13 @@ func (r *Reader) Page(g Range) (query string, args []any) {
 		}
 		limit = " LIMIT " + put(g.Limit)
 	}
+	if g.At.Epoch != "" {
+		reaches := ""
+		if g.At.Reaches > 0 {
+			reaches = put(g.At.Reaches) + "::bigint"
+		}
+		where += " AND " + r.table.here(put(string(g.At.Epoch))+"::text", reaches)
+	}
 	query = fmt.Sprintf(`SELECT %s FROM %s WHERE %s ORDER BY %s%s`, r.selected(g.Only), r.table.Name, where, position, limit)
 	return query, args
 }
@@ -233,9 +258,9 @@ func (r *Reader) selected(only []Part) string {
 // Keys returns the keys of the events above after, at most limit of them: what a
 // partition is decided by, and no more. With an error it returns those that
 // precede it.
-func (r *Reader) Keys(ctx context.Context, db *sql.DB, after int64, limit int) ([]protocol.Key, error) {
+func (r *Reader) Keys(ctx context.Context, db DB, at At, after int64, limit int) ([]protocol.Key, error) {
 	name := r.table.Name
-	query, args := r.Page(Range{After: after, Limit: limit, Only: []Part{AggregateID}})
+	query, args := r.Page(Range{After: after, Limit: limit, Only: []Part{AggregateID}, At: at})
 	rows, err := db.QueryContext(ctx, query, args...)
 	if err != nil {
 		return nil, fmt.Errorf("read keys from %s: %w", name, err)
@@ -276,8 +301,9 @@ const AheadMax = 10_000
 
 // Ahead looks at the next positions above after. It returns the last of them,
 // after itself if there is none, and the first that is missing; 0 is none.
-func (t Table) Ahead(ctx context.Context, db *sql.DB, after int64) (last, missing int64, err error) {
-	if err := db.QueryRowContext(ctx, t.ahead, after, AheadMax).Scan(&last, &missing); err != nil {
+func (t Table) Ahead(ctx context.Context, db DB, at At, after int64) (last, missing int64, err error) {
+	var here bool
+	if err := db.QueryRowContext(ctx, t.ahead, after, AheadMax, string(at.Epoch), at.Reaches).Scan(&last, &missing, &here); err != nil {
 		return 0, 0, fmt.Errorf("look for gaps in %s above position %d: %w", t.Name, after, err)
 	}
 	return last, missing, nil
@@ -287,46 +313,24 @@ func (t Table) Ahead(ctx context.Context, db *sql.DB, after int64) (last, missin
 func Quote(name string) string { return `"` + strings.ReplaceAll(name, `"`, `""`) + `"` }
 
 // High returns the highest visible position, 0 if there is none.
-func (t Table) High(ctx context.Context, db *sql.DB) (high int64, err error) {
-	if err := db.QueryRowContext(ctx, t.high).Scan(&high); err != nil {
+func (t Table) High(ctx context.Context, db DB, at At) (high int64, err error) {
+	var here bool
+	query := t.high
+	if at.Epoch == "" {
+		err = db.QueryRowContext(ctx, query).Scan(&high)
+	} else { // literals: it takes lib/pq one round trip
+		query = `SELECT (` + query + `), ` + t.here(pq.QuoteLiteral(string(at.Epoch)), "")
+		err = db.QueryRowContext(ctx, query).Scan(&high, &here)
+	}
+	if err != nil {
 		return 0, fmt.Errorf("highest position of %s: %w", t.Name, err)
 	}
 	return high, nil
 }
 
-// holders lists who holds the lock that an insert takes, on the table, on any
-// of its partitions, or on a table that inherits from it; prepared
-// transactions included.
-const holders = `
-SELECT DISTINCT virtualtransaction, coalesce(pid, 0)
-  FROM pg_locks
- WHERE locktype = 'relation' AND mode = 'RowExclusiveLock' AND granted
-   AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
-   AND relation IN (
-       WITH RECURSIVE part AS (
-           SELECT $1::regclass::oid AS oid
-            UNION SELECT inhrelid FROM pg_inherits JOIN part ON inhparent = part.oid)
-       SELECT oid FROM part)
-   AND pid IS DISTINCT FROM pg_backend_pid()`
-
-// Holders returns who may still make an event visible below the highest
-// position that is visible.
-func (t Table) Holders(ctx context.Context, db *sql.DB) ([]protocol.Holder, error) {
-	rows, err := db.QueryContext(ctx, holders, t.Name)
-	if err != nil {
-		return nil, fmt.Errorf("list the writers of %s: %w", t.Name, err)
-	}
-	defer rows.Close()
-	var out []protocol.Holder
-	for rows.Next() {
-		var h protocol.Holder
-		if err := rows.Scan(&h.Transaction, &h.Backend); err != nil {
-			return nil, fmt.Errorf("list the writers of %s: %w", t.Name, err)
-		}
-		out = append(out, h)
-	}
-	if err := rows.Err(); err != nil {
-		return nil, fmt.Errorf("list the writers of %s: %w", t.Name, err)
-	}
-	return out, nil
+// Elsewhere reports whether a statement has ended since it was to run in another
+// epoch, or the stream did not reach as far.
+func Elsewhere(err error) bool {
+	var e interface{ SQLState() string }
+	return errors.As(err, &e) && e.SQLState() == "22P02" && strings.Contains(err.Error(), elsewhere)
 }

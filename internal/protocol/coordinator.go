@@ -65,6 +65,11 @@ type Group struct {
 	// Rewinds are due with the next activation, sorted by projection.
 	Rewinds []Rewind
 
+	// Stream names the event stream that the group reads, as its first member knew
+	// it; "": none did. Whoever reads another one is refused: a position would mean
+	// one event to him, and another to who has the partition next.
+	Stream string
+
 	// Members in the order in which they joined.
 	Members []Member
 
@@ -413,6 +418,19 @@ type Request struct {
 	// The group's settings, adopted with Join.
 	MaxPartitions int
 	JoinWindow    time.Duration
+	// Stream names the event stream that a worker which joins reads; "": it can't.
+	Stream string
+}
+
+// Refuses reports whether a request comes from a worker that reads another event
+// stream than the group. It must not be applied.
+//  1. w1 and w2 share the events of one table; w3's connections lead to another one
+//     of that name;
+//  2. w3 joins, and is given a partition that stands at 100;
+//  3. it handles what it finds above 100 there, and moves the checkpoint; the events of
+//     the group's own table up to that position are lost.
+func (g Group) Refuses(r Request) bool {
+	return r.Join && r.Stream != "" && g.Stream != "" && r.Stream != g.Stream
 }
 
 // Apply carries out what the request says of its own worker; Step then draws
@@ -442,6 +460,9 @@ func Apply(g Group, r Request, now time.Time) Group {
 			return g
 		}
 		g.MaxPartitions, g.JoinWindow = r.MaxPartitions, r.JoinWindow
+		if g.Stream == "" {
+			g.Stream = r.Stream
+		}
 		g.Members = append(g.Members, Member{ID: r.Worker, Joined: now, Wants: r.Wants, Drained: drained})
 		i = len(g.Members) - 1
 	}

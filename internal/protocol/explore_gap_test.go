@@ -22,6 +22,8 @@ import (
 type gapWorld struct {
 	*gapPlan
 	sequence int64
+	epoch    int8 // grows when the server is another one, or the table's stream begins anew
+	cached   bool // the sequence hands out two numbers at a time: sessions keep one
 	writers  [3]tableWriter
 	begun    int // transactions since the server has started: it counts them anew
 	visible  []int64
@@ -40,18 +42,29 @@ type gapPlan struct {
 
 // A gapBudget is what may still happen. Readers fail by losing a statement's
 // answer.
-type gapBudget struct{ transactions, prepare, restart, fail int8 }
+type gapBudget struct {
+	transactions, prepare, restart, fail int8
+
+	first     int8 // of the transactions: they take a number before they lock the table
+	savepoint int8 // a transaction goes back to before it took its position
+	astray    int8 // a statement is carried out by a standby
+	promote   int8 // a standby takes over
+	truncate  int8 // with RESTART IDENTITY, and the readers begin anew
+	cache     int8 // ALTER SEQUENCE … CACHE 2
+}
 
 // gapBugs are mutants: what TestExploreNotices breaks.
 type gapBugs struct {
 	noTurns, passesGaps, oldPage, oldHigh              bool
 	forgetsHolders, forgetsPrepared, overlooksPrepared bool
 	passesAhead                                        bool
+	tableAlone, epochIgnored, horizonKept, askedOnce   bool
 }
 
 type tableWriter struct {
 	state    writerState
 	position int64 // 0: none yet
+	kept     int64 // by the session, for its next transaction
 	holder   Holder
 	xid      int8
 }
@@ -60,6 +73,7 @@ type writerState uint8
 
 const (
 	writerIdle     writerState = iota
+	writerFirst                // holds the sequence's lock, and a position, and not yet the table's
 	writerOpen                 // holds the lock, and maybe a position
 	writerPrepared             // likewise
 )
@@ -76,7 +90,9 @@ type tableReader struct {
 }
 
 func newGapWorld(limit int, budget gapBudget, bugs gapBugs) *gapWorld {
-	return &gapWorld{gapPlan: &gapPlan{limit: limit, bugs: bugs}, left: budget}
+	w := &gapWorld{gapPlan: &gapPlan{limit: limit, bugs: bugs}, left: budget}
+	w.horizon.confirm(w.where(), 0, testStart)
+	return w
 }
 
 // withScope returns the world with one of its readers scoped.
@@ -96,14 +112,27 @@ const (
 	toPrepare
 	toRestartServer
 	toFail
+	toLock // a transaction that has its position locks the table
+	toSavepoint
+	toTruncate
+	toCache
+	toMend
 )
+
+func (w *gapWorld) where() Epoch { return Epoch(fmt.Sprint("run ", w.epoch)) }
 
 func (w *gapWorld) moves(all []move) (_ []move, fair bool) {
 	add := func(what uint8, who, which int) { all = append(all, move{what, int8(who), int8(which)}) }
 	for i, t := range w.writers {
-		if t.locks() {
+		switch {
+		case t.state == writerFirst:
+			add(toLock, i, 0)
+		case t.locks():
 			add(toCommit, i, 0)
 		}
+	}
+	if w.cached {
+		add(toMend, 0, 0)
 	}
 	_, waiting := w.horizon.Waiting()
 	for i := range w.readers {
@@ -116,11 +145,17 @@ func (w *gapWorld) moves(all []move) (_ []move, fair bool) {
 			add(toNext, i, 0)
 		case !r.action.Turn || r.turn || w.bugs.noTurns || !w.readers[1-i].turn:
 			add(toLook, i, 0)
+			if w.left.astray > 0 {
+				add(toLook, i, 1)
+			}
 		}
 	}
 	fair = len(all) > 0
 	if next := slices.IndexFunc(w.writers[:], func(t tableWriter) bool { return t.state == writerIdle }); next >= 0 && w.left.transactions > 0 {
 		add(toOpen, next, 0)
+		if w.left.first > 0 {
+			add(toOpen, next, 1)
+		}
 	}
 	for i, t := range w.writers {
 		if t.state == writerOpen && t.position == 0 {
@@ -128,6 +163,9 @@ func (w *gapWorld) moves(all []move) (_ []move, fair bool) {
 		}
 		if t.locks() && t.position > 0 {
 			add(toRollback, i, 0)
+		}
+		if t.state == writerOpen && t.position > 0 && w.left.savepoint > 0 {
+			add(toSavepoint, i, 0)
 		}
 		if t.state == writerOpen && w.left.prepare > 0 {
 			add(toPrepare, i, 0)
@@ -142,10 +180,19 @@ func (w *gapWorld) moves(all []move) (_ []move, fair bool) {
 	if w.left.restart > 0 {
 		add(toRestartServer, 0, 0)
 	}
+	if w.left.promote > 0 {
+		add(toRestartServer, 0, 1)
+	}
+	if w.left.truncate > 0 && !slices.ContainsFunc(w.writers[:], tableWriter.locks) {
+		add(toTruncate, 0, 0)
+	}
+	if w.left.cache > 0 {
+		add(toCache, 0, 0)
+	}
 	return all, fair
 }
 
-func (t tableWriter) locks() bool { return t.state == writerOpen || t.state == writerPrepared }
+func (t tableWriter) locks() bool { return t.state != writerIdle }
 
 func (w *gapWorld) after(m move) *gapWorld {
 	n := *w
@@ -159,7 +206,7 @@ func (w *gapWorld) after(m move) *gapWorld {
 func (w *gapWorld) make(m move) {
 	t, r := &w.writers[0], &w.readers[0]
 	switch m.what {
-	case toCommit, toRollback, toOpen, toPlace, toPrepare:
+	case toCommit, toRollback, toOpen, toPlace, toPrepare, toLock, toSavepoint:
 		t = &w.writers[m.who]
 	case toRead, toLook, toNext, toFail:
 		r = &w.readers[m.who]
@@ -168,10 +215,19 @@ func (w *gapWorld) make(m move) {
 	case toOpen:
 		w.left.transactions--
 		w.begun++
-		*t = tableWriter{state: writerOpen, holder: Holder{Transaction: fmt.Sprint("3/", w.begun), Backend: 100 + w.begun}, xid: w.left.transactions}
+		*t = tableWriter{state: writerOpen, kept: t.kept, holder: Holder{Transaction: fmt.Sprint("3/", w.begun), Backend: 100 + w.begun}, xid: w.left.transactions}
+		if m.which == 1 {
+			w.left.first--
+			t.state = writerFirst
+			w.place(t)
+		}
+	case toLock:
+		t.state = writerOpen
 	case toPlace:
-		w.sequence++
-		t.position = w.sequence
+		w.place(t)
+	case toSavepoint:
+		w.left.savepoint--
+		t.position = 0
 	case toPrepare:
 		w.left.prepare--
 		t.state, t.holder.Backend = writerPrepared, 0
@@ -182,15 +238,36 @@ func (w *gapWorld) make(m move) {
 		if t.position > 0 {
 			w.show(t.position)
 		}
-		*t = tableWriter{}
+		*t = tableWriter{kept: t.kept}
 	case toRollback:
-		*t = tableWriter{}
+		*t = tableWriter{kept: t.kept}
+	case toTruncate:
+		w.left.truncate--
+		w.epoch++
+		w.visible, w.sequence = nil, 0
+		for i := range w.readers {
+			w.readers[i] = tableReader{scoped: w.readers[i].scoped}
+		}
+	case toCache:
+		w.left.cache--
+		w.cached = true
+	case toMend: // and the writers reconnect
+		w.cached = false
+		for i := range w.writers {
+			w.writers[i].kept = 0
+		}
 	case toRestartServer:
-		w.left.restart--
+		if m.which == 1 {
+			w.left.promote--
+			w.epoch++
+		} else {
+			w.left.restart--
+		}
 		w.begun = 0
 		for i := range w.writers {
+			w.writers[i].kept = 0
 			switch w.writers[i].state {
-			case writerOpen:
+			case writerOpen, writerFirst:
 				w.writers[i] = tableWriter{}
 			case writerPrepared:
 				w.writers[i].holder = recovered(w.writers[i].xid)
@@ -204,16 +281,32 @@ func (w *gapWorld) make(m move) {
 		r.answer, r.page = ReadAnswer{}, nil
 		w.next(r)
 	case toLook:
-		w.look(r)
+		w.left.astray -= m.which
+		w.look(r, m.which == 1)
 	case toNext:
 		w.next(r)
 	case toFail:
 		w.left.fail--
+		r.reading.Fail()
 		*r = tableReader{scoped: r.scoped, after: r.after}
 	}
 }
 
 func recovered(xid int8) Holder { return Holder{Transaction: fmt.Sprint("-1/", 740-int(xid))} }
+
+// place gives a transaction a position.
+func (w *gapWorld) place(t *tableWriter) {
+	switch {
+	case t.kept > 0:
+		t.position, t.kept = t.kept, 0
+	case w.cached:
+		t.position, t.kept = w.sequence+1, w.sequence+2
+		w.sequence += 2
+	default:
+		w.sequence++
+		t.position = w.sequence
+	}
+}
 
 // show makes a committed event visible.
 func (w *gapWorld) show(position int64) {
@@ -248,12 +341,28 @@ func (w *gapWorld) sees(r *tableReader, position int64) []int64 {
 }
 
 // look carries out a reader's statement.
-func (w *gapWorld) look(r *tableReader) {
+//
+// A standby, astray, shows what is committed, and nobody who writes.
+func (w *gapWorld) look(r *tableReader, astray bool) {
 	r.looked, r.turn, r.answer = true, r.action.Turn, ReadAnswer{}
+	switch asks := r.action.Do == ReadAsk || r.action.Do == ReadHolders; {
+	case asks && !w.bugs.epochIgnored:
+		r.answer.Epoch, r.answer.High = w.where(), w.high()
+		if astray {
+			r.answer.Broken = "the server is a standby"
+		} else if w.cached && !(w.bugs.askedOnce && r.action.Do == ReadHolders) {
+			r.answer.Broken = "the sequence caches"
+		}
+	case asks: // it is taken for where the reading began
+		r.answer.Epoch, r.answer.High = r.reading.epoch, w.high()
+	case !w.bugs.epochIgnored && (astray || r.action.Epoch != w.where() || r.action.Reaches > w.high()):
+		r.answer.Stale = true
+		return
+	}
 	switch r.action.Do {
 	case ReadHolders:
 		for _, t := range w.writers {
-			if t.locks() && !(w.bugs.overlooksPrepared && t.state == writerPrepared) {
+			if t.locks() && !astray && !(w.bugs.overlooksPrepared && t.state == writerPrepared) && !(w.bugs.tableAlone && t.state == writerFirst) {
 				r.answer.Holders = append(r.answer.Holders, t.holder)
 			}
 		}
@@ -289,8 +398,15 @@ func (w *gapWorld) next(r *tableReader) {
 	if w.bugs.oldHigh && r.reading.doing == ReadHolders && r.reading.beginning {
 		r.reading.high = w.high() // seen after the list
 	}
+	if known := w.horizon; w.bugs.horizonKept && r.answer.Epoch != "" && known.epoch != r.answer.Epoch {
+		w.horizon.epoch = r.answer.Epoch
+	}
 	r.action, r.looked = r.reading.Next(testStart, r.answer), false
 	r.turn = r.turn && r.action.Turn
+	if r.action.Do == ReadRefuse {
+		*r = tableReader{scoped: r.scoped, after: r.after}
+		return
+	}
 	after := &w.horizon.wait.Holders
 	switch {
 	case w.bugs.forgetsHolders && len(*after) > 1:
@@ -348,10 +464,13 @@ func (w *gapWorld) key(b []byte) []byte {
 	k.number(w.sequence, int64(w.begun), int64(len(w.visible)))
 	k.number(w.visible...)
 	k.number(int64(w.left.transactions), int64(w.left.prepare), int64(w.left.restart), int64(w.left.fail))
+	k.number(int64(w.left.first), int64(w.left.savepoint), int64(w.left.astray), int64(w.left.promote), int64(w.left.truncate), int64(w.left.cache))
+	k.number(int64(w.epoch))
+	k.flags(w.cached)
 	var parts [3][]byte
 	for i, t := range w.writers {
 		part := &keyWriter{w.scratch[i][:0], testStart}
-		part.number(int64(t.state), t.position)
+		part.number(int64(t.state), t.position, t.kept)
 		if t.locks() {
 			holderKey(part, t.holder)
 			part.number(int64(t.xid))
@@ -361,7 +480,8 @@ func (w *gapWorld) key(b []byte) []byte {
 	k.sorted(parts[:])
 	h := w.horizon
 	k.number(h.final)
-	k.flags(h.waiting)
+	k.text(string(h.epoch))
+	k.flags(h.waiting, h.asked.IsZero())
 	if h.waiting {
 		k.number(h.high)
 		holdersKey(k, h.wait.Holders)
@@ -392,7 +512,9 @@ func (w *gapWorld) readerKey(k *keyWriter, r tableReader) {
 		return
 	}
 	g := r.reading
-	k.flags(r.looked, r.turn, g.beginning)
+	k.number(int64(g.begun), r.action.Reaches)
+	k.text(string(g.epoch))
+	k.flags(r.looked, r.turn, g.beginning, r.answer.Stale, r.answer.Broken != "")
 	var page []int64
 	switch {
 	case g.doing == ReadPage:
@@ -414,6 +536,7 @@ func (w *gapWorld) readerKey(k *keyWriter, r tableReader) {
 	k.number(page...)
 	if r.looked {
 		k.number(r.answer.High, r.answer.Last, r.answer.Missing)
+		k.text(string(r.answer.Epoch))
 		holdersKey(k, r.answer.Holders)
 	}
 }
@@ -444,10 +567,20 @@ func (w *gapWorld) tell(m move) string {
 		case toRead:
 			return r + fmt.Sprintf("begins to read after %d", reader.after)
 		case toLook:
-			return r + map[ReadDo]string{ReadHolders: "lists the holders", ReadPage: "reads a page", ReadAhead: "looks ahead for a gap", ReadHigh: "looks for the highest position"}[reader.action.Do]
+			r += map[ReadDo]string{ReadAsk: "asks where it is", ReadHolders: "lists the holders", ReadPage: "reads a page", ReadAhead: "looks ahead for a gap", ReadHigh: "looks for the highest position"}[reader.action.Do]
+			if m.which == 1 {
+				r += ", at a standby"
+			}
+			return r
 		case toNext:
 			a := reader.answer
-			return r + map[ReadDo]string{ReadHolders: fmt.Sprint("has found the holders ", a.Holders),
+			switch {
+			case a.Broken != "":
+				return r + "is refused: " + a.Broken
+			case a.Stale:
+				return r + "is elsewhere"
+			}
+			return r + map[ReadDo]string{ReadAsk: fmt.Sprint("is in ", a.Epoch), ReadHolders: fmt.Sprint("has found the holders ", a.Holders),
 				ReadPage:  fmt.Sprint("has read ", a.Positions),
 				ReadAhead: fmt.Sprintf("has looked ahead to %d, missing %d", a.Last, a.Missing), ReadHigh: fmt.Sprint("has found position ", a.High)}[reader.action.Do]
 		case toFail:
@@ -460,13 +593,23 @@ func (w *gapWorld) tell(m move) string {
 	case toRollback:
 		return fmt.Sprintf("%s is rolled back", t)
 	case toOpen:
-		return "a transaction begins to insert"
+		return [...]string{"a transaction begins to insert", fmt.Sprintf("a transaction takes number %d", w.sequence+1)}[m.which]
 	case toPlace:
 		return fmt.Sprintf("%s takes position %d", t, w.sequence+1)
 	case toPrepare:
 		return t + " is prepared"
 	case toRestartServer:
-		return "the server restarts"
+		return [...]string{"the server restarts", "a standby takes over"}[m.which]
+	case toLock:
+		return t + " locks the table"
+	case toSavepoint:
+		return t + " goes back to its savepoint"
+	case toTruncate:
+		return "the table is emptied, its sequence begins anew, and so do the readers"
+	case toCache:
+		return "the sequence caches from now on"
+	case toMend:
+		return "the sequence caches no more, and the writers reconnect"
 	}
 	return "?"
 }
@@ -517,7 +660,15 @@ func TestExploreGap(t *testing.T) {
 		{"three transactions, a scoped reader", 2, gapBudget{transactions: 3}, true, false},
 		{"two transactions, one prepared, a scoped reader, the server restarts and a read fails", 1, gapBudget{transactions: 2, prepare: 1, restart: 1, fail: 1}, true, false},
 
+		{"three transactions that take their positions first", 2, gapBudget{transactions: 3, first: 3}, false, false},
+		{"three transactions, one goes back to a savepoint, a scoped reader", 2, gapBudget{transactions: 3, first: 1, savepoint: 1}, true, false},
+		{"three transactions, two statements at a standby", 2, gapBudget{transactions: 3, astray: 2}, false, false},
+		{"two transactions, a statement at a standby, which takes over", 2, gapBudget{transactions: 2, prepare: 1, astray: 1, promote: 1}, true, false},
+		{"three transactions, the stream begins anew", 2, gapBudget{transactions: 3, truncate: 1}, false, false},
+		{"three transactions, the sequence comes to cache", 2, gapBudget{transactions: 3, cache: 1}, false, false},
+
 		{"four transactions", 2, gapBudget{transactions: 4}, false, true},
+		{"four transactions, the stream begins anew", 2, gapBudget{transactions: 4, truncate: 1}, false, true},
 		{"three transactions, all prepared, the server restarts", 2, gapBudget{transactions: 3, prepare: 3, restart: 1}, false, true},
 		{"three transactions, one prepared, the server restarts and a read fails", 2, gapBudget{transactions: 3, prepare: 1, restart: 1, fail: 1}, false, true},
 		{"four transactions, a scoped reader", 2, gapBudget{transactions: 4}, true, true},

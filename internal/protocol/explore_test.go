@@ -405,6 +405,10 @@ func TestExploreNotices(t *testing.T) {
 		{"a wait forgets all holders but one", gap(gapBudget{transactions: 3}, gapBugs{forgetsHolders: true}), "S2"},
 		{"a wait forgets who has another name", gap(gapBudget{transactions: 3, prepare: 1, restart: 1}, gapBugs{forgetsPrepared: true}), "S2"},
 		{"prepared transactions are not listed", gap(gapBudget{transactions: 3, prepare: 1}, gapBugs{overlooksPrepared: true}), "S2"},
+		{"only who has the table's lock is waited for", gap(gapBudget{transactions: 2, first: 1}, gapBugs{tableAlone: true}), "S2"},
+		{"nobody compares where a statement ran", gap(gapBudget{transactions: 2, astray: 3}, gapBugs{epochIgnored: true}), "S2"},
+		{"a horizon outlives its stream", gap(gapBudget{transactions: 4, truncate: 1}, gapBugs{horizonKept: true}), "S2"},
+		{"what is assumed is not asked at a gap", gap(gapBudget{transactions: 3, cache: 1}, gapBugs{askedOnce: true}), "S2"},
 		{"readers don't take turns", func() outcome { // from where a wait has begun: the way there is long
 			return explore(newGapWorld(2, gapBudget{transactions: 4}, gapBugs{noTurns: true}).waiting(), exploreMax)
 		}, "S2"},

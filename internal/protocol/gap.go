@@ -6,8 +6,10 @@ import (
 	"time"
 )
 
-// A Holder is a transaction that holds the lock which an insert into the
-// events table takes, named by its virtual transaction id.
+// A Holder is a transaction that holds, or waits for, a lock which a writer of
+// the events table takes: that of an insert, on the table or a part of it, or
+// that of nextval, on the sequence of the positions. It is named by its virtual
+// transaction id.
 type Holder struct {
 	Transaction string
 	Backend     int // process id; 0 for a prepared transaction
@@ -33,23 +35,71 @@ type GapWait struct {
 //
 // Positions come from a sequence: they are taken in order and committed in
 // any. A reader that passes a missing position loses the event when its
-// transaction commits. But an insert locks the table before it takes its
-// position, so everyone who could fill a gap below a position that is already
-// visible holds that lock now, or has ended. Once all who held it have ended,
-// nothing at or below that position will change any more.
+// transaction commits. But nextval locks the sequence, to the end of the
+// transaction, before it takes a number. So everyone who could fill a gap below
+// a position that is already visible holds that lock now, or has ended. Once all
+// who held it have ended, nothing at or below that position will change any more.
+//
+// The lock on the table alone does not show them all:
+//  1. t takes number 2 with SELECT nextval(…), and has not inserted anything yet;
+//  2. 3 is committed; the reader finds nobody who holds the table's lock;
+//  3. the reader passes 2; t inserts its event and commits: it is lost.
+//
+// The table's lock shows writers that take their position in another way, in the
+// insert itself. Only a transaction that took a position and was rolled back to a
+// savepoint before it is waited for without need: the sequence stays locked.
 //
 // The order of the three steps is the proof, and each needs a snapshot of its
 // own: see the highest position; list the holders; when these have ended,
 // read. A page that was read before the horizon was known proves nothing,
 // however late it is looked at.
 //
+// All three must run in one Epoch. A standby has no list of the primary's
+// writers, and a table that was emptied with RESTART IDENTITY takes positions
+// again that were final before.
+//
 // Readers may share a Horizon. A list of holders and the Begin or Observe that
 // takes it belong together: in between, no other may be called.
 type Horizon struct {
+	epoch   Epoch     // where all of this holds
+	asked   time.Time // when the epoch, and the assumptions, were asked for; zero: ask again
 	final   int64
 	high    int64 // final once waiting is empty
 	wait    GapWait
 	waiting bool
+}
+
+// An Epoch names what a Horizon holds for: one run of one server that takes
+// writes, and in it one table, with one file of its sequence. "" is none.
+type Epoch string
+
+// AskEvery is how long the answer to a question for the epoch, and for what the
+// reader assumes of the table, is believed. What a gap is passed by is asked for
+// at each gap.
+const AskEvery = 30 * time.Second
+
+// AskAgain has the next reading ask for the epoch and the assumptions.
+func (h *Horizon) AskAgain() { h.asked = time.Time{} }
+
+func (h *Horizon) due(now time.Time) bool {
+	return h.asked.IsZero() || now.Sub(h.asked) >= AskEvery || now.Before(h.asked)
+}
+
+// holds reports whether what is known is of this epoch, and of a stream that still
+// reaches as far.
+func (h *Horizon) holds(e Epoch, high int64) bool { return h.epoch == e && high >= h.final }
+
+// confirm takes in that an epoch was found, in which all that is assumed holds and
+// high is the highest visible position. What is known of another one is worth
+// nothing here.
+//  1. positions up to 300 are final; TRUNCATE … RESTART IDENTITY;
+//  2. t takes position 1, and 2 is committed;
+//  3. the reader, from the beginning, passes 1, since it is below 300.
+func (h *Horizon) confirm(e Epoch, high int64, now time.Time) {
+	if !h.holds(e, high) {
+		*h = Horizon{epoch: e}
+	}
+	h.asked = now
 }
 
 // Final returns the position up to which everything is final. Take it before
@@ -74,7 +124,7 @@ func Admit(after, final int64, positions []int64) (n int, missing int64) {
 }
 
 // Begin notes a gap at position missing: high was the highest visible
-// position, and holders were listed after that was seen. It reports whether
+// position, and holders were listed after that was seen, in the same epoch. It reports whether
 // there is nothing to wait for. A wait that is under way goes on: whoever
 // could fill the new gap is asked for after it.
 func (h *Horizon) Begin(missing, high int64, holders []Holder, now time.Time) bool {

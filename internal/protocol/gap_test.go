@@ -240,8 +240,10 @@ func (r *gapReader) step() {
 func (r *gapReader) look() {
 	r.looked, r.answer = true, ReadAnswer{}
 	switch a := r.action; a.Do {
+	case ReadAsk:
+		r.answer.High = r.table.high()
 	case ReadHolders:
-		r.answer.Holders = r.table.holders()
+		r.answer.Holders, r.answer.High = r.table.holders(), r.table.high()
 	case ReadHigh:
 		r.answer.High = r.table.high()
 	case ReadAhead:

@@ -7,11 +7,13 @@ type ReadDo int
 
 const (
 	ReadStart   ReadDo = iota // not an action: nothing was asked for yet
-	ReadHolders               // list who holds the lock that inserts take; answer Holders
+	ReadAsk                   // ask where this is, and for what is assumed of it; answer Epoch, Broken, High
+	ReadHolders               // the same, and list who holds the locks of writers; answer Holders beside it
 	ReadPage                  // read the events; answer Positions
 	ReadAhead                 // look, of all events above After, for the first missing position; answer Last, Missing
 	ReadHigh                  // find the highest visible position; answer High
 	ReadDone                  // hand out the first Take events of the latest page
+	ReadRefuse                // fail, since something that is assumed does not hold; Why names it
 )
 
 // A ReadAction is one thing to do, and then to answer.
@@ -21,6 +23,11 @@ type ReadAction struct {
 	// this action until the next one that does not say so: no other reader's
 	// list of holders may come between this list and its answer.
 	Turn bool
+	// Epoch is where a page, a look ahead or a highest position must be read, and
+	// Reaches a position that the stream must reach there, if it is not 0. Where
+	// that is not so, they must not be answered but with Stale.
+	Epoch   Epoch
+	Reaches int64
 	// After and Through are the bounds of a page: positions above the one, and,
 	// if it is not 0, up to the other.
 	After, Through int64
@@ -29,11 +36,17 @@ type ReadAction struct {
 	// all that it is to see. More says that there may be more at once.
 	Passed int64
 	More   bool
+	// Why, of a ReadRefuse, says which assumption does not hold.
+	Why string
 }
 
 // A ReadAnswer brings what the latest action found. An action that failed is
-// not answered: the Reading is given up, and its turn with it.
+// not answered: the Reading is given up (Fail), and its turn with it.
 type ReadAnswer struct {
+	Epoch  Epoch
+	Broken string // the assumption that does not hold; "": all do
+	Stale  bool   // it is not the action's epoch, or the stream ends before Reaches
+
 	Holders   []Holder
 	Positions []int64
 	Cut       bool // the page was ended before its limit, and there is more
@@ -46,17 +59,24 @@ type ReadAnswer struct {
 // A Reading reads one page of an events table without passing a position that
 // may still be filled. Its order of steps is the proof; see Horizon.
 //
-//	holders ──▶ page ──▶ done              (holders: only while somebody waits)
-//	   ▲          └─ gap ─▶ high ─▶ holders ─▶ done, or page again
-//	   └── turn ──┘          └──── turn ───┘
+//	ask ──▶ holders ──▶ page ──▶ done      (ask: when the last answer is old;
+//	           ▲          │                 holders: only while somebody waits)
+//	           │          └─ gap ─▶ high ─▶ holders ─▶ done, or page again
+//	           └── turn ──┘           └──── turn ───┘
 //
 // A scoped reading leaves events out, so that its page can't show gaps. It
 // looks for them first, and then reads what is final:
 //
-//	holders ──▶ ahead ──▶ page ──▶ done    (ahead: only at the end of what is final)
-//	              └─ gap ─▶ high ─▶ holders ─▶ page, or done
+//	ask ──▶ holders ──▶ ahead ──▶ page ──▶ done    (ahead: only at the end of what is final)
+//	                      └─ gap ─▶ high ─▶ holders ─▶ page, or done
+//
+// Each step says where it has to run. One that finds itself elsewhere, on another
+// server or in another table, has the reading begin again by asking; so does a
+// reading that finds that another one has moved the horizon to another epoch.
 type Reading struct {
 	horizon *Horizon
+	epoch   Epoch // that it reads in
+	begun   int   // how often it has begun
 	after   int64
 	limit   int
 	scoped  bool
@@ -91,9 +111,32 @@ func (r *Reading) Next(now time.Time, a ReadAnswer) ReadAction {
 	return action
 }
 
+// Fail gives the reading up. Whatever it failed of, the next one asks where it is.
+func (r *Reading) Fail() { r.horizon.AskAgain() }
+
+// readBegins is how often a reading begins at most. Where each statement leads to
+// another server, it would never end.
+const readBegins = 3
+
 func (r *Reading) advance(now time.Time, a ReadAnswer) ReadAction {
+	switch {
+	case r.doing == ReadStart:
+		return r.begin(now)
+	case r.doing == ReadAsk || r.doing == ReadHolders:
+		if a.Broken != "" {
+			r.horizon.AskAgain()
+			return ReadAction{Do: ReadRefuse, Why: a.Broken}
+		}
+		if elsewhere := r.doing == ReadHolders && (a.Epoch != r.epoch || !r.horizon.holds(r.epoch, a.High)); elsewhere {
+			return r.again(now)
+		}
+		r.horizon.confirm(a.Epoch, a.High, now)
+		r.epoch = a.Epoch
+	case a.Stale || r.horizon.epoch != r.epoch:
+		return r.again(now)
+	}
 	switch r.doing {
-	case ReadStart:
+	case ReadAsk:
 		return r.look()
 	case ReadHolders:
 		if !r.beginning {
@@ -115,7 +158,7 @@ func (r *Reading) advance(now time.Time, a ReadAnswer) ReadAction {
 			return r.within(r.final)
 		}
 		r.final = r.missing - 1
-		return ReadAction{Do: ReadHigh, Turn: true}
+		return r.highest()
 	case ReadPage:
 		return r.paged(a)
 	case ReadHigh:
@@ -123,6 +166,26 @@ func (r *Reading) advance(now time.Time, a ReadAnswer) ReadAction {
 		return ReadAction{Do: ReadHolders, Turn: true}
 	}
 	return r.done()
+}
+
+// begin begins the reading, by asking where it is if that is due.
+func (r *Reading) begin(now time.Time) ReadAction {
+	r.begun++
+	r.beginning, r.take, r.passed, r.more = false, 0, r.after, false
+	if r.horizon.due(now) {
+		return ReadAction{Do: ReadAsk}
+	}
+	r.epoch = r.horizon.epoch
+	return r.look()
+}
+
+// again begins anew, since what was found does not belong together.
+func (r *Reading) again(now time.Time) ReadAction {
+	r.horizon.AskAgain()
+	if r.begun == readBegins {
+		return ReadAction{Do: ReadRefuse, Why: "the server, the events table or its sequence became another one while it was read, several times in a row"}
+	}
+	return r.begin(now)
 }
 
 // look begins a round: with a wait under way, by asking for its holders.
@@ -138,11 +201,11 @@ func (r *Reading) page() ReadAction {
 	r.final = r.horizon.Final()
 	switch {
 	case !r.scoped:
-		return ReadAction{Do: ReadPage, After: r.after}
+		return ReadAction{Do: ReadPage, Epoch: r.epoch, Reaches: r.final, After: r.after}
 	case r.after < r.final:
 		return r.within(r.final)
 	}
-	return ReadAction{Do: ReadAhead, After: r.after}
+	return ReadAction{Do: ReadAhead, Epoch: r.epoch, Reaches: r.final, After: r.after}
 }
 
 // within reads what a scoped reading may see of the events up to final.
@@ -150,7 +213,7 @@ func (r *Reading) within(final int64) ReadAction {
 	if r.final = final; final <= r.after {
 		return r.done()
 	}
-	return ReadAction{Do: ReadPage, After: r.after, Through: final}
+	return ReadAction{Do: ReadPage, Epoch: r.epoch, Reaches: final, After: r.after, Through: final}
 }
 
 // paged takes a page.
@@ -170,9 +233,11 @@ func (r *Reading) paged(a ReadAnswer) ReadAction {
 	if r.missing == 0 {
 		return r.done()
 	}
-	return ReadAction{Do: ReadHigh, Turn: true}
+	return r.highest()
 }
 
+func (r *Reading) highest() ReadAction { return ReadAction{Do: ReadHigh, Turn: true, Epoch: r.epoch} }
+
 func (r *Reading) done() ReadAction {
-	return ReadAction{Do: ReadDone, Take: r.take, Passed: r.passed, More: r.more}
+	return ReadAction{Do: ReadDone, Epoch: r.epoch, Take: r.take, Passed: r.passed, More: r.more}
 }

@@ -265,10 +265,13 @@ type Handled struct {
 //  4. nothing is parked: up to 15 all is handled.
 //
 // What is due to be rewound does not count as handled: it may take until the next
-// worker comes.
+// worker comes. Nor does anything while a worker reports that the event stream ends
+// before a checkpoint of the projection.
 func HandledTo(ctx context.Context, db *sql.DB, projection string, position int64) (h Handled, err error) {
 	rows, err := db.QueryContext(ctx, `
-SELECT c.partition, c.total, c.position, c.ahead, coalesce((s.rewinds ->> $1::text)::bigint < $2::bigint, false),
+SELECT c.partition, c.total, c.position, c.ahead, coalesce((s.rewinds ->> $1::text)::bigint < $2::bigint, false) OR EXISTS (
+           SELECT FROM orchestrator_reports r, jsonb_array_elements(r.report -> 'lanes') l
+            WHERE l ->> 'projection' = $1 AND l ->> 'state' = 'beyond'),
        (SELECT count(*) FROM orchestrator_parked WHERE projection = $1 AND position <= $2),
        (SELECT coalesce(min(position), 0) FROM orchestrator_parked WHERE projection = $1 AND position <= $2)
   FROM orchestrator_checkpoints c LEFT JOIN orchestrator_replica_sets s ON s.name = c.replica_set
@@ -295,4 +298,14 @@ SELECT c.partition, c.total, c.position, c.ahead, coalesce((s.rewinds ->> $1::te
 	}
 	h.To = handled && partitions > 0
 	return h, Foreseen(rows.Err())
+}
+
+// Highest returns the position of a projection's checkpoint that is the furthest; 0:
+// there is none.
+func Highest(ctx context.Context, db *sql.DB, projection string) (position int64, err error) {
+	err = db.QueryRowContext(ctx, `SELECT coalesce(max(position), 0) FROM orchestrator_checkpoints WHERE projection = $1`, projection).Scan(&position)
+	if err != nil {
+		return 0, fmt.Errorf("read the checkpoints of projection %q: %w", projection, err)
+	}
+	return position, nil
 }

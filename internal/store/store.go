@@ -88,6 +88,16 @@ func (e *TakenError) Error() string {
 	return fmt.Sprintf("projection %q belongs to replica set %q, where worker %s runs it; a projection belongs to one replica set at a time", e.Projection, e.ReplicaSet, e.Worker)
 }
 
+// A StreamError says that a worker which wants to join reads another event stream than
+// the replica set.
+type StreamError struct{ ReplicaSet, Stream, Other string }
+
+func (e *StreamError) Error() string {
+	return fmt.Sprintf("replica set %q reads the events of %s, and this worker would read those of %s, so the one's positions would be taken for the other's; "+
+		"have all of its workers read the same table, or, if the events were moved with their positions and no worker runs any more: UPDATE orchestrator_replica_sets SET events_table = '' WHERE name = %s",
+		e.ReplicaSet, e.Stream, e.Other, pq.QuoteLiteral(e.ReplicaSet))
+}
+
 // Sync carries out a worker's request. A heartbeat is one statement that
 // touches the worker's own row, and a look one that touches nothing; everything else locks the set, runs
 // [protocol.Step], and saves what it decided in the same transaction. If the
@@ -209,6 +219,9 @@ func (s *Store) step(ctx context.Context, tx *sql.Tx, r protocol.Request, projec
 		}
 	}
 
+	if before.Refuses(r) {
+		return Result{}, &StreamError{s.set, before.Stream, r.Stream}
+	}
 	if r.Order != nil {
 		if err := s.checkOrder(ctx, tx, before, *r.Order); err != nil {
 			return Result{}, err
@@ -246,7 +259,7 @@ func (s *Store) lockGroup(ctx context.Context, tx *sql.Tx, r protocol.Request) (
 	}
 	load := func() error {
 		row := RowOf("replica_sets", s.set).Scanned(tx.QueryRowContext(ctx, query).
-			Scan(&g.Generation, &g.Phase, &g.Total, &g.Reason, &g.MaxPartitions, &window, &paused, &rewinds))
+			Scan(&g.Generation, &g.Phase, &g.Total, &g.Reason, &g.MaxPartitions, &window, &paused, &rewinds, &g.Stream))
 		if row.Err != nil {
 			return row.Err
 		}
@@ -379,7 +392,7 @@ func (s *Store) save(ctx context.Context, tx *sql.Tx, before []protocol.Member, 
 		quoteTime(d.StepAt), quoteTime(now), d.Opened, d.Activated,
 		quoteJSON(removed), quoteJSON(updated), quoteJSON(added), quoteJSON(projections),
 		quoteJSON(append([]string{}, g.Paused...)), quoteJSON(encodeRewinds(g.Rewinds)),
-		quoteJSON(layout(g)), quoteJSON(append([]protocol.WorkerID{}, d.WaitsFor...)), historyKept)).Scan(&opened, &waitedFor, &told)
+		quoteJSON(layout(g)), quoteJSON(append([]protocol.WorkerID{}, d.WaitsFor...)), historyKept, pq.QuoteLiteral(g.Stream))).Scan(&opened, &waitedFor, &told)
 	if err == nil && d.Activated {
 		r.OpenedAt = now // in this very transaction, where no row is found
 		if opened.Valid {
@@ -640,7 +653,7 @@ SELECT w.replica_set, w.id, {clock}, %[2]s::jsonb FROM orchestrator_workers w WH
 		// The bounds come with the first statement, and hold in it: the
 		// subquery is run before a row is looked for.
 		lockGroup: put(`
-SELECT generation, phase, total, reason, max_partitions, join_window_us, paused, rewinds
+SELECT generation, phase, total, reason, max_partitions, join_window_us, paused, rewinds, events_table
   FROM orchestrator_replica_sets
  WHERE name = {set}
    AND (` + boundSQL + `) <> ''
@@ -660,12 +673,12 @@ SELECT {clock}, coalesce(max(abs(generation)), 0) FROM orchestrator_checkpoints 
 WITH set AS (
     UPDATE orchestrator_replica_sets
        SET generation = %[1]d, phase = %[2]s, total = %[3]d, reason = %[4]s, max_partitions = %[5]d,
-           join_window_us = %[6]d, step_at = %[7]s::timestamptz, paused = %[15]s::jsonb, rewinds = %[16]s::jsonb,
+           join_window_us = %[6]d, step_at = %[7]s::timestamptz, paused = %[15]s::jsonb, rewinds = %[16]s::jsonb, events_table = %[20]s,
            opened_at = CASE WHEN %[9]t THEN %[8]s::timestamptz ELSE opened_at END,
            activated_at = CASE WHEN %[10]t THEN %[8]s::timestamptz WHEN %[9]t THEN NULL ELSE activated_at END
      WHERE name = {set}
-       AND (generation, phase, total, reason, max_partitions, join_window_us, step_at, paused, rewinds)
-           IS DISTINCT FROM (%[1]d, %[2]s, %[3]d, %[4]s, %[5]d, %[6]d, %[7]s::timestamptz, %[15]s::jsonb, %[16]s::jsonb)),
+       AND (generation, phase, total, reason, max_partitions, join_window_us, step_at, paused, rewinds, events_table)
+           IS DISTINCT FROM (%[1]d, %[2]s, %[3]d, %[4]s, %[5]d, %[6]d, %[7]s::timestamptz, %[15]s::jsonb, %[16]s::jsonb, %[20]s)),
 opened AS (
     INSERT INTO orchestrator_history (replica_set, generation, reason, total, members, opened_at, activated_at, waited_for)
     SELECT {set}, %[1]d, %[4]s, %[3]d, %[17]s::jsonb, %[8]s::timestamptz, CASE WHEN %[10]t THEN %[8]s::timestamptz END, %[18]s::jsonb
@@ -739,9 +752,11 @@ SELECT projection, partition, total, position, ahead
 WITH dropped AS (DELETE FROM orchestrator_checkpoints WHERE replica_set = {set} AND partition >= %[2]d)` + saveCheckpointsSQL),
 		saveCheckpoints: format(saveCheckpointsSQL),
 
+		// On the primary only, as viewSQL.
 		findCheckpoint: format(`
 SELECT generation, position, ahead, %s FROM orchestrator_checkpoints c
- WHERE replica_set = {set} AND projection = %s AND partition = %d`),
+ WHERE replica_set = {set} AND projection = %s AND partition = %d
+   AND (SELECT pg_current_wal_lsn()) IS NOT NULL`),
 
 		beginHandler:   put(beginHandlerSQL),
 		restore:        put(restoreSQL),
@@ -756,8 +771,10 @@ SELECT generation, position, ahead, %s FROM orchestrator_checkpoints c
 }
 
 // viewSQL is what a worker sees, but for b, which is its own row.
+// It is of the primary only: a standby shows what was, however long ago. There
+// pg_current_wal_lsn ends it with an error.
 const viewSQL = `
-SELECT {clock},
+SELECT CASE WHEN pg_current_wal_lsn() IS NOT NULL THEN {clock} END,
        coalesce(s.phase = 'draining' AND coalesce(b.holds, 0) = 0 AND NOT coalesce(o.held, false), false),
        s.step_at, o.lease_until, b.generation, b.total, b.partitions, b.paused, b.holds
   FROM (SELECT min(CASE WHEN lease_until > {clock} + lease_us * interval '1 microsecond'

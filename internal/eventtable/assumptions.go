@@ -1,0 +1,479 @@
+package eventtable
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"fmt"
+	"strings"
+
+	"github.com/lib/pq"
+
+	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
+)
+
+// Facts is what a server says of an events table, and of what fills it: all that
+// Assumptions are judged by.
+type Facts struct {
+	Epoch   protocol.Epoch `json:"epoch"`
+	Standby bool           `json:"standby"`
+	// Locked: the statement that asks has found its own lock on the table. A server
+	// that has no such locks to show can't show those of writers either.
+	Locked      bool   `json:"locked"`
+	Version     string `json:"version"`
+	Citus       bool   `json:"citus"` // that extension is there
+	Distributed bool   `json:"-"`     // by it
+
+	Name string `json:"name"` // with its schema
+	Kind string `json:"kind"` // pg_class.relkind
+	Type string `json:"type"` // of the position column
+	// Unique: no two rows of the table can have the same position.
+	Unique bool `json:"unique"`
+	// High is the highest position, 0 if there is none; Below that there are some
+	// below 1.
+	High  json.Number `json:"high"`
+	Below bool        `json:"below"`
+
+	// Odd are the tables that are read or written, the parts of them included,
+	// that are not simply tables of this server.
+	Odd       []Relation `json:"odd"`
+	Missing   []string   `json:"missing"` // of the names in the configuration
+	Sequences []Sequence `json:"sequences"`
+
+	Holders [][2]any `json:"holders"`
+
+	// What the configuration says.
+	Views      bool `json:"-"` // Writers is set
+	NoSequence bool `json:"-"`
+}
+
+// A Relation is a table, or something like it.
+type Relation struct {
+	Name        string `json:"name"`
+	Kind        string `json:"kind"`
+	Persistence string `json:"persistence"`
+	Subscribed  bool   `json:"subscribed"` // logical replication writes it
+	RowSecurity bool   `json:"row_security"`
+}
+
+// A Sequence is one that fills the position column.
+type Sequence struct {
+	Name      string `json:"name"`
+	Cache     int64  `json:"cache"`
+	Increment int64  `json:"increment"`
+	Start     int64  `json:"start"`
+	Min       int64  `json:"min"`
+	Cycle     bool   `json:"cycle"`
+	// Default: a column's default takes numbers from it.
+	Default  bool   `json:"default"`
+	Readable bool   `json:"readable"` // the role may see Last
+	Last     *int64 `json:"last"`     // the last number that was taken; nil: none
+}
+
+// given returns the last number that the sequence has given out.
+func (s Sequence) given() int64 {
+	if s.Last != nil {
+		return *s.Last
+	}
+	return max(0, s.Start-s.Increment)
+}
+
+// An Assumption is something that the reader's proof rests on. Broken says, of a
+// table of which it is not true, what is the matter and what to do; it returns ""
+// where it is true, or where the role may not see whether it is.
+type Assumption struct {
+	Name   string
+	Broken func(*Facts) string
+}
+
+// Assumptions is all that is assumed of an events table. The order is that in which
+// they are told: what explains others comes first. docs/assumptions.md has the
+// reasons.
+var Assumptions = []Assumption{
+	{"primary", func(f *Facts) string {
+		if f.Standby {
+			return "the server is a standby; events can be read without loss on the primary only, where their transactions are seen"
+		}
+		return ""
+	}},
+	{"PostgreSQL", func(f *Facts) string {
+		if other := Lookalike(f.Version); other != "" {
+			return fmt.Sprintf("the server is %s, which gives out positions and shows locks in another way than PostgreSQL, so events would be lost; write an EventStore of your own for it", other)
+		}
+		return ""
+	}},
+	{"locks", func(f *Facts) string {
+		if !f.Locked {
+			return "the server does not show in pg_locks the lock that this very statement holds, so it would not show those of writers either; events can be read without loss from PostgreSQL itself only"
+		}
+		return ""
+	}},
+	{"names", func(f *Facts) string {
+		if len(f.Missing) > 0 {
+			return fmt.Sprintf("there is no %s, which TableConfig names in Writers or Sequence; give the name as SQL has it, with its schema", strings.Join(f.Missing, " and no "))
+		}
+		return ""
+	}},
+	{"table", func(f *Facts) string {
+		switch {
+		case f.Kind == "r" || f.Kind == "p" || f.Views && f.Kind == "v":
+			return ""
+		case f.Kind == "v":
+			return "it is a view, and an insert does not lock that, so events would be lost; name the table itself, or name the tables from which the view takes its events in TableConfig.Writers"
+		case f.Kind == "f":
+			return "it is a foreign table, and writers are not seen here but at its server, so events would be lost; read the table itself, there"
+		case f.Kind == "m":
+			return "it is a materialized view, which shows events in no order of their own, so events would be lost; name the table itself"
+		}
+		return "it is no table"
+	}},
+	{"tables of this server", func(f *Facts) string {
+		for _, r := range f.Odd {
+			switch {
+			case r.Subscribed:
+				return fmt.Sprintf("logical replication writes %s, in the order of the publisher's commits and not of positions, so events would be lost; read the publisher's table", r.Name)
+			case r.Persistence == "t":
+				return fmt.Sprintf("%s is a temporary table, which other sessions don't see; name the schema of the events table in TableConfig.Schema", r.Name)
+			case r.Persistence == "u":
+				return fmt.Sprintf("%s is unlogged: a crash of the server empties it and its positions begin anew, so events would be lost; ALTER TABLE %[1]s SET LOGGED", r.Name)
+			case r.Kind != "r" && r.Kind != "p" && !(f.Views && r.Name == f.Name):
+				return fmt.Sprintf("%s is no table of this server, and who writes it is not seen here, so events would be lost; take it out of the events table, or read it there", r.Name)
+			}
+		}
+		return ""
+	}},
+	{"not distributed", func(f *Facts) string {
+		if f.Distributed {
+			return "Citus keeps it on other servers, where its writers are not seen, so events would be lost; keep the events in a table of this server alone"
+		}
+		return ""
+	}},
+	{"all rows", func(f *Facts) string {
+		for _, r := range f.Odd {
+			if r.RowSecurity {
+				return fmt.Sprintf("row-level security applies to this role on %s, and events that it hides would be lost; give the role BYPASSRLS, or a policy for all rows and then ALTER TABLE %[1]s DISABLE ROW LEVEL SECURITY", r.Name)
+			}
+		}
+		return ""
+	}},
+	{"whole numbers", func(f *Facts) string {
+		switch f.Type {
+		case "smallint", "integer", "bigint":
+			return ""
+		}
+		return fmt.Sprintf("its position column has type %s; positions are integers (smallint, integer, bigint)", f.Type)
+	}},
+	{"a sequence", func(f *Facts) string {
+		if len(f.Sequences) == 0 && !f.NoSequence {
+			return "no sequence is linked to its position column, so whoever has taken a position and not committed can't be seen; name the sequence that writers take positions from in TableConfig.Sequence, or, if they take each inside the INSERT itself or under a lock that they hold to the end of the transaction, set TableConfig.NoSequence"
+		}
+		return ""
+	}},
+	{"one sequence", func(f *Facts) string {
+		if len(f.Sequences) > 1 {
+			var names []string
+			for _, s := range f.Sequences {
+				names = append(names, s.Name)
+			}
+			return fmt.Sprintf("its positions come from several sequences (%s), so a later event may have a lower position, and would be lost; let one sequence fill them all, or have one Table for each part", strings.Join(names, ", "))
+		}
+		return ""
+	}},
+	{"unique positions", func(f *Facts) string {
+		if len(f.Sequences) == 0 && !f.Unique && !f.Views {
+			return "nothing keeps two events from having the same position, and one of them would be lost; add a unique index on the position column alone"
+		}
+		return ""
+	}},
+	{"positions from 1", func(f *Facts) string {
+		if f.Below {
+			return "it has events at positions below 1, which are never read; move them above 0"
+		}
+		for _, s := range f.Sequences {
+			if s.Increment > 0 && min(s.Start, s.Min) < 1 {
+				return fmt.Sprintf("sequence %s can give out positions below 1 (START %d, MINVALUE %d), and events there are never read; ALTER SEQUENCE %[1]s MINVALUE 1 START 1, and RESTART if it is at 0", s.Name, s.Start, s.Min)
+			}
+		}
+		return ""
+	}},
+	{"ascending", func(f *Facts) string {
+		for _, s := range f.Sequences {
+			switch {
+			case s.Increment < 1:
+				return fmt.Sprintf("sequence %s counts down (INCREMENT %d), and later events have lower positions, so they would be lost; positions must ascend", s.Name, s.Increment)
+			case s.Cycle:
+				return fmt.Sprintf("sequence %s begins anew at its end (CYCLE), and events after that would be lost; ALTER SEQUENCE %[1]s NO CYCLE", s.Name)
+			}
+		}
+		return ""
+	}},
+	{"no cache", func(f *Facts) string {
+		for _, s := range f.Sequences {
+			if s.Cache > 1 {
+				return fmt.Sprintf("sequence %s has CACHE %d, so a session may use an old position in a new transaction, and events would be lost; ALTER SEQUENCE %s CACHE 1, and let the writers reconnect",
+					s.Name, s.Cache, s.Name)
+			}
+		}
+		return ""
+	}},
+	// Taken one by one, 1, 51, 101, … are as good as 1, 2, 3. But a program that takes
+	// blocks (Hibernate's pooled optimizers do, by default) uses the positions between
+	// them later, in any transaction.
+	{"no blocks", func(f *Facts) string {
+		high := f.Highest()
+		for _, s := range f.Sequences {
+			if s.Increment > 1 && (!s.Default || high > 0 && (high-s.Start)%s.Increment != 0) {
+				return fmt.Sprintf("sequence %s has INCREMENT %d, and programs seem to take the positions between by themselves, each a block at a time, so a later event may have a lower position, and would be lost; have them take one at a time (in Hibernate allocationSize = 1), and ALTER SEQUENCE %[1]s INCREMENT 1", s.Name, s.Increment)
+			}
+		}
+		return ""
+	}},
+	{"the sequence leads", func(f *Facts) string {
+		high := f.Highest()
+		for _, s := range f.Sequences {
+			if s.Readable && s.Increment > 0 && high > s.given() {
+				return fmt.Sprintf("there is an event at position %d, and sequence %s is only at %d: positions that it will give out would lie below events that are there, and be lost; take out what was inserted with a position of its own, or, as after a restore, SELECT setval('%[2]s', %[1]d)",
+					high, s.Name, s.given())
+			}
+		}
+		return ""
+	}},
+}
+
+// Highest returns the highest position.
+func (f *Facts) Highest() int64 {
+	high, _ := f.High.Int64() // no integer: that is refused
+	return high
+}
+
+// Given returns the last position that was given out, as far as that can be seen.
+func (f *Facts) Given() int64 {
+	given := f.Highest()
+	for _, s := range f.Sequences {
+		if s.Readable {
+			given = max(given, s.given())
+		}
+	}
+	return given
+}
+
+// Judge returns what is the matter with a table of which something that is assumed
+// does not hold; "": nothing is.
+func (f *Facts) Judge() string {
+	for _, a := range Assumptions {
+		if why := a.Broken(f); why != "" {
+			return why
+		}
+	}
+	return ""
+}
+
+// Lookalike returns which product a version() tells of, if that is not PostgreSQL
+// though it speaks its protocol: positions, locks or transactions are others there.
+func Lookalike(version string) string {
+	for _, name := range []string{"CockroachDB", "YugabyteDB", "-YB-", "Redshift", "Greenplum", "Cloudberry", "Materialize", "CrateDB", "QuestDB", "RisingWave", "Spanner", "openGauss", "GaussDB", "DSQL"} {
+		if strings.Contains(strings.ToLower(version), strings.ToLower(name)) {
+			return strings.Trim(name, "-")
+		}
+	}
+	return ""
+}
+
+// A DB is a *sql.DB or a *sql.Conn.
+type DB interface {
+	QueryContext(context.Context, string, ...any) (*sql.Rows, error)
+	QueryRowContext(context.Context, string, ...any) *sql.Row
+}
+
+// Ask returns the facts, and with them who may still make an event visible below the
+// highest position that was visible before. It takes one round trip.
+func (t Table) Ask(ctx context.Context, db DB) (f Facts, holders []protocol.Holder, err error) {
+	var text []byte
+	err = db.QueryRowContext(ctx, t.facts).Scan(&text)
+	if err == nil {
+		err = json.Unmarshal(text, &f)
+	}
+	if err == nil && f.Citus {
+		f.Distributed, err = t.distributed(ctx, db)
+	}
+	if err != nil {
+		return f, nil, fmt.Errorf("ask what is assumed of %s: %w", t.Name, err)
+	}
+	f.Views, f.NoSequence = len(t.config.Writers) > 0, t.config.NoSequence
+	for _, h := range f.Holders {
+		name, _ := h[0].(string)
+		backend, _ := h[1].(float64)
+		holders = append(holders, protocol.Holder{Transaction: name, Backend: int(backend)})
+	}
+	return f, holders, nil
+}
+
+// distributed reports whether Citus keeps the table, or a part of it, on other
+// servers, where its writers are not seen. It is to be asked where Citus is.
+func (t Table) distributed(ctx context.Context, db DB) (distributed bool, err error) {
+	err = db.QueryRowContext(ctx, `SELECT EXISTS (SELECT FROM pg_dist_partition WHERE logicalrelid::oid IN (`+t.tree()+`SELECT oid FROM tree))`).Scan(&distributed)
+	return distributed, err
+}
+
+// Identity returns a name for the table that is the same for all who mean the same
+// one: its schema and name, and which database that is in.
+func (t Table) Identity(ctx context.Context, db DB) (table, database string, err error) {
+	err = db.QueryRowContext(ctx, `
+SELECT format('%I.%I', n.nspname, c.relname)
+  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = `+pq.QuoteLiteral(t.Name)+`::regclass`).Scan(&table)
+	if err != nil {
+		return "", "", fmt.Errorf("identify %s: %w", t.Name, err)
+	}
+	database, err = Database(ctx, db)
+	return table, database, err
+}
+
+// Database returns a name for the database that a connection leads to: its own, and
+// that of the server, where the role may see that.
+func Database(ctx context.Context, db DB) (name string, err error) {
+	if err := db.QueryRowContext(ctx, `SELECT current_database()::text`).Scan(&name); err != nil {
+		return "", fmt.Errorf("identify the database: %w", err)
+	}
+	var system string
+	if db.QueryRowContext(ctx, `SELECT system_identifier::text FROM pg_control_system()`).Scan(&system) == nil {
+		name += " on server " + system
+	}
+	return name, nil
+}
+
+// tree is the beginning of a query about the tables whose writers fill the events
+// table: that itself, or those that are named, with all of their parts.
+func (t Table) tree() string {
+	names := t.config.Writers
+	if len(names) == 0 {
+		names = []string{t.Name}
+	}
+	var roots []string
+	for _, name := range names {
+		roots = append(roots, "SELECT to_regclass("+pq.QuoteLiteral(name)+")::oid")
+	}
+	return `
+WITH RECURSIVE tree (oid) AS (
+     (` + strings.Join(roots, " UNION ") + `)
+      UNION
+     SELECT i.inhrelid FROM pg_inherits i JOIN tree ON i.inhparent = tree.oid)
+`
+}
+
+// runSQL names the run of the server: pg_is_in_recovery, since a standby that takes
+// over goes on; the start; and, where that is cheap to ask, what a crash that the
+// server survives sets back.
+const runSQL = `CASE WHEN pg_is_in_recovery() THEN 'standby' ELSE 'primary' END,
+       (extract(epoch FROM pg_postmaster_start_time()) * 1000000)::bigint,
+       CASE WHEN current_setting('server_version_num')::int >= 150000
+            THEN (extract(epoch FROM pg_stat_get_bgwriter_stat_reset_time()) * 1000000)::bigint END, current_database()`
+
+// epochSQL names where something runs: the run of the server, the table and its file,
+// and the file of the sequence whose oid is given. RESTART gives the sequence another
+// file, and so does TRUNCATE … RESTART IDENTITY. It is asked with each page, so it
+// reads no table, and takes the server next to no time.
+func (t Table) epochSQL(sequence string) string {
+	table := pq.QuoteLiteral(t.Name) + "::regclass"
+	return `concat_ws('|', ` + sequence + `, coalesce(pg_relation_filenode(` + sequence + `), 0),
+       ` + table + `::oid, coalesce(pg_relation_filenode(` + table + `), 0), ` + runSQL + `)`
+}
+
+// elsewhere is in the error of a statement that finds itself in another epoch.
+const elsewhere = "the horizon of the events is elsewhere, and not at backend "
+
+// here is an expression that is true in an epoch, if the stream reaches a position
+// there (0, or none: however far it does), and otherwise ends the statement with an error. It
+// is evaluated once, and also where no row matches.
+func (t Table) here(epoch, reaches string) string {
+	now, reached := t.epochSQL("split_part("+epoch+", '|', 1)::oid"), "true"
+	if reaches != "" {
+		reached = fmt.Sprintf(`(%[1]s = 0 OR EXISTS (SELECT FROM %s WHERE %s >= %[1]s))`, reaches, t.Name, Quote(t.config.Position))
+	}
+	return fmt.Sprintf(`(SELECT CASE WHEN %[2]s = %[1]s AND %[3]s THEN true ELSE (%[4]s || pg_backend_pid())::boolean END)`,
+		epoch, now, reached, pq.QuoteLiteral(elsewhere))
+}
+
+// factsSQL builds the statement of Ask.
+func (t Table) factsSQL() string {
+	position, name := pq.QuoteLiteral(t.config.Position), pq.QuoteLiteral(t.Name)
+	named := "NULL::oid"
+	var wanted []string
+	if s := t.config.Sequence; s != "" {
+		named = "to_regclass(" + pq.QuoteLiteral(s) + ")::oid"
+		wanted = append(wanted, s)
+	}
+	var missing []string
+	for _, w := range append(wanted, t.config.Writers...) {
+		missing = append(missing, "("+pq.QuoteLiteral(w)+")")
+	}
+	if len(missing) == 0 {
+		missing = []string{"(NULL)"}
+	}
+	put := strings.NewReplacer("{position}", position, "{name}", name, "{named}", named, "{missing}", strings.Join(missing, ", "),
+		"{table}", t.Name, "{column}", Quote(t.config.Position),
+		"{epoch}", t.epochSQL("(SELECT coalesce(min(oid::bigint), 0)::oid FROM filler)"))
+	return t.tree() + put.Replace(`
+, col AS (
+     SELECT a.attrelid, a.attnum, f.oid AS def
+       FROM tree JOIN pg_attribute a ON a.attrelid = tree.oid AND a.attname = {position} AND NOT a.attisdropped
+       LEFT JOIN pg_attrdef f ON f.adrelid = a.attrelid AND f.adnum = a.attnum)
+, filler AS (
+     SELECT oid, bool_or(inserted) AS inserted FROM (
+            SELECT d.objid AS oid, d.deptype = 'i' AS inserted FROM col JOIN pg_depend d
+                ON d.refclassid = 'pg_class'::regclass AND d.refobjid = col.attrelid AND d.refobjsubid = col.attnum
+               AND d.classid = 'pg_class'::regclass AND d.deptype IN ('a', 'i')
+            UNION ALL
+            SELECT d.refobjid, true FROM col JOIN pg_depend d
+                ON d.classid = 'pg_attrdef'::regclass AND d.objid = col.def AND d.refclassid = 'pg_class'::regclass AND d.deptype IN ('a', 'n')
+            UNION ALL
+            SELECT {named}, false) x
+      WHERE oid IN (SELECT seqrelid FROM pg_sequence) GROUP BY oid)
+, held AS MATERIALIZED (
+     SELECT relation, mode, granted, virtualtransaction, pid FROM pg_locks
+      WHERE locktype = 'relation' AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))
+-- Writers lock the table, a part of it, or the sequence. Whoever waits for such a lock
+-- may have its position already. And whoever makes a table a part of it is not seen to
+-- have done so before COMMIT: it has both locked the one, as for that, and written to
+-- the other. (Not VACUUM, ANALYZE or CREATE INDEX: these write to indexes and catalogs.)
+, holder AS (
+     SELECT virtualtransaction, pid FROM held
+      WHERE mode = 'RowExclusiveLock' AND (relation IN (SELECT oid FROM tree) OR relation IN (SELECT oid FROM filler))
+      UNION
+     SELECT h.virtualtransaction, h.pid FROM held h
+      WHERE h.mode IN ('ShareUpdateExclusiveLock', 'ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')
+        AND h.granted AND h.relation IN (SELECT oid FROM tree)
+        AND EXISTS (
+            SELECT FROM held o WHERE o.virtualtransaction = h.virtualtransaction AND o.mode = 'RowExclusiveLock'
+               AND NOT EXISTS (
+                   SELECT FROM pg_class c WHERE c.oid = o.relation
+                      AND (c.relkind NOT IN ('r', 'p') OR c.relnamespace IN ('pg_catalog'::regnamespace, 'pg_toast'::regnamespace)))))
+SELECT json_build_object(
+       'epoch', {epoch}, 'standby', pg_is_in_recovery(),
+       'locked', EXISTS (SELECT FROM held WHERE pid = pg_backend_pid() AND relation = t.oid AND mode = 'AccessShareLock' AND granted),
+       'version', version(), 'citus', to_regclass('pg_catalog.pg_dist_partition') IS NOT NULL,
+       'name', t.oid::regclass::text, 'kind', t.relkind,
+       'type', (SELECT format_type(CASE WHEN y.typtype = 'd' THEN y.typbasetype ELSE y.oid END, NULL)
+                  FROM pg_attribute a JOIN pg_type y ON y.oid = a.atttypid
+                 WHERE a.attrelid = t.oid AND a.attname = {position} AND NOT a.attisdropped),
+       'unique', EXISTS (
+            SELECT FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
+             WHERE i.indrelid = t.oid AND i.indisunique AND i.indisvalid AND i.indpred IS NULL AND i.indnkeyatts = 1
+               AND a.attname = {position}),
+       'high', (SELECT coalesce(max({column}), 0) FROM {table}),
+       'below', EXISTS (SELECT FROM {table} WHERE {column} < 1),
+       'odd', (SELECT json_agg(o) FROM (
+            SELECT c.oid::regclass::text AS name, c.relkind AS kind, c.relpersistence AS persistence,
+                   EXISTS (SELECT FROM pg_subscription_rel s WHERE s.srrelid = c.oid) AS subscribed,
+                   c.relrowsecurity AND row_security_active(c.oid) AS row_security
+              FROM pg_class c WHERE c.oid = t.oid OR c.oid IN (SELECT oid FROM tree)) o
+             WHERE kind NOT IN ('r', 'p') OR persistence <> 'p' OR subscribed OR row_security),
+       'missing', (SELECT json_agg(x.name) FROM (VALUES {missing}) x (name) WHERE x.name IS NOT NULL AND to_regclass(x.name) IS NULL),
+       'sequences', (SELECT json_agg(json_build_object(
+            'name', s.seqrelid::regclass::text, 'cache', s.seqcache, 'increment', s.seqincrement, 'start', s.seqstart, 'min', s.seqmin,
+            'cycle', s.seqcycle, 'default', f.inserted, 'readable', has_sequence_privilege(f.oid, 'SELECT, USAGE'),
+            'last', CASE WHEN has_sequence_privilege(f.oid, 'SELECT, USAGE') THEN pg_sequence_last_value(f.oid) END) ORDER BY f.oid)
+              FROM filler f JOIN pg_sequence s ON s.seqrelid = f.oid),
+       'holders', (SELECT json_agg(json_build_array(virtualtransaction, coalesce(pid, 0)))
+              FROM holder WHERE pid IS DISTINCT FROM pg_backend_pid()))
+  FROM pg_class t WHERE t.oid = to_regclass({name})`)
+}

@@ -1,0 +1,54 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"database/sql/driver"
+	"sync"
+	"time"
+)
+
+// CantWrite reports whether an error says that a server takes no writes: it is a
+// standby (25006; 0A000 at BEGIN, 55000 "recovery is in progress"), or set to be
+// read-only.
+//
+// It is to be asked of this library's own statements only: those of others may end in
+// 0A000 and 55000 for many reasons.
+func CantWrite(err error) bool {
+	switch State(err) {
+	case "25006", "0A000", "55000":
+		return true
+	}
+	return false
+}
+
+// dropping are the pools that are looked through.
+var dropping sync.Map
+
+// dropMax is how long looking through a pool takes at most.
+const dropMax = 2 * time.Second
+
+// DropStandbys closes those of the pool's idle connections that lead to a server which
+// takes no writes. A name or a proxy may lead to another server by now, but a pool
+// hands out the connections that it has, for ever: the failed statement has given its
+// own back. Connections that are in use are found when they fail.
+func DropStandbys(ctx context.Context, db *sql.DB) {
+	if _, busy := dropping.LoadOrStore(db, true); busy {
+		return
+	}
+	defer dropping.Delete(db)
+	ctx, cancel := context.WithTimeout(ctx, dropMax)
+	defer cancel()
+	for range db.Stats().Idle {
+		c, err := db.Conn(ctx)
+		if err != nil {
+			return
+		}
+		defer c.Close() // kept until then, so that the pool hands out another one
+		var standby bool
+		err = c.QueryRowContext(ctx, `SELECT pg_is_in_recovery() OR current_setting('transaction_read_only') = 'on'`).Scan(&standby)
+		if err != nil || standby {
+			_ = c.Raw(func(any) error { return driver.ErrBadConn }) // which is all that it returns
+		}
+	}
+}

@@ -161,6 +161,8 @@ func (c *checker) observe(f fact) *violation {
 		}
 	case undone:
 		c.failsAt(f, f.events)
+	case unreadable:
+		c.failsAt(f, []event{{position: f.from}})
 	case lotFull:
 		delete(c.failures, failureKey{laneOf(f), f.from}) // it is called with it for as long as there is no room
 	case committed:

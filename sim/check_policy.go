@@ -76,7 +76,8 @@ func (c *checker) parksInTime(f fact) *violation {
 		return nil
 	}
 	first := f.events[0]
-	if n := c.failures[failureKey{laneOf(f), first.position}]; n.n < attempts {
+	// One that could not be read is no handler's failure, or not alone.
+	if n := c.failures[failureKey{laneOf(f), first.position}]; n.n < attempts && n.latest.kind != unreadable {
 		return broken(underPolicy, []fact{n.latest, f}, "%s has parked event %d, at which its handler has failed %d times and not %d",
 			owner(f), first.position, n.n, attempts)
 	}

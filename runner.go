@@ -3,7 +3,6 @@ package orchestrator
 import (
 	"cmp"
 	"context"
-	"database/sql"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -13,6 +12,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/getpup/pupsourcing-orchestrator/internal/dbconn"
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
@@ -76,8 +76,23 @@ func (r *run[E]) begin() (before *spell) {
 	return r.spell.Swap(s)
 }
 
-// suspend cancels the handlers that run.
-func (r *run[E]) suspend() { r.begin().end(ErrUnproven) }
+// suspend cancels the handlers that run. Where one does not return for that, its
+// statement may wait on a connection that has fallen silent.
+func (r *run[E]) suspend() {
+	before := r.begin()
+	before.end(ErrUnproven)
+	time.AfterFunc(suspendPatience, func() {
+		for _, l := range r.lanes {
+			if tx := l.open.Load(); tx != nil && l.called.Load() == before {
+				tx.Cut() // nothing of it is to be committed
+			}
+		}
+	})
+}
+
+// suspendPatience is how long a handler that is suspended has to return before the
+// connection of its transaction is closed.
+const suspendPatience = time.Second
 
 func (r *run[E]) drain() { r.once.Do(func() { close(r.draining) }) }
 
@@ -118,15 +133,20 @@ type lane[E any] struct {
 	spell  *spell          // of the latest call
 	inCall context.Context // the handler's, in that spell
 
-	events   []*Record[E]    // the core's pending events, in their pages
-	page     []Record[E]     // the latest that was read
-	again    []*Record[E]    // the parked event that is retried
-	full     bool            // there was no room to park, and that was logged
-	tx       *sql.Tx         // the open transaction
-	endTx    func()          // ends its context
+	events []*Record[E] // the core's pending events, in their pages
+	page   []Record[E]  // the latest that was read
+	again  []*Record[E] // the parked event that is retried
+	full   bool         // there was no room to park, and that was logged
+	tx     *dbconn.Tx   // the open transaction
+	endTx  func()       // ends its context
+	// For who suspends handlers: the transaction again, and the spell of the handler
+	// that is called; nil: none is.
+	open     atomic.Pointer[dbconn.Tx]
+	called   atomic.Pointer[spell]
 	did      protocol.LaneDo // the latest action
 	err      error           // and what came of it
 	fault    error           // the latest of a handler
+	vain     int             // how often in a row it was interrupted: see interrupted
 	position atomic.Int64    // of the event in hand; 0: none
 	ended    atomic.Bool
 
@@ -162,11 +182,11 @@ func newLane[E any](w *worker[E], r *run[E], i int, a protocol.Assignment) *lane
 			for i, e := range events {
 				values[i] = e.Event
 			}
-			return p.HandleBatch(ctx, l.tx, values)
+			return p.HandleBatch(ctx, l.tx.Tx, values)
 		}
 	case TransactionalProjection[E]:
 		l.kind = protocol.Transactional
-		l.handle = func(ctx context.Context, events []*Record[E]) error { return p.HandleTx(ctx, l.tx, events[0].Event) }
+		l.handle = func(ctx context.Context, events []*Record[E]) error { return p.HandleTx(ctx, l.tx.Tx, events[0].Event) }
 	default:
 		l.handle = func(ctx context.Context, events []*Record[E]) error { return p.Handle(ctx, events[0].Event) }
 	}
@@ -249,6 +269,7 @@ func (l *lane[E]) work() *protocol.LaneAction {
 		if action.Rollback && l.tx != nil {
 			rollback(l.tx, l.endTx)
 			l.tx = nil
+			l.open.Store(nil)
 		}
 		if action.Do == protocol.LaneEnd {
 			end := action // or every action would be on the heap
@@ -350,6 +371,7 @@ func (l *lane[E]) do(a protocol.LaneAction) protocol.LaneAnswer {
 		err = l.call(events)
 		if errors.Is(err, errNotBegun) {
 			answer.Failure = protocol.NotBegun
+			l.interrupted(true)
 			return answer
 		}
 	case protocol.LaneWrite:
@@ -374,6 +396,9 @@ func (l *lane[E]) do(a protocol.LaneAction) protocol.LaneAnswer {
 	}
 	if a.Do == protocol.LaneHandle && answer.Failure == protocol.Fault && l.spell.Err() != nil {
 		answer.Failure = protocol.Passing // it was suspended
+		l.interrupted(true)
+	} else if a.Do == protocol.LaneHandle && err == nil {
+		l.interrupted(false)
 	}
 	if a.Do == protocol.LaneHandle || answer.Failure == protocol.Fault {
 		l.fault = cmp.Or(err, l.fault) // what precedes the event is committed first
@@ -386,8 +411,13 @@ func (l *lane[E]) do(a protocol.LaneAction) protocol.LaneAnswer {
 // in the pool's queue, behind all others that were.
 func (l *lane[E]) begin() (err error) {
 	ctx, cancel := context.WithCancel(l.ctx)
-	l.tx, err = bounded(l.ctx, l.worker.patience(), func(context.Context) (*sql.Tx, error) { return l.worker.store.BeginHandler(ctx) },
-		func(tx *sql.Tx) { rollback(tx, cancel) })
+	l.worker.handlers.soon()
+	l.tx, err = bounded(l.ctx, l.worker.patience(), func(call context.Context) (*dbconn.Tx, error) {
+		defer context.AfterFunc(call, cancel)()
+		return l.worker.store.BeginHandler(ctx)
+	}, func(tx *dbconn.Tx) { rollback(tx, cancel) })
+	l.worker.handlers.soon()
+	l.open.Store(l.tx)
 	if l.endTx = cancel; err != nil {
 		cancel()
 	}
@@ -396,25 +426,32 @@ func (l *lane[E]) begin() (err error) {
 
 // rollback ends a transaction that is of no more use, in the background: its
 // connection may be the reason.
-func rollback(tx *sql.Tx, endTx func()) {
+func rollback(tx *dbconn.Tx, endTx func()) {
 	go func() {
 		defer endTx()
-		tx.Rollback() // an error says that it has ended
+		ctx, cancel := context.WithTimeout(context.Background(), rollbackPatience)
+		defer cancel()
+		_ = tx.During(ctx, tx.Rollback) // an error says that it has ended
 	}()
 }
+
+// rollbackPatience is how long to wait for the end of a transaction that is rolled back.
+// Then its connection is closed, which ends it as well.
+const rollbackPatience = time.Second
 
 func (l *lane[E]) write(from, to protocol.Checkpoint) error {
 	tx := l.tx
 	return boundedDo(l.ctx, l.worker.patience(), func(ctx context.Context) error {
-		return l.worker.store.Commit(ctx, tx, l.id, from, to)
+		return tx.During(ctx, func() error { return l.worker.store.Commit(ctx, tx.Tx, l.id, from, to) })
 	})
 }
 
 func (l *lane[E]) commit() error {
 	tx := l.tx
-	err := boundedDo(l.ctx, l.worker.patience(), func(context.Context) error { return tx.Commit() })
+	err := boundedDo(l.ctx, l.worker.patience(), func(ctx context.Context) error { return tx.During(ctx, tx.Commit) })
 	if err == nil {
 		l.tx = nil
+		l.open.Store(nil)
 		l.endTx()
 	}
 	return err
@@ -432,6 +469,17 @@ func (l *lane[E]) prove() {
 	case <-l.run.draining:
 	case <-l.ctx.Done():
 	}
+}
+
+// interrupted counts how often in a row a handler was suspended or not begun, and tells
+// the session of it.
+func (l *lane[E]) interrupted(again bool) {
+	if !again {
+		l.vain = 0
+		return
+	}
+	l.vain++
+	l.worker.input(protocol.Interrupted{Vain: l.vain})
 }
 
 var errNotBegun = errors.New("the proof has run out")
@@ -459,7 +507,11 @@ func (l *lane[E]) call(events []*Record[E]) (err error) {
 		return errNotBegun
 	}
 	l.position.Store(events[0].Position)
-	defer l.position.Store(0)
+	l.called.Store(l.spell)
+	defer func() {
+		l.position.Store(0)
+		l.called.Store(nil)
+	}()
 	defer func() {
 		if v := recover(); v != nil {
 			err = &PanicError{Value: v, Stack: debug.Stack()}

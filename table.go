@@ -10,6 +10,7 @@ import (
 
 	"github.com/lib/pq"
 
+	"github.com/getpup/pupsourcing-orchestrator/internal/dbconn"
 	"github.com/getpup/pupsourcing-orchestrator/internal/eventtable"
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
 )
@@ -352,7 +353,7 @@ const fewEvents = 16
 // page runs a query for a page, in which there is room for so many events; for more it is
 // copied. It ends early, and says that there is more, when the events exceed bytes.
 func (t *Table[E]) page(ctx context.Context, query string, args []any, room, limit, bytes int) (p page[E], err error) {
-	rows, err := t.db.QueryContext(ctx, query, args...)
+	rows, err := dbconn.Query(ctx, t.db, query, args...)
 	if err != nil {
 		return p, fmt.Errorf("read events from %s: %w", t.sql.Name, err)
 	}
@@ -437,7 +438,7 @@ func (t *Table[E]) timeOf(e E) (at time.Time) {
 // that it can be read without losing events.
 func (t *Table[E]) Check(ctx context.Context) error {
 	var standby bool
-	if err := t.db.QueryRowContext(ctx, `SELECT pg_is_in_recovery()`).Scan(&standby); err != nil {
+	if err := dbconn.QueryRow(ctx, t.db, `SELECT pg_is_in_recovery()`).Scan(&standby); err != nil {
 		return fmt.Errorf("check events table %s: %w", t.sql.Name, err)
 	}
 	if standby {
@@ -449,7 +450,7 @@ func (t *Table[E]) Check(ctx context.Context) error {
 	var kind string
 	var sequence sql.NullString // none: positions are filled in some other way, which can't be judged here
 	var cache sql.NullInt64
-	err := t.db.QueryRowContext(ctx, tableSQL, t.sql.Name, t.cfg.PositionColumn).Scan(&kind, &sequence, &cache)
+	err := dbconn.QueryRow(ctx, t.db, tableSQL, t.sql.Name, t.cfg.PositionColumn).Scan(&kind, &sequence, &cache)
 	switch {
 	case err != nil:
 		return fmt.Errorf("check events table %s: %w", t.sql.Name, err)

@@ -34,6 +34,7 @@ type memory struct {
 	last    int64 // of the sequence of positions
 
 	present []*memoryConnection // that hold the lock of a presence
+	faked   []protocol.Presence // locks that somebody else holds as well
 
 	transactions []*transaction // that are open, prepared ones too, as they began
 
@@ -53,6 +54,7 @@ type memoryRules struct {
 	anyPosition bool // a commit does not name the position that it starts from
 	noIdleBound bool // transactions may idle for ever
 	takesAny    bool // a projection is taken over although another set runs it
+	anyLock     bool // a lock counts for a worker whoever holds it
 	hastyFind   bool // a checkpoint is read though a transaction has written it and not ended
 
 	parkUnfenced bool // events are parked whether or not the checkpoint could be moved

@@ -13,6 +13,7 @@ import (
 
 	"github.com/lib/pq"
 
+	"github.com/getpup/pupsourcing-orchestrator/internal/dbconn"
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
 )
 
@@ -128,7 +129,7 @@ func (t Table) Page(r Range) (query string, args []any) {
 // Keys returns the keys of the events above after, at most limit of them: what a
 // partition is decided by, and no more.
 func (t Table) Keys(ctx context.Context, db *sql.DB, after int64, limit int) ([]protocol.Key, error) {
-	rows, err := db.QueryContext(ctx, t.keys, after, limit)
+	rows, err := dbconn.Query(ctx, db, t.keys, after, limit)
 	if err != nil {
 		return nil, fmt.Errorf("read keys from %s: %w", t.Name, err)
 	}
@@ -169,7 +170,7 @@ const AheadMax = 10_000
 // Ahead looks at the next positions above after. It returns the last of them,
 // after itself if there is none, and the first that is missing; 0 is none.
 func (t Table) Ahead(ctx context.Context, db *sql.DB, after int64) (last, missing int64, err error) {
-	if err := db.QueryRowContext(ctx, t.ahead, after, AheadMax).Scan(&last, &missing); err != nil {
+	if err := dbconn.QueryRow(ctx, db, t.ahead, after, AheadMax).Scan(&last, &missing); err != nil {
 		return 0, 0, fmt.Errorf("look for gaps in %s above position %d: %w", t.Name, after, err)
 	}
 	return last, missing, nil
@@ -180,7 +181,7 @@ func Quote(name string) string { return `"` + strings.ReplaceAll(name, `"`, `""`
 
 // High returns the highest visible position, 0 if there is none.
 func (t Table) High(ctx context.Context, db *sql.DB) (high int64, err error) {
-	if err := db.QueryRowContext(ctx, t.high).Scan(&high); err != nil {
+	if err := dbconn.QueryRow(ctx, db, t.high).Scan(&high); err != nil {
 		return 0, fmt.Errorf("highest position of %s: %w", t.Name, err)
 	}
 	return high, nil
@@ -204,7 +205,7 @@ SELECT DISTINCT virtualtransaction, coalesce(pid, 0)
 // Holders returns who may still make an event visible below the highest
 // position that is visible.
 func (t Table) Holders(ctx context.Context, db *sql.DB) ([]protocol.Holder, error) {
-	rows, err := db.QueryContext(ctx, holders, t.Name)
+	rows, err := dbconn.Query(ctx, db, holders, t.Name)
 	if err != nil {
 		return nil, fmt.Errorf("list the writers of %s: %w", t.Name, err)
 	}

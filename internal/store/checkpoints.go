@@ -10,6 +10,7 @@ import (
 
 	"github.com/lib/pq"
 
+	"github.com/getpup/pupsourcing-orchestrator/internal/dbconn"
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
 )
 
@@ -42,7 +43,7 @@ func (s *Store) find(ctx context.Context, l Lane, noneParked, lock string) (prot
 	var f protocol.Found
 	var ahead sql.NullString
 	query := fmt.Sprintf(s.sql.findCheckpoint, noneParked, pq.QuoteLiteral(l.Projection), l.Assignment.Partition) + lock
-	err := s.db.QueryRowContext(ctx, query).Scan(&f.Generation, &f.Checkpoint.Position, &ahead, &f.NoneParked)
+	err := dbconn.QueryRow(ctx, s.db, query).Scan(&f.Generation, &f.Checkpoint.Position, &ahead, &f.NoneParked)
 	if errors.Is(err, sql.ErrNoRows) {
 		return protocol.Found{}, nil
 	}
@@ -66,12 +67,15 @@ func (s *Store) find(ctx context.Context, l Lane, noneParked, lock string) (prot
 // server ends it when it waits for its client for the length of a lease: a
 // process that is frozen inside its handler must not keep the rows that it has
 // touched locked against its successor.
-func (s *Store) BeginHandler(ctx context.Context) (*sql.Tx, error) {
-	tx, err := s.db.BeginTx(ctx, &sql.TxOptions{Isolation: sql.LevelReadCommitted})
+//
+// It takes two round trips. The second is a statement without parameters: with one,
+// lib/pq takes a third.
+func (s *Store) BeginHandler(ctx context.Context) (*dbconn.Tx, error) {
+	tx, err := dbconn.Begin(ctx, s.db, &sql.TxOptions{Isolation: sql.LevelReadCommitted})
 	if err != nil {
 		return nil, fmt.Errorf("begin: %w", err)
 	}
-	if _, err := tx.ExecContext(ctx, boundIdleSQL, millis(s.bounds.Handler)); err != nil {
+	if _, err := tx.ExecContext(ctx, s.sql.boundHandler); err != nil {
 		return nil, errors.Join(fmt.Errorf("bound the transaction: %w", err), tx.Rollback())
 	}
 	return tx, nil
@@ -96,7 +100,7 @@ func (s *Store) Save(ctx context.Context, l Lane, from, to protocol.Checkpoint) 
 	if len(to.Ahead) == 0 {
 		ahead = "NULL"
 	}
-	return moved(l, to)(s.db.ExecContext(ctx, fmt.Sprintf(s.sql.saveCheckpoint, to.Position, ahead,
+	return moved(l, to)(dbconn.Exec(ctx, s.db, fmt.Sprintf(s.sql.saveCheckpoint, to.Position, ahead,
 		pq.QuoteLiteral(l.Projection), l.Assignment.Partition, l.Assignment.Generation, from.Position)))
 }
 
@@ -239,7 +243,7 @@ type Handled struct {
 // What is due to be rewound does not count as handled: it may take until the next
 // worker comes.
 func HandledTo(ctx context.Context, db *sql.DB, projection string, position int64) (h Handled, err error) {
-	rows, err := db.QueryContext(ctx, `
+	rows, err := dbconn.Query(ctx, db, `
 SELECT c.partition, c.total, c.position, c.ahead, coalesce((s.rewinds ->> $1::text)::bigint < $2::bigint, false),
        (SELECT count(*) FROM orchestrator_parked WHERE projection = $1 AND position <= $2),
        (SELECT coalesce(min(position), 0) FROM orchestrator_parked WHERE projection = $1 AND position <= $2)

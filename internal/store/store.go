@@ -15,6 +15,7 @@ import (
 
 	"github.com/lib/pq"
 
+	"github.com/getpup/pupsourcing-orchestrator/internal/dbconn"
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
 )
 
@@ -123,7 +124,7 @@ func (s *Store) heartbeat(ctx context.Context, r protocol.Request) (Result, erro
 	if !r.Look {
 		query = fmt.Sprintf(s.sql.heartbeat, worker, r.Lease.Microseconds(), r.Stopped, r.Presence.Key, r.Presence.Number)
 	}
-	err := s.db.QueryRowContext(ctx, query).Scan(&v.Now, &due, &stepAt, &leaseEnd, &generation, &total, &partitions, &paused, &holds)
+	err := dbconn.QueryRow(ctx, s.db, query).Scan(&v.Now, &due, &stepAt, &leaseEnd, &generation, &total, &partitions, &paused, &holds)
 	row := RowOf("workers", s.set, "of this worker or another").Scanned(err)
 	if err == nil {
 		row = RowOf("workers", s.set, string(r.Worker))
@@ -169,9 +170,9 @@ func (s *Store) Unreport(ctx context.Context, worker protocol.WorkerID) error {
 // writeText runs a statement, and once more with its texts in ASCII where the
 // database can't hold them as they are: what is for people decides nothing.
 func (s *Store) writeText(ctx context.Context, what string, query func(ascii bool) string) error {
-	_, err := s.db.ExecContext(ctx, query(false))
+	_, err := dbconn.Exec(ctx, s.db, query(false))
 	if Unstorable(err) {
-		_, err = s.db.ExecContext(ctx, query(true))
+		_, err = dbconn.Exec(ctx, s.db, query(true))
 	}
 	if err != nil {
 		return fmt.Errorf("%s: %w", what, err)
@@ -492,12 +493,12 @@ func (s *Store) checkTaken(ctx context.Context, tx *sql.Tx, foreign []string, no
 // transact runs f in a transaction, which the server bounds from its first
 // statement on (lockGroup).
 func (s *Store) transact(ctx context.Context, f func(*sql.Tx) error) error {
-	tx, err := s.db.BeginTx(ctx, &sql.TxOptions{Isolation: sql.LevelReadCommitted})
+	tx, err := dbconn.Begin(ctx, s.db, &sql.TxOptions{Isolation: sql.LevelReadCommitted})
 	if err != nil {
 		return fmt.Errorf("begin: %w", err)
 	}
 	defer tx.Rollback() // after a commit it does nothing
-	if err := f(tx); err != nil {
+	if err := f(tx.Tx); err != nil {
 		return err
 	}
 	if err := tx.Commit(); err != nil {
@@ -559,7 +560,7 @@ const Channel = "pupsourcing_orchestrator"
 // statements holds the SQL with the clock, the set and its bounds put in.
 type statements struct {
 	heartbeat, report, unreport, look             string // without parameters
-	bound, lockGroup, createGroup                 string // likewise
+	bound, boundHandler, lockGroup, createGroup   string // likewise
 	lockMembers, timeAndFloor, save               string // likewise
 	registerProjections, lockProjections          string
 	foreignWorkers                                string
@@ -574,17 +575,18 @@ type statements struct {
 // These set bounds for their transaction only.
 const (
 	boundSQL     = `SELECT set_config('idle_in_transaction_session_timeout', {idle}, true) || set_config('lock_timeout', {lock}, true)`
-	boundIdleSQL = `SELECT set_config('idle_in_transaction_session_timeout', $1, true)`
+	boundIdleSQL = `SELECT set_config('idle_in_transaction_session_timeout', {handler}, true)`
 )
 
 func newStatements(clock, set string, bounds Bounds) statements {
 	put := strings.NewReplacer("{clock}", clock, "{set}", pq.QuoteLiteral(set), "{channel}", pq.QuoteLiteral(Channel),
-		"{idle}", pq.QuoteLiteral(millis(bounds.Idle)), "{lock}", pq.QuoteLiteral(millis(bounds.Lock))).Replace
+		"{idle}", pq.QuoteLiteral(millis(bounds.Idle)), "{lock}", pq.QuoteLiteral(millis(bounds.Lock)), "{handler}", pq.QuoteLiteral(millis(bounds.Handler))).Replace
 	// What fmt.Sprintf completes has its own % only where a set is named so.
 	format := strings.NewReplacer("{clock}", clock, "{set}", strings.ReplaceAll(pq.QuoteLiteral(set), "%", "%%"),
 		"{channel}", pq.QuoteLiteral(Channel)).Replace
 	return statements{
-		bound: put(boundSQL),
+		bound:        put(boundSQL),
+		boundHandler: put(boundIdleSQL),
 
 		// Everything that may start a worker comes from the row that the
 		// UPDATE returns, in one piece. The rows of the set and of others are of

@@ -659,3 +659,103 @@ END $$`, bad, state))
 		}
 	}
 }
+
+// Connections fall silent again and again, in a pool that has as many as the README
+// counts: two for coordination, one to read, and one for each projection. Each time all
+// of them are in use by calls that get no answer, a handler's own among them; and each
+// time there are others soon.
+func TestSilentConnectionsOfASmallPool(t *testing.T) {
+	for _, leaseOnly := range []bool{false, true} {
+		t.Run(fmt.Sprintf("lease only %t", leaseOnly), func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			link := newLink(t, w.url)
+			db, err := sql.Open("postgres", link.url)
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { _ = db.Close() })
+			db.SetMaxOpenConns(5)
+			cfg := w.config(db, "set")
+			cfg.StaleWorkerTimeout, cfg.LeaseOnly = 6*time.Second, leaseOnly
+			var silent atomic.Bool
+			r := run(t, cfg, plain{effects{name: "plain"}, w.db}, transactional{effects{name: "transactional", hook: func(context.Context, orchestrator.Event) error {
+				// The handler's own statement is on such a connection as well. By the
+				// lease alone nobody could tell it from one that takes long.
+				if !leaseOnly && silent.CompareAndSwap(true, false) {
+					link.silence()
+				}
+				return nil
+			}}})
+			for range 3 {
+				w.append(100)
+				w.caughtUp("plain", "transactional")
+				silent.Store(true)
+				link.silence()
+			}
+			w.append(100)
+			w.caughtUp("plain", "transactional")
+			r.stop()
+			w.checkEffects("transactional")
+			eventually(t, "no connection is in use", func() bool { return db.Stats().InUse == 0 })
+		})
+	}
+}
+
+// Who calls a function of the library with a context gets an answer when that ends, also
+// on a connection that has fallen silent; and the pool gets its connection back.
+func TestFunctionsEndWithTheirContext(t *testing.T) {
+	w := newWorld(t)
+	w.append(1)
+	run(t, w.config(w.db, "set"), plain{effects{name: "plain"}, w.db})
+	w.caughtUp("plain")
+	for name, call := range map[string]func(context.Context, *sql.DB) error{
+		"Status": func(ctx context.Context, db *sql.DB) error { _, err := orchestrator.Status(ctx, db, "set"); return err },
+		"History": func(ctx context.Context, db *sql.DB) error {
+			_, err := orchestrator.History(ctx, db, "set", 10)
+			return err
+		},
+		"ReplicaSets": func(ctx context.Context, db *sql.DB) error {
+			_, err := orchestrator.ReplicaSets(ctx, db)
+			return err
+		},
+		"Pause": func(ctx context.Context, db *sql.DB) error {
+			_, err := orchestrator.Pause(ctx, db, "set", "plain")
+			return err
+		},
+		"AwaitGeneration": func(ctx context.Context, db *sql.DB) error { return orchestrator.AwaitGeneration(ctx, db, "set", 1) },
+		"WaitFor":         func(ctx context.Context, db *sql.DB) error { return orchestrator.WaitFor(ctx, db, "plain", 1) },
+		"Parked": func(ctx context.Context, db *sql.DB) error {
+			_, err := orchestrator.Parked(ctx, db, "plain", 10)
+			return err
+		},
+		"RetryParked": func(ctx context.Context, db *sql.DB) error {
+			_, err := orchestrator.RetryParked(ctx, db, "plain", orchestrator.ParkedSelector{All: true})
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			link := newLink(t, w.url)
+			db, err := sql.Open("postgres", link.url)
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { _ = db.Close() })
+			db.SetMaxOpenConns(1)
+			if err := db.Ping(); err != nil {
+				t.Fatal(err)
+			}
+			link.silence()
+			ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+			defer cancel()
+			if err := call(ctx, db); !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("it returned %v, want the end of the context", err)
+			}
+			if err := db.PingContext(t.Context()); err != nil {
+				t.Errorf("the pool: %v", err)
+			}
+			eventually(t, "no connection is in use", func() bool { return db.Stats().InUse == 0 })
+		})
+	}
+}

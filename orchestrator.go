@@ -117,7 +117,8 @@ type worker[E any] struct {
 	leases    *lease
 	handlers  handlers
 	presence  presence
-	keeps     atomic.Int64 // for how long the session is kept after Run, in nanoseconds
+	leaseOnly atomic.Pointer[string] // why a crash is noticed by the lease only; nil: it is not, or nobody wants more
+	keeps     atomic.Int64           // for how long the session is kept after Run, in nanoseconds
 	vitals    *vitals
 	run       *run[E] // what the session has started
 	waiting   waiting
@@ -187,6 +188,9 @@ func (h *handlers) begin() {
 		h.began.Store(true)
 	}
 }
+
+// soon says that one will begin, or go on, within a moment.
+func (h *handlers) soon() { h.began.Store(true) }
 
 func (h *handlers) end() { h.running.Add(-1) }
 
@@ -385,6 +389,8 @@ func (w *worker[E]) loop(ctx context.Context) error {
 			case protocol.Suspend:
 				w.log.Warn("handlers cancelled until the worker has proven that it is there")
 				w.run.suspend()
+			case protocol.Forgo:
+				w.forgo(a.Why)
 			case protocol.Attach:
 				w.busy.Go(func() { w.attach(a) })
 			case protocol.Prove:

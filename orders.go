@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/getpup/pupsourcing-orchestrator/internal/dbconn"
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
@@ -138,7 +139,7 @@ func AwaitGeneration(ctx context.Context, db *sql.DB, set ReplicaSetName, genera
 	}
 	return await(ctx, func() (bool, error) {
 		var active bool
-		err := db.QueryRowContext(ctx, `
+		err := dbconn.QueryRow(ctx, db, `
 SELECT generation >= $2 AND phase = 'active' FROM orchestrator_replica_sets WHERE name = $1`, string(set), generation).Scan(&active)
 		if errors.Is(err, sql.ErrNoRows) || store.Unstorable(err) {
 			err = ErrNoReplicaSet

@@ -2,12 +2,11 @@ package orchestrator
 
 import (
 	"context"
-	"database/sql"
-	"database/sql/driver"
 	"fmt"
 	"math/rand/v2"
 	"time"
 
+	"github.com/getpup/pupsourcing-orchestrator/internal/dbconn"
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
@@ -15,10 +14,8 @@ import (
 // presence carries out what the session says of a session at the database that
 // is the worker's own. One thing is asked of it at a time.
 type presence struct {
-	conn *sql.Conn // nil: there is none
-	own  store.Session
-	// published is what was found when it was taken.
-	published protocol.Published
+	conn *dbconn.Conn // nil: there is none
+	own  store.Attachment
 	// ctx is of what is asked of it, and ends with it: a driver may close a
 	// connection whose call is cancelled, and a worker that gives its handlers up
 	// amid one keeps the session.
@@ -33,9 +30,6 @@ const (
 	presencePool = 4
 )
 
-// presenceKey returns one that no other worker has.
-func presenceKey() int32 { return 1 + rand.Int32N(1<<31-1) }
-
 // present gives the session a presence, if there may be one.
 func (w *worker[E]) present() {
 	switch n := w.cfg.DB.Stats().MaxOpenConnections; {
@@ -43,7 +37,7 @@ func (w *worker[E]) present() {
 	case n > 0 && n < presencePool:
 		w.noPresence("the pool has no connection to spare for it; allow %d with db.SetMaxOpenConns, or set Config.LeaseOnly", presencePool)
 	default:
-		w.session.Present(presenceKey())
+		w.session.Present()
 	}
 }
 
@@ -56,10 +50,14 @@ func (w *worker[E]) attach(a protocol.Attach) {
 	p, err := bounded(w.life, presencePatience, func(context.Context) (presence, error) {
 		p := presence{ctx: ctx, stop: stop}
 		var err error
-		if p.conn, err = w.cfg.DB.Conn(ctx); err != nil {
+		if p.conn, err = dbconn.Take(ctx, w.cfg.DB); err != nil {
 			return p, err
 		}
-		if p.own, p.published, err = store.Attach(ctx, p.conn, string(w.cfg.ReplicaSet), a); err != nil {
+		err = p.conn.During(ctx, func() (err error) {
+			p.own, err = store.Attach(ctx, p.conn.Conn, string(w.cfg.ReplicaSet), a)
+			return err
+		})
+		if err != nil {
 			p.drop()
 		}
 		return p, err
@@ -69,11 +67,11 @@ func (w *worker[E]) attach(a protocol.Attach) {
 			stop()
 		}
 		w.log.Debug("no session of its own", "error", err)
-		w.input(protocol.Detached{Number: a.Presence.Number})
+		w.input(protocol.Detached{Number: a.Number, Jitter: rand.Float64()})
 		return
 	}
 	w.presence = p
-	w.input(protocol.Attached{Number: a.Presence.Number, Sent: sent, Worker: a.Worker, Published: p.published})
+	w.input(protocol.Attached{Number: a.Number, Key: p.own.Key, Sent: sent, RoundTrip: p.own.RoundTrip, Worker: a.Worker, Published: p.own.Published})
 }
 
 // prove asks the connection whether it is there.
@@ -96,14 +94,19 @@ func (w *worker[E]) prove(a protocol.Prove, id protocol.WorkerID) {
 	case err != nil:
 		w.log.Debug("lost the session of its own", "error", err)
 		w.presence.drop()
-		w.input(protocol.Detached{Number: a.Number})
+		w.input(protocol.Detached{Number: a.Number, Jitter: rand.Float64()})
 	case !got.same:
-		w.noPresence("a pooler hands out sessions here; set Config.LeaseOnly")
 		w.presence.drop()
 		w.input(protocol.Detached{Number: a.Number, Never: true})
 	default:
 		w.input(protocol.Proven{Number: a.Number, Sent: sent, Looked: a.Look, Absent: got.absent})
 	}
+}
+
+// forgo ends the session, which nobody counts on any more.
+func (w *worker[E]) forgo(why protocol.Forgone) {
+	w.presence.drop()
+	w.noPresence("%s; set Config.LeaseOnly where that is so", why)
 }
 
 // leavePresence ends the worker's own session, after a while.
@@ -119,7 +122,9 @@ func (w *worker[E]) leavePresence(after time.Duration) {
 }
 
 func (w *worker[E]) noPresence(why string, args ...any) {
-	w.log.Warn("a crash of this worker is noticed by its lease only", "reason", fmt.Sprintf(why, args...))
+	reason := fmt.Sprintf(why, args...)
+	w.leaseOnly.Store(&reason)
+	w.log.Warn("a crash of this worker is noticed by its lease only", "reason", reason)
 }
 
 // dropAfter drops it after a while.
@@ -147,7 +152,8 @@ func (p *presence) giveBack() {
 	})
 }
 
-// end gives the connection up, and has the pool close it if it was not released.
+// end gives the connection up, and has the pool close it if it was not released. Nobody
+// waits for what is under way on it.
 func (p *presence) end(release func() bool) {
 	if p.conn == nil {
 		return
@@ -159,7 +165,7 @@ func (p *presence) end(release func() bool) {
 	}
 	go func() {
 		if !release() {
-			_ = conn.Raw(func(any) error { return driver.ErrBadConn })
+			conn.Cut()
 		}
 		conn.Close()
 	}()

@@ -17,6 +17,9 @@ type WorkerReport struct {
 	// Gap is what its readers wait at, if they do.
 	Gap   *GapReport   `json:"gap,omitempty"`
 	Lanes []LaneReport `json:"lanes"`
+	// LeaseOnly is why a crash of the worker would be noticed by its lease only, if it
+	// is so and Config.LeaseOnly is not set.
+	LeaseOnly string `json:"lease_only,omitempty"`
 }
 
 // A GapReport is a missing position that a transaction may still fill.

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/getpup/pupsourcing-orchestrator/internal/dbconn"
 	"github.com/getpup/pupsourcing-orchestrator/internal/eventtable"
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
@@ -106,7 +107,7 @@ func (t *Table[E]) keysOf(ctx context.Context, r *eventtable.Reader, g eventtabl
 		for i := range texts {
 			dest = append(dest, &texts[i])
 		}
-		err := t.db.QueryRowContext(ctx, query, args...).Scan(dest...)
+		err := dbconn.QueryRow(ctx, t.db, query, args...).Scan(dest...)
 		for i, part := range only {
 			*into[part] = texts[i].String
 		}
@@ -143,7 +144,7 @@ func (t *Table[E]) rows(ctx context.Context, r *eventtable.Reader, g eventtable.
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	query, args := r.Page(g)
-	rows, err := t.db.QueryContext(ctx, query, args...)
+	rows, err := dbconn.Query(ctx, t.db, query, args...)
 	if err != nil {
 		return p, fmt.Errorf("read events from %s: %w", t.sql.Name, err)
 	}
@@ -155,7 +156,7 @@ func (t *Table[E]) rows(ctx context.Context, r *eventtable.Reader, g eventtable.
 			for rows.Next() {
 				p.events = slices.Grow(p.events, 1)[:len(p.events)+1] // and not append, which clears it again
 				row.in = &p.events[len(p.events)-1]
-				if err = row.read(rows); err != nil {
+				if err = row.read(rows.Rows); err != nil {
 					break
 				}
 				if p.bytes += row.in.Size; bytes > 0 && p.bytes > bytes && len(p.events) < g.Len() {
@@ -171,7 +172,7 @@ func (t *Table[E]) rows(ctx context.Context, r *eventtable.Reader, g eventtable.
 		case row.in == nil: // it was the driver
 			err = fmt.Errorf("read events from %s: %w", t.sql.Name, failed)
 		default:
-			err = row.spoil(rows, failed)
+			err = row.spoil(rows.Rows, failed)
 			p.bytes += row.in.Size
 			row.in = nil
 		}

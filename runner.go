@@ -3,7 +3,6 @@ package orchestrator
 import (
 	"cmp"
 	"context"
-	"database/sql"
 	"fmt"
 	"log/slog"
 	mathrand "math/rand/v2"
@@ -12,6 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/getpup/pupsourcing-orchestrator/internal/dbconn"
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
@@ -75,8 +75,23 @@ func (r *run[E]) begin() (before *spell) {
 	return r.spell.Swap(s)
 }
 
-// suspend cancels the handlers that run.
-func (r *run[E]) suspend() { r.begin().end(ErrUnproven) }
+// suspend cancels the handlers that run. Where one does not return for that, its
+// statement may wait on a connection that has fallen silent.
+func (r *run[E]) suspend() {
+	before := r.begin()
+	before.end(ErrUnproven)
+	time.AfterFunc(suspendPatience, func() {
+		for _, l := range r.lanes {
+			if tx := l.open.Load(); tx != nil && l.inSpell.Load() == before {
+				tx.Cut() // nothing of it is to be committed
+			}
+		}
+	})
+}
+
+// suspendPatience is how long a handler that is suspended has to return before the
+// connection of its transaction is closed.
+const suspendPatience = time.Second
 
 func (r *run[E]) drain() { r.once.Do(func() { close(r.draining) }) }
 
@@ -117,18 +132,23 @@ type lane[E any] struct {
 	spell  *spell          // of the latest call
 	inCall context.Context // the handler's, in that spell
 
-	events   []*Record[E]    // the core's pending events, in their pages
-	page     []Record[E]     // the latest that was read
-	again    []*Record[E]    // the parked event that is retried
-	full     bool            // there was no room to park, and that was logged
-	tx       *handlerTx      // the open transaction
-	endTx    func()          // ends its context
-	did      protocol.LaneDo // the latest action
-	err      error           // and what came of it
-	fault    error           // the latest of a handler, or of what followed it in its transaction
-	called   time.Time       // when the handler was called last
-	calling  bool            // it has not returned
-	position atomic.Int64    // of the event in hand; 0: none
+	events  []*Record[E]    // the core's pending events, in their pages
+	page    []Record[E]     // the latest that was read
+	again   []*Record[E]    // the parked event that is retried
+	full    bool            // there was no room to park, and that was logged
+	tx      *handlerTx      // the open transaction
+	endTx   func()          // ends its context
+	did     protocol.LaneDo // the latest action
+	err     error           // and what came of it
+	fault   error           // the latest of a handler, or of what followed it in its transaction
+	vain    int             // how often in a row it was interrupted: see interrupted
+	called  time.Time       // when the handler was called last
+	calling bool            // it has not returned
+	// For who suspends handlers: the transaction again, and the spell of the handler
+	// that is called; nil: none is.
+	open     atomic.Pointer[dbconn.Tx]
+	inSpell  atomic.Pointer[spell]
+	position atomic.Int64 // of the event in hand; 0: none
 	ended    atomic.Bool
 
 	// For those who watch it.
@@ -269,6 +289,7 @@ func (l *lane[E]) work(answer protocol.LaneAnswer) *protocol.LaneAction {
 		if action.Rollback && l.tx != nil {
 			rollback(l.tx.tx, l.endTx)
 			l.tx = nil
+			l.open.Store(nil)
 		}
 		if action.Do == protocol.LaneEnd {
 			end := action // or every action would be on the heap
@@ -376,6 +397,7 @@ func (l *lane[E]) do(a protocol.LaneAction) protocol.LaneAnswer {
 		var begun bool
 		if begun, err = l.call(events); !begun {
 			answer.Failure = protocol.NotBegun
+			l.interrupted(true)
 			return answer
 		}
 	case protocol.LaneWrite:
@@ -406,6 +428,9 @@ func (l *lane[E]) do(a protocol.LaneAction) protocol.LaneAnswer {
 func (l *lane[E]) judge(do protocol.LaneDo, answer protocol.LaneAnswer, err error) protocol.LaneAnswer {
 	l.did, l.err = do, err
 	if err == nil {
+		if do == protocol.LaneHandle {
+			l.interrupted(false)
+		}
 		return answer
 	}
 	facts := store.FactsOf(err)
@@ -423,6 +448,9 @@ func (l *lane[E]) judge(do protocol.LaneDo, answer protocol.LaneAnswer, err erro
 		}
 		suspended := l.spell != nil && l.spell.Err() != nil || l.worker.leases.at.Load().ended(now)
 		answer.Failure = protocol.Classify(facts, l.kind, do, suspended)
+		if do == protocol.LaneHandle && answer.Failure == protocol.Interrupted {
+			l.interrupted(true)
+		}
 	default:
 		answer.Failure = protocol.Classify(facts, l.kind, do, false)
 	}
@@ -443,37 +471,49 @@ func (l *lane[E]) interruption() error {
 // in the pool's queue, behind all others that were.
 func (l *lane[E]) begin() error {
 	ctx, cancel := context.WithCancel(l.ctx)
-	tx, err := bounded(l.ctx, l.worker.patience(), func(context.Context) (*sql.Tx, error) { return l.worker.store.BeginHandler(ctx) },
-		func(tx *sql.Tx) { rollback(tx, cancel) })
+	l.worker.handlers.soon()
+	tx, err := bounded(l.ctx, l.worker.patience(), func(call context.Context) (*dbconn.Tx, error) {
+		defer context.AfterFunc(call, cancel)()
+		return l.worker.store.BeginHandler(ctx)
+	}, func(tx *dbconn.Tx) { rollback(tx, cancel) })
+	l.worker.handlers.soon()
 	if err != nil {
 		cancel()
 		return err
 	}
 	l.tx, l.endTx = &handlerTx{tx: tx}, cancel
+	l.open.Store(tx)
 	return nil
 }
 
 // rollback ends a transaction that is of no more use, in the background: its
 // connection may be the reason.
-func rollback(tx *sql.Tx, endTx func()) {
+func rollback(tx *dbconn.Tx, endTx func()) {
 	go func() {
 		defer endTx()
-		tx.Rollback() // an error says that it has ended
+		ctx, cancel := context.WithTimeout(context.Background(), rollbackPatience)
+		defer cancel()
+		_ = tx.During(ctx, tx.Rollback) // an error says that it has ended
 	}()
 }
+
+// rollbackPatience is how long to wait for the end of a transaction that is rolled back.
+// Then its connection is closed, which ends it as well.
+const rollbackPatience = time.Second
 
 func (l *lane[E]) write(from, to protocol.Checkpoint) error {
 	tx := l.tx.tx
 	return boundedDo(l.ctx, l.worker.patience(), func(ctx context.Context) error {
-		return l.worker.store.Commit(ctx, tx, l.id, from, to)
+		return tx.During(ctx, func() error { return l.worker.store.Commit(ctx, tx.Tx, l.id, from, to) })
 	})
 }
 
 func (l *lane[E]) commit() error {
 	tx := l.tx.tx
-	err := boundedDo(l.ctx, l.worker.patience(), func(context.Context) error { return tx.Commit() })
+	err := boundedDo(l.ctx, l.worker.patience(), func(ctx context.Context) error { return tx.During(ctx, tx.Commit) })
 	if err == nil {
 		l.tx = nil
+		l.open.Store(nil)
 		l.endTx()
 	}
 	return err
@@ -491,6 +531,17 @@ func (l *lane[E]) prove() {
 	case <-l.run.draining:
 	case <-l.ctx.Done():
 	}
+}
+
+// interrupted counts how often in a row a handler was suspended or not begun, and tells
+// the session of it.
+func (l *lane[E]) interrupted(again bool) {
+	if !again {
+		l.vain = 0
+		return
+	}
+	l.vain++
+	l.worker.input(protocol.Thwarted{Vain: l.vain})
 }
 
 // context returns a handler's context.
@@ -517,6 +568,8 @@ func (l *lane[E]) call(events []*Record[E]) (begun bool, err error) {
 	}
 	l.position.Store(events[0].Position)
 	defer l.position.Store(0)
+	l.inSpell.Store(l.spell)
+	defer l.inSpell.Store(nil)
 	l.called, l.calling = now, true // and calling it is if this goroutine ends
 	err = l.guarded(ctx, events)
 	l.calling = false

@@ -38,7 +38,9 @@ func (l *lane[E]) doParked(a protocol.LaneAction, answer protocol.LaneAnswer) (p
 		}
 	case protocol.LaneUnpark:
 		tx := l.tx.tx
-		err = boundedDo(l.ctx, patience, func(ctx context.Context) error { return s.Unpark(ctx, tx, l.id, a.Position) })
+		err = boundedDo(l.ctx, patience, func(ctx context.Context) error {
+			return tx.During(ctx, func() error { return s.Unpark(ctx, tx.Tx, l.id, a.Position) })
+		})
 	case protocol.LaneDrop:
 		err = boundedDo(l.ctx, patience, func(ctx context.Context) error { return s.Drop(ctx, l.id, a.Position) })
 		if err == nil && a.Discard {

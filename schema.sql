@@ -200,7 +200,8 @@ CREATE TABLE IF NOT EXISTS orchestrator_workers (
     -- How many partitions the worker takes at most.
     wants       integer     NOT NULL,
     -- The advisory lock (key, number) that a session of the worker's own holds
-    -- while its process is there; number 0: none, and the lease alone decides.
+    -- while its process is there; number 0: none, and the lease alone decides. A
+    -- negative key is that session's process id, negated: nobody else's lock counts.
     presence_key    integer NOT NULL,
     presence_number integer NOT NULL,
     -- The active generation that the worker has to stop before a newer one

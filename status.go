@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"github.com/getpup/pupsourcing-orchestrator/internal/dbconn"
 	"maps"
 	"slices"
 	"strings"
@@ -58,6 +59,7 @@ type WorkerStatus struct {
 	State       string     `json:"state"` // as in WorkerReport; "": it has not reported yet
 	ReportedAt  *time.Time `json:"reported_at"`
 	Gap         *GapReport `json:"gap,omitempty"`
+	LeaseOnly   string     `json:"lease_only,omitempty"` // as in WorkerReport
 }
 
 // A PartitionStatus is one projection on one partition.
@@ -135,10 +137,10 @@ func Status(ctx context.Context, db *sql.DB, set ReplicaSetName) (ReplicaSetStat
 	if problem := nameProblem(string(set)); problem != "" {
 		return s, fmt.Errorf("%w: its name %s", ErrNoReplicaSet, problem)
 	}
-	tx, err := db.BeginTx(ctx, &sql.TxOptions{Isolation: sql.LevelRepeatableRead, ReadOnly: true})
+	tx, err := dbconn.Begin(ctx, db, &sql.TxOptions{Isolation: sql.LevelRepeatableRead, ReadOnly: true})
 	if err == nil {
 		defer tx.Rollback() // nothing was written
-		err = store.Foreseen(s.read(ctx, tx))
+		err = store.Foreseen(s.read(ctx, tx.Tx))
 	}
 	if store.Unstorable(err) && !storable(ctx, db, string(set)) {
 		err = ErrNoReplicaSet
@@ -178,13 +180,14 @@ SELECT clock_timestamp(), generation, phase, total, reason, opened_at, activated
 
 func (s *ReplicaSetStatus) readWorkers(ctx context.Context, tx *sql.Tx) error {
 	return query(ctx, tx, `
-SELECT worker, joined_at, lease_until, alive, total, partitions, holds, drained, projections, coalesce(state, ''), reported_at, gap
-  FROM orchestrator_status_workers WHERE replica_set = $1 ORDER BY seq`, []any{string(s.ReplicaSet)}, func(scan func(...any) error) error {
+SELECT worker, joined_at, lease_until, alive, total, partitions, holds, drained, projections, coalesce(state, ''), reported_at, gap,
+       coalesce((SELECT r.report ->> 'lease_only' FROM orchestrator_reports r WHERE r.replica_set = w.replica_set AND r.worker = w.worker), '')
+  FROM orchestrator_status_workers w WHERE replica_set = $1 ORDER BY seq`, []any{string(s.ReplicaSet)}, func(scan func(...any) error) error {
 		var w WorkerStatus
 		var total int
 		var partitions, projections string
 		var gap []byte
-		err := scan(&w.Worker, &w.JoinedAt, &w.LeaseUntil, &w.Alive, &total, &partitions, &w.Holds, &w.Drained, &projections, &w.State, &w.ReportedAt, &gap)
+		err := scan(&w.Worker, &w.JoinedAt, &w.LeaseUntil, &w.Alive, &total, &partitions, &w.Holds, &w.Drained, &projections, &w.State, &w.ReportedAt, &gap, &w.LeaseOnly)
 		row := store.RowOf("workers", string(s.ReplicaSet), w.Worker).Scanned(err)
 		if err == nil {
 			row.Total(total, 0).Time("joined_at", w.JoinedAt).Time("lease_until", w.LeaseUntil)
@@ -351,7 +354,18 @@ SELECT generation, reason, total, members, opened_at, activated_at, waited_for
 func query(ctx context.Context, db interface {
 	QueryContext(context.Context, string, ...any) (*sql.Rows, error)
 }, text string, args []any, each func(scan func(...any) error) error) error {
-	rows, err := db.QueryContext(ctx, text, args...)
+	var rows interface {
+		Next() bool
+		Scan(...any) error
+		Err() error
+		Close() error
+	}
+	var err error
+	if pool, ok := db.(*sql.DB); ok {
+		rows, err = dbconn.Query(ctx, pool, text, args...)
+	} else {
+		rows, err = db.QueryContext(ctx, text, args...)
+	}
 	if err != nil {
 		return err
 	}

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/getpup/pupsourcing-orchestrator/internal/dbconn"
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
@@ -15,7 +16,7 @@ import (
 // with it, it can't do by asserting its type either; and it notices what a handler
 // should not have done with it.
 type handlerTx struct {
-	tx *sql.Tx
+	tx *dbconn.Tx
 
 	mu    sync.Mutex
 	rows  []*sql.Rows // of the call under way

@@ -193,6 +193,9 @@ func (w *worker[E]) report(now time.Time) WorkerReport {
 	if w.run != nil && !w.run.over {
 		r.Partitions = w.run.share.Partitions
 	}
+	if why := w.leaseOnly.Load(); why != nil {
+		r.LeaseOnly = *why
+	}
 	for _, l := range w.lanes() {
 		r.Lanes = append(r.Lanes, l.report(now, reach))
 	}

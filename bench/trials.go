@@ -41,6 +41,7 @@ func trials() []trial {
 		trial{"together", "ten workers that start together: generations after the first, and how long it takes", false, together},
 		trial{"rolling", "ten workers of which one leaves and a new one joins each second: generations", false, rolling},
 		trial{"failover", "SIGKILL of one of two worker processes until the other handles its partition", false, failover},
+		trial{"distance", "a transactional projection whose database is 0 to 200 ms away: the default beside LeaseOnly", false, distance},
 		trial{"latency", "from the commit of an event to its handler, worker idle", true, latency},
 	)
 	for _, n := range []int{1, 10, 50} {

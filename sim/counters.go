@@ -56,6 +56,9 @@ const (
 	countReplaced
 	countSuspended
 	countProofAwaited
+	countForgoneSlow
+	countForgoneSuspended
+	countForgoneUnavailable
 	// Orders.
 	countPaused
 	countRewound
@@ -106,6 +109,9 @@ const (
 	countSlow
 	countFrozen
 	countOwnEnded
+	countBlocked
+	countFaked
+	countStutter
 	countDenied
 	countBroken
 
@@ -150,11 +156,14 @@ var counterWords = [counterCount]string{
 	countSeveral:         "a worker ran several partitions",
 	countFewer:           "a worker got fewer partitions than it was ready to take",
 
-	countCrashSeen:    "a crash was noticed since the worker's own session was missing",
-	countMissingAlive: "a worker was removed since its own session was missing, though it lived",
-	countReplaced:     "a worker replaced its own session, and there was no new generation",
-	countSuspended:    "handlers were cancelled for want of a proof that their worker was there",
-	countProofAwaited: "a handler was not called before there was such a proof",
+	countCrashSeen:          "a crash was noticed since the worker's own session was missing",
+	countMissingAlive:       "a worker was removed since its own session was missing, though it lived",
+	countReplaced:           "a worker replaced its own session, and there was no new generation",
+	countSuspended:          "handlers were cancelled for want of a proof that their worker was there",
+	countForgoneSlow:        "a worker went by its lease alone, since its own session answered slowly",
+	countForgoneSuspended:   "a worker went by its lease alone, since its handlers were cancelled again and again",
+	countForgoneUnavailable: "a worker went by its lease alone, since it could have no session of its own",
+	countProofAwaited:       "a handler was not called before there was such a proof",
 
 	countPaused:    "a projection was paused while others of its replica set ran on",
 	countRewound:   "a projection was rewound, and handled events again",
@@ -205,6 +214,9 @@ var counterWords = [counterCount]string{
 	countSlow:         "a request or a reply was slow",
 	countFrozen:       "a process froze",
 	countOwnEnded:     "a worker's own session was ended at the server",
+	countBlocked:      "a worker could have no session of its own for a while",
+	countFaked:        "somebody took the locks of all workers' own sessions",
+	countStutter:      "a process stood still again and again",
 	countDenied:       "a worker ended, since coordination needs a privilege that was missing",
 	countBroken:       "a worker ended, since a projection needs a privilege that was missing",
 }
@@ -309,6 +321,10 @@ func (t *tally) observe(f fact) {
 			t.counters[countCached]++
 		case toStandby:
 			t.counters[countStandbyMet]++
+		case ownBlocked:
+			t.counters[countBlocked]++
+		case locksFaked:
+			t.counters[countFaked]++
 		}
 	case handlerBegins:
 		t.calls[callKey{f.worker, f.call}] = f
@@ -344,6 +360,10 @@ func (t *tally) observe(f fact) {
 			t.counters[countReplaced]++
 		}
 		delete(t.lostOwn, f.worker)
+	case sessionForgone:
+		if n, ok := forgone[f.text]; ok {
+			t.counters[n]++
+		}
 	case runSuspends:
 		t.counters[countSuspended]++
 	case proofAwaited:
@@ -432,6 +452,9 @@ func (t *tally) observe(f fact) {
 		t.counters[countSlow]++
 	case faultFreeze:
 		t.counters[countFrozen]++
+		if f.text == stutters {
+			t.counters[countStutter]++
+		}
 		if strings.Contains(f.text, "COMMIT") {
 			t.counters[countFrozenAtCommit]++
 		}
@@ -615,6 +638,12 @@ func (t *tally) gap(f fact) {
 			}
 		}
 	}
+}
+
+// forgone are the reasons for which workers go by their leases.
+var forgone = map[string]counter{
+	string(protocol.ForgoneSlow): countForgoneSlow, string(protocol.ForgoneSuspended): countForgoneSuspended,
+	string(protocol.ForgoneUnavailable): countForgoneUnavailable,
 }
 
 // servings are how lanes come by their events.

@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
 )
 
 func gap(k kind, worker string, to int64) fact { return fact{kind: k, worker: worker, to: to} }
@@ -64,6 +66,12 @@ func TestCounters(t *testing.T) {
 		{"a session is missing", then(begun, at(1, of(workerGone, "w2"),
 			fact{kind: workerExpired, worker: "w1", text: "w1", from: 1}, fact{kind: workerExpired, worker: "w2", text: "w2", from: 1},
 		)), map[counter]int{countCrashSeen: 1, countMissingAlive: 1}},
+		{"somebody is in the way", then(begun, at(1, bare(faultOther), fact{kind: faultOther, worker: "w1", text: ownBlocked}, fact{kind: faultOther, text: locksFaked})),
+			map[counter]int{countBlocked: 1, countFaked: 1}},
+		{"by their leases", then(begun, at(1, fact{kind: sessionForgone, worker: "w1", text: string(protocol.ForgoneSlow)},
+			fact{kind: sessionForgone, worker: "w1", text: string(protocol.ForgoneSuspended)}, fact{kind: sessionForgone, worker: "w1", text: string(protocol.ForgoneUnavailable)})),
+			map[counter]int{countForgoneSlow: 1, countForgoneSuspended: 1, countForgoneUnavailable: 1}},
+		{"stands still again and again", then(begun, at(1, fact{kind: faultFreeze, worker: "w1", text: stutters}), at(1.5, of(faultThaw, "w1"))), map[counter]int{countFrozen: 1, countStutter: 1}},
 		{"proofs are missing", then(begun, at(1, of(runSuspends, "w1"), of(proofAwaited, "w1"))), map[counter]int{countSuspended: 1, countProofAwaited: 1}},
 
 		{"a session is ended at the server", then(begun, at(1, fact{kind: sessionEnded, worker: "w1", text: "the server is gone"})), map[counter]int{countOwnEnded: 1}},

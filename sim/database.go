@@ -79,9 +79,9 @@ type connection interface {
 	ask() (protocol.ReadAnswer, error)
 
 	// A session of a worker's own. attach has it hold the lock of a presence, and
-	// publishes that in the worker's row, if there is one. prove does nothing, and
-	// absent says which presences of others are not there.
-	attach(a protocol.Attach, done func(protocol.Published, error))
+	// publishes that in the worker's row, if a worker is named and has one. prove does
+	// nothing, and absent says which presences of others are not there.
+	attach(a protocol.Attach, done func(key int32, p protocol.Published, err error))
 	prove() error
 	absent(worker protocol.WorkerID) ([]protocol.Absence, error)
 

@@ -50,6 +50,7 @@ const (
 	sessionTaken                  // another replica set runs one of its projections: text; for the moment, if its lease is over there
 	sessionAttached               // it has a session of its own, which holds the lock of its presence: from is the number; sent
 	sessionProven                 // that session has answered: from; sent
+	sessionForgone                // the worker goes by its lease alone; text: why
 	sessionEnded                  // at the server: from; text: why, if the worker has not ended it
 	presencePublished             // the row of an incarnation has this number: from, text
 	sessionAsks                   // a request took effect: text. Renews the lease: length, sent, read; to: it has stopped generations up to this
@@ -146,6 +147,8 @@ func (f fact) String() string {
 		if f.text != "" {
 			fmt.Fprintf(&b, ": %s", f.text)
 		}
+	case sessionForgone:
+		b.WriteString("goes by its lease alone")
 	case presencePublished:
 		fmt.Fprintf(&b, "has published session %d", f.from)
 	case sessionAsks:

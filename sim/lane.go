@@ -33,6 +33,7 @@ type lane struct {
 	handled []event
 
 	call    *call       // that runs
+	vain    int         // how often in a row one was interrupted
 	spell   int         // of the run, when the latest was decided on
 	abort   func(error) // gives the call to the database up that is under way
 	retries bool        // the pause is before another attempt
@@ -101,6 +102,9 @@ func (l *lane) next(a protocol.LaneAnswer) {
 func (l *lane) answer(err error, a protocol.LaneAnswer) {
 	facts := store.FactsOf(err)
 	a.Failure, a.Jitter = protocol.Classify(facts, l.kind, l.doing, l.suspended()), l.p.rand.Float64()
+	if l.doing == protocol.LaneHandle && (err == nil || a.Failure == protocol.Interrupted) {
+		l.interrupted(err != nil)
+	}
 	if a.Failure == protocol.Fault && l.doing != protocol.LaneHandle {
 		f := l.fact(undone, l.from.Position, l.to.Position)
 		f.events, f.text = slices.Clone(l.handled), "at "+l.doing.String()
@@ -140,8 +144,12 @@ func (l *lane) do(a protocol.LaneAction) {
 			return
 		}
 		l.link, l.unparks = l.p.borrow(), 0
+		l.p.began = true
 		l.ask(l.link, "begin", patience, func(c connection, done func(error)) { c.begin(done) },
-			func(err error) { l.answer(err, protocol.LaneAnswer{}) })
+			func(err error) {
+				l.p.began = true
+				l.answer(err, protocol.LaneAnswer{})
+			})
 	case protocol.LaneHandle:
 		// Between the decision, the last look, and the call, the process can freeze.
 		l.p.after(l.p.between(0, 50*time.Microsecond), func() { l.begin(a) })
@@ -345,6 +353,17 @@ func (l *lane) prove() {
 	l.p.post(func() { l.p.input(protocol.Wanted{}) })
 }
 
+// interrupted counts how often in a row a handler was suspended or not begun.
+func (l *lane) interrupted(again bool) {
+	if !again {
+		l.vain = 0
+		return
+	}
+	l.vain++
+	in := protocol.Thwarted{Vain: l.vain}
+	l.p.post(func() { l.p.input(in) })
+}
+
 // begin looks at the proof for the last time before a handler is called, which
 // counts as running by then.
 func (l *lane) begin(a protocol.LaneAction) {
@@ -355,6 +374,7 @@ func (l *lane) begin(a protocol.LaneAction) {
 	p.after(p.between(0, 20*time.Microsecond), func() {
 		if p.unproven() {
 			p.running--
+			l.interrupted(true)
 			l.next(protocol.LaneAnswer{Failure: protocol.NotBegun})
 			return
 		}

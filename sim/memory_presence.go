@@ -8,22 +8,26 @@ import (
 
 // attach is store.Attach: the lock, which nobody waits for, and then the worker's
 // row.
-func (c *memoryConnection) attach(a protocol.Attach, done func(protocol.Published, error)) {
+func (c *memoryConnection) attach(a protocol.Attach, done func(int32, protocol.Published, error)) {
 	if err := c.free("attach"); err != nil {
-		done(protocol.Published{}, err)
+		done(0, protocol.Published{}, err)
 		return
 	}
-	c.holds = a.Presence
+	c.holds = protocol.Presence{Key: -int32(c.process), Number: a.Number}
 	c.present = append(c.present, c)
+	if a.Worker == "" {
+		done(c.holds.Key, protocol.Published{}, nil)
+		return
+	}
 	t := c.enter()
 	t.refused = func(err error) {
 		t.end(false)
-		done(protocol.Published{}, err)
+		done(0, protocol.Published{}, err)
 	}
 	i := slices.IndexFunc(c.replicaSet(c.set).workers, func(w *row[memberRow]) bool { return w.committed != nil && w.committed.ID == a.Worker })
 	if i < 0 {
 		t.end(true)
-		done(protocol.Published{}, nil)
+		done(c.holds.Key, protocol.Published{}, nil)
 		return
 	}
 	own := c.replicaSet(c.set).workers[i]
@@ -33,14 +37,14 @@ func (c *memoryConnection) attach(a protocol.Attach, done func(protocol.Publishe
 			if p.Row = true; w.Holds == w.generation {
 				p.Runs = w.Holds
 			}
-			if w.Presence.Number < a.Presence.Number {
+			if w.Presence.Number < a.Number {
 				next := *w
-				next.Presence = a.Presence
+				next.Presence = c.holds
 				own.put(t, &next)
 			}
 		}
 		t.end(true)
-		done(p, nil)
+		done(c.holds.Key, p, nil)
 	})
 }
 
@@ -56,9 +60,18 @@ func (c *memoryConnection) absent(worker protocol.WorkerID) ([]protocol.Absence,
 		if w == nil || w.ID == worker || w.Presence.Number == 0 {
 			continue
 		}
-		if !slices.ContainsFunc(c.present, func(o *memoryConnection) bool { return o.holds == w.Presence }) {
+		there := slices.ContainsFunc(c.present, func(o *memoryConnection) bool { return o.holds == w.Presence })
+		if !there && !(c.rules.anyLock && slices.Contains(c.faked, w.Presence)) {
 			absent = append(absent, protocol.Absence{Worker: w.ID, Presence: w.Presence})
 		}
 	}
 	return absent, nil
+}
+
+// fake has somebody take the locks that all workers' sessions have, which anybody can
+// who may connect, and keep them.
+func (m *memory) fake() {
+	for _, c := range m.present {
+		m.faked = append(m.faked, c.holds)
+	}
 }

@@ -238,6 +238,32 @@ var mutants = []mutant{
 		}
 		return in
 	}}, []promise{bounded}},
+	{"counts a lock for a worker whoever holds it", rules{memory: memoryRules{anyLock: true}}, []promise{bounded}},
+	// See "When the lease decides alone" in protocol/presence.go.
+	{"goes by its lease while its row has a session", rules{input: func(p *worker, in protocol.Input) protocol.Input {
+		switch s := in.(type) {
+		case protocol.Proven:
+			if p.now().Sub(s.Sent) > 100*time.Millisecond {
+				p.alone = true
+			}
+			if p.alone { // so it does not come back without one
+				s.Sent = p.now()
+			}
+			return s
+		case protocol.Thwarted:
+			p.alone = p.alone || s.Vain >= 4
+			return nil
+		}
+		return in
+	}, action: func(p *worker, a protocol.Action) protocol.Action {
+		if p.alone && a == (protocol.Suspend{}) {
+			return nil
+		}
+		return a
+	}, signals: func(l *lane, s protocol.Signals) protocol.Signals {
+		s.Unproven = s.Unproven && !l.p.alone
+		return s
+	}}, []promise{oneOwner, onLease}},
 	{"ends its session when it gives its handlers up", rules{action: func(p *worker, a protocol.Action) protocol.Action {
 		if a == (protocol.Exit{Cause: protocol.DrainTimeout}) {
 			p.dropOwn()

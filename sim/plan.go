@@ -147,11 +147,14 @@ const (
 	misroute         // its new connections lead to a standby, for a while
 	cacheNumbers     // sessions of writers keep numbers of the sequence, for a while
 	stranger         // a worker starts whose connections lead to another table
+	blockSession     // the worker loses its own, and can have no other for a while
+	fakeLocks        // somebody takes the locks of all that there are
+	stutter          // the process stands still for half of each second
 	faultKinds
 )
 
 func (k faultKind) String() string {
-	return [...]string{"crash", "leave", "join", "freeze", "freeze before COMMIT", "freeze in a handler", "congestion", "cut off", "database down", "clock step", "deploy", "privilege revoked", "own session ended", "own session ended and cut off", "freeze before a park", "late park", "connections to a standby", "a sequence that caches", "a worker of another table"}[k]
+	return [...]string{"crash", "leave", "join", "freeze", "freeze before COMMIT", "freeze in a handler", "congestion", "cut off", "database down", "clock step", "deploy", "privilege revoked", "own session ended", "own session ended and cut off", "freeze before a park", "late park", "connections to a standby", "a sequence that caches", "a worker of another table", "own session blocked", "locks faked", "process stands still again and again"}[k]
 }
 
 // A fault is planned: at a time, to the worker that is the n-th of those who
@@ -267,6 +270,7 @@ func planOf(seed uint64, o options) plan {
 	if !o.postgres {
 		p.drawTable(rand.New(rand.NewPCG(seed, 8)))
 	}
+	p.drawDistance(rand.New(rand.NewPCG(seed, 9)), o)
 	p.crowdEvery = (p.settle() * 5 / 4 / 30).Truncate(time.Microsecond)
 	return p
 }
@@ -481,6 +485,29 @@ func (p *plan) drawPresence(r *rand.Rand) {
 			f := fault{at: between(r, 0, p.length), kind: k, worker: r.IntN(1000)}
 			if k == endSessionCutOff {
 				f.length = pick(r, lease/10, lease/4, lease/2, lease, 2*lease).Truncate(time.Microsecond)
+			}
+			p.faults = append(p.faults, f)
+		}
+	}
+	p.sortFaults()
+}
+
+// drawDistance draws what makes workers go by their leases: a database that is far
+// away, processes that stand still again and again, and sessions that can't be had.
+func (p *plan) drawDistance(r *rand.Rand, o options) {
+	if o.postgres {
+		return
+	}
+	if p.timing.Heartbeat == 5*time.Second && chance(r, 200) {
+		p.network.latency = between(r, 10*time.Millisecond, 125*time.Millisecond)
+	}
+	for _, k := range []faultKind{blockSession, fakeLocks, stutter} {
+		for range pick(r, 0, 0, 0, 1, 2) {
+			f := fault{at: between(r, 0, p.length), kind: k, worker: r.IntN(1000)}
+			if k == fakeLocks { // and it is to matter
+				p.faults = append(p.faults, fault{at: f.at + between(r, 0, p.timing.Heartbeat), kind: crash, worker: r.IntN(1000), length: p.timing.Lease})
+			} else {
+				f.length = pick(r, p.timing.Lease/2, p.timing.Lease, 3*p.timing.Lease).Truncate(time.Microsecond)
 			}
 			p.faults = append(p.faults, f)
 		}

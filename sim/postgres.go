@@ -15,6 +15,7 @@ import (
 	"github.com/lib/pq"
 
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
+	"github.com/getpup/pupsourcing-orchestrator/internal/dbconn"
 	"github.com/getpup/pupsourcing-orchestrator/internal/eventtable"
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
@@ -297,7 +298,7 @@ func (p *postgres) effects() ([]effect, error) {
 type postgresConnection struct {
 	db     *postgres
 	client client
-	open   *sql.Tx // the transaction, nil if there is none
+	open   *dbconn.Tx // the transaction, nil if there is none
 	own    *ownSession
 	// ended is what the next call is told when the connection has ended.
 	ended error
@@ -382,7 +383,7 @@ func (c *postgresConnection) tx() orchestrator.Tx {
 		return nil
 	}
 	c.idles()
-	return c.open
+	return c.open.Tx
 }
 
 func (c *postgresConnection) effect(projection string, e event) error {
@@ -419,7 +420,7 @@ func (c *postgresConnection) write(l store.Lane, from, to protocol.Checkpoint, d
 		}
 	}
 	done(c.run(func(ctx context.Context) error {
-		err := c.store().Commit(ctx, c.open, l, from, to)
+		err := c.store().Commit(ctx, c.open.Tx, l, from, to)
 		if err != nil && !errors.Is(err, store.ErrSuperseded) && !errors.Is(err, store.ErrTransactionEnded) {
 			return err
 		}
@@ -445,7 +446,7 @@ func (c *postgresConnection) commit(done func(error)) {
 		return
 	}
 	name := c.name
-	err := c.end((*sql.Tx).Commit)
+	err := c.end((*dbconn.Tx).Commit)
 	if err == nil && name != "" {
 		c.db.commits = append(c.db.commits, name)
 	}
@@ -537,7 +538,7 @@ func collect[T any](p *postgres, what string, scan func(*sql.Rows) (T, error), q
 func (c *postgresConnection) insert(aggregate string) (position int64, err error) {
 	p := c.db
 	if c.open == nil && c.ended == nil {
-		begin := func(ctx context.Context) (*sql.Tx, error) { return p.pool.BeginTx(ctx, nil) }
+		begin := func(ctx context.Context) (*dbconn.Tx, error) { return dbconn.Begin(ctx, p.pool, nil) }
 		if err := c.enter(begin); err != nil {
 			return 0, err
 		}
@@ -566,7 +567,7 @@ func (c *postgresConnection) drop(reason error) {
 	if c.open != nil {
 		// The server has let go of everything when this returns. It would not
 		// have if the real connection were closed.
-		_ = c.end((*sql.Tx).Rollback)
+		_ = c.end((*dbconn.Tx).Rollback)
 	}
 	p := c.db
 	if c.own != nil {
@@ -578,7 +579,7 @@ func (c *postgresConnection) drop(reason error) {
 }
 
 // enter opens a transaction.
-func (c *postgresConnection) enter(begin func(context.Context) (*sql.Tx, error)) error {
+func (c *postgresConnection) enter(begin func(context.Context) (*dbconn.Tx, error)) error {
 	p := c.db
 	if p.transactions == transactionsMax {
 		return errFull // rather than wait for the pool
@@ -593,7 +594,7 @@ func (c *postgresConnection) enter(begin func(context.Context) (*sql.Tx, error))
 }
 
 // end ends the open transaction.
-func (c *postgresConnection) end(how func(*sql.Tx) error) error {
+func (c *postgresConnection) end(how func(*dbconn.Tx) error) error {
 	c.stop()
 	tx := c.open
 	c.open = nil

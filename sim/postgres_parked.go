@@ -33,7 +33,7 @@ func (c *postgresConnection) unpark(l store.Lane, position int64, done func(erro
 		}
 	}
 	done(c.run(func(ctx context.Context) error {
-		err := c.store().Unpark(ctx, c.open, l, position)
+		err := c.store().Unpark(ctx, c.open.Tx, l, position)
 		if err != nil && !errors.Is(err, store.ErrSuperseded) && !errors.Is(err, store.ErrNotParked) && !errors.Is(err, store.ErrTransactionEnded) {
 			return err
 		}

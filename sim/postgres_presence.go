@@ -17,25 +17,25 @@ type ownSession struct {
 
 var errOtherSession = errors.New("another session has answered")
 
-func (c *postgresConnection) attach(a protocol.Attach, done func(protocol.Published, error)) {
+func (c *postgresConnection) attach(a protocol.Attach, done func(int32, protocol.Published, error)) {
 	if err := c.free("attach"); err != nil {
-		done(protocol.Published{}, err)
+		done(0, protocol.Published{}, err)
 		return
 	}
 	p, ctx := c.db, context.Background()
 	if p.transactions == transactionsMax {
-		done(protocol.Published{}, errFull)
+		done(0, protocol.Published{}, errFull)
 		return
 	}
 	conn, err := p.pool.Conn(ctx)
 	if err != nil {
-		done(protocol.Published{}, p.heard(err))
+		done(0, protocol.Published{}, p.heard(err))
 		return
 	}
 	p.transactions++
-	session, published, err := store.Attach(ctx, conn, c.client.set, a)
-	c.own = &ownSession{conn, session}
-	done(published, p.heard(err))
+	at, err := store.Attach(ctx, conn, c.client.set, a)
+	c.own = &ownSession{conn, at.Session}
+	done(at.Key, at.Published, p.heard(err))
 }
 
 func (c *postgresConnection) prove() error {

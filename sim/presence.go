@@ -1,7 +1,7 @@
 package sim
 
 import (
-	"math/rand/v2"
+	"errors"
 	"time"
 
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
@@ -10,19 +10,20 @@ import (
 // presencePatience is that of presence.go in the root.
 const presencePatience = time.Second
 
-// presenceKey returns one that no other worker has, in any world: those on
-// PostgreSQL share the server's locks. Nothing depends on which it is.
-func presenceKey() int32 { return 1 + rand.Int32N(1<<31-1) }
-
 // attach takes a session of the worker's own.
 func (p *worker) attach(a protocol.Attach) {
 	p.dropOwn()
-	sent, sentAt, l, n := p.now(), p.w.at, p.borrow(), a.Presence.Number
+	sent, sentAt, l, n := p.now(), p.w.at, p.borrow(), a.Number
+	var key int32
 	var published protocol.Published
 	p.ask(l, "attach", presencePatience, func(c connection, done func(error)) {
+		if p.w.at < p.blocked {
+			done(errBlocked)
+			return
+		}
 		l.number = n
-		c.attach(a, func(row protocol.Published, err error) {
-			if published = row; err == nil && row.Row {
+		c.attach(a, func(k int32, row protocol.Published, err error) {
+			if key, published = k, row; err == nil && row.Row {
 				p.publishes(a.Worker, n)
 			}
 			done(err)
@@ -34,12 +35,12 @@ func (p *worker) attach(a protocol.Attach) {
 		}
 		if err != nil {
 			l.drop(false)
-			p.input(protocol.Detached{Number: n})
+			p.input(protocol.Detached{Number: n, Jitter: p.rand.Float64()})
 			return
 		}
 		p.own = l
 		p.record(fact{kind: sessionAttached, from: int64(n), sent: sentAt})
-		p.input(protocol.Attached{Number: n, Sent: sent, Worker: a.Worker, Published: published})
+		p.input(protocol.Attached{Number: n, Key: key, Sent: sent, RoundTrip: p.now().Sub(sent), Worker: a.Worker, Published: published})
 	})
 }
 
@@ -61,13 +62,49 @@ func (p *worker) prove(a protocol.Prove) {
 		}
 		if err != nil {
 			p.dropOwn()
-			p.input(protocol.Detached{Number: a.Number})
+			p.input(protocol.Detached{Number: a.Number, Jitter: p.rand.Float64()})
 			return
 		}
 		p.record(fact{kind: sessionProven, from: int64(a.Number), sent: sentAt})
 		p.input(protocol.Proven{Number: a.Number, Sent: sent, Looked: a.Look, Absent: absent})
 	})
 }
+
+// What a faultOther says of them.
+const (
+	ownBlocked = "it can have no session of its own"
+	locksFaked = "somebody takes the locks of all sessions"
+)
+
+// errBlocked is what a worker is told that can't have a session of its own.
+var errBlocked = errors.New("no connection can be had for it")
+
+// block has the worker lose its session, and find no other for a while.
+func (p *worker) block(length time.Duration) {
+	p.blocked = p.w.at + length
+	p.record(fact{kind: faultOther, length: length, text: ownBlocked})
+	p.loseOwn()
+}
+
+// forgo goes by the lease alone.
+func (p *worker) forgo(a protocol.Forgo) {
+	p.record(fact{kind: sessionForgone, text: string(a.Why)})
+	p.dropOwn()
+}
+
+// stutter has the process stand still for half of each second.
+func (p *worker) stutter(length time.Duration) {
+	if length <= 0 || p.dead || p.w.healed {
+		return
+	}
+	if !p.frozen {
+		p.freeze(500*time.Millisecond, stutters)
+	}
+	p.w.after(time.Second, func() { p.stutter(length - time.Second) })
+}
+
+// stutters is where a process freezes that stands still again and again.
+const stutters = "again and again"
 
 // dropOwn ends it.
 func (p *worker) dropOwn() {
@@ -97,7 +134,7 @@ func (p *worker) loseOwn() {
 // unproven reports whether the worker has no proof by which a handler may begin.
 func (p *worker) unproven() bool {
 	begin, _, bound := p.session.Proof()
-	return bound && !p.now().Before(begin) && !p.w.rules.unprovenBegins
+	return bound && !p.alone && !p.now().Before(begin) && !p.w.rules.unprovenBegins
 }
 
 // handles reports whether handlers run, or have begun since the last call.

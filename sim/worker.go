@@ -41,6 +41,9 @@ type worker struct {
 
 	running int  // handlers that run, or are about to
 	began   bool // one has, since that was last asked
+	// Until then nobody of it can take a session.
+	blocked time.Duration
+	alone   bool // a mutant goes by its lease, and says so to nobody
 	// What the lanes know of the latest proof.
 	begin time.Time
 	bound bool
@@ -83,7 +86,7 @@ func newWorker(w *world, n, version, set int) *worker {
 	p.session = protocol.NewSession(protocol.WorkerID(p.name), timing,
 		protocol.Request{Wants: w.plan.wantsOf(n), MaxPartitions: w.plan.maxPartitions, JoinWindow: w.plan.joinWindow})
 	if !w.plan.programs[version].leaseOnly {
-		p.session.Present(presenceKey())
+		p.session.Present()
 	}
 	return p
 }
@@ -156,6 +159,8 @@ func (p *worker) input(in protocol.Input) {
 			p.run.suspend()
 		case protocol.Attach:
 			p.attach(a)
+		case protocol.Forgo:
+			p.forgo(a)
 		case protocol.Prove:
 			p.prove(a)
 		case protocol.Wake:

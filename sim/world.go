@@ -361,6 +361,15 @@ func (w *world) strike(f fault) {
 		p.cutOff(f.length)
 	case endSession:
 		p.loseOwn()
+	case blockSession:
+		p.block(f.length)
+	case fakeLocks:
+		if m, ok := p.db.(*memoryDatabase); ok {
+			w.record(fact{kind: faultOther, text: locksFaked})
+			m.fake()
+		}
+	case stutter:
+		p.stutter(f.length)
 	case endSessionCutOff:
 		p.loseOwn()
 		p.cutOff(f.length)

@@ -9,6 +9,7 @@ import (
 
 	"github.com/lib/pq"
 
+	"github.com/getpup/pupsourcing-orchestrator/internal/dbconn"
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
 )
 
@@ -279,17 +280,11 @@ func Lookalike(version string) string {
 	return ""
 }
 
-// A DB is a *sql.DB or a *sql.Conn.
-type DB interface {
-	QueryContext(context.Context, string, ...any) (*sql.Rows, error)
-	QueryRowContext(context.Context, string, ...any) *sql.Row
-}
-
 // Ask returns the facts, and with them who may still make an event visible below the
 // highest position that was visible before. It takes one round trip.
-func (t Table) Ask(ctx context.Context, db DB) (f Facts, holders []protocol.Holder, err error) {
+func (t Table) Ask(ctx context.Context, db *sql.DB) (f Facts, holders []protocol.Holder, err error) {
 	var text []byte
-	err = db.QueryRowContext(ctx, t.facts).Scan(&text)
+	err = dbconn.QueryRow(ctx, db, t.facts).Scan(&text)
 	if err == nil {
 		err = json.Unmarshal(text, &f)
 	}
@@ -310,15 +305,15 @@ func (t Table) Ask(ctx context.Context, db DB) (f Facts, holders []protocol.Hold
 
 // distributed reports whether Citus keeps the table, or a part of it, on other
 // servers, where its writers are not seen. It is to be asked where Citus is.
-func (t Table) distributed(ctx context.Context, db DB) (distributed bool, err error) {
-	err = db.QueryRowContext(ctx, `SELECT EXISTS (SELECT FROM pg_dist_partition WHERE logicalrelid::oid IN (`+t.tree()+`SELECT oid FROM tree))`).Scan(&distributed)
+func (t Table) distributed(ctx context.Context, db *sql.DB) (distributed bool, err error) {
+	err = dbconn.QueryRow(ctx, db, `SELECT EXISTS (SELECT FROM pg_dist_partition WHERE logicalrelid::oid IN (`+t.tree()+`SELECT oid FROM tree))`).Scan(&distributed)
 	return distributed, err
 }
 
 // Identity returns a name for the table that is the same for all who mean the same
 // one: its schema and name, and which database that is in.
-func (t Table) Identity(ctx context.Context, db DB) (table, database string, err error) {
-	err = db.QueryRowContext(ctx, `
+func (t Table) Identity(ctx context.Context, db *sql.DB) (table, database string, err error) {
+	err = dbconn.QueryRow(ctx, db, `
 SELECT format('%I.%I', n.nspname, c.relname)
   FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = `+pq.QuoteLiteral(t.Name)+`::regclass`).Scan(&table)
 	if err != nil {
@@ -330,12 +325,12 @@ SELECT format('%I.%I', n.nspname, c.relname)
 
 // Database returns a name for the database that a connection leads to: its own, and
 // that of the server, where the role may see that.
-func Database(ctx context.Context, db DB) (name string, err error) {
-	if err := db.QueryRowContext(ctx, `SELECT current_database()::text`).Scan(&name); err != nil {
+func Database(ctx context.Context, db *sql.DB) (name string, err error) {
+	if err := dbconn.QueryRow(ctx, db, `SELECT current_database()::text`).Scan(&name); err != nil {
 		return "", fmt.Errorf("identify the database: %w", err)
 	}
 	var system string
-	if db.QueryRowContext(ctx, `SELECT system_identifier::text FROM pg_control_system()`).Scan(&system) == nil {
+	if dbconn.QueryRow(ctx, db, `SELECT system_identifier::text FROM pg_control_system()`).Scan(&system) == nil {
 		name += " on server " + system
 	}
 	return name, nil

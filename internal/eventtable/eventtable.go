@@ -15,6 +15,7 @@ import (
 
 	"github.com/lib/pq"
 
+	"github.com/getpup/pupsourcing-orchestrator/internal/dbconn"
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
 )
 
@@ -258,10 +259,10 @@ func (r *Reader) selected(only []Part) string {
 // Keys returns the keys of the events above after, at most limit of them: what a
 // partition is decided by, and no more. With an error it returns those that
 // precede it.
-func (r *Reader) Keys(ctx context.Context, db DB, at At, after int64, limit int) ([]protocol.Key, error) {
+func (r *Reader) Keys(ctx context.Context, db *sql.DB, at At, after int64, limit int) ([]protocol.Key, error) {
 	name := r.table.Name
 	query, args := r.Page(Range{After: after, Limit: limit, Only: []Part{AggregateID}, At: at})
-	rows, err := db.QueryContext(ctx, query, args...)
+	rows, err := dbconn.Query(ctx, db, query, args...)
 	if err != nil {
 		return nil, fmt.Errorf("read keys from %s: %w", name, err)
 	}
@@ -301,9 +302,9 @@ const AheadMax = 10_000
 
 // Ahead looks at the next positions above after. It returns the last of them,
 // after itself if there is none, and the first that is missing; 0 is none.
-func (t Table) Ahead(ctx context.Context, db DB, at At, after int64) (last, missing int64, err error) {
+func (t Table) Ahead(ctx context.Context, db *sql.DB, at At, after int64) (last, missing int64, err error) {
 	var here bool
-	if err := db.QueryRowContext(ctx, t.ahead, after, AheadMax, string(at.Epoch), at.Reaches).Scan(&last, &missing, &here); err != nil {
+	if err := dbconn.QueryRow(ctx, db, t.ahead, after, AheadMax, string(at.Epoch), at.Reaches).Scan(&last, &missing, &here); err != nil {
 		return 0, 0, fmt.Errorf("look for gaps in %s above position %d: %w", t.Name, after, err)
 	}
 	return last, missing, nil
@@ -313,14 +314,14 @@ func (t Table) Ahead(ctx context.Context, db DB, at At, after int64) (last, miss
 func Quote(name string) string { return `"` + strings.ReplaceAll(name, `"`, `""`) + `"` }
 
 // High returns the highest visible position, 0 if there is none.
-func (t Table) High(ctx context.Context, db DB, at At) (high int64, err error) {
+func (t Table) High(ctx context.Context, db *sql.DB, at At) (high int64, err error) {
 	var here bool
 	query := t.high
 	if at.Epoch == "" {
-		err = db.QueryRowContext(ctx, query).Scan(&high)
+		err = dbconn.QueryRow(ctx, db, query).Scan(&high)
 	} else { // literals: it takes lib/pq one round trip
 		query = `SELECT (` + query + `), ` + t.here(pq.QuoteLiteral(string(at.Epoch)), "")
-		err = db.QueryRowContext(ctx, query).Scan(&high, &here)
+		err = dbconn.QueryRow(ctx, db, query).Scan(&high, &here)
 	}
 	if err != nil {
 		return 0, fmt.Errorf("highest position of %s: %w", t.Name, err)

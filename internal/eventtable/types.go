@@ -5,6 +5,8 @@ import (
 	"database/sql"
 	"fmt"
 	"slices"
+
+	"github.com/getpup/pupsourcing-orchestrator/internal/dbconn"
 )
 
 // A Type is the type of a column, without the domains and arrays around it.
@@ -20,7 +22,7 @@ type Type struct {
 // Types returns the types of those columns that the table has.
 func (t Table) Types(ctx context.Context, db *sql.DB) (map[string]Type, error) {
 	c := t.config
-	rows, err := db.QueryContext(ctx, typesSQL, t.Name, c.Aggregate, c.AggregateType, c.BoundedContext)
+	rows, err := dbconn.Query(ctx, db, typesSQL, t.Name, c.Aggregate, c.AggregateType, c.BoundedContext)
 	if err != nil {
 		return nil, fmt.Errorf("column types of %s: %w", t.Name, err)
 	}

@@ -45,6 +45,9 @@ type proc struct {
 	session  *Session
 	run      *handlers
 	key      int32         // of its presence; 0: none
+	forgone  Forgone       // why it goes by its lease alone
+	farUntil time.Time     // until then its own session is slow to answer
+	noneTill time.Time     // until then it can't have one
 	lock     int32         // the number under which a session of its own is at the server; 0: none is
 	asking   bool          // a request is under way
 	wakes    int           // only the latest Wake counts
@@ -128,7 +131,7 @@ func (w *sessionWorld) join() *proc {
 	p.session = NewSession(WorkerID(p.name), worldTiming, settings)
 	if w.present {
 		p.key = int32(w.names)
-		p.session.Present(p.key)
+		p.session.Present()
 	}
 	w.procs = append(w.procs, p)
 	w.after(0, p, func() { w.input(p, Tick{}) })
@@ -164,6 +167,9 @@ func (w *sessionWorld) input(p *proc, in Input) {
 		case Suspend:
 			w.note(p, "suspends its handlers")
 			w.suspend(p)
+		case Forgo:
+			w.note(p, "goes by its lease: %s", a.Why)
+			p.lock, p.forgone = 0, a.Why
 		case Exit:
 			w.note(p, "exits: %s", a.Cause)
 			switch {
@@ -402,6 +408,17 @@ func (w *sessionWorld) fault() {
 				w.lose(o)
 			}
 		}
+	case 16: // its handlers are interrupted, or suffer from it
+		w.after(0, p, func() { w.input(p, Thwarted{Vain: 1 + w.below(2*vainMax)}) })
+	case 17:
+		d := time.Duration(1+w.below(10)) * time.Second
+		w.note(p, "has slow answers of its own session for %v", d)
+		p.farUntil = w.now.Add(d)
+	case 18:
+		d := time.Duration(1+w.below(20)) * time.Second
+		w.note(p, "loses the session of its own, and can't have another for %v", d)
+		p.noneTill = w.now.Add(d)
+		w.lose(p)
 	case 10, 11:
 		d := time.Duration(5+w.below(50)) * time.Second
 		w.note(p, "is cut off for %v", d)

@@ -672,9 +672,9 @@ func (l *Lane) resolve(now time.Time, s Signals, a LaneAnswer) LaneAction {
 	return l.top(now, s)
 }
 
-// errNotMoved is what a handler has done that keeps the checkpoint of its own
+// ErrNotMoved is what a handler has done that keeps the checkpoint of its own
 // transaction from being moved, though nobody else has touched it.
-var errNotMoved = errors.New("the checkpoint can't be moved after the handler, though nobody else has moved it: " +
+var ErrNotMoved = errors.New("the checkpoint can't be moved after the handler, though nobody else has moved it: " +
 	"the handler has changed it, or what its transaction sees of it")
 
 // undone has the events handled again in another transaction: a shorter one, in case
@@ -689,7 +689,7 @@ func (l *Lane) undone(now time.Time, s Signals, a LaneAnswer) LaneAction {
 	if l.refused {
 		a.Failure, l.refused = Fault, false
 		fault := l.faultWithin(now, l.size, a)
-		fault.Err = errNotMoved
+		fault.Err = ErrNotMoved
 		return fault
 	}
 	a.Failure = Passing

@@ -203,7 +203,7 @@ func (l *Lane) treat(now time.Time, s Signals, a LaneAnswer) LaneAction {
 		case l.handPasses.over(l.hand.Position, now, l.config) && l.doing == LaneUnpark:
 			return l.note(nil)
 		case a.Failure == Fenced && l.handPasses.n > 1: // the row was found again in between
-			return l.note(errNotMoved)
+			return l.note(ErrNotMoved)
 		}
 		// Whether the row is still there says what has become of it. The
 		// checkpoint, which the transaction has locked, is found once that has

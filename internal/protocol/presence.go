@@ -1,6 +1,7 @@
 package protocol
 
 import (
+	"math"
 	"slices"
 	"time"
 )
@@ -38,6 +39,38 @@ import (
 //
 // The tempting alternative, to count a worker as dead when the lock is gone,
 // runs two owners whenever a connection is lost and nobody has died.
+//
+// # When the lease decides alone
+//
+// All this needs a database that answers well within presenceOwn. Where it does not
+// (a distant region, a process that is throttled, a session that can't be had),
+// handlers would be interrupted more than they work. So a Session measures, and gives
+// its presence up for good where one of these is so:
+//
+//   - answers of its own session take longer than presenceSlow, most of the time;
+//   - handlers were suspended suspensionsMax times, not counting one for each
+//     suspensionsForget in between;
+//   - a lane was interrupted vainMax times in a row, and has handled nothing;
+//   - no session could be had attachesMax times in a row, and requests were answered
+//     in the meantime.
+//
+// A worker whose row has a number must not simply go on by its lease:
+//
+//  1. w finds its session too slow, and lets its handlers run by its lease;
+//  2. it closes the session, or the network does;
+//  3. others see that the lock is gone, and that the row has its number;
+//  4. they remove w, and run its partitions beside it.
+//
+// Nor can it take the number out of its row: an earlier statement that has yet to
+// arrive may put it back. So it stops what runs and comes back as a new incarnation,
+// whose row never gets a number, and only then ends the session. This costs a
+// re-partition, unless nothing was published yet: a session that is slow from the
+// start is on trial first (presence.trial), and a worker far away from its database
+// has a row without a number from the beginning. Simulation: the mutant "goes by its
+// lease while its row has a session".
+//
+// It does not take a session again later: that would cost re-partitions whenever the
+// network gets better and worse. A restarted worker tries anew.
 const (
 	presenceOwn   = 400 * time.Millisecond
 	presenceGrace = 650 * time.Millisecond
@@ -50,6 +83,22 @@ const (
 	presenceSettled = 5 * time.Second
 	// A lease that is not much longer than all that is detection enough.
 	presenceLease = 4 * time.Second
+
+	// presenceSlow is how long the answer to a proof may take: handlers begin by it
+	// for half of presenceOwn, and the next one is asked for while that lasts.
+	presenceSlow  = presenceOwn / 4
+	renewalMargin = 10 * time.Millisecond // for the worker to turn
+	// slownessMax: a slow answer adds two, any other takes one off.
+	slownessMax = 8
+	// See "When the lease decides alone".
+	suspensionsMax    = 5
+	suspensionsForget = 10 * time.Minute
+	vainMax           = 4
+	attachesMax       = 8
+	attachesAnswers   = 2
+	// numberStep is by how much a number grows at most. Steps are random, so that
+	// nobody can hold the lock that comes next.
+	numberStep = 1 << 16
 )
 
 // KeepPresence is how long a worker that has given its handlers up keeps its session,
@@ -60,7 +109,9 @@ func (t Timing) KeepPresence() time.Duration { return 2 * t.Lease }
 
 // A Presence is a lock that shows that a worker is there.
 type Presence struct {
-	// Key is the worker's, and Number counts its sessions; 0 is none.
+	// Key says which backend of the database has to hold the lock, so that nobody
+	// else can: see store.Attach. Number grows with each session of the worker; 0 is
+	// none.
 	Key, Number int32
 }
 
@@ -84,8 +135,10 @@ type (
 	// Attached says that a session of one's own holds the lock.
 	Attached struct {
 		Number    int32
+		Key       int32 // that of the lock
 		Sent      time.Time
-		Worker    WorkerID // in whose row the number was to be published
+		RoundTrip time.Duration // how long its latest statement took
+		Worker    WorkerID      // in whose row the number was to be published; "": in none
 		Published Published
 	}
 	// Proven says that it still is there. Looked says that Absent are the
@@ -97,13 +150,19 @@ type (
 		Absent []Absence
 	}
 	// Detached says that it is gone, or could not be had. Never says that there
-	// is no sense in trying again: sessions can't be told apart here.
+	// is no sense in trying again: sessions can't be told apart here. Jitter is a
+	// random number in [0,1).
 	Detached struct {
 		Number int32
 		Never  bool
+		Jitter float64
 	}
 	// Wanted says that there is something to handle, and no proof.
 	Wanted struct{}
+	// Thwarted says that a lane has called a handler that was suspended, or could
+	// not call it for want of a proof, for so many times in a row without one that
+	// succeeded.
+	Thwarted struct{ Vain int }
 )
 
 func (Attached) input() {}
@@ -111,15 +170,17 @@ func (Proven) input()   {}
 func (Detached) input() {}
 func (Wanted) input()   {}
 
+func (Thwarted) input() {}
+
 // Actions of a Session about its presence.
 type (
-	// Attach: take a session of one's own, and the lock, and then publish the
-	// number in the worker's row, if there is one, so that nobody misses the one
-	// before; answer with Attached or Detached. A session that was attached before
-	// is of no more use.
+	// Attach: take a session of one's own, and the lock with this number, and then
+	// publish it in the worker's row, if a worker is named and there is one, so that
+	// nobody misses the one before; answer with Attached or Detached. A session that
+	// was attached before is of no more use.
 	Attach struct {
-		Presence Presence
-		Worker   WorkerID
+		Number int32
+		Worker WorkerID
 	}
 	// Prove: ask the session whether it is there, and with Look also which
 	// presences are not; answer with Proven or Detached.
@@ -130,18 +191,35 @@ type (
 	// Suspend: cancel the handlers that run. They begin again when there is a
 	// proof.
 	Suspend struct{}
+	// Forgo: the lease decides alone from now on. End the session, if there is one.
+	Forgo struct{ Why Forgone }
+)
+
+// Forgone says why a worker goes by its lease alone.
+type Forgone string
+
+const (
+	ForgoneToPooler    Forgone = "a pooler hands out sessions here, and one says nothing about a process"
+	ForgoneSlow        Forgone = "the database is too far away for it: most answers take longer than 100ms"
+	ForgoneSuspended   Forgone = "handlers were cancelled too often; the process or its connection to the database stands still again and again"
+	ForgoneUnavailable Forgone = "the worker could not get a connection for it, though the database answers"
 )
 
 func (Attach) action()  {}
 func (Prove) action()   {}
 func (Suspend) action() {}
+func (Forgo) action()   {}
 
 // A presence is what a Session knows of its own, and of that of others.
 type presence struct {
-	key    int32 // 0: it has none, and leases alone decide
+	// bound: handlers of this incarnation need a proof. It is false where leases
+	// alone decide.
+	bound  bool
 	number int32 // of the newest session that was asked for
+	jitter float64
 
 	attached int32 // the number of the session that is there; 0: none
+	key      int32 // and its key
 	since    time.Time
 	fresh    time.Time // when that session was there for certain
 	known    int32     // the newest number that the group knows of this incarnation for certain
@@ -149,12 +227,22 @@ type presence struct {
 	proven time.Time
 	wanted bool // a proof: there is something to handle
 
-	handling  bool // handlers run, or have begun lately
-	suspended bool // handlers were, since the proof has run out
+	handling  bool      // handlers run, or have begun lately, or are about to
+	busy      time.Time // when they last did
+	suspended bool      // handlers were, since the proof has run out
 
 	inFlight bool
 	next     time.Time // when to look, or to try again
-	failures int
+	failures int       // attaches that failed in a row
+	answers  int       // requests that were answered meanwhile
+
+	// shown: the row of this incarnation may have, or get, a number.
+	shown       bool
+	slowness    int
+	roundTrip   time.Duration // about how long an answer takes, presenceSlow at most
+	suspensions []time.Time   // the latest, as far as they count
+	why         Forgone       // it is given up, or about to be; "": it is not
+	said        bool          // the Forgo that follows
 
 	absent []sighting
 }
@@ -167,9 +255,6 @@ type sighting struct {
 	sent bool
 }
 
-// on reports whether the worker is to have a presence.
-func (p *presence) on() bool { return p.key != 0 }
-
 // sure returns until when handlers may begin, and until when they may go on. That
 // binds a worker from the start, and not only when it knows that it is published:
 //
@@ -179,7 +264,7 @@ func (p *presence) on() bool { return p.key != 0 }
 //     answer is lost, and the session as well;
 //  4. others remove the worker, whose handlers run on its lease.
 func (p *presence) sure() (begin, end time.Time, bound bool) {
-	return p.proven.Add(presenceOwn / 2), p.proven.Add(presenceOwn), p.on()
+	return p.proven.Add(presenceOwn / 2), p.proven.Add(presenceOwn), p.bound
 }
 
 // prove takes in when a session was there.
@@ -224,13 +309,49 @@ func (p *presence) answered(number int32) bool {
 	return true
 }
 
+// forgo gives the presence up. Handlers go by the lease at once if no row of this
+// incarnation can have a number. Else the incarnation has to end first.
+func (p *presence) forgo(why Forgone) {
+	if p.why != "" || !p.bound {
+		return
+	}
+	p.why = why
+	p.bound = p.shown
+}
+
+// over reports whether the incarnation has to end for it.
+func (p *presence) over() bool { return p.why != "" && p.bound }
+
+// took takes in how long an answer took.
+func (p *presence) took(d time.Duration) {
+	p.roundTrip = min(max(d, p.roundTrip*7/8), presenceSlow)
+	if d > presenceSlow {
+		p.slowness += 2
+	} else if p.slowness > 0 {
+		p.slowness--
+	}
+	if p.slowness >= slownessMax {
+		p.forgo(ForgoneSlow)
+	}
+}
+
+// trial reports whether the session that is there is to be measured before anybody
+// hears of it.
+func (p *presence) trial() bool { return p.slowness > 0 && !p.shown }
+
+// unsaid reports whether there is a session to be published.
+func (p *presence) unsaid() bool {
+	return p.attached != 0 && p.known < p.attached && p.why == "" && !p.trial()
+}
+
 func (p *presence) attach(now time.Time, in Attached) {
 	if !p.answered(in.Number) {
 		return
 	}
-	p.attached, p.since, p.failures = in.Number, now, 0
+	p.attached, p.key, p.since, p.failures = in.Number, in.Key, now, 0
 	p.next = now.Add(presenceLook)
 	p.prove(in.Number, in.Sent)
+	p.took(in.RoundTrip)
 }
 
 func (p *presence) proof(now time.Time, in Proven) {
@@ -239,6 +360,7 @@ func (p *presence) proof(now time.Time, in Proven) {
 	}
 	p.wanted = false
 	p.prove(in.Number, in.Sent)
+	p.took(now.Sub(in.Sent))
 	if in.Looked {
 		p.next = now.Add(presenceLook)
 		p.see(now, in.Absent)
@@ -300,43 +422,82 @@ func (p *presence) detach(now time.Time, in Detached) {
 	if !p.answered(in.Number) {
 		return
 	}
-	p.attached, p.absent = 0, nil
+	p.attached, p.absent, p.jitter = 0, nil, in.Jitter
 	p.next = now.Add(Backoff{Min: 5 * time.Millisecond, Max: 250 * time.Millisecond}.Delay(p.failures+1, 0))
+	if p.failures == 0 {
+		p.answers = 0
+	}
 	p.failures++
-	if in.Never {
-		p.key = 0
+	switch {
+	case in.Never:
+		p.forgo(ForgoneToPooler)
+	case p.failures >= attachesMax && p.answers >= attachesAnswers, p.number > math.MaxInt32-2*numberStep:
+		p.forgo(ForgoneUnavailable)
+	}
+}
+
+// interrupted takes in that a lane gets nowhere.
+func (p *presence) interrupted(in Thwarted) {
+	if in.Vain >= vainMax {
+		p.forgo(ForgoneSuspended)
 	}
 }
 
 // attend returns what to ask of the worker's own session now.
 func (p *presence) attend(now time.Time, worker WorkerID) []Action {
 	due := !now.Before(p.next)
-	begin, _, _ := p.sure()
 	switch {
-	case !p.on() || p.inFlight:
+	case !p.bound || p.inFlight || p.why != "":
 		return nil
 	case p.attached == 0 && due:
-		p.number++
+		p.number += 1 + int32(p.jitter*numberStep)
 		p.inFlight = true
-		return []Action{Attach{Presence{p.key, p.number}, worker}}
-	case p.attached != 0 && (due || p.wanted && p.known >= p.attached && !now.Before(begin)):
+		if !p.shown { // nobody can miss one before it; and it is measured first
+			worker = ""
+		}
+		return []Action{Attach{p.number, worker}}
+	case p.attached != 0 && (due || p.trial() || p.wanted && p.known >= p.attached && !now.Before(p.renewal())):
 		p.inFlight = true
 		return []Action{Prove{p.attached, due}}
 	}
 	return nil
 }
 
-// watch has a proof asked for when handlers could begin no more by the latest,
-// and run, and suspends them when they may not go on by it.
+// renewal returns when to ask for a proof that is wanted: so early that the answer
+// comes before handlers could begin no more.
+func (p *presence) renewal() time.Time {
+	return p.proven.Add(presenceOwn/2 - min(2*p.roundTrip+renewalMargin, presenceOwn/2))
+}
+
+// watch keeps the proof fresh while there is something to handle, also between two
+// handlers, and suspends them when they may not go on by the latest.
 func (p *presence) watch(now time.Time) []Action {
-	begin, end, bound := p.sure()
-	if !bound || !p.handling || now.Before(begin) {
+	if p.handling {
+		p.busy = now
+	}
+	_, end, bound := p.sure()
+	if !bound || now.Sub(p.busy) >= presenceOwn || now.Before(p.renewal()) {
 		return nil
 	}
 	p.wanted = true
-	if p.suspended || now.Before(end) {
+	if !p.handling || p.suspended || now.Before(end) {
 		return nil
 	}
 	p.suspended = true
+	p.suspensions = slices.DeleteFunc(append(p.suspensions, now), func(t time.Time) bool { return now.Sub(t) >= suspensionsForget })
+	if len(p.suspensions) >= suspensionsMax {
+		p.forgo(ForgoneSuspended)
+	}
 	return []Action{Suspend{}}
+}
+
+// done returns the word that the presence is given up, once nothing that runs here
+// goes by it, and nothing is asked of its session.
+func (p *presence) done() []Action {
+	if p.why == "" || p.bound || p.inFlight || p.said {
+		return nil
+	}
+	p.said = true
+	p.attached, p.absent = 0, nil
+	return []Action{Forgo{p.why}}
 }

@@ -17,21 +17,30 @@ func (w *sessionWorld) attach(p *proc, a Attach) {
 	if !w.now.Before(p.cutOff) {
 		p.lock = 0 // the one before is closed, and the server hears of it
 	}
+	if w.now.Before(p.noneTill) {
+		w.after(w.delay(), p, func() { w.input(p, Detached{Number: a.Number, Jitter: float64(w.below(8)) / 8}) })
+		return
+	}
 	w.reach(p, func() Input {
-		p.lock = a.Presence.Number
-		in := Attached{Number: a.Presence.Number, Sent: sent, Worker: a.Worker}
+		p.lock = a.Number
+		roundTrip := time.Millisecond
+		if w.now.Before(p.farUntil) {
+			roundTrip += presenceSlow
+		}
+		presence := Presence{p.key, a.Number}
+		in := Attached{Number: a.Number, Key: p.key, Sent: sent, RoundTrip: roundTrip, Worker: a.Worker}
 		if i := w.group.index(a.Worker); i >= 0 {
 			m := w.group.Members[i]
 			if in.Published.Row = true; m.Holds == w.group.Generation {
 				in.Published.Runs = m.Holds
 			}
-			if m.Presence.Number < a.Presence.Number {
+			if m.Presence.Number < a.Number {
 				w.group.Members = slices.Clone(w.group.Members)
-				w.group.Members[i].Presence = a.Presence
+				w.group.Members[i].Presence = presence
 			}
 		}
 		return in
-	}, Detached{Number: a.Presence.Number})
+	}, Detached{Number: a.Number})
 }
 
 // prove asks a session.
@@ -73,6 +82,9 @@ func (w *sessionWorld) lose(p *proc) {
 func (w *sessionWorld) reach(p *proc, do func() Input, none Input) {
 	const patience = time.Second
 	there, back := w.delay(), w.delay()
+	if w.now.Before(p.farUntil) {
+		there, back = there+presenceSlow/2, back+presenceSlow
+	}
 	gaveUp := false
 	w.after(patience, p, func() {
 		if !gaveUp {
@@ -240,7 +252,7 @@ func TestPresenceFromTheStart(t *testing.T) {
 func TestPresenceBecomesKnown(t *testing.T) {
 	now := testStart
 	s := NewSession("w", Timing{Heartbeat: 5 * time.Second, Lease: 30 * time.Second, Drain: time.Minute}, Request{})
-	s.Present(7)
+	s.Present()
 	next := func(in Input) (request Request) {
 		t.Helper()
 		for _, a := range s.Next(now, in) {
@@ -257,7 +269,7 @@ func TestPresenceBecomesKnown(t *testing.T) {
 	sent := now
 	join := next(Tick{})
 	now = now.Add(20 * time.Millisecond)
-	next(Attached{Number: 1, Sent: sent}) // it came before the join
+	next(Attached{Number: 1, Key: 7, Sent: sent}) // it came before the join
 	now = now.Add(20 * time.Millisecond)
 	view := View{Now: now, Member: true, Generation: 1, Total: 1, Partitions: []int{0}, Holds: 1}
 	beat := next(Synced{Request: join, Sent: sent, View: view})
@@ -308,7 +320,7 @@ func TestLateJoinBringsNoProof(t *testing.T) {
 func TestAnswerOfAnotherGenerationBringsNoProof(t *testing.T) {
 	now := testStart
 	s := NewSession("w", Timing{Heartbeat: 5 * time.Second, Lease: 30 * time.Second, Drain: time.Minute}, Request{})
-	s.Present(7)
+	s.Present()
 	var request Request
 	next := func(in Input) (actions []Action) {
 		actions = s.Next(now, in)
@@ -343,5 +355,88 @@ func TestAnswerOfAnotherGenerationBringsNoProof(t *testing.T) {
 	begin, _, bound := s.Proof()
 	if !bound || now.Before(begin) {
 		t.Errorf("handlers of generation 1 may begin for %s, by an answer that shows generation 2; the session says %v", begin.Sub(now), actions)
+	}
+}
+
+// far is a world with one worker whose own session needs a while for each answer.
+func far(roundTrip time.Duration) (*sessionWorld, *proc) {
+	w := &sessionWorld{dice: &dice{}, now: testStart, present: true, tracing: true, layouts: map[int64]map[int]WorkerID{}, totals: map[int64]int{}}
+	p := w.join()
+	if roundTrip > presenceSlow {
+		p.farUntil = w.now.Add(time.Hour)
+	}
+	return w, p
+}
+
+// A worker whose session is slow from the start never publishes it, and does not have
+// to join a second time.
+func TestSlowFromTheStart(t *testing.T) {
+	w, p := far(2 * presenceSlow)
+	w.runUntil(w.now.Add(10 * time.Second))
+	if w.err != nil {
+		t.Fatal(w.err)
+	}
+	if p.forgone != ForgoneSlow || w.group.Generation != 1 || w.group.Members[0].Presence != (Presence{}) {
+		t.Errorf("it goes by its lease for %q, and the group is %s, with presence %v", p.forgone, w.group, w.group.Members[0].Presence)
+	}
+	if p.run == nil || p.run.suspended {
+		t.Error("its handlers do not run")
+	}
+}
+
+// A worker whose session gets slow, that is interrupted again and again, or that can't
+// have a session, comes back without one. The one that it has published is there until
+// its handlers have stopped.
+func TestForgoes(t *testing.T) {
+	for _, tt := range []struct {
+		name    string
+		happens func(w *sessionWorld, p *proc)
+		why     Forgone
+	}{
+		{"slow answers", func(w *sessionWorld, p *proc) { p.farUntil = w.now.Add(time.Hour) }, ForgoneSlow},
+		{"interrupted, and nothing handled", func(w *sessionWorld, p *proc) { w.input(p, Thwarted{Vain: vainMax}) }, ForgoneSuspended},
+		{"interrupted a few times", func(w *sessionWorld, p *proc) { w.input(p, Thwarted{Vain: vainMax - 1}) }, ""},
+		{"stands still again and again", func(w *sessionWorld, p *proc) {
+			for i := range suspensionsMax {
+				w.after(time.Duration(i)*time.Second, nil, func() { p.frozen = w.now.Add(500 * time.Millisecond) })
+			}
+		}, ForgoneSuspended},
+		{"stands still a few times", func(w *sessionWorld, p *proc) {
+			for i := range suspensionsMax - 1 {
+				w.after(time.Duration(i)*time.Second, nil, func() { p.frozen = w.now.Add(500 * time.Millisecond) })
+			}
+		}, ""},
+		{"no session, and requests are answered", func(w *sessionWorld, p *proc) { p.noneTill = w.now.Add(time.Hour); p.lock = 0 }, ForgoneUnavailable},
+		{"no session for a moment", func(w *sessionWorld, p *proc) { p.noneTill = w.now.Add(2 * time.Second); p.lock = 0 }, ""},
+		{"no database", func(w *sessionWorld, p *proc) { p.cutOff = w.now.Add(20 * time.Second); p.lock = 0 }, ""},
+		{"a pooler", func(w *sessionWorld, p *proc) {
+			p.session.presence.inFlight = true // an answer is awaited
+			w.input(p, Detached{Number: p.session.presence.number, Never: true})
+		}, ForgoneToPooler},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			w, p := far(0)
+			w.runUntil(w.now.Add(time.Minute))
+			tt.happens(w, p)
+			for range 60_000 {
+				w.runUntil(w.now.Add(time.Millisecond))
+				if p.forgone != "" && p.run != nil && p.run.assignment.Generation == 1 {
+					t.Fatalf("%s its session ends while the handlers of its published incarnation run", w.now.Sub(testStart))
+				}
+			}
+			w.runUntil(w.now.Add(time.Minute))
+			if w.err != nil {
+				t.Fatal(w.err)
+			}
+			if p.forgone != tt.why {
+				t.Errorf("it goes by its lease because %q, want %q", p.forgone, tt.why)
+			}
+			if got := w.group.Members[0].Presence.Number == 0; got != (tt.why != "") {
+				t.Errorf("its row has presence %v", w.group.Members[0].Presence)
+			}
+			if p.run == nil || p.run.suspended {
+				t.Error("its handlers do not run")
+			}
+		})
 	}
 }

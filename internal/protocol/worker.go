@@ -232,13 +232,8 @@ func NewSession(name WorkerID, timing Timing, settings Request) *Session {
 	return &Session{timing: timing, settings: settings, name: name, id: name, incarnation: 1}
 }
 
-// Present gives the worker a presence, by a key that no other worker has. To be
-// called before Next.
-func (s *Session) Present(key int32) {
-	if s.timing.Lease >= presenceLease {
-		s.presence.key = key
-	}
-}
+// Present gives the worker a presence. To be called before Next.
+func (s *Session) Present() { s.presence.bound = s.timing.Lease >= presenceLease }
 
 // ID returns the current incarnation.
 func (s *Session) ID() WorkerID { return s.id }
@@ -253,8 +248,8 @@ func (s *Session) LeaseEnd() time.Time {
 	return s.leaseEnd
 }
 
-// Handling says, before each Next, whether handlers run or have begun since the
-// last one. It counts where the worker has a presence.
+// Handling says, before each Next, whether handlers run or are about to, or have
+// begun since the last one. It counts where the worker has a presence.
 func (s *Session) Handling(handling bool) { s.presence.handling = handling }
 
 // Proof returns until when handlers may begin, and until when they may go on,
@@ -303,12 +298,11 @@ func (s *Session) Next(now time.Time, in Input) []Action {
 	case Proven:
 		s.presence.proof(now, in)
 	case Detached:
-		bound := s.presence.on()
-		if s.presence.detach(now, in); !s.presence.on() && bound {
-			s.lost = true // others may count on what is no longer proven
-		}
+		s.presence.detach(now, in)
 	case Wanted:
 		s.presence.wanted = true
+	case Thwarted:
+		s.presence.interrupted(in)
 	}
 	return append(actions, s.advance(now)...)
 }
@@ -319,6 +313,7 @@ func (s *Session) synced(now time.Time, in Synced) []Action {
 	if in.Request.Leave {
 		return s.exit(Left)
 	}
+	s.presence.answers++
 	s.clock.observe(in.Sent, now, v.Now, s.timing.Lease)
 	if !v.Member {
 		s.lost = s.lost || s.member
@@ -483,8 +478,12 @@ func (s *Session) advance(now time.Time) []Action {
 	if s.exited {
 		return nil
 	}
-	s.lost = s.lost || s.member && !now.Before(s.leaseEnd)
 	var actions []Action
+	if s.running != nil {
+		actions = append(actions, s.presence.watch(now)...)
+	}
+	// Others may count on a session that is given up (see presence.forgo).
+	s.lost = s.lost || s.member && !now.Before(s.leaseEnd) || s.presence.over()
 	if s.running != nil {
 		if s.lost {
 			actions = append(actions, s.cancel(now)...)
@@ -508,11 +507,9 @@ func (s *Session) advance(now time.Time) []Action {
 	} else if s.lost {
 		s.reincarnate(now)
 	}
-	if s.running != nil {
-		actions = append(actions, s.presence.watch(now)...)
-	}
 	actions = append(actions, s.presence.attend(now, s.id)...)
-	if s.member && s.presence.known < s.presence.attached && s.failures == 0 {
+	actions = append(actions, s.presence.done()...)
+	if s.member && s.presence.unsaid() && s.failures == 0 {
 		s.next = now // to publish it
 	}
 	if gone, _ := s.presence.gone(now); len(gone) > 0 && s.member {
@@ -563,7 +560,9 @@ func (s *Session) reincarnate(now time.Time) {
 	s.previous, s.id = s.id, s.name.again(s.incarnation)
 	s.member, s.lost, s.leaseEnd = false, false, time.Time{}
 	s.reported, s.step, s.renew, s.polls = s.stopped, false, false, 0
-	s.presence.known, s.presence.wanted = 0, false
+	p := &s.presence
+	p.known, p.wanted, p.shown = 0, false, false
+	p.bound = p.bound && p.why == ""
 	s.next = now
 }
 
@@ -571,7 +570,7 @@ func (s *Session) reincarnate(now time.Time) {
 // a third of the work of a heartbeat, for the worker and for the server: it is how
 // everybody finds out at once that a generation was opened, or activated.
 func (s *Session) mayLook(now time.Time) bool {
-	return s.failures == 0 && s.stopped <= s.reported && s.presence.known >= s.presence.attached &&
+	return s.failures == 0 && s.stopped <= s.reported && !s.presence.unsaid() &&
 		now.Before(s.renewal())
 }
 
@@ -608,8 +607,8 @@ func (s *Session) request(now time.Time) Request {
 		// end, whoever waits for a partition polls.
 		r.Yield = due && len(r.Watch.Absent) == 0
 	}
-	if p := &s.presence; p.attached != 0 && !r.Leave && !r.Look {
-		r.Presence = Presence{p.key, p.attached}
+	if p := &s.presence; p.attached != 0 && p.why == "" && !p.trial() && !r.Leave && !r.Look {
+		r.Presence, p.shown = Presence{p.key, p.attached}, true
 	}
 	return r
 }
@@ -625,11 +624,12 @@ func (s *Session) wakeAt(now time.Time) time.Time {
 	if !s.inFlight {
 		consider(s.next)
 	}
-	if p := &s.presence; p.on() {
-		if !p.inFlight {
+	if p := &s.presence; p.bound {
+		if !p.inFlight && p.why == "" {
 			consider(p.next)
 		}
-		if begin, end, bound := p.sure(); bound && s.running != nil {
+		if begin, end, _ := p.sure(); s.running != nil {
+			consider(p.renewal())
 			consider(begin)
 			consider(end)
 		}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/lib/pq"
 
+	"github.com/getpup/pupsourcing-orchestrator/internal/dbconn"
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
 )
 
@@ -47,7 +48,7 @@ func (s *Store) find(ctx context.Context, l Lane, noneParked, lock string) (prot
 	var f protocol.Found
 	var ahead sql.NullString
 	query := fmt.Sprintf(s.sql.findCheckpoint, noneParked, pq.QuoteLiteral(l.Projection), l.Assignment.Partition) + lock
-	err := s.db.QueryRowContext(ctx, query).Scan(&f.Generation, &f.Checkpoint.Position, &ahead, &f.NoneParked)
+	err := dbconn.QueryRow(ctx, s.db, query).Scan(&f.Generation, &f.Checkpoint.Position, &ahead, &f.NoneParked)
 	if errors.Is(err, sql.ErrNoRows) {
 		return protocol.Found{}, nil
 	}
@@ -71,8 +72,11 @@ func (s *Store) find(ctx context.Context, l Lane, noneParked, lock string) (prot
 // server ends it when it waits for its client for the length of a lease: a
 // process that is frozen inside its handler must not keep the rows that it has
 // touched locked against its successor.
-func (s *Store) BeginHandler(ctx context.Context) (*sql.Tx, error) {
-	tx, err := s.db.BeginTx(ctx, &sql.TxOptions{Isolation: sql.LevelReadCommitted})
+//
+// It takes two round trips. The second is a statement without parameters: with one,
+// lib/pq takes a third.
+func (s *Store) BeginHandler(ctx context.Context) (*dbconn.Tx, error) {
+	tx, err := dbconn.Begin(ctx, s.db, &sql.TxOptions{Isolation: sql.LevelReadCommitted})
 	if err != nil {
 		return nil, fmt.Errorf("begin: %w", err)
 	}
@@ -268,7 +272,7 @@ type Handled struct {
 // worker comes. Nor does anything while a worker reports that the event stream ends
 // before a checkpoint of the projection.
 func HandledTo(ctx context.Context, db *sql.DB, projection string, position int64) (h Handled, err error) {
-	rows, err := db.QueryContext(ctx, `
+	rows, err := dbconn.Query(ctx, db, `
 SELECT c.partition, c.total, c.position, c.ahead, coalesce((s.rewinds ->> $1::text)::bigint < $2::bigint, false) OR EXISTS (
            SELECT FROM orchestrator_reports r, jsonb_array_elements(r.report -> 'lanes') l
             WHERE l ->> 'projection' = $1 AND l ->> 'state' = 'beyond'),

@@ -10,6 +10,7 @@ import (
 
 	"github.com/lib/pq"
 
+	"github.com/getpup/pupsourcing-orchestrator/internal/dbconn"
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
 )
 
@@ -117,7 +118,7 @@ func (s *Store) parked(ctx context.Context, query string, l Lane) (parked []prot
 			err = fmt.Errorf("read what %s has parked: %w", l, err)
 		}
 	}()
-	rows, err := s.db.QueryContext(ctx, query, l.Projection, l.Assignment.Total, l.Assignment.Partition)
+	rows, err := dbconn.Query(ctx, s.db, query, l.Projection, l.Assignment.Total, l.Assignment.Partition)
 	if err != nil {
 		return nil, err
 	}
@@ -225,7 +226,7 @@ func (s *Store) fenced(ctx context.Context, what string, query func(form) string
 	var n int
 	var err error
 	for f := asIs; f <= allASCII; f++ {
-		if err = s.db.QueryRowContext(ctx, query(f)).Scan(&n); !Unstorable(err) {
+		if err = dbconn.QueryRow(ctx, s.db, query(f)).Scan(&n); !Unstorable(err) {
 			break
 		}
 	}
@@ -250,7 +251,7 @@ type ParkedRow struct {
 
 // ListParked returns rows of a projection, by position.
 func ListParked(ctx context.Context, db *sql.DB, projection string, limit int) (out []ParkedRow, err error) {
-	rows, err := db.QueryContext(ctx, `
+	rows, err := dbconn.Query(ctx, db, `
 SELECT position, aggregate_id, error, attempts, parked_at, coalesce(request, '')
   FROM orchestrator_parked WHERE projection = $1 ORDER BY position LIMIT $2`, projection, limit)
 	if err != nil {
@@ -292,7 +293,7 @@ func AskParked(ctx context.Context, db *sql.DB, projection string, which ParkedS
 		case which.Aggregate != nil:
 			clause, args = "AND aggregate_id IN ($3, $4)", append(args, aggregates[0], aggregates[len(aggregates)-1])
 		}
-		err = db.QueryRowContext(ctx, strings.Replace(`
+		err = dbconn.QueryRow(ctx, db, strings.Replace(`
 WITH meant AS MATERIALIZED (SELECT position FROM orchestrator_parked WHERE projection = $1 {which} ORDER BY position FOR UPDATE),
 asked AS (
     UPDATE orchestrator_parked p SET request = $2 FROM meant WHERE p.projection = $1 AND p.position = meant.position)
@@ -313,6 +314,6 @@ SELECT count(*) FROM meant`, "{which}", clause, 1), args...).Scan(&n)
 
 // ProjectionExists reports whether a projection has ever been run.
 func ProjectionExists(ctx context.Context, db *sql.DB, projection string) (exists bool, err error) {
-	err = db.QueryRowContext(ctx, `SELECT EXISTS (SELECT 1 FROM orchestrator_projections WHERE name = $1)`, projection).Scan(&exists)
+	err = dbconn.QueryRow(ctx, db, `SELECT EXISTS (SELECT 1 FROM orchestrator_projections WHERE name = $1)`, projection).Scan(&exists)
 	return exists, err
 }

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/lib/pq"
 
@@ -15,14 +16,25 @@ import (
 // A Session is one at the server that holds the lock of a presence.
 type Session struct {
 	conn     *sql.Conn
-	pid      int
 	presence protocol.Presence
 }
 
+// The key of a presence is the process id of the backend that holds its lock, as a
+// negative number: whoever else takes the lock, as everybody may who can connect, does
+// not count, and the next key can't be known beforehand. (Positive keys are of earlier
+// programs, which took the lock under a random one.)
+//
+// The session has the lock twice, so that it can let go of it once and take it again
+// at any time: only the session itself has to do with that, and finds out whether it
+// still had it. A look into pg_locks would ask for the locks of all sessions.
+//
 // None of these statements has parameters: see Save.
 const (
-	attachSQL  = `SELECT pg_backend_pid() FROM (SELECT pg_advisory_lock_shared(%d, %d)) locked`
-	releaseSQL = `SELECT pg_advisory_unlock_shared(%d, %d)`
+	// Nobody waits for the lock: whoever is in the way may stay there.
+	attachSQL = `
+SELECT pid, pg_try_advisory_lock_shared(-pid, %[1]d) AND pg_try_advisory_lock_shared(-pid, %[1]d)
+  FROM (SELECT pg_backend_pid() AS pid OFFSET 0) own`
+	releaseSQL = `SELECT pg_advisory_unlock_shared(%[1]d, %[2]d) AND pg_advisory_unlock_shared(%[1]d, %[2]d)`
 	// As in protocol.Apply.
 	publishSQL = `
    UPDATE orchestrator_workers
@@ -30,38 +42,58 @@ const (
           presence_number = greatest(presence_number, %[4]d)
     WHERE replica_set = %[1]s AND id = %[2]s
 RETURNING CASE WHEN holds = generation THEN holds ELSE 0 END`
-	// A pooler may reset a session, and with it its locks, between two of its clients,
-	// and hand out the same one again.
+	// A pooler may hand out another session, or reset this one, and with it its
+	// locks, between two of its clients. (CASE has a fixed order, AND has none.)
 	heldSQL = `
-SELECT pg_backend_pid(), EXISTS (
-       SELECT FROM pg_locks
-        WHERE locktype = 'advisory' AND objsubid = 2 AND granted AND pid = pg_backend_pid() AND classid = %d::oid AND objid = %d::oid)`
+SELECT pg_backend_pid(),
+       CASE WHEN pg_advisory_unlock_shared(%[1]d, %[2]d) THEN pg_try_advisory_lock_shared(%[1]d, %[2]d) ELSE false END`
 	proveSQL = heldSQL + `, '[]'`
-	lookSQL  = heldSQL + `, coalesce(jsonb_agg(jsonb_build_object('Worker', id, 'Presence', jsonb_build_object('Key', presence_key, 'Number', presence_number))), '[]')
-  FROM orchestrator_workers w
- WHERE replica_set = %s AND id <> %s AND presence_number > 0
-   AND NOT EXISTS (
-       SELECT FROM pg_locks
-        WHERE locktype = 'advisory' AND objsubid = 2 AND granted AND classid = presence_key::oid AND objid = presence_number::oid
-          AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))`
+	lookSQL  = heldSQL + `, coalesce((
+       SELECT jsonb_agg(jsonb_build_object('Worker', id, 'Presence', jsonb_build_object('Key', presence_key, 'Number', presence_number)))
+         FROM orchestrator_workers w
+        WHERE replica_set = %[3]s AND id <> %[4]s AND presence_number > 0
+          AND NOT EXISTS (
+              SELECT FROM pg_locks
+               WHERE locktype = 'advisory' AND objsubid = 2 AND granted AND classid = presence_key::oid AND objid = presence_number::oid
+                 AND (presence_key > 0 OR pid = -presence_key)
+                 AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))), '[]')`
 )
 
+// An Attachment is what an Attach has come to.
+type Attachment struct {
+	Session
+	Key       int32
+	Published protocol.Published
+	RoundTrip time.Duration // how long the statement took that took the lock
+}
+
 // Attach has a connection's session hold the lock, and publishes that in the
-// worker's row, if there is one.
-func Attach(ctx context.Context, conn *sql.Conn, set string, a protocol.Attach) (s Session, p protocol.Published, err error) {
-	s = Session{conn: conn, presence: a.Presence}
-	if err := conn.QueryRowContext(ctx, fmt.Sprintf(attachSQL, a.Presence.Key, a.Presence.Number)).Scan(&s.pid); err != nil {
-		return s, p, fmt.Errorf("hold the lock that shows that the worker is there: %w", err)
+// worker's row, if a worker is named and has one.
+func Attach(ctx context.Context, conn *sql.Conn, set string, a protocol.Attach) (at Attachment, err error) {
+	var pid int32
+	var taken bool
+	sent := time.Now()
+	err = conn.QueryRowContext(ctx, fmt.Sprintf(attachSQL, a.Number)).Scan(&pid, &taken)
+	if err == nil && !taken {
+		err = fmt.Errorf("somebody else has advisory lock (%d, %d)", -pid, a.Number)
 	}
-	query := fmt.Sprintf(publishSQL, pq.QuoteLiteral(set), pq.QuoteLiteral(string(a.Worker)), a.Presence.Key, a.Presence.Number)
-	switch err := conn.QueryRowContext(ctx, query).Scan(&p.Runs); {
+	if err != nil {
+		return at, fmt.Errorf("hold the lock that shows that the worker is there: %w", err)
+	}
+	at.RoundTrip, at.Key = time.Since(sent), -pid
+	at.Session = Session{conn: conn, presence: protocol.Presence{Key: at.Key, Number: a.Number}}
+	if a.Worker == "" {
+		return at, nil
+	}
+	query := fmt.Sprintf(publishSQL, pq.QuoteLiteral(set), pq.QuoteLiteral(string(a.Worker)), at.Key, a.Number)
+	switch err := conn.QueryRowContext(ctx, query).Scan(&at.Published.Runs); {
 	case errors.Is(err, sql.ErrNoRows):
-		return s, p, nil
+		return at, nil
 	case err != nil:
-		return s, p, fmt.Errorf("publish the lock that shows that the worker is there: %w", err)
+		return at, fmt.Errorf("publish the lock that shows that the worker is there: %w", err)
 	}
-	p.Row = true
-	return s, p, nil
+	at.Published.Row = true
+	return at, nil
 }
 
 // Release lets the lock go. An error says that the session may still have it.
@@ -91,7 +123,7 @@ func (s Session) Look(ctx context.Context, set string, worker protocol.WorkerID)
 }
 
 func (s Session) ask(ctx context.Context, query string) (same bool, absent []protocol.Absence, err error) {
-	var pid int
+	var pid int32
 	var held bool
 	var list string
 	if err := s.conn.QueryRowContext(ctx, query).Scan(&pid, &held, &list); err != nil {
@@ -100,5 +132,5 @@ func (s Session) ask(ctx context.Context, query string) (same bool, absent []pro
 	if err := json.Unmarshal([]byte(list), &absent); err != nil {
 		return false, nil, fmt.Errorf("read who is absent: %w", err)
 	}
-	return pid == s.pid && held, absent, nil
+	return -pid == s.presence.Key && held, absent, nil
 }

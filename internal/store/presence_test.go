@@ -3,6 +3,7 @@ package store_test
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"slices"
 	"testing"
 
@@ -25,27 +26,27 @@ func TestPresence(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	attach := func(set string, id protocol.WorkerID, p protocol.Presence) store.Session {
+	attach := func(set string, id protocol.WorkerID, number int32) store.Attachment {
 		t.Helper()
 		conn, err := db.Conn(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { conn.Close() })
-		s, published, err := store.Attach(t.Context(), conn, set, protocol.Attach{Presence: p, Worker: id})
-		if err != nil || published.Row != (id != "nobody") {
-			t.Fatalf("attach %s: published %+v, %v", id, published, err)
+		s, err := store.Attach(t.Context(), conn, set, protocol.Attach{Number: number, Worker: id})
+		if err != nil || s.Published.Row != (id != "nobody" && id != "") {
+			t.Fatalf("attach %s: published %+v, %v", id, s.Published, err)
 		}
 		if same, err := s.Prove(t.Context()); !same || err != nil {
 			t.Fatalf("prove %s: %t, %v", id, same, err)
 		}
 		return s
 	}
-	a := protocol.Presence{Key: 1<<31 - 1, Number: 1}
-	attach("one", "a'", a)
-	b := attach("one", "b", protocol.Presence{Key: 6, Number: 2})
-	attach("two", "d", protocol.Presence{Key: 7, Number: 1})
-	attach("one", "nobody", protocol.Presence{Key: 8, Number: 1})
+	a := protocol.Presence{Key: attach("one", "a'", 1<<31-1).Key, Number: 1<<31 - 1}
+	b := attach("one", "b", 2)
+	d := attach("two", "d", 1)
+	attach("one", "nobody", 1)
+	attach("one", "", 1)
 	look := func() []protocol.Absence {
 		t.Helper()
 		same, absent, err := b.Look(t.Context(), "one", "b")
@@ -58,7 +59,7 @@ func TestPresence(t *testing.T) {
 		t.Errorf("all are there, and absent are %v", absent)
 	}
 	if _, err := db.ExecContext(t.Context(), `
-SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND classid IN (2147483647, 7)`); err != nil {
+SELECT pg_terminate_backend(pid) FROM unnest(ARRAY[$1::int, $2::int]) AS pid`, -a.Key, -d.Key); err != nil {
 		t.Fatal(err)
 	}
 	want := []protocol.Absence{{Worker: "a'", Presence: a}}
@@ -71,11 +72,31 @@ SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND c
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	if _, err := conn.ExecContext(t.Context(), `SELECT pg_advisory_lock_shared(2147483647, 1)`); err != nil {
+	if _, err := conn.ExecContext(t.Context(), `SELECT pg_advisory_lock_shared($1, $2)`, a.Key, a.Number); err != nil {
 		t.Fatal(err)
 	}
 	if absent := look(); !slices.Equal(absent, want) {
 		t.Errorf("absent are %v, want %v", absent, want)
+	}
+	// So is one of the same numbers that another session holds.
+	if _, err := db.ExecContext(t.Context(), `SELECT pg_advisory_lock_shared($1, $2)`, a.Key, a.Number); err != nil {
+		t.Fatal(err)
+	}
+	if absent := look(); !slices.Equal(absent, want) {
+		t.Errorf("with a lock that somebody else holds, absent are %v, want %v", absent, want)
+	}
+	// Not of a worker of an earlier program: its key says nothing about the session.
+	if _, err := db.ExecContext(t.Context(), `UPDATE orchestrator_workers SET presence_key = 77, presence_number = 5 WHERE id = 'c'`); err != nil {
+		t.Fatal(err)
+	}
+	if absent := look(); len(absent) != 2 {
+		t.Errorf("absent are %v, want a' and c", absent)
+	}
+	if _, err := db.ExecContext(t.Context(), `SELECT pg_advisory_lock_shared(77, 5)`); err != nil {
+		t.Fatal(err)
+	}
+	if absent := look(); !slices.Equal(absent, want) {
+		t.Errorf("with the lock of an earlier program, absent are %v, want %v", absent, want)
 	}
 }
 
@@ -87,11 +108,11 @@ func attached(t *testing.T) (*sql.Conn, store.Session) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { conn.Close() })
-	s, _, err := store.Attach(t.Context(), conn, "set", protocol.Attach{Presence: protocol.Presence{Key: 1, Number: 1}, Worker: "w"})
+	s, err := store.Attach(t.Context(), conn, "set", protocol.Attach{Number: 1, Worker: "w"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	return conn, s
+	return conn, s.Session
 }
 
 // A pooler that resets a session between two of its clients lets go of the lock,
@@ -123,5 +144,85 @@ func TestPresenceThatIsLetGo(t *testing.T) {
 	}
 	if same, err := s.Prove(t.Context()); same || err != nil {
 		t.Errorf("proven: %t, %v", same, err)
+	}
+}
+
+// A pooler may let go of the locks of a session and nothing else.
+func TestPresenceOfASessionWhoseLocksWereLetGo(t *testing.T) {
+	conn, s := attached(t)
+	for range 3 { // a proof changes nothing
+		if same, err := s.Prove(t.Context()); !same || err != nil {
+			t.Fatalf("before: %t, %v", same, err)
+		}
+	}
+	if _, err := conn.ExecContext(t.Context(), `SELECT pg_advisory_unlock_all()`); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if same, err := s.Prove(t.Context()); same || err != nil {
+			t.Errorf("proven: %t, %v", same, err)
+		}
+	}
+}
+
+// While a session proves that it is there, nobody sees it without its lock.
+func TestAProofKeepsTheLock(t *testing.T) {
+	db := migrated(t)
+	conn, err := db.Conn(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	s, err := store.Attach(t.Context(), conn, "set", protocol.Attach{Number: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	stop, done := make(chan struct{}), make(chan error, 1)
+	go func() {
+		for {
+			select {
+			case <-stop:
+				done <- nil
+				return
+			default:
+			}
+			if same, err := s.Prove(context.Background()); err != nil || !same {
+				done <- errors.Join(errors.New("not proven"), err)
+				return
+			}
+		}
+	}()
+	for range 500 {
+		var held bool
+		if err := db.QueryRowContext(t.Context(), `SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND objid = 1)`).Scan(&held); err != nil || !held {
+			t.Fatalf("held: %t, %v", held, err)
+		}
+	}
+	close(stop)
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
+// Nobody can keep a worker waiting for its lock.
+func TestPresenceIsNotBlocked(t *testing.T) {
+	db := migrated(t)
+	conn, err := db.Conn(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	var pid int
+	if err := conn.QueryRowContext(t.Context(), `SELECT pg_backend_pid()`).Scan(&pid); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := db.ExecContext(t.Context(), `SELECT pg_advisory_lock($1, 7)`, -pid); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := store.Attach(t.Context(), conn, "set", protocol.Attach{Number: 7}); err == nil {
+		t.Error("attached under a lock that somebody else has")
+	}
+	if _, err := store.Attach(t.Context(), conn, "set", protocol.Attach{Number: 8}); err != nil {
+		t.Error(err)
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/getpup/pupsourcing-orchestrator/internal/dbconn"
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
 )
 
@@ -39,7 +40,14 @@ type Querier interface {
 }
 
 // Check makes sure that the tables are there, new enough, and the library's.
-func (s *Store) Check(ctx context.Context) error { return CheckSchema(ctx, s.db) }
+func (s *Store) Check(ctx context.Context) error {
+	c, err := dbconn.Take(ctx, s.db)
+	if err != nil {
+		return fmt.Errorf("look for the schema: %w", err)
+	}
+	defer c.Close()
+	return c.During(ctx, func() error { return CheckSchema(ctx, c) })
+}
 
 // In these statements, functions are named with their schema, and operators have
 // operands of exactly their types: see schema.sql.

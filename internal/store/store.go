@@ -15,6 +15,7 @@ import (
 
 	"github.com/lib/pq"
 
+	"github.com/getpup/pupsourcing-orchestrator/internal/dbconn"
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
 )
 
@@ -133,7 +134,7 @@ func (s *Store) heartbeat(ctx context.Context, r protocol.Request) (Result, erro
 	if !r.Look {
 		query = fmt.Sprintf(s.sql.heartbeat, worker, r.Lease.Microseconds(), r.Stopped, r.Presence.Key, r.Presence.Number)
 	}
-	err := s.db.QueryRowContext(ctx, query).Scan(&v.Now, &due, &stepAt, &leaseEnd, &generation, &total, &partitions, &paused, &holds)
+	err := dbconn.QueryRow(ctx, s.db, query).Scan(&v.Now, &due, &stepAt, &leaseEnd, &generation, &total, &partitions, &paused, &holds)
 	row := RowOf("workers", s.set, "of this worker or another").Scanned(err)
 	if err == nil {
 		row = RowOf("workers", s.set, string(r.Worker))
@@ -179,9 +180,9 @@ func (s *Store) Unreport(ctx context.Context, worker protocol.WorkerID) error {
 // writeText runs a statement, and once more with its texts in ASCII where the
 // database can't hold them as they are: what is for people decides nothing.
 func (s *Store) writeText(ctx context.Context, what string, query func(ascii bool) string) error {
-	_, err := s.db.ExecContext(ctx, query(false))
+	_, err := dbconn.Exec(ctx, s.db, query(false))
 	if Unstorable(err) {
-		_, err = s.db.ExecContext(ctx, query(true))
+		_, err = dbconn.Exec(ctx, s.db, query(true))
 	}
 	if err != nil {
 		return fmt.Errorf("%s: %w", what, err)
@@ -505,12 +506,12 @@ func (s *Store) checkTaken(ctx context.Context, tx *sql.Tx, foreign []string, no
 // transact runs f in a transaction, which the server bounds from its first
 // statement on (lockGroup).
 func (s *Store) transact(ctx context.Context, f func(*sql.Tx) error) error {
-	tx, err := s.db.BeginTx(ctx, &sql.TxOptions{Isolation: sql.LevelReadCommitted})
+	tx, err := dbconn.Begin(ctx, s.db, &sql.TxOptions{Isolation: sql.LevelReadCommitted})
 	if err != nil {
 		return fmt.Errorf("begin: %w", err)
 	}
 	defer tx.Rollback() // after a commit it does nothing
-	if err := f(tx); err != nil {
+	if err := f(tx.Tx); err != nil {
 		return err
 	}
 	if err := tx.Commit(); err != nil {

@@ -159,7 +159,7 @@ func TestBoundsAreLocal(t *testing.T) {
 		t.Fatal(err)
 	}
 	l := store.Lane{Projection: "p", Assignment: protocol.Assignment{Generation: 1, Total: 1}}
-	if err := s.Commit(t.Context(), tx, l, protocol.Checkpoint{}, protocol.Checkpoint{Position: 1}); err != nil {
+	if err := s.Commit(t.Context(), tx.Tx, l, protocol.Checkpoint{}, protocol.Checkpoint{Position: 1}); err != nil {
 		t.Fatal(err)
 	}
 	if err := tx.Commit(); err != nil {

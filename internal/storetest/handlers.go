@@ -174,5 +174,5 @@ func handlerTx(t *testing.T, s *store.Store) *sql.Tx {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { tx.Rollback() })
-	return tx
+	return tx.Tx
 }

@@ -119,7 +119,7 @@ func (s postgresStore) Write(ctx context.Context, l store.Lane, from, to protoco
 	if err != nil {
 		return nil, err
 	}
-	if err := s.Commit(ctx, tx, l, from, to); err != nil {
+	if err := s.Commit(ctx, tx.Tx, l, from, to); err != nil {
 		return nil, errors.Join(err, tx.Rollback())
 	}
 	return tx, nil
@@ -130,7 +130,7 @@ func (s postgresStore) Take(ctx context.Context, l store.Lane, position int64) (
 	if err != nil {
 		return nil, err
 	}
-	if err := s.Unpark(ctx, tx, l, position); err != nil {
+	if err := s.Unpark(ctx, tx.Tx, l, position); err != nil {
 		return nil, errors.Join(err, tx.Rollback())
 	}
 	return tx, nil

@@ -155,6 +155,34 @@ func TestNoSecretOfAHandlerLeaves(t *testing.T) {
 	}
 }
 
+// What is parked, reported and shown of a handler's error is as safe, and short.
+func TestNoSecretIsKept(t *testing.T) {
+	w := newWorld(t)
+	w.append(1)
+	cfg := w.config(w.db, "set")
+	cfg.OnFailure = orchestrator.ParkEvents
+	cfg.Failures = map[string]orchestrator.FailureRule{"retried": {Policy: orchestrator.RetryForever}}
+	fails := func(context.Context, orchestrator.Event) error {
+		return errors.New("connect with password = 'a hunter2': " + strings.Repeat("no ", 5000))
+	}
+	panics := func(context.Context, orchestrator.Event) error { panic("at postgres://user:hunter2@10.0.0.1/db") }
+	r := run(t, cfg, plain{effects{name: "parks", hook: fails}, w.db}, plain{effects{name: "panics", hook: panics}, w.db}, plain{effects{name: "retried", hook: fails}, w.db})
+	eventually(t, "they are parked and reported", func() bool {
+		return w.number(`SELECT count(*) FROM orchestrator_parked WHERE attempts > 0`) == 2 &&
+			w.number(`SELECT count(*) FROM orchestrator_reports WHERE report::text LIKE '%withheld%'`) == 1
+	})
+	if n := w.number(`SELECT count(*) FROM orchestrator_parked WHERE error LIKE '%hunter2%' OR length(error) > 1100 OR error LIKE '%goroutine%'`); n != 0 {
+		t.Errorf("%d parked errors are long, or have a secret or a stack", n)
+	}
+	if n := w.number(`SELECT count(*) FROM orchestrator_reports WHERE report::text LIKE '%hunter2%'`); n != 0 {
+		t.Error("a report has a secret")
+	}
+	if got := ask(orchestrator.StatusHandler(w.db), "GET", "/", "", "Accept", "application/json"); strings.Contains(got.body, "hunter2") || !strings.Contains(got.body, "withheld") {
+		t.Errorf("the status is %s", got.body)
+	}
+	r.stop()
+}
+
 // Probes say neither what a handler has said nor where it was.
 func TestProbesSayNothingOfAPanic(t *testing.T) {
 	w := newWorld(t)

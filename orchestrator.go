@@ -60,7 +60,8 @@ func (o *Orchestrator[E]) Run(ctx context.Context, projections []Projection[E]) 
 	}()
 	defer func() {
 		if err != nil && vitals.get().turned.IsZero() && err != ctx.Err() {
-			o.cfg.Logger.Error("can't run", "replica_set", string(o.cfg.ReplicaSet), "error", err)
+			log := o.cfg.Logger.With("replica_set", string(o.cfg.ReplicaSet))
+			log.Error("can't run", "error", err)
 		}
 	}()
 	names, err := projectionNames(projections)

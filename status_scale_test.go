@@ -10,9 +10,9 @@ import (
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 )
 
-// large makes a replica set of workers, as many partitions, three projections, and
+// largeSet makes a replica set of workers, as many partitions, three projections, and
 // parked events of them, as rows.
-func (w *world) large(workers, partitions, parked int) {
+func (w *world) largeSet(workers, partitions, parked int) {
 	w.t.Helper()
 	w.exec(`INSERT INTO orchestrator_replica_sets (name, generation, total) VALUES ('large', 7, $1)`, partitions)
 	w.exec(`
@@ -76,7 +76,7 @@ func (w *world) work(query string, args ...any) (rows float64, passes map[string
 func TestStatusOfALargeSet(t *testing.T) {
 	const workers, partitions, parked = 300, 200, 20_000
 	w := newWorld(t)
-	w.large(workers, partitions, parked)
+	w.largeSet(workers, partitions, parked)
 	w.exec(`ANALYZE`)
 	s, err := orchestrator.Status(t.Context(), w.db, "large")
 	if err != nil {
@@ -122,7 +122,7 @@ func BenchmarkStatus(b *testing.B) {
 	for _, size := range [][3]int{{50, 50, 150_000}, {1000, 500, 100_000}} {
 		b.Run(strings.Trim(strings.ReplaceAll(fmt.Sprint(size), " ", "x"), "[]"), func(b *testing.B) {
 			w := newWorld(b)
-			w.large(size[0], size[1], size[2])
+			w.largeSet(size[0], size[1], size[2])
 			for b.Loop() {
 				began := time.Now()
 				if _, err := orchestrator.Status(b.Context(), w.db, "large"); err != nil {

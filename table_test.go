@@ -928,7 +928,6 @@ func TestTableNamesTheFirstFault(t *testing.T) {
 	cfg := orchestrator.TableConfig[orchestrator.Event]{
 		Table: "a\n", PositionColumn: "b\n", AggregateIDColumn: "c\n", Schema: "d\n", Columns: []string{"e\n"},
 		Fields: func(e *orchestrator.Event, dest []any) []any { return append(dest, &e.GlobalPosition) },
-		Key:    func(e orchestrator.Event) orchestrator.EventKey { return orchestrator.EventKey{} },
 	}
 	for range 50 {
 		if _, err := orchestrator.NewTable(db, cfg); err == nil || !strings.Contains(err.Error(), "TableConfig.Table ") {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/getpup/pupsourcing-orchestrator/internal/redact"
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
@@ -85,7 +86,7 @@ func (o *Orchestrator[E]) CatchUp(ctx context.Context, projections []Projection[
 		return err == nil, err
 	})
 	if err != nil {
-		return err
+		return redact.Error(explain(err))
 	}
 	var head int64
 	err = await(ctx, func() (ok bool, err error) {

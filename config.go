@@ -14,6 +14,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
+	"github.com/getpup/pupsourcing-orchestrator/internal/redact"
 )
 
 // ReplicaSetName names a group of projections that scale together.
@@ -133,7 +134,9 @@ type Config[E any] struct {
 	EventsChannel string
 
 	// Logger gets a line for each generation and each thing that is wrong.
-	// docs/operations.md lists the messages and their keys. Default: none.
+	// docs/operations.md lists the messages and their keys. No connection string
+	// and no password gets there. Default: slog.Default(). For silence, set it to
+	// slog.New(slog.DiscardHandler).
 	Logger *slog.Logger
 	// Observer is told what the worker does, for metrics and traces. Default: none.
 	Observer *Observer
@@ -344,7 +347,10 @@ func (c Config[E]) withDefaults() (Config[E], error) {
 	if c.ListenURL != "" {
 		c.Notifier = listenURL(c.ListenURL)
 	}
-	c.Logger = safeLogger(c.Logger)
+	if c.Logger == nil {
+		c.Logger = slog.Default()
+	}
+	c.Logger = slog.New(redact.Handler(safeLogger(c.Logger).Handler()))
 	return c, nil
 }
 

@@ -3,15 +3,18 @@ package orchestrator
 import (
 	"errors"
 	"fmt"
+	"path"
+	"strings"
 
+	"github.com/getpup/pupsourcing-orchestrator/internal/redact"
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
 var (
 	// ErrInvalidConfig is returned for a configuration or a list of
-	// projections that can't work. The message names the field. The
-	// database was not touched.
-	ErrInvalidConfig = errors.New("invalid configuration")
+	// projections that can't work, and by Run for a DB whose connection string
+	// can't be parsed. The message names the field. The database was not touched.
+	ErrInvalidConfig = errors.New("orchestrator: invalid configuration")
 
 	// ErrSchema is returned by Run and ImportCheckpoints when the library's
 	// tables are missing or older than this version needs. Call RunMigrations,
@@ -22,54 +25,54 @@ var (
 	// projection is run by a living worker of another replica set. Give one of
 	// the two another name, or stop it there: when the last worker that runs it
 	// has left, the projection moves over with its progress.
-	ErrProjectionTaken = errors.New("projection belongs to another replica set")
+	ErrProjectionTaken = errors.New("orchestrator: projection belongs to another replica set")
 
 	// ErrCoordinationTimeout is returned by Run when a handler did not return
 	// within CoordinationTimeout after it was asked to; the message names the
 	// projection and the position. The handler may still be running, so end
 	// the process: the worker's lease is left to end by itself, and the other
 	// workers wait for that.
-	ErrCoordinationTimeout = errors.New("coordination timeout")
+	ErrCoordinationTimeout = errors.New("orchestrator: coordination timeout")
 
 	// ErrGenerationSuperseded is the cause (see context.Cause) with which a
 	// handler's context is cancelled when it has taken too long to stop, and a
 	// newer generation waits for it or Run is to end. Return; what was not
 	// committed is handled again by the partition's next owner. Run never
 	// returns it.
-	ErrGenerationSuperseded = errors.New("generation superseded")
+	ErrGenerationSuperseded = errors.New("orchestrator: generation superseded")
 
 	// ErrLeaseLost is the cause with which a handler's context is cancelled
 	// when the worker could not reach the database for too long to be sure
 	// that the partition is still its own. Run never returns it: the worker
 	// joins again as soon as it can.
-	ErrLeaseLost = errors.New("lease lost")
+	ErrLeaseLost = errors.New("orchestrator: lease lost")
 
 	// ErrUnproven is the cause with which a handler's context is cancelled when
 	// the worker could not reach the database for a moment, so that others may
 	// take it for dead. Return; the event is handled again as soon as the worker
 	// has made sure of its partitions, here or elsewhere. Run never returns it.
 	// See Config.LeaseOnly.
-	ErrUnproven = errors.New("worker can't prove that it is there")
+	ErrUnproven = errors.New("orchestrator: worker can't prove that it is there")
 
 	// ErrEventStore is returned by Run when the event store breaks its
 	// contract, or reads something that does not exist or may not be read.
 	// Nothing moves past the event at fault.
-	ErrEventStore = errors.New("event store")
+	ErrEventStore = errors.New("orchestrator: event store")
 
 	// ErrCheckpointsExist is returned by ImportCheckpoints when the projection
 	// has checkpoints here already: an earlier import is done, or workers have
 	// run it.
-	ErrCheckpointsExist = errors.New("projection has checkpoints already")
+	ErrCheckpointsExist = errors.New("orchestrator: projection has checkpoints already")
 
 	// ErrOldCheckpoints is returned by ImportCheckpoints when rows of the old
 	// table are missing, tell of another total, or have no position. The
 	// message names each.
-	ErrOldCheckpoints = errors.New("old checkpoints don't fit")
+	ErrOldCheckpoints = errors.New("orchestrator: old checkpoints don't fit")
 
 	// ErrStillMoving is returned by ImportCheckpoints when a processor that was
 	// run by hand is not stopped, or a transaction is open that may be one's.
 	// Stop it and import again.
-	ErrStillMoving = errors.New("old checkpoints are still moving")
+	ErrStillMoving = errors.New("orchestrator: old checkpoints are still moving")
 )
 
 // A HandlerError is returned by Run, under the policy StopOnFailure, for a
@@ -88,13 +91,13 @@ type HandlerError struct {
 }
 
 func (e *HandlerError) Error() string {
-	return fmt.Sprintf("projection %q failed at position %d (partition %d, attempt %d): %v", e.Projection, e.Position, e.Partition, e.Attempts, e.Err)
+	return fmt.Sprintf("projection %q failed at position %d (partition %d, attempt %d): %v", e.Projection, e.Position, e.Partition, e.Attempts, redact.Error(e.Err))
 }
 
 func (e *HandlerError) Unwrap() error { return e.Err }
 
 // A PanicError is a panic of the program's code, a handler's for example, turned into
-// an error.
+// an error. Its text names the place; the format %+v has the stack as well.
 type PanicError struct {
 	Value any
 	Stack []byte
@@ -107,7 +110,42 @@ func (e *PanicError) Error() string {
 	if text == "" {
 		text = textOf(e.Value)
 	}
-	return fmt.Sprintf("panic: %s\n%s", text, e.Stack)
+	text = "panic: " + text
+	if place := e.place(); place != "" {
+		text += " (" + place + ")"
+	}
+	return text
+}
+
+// Format is fmt.Formatter's.
+func (e *PanicError) Format(s fmt.State, verb rune) {
+	text := e.Error()
+	switch {
+	case verb == 'q':
+		text = fmt.Sprintf("%q", text)
+	case verb == 'v' && s.Flag('+'):
+		text += "\n" + string(e.Stack)
+	}
+	fmt.Fprint(s, text)
+}
+
+// place returns the function that panicked, and its line: what is below the calls of
+// the runtime in the stack. It is "" where that is not found.
+func (e *PanicError) place() string {
+	_, stack, found := strings.Cut(string(e.Stack), "\npanic(")
+	lines := strings.Split(stack, "\n")
+	for i := 2; found && i+1 < len(lines); i += 2 { // lines[0:2] are panic itself
+		function, file := lines[i], strings.TrimSpace(lines[i+1])
+		if strings.HasPrefix(function, "runtime.") {
+			continue
+		}
+		if end := strings.LastIndex(function, "("); end >= 0 {
+			function = function[:end]
+		}
+		file, _, _ = strings.Cut(file, " ")
+		return path.Base(function) + " " + path.Base(file)
+	}
+	return ""
 }
 
 // Unwrap returns the value if it was an error.

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+	"time"
 
 	_ "github.com/lib/pq"
 
@@ -65,7 +66,8 @@ func Example() {
 // Probes for Kubernetes: livenessProbe /livez, readinessProbe /readyz.
 func ExampleHealthHandler() {
 	run := func(ctx context.Context, o *orchestrator.Orchestrator[orchestrator.Event]) error {
-		go func() { log.Fatal(http.ListenAndServe(":8080", orchestrator.HealthHandler(o))) }()
+		probes := &http.Server{Addr: ":8080", Handler: orchestrator.HealthHandler(o), ReadHeaderTimeout: 5 * time.Second}
+		go func() { log.Fatal(probes.ListenAndServe()) }()
 		return o.Run(ctx, []orchestrator.Projection[orchestrator.Event]{UserCount{}})
 	}
 	_ = run
@@ -88,7 +90,8 @@ func ExampleStatusHandler() {
 		}
 		page.ServeHTTP(w, r)
 	})
-	log.Fatal(http.ListenAndServe("localhost:8080", nil))
+	server := &http.Server{Addr: "localhost:8080", ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute}
+	log.Fatal(server.ListenAndServe())
 }
 
 // An events table of one's own: other names, another event type.

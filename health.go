@@ -1,12 +1,16 @@
 package orchestrator
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"path"
 	"strings"
 	"time"
+
+	"github.com/getpup/pupsourcing-orchestrator/internal/redact"
+	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
 // Health is what probes want to know of an Orchestrator.
@@ -24,7 +28,8 @@ type Health struct {
 	// may take: twice CoordinationTimeout + StaleWorkerTimeout.
 	Ready bool
 	// Detail says in words what the worker does, or what is the matter; a line for
-	// each call of Run that has not returned.
+	// each call of Run that has not returned. The words are fixed ones: probes are
+	// open to whoever reaches their port, so what an error says is in the log alone.
 	Detail string
 }
 
@@ -46,10 +51,10 @@ func healthOf(set string, now time.Time, runs []facts) Health {
 		case !f.ended:
 			live, ready, detail := f.judge(now)
 			h.Live, h.Ready = h.Live && live, h.Ready && ready
-			say(", worker %s: %s", f.worker, detail)
+			say(": %s", detail)
 		case f.err != nil:
 			h.Live, h.Ready = false, false
-			say(": Run has returned: %v", f.err)
+			say(": Run has returned: %s; see the log", kindOf(f.err))
 		}
 	}
 	switch {
@@ -63,16 +68,42 @@ func healthOf(set string, now time.Time, runs []facts) Health {
 	return h
 }
 
+// kindOf says of which kind an error of Run is, and nothing that is in it.
+func kindOf(err error) string {
+	var handler *HandlerError
+	switch {
+	case errors.Is(err, ErrInvalidConfig):
+		return "the configuration can't work"
+	case errors.Is(err, ErrSchema):
+		return "the library's tables are missing or outdated"
+	case errors.Is(err, ErrProjectionTaken):
+		return "a projection belongs to another replica set"
+	case errors.Is(err, ErrCoordinationTimeout):
+		return "a handler did not stop in time"
+	case errors.As(err, &handler):
+		return "a handler failed"
+	case errors.Is(err, ErrEventStore):
+		return "the event store can't be read"
+	case redact.Closed(err):
+		return "the database handle was closed"
+	case store.State(err) != "":
+		return "the database refused a statement"
+	}
+	return "it can't go on"
+}
+
 // A HealthChecker is an Orchestrator, of any type of event.
 type HealthChecker interface{ Health() Health }
 
 // HealthHandler answers the probes of a process that runs these Orchestrators,
 // wherever it is mounted: a path that ends in /livez with whether all are live,
 // one that ends in /readyz with whether all are ready, and others with 404. The
-// status is 200 or 503, and the text says what is the matter. It never asks the
-// database, and answers at once.
+// status is 200 or 503, and the text says what is the matter, in fixed words. It never
+// asks the database, and answers at once.
 //
 //	http.Handle("/", orchestrator.HealthHandler(orders, reports))
+//
+// Give the server of probes a ReadHeaderTimeout, as any other.
 func HealthHandler(of ...HealthChecker) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		var good func(Health) bool
@@ -94,6 +125,7 @@ func HealthHandler(of ...HealthChecker) http.Handler {
 			text.WriteString(h.Detail + "\n")
 		}
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+		w.Header().Set("Cache-Control", "no-store")
 		w.Header().Set("X-Content-Type-Options", "nosniff")
 		w.WriteHeader(status)
 		_, _ = io.WriteString(w, text.String())

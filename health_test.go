@@ -2,11 +2,17 @@ package orchestrator_test
 
 import (
 	"context"
+	"database/sql"
+	"database/sql/driver"
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
+
+	"github.com/lib/pq"
 
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg"
@@ -146,16 +152,40 @@ func TestHealthOfARunThatFailed(t *testing.T) {
 	if err := o.Run(t.Context(), w.all(w.db, nil)); err == nil {
 		t.Fatal("Run returned nil")
 	}
-	expectProbe(t, "after it", orchestrator.HealthHandler(o), "/livez", 503, "Run has returned: orchestrator schema is missing")
+	expectProbe(t, "after it", orchestrator.HealthHandler(o), "/livez", 503, "Run has returned: the library's tables are missing")
+}
+
+// An outage is a connector that can be told to refuse.
+type outage struct {
+	driver.Connector
+	refuses atomic.Bool
+}
+
+func (o *outage) Connect(ctx context.Context) (driver.Conn, error) {
+	if o.refuses.Load() {
+		return nil, syscall.ECONNREFUSED
+	}
+	return o.Connector.Connect(ctx)
+}
+
+// begin ends all connections to the world's database, and has no more be made.
+func (o *outage) begin(w *world) {
+	o.refuses.Store(true)
+	w.exec(`SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()`)
 }
 
 // A loop that waits for nothing but a handler turns all the same.
 func TestHealthWhileAHandlerDoesNotReturn(t *testing.T) {
 	w := newWorld(t)
 	w.append(1)
-	db := w.connect()
+	connector, err := pq.NewConnector(w.url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	outage := &outage{Connector: connector}
+	db := sql.OpenDB(outage)
+	t.Cleanup(func() { _ = db.Close() })
 	cfg := w.config(db, "set")
-	db.SetMaxOpenConns(0)
 	cfg.LeaseOnly, cfg.StaleWorkerTimeout, cfg.CoordinationTimeout = true, time.Second, 24*time.Hour
 	o, err := orchestrator.New(cfg)
 	if err != nil {
@@ -166,7 +196,7 @@ func TestHealthWhileAHandlerDoesNotReturn(t *testing.T) {
 	go func() {
 		defer close(done)
 		_ = o.Run(ctx, []projection{plain{effects{name: "slow", hook: func(ctx context.Context, _ orchestrator.Event) error {
-			db.Close()
+			outage.begin(w)
 			<-ctx.Done()
 			close(lost)
 			<-release

@@ -11,6 +11,7 @@ import (
 
 	"github.com/getpup/pupsourcing-orchestrator/internal/eventtable"
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
+	"github.com/getpup/pupsourcing-orchestrator/internal/redact"
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
@@ -157,7 +158,7 @@ func ImportCheckpoints(ctx context.Context, cfg ImportConfig) (Imported, error) 
 	}
 	s := store.New(cfg.DB, string(cfg.ReplicaSet), store.Options{Bounds: store.BoundsOf(DefaultStaleWorkerTimeout)})
 	if err := s.Check(ctx); err != nil {
-		return Imported{}, err
+		return Imported{}, redact.Error(err)
 	}
 	done := Imported{Projection: cfg.Projection, ReplicaSet: cfg.ReplicaSet, DryRun: cfg.DryRun}
 	old := store.NewOldTable(cfg.Old.name(), eventtable.Quote(cfg.Old.KeyColumn), eventtable.Quote(cfg.Old.PositionColumn))
@@ -175,7 +176,7 @@ func ImportCheckpoints(ctx context.Context, cfg ImportConfig) (Imported, error) 
 		err = fmt.Errorf("%w; nothing was changed, try again", err)
 	}
 	if err != nil {
-		err = fmt.Errorf("import checkpoints of projection %q: %w", cfg.Projection, err)
+		err = redact.Error(fmt.Errorf("import checkpoints of projection %q: %w", cfg.Projection, err))
 	}
 	return done, err
 }

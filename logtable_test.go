@@ -93,7 +93,9 @@ func logCalls(t *testing.T) []string {
 			if !ok || !slices.Contains([]string{"Debug", "Info", "Warn", "Error"}, method.Sel.Name) {
 				return true
 			}
-			if to, ok := method.X.(*ast.SelectorExpr); !ok || to.Sel.Name != "log" {
+			to, isField := method.X.(*ast.SelectorExpr)
+			variable, isVariable := method.X.(*ast.Ident)
+			if !(isField && to.Sel.Name == "log" || isVariable && variable.Name == "log") {
 				return true
 			}
 			var keys []string

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/getpup/pupsourcing-orchestrator/internal/redact"
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
@@ -47,7 +48,8 @@ func RunMigrations(db *sql.DB) error { return Migrate(context.Background(), db) 
 // those of other columns, and those that are owned by a role that is neither the
 // current one, nor a superuser, nor the owner of the schema or of the database. Then
 // nothing was changed.
-func Migrate(ctx context.Context, db *sql.DB) error {
+func Migrate(ctx context.Context, db *sql.DB) (err error) {
+	defer func() { err = redact.Error(err) }()
 	if db == nil {
 		return fmt.Errorf("%w: Migrate was given a nil database", ErrInvalidConfig)
 	}

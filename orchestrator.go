@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
+	"github.com/getpup/pupsourcing-orchestrator/internal/redact"
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
@@ -43,16 +44,27 @@ func New[E any](cfg Config[E]) (*Orchestrator[E], error) {
 // Run returns another error only when it can't go on: ErrInvalidConfig,
 // ErrSchema, ErrProjectionTaken, ErrEventStore, ErrCoordinationTimeout, a
 // *HandlerError under the policy StopOnFailure, a handler that ends its
-// goroutine, or what the server says about a privilege or a table that is
-// missing. Losing a partition, a new
-// generation, a database that is away for a while are not errors.
+// goroutine, a DB that was closed, or what the server says about a privilege or a
+// table that is missing. Losing a partition, a new
+// generation, a database that is away for a while are not errors. A login that the
+// server refuses ends Run at its start; later it is tried again, since passwords are
+// changed. No text of an error has a connection string in it.
 //
 // Each call of Run is a worker of its own. All workers of a replica set should
 // run the same projections. During a roll-out that adds one, it stays idle on
 // partitions whose worker does not know it yet.
 func (o *Orchestrator[E]) Run(ctx context.Context, projections []Projection[E]) (err error) {
 	vitals := o.runs.begin(o.cfg.timing(), o.cfg.JoinWindow)
-	defer func() { vitals.end(ctx, err) }()
+	defer func() {
+		err = redact.Error(err)
+		vitals.end(ctx, err)
+	}()
+	defer func() {
+		if err != nil && vitals.get().turned.IsZero() && err != ctx.Err() {
+			log := o.cfg.Logger.With("replica_set", string(o.cfg.ReplicaSet))
+			log.Error("can't run", "error", err)
+		}
+	}()
 	names, err := projectionNames(projections)
 	if err == nil {
 		err = o.cfg.checkFailures(names)
@@ -74,11 +86,10 @@ func (o *Orchestrator[E]) Run(ctx context.Context, projections []Projection[E]) 
 	}
 	w := newWorker(ctx, cfg, projections, names, scopes)
 	defer func() {
-		tell(w.to, w.to.WorkerLeft, WorkerLeft{Source: w.source(w.session.ID()), Err: err})
+		tell(w.to, w.to.WorkerLeft, WorkerLeft{Source: w.source(w.session.ID()), Err: redact.Error(err)})
 		w.to.close()
 	}()
 	w.vitals = vitals
-	vitals.update(func(f *facts) { f.worker = string(w.session.ID()) })
 	defer w.feed.leave()
 	defer w.feed.watch(w.gap)()
 	defer w.listen()()
@@ -291,7 +302,7 @@ func (w *worker[E]) check(ctx context.Context) error {
 				return ctx.Err()
 			}
 			if !store.Passing(err) && !store.FactsOf(err).Deadline {
-				return err
+				return explain(err)
 			}
 			w.log.Warn("database is away, trying again", "error", err)
 			if !sleep(ctx, backoff.Delay(failures, mathrand.Float64())) {
@@ -321,6 +332,17 @@ func unstorable(field string, err error) error {
 		return fmt.Errorf("%w: %s %w", ErrInvalidConfig, field, err)
 	}
 	return fmt.Errorf("check that the database can hold %s: %w", field, err)
+}
+
+// explain says what to do about a database that can't be used whatever is tried.
+func explain(err error) error {
+	switch {
+	case redact.Unusable(err):
+		return fmt.Errorf("%w: the connection string of the database: %w", ErrInvalidConfig, err)
+	case redact.Closed(err):
+		return fmt.Errorf("orchestrator: the *sql.DB was closed before Run had returned: %w", err)
+	}
+	return err
 }
 
 // An identified event store can tell what it reads, so that all workers of a replica
@@ -431,7 +453,7 @@ func (w *worker[E]) sync(r protocol.Request, report []byte) {
 		w.writeReport(r.Worker, report)
 		return
 	}
-	tell(w.to, w.to.HeartbeatFailed, HeartbeatFailed{source, latency, err})
+	tell(w.to, w.to.HeartbeatFailed, HeartbeatFailed{source, latency, redact.Error(err)})
 	failed := protocol.SyncFailed{Request: r, Sent: sent, Jitter: mathrand.Float64()}
 	var taken *store.TakenError
 	var stream *store.StreamError
@@ -448,7 +470,7 @@ func (w *worker[E]) sync(r protocol.Request, report []byte) {
 	case taken != nil:
 		w.fail(fmt.Errorf("%w: %w", ErrProjectionTaken, err))
 	case store.Permanent(err):
-		w.fail(fmt.Errorf("coordinate replica set %q: %w", w.cfg.ReplicaSet, err))
+		w.fail(explain(fmt.Errorf("coordinate replica set %q: %w", w.cfg.ReplicaSet, err)))
 	case w.life.Err() == nil:
 		w.log.Warn("can't coordinate, trying again", "error", err)
 	}

@@ -9,6 +9,7 @@ import (
 
 	"github.com/getpup/pupsourcing-orchestrator/internal/dbconn"
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
+	"github.com/getpup/pupsourcing-orchestrator/internal/redact"
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
@@ -86,7 +87,7 @@ func order(ctx context.Context, db *sql.DB, set ReplicaSetName, o protocol.Order
 	}
 	s := store.New(db, string(set), store.Options{Bounds: store.BoundsOf(orderLease)})
 	if err := s.Check(ctx); err != nil {
-		return 0, err
+		return 0, redact.Error(err)
 	}
 	backoff := protocol.Backoff{Min: 20 * time.Millisecond, Max: time.Second}
 	for failures := 1; ; failures++ {
@@ -97,9 +98,9 @@ func order(ctx context.Context, db *sql.DB, set ReplicaSetName, o protocol.Order
 		case store.Unstorable(err) && !storable(ctx, db, string(set), o.Projection, string(o.Worker)):
 			return 0, fmt.Errorf("%s in replica set %q: %w: nothing can have such a name in this database: %w", o, set, ErrOrder, err)
 		case errors.Is(err, ErrOrder) || !store.LockTimeout(err):
-			return 0, fmt.Errorf("%s in replica set %q: %w", o, set, err)
+			return 0, redact.Error(fmt.Errorf("%s in replica set %q: %w", o, set, err))
 		case !sleep(ctx, backoff.Delay(failures, 0)):
-			return 0, fmt.Errorf("%s in replica set %q: %w", o, set, errors.Join(ctx.Err(), err))
+			return 0, fmt.Errorf("%s in replica set %q: %w", o, set, errors.Join(ctx.Err(), redact.Error(err)))
 		}
 	}
 }
@@ -157,10 +158,10 @@ func await(ctx context.Context, look func() (bool, error)) error {
 	for wait := 2 * time.Millisecond; ; wait = min(2*wait, 100*time.Millisecond) {
 		ok, err := look()
 		if ok || err != nil && !store.Passing(err) {
-			return err
+			return redact.Error(err)
 		}
 		if !sleep(ctx, wait) {
-			return errors.Join(context.Cause(ctx), err)
+			return errors.Join(context.Cause(ctx), redact.Error(err))
 		}
 	}
 }

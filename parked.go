@@ -9,17 +9,18 @@ import (
 	"time"
 
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
+	"github.com/getpup/pupsourcing-orchestrator/internal/redact"
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
 var (
 	// ErrNoProjection is returned where a projection is named that no replica
 	// set has run yet.
-	ErrNoProjection = errors.New("no such projection")
+	ErrNoProjection = errors.New("orchestrator: no such projection")
 
 	// ErrNotParked is returned where a position or an aggregate is named of
 	// which the projection has no event parked, or has no more.
-	ErrNotParked = errors.New("not parked")
+	ErrNotParked = errors.New("orchestrator: not parked")
 )
 
 // A ParkedEvent is one that a projection has gone past without handling it (see
@@ -48,7 +49,7 @@ func Parked(ctx context.Context, db *sql.DB, projection string, limit int) ([]Pa
 		err = cmp.Or(known(ctx, db, projection), err)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("list what projection %q has parked: %w", projection, err)
+		return nil, redact.Error(fmt.Errorf("list what projection %q has parked: %w", projection, err))
 	}
 	events := make([]ParkedEvent, len(rows))
 	for i, r := range rows {
@@ -133,7 +134,7 @@ func askParked(ctx context.Context, db *sql.DB, projection string, which ParkedS
 		err = ErrNotParked
 	}
 	if err != nil {
-		return 0, fmt.Errorf("%s parked events of projection %q, %s: %w", request, projection, which, err)
+		return 0, redact.Error(fmt.Errorf("%s parked events of projection %q, %s: %w", request, projection, which, err))
 	}
 	return n, nil
 }

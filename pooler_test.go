@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -41,12 +42,15 @@ func pgbouncer(t testing.TB, to string) string {
 	port := listener.Addr().(*net.TCPAddr).Port
 	_ = listener.Close()
 
-	password, _ := u.User.Password()
+	password, given := u.User.Password()
+	if given { // PgBouncer does not read a file with an empty one
+		password = " password='" + strings.ReplaceAll(password, "'", "''") + "'"
+	}
 	config := filepath.Join(t.TempDir(), "pgbouncer.ini")
 	// Few server connections, and the one that has waited longest is handed out:
 	// two transactions of a client are on one by accident only.
 	text := fmt.Sprintf(`[databases]
-* = host=%s port=%s user=%s password=%s
+* = host=%s port=%s user=%s%s
 [pgbouncer]
 listen_addr = 127.0.0.1
 listen_port = %d

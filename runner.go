@@ -13,6 +13,7 @@ import (
 
 	"github.com/getpup/pupsourcing-orchestrator/internal/dbconn"
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
+	"github.com/getpup/pupsourcing-orchestrator/internal/redact"
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
@@ -356,7 +357,7 @@ func (l *lane[E]) note(now time.Time, a protocol.LaneAction) {
 // failed tells of a handler that has failed, and in what time it is tried again; 0:
 // it is not.
 func (l *lane[E]) failed(position int64, attempt int, retry time.Duration) {
-	tell(l.worker.to, l.worker.to.HandlerFailed, HandlerFailed{l.source(), l.name(), position, attempt, retry, l.fault})
+	tell(l.worker.to, l.worker.to.HandlerFailed, HandlerFailed{l.source(), l.name(), position, attempt, retry, redact.Error(l.fault)})
 }
 
 // do carries out an action and returns how it went.
@@ -597,7 +598,7 @@ func (l *lane[E]) guarded(ctx context.Context, events []*Record[E]) (err error) 
 func (l *lane[E]) pause(a protocol.LaneAction) {
 	switch {
 	case a.Why == protocol.HandlerFailed:
-		l.log.Error("handler failed, will retry", "position", a.Position, "attempt", a.Attempts, "retry_in", a.For, "error", l.fault)
+		l.log.Warn("handler failed, will retry", "position", a.Position, "attempt", a.Attempts, "retry_in", a.For, "error", l.fault)
 	case a.Why == protocol.Halted:
 		l.log.Error("handler failed, lane halted", "position", a.Position, "attempt", a.Attempts, "error", l.fault)
 	case a.Why == protocol.LotFull && !l.full:
@@ -642,5 +643,5 @@ func (l *lane[E]) reason(end protocol.LaneAction) error {
 	case end.Err != nil:
 		return fmt.Errorf("%w: %w", ErrEventStore, end.Err)
 	}
-	return l.err
+	return explain(l.err)
 }

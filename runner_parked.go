@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
+	"github.com/getpup/pupsourcing-orchestrator/internal/redact"
 )
 
 // doParked is do for what is about parked events.
@@ -23,7 +24,7 @@ func (l *lane[E]) doParked(a protocol.LaneAction, answer protocol.LaneAnswer) (p
 	case protocol.LanePark:
 		parked, text := l.core.Parking(), ""
 		if a.Attempts > 0 {
-			text = fmt.Sprint(l.fault)
+			text = fmt.Sprint(redact.Error(l.fault))
 		}
 		err = boundedDo(l.ctx, patience, func(ctx context.Context) error { return s.Park(ctx, l.id, a.From, a.To, parked, text) })
 		if err == nil {
@@ -54,7 +55,7 @@ func (l *lane[E]) doParked(a protocol.LaneAction, answer protocol.LaneAnswer) (p
 		}
 		l.log.Error("parked event retried, and failed", "position", a.Position, "attempt", a.Attempts, "error", failure)
 		err = boundedDo(l.ctx, patience, func(ctx context.Context) error {
-			return s.Note(ctx, l.id, a.Position, a.Attempts, failure.Error())
+			return s.Note(ctx, l.id, a.Position, a.Attempts, fmt.Sprint(redact.Error(failure)))
 		})
 	}
 	return answer, err
@@ -67,7 +68,7 @@ func (l *lane[E]) parked(a protocol.LaneAction, parked []protocol.Parked) {
 	for _, p := range parked {
 		e := EventParked{Source: l.source(), Lane: l.name(), Position: p.Position, AggregateID: p.Aggregate, Attempts: p.Attempts}
 		if p.Attempts > 0 {
-			e.Err = l.fault
+			e.Err = redact.Error(l.fault)
 			l.failed(p.Position, p.Attempts, 0)
 		}
 		tell(l.worker.to, l.worker.to.EventParked, e)

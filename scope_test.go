@@ -118,7 +118,7 @@ func TestScopeThatCannotBeRead(t *testing.T) {
 		want   string
 	}{
 		{"a store that reads all or nothing", badStore{}, orders, `projection "orders" is scoped, and the event store (orchestrator_test.badStore) is no ScopedEventStore`},
-		{"a table without a column for types", bare, orders, `projection "orders" is scoped: invalid configuration: TableConfig.AggregateTypeColumn is empty`},
+		{"a table without a column for types", bare, orders, `projection "orders" is scoped: orchestrator: invalid configuration: TableConfig.AggregateTypeColumn is empty`},
 		{"a table without a column for contexts", bare, sales, `TableConfig.BoundedContextColumn is empty`},
 	} {
 		t.Run(test.why, func(t *testing.T) {

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/getpup/pupsourcing-orchestrator/internal/redact"
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
@@ -110,12 +111,12 @@ type GenerationRecord struct {
 }
 
 // ErrNoReplicaSet is returned for a replica set of which no worker has ever run.
-var ErrNoReplicaSet = errors.New("no such replica set")
+var ErrNoReplicaSet = errors.New("orchestrator: no such replica set")
 
 // ReplicaSets returns the names of all replica sets of which workers have run,
 // sorted.
 func ReplicaSets(ctx context.Context, db *sql.DB) ([]ReplicaSetName, error) {
-	var names []ReplicaSetName
+	names := []ReplicaSetName{}
 	err := query(ctx, db, `SELECT name FROM orchestrator_replica_sets ORDER BY name`, nil, func(scan func(...any) error) error {
 		var name ReplicaSetName
 		err := scan(&name)
@@ -123,7 +124,7 @@ func ReplicaSets(ctx context.Context, db *sql.DB) ([]ReplicaSetName, error) {
 		return err
 	})
 	if err != nil {
-		return nil, fmt.Errorf("list replica sets: %w", err)
+		return nil, redact.Error(fmt.Errorf("list replica sets: %w", err))
 	}
 	return names, nil
 }
@@ -133,7 +134,10 @@ func ReplicaSets(ctx context.Context, db *sql.DB) ([]ReplicaSetName, error) {
 // workers last reported it, about a HeartbeatInterval ago. It returns
 // ErrNoReplicaSet where no worker of the set has ever run.
 func Status(ctx context.Context, db *sql.DB, set ReplicaSetName) (ReplicaSetStatus, error) {
-	s := ReplicaSetStatus{ReplicaSet: set}
+	s := ReplicaSetStatus{
+		ReplicaSet: set, Paused: []string{}, Rewinds: map[string]int64{},
+		Workers: []WorkerStatus{}, Partitions: []PartitionStatus{}, Waits: []Wait{},
+	}
 	if problem := nameProblem(string(set)); problem != "" {
 		return s, fmt.Errorf("%w: its name %s", ErrNoReplicaSet, problem)
 	}
@@ -146,18 +150,21 @@ func Status(ctx context.Context, db *sql.DB, set ReplicaSetName) (ReplicaSetStat
 		err = ErrNoReplicaSet
 	}
 	if err != nil {
-		return s, fmt.Errorf("status of replica set %q: %w", set, err)
+		return s, redact.Error(fmt.Errorf("status of replica set %q: %w", set, err))
 	}
-	s.Waits = s.waits()
+	s.Waits = append(s.Waits, s.waits()...)
 	return s, nil
 }
 
+// read reads each of the tables once, and joins here what belongs together. The
+// views are for people: a server may run through a side of their joins again for
+// each row of the other.
 func (s *ReplicaSetStatus) read(ctx context.Context, tx *sql.Tx) error {
 	var paused, rewinds string
 	err := tx.QueryRowContext(ctx, `
-SELECT clock_timestamp(), generation, phase, total, reason, opened_at, activated_at, paused, rewinds, coalesce(head, 0)
-  FROM orchestrator_status WHERE replica_set = $1`, string(s.ReplicaSet)).
-		Scan(&s.At, &s.Generation, &s.Phase, &s.TotalPartitions, &s.Reason, &s.OpenedAt, &s.ActivatedAt, &paused, &rewinds, &s.Head)
+SELECT clock_timestamp(), generation, phase, total, reason, opened_at, activated_at, paused, rewinds
+  FROM orchestrator_replica_sets WHERE name = $1`, string(s.ReplicaSet)).
+		Scan(&s.At, &s.Generation, &s.Phase, &s.TotalPartitions, &s.Reason, &s.OpenedAt, &s.ActivatedAt, &paused, &rewinds)
 	if errors.Is(err, sql.ErrNoRows) {
 		return ErrNoReplicaSet
 	}
@@ -172,35 +179,178 @@ SELECT clock_timestamp(), generation, phase, total, reason, opened_at, activated
 	}
 	s.Paused = slices.DeleteFunc(names, func(name string) bool { return name == "" })
 	s.PausedAll = len(s.Paused) < len(names)
-	if err := s.readWorkers(ctx, tx); err != nil {
+	reports, err := s.readReports(ctx, tx)
+	if err != nil {
 		return err
 	}
-	return s.readPartitions(ctx, tx)
+	for _, r := range reports {
+		s.Head = max(s.Head, r.Head)
+	}
+	owners, err := s.readWorkers(ctx, tx, reports)
+	if err != nil {
+		return err
+	}
+	parked, err := s.readParked(ctx, tx)
+	if err != nil {
+		return err
+	}
+	return s.readPartitions(ctx, tx, owners, parked)
 }
 
-func (s *ReplicaSetStatus) readWorkers(ctx context.Context, tx *sql.Tx) error {
-	return query(ctx, tx, `
-SELECT worker, joined_at, lease_until, alive, total, partitions, holds, drained, projections, coalesce(state, ''), reported_at, gap,
-       coalesce((SELECT r.report ->> 'lease_only' FROM orchestrator_reports r WHERE r.replica_set = w.replica_set AND r.worker = w.worker), '')
-  FROM orchestrator_status_workers w WHERE replica_set = $1 ORDER BY seq`, []any{string(s.ReplicaSet)}, func(scan func(...any) error) error {
+// The statements of Status, beside the one for the set's own row.
+const (
+	statusReportsSQL = `
+SELECT r.worker, r.reported_at, r.report
+  FROM orchestrator_reports r
+  JOIN orchestrator_workers w ON w.replica_set = r.replica_set AND w.id = r.worker
+ WHERE r.replica_set = $1`
+	statusWorkersSQL = `
+SELECT id, joined_at, lease_until, lease_until > clock_timestamp(), generation, total, partitions, holds, drained, projections
+  FROM orchestrator_workers WHERE replica_set = $1 ORDER BY seq`
+	statusParkedSQL = `
+SELECT c.projection, c.total, p.slot % c.total, count(*), min(p.parked_at) AS parked_since
+  FROM (SELECT DISTINCT projection, total FROM orchestrator_checkpoints WHERE replica_set = $1) c
+  JOIN orchestrator_parked p ON p.projection = c.projection
+ GROUP BY 1, 2, 3`
+	statusPartitionsSQL = `
+SELECT projection, partition, total, generation, position, updated_at
+  FROM orchestrator_checkpoints WHERE replica_set = $1 ORDER BY projection, partition`
+)
+
+// A reported is a worker's report.
+type reported struct {
+	WorkerReport
+	at    time.Time
+	lanes map[laneKey]*LaneReport
+}
+
+type laneKey struct {
+	projection string
+	partition  int
+}
+
+// readReports returns the workers' reports.
+func (s *ReplicaSetStatus) readReports(ctx context.Context, tx *sql.Tx) (map[string]*reported, error) {
+	reports := map[string]*reported{}
+	err := query(ctx, tx, statusReportsSQL, []any{string(s.ReplicaSet)}, func(scan func(...any) error) error {
+		var worker string
+		var text []byte
+		r := &reported{lanes: map[laneKey]*LaneReport{}}
+		err := scan(&worker, &r.at, &text)
+		row := store.RowOf("reports", string(s.ReplicaSet), worker).Scanned(err)
+		if err == nil {
+			row.Time("reported_at", r.at).JSON("report", text, &r.WorkerReport)
+		}
+		for i := range r.Lanes {
+			l := &r.Lanes[i]
+			r.lanes[laneKey{l.Projection, l.Partition}] = l
+		}
+		reports[worker] = r
+		return row.Err
+	})
+	return reports, err
+}
+
+// An ownership is a partition of a generation.
+type ownership struct {
+	generation int64
+	partition  int
+}
+
+// An owner is the worker that has one, and its report if that is of the generation.
+type owner struct {
+	worker string
+	report *reported
+}
+
+// readWorkers reads the workers, and returns which of them has what.
+func (s *ReplicaSetStatus) readWorkers(ctx context.Context, tx *sql.Tx, reports map[string]*reported) (map[ownership]owner, error) {
+	owners := map[ownership]owner{}
+	err := query(ctx, tx, statusWorkersSQL, []any{string(s.ReplicaSet)}, func(scan func(...any) error) error {
 		var w WorkerStatus
 		var total int
+		var generation int64
 		var partitions, projections string
-		var gap []byte
-		err := scan(&w.Worker, &w.JoinedAt, &w.LeaseUntil, &w.Alive, &total, &partitions, &w.Holds, &w.Drained, &projections, &w.State, &w.ReportedAt, &gap, &w.LeaseOnly)
+		err := scan(&w.Worker, &w.JoinedAt, &w.LeaseUntil, &w.Alive, &generation, &total, &partitions, &w.Holds, &w.Drained, &projections)
 		row := store.RowOf("workers", string(s.ReplicaSet), w.Worker).Scanned(err)
 		if err == nil {
 			row.Total(total, 0).Time("joined_at", w.JoinedAt).Time("lease_until", w.LeaseUntil)
 			w.Partitions = append([]int{}, row.Partitions("partitions", partitions, total)...)
 			w.Projections = append([]string{}, store.Strings[string](row, "projections", projections)...)
 		}
-		report := store.RowOf("reports", string(s.ReplicaSet), w.Worker)
-		times(report, map[string]*time.Time{"reported_at": w.ReportedAt})
-		if gap != nil {
-			report.JSON("report", gap, &w.Gap)
+		has := owner{worker: w.Worker}
+		if r := reports[w.Worker]; r != nil {
+			w.State, w.ReportedAt, w.Gap, w.LeaseOnly = r.State, &r.at, r.Gap, r.LeaseOnly
+			if w.Gap != nil && w.Gap.Backends == nil {
+				w.Gap.Backends = []int{}
+			}
+			if r.Generation == generation {
+				has.report = r
+			}
+		}
+		for _, partition := range w.Partitions {
+			owners[ownership{generation, partition}] = has
 		}
 		s.Workers = append(s.Workers, w)
-		return errors.Join(row.Err, report.Err)
+		return row.Err
+	})
+	return owners, err
+}
+
+// A lotKey is a partition of a projection as its checkpoint lays it out.
+type lotKey struct {
+	laneKey
+	total int
+}
+
+type lot struct {
+	parked int
+	oldest time.Time
+}
+
+// readParked counts what is parked, in one pass over it.
+func (s *ReplicaSetStatus) readParked(ctx context.Context, tx *sql.Tx) (map[lotKey]lot, error) {
+	lots := map[lotKey]lot{}
+	err := query(ctx, tx, statusParkedSQL, []any{string(s.ReplicaSet)}, func(scan func(...any) error) error {
+		var k lotKey
+		var l lot
+		err := scan(&k.projection, &k.total, &k.partition, &l.parked, &l.oldest)
+		row := store.RowOf("parked", k.projection).Scanned(err)
+		if err == nil {
+			row.Time("parked_at", l.oldest)
+		}
+		lots[k] = l
+		return row.Err
+	})
+	return lots, err
+}
+
+func (s *ReplicaSetStatus) readPartitions(ctx context.Context, tx *sql.Tx, owners map[ownership]owner, parked map[lotKey]lot) error {
+	return query(ctx, tx, statusPartitionsSQL, []any{string(s.ReplicaSet)}, func(scan func(...any) error) error {
+		var p PartitionStatus
+		err := scan(&p.Projection, &p.Partition, &p.TotalPartitions, &p.Generation, &p.Position, &p.UpdatedAt)
+		row := store.RowOf("checkpoints", p.Projection, p.Partition).Scanned(err)
+		if err == nil {
+			row.Total(p.TotalPartitions, 1).Range("partition", int64(p.Partition), 0, int64(p.TotalPartitions)-1).
+				AtLeast("position", p.Position, 0).Time("updated_at", p.UpdatedAt)
+		}
+		lane := laneKey{p.Projection, p.Partition}
+		p.Paused = s.PausedAll || slices.Contains(s.Paused, p.Projection)
+		if l, ok := parked[lotKey{lane, p.TotalPartitions}]; ok {
+			p.Parked, p.ParkedSince = l.parked, &l.oldest
+		}
+		has := owners[ownership{p.Generation, p.Partition}]
+		p.Worker = has.worker
+		if r := has.report; r != nil {
+			p.ReportedAt = &r.at
+			if l := r.lanes[lane]; l != nil && l.State != "" {
+				report := *l
+				report.TotalPartitions, report.Parked = p.TotalPartitions, p.Parked
+				p.Report = &report
+			}
+		}
+		s.Partitions = append(s.Partitions, p)
+		return row.Err
 	})
 }
 
@@ -211,41 +361,6 @@ func times(row *store.Row, columns map[string]*time.Time) {
 			row.Time(column, *at)
 		}
 	}
-}
-
-func (s *ReplicaSetStatus) readPartitions(ctx context.Context, tx *sql.Tx) error {
-	return query(ctx, tx, `
-SELECT projection, partition, total, generation, coalesce(worker, ''), position, updated_at, paused, parked,
-       reached, behind, behind_seconds, state, since, handling, attempts, error, stalled, reported_at, parked_since
-  FROM orchestrator_status_partitions WHERE replica_set = $1 ORDER BY projection, partition`, []any{string(s.ReplicaSet)}, func(scan func(...any) error) error {
-		var p PartitionStatus
-		var state, failure sql.NullString
-		var reached, behind, handling, attempts sql.NullInt64
-		var seconds sql.NullFloat64
-		var since sql.NullTime
-		var stalled bool
-		err := scan(&p.Projection, &p.Partition, &p.TotalPartitions, &p.Generation, &p.Worker, &p.Position, &p.UpdatedAt, &p.Paused, &p.Parked,
-			&reached, &behind, &seconds, &state, &since, &handling, &attempts, &failure, &stalled, &p.ReportedAt, &p.ParkedSince)
-		row := store.RowOf("checkpoints", p.Projection, p.Partition).Scanned(err)
-		report := store.RowOf("reports", string(s.ReplicaSet), p.Worker)
-		if err == nil {
-			row.Total(p.TotalPartitions, 1).Range("partition", int64(p.Partition), 0, int64(p.TotalPartitions)-1).
-				AtLeast("position", p.Position, 0).Time("updated_at", p.UpdatedAt)
-			times(report, map[string]*time.Time{"reported_at": p.ReportedAt})
-			if since.Valid {
-				report.Time("report", since.Time)
-			}
-		}
-		if state.Valid {
-			p.Report = &LaneReport{
-				Projection: p.Projection, Partition: p.Partition, TotalPartitions: p.TotalPartitions,
-				Position: reached.Int64, Behind: behind.Int64, BehindSeconds: seconds.Float64, State: state.String, Since: since.Time,
-				Handling: handling.Int64, Attempts: int(attempts.Int64), Error: failure.String, Stalled: stalled, Parked: p.Parked,
-			}
-		}
-		s.Partitions = append(s.Partitions, p)
-		return errors.Join(row.Err, report.Err)
-	})
 }
 
 // waits derives from the rest what stands still, and why.
@@ -328,7 +443,7 @@ func History(ctx context.Context, db *sql.DB, set ReplicaSetName, limit int) ([]
 	if problem := nameProblem(string(set)); problem != "" {
 		return nil, fmt.Errorf("history: %w: its name %s", ErrNoReplicaSet, problem)
 	}
-	var records []GenerationRecord
+	records := []GenerationRecord{}
 	err := query(ctx, db, `
 SELECT generation, reason, total, members, opened_at, activated_at, waited_for
   FROM orchestrator_history WHERE replica_set = $1 ORDER BY generation DESC LIMIT $2`, []any{string(set), limit}, func(scan func(...any) error) error {
@@ -345,7 +460,7 @@ SELECT generation, reason, total, members, opened_at, activated_at, waited_for
 		return row.Err
 	})
 	if err != nil {
-		return nil, fmt.Errorf("history of replica set %q: %w", set, err)
+		return nil, redact.Error(fmt.Errorf("history of replica set %q: %w", set, err))
 	}
 	return records, nil
 }

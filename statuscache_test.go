@@ -3,6 +3,8 @@ package orchestrator
 import (
 	"context"
 	"errors"
+	"net/http/httptest"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -12,12 +14,15 @@ import (
 // pass has time pass, by the fake clock of a bubble: it takes none.
 func pass(d time.Duration) { time.Sleep(d) }
 
+// answers is the check of a database that is there.
+func answers(context.Context) error { return nil }
+
 // A hundred who look read the database as often as one does.
 func TestStatusCacheShares(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		reads := 0 // one at a time, or the race detector says so
 		answer := make(chan struct{})
-		c := &statusCache{read: func(context.Context) ([]setKnown, error) {
+		c := &statusCache{check: answers, read: func(context.Context) ([]setKnown, error) {
 			reads++
 			<-answer
 			return []setKnown{{ReplicaSetStatus: ReplicaSetStatus{Generation: int64(reads)}}}, nil
@@ -54,7 +59,7 @@ func TestStatusCacheForgets(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		generation := int64(1)
 		answer := make(chan struct{})
-		c := &statusCache{read: func(context.Context) ([]setKnown, error) {
+		c := &statusCache{check: answers, read: func(context.Context) ([]setKnown, error) {
 			read := generation
 			<-answer
 			return []setKnown{{ReplicaSetStatus: ReplicaSetStatus{Generation: read}}}, nil
@@ -76,14 +81,123 @@ func TestStatusCacheForgets(t *testing.T) {
 	})
 }
 
+// Orders that follow each other keep nobody from an answer: who asks is told of a
+// reading that began after he asked, and not of one after all orders.
+func TestStatusCacheUnderOrders(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		reads := 0
+		c := &statusCache{check: answers, read: func(context.Context) ([]setKnown, error) {
+			pass(300 * time.Millisecond)
+			reads++
+			return []setKnown{}, nil
+		}}
+		ctx, cancel := context.WithCancel(t.Context())
+		go func() {
+			for ctx.Err() == nil {
+				c.forget()
+				pass(20 * time.Millisecond)
+			}
+		}()
+		pass(time.Second)
+		began := time.Now()
+		if _, err := c.get(ctx); err != nil || time.Since(began) > time.Second {
+			t.Errorf("an answer after %v, %v", time.Since(began), err)
+		}
+		if reads > 2 {
+			t.Errorf("%d readings for one who asks", reads)
+		}
+		cancel()
+		synctest.Wait()
+		pass(time.Second)
+	})
+}
+
+// A database that answers, and takes long to be read, is not away: who asks is told
+// so, and the reading goes on and is what he gets later.
+func TestStatusCacheSlow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		takes := 8 * time.Second
+		reads := 0
+		c := &statusCache{check: answers, read: func(ctx context.Context) ([]setKnown, error) {
+			reads++
+			select {
+			case <-time.After(takes):
+				return []setKnown{{}}, nil
+			case <-ctx.Done():
+				return nil, ctx.Err()
+			}
+		}}
+		k, err := c.get(t.Context())
+		if err != nil || !k.Slow || k.code != 503 || k.AwaySince == nil {
+			t.Errorf("got %+v, %v; want that it is slow", k, err)
+		}
+		if again := c.late(); again != k {
+			t.Error("two who wait have a copy each")
+		}
+		k, err = c.get(t.Context())
+		if err != nil || k.Slow || k.code != 200 || len(k.ReplicaSets) != 1 || reads != 1 {
+			t.Errorf("got %+v, %v after %d readings; want what the first has read", k, err, reads)
+		}
+		// What took long is read more seldom, and may take longer.
+		pass(15 * time.Second)
+		if _, err := c.get(t.Context()); err != nil || reads != 1 {
+			t.Errorf("%d readings, %v", reads, err)
+		}
+		pass(2 * time.Second)
+		takes = 30 * time.Second // four times 8 s is allowed
+		for range 10 {
+			if k, err = c.get(t.Context()); err == nil && k.code == 200 {
+				break
+			}
+		}
+		if k.code != 200 || reads != 2 {
+			t.Errorf("got %+v after %d readings", k, reads)
+		}
+	})
+}
+
+// An order that is refused makes nobody read again.
+func TestStatusRefusedOrders(t *testing.T) {
+	h := StatusHandler(nil, AllowActions()).(*statusHandler)
+	for _, body := range []string{`{"action":"nonsense"}`, `nonsense`, `{"action":"pause"}`, `{"action":"retry","projection":"p","position":"x"}`} {
+		r := httptest.NewRequest("POST", "/", strings.NewReader(body))
+		r.Header.Set("Content-Type", "application/json")
+		w := httptest.NewRecorder()
+		if h.ServeHTTP(w, r); w.Code != 400 || h.known.need != 0 {
+			t.Errorf("%s: %d, and readings from %d on count", body, w.Code, h.known.need)
+		}
+	}
+}
+
+// All who ask are answered with the same bytes.
+func TestStatusEncodedOnce(t *testing.T) {
+	k := &statusKnown{ReplicaSets: []setKnown{{ReplicaSetStatus: ReplicaSetStatus{ReplicaSet: "a"}}, {ReplicaSetStatus: ReplicaSetStatus{ReplicaSet: "b"}}}}
+	for _, c := range []struct {
+		set ReplicaSetName
+		one bool
+	}{{"", false}, {"a", true}} {
+		first, ok := k.body(c.set, c.one)
+		second, _ := k.body(c.set, c.one)
+		if !ok || &first[0] != &second[0] {
+			t.Errorf("%+v is encoded twice", c)
+		}
+	}
+	if _, ok := k.body("c", true); ok {
+		t.Error("a set that is not there has a body")
+	}
+	if body, _ := k.body("a", true); strings.Contains(string(body), `"b"`) {
+		t.Errorf("one set is %s", body)
+	}
+}
+
 // A viewer who goes away takes the reading from nobody, and a database that is
 // silent holds nobody up for longer than statusPatience.
 func TestStatusCacheBounds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		silent := make(chan struct{})
-		c := &statusCache{read: func(context.Context) ([]setKnown, error) {
+		c := &statusCache{check: func(context.Context) error {
 			<-silent // and no heed of its context
-			return nil, errors.New("late")
+			return errors.New("late")
 		}}
 		ctx, leave := context.WithCancel(t.Context())
 		left := make(chan error)
@@ -98,7 +212,7 @@ func TestStatusCacheBounds(t *testing.T) {
 		}
 		began := time.Now()
 		k, err := c.get(t.Context())
-		if err != nil || k.code != 503 || k.AwaySince == nil || k.Error == "" {
+		if err != nil || k.code != 503 || k.AwaySince == nil || k.Error == "" || k.Slow {
 			t.Errorf("got %+v, %v", k, err)
 		}
 		if waited := time.Since(began); waited > statusPatience+time.Second { // by a fake clock

@@ -9,6 +9,8 @@ import (
 	"net/http"
 	"slices"
 	"time"
+
+	"github.com/getpup/pupsourcing-orchestrator/internal/redact"
 )
 
 const (
@@ -23,7 +25,9 @@ type statusOrder struct {
 	ReplicaSet ReplicaSetName `json:"replica_set"`
 	Projection *string        `json:"projection"` // "": AllProjections
 	Worker     *string        `json:"worker"`
-	Position   *int64         `json:"position"`
+	// Position is a number, or the digits of one: a number of JavaScript is not exact
+	// above 2^53.
+	Position *json.Number `json:"position"`
 }
 
 // errStatusOrder says that a body is not an order.
@@ -43,6 +47,7 @@ func (h *statusHandler) order(w http.ResponseWriter, r *http.Request) {
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), statusOrderPatience)
 	defer cancel()
+	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(statusOrderPatience)) // where that is supported
 	var o statusOrder
 	body := json.NewDecoder(http.MaxBytesReader(w, r.Body, statusOrderMax))
 	body.DisallowUnknownFields()
@@ -51,17 +56,16 @@ func (h *statusHandler) order(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	generation, err := h.carryOut(ctx, o)
-	h.known.forget() // also after an error: it may have happened
 	switch {
 	case errors.Is(err, errStatusOrder):
 		answerError(w, http.StatusBadRequest, err.Error())
 	case errors.Is(err, ErrOrder), errors.Is(err, ErrNotParked), errors.Is(err, ErrNoProjection):
-		answerError(w, http.StatusConflict, err.Error())
-	case errors.Is(err, ErrSchema):
-		answerError(w, http.StatusInternalServerError, err.Error())
+		answerError(w, http.StatusConflict, err.Error()) // and nothing has changed
 	case err != nil:
-		answerError(w, http.StatusServiceUnavailable, err.Error())
+		h.known.forget() // it may have happened
+		answerError(w, codeOf(err), redact.Error(err).Error())
 	default:
+		h.known.forget()
 		answer(w, http.StatusOK, map[string]int64{"generation": generation})
 	}
 }
@@ -83,22 +87,28 @@ func (h *statusHandler) carryOut(ctx context.Context, o statusOrder) (generation
 	case o.Position == nil && (parked || o.Action == "rewind"):
 		return 0, fmt.Errorf("%w: %s needs a position", errStatusOrder, o.Action)
 	}
+	var position int64
+	if o.Position != nil {
+		if position, err = o.Position.Int64(); err != nil {
+			return 0, fmt.Errorf("%w: the position %q is no whole number", errStatusOrder, *o.Position)
+		}
+	}
 	switch o.Action {
 	case "pause":
 		return Pause(ctx, h.db, o.ReplicaSet, *o.Projection)
 	case "resume":
 		return Resume(ctx, h.db, o.ReplicaSet, *o.Projection)
 	case "rewind":
-		return Rewind(ctx, h.db, o.ReplicaSet, *o.Projection, *o.Position)
+		return Rewind(ctx, h.db, o.ReplicaSet, *o.Projection, position)
 	case "drain":
 		return DrainWorker(ctx, h.db, o.ReplicaSet, *o.Worker)
 	case "undrain":
 		return UndrainWorker(ctx, h.db, o.ReplicaSet, *o.Worker)
 	case "retry":
-		_, err = RetryParked(ctx, h.db, *o.Projection, ParkedSelector{Positions: []int64{*o.Position}})
+		_, err = RetryParked(ctx, h.db, *o.Projection, ParkedSelector{Positions: []int64{position}})
 		return 0, err
 	default: // discard
-		_, err = DiscardParked(ctx, h.db, *o.Projection, ParkedSelector{Positions: []int64{*o.Position}})
+		_, err = DiscardParked(ctx, h.db, *o.Projection, ParkedSelector{Positions: []int64{position}})
 		return 0, err
 	}
 }

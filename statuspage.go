@@ -10,10 +10,10 @@ import (
 	"fmt"
 	"mime"
 	"net/http"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 )
 
 // StatusHandler returns a page that shows what the replica sets of a database do:
@@ -29,16 +29,18 @@ import (
 // what was known last.
 //
 // It reads the database once a second at most, on one connection, however many
-// look at it, and not at all while nobody does. It asks no worker, so any program
+// look at it, more seldom where that takes long, and not at all while nobody does. It asks no worker, so any program
 // that reaches the database can serve it.
 //
 // It changes nothing, unless AllowActions is given. Who may see it is for the
-// program to say: names, positions and the errors of handlers are on it.
+// program to say: names, positions, the errors of handlers and those of the database
+// are on it. A server of it needs timeouts, as any other (http.Server).
 func StatusHandler(db *sql.DB, options ...StatusOption) http.Handler {
 	h := &statusHandler{db: db, known: newStatusCache(db)}
 	for _, option := range options {
 		option(h)
 	}
+	h.known.actions = h.protection != nil
 	return h
 }
 
@@ -68,12 +70,6 @@ type statusHandler struct {
 	db         *sql.DB
 	known      *statusCache
 	protection *http.CrossOriginProtection // nil: there are no actions
-}
-
-// statusAnswer is the answer in JSON.
-type statusAnswer struct {
-	statusKnown
-	Actions bool `json:"actions"` // whether orders may be given
 }
 
 func (h *statusHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -109,23 +105,31 @@ func (h *statusHandler) status(w http.ResponseWriter, r *http.Request) {
 		answerError(w, http.StatusServiceUnavailable, err.Error())
 		return
 	}
-	if r.URL.Query().Has("replica_set") {
-		name := ReplicaSetName(r.URL.Query().Get("replica_set"))
-		// A copy, since others have the same slice.
-		known.ReplicaSets = slices.DeleteFunc(slices.Clone(known.ReplicaSets), func(s setKnown) bool { return s.ReplicaSet != name })
-		if len(known.ReplicaSets) == 0 && known.Error == "" {
-			answerError(w, http.StatusNotFound, fmt.Sprintf("no worker of a replica set %q has ever run", name))
-			return
-		}
+	query := r.URL.Query()
+	name := ReplicaSetName(query.Get("replica_set"))
+	body, ok := known.body(name, query.Has("replica_set"))
+	if !ok {
+		answerError(w, http.StatusNotFound, fmt.Sprintf("no worker of a replica set %q has ever run", name))
+		return
 	}
-	answer(w, known.code, statusAnswer{known, h.protection != nil})
+	write(w, known.code, body)
 }
 
 func answer(w http.ResponseWriter, code int, body any) {
-	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(code)
-	_ = json.NewEncoder(w).Encode(body) // an error says that the reader has gone
+	text, _ := json.Marshal(body) // what is answered can be encoded
+	write(w, code, append(text, '\n'))
 }
+
+// write sends an answer in JSON. Who reads slowly does not keep it for ever.
+func write(w http.ResponseWriter, code int, body []byte) {
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(statusWritePatience)) // where that is supported
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Content-Length", strconv.Itoa(len(body)))
+	w.WriteHeader(code)
+	_, _ = w.Write(body) // an error says that the reader has gone
+}
+
+const statusWritePatience = 30 * time.Second
 
 func answerError(w http.ResponseWriter, code int, text string) {
 	answer(w, code, map[string]string{"error": text})

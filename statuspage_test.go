@@ -12,6 +12,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/lib/pq"
+
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 )
 
@@ -217,6 +219,8 @@ func TestStatusPageActions(t *testing.T) {
 		{`{"action":"discard","projection":"users","position":69}`, 200, `SELECT count(*) FROM orchestrator_parked WHERE position = 69 AND request = 'discard'`},
 		{`{"action":"rewind","replica_set":"main","projection":"users","position":7}`, 200, `SELECT (rewinds = '{"users": 7}')::int FROM orchestrator_replica_sets`},
 		// What can't be carried out.
+		{`{"action":"rewind","replica_set":"main","projection":"users","position":"9007199254740993"}`, 200, `SELECT (rewinds = '{"users": 9007199254740993}')::int FROM orchestrator_replica_sets`},
+		{`{"action":"rewind","replica_set":"main","projection":"users","position":7}`, 200, `SELECT (rewinds = '{"users": 7}')::int FROM orchestrator_replica_sets`},
 		{`{"action":"retry","projection":"users","position":1}`, 409, ``},
 		{`{"action":"discard","projection":"nothing","position":68}`, 409, ``},
 		{`{"action":"pause","replica_set":"main","projection":"nothing"}`, 409, ``},
@@ -228,6 +232,9 @@ func TestStatusPageActions(t *testing.T) {
 		{`{"action":"rewind","replica_set":"main","projection":"users"}`, 400, `SELECT (rewinds = '{"users": 7}')::int FROM orchestrator_replica_sets`},
 		{`{"action":"discard","projection":"users"}`, 400, ``},
 		{`{"action":"drain","replica_set":"main"}`, 400, ``},
+		{`{"action":"retry","projection":"users","position":1e3}`, 400, ``},
+		{`{"action":"retry","projection":"users","position":"x"}`, 400, ``},
+		{`{"action":"retry","projection":"users","position":9223372036854775808}`, 400, ``},
 		{`{"action":"pause","projection":""}`, 400, ``},
 		{`{"action":"explode","replica_set":"main","projection":""}`, 400, ``},
 		{`{"action":"pause","replica_set":"main","projection":"","all":true}`, 400, ``},
@@ -306,17 +313,20 @@ func TestStatusPageCrossSite(t *testing.T) {
 func TestStatusPageDatabaseAway(t *testing.T) {
 	w := newWorld(t)
 	w.aSet("main", "users")
-	db, err := sql.Open("postgres", w.url)
+	connector, err := pq.NewConnector(w.url)
 	if err != nil {
 		t.Fatal(err)
 	}
+	gate := &outage{Connector: connector}
+	db := sql.OpenDB(gate)
+	defer db.Close()
 	h := orchestrator.StatusHandler(db, orchestrator.AllowActions())
 	before := askStatus(t, h, "/", 200)
 	if before.AwaySince != "" {
 		t.Fatalf("got %+v", before)
 	}
 
-	_ = db.Close() // nothing answers any more
+	gate.begin(w)
 	eventually(t, "the page says that the database is away", func() bool {
 		return ask(h, "GET", "/", "", "Accept", "application/json").StatusCode == 503
 	})

@@ -158,26 +158,27 @@ func NewTable[E any](db *sql.DB, cfg TableConfig[E]) (*Table[E], error) {
 			*d.value = d.fallback
 		}
 	}
-	names := map[string]string{"Table": cfg.Table, "PositionColumn": cfg.PositionColumn, "AggregateIDColumn": cfg.AggregateIDColumn}
-	for field, name := range map[string]string{
-		"Schema": cfg.Schema, "AggregateTypeColumn": cfg.AggregateTypeColumn, "BoundedContextColumn": cfg.BoundedContextColumn,
+	type named struct{ field, name string }
+	names := []named{{"Table", cfg.Table}, {"PositionColumn", cfg.PositionColumn}, {"AggregateIDColumn", cfg.AggregateIDColumn}}
+	for _, n := range []named{
+		{"Schema", cfg.Schema}, {"AggregateTypeColumn", cfg.AggregateTypeColumn}, {"BoundedContextColumn", cfg.BoundedContextColumn},
 	} {
-		if name != "" {
-			names[field] = name
+		if n.name != "" {
+			names = append(names, n)
 		}
 	}
 	for i, c := range cfg.Columns {
-		names[fmt.Sprintf("Columns[%d]", i)] = c
+		names = append(names, named{fmt.Sprintf("Columns[%d]", i), c})
 	}
 	if cfg.Sequence != "" {
-		names["Sequence"] = cfg.Sequence
+		names = append(names, named{"Sequence", cfg.Sequence})
 	}
 	for i, w := range cfg.Writers {
-		names[fmt.Sprintf("Writers[%d]", i)] = w
+		names = append(names, named{fmt.Sprintf("Writers[%d]", i), w})
 	}
-	for field, name := range names {
-		if problem := nameProblem(name); problem != "" {
-			return nil, tableError(field, problem)
+	for _, n := range names {
+		if problem := nameProblem(n.name); problem != "" {
+			return nil, tableError(n.field, problem)
 		}
 	}
 	if cfg.NoSequence && cfg.Sequence != "" {
@@ -262,13 +263,12 @@ func (t *Table[E]) Read(ctx context.Context, after int64, limit int) (page []Rec
 // Scoped implements ScopedEventStore: what is out of the scope does not leave
 // the server.
 func (t *Table[E]) Scoped(s Scope) (ReadFunc[E], error) {
-	for field, missing := range map[string]bool{
-		"AggregateTypeColumn":  len(s.AggregateTypes) > 0 && t.cfg.AggregateTypeColumn == "",
-		"BoundedContextColumn": len(s.BoundedContexts) > 0 && t.cfg.BoundedContextColumn == "",
-	} {
-		if missing {
-			return nil, tableError(field, "is empty, and a projection's scope needs it")
-		}
+	const missing = "is empty, and a projection's scope needs it"
+	if len(s.AggregateTypes) > 0 && t.cfg.AggregateTypeColumn == "" {
+		return nil, tableError("AggregateTypeColumn", missing)
+	}
+	if len(s.BoundedContexts) > 0 && t.cfg.BoundedContextColumn == "" {
+		return nil, tableError("BoundedContextColumn", missing)
 	}
 	return func(ctx context.Context, after int64, limit int) ([]Record[E], int64, error) {
 		p, err := t.read(ctx, s, after, limit, 0, false)

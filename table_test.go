@@ -921,3 +921,21 @@ SELECT i, 'c', 't', 'a', i, gen_random_uuid(), CASE WHEN i <> 3 THEN 'x' END, 'x
 		t.Errorf("read: %+v, %v", page, err)
 	}
 }
+
+// Of several faults, the first field's is named, each time.
+func TestTableNamesTheFirstFault(t *testing.T) {
+	db, err := sql.Open("postgres", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	cfg := orchestrator.TableConfig[orchestrator.Event]{
+		Table: "a\n", PositionColumn: "b\n", AggregateIDColumn: "c\n", Schema: "d\n", Columns: []string{"e\n"},
+		Fields: func(e *orchestrator.Event, dest []any) []any { return append(dest, &e.GlobalPosition) },
+	}
+	for range 50 {
+		if _, err := orchestrator.NewTable(db, cfg); err == nil || !strings.Contains(err.Error(), "TableConfig.Table ") {
+			t.Fatal(err)
+		}
+	}
+}

@@ -14,7 +14,6 @@ import (
 // facts are what is known of the health of one call of Run. They are judged
 // without a look at anything else.
 type facts struct {
-	worker string
 	timing protocol.Timing
 	window time.Duration // JoinWindow
 

@@ -90,8 +90,8 @@ func TestHealthOfAWorker(t *testing.T) {
 
 // Run may be called again, and several times at once.
 func TestHealthOfSeveralRuns(t *testing.T) {
-	placed := facts{timing: healthTiming, worker: "w1", turned: healthBegin, answers: healthBegin, running: 1, placed: healthBegin}
-	begins := facts{timing: healthTiming, worker: "w2"}
+	placed := facts{timing: healthTiming, turned: healthBegin, answers: healthBegin, running: 1, placed: healthBegin}
+	begins := facts{timing: healthTiming}
 	stuck := placed
 	stuck.turned = healthBegin.Add(-time.Hour)
 	over := facts{ended: true}
@@ -103,13 +103,13 @@ func TestHealthOfSeveralRuns(t *testing.T) {
 		detail      string
 	}{
 		{"Run was not called", nil, true, false, "Run has not been called"},
-		{"one runs", []facts{placed}, true, true, `replica set "orders", worker w1: runs generation 1`},
-		{"one runs, one begins", []facts{placed, begins}, true, false, "worker w2: starts"},
+		{"one runs", []facts{placed}, true, true, `replica set "orders": runs generation 1`},
+		{"one runs, one begins", []facts{placed, begins}, true, false, ": starts"},
 		{"one is stuck", []facts{placed, stuck}, false, false, "not turned"},
-		{"one runs, one was stopped", []facts{placed, over}, true, true, "worker w1: runs"},
+		{"one runs, one was stopped", []facts{placed, over}, true, true, ": runs"},
 		{"all were stopped", []facts{over, over}, true, false, "was stopped"},
 		// Its handler may still run; a process that does not end by itself is ended.
-		{"one has failed", []facts{placed, failed}, false, false, "Run has returned: coordination timeout"},
+		{"one has failed", []facts{placed, failed}, false, false, "Run has returned: a handler did not stop in time; see the log"},
 	} {
 		h := healthOf("orders", healthBegin, c.runs)
 		if h.Live != c.live || h.Ready != c.ready || !strings.Contains(h.Detail, c.detail) {

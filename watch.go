@@ -10,6 +10,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
+	"github.com/getpup/pupsourcing-orchestrator/internal/redact"
 )
 
 // What a LaneReport's State can be.
@@ -97,7 +98,7 @@ const briefMax = 300
 
 // brief returns the first line of an error, in text that JSON in PostgreSQL can hold.
 func brief(err error) string {
-	text, _, _ := strings.Cut(fmt.Sprint(err), "\n")
+	text, _, _ := strings.Cut(fmt.Sprint(redact.Error(err)), "\n")
 	text = strings.ReplaceAll(strings.ToValidUTF8(text, "?"), "\x00", "?")
 	for len(text) > briefMax {
 		_, last := utf8.DecodeLastRuneInString(text)

@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"log/slog"
 
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 )
@@ -14,6 +15,7 @@ func config(pool *sql.DB, set string) (orchestrator.Config[orchestrator.Event], 
 	events, err := orchestrator.NewEventTable(pool, "")
 	return orchestrator.Config[orchestrator.Event]{
 		DB: pool, EventStore: events, ReplicaSet: orchestrator.ReplicaSetName(set),
+		Logger: slog.New(slog.DiscardHandler), // its lines would be among the figures
 	}, err
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"slices"
 	"strings"
@@ -34,7 +35,7 @@ func work(t testing.TB, db *sql.DB, projections ...string) (stop func()) {
 	}
 	o, err := orchestrator.New(orchestrator.Config[orchestrator.Event]{
 		DB: db, EventStore: events, ReplicaSet: "main",
-		HeartbeatInterval: 50 * time.Millisecond, JoinWindow: 20 * time.Millisecond,
+		HeartbeatInterval: 50 * time.Millisecond, JoinWindow: 20 * time.Millisecond, Logger: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -233,6 +234,90 @@ func TestActions(t *testing.T) {
 	}
 }
 
+// A position that a number of JavaScript can't tell from its neighbour is shown, and
+// ordered, exactly.
+func TestLargePositions(t *testing.T) {
+	b := openTab(t)
+	s := newScene(t)
+	s.set("main-projections", "w")
+	for _, position := range []int64{9007199254740992, 9007199254740993, 9223372036854775807} {
+		s.exec(`INSERT INTO orchestrator_parked VALUES ('user_count', $1, 0, 'a', 'it is broken', 1, now())`, position)
+	}
+	s.exec(`UPDATE orchestrator_checkpoints SET position = 9007199254740993`)
+	b.open(serve(t, orchestrator.StatusHandler(s.db, orchestrator.AllowActions())))
+	b.wait("all of them are shown", `document.querySelectorAll("[data-key='parked'] tbody tr").length === 3`)
+	if got := value[string](b, `document.querySelector("[data-key='user_count 9007199254740993'] th").innerText`); got != "9,007,199,254,740,993" {
+		t.Errorf("it is shown as %s", got)
+	}
+	if got := value[string](b, `document.querySelector("[data-key='user_count'] [data-label='Position']").textContent`); got != "9,007,199,254,740,993" {
+		t.Errorf("the checkpoint is shown as %s", got)
+	}
+	run(b, "retry", chromedp.Click(`button[aria-label='Retry event 9007199254740993 of user_count']`))
+	b.wait("it is asked for", `document.querySelector("#answer").textContent.includes("done")`)
+	var asked int64
+	if err := s.db.QueryRowContext(t.Context(), `SELECT sum(position) FROM orchestrator_parked WHERE request = 'retry'`).Scan(&asked); err != nil || asked != 9007199254740993 {
+		t.Errorf("what is to be retried: %d, %v", asked, err)
+	}
+	run(b, "rewind", chromedp.Click(`button[aria-label='Rewind user_count …']`))
+	run(b, "say where to", chromedp.SetValue("#ask-position", "9007199254740995"))
+	run(b, "say yes", chromedp.Click(`dialog button[value="yes"]`))
+	b.wait("it is to be rewound", `document.querySelector("[data-key='user_count']").innerText.includes("9,007,199,254,740,995")`)
+	b.quiet()
+}
+
+// Names that every object of JavaScript has are names like others.
+func TestNamesOfObjects(t *testing.T) {
+	names := []string{"__proto__", "constructor", "hasOwnProperty", "toString"}
+	b := openTab(t)
+	s := newScene(t)
+	s.set("main-projections", "w")
+	for i, name := range names {
+		if i < len(projections) {
+			s.exec(`UPDATE orchestrator_checkpoints SET projection = $1 WHERE projection = $2`, name, projections[i])
+			s.exec(fmt.Sprintf(`UPDATE orchestrator_reports SET report = jsonb_set(report, '{lanes,%d,projection}', to_jsonb($1::text))`, i), name)
+		} else {
+			s.exec(`INSERT INTO orchestrator_checkpoints VALUES ($1, 0, 'main-projections', 14, 1, 1, NULL, now())`, name)
+		}
+	}
+	s.exec(`UPDATE orchestrator_reports SET report = jsonb_set(jsonb_set(report, '{state}', '"constructor"'), '{lanes,0,state}', '"toString"')`)
+	b.open(serve(t, orchestrator.StatusHandler(s.db, orchestrator.AllowActions())))
+	b.wait("they are shown", fmt.Sprintf(`document.querySelectorAll("[data-key='projections'] > details").length === %d`, len(names)))
+	if text := b.text("#sets"); strings.Contains(text, "native code") || strings.Contains(text, "is to be set to position") {
+		t.Errorf("the page says %s", text)
+	}
+	s.exec(`UPDATE orchestrator_replica_sets SET rewinds = '{"__proto__": 12, "toString": 13}'`)
+	for name, want := range map[string]string{"__proto__": "12", "toString": "13"} {
+		b.wait("a rewind is told", fmt.Sprintf(`document.querySelector("[data-key='%s']").innerText.includes("set to position %s when")`, name, want))
+	}
+	if text := b.text("[data-key='constructor']"); strings.Contains(text, "is to be set") {
+		t.Errorf("the other says %s", text)
+	}
+	b.quiet()
+}
+
+// A database that answers, and takes long to be read, is not said to be away.
+func TestSlowDatabase(t *testing.T) {
+	b := openTab(t)
+	s := newScene(t)
+	scenes["calm"](s)
+	b.open(serve(t, orchestrator.StatusHandler(s.db)))
+	tx, err := s.db.BeginTx(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback()
+	if _, err := tx.ExecContext(t.Context(), `LOCK TABLE orchestrator_checkpoints`); err != nil {
+		t.Fatal(err)
+	}
+	verdict := `document.querySelector("#verdict").innerText`
+	b.wait("it is slow", verdict+`.includes("The database has been slow since")`)
+	if n := value[int](b, workerRows); n != 3 {
+		t.Errorf("%d workers are shown, want the 3 that were known", n)
+	}
+	tx.Rollback()
+	b.wait("it is well again", verdict+`.includes("All is well")`)
+}
+
 // What was known stays on the page while the database, or the page's own server, is
 // away.
 func TestAway(t *testing.T) {
@@ -255,7 +340,7 @@ func TestAway(t *testing.T) {
 	away.Store(false)
 	b.wait("it is back", verdict+`.includes("All is well")`)
 	_ = s.db.Close()
-	b.wait("the database is away", verdict+`.includes("The database is away since")`)
+	b.wait("nothing can be read any more", verdict+`.includes("The database can't be read since")`)
 	if n := value[int](b, workerRows); n != 3 {
 		t.Errorf("%d workers are shown, want the 3 that were known", n)
 	}

@@ -13,7 +13,9 @@
 //	orchestrator park retry PROJECTION WHICH        -position N (or several), -aggregate ID or -all
 //	orchestrator park discard PROJECTION WHICH
 //
-// The database is the one that -database or DATABASE_URL names. A worker may be
+// The database is the one that -database or DATABASE_URL names. Others on the machine
+// see -database, and a password in it, in the list of processes: use DATABASE_URL, or a
+// password file (PGPASSFILE), where there is a password. A worker may be
 // named by the beginning of its name. Orders wait until their generation is
 // active, and say whom they wait for. "orchestrator status -h" and the like list
 // the flags of a command, which may stand anywhere after its name.
@@ -40,6 +42,7 @@ import (
 
 	"github.com/lib/pq"
 
+	"github.com/getpup/pupsourcing-orchestrator/internal/redact"
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
@@ -81,7 +84,9 @@ var errStandsStill = errors.New("something stands still")
 
 // run is the command, with what it needs of the process.
 func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
-	err := command(ctx, args, stdin, stdout, stderr)
+	screen := stdout
+	stdout, stderr = safeWriter{stdout}, safeWriter{stderr}
+	err := command(ctx, args, stdin, stdout, stderr, screen)
 	var wrong usageError
 	switch {
 	case err == nil:
@@ -90,12 +95,12 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		fmt.Fprint(stdout, usage())
 		return exitOK
 	case errors.As(err, &wrong):
-		fmt.Fprintf(stderr, "orchestrator: %s\nFor all commands: orchestrator -h\n", wrong.problem)
+		fmt.Fprintf(stderr, "orchestrator: %s\nFor all commands: orchestrator -h\n", redact.Text(wrong.problem))
 		return exitUsage
 	case errors.Is(err, errStandsStill):
 		return exitStandsStill
 	}
-	fmt.Fprintf(stderr, "orchestrator: %v\n", err)
+	fmt.Fprintf(stderr, "orchestrator: %s\n", strings.TrimPrefix(redact.Error(err).Error(), "orchestrator: "))
 	return exitFailed
 }
 
@@ -104,7 +109,8 @@ type call struct {
 	db             *sql.DB
 	args           []string
 	stdin          io.Reader
-	stdout, stderr io.Writer
+	stdout, stderr io.Writer // nothing of the database's reaches a terminal through them as it is
+	screen         io.Writer // stdout, for what moves the cursor
 
 	json, check, nowait, yes bool
 	interval, timeout        time.Duration
@@ -156,7 +162,7 @@ func confirmedFlags(c *call, f *flag.FlagSet) {
 	f.BoolVar(&c.yes, "yes", false, "don't ask")
 }
 
-func command(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) error {
+func command(ctx context.Context, args []string, stdin io.Reader, stdout, stderr, screen io.Writer) error {
 	if len(args) == 0 {
 		return usageError{"which command?"}
 	}
@@ -168,10 +174,10 @@ func command(ctx context.Context, args []string, stdin io.Reader, stdout, stderr
 	if !ok {
 		return usageError{fmt.Sprintf("there is no command %q", name)}
 	}
-	c := &call{stdin: stdin, stdout: stdout, stderr: stderr}
+	c := &call{stdin: stdin, stdout: stdout, stderr: stderr, screen: screen}
 	flags := flag.NewFlagSet(name, flag.ContinueOnError)
 	flags.SetOutput(io.Discard)
-	url := flags.String("database", "", "the database's `URL`; without it, DATABASE_URL is")
+	url := flags.String("database", "", "the database's `URL`, which others see in the list of processes; without it, DATABASE_URL is")
 	command.flags(c, flags)
 	switch err := c.parse(flags, args); {
 	case errors.Is(err, flag.ErrHelp):
@@ -194,11 +200,11 @@ func command(ctx context.Context, args []string, stdin io.Reader, stdout, stderr
 		return usageError{fmt.Sprintf("%s: -timeout is %s; to wait for nothing, say -nowait", name, c.timeout)}
 	}
 	if *url = cmp.Or(*url, os.Getenv("DATABASE_URL")); *url == "" {
-		return usageError{"which database? set -database or DATABASE_URL to a URL such as postgres://user@host/name"}
+		return usageError{"which database? set -database or DATABASE_URL to a URL such as postgres://…"}
 	}
 	connector, err := pq.NewConnector(*url)
 	if err != nil {
-		return usageError{fmt.Sprintf("the database's URL: %v", err)}
+		return usageError{fmt.Sprintf("-database or DATABASE_URL: %v", redact.Error(err))}
 	}
 	c.db = sql.OpenDB(connector)
 	defer c.db.Close()

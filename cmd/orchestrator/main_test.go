@@ -8,11 +8,13 @@ import (
 	"errors"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
+	"unicode"
 
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
@@ -411,5 +413,60 @@ func TestNobodyThere(t *testing.T) {
 	defer null.Close()
 	if terminal(null) {
 		t.Errorf("%s is taken for a terminal", os.DevNull)
+	}
+}
+
+// Nothing that the database holds, and no part of a connection string, reaches the
+// terminal as it is.
+func TestTerminalIsSafe(t *testing.T) {
+	const evil = "x\x1b]0;title\x07\x1b[2J\u202e\u2066\u2028\u200f\u0085\U000e0001y"
+	s := newStage(t)
+	s.exec(`INSERT INTO orchestrator_replica_sets (name, generation, total, reason, opened_at, activated_at) VALUES ('set', 3, 1, $1, now(), now())`, evil)
+	for _, id := range []string{"w1", "w2"} {
+		s.exec(`
+INSERT INTO orchestrator_workers (replica_set, id, joined_at, lease_us, lease_until, generation, total, partitions, wants, presence_key, presence_number, holds, projections)
+VALUES ('set', $1, now(), 1, now() + interval '1 hour', 3, 1, '[0]', 1, 0, 0, 3, '["p"]')`, id+evil)
+	}
+	s.exec(`INSERT INTO orchestrator_projections VALUES ($1, 'set'), ('p', 'set')`, evil)
+	s.exec(`INSERT INTO orchestrator_checkpoints VALUES ($1, 0, 'set', 3, 1, 70, NULL, now())`, evil)
+	s.exec(`INSERT INTO orchestrator_history VALUES ('set', 3, $1, 1, '{}', now(), now())`, evil)
+	s.exec(`INSERT INTO orchestrator_parked VALUES ('p', 68, 1, $1, $1, 3, now())`, evil)
+	var sets []orchestrator.ReplicaSetStatus
+	if _, out, _ := s.run("status", "-json"); json.Unmarshal([]byte(out), &sets) != nil || len(sets) != 1 || sets[0].Reason != evil {
+		t.Errorf("the JSON has lost what the database holds: %s", out)
+	}
+	for _, args := range [][]string{
+		{"status"}, {"status", "-json"}, {"history", "set"}, {"history", "set", "-json"}, {"park", "list", "p"}, {"park", "list", "p", "-json"},
+		{"drain", "set", "w"}, {"drain", "set", "no" + evil}, {"pause", evil}, {"rewind", "set", evil, "x" + evil}, {evil}, {"status", evil},
+		{"status", "-" + evil}, {"park", evil, "p"}, {"pause", "set", evil, "-nowait"},
+	} {
+		_, out, errs := s.run(args...)
+		for _, r := range out + errs {
+			if r != '\n' && unicode.In(r, unicode.Cc, unicode.Cf, unicode.Zl, unicode.Zp) {
+				t.Errorf("%q prints %q", args, out+errs)
+				break
+			}
+		}
+		if slices.Contains(args, "-json") && !json.Valid([]byte(out)) {
+			t.Errorf("%q prints no JSON: %s", args, out)
+		}
+	}
+}
+
+func TestNoSecretIsPrinted(t *testing.T) {
+	t.Setenv("DATABASE_URL", "")
+	for _, dsn := range []string{
+		"postgres://user:hunter2@127.0.0.1:x/db", "postgres://user:%zzhunter2@127.0.0.1/db", "postgres://user:hunter2#x@127.0.0.1/db",
+		"postgres://user:hunter2@127.0.0.1:1/db", "postgres://127.0.0.1:1/db?password=hunter2", "host=127.0.0.1 password=x hunter2 dbname=y",
+		"password = 'a hunter2", "host=127.0.0.1 port=1 password=hunter2 sslmode=disable",
+	} {
+		for _, args := range [][]string{
+			{"status", "-database", dsn}, {"status", "set", dsn}, {dsn}, {"status", "--database=" + dsn, "-check"}, {"history", dsn, "-n", dsn}, {"watch", "-interval", dsn},
+		} {
+			var out, errs bytes.Buffer
+			if code := run(t.Context(), args, strings.NewReader(""), &out, &errs); code == exitOK || strings.Contains(out.String()+errs.String(), "hunter2") {
+				t.Errorf("%q ends with %d: %s%s", args, code, out.String(), errs.String())
+			}
+		}
 	}
 }

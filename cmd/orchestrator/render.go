@@ -7,7 +7,6 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
-	"unicode"
 
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 )
@@ -125,14 +124,9 @@ func table(rows [][]string) string {
 	return b.String()
 }
 
-// clean keeps what came from the database from moving the cursor.
+// clean makes one line of what came from the database.
 func clean(text string) string {
-	return strings.Map(func(r rune) rune {
-		if unicode.IsControl(r) {
-			return ' '
-		}
-		return r
-	}, text)
+	return safe(strings.NewReplacer("\r\n", " ", "\n", " ", "\t", " ").Replace(text))
 }
 
 func dash(text string) string {

@@ -54,10 +54,10 @@ main: generation 7 draining for 12s, 2 partitions (1 joined)
   host-3-ccc  drained  -           1s
   host-4-ddd  -        -           1s
 
-  PROJECTION  PARTITION  WORKER      POSITION  BEHIND  FOR    STATE
-  totals      0/2        host-1-aaa  120       3       250ms  handling
-  totals      1/2        host-1-aaa  90        -       -      retrying, stalled, 2 parked
-  users [2J   1/2        -           9         -       -      paused
+  PROJECTION      PARTITION  WORKER      POSITION  BEHIND  FOR    STATE
+  totals          0/2        host-1-aaa  120       3       250ms  handling
+  totals          1/2        host-1-aaa  90        -       -      retrying, stalled, 2 parked
+  users\u001b[2J  1/2        -           9         -       -      paused
 `, "\n")
 	if diff := cmp.Diff(want, render(draining())); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
+	"github.com/getpup/pupsourcing-orchestrator/internal/redact"
 )
 
 type orderOfWorker = func(context.Context, *sql.DB, orchestrator.ReplicaSetName, string) (int64, error)
@@ -21,10 +22,10 @@ func watch(ctx context.Context, c *call) error {
 		return usageError{fmt.Sprintf("watch: -interval is %s; the least is 10ms", c.interval)}
 	}
 	show := changes(c.stdout)
-	if terminal(c.stdout) && os.Getenv("TERM") != "dumb" {
-		fmt.Fprint(c.stdout, alternateScreen)
-		defer fmt.Fprint(c.stdout, ordinaryScreen)
-		show = screen(c.stdout)
+	if terminal(c.screen) && os.Getenv("TERM") != "dumb" {
+		fmt.Fprint(c.screen, alternateScreen)
+		defer fmt.Fprint(c.screen, ordinaryScreen)
+		show = screen(c.screen)
 	}
 	tick := time.NewTicker(c.interval)
 	defer tick.Stop()
@@ -36,7 +37,7 @@ func watch(ctx context.Context, c *call) error {
 		case err != nil && first:
 			return err
 		case err != nil:
-			show(time.Now(), fmt.Sprintf("can't look: %v\n", err), "")
+			show(time.Now(), fmt.Sprintf("can't look: %v\n", redact.Error(err)), "")
 		default:
 			at := time.Now()
 			if len(sets) > 0 {
@@ -98,7 +99,7 @@ const (
 func screen(w io.Writer) func(at time.Time, text, gist string) {
 	return func(at time.Time, text, _ string) {
 		width, height := size(w)
-		io.WriteString(w, frame(at, text, width, height)) // a terminal that is gone ends the program by a signal
+		io.WriteString(w, frame(at, safe(text), width, height)) // a terminal that is gone ends the program by a signal
 	}
 }
 

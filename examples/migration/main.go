@@ -17,6 +17,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"os/signal"
 	"syscall"
@@ -33,6 +34,7 @@ const handledTable = `
 CREATE TABLE handled (position bigint NOT NULL, by text NOT NULL);`
 
 func main() {
+	slog.SetLogLoggerLevel(slog.LevelWarn) // what goes well is told below
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	err := run(ctx, os.Stdout)
 	stop()

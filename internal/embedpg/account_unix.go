@@ -3,7 +3,10 @@
 package embedpg
 
 import (
+	"archive/tar"
+	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -108,15 +111,40 @@ func temporary() []string {
 	return parents
 }
 
-// own gives a file tree to the account.
-func (a account) own(root string) error {
-	if a.credential == nil {
-		return nil
+// The rest is what is done in a run folder. A folder of another account is a trap for
+// root: whoever runs as that account may put a symbolic link, at any moment, in the
+// place of whatever root is about to write or to give away. So the account writes and
+// reads itself, and root only removes, which follows no link.
+
+// write makes a file below a run folder. It must not exist.
+func (a account) write(ctx context.Context, path, text string) error {
+	cmd := a.command(ctx, "/bin/sh", "-c", `umask 077; set -C; cat >"$1"`, "embedpg", path)
+	cmd.Stdin = strings.NewReader(text)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("write %s as user %d: %w: %s", path, a.uid(), err, bytes.TrimSpace(out))
 	}
-	return filepath.WalkDir(root, func(path string, _ os.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		return os.Lchown(path, int(a.credential.Uid), int(a.credential.Gid))
-	})
+	return nil
+}
+
+// copyTree copies what is below one folder into a new one below a run folder.
+func (a account) copyTree(ctx context.Context, from, to string) error {
+	cmd := a.command(ctx, "/bin/sh", "-c", `umask 077; mkdir "$1" && exec tar -xf - -C "$1"`, "embedpg", to)
+	stream, err := cmd.StdinPipe()
+	if err != nil {
+		return err
+	}
+	var said bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &said, &said
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	archive := tar.NewWriter(stream)
+	err = errors.Join(archive.AddFS(os.DirFS(from)), archive.Close(), stream.Close())
+	if waited := cmd.Wait(); waited != nil {
+		err = fmt.Errorf("%w: %s", waited, bytes.TrimSpace(said.Bytes()))
+	}
+	if err != nil {
+		return fmt.Errorf("copy to %s as user %d: %w", to, a.uid(), err)
+	}
+	return nil
 }

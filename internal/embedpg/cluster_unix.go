@@ -20,6 +20,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/getpup/pupsourcing-orchestrator/internal/redact"
 )
 
 //go:embed supervisor.sh
@@ -35,6 +37,7 @@ const (
 // cluster is a server of our own: its run folder and its supervisor.
 type cluster struct {
 	folder   string
+	account  account // that the server runs as
 	password string
 	port     int
 
@@ -103,11 +106,7 @@ func startDownloaded(ctx context.Context, o Options, a account, m machine) (*clu
 		return nil, err
 	}
 	o.Logger("downloading PostgreSQL %s from %s", downloadVersion, m.repository)
-	err = download(ctx, m, c.folder, unpacked(c.folder))
-	if err == nil {
-		err = a.own(unpacked(c.folder))
-	}
-	if err == nil {
+	if err = fetch(ctx, m, a, c.folder, unpacked(c.folder)); err == nil {
 		err = check(ctx, a, bin(c.folder))
 	}
 	if err == nil {
@@ -117,6 +116,27 @@ func startDownloaded(ctx context.Context, o Options, a account, m machine) (*clu
 		return nil, errors.Join(err, c.close())
 	}
 	return c, nil
+}
+
+// fetch downloads into a folder of the run folder. As root, it does so into a folder
+// of its own first. (If it is killed meanwhile, that remains.)
+func fetch(ctx context.Context, m machine, a account, run, into string) (err error) {
+	if a.credential == nil {
+		return download(ctx, m, run, into)
+	}
+	private, err := os.MkdirTemp("", "embedpgdownload-")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(private)) }()
+	if err := os.WriteFile(filepath.Join(private, "lock"), nil, 0o600); err != nil { // as in a run folder
+		return err
+	}
+	unpacked := filepath.Join(private, "pgsql")
+	if err := download(ctx, m, private, unpacked); err != nil {
+		return err
+	}
+	return a.copyTree(ctx, unpacked, into)
 }
 
 // launch makes the run folder and starts its supervisor, but no server yet.
@@ -131,11 +151,11 @@ func launch(ctx context.Context, o Options, a account, bin func(folder string) s
 		}
 	}()
 
-	c := &cluster{folder: folder, password: rand.Text()}
-	if c.lock, err = lockRun(folder); err != nil {
+	c := &cluster{folder: folder, account: a, password: rand.Text()}
+	if c.lock, err = lockRun(ctx, folder, a); err != nil {
 		return nil, err
 	}
-	if err = c.write(a, o); err == nil {
+	if err = c.write(ctx, o); err == nil {
 		err = c.supervise(a, bin(folder))
 	}
 	if err != nil {
@@ -145,21 +165,10 @@ func launch(ctx context.Context, o Options, a account, bin func(folder string) s
 }
 
 // write lays down what the supervisor hands to initdb.
-func (c *cluster) write(a account, o Options) error {
-	settings := map[string]string{
-		"password": c.password,
-		"settings": settings(o),
-	}
-	for name, text := range settings {
-		path := filepath.Join(c.folder, name)
-		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-			return err
-		}
-		if err := a.own(path); err != nil {
-			return err
-		}
-	}
-	return nil
+func (c *cluster) write(ctx context.Context, o Options) error {
+	return errors.Join(
+		c.account.write(ctx, filepath.Join(c.folder, "password"), c.password),
+		c.account.write(ctx, filepath.Join(c.folder, "settings"), settings(o)))
 }
 
 // settings are appended to postgresql.conf. synchronous_commit stays on even
@@ -262,7 +271,7 @@ func (c *cluster) do(ctx context.Context, command string) error {
 }
 
 func (c *cluster) logSize() int64 {
-	info, err := os.Stat(filepath.Join(c.folder, "log"))
+	info, err := os.Lstat(filepath.Join(c.folder, "log"))
 	if err != nil {
 		return 0 // not yet written
 	}
@@ -271,11 +280,13 @@ func (c *cluster) logSize() int64 {
 
 // logSince returns the last lines of the log after an offset, indented.
 func (c *cluster) logSince(offset int64) string {
-	text, err := os.ReadFile(filepath.Join(c.folder, "log"))
-	if err != nil || int64(len(text)) < offset {
+	ctx, cancel := context.WithTimeout(context.Background(), versionMax)
+	defer cancel()
+	text, err := c.account.output(ctx, "tail", "-c", fmt.Sprintf("+%d", offset+1), filepath.Join(c.folder, "log"))
+	if err != nil {
 		return fmt.Sprintf("(no log: %v)", err)
 	}
-	lines := strings.Split(strings.TrimSpace(string(text[offset:])), "\n")
+	lines := strings.Split(redact.Text(strings.TrimSpace(text)), "\n")
 	lines = lines[max(0, len(lines)-15):]
 	return "      " + strings.Join(lines, "\n      ")
 }

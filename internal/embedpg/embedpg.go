@@ -41,6 +41,8 @@ import (
 	"os"
 	"strings"
 	"sync"
+
+	"github.com/getpup/pupsourcing-orchestrator/internal/redact"
 )
 
 // Options choose the server. The zero value is right for most tests.
@@ -134,7 +136,7 @@ func connect(ctx context.Context, variable, given string) (*Server, error) {
 	s := &Server{base: *u}
 	version, err := s.version(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("connect to the server that %s names, %s: %w", variable, u.Redacted(), err)
+		return nil, redact.Error(fmt.Errorf("connect to the server that %s names, on %s: %w", variable, u.Host, err))
 	}
 	s.source = fmt.Sprintf("PostgreSQL %s that %s names, on %s", version, variable, u.Host)
 	return s, nil

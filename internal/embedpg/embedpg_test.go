@@ -277,9 +277,12 @@ func TestEnvironmentVariableUnusable(t *testing.T) {
 	closed := closedPort(t)
 	tests := map[string]struct{ value, want string }{
 		// It may have a password in it, so it is not repeated.
-		"no URL":      {"host=localhost password=secret", "EMBEDPG_TEST_URL is not a URL"},
-		"no server":   {"postgres://u:secret@" + closed + "/d", "connect to the server that EMBEDPG_TEST_URL names, postgres://u:xxxxx@" + closed},
-		"not parsing": {"postgres://u:secret@host:port/d", "EMBEDPG_TEST_URL is not a URL"},
+		"no URL":                    {"host=localhost password=secret", "EMBEDPG_TEST_URL is not a URL"},
+		"no server":                 {"postgres://u:secret@" + closed + "/d", "connect to the server that EMBEDPG_TEST_URL names, on " + closed},
+		"a password as a parameter": {"postgres://u@" + closed + "/d?password=secret", "names, on " + closed},
+		"a key's password":          {"postgres://u@" + closed + "/d?sslpassword=secret", "names, on " + closed},
+		"a parameter":               {"postgres://u@" + closed + "/d?sslmode=secret", "names, on " + closed},
+		"not parsing":               {"postgres://u:secret@host:port/d", "EMBEDPG_TEST_URL is not a URL"},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {

@@ -5,6 +5,7 @@ package embedpg
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -154,6 +155,73 @@ func TestStartInterrupted(t *testing.T) {
 	}
 }
 
+// give makes a folder that a test has made the account's.
+func give(a account, folder string) error {
+	if a.credential == nil {
+		return nil
+	}
+	return os.Chown(folder, int(a.credential.Uid), int(a.credential.Gid))
+}
+
+// Whatever the account puts in the place of a file or a folder, root writes into
+// nothing of its own, gives away nothing, and hands on no open file of its own.
+func TestRootFollowsNoLink(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("SKIPPED: only root has an account to guard against")
+	}
+	a := serverAccount()
+	secrets := t.TempDir() // of root alone
+	target := filepath.Join(secrets, "lock")
+	if err := os.WriteFile(target, []byte("root's"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	folder := filepath.Join(sharedTemp(t), "run")
+	if err := errors.Join(os.Mkdir(folder, 0o700), give(a, folder)); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"password", "settings", "lock", "pgsql"} {
+		if _, err := a.output(t.Context(), "ln", "-s", target, filepath.Join(folder, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c := &cluster{folder: folder, account: a, password: "secret"}
+	if err := c.write(t.Context(), Options{}); err == nil {
+		t.Error("settings were written through a link")
+	}
+	if lock, err := lockRun(t.Context(), folder, a); err == nil {
+		t.Errorf("%s was opened through a link", lock.Name())
+	}
+	if err := a.copyTree(t.Context(), t.TempDir(), filepath.Join(folder, "pgsql")); err == nil {
+		t.Error("binaries were unpacked through a link")
+	}
+	// The folder itself is a link.
+	trap := filepath.Join(sharedTemp(t), "trap")
+	if _, err := a.output(t.Context(), "ln", "-s", secrets, trap); err != nil {
+		if err := os.Symlink(secrets, trap); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c.folder = trap
+	if err := c.write(t.Context(), Options{}); err == nil {
+		t.Error("settings were written into a folder of root")
+	}
+	if lock, err := lockRun(t.Context(), trap, a); err == nil {
+		t.Errorf("%s was opened", lock.Name())
+	}
+	if text := c.logSince(0); strings.Contains(text, "root's") {
+		t.Errorf("the log is %s", text)
+	}
+	files, err := os.ReadDir(secrets)
+	text, readErr := os.ReadFile(target)
+	info, statErr := os.Stat(target)
+	if err := errors.Join(err, readErr, statErr); err != nil {
+		t.Fatal(err)
+	}
+	if len(files) != 1 || string(text) != "root's" || info.Sys().(*syscall.Stat_t).Uid != 0 {
+		t.Errorf("root's folder holds %v, its file %q", files, text)
+	}
+}
+
 func TestStale(t *testing.T) {
 	a := account{}
 	if os.Geteuid() == 0 {
@@ -167,7 +235,13 @@ func TestStale(t *testing.T) {
 		if err := os.MkdirAll(filepath.Join(folder, "data"), 0o700); err != nil {
 			t.Fatal(err)
 		}
-		lock, err := lockRun(folder)
+		owner := a
+		if name == "foreign" {
+			owner = account{}
+		} else if err := give(a, folder); err != nil {
+			t.Fatal(err)
+		}
+		lock, err := lockRun(t.Context(), folder, owner)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -178,11 +252,6 @@ func TestStale(t *testing.T) {
 		}
 		if name == "bare" {
 			if err := os.Remove(lock.Name()); err != nil {
-				t.Fatal(err)
-			}
-		}
-		if name != "foreign" {
-			if err := a.own(folder); err != nil {
 				t.Fatal(err)
 			}
 		}

@@ -3,6 +3,7 @@
 package embedpg
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -21,11 +22,22 @@ const youngMax = 10 * time.Minute
 // lockRun takes the lock by which others know that a run folder is in use. It
 // belongs to the open file: whoever inherits that holds the lock too, and the
 // kernel releases it when the last of them has died.
-func lockRun(folder string) (*os.File, error) {
+func lockRun(ctx context.Context, folder string, a account) (*os.File, error) {
 	path := filepath.Join(folder, "lock")
-	lock, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err := a.write(ctx, path, ""); err != nil {
+		return nil, err
+	}
+	lock, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK|syscall.O_NOFOLLOW, 0)
 	if err != nil {
 		return nil, err
+	}
+	// The supervisor inherits it, so it must be a file of its account.
+	info, err := lock.Stat()
+	if err != nil {
+		return nil, errors.Join(err, lock.Close())
+	}
+	if stat, ok := info.Sys().(*syscall.Stat_t); !ok || !info.Mode().IsRegular() || int(stat.Uid) != a.uid() {
+		return nil, errors.Join(fmt.Errorf("%s is not the file that was made there", path), lock.Close())
 	}
 	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
 		return nil, errors.Join(fmt.Errorf("lock %s: %w", path, err), lock.Close())

@@ -11,7 +11,9 @@ type Facts struct {
 	Deadline bool // a deadline has passed
 	Canceled bool // a context was cancelled
 	Closed   bool // the pool of connections was closed by the program
-	Done     bool // the transaction is over for its driver
+	// The connection string can't be parsed, or says what its driver can't do.
+	Malformed bool
+	Done      bool // the transaction is over for its driver
 
 	Refused bool // the fence let nothing through
 	Ended   bool // the handler has ended its transaction
@@ -42,7 +44,9 @@ func (f Facts) Passing() bool {
 
 // Permanent reports whether trying again can't help: what a statement names does not
 // exist or may not be used (class 42), the schema or the database is not there (3F,
-// 3D), the value can't be stored (22), or the program has closed the pool.
+// 3D), the value can't be stored (22), the connection string can't be used, or the
+// program has closed the pool. A login that is refused (28) passes: passwords are
+// changed, and some drivers ask for a new one for each connection.
 func (f Facts) Permanent() bool {
 	if f.Canceled || f.Deadline {
 		return false
@@ -51,7 +55,7 @@ func (f Facts) Permanent() bool {
 	case "42", "3F", "3D", "22":
 		return true
 	}
-	return f.Closed
+	return f.Closed || f.Malformed
 }
 
 func (f Facts) class() string {

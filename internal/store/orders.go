@@ -10,7 +10,7 @@ import (
 )
 
 // ErrOrder is returned by Sync for an order that can't be carried out.
-var ErrOrder = errors.New("can't be ordered")
+var ErrOrder = errors.New("orchestrator: can't be ordered")
 
 // checkOrder says what keeps the group from obeying.
 func (s *Store) checkOrder(ctx context.Context, tx *sql.Tx, g protocol.Group, o protocol.Order) error {

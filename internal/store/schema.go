@@ -18,7 +18,7 @@ const Version = 3
 
 // ErrSchema is returned by Check when the tables are missing, too old, or not the
 // library's.
-var ErrSchema = errors.New("orchestrator schema is missing or outdated")
+var ErrSchema = errors.New("orchestrator: schema is missing or outdated")
 
 // columns are those of schema.sql that this package uses.
 var columns = map[string][]string{

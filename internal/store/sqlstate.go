@@ -9,6 +9,7 @@ import (
 	"reflect"
 
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
+	"github.com/getpup/pupsourcing-orchestrator/internal/redact"
 )
 
 // FactsOf returns what is known of an error. Nothing here depends on a driver: both
@@ -21,6 +22,7 @@ import (
 func FactsOf(err error) protocol.Facts {
 	var w walk
 	w.visit(err)
+	w.facts.Malformed = w.facts.Malformed || redact.Unusable(err)
 	return w.facts
 }
 
@@ -73,6 +75,7 @@ func (w *walk) merge(f protocol.Facts) {
 	w.facts.Deadline = w.facts.Deadline || f.Deadline
 	w.facts.Canceled = w.facts.Canceled || f.Canceled
 	w.facts.Closed = w.facts.Closed || f.Closed
+	w.facts.Malformed = w.facts.Malformed || f.Malformed
 	w.facts.Done = w.facts.Done || f.Done
 	w.facts.Refused = w.facts.Refused || f.Refused
 	w.facts.Ended = w.facts.Ended || f.Ended
@@ -137,7 +140,8 @@ func Permanent(err error) bool { return FactsOf(err).Permanent() }
 // starting, stopping or full, or it chose this transaction to break a tie.
 func Passing(err error) bool {
 	f := FactsOf(err)
-	return f.Passing() || f.Network && !f.Deadline
+	// What net/url could not parse, a connection string, is an error of the network, too.
+	return f.Passing() || f.Network && !f.Deadline && !f.Malformed
 }
 
 // PassingState is Passing for errors that certainly come from a database: one

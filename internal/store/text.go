@@ -9,7 +9,7 @@ import (
 )
 
 // errorMax is how many bytes of an error are kept.
-const errorMax = 4000
+const errorMax = 1000
 
 // errorText returns an error's text as PostgreSQL takes it.
 func errorText(text string, ascii bool) string {

@@ -95,7 +95,7 @@ type Config struct {
 
 	// Logger gets a line for each generation and each thing that is wrong, a
 	// warning as an error that says so (level=WARN). For a logger that has only
-	// Info and Error, see WithoutDebug. Default: none.
+	// Info and Error, see WithoutDebug. Default: slog.Default().
 	Logger es.Logger
 	// Observer is told what the worker does, for metrics and traces. Default: none.
 	Observer *Observer

@@ -46,7 +46,7 @@ func (d *oddData) Scan(value any) error {
 
 // oddTable reads events, of which the 3rd is odd. What rows say of the data is done by
 // the function that has its name.
-func oddTable(t *testing.T, db *sql.DB, pointers bool) *orchestrator.Table[oddEvent] {
+func oddTable(t *testing.T, db *sql.DB, pointers bool, writers ...string) *orchestrator.Table[oddEvent] {
 	t.Helper()
 	does := func(e oddEvent, what string) {
 		switch e.note {
@@ -57,7 +57,7 @@ func oddTable(t *testing.T, db *sql.DB, pointers bool) *orchestrator.Table[oddEv
 		}
 	}
 	table, err := orchestrator.NewTable(db, orchestrator.TableConfig[oddEvent]{
-		Table: "odd", Columns: []string{"global_position", "note", "data"},
+		Table: "odd", Writers: writers, Columns: []string{"global_position", "note", "data"},
 		Fields: func(e *oddEvent, dest []any) []any {
 			if pointers {
 				e.maybe = new(*oddData)
@@ -221,10 +221,10 @@ func TestTableReadsPastATextThatTheServerCannotConvert(t *testing.T) {
 func TestTableNarrowsDownWhatFailsBeforeTheFirstRow(t *testing.T) {
 	t.Parallel()
 	s := newStream(t,
-		`CREATE TABLE base (global_position bigint, aggregate_id text DEFAULT 'a', note text DEFAULT '', data text DEFAULT '')`, // no index: it is sorted
-		`INSERT INTO base SELECT i FROM generate_series(1, 5) i`, `UPDATE base SET data = 'bad' WHERE global_position = 3`,
+		`CREATE TABLE base (global_position bigserial, aggregate_id text DEFAULT 'a', note text DEFAULT '', data text DEFAULT '')`, // no index: it is sorted
+		`INSERT INTO base SELECT FROM generate_series(1, 5)`, `UPDATE base SET data = 'bad' WHERE global_position = 3`,
 		`CREATE VIEW odd AS SELECT global_position, aggregate_id, note, (CASE data WHEN 'bad' THEN (1 / length(note)) END)::text AS data FROM base`)
-	table := oddTable(t, s.db, false)
+	table := oddTable(t, s.db, false, "base")
 	expectOdd(t, table, 3, "division by zero")
 }
 

@@ -34,16 +34,20 @@ func (c *memoryConnection) load(l store.Lane, done func(protocol.Found, error)) 
 	err := c.free("load")
 	var found protocol.Found
 	if r := c.checkpoint(nil, l); err == nil && r != nil {
-		found = c.found(r)
+		found = c.found(l, r)
 		found.NoneParked = found.Exists && len(c.lot(l)) == 0
 	}
 	done(found, err)
 }
 
-// found is what is committed of a checkpoint.
-func (c *memoryConnection) found(r *row[checkpointRow]) (found protocol.Found) {
+// found is what is committed of a checkpoint. The marks of another generation's are of
+// a layout that is not the lane's.
+func (c *memoryConnection) found(l store.Lane, r *row[checkpointRow]) (found protocol.Found) {
 	if v := r.committed; v != nil && v.set == c.set {
 		found = protocol.Found{Generation: v.generation, Checkpoint: v.Checkpoint, Exists: true}
+		if v.generation != l.Assignment.Generation {
+			found.Checkpoint.Ahead = nil
+		}
 	}
 	return found
 }
@@ -60,7 +64,7 @@ func (c *memoryConnection) find(l store.Lane, done func(protocol.Found, error)) 
 		return
 	}
 	if c.rules.hastyFind {
-		done(c.found(r), nil)
+		done(c.found(l, r), nil)
 		return
 	}
 	t := c.enter()
@@ -69,7 +73,7 @@ func (c *memoryConnection) find(l store.Lane, done func(protocol.Found, error)) 
 		done(protocol.Found{}, err)
 	}
 	t.acquire(&r.lock, false, func() {
-		found := c.found(r)
+		found := c.found(l, r)
 		t.end(true)
 		done(found, nil)
 	})

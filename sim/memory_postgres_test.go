@@ -259,7 +259,7 @@ func (d *duel) lane() store.Lane {
 	l := store.Lane{Projection: pick(d.rand, "p", "p", "p", "q", "q", "other")}
 	l.Assignment = protocol.Assignment{Generation: d.generation, Partition: d.rand.IntN(3), Total: 3}
 	if r := d.memory.checkpoint(nil, l); r != nil {
-		l.Assignment.Generation = r.committed.generation
+		l.Assignment.Generation, l.Assignment.Total = r.committed.generation, max(1, r.committed.total)
 	}
 	l.Assignment.Generation -= int64(pick(d.rand, 0, 0, 0, 0, 1))
 	return l

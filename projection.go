@@ -10,9 +10,9 @@ import (
 // progress: another name is another projection, which starts from the first
 // event.
 //
-// All projections of a process get the same events: do not modify what is behind their
-// pointers, slices and maps. (Appending to the Payload and the Metadata of an Event is
-// safe.)
+// All projections of a process share the events: do not modify what is behind their
+// pointers and maps. The byte slices in an event's own fields, such as the Payload of
+// an Event, are a copy of each call's own: a handler may write into them, and keep them.
 //
 // Handle gets the events of this worker's partition, each aggregate's in
 // order, one at a time. If it returns nil, the event counts as handled when

@@ -16,8 +16,8 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
-// An Event is a row of an events table in pupsourcing's layout. All projections of a
-// process get the same one: do not modify Payload and Metadata (to append is safe).
+// An Event is a row of an events table in pupsourcing's layout. Each call of a handler
+// gets its own, Payload and Metadata included.
 type Event struct {
 	GlobalPosition   int64
 	BoundedContext   string
@@ -636,11 +636,12 @@ func (t *Table[E]) Check(ctx context.Context) error {
 	}
 	why := facts.Judge()
 	if !facts.Standby && facts.Locked {
-		if err := t.checkColumns(ctx); err != nil {
-			return fmt.Errorf("check events table: %w", err)
-		}
+		err = t.checkColumns(ctx)
 	}
-	if why != "" {
+	switch {
+	case err != nil && (why == "" || strings.HasPrefix(store.State(err), "42")): // a column that is missing says more
+		return fmt.Errorf("check events table: %w", err)
+	case why != "":
 		return fmt.Errorf("check %w", t.refused(why))
 	}
 	return nil

@@ -9,6 +9,7 @@ import (
 	"sync"
 
 	"github.com/getpup/pupsourcing-orchestrator/internal/dbconn"
+	"github.com/getpup/pupsourcing-orchestrator/internal/rawtx"
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
@@ -22,6 +23,9 @@ type handlerTx struct {
 	rows  []*sql.Rows // of the call under way
 	ended error       // a statement of it would have ended the transaction
 }
+
+// SQLTx is for rawtx.
+func (t *handlerTx) SQLTx(rawtx.Key) *sql.Tx { return t.tx.Tx }
 
 var errRowsOpen = errors.New("the handler has left the rows of a query open: close them before it returns (defer rows.Close())")
 

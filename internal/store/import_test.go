@@ -97,9 +97,13 @@ func TestImportedRowsCantBeCommitted(t *testing.T) {
 		t.Fatal(err)
 	}
 	for generation := int64(1); generation <= 2; generation++ {
-		tx := begin(t, db)
+		tx, err := s.BeginHandler(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
 		l := store.Lane{Projection: "p", Assignment: protocol.Assignment{Generation: generation, Partition: 0, Total: 3}}
-		err := s.Commit(t.Context(), tx, l, protocol.Checkpoint{Position: 7}, protocol.Checkpoint{Position: 8})
+		err = s.Commit(t.Context(), tx.Tx, l, protocol.Checkpoint{Position: 7}, protocol.Checkpoint{Position: 8})
+		_ = tx.Rollback()
 		if !errors.Is(err, store.ErrSuperseded) {
 			t.Errorf("commit under generation %d: %v, want ErrSuperseded", generation, err)
 		}

@@ -287,7 +287,7 @@ func TestStopOnFailure(t *testing.T) {
 		t.Fatal(err)
 	}
 	var failed *orchestrator.HandlerError
-	if err := o.Run(t.Context(), []projection.Projection{failing{}}); !errors.As(err, &failed) || failed.Position != 1 || failed.Err != errFailing {
+	if err := o.Run(t.Context(), []projection.Projection{failing{}}); !errors.As(err, &failed) || failed.Position != 1 || !errors.Is(failed, errFailing) {
 		t.Errorf("Run returned %v, want a HandlerError at position 1", err)
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/getpup/pupsourcing/es/projection"
 
 	root "github.com/getpup/pupsourcing-orchestrator"
+	"github.com/getpup/pupsourcing-orchestrator/internal/rawtx"
 )
 
 // The methods that a projection may have. Handle takes an event alone in
@@ -110,4 +111,4 @@ type translatedBatch struct {
 
 // sqlTx returns the transaction itself, which pupsourcing's Handle takes. A
 // handler that ends it fails, and nothing of the batch is committed twice.
-func sqlTx(tx Tx) *sql.Tx { return tx.(*sql.Tx) }
+func sqlTx(tx Tx) *sql.Tx { return rawtx.Of(tx) }

@@ -1,0 +1,20 @@
+// Package rawtx lets the modules of this repository, and nobody else, take the
+// *sql.Tx out of the Tx that a handler gets. They need it for handlers whose
+// signature was made elsewhere.
+package rawtx
+
+import "database/sql"
+
+// A Key can only be named here, so no program can declare an interface with SQLTx.
+type Key struct{}
+
+// Of returns the transaction behind a handler's Tx, nil if there is none.
+func Of(tx any) *sql.Tx {
+	switch tx := tx.(type) {
+	case interface{ SQLTx(Key) *sql.Tx }:
+		return tx.SQLTx(Key{})
+	case *sql.Tx: // a test's
+		return tx
+	}
+	return nil
+}

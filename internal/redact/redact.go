@@ -55,7 +55,7 @@ func (e *safeError) GoString() string { return fmt.Sprintf("%q", e.text) }
 // Unusable reports whether a connection string can't be parsed, or says what its
 // driver can't do: trying again is of no use.
 func Unusable(err error) bool {
-	return walk(err, func(e error) bool { return parseError(e) || complaint.MatchString(fmt.Sprint(e)) })
+	return walk(err, func(e error) bool { return parseError(e) || complaint.MatchString(start(fmt.Sprint(e))) })
 }
 
 // Closed reports whether a *sql.DB was used that its owner has closed. database/sql
@@ -144,8 +144,10 @@ var (
 )
 
 // Text returns a text without the connection strings in it. What follows one is left
-// out as well: nobody can say where a malformed one ends.
+// out as well: nobody can say where a malformed one ends. Of a long text, only the
+// beginning is left.
 func Text(text string) string {
+	text = start(text)
 	text = pgxConnect.ReplaceAllString(text, "failed to connect: ")
 	if at := complaint.FindStringSubmatchIndex(text); at != nil {
 		key := ""
@@ -171,6 +173,17 @@ func Text(text string) string {
 	text = parameter.ReplaceAllString(text, "$1")
 	text = name.ReplaceAllString(text, "$1 [withheld]")
 	return userInfo.ReplaceAllString(text, "$1[withheld]@")
+}
+
+// textMax is how many bytes of a text are looked at. Handlers' errors may quote all that
+// they have read.
+const textMax = 16 << 10
+
+func start(text string) string {
+	if len(text) <= textMax {
+		return text
+	}
+	return strings.ToValidUTF8(text[:textMax], "") + "…"
 }
 
 // cut ends a text where a connection string begins.

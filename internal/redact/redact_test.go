@@ -176,3 +176,16 @@ func TestHandler(t *testing.T) {
 		}
 	}
 }
+
+// A text of megabytes is cut before it is searched, and a connection string at the
+// cut does not get through.
+func TestLongText(t *testing.T) {
+	for _, secret := range []string{"postgres://u:hunter2@h/db", "host=h password=x hunter2", `missing "=" after "hunter2"`} {
+		for shift := range 60 {
+			text := strings.Repeat("x", textMax-shift) + " " + secret + strings.Repeat("y", 1<<20)
+			if got := Text(text); len(got) > textMax+100 || strings.Contains(got, marker) {
+				t.Errorf("%d bytes: …%s", len(got), got[len(got)-100:])
+			}
+		}
+	}
+}

@@ -192,7 +192,9 @@ func newLane[E any](w *worker[E], r *run[E], i int, a protocol.Assignment) *lane
 			return p.HandleTx(ctx, l.tx, handout.event(events[0].Event))
 		}
 	default:
-		l.handle = func(ctx context.Context, events []*Record[E]) error { return p.Handle(ctx, handout.event(events[0].Event)) }
+		l.handle = func(ctx context.Context, events []*Record[E]) error {
+			return p.Handle(ctx, handout.event(events[0].Event))
+		}
 	}
 	l.core = protocol.NewLane(a, w.cfg.laneConfig(l.kind, name))
 	return l

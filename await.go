@@ -116,7 +116,7 @@ func (o *Orchestrator[E]) CatchUp(ctx context.Context, projections []Projection[
 		}
 		caughtUp <- errors.Join(errs...)
 	}()
-	err = o.Run(running, projections)
+	err = o.run(running, projections)
 	stop()
 	waited := <-caughtUp
 	if ctx.Err() == nil && err == running.Err() { // and not what a handler has made of its own

@@ -57,9 +57,8 @@ func Example() {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	err = o.Run(ctx, []orchestrator.Projection[orchestrator.Event]{UserCount{}})
-	if ctx.Err() == nil {
-		log.Fatal(err) // it could not go on; after a signal it returns ctx.Err()
+	if err := o.Run(ctx, []orchestrator.Projection[orchestrator.Event]{UserCount{}}); err != nil {
+		log.Fatal(err)
 	}
 }
 

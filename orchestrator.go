@@ -39,9 +39,9 @@ func New[E any](cfg Config[E]) (*Orchestrator[E], error) {
 // Run joins the replica set and handles events of the partitions that it is
 // assigned, until ctx is cancelled. Then the events in hand are finished and
 // committed, the membership is given up, so that the others re-partition
-// without waiting for anything, and Run returns ctx.Err().
+// without waiting for anything, and Run returns nil.
 //
-// Run returns another error only when it can't go on: ErrInvalidConfig,
+// Run returns an error only when it can't go on: ErrInvalidConfig,
 // ErrSchema, ErrProjectionTaken, ErrEventStore, ErrCoordinationTimeout, a
 // *HandlerError under the policy StopOnFailure, a handler that ends its
 // goroutine, a DB that was closed, or what the server says about a privilege or a
@@ -53,7 +53,20 @@ func New[E any](cfg Config[E]) (*Orchestrator[E], error) {
 // Each call of Run is a worker of its own. All workers of a replica set should
 // run the same projections. During a roll-out that adds one, it stays idle on
 // partitions whose worker does not know it yet.
-func (o *Orchestrator[E]) Run(ctx context.Context, projections []Projection[E]) (err error) {
+func (o *Orchestrator[E]) Run(ctx context.Context, projections []Projection[E]) error {
+	return unlessEnded(ctx, o.run(ctx, projections))
+}
+
+// unlessEnded returns why Run has ended, nil if that was since ctx has.
+func unlessEnded(ctx context.Context, err error) error {
+	if err != nil && err == ctx.Err() {
+		return nil
+	}
+	return err
+}
+
+// run is Run. It returns ctx.Err() where Run returns nil.
+func (o *Orchestrator[E]) run(ctx context.Context, projections []Projection[E]) (err error) {
 	vitals := o.runs.begin(o.cfg.timing(), o.cfg.JoinWindow)
 	defer func() {
 		err = redact.Error(err)
@@ -86,7 +99,7 @@ func (o *Orchestrator[E]) Run(ctx context.Context, projections []Projection[E]) 
 	}
 	w := newWorker(ctx, cfg, projections, names, scopes)
 	defer func() {
-		tell(w.to, w.to.WorkerLeft, WorkerLeft{Source: w.source(w.session.ID()), Err: redact.Error(err)})
+		tell(w.to, w.to.WorkerLeft, WorkerLeft{Source: w.source(w.session.ID()), Err: redact.Error(unlessEnded(ctx, err))})
 		w.to.close()
 	}()
 	w.vitals = vitals

@@ -37,9 +37,7 @@ func start(cfg orchestrator.Config[orchestrator.Event], projections ...orchestra
 	m := &member{leave: cancel, done: make(chan struct{})}
 	go func() {
 		defer close(m.done)
-		if m.err = o.Run(ctx, projections); errors.Is(m.err, context.Canceled) && ctx.Err() != nil {
-			m.err = nil
-		}
+		m.err = o.Run(ctx, projections)
 	}()
 	return m, nil
 }

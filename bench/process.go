@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -69,16 +68,12 @@ func work(text string) error {
 		return err
 	}
 	fmt.Println("run")
-	err = o.Run(ctx, []orchestrator.Projection[orchestrator.Event]{inserting{spec.Projection, func(ctx context.Context, _ []orchestrator.Event) {
+	return o.Run(ctx, []orchestrator.Projection[orchestrator.Event]{inserting{spec.Projection, func(ctx context.Context, _ []orchestrator.Event) {
 		a, _ := orchestrator.AssignmentFrom(ctx)
 		if _, again := seen.LoadOrStore(a.Generation, true); !again {
 			fmt.Println(a.Generation)
 		}
 	}}})
-	if errors.Is(err, context.Canceled) {
-		return nil
-	}
-	return err
 }
 
 // joinProcess starts a worker in a process of its own, and returns when it

@@ -126,7 +126,7 @@ SELECT (SELECT count(DISTINCT position) FROM effects WHERE projection = $1), (SE
 				}
 			}
 			cancel()
-			if err := <-ended; !errors.Is(err, context.Canceled) {
+			if err := <-ended; err != nil {
 				t.Errorf("Run returned %v", err)
 			}
 		})

@@ -91,7 +91,7 @@ func TestRun(t *testing.T) {
 			}
 			stopped = true
 			cancel()
-			if err := <-ended; !errors.Is(err, context.Canceled) {
+			if err := <-ended; err != nil {
 				t.Errorf("Run returned %v", err)
 			}
 			db.Close()

@@ -105,7 +105,7 @@ func (s *stage) worker() (stop func()) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		if err := o.Run(ctx, []orchestrator.Projection[orchestrator.Event]{projection{"quick", s}, projection{"slow", s}}); !errors.Is(err, context.Canceled) {
+		if err := o.Run(ctx, []orchestrator.Projection[orchestrator.Event]{projection{"quick", s}, projection{"slow", s}}); err != nil {
 			s.t.Errorf("Run: %v", err)
 		}
 	}()

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"database/sql"
-	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -57,11 +56,7 @@ func work(ctx context.Context, name, databaseURL string) error {
 	if err != nil {
 		return err
 	}
-	err = o.Run(ctx, []orchestrator.Projection[orchestrator.Event]{
+	return o.Run(ctx, []orchestrator.Projection[orchestrator.Event]{
 		plain{name, db}, transactional{name}, batch{name},
 	})
-	if errors.Is(err, context.Canceled) {
-		return nil // asked to leave, and has left
-	}
-	return err
 }

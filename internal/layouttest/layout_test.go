@@ -265,7 +265,7 @@ func (w *worker) stop() {
 	w.t.Helper()
 	w.cancel()
 	<-w.done
-	if w.err != nil && !errors.Is(w.err, context.Canceled) {
+	if w.err != nil {
 		w.t.Errorf("Run returned %v", w.err)
 	}
 }

@@ -5,6 +5,7 @@ package orchestrator_test
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"log"
 	"os"
 	"os/signal"
@@ -59,7 +60,7 @@ func Example() {
 	defer stop()
 	projections := []projection.Projection{&UserProjection{}}
 	err = orch.Run(ctx, projections)
-	if ctx.Err() == nil {
-		log.Fatal(err) // it could not go on; after a signal it returns ctx.Err()
+	if err != nil && !errors.Is(err, context.Canceled) {
+		log.Fatal(err)
 	}
 }

@@ -168,9 +168,9 @@ func configError(field, problem string) error {
 // Run joins the replica set and handles events of the partitions that it is
 // assigned, until ctx is cancelled. Then the events in hand are finished and
 // committed, the membership is given up, so that the others re-partition
-// without waiting for anything, and Run returns ctx.Err().
+// without waiting for anything, and Run returns nil.
 //
-// Run returns another error only when it can't go on: ErrInvalidConfig,
+// Run returns an error only when it can't go on: ErrInvalidConfig,
 // ErrSchema, ErrProjectionTaken, ErrEventStore, ErrCoordinationTimeout, a
 // *HandlerError under the policy StopOnFailure, a handler that ends its
 // goroutine, or what the server says about a privilege or a table that is

@@ -32,7 +32,7 @@ func NewTeam(ctx context.Context) *Team {
 func (t *Team) Start(work func(context.Context) error) (leave context.CancelFunc) {
 	ctx, leave := context.WithCancel(t.ctx)
 	t.workers.Go(func() {
-		if err := work(ctx); ctx.Err() == nil {
+		if err := work(ctx); err != nil || ctx.Err() == nil {
 			t.fail(err)
 		}
 	})

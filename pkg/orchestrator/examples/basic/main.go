@@ -84,9 +84,7 @@ func run(ctx context.Context, out io.Writer) (err error) {
 	err = play(ctx, s, workers, out)
 	cancel()
 	for range cap(workers) {
-		if ended := <-workers; !errors.Is(ended, context.Canceled) {
-			err = errors.Join(err, ended)
-		}
+		err = errors.Join(err, <-workers)
 	}
 	return err
 }

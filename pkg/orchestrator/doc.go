@@ -9,13 +9,17 @@
 //	…
 //	err = orch.Run(ctx, []projection.Projection{&UserProjection{}})
 //
-// It is [github.com/getpup/pupsourcing-orchestrator] for pupsourcing's types;
-// what that package promises, and what it costs, is said there. What a program
-// needs of it has the same name here.
+// It is the package [github.com/getpup/pupsourcing-orchestrator], the root package, for
+// pupsourcing's types. What the root promises, and what it costs, is said there. Types
+// and errors that a worker's program needs have the same names here; everything else
+// (Status, Pause, HealthHandler, AssignmentFrom, ImportCheckpoints, ...) is used from
+// the root package, as it is.
 //
-// Projections are pupsourcing's, as they are. A projection.ScopedProjection
-// gets the events of its scope only; see also [TransactionalProjection] and
-// [BatchProjection].
+// Projections are pupsourcing's, as they are, of every v1. One whose Handle takes a
+// *sql.Tx, as since v1.2, writes in the transaction that also commits its progress:
+// each event is applied exactly once. One whose Handle takes the event alone may see an
+// event again after a crash. A projection.ScopedProjection gets the events of its scope
+// only. See also [TransactionalProjection] and [BatchProjection].
 //
 // # The events table
 //
@@ -29,6 +33,6 @@
 //
 // # From processors
 //
-// [ImportCheckpoints] takes over what processors (postgres.NewProcessor) have
+// [root.ImportCheckpoints] takes over what processors (postgres.NewProcessor) have
 // done, without handling an event again.
 package orchestrator

@@ -13,8 +13,8 @@ import (
 	"github.com/getpup/pupsourcing/es/projection"
 	"github.com/google/go-cmp/cmp"
 
+	root "github.com/getpup/pupsourcing-orchestrator"
 	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
-	orchestrator "github.com/getpup/pupsourcing-orchestrator/pkg/orchestrator"
 )
 
 // handRun is the projection before: a processor's handler writes outside of the
@@ -25,7 +25,7 @@ type handRun struct {
 }
 
 func (p handRun) handle(ctx context.Context, e es.PersistedEvent) error {
-	return p.write(orchestrator.ContextWithAssignment(ctx, orchestrator.Assignment{}), p.db, e)
+	return p.write(root.ContextWithAssignment(ctx, root.Assignment{}), p.db, e)
 }
 
 func checkpoint(projection string, k, total int) string {
@@ -73,15 +73,15 @@ func TestImport(t *testing.T) {
 	for _, total := range []int{1, 3, 4} {
 		t.Run(fmt.Sprint(total), func(t *testing.T) {
 			w := newWorld(t, "events")
-			want := orchestrator.Imported{Projection: "transactional", ReplicaSet: "set", Exact: true}
+			want := root.Imported{Projection: "transactional", ReplicaSet: "set", Exact: true}
 			for k := total - 1; k >= 0; k-- {
 				w.append(90)
 				at := w.handRun("transactional", k, total)
-				want.Partitions = append([]orchestrator.ImportedPartition{{Key: checkpoint("transactional", k, total), Position: at, Start: at}}, want.Partitions...)
+				want.Partitions = append([]root.ImportedPartition{{Key: checkpoint("transactional", k, total), Position: at, Start: at}}, want.Partitions...)
 			}
 			want.Lowest = want.Partitions[total-1].Position
 			w.append(90)
-			got, err := orchestrator.ImportCheckpoints(t.Context(), orchestrator.ImportConfig{
+			got, err := root.ImportCheckpoints(t.Context(), root.ImportConfig{
 				DB: w.db, Projection: "transactional", ReplicaSet: "set", Total: total, Watch: time.Millisecond,
 			})
 			if err != nil {
@@ -120,7 +120,7 @@ func TestImportAfterALateCommit(t *testing.T) {
 	}
 	w.append(5)
 	w.handRun("transactional", 0, 1)
-	_, err := orchestrator.ImportCheckpoints(t.Context(), orchestrator.ImportConfig{
+	_, err := root.ImportCheckpoints(t.Context(), root.ImportConfig{
 		DB: w.db, Projection: "transactional", ReplicaSet: "set", Total: 1, Watch: time.Millisecond,
 	})
 	if err != nil {
@@ -150,10 +150,10 @@ func TestImportSeesAProcessor(t *testing.T) {
 	pgtest.Eventually(t, "the processor is in its handler", func() bool {
 		return w.number(`SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'effects'::regclass`) == 1
 	})
-	_, err := orchestrator.ImportCheckpoints(t.Context(), orchestrator.ImportConfig{
+	_, err := root.ImportCheckpoints(t.Context(), root.ImportConfig{
 		DB: w.db, Projection: "transactional", ReplicaSet: "set", Total: 1, Watch: 50 * time.Millisecond,
 	})
-	if !errors.Is(err, orchestrator.ErrStillMoving) {
+	if !errors.Is(err, root.ErrStillMoving) {
 		t.Errorf("%v, want ErrStillMoving", err)
 	}
 	if err := held.Rollback(); err != nil {
@@ -170,9 +170,9 @@ func TestImportFromAnotherTable(t *testing.T) {
 	w.exec(`ALTER TABLE projection_checkpoints RENAME TO ShopCheckpoints`)
 	w.store = postgres.NewStore(postgres.NewStoreConfig(postgres.WithCheckpointsTable("ShopCheckpoints")))
 	w.exec(`INSERT INTO ShopCheckpoints (projection_name, last_global_position) VALUES ('p', 7)`)
-	got, err := orchestrator.ImportCheckpoints(t.Context(), orchestrator.ImportConfig{
+	got, err := root.ImportCheckpoints(t.Context(), root.ImportConfig{
 		DB: w.db, Projection: "p", ReplicaSet: "set", Total: 1, Watch: time.Millisecond,
-		Old: orchestrator.OldCheckpoints{Table: "shopcheckpoints"},
+		Old: root.OldCheckpoints{Table: "shopcheckpoints"},
 	})
 	if err != nil || got.Lowest != 7 {
 		t.Errorf("%v, %v", got, err)

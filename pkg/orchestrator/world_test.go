@@ -16,6 +16,7 @@ import (
 	"github.com/getpup/pupsourcing/es/projection"
 	"github.com/google/uuid"
 
+	root "github.com/getpup/pupsourcing-orchestrator"
 	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
 	orchestrator "github.com/getpup/pupsourcing-orchestrator/pkg/orchestrator"
 )
@@ -234,7 +235,7 @@ type effects string
 func (p effects) Name() string { return string(p) }
 
 func (p effects) write(ctx context.Context, db orchestrator.Tx, e es.PersistedEvent) error {
-	a, ok := orchestrator.AssignmentFrom(ctx)
+	a, ok := root.AssignmentFrom(ctx)
 	if !ok {
 		return errors.New("no assignment in the handler's context")
 	}

@@ -7,6 +7,7 @@ import (
 
 	"github.com/getpup/pupsourcing/es"
 
+	root "github.com/getpup/pupsourcing-orchestrator"
 	orchestrator "github.com/getpup/pupsourcing-orchestrator/pkg/orchestrator"
 )
 
@@ -58,7 +59,7 @@ type audit struct{ db *sql.DB }
 func (audit) Name() string { return "audit" }
 
 func (p audit) list(ctx context.Context, e es.PersistedEvent) error {
-	a, _ := orchestrator.AssignmentFrom(ctx)
+	a, _ := root.AssignmentFrom(ctx)
 	_, err := p.db.ExecContext(ctx, `INSERT INTO audit VALUES ($1, $2, $3) ON CONFLICT DO NOTHING`,
 		e.GlobalPosition, a.Partition, a.TotalPartitions)
 	return err

@@ -585,7 +585,7 @@ func TestUnfitTableUnderWorkers(t *testing.T) {
 	w := newWorld(t)
 	w.append(10)
 	cfg := w.config(w.db, "set")
-	cfg.StallAfter = 50 * time.Millisecond
+	cfg.StallAfter = time.Second // the reason is what the lane knows by then
 	_, seen := w.seen(t, cfg, transactional{effects{name: "transactional"}})
 	w.caughtUp("transactional")
 	w.exec(`ALTER SEQUENCE events_global_position_seq CACHE 20`)

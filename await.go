@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/getpup/pupsourcing-orchestrator/internal/calls"
 	"github.com/getpup/pupsourcing-orchestrator/internal/redact"
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
@@ -38,11 +39,11 @@ func (e *ParkedError) Error() string {
 // projection has many partitions and events come thick, those that had no event of
 // their own say so about once a second.
 func WaitFor(ctx context.Context, db *sql.DB, projection string, position int64) error {
-	if problem := nameProblem(projection); problem != "" {
+	if problem := store.NameProblem(projection); problem != "" {
 		return fmt.Errorf("%w: WaitFor: the name of the projection %s", ErrInvalidConfig, problem)
 	}
 	var handled store.Handled
-	err := await(ctx, func() (_ bool, err error) {
+	err := calls.Await(ctx, func() (_ bool, err error) {
 		handled, err = store.HandledTo(ctx, db, projection, position)
 		return handled.To, err
 	})
@@ -81,7 +82,7 @@ func (o *Orchestrator[E]) CatchUp(ctx context.Context, projections []Projection[
 		return fmt.Errorf("%w: CatchUp needs an event store that is a HeadStore, and %T has no Head", ErrInvalidConfig, o.cfg.EventStore)
 	}
 	// Before anything waits for what is in the tables.
-	err = await(ctx, func() (bool, error) {
+	err = calls.Await(ctx, func() (bool, error) {
 		err := store.New(o.cfg.DB, string(o.cfg.ReplicaSet), store.Options{}).Check(ctx)
 		return err == nil, err
 	})
@@ -89,7 +90,7 @@ func (o *Orchestrator[E]) CatchUp(ctx context.Context, projections []Projection[
 		return redact.Error(explain(err))
 	}
 	var head int64
-	err = await(ctx, func() (ok bool, err error) {
+	err = calls.Await(ctx, func() (ok bool, err error) {
 		head, err = events.Head(ctx)
 		return err == nil, err
 	})

@@ -8,13 +8,11 @@ import (
 	"maps"
 	"reflect"
 	"slices"
-	"strings"
 	"time"
-	"unicode"
-	"unicode/utf8"
 
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
 	"github.com/getpup/pupsourcing-orchestrator/internal/redact"
+	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
 // ReplicaSetName names a group of projections that scale together.
@@ -288,7 +286,7 @@ func (c Config[E]) withDefaults() (Config[E], error) {
 	if isNil(c.EventStore) {
 		return c, configError("EventStore", "is nil; use NewEventTable or an EventStore of your own")
 	}
-	if problem := nameProblem(string(c.ReplicaSet)); problem != "" {
+	if problem := store.NameProblem(string(c.ReplicaSet)); problem != "" {
 		return c, configError("ReplicaSet", problem)
 	}
 	for _, d := range []struct {
@@ -375,7 +373,7 @@ func (c Config[E]) hintsProblem() (field, problem string) {
 	case len(channel) > maxChannelBytes:
 		return "EventsChannel", fmt.Sprintf("is %d bytes long; the most is %d", len(channel), maxChannelBytes)
 	}
-	return "EventsChannel", nameProblem(c.EventsChannel)
+	return "EventsChannel", store.NameProblem(c.EventsChannel)
 }
 
 // maxChannelBytes is what PostgreSQL takes.
@@ -392,24 +390,6 @@ func isNil(v any) bool {
 	}
 	r := reflect.ValueOf(v)
 	return r.Kind() == reflect.Pointer && r.IsNil()
-}
-
-const maxNameBytes = 200
-
-// nameProblem says what is wrong with a name that goes into the database, logs
-// and terminals.
-func nameProblem(name string) string {
-	switch {
-	case strings.TrimSpace(name) == "":
-		return "is empty"
-	case len(name) > maxNameBytes:
-		return fmt.Sprintf("is %d bytes long; the most is %d", len(name), maxNameBytes)
-	case !utf8.ValidString(name):
-		return fmt.Sprintf("%q is not valid UTF-8", name)
-	case strings.ContainsFunc(name, unicode.IsControl):
-		return fmt.Sprintf("%q contains a control character", name)
-	}
-	return ""
 }
 
 // projectionNames checks the projections and returns their names.
@@ -430,7 +410,7 @@ func projectionNames[E any](projections []Projection[E]) ([]string, error) {
 		if err != nil {
 			return nil, fmt.Errorf("%w: the name of projections[%d] (%T) can't be had: %w", ErrInvalidConfig, i, p, err)
 		}
-		if problem := nameProblem(name); problem != "" {
+		if problem := store.NameProblem(name); problem != "" {
 			return nil, fmt.Errorf("%w: the name of projections[%d] %s", ErrInvalidConfig, i, problem)
 		}
 		if first, ok := seen[name]; ok {

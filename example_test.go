@@ -111,6 +111,10 @@ func ExampleNewTable() {
 		Columns:           []string{"id", "amount"},
 		Fields:            func(p *Payment, dest []any) []any { return append(dest, &p.ID, &p.Amount) },
 	})
-	fmt.Printf("%T %v\n", payments, err == nil)
-	// Output: *orchestrator.Table[github.com/getpup/pupsourcing-orchestrator_test.Payment·1] true
+	if err != nil {
+		log.Fatal(err)
+	}
+	var store orchestrator.EventStore[Payment] = payments // for Config.EventStore
+	fmt.Println(store != nil)
+	// Output: true
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/lib/pq"
 
+	"github.com/getpup/pupsourcing-orchestrator/internal/calls"
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
@@ -155,7 +156,7 @@ func (l *listener) run(ctx context.Context) {
 			away = true
 		}
 		failures++
-		if !sleep(ctx, backoff.Delay(failures, mathrand.Float64())) {
+		if !calls.Sleep(ctx, backoff.Delay(failures, mathrand.Float64())) {
 			return
 		}
 	}

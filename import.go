@@ -303,7 +303,7 @@ func (c ImportConfig) withDefaults() (ImportConfig, error) {
 		{"Projection", c.Projection}, {"ReplicaSet", string(c.ReplicaSet)}, {"Old.Table", c.Old.Table},
 		{"Old.KeyColumn", c.Old.KeyColumn}, {"Old.PositionColumn", c.Old.PositionColumn}, {"Old.Schema", c.Old.Schema},
 	} {
-		if problem := nameProblem(n.name); problem != "" && (n.field != "Old.Schema" || n.name != "") {
+		if problem := store.NameProblem(n.name); problem != "" && (n.field != "Old.Schema" || n.name != "") {
 			return c, importError(n.field, problem)
 		}
 	}

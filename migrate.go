@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/getpup/pupsourcing-orchestrator/internal/calls"
 	"github.com/getpup/pupsourcing-orchestrator/internal/redact"
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
@@ -65,7 +66,7 @@ func Migrate(ctx context.Context, db *sql.DB) (err error) {
 		if err == nil || ctx.Err() == nil && !store.LockTimeout(err) && !store.Deadlock(err) {
 			return err
 		}
-		if time.Since(began) > migrationPatience || !sleep(ctx, migrationPause) {
+		if time.Since(began) > migrationPatience || !calls.Sleep(ctx, migrationPause) {
 			return errors.Join(ctx.Err(), heldUp(ctx, db, time.Since(began), err))
 		}
 	}

@@ -15,6 +15,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/getpup/pupsourcing-orchestrator/internal/calls"
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
 	"github.com/getpup/pupsourcing-orchestrator/internal/redact"
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
@@ -318,7 +319,7 @@ func (w *worker[E]) check(ctx context.Context) error {
 				return explain(err)
 			}
 			w.log.Warn("database is away, trying again", "error", err)
-			if !sleep(ctx, backoff.Delay(failures, mathrand.Float64())) {
+			if !calls.Sleep(ctx, backoff.Delay(failures, mathrand.Float64())) {
 				return ctx.Err()
 			}
 		}
@@ -694,16 +695,4 @@ func texts(ids []protocol.WorkerID) []string {
 		out = append(out, string(id))
 	}
 	return out
-}
-
-// sleep waits, and reports false if ctx ended first.
-func sleep(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
 }

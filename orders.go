@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/getpup/pupsourcing-orchestrator/internal/calls"
 	"github.com/getpup/pupsourcing-orchestrator/internal/dbconn"
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
 	"github.com/getpup/pupsourcing-orchestrator/internal/redact"
@@ -99,7 +100,7 @@ func order(ctx context.Context, db *sql.DB, set ReplicaSetName, o protocol.Order
 			return 0, fmt.Errorf("%s in replica set %q: %w: nothing can have such a name in this database: %w", o, set, ErrOrder, err)
 		case errors.Is(err, ErrOrder) || !store.LockTimeout(err):
 			return 0, redact.Error(fmt.Errorf("%s in replica set %q: %w", o, set, err))
-		case !sleep(ctx, backoff.Delay(failures, 0)):
+		case !calls.Sleep(ctx, backoff.Delay(failures, 0)):
 			return 0, fmt.Errorf("%s in replica set %q: %w", o, set, errors.Join(ctx.Err(), redact.Error(err)))
 		}
 	}
@@ -107,14 +108,14 @@ func order(ctx context.Context, db *sql.DB, set ReplicaSetName, o protocol.Order
 
 // orderProblem says what is wrong with a name in an order.
 func orderProblem(set ReplicaSetName, o protocol.Order) string {
-	if problem := nameProblem(string(set)); problem != "" {
+	if problem := store.NameProblem(string(set)); problem != "" {
 		return "the name of the replica set " + problem
 	}
-	if problem := nameProblem(o.Projection); problem != "" && o.Projection != AllProjections {
+	if problem := store.NameProblem(o.Projection); problem != "" && o.Projection != AllProjections {
 		return "the name of the projection " + problem
 	}
 	worker := o.Kind == protocol.OrderDrain || o.Kind == protocol.OrderUndrain
-	if problem := nameProblem(string(o.Worker)); problem != "" && worker {
+	if problem := store.NameProblem(string(o.Worker)); problem != "" && worker {
 		return "the name of the worker " + problem
 	}
 	return ""
@@ -135,10 +136,10 @@ func storable(ctx context.Context, db *sql.DB, texts ...string) bool {
 // ends, also while there is no worker to activate it. It returns ErrNoReplicaSet where
 // there is no such set.
 func AwaitGeneration(ctx context.Context, db *sql.DB, set ReplicaSetName, generation int64) error {
-	if problem := nameProblem(string(set)); problem != "" {
+	if problem := store.NameProblem(string(set)); problem != "" {
 		return fmt.Errorf("wait for generation %d: %w: its name %s", generation, ErrNoReplicaSet, problem)
 	}
-	return await(ctx, func() (bool, error) {
+	return calls.Await(ctx, func() (bool, error) {
 		var active bool
 		err := dbconn.QueryRow(ctx, db, `
 SELECT generation >= $2 AND phase = 'active' FROM orchestrator_replica_sets WHERE name = $1`, string(set), generation).Scan(&active)
@@ -150,18 +151,4 @@ SELECT generation >= $2 AND phase = 'active' FROM orchestrator_replica_sets WHER
 		}
 		return active, err
 	})
-}
-
-// await looks until it is so, ever less often, up to ten times a second. A
-// database that is away is waited for.
-func await(ctx context.Context, look func() (bool, error)) error {
-	for wait := 2 * time.Millisecond; ; wait = min(2*wait, 100*time.Millisecond) {
-		ok, err := look()
-		if ok || err != nil && !store.Passing(err) {
-			return redact.Error(err)
-		}
-		if !sleep(ctx, wait) {
-			return errors.Join(context.Cause(ctx), redact.Error(err))
-		}
-	}
 }

@@ -41,7 +41,7 @@ type ParkedEvent struct {
 // of their positions, for people to look at. It returns ErrNoProjection for one that
 // no replica set has run yet.
 func Parked(ctx context.Context, db *sql.DB, projection string, limit int) ([]ParkedEvent, error) {
-	if problem := nameProblem(projection); problem != "" {
+	if problem := store.NameProblem(projection); problem != "" {
 		return nil, fmt.Errorf("%w: its name %s", ErrNoProjection, problem)
 	}
 	rows, err := store.ListParked(ctx, db, projection, limit)
@@ -120,7 +120,7 @@ func DiscardParked(ctx context.Context, db *sql.DB, projection string, which Par
 }
 
 func askParked(ctx context.Context, db *sql.DB, projection string, which ParkedSelector, request protocol.ParkRequest) (n int, err error) {
-	if problem := nameProblem(projection); problem != "" {
+	if problem := store.NameProblem(projection); problem != "" {
 		return 0, fmt.Errorf("%w: its name %s", ErrNoProjection, problem)
 	}
 	selection, err := which.selection()

@@ -56,6 +56,8 @@ func (w *laneWatch) reason(now time.Time, l LaneReport, gap *GapReport) string {
 		return "database: " + l.Error
 	case l.Handling != 0:
 		return fmt.Sprintf("handler has run for %s at position %d", now.Sub(w.began).Round(time.Second), l.Handling)
+	case l.State == laneReading && l.Error != "": // and that will fail as the read before
+		return l.Error
 	case l.State == laneUnproven:
 		return "waits for a proof"
 	case gap != nil && (l.State == laneIdle || l.State == laneReading && l.Position+1 == gap.Position):

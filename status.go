@@ -5,11 +5,12 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
-	"github.com/getpup/pupsourcing-orchestrator/internal/dbconn"
 	"maps"
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/getpup/pupsourcing-orchestrator/internal/dbconn"
 
 	"github.com/getpup/pupsourcing-orchestrator/internal/redact"
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
@@ -138,7 +139,7 @@ func Status(ctx context.Context, db *sql.DB, set ReplicaSetName) (ReplicaSetStat
 		ReplicaSet: set, Paused: []string{}, Rewinds: map[string]int64{},
 		Workers: []WorkerStatus{}, Partitions: []PartitionStatus{}, Waits: []Wait{},
 	}
-	if problem := nameProblem(string(set)); problem != "" {
+	if problem := store.NameProblem(string(set)); problem != "" {
 		return s, fmt.Errorf("%w: its name %s", ErrNoReplicaSet, problem)
 	}
 	tx, err := dbconn.Begin(ctx, db, &sql.TxOptions{Isolation: sql.LevelRepeatableRead, ReadOnly: true})
@@ -440,7 +441,7 @@ func (s *ReplicaSetStatus) standing() []Wait {
 // History returns the latest generations of a replica set, the newest first, at
 // most limit of them: none of a set that there is not. About 1000 are kept.
 func History(ctx context.Context, db *sql.DB, set ReplicaSetName, limit int) ([]GenerationRecord, error) {
-	if problem := nameProblem(string(set)); problem != "" {
+	if problem := store.NameProblem(string(set)); problem != "" {
 		return nil, fmt.Errorf("history: %w: its name %s", ErrNoReplicaSet, problem)
 	}
 	records := []GenerationRecord{}

@@ -177,7 +177,7 @@ func NewTable[E any](db *sql.DB, cfg TableConfig[E]) (*Table[E], error) {
 		names = append(names, named{fmt.Sprintf("Writers[%d]", i), w})
 	}
 	for _, n := range names {
-		if problem := nameProblem(n.name); problem != "" {
+		if problem := store.NameProblem(n.name); problem != "" {
 			return nil, tableError(n.field, problem)
 		}
 	}

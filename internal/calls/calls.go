@@ -1,0 +1,82 @@
+// Package calls waits: for a call that may never return, for a time, and for
+// something that another process does.
+package calls
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/getpup/pupsourcing-orchestrator/internal/redact"
+	"github.com/getpup/pupsourcing-orchestrator/internal/store"
+)
+
+// Within makes a call that is waited for no longer than d, whether it honours its
+// context or not: a driver may be opening a connection to a server that does not
+// answer. A call that is given up goes on in the background; late takes what it
+// returns then, if it succeeds.
+func Within[T any](ctx context.Context, d time.Duration, call func(context.Context) (T, error), late func(T)) (T, error) {
+	type result struct {
+		value T
+		err   error
+	}
+	ctx, cancel := context.WithTimeout(ctx, d)
+	done, abandoned := make(chan result), make(chan struct{})
+	go func() {
+		defer cancel()
+		r := result{err: errors.New("the call has ended its goroutine (runtime.Goexit)")}
+		defer func() {
+			select {
+			case done <- r:
+			case <-abandoned:
+				if r.err == nil && late != nil {
+					late(r.value)
+				}
+			}
+		}()
+		r.value, r.err = call(ctx)
+	}()
+	select {
+	case r := <-done:
+		return r.value, r.err
+	case <-ctx.Done():
+	}
+	// Most drivers return now, with a better error.
+	grace := time.NewTimer(min(d/10, 100*time.Millisecond))
+	defer grace.Stop()
+	select {
+	case r := <-done:
+		return r.value, r.err
+	case <-grace.C:
+		close(abandoned)
+		var none T
+		return none, fmt.Errorf("no answer from the database: %w", context.Cause(ctx))
+	}
+}
+
+// Await asks again and again until the answer is yes, ever less often, up to ten times
+// a second. A database that is away is waited for.
+func Await(ctx context.Context, ask func() (bool, error)) error {
+	for wait := 2 * time.Millisecond; ; wait = min(2*wait, 100*time.Millisecond) {
+		ok, err := ask()
+		if ok || err != nil && !store.Passing(err) {
+			return redact.Error(err)
+		}
+		if !Sleep(ctx, wait) {
+			return errors.Join(context.Cause(ctx), redact.Error(err))
+		}
+	}
+}
+
+// Sleep waits, and reports false if ctx ended first.
+func Sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}

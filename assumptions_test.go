@@ -12,6 +12,7 @@ import (
 
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 	"github.com/getpup/pupsourcing-orchestrator/internal/eventtable"
+	"github.com/getpup/pupsourcing-orchestrator/ops"
 )
 
 type change = func(*orchestrator.TableConfig[int64])
@@ -457,7 +458,7 @@ func (w *world) says(set orchestrator.ReplicaSetName, kind string, position int6
 	w.t.Helper()
 	eventually(w.t, fmt.Sprintf("the status of %s says %q", set, kind), func() bool {
 		_, waits := w.stand(set)
-		return slices.ContainsFunc(waits[kind], func(o orchestrator.Wait) bool { return o.Position == position && strings.Contains(o.Text, text) })
+		return slices.ContainsFunc(waits[kind], func(o ops.Wait) bool { return o.Position == position && strings.Contains(o.Text, text) })
 	})
 }
 
@@ -554,7 +555,7 @@ func TestStreamEndsBeforeTheCheckpoint(t *testing.T) {
 				t.Errorf("CatchUp: %v", err)
 			}
 			w.exec(`DELETE FROM effects`)
-			if _, err := orchestrator.Rewind(t.Context(), w.db, "set", "transactional", 0); err != nil {
+			if _, err := ops.Rewind(t.Context(), w.db, "set", "transactional", 0); err != nil {
 				t.Fatal(err)
 			}
 			w.caughtUp("transactional")

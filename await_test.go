@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
+	"github.com/getpup/pupsourcing-orchestrator/ops"
 )
 
 // WaitFor goes by the slowest partition, and counts marks as handled.
@@ -141,7 +142,7 @@ func TestCatchUpWaits(t *testing.T) {
 	if err := o.CatchUp(t.Context(), projections); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := orchestrator.Pause(t.Context(), w.db, "set", "batched"); err != nil {
+	if _, err := ops.Pause(t.Context(), w.db, "set", "batched"); err != nil {
 		t.Fatal(err)
 	}
 	w.append(10)
@@ -222,7 +223,7 @@ func TestWaitForKnowsOfARewind(t *testing.T) {
 	first := run(t, cfg, transactional{effects{name: "transactional"}})
 	w.caughtUp("transactional")
 	first.stop()
-	if _, err := orchestrator.Rewind(ctx, w.db, "set", "transactional", 20); err != nil {
+	if _, err := ops.Rewind(ctx, w.db, "set", "transactional", 20); err != nil {
 		t.Fatal(err)
 	}
 	if err := orchestrator.WaitFor(ctx, w.db, "transactional", 20); err != nil { // which is not rewound

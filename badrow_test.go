@@ -17,6 +17,7 @@ import (
 
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
+	"github.com/getpup/pupsourcing-orchestrator/ops"
 )
 
 // An oddEvent has a note that may be unreadable, in many ways.
@@ -297,7 +298,7 @@ func TestBadRowIsOneEventsFailure(t *testing.T) {
 	w.exec(`UPDATE events SET event_type = 'mended' WHERE global_position = $1`, bad)
 	w.caughtUp(again...)
 	for _, name := range names {
-		w.retry(name, orchestrator.ParkedSelector{All: true})
+		w.retry(name, ops.ParkedSelector{All: true})
 	}
 	w.caughtUp(names...)
 	w.checkEffects(append(again, exact...)...)

@@ -168,7 +168,7 @@ const (
 	// ParkEvents goes on without the event, and without the later ones of its
 	// aggregate, which wait behind it in the table orchestrator_parked: the order
 	// within the aggregate is kept. Nothing of that is handled until it is asked
-	// for: see Parked, RetryParked, DiscardParked.
+	// for: see ops.Parked, ops.RetryParked, ops.DiscardParked.
 	ParkEvents
 )
 

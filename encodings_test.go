@@ -15,6 +15,7 @@ import (
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
 	"github.com/getpup/pupsourcing-orchestrator/internal/eventtable"
+	"github.com/getpup/pupsourcing-orchestrator/ops"
 )
 
 // The server converts a statement with its comments before it parses it: one
@@ -100,40 +101,40 @@ func TestEncodings(t *testing.T) {
 			eventually(t, "the event is parked, and a report is there", func() bool {
 				return w.number(`SELECT count(*) FROM orchestrator_parked WHERE attempts > 0`) == 1 && w.number(`SELECT count(*) FROM orchestrator_reports`) == 1
 			})
-			list, err := orchestrator.Parked(t.Context(), db, "transactional", 10)
+			list, err := ops.Parked(t.Context(), db, "transactional", 10)
 			if err != nil || len(list) == 0 || !strings.Contains(list[0].Error, "quoted") {
 				t.Errorf("parked: %+v, %v", list, err)
 			}
-			if _, err := orchestrator.RetryParked(t.Context(), db, "transactional", orchestrator.ParkedSelector{Positions: []int64{3}}); err != nil {
+			if _, err := ops.RetryParked(t.Context(), db, "transactional", ops.ParkedSelector{Positions: []int64{3}}); err != nil {
 				t.Error(err)
 			}
 			eventually(t, "the retry has failed, and that is noted", func() bool { return w.number(`SELECT max(attempts) FROM orchestrator_parked`) == 2 })
-			if _, err := orchestrator.DiscardParked(t.Context(), db, "transactional", orchestrator.ParkedSelector{All: true}); err != nil {
+			if _, err := ops.DiscardParked(t.Context(), db, "transactional", ops.ParkedSelector{All: true}); err != nil {
 				t.Error(err)
 			}
 			eventually(t, "it is discarded", func() bool { return w.number(`SELECT count(*) FROM orchestrator_parked`) == 0 })
-			if _, err := orchestrator.Status(t.Context(), db, "set"); err != nil {
+			if _, err := ops.Status(t.Context(), db, "set"); err != nil {
 				t.Error(err)
 			}
 
 			// Names that it can't hold are refused where they enter.
 			const name = "\u201cset\u201d \U0001F600"
-			if _, err := orchestrator.RetryParked(t.Context(), db, "transactional", orchestrator.ParkedSelector{AggregateID: name}); !errors.Is(err, orchestrator.ErrNotParked) {
+			if _, err := ops.RetryParked(t.Context(), db, "transactional", ops.ParkedSelector{AggregateID: name}); !errors.Is(err, ops.ErrNotParked) {
 				t.Errorf("retry of an aggregate that there can't be: %v", err)
 			}
 			if encoding != "UTF8" && encoding != "SQL_ASCII" {
-				_, status := orchestrator.Status(t.Context(), db, name)
-				_, pause := orchestrator.Pause(t.Context(), db, name, "transactional")
-				_, pauseP := orchestrator.Pause(t.Context(), db, "set", name)
-				_, drain := orchestrator.DrainWorker(t.Context(), db, "set", name)
-				_, parked := orchestrator.Parked(t.Context(), db, name, 1)
-				_, retry := orchestrator.RetryParked(t.Context(), db, name, orchestrator.ParkedSelector{All: true})
+				_, status := ops.Status(t.Context(), db, name)
+				_, pause := ops.Pause(t.Context(), db, name, "transactional")
+				_, pauseP := ops.Pause(t.Context(), db, "set", name)
+				_, drain := ops.DrainWorker(t.Context(), db, "set", name)
+				_, parked := ops.Parked(t.Context(), db, name, 1)
+				_, retry := ops.RetryParked(t.Context(), db, name, ops.ParkedSelector{All: true})
 				for _, got := range []struct {
 					what      string
 					err, want error
 				}{
-					{"status", status, orchestrator.ErrNoReplicaSet}, {"pause", pause, orchestrator.ErrOrder}, {"pause of a projection", pauseP, orchestrator.ErrOrder},
-					{"drain", drain, orchestrator.ErrOrder}, {"parked", parked, orchestrator.ErrNoProjection}, {"retry", retry, orchestrator.ErrNoProjection},
+					{"status", status, ops.ErrNoReplicaSet}, {"pause", pause, ops.ErrOrder}, {"pause of a projection", pauseP, ops.ErrOrder},
+					{"drain", drain, ops.ErrOrder}, {"parked", parked, ops.ErrNoProjection}, {"retry", retry, ops.ErrNoProjection},
 				} {
 					if !errors.Is(got.err, got.want) {
 						t.Errorf("%s: %v, want %v", got.what, got.err, got.want)

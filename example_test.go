@@ -14,6 +14,7 @@ import (
 	_ "github.com/lib/pq"
 
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
+	"github.com/getpup/pupsourcing-orchestrator/ops"
 )
 
 // UserCount counts users. Its writes go through the transaction that also
@@ -79,7 +80,7 @@ func ExampleStatusHandler() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	page := orchestrator.StatusHandler(db, orchestrator.AllowActions())
+	page := ops.StatusHandler(db, ops.AllowActions())
 	http.HandleFunc("/status", func(w http.ResponseWriter, r *http.Request) {
 		user, password, _ := r.BasicAuth()
 		if user != "operator" || password == "" || password != os.Getenv("OPERATOR_PASSWORD") {

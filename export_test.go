@@ -32,6 +32,3 @@ func (t *Table[E]) ReadOwn(ctx context.Context, partition, total int, after int6
 
 // SizeOf is sizeOf.
 func SizeOf[E any](v E) int { return sizeOf(v) }
-
-// StatusQueries are what Status asks of the server, for a set.
-var StatusQueries = []string{statusReportsSQL, statusWorkersSQL, statusParkedSQL, statusPartitionsSQL}

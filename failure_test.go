@@ -19,6 +19,7 @@ import (
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg"
 	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
+	"github.com/getpup/pupsourcing-orchestrator/ops"
 )
 
 // Eight workers come and go at random while events are appended out of order
@@ -710,27 +711,27 @@ func TestFunctionsEndWithTheirContext(t *testing.T) {
 	run(t, w.config(w.db, "set"), plain{effects{name: "plain"}, w.db})
 	w.caughtUp("plain")
 	for name, call := range map[string]func(context.Context, *sql.DB) error{
-		"Status": func(ctx context.Context, db *sql.DB) error { _, err := orchestrator.Status(ctx, db, "set"); return err },
+		"Status": func(ctx context.Context, db *sql.DB) error { _, err := ops.Status(ctx, db, "set"); return err },
 		"History": func(ctx context.Context, db *sql.DB) error {
-			_, err := orchestrator.History(ctx, db, "set", 10)
+			_, err := ops.History(ctx, db, "set", 10)
 			return err
 		},
 		"ReplicaSets": func(ctx context.Context, db *sql.DB) error {
-			_, err := orchestrator.ReplicaSets(ctx, db)
+			_, err := ops.ReplicaSets(ctx, db)
 			return err
 		},
 		"Pause": func(ctx context.Context, db *sql.DB) error {
-			_, err := orchestrator.Pause(ctx, db, "set", "plain")
+			_, err := ops.Pause(ctx, db, "set", "plain")
 			return err
 		},
-		"AwaitGeneration": func(ctx context.Context, db *sql.DB) error { return orchestrator.AwaitGeneration(ctx, db, "set", 1) },
+		"AwaitGeneration": func(ctx context.Context, db *sql.DB) error { return ops.AwaitGeneration(ctx, db, "set", 1) },
 		"WaitFor":         func(ctx context.Context, db *sql.DB) error { return orchestrator.WaitFor(ctx, db, "plain", 1) },
 		"Parked": func(ctx context.Context, db *sql.DB) error {
-			_, err := orchestrator.Parked(ctx, db, "plain", 10)
+			_, err := ops.Parked(ctx, db, "plain", 10)
 			return err
 		},
 		"RetryParked": func(ctx context.Context, db *sql.DB) error {
-			_, err := orchestrator.RetryParked(ctx, db, "plain", orchestrator.ParkedSelector{All: true})
+			_, err := ops.RetryParked(ctx, db, "plain", ops.ParkedSelector{All: true})
 			return err
 		},
 	} {

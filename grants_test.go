@@ -16,6 +16,7 @@ import (
 	"github.com/lib/pq"
 
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
+	"github.com/getpup/pupsourcing-orchestrator/ops"
 )
 
 // granted is a world in which grants.sql was applied: nobody but the owner has
@@ -188,15 +189,15 @@ func TestGrantsOfAnOperator(t *testing.T) {
 		name string
 		give func() (int64, error)
 	}{
-		{"pause", func() (int64, error) { return orchestrator.Pause(t.Context(), db, set, "transactional") }},
-		{"rewind", func() (int64, error) { return orchestrator.Rewind(t.Context(), db, set, "transactional", 0) }},
-		{"drain", func() (int64, error) { return orchestrator.DrainWorker(t.Context(), db, set, drained) }},
-		{"undrain", func() (int64, error) { return orchestrator.UndrainWorker(t.Context(), db, set, drained) }},
-		{"resume", func() (int64, error) { return orchestrator.Resume(t.Context(), db, set, "transactional") }},
+		{"pause", func() (int64, error) { return ops.Pause(t.Context(), db, set, "transactional") }},
+		{"rewind", func() (int64, error) { return ops.Rewind(t.Context(), db, set, "transactional", 0) }},
+		{"drain", func() (int64, error) { return ops.DrainWorker(t.Context(), db, set, drained) }},
+		{"undrain", func() (int64, error) { return ops.UndrainWorker(t.Context(), db, set, drained) }},
+		{"resume", func() (int64, error) { return ops.Resume(t.Context(), db, set, "transactional") }},
 	} {
 		generation, err := o.give()
 		if err == nil {
-			err = orchestrator.AwaitGeneration(t.Context(), db, set, generation)
+			err = ops.AwaitGeneration(t.Context(), db, set, generation)
 		}
 		if err != nil {
 			t.Errorf("%s: %v", o.name, err)
@@ -205,10 +206,10 @@ func TestGrantsOfAnOperator(t *testing.T) {
 	a.stop()
 	g.exec(`INSERT INTO orchestrator_parked (projection, position, slot, aggregate_id, error, attempts, parked_at) VALUES ('other', 1, 0, 'a', '', 0, now())`)
 	g.exec(`INSERT INTO orchestrator_projections (name, replica_set) VALUES ('other', 'set')`)
-	for name, ask := range map[string]func(context.Context, *sql.DB, string, orchestrator.ParkedSelector) (int, error){
-		"retry": orchestrator.RetryParked, "discard": orchestrator.DiscardParked,
+	for name, ask := range map[string]func(context.Context, *sql.DB, string, ops.ParkedSelector) (int, error){
+		"retry": ops.RetryParked, "discard": ops.DiscardParked,
 	} {
-		if n, err := ask(t.Context(), db, "other", orchestrator.ParkedSelector{All: true}); n != 1 || err != nil {
+		if n, err := ask(t.Context(), db, "other", ops.ParkedSelector{All: true}); n != 1 || err != nil {
 			t.Errorf("%s: %d, %v", name, n, err)
 		}
 	}
@@ -225,14 +226,14 @@ func TestGrantsOfAnOperator(t *testing.T) {
 // projection "other", in Go and on the status page.
 func expectLooks(t *testing.T, db *sql.DB) {
 	t.Helper()
-	_, status := orchestrator.Status(t.Context(), db, "set")
-	_, history := orchestrator.History(t.Context(), db, "set", 10)
-	_, sets := orchestrator.ReplicaSets(t.Context(), db)
-	_, parked := orchestrator.Parked(t.Context(), db, "other", 10)
+	_, status := ops.Status(t.Context(), db, "set")
+	_, history := ops.History(t.Context(), db, "set", 10)
+	_, sets := ops.ReplicaSets(t.Context(), db)
+	_, parked := ops.Parked(t.Context(), db, "other", 10)
 	if err := errors.Join(status, history, sets, parked); err != nil {
 		t.Error(err)
 	}
-	askStatus(t, orchestrator.StatusHandler(db), "/", 200)
+	askStatus(t, ops.StatusHandler(db), "/", 200)
 }
 
 // Roles are those of one database: a login of one can do nothing in another on the
@@ -283,7 +284,7 @@ func TestGrantsOfAMonitor(t *testing.T) {
 	g.exec(`INSERT INTO orchestrator_replica_sets (name) VALUES ('set')`)
 	g.exec(`INSERT INTO orchestrator_projections (name, replica_set) VALUES ('other', 'set')`)
 	expectLooks(t, db)
-	if _, err := orchestrator.Pause(t.Context(), db, "set", "other"); err == nil {
+	if _, err := ops.Pause(t.Context(), db, "set", "other"); err == nil {
 		t.Error("a monitor has paused a projection")
 	}
 	expectRefused(t, "monitor", db, `SELECT 1 FROM events`, `DROP VIEW orchestrator_status`)

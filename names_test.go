@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
+	"github.com/getpup/pupsourcing-orchestrator/ops"
 )
 
 // A name that nothing can have is refused where it enters, with what is wrong with
@@ -20,7 +21,7 @@ func TestNamesThatEnter(t *testing.T) {
 	ctx, db := t.Context(), w.db
 	for what, name := range map[string]string{"NUL": "a\x00b", "invalid UTF-8": "a\xffb", "a control character": "a\nb", "too long": strings.Repeat("x", 201)} {
 		set := orchestrator.ReplicaSetName(name)
-		all := orchestrator.ParkedSelector{All: true}
+		all := ops.ParkedSelector{All: true}
 		refused := func(call string, want, err error) {
 			t.Helper()
 			if !errors.Is(err, want) || !strings.Contains(err.Error(), "name") {
@@ -28,21 +29,21 @@ func TestNamesThatEnter(t *testing.T) {
 			}
 		}
 		one := func(_ any, err error) error { return err }
-		refused("Pause", orchestrator.ErrOrder, one(orchestrator.Pause(ctx, db, set, "p")))
-		refused("Pause of a projection", orchestrator.ErrOrder, one(orchestrator.Pause(ctx, db, "set", name)))
-		refused("Resume", orchestrator.ErrOrder, one(orchestrator.Resume(ctx, db, "set", name)))
-		refused("Rewind", orchestrator.ErrOrder, one(orchestrator.Rewind(ctx, db, "set", name, 0)))
-		refused("DrainWorker", orchestrator.ErrOrder, one(orchestrator.DrainWorker(ctx, db, "set", name)))
-		refused("UndrainWorker", orchestrator.ErrOrder, one(orchestrator.UndrainWorker(ctx, db, "set", name)))
-		refused("AwaitGeneration", orchestrator.ErrNoReplicaSet, orchestrator.AwaitGeneration(ctx, db, set, 1))
-		refused("Status", orchestrator.ErrNoReplicaSet, one(orchestrator.Status(ctx, db, set)))
-		refused("History", orchestrator.ErrNoReplicaSet, one(orchestrator.History(ctx, db, set, 1)))
-		refused("Parked", orchestrator.ErrNoProjection, one(orchestrator.Parked(ctx, db, name, 1)))
-		refused("RetryParked", orchestrator.ErrNoProjection, one(orchestrator.RetryParked(ctx, db, name, all)))
-		refused("DiscardParked", orchestrator.ErrNoProjection, one(orchestrator.DiscardParked(ctx, db, name, all)))
+		refused("Pause", ops.ErrOrder, one(ops.Pause(ctx, db, set, "p")))
+		refused("Pause of a projection", ops.ErrOrder, one(ops.Pause(ctx, db, "set", name)))
+		refused("Resume", ops.ErrOrder, one(ops.Resume(ctx, db, "set", name)))
+		refused("Rewind", ops.ErrOrder, one(ops.Rewind(ctx, db, "set", name, 0)))
+		refused("DrainWorker", ops.ErrOrder, one(ops.DrainWorker(ctx, db, "set", name)))
+		refused("UndrainWorker", ops.ErrOrder, one(ops.UndrainWorker(ctx, db, "set", name)))
+		refused("AwaitGeneration", ops.ErrNoReplicaSet, ops.AwaitGeneration(ctx, db, set, 1))
+		refused("Status", ops.ErrNoReplicaSet, one(ops.Status(ctx, db, set)))
+		refused("History", ops.ErrNoReplicaSet, one(ops.History(ctx, db, set, 1)))
+		refused("Parked", ops.ErrNoProjection, one(ops.Parked(ctx, db, name, 1)))
+		refused("RetryParked", ops.ErrNoProjection, one(ops.RetryParked(ctx, db, name, all)))
+		refused("DiscardParked", ops.ErrNoProjection, one(ops.DiscardParked(ctx, db, name, all)))
 		refused("WaitFor", orchestrator.ErrInvalidConfig, orchestrator.WaitFor(ctx, db, name, 1))
 	}
-	page := orchestrator.StatusHandler(db, orchestrator.AllowActions())
+	page := ops.StatusHandler(db, ops.AllowActions())
 	for _, body := range []string{
 		`{"action": "pause", "replica_set": "a\u0000b", "projection": "p"}`, `{"action": "pause", "replica_set": "set", "projection": "a\u0000b"}`,
 		`{"action": "drain", "replica_set": "set", "worker": "a\u0000b"}`, `{"action": "retry", "projection": "a\u0000b", "position": 1}`,

@@ -14,7 +14,7 @@ import (
 // much was.
 type Observer struct {
 	// A generation was opened, or activated, by this worker: of all workers of
-	// a set, one tells of it. One that an order has opened (see Pause) was opened
+	// a set, one tells of it. One that an order has opened (see ops.Pause) was opened
 	// by no worker: its activation tells of it.
 	GenerationOpened    func(GenerationOpened)
 	GenerationActivated func(GenerationActivated)

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
+	"github.com/getpup/pupsourcing-orchestrator/ops"
 )
 
 // A witness remembers all that an Observer is told.
@@ -249,7 +250,7 @@ func TestObserverOfPolicies(t *testing.T) {
 	if handled != 58 {
 		t.Errorf("batches of %d events were committed, of 60 of which two are parked", handled)
 	}
-	w.retry("parks", orchestrator.ParkedSelector{Positions: []int64{4}})
+	w.retry("parks", ops.ParkedSelector{Positions: []int64{4}})
 	awaited(t, s, "the retry, which fails", func(e orchestrator.HandlerFailed) bool {
 		return e.Projection == "parks" && e.Position == 4 && e.Attempt == 4 && e.RetryIn == 0 && errors.Is(e.Err, odd)
 	})

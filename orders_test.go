@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
+	"github.com/getpup/pupsourcing-orchestrator/ops"
 )
 
 // ordered fails the test if an order was refused, and waits until its generation
@@ -16,7 +17,7 @@ func (w *world) ordered(set orchestrator.ReplicaSetName) func(generation int64, 
 	return func(generation int64, err error) {
 		w.t.Helper()
 		if err == nil {
-			err = orchestrator.AwaitGeneration(w.t.Context(), w.db, set, generation)
+			err = ops.AwaitGeneration(w.t.Context(), w.db, set, generation)
 		}
 		if err != nil {
 			w.t.Fatal(err)
@@ -25,9 +26,9 @@ func (w *world) ordered(set orchestrator.ReplicaSetName) func(generation int64, 
 }
 
 // workers returns the set's workers in join order.
-func (w *world) workers(set orchestrator.ReplicaSetName) []orchestrator.WorkerStatus {
+func (w *world) workers(set orchestrator.ReplicaSetName) []ops.WorkerStatus {
 	w.t.Helper()
-	s, err := orchestrator.Status(w.t.Context(), w.db, set)
+	s, err := ops.Status(w.t.Context(), w.db, set)
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -52,7 +53,7 @@ func TestPause(t *testing.T) {
 	run(t, cfg, projections...)
 	w.active("set", 2)
 	w.append(100)
-	w.ordered("set")(orchestrator.Pause(ctx, w.db, "set", "transactional"))
+	w.ordered("set")(ops.Pause(ctx, w.db, "set", "transactional"))
 	before := w.handled("transactional")
 	if n := handling.Load(); n != 0 {
 		t.Errorf("%d handlers of the paused projection run", n)
@@ -68,11 +69,11 @@ func TestPause(t *testing.T) {
 	if after := w.handled("transactional"); after != before {
 		t.Errorf("a paused projection has handled %d events, and then %d", before, after)
 	}
-	s, err := orchestrator.Status(ctx, w.db, "set")
+	s, err := ops.Status(ctx, w.db, "set")
 	if err != nil || len(s.Paused) != 1 || s.Paused[0] != "transactional" || s.PausedAll {
 		t.Errorf("status: paused %v, all %v, %v", s.Paused, s.PausedAll, err)
 	}
-	w.ordered("set")(orchestrator.Resume(ctx, w.db, "set", "transactional"))
+	w.ordered("set")(ops.Resume(ctx, w.db, "set", "transactional"))
 	w.caughtUp("transactional", "batched")
 	w.checkEffects("transactional", "batched")
 	h.check(t)
@@ -88,23 +89,23 @@ func TestPauseAll(t *testing.T) {
 	w.active("set", 1)
 	w.append(50)
 	w.caughtUp(names...)
-	w.ordered("set")(orchestrator.Pause(ctx, w.db, "set", orchestrator.AllProjections))
+	w.ordered("set")(ops.Pause(ctx, w.db, "set", ops.AllProjections))
 	w.append(50)
 	run(t, cfg, w.all(w.db, h)...)
 	generation := w.active("set", 2)
 	if n := w.handled("batched"); n != 50 {
 		t.Errorf("a set that is paused has handled %d events, and 50 were there before", n)
 	}
-	if _, err := orchestrator.Resume(ctx, w.db, "set", "batched"); !errors.Is(err, orchestrator.ErrOrder) {
+	if _, err := ops.Resume(ctx, w.db, "set", "batched"); !errors.Is(err, ops.ErrOrder) {
 		t.Errorf("resume one of a set that is paused: %v", err)
 	}
 	first.stop() // nobody waits for lanes that were never started
 	w.active("set", 1)
-	again, err := orchestrator.Pause(ctx, w.db, "set", orchestrator.AllProjections)
+	again, err := ops.Pause(ctx, w.db, "set", ops.AllProjections)
 	if now := w.number(`SELECT generation FROM orchestrator_replica_sets`); err != nil || again != now || again <= generation {
 		t.Errorf("to pause again opened generation %d, now %d, %v", again, now, err)
 	}
-	w.ordered("set")(orchestrator.Resume(ctx, w.db, "set", orchestrator.AllProjections))
+	w.ordered("set")(ops.Resume(ctx, w.db, "set", ops.AllProjections))
 	w.caughtUp(names...)
 	w.checkEffects(exact...)
 	h.check(t)
@@ -123,7 +124,7 @@ func TestRewind(t *testing.T) {
 	w.append(400)
 	for _, position := range []int64{0, 123} {
 		eventually(t, "some events are handled", func() bool { return w.handled("batched") > 150 })
-		generation, err := orchestrator.Rewind(ctx, w.db, "set", "batched", position)
+		generation, err := ops.Rewind(ctx, w.db, "set", "batched", position)
 		w.ordered("set")(generation, err)
 		w.caughtUp(names...)
 		eventually(t, "batched has replayed all", func() bool {
@@ -150,10 +151,10 @@ func TestRewindWithoutWorkers(t *testing.T) {
 	w.caughtUp(names...)
 	first.stop()
 	w.append(100)
-	if _, err := orchestrator.Rewind(t.Context(), w.db, "set", "batched", 120); err != nil {
+	if _, err := ops.Rewind(t.Context(), w.db, "set", "batched", 120); err != nil {
 		t.Fatal(err)
 	}
-	s, err := orchestrator.Status(t.Context(), w.db, "set")
+	s, err := ops.Status(t.Context(), w.db, "set")
 	if err != nil || s.Rewinds["batched"] != 120 {
 		t.Errorf("status: rewinds %v, %v", s.Rewinds, err)
 	}
@@ -181,20 +182,20 @@ func TestDrainWorker(t *testing.T) {
 	w.active("set", 2)
 	w.append(200)
 	name := w.workers("set")[0].Worker
-	w.ordered("set")(orchestrator.DrainWorker(ctx, w.db, "set", name))
+	w.ordered("set")(ops.DrainWorker(ctx, w.db, "set", name))
 	w.append(200)
 	w.caughtUp(names...)
 	workers := w.workers("set")
 	if len(workers) != 2 || !workers[0].Drained || len(workers[0].Partitions) != 0 || len(workers[1].Partitions) != 1 {
 		t.Errorf("after the first was drained: %+v", workers)
 	}
-	if _, err := orchestrator.DrainWorker(ctx, w.db, "set", workers[1].Worker); !errors.Is(err, orchestrator.ErrOrder) || !strings.Contains(err.Error(), "last") {
+	if _, err := ops.DrainWorker(ctx, w.db, "set", workers[1].Worker); !errors.Is(err, ops.ErrOrder) || !strings.Contains(err.Error(), "last") {
 		t.Errorf("drain the last worker: %v", err)
 	}
 	// Nobody is left that could have partitions: nothing is handed over to nobody.
 	second.stop()
 	w.append(100)
-	w.ordered("set")(orchestrator.UndrainWorker(ctx, w.db, "set", name))
+	w.ordered("set")(ops.UndrainWorker(ctx, w.db, "set", name))
 	w.caughtUp(names...)
 	w.checkEffects(exact...)
 	h.check(t)
@@ -203,10 +204,10 @@ func TestDrainWorker(t *testing.T) {
 func TestOrdersThatCannotBe(t *testing.T) {
 	w := newWorld(t)
 	ctx := t.Context()
-	if _, err := orchestrator.Pause(ctx, w.db, "set", "batched"); !errors.Is(err, orchestrator.ErrOrder) {
+	if _, err := ops.Pause(ctx, w.db, "set", "batched"); !errors.Is(err, ops.ErrOrder) {
 		t.Errorf("pause in a set that has never run: %v", err)
 	}
-	if _, err := orchestrator.Status(ctx, w.db, "set"); !errors.Is(err, orchestrator.ErrNoReplicaSet) {
+	if _, err := ops.Status(ctx, w.db, "set"); !errors.Is(err, ops.ErrNoReplicaSet) {
 		t.Errorf("status of a set that has never run: %v", err)
 	}
 	cfg := w.config(w.db, "set")
@@ -216,23 +217,23 @@ func TestOrdersThatCannotBe(t *testing.T) {
 	run(t, cfg, plain{effects{name: "foreign"}, w.db})
 	w.active("other", 1)
 	for what, order := range map[string]func() (int64, error){
-		"no projection":      func() (int64, error) { return orchestrator.Pause(ctx, w.db, "set", "nobody") },
-		"of another set":     func() (int64, error) { return orchestrator.Pause(ctx, w.db, "set", "foreign") },
-		"no worker":          func() (int64, error) { return orchestrator.DrainWorker(ctx, w.db, "set", "nobody") },
-		"the last worker":    func() (int64, error) { return orchestrator.DrainWorker(ctx, w.db, "set", w.workers("set")[0].Worker) },
-		"negative position":  func() (int64, error) { return orchestrator.Rewind(ctx, w.db, "set", "batched", -1) },
-		"rewind of all":      func() (int64, error) { return orchestrator.Rewind(ctx, w.db, "set", orchestrator.AllProjections, 1) },
-		"rewind of a nobody": func() (int64, error) { return orchestrator.Rewind(ctx, w.db, "set", "nobody", 1) },
+		"no projection":      func() (int64, error) { return ops.Pause(ctx, w.db, "set", "nobody") },
+		"of another set":     func() (int64, error) { return ops.Pause(ctx, w.db, "set", "foreign") },
+		"no worker":          func() (int64, error) { return ops.DrainWorker(ctx, w.db, "set", "nobody") },
+		"the last worker":    func() (int64, error) { return ops.DrainWorker(ctx, w.db, "set", w.workers("set")[0].Worker) },
+		"negative position":  func() (int64, error) { return ops.Rewind(ctx, w.db, "set", "batched", -1) },
+		"rewind of all":      func() (int64, error) { return ops.Rewind(ctx, w.db, "set", ops.AllProjections, 1) },
+		"rewind of a nobody": func() (int64, error) { return ops.Rewind(ctx, w.db, "set", "nobody", 1) },
 	} {
-		if _, err := order(); !errors.Is(err, orchestrator.ErrOrder) {
+		if _, err := order(); !errors.Is(err, ops.ErrOrder) {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
-	if g, err := orchestrator.Resume(ctx, w.db, "set", "batched"); err != nil || g != generation {
+	if g, err := ops.Resume(ctx, w.db, "set", "batched"); err != nil || g != generation {
 		t.Errorf("resume what runs: generation %d, before it %d, %v", g, generation, err)
 	}
 	w.exec(`DROP TABLE orchestrator_schema`)
-	if _, err := orchestrator.Pause(ctx, w.db, "set", "batched"); !errors.Is(err, orchestrator.ErrSchema) {
+	if _, err := ops.Pause(ctx, w.db, "set", "batched"); !errors.Is(err, orchestrator.ErrSchema) {
 		t.Errorf("without the tables: %v", err)
 	}
 }

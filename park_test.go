@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
+	"github.com/getpup/pupsourcing-orchestrator/ops"
 )
 
 // failing is a hook that fails at what is poison, until it is mended.
@@ -51,10 +52,10 @@ func (w *world) positions(query string, args ...any) (out []int64) {
 }
 
 // parked returns the positions that a projection has parked.
-func (w *world) parked(projection string) (positions []int64, events []orchestrator.ParkedEvent) {
+func (w *world) parked(projection string) (positions []int64, events []ops.ParkedEvent) {
 	w.t.Helper()
-	events, err := orchestrator.Parked(w.t.Context(), w.db, projection, 1000)
-	if err != nil && !errors.Is(err, orchestrator.ErrNoProjection) { // nobody has joined yet
+	events, err := ops.Parked(w.t.Context(), w.db, projection, 1000)
+	if err != nil && !errors.Is(err, ops.ErrNoProjection) { // nobody has joined yet
 		w.t.Fatal(err)
 	}
 	for _, e := range events {
@@ -63,9 +64,9 @@ func (w *world) parked(projection string) (positions []int64, events []orchestra
 	return positions, events
 }
 
-func (w *world) retry(projection string, which orchestrator.ParkedSelector) int {
+func (w *world) retry(projection string, which ops.ParkedSelector) int {
 	w.t.Helper()
-	n, err := orchestrator.RetryParked(w.t.Context(), w.db, projection, which)
+	n, err := ops.RetryParked(w.t.Context(), w.db, projection, which)
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -111,7 +112,7 @@ func TestParkAcrossRebalances(t *testing.T) {
 				return w.handled(name)+int64(len(want)) == w.number(`SELECT count(*) FROM events`)
 			})
 			var got []int64
-			var events []orchestrator.ParkedEvent
+			var events []ops.ParkedEvent
 			eventually(t, "those are parked by "+name, func() bool {
 				got, events = w.parked(name)
 				return len(got) == len(want)
@@ -142,7 +143,7 @@ func TestParkAcrossRebalances(t *testing.T) {
 
 	mended.Store(true)
 	for _, name := range names {
-		if n := w.retry(name, orchestrator.ParkedSelector{AggregateID: "a7"}); n == 0 {
+		if n := w.retry(name, ops.ParkedSelector{AggregateID: "a7"}); n == 0 {
 			t.Errorf("nothing of %s is to be retried", name)
 		}
 	}
@@ -192,8 +193,8 @@ func TestRetryParked(t *testing.T) {
 				})
 				// Not the first: it waits, and nothing comes of it. The first: it fails.
 				_, before := w.parked(name)
-				w.retry(name, orchestrator.ParkedSelector{Positions: events[1:2]})
-				w.retry(name, orchestrator.ParkedSelector{Positions: events[:1]})
+				w.retry(name, ops.ParkedSelector{Positions: events[1:2]})
+				w.retry(name, ops.ParkedSelector{Positions: events[:1]})
 				eventually(t, "the first has failed again", func() bool {
 					_, all := w.parked(name)
 					return all[0].Attempts == before[0].Attempts+1 && all[0].Request == ""
@@ -205,7 +206,7 @@ func TestRetryParked(t *testing.T) {
 			mended.Store(true)
 			retrying.Store(true)
 			for _, name := range exact {
-				if n := w.retry(name, orchestrator.ParkedSelector{All: true}); n != len(events) {
+				if n := w.retry(name, ops.ParkedSelector{All: true}); n != len(events) {
 					t.Errorf("%d events are to be retried, want %d", n, len(events))
 				}
 			}
@@ -238,14 +239,14 @@ func TestDiscardParked(t *testing.T) {
 		return slices.Equal(got, events)
 	})
 	mended.Store(true)
-	if n, err := orchestrator.DiscardParked(t.Context(), w.db, "plain", orchestrator.ParkedSelector{Positions: events[:2]}); n != 2 || err != nil {
+	if n, err := ops.DiscardParked(t.Context(), w.db, "plain", ops.ParkedSelector{Positions: events[:2]}); n != 2 || err != nil {
 		t.Fatalf("%d events are to be discarded, %v", n, err)
 	}
 	eventually(t, "two are gone", func() bool {
 		got, _ := w.parked("plain")
 		return slices.Equal(got, events[2:])
 	})
-	w.retry("plain", orchestrator.ParkedSelector{AggregateID: "a3"})
+	w.retry("plain", ops.ParkedSelector{AggregateID: "a3"})
 	eventually(t, "none is left", func() bool {
 		got, _ := w.parked("plain")
 		return len(got) == 0
@@ -270,7 +271,7 @@ func TestRetryParkedEventThatIsGone(t *testing.T) {
 	})
 	mended.Store(true)
 	w.exec(`DELETE FROM events WHERE global_position = $1`, events[0])
-	w.retry("transactional", orchestrator.ParkedSelector{Positions: events[:1]})
+	w.retry("transactional", ops.ParkedSelector{Positions: events[:1]})
 	eventually(t, "the row says that it is gone", func() bool {
 		_, all := w.parked("transactional")
 		return strings.Contains(all[0].Error, "no such event") && all[0].Request == ""
@@ -299,10 +300,10 @@ func TestParkedBound(t *testing.T) {
 		t.Errorf("%d events are handled up to %d, with three parked", before, stands)
 	}
 	mended.Store(true)
-	w.retry("transactional", orchestrator.ParkedSelector{All: true})
+	w.retry("transactional", ops.ParkedSelector{All: true})
 	eventually(t, "all are handled", func() bool {
 		if got, _ := w.parked("transactional"); len(got) > 0 {
-			w.retry("transactional", orchestrator.ParkedSelector{All: true})
+			w.retry("transactional", ops.ParkedSelector{All: true})
 		}
 		return w.handled("transactional") == 200
 	})
@@ -361,7 +362,7 @@ func TestParkedUnderAnotherPolicy(t *testing.T) {
 		got, _ := w.parked("transactional")
 		return slices.Equal(got, w.ofAggregate("a3"))
 	})
-	w.retry("transactional", orchestrator.ParkedSelector{All: true})
+	w.retry("transactional", ops.ParkedSelector{All: true})
 	w.caughtUp("transactional")
 	r.stop()
 	w.checkEffects("transactional")
@@ -374,27 +375,27 @@ func TestParkedErrors(t *testing.T) {
 	r.stop()
 	for _, tt := range []struct {
 		projection string
-		which      orchestrator.ParkedSelector
+		which      ops.ParkedSelector
 		want       error
 	}{
-		{"q", orchestrator.ParkedSelector{All: true}, orchestrator.ErrNoProjection},
-		{"q", orchestrator.ParkedSelector{Positions: []int64{1}}, orchestrator.ErrNoProjection},
-		{"p", orchestrator.ParkedSelector{Positions: []int64{1}}, orchestrator.ErrNotParked},
-		{"p", orchestrator.ParkedSelector{AggregateID: "a"}, orchestrator.ErrNotParked},
-		{"p", orchestrator.ParkedSelector{All: true}, nil},
-		{"p", orchestrator.ParkedSelector{}, orchestrator.ErrInvalidConfig},
-		{"p", orchestrator.ParkedSelector{AggregateID: "a", All: true}, orchestrator.ErrInvalidConfig},
+		{"q", ops.ParkedSelector{All: true}, ops.ErrNoProjection},
+		{"q", ops.ParkedSelector{Positions: []int64{1}}, ops.ErrNoProjection},
+		{"p", ops.ParkedSelector{Positions: []int64{1}}, ops.ErrNotParked},
+		{"p", ops.ParkedSelector{AggregateID: "a"}, ops.ErrNotParked},
+		{"p", ops.ParkedSelector{All: true}, nil},
+		{"p", ops.ParkedSelector{}, orchestrator.ErrInvalidConfig},
+		{"p", ops.ParkedSelector{AggregateID: "a", All: true}, orchestrator.ErrInvalidConfig},
 	} {
-		for _, ask := range []func(context.Context, *sql.DB, string, orchestrator.ParkedSelector) (int, error){orchestrator.RetryParked, orchestrator.DiscardParked} {
+		for _, ask := range []func(context.Context, *sql.DB, string, ops.ParkedSelector) (int, error){ops.RetryParked, ops.DiscardParked} {
 			if n, err := ask(t.Context(), w.db, tt.projection, tt.which); n != 0 || !errors.Is(err, tt.want) || (err == nil) != (tt.want == nil) {
 				t.Errorf("of %s, %s: %d, %v, want %v", tt.projection, tt.which, n, err, tt.want)
 			}
 		}
 	}
-	if _, err := orchestrator.Parked(t.Context(), w.db, "q", 1); !errors.Is(err, orchestrator.ErrNoProjection) {
+	if _, err := ops.Parked(t.Context(), w.db, "q", 1); !errors.Is(err, ops.ErrNoProjection) {
 		t.Errorf("what q has parked: %v", err)
 	}
-	if all, err := orchestrator.Parked(t.Context(), w.db, "p", 1); len(all) != 0 || err != nil {
+	if all, err := ops.Parked(t.Context(), w.db, "p", 1); len(all) != 0 || err != nil {
 		t.Errorf("what p has parked: %v, %v", all, err)
 	}
 	cfg := w.config(w.db, "set")

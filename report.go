@@ -29,6 +29,24 @@ type GapReport struct {
 	Backends []int     `json:"backends"` // processes of the server
 }
 
+// A LaneState is what one projection is doing on one partition.
+type LaneState string
+
+// The states of a lane.
+const (
+	LaneIdle     LaneState = "idle"     // there is nothing to handle
+	LaneReading  LaneState = "reading"  // it waits for events to be read
+	LaneHandling LaneState = "handling" // its handler runs, or what it did is committed
+	LaneRetrying LaneState = "retrying" // the handler has failed, and is called again
+	LaneHalted   LaneState = "halted"   // the handler has failed too often: see HaltLane
+	LaneFull     LaneState = "full"     // too many events are parked: see FailureRule.MaxParked
+	LaneDatabase LaneState = "database" // the database has failed, and is tried again
+	LaneRefused  LaneState = "refused"  // the event store can't read without losing events
+	LaneBeyond   LaneState = "beyond"   // it stands beyond the end of the event stream
+	LaneUnproven LaneState = "unproven" // it waits for the database to answer the worker
+	LaneEnded    LaneState = "ended"    // it has stopped
+)
+
 // A LaneReport is how far one projection is on one partition.
 type LaneReport struct {
 	Projection      string `json:"projection"`
@@ -43,11 +61,8 @@ type LaneReport struct {
 	// BehindSeconds is for how long there has been something to handle that was
 	// not: the age of the oldest such event, by its own time where that is known
 	// (TableConfig.Time), else by when the worker first saw that there was one.
-	BehindSeconds float64 `json:"behind_seconds"`
-	// State is "idle", "handling", "reading", "retrying" (the handler failed),
-	// "database" (the database did), "unproven", "halted" (the handler failed, see
-	// HaltLane), "full" (too many are parked) or "ended".
-	State string `json:"state"`
+	BehindSeconds float64   `json:"behind_seconds"`
+	State         LaneState `json:"state"`
 	// Since is when the lane last moved, or had nothing to do.
 	Since time.Time `json:"since"`
 	// Handling is the position in hand of the handler; 0: none.

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
+	"github.com/getpup/pupsourcing-orchestrator/ops"
 )
 
 // reported waits for a report of which a lane is as it should be.
@@ -76,7 +77,7 @@ func TestLagBesideOneBeyondTheEnd(t *testing.T) {
 	projections := []projection{transactional{effects{name: "transactional"}}, batched{effects{name: "batched"}}}
 	r, s := w.seen(t, cfg, projections...)
 	w.caughtUp(exact...)
-	w.ordered("set")(orchestrator.Rewind(t.Context(), w.db, "set", "batched", 1000))
+	w.ordered("set")(ops.Rewind(t.Context(), w.db, "set", "batched", 1000))
 	atEnd := func(end int64) {
 		t.Helper()
 		for name, position := range map[string]int64{"transactional": end, "batched": 1000} {
@@ -85,7 +86,7 @@ func TestLagBesideOneBeyondTheEnd(t *testing.T) {
 				if name == "batched" {
 					behind, state = -1, "beyond"
 				}
-				return r.Head == end && l.Position == position && l.Behind == behind && l.BehindSeconds == 0 && l.State == state
+				return r.Head == end && l.Position == position && l.Behind == behind && l.BehindSeconds == 0 && string(l.State) == state
 			})
 		}
 	}

@@ -333,7 +333,7 @@ func (l *lane[E]) note(now time.Time, a protocol.LaneAction) {
 			l.began = now
 		}
 	case protocol.LanePause, protocol.LaneEnd:
-		halted := a.Why == protocol.Halted && l.standing.state != laneHalted // said once
+		halted := a.Why == protocol.Halted && l.standing.state != LaneHalted // said once
 		if a.Why == protocol.HandlerFailed || halted || a.End == protocol.AtFault {
 			retry := a.For
 			if halted {

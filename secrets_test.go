@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
+	"github.com/getpup/pupsourcing-orchestrator/ops"
 )
 
 // A lockedBuffer is what a logger of several goroutines writes into.
@@ -92,7 +93,7 @@ func TestNoSecretLeaves(t *testing.T) {
 					t.Errorf("%s: %d, %s", path, status, body)
 				}
 			}
-			page := orchestrator.StatusHandler(db, orchestrator.AllowActions())
+			page := ops.StatusHandler(db, ops.AllowActions())
 			for _, r := range []*http.Request{
 				httptest.NewRequest(http.MethodGet, "/", nil),
 				httptest.NewRequest(http.MethodPost, "/", strings.NewReader(`{"action":"pause","replica_set":"a","projection":"b"}`)),
@@ -107,13 +108,13 @@ func TestNoSecretLeaves(t *testing.T) {
 				}
 			}
 			ctx := t.Context()
-			_, err1 := orchestrator.Status(ctx, db, "set")
-			_, err2 := orchestrator.History(ctx, db, "set", 1)
-			_, err3 := orchestrator.ReplicaSets(ctx, db)
-			_, err4 := orchestrator.Parked(ctx, db, "p", 1)
-			_, err5 := orchestrator.RetryParked(ctx, db, "p", orchestrator.ParkedSelector{All: true})
-			_, err6 := orchestrator.Pause(ctx, db, "set", "p")
-			err7 := orchestrator.AwaitGeneration(ctx, db, "set", 1)
+			_, err1 := ops.Status(ctx, db, "set")
+			_, err2 := ops.History(ctx, db, "set", 1)
+			_, err3 := ops.ReplicaSets(ctx, db)
+			_, err4 := ops.Parked(ctx, db, "p", 1)
+			_, err5 := ops.RetryParked(ctx, db, "p", ops.ParkedSelector{All: true})
+			_, err6 := ops.Pause(ctx, db, "set", "p")
+			err7 := ops.AwaitGeneration(ctx, db, "set", 1)
 			err8 := orchestrator.WaitFor(ctx, db, "p", 1)
 			err9 := orchestrator.RunMigrations(db)
 			for i, err := range []error{err1, err2, err3, err4, err5, err6, err7, err8, err9} {
@@ -177,7 +178,7 @@ func TestNoSecretIsKept(t *testing.T) {
 	if n := w.number(`SELECT count(*) FROM orchestrator_reports WHERE report::text LIKE '%hunter2%'`); n != 0 {
 		t.Error("a report has a secret")
 	}
-	if got := ask(orchestrator.StatusHandler(w.db), "GET", "/", "", "Accept", "application/json"); strings.Contains(got.body, "hunter2") || !strings.Contains(got.body, "withheld") {
+	if got := ask(ops.StatusHandler(w.db), "GET", "/", "", "Accept", "application/json"); strings.Contains(got.body, "hunter2") || !strings.Contains(got.body, "withheld") {
 		t.Errorf("the status is %s", got.body)
 	}
 	r.stop()

@@ -42,28 +42,28 @@ func (w *laneWatch) end() (unstalled bool) {
 // reason says in words why a lane does not move.
 func (w *laneWatch) reason(now time.Time, l LaneReport, gap *GapReport) string {
 	switch {
-	case l.State == laneRetrying:
+	case l.State == LaneRetrying:
 		return fmt.Sprintf("handler fails: %s, attempt %d", l.Error, l.Attempts)
-	case l.State == laneHalted:
+	case l.State == LaneHalted:
 		return fmt.Sprintf("halted, since the handler fails: %s, attempt %d", l.Error, l.Attempts)
-	case l.State == laneFull:
+	case l.State == LaneFull:
 		return "too many events are parked"
-	case l.State == laneRefused:
+	case l.State == LaneRefused:
 		return l.Error
-	case l.State == laneBeyond:
+	case l.State == LaneBeyond:
 		return fmt.Sprintf("stands at position %d, beyond the end of the event stream", l.Position)
-	case l.State == laneDatabase:
+	case l.State == LaneDatabase:
 		return "database: " + l.Error
 	case l.Handling != 0:
 		return fmt.Sprintf("handler has run for %s at position %d", now.Sub(w.began).Round(time.Second), l.Handling)
-	case l.State == laneReading && l.Error != "": // and that will fail as the read before
+	case l.State == LaneReading && l.Error != "": // and that will fail as the read before
 		return l.Error
-	case l.State == laneUnproven:
+	case l.State == LaneUnproven:
 		return "waits for a proof"
-	case gap != nil && (l.State == laneIdle || l.State == laneReading && l.Position+1 == gap.Position):
+	case gap != nil && (l.State == LaneIdle || l.State == LaneReading && l.Position+1 == gap.Position):
 		return fmt.Sprintf("waits for %s at the gap at position %d", gap.holders(), gap.Position)
 	}
-	return l.State
+	return string(l.State)
 }
 
 // holders names the transactions that hold the gap open.

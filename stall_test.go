@@ -49,18 +49,18 @@ func TestStallReasons(t *testing.T) {
 		lane LaneReport
 		gap  *GapReport
 	}{
-		{"handler fails: no such order, attempt 7", LaneReport{State: laneRetrying, Attempts: 7, Error: "no such order"}, gap(1)},
-		{"halted, since the handler fails: no such order, attempt 3", LaneReport{State: laneHalted, Attempts: 3, Error: "no such order"}, nil},
-		{"too many events are parked", LaneReport{State: laneFull}, nil},
-		{"database: connection refused", LaneReport{State: laneDatabase, Error: "connection refused"}, gap(1)},
-		{"handler has run for 2m0s at position 812", LaneReport{State: laneHandling, Handling: 812}, nil},
-		{"waits for a proof", LaneReport{State: laneUnproven}, nil},
-		{"waits for the transaction of backend 4711 at the gap at position 900", LaneReport{State: laneIdle}, gap(4711)},
-		{"waits for the transactions of the backends 12, 4711 at the gap at position 900", LaneReport{State: laneIdle}, gap(4711, 12)},
-		{"waits for a prepared transaction at the gap at position 900", LaneReport{State: laneIdle}, gap(0)},
-		{"waits for a prepared transaction and those of the backends 12 at the gap at position 900", LaneReport{State: laneIdle}, gap(12, 0)},
-		{"waits for the transaction of backend 1 at the gap at position 900", LaneReport{State: laneReading, Position: 899}, gap(1)},
-		{"reading", LaneReport{State: laneReading, Position: 800}, gap(1)},
+		{"handler fails: no such order, attempt 7", LaneReport{State: LaneRetrying, Attempts: 7, Error: "no such order"}, gap(1)},
+		{"halted, since the handler fails: no such order, attempt 3", LaneReport{State: LaneHalted, Attempts: 3, Error: "no such order"}, nil},
+		{"too many events are parked", LaneReport{State: LaneFull}, nil},
+		{"database: connection refused", LaneReport{State: LaneDatabase, Error: "connection refused"}, gap(1)},
+		{"handler has run for 2m0s at position 812", LaneReport{State: LaneHandling, Handling: 812}, nil},
+		{"waits for a proof", LaneReport{State: LaneUnproven}, nil},
+		{"waits for the transaction of backend 4711 at the gap at position 900", LaneReport{State: LaneIdle}, gap(4711)},
+		{"waits for the transactions of the backends 12, 4711 at the gap at position 900", LaneReport{State: LaneIdle}, gap(4711, 12)},
+		{"waits for a prepared transaction at the gap at position 900", LaneReport{State: LaneIdle}, gap(0)},
+		{"waits for a prepared transaction and those of the backends 12 at the gap at position 900", LaneReport{State: LaneIdle}, gap(12, 0)},
+		{"waits for the transaction of backend 1 at the gap at position 900", LaneReport{State: LaneReading, Position: 899}, gap(1)},
+		{"reading", LaneReport{State: LaneReading, Position: 800}, gap(1)},
 	} {
 		var w laneWatch
 		w.see(start, 811, false, test.lane.Handling, time.Hour)

@@ -13,16 +13,17 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
+	"github.com/getpup/pupsourcing-orchestrator/ops"
 )
 
 // stand returns the status of a set, and by kind what it says stands still.
-func (w *world) stand(set orchestrator.ReplicaSetName) (s orchestrator.ReplicaSetStatus, waits map[string][]orchestrator.Wait) {
+func (w *world) stand(set orchestrator.ReplicaSetName) (s ops.ReplicaSetStatus, waits map[string][]ops.Wait) {
 	w.t.Helper()
-	s, err := orchestrator.Status(w.t.Context(), w.db, set)
+	s, err := ops.Status(w.t.Context(), w.db, set)
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	waits = map[string][]orchestrator.Wait{}
+	waits = map[string][]ops.Wait{}
 	for _, wait := range s.Waits {
 		waits[wait.Kind] = append(waits[wait.Kind], wait)
 	}
@@ -39,12 +40,12 @@ func TestStatus(t *testing.T) {
 	generation := w.active("set", 2)
 	w.append(100)
 	w.caughtUp(names...)
-	var s orchestrator.ReplicaSetStatus
+	var s ops.ReplicaSetStatus
 	eventually(t, "every lane has reported that it is at the end", func() bool {
 		s, _ = w.stand("set")
-		return len(s.Partitions) == 6 && !slices.ContainsFunc(s.Partitions, func(p orchestrator.PartitionStatus) bool {
+		return len(s.Partitions) == 6 && !slices.ContainsFunc(s.Partitions, func(p ops.PartitionStatus) bool {
 			return p.Report == nil || p.Report.Position != 100 || p.Report.Behind != 0 || p.Report.State != "idle"
-		}) && !slices.ContainsFunc(s.Workers, func(w orchestrator.WorkerStatus) bool {
+		}) && !slices.ContainsFunc(s.Workers, func(w ops.WorkerStatus) bool {
 			return w.State != "running" // but, for a moment, "unproven"
 		})
 	})
@@ -90,9 +91,9 @@ func (w *world) views(sets, workers, partitions int64) {
 
 // still waits until a set has waits of a kind, and compares the only one with what it
 // should be; what it says begins with text.
-func (w *world) still(set orchestrator.ReplicaSetName, want orchestrator.Wait, text string) {
+func (w *world) still(set orchestrator.ReplicaSetName, want ops.Wait, text string) {
 	w.t.Helper()
-	var found []orchestrator.Wait
+	var found []ops.Wait
 	eventually(w.t, fmt.Sprintf("the status of %s says %q", set, want.Kind), func() bool {
 		_, waits := w.stand(set)
 		found = waits[want.Kind]
@@ -102,7 +103,7 @@ func (w *world) still(set orchestrator.ReplicaSetName, want orchestrator.Wait, t
 		w.t.Errorf("it says %q, want %q", found[0].Text, text)
 	}
 	want.Text = found[0].Text
-	if diff := cmp.Diff([]orchestrator.Wait{want}, found); diff != "" {
+	if diff := cmp.Diff([]ops.Wait{want}, found); diff != "" {
 		w.t.Errorf("%s: (-want +got)\n%s", want.Kind, diff)
 	}
 }
@@ -120,7 +121,7 @@ func (w *world) calm(set orchestrator.ReplicaSetName) {
 func TestReplicaSets(t *testing.T) {
 	w := newWorld(t)
 	sets := func() []orchestrator.ReplicaSetName {
-		names, err := orchestrator.ReplicaSets(t.Context(), w.db)
+		names, err := ops.ReplicaSets(t.Context(), w.db)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -139,11 +140,11 @@ func TestReplicaSets(t *testing.T) {
 	if s, _ := w.stand("first"); len(s.Workers) != 1 || len(s.Partitions) != 1 || s.Partitions[0].Projection != "of first" {
 		t.Errorf("the first has %+v and %+v", s.Workers, s.Partitions)
 	}
-	if _, err := orchestrator.Status(t.Context(), w.db, "third"); !errors.Is(err, orchestrator.ErrNoReplicaSet) || !strings.Contains(err.Error(), `"third"`) {
+	if _, err := ops.Status(t.Context(), w.db, "third"); !errors.Is(err, ops.ErrNoReplicaSet) || !strings.Contains(err.Error(), `"third"`) {
 		t.Errorf("a set that there is not: %v", err)
 	}
 	w.exec(`DROP TABLE orchestrator_checkpoints CASCADE`)
-	if _, err := orchestrator.Status(t.Context(), w.db, "first"); err == nil || !strings.Contains(err.Error(), "orchestrator_checkpoints") || strings.Contains(err.Error(), "JSON") {
+	if _, err := ops.Status(t.Context(), w.db, "first"); err == nil || !strings.Contains(err.Error(), "orchestrator_checkpoints") || strings.Contains(err.Error(), "JSON") {
 		t.Errorf("without a table: %v", err)
 	}
 }
@@ -160,10 +161,10 @@ VALUES ('set', 'dead', now() - interval '1 hour', 1000000, now() - interval '1 m
 	w.exec(`
 INSERT INTO orchestrator_checkpoints (projection, partition, replica_set, generation, total, position, updated_at)
 SELECT name, k, 'set', 5, 2, 0, now() FROM unnest('{p,q}'::text[]) AS name, generate_series(0, 1) AS k`)
-	w.still("set", orchestrator.Wait{Kind: "drain", Worker: "dead"},
+	w.still("set", ops.Wait{Kind: "drain", Worker: "dead"},
 		"generation 5 waits for worker dead to stop generation 4, or to be removed: its lease is over")
 	w.exec(`UPDATE orchestrator_replica_sets SET phase = 'active', paused = '["q"]'`)
-	w.still("set", orchestrator.Wait{Kind: "unowned", Projection: "p", Partition: new(int)}, "projection p, partition 0 of 2: no worker has it")
+	w.still("set", ops.Wait{Kind: "unowned", Projection: "p", Partition: new(int)}, "projection p, partition 0 of 2: no worker has it")
 	if workers := w.workers("set"); len(workers) != 1 || workers[0].Alive || workers[0].State != "" || workers[0].ReportedAt != nil {
 		t.Errorf("the dead worker is %+v", workers)
 	}
@@ -185,16 +186,16 @@ func TestStatusOfAHandlerThatHangs(t *testing.T) {
 	worker := w.workers("set")[0].Worker
 	w.append(1)
 	<-in
-	w.still("set", orchestrator.Wait{Kind: "stalled", Worker: worker, Projection: "hangs", Partition: new(int)},
+	w.still("set", ops.Wait{Kind: "stalled", Worker: worker, Projection: "hangs", Partition: new(int)},
 		"projection hangs, partition 0 of 1, on worker "+worker+": has not moved past position 0 since ")
 	run(t, cfg, plain{effects{name: "hangs"}, w.db})
-	w.still("set", orchestrator.Wait{Kind: "drain", Worker: worker},
+	w.still("set", ops.Wait{Kind: "drain", Worker: worker},
 		fmt.Sprintf("generation %d waits for worker %s to stop generation %d", generation+1, worker, generation))
 	s, _ := w.stand("set")
 	if s.Phase != "draining" || s.ActivatedAt != nil {
 		t.Errorf("the phase is %s, activated at %v", s.Phase, s.ActivatedAt)
 	}
-	h, err := orchestrator.History(t.Context(), w.db, "set", 1)
+	h, err := ops.History(t.Context(), w.db, "set", 1)
 	if err != nil || len(h) != 1 || h[0].Generation != generation+1 || h[0].ActivatedAt != nil || !slices.Equal(h[0].WaitedFor, []string{worker}) {
 		t.Errorf("the history is %+v, %v", h, err)
 	}
@@ -231,7 +232,7 @@ func TestStatusOfAGap(t *testing.T) {
 	w.exec(`
 INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
 SELECT 'test', 'thing', 'another', i, gen_random_uuid(), 'happened', 'x' FROM generate_series(1, 2) AS i`)
-	w.still("set", orchestrator.Wait{Kind: "gap", Worker: worker, Position: 6, Backends: []int{pid}},
+	w.still("set", ops.Wait{Kind: "gap", Worker: worker, Position: 6, Backends: []int{pid}},
 		fmt.Sprintf("worker %s reads no further than position 5, which open transactions may still fill: backends %d, since ", worker, pid))
 	if err := tx.Rollback(); err != nil {
 		t.Fatal(err)
@@ -247,18 +248,18 @@ func TestStatusOfAPause(t *testing.T) {
 	ctx := t.Context()
 	run(t, w.config(w.db, "set"), transactional{effects{name: "transactional"}}, batched{effects{name: "batched"}})
 	w.active("set", 1)
-	w.ordered("set")(orchestrator.Pause(ctx, w.db, "set", "batched"))
-	w.still("set", orchestrator.Wait{Kind: "paused", Projection: "batched"}, "projection batched is paused")
+	w.ordered("set")(ops.Pause(ctx, w.db, "set", "batched"))
+	w.still("set", ops.Wait{Kind: "paused", Projection: "batched"}, "projection batched is paused")
 	s, _ := w.stand("set")
 	for _, p := range s.Partitions {
 		if p.Paused != (p.Projection == "batched") {
 			t.Errorf("with one paused, %s: paused %v", p.Projection, p.Paused)
 		}
 	}
-	w.ordered("set")(orchestrator.Resume(ctx, w.db, "set", "batched"))
+	w.ordered("set")(ops.Resume(ctx, w.db, "set", "batched"))
 	w.calm("set")
-	w.ordered("set")(orchestrator.Pause(ctx, w.db, "set", orchestrator.AllProjections))
-	w.still("set", orchestrator.Wait{Kind: "paused"}, "the replica set is paused")
+	w.ordered("set")(ops.Pause(ctx, w.db, "set", ops.AllProjections))
+	w.still("set", ops.Wait{Kind: "paused"}, "the replica set is paused")
 	if s, _ = w.stand("set"); !s.PausedAll || len(s.Paused) != 0 || !s.Partitions[0].Paused || !s.Partitions[1].Paused {
 		t.Errorf("the set is paused: all %v, %q, %+v", s.PausedAll, s.Paused, s.Partitions)
 	}
@@ -310,7 +311,7 @@ func TestStatusOfParkedEvents(t *testing.T) {
 	if len(old) != 1 {
 		t.Errorf("of all partitions, %d have had one for years: %+v", len(old), old)
 	}
-	w.still("set", orchestrator.Wait{Kind: "parked", Projection: "transactional"}, "projection transactional has gone past 4 events, which are parked")
+	w.still("set", ops.Wait{Kind: "parked", Projection: "transactional"}, "projection transactional has gone past 4 events, which are parked")
 	status, _ := w.stand("set")
 	sum, since := 0, 0
 	for _, p := range status.Partitions {
@@ -325,9 +326,9 @@ func TestStatusOfParkedEvents(t *testing.T) {
 		t.Errorf("%d are parked on all partitions, the oldest on %d", sum, since)
 	}
 	mended.Store(true)
-	w.retry("transactional", orchestrator.ParkedSelector{All: true})
+	w.retry("transactional", ops.ParkedSelector{All: true})
 	w.calm("set")
-	if s, _ := w.stand("set"); slices.ContainsFunc(s.Partitions, func(p orchestrator.PartitionStatus) bool { return p.Parked != 0 || p.ParkedSince != nil }) {
+	if s, _ := w.stand("set"); slices.ContainsFunc(s.Partitions, func(p ops.PartitionStatus) bool { return p.Parked != 0 || p.ParkedSince != nil }) {
 		t.Errorf("none is parked: %+v", s.Partitions)
 	}
 }
@@ -354,7 +355,7 @@ func TestStatusSaysWhatStandsStill(t *testing.T) {
 		transactional{effects{name: "parks", hook: fails}},
 	)
 	<-in
-	var waits map[string][]orchestrator.Wait
+	var waits map[string][]ops.Wait
 	eventually(t, "what fails and what is parked is told", func() bool {
 		_, waits = w.stand("set")
 		return len(waits["retry"]) == 1 && len(waits["parked"]) == 1 && strings.Contains(waits["parked"][0].Text, "10 events")
@@ -363,7 +364,7 @@ func TestStatusSaysWhatStandsStill(t *testing.T) {
 		t.Errorf("a handler that fails: %+v", retry)
 	}
 	s, _ := w.stand("set")
-	i := slices.IndexFunc(s.Partitions, func(p orchestrator.PartitionStatus) bool { return p.Projection == "parks" })
+	i := slices.IndexFunc(s.Partitions, func(p ops.PartitionStatus) bool { return p.Projection == "parks" })
 	if p := s.Partitions[i]; p.Parked != 10 || p.ParkedSince == nil || p.ParkedSince.After(s.At) {
 		t.Errorf("parked events: %+v", p)
 	}
@@ -373,7 +374,7 @@ func TestStatusSaysWhatStandsStill(t *testing.T) {
 		return p.Report != nil && p.Report.Parked == 10
 	})
 	name := w.workers("set")[0].Worker
-	if _, err := orchestrator.Pause(t.Context(), w.db, "set", "fails"); err != nil {
+	if _, err := ops.Pause(t.Context(), w.db, "set", "fails"); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "the drain waits for the worker that hangs", func() bool {
@@ -436,7 +437,7 @@ SELECT s, g, 'old', 1, '{}', now() FROM unnest(ARRAY['set', 'other']) AS s, gene
 	w.active("set", 1)
 	run(t, cfg, w.all(w.db, nil)...)
 	w.active("set", 2)
-	records, err := orchestrator.History(t.Context(), w.db, "set", 3)
+	records, err := ops.History(t.Context(), w.db, "set", 3)
 	if err != nil || len(records) != 3 {
 		t.Fatalf("%d records, %v", len(records), err)
 	}
@@ -453,14 +454,14 @@ SELECT s, g, 'old', 1, '{}', now() FROM unnest(ARRAY['set', 'other']) AS s, gene
 	}
 	first.stop()
 	w.active("set", 1)
-	all, err := orchestrator.History(t.Context(), w.db, "set", 10000)
+	all, err := ops.History(t.Context(), w.db, "set", 10000)
 	if err != nil || len(all) != 999 || all[0].Generation != 3 || all[998].Generation != 3-999 { // there was no 0
 		t.Errorf("%d generations are kept, %v", len(all), err)
 	}
 	if n := w.number(`SELECT count(*) FROM orchestrator_history WHERE replica_set = 'other'`); n != 1500 {
 		t.Errorf("of another set %d generations are left", n)
 	}
-	if records, err := orchestrator.History(t.Context(), w.db, "nobody", 10); err != nil || len(records) != 0 {
+	if records, err := ops.History(t.Context(), w.db, "nobody", 10); err != nil || len(records) != 0 {
 		t.Errorf("of a set that there is not: %v, %v", records, err)
 	}
 }

@@ -14,7 +14,7 @@ import (
 
 	"github.com/lib/pq"
 
-	orchestrator "github.com/getpup/pupsourcing-orchestrator"
+	"github.com/getpup/pupsourcing-orchestrator/ops"
 )
 
 // An exchange is a request to the status page and what came back.
@@ -40,8 +40,8 @@ type statusOf struct {
 	AwaySince   string `json:"away_since"`
 	Actions     bool
 	ReplicaSets []struct {
-		orchestrator.ReplicaSetStatus
-		History []orchestrator.GenerationRecord
+		ops.ReplicaSetStatus
+		History []ops.GenerationRecord
 		Parked  []struct {
 			Projection, Error, Request string
 			Position                   int64
@@ -74,7 +74,7 @@ func (w *world) aSet(set string, projections ...string) {
 
 func TestStatusPageNegotiation(t *testing.T) {
 	w := newWorld(t)
-	h := orchestrator.StatusHandler(w.db)
+	h := ops.StatusHandler(w.db)
 	for _, c := range []struct{ accept, want string }{
 		{"", "text/html"},
 		{"*/*", "text/html"},
@@ -103,7 +103,7 @@ func TestStatusPageJSON(t *testing.T) {
 	w.aSet("billing", "invoices")
 	w.aSet("main", "users")
 	w.exec(`INSERT INTO orchestrator_parked VALUES ('users', 68, 1, 'a', 'no such user', 3, now(), 'retry')`)
-	h := orchestrator.StatusHandler(w.db)
+	h := ops.StatusHandler(w.db)
 
 	all := askStatus(t, h, "/", 200)
 	if len(all.ReplicaSets) != 2 || all.ReplicaSets[0].ReplicaSet != "billing" || all.At == "" || all.Actions {
@@ -129,7 +129,7 @@ func TestStatusPageJSON(t *testing.T) {
 
 func TestStatusPageHeaders(t *testing.T) {
 	w := newWorld(t)
-	got := ask(orchestrator.StatusHandler(w.db), "GET", "/", "", "Accept", "text/html")
+	got := ask(ops.StatusHandler(w.db), "GET", "/", "", "Accept", "text/html")
 	policy := got.Header.Get("Content-Security-Policy")
 	for _, part := range []string{"default-src 'none'", "script-src 'sha256-", "style-src 'sha256-", "frame-ancestors 'none'", "base-uri 'none'", "form-action 'none'"} {
 		if !strings.Contains(policy, part) {
@@ -157,7 +157,7 @@ func TestStatusPageEscapes(t *testing.T) {
 	const evil = `<script>alert(1)</script>`
 	w := newWorld(t)
 	w.aSet("main", evil)
-	h := orchestrator.StatusHandler(w.db)
+	h := ops.StatusHandler(w.db)
 	if p := askStatus(t, h, "/", 200).ReplicaSets[0].Partitions[0].Projection; p != evil {
 		t.Errorf("the projection is called %q, want %q", p, evil)
 	}
@@ -177,8 +177,8 @@ func TestStatusPageMethods(t *testing.T) {
 		h     http.Handler
 		allow string
 	}{
-		{orchestrator.StatusHandler(w.db), "GET, HEAD"},
-		{orchestrator.StatusHandler(w.db, orchestrator.AllowActions()), "GET, HEAD, POST"},
+		{ops.StatusHandler(w.db), "GET, HEAD"},
+		{ops.StatusHandler(w.db, ops.AllowActions()), "GET, HEAD, POST"},
 	} {
 		for _, method := range []string{"PUT", "DELETE", "OPTIONS", "POST"} {
 			if method == "POST" && strings.Contains(c.allow, method) {
@@ -199,7 +199,7 @@ func TestStatusPageActions(t *testing.T) {
 	w := newWorld(t)
 	w.aSet("main", "users", "orders")
 	w.exec(`INSERT INTO orchestrator_parked VALUES ('users', 68, 1, 'a', 'no such user', 3, now()), ('users', 69, 1, 'a', '', 0, now())`)
-	h := orchestrator.StatusHandler(w.db, orchestrator.AllowActions())
+	h := ops.StatusHandler(w.db, ops.AllowActions())
 	post := func(body string) exchange {
 		return ask(h, "POST", "/", body, "Content-Type", "application/json", "Sec-Fetch-Site", "same-origin")
 	}
@@ -272,8 +272,8 @@ func TestStatusPageCrossSite(t *testing.T) {
 	w := newWorld(t)
 	w.aSet("main", "users")
 	const order = `{"action":"pause","replica_set":"main","projection":""}`
-	plain := orchestrator.StatusHandler(w.db, orchestrator.AllowActions())
-	proxied := orchestrator.StatusHandler(w.db, orchestrator.AllowActions("https://ops.public"))
+	plain := ops.StatusHandler(w.db, ops.AllowActions())
+	proxied := ops.StatusHandler(w.db, ops.AllowActions("https://ops.public"))
 	for _, c := range []struct {
 		why    string
 		h      http.Handler
@@ -306,7 +306,7 @@ func TestStatusPageCrossSite(t *testing.T) {
 			t.Error("an origin that is none was taken")
 		}
 	}()
-	orchestrator.AllowActions("ops.public")
+	ops.AllowActions("ops.public")
 }
 
 // What was known is shown while the database is away.
@@ -320,7 +320,7 @@ func TestStatusPageDatabaseAway(t *testing.T) {
 	gate := &outage{Connector: connector}
 	db := sql.OpenDB(gate)
 	defer db.Close()
-	h := orchestrator.StatusHandler(db, orchestrator.AllowActions())
+	h := ops.StatusHandler(db, ops.AllowActions())
 	before := askStatus(t, h, "/", 200)
 	if before.AwaySince != "" {
 		t.Fatalf("got %+v", before)
@@ -346,7 +346,7 @@ func TestStatusPageDatabaseAway(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer never.Close()
-	if got := askStatus(t, orchestrator.StatusHandler(never), "/", 503); got.Error == "" || got.ReplicaSets == nil {
+	if got := askStatus(t, ops.StatusHandler(never), "/", 503); got.Error == "" || got.ReplicaSets == nil {
 		t.Errorf("it was never there: %+v", got)
 	}
 }
@@ -355,7 +355,7 @@ func TestStatusPageDatabaseAway(t *testing.T) {
 func TestStatusPageWithoutSchema(t *testing.T) {
 	w := newWorld(t)
 	w.exec(`DROP TABLE orchestrator_schema CASCADE`)
-	if got := askStatus(t, orchestrator.StatusHandler(w.db), "/", 500); !strings.Contains(got.Error, "RunMigrations") {
+	if got := askStatus(t, ops.StatusHandler(w.db), "/", 500); !strings.Contains(got.Error, "RunMigrations") {
 		t.Errorf("got %q", got.Error)
 	}
 }
@@ -364,7 +364,7 @@ func TestStatusPageWithoutSchema(t *testing.T) {
 func TestStatusPageMounted(t *testing.T) {
 	w := newWorld(t)
 	mux := http.NewServeMux()
-	h := orchestrator.StatusHandler(w.db)
+	h := ops.StatusHandler(w.db)
 	mux.Handle("/a", h)
 	mux.Handle("/b/", h)
 	mux.Handle("/c/", http.StripPrefix("/c", h))

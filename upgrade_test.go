@@ -10,6 +10,7 @@ import (
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
 	"github.com/getpup/pupsourcing-orchestrator/internal/eventtable"
+	"github.com/getpup/pupsourcing-orchestrator/ops"
 )
 
 // Tables of version 1 are upgraded where they are, under a program of version 1
@@ -103,7 +104,7 @@ func TestUpgradeFromVersion2(t *testing.T) {
 	does("commit to 60")
 	does("park 61")
 	does("note 61")
-	status, err := orchestrator.Status(t.Context(), db, "set")
+	status, err := ops.Status(t.Context(), db, "set")
 	if err != nil || len(status.Partitions) != 1 || status.Partitions[0].Parked != 1 || status.Head != 100 {
 		t.Errorf("status of an old program's set: %+v, %v", status, err)
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/lib/pq"
 
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
+	"github.com/getpup/pupsourcing-orchestrator/ops"
 )
 
 // Errors that do what an error should not.
@@ -140,7 +141,7 @@ func TestHostileErrors(t *testing.T) {
 					switch policy {
 					case orchestrator.ParkEvents:
 						eventually(t, name+": parked", func() bool {
-							parked, err := orchestrator.Parked(t.Context(), w.db, name, 10)
+							parked, err := ops.Parked(t.Context(), w.db, name, 10)
 							if err == nil && len(parked) > 0 && (parked[0].Position != bad || parked[0].Error == "" || len(parked[0].Error) > 5000) {
 								t.Errorf("%s has parked %d, for %d bytes", name, parked[0].Position, len(parked[0].Error))
 							}
@@ -365,24 +366,24 @@ func misbehaves(t *testing.T, w *world, change func(*orchestrator.Config[orchest
 	}
 	r := run(t, cfg, p, transactional{effects{name: "other"}})
 	w.caughtUp("other")
-	var parked []orchestrator.ParkedEvent
+	var parked []ops.ParkedEvent
 	eventually(t, "the event is parked", func() bool {
-		parked, _ = orchestrator.Parked(t.Context(), w.db, "p", 10)
+		parked, _ = ops.Parked(t.Context(), w.db, "p", 10)
 		return len(parked) > 0
 	})
 	if parked[0].Position != p.at {
 		t.Errorf("%d is parked, want %d", parked[0].Position, p.at)
 	}
 	failed := parked[0].Attempts
-	w.retry("p", orchestrator.ParkedSelector{All: true}) // and fails again
+	w.retry("p", ops.ParkedSelector{All: true}) // and fails again
 	eventually(t, "the retry has failed", func() bool {
-		all, _ := orchestrator.Parked(t.Context(), w.db, "p", 10)
+		all, _ := ops.Parked(t.Context(), w.db, "p", 10)
 		return len(all) > 0 && all[0].Attempts > failed
 	})
 	p.mended.Store(true)
 	eventually(t, "nothing is parked any more", func() bool {
 		w.askAll("p")
-		all, _ := orchestrator.Parked(t.Context(), w.db, "p", 10)
+		all, _ := ops.Parked(t.Context(), w.db, "p", 10)
 		return len(all) == 0
 	})
 	w.caughtUp("p")
@@ -393,8 +394,8 @@ func misbehaves(t *testing.T, w *world, change func(*orchestrator.Config[orchest
 
 // askAll asks for a retry of whatever is parked.
 func (w *world) askAll(projection string) {
-	_, err := orchestrator.RetryParked(w.t.Context(), w.db, projection, orchestrator.ParkedSelector{All: true})
-	if err != nil && !errors.Is(err, orchestrator.ErrNotParked) {
+	_, err := ops.RetryParked(w.t.Context(), w.db, projection, ops.ParkedSelector{All: true})
+	if err != nil && !errors.Is(err, ops.ErrNotParked) {
 		w.t.Error(err)
 	}
 }

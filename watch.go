@@ -13,26 +13,11 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/redact"
 )
 
-// What a LaneReport's State can be.
-const (
-	laneIdle     = "idle"
-	laneHandling = "handling"
-	laneReading  = "reading"
-	laneRetrying = "retrying"
-	laneDatabase = "database"
-	laneUnproven = "unproven"
-	laneHalted   = "halted"
-	laneFull     = "full"
-	laneBeyond   = "beyond"  // the end of the stream
-	laneRefused  = "refused" // by the event store, which can't read without loss
-	laneEnded    = "ended"
-)
-
 // A standing is how far a lane is, for the worker's looks at it.
 type standing[E any] struct {
 	position int64
 	found    bool // the position is known
-	state    string
+	state    LaneState
 	// next is the first event to handle, or near it, or nil. Its page is immutable.
 	next     *Record[E]
 	attempts int
@@ -57,20 +42,20 @@ func (l *lane[E]) stand(a protocol.LaneAction) {
 	}
 	switch a.Do {
 	case protocol.LaneFind, protocol.LaneRead, protocol.LaneLook:
-		s.state = laneReading
+		s.state = LaneReading
 	case protocol.LaneProve:
-		s.state = laneUnproven
+		s.state = LaneUnproven
 		if a.Why == protocol.Suspended {
 			s.attempts, s.err = 0, brief(fmt.Errorf("handler interrupted: %w", l.interruption()))
 		}
 	case protocol.LaneEnd:
-		s.state = laneEnded
+		s.state = LaneEnded
 	case protocol.LanePause:
 		s.pause(a, l.fault, l.err)
 	default:
-		s.state = laneHandling
+		s.state = LaneHandling
 	}
-	if s.position > before || s.state == laneIdle {
+	if s.position > before || s.state == LaneIdle {
 		s.attempts, s.err = 0, ""
 	}
 }
@@ -78,18 +63,18 @@ func (l *lane[E]) stand(a protocol.LaneAction) {
 func (s *standing[E]) pause(a protocol.LaneAction, fault, database error) {
 	switch a.Why {
 	case protocol.HandlerFailed:
-		s.state, s.attempts, s.err = laneRetrying, a.Attempts, brief(fault)
+		s.state, s.attempts, s.err = LaneRetrying, a.Attempts, brief(fault)
 	case protocol.DatabaseFailed:
-		s.state, s.attempts, s.err = laneDatabase, 0, brief(database)
+		s.state, s.attempts, s.err = LaneDatabase, 0, brief(database)
 		if refused := (*refusal)(nil); errors.As(database, &refused) {
-			s.state = laneRefused
+			s.state = LaneRefused
 		}
 	case protocol.Halted:
-		s.state, s.attempts, s.err = laneHalted, a.Attempts, brief(fault)
+		s.state, s.attempts, s.err = LaneHalted, a.Attempts, brief(fault)
 	case protocol.LotFull:
-		s.state = laneFull
+		s.state = LaneFull
 	default:
-		s.state = laneIdle
+		s.state = LaneIdle
 	}
 }
 
@@ -245,10 +230,10 @@ func (l *lane[E]) report(now time.Time, reach reach) LaneReport {
 		return r
 	}
 	switch r.Behind = reach.behind(s.position); {
-	case reach.lost(s.position) && (r.State == laneReading || r.State == laneIdle):
-		r.State = laneBeyond
-	case r.Behind == 0 && r.State == laneReading:
-		r.State = laneIdle // it looks for news
+	case reach.lost(s.position) && (r.State == LaneReading || r.State == LaneIdle):
+		r.State = LaneBeyond
+	case r.Behind == 0 && r.State == LaneReading:
+		r.State = LaneIdle // it looks for news
 	}
 	r.BehindSeconds = reach.lag(now, s.position, s.next.at()).Seconds()
 	return r
@@ -256,5 +241,5 @@ func (l *lane[E]) report(now time.Time, reach reach) LaneReport {
 
 // idle reports whether there is nothing for the lane to do, as far as is known.
 func (r LaneReport) idle() bool {
-	return r.Behind == 0 || r.Behind < 0 && r.State == laneIdle
+	return r.Behind == 0 || r.Behind < 0 && r.State == LaneIdle
 }

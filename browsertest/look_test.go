@@ -11,7 +11,7 @@ import (
 	"github.com/chromedp/cdproto/emulation"
 	"github.com/chromedp/chromedp"
 
-	orchestrator "github.com/getpup/pupsourcing-orchestrator"
+	"github.com/getpup/pupsourcing-orchestrator/ops"
 )
 
 var screenshots = flag.String("screenshots", "", "a folder to put pictures of the scenes into")
@@ -57,7 +57,7 @@ func TestScenes(t *testing.T) {
 			b := openTab(t)
 			s := newScene(t)
 			play(s)
-			b.open(serve(t, orchestrator.StatusHandler(s.db, orchestrator.AllowActions())))
+			b.open(serve(t, ops.StatusHandler(s.db, ops.AllowActions())))
 			for _, l := range looks {
 				b.as(l)
 				if wide := value[int64](b, `document.documentElement.scrollWidth`); wide > l.width {

@@ -18,6 +18,7 @@ import (
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
 	"github.com/getpup/pupsourcing-orchestrator/internal/eventtable"
+	"github.com/getpup/pupsourcing-orchestrator/ops"
 )
 
 // idle is a projection that does nothing.
@@ -83,7 +84,7 @@ func TestLive(t *testing.T) {
 	b := openTab(t)
 	b.as(looks[2]) // so that there is something to scroll
 	db := newDatabase(t)
-	b.open(serve(t, orchestrator.StatusHandler(db)))
+	b.open(serve(t, ops.StatusHandler(db)))
 	b.wait("nobody has run", `document.querySelector("#verdict").innerText.includes("No worker has run yet")`)
 	work(t, db, "user_count", "orders")
 	b.wait("one worker runs", workerRows+` === 1 && `+phase+`.includes("active")`)
@@ -107,7 +108,7 @@ func TestAccessible(t *testing.T) {
 	b := openTab(t)
 	s := newScene(t)
 	scenes["stalled"](s)
-	url := serve(t, orchestrator.StatusHandler(s.db))
+	url := serve(t, ops.StatusHandler(s.db))
 	for _, l := range []look{looks[0], looks[2]} { // on a phone tables are not laid out as such
 		b.as(l)
 		b.open(url)
@@ -155,7 +156,7 @@ func TestContrast(t *testing.T) {
 	b := openTab(t)
 	s := newScene(t)
 	scenes["stalled"](s)
-	url := serve(t, orchestrator.StatusHandler(s.db, orchestrator.AllowActions()))
+	url := serve(t, ops.StatusHandler(s.db, ops.AllowActions()))
 	for _, l := range looks[:2] {
 		b.as(l)
 		b.open(url)
@@ -177,7 +178,7 @@ func TestEscapes(t *testing.T) {
 	}
 	s.exec(`UPDATE orchestrator_reports SET report = jsonb_set(report, '{lanes,0,error}', to_jsonb($1::text))`, evil)
 	s.exec(`INSERT INTO orchestrator_parked VALUES ('user_count', 1, 0, $1, $1, 1, now())`, evil)
-	b.open(serve(t, orchestrator.StatusHandler(s.db, orchestrator.AllowActions())))
+	b.open(serve(t, ops.StatusHandler(s.db, ops.AllowActions())))
 	b.wait("the name is shown as it is", fmt.Sprintf(`document.querySelector("h2").textContent === %q`, evil))
 	if n := value[int](b, `document.querySelectorAll("img, body script:not(:last-of-type)").length`); n != 0 {
 		t.Errorf("%d elements were made from text", n)
@@ -193,13 +194,13 @@ func TestActions(t *testing.T) {
 	db := newDatabase(t)
 	work(t, db, "user_count", "orders")
 
-	b.open(serve(t, orchestrator.StatusHandler(db)))
+	b.open(serve(t, ops.StatusHandler(db)))
 	b.wait("the worker runs", workerRows+` === 1 && `+phase+`.includes("active")`)
 	if n := value[int](b, `document.querySelectorAll("button, input").length`); n != 0 {
 		t.Errorf("%d buttons and fields without actions", n)
 	}
 
-	b.open(serve(t, orchestrator.StatusHandler(db, orchestrator.AllowActions())))
+	b.open(serve(t, ops.StatusHandler(db, ops.AllowActions())))
 	click := func(name string) {
 		t.Helper()
 		b.wait("there is a button "+name, fmt.Sprintf(`document.querySelector("button[aria-label='%s']")`, name)+` !== null`)
@@ -244,7 +245,7 @@ func TestLargePositions(t *testing.T) {
 		s.exec(`INSERT INTO orchestrator_parked VALUES ('user_count', $1, 0, 'a', 'it is broken', 1, now())`, position)
 	}
 	s.exec(`UPDATE orchestrator_checkpoints SET position = 9007199254740993`)
-	b.open(serve(t, orchestrator.StatusHandler(s.db, orchestrator.AllowActions())))
+	b.open(serve(t, ops.StatusHandler(s.db, ops.AllowActions())))
 	b.wait("all of them are shown", `document.querySelectorAll("[data-key='parked'] tbody tr").length === 3`)
 	if got := value[string](b, `document.querySelector("[data-key='user_count 9007199254740993'] th").innerText`); got != "9,007,199,254,740,993" {
 		t.Errorf("it is shown as %s", got)
@@ -280,7 +281,7 @@ func TestNamesOfObjects(t *testing.T) {
 		}
 	}
 	s.exec(`UPDATE orchestrator_reports SET report = jsonb_set(jsonb_set(report, '{state}', '"constructor"'), '{lanes,0,state}', '"toString"')`)
-	b.open(serve(t, orchestrator.StatusHandler(s.db, orchestrator.AllowActions())))
+	b.open(serve(t, ops.StatusHandler(s.db, ops.AllowActions())))
 	b.wait("they are shown", fmt.Sprintf(`document.querySelectorAll("[data-key='projections'] > details").length === %d`, len(names)))
 	if text := b.text("#sets"); strings.Contains(text, "native code") || strings.Contains(text, "is to be set to position") {
 		t.Errorf("the page says %s", text)
@@ -300,7 +301,7 @@ func TestSlowDatabase(t *testing.T) {
 	b := openTab(t)
 	s := newScene(t)
 	scenes["calm"](s)
-	b.open(serve(t, orchestrator.StatusHandler(s.db)))
+	b.open(serve(t, ops.StatusHandler(s.db)))
 	tx, err := s.db.BeginTx(t.Context(), nil)
 	if err != nil {
 		t.Fatal(err)
@@ -325,7 +326,7 @@ func TestAway(t *testing.T) {
 	s := newScene(t)
 	scenes["calm"](s)
 	var away atomic.Bool
-	h := orchestrator.StatusHandler(s.db)
+	h := ops.StatusHandler(s.db)
 	url := serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if away.Load() {
 			panic(http.ErrAbortHandler) // ends the connection

@@ -12,6 +12,7 @@ import (
 
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
+	"github.com/getpup/pupsourcing-orchestrator/ops"
 )
 
 // does is a projection that does something with its transaction at the first event of
@@ -121,7 +122,7 @@ SELECT (SELECT count(DISTINCT position) FROM effects WHERE projection = $1), (SE
 					}
 					return handled+parked == total && (parked > 0) == (m.want != "")
 				})
-				if parked, err := orchestrator.Parked(t.Context(), db, name, 1); err != nil || m.want != "" && !strings.Contains(parked[0].Error, m.want) {
+				if parked, err := ops.Parked(t.Context(), db, name, 1); err != nil || m.want != "" && !strings.Contains(parked[0].Error, m.want) {
 					t.Errorf("%s has parked %+v, %v; want %q", name, parked, err, m.want)
 				}
 			}

@@ -15,6 +15,7 @@ import (
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
 	"github.com/getpup/pupsourcing-orchestrator/internal/eventtable"
+	"github.com/getpup/pupsourcing-orchestrator/ops"
 )
 
 // A countedConn counts what it receives.
@@ -78,9 +79,9 @@ func TestPages(t *testing.T) {
 			ctx, cancel := context.WithCancel(context.Background())
 			ended := make(chan error)
 			go func() { ended <- o.Run(ctx, []orchestrator.Projection[orchestrator.Event]{counts{&handled}}) }()
-			var parked []orchestrator.ParkedEvent
+			var parked []ops.ParkedEvent
 			pgtest.Eventually(t, "all is handled but one, and that is parked", func() bool {
-				parked, _ = orchestrator.Parked(t.Context(), db, "p", 10)
+				parked, _ = ops.Parked(t.Context(), db, "p", 10)
 				return handled.Load() == small+large-1 && len(parked) == 1 && parked[0].Position == bad
 			})
 			cancel()

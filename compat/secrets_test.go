@@ -11,6 +11,7 @@ import (
 
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 	"github.com/getpup/pupsourcing-orchestrator/internal/redact"
+	"github.com/getpup/pupsourcing-orchestrator/ops"
 )
 
 // pgx masks what it recognises as a password in a connection string that it can't
@@ -56,7 +57,7 @@ func TestNoSecretOfPgxLeaves(t *testing.T) {
 			w := httptest.NewRecorder()
 			r := httptest.NewRequest("GET", "/", nil)
 			r.Header.Set("Accept", "application/json")
-			orchestrator.StatusHandler(db).ServeHTTP(w, r)
+			ops.StatusHandler(db).ServeHTTP(w, r)
 			if all := fmt.Sprint(err, said.String(), w.Body); !errors.Is(err, orchestrator.ErrInvalidConfig) || strings.Contains(all, "hunter2") {
 				t.Error(all)
 			}

@@ -14,6 +14,7 @@ import (
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
 	"github.com/getpup/pupsourcing-orchestrator/internal/eventtable"
+	"github.com/getpup/pupsourcing-orchestrator/ops"
 )
 
 func TestMain(m *testing.M) { os.Exit(pgtest.Main(m)) }
@@ -121,11 +122,11 @@ func TestRun(t *testing.T) {
 	eventually("events_processed_total", `projection="orders"`, 2*n)
 	pgtest.Eventually(t, "both partitions are shown", func() bool { return series("lag_seconds") == 2 })
 
-	if _, err := orchestrator.Pause(t.Context(), db, "main", "orders"); err != nil {
+	if _, err := ops.Pause(t.Context(), db, "main", "orders"); err != nil {
 		t.Fatal(err)
 	}
 	eventually("generations_total", `reason="pause"`, 1)
-	if _, err := orchestrator.Resume(t.Context(), db, "main", "orders"); err != nil {
+	if _, err := ops.Resume(t.Context(), db, "main", "orders"); err != nil {
 		t.Fatal(err)
 	}
 	eventually("generations_total", `reason="resume"`, 1)

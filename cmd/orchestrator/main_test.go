@@ -19,6 +19,7 @@ import (
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
 	"github.com/getpup/pupsourcing-orchestrator/internal/eventtable"
+	"github.com/getpup/pupsourcing-orchestrator/ops"
 )
 
 func TestMain(m *testing.M) { os.Exit(pgtest.Main(m)) }
@@ -121,7 +122,7 @@ func (s *stage) worker() (stop func()) {
 func (s *stage) running(workers int) {
 	s.t.Helper()
 	pgtest.Eventually(s.t, "the workers run", func() bool {
-		st, err := orchestrator.Status(s.t.Context(), s.db, "set")
+		st, err := ops.Status(s.t.Context(), s.db, "set")
 		return err == nil && st.Phase == "active" && st.TotalPartitions == workers
 	})
 }
@@ -144,9 +145,9 @@ func (s *stage) ok(args ...string) string {
 	return out
 }
 
-func (s *stage) status() orchestrator.ReplicaSetStatus {
+func (s *stage) status() ops.ReplicaSetStatus {
 	s.t.Helper()
-	var sets []orchestrator.ReplicaSetStatus
+	var sets []ops.ReplicaSetStatus
 	if err := json.Unmarshal([]byte(s.ok("status", "set", "-json")), &sets); err != nil || len(sets) != 1 {
 		s.t.Fatalf("%d sets, %v", len(sets), err)
 	}
@@ -238,7 +239,7 @@ func TestPark(t *testing.T) {
 	s.fails.Store(true)
 	s.worker()
 	s.append(3)
-	list := func() (events []orchestrator.ParkedEvent) {
+	list := func() (events []ops.ParkedEvent) {
 		if err := json.Unmarshal([]byte(s.ok("park", "list", "slow", "-json")), &events); err != nil {
 			t.Fatal(err)
 		}
@@ -431,7 +432,7 @@ VALUES ('set', $1, now(), 1, now() + interval '1 hour', 3, 1, '[0]', 1, 0, 0, 3,
 	s.exec(`INSERT INTO orchestrator_checkpoints VALUES ($1, 0, 'set', 3, 1, 70, NULL, now())`, evil)
 	s.exec(`INSERT INTO orchestrator_history VALUES ('set', 3, $1, 1, '{}', now(), now())`, evil)
 	s.exec(`INSERT INTO orchestrator_parked VALUES ('p', 68, 1, $1, $1, 3, now())`, evil)
-	var sets []orchestrator.ReplicaSetStatus
+	var sets []ops.ReplicaSetStatus
 	if _, out, _ := s.run("status", "-json"); json.Unmarshal([]byte(out), &sets) != nil || len(sets) != 1 || sets[0].Reason != evil {
 		t.Errorf("the JSON has lost what the database holds: %s", out)
 	}

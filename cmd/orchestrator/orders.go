@@ -10,15 +10,16 @@ import (
 	"time"
 
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
+	"github.com/getpup/pupsourcing-orchestrator/ops"
 )
 
 func pause(ctx context.Context, c *call) error {
-	generation, err := orchestrator.Pause(ctx, c.db, c.set(), c.arg(1))
+	generation, err := ops.Pause(ctx, c.db, c.set(), c.arg(1))
 	return c.ordered(ctx, generation, err)
 }
 
 func resume(ctx context.Context, c *call) error {
-	generation, err := orchestrator.Resume(ctx, c.db, c.set(), c.arg(1))
+	generation, err := ops.Resume(ctx, c.db, c.set(), c.arg(1))
 	return c.ordered(ctx, generation, err)
 }
 
@@ -27,7 +28,7 @@ func rewind(ctx context.Context, c *call) error {
 	if err != nil || position < 0 {
 		return usageError{fmt.Sprintf("rewind: the position is %q; it must be a number from 0 on", c.arg(2))}
 	}
-	s, err := orchestrator.Status(ctx, c.db, c.set())
+	s, err := ops.Status(ctx, c.db, c.set())
 	if err != nil {
 		return err
 	}
@@ -38,12 +39,12 @@ func rewind(ctx context.Context, c *call) error {
 	if err := c.confirm(question + " Go on?"); err != nil {
 		return err
 	}
-	generation, err := orchestrator.Rewind(ctx, c.db, c.set(), c.arg(1), position)
+	generation, err := ops.Rewind(ctx, c.db, c.set(), c.arg(1), position)
 	return c.ordered(ctx, generation, err)
 }
 
-func drain(ctx context.Context, c *call) error   { return c.move(ctx, orchestrator.DrainWorker) }
-func undrain(ctx context.Context, c *call) error { return c.move(ctx, orchestrator.UndrainWorker) }
+func drain(ctx context.Context, c *call) error   { return c.move(ctx, ops.DrainWorker) }
+func undrain(ctx context.Context, c *call) error { return c.move(ctx, ops.UndrainWorker) }
 
 func (c *call) set() orchestrator.ReplicaSetName { return orchestrator.ReplicaSetName(c.arg(0)) }
 
@@ -65,7 +66,7 @@ func (c *call) confirm(question string) error {
 
 // move drains the worker that was named, or undrains it.
 func (c *call) move(ctx context.Context, order orderOfWorker) error {
-	s, err := orchestrator.Status(ctx, c.db, c.set())
+	s, err := ops.Status(ctx, c.db, c.set())
 	if err != nil {
 		return err
 	}
@@ -78,7 +79,7 @@ func (c *call) move(ctx context.Context, order orderOfWorker) error {
 }
 
 // worker returns the worker whose name is, or alone begins with, what was said.
-func worker(s orchestrator.ReplicaSetStatus, said string) (string, error) {
+func worker(s ops.ReplicaSetStatus, said string) (string, error) {
 	var all, fit []string
 	for _, w := range s.Workers {
 		if w.Worker == said {
@@ -111,7 +112,7 @@ func (c *call) ordered(ctx context.Context, generation int64, err error) error {
 	defer cancel()
 	for said := ""; ; {
 		look, stop := context.WithTimeout(ctx, time.Second)
-		err := orchestrator.AwaitGeneration(look, c.db, c.set(), generation)
+		err := ops.AwaitGeneration(look, c.db, c.set(), generation)
 		stop()
 		switch {
 		case err == nil:
@@ -131,7 +132,7 @@ func (c *call) ordered(ctx context.Context, generation int64, err error) error {
 
 // waits says what a generation waits for.
 func (c *call) waits(ctx context.Context, generation int64) string {
-	s, err := orchestrator.Status(ctx, c.db, c.set())
+	s, err := ops.Status(ctx, c.db, c.set())
 	if err != nil {
 		return ""
 	}

@@ -8,7 +8,7 @@ import (
 	"strconv"
 	"time"
 
-	orchestrator "github.com/getpup/pupsourcing-orchestrator"
+	"github.com/getpup/pupsourcing-orchestrator/ops"
 )
 
 // positions is a flag that may be given several times.
@@ -30,9 +30,9 @@ func park(ctx context.Context, c *call) error {
 	case "list":
 		return c.parkList(ctx)
 	case "retry":
-		return c.parkAsk(ctx, orchestrator.RetryParked, "")
+		return c.parkAsk(ctx, ops.RetryParked, "")
 	case "discard":
-		return c.parkAsk(ctx, orchestrator.DiscardParked, "Projection %s will never handle them: %s. Go on?")
+		return c.parkAsk(ctx, ops.DiscardParked, "Projection %s will never handle them: %s. Go on?")
 	default:
 		return usageError{fmt.Sprintf("park: %q is neither list nor retry nor discard", what)}
 	}
@@ -42,7 +42,7 @@ func (c *call) parkList(ctx context.Context) error {
 	if c.limit < 1 {
 		return usageError{fmt.Sprintf("park list: -n is %d; the least is 1", c.limit)}
 	}
-	events, err := orchestrator.Parked(ctx, c.db, c.arg(1), c.limit)
+	events, err := ops.Parked(ctx, c.db, c.arg(1), c.limit)
 	if err != nil {
 		return err
 	}
@@ -53,8 +53,8 @@ func (c *call) parkList(ctx context.Context) error {
 	return err
 }
 
-func (c *call) parkAsk(ctx context.Context, ask func(context.Context, *sql.DB, string, orchestrator.ParkedSelector) (int, error), question string) error {
-	which := orchestrator.ParkedSelector{Positions: c.positions, AggregateID: c.aggregate, All: c.all}
+func (c *call) parkAsk(ctx context.Context, ask func(context.Context, *sql.DB, string, ops.ParkedSelector) (int, error), question string) error {
+	which := ops.ParkedSelector{Positions: c.positions, AggregateID: c.aggregate, All: c.all}
 	given := 0
 	for _, is := range []bool{len(c.positions) > 0, c.aggregate != "", c.all} {
 		if is {
@@ -82,7 +82,7 @@ func (c *call) parkAsk(ctx context.Context, ask func(context.Context, *sql.DB, s
 }
 
 // renderParked shows parked events by position.
-func renderParked(events []orchestrator.ParkedEvent) string {
+func renderParked(events []ops.ParkedEvent) string {
 	if len(events) == 0 {
 		return "Nothing is parked.\n"
 	}

@@ -8,11 +8,11 @@ import (
 	"text/tabwriter"
 	"time"
 
-	orchestrator "github.com/getpup/pupsourcing-orchestrator"
+	"github.com/getpup/pupsourcing-orchestrator/ops"
 )
 
 // renderAll shows replica sets one below the other.
-func renderAll(sets []orchestrator.ReplicaSetStatus) string {
+func renderAll(sets []ops.ReplicaSetStatus) string {
 	if len(sets) == 0 {
 		return "No worker of any replica set has run yet.\n"
 	}
@@ -24,7 +24,7 @@ func renderAll(sets []orchestrator.ReplicaSetStatus) string {
 }
 
 // render shows a replica set: first why it stands still, then what there is.
-func render(s orchestrator.ReplicaSetStatus) string {
+func render(s ops.ReplicaSetStatus) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s: generation %d %s", clean(string(s.ReplicaSet)), s.Generation, s.Phase)
 	switch {
@@ -47,7 +47,7 @@ func render(s orchestrator.ReplicaSetStatus) string {
 	return b.String()
 }
 
-func workers(s orchestrator.ReplicaSetStatus) string {
+func workers(s ops.ReplicaSetStatus) string {
 	if len(s.Workers) == 0 {
 		return "  no workers\n"
 	}
@@ -67,12 +67,12 @@ func workers(s orchestrator.ReplicaSetStatus) string {
 	return table(rows)
 }
 
-func partitions(s orchestrator.ReplicaSetStatus) string {
+func partitions(s ops.ReplicaSetStatus) string {
 	rows := [][]string{{"PROJECTION", "PARTITION", "WORKER", "POSITION", "BEHIND", "FOR", "STATE"}}
 	for _, p := range s.Partitions {
 		row := []string{p.Projection, fmt.Sprintf("%d/%d", p.Partition, p.TotalPartitions), dash(p.Worker), fmt.Sprint(p.Position), "-", "-", "-"}
 		if r := p.Report; r != nil {
-			row[3], row[6] = fmt.Sprint(max(p.Position, r.Position)), r.State
+			row[3], row[6] = fmt.Sprint(max(p.Position, r.Position)), string(r.State)
 			if r.Behind >= 0 {
 				row[4], row[5] = fmt.Sprint(r.Behind), span(time.Duration(r.BehindSeconds*float64(time.Second)))
 			}
@@ -92,7 +92,7 @@ func partitions(s orchestrator.ReplicaSetStatus) string {
 }
 
 // renderHistory shows generations, the newest first.
-func renderHistory(records []orchestrator.GenerationRecord) string {
+func renderHistory(records []ops.GenerationRecord) string {
 	rows := [][]string{{"GENERATION", "OPENED", "ACTIVE AFTER", "PARTITIONS", "WORKERS", "REASON", "WAITED FOR"}}
 	for i, r := range records {
 		took := "never"

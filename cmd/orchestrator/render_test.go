@@ -8,6 +8,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
+	"github.com/getpup/pupsourcing-orchestrator/ops"
 )
 
 var now = time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC)
@@ -17,18 +18,18 @@ func ago(d time.Duration) *time.Time {
 	return &t
 }
 
-func draining() orchestrator.ReplicaSetStatus {
+func draining() ops.ReplicaSetStatus {
 	one := 1
-	return orchestrator.ReplicaSetStatus{
+	return ops.ReplicaSetStatus{
 		ReplicaSet: "main", At: now, Generation: 7, Phase: "draining", TotalPartitions: 2, Reason: "1 joined",
 		OpenedAt: ago(12345 * time.Millisecond), Rewinds: map[string]int64{"totals": 40},
-		Workers: []orchestrator.WorkerStatus{
+		Workers: []ops.WorkerStatus{
 			{Worker: "host-1-aaa", Alive: true, LeaseUntil: now.Add(28 * time.Second), Partitions: []int{0, 1, 2, 5}, State: "running", Holds: 6},
 			{Worker: "host-2-bbb", Alive: false, LeaseUntil: now.Add(-90 * time.Second)},
 			{Worker: "host-3-ccc", Alive: true, LeaseUntil: now.Add(time.Second), Drained: true, State: "standby"},
 			{Worker: "host-4-ddd", Alive: true, LeaseUntil: now.Add(time.Second)},
 		},
-		Partitions: []orchestrator.PartitionStatus{
+		Partitions: []ops.PartitionStatus{
 			{Projection: "totals", Partition: 0, TotalPartitions: 2, Worker: "host-1-aaa", Position: 100, Report: &orchestrator.LaneReport{
 				Position: 120, Behind: 3, BehindSeconds: 0.25, State: "handling",
 			}},
@@ -37,7 +38,7 @@ func draining() orchestrator.ReplicaSetStatus {
 			}},
 			{Projection: "users\x1b[2J", Partition: 1, TotalPartitions: 2, Position: 9, Paused: true},
 		},
-		Waits: []orchestrator.Wait{{Kind: "drain", Text: "generation 7 waits for worker host-1-aaa to stop generation 6"}, {Kind: "retry", Partition: &one, Text: "it\nfails"}},
+		Waits: []ops.Wait{{Kind: "drain", Text: "generation 7 waits for worker host-1-aaa to stop generation 6"}, {Kind: "retry", Partition: &one, Text: "it\nfails"}},
 	}
 }
 
@@ -65,14 +66,14 @@ main: generation 7 draining for 12s, 2 partitions (1 joined)
 	if got := renderAll(nil); got != "No worker of any replica set has run yet.\n" {
 		t.Errorf("without a set: %q", got)
 	}
-	s := orchestrator.ReplicaSetStatus{ReplicaSet: "empty", At: now, Generation: 1, Phase: "active", TotalPartitions: 1, Reason: "first worker", ActivatedAt: ago(50 * time.Hour)}
+	s := ops.ReplicaSetStatus{ReplicaSet: "empty", At: now, Generation: 1, Phase: "active", TotalPartitions: 1, Reason: "first worker", ActivatedAt: ago(50 * time.Hour)}
 	if got, want := render(s), "empty: generation 1 active for 2d, 1 partition (first worker)\n\n  no workers\n"; got != want {
 		t.Errorf("got %q, want %q", got, want)
 	}
 }
 
 func TestRenderHistory(t *testing.T) {
-	got := renderHistory([]orchestrator.GenerationRecord{
+	got := renderHistory([]ops.GenerationRecord{
 		{Generation: 9, Reason: "1 gone", TotalPartitions: 2, OpenedAt: now},
 		{Generation: 8, Reason: "2 joined", TotalPartitions: 3, OpenedAt: now, Members: map[string][]int{"a": {0}, "b": {1, 2}}, WaitedFor: []string{"a", "b"}},
 		{Generation: 7, Reason: "first worker", TotalPartitions: 1, OpenedAt: *ago(time.Second), ActivatedAt: &now, Members: map[string][]int{"a": {0}}},
@@ -124,11 +125,11 @@ func TestChanges(t *testing.T) {
 	}
 	later := draining()
 	later.At = later.At.Add(time.Hour)
-	if gist([]orchestrator.ReplicaSetStatus{draining()}) != gist([]orchestrator.ReplicaSetStatus{later}) {
+	if gist([]ops.ReplicaSetStatus{draining()}) != gist([]ops.ReplicaSetStatus{later}) {
 		t.Error("the time alone is news")
 	}
 	later.Partitions[0].Position++
-	if gist([]orchestrator.ReplicaSetStatus{draining()}) == gist([]orchestrator.ReplicaSetStatus{later}) {
+	if gist([]ops.ReplicaSetStatus{draining()}) == gist([]ops.ReplicaSetStatus{later}) {
 		t.Error("a position that has moved is no news")
 	}
 }

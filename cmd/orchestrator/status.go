@@ -7,6 +7,7 @@ import (
 	"io"
 
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
+	"github.com/getpup/pupsourcing-orchestrator/ops"
 )
 
 func status(ctx context.Context, c *call) error {
@@ -31,17 +32,17 @@ func status(ctx context.Context, c *call) error {
 }
 
 // look returns the status of the set that was named, or of all.
-func (c *call) look(ctx context.Context) ([]orchestrator.ReplicaSetStatus, error) {
+func (c *call) look(ctx context.Context) ([]ops.ReplicaSetStatus, error) {
 	names := []orchestrator.ReplicaSetName{orchestrator.ReplicaSetName(c.arg(0))}
 	if c.arg(0) == "" {
 		var err error
-		if names, err = orchestrator.ReplicaSets(ctx, c.db); err != nil {
+		if names, err = ops.ReplicaSets(ctx, c.db); err != nil {
 			return nil, err
 		}
 	}
-	sets := []orchestrator.ReplicaSetStatus{}
+	sets := []ops.ReplicaSetStatus{}
 	for _, name := range names {
-		s, err := orchestrator.Status(ctx, c.db, name)
+		s, err := ops.Status(ctx, c.db, name)
 		if err != nil {
 			return nil, err
 		}
@@ -54,7 +55,7 @@ func history(ctx context.Context, c *call) error {
 	if c.limit < 1 {
 		return usageError{fmt.Sprintf("history: -n is %d; the least is 1", c.limit)}
 	}
-	records, err := orchestrator.History(ctx, c.db, orchestrator.ReplicaSetName(c.arg(0)), c.limit)
+	records, err := ops.History(ctx, c.db, orchestrator.ReplicaSetName(c.arg(0)), c.limit)
 	if err != nil {
 		return err
 	}

@@ -11,6 +11,7 @@ import (
 
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 	"github.com/getpup/pupsourcing-orchestrator/internal/redact"
+	"github.com/getpup/pupsourcing-orchestrator/ops"
 )
 
 type orderOfWorker = func(context.Context, *sql.DB, orchestrator.ReplicaSetName, string) (int64, error)
@@ -54,7 +55,7 @@ func watch(ctx context.Context, c *call) error {
 }
 
 // gist is what of a status is news: not how long it has been so.
-func gist(sets []orchestrator.ReplicaSetStatus) string {
+func gist(sets []ops.ReplicaSetStatus) string {
 	var b strings.Builder
 	for _, s := range sets {
 		fmt.Fprint(&b, s.ReplicaSet, s.Generation, s.Phase, s.Paused, s.PausedAll, s.Rewinds)

@@ -55,6 +55,12 @@ func Within[T any](ctx context.Context, d time.Duration, call func(context.Conte
 	}
 }
 
+// Do is Within for a call that returns nothing.
+func Do(ctx context.Context, d time.Duration, call func(context.Context) error) error {
+	_, err := Within(ctx, d, func(ctx context.Context) (struct{}, error) { return struct{}{}, call(ctx) }, nil)
+	return err
+}
+
 // Await asks again and again until the answer is yes, ever less often, up to ten times
 // a second. A database that is away is waited for.
 func Await(ctx context.Context, ask func() (bool, error)) error {

@@ -14,6 +14,7 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
+	"github.com/getpup/pupsourcing-orchestrator/ops"
 )
 
 // badRows are statements that write what a row can't hold.
@@ -153,11 +154,11 @@ func TestBadRowsAreNamed(t *testing.T) {
 		"find":      func(ctx context.Context) error { _, err := s.Find(ctx, l); return err },
 		"parked":    func(ctx context.Context) error { _, err := s.Parked(ctx, l); return err },
 		"requested": func(ctx context.Context) error { _, err := s.Requested(ctx, l); return err },
-		"status":    func(ctx context.Context) error { _, err := orchestrator.Status(ctx, db, "set"); return err },
-		"history":   func(ctx context.Context) error { _, err := orchestrator.History(ctx, db, "set", 10); return err },
-		"list":      func(ctx context.Context) error { _, err := orchestrator.Parked(ctx, db, "p", 10); return err },
+		"status":    func(ctx context.Context) error { _, err := ops.Status(ctx, db, "set"); return err },
+		"history":   func(ctx context.Context) error { _, err := ops.History(ctx, db, "set", 10); return err },
+		"list":      func(ctx context.Context) error { _, err := ops.Parked(ctx, db, "p", 10); return err },
 		"handled":   func(ctx context.Context) error { _, err := store.HandledTo(ctx, db, "p", 1); return err },
-		"pause":     func(ctx context.Context) error { _, err := orchestrator.Pause(ctx, db, "set", ""); return err },
+		"pause":     func(ctx context.Context) error { _, err := ops.Pause(ctx, db, "set", ""); return err },
 	}
 	for _, bad := range badRows {
 		for name, read := range readers {

@@ -1,4 +1,4 @@
-package orchestrator
+package ops
 
 import (
 	"context"
@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"time"
 
+	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 	"github.com/getpup/pupsourcing-orchestrator/internal/calls"
 	"github.com/getpup/pupsourcing-orchestrator/internal/dbconn"
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
@@ -34,13 +35,13 @@ const AllProjections = protocol.All
 // set: a projection that another set takes over leaves its orders behind. It returns
 // ErrOrder where it can't be carried out, ErrSchema where the tables are missing or too
 // old, and else the database's error, as when ctx ends before it.
-func Pause(ctx context.Context, db *sql.DB, set ReplicaSetName, projection string) (generation int64, err error) {
+func Pause(ctx context.Context, db *sql.DB, set orchestrator.ReplicaSetName, projection string) (generation int64, err error) {
 	return order(ctx, db, set, protocol.Order{Kind: protocol.OrderPause, Projection: projection})
 }
 
 // Resume has a projection that was paused run again, from where it is; and
 // AllProjections everything of the replica set. See Pause.
-func Resume(ctx context.Context, db *sql.DB, set ReplicaSetName, projection string) (generation int64, err error) {
+func Resume(ctx context.Context, db *sql.DB, set orchestrator.ReplicaSetName, projection string) (generation int64, err error) {
 	return order(ctx, db, set, protocol.Order{Kind: protocol.OrderResume, Projection: projection})
 }
 
@@ -53,7 +54,7 @@ func Resume(ctx context.Context, db *sql.DB, set ReplicaSetName, projection stri
 //
 // What the projection has written is its own: to build a read model anew, Pause,
 // wait until that is active, empty the read model, Rewind to 0, and Resume.
-func Rewind(ctx context.Context, db *sql.DB, set ReplicaSetName, projection string, position int64) (generation int64, err error) {
+func Rewind(ctx context.Context, db *sql.DB, set orchestrator.ReplicaSetName, projection string, position int64) (generation int64, err error) {
 	if position < 0 {
 		return 0, fmt.Errorf("%w: rewind of %s to %d: a position can't be negative", ErrOrder, projection, position)
 	}
@@ -67,12 +68,12 @@ func Rewind(ctx context.Context, db *sql.DB, set ReplicaSetName, projection stri
 // member, as a standby, until UndrainWorker, or until its program ends. One that is
 // removed, as its lease is over, and comes back, is not drained any more. The last
 // worker that can have partitions can't be drained.
-func DrainWorker(ctx context.Context, db *sql.DB, set ReplicaSetName, worker string) (generation int64, err error) {
+func DrainWorker(ctx context.Context, db *sql.DB, set orchestrator.ReplicaSetName, worker string) (generation int64, err error) {
 	return order(ctx, db, set, protocol.Order{Kind: protocol.OrderDrain, Worker: protocol.WorkerID(worker)})
 }
 
 // UndrainWorker lets a worker that was drained have partitions again.
-func UndrainWorker(ctx context.Context, db *sql.DB, set ReplicaSetName, worker string) (generation int64, err error) {
+func UndrainWorker(ctx context.Context, db *sql.DB, set orchestrator.ReplicaSetName, worker string) (generation int64, err error) {
 	return order(ctx, db, set, protocol.Order{Kind: protocol.OrderUndrain, Worker: protocol.WorkerID(worker)})
 }
 
@@ -82,7 +83,7 @@ func UndrainWorker(ctx context.Context, db *sql.DB, set ReplicaSetName, worker s
 const orderLease = 4 * time.Second
 
 // order carries an order out, and tries again where the set's rows are locked.
-func order(ctx context.Context, db *sql.DB, set ReplicaSetName, o protocol.Order) (generation int64, err error) {
+func order(ctx context.Context, db *sql.DB, set orchestrator.ReplicaSetName, o protocol.Order) (generation int64, err error) {
 	if problem := orderProblem(set, o); problem != "" {
 		return 0, fmt.Errorf("%w: %s", ErrOrder, problem)
 	}
@@ -107,7 +108,7 @@ func order(ctx context.Context, db *sql.DB, set ReplicaSetName, o protocol.Order
 }
 
 // orderProblem says what is wrong with a name in an order.
-func orderProblem(set ReplicaSetName, o protocol.Order) string {
+func orderProblem(set orchestrator.ReplicaSetName, o protocol.Order) string {
 	if problem := store.NameProblem(string(set)); problem != "" {
 		return "the name of the replica set " + problem
 	}
@@ -135,7 +136,7 @@ func storable(ctx context.Context, db *sql.DB, texts ...string) bool {
 // that an older one ran can have an effect any more. It goes on looking until ctx
 // ends, also while there is no worker to activate it. It returns ErrNoReplicaSet where
 // there is no such set.
-func AwaitGeneration(ctx context.Context, db *sql.DB, set ReplicaSetName, generation int64) error {
+func AwaitGeneration(ctx context.Context, db *sql.DB, set orchestrator.ReplicaSetName, generation int64) error {
 	if problem := store.NameProblem(string(set)); problem != "" {
 		return fmt.Errorf("wait for generation %d: %w: its name %s", generation, ErrNoReplicaSet, problem)
 	}

@@ -1,4 +1,4 @@
-package orchestrator
+package ops
 
 import (
 	"context"
@@ -10,6 +10,8 @@ import (
 	"sync"
 	"time"
 
+	orchestrator "github.com/getpup/pupsourcing-orchestrator"
+	"github.com/getpup/pupsourcing-orchestrator/internal/calls"
 	"github.com/getpup/pupsourcing-orchestrator/internal/redact"
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
@@ -55,7 +57,7 @@ type statusKnown struct {
 
 // body returns the answer in JSON, of one replica set where one is named, and whether
 // there is one. It is encoded once for all who ask, also for those who read slowly.
-func (k *statusKnown) body(set ReplicaSetName, one bool) (body []byte, ok bool) {
+func (k *statusKnown) body(set orchestrator.ReplicaSetName, one bool) (body []byte, ok bool) {
 	sets := k.ReplicaSets
 	if one {
 		sets = []setKnown{}
@@ -199,10 +201,10 @@ func (c *statusCache) look(number int) {
 	c.mu.Lock()
 	c.began = began
 	c.mu.Unlock()
-	err := boundedDo(context.Background(), statusPatience, c.check)
+	err := calls.Do(context.Background(), statusPatience, c.check)
 	var sets []setKnown
 	if err == nil {
-		sets, err = bounded(context.Background(), limit, c.read, nil)
+		sets, err = calls.Within(context.Background(), limit, c.read, nil)
 		if errors.Is(err, context.DeadlineExceeded) {
 			err = fmt.Errorf("%w, with more time: %w", errSlow, err)
 			limit *= 2
@@ -242,7 +244,7 @@ func (c *statusCache) failed(err error, now time.Time) *statusKnown {
 // codeOf returns the status that goes with an error of the database: whether it
 // may pass.
 func codeOf(err error) int {
-	if store.Permanent(err) || errors.Is(err, ErrSchema) {
+	if store.Permanent(err) || errors.Is(err, orchestrator.ErrSchema) {
 		return http.StatusInternalServerError
 	}
 	return http.StatusServiceUnavailable
@@ -269,7 +271,7 @@ func readStatus(ctx context.Context, db *sql.DB) ([]setKnown, error) {
 	return sets, nil
 }
 
-func readParked(ctx context.Context, db *sql.DB, set ReplicaSetName) ([]parkedKnown, error) {
+func readParked(ctx context.Context, db *sql.DB, set orchestrator.ReplicaSetName) ([]parkedKnown, error) {
 	parked := []parkedKnown{}
 	err := query(ctx, db, `
 SELECT e.projection, e.position, e.aggregate_id, e.error, e.attempts, e.parked_at, coalesce(e.request, '')

@@ -1,4 +1,4 @@
-package orchestrator
+package ops
 
 import (
 	"context"
@@ -10,6 +10,7 @@ import (
 	"slices"
 	"time"
 
+	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 	"github.com/getpup/pupsourcing-orchestrator/internal/redact"
 )
 
@@ -21,10 +22,10 @@ const (
 // A statusOrder is the body of a POST. What it leaves out is nil, so that a
 // forgotten name is an error and not "all".
 type statusOrder struct {
-	Action     string         `json:"action"`
-	ReplicaSet ReplicaSetName `json:"replica_set"`
-	Projection *string        `json:"projection"` // "": AllProjections
-	Worker     *string        `json:"worker"`
+	Action     string                      `json:"action"`
+	ReplicaSet orchestrator.ReplicaSetName `json:"replica_set"`
+	Projection *string                     `json:"projection"` // "": AllProjections
+	Worker     *string                     `json:"worker"`
 	// Position is a number, or the digits of one: a number of JavaScript is not exact
 	// above 2^53.
 	Position *json.Number `json:"position"`

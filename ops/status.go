@@ -1,4 +1,12 @@
-package orchestrator
+// Package ops operates replica sets: it tells what they do and what stands still
+// ([Status], [History], the status page of [StatusHandler]), gives orders while workers
+// run ([Pause], [Resume], [Rewind], [DrainWorker]), and decides what becomes of parked
+// events, the dead letters of a projection ([Parked], [RetryParked], [DiscardParked]).
+//
+// Everything works from any program that reaches the database: it reads and writes the
+// library's tables and asks no worker. The command orchestrator does the same from a
+// shell.
+package ops
 
 import (
 	"context"
@@ -10,8 +18,8 @@ import (
 	"strings"
 	"time"
 
+	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 	"github.com/getpup/pupsourcing-orchestrator/internal/dbconn"
-
 	"github.com/getpup/pupsourcing-orchestrator/internal/redact"
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
@@ -19,8 +27,8 @@ import (
 // A ReplicaSetStatus is what is known of a replica set at one moment: what runs,
 // where, how far it is, and what it waits for.
 type ReplicaSetStatus struct {
-	ReplicaSet ReplicaSetName `json:"replica_set"`
-	At         time.Time      `json:"at"` // by the database's clock
+	ReplicaSet orchestrator.ReplicaSetName `json:"replica_set"`
+	At         time.Time                   `json:"at"` // by the database's clock
 
 	// The newest generation. Phase is "draining" while older ones are being
 	// stopped, "active" when it runs.
@@ -55,13 +63,13 @@ type WorkerStatus struct {
 	Partitions []int     `json:"partitions"`
 	// Holds is the generation that the worker has to stop before a newer one can
 	// be activated; 0: none.
-	Holds       int64      `json:"holds"`
-	Drained     bool       `json:"drained"` // by order
-	Projections []string   `json:"projections"`
-	State       string     `json:"state"` // as in WorkerReport; "": it has not reported yet
-	ReportedAt  *time.Time `json:"reported_at"`
-	Gap         *GapReport `json:"gap,omitempty"`
-	LeaseOnly   string     `json:"lease_only,omitempty"` // as in WorkerReport
+	Holds       int64                   `json:"holds"`
+	Drained     bool                    `json:"drained"` // by order
+	Projections []string                `json:"projections"`
+	State       string                  `json:"state"` // as in WorkerReport; "": it has not reported yet
+	ReportedAt  *time.Time              `json:"reported_at"`
+	Gap         *orchestrator.GapReport `json:"gap,omitempty"`
+	LeaseOnly   string                  `json:"lease_only,omitempty"` // as in WorkerReport
 }
 
 // A PartitionStatus is one projection on one partition.
@@ -78,8 +86,8 @@ type PartitionStatus struct {
 	// ParkedSince is when the oldest of these was parked.
 	ParkedSince *time.Time `json:"parked_since,omitempty"`
 	// Report is what the worker last said of it; nil: nothing yet.
-	Report     *LaneReport `json:"report"`
-	ReportedAt *time.Time  `json:"reported_at"`
+	Report     *orchestrator.LaneReport `json:"report"`
+	ReportedAt *time.Time               `json:"reported_at"`
 }
 
 // A Wait is a reason why something stands still.
@@ -116,10 +124,10 @@ var ErrNoReplicaSet = errors.New("orchestrator: no such replica set")
 
 // ReplicaSets returns the names of all replica sets of which workers have run,
 // sorted.
-func ReplicaSets(ctx context.Context, db *sql.DB) ([]ReplicaSetName, error) {
-	names := []ReplicaSetName{}
+func ReplicaSets(ctx context.Context, db *sql.DB) ([]orchestrator.ReplicaSetName, error) {
+	names := []orchestrator.ReplicaSetName{}
 	err := query(ctx, db, `SELECT name FROM orchestrator_replica_sets ORDER BY name`, nil, func(scan func(...any) error) error {
-		var name ReplicaSetName
+		var name orchestrator.ReplicaSetName
 		err := scan(&name)
 		names = append(names, name)
 		return err
@@ -134,7 +142,7 @@ func ReplicaSets(ctx context.Context, db *sql.DB) ([]ReplicaSetName, error) {
 // the workers have written and asks none of them. How far lanes are is as their
 // workers last reported it, about a HeartbeatInterval ago. It returns
 // ErrNoReplicaSet where no worker of the set has ever run.
-func Status(ctx context.Context, db *sql.DB, set ReplicaSetName) (ReplicaSetStatus, error) {
+func Status(ctx context.Context, db *sql.DB, set orchestrator.ReplicaSetName) (ReplicaSetStatus, error) {
 	s := ReplicaSetStatus{
 		ReplicaSet: set, Paused: []string{}, Rewinds: map[string]int64{},
 		Workers: []WorkerStatus{}, Partitions: []PartitionStatus{}, Waits: []Wait{},
@@ -220,9 +228,9 @@ SELECT projection, partition, total, generation, position, updated_at
 
 // A reported is a worker's report.
 type reported struct {
-	WorkerReport
+	orchestrator.WorkerReport
 	at    time.Time
-	lanes map[laneKey]*LaneReport
+	lanes map[laneKey]*orchestrator.LaneReport
 }
 
 type laneKey struct {
@@ -236,7 +244,7 @@ func (s *ReplicaSetStatus) readReports(ctx context.Context, tx *sql.Tx) (map[str
 	err := query(ctx, tx, statusReportsSQL, []any{string(s.ReplicaSet)}, func(scan func(...any) error) error {
 		var worker string
 		var text []byte
-		r := &reported{lanes: map[laneKey]*LaneReport{}}
+		r := &reported{lanes: map[laneKey]*orchestrator.LaneReport{}}
 		err := scan(&worker, &r.at, &text)
 		row := store.RowOf("reports", string(s.ReplicaSet), worker).Scanned(err)
 		if err == nil {
@@ -387,11 +395,11 @@ func (s *ReplicaSetStatus) waits() []Wait {
 			at.Kind, at.Text = "unowned", where+": no worker has it"
 			waits = append(waits, at)
 		case r == nil:
-		case r.State == laneRefused:
+		case r.State == orchestrator.LaneRefused:
 			at.Kind, at.Position = "events", r.Position
 			at.Text = fmt.Sprintf("%s, on worker %s: reads no further than position %d: %s", where, p.Worker, r.Position, r.Error)
 			waits = append(waits, at)
-		case r.State == laneBeyond:
+		case r.State == orchestrator.LaneBeyond:
 			at.Kind, at.Position = "beyond", r.Position
 			at.Text = fmt.Sprintf("%s, on worker %s: stands at position %d, and the event stream ends before that (its highest position is %d): it was emptied, restored or replaced, or the projection was set beyond its end; events up to there count as handled; rewind the projection", where, p.Worker, r.Position, s.Head)
 			waits = append(waits, at)
@@ -440,7 +448,7 @@ func (s *ReplicaSetStatus) standing() []Wait {
 
 // History returns the latest generations of a replica set, the newest first, at
 // most limit of them: none of a set that there is not. About 1000 are kept.
-func History(ctx context.Context, db *sql.DB, set ReplicaSetName, limit int) ([]GenerationRecord, error) {
+func History(ctx context.Context, db *sql.DB, set orchestrator.ReplicaSetName, limit int) ([]GenerationRecord, error) {
 	if problem := store.NameProblem(string(set)); problem != "" {
 		return nil, fmt.Errorf("history: %w: its name %s", ErrNoReplicaSet, problem)
 	}

@@ -1,4 +1,4 @@
-package orchestrator
+package ops
 
 import (
 	"bytes"
@@ -14,6 +14,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 )
 
 // StatusHandler returns a page that shows what the replica sets of a database do:
@@ -21,7 +23,7 @@ import (
 // generations, parked events. It is live, and one file that refers to no other.
 // Mount it anywhere:
 //
-//	http.Handle("/status", orchestrator.StatusHandler(db))
+//	http.Handle("/status", ops.StatusHandler(db))
 //
 // At the same address it answers with JSON to those who accept application/json
 // before text/html; docs/status-page.md has its fields. ?replica_set=name leaves
@@ -60,7 +62,7 @@ func AllowActions(origins ...string) StatusOption {
 	protection := http.NewCrossOriginProtection()
 	for _, origin := range origins {
 		if err := protection.AddTrustedOrigin(origin); err != nil {
-			panic(fmt.Sprintf("orchestrator.AllowActions: %v", err))
+			panic(fmt.Sprintf("ops.AllowActions: %v", err))
 		}
 	}
 	return func(h *statusHandler) { h.protection = protection }
@@ -106,7 +108,7 @@ func (h *statusHandler) status(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	query := r.URL.Query()
-	name := ReplicaSetName(query.Get("replica_set"))
+	name := orchestrator.ReplicaSetName(query.Get("replica_set"))
 	body, ok := known.body(name, query.Has("replica_set"))
 	if !ok {
 		answerError(w, http.StatusNotFound, fmt.Sprintf("no worker of a replica set %q has ever run", name))
@@ -159,7 +161,7 @@ func prefersJSON(accept []string) bool {
 
 // The page is the same for everybody: all that differs comes as JSON.
 //
-//go:embed statuspage.html
+//go:embed page.html
 var statusHTML []byte
 
 // statusPolicy allows the page its own script and style, by their hashes, and

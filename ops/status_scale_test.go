@@ -1,4 +1,4 @@
-package orchestrator_test
+package ops_test
 
 import (
 	"encoding/json"
@@ -7,7 +7,7 @@ import (
 	"testing"
 	"time"
 
-	orchestrator "github.com/getpup/pupsourcing-orchestrator"
+	"github.com/getpup/pupsourcing-orchestrator/ops"
 )
 
 // largeSet makes a replica set of workers, as many partitions, three projections, and
@@ -78,7 +78,7 @@ func TestStatusOfALargeSet(t *testing.T) {
 	w := newWorld(t)
 	w.largeSet(workers, partitions, parked)
 	w.exec(`ANALYZE`)
-	s, err := orchestrator.Status(t.Context(), w.db, "large")
+	s, err := ops.Status(t.Context(), w.db, "large")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -110,7 +110,7 @@ func TestStatusOfALargeSet(t *testing.T) {
 		}
 	}
 	// What Status asks of the server, word for word.
-	for _, query := range orchestrator.StatusQueries {
+	for _, query := range ops.StatusQueries {
 		if rows, passes := w.work(query, "large"); rows > most || passes["orchestrator_parked"] > 10 {
 			t.Errorf("%.0f rows, %v: %s", rows, passes, query)
 		}
@@ -125,7 +125,7 @@ func BenchmarkStatus(b *testing.B) {
 			w.largeSet(size[0], size[1], size[2])
 			for b.Loop() {
 				began := time.Now()
-				if _, err := orchestrator.Status(b.Context(), w.db, "large"); err != nil {
+				if _, err := ops.Status(b.Context(), w.db, "large"); err != nil {
 					b.Fatal(err)
 				}
 				b.ReportMetric(time.Since(began).Seconds(), "s/status")

@@ -1,4 +1,4 @@
-package orchestrator
+package ops
 
 import (
 	"cmp"
@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"time"
 
+	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
 	"github.com/getpup/pupsourcing-orchestrator/internal/redact"
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
@@ -80,7 +81,7 @@ func (s ParkedSelector) selection() (which store.ParkedSelection, err error) {
 		set++
 	}
 	if set != 1 {
-		return which, fmt.Errorf("%w: a ParkedSelector must have one of Positions, AggregateID and All", ErrInvalidConfig)
+		return which, fmt.Errorf("%w: a ParkedSelector must have one of Positions, AggregateID and All", orchestrator.ErrInvalidConfig)
 	}
 	return which, nil
 }

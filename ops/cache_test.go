@@ -1,4 +1,4 @@
-package orchestrator
+package ops
 
 import (
 	"context"
@@ -9,6 +9,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 )
 
 // pass has time pass, by the fake clock of a bubble: it takes none.
@@ -173,7 +175,7 @@ func TestStatusRefusedOrders(t *testing.T) {
 func TestStatusEncodedOnce(t *testing.T) {
 	k := &statusKnown{ReplicaSets: []setKnown{{ReplicaSetStatus: ReplicaSetStatus{ReplicaSet: "a"}}, {ReplicaSetStatus: ReplicaSetStatus{ReplicaSet: "b"}}}}
 	for _, c := range []struct {
-		set ReplicaSetName
+		set orchestrator.ReplicaSetName
 		one bool
 	}{{"", false}, {"a", true}} {
 		first, ok := k.body(c.set, c.one)

@@ -69,6 +69,6 @@
 //   - the database is away: everybody waits and goes on.
 //
 // The folder examples has whole programs, ARCHITECTURE.md the reasons, and
-// internal/protocol/testdata the stories, step by step. [ImportCheckpoints] is the
+// internal/protocol/testdata the stories, step by step. importer.Import is the
 // way here from processors that are run by hand.
 package orchestrator

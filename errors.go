@@ -16,12 +16,12 @@ var (
 	// can't be parsed. The message names the field. The database was not touched.
 	ErrInvalidConfig = errors.New("orchestrator: invalid configuration")
 
-	// ErrSchema is returned by Run and ImportCheckpoints when the library's
+	// ErrSchema is returned by Run and importer.Import when the library's
 	// tables are missing or older than this version needs. Call RunMigrations,
 	// or apply schema.sql.
 	ErrSchema = store.ErrSchema
 
-	// ErrProjectionTaken is returned by Run and ImportCheckpoints when a
+	// ErrProjectionTaken is returned by Run and importer.Import when a
 	// projection is run by a living worker of another replica set. Give one of
 	// the two another name, or stop it there: when the last worker that runs it
 	// has left, the projection moves over with its progress.
@@ -58,21 +58,6 @@ var (
 	// contract, or reads something that does not exist or may not be read.
 	// Nothing moves past the event at fault.
 	ErrEventStore = errors.New("orchestrator: event store")
-
-	// ErrCheckpointsExist is returned by ImportCheckpoints when the projection
-	// has checkpoints here already: an earlier import is done, or workers have
-	// run it.
-	ErrCheckpointsExist = errors.New("orchestrator: projection has checkpoints already")
-
-	// ErrOldCheckpoints is returned by ImportCheckpoints when rows of the old
-	// table are missing, tell of another total, or have no position. The
-	// message names each.
-	ErrOldCheckpoints = errors.New("orchestrator: old checkpoints don't fit")
-
-	// ErrStillMoving is returned by ImportCheckpoints when a processor that was
-	// run by hand is not stopped, or a transaction is open that may be one's.
-	// Stop it and import again.
-	ErrStillMoving = errors.New("orchestrator: old checkpoints are still moving")
 )
 
 // A HandlerError is returned by Run, under the policy StopOnFailure, for a

@@ -16,6 +16,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
+	"github.com/getpup/pupsourcing-orchestrator/importer"
 )
 
 const handRunTable = `
@@ -124,13 +125,13 @@ func (w *world) old(checkpoints ...any) {
 	}
 }
 
-func (w *world) importing(projection string, total int) orchestrator.ImportConfig {
-	return orchestrator.ImportConfig{DB: w.db, Projection: projection, ReplicaSet: "set", Total: total, Watch: time.Millisecond}
+func (w *world) importing(projection string, total int) importer.Config {
+	return importer.Config{DB: w.db, Projection: projection, ReplicaSet: "set", Total: total, Watch: time.Millisecond}
 }
 
-func mustImport(t testing.TB, cfg orchestrator.ImportConfig) orchestrator.Imported {
+func mustImport(t testing.TB, cfg importer.Config) importer.Result {
 	t.Helper()
-	got, err := orchestrator.ImportCheckpoints(t.Context(), cfg)
+	got, err := importer.Import(t.Context(), cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -170,9 +171,9 @@ func TestImport(t *testing.T) {
 			w.handRunTo("transactional", positions...)
 
 			got := mustImport(t, w.importing("transactional", total))
-			want := orchestrator.Imported{Projection: "transactional", ReplicaSet: "set", Lowest: 60, Exact: 5040%total == 0}
+			want := importer.Result{Projection: "transactional", ReplicaSet: "set", Lowest: 60, Exact: 5040%total == 0}
 			for k, p := range positions {
-				part := orchestrator.ImportedPartition{Key: handRunKey("transactional", k, total), Position: p, Start: p}
+				part := importer.Partition{Key: handRunKey("transactional", k, total), Position: p, Start: p}
 				if !want.Exact {
 					part.Start = 60
 				}
@@ -233,8 +234,8 @@ func TestImportIntoARunningSet(t *testing.T) {
 }
 
 func TestImportRefuses(t *testing.T) {
-	type import_ = orchestrator.ImportConfig
-	invalid, old := orchestrator.ErrInvalidConfig, orchestrator.ErrOldCheckpoints
+	type import_ = importer.Config
+	invalid, old := orchestrator.ErrInvalidConfig, importer.ErrOldCheckpoints
 	for _, tt := range []struct {
 		why    string
 		rows   []any
@@ -243,18 +244,18 @@ func TestImportRefuses(t *testing.T) {
 		want   error
 		says   []string
 	}{
-		{"no database", nil, 1, func(c *import_) { c.DB = nil }, invalid, []string{"ImportConfig.DB"}},
-		{"no projection", nil, 1, func(c *import_) { c.Projection = "" }, invalid, []string{"ImportConfig.Projection", "is empty"}},
-		{"no set", nil, 1, func(c *import_) { c.ReplicaSet = " " }, invalid, []string{"ImportConfig.ReplicaSet", "is empty"}},
-		{"no total", nil, 0, nil, invalid, []string{"ImportConfig.Total is 0"}},
-		{"too many", nil, 5041, nil, invalid, []string{"ImportConfig.Total is 5041", "5040"}},
-		{"a negative watch", nil, 1, func(c *import_) { c.Watch = -1 }, invalid, []string{"ImportConfig.Watch is -1ns"}},
-		{"a table's odd name", nil, 1, func(c *import_) { c.Old.Table = "a\x00" }, invalid, []string{"ImportConfig.Old.Table"}},
-		{"a schema's odd name", nil, 1, func(c *import_) { c.Old.Schema = " " }, invalid, []string{"ImportConfig.Old.Schema"}},
-		{"no key", nil, 2, func(c *import_) { c.Old.Key = func(string, int, int) string { return "" } }, invalid, []string{"ImportConfig.Old.Key", "partition 0 of 2"}},
-		{"one key for two", nil, 2, func(c *import_) { c.Old.Key = func(string, int, int) string { return "x" } }, invalid, []string{"ImportConfig.Old.Key", "partition 0 and partition 1"}},
+		{"no database", nil, 1, func(c *import_) { c.DB = nil }, invalid, []string{"importer.Config.DB"}},
+		{"no projection", nil, 1, func(c *import_) { c.Projection = "" }, invalid, []string{"importer.Config.Projection", "is empty"}},
+		{"no set", nil, 1, func(c *import_) { c.ReplicaSet = " " }, invalid, []string{"importer.Config.ReplicaSet", "is empty"}},
+		{"no total", nil, 0, nil, invalid, []string{"importer.Config.Total is 0"}},
+		{"too many", nil, 5041, nil, invalid, []string{"importer.Config.Total is 5041", "5040"}},
+		{"a negative watch", nil, 1, func(c *import_) { c.Watch = -1 }, invalid, []string{"importer.Config.Watch is -1ns"}},
+		{"a table's odd name", nil, 1, func(c *import_) { c.Old.Table = "a\x00" }, invalid, []string{"importer.Config.Old.Table"}},
+		{"a schema's odd name", nil, 1, func(c *import_) { c.Old.Schema = " " }, invalid, []string{"importer.Config.Old.Schema"}},
+		{"no key", nil, 2, func(c *import_) { c.Old.Key = func(string, int, int) string { return "" } }, invalid, []string{"importer.Config.Old.Key", "partition 0 of 2"}},
+		{"one key for two", nil, 2, func(c *import_) { c.Old.Key = func(string, int, int) string { return "x" } }, invalid, []string{"importer.Config.Old.Key", "partition 0 and partition 1"}},
 
-		{"nothing there", nil, 1, nil, old, []string{`no row "p";`, `"projection_checkpoints"`, "ImportConfig.Total 1"}},
+		{"nothing there", nil, 1, nil, old, []string{`no row "p";`, `"projection_checkpoints"`, "importer.Config.Total 1"}},
 		{"nothing at all of three", nil, 3, nil, old, []string{`no row "p_p0", "p_p1", "p_p2"`}},
 		{"two missing", []any{"p_p0", 1, "p_p2", 1}, 4, nil, old, []string{`no row "p_p1", "p_p3"`}},
 		{"too high a total", []any{"p_p0", 1, "p_p1", 1}, 3, nil, old, []string{`no row "p_p2"`, "seems to be 2"}},
@@ -285,10 +286,10 @@ func TestImportRefuses(t *testing.T) {
 }
 
 // refused demands an error that says something, and that nothing has changed.
-func (w *world) refused(cfg orchestrator.ImportConfig, want error, says ...string) {
+func (w *world) refused(cfg importer.Config, want error, says ...string) {
 	w.t.Helper()
 	before := w.state()
-	_, err := orchestrator.ImportCheckpoints(w.t.Context(), cfg)
+	_, err := importer.Import(w.t.Context(), cfg)
 	if err == nil || want != nil && !errors.Is(err, want) {
 		w.t.Fatalf("%v, want %v", err, want)
 	}
@@ -306,7 +307,7 @@ func (w *world) refused(cfg orchestrator.ImportConfig, want error, says ...strin
 func TestImportNeedsTheSchema(t *testing.T) {
 	w := newHandRunWorld(t)
 	w.exec(`DROP TABLE orchestrator_schema`)
-	if _, err := orchestrator.ImportCheckpoints(t.Context(), w.importing("p", 1)); !errors.Is(err, orchestrator.ErrSchema) {
+	if _, err := importer.Import(t.Context(), w.importing("p", 1)); !errors.Is(err, orchestrator.ErrSchema) {
 		t.Errorf("%v, want ErrSchema", err)
 	}
 }
@@ -316,7 +317,7 @@ func TestImportTwice(t *testing.T) {
 	w.old("p_p0", 7, "p_p1", 5)
 	mustImport(t, w.importing("p", 2))
 	w.exec(`UPDATE projection_checkpoints SET last_global_position = 9`)
-	w.refused(w.importing("p", 2), orchestrator.ErrCheckpointsExist, `replica set "set"`)
+	w.refused(w.importing("p", 2), importer.ErrCheckpointsExist, `replica set "set"`)
 }
 
 // Workers had the projection before the import. The way out that the error
@@ -328,7 +329,7 @@ func TestImportAfterWorkersHaveStarted(t *testing.T) {
 	p := transactional{effects{name: "transactional"}}
 	r := run(t, w.config(w.db, "set"), p)
 	w.caughtUp("transactional")
-	w.refused(w.importing("transactional", 1), orchestrator.ErrCheckpointsExist, "stop them, undo", "delete its rows")
+	w.refused(w.importing("transactional", 1), importer.ErrCheckpointsExist, "stop them, undo", "delete its rows")
 
 	r.stop()
 	w.exec(`DELETE FROM effects WHERE position > 60`)
@@ -379,7 +380,7 @@ func TestImportFromAnotherTable(t *testing.T) {
 	w.exec(`CREATE TABLE "Legacy"."the positions" ("Part" integer, "at" numeric)`)
 	w.exec(`INSERT INTO "Legacy"."the positions" VALUES (100, 7), (101, 0), (102, 12)`)
 	cfg := w.importing("p", 2)
-	cfg.Old = orchestrator.OldCheckpoints{
+	cfg.Old = importer.OldCheckpoints{
 		Schema: "Legacy", Table: "the positions", KeyColumn: "Part", PositionColumn: "at",
 		Key: func(_ string, partition, total int) string {
 			if total != 2 { // the others in the table are other projections'
@@ -389,7 +390,7 @@ func TestImportFromAnotherTable(t *testing.T) {
 		},
 	}
 	got := mustImport(t, cfg)
-	want := []orchestrator.ImportedPartition{{Key: "100", Position: 7, Start: 7}, {Key: "101", Position: 0, Start: 0}}
+	want := []importer.Partition{{Key: "100", Position: 7, Start: 7}, {Key: "101", Position: 0, Start: 0}}
 	if diff := cmp.Diff(want, got.Partitions); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
@@ -407,7 +408,7 @@ func TestImportMeetsALockedRow(t *testing.T) {
 	if _, err := tx.ExecContext(t.Context(), `UPDATE projection_checkpoints SET last_global_position = 8 WHERE projection_name = 'p_p1'`); err != nil {
 		t.Fatal(err)
 	}
-	w.refused(w.importing("p", 2), orchestrator.ErrStillMoving, `has "p_p1" in`)
+	w.refused(w.importing("p", 2), importer.ErrStillMoving, `has "p_p1" in`)
 	if err := tx.Commit(); err != nil {
 		t.Fatal(err)
 	}
@@ -425,12 +426,12 @@ func TestImportMeetsAMovingProcessor(t *testing.T) {
 	cfg.Watch = 2 * limit
 	refused := make(chan error)
 	go func() {
-		_, err := orchestrator.ImportCheckpoints(t.Context(), cfg)
+		_, err := importer.Import(t.Context(), cfg)
 		refused <- err
 	}()
 	w.importWatches()
 	w.handRun("p", 1, 2, 100)
-	if err := <-refused; !errors.Is(err, orchestrator.ErrStillMoving) || !strings.Contains(err.Error(), "waits to move") {
+	if err := <-refused; !errors.Is(err, importer.ErrStillMoving) || !strings.Contains(err.Error(), "waits to move") {
 		t.Errorf("%v, want ErrStillMoving", err)
 	}
 	if n := w.number(`SELECT last_global_position FROM projection_checkpoints WHERE projection_name = 'p_p1'`); n != 100 {
@@ -456,7 +457,7 @@ func TestImportMeetsALongBatch(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.refused(w.importing("p", 1), orchestrator.ErrStillMoving, fmt.Sprintf("backend %d has read", backend))
+	w.refused(w.importing("p", 1), importer.ErrStillMoving, fmt.Sprintf("backend %d has read", backend))
 	if err := tx.Rollback(); err != nil {
 		t.Fatal(err)
 	}
@@ -480,7 +481,7 @@ func TestImportCancelled(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error)
 	go func() {
-		_, err := orchestrator.ImportCheckpoints(ctx, cfg)
+		_, err := importer.Import(ctx, cfg)
 		done <- err
 	}()
 	w.importWatches()
@@ -506,8 +507,8 @@ func TestImportRacesWithAWorker(t *testing.T) {
 		both.Go(func() {
 			cfg := w.importing(p, 1)
 			cfg.ReplicaSet = set
-			for err = context.DeadlineExceeded; err != nil && !errors.Is(err, orchestrator.ErrCheckpointsExist); {
-				_, err = orchestrator.ImportCheckpoints(t.Context(), cfg)
+			for err = context.DeadlineExceeded; err != nil && !errors.Is(err, importer.ErrCheckpointsExist); {
+				_, err = importer.Import(t.Context(), cfg)
 			}
 		})
 		both.Go(func() { r = run(t, w.config(w.db, set), transactional{effects{name: p}}) })

@@ -242,7 +242,7 @@ CREATE TABLE IF NOT EXISTS orchestrator_checkpoints (
     -- position that it starts from, and finds no row when either has changed.
     -- Negative: the projection came from another set, where it stood under
     -- that number, and no generation of this set has it yet. 0: the row was
-    -- imported (ImportCheckpoints), and no generation has it yet.
+    -- imported (importer.Import), and no generation has it yet.
     generation  bigint      NOT NULL,
     -- The layout: the partition's slots are those with slot mod total = partition.
     total       integer     NOT NULL,

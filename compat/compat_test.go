@@ -18,6 +18,7 @@ import (
 	"github.com/jackc/pgx/v5/stdlib"
 
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
+	"github.com/getpup/pupsourcing-orchestrator/importer"
 	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
 	"github.com/getpup/pupsourcing-orchestrator/internal/storetest"
 )
@@ -102,7 +103,7 @@ func TestImport(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			imported, err := orchestrator.ImportCheckpoints(t.Context(), orchestrator.ImportConfig{
+			imported, err := importer.Import(t.Context(), importer.Config{
 				DB: db, Projection: "p", ReplicaSet: "set", Total: 3, Watch: time.Millisecond,
 			})
 			if err != nil || imported.Lowest != 5 || !imported.Exact {

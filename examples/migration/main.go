@@ -23,8 +23,8 @@ import (
 	"syscall"
 	"time"
 
-	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 	"github.com/getpup/pupsourcing-orchestrator/examples/internal/stage"
+	"github.com/getpup/pupsourcing-orchestrator/importer"
 	"github.com/getpup/pupsourcing-orchestrator/internal/eventtable"
 )
 
@@ -71,13 +71,13 @@ func migrate(ctx context.Context, db *sql.DB, out io.Writer) error {
 	}
 	fmt.Fprintf(out, "%d processors were run by hand and stopped at %v\n", len(stops), stops)
 
-	config := orchestrator.ImportConfig{
+	config := importer.Config{
 		DB: db, Projection: projectionName, ReplicaSet: "migration", Total: len(stops),
 		Watch:  time.Second, // leave it out where the processors are not stopped for certain
 		DryRun: true,
 	}
 	for range 2 {
-		imported, err := orchestrator.ImportCheckpoints(ctx, config)
+		imported, err := importer.Import(ctx, config)
 		if err != nil {
 			return err
 		}

@@ -11,9 +11,9 @@
 //
 // It is the package [github.com/getpup/pupsourcing-orchestrator], the root package, for
 // pupsourcing's types. What the root promises, and what it costs, is said there. Types
-// and errors that a worker's program needs have the same names here; everything else
-// (Status, Pause, HealthHandler, AssignmentFrom, ImportCheckpoints, ...) is used from
-// the root package, as it is.
+// and errors that a worker's program needs have the same names here. Everything else is
+// used as it is: HealthHandler and AssignmentFrom from the root package, Status and Pause
+// from its package ops.
 //
 // Projections are pupsourcing's, as they are, of every v1. One whose Handle takes a
 // *sql.Tx, as since v1.2, writes in the transaction that also commits its progress:
@@ -33,6 +33,6 @@
 //
 // # From processors
 //
-// [root.ImportCheckpoints] takes over what processors (postgres.NewProcessor) have
+// importer.Import takes over what processors (postgres.NewProcessor) have
 // done, without handling an event again.
 package orchestrator

@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	root "github.com/getpup/pupsourcing-orchestrator"
+	"github.com/getpup/pupsourcing-orchestrator/importer"
 	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
 )
 
@@ -73,15 +74,15 @@ func TestImport(t *testing.T) {
 	for _, total := range []int{1, 3, 4} {
 		t.Run(fmt.Sprint(total), func(t *testing.T) {
 			w := newWorld(t, "events")
-			want := root.Imported{Projection: "transactional", ReplicaSet: "set", Exact: true}
+			want := importer.Result{Projection: "transactional", ReplicaSet: "set", Exact: true}
 			for k := total - 1; k >= 0; k-- {
 				w.append(90)
 				at := w.handRun("transactional", k, total)
-				want.Partitions = append([]root.ImportedPartition{{Key: checkpoint("transactional", k, total), Position: at, Start: at}}, want.Partitions...)
+				want.Partitions = append([]importer.Partition{{Key: checkpoint("transactional", k, total), Position: at, Start: at}}, want.Partitions...)
 			}
 			want.Lowest = want.Partitions[total-1].Position
 			w.append(90)
-			got, err := root.ImportCheckpoints(t.Context(), root.ImportConfig{
+			got, err := importer.Import(t.Context(), importer.Config{
 				DB: w.db, Projection: "transactional", ReplicaSet: "set", Total: total, Watch: time.Millisecond,
 			})
 			if err != nil {
@@ -120,7 +121,7 @@ func TestImportAfterALateCommit(t *testing.T) {
 	}
 	w.append(5)
 	w.handRun("transactional", 0, 1)
-	_, err := root.ImportCheckpoints(t.Context(), root.ImportConfig{
+	_, err := importer.Import(t.Context(), importer.Config{
 		DB: w.db, Projection: "transactional", ReplicaSet: "set", Total: 1, Watch: time.Millisecond,
 	})
 	if err != nil {
@@ -150,10 +151,10 @@ func TestImportSeesAProcessor(t *testing.T) {
 	pgtest.Eventually(t, "the processor is in its handler", func() bool {
 		return w.number(`SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'effects'::regclass`) == 1
 	})
-	_, err := root.ImportCheckpoints(t.Context(), root.ImportConfig{
+	_, err := importer.Import(t.Context(), importer.Config{
 		DB: w.db, Projection: "transactional", ReplicaSet: "set", Total: 1, Watch: 50 * time.Millisecond,
 	})
-	if !errors.Is(err, root.ErrStillMoving) {
+	if !errors.Is(err, importer.ErrStillMoving) {
 		t.Errorf("%v, want ErrStillMoving", err)
 	}
 	if err := held.Rollback(); err != nil {
@@ -170,9 +171,9 @@ func TestImportFromAnotherTable(t *testing.T) {
 	w.exec(`ALTER TABLE projection_checkpoints RENAME TO ShopCheckpoints`)
 	w.store = postgres.NewStore(postgres.NewStoreConfig(postgres.WithCheckpointsTable("ShopCheckpoints")))
 	w.exec(`INSERT INTO ShopCheckpoints (projection_name, last_global_position) VALUES ('p', 7)`)
-	got, err := root.ImportCheckpoints(t.Context(), root.ImportConfig{
+	got, err := importer.Import(t.Context(), importer.Config{
 		DB: w.db, Projection: "p", ReplicaSet: "set", Total: 1, Watch: time.Millisecond,
-		Old: root.OldCheckpoints{Table: "shopcheckpoints"},
+		Old: importer.OldCheckpoints{Table: "shopcheckpoints"},
 	})
 	if err != nil || got.Lowest != 7 {
 		t.Errorf("%v, %v", got, err)

@@ -1,4 +1,7 @@
-package orchestrator
+// Package importer takes over from processors that were run by hand, partition 0 of 3,
+// 1 of 3 and so on: it makes their positions the starting point of a projection, so that
+// no event is handled again and none is left out.
+package importer
 
 import (
 	"context"
@@ -9,36 +12,54 @@ import (
 	"strings"
 	"time"
 
+	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 	"github.com/getpup/pupsourcing-orchestrator/internal/eventtable"
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
 	"github.com/getpup/pupsourcing-orchestrator/internal/redact"
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
-// DefaultImportWatch is the default of ImportConfig.Watch. A processor of
+var (
+	// ErrCheckpointsExist is returned by Import when the projection
+	// has checkpoints here already: an earlier import is done, or workers have
+	// run it.
+	ErrCheckpointsExist = errors.New("orchestrator: projection has checkpoints already")
+
+	// ErrOldCheckpoints is returned by Import when rows of the old
+	// table are missing, tell of another total, or have no position. The
+	// message names each.
+	ErrOldCheckpoints = errors.New("orchestrator: old checkpoints don't fit")
+
+	// ErrStillMoving is returned by Import when a processor that was
+	// run by hand is not stopped, or a transaction is open that may be one's.
+	// Stop it and import again.
+	ErrStillMoving = errors.New("orchestrator: old checkpoints are still moving")
+)
+
+// DefaultWatch is the default of Config.Watch. A processor of
 // pupsourcing that has something to do begins a batch within 100ms of the last,
 // and a batch that has begun is waited for however long it takes: a hundred
 // times that is for slower loops, and for events that come one by one.
-const DefaultImportWatch = 10 * time.Second
+const DefaultWatch = 10 * time.Second
 
-// ImportConfig says whose progress to import, from where, and to where. DB,
+// Config says whose progress to import, from where, and to where. DB,
 // Projection, ReplicaSet and Total are required; the zero OldCheckpoints are
 // pupsourcing's.
-type ImportConfig struct {
+type Config struct {
 	// DB is the database that holds the old checkpoints and the library's tables.
 	DB *sql.DB
 	// Projection is the name that the projection has had, and will have here.
 	Projection string
 	// ReplicaSet is the group that is going to run it. It may be new, and it
 	// may be running other projections.
-	ReplicaSet ReplicaSetName
+	ReplicaSet orchestrator.ReplicaSetName
 	// Total is the number of partitions that the projection was run with; 1 is
 	// alone. At most MaxTotalPartitions.
 	Total int
 	// Old says where the old checkpoints are.
 	Old OldCheckpoints
 	// Watch is how long the old checkpoints must stay still before they are
-	// believed. Default: 10s (see DefaultImportWatch).
+	// believed. Default: 10s (see DefaultWatch).
 	Watch time.Duration
 	// DryRun has everything done but the commit: it takes the same time, meets
 	// the same errors, and changes nothing.
@@ -66,12 +87,12 @@ type OldCheckpoints struct {
 	Key func(projection string, partition, total int) string
 }
 
-// Imported is what an import did, or what a dry run would have done.
-type Imported struct {
+// Result is what an import did, or what a dry run would have done.
+type Result struct {
 	Projection string
-	ReplicaSet ReplicaSetName
+	ReplicaSet orchestrator.ReplicaSetName
 	// Partitions are the old ones, in order.
-	Partitions []ImportedPartition
+	Partitions []Partition
 	// Lowest is the lowest of the old positions: nothing at or below it is
 	// handled again.
 	Lowest int64
@@ -80,8 +101,8 @@ type Imported struct {
 	DryRun bool
 }
 
-// An ImportedPartition is what became of one old checkpoint.
-type ImportedPartition struct {
+// A Partition is what became of one old checkpoint.
+type Partition struct {
 	Key string
 	// Position is where it was, and Start is from where its events are handled
 	// here. Where Start is lower, those in between are handled again.
@@ -89,7 +110,7 @@ type ImportedPartition struct {
 }
 
 // String shows the import in one line.
-func (i Imported) String() string {
+func (i Result) String() string {
 	var highest int64
 	for _, p := range i.Partitions {
 		highest = max(highest, p.Position)
@@ -105,7 +126,7 @@ func (i Imported) String() string {
 		i.Projection, what, i.ReplicaSet, len(i.Partitions), i.Lowest, highest, how)
 }
 
-// ImportCheckpoints makes the positions of processors that were run by hand,
+// Import makes the positions of processors that were run by hand,
 // partition k of a fixed total each, the starting point of a projection here.
 // Stop them all, import, and start workers: the next generation of the replica
 // set goes on where they stopped. The old checkpoints stay as they are.
@@ -114,7 +135,7 @@ func (i Imported) String() string {
 // is imported exactly: nothing is handled again. With another one, an aggregate
 // goes on from the lowest position of those partitions that it could have been
 // in (k mod g, for the greatest common divisor g of total and 5040), so events
-// above Imported.Lowest may be handled again. Nothing is lost either way;
+// above Result.Lowest may be handled again. Nothing is lost either way;
 // but an event that the old processors passed by, because its transaction
 // committed late, stays passed by, and one that they handled without
 // committing the checkpoint is handled again, as it would have been by them.
@@ -144,32 +165,32 @@ func (i Imported) String() string {
 // Any other error is the database's, or ctx.Err(). Where it leaves open whether the
 // import was committed, call again: ErrCheckpointsExist says that it was.
 //
-// With an error, Imported holds what was found until then. To go back to
+// With an error, Result holds what was found until then. To go back to
 // processors that are run by hand, see the section "Migrating from manual
 // runners" of the README.
-func ImportCheckpoints(ctx context.Context, cfg ImportConfig) (Imported, error) {
+func Import(ctx context.Context, cfg Config) (Result, error) {
 	cfg, err := cfg.withDefaults()
 	if err != nil {
-		return Imported{}, err
+		return Result{}, err
 	}
 	keys, err := cfg.keys()
 	if err != nil {
-		return Imported{}, err
+		return Result{}, err
 	}
-	s := store.New(cfg.DB, string(cfg.ReplicaSet), store.Options{Bounds: store.BoundsOf(DefaultStaleWorkerTimeout)})
+	s := store.New(cfg.DB, string(cfg.ReplicaSet), store.Options{Bounds: store.BoundsOf(orchestrator.DefaultStaleWorkerTimeout)})
 	if err := s.Check(ctx); err != nil {
-		return Imported{}, redact.Error(err)
+		return Result{}, redact.Error(err)
 	}
-	done := Imported{Projection: cfg.Projection, ReplicaSet: cfg.ReplicaSet, DryRun: cfg.DryRun}
+	done := Result{Projection: cfg.Projection, ReplicaSet: cfg.ReplicaSet, DryRun: cfg.DryRun}
 	old := store.NewOldTable(cfg.Old.name(), eventtable.Quote(cfg.Old.KeyColumn), eventtable.Quote(cfg.Old.PositionColumn))
 	err = s.Import(ctx, old, func(i *store.Import) error { return cfg.run(ctx, i, keys, &done) })
 	switch taken := (*store.TakenError)(nil); {
 	case errors.Is(err, errDry):
 		err = nil
 	case errors.As(err, &taken) && taken.Over:
-		err = fmt.Errorf("%w: %w (its lease is over; if it is dead, delete its row from orchestrator_workers)", ErrProjectionTaken, err)
+		err = fmt.Errorf("%w: %w (its lease is over; if it is dead, delete its row from orchestrator_workers)", orchestrator.ErrProjectionTaken, err)
 	case taken != nil:
-		err = fmt.Errorf("%w: %w", ErrProjectionTaken, err)
+		err = fmt.Errorf("%w: %w", orchestrator.ErrProjectionTaken, err)
 	case err != nil && ctx.Err() != nil && !errors.Is(err, ctx.Err()): // the driver says it in its own words
 		err = fmt.Errorf("%w: %w", ctx.Err(), err)
 	case store.LockTimeout(err):
@@ -187,7 +208,7 @@ var errDry = errors.New("dry run")
 // run is the import, in its transaction. The old rows are locked first, and for
 // as long as the watch: that is in nobody's way but the old processors'. What
 // workers wait for is locked last.
-func (c ImportConfig) run(ctx context.Context, i *store.Import, keys oldKeys, done *Imported) error {
+func (c Config) run(ctx context.Context, i *store.Import, keys oldKeys, done *Result) error {
 	if err := c.fresh(ctx, i); err != nil { // before the watch, to say so at once
 		return err
 	}
@@ -200,12 +221,12 @@ func (c ImportConfig) run(ctx context.Context, i *store.Import, keys oldKeys, do
 	}
 	positions, err := keys.positions(rows)
 	if err != nil {
-		return fmt.Errorf("%w: %w (table %s, ImportConfig.Total %d)", ErrOldCheckpoints, err, c.Old.name(), c.Total)
+		return fmt.Errorf("%w: %w (table %s, importer.Config.Total %d)", ErrOldCheckpoints, err, c.Old.name(), c.Total)
 	}
 	next := protocol.Adopt(positions)
 	done.Lowest, done.Exact = slices.Min(positions), true
 	for k, p := range positions {
-		part := ImportedPartition{Key: keys.parts[k], Position: p, Start: next[k%len(next)].Position}
+		part := Partition{Key: keys.parts[k], Position: p, Start: next[k%len(next)].Position}
 		done.Partitions = append(done.Partitions, part)
 		done.Exact = done.Exact && part.Start == part.Position
 	}
@@ -228,7 +249,7 @@ func (c ImportConfig) run(ctx context.Context, i *store.Import, keys oldKeys, do
 }
 
 // fresh makes sure that the projection has no checkpoints here.
-func (c ImportConfig) fresh(ctx context.Context, i *store.Import) error {
+func (c Config) fresh(ctx context.Context, i *store.Import) error {
 	set, err := i.Owner(ctx, c.Projection)
 	if err != nil {
 		return err
@@ -240,7 +261,7 @@ func (c ImportConfig) fresh(ctx context.Context, i *store.Import) error {
 }
 
 // watch looks at who uses the old table until it is clear whether it is still.
-func (c ImportConfig) watch(ctx context.Context, i *store.Import) error {
+func (c Config) watch(ctx context.Context, i *store.Import) error {
 	quiet := protocol.Quiet{Watch: c.Watch}
 	tick := time.NewTicker(min(c.Watch/10+time.Millisecond, 100*time.Millisecond))
 	defer tick.Stop()
@@ -279,7 +300,7 @@ func backends(holders []protocol.Holder) string {
 	return strings.Join(names, ", ")
 }
 
-func (c ImportConfig) withDefaults() (ImportConfig, error) {
+func (c Config) withDefaults() (Config, error) {
 	if c.DB == nil {
 		return c, importError("DB", "is nil; open a database with sql.Open")
 	}
@@ -297,7 +318,7 @@ func (c ImportConfig) withDefaults() (ImportConfig, error) {
 		c.Old.Key = pupsourcingKey
 	}
 	if c.Watch == 0 {
-		c.Watch = DefaultImportWatch
+		c.Watch = DefaultWatch
 	}
 	for _, n := range []struct{ field, name string }{
 		{"Projection", c.Projection}, {"ReplicaSet", string(c.ReplicaSet)}, {"Old.Table", c.Old.Table},
@@ -308,8 +329,8 @@ func (c ImportConfig) withDefaults() (ImportConfig, error) {
 		}
 	}
 	switch {
-	case c.Total < 1 || c.Total > MaxTotalPartitions:
-		return c, importError("Total", fmt.Sprintf("is %d; it must be between 1 (run alone) and %d", c.Total, MaxTotalPartitions))
+	case c.Total < 1 || c.Total > orchestrator.MaxTotalPartitions:
+		return c, importError("Total", fmt.Sprintf("is %d; it must be between 1 (run alone) and %d", c.Total, orchestrator.MaxTotalPartitions))
 	case c.Watch < 0:
 		return c, importError("Watch", fmt.Sprintf("is %s; it can't be negative", c.Watch))
 	}
@@ -317,7 +338,7 @@ func (c ImportConfig) withDefaults() (ImportConfig, error) {
 }
 
 func importError(field, problem string) error {
-	return fmt.Errorf("%w: ImportConfig.%s %s", ErrInvalidConfig, field, problem)
+	return fmt.Errorf("%w: importer.Config.%s %s", orchestrator.ErrInvalidConfig, field, problem)
 }
 
 // name returns the table's name, quoted.
@@ -342,7 +363,7 @@ type oldKeys struct {
 	many  []string // of the partitions of as many as there may be
 }
 
-func (c ImportConfig) keys() (oldKeys, error) {
+func (c Config) keys() (oldKeys, error) {
 	k := oldKeys{alone: c.Old.Key(c.Projection, 0, 1)}
 	for p := range c.Total {
 		key := c.Old.Key(c.Projection, p, c.Total)
@@ -354,8 +375,8 @@ func (c ImportConfig) keys() (oldKeys, error) {
 		}
 		k.parts = append(k.parts, key)
 	}
-	for p := range MaxTotalPartitions {
-		k.many = append(k.many, c.Old.Key(c.Projection, p, MaxTotalPartitions))
+	for p := range orchestrator.MaxTotalPartitions {
+		k.many = append(k.many, c.Old.Key(c.Projection, p, orchestrator.MaxTotalPartitions))
 	}
 	return k, nil
 }

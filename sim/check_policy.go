@@ -10,6 +10,7 @@ type failures struct {
 	own    int           // those that are the handler's for certain
 	since  time.Duration // the first
 	latest fact
+	full   bool // there were enough, and no room to park the event
 }
 
 type laneName struct {
@@ -77,7 +78,7 @@ func (c *checker) parksInTime(f fact) *violation {
 	}
 	first := f.events[0]
 	// One that could not be read is no handler's failure, or not alone.
-	if n := c.failures[failureKey{laneOf(f), first.position}]; n.n < attempts && n.latest.kind != unreadable {
+	if n := c.failures[failureKey{laneOf(f), first.position}]; n.n < attempts && !n.full && n.latest.kind != unreadable {
 		return broken(underPolicy, []fact{n.latest, f}, "%s has parked event %d, at which its handler has failed %d times and not %d",
 			owner(f), first.position, n.n, attempts)
 	}

@@ -77,6 +77,9 @@ func (c *checker) upset(f fact) {
 	case runCancels, runSuspends, workerReturns, refused, workerExpired:
 		trouble()
 	case faultOther: // whom it hits ends, and another one is started
+		if f.text == toStandby { // or it asks in vain
+			one(retry, watch)
+		}
 		all(f.length + retry + locks)
 		c.trouble, c.troubled = f, f.at+f.length
 	case healed:

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
+	"github.com/getpup/pupsourcing-orchestrator/internal/sqltext"
 )
 
 // Running returns the generation that an Orchestrator's worker runs, 0 for none.
@@ -34,4 +35,10 @@ func (t *Table[E]) ReadOwn(ctx context.Context, partition, total int, after int6
 func SizeOf[E any](v E) int { return sizeOf(v) }
 
 // StatusQueries are what Status asks of the server, for a set.
-var StatusQueries = []string{statusReportsSQL, statusWorkersSQL, statusParkedSQL, statusPartitionsSQL}
+func StatusQueries(set string) (queries []string) {
+	for _, statement := range []sqltext.Statement{statusReportsSQL, statusWorkersSQL, statusParkedSQL, statusPartitionsSQL} {
+		query, _ := sqltext.Names{Schema: "public", Literals: true}.Bind(statement, sqltext.Values{"set": set})
+		queries = append(queries, query)
+	}
+	return queries
+}

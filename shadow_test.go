@@ -173,7 +173,11 @@ func (p qualified) Handle(ctx context.Context, e orchestrator.Event) error {
 
 type qualifiedTx struct{ qualified }
 
+// HandleTx leaves a search path, which is taken back with the next checkpoint.
 func (p qualifiedTx) HandleTx(ctx context.Context, tx orchestrator.Tx, e orchestrator.Event) error {
+	if _, err := tx.ExecContext(ctx, `SET search_path = shadow`); err != nil {
+		return err
+	}
 	return p.write(ctx, tx, e)
 }
 
@@ -278,6 +282,20 @@ VALUES ('test', 'thing', 'late', 1, gen_random_uuid(), 'happened', 'x')`)
 	must("import", err)
 	second.stop()
 	w.active("set", 1)
+	table := cfg.EventStore.(*orchestrator.Table[orchestrator.Event])
+	if own, _, _, err := table.ReadOwn(ctx, 0, 2, 0, 1000, 0); err != nil || len(own) < 100 {
+		t.Errorf("by slot: %d events, %v", len(own), err)
+	}
+	for _, scope := range []orchestrator.Scope{
+		{AggregateTypes: []string{"thing"}}, {BoundedContexts: []string{"test", ""}}, {AggregateTypes: []string{"thing", ""}, BoundedContexts: []string{"test"}},
+	} {
+		read, err := table.Scoped(scope)
+		must("scoped", err)
+		if _, passed, err := read(ctx, 0, 1000); err != nil || passed < 601 {
+			t.Errorf("%+v: passed %d, %v", scope, passed, err)
+		}
+	}
+	must("check the events table", table.Check(ctx))
 	head, err := cfg.EventStore.(orchestrator.HeadStore).Head(ctx)
 	must("head", err)
 	if want := w.number(`SELECT max(global_position) FROM events`); head != want {

@@ -364,12 +364,13 @@ const runText = `CASE WHEN pg_is_in_recovery() THEN 'standby' ELSE 'primary' END
             THEN (date_part('epoch', pg_stat_get_bgwriter_stat_reset_time()) * 1000000)::bigint END, current_database()`
 
 // epochText names where something runs: the run of the server, the table and its file,
-// and the file of the sequence whose oid is given. RESTART gives the sequence another
+// the role, since row-level security may hide events from another (a SET ROLE that
+// somebody has left), and the file of the sequence whose oid is given. RESTART gives the sequence another
 // file, and so does TRUNCATE … RESTART IDENTITY. It is asked with each page, so it
 // reads no table, and takes the server next to no time.
 func epochText(sequence string) string {
 	return `concat_ws('|', ` + sequence + `, coalesce(pg_relation_filenode(` + sequence + `), 0),
-       {name}::regclass::oid, coalesce(pg_relation_filenode({name}::regclass), 0), ` + runText + `)`
+       {name}::regclass::oid, coalesce(pg_relation_filenode({name}::regclass), 0), current_user, ` + runText + `)`
 }
 
 // elsewhere is in the error of a statement that finds itself in another epoch.

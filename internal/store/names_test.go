@@ -10,6 +10,7 @@ import (
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
 	"github.com/getpup/pupsourcing-orchestrator/internal/sqltext"
+	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
@@ -129,5 +130,35 @@ func TestLocate(t *testing.T) {
 	}
 	if err := store.New(one(t, base, "a"), "set", store.Options{Schema: "b"}).Check(t.Context()); err != nil {
 		t.Errorf("a schema by name: %v", err)
+	}
+}
+
+// A role that somebody has left on the pool's only connection costs the connection.
+func TestRoleThatWasLeft(t *testing.T) {
+	db := migrated(t)
+	db.SetMaxOpenConns(1)
+	s := store.New(db, "set", store.Options{Bounds: store.BoundsOf(lease)})
+	if _, err := db.ExecContext(t.Context(), `CREATE ROLE may_nothing`); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if _, err := db.ExecContext(t.Context(), `DROP ROLE may_nothing`); err != nil {
+			t.Error(err)
+		}
+	}()
+	for what, ask := range map[string]func() error{
+		"join": func() error { _, err := join(s, t, "w", "p"); return err },
+		"load": func() error {
+			_, err := s.Load(t.Context(), store.Lane{Projection: "p", Assignment: protocol.Assignment{Generation: 1, Total: 1}})
+			return err
+		},
+		"report": func() error { return s.Report(t.Context(), "w", []byte(`{}`)) },
+	} {
+		if _, err := db.ExecContext(t.Context(), `SET ROLE may_nothing`); err != nil {
+			t.Fatal(err)
+		}
+		if err := ask(); err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
 	}
 }

@@ -182,7 +182,11 @@ func (s *Store) exec(ctx context.Context, q dbconn.Querier, statement sqltext.St
 	if err != nil {
 		return nil, err
 	}
-	return dbconn.ExecOn(ctx, q, query, args...)
+	result, err := dbconn.ExecOn(ctx, q, query, args...)
+	if roleLeft(ctx, q, err) {
+		return dbconn.ExecOn(ctx, q, query, args...)
+	}
+	return result, err
 }
 
 func (s *Store) query(ctx context.Context, q dbconn.Querier, statement sqltext.Statement, values sqltext.Values) (dbconn.Scanner, error) {
@@ -190,7 +194,11 @@ func (s *Store) query(ctx context.Context, q dbconn.Querier, statement sqltext.S
 	if err != nil {
 		return nil, err
 	}
-	return dbconn.QueryOn(ctx, q, query, args...)
+	rows, err := dbconn.QueryOn(ctx, q, query, args...)
+	if roleLeft(ctx, q, err) {
+		return dbconn.QueryOn(ctx, q, query, args...)
+	}
+	return rows, err
 }
 
 // row runs a query, and scans its only row.
@@ -199,7 +207,19 @@ func (s *Store) row(ctx context.Context, q dbconn.Querier, statement sqltext.Sta
 	if err != nil {
 		return err
 	}
-	return dbconn.ScanOn(ctx, q, query, args, dest...)
+	err = dbconn.ScanOn(ctx, q, query, args, dest...)
+	if roleLeft(ctx, q, err) {
+		return dbconn.ScanOn(ctx, q, query, args, dest...)
+	}
+	return err
+}
+
+// roleLeft reports whether a statement was refused, perhaps, since somebody has left
+// another role on a connection of the pool: it is closed by now, and the statement may be
+// tried again.
+func roleLeft(ctx context.Context, q dbconn.Querier, err error) bool {
+	db, pool := q.(*sql.DB)
+	return pool && Denied(err) && DropStandbys(ctx, db) > 0
 }
 
 // Locate returns what statements for a database need: the schema of the tables. If
@@ -716,6 +736,14 @@ func (s *Store) checkTaken(ctx context.Context, tx *sql.Tx, foreign []string, no
 // transact runs f in a transaction, which the server bounds from its first
 // statement on (lockGroup).
 func (s *Store) transact(ctx context.Context, f func(*sql.Tx) error) error {
+	err := s.transactOnce(ctx, f)
+	if roleLeft(ctx, s.db, err) {
+		return s.transactOnce(ctx, f)
+	}
+	return err
+}
+
+func (s *Store) transactOnce(ctx context.Context, f func(*sql.Tx) error) error {
 	tx, err := dbconn.Begin(ctx, s.db, &sql.TxOptions{Isolation: sql.LevelReadCommitted})
 	if err != nil {
 		return fmt.Errorf("begin: %w", err)

@@ -20,6 +20,8 @@ type faults struct {
 	commits atomic.Int64
 	// query is called before each statement that returns rows.
 	query atomic.Pointer[func(query string)]
+	// rewrite replaces the text of such a statement.
+	rewrite atomic.Pointer[func(query string) string]
 }
 
 func (f *faults) onCommit(hook func(do func() error) error) { f.commit.Store(&hook) }
@@ -73,6 +75,9 @@ type faultyConn struct {
 func (c *faultyConn) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
 	if hook := c.faults.query.Load(); hook != nil {
 		(*hook)(query)
+	}
+	if rewrite := c.faults.rewrite.Load(); rewrite != nil {
+		query = (*rewrite)(query)
 	}
 	return c.fullConn.QueryContext(ctx, query, args)
 }

@@ -290,7 +290,14 @@ func (w *worker[E]) listen() (leave func()) {
 // check makes sure, before anything is touched, that the tables and the event
 // store are there. A database that is away is waited for.
 func (w *worker[E]) check(ctx context.Context) error {
-	checks := []func(context.Context) error{w.store.Check, w.checkNames}
+	settings := func(ctx context.Context) error {
+		err := w.store.CheckSettings(ctx)
+		if errors.Is(err, store.ErrSettings) {
+			err = fmt.Errorf("%w: Config.DB: %w", ErrInvalidConfig, err)
+		}
+		return err
+	}
+	checks := []func(context.Context) error{settings, w.store.Check, w.checkNames}
 	if c, ok := w.cfg.EventStore.(Checker); ok {
 		checks = append(checks, func(ctx context.Context) error {
 			if err := safely("the event store", func() error { return c.Check(ctx) }); err != nil {

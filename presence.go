@@ -54,7 +54,7 @@ func (w *worker[E]) attach(a protocol.Attach) {
 			return p, err
 		}
 		err = p.conn.During(ctx, func() (err error) {
-			p.own, err = store.Attach(ctx, p.conn.Conn, string(w.cfg.ReplicaSet), a)
+			p.own, err = w.store.Attach(ctx, p.conn.Conn, a)
 			return err
 		})
 		if err != nil {
@@ -83,7 +83,7 @@ func (w *worker[E]) prove(a protocol.Prove, id protocol.WorkerID) {
 	p, sent := w.presence, time.Now()
 	got, err := bounded(w.life, presencePatience, func(context.Context) (r answer, err error) {
 		if a.Look {
-			r.same, r.absent, err = p.own.Look(p.ctx, string(w.cfg.ReplicaSet), id)
+			r.same, r.absent, err = p.own.Look(p.ctx, id)
 		} else {
 			r.same, err = p.own.Prove(p.ctx)
 		}

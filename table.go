@@ -3,16 +3,17 @@ package orchestrator
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
-
-	"github.com/lib/pq"
 
 	"github.com/getpup/pupsourcing-orchestrator/internal/eventtable"
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
+	"github.com/getpup/pupsourcing-orchestrator/internal/sqltext"
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
@@ -38,8 +39,9 @@ type Event struct {
 // A TableConfig says where the events are and how to read a row. Names are
 // taken as they are written and quoted.
 type TableConfig[E any] struct {
-	// Table is the events table, looked up on the search path, or in Schema if
-	// that is set. Default: events.
+	// Table is the events table, in Schema; if that is not set, in the schema that the
+	// search path leads to, which is looked up once: what a session does to its
+	// search path later, and temporary tables, change nothing. Default: events.
 	Schema, Table string
 	// PositionColumn is a positive integer (smallint, integer, bigint), unique, and
 	// filled from a sequence by the inserting transaction itself. Without an index that
@@ -119,6 +121,8 @@ type Table[E any] struct {
 	db  *sql.DB
 	cfg TableConfig[E]
 	sql eventtable.Table
+	// found is sql with its schema; nil: it was not looked up yet.
+	found atomic.Pointer[eventtable.Table]
 	// fields are the destinations of a row, as NewTable has got them.
 	fields []any
 	// libpq: the driver is lib/pq, which takes one round trip for a statement without
@@ -185,9 +189,8 @@ func NewTable[E any](db *sql.DB, cfg TableConfig[E]) (*Table[E], error) {
 		return nil, tableError("NoSequence", "is set, and so is Sequence")
 	}
 
-	_, libpq := db.Driver().(*pq.Driver)
 	return &Table[E]{
-		db: db, cfg: cfg, fields: fields, libpq: libpq, turn: make(chan struct{}, 1), end: -1,
+		db: db, cfg: cfg, fields: fields, libpq: sqltext.LibPQ(db), turn: make(chan struct{}, 1), end: -1,
 		sql: eventtable.New(eventtable.Config{
 			Schema: cfg.Schema, Table: cfg.Table, Position: cfg.PositionColumn, Aggregate: cfg.AggregateIDColumn,
 			AggregateType: cfg.AggregateTypeColumn, BoundedContext: cfg.BoundedContextColumn, Columns: cfg.Columns,
@@ -368,11 +371,15 @@ func (t *Table[E]) statements(ctx context.Context) (*eventtable.Reader, error) {
 	if r != nil {
 		return r, nil
 	}
-	types, err := t.sql.Types(ctx, t.db)
+	table, err := t.find(ctx)
 	if err != nil {
 		return nil, err
 	}
-	r, err = t.sql.Reader(types, func(column int, part eventtable.Part) bool {
+	types, err := table.Types(ctx, t.db)
+	if err != nil {
+		return nil, err
+	}
+	r, err = table.Reader(types, func(column int, part eventtable.Part) bool {
 		_, number := t.fields[column].(*int64)
 		_, text := t.fields[column].(*string)
 		return number && part == eventtable.Position || text && part != eventtable.Position
@@ -424,6 +431,10 @@ func (t *Table[E]) same(ctx context.Context, r *eventtable.Reader, slots *protoc
 // carry carries a reading to its end. What it does in which order is for
 // protocol.Reading to say; look reads the page.
 func (t *Table[E]) carry(ctx context.Context, reading *protocol.Reading, look func(protocol.ReadAction, *protocol.ReadAnswer) error) (done protocol.ReadAction, head int64, err error) {
+	table, err := t.find(ctx)
+	if err != nil {
+		return done, 0, err
+	}
 	var answer protocol.ReadAnswer
 	turn := false
 	defer func() {
@@ -445,10 +456,10 @@ func (t *Table[E]) carry(ctx context.Context, reading *protocol.Reading, look fu
 			answer, err = bounded(ctx, lookMax, t.ask, nil)
 			head = max(head, answer.High)
 		case protocol.ReadHigh:
-			answer.High, err = bounded(ctx, lookMax, func(ctx context.Context) (int64, error) { return t.sql.High(ctx, t.db, at(action)) }, nil)
+			answer.High, err = bounded(ctx, lookMax, func(ctx context.Context) (int64, error) { return table.High(ctx, t.db, at(action)) }, nil)
 			head = max(head, answer.High)
 		case protocol.ReadAhead:
-			answer.Last, answer.Missing, err = t.sql.Ahead(ctx, t.db, at(action), action.After)
+			answer.Last, answer.Missing, err = table.Ahead(ctx, t.db, at(action), action.After)
 			head = max(head, answer.Last)
 		case protocol.ReadPage:
 			answer.Cut, answer.Positions = false, answer.Positions[:0]
@@ -470,6 +481,29 @@ func (t *Table[E]) carry(ctx context.Context, reading *protocol.Reading, look fu
 			return action, head, t.failed(ctx, reading, err)
 		}
 	}
+}
+
+// find looks up the table's schema, once: the table is the same for as long as it
+// is read.
+func (t *Table[E]) find(ctx context.Context) (*eventtable.Table, error) {
+	if found := t.found.Load(); found != nil {
+		return found, nil
+	}
+	found, err := t.sql.Find(ctx, t.db)
+	if err != nil {
+		return nil, fmt.Errorf("events table %s: %w", t.sql.Name, err)
+	}
+	t.found.CompareAndSwap(nil, &found)
+	return t.found.Load(), nil
+}
+
+// asked asks what is assumed of the table.
+func (t *Table[E]) asked(ctx context.Context) (f eventtable.Facts, holders []protocol.Holder, err error) {
+	table, err := t.find(ctx)
+	if err != nil {
+		return f, nil, err
+	}
+	return table.Ask(ctx, t.db)
 }
 
 // forget has the types of the columns asked for again: it may be another table.
@@ -496,7 +530,7 @@ func at(a protocol.ReadAction) eventtable.At {
 
 // ask asks what is assumed of the table, and who writes it.
 func (t *Table[E]) ask(ctx context.Context) (a protocol.ReadAnswer, err error) {
-	facts, holders, err := t.sql.Ask(ctx, t.db)
+	facts, holders, err := t.asked(ctx)
 	if err != nil {
 		return a, err
 	}
@@ -603,7 +637,7 @@ func (t *Table[E]) Head(ctx context.Context) (int64, error) {
 // reaches returns with the head the last position that was given out, where the role may
 // see that of the sequence: what was deleted is still behind a reader that stands there.
 func (t *Table[E]) reaches(ctx context.Context) (head, given int64, err error) {
-	facts, _, err := t.sql.Ask(ctx, t.db)
+	facts, _, err := t.asked(ctx)
 	switch {
 	case err != nil:
 		return 0, 0, err
@@ -617,7 +651,11 @@ func (t *Table[E]) reaches(ctx context.Context) (head, given int64, err error) {
 // identity names the table, and its database where that is not the one in which
 // workers coordinate.
 func (t *Table[E]) identity(ctx context.Context, coordination *sql.DB) (string, error) {
-	table, database, err := t.sql.Identity(ctx, t.db)
+	found, err := t.find(ctx)
+	if err != nil {
+		return "", err
+	}
+	table, database, err := found.Identity(ctx, t.db)
 	if err != nil || t.db == coordination {
 		return table, err
 	}
@@ -630,7 +668,7 @@ func (t *Table[E]) identity(ctx context.Context, coordination *sql.DB) (string, 
 // Check makes sure that the table and its columns exist and may be read, and
 // that it can be read without losing events.
 func (t *Table[E]) Check(ctx context.Context) error {
-	facts, _, err := t.sql.Ask(ctx, t.db)
+	facts, _, err := t.asked(ctx)
 	if err != nil {
 		return fmt.Errorf("check events table: %w%s", err, t.hint(ctx, err))
 	}
@@ -647,15 +685,19 @@ func (t *Table[E]) Check(ctx context.Context) error {
 	return nil
 }
 
+var versionSQL = sqltext.New(`SELECT version()`)
+
 // hint says more of why a table can't be asked about.
 func (t *Table[E]) hint(ctx context.Context, err error) string {
 	var version string
+	missing := store.State(err) == "42P01" || errors.Is(err, eventtable.ErrNoTable)
+	text, _ := sqltext.Names{Literals: true}.Bind(versionSQL, nil)
 	switch {
-	case store.State(err) == "42P01" && t.cfg.Schema == "" && strings.ContainsRune(t.cfg.Table, '.'):
+	case missing && t.cfg.Schema == "" && strings.ContainsRune(t.cfg.Table, '.'):
 		return "; the schema is a field of its own, TableConfig.Schema"
-	case store.State(err) == "42P01" && t.cfg.Table != strings.ToLower(t.cfg.Table):
+	case missing && t.cfg.Table != strings.ToLower(t.cfg.Table):
 		return "; names are quoted, and one that was created without quotes is in lower case"
-	case store.State(err) != "" && t.db.QueryRowContext(ctx, `SELECT version()`).Scan(&version) == nil:
+	case store.State(err) != "" && t.db.QueryRowContext(ctx, text).Scan(&version) == nil:
 		if other := eventtable.Lookalike(version); other != "" {
 			return fmt.Sprintf("; the server is %s, and this reads events from PostgreSQL itself only", other)
 		}

@@ -664,9 +664,11 @@ func TestTableCheck(t *testing.T) {
 	w.exec(`GRANT USAGE ON SCHEMA public TO ` + r)
 	w.exec(`REVOKE ALL ON events FROM ` + r)
 	w.exec(`CREATE TABLE narrow AS SELECT global_position, aggregate_id FROM events`)
-	w.exec(`CREATE SCHEMA fake`)
-	w.exec(`CREATE FUNCTION fake.pg_is_in_recovery() RETURNS boolean LANGUAGE sql AS 'SELECT true'`)
-	standby := reopen(t, w.url, "search_path", "fake,pg_catalog,public")
+	standby, f := faulty(t, w.url)
+	pretend := func(query string) string {
+		return strings.ReplaceAll(query, "pg_catalog.pg_is_in_recovery()", "true")
+	}
+	f.rewrite.Store(&pretend)
 
 	for _, c := range []struct {
 		name  string

@@ -13,7 +13,6 @@ import (
 	"time"
 
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
-	"github.com/getpup/pupsourcing-orchestrator/internal/eventtable"
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
 	"github.com/getpup/pupsourcing-orchestrator/internal/redact"
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
@@ -182,7 +181,7 @@ func Import(ctx context.Context, cfg Config) (Result, error) {
 		return Result{}, redact.Error(err)
 	}
 	done := Result{Projection: cfg.Projection, ReplicaSet: cfg.ReplicaSet, DryRun: cfg.DryRun}
-	old := store.NewOldTable(cfg.Old.name(), eventtable.Quote(cfg.Old.KeyColumn), eventtable.Quote(cfg.Old.PositionColumn))
+	old := cfg.Old.table()
 	err = s.Import(ctx, old, func(i *store.Import) error { return cfg.run(ctx, i, keys, &done) })
 	switch taken := (*store.TakenError)(nil); {
 	case errors.Is(err, errDry):
@@ -217,11 +216,11 @@ func (c Config) run(ctx context.Context, i *store.Import, keys oldKeys, done *Re
 		return err
 	}
 	if len(busy) > 0 {
-		return fmt.Errorf("%w: somebody else has %s in %s locked, a processor that is writing or another import; stop the processors, then import", ErrStillMoving, quoted(busy), c.Old.name())
+		return fmt.Errorf("%w: somebody else has %s in %s locked, a processor that is writing or another import; stop the processors, then import", ErrStillMoving, quoted(busy), c.Old.table().Name())
 	}
 	positions, err := keys.positions(rows)
 	if err != nil {
-		return fmt.Errorf("%w: %w (table %s, importer.Config.Total %d)", ErrOldCheckpoints, err, c.Old.name(), c.Total)
+		return fmt.Errorf("%w: %w (table %s, importer.Config.Total %d)", ErrOldCheckpoints, err, c.Old.table().Name(), c.Total)
 	}
 	next := protocol.Adopt(positions)
 	done.Lowest, done.Exact = slices.Min(positions), true
@@ -275,9 +274,9 @@ func (c Config) watch(ctx context.Context, i *store.Import) error {
 		case protocol.Still:
 			return nil
 		case protocol.Moving:
-			return fmt.Errorf("%w: %s waits to move a checkpoint in %s; stop the processors, then import", ErrStillMoving, backends(holders), c.Old.name())
+			return fmt.Errorf("%w: %s waits to move a checkpoint in %s; stop the processors, then import", ErrStillMoving, backends(holders), c.Old.table().Name())
 		case protocol.Open:
-			return fmt.Errorf("%w: %s has read %s and is still in that transaction: perhaps a processor in the midst of a batch; end it, or wait until it has ended, then import", ErrStillMoving, backends(holders), c.Old.name())
+			return fmt.Errorf("%w: %s has read %s and is still in that transaction: perhaps a processor in the midst of a batch; end it, or wait until it has ended, then import", ErrStillMoving, backends(holders), c.Old.table().Name())
 		}
 		select {
 		case <-tick.C:
@@ -341,12 +340,8 @@ func importError(field, problem string) error {
 	return fmt.Errorf("%w: importer.Config.%s %s", orchestrator.ErrInvalidConfig, field, problem)
 }
 
-// name returns the table's name, quoted.
-func (o OldCheckpoints) name() string {
-	if o.Schema == "" {
-		return eventtable.Quote(o.Table)
-	}
-	return eventtable.Quote(o.Schema) + "." + eventtable.Quote(o.Table)
+func (o OldCheckpoints) table() store.OldTable {
+	return store.OldTable{Schema: o.Schema, Table: o.Table, Key: o.KeyColumn, Position: o.PositionColumn}
 }
 
 func pupsourcingKey(projection string, partition, total int) string {

@@ -13,6 +13,7 @@ import (
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 	"github.com/getpup/pupsourcing-orchestrator/internal/calls"
 	"github.com/getpup/pupsourcing-orchestrator/internal/redact"
+	"github.com/getpup/pupsourcing-orchestrator/internal/sqltext"
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
@@ -271,13 +272,19 @@ func readStatus(ctx context.Context, db *sql.DB) ([]setKnown, error) {
 	return sets, nil
 }
 
-func readParked(ctx context.Context, db *sql.DB, set orchestrator.ReplicaSetName) ([]parkedKnown, error) {
-	parked := []parkedKnown{}
-	err := query(ctx, db, `
+var parkedKnownSQL = sqltext.New(`
 SELECT e.projection, e.position, e.aggregate_id, e.error, e.attempts, e.parked_at, coalesce(e.request, '')
   FROM orchestrator_parked e
   JOIN orchestrator_projections p ON p.name = e.projection
- WHERE p.replica_set = $1 ORDER BY e.projection, e.position LIMIT $2`, []any{string(set), statusParked}, func(scan func(...any) error) error {
+ WHERE p.replica_set = {set} ORDER BY e.projection, e.position LIMIT {limit}`)
+
+func readParked(ctx context.Context, db *sql.DB, set orchestrator.ReplicaSetName) ([]parkedKnown, error) {
+	parked := []parkedKnown{}
+	tables, err := store.Locate(ctx, db, "")
+	if err != nil {
+		return nil, fmt.Errorf("parked events of replica set %q: %w", set, err)
+	}
+	err = query(ctx, db, tables, parkedKnownSQL, sqltext.Values{"set": string(set), "limit": statusParked}, func(scan func(...any) error) error {
 		var p parkedKnown
 		err := scan(&p.Projection, &p.Position, &p.AggregateID, &p.Error, &p.Attempts, &p.ParkedAt, &p.Request)
 		parked = append(parked, p)

@@ -12,6 +12,7 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/dbconn"
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
 	"github.com/getpup/pupsourcing-orchestrator/internal/redact"
+	"github.com/getpup/pupsourcing-orchestrator/internal/sqltext"
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
@@ -132,6 +133,8 @@ func storable(ctx context.Context, db *sql.DB, texts ...string) bool {
 	return true
 }
 
+var activeSQL = sqltext.New(`SELECT generation >= {generation} AND phase = 'active' FROM orchestrator_replica_sets WHERE name = {set}`)
+
 // AwaitGeneration waits until a generation, or a newer one, is active: nothing
 // that an older one ran can have an effect any more. It goes on looking until ctx
 // ends, also while there is no worker to activate it. It returns ErrNoReplicaSet where
@@ -140,10 +143,12 @@ func AwaitGeneration(ctx context.Context, db *sql.DB, set orchestrator.ReplicaSe
 	if problem := store.NameProblem(string(set)); problem != "" {
 		return fmt.Errorf("wait for generation %d: %w: its name %s", generation, ErrNoReplicaSet, problem)
 	}
-	return calls.Await(ctx, func() (bool, error) {
-		var active bool
-		err := dbconn.QueryRow(ctx, db, `
-SELECT generation >= $2 AND phase = 'active' FROM orchestrator_replica_sets WHERE name = $1`, string(set), generation).Scan(&active)
+	return calls.Await(ctx, func() (active bool, err error) {
+		tables, err := store.Locate(ctx, db, "")
+		if err == nil {
+			query, args := tables.Bind(activeSQL, sqltext.Values{"set": string(set), "generation": generation})
+			err = dbconn.QueryRow(ctx, db, query, args...).Scan(&active)
+		}
 		if errors.Is(err, sql.ErrNoRows) || store.Unstorable(err) {
 			err = ErrNoReplicaSet
 		}

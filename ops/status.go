@@ -21,6 +21,7 @@ import (
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 	"github.com/getpup/pupsourcing-orchestrator/internal/dbconn"
 	"github.com/getpup/pupsourcing-orchestrator/internal/redact"
+	"github.com/getpup/pupsourcing-orchestrator/internal/sqltext"
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
@@ -122,11 +123,22 @@ type GenerationRecord struct {
 // ErrNoReplicaSet is returned for a replica set of which no worker has ever run.
 var ErrNoReplicaSet = errors.New("orchestrator: no such replica set")
 
+var (
+	replicaSetsSQL = sqltext.New(`SELECT name FROM orchestrator_replica_sets ORDER BY name`)
+	historySQL     = sqltext.New(`
+SELECT generation, reason, total, members, opened_at, activated_at, waited_for
+  FROM orchestrator_history WHERE replica_set = {set} ORDER BY generation DESC LIMIT {limit}`)
+)
+
 // ReplicaSets returns the names of all replica sets of which workers have run,
 // sorted.
 func ReplicaSets(ctx context.Context, db *sql.DB) ([]orchestrator.ReplicaSetName, error) {
 	names := []orchestrator.ReplicaSetName{}
-	err := query(ctx, db, `SELECT name FROM orchestrator_replica_sets ORDER BY name`, nil, func(scan func(...any) error) error {
+	tables, err := store.Locate(ctx, db, "")
+	if err != nil {
+		return nil, redact.Error(fmt.Errorf("list replica sets: %w", err))
+	}
+	err = query(ctx, db, tables, replicaSetsSQL, nil, func(scan func(...any) error) error {
 		var name orchestrator.ReplicaSetName
 		err := scan(&name)
 		names = append(names, name)
@@ -150,11 +162,7 @@ func Status(ctx context.Context, db *sql.DB, set orchestrator.ReplicaSetName) (R
 	if problem := store.NameProblem(string(set)); problem != "" {
 		return s, fmt.Errorf("%w: its name %s", ErrNoReplicaSet, problem)
 	}
-	tx, err := dbconn.Begin(ctx, db, &sql.TxOptions{Isolation: sql.LevelRepeatableRead, ReadOnly: true})
-	if err == nil {
-		defer tx.Rollback() // nothing was written
-		err = store.Foreseen(s.read(ctx, tx.Tx))
-	}
+	err := store.Foreseen(s.load(ctx, db))
 	if store.Unstorable(err) && !storable(ctx, db, string(set)) {
 		err = ErrNoReplicaSet
 	}
@@ -165,16 +173,35 @@ func Status(ctx context.Context, db *sql.DB, set orchestrator.ReplicaSetName) (R
 	return s, nil
 }
 
+func (s *ReplicaSetStatus) load(ctx context.Context, db *sql.DB) error {
+	tables, err := store.Locate(ctx, db, "")
+	if err != nil {
+		return err
+	}
+	tx, err := dbconn.Begin(ctx, db, &sql.TxOptions{Isolation: sql.LevelRepeatableRead, ReadOnly: true})
+	if err != nil {
+		return err
+	}
+	defer tx.Rollback() // nothing was written
+	return s.read(func(statement sqltext.Statement, each func(scan func(...any) error) error) error {
+		return query(ctx, tx, tables, statement, sqltext.Values{"set": string(s.ReplicaSet)}, each)
+	})
+}
+
+// An asking runs a statement about the replica set, and calls each with what scans a row.
+type asking func(statement sqltext.Statement, each func(scan func(...any) error) error) error
+
 // read reads each of the tables once, and joins here what belongs together. The
 // views are for people: a server may run through a side of their joins again for
 // each row of the other.
-func (s *ReplicaSetStatus) read(ctx context.Context, tx *sql.Tx) error {
+func (s *ReplicaSetStatus) read(ask asking) error {
 	var paused, rewinds string
-	err := tx.QueryRowContext(ctx, `
-SELECT clock_timestamp(), generation, phase, total, reason, opened_at, activated_at, paused, rewinds
-  FROM orchestrator_replica_sets WHERE name = $1`, string(s.ReplicaSet)).
-		Scan(&s.At, &s.Generation, &s.Phase, &s.TotalPartitions, &s.Reason, &s.OpenedAt, &s.ActivatedAt, &paused, &rewinds)
-	if errors.Is(err, sql.ErrNoRows) {
+	found := false
+	err := ask(statusSQL, func(scan func(...any) error) error {
+		found = true
+		return scan(&s.At, &s.Generation, &s.Phase, &s.TotalPartitions, &s.Reason, &s.OpenedAt, &s.ActivatedAt, &paused, &rewinds)
+	})
+	if err == nil && !found {
 		return ErrNoReplicaSet
 	}
 	row := store.RowOf("replica_sets", string(s.ReplicaSet)).Scanned(err)
@@ -188,42 +215,45 @@ SELECT clock_timestamp(), generation, phase, total, reason, opened_at, activated
 	}
 	s.Paused = slices.DeleteFunc(names, func(name string) bool { return name == "" })
 	s.PausedAll = len(s.Paused) < len(names)
-	reports, err := s.readReports(ctx, tx)
+	reports, err := s.readReports(ask)
 	if err != nil {
 		return err
 	}
 	for _, r := range reports {
 		s.Head = max(s.Head, r.Head)
 	}
-	owners, err := s.readWorkers(ctx, tx, reports)
+	owners, err := s.readWorkers(ask, reports)
 	if err != nil {
 		return err
 	}
-	parked, err := s.readParked(ctx, tx)
+	parked, err := s.readParked(ask)
 	if err != nil {
 		return err
 	}
-	return s.readPartitions(ctx, tx, owners, parked)
+	return s.readPartitions(ask, owners, parked)
 }
 
-// The statements of Status, beside the one for the set's own row.
-const (
-	statusReportsSQL = `
+// The statements of Status.
+var (
+	statusSQL = sqltext.New(`
+SELECT {clock}, generation, phase, total, reason, opened_at, activated_at, paused, rewinds
+  FROM orchestrator_replica_sets WHERE name = {set}`)
+	statusReportsSQL = sqltext.New(`
 SELECT r.worker, r.reported_at, r.report
   FROM orchestrator_reports r
   JOIN orchestrator_workers w ON w.replica_set = r.replica_set AND w.id = r.worker
- WHERE r.replica_set = $1`
-	statusWorkersSQL = `
-SELECT id, joined_at, lease_until, lease_until > clock_timestamp(), generation, total, partitions, holds, drained, projections
-  FROM orchestrator_workers WHERE replica_set = $1 ORDER BY seq`
-	statusParkedSQL = `
+ WHERE r.replica_set = {set}`)
+	statusWorkersSQL = sqltext.New(`
+SELECT id, joined_at, lease_until, lease_until > {clock}, generation, total, partitions, holds, drained, projections
+  FROM orchestrator_workers WHERE replica_set = {set} ORDER BY seq`)
+	statusParkedSQL = sqltext.New(`
 SELECT c.projection, c.total, p.slot % c.total, count(*), min(p.parked_at) AS parked_since
-  FROM (SELECT DISTINCT projection, total FROM orchestrator_checkpoints WHERE replica_set = $1) c
+  FROM (SELECT DISTINCT projection, total FROM orchestrator_checkpoints WHERE replica_set = {set}) c
   JOIN orchestrator_parked p ON p.projection = c.projection
- GROUP BY 1, 2, 3`
-	statusPartitionsSQL = `
+ GROUP BY 1, 2, 3`)
+	statusPartitionsSQL = sqltext.New(`
 SELECT projection, partition, total, generation, position, updated_at
-  FROM orchestrator_checkpoints WHERE replica_set = $1 ORDER BY projection, partition`
+  FROM orchestrator_checkpoints WHERE replica_set = {set} ORDER BY projection, partition`)
 )
 
 // A reported is a worker's report.
@@ -239,9 +269,9 @@ type laneKey struct {
 }
 
 // readReports returns the workers' reports.
-func (s *ReplicaSetStatus) readReports(ctx context.Context, tx *sql.Tx) (map[string]*reported, error) {
+func (s *ReplicaSetStatus) readReports(ask asking) (map[string]*reported, error) {
 	reports := map[string]*reported{}
-	err := query(ctx, tx, statusReportsSQL, []any{string(s.ReplicaSet)}, func(scan func(...any) error) error {
+	err := ask(statusReportsSQL, func(scan func(...any) error) error {
 		var worker string
 		var text []byte
 		r := &reported{lanes: map[laneKey]*orchestrator.LaneReport{}}
@@ -273,9 +303,9 @@ type owner struct {
 }
 
 // readWorkers reads the workers, and returns which of them has what.
-func (s *ReplicaSetStatus) readWorkers(ctx context.Context, tx *sql.Tx, reports map[string]*reported) (map[ownership]owner, error) {
+func (s *ReplicaSetStatus) readWorkers(ask asking, reports map[string]*reported) (map[ownership]owner, error) {
 	owners := map[ownership]owner{}
-	err := query(ctx, tx, statusWorkersSQL, []any{string(s.ReplicaSet)}, func(scan func(...any) error) error {
+	err := ask(statusWorkersSQL, func(scan func(...any) error) error {
 		var w WorkerStatus
 		var total int
 		var generation int64
@@ -318,9 +348,9 @@ type lot struct {
 }
 
 // readParked counts what is parked, in one pass over it.
-func (s *ReplicaSetStatus) readParked(ctx context.Context, tx *sql.Tx) (map[lotKey]lot, error) {
+func (s *ReplicaSetStatus) readParked(ask asking) (map[lotKey]lot, error) {
 	lots := map[lotKey]lot{}
-	err := query(ctx, tx, statusParkedSQL, []any{string(s.ReplicaSet)}, func(scan func(...any) error) error {
+	err := ask(statusParkedSQL, func(scan func(...any) error) error {
 		var k lotKey
 		var l lot
 		err := scan(&k.projection, &k.total, &k.partition, &l.parked, &l.oldest)
@@ -334,8 +364,8 @@ func (s *ReplicaSetStatus) readParked(ctx context.Context, tx *sql.Tx) (map[lotK
 	return lots, err
 }
 
-func (s *ReplicaSetStatus) readPartitions(ctx context.Context, tx *sql.Tx, owners map[ownership]owner, parked map[lotKey]lot) error {
-	return query(ctx, tx, statusPartitionsSQL, []any{string(s.ReplicaSet)}, func(scan func(...any) error) error {
+func (s *ReplicaSetStatus) readPartitions(ask asking, owners map[ownership]owner, parked map[lotKey]lot) error {
+	return ask(statusPartitionsSQL, func(scan func(...any) error) error {
 		var p PartitionStatus
 		err := scan(&p.Projection, &p.Partition, &p.TotalPartitions, &p.Generation, &p.Position, &p.UpdatedAt)
 		row := store.RowOf("checkpoints", p.Projection, p.Partition).Scanned(err)
@@ -453,9 +483,11 @@ func History(ctx context.Context, db *sql.DB, set orchestrator.ReplicaSetName, l
 		return nil, fmt.Errorf("history: %w: its name %s", ErrNoReplicaSet, problem)
 	}
 	records := []GenerationRecord{}
-	err := query(ctx, db, `
-SELECT generation, reason, total, members, opened_at, activated_at, waited_for
-  FROM orchestrator_history WHERE replica_set = $1 ORDER BY generation DESC LIMIT $2`, []any{string(set), limit}, func(scan func(...any) error) error {
+	tables, err := store.Locate(ctx, db, "")
+	if err != nil {
+		return nil, redact.Error(fmt.Errorf("history of replica set %q: %w", set, err))
+	}
+	err = query(ctx, db, tables, historySQL, sqltext.Values{"set": string(set), "limit": limit}, func(scan func(...any) error) error {
 		var r GenerationRecord
 		var members, waited string
 		err := scan(&r.Generation, &r.Reason, &r.TotalPartitions, &members, &r.OpenedAt, &r.ActivatedAt, &waited)
@@ -475,21 +507,9 @@ SELECT generation, reason, total, members, opened_at, activated_at, waited_for
 }
 
 // query calls each with what scans a row, for all rows.
-func query(ctx context.Context, db interface {
-	QueryContext(context.Context, string, ...any) (*sql.Rows, error)
-}, text string, args []any, each func(scan func(...any) error) error) error {
-	var rows interface {
-		Next() bool
-		Scan(...any) error
-		Err() error
-		Close() error
-	}
-	var err error
-	if pool, ok := db.(*sql.DB); ok {
-		rows, err = dbconn.Query(ctx, pool, text, args...)
-	} else {
-		rows, err = db.QueryContext(ctx, text, args...)
-	}
+func query(ctx context.Context, db dbconn.Querier, tables sqltext.Names, statement sqltext.Statement, values sqltext.Values, each func(scan func(...any) error) error) error {
+	text, args := tables.Bind(statement, values)
+	rows, err := dbconn.QueryOn(ctx, db, text, args...)
 	if err != nil {
 		return err
 	}

@@ -110,8 +110,8 @@ func TestStatusOfALargeSet(t *testing.T) {
 		}
 	}
 	// What Status asks of the server, word for word.
-	for _, query := range ops.StatusQueries {
-		if rows, passes := w.work(query, "large"); rows > most || passes["orchestrator_parked"] > 10 {
+	for _, query := range ops.StatusQueries("large") {
+		if rows, passes := w.work(query); rows > most || passes["orchestrator_parked"] > 10 {
 			t.Errorf("%.0f rows, %v: %s", rows, passes, query)
 		}
 	}

@@ -247,7 +247,7 @@ func (c *postgresConnection) store() *store.Store {
 	}
 	s := p.stores[c.client]
 	if s == nil {
-		s = store.New(p.pool, c.client.set, store.Options{Bounds: c.client.bounds, Clock: "timestamptz '" + p.time + "'"})
+		s = store.New(p.pool, c.client.set, store.Options{Bounds: c.client.bounds, Schema: p.schema, Clock: "timestamptz '" + p.time + "'"})
 		p.stores[c.client] = s
 	}
 	return s

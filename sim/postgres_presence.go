@@ -33,7 +33,7 @@ func (c *postgresConnection) attach(a protocol.Attach, done func(int32, protocol
 		return
 	}
 	p.transactions++
-	at, err := store.Attach(ctx, conn, c.client.set, a)
+	at, err := c.store().Attach(ctx, conn, a)
 	c.own = &ownSession{conn, at.Session}
 	done(at.Key, at.Published, p.heard(err))
 }
@@ -53,7 +53,7 @@ func (c *postgresConnection) absent(worker protocol.WorkerID) ([]protocol.Absenc
 	if err := c.free("absent"); err != nil {
 		return nil, err
 	}
-	same, absent, err := c.own.Look(context.Background(), c.client.set, worker)
+	same, absent, err := c.own.Look(context.Background(), worker)
 	if err == nil && !same {
 		err = errOtherSession
 	}

@@ -348,3 +348,50 @@ func (tx *Tx) During(ctx context.Context, f func() error) error { return tx.conn
 
 // Cut closes the connection. Whatever is under way in the transaction fails.
 func (tx *Tx) Cut() { tx.conn.Cut() }
+
+// A Querier is a pool, a connection out of one, or a transaction.
+type Querier interface {
+	ExecContext(context.Context, string, ...any) (sql.Result, error)
+	QueryContext(context.Context, string, ...any) (*sql.Rows, error)
+	QueryRowContext(context.Context, string, ...any) *sql.Row
+}
+
+// A Scanner is what is common to Rows and sql.Rows.
+type Scanner interface {
+	Next() bool
+	Scan(...any) error
+	Err() error
+	Close() error
+}
+
+// ExecOn is Exec where q is a pool.
+func ExecOn(ctx context.Context, q Querier, query string, args ...any) (sql.Result, error) {
+	if db, pool := q.(*sql.DB); pool {
+		return Exec(ctx, db, query, args...)
+	}
+	return q.ExecContext(ctx, query, args...)
+}
+
+// QueryOn is Query where q is a pool.
+func QueryOn(ctx context.Context, q Querier, query string, args ...any) (Scanner, error) {
+	if db, pool := q.(*sql.DB); pool {
+		rows, err := Query(ctx, db, query, args...)
+		if err != nil {
+			return nil, err
+		}
+		return rows, nil
+	}
+	rows, err := q.QueryContext(ctx, query, args...)
+	if err != nil {
+		return nil, err
+	}
+	return rows, nil
+}
+
+// ScanOn is QueryRow where q is a pool, and scans the row.
+func ScanOn(ctx context.Context, q Querier, query string, args []any, dest ...any) error {
+	if db, pool := q.(*sql.DB); pool {
+		return QueryRow(ctx, db, query, args...).Scan(dest...)
+	}
+	return q.QueryRowContext(ctx, query, args...).Scan(dest...)
+}

@@ -7,10 +7,9 @@ import (
 	"fmt"
 	"strings"
 
-	"github.com/lib/pq"
-
 	"github.com/getpup/pupsourcing-orchestrator/internal/dbconn"
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
+	"github.com/getpup/pupsourcing-orchestrator/internal/sqltext"
 )
 
 // Facts is what a server says of an events table, and of what fills it: all that
@@ -284,7 +283,8 @@ func Lookalike(version string) string {
 // highest position that was visible before. It takes one round trip.
 func (t Table) Ask(ctx context.Context, db *sql.DB) (f Facts, holders []protocol.Holder, err error) {
 	var text []byte
-	err = dbconn.QueryRow(ctx, db, t.facts).Scan(&text)
+	query, args := t.bind(sqltext.LibPQ(db), factsSQL, nil)
+	err = dbconn.QueryRow(ctx, db, query, args...).Scan(&text)
 	if err == nil {
 		err = json.Unmarshal(text, &f)
 	}
@@ -306,17 +306,16 @@ func (t Table) Ask(ctx context.Context, db *sql.DB) (f Facts, holders []protocol
 // distributed reports whether Citus keeps the table, or a part of it, on other
 // servers, where its writers are not seen. It is to be asked where Citus is.
 func (t Table) distributed(ctx context.Context, db *sql.DB) (distributed bool, err error) {
-	err = dbconn.QueryRow(ctx, db, `SELECT EXISTS (SELECT FROM pg_dist_partition WHERE logicalrelid::oid IN (`+t.tree()+`SELECT oid FROM tree))`).Scan(&distributed)
+	query, args := t.bind(sqltext.LibPQ(db), distributedSQL, nil)
+	err = dbconn.QueryRow(ctx, db, query, args...).Scan(&distributed)
 	return distributed, err
 }
 
 // Identity returns a name for the table that is the same for all who mean the same
 // one: its schema and name, and which database that is in.
 func (t Table) Identity(ctx context.Context, db *sql.DB) (table, database string, err error) {
-	err = dbconn.QueryRow(ctx, db, `
-SELECT format('%I.%I', n.nspname, c.relname)
-  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = `+pq.QuoteLiteral(t.Name)+`::regclass`).Scan(&table)
-	if err != nil {
+	query, args := t.bind(sqltext.LibPQ(db), identitySQL, nil)
+	if err = dbconn.QueryRow(ctx, db, query, args...).Scan(&table); err != nil {
 		return "", "", fmt.Errorf("identify %s: %w", t.Name, err)
 	}
 	database, err = Database(ctx, db)
@@ -326,103 +325,81 @@ SELECT format('%I.%I', n.nspname, c.relname)
 // Database returns a name for the database that a connection leads to: its own, and
 // that of the server, where the role may see that.
 func Database(ctx context.Context, db *sql.DB) (name string, err error) {
-	if err := dbconn.QueryRow(ctx, db, `SELECT current_database()::text`).Scan(&name); err != nil {
+	query, _ := sqltext.Names{Literals: true}.Bind(databaseSQL, nil)
+	if err := dbconn.QueryRow(ctx, db, query).Scan(&name); err != nil {
 		return "", fmt.Errorf("identify the database: %w", err)
 	}
 	var system string
-	if dbconn.QueryRow(ctx, db, `SELECT system_identifier::text FROM pg_control_system()`).Scan(&system) == nil {
+	query, _ = sqltext.Names{Literals: true}.Bind(systemSQL, nil)
+	if dbconn.QueryRow(ctx, db, query).Scan(&system) == nil {
 		name += " on server " + system
 	}
 	return name, nil
 }
 
-// tree is the beginning of a query about the tables whose writers fill the events
+var (
+	distributedSQL = sqltext.New(treeText + `SELECT EXISTS (SELECT FROM pg_dist_partition WHERE logicalrelid::oid = ANY (SELECT oid FROM tree))`)
+	identitySQL    = sqltext.New(`
+SELECT format('%I.%I', n.nspname, c.relname)
+  FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = {name}::regclass::oid`)
+	databaseSQL = sqltext.New(`SELECT current_database()::text`)
+	systemSQL   = sqltext.New(`SELECT system_identifier::text FROM pg_control_system()`)
+)
+
+// treeText is the beginning of a query about the tables whose writers fill the events
 // table: that itself, or those that are named, with all of their parts.
-func (t Table) tree() string {
-	names := t.config.Writers
-	if len(names) == 0 {
-		names = []string{t.Name}
-	}
-	var roots []string
-	for _, name := range names {
-		roots = append(roots, "SELECT to_regclass("+pq.QuoteLiteral(name)+")::oid")
-	}
-	return `
+const treeText = `
 WITH RECURSIVE tree (oid) AS (
-     (` + strings.Join(roots, " UNION ") + `)
+     SELECT to_regclass(root)::oid FROM jsonb_array_elements_text({roots}) AS root
       UNION
      SELECT i.inhrelid FROM pg_inherits i JOIN tree ON i.inhparent = tree.oid)
 `
-}
 
-// runSQL names the run of the server: pg_is_in_recovery, since a standby that takes
+// runText names the run of the server: pg_is_in_recovery, since a standby that takes
 // over goes on; the start; and, where that is cheap to ask, what a crash that the
 // server survives sets back.
-const runSQL = `CASE WHEN pg_is_in_recovery() THEN 'standby' ELSE 'primary' END,
-       (extract(epoch FROM pg_postmaster_start_time()) * 1000000)::bigint,
+const runText = `CASE WHEN pg_is_in_recovery() THEN 'standby' ELSE 'primary' END,
+       (date_part('epoch', pg_postmaster_start_time()) * 1000000)::bigint,
        CASE WHEN current_setting('server_version_num')::int >= 150000
-            THEN (extract(epoch FROM pg_stat_get_bgwriter_stat_reset_time()) * 1000000)::bigint END, current_database()`
+            THEN (date_part('epoch', pg_stat_get_bgwriter_stat_reset_time()) * 1000000)::bigint END, current_database()`
 
-// epochSQL names where something runs: the run of the server, the table and its file,
-// and the file of the sequence whose oid is given. RESTART gives the sequence another
+// epochText names where something runs: the run of the server, the table and its file,
+// the role, since row-level security may hide events from another (a SET ROLE that
+// somebody has left), and the file of the sequence whose oid is given. RESTART gives the sequence another
 // file, and so does TRUNCATE … RESTART IDENTITY. It is asked with each page, so it
 // reads no table, and takes the server next to no time.
-func (t Table) epochSQL(sequence string) string {
-	table := pq.QuoteLiteral(t.Name) + "::regclass"
+func epochText(sequence string) string {
 	return `concat_ws('|', ` + sequence + `, coalesce(pg_relation_filenode(` + sequence + `), 0),
-       ` + table + `::oid, coalesce(pg_relation_filenode(` + table + `), 0), ` + runSQL + `)`
+       {name}::regclass::oid, coalesce(pg_relation_filenode({name}::regclass), 0), current_user, ` + runText + `)`
 }
 
 // elsewhere is in the error of a statement that finds itself in another epoch.
 const elsewhere = "the horizon of the events is elsewhere, and not at backend "
 
-// here is an expression that is true in an epoch, if the stream reaches a position
-// there (0, or none: however far it does), and otherwise ends the statement with an error. It
+// hereText is an expression that is true in an epoch, if the stream reaches a position
+// there (0: however far it does), and otherwise ends the statement with an error. It
 // is evaluated once, and also where no row matches.
-func (t Table) here(epoch, reaches string) string {
-	now, reached := t.epochSQL("split_part("+epoch+", '|', 1)::oid"), "true"
-	if reaches != "" {
-		reached = fmt.Sprintf(`(%[1]s = 0 OR EXISTS (SELECT FROM %s WHERE %s >= %[1]s))`, reaches, t.Name, Quote(t.config.Position))
-	}
-	return fmt.Sprintf(`(SELECT CASE WHEN %[2]s = %[1]s AND %[3]s THEN true ELSE (%[4]s || pg_backend_pid())::boolean END)`,
-		epoch, now, reached, pq.QuoteLiteral(elsewhere))
-}
+var hereText = `(SELECT CASE WHEN ` + epochText(`split_part({epoch}, '|', 1)::oid`) + ` = {epoch}
+             AND ({reaches} = 0 OR EXISTS (SELECT FROM {table} WHERE {position} >= {reaches}))
+        THEN true ELSE ('` + elsewhere + `' || pg_backend_pid()::text)::boolean END)`
 
-// factsSQL builds the statement of Ask.
-func (t Table) factsSQL() string {
-	position, name := pq.QuoteLiteral(t.config.Position), pq.QuoteLiteral(t.Name)
-	named := "NULL::oid"
-	var wanted []string
-	if s := t.config.Sequence; s != "" {
-		named = "to_regclass(" + pq.QuoteLiteral(s) + ")::oid"
-		wanted = append(wanted, s)
-	}
-	var missing []string
-	for _, w := range append(wanted, t.config.Writers...) {
-		missing = append(missing, "("+pq.QuoteLiteral(w)+")")
-	}
-	if len(missing) == 0 {
-		missing = []string{"(NULL)"}
-	}
-	put := strings.NewReplacer("{position}", position, "{name}", name, "{named}", named, "{missing}", strings.Join(missing, ", "),
-		"{table}", t.Name, "{column}", Quote(t.config.Position),
-		"{epoch}", t.epochSQL("(SELECT coalesce(min(oid::bigint), 0)::oid FROM filler)"))
-	return t.tree() + put.Replace(`
+// factsSQL is the statement of Ask.
+var factsSQL = sqltext.New(treeText + `
 , col AS (
      SELECT a.attrelid, a.attnum, f.oid AS def
-       FROM tree JOIN pg_attribute a ON a.attrelid = tree.oid AND a.attname = {position} AND NOT a.attisdropped
+       FROM tree JOIN pg_attribute a ON a.attrelid = tree.oid AND a.attname = {position_name}::name AND NOT a.attisdropped
        LEFT JOIN pg_attrdef f ON f.adrelid = a.attrelid AND f.adnum = a.attnum)
 , filler AS (
      SELECT oid, bool_or(inserted) AS inserted FROM (
             SELECT d.objid AS oid, d.deptype = 'i' AS inserted FROM col JOIN pg_depend d
-                ON d.refclassid = 'pg_class'::regclass AND d.refobjid = col.attrelid AND d.refobjsubid = col.attnum
-               AND d.classid = 'pg_class'::regclass AND d.deptype IN ('a', 'i')
+                ON d.refclassid = 'pg_catalog.pg_class'::regclass AND d.refobjid = col.attrelid AND d.refobjsubid = col.attnum
+               AND d.classid = 'pg_catalog.pg_class'::regclass AND d.deptype = ANY ('{a,i}')
             UNION ALL
             SELECT d.refobjid, true FROM col JOIN pg_depend d
-                ON d.classid = 'pg_attrdef'::regclass AND d.objid = col.def AND d.refclassid = 'pg_class'::regclass AND d.deptype IN ('a', 'n')
+                ON d.classid = 'pg_catalog.pg_attrdef'::regclass AND d.objid = col.def AND d.refclassid = 'pg_catalog.pg_class'::regclass AND d.deptype = ANY ('{a,n}')
             UNION ALL
-            SELECT {named}, false) x
-      WHERE oid IN (SELECT seqrelid FROM pg_sequence) GROUP BY oid)
+            SELECT CASE WHEN {sequence} <> '' THEN to_regclass({sequence})::oid END, false) x
+      WHERE oid = ANY (SELECT seqrelid FROM pg_sequence) GROUP BY oid)
 , held AS MATERIALIZED (
      SELECT relation, mode, granted, virtualtransaction, pid FROM pg_locks
       WHERE locktype = 'relation' AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))
@@ -432,43 +409,42 @@ func (t Table) factsSQL() string {
 -- the other. (Not VACUUM, ANALYZE or CREATE INDEX: these write to indexes and catalogs.)
 , holder AS (
      SELECT virtualtransaction, pid FROM held
-      WHERE mode = 'RowExclusiveLock' AND (relation IN (SELECT oid FROM tree) OR relation IN (SELECT oid FROM filler))
+      WHERE mode = 'RowExclusiveLock' AND (relation = ANY (SELECT oid FROM tree) OR relation = ANY (SELECT oid FROM filler))
       UNION
      SELECT h.virtualtransaction, h.pid FROM held h
-      WHERE h.mode IN ('ShareUpdateExclusiveLock', 'ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')
-        AND h.granted AND h.relation IN (SELECT oid FROM tree)
+      WHERE h.mode = ANY ('{ShareUpdateExclusiveLock,ShareLock,ShareRowExclusiveLock,ExclusiveLock,AccessExclusiveLock}')
+        AND h.granted AND h.relation = ANY (SELECT oid FROM tree)
         AND EXISTS (
             SELECT FROM held o WHERE o.virtualtransaction = h.virtualtransaction AND o.mode = 'RowExclusiveLock'
                AND NOT EXISTS (
                    SELECT FROM pg_class c WHERE c.oid = o.relation
-                      AND (c.relkind NOT IN ('r', 'p') OR c.relnamespace IN ('pg_catalog'::regnamespace, 'pg_toast'::regnamespace)))))
+                      AND (c.relkind <> ALL ('{r,p}') OR c.relnamespace = ANY (ARRAY['pg_catalog'::regnamespace::oid, 'pg_toast'::regnamespace::oid])))))
 SELECT json_build_object(
-       'epoch', {epoch}, 'standby', pg_is_in_recovery(),
+       'epoch', ` + epochText(`(SELECT coalesce(min(oid::bigint), 0)::oid FROM filler)`) + `, 'standby', pg_is_in_recovery(),
        'locked', EXISTS (SELECT FROM held WHERE pid = pg_backend_pid() AND relation = t.oid AND mode = 'AccessShareLock' AND granted),
        'version', version(), 'citus', to_regclass('pg_catalog.pg_dist_partition') IS NOT NULL,
        'name', t.oid::regclass::text, 'kind', t.relkind,
        'type', (SELECT format_type(CASE WHEN y.typtype = 'd' THEN y.typbasetype ELSE y.oid END, NULL)
                   FROM pg_attribute a JOIN pg_type y ON y.oid = a.atttypid
-                 WHERE a.attrelid = t.oid AND a.attname = {position} AND NOT a.attisdropped),
+                 WHERE a.attrelid = t.oid AND a.attname = {position_name}::name AND NOT a.attisdropped),
        'unique', EXISTS (
             SELECT FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
              WHERE i.indrelid = t.oid AND i.indisunique AND i.indisvalid AND i.indpred IS NULL AND i.indnkeyatts = 1
-               AND a.attname = {position}),
-       'high', (SELECT coalesce(max({column}), 0) FROM {table}),
-       'below', EXISTS (SELECT FROM {table} WHERE {column} < 1),
+               AND a.attname = {position_name}::name),
+       'high', (SELECT coalesce(max({position}), 0) FROM {table}),
+       'below', EXISTS (SELECT FROM {table} WHERE {position} < 1),
        'odd', (SELECT json_agg(o) FROM (
             SELECT c.oid::regclass::text AS name, c.relkind AS kind, c.relpersistence AS persistence,
                    EXISTS (SELECT FROM pg_subscription_rel s WHERE s.srrelid = c.oid) AS subscribed,
                    c.relrowsecurity AND row_security_active(c.oid) AS row_security
-              FROM pg_class c WHERE c.oid = t.oid OR c.oid IN (SELECT oid FROM tree)) o
-             WHERE kind NOT IN ('r', 'p') OR persistence <> 'p' OR subscribed OR row_security),
-       'missing', (SELECT json_agg(x.name) FROM (VALUES {missing}) x (name) WHERE x.name IS NOT NULL AND to_regclass(x.name) IS NULL),
+              FROM pg_class c WHERE c.oid = t.oid OR c.oid = ANY (SELECT oid FROM tree)) o
+             WHERE kind <> ALL ('{r,p}') OR persistence <> 'p' OR subscribed OR row_security),
+       'missing', (SELECT json_agg(wanted) FROM jsonb_array_elements_text({wanted}) AS wanted WHERE to_regclass(wanted) IS NULL),
        'sequences', (SELECT json_agg(json_build_object(
             'name', s.seqrelid::regclass::text, 'cache', s.seqcache, 'increment', s.seqincrement, 'start', s.seqstart, 'min', s.seqmin,
             'cycle', s.seqcycle, 'default', f.inserted, 'readable', has_sequence_privilege(f.oid, 'SELECT, USAGE'),
             'last', CASE WHEN has_sequence_privilege(f.oid, 'SELECT, USAGE') THEN pg_sequence_last_value(f.oid) END) ORDER BY f.oid)
               FROM filler f JOIN pg_sequence s ON s.seqrelid = f.oid),
        'holders', (SELECT json_agg(json_build_array(virtualtransaction, coalesce(pid, 0)))
-              FROM holder WHERE pid IS DISTINCT FROM pg_backend_pid()))
-  FROM pg_class t WHERE t.oid = to_regclass({name})`)
-}
+              FROM holder WHERE pid IS NULL OR pid <> pg_backend_pid()))
+  FROM pg_class t WHERE t.oid = to_regclass({name})::oid`)

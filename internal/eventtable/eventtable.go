@@ -6,17 +6,16 @@ import (
 	"context"
 	"database/sql"
 	_ "embed"
-	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
 
-	"github.com/lib/pq"
-
 	"github.com/getpup/pupsourcing-orchestrator/internal/dbconn"
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
+	"github.com/getpup/pupsourcing-orchestrator/internal/sqltext"
 )
 
 // Layout creates an events table in pupsourcing's layout, for tests and the
@@ -27,17 +26,15 @@ var Layout string
 
 // A Table is an events table.
 type Table struct {
-	// Name is quoted, for statements.
+	// Name is quoted, for statements and messages.
 	Name string
 
 	config Config
-	facts  string
-	high   string
-	ahead  string
+	names  sqltext.Values // what statements need of the table
 }
 
-// A Config names a table and its columns. Names are quoted; an empty schema is
-// the search path. AggregateType and BoundedContext may be empty.
+// A Config names a table and its columns. Names are not quoted; an empty schema is
+// the search path (see Find). AggregateType and BoundedContext may be empty.
 type Config struct {
 	Schema, Table, Position, Aggregate string
 	AggregateType, BoundedContext      string
@@ -58,22 +55,138 @@ type At struct {
 	Reaches int64
 }
 
+func (a At) values() sqltext.Values {
+	return sqltext.Values{"epoch": string(a.Epoch), "reaches": a.Reaches}
+}
+
 // New returns the statements for a table.
 func New(c Config) Table {
 	t := Table{Name: Quote(c.Table), config: c}
 	if c.Schema != "" {
 		t.Name = Quote(c.Schema) + "." + t.Name
 	}
-	position := Quote(c.Position)
-	t.high = fmt.Sprintf(`SELECT coalesce(max(%s), 0) FROM %s`, position, t.Name)
-	t.facts = t.factsSQL()
-	t.ahead = fmt.Sprintf(`
-SELECT coalesce(max(position), $1::bigint), coalesce(min(before) FILTER (WHERE position > before + 1) + 1, 0), %[3]s
-  FROM (SELECT position, lag(position, 1, $1::bigint) OVER (ORDER BY position) AS before
-          FROM (SELECT %[1]s::bigint AS position FROM %[2]s WHERE %[1]s > $1::bigint ORDER BY %[1]s LIMIT $2) above) pairs`,
-		position, t.Name, t.here("$3::text", "$4::bigint"))
+	roots := append([]string{}, c.Writers...)
+	wanted := append([]string{}, roots...)
+	if len(roots) == 0 {
+		roots = []string{t.Name}
+	}
+	if c.Sequence != "" {
+		wanted = append(wanted, c.Sequence)
+	}
+	t.names = sqltext.Values{
+		"table": sqltext.SQL(t.Name), "name": t.Name, "position": sqltext.Ident(c.Position), "position_name": c.Position,
+		"aggregate_name": c.Aggregate, "type_name": c.AggregateType, "context_name": c.BoundedContext,
+		"sequence": c.Sequence, "roots": sqltext.JSON{Value: roots}, "wanted": sqltext.JSON{Value: wanted},
+	}
 	return t
 }
+
+// ErrNoTable is returned by Find where there is none.
+var ErrNoTable = errors.New("it does not exist in a schema of the search path that the role may use; create it, or name its schema")
+
+// Find returns the table with the schema in its name, which it is read by from then
+// on, whatever becomes of a session's search path. Without a schema in the Config
+// that is where the search path leads. The name and not the oid is kept: a table
+// that takes the place of another is read, and its writers are looked for. The sequence
+// and the writers that the Config names are found in the same way.
+func (t Table) Find(ctx context.Context, db dbconn.Querier) (Table, error) {
+	c := t.config
+	if c.Schema == "" {
+		switch schema, temporary, err := sqltext.Find(ctx, db, c.Table); {
+		case err != nil:
+			return t, err
+		case schema == "" && temporary:
+			return t, errors.New("it is a temporary table of one session (pg_temp); drop that, and name a table that all sessions see")
+		case schema == "":
+			return t, ErrNoTable
+		default:
+			c.Schema = schema
+		}
+	}
+	c.Writers = slices.Clone(c.Writers)
+	for _, name := range append(pointers(c.Writers), &c.Sequence) {
+		plain, ok := sqltext.Plain(*name)
+		if !ok {
+			continue // it has a schema, or there is no name
+		}
+		schema, _, err := sqltext.Find(ctx, db, plain)
+		if err != nil {
+			return t, err
+		}
+		if schema != "" { // otherwise Ask says that it is missing
+			*name = Quote(schema) + "." + Quote(plain)
+		}
+	}
+	return New(c), nil
+}
+
+func pointers(names []string) (out []*string) {
+	for i := range names {
+		out = append(out, &names[i])
+	}
+	return out
+}
+
+// bind returns a statement with what it needs of the table, and values.
+func (t Table) bind(literals bool, statement sqltext.Statement, values sqltext.Values) (query string, args []any) {
+	all := maps.Clone(t.names)
+	maps.Copy(all, values)
+	return sqltext.Names{Literals: literals}.Bind(statement, all)
+}
+
+var (
+	highSQL     = sqltext.New(highText)
+	highHereSQL = sqltext.New(`SELECT (` + highText + `), ` + hereText)
+	aheadSQL    = sqltext.New(`
+SELECT coalesce(max(position), {after}), coalesce(min(before) FILTER (WHERE position > (before + 1)) + 1, 0), ` + hereText + `
+  FROM (SELECT position, lag(position, 1, {after}) OVER (ORDER BY position) AS before
+          FROM (SELECT {position}::bigint AS position FROM {table} WHERE {position} > {after} ORDER BY {position} LIMIT {limit}) above) pairs`)
+)
+
+const highText = `SELECT coalesce(max({position}), 0) FROM {table}`
+
+// A scope is how a page is bounded to the values of a part of the identity.
+type scope int
+
+const (
+	all        scope = iota
+	some             // of some values
+	someOrNull       // one of them is empty
+	scopes           // how many there are
+)
+
+func scopeOf(values []string) scope {
+	switch {
+	case len(values) == 0:
+		return all
+	case slices.Contains(values, ""): // NULL is read as that
+		return someOrNull
+	}
+	return some
+}
+
+// pageSQL are the statements that read events above a position, by the scopes of the
+// types and the contexts, and by whether it is said where they must run; and rowsSQL
+// those at some positions, by the latter.
+var pageSQL, rowsSQL = func() (pages [scopes][scopes][2]sqltext.Statement, rows [2]sqltext.Statement) {
+	conditions := func(values, part string) [scopes]string {
+		among := part + ` = ANY (ARRAY(SELECT jsonb_array_elements_text(` + values + `)))`
+		return [scopes]string{"", ` AND ` + among, ` AND (` + among + ` OR ` + part + ` IS NULL)`}
+	}
+	for here, condition := range []string{"", ` AND ` + hereText} {
+		rows[here] = sqltext.New(`SELECT {selected} FROM {table} WHERE {position} = ANY ({rows}::bigint[])` + condition + ` ORDER BY {position}`)
+		for i, types := range conditions("{types}", "{type}") {
+			for j, contexts := range conditions("{contexts}", "{context}") {
+				scoped := types + contexts
+				if scoped != "" {
+					scoped = ` AND {position} <= {through}` + scoped
+				}
+				pages[i][j][here] = sqltext.New(`SELECT {selected} FROM {table} WHERE {position} > {after}` + scoped + condition + ` ORDER BY {position} LIMIT {limit}`)
+			}
+		}
+	}
+	return pages, rows
+}()
 
 // A Part is a part of an event's identity.
 type Part int
@@ -193,55 +306,22 @@ func (r Range) Above(position int64) Range {
 // their identity that Selected says, and then Columns without those that are
 // Shared; or what Only says.
 func (r *Reader) Page(g Range) (query string, args []any) {
-	put := func(value any) string {
-		if text, ok := value.(string); ok && g.Literals {
-			return pq.QuoteLiteral(text)
-		} else if g.Literals {
-			return fmt.Sprint(value)
-		}
-		args = append(args, value)
-		return fmt.Sprintf("$%d", len(args))
-	}
-	position, limit := r.parts[Position], ""
-	var where string
-	if g.Rows != nil {
-		where = fmt.Sprintf("%s = ANY (%s::text::bigint[])", position, put(Positions(g.Rows)))
-	} else {
-		where = fmt.Sprintf("%s > %s", position, put(g.After))
-		if len(g.Types)+len(g.Contexts) > 0 {
-			where += fmt.Sprintf(" AND %s <= %s", position, put(g.Through))
-		}
-		for _, f := range []struct {
-			part   Part
-			values []string
-		}{{AggregateType, g.Types}, {BoundedContext, g.Contexts}} {
-			if len(f.values) == 0 {
-				continue
-			}
-			values, _ := json.Marshal(f.values) // strings always encode; drivers differ in how they take arrays
-			where += fmt.Sprintf(" AND %s", r.among(f.part, f.values, put(string(values))))
-		}
-		limit = " LIMIT " + put(g.Limit)
-	}
+	values := g.At.values()
+	maps.Copy(values, sqltext.Values{
+		"selected": sqltext.SQL(r.selected(g.Only)), "type": sqltext.SQL(r.parts[AggregateType]), "context": sqltext.SQL(r.parts[BoundedContext]),
+	})
+	here := 0
 	if g.At.Epoch != "" {
-		reaches := ""
-		if g.At.Reaches > 0 {
-			reaches = put(g.At.Reaches) + "::bigint"
-		}
-		where += " AND " + r.table.here(put(string(g.At.Epoch))+"::text", reaches)
+		here = 1
 	}
-	query = fmt.Sprintf(`SELECT %s FROM %s WHERE %s ORDER BY %s%s`, r.selected(g.Only), r.table.Name, where, position, limit)
-	return query, args
-}
-
-// among is the condition that a part is one of some values. NULL is read as the
-// empty text, so it counts as that here, too.
-func (r *Reader) among(part Part, values []string, array string) string {
-	condition := fmt.Sprintf("%s = ANY (ARRAY(SELECT jsonb_array_elements_text(%s::jsonb)))", r.parts[part], array)
-	if slices.Contains(values, "") {
-		condition = fmt.Sprintf("(%s OR %s IS NULL)", condition, r.parts[part])
+	if g.Rows != nil {
+		values["rows"] = array(g.Rows)
+		return r.table.bind(g.Literals, rowsSQL[here], values)
 	}
-	return condition
+	maps.Copy(values, sqltext.Values{
+		"after": g.After, "limit": g.Limit, "through": g.Through, "types": sqltext.JSON{Value: g.Types}, "contexts": sqltext.JSON{Value: g.Contexts},
+	})
+	return r.table.bind(g.Literals, pageSQL[scopeOf(g.Types)][scopeOf(g.Contexts)][here], values)
 }
 
 func (r *Reader) selected(only []Part) string {
@@ -283,8 +363,8 @@ func (r *Reader) Keys(ctx context.Context, db *sql.DB, at At, after int64, limit
 	return keys, nil
 }
 
-// Positions returns positions as the text of an array. Drivers differ in how they take arrays.
-func Positions(positions []int64) string {
+// array returns positions as the text of an array. Drivers differ in how they take arrays.
+func array(positions []int64) string {
 	text := make([]byte, 0, 12*len(positions)+2)
 	text = append(text, '{')
 	for i, p := range positions {
@@ -304,24 +384,27 @@ const AheadMax = 10_000
 // after itself if there is none, and the first that is missing; 0 is none.
 func (t Table) Ahead(ctx context.Context, db *sql.DB, at At, after int64) (last, missing int64, err error) {
 	var here bool
-	if err := dbconn.QueryRow(ctx, db, t.ahead, after, AheadMax, string(at.Epoch), at.Reaches).Scan(&last, &missing, &here); err != nil {
+	values := at.values()
+	values["after"], values["limit"] = after, AheadMax
+	query, args := t.bind(sqltext.LibPQ(db), aheadSQL, values)
+	if err := dbconn.QueryRow(ctx, db, query, args...).Scan(&last, &missing, &here); err != nil {
 		return 0, 0, fmt.Errorf("look for gaps in %s above position %d: %w", t.Name, after, err)
 	}
 	return last, missing, nil
 }
 
 // Quote quotes a name for SQL.
-func Quote(name string) string { return `"` + strings.ReplaceAll(name, `"`, `""`) + `"` }
+func Quote(name string) string { return sqltext.Quote(name) }
 
 // High returns the highest visible position, 0 if there is none.
 func (t Table) High(ctx context.Context, db *sql.DB, at At) (high int64, err error) {
 	var here bool
-	query := t.high
 	if at.Epoch == "" {
+		query, _ := t.bind(true, highSQL, nil)
 		err = dbconn.QueryRow(ctx, db, query).Scan(&high)
-	} else { // literals: it takes lib/pq one round trip
-		query = `SELECT (` + query + `), ` + t.here(pq.QuoteLiteral(string(at.Epoch)), "")
-		err = dbconn.QueryRow(ctx, db, query).Scan(&high, &here)
+	} else {
+		query, args := t.bind(sqltext.LibPQ(db), highHereSQL, at.values())
+		err = dbconn.QueryRow(ctx, db, query, args...).Scan(&high, &here)
 	}
 	if err != nil {
 		return 0, fmt.Errorf("highest position of %s: %w", t.Name, err)

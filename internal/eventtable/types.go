@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"github.com/getpup/pupsourcing-orchestrator/internal/dbconn"
+	"github.com/getpup/pupsourcing-orchestrator/internal/sqltext"
 )
 
 // A Type is the type of a column, without the domains and arrays around it.
@@ -21,8 +22,8 @@ type Type struct {
 
 // Types returns the types of those columns that the table has.
 func (t Table) Types(ctx context.Context, db *sql.DB) (map[string]Type, error) {
-	c := t.config
-	rows, err := dbconn.Query(ctx, db, typesSQL, t.Name, c.Aggregate, c.AggregateType, c.BoundedContext)
+	query, args := t.bind(sqltext.LibPQ(db), typesSQL, nil)
+	rows, err := dbconn.Query(ctx, db, query, args...)
 	if err != nil {
 		return nil, fmt.Errorf("column types of %s: %w", t.Name, err)
 	}
@@ -42,18 +43,19 @@ func (t Table) Types(ctx context.Context, db *sql.DB) (map[string]Type, error) {
 	return types, nil
 }
 
-const typesSQL = `
+var typesSQL = sqltext.New(`
 WITH RECURSIVE kind AS (
        SELECT attname, format_type(atttypid, atttypmod) AS name, atttypid AS type, false AS isarray
          FROM pg_attribute
-        WHERE attrelid = $1::regclass AND attname IN ($2::name, $3::name, $4::name) AND attnum > 0 AND NOT attisdropped
+        WHERE attrelid = {name}::regclass::oid AND attname = ANY (ARRAY[{aggregate_name}::name, {type_name}::name, {context_name}::name])
+          AND attnum > 0 AND NOT attisdropped
         UNION ALL
-       SELECT attname, name, CASE typtype WHEN 'd' THEN typbasetype ELSE typelem END, isarray OR typtype <> 'd'
-         FROM kind JOIN pg_type ON pg_type.oid = type
-        WHERE typtype = 'd' OR typcategory = 'A' AND typelem <> 0)
-SELECT attname::text, name, typname::text, typnamespace = 'pg_catalog'::regnamespace, typtype = 'e', provolatile = 'i', isarray
-  FROM kind JOIN pg_type ON pg_type.oid = type JOIN pg_proc ON pg_proc.oid = typoutput
- WHERE typtype <> 'd' AND NOT (typcategory = 'A' AND typelem <> 0)`
+       SELECT k.attname, k.name, CASE WHEN t.typtype = 'd' THEN t.typbasetype ELSE t.typelem END, k.isarray OR t.typtype <> 'd'
+         FROM kind k JOIN pg_type t ON t.oid = k.type
+        WHERE t.typtype = 'd' OR t.typcategory = 'A' AND t.typelem <> 0)
+SELECT k.attname::text, k.name, t.typname::text, t.typnamespace = 'pg_catalog'::regnamespace::oid, t.typtype = 'e', p.provolatile = 'i', k.isarray
+  FROM kind k JOIN pg_type t ON t.oid = k.type JOIN pg_proc p ON p.oid = t.typoutput
+ WHERE t.typtype <> 'd' AND NOT (t.typcategory = 'A' AND t.typelem <> 0)`)
 
 // steady are PostgreSQL's own types whose text is the same in every session.
 // Others follow a setting: DateStyle, TimeZone, IntervalStyle,
@@ -68,11 +70,11 @@ var steady = []string{
 func (k Type) text(column string) (string, error) {
 	switch {
 	case k.Name == "" && k.Base == "text", k.BuiltIn && slices.Contains(steady, k.Base), k.Enum, !k.BuiltIn && k.Immutable:
-		return column + "::text", nil
+		return column + "::pg_catalog.text", nil
 	case k.BuiltIn && k.Base == "bytea" && !k.Array:
 		// As bytea_output = hex writes it, which is the default, whatever it is
 		// set to. chr(92) is a backslash under any standard_conforming_strings.
-		return fmt.Sprintf("(chr(92) || 'x' || encode(%s, 'hex'))", column), nil
+		return fmt.Sprintf("(pg_catalog.chr(92) OPERATOR(pg_catalog.||) 'x' OPERATOR(pg_catalog.||) pg_catalog.encode(%s, 'hex'))", column), nil
 	}
 	return "", fmt.Errorf("the text of its type, %s, depends on the session's settings, so that two workers could take an event for events of two different aggregates; name a column of type text, uuid or bigint instead, if need be a generated one", k.Name)
 }

@@ -8,10 +8,9 @@ import (
 	"fmt"
 	"slices"
 
-	"github.com/lib/pq"
-
 	"github.com/getpup/pupsourcing-orchestrator/internal/dbconn"
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
+	"github.com/getpup/pupsourcing-orchestrator/internal/sqltext"
 )
 
 // ErrSuperseded is returned by Commit when the checkpoint is not where the
@@ -32,23 +31,50 @@ type Lane struct {
 // String shows the lane as "projection orders, generation 3 partition 0/2".
 func (l Lane) String() string { return fmt.Sprintf("projection %s, %s", l.Projection, l.Assignment) }
 
+// values are what statements need of a lane.
+func (l Lane) values() sqltext.Values {
+	return sqltext.Values{
+		"projection": l.Projection, "partition": int32(l.Assignment.Partition), "total": int32(l.Assignment.Total), "generation": l.Assignment.Generation,
+	}
+}
+
+// move are the values for a checkpoint that is moved.
+func (l Lane) move(from, to protocol.Checkpoint) sqltext.Values {
+	v := l.values()
+	v["from"], v["to"], v["keeps"] = from.Position, to.Position, len(to.Ahead) > 0
+	return v
+}
+
 // Load returns the lane's checkpoint, and whether any events are parked beside it.
 func (s *Store) Load(ctx context.Context, l Lane) (protocol.Found, error) {
-	return s.find(ctx, l, fmt.Sprintf(noneParkedSQL, l.Assignment.Total), "")
+	return s.find(ctx, l, loadSQL)
 }
 
 // Find returns the lane's checkpoint as it is once every transaction that has
 // written it has ended. It can't tell what is parked: a statement that has waited for
 // a row reads that one again, and everything else as it was before.
 func (s *Store) Find(ctx context.Context, l Lane) (protocol.Found, error) {
-	return s.find(ctx, l, "false", " FOR UPDATE")
+	return s.find(ctx, l, findCheckpointSQL)
 }
 
-func (s *Store) find(ctx context.Context, l Lane, noneParked, lock string) (protocol.Found, error) {
+var (
+	loadSQL = sqltext.New(`
+SELECT generation, position, ahead,
+       NOT EXISTS (SELECT FROM orchestrator_parked p WHERE p.projection = c.projection AND (p.slot % {total}) = c.partition)
+  FROM orchestrator_checkpoints c
+ WHERE replica_set = {set} AND projection = {projection} AND partition = {partition}` + onPrimary)
+	findCheckpointSQL = sqltext.New(`
+SELECT generation, position, ahead, false FROM orchestrator_checkpoints
+ WHERE replica_set = {set} AND projection = {projection} AND partition = {partition}` + onPrimary + ` FOR UPDATE`)
+)
+
+// onPrimary ends a statement with an error on a standby, as viewSQL does.
+const onPrimary = ` AND (SELECT pg_current_wal_lsn()) IS NOT NULL`
+
+func (s *Store) find(ctx context.Context, l Lane, statement sqltext.Statement) (protocol.Found, error) {
 	var f protocol.Found
 	var ahead sql.NullString
-	query := fmt.Sprintf(s.sql.findCheckpoint, noneParked, pq.QuoteLiteral(l.Projection), l.Assignment.Partition) + lock
-	err := dbconn.QueryRow(ctx, s.db, query).Scan(&f.Generation, &f.Checkpoint.Position, &ahead, &f.NoneParked)
+	err := s.row(ctx, s.db, statement, l.values(), &f.Generation, &f.Checkpoint.Position, &ahead, &f.NoneParked)
 	if errors.Is(err, sql.ErrNoRows) {
 		return protocol.Found{}, nil
 	}
@@ -80,7 +106,7 @@ func (s *Store) BeginHandler(ctx context.Context) (*dbconn.Tx, error) {
 	if err != nil {
 		return nil, fmt.Errorf("begin: %w", err)
 	}
-	if _, err := tx.ExecContext(ctx, s.sql.beginHandler); err != nil {
+	if _, err := s.exec(ctx, tx, beginHandlerSQL, nil); err != nil {
 		return nil, errors.Join(fmt.Errorf("bound the transaction: %w", err), tx.Rollback())
 	}
 	return tx, nil
@@ -95,8 +121,11 @@ func (s *Store) BeginHandler(ctx context.Context) (*dbconn.Tx, error) {
 //
 // Like Save it is without parameters, so that it is one round trip.
 func (s *Store) Commit(ctx context.Context, tx *sql.Tx, l Lane, from, to protocol.Checkpoint) error {
-	query := s.sql.restore + ";" + s.move(l, from, to) + " AND " + stillOpenSQL
-	err := moved(l, to)(tx.ExecContext(ctx, query))
+	query, err := s.text(ctx, tx, commitSQL, l.move(from, to))
+	if err != nil {
+		return fmt.Errorf("commit %s at %d: %w", l, to.Position, err)
+	}
+	err = moved(l, to)(tx.ExecContext(ctx, query))
 	if FactsOf(err).Refused {
 		return s.why(ctx, tx, err)
 	}
@@ -106,7 +135,7 @@ func (s *Store) Commit(ctx context.Context, tx *sql.Tx, l Lane, from, to protoco
 // why returns ErrTransactionEnded where that is why the fence has let nothing through.
 func (s *Store) why(ctx context.Context, tx *sql.Tx, refused error) error {
 	var open bool
-	if err := tx.QueryRowContext(ctx, "SELECT "+stillOpenSQL).Scan(&open); err != nil {
+	if err := s.row(ctx, tx, stillOpenSQL, nil, &open); err != nil {
 		return fmt.Errorf("%w: %w", refused, err)
 	}
 	if open {
@@ -115,21 +144,10 @@ func (s *Store) why(ctx context.Context, tx *sql.Tx, refused error) error {
 	return ErrTransactionEnded
 }
 
-// Save moves the lane's checkpoint by itself. It is one statement without
-// parameters, and returns no rows, so that it takes one round trip whatever the driver,
-// and whatever pooler there is.
+// Save moves the lane's checkpoint by itself. It is one statement that returns no
+// rows, so that it takes one round trip, and that any pooler can have.
 func (s *Store) Save(ctx context.Context, l Lane, from, to protocol.Checkpoint) error {
-	return moved(l, to)(s.db.ExecContext(ctx, s.move(l, from, to)))
-}
-
-// move returns the statement that moves a checkpoint.
-func (s *Store) move(l Lane, from, to protocol.Checkpoint) string {
-	ahead := "ahead"
-	if len(to.Ahead) == 0 {
-		ahead = "NULL"
-	}
-	return fmt.Sprintf(s.sql.saveCheckpoint, to.Position, ahead,
-		pq.QuoteLiteral(l.Projection), l.Assignment.Partition, l.Assignment.Generation, from.Position)
+	return moved(l, to)(s.exec(ctx, s.db, saveCheckpointSQL, l.move(from, to)))
 }
 
 // moved returns what says whether a checkpoint was moved.
@@ -162,7 +180,7 @@ type checkpointRow struct {
 // generation's partitions. Those that are rewound go to their position, wherever
 // they stand.
 func (s *Store) handOver(ctx context.Context, tx *sql.Tx, g protocol.Group, rewinds []protocol.Rewind) error {
-	projections, err := queryStrings(ctx, tx, s.sql.ownProjections)
+	projections, err := s.strings(ctx, tx, ownProjectionsSQL, nil)
 	if err != nil {
 		return fmt.Errorf("hand over %q: list projections: %w", s.set, err)
 	}
@@ -178,13 +196,15 @@ func (s *Store) handOver(ctx context.Context, tx *sql.Tx, g protocol.Group, rewi
 	}
 	for _, r := range rewinds {
 		if slices.Contains(projections, r.Projection) {
-			if err := DropParkedAbove(ctx, tx, r.Projection, r.Position); err != nil {
+			if err := s.DropParkedAbove(ctx, tx, r.Projection, r.Position); err != nil {
 				return fmt.Errorf("hand over %q: %w", s.set, err)
 			}
 		}
 	}
-	query := fmt.Sprintf(s.sql.handOver, g.Generation, g.Total, quoteJSON(rows))
-	if _, err := tx.ExecContext(ctx, query); err != nil {
+	_, err = s.exec(ctx, tx, handOverSQL, sqltext.Values{
+		"generation": g.Generation, "total": int32(g.Total), "rows": sqltext.JSON{Value: rows},
+	})
+	if err != nil {
 		return fmt.Errorf("hand over %q: write checkpoints: %w", s.set, err)
 	}
 	return nil
@@ -192,7 +212,7 @@ func (s *Store) handOver(ctx context.Context, tx *sql.Tx, g protocol.Group, rewi
 
 // lockCheckpoints returns the checkpoints of each projection by partition.
 func (s *Store) lockCheckpoints(ctx context.Context, tx *sql.Tx) (map[string][]protocol.Checkpoint, error) {
-	rows, err := tx.QueryContext(ctx, s.sql.lockCheckpoints)
+	rows, err := s.query(ctx, tx, lockCheckpointsSQL, nil)
 	if err != nil {
 		return nil, fmt.Errorf("lock checkpoints: %w", err)
 	}
@@ -237,7 +257,8 @@ func encodeMarks(marks []protocol.Mark) json.RawMessage {
 	for i, m := range marks {
 		pairs[i] = [2]int64{int64(m.Slot), m.Position}
 	}
-	return json.RawMessage(mustJSON(pairs))
+	text, _ := json.Marshal(pairs) // integers always encode
+	return text
 }
 
 // checkpointOf returns the checkpoint of a row that was scanned.
@@ -260,6 +281,15 @@ type Handled struct {
 	First  int64
 }
 
+var handledSQL = sqltext.New(`
+SELECT c.partition, c.total, c.position, c.ahead, coalesce((s.rewinds ->> {projection})::bigint < {position}, false) OR EXISTS (
+           SELECT FROM orchestrator_reports r, jsonb_array_elements(r.report -> 'lanes') l
+            WHERE (l ->> 'projection') = {projection} AND (l ->> 'state') = 'beyond'),
+       (SELECT count(*) FROM orchestrator_parked WHERE projection = {projection} AND position <= {position}),
+       (SELECT coalesce(min(position), 0) FROM orchestrator_parked WHERE projection = {projection} AND position <= {position})
+  FROM orchestrator_checkpoints c LEFT JOIN orchestrator_replica_sets s ON s.name = c.replica_set
+ WHERE c.projection = {projection}`)
+
 // HandledTo says whether a projection has handled everything up to position. All
 // that it looks at is of one snapshot: of one layout, in which each slot is in one
 // row, and with what is parked beside it. Looked at by itself,
@@ -272,14 +302,12 @@ type Handled struct {
 // worker comes. Nor does anything while a worker reports that the event stream ends
 // before a checkpoint of the projection.
 func HandledTo(ctx context.Context, db *sql.DB, projection string, position int64) (h Handled, err error) {
-	rows, err := dbconn.Query(ctx, db, `
-SELECT c.partition, c.total, c.position, c.ahead, coalesce((s.rewinds ->> $1::text)::bigint < $2::bigint, false) OR EXISTS (
-           SELECT FROM orchestrator_reports r, jsonb_array_elements(r.report -> 'lanes') l
-            WHERE l ->> 'projection' = $1 AND l ->> 'state' = 'beyond'),
-       (SELECT count(*) FROM orchestrator_parked WHERE projection = $1 AND position <= $2),
-       (SELECT coalesce(min(position), 0) FROM orchestrator_parked WHERE projection = $1 AND position <= $2)
-  FROM orchestrator_checkpoints c LEFT JOIN orchestrator_replica_sets s ON s.name = c.replica_set
- WHERE c.projection = $1`, projection, position)
+	names, err := Locate(ctx, db, "")
+	if err != nil {
+		return Handled{}, err
+	}
+	query, args := names.Bind(handledSQL, sqltext.Values{"projection": projection, "position": position})
+	rows, err := dbconn.Query(ctx, db, query, args...)
 	if err != nil {
 		return Handled{}, Foreseen(err)
 	}
@@ -304,10 +332,16 @@ SELECT c.partition, c.total, c.position, c.ahead, coalesce((s.rewinds ->> $1::te
 	return h, Foreseen(rows.Err())
 }
 
+var highestSQL = sqltext.New(`SELECT coalesce(max(position), 0) FROM orchestrator_checkpoints WHERE projection = {projection}`)
+
 // Highest returns the position of a projection's checkpoint that is the furthest; 0:
 // there is none.
 func Highest(ctx context.Context, db *sql.DB, projection string) (position int64, err error) {
-	err = db.QueryRowContext(ctx, `SELECT coalesce(max(position), 0) FROM orchestrator_checkpoints WHERE projection = $1`, projection).Scan(&position)
+	names, err := Locate(ctx, db, "")
+	if err == nil {
+		query, args := names.Bind(highestSQL, sqltext.Values{"projection": projection})
+		err = dbconn.QueryRow(ctx, db, query, args...).Scan(&position)
+	}
 	if err != nil {
 		return 0, fmt.Errorf("read the checkpoints of projection %q: %w", projection, err)
 	}

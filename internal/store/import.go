@@ -5,31 +5,38 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
-	"strings"
 
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
+	"github.com/getpup/pupsourcing-orchestrator/internal/sqltext"
 )
 
-// An OldTable is a table of checkpoints that are not the library's own.
+// An OldTable is a table of checkpoints that are not the library's own. The
+// names are not quoted.
 type OldTable struct {
-	// Name is quoted, for statements.
-	Name       string
-	lock, list string
+	Schema, Table, Key, Position string // an empty schema is the search path
 }
 
-// NewOldTable returns the statements for a table; the names are quoted.
-func NewOldTable(name, key, position string) OldTable {
-	put := strings.NewReplacer("{table}", name, "{key}", key+"::text", "{position}", position+"::bigint").Replace
-	return OldTable{
-		Name: name,
-		// A row that somebody else has locked is left out, and not waited for.
-		lock: put(`
-SELECT {key}, {position} FROM {table}
- WHERE {key} IN (SELECT jsonb_array_elements_text($1::jsonb)) ORDER BY 1 FOR UPDATE SKIP LOCKED`),
-		list: put(`
-SELECT {key} FROM {table} WHERE {key} IN (SELECT jsonb_array_elements_text($1::jsonb)) ORDER BY 1`),
+// Name is the table's, quoted.
+func (o OldTable) Name() string {
+	if o.Schema == "" {
+		return sqltext.Quote(o.Table)
 	}
+	return sqltext.Quote(o.Schema) + "." + sqltext.Quote(o.Table)
 }
+
+// values are what statements need of the table.
+func (o OldTable) values() sqltext.Values {
+	return sqltext.Values{"table": sqltext.SQL(o.Name()), "name": o.Name(), "key": sqltext.Ident(o.Key), "at": sqltext.Ident(o.Position)}
+}
+
+var (
+	// A row that somebody else has locked is left out, and not waited for.
+	lockOldSQL = sqltext.New(`
+SELECT {key}::text, {at}::bigint FROM {table}
+ WHERE {key}::text = ANY (SELECT jsonb_array_elements_text({keys})) ORDER BY 1 FOR UPDATE SKIP LOCKED`)
+	listOldSQL = sqltext.New(`
+SELECT {key}::text FROM {table} WHERE {key}::text = ANY (SELECT jsonb_array_elements_text({keys})) ORDER BY 1`)
+)
 
 // An OldRow is one old checkpoint.
 type OldRow struct {
@@ -46,8 +53,15 @@ type Import struct {
 
 // Import runs f in a transaction, which is committed if f returns nil.
 func (s *Store) Import(ctx context.Context, old OldTable, f func(*Import) error) error {
+	if old.Schema == "" {
+		schema, _, err := sqltext.Find(ctx, s.db, old.Table)
+		if err != nil {
+			return err
+		}
+		old.Schema = schema // or the server says that there is no such table
+	}
 	return s.transact(ctx, func(tx *sql.Tx) error {
-		if _, err := tx.ExecContext(ctx, s.sql.bound); err != nil {
+		if _, err := s.exec(ctx, tx, boundTransactionSQL, nil); err != nil {
 			return fmt.Errorf("bound the transaction: %w", err)
 		}
 		return f(&Import{s, tx, old})
@@ -57,26 +71,28 @@ func (s *Store) Import(ctx context.Context, old OldTable, f func(*Import) error)
 // Lock locks the rows of the old table with the keys, and returns them. busy
 // are those that somebody else has locked.
 func (i *Import) Lock(ctx context.Context, keys []string) (rows []OldRow, busy []string, err error) {
-	locked, err := i.tx.QueryContext(ctx, i.old.lock, mustJSON(keys))
+	values := i.old.values()
+	values["keys"] = sqltext.JSON{Value: keys}
+	locked, err := i.store.query(ctx, i.tx, lockOldSQL, values)
 	if err != nil {
-		return nil, nil, fmt.Errorf("lock the checkpoints in %s: %w", i.old.Name, err)
+		return nil, nil, fmt.Errorf("lock the checkpoints in %s: %w", i.old.Name(), err)
 	}
 	defer locked.Close()
 	have := map[string]int{}
 	for locked.Next() {
 		var r OldRow
 		if err := locked.Scan(&r.Key, &r.Position); err != nil {
-			return nil, nil, fmt.Errorf("read a checkpoint in %s: %w", i.old.Name, err)
+			return nil, nil, fmt.Errorf("read a checkpoint in %s: %w", i.old.Name(), err)
 		}
 		rows = append(rows, r)
 		have[r.Key]++
 	}
 	if err := locked.Err(); err != nil {
-		return nil, nil, fmt.Errorf("lock the checkpoints in %s: %w", i.old.Name, err)
+		return nil, nil, fmt.Errorf("lock the checkpoints in %s: %w", i.old.Name(), err)
 	}
-	all, err := queryStrings(ctx, i.tx, i.old.list, mustJSON(keys))
+	all, err := i.store.strings(ctx, i.tx, listOldSQL, values)
 	if err != nil {
-		return nil, nil, fmt.Errorf("list the checkpoints in %s: %w", i.old.Name, err)
+		return nil, nil, fmt.Errorf("list the checkpoints in %s: %w", i.old.Name(), err)
 	}
 	for _, key := range all {
 		if have[key]--; have[key] < 0 {
@@ -88,33 +104,33 @@ func (i *Import) Lock(ctx context.Context, keys []string) (rows []OldRow, busy [
 
 // usersSQL lists the transactions that have read or written a table, prepared
 // ones included, and which of them wait for this one.
-const usersSQL = `
+var usersSQL = sqltext.New(`
 SELECT virtualtransaction, coalesce(pid, 0), coalesce(pg_backend_pid() = ANY (pg_blocking_pids(pid)), false)
   FROM (SELECT DISTINCT virtualtransaction, pid
           FROM pg_locks
          WHERE locktype = 'relation' AND granted
-           AND mode IN ('AccessShareLock', 'RowShareLock', 'RowExclusiveLock')
+           AND mode = ANY ('{AccessShareLock,RowShareLock,RowExclusiveLock}')
            AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
-           AND relation = $1::regclass AND pid IS DISTINCT FROM pg_backend_pid()) AS users
- ORDER BY 1`
+           AND relation = {name}::regclass::oid AND (pid IS NULL OR pid <> pg_backend_pid())) AS users
+ ORDER BY 1`)
 
 // Users returns who uses the old table.
 func (i *Import) Users(ctx context.Context) ([]protocol.User, error) {
-	rows, err := i.tx.QueryContext(ctx, usersSQL, i.old.Name)
+	rows, err := i.store.query(ctx, i.tx, usersSQL, i.old.values())
 	if err != nil {
-		return nil, fmt.Errorf("list who uses %s: %w", i.old.Name, err)
+		return nil, fmt.Errorf("list who uses %s: %w", i.old.Name(), err)
 	}
 	defer rows.Close()
 	var users []protocol.User
 	for rows.Next() {
 		var u protocol.User
 		if err := rows.Scan(&u.Transaction, &u.Backend, &u.Blocked); err != nil {
-			return nil, fmt.Errorf("list who uses %s: %w", i.old.Name, err)
+			return nil, fmt.Errorf("list who uses %s: %w", i.old.Name(), err)
 		}
 		users = append(users, u)
 	}
 	if err := rows.Err(); err != nil {
-		return nil, fmt.Errorf("list who uses %s: %w", i.old.Name, err)
+		return nil, fmt.Errorf("list who uses %s: %w", i.old.Name(), err)
 	}
 	return users, nil
 }
@@ -122,14 +138,14 @@ func (i *Import) Users(ctx context.Context) ([]protocol.User, error) {
 // Owner returns the replica set under which the projection has checkpoints, ""
 // if it has none.
 func (i *Import) Owner(ctx context.Context, projection string) (set string, err error) {
-	err = i.tx.QueryRowContext(ctx, ownerSQL, projection).Scan(&set)
+	err = i.store.row(ctx, i.tx, ownerSQL, sqltext.Values{"projection": projection}, &set)
 	if err != nil && !errors.Is(err, sql.ErrNoRows) {
 		return "", fmt.Errorf("look for checkpoints of projection %q: %w", projection, err)
 	}
 	return set, nil
 }
 
-const ownerSQL = `SELECT replica_set FROM orchestrator_checkpoints WHERE projection = $1 LIMIT 1`
+var ownerSQL = sqltext.New(`SELECT replica_set FROM orchestrator_checkpoints WHERE projection = {projection} LIMIT 1`)
 
 // Claim makes the projection the set's own.
 //
@@ -163,7 +179,9 @@ func (i *Import) Write(ctx context.Context, projection string, checkpoints []pro
 	for k, c := range checkpoints {
 		rows = append(rows, checkpointRow{projection, k, c.Position, encodeMarks(c.Ahead)})
 	}
-	_, err := i.tx.ExecContext(ctx, fmt.Sprintf(i.store.sql.saveCheckpoints, noGeneration, len(checkpoints), quoteJSON(rows)))
+	_, err := i.store.exec(ctx, i.tx, saveCheckpointsSQL, sqltext.Values{
+		"generation": noGeneration, "total": int32(len(checkpoints)), "rows": sqltext.JSON{Value: rows},
+	})
 	if err != nil {
 		return fmt.Errorf("write the checkpoints of projection %q: %w", projection, err)
 	}

@@ -120,7 +120,7 @@ CREATE TABLE old (key text, position bigint); INSERT INTO old VALUES ('a', 1), (
 	s := store.New(db, "set", store.Options{Bounds: store.BoundsOf(lease)})
 	busy := begin(t, db, `UPDATE old SET position = 4 WHERE key = 'c'`)
 	begin(t, db, `SELECT FROM old`)
-	err := s.Import(t.Context(), store.NewOldTable("old", "key", "position"), func(i *store.Import) error {
+	err := s.Import(t.Context(), store.OldTable{Table: "old", Key: "key", Position: "position"}, func(i *store.Import) error {
 		rows, locked, err := i.Lock(t.Context(), []string{"a", "b", "c", "d"})
 		if err != nil {
 			return err

@@ -7,10 +7,13 @@ import (
 	"fmt"
 
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
+	"github.com/getpup/pupsourcing-orchestrator/internal/sqltext"
 )
 
 // ErrOrder is returned by Sync for an order that can't be carried out.
 var ErrOrder = errors.New("orchestrator: can't be ordered")
+
+var belongsSQL = sqltext.New(`SELECT replica_set FROM orchestrator_projections WHERE name = {projection}`)
 
 // checkOrder says what keeps the group from obeying.
 func (s *Store) checkOrder(ctx context.Context, tx *sql.Tx, g protocol.Group, o protocol.Order) error {
@@ -19,7 +22,7 @@ func (s *Store) checkOrder(ctx context.Context, tx *sql.Tx, g protocol.Group, o 
 	}
 	if o.Projection != protocol.All {
 		var set string
-		err := tx.QueryRowContext(ctx, `SELECT replica_set FROM orchestrator_projections WHERE name = $1`, o.Projection).Scan(&set)
+		err := s.row(ctx, tx, belongsSQL, sqltext.Values{"projection": o.Projection}, &set)
 		switch {
 		case errors.Is(err, sql.ErrNoRows):
 			return fmt.Errorf("%w: there is no projection %q", ErrOrder, o.Projection)

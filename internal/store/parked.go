@@ -5,13 +5,11 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
-	"strings"
 	"time"
-
-	"github.com/lib/pq"
 
 	"github.com/getpup/pupsourcing-orchestrator/internal/dbconn"
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
+	"github.com/getpup/pupsourcing-orchestrator/internal/sqltext"
 )
 
 // ErrNotParked is returned by Unpark when there is no such row: it has been
@@ -20,60 +18,51 @@ var ErrNotParked = errors.New("the event is not parked")
 
 // The rows of parked events are written by the lane that has their slots, behind
 // its fence, and by operators, who write request and nothing else.
-const (
+var (
 	// In a statement of its own, after the lane has found its checkpoint under
 	// its generation: by then nobody else can add or delete rows of its slots.
-	parkedSQL = `
+	parkedSQL = sqltext.New(`
 SELECT position, slot, aggregate_id, attempts, parked_at, coalesce(request, '')
   FROM orchestrator_parked
- WHERE projection = $1 AND slot % $2::integer = $3::integer ORDER BY position`
+ WHERE projection = {projection} AND (slot % {total}) = {partition} ORDER BY position`)
 
 	// requestsSQL is parkedSQL for the rows for which something is asked.
-	requestsSQL = `
+	requestsSQL = sqltext.New(`
 SELECT position, slot, aggregate_id, attempts, parked_at, coalesce(request, '')
   FROM orchestrator_parked
- WHERE projection = $1 AND slot % $2::integer = $3::integer AND request IS NOT NULL ORDER BY position`
-
-	// noneParkedSQL says of a checkpoint, c, that there are no such rows.
-	noneParkedSQL = `
-       NOT EXISTS (SELECT FROM orchestrator_parked p WHERE p.projection = c.projection AND p.slot %% %d = c.partition)`
+ WHERE projection = {projection} AND (slot % {total}) = {partition} AND request IS NOT NULL ORDER BY position`)
 
 	// The fence is that of Save. Without its moved,
 	//  1. w1 is about to park 12, and freezes;
 	//  2. w2 takes over, its handler succeeds at 12, it commits 12;
 	//  3. w1 wakes up, and 12 is handled and parked.
 	// A row that is there already tells of the first failure, and stays.
-	parkSQL = `
+	parkSQL = sqltext.New(`
 WITH moved AS (
-    UPDATE orchestrator_checkpoints SET position = %[1]d, ahead = %[2]s, updated_at = {clock}
-     WHERE replica_set = {set} AND projection = %[3]s AND partition = %[4]d AND generation = %[5]d AND position = %[6]d
+    UPDATE orchestrator_checkpoints SET position = {to}, ahead = CASE WHEN {keeps} THEN ahead END, updated_at = {clock}
+     WHERE replica_set = {set} AND projection = {projection} AND partition = {partition} AND generation = {generation} AND position = {from}
  RETURNING projection),
 added AS (
     INSERT INTO orchestrator_parked (projection, position, slot, aggregate_id, error, attempts, parked_at)
     SELECT moved.projection, x.position, x.slot, x.aggregate_id, x.error, x.attempts, {clock}
-      FROM moved, jsonb_to_recordset(%[7]s::jsonb) AS x (position bigint, slot integer, aggregate_id text, error text, attempts integer)
+      FROM moved, jsonb_to_recordset({rows}) AS x (position bigint, slot integer, aggregate_id text, error text, attempts integer)
         ON CONFLICT DO NOTHING)
-SELECT count(*) FROM moved`
+SELECT count(*) FROM moved`)
 
 	// Of what moves no checkpoint, the fence locks it: an activation waits for
 	// what has got that far, and whatever comes later finds another generation.
-	unparkSQL = `
+	unparkSQL = sqltext.New(`
 WITH fence AS MATERIALIZED (
     SELECT c.projection FROM orchestrator_checkpoints c
-     WHERE c.replica_set = $1 AND c.projection = $2 AND c.partition = $3 AND c.generation = $4 AND ` + stillOpenSQL + ` FOR UPDATE),
+     WHERE c.replica_set = {set} AND c.projection = {projection} AND c.partition = {partition} AND c.generation = {generation} AND ` + stillOpenText + ` FOR UPDATE),
 gone AS (
-    DELETE FROM orchestrator_parked p USING fence WHERE p.projection = fence.projection AND p.position = $5 RETURNING 1)
-SELECT (SELECT count(*) FROM fence), (SELECT count(*) FROM gone)`
+    DELETE FROM orchestrator_parked p USING fence WHERE p.projection = fence.projection AND p.position = {position} RETURNING 1)
+SELECT (SELECT count(*) FROM fence), (SELECT count(*) FROM gone)`)
 
-	fenceSQL = `
-WITH fence AS MATERIALIZED (
-    SELECT projection FROM orchestrator_checkpoints
-     WHERE replica_set = {set} AND projection = %[1]s AND partition = %[2]d AND generation = %[3]d FOR UPDATE)`
-
-	dropSQL = fenceSQL + `,
+	dropSQL = sqltext.New(fenceSQL + `,
 gone AS (
-    DELETE FROM orchestrator_parked p USING fence WHERE p.projection = fence.projection AND p.position = %[4]d)
-SELECT count(*) FROM fence`
+    DELETE FROM orchestrator_parked p USING fence WHERE p.projection = fence.projection AND p.position = {position})
+SELECT count(*) FROM fence`)
 
 	// attempts: one that comes late must not take back what was asked for since.
 	//  1. w1 notes a second attempt, and hears nothing;
@@ -82,21 +71,26 @@ SELECT count(*) FROM fence`
 	//  4. the first one arrives.
 	// And what it answers is the retry: who has asked for the event to be discarded
 	// while that was made is still to be heard.
-	noteSQL = fenceSQL + `,
+	noteSQL = sqltext.New(fenceSQL + `,
 noted AS (
-    UPDATE orchestrator_parked p SET attempts = %[5]d, error = %[6]s, request = nullif(request, 'retry')
-      FROM fence WHERE p.projection = fence.projection AND p.position = %[4]d AND p.attempts = %[5]d - 1)
-SELECT count(*) FROM fence`
+    UPDATE orchestrator_parked p SET attempts = {attempts}, error = {error}, request = CASE WHEN request <> 'retry' THEN request END
+      FROM fence WHERE p.projection = fence.projection AND p.position = {position} AND p.attempts = ({attempts} - 1))
+SELECT count(*) FROM fence`)
 
 	// dropParkedAboveSQL is for a projection that is set back: it will get these
 	// events again. It runs in the activation, which has locked the checkpoints.
-	dropParkedAboveSQL = `DELETE FROM orchestrator_parked WHERE projection = $1 AND position > $2`
+	dropParkedAboveSQL = sqltext.New(`DELETE FROM orchestrator_parked WHERE projection = {projection} AND position > {position}`)
 )
+
+const fenceSQL = `
+WITH fence AS MATERIALIZED (
+    SELECT projection FROM orchestrator_checkpoints
+     WHERE replica_set = {set} AND projection = {projection} AND partition = {partition} AND generation = {generation} FOR UPDATE)`
 
 // DropParkedAbove forgets the parked events of a projection above a position, to
 // which it is set in the same transaction.
-func DropParkedAbove(ctx context.Context, tx *sql.Tx, projection string, position int64) error {
-	if _, err := tx.ExecContext(ctx, dropParkedAboveSQL, projection, position); err != nil {
+func (s *Store) DropParkedAbove(ctx context.Context, tx *sql.Tx, projection string, position int64) error {
+	if _, err := s.exec(ctx, tx, dropParkedAboveSQL, sqltext.Values{"projection": projection, "position": position}); err != nil {
 		return fmt.Errorf("forget what projection %s has parked above %d: %w", projection, position, err)
 	}
 	return nil
@@ -104,21 +98,21 @@ func DropParkedAbove(ctx context.Context, tx *sql.Tx, projection string, positio
 
 // Parked returns the rows of the lane's slots, by position.
 func (s *Store) Parked(ctx context.Context, l Lane) ([]protocol.Parked, error) {
-	return s.parked(ctx, s.sql.parked, l)
+	return s.parked(ctx, parkedSQL, l)
 }
 
 // Requested returns those rows for which something is asked.
 func (s *Store) Requested(ctx context.Context, l Lane) ([]protocol.Parked, error) {
-	return s.parked(ctx, s.sql.requested, l)
+	return s.parked(ctx, requestsSQL, l)
 }
 
-func (s *Store) parked(ctx context.Context, query string, l Lane) (parked []protocol.Parked, err error) {
+func (s *Store) parked(ctx context.Context, statement sqltext.Statement, l Lane) (parked []protocol.Parked, err error) {
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("read what %s has parked: %w", l, err)
 		}
 	}()
-	rows, err := dbconn.Query(ctx, s.db, query, l.Projection, l.Assignment.Total, l.Assignment.Partition)
+	rows, err := s.query(ctx, s.db, statement, l.values())
 	if err != nil {
 		return nil, err
 	}
@@ -151,11 +145,7 @@ type parkedRow struct {
 // Park moves the lane's checkpoint as Save does, and parks events with it. The
 // error is of those that have failed.
 func (s *Store) Park(ctx context.Context, l Lane, from, to protocol.Checkpoint, parked []protocol.Parked, failure string) error {
-	ahead := "ahead"
-	if len(to.Ahead) == 0 {
-		ahead = "NULL"
-	}
-	return s.fenced(ctx, fmt.Sprintf("park events of %s at %d", l, to.Position), func(f form) string {
+	return s.fenced(ctx, fmt.Sprintf("park events of %s at %d", l, to.Position), parkSQL, func(f form) sqltext.Values {
 		rows := make([]parkedRow, len(parked))
 		for i, p := range parked {
 			rows[i] = parkedRow{p.Position, p.Slot, p.Aggregate, "", p.Attempts}
@@ -166,8 +156,9 @@ func (s *Store) Park(ctx context.Context, l Lane, from, to protocol.Checkpoint, 
 				rows[i].Error = errorText(failure, f != asIs)
 			}
 		}
-		return fmt.Sprintf(s.sql.park, to.Position, ahead, pq.QuoteLiteral(l.Projection), l.Assignment.Partition, l.Assignment.Generation,
-			from.Position, quoteJSON(rows))
+		values := l.move(from, to)
+		values["rows"] = sqltext.JSON{Value: rows}
+		return values
 	})
 }
 
@@ -177,11 +168,13 @@ func (s *Store) Unpark(ctx context.Context, tx *sql.Tx, l Lane, position int64) 
 	failed := func(err error) error {
 		return fmt.Errorf("take event %d of %s from the parked ones: %w", position, l, err)
 	}
-	if _, err := tx.ExecContext(ctx, s.sql.restore); err != nil {
+	if _, err := s.exec(ctx, tx, restoreSQL, nil); err != nil {
 		return failed(err)
 	}
 	var fence, gone int
-	err := tx.QueryRowContext(ctx, s.sql.unpark, s.set, l.Projection, l.Assignment.Partition, l.Assignment.Generation, position).Scan(&fence, &gone)
+	values := l.values()
+	values["position"] = position
+	err := s.row(ctx, tx, unparkSQL, values, &fence, &gone)
 	switch {
 	case err != nil:
 	case fence == 0:
@@ -196,17 +189,20 @@ func (s *Store) Unpark(ctx context.Context, tx *sql.Tx, l Lane, position int64) 
 
 // Drop deletes a row by itself, if it is there.
 func (s *Store) Drop(ctx context.Context, l Lane, position int64) error {
-	return s.fenced(ctx, fmt.Sprintf("drop parked event %d of %s", position, l), func(form) string {
-		return fmt.Sprintf(s.sql.drop, pq.QuoteLiteral(l.Projection), l.Assignment.Partition, l.Assignment.Generation, position)
+	return s.fenced(ctx, fmt.Sprintf("drop parked event %d of %s", position, l), dropSQL, func(form) sqltext.Values {
+		values := l.values()
+		values["position"] = position
+		return values
 	})
 }
 
 // Note has a row say that a retry has failed, which was the attempt of that
 // number, and takes back that a retry was asked for.
 func (s *Store) Note(ctx context.Context, l Lane, position int64, attempts int, failure string) error {
-	return s.fenced(ctx, fmt.Sprintf("note a failure of parked event %d of %s", position, l), func(f form) string {
-		return fmt.Sprintf(s.sql.note, pq.QuoteLiteral(l.Projection), l.Assignment.Partition, l.Assignment.Generation, position, attempts,
-			pq.QuoteLiteral(errorText(failure, f != asIs)))
+	return s.fenced(ctx, fmt.Sprintf("note a failure of parked event %d of %s", position, l), noteSQL, func(f form) sqltext.Values {
+		values := l.values()
+		values["position"], values["attempts"], values["error"] = position, int32(attempts), errorText(failure, f != asIs)
+		return values
 	})
 }
 
@@ -222,11 +218,11 @@ const (
 )
 
 // fenced runs a statement that returns how many checkpoints its fence has found.
-func (s *Store) fenced(ctx context.Context, what string, query func(form) string) error {
+func (s *Store) fenced(ctx context.Context, what string, statement sqltext.Statement, values func(form) sqltext.Values) error {
 	var n int
 	var err error
 	for f := asIs; f <= allASCII; f++ {
-		if err = dbconn.QueryRow(ctx, s.db, query(f)).Scan(&n); !Unstorable(err) {
+		if err = s.row(ctx, s.db, statement, values(f), &n); !Unstorable(err) {
 			break
 		}
 	}
@@ -249,11 +245,18 @@ type ParkedRow struct {
 	Request     string
 }
 
+var listParkedSQL = sqltext.New(`
+SELECT position, aggregate_id, error, attempts, parked_at, coalesce(request, '')
+  FROM orchestrator_parked WHERE projection = {projection} ORDER BY position LIMIT {limit}`)
+
 // ListParked returns rows of a projection, by position.
 func ListParked(ctx context.Context, db *sql.DB, projection string, limit int) (out []ParkedRow, err error) {
-	rows, err := dbconn.Query(ctx, db, `
-SELECT position, aggregate_id, error, attempts, parked_at, coalesce(request, '')
-  FROM orchestrator_parked WHERE projection = $1 ORDER BY position LIMIT $2`, projection, limit)
+	names, err := Locate(ctx, db, "")
+	if err != nil {
+		return nil, err
+	}
+	query, args := names.Bind(listParkedSQL, sqltext.Values{"projection": projection, "limit": limit})
+	rows, err := dbconn.Query(ctx, db, query, args...)
 	if err != nil {
 		return nil, err
 	}
@@ -280,40 +283,58 @@ type ParkedSelection struct {
 	Aggregate *string
 }
 
+// Of some positions, of an aggregate, or of all.
+var askPositionsSQL, askAggregateSQL, askAllSQL = askSQL(`AND position = ANY (SELECT jsonb_array_elements_text({positions})::bigint)`),
+	askSQL(`AND (aggregate_id = {aggregate} OR aggregate_id = {ascii})`), askSQL(``)
+
+func askSQL(which string) sqltext.Statement {
+	return sqltext.New(`
+WITH meant AS MATERIALIZED (SELECT position FROM orchestrator_parked WHERE projection = {projection} ` + which + ` ORDER BY position FOR UPDATE),
+asked AS (
+    UPDATE orchestrator_parked p SET request = {request} FROM meant WHERE p.projection = {projection} AND p.position = meant.position)
+SELECT count(*) FROM meant`)
+}
+
 // AskParked writes a request into rows and returns how many are meant.
 //
 // They are locked in the order of positions: two that ask at once don't wait for
 // one another. A lane that deletes one meanwhile is waited for.
 func AskParked(ctx context.Context, db *sql.DB, projection string, which ParkedSelection, request protocol.ParkRequest) (n int, err error) {
-	ask := func(aggregates ...string) (n int, err error) {
-		clause, args := "", []any{projection, string(request)}
-		switch {
-		case which.Positions != nil:
-			clause, args = "AND position IN (SELECT jsonb_array_elements_text($3::jsonb)::bigint)", append(args, mustJSON(which.Positions))
-		case which.Aggregate != nil:
-			clause, args = "AND aggregate_id IN ($3, $4)", append(args, aggregates[0], aggregates[len(aggregates)-1])
-		}
-		err = dbconn.QueryRow(ctx, db, strings.Replace(`
-WITH meant AS MATERIALIZED (SELECT position FROM orchestrator_parked WHERE projection = $1 {which} ORDER BY position FOR UPDATE),
-asked AS (
-    UPDATE orchestrator_parked p SET request = $2 FROM meant WHERE p.projection = $1 AND p.position = meant.position)
-SELECT count(*) FROM meant`, "{which}", clause, 1), args...).Scan(&n)
+	names, err := Locate(ctx, db, "")
+	if err != nil {
+		return 0, err
+	}
+	ask := func(statement sqltext.Statement, values sqltext.Values) (n int, err error) {
+		values["projection"], values["request"] = projection, string(request)
+		query, args := names.Bind(statement, values)
+		err = dbconn.QueryRow(ctx, db, query, args...).Scan(&n)
 		return n, err
 	}
-	if which.Aggregate == nil {
-		return ask()
+	switch {
+	case which.Positions != nil:
+		return ask(askPositionsSQL, sqltext.Values{"positions": sqltext.JSON{Value: which.Positions}})
+	case which.Aggregate == nil:
+		return ask(askAllSQL, sqltext.Values{})
 	}
 	// It may stand in either form: see form.
 	id := protocol.Storable(*which.Aggregate)
-	n, err = ask(id, protocol.ASCII(id))
+	ascii := protocol.ASCII(id)
+	n, err = ask(askAggregateSQL, sqltext.Values{"aggregate": id, "ascii": ascii})
 	if Unstorable(err) {
-		return ask(protocol.ASCII(id))
+		return ask(askAggregateSQL, sqltext.Values{"aggregate": ascii, "ascii": ascii})
 	}
 	return n, err
 }
 
+var existsSQL = sqltext.New(`SELECT EXISTS (SELECT FROM orchestrator_projections WHERE name = {projection})`)
+
 // ProjectionExists reports whether a projection has ever been run.
 func ProjectionExists(ctx context.Context, db *sql.DB, projection string) (exists bool, err error) {
-	err = dbconn.QueryRow(ctx, db, `SELECT EXISTS (SELECT 1 FROM orchestrator_projections WHERE name = $1)`, projection).Scan(&exists)
+	names, err := Locate(ctx, db, "")
+	if err != nil {
+		return false, err
+	}
+	query, args := names.Bind(existsSQL, sqltext.Values{"projection": projection})
+	err = dbconn.QueryRow(ctx, db, query, args...).Scan(&exists)
 	return exists, err
 }

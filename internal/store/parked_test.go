@@ -68,7 +68,7 @@ INSERT INTO orchestrator_parked (projection, position, slot, aggregate_id, error
 		}
 	}
 	tx := begin(t, db)
-	if err := store.DropParkedAbove(t.Context(), tx, "p", 1); err != nil {
+	if err := store.New(db, "set", store.Options{}).DropParkedAbove(t.Context(), tx, "p", 1); err != nil {
 		t.Fatal(err)
 	}
 	if err := tx.Commit(); err != nil {

@@ -8,13 +8,13 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/lib/pq"
-
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
+	"github.com/getpup/pupsourcing-orchestrator/internal/sqltext"
 )
 
 // A Session is one at the server that holds the lock of a presence.
 type Session struct {
+	store    *Store
 	conn     *sql.Conn
 	presence protocol.Presence
 }
@@ -27,37 +27,41 @@ type Session struct {
 // The session has the lock twice, so that it can let go of it once and take it again
 // at any time: only the session itself has to do with that, and finds out whether it
 // still had it. A look into pg_locks would ask for the locks of all sessions.
-//
-// None of these statements has parameters: see Save.
-const (
+var (
 	// Nobody waits for the lock: whoever is in the way may stay there.
-	attachSQL = `
-SELECT pid, pg_try_advisory_lock_shared(-pid, %[1]d) AND pg_try_advisory_lock_shared(-pid, %[1]d)
-  FROM (SELECT pg_backend_pid() AS pid OFFSET 0) own`
-	releaseSQL = `SELECT pg_advisory_unlock_shared(%[1]d, %[2]d) AND pg_advisory_unlock_shared(%[1]d, %[2]d)`
+	attachSQL = sqltext.New(`
+SELECT pid, pg_try_advisory_lock_shared(-pid, {number}) AND pg_try_advisory_lock_shared(-pid, {number})
+  FROM (SELECT pg_backend_pid() AS pid OFFSET 0) own`)
+	releaseSQL = sqltext.New(`SELECT pg_advisory_unlock_shared({key}, {number}) AND pg_advisory_unlock_shared({key}, {number})`)
 	// As in protocol.Apply.
-	publishSQL = `
+	publishSQL = sqltext.New(`
    UPDATE orchestrator_workers
-      SET presence_key = CASE WHEN presence_number < %[4]d THEN %[3]d ELSE presence_key END,
-          presence_number = greatest(presence_number, %[4]d)
-    WHERE replica_set = %[1]s AND id = %[2]s
-RETURNING CASE WHEN holds = generation THEN holds ELSE 0 END`
-	// A pooler may hand out another session, or reset this one, and with it its
-	// locks, between two of its clients. (CASE has a fixed order, AND has none.)
-	heldSQL = `
-SELECT pg_backend_pid(),
-       CASE WHEN pg_advisory_unlock_shared(%[1]d, %[2]d) THEN pg_try_advisory_lock_shared(%[1]d, %[2]d) ELSE false END`
-	proveSQL = heldSQL + `, '[]'`
-	lookSQL  = heldSQL + `, coalesce((
+      SET presence_key = CASE WHEN presence_number < {number} THEN {key} ELSE presence_key END,
+          presence_number = greatest(presence_number, {number})
+    WHERE replica_set = {set} AND id = {worker}
+RETURNING CASE WHEN holds = generation THEN holds ELSE 0 END`)
+
+	proveSQL       = sqltext.New(heldText + `, '[]'`)
+	lookAbsenceSQL = sqltext.New(heldText + `, coalesce((
        SELECT jsonb_agg(jsonb_build_object('Worker', id, 'Presence', jsonb_build_object('Key', presence_key, 'Number', presence_number)))
          FROM orchestrator_workers w
-        WHERE replica_set = %[3]s AND id <> %[4]s AND presence_number > 0
+        WHERE replica_set = {set} AND id <> {worker} AND presence_number > 0
           AND NOT EXISTS (
               SELECT FROM pg_locks
                WHERE locktype = 'advisory' AND objsubid = 2 AND granted AND classid = presence_key::oid AND objid = presence_number::oid
-                 AND (presence_key > 0 OR pid = -presence_key)
-                 AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))), '[]')`
+                 AND (presence_key > 0 OR pid = (-presence_key))
+                 AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))), '[]')`)
 )
+
+// A pooler may hand out another session, or reset this one, and with it its
+// locks, between two of its clients. (CASE has a fixed order, AND has none.)
+const heldText = `
+SELECT pg_backend_pid(),
+       CASE WHEN pg_advisory_unlock_shared({key}, {number}) THEN pg_try_advisory_lock_shared({key}, {number}) ELSE false END`
+
+func presenceValues(p protocol.Presence) sqltext.Values {
+	return sqltext.Values{"key": p.Key, "number": p.Number}
+}
 
 // An Attachment is what an Attach has come to.
 type Attachment struct {
@@ -69,11 +73,11 @@ type Attachment struct {
 
 // Attach has a connection's session hold the lock, and publishes that in the
 // worker's row, if a worker is named and has one.
-func Attach(ctx context.Context, conn *sql.Conn, set string, a protocol.Attach) (at Attachment, err error) {
+func (s *Store) Attach(ctx context.Context, conn *sql.Conn, a protocol.Attach) (at Attachment, err error) {
 	var pid int32
 	var taken bool
 	sent := time.Now()
-	err = conn.QueryRowContext(ctx, fmt.Sprintf(attachSQL, a.Number)).Scan(&pid, &taken)
+	err = s.row(ctx, conn, attachSQL, sqltext.Values{"number": a.Number}, &pid, &taken)
 	if err == nil && !taken {
 		err = fmt.Errorf("somebody else has advisory lock (%d, %d)", -pid, a.Number)
 	}
@@ -81,12 +85,13 @@ func Attach(ctx context.Context, conn *sql.Conn, set string, a protocol.Attach) 
 		return at, fmt.Errorf("hold the lock that shows that the worker is there: %w", err)
 	}
 	at.RoundTrip, at.Key = time.Since(sent), -pid
-	at.Session = Session{conn: conn, presence: protocol.Presence{Key: at.Key, Number: a.Number}}
+	at.Session = Session{store: s, conn: conn, presence: protocol.Presence{Key: at.Key, Number: a.Number}}
 	if a.Worker == "" {
 		return at, nil
 	}
-	query := fmt.Sprintf(publishSQL, pq.QuoteLiteral(set), pq.QuoteLiteral(string(a.Worker)), at.Key, a.Number)
-	switch err := conn.QueryRowContext(ctx, query).Scan(&at.Published.Runs); {
+	values := presenceValues(at.presence)
+	values["worker"] = string(a.Worker)
+	switch err := s.row(ctx, conn, publishSQL, values, &at.Published.Runs); {
 	case errors.Is(err, sql.ErrNoRows):
 		return at, nil
 	case err != nil:
@@ -99,7 +104,7 @@ func Attach(ctx context.Context, conn *sql.Conn, set string, a protocol.Attach) 
 // Release lets the lock go. An error says that the session may still have it.
 func (s Session) Release(ctx context.Context) error {
 	var released bool
-	if err := s.conn.QueryRowContext(ctx, fmt.Sprintf(releaseSQL, s.presence.Key, s.presence.Number)).Scan(&released); err != nil {
+	if err := s.store.row(ctx, s.conn, releaseSQL, presenceValues(s.presence), &released); err != nil {
 		return fmt.Errorf("let go of the lock that shows that the worker is there: %w", err)
 	}
 	if !released {
@@ -112,21 +117,23 @@ func (s Session) Release(ctx context.Context) error {
 // answered, or the lock is gone: then a pooler hands sessions out, and one tells
 // nothing about a process.
 func (s Session) Prove(ctx context.Context) (same bool, err error) {
-	same, _, err = s.ask(ctx, fmt.Sprintf(proveSQL, s.presence.Key, s.presence.Number))
+	same, _, err = s.ask(ctx, proveSQL, presenceValues(s.presence))
 	return same, err
 }
 
 // Look is Prove, and finds out which presences of the replica set are not there,
 // but for the worker's own.
-func (s Session) Look(ctx context.Context, set string, worker protocol.WorkerID) (same bool, absent []protocol.Absence, err error) {
-	return s.ask(ctx, fmt.Sprintf(lookSQL, s.presence.Key, s.presence.Number, pq.QuoteLiteral(set), pq.QuoteLiteral(string(worker))))
+func (s Session) Look(ctx context.Context, worker protocol.WorkerID) (same bool, absent []protocol.Absence, err error) {
+	values := presenceValues(s.presence)
+	values["worker"] = string(worker)
+	return s.ask(ctx, lookAbsenceSQL, values)
 }
 
-func (s Session) ask(ctx context.Context, query string) (same bool, absent []protocol.Absence, err error) {
+func (s Session) ask(ctx context.Context, statement sqltext.Statement, values sqltext.Values) (same bool, absent []protocol.Absence, err error) {
 	var pid int32
 	var held bool
 	var list string
-	if err := s.conn.QueryRowContext(ctx, query).Scan(&pid, &held, &list); err != nil {
+	if err := s.store.row(ctx, s.conn, statement, values, &pid, &held, &list); err != nil {
 		return false, nil, fmt.Errorf("ask the worker's own session: %w", err)
 	}
 	if err := json.Unmarshal([]byte(list), &absent); err != nil {

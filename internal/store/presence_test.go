@@ -26,14 +26,14 @@ func TestPresence(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	attach := func(set string, id protocol.WorkerID, number int32) store.Attachment {
+	attach := func(set *store.Store, id protocol.WorkerID, number int32) store.Attachment {
 		t.Helper()
 		conn, err := db.Conn(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { conn.Close() })
-		s, err := store.Attach(t.Context(), conn, set, protocol.Attach{Number: number, Worker: id})
+		s, err := set.Attach(t.Context(), conn, protocol.Attach{Number: number, Worker: id})
 		if err != nil || s.Published.Row != (id != "nobody" && id != "") {
 			t.Fatalf("attach %s: published %+v, %v", id, s.Published, err)
 		}
@@ -42,14 +42,14 @@ func TestPresence(t *testing.T) {
 		}
 		return s
 	}
-	a := protocol.Presence{Key: attach("one", "a'", 1<<31-1).Key, Number: 1<<31 - 1}
-	b := attach("one", "b", 2)
-	d := attach("two", "d", 1)
-	attach("one", "nobody", 1)
-	attach("one", "", 1)
+	a := protocol.Presence{Key: attach(one, "a'", 1<<31-1).Key, Number: 1<<31 - 1}
+	b := attach(one, "b", 2)
+	d := attach(two, "d", 1)
+	attach(one, "nobody", 1)
+	attach(one, "", 1)
 	look := func() []protocol.Absence {
 		t.Helper()
-		same, absent, err := b.Look(t.Context(), "one", "b")
+		same, absent, err := b.Look(t.Context(), "b")
 		if err != nil || !same {
 			t.Fatalf("look: %t, %v", same, err)
 		}
@@ -103,12 +103,13 @@ SELECT pg_terminate_backend(pid) FROM unnest(ARRAY[$1::int, $2::int]) AS pid`, -
 // attached is a session that holds a lock, and its connection.
 func attached(t *testing.T) (*sql.Conn, store.Session) {
 	t.Helper()
-	conn, err := migrated(t).Conn(t.Context())
+	db := migrated(t)
+	conn, err := db.Conn(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { conn.Close() })
-	s, err := store.Attach(t.Context(), conn, "set", protocol.Attach{Number: 1, Worker: "w"})
+	s, err := store.New(db, "set", store.Options{}).Attach(t.Context(), conn, protocol.Attach{Number: 1, Worker: "w"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -128,7 +129,7 @@ func TestPresenceOfASessionThatWasReset(t *testing.T) {
 	if same, err := s.Prove(t.Context()); same || err != nil {
 		t.Errorf("proven: %t, %v", same, err)
 	}
-	if same, _, err := s.Look(t.Context(), "set", "w"); same || err != nil {
+	if same, _, err := s.Look(t.Context(), "w"); same || err != nil {
 		t.Errorf("proven by a look: %t, %v", same, err)
 	}
 	if err := s.Release(t.Context()); err == nil {
@@ -173,7 +174,7 @@ func TestAProofKeepsTheLock(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	s, err := store.Attach(t.Context(), conn, "set", protocol.Attach{Number: 1})
+	s, err := store.New(db, "set", store.Options{}).Attach(t.Context(), conn, protocol.Attach{Number: 1})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -219,10 +220,10 @@ func TestPresenceIsNotBlocked(t *testing.T) {
 	if _, err := db.ExecContext(t.Context(), `SELECT pg_advisory_lock($1, 7)`, -pid); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := store.Attach(t.Context(), conn, "set", protocol.Attach{Number: 7}); err == nil {
+	if _, err := store.New(db, "set", store.Options{}).Attach(t.Context(), conn, protocol.Attach{Number: 7}); err == nil {
 		t.Error("attached under a lock that somebody else has")
 	}
-	if _, err := store.Attach(t.Context(), conn, "set", protocol.Attach{Number: 8}); err != nil {
+	if _, err := store.New(db, "set", store.Options{}).Attach(t.Context(), conn, protocol.Attach{Number: 8}); err != nil {
 		t.Error(err)
 	}
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/getpup/pupsourcing-orchestrator/internal/dbconn"
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
+	"github.com/getpup/pupsourcing-orchestrator/internal/sqltext"
 )
 
 // Version is the version of schema.sql that this package needs.
@@ -33,12 +34,6 @@ var columns = map[string][]string{
 	"orchestrator_parked":      {"projection", "position", "slot", "aggregate_id", "error", "attempts", "parked_at", "request"},
 }
 
-// A Querier is a database, or a transaction.
-type Querier interface {
-	QueryContext(context.Context, string, ...any) (*sql.Rows, error)
-	QueryRowContext(context.Context, string, ...any) *sql.Row
-}
-
 // Check makes sure that the tables are there, new enough, and the library's.
 func (s *Store) Check(ctx context.Context) error {
 	c, err := dbconn.Take(ctx, s.db)
@@ -46,61 +41,69 @@ func (s *Store) Check(ctx context.Context) error {
 		return fmt.Errorf("look for the schema: %w", err)
 	}
 	defer c.Close()
-	return c.During(ctx, func() error { return CheckSchema(ctx, c) })
+	return c.During(ctx, func() error {
+		names, err := s.resolve(ctx, c)
+		if err != nil {
+			return err
+		}
+		return checkSchema(ctx, c, names)
+	})
 }
 
-// In these statements, functions are named with their schema, and operators have
-// operands of exactly their types: see schema.sql.
-const (
-	schemaThereSQL = `SELECT pg_catalog.to_regclass('orchestrator_schema'::text) IS NOT NULL`
-	versionSQL     = `SELECT coalesce(pg_catalog.max(version), 0) FROM orchestrator_schema`
-	columnsSQL     = `
+var (
+	versionSQL = sqltext.New(`SELECT coalesce(max(version), 0) FROM orchestrator_schema`)
+	columnsSQL = sqltext.New(`
 SELECT c.relname::text, a.attname::text
-  FROM pg_catalog.pg_class c
-  JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0::smallint AND NOT a.attisdropped
- WHERE c.relnamespace = (SELECT k.relnamespace FROM pg_catalog.pg_class k WHERE k.oid = pg_catalog.to_regclass('orchestrator_schema'::text)::oid)
-   AND c.relkind IN ('r'::"char", 'p'::"char")`
+  FROM pg_class c
+  JOIN pg_namespace n ON n.oid = c.relnamespace
+  JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+ WHERE n.nspname = {in}::name AND c.relkind = ANY ('{r,p}')`)
 
 	// Who has power over the schema anyway does not trust tables of somebody who
 	// has not: they may have triggers, which would run as the former.
-	strangerSQL = `
-SELECT pg_catalog.format('%I is owned by the role %I'::text, VARIADIC ARRAY[c.relname::text, o.rolname::text])
-  FROM pg_catalog.pg_class c
-  JOIN pg_catalog.pg_roles o ON o.oid = c.relowner
-  JOIN pg_catalog.pg_roles me ON me.rolname = CURRENT_USER
-  JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-  JOIN pg_catalog.pg_database d ON d.datname = pg_catalog.current_database()
- WHERE c.relnamespace = (SELECT k.relnamespace FROM pg_catalog.pg_class k WHERE k.oid = pg_catalog.to_regclass('orchestrator_schema'::text)::oid)
-   AND pg_catalog.starts_with(c.relname::text, 'orchestrator_'::text) AND c.relkind IN ('r'::"char", 'p'::"char", 'v'::"char")
+	strangerSQL = sqltext.New(`
+SELECT format('%I is owned by the role %I', c.relname::text, o.rolname::text)
+  FROM pg_class c
+  JOIN pg_roles o ON o.oid = c.relowner
+  JOIN pg_roles me ON me.rolname = CURRENT_USER
+  JOIN pg_namespace n ON n.oid = c.relnamespace
+  JOIN pg_database d ON d.datname = current_database()
+ WHERE n.nspname = {in}::name
+   AND starts_with(c.relname::text, 'orchestrator_') AND c.relkind = ANY ('{r,p,v}')
    AND (me.rolsuper OR me.oid = n.nspowner OR me.oid = d.datdba)
    AND NOT (o.rolsuper OR o.oid = me.oid OR o.oid = n.nspowner OR o.oid = d.datdba)
-   AND (me.rolsuper OR NOT pg_catalog.pg_has_role(me.oid, o.oid, 'USAGE'::text))
- ORDER BY 1 LIMIT 1`
+   AND (me.rolsuper OR NOT pg_has_role(me.oid, o.oid, 'USAGE'))
+ ORDER BY 1 LIMIT 1`)
 )
 
-// CheckSchema makes sure that the tables on the search path are there, new enough,
-// and the library's.
-func CheckSchema(ctx context.Context, db Querier) error {
-	var exists bool
-	if err := db.QueryRowContext(ctx, schemaThereSQL).Scan(&exists); err != nil {
-		return fmt.Errorf("look for the schema: %w", err)
+// CheckSchema makes sure that the tables that the search path leads to are there, new
+// enough, and the library's.
+func CheckSchema(ctx context.Context, db dbconn.Querier) error {
+	names, err := locate(ctx, db, "")
+	if err != nil {
+		return err
 	}
-	if !exists {
-		return fmt.Errorf("%w: no table orchestrator_schema on the search path; call RunMigrations(db) or apply schema.sql", ErrSchema)
-	}
-	have, err := tableColumns(ctx, db)
+	return checkSchema(ctx, db, names)
+}
+
+func checkSchema(ctx context.Context, db dbconn.Querier, names sqltext.Names) error {
+	have, err := tableColumns(ctx, db, names.Schema)
 	if err != nil {
 		return fmt.Errorf("look at the tables of the schema: %w", err)
+	}
+	if len(have["orchestrator_schema"]) == 0 {
+		return fmt.Errorf("%w: there is no table orchestrator_schema in schema %q; call RunMigrations(db) or apply schema.sql", ErrSchema, names.Schema)
 	}
 	if err := foreignTable(have, "orchestrator_schema"); err != nil {
 		return err
 	}
 	var version int
-	if err := db.QueryRowContext(ctx, versionSQL).Scan(&version); err != nil {
+	query, args := names.Bind(versionSQL, nil)
+	if err := db.QueryRowContext(ctx, query, args...).Scan(&version); err != nil {
 		return fmt.Errorf("read the schema's version: %w", err)
 	}
 	if version < Version {
-		return fmt.Errorf("%w: it has version %d and this program needs %d; call RunMigrations(db) or apply schema.sql", ErrSchema, version, Version)
+		return fmt.Errorf("%w: in schema %q it has version %d and this program needs %d; call RunMigrations(db) or apply schema.sql", ErrSchema, names.Schema, version, Version)
 	}
 	for table := range columns {
 		if err := foreignTable(have, table); err != nil {
@@ -112,9 +115,14 @@ func CheckSchema(ctx context.Context, db Querier) error {
 
 // Stranger returns an error for tables whose owner the current role should not
 // trust.
-func Stranger(ctx context.Context, db Querier) error {
+func Stranger(ctx context.Context, db dbconn.Querier) error {
+	names, err := locate(ctx, db, "")
+	if err != nil {
+		return err
+	}
 	var what string
-	err := db.QueryRowContext(ctx, strangerSQL).Scan(&what)
+	query, args := names.Bind(strangerSQL, sqltext.Values{"in": names.Schema})
+	err = db.QueryRowContext(ctx, query, args...).Scan(&what)
 	switch {
 	case errors.Is(err, sql.ErrNoRows):
 		return nil
@@ -138,10 +146,10 @@ func foreignTable(have map[string][]string, table string) error {
 	return nil
 }
 
-// tableColumns returns the columns of the tables in the schema that
-// orchestrator_schema is in.
-func tableColumns(ctx context.Context, db Querier) (map[string][]string, error) {
-	rows, err := db.QueryContext(ctx, columnsSQL)
+// tableColumns returns the columns of the tables in a schema.
+func tableColumns(ctx context.Context, db dbconn.Querier, schema string) (map[string][]string, error) {
+	query, args := sqltext.Names{Literals: true}.Bind(columnsSQL, sqltext.Values{"in": schema})
+	rows, err := db.QueryContext(ctx, query, args...)
 	if err != nil {
 		return nil, err
 	}
@@ -159,23 +167,26 @@ func tableColumns(ctx context.Context, db Querier) (map[string][]string, error) 
 
 // holdersSQL lists who holds the lock of migrations, or a lock on one of the
 // tables.
-const holdersSQL = `
-SELECT DISTINCT coalesce(l.pid, 0), coalesce(a.usename::text, ''::text), coalesce(a.application_name, ''::text),
-       coalesce(pg_catalog.date_part('epoch'::text, pg_catalog.clock_timestamp() - coalesce(a.xact_start, a.state_change, a.backend_start)), '-1'::double precision)
-  FROM pg_catalog.pg_locks l
-  LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid
- WHERE l.granted AND l.pid IS DISTINCT FROM pg_catalog.pg_backend_pid()
-   AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database())
-   AND (l.locktype = 'advisory'::text AND l.objsubid = 1::smallint AND l.classid::bigint = $1::bigint AND l.objid::bigint = $2::bigint
-        OR l.locktype = 'relation'::text AND l.relation IN (
-           SELECT c.oid FROM pg_catalog.pg_class c
-            WHERE pg_catalog.starts_with(c.relname::text, 'orchestrator_'::text) AND c.relkind IN ('r'::"char", 'p'::"char")))
- ORDER BY 4 DESC LIMIT 5`
+var holdersSQL = sqltext.New(`
+SELECT DISTINCT coalesce(l.pid, 0), coalesce(a.usename::text, ''), coalesce(a.application_name, ''),
+       coalesce(date_part('epoch', clock_timestamp() - coalesce(a.xact_start, a.state_change, a.backend_start)), '-1'::double precision)
+  FROM pg_locks l
+  LEFT JOIN pg_stat_activity a ON a.pid = l.pid
+ WHERE l.granted AND (l.pid IS NULL OR l.pid <> pg_backend_pid())
+   AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
+   AND (l.locktype = 'advisory' AND l.objsubid = 1 AND l.classid::bigint = {high} AND l.objid::bigint = {low}
+        OR l.locktype = 'relation' AND l.relation = ANY (
+           SELECT c.oid FROM pg_class c
+            WHERE starts_with(c.relname::text, 'orchestrator_') AND c.relkind = ANY ('{r,p}')))
+ ORDER BY 4 DESC LIMIT 5`)
+
+var encodingSQL = sqltext.New(`SELECT current_setting('server_encoding')`)
 
 // Holders says who holds up a migration, whose advisory lock has this key; "" is
 // nobody, or nobody any more.
-func Holders(ctx context.Context, db Querier, key int64) (string, error) {
-	rows, err := db.QueryContext(ctx, holdersSQL, key>>32, key&0xffffffff)
+func Holders(ctx context.Context, db dbconn.Querier, key int64) (string, error) {
+	query, args := sqltext.Names{Literals: true}.Bind(holdersSQL, sqltext.Values{"high": key >> 32, "low": key & 0xffffffff})
+	rows, err := db.QueryContext(ctx, query, args...)
 	if err != nil {
 		return "", err
 	}
@@ -203,16 +214,17 @@ func Holders(ctx context.Context, db Querier, key int64) (string, error) {
 
 // Holds returns an error if the database can't hold a text: its encoding has not
 // all characters. ASCII passes everywhere.
-func Holds(ctx context.Context, db Querier, text string) error {
+func Holds(ctx context.Context, db dbconn.Querier, text string) error {
 	if protocol.ASCII(text) == text {
 		return nil
 	}
-	err := db.QueryRowContext(ctx, `SELECT $1::text`, text).Scan(new(string))
+	err := dbconn.ScanOn(ctx, db, `SELECT $1::pg_catalog.text`, []any{text}, new(string))
 	if !Unstorable(err) {
 		return err
 	}
 	var encoding string
-	if err := db.QueryRowContext(ctx, `SELECT pg_catalog.current_setting('server_encoding'::text)`).Scan(&encoding); err != nil {
+	query, _ := sqltext.Names{Literals: true}.Bind(encodingSQL, nil)
+	if err := dbconn.ScanOn(ctx, db, query, nil, &encoding); err != nil {
 		return err
 	}
 	return fmt.Errorf("%q can't be stored in a database whose encoding is %s: %w", text, encoding, err)

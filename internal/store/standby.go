@@ -6,6 +6,8 @@ import (
 	"database/sql/driver"
 	"sync"
 	"time"
+
+	"github.com/getpup/pupsourcing-orchestrator/internal/sqltext"
 )
 
 // CantWrite reports whether an error says that a server takes no writes: it is a
@@ -28,27 +30,36 @@ var dropping sync.Map
 // dropMax is how long looking through a pool takes at most.
 const dropMax = 2 * time.Second
 
+var standbySQL = sqltext.New(`
+SELECT pg_is_in_recovery() OR current_setting('transaction_read_only') = 'on' OR CURRENT_USER <> SESSION_USER`)
+
 // DropStandbys closes those of the pool's idle connections that lead to a server which
 // takes no writes. A name or a proxy may lead to another server by now, but a pool
 // hands out the connections that it has, for ever: the failed statement has given its
 // own back. Connections that are in use are found when they fail.
-func DropStandbys(ctx context.Context, db *sql.DB) {
+//
+// It closes those with another role than they have logged in with, too: somebody has
+// left a SET ROLE. Where the role comes with the connection, that costs new connections.
+func DropStandbys(ctx context.Context, db *sql.DB) (dropped int) {
 	if _, busy := dropping.LoadOrStore(db, true); busy {
-		return
+		return 0
 	}
 	defer dropping.Delete(db)
 	ctx, cancel := context.WithTimeout(ctx, dropMax)
 	defer cancel()
+	query, _ := sqltext.Names{Literals: true}.Bind(standbySQL, nil)
 	for range db.Stats().Idle {
 		c, err := db.Conn(ctx)
 		if err != nil {
-			return
+			return dropped
 		}
 		defer c.Close() // kept until then, so that the pool hands out another one
 		var standby bool
-		err = c.QueryRowContext(ctx, `SELECT pg_is_in_recovery() OR current_setting('transaction_read_only') = 'on'`).Scan(&standby)
+		err = c.QueryRowContext(ctx, query).Scan(&standby)
 		if err != nil || standby {
 			_ = c.Raw(func(any) error { return driver.ErrBadConn }) // which is all that it returns
+			dropped++
 		}
 	}
+	return dropped
 }

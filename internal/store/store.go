@@ -9,28 +9,38 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"runtime"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
+	"weak"
 
 	"github.com/lib/pq"
 
 	"github.com/getpup/pupsourcing-orchestrator/internal/dbconn"
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
+	"github.com/getpup/pupsourcing-orchestrator/internal/sqltext"
 )
 
 // A Store is one replica set in a database.
 type Store struct {
-	db  *sql.DB
-	set string
-	sql statements
-
+	db     *sql.DB
+	set    string
+	schema string
+	clock  string
 	bounds Bounds
+
+	names atomic.Pointer[sqltext.Names] // nil: not known yet
 }
 
 // Options of a Store.
 type Options struct {
 	Bounds Bounds
+	// Schema is where the tables are; empty is the schema that the search path leads
+	// to (sqltext.Find), which is looked up once, and kept.
+	Schema string
 	// Clock is the SQL expression for the time; empty is clock_timestamp().
 	// Tests put a clock of their own here.
 	Clock string
@@ -57,10 +67,224 @@ func BoundsOf(lease time.Duration) Bounds {
 
 // New returns the store of a replica set.
 func New(db *sql.DB, set string, o Options) *Store {
-	if o.Clock == "" {
-		o.Clock = "clock_timestamp()"
+	return &Store{db: db, set: set, schema: o.Schema, clock: o.Clock, bounds: o.Bounds}
+}
+
+// ErrSettings is returned by CheckSettings.
+var ErrSettings = errors.New("a setting of the connection does not work")
+
+var settingsSQL = sqltext.New(`
+SELECT name, reset_val, setting FROM pg_settings
+ WHERE name = ANY ('{client_encoding,DateStyle,default_transaction_read_only}') ORDER BY name`)
+
+// CheckSettings refuses settings under which a worker loses events or can't work. It
+// goes by what sessions begin with, and not by what one was set to since.
+func (s *Store) CheckSettings(ctx context.Context) error {
+	query, args := sqltext.Names{Literals: true}.Bind(settingsSQL, nil)
+	rows, err := dbconn.Query(ctx, s.db, query, args...)
+	if err != nil {
+		return fmt.Errorf("read the connection's settings: %w", err)
 	}
-	return &Store{db: db, set: set, sql: newStatements(o.Clock, set, o.Bounds), bounds: o.Bounds}
+	defer rows.Close()
+	var dates string // other than ISO
+	for rows.Next() {
+		var name, began, now string
+		if err := rows.Scan(&name, &began, &now); err != nil {
+			return fmt.Errorf("read the connection's settings: %w", err)
+		}
+		if name == "DateStyle" && !strings.HasPrefix(now, "ISO") {
+			dates = now
+		}
+		if why := refused(name, began); why != "" && refused(name, now) != "" {
+			return fmt.Errorf("%w: %s is %s: %s", ErrSettings, name, began, why)
+		}
+	}
+	if err := rows.Err(); err != nil || dates == "" {
+		return err
+	}
+	// A driver that takes times in binary doesn't mind.
+	var now time.Time
+	if err := s.row(ctx, s.db, clockSQL, nil, &now); err != nil && State(err) == "" && !Passing(err) && ctx.Err() == nil {
+		return fmt.Errorf("%w: DateStyle is %s: the driver can't read times in it; put DateStyle=ISO into the connection string: %w", ErrSettings, dates, err)
+	}
+	return nil
+}
+
+var clockSQL = sqltext.New(`SELECT {clock}`)
+
+// refused returns why a setting does not work, and what to do; "" is that it does.
+func refused(name, value string) string {
+	switch {
+	case name == "client_encoding" && value != "UTF8":
+		return "aggregate ids would be read as other bytes than by other workers, and their events handled by none; put client_encoding=UTF8 into the connection string"
+	case name == "default_transaction_read_only" && value == "on":
+		return "a worker has to write; remove it from the connection string, or ALTER ROLE or ALTER DATABASE … SET default_transaction_read_only = off"
+	}
+	return ""
+}
+
+// resolve finds out where the tables are, once: a store goes on with those that it
+// began with. It asks on the connection at hand, as a pool may have no other.
+func (s *Store) resolve(ctx context.Context, q dbconn.Querier) (sqltext.Names, error) {
+	if n := s.names.Load(); n != nil {
+		return *n, nil
+	}
+	n, err := locateOf(ctx, s.db, q, s.schema)
+	if err != nil {
+		return n, err
+	}
+	n.Clock = s.clock
+	s.names.CompareAndSwap(nil, &n)
+	return *s.names.Load(), nil
+}
+
+// bind returns a statement as it is sent, with the store's own values put in
+// beside the others.
+func (s *Store) bind(ctx context.Context, q dbconn.Querier, statement sqltext.Statement, values sqltext.Values) (query string, args []any, err error) {
+	names, err := s.namesFor(ctx, q, statement)
+	if err != nil {
+		return "", nil, err
+	}
+	query, args = names.Bind(statement, s.values(values))
+	return query, args, nil
+}
+
+// text is bind without arguments, whatever the driver: for what may be several
+// statements, which all drivers send as they are then, and prepare none.
+func (s *Store) text(ctx context.Context, q dbconn.Querier, statement sqltext.Statement, values sqltext.Values) (query string, err error) {
+	names, err := s.namesFor(ctx, q, statement)
+	if err != nil {
+		return "", err
+	}
+	names.Literals = true
+	query, _ = names.Bind(statement, s.values(values))
+	return query, nil
+}
+
+func (s *Store) namesFor(ctx context.Context, q dbconn.Querier, statement sqltext.Statement) (sqltext.Names, error) {
+	if statement.HasTables() {
+		return s.resolve(ctx, q)
+	}
+	return sqltext.Names{Clock: s.clock, Literals: sqltext.LibPQ(s.db)}, nil
+}
+
+func (s *Store) values(values sqltext.Values) sqltext.Values {
+	all := sqltext.Values{
+		"set": s.set, "channel": Channel,
+		"idle": millis(s.bounds.Idle), "lock": millis(s.bounds.Lock), "handler": millis(s.bounds.Handler),
+	}
+	maps.Copy(all, values)
+	return all
+}
+
+func (s *Store) exec(ctx context.Context, q dbconn.Querier, statement sqltext.Statement, values sqltext.Values) (sql.Result, error) {
+	query, args, err := s.bind(ctx, q, statement, values)
+	if err != nil {
+		return nil, err
+	}
+	result, err := dbconn.ExecOn(ctx, q, query, args...)
+	if roleLeft(ctx, q, err) {
+		return dbconn.ExecOn(ctx, q, query, args...)
+	}
+	return result, err
+}
+
+func (s *Store) query(ctx context.Context, q dbconn.Querier, statement sqltext.Statement, values sqltext.Values) (dbconn.Scanner, error) {
+	query, args, err := s.bind(ctx, q, statement, values)
+	if err != nil {
+		return nil, err
+	}
+	rows, err := dbconn.QueryOn(ctx, q, query, args...)
+	if roleLeft(ctx, q, err) {
+		return dbconn.QueryOn(ctx, q, query, args...)
+	}
+	return rows, err
+}
+
+// row runs a query, and scans its only row.
+func (s *Store) row(ctx context.Context, q dbconn.Querier, statement sqltext.Statement, values sqltext.Values, dest ...any) error {
+	query, args, err := s.bind(ctx, q, statement, values)
+	if err != nil {
+		return err
+	}
+	err = dbconn.ScanOn(ctx, q, query, args, dest...)
+	if roleLeft(ctx, q, err) {
+		return dbconn.ScanOn(ctx, q, query, args, dest...)
+	}
+	return err
+}
+
+// roleLeft reports whether a statement was refused, perhaps, since somebody has left
+// another role on a connection of the pool: it is closed by now, and the statement may be
+// tried again.
+func roleLeft(ctx context.Context, q dbconn.Querier, err error) bool {
+	db, pool := q.(*sql.DB)
+	return pool && Denied(err) && DropStandbys(ctx, db) > 0
+}
+
+// Locate returns what statements for a database need: the schema of the tables. If
+// it is empty it is looked up, and stays the same for as long as the database is open:
+// what becomes of its sessions' search paths later is not asked.
+func Locate(ctx context.Context, db *sql.DB, schema string) (sqltext.Names, error) {
+	return locateOf(ctx, db, db, schema)
+}
+
+// located are the schemas that were looked up, by database.
+var located = struct {
+	sync.Mutex
+	of map[weak.Pointer[sql.DB]]string
+}{of: map[weak.Pointer[sql.DB]]string{}}
+
+func locateOf(ctx context.Context, db *sql.DB, q dbconn.Querier, schema string) (sqltext.Names, error) {
+	key := weak.Make(db)
+	if schema == "" {
+		located.Lock()
+		schema = located.of[key]
+		located.Unlock()
+	}
+	n, err := locate(ctx, q, schema)
+	n.Literals = sqltext.LibPQ(db)
+	if err != nil || schema != "" {
+		return n, err
+	}
+	located.Lock()
+	defer located.Unlock()
+	if first, ok := located.of[key]; ok {
+		n.Schema = first
+		return n, nil
+	}
+	located.of[key] = n.Schema
+	runtime.AddCleanup(db, func(key weak.Pointer[sql.DB]) {
+		located.Lock()
+		defer located.Unlock()
+		delete(located.of, key)
+	}, key)
+	return n, nil
+}
+
+var errNoTables = fmt.Errorf("%w: no table orchestrator_schema on the search path; call RunMigrations(db) or apply schema.sql", ErrSchema)
+
+func locate(ctx context.Context, db dbconn.Querier, schema string) (sqltext.Names, error) {
+	n := sqltext.Names{Schema: schema, Literals: true}
+	if strings.HasPrefix(schema, "pg_") {
+		return n, fmt.Errorf("%w: schema %q is the server's own, or of one session; name another", ErrSchema, schema)
+	}
+	if schema != "" {
+		return n, nil
+	}
+	schema, temporary, err := sqltext.Find(ctx, db, "orchestrator_schema")
+	switch ambiguous := (*sqltext.AmbiguousError)(nil); {
+	case errors.As(err, &ambiguous):
+		return n, fmt.Errorf("%w: %w", ErrSchema, err)
+	case err != nil:
+		return n, err
+	case schema == "" && temporary:
+		return n, fmt.Errorf("%w: orchestrator_schema is a temporary table of one session (pg_temp); drop it, and call RunMigrations(db) or apply schema.sql", ErrSchema)
+	case schema == "":
+		return n, errNoTables
+	}
+	n.Schema = schema
+	return n, nil
 }
 
 // A Result is what a Sync has seen and done.
@@ -129,12 +353,14 @@ func (s *Store) heartbeat(ctx context.Context, r protocol.Request) (Result, erro
 	var generation, total, holds sql.NullInt64
 	var partitions, paused sql.NullString
 	var due bool
-	worker := pq.QuoteLiteral(string(r.Worker))
-	query := fmt.Sprintf(s.sql.look, worker)
+	statement, values := lookSQL, sqltext.Values{"worker": string(r.Worker)}
 	if !r.Look {
-		query = fmt.Sprintf(s.sql.heartbeat, worker, r.Lease.Microseconds(), r.Stopped, r.Presence.Key, r.Presence.Number)
+		statement = heartbeatSQL
+		values["lease"], values["stopped"] = r.Lease.Microseconds(), r.Stopped
+		values["key"], values["number"] = r.Presence.Key, r.Presence.Number
 	}
-	err := dbconn.QueryRow(ctx, s.db, query).Scan(&v.Now, &due, &stepAt, &leaseEnd, &generation, &total, &partitions, &paused, &holds)
+	err := s.row(ctx, s.db, statement, values,
+		&v.Now, &due, &stepAt, &leaseEnd, &generation, &total, &partitions, &paused, &holds)
 	row := RowOf("workers", s.set, "of this worker or another").Scanned(err)
 	if err == nil {
 		row = RowOf("workers", s.set, string(r.Worker))
@@ -161,28 +387,28 @@ func (s *Store) heartbeat(ctx context.Context, r protocol.Request) (Result, erro
 // Report keeps a worker's report, of JSON, if it is a member. Nobody decides anything
 // by it. A text in it that the database's encoding can't hold is written in ASCII.
 func (s *Store) Report(ctx context.Context, worker protocol.WorkerID, report []byte) error {
-	return s.writeText(ctx, fmt.Sprintf("write the report of %s", worker), func(ascii bool) string {
+	return s.writeText(ctx, fmt.Sprintf("write the report of %s", worker), reportSQL, func(ascii bool) sqltext.Values {
 		text := string(report)
 		if ascii {
 			text = asciiJSON(text)
 		}
-		return fmt.Sprintf(s.sql.report, pq.QuoteLiteral(string(worker)), pq.QuoteLiteral(text))
+		return sqltext.Values{"worker": string(worker), "report": sqltext.JSON{Value: json.RawMessage(text)}}
 	})
 }
 
 // Unreport removes the report of a worker that has left.
 func (s *Store) Unreport(ctx context.Context, worker protocol.WorkerID) error {
-	return s.writeText(ctx, fmt.Sprintf("remove the report of %s", worker), func(bool) string {
-		return fmt.Sprintf(s.sql.unreport, pq.QuoteLiteral(string(worker)))
+	return s.writeText(ctx, fmt.Sprintf("remove the report of %s", worker), unreportSQL, func(bool) sqltext.Values {
+		return sqltext.Values{"worker": string(worker)}
 	})
 }
 
 // writeText runs a statement, and once more with its texts in ASCII where the
 // database can't hold them as they are: what is for people decides nothing.
-func (s *Store) writeText(ctx context.Context, what string, query func(ascii bool) string) error {
-	_, err := dbconn.Exec(ctx, s.db, query(false))
+func (s *Store) writeText(ctx context.Context, what string, statement sqltext.Statement, values func(ascii bool) sqltext.Values) error {
+	_, err := s.exec(ctx, s.db, statement, values(false))
 	if Unstorable(err) {
-		_, err = dbconn.Exec(ctx, s.db, query(true))
+		_, err = s.exec(ctx, s.db, statement, values(true))
 	}
 	if err != nil {
 		return fmt.Errorf("%s: %w", what, err)
@@ -243,7 +469,7 @@ func (s *Store) step(ctx context.Context, tx *sql.Tx, r protocol.Request, projec
 }
 
 func (s *Store) timeAndFloor(ctx context.Context, tx *sql.Tx) (now time.Time, floor int64, err error) {
-	if err := tx.QueryRowContext(ctx, s.sql.timeAndFloor).Scan(&now, &floor); err != nil {
+	if err := s.row(ctx, tx, timeAndFloorSQL, nil, &now, &floor); err != nil {
 		return now, 0, fmt.Errorf("read the time and the generations of checkpoints: %w", Foreseen(err))
 	}
 	return now, floor, nil
@@ -254,13 +480,13 @@ func (s *Store) lockGroup(ctx context.Context, tx *sql.Tx, r protocol.Request) (
 	var g protocol.Group
 	var window int64
 	var paused, rewinds string
-	query := s.sql.lockGroup
+	statement := lockGroupSQL
 	if r.Yield {
-		query += " SKIP LOCKED"
+		statement = lockGroupOrYieldSQL
 	}
 	load := func() error {
-		row := RowOf("replica_sets", s.set).Scanned(tx.QueryRowContext(ctx, query).
-			Scan(&g.Generation, &g.Phase, &g.Total, &g.Reason, &g.MaxPartitions, &window, &paused, &rewinds, &g.Stream))
+		row := RowOf("replica_sets", s.set).Scanned(s.row(ctx, tx, statement, nil,
+			&g.Generation, &g.Phase, &g.Total, &g.Reason, &g.MaxPartitions, &window, &paused, &rewinds, &g.Stream))
 		if row.Err != nil {
 			return row.Err
 		}
@@ -278,7 +504,7 @@ func (s *Store) lockGroup(ctx context.Context, tx *sql.Tx, r protocol.Request) (
 		return g, errBusy
 	}
 	if errors.Is(err, sql.ErrNoRows) && r.Join {
-		if _, err := tx.ExecContext(ctx, s.sql.createGroup); err != nil {
+		if _, err := s.exec(ctx, tx, createGroupSQL, nil); err != nil {
 			return g, fmt.Errorf("create replica set %q: %w", s.set, err)
 		}
 		err = load()
@@ -293,7 +519,7 @@ func (s *Store) lockGroup(ctx context.Context, tx *sql.Tx, r protocol.Request) (
 }
 
 func (s *Store) lockMembers(ctx context.Context, tx *sql.Tx, total int) ([]protocol.Member, error) {
-	rows, err := tx.QueryContext(ctx, s.sql.lockMembers)
+	rows, err := s.query(ctx, tx, lockMembersSQL, nil)
 	if err != nil {
 		return nil, fmt.Errorf("lock the workers of %q: %w", s.set, err)
 	}
@@ -388,12 +614,16 @@ func (s *Store) save(ctx context.Context, tx *sql.Tx, before []protocol.Member, 
 	var opened sql.NullTime
 	var waitedFor sql.NullString
 	var told any
-	err := tx.QueryRowContext(ctx, fmt.Sprintf(s.sql.save,
-		g.Generation, pq.QuoteLiteral(string(g.Phase)), g.Total, pq.QuoteLiteral(g.Reason), g.MaxPartitions, g.JoinWindow.Microseconds(),
-		quoteTime(d.StepAt), quoteTime(now), d.Opened, d.Activated,
-		quoteJSON(removed), quoteJSON(updated), quoteJSON(added), quoteJSON(projections),
-		quoteJSON(append([]string{}, g.Paused...)), quoteJSON(encodeRewinds(g.Rewinds)),
-		quoteJSON(layout(g)), quoteJSON(append([]protocol.WorkerID{}, d.WaitsFor...)), historyKept, pq.QuoteLiteral(g.Stream))).Scan(&opened, &waitedFor, &told)
+	err := s.row(ctx, tx, saveSQL, sqltext.Values{
+		"generation": g.Generation, "phase": string(g.Phase), "total": int32(g.Total), "reason": g.Reason,
+		"max_partitions": int32(g.MaxPartitions), "join_window": g.JoinWindow.Microseconds(),
+		"step_at": d.StepAt, "now": now, "opened": d.Opened, "activated": d.Activated,
+		"removed": sqltext.JSON{Value: removed}, "updated": sqltext.JSON{Value: updated}, "added": sqltext.JSON{Value: added},
+		"projections": sqltext.JSON{Value: projections},
+		"paused":      sqltext.JSON{Value: append([]string{}, g.Paused...)}, "rewinds": sqltext.JSON{Value: encodeRewinds(g.Rewinds)},
+		"members": sqltext.JSON{Value: layout(g)}, "waited_for": sqltext.JSON{Value: append([]protocol.WorkerID{}, d.WaitsFor...)},
+		"forgotten": g.Generation - historyKept, "stream": g.Stream,
+	}, &opened, &waitedFor, &told)
 	if err == nil && d.Activated {
 		r.OpenedAt = now // in this very transaction, where no row is found
 		if opened.Valid {
@@ -431,7 +661,7 @@ func layout(g protocol.Group) map[protocol.WorkerID][]int {
 // the other, and the second sees the worker of the first.
 func (s *Store) claim(ctx context.Context, tx *sql.Tx, projections []string, now time.Time, watch protocol.Watch) (took []string, err error) {
 	names := slices.Sorted(slices.Values(projections))
-	if _, err := tx.ExecContext(ctx, s.sql.registerProjections, s.set, mustJSON(names)); err != nil {
+	if _, err := s.exec(ctx, tx, registerProjectionsSQL, sqltext.Values{"names": sqltext.JSON{Value: names}}); err != nil {
 		return nil, fmt.Errorf("register projections of %q: %w", s.set, err)
 	}
 	foreign, err := s.lockProjections(ctx, tx, names)
@@ -448,8 +678,8 @@ func (s *Store) claim(ctx context.Context, tx *sql.Tx, projections []string, now
 	// the set. Nor can anybody here, before a generation of this set has taken
 	// the rows over: no generation is negative. It will exceed the number that
 	// they keep.
-	for _, q := range []string{s.sql.takeProjections, s.sql.takeCheckpoints} {
-		if _, err := tx.ExecContext(ctx, q, s.set, mustJSON(foreign)); err != nil {
+	for _, statement := range []sqltext.Statement{takeProjectionsSQL, takeCheckpointsSQL} {
+		if _, err := s.exec(ctx, tx, statement, sqltext.Values{"names": sqltext.JSON{Value: foreign}}); err != nil {
 			return nil, fmt.Errorf("take over projections %v: %w", foreign, err)
 		}
 	}
@@ -459,7 +689,7 @@ func (s *Store) claim(ctx context.Context, tx *sql.Tx, projections []string, now
 // lockProjections locks the projections' rows, and returns those that belong
 // to other sets.
 func (s *Store) lockProjections(ctx context.Context, tx *sql.Tx, names []string) (foreign []string, err error) {
-	rows, err := tx.QueryContext(ctx, s.sql.lockProjections, mustJSON(names))
+	rows, err := s.query(ctx, tx, lockProjectionsSQL, sqltext.Values{"names": sqltext.JSON{Value: names}})
 	if err != nil {
 		return nil, err
 	}
@@ -477,7 +707,7 @@ func (s *Store) lockProjections(ctx context.Context, tx *sql.Tx, names []string)
 }
 
 func (s *Store) checkTaken(ctx context.Context, tx *sql.Tx, foreign []string, now time.Time, watch protocol.Watch) error {
-	rows, err := tx.QueryContext(ctx, s.sql.foreignWorkers, mustJSON(foreign))
+	rows, err := s.query(ctx, tx, foreignWorkersSQL, sqltext.Values{"names": sqltext.JSON{Value: foreign}})
 	if err != nil {
 		return fmt.Errorf("look for workers in other replica sets: %w", err)
 	}
@@ -506,6 +736,14 @@ func (s *Store) checkTaken(ctx context.Context, tx *sql.Tx, foreign []string, no
 // transact runs f in a transaction, which the server bounds from its first
 // statement on (lockGroup).
 func (s *Store) transact(ctx context.Context, f func(*sql.Tx) error) error {
+	err := s.transactOnce(ctx, f)
+	if roleLeft(ctx, s.db, err) {
+		return s.transactOnce(ctx, f)
+	}
+	return err
+}
+
+func (s *Store) transactOnce(ctx context.Context, f func(*sql.Tx) error) error {
 	tx, err := dbconn.Begin(ctx, s.db, &sql.TxOptions{Isolation: sql.LevelReadCommitted})
 	if err != nil {
 		return fmt.Errorf("begin: %w", err)
@@ -520,8 +758,8 @@ func (s *Store) transact(ctx context.Context, f func(*sql.Tx) error) error {
 	return nil
 }
 
-func queryStrings(ctx context.Context, tx *sql.Tx, query string, args ...any) ([]string, error) {
-	rows, err := tx.QueryContext(ctx, query, args...)
+func (s *Store) strings(ctx context.Context, tx *sql.Tx, statement sqltext.Statement, values sqltext.Values) ([]string, error) {
+	rows, err := s.query(ctx, tx, statement, values)
 	if err != nil {
 		return nil, err
 	}
@@ -537,27 +775,6 @@ func queryStrings(ctx context.Context, tx *sql.Tx, query string, args ...any) ([
 	return out, rows.Err()
 }
 
-// mustJSON encodes a parameter. A list goes as JSON because drivers differ in
-// how they take arrays.
-func mustJSON(v any) string {
-	b, err := json.Marshal(v)
-	if err != nil {
-		panic(fmt.Sprintf("store: a parameter of type %T does not encode: %v", v, err))
-	}
-	return string(b)
-}
-
-// Coordination takes literals for parameters, as Store.Save does: a statement
-// without parameters takes one round trip (with pgx, where that does not prepare).
-func quoteJSON(v any) string { return pq.QuoteLiteral(mustJSON(v)) }
-
-func quoteTime(t time.Time) string {
-	if t.IsZero() {
-		return "NULL"
-	}
-	return pq.QuoteLiteral(t.UTC().Format(time.RFC3339Nano))
-}
-
 func millis(d time.Duration) string {
 	return fmt.Sprintf("%dms", max(d.Milliseconds(), 1))
 }
@@ -566,210 +783,82 @@ func millis(d time.Duration) string {
 // generation, or one was activated.
 const Channel = "pupsourcing_orchestrator"
 
-// statements holds the SQL with the clock, the set and its bounds put in.
-type statements struct {
-	heartbeat, report, unreport, look           string // without parameters
-	bound, lockGroup, createGroup               string // likewise
-	lockMembers, timeAndFloor, save             string // likewise
-	registerProjections, lockProjections        string
-	foreignWorkers                              string
-	takeProjections, takeCheckpoints            string
-	ownProjections, lockCheckpoints             string // likewise
-	handOver, saveCheckpoints                   string // likewise
-	findCheckpoint, saveCheckpoint              string // likewise
-	beginHandler, restore                       string // likewise
-	parked, requested, park, unpark, drop, note string // the last four likewise, but for unpark
-}
+// None of the statements is sent under a name that varies: see sqltext.Names.
 
-// boundSQL sets bounds for its transaction only.
-const boundSQL = `SELECT set_config('idle_in_transaction_session_timeout', {idle}, true) || set_config('lock_timeout', {lock}, true)`
+// boundSQL sets bounds for its transaction only, before anything else in it. It comes
+// with the first statement, and holds in it: the subquery is run before a row is
+// looked for.
+const boundSQL = `set_config('idle_in_transaction_session_timeout', {idle}, true) || set_config('lock_timeout', {lock}, true)`
+
+var boundTransactionSQL = sqltext.New(`SELECT ` + boundSQL)
 
 // A handler may do anything in its transaction, and what it does must not reach the
 // library's own statements there, nor the next user of the connection.
-const (
+var (
 	// beginHandlerSQL bounds the transaction, and writes down who its user is and where
 	// names are looked for. What is written down ends with the transaction: that it is
 	// still there says that this is still the transaction that was begun.
-	beginHandlerSQL = `
+	beginHandlerSQL = sqltext.New(`
 SELECT set_config('idle_in_transaction_session_timeout', {handler}, true),
        set_config('orchestrator.role', current_setting('role'), true),
-       set_config('orchestrator.search_path', current_setting('search_path'), true)`
+       set_config('orchestrator.search_path', current_setting('search_path'), true)`)
 
-	// stillOpenSQL is whether it is.
-	stillOpenSQL = `coalesce(pg_catalog.current_setting('orchestrator.role', true), '') <> ''`
-
-	// restoreSQL goes before what the library writes in the transaction, in the same
-	// message: privileges are checked, and names are looked for, before a statement
-	// begins, so that it can't do that for itself. It bounds the time until COMMIT. What
-	// the handler has set back by then holds beyond the transaction, as SET does: not
-	// LOCAL, or a SET without that would come back at COMMIT.
-	restoreSQL = `
-SELECT pg_catalog.set_config('idle_in_transaction_session_timeout', {idle}, true),
-       CASE WHEN ` + stillOpenSQL + ` AND pg_catalog.current_setting('orchestrator.role') <> pg_catalog.current_setting('role')
-            THEN pg_catalog.set_config('role', pg_catalog.current_setting('orchestrator.role'), false) END,
-       CASE WHEN ` + stillOpenSQL + ` AND pg_catalog.current_setting('orchestrator.search_path') <> pg_catalog.current_setting('search_path')
-            THEN pg_catalog.set_config('search_path', pg_catalog.current_setting('orchestrator.search_path'), false) END`
+	stillOpenSQL = sqltext.New(`SELECT ` + stillOpenText)
+	restoreSQL   = sqltext.New(restoreText)
 )
 
-func newStatements(clock, set string, bounds Bounds) statements {
-	put := strings.NewReplacer("{clock}", clock, "{set}", pq.QuoteLiteral(set), "{channel}", pq.QuoteLiteral(Channel),
-		"{idle}", pq.QuoteLiteral(millis(bounds.Idle)), "{lock}", pq.QuoteLiteral(millis(bounds.Lock)),
-		"{handler}", pq.QuoteLiteral(millis(bounds.Handler))).Replace
-	// What fmt.Sprintf completes has its own % only where a set is named so.
-	format := strings.NewReplacer("{clock}", clock, "{set}", strings.ReplaceAll(pq.QuoteLiteral(set), "%", "%%"),
-		"{channel}", pq.QuoteLiteral(Channel)).Replace
-	return statements{
-		bound: put(boundSQL),
+const (
+	// stillOpenText is whether it is.
+	stillOpenText = `coalesce(current_setting('orchestrator.role', true), '') <> ''`
 
-		// Everything that may start a worker comes from the row that the
-		// UPDATE returns, in one piece. The rows of the set and of others are of
-		// the statement's snapshot and may be older, if the UPDATE had to wait;
-		// or in the case of two reports at once (protocol.Session).
-		heartbeat: format(`
-WITH beat AS (
-    UPDATE orchestrator_workers
-       SET lease_us = %[2]d, lease_until = {clock} + %[2]d * interval '1 microsecond',
-           presence_key = CASE WHEN presence_number < %[5]d THEN %[4]d ELSE presence_key END,
-           presence_number = greatest(presence_number, %[5]d), -- as in protocol.Apply
-           holds = CASE WHEN holds <= %[3]d THEN 0 ELSE holds END
-     WHERE replica_set = {set} AND id = %[1]s
- RETURNING generation, total, partitions, paused, holds)
-` + viewSQL + `
-  LEFT JOIN beat b ON true`),
-		look: format(viewSQL + `
-  LEFT JOIN orchestrator_workers b ON b.replica_set = {set} AND b.id = %[1]s`),
-		// Apart from everything else: a lock on the reports, or one that can't be
-		// written, holds nothing up. So whose worker is gone is removed by whoever
-		// writes the next one.
-		report: format(`
+	// restoreText goes before what the library writes in the transaction, in the same
+	// message: privileges are checked before a statement begins, so that it can't do
+	// that for itself. It bounds the time until COMMIT. What the handler has set back by
+	// then holds beyond the transaction, as SET does: not LOCAL, or a SET without that
+	// would come back at COMMIT.
+	restoreText = `
+SELECT set_config('idle_in_transaction_session_timeout', {idle}, true),
+       CASE WHEN ` + stillOpenText + ` AND current_setting('orchestrator.role') <> current_setting('role')
+            THEN set_config('role', current_setting('orchestrator.role'), false) END,
+       CASE WHEN ` + stillOpenText + ` AND current_setting('orchestrator.search_path') <> current_setting('search_path')
+            THEN set_config('search_path', current_setting('orchestrator.search_path'), false) END`
+)
+
+// Everything that may start a worker comes from the row that the UPDATE
+// returns, in one piece. The rows of the set and of others are of the statement's
+// snapshot and may be older, if the UPDATE had to wait; or in the case of two
+// reports at once (protocol.Session).
+var (
+	heartbeatSQL = sqltext.New(beatSQL + viewSQL + `
+  LEFT JOIN beat b ON true`)
+	lookSQL = sqltext.New(viewSQL + `
+  LEFT JOIN orchestrator_workers b ON b.replica_set = {set} AND b.id = {worker}`)
+)
+
+var (
+	// Apart from everything else: a lock on the reports, or one that can't be
+	// written, holds nothing up. So whose worker is gone is removed by whoever
+	// writes the next one.
+	reportSQL = sqltext.New(`
 WITH gone AS (
     DELETE FROM orchestrator_reports r
-     WHERE r.replica_set = {set} AND r.worker <> %[1]s
+     WHERE r.replica_set = {set} AND r.worker <> {worker}
        AND NOT EXISTS (SELECT FROM orchestrator_workers w WHERE w.replica_set = r.replica_set AND w.id = r.worker))
 INSERT INTO orchestrator_reports (replica_set, worker, reported_at, report)
-SELECT w.replica_set, w.id, {clock}, %[2]s::jsonb FROM orchestrator_workers w WHERE w.replica_set = {set} AND w.id = %[1]s
-    ON CONFLICT (replica_set, worker) DO UPDATE SET reported_at = excluded.reported_at, report = excluded.report`),
-		unreport: format(`DELETE FROM orchestrator_reports WHERE replica_set = {set} AND worker = %[1]s`),
+SELECT w.replica_set, w.id, {clock}, {report} FROM orchestrator_workers w WHERE w.replica_set = {set} AND w.id = {worker}
+    ON CONFLICT (replica_set, worker) DO UPDATE SET reported_at = excluded.reported_at, report = excluded.report`)
+	unreportSQL = sqltext.New(`DELETE FROM orchestrator_reports WHERE replica_set = {set} AND worker = {worker}`)
+)
 
-		// The bounds come with the first statement, and hold in it: the
-		// subquery is run before a row is looked for.
-		lockGroup: put(`
-SELECT generation, phase, total, reason, max_partitions, join_window_us, paused, rewinds, events_table
-  FROM orchestrator_replica_sets
- WHERE name = {set}
-   AND (` + boundSQL + `) <> ''
-   FOR UPDATE`),
-		createGroup: put(`INSERT INTO orchestrator_replica_sets (name) VALUES ({set}) ON CONFLICT DO NOTHING`),
-		lockMembers: put(`
-SELECT id, joined_at, lease_us, lease_until, wants, drained, partitions, holds, presence_key, presence_number
-  FROM orchestrator_workers WHERE replica_set = {set} ORDER BY seq FOR UPDATE`),
-		timeAndFloor: put(`
-SELECT {clock}, coalesce(max(abs(generation)), 0) FROM orchestrator_checkpoints WHERE replica_set = {set}`),
-
-		// One statement for rows that are all locked by now. No row is in two
-		// of its parts, which don't see each other. Who listens hears of it after
-		// COMMIT; should others let the server's queue of notifications run full,
-		// nobody does, rather than that nothing can be committed.
-		save: format(`
-WITH set AS (
-    UPDATE orchestrator_replica_sets
-       SET generation = %[1]d, phase = %[2]s, total = %[3]d, reason = %[4]s, max_partitions = %[5]d,
-           join_window_us = %[6]d, step_at = %[7]s::timestamptz, paused = %[15]s::jsonb, rewinds = %[16]s::jsonb, events_table = %[20]s,
-           opened_at = CASE WHEN %[9]t THEN %[8]s::timestamptz ELSE opened_at END,
-           activated_at = CASE WHEN %[10]t THEN %[8]s::timestamptz WHEN %[9]t THEN NULL ELSE activated_at END
-     WHERE name = {set}
-       AND (generation, phase, total, reason, max_partitions, join_window_us, step_at, paused, rewinds, events_table)
-           IS DISTINCT FROM (%[1]d, %[2]s, %[3]d, %[4]s, %[5]d, %[6]d, %[7]s::timestamptz, %[15]s::jsonb, %[16]s::jsonb, %[20]s)),
-opened AS (
-    INSERT INTO orchestrator_history (replica_set, generation, reason, total, members, opened_at, activated_at, waited_for)
-    SELECT {set}, %[1]d, %[4]s, %[3]d, %[17]s::jsonb, %[8]s::timestamptz, CASE WHEN %[10]t THEN %[8]s::timestamptz END, %[18]s::jsonb
-     WHERE %[9]t),
-activated AS (
-    UPDATE orchestrator_history SET activated_at = %[8]s::timestamptz
-     WHERE replica_set = {set} AND generation = %[1]d AND %[10]t AND NOT %[9]t
- RETURNING opened_at, waited_for),
-pruned AS (
-    DELETE FROM orchestrator_history
-     WHERE replica_set = {set} AND generation <= %[1]d - %[19]d AND %[9]t),
-removed AS (
-    DELETE FROM orchestrator_workers
-     WHERE replica_set = {set} AND id IN (SELECT jsonb_array_elements_text(%[11]s::jsonb))),
-updated AS (
-    UPDATE orchestrator_workers w
-       SET lease_us = x.lease_us, lease_until = x.lease_until, partitions = x.partitions, holds = x.holds,
-           presence_key = x.presence_key, presence_number = x.presence_number, drained = x.drained,
-           generation = %[1]d, total = %[3]d, paused = %[15]s::jsonb
-      FROM jsonb_to_recordset(%[12]s::jsonb) AS x (id text, lease_us bigint, lease_until timestamptz, drained boolean, partitions jsonb,
-                                                 holds bigint, presence_key integer, presence_number integer)
-     WHERE w.replica_set = {set} AND w.id = x.id
-       AND (w.lease_us, w.lease_until, w.drained, w.partitions, w.holds, w.presence_key, w.presence_number, w.generation, w.total, w.paused)
-           IS DISTINCT FROM (x.lease_us, x.lease_until, x.drained, x.partitions, x.holds, x.presence_key, x.presence_number, %[1]d, %[3]d, %[15]s::jsonb)),
-added AS (
-    INSERT INTO orchestrator_workers
-           (replica_set, id, joined_at, lease_us, lease_until, wants, drained, partitions, holds, presence_key, presence_number,
-            generation, total, paused, projections)
-    SELECT {set}, x.id, x.joined_at, x.lease_us, x.lease_until, x.wants, x.drained, x.partitions, x.holds, x.presence_key, x.presence_number,
-           %[1]d, %[3]d, %[15]s::jsonb, %[14]s::jsonb
-      FROM jsonb_to_recordset(%[13]s::jsonb)
-           AS x (id text, joined_at timestamptz, lease_us bigint, lease_until timestamptz, wants integer, drained boolean, partitions jsonb,
-                 holds bigint, presence_key integer, presence_number integer))
-SELECT a.opened_at, a.waited_for,
-       CASE WHEN (%[9]t OR %[10]t) AND pg_notification_queue_usage() < 0.5 THEN pg_notify({channel}, {set}) END
-  FROM (SELECT) one LEFT JOIN activated a ON true`),
-
-		registerProjections: `
-INSERT INTO orchestrator_projections (name, replica_set)
-SELECT name, $1 FROM jsonb_array_elements_text($2::jsonb) WITH ORDINALITY AS x (name, i) ORDER BY i
-    ON CONFLICT DO NOTHING`,
-		// All of them are locked, the set's own as well: another may be about
-		// to take one.
-		lockProjections: `
-SELECT name, replica_set FROM orchestrator_projections
- WHERE name IN (SELECT jsonb_array_elements_text($1::jsonb)) ORDER BY name FOR UPDATE`,
-		foreignWorkers: `
-SELECT p.name, w.replica_set, w.id, w.lease_us, w.lease_until
-  FROM orchestrator_projections p
-  JOIN orchestrator_workers w ON w.replica_set = p.replica_set AND w.projections ? p.name
- WHERE p.name IN (SELECT jsonb_array_elements_text($1::jsonb))
- ORDER BY w.lease_until DESC, p.name, w.id
-   FOR UPDATE OF w -- no heartbeat renews a lease between this look and the taking`,
-		takeProjections: `
-UPDATE orchestrator_projections SET replica_set = $1
- WHERE name IN (SELECT jsonb_array_elements_text($2::jsonb))`,
-		takeCheckpoints: `
-UPDATE orchestrator_checkpoints SET replica_set = $1, generation = -abs(generation)
- WHERE projection IN (SELECT jsonb_array_elements_text($2::jsonb))`,
-
-		// Locked against a claim by another set, until the rows are written.
-		ownProjections: put(`
-SELECT name FROM orchestrator_projections WHERE replica_set = {set} ORDER BY name FOR SHARE`),
-		// Whoever has written a checkpoint and not committed is waited for
-		// here, so that the hand-over starts from what it commits. Whoever
-		// comes later finds the new generation.
-		lockCheckpoints: put(`
-SELECT projection, partition, total, position, ahead
-  FROM orchestrator_checkpoints WHERE replica_set = {set} ORDER BY projection, partition FOR UPDATE`),
-		handOver: format(`
-WITH dropped AS (DELETE FROM orchestrator_checkpoints WHERE replica_set = {set} AND partition >= %[2]d)` + saveCheckpointsSQL),
-		saveCheckpoints: format(saveCheckpointsSQL),
-
-		// On the primary only, as viewSQL.
-		findCheckpoint: format(`
-SELECT generation, position, ahead, %s FROM orchestrator_checkpoints c
- WHERE replica_set = {set} AND projection = %s AND partition = %d
-   AND (SELECT pg_current_wal_lsn()) IS NOT NULL`),
-
-		beginHandler:   put(beginHandlerSQL),
-		restore:        put(restoreSQL),
-		saveCheckpoint: format(saveCheckpointSQL),
-
-		parked: parkedSQL, requested: requestsSQL,
-		park:   format(parkSQL),
-		unpark: put(unparkSQL),
-		drop:   format(dropSQL),
-		note:   format(noteSQL),
-	}
-}
+const beatSQL = `
+WITH beat AS (
+    UPDATE orchestrator_workers
+       SET lease_us = {lease}, lease_until = {clock} + ({lease} * interval '1 microsecond'),
+           presence_key = CASE WHEN presence_number < {number} THEN {key} ELSE presence_key END,
+           presence_number = greatest(presence_number, {number}), -- as in protocol.Apply
+           holds = CASE WHEN holds <= {stopped} THEN 0 ELSE holds END
+     WHERE replica_set = {set} AND id = {worker}
+ RETURNING generation, total, partitions, paused, holds)`
 
 // viewSQL is what a worker sees, but for b, which is its own row.
 // It is of the primary only: a standby shows what was, however long ago. There
@@ -778,24 +867,138 @@ const viewSQL = `
 SELECT CASE WHEN pg_current_wal_lsn() IS NOT NULL THEN {clock} END,
        coalesce(s.phase = 'draining' AND coalesce(b.holds, 0) = 0 AND NOT coalesce(o.held, false), false),
        s.step_at, o.lease_until, b.generation, b.total, b.partitions, b.paused, b.holds
-  FROM (SELECT min(CASE WHEN lease_until > {clock} + lease_us * interval '1 microsecond'
+  FROM (SELECT min(CASE WHEN lease_until > ({clock} + (lease_us * interval '1 microsecond'))
                         THEN {clock} ELSE lease_until END) AS lease_until, -- as in protocol.Group.View
                bool_or(holds <> 0) AS held
-          FROM orchestrator_workers WHERE replica_set = {set} AND id <> %[1]s) o
+          FROM orchestrator_workers WHERE replica_set = {set} AND id <> {worker}) o
   LEFT JOIN orchestrator_replica_sets s ON s.name = {set}`
 
-const saveCheckpointsSQL = `
+const lockGroupText = `
+SELECT generation, phase, total, reason, max_partitions, join_window_us, paused, rewinds, events_table
+  FROM orchestrator_replica_sets
+ WHERE name = {set}
+   AND (` + boundSQL + `) <> ''
+   FOR UPDATE`
+
+var (
+	lockGroupSQL        = sqltext.New(lockGroupText)
+	lockGroupOrYieldSQL = sqltext.New(lockGroupText + ` SKIP LOCKED`)
+
+	createGroupSQL = sqltext.New(`INSERT INTO orchestrator_replica_sets (name) VALUES ({set}) ON CONFLICT DO NOTHING`)
+	lockMembersSQL = sqltext.New(`
+SELECT id, joined_at, lease_us, lease_until, wants, drained, partitions, holds, presence_key, presence_number
+  FROM orchestrator_workers WHERE replica_set = {set} ORDER BY seq FOR UPDATE`)
+	timeAndFloorSQL = sqltext.New(`
+SELECT {clock}, coalesce(max(abs(generation)), 0) FROM orchestrator_checkpoints WHERE replica_set = {set}`)
+)
+
+// saveSQL is one statement for rows that are all locked by now. No row is in two
+// of its parts, which don't see each other. Who listens hears of it after
+// COMMIT; should others let the server's queue of notifications run full,
+// nobody does, rather than that nothing can be committed.
+var saveSQL = sqltext.New(`
+WITH set AS (
+    UPDATE orchestrator_replica_sets
+       SET generation = {generation}, phase = {phase}, total = {total}, reason = {reason}, max_partitions = {max_partitions},
+           join_window_us = {join_window}, step_at = {step_at}, paused = {paused}, rewinds = {rewinds}, events_table = {stream},
+           opened_at = CASE WHEN {opened} THEN {now} ELSE opened_at END,
+           activated_at = CASE WHEN {activated} THEN {now} WHEN {opened} THEN NULL ELSE activated_at END
+     WHERE name = {set}
+       AND NOT record_eq(ROW (generation, phase, total, reason, max_partitions, join_window_us, step_at, paused, rewinds, events_table),
+                         ROW ({generation}, {phase}, {total}, {reason}, {max_partitions}, {join_window}, {step_at}, {paused}, {rewinds}, {stream}))),
+opened AS (
+    INSERT INTO orchestrator_history (replica_set, generation, reason, total, members, opened_at, activated_at, waited_for)
+    SELECT {set}, {generation}, {reason}, {total}, {members}, {now}, CASE WHEN {activated} THEN {now} END, {waited_for}
+     WHERE {opened}),
+activated AS (
+    UPDATE orchestrator_history SET activated_at = {now}
+     WHERE replica_set = {set} AND generation = {generation} AND {activated} AND NOT {opened}
+ RETURNING opened_at, waited_for),
+pruned AS (
+    DELETE FROM orchestrator_history
+     WHERE replica_set = {set} AND generation <= {forgotten} AND {opened}),
+removed AS (
+    DELETE FROM orchestrator_workers
+     WHERE replica_set = {set} AND id = ANY (SELECT jsonb_array_elements_text({removed}))),
+updated AS (
+    UPDATE orchestrator_workers w
+       SET lease_us = x.lease_us, lease_until = x.lease_until, partitions = x.partitions, holds = x.holds,
+           presence_key = x.presence_key, presence_number = x.presence_number, drained = x.drained,
+           generation = {generation}, total = {total}, paused = {paused}
+      FROM jsonb_to_recordset({updated}) AS x (id text, lease_us bigint, lease_until timestamptz, drained boolean, partitions jsonb,
+                                              holds bigint, presence_key integer, presence_number integer)
+     WHERE w.replica_set = {set} AND w.id = x.id
+       AND NOT record_eq(
+           ROW (w.lease_us, w.lease_until, w.drained, w.partitions, w.holds, w.presence_key, w.presence_number, w.generation, w.total, w.paused),
+           ROW (x.lease_us, x.lease_until, x.drained, x.partitions, x.holds, x.presence_key, x.presence_number, {generation}, {total}, {paused}))),
+added AS (
+    INSERT INTO orchestrator_workers
+           (replica_set, id, joined_at, lease_us, lease_until, wants, drained, partitions, holds, presence_key, presence_number,
+            generation, total, paused, projections)
+    SELECT {set}, x.id, x.joined_at, x.lease_us, x.lease_until, x.wants, x.drained, x.partitions, x.holds, x.presence_key, x.presence_number,
+           {generation}, {total}, {paused}, {projections}
+      FROM jsonb_to_recordset({added})
+           AS x (id text, joined_at timestamptz, lease_us bigint, lease_until timestamptz, wants integer, drained boolean, partitions jsonb,
+                 holds bigint, presence_key integer, presence_number integer))
+SELECT a.opened_at, a.waited_for,
+       CASE WHEN ({opened} OR {activated}) AND pg_notification_queue_usage() < 0.5 THEN pg_notify({channel}, {set}) END
+  FROM (SELECT) one LEFT JOIN activated a ON true`)
+
+var (
+	registerProjectionsSQL = sqltext.New(`
+INSERT INTO orchestrator_projections (name, replica_set)
+SELECT name, {set} FROM jsonb_array_elements_text({names}) WITH ORDINALITY AS x (name, i) ORDER BY i
+    ON CONFLICT DO NOTHING`)
+	// All of them are locked, the set's own as well: another may be about
+	// to take one.
+	lockProjectionsSQL = sqltext.New(`
+SELECT name, replica_set FROM orchestrator_projections
+ WHERE name = ANY (SELECT jsonb_array_elements_text({names})) ORDER BY name FOR UPDATE`)
+	foreignWorkersSQL = sqltext.New(`
+SELECT p.name, w.replica_set, w.id, w.lease_us, w.lease_until
+  FROM orchestrator_projections p
+  JOIN orchestrator_workers w ON w.replica_set = p.replica_set AND w.projections ? p.name
+ WHERE p.name = ANY (SELECT jsonb_array_elements_text({names}))
+ ORDER BY w.lease_until DESC, p.name, w.id
+   FOR UPDATE OF w -- no heartbeat renews a lease between this look and the taking`)
+	takeProjectionsSQL = sqltext.New(`
+UPDATE orchestrator_projections SET replica_set = {set}
+ WHERE name = ANY (SELECT jsonb_array_elements_text({names}))`)
+	takeCheckpointsSQL = sqltext.New(`
+UPDATE orchestrator_checkpoints SET replica_set = {set}, generation = -abs(generation)
+ WHERE projection = ANY (SELECT jsonb_array_elements_text({names}))`)
+
+	// Locked against a claim by another set, until the rows are written.
+	ownProjectionsSQL = sqltext.New(`
+SELECT name FROM orchestrator_projections WHERE replica_set = {set} ORDER BY name FOR SHARE`)
+	// Whoever has written a checkpoint and not committed is waited for
+	// here, so that the hand-over starts from what it commits. Whoever
+	// comes later finds the new generation.
+	lockCheckpointsSQL = sqltext.New(`
+SELECT projection, partition, total, position, ahead
+  FROM orchestrator_checkpoints WHERE replica_set = {set} ORDER BY projection, partition FOR UPDATE`)
+	handOverSQL = sqltext.New(`
+WITH dropped AS (DELETE FROM orchestrator_checkpoints WHERE replica_set = {set} AND partition >= {total})` + saveCheckpointsText)
+	saveCheckpointsSQL = sqltext.New(saveCheckpointsText)
+)
+
+const saveCheckpointsText = `
 INSERT INTO orchestrator_checkpoints
        (replica_set, generation, total, projection, partition, position, ahead, updated_at)
-SELECT {set}, %[1]d, %[2]d, x.projection, x.partition, x.position, x.ahead, {clock}
-  FROM jsonb_to_recordset(%[3]s::jsonb) AS x (projection text, partition integer, position bigint, ahead jsonb)
+SELECT {set}, {generation}, {total}, x.projection, x.partition, x.position, x.ahead, {clock}
+  FROM jsonb_to_recordset({rows}) AS x (projection text, partition integer, position bigint, ahead jsonb)
     ON CONFLICT (projection, partition) DO UPDATE
    SET generation = excluded.generation, total = excluded.total, position = excluded.position, ahead = excluded.ahead`
 
-// saveCheckpointSQL is the fence. replica_set: the projection may have moved to
+var (
+	saveCheckpointSQL = sqltext.New(saveCheckpointText)
+	commitSQL         = sqltext.New(restoreText + `;` + saveCheckpointText + ` AND ` + stillOpenText)
+)
+
+// saveCheckpointText is the fence. replica_set: the projection may have moved to
 // another set, whose generations are other numbers. generation: a newer one
 // may have been activated. position: an earlier commit whose reply was lost
 // may have happened.
-const saveCheckpointSQL = `
-UPDATE orchestrator_checkpoints SET position = %d, ahead = %s, updated_at = {clock}
- WHERE replica_set = {set} AND projection = %s AND partition = %d AND generation = %d AND position = %d`
+const saveCheckpointText = `
+UPDATE orchestrator_checkpoints SET position = {to}, ahead = CASE WHEN {keeps} THEN ahead END, updated_at = {clock}
+ WHERE replica_set = {set} AND projection = {projection} AND partition = {partition} AND generation = {generation} AND position = {from}`

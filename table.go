@@ -111,9 +111,11 @@ type TableConfig[E any] struct {
 // What that rests on, of the table, its sequence and the server, is asked for: in Check,
 // in Read about twice a minute, and whenever a gap is about to be passed. Where it
 // does not hold, or does not any more, Check and Read refuse the table with an error
-// that says why, and what to do. docs/assumptions.md has the list, and what nothing can
-// show: positions that are taken in another transaction than the one that inserts the
-// event, and positions that a program takes by itself.
+// that says why, and what to do. docs/assumptions.md has the list.
+//
+// What nothing can show: a position that was taken in another transaction than the
+// one that inserts it, and one that a program takes by itself, from a block or
+// by inserting a number of its own below the highest. Such events are lost.
 //
 // A Table may outlive its events: one that was emptied, restored or replaced is read
 // as it is now. It works on the primary only.

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/getpup/pupsourcing-orchestrator/internal/calls"
+	"github.com/getpup/pupsourcing-orchestrator/internal/dbconn"
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
 	"github.com/getpup/pupsourcing-orchestrator/internal/redact"
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
@@ -104,6 +105,7 @@ func (o *Orchestrator[E]) run(ctx context.Context, projections []Projection[E]) 
 		w.to.close()
 	}()
 	w.vitals = vitals
+	defer w.unspare()
 	defer w.feed.leave()
 	defer w.feed.watch(w.gap)()
 	defer w.listen()()
@@ -136,21 +138,24 @@ type worker[E any] struct {
 	end  context.CancelFunc
 	busy sync.WaitGroup // syncs under way
 
-	inputs    chan protocol.Input
-	hints     chan struct{} // holds one: more say no more
-	fatal     chan error
-	leases    *lease
-	handlers  handlers
-	presence  presence
-	leaseOnly atomic.Pointer[string] // why a crash is noticed by the lease only; nil: it is not, or nobody wants more
-	keeps     atomic.Int64           // for how long the session is kept after Run, in nanoseconds
-	vitals    *vitals
-	run       *run[E] // what the session has started
-	waiting   waiting
-	watch     watch
-	joined    protocol.WorkerID // the latest incarnation that became a member
-	stream    string            // what the event store reads; "": it can't tell
-	reporting reporting
+	inputs     chan protocol.Input
+	hints      chan struct{} // holds one: more say no more
+	fatal      chan error
+	leases     *lease
+	handlers   handlers
+	presence   presence
+	unspare    func()                 // has the pool spare no connection for it any more
+	moved      atomic.Bool            // a request has found a server that takes no writes
+	unattached atomic.Pointer[error]  // why there was no session, or none any more, the last time
+	leaseOnly  atomic.Pointer[string] // why a crash is noticed by the lease only; nil: it is not, or nobody wants more
+	keeps      atomic.Int64           // for how long the session is kept after Run, in nanoseconds
+	vitals     *vitals
+	run        *run[E] // what the session has started
+	waiting    waiting
+	watch      watch
+	joined     protocol.WorkerID // the latest incarnation that became a member
+	stream     string            // what the event store reads; "": it can't tell
+	reporting  reporting
 }
 
 // waiting is how long this worker has seen a generation wait for others, and
@@ -337,15 +342,22 @@ func (w *worker[E]) check(ctx context.Context) error {
 // checkNames makes sure that the database can hold the names: its encoding may not
 // have all of their characters.
 func (w *worker[E]) checkNames(ctx context.Context) error {
-	if err := store.Holds(ctx, w.cfg.DB, string(w.cfg.ReplicaSet)); err != nil {
-		return unstorable("Config.ReplicaSet", err)
+	c, err := dbconn.Take(ctx, w.cfg.DB)
+	if err != nil {
+		return fmt.Errorf("check that the database can hold the names: %w", err)
 	}
-	for i, name := range w.names {
-		if err := store.Holds(ctx, w.cfg.DB, name); err != nil {
-			return unstorable(fmt.Sprintf("the name of projections[%d]", i), err)
+	defer c.Close()
+	return c.During(ctx, func() error {
+		if err := store.Holds(ctx, c, string(w.cfg.ReplicaSet)); err != nil {
+			return unstorable("Config.ReplicaSet", err)
 		}
-	}
-	return nil
+		for i, name := range w.names {
+			if err := store.Holds(ctx, c, name); err != nil {
+				return unstorable(fmt.Sprintf("the name of projections[%d]", i), err)
+			}
+		}
+		return nil
+	})
 }
 
 func unstorable(field string, err error) error {
@@ -479,6 +491,7 @@ func (w *worker[E]) sync(r protocol.Request, report []byte) {
 	var taken *store.TakenError
 	var stream *store.StreamError
 	if store.CantWrite(err) {
+		w.moved.Store(true)
 		store.DropStandbys(w.life, w.cfg.DB)
 	}
 	switch {

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/getpup/pupsourcing-orchestrator/internal/calls"
+	"github.com/getpup/pupsourcing-orchestrator/internal/dbconn"
 	"github.com/getpup/pupsourcing-orchestrator/internal/redact"
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
@@ -30,6 +31,8 @@ var migrationPatience = 30 * time.Second
 const (
 	migrationWait  = time.Second
 	migrationPause = 500 * time.Millisecond
+	// migrationMax bounds one try on a connection that has fallen silent.
+	migrationMax = 5 * time.Minute
 )
 
 // RunMigrations is Migrate without an end.
@@ -54,12 +57,6 @@ func Migrate(ctx context.Context, db *sql.DB) (err error) {
 	if db == nil {
 		return fmt.Errorf("%w: Migrate was given a nil database", ErrInvalidConfig)
 	}
-	if err := store.CheckSchema(ctx, db); err == nil {
-		if err := store.Stranger(ctx, db); err != nil {
-			return fmt.Errorf("migrate: %w", err)
-		}
-		return nil
-	}
 	began := time.Now()
 	for {
 		err := migrate(ctx, db)
@@ -76,7 +73,15 @@ func Migrate(ctx context.Context, db *sql.DB) (err error) {
 func heldUp(ctx context.Context, db *sql.DB, waited time.Duration, err error) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
 	defer cancel()
-	holders, unknown := store.Holders(ctx, db, migrationLock)
+	var holders string
+	c, unknown := dbconn.Take(ctx, db)
+	if unknown == nil {
+		unknown = c.During(ctx, func() (err error) {
+			holders, err = store.Holders(ctx, c, migrationLock)
+			return err
+		})
+		_ = c.Close()
+	}
 	if unknown != nil {
 		return fmt.Errorf("%w (and who holds the locks could not be found out: %w)", err, unknown)
 	}
@@ -87,37 +92,65 @@ func heldUp(ctx context.Context, db *sql.DB, waited time.Duration, err error) er
 		waited.Round(100*time.Millisecond), holders, err)
 }
 
-// migrate applies schema.sql, which decides where the tables go, and refuses those
-// that are somebody else's. Until it has set the search path, functions are named
-// with their schema: who may create one in a schema of the path could have it called
-// here.
+// migrate has nothing to do, or applies schema.sql.
 func migrate(ctx context.Context, db *sql.DB) error {
-	tx, err := db.BeginTx(ctx, &sql.TxOptions{Isolation: sql.LevelReadCommitted})
+	ctx, cancel := context.WithTimeout(ctx, migrationMax)
+	defer cancel()
+	var stranger error
+	err := migration(ctx, db, &sql.TxOptions{ReadOnly: true}, func(tx *dbconn.Tx) error {
+		err := store.CheckSchema(ctx, tx)
+		if err == nil {
+			stranger = store.Stranger(ctx, tx)
+		}
+		return err
+	})
+	switch {
+	case stranger != nil:
+		return fmt.Errorf("migrate: %w", stranger)
+	case err == nil, store.LockTimeout(err), ctx.Err() != nil:
+		return err
+	}
+	return migration(ctx, db, &sql.TxOptions{Isolation: sql.LevelReadCommitted}, func(tx *dbconn.Tx) error { return apply(ctx, tx) })
+}
+
+// migration calls f in a transaction that is bounded. Until f has set the search path,
+// functions are named with their schema: who may create one in a schema of the path
+// could have it called here.
+func migration(ctx context.Context, db *sql.DB, o *sql.TxOptions, f func(*dbconn.Tx) error) error {
+	tx, err := dbconn.Begin(ctx, db, o)
 	if err != nil {
 		return fmt.Errorf("migrate: begin: %w", err)
 	}
 	defer tx.Rollback() // after a commit it does nothing
-	// A process that is frozen in here must not keep all others from starting.
-	_, err = tx.ExecContext(ctx, fmt.Sprintf(`
+	return tx.During(ctx, func() error {
+		// A process that is frozen in here must not keep all others from starting.
+		_, err := tx.ExecContext(ctx, fmt.Sprintf(`
 SELECT pg_catalog.set_config('idle_in_transaction_session_timeout'::text, '10s'::text, true),
        pg_catalog.set_config('lock_timeout'::text, '%dms'::text, true)`, migrationWait.Milliseconds()))
-	if err != nil {
-		return fmt.Errorf("migrate: bound the transaction: %w", err)
-	}
+		if err != nil {
+			return fmt.Errorf("migrate: bound the transaction: %w", err)
+		}
+		if err := f(tx); err != nil {
+			return fmt.Errorf("migrate: %w", err)
+		}
+		if err := tx.Commit(); err != nil {
+			return fmt.Errorf("migrate: commit: %w", err)
+		}
+		return nil
+	})
+}
+
+// apply applies schema.sql, which decides where the tables go, and refuses those that
+// are somebody else's.
+func apply(ctx context.Context, tx *dbconn.Tx) error {
 	// CREATE TABLE IF NOT EXISTS is not safe against itself.
 	if _, err := tx.ExecContext(ctx, fmt.Sprintf(`SELECT pg_catalog.pg_advisory_xact_lock('%d'::bigint)`, int64(migrationLock))); err != nil {
-		return fmt.Errorf("migrate: wait for other migrations: %w", err)
+		return fmt.Errorf("wait for other migrations: %w", err)
 	}
 	if _, err := tx.ExecContext(ctx, Schema); err != nil {
-		return fmt.Errorf("migrate: apply schema.sql: %w", explained(err))
+		return fmt.Errorf("apply schema.sql: %w", explained(err))
 	}
-	if err := store.CheckSchema(ctx, tx); err != nil {
-		return fmt.Errorf("migrate: %w", err)
-	}
-	if err := tx.Commit(); err != nil {
-		return fmt.Errorf("migrate: commit: %w", err)
-	}
-	return nil
+	return store.CheckSchema(ctx, tx)
 }
 
 // explained adds to an error of schema.sql what its HINT says, which drivers leave

@@ -11,6 +11,7 @@ import (
 
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
+	"github.com/getpup/pupsourcing-orchestrator/internal/wire"
 )
 
 // snapshot is what there is in the schema public: tables and their columns.
@@ -264,5 +265,71 @@ func TestMigrateWaits(t *testing.T) {
 	}
 	if err := <-done; err != nil {
 		t.Error(err)
+	}
+}
+
+// Who has locked the table of the version holds a migration up for a bounded time, also
+// where there is nothing to do, and is named.
+func TestMigrateVersionLocked(t *testing.T) {
+	for _, version := range []int{1, 3} {
+		t.Run(fmt.Sprint("version ", version), func(t *testing.T) {
+			w := newWorld(t)
+			w.exec(fmt.Sprint(`UPDATE orchestrator_schema SET version = `, version))
+			tx, err := w.db.Begin()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer tx.Rollback()
+			var pid int
+			if err := tx.QueryRow(`SELECT pg_backend_pid()`).Scan(&pid); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := tx.Exec(`LOCK TABLE orchestrator_schema`); err != nil {
+				t.Fatal(err)
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+			defer cancel()
+			err = orchestrator.Migrate(ctx, w.db)
+			if err == nil || !strings.Contains(err.Error(), fmt.Sprintf("backend %d", pid)) {
+				t.Errorf("the error does not name backend %d: %v", pid, err)
+			}
+		})
+	}
+}
+
+// A migration on a connection that is silent ends with its context, and leaves no
+// connection behind.
+func TestMigrateSilentConnection(t *testing.T) {
+	for _, version := range []int{1, 3} {
+		t.Run(fmt.Sprint(version), func(t *testing.T) {
+			t.Parallel()
+			_, to := pgtest.Database(t)
+			l, err := wire.To(to, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(l.Close)
+			db, err := sql.Open("postgres", l.URL)
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { db.Close() })
+			db.SetMaxOpenConns(1)
+			if version == 3 {
+				if err := orchestrator.RunMigrations(db); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := db.Ping(); err != nil {
+				t.Fatal(err)
+			}
+			l.Silence()
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			defer cancel()
+			if err := orchestrator.Migrate(ctx, db); !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("it ended with %v, want the context's end", err)
+			}
+			eventually(t, "nothing is in use", func() bool { return db.Stats().InUse == 0 })
+		})
 	}
 }

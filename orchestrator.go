@@ -104,6 +104,7 @@ func (o *Orchestrator[E]) run(ctx context.Context, projections []Projection[E]) 
 		w.to.close()
 	}()
 	w.vitals = vitals
+	defer w.unspare()
 	defer w.feed.leave()
 	defer w.feed.watch(w.gap)()
 	defer w.listen()()
@@ -136,21 +137,24 @@ type worker[E any] struct {
 	end  context.CancelFunc
 	busy sync.WaitGroup // syncs under way
 
-	inputs    chan protocol.Input
-	hints     chan struct{} // holds one: more say no more
-	fatal     chan error
-	leases    *lease
-	handlers  handlers
-	presence  presence
-	leaseOnly atomic.Pointer[string] // why a crash is noticed by the lease only; nil: it is not, or nobody wants more
-	keeps     atomic.Int64           // for how long the session is kept after Run, in nanoseconds
-	vitals    *vitals
-	run       *run[E] // what the session has started
-	waiting   waiting
-	watch     watch
-	joined    protocol.WorkerID // the latest incarnation that became a member
-	stream    string            // what the event store reads; "": it can't tell
-	reporting reporting
+	inputs     chan protocol.Input
+	hints      chan struct{} // holds one: more say no more
+	fatal      chan error
+	leases     *lease
+	handlers   handlers
+	presence   presence
+	unspare    func()                 // has the pool spare no connection for it any more
+	moved      atomic.Bool            // a request has found a server that takes no writes
+	unattached atomic.Pointer[error]  // why there was no session, or none any more, the last time
+	leaseOnly  atomic.Pointer[string] // why a crash is noticed by the lease only; nil: it is not, or nobody wants more
+	keeps      atomic.Int64           // for how long the session is kept after Run, in nanoseconds
+	vitals     *vitals
+	run        *run[E] // what the session has started
+	waiting    waiting
+	watch      watch
+	joined     protocol.WorkerID // the latest incarnation that became a member
+	stream     string            // what the event store reads; "": it can't tell
+	reporting  reporting
 }
 
 // waiting is how long this worker has seen a generation wait for others, and
@@ -479,6 +483,7 @@ func (w *worker[E]) sync(r protocol.Request, report []byte) {
 	var taken *store.TakenError
 	var stream *store.StreamError
 	if store.CantWrite(err) {
+		w.moved.Store(true)
 		store.DropStandbys(w.life, w.cfg.DB)
 	}
 	switch {

@@ -2,12 +2,15 @@ package orchestrator
 
 import (
 	"context"
+	"database/sql"
 	"fmt"
 	"math/rand/v2"
+	"sync"
 	"time"
 
 	"github.com/getpup/pupsourcing-orchestrator/internal/dbconn"
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
+	"github.com/getpup/pupsourcing-orchestrator/internal/redact"
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
@@ -26,19 +29,47 @@ type presence struct {
 const (
 	// presencePatience is how long to wait for an answer about it.
 	presencePatience = time.Second
-	// presencePool is the size of a pool at least that can spare a connection.
+	// presencePool is of how many connections a pool spares one.
 	presencePool = 4
 )
 
+// spared counts the connections that each pool of the process spares: workers may
+// share one, and none of them gives its connection back before it ends.
+var spared = struct {
+	sync.Mutex
+	of map[*sql.DB]int
+}{of: map[*sql.DB]int{}}
+
+// spare has a pool spare a connection, if it has one to spare, until release is called.
+func spare(db *sql.DB) (release func(), ok bool) {
+	spared.Lock()
+	defer spared.Unlock()
+	if n := db.Stats().MaxOpenConnections; n > 0 && n < presencePool*(spared.of[db]+1) {
+		return func() {}, false
+	}
+	spared.of[db]++
+	return sync.OnceFunc(func() {
+		spared.Lock()
+		defer spared.Unlock()
+		if spared.of[db]--; spared.of[db] == 0 {
+			delete(spared.of, db)
+		}
+	}), true
+}
+
 // present gives the session a presence, if there may be one.
 func (w *worker[E]) present() {
-	switch n := w.cfg.DB.Stats().MaxOpenConnections; {
-	case w.cfg.LeaseOnly:
-	case n > 0 && n < presencePool:
-		w.noPresence("the pool has no connection to spare for it; allow %d with db.SetMaxOpenConns, or set Config.LeaseOnly", presencePool)
-	default:
-		w.session.Present()
+	w.unspare = func() {}
+	if w.cfg.LeaseOnly {
+		return
 	}
+	release, ok := spare(w.cfg.DB)
+	if !ok {
+		w.noPresence("the pool has no connection to spare for it; allow %d for each worker that shares it with db.SetMaxOpenConns, or set Config.LeaseOnly", presencePool)
+		return
+	}
+	w.unspare = release
+	w.session.Present()
 }
 
 // attach takes a connection out of the pool. Should the worker give its handlers up
@@ -54,6 +85,9 @@ func (w *worker[E]) attach(a protocol.Attach) {
 			return p, err
 		}
 		err = p.conn.During(ctx, func() (err error) {
+			if err = store.Writable(ctx, p.conn.Conn); err != nil {
+				return err
+			}
 			p.own, err = w.store.Attach(ctx, p.conn.Conn, a)
 			return err
 		})
@@ -67,7 +101,7 @@ func (w *worker[E]) attach(a protocol.Attach) {
 			stop()
 		}
 		w.log.Debug("no session of its own", "error", err)
-		w.input(protocol.Detached{Number: a.Number, Jitter: rand.Float64()})
+		w.detached(a.Number, err)
 		return
 	}
 	w.presence = p
@@ -81,7 +115,13 @@ func (w *worker[E]) prove(a protocol.Prove, id protocol.WorkerID) {
 		absent []protocol.Absence
 	}
 	p, sent := w.presence, time.Now()
+	moved := w.moved.Swap(false)
 	got, err := bounded(w.life, presencePatience, func(context.Context) (r answer, err error) {
+		if moved {
+			if err := store.Writable(p.ctx, p.conn.Conn); err != nil {
+				return r, err
+			}
+		}
 		if a.Look {
 			r.same, r.absent, err = p.own.Look(p.ctx, id)
 		} else {
@@ -94,7 +134,7 @@ func (w *worker[E]) prove(a protocol.Prove, id protocol.WorkerID) {
 	case err != nil:
 		w.log.Debug("lost the session of its own", "error", err)
 		w.presence.drop()
-		w.input(protocol.Detached{Number: a.Number, Jitter: rand.Float64()})
+		w.detached(a.Number, err)
 	case !got.same:
 		w.presence.drop()
 		w.input(protocol.Detached{Number: a.Number, Never: true})
@@ -103,9 +143,20 @@ func (w *worker[E]) prove(a protocol.Prove, id protocol.WorkerID) {
 	}
 }
 
+// detached tells the session that it is gone, or could not be had.
+func (w *worker[E]) detached(number int32, err error) {
+	w.unattached.Store(&err)
+	w.input(protocol.Detached{Number: number, Jitter: rand.Float64()})
+}
+
 // forgo ends the session, which nobody counts on any more.
 func (w *worker[E]) forgo(why protocol.Forgone) {
 	w.presence.drop()
+	w.unspare()
+	if err := w.unattached.Load(); err != nil && why == protocol.ForgoneUnavailable {
+		w.noPresence("%s: %v; set Config.LeaseOnly where that is so", why, redact.Error(*err))
+		return
+	}
 	w.noPresence("%s; set Config.LeaseOnly where that is so", why)
 }
 

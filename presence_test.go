@@ -2,7 +2,9 @@ package orchestrator_test
 
 import (
 	"context"
+	"database/sql"
 	"errors"
+	"fmt"
 	"log/slog"
 	"strings"
 	"sync"
@@ -282,4 +284,48 @@ func TestLeaseOnly(t *testing.T) {
 			w.checkEffects("transactional")
 		})
 	}
+}
+
+// Workers that share a pool don't take all of its connections for their own sessions,
+// which none gives back: one for each four is spared.
+func TestWorkersShareAPool(t *testing.T) {
+	w := newWorld(t)
+	db, err := sql.Open("postgres", w.url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { db.Close() })
+	db.SetMaxOpenConns(4)
+	w.append(100)
+	for i := range 6 {
+		cfg := w.longLease()
+		cfg.ReplicaSet = orchestrator.ReplicaSetName(fmt.Sprint("set", i))
+		cfg.DB = db
+		if cfg.EventStore, err = orchestrator.NewEventTable(db, ""); err != nil {
+			t.Fatal(err)
+		}
+		run(t, cfg, transactional{effects{name: fmt.Sprint("p", i)}})
+	}
+	for i := range 6 {
+		w.caughtUp(fmt.Sprint("p", i))
+	}
+	eventually(t, "one of them has a session of its own", func() bool { return w.number(held) == 1 })
+}
+
+// A worker whose own session can be had, and fails whenever it is asked who is absent,
+// goes by its lease and says why: here its role may not look at the locks.
+func TestASessionThatNeverLooks(t *testing.T) {
+	w := newWorld(t)
+	r := role(t, w.db, w.url)
+	w.exec(`GRANT ALL ON ALL TABLES IN SCHEMA public TO ` + r)
+	w.exec(`GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO ` + r)
+	w.exec(`REVOKE ALL ON pg_locks FROM PUBLIC`)
+	log := &watchedLog{to: testWriter{t}}
+	cfg := w.longLease()
+	cfg.DB = reopen(t, w.url, "role", r)
+	cfg.Logger = slog.New(slog.NewTextHandler(log, nil))
+	run(t, cfg, transactional{effects{name: "transactional"}})
+	w.append(10)
+	w.caughtUp("transactional")
+	log.wait(t, "noticed by its lease only")
 }

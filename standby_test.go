@@ -280,3 +280,31 @@ func TestSwitchover(t *testing.T) {
 		})
 	}
 }
+
+// A worker's own session is one of the primary's, whichever of its connections a name
+// has led to the standby: a lock there is none that the others see, nor would it see
+// theirs, and each would remove the other.
+func TestTheOwnSessionIsAtThePrimary(t *testing.T) {
+	t.Parallel()
+	p := newPair(t)
+	execute(t, p.db, `DROP TABLE events`)
+	w := setUp(t, p.db, p.url)
+	w.append(20)
+	p.replayed()
+	run(t, w.longLease(), transactional{effects{name: "transactional"}})
+	w.caughtUp("transactional")
+	for k := range int64(4) {
+		_, db := p.switchboard(func(n int64) int {
+			if n == k+1 {
+				return 1
+			}
+			return 0
+		})
+		cfg := w.longLease()
+		cfg.DB = db
+		r := run(t, cfg, transactional{effects{name: "transactional"}})
+		eventually(t, "both have sessions at the primary", func() bool { return w.number(held) == 2 })
+		r.stop()
+		eventually(t, "it has left", func() bool { return w.number(`SELECT count(*) FROM orchestrator_workers`) == 1 })
+	}
+}

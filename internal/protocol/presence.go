@@ -51,8 +51,8 @@ import (
 //   - handlers were suspended suspensionsMax times, not counting one for each
 //     suspensionsForget in between;
 //   - a lane was interrupted vainMax times in a row, and has handled nothing;
-//   - no session could be had attachesMax times in a row, and requests were answered
-//     in the meantime.
+//   - attachesMax times in a row, no session could be had, or it was gone before it
+//     had looked for the others, and requests were answered in the meantime.
 //
 // A worker whose row has a number must not simply go on by its lease:
 //
@@ -202,7 +202,7 @@ const (
 	ForgoneToPooler    Forgone = "a pooler hands out sessions here, and one says nothing about a process"
 	ForgoneSlow        Forgone = "the database is too far away for it: most answers take longer than 100ms"
 	ForgoneSuspended   Forgone = "handlers were cancelled too often; the process or its connection to the database stands still again and again"
-	ForgoneUnavailable Forgone = "the worker could not get a connection for it, though the database answers"
+	ForgoneUnavailable Forgone = "the worker could not get a connection for it, or not keep it, though the database answers"
 )
 
 func (Attach) action()  {}
@@ -233,7 +233,7 @@ type presence struct {
 
 	inFlight bool
 	next     time.Time // when to look, or to try again
-	failures int       // attaches that failed in a row
+	failures int       // sessions in a row that could not be had, or never looked
 	answers  int       // requests that were answered meanwhile
 
 	// shown: the row of this incarnation may have, or get, a number.
@@ -348,7 +348,7 @@ func (p *presence) attach(now time.Time, in Attached) {
 	if !p.answered(in.Number) {
 		return
 	}
-	p.attached, p.key, p.since, p.failures = in.Number, in.Key, now, 0
+	p.attached, p.key, p.since = in.Number, in.Key, now
 	p.next = now.Add(presenceLook)
 	p.prove(in.Number, in.Sent)
 	p.took(in.RoundTrip)
@@ -362,7 +362,7 @@ func (p *presence) proof(now time.Time, in Proven) {
 	p.prove(in.Number, in.Sent)
 	p.took(now.Sub(in.Sent))
 	if in.Looked {
-		p.next = now.Add(presenceLook)
+		p.next, p.failures = now.Add(presenceLook), 0
 		p.see(now, in.Absent)
 	}
 }

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/getpup/pupsourcing-orchestrator/internal/calls"
+	"github.com/getpup/pupsourcing-orchestrator/internal/dbconn"
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
 	"github.com/getpup/pupsourcing-orchestrator/internal/redact"
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
@@ -341,15 +342,22 @@ func (w *worker[E]) check(ctx context.Context) error {
 // checkNames makes sure that the database can hold the names: its encoding may not
 // have all of their characters.
 func (w *worker[E]) checkNames(ctx context.Context) error {
-	if err := store.Holds(ctx, w.cfg.DB, string(w.cfg.ReplicaSet)); err != nil {
-		return unstorable("Config.ReplicaSet", err)
+	c, err := dbconn.Take(ctx, w.cfg.DB)
+	if err != nil {
+		return fmt.Errorf("check that the database can hold the names: %w", err)
 	}
-	for i, name := range w.names {
-		if err := store.Holds(ctx, w.cfg.DB, name); err != nil {
-			return unstorable(fmt.Sprintf("the name of projections[%d]", i), err)
+	defer c.Close()
+	return c.During(ctx, func() error {
+		if err := store.Holds(ctx, c, string(w.cfg.ReplicaSet)); err != nil {
+			return unstorable("Config.ReplicaSet", err)
 		}
-	}
-	return nil
+		for i, name := range w.names {
+			if err := store.Holds(ctx, c, name); err != nil {
+				return unstorable(fmt.Sprintf("the name of projections[%d]", i), err)
+			}
+		}
+		return nil
+	})
 }
 
 func unstorable(field string, err error) error {

@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/getpup/pupsourcing-orchestrator/internal/dbconn"
 	"github.com/getpup/pupsourcing-orchestrator/internal/eventtable"
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
 	"github.com/getpup/pupsourcing-orchestrator/internal/sqltext"
@@ -697,7 +698,7 @@ func (t *Table[E]) hint(ctx context.Context, err error) string {
 		return "; the schema is a field of its own, TableConfig.Schema"
 	case missing && t.cfg.Table != strings.ToLower(t.cfg.Table):
 		return "; names are quoted, and one that was created without quotes is in lower case"
-	case store.State(err) != "" && t.db.QueryRowContext(ctx, text).Scan(&version) == nil:
+	case store.State(err) != "" && dbconn.QueryRow(ctx, t.db, text).Scan(&version) == nil:
 		if other := eventtable.Lookalike(version); other != "" {
 			return fmt.Sprintf("; the server is %s, and this reads events from PostgreSQL itself only", other)
 		}

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/getpup/pupsourcing-orchestrator/internal/dbconn"
 	"github.com/getpup/pupsourcing-orchestrator/internal/sqltext"
 )
 
@@ -49,13 +50,13 @@ func DropStandbys(ctx context.Context, db *sql.DB) (dropped int) {
 	defer cancel()
 	query, _ := sqltext.Names{Literals: true}.Bind(standbySQL, nil)
 	for range db.Stats().Idle {
-		c, err := db.Conn(ctx)
+		c, err := dbconn.Take(ctx, db)
 		if err != nil {
 			return dropped
 		}
 		defer c.Close() // kept until then, so that the pool hands out another one
 		var standby bool
-		err = c.QueryRowContext(ctx, query).Scan(&standby)
+		err = c.During(ctx, func() error { return c.QueryRowContext(ctx, query).Scan(&standby) })
 		if err != nil || standby {
 			_ = c.Raw(func(any) error { return driver.ErrBadConn }) // which is all that it returns
 			dropped++

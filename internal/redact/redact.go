@@ -130,10 +130,11 @@ var (
 	name      = regexp.MustCompile(`\b(database|user|role) "[^"]*[@:/?#%=\s][^"]*"`)
 
 	// The beginnings of connection strings. An ellipsis follows where people are told
-	// what one looks like.
-	postgresURL = regexp.MustCompile(`(?i)\bpostgres(?:ql)?:/(?:/[^…]|[^/…])`)
-	// secretKey alone, or two keys of which one is no everyday word.
-	secretKey = regexp.MustCompile(`(?i)(?:\b|_|PG|ssl)(?:password|passwd|pwd|passfile)\s*=`)
+	// what one looks like. One may be escaped, in JSON or in another URL.
+	postgresURL = regexp.MustCompile(`(?i)\bpostgres(?:ql)?:/(?:/[^…]|[^/…])|\bpostgres(?:ql)?(?::\\+/|%3A(?:/|%2F))`)
+	// secretKey alone, or two keys of which one is no everyday word. It may be one of
+	// JSON, of YAML, or a field that was printed.
+	secretKey = regexp.MustCompile(`(?i)(?:\b|_|PG|ssl)(?:password|passwd|pwd|passfile)\\*["']?\s*[=:]`)
 	rareKey   = regexp.MustCompile(`(?i)(?:\b|PG)(?:dbname|service|servicefile|sslmode|sslcert|sslkey|sslrootcert|application_name|` +
 		`connect_timeout|target_session_attrs)\s*=`)
 	anyKey = regexp.MustCompile(`(?i)(?:\b|PG)(?:host|hostaddr|port|user|database|options|dbname|service|servicefile|sslmode|sslcert|sslkey|` +

@@ -81,12 +81,17 @@ func TestMalformed(t *testing.T) {
 func TestText(t *testing.T) {
 	for text, want := range map[string]string{
 		"": "",
-		"dial tcp 127.0.0.1:5432: connect: connection refused": "dial tcp 127.0.0.1:5432: connect: connection refused",
-		`pq: relation "events" does not exist (42P01)`:         `pq: relation "events" does not exist (42P01)`,
-		`pq: database "shop" does not exist (3D000)`:           `pq: database "shop" does not exist (3D000)`,
-		"user 5 has no password":                               "user 5 has no password",
-		"see https://pkg.go.dev/x#y for host=a port=5":         "see https://pkg.go.dev/x#y for host=a port=5",
-		"set it to postgres://…":                               "set it to postgres://…",
+		`with {"host":"db","user":"app","password":"hunter2"} it failed`: `with {"host":"db","user":"app"," [connection string withheld]`,
+		`&{Host:db Port:5432 Password:hunter2 Database:x}`:               `&{Host:db Port:5432 [connection string withheld]`,
+		`via "{\"password\": \"hunter2\"}"`:                              `via "{\ [connection string withheld]`,
+		`"postgres:\/\/u:hunter2@db\/x"`:                                 `[connection string withheld]`,
+		`GET /?to=postgres%3A%2F%2Fu%3Ahunter2%40db`:                     `GET /?to= [connection string withheld]`,
+		"dial tcp 127.0.0.1:5432: connect: connection refused":           "dial tcp 127.0.0.1:5432: connect: connection refused",
+		`pq: relation "events" does not exist (42P01)`:                   `pq: relation "events" does not exist (42P01)`,
+		`pq: database "shop" does not exist (3D000)`:                     `pq: database "shop" does not exist (3D000)`,
+		"user 5 has no password":                                         "user 5 has no password",
+		"see https://pkg.go.dev/x#y for host=a port=5":                   "see https://pkg.go.dev/x#y for host=a port=5",
+		"set it to postgres://…":                                         "set it to postgres://…",
 
 		"can't connect to postgres://u:hunter2@h/db: refused":             "can't connect to [connection string withheld]",
 		`open "postgresql://h/db?password=hunter2": refused`:              "open [connection string withheld]",

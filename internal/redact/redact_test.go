@@ -81,7 +81,7 @@ func TestMalformed(t *testing.T) {
 func TestText(t *testing.T) {
 	for text, want := range map[string]string{
 		"": "",
-		`with {"host":"db","user":"app","password":"hunter2"} it failed`: `with {"host":"db","user":"app"," [connection string withheld]`,
+		`with {"host":"db","user":"app","password":"hunter2"} it failed`: `with {"host":"db","user":"app", [connection string withheld]`,
 		`&{Host:db Port:5432 Password:hunter2 Database:x}`:               `&{Host:db Port:5432 [connection string withheld]`,
 		`via "{\"password\": \"hunter2\"}"`:                              `via "{\ [connection string withheld]`,
 		`"postgres:\/\/u:hunter2@db\/x"`:                                 `[connection string withheld]`,

@@ -195,11 +195,11 @@ func (p *presence) drop() { p.end(func() bool { return false }) }
 // share one, somebody would have to open another for it, in the middle of the change of
 // members that this is. If the lock can't be let go, the session ends.
 func (p *presence) giveBack() {
-	own := p.own
+	own, conn := p.own, p.conn
 	p.end(func() bool {
 		ctx, cancel := context.WithTimeout(context.Background(), presencePatience)
 		defer cancel()
-		return own.Release(ctx) == nil
+		return conn.During(ctx, func() error { return own.Release(ctx) }) == nil
 	})
 }
 

@@ -72,6 +72,20 @@ func TestTheOwnSessionIsGivenBack(t *testing.T) {
 	})
 }
 
+// A worker that leaves while its connections are silent leaves none of them in use.
+func TestTheOwnSessionIsSilent(t *testing.T) {
+	w := newWorld(t)
+	link := newLink(t, w.url)
+	db, _ := faulty(t, link.url)
+	cfg := w.config(db, "set")
+	cfg.StaleWorkerTimeout = 6 * time.Second
+	m := run(t, cfg, transactional{effects{name: "transactional"}})
+	eventually(t, "the worker has a session of its own", func() bool { return w.own(0) != 0 })
+	link.silence()
+	m.stop()
+	eventually(t, "no connection is in use", func() bool { return db.Stats().InUse == 0 })
+}
+
 // A worker whose own session is ended, by an administrator say, takes another,
 // and nobody else notices.
 func TestTheOwnSessionIsReplaced(t *testing.T) {

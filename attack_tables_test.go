@@ -47,7 +47,7 @@ func TestTableRowSecurityBelowTheHorizon(t *testing.T) {
 		s.db.SetMaxOpenConns(1)
 		table := s.table()
 		expectRead(t, "before", table, 3, 5)
-		execute(t, s.db, `SET ROLE `+r) // a handler, say, that does not set it back
+		execute(t, s.db, `SET ROLE `+r)                     // a handler, say, that does not set it back
 		expectRead(t, "another role", table, 0, 1, 2, 3, 5) // over another connection
 	})
 }

@@ -175,7 +175,9 @@ func TestTableAssumptions(t *testing.T) {
 		mended change
 	}{
 		{name: "view", create: []string{streamTable, `CREATE VIEW v AS SELECT * FROM events`}, change: func(c *orchestrator.TableConfig[int64]) { c.Table = "v" },
-			want: []string{`"v"`, "view", "TableConfig.Writers"}, mended: func(c *orchestrator.TableConfig[int64]) { c.Writers = []string{"events"} }},
+			want: []string{`"v"`, "view", "TableConfig.Writers"}, mended: func(c *orchestrator.TableConfig[int64]) {
+				c.Writers, c.Sequence = []string{"events"}, "events_global_position_seq"
+			}},
 		{name: "materialized view", create: []string{streamTable, `CREATE MATERIALIZED VIEW v AS SELECT * FROM events`}, change: func(c *orchestrator.TableConfig[int64]) { c.Table = "v" },
 			want: []string{"materialized view"}},
 		{name: "a name in Writers that is not there", change: func(c *orchestrator.TableConfig[int64]) { c.Writers = []string{"nowhere"} }, want: []string{"nowhere", "Writers"}},
@@ -421,7 +423,9 @@ func TestTableOverAView(t *testing.T) {
 	t.Parallel()
 	s := newStream(t, streamTable, `CREATE TABLE names (id text PRIMARY KEY, name text)`, `INSERT INTO names VALUES ('a', 'first')`,
 		`CREATE VIEW stream AS SELECT e.global_position, n.name AS aggregate_id FROM events e JOIN names n ON n.id = e.aggregate_id`)
-	table := s.table(func(c *orchestrator.TableConfig[int64]) { c.Table, c.Writers = "stream", []string{"public.events"} })
+	table := s.table(func(c *orchestrator.TableConfig[int64]) {
+		c.Table, c.Writers, c.Sequence = "stream", []string{"public.events"}, "events_global_position_seq"
+	})
 	if err := table.Check(t.Context()); err != nil {
 		t.Fatal(err)
 	}

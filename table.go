@@ -65,7 +65,8 @@ type TableConfig[E any] struct {
 	NoSequence bool
 	// Writers are, where Table is a view, the tables from which it takes its events, as
 	// SQL has their names: their writers are waited for, and they are what all
-	// assumptions are about. Name every table whose rows the view shows as events.
+	// assumptions are about. Name every table whose rows the view shows as events, and
+	// the sequence of their positions in Sequence.
 	Writers []string
 	// AggregateIDColumn, as text, decides the partition. It must not be NULL, and
 	// of a type whose text does not depend on the session's settings: not a
@@ -160,7 +161,7 @@ func NewTable[E any](db *sql.DB, cfg TableConfig[E]) (*Table[E], error) {
 	for _, d := range []struct {
 		value    *string
 		fallback string
-	}{{&cfg.Table, "events"}, {&cfg.PositionColumn, "global_position"}, {&cfg.AggregateIDColumn, "aggregate_id"}} {
+	}{{&cfg.Table, "events"}, {&cfg.PositionColumn, eventtable.DefaultPosition}, {&cfg.AggregateIDColumn, eventtable.DefaultAggregate}} {
 		if *d.value == "" {
 			*d.value = d.fallback
 		}
@@ -259,7 +260,7 @@ func (t *Table[E]) Read(ctx context.Context, after int64, limit int) (page []Rec
 			page = append(page, p.events...)
 		}
 		// One that ends at an event that can't be read is not the end of the stream.
-		if !p.more || len(page) == limit || len(p.events) == 0 {
+		if !p.more || len(page) >= limit || len(p.events) == 0 {
 			return page, nil
 		}
 		after = page[len(page)-1].Position

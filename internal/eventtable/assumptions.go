@@ -21,8 +21,9 @@ type Facts struct {
 	// that has no such locks to show can't show those of writers either.
 	Locked      bool   `json:"locked"`
 	Version     string `json:"version"`
-	Citus       bool   `json:"citus"` // that extension is there
-	Distributed bool   `json:"-"`     // by it
+	Encoding    string `json:"encoding"` // in which the session gets texts
+	Citus       bool   `json:"citus"`    // that extension is there
+	Distributed bool   `json:"-"`        // by it
 
 	Name string `json:"name"` // with its schema
 	Kind string `json:"kind"` // pg_class.relkind
@@ -60,6 +61,7 @@ type Relation struct {
 type Sequence struct {
 	Name      string `json:"name"`
 	Cache     int64  `json:"cache"`
+	Unlogged  bool   `json:"unlogged"`
 	Increment int64  `json:"increment"`
 	Start     int64  `json:"start"`
 	Min       int64  `json:"min"`
@@ -108,6 +110,12 @@ var Assumptions = []Assumption{
 		}
 		return ""
 	}},
+	{"one encoding", func(f *Facts) string {
+		if f.Encoding != "UTF8" {
+			return fmt.Sprintf("the session's client_encoding is %s, and the partition of an event is decided by the bytes of its aggregate id, which others get in UTF8; connect with client_encoding=UTF8", f.Encoding)
+		}
+		return ""
+	}},
 	{"names", func(f *Facts) string {
 		if len(f.Missing) > 0 {
 			return fmt.Sprintf("there is no %s, which TableConfig names in Writers or Sequence; give the name as SQL has it, with its schema", strings.Join(f.Missing, " and no "))
@@ -140,6 +148,11 @@ var Assumptions = []Assumption{
 				return fmt.Sprintf("%s is no table of this server, and who writes it is not seen here, so events would be lost; take it out of the events table, or read it there", r.Name)
 			}
 		}
+		for _, s := range f.Sequences {
+			if s.Unlogged {
+				return fmt.Sprintf("sequence %s is unlogged: after a crash of the server it gives out its positions again, so events would be lost; ALTER SEQUENCE %[1]s SET LOGGED", s.Name)
+			}
+		}
 		return ""
 	}},
 	{"not distributed", func(f *Facts) string {
@@ -151,7 +164,7 @@ var Assumptions = []Assumption{
 	{"all rows", func(f *Facts) string {
 		for _, r := range f.Odd {
 			if r.RowSecurity {
-				return fmt.Sprintf("row-level security applies to this role on %s, and events that it hides would be lost; give the role BYPASSRLS, or a policy for all rows and then ALTER TABLE %[1]s DISABLE ROW LEVEL SECURITY", r.Name)
+				return fmt.Sprintf("row-level security applies to this role (or, of a view, to its owner) on %s, and events that it hides would be lost; give that role BYPASSRLS, or a policy for all rows and then ALTER TABLE %[1]s DISABLE ROW LEVEL SECURITY", r.Name)
 			}
 		}
 		return ""
@@ -164,10 +177,14 @@ var Assumptions = []Assumption{
 		return fmt.Sprintf("its position column has type %s; positions are integers (smallint, integer, bigint)", f.Type)
 	}},
 	{"a sequence", func(f *Facts) string {
-		if len(f.Sequences) == 0 && !f.NoSequence {
-			return "no sequence is linked to its position column, so whoever has taken a position and not committed can't be seen; name the sequence that writers take positions from in TableConfig.Sequence, or, if they take each inside the INSERT itself or under a lock that they hold to the end of the transaction, set TableConfig.NoSequence"
+		if len(f.Sequences) > 0 || f.NoSequence {
+			return ""
 		}
-		return ""
+		which := "no sequence is linked to its position column"
+		if f.Kind == "v" {
+			which = "it is a view, and nothing says which sequence fills its position column"
+		}
+		return which + ", so whoever has taken a position and not committed can't be seen; name the sequence that writers take positions from in TableConfig.Sequence, or, if they take each inside the INSERT itself or under a lock that they hold to the end of the transaction, set TableConfig.NoSequence"
 	}},
 	{"one sequence", func(f *Facts) string {
 		if len(f.Sequences) > 1 {
@@ -180,8 +197,8 @@ var Assumptions = []Assumption{
 		return ""
 	}},
 	{"unique positions", func(f *Facts) string {
-		if len(f.Sequences) == 0 && !f.Unique && !f.Views {
-			return "nothing keeps two events from having the same position, and one of them would be lost; add a unique index on the position column alone"
+		if len(f.Sequences) == 0 && !f.Unique && f.Kind != "v" {
+			return "nothing keeps two events from having the same position, and one of them would be lost; add a unique index on the position column alone (it does not cover tables that inherit from this one)"
 		}
 		return ""
 	}},
@@ -311,12 +328,17 @@ func (t Table) distributed(ctx context.Context, db *sql.DB) (distributed bool, e
 	return distributed, err
 }
 
-// Identity returns a name for the table that is the same for all who mean the same
-// one: its schema and name, and which database that is in.
+// Identity returns a name for the table that is the same for all who read it in the same
+// way: its schema and name, and, where they are not the default ones, the columns of the
+// position and of the aggregate id; and which database that is in. By another column, an
+// event would be another partition's.
 func (t Table) Identity(ctx context.Context, db *sql.DB) (table, database string, err error) {
 	query, args := t.bind(sqltext.LibPQ(db), identitySQL, nil)
 	if err = dbconn.QueryRow(ctx, db, query, args...).Scan(&table); err != nil {
 		return "", "", fmt.Errorf("identify %s: %w", t.Name, err)
+	}
+	if c := t.config; c.Position != DefaultPosition || c.Aggregate != DefaultAggregate {
+		table += fmt.Sprintf(" (%s, %s)", c.Position, c.Aggregate)
 	}
 	database, err = Database(ctx, db)
 	return table, database, err
@@ -347,12 +369,16 @@ SELECT format('%I.%I', n.nspname, c.relname)
 )
 
 // treeText is the beginning of a query about the tables whose writers fill the events
-// table: that itself, or those that are named, with all of their parts.
+// table: that itself and those that are named, with all of their parts (tree), and what
+// they are partitions of (above).
 const treeText = `
-WITH RECURSIVE tree (oid) AS (
-     SELECT to_regclass(root)::oid FROM jsonb_array_elements_text({roots}) AS root
+WITH RECURSIVE root (oid) AS (
+     SELECT to_regclass(root)::oid FROM jsonb_array_elements_text({roots}) AS root)
+, tree (oid) AS (
+     SELECT oid FROM root
       UNION
      SELECT i.inhrelid FROM pg_inherits i JOIN tree ON i.inhparent = tree.oid)
+, above (oid) AS (SELECT a.relid FROM root, pg_partition_ancestors(root.oid) AS a)
 `
 
 // runText names the run of the server: pg_is_in_recovery, since a standby that takes
@@ -364,14 +390,19 @@ const runText = `CASE WHEN pg_is_in_recovery() THEN 'standby' ELSE 'primary' END
             THEN (date_part('epoch', pg_stat_get_bgwriter_stat_reset_time()) * 1000000)::bigint END, current_database()`
 
 // epochText names where something runs: the run of the server, the table and its file,
-// the role, since row-level security may hide events from another (a SET ROLE that
-// somebody has left), and the file of the sequence whose oid is given. RESTART gives the sequence another
+// the role and whether row-level security applies to it, since that may hide events (a SET
+// ROLE that somebody has left, a policy that comes later), the encoding, and the file of the sequence whose oid is given. RESTART gives the sequence another
 // file, and so does TRUNCATE … RESTART IDENTITY. It is asked with each page, so it
 // reads no table, and takes the server next to no time.
 func epochText(sequence string) string {
 	return `concat_ws('|', ` + sequence + `, coalesce(pg_relation_filenode(` + sequence + `), 0),
-       {name}::regclass::oid, coalesce(pg_relation_filenode({name}::regclass), 0), current_user, ` + runText + `)`
+       {name}::regclass::oid, coalesce(pg_relation_filenode({name}::regclass), 0), current_user,
+       row_security_active({name}::regclass::oid), ` + encodingText + `, ` + runText + `)`
 }
+
+// encodingText names the encoding in which the session gets texts. A database in
+// SQL_ASCII has bytes, and they are not converted.
+const encodingText = `CASE WHEN getdatabaseencoding() = 'SQL_ASCII' THEN 'UTF8' ELSE pg_client_encoding()::text END`
 
 // elsewhere is in the error of a statement that finds itself in another epoch.
 const elsewhere = "the horizon of the events is elsewhere, and not at backend "
@@ -391,25 +422,28 @@ var factsSQL = sqltext.New(treeText + `
        LEFT JOIN pg_attrdef f ON f.adrelid = a.attrelid AND f.adnum = a.attnum)
 , filler AS (
      SELECT oid, bool_or(inserted) AS inserted FROM (
-            SELECT d.objid AS oid, d.deptype = 'i' AS inserted FROM col JOIN pg_depend d
+            SELECT d.objid AS oid, d.deptype = 'i' AS inserted, false AS named FROM col JOIN pg_depend d
                 ON d.refclassid = 'pg_catalog.pg_class'::regclass AND d.refobjid = col.attrelid AND d.refobjsubid = col.attnum
                AND d.classid = 'pg_catalog.pg_class'::regclass AND d.deptype = ANY ('{a,i}')
             UNION ALL
-            SELECT d.refobjid, true FROM col JOIN pg_depend d
+            SELECT d.refobjid, true, false FROM col JOIN pg_depend d
                 ON d.classid = 'pg_catalog.pg_attrdef'::regclass AND d.objid = col.def AND d.refclassid = 'pg_catalog.pg_class'::regclass AND d.deptype = ANY ('{a,n}')
             UNION ALL
-            SELECT CASE WHEN {sequence} <> '' THEN to_regclass({sequence})::oid END, false) x
-      WHERE oid = ANY (SELECT seqrelid FROM pg_sequence) GROUP BY oid)
+            SELECT CASE WHEN {sequence} <> '' THEN to_regclass({sequence})::oid END, false, true) x
+      WHERE oid = ANY (SELECT seqrelid FROM pg_sequence) GROUP BY oid
+     -- a view's column is not its tables' column of that name
+     HAVING bool_or(named) OR (SELECT relkind FROM pg_class WHERE oid = to_regclass({name})::oid) <> 'v')
 , held AS MATERIALIZED (
      SELECT relation, mode, granted, virtualtransaction, pid FROM pg_locks
       WHERE locktype = 'relation' AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))
--- Writers lock the table, a part of it, or the sequence. Whoever waits for such a lock
+-- Writers lock the table, a part of it, what it is a part of (and itself only when the row
+-- is there, with its position), or the sequence. Whoever waits for such a lock
 -- may have its position already. And whoever makes a table a part of it is not seen to
 -- have done so before COMMIT: it has both locked the one, as for that, and written to
 -- the other. (Not VACUUM, ANALYZE or CREATE INDEX: these write to indexes and catalogs.)
 , holder AS (
      SELECT virtualtransaction, pid FROM held
-      WHERE mode = 'RowExclusiveLock' AND (relation = ANY (SELECT oid FROM tree) OR relation = ANY (SELECT oid FROM filler))
+      WHERE mode = 'RowExclusiveLock' AND (relation = ANY (SELECT oid FROM tree) OR relation = ANY (SELECT oid FROM above) OR relation = ANY (SELECT oid FROM filler))
       UNION
      SELECT h.virtualtransaction, h.pid FROM held h
       WHERE h.mode = ANY ('{ShareUpdateExclusiveLock,ShareLock,ShareRowExclusiveLock,ExclusiveLock,AccessExclusiveLock}')
@@ -422,7 +456,7 @@ var factsSQL = sqltext.New(treeText + `
 SELECT json_build_object(
        'epoch', ` + epochText(`(SELECT coalesce(min(oid::bigint), 0)::oid FROM filler)`) + `, 'standby', pg_is_in_recovery(),
        'locked', EXISTS (SELECT FROM held WHERE pid = pg_backend_pid() AND relation = t.oid AND mode = 'AccessShareLock' AND granted),
-       'version', version(), 'citus', to_regclass('pg_catalog.pg_dist_partition') IS NOT NULL,
+       'version', version(), 'encoding', ` + encodingText + `, 'citus', to_regclass('pg_catalog.pg_dist_partition') IS NOT NULL,
        'name', t.oid::regclass::text, 'kind', t.relkind,
        'type', (SELECT format_type(CASE WHEN y.typtype = 'd' THEN y.typbasetype ELSE y.oid END, NULL)
                   FROM pg_attribute a JOIN pg_type y ON y.oid = a.atttypid
@@ -430,19 +464,28 @@ SELECT json_build_object(
        'unique', EXISTS (
             SELECT FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
              WHERE i.indrelid = t.oid AND i.indisunique AND i.indisvalid AND i.indpred IS NULL AND i.indnkeyatts = 1
-               AND a.attname = {position_name}::name),
+               AND a.attname = {position_name}::name)
+          -- chunks of a hypertable are covered
+          AND NOT EXISTS (
+            SELECT FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+             WHERE i.inhparent = t.oid AND t.relkind = 'r' AND n.nspname <> '_timescaledb_internal'),
        'high', (SELECT coalesce(max({position}), 0) FROM {table}),
        'below', EXISTS (SELECT FROM {table} WHERE {position} < 1),
        'odd', (SELECT json_agg(o) FROM (
             SELECT c.oid::regclass::text AS name, c.relkind AS kind, c.relpersistence AS persistence,
-                   EXISTS (SELECT FROM pg_subscription_rel s WHERE s.srrelid = c.oid) AS subscribed,
-                   c.relrowsecurity AND row_security_active(c.oid) AS row_security
+                   EXISTS (SELECT FROM pg_subscription_rel s WHERE s.srrelid = c.oid OR s.srrelid = ANY (SELECT oid FROM above)) AS subscribed,
+                   c.relrowsecurity AND CASE WHEN t.relkind = 'v'
+                        AND NOT EXISTS (SELECT FROM unnest(t.reloptions) AS o WHERE o = ANY ('{security_invoker=true,security_invoker=on}'))
+                        THEN NOT (SELECT rolsuper OR rolbypassrls FROM pg_roles WHERE oid = t.relowner)
+                             AND (c.relforcerowsecurity OR NOT pg_has_role(t.relowner, c.relowner, 'USAGE'))
+                        ELSE row_security_active(c.oid) END AS row_security
               FROM pg_class c WHERE c.oid = t.oid OR c.oid = ANY (SELECT oid FROM tree)) o
              WHERE kind <> ALL ('{r,p}') OR persistence <> 'p' OR subscribed OR row_security),
-       'missing', (SELECT json_agg(wanted) FROM jsonb_array_elements_text({wanted}) AS wanted WHERE to_regclass(wanted) IS NULL),
+       'missing', (SELECT json_agg(wanted) FROM jsonb_array_elements_text({wanted}) AS wanted
+             WHERE NOT EXISTS (SELECT FROM pg_class c WHERE c.oid = to_regclass(wanted)::oid AND (c.relkind = 'S') = (wanted = {sequence}))),
        'sequences', (SELECT json_agg(json_build_object(
             'name', s.seqrelid::regclass::text, 'cache', s.seqcache, 'increment', s.seqincrement, 'start', s.seqstart, 'min', s.seqmin,
-            'cycle', s.seqcycle, 'default', f.inserted, 'readable', has_sequence_privilege(f.oid, 'SELECT, USAGE'),
+            'unlogged', (SELECT relpersistence <> 'p' FROM pg_class WHERE oid = f.oid), 'cycle', s.seqcycle, 'default', f.inserted, 'readable', has_sequence_privilege(f.oid, 'SELECT, USAGE'),
             'last', CASE WHEN has_sequence_privilege(f.oid, 'SELECT, USAGE') THEN pg_sequence_last_value(f.oid) END) ORDER BY f.oid)
               FROM filler f JOIN pg_sequence s ON s.seqrelid = f.oid),
        'holders', (SELECT json_agg(json_build_array(virtualtransaction, coalesce(pid, 0)))

@@ -33,6 +33,12 @@ type Table struct {
 	names  sqltext.Values // what statements need of the table
 }
 
+// The columns of a Config by default.
+const (
+	DefaultPosition  = "global_position"
+	DefaultAggregate = "aggregate_id"
+)
+
 // A Config names a table and its columns. Names are not quoted; an empty schema is
 // the search path (see Find). AggregateType and BoundedContext may be empty.
 type Config struct {
@@ -65,11 +71,8 @@ func New(c Config) Table {
 	if c.Schema != "" {
 		t.Name = Quote(c.Schema) + "." + t.Name
 	}
-	roots := append([]string{}, c.Writers...)
-	wanted := append([]string{}, roots...)
-	if len(roots) == 0 {
-		roots = []string{t.Name}
-	}
+	roots := append([]string{t.Name}, c.Writers...)
+	wanted := append([]string{}, c.Writers...)
 	if c.Sequence != "" {
 		wanted = append(wanted, c.Sequence)
 	}
@@ -181,7 +184,8 @@ var pageSQL, rowsSQL = func() (pages [scopes][scopes][2]sqltext.Statement, rows 
 				if scoped != "" {
 					scoped = ` AND {position} <= {through}` + scoped
 				}
-				pages[i][j][here] = sqltext.New(`SELECT {selected} FROM {table} WHERE {position} > {after}` + scoped + condition + ` ORDER BY {position} LIMIT {limit}`)
+				// WITH TIES: or a second event at the last position would be between two pages.
+				pages[i][j][here] = sqltext.New(`SELECT {selected} FROM {table} WHERE {position} > {after}` + scoped + condition + ` ORDER BY {position} FETCH FIRST ({limit}) ROWS WITH TIES`)
 			}
 		}
 	}
@@ -254,7 +258,8 @@ func (t Table) Reader(types map[string]Type, takes func(column int, part Part) b
 	return r, nil
 }
 
-// A Range is what to read of the events: those above After, at most Limit of them; or of
+// A Range is what to read of the events: those above After, at most Limit of them (and
+// what has the same position as the last); or of
 // these, up to Through, those of some aggregate types in some bounded contexts. No types
 // are all, and so are no contexts.
 type Range struct {

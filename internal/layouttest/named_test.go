@@ -202,6 +202,7 @@ func railsStreams(db *sql.DB) (*orchestrator.Table[railsStreamEvent], error) {
 	return orchestrator.NewTable(db, orchestrator.TableConfig[railsStreamEvent]{
 		Table:             "orders",
 		Writers:           []string{"event_store_events"},
+		Sequence:          "event_store_events_id_seq",
 		PositionColumn:    "id",
 		AggregateIDColumn: "stream",
 		Columns:           []string{"id", "stream", "version", "event_type", "data"},

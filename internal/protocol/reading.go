@@ -222,7 +222,7 @@ func (r *Reading) paged(a ReadAnswer) ReadAction {
 	if !r.scoped {
 		r.take, r.missing = Admit(r.after, r.final, a.Positions)
 	}
-	full := len(a.Positions) == r.limit || a.Cut
+	full := len(a.Positions) >= r.limit || a.Cut // above it, if the last position repeats
 	switch {
 	case r.scoped && !full:
 		r.passed = r.final

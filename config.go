@@ -131,7 +131,8 @@ type Config[E any] struct {
 	// makes names without quotes lower case. Default: none.
 	EventsChannel string
 
-	// Logger gets a line for each generation and each thing that is wrong.
+	// Logger gets a line for each generation and each thing that is wrong. Where it
+	// does not take one for a second, records are left out until it does.
 	// docs/operations.md lists the messages and their keys. No connection string
 	// and no password gets there. Default: slog.Default(). For silence, set it to
 	// slog.New(slog.DiscardHandler).

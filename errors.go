@@ -70,8 +70,8 @@ type HandlerError struct {
 	Partition int
 	Attempts  int
 	// Err stands for what the handler has returned: it has its text (of very long
-	// ones, the beginning), and unwraps to it, unless that can't be asked without a
-	// panic.
+	// ones, the beginning; without connection strings), and errors.Is and errors.As
+	// find what that wraps, unless it can't be asked without a panic.
 	Err error
 }
 

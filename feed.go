@@ -2,7 +2,6 @@ package orchestrator
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"reflect"
 	"slices"
@@ -170,15 +169,18 @@ func (f *feed[E]) read(r protocol.Fetch, patience time.Duration, ended chan stru
 	type fetched struct {
 		protocol.FeedPage
 		head, end int64
+		gap       *Gap
 	}
 	p, err := bounded(f.ctx, patience, func(ctx context.Context) (p fetched, err error) {
-		p.FeedPage, p.head, p.end, err = f.fetch(ctx, r)
+		if p.FeedPage, p.head, p.end, err = f.fetch(ctx, r); err == nil {
+			p.gap = f.waiting()
+		}
 		return p, err
 	}, nil)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if err == nil {
-		f.see(r.After, p.head, p.end, p.More)
+		f.see(r.After, p.head, p.end, p.More, p.gap)
 	}
 	delete(f.reads, r.Window)
 	close(ended)
@@ -196,7 +198,7 @@ func (f *feed[E]) read(r protocol.Fetch, patience time.Duration, ended chan stru
 // too long, or too much memory, or it held what can't be sent.
 func forItsSize(err error) bool {
 	state := store.State(err)
-	return errors.Is(err, context.DeadlineExceeded) || state == "57014" || // query_canceled, by statement_timeout
+	return store.FactsOf(err).Deadline || state == "57014" || // query_canceled, by statement_timeout
 		len(state) == 5 && slices.Contains([]string{"22", "53", "54", "XX"}, state[:2])
 }
 

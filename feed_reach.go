@@ -9,9 +9,9 @@ import (
 // How far a feed's stream reaches, and what its reads wait at: for those who watch.
 
 // see takes in what a read above a position has seen: that the stream reaches to head
-// (0: there was nothing), where it ends (-1: not known), and that there was more. f.mu
-// is locked.
-func (f *feed[E]) see(after, head, end int64, more bool) {
+// (0: there was nothing), where it ends (-1: not known), that there was more, and the
+// gap that the reads wait at. f.mu is locked.
+func (f *feed[E]) see(after, head, end int64, more bool, gap *Gap) {
 	now := time.Now()
 	if f.end = end; end >= 0 && end < f.heads.last() {
 		f.heads = nil // it was emptied, restored or replaced
@@ -20,7 +20,7 @@ func (f *feed[E]) see(after, head, end int64, more bool) {
 		head = after // as good a guess as there is
 	}
 	f.heads.note(now, head)
-	f.meet()
+	f.meet(gap)
 	switch {
 	case after > f.heads.last() && !more:
 		// The position is the end, as after a start, or beyond it: a projection can
@@ -35,24 +35,27 @@ func (f *feed[E]) see(after, head, end int64, more bool) {
 	}
 }
 
-// meet looks whether the reads wait at a gap, and tells of a change.
-func (f *feed[E]) meet() {
+// waiting returns the gap that the reads wait at. It calls the event store, which may
+// be the program's: f.mu is not locked.
+func (f *feed[E]) waiting() *Gap {
 	s, ok := f.events.(GapWaiter)
 	if !ok {
-		return
+		return nil
 	}
-	var gap *Gap
-	type answer struct {
-		Gap
-		waiting bool
-	}
-	a, err := apart("the event store", func() (a answer, err error) {
-		a.Gap, a.waiting = s.Waiting()
-		return a, nil
+	gap, err := apart("the event store", func() (*Gap, error) {
+		if gap, waits := s.Waiting(); waits {
+			return &gap, nil
+		}
+		return nil, nil
 	})
-	if err == nil && a.waiting {
-		gap = &a.Gap
+	if err != nil {
+		return nil
 	}
+	return gap
+}
+
+// meet takes in the gap that the reads wait at, and tells of a change. f.mu is locked.
+func (f *feed[E]) meet(gap *Gap) {
 	before := f.gap
 	f.gap = gap
 	if before != nil && gap != nil && before.Position == gap.Position {

@@ -27,18 +27,27 @@ func newHandout[E any]() handout[E] {
 	return handout[E]{offsets: byteSlices(reflect.TypeFor[E](), 0)}
 }
 
-// byteSlices returns where the byte slices of a struct are, those of structs within it
-// included.
+// byteSlices returns where the byte slices of a value are: itself, or those in the
+// structs and arrays that it consists of.
 func byteSlices(t reflect.Type, at uintptr) (offsets []uintptr) {
-	if t.Kind() != reflect.Struct {
-		return nil
-	}
-	for i := range t.NumField() {
-		switch f := t.Field(i); {
-		case f.Type.Kind() == reflect.Slice && f.Type.Elem().Kind() == reflect.Uint8:
-			offsets = append(offsets, at+f.Offset)
-		case f.Type.Kind() == reflect.Struct:
-			offsets = append(offsets, byteSlices(f.Type, at+f.Offset)...)
+	switch t.Kind() {
+	case reflect.Slice:
+		if t.Elem().Kind() == reflect.Uint8 {
+			offsets = append(offsets, at)
+		}
+	case reflect.Struct:
+		for i := range t.NumField() {
+			offsets = append(offsets, byteSlices(t.Field(i).Type, at+t.Field(i).Offset)...)
+		}
+	case reflect.Array:
+		one := byteSlices(t.Elem(), at)
+		for i := range t.Len() {
+			if one == nil {
+				break
+			}
+			for _, offset := range one {
+				offsets = append(offsets, offset+uintptr(i)*t.Elem().Size())
+			}
 		}
 	}
 	return offsets

@@ -66,3 +66,21 @@ func BenchmarkHandout(b *testing.B) {
 		_ = e
 	}
 }
+
+// Bytes are copied wherever they are in an event itself: it may be nothing else, or an
+// array of them.
+func TestEventsOfBytesAreHandedOutCopied(t *testing.T) {
+	bytesOnly := newHandout[named]()
+	shared := named("xyz")
+	bytesOnly.event(shared)[0] = '!'
+	if string(shared) != "xyz" {
+		t.Errorf("the event is %s now", shared)
+	}
+	arrays := newHandout[[2]nested]()
+	pair := [2]nested{{named("a")}, {named("b")}}
+	one := arrays.event(pair)
+	one[0].Body[0], one[1].Body[0] = '!', '!'
+	if string(pair[0].Body)+string(pair[1].Body) != "ab" {
+		t.Errorf("the events are %s now", pair)
+	}
+}

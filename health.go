@@ -9,7 +9,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/getpup/pupsourcing-orchestrator/internal/redact"
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
@@ -72,6 +71,8 @@ func healthOf(set string, now time.Time, runs []facts) Health {
 func kindOf(err error) string {
 	var handler *HandlerError
 	switch {
+	case errors.As(err, &handler): // first: a handler's error may be any other as well
+		return "a handler failed"
 	case errors.Is(err, ErrInvalidConfig):
 		return "the configuration can't work"
 	case errors.Is(err, ErrSchema):
@@ -80,11 +81,9 @@ func kindOf(err error) string {
 		return "a projection belongs to another replica set"
 	case errors.Is(err, ErrCoordinationTimeout):
 		return "a handler did not stop in time"
-	case errors.As(err, &handler):
-		return "a handler failed"
 	case errors.Is(err, ErrEventStore):
 		return "the event store can't be read"
-	case redact.Closed(err):
+	case store.FactsOf(err).Closed:
 		return "the database handle was closed"
 	case store.State(err) != "":
 		return "the database refused a statement"

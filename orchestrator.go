@@ -370,9 +370,9 @@ func unstorable(field string, err error) error {
 // explain says what to do about a database that can't be used whatever is tried.
 func explain(err error) error {
 	switch {
-	case redact.Unusable(err):
+	case store.FactsOf(err).Malformed:
 		return fmt.Errorf("%w: the connection string of the database: %w", ErrInvalidConfig, err)
-	case redact.Closed(err):
+	case store.FactsOf(err).Closed:
 		return fmt.Errorf("orchestrator: the *sql.DB was closed before Run had returned: %w", err)
 	}
 	return err

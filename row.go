@@ -32,7 +32,7 @@ func (u *unreadable) Unwrap() error { return u.err }
 func unreadableIn[E any](events []*Record[E]) error {
 	for _, e := range events {
 		if e.Err != nil {
-			return &unreadable{fmt.Errorf("event at position %d: %w", e.Position, e.Err)}
+			return &unreadable{own("the row", fmt.Errorf("event at position %d: %w", e.Position, e.Err))}
 		}
 	}
 	return nil

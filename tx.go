@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"time"
+	"unicode/utf8"
 
 	"github.com/getpup/pupsourcing-orchestrator/internal/dbconn"
 	"github.com/getpup/pupsourcing-orchestrator/internal/rawtx"
@@ -90,8 +92,7 @@ func (t *handlerTx) settle(err error) error {
 	defer t.mu.Unlock()
 	open := false
 	for i, r := range t.rows {
-		_, closed := r.Columns()
-		open, t.rows[i] = open || closed == nil, nil
+		open, t.rows[i] = isOpen(r) || open, nil
 	}
 	switch { // to pgx a connection with open rows is as good as a lost one
 	case open && err == nil:
@@ -105,6 +106,28 @@ func (t *handlerTx) settle(err error) error {
 	t.rows, t.ended = t.rows[:0], nil
 	return err
 }
+
+// isOpen reports whether rows were not closed. Those whose context has ended are being
+// closed; after a Scan into sql.RawBytes that waits for Close, and all else for that.
+func isOpen(r *sql.Rows) bool {
+	open := make(chan bool, 1)
+	go func() {
+		_, closed := r.Columns()
+		open <- closed == nil
+	}()
+	patience := time.NewTimer(rowsPatience)
+	defer patience.Stop()
+	select {
+	case is := <-open:
+		return is
+	case <-patience.C:
+	}
+	_ = r.Close()
+	return <-open
+}
+
+// rowsPatience is how long rows may take to say whether they are open.
+const rowsPatience = 100 * time.Millisecond
 
 // endsTransaction returns the command of a query that ends the transaction in which it
 // runs; "": none does, as far as can be seen. What can't be seen (a driver's own way to
@@ -176,6 +199,8 @@ func nextStatement(query string) (rest string, more bool) {
 			query = skipQuoted(query, false)
 		case (c == 'E' || c == 'e') && len(query) > 1 && query[1] == '\'':
 			query = skipQuoted(query[1:], true)
+		case wordByte(c) || c >= utf8.RuneSelf: // an e at its end escapes nothing, a $ within it quotes nothing
+			query = strings.TrimLeftFunc(query, func(r rune) bool { return r >= utf8.RuneSelf || r == '$' || wordByte(byte(r)) })
 		case c == '"':
 			query = skipQuoted(query, false)
 		case c == '$':

@@ -9,9 +9,11 @@ import (
 	"runtime/debug"
 	"strings"
 	"sync/atomic"
+	"time"
 	"unicode/utf8"
 
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
+	"github.com/getpup/pupsourcing-orchestrator/internal/redact"
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
@@ -24,18 +26,37 @@ import (
 //
 // What Go itself can't recover from is out of reach: a stack that overflows, in an
 // Error method that calls itself for example, a map that two goroutines write at once,
-// os.Exit. And a method that never returns holds up whoever called it.
+// os.Exit. And a method that never returns holds up whoever called it, unless it is a
+// logger's.
 
-// A foreignError stands for an error that the program's code has returned.
+// A foreignError stands for an error that the program's code has returned. It has no
+// Unwrap: whoever goes over it would call the methods of a stranger's error, which may
+// be as they should once, and panic later.
 type foreignError struct {
 	text  string
 	facts protocol.Facts
-	err   error // for errors.Is and errors.As of the program
+	err   error // for errors.Is and errors.As of the program; nil: it can't be asked
 }
 
 func (e *foreignError) Error() string         { return e.text }
-func (e *foreignError) Unwrap() error         { return e.err }
 func (e *foreignError) Facts() protocol.Facts { return e.facts }
+
+// Is and As ask the program's error.
+func (e *foreignError) Is(target error) bool {
+	return e.ask(func(err error) bool { return errors.Is(err, target) })
+}
+
+func (e *foreignError) As(target any) bool {
+	return e.ask(func(err error) bool { return errors.As(err, target) })
+}
+
+func (e *foreignError) ask(f func(error) bool) bool {
+	if e.err == nil {
+		return false
+	}
+	yes, err := apart("the error", func() (bool, error) { return f(e.err), nil })
+	return yes && err == nil
+}
 
 // own turns an error of whoever's code into one of the library's.
 func own(whose string, err error) error {
@@ -45,7 +66,7 @@ func own(whose string, err error) error {
 	case *foreignError:
 		return e
 	}
-	e := &foreignError{text: textOf(err), facts: store.FactsOf(err)}
+	e := &foreignError{text: textOf(redact.Error(err)), facts: store.FactsOf(err)}
 	if isNil(err) {
 		e.text = fmt.Sprintf("typed nil %T: %s returned a nil pointer as an error", err, whose)
 	}
@@ -131,26 +152,35 @@ func textOf(v any) (text string) {
 }
 
 // shallow reports whether a value has at most so many values in one another where
-// fmt.Sprint follows them: one that holds itself would be followed for ever.
+// fmt.Sprint follows them, and not very many: one that holds itself would be followed
+// for ever.
 func shallow(v reflect.Value, levels int) bool {
-	if levels == 0 {
+	left := shallowMax
+	return within(v, levels, &left)
+}
+
+// shallowMax is how many values fmt.Sprint may have to print.
+const shallowMax = 10_000
+
+func within(v reflect.Value, levels int, left *int) bool {
+	if *left--; levels == 0 || *left < 0 {
 		return false
 	}
 	switch v.Kind() {
 	case reflect.Interface, reflect.Pointer:
-		return v.IsNil() || shallow(v.Elem(), levels-1)
+		return v.IsNil() || within(v.Elem(), levels-1, left)
 	case reflect.Slice, reflect.Array:
 		if v.Len() > 100 {
 			return v.Type().Elem().Kind() == reflect.Uint8
 		}
 		for i := range v.Len() {
-			if !shallow(v.Index(i), levels-1) {
+			if !within(v.Index(i), levels-1, left) {
 				return false
 			}
 		}
 	case reflect.Struct:
 		for i := range v.NumField() {
-			if !shallow(v.Field(i), levels-1) {
+			if !within(v.Field(i), levels-1, left) {
 				return false
 			}
 		}
@@ -159,7 +189,7 @@ func shallow(v reflect.Value, levels int) bool {
 			return false
 		}
 		for i := v.MapRange(); i.Next(); {
-			if !shallow(i.Key(), levels-1) || !shallow(i.Value(), levels-1) {
+			if !within(i.Key(), levels-1, left) || !within(i.Value(), levels-1, left) {
 				return false
 			}
 		}
@@ -209,23 +239,37 @@ func sane(err error) (is bool) {
 var errProbe = errors.New("probe")
 
 // A safeLog passes records on to the program's logger.
-type safeLog struct{ to slog.Handler }
+type safeLog struct {
+	to   slog.Handler
+	gate *logGate
+}
 
-// safeLogger returns a logger that can't end who logs.
+// A logGate is passed by all calls of one logger. One that stands still (nobody reads
+// what it writes into a pipe, say) holds up each caller for logPatience at most. Then
+// records are left out until it goes on, and it is told how many were.
+type logGate struct{ stuck, left atomic.Int64 }
+
+// logPatience is how long a logger may hold up who logs.
+const logPatience = time.Second
+
+// safeLogger returns a logger that can neither end nor hold up who logs.
 func safeLogger(l *slog.Logger) *slog.Logger {
 	if l == nil || l.Handler() == slog.DiscardHandler {
 		return slog.New(slog.DiscardHandler)
 	}
-	return slog.New(safeLog{l.Handler()})
+	return slog.New(safeLog{l.Handler(), &logGate{}})
 }
 
 func (s safeLog) Enabled(ctx context.Context, level slog.Level) bool {
-	on, err := apart("Logger", func() (bool, error) { return s.to.Enabled(ctx, level), nil })
-	return on && err == nil
+	if s.gate.stuck.Load() > 0 {
+		return true // Handle counts it
+	}
+	on, _ := passLog(s, func() (bool, error) { return s.to.Enabled(ctx, level), nil })
+	return on
 }
 
 func (s safeLog) Handle(ctx context.Context, r slog.Record) error {
-	_, err := apart("Logger", func() (struct{}, error) { return struct{}{}, s.to.Handle(ctx, r) })
+	_, err := passLog(s, func() (struct{}, error) { return struct{}{}, s.to.Handle(ctx, r) })
 	return err
 }
 
@@ -238,11 +282,49 @@ func (s safeLog) WithGroup(name string) slog.Handler {
 }
 
 func (s safeLog) with(f func() slog.Handler) slog.Handler {
-	to, err := apart("Logger", func() (slog.Handler, error) { return f(), nil })
+	to, err := passLog(s, func() (slog.Handler, error) { return f(), nil })
 	if err != nil || to == nil {
 		return s
 	}
-	return safeLog{to}
+	return safeLog{to, s.gate}
+}
+
+var errLogStuck = errors.New("the Logger stands still")
+
+// passLog calls the program's logger, if that does not stand still.
+func passLog[T any](s safeLog, f func() (T, error)) (T, error) {
+	type result struct {
+		value T
+		err   error
+	}
+	var none T
+	if s.gate.stuck.Load() > 0 {
+		s.gate.left.Add(1)
+		return none, errLogStuck
+	}
+	done := make(chan result, 1)
+	go func() {
+		value, err := apart("the Logger", f)
+		done <- result{value, err}
+	}()
+	patience := time.NewTimer(logPatience)
+	defer patience.Stop()
+	select {
+	case r := <-done:
+		return r.value, r.err
+	case <-patience.C:
+	}
+	s.gate.stuck.Add(1)
+	go func() {
+		<-done
+		if s.gate.stuck.Add(-1) > 0 {
+			return
+		}
+		if n := s.gate.left.Swap(0); n > 0 {
+			slog.New(s).Warn("the Logger stood still, and records were left out", "records", n)
+		}
+	}()
+	return none, errLogStuck
 }
 
 // A namedLog adds the name by which a worker goes at the time.

@@ -5,8 +5,10 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"runtime"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -27,7 +29,37 @@ type (
 	uncomparable  struct{ values []int }
 	exitsIn       struct{ method string }
 	nested        struct{}
+	changes       struct { // after so many calls of its methods
+		calls *atomic.Int64
+		after int64
+		to    func()
+	}
+	isAll struct{}
+	tree  []tree
 )
+
+func (e changes) ask() {
+	if e.calls.Add(1) > e.after {
+		e.to()
+	}
+}
+func (e changes) Error() string    { e.ask(); return "changes" }
+func (e changes) Unwrap() error    { e.ask(); return nil }
+func (e changes) Is(error) bool    { e.ask(); return false }
+func (e changes) As(any) bool      { e.ask(); return false }
+func (e changes) SQLState() string { e.ask(); return "" }
+
+func (isAll) Error() string { return "is all" }
+func (isAll) Is(error) bool { return true }
+
+// trees returns a value that holds 90 others, each of which does the same, and so on.
+func trees() tree {
+	t := tree{}
+	for range 8 {
+		t = tree(slices.Repeat([]tree{t}, 90))
+	}
+	return t
+}
 
 func (e *nilReceiver) Error() string { return e.err.Error() }
 func (e *nilReceiver) Unwrap() error { return e.err }
@@ -86,12 +118,19 @@ func hostile() map[string]func() error {
 		"panic of what panics":      panics(panicsIn{"Error"}),
 		"panic of a cyclic map":     panics(cyclic),
 		"panic of nil":              panics(nil),
+		"panic of many values":      panics(trees()),
+		"is every error":            fails(isAll{}),
+		"a million":                 fails(errors.Join(slices.Repeat([]error{errors.New("x")}, 1_000_000)...)),
 		"ends its goroutine":        func() error { runtime.Goexit(); return nil },
 		"ends a goroutine in Error": fails(exitsIn{"Error"}),
 		"ends one in Unwrap":        fails(exitsIn{"Unwrap"}),
 	}
 	for _, method := range []string{"Error", "Unwrap", "Is", "As", "SQLState"} {
 		ways["panics in "+method] = fails(panicsIn{method})
+	}
+	for _, after := range []int64{10, 20, 30, 40} {
+		ways[fmt.Sprint("panics after ", after)] = func() error { return changes{&atomic.Int64{}, after, func() { panic("changed") }} }
+		ways[fmt.Sprint("exits after ", after)] = func() error { return changes{&atomic.Int64{}, after, runtime.Goexit} }
 	}
 	return ways
 }
@@ -187,7 +226,7 @@ func TestHostileErrorsStop(t *testing.T) {
 			if strings.HasPrefix(name, "typed nil") && !strings.Contains(fmt.Sprint(err), "the handler returned a nil pointer as an error") {
 				t.Errorf("Run returned %v", err)
 			}
-			if errors.Is(err, context.Canceled) {
+			if errors.Is(err, context.Canceled) && name != "is every error" {
 				t.Error("it is context.Canceled")
 			}
 		})
@@ -230,12 +269,24 @@ func (n *hostileNotifier) Listen(ctx context.Context, _ []string, up func(), _ f
 	return ctx.Err()
 }
 
-type hostileLog struct{ do func() }
+type hostileLog struct {
+	do func()
+	to slog.Handler
+}
 
-func (l hostileLog) Enabled(context.Context, slog.Level) bool  { l.do(); return true }
-func (l hostileLog) Handle(context.Context, slog.Record) error { l.do(); return nil }
-func (l hostileLog) WithAttrs([]slog.Attr) slog.Handler        { l.do(); return l }
-func (l hostileLog) WithGroup(string) slog.Handler             { l.do(); return l }
+func (l hostileLog) Enabled(context.Context, slog.Level) bool { l.do(); return true }
+func (l hostileLog) Handle(ctx context.Context, r slog.Record) error {
+	l.do()
+	return l.to.Handle(ctx, r)
+}
+func (l hostileLog) WithAttrs(a []slog.Attr) slog.Handler {
+	l.do()
+	return hostileLog{l.do, l.to.WithAttrs(a)}
+}
+func (l hostileLog) WithGroup(name string) slog.Handler {
+	l.do()
+	return hostileLog{l.do, l.to.WithGroup(name)}
+}
 
 func TestHostileProgram(t *testing.T) {
 	for name, fail := range map[string]func(){
@@ -256,7 +307,7 @@ func TestHostileProgram(t *testing.T) {
 			cfg := w.config(w.db, "set")
 			cfg.EventStore = &hostileStore{cfg.EventStore, do}
 			cfg.Notifier = &hostileNotifier{do}
-			cfg.Logger = slog.New(hostileLog{do})
+			cfg.Logger = slog.New(hostileLog{do, slog.DiscardHandler})
 			cfg.Observer = &orchestrator.Observer{
 				BatchCommitted: func(orchestrator.BatchCommitted) { do() }, Heartbeat: func(orchestrator.Heartbeat) { do() },
 				Started: func(orchestrator.Started) { do() },
@@ -267,6 +318,113 @@ func TestHostileProgram(t *testing.T) {
 			w.checkEffects(names...)
 		})
 	}
+}
+
+// badEvent is an event store of which one event could not be read.
+type badEvent struct {
+	orchestrator.EventStore[orchestrator.Event]
+	position int64
+	err      func() error
+}
+
+func (s *badEvent) Read(ctx context.Context, after int64, limit int) ([]orchestrator.Record[orchestrator.Event], error) {
+	page, err := s.EventStore.Read(ctx, after, limit)
+	for i := range page {
+		if page[i].Position == s.position {
+			page[i].Err = s.err()
+		}
+	}
+	return page, err
+}
+
+// Whatever an event store says of an event that it could not read, that is parked, and
+// the others are handled.
+func TestHostileRecords(t *testing.T) {
+	for name, fail := range hostile() {
+		if strings.HasPrefix(name, "panic of") || name == "ends its goroutine" {
+			continue // they return no error
+		}
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			w.append(20)
+			cfg := w.config(w.db, "set")
+			cfg.Logger, cfg.OnFailure = nil, orchestrator.ParkEvents
+			cfg.EventStore = &badEvent{cfg.EventStore, w.number(`SELECT min(global_position) + 12 FROM events`), fail}
+			r := run(t, cfg, w.all(w.db, nil)...)
+			for _, p := range names {
+				eventually(t, p+": the others are handled, and it is parked", func() bool {
+					parked, err := ops.Parked(t.Context(), w.db, p, 10)
+					return err == nil && len(parked) == 1 && w.handled(p) == 19
+				})
+			}
+			r.stop()
+		})
+	}
+}
+
+// A logger that stands still holds up no event. When it goes on, it is told how many
+// records were left out.
+func TestLoggerStandsStill(t *testing.T) {
+	w := newWorld(t)
+	w.append(20)
+	bad := w.number(`SELECT min(global_position) + 12 FROM events`)
+	goOn := make(chan struct{})
+	log := &watchedLog{to: io.Discard}
+	var still atomic.Bool
+	still.Store(true)
+	cfg := w.config(w.db, "set")
+	cfg.OnFailure = orchestrator.ParkEvents
+	cfg.Logger = slog.New(hostileLog{func() {
+		if still.Load() {
+			<-goOn
+		}
+	}, slog.NewTextHandler(log, nil)})
+	r := run(t, cfg, transactional{effects{name: "p", hook: func(_ context.Context, e orchestrator.Event) error {
+		if e.GlobalPosition == bad {
+			return errors.New("bad")
+		}
+		return nil
+	}}})
+	eventually(t, "the others are handled", func() bool { return w.handled("p") == 19 })
+	r.stop()
+	still.Store(false)
+	close(goOn)
+	log.wait(t, "records were left out")
+}
+
+// A store that does not say what its reads wait at holds up nobody but its readers: the
+// worker keeps its lease, the error says who it waits for, and Run returns.
+func TestStoreThatIsNotHeardOf(t *testing.T) {
+	w := newWorld(t)
+	w.append(20)
+	log := &watchedLog{to: io.Discard}
+	goOn := make(chan struct{})
+	defer close(goOn)
+	var still atomic.Bool
+	cfg := w.config(w.db, "set")
+	cfg.StaleWorkerTimeout = time.Second
+	cfg.Logger = slog.New(slog.NewTextHandler(log, nil))
+	cfg.EventStore = &waitsInWaiting{cfg.EventStore, func() {
+		if still.Load() {
+			<-goOn
+		}
+	}}
+	r := run(t, cfg, transactional{effects{name: "p"}})
+	w.caughtUp("p")
+	still.Store(true)
+	log.wait(t, "event store: read after position")
+	r.stop()
+}
+
+type waitsInWaiting struct {
+	orchestrator.EventStore[orchestrator.Event]
+	do func()
+}
+
+func (s *waitsInWaiting) Waiting() (orchestrator.Gap, bool) {
+	s.do()
+	return orchestrator.Gap{}, false
 }
 
 // hostileName is a projection that can't say who it is.
@@ -488,6 +646,9 @@ func TestHandlersFault(t *testing.T) {
 		"a COPY left open":  {copies, ""},
 		"statement_timeout": {statement(`SET LOCAL statement_timeout = '1ms'; SELECT pg_sleep(60)`), "statement timeout"},
 		"a deadline":        {deadline, ""},
+		"CALL that commits": {swallow(statement(`DO $$ BEGIN COMMIT; END $$`)), "aborted"},
+		"RESET ALL":         {statement(`RESET ALL`), "the handler has ended its transaction"},
+		"late constraint":   {statement(`CREATE TEMP TABLE once (a int PRIMARY KEY DEFERRABLE INITIALLY DEFERRED) ON COMMIT DROP; INSERT INTO once VALUES (1), (1)`), "once_pkey"},
 		"lock_timeout":      {statement(`DO $$ BEGIN RAISE 'no lock' USING ERRCODE = '55P03'; END $$`), "no lock"},
 		"disk full":         {statement(`DO $$ BEGIN RAISE 'no space' USING ERRCODE = '53100'; END $$`), "no space"},
 		"temp_file_limit":   {statement(`DO $$ BEGIN RAISE 'too large' USING ERRCODE = '53400'; END $$`), "too large"},
@@ -502,6 +663,32 @@ func TestHandlersFault(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Rows that are left open behind a Scan into sql.RawBytes, which database/sql keeps from
+// being closed when their context ends, are closed.
+func TestRowsHeldByScan(t *testing.T) {
+	w := newWorld(t)
+	w.append(60)
+	p := misbehaving{effects: effects{name: "p"}, at: 43, mended: &atomic.Bool{}, calls: &atomic.Int64{},
+		after: func(ctx context.Context, tx orchestrator.Tx) error {
+			ctx, cancel := context.WithCancel(ctx)
+			defer cancel()
+			rows, err := tx.QueryContext(ctx, `SELECT generate_series(1, 1000)`)
+			if err != nil {
+				return err
+			}
+			rows.Next()
+			var raw sql.RawBytes
+			return rows.Scan(&raw)
+		}}
+	r := run(t, w.config(w.db, "set"), p, transactional{effects{name: "other"}})
+	w.caughtUp("other")
+	eventually(t, "the handler is called again", func() bool { return p.calls.Load() > 3 })
+	p.mended.Store(true)
+	w.caughtUp("p")
+	r.stop()
+	w.checkEffects("p", "other")
 }
 
 // A handler that moves its own checkpoint, or hides it from the library, is not called

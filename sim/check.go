@@ -164,7 +164,7 @@ func (c *checker) observe(f fact) *violation {
 	case unreadable:
 		c.failsAt(f, []event{{position: f.from}})
 	case lotFull:
-		c.failures[failureKey{laneOf(f), f.from}] = failures{full: true} // it is called with it for as long as there is no room
+		c.noRoom(f)
 	case committed:
 		return c.committed(f)
 	case eventsParked:

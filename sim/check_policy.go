@@ -8,9 +8,9 @@ import "time"
 type failures struct {
 	n      int           // all
 	own    int           // those that are the handler's for certain
+	waited int           // more, until there was no room to park the event
 	since  time.Duration // the first
 	latest fact
-	full   bool // there were enough, and no room to park the event
 }
 
 type laneName struct {
@@ -77,10 +77,17 @@ func (c *checker) parksInTime(f fact) *violation {
 		return nil
 	}
 	first := f.events[0]
-	// One that could not be read is no handler's failure, or not alone.
-	if n := c.failures[failureKey{laneOf(f), first.position}]; n.n < attempts && !n.full && n.latest.kind != unreadable {
+	if n := c.failures[failureKey{laneOf(f), first.position}]; n.n+n.waited < attempts {
 		return broken(underPolicy, []fact{n.latest, f}, "%s has parked event %d, at which its handler has failed %d times and not %d",
-			owner(f), first.position, n.n, attempts)
+			owner(f), first.position, n.n+n.waited, attempts)
 	}
 	return nil
+}
+
+// noRoom: an event is handled again for as long as there is no room to park it, however
+// often it fails.
+func (c *checker) noRoom(f fact) {
+	k := failureKey{laneOf(f), f.from}
+	n := c.failures[k]
+	c.failures[k] = failures{waited: n.n + n.waited, latest: n.latest}
 }

@@ -58,12 +58,6 @@ func Unusable(err error) bool {
 	return walk(err, func(e error) bool { return parseError(e) || complaint.MatchString(start(fmt.Sprint(e))) })
 }
 
-// Closed reports whether a *sql.DB was used that its owner has closed. database/sql
-// exports no error for that.
-func Closed(err error) bool {
-	return walk(err, func(e error) bool { return fmt.Sprint(e) == "sql: database is closed" })
-}
-
 // parseError reports whether net/url could not parse a connection string. It is
 // what lib/pq returns, and has the whole string in it.
 func parseError(err error) bool {

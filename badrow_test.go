@@ -37,8 +37,7 @@ func (d *oddData) Scan(value any) error {
 	case "error":
 		return json.Unmarshal([]byte("{"), &struct{}{})
 	case "panic":
-		var m map[string]int
-		m["x"] = 1
+		panic("of the Scanner")
 	case "exit":
 		runtime.Goexit()
 	}

@@ -115,7 +115,7 @@ func ExampleNewTable() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	var store orchestrator.EventStore[Payment] = payments // for Config.EventStore
-	fmt.Println(store != nil)
-	// Output: true
+	o, err := orchestrator.New(orchestrator.Config[Payment]{DB: db, EventStore: payments, ReplicaSet: "payments"})
+	fmt.Println(o != nil, err)
+	// Output: true <nil>
 }

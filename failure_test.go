@@ -671,11 +671,8 @@ func TestSilentConnectionsOfASmallPool(t *testing.T) {
 			t.Parallel()
 			w := newWorld(t)
 			link := newLink(t, w.url)
-			db, err := sql.Open("postgres", link.url)
-			if err != nil {
-				t.Fatal(err)
-			}
-			t.Cleanup(func() { _ = db.Close() })
+			// One that falls silent while it is opened is the driver's own to give up.
+			db := reopen(t, link.url, "connect_timeout", "2")
 			db.SetMaxOpenConns(5)
 			cfg := w.config(db, "set")
 			cfg.StaleWorkerTimeout, cfg.LeaseOnly = 6*time.Second, leaseOnly

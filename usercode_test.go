@@ -629,7 +629,7 @@ func TestHandlersFault(t *testing.T) {
 		return err
 	}
 	copies := func(ctx context.Context, tx orchestrator.Tx) error {
-		_, err := tx.PrepareContext(ctx, pq.CopyIn("effects", "projection"))
+		_, err := tx.PrepareContext(ctx, `COPY effects (projection) FROM STDIN`)
 		return err
 	}
 	deadline := func(ctx context.Context, tx orchestrator.Tx) error {

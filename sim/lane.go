@@ -336,9 +336,7 @@ type call struct {
 	// It does not notice that a statement of its fails, or breaks a constraint
 	// that is checked at COMMIT.
 	spoils, violates bool
-	// It ends its transaction and begins another; it ends its connection, and may not
-	// notice.
-	chains, kills bool
+	chains           bool // it ends its transaction, and begins another
 }
 
 // prove waits until the worker has proven that it is there.

@@ -300,7 +300,7 @@ func (r Range) First(n int) Range {
 
 // Above returns what of the range is above a position.
 func (r Range) Above(position int64) Range {
-	for r.Rows != nil && len(r.Rows) > 0 && r.Rows[0] <= position {
+	for len(r.Rows) > 0 && r.Rows[0] <= position {
 		r.Rows = r.Rows[1:]
 	}
 	r.After = max(r.After, position)

@@ -100,14 +100,16 @@ type Config[E any] struct {
 	// Run refuses a name that none of its projections has. Default: none.
 	Failures map[string]FailureRule
 
-	// LeaseOnly has a crash of this worker noticed only when its lease is over.
-	// Otherwise the worker keeps a connection of DB for itself, the others see
-	// when that ends, and take over within two seconds. The price: where the
-	// worker can't reach the database for 0.4s, handlers that run are cancelled,
-	// and called again when it can. Set it where handlers take long and bear no
-	// cancellation. It is as if set where a pooler hands out sessions, where the
-	// pool has less than four connections, and where StaleWorkerTimeout is below
-	// 4s.
+	// LeaseOnly disables fast crash detection: a crash of this worker is noticed
+	// when its lease is over. By default the worker keeps a connection of DB for
+	// itself; the others see when that ends, and take over within two seconds. The
+	// price: where the worker can't reach the database for 0.4s, running handlers
+	// are cancelled, and called again when it can. Set LeaseOnly where handlers take
+	// long and must not be cancelled. It is implied, and logged once, behind a
+	// transaction pooler, where answers of the database mostly take more than 0.1s,
+	// where handlers were cancelled again and again, where the pool's limit
+	// (SetMaxOpenConns) is below four for each worker that shares it, and where
+	// StaleWorkerTimeout is below 4s. Default: false.
 	LeaseOnly bool
 
 	// ListenURL makes workers react in milliseconds instead of at their next

@@ -2,22 +2,10 @@ package orchestrator
 
 import (
 	"context"
-	"crypto/rand"
-	"database/sql"
 	"errors"
 	"fmt"
-	"log/slog"
-	"math/big"
-	mathrand "math/rand/v2"
-	"os"
-	"strings"
-	"sync"
-	"sync/atomic"
-	"time"
 
 	"github.com/getpup/pupsourcing-orchestrator/internal/calls"
-	"github.com/getpup/pupsourcing-orchestrator/internal/dbconn"
-	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
 	"github.com/getpup/pupsourcing-orchestrator/internal/redact"
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
@@ -116,603 +104,83 @@ func (o *Orchestrator[E]) run(ctx context.Context, projections []Projection[E]) 
 	return w.loop(ctx)
 }
 
-// A worker is one call of Run: it feeds the session with what happens and does
-// what the session says. It decides nothing.
-type worker[E any] struct {
-	name        protocol.WorkerID // of its first incarnation
-	goesBy      atomic.Value      // the name of its present one, a string, for the log
-	cfg         Config[E]
-	projections []Projection[E]
-	names       []string
-	scopes      []Scope // of each projection
-
-	store   *store.Store
-	feed    *feed[E]
-	session *protocol.Session
-	log     *slog.Logger
-	to      *teller
-
-	// life ends with Run, and not with Run's context: a worker that stops
-	// still commits and leaves.
-	life context.Context
-	end  context.CancelFunc
-	busy sync.WaitGroup // syncs under way
-
-	inputs     chan protocol.Input
-	hints      chan struct{} // holds one: more say no more
-	fatal      chan error
-	leases     *lease
-	handlers   handlers
-	presence   presence
-	unspare    func()                 // has the pool spare no connection for it any more
-	moved      atomic.Bool            // a request has found a server that takes no writes
-	unattached atomic.Pointer[error]  // why there was no session, or none any more, the last time
-	leaseOnly  atomic.Pointer[string] // why a crash is noticed by the lease only; nil: it is not, or nobody wants more
-	keeps      atomic.Int64           // for how long the session is kept after Run, in nanoseconds
-	vitals     *vitals
-	run        *run[E] // what the session has started
-	waiting    waiting
-	watch      watch
-	joined     protocol.WorkerID // the latest incarnation that became a member
-	stream     string            // what the event store reads; "": it can't tell
-	reporting  reporting
-}
-
-// waiting is how long this worker has seen a generation wait for others, and
-// when it last said so.
-type waiting struct {
-	generation   int64
-	since, noted time.Time
-}
-
-// lease is what every lane looks at before it calls a handler.
-type lease struct{ at atomic.Pointer[terms] }
-
-// terms are when the worker must have stopped handling events, and, if there is
-// a proof to go by, until when handlers may begin, and may go on.
-type terms struct {
-	end     time.Time
-	begin   time.Time
-	goOn    time.Time
-	bound   bool
-	changed chan struct{} // closed when there is another proof
-}
-
-func newLease() *lease {
-	l := &lease{}
-	l.at.Store(&terms{changed: make(chan struct{})})
-	return l
-}
-
-// set takes over what the session says.
-func (l *lease) set(s *protocol.Session) {
-	old := l.at.Load()
-	t := &terms{end: s.LeaseEnd(), changed: old.changed}
-	t.begin, t.goOn, t.bound = s.Proof()
-	proven := t.bound != old.bound || !t.begin.Equal(old.begin)
-	if proven {
-		t.changed = make(chan struct{})
-	}
-	l.at.Store(t)
-	if proven {
-		close(old.changed)
-	}
-}
-
-func (t *terms) over(now time.Time) bool     { return !now.Before(t.end) }
-func (t *terms) unproven(now time.Time) bool { return t.bound && !now.Before(t.begin) }
-
-// ended reports whether a handler that runs is cancelled by now, or about to be: a
-// process that was frozen may come to that before it has done it.
-func (t *terms) ended(now time.Time) bool { return t.over(now) || t.bound && !now.Before(t.goOn) }
-
-// handlers counts the handlers that run.
-type handlers struct {
-	running atomic.Int64
-	began   atomic.Bool // one has, since that was last asked
-}
-
-func (h *handlers) begin() {
-	h.running.Add(1)
-	if !h.began.Load() {
-		h.began.Store(true)
-	}
-}
-
-// soon says that one will begin, or go on, within a moment.
-func (h *handlers) soon() { h.began.Store(true) }
-
-func (h *handlers) end() { h.running.Add(-1) }
-
-// lately reports whether one runs, or has begun since the last call.
-func (h *handlers) lately() bool { return h.began.Swap(false) || h.running.Load() > 0 }
-
-func newWorker[E any](ctx context.Context, cfg Config[E], projections []Projection[E], names []string, scopes []Scope) *worker[E] {
-	name := workerName()
-	w := &worker[E]{
-		name: protocol.WorkerID(name), cfg: cfg, projections: projections, names: names, scopes: scopes,
-		store: store.New(cfg.DB, string(cfg.ReplicaSet), store.Options{Bounds: store.BoundsOf(cfg.StaleWorkerTimeout)}),
-		feed:  joinFeed(cfg.EventStore, cfg.feedConfig(), cfg.StaleWorkerTimeout),
-		session: protocol.NewSession(protocol.WorkerID(name),
-			cfg.timing(), protocol.Request{Wants: cfg.Partitions, MaxPartitions: cfg.MaxPartitions, JoinWindow: cfg.JoinWindow}),
-		inputs:    make(chan protocol.Input),
-		hints:     make(chan struct{}, 1),
-		fatal:     make(chan error),
-		leases:    newLease(),
-		reporting: reporting{slot: make(chan struct{}, 1)},
-	}
-	w.goesBy.Store(name)
-	w.log = slog.New(namedLog{cfg.Logger.With("replica_set", string(cfg.ReplicaSet)).Handler(), &w.goesBy})
-	w.to = newTeller(cfg.Observer, w.log)
-	w.present()
-	w.life, w.end = context.WithCancel(context.WithoutCancel(ctx))
-	return w
-}
-
-// workerName returns a name that no other worker has, and that says where to
-// look for it: host, process, and a random part.
-func workerName() string {
-	host, err := os.Hostname()
-	if err != nil || host == "" {
-		host = "worker"
-	}
-	host = strings.Map(func(r rune) rune {
-		if r <= ' ' || r > '~' {
-			return '_'
-		}
-		return r
-	}, host[:min(len(host), 100)])
-	n, _ := rand.Int(rand.Reader, big.NewInt(1<<40)) // crypto/rand never fails
-	return fmt.Sprintf("%s-%d-%08s", host, os.Getpid(), n.Text(36))
-}
-
-// source says whose doing something is.
-func (w *worker[E]) source(id protocol.WorkerID) Source {
-	return Source{ReplicaSet: w.cfg.ReplicaSet, Worker: string(id), At: time.Now()}
-}
-
-// listen has the worker hear hints, and returns what ends it.
-func (w *worker[E]) listen() (leave func()) {
-	trusted := false
-	return listen(w.cfg.Notifier, w.log, &ear{
-		set: string(w.cfg.ReplicaSet), events: w.cfg.EventsChannel,
-		look: func() {
-			select {
-			case w.hints <- struct{}{}:
-			default:
-			}
-		},
-		news: w.feed.hint,
-		trust: func(hears bool) {
-			if hears != trusted {
-				trusted = hears
-				w.feed.trust(hears)
-			}
-		},
-	})
-}
-
-// check makes sure, before anything is touched, that the tables and the event
-// store are there. A database that is away is waited for.
-func (w *worker[E]) check(ctx context.Context) error {
-	settings := func(ctx context.Context) error {
-		err := w.store.CheckSettings(ctx)
-		if errors.Is(err, store.ErrSettings) {
-			err = fmt.Errorf("%w: Config.DB: %w", ErrInvalidConfig, err)
-		}
+// CatchUp runs as Run does until everything that was in the event store when it
+// was called is handled by all of the projections, by this worker or others. Then
+// it leaves and returns nil: for tests and for jobs that run once. It returns a
+// *ParkedError for events that were parked instead, ctx.Err() when ctx ends before,
+// and what else Run returns. The event store must be a HeadStore.
+//
+// It does not end, before ctx does, where a projection is paused or halted, or its
+// handler fails for ever: what it waits for does not come. Give ctx a deadline, or the
+// projection the policy StopOnFailure.
+func (o *Orchestrator[E]) CatchUp(ctx context.Context, projections []Projection[E]) error {
+	names, err := projectionNames(projections)
+	if err != nil {
 		return err
 	}
-	checks := []func(context.Context) error{settings, w.store.Check, w.checkNames}
-	if c, ok := w.cfg.EventStore.(Checker); ok {
-		checks = append(checks, func(ctx context.Context) error {
-			if err := safely("the event store", func() error { return c.Check(ctx) }); err != nil {
-				return fmt.Errorf("%w: %w", ErrEventStore, err)
-			}
-			return nil
-		})
+	events, ok := o.cfg.EventStore.(HeadStore)
+	if !ok {
+		return fmt.Errorf("%w: CatchUp needs an event store that is a HeadStore, and %T has no Head", ErrInvalidConfig, o.cfg.EventStore)
 	}
-	if s, ok := w.cfg.EventStore.(identified); ok {
-		checks = append(checks, func(ctx context.Context) (err error) {
-			w.stream, err = s.identity(ctx, w.cfg.DB)
-			return err
-		})
-	}
-	backoff := protocol.Backoff{Min: 50 * time.Millisecond, Max: time.Second}
-	for _, check := range checks {
-		for failures := 1; ; failures++ {
-			err := boundedDo(ctx, w.cfg.StaleWorkerTimeout, check)
-			if err == nil {
-				break
-			}
-			if ctx.Err() != nil {
-				return ctx.Err()
-			}
-			if !store.Passing(err) && !store.FactsOf(err).Deadline {
-				return explain(err)
-			}
-			w.log.Warn("database is away, trying again", "error", err)
-			if !calls.Sleep(ctx, backoff.Delay(failures, mathrand.Float64())) {
-				return ctx.Err()
-			}
-		}
-	}
-	return nil
-}
-
-// checkNames makes sure that the database can hold the names: its encoding may not
-// have all of their characters.
-func (w *worker[E]) checkNames(ctx context.Context) error {
-	c, err := dbconn.Take(ctx, w.cfg.DB)
-	if err != nil {
-		return fmt.Errorf("check that the database can hold the names: %w", err)
-	}
-	defer c.Close()
-	return c.During(ctx, func() error {
-		if err := store.Holds(ctx, c, string(w.cfg.ReplicaSet)); err != nil {
-			return unstorable("Config.ReplicaSet", err)
-		}
-		for i, name := range w.names {
-			if err := store.Holds(ctx, c, name); err != nil {
-				return unstorable(fmt.Sprintf("the name of projections[%d]", i), err)
-			}
-		}
-		return nil
+	// Before anything waits for what is in the tables.
+	err = calls.Await(ctx, func() (bool, error) {
+		err := store.New(o.cfg.DB, string(o.cfg.ReplicaSet), store.Options{}).Check(ctx)
+		return err == nil, err
 	})
-}
-
-func unstorable(field string, err error) error {
-	if store.Unstorable(err) {
-		return fmt.Errorf("%w: %s %w", ErrInvalidConfig, field, err)
+	if err != nil {
+		return redact.Error(explain(err))
 	}
-	return fmt.Errorf("check that the database can hold %s: %w", field, err)
-}
+	var head int64
+	err = calls.Await(ctx, func() (ok bool, err error) {
+		head, err = events.Head(ctx)
+		return err == nil, err
+	})
+	if err != nil {
+		return fmt.Errorf("look for the end of the stream: %w", err)
+	}
 
-// explain says what to do about a database that can't be used whatever is tried.
-func explain(err error) error {
-	switch {
-	case store.FactsOf(err).Malformed:
-		return fmt.Errorf("%w: the connection string of the database: %w", ErrInvalidConfig, err)
-	case store.FactsOf(err).Closed:
-		return fmt.Errorf("orchestrator: the *sql.DB was closed before Run had returned: %w", err)
+	if t, ok := events.(interface {
+		reaches(context.Context) (head, given int64, err error)
+	}); ok {
+		if err := o.withinStream(ctx, names, t.reaches); err != nil {
+			return err
+		}
+	}
+
+	running, stop := context.WithCancel(ctx)
+	defer stop()
+	caughtUp := make(chan error, 1)
+	go func() {
+		defer stop()
+		var errs []error
+		for _, name := range names {
+			errs = append(errs, WaitFor(running, o.cfg.DB, name, head))
+		}
+		caughtUp <- errors.Join(errs...)
+	}()
+	err = o.run(running, projections)
+	stop()
+	waited := <-caughtUp
+	if ctx.Err() == nil && err == running.Err() { // and not what a handler has made of its own
+		return waited
 	}
 	return err
 }
 
-// An identified event store can tell what it reads, so that all workers of a replica
-// set read the same.
-type identified interface {
-	identity(ctx context.Context, coordination *sql.DB) (string, error)
-}
-
-// loop carries the session from input to action until it exits.
-func (w *worker[E]) loop(ctx context.Context) error {
-	defer w.busy.Wait()
-	defer w.end()
-
-	wake := time.NewTimer(0)
-	defer wake.Stop()
-	looks := time.NewTicker(w.lookEvery())
-	defer looks.Stop()
-	shutdown := ctx.Done()
-	var cause error // why Run ends, if not for ctx
-	for {
-		var in protocol.Input
-		select {
-		case <-shutdown:
-			in, shutdown = protocol.Shutdown{}, nil
-		case err := <-w.fatal:
-			if cause == nil {
-				cause = err
-				w.log.Error("giving up", "error", err)
-			}
-			in = protocol.Shutdown{}
-		case in = <-w.inputs:
-			w.note(in)
-		case <-w.hints:
-			in = protocol.Hinted{}
-		case <-wake.C:
-			in = protocol.Tick{}
-		case <-looks.C:
-			if in = w.look(time.Now()); in == nil {
-				continue
-			}
-		}
-		now, id := time.Now(), w.session.ID()
-		w.session.Handling(w.handlers.lately())
-		actions := w.session.Next(now, in)
-		w.leases.set(w.session)
-		if again := w.session.ID(); again != id {
-			w.log.Info("joining again", "as", string(again))
-			w.goesBy.Store(string(again))
-		}
-		w.vitals.turn(now, in, actions)
-		for _, action := range actions {
-			switch a := action.(type) {
-			case protocol.Sync:
-				report := w.takeReport(now, a.Request)
-				w.busy.Go(func() { w.sync(a.Request, report) })
-			case protocol.Start:
-				w.start(a.Share)
-			case protocol.Drain:
-				w.log.Debug("draining", "generation", a.Generation)
-				if shutdown != nil && cause == nil {
-					tell(w.to, w.to.GenerationSuperseded, GenerationSuperseded{w.run.source(), a.Generation})
-				}
-				w.run.drain()
-			case protocol.Cancel:
-				w.cancel(a)
-			case protocol.Suspend:
-				w.log.Warn("handlers cancelled until the worker has proven that it is there")
-				w.run.suspend()
-			case protocol.Forgo:
-				w.forgo(a.Why)
-			case protocol.Attach:
-				w.busy.Go(func() { w.attach(a) })
-			case protocol.Prove:
-				id := w.session.ID()
-				w.busy.Go(func() { w.prove(a, id) })
-			case protocol.Wake:
-				// A session that waits for handlers alone may sleep for long.
-				// A Tick too many changes nothing, and shows probes that the
-				// loop turns.
-				wake.Reset(min(a.At.Sub(now), w.cfg.HeartbeatInterval))
-			case protocol.Exit:
-				if a.Cause == protocol.DrainTimeout {
-					return w.stuck(cause)
-				}
-				w.leavePresence(0)
-				w.log.Info("left")
-				if cause != nil {
-					return cause
-				}
-				return ctx.Err()
-			}
+// withinStream makes sure that no projection has gone beyond the end of the stream:
+// everything up to there would seem to be handled.
+func (o *Orchestrator[E]) withinStream(ctx context.Context, names []string, reaches func(context.Context) (head, given int64, err error)) error {
+	_, given, err := reaches(ctx)
+	if err != nil {
+		return fmt.Errorf("look for the end of the stream: %w", err)
+	}
+	for _, name := range names {
+		switch at, err := store.Highest(ctx, o.cfg.DB, name); {
+		case err != nil:
+			return err
+		case at > given:
+			return fmt.Errorf("%w: projection %q stands at position %d, and the event stream ends before that, at %d: it was emptied, restored or replaced; rewind the projection", ErrEventStore, name, at, given)
 		}
 	}
-}
-
-// sync carries out one request and brings the answer back.
-func (w *worker[E]) sync(r protocol.Request, report []byte) {
-	sent := time.Now()
-	result, err := w.ask(r)
-	source, latency := w.source(r.Worker), time.Since(sent)
-	if err == nil {
-		if r.Leave {
-			w.unreport(r.Worker)
-		}
-		tell(w.to, w.to.Heartbeat, Heartbeat{source, latency})
-		w.decided(source, result)
-		w.input(protocol.Synced{Request: r, Sent: sent, View: result.View})
-		w.writeReport(r.Worker, report)
-		return
-	}
-	tell(w.to, w.to.HeartbeatFailed, HeartbeatFailed{source, latency, redact.Error(err)})
-	failed := protocol.SyncFailed{Request: r, Sent: sent, Jitter: mathrand.Float64()}
-	var taken *store.TakenError
-	var stream *store.StreamError
-	if store.CantWrite(err) {
-		w.moved.Store(true)
-		store.DropStandbys(w.life, w.cfg.DB)
-	}
-	switch {
-	case errors.As(err, &stream):
-		w.fail(fmt.Errorf("%w: %w", ErrEventStore, err))
-	case errors.As(err, &taken) && taken.Over:
-		w.log.Info("waiting for a worker of another replica set that seems dead", "projection", taken.Projection,
-			"other_replica_set", taken.ReplicaSet, "other_worker", string(taken.Worker))
-		failed.Database = taken.Now
-	case taken != nil:
-		w.fail(fmt.Errorf("%w: %w", ErrProjectionTaken, err))
-	case store.Permanent(err):
-		w.fail(explain(fmt.Errorf("coordinate replica set %q: %w", w.cfg.ReplicaSet, err)))
-	case w.life.Err() == nil:
-		w.log.Warn("can't coordinate, trying again", "error", err)
-	}
-	w.input(failed)
-}
-
-// ask sends one request.
-func (w *worker[E]) ask(r protocol.Request) (store.Result, error) {
-	if r.Join {
-		r.Stream = w.stream
-	}
-	return bounded(w.life, w.patience(), func(ctx context.Context) (store.Result, error) { return w.store.Sync(ctx, r, w.names) }, nil)
-}
-
-// reporting is what a worker knows of its own reports. Nothing depends on one.
-type reporting struct {
-	slot    chan struct{} // holds one while a report is written: the next one is left out
-	failing bool          // the latest could not be written
-	pause   time.Time     // none is written before
-}
-
-// unreportMax is how long a worker that leaves may take to remove its report.
-const unreportMax = 200 * time.Millisecond
-
-// reportPause is how long a worker without the privilege to write reports waits
-// before it tries again.
-const reportPause = time.Minute
-
-// writeReport writes a report, in a statement of its own: where reports can't be
-// written, because of a lock, a privilege, or what is in one, no lease is lost.
-func (w *worker[E]) writeReport(id protocol.WorkerID, report []byte) {
-	if report == nil {
-		return
-	}
-	select {
-	case w.reporting.slot <- struct{}{}:
-		defer func() { <-w.reporting.slot }()
-	default:
-		return
-	}
-	if time.Now().Before(w.reporting.pause) {
-		return
-	}
-	err := boundedDo(w.life, w.patience(), func(ctx context.Context) error { return w.store.Report(ctx, id, report) })
-	if store.Denied(err) {
-		w.reporting.pause = time.Now().Add(reportPause)
-	}
-	switch failed := err != nil; {
-	case w.life.Err() != nil || failed == w.reporting.failing:
-	case failed:
-		w.reporting.failing = true
-		w.log.Warn("cannot write status reports, trying again", "error", err)
-	default:
-		w.reporting.failing = false
-		w.log.Info("status reports are written again")
-	}
-}
-
-// unreport removes the report of who has left. What is left, whoever reports next
-// removes.
-func (w *worker[E]) unreport(id protocol.WorkerID) {
-	ctx, cancel := context.WithTimeout(w.life, unreportMax)
-	defer cancel()
-	select {
-	case w.reporting.slot <- struct{}{}: // not while one is written
-		defer func() { <-w.reporting.slot }()
-		_ = boundedDo(ctx, unreportMax, func(ctx context.Context) error { return w.store.Unreport(ctx, id) })
-	case <-ctx.Done():
-	}
-}
-
-// patience is how long to wait for one answer of the database.
-func (w *worker[E]) patience() time.Duration { return w.cfg.timing().Patience() }
-
-// input hands an input to the loop, unless that has ended.
-func (w *worker[E]) input(in protocol.Input) {
-	select {
-	case w.inputs <- in:
-	case <-w.life.Done():
-	}
-}
-
-// fail makes Run stop and return err.
-func (w *worker[E]) fail(err error) {
-	select {
-	case w.fatal <- err:
-	case <-w.life.Done():
-	}
-}
-
-// note tells of what an input says.
-func (w *worker[E]) note(in protocol.Input) {
-	switch in := in.(type) {
-	case protocol.Synced:
-		if id := w.session.ID(); in.View.Member && in.Request.Worker == id && w.joined != id {
-			w.joined = id
-			w.log.Info("joined")
-			tell(w.to, w.to.WorkerJoined, WorkerJoined{w.source(id)})
-		}
-	case protocol.Refused:
-		w.log.Info("lane ended: its commit was refused, or it saw the lease end", "generation", in.Generation)
-	case protocol.Stopped:
-		w.stopped()
-	}
-}
-
-// stopped takes in that no lane runs any more.
-func (w *worker[E]) stopped() {
-	for _, l := range w.run.lanes {
-		if l.watch.end() {
-			l.mu.Lock()
-			position := l.standing.position
-			l.mu.Unlock()
-			w.unstalled(l, position)
-		}
-	}
-	w.run.over = true
-	generation := w.run.share.Generation
-	w.log.Info("stopped", "generation", generation)
-	tell(w.to, w.to.Stopped, Stopped{w.run.source(), generation})
-}
-
-// gap tells of a gap that the readers wait at, or do not any more.
-func (w *worker[E]) gap(g Gap, resolved bool) {
-	if resolved {
-		tell(w.to, w.to.GapResolved, GapResolved{w.source(w.name), g.Position, time.Since(g.Since)})
-		return
-	}
-	tell(w.to, w.to.GapWaited, GapWaited{w.source(w.name), g.Position, g.Backends})
-}
-
-// start runs the lanes of a share.
-func (w *worker[E]) start(s protocol.Share) {
-	w.log.Info("started", "generation", s.Generation, "partitions", protocol.Numbers(s.Partitions), "total_partitions", s.Total)
-	if t, ok := w.cfg.EventStore.(interface{ askAgain() }); ok {
-		t.askAgain() // what may have changed with the members
-	}
-	w.run, w.watch.generation = startRun(w, s), s.Generation
-	tell(w.to, w.to.Started, Started{w.run.source(), s.Generation, s.Partitions, s.Total})
-}
-
-func (w *worker[E]) cancel(a protocol.Cancel) {
-	if a.Lost {
-		w.log.Warn("lease lost, handlers cancelled", "generation", a.Generation)
-		tell(w.to, w.to.LeaseLost, LeaseLost{w.run.source(), a.Generation})
-		w.run.cancel(ErrLeaseLost)
-		return
-	}
-	w.log.Warn("handlers take long to stop and are cancelled", "generation", a.Generation, "lanes", w.run.inHand())
-	w.run.cancel(ErrGenerationSuperseded)
-}
-
-// stuck returns the error for handlers that did not return. What they hold is
-// not waited for: the goroutines are theirs.
-func (w *worker[E]) stuck(cause error) error {
-	w.run.cancel(ErrGenerationSuperseded)
-	inHand := w.run.inHand()
-	tell(w.to, w.to.CoordinationTimeout, CoordinationTimeout{w.run.source(), w.run.share.Generation, inHand})
-	w.leavePresence(w.cfg.timing().KeepPresence()) // the handler may still run, and must be waited for
-	err := fmt.Errorf("%w: did not return within %s after being asked to stop: %s",
-		ErrCoordinationTimeout, w.cfg.CoordinationTimeout, strings.Join(inHand, ", "))
-	return errors.Join(err, cause)
-}
-
-// decided tells of each generation that this worker opened or activated, and from
-// time to time of what keeps one from being activated.
-func (w *worker[E]) decided(source Source, r store.Result) {
-	d, g := r.Decision, r.Group
-	if len(d.Expired) > 0 {
-		w.log.Warn("workers removed", "workers", d.Expired)
-	}
-	for _, id := range d.Expired {
-		tell(w.to, w.to.WorkerExpired, WorkerExpired{source, string(id)})
-	}
-	if d.Opened {
-		w.log.Info("generation opened", "generation", g.Generation, "reason", g.Reason, "total_partitions", g.Total, "waits_for", d.WaitsFor)
-		tell(w.to, w.to.GenerationOpened, GenerationOpened{source, g.Generation, g.Reason, g.Total, texts(d.WaitsFor)})
-	}
-	if d.Activated {
-		took := max(0, r.View.Now.Sub(r.OpenedAt))
-		w.log.Info("generation activated", "generation", g.Generation, "reason", g.Reason, "total_partitions", g.Total,
-			"duration", took, "waited_for", r.WaitedFor)
-		tell(w.to, w.to.GenerationActivated, GenerationActivated{source, g.Generation, g.Reason, g.Total, took, texts(r.WaitedFor)})
-	}
-	if len(d.WaitsFor) > 0 {
-		w.delayed(source, g.Generation, d.WaitsFor)
-	}
-}
-
-// delayed names the workers that hold up a generation, when that takes longer than
-// their heartbeats explain, and then every ten seconds.
-func (w *worker[E]) delayed(source Source, generation int64, holders []protocol.WorkerID) {
-	now := time.Now()
-	if w.waiting.generation != generation {
-		w.waiting = waiting{generation: generation, since: now}
-	}
-	waited := now.Sub(w.waiting.since)
-	if waited > 2*w.cfg.HeartbeatInterval && now.Sub(w.waiting.noted) > 10*time.Second {
-		w.waiting.noted = now
-		w.log.Warn("waiting for workers to stop", "generation", generation, "workers", holders, "waited", waited)
-		tell(w.to, w.to.GenerationDelayed, GenerationDelayed{source, generation, texts(holders), waited})
-	}
-}
-
-func texts(ids []protocol.WorkerID) []string {
-	var out []string
-	for _, id := range ids {
-		out = append(out, string(id))
-	}
-	return out
+	return nil
 }

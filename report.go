@@ -1,6 +1,17 @@
 package orchestrator
 
-import "time"
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
+	"github.com/getpup/pupsourcing-orchestrator/internal/redact"
+)
 
 // A WorkerReport is what a worker says of itself about once a HeartbeatInterval,
 // to its Observer and in the table orchestrator_reports. Nothing is decided by it.
@@ -74,4 +85,235 @@ type LaneReport struct {
 	Parked   int    `json:"parked,omitempty"`
 	// ParkedSeconds is for how long the oldest of the parked events is.
 	ParkedSeconds float64 `json:"parked_seconds,omitempty"`
+}
+
+// A standing is how far a lane is, for the worker's looks at it.
+type standing[E any] struct {
+	position int64
+	found    bool // the position is known
+	state    LaneState
+	// next is the first event to handle, or near it, or nil. Its page is immutable.
+	next     *Record[E]
+	attempts int
+	err      string
+	parked   int
+	oldest   time.Time // of what is parked
+}
+
+// stand notes how far the lane is, before it does what its core says.
+func (l *lane[E]) stand(a protocol.LaneAction) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	s := &l.standing
+	before := s.position
+	s.position, s.found = l.core.Position()
+	s.parked, s.oldest = l.core.Parked()
+	s.next = nil
+	if n := l.core.Handled(); n < len(l.events) {
+		s.next = l.events[n]
+	} else {
+		s.next = l.last
+	}
+	switch a.Do {
+	case protocol.LaneFind, protocol.LaneRead, protocol.LaneLook:
+		s.state = LaneReading
+	case protocol.LaneProve:
+		s.state = LaneUnproven
+		if a.Why == protocol.Suspended {
+			s.attempts, s.err = 0, brief(fmt.Errorf("handler interrupted: %w", l.interruption()))
+		}
+	case protocol.LaneEnd:
+		s.state = LaneEnded
+	case protocol.LanePause:
+		s.pause(a, l.fault, l.err)
+	default:
+		s.state = LaneHandling
+	}
+	if s.position > before || s.state == LaneIdle {
+		s.attempts, s.err = 0, ""
+	}
+}
+
+func (s *standing[E]) pause(a protocol.LaneAction, fault, database error) {
+	switch a.Why {
+	case protocol.HandlerFailed:
+		s.state, s.attempts, s.err = LaneRetrying, a.Attempts, brief(fault)
+	case protocol.DatabaseFailed:
+		s.state, s.attempts, s.err = LaneDatabase, 0, brief(database)
+		if refused := (*refusal)(nil); errors.As(database, &refused) {
+			s.state = LaneRefused
+		}
+	case protocol.Halted:
+		s.state, s.attempts, s.err = LaneHalted, a.Attempts, brief(fault)
+	case protocol.LotFull:
+		s.state = LaneFull
+	default:
+		s.state = LaneIdle
+	}
+}
+
+// briefMax is how many bytes of an error go into a report.
+const briefMax = 300
+
+// brief returns the first line of an error, in text that JSON in PostgreSQL can hold.
+func brief(err error) string {
+	text, _, _ := strings.Cut(fmt.Sprint(redact.Error(err)), "\n")
+	text = strings.ReplaceAll(strings.ToValidUTF8(text, "?"), "\x00", "?")
+	for len(text) > briefMax {
+		_, last := utf8.DecodeLastRuneInString(text)
+		text = text[:len(text)-last]
+	}
+	return text
+}
+
+// A watch is what a worker's looks at itself remember. It belongs to the loop.
+type watch struct {
+	generation int64     // that runs, or ran last
+	reported   time.Time // to the observer
+	due        bool      // a report is to go with the next heartbeat
+	missing    int       // looks in a row that found a lane missing
+}
+
+// lookEvery is the time between two looks.
+func (w *worker[E]) lookEvery() time.Duration {
+	return max(min(w.cfg.HeartbeatInterval, w.cfg.StallAfter/2), time.Millisecond)
+}
+
+// look goes over the lanes: those that have stalled are told of, and one that has
+// ended by itself without a word is told to the session.
+func (w *worker[E]) look(now time.Time) protocol.Input {
+	w.feed.refresh(now, w.cfg.HeartbeatInterval)
+	reach := w.feed.reach()
+	gap := gapReport(reach.gap)
+	for _, l := range w.lanes() {
+		r := l.report(now, reach)
+		stalled, unstalled := l.watch.see(now, r.Position, r.idle(), r.Handling, w.cfg.StallAfter)
+		if stalled {
+			w.stalled(now, l, r, gap)
+		}
+		if unstalled {
+			w.unstalled(l, r.Position)
+		}
+	}
+	if now.Sub(w.watch.reported) > w.cfg.HeartbeatInterval-w.lookEvery()/2 {
+		w.watch.reported, w.watch.due = now, true
+		if w.to.Reported != nil {
+			tell(w.to, w.to.Reported, w.report(now))
+		}
+	}
+	return w.guard(now)
+}
+
+// guard has the worker come back as somebody new where a lane of what it runs is
+// missing, at two looks in a row. It should have been told by the lane; should that
+// fail, a partition would be assigned and not run, by nobody's fault that others
+// can see.
+func (w *worker[E]) guard(now time.Time) protocol.Input {
+	ended := slices.ContainsFunc(w.lanes(), func(l *lane[E]) bool { return l.ended.Load() })
+	if !ended || w.session.State(now) != protocol.Running {
+		w.watch.missing = 0
+		return nil
+	}
+	if w.watch.missing++; w.watch.missing != 2 {
+		return nil
+	}
+	w.log.Warn("lane missing, joining again", "generation", w.watch.generation)
+	return protocol.Refused{Generation: w.watch.generation}
+}
+
+// lanes returns the lanes that the worker runs.
+func (w *worker[E]) lanes() []*lane[E] {
+	if w.run == nil || w.run.over {
+		return nil
+	}
+	return w.run.lanes
+}
+
+func (w *worker[E]) stalled(now time.Time, l *lane[E], r LaneReport, gap *GapReport) {
+	reason, lasted := l.watch.reason(now, r, gap), now.Sub(l.watch.since)
+	l.log.Warn("stalled", "position", r.Position, "for", lasted, "reason", reason)
+	tell(w.to, w.to.Stalled, Stalled{Source: l.source(), Lane: l.name(), Position: r.Position, For: lasted, Reason: reason})
+}
+
+func (w *worker[E]) unstalled(l *lane[E], position int64) {
+	l.log.Info("moving again", "position", position)
+	tell(w.to, w.to.Unstalled, Unstalled{Source: l.source(), Lane: l.name(), Position: position})
+}
+
+// report says how the worker is.
+func (w *worker[E]) report(now time.Time) WorkerReport {
+	reach := w.feed.reach()
+	r := WorkerReport{
+		Source: w.source(w.session.ID()), State: string(w.session.State(now)), Generation: w.watch.generation,
+		Partitions: []int{}, Gap: gapReport(reach.gap), Lanes: []LaneReport{},
+	}
+	if reach.known {
+		r.Head = reach.heads.last()
+	}
+	if w.run != nil && !w.run.over {
+		r.Partitions = w.run.share.Partitions
+	}
+	if why := w.leaseOnly.Load(); why != nil {
+		r.LeaseOnly = *why
+	}
+	for _, l := range w.lanes() {
+		r.Lanes = append(r.Lanes, l.report(now, reach))
+	}
+	return r
+}
+
+// takeReport returns the report that goes with a request, if one is due.
+func (w *worker[E]) takeReport(now time.Time, r protocol.Request) []byte {
+	if !r.Heartbeat || r.Look || !w.watch.due {
+		return nil
+	}
+	w.watch.due = false
+	report, err := json.Marshal(w.report(now))
+	if err != nil { // none of its fields can fail
+		return nil
+	}
+	return report
+}
+
+func gapReport(g *Gap) *GapReport {
+	if g == nil {
+		return nil
+	}
+	return &GapReport{Position: g.Position, Since: g.Since, Backends: append([]int{}, g.Backends...)}
+}
+
+// report says how far the lane is.
+func (l *lane[E]) report(now time.Time, reach reach) LaneReport {
+	l.mu.Lock()
+	s := l.standing
+	l.mu.Unlock()
+	a := l.id.Assignment
+	r := LaneReport{
+		Projection: l.id.Projection, Partition: a.Partition, TotalPartitions: a.Total,
+		Position: s.position, Behind: -1, State: s.state, Since: l.watch.since, Handling: l.position.Load(),
+		Attempts: s.attempts, Error: s.err, Stalled: l.watch.stalled,
+		Parked: s.parked,
+	}
+	if r.Since.IsZero() {
+		r.Since = now
+	}
+	if s.parked > 0 {
+		r.ParkedSeconds = max(0, now.Sub(s.oldest).Seconds())
+	}
+	if !s.found {
+		return r
+	}
+	switch r.Behind = reach.behind(s.position); {
+	case reach.lost(s.position) && (r.State == LaneReading || r.State == LaneIdle):
+		r.State = LaneBeyond
+	case r.Behind == 0 && r.State == LaneReading:
+		r.State = LaneIdle // it looks for news
+	}
+	r.BehindSeconds = reach.lag(now, s.position, s.next.at()).Seconds()
+	return r
+}
+
+// idle reports whether there is nothing for the lane to do, as far as is known.
+func (r LaneReport) idle() bool {
+	return r.Behind == 0 || r.Behind < 0 && r.State == LaneIdle
 }

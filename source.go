@@ -160,3 +160,10 @@ type Checker interface {
 type GapWaiter interface {
 	Waiting() (Gap, bool)
 }
+
+// A HeadStore is an EventStore that can tell where its stream ends, as Table can.
+type HeadStore interface {
+	// Head returns the highest position of an event that is committed; 0: there
+	// is none.
+	Head(ctx context.Context) (int64, error)
+}

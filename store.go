@@ -14,6 +14,9 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
+// What the library does with its tables beside coordination: it creates and upgrades
+// them, and reads how far a projection is. The statements are in internal/store.
+
 // Schema is the text of schema.sql, for migration tools that take SQL from Go.
 //
 //go:embed schema.sql
@@ -169,4 +172,66 @@ func explained(err error) error {
 		return err
 	}
 	return fmt.Errorf("%w (%s)", err, hint)
+}
+
+// A ParkedError says that events which somebody waits for are not handled, but
+// parked (see ParkEvents).
+type ParkedError struct {
+	Projection string
+	Events     int   // parked at or below the position
+	First      int64 // the lowest of their positions
+}
+
+func (e *ParkedError) Error() string {
+	return fmt.Sprintf("projection %q: %d events are parked, the first at position %d", e.Projection, e.Events, e.First)
+}
+
+// WaitFor waits until a projection has handled every event up to a position, on
+// all of its partitions, and that is committed: for reading one's own writes, and
+// for tests. It returns a *ParkedError if it has gone past some without handling
+// them, and when ctx ends the cause of that. A projection that does not get there is
+// waited for until then: one that has not run yet, is paused (ops.Pause), halted
+// (HaltLane), or fails again and again. So give ctx a deadline; ops.Status tells what is
+// the matter. A rewind that is ordered and not carried out yet is waited for as well.
+//
+// Where the event stream ends before a checkpoint of the projection (it was emptied, or
+// restored from before), nothing counts as handled, from when a worker that runs it has
+// reported that: a HeartbeatInterval and half a minute later at most.
+//
+// It looks at the checkpoints of all partitions, and not at the highest. Where a
+// projection has many partitions and events come thick, those that had no event of
+// their own say so about once a second.
+func WaitFor(ctx context.Context, db *sql.DB, projection string, position int64) error {
+	if problem := store.NameProblem(projection); problem != "" {
+		return fmt.Errorf("%w: WaitFor: the name of the projection %s", ErrInvalidConfig, problem)
+	}
+	var handled store.Handled
+	err := calls.Await(ctx, func() (_ bool, err error) {
+		handled, err = store.HandledTo(ctx, db, projection, position)
+		return handled.To, err
+	})
+	if err != nil {
+		return fmt.Errorf("wait for projection %q to reach position %d: %w", projection, position, err)
+	}
+	if handled.Parked > 0 {
+		return &ParkedError{projection, handled.Parked, handled.First}
+	}
+	return nil
+}
+
+// bounded is calls.Within for a call that may be the program's own code: see safely.
+func bounded[T any](ctx context.Context, d time.Duration, call func(context.Context) (T, error), late func(T)) (T, error) {
+	return calls.Within(ctx, d, func(ctx context.Context) (value T, err error) {
+		err = safely("the call", func() (err error) {
+			value, err = call(ctx)
+			return err
+		})
+		return value, err
+	}, late)
+}
+
+// boundedDo is bounded for a call that returns nothing.
+func boundedDo(ctx context.Context, d time.Duration, call func(context.Context) error) error {
+	_, err := bounded(ctx, d, func(ctx context.Context) (struct{}, error) { return struct{}{}, call(ctx) }, nil)
+	return err
 }

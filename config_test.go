@@ -221,11 +221,11 @@ func TestMissingThings(t *testing.T) {
 	}{
 		{"no schema", `DROP TABLE orchestrator_schema`, ``, orchestrator.ErrSchema, "RunMigrations"},
 		{"an older schema", `UPDATE orchestrator_schema SET version = 0`, ``, orchestrator.ErrSchema, "RunMigrations"},
-		{"no events table", `DROP TABLE events`, ``, orchestrator.ErrEventStore, `relation "events" does not exist`},
+		{"no events table", `DROP TABLE events`, ``, orchestrator.ErrEventStore, `events table "events": it does not exist`},
 		{"a column less", `ALTER TABLE events DROP COLUMN trace_id`, ``, orchestrator.ErrEventStore, `column "trace_id" does not exist`},
-		{"the events table goes", ``, `DROP TABLE events`, orchestrator.ErrEventStore, `relation "events" does not exist`},
+		{"the events table goes", ``, `DROP TABLE events`, orchestrator.ErrEventStore, `relation "public.events" does not exist`},
 		{"a column goes", ``, `ALTER TABLE events RENAME COLUMN payload TO body`, orchestrator.ErrEventStore, `column "payload" does not exist`},
-		{"a table of ours goes", ``, `DROP TABLE orchestrator_workers CASCADE`, nil, `relation "orchestrator_workers" does not exist`},
+		{"a table of ours goes", ``, `DROP TABLE orchestrator_workers CASCADE`, nil, `relation "public.orchestrator_workers" does not exist`},
 	} {
 		t.Run(test.why, func(t *testing.T) {
 			w := newWorld(t)

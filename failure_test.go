@@ -42,7 +42,9 @@ func TestManyWorkersComeAndGo(t *testing.T) {
 		coming.Go(func() {
 			for range rounds {
 				before := w.handled("plain")
-				r := run(t, w.config(w.db, "set"), w.all(w.db, h)...)
+				cfg := w.config(w.db, "set")
+				cfg.LeaseOnly = true // a machine too loaded for proofs would have handlers cancelled, and the plain one repeat events
+				r := run(t, cfg, w.all(w.db, h)...)
 				quota := int64(20 + random.IntN(200))
 				eventually(t, "the group has handled a few more", func() bool { return w.handled("plain") >= before+quota })
 				r.stop()
@@ -154,7 +156,7 @@ func TestFrozenBetweenCheckpointAndCommit(t *testing.T) {
 	w.append(500)
 	w.caughtUp("transactional")
 	c.signal(syscall.SIGTERM)
-	c.says("ended: context canceled")
+	c.says("ended: <nil>")
 	other.stop()
 	w.checkEffects("transactional")
 }

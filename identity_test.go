@@ -196,7 +196,7 @@ func TestRowOfAnotherSlotIsNotSkipped(t *testing.T) {
 	}
 	moved := own[3].Position
 	f.onQuery(func(query string) {
-		if strings.Contains(query, "= ANY") {
+		if strings.Contains(query, "OPERATOR(pg_catalog.=) ANY") {
 			execute(t, s.db, fmt.Sprintf(`UPDATE events SET aggregate_id = (SELECT aggregate_id FROM events WHERE global_position <> ALL ('{%s}') LIMIT 1) WHERE global_position = %d`, list(own), moved))
 		}
 	})

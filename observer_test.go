@@ -99,6 +99,7 @@ func TestObserverOfGenerations(t *testing.T) {
 	w.checkpointsSettled()
 	rb.stop()
 	w.active("set", 1)
+	awaited(t, a, "its third start", func(s orchestrator.Started) bool { return s.Generation == 3 })
 	ra.stop() // and all has been told
 
 	both := &witness{told: append(a.told, b.told...)}

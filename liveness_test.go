@@ -255,7 +255,7 @@ func TestAProofNeedsAConnection(t *testing.T) {
 	gate.Store(make(chan struct{}))
 	run(t, cfg, projections...)
 	var pid int64
-	for range 5 {
+	for range 3 { // a fifth suspension would have it go by its lease
 		eventually(t, "it has a session of its own", func() bool { pid = w.own(pid); return pid != 0 })
 		w.append(200)
 		<-running

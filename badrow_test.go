@@ -37,7 +37,7 @@ func (d *oddData) Scan(value any) error {
 	case "error":
 		return json.Unmarshal([]byte("{"), &struct{}{})
 	case "panic":
-		panic("of the Scanner")
+		panic("a nil map")
 	case "exit":
 		runtime.Goexit()
 	}
@@ -56,8 +56,12 @@ func oddTable(t *testing.T, db *sql.DB, pointers bool, writers ...string) *orche
 			runtime.Goexit()
 		}
 	}
+	sequence := ""
+	if len(writers) > 0 { // odd is a view
+		sequence = writers[0] + "_global_position_seq"
+	}
 	table, err := orchestrator.NewTable(db, orchestrator.TableConfig[oddEvent]{
-		Table: "odd", Writers: writers, Columns: []string{"global_position", "note", "data"},
+		Table: "odd", Writers: writers, Sequence: sequence, Columns: []string{"global_position", "note", "data"},
 		Fields: func(e *oddEvent, dest []any) []any {
 			if pointers {
 				e.maybe = new(*oddData)

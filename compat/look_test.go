@@ -69,7 +69,7 @@ VALUES ('c', 't', md5('1')::uuid, $1, gen_random_uuid(), 'x', 'x')`, i+1); err !
 		held = append(held, conn)
 		var here int
 		if err := conn.QueryRowContext(t.Context(), `
-SELECT count(*) FROM pg_prepared_statements WHERE statement LIKE 'SELECT "global_position"%LIMIT%'`).Scan(&here); err != nil {
+SELECT count(*) FROM pg_prepared_statements WHERE statement LIKE 'SELECT "global_position"%FETCH FIRST%'`).Scan(&here); err != nil {
 			t.Fatal(err)
 		}
 		looks += here

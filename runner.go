@@ -280,7 +280,7 @@ func (l *lane[E]) work(answer protocol.LaneAnswer) *protocol.LaneAction {
 		l.keep()
 		l.note(now, action)
 		if action.Rollback && l.tx != nil {
-			rollback(l.tx.tx, l.endTx)
+			rollback(l.tx, l.endTx)
 			l.tx = nil
 			l.open.Store(nil)
 		}
@@ -468,7 +468,7 @@ func (l *lane[E]) begin() error {
 	tx, err := bounded(l.ctx, l.worker.patience(), func(call context.Context) (*dbconn.Tx, error) {
 		defer context.AfterFunc(call, cancel)()
 		return l.worker.store.BeginHandler(ctx)
-	}, func(tx *dbconn.Tx) { rollback(tx, cancel) })
+	}, func(tx *dbconn.Tx) { rollback(&handlerTx{tx: tx}, cancel) })
 	l.worker.handlers.soon()
 	if err != nil {
 		cancel()
@@ -481,12 +481,15 @@ func (l *lane[E]) begin() error {
 
 // rollback ends a transaction that is of no more use, in the background: its
 // connection may be the reason.
-func rollback(tx *dbconn.Tx, endTx func()) {
+func rollback(t *handlerTx, endTx func()) {
 	go func() {
 		defer endTx()
 		ctx, cancel := context.WithTimeout(context.Background(), rollbackPatience)
 		defer cancel()
-		_ = tx.During(ctx, tx.Rollback) // an error says that it has ended
+		t.mu.Lock()
+		_ = t.endCopies(rollbackPatience) // of a handler that has panicked
+		t.mu.Unlock()
+		_ = t.tx.During(ctx, t.tx.Rollback) // an error says that it has ended
 	}()
 }
 
@@ -581,7 +584,7 @@ func (l *lane[E]) guarded(ctx context.Context, events []*Record[E]) (err error) 
 	}
 	err = own("the handler", l.handle(ctx, events))
 	if l.tx != nil {
-		err = l.tx.settle(err)
+		err = l.tx.settle(err, l.worker.patience())
 	}
 	return own("the handler", err)
 }

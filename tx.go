@@ -21,13 +21,42 @@ import (
 type handlerTx struct {
 	tx *dbconn.Tx
 
-	mu    sync.Mutex
-	rows  []*sql.Rows // of the call under way
-	ended error       // a statement of it would have ended the transaction
+	mu     sync.Mutex
+	rows   []*sql.Rows // of the call under way
+	copies []*sql.Stmt // of the call under way: COPY … FROM STDIN, as lib/pq has it
+	ended  error       // a statement of it would have ended the transaction
 }
 
 // SQLTx is for rawtx.
 func (t *handlerTx) SQLTx(rawtx.Key) *sql.Tx { return t.tx.Tx }
+
+var errCopyOpen = errors.New("the handler has left a COPY open: call Exec without arguments, and Close, before it returns")
+
+// endCopies ends each COPY that the handler has left open, without which nothing else
+// can use the connection. It returns errCopyOpen if there was one, or why it failed.
+func (t *handlerTx) endCopies(patience time.Duration) error {
+	if len(t.copies) == 0 {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	copies := t.copies
+	t.copies = nil
+	return t.tx.During(ctx, func() (err error) {
+		for _, stmt := range copies {
+			_, failed := stmt.ExecContext(ctx) // an error if it has ended
+			var answer interface{ SQLState() string }
+			switch {
+			case failed == nil:
+				err = errCopyOpen
+			case errors.As(failed, &answer):
+				err = failed
+			}
+			_ = stmt.Close()
+		}
+		return err
+	})
+}
 
 var errRowsOpen = errors.New("the handler has left the rows of a query open: close them before it returns (defer rows.Close())")
 
@@ -42,7 +71,13 @@ func (t *handlerTx) PrepareContext(ctx context.Context, query string) (*sql.Stmt
 	if err := t.check(query); err != nil {
 		return nil, err
 	}
-	return t.tx.PrepareContext(ctx, query)
+	stmt, err := t.tx.PrepareContext(ctx, query)
+	if word, _ := nextWord(query); err == nil && strings.EqualFold(word, "COPY") {
+		t.mu.Lock()
+		t.copies = append(t.copies, stmt)
+		t.mu.Unlock()
+	}
+	return stmt, err
 }
 
 func (t *handlerTx) QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error) {
@@ -87,7 +122,7 @@ func (t *handlerTx) check(query string) error {
 
 // settle returns what has become of a call of a handler, which has returned err, and is
 // ready for the next.
-func (t *handlerTx) settle(err error) error {
+func (t *handlerTx) settle(err error, patience time.Duration) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	open := false
@@ -99,6 +134,9 @@ func (t *handlerTx) settle(err error) error {
 		err = errRowsOpen
 	case open && store.FactsOf(err).Lost:
 		err = fmt.Errorf("%w (%s)", errRowsOpen, err.Error())
+	}
+	if failed := t.endCopies(patience); err == nil {
+		err = failed
 	}
 	if t.ended != nil {
 		err = t.ended

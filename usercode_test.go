@@ -642,8 +642,19 @@ func TestHandlersFault(t *testing.T) {
 		do   func(context.Context, orchestrator.Tx) error
 		want string
 	}{
-		"rows left open":    {query, "rows of a query open"},
-		"a COPY left open":  {copies, ""},
+		"rows left open":   {query, "rows of a query open"},
+		"a COPY left open": {copies, "left a COPY open"},
+		"a COPY and a panic": {func(ctx context.Context, tx orchestrator.Tx) error {
+			_ = copies(ctx, tx)
+			panic("amid a COPY")
+		}, "amid a COPY"},
+		"a COPY that fails": {func(ctx context.Context, tx orchestrator.Tx) error {
+			stmt, err := tx.PrepareContext(ctx, `COPY effects (position) FROM STDIN`)
+			if err == nil {
+				_, err = stmt.ExecContext(ctx, "no number")
+			}
+			return err
+		}, "no number"},
 		"statement_timeout": {statement(`SET LOCAL statement_timeout = '1ms'; SELECT pg_sleep(60)`), "statement timeout"},
 		"a deadline":        {deadline, ""},
 		"CALL that commits": {swallow(statement(`DO $$ BEGIN COMMIT; END $$`)), "aborted"},

@@ -398,6 +398,7 @@ func TestTableTempTable(t *testing.T) {
 // A role that somebody has left on a connection, and from which row-level security
 // hides events: none is passed over.
 func TestTableRoleThatWasLeft(t *testing.T) {
+	t.Parallel()
 	s := newStream(t)
 	s.db.SetMaxOpenConns(1)
 	table := s.table()
@@ -442,6 +443,7 @@ func TestTableOverAView(t *testing.T) {
 
 // What only looks like PostgreSQL.
 func TestLookalike(t *testing.T) {
+	t.Parallel()
 	for version, want := range map[string]string{
 		"PostgreSQL 15.18 (Debian 15.18-0+deb12u1) on x86_64-pc-linux-gnu": "",
 		"CockroachDB CCL v23.1.11 (x86_64-pc-linux-gnu)":                   "CockroachDB",
@@ -460,6 +462,7 @@ func TestLookalike(t *testing.T) {
 
 // docs/assumptions.md names them all, in the same order.
 func TestAssumptionsAreDocumented(t *testing.T) {
+	t.Parallel()
 	text, err := os.ReadFile("docs/assumptions.md")
 	if err != nil {
 		t.Fatal(err)

@@ -253,6 +253,7 @@ func ofDatabase(t *testing.T, base, name string) *sql.DB {
 // precedes it in any case. Whoever mends the row heals it, where it is tried again and
 // where it is parked.
 func TestBadRowIsOneEventsFailure(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.exec(`ALTER TABLE events ALTER event_type DROP NOT NULL`)
 	w.append(300)
@@ -309,6 +310,7 @@ func TestBadRowIsOneEventsFailure(t *testing.T) {
 
 // A bad row ends Run where a failure is to, and the error names it.
 func TestBadRowStopsWhoStopsOnFailure(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.exec(`ALTER TABLE events ALTER event_type DROP NOT NULL`)
 	w.append(100)
@@ -340,6 +342,7 @@ func (s *halfStore) Read(ctx context.Context, after int64, limit int) ([]orchest
 }
 
 func TestEventStoreSaysThatAnEventIsUnreadable(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	cfg := parking(w.config(w.db, "set"), names...)
 	cfg.EventStore = &halfStore{countedStore{n: 100}}

@@ -42,6 +42,7 @@ func rules(r orchestrator.FailureRule) map[string]orchestrator.FailureRule {
 }
 
 func TestNewNamesTheFieldAtFault(t *testing.T) {
+	t.Parallel()
 	var noTable *orchestrator.Table[orchestrator.Event]
 	for _, test := range []struct {
 		why    string
@@ -120,6 +121,7 @@ func (n named) Handle(context.Context, orchestrator.Event) error { return nil }
 // Run checks its projections before it touches the database, which does not
 // exist here: a Run that gets that far waits for it, and the test with it.
 func TestRunNamesTheProjectionAtFault(t *testing.T) {
+	t.Parallel()
 	var noProjection *transactional
 	for _, test := range []struct {
 		why         string
@@ -145,6 +147,7 @@ func TestRunNamesTheProjectionAtFault(t *testing.T) {
 }
 
 func TestTableNamesTheFieldAtFault(t *testing.T) {
+	t.Parallel()
 	fields := func(e *int, dest []any) []any { return append(dest, e) }
 	two := func(e *int, dest []any) []any { return append(dest, e, e) }
 	for _, test := range []struct {
@@ -184,6 +187,7 @@ func (s badStore) Read(context.Context, int64, int) ([]orchestrator.Record[orche
 // An event store that breaks its contract ends Run with the positions at
 // fault, and nothing of the page is handled.
 func TestEventStoreThatBreaksItsContract(t *testing.T) {
+	t.Parallel()
 	for _, test := range []struct {
 		why       string
 		positions []int64
@@ -212,6 +216,7 @@ func TestEventStoreThatBreaksItsContract(t *testing.T) {
 // Tables, columns and privileges that are missing end Run with a message that
 // names them, at the start as well as later, and nothing moves.
 func TestMissingThings(t *testing.T) {
+	t.Parallel()
 	for _, test := range []struct {
 		why    string
 		before string // what is wrong from the start
@@ -248,6 +253,7 @@ func TestMissingThings(t *testing.T) {
 // A role that may not read the events, or not write the checkpoints, is told
 // so by name.
 func TestMissingPrivileges(t *testing.T) {
+	t.Parallel()
 	for _, test := range []struct{ why, revoke, want string }{
 		{"events", `REVOKE ALL ON events FROM %s`, "permission denied for table events"},
 		{"checkpoints", `REVOKE ALL ON orchestrator_checkpoints FROM %s`, "permission denied for table orchestrator_checkpoints"},

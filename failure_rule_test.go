@@ -11,6 +11,7 @@ import (
 // What is said of one projection goes before what is said of all, and zeros are
 // defaults.
 func TestFailureRule(t *testing.T) {
+	t.Parallel()
 	c := Config[Event]{OnFailure: HaltLane, Failures: map[string]FailureRule{
 		"stops": {Policy: StopOnFailure},
 		"tries": {Policy: StopOnFailure, Attempts: 3},

@@ -21,6 +21,7 @@ type ownEvent struct {
 // Whatever a handler does to the bytes of an event, the next call sees it as it was
 // read: written into, appended to, of any size.
 func TestEventsAreHandedOutCopied(t *testing.T) {
+	t.Parallel()
 	for _, size := range []int{1, 100, chunkLargest, chunkLargest + 1, 3 * chunkBytes} {
 		body := bytes.Repeat([]byte("x"), size)
 		shared := ownEvent{Payload: body, Nested: nested{Body: bytes.Clone(body)}, Empty: []byte{}}
@@ -46,6 +47,7 @@ func TestEventsAreHandedOutCopied(t *testing.T) {
 
 // An event of another kind is handed out as it is.
 func TestEventsWithoutBytesAreHandedOutAsTheyAre(t *testing.T) {
+	t.Parallel()
 	e := &ownEvent{Payload: []byte("x")}
 	h := newHandout[*ownEvent]()
 	if h.event(e) != e {
@@ -70,6 +72,7 @@ func BenchmarkHandout(b *testing.B) {
 // Bytes are copied wherever they are in an event itself: it may be nothing else, or an
 // array of them.
 func TestEventsOfBytesAreHandedOutCopied(t *testing.T) {
+	t.Parallel()
 	bytesOnly := newHandout[named]()
 	shared := named("xyz")
 	bytesOnly.event(shared)[0] = '!'

@@ -38,6 +38,7 @@ func (s seen) HandleTx(ctx context.Context, tx orchestrator.Tx, e rowOf) error {
 // to, each event is one worker's: one that shares a backlog by slots reads the same
 // aggregate ids and types as one that reads whole pages.
 func TestNoEventFallsBetweenTwoWorkers(t *testing.T) {
+	t.Parallel()
 	for name, c := range map[string]struct{ before, kind, id, types string }{
 		"text":                 {"", "text", `'a' || i % 60`, "text"},
 		"char":                 {"", "char(36)", `'a' || i % 60`, "char(20)"},
@@ -113,6 +114,7 @@ func TestNoEventFallsBetweenTwoWorkers(t *testing.T) {
 // An id is what a record says, whatever way it is read; a field of the event with the
 // same column gets what the column has.
 func TestIdentityIsTheSameOnEveryWay(t *testing.T) {
+	t.Parallel()
 	type event struct {
 		id, kind string
 		raw      []byte
@@ -158,6 +160,7 @@ func TestIdentityIsTheSameOnEveryWay(t *testing.T) {
 
 // A column whose text depends on the session can't decide about partitions.
 func TestIdentityThatSettingsChangeIsRefused(t *testing.T) {
+	t.Parallel()
 	s := newStream(t, streamTable, `CREATE DOMAIN moment AS timestamptz`, `CREATE TYPE pair AS (a text, at date)`, `CREATE TYPE spans AS RANGE (subtype = date)`)
 	for _, kind := range []string{
 		"timestamp", "timestamptz", "date", "interval", "real", "double precision", "money", "regclass", "moment", "moment[]", "bytea[]", "pair",
@@ -186,6 +189,7 @@ func TestIdentityThatSettingsChangeIsRefused(t *testing.T) {
 
 // Rows that are read for their slots, and are another aggregate's by then, end the read.
 func TestRowOfAnotherSlotIsNotSkipped(t *testing.T) {
+	t.Parallel()
 	s := newStream(t)
 	execute(t, s.db, `INSERT INTO events (aggregate_id) SELECT 'a' || i % 20 FROM generate_series(1, 200) i`)
 	db, f := faulty(t, s.url)
@@ -254,6 +258,7 @@ func changed(page []orchestrator.Record[orchestrator.Event]) []orchestrator.Reco
 // A store that embeds a Table and overrides how it reads is read in its own way, also
 // for a backlog that workers share, and for parked events.
 func TestEmbeddedTableIsReadThroughItsOwnMethods(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.append(300)
 	var reads, scopedReads, wrong atomic.Int64

@@ -160,6 +160,7 @@ func (w *world) state() string {
 // whose number changes. Nothing is lost; nothing is repeated where the total
 // divides 5040, and elsewhere only above the lowest position.
 func TestImport(t *testing.T) {
+	t.Parallel()
 	for _, total := range []int{1, 2, 3, 4, 7, 16, 11, 13} {
 		t.Run(fmt.Sprint(total), func(t *testing.T) {
 			w := newHandRunWorld(t)
@@ -214,6 +215,7 @@ func TestImport(t *testing.T) {
 // The set runs something else, with fewer partitions than are imported, when
 // the import comes; the projection is picked up with the next generation.
 func TestImportIntoARunningSet(t *testing.T) {
+	t.Parallel()
 	w := newHandRunWorld(t)
 	w.append(500)
 	w.handRunTo("transactional", 400, 100, 300)
@@ -234,6 +236,7 @@ func TestImportIntoARunningSet(t *testing.T) {
 }
 
 func TestImportRefuses(t *testing.T) {
+	t.Parallel()
 	type import_ = importer.Config
 	invalid, old := orchestrator.ErrInvalidConfig, importer.ErrOldCheckpoints
 	for _, tt := range []struct {
@@ -305,6 +308,7 @@ func (w *world) refused(cfg importer.Config, want error, says ...string) {
 }
 
 func TestImportNeedsTheSchema(t *testing.T) {
+	t.Parallel()
 	w := newHandRunWorld(t)
 	w.exec(`DROP TABLE orchestrator_schema`)
 	if _, err := importer.Import(t.Context(), w.importing("p", 1)); !errors.Is(err, orchestrator.ErrSchema) {
@@ -313,6 +317,7 @@ func TestImportNeedsTheSchema(t *testing.T) {
 }
 
 func TestImportTwice(t *testing.T) {
+	t.Parallel()
 	w := newHandRunWorld(t)
 	w.old("p_p0", 7, "p_p1", 5)
 	mustImport(t, w.importing("p", 2))
@@ -323,6 +328,7 @@ func TestImportTwice(t *testing.T) {
 // Workers had the projection before the import. The way out that the error
 // names works.
 func TestImportAfterWorkersHaveStarted(t *testing.T) {
+	t.Parallel()
 	w := newHandRunWorld(t)
 	w.append(100)
 	w.old("transactional", 60)
@@ -342,6 +348,7 @@ func TestImportAfterWorkersHaveStarted(t *testing.T) {
 
 // Another set has the projection, and a worker that runs it, or has died.
 func TestImportTaken(t *testing.T) {
+	t.Parallel()
 	w := newHandRunWorld(t)
 	w.old("p", 1)
 	w.exec(`INSERT INTO orchestrator_projections VALUES ('p', 'other')`)
@@ -356,6 +363,7 @@ VALUES ('other', 'w1', now(), 1000000, now() + interval '1 day', 1, 1, '[0]', 1,
 }
 
 func TestImportDryRun(t *testing.T) {
+	t.Parallel()
 	w := newHandRunWorld(t)
 	w.old("p_p0", 7, "p_p1", 5)
 	cfg := w.importing("p", 2)
@@ -375,6 +383,7 @@ func TestImportDryRun(t *testing.T) {
 
 // Any table will do.
 func TestImportFromAnotherTable(t *testing.T) {
+	t.Parallel()
 	w := newHandRunWorld(t)
 	w.exec(`CREATE SCHEMA "Legacy"`)
 	w.exec(`CREATE TABLE "Legacy"."the positions" ("Part" integer, "at" numeric)`)
@@ -398,6 +407,7 @@ func TestImportFromAnotherTable(t *testing.T) {
 
 // A processor is about to commit its checkpoint.
 func TestImportMeetsALockedRow(t *testing.T) {
+	t.Parallel()
 	w := newHandRunWorld(t)
 	w.old("p_p0", 7, "p_p1", 5)
 	tx, err := w.db.BeginTx(t.Context(), nil)
@@ -419,6 +429,7 @@ func TestImportMeetsALockedRow(t *testing.T) {
 
 // A processor moves while the import watches: the import makes way.
 func TestImportMeetsAMovingProcessor(t *testing.T) {
+	t.Parallel()
 	w := newHandRunWorld(t)
 	w.append(100)
 	w.handRunTo("p", 40, 40)
@@ -445,6 +456,7 @@ func TestImportMeetsAMovingProcessor(t *testing.T) {
 // A processor has read its checkpoint and is in the midst of a batch that takes
 // longer than the watch: no row is locked, nothing moves.
 func TestImportMeetsALongBatch(t *testing.T) {
+	t.Parallel()
 	w := newHandRunWorld(t)
 	w.old("p", 7)
 	tx, err := w.db.BeginTx(t.Context(), nil)
@@ -474,6 +486,7 @@ func (w *world) importWatches() {
 
 // The caller gives up during the watch.
 func TestImportCancelled(t *testing.T) {
+	t.Parallel()
 	w := newHandRunWorld(t)
 	w.old("p", 7)
 	cfg := w.importing("p", 1)
@@ -494,6 +507,7 @@ func TestImportCancelled(t *testing.T) {
 // A worker joins while the import is under way: it goes on from the imported
 // positions, or the import is refused because it has begun at zero.
 func TestImportRacesWithAWorker(t *testing.T) {
+	t.Parallel()
 	w := newHandRunWorld(t)
 	w.append(40)
 	outcomes := map[string]int{}
@@ -561,6 +575,7 @@ func (w *world) oldPositions(projection string, total int) (positions []int64) {
 // whose one checkpoint has marks, and back: exact for three and for six, the
 // lowest for one and for eleven.
 func TestImportAndBackWithMarks(t *testing.T) {
+	t.Parallel()
 	w := newHandRunWorld(t)
 	w.append(200)
 	w.handRunTo("p", 70, 40, 90)
@@ -605,6 +620,7 @@ func TestImportAndBackWithMarks(t *testing.T) {
 // nothing is lost, and nothing repeated but above the lowest position, and not
 // even that where the totals allow.
 func TestImportAndBack(t *testing.T) {
+	t.Parallel()
 	w := newHandRunWorld(t)
 	w.append(600)
 	w.handRunTo("p", 100, 50)

@@ -22,6 +22,7 @@ import (
 // What is logged, at which level and with which keys, is what docs/operations.md
 // says: people build alerts on it.
 func TestLogTable(t *testing.T) {
+	t.Parallel()
 	text, err := os.ReadFile("docs/operations.md")
 	if err != nil {
 		t.Fatal(err)
@@ -44,6 +45,7 @@ func TestLogTable(t *testing.T) {
 // docs/operations.md says of each function of an Observer when it is called, and of
 // no other.
 func TestObserverTable(t *testing.T) {
+	t.Parallel()
 	text, err := os.ReadFile("docs/operations.md")
 	if err != nil {
 		t.Fatal(err)

@@ -271,6 +271,7 @@ func TestMigrateWaits(t *testing.T) {
 // Who has locked the table of the version holds a migration up for a bounded time, also
 // where there is nothing to do, and is named.
 func TestMigrateVersionLocked(t *testing.T) {
+	t.Parallel()
 	for _, version := range []int{1, 3} {
 		t.Run(fmt.Sprint("version ", version), func(t *testing.T) {
 			w := newWorld(t)
@@ -300,6 +301,7 @@ func TestMigrateVersionLocked(t *testing.T) {
 // A migration on a connection that is silent ends with its context, and leaves no
 // connection behind.
 func TestMigrateSilentConnection(t *testing.T) {
+	t.Parallel()
 	for _, version := range []int{1, 3} {
 		t.Run(fmt.Sprint(version), func(t *testing.T) {
 			t.Parallel()

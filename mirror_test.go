@@ -90,6 +90,7 @@ func (m *mirrored) Handle(_ context.Context, e persistedEvent) error {
 // Projections of pupsourcing's form, as their own interface has them, are
 // handed on as they are, and what is optional is found.
 func TestPupsourcingsForm(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.exec(`
 INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, event_version, payload, trace_id, metadata, created_at)

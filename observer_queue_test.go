@@ -10,6 +10,7 @@ import (
 
 // What comes while many calls wait is dropped, and that is told.
 func TestTellerDrops(t *testing.T) {
+	t.Parallel()
 	begun, gate := make(chan struct{}), make(chan struct{})
 	var dropped int
 	var told []int64
@@ -38,6 +39,7 @@ func TestTellerDrops(t *testing.T) {
 
 // Calls go on after one that panicked or ended its goroutine, which is said once.
 func TestTellerPanics(t *testing.T) {
+	t.Parallel()
 	var log strings.Builder
 	var told []int64
 	to := newTeller(&Observer{GenerationSuperseded: func(e GenerationSuperseded) {
@@ -61,6 +63,7 @@ func TestTellerPanics(t *testing.T) {
 
 // The end does not wait for an observer that blocks, and nothing is called after it.
 func TestTellerBlocked(t *testing.T) {
+	t.Parallel()
 	begun, gate := make(chan struct{}), make(chan struct{})
 	calls := 0
 	to := newTeller(&Observer{GenerationSuperseded: func(GenerationSuperseded) {

@@ -17,6 +17,7 @@ import (
 // Workers join and leave one at a time; every projection sees every event, in
 // every layout.
 func TestScaleUpAndDown(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	h := &history{}
 	w.append(500)
@@ -49,6 +50,7 @@ func TestScaleUpAndDown(t *testing.T) {
 // Several replica sets run in one process, over the same events and apart
 // from each other.
 func TestSeveralReplicaSets(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.append(300)
 	one := func(name string) projection { return transactional{effects{name: name}} }
@@ -74,6 +76,7 @@ func TestSeveralReplicaSets(t *testing.T) {
 // L2: nothing changes while nobody comes or goes, and a worker alone commits
 // nothing while there is nothing to commit.
 func TestStaysStill(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	db, f := faulty(t, w.url)
 	w.append(100)
@@ -134,6 +137,7 @@ func (w *world) heartbeats(n int) int {
 // Events that belong to other partitions cost no commit each: a lane that
 // owns none of them commits a few times, however many it passes.
 func TestSkippedEventsCostNoCommits(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	// All events are of one aggregate, so one of two partitions has none.
 	w.exec(`
@@ -163,7 +167,7 @@ SELECT 'test', 'thing', 'the only one', i, gen_random_uuid(), 'happened', 'x' FR
 }
 
 // Run leaves no goroutine behind.
-func TestNoGoroutineIsLeftBehind(t *testing.T) {
+func TestNoGoroutineIsLeftBehind(t *testing.T) { // not beside others, whose goroutines come and go
 	w := newWorld(t)
 	w.append(100)
 	// The pool's own goroutines end when it is closed.
@@ -180,12 +184,13 @@ func TestNoGoroutineIsLeftBehind(t *testing.T) {
 	if err := db.Close(); err != nil {
 		t.Fatal(err)
 	}
-	// The stacks that mention the library, other than the test's own.
+	// The stacks that mention the library, other than the test's own and those of tests
+	// that wait for their turn.
 	eventually(t, "all goroutines have ended", func() bool {
 		stacks := make([]byte, 1<<20)
 		stacks = stacks[:runtime.Stack(stacks, true)]
 		for _, s := range strings.Split(string(stacks), "\n\n") {
-			if strings.Contains(s, "pupsourcing-orchestrator.") && !strings.Contains(s, "TestNoGoroutineIsLeftBehind") {
+			if strings.Contains(s, "pupsourcing-orchestrator.") && !strings.Contains(s, "TestNoGoroutineIsLeftBehind") && !strings.Contains(s, "testing.(*T).Parallel") {
 				return false
 			}
 		}
@@ -196,6 +201,7 @@ func TestNoGoroutineIsLeftBehind(t *testing.T) {
 // The database can't be reached when Run is called: it waits, and can be
 // cancelled.
 func TestDatabaseAwayAtTheStart(t *testing.T) {
+	t.Parallel()
 	cfg := valid(t)
 	noticed := &watchedLog{to: testWriter{t}}
 	cfg.Logger = slog.New(slog.NewTextHandler(noticed, nil))
@@ -206,6 +212,7 @@ func TestDatabaseAwayAtTheStart(t *testing.T) {
 
 // A handler is told what it runs under.
 func TestAssignmentInTheHandlersContext(t *testing.T) {
+	t.Parallel()
 	if _, ok := orchestrator.AssignmentFrom(t.Context()); ok {
 		t.Error("there is an assignment outside of handlers")
 	}

@@ -88,6 +88,7 @@ func TestCutPageEndsItsStatement(t *testing.T) {
 // What a worker receives is about what it handles, also where small events are followed by
 // large ones and these by small ones.
 func TestPagesCostWhatTheyBring(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.append(5000)
 	w.large(400, 200_000) // 80 MB

@@ -11,6 +11,7 @@ import (
 // A worker of several partitions handles them side by side; others take theirs
 // from it, however many each wants.
 func TestWorkersOfSeveralPartitions(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	h := &history{}
 	cfg := w.config(w.db, "set")
@@ -37,6 +38,7 @@ func TestWorkersOfSeveralPartitions(t *testing.T) {
 // The partitions of one worker are handled side by side: each waits here until
 // all of them are in a handler.
 func TestPartitionsAreHandledSideBySide(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.append(100) // of 50 aggregates, so that each partition has some
 	cfg := w.config(w.db, "set")

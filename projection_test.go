@@ -12,6 +12,7 @@ import (
 // Projections made of functions do what the types with the methods do: each kind
 // handles its scope exactly once, and a rule of its own applies to one alone.
 func TestProjectionsMadeOfFunctions(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.append(200)
 	plain, tx, batch := effects{name: "plain"}, effects{name: "transactional"}, effects{name: "batched"}
@@ -42,6 +43,7 @@ func TestProjectionsMadeOfFunctions(t *testing.T) {
 }
 
 func TestRunNamesTheFunctionAtFault(t *testing.T) {
+	t.Parallel()
 	handle := func(context.Context, orchestrator.Event) error { return nil }
 	rule := func(r orchestrator.FailureRule) orchestrator.ProjectionOption { return orchestrator.WithFailureRule(r) }
 	for _, test := range []struct {

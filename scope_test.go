@@ -39,6 +39,7 @@ SELECT (ARRAY['sales', 'identity', 'billing'])[1 + i %% 3], (ARRAY['Order', 'Use
 // Each projection gets what is within its scope, and nothing else, while
 // workers come and go and a writer leaves gaps.
 func TestScopedProjections(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	scopes := map[string]scope{
 		"orders":          {types: []string{"Order"}},
@@ -102,6 +103,7 @@ func TestScopedProjections(t *testing.T) {
 
 // A scope that the event store can't read is refused before anything begins.
 func TestScopeThatCannotBeRead(t *testing.T) {
+	t.Parallel()
 	orders := scopedNamed{named("orders"), scope{types: []string{"Order"}}}
 	sales := scopedNamed{named("sales"), scope{contexts: []string{"sales"}}}
 	bare, err := orchestrator.NewTable(unused(t), orchestrator.TableConfig[orchestrator.Event]{
@@ -184,6 +186,7 @@ func TestTableScopedGap(t *testing.T) {
 // A projection that wants one event in ten thousand does not commit for each
 // page that it reads.
 func TestOutOfScopeCostsNoCommits(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.exec(`
 INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)

@@ -37,6 +37,7 @@ func (b *lockedBuffer) String() string {
 // Whatever leaves the process of a worker whose connection string can't be parsed,
 // the string is not in it; and Run ends instead of trying for ever.
 func TestNoSecretLeaves(t *testing.T) {
+	t.Parallel()
 	const secret = "hunter2"
 	for _, dsn := range []string{
 		"postgres://user:hunter2@127.0.0.1:x/db",
@@ -134,6 +135,7 @@ func TestNoSecretLeaves(t *testing.T) {
 
 // A handler whose own database's error quotes a connection string.
 func TestNoSecretOfAHandlerLeaves(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.append(1)
 	said := &lockedBuffer{}
@@ -158,6 +160,7 @@ func TestNoSecretOfAHandlerLeaves(t *testing.T) {
 
 // What is parked, reported and shown of a handler's error is as safe, and short.
 func TestNoSecretIsKept(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.append(1)
 	cfg := w.config(w.db, "set")
@@ -186,6 +189,7 @@ func TestNoSecretIsKept(t *testing.T) {
 
 // Probes say neither what a handler has said nor where it was.
 func TestProbesSayNothingOfAPanic(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.append(1)
 	cfg := w.config(w.db, "set")
@@ -217,6 +221,7 @@ func TestProbesSayNothingOfAPanic(t *testing.T) {
 
 // A handler, or a defer in the wrong place, closes the database under a worker.
 func TestRunOfAClosedDatabase(t *testing.T) {
+	t.Parallel()
 	for _, when := range []string{"before", "while it runs"} {
 		w := newWorld(t)
 		w.append(1)

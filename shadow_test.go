@@ -198,6 +198,7 @@ func (p qualifiedBatch) HandleBatch(ctx context.Context, tx orchestrator.Tx, eve
 // search path: no name of a statement of the library's means anything else than
 // it does on a fresh connection.
 func TestNamesMeanWhatWasMeant(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.exec(`CREATE TABLE old (key text PRIMARY KEY, position bigint NOT NULL)`)
 	w.exec(`INSERT INTO old VALUES ('imported', 3)`)

@@ -24,6 +24,7 @@ type message struct {
 
 // What events take in memory is about what is estimated, however they are made.
 func TestSizeOfEvents(t *testing.T) {
+	t.Parallel()
 	const k = 1000
 	text := strings.Repeat("x", k)
 	cyclic := &node{Text: text}
@@ -86,6 +87,7 @@ func repeated(text string, n int) []string {
 
 // Estimating does not read what a package writes whenever it likes.
 func TestSizeOfEventsInUse(t *testing.T) {
+	t.Parallel()
 	m := &message{Text: "x", cache: map[string]string{}}
 	var writing sync.WaitGroup
 	writing.Go(func() {

@@ -908,6 +908,7 @@ func writeRandom(ctx context.Context, s *stream, r *rand.Rand, transactions int,
 
 // An event that can't be read says so, in a page with all others.
 func TestTableNamesTheEventThatItCannotRead(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.exec(`CREATE TABLE loose (LIKE events INCLUDING ALL)`)
 	w.exec(`ALTER TABLE loose ALTER event_type DROP NOT NULL`)
@@ -926,6 +927,7 @@ SELECT i, 'c', 't', 'a', i, gen_random_uuid(), CASE WHEN i <> 3 THEN 'x' END, 'x
 
 // Of several faults, the first field's is named, each time.
 func TestTableNamesTheFirstFault(t *testing.T) {
+	t.Parallel()
 	db, err := sql.Open("postgres", "")
 	if err != nil {
 		t.Fatal(err)

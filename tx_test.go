@@ -4,6 +4,7 @@ import "testing"
 
 // Which statements end a transaction, however they are written.
 func TestEndsTransaction(t *testing.T) {
+	t.Parallel()
 	for query, want := range map[string]string{
 		"COMMIT": "COMMIT", " \n\tcommit ;": "COMMIT", "Commit and chain": "COMMIT", "/* a /* b */ c */ commit": "COMMIT",
 		"-- a\ncommit": "COMMIT", ";;abort": "ABORT", "END": "END", "end transaction": "END", "ROLLBACK": "ROLLBACK",

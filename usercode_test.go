@@ -149,6 +149,7 @@ func (w *world) kindOf(kind string, e effects) orchestrator.Projection[orchestra
 // However a handler fails, its projection fails by its policy: the process lives, and
 // another projection handles everything.
 func TestHostileErrors(t *testing.T) {
+	t.Parallel()
 	for _, kind := range []string{"plain", "transactional", "batched"} {
 		for _, policy := range []orchestrator.FailurePolicy{orchestrator.RetryForever, orchestrator.HaltLane, orchestrator.ParkEvents} {
 			t.Run(fmt.Sprintf("%s, policy %d", kind, policy), func(t *testing.T) {
@@ -204,6 +205,7 @@ func TestHostileErrors(t *testing.T) {
 
 // Under StopOnFailure Run returns an error of which nobody has to be afraid.
 func TestHostileErrorsStop(t *testing.T) {
+	t.Parallel()
 	kinds := []string{"plain", "transactional", "batched"}
 	i := 0
 	for name, fail := range hostile() {
@@ -235,6 +237,7 @@ func TestHostileErrorsStop(t *testing.T) {
 
 // What a handler returns is there for errors.Is and errors.As.
 func TestHandlerErrorUnwraps(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.append(1)
 	cfg := w.config(w.db, "set")
@@ -289,6 +292,7 @@ func (l hostileLog) WithGroup(name string) slog.Handler {
 }
 
 func TestHostileProgram(t *testing.T) {
+	t.Parallel()
 	for name, fail := range map[string]func(){
 		"panics":                  func() { panic("boom") },
 		"panics with what panics": func() { panic(panicsIn{"Error"}) },
@@ -340,6 +344,7 @@ func (s *badEvent) Read(ctx context.Context, after int64, limit int) ([]orchestr
 // Whatever an event store says of an event that it could not read, that is parked, and
 // the others are handled.
 func TestHostileRecords(t *testing.T) {
+	t.Parallel()
 	for name, fail := range hostile() {
 		if strings.HasPrefix(name, "panic of") || name == "ends its goroutine" {
 			continue // they return no error
@@ -366,6 +371,7 @@ func TestHostileRecords(t *testing.T) {
 // A logger that stands still holds up no event. When it goes on, it is told how many
 // records were left out.
 func TestLoggerStandsStill(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.append(20)
 	bad := w.number(`SELECT min(global_position) + 12 FROM events`)
@@ -396,6 +402,7 @@ func TestLoggerStandsStill(t *testing.T) {
 // A store that does not say what its reads wait at holds up nobody but its readers: the
 // worker keeps its lease, the error says who it waits for, and Run returns.
 func TestStoreThatIsNotHeardOf(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.append(20)
 	log := &watchedLog{to: io.Discard}
@@ -446,6 +453,7 @@ func (p hostileScope) AggregateTypes() []string  { p.do(); return nil }
 func (p hostileScope) BoundedContexts() []string { return nil }
 
 func TestHostileNames(t *testing.T) {
+	t.Parallel()
 	for name, fail := range map[string]func(){"panics": func() { panic("boom") }, "ends its goroutine": runtime.Goexit} {
 		w := newWorld(t)
 		for _, p := range []orchestrator.Projection[orchestrator.Event]{hostileName{do: fail}, hostileScope{do: fail}} {
@@ -459,6 +467,7 @@ func TestHostileNames(t *testing.T) {
 
 // A program that closes its database has Run return.
 func TestClosedDatabase(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.append(10)
 	db, err := sql.Open("postgres", w.url)
@@ -575,6 +584,7 @@ func swallow(f func(context.Context, orchestrator.Tx) error) func(context.Contex
 
 // A handler that ends its transaction, or tries to, fails; nothing is lost.
 func TestHandlerEndsItsTransaction(t *testing.T) {
+	t.Parallel()
 	const can, ended = "a handler can't end its transaction", "the handler has ended its transaction"
 	prepare := func(ctx context.Context, tx orchestrator.Tx) error {
 		s, err := tx.PrepareContext(ctx, `COMMIT`)
@@ -621,6 +631,7 @@ func TestHandlerEndsItsTransaction(t *testing.T) {
 // What the library's own statement meets behind a handler is the handler's failure, and
 // so are the limits that it runs into.
 func TestHandlersFault(t *testing.T) {
+	t.Parallel()
 	query := func(ctx context.Context, tx orchestrator.Tx) error {
 		rows, err := tx.QueryContext(ctx, `SELECT generate_series(1, 1000)`)
 		if err == nil {
@@ -679,6 +690,7 @@ func TestHandlersFault(t *testing.T) {
 // Rows that are left open behind a Scan into sql.RawBytes, which database/sql keeps from
 // being closed when their context ends, are closed.
 func TestRowsHeldByScan(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.append(60)
 	p := misbehaving{effects: effects{name: "p"}, at: 43, mended: &atomic.Bool{}, calls: &atomic.Int64{},
@@ -705,6 +717,7 @@ func TestRowsHeldByScan(t *testing.T) {
 // A handler that moves its own checkpoint, or hides it from the library, is not called
 // again at once and for ever.
 func TestHandlerMovesItsCheckpoint(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.append(60)
 	p := misbehaving{effects: effects{name: "p"}, at: 43, mended: &atomic.Bool{}, calls: &atomic.Int64{},
@@ -724,6 +737,7 @@ func TestHandlerMovesItsCheckpoint(t *testing.T) {
 // SET ROLE and SET search_path are the handler's affair: neither the checkpoint nor the
 // next user of the connection has anything of it.
 func TestHandlerSetsRole(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.exec(`CREATE SCHEMA tenant; CREATE ROLE ` + tenant + `; GRANT ALL ON effects, effects_id_seq TO ` + tenant)
 	t.Cleanup(func() { _, _ = w.db.Exec(`DROP OWNED BY ` + tenant + `; DROP ROLE ` + tenant) })
@@ -761,6 +775,7 @@ func (p everyEvent) HandleTx(ctx context.Context, tx orchestrator.Tx, e orchestr
 // An event that always ends its handler's connection is parked in the end, whether the
 // handler says so or not.
 func TestHandlerEndsItsConnection(t *testing.T) {
+	t.Parallel()
 	kill := statement(`SELECT pg_terminate_backend(pg_backend_pid())`)
 	for name, do := range map[string]func(context.Context, orchestrator.Tx) error{"said": kill, "swallowed": swallow(kill)} {
 		t.Run(name, func(t *testing.T) {
@@ -776,6 +791,7 @@ func TestHandlerEndsItsConnection(t *testing.T) {
 // A transaction that its handler leaves idle for too long is ended by the server, and
 // the error says which bound that was.
 func TestHandlerLeavesItsTransactionIdle(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	var pid atomic.Int64
 	got := misbehaves(t, w, func(cfg *orchestrator.Config[orchestrator.Event]) { cfg.StaleWorkerTimeout = time.Second },

@@ -1,4 +1,4 @@
-//go:build !unix || aix || solaris
+//go:build !linux && !darwin && !freebsd
 
 package embedpg
 
@@ -8,7 +8,7 @@ import (
 	"runtime"
 )
 
-// cluster does not exist here: supervisor and lock need a unix system. The
+// cluster does not exist here: supervisor and lock are not written for this system. The
 // environment variable works everywhere.
 type cluster struct{}
 

@@ -1,4 +1,4 @@
-//go:build unix && !aix && !solaris
+//go:build linux || darwin || freebsd
 
 package embedpg
 
@@ -85,7 +85,11 @@ func startInstalled(ctx context.Context, o Options, a account, bin string) (*clu
 	if err := check(ctx, a, bin); err != nil {
 		return nil, err
 	}
-	c, err := launch(ctx, o, a, func(string) string { return bin })
+	parents := temporary()
+	if !o.Fsync && os.Getenv("TMPDIR") == "" {
+		parents = append(memory(), parents...)
+	}
+	c, err := launch(ctx, o, a, parents, func(string) string { return bin })
 	if err != nil {
 		return nil, err
 	}
@@ -101,7 +105,7 @@ func startDownloaded(ctx context.Context, o Options, a account, m machine) (*clu
 	unpacked := func(folder string) string { return filepath.Join(folder, "pgsql") }
 	bin := func(folder string) string { return filepath.Join(unpacked(folder), "bin") }
 
-	c, err := launch(ctx, o, a, bin)
+	c, err := launch(ctx, o, a, temporary(), bin) // programs may not run from memory
 	if err != nil {
 		return nil, err
 	}
@@ -139,9 +143,10 @@ func fetch(ctx context.Context, m machine, a account, run, into string) (err err
 	return a.copyTree(ctx, unpacked, into)
 }
 
-// launch makes the run folder and starts its supervisor, but no server yet.
-func launch(ctx context.Context, o Options, a account, bin func(folder string) string) (_ *cluster, err error) {
-	folder, err := a.runFolder(ctx)
+// launch makes the run folder, below one of parents, and starts its supervisor, but no
+// server yet.
+func launch(ctx context.Context, o Options, a account, parents []string, bin func(folder string) string) (_ *cluster, err error) {
+	folder, err := a.runFolder(ctx, parents)
 	if err != nil {
 		return nil, err
 	}

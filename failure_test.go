@@ -26,7 +26,6 @@ import (
 // and rolled back. What they did is checked against S1 to S6; that they catch
 // up in the end is L1.
 func TestManyWorkersComeAndGo(t *testing.T) {
-	t.Parallel()
 	w := newWorld(t)
 	h := &history{}
 	const workers, rounds = 8, 3
@@ -106,7 +105,6 @@ VALUES ('test', 'thing', $1, $2, gen_random_uuid(), 'happened', 'x')`, fmt.Sprin
 // A process is killed in the middle of a batch: what it did of it is rolled
 // back and done by its successor.
 func TestSIGKILLInTheMiddleOfABatch(t *testing.T) {
-	t.Parallel()
 	w := newWorld(t)
 	w.append(1000)
 	c := startChild(w, "hang in the middle of a batch")
@@ -137,7 +135,6 @@ func (w *world) childConfig() orchestrator.Config[orchestrator.Event] {
 // transaction; the others go on; awake again, it can't commit, and comes back
 // as a new incarnation.
 func TestFrozenBetweenCheckpointAndCommit(t *testing.T) {
-	t.Parallel()
 	w := newWorld(t)
 	w.append(1000)
 	c := startChild(w, "freeze before COMMIT")
@@ -168,7 +165,6 @@ func TestFrozenBetweenCheckpointAndCommit(t *testing.T) {
 // reached the server. Nothing is lost, and nothing is done twice, not even by
 // the plain projection when its commit did happen.
 func TestLostCommitReply(t *testing.T) {
-	t.Parallel()
 	for _, happened := range []bool{true, false} {
 		t.Run(fmt.Sprintf("happened=%t", happened), func(t *testing.T) {
 			w := newWorld(t)
@@ -205,7 +201,6 @@ func TestLostCommitReply(t *testing.T) {
 
 // The server restarts: nobody's Run ends, and work goes on.
 func TestServerRestart(t *testing.T) {
-	t.Parallel()
 	s, err := embedpg.Start(t.Context(), embedpg.Options{Own: true})
 	if err != nil {
 		t.Fatal(err)
@@ -239,7 +234,6 @@ func newWorldOn(t testing.TB, s *embedpg.Server) *world {
 
 // Every connection is terminated, again and again.
 func TestConnectionsTerminated(t *testing.T) {
-	t.Parallel()
 	w := newWorld(t)
 	h := &history{}
 	var workers []*running
@@ -269,7 +263,6 @@ SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_d
 // A transaction takes a position, others commit higher ones, and it commits
 // last: its event is neither passed nor out of order.
 func TestSlowTransactionBehindTheReader(t *testing.T) {
-	t.Parallel()
 	w := newWorld(t)
 	cfg := w.config(w.db, "set")
 	r := run(t, cfg, w.all(w.db, nil)...)
@@ -324,7 +317,6 @@ func (w *world) connect() *sql.DB {
 // Two replica sets claim the same projection: the second is told who has it.
 // When the first has left, the projection moves over with its progress.
 func TestTwoReplicaSetsClaimOneProjection(t *testing.T) {
-	t.Parallel()
 	w := newWorld(t)
 	a := run(t, w.config(w.db, "first"), w.all(w.db, nil)...)
 	b := run(t, w.config(w.db, "first"), w.all(w.db, nil)...)
@@ -349,7 +341,6 @@ func TestTwoReplicaSetsClaimOneProjection(t *testing.T) {
 // A handler fails or panics for a while. Its projection keeps its place; the
 // others go on.
 func TestFailingHandlerIsRetried(t *testing.T) {
-	t.Parallel()
 	for _, kind := range []string{"plain", "transactional", "batched"} {
 		t.Run(kind, func(t *testing.T) {
 			w := newWorld(t)
@@ -392,7 +383,6 @@ func TestFailingHandlerIsRetried(t *testing.T) {
 // Under StopOnFailure, Run commits what precedes the event, leaves, and says
 // what failed.
 func TestStopOnFailure(t *testing.T) {
-	t.Parallel()
 	no := errors.New("no")
 	for _, kind := range []string{"plain", "transactional", "batched"} {
 		t.Run(kind, func(t *testing.T) {
@@ -430,7 +420,6 @@ func TestStopOnFailure(t *testing.T) {
 // A handler ignores that it should stop. Its Run returns and says where it
 // hangs; the others wait for its lease to end, and not longer.
 func TestHandlerThatNeverReturns(t *testing.T) {
-	t.Parallel()
 	w := newWorld(t)
 	w.append(100)
 	stuck := w.number(`SELECT min(global_position) + 42 FROM events`)
@@ -465,7 +454,6 @@ func TestHandlerThatNeverReturns(t *testing.T) {
 // Run is cancelled while a handler works: the event in hand is finished and
 // committed, the batch is not, and the membership is given up at once.
 func TestGracefulStopFinishesTheEventInHand(t *testing.T) {
-	t.Parallel()
 	w := newWorld(t)
 	w.append(100)
 	entered, release := make(chan struct{}), make(chan struct{})
@@ -509,7 +497,6 @@ func (w *world) checkEffectsSoFar(projection string) {
 // for the kernel to notice: not with a read, a heartbeat or a BEGIN, not with a
 // COMMIT, and not when it is time to leave.
 func TestConnectionsFallSilent(t *testing.T) {
-	t.Parallel()
 	w := newWorld(t)
 	link := newLink(t, w.url)
 	db, f := faulty(t, link.url)
@@ -613,7 +600,6 @@ func (l *link) silence() {
 // Handlers that leave their transaction idle, each for a moment, must not add
 // up to a transaction that the server ends, again and again.
 func TestQuietHandlersInALongBatch(t *testing.T) {
-	t.Parallel()
 	w := newWorld(t)
 	cfg := w.config(w.db, "set")
 	cfg.StaleWorkerTimeout = 400 * time.Millisecond
@@ -643,7 +629,6 @@ func (quiet) HandleTx(ctx context.Context, _ orchestrator.Tx, _ orchestrator.Eve
 // What a handler wrote is refused only at COMMIT, by a deferred trigger. That
 // is the handler's failure, whatever SQLSTATE it has.
 func TestRefusedAtCommit(t *testing.T) {
-	t.Parallel()
 	for _, state := range []string{"P0001", "22012", "23514"} {
 		for _, policy := range []orchestrator.FailurePolicy{orchestrator.RetryForever, orchestrator.StopOnFailure} {
 			t.Run(fmt.Sprintf("%s, policy %d", state, policy), func(t *testing.T) {
@@ -683,7 +668,6 @@ END $$`, bad, state))
 // of them are in use by calls that get no answer, a handler's own among them; and each
 // time there are others soon.
 func TestSilentConnectionsOfASmallPool(t *testing.T) {
-	t.Parallel()
 	for _, leaseOnly := range []bool{false, true} {
 		t.Run(fmt.Sprintf("lease only %t", leaseOnly), func(t *testing.T) {
 			t.Parallel()
@@ -721,7 +705,6 @@ func TestSilentConnectionsOfASmallPool(t *testing.T) {
 // Who calls a function of the library with a context gets an answer when that ends, also
 // on a connection that has fallen silent; and the pool gets its connection back.
 func TestFunctionsEndWithTheirContext(t *testing.T) {
-	t.Parallel()
 	w := newWorld(t)
 	w.append(1)
 	run(t, w.config(w.db, "set"), plain{effects{name: "plain"}, w.db})

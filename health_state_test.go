@@ -18,7 +18,6 @@ var (
 // What a worker lives through, turn by turn, and what probes are told at the end
 // of it.
 func TestHealthOfAWorker(t *testing.T) {
-	t.Parallel()
 	var (
 		tick     = protocol.Tick{}
 		failed   = protocol.SyncFailed{}
@@ -91,7 +90,6 @@ func TestHealthOfAWorker(t *testing.T) {
 
 // Run may be called again, and several times at once.
 func TestHealthOfSeveralRuns(t *testing.T) {
-	t.Parallel()
 	placed := facts{timing: healthTiming, turned: healthBegin, answers: healthBegin, running: 1, placed: healthBegin}
 	begins := facts{timing: healthTiming}
 	stuck := placed
@@ -122,7 +120,6 @@ func TestHealthOfSeveralRuns(t *testing.T) {
 
 // How Run ends decides whether the process is to be restarted.
 func TestHealthAtTheEnd(t *testing.T) {
-	t.Parallel()
 	canceled, cancel := context.WithCancel(t.Context())
 	cancel()
 	for _, c := range []struct {

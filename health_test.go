@@ -38,7 +38,6 @@ func (h fixedHealth) Health() orchestrator.Health { return orchestrator.Health(h
 
 // One probe speaks for all Orchestrators of a process.
 func TestHealthHandler(t *testing.T) {
-	t.Parallel()
 	fine := fixedHealth{Live: true, Ready: true, Detail: "one is fine"}
 	begins := fixedHealth{Live: true, Detail: "two begins"}
 	stuck := fixedHealth{Detail: "three is stuck"}
@@ -66,7 +65,6 @@ func TestHealthHandler(t *testing.T) {
 // has had its place, it is ready, whatever becomes of the database: two workers
 // that were not ready at once would look like a set that is gone.
 func TestHealthWhileTheDatabaseIsAway(t *testing.T) {
-	t.Parallel()
 	s, err := embedpg.Start(t.Context(), embedpg.Options{Own: true})
 	if err != nil {
 		t.Fatal(err)
@@ -145,7 +143,6 @@ func TestHealthWhileTheDatabaseIsAway(t *testing.T) {
 
 // A Run that can't go on asks for a restart, if the program doesn't end by itself.
 func TestHealthOfARunThatFailed(t *testing.T) {
-	t.Parallel()
 	w := newWorld(t)
 	w.exec(`DELETE FROM orchestrator_schema`)
 	o, err := orchestrator.New(w.config(w.db, "set"))
@@ -179,7 +176,6 @@ func (o *outage) begin(w *world) {
 
 // A loop that waits for nothing but a handler turns all the same.
 func TestHealthWhileAHandlerDoesNotReturn(t *testing.T) {
-	t.Parallel()
 	w := newWorld(t)
 	w.append(1)
 	connector, err := pq.NewConnector(w.url)

@@ -8,7 +8,6 @@ import (
 // How old something is that nobody has handled is known from when the stream was
 // first seen to reach beyond it.
 func TestHeads(t *testing.T) {
-	t.Parallel()
 	start := time.Unix(1000, 0)
 	var h heads
 	if _, ok := h.beyond(0); ok || h.last() != 0 {
@@ -44,7 +43,6 @@ func TestHeads(t *testing.T) {
 
 // Of positions that are seen at almost the same time the time of the first is kept.
 func TestHeadsAtOnce(t *testing.T) {
-	t.Parallel()
 	start := time.Unix(1000, 0)
 	var h heads
 	for i := range 1000 {
@@ -59,7 +57,6 @@ func TestHeadsAtOnce(t *testing.T) {
 }
 
 func TestReach(t *testing.T) {
-	t.Parallel()
 	now := time.Unix(1000, 0)
 	var h heads
 	h.note(now.Add(-time.Minute), 100)

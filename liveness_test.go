@@ -40,7 +40,6 @@ SELECT count(*) FROM orchestrator_workers w JOIN pg_locks l ON l.classid = w.pre
 
 // A process that is killed is missed at once, long before its lease is over.
 func TestACrashIsNoticedAtOnce(t *testing.T) {
-	t.Parallel()
 	w := newWorld(t)
 	w.append(300)
 	c := startChild(w, "hang in the middle of a batch, with a long lease")
@@ -59,7 +58,6 @@ func TestACrashIsNoticedAtOnce(t *testing.T) {
 // A worker that leaves gives its session back, without the lock: others that share the
 // pool go on with it. Unless it was just being asked something: then the session ends.
 func TestTheOwnSessionIsGivenBack(t *testing.T) {
-	t.Parallel()
 	w := newWorld(t)
 	eventually(t, "a session that was given back is still there", func() bool {
 		m := run(t, w.longLease(), transactional{effects{name: "transactional"}})
@@ -76,7 +74,6 @@ func TestTheOwnSessionIsGivenBack(t *testing.T) {
 
 // A worker that leaves while its connections are silent leaves none of them in use.
 func TestTheOwnSessionIsSilent(t *testing.T) {
-	t.Parallel()
 	w := newWorld(t)
 	link := newLink(t, w.url)
 	db, _ := faulty(t, link.url)
@@ -92,7 +89,6 @@ func TestTheOwnSessionIsSilent(t *testing.T) {
 // A worker whose own session is ended, by an administrator say, takes another,
 // and nobody else notices.
 func TestTheOwnSessionIsReplaced(t *testing.T) {
-	t.Parallel()
 	w := newWorld(t)
 	h := &history{}
 	for range 2 {
@@ -121,7 +117,6 @@ func TestTheOwnSessionIsReplaced(t *testing.T) {
 // and begins nothing, though its lease goes on; the others take over; and it
 // comes back. The handler has not failed.
 func TestAHandlerIsSuspended(t *testing.T) {
-	t.Parallel()
 	w := newWorld(t)
 	link := newLink(t, w.url)
 	db, _ := faulty(t, link.url)
@@ -168,7 +163,6 @@ func TestAHandlerIsSuspended(t *testing.T) {
 // it takes one, keeps it all the same: the handlers may still run, and are waited for
 // until the lease is over.
 func TestGivenUpAmidACall(t *testing.T) {
-	t.Parallel()
 	for _, test := range []struct{ amid, query string }{
 		{"a proof", "pg_backend_pid() AND classid"},
 		{"an attach", "SET presence_key"},
@@ -236,7 +230,6 @@ func TestGivenUpAmidACall(t *testing.T) {
 //  2. the worker's session is ended, and the handlers are told to stop
 //  3. another session takes its place, before any handler runs on
 func TestAProofNeedsAConnection(t *testing.T) {
-	t.Parallel()
 	w := newWorld(t)
 	cfg := w.longLease()
 	cfg.DB = w.connect()
@@ -282,7 +275,6 @@ func TestAProofNeedsAConnection(t *testing.T) {
 
 // A pool that has no connection to spare, and whoever wants it so, go by leases.
 func TestLeaseOnly(t *testing.T) {
-	t.Parallel()
 	for _, test := range []struct {
 		why    string
 		change func(*orchestrator.Config[orchestrator.Event])
@@ -311,7 +303,6 @@ func TestLeaseOnly(t *testing.T) {
 // Workers that share a pool don't take all of its connections for their own sessions,
 // which none gives back: one for each four is spared.
 func TestWorkersShareAPool(t *testing.T) {
-	t.Parallel()
 	w := newWorld(t)
 	db, err := sql.Open("postgres", w.url)
 	if err != nil {
@@ -338,7 +329,6 @@ func TestWorkersShareAPool(t *testing.T) {
 // A worker whose own session can be had, and fails whenever it is asked who is absent,
 // goes by its lease and says why: here its role may not look at the locks.
 func TestASessionThatNeverLooks(t *testing.T) {
-	t.Parallel()
 	w := newWorld(t)
 	r := role(t, w.db, w.url)
 	w.exec(`GRANT ALL ON ALL TABLES IN SCHEMA public TO ` + r)

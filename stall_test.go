@@ -12,7 +12,6 @@ import (
 // A lane has stalled when it has had something to do, and has not moved, for long
 // enough.
 func TestLaneWatch(t *testing.T) {
-	t.Parallel()
 	start := time.Unix(1000, 0)
 	type look struct {
 		at                 int // seconds
@@ -43,7 +42,6 @@ func TestLaneWatch(t *testing.T) {
 }
 
 func TestStallReasons(t *testing.T) {
-	t.Parallel()
 	start := time.Unix(1000, 0)
 	gap := func(backends ...int) *GapReport { return &GapReport{Position: 900, Backends: backends} }
 	for _, test := range []struct {
@@ -75,7 +73,6 @@ func TestStallReasons(t *testing.T) {
 // A lane that has ended, and of which the session has not heard, makes the worker
 // come back as somebody new; after two looks, for it may be about to hear of it.
 func TestGuard(t *testing.T) {
-	t.Parallel()
 	now := time.Now()
 	s := protocol.NewSession("w", protocol.Timing{Heartbeat: time.Minute, Lease: time.Hour, Drain: time.Hour}, protocol.Request{})
 	ask := func(in protocol.Input) (request protocol.Request, started bool) {

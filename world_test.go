@@ -30,12 +30,13 @@ func TestMain(m *testing.M) {
 		os.Exit(childMain(name))
 	}
 	// Most of a test here is waiting, for a lease or the server; a default of one test for
-	// each core leaves the cores idle.
+	// each core leaves the cores idle. Where a lease that is lost for the load would be
+	// taken for a fault (failures, liveness, health), tests run one after another.
 	flag.Parse()
 	given := false
 	flag.Visit(func(f *flag.Flag) { given = given || f.Name == "test.parallel" })
 	if !given {
-		_ = flag.Set("test.parallel", strconv.Itoa(3*runtime.GOMAXPROCS(0)))
+		_ = flag.Set("test.parallel", strconv.Itoa(2*runtime.GOMAXPROCS(0)))
 	}
 	os.Exit(pgtest.Main(m))
 }

@@ -128,14 +128,15 @@ var (
 	postgresURL = regexp.MustCompile(`(?i)\bpostgres(?:ql)?:/(?:/[^…]|[^/…])|\bpostgres(?:ql)?(?::\\+/|%3A(?:/|%2F))`)
 	// secretKey alone, or two keys of which one is no everyday word. It may be one of
 	// JSON, of YAML, or a field that was printed.
-	secretKey = regexp.MustCompile(`(?i)(?:\b|_|PG|ssl)(?:password|passwd|pwd|passfile)\\*["']?\s*[=:]`)
+	secretKey = regexp.MustCompile(`(?i)(?:\b|_|PG|ssl)(?:password|passwd|passphrase|pwd|passfile|pass)\\*["']?\s*[=:]`)
 	rareKey   = regexp.MustCompile(`(?i)(?:\b|PG)(?:dbname|service|servicefile|sslmode|sslcert|sslkey|sslrootcert|application_name|` +
 		`connect_timeout|target_session_attrs)\s*=`)
 	anyKey = regexp.MustCompile(`(?i)(?:\b|PG)(?:host|hostaddr|port|user|database|options|dbname|service|servicefile|sslmode|sslcert|sslkey|` +
 		`sslrootcert|application_name|connect_timeout|target_session_attrs)\s*=`)
 
-	// Another URL loses what stands before its host.
-	userInfo = regexp.MustCompile(`([A-Za-z][A-Za-z0-9+.-]*://)[^\s"'<>]*@`)
+	// Another URL loses what stands before its host, and so does a string of MySQL's driver.
+	userInfo  = regexp.MustCompile(`([A-Za-z][A-Za-z0-9+.-]*://)[^\s"'<>]*@`)
+	mysqlUser = regexp.MustCompile(`[^\s"'<>]*:[^\s"'<>]*@((?:tcp6?|unix)\()`)
 )
 
 // Text returns a text without the connection strings in it. What follows one is left
@@ -167,6 +168,7 @@ func Text(text string) string {
 	}
 	text = parameter.ReplaceAllString(text, "$1")
 	text = name.ReplaceAllString(text, "$1 [withheld]")
+	text = mysqlUser.ReplaceAllString(text, "[withheld]@$1")
 	return userInfo.ReplaceAllString(text, "$1[withheld]@")
 }
 

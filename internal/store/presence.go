@@ -49,7 +49,7 @@ RETURNING CASE WHEN holds = generation THEN holds ELSE 0 END`)
           AND NOT EXISTS (
               SELECT FROM pg_locks
                WHERE locktype = 'advisory' AND objsubid = 2 AND granted AND classid = presence_key::oid AND objid = presence_number::oid
-                 AND (presence_key > 0 OR pid = (-presence_key))
+                 AND (presence_key > 0 OR pid = (-presence_key::bigint))
                  AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))), '[]')`)
 )
 

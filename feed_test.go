@@ -45,7 +45,6 @@ func (c counting) Handle(context.Context, orchestrator.Event) error {
 // However many projections and replica sets there are, a process reads the
 // stream once.
 func TestTheStreamIsReadOnce(t *testing.T) {
-	t.Parallel()
 	w := newWorld(t)
 	events := &countedStore{n: 50_000}
 	var handled atomic.Int64
@@ -68,7 +67,6 @@ func TestTheStreamIsReadOnce(t *testing.T) {
 
 // What is read ahead of a handler that stands still is bounded.
 func TestReadAheadIsBounded(t *testing.T) {
-	t.Parallel()
 	w := newWorld(t)
 	events := &countedStore{n: 5000, size: 10_000}
 	cfg := w.config(w.db, "set")

@@ -25,7 +25,6 @@ func (w *world) hinted(set orchestrator.ReplicaSetName) config {
 // Nobody waits for a heartbeat: not for a join, not for a leave, and not after
 // the connection was lost. All workers of a process share one.
 func TestHints(t *testing.T) {
-	t.Parallel()
 	w := newWorld(t)
 	h := &history{}
 	noticed := &watchedLog{to: testWriter{t}}
@@ -72,7 +71,6 @@ const listening = `SELECT count(*) FROM pg_stat_activity WHERE datname = current
 
 // An event is heard of. The channel's name needs quotes.
 func TestEventsChannel(t *testing.T) {
-	t.Parallel()
 	w := newWorld(t)
 	w.exec(`CREATE FUNCTION announce() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN NOTIFY "Events ""of"" mine"; RETURN NULL; END $$`)
 	w.exec(`CREATE TRIGGER announce AFTER INSERT ON events FOR EACH STATEMENT EXECUTE FUNCTION announce()`)
@@ -135,7 +133,6 @@ func (f *notifierFunc) Listen(ctx context.Context, channels []string, up func(),
 // them lost, with none to be had, and with any amount of nonsense, workers come
 // and go and every event is handled.
 func TestHintsThatAreNone(t *testing.T) {
-	t.Parallel()
 	stuck := make(chan struct{})
 	t.Cleanup(func() { close(stuck) })
 	for name, listen := range map[string]notifierFunc{
@@ -187,7 +184,6 @@ func TestHintsThatAreNone(t *testing.T) {
 
 // When the connection is there again everybody looks, for what was missed.
 func TestHintsThatWereMissed(t *testing.T) {
-	t.Parallel()
 	w := newWorld(t)
 	again := make(chan struct{})
 	listen := notifierFunc(func(ctx context.Context, _ []string, up func(), _ func(channel, payload string)) error {
@@ -216,7 +212,6 @@ func TestHintsThatWereMissed(t *testing.T) {
 // come any more, it is as without them. A storm of them, with nothing to see,
 // makes no storm of statements.
 func TestPollingWithHints(t *testing.T) {
-	t.Parallel()
 	const poll = 100 * time.Millisecond
 	w := newWorld(t)
 	storm, calm, away := make(chan struct{}), make(chan struct{}), make(chan struct{})

@@ -82,7 +82,6 @@ func (w *world) seen(t *testing.T, cfg orchestrator.Config[orchestrator.Event], 
 
 // The life of two workers, as their observers have it.
 func TestObserverOfGenerations(t *testing.T) {
-	t.Parallel()
 	w := newWorld(t)
 	w.append(300)
 	ra, a := w.seen(t, w.config(w.db, "set"), transactional{effects{name: "transactional"}})
@@ -169,7 +168,6 @@ func generations(events []orchestrator.GenerationSuperseded) (numbers []int64) {
 
 // A handler that fails is told of with each attempt.
 func TestObserverOfFailures(t *testing.T) {
-	t.Parallel()
 	w := newWorld(t)
 	w.append(10)
 	odd := errors.New("odd")
@@ -200,7 +198,6 @@ func TestObserverOfFailures(t *testing.T) {
 
 // Events that are gone past, and a partition that is halted.
 func TestObserverOfPolicies(t *testing.T) {
-	t.Parallel()
 	w := newWorld(t)
 	w.append(60) // of 50 aggregates: the second of position 4's is 54
 	odd := errors.New("odd")
@@ -269,7 +266,6 @@ func TestObserverOfPolicies(t *testing.T) {
 
 // A commit that the fence refuses, and the worker that comes back for it.
 func TestObserverOfARefusal(t *testing.T) {
-	t.Parallel()
 	w := newWorld(t)
 	w.append(10)
 	cfg := w.config(w.db, "set")
@@ -292,7 +288,6 @@ func TestObserverOfARefusal(t *testing.T) {
 
 // A worker that can't reach the database says so, and that it has lost its lease.
 func TestObserverOfALostLease(t *testing.T) {
-	t.Parallel()
 	w := newWorld(t)
 	w.append(1)
 	cfg := w.config(w.db, "set")
@@ -328,7 +323,6 @@ func TestObserverOfALostLease(t *testing.T) {
 
 // A handler that does not stop delays the others, and ends its own worker.
 func TestObserverOfATimeout(t *testing.T) {
-	t.Parallel()
 	w := newWorld(t)
 	w.append(10)
 	cfg := w.config(w.db, "set")
@@ -361,7 +355,6 @@ func TestObserverOfATimeout(t *testing.T) {
 // A worker whose lease is over is removed, by one that says so; what was reported
 // of it goes with it.
 func TestObserverOfAnExpiry(t *testing.T) {
-	t.Parallel()
 	w := newWorld(t)
 	_, s := w.seen(t, w.config(w.db, "set"), transactional{effects{name: "transactional"}})
 	w.active("set", 1)
@@ -376,7 +369,6 @@ SELECT 'set', 'dead', now(), 1000, now(), generation, total, '[]', 1, 0, 0, 0, '
 // Nothing depends on an observer: not when it panics, not when it ends its
 // goroutine, and not when it blocks for ever.
 func TestBadObservers(t *testing.T) {
-	t.Parallel()
 	gate := make(chan struct{})
 	defer close(gate)
 	for name, bad := range map[string]func(any){

@@ -17,7 +17,6 @@ import (
 // Workers join and leave one at a time; every projection sees every event, in
 // every layout.
 func TestScaleUpAndDown(t *testing.T) {
-	t.Parallel()
 	w := newWorld(t)
 	h := &history{}
 	w.append(500)
@@ -50,7 +49,6 @@ func TestScaleUpAndDown(t *testing.T) {
 // Several replica sets run in one process, over the same events and apart
 // from each other.
 func TestSeveralReplicaSets(t *testing.T) {
-	t.Parallel()
 	w := newWorld(t)
 	w.append(300)
 	one := func(name string) projection { return transactional{effects{name: name}} }
@@ -76,7 +74,6 @@ func TestSeveralReplicaSets(t *testing.T) {
 // L2: nothing changes while nobody comes or goes, and a worker alone commits
 // nothing while there is nothing to commit.
 func TestStaysStill(t *testing.T) {
-	t.Parallel()
 	w := newWorld(t)
 	db, f := faulty(t, w.url)
 	w.append(100)
@@ -137,7 +134,6 @@ func (w *world) heartbeats(n int) int {
 // Events that belong to other partitions cost no commit each: a lane that
 // owns none of them commits a few times, however many it passes.
 func TestSkippedEventsCostNoCommits(t *testing.T) {
-	t.Parallel()
 	w := newWorld(t)
 	// All events are of one aggregate, so one of two partitions has none.
 	w.exec(`
@@ -201,7 +197,6 @@ func TestNoGoroutineIsLeftBehind(t *testing.T) { // not beside others, whose gor
 // The database can't be reached when Run is called: it waits, and can be
 // cancelled.
 func TestDatabaseAwayAtTheStart(t *testing.T) {
-	t.Parallel()
 	cfg := valid(t)
 	noticed := &watchedLog{to: testWriter{t}}
 	cfg.Logger = slog.New(slog.NewTextHandler(noticed, nil))
@@ -212,7 +207,6 @@ func TestDatabaseAwayAtTheStart(t *testing.T) {
 
 // A handler is told what it runs under.
 func TestAssignmentInTheHandlersContext(t *testing.T) {
-	t.Parallel()
 	if _, ok := orchestrator.AssignmentFrom(t.Context()); ok {
 		t.Error("there is an assignment outside of handlers")
 	}

@@ -39,7 +39,6 @@ func (w *world) workers(set orchestrator.ReplicaSetName) []ops.WorkerStatus {
 // none begins until it is resumed; a restart and a re-partition change nothing
 // about that. The others go on.
 func TestPause(t *testing.T) {
-	t.Parallel()
 	w := newWorld(t)
 	ctx, h := t.Context(), &history{}
 	cfg := w.config(w.db, "set")
@@ -83,7 +82,6 @@ func TestPause(t *testing.T) {
 // A set that is paused has members, and partitions, and handles nothing; new
 // workers can join it.
 func TestPauseAll(t *testing.T) {
-	t.Parallel()
 	w := newWorld(t)
 	ctx, h := t.Context(), &history{}
 	cfg := w.config(w.db, "set")
@@ -116,7 +114,6 @@ func TestPauseAll(t *testing.T) {
 // A rewind under load replays exactly what is above the position: what was in
 // flight when it was ordered is committed before it, or not at all.
 func TestRewind(t *testing.T) {
-	t.Parallel()
 	w := newWorld(t)
 	ctx, h := t.Context(), &history{}
 	cfg := w.config(w.db, "set")
@@ -147,7 +144,6 @@ func TestRewind(t *testing.T) {
 
 // Forward, and with nobody there: the next worker starts from the position.
 func TestRewindWithoutWorkers(t *testing.T) {
-	t.Parallel()
 	w := newWorld(t)
 	cfg := w.config(w.db, "set")
 	w.append(50)
@@ -177,7 +173,6 @@ func TestRewindWithoutWorkers(t *testing.T) {
 
 // A worker that is drained has no partitions, keeps its place, and gets some again.
 func TestDrainWorker(t *testing.T) {
-	t.Parallel()
 	w := newWorld(t)
 	ctx, h := t.Context(), &history{}
 	cfg := w.config(w.db, "set")
@@ -207,7 +202,6 @@ func TestDrainWorker(t *testing.T) {
 }
 
 func TestOrdersThatCannotBe(t *testing.T) {
-	t.Parallel()
 	w := newWorld(t)
 	ctx := t.Context()
 	if _, err := ops.Pause(ctx, w.db, "set", "batched"); !errors.Is(err, ops.ErrOrder) {

@@ -61,7 +61,6 @@ func TestTableOwnGap(t *testing.T) {
 // Workers that each read for themselves share the backlog, and none of them
 // reads the parts of the others.
 func TestTheBacklogIsReadInParts(t *testing.T) {
-	t.Parallel()
 	const workers, backlog = 4, 12_000
 	w := newWorld(t)
 	w.exec(`

@@ -105,3 +105,32 @@ func TestPagesCostWhatTheyBring(t *testing.T) {
 		t.Logf("%d MB were received for %d MB", got/mega, payload/mega)
 	}
 }
+
+// Events that share a position are in one page, wherever that is cut.
+func TestPagesCutNoPositionInTwo(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.exec(`ALTER TABLE events DROP CONSTRAINT events_pkey CASCADE`)
+	w.large(40, 1000)
+	w.exec(`UPDATE events SET global_position = (global_position + 1) / 2 * 2`)
+	table, err := orchestrator.NewEventTable(w.db, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, limit := range []int{1, 3, 100} {
+		seen, after := 0, int64(0)
+		for range 50 {
+			var page []orchestrator.Record[orchestrator.Event]
+			if page, after, _, err = table.ReadOwn(t.Context(), 0, 1, after, limit, 500); err != nil {
+				t.Fatal(err)
+			}
+			seen += len(page)
+			if len(page)%2 != 0 || len(page) > 6 {
+				t.Errorf("%d events in a page of %d", len(page), limit)
+			}
+		}
+		if seen != 40 {
+			t.Errorf("by pages of %d, %d of 40 events were read", limit, seen)
+		}
+	}
+}

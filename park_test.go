@@ -87,7 +87,6 @@ func parking(cfg orchestrator.Config[orchestrator.Event], names ...string) orche
 // leave; all others go on. When the handler is mended, everything is retried, in
 // order, and each event has had its effect once.
 func TestParkAcrossRebalances(t *testing.T) {
-	t.Parallel()
 	w := newWorld(t)
 	var mended atomic.Bool
 	w.append(500)
@@ -164,7 +163,6 @@ func TestParkAcrossRebalances(t *testing.T) {
 // A retry that fails again leaves its event where it is, without the request; the
 // later ones wait. A retry whose COMMIT is not heard of has its effect once.
 func TestRetryParked(t *testing.T) {
-	t.Parallel()
 	for _, happened := range []bool{true, false} {
 		t.Run(fmt.Sprintf("happened=%t", happened), func(t *testing.T) {
 			w := newWorld(t)
@@ -230,7 +228,6 @@ func TestRetryParked(t *testing.T) {
 
 // What is discarded is never handled, and what is not waits until it is asked for.
 func TestDiscardParked(t *testing.T) {
-	t.Parallel()
 	w := newWorld(t)
 	w.append(200)
 	var mended atomic.Bool
@@ -262,7 +259,6 @@ func TestDiscardParked(t *testing.T) {
 
 // An event that is no longer in the store stays parked, with an error that says so.
 func TestRetryParkedEventThatIsGone(t *testing.T) {
-	t.Parallel()
 	w := newWorld(t)
 	w.append(100)
 	var mended atomic.Bool
@@ -285,7 +281,6 @@ func TestRetryParkedEventThatIsGone(t *testing.T) {
 
 // Beyond the bound the lane waits, until there is room.
 func TestParkedBound(t *testing.T) {
-	t.Parallel()
 	w := newWorld(t)
 	w.append(200)
 	var mended atomic.Bool
@@ -318,7 +313,6 @@ func TestParkedBound(t *testing.T) {
 
 // A halted lane stays where it is, and others go on. A new generation tries again.
 func TestHaltLane(t *testing.T) {
-	t.Parallel()
 	w := newWorld(t)
 	w.append(200)
 	var mended atomic.Bool
@@ -348,7 +342,6 @@ func TestHaltLane(t *testing.T) {
 // What comes later of a parked aggregate waits also under a policy that parks
 // nothing.
 func TestParkedUnderAnotherPolicy(t *testing.T) {
-	t.Parallel()
 	w := newWorld(t)
 	w.append(200)
 	var mended atomic.Bool
@@ -376,7 +369,6 @@ func TestParkedUnderAnotherPolicy(t *testing.T) {
 }
 
 func TestParkedErrors(t *testing.T) {
-	t.Parallel()
 	w := newWorld(t)
 	r := run(t, w.config(w.db, "set"), transactional{effects{name: "p"}})
 	w.active("set", 1)

@@ -97,7 +97,6 @@ ignore_startup_parameters = extra_float_digits
 // server itself, and the sessions that show who is there. Each worker finds that
 // out, says so, and goes by leases.
 func TestBehindPgBouncer(t *testing.T) {
-	t.Parallel()
 	w := newWorld(t)
 	pooled := pgbouncer(t, w.url)
 	// Otherwise lib/pq asks for what it has prepared, unnamed, on another connection.

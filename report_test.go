@@ -31,7 +31,6 @@ func reported(t *testing.T, s *witness, what, projection string, partition int, 
 // Where all that is left is for others, a lane is not behind, whatever its
 // checkpoint says; and a worker at the end of the stream asks for nothing more.
 func TestLagOfWhoSkipsEverything(t *testing.T) {
-	t.Parallel()
 	w := newWorld(t)
 	db, f := faulty(t, w.url)
 	cfg := w.config(db, "set")
@@ -71,7 +70,6 @@ SELECT 'test', 'thing', 'the only one', i, gen_random_uuid(), 'happened', 'x' FR
 // A projection that is set beyond the end of the stream has no others be behind, nor
 // have stalled; also where workers start anew.
 func TestLagBesideOneBeyondTheEnd(t *testing.T) {
-	t.Parallel()
 	w := newWorld(t)
 	cfg := w.config(w.db, "set")
 	cfg.StallAfter = 50 * time.Millisecond
@@ -111,7 +109,6 @@ func TestLagBesideOneBeyondTheEnd(t *testing.T) {
 // A backlog is told by its number and by the age of its first event; what is
 // appended meanwhile is seen, though nobody reads it.
 func TestLagOfABacklog(t *testing.T) {
-	t.Parallel()
 	w := newWorld(t)
 	w.append(3000)
 	w.exec(`UPDATE events SET created_at = now() - interval '1 hour'`)
@@ -152,7 +149,6 @@ func TestLagOfABacklog(t *testing.T) {
 
 // Behind a gap, what is beyond it counts, and the reason is its transaction.
 func TestLagBehindAGap(t *testing.T) {
-	t.Parallel()
 	w := newWorld(t)
 	w.append(5)
 	cfg := w.config(w.db, "set")
@@ -194,7 +190,6 @@ SELECT 'test', 'thing', 'another', i, gen_random_uuid(), 'happened', 'x' FROM ge
 
 // A handler that fails stalls its partition, which ends when the worker stops.
 func TestStallOfAFailingHandler(t *testing.T) {
-	t.Parallel()
 	w := newWorld(t)
 	w.append(5)
 	cfg := w.config(w.db, "set")
@@ -223,7 +218,6 @@ func TestStallOfAFailingHandler(t *testing.T) {
 
 // What a worker reports stands in the database, while it is a member.
 func TestReportsAreWritten(t *testing.T) {
-	t.Parallel()
 	w := newWorld(t)
 	w.append(10)
 	a := run(t, w.config(w.db, "set"), transactional{effects{name: "transactional"}})
@@ -256,7 +250,6 @@ SELECT count(*) FROM orchestrator_reports r JOIN orchestrator_workers w ON w.rep
 // A lock on the table of reports, for longer than a lease, costs nobody a lease, and
 // keeps nobody from joining or leaving. Afterwards reports are written again.
 func TestReportsThatAreLocked(t *testing.T) {
-	t.Parallel()
 	w := newWorld(t)
 	cfg := w.config(w.db, "set")
 	cfg.LeaseOnly = true // connections that wait are the pool's
@@ -293,7 +286,6 @@ func TestReportsThatAreLocked(t *testing.T) {
 
 // A report that can't be written does no harm.
 func TestReportsThatAreRefused(t *testing.T) {
-	t.Parallel()
 	w := newWorld(t)
 	w.exec(`CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE insufficient_privilege; END $$`)
 	w.exec(`CREATE TRIGGER refuse BEFORE INSERT ON orchestrator_reports FOR EACH ROW EXECUTE FUNCTION refuse()`)

@@ -151,6 +151,7 @@ func (t *Table[E]) rows(ctx context.Context, r *eventtable.Reader, g eventtable.
 	defer rows.Close()
 	p.events = make([]Record[E], 0, room)
 	row := newRow(t, r)
+	full := false
 	for done := false; !done && err == nil; {
 		failed := contained(func() {
 			for rows.Next() {
@@ -159,10 +160,13 @@ func (t *Table[E]) rows(ctx context.Context, r *eventtable.Reader, g eventtable.
 				if err = row.read(rows.Rows); err != nil {
 					break
 				}
-				if p.bytes += row.in.Size; bytes > 0 && p.bytes > bytes && len(p.events) < g.Len() {
-					p.more = true
+				if n := len(p.events) - 1; full && row.in.Position != p.events[n-1].Position {
+					p.events, p.more = p.events[:n], true
 					break
 				}
+				p.bytes += row.in.Size
+				// One row more shows whether events of one position would be parted.
+				full = bytes > 0 && p.bytes > bytes && len(p.events) < g.Len()
 				row.in = nil
 			}
 			done = true

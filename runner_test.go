@@ -13,7 +13,6 @@ import (
 // What a lane looks at before each action is of the moment that it is asked about: a
 // process that was frozen finds out there that its lease, or its proof, is over.
 func TestSignals(t *testing.T) {
-	t.Parallel()
 	begin := time.Unix(1000, 0)
 	end := begin.Add(time.Second)
 	for _, test := range []struct {

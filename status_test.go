@@ -32,7 +32,6 @@ func (w *world) stand(set orchestrator.ReplicaSetName) (s ops.ReplicaSetStatus, 
 
 // Who runs what, and how far, of two workers to whom nothing happens.
 func TestStatus(t *testing.T) {
-	t.Parallel()
 	w := newWorld(t)
 	cfg := w.config(w.db, "set")
 	for range 2 {
@@ -120,7 +119,6 @@ func (w *world) calm(set orchestrator.ReplicaSetName) {
 
 // Each set is itself alone, and one that has never run is an error.
 func TestReplicaSets(t *testing.T) {
-	t.Parallel()
 	w := newWorld(t)
 	sets := func() []orchestrator.ReplicaSetName {
 		names, err := ops.ReplicaSets(t.Context(), w.db)
@@ -155,7 +153,6 @@ func TestReplicaSets(t *testing.T) {
 // over is said to be; a partition that nobody has is said once the generation is
 // active, and not of a projection that is paused.
 func TestStatusAfterACrash(t *testing.T) {
-	t.Parallel()
 	w := newWorld(t)
 	w.exec(`INSERT INTO orchestrator_replica_sets (name, generation, phase, total) VALUES ('set', 5, 'draining', 2)`)
 	w.exec(`
@@ -176,7 +173,6 @@ SELECT name, k, 'set', 5, 2, 0, now() FROM unnest('{p,q}'::text[]) AS name, gene
 // While a generation drains, the status, the history and the view say whom it waits
 // for; a handler that does not return is a stall.
 func TestStatusOfAHandlerThatHangs(t *testing.T) {
-	t.Parallel()
 	w := newWorld(t)
 	in, out := make(chan struct{}, 1), make(chan struct{})
 	cfg := w.config(w.db, "set")
@@ -219,7 +215,6 @@ func TestStatusOfAHandlerThatHangs(t *testing.T) {
 
 // The transaction that holds readers back, by its process.
 func TestStatusOfAGap(t *testing.T) {
-	t.Parallel()
 	w := newWorld(t)
 	w.append(5)
 	run(t, w.config(w.db, "set"), transactional{effects{name: "transactional"}})
@@ -249,7 +244,6 @@ SELECT 'test', 'thing', 'another', i, gen_random_uuid(), 'happened', 'x' FROM ge
 }
 
 func TestStatusOfAPause(t *testing.T) {
-	t.Parallel()
 	w := newWorld(t)
 	ctx := t.Context()
 	run(t, w.config(w.db, "set"), transactional{effects{name: "transactional"}}, batched{effects{name: "batched"}})
@@ -274,7 +268,6 @@ func TestStatusOfAPause(t *testing.T) {
 // Parked events are counted on the partition that they are of, and in one wait; how
 // old the oldest is is known to the worker that parks them and to one that finds them.
 func TestStatusOfParkedEvents(t *testing.T) {
-	t.Parallel()
 	w := newWorld(t)
 	w.append(100) // two of each aggregate
 	var mended atomic.Bool
@@ -343,7 +336,6 @@ func TestStatusOfParkedEvents(t *testing.T) {
 // A drain names the worker that is in the way; a handler that fails, a pause, and
 // parked events are told each in a sentence.
 func TestStatusSaysWhatStandsStill(t *testing.T) {
-	t.Parallel()
 	w := newWorld(t)
 	w.append(10)
 	cfg := w.config(w.db, "set")
@@ -402,7 +394,6 @@ func TestStatusSaysWhatStandsStill(t *testing.T) {
 
 // What workers have reported is told as they said it.
 func TestStatusOfReports(t *testing.T) {
-	t.Parallel()
 	w := newWorld(t)
 	w.exec(`INSERT INTO orchestrator_replica_sets (name, generation, total) VALUES ('set', 3, 1)`)
 	w.exec(`
@@ -437,7 +428,6 @@ INSERT INTO orchestrator_reports (replica_set, worker, reported_at, report) VALU
 
 // The history says when, why, how long and who, the newest first, and is bounded.
 func TestHistory(t *testing.T) {
-	t.Parallel()
 	w := newWorld(t)
 	w.exec(`
 INSERT INTO orchestrator_history (replica_set, generation, reason, total, members, opened_at)

@@ -73,7 +73,6 @@ func (w *world) aSet(set string, projections ...string) {
 }
 
 func TestStatusPageNegotiation(t *testing.T) {
-	t.Parallel()
 	w := newWorld(t)
 	h := ops.StatusHandler(w.db)
 	for _, c := range []struct{ accept, want string }{
@@ -100,7 +99,6 @@ func TestStatusPageNegotiation(t *testing.T) {
 }
 
 func TestStatusPageJSON(t *testing.T) {
-	t.Parallel()
 	w := newWorld(t)
 	w.aSet("billing", "invoices")
 	w.aSet("main", "users")
@@ -130,7 +128,6 @@ func TestStatusPageJSON(t *testing.T) {
 }
 
 func TestStatusPageHeaders(t *testing.T) {
-	t.Parallel()
 	w := newWorld(t)
 	got := ask(ops.StatusHandler(w.db), "GET", "/", "", "Accept", "text/html")
 	policy := got.Header.Get("Content-Security-Policy")
@@ -157,7 +154,6 @@ func TestStatusPageHeaders(t *testing.T) {
 
 // Names are data, in JSON as on the page (which browsertest looks at).
 func TestStatusPageEscapes(t *testing.T) {
-	t.Parallel()
 	const evil = `<script>alert(1)</script>`
 	w := newWorld(t)
 	w.aSet("main", evil)
@@ -176,7 +172,6 @@ func TestStatusPageEscapes(t *testing.T) {
 }
 
 func TestStatusPageMethods(t *testing.T) {
-	t.Parallel()
 	w := newWorld(t)
 	for _, c := range []struct {
 		h     http.Handler
@@ -201,7 +196,6 @@ func TestStatusPageMethods(t *testing.T) {
 }
 
 func TestStatusPageActions(t *testing.T) {
-	t.Parallel()
 	w := newWorld(t)
 	w.aSet("main", "users", "orders")
 	w.exec(`INSERT INTO orchestrator_parked VALUES ('users', 68, 1, 'a', 'no such user', 3, now()), ('users', 69, 1, 'a', '', 0, now())`)
@@ -275,7 +269,6 @@ func TestStatusPageActions(t *testing.T) {
 
 // No page of another site can give an order.
 func TestStatusPageCrossSite(t *testing.T) {
-	t.Parallel()
 	w := newWorld(t)
 	w.aSet("main", "users")
 	const order = `{"action":"pause","replica_set":"main","projection":""}`
@@ -318,7 +311,6 @@ func TestStatusPageCrossSite(t *testing.T) {
 
 // What was known is shown while the database is away.
 func TestStatusPageDatabaseAway(t *testing.T) {
-	t.Parallel()
 	w := newWorld(t)
 	w.aSet("main", "users")
 	connector, err := pq.NewConnector(w.url)
@@ -361,7 +353,6 @@ func TestStatusPageDatabaseAway(t *testing.T) {
 
 // No table: waiting does not help, and the answer says what does.
 func TestStatusPageWithoutSchema(t *testing.T) {
-	t.Parallel()
 	w := newWorld(t)
 	w.exec(`DROP TABLE orchestrator_schema CASCADE`)
 	if got := askStatus(t, ops.StatusHandler(w.db), "/", 500); !strings.Contains(got.Error, "RunMigrations") {
@@ -371,7 +362,6 @@ func TestStatusPageWithoutSchema(t *testing.T) {
 
 // It works under any address, with or without a slash at the end.
 func TestStatusPageMounted(t *testing.T) {
-	t.Parallel()
 	w := newWorld(t)
 	mux := http.NewServeMux()
 	h := ops.StatusHandler(w.db)

@@ -12,7 +12,6 @@ import (
 
 // WaitFor goes by the slowest partition, and counts marks as handled.
 func TestWaitFor(t *testing.T) {
-	t.Parallel()
 	w := newWorld(t)
 	cfg := w.config(w.db, "set")
 	cfg.Partitions, cfg.BatchSize = 4, 1
@@ -68,7 +67,6 @@ func (w *world) waitedFor(projection string, position int64) bool {
 }
 
 func TestWaitForCountsMarks(t *testing.T) {
-	t.Parallel()
 	w := newWorld(t)
 	handled := func(position int64) bool { return w.waitedFor("p", position) }
 	if handled(1) {
@@ -101,7 +99,6 @@ SELECT 'p', k, 'set', 1, 2520, 10, jsonb_build_array(jsonb_build_array(k, 20), j
 
 // CatchUp ends by itself, with everything handled that was there.
 func TestCatchUp(t *testing.T) {
-	t.Parallel()
 	w := newWorld(t)
 	cfg := w.config(w.db, "set")
 	cfg.Partitions = 3
@@ -126,7 +123,6 @@ func TestCatchUp(t *testing.T) {
 
 // What is paused, or halted, does not catch up: CatchUp goes on until ctx ends.
 func TestCatchUpWaits(t *testing.T) {
-	t.Parallel()
 	w := newWorld(t)
 	cfg := w.config(w.db, "set")
 	cfg.Failures = map[string]orchestrator.FailureRule{"transactional": {Policy: orchestrator.HaltLane, Attempts: 1}}
@@ -169,7 +165,6 @@ func TestCatchUpWaits(t *testing.T) {
 }
 
 func TestCatchUpThatCannot(t *testing.T) {
-	t.Parallel()
 	w := newWorld(t)
 	cfg := w.config(w.db, "set")
 	w.append(10)
@@ -221,7 +216,6 @@ func (s headless) Read(ctx context.Context, after int64, limit int) ([]orchestra
 // A rewind that is ordered and not carried out yet is of events that are to be
 // handled again: who waits for them waits for that, with workers there and without.
 func TestWaitForKnowsOfARewind(t *testing.T) {
-	t.Parallel()
 	w := newWorld(t)
 	ctx := t.Context()
 	cfg := w.config(w.db, "set")
@@ -252,7 +246,6 @@ func TestWaitForKnowsOfARewind(t *testing.T) {
 // What is parked and how far the projection is are of one moment: a rewind between
 // two looks forgets the one, and takes back the other.
 func TestWaitForAmidARewind(t *testing.T) {
-	t.Parallel()
 	w := newWorld(t)
 	ctx := t.Context()
 	w.exec(`
@@ -298,7 +291,6 @@ VALUES ('p', 0, 'set', 1, 1, 20, now())`)
 // The error with which a handler ends the run is what CatchUp returns, whatever it
 // wraps.
 func TestCatchUpReturnsWhatEndedIt(t *testing.T) {
-	t.Parallel()
 	w := newWorld(t)
 	w.append(10)
 	cfg := w.config(w.db, "set")

@@ -51,14 +51,14 @@ func (s *SlotSet) Span(limit int) int {
 }
 
 // Own returns the positions of the events that are in the set, at most limit of
-// them, and up to where there are no others, if the keys are all there are up to
-// passed.
+// them or those that share the last one's position, and up to where there are no
+// others, if the keys are all there are up to passed.
 func (s *SlotSet) Own(keys []Key, limit int, passed int64) (own []int64, through int64) {
 	for _, k := range keys {
 		if !s.Has(k.Slot) {
 			continue
 		}
-		if len(own) == limit {
+		if n := len(own); n >= limit && (n == 0 || own[n-1] != k.Position) {
 			return own, k.Position - 1
 		}
 		own = append(own, k.Position)

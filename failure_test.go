@@ -546,6 +546,9 @@ func newLink(t testing.TB, to string) *link {
 	l := &link{quiet: make(chan struct{})}
 	target := u.Host
 	u.Host = listener.Addr().String()
+	q := u.Query()
+	q.Set("connect_timeout", "2") // or a driver that is connecting when it falls silent waits for ever
+	u.RawQuery = q.Encode()
 	l.url = u.String()
 	go func() {
 		for {

@@ -59,7 +59,7 @@ type worker[E any] struct {
 	unspare    func()                 // has the pool spare no connection for it any more
 	moved      atomic.Bool            // a request has found a server that takes no writes
 	unattached atomic.Pointer[error]  // why there was no session, or none any more, the last time
-	leaseOnly  atomic.Pointer[string] // why a crash is noticed by the lease only; nil: it is not, or nobody wants more
+	leaseOnly  atomic.Pointer[string] // why crash detection is off; nil: it is on, or Config.LeaseOnly is set
 	keeps      atomic.Int64           // for how long the session is kept after Run, in nanoseconds
 	vitals     *vitals
 	run        *run[E] // what the session has started
@@ -178,7 +178,7 @@ func workerName() string {
 	return fmt.Sprintf("%s-%d-%08s", host, os.Getpid(), n.Text(36))
 }
 
-// source says whose doing something is.
+// source names the set and the worker that an event is about.
 func (w *worker[E]) source(id protocol.WorkerID) Source {
 	return Source{ReplicaSet: w.cfg.ReplicaSet, Worker: string(id), At: time.Now()}
 }

@@ -199,8 +199,8 @@ func (f facts) note(now time.Time, in protocol.Input, actions []protocol.Action)
 //
 // Ready is sticky. A re-partition stops all workers at once, and a database that
 // is away does, too: were they not ready then, none would be, a roll-out or a
-// drain of nodes would stand still for nothing, and a moment's pause would look
-// like a dead set.
+// drain of nodes would wait without need, and a short pause would look like a dead
+// set.
 func (f facts) judge(now time.Time) (live, ready bool, detail string) {
 	ready = !f.placed.IsZero() && !f.leaving
 	idle := now.Sub(f.turned)

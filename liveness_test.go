@@ -327,7 +327,7 @@ func TestWorkersShareAPool(t *testing.T) {
 }
 
 // A worker whose own session can be had, and fails whenever it is asked who is absent,
-// goes by its lease and says why: here its role may not look at the locks.
+// runs as with LeaseOnly and logs why: here its role can't read pg_locks.
 func TestASessionThatNeverLooks(t *testing.T) {
 	w := newWorld(t)
 	r := role(t, w.db, w.url)

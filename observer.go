@@ -58,7 +58,7 @@ type Observer struct {
 	Dropped func(n int)
 }
 
-// A Source says whose doing something is.
+// A Source names the set and the worker that an event is about.
 type Source struct {
 	ReplicaSet ReplicaSetName `json:"replica_set"`
 	Worker     string         `json:"worker"` // an incarnation, as in the database
@@ -197,7 +197,7 @@ type (
 
 // A teller calls an Observer's functions, one after another, on a goroutine of its
 // own. Whoever has something to tell puts it into a bounded queue and goes on, so
-// an observer that blocks holds up nobody, and one that panics ends nothing.
+// an observer that blocks delays no worker, and one that panics stops none.
 type teller struct {
 	Observer
 	log *slog.Logger

@@ -204,10 +204,9 @@ func (w *worker[E]) look(now time.Time) protocol.Input {
 	return w.guard(now)
 }
 
-// guard has the worker come back as somebody new where a lane of what it runs is
-// missing, at two looks in a row. It should have been told by the lane; should that
-// fail, a partition would be assigned and not run, by nobody's fault that others
-// can see.
+// guard has the worker join again, as a new member, when a lane that it should run is
+// missing at two looks in a row. The lane should have told it; if that failed, the
+// partition would stay assigned without being run, and other workers could not see it.
 func (w *worker[E]) guard(now time.Time) protocol.Input {
 	ended := slices.ContainsFunc(w.lanes(), func(l *lane[E]) bool { return l.ended.Load() })
 	if !ended || w.session.State(now) != protocol.Running {

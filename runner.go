@@ -160,7 +160,7 @@ type lane[E any] struct {
 	standing standing[E]
 }
 
-// source and name say whose doing something is.
+// source and name tell observers which worker and which lane an event is about.
 func (l *lane[E]) source() Source { return l.run.source() }
 
 func (l *lane[E]) name() Lane {

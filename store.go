@@ -45,7 +45,7 @@ func RunMigrations(db *sql.DB) error { return Migrate(context.Background(), db) 
 // there and new enough, so a program may call it at every start, in many processes
 // at once; it needs the right to create tables only when there is something to do.
 //
-// Where somebody holds a lock that it needs, such as a long transaction on a table
+// When another session holds a lock that it needs, such as a long transaction on a table
 // that is to be altered, it tries again for 30s, and then returns an error that
 // names the server's process, its user and its application_name. Nobody waits
 // behind it for more than about a second.

@@ -92,8 +92,11 @@ SELECT pg_terminate_backend(pid) FROM unnest(ARRAY[$1::int, $2::int]) AS pid`, -
 	if absent := look(); len(absent) != 2 {
 		t.Errorf("absent are %v, want a' and c", absent)
 	}
-	// Nor does one that nobody has written, which is no error for the others.
+	// The least integer, which no worker writes, fails no query of the other workers.
 	if _, err := db.ExecContext(t.Context(), `UPDATE orchestrator_workers SET presence_key = -2147483648 WHERE id = 'c'`); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := db.ExecContext(t.Context(), `SELECT pg_advisory_lock_shared(-2147483648, 5)`); err != nil {
 		t.Fatal(err)
 	}
 	if absent := look(); len(absent) != 2 {

@@ -415,6 +415,10 @@ func TestSlotSet(t *testing.T) {
 			t.Errorf("of limit %d: %v through %d, want %v through %d", c.limit, own, through, c.own, c.through)
 		}
 	}
+	shared := []Key{{Position: 5, Slot: 1}, {Position: 5, Slot: 4}, {Position: 8, Slot: 4}}
+	if own, through := s.Own(shared, 1, 9); !slices.Equal(own, []int64{5, 5}) || through != 7 {
+		t.Errorf("of two at one position: %v through %d", own, through)
+	}
 }
 
 // What a feed says to a lane that stands at the end.

@@ -246,7 +246,7 @@ func TestTableAssumptions(t *testing.T) {
 				execute(t, s.db, c.spoil...)
 			}
 			fresh := s.table(changes...)
-			_, readErr := fresh.Read(t.Context(), 0, 100)
+			_, readErr := records(t.Context(), fresh, 0, 100)
 			errs := map[string]error{"Check": table.Check(t.Context()), "Read": readErr}
 			for by, err := range errs {
 				if err == nil {
@@ -304,7 +304,7 @@ func TestTableRowSecurity(t *testing.T) {
 	if err := table.Check(t.Context()); err == nil || !strings.Contains(err.Error(), "row-level security") {
 		t.Errorf("Check: %v", err)
 	}
-	if _, err := tableOf(t, reopen(t, s.url, "role", r)).Read(t.Context(), 1, 10); err == nil || !strings.Contains(err.Error(), "row-level security") {
+	if _, err := records(t.Context(), tableOf(t, reopen(t, s.url, "role", r)), 1, 10); err == nil || !strings.Contains(err.Error(), "row-level security") {
 		t.Errorf("Read: %v", err)
 	}
 	if err := s.table().Check(t.Context()); err != nil {
@@ -324,7 +324,7 @@ func TestTableAsksAtEachGap(t *testing.T) {
 	one, two := s.begin(), s.begin() // each with twenty positions
 	one.exec(`COMMIT`)
 	two.exec(`COMMIT`)
-	if _, err := table.Read(t.Context(), 2, 100); err == nil || !strings.Contains(err.Error(), "CACHE 20") {
+	if _, err := records(t.Context(), table, 2, 100); err == nil || !strings.Contains(err.Error(), "CACHE 20") {
 		t.Fatalf("the gap is passed: %v", err)
 	}
 	one.exec(`INSERT INTO events DEFAULT VALUES`)
@@ -371,7 +371,7 @@ func TestTableBecomesAView(t *testing.T) {
 	s.insert()
 	expectRead(t, "before", table, 0, 1)
 	execute(t, s.db, `ALTER TABLE events RENAME TO events_all`, `CREATE VIEW events AS SELECT * FROM events_all`)
-	if _, err := table.Read(t.Context(), 1, 10); err == nil || !strings.Contains(err.Error(), "view") {
+	if _, err := records(t.Context(), table, 1, 10); err == nil || !strings.Contains(err.Error(), "view") {
 		t.Errorf("read of the view: %v", err)
 	}
 	execute(t, s.db, `DROP VIEW events`, `ALTER TABLE events_all RENAME TO events`)
@@ -414,7 +414,7 @@ func TestTableRoleThatWasLeft(t *testing.T) {
 	execute(t, s.db, `SET ROLE sees_little`)
 	expectRead(t, "on another connection", table, 0, 1, 2, 3)
 	execute(t, s.db, `SET ROLE sees_little`)
-	if _, err := s.table().Read(t.Context(), 0, 10); err == nil || !strings.Contains(err.Error(), "row-level security") {
+	if _, err := records(t.Context(), s.table(), 0, 10); err == nil || !strings.Contains(err.Error(), "row-level security") {
 		t.Errorf("a reader that begins there: %v", err)
 	}
 }

@@ -11,7 +11,7 @@ import (
 // refuses expects an error of a read that mentions a text.
 func refuses(t testing.TB, table *positions, after int64, want string) {
 	t.Helper()
-	if page, err := table.Read(t.Context(), after, 100); err == nil || !strings.Contains(err.Error(), want) {
+	if page, err := records(t.Context(), table, after, 100); err == nil || !strings.Contains(err.Error(), want) {
 		t.Errorf("read after %d: %d events, %v; want an error that says %q", after, len(page), err, want)
 	}
 }

@@ -122,7 +122,7 @@ func expectOdd(t *testing.T, table *orchestrator.Table[oddEvent], bad int64, wan
 	t.Helper()
 	type way func(after int64) ([]orchestrator.Record[oddEvent], error)
 	for name, read := range map[string]way{
-		"whole": func(after int64) ([]orchestrator.Record[oddEvent], error) { return table.Read(t.Context(), after, 100) },
+		"whole": func(after int64) ([]orchestrator.Record[oddEvent], error) { return records(t.Context(), table, after, 100) },
 		"by slot": func(after int64) ([]orchestrator.Record[oddEvent], error) {
 			page, _, _, err := table.ReadOwn(t.Context(), 0, 1, after, 100, 0)
 			return page, err
@@ -172,7 +172,7 @@ func TestTableFields(t *testing.T) {
 			t.Fatal(err)
 		}
 		bad = calls + 3
-		page, err := table.Read(t.Context(), 0, 10)
+		page, err := records(t.Context(), table, 0, 10)
 		if err != nil || len(page) != 5 || page[2].Err == nil || page[2].Position != 3 || page[2].AggregateID != "a" || page[1].Err != nil || page[3].Err != nil {
 			t.Errorf("%s: %v, %+v", name, err, page)
 		}
@@ -206,10 +206,10 @@ func TestTableReadsPastATextThatTheServerCannotConvert(t *testing.T) {
 					fmt.Sprintf(`UPDATE odd SET %s = convert_from('%s', '%s') WHERE global_position = 3`, column, bad, encoding))
 				table := oddTable(t, db, false)
 				expectOdd(t, table, 3, "22") // class 22
-				if page, err := table.Read(t.Context(), 0, 100); err != nil || len(page) != 5 {
+				if page, err := records(t.Context(), table, 0, 100); err != nil || len(page) != 5 {
 					t.Errorf("a read of all is of %d events, %v", len(page), err)
 				}
-				page, err := table.Read(t.Context(), 2, 1)
+				page, err := records(t.Context(), table, 2, 1)
 				if err != nil || len(page) != 1 || page[0].AggregateID != want {
 					t.Errorf("%v, %+v", err, page)
 				}
@@ -331,11 +331,11 @@ func TestBadRowStopsWhoStopsOnFailure(t *testing.T) {
 // a text that ends too early is no lost connection.
 type halfStore struct{ countedStore }
 
-func (s *halfStore) Read(ctx context.Context, after int64, limit int) ([]orchestrator.Record[orchestrator.Event], error) {
-	page, err := s.countedStore.Read(ctx, after, limit)
-	for i := range page {
-		if page[i].Position == 17 {
-			page[i].Err = fmt.Errorf("decode: %w", io.ErrUnexpectedEOF)
+func (s *halfStore) Read(ctx context.Context, r orchestrator.ReadRequest) (orchestrator.Page[orchestrator.Event], error) {
+	page, err := s.countedStore.Read(ctx, r)
+	for i := range page.Records {
+		if page.Records[i].Position == 17 {
+			page.Records[i].Err = fmt.Errorf("decode: %w", io.ErrUnexpectedEOF)
 		}
 	}
 	return page, err

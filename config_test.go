@@ -176,12 +176,12 @@ func TestTableNamesTheFieldAtFault(t *testing.T) {
 // it returns these positions whatever is asked for.
 type badStore struct{ positions []int64 }
 
-func (s badStore) Read(context.Context, int64, int) ([]orchestrator.Record[orchestrator.Event], error) {
+func (s badStore) Read(context.Context, orchestrator.ReadRequest) (orchestrator.Page[orchestrator.Event], error) {
 	var page []orchestrator.Record[orchestrator.Event]
 	for _, p := range s.positions {
 		page = append(page, orchestrator.Record[orchestrator.Event]{Position: p, AggregateID: fmt.Sprint(p), Event: orchestrator.Event{GlobalPosition: p}})
 	}
-	return page, nil
+	return orchestrator.Page[orchestrator.Event]{Records: page}, nil
 }
 
 // An event store that breaks its contract ends Run with the positions at

@@ -239,31 +239,43 @@ func (f *feed[E]) page(ctx context.Context, r protocol.Fetch) (p page[E], err er
 }
 
 // foreign reads a page from an event store that is no Table.
-func (f *feed[E]) foreign(ctx context.Context, scope Scope, r protocol.Fetch) (p page[E], err error) {
-	p.end = -1
-	if scope.all() {
-		p.events, err = f.events.Read(ctx, r.After, r.Limit)
-	} else {
-		var read ReadFunc[E]
-		if read, err = f.events.(ScopedEventStore[E]).Scoped(scope); err == nil {
-			p.events, p.passed, err = read(ctx, r.After, r.Limit)
-		}
-	}
+func (f *feed[E]) foreign(ctx context.Context, scope Scope, r protocol.Fetch) (page[E], error) {
+	read, err := f.events.Read(ctx, ReadRequest{After: r.After, Limit: r.Limit, Scope: scope, MaxBytes: r.Bytes})
 	if err != nil {
-		return p, err
+		return page[E]{}, err
 	}
-	last := r.After
-	for i := range p.events {
-		e := &p.events[i]
-		if last = e.Position; e.Size > 0 {
+	p := page[E]{end: -1, passed: max(r.After, read.Through)}
+	ordered := ascending(r.After, read.Records)
+	for i := range read.Records {
+		e := &read.Records[i]
+		p.passed = max(p.passed, e.Position)
+		out, err := leavesOut(scope, e)
+		switch {
+		case err != nil:
+			return page[E]{}, err
+		case out && ordered: // what is not is refused, and has to be seen for that
+			continue
+		case e.Size > 0:
 			p.bytes += e.Size
-		} else {
+		default:
 			p.bytes += sizeOf(*e)
 		}
+		p.events = append(p.events, *e)
 	}
-	p.more = len(p.events) == r.Limit || p.passed > last
-	p.passed = max(p.passed, last)
+	// One that passes nothing, and says that there is more, would be asked at once again.
+	p.more = p.passed > r.After && (read.More || len(read.Records) >= r.Limit)
 	return p, nil
+}
+
+// ascending reports whether the positions of records ascend, from above after.
+func ascending[E any](after int64, records []Record[E]) bool {
+	for i := range records {
+		if records[i].Position <= after {
+			return false
+		}
+		after = records[i].Position
+	}
+	return true
 }
 
 // A tap is where a lane gets its events from.
@@ -310,7 +322,7 @@ func (t *tap[E]) read(ctx context.Context, stop <-chan struct{}, after int64, li
 		case s.Failed != nil:
 			return serving[E]{}, s.Failed
 		case !s.Wait:
-			return t.cut(s), nil
+			return t.cut(s)
 		}
 		select {
 		case <-ended:
@@ -334,20 +346,26 @@ func (t *tap[E]) ask(after int64, limit int) (s protocol.Serving, ended <-chan s
 }
 
 // cut cuts the lane's part out of a page.
-func (t *tap[E]) cut(s protocol.Serving) serving[E] {
+func (t *tap[E]) cut(s protocol.Serving) (serving[E], error) {
 	out := serving[E]{passed: s.Passed, more: s.More}
 	if s.Count == 0 {
-		return out
+		return out, nil
 	}
 	end := s.First + s.Count
 	out.events, out.keys = s.Page.Events.([]Record[E])[s.First:end], s.Page.Keys[s.First:end]
-	if s.Whole && !t.scope.all() {
-		out.keys = slices.Clone(out.keys)
-		for i, e := range out.events {
-			out.keys[i].Skip = !t.scope.Includes(e.AggregateType, e.BoundedContext)
-		}
+	if !s.Whole || t.scope.all() {
+		return out, nil
 	}
-	return out
+	_, table := t.feed.events.(*Table[E]) // its columns have been checked: an empty one is empty
+	out.keys = slices.Clone(out.keys)
+	for i := range out.events {
+		skip, err := leavesOut(t.scope, &out.events[i])
+		if err != nil && !table {
+			return serving[E]{}, err
+		}
+		out.keys[i].Skip = skip || err != nil
+	}
+	return out, nil
 }
 
 // sizeOf estimates how many bytes a value takes in memory: itself, and what it

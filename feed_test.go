@@ -16,9 +16,9 @@ type countedStore struct {
 	read    atomic.Int64 // events that were
 }
 
-func (s *countedStore) Read(_ context.Context, after int64, limit int) ([]orchestrator.Record[orchestrator.Event], error) {
+func (s *countedStore) Read(_ context.Context, r orchestrator.ReadRequest) (orchestrator.Page[orchestrator.Event], error) {
 	var page []orchestrator.Record[orchestrator.Event]
-	for p := after + 1; p <= s.n && len(page) < limit; p++ {
+	for p := r.After + 1; p <= s.n && len(page) < r.Limit; p++ {
 		page = append(page, orchestrator.Record[orchestrator.Event]{
 			Position: p, AggregateID: fmt.Sprint("a", p%50),
 			Event: orchestrator.Event{GlobalPosition: p, Payload: make([]byte, s.size)},
@@ -28,7 +28,7 @@ func (s *countedStore) Read(_ context.Context, after int64, limit int) ([]orches
 		s.reads.Add(1)
 		s.read.Add(int64(len(page)))
 	}
-	return page, nil
+	return orchestrator.Page[orchestrator.Event]{Records: page}, nil
 }
 
 // counting counts the events that it handles.

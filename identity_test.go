@@ -132,15 +132,11 @@ func TestIdentityIsTheSameOnEveryWay(t *testing.T) {
 		t.Fatal(err)
 	}
 	const kind = "0f000000-0000-0000-0000-00000000000a"
-	scoped, err := table.Scoped(orchestrator.Scope{AggregateTypes: []string{kind}})
+	whole, err := records(t.Context(), table, 0, 10)
 	if err != nil {
 		t.Fatal(err)
 	}
-	whole, err := table.Read(t.Context(), 0, 10)
-	if err != nil {
-		t.Fatal(err)
-	}
-	part, _, err := scoped(t.Context(), 0, 10)
+	part, err := table.Read(t.Context(), orchestrator.ReadRequest{Limit: 10, Scope: orchestrator.Scope{AggregateTypes: []string{kind}}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -148,7 +144,7 @@ func TestIdentityIsTheSameOnEveryWay(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for way, page := range map[string][]orchestrator.Record[event]{"whole": whole, "scoped": part, "by slot": own} {
+	for way, page := range map[string][]orchestrator.Record[event]{"whole": whole, "scoped": part.Records, "by slot": own} {
 		if len(page) != 1 || page[0].AggregateID != "a17" || page[0].AggregateType != kind || page[0].Err != nil {
 			t.Fatalf("%s: %+v", way, page)
 		}
@@ -180,7 +176,7 @@ func TestIdentityThatSettingsChangeIsRefused(t *testing.T) {
 					t.Errorf("%s of type %s: the error does not mention %s: %v", column, kind, want, err)
 				}
 			}
-			if _, err := table.Read(t.Context(), 0, 1); err == nil {
+			if _, err := records(t.Context(), table, 0, 1); err == nil {
 				t.Errorf("%s of type %s is read without Check", column, kind)
 			}
 		}
@@ -230,29 +226,16 @@ type overriding struct {
 	reads, scopedReads *atomic.Int64
 }
 
-func (o overriding) Read(ctx context.Context, after int64, limit int) ([]orchestrator.Record[orchestrator.Event], error) {
+func (o overriding) Read(ctx context.Context, r orchestrator.ReadRequest) (orchestrator.Page[orchestrator.Event], error) {
 	o.reads.Add(1)
-	page, err := o.Table.Read(ctx, after, limit)
-	return changed(page), err
-}
-
-func (o overriding) Scoped(s orchestrator.Scope) (orchestrator.ReadFunc[orchestrator.Event], error) {
-	read, err := o.Table.Scoped(s)
-	if err != nil {
-		return nil, err
-	}
-	return func(ctx context.Context, after int64, limit int) ([]orchestrator.Record[orchestrator.Event], int64, error) {
+	if len(r.Scope.AggregateTypes) > 0 {
 		o.scopedReads.Add(1)
-		page, passed, err := read(ctx, after, limit)
-		return changed(page), passed, err
-	}, nil
-}
-
-func changed(page []orchestrator.Record[orchestrator.Event]) []orchestrator.Record[orchestrator.Event] {
-	for i := range page {
-		page[i].Event.EventType = "changed"
 	}
-	return page
+	page, err := o.Table.Read(ctx, r)
+	for i := range page.Records {
+		page.Records[i].Event.EventType = "changed"
+	}
+	return page, err
 }
 
 // A store that embeds a Table and overrides how it reads is read in its own way, also
@@ -279,10 +262,10 @@ func TestEmbeddedTableIsReadThroughItsOwnMethods(t *testing.T) {
 	}
 	w.caughtUp("all", "things")
 	if n := wrong.Load(); n != 0 || reads.Load() == 0 {
-		t.Errorf("%d events were read past the store's own Read; %d calls of it, %d of Scoped's", n, reads.Load(), scopedReads.Load())
+		t.Errorf("%d events were read past the store's own Read; %d calls of it, %d with a scope", n, reads.Load(), scopedReads.Load())
 	}
 
-	// By itself, a scoped projection is read by Scoped.
+	// By itself, a scoped projection is read within its scope.
 	table, err := orchestrator.NewEventTable(w.db, "")
 	if err != nil {
 		t.Fatal(err)
@@ -292,6 +275,6 @@ func TestEmbeddedTableIsReadThroughItsOwnMethods(t *testing.T) {
 	run(t, cfg, scopedTransactional{transactional{effects{name: "alone", hook: hook}}, scope{types: []string{"thing"}}})
 	w.caughtUp("alone")
 	if wrong.Load() != 0 || scopedReads.Load() == 0 {
-		t.Errorf("%d events were read past the store's own Scoped; %d calls of it", wrong.Load(), scopedReads.Load())
+		t.Errorf("%d events were read past the store's own Read; %d calls of it with a scope", wrong.Load(), scopedReads.Load())
 	}
 }

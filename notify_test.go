@@ -91,11 +91,11 @@ type lookedAt struct {
 	at []time.Time
 }
 
-func (s *lookedAt) Read(context.Context, int64, int) ([]orchestrator.Record[orchestrator.Event], error) {
+func (s *lookedAt) Read(context.Context, orchestrator.ReadRequest) (page orchestrator.Page[orchestrator.Event], err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.at = append(s.at, time.Now())
-	return nil, nil
+	return page, nil
 }
 
 func (s *lookedAt) looks() []time.Time {

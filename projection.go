@@ -37,8 +37,8 @@ type Projection[E any] interface {
 
 // A ScopedProjection is a Projection of a part of the stream: it gets the events
 // of these aggregate types in these bounded contexts, and no others. None are
-// all. The event store must be a ScopedEventStore, as Table is. Both methods are
-// called once, by Run.
+// all. An event store may leave the rest out (ReadRequest.Scope), as Table does. Both
+// methods are called once, by Run.
 type ScopedProjection[E any] interface {
 	Projection[E]
 	AggregateTypes() []string
@@ -140,7 +140,7 @@ type ProjectionOption func(*projectionSettings)
 
 // WithScope restricts a projection to a part of the event stream. What is
 // outside of the scope is never handed to it, and Table does not even read it.
-// The event store must be a ScopedEventStore. Default: the whole stream.
+// Default: the whole stream.
 func WithScope(s Scope) ProjectionOption {
 	return func(p *projectionSettings) { p.scope = s }
 }

@@ -103,24 +103,12 @@ func (t *tap[E]) fetch(ctx context.Context, position int64) (r *Record[E], err e
 }
 
 func (t *tap[E]) at(ctx context.Context, position int64) (*Record[E], error) {
-	events := t.feed.events
-	read := func(ctx context.Context, after int64, limit int) ([]Record[E], int64, error) {
-		page, err := events.Read(ctx, after, limit)
-		return page, 0, err
-	}
-	if !t.scope.all() {
-		scoped, err := events.(ScopedEventStore[E]).Scoped(t.scope)
-		if err != nil {
-			return nil, fmt.Errorf("%w: read at position %d: %w", ErrEventStore, position, err)
-		}
-		read = scoped
-	}
-	page, _, err := read(ctx, position-1, 1)
+	page, err := t.feed.events.Read(ctx, ReadRequest{After: position - 1, Limit: 1, Scope: t.scope})
 	if err != nil {
 		return nil, fmt.Errorf("%w: read at position %d: %w", ErrEventStore, position, err)
 	}
-	if len(page) == 0 || page[0].Position != position {
+	if len(page.Records) == 0 || page.Records[0].Position != position {
 		return nil, nil
 	}
-	return &page[0], nil
+	return &page.Records[0], nil
 }

@@ -3,9 +3,11 @@ package orchestrator_test
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 )
@@ -119,7 +121,6 @@ func TestScopeThatCannotBeRead(t *testing.T) {
 		p      projection
 		want   string
 	}{
-		{"a store that reads all or nothing", badStore{}, orders, `projection "orders" is scoped, and the event store (orchestrator_test.badStore) is no ScopedEventStore`},
 		{"a table without a column for types", bare, orders, `projection "orders" is scoped: orchestrator: invalid configuration: TableConfig.AggregateTypeColumn is empty`},
 		{"a table without a column for contexts", bare, sales, `TableConfig.BoundedContextColumn is empty`},
 	} {
@@ -135,28 +136,99 @@ func TestScopeThatCannotBeRead(t *testing.T) {
 	}
 }
 
+// A listStore is an event store in memory, which returns at most cap events in a page,
+// and ignores the scope.
+type listStore struct {
+	records []orchestrator.Record[orchestrator.Event]
+	cap     int
+}
+
+func (s listStore) Read(_ context.Context, r orchestrator.ReadRequest) (p orchestrator.Page[orchestrator.Event], err error) {
+	for _, e := range s.records {
+		switch {
+		case e.Position <= r.After:
+		case len(p.Records) == min(r.Limit, s.cap):
+			p.More = true
+			return p, nil
+		default:
+			p.Records = append(p.Records, e)
+		}
+	}
+	return p, nil
+}
+
+// A store that ignores the scope serves a scoped projection all the same, alone and
+// beside one that wants everything; and pages that it keeps short are not taken for the
+// end of the stream.
+func TestStoreThatIgnoresScope(t *testing.T) {
+	t.Parallel()
+	var events listStore
+	events.cap = 3
+	for i := int64(1); i <= 200; i++ {
+		e := orchestrator.Record[orchestrator.Event]{Position: i, AggregateID: fmt.Sprint("a", i%7), AggregateType: []string{"Order", "User"}[i%2]}
+		e.Event.GlobalPosition = i
+		events.records = append(events.records, e)
+	}
+	for why, beside := range map[string][]projection{"alone": nil, "beside one that wants everything": {transactional{effects{name: "all"}}}} {
+		t.Run(why, func(t *testing.T) {
+			w := newWorld(t)
+			cfg := w.config(w.db, "set")
+			cfg.EventStore, cfg.PollInterval = &events, time.Hour // nothing new comes: all is read in one go
+			r := run(t, cfg, append(beside, scopedTransactional{transactional{effects{name: "orders"}}, scope{types: []string{"Order"}}})...)
+			eventually(t, "all is passed", func() bool {
+				return w.number(`SELECT count(*) FROM orchestrator_checkpoints WHERE position < 199`) == 0 && w.handled("orders") == 100
+			})
+			r.stop()
+			if n := w.number(`SELECT count(*) FROM effects WHERE projection = 'orders' AND position % 2 = 1`); n != 0 {
+				t.Errorf("%d events out of scope were handled", n)
+			}
+			if n := w.handled("all"); n != int64(200*len(beside)) {
+				t.Errorf("the one that wants everything has handled %d", n)
+			}
+		})
+	}
+}
+
+// An event that does not say what a scope is about is an error, and not left out.
+func TestScopeOfEventsThatDoNotSay(t *testing.T) {
+	t.Parallel()
+	e := orchestrator.Record[orchestrator.Event]{Position: 7, AggregateID: "a"}
+	for why, beside := range map[string][]projection{"alone": nil, "beside one that wants everything": {transactional{effects{name: "all"}}}} {
+		t.Run(why, func(t *testing.T) {
+			w := newWorld(t)
+			cfg := w.config(w.db, "set")
+			cfg.EventStore = &listStore{[]orchestrator.Record[orchestrator.Event]{e}, 10}
+			var log lockedBuffer
+			cfg.Logger = slog.New(slog.NewTextHandler(&log, nil))
+			r := run(t, cfg, append(beside, scopedTransactional{transactional{effects{name: "orders"}}, scope{types: []string{"Order"}}})...)
+			eventually(t, "the log says so", func() bool { return strings.Contains(log.String(), "position 7 has no Record.AggregateType") })
+			r.stop()
+			if n := w.number(`SELECT count(*) FROM orchestrator_checkpoints WHERE projection = 'orders' AND position > 0`); n != 0 {
+				t.Error("it was passed")
+			}
+		})
+	}
+}
+
 // What a reader of a part has passed, it has seen: gaps are waited for, though
 // a page shows none.
 func TestTableScopedGap(t *testing.T) {
 	t.Parallel()
 	s := newStream(t, `CREATE TABLE events (global_position bigserial PRIMARY KEY, aggregate_id text NOT NULL DEFAULT 'a', kind text NOT NULL DEFAULT 'x')`)
 	table := s.table(func(c *orchestrator.TableConfig[int64]) { c.AggregateTypeColumn = "kind" })
-	read, err := table.Scoped(orchestrator.Scope{AggregateTypes: []string{"y", "z"}})
-	if err != nil {
-		t.Fatal(err)
-	}
+	scope := orchestrator.Scope{AggregateTypes: []string{"y", "z"}}
 	expect := func(why string, after int64, limit int, passed int64, want ...int64) {
 		t.Helper()
-		page, got, err := read(t.Context(), after, limit)
+		page, err := table.Read(t.Context(), orchestrator.ReadRequest{After: after, Limit: limit, Scope: scope})
 		if err != nil {
 			t.Fatal(err)
 		}
 		var positions []int64
-		for _, r := range page {
+		for _, r := range page.Records {
 			positions = append(positions, r.Position)
 		}
-		if !slices.Equal(positions, want) || got != passed {
-			t.Errorf("%s: read after %d: %v, passed %d; want %v, %d", why, after, positions, got, want, passed)
+		if !slices.Equal(positions, want) || page.Through != passed {
+			t.Errorf("%s: read after %d: %v, through %d; want %v, %d", why, after, positions, page.Through, want, passed)
 		}
 	}
 	insert := func(kind string) { execute(t, s.db, `INSERT INTO events (kind) VALUES ('`+kind+`')`) }

@@ -16,8 +16,8 @@ type Record[E any] struct {
 	// AggregateID decides the partition. Events that have the same are handled
 	// in order.
 	AggregateID string
-	// AggregateType and BoundedContext are what the scope of a ScopedProjection
-	// is about. Only a ScopedEventStore has to set them.
+	// AggregateType and BoundedContext are what the scope of a ScopedProjection is
+	// about. They need not be set where no projection has one.
 	AggregateType, BoundedContext string
 	Event                         E
 	// Err says that the event could not be read, and why: it can't be decoded, say.
@@ -46,23 +46,52 @@ func (r *Record[E]) at() (at time.Time) {
 // transaction itself uses; write your own for anything else. What it returns is
 // handed to all projections of the process: do not modify it afterwards. A method
 // that panics, or ends its goroutine, has failed and is called again.
+//
+// It may also be a Checker, a GapWaiter and a HeadStore.
 type EventStore[E any] interface {
-	// Read returns the events whose positions are above after, in ascending
-	// order, at most limit of them, and fewer only when there are no more for
-	// now.
+	// Read returns the events whose positions are above r.After, in ascending order.
 	//
 	// It may return an event only when every lower position is final: no event
-	// may become visible later below one that was returned. Where positions
-	// come from a sequence and transactions commit in any order, an event that
-	// follows a gap must be held back until nobody can fill the gap any more;
-	// otherwise events are lost.
+	// may become visible later below one that was returned, or below Page.Through.
+	// Where positions come from a sequence and transactions commit in any order, an
+	// event that follows a gap must be held back until nobody can fill the gap any
+	// more; otherwise events are lost.
 	//
 	// Errors are retried with backoff, except those that retrying can't heal
 	// (SQLSTATE classes 22, 3D, 3F and 42: something named doesn't exist, or
 	// may not be read). Read is called from several goroutines, and once for all
 	// projections and partitions of a process that stand near each other, in all
 	// replica sets to which the same EventStore was given.
-	Read(ctx context.Context, after int64, limit int) ([]Record[E], error)
+	Read(ctx context.Context, r ReadRequest) (Page[E], error)
+}
+
+// A ReadRequest says which events an EventStore should read.
+type ReadRequest struct {
+	// After is the position above which events are read; at least 0.
+	After int64
+	// Limit is the largest number of events; at least 1.
+	Limit int
+	// Scope is the part of the stream that is asked for. A store may ignore it:
+	// events that are out of scope are left out afterwards. The records must have
+	// their AggregateType, or BoundedContext, set where the scope is about it.
+	Scope Scope
+	// MaxBytes is about how many bytes the page should take in memory; 0: as many as
+	// it does. A store may ignore it. An event that alone is larger is still read.
+	MaxBytes int
+}
+
+// A Page is what an EventStore has read.
+type Page[E any] struct {
+	// Records are the events, in ascending order.
+	Records []Record[E]
+	// Through is the position up to which everything has been seen. It may lie beyond
+	// the last record, where what follows is out of scope, or was deleted. 0: the
+	// position of the last record.
+	Through int64
+	// More reports whether there may be more events at once, so that the next Read
+	// need not wait. A page of ReadRequest.Limit records counts as if it were set.
+	// Where a shorter page leaves it false, the stream is taken to end there for now.
+	More bool
 }
 
 // A Scope is the part of an event stream that a projection wants: the events of
@@ -106,20 +135,20 @@ func (s Scope) problem() string {
 	return ""
 }
 
-// A ScopedEventStore is an EventStore that can read a part of the stream, for a
-// ScopedProjection.
-type ScopedEventStore[E any] interface {
-	EventStore[E]
-	// Scoped returns what reads the events within the scope, or what keeps it
-	// from that.
-	Scoped(Scope) (ReadFunc[E], error)
+// leavesOut reports whether an event is out of the scope. One that does not say what the
+// scope is about is an error: to leave it out could be to lose it.
+func leavesOut[E any](s Scope, e *Record[E]) (bool, error) {
+	for _, part := range []struct {
+		field string
+		value string
+		names []string
+	}{{"AggregateType", e.AggregateType, s.AggregateTypes}, {"BoundedContext", e.BoundedContext, s.BoundedContexts}} {
+		if part.value == "" && len(part.names) > 0 && !slices.Contains(part.names, "") {
+			return false, fmt.Errorf("the event at position %d has no Record.%s, which the scope of a projection is about: set it, or read only what is within ReadRequest.Scope", e.Position, part.field)
+		}
+	}
+	return !s.Includes(e.AggregateType, e.BoundedContext), nil
 }
-
-// A ReadFunc reads as EventStore.Read does, and returns with the events the
-// position up to which it has seen everything, which is beyond the last of them
-// where what follows is out of scope. A page may be short, or empty, though there
-// are more events; only one that passes nothing says that there are none for now.
-type ReadFunc[E any] func(ctx context.Context, after int64, limit int) (page []Record[E], passed int64, err error)
 
 // scopeOf returns the scope of a projection, or what keeps the event store from
 // reading it.
@@ -140,12 +169,10 @@ func scopeOf[E any](events EventStore[E], p Projection[E], name string) (Scope, 
 	if problem := scope.problem(); problem != "" {
 		return scope, fmt.Errorf("%w: projection %q is scoped: %s", ErrInvalidConfig, p.Name(), problem)
 	}
-	store, ok := events.(ScopedEventStore[E])
-	if !ok {
-		return scope, fmt.Errorf("%w: projection %q is scoped, and the event store (%T) is no ScopedEventStore", ErrInvalidConfig, name, events)
-	}
-	if _, err := apart("the event store", func() (ReadFunc[E], error) { return store.Scoped(scope) }); err != nil {
-		return scope, fmt.Errorf("projection %q is scoped: %w", name, err)
+	if table, ok := events.(*Table[E]); ok {
+		if err := table.scopeProblem(scope); err != nil {
+			return scope, fmt.Errorf("projection %q is scoped: %w", name, err)
+		}
 	}
 	return scope, nil
 }

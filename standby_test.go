@@ -186,7 +186,7 @@ func TestTableOverTwoServers(t *testing.T) {
 		pattern.Store(i)
 		table := tableOf(t, db)
 		for _, after := range []int64{0, 1, 1} {
-			page, err := table.Read(t.Context(), after, 10)
+			page, err := records(t.Context(), table, after, 10)
 			if err != nil {
 				refused++
 				continue

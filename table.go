@@ -247,40 +247,31 @@ func NewEventTable(db *sql.DB, table string) (*Table[Event], error) {
 // eventSize is about what an Event takes beside its payload and metadata.
 const eventSize = 600
 
-// Read implements EventStore.
-func (t *Table[E]) Read(ctx context.Context, after int64, limit int) (page []Record[E], err error) {
-	for {
-		p, err := t.read(ctx, Scope{}, after, limit-len(page), 0, false)
-		if err != nil {
-			return nil, err
-		}
-		if page == nil {
-			page = p.events
-		} else {
-			page = append(page, p.events...)
-		}
-		// One that ends at an event that can't be read is not the end of the stream.
-		if !p.more || len(page) >= limit || len(p.events) == 0 {
-			return page, nil
-		}
-		after = page[len(page)-1].Position
+// Read implements EventStore. What is out of r.Scope does not leave the server.
+func (t *Table[E]) Read(ctx context.Context, r ReadRequest) (Page[E], error) {
+	if r.Limit < 1 {
+		return Page[E]{}, fmt.Errorf("%w: ReadRequest.Limit is %d, and must be at least 1", ErrInvalidConfig, r.Limit)
 	}
+	if err := t.scopeProblem(r.Scope); err != nil {
+		return Page[E]{}, err
+	}
+	p, err := t.read(ctx, r.Scope, r.After, r.Limit, r.MaxBytes, false)
+	if err != nil {
+		return Page[E]{}, err
+	}
+	return Page[E]{Records: p.events, Through: p.passed, More: p.more}, nil
 }
 
-// Scoped implements ScopedEventStore: what is out of the scope does not leave
-// the server.
-func (t *Table[E]) Scoped(s Scope) (ReadFunc[E], error) {
+// scopeProblem says what the table lacks to read a scope.
+func (t *Table[E]) scopeProblem(s Scope) error {
 	const missing = "is empty, and a projection's scope needs it"
 	if len(s.AggregateTypes) > 0 && t.cfg.AggregateTypeColumn == "" {
-		return nil, tableError("AggregateTypeColumn", missing)
+		return tableError("AggregateTypeColumn", missing)
 	}
 	if len(s.BoundedContexts) > 0 && t.cfg.BoundedContextColumn == "" {
-		return nil, tableError("BoundedContextColumn", missing)
+		return tableError("BoundedContextColumn", missing)
 	}
-	return func(ctx context.Context, after int64, limit int) ([]Record[E], int64, error) {
-		p, err := t.read(ctx, s, after, limit, 0, false)
-		return p.events, p.passed, err
-	}, nil
+	return nil
 }
 
 // A page is what a read has found.

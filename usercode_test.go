@@ -256,9 +256,9 @@ type hostileStore struct {
 	do func()
 }
 
-func (s *hostileStore) Read(ctx context.Context, after int64, limit int) ([]orchestrator.Record[orchestrator.Event], error) {
+func (s *hostileStore) Read(ctx context.Context, r orchestrator.ReadRequest) (orchestrator.Page[orchestrator.Event], error) {
 	s.do()
-	return s.EventStore.Read(ctx, after, limit)
+	return s.EventStore.Read(ctx, r)
 }
 func (s *hostileStore) Head(context.Context) (int64, error) { s.do(); return 0, errors.New("none") }
 func (s *hostileStore) Waiting() (orchestrator.Gap, bool)   { s.do(); return orchestrator.Gap{}, false }
@@ -331,11 +331,11 @@ type badEvent struct {
 	err      func() error
 }
 
-func (s *badEvent) Read(ctx context.Context, after int64, limit int) ([]orchestrator.Record[orchestrator.Event], error) {
-	page, err := s.EventStore.Read(ctx, after, limit)
-	for i := range page {
-		if page[i].Position == s.position {
-			page[i].Err = s.err()
+func (s *badEvent) Read(ctx context.Context, r orchestrator.ReadRequest) (orchestrator.Page[orchestrator.Event], error) {
+	page, err := s.EventStore.Read(ctx, r)
+	for i := range page.Records {
+		if page.Records[i].Position == s.position {
+			page.Records[i].Err = s.err()
 		}
 	}
 	return page, err

@@ -209,8 +209,8 @@ type headless struct {
 	events orchestrator.EventStore[orchestrator.Event]
 }
 
-func (s headless) Read(ctx context.Context, after int64, limit int) ([]orchestrator.Record[orchestrator.Event], error) {
-	return s.events.Read(ctx, after, limit)
+func (s headless) Read(ctx context.Context, r orchestrator.ReadRequest) (orchestrator.Page[orchestrator.Event], error) {
+	return s.events.Read(ctx, r)
 }
 
 // A rewind that is ordered and not carried out yet is of events that are to be

@@ -6,8 +6,8 @@ import (
 	"log/slog"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
-	"time"
 
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 )
@@ -106,7 +106,7 @@ func TestScopedProjections(t *testing.T) {
 // A scope that the event store can't read is refused before anything begins.
 func TestScopeThatCannotBeRead(t *testing.T) {
 	t.Parallel()
-	orders := scopedNamed{named("orders"), scope{types: []string{"Order"}}}
+	ofOrders := scopedNamed{named("orders"), scope{types: []string{"Order"}}}
 	sales := scopedNamed{named("sales"), scope{contexts: []string{"sales"}}}
 	bare, err := orchestrator.NewTable(unused(t), orchestrator.TableConfig[orchestrator.Event]{
 		Columns: []string{"a"},
@@ -121,7 +121,7 @@ func TestScopeThatCannotBeRead(t *testing.T) {
 		p      projection
 		want   string
 	}{
-		{"a table without a column for types", bare, orders, `projection "orders" is scoped: orchestrator: invalid configuration: TableConfig.AggregateTypeColumn is empty`},
+		{"a table without a column for types", bare, ofOrders, `projection "orders" is scoped: orchestrator: invalid configuration: TableConfig.AggregateTypeColumn is empty`},
 		{"a table without a column for contexts", bare, sales, `TableConfig.BoundedContextColumn is empty`},
 	} {
 		t.Run(test.why, func(t *testing.T) {
@@ -141,9 +141,11 @@ func TestScopeThatCannotBeRead(t *testing.T) {
 type listStore struct {
 	records []orchestrator.Record[orchestrator.Event]
 	cap     int
+	asked   atomic.Int64 // the highest position after which it was read
 }
 
-func (s listStore) Read(_ context.Context, r orchestrator.ReadRequest) (p orchestrator.Page[orchestrator.Event], err error) {
+func (s *listStore) Read(_ context.Context, r orchestrator.ReadRequest) (p orchestrator.Page[orchestrator.Event], err error) {
+	s.asked.Store(max(s.asked.Load(), r.After))
 	for _, e := range s.records {
 		switch {
 		case e.Position <= r.After:
@@ -157,23 +159,26 @@ func (s listStore) Read(_ context.Context, r orchestrator.ReadRequest) (p orches
 	return p, nil
 }
 
-// A store that ignores the scope serves a scoped projection all the same, alone and
-// beside one that wants everything; and pages that it keeps short are not taken for the
-// end of the stream.
-func TestStoreThatIgnoresScope(t *testing.T) {
-	t.Parallel()
-	var events listStore
-	events.cap = 3
+// orders returns a store of 200 events, every other of which is of an order.
+func orders() *listStore {
+	events := &listStore{cap: 3}
 	for i := int64(1); i <= 200; i++ {
 		e := orchestrator.Record[orchestrator.Event]{Position: i, AggregateID: fmt.Sprint("a", i%7), AggregateType: []string{"Order", "User"}[i%2]}
 		e.Event.GlobalPosition = i
 		events.records = append(events.records, e)
 	}
+	return events
+}
+
+// A store that ignores the scope serves a scoped projection all the same, alone and
+// beside one that wants everything.
+func TestStoreThatIgnoresScope(t *testing.T) {
+	t.Parallel()
 	for why, beside := range map[string][]projection{"alone": nil, "beside one that wants everything": {transactional{effects{name: "all"}}}} {
 		t.Run(why, func(t *testing.T) {
 			w := newWorld(t)
 			cfg := w.config(w.db, "set")
-			cfg.EventStore, cfg.PollInterval = &events, time.Hour // nothing new comes: all is read in one go
+			cfg.EventStore = orders()
 			r := run(t, cfg, append(beside, scopedTransactional{transactional{effects{name: "orders"}}, scope{types: []string{"Order"}}})...)
 			eventually(t, "all is passed", func() bool {
 				return w.number(`SELECT count(*) FROM orchestrator_checkpoints WHERE position < 199`) == 0 && w.handled("orders") == 100
@@ -189,6 +194,23 @@ func TestStoreThatIgnoresScope(t *testing.T) {
 	}
 }
 
+// A page that its store keeps short is not taken for the end of the stream: what follows
+// is read ahead while the first event is handled.
+func TestShortPagesAreReadAhead(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	events, read := orders(), make(chan struct{})
+	cfg := w.config(w.db, "set")
+	cfg.EventStore = events
+	run(t, cfg, transactional{effects{name: "p", hook: func(context.Context, orchestrator.Event) error {
+		<-read
+		return nil
+	}}})
+	eventually(t, "what follows the first page is read", func() bool { return events.asked.Load() >= 3 })
+	close(read)
+	eventually(t, "all is handled", func() bool { return w.handled("p") == 200 })
+}
+
 // An event that does not say what a scope is about is an error, and not left out.
 func TestScopeOfEventsThatDoNotSay(t *testing.T) {
 	t.Parallel()
@@ -197,7 +219,7 @@ func TestScopeOfEventsThatDoNotSay(t *testing.T) {
 		t.Run(why, func(t *testing.T) {
 			w := newWorld(t)
 			cfg := w.config(w.db, "set")
-			cfg.EventStore = &listStore{[]orchestrator.Record[orchestrator.Event]{e}, 10}
+			cfg.EventStore = &listStore{records: []orchestrator.Record[orchestrator.Event]{e}, cap: 10}
 			var log lockedBuffer
 			cfg.Logger = slog.New(slog.NewTextHandler(&log, nil))
 			r := run(t, cfg, append(beside, scopedTransactional{transactional{effects{name: "orders"}}, scope{types: []string{"Order"}}})...)

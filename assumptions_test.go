@@ -483,7 +483,7 @@ func TestAssumptionsAreDocumented(t *testing.T) {
 
 // says waits until the status of a set has a wait of a kind, at a position, that mentions
 // a text.
-func (w *world) says(set orchestrator.ReplicaSetName, kind string, position int64, text string) {
+func (w *world) says(set orchestrator.ReplicaSetName, kind ops.WaitKind, position int64, text string) {
 	w.t.Helper()
 	eventually(w.t, fmt.Sprintf("the status of %s says %q", set, kind), func() bool {
 		_, waits := w.stand(set)

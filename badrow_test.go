@@ -122,7 +122,9 @@ func expectOdd(t *testing.T, table *orchestrator.Table[oddEvent], bad int64, wan
 	t.Helper()
 	type way func(after int64) ([]orchestrator.Record[oddEvent], error)
 	for name, read := range map[string]way{
-		"whole": func(after int64) ([]orchestrator.Record[oddEvent], error) { return records(t.Context(), table, after, 100) },
+		"whole": func(after int64) ([]orchestrator.Record[oddEvent], error) {
+			return records(t.Context(), table, after, 100)
+		},
 		"by slot": func(after int64) ([]orchestrator.Record[oddEvent], error) {
 			page, _, _, err := table.ReadOwn(t.Context(), 0, 1, after, 100, 0)
 			return page, err

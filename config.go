@@ -54,6 +54,11 @@ type Config[E any] struct {
 	// ReplicaSet is the group that this worker belongs to: at most 200 bytes,
 	// no control characters.
 	ReplicaSet ReplicaSetName
+	// Schema is the PostgreSQL schema of the library's tables: at most 63 bytes. It
+	// is the same for all workers of the set, for Migrate and for package ops
+	// (InSchema). Default: the schema that the search path leads to when the worker
+	// first looks.
+	Schema string
 
 	// HeartbeatInterval is how often the worker renews its lease and looks for
 	// a new generation. At least 10ms. Default: 5s.
@@ -291,6 +296,9 @@ func (c Config[E]) withDefaults() (Config[E], error) {
 	}
 	if problem := store.NameProblem(string(c.ReplicaSet)); problem != "" {
 		return c, configError("ReplicaSet", problem)
+	}
+	if problem := store.SchemaProblem(c.Schema); problem != "" && c.Schema != "" {
+		return c, configError("Schema", problem)
 	}
 	for _, d := range []struct {
 		field    string

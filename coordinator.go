@@ -143,7 +143,7 @@ func newWorker[E any](ctx context.Context, cfg Config[E], projections []Projecti
 	name := workerName()
 	w := &worker[E]{
 		name: protocol.WorkerID(name), cfg: cfg, projections: projections, names: names, scopes: scopes,
-		store: store.New(cfg.DB, string(cfg.ReplicaSet), store.Options{Bounds: store.BoundsOf(cfg.StaleWorkerTimeout)}),
+		store: store.New(cfg.DB, string(cfg.ReplicaSet), store.Options{Schema: cfg.Schema, Bounds: store.BoundsOf(cfg.StaleWorkerTimeout)}),
 		feed:  joinFeed(cfg.EventStore, cfg.feedConfig(), cfg.StaleWorkerTimeout),
 		session: protocol.NewSession(protocol.WorkerID(name),
 			cfg.timing(), protocol.Request{Wants: cfg.Partitions, MaxPartitions: cfg.MaxPartitions, JoinWindow: cfg.JoinWindow}),

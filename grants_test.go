@@ -206,7 +206,7 @@ func TestGrantsOfAnOperator(t *testing.T) {
 	a.stop()
 	g.exec(`INSERT INTO orchestrator_parked (projection, position, slot, aggregate_id, error, attempts, parked_at) VALUES ('other', 1, 0, 'a', '', 0, now())`)
 	g.exec(`INSERT INTO orchestrator_projections (name, replica_set) VALUES ('other', 'set')`)
-	for name, ask := range map[string]func(context.Context, *sql.DB, string, ops.ParkedSelector) (int, error){
+	for name, ask := range map[string]func(context.Context, *sql.DB, string, ops.ParkedSelector, ...orchestrator.TablesOption) (int, error){
 		"retry": ops.RetryParked, "discard": ops.DiscardParked,
 	} {
 		if n, err := ask(t.Context(), db, "other", ops.ParkedSelector{All: true}); n != 1 || err != nil {

@@ -50,7 +50,7 @@ CREATE TABLE orchestrator_workers (id uuid PRIMARY KEY, replica_set text NOT NUL
 			db, _ := pgtest.Database(t)
 			execute(t, db, tt.made)
 			before := snapshot(t, db)
-			_, applied := db.ExecContext(t.Context(), orchestrator.Schema)
+			_, applied := db.ExecContext(t.Context(), orchestrator.SchemaSQL())
 			w := newRefused(db)
 			for how, err := range map[string]error{
 				"Migrate": orchestrator.Migrate(t.Context(), db), "RunMigrations": orchestrator.RunMigrations(db), "schema.sql": applied,
@@ -169,7 +169,7 @@ func TestMigrateCallsNobodysFunctions(t *testing.T) {
 		if err := orchestrator.Migrate(t.Context(), db); err != nil {
 			t.Fatal(err)
 		}
-		execute(t, db, orchestrator.Schema,
+		execute(t, db, orchestrator.SchemaSQL(),
 			`INSERT INTO orchestrator_replica_sets (name, paused) VALUES ('set', '["p"]')`,
 			`INSERT INTO orchestrator_checkpoints (projection, partition, replica_set, generation, total, position, ahead, updated_at) VALUES ('p', 0, 'set', 1, 1, 1, '[[0, 2]]', now())`,
 			`INSERT INTO orchestrator_workers (replica_set, id, joined_at, lease_us, lease_until, generation, total, partitions, wants, presence_key, presence_number, holds, projections)

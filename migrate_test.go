@@ -123,12 +123,12 @@ func TestMigrateAtOnce(t *testing.T) {
 func TestMigrateTwice(t *testing.T) {
 	t.Parallel()
 	db, _ := pgtest.Database(t)
-	execute(t, db, orchestrator.Schema,
+	execute(t, db, orchestrator.SchemaSQL(),
 		`INSERT INTO orchestrator_replica_sets (name, generation) VALUES ('set', 7)`)
 	if err := orchestrator.RunMigrations(db); err != nil {
 		t.Fatal(err)
 	}
-	execute(t, db, orchestrator.Schema)
+	execute(t, db, orchestrator.SchemaSQL())
 	expectTables(t, db, "public", allTables)
 	var generation, versions int
 	err := db.QueryRow(`SELECT (SELECT generation FROM orchestrator_replica_sets), (SELECT count(*) FROM orchestrator_schema)`).Scan(&generation, &versions)
@@ -268,7 +268,7 @@ func TestRunSchema(t *testing.T) {
 	if err := orchestrator.RunMigrations(w.db); err != nil {
 		t.Errorf("migrate a newer version: %v", err)
 	}
-	w.exec(orchestrator.Schema)
+	w.exec(orchestrator.SchemaSQL())
 	if v := w.number(`SELECT version FROM orchestrator_schema`); v != 99 {
 		t.Errorf("version 99 was turned into %d", v)
 	}

@@ -124,7 +124,7 @@ func (o *Orchestrator[E]) CatchUp(ctx context.Context, projections []Projection[
 	}
 	// Before anything waits for what is in the tables.
 	err = calls.Await(ctx, func() (bool, error) {
-		err := store.New(o.cfg.DB, string(o.cfg.ReplicaSet), store.Options{}).Check(ctx)
+		err := store.New(o.cfg.DB, string(o.cfg.ReplicaSet), store.Options{Schema: o.cfg.Schema}).Check(ctx)
 		return err == nil, err
 	})
 	if err != nil {
@@ -175,7 +175,7 @@ func (o *Orchestrator[E]) withinStream(ctx context.Context, names []string, reac
 		return fmt.Errorf("look for the end of the stream: %w", err)
 	}
 	for _, name := range names {
-		switch at, err := store.Highest(ctx, o.cfg.DB, name); {
+		switch at, err := store.Highest(ctx, store.Tables{DB: o.cfg.DB, Schema: o.cfg.Schema}, name); {
 		case err != nil:
 			return err
 		case at > given:

@@ -89,7 +89,7 @@ func TestPauseAll(t *testing.T) {
 	w.active("set", 1)
 	w.append(50)
 	w.caughtUp(names...)
-	w.ordered("set")(ops.Pause(ctx, w.db, "set", ops.AllProjections))
+	w.ordered("set")(ops.PauseAll(ctx, w.db, "set"))
 	w.append(50)
 	run(t, cfg, w.all(w.db, h)...)
 	generation := w.active("set", 2)
@@ -101,11 +101,11 @@ func TestPauseAll(t *testing.T) {
 	}
 	first.stop() // nobody waits for lanes that were never started
 	w.active("set", 1)
-	again, err := ops.Pause(ctx, w.db, "set", ops.AllProjections)
+	again, err := ops.PauseAll(ctx, w.db, "set")
 	if now := w.number(`SELECT generation FROM orchestrator_replica_sets`); err != nil || again != now || again <= generation {
 		t.Errorf("to pause again opened generation %d, now %d, %v", again, now, err)
 	}
-	w.ordered("set")(ops.Resume(ctx, w.db, "set", ops.AllProjections))
+	w.ordered("set")(ops.ResumeAll(ctx, w.db, "set"))
 	w.caughtUp(names...)
 	w.checkEffects(exact...)
 	h.check(t)
@@ -222,7 +222,7 @@ func TestOrdersThatCannotBe(t *testing.T) {
 		"no worker":          func() (int64, error) { return ops.DrainWorker(ctx, w.db, "set", "nobody") },
 		"the last worker":    func() (int64, error) { return ops.DrainWorker(ctx, w.db, "set", w.workers("set")[0].Worker) },
 		"negative position":  func() (int64, error) { return ops.Rewind(ctx, w.db, "set", "batched", -1) },
-		"rewind of all":      func() (int64, error) { return ops.Rewind(ctx, w.db, "set", ops.AllProjections, 1) },
+		"rewind of all":      func() (int64, error) { return ops.Rewind(ctx, w.db, "set", "", 1) },
 		"rewind of a nobody": func() (int64, error) { return ops.Rewind(ctx, w.db, "set", "nobody", 1) },
 	} {
 		if _, err := order(); !errors.Is(err, ops.ErrOrder) {

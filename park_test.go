@@ -386,7 +386,7 @@ func TestParkedErrors(t *testing.T) {
 		{"p", ops.ParkedSelector{}, orchestrator.ErrInvalidConfig},
 		{"p", ops.ParkedSelector{AggregateID: "a", All: true}, orchestrator.ErrInvalidConfig},
 	} {
-		for _, ask := range []func(context.Context, *sql.DB, string, ops.ParkedSelector) (int, error){ops.RetryParked, ops.DiscardParked} {
+		for _, ask := range []func(context.Context, *sql.DB, string, ops.ParkedSelector, ...orchestrator.TablesOption) (int, error){ops.RetryParked, ops.DiscardParked} {
 			if n, err := ask(t.Context(), w.db, tt.projection, tt.which); n != 0 || !errors.Is(err, tt.want) || (err == nil) != (tt.want == nil) {
 				t.Errorf("of %s, %s: %d, %v, want %v", tt.projection, tt.which, n, err, tt.want)
 			}

@@ -75,8 +75,8 @@ type BatchProjection[E any] interface {
 	HandleBatch(ctx context.Context, tx Tx, events []E) error
 }
 
-// Tx is what a handler may do with its transaction: everything but end it. The
-// methods are those of *sql.Tx, and what sqlc and others call DBTX. A statement that
+// Tx is what a handler may do with its transaction: everything but end it. All but Raw
+// are methods of *sql.Tx, and what sqlc and others call DBTX. A statement that
 // would end the transaction (COMMIT, ROLLBACK, END, ABORT, PREPARE TRANSACTION) is
 // refused, and the handler fails. A Tx is of no use when the handler has returned.
 type Tx interface {
@@ -84,6 +84,13 @@ type Tx interface {
 	PrepareContext(ctx context.Context, query string) (*sql.Stmt, error)
 	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
 	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
+	// Raw calls f with the driver's connection, on which the transaction is, as
+	// sql.Conn.Raw does: for what only the driver can do, such as pgx's CopyFrom
+	// (driverConn.(*stdlib.Conn).Conn()). f must not end the transaction, nor leave
+	// anything under way, nor keep driverConn; while it runs, the other methods
+	// return an error. If f panics, or returns driver.ErrBadConn, the connection is
+	// closed, and the handler fails.
+	Raw(f func(driverConn any) error) error
 }
 
 // An Assignment says under what a handler runs.

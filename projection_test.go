@@ -19,7 +19,7 @@ func TestProjectionsMadeOfFunctions(t *testing.T) {
 	parks := errors.New("can't handle it")
 	projections := []projection{
 		orchestrator.Plain(plain.name, func(ctx context.Context, e orchestrator.Event) error { return plain.write(ctx, w.db, e) }),
-		orchestrator.Transactional(tx.name, tx.write),
+		orchestrator.Transactional(tx.name, func(ctx context.Context, t orchestrator.Tx, e orchestrator.Event) error { return tx.write(ctx, t, e) }),
 		orchestrator.Batch(batch.name, func(ctx context.Context, tx orchestrator.Tx, events []orchestrator.Event) error {
 			for _, e := range events {
 				if err := batch.write(ctx, tx, e); err != nil {

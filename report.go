@@ -17,11 +17,9 @@ import (
 // to its Observer and in the table orchestrator_reports. Nothing is decided by it.
 type WorkerReport struct {
 	Source
-	// State is "joining", "standby", "waiting" (for others to stop), "running",
-	// "draining" or "unproven" (it can't tell whether its partitions are its own).
-	State      string `json:"state"`
-	Generation int64  `json:"generation"` // that it runs, or ran last; 0: none yet
-	Partitions []int  `json:"partitions"` // that it runs
+	State      WorkerState `json:"state"`
+	Generation int64       `json:"generation"` // that it runs, or ran last; 0: none yet
+	Partitions []int       `json:"partitions"` // that it runs
 	// Head is the highest position that the worker has seen in its event store; 0:
 	// it can't tell.
 	Head int64 `json:"head"`
@@ -32,6 +30,18 @@ type WorkerReport struct {
 	// is so and Config.LeaseOnly is not set.
 	LeaseOnly string `json:"lease_only,omitempty"`
 }
+
+// A WorkerState is what a worker is doing.
+type WorkerState string
+
+const (
+	WorkerJoining  WorkerState = "joining"  // it is not a member yet
+	WorkerStandby  WorkerState = "standby"  // it is a member without partitions
+	WorkerWaiting  WorkerState = "waiting"  // for others to stop
+	WorkerRunning  WorkerState = "running"  // its partitions
+	WorkerDraining WorkerState = "draining" // it stops, to re-partition or to leave
+	WorkerUnproven WorkerState = "unproven" // it can't tell whether its partitions are its own
+)
 
 // A GapReport is a missing position that a transaction may still fill.
 type GapReport struct {
@@ -243,7 +253,7 @@ func (w *worker[E]) unstalled(l *lane[E], position int64) {
 func (w *worker[E]) report(now time.Time) WorkerReport {
 	reach := w.feed.reach()
 	r := WorkerReport{
-		Source: w.source(w.session.ID()), State: string(w.session.State(now)), Generation: w.watch.generation,
+		Source: w.source(w.session.ID()), State: WorkerState(w.session.State(now)), Generation: w.watch.generation,
 		Partitions: []int{}, Gap: gapReport(reach.gap), Lanes: []LaneReport{},
 	}
 	if reach.known {

@@ -161,7 +161,7 @@ type qualified struct {
 
 func (p qualified) Name() string { return p.name }
 
-func (p qualified) write(ctx context.Context, db orchestrator.Tx, e orchestrator.Event) error {
+func (p qualified) write(ctx context.Context, db execer, e orchestrator.Event) error {
 	if err := p.hook(ctx, e); err != nil {
 		return err
 	}

@@ -17,13 +17,13 @@ import (
 )
 
 // stand returns the status of a set, and by kind what it says stands still.
-func (w *world) stand(set orchestrator.ReplicaSetName) (s ops.ReplicaSetStatus, waits map[string][]ops.Wait) {
+func (w *world) stand(set orchestrator.ReplicaSetName) (s ops.ReplicaSetStatus, waits map[ops.WaitKind][]ops.Wait) {
 	w.t.Helper()
 	s, err := ops.Status(w.t.Context(), w.db, set)
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	waits = map[string][]ops.Wait{}
+	waits = map[ops.WaitKind][]ops.Wait{}
 	for _, wait := range s.Waits {
 		waits[wait.Kind] = append(waits[wait.Kind], wait)
 	}
@@ -258,7 +258,7 @@ func TestStatusOfAPause(t *testing.T) {
 	}
 	w.ordered("set")(ops.Resume(ctx, w.db, "set", "batched"))
 	w.calm("set")
-	w.ordered("set")(ops.Pause(ctx, w.db, "set", ops.AllProjections))
+	w.ordered("set")(ops.PauseAll(ctx, w.db, "set"))
 	w.still("set", ops.Wait{Kind: "paused"}, "the replica set is paused")
 	if s, _ = w.stand("set"); !s.PausedAll || len(s.Paused) != 0 || !s.Partitions[0].Paused || !s.Partitions[1].Paused {
 		t.Errorf("the set is paused: all %v, %q, %+v", s.PausedAll, s.Paused, s.Partitions)
@@ -355,7 +355,7 @@ func TestStatusSaysWhatStandsStill(t *testing.T) {
 		transactional{effects{name: "parks", hook: fails}},
 	)
 	<-in
-	var waits map[string][]ops.Wait
+	var waits map[ops.WaitKind][]ops.Wait
 	eventually(t, "what fails and what is parked is told", func() bool {
 		_, waits = w.stand("set")
 		return len(waits["retry"]) == 1 && len(waits["parked"]) == 1 && strings.Contains(waits["parked"][0].Text, "10 events")

@@ -17,10 +17,20 @@ import (
 // What the library does with its tables beside coordination: it creates and upgrades
 // them, and reads how far a projection is. The statements are in internal/store.
 
-// Schema is the text of schema.sql, for migration tools that take SQL from Go.
-//
 //go:embed schema.sql
-var Schema string
+var schemaSQL string
+
+// SchemaSQL returns the text of schema.sql, for migration tools that take SQL from Go.
+func SchemaSQL() string { return schemaSQL }
+
+// A TablesOption says where the library's tables are.
+type TablesOption func(*store.Tables)
+
+// InSchema says that the library's tables are in the PostgreSQL schema of this name, as
+// Config.Schema does for workers. Default: the schema that the search path leads to.
+func InSchema(name string) TablesOption {
+	return func(t *store.Tables) { t.Schema = name }
+}
 
 // migrationLock is the key of the advisory lock that migrations take:
 // "orchestr" in ASCII.
@@ -38,7 +48,7 @@ const (
 	migrationMax = 5 * time.Minute
 )
 
-// RunMigrations is Migrate without an end.
+// RunMigrations is Migrate without a context.
 func RunMigrations(db *sql.DB) error { return Migrate(context.Background(), db) }
 
 // Migrate creates or upgrades the library's tables. It does nothing when they are
@@ -50,19 +60,24 @@ func RunMigrations(db *sql.DB) error { return Migrate(context.Background(), db) 
 // names the server's process, its user and its application_name. Nobody waits
 // behind it for more than about a second.
 //
-// The tables go into the first schema of the search path, unless another one on it
+// The tables go into the schema of InSchema, which is created if there is none of that
+// name; without it into the first schema of the search path, unless another one on it
 // has them already. Tables of the same names that are not the library's are refused:
 // those of other columns, and those that are owned by a role that is neither the
 // current one, nor a superuser, nor the owner of the schema or of the database. Then
 // nothing was changed.
-func Migrate(ctx context.Context, db *sql.DB) (err error) {
+func Migrate(ctx context.Context, db *sql.DB, options ...TablesOption) (err error) {
 	defer func() { err = redact.Error(err) }()
 	if db == nil {
 		return fmt.Errorf("%w: Migrate was given a nil database", ErrInvalidConfig)
 	}
+	schema := store.TablesOf(db, options).Schema
+	if problem := store.SchemaProblem(schema); problem != "" && schema != "" {
+		return fmt.Errorf("%w: Migrate: the name of the schema %s", ErrInvalidConfig, problem)
+	}
 	began := time.Now()
 	for {
-		err := migrate(ctx, db)
+		err := migrate(ctx, db, schema)
 		if err == nil || ctx.Err() == nil && !store.LockTimeout(err) && !store.Deadlock(err) {
 			return err
 		}
@@ -96,14 +111,14 @@ func heldUp(ctx context.Context, db *sql.DB, waited time.Duration, err error) er
 }
 
 // migrate has nothing to do, or applies schema.sql.
-func migrate(ctx context.Context, db *sql.DB) error {
+func migrate(ctx context.Context, db *sql.DB, schema string) error {
 	ctx, cancel := context.WithTimeout(ctx, migrationMax)
 	defer cancel()
 	var stranger error
 	err := migration(ctx, db, &sql.TxOptions{ReadOnly: true}, func(tx *dbconn.Tx) error {
-		err := store.CheckSchema(ctx, tx)
+		err := store.CheckSchema(ctx, tx, schema)
 		if err == nil {
-			stranger = store.Stranger(ctx, tx)
+			stranger = store.Stranger(ctx, tx, schema)
 		}
 		return err
 	})
@@ -113,7 +128,7 @@ func migrate(ctx context.Context, db *sql.DB) error {
 	case err == nil, store.LockTimeout(err), ctx.Err() != nil:
 		return err
 	}
-	return migration(ctx, db, &sql.TxOptions{Isolation: sql.LevelReadCommitted}, func(tx *dbconn.Tx) error { return apply(ctx, tx) })
+	return migration(ctx, db, &sql.TxOptions{Isolation: sql.LevelReadCommitted}, func(tx *dbconn.Tx) error { return apply(ctx, tx, schema) })
 }
 
 // migration calls f in a transaction that is bounded. Until f has set the search path,
@@ -143,17 +158,22 @@ SELECT pg_catalog.set_config('idle_in_transaction_session_timeout'::text, '10s':
 	})
 }
 
-// apply applies schema.sql, which decides where the tables go, and refuses those that
-// are somebody else's.
-func apply(ctx context.Context, tx *dbconn.Tx) error {
+// apply applies schema.sql, which decides where on the search path the tables go, and
+// refuses those that are somebody else's.
+func apply(ctx context.Context, tx *dbconn.Tx, schema string) error {
 	// CREATE TABLE IF NOT EXISTS is not safe against itself.
 	if _, err := tx.ExecContext(ctx, fmt.Sprintf(`SELECT pg_catalog.pg_advisory_xact_lock('%d'::bigint)`, int64(migrationLock))); err != nil {
 		return fmt.Errorf("wait for other migrations: %w", err)
 	}
-	if _, err := tx.ExecContext(ctx, Schema); err != nil {
+	if schema != "" {
+		if err := store.UseSchema(ctx, tx, schema); err != nil {
+			return err
+		}
+	}
+	if _, err := tx.ExecContext(ctx, schemaSQL); err != nil {
 		return fmt.Errorf("apply schema.sql: %w", explained(err))
 	}
-	return store.CheckSchema(ctx, tx)
+	return store.CheckSchema(ctx, tx, schema)
 }
 
 // explained adds to an error of schema.sql what its HINT says, which drivers leave
@@ -162,9 +182,9 @@ func explained(err error) error {
 	hint := ""
 	switch store.State(err) {
 	case "42P07":
-		hint = "another program has made it; nothing was changed; rename or drop it, or put another schema first in the search path"
+		hint = "another program has made it; nothing was changed; rename or drop it, or name another schema (InSchema, Config.Schema)"
 	case "42501":
-		hint = "if it says who owns a table: nothing was changed; migrate as the owner if the tables are yours, else drop them or put another schema first in the search path"
+		hint = "if it says who owns a table: nothing was changed; migrate as the owner if the tables are yours, else drop them or name another schema (InSchema, Config.Schema)"
 	case "23514":
 		hint = "nothing was changed; correct the row, or delete it, and try again"
 	}
@@ -201,13 +221,14 @@ func (e *ParkedError) Error() string {
 // It looks at the checkpoints of all partitions, and not at the highest. Where a
 // projection has many partitions and events come thick, those that had no event of
 // their own say so about once a second.
-func WaitFor(ctx context.Context, db *sql.DB, projection string, position int64) error {
+func WaitFor(ctx context.Context, db *sql.DB, projection string, position int64, options ...TablesOption) error {
 	if problem := store.NameProblem(projection); problem != "" {
 		return fmt.Errorf("%w: WaitFor: the name of the projection %s", ErrInvalidConfig, problem)
 	}
+	tables := store.TablesOf(db, options)
 	var handled store.Handled
 	err := calls.Await(ctx, func() (_ bool, err error) {
-		handled, err = store.HandledTo(ctx, db, projection, position)
+		handled, err = store.HandledTo(ctx, tables, projection, position)
 		return handled.To, err
 	})
 	if err != nil {

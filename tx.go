@@ -3,6 +3,7 @@ package orchestrator
 import (
 	"context"
 	"database/sql"
+	"database/sql/driver"
 	"errors"
 	"fmt"
 	"strings"
@@ -24,7 +25,8 @@ type handlerTx struct {
 	mu     sync.Mutex
 	rows   []*sql.Rows // of the call under way
 	copies []*sql.Stmt // of the call under way: COPY … FROM STDIN, as lib/pq has it
-	ended  error       // a statement of it would have ended the transaction
+	ended  error       // a statement that was refused
+	raw    bool        // Raw is under way
 }
 
 // SQLTx is for rawtx.
@@ -104,20 +106,59 @@ func (t *handlerTx) QueryRowContext(ctx context.Context, query string, args ...a
 	return t.tx.QueryRowContext(ctx, query, args...)
 }
 
+// Raw is Tx's.
+func (t *handlerTx) Raw(f func(driverConn any) error) error {
+	if err := t.check(""); err != nil {
+		return err
+	}
+	t.setRaw(true)
+	defer t.setRaw(false)
+	var failed error
+	err := t.tx.Raw(func(conn any) (err error) {
+		if failed = contained(func() { err = f(conn) }); failed != nil {
+			err = driver.ErrBadConn // who knows what is under way on it
+		}
+		return err
+	})
+	switch {
+	case failed != nil:
+		err = fmt.Errorf("Tx.Raw: %w", failed)
+	case errors.Is(err, driver.ErrBadConn), errors.Is(err, dbconn.ErrBusy):
+		err = fmt.Errorf("Tx.Raw: %w", err)
+	default:
+		return err
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.ended = err // whatever the handler makes of it
+	return err
+}
+
+func (t *handlerTx) setRaw(is bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.raw = is
+}
+
+var errInRaw = errors.New("Tx.Raw is under way: until it has returned, nothing else can be done in the transaction")
+
 var errEndsTx = errors.New("a handler can't end its transaction, which commits with the checkpoint: return an error to have it rolled back")
 
 // check refuses a statement that would end the transaction, before the next event is
-// handled without one.
+// handled without one, and one that would wait for the connection for ever.
 func (t *handlerTx) check(query string) error {
 	word := endsTransaction(query)
-	if word == "" {
-		return nil
-	}
-	err := fmt.Errorf("%s: %w", word, errEndsTx)
 	t.mu.Lock()
-	t.ended = err
-	t.mu.Unlock()
-	return err
+	defer t.mu.Unlock()
+	switch {
+	case word != "":
+		t.ended = fmt.Errorf("%s: %w", word, errEndsTx)
+		return t.ended
+	case t.raw:
+		t.ended = errInRaw
+		return t.ended
+	}
+	return nil
 }
 
 // settle returns what has become of a call of a handler, which has returned err, and is

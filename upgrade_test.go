@@ -125,7 +125,7 @@ func TestUpgradeFromVersion2(t *testing.T) {
 	if v := w.number(`SELECT version FROM orchestrator_schema`); v != 3 {
 		t.Errorf("version 2's schema.sql has made it version %d", v)
 	}
-	w.exec(orchestrator.Schema)
+	w.exec(orchestrator.SchemaSQL())
 
 	run(t, w.config(db, "set"), transactional{effects{name: "transactional"}})
 	w.caughtUp("transactional")

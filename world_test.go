@@ -200,7 +200,12 @@ type effects struct {
 
 func (p effects) Name() string { return p.name }
 
-func (p effects) write(ctx context.Context, db orchestrator.Tx, e orchestrator.Event) error {
+// An execer is a database, or a transaction.
+type execer interface {
+	ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error)
+}
+
+func (p effects) write(ctx context.Context, db execer, e orchestrator.Event) error {
 	defer p.log.open(ctx, p.name, e)()
 	if p.hook != nil {
 		if err := p.hook(ctx, e); err != nil {

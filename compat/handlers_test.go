@@ -2,13 +2,16 @@ package compat
 
 import (
 	"context"
-	"database/sql"
 	"errors"
+	"fmt"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/stdlib"
 
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
@@ -60,6 +63,31 @@ func TestHandlersThatMisbehave(t *testing.T) {
 		return err
 	}
 	nothing := func(context.Context, orchestrator.Tx) error { return nil }
+	raw := func(do func(context.Context, *pgx.Conn) error) func(context.Context, orchestrator.Tx) error {
+		return func(ctx context.Context, tx orchestrator.Tx) error {
+			return tx.Raw(func(conn any) error { return do(ctx, conn.(*stdlib.Conn).Conn()) })
+		}
+	}
+	copies := raw(func(ctx context.Context, conn *pgx.Conn) error {
+		n, err := conn.CopyFrom(ctx, pgx.Identifier{"copied"}, []string{"n"}, pgx.CopyFromRows([][]any{{1}, {2}}))
+		if err == nil && n != 2 {
+			err = fmt.Errorf("%d rows were copied", n)
+		}
+		return err
+	})
+	leavesRows := raw(func(ctx context.Context, conn *pgx.Conn) error {
+		r, err := conn.Query(ctx, `SELECT generate_series(1, 10000)`)
+		if err == nil {
+			r.Next()
+		}
+		return err
+	})
+	commits := raw(func(ctx context.Context, conn *pgx.Conn) error { _, err := conn.Exec(ctx, `COMMIT; BEGIN`); return err })
+	panics := raw(func(context.Context, *pgx.Conn) error { panic("in Raw") })
+	exits := raw(func(context.Context, *pgx.Conn) error { runtime.Goexit(); return nil })
+	within := func(ctx context.Context, tx orchestrator.Tx) error {
+		return tx.Raw(func(any) error { return tx.QueryRowContext(ctx, `SELECT 1`).Scan(new(int)) })
+	}
 	misdeeds := map[string]struct {
 		do   func(context.Context, orchestrator.Tx) error
 		want string // the error; "": none
@@ -71,7 +99,12 @@ func TestHandlersThatMisbehave(t *testing.T) {
 		"timeout":     {does1(`SET LOCAL statement_timeout = '1ms'; SELECT pg_sleep(60)`), "statement timeout"},
 		"typed nil":   {func(context.Context, orchestrator.Tx) error { return (*pgconn.PgError)(nil) }, "typed nil *pgconn.PgError"},
 		"search path": {does1(`SET search_path = pg_catalog, public`), ""},
-		"asserted":    {func(_ context.Context, tx orchestrator.Tx) error { return tx.(*sql.Tx).Commit() }, "panic"},
+		"raw copies":  {copies, ""},
+		"raw rows":    {leavesRows, "busy"},
+		"raw commits": {commits, "has ended its transaction"},
+		"raw panics":  {panics, "in Raw"},
+		"raw exits":   {exits, "ended its goroutine"},
+		"within raw":  {within, "Tx.Raw is under way"},
 		other:         {nothing, ""},
 	}
 	for _, mode := range modes {
@@ -86,7 +119,7 @@ func TestHandlersThatMisbehave(t *testing.T) {
 			if err := orchestrator.RunMigrations(db); err != nil {
 				t.Fatal(err)
 			}
-			for _, q := range []string{tables, insertEvents} {
+			for _, q := range []string{tables, insertEvents, `CREATE TABLE copied (n int)`} {
 				if _, err := db.Exec(q); err != nil {
 					t.Fatal(err)
 				}

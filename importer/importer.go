@@ -52,6 +52,9 @@ type Config struct {
 	// ReplicaSet is the group that is going to run it. It may be new, and it
 	// may be running other projections.
 	ReplicaSet orchestrator.ReplicaSetName
+	// Schema is the PostgreSQL schema of the library's tables. Default: the schema that
+	// the search path leads to.
+	Schema string
 	// Total is the number of partitions that the projection was run with; 1 is
 	// alone. At most MaxTotalPartitions.
 	Total int
@@ -176,7 +179,7 @@ func Import(ctx context.Context, cfg Config) (Result, error) {
 	if err != nil {
 		return Result{}, err
 	}
-	s := store.New(cfg.DB, string(cfg.ReplicaSet), store.Options{Bounds: store.BoundsOf(orchestrator.DefaultStaleWorkerTimeout)})
+	s := store.New(cfg.DB, string(cfg.ReplicaSet), store.Options{Schema: cfg.Schema, Bounds: store.BoundsOf(orchestrator.DefaultStaleWorkerTimeout)})
 	if err := s.Check(ctx); err != nil {
 		return Result{}, redact.Error(err)
 	}

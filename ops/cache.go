@@ -2,7 +2,6 @@ package ops
 
 import (
 	"context"
-	"database/sql"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -129,10 +128,10 @@ type statusCache struct {
 	begun, ended, need int
 }
 
-func newStatusCache(db *sql.DB) *statusCache {
+func newStatusCache(t store.Tables) *statusCache {
 	return &statusCache{
-		check: store.New(db, "", store.Options{}).Check,
-		read:  func(ctx context.Context) ([]setKnown, error) { return readStatus(ctx, db) },
+		check: store.New(t.DB, "", store.Options{Schema: t.Schema}).Check,
+		read:  func(ctx context.Context) ([]setKnown, error) { return readStatus(ctx, t) },
 	}
 }
 
@@ -251,21 +250,22 @@ func codeOf(err error) int {
 	return http.StatusServiceUnavailable
 }
 
-func readStatus(ctx context.Context, db *sql.DB) ([]setKnown, error) {
-	names, err := ReplicaSets(ctx, db)
+func readStatus(ctx context.Context, t store.Tables) ([]setKnown, error) {
+	db, in := t.DB, orchestrator.InSchema(t.Schema)
+	names, err := ReplicaSets(ctx, db, in)
 	if err != nil {
 		return nil, err
 	}
 	sets := make([]setKnown, len(names))
 	for i, name := range names {
 		s := &sets[i]
-		if s.ReplicaSetStatus, err = Status(ctx, db, name); err != nil {
+		if s.ReplicaSetStatus, err = Status(ctx, db, name, in); err != nil {
 			return nil, err
 		}
-		if s.History, err = History(ctx, db, name, statusGenerations); err != nil {
+		if s.History, err = History(ctx, db, name, statusGenerations, in); err != nil {
 			return nil, err
 		}
-		if s.Parked, err = readParked(ctx, db, name); err != nil {
+		if s.Parked, err = readParked(ctx, t, name); err != nil {
 			return nil, err
 		}
 	}
@@ -278,13 +278,13 @@ SELECT e.projection, e.position, e.aggregate_id, e.error, e.attempts, e.parked_a
   JOIN orchestrator_projections p ON p.name = e.projection
  WHERE p.replica_set = {set} ORDER BY e.projection, e.position LIMIT {limit}`)
 
-func readParked(ctx context.Context, db *sql.DB, set orchestrator.ReplicaSetName) ([]parkedKnown, error) {
+func readParked(ctx context.Context, t store.Tables, set orchestrator.ReplicaSetName) ([]parkedKnown, error) {
 	parked := []parkedKnown{}
-	tables, err := store.Locate(ctx, db, "")
+	tables, err := t.Locate(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("parked events of replica set %q: %w", set, err)
 	}
-	err = query(ctx, db, tables, parkedKnownSQL, sqltext.Values{"set": string(set), "limit": statusParked}, func(scan func(...any) error) error {
+	err = query(ctx, t.DB, tables, parkedKnownSQL, sqltext.Values{"set": string(set), "limit": statusParked}, func(scan func(...any) error) error {
 		var p parkedKnown
 		err := scan(&p.Projection, &p.Position, &p.AggregateID, &p.Error, &p.Attempts, &p.ParkedAt, &p.Request)
 		parked = append(parked, p)

@@ -21,29 +21,35 @@ import (
 // left to run the partitions. Nothing was changed.
 var ErrOrder = store.ErrOrder
 
-// AllProjections, in the place of a projection's name, stands for all of a
-// replica set.
-const AllProjections = protocol.All
-
-// Pause has a projection, or AllProjections of a replica set, not run. It opens a
-// generation, whose number it returns, in which the others go on: when that is
-// active (AwaitGeneration), no handler of the projection runs anywhere. It lasts
-// until Resume, through restarts and re-partitions. What is paused already is left
-// as it is, under the generation that there is.
+// Pause stops a projection on all workers until Resume is called, through restarts and
+// re-partitions. It opens a generation, whose number it returns, in which the others go
+// on: when that is active (AwaitGeneration), no handler of the projection runs anywhere.
+// To pause what is paused changes nothing, and returns the current generation.
 //
 // Like the other orders, it may be given from any program that reaches the
 // database, while workers run, and it is idempotent. It is an order to the replica
 // set: a projection that another set takes over leaves its orders behind. It returns
 // ErrOrder where it can't be carried out, ErrSchema where the tables are missing or too
 // old, and else the database's error, as when ctx ends before it.
-func Pause(ctx context.Context, db *sql.DB, set orchestrator.ReplicaSetName, projection string) (generation int64, err error) {
-	return order(ctx, db, set, protocol.Order{Kind: protocol.OrderPause, Projection: projection})
+func Pause(ctx context.Context, db *sql.DB, set orchestrator.ReplicaSetName, projection string, options ...orchestrator.TablesOption) (generation int64, err error) {
+	return orderOf(ctx, store.TablesOf(db, options), set, protocol.Order{Kind: protocol.OrderPause, Projection: projection})
 }
 
-// Resume has a projection that was paused run again, from where it is; and
-// AllProjections everything of the replica set. See Pause.
-func Resume(ctx context.Context, db *sql.DB, set orchestrator.ReplicaSetName, projection string) (generation int64, err error) {
-	return order(ctx, db, set, protocol.Order{Kind: protocol.OrderResume, Projection: projection})
+// PauseAll is Pause of everything that the replica set runs, until ResumeAll is called:
+// also of projections that come later.
+func PauseAll(ctx context.Context, db *sql.DB, set orchestrator.ReplicaSetName, options ...orchestrator.TablesOption) (generation int64, err error) {
+	return order(ctx, store.TablesOf(db, options), set, protocol.Order{Kind: protocol.OrderPause, Projection: protocol.All})
+}
+
+// Resume runs a projection that was paused again, from where it is. See Pause.
+func Resume(ctx context.Context, db *sql.DB, set orchestrator.ReplicaSetName, projection string, options ...orchestrator.TablesOption) (generation int64, err error) {
+	return orderOf(ctx, store.TablesOf(db, options), set, protocol.Order{Kind: protocol.OrderResume, Projection: projection})
+}
+
+// ResumeAll resumes everything of the replica set, projections that were paused by
+// themselves as well. See Pause.
+func ResumeAll(ctx context.Context, db *sql.DB, set orchestrator.ReplicaSetName, options ...orchestrator.TablesOption) (generation int64, err error) {
+	return order(ctx, store.TablesOf(db, options), set, protocol.Order{Kind: protocol.OrderResume, Projection: protocol.All})
 }
 
 // Rewind sets a projection to a position, back or forward: the next events that it
@@ -55,27 +61,24 @@ func Resume(ctx context.Context, db *sql.DB, set orchestrator.ReplicaSetName, pr
 //
 // What the projection has written is its own: to build a read model anew, Pause,
 // wait until that is active, empty the read model, Rewind to 0, and Resume.
-func Rewind(ctx context.Context, db *sql.DB, set orchestrator.ReplicaSetName, projection string, position int64) (generation int64, err error) {
+func Rewind(ctx context.Context, db *sql.DB, set orchestrator.ReplicaSetName, projection string, position int64, options ...orchestrator.TablesOption) (generation int64, err error) {
 	if position < 0 {
 		return 0, fmt.Errorf("%w: rewind of %s to %d: a position can't be negative", ErrOrder, projection, position)
 	}
-	if projection == AllProjections {
-		return 0, fmt.Errorf("%w: rewind needs the name of a projection", ErrOrder)
-	}
-	return order(ctx, db, set, protocol.Order{Kind: protocol.OrderRewind, Projection: projection, Position: position})
+	return orderOf(ctx, store.TablesOf(db, options), set, protocol.Order{Kind: protocol.OrderRewind, Projection: projection, Position: position})
 }
 
 // DrainWorker takes a worker's partitions away from it, for maintenance. It stays a
 // member, as a standby, until UndrainWorker, or until its program ends. One that is
 // removed, as its lease is over, and comes back, is not drained any more. The last
 // worker that can have partitions can't be drained.
-func DrainWorker(ctx context.Context, db *sql.DB, set orchestrator.ReplicaSetName, worker string) (generation int64, err error) {
-	return order(ctx, db, set, protocol.Order{Kind: protocol.OrderDrain, Worker: protocol.WorkerID(worker)})
+func DrainWorker(ctx context.Context, db *sql.DB, set orchestrator.ReplicaSetName, worker string, options ...orchestrator.TablesOption) (generation int64, err error) {
+	return order(ctx, store.TablesOf(db, options), set, protocol.Order{Kind: protocol.OrderDrain, Worker: protocol.WorkerID(worker)})
 }
 
 // UndrainWorker lets a worker that was drained have partitions again.
-func UndrainWorker(ctx context.Context, db *sql.DB, set orchestrator.ReplicaSetName, worker string) (generation int64, err error) {
-	return order(ctx, db, set, protocol.Order{Kind: protocol.OrderUndrain, Worker: protocol.WorkerID(worker)})
+func UndrainWorker(ctx context.Context, db *sql.DB, set orchestrator.ReplicaSetName, worker string, options ...orchestrator.TablesOption) (generation int64, err error) {
+	return order(ctx, store.TablesOf(db, options), set, protocol.Order{Kind: protocol.OrderUndrain, Worker: protocol.WorkerID(worker)})
 }
 
 // orderLease is by which the transaction of an order is bounded: a set's own leases
@@ -83,12 +86,20 @@ func UndrainWorker(ctx context.Context, db *sql.DB, set orchestrator.ReplicaSetN
 // with the set locked.
 const orderLease = 4 * time.Second
 
+// orderOf carries out an order about a projection, which has to be named.
+func orderOf(ctx context.Context, t store.Tables, set orchestrator.ReplicaSetName, o protocol.Order) (generation int64, err error) {
+	if o.Projection == "" {
+		return 0, fmt.Errorf("%w: the name of the projection is empty (PauseAll and ResumeAll are for all of a replica set)", ErrOrder)
+	}
+	return order(ctx, t, set, o)
+}
+
 // order carries an order out, and tries again where the set's rows are locked.
-func order(ctx context.Context, db *sql.DB, set orchestrator.ReplicaSetName, o protocol.Order) (generation int64, err error) {
+func order(ctx context.Context, t store.Tables, set orchestrator.ReplicaSetName, o protocol.Order) (generation int64, err error) {
 	if problem := orderProblem(set, o); problem != "" {
 		return 0, fmt.Errorf("%w: %s", ErrOrder, problem)
 	}
-	s := store.New(db, string(set), store.Options{Bounds: store.BoundsOf(orderLease)})
+	s := store.New(t.DB, string(set), store.Options{Schema: t.Schema, Bounds: store.BoundsOf(orderLease)})
 	if err := s.Check(ctx); err != nil {
 		return 0, redact.Error(err)
 	}
@@ -98,7 +109,7 @@ func order(ctx context.Context, db *sql.DB, set orchestrator.ReplicaSetName, o p
 		switch {
 		case err == nil:
 			return result.Group.Generation, nil
-		case store.Unstorable(err) && !storable(ctx, db, string(set), o.Projection, string(o.Worker)):
+		case store.Unstorable(err) && !storable(ctx, t.DB, string(set), o.Projection, string(o.Worker)):
 			return 0, fmt.Errorf("%s in replica set %q: %w: nothing can have such a name in this database: %w", o, set, ErrOrder, err)
 		case errors.Is(err, ErrOrder) || !store.LockTimeout(err):
 			return 0, redact.Error(fmt.Errorf("%s in replica set %q: %w", o, set, err))
@@ -113,7 +124,7 @@ func orderProblem(set orchestrator.ReplicaSetName, o protocol.Order) string {
 	if problem := store.NameProblem(string(set)); problem != "" {
 		return "the name of the replica set " + problem
 	}
-	if problem := store.NameProblem(o.Projection); problem != "" && o.Projection != AllProjections {
+	if problem := store.NameProblem(o.Projection); problem != "" && o.Projection != protocol.All {
 		return "the name of the projection " + problem
 	}
 	worker := o.Kind == protocol.OrderDrain || o.Kind == protocol.OrderUndrain
@@ -139,15 +150,16 @@ var activeSQL = sqltext.New(`SELECT generation >= {generation} AND phase = 'acti
 // that an older one ran can have an effect any more. It goes on looking until ctx
 // ends, also while there is no worker to activate it. It returns ErrNoReplicaSet where
 // there is no such set.
-func AwaitGeneration(ctx context.Context, db *sql.DB, set orchestrator.ReplicaSetName, generation int64) error {
+func AwaitGeneration(ctx context.Context, db *sql.DB, set orchestrator.ReplicaSetName, generation int64, options ...orchestrator.TablesOption) error {
 	if problem := store.NameProblem(string(set)); problem != "" {
 		return fmt.Errorf("wait for generation %d: %w: its name %s", generation, ErrNoReplicaSet, problem)
 	}
+	t := store.TablesOf(db, options)
 	return calls.Await(ctx, func() (active bool, err error) {
-		tables, err := store.Locate(ctx, db, "")
+		tables, err := t.Locate(ctx)
 		if err == nil {
 			query, args := tables.Bind(activeSQL, sqltext.Values{"set": string(set), "generation": generation})
-			err = dbconn.QueryRow(ctx, db, query, args...).Scan(&active)
+			err = dbconn.QueryRow(ctx, t.DB, query, args...).Scan(&active)
 		}
 		if errors.Is(err, sql.ErrNoRows) || store.Unstorable(err) {
 			err = ErrNoReplicaSet

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
+	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
 // StatusHandler returns a page that shows what the replica sets of a database do:
@@ -38,10 +39,11 @@ import (
 // program to say: names, positions, the errors of handlers and those of the database
 // are on it. A server of it needs timeouts, as any other (http.Server).
 func StatusHandler(db *sql.DB, options ...StatusOption) http.Handler {
-	h := &statusHandler{db: db, known: newStatusCache(db)}
+	h := &statusHandler{tables: store.Tables{DB: db}}
 	for _, option := range options {
 		option(h)
 	}
+	h.known = newStatusCache(h.tables)
 	h.known.actions = h.protection != nil
 	return h
 }
@@ -56,20 +58,28 @@ type StatusOption func(*statusHandler)
 // checks: let nobody reach the handler who may not do this.
 //
 // The origins, say "https://ops.example.com", are those under which browsers know
-// the page, where a proxy changes the Host header. AllowActions panics if one is
-// malformed.
+// the page, where a proxy changes the Host header. If one is malformed, the handler
+// answers every request with the status 500 and an error that names it.
 func AllowActions(origins ...string) StatusOption {
 	protection := http.NewCrossOriginProtection()
+	var failed error
 	for _, origin := range origins {
 		if err := protection.AddTrustedOrigin(origin); err != nil {
-			panic(fmt.Sprintf("ops.AllowActions: %v", err))
+			failed = fmt.Errorf("ops.AllowActions: %w", err)
 		}
 	}
-	return func(h *statusHandler) { h.protection = protection }
+	return func(h *statusHandler) { h.protection, h.misused = protection, failed }
+}
+
+// TablesInSchema shows the replica sets whose tables are in a schema of this name. See
+// orchestrator.Config.Schema.
+func TablesInSchema(name string) StatusOption {
+	return func(h *statusHandler) { h.tables.Schema = name }
 }
 
 type statusHandler struct {
-	db         *sql.DB
+	tables     store.Tables
+	misused    error // an option is wrong
 	known      *statusCache
 	protection *http.CrossOriginProtection // nil: there are no actions
 }
@@ -84,6 +94,8 @@ func (h *statusHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	header.Set("Referrer-Policy", "no-referrer")
 	header.Set("Cross-Origin-Resource-Policy", "same-origin")
 	switch {
+	case h.misused != nil:
+		answerError(w, http.StatusInternalServerError, h.misused.Error())
 	case r.Method == http.MethodPost && h.protection != nil:
 		h.order(w, r)
 	case r.Method != http.MethodGet && r.Method != http.MethodHead:

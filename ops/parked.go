@@ -34,27 +34,37 @@ type ParkedEvent struct {
 	Error    string    `json:"error"`
 	Attempts int       `json:"attempts"`
 	ParkedAt time.Time `json:"parked_at"`
-	// Request is what was asked for and is not done yet: "retry", "discard" or "".
-	Request string `json:"request"`
+	// Request is what was asked for and is not done yet.
+	Request ParkedRequest `json:"request"`
 }
+
+// A ParkedRequest is what somebody has asked to be done with a parked event.
+type ParkedRequest string
+
+const (
+	NoRequest      ParkedRequest = ""        // nothing, or it is done
+	RetryRequest   ParkedRequest = "retry"   // see RetryParked
+	DiscardRequest ParkedRequest = "discard" // see DiscardParked
+)
 
 // Parked returns what a projection has parked, at most limit events in the order
 // of their positions, for people to look at. It returns ErrNoProjection for one that
 // no replica set has run yet.
-func Parked(ctx context.Context, db *sql.DB, projection string, limit int) ([]ParkedEvent, error) {
+func Parked(ctx context.Context, db *sql.DB, projection string, limit int, options ...orchestrator.TablesOption) ([]ParkedEvent, error) {
 	if problem := store.NameProblem(projection); problem != "" {
 		return nil, fmt.Errorf("%w: its name %s", ErrNoProjection, problem)
 	}
-	rows, err := store.ListParked(ctx, db, projection, limit)
+	t := store.TablesOf(db, options)
+	rows, err := store.ListParked(ctx, t, projection, limit)
 	if err == nil && len(rows) == 0 || store.Unstorable(err) {
-		err = cmp.Or(known(ctx, db, projection), err)
+		err = cmp.Or(known(ctx, t, projection), err)
 	}
 	if err != nil {
 		return nil, redact.Error(fmt.Errorf("list what projection %q has parked: %w", projection, err))
 	}
 	events := make([]ParkedEvent, len(rows))
 	for i, r := range rows {
-		events[i] = ParkedEvent(r)
+		events[i] = ParkedEvent{r.Position, r.AggregateID, r.Error, r.Attempts, r.ParkedAt, ParkedRequest(r.Request)}
 	}
 	return events, nil
 }
@@ -108,28 +118,28 @@ func (s ParkedSelector) String() string {
 //
 // The errors are ErrNoProjection, ErrNotParked and ErrInvalidConfig for a selector
 // that selects nothing or twice; and the database's.
-func RetryParked(ctx context.Context, db *sql.DB, projection string, which ParkedSelector) (int, error) {
-	return askParked(ctx, db, projection, which, protocol.Retry)
+func RetryParked(ctx context.Context, db *sql.DB, projection string, which ParkedSelector, options ...orchestrator.TablesOption) (int, error) {
+	return askParked(ctx, store.TablesOf(db, options), projection, which, protocol.Retry)
 }
 
 // DiscardParked asks for parked events to be forgotten: the projection never
 // handles them. It is done, and refused, as by RetryParked, except that no event
 // waits for another. The later events of an aggregate stay parked until they are
 // retried or discarded themselves.
-func DiscardParked(ctx context.Context, db *sql.DB, projection string, which ParkedSelector) (int, error) {
-	return askParked(ctx, db, projection, which, protocol.Discard)
+func DiscardParked(ctx context.Context, db *sql.DB, projection string, which ParkedSelector, options ...orchestrator.TablesOption) (int, error) {
+	return askParked(ctx, store.TablesOf(db, options), projection, which, protocol.Discard)
 }
 
-func askParked(ctx context.Context, db *sql.DB, projection string, which ParkedSelector, request protocol.ParkRequest) (n int, err error) {
+func askParked(ctx context.Context, t store.Tables, projection string, which ParkedSelector, request protocol.ParkRequest) (n int, err error) {
 	if problem := store.NameProblem(projection); problem != "" {
 		return 0, fmt.Errorf("%w: its name %s", ErrNoProjection, problem)
 	}
 	selection, err := which.selection()
 	if err == nil {
-		n, err = store.AskParked(ctx, db, projection, selection, request)
+		n, err = store.AskParked(ctx, t, projection, selection, request)
 	}
 	if err == nil && n == 0 || store.Unstorable(err) {
-		err = cmp.Or(known(ctx, db, projection), err)
+		err = cmp.Or(known(ctx, t, projection), err)
 	}
 	if err == nil && n == 0 && !which.All {
 		err = ErrNotParked
@@ -141,8 +151,8 @@ func askParked(ctx context.Context, db *sql.DB, projection string, which ParkedS
 }
 
 // known returns ErrNoProjection for a name that has never been run.
-func known(ctx context.Context, db *sql.DB, projection string) error {
-	exists, err := store.ProjectionExists(ctx, db, projection)
+func known(ctx context.Context, t store.Tables, projection string) error {
+	exists, err := store.ProjectionExists(ctx, t, projection)
 	if err == nil && !exists || store.Unstorable(err) {
 		err = ErrNoProjection
 	}

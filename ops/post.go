@@ -24,8 +24,10 @@ const (
 type statusOrder struct {
 	Action     string                      `json:"action"`
 	ReplicaSet orchestrator.ReplicaSetName `json:"replica_set"`
-	Projection *string                     `json:"projection"` // "": AllProjections
-	Worker     *string                     `json:"worker"`
+	Projection *string                     `json:"projection"`
+	// All stands for all projections of the replica set, in pause and resume.
+	All    bool    `json:"all"`
+	Worker *string `json:"worker"`
 	// Position is a number, or the digits of one: a number of JavaScript is not exact
 	// above 2^53.
 	Position *json.Number `json:"position"`
@@ -83,7 +85,9 @@ func (h *statusHandler) carryOut(ctx context.Context, o statusOrder) (generation
 		return 0, fmt.Errorf("%w: replica_set is missing", errStatusOrder)
 	case o.Worker == nil && worker:
 		return 0, fmt.Errorf("%w: %s needs a worker", errStatusOrder, o.Action)
-	case o.Projection == nil && !worker:
+	case o.All && (o.Projection != nil || o.Action != "pause" && o.Action != "resume"):
+		return 0, fmt.Errorf("%w: all is for pause and resume, without a projection", errStatusOrder)
+	case o.Projection == nil && !worker && !o.All:
 		return 0, fmt.Errorf("%w: %s needs a projection", errStatusOrder, o.Action)
 	case o.Position == nil && (parked || o.Action == "rewind"):
 		return 0, fmt.Errorf("%w: %s needs a position", errStatusOrder, o.Action)
@@ -94,22 +98,29 @@ func (h *statusHandler) carryOut(ctx context.Context, o statusOrder) (generation
 			return 0, fmt.Errorf("%w: the position %q is no whole number", errStatusOrder, *o.Position)
 		}
 	}
+	db, in := h.tables.DB, orchestrator.InSchema(h.tables.Schema)
 	switch o.Action {
 	case "pause":
-		return Pause(ctx, h.db, o.ReplicaSet, *o.Projection)
+		if o.All {
+			return PauseAll(ctx, db, o.ReplicaSet, in)
+		}
+		return Pause(ctx, db, o.ReplicaSet, *o.Projection, in)
 	case "resume":
-		return Resume(ctx, h.db, o.ReplicaSet, *o.Projection)
+		if o.All {
+			return ResumeAll(ctx, db, o.ReplicaSet, in)
+		}
+		return Resume(ctx, db, o.ReplicaSet, *o.Projection, in)
 	case "rewind":
-		return Rewind(ctx, h.db, o.ReplicaSet, *o.Projection, position)
+		return Rewind(ctx, db, o.ReplicaSet, *o.Projection, position, in)
 	case "drain":
-		return DrainWorker(ctx, h.db, o.ReplicaSet, *o.Worker)
+		return DrainWorker(ctx, db, o.ReplicaSet, *o.Worker, in)
 	case "undrain":
-		return UndrainWorker(ctx, h.db, o.ReplicaSet, *o.Worker)
+		return UndrainWorker(ctx, db, o.ReplicaSet, *o.Worker, in)
 	case "retry":
-		_, err = RetryParked(ctx, h.db, *o.Projection, ParkedSelector{Positions: []int64{position}})
+		_, err = RetryParked(ctx, db, *o.Projection, ParkedSelector{Positions: []int64{position}}, in)
 		return 0, err
 	default: // discard
-		_, err = DiscardParked(ctx, h.db, *o.Projection, ParkedSelector{Positions: []int64{position}})
+		_, err = DiscardParked(ctx, db, *o.Projection, ParkedSelector{Positions: []int64{position}}, in)
 		return 0, err
 	}
 }

@@ -31,10 +31,9 @@ type ReplicaSetStatus struct {
 	ReplicaSet orchestrator.ReplicaSetName `json:"replica_set"`
 	At         time.Time                   `json:"at"` // by the database's clock
 
-	// The newest generation. Phase is "draining" while older ones are being
-	// stopped, "active" when it runs.
+	// Generation is the newest one.
 	Generation      int64      `json:"generation"`
-	Phase           string     `json:"phase"`
+	Phase           Phase      `json:"phase"`
 	TotalPartitions int        `json:"total_partitions"`
 	Reason          string     `json:"reason"` // why it was opened
 	OpenedAt        *time.Time `json:"opened_at"`
@@ -55,6 +54,14 @@ type ReplicaSetStatus struct {
 	Waits []Wait `json:"waits"`
 }
 
+// A Phase is how far the newest generation of a replica set is.
+type Phase string
+
+const (
+	PhaseDraining Phase = "draining" // older ones are being stopped
+	PhaseActive   Phase = "active"   // it runs
+)
+
 // A WorkerStatus is one worker of a replica set.
 type WorkerStatus struct {
 	Worker     string    `json:"worker"`
@@ -64,13 +71,13 @@ type WorkerStatus struct {
 	Partitions []int     `json:"partitions"`
 	// Holds is the generation that the worker has to stop before a newer one can
 	// be activated; 0: none.
-	Holds       int64                   `json:"holds"`
-	Drained     bool                    `json:"drained"` // by order
-	Projections []string                `json:"projections"`
-	State       string                  `json:"state"` // as in WorkerReport; "": it has not reported yet
-	ReportedAt  *time.Time              `json:"reported_at"`
-	Gap         *orchestrator.GapReport `json:"gap,omitempty"`
-	LeaseOnly   string                  `json:"lease_only,omitempty"` // as in WorkerReport
+	Holds       int64                    `json:"holds"`
+	Drained     bool                     `json:"drained"` // by order
+	Projections []string                 `json:"projections"`
+	State       orchestrator.WorkerState `json:"state"` // "": it has not reported yet
+	ReportedAt  *time.Time               `json:"reported_at"`
+	Gap         *orchestrator.GapReport  `json:"gap,omitempty"`
+	LeaseOnly   string                   `json:"lease_only,omitempty"` // as in WorkerReport
 }
 
 // A PartitionStatus is one projection on one partition.
@@ -93,11 +100,7 @@ type PartitionStatus struct {
 
 // A Wait is a reason why something stands still.
 type Wait struct {
-	// Kind is "drain" (a worker has to stop), "unowned" (no worker has the
-	// partition), "events" (the events can't be read without losing some), "beyond" (the
-	// event stream ends before the checkpoint), "stalled", "retry" (a handler fails), "gap"
-	// (a transaction holds readers back), "paused" or "parked".
-	Kind string `json:"kind"`
+	Kind WaitKind `json:"kind"`
 	// Text says it in a sentence.
 	Text       string `json:"text"`
 	Worker     string `json:"worker,omitempty"`
@@ -106,6 +109,21 @@ type Wait struct {
 	Position   int64  `json:"position,omitempty"`
 	Backends   []int  `json:"backends,omitempty"` // processes of the server
 }
+
+// A WaitKind is why something stands still.
+type WaitKind string
+
+const (
+	WaitDrain   WaitKind = "drain"   // a worker has to stop before the generation is active
+	WaitUnowned WaitKind = "unowned" // no worker has the partition
+	WaitEvents  WaitKind = "events"  // the events can't be read without losing some
+	WaitBeyond  WaitKind = "beyond"  // the event stream ends before the checkpoint
+	WaitStalled WaitKind = "stalled" // there is something to handle, and the position does not move
+	WaitRetry   WaitKind = "retry"   // a handler fails, and is called again
+	WaitGap     WaitKind = "gap"     // a transaction may still fill a gap, which holds readers back
+	WaitPaused  WaitKind = "paused"  // by order: see Pause
+	WaitParked  WaitKind = "parked"  // the projection has gone past events that are parked
+)
 
 // A GenerationRecord is an entry in the history of a replica set.
 type GenerationRecord struct {
@@ -132,13 +150,14 @@ SELECT generation, reason, total, members, opened_at, activated_at, waited_for
 
 // ReplicaSets returns the names of all replica sets of which workers have run,
 // sorted.
-func ReplicaSets(ctx context.Context, db *sql.DB) ([]orchestrator.ReplicaSetName, error) {
+func ReplicaSets(ctx context.Context, db *sql.DB, options ...orchestrator.TablesOption) ([]orchestrator.ReplicaSetName, error) {
 	names := []orchestrator.ReplicaSetName{}
-	tables, err := store.Locate(ctx, db, "")
+	t := store.TablesOf(db, options)
+	tables, err := t.Locate(ctx)
 	if err != nil {
 		return nil, redact.Error(fmt.Errorf("list replica sets: %w", err))
 	}
-	err = query(ctx, db, tables, replicaSetsSQL, nil, func(scan func(...any) error) error {
+	err = query(ctx, t.DB, tables, replicaSetsSQL, nil, func(scan func(...any) error) error {
 		var name orchestrator.ReplicaSetName
 		err := scan(&name)
 		names = append(names, name)
@@ -154,7 +173,7 @@ func ReplicaSets(ctx context.Context, db *sql.DB) ([]orchestrator.ReplicaSetName
 // the workers have written and asks none of them. How far lanes are is as their
 // workers last reported it, about a HeartbeatInterval ago. It returns
 // ErrNoReplicaSet where no worker of the set has ever run.
-func Status(ctx context.Context, db *sql.DB, set orchestrator.ReplicaSetName) (ReplicaSetStatus, error) {
+func Status(ctx context.Context, db *sql.DB, set orchestrator.ReplicaSetName, options ...orchestrator.TablesOption) (ReplicaSetStatus, error) {
 	s := ReplicaSetStatus{
 		ReplicaSet: set, Paused: []string{}, Rewinds: map[string]int64{},
 		Workers: []WorkerStatus{}, Partitions: []PartitionStatus{}, Waits: []Wait{},
@@ -162,8 +181,9 @@ func Status(ctx context.Context, db *sql.DB, set orchestrator.ReplicaSetName) (R
 	if problem := store.NameProblem(string(set)); problem != "" {
 		return s, fmt.Errorf("%w: its name %s", ErrNoReplicaSet, problem)
 	}
-	err := store.Foreseen(s.load(ctx, db))
-	if store.Unstorable(err) && !storable(ctx, db, string(set)) {
+	t := store.TablesOf(db, options)
+	err := store.Foreseen(s.load(ctx, t))
+	if store.Unstorable(err) && !storable(ctx, t.DB, string(set)) {
 		err = ErrNoReplicaSet
 	}
 	if err != nil {
@@ -173,12 +193,12 @@ func Status(ctx context.Context, db *sql.DB, set orchestrator.ReplicaSetName) (R
 	return s, nil
 }
 
-func (s *ReplicaSetStatus) load(ctx context.Context, db *sql.DB) error {
-	tables, err := store.Locate(ctx, db, "")
+func (s *ReplicaSetStatus) load(ctx context.Context, t store.Tables) error {
+	tables, err := t.Locate(ctx)
 	if err != nil {
 		return err
 	}
-	tx, err := dbconn.Begin(ctx, db, &sql.TxOptions{Isolation: sql.LevelRepeatableRead, ReadOnly: true})
+	tx, err := dbconn.Begin(ctx, t.DB, &sql.TxOptions{Isolation: sql.LevelRepeatableRead, ReadOnly: true})
 	if err != nil {
 		return err
 	}
@@ -405,14 +425,14 @@ func times(row *store.Row, columns map[string]*time.Time) {
 // waits derives from the rest what stands still, and why.
 func (s *ReplicaSetStatus) waits() []Wait {
 	var waits []Wait
-	if s.Phase == "draining" {
+	if s.Phase == PhaseDraining {
 		for _, w := range s.Workers {
 			if w.Holds != 0 {
 				text := fmt.Sprintf("generation %d waits for worker %s to stop generation %d", s.Generation, w.Worker, w.Holds)
 				if !w.Alive {
 					text += ", or to be removed: its lease is over"
 				}
-				waits = append(waits, Wait{Kind: "drain", Worker: w.Worker, Text: text})
+				waits = append(waits, Wait{Kind: WaitDrain, Worker: w.Worker, Text: text})
 			}
 		}
 	}
@@ -421,7 +441,7 @@ func (s *ReplicaSetStatus) waits() []Wait {
 		where := fmt.Sprintf("projection %s, partition %d of %d", p.Projection, p.Partition, p.TotalPartitions)
 		switch r := p.Report; {
 		case p.Paused:
-		case p.Worker == "" && s.Phase == "active":
+		case p.Worker == "" && s.Phase == PhaseActive:
 			at.Kind, at.Text = "unowned", where+": no worker has it"
 			waits = append(waits, at)
 		case r == nil:
@@ -452,23 +472,23 @@ func (s *ReplicaSetStatus) standing() []Wait {
 	for _, w := range s.Workers {
 		if g := w.Gap; g != nil {
 			waits = append(waits, Wait{
-				Kind: "gap", Worker: w.Worker, Position: g.Position, Backends: g.Backends,
+				Kind: WaitGap, Worker: w.Worker, Position: g.Position, Backends: g.Backends,
 				Text: fmt.Sprintf("worker %s reads no further than position %d, which open transactions may still fill: backends %s, since %s UTC",
 					w.Worker, g.Position-1, strings.Trim(fmt.Sprint(g.Backends), "[]"), g.Since.UTC().Format(time.DateTime)),
 			})
 		}
 	}
 	if s.PausedAll {
-		waits = append(waits, Wait{Kind: "paused", Text: "the replica set is paused"})
+		waits = append(waits, Wait{Kind: WaitPaused, Text: "the replica set is paused"})
 	}
 	for _, name := range s.Paused {
-		waits = append(waits, Wait{Kind: "paused", Projection: name, Text: fmt.Sprintf("projection %s is paused", name)})
+		waits = append(waits, Wait{Kind: WaitPaused, Projection: name, Text: fmt.Sprintf("projection %s is paused", name)})
 	}
 	parked := map[string]int{}
 	for _, p := range s.Partitions {
 		if parked[p.Projection] += p.Parked; p.Partition == p.TotalPartitions-1 && parked[p.Projection] > 0 {
 			waits = append(waits, Wait{
-				Kind: "parked", Projection: p.Projection,
+				Kind: WaitParked, Projection: p.Projection,
 				Text: fmt.Sprintf("projection %s has gone past %d events, which are parked", p.Projection, parked[p.Projection]),
 			})
 		}
@@ -478,16 +498,17 @@ func (s *ReplicaSetStatus) standing() []Wait {
 
 // History returns the latest generations of a replica set, the newest first, at
 // most limit of them: none of a set that there is not. About 1000 are kept.
-func History(ctx context.Context, db *sql.DB, set orchestrator.ReplicaSetName, limit int) ([]GenerationRecord, error) {
+func History(ctx context.Context, db *sql.DB, set orchestrator.ReplicaSetName, limit int, options ...orchestrator.TablesOption) ([]GenerationRecord, error) {
 	if problem := store.NameProblem(string(set)); problem != "" {
 		return nil, fmt.Errorf("history: %w: its name %s", ErrNoReplicaSet, problem)
 	}
+	t := store.TablesOf(db, options)
 	records := []GenerationRecord{}
-	tables, err := store.Locate(ctx, db, "")
+	tables, err := t.Locate(ctx)
 	if err != nil {
 		return nil, redact.Error(fmt.Errorf("history of replica set %q: %w", set, err))
 	}
-	err = query(ctx, db, tables, historySQL, sqltext.Values{"set": string(set), "limit": limit}, func(scan func(...any) error) error {
+	err = query(ctx, t.DB, tables, historySQL, sqltext.Values{"set": string(set), "limit": limit}, func(scan func(...any) error) error {
 		var r GenerationRecord
 		var members, waited string
 		err := scan(&r.Generation, &r.Reason, &r.TotalPartitions, &members, &r.OpenedAt, &r.ActivatedAt, &waited)

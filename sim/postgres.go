@@ -167,7 +167,7 @@ func newPostgres(ctx context.Context, base string, c clock, set string, bounds s
 	if _, err := p.admin.ExecContext(ctx, `CREATE SCHEMA `+p.schema); err != nil {
 		return nil, errors.Join(fmt.Errorf("create a schema: %w", err), p.pool.Close(), p.admin.Close())
 	}
-	for _, script := range []string{orchestrator.Schema, eventtable.Layout, effectTable, strictTables, noVacuum} {
+	for _, script := range []string{orchestrator.SchemaSQL(), eventtable.Layout, effectTable, strictTables, noVacuum} {
 		if _, err := p.pool.ExecContext(ctx, script); err != nil {
 			return nil, errors.Join(fmt.Errorf("create the tables in schema %s: %w", p.schema, err), p.close())
 		}
@@ -383,7 +383,7 @@ func (c *postgresConnection) tx() orchestrator.Tx {
 		return nil
 	}
 	c.idles()
-	return c.open.Tx
+	return c.open
 }
 
 func (c *postgresConnection) effect(projection string, e event) error {

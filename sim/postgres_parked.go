@@ -62,6 +62,6 @@ func (c *postgresConnection) request(projection string, position int64, r protoc
 		done(0, err)
 		return
 	}
-	n, err := store.AskParked(context.Background(), c.db.pool, projection, store.ParkedSelection{Positions: []int64{position}}, r)
+	n, err := store.AskParked(context.Background(), store.Tables{DB: c.db.pool}, projection, store.ParkedSelection{Positions: []int64{position}}, r)
 	done(n, c.db.heard(err))
 }

@@ -15,7 +15,8 @@
 //
 // The database is the one that -database or DATABASE_URL names. Others on the machine
 // see -database, and a password in it, in the list of processes: use DATABASE_URL, or a
-// password file (PGPASSFILE), where there is a password. A worker may be
+// password file (PGPASSFILE), where there is a password. -schema names the PostgreSQL
+// schema of the library's tables, where the search path does not lead to it. A worker may be
 // named by the beginning of its name. Orders wait until their generation is
 // active, and say whom they wait for. "orchestrator status -h" and the like list
 // the flags of a command, which may stand anywhere after its name.
@@ -42,6 +43,7 @@ import (
 
 	"github.com/lib/pq"
 
+	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 	"github.com/getpup/pupsourcing-orchestrator/internal/redact"
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
@@ -107,6 +109,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 // A call is one command line.
 type call struct {
 	db             *sql.DB
+	in             orchestrator.TablesOption // where its tables are
 	args           []string
 	stdin          io.Reader
 	stdout, stderr io.Writer // nothing of the database's reaches a terminal through them as it is
@@ -178,6 +181,7 @@ func command(ctx context.Context, args []string, stdin io.Reader, stdout, stderr
 	flags := flag.NewFlagSet(name, flag.ContinueOnError)
 	flags.SetOutput(io.Discard)
 	url := flags.String("database", "", "the database's `URL`, which others see in the list of processes; without it, DATABASE_URL is")
+	schema := flags.String("schema", "", "the `name` of the PostgreSQL schema of the library's tables; without it, the search path leads to them")
 	command.flags(c, flags)
 	switch err := c.parse(flags, args); {
 	case errors.Is(err, flag.ErrHelp):
@@ -211,7 +215,8 @@ func command(ctx context.Context, args []string, stdin io.Reader, stdout, stderr
 	if err := c.db.PingContext(ctx); err != nil {
 		return fmt.Errorf("reach the database: %w", err)
 	}
-	if err := store.New(c.db, "", store.Options{}).Check(ctx); err != nil {
+	c.in = orchestrator.InSchema(*schema)
+	if err := store.New(c.db, "", store.Options{Schema: *schema}).Check(ctx); err != nil {
 		return err
 	}
 	return command.run(ctx, c)

@@ -14,12 +14,20 @@ import (
 )
 
 func pause(ctx context.Context, c *call) error {
-	generation, err := ops.Pause(ctx, c.db, c.set(), c.arg(1))
+	if len(c.args) == 1 {
+		generation, err := ops.PauseAll(ctx, c.db, c.set(), c.in)
+		return c.ordered(ctx, generation, err)
+	}
+	generation, err := ops.Pause(ctx, c.db, c.set(), c.arg(1), c.in)
 	return c.ordered(ctx, generation, err)
 }
 
 func resume(ctx context.Context, c *call) error {
-	generation, err := ops.Resume(ctx, c.db, c.set(), c.arg(1))
+	if len(c.args) == 1 {
+		generation, err := ops.ResumeAll(ctx, c.db, c.set(), c.in)
+		return c.ordered(ctx, generation, err)
+	}
+	generation, err := ops.Resume(ctx, c.db, c.set(), c.arg(1), c.in)
 	return c.ordered(ctx, generation, err)
 }
 
@@ -28,7 +36,7 @@ func rewind(ctx context.Context, c *call) error {
 	if err != nil || position < 0 {
 		return usageError{fmt.Sprintf("rewind: the position is %q; it must be a number from 0 on", c.arg(2))}
 	}
-	s, err := ops.Status(ctx, c.db, c.set())
+	s, err := ops.Status(ctx, c.db, c.set(), c.in)
 	if err != nil {
 		return err
 	}
@@ -39,7 +47,7 @@ func rewind(ctx context.Context, c *call) error {
 	if err := c.confirm(question + " Go on?"); err != nil {
 		return err
 	}
-	generation, err := ops.Rewind(ctx, c.db, c.set(), c.arg(1), position)
+	generation, err := ops.Rewind(ctx, c.db, c.set(), c.arg(1), position, c.in)
 	return c.ordered(ctx, generation, err)
 }
 
@@ -66,7 +74,7 @@ func (c *call) confirm(question string) error {
 
 // move drains the worker that was named, or undrains it.
 func (c *call) move(ctx context.Context, order orderOfWorker) error {
-	s, err := ops.Status(ctx, c.db, c.set())
+	s, err := ops.Status(ctx, c.db, c.set(), c.in)
 	if err != nil {
 		return err
 	}
@@ -74,7 +82,7 @@ func (c *call) move(ctx context.Context, order orderOfWorker) error {
 	if err != nil {
 		return err
 	}
-	generation, err := order(ctx, c.db, c.set(), name)
+	generation, err := order(ctx, c.db, c.set(), name, c.in)
 	return c.ordered(ctx, generation, err)
 }
 
@@ -112,7 +120,7 @@ func (c *call) ordered(ctx context.Context, generation int64, err error) error {
 	defer cancel()
 	for said := ""; ; {
 		look, stop := context.WithTimeout(ctx, time.Second)
-		err := ops.AwaitGeneration(look, c.db, c.set(), generation)
+		err := ops.AwaitGeneration(look, c.db, c.set(), generation, c.in)
 		stop()
 		switch {
 		case err == nil:
@@ -132,13 +140,13 @@ func (c *call) ordered(ctx context.Context, generation int64, err error) error {
 
 // waits says what a generation waits for.
 func (c *call) waits(ctx context.Context, generation int64) string {
-	s, err := ops.Status(ctx, c.db, c.set())
+	s, err := ops.Status(ctx, c.db, c.set(), c.in)
 	if err != nil {
 		return ""
 	}
 	var b strings.Builder
 	for _, w := range s.Waits {
-		if w.Kind == "drain" {
+		if w.Kind == ops.WaitDrain {
 			fmt.Fprintf(&b, "%s\n", clean(w.Text))
 		}
 	}

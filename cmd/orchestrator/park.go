@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"time"
 
+	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 	"github.com/getpup/pupsourcing-orchestrator/ops"
 )
 
@@ -42,7 +43,7 @@ func (c *call) parkList(ctx context.Context) error {
 	if c.limit < 1 {
 		return usageError{fmt.Sprintf("park list: -n is %d; the least is 1", c.limit)}
 	}
-	events, err := ops.Parked(ctx, c.db, c.arg(1), c.limit)
+	events, err := ops.Parked(ctx, c.db, c.arg(1), c.limit, c.in)
 	if err != nil {
 		return err
 	}
@@ -53,7 +54,7 @@ func (c *call) parkList(ctx context.Context) error {
 	return err
 }
 
-func (c *call) parkAsk(ctx context.Context, ask func(context.Context, *sql.DB, string, ops.ParkedSelector) (int, error), question string) error {
+func (c *call) parkAsk(ctx context.Context, ask func(context.Context, *sql.DB, string, ops.ParkedSelector, ...orchestrator.TablesOption) (int, error), question string) error {
 	which := ops.ParkedSelector{Positions: c.positions, AggregateID: c.aggregate, All: c.all}
 	given := 0
 	for _, is := range []bool{len(c.positions) > 0, c.aggregate != "", c.all} {
@@ -69,7 +70,7 @@ func (c *call) parkAsk(ctx context.Context, ask func(context.Context, *sql.DB, s
 			return err
 		}
 	}
-	n, err := ask(ctx, c.db, c.arg(1), which)
+	n, err := ask(ctx, c.db, c.arg(1), which, c.in)
 	if err != nil {
 		return err
 	}
@@ -93,7 +94,7 @@ func renderParked(events []ops.ParkedEvent) string {
 			problem = "(waits behind an earlier one)"
 		}
 		rows = append(rows, []string{
-			fmt.Sprint(e.Position), e.AggregateID, e.ParkedAt.UTC().Format(time.DateTime), fmt.Sprint(e.Attempts), dash(e.Request), problem,
+			fmt.Sprint(e.Position), e.AggregateID, e.ParkedAt.UTC().Format(time.DateTime), fmt.Sprint(e.Attempts), dash(string(e.Request)), problem,
 		})
 	}
 	return table(rows)

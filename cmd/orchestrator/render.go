@@ -53,7 +53,7 @@ func workers(s ops.ReplicaSetStatus) string {
 	}
 	rows := [][]string{{"WORKER", "STATE", "PARTITIONS", "LEASE"}}
 	for _, w := range s.Workers {
-		state := w.State
+		state := string(w.State)
 		switch {
 		case !w.Alive:
 			state = "expired"

@@ -36,13 +36,13 @@ func (c *call) look(ctx context.Context) ([]ops.ReplicaSetStatus, error) {
 	names := []orchestrator.ReplicaSetName{orchestrator.ReplicaSetName(c.arg(0))}
 	if c.arg(0) == "" {
 		var err error
-		if names, err = ops.ReplicaSets(ctx, c.db); err != nil {
+		if names, err = ops.ReplicaSets(ctx, c.db, c.in); err != nil {
 			return nil, err
 		}
 	}
 	sets := []ops.ReplicaSetStatus{}
 	for _, name := range names {
-		s, err := ops.Status(ctx, c.db, name)
+		s, err := ops.Status(ctx, c.db, name, c.in)
 		if err != nil {
 			return nil, err
 		}

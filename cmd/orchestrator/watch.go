@@ -14,7 +14,7 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/ops"
 )
 
-type orderOfWorker = func(context.Context, *sql.DB, orchestrator.ReplicaSetName, string) (int64, error)
+type orderOfWorker = func(context.Context, *sql.DB, orchestrator.ReplicaSetName, string, ...orchestrator.TablesOption) (int64, error)
 
 // watch shows the status again and again: on a terminal in the same place, and in
 // a pipe whenever something but the time has changed.

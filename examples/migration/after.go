@@ -11,8 +11,13 @@ import (
 
 const projectionName = "order_history"
 
+// An execer is a transaction, whoever commits it.
+type execer interface {
+	ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error)
+}
+
 // handle is the projection's work, the same before and after.
-func handle(ctx context.Context, tx orchestrator.Tx, position int64, by string) error {
+func handle(ctx context.Context, tx execer, position int64, by string) error {
 	_, err := tx.ExecContext(ctx, `INSERT INTO handled (position, by) VALUES ($1, $2)`, position, by)
 	return err
 }

@@ -61,9 +61,14 @@ INSERT INTO effects (projection, worker, generation, partition, total,
 SELECT $1, $2, $3, $4, $5, position, aggregate_id, aggregate_version, now(), clock_timestamp()
   FROM unnest($6::bigint[], $7::text[], $8::bigint[]) AS e (position, aggregate_id, aggregate_version)`
 
+// An execer is a database, or a transaction.
+type execer interface {
+	ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error)
+}
+
 // record writes one effect for each event, with who handled it and when. The
 // time is the database's, the one clock that all workers share.
-func record(ctx context.Context, db orchestrator.Tx, projection, worker string, events ...orchestrator.Event) error {
+func record(ctx context.Context, db execer, projection, worker string, events ...orchestrator.Event) error {
 	a, _ := orchestrator.AssignmentFrom(ctx)
 	var positions, versions []int64
 	var aggregates []string

@@ -15,6 +15,7 @@
 package dbconn
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"database/sql/driver"
@@ -109,26 +110,29 @@ func closeSocket(conn any) {
 
 // netConn returns conn.Conn().PgConn().Conn(), if there is such a thing.
 func netConn(conn any) net.Conn {
-	result := func(method reflect.Value) reflect.Value {
-		if !method.IsValid() || method.Type().NumIn() != 0 || method.Type().NumOut() != 1 {
-			return reflect.Value{}
-		}
-		return method.Call(nil)[0]
-	}
-	v := result(reflect.ValueOf(conn).MethodByName("Conn"))
-	if !v.IsValid() || v.Kind() != reflect.Pointer || v.IsNil() {
-		return nil
-	}
-	v = result(v.MethodByName("PgConn"))
-	if !v.IsValid() || v.Kind() != reflect.Pointer || v.IsNil() {
-		return nil
-	}
-	v = result(v.MethodByName("Conn"))
+	v := reached(conn, "Conn", "PgConn", "Conn")
 	if !v.IsValid() {
 		return nil
 	}
 	c, _ := v.Interface().(net.Conn)
 	return c
+}
+
+// reached returns what methods without arguments return, each called on the result of
+// the one before it; the zero Value if there is no such method, or nothing to call it on.
+func reached(conn any, methods ...string) reflect.Value {
+	v := reflect.ValueOf(conn)
+	for i, name := range methods {
+		if i > 0 && (v.Kind() != reflect.Pointer || v.IsNil()) {
+			return reflect.Value{}
+		}
+		m := v.MethodByName(name)
+		if !m.IsValid() || m.Type().NumIn() != 0 || m.Type().NumOut() != 1 {
+			return reflect.Value{}
+		}
+		v = m.Call(nil)[0]
+	}
+	return v
 }
 
 // silent counts, for each pool, the connections that were cut, and whose calls have
@@ -176,8 +180,14 @@ type Conn struct {
 	leave func()
 }
 
+// ErrNoDatabase is returned where the pool is nil.
+var ErrNoDatabase = errors.New("orchestrator: the database (*sql.DB) is nil")
+
 // Take takes a connection out of the pool.
 func Take(ctx context.Context, db *sql.DB) (*Conn, error) {
+	if db == nil {
+		return nil, ErrNoDatabase
+	}
 	conn, err := db.Conn(ctx)
 	if err != nil {
 		if pool := full(db); pool != nil && ctx.Err() != nil {
@@ -345,6 +355,38 @@ func (tx *Tx) end(err error) error {
 
 // During calls f. If that has not returned when ctx ends, the connection is cut.
 func (tx *Tx) During(ctx context.Context, f func() error) error { return tx.conn.During(ctx, f) }
+
+// ErrBusy is returned by Raw where its function has left something under way.
+var ErrBusy = errors.New("the connection is busy: what was begun on it is not ended")
+
+// Raw calls f with the driver's connection, as sql.Conn.Raw does. Nothing else can be done
+// in the transaction meanwhile. f must return. If it returns driver.ErrBadConn, or an
+// error that wraps it, the connection is cut. (sql.Conn.Raw itself would close it, and
+// wait for the transaction to end, which waits for Raw.)
+func (tx *Tx) Raw(f func(driverConn any) error) error {
+	var err error
+	taken := tx.conn.Raw(func(driverConn any) error {
+		if err = f(driverConn); err == nil && busy(driverConn) {
+			err = ErrBusy
+		}
+		return nil
+	})
+	if errors.Is(err, driver.ErrBadConn) {
+		tx.Cut()
+	}
+	return cmp.Or(err, taken)
+}
+
+// busy reports whether conn.Conn().PgConn().IsBusy(), if there is such a thing: pgx takes
+// a busy connection for a lost one.
+func busy(conn any) bool {
+	c := reached(conn, "Conn", "PgConn")
+	if !c.IsValid() {
+		return false
+	}
+	is, ok := c.Interface().(interface{ IsBusy() bool })
+	return ok && is.IsBusy()
+}
 
 // Cut closes the connection. Whatever is under way in the transaction fails.
 func (tx *Tx) Cut() { tx.conn.Cut() }

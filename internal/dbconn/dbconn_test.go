@@ -3,7 +3,9 @@ package dbconn_test
 import (
 	"context"
 	"database/sql"
+	"database/sql/driver"
 	"errors"
+	"fmt"
 	"os"
 	"strings"
 	"testing"
@@ -236,5 +238,27 @@ func TestFullPool(t *testing.T) {
 	}
 	if _, err := dbconn.Exec(t.Context(), db, `SELECT 1`); err != nil {
 		t.Error(err)
+	}
+}
+
+// A connection that Raw's function calls bad is closed, and neither Raw nor the end of
+// the transaction waits for the other; what it returns else is returned.
+func TestRaw(t *testing.T) {
+	db, _ := through(t)
+	for _, want := range []error{nil, errors.New("mine"), driver.ErrBadConn, fmt.Errorf("wrapped: %w", driver.ErrBadConn)} {
+		tx, err := dbconn.Begin(t.Context(), db, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		bad := errors.Is(want, driver.ErrBadConn)
+		if got := tx.Raw(func(any) error { return want }); got != want {
+			t.Errorf("Raw returned %v, want %v", got, want)
+		}
+		if _, err := tx.ExecContext(t.Context(), `SELECT 1`); (err != nil) != bad {
+			t.Errorf("after %v, the transaction says %v", want, err)
+		}
+		if err := tx.Rollback(); (err != nil) != bad {
+			t.Errorf("after %v, its end says %v", want, err)
+		}
 	}
 }

@@ -301,13 +301,13 @@ SELECT c.partition, c.total, c.position, c.ahead, coalesce((s.rewinds ->> {proje
 // What is due to be rewound does not count as handled: it may take until the next
 // worker comes. Nor does anything while a worker reports that the event stream ends
 // before a checkpoint of the projection.
-func HandledTo(ctx context.Context, db *sql.DB, projection string, position int64) (h Handled, err error) {
-	names, err := Locate(ctx, db, "")
+func HandledTo(ctx context.Context, t Tables, projection string, position int64) (h Handled, err error) {
+	names, err := t.Locate(ctx)
 	if err != nil {
 		return Handled{}, err
 	}
 	query, args := names.Bind(handledSQL, sqltext.Values{"projection": projection, "position": position})
-	rows, err := dbconn.Query(ctx, db, query, args...)
+	rows, err := dbconn.Query(ctx, t.DB, query, args...)
 	if err != nil {
 		return Handled{}, Foreseen(err)
 	}
@@ -336,11 +336,11 @@ var highestSQL = sqltext.New(`SELECT coalesce(max(position), 0) FROM orchestrato
 
 // Highest returns the position of a projection's checkpoint that is the furthest; 0:
 // there is none.
-func Highest(ctx context.Context, db *sql.DB, projection string) (position int64, err error) {
-	names, err := Locate(ctx, db, "")
+func Highest(ctx context.Context, t Tables, projection string) (position int64, err error) {
+	names, err := t.Locate(ctx)
 	if err == nil {
 		query, args := names.Bind(highestSQL, sqltext.Values{"projection": projection})
-		err = dbconn.QueryRow(ctx, db, query, args...).Scan(&position)
+		err = dbconn.QueryRow(ctx, t.DB, query, args...).Scan(&position)
 	}
 	if err != nil {
 		return 0, fmt.Errorf("read the checkpoints of projection %q: %w", projection, err)

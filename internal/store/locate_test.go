@@ -103,10 +103,10 @@ func TestLocate(t *testing.T) {
 		}
 	}
 	// The same database, for whoever asks later.
-	if names, err := store.Locate(t.Context(), db, ""); err != nil || names.Schema != "a" {
+	if names, err := (store.Tables{DB: db}).Locate(t.Context()); err != nil || names.Schema != "a" {
 		t.Errorf("located in %q, %v", names.Schema, err)
 	}
-	if exists, err := store.ProjectionExists(t.Context(), db, "p"); !exists || err != nil {
+	if exists, err := store.ProjectionExists(t.Context(), store.Tables{DB: db}, "p"); !exists || err != nil {
 		t.Errorf("the projection exists: %t, %v", exists, err)
 	}
 

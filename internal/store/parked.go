@@ -250,13 +250,13 @@ SELECT position, aggregate_id, error, attempts, parked_at, coalesce(request, '')
   FROM orchestrator_parked WHERE projection = {projection} ORDER BY position LIMIT {limit}`)
 
 // ListParked returns rows of a projection, by position.
-func ListParked(ctx context.Context, db *sql.DB, projection string, limit int) (out []ParkedRow, err error) {
-	names, err := Locate(ctx, db, "")
+func ListParked(ctx context.Context, t Tables, projection string, limit int) (out []ParkedRow, err error) {
+	names, err := t.Locate(ctx)
 	if err != nil {
 		return nil, err
 	}
 	query, args := names.Bind(listParkedSQL, sqltext.Values{"projection": projection, "limit": limit})
-	rows, err := dbconn.Query(ctx, db, query, args...)
+	rows, err := dbconn.Query(ctx, t.DB, query, args...)
 	if err != nil {
 		return nil, err
 	}
@@ -299,15 +299,15 @@ SELECT count(*) FROM meant`)
 //
 // They are locked in the order of positions: two that ask at once don't wait for
 // one another. A lane that deletes one meanwhile is waited for.
-func AskParked(ctx context.Context, db *sql.DB, projection string, which ParkedSelection, request protocol.ParkRequest) (n int, err error) {
-	names, err := Locate(ctx, db, "")
+func AskParked(ctx context.Context, t Tables, projection string, which ParkedSelection, request protocol.ParkRequest) (n int, err error) {
+	names, err := t.Locate(ctx)
 	if err != nil {
 		return 0, err
 	}
 	ask := func(statement sqltext.Statement, values sqltext.Values) (n int, err error) {
 		values["projection"], values["request"] = projection, string(request)
 		query, args := names.Bind(statement, values)
-		err = dbconn.QueryRow(ctx, db, query, args...).Scan(&n)
+		err = dbconn.QueryRow(ctx, t.DB, query, args...).Scan(&n)
 		return n, err
 	}
 	switch {
@@ -329,12 +329,12 @@ func AskParked(ctx context.Context, db *sql.DB, projection string, which ParkedS
 var existsSQL = sqltext.New(`SELECT EXISTS (SELECT FROM orchestrator_projections WHERE name = {projection})`)
 
 // ProjectionExists reports whether a projection has ever been run.
-func ProjectionExists(ctx context.Context, db *sql.DB, projection string) (exists bool, err error) {
-	names, err := Locate(ctx, db, "")
+func ProjectionExists(ctx context.Context, t Tables, projection string) (exists bool, err error) {
+	names, err := t.Locate(ctx)
 	if err != nil {
 		return false, err
 	}
 	query, args := names.Bind(existsSQL, sqltext.Values{"projection": projection})
-	err = dbconn.QueryRow(ctx, db, query, args...).Scan(&exists)
+	err = dbconn.QueryRow(ctx, t.DB, query, args...).Scan(&exists)
 	return exists, err
 }

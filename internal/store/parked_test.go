@@ -28,7 +28,7 @@ func parked(t *testing.T, n int64, failure string) (*store.Store, store.Lane, fu
 	}
 	return s, l, func() []store.ParkedRow {
 		t.Helper()
-		rows, err := store.ListParked(t.Context(), db, "p", 100)
+		rows, err := store.ListParked(t.Context(), store.Tables{DB: db}, "p", 100)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -75,7 +75,7 @@ INSERT INTO orchestrator_parked (projection, position, slot, aggregate_id, error
 		t.Fatal(err)
 	}
 	for p, want := range map[string][]int64{"p": {1}, "q": {1, 2, 3}} {
-		rows, err := store.ListParked(t.Context(), db, p, 100)
+		rows, err := store.ListParked(t.Context(), store.Tables{DB: db}, p, 100)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -157,7 +157,7 @@ func TestBadRowsAreNamed(t *testing.T) {
 		"status":    func(ctx context.Context) error { _, err := ops.Status(ctx, db, "set"); return err },
 		"history":   func(ctx context.Context) error { _, err := ops.History(ctx, db, "set", 10); return err },
 		"list":      func(ctx context.Context) error { _, err := ops.Parked(ctx, db, "p", 10); return err },
-		"handled":   func(ctx context.Context) error { _, err := store.HandledTo(ctx, db, "p", 1); return err },
+		"handled":   func(ctx context.Context) error { _, err := store.HandledTo(ctx, store.Tables{DB: db}, "p", 1); return err },
 		"pause":     func(ctx context.Context) error { _, err := ops.Pause(ctx, db, "set", ""); return err },
 	}
 	for _, bad := range badRows {
@@ -319,7 +319,7 @@ func TestParkedAggregateThatTheEncodingLacks(t *testing.T) {
 		t.Errorf("the lane does not know what it has parked: %+v", rows)
 	}
 	for id, want := range map[string]int{held: 2, lacking: 1, "other": 0} {
-		n, err := store.AskParked(t.Context(), db, "p", store.ParkedSelection{Aggregate: &id}, protocol.Retry)
+		n, err := store.AskParked(t.Context(), store.Tables{DB: db}, "p", store.ParkedSelection{Aggregate: &id}, protocol.Retry)
 		if err != nil || n != want {
 			t.Errorf("asked for %q: %d, %v; want %d", id, n, err, want)
 		}

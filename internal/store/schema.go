@@ -76,10 +76,10 @@ SELECT format('%I is owned by the role %I', c.relname::text, o.rolname::text)
  ORDER BY 1 LIMIT 1`)
 )
 
-// CheckSchema makes sure that the tables that the search path leads to are there, new
-// enough, and the library's.
-func CheckSchema(ctx context.Context, db dbconn.Querier) error {
-	names, err := locate(ctx, db, "")
+// CheckSchema makes sure that the tables in a schema (empty: that which the search path
+// leads to) are there, new enough, and the library's.
+func CheckSchema(ctx context.Context, db dbconn.Querier, schema string) error {
+	names, err := locate(ctx, db, schema)
 	if err != nil {
 		return err
 	}
@@ -113,10 +113,36 @@ func checkSchema(ctx context.Context, db dbconn.Querier, names sqltext.Names) er
 	return nil
 }
 
+var (
+	hasSchemaSQL = sqltext.New(`SELECT EXISTS (SELECT FROM pg_namespace n WHERE n.nspname = {in}::name)`)
+	usePathSQL   = sqltext.New(`SELECT set_config('search_path', {in}, true)`)
+)
+
+// UseSchema makes a schema the search path of a transaction, and creates it if there is
+// none of that name.
+func UseSchema(ctx context.Context, tx dbconn.Querier, schema string) error {
+	n := sqltext.Names{Literals: true}
+	var there bool
+	query, args := n.Bind(hasSchemaSQL, sqltext.Values{"in": schema})
+	if err := tx.QueryRowContext(ctx, query, args...).Scan(&there); err != nil {
+		return fmt.Errorf("look for schema %q: %w", schema, err)
+	}
+	if !there {
+		if _, err := tx.ExecContext(ctx, "CREATE SCHEMA "+sqltext.Quote(schema)); err != nil {
+			return fmt.Errorf("create schema %q: %w", schema, err)
+		}
+	}
+	query, args = n.Bind(usePathSQL, sqltext.Values{"in": sqltext.Quote(schema)})
+	if _, err := tx.ExecContext(ctx, query, args...); err != nil {
+		return fmt.Errorf("use schema %q: %w", schema, err)
+	}
+	return nil
+}
+
 // Stranger returns an error for tables whose owner the current role should not
 // trust.
-func Stranger(ctx context.Context, db dbconn.Querier) error {
-	names, err := locate(ctx, db, "")
+func Stranger(ctx context.Context, db dbconn.Querier, schema string) error {
+	names, err := locate(ctx, db, schema)
 	if err != nil {
 		return err
 	}
@@ -130,11 +156,11 @@ func Stranger(ctx context.Context, db dbconn.Querier) error {
 		return fmt.Errorf("look who owns the tables: %w", err)
 	}
 	return fmt.Errorf("%w: %s, which is neither the current role, nor a superuser, nor the owner of the schema or the database; "+
-		"if the tables are yours, migrate as their owner; if not, drop them, or put another schema first in the search path", ErrSchema, what)
+		"if the tables are yours, migrate as their owner; if not, drop them, or name another schema (Config.Schema, InSchema)", ErrSchema, what)
 }
 
 func foreignTable(have map[string][]string, table string) error {
-	const what = "another program has made it; put another schema first in the search path, and call RunMigrations(db) or apply schema.sql"
+	const what = "another program has made it; name another schema (Config.Schema, InSchema), and migrate there"
 	if len(have[table]) == 0 {
 		return fmt.Errorf("%w: there is a table orchestrator_schema, and beside it no table %s: %s", ErrSchema, table, what)
 	}

@@ -222,54 +222,114 @@ func roleLeft(ctx context.Context, q dbconn.Querier, err error) bool {
 	return pool && Denied(err) && DropStandbys(ctx, db) > 0
 }
 
-// Locate returns what statements for a database need: the schema of the tables. If
-// it is empty it is looked up, and stays the same for as long as the database is open:
-// what becomes of its sessions' search paths later is not asked.
-func Locate(ctx context.Context, db *sql.DB, schema string) (sqltext.Names, error) {
-	return locateOf(ctx, db, db, schema)
+// Tables says where the library's tables are: in which database, and in which schema of
+// it; an empty one is that which the search path leads to.
+type Tables struct {
+	DB     *sql.DB
+	Schema string
 }
 
-// located are the schemas that were looked up, by database.
+// TablesOf returns where the tables are, by the options that a function was given.
+func TablesOf[O ~func(*Tables)](db *sql.DB, options []O) Tables {
+	t := Tables{DB: db}
+	for _, o := range options {
+		if o != nil {
+			o(&t)
+		}
+	}
+	return t
+}
+
+// Locate returns what statements need: the schema of the tables. If it is empty it is
+// looked up, and stays the same for as long as the database is open: what becomes of
+// its sessions' search paths later is not asked.
+func (t Tables) Locate(ctx context.Context) (sqltext.Names, error) {
+	if t.DB == nil {
+		return sqltext.Names{}, dbconn.ErrNoDatabase
+	}
+	return locateOf(ctx, t.DB, t.DB, t.Schema)
+}
+
+// SchemaProblem says what is wrong with the name of a schema; "": it may be one.
+func SchemaProblem(name string) string {
+	switch problem := NameProblem(name); {
+	case problem != "":
+		return problem
+	case len(name) > 63:
+		return fmt.Sprintf("%q has more than 63 bytes", name)
+	case strings.HasPrefix(name, "pg_") || name == "information_schema":
+		return fmt.Sprintf("%q is the server's own, or of one session; name another", name)
+	}
+	return ""
+}
+
+// located are the schemas that were looked up, by database and by what was asked for.
 var located = struct {
 	sync.Mutex
-	of map[weak.Pointer[sql.DB]]string
-}{of: map[weak.Pointer[sql.DB]]string{}}
+	of map[weak.Pointer[sql.DB]]map[string]string
+}{of: map[weak.Pointer[sql.DB]]map[string]string{}}
 
 func locateOf(ctx context.Context, db *sql.DB, q dbconn.Querier, schema string) (sqltext.Names, error) {
 	key := weak.Make(db)
-	if schema == "" {
-		located.Lock()
-		schema = located.of[key]
-		located.Unlock()
+	located.Lock()
+	known, ok := located.of[key][schema]
+	located.Unlock()
+	if ok {
+		return sqltext.Names{Schema: known, Literals: sqltext.LibPQ(db)}, nil
 	}
 	n, err := locate(ctx, q, schema)
+	if err == nil && schema != "" {
+		err = present(ctx, q, n)
+	}
 	n.Literals = sqltext.LibPQ(db)
-	if err != nil || schema != "" {
+	if err != nil {
 		return n, err
 	}
 	located.Lock()
 	defer located.Unlock()
-	if first, ok := located.of[key]; ok {
-		n.Schema = first
-		return n, nil
+	of := located.of[key]
+	if of == nil {
+		of = map[string]string{}
+		located.of[key] = of
+		runtime.AddCleanup(db, func(key weak.Pointer[sql.DB]) {
+			located.Lock()
+			defer located.Unlock()
+			delete(located.of, key)
+		}, key)
 	}
-	located.of[key] = n.Schema
-	runtime.AddCleanup(db, func(key weak.Pointer[sql.DB]) {
-		located.Lock()
-		defer located.Unlock()
-		delete(located.of, key)
-	}, key)
+	if first, ok := of[schema]; ok {
+		n.Schema = first
+	}
+	of[schema] = n.Schema
 	return n, nil
+}
+
+var presentSQL = sqltext.New(`
+SELECT EXISTS (
+    SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+     WHERE n.nspname = {in}::name AND c.relname = 'orchestrator_schema'::name)`)
+
+// present makes sure that a schema that was named has the tables.
+func present(ctx context.Context, q dbconn.Querier, n sqltext.Names) error {
+	var is bool
+	query, args := n.Bind(presentSQL, sqltext.Values{"in": n.Schema})
+	if err := dbconn.ScanOn(ctx, q, query, args, &is); err != nil {
+		return fmt.Errorf("look for the tables in schema %q: %w", n.Schema, err)
+	}
+	if !is {
+		return fmt.Errorf("%w: there is no table orchestrator_schema in schema %q; call Migrate with InSchema(%[2]q), or apply schema.sql there", ErrSchema, n.Schema)
+	}
+	return nil
 }
 
 var errNoTables = fmt.Errorf("%w: no table orchestrator_schema on the search path; call RunMigrations(db) or apply schema.sql", ErrSchema)
 
 func locate(ctx context.Context, db dbconn.Querier, schema string) (sqltext.Names, error) {
 	n := sqltext.Names{Schema: schema, Literals: true}
-	if strings.HasPrefix(schema, "pg_") {
-		return n, fmt.Errorf("%w: schema %q is the server's own, or of one session; name another", ErrSchema, schema)
-	}
 	if schema != "" {
+		if problem := SchemaProblem(schema); problem != "" {
+			return n, fmt.Errorf("%w: the name of the schema %s", ErrSchema, problem)
+		}
 		return n, nil
 	}
 	schema, temporary, err := sqltext.Find(ctx, db, "orchestrator_schema")

@@ -25,7 +25,7 @@ func Handlers(t *testing.T, open Open) {
 	}
 	t.Cleanup(func() { db.Close() })
 	for _, q := range []string{
-		orchestrator.Schema,
+		orchestrator.SchemaSQL(),
 		`CREATE TABLE written (n int)`, `CREATE SCHEMA tenant`,
 		`CREATE ROLE ` + tenantOf(base) + ``, `GRANT ALL ON written TO ` + tenantOf(base),
 	} {

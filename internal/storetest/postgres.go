@@ -36,7 +36,7 @@ func Postgres(t *testing.T, open Open) func(t *testing.T) World {
 		if _, err := db.ExecContext(t.Context(), "CREATE SCHEMA "+schema); err != nil {
 			t.Fatal(err)
 		}
-		for _, script := range []string{orchestrator.Schema, clockSQL} {
+		for _, script := range []string{orchestrator.SchemaSQL(), clockSQL} {
 			if _, err := db.ExecContext(t.Context(), script); err != nil {
 				t.Fatal(err)
 			}
@@ -137,5 +137,5 @@ func (s postgresStore) Take(ctx context.Context, l store.Lane, position int64) (
 }
 
 func (s postgresStore) Request(ctx context.Context, projection string, position int64, r protocol.ParkRequest) (int, error) {
-	return store.AskParked(ctx, s.db, projection, store.ParkedSelection{Positions: []int64{position}}, r)
+	return store.AskParked(ctx, store.Tables{DB: s.db}, projection, store.ParkedSelection{Positions: []int64{position}}, r)
 }

@@ -229,12 +229,17 @@ func (r *running) waiting() (gap orchestrator.Gap) {
 	return gap
 }
 
+// An execer is a database, or a transaction.
+type execer interface {
+	ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error)
+}
+
 // Projections that leave effects.
 type effects string
 
 func (p effects) Name() string { return string(p) }
 
-func (p effects) write(ctx context.Context, db orchestrator.Tx, e es.PersistedEvent) error {
+func (p effects) write(ctx context.Context, db execer, e es.PersistedEvent) error {
 	a, ok := root.AssignmentFrom(ctx)
 	if !ok {
 		return errors.New("no assignment in the handler's context")

@@ -157,8 +157,11 @@ func TestBadRowsAreNamed(t *testing.T) {
 		"status":    func(ctx context.Context) error { _, err := ops.Status(ctx, db, "set"); return err },
 		"history":   func(ctx context.Context) error { _, err := ops.History(ctx, db, "set", 10); return err },
 		"list":      func(ctx context.Context) error { _, err := ops.Parked(ctx, db, "p", 10); return err },
-		"handled":   func(ctx context.Context) error { _, err := store.HandledTo(ctx, store.Tables{DB: db}, "p", 1); return err },
-		"pause":     func(ctx context.Context) error { _, err := ops.Pause(ctx, db, "set", ""); return err },
+		"handled": func(ctx context.Context) error {
+			_, err := store.HandledTo(ctx, store.Tables{DB: db}, "p", 1)
+			return err
+		},
+		"pause": func(ctx context.Context) error { _, err := ops.Pause(ctx, db, "set", ""); return err },
 	}
 	for _, bad := range badRows {
 		for name, read := range readers {

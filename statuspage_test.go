@@ -184,7 +184,7 @@ func TestStatusPageMethods(t *testing.T) {
 			if method == "POST" && strings.Contains(c.allow, method) {
 				continue
 			}
-			got := ask(c.h, method, "/", `{"action":"pause","replica_set":"main","projection":""}`, "Content-Type", "application/json")
+			got := ask(c.h, method, "/", `{"action":"pause","replica_set":"main","all":true}`, "Content-Type", "application/json")
 			if got.StatusCode != http.StatusMethodNotAllowed || got.Header.Get("Allow") != c.allow {
 				t.Errorf("%s: %s, Allow %q; want 405, %q", method, got.Status, got.Header.Get("Allow"), c.allow)
 			}
@@ -213,8 +213,8 @@ func TestStatusPageActions(t *testing.T) {
 	}{
 		{`{"action":"pause","replica_set":"main","projection":"users"}`, 200, `SELECT (paused = '["users"]')::int FROM orchestrator_replica_sets`},
 		{`{"action":"resume","replica_set":"main","projection":"users"}`, 200, `SELECT (paused = '[]')::int FROM orchestrator_replica_sets`},
-		{`{"action":"pause","replica_set":"main","projection":""}`, 200, `SELECT (paused = '[""]')::int FROM orchestrator_replica_sets`},
-		{`{"action":"resume","replica_set":"main","projection":""}`, 200, `SELECT (paused = '[]')::int FROM orchestrator_replica_sets`},
+		{`{"action":"pause","replica_set":"main","all":true}`, 200, `SELECT (paused = '[""]')::int FROM orchestrator_replica_sets`},
+		{`{"action":"resume","replica_set":"main","all":true}`, 200, `SELECT (paused = '[]')::int FROM orchestrator_replica_sets`},
 		{`{"action":"retry","projection":"users","position":68}`, 200, `SELECT count(*) FROM orchestrator_parked WHERE position = 68 AND request = 'retry'`},
 		{`{"action":"discard","projection":"users","position":69}`, 200, `SELECT count(*) FROM orchestrator_parked WHERE position = 69 AND request = 'discard'`},
 		{`{"action":"rewind","replica_set":"main","projection":"users","position":7}`, 200, `SELECT (rewinds = '{"users": 7}')::int FROM orchestrator_replica_sets`},
@@ -235,9 +235,11 @@ func TestStatusPageActions(t *testing.T) {
 		{`{"action":"retry","projection":"users","position":1e3}`, 400, ``},
 		{`{"action":"retry","projection":"users","position":"x"}`, 400, ``},
 		{`{"action":"retry","projection":"users","position":9223372036854775808}`, 400, ``},
-		{`{"action":"pause","projection":""}`, 400, ``},
+		{`{"action":"pause","all":true}`, 400, ``},
+		{`{"action":"pause","replica_set":"main","projection":""}`, 400, ``},
+		{`{"action":"rewind","replica_set":"main","all":true,"position":1}`, 400, ``},
 		{`{"action":"explode","replica_set":"main","projection":""}`, 400, ``},
-		{`{"action":"pause","replica_set":"main","projection":"","all":true}`, 400, ``},
+		{`{"action":"pause","replica_set":"main","projection":"users","all":true}`, 400, ``},
 		{`pause`, 400, ``},
 		{`{"action":"` + strings.Repeat("x", 1<<20) + `"}`, 400, ``},
 	} {
@@ -271,7 +273,7 @@ func TestStatusPageActions(t *testing.T) {
 func TestStatusPageCrossSite(t *testing.T) {
 	w := newWorld(t)
 	w.aSet("main", "users")
-	const order = `{"action":"pause","replica_set":"main","projection":""}`
+	const order = `{"action":"pause","replica_set":"main","all":true}`
 	plain := ops.StatusHandler(w.db, ops.AllowActions())
 	proxied := ops.StatusHandler(w.db, ops.AllowActions("https://ops.public"))
 	for _, c := range []struct {
@@ -335,7 +337,7 @@ func TestStatusPageDatabaseAway(t *testing.T) {
 	if got := ask(h, "GET", "/", "", "Accept", "text/html"); got.StatusCode != 200 {
 		t.Errorf("the page itself: %s", got.Status)
 	}
-	if got := ask(h, "POST", "/", `{"action":"pause","replica_set":"main","projection":""}`, "Content-Type", "application/json"); got.StatusCode != 503 {
+	if got := ask(h, "POST", "/", `{"action":"pause","replica_set":"main","all":true}`, "Content-Type", "application/json"); got.StatusCode != 503 {
 		t.Errorf("an order: %s, want 503", got.Status)
 	}
 

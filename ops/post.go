@@ -89,6 +89,8 @@ func (h *statusHandler) carryOut(ctx context.Context, o statusOrder) (generation
 		return 0, fmt.Errorf("%w: all is for pause and resume, without a projection", errStatusOrder)
 	case o.Projection == nil && !worker && !o.All:
 		return 0, fmt.Errorf("%w: %s needs a projection", errStatusOrder, o.Action)
+	case o.Projection != nil && *o.Projection == "" && !worker:
+		return 0, fmt.Errorf("%w: the projection is empty; all of a replica set is \"all\": true", errStatusOrder)
 	case o.Position == nil && (parked || o.Action == "rewind"):
 		return 0, fmt.Errorf("%w: %s needs a position", errStatusOrder, o.Action)
 	}

@@ -161,7 +161,7 @@ func TestBadRowsAreNamed(t *testing.T) {
 			_, err := store.HandledTo(ctx, store.Tables{DB: db}, "p", 1)
 			return err
 		},
-		"pause": func(ctx context.Context) error { _, err := ops.Pause(ctx, db, "set", ""); return err },
+		"pause": func(ctx context.Context) error { _, err := ops.PauseAll(ctx, db, "set"); return err },
 	}
 	for _, bad := range badRows {
 		for name, read := range readers {

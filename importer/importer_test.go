@@ -1,4 +1,4 @@
-package orchestrator_test
+package importer_test
 
 import (
 	"context"
@@ -17,7 +17,14 @@ import (
 
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 	"github.com/getpup/pupsourcing-orchestrator/importer"
+	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
+	"github.com/getpup/pupsourcing-orchestrator/internal/testworld"
 )
+
+func TestMain(m *testing.M) { os.Exit(testworld.Main(m)) }
+
+// A world is a testworld.World with the checkpoints of processors that are run by hand.
+type world struct{ *testworld.World }
 
 const handRunTable = `
 CREATE TABLE projection_checkpoints (
@@ -26,10 +33,10 @@ CREATE TABLE projection_checkpoints (
     updated_at           timestamptz NOT NULL DEFAULT now()
 )`
 
-func newHandRunWorld(t testing.TB) *world {
+func newWorld(t testing.TB) *world {
 	t.Helper()
-	w := newWorld(t)
-	w.exec(handRunTable)
+	w := &world{testworld.New(t)}
+	w.Exec(handRunTable)
 	return w
 }
 
@@ -43,19 +50,19 @@ func handRunKey(projection string, k, n int) string {
 // handRun is a processor as it was run by hand, partition k of n: it handles
 // its events from its checkpoint to a position.
 func (w *world) handRun(projection string, k, n int, to int64) {
-	w.t.Helper()
+	w.T.Helper()
 	for w.handRunBatch(projection, k, n, to) > 0 {
 	}
 }
 
 // handRunBatch is one transaction of it, and returns how many events it saw.
 func (w *world) handRunBatch(projection string, k, n int, to int64) int {
-	w.t.Helper()
+	w.T.Helper()
 	const batch = 40
-	ctx := w.t.Context()
-	tx, err := w.db.BeginTx(ctx, nil)
+	ctx := w.T.Context()
+	tx, err := w.DB.BeginTx(ctx, nil)
 	if err != nil {
-		w.t.Fatal(err)
+		w.T.Fatal(err)
 	}
 	defer tx.Rollback()
 	rows, err := tx.QueryContext(ctx, `
@@ -64,7 +71,7 @@ SELECT global_position, aggregate_id FROM events
    AND global_position <= $2
  ORDER BY global_position LIMIT $3`, handRunKey(projection, k, n), to, batch)
 	if err != nil {
-		w.t.Fatal(err)
+		w.T.Fatal(err)
 	}
 	defer rows.Close()
 	var own []orchestrator.Event
@@ -73,7 +80,7 @@ SELECT global_position, aggregate_id FROM events
 	for ; rows.Next(); seen++ {
 		var e orchestrator.Event
 		if err := rows.Scan(&e.GlobalPosition, &e.AggregateID); err != nil {
-			w.t.Fatal(err)
+			w.T.Fatal(err)
 		}
 		position = e.GlobalPosition
 		h := fnv.New32a()
@@ -83,7 +90,7 @@ SELECT global_position, aggregate_id FROM events
 		}
 	}
 	if err := rows.Err(); err != nil {
-		w.t.Fatal(err)
+		w.T.Fatal(err)
 	}
 	if seen == 0 {
 		return 0
@@ -93,7 +100,7 @@ SELECT global_position, aggregate_id FROM events
 INSERT INTO effects (projection, position, aggregate, generation, partition, total) VALUES ($1, $2, $3, 0, $4, $5)`,
 			projection, e.GlobalPosition, e.AggregateID, k, n)
 		if err != nil {
-			w.t.Fatal(err)
+			w.T.Fatal(err)
 		}
 	}
 	_, err = tx.ExecContext(ctx, `
@@ -101,17 +108,17 @@ INSERT INTO projection_checkpoints (projection_name, last_global_position) VALUE
     ON CONFLICT (projection_name) DO UPDATE SET last_global_position = excluded.last_global_position, updated_at = now()`,
 		handRunKey(projection, k, n), position)
 	if err != nil {
-		w.t.Fatal(err)
+		w.T.Fatal(err)
 	}
 	if err := tx.Commit(); err != nil {
-		w.t.Fatal(err)
+		w.T.Fatal(err)
 	}
 	return seen
 }
 
 // handRunTo runs all partitions to positions of their own.
 func (w *world) handRunTo(projection string, positions ...int64) {
-	w.t.Helper()
+	w.T.Helper()
 	for k, to := range positions {
 		w.handRun(projection, k, len(positions), to)
 	}
@@ -119,14 +126,14 @@ func (w *world) handRunTo(projection string, positions ...int64) {
 
 // old sets the old checkpoints: key, position, ….
 func (w *world) old(checkpoints ...any) {
-	w.t.Helper()
+	w.T.Helper()
 	for i := 0; i < len(checkpoints); i += 2 {
-		w.exec(`INSERT INTO projection_checkpoints (projection_name, last_global_position) VALUES ($1, $2)`, checkpoints[i], checkpoints[i+1])
+		w.Exec(`INSERT INTO projection_checkpoints (projection_name, last_global_position) VALUES ($1, $2)`, checkpoints[i], checkpoints[i+1])
 	}
 }
 
 func (w *world) importing(projection string, total int) importer.Config {
-	return importer.Config{DB: w.db, Projection: projection, ReplicaSet: "set", Total: total, Watch: time.Millisecond}
+	return importer.Config{DB: w.DB, Projection: projection, ReplicaSet: "set", Total: total, Watch: time.Millisecond}
 }
 
 func mustImport(t testing.TB, cfg importer.Config) importer.Result {
@@ -141,15 +148,15 @@ func mustImport(t testing.TB, cfg importer.Config) importer.Result {
 
 // state is everything that an import must not change when it fails.
 func (w *world) state() string {
-	w.t.Helper()
+	w.T.Helper()
 	var s strings.Builder
 	for _, table := range []string{
 		"orchestrator_replica_sets", "orchestrator_projections", "orchestrator_checkpoints", "projection_checkpoints",
 	} {
 		var rows string
-		err := w.db.QueryRowContext(w.t.Context(), `SELECT coalesce(string_agg(r::text, E'\n' ORDER BY r::text), '') FROM `+table+` r`).Scan(&rows)
+		err := w.DB.QueryRowContext(w.T.Context(), `SELECT coalesce(string_agg(r::text, E'\n' ORDER BY r::text), '') FROM `+table+` r`).Scan(&rows)
 		if err != nil {
-			w.t.Fatal(err)
+			w.T.Fatal(err)
 		}
 		fmt.Fprintf(&s, "%s:\n%s\n", table, rows)
 	}
@@ -163,8 +170,8 @@ func TestImport(t *testing.T) {
 	t.Parallel()
 	for _, total := range []int{1, 2, 3, 4, 7, 16, 11, 13} {
 		t.Run(fmt.Sprint(total), func(t *testing.T) {
-			w := newHandRunWorld(t)
-			w.append(600)
+			w := newWorld(t)
+			w.Append(600)
 			positions := make([]int64, total)
 			for k := range positions {
 				positions[k] = int64(60 + k*211%500)
@@ -184,28 +191,28 @@ func TestImport(t *testing.T) {
 				t.Errorf("imported (-want +got):\n%s", diff)
 			}
 
-			h := &history{}
-			start := func() *running {
-				return run(t, w.config(w.db, "set"), transactional{effects{name: "transactional", log: h}})
+			h := &testworld.History{}
+			start := func() *testworld.Running {
+				return testworld.Run(t, w.Config(w.DB, "set"), testworld.Effects{Projection: "transactional", Log: h}.Transactional())
 			}
 			first := start()
-			if g := w.active("set", 1); g != 1 {
+			if g := w.Active("set", 1); g != 1 {
 				t.Errorf("the first generation is %d", g)
 			}
 			start()
 			start()
-			w.append(150)
-			w.active("set", 3)
-			w.append(150)
-			first.stop()
-			w.active("set", 2)
-			w.append(150)
-			w.caughtUp("transactional")
-			h.check(t)
+			w.Append(150)
+			w.Active("set", 3)
+			w.Append(150)
+			first.Stop()
+			w.Active("set", 2)
+			w.Append(150)
+			w.CaughtUp("transactional")
+			h.Check(t)
 
 			if want.Exact {
-				w.checkEffects("transactional")
-			} else if n := w.number(`SELECT count(*) FROM (SELECT FROM effects GROUP BY position HAVING count(*) > 1 AND position <= 60) d`); n != 0 {
+				w.CheckEffects("transactional")
+			} else if n := w.Number(`SELECT count(*) FROM (SELECT FROM effects GROUP BY position HAVING count(*) > 1 AND position <= 60) d`); n != 0 {
 				t.Errorf("%d events up to the lowest position are repeated", n)
 			}
 		})
@@ -216,23 +223,23 @@ func TestImport(t *testing.T) {
 // the import comes; the projection is picked up with the next generation.
 func TestImportIntoARunningSet(t *testing.T) {
 	t.Parallel()
-	w := newHandRunWorld(t)
-	w.append(500)
+	w := newWorld(t)
+	w.Append(500)
 	w.handRunTo("transactional", 400, 100, 300)
-	other := batched{effects{name: "batched"}}
-	first := run(t, w.config(w.db, "set"), other)
-	w.active("set", 1)
+	other := testworld.Effects{Projection: "batched"}.Batched()
+	first := testworld.Run(t, w.Config(w.DB, "set"), other)
+	w.Active("set", 1)
 
 	mustImport(t, w.importing("transactional", 3))
 
-	run(t, w.config(w.db, "set"), other, transactional{effects{name: "transactional"}})
-	if g := w.active("set", 2); g != 2 {
+	testworld.Run(t, w.Config(w.DB, "set"), other, testworld.Effects{Projection: "transactional"}.Transactional())
+	if g := w.Active("set", 2); g != 2 {
 		t.Errorf("the next generation is %d, want 2", g)
 	}
-	first.stop()
-	w.append(100)
-	w.caughtUp(exact...)
-	w.checkEffects(exact...)
+	first.Stop()
+	w.Append(100)
+	w.CaughtUp(testworld.Exact...)
+	w.CheckEffects(testworld.Exact...)
 }
 
 func TestImportRefuses(t *testing.T) {
@@ -276,8 +283,8 @@ func TestImportRefuses(t *testing.T) {
 		{"no such column", nil, 1, func(c *import_) { c.Old.PositionColumn = "nothing" }, nil, []string{"nothing"}},
 	} {
 		t.Run(tt.why, func(t *testing.T) {
-			w := newHandRunWorld(t)
-			w.exec(`ALTER TABLE projection_checkpoints DROP CONSTRAINT projection_checkpoints_pkey, ALTER last_global_position DROP NOT NULL`)
+			w := newWorld(t)
+			w.Exec(`ALTER TABLE projection_checkpoints DROP CONSTRAINT projection_checkpoints_pkey, ALTER last_global_position DROP NOT NULL`)
 			w.old(tt.rows...)
 			cfg := w.importing("p", tt.total)
 			if tt.change != nil {
@@ -290,27 +297,27 @@ func TestImportRefuses(t *testing.T) {
 
 // refused demands an error that says something, and that nothing has changed.
 func (w *world) refused(cfg importer.Config, want error, says ...string) {
-	w.t.Helper()
+	w.T.Helper()
 	before := w.state()
-	_, err := importer.Import(w.t.Context(), cfg)
+	_, err := importer.Import(w.T.Context(), cfg)
 	if err == nil || want != nil && !errors.Is(err, want) {
-		w.t.Fatalf("%v, want %v", err, want)
+		w.T.Fatalf("%v, want %v", err, want)
 	}
-	w.t.Log(err)
+	w.T.Log(err)
 	for _, s := range says {
 		if !strings.Contains(err.Error(), s) {
-			w.t.Errorf("the error does not say %q: %v", s, err)
+			w.T.Errorf("the error does not say %q: %v", s, err)
 		}
 	}
 	if diff := cmp.Diff(before, w.state()); diff != "" {
-		w.t.Errorf("changed (-before +after):\n%s", diff)
+		w.T.Errorf("changed (-before +after):\n%s", diff)
 	}
 }
 
 func TestImportNeedsTheSchema(t *testing.T) {
 	t.Parallel()
-	w := newHandRunWorld(t)
-	w.exec(`DROP TABLE orchestrator_schema`)
+	w := newWorld(t)
+	w.Exec(`DROP TABLE orchestrator_schema`)
 	if _, err := importer.Import(t.Context(), w.importing("p", 1)); !errors.Is(err, orchestrator.ErrSchema) {
 		t.Errorf("%v, want ErrSchema", err)
 	}
@@ -318,10 +325,10 @@ func TestImportNeedsTheSchema(t *testing.T) {
 
 func TestImportTwice(t *testing.T) {
 	t.Parallel()
-	w := newHandRunWorld(t)
+	w := newWorld(t)
 	w.old("p_p0", 7, "p_p1", 5)
 	mustImport(t, w.importing("p", 2))
-	w.exec(`UPDATE projection_checkpoints SET last_global_position = 9`)
+	w.Exec(`UPDATE projection_checkpoints SET last_global_position = 9`)
 	w.refused(w.importing("p", 2), importer.ErrCheckpointsExist, `replica set "set"`)
 }
 
@@ -329,42 +336,42 @@ func TestImportTwice(t *testing.T) {
 // names works.
 func TestImportAfterWorkersHaveStarted(t *testing.T) {
 	t.Parallel()
-	w := newHandRunWorld(t)
-	w.append(100)
+	w := newWorld(t)
+	w.Append(100)
 	w.old("transactional", 60)
-	p := transactional{effects{name: "transactional"}}
-	r := run(t, w.config(w.db, "set"), p)
-	w.caughtUp("transactional")
+	p := testworld.Effects{Projection: "transactional"}.Transactional()
+	r := testworld.Run(t, w.Config(w.DB, "set"), p)
+	w.CaughtUp("transactional")
 	w.refused(w.importing("transactional", 1), importer.ErrCheckpointsExist, "stop them, undo", "delete its rows")
 
-	r.stop()
-	w.exec(`DELETE FROM effects WHERE position > 60`)
-	w.exec(`DELETE FROM orchestrator_checkpoints WHERE projection = 'transactional'`)
+	r.Stop()
+	w.Exec(`DELETE FROM effects WHERE position > 60`)
+	w.Exec(`DELETE FROM orchestrator_checkpoints WHERE projection = 'transactional'`)
 	mustImport(t, w.importing("transactional", 1))
-	run(t, w.config(w.db, "set"), p)
-	w.caughtUp("transactional")
-	w.checkEffects("transactional")
+	testworld.Run(t, w.Config(w.DB, "set"), p)
+	w.CaughtUp("transactional")
+	w.CheckEffects("transactional")
 }
 
 // Another set has the projection, and a worker that runs it, or has died.
 func TestImportTaken(t *testing.T) {
 	t.Parallel()
-	w := newHandRunWorld(t)
+	w := newWorld(t)
 	w.old("p", 1)
-	w.exec(`INSERT INTO orchestrator_projections VALUES ('p', 'other')`)
-	w.exec(`
+	w.Exec(`INSERT INTO orchestrator_projections VALUES ('p', 'other')`)
+	w.Exec(`
 INSERT INTO orchestrator_workers (replica_set, id, joined_at, lease_us, lease_until, generation, total, partitions, wants, presence_key, presence_number, holds, projections)
 VALUES ('other', 'w1', now(), 1000000, now() + interval '1 day', 1, 1, '[0]', 1, 0, 0, 1, '["p"]')`)
 	w.refused(w.importing("p", 1), orchestrator.ErrProjectionTaken, `replica set "other", where worker w1 runs it`)
-	w.exec(`UPDATE orchestrator_workers SET lease_until = now() - interval '1 day'`)
+	w.Exec(`UPDATE orchestrator_workers SET lease_until = now() - interval '1 day'`)
 	w.refused(w.importing("p", 1), orchestrator.ErrProjectionTaken, "its lease is over", "delete its row")
-	w.exec(`DELETE FROM orchestrator_workers`)
+	w.Exec(`DELETE FROM orchestrator_workers`)
 	mustImport(t, w.importing("p", 1))
 }
 
 func TestImportDryRun(t *testing.T) {
 	t.Parallel()
-	w := newHandRunWorld(t)
+	w := newWorld(t)
 	w.old("p_p0", 7, "p_p1", 5)
 	cfg := w.importing("p", 2)
 	cfg.DryRun = true
@@ -384,10 +391,10 @@ func TestImportDryRun(t *testing.T) {
 // Any table will do.
 func TestImportFromAnotherTable(t *testing.T) {
 	t.Parallel()
-	w := newHandRunWorld(t)
-	w.exec(`CREATE SCHEMA "Legacy"`)
-	w.exec(`CREATE TABLE "Legacy"."the positions" ("Part" integer, "at" numeric)`)
-	w.exec(`INSERT INTO "Legacy"."the positions" VALUES (100, 7), (101, 0), (102, 12)`)
+	w := newWorld(t)
+	w.Exec(`CREATE SCHEMA "Legacy"`)
+	w.Exec(`CREATE TABLE "Legacy"."the positions" ("Part" integer, "at" numeric)`)
+	w.Exec(`INSERT INTO "Legacy"."the positions" VALUES (100, 7), (101, 0), (102, 12)`)
 	cfg := w.importing("p", 2)
 	cfg.Old = importer.OldCheckpoints{
 		Schema: "Legacy", Table: "the positions", KeyColumn: "Part", PositionColumn: "at",
@@ -408,9 +415,9 @@ func TestImportFromAnotherTable(t *testing.T) {
 // A processor is about to commit its checkpoint.
 func TestImportMeetsALockedRow(t *testing.T) {
 	t.Parallel()
-	w := newHandRunWorld(t)
+	w := newWorld(t)
 	w.old("p_p0", 7, "p_p1", 5)
-	tx, err := w.db.BeginTx(t.Context(), nil)
+	tx, err := w.DB.BeginTx(t.Context(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -430,11 +437,11 @@ func TestImportMeetsALockedRow(t *testing.T) {
 // A processor moves while the import watches: the import makes way.
 func TestImportMeetsAMovingProcessor(t *testing.T) {
 	t.Parallel()
-	w := newHandRunWorld(t)
-	w.append(100)
+	w := newWorld(t)
+	w.Append(100)
 	w.handRunTo("p", 40, 40)
 	cfg := w.importing("p", 2)
-	cfg.Watch = 2 * limit
+	cfg.Watch = 2 * testworld.Limit
 	refused := make(chan error)
 	go func() {
 		_, err := importer.Import(t.Context(), cfg)
@@ -445,10 +452,10 @@ func TestImportMeetsAMovingProcessor(t *testing.T) {
 	if err := <-refused; !errors.Is(err, importer.ErrStillMoving) || !strings.Contains(err.Error(), "waits to move") {
 		t.Errorf("%v, want ErrStillMoving", err)
 	}
-	if n := w.number(`SELECT last_global_position FROM projection_checkpoints WHERE projection_name = 'p_p1'`); n != 100 {
+	if n := w.Number(`SELECT last_global_position FROM projection_checkpoints WHERE projection_name = 'p_p1'`); n != 100 {
 		t.Errorf("the processor got to %d, want 100", n)
 	}
-	if n := w.number(`SELECT count(*) FROM orchestrator_checkpoints`); n != 0 {
+	if n := w.Number(`SELECT count(*) FROM orchestrator_checkpoints`); n != 0 {
 		t.Errorf("%d checkpoints were imported", n)
 	}
 }
@@ -457,9 +464,9 @@ func TestImportMeetsAMovingProcessor(t *testing.T) {
 // longer than the watch: no row is locked, nothing moves.
 func TestImportMeetsALongBatch(t *testing.T) {
 	t.Parallel()
-	w := newHandRunWorld(t)
+	w := newWorld(t)
 	w.old("p", 7)
-	tx, err := w.db.BeginTx(t.Context(), nil)
+	tx, err := w.DB.BeginTx(t.Context(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -478,19 +485,19 @@ func TestImportMeetsALongBatch(t *testing.T) {
 
 // importWatches waits until an import has the rows locked and looks who waits.
 func (w *world) importWatches() {
-	w.t.Helper()
-	eventually(w.t, "the import watches", func() bool {
-		return w.number(`SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid() AND query LIKE '%pg_blocking_pids%'`) > 0
+	w.T.Helper()
+	pgtest.Eventually(w.T, "the import watches", func() bool {
+		return w.Number(`SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid() AND query LIKE '%pg_blocking_pids%'`) > 0
 	})
 }
 
 // The caller gives up during the watch.
 func TestImportCancelled(t *testing.T) {
 	t.Parallel()
-	w := newHandRunWorld(t)
+	w := newWorld(t)
 	w.old("p", 7)
 	cfg := w.importing("p", 1)
-	cfg.Watch = 2 * limit
+	cfg.Watch = 2 * testworld.Limit
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error)
 	go func() {
@@ -508,14 +515,14 @@ func TestImportCancelled(t *testing.T) {
 // positions, or the import is refused because it has begun at zero.
 func TestImportRacesWithAWorker(t *testing.T) {
 	t.Parallel()
-	w := newHandRunWorld(t)
-	w.append(40)
+	w := newWorld(t)
+	w.Append(40)
 	outcomes := map[string]int{}
 	for i := range 12 {
 		p := fmt.Sprintf("p%d", i)
 		set := orchestrator.ReplicaSetName("set-" + p)
 		w.old(p, 30)
-		var r *running
+		var r *testworld.Running
 		var err error
 		var both sync.WaitGroup
 		both.Go(func() {
@@ -525,7 +532,7 @@ func TestImportRacesWithAWorker(t *testing.T) {
 				_, err = importer.Import(t.Context(), cfg)
 			}
 		})
-		both.Go(func() { r = run(t, w.config(w.db, set), transactional{effects{name: p}}) })
+		both.Go(func() { r = testworld.Run(t, w.Config(w.DB, set), testworld.Effects{Projection: p}.Transactional()) })
 		both.Wait()
 		want := int64(40)
 		if err == nil {
@@ -534,11 +541,11 @@ func TestImportRacesWithAWorker(t *testing.T) {
 		} else {
 			outcomes["refused"]++
 		}
-		eventually(t, "the last event is handled", func() bool {
-			return w.number(`SELECT count(*) FROM effects WHERE projection = $1 AND position = 40`, p) == 1
+		pgtest.Eventually(t, "the last event is handled", func() bool {
+			return w.Number(`SELECT count(*) FROM effects WHERE projection = $1 AND position = 40`, p) == 1
 		})
-		r.stop()
-		if n := w.number(`SELECT count(*) FROM effects WHERE projection = $1`, p); n != want {
+		r.Stop()
+		if n := w.Number(`SELECT count(*) FROM effects WHERE projection = $1`, p); n != want {
 			t.Errorf("import: %v; the worker handled %d events, want %d", err, n, want)
 		}
 	}
@@ -548,7 +555,7 @@ func TestImportRacesWithAWorker(t *testing.T) {
 // wayBack returns the README's SQL for going back, for a projection and a total.
 func wayBack(t *testing.T, projection string, total int) string {
 	t.Helper()
-	readme, err := os.ReadFile("README.md")
+	readme, err := os.ReadFile("../README.md")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -564,9 +571,9 @@ func wayBack(t *testing.T, projection string, total int) string {
 }
 
 func (w *world) oldPositions(projection string, total int) (positions []int64) {
-	w.t.Helper()
+	w.T.Helper()
 	for k := range total {
-		positions = append(positions, w.number(`SELECT last_global_position FROM projection_checkpoints WHERE projection_name = $1`, handRunKey(projection, k, total)))
+		positions = append(positions, w.Number(`SELECT last_global_position FROM projection_checkpoints WHERE projection_name = $1`, handRunKey(projection, k, total)))
 	}
 	return positions
 }
@@ -576,26 +583,26 @@ func (w *world) oldPositions(projection string, total int) (positions []int64) {
 // lowest for one and for eleven.
 func TestImportAndBackWithMarks(t *testing.T) {
 	t.Parallel()
-	w := newHandRunWorld(t)
-	w.append(200)
+	w := newWorld(t)
+	w.Append(200)
 	w.handRunTo("p", 70, 40, 90)
 	mustImport(t, w.importing("p", 3))
-	w.exec(`DELETE FROM projection_checkpoints`)
-	w.exec(wayBack(t, "p", 3))
+	w.Exec(`DELETE FROM projection_checkpoints`)
+	w.Exec(wayBack(t, "p", 3))
 	if got, want := w.oldPositions("p", 3), []int64{70, 40, 90}; !cmp.Equal(got, want) {
 		t.Errorf("back to 3 at once: %v, want %v", got, want)
 	}
 	met := make(chan struct{}, 1)
-	r := run(t, w.config(w.db, "set"), transactional{effects{name: "p", hook: func(context.Context, orchestrator.Event) error {
+	r := testworld.Run(t, w.Config(w.DB, "set"), testworld.Effects{Projection: "p", Hook: func(context.Context, orchestrator.Event) error {
 		select {
 		case met <- struct{}{}:
 		default:
 		}
 		return errors.New("not yet")
-	}}})
+	}}.Transactional())
 	<-met
-	r.stop()
-	if n := w.number(`SELECT count(*) FROM orchestrator_checkpoints WHERE jsonb_typeof(ahead) = 'array'`); n != 1 {
+	r.Stop()
+	if n := w.Number(`SELECT count(*) FROM orchestrator_checkpoints WHERE jsonb_typeof(ahead) = 'array'`); n != 1 {
 		t.Fatalf("%d checkpoints with marks, want 1", n)
 	}
 	for _, tt := range []struct {
@@ -605,12 +612,12 @@ func TestImportAndBackWithMarks(t *testing.T) {
 		{1, []int64{40}}, {3, []int64{70, 40, 90}}, {6, []int64{70, 40, 90, 70, 40, 90}},
 		{11, []int64{40, 40, 40, 40, 40, 40, 40, 40, 40, 40, 40}},
 	} {
-		w.exec(`DELETE FROM projection_checkpoints`)
-		w.exec(wayBack(t, "p", tt.total))
+		w.Exec(`DELETE FROM projection_checkpoints`)
+		w.Exec(wayBack(t, "p", tt.total))
 		if got := w.oldPositions("p", tt.total); !cmp.Equal(got, tt.want) {
 			t.Errorf("back to %d: %v, want %v", tt.total, got, tt.want)
 		}
-		if n := w.number(`SELECT count(*) FROM projection_checkpoints`); n != int64(tt.total) {
+		if n := w.Number(`SELECT count(*) FROM projection_checkpoints`); n != int64(tt.total) {
 			t.Errorf("back to %d: %d rows", tt.total, n)
 		}
 	}
@@ -621,13 +628,13 @@ func TestImportAndBackWithMarks(t *testing.T) {
 // even that where the totals allow.
 func TestImportAndBack(t *testing.T) {
 	t.Parallel()
-	w := newHandRunWorld(t)
-	w.append(600)
+	w := newWorld(t)
+	w.Append(600)
 	w.handRunTo("p", 100, 50)
 	mustImport(t, w.importing("p", 2))
 	// Partition 1 of 2 is stuck above position 200, and so is whoever is left alone.
 	var stuck atomic.Bool
-	p := transactional{effects{name: "p", hook: func(ctx context.Context, e orchestrator.Event) error {
+	p := testworld.Effects{Projection: "p", Hook: func(ctx context.Context, e orchestrator.Event) error {
 		switch a, _ := orchestrator.AssignmentFrom(ctx); {
 		case a.TotalPartitions == 1:
 			return errors.New("alone")
@@ -636,30 +643,30 @@ func TestImportAndBack(t *testing.T) {
 			return errors.New("stuck")
 		}
 		return nil
-	}}}
-	a, b := run(t, w.config(w.db, "set"), p), run(t, w.config(w.db, "set"), p)
-	eventually(t, "partition 0 is done and partition 1 is stuck", func() bool {
-		return stuck.Load() && w.number(`SELECT max(position) FROM orchestrator_checkpoints WHERE total = 2 AND partition = 0`) == 600
+	}}.Transactional()
+	a, b := testworld.Run(t, w.Config(w.DB, "set"), p), testworld.Run(t, w.Config(w.DB, "set"), p)
+	pgtest.Eventually(t, "partition 0 is done and partition 1 is stuck", func() bool {
+		return stuck.Load() && w.Number(`SELECT max(position) FROM orchestrator_checkpoints WHERE total = 2 AND partition = 0`) == 600
 	})
-	a.stop()
-	b.stop()
-	lowest := w.number(`SELECT min(position) FROM orchestrator_checkpoints WHERE projection = 'p'`)
+	a.Stop()
+	b.Stop()
+	lowest := w.Number(`SELECT min(position) FROM orchestrator_checkpoints WHERE projection = 'p'`)
 
-	w.append(50)
-	w.exec(`CREATE TABLE ours AS SELECT * FROM effects`)
+	w.Append(50)
+	w.Exec(`CREATE TABLE ours AS SELECT * FROM effects`)
 	for _, tt := range []struct {
 		total int
 		exact bool
 	}{{1, false}, {2, true}, {3, false}, {4, true}} {
-		w.exec(`TRUNCATE effects, projection_checkpoints`)
-		w.exec(`INSERT INTO effects SELECT * FROM ours`)
-		w.exec(wayBack(t, "p", tt.total))
+		w.Exec(`TRUNCATE effects, projection_checkpoints`)
+		w.Exec(`INSERT INTO effects SELECT * FROM ours`)
+		w.Exec(wayBack(t, "p", tt.total))
 		for k := range tt.total {
 			w.handRun("p", k, tt.total, 650)
 		}
-		repeated := w.number(`SELECT count(*) FROM (SELECT FROM effects GROUP BY position HAVING count(*) > 1) d`)
-		below := w.number(`SELECT count(*) FROM (SELECT FROM effects GROUP BY position HAVING count(*) > 1 AND position <= $1) d`, lowest)
-		if lost := 650 - w.handled("p"); lost != 0 || below != 0 || tt.exact != (repeated == 0) {
+		repeated := w.Number(`SELECT count(*) FROM (SELECT FROM effects GROUP BY position HAVING count(*) > 1) d`)
+		below := w.Number(`SELECT count(*) FROM (SELECT FROM effects GROUP BY position HAVING count(*) > 1 AND position <= $1) d`, lowest)
+		if lost := 650 - w.Handled("p"); lost != 0 || below != 0 || tt.exact != (repeated == 0) {
 			t.Errorf("back to %d: %d lost, %d repeated, %d of them up to position %d", tt.total, lost, repeated, below, lowest)
 		}
 	}

@@ -1,4 +1,4 @@
-package orchestrator_test
+package ops_test
 
 import (
 	"database/sql"
@@ -14,6 +14,8 @@ import (
 
 	"github.com/lib/pq"
 
+	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
+	"github.com/getpup/pupsourcing-orchestrator/internal/testworld"
 	"github.com/getpup/pupsourcing-orchestrator/ops"
 )
 
@@ -63,18 +65,18 @@ func askStatus(t *testing.T, h http.Handler, target string, code int) (s statusO
 
 // aSet writes the rows of a replica set that no worker runs.
 func (w *world) aSet(set string, projections ...string) {
-	w.t.Helper()
-	w.exec(`INSERT INTO orchestrator_replica_sets (name, generation, total, reason, opened_at, activated_at) VALUES ($1, 3, 1, '1 joined', now(), now())`, set)
-	w.exec(`INSERT INTO orchestrator_history VALUES ($1, 3, '1 joined', 1, '{"w": [0]}', now(), now())`, set)
+	w.T.Helper()
+	w.Exec(`INSERT INTO orchestrator_replica_sets (name, generation, total, reason, opened_at, activated_at) VALUES ($1, 3, 1, '1 joined', now(), now())`, set)
+	w.Exec(`INSERT INTO orchestrator_history VALUES ($1, 3, '1 joined', 1, '{"w": [0]}', now(), now())`, set)
 	for _, p := range projections {
-		w.exec(`INSERT INTO orchestrator_projections VALUES ($1, $2)`, p, set)
-		w.exec(`INSERT INTO orchestrator_checkpoints VALUES ($1, 0, $2, 3, 1, 70, NULL, now())`, p, set)
+		w.Exec(`INSERT INTO orchestrator_projections VALUES ($1, $2)`, p, set)
+		w.Exec(`INSERT INTO orchestrator_checkpoints VALUES ($1, 0, $2, 3, 1, 70, NULL, now())`, p, set)
 	}
 }
 
 func TestStatusPageNegotiation(t *testing.T) {
 	w := newWorld(t)
-	h := ops.StatusHandler(w.db)
+	h := ops.StatusHandler(w.DB)
 	for _, c := range []struct{ accept, want string }{
 		{"", "text/html"},
 		{"*/*", "text/html"},
@@ -102,8 +104,8 @@ func TestStatusPageJSON(t *testing.T) {
 	w := newWorld(t)
 	w.aSet("billing", "invoices")
 	w.aSet("main", "users")
-	w.exec(`INSERT INTO orchestrator_parked VALUES ('users', 68, 1, 'a', 'no such user', 3, now(), 'retry')`)
-	h := ops.StatusHandler(w.db)
+	w.Exec(`INSERT INTO orchestrator_parked VALUES ('users', 68, 1, 'a', 'no such user', 3, now(), 'retry')`)
+	h := ops.StatusHandler(w.DB)
 
 	all := askStatus(t, h, "/", 200)
 	if len(all.ReplicaSets) != 2 || all.ReplicaSets[0].ReplicaSet != "billing" || all.At == "" || all.Actions {
@@ -129,7 +131,7 @@ func TestStatusPageJSON(t *testing.T) {
 
 func TestStatusPageHeaders(t *testing.T) {
 	w := newWorld(t)
-	got := ask(ops.StatusHandler(w.db), "GET", "/", "", "Accept", "text/html")
+	got := ask(ops.StatusHandler(w.DB), "GET", "/", "", "Accept", "text/html")
 	policy := got.Header.Get("Content-Security-Policy")
 	for _, part := range []string{"default-src 'none'", "script-src 'sha256-", "style-src 'sha256-", "frame-ancestors 'none'", "base-uri 'none'", "form-action 'none'"} {
 		if !strings.Contains(policy, part) {
@@ -157,7 +159,7 @@ func TestStatusPageEscapes(t *testing.T) {
 	const evil = `<script>alert(1)</script>`
 	w := newWorld(t)
 	w.aSet("main", evil)
-	h := ops.StatusHandler(w.db)
+	h := ops.StatusHandler(w.DB)
 	if p := askStatus(t, h, "/", 200).ReplicaSets[0].Partitions[0].Projection; p != evil {
 		t.Errorf("the projection is called %q, want %q", p, evil)
 	}
@@ -177,8 +179,8 @@ func TestStatusPageMethods(t *testing.T) {
 		h     http.Handler
 		allow string
 	}{
-		{ops.StatusHandler(w.db), "GET, HEAD"},
-		{ops.StatusHandler(w.db, ops.AllowActions()), "GET, HEAD, POST"},
+		{ops.StatusHandler(w.DB), "GET, HEAD"},
+		{ops.StatusHandler(w.DB, ops.AllowActions()), "GET, HEAD, POST"},
 	} {
 		for _, method := range []string{"PUT", "DELETE", "OPTIONS", "POST"} {
 			if method == "POST" && strings.Contains(c.allow, method) {
@@ -198,8 +200,8 @@ func TestStatusPageMethods(t *testing.T) {
 func TestStatusPageActions(t *testing.T) {
 	w := newWorld(t)
 	w.aSet("main", "users", "orders")
-	w.exec(`INSERT INTO orchestrator_parked VALUES ('users', 68, 1, 'a', 'no such user', 3, now()), ('users', 69, 1, 'a', '', 0, now())`)
-	h := ops.StatusHandler(w.db, ops.AllowActions())
+	w.Exec(`INSERT INTO orchestrator_parked VALUES ('users', 68, 1, 'a', 'no such user', 3, now()), ('users', 69, 1, 'a', '', 0, now())`)
+	h := ops.StatusHandler(w.DB, ops.AllowActions())
 	post := func(body string) exchange {
 		return ask(h, "POST", "/", body, "Content-Type", "application/json", "Sec-Fetch-Site", "same-origin")
 	}
@@ -253,7 +255,7 @@ func TestStatusPageActions(t *testing.T) {
 		if c.code == 200 && (answer.Generation == nil || strings.Contains(c.body, `"pause"`) && *answer.Generation < 3) {
 			t.Errorf("%s does not tell the generation: %s", name, got.body)
 		}
-		if c.so != "" && w.number(c.so) != 1 {
+		if c.so != "" && w.Number(c.so) != 1 {
 			t.Errorf("%s: not so afterwards: %s", name, c.so)
 		}
 	}
@@ -272,8 +274,8 @@ func TestStatusPageCrossSite(t *testing.T) {
 	w := newWorld(t)
 	w.aSet("main", "users")
 	const order = `{"action":"pause","replica_set":"main","projection":""}`
-	plain := ops.StatusHandler(w.db, ops.AllowActions())
-	proxied := ops.StatusHandler(w.db, ops.AllowActions("https://ops.public"))
+	plain := ops.StatusHandler(w.DB, ops.AllowActions())
+	proxied := ops.StatusHandler(w.DB, ops.AllowActions("https://ops.public"))
 	for _, c := range []struct {
 		why    string
 		h      http.Handler
@@ -294,14 +296,14 @@ func TestStatusPageCrossSite(t *testing.T) {
 		{"behind a proxy", proxied, []string{"Content-Type", "application/json", "Origin", "https://ops.public"}, 200},
 		{"a program", plain, []string{"Content-Type", "application/json"}, 200},
 	} {
-		w.exec(`UPDATE orchestrator_replica_sets SET paused = '[]'`)
+		w.Exec(`UPDATE orchestrator_replica_sets SET paused = '[]'`)
 		got := ask(c.h, "POST", "/", order, c.header...)
-		paused := w.number(`SELECT (paused <> '[]')::int FROM orchestrator_replica_sets`) == 1
+		paused := w.Number(`SELECT (paused <> '[]')::int FROM orchestrator_replica_sets`) == 1
 		if got.StatusCode != c.code || paused != (c.code == 200) {
 			t.Errorf("%s: %s, paused: %v; want %d", c.why, got.Status, paused, c.code)
 		}
 	}
-	wrong := ask(ops.StatusHandler(w.db, ops.AllowActions("ops.public")), "GET", "/", "")
+	wrong := ask(ops.StatusHandler(w.DB, ops.AllowActions("ops.public")), "GET", "/", "")
 	if wrong.StatusCode != 500 || !strings.Contains(wrong.body, "ops.public") {
 		t.Errorf("with an origin that is none it answers %d, %s", wrong.StatusCode, wrong.body)
 	}
@@ -311,11 +313,11 @@ func TestStatusPageCrossSite(t *testing.T) {
 func TestStatusPageDatabaseAway(t *testing.T) {
 	w := newWorld(t)
 	w.aSet("main", "users")
-	connector, err := pq.NewConnector(w.url)
+	connector, err := pq.NewConnector(w.URL)
 	if err != nil {
 		t.Fatal(err)
 	}
-	gate := &outage{Connector: connector}
+	gate := &testworld.Outage{Connector: connector}
 	db := sql.OpenDB(gate)
 	defer db.Close()
 	h := ops.StatusHandler(db, ops.AllowActions())
@@ -324,8 +326,8 @@ func TestStatusPageDatabaseAway(t *testing.T) {
 		t.Fatalf("got %+v", before)
 	}
 
-	gate.begin(w)
-	eventually(t, "the page says that the database is away", func() bool {
+	gate.Begin(w.World)
+	pgtest.Eventually(t, "the page says that the database is away", func() bool {
 		return ask(h, "GET", "/", "", "Accept", "application/json").StatusCode == 503
 	})
 	away := askStatus(t, h, "/", 503)
@@ -352,8 +354,8 @@ func TestStatusPageDatabaseAway(t *testing.T) {
 // No table: waiting does not help, and the answer says what does.
 func TestStatusPageWithoutSchema(t *testing.T) {
 	w := newWorld(t)
-	w.exec(`DROP TABLE orchestrator_schema CASCADE`)
-	if got := askStatus(t, ops.StatusHandler(w.db), "/", 500); !strings.Contains(got.Error, "RunMigrations") {
+	w.Exec(`DROP TABLE orchestrator_schema CASCADE`)
+	if got := askStatus(t, ops.StatusHandler(w.DB), "/", 500); !strings.Contains(got.Error, "RunMigrations") {
 		t.Errorf("got %q", got.Error)
 	}
 }
@@ -362,7 +364,7 @@ func TestStatusPageWithoutSchema(t *testing.T) {
 func TestStatusPageMounted(t *testing.T) {
 	w := newWorld(t)
 	mux := http.NewServeMux()
-	h := ops.StatusHandler(w.db)
+	h := ops.StatusHandler(w.DB)
 	mux.Handle("/a", h)
 	mux.Handle("/b/", h)
 	mux.Handle("/c/", http.StripPrefix("/c", h))

@@ -154,7 +154,7 @@ func TestStatusPageHeaders(t *testing.T) {
 	}
 }
 
-// Names are data, in JSON as on the page (which browsertest looks at).
+// Names are data, in JSON as on the page (which internal/integration/browser looks at).
 func TestStatusPageEscapes(t *testing.T) {
 	const evil = `<script>alert(1)</script>`
 	w := newWorld(t)

@@ -1,4 +1,4 @@
-package check
+package monitoring
 
 import (
 	"encoding/json"
@@ -40,7 +40,7 @@ type panel struct {
 // Each panel asks for what is exported, and has something to show where everything
 // happens.
 func TestDashboard(t *testing.T) {
-	text, err := os.ReadFile("../dashboard.json")
+	text, err := os.ReadFile("../../../prometheus/dashboard.json")
 	if err != nil {
 		t.Fatal(err)
 	}

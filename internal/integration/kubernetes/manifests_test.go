@@ -1,12 +1,13 @@
-// Package kubernetes has no code: it checks the manifests beside it.
+// Package kubernetes checks the manifests in examples/kubernetes against the types of
+// Kubernetes's API and against the library.
 package kubernetes
 
 import (
+	"io/fs"
 	"maps"
 	"net/http"
 	"net/http/httptest"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -22,6 +23,9 @@ import (
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 )
 
+// folder has the manifests.
+var folder = os.DirFS("../../../examples/kubernetes")
+
 // leave is how long a worker takes at most to say that it leaves, after its
 // handlers have stopped.
 const leave = 5 * time.Second
@@ -30,7 +34,7 @@ const leave = 5 * time.Second
 // the type does not have, or a value of another type, is an error.
 func decode(t *testing.T, file string, into any) {
 	t.Helper()
-	text, err := os.ReadFile(file)
+	text, err := fs.ReadFile(folder, file)
 	if err == nil {
 		err = yaml.UnmarshalStrict(text, into)
 	}
@@ -157,12 +161,12 @@ func TestManifestsFitTheLibrary(t *testing.T) {
 	if !slices.Equal(external, []string{metric}) {
 		t.Errorf("the HPA goes by %v, want %s", external, metric)
 	}
-	adapter, err := os.ReadFile("prometheus-adapter.yaml")
+	adapter, err := fs.ReadFile(folder, "prometheus-adapter.yaml")
 	if err != nil || !strings.Contains(string(adapter), "as: "+metric+"\n") {
 		t.Errorf("prometheus-adapter.yaml has no %s (%v)", metric, err)
 	}
 	// Its table is compared with a scrape, there.
-	exported, err := os.ReadFile(filepath.Join("..", "..", "prometheus", "README.md"))
+	exported, err := os.ReadFile("../../../prometheus/README.md")
 	row := "| `" + strings.TrimPrefix(metric, "pupsourcing_orchestrator_") + "` | gauge | replica_set,"
 	if err != nil || !strings.Contains(string(exported), row) {
 		t.Errorf("the module prometheus exports no %s of a replica_set (%v)", metric, err)
@@ -180,7 +184,7 @@ func TestKustomization(t *testing.T) {
 	if k.APIVersion != "kustomize.config.k8s.io/v1beta1" || k.Kind != "Kustomization" {
 		t.Errorf("it is a %s %s", k.APIVersion, k.Kind)
 	}
-	files, err := filepath.Glob("*.yaml")
+	files, err := fs.Glob(folder, "*.yaml")
 	if err != nil {
 		t.Fatal(err)
 	}

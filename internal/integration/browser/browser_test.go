@@ -1,6 +1,5 @@
-// Package browsertest looks at the status page in a real browser. It is a module
-// of its own, so that the browser's driver is in nobody's go.sum but its own.
-package browsertest
+// Package browser looks at the status page in a real browser.
+package browser
 
 import (
 	"context"

@@ -1,6 +1,5 @@
-// Package compat runs the library with pgx's driver for database/sql. It is a
-// module of its own, so that pgx is in nobody's go.sum but its own.
-package compat
+// Package pgx runs the library with pgx's driver for database/sql.
+package pgx
 
 import (
 	"context"

@@ -1,4 +1,4 @@
-package check
+package monitoring
 
 import (
 	"maps"
@@ -24,7 +24,7 @@ func formatFloat(f float64) string { return strconv.FormatFloat(f, 'g', -1, 64) 
 // rules returns the alert rules, checked as promtool check rules does.
 func rules(t *testing.T) []rulefmt.Rule {
 	t.Helper()
-	groups, errs := rulefmt.ParseFile("../alerts.yml", false, model.LegacyValidation)
+	groups, errs := rulefmt.ParseFile("../../../prometheus/alerts.yml", false, model.LegacyValidation)
 	for _, err := range errs {
 		t.Error(err)
 	}
@@ -51,7 +51,7 @@ func TestAlertsAreComplete(t *testing.T) {
 		}
 		w.check(t, r.Expr)
 	}
-	readme, err := os.ReadFile("../README.md")
+	readme, err := os.ReadFile("../../../prometheus/README.md")
 	if err != nil {
 		t.Fatal(err)
 	}

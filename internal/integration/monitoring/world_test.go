@@ -1,7 +1,6 @@
-// Package check tests the alert rules and the dashboard with Prometheus's own
-// parser and engine. It is a module of its own, so that those are in nobody's
-// go.sum who uses the collector.
-package check
+// Package monitoring tests the alert rules and the dashboard of the prometheus module
+// with Prometheus's own parser and engine.
+package monitoring
 
 import (
 	"context"

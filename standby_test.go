@@ -50,11 +50,11 @@ func newPair(t *testing.T) *pair {
 	})
 	found := regexp.MustCompile(`from (\S+/bin)`).FindStringSubmatch(server.Source())
 	if found == nil {
-		t.Skipf("no folder with programs in %q", server.Source())
+		pgtest.Missing(t, "there is no folder with programs in %q", server.Source())
 	}
 	bin := found[1]
 	if _, err := os.Stat(filepath.Join(bin, "pg_basebackup")); err != nil {
-		t.Skip(err)
+		pgtest.Missing(t, "there is no pg_basebackup: %v", err)
 	}
 	db, base := pgtest.DatabaseOn(t, server)
 	p := &pair{stream: streamOn(t, db, base)}

@@ -81,7 +81,7 @@ func run[E any](ctx context.Context, db *sql.DB, p orchestrator.Projection[E], e
 	name := nameOf(p)
 	var positioned []orchestrator.Record[E]
 	if name != "" {
-		last, err := store.Highest(ctx, db, name)
+		last, err := store.Highest(ctx, store.Tables{DB: db}, name)
 		if err == nil {
 			positioned, err = position(last, events)
 		}

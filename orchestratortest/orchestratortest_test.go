@@ -67,8 +67,13 @@ func written(t *testing.T, db *sql.DB) (all []string) {
 }
 
 // write is a transactional handler.
-func write(ctx context.Context, tx orchestrator.Tx, word string) error {
-	_, err := tx.ExecContext(ctx, `INSERT INTO words (word) VALUES ($1)`, word)
+func write(ctx context.Context, tx orchestrator.Tx, word string) error { return insert(ctx, tx, word) }
+
+// insert writes into a database, or a transaction.
+func insert(ctx context.Context, db interface {
+	ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error)
+}, word string) error {
+	_, err := db.ExecContext(ctx, `INSERT INTO words (word) VALUES ($1)`, word)
 	return err
 }
 
@@ -85,7 +90,7 @@ func TestRun(t *testing.T) {
 	for kind, made := range map[string]func(db *sql.DB) orchestrator.Projection[string]{
 		"plain": func(db *sql.DB) orchestrator.Projection[string] {
 			return orchestrator.Plain("p", func(ctx context.Context, word string) error {
-				return errors.Join(assigned(ctx), write(ctx, db, word))
+				return errors.Join(assigned(ctx), insert(ctx, db, word))
 			})
 		},
 		"transactional": func(*sql.DB) orchestrator.Projection[string] {
@@ -205,14 +210,25 @@ func TestRunFails(t *testing.T) {
 				options = append(options, orchestrator.WithFailureRule(*c.rule))
 			}
 			calls := map[string]int{}
-			handle := func(ctx context.Context, tx orchestrator.Tx, word string) error {
+			bad := func(word string) error {
 				if calls[word]++; word == "bad" {
 					return c.fail()
+				}
+				return nil
+			}
+			handle := func(ctx context.Context, tx orchestrator.Tx, word string) error {
+				if err := bad(word); err != nil {
+					return err
 				}
 				return write(ctx, tx, word)
 			}
 			for _, p := range []orchestrator.Projection[string]{
-				orchestrator.Plain("plain", func(ctx context.Context, word string) error { return handle(ctx, db, word) }, options...),
+				orchestrator.Plain("plain", func(ctx context.Context, word string) error {
+					if err := bad(word); err != nil {
+						return err
+					}
+					return insert(ctx, db, word)
+				}, options...),
 				orchestrator.Transactional("transactional", handle, options...),
 				orchestrator.Batch("batch", func(ctx context.Context, tx orchestrator.Tx, words []string) error {
 					for _, word := range words {

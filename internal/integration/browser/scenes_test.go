@@ -98,7 +98,7 @@ func (s *scene) worker(set, id string, k, total int, state string, change func(*
 			s.exec(`UPDATE orchestrator_checkpoints SET position = $3 WHERE projection = $1 AND partition = $2`, p, k, lane.Position)
 		}
 	}
-	report := orchestrator.WorkerReport{State: state, Generation: 14, Partitions: partitions, Head: head, Lanes: lanes}
+	report := orchestrator.WorkerReport{State: orchestrator.WorkerState(state), Generation: 14, Partitions: partitions, Head: head, Lanes: lanes}
 	s.exec(`DELETE FROM orchestrator_workers WHERE replica_set = $1 AND id = $2`, set, id)
 	s.exec(`INSERT INTO orchestrator_workers (replica_set, id, joined_at, lease_us, lease_until, generation, total, partitions, wants, presence_key, presence_number, holds, projections)
 VALUES ($1, $2, now() - interval '5 hours', 30000000, now() + interval '1 hour', 14, $3, $4, 1, 0, 0, 14, $5)`,

@@ -11,7 +11,9 @@ import (
 	"time"
 
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
+	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
 	"github.com/getpup/pupsourcing-orchestrator/internal/eventtable"
+	"github.com/getpup/pupsourcing-orchestrator/internal/testworld"
 	"github.com/getpup/pupsourcing-orchestrator/ops"
 )
 
@@ -129,7 +131,7 @@ BEGIN INSERT INTO events (global_position) VALUES (n); RETURN n; END'`)
 		_, err := s.db.ExecContext(t.Context(), `SELECT append()`) // 3
 		appended <- err
 	}()
-	eventually(t, "the writer waits", func() bool {
+	pgtest.Eventually(t, "the writer waits", func() bool {
 		return s.number(`SELECT count(*) FROM pg_locks WHERE relation = 'events'::regclass AND NOT granted`) == 1
 	})
 	ddl.exec(`INSERT INTO events DEFAULT VALUES`) // 4
@@ -484,9 +486,9 @@ func TestAssumptionsAreDocumented(t *testing.T) {
 // says waits until the status of a set has a wait of a kind, at a position, that mentions
 // a text.
 func (w *world) says(set orchestrator.ReplicaSetName, kind ops.WaitKind, position int64, text string) {
-	w.t.Helper()
-	eventually(w.t, fmt.Sprintf("the status of %s says %q", set, kind), func() bool {
-		_, waits := w.stand(set)
+	w.T.Helper()
+	pgtest.Eventually(w.T, fmt.Sprintf("the status of %s says %q", set, kind), func() bool {
+		_, waits := w.Stand(set)
 		return slices.ContainsFunc(waits[kind], func(o ops.Wait) bool { return o.Position == position && strings.Contains(o.Text, text) })
 	})
 }
@@ -495,15 +497,15 @@ func (w *world) says(set orchestrator.ReplicaSetName, kind ops.WaitKind, positio
 func TestWorkersReadOneTable(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	w.exec(`CREATE SCHEMA other`)
-	w.exec(strings.Replace(eventtable.Layout, "TABLE events", "TABLE other.events", 1))
-	w.append(20)
-	elsewhere := reopen(t, w.url, "search_path", "other,public")
-	first := run(t, w.config(w.db, "set"), transactional{effects{name: "transactional"}})
-	w.caughtUp("transactional")
+	w.Exec(`CREATE SCHEMA other`)
+	w.Exec(strings.Replace(eventtable.Layout, "TABLE events", "TABLE other.events", 1))
+	w.Append(20)
+	elsewhere := reopen(t, w.URL, "search_path", "other,public")
+	first := testworld.Run(t, w.Config(w.DB, "set"), testworld.Effects{Projection: "transactional"}.Transactional())
+	w.CaughtUp("transactional")
 	refused := func(cfg config) {
 		t.Helper()
-		err := run(t, cfg, transactional{effects{name: "transactional"}}).failed()
+		err := testworld.Run(t, cfg, testworld.Effects{Projection: "transactional"}.Transactional()).Failed()
 		if !errors.Is(err, orchestrator.ErrEventStore) {
 			t.Fatalf("%v, want ErrEventStore", err)
 		}
@@ -513,15 +515,15 @@ func TestWorkersReadOneTable(t *testing.T) {
 			}
 		}
 	}
-	refused(w.config(elsewhere, "set"))
-	first.stop()
-	refused(w.config(elsewhere, "set")) // also when nobody runs: its positions would be taken for these
-	w.exec(`UPDATE orchestrator_replica_sets SET events_table = '' WHERE name = 'set'`)
-	w.exec(`INSERT INTO other.events SELECT * FROM events`)
-	w.exec(`SELECT setval('other.events_global_position_seq', 20)`)
-	run(t, w.config(elsewhere, "set"), transactional{effects{name: "transactional"}})
-	eventually(t, "the moved events are the set's", func() bool {
-		return w.number(`SELECT count(*) FROM orchestrator_replica_sets WHERE events_table = 'other.events'`) == 1
+	refused(w.Config(elsewhere, "set"))
+	first.Stop()
+	refused(w.Config(elsewhere, "set")) // also when nobody runs: its positions would be taken for these
+	w.Exec(`UPDATE orchestrator_replica_sets SET events_table = '' WHERE name = 'set'`)
+	w.Exec(`INSERT INTO other.events SELECT * FROM events`)
+	w.Exec(`SELECT setval('other.events_global_position_seq', 20)`)
+	testworld.Run(t, w.Config(elsewhere, "set"), testworld.Effects{Projection: "transactional"}.Transactional())
+	pgtest.Eventually(t, "the moved events are the set's", func() bool {
+		return w.Number(`SELECT count(*) FROM orchestrator_replica_sets WHERE events_table = 'other.events'`) == 1
 	})
 }
 
@@ -529,19 +531,19 @@ func TestWorkersReadOneTable(t *testing.T) {
 func TestWorkersReadOneDatabase(t *testing.T) {
 	t.Parallel()
 	w, v := newWorld(t), newWorld(t)
-	run(t, w.config(w.db, "set"), transactional{effects{name: "transactional"}})
-	w.active("set", 1)
-	cfg := w.config(w.db, "set")
-	cfg.EventStore = v.config(v.db, "set").EventStore
-	err := run(t, cfg, transactional{effects{name: "transactional"}}).failed()
+	testworld.Run(t, w.Config(w.DB, "set"), testworld.Effects{Projection: "transactional"}.Transactional())
+	w.Active("set", 1)
+	cfg := w.Config(w.DB, "set")
+	cfg.EventStore = v.Config(v.DB, "set").EventStore
+	err := testworld.Run(t, cfg, testworld.Effects{Projection: "transactional"}.Transactional()).Failed()
 	if !errors.Is(err, orchestrator.ErrEventStore) || !strings.Contains(err.Error(), "public.events in database ") {
 		t.Errorf("%v", err)
 	}
 	// And the same one, over another pool, is the same.
-	same := w.config(w.db, "set")
-	same.EventStore = w.config(reopen(t, w.url, "application_name", "events"), "set").EventStore
-	run(t, same, transactional{effects{name: "transactional"}})
-	w.active("set", 2)
+	same := w.Config(w.DB, "set")
+	same.EventStore = w.Config(reopen(t, w.URL, "application_name", "events"), "set").EventStore
+	testworld.Run(t, same, testworld.Effects{Projection: "transactional"}.Transactional())
+	w.Active("set", 2)
 }
 
 // A stream that ends before the checkpoint: nobody says that all is handled.
@@ -554,42 +556,42 @@ func TestStreamEndsBeforeTheCheckpoint(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t)
-			w.append(100)
-			cfg := w.config(w.db, "set")
+			w.Append(100)
+			cfg := w.Config(w.DB, "set")
 			cfg.StallAfter = 50 * time.Millisecond
-			worker, seen := w.seen(t, cfg, transactional{effects{name: "transactional"}})
-			w.caughtUp("transactional")
+			worker, seen := w.Seen(t, cfg, testworld.Effects{Projection: "transactional"}.Transactional())
+			w.CaughtUp("transactional")
 			if name == "a new program" {
-				worker.stop()
+				worker.Stop()
 			}
-			w.exec(cut)
-			w.append(20)
+			w.Exec(cut)
+			w.Append(20)
 			if name == "a new program" {
-				cfg.EventStore = w.config(w.db, "set").EventStore
-				worker, seen = w.seen(t, cfg, transactional{effects{name: "transactional"}})
+				cfg.EventStore = w.Config(w.DB, "set").EventStore
+				worker, seen = w.Seen(t, cfg, testworld.Effects{Projection: "transactional"}.Transactional())
 			}
-			end := w.number(`SELECT max(global_position) FROM events`)
+			end := w.Number(`SELECT max(global_position) FROM events`)
 			w.says("set", "beyond", 100, fmt.Sprintf("its highest position is %d", end))
-			awaited(t, seen, "a stall", func(s orchestrator.Stalled) bool { return strings.Contains(s.Reason, "beyond the end") })
+			testworld.Awaited(t, seen, "a stall", func(s orchestrator.Stalled) bool { return strings.Contains(s.Reason, "beyond the end") })
 			ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
 			defer cancel()
-			if err := orchestrator.WaitFor(ctx, w.db, "transactional", end); err == nil {
+			if err := orchestrator.WaitFor(ctx, w.DB, "transactional", end); err == nil {
 				t.Error("WaitFor says that what nobody has handled is handled")
 			}
 			catching, err := orchestrator.New(cfg)
 			if err != nil {
 				t.Fatal(err)
 			}
-			if err := catching.CatchUp(t.Context(), []orchestrator.Projection[orchestrator.Event]{transactional{effects{name: "transactional"}}}); !errors.Is(err, orchestrator.ErrEventStore) {
+			if err := catching.CatchUp(t.Context(), []orchestrator.Projection[orchestrator.Event]{testworld.Effects{Projection: "transactional"}.Transactional()}); !errors.Is(err, orchestrator.ErrEventStore) {
 				t.Errorf("CatchUp: %v", err)
 			}
-			w.exec(`DELETE FROM effects`)
-			if _, err := ops.Rewind(t.Context(), w.db, "set", "transactional", 0); err != nil {
+			w.Exec(`DELETE FROM effects`)
+			if _, err := ops.Rewind(t.Context(), w.DB, "set", "transactional", 0); err != nil {
 				t.Fatal(err)
 			}
-			w.caughtUp("transactional")
-			w.calm("set")
-			worker.stop()
+			w.CaughtUp("transactional")
+			w.Calm("set")
+			worker.Stop()
 		})
 	}
 }
@@ -598,14 +600,14 @@ func TestStreamEndsBeforeTheCheckpoint(t *testing.T) {
 func TestDeletedEventsAreNoEnd(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	w.append(100)
-	run(t, w.config(w.db, "set"), transactional{effects{name: "transactional"}})
-	w.caughtUp("transactional")
-	w.exec(`DELETE FROM events`)
-	w.append(20)
-	eventually(t, "the new ones are handled", func() bool { return w.handled("transactional") == 120 })
-	w.exec(`DELETE FROM events`)
-	w.calm("set")
+	w.Append(100)
+	testworld.Run(t, w.Config(w.DB, "set"), testworld.Effects{Projection: "transactional"}.Transactional())
+	w.CaughtUp("transactional")
+	w.Exec(`DELETE FROM events`)
+	w.Append(20)
+	pgtest.Eventually(t, "the new ones are handled", func() bool { return w.Handled("transactional") == 120 })
+	w.Exec(`DELETE FROM events`)
+	w.Calm("set")
 }
 
 // A table that becomes unfit under running workers holds them, and says why; they go on
@@ -613,20 +615,20 @@ func TestDeletedEventsAreNoEnd(t *testing.T) {
 func TestUnfitTableUnderWorkers(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	w.append(10)
-	cfg := w.config(w.db, "set")
+	w.Append(10)
+	cfg := w.Config(w.DB, "set")
 	cfg.StallAfter = time.Second // the reason is what the lane knows by then
-	_, seen := w.seen(t, cfg, transactional{effects{name: "transactional"}})
-	w.caughtUp("transactional")
-	w.exec(`ALTER SEQUENCE events_global_position_seq CACHE 20`)
-	one, two := w.connect(), w.connect()
-	execute(t, one, fmt.Sprintf(strings.ReplaceAll(insertEvent, "$1", "1"), 50))
-	execute(t, two, fmt.Sprintf(strings.ReplaceAll(insertEvent, "$1", "1"), 50))
+	_, seen := w.Seen(t, cfg, testworld.Effects{Projection: "transactional"}.Transactional())
+	w.CaughtUp("transactional")
+	w.Exec(`ALTER SEQUENCE events_global_position_seq CACHE 20`)
+	one, two := w.Connect(), w.Connect()
+	execute(t, one, fmt.Sprintf(strings.ReplaceAll(testworld.InsertEvent, "$1", "1"), 50))
+	execute(t, two, fmt.Sprintf(strings.ReplaceAll(testworld.InsertEvent, "$1", "1"), 50))
 	w.says("set", "events", 10, "CACHE 20")
-	awaited(t, seen, "a stall", func(s orchestrator.Stalled) bool { return strings.Contains(s.Reason, "CACHE 20") })
-	execute(t, one, fmt.Sprintf(strings.ReplaceAll(insertEvent, "$1", "1"), 50))
-	w.exec(`ALTER SEQUENCE events_global_position_seq CACHE 1`)
-	w.caughtUp("transactional")
-	w.checkEffects("transactional")
-	w.calm("set")
+	testworld.Awaited(t, seen, "a stall", func(s orchestrator.Stalled) bool { return strings.Contains(s.Reason, "CACHE 20") })
+	execute(t, one, fmt.Sprintf(strings.ReplaceAll(testworld.InsertEvent, "$1", "1"), 50))
+	w.Exec(`ALTER SEQUENCE events_global_position_seq CACHE 1`)
+	w.CaughtUp("transactional")
+	w.CheckEffects("transactional")
+	w.Calm("set")
 }

@@ -6,6 +6,8 @@ import (
 	"testing"
 
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
+	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
+	"github.com/getpup/pupsourcing-orchestrator/internal/testworld"
 )
 
 // refuses expects an error of a read that mentions a text.
@@ -89,7 +91,7 @@ func TestTableIsAPartition(t *testing.T) {
 		_, err := s.db.ExecContext(t.Context(), `INSERT INTO everything DEFAULT VALUES`) // 2
 		inserted <- err
 	}()
-	eventually(t, "the writer has its position", func() bool {
+	pgtest.Eventually(t, "the writer has its position", func() bool {
 		return s.number(`SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted`) == 1
 	})
 	execute(t, s.db, `INSERT INTO events (global_position) VALUES (3)`)
@@ -166,10 +168,10 @@ func TestTableClientEncoding(t *testing.T) {
 func TestWorkersReadOneColumn(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	run(t, w.config(w.db, "set"), transactional{effects{name: "transactional"}})
-	w.active("set", 1)
-	cfg := w.config(w.db, "set")
-	table, err := orchestrator.NewTable(w.db, orchestrator.TableConfig[orchestrator.Event]{
+	testworld.Run(t, w.Config(w.DB, "set"), testworld.Effects{Projection: "transactional"}.Transactional())
+	w.Active("set", 1)
+	cfg := w.Config(w.DB, "set")
+	table, err := orchestrator.NewTable(w.DB, orchestrator.TableConfig[orchestrator.Event]{
 		AggregateIDColumn: "event_id", AggregateTypeColumn: "aggregate_type", BoundedContextColumn: "bounded_context", Columns: []string{"global_position"},
 		Fields: func(e *orchestrator.Event, dest []any) []any { return append(dest, &e.GlobalPosition) },
 	})
@@ -177,7 +179,7 @@ func TestWorkersReadOneColumn(t *testing.T) {
 		t.Fatal(err)
 	}
 	cfg.EventStore = table
-	err = run(t, cfg, transactional{effects{name: "transactional"}}).failed()
+	err = testworld.Run(t, cfg, testworld.Effects{Projection: "transactional"}.Transactional()).Failed()
 	for _, want := range []string{"public.events", "(global_position, event_id)"} {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v does not mention %s", err, want)

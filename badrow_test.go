@@ -17,6 +17,7 @@ import (
 
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
+	"github.com/getpup/pupsourcing-orchestrator/internal/testworld"
 	"github.com/getpup/pupsourcing-orchestrator/ops"
 )
 
@@ -257,75 +258,75 @@ func ofDatabase(t *testing.T, base, name string) *sql.DB {
 func TestBadRowIsOneEventsFailure(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	w.exec(`ALTER TABLE events ALTER event_type DROP NOT NULL`)
-	w.append(300)
-	aggregate := w.ofAggregate("a7")
+	w.Exec(`ALTER TABLE events ALTER event_type DROP NOT NULL`)
+	w.Append(300)
+	aggregate := w.OfAggregate("a7")
 	bad, behind := aggregate[2], aggregate[2:]
-	w.exec(`UPDATE events SET event_type = NULL WHERE global_position = $1`, bad)
-	before := w.number(`SELECT count(*) FROM events WHERE global_position < $1`, bad)
+	w.Exec(`UPDATE events SET event_type = NULL WHERE global_position = $1`, bad)
+	before := w.Number(`SELECT count(*) FROM events WHERE global_position < $1`, bad)
 
 	projections := []orchestrator.Projection[orchestrator.Event]{
-		plain{effects{name: "plain"}, w.db}, transactional{effects{name: "transactional"}}, batched{effects{name: "batched"}},
-		transactional{effects{name: "again"}}, plain{effects{name: "plain again"}, w.db}, batched{effects{name: "halts"}},
+		testworld.Effects{Projection: "plain"}.Plain(w.DB), testworld.Effects{Projection: "transactional"}.Transactional(), testworld.Effects{Projection: "batched"}.Batched(),
+		testworld.Effects{Projection: "again"}.Transactional(), testworld.Effects{Projection: "plain again"}.Plain(w.DB), testworld.Effects{Projection: "halts"}.Batched(),
 	}
 	again := []string{"again", "plain again"}
-	cfg := parking(w.config(w.db, "set"), names...)
+	cfg := testworld.Parking(w.Config(w.DB, "set"), testworld.Names...)
 	cfg.Failures["halts"] = orchestrator.FailureRule{Policy: orchestrator.HaltLane, Attempts: 1}
 	cfg.Partitions = 4
-	log := &watchedLog{to: testWriter{t}}
+	log := &testworld.Log{To: t.Output()}
 	cfg.Logger = slog.New(slog.NewTextHandler(log, nil))
-	run(t, cfg, projections...)
+	testworld.Run(t, cfg, projections...)
 	second := cfg
-	second.EventStore = w.config(w.db, "set").EventStore
-	run(t, second, projections...)
+	second.EventStore = w.Config(w.DB, "set").EventStore
+	testworld.Run(t, second, projections...)
 
-	for _, name := range names {
-		eventually(t, name+" has parked it, and what follows of its aggregate", func() bool {
-			got, _ := w.parked(name)
+	for _, name := range testworld.Names {
+		pgtest.Eventually(t, name+" has parked it, and what follows of its aggregate", func() bool {
+			got, _ := w.Parked(name)
 			return slices.Equal(got, behind)
 		})
-		eventually(t, name+" has handled all others", func() bool { return w.handled(name) == 300-int64(len(behind)) })
-		_, parked := w.parked(name)
+		pgtest.Eventually(t, name+" has handled all others", func() bool { return w.Handled(name) == 300-int64(len(behind)) })
+		_, parked := w.Parked(name)
 		if p := parked[0]; p.Attempts < 2 || !strings.Contains(p.Error, fmt.Sprintf("position %d", bad)) || !strings.Contains(p.Error, "NULL") {
 			t.Errorf("%s has parked %+v", name, p)
 		}
 	}
-	others := w.number(`SELECT count(*) FROM events WHERE aggregate_id <> 'a7' OR global_position < $1`, bad)
+	others := w.Number(`SELECT count(*) FROM events WHERE aggregate_id <> 'a7' OR global_position < $1`, bad)
 	for _, name := range append(again, "halts") {
-		eventually(t, name+" has handled what precedes it", func() bool {
-			return w.number(`SELECT count(*) FROM effects WHERE projection = $1 AND position < $2`, name, bad) == before
+		pgtest.Eventually(t, name+" has handled what precedes it", func() bool {
+			return w.Number(`SELECT count(*) FROM effects WHERE projection = $1 AND position < $2`, name, bad) == before
 		})
-		if n := w.handled(name); n > others {
+		if n := w.Handled(name); n > others {
 			t.Errorf("%s has handled %d events, and %d are no part of what waits", name, n, others)
 		}
 	}
-	log.wait(t, "handler failed, lane halted")
+	log.Wait(t, "handler failed, lane halted")
 
-	w.exec(`UPDATE events SET event_type = 'mended' WHERE global_position = $1`, bad)
-	w.caughtUp(again...)
-	for _, name := range names {
-		w.retry(name, ops.ParkedSelector{All: true})
+	w.Exec(`UPDATE events SET event_type = 'mended' WHERE global_position = $1`, bad)
+	w.CaughtUp(again...)
+	for _, name := range testworld.Names {
+		w.Retry(name, ops.ParkedSelector{All: true})
 	}
-	w.caughtUp(names...)
-	w.checkEffects(append(again, exact...)...)
+	w.CaughtUp(testworld.Names...)
+	w.CheckEffects(append(again, testworld.Exact...)...)
 }
 
 // A bad row ends Run where a failure is to, and the error names it.
 func TestBadRowStopsWhoStopsOnFailure(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	w.exec(`ALTER TABLE events ALTER event_type DROP NOT NULL`)
-	w.append(100)
-	w.exec(`UPDATE events SET event_type = NULL WHERE global_position = 60`)
-	cfg := w.config(w.db, "set")
+	w.Exec(`ALTER TABLE events ALTER event_type DROP NOT NULL`)
+	w.Append(100)
+	w.Exec(`UPDATE events SET event_type = NULL WHERE global_position = 60`)
+	cfg := w.Config(w.DB, "set")
 	cfg.Failures = map[string]orchestrator.FailureRule{"p": {Policy: orchestrator.StopOnFailure, Attempts: 2}}
-	err := run(t, cfg, batched{effects{name: "p"}}).failed()
+	err := testworld.Run(t, cfg, testworld.Effects{Projection: "p"}.Batched()).Failed()
 	var failure *orchestrator.HandlerError
 	if !errors.As(err, &failure) || failure.Position != 60 || failure.Attempts < 2 || !strings.Contains(err.Error(), "position 60") || !strings.Contains(err.Error(), "NULL") {
 		t.Errorf("Run returned %v", err)
 	}
-	if n := w.number(`SELECT count(*) FROM effects WHERE position < 60`); n != 59 || w.handled("p") != 59 {
-		t.Errorf("%d of the 59 events before it were handled, and %d in all", n, w.handled("p"))
+	if n := w.Number(`SELECT count(*) FROM effects WHERE position < 60`); n != 59 || w.Handled("p") != 59 {
+		t.Errorf("%d of the 59 events before it were handled, and %d in all", n, w.Handled("p"))
 	}
 }
 
@@ -346,16 +347,16 @@ func (s *halfStore) Read(ctx context.Context, r orchestrator.ReadRequest) (orche
 func TestEventStoreSaysThatAnEventIsUnreadable(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	cfg := parking(w.config(w.db, "set"), names...)
+	cfg := testworld.Parking(w.Config(w.DB, "set"), testworld.Names...)
 	cfg.EventStore = &halfStore{countedStore{n: 100}}
-	run(t, cfg, w.all(w.db, nil)...)
-	for _, name := range names {
-		eventually(t, name+" has parked two, the one and the one behind it", func() bool {
-			got, _ := w.parked(name)
+	testworld.Run(t, cfg, w.All(w.DB, nil)...)
+	for _, name := range testworld.Names {
+		pgtest.Eventually(t, name+" has parked two, the one and the one behind it", func() bool {
+			got, _ := w.Parked(name)
 			return slices.Equal(got, []int64{17, 67})
 		})
-		eventually(t, name+" has handled all others", func() bool {
-			return w.number(`SELECT min(position) FROM orchestrator_checkpoints WHERE projection = $1`, name) == 100
+		pgtest.Eventually(t, name+" has handled all others", func() bool {
+			return w.Number(`SELECT min(position) FROM orchestrator_checkpoints WHERE projection = $1`, name) == 100
 		})
 	}
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/lib/pq"
 
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
+	"github.com/getpup/pupsourcing-orchestrator/internal/testworld"
 )
 
 // Tests of crashes start the test binary again as a worker of its own.
@@ -37,16 +38,16 @@ type child struct {
 
 // startChild starts a worker whose behaviour is one of childMain's.
 func startChild(w *world, behaviour string) *child {
-	w.t.Helper()
-	c := &child{t: w.t, cmd: exec.Command(os.Args[0]), lines: make(chan string, 100), done: make(chan struct{})}
-	c.cmd.Env = append(os.Environ(), childEnv+"="+behaviour, childURLEnv+"="+w.url)
-	c.cmd.Stderr = testOutput{w.t}
+	w.T.Helper()
+	c := &child{t: w.T, cmd: exec.Command(os.Args[0]), lines: make(chan string, 100), done: make(chan struct{})}
+	c.cmd.Env = append(os.Environ(), childEnv+"="+behaviour, childURLEnv+"="+w.URL)
+	c.cmd.Stderr = testOutput{w.T}
 	out, err := c.cmd.StdoutPipe()
 	if err != nil {
-		w.t.Fatal(err)
+		w.T.Fatal(err)
 	}
 	if err := c.cmd.Start(); err != nil {
-		w.t.Fatal(err)
+		w.T.Fatal(err)
 	}
 	go func() {
 		defer close(c.done)
@@ -55,7 +56,7 @@ func startChild(w *world, behaviour string) *child {
 		}
 		c.err = c.cmd.Wait()
 	}()
-	w.t.Cleanup(func() {
+	w.T.Cleanup(func() {
 		_ = c.cmd.Process.Kill() // an error says that it has ended
 		<-c.done
 	})
@@ -78,7 +79,7 @@ func (c *child) says(want string) {
 				}
 			}
 			c.t.Fatalf("the child ended before it said %q: %v", want, c.err)
-		case <-time.After(limit):
+		case <-time.After(testworld.Limit):
 			c.t.Fatalf("the child did not say %q", want)
 		}
 	}
@@ -106,8 +107,8 @@ func childMain(behaviour string) int {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	f := &faults{}
-	db := sql.OpenDB(faultyConnector{connector, f})
+	f := &testworld.Faults{}
+	db := sql.OpenDB(f.Between(connector))
 	events, err := orchestrator.NewEventTable(db, "")
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -116,14 +117,14 @@ func childMain(behaviour string) int {
 	cfg := childConfig
 	cfg.DB, cfg.EventStore = db, events
 	cfg.Logger = slog.New(slog.NewTextHandler(os.Stderr, nil))
-	p := effects{name: "transactional"}
+	p := testworld.Effects{Projection: "transactional"}
 	var handled atomic.Int64
 	if strings.HasSuffix(behaviour, ", with a long lease") {
 		cfg.StaleWorkerTimeout = time.Hour
 	}
 	switch behaviour {
 	case "hang in the middle of a batch", "hang in the middle of a batch, with a long lease":
-		p.hook = func(context.Context, orchestrator.Event) error {
+		p.Hook = func(context.Context, orchestrator.Event) error {
 			if handled.Add(1) == 250 {
 				fmt.Println("hanging")
 				select {}
@@ -131,8 +132,8 @@ func childMain(behaviour string) int {
 			return nil
 		}
 	case "freeze before COMMIT":
-		p.hook = func(context.Context, orchestrator.Event) error { handled.Add(1); return nil }
-		f.onCommit(func(do func() error) error {
+		p.Hook = func(context.Context, orchestrator.Event) error { handled.Add(1); return nil }
+		f.OnCommit(func(do func() error) error {
 			if handled.Load() >= 250 {
 				handled.Store(-1 << 40)
 				freeze()
@@ -148,7 +149,7 @@ func childMain(behaviour string) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
 	fmt.Println("running")
-	err = o.Run(ctx, []orchestrator.Projection[orchestrator.Event]{transactional{p}})
+	err = o.Run(ctx, []orchestrator.Projection[orchestrator.Event]{p.Transactional()})
 	fmt.Println("ended:", err)
 	return 0
 }

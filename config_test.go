@@ -10,6 +10,7 @@ import (
 	"time"
 
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
+	"github.com/getpup/pupsourcing-orchestrator/internal/testworld"
 )
 
 type (
@@ -122,7 +123,7 @@ func (n named) Handle(context.Context, orchestrator.Event) error { return nil }
 // exist here: a Run that gets that far waits for it, and the test with it.
 func TestRunNamesTheProjectionAtFault(t *testing.T) {
 	t.Parallel()
-	var noProjection *transactional
+	var noProjection *testworld.Transactional
 	for _, test := range []struct {
 		why         string
 		projections []projection
@@ -200,13 +201,13 @@ func TestEventStoreThatBreaksItsContract(t *testing.T) {
 	} {
 		t.Run(test.why, func(t *testing.T) {
 			w := newWorld(t)
-			cfg := w.config(w.db, "set")
+			cfg := w.Config(w.DB, "set")
 			cfg.EventStore = badStore{test.positions}
-			err := run(t, cfg, transactional{effects{name: "transactional"}}).failed()
+			err := testworld.Run(t, cfg, testworld.Effects{Projection: "transactional"}.Transactional()).Failed()
 			if !errors.Is(err, orchestrator.ErrEventStore) || !strings.Contains(err.Error(), test.want) {
 				t.Errorf("Run returned %v, want ErrEventStore with %q", err, test.want)
 			}
-			if n := w.number(`SELECT count(*) FROM effects`) + w.number(`SELECT sum(position) FROM orchestrator_checkpoints`); n != 0 {
+			if n := w.Number(`SELECT count(*) FROM effects`) + w.Number(`SELECT sum(position) FROM orchestrator_checkpoints`); n != 0 {
 				t.Errorf("something was handled or passed")
 			}
 		})
@@ -235,14 +236,14 @@ func TestMissingThings(t *testing.T) {
 		t.Run(test.why, func(t *testing.T) {
 			w := newWorld(t)
 			if test.before != "" {
-				w.exec(test.before)
+				w.Exec(test.before)
 			}
-			r := run(t, w.config(w.db, "set"), transactional{effects{name: "transactional"}})
+			r := testworld.Run(t, w.Config(w.DB, "set"), testworld.Effects{Projection: "transactional"}.Transactional())
 			if test.during != "" {
-				w.active("set", 1)
-				w.exec(test.during)
+				w.Active("set", 1)
+				w.Exec(test.during)
 			}
-			err := r.failed()
+			err := r.Failed()
 			if err == nil || test.is != nil && !errors.Is(err, test.is) || !strings.Contains(err.Error(), test.want) {
 				t.Errorf("Run returned %v, want %v with %q", err, test.is, test.want)
 			}
@@ -262,19 +263,19 @@ func TestMissingPrivileges(t *testing.T) {
 		t.Run(test.why, func(t *testing.T) {
 			w := newWorld(t)
 			role := fmt.Sprintf("role_%d", time.Now().UnixNano())
-			w.exec(fmt.Sprintf(`CREATE ROLE %s LOGIN PASSWORD 'secret'`, role))
+			w.Exec(fmt.Sprintf(`CREATE ROLE %s LOGIN PASSWORD 'secret'`, role))
 			t.Cleanup(func() {
 				for _, q := range []string{`DROP OWNED BY %s`, `DROP ROLE %s`} {
-					if _, err := w.db.ExecContext(context.Background(), fmt.Sprintf(q, role)); err != nil {
+					if _, err := w.DB.ExecContext(context.Background(), fmt.Sprintf(q, role)); err != nil {
 						t.Error(err)
 					}
 				}
 			})
-			w.exec(fmt.Sprintf(`GRANT ALL ON ALL TABLES IN SCHEMA public TO %s`, role))
-			w.exec(fmt.Sprintf(`GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO %s`, role))
-			w.exec(fmt.Sprintf(test.revoke, role))
-			db := w.as(role)
-			err := run(t, w.config(db, "set"), transactional{effects{name: "transactional"}}).failed()
+			w.Exec(fmt.Sprintf(`GRANT ALL ON ALL TABLES IN SCHEMA public TO %s`, role))
+			w.Exec(fmt.Sprintf(`GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO %s`, role))
+			w.Exec(fmt.Sprintf(test.revoke, role))
+			db := w.As(role)
+			err := testworld.Run(t, w.Config(db, "set"), testworld.Effects{Projection: "transactional"}.Transactional()).Failed()
 			if err == nil || !strings.Contains(err.Error(), test.want) {
 				t.Errorf("Run returned %v, want %q", err, test.want)
 			}

@@ -15,6 +15,7 @@ import (
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
 	"github.com/getpup/pupsourcing-orchestrator/internal/eventtable"
+	"github.com/getpup/pupsourcing-orchestrator/internal/testworld"
 	"github.com/getpup/pupsourcing-orchestrator/ops"
 )
 
@@ -72,10 +73,10 @@ func TestEncodings(t *testing.T) {
 			if err := orchestrator.Migrate(t.Context(), db); err != nil {
 				t.Fatal(err)
 			}
-			w := &world{t: t, db: db, url: url}
-			w.exec(eventtable.Layout)
-			w.exec(effectsTable)
-			w.exec(string(grants))
+			w := &world{&testworld.World{T: t, DB: db, URL: url}}
+			w.Exec(eventtable.Layout)
+			w.Exec(testworld.EffectsTable)
+			w.Exec(string(grants))
 			t.Cleanup(func() {
 				for _, role := range []string{"worker", "operator", "monitor"} {
 					name := granted{database: strings.TrimPrefix(mustPath(t, url), "/")}.role(role)
@@ -86,20 +87,20 @@ func TestEncodings(t *testing.T) {
 					}
 				}
 			})
-			w.append(20)
+			w.Append(20)
 			// What a handler says is any text, of another system say.
 			const says = "\u201cquoted\u201d \u00e9 \U0001F600 \u2028 \\ \" \x00 \xff"
-			cfg := w.config(db, "set")
+			cfg := w.Config(db, "set")
 			cfg.Failures = map[string]orchestrator.FailureRule{"transactional": {Policy: orchestrator.ParkEvents, Attempts: 1}}
-			failing := transactional{effects{name: "transactional", hook: func(_ context.Context, e orchestrator.Event) error {
+			failing := testworld.Effects{Projection: "transactional", Hook: func(_ context.Context, e orchestrator.Event) error {
 				if e.GlobalPosition == 3 {
 					return errors.New(says)
 				}
 				return nil
-			}}}
-			r := run(t, cfg, failing)
-			eventually(t, "the event is parked, and a report is there", func() bool {
-				return w.number(`SELECT count(*) FROM orchestrator_parked WHERE attempts > 0`) == 1 && w.number(`SELECT count(*) FROM orchestrator_reports`) == 1
+			}}.Transactional()
+			r := testworld.Run(t, cfg, failing)
+			pgtest.Eventually(t, "the event is parked, and a report is there", func() bool {
+				return w.Number(`SELECT count(*) FROM orchestrator_parked WHERE attempts > 0`) == 1 && w.Number(`SELECT count(*) FROM orchestrator_reports`) == 1
 			})
 			list, err := ops.Parked(t.Context(), db, "transactional", 10)
 			if err != nil || len(list) == 0 || !strings.Contains(list[0].Error, "quoted") {
@@ -108,11 +109,11 @@ func TestEncodings(t *testing.T) {
 			if _, err := ops.RetryParked(t.Context(), db, "transactional", ops.ParkedSelector{Positions: []int64{3}}); err != nil {
 				t.Error(err)
 			}
-			eventually(t, "the retry has failed, and that is noted", func() bool { return w.number(`SELECT max(attempts) FROM orchestrator_parked`) == 2 })
+			pgtest.Eventually(t, "the retry has failed, and that is noted", func() bool { return w.Number(`SELECT max(attempts) FROM orchestrator_parked`) == 2 })
 			if _, err := ops.DiscardParked(t.Context(), db, "transactional", ops.ParkedSelector{All: true}); err != nil {
 				t.Error(err)
 			}
-			eventually(t, "it is discarded", func() bool { return w.number(`SELECT count(*) FROM orchestrator_parked`) == 0 })
+			pgtest.Eventually(t, "it is discarded", func() bool { return w.Number(`SELECT count(*) FROM orchestrator_parked`) == 0 })
 			if _, err := ops.Status(t.Context(), db, "set"); err != nil {
 				t.Error(err)
 			}
@@ -141,15 +142,15 @@ func TestEncodings(t *testing.T) {
 					}
 				}
 				for field, err := range map[string]error{
-					"Config.ReplicaSet": run(t, w.config(db, name), failing).failed(),
-					"projections[0]":    run(t, w.config(db, "set"), transactional{effects{name: name}}).failed(),
+					"Config.ReplicaSet": testworld.Run(t, w.Config(db, name), failing).Failed(),
+					"projections[0]":    testworld.Run(t, w.Config(db, "set"), testworld.Effects{Projection: name}.Transactional()).Failed(),
 				} {
 					if !errors.Is(err, orchestrator.ErrInvalidConfig) || !strings.Contains(err.Error(), field) || !strings.Contains(err.Error(), "encoding") {
 						t.Errorf("%s that it can't hold: %v", field, err)
 					}
 				}
 			}
-			r.stop()
+			r.Stop()
 		})
 	}
 }

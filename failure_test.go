@@ -19,6 +19,7 @@ import (
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg"
 	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
+	"github.com/getpup/pupsourcing-orchestrator/internal/testworld"
 	"github.com/getpup/pupsourcing-orchestrator/ops"
 )
 
@@ -27,7 +28,7 @@ import (
 // up in the end is L1.
 func TestManyWorkersComeAndGo(t *testing.T) {
 	w := newWorld(t)
-	h := &history{}
+	h := &testworld.History{}
 	const workers, rounds = 8, 3
 
 	ctx, stopAppending := context.WithCancel(t.Context())
@@ -41,13 +42,13 @@ func TestManyWorkersComeAndGo(t *testing.T) {
 		random := rand.New(rand.NewPCG(uint64(i), 1))
 		coming.Go(func() {
 			for range rounds {
-				before := w.handled("plain")
-				cfg := w.config(w.db, "set")
+				before := w.Handled("plain")
+				cfg := w.Config(w.DB, "set")
 				cfg.LeaseOnly = true // a machine too loaded for proofs would have handlers cancelled, and the plain one repeat events
-				r := run(t, cfg, w.all(w.db, h)...)
+				r := testworld.Run(t, cfg, w.All(w.DB, h)...)
 				quota := int64(20 + random.IntN(200))
-				eventually(t, "the group has handled a few more", func() bool { return w.handled("plain") >= before+quota })
-				r.stop()
+				pgtest.Eventually(t, "the group has handled a few more", func() bool { return w.Handled("plain") >= before+quota })
+				r.Stop()
 			}
 		})
 	}
@@ -55,13 +56,13 @@ func TestManyWorkersComeAndGo(t *testing.T) {
 	stopAppending()
 	appending.Wait()
 
-	last := run(t, w.config(w.db, "set"), w.all(w.db, h)...)
-	w.caughtUp(names...)
-	last.stop()
-	h.check(t)
-	w.checkEffects(names...)
-	t.Logf("events %d, generations %d, handler calls %d", w.number(`SELECT count(*) FROM events`),
-		w.number(`SELECT generation FROM orchestrator_replica_sets`), len(h.opened))
+	last := testworld.Run(t, w.Config(w.DB, "set"), w.All(w.DB, h)...)
+	w.CaughtUp(testworld.Names...)
+	last.Stop()
+	h.Check(t)
+	w.CheckEffects(testworld.Names...)
+	t.Logf("events %d, generations %d, handler calls %d", w.Number(`SELECT count(*) FROM events`),
+		w.Number(`SELECT generation FROM orchestrator_replica_sets`), h.Calls())
 }
 
 // appendUntil appends events of the aggregates of writer a, in transactions of
@@ -70,9 +71,9 @@ func appendUntil(ctx context.Context, w *world, a int) {
 	random := rand.New(rand.NewPCG(uint64(a), 2))
 	version := 0
 	for ctx.Err() == nil {
-		tx, err := w.db.Begin()
+		tx, err := w.DB.Begin()
 		if err != nil {
-			w.t.Error(err)
+			w.T.Error(err)
 			return
 		}
 		committed := version
@@ -82,13 +83,13 @@ func appendUntil(ctx context.Context, w *world, a int) {
 INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
 VALUES ('test', 'thing', $1, $2, gen_random_uuid(), 'happened', 'x')`, fmt.Sprintf("w%d-%d", a, committed%7), committed)
 			if err != nil {
-				w.t.Error(err)
+				w.T.Error(err)
 			}
 		}
 		// The server keeps the transaction open for a while: others commit
 		// higher positions meanwhile.
 		if _, err := tx.Exec(`SELECT pg_sleep($1)`, 0.03*random.Float64()); err != nil {
-			w.t.Error(err)
+			w.T.Error(err)
 		}
 		if random.IntN(4) == 0 {
 			err = tx.Rollback()
@@ -97,7 +98,7 @@ VALUES ('test', 'thing', $1, $2, gen_random_uuid(), 'happened', 'x')`, fmt.Sprin
 			err = tx.Commit()
 		}
 		if err != nil {
-			w.t.Error(err)
+			w.T.Error(err)
 		}
 	}
 }
@@ -106,25 +107,25 @@ VALUES ('test', 'thing', $1, $2, gen_random_uuid(), 'happened', 'x')`, fmt.Sprin
 // back and done by its successor.
 func TestSIGKILLInTheMiddleOfABatch(t *testing.T) {
 	w := newWorld(t)
-	w.append(1000)
+	w.Append(1000)
 	c := startChild(w, "hang in the middle of a batch")
 	c.says("hanging")
-	committed := w.handled("transactional")
+	committed := w.Handled("transactional")
 	if committed == 0 || committed >= 250 {
 		t.Fatalf("%d events are committed; the child should be in the middle of a later batch", committed)
 	}
 	c.signal(syscall.SIGKILL)
 	<-c.done
 
-	run(t, w.childConfig(), transactional{effects{name: "transactional"}})
-	w.caughtUp("transactional")
-	w.checkEffects("transactional")
-	w.active("set", 1)
+	testworld.Run(t, w.childConfig(), testworld.Effects{Projection: "transactional"}.Transactional())
+	w.CaughtUp("transactional")
+	w.CheckEffects("transactional")
+	w.Active("set", 1)
 }
 
 // childConfig is what children use, for a worker in this process.
 func (w *world) childConfig() orchestrator.Config[orchestrator.Event] {
-	cfg := w.config(w.db, "set")
+	cfg := w.Config(w.DB, "set")
 	theirs := childConfig
 	theirs.DB, theirs.EventStore, theirs.Logger = cfg.DB, cfg.EventStore, cfg.Logger
 	return theirs
@@ -136,29 +137,29 @@ func (w *world) childConfig() orchestrator.Config[orchestrator.Event] {
 // as a new incarnation.
 func TestFrozenBetweenCheckpointAndCommit(t *testing.T) {
 	w := newWorld(t)
-	w.append(1000)
+	w.Append(1000)
 	c := startChild(w, "freeze before COMMIT")
 	c.says("running")
 	c.frozen()
-	before := w.active("set", 1)
+	before := w.Active("set", 1)
 
-	other := run(t, w.childConfig(), transactional{effects{name: "transactional"}})
-	w.caughtUp("transactional")
-	after := w.active("set", 1)
+	other := testworld.Run(t, w.childConfig(), testworld.Effects{Projection: "transactional"}.Transactional())
+	w.CaughtUp("transactional")
+	after := w.Active("set", 1)
 	if after <= before {
 		t.Fatalf("generation %d follows generation %d", after, before)
 	}
 	c.thaw()
-	w.active("set", 2)
-	if n := w.number(`SELECT count(*) FROM orchestrator_workers WHERE id LIKE '%-' || $1 || '-%~_'`, fmt.Sprint(c.cmd.Process.Pid)); n != 1 {
+	w.Active("set", 2)
+	if n := w.Number(`SELECT count(*) FROM orchestrator_workers WHERE id LIKE '%-' || $1 || '-%~_'`, fmt.Sprint(c.cmd.Process.Pid)); n != 1 {
 		t.Errorf("%d workers are later incarnations of the one that was frozen, want 1", n)
 	}
-	w.append(500)
-	w.caughtUp("transactional")
+	w.Append(500)
+	w.CaughtUp("transactional")
 	c.signal(syscall.SIGTERM)
 	c.says("ended: <nil>")
-	other.stop()
-	w.checkEffects("transactional")
+	other.Stop()
+	w.CheckEffects("transactional")
 }
 
 // The reply to COMMIT is lost: after the commit happened, and before it
@@ -168,9 +169,9 @@ func TestLostCommitReply(t *testing.T) {
 	for _, happened := range []bool{true, false} {
 		t.Run(fmt.Sprintf("happened=%t", happened), func(t *testing.T) {
 			w := newWorld(t)
-			db, f := faulty(t, w.url)
+			db, f := testworld.Faulty(t, w.URL)
 			var lost atomic.Int64
-			f.onCommit(func(do func() error) error {
+			f.OnCommit(func(do func() error) error {
 				if lost.Add(1)%3 != 0 {
 					return do()
 				}
@@ -179,19 +180,19 @@ func TestLostCommitReply(t *testing.T) {
 						return err
 					}
 				}
-				return errLost
+				return testworld.ErrLost
 			})
-			cfg := w.config(db, "set")
+			cfg := w.Config(db, "set")
 			cfg.BatchSize = 10
-			h := &history{}
-			r := run(t, cfg, w.all(w.db, h)...)
-			w.append(500)
-			w.caughtUp(names...)
-			r.stop()
-			h.check(t)
+			h := &testworld.History{}
+			r := testworld.Run(t, cfg, w.All(w.DB, h)...)
+			w.Append(500)
+			w.CaughtUp(testworld.Names...)
+			r.Stop()
+			h.Check(t)
 			// Undone commits of the plain projection are tried again without
 			// its events being handled again.
-			w.checkEffects(names...)
+			w.CheckEffects(testworld.Names...)
 			if lost.Load() < 30 {
 				t.Errorf("only %d commits", lost.Load())
 			}
@@ -207,135 +208,123 @@ func TestServerRestart(t *testing.T) {
 	}
 	t.Cleanup(func() { _ = s.Stop() })
 	w := newWorldOn(t, s)
-	h := &history{}
-	a := run(t, w.config(w.db, "set"), w.all(w.db, h)...)
-	b := run(t, w.config(w.db, "set"), w.all(w.db, h)...)
-	w.active("set", 2)
-	w.append(500)
-	eventually(t, "work has begun", func() bool { return w.handled("transactional") > 0 })
+	h := &testworld.History{}
+	a := testworld.Run(t, w.Config(w.DB, "set"), w.All(w.DB, h)...)
+	b := testworld.Run(t, w.Config(w.DB, "set"), w.All(w.DB, h)...)
+	w.Active("set", 2)
+	w.Append(500)
+	pgtest.Eventually(t, "work has begun", func() bool { return w.Handled("transactional") > 0 })
 	if err := s.Restart(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the server is back", func() bool { return w.db.PingContext(t.Context()) == nil })
-	w.append(500)
-	w.caughtUp(names...)
-	w.active("set", 2)
-	a.stop()
-	b.stop()
-	h.check(t)
-	w.checkEffects(exact...)
+	pgtest.Eventually(t, "the server is back", func() bool { return w.DB.PingContext(t.Context()) == nil })
+	w.Append(500)
+	w.CaughtUp(testworld.Names...)
+	w.Active("set", 2)
+	a.Stop()
+	b.Stop()
+	h.Check(t)
+	w.CheckEffects(testworld.Exact...)
 }
 
 func newWorldOn(t testing.TB, s *embedpg.Server) *world {
 	t.Helper()
 	db, url := pgtest.DatabaseOn(t, s)
-	return setUp(t, db, url)
+	return &world{testworld.SetUp(t, db, url)}
 }
 
 // Every connection is terminated, again and again.
 func TestConnectionsTerminated(t *testing.T) {
 	w := newWorld(t)
-	h := &history{}
-	var workers []*running
+	h := &testworld.History{}
+	var workers []*testworld.Running
 	for range 3 {
-		workers = append(workers, run(t, w.config(w.db, "set"), w.all(w.db, h)...))
+		workers = append(workers, testworld.Run(t, w.Config(w.DB, "set"), w.All(w.DB, h)...))
 	}
-	w.active("set", 3)
-	admin := w.connect()
+	w.Active("set", 3)
+	admin := w.Connect()
 	for range 10 {
-		before := w.handled("batched")
-		w.append(100)
-		eventually(t, "something was handled", func() bool { return w.handled("batched") > before })
+		before := w.Handled("batched")
+		w.Append(100)
+		pgtest.Eventually(t, "something was handled", func() bool { return w.Handled("batched") > before })
 		if _, err := admin.ExecContext(t.Context(), `
 SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()`); err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, "the test's own connections work", func() bool { return w.db.PingContext(t.Context()) == nil })
+		pgtest.Eventually(t, "the test's own connections work", func() bool { return w.DB.PingContext(t.Context()) == nil })
 	}
-	w.caughtUp(names...)
+	w.CaughtUp(testworld.Names...)
 	for _, r := range workers {
-		r.stop()
+		r.Stop()
 	}
-	h.check(t)
-	w.checkEffects(exact...)
+	h.Check(t)
+	w.CheckEffects(testworld.Exact...)
 }
 
 // A transaction takes a position, others commit higher ones, and it commits
 // last: its event is neither passed nor out of order.
 func TestSlowTransactionBehindTheReader(t *testing.T) {
 	w := newWorld(t)
-	cfg := w.config(w.db, "set")
-	r := run(t, cfg, w.all(w.db, nil)...)
-	w.append(50)
-	w.caughtUp(names...)
+	cfg := w.Config(w.DB, "set")
+	r := testworld.Run(t, cfg, w.All(w.DB, nil)...)
+	w.Append(50)
+	w.CaughtUp(testworld.Names...)
 
-	slow := w.connect()
+	slow := w.Connect()
 	tx, err := slow.BeginTx(t.Context(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	var position int64
 	var pid int
-	if err := tx.QueryRowContext(t.Context(), fmt.Sprintf(insertEvent, 50)+` RETURNING global_position, pg_backend_pid()`, 1).Scan(&position, &pid); err != nil {
+	if err := tx.QueryRowContext(t.Context(), fmt.Sprintf(testworld.InsertEvent, 50)+` RETURNING global_position, pg_backend_pid()`, 1).Scan(&position, &pid); err != nil {
 		t.Fatal(err)
 	}
-	w.exec(`
+	w.Exec(`
 INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
 VALUES ('test', 'thing', 'another', 1, gen_random_uuid(), 'happened', 'x')`)
 
 	table := cfg.EventStore.(*orchestrator.Table[orchestrator.Event])
-	eventually(t, "the reader says what it waits for", func() bool {
+	pgtest.Eventually(t, "the reader says what it waits for", func() bool {
 		gap, waiting := table.Waiting()
 		return waiting && gap.Position == position && len(gap.Backends) == 1 && gap.Backends[0] == pid
 	})
-	if n := w.number(`SELECT count(*) FROM effects WHERE position >= $1`, position); n != 0 {
+	if n := w.Number(`SELECT count(*) FROM effects WHERE position >= $1`, position); n != 0 {
 		t.Errorf("%d events were handled behind the gap", n)
 	}
 	if err := tx.Commit(); err != nil {
 		t.Fatal(err)
 	}
-	w.caughtUp(names...)
-	r.stop()
-	w.checkEffects(names...)
+	w.CaughtUp(testworld.Names...)
+	r.Stop()
+	w.CheckEffects(testworld.Names...)
 	if _, waiting := table.Waiting(); waiting {
 		t.Error("the reader still waits")
 	}
-}
-
-// connect opens a connection of the test's own, beside those of w.db.
-func (w *world) connect() *sql.DB {
-	w.t.Helper()
-	db, err := sql.Open("postgres", w.url)
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	db.SetMaxOpenConns(1)
-	w.t.Cleanup(func() { _ = db.Close() })
-	return db
 }
 
 // Two replica sets claim the same projection: the second is told who has it.
 // When the first has left, the projection moves over with its progress.
 func TestTwoReplicaSetsClaimOneProjection(t *testing.T) {
 	w := newWorld(t)
-	a := run(t, w.config(w.db, "first"), w.all(w.db, nil)...)
-	b := run(t, w.config(w.db, "first"), w.all(w.db, nil)...)
-	w.append(200)
-	w.caughtUp(names...)
-	w.active("first", 2)
+	a := testworld.Run(t, w.Config(w.DB, "first"), w.All(w.DB, nil)...)
+	b := testworld.Run(t, w.Config(w.DB, "first"), w.All(w.DB, nil)...)
+	w.Append(200)
+	w.CaughtUp(testworld.Names...)
+	w.Active("first", 2)
 
-	err := run(t, w.config(w.db, "second"), transactional{effects{name: "transactional"}}).failed()
+	err := testworld.Run(t, w.Config(w.DB, "second"), testworld.Effects{Projection: "transactional"}.Transactional()).Failed()
 	if !errors.Is(err, orchestrator.ErrProjectionTaken) || !strings.Contains(err.Error(), `"transactional"`) || !strings.Contains(err.Error(), `"first"`) {
 		t.Errorf("Run returned %v; want ErrProjectionTaken, with the projection and the replica set", err)
 	}
 
-	a.stop()
-	b.stop()
-	w.append(200)
-	c := run(t, w.config(w.db, "second"), w.all(w.db, nil)...)
-	w.caughtUp(names...)
-	c.stop()
-	w.checkEffects(names...)
+	a.Stop()
+	b.Stop()
+	w.Append(200)
+	c := testworld.Run(t, w.Config(w.DB, "second"), w.All(w.DB, nil)...)
+	w.CaughtUp(testworld.Names...)
+	c.Stop()
+	w.CheckEffects(testworld.Names...)
 }
 
 // A handler fails or panics for a while. Its projection keeps its place; the
@@ -344,8 +333,8 @@ func TestFailingHandlerIsRetried(t *testing.T) {
 	for _, kind := range []string{"plain", "transactional", "batched"} {
 		t.Run(kind, func(t *testing.T) {
 			w := newWorld(t)
-			w.append(100)
-			bad := w.number(`SELECT min(global_position) + 42 FROM events`)
+			w.Append(100)
+			bad := w.Number(`SELECT min(global_position) + 42 FROM events`)
 			var healed atomic.Bool
 			var calls atomic.Int64
 			hook := func(_ context.Context, e orchestrator.Event) error {
@@ -358,24 +347,24 @@ func TestFailingHandlerIsRetried(t *testing.T) {
 				return errors.New("no")
 			}
 			projections := map[string]orchestrator.Projection[orchestrator.Event]{
-				"plain":         plain{effects{name: "plain", hook: hook}, w.db},
-				"transactional": transactional{effects{name: "transactional", hook: hook}},
-				"batched":       batched{effects{name: "batched", hook: hook}},
+				"plain":         testworld.Effects{Projection: "plain", Hook: hook}.Plain(w.DB),
+				"transactional": testworld.Effects{Projection: "transactional", Hook: hook}.Transactional(),
+				"batched":       testworld.Effects{Projection: "batched", Hook: hook}.Batched(),
 			}
-			r := run(t, w.config(w.db, "set"), projections[kind], transactional{effects{name: "other"}})
-			w.caughtUp("other")
-			eventually(t, "the handler was tried a few times", func() bool { return calls.Load() >= 5 })
+			r := testworld.Run(t, w.Config(w.DB, "set"), projections[kind], testworld.Effects{Projection: "other"}.Transactional())
+			w.CaughtUp("other")
+			pgtest.Eventually(t, "the handler was tried a few times", func() bool { return calls.Load() >= 5 })
 			// Everything before the bad event is committed, and nothing after.
-			eventually(t, "the lane stands before the bad event", func() bool {
-				return w.number(`SELECT max(position) FROM effects WHERE projection = $1`, kind) == bad-1
+			pgtest.Eventually(t, "the lane stands before the bad event", func() bool {
+				return w.Number(`SELECT max(position) FROM effects WHERE projection = $1`, kind) == bad-1
 			})
-			if n := w.handled(kind); n != 42 {
+			if n := w.Handled(kind); n != 42 {
 				t.Errorf("%d events are handled, want 42", n)
 			}
 			healed.Store(true)
-			w.caughtUp(kind)
-			r.stop()
-			w.checkEffects(kind, "other")
+			w.CaughtUp(kind)
+			r.Stop()
+			w.CheckEffects(kind, "other")
 		})
 	}
 }
@@ -387,8 +376,8 @@ func TestStopOnFailure(t *testing.T) {
 	for _, kind := range []string{"plain", "transactional", "batched"} {
 		t.Run(kind, func(t *testing.T) {
 			w := newWorld(t)
-			w.append(100)
-			bad := w.number(`SELECT min(global_position) + 42 FROM events`)
+			w.Append(100)
+			bad := w.Number(`SELECT min(global_position) + 42 FROM events`)
 			hook := func(_ context.Context, e orchestrator.Event) error {
 				if e.GlobalPosition == bad {
 					return no
@@ -396,21 +385,21 @@ func TestStopOnFailure(t *testing.T) {
 				return nil
 			}
 			projections := map[string]orchestrator.Projection[orchestrator.Event]{
-				"plain":         plain{effects{name: "plain", hook: hook}, w.db},
-				"transactional": transactional{effects{name: "transactional", hook: hook}},
-				"batched":       batched{effects{name: "batched", hook: hook}},
+				"plain":         testworld.Effects{Projection: "plain", Hook: hook}.Plain(w.DB),
+				"transactional": testworld.Effects{Projection: "transactional", Hook: hook}.Transactional(),
+				"batched":       testworld.Effects{Projection: "batched", Hook: hook}.Batched(),
 			}
-			cfg := w.config(w.db, "set")
+			cfg := w.Config(w.DB, "set")
 			cfg.OnFailure = orchestrator.StopOnFailure
-			err := run(t, cfg, projections[kind]).failed()
+			err := testworld.Run(t, cfg, projections[kind]).Failed()
 			var failure *orchestrator.HandlerError
 			if !errors.As(err, &failure) || !errors.Is(err, no) || failure.Projection != kind || failure.Position != bad {
 				t.Fatalf("Run returned %v; want a HandlerError of %s at %d", err, kind, bad)
 			}
-			if n := w.handled(kind); n != 42 {
+			if n := w.Handled(kind); n != 42 {
 				t.Errorf("%d events are handled, want the 42 before", n)
 			}
-			if n := w.number(`SELECT count(*) FROM orchestrator_workers`); n != 0 {
+			if n := w.Number(`SELECT count(*) FROM orchestrator_workers`); n != 0 {
 				t.Errorf("%d workers are left behind", n)
 			}
 		})
@@ -421,15 +410,15 @@ func TestStopOnFailure(t *testing.T) {
 // hangs; the others wait for its lease to end, and not longer.
 func TestHandlerThatNeverReturns(t *testing.T) {
 	w := newWorld(t)
-	w.append(100)
-	stuck := w.number(`SELECT min(global_position) + 42 FROM events`)
+	w.Append(100)
+	stuck := w.Number(`SELECT min(global_position) + 42 FROM events`)
 	release := make(chan struct{})
 	defer close(release)
-	cfg := w.config(w.db, "set")
+	cfg := w.Config(w.DB, "set")
 	cfg.StaleWorkerTimeout, cfg.CoordinationTimeout = 6*time.Second, time.Second
 	var cause atomic.Value
 	hangs := make(chan struct{})
-	a := run(t, cfg, transactional{effects{name: "transactional", hook: func(ctx context.Context, e orchestrator.Event) error {
+	a := testworld.Run(t, cfg, testworld.Effects{Projection: "transactional", Hook: func(ctx context.Context, e orchestrator.Event) error {
 		if e.GlobalPosition == stuck {
 			close(hangs)
 			<-ctx.Done()
@@ -437,48 +426,48 @@ func TestHandlerThatNeverReturns(t *testing.T) {
 			<-release
 		}
 		return nil
-	}}})
+	}}.Transactional())
 	<-hangs // or the other's generation would come first, and nobody would ask it to stop
-	run(t, cfg, transactional{effects{name: "transactional"}})
-	err := a.failed()
+	testworld.Run(t, cfg, testworld.Effects{Projection: "transactional"}.Transactional())
+	err := a.Failed()
 	if !errors.Is(err, orchestrator.ErrCoordinationTimeout) || !strings.Contains(err.Error(), fmt.Sprintf(`"transactional", partition 0, at position %d`, stuck)) {
 		t.Errorf("Run returned %v; want ErrCoordinationTimeout, with the projection and position %d", err, stuck)
 	}
 	if err, _ := cause.Load().(error); !errors.Is(err, orchestrator.ErrGenerationSuperseded) {
 		t.Errorf("the handler's context ended for %v", err)
 	}
-	w.caughtUp("transactional")
-	w.checkEffects("transactional")
+	w.CaughtUp("transactional")
+	w.CheckEffects("transactional")
 }
 
 // Run is cancelled while a handler works: the event in hand is finished and
 // committed, the batch is not, and the membership is given up at once.
 func TestGracefulStopFinishesTheEventInHand(t *testing.T) {
 	w := newWorld(t)
-	w.append(100)
+	w.Append(100)
 	entered, release := make(chan struct{}), make(chan struct{})
 	var once sync.Once
-	third := w.number(`SELECT min(global_position) + 2 FROM events`)
-	cfg := w.config(w.db, "set")
-	noticed := &watchedLog{to: testWriter{t}}
+	third := w.Number(`SELECT min(global_position) + 2 FROM events`)
+	cfg := w.Config(w.DB, "set")
+	noticed := &testworld.Log{To: t.Output()}
 	cfg.Logger = slog.New(slog.NewTextHandler(noticed, &slog.HandlerOptions{Level: slog.LevelDebug}))
-	r := run(t, cfg, transactional{effects{name: "transactional", hook: func(ctx context.Context, e orchestrator.Event) error {
+	r := testworld.Run(t, cfg, testworld.Effects{Projection: "transactional", Hook: func(ctx context.Context, e orchestrator.Event) error {
 		if e.GlobalPosition == third {
 			once.Do(func() { close(entered) })
 			<-release
 			return ctx.Err() // not cancelled: the grace period is long
 		}
 		return nil
-	}}})
+	}}.Transactional())
 	<-entered
-	r.cancel()
-	noticed.wait(t, "msg=draining")
+	r.Cancel()
+	noticed.Wait(t, "msg=draining")
 	close(release)
-	r.stop()
-	if n := w.handled("transactional"); n != 3 {
+	r.Stop()
+	if n := w.Handled("transactional"); n != 3 {
 		t.Errorf("%d events are committed, want the 3 that were begun", n)
 	}
-	if n := w.number(`SELECT count(*) FROM orchestrator_workers`); n != 0 {
+	if n := w.Number(`SELECT count(*) FROM orchestrator_workers`); n != 0 {
 		t.Errorf("%d workers are left behind", n)
 	}
 	w.checkEffectsSoFar("transactional")
@@ -486,9 +475,9 @@ func TestGracefulStopFinishesTheEventInHand(t *testing.T) {
 
 // checkEffectsSoFar is checkEffects without S2: some events are still ahead.
 func (w *world) checkEffectsSoFar(projection string) {
-	w.t.Helper()
-	if n := w.number(`SELECT count(*) - count(DISTINCT position) FROM effects WHERE projection = $1`, projection); n != 0 {
-		w.t.Errorf("%d duplicates", n)
+	w.T.Helper()
+	if n := w.Number(`SELECT count(*) - count(DISTINCT position) FROM effects WHERE projection = $1`, projection); n != 0 {
+		w.T.Errorf("%d duplicates", n)
 	}
 }
 
@@ -498,30 +487,30 @@ func (w *world) checkEffectsSoFar(projection string) {
 // COMMIT, and not when it is time to leave.
 func TestConnectionsFallSilent(t *testing.T) {
 	w := newWorld(t)
-	link := newLink(t, w.url)
-	db, f := faulty(t, link.url)
-	cfg := w.config(db, "set")
+	link := newLink(t, w.URL)
+	db, f := testworld.Faulty(t, link.url)
+	cfg := w.Config(db, "set")
 	cfg.StaleWorkerTimeout = 6 * time.Second
 	// One projection, so that no handler's own statement is under way.
-	r := run(t, cfg, transactional{effects{name: "transactional"}})
-	w.append(300)
-	w.caughtUp("transactional")
+	r := testworld.Run(t, cfg, testworld.Effects{Projection: "transactional"}.Transactional())
+	w.Append(300)
+	w.CaughtUp("transactional")
 
 	link.silence()
-	w.append(300)
-	w.caughtUp("transactional")
+	w.Append(300)
+	w.CaughtUp("transactional")
 
 	var once sync.Once
-	f.onCommit(func(do func() error) error {
+	f.OnCommit(func(do func() error) error {
 		once.Do(link.silence)
 		return do()
 	})
-	w.append(300)
-	w.caughtUp("transactional")
+	w.Append(300)
+	w.CaughtUp("transactional")
 
 	link.silence()
-	r.stop()
-	w.checkEffects("transactional")
+	r.Stop()
+	w.CheckEffects("transactional")
 }
 
 // A link passes connections on to the database.
@@ -604,15 +593,15 @@ func (l *link) silence() {
 // up to a transaction that the server ends, again and again.
 func TestQuietHandlersInALongBatch(t *testing.T) {
 	w := newWorld(t)
-	cfg := w.config(w.db, "set")
+	cfg := w.Config(w.DB, "set")
 	cfg.StaleWorkerTimeout = 400 * time.Millisecond
 	cfg.BatchSize = 1000
-	w.append(60)
-	r := run(t, cfg, quiet{})
-	eventually(t, "all events are passed", func() bool {
-		return w.number(`SELECT min(position) FROM orchestrator_checkpoints`) >= w.number(`SELECT max(global_position) FROM events`)
+	w.Append(60)
+	r := testworld.Run(t, cfg, quiet{})
+	pgtest.Eventually(t, "all events are passed", func() bool {
+		return w.Number(`SELECT min(position) FROM orchestrator_checkpoints`) >= w.Number(`SELECT max(global_position) FROM events`)
 	})
-	r.stop()
+	r.Stop()
 }
 
 // quiet takes 20ms for an event, and does nothing with its transaction.
@@ -636,30 +625,30 @@ func TestRefusedAtCommit(t *testing.T) {
 		for _, policy := range []orchestrator.FailurePolicy{orchestrator.RetryForever, orchestrator.StopOnFailure} {
 			t.Run(fmt.Sprintf("%s, policy %d", state, policy), func(t *testing.T) {
 				w := newWorld(t)
-				w.append(20)
-				bad := w.number(`SELECT min(global_position) + 12 FROM events`)
-				w.exec(fmt.Sprintf(`
+				w.Append(20)
+				bad := w.Number(`SELECT min(global_position) + 12 FROM events`)
+				w.Exec(fmt.Sprintf(`
 CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     IF NEW.position = %d THEN RAISE EXCEPTION 'no' USING ERRCODE = '%s'; END IF;
     RETURN NULL;
 END $$`, bad, state))
-				w.exec(`CREATE CONSTRAINT TRIGGER refuse AFTER INSERT ON effects DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION refuse()`)
-				cfg := w.config(w.db, "set")
+				w.Exec(`CREATE CONSTRAINT TRIGGER refuse AFTER INSERT ON effects DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION refuse()`)
+				cfg := w.Config(w.DB, "set")
 				cfg.OnFailure = policy
-				r := run(t, cfg, transactional{effects{name: "transactional"}})
+				r := testworld.Run(t, cfg, testworld.Effects{Projection: "transactional"}.Transactional())
 				if policy == orchestrator.StopOnFailure {
 					var failure *orchestrator.HandlerError
-					if err := r.failed(); !errors.As(err, &failure) || failure.Position != bad {
+					if err := r.Failed(); !errors.As(err, &failure) || failure.Position != bad {
 						t.Errorf("Run returned %v; want a HandlerError at %d", err, bad)
 					}
 				}
-				eventually(t, "the lane stands before the bad event", func() bool { return w.handled("transactional") == 12 })
+				pgtest.Eventually(t, "the lane stands before the bad event", func() bool { return w.Handled("transactional") == 12 })
 				if policy == orchestrator.RetryForever {
-					w.exec(`DROP TRIGGER refuse ON effects`)
-					w.caughtUp("transactional")
-					r.stop()
-					w.checkEffects("transactional")
+					w.Exec(`DROP TRIGGER refuse ON effects`)
+					w.CaughtUp("transactional")
+					r.Stop()
+					w.CheckEffects("transactional")
 				}
 			})
 		}
@@ -675,32 +664,32 @@ func TestSilentConnectionsOfASmallPool(t *testing.T) {
 		t.Run(fmt.Sprintf("lease only %t", leaseOnly), func(t *testing.T) {
 			t.Parallel()
 			w := newWorld(t)
-			link := newLink(t, w.url)
+			link := newLink(t, w.URL)
 			// One that falls silent while it is opened is the driver's own to give up.
 			db := reopen(t, link.url, "connect_timeout", "2")
 			db.SetMaxOpenConns(5)
-			cfg := w.config(db, "set")
+			cfg := w.Config(db, "set")
 			cfg.StaleWorkerTimeout, cfg.LeaseOnly = 6*time.Second, leaseOnly
 			var silent atomic.Bool
-			r := run(t, cfg, plain{effects{name: "plain"}, w.db}, transactional{effects{name: "transactional", hook: func(context.Context, orchestrator.Event) error {
+			r := testworld.Run(t, cfg, testworld.Effects{Projection: "plain"}.Plain(w.DB), testworld.Effects{Projection: "transactional", Hook: func(context.Context, orchestrator.Event) error {
 				// The handler's own statement is on such a connection as well. By the
 				// lease alone nobody could tell it from one that takes long.
 				if !leaseOnly && silent.CompareAndSwap(true, false) {
 					link.silence()
 				}
 				return nil
-			}}})
+			}}.Transactional())
 			for range 3 {
-				w.append(100)
-				w.caughtUp("plain", "transactional")
+				w.Append(100)
+				w.CaughtUp("plain", "transactional")
 				silent.Store(true)
 				link.silence()
 			}
-			w.append(100)
-			w.caughtUp("plain", "transactional")
-			r.stop()
-			w.checkEffects("transactional")
-			eventually(t, "no connection is in use", func() bool { return db.Stats().InUse == 0 })
+			w.Append(100)
+			w.CaughtUp("plain", "transactional")
+			r.Stop()
+			w.CheckEffects("transactional")
+			pgtest.Eventually(t, "no connection is in use", func() bool { return db.Stats().InUse == 0 })
 		})
 	}
 }
@@ -709,9 +698,9 @@ func TestSilentConnectionsOfASmallPool(t *testing.T) {
 // on a connection that has fallen silent; and the pool gets its connection back.
 func TestFunctionsEndWithTheirContext(t *testing.T) {
 	w := newWorld(t)
-	w.append(1)
-	run(t, w.config(w.db, "set"), plain{effects{name: "plain"}, w.db})
-	w.caughtUp("plain")
+	w.Append(1)
+	testworld.Run(t, w.Config(w.DB, "set"), testworld.Effects{Projection: "plain"}.Plain(w.DB))
+	w.CaughtUp("plain")
 	for name, call := range map[string]func(context.Context, *sql.DB) error{
 		"Status": func(ctx context.Context, db *sql.DB) error { _, err := ops.Status(ctx, db, "set"); return err },
 		"History": func(ctx context.Context, db *sql.DB) error {
@@ -739,7 +728,7 @@ func TestFunctionsEndWithTheirContext(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			link := newLink(t, w.url)
+			link := newLink(t, w.URL)
 			db, err := sql.Open("postgres", link.url)
 			if err != nil {
 				t.Fatal(err)
@@ -758,7 +747,7 @@ func TestFunctionsEndWithTheirContext(t *testing.T) {
 			if err := db.PingContext(t.Context()); err != nil {
 				t.Errorf("the pool: %v", err)
 			}
-			eventually(t, "no connection is in use", func() bool { return db.Stats().InUse == 0 })
+			pgtest.Eventually(t, "no connection is in use", func() bool { return db.Stats().InUse == 0 })
 		})
 	}
 }

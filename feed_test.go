@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
+	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
+	"github.com/getpup/pupsourcing-orchestrator/internal/testworld"
 )
 
 // A countedStore is a stream of n events of a size, which counts how it is read.
@@ -49,15 +51,15 @@ func TestTheStreamIsReadOnce(t *testing.T) {
 	events := &countedStore{n: 50_000}
 	var handled atomic.Int64
 	for s := range 2 {
-		cfg := w.config(w.db, orchestrator.ReplicaSetName(fmt.Sprint("set", s)))
+		cfg := w.Config(w.DB, orchestrator.ReplicaSetName(fmt.Sprint("set", s)))
 		cfg.EventStore, cfg.BatchSize = events, 500
 		var projections []projection
 		for i := range 3 {
 			projections = append(projections, counting{named(fmt.Sprint("p", s, i)), &handled})
 		}
-		run(t, cfg, projections...)
+		testworld.Run(t, cfg, projections...)
 	}
-	eventually(t, "all has been handled", func() bool { return handled.Load() == 6*events.n })
+	pgtest.Eventually(t, "all has been handled", func() bool { return handled.Load() == 6*events.n })
 	// Those who begin later, or are left behind, read for themselves until they
 	// have caught up.
 	if n := events.read.Load(); n > 3*events.n {
@@ -69,11 +71,11 @@ func TestTheStreamIsReadOnce(t *testing.T) {
 func TestReadAheadIsBounded(t *testing.T) {
 	w := newWorld(t)
 	events := &countedStore{n: 5000, size: 10_000}
-	cfg := w.config(w.db, "set")
+	cfg := w.Config(w.DB, "set")
 	cfg.EventStore, cfg.BatchSize, cfg.ReadAheadBytes = events, 10, 1_000_000
 	var handled atomic.Int64
 	gate := make(chan struct{})
-	run(t, cfg, gated{counting{named("p"), &handled}, gate})
+	testworld.Run(t, cfg, gated{counting{named("p"), &handled}, gate})
 	for _, some := range []int64{1, 100, 1000, 3000} {
 		for handled.Load() < some {
 			gate <- struct{}{}
@@ -83,7 +85,7 @@ func TestReadAheadIsBounded(t *testing.T) {
 		}
 	}
 	close(gate)
-	eventually(t, "all has been handled", func() bool { return handled.Load() == events.n })
+	pgtest.Eventually(t, "all has been handled", func() bool { return handled.Load() == events.n })
 }
 
 // gated waits for leave to handle an event.

@@ -16,6 +16,8 @@ import (
 	"github.com/lib/pq"
 
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
+	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
+	"github.com/getpup/pupsourcing-orchestrator/internal/testworld"
 	"github.com/getpup/pupsourcing-orchestrator/ops"
 )
 
@@ -33,7 +35,7 @@ func grant(t testing.TB) granted {
 	if err != nil {
 		t.Fatal(err)
 	}
-	u, err := url.Parse(w.url)
+	u, err := url.Parse(w.URL)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -43,22 +45,22 @@ func grant(t testing.TB) granted {
 		for _, role := range []string{"worker", "operator", "monitor"} {
 			for _, name := range []string{g.loginName(role), g.role(role)} {
 				for _, s := range []string{"DROP OWNED BY " + pq.QuoteIdentifier(name), "DROP ROLE " + pq.QuoteIdentifier(name)} {
-					if _, err := w.db.ExecContext(context.Background(), s); err != nil {
+					if _, err := w.DB.ExecContext(context.Background(), s); err != nil {
 						t.Errorf("%s: %v", s, err)
 					}
 				}
 			}
 		}
 	})
-	w.exec(`REVOKE ALL ON SCHEMA public FROM public`)
+	w.Exec(`REVOKE ALL ON SCHEMA public FROM public`)
 	for range 2 { // it is idempotent
-		w.exec(string(script))
+		w.Exec(string(script))
 	}
 	for _, role := range []string{"worker", "operator", "monitor"} {
-		w.exec(`CREATE ROLE ` + pq.QuoteIdentifier(g.loginName(role)) + ` LOGIN PASSWORD 'secret' IN ROLE ` + pq.QuoteIdentifier(g.role(role)))
+		w.Exec(`CREATE ROLE ` + pq.QuoteIdentifier(g.loginName(role)) + ` LOGIN PASSWORD 'secret' IN ROLE ` + pq.QuoteIdentifier(g.role(role)))
 	}
-	w.exec(`GRANT SELECT, INSERT ON effects TO ` + pq.QuoteIdentifier(g.role("worker"))) // the projections' own
-	w.exec(`GRANT USAGE ON SEQUENCE effects_id_seq TO ` + pq.QuoteIdentifier(g.role("worker")))
+	w.Exec(`GRANT SELECT, INSERT ON effects TO ` + pq.QuoteIdentifier(g.role("worker"))) // the projections' own
+	w.Exec(`GRANT USAGE ON SEQUENCE effects_id_seq TO ` + pq.QuoteIdentifier(g.role("worker")))
 	return g
 }
 
@@ -77,13 +79,13 @@ func (g granted) loginName(kind string) string {
 
 // login returns the world as one role sees it.
 func (g granted) login(role string) *world {
-	g.t.Helper()
-	u, err := url.Parse(g.url)
+	g.T.Helper()
+	u, err := url.Parse(g.URL)
 	if err != nil {
-		g.t.Fatal(err)
+		g.T.Fatal(err)
 	}
 	u.User = url.UserPassword(g.loginName(role), "secret")
-	return &world{t: g.t, db: g.as(g.loginName(role)), url: u.String()}
+	return &world{&testworld.World{T: g.T, DB: g.As(g.loginName(role)), URL: u.String()}}
 }
 
 // expectRefused demands that each statement is refused for want of a privilege.
@@ -105,29 +107,29 @@ func TestGrantsOfAWorker(t *testing.T) {
 	t.Parallel()
 	g := grant(t)
 	w := g.login("worker")
-	if err := orchestrator.RunMigrations(w.db); err != nil {
+	if err := orchestrator.RunMigrations(w.DB); err != nil {
 		t.Fatal(err)
 	}
-	g.append(300)
+	g.Append(300)
 
 	// A heartbeat comes once an hour: what happens, happens by hints and by the
 	// sessions that show who is there.
 	c := startChild(w, "hang in the middle of a batch, with a long lease")
 	c.says("hanging")
-	cfg := w.config(w.db, "set")
+	cfg := w.Config(w.DB, "set")
 	cfg.StaleWorkerTimeout, cfg.CoordinationTimeout = time.Hour, time.Hour
-	cfg.ListenURL = w.url
-	run(t, cfg, transactional{effects{name: "transactional"}})
-	eventually(t, "both are there", func() bool {
-		return g.number(`SELECT count(*) FROM orchestrator_workers WHERE presence_number > 0`) == 2
+	cfg.ListenURL = w.URL
+	testworld.Run(t, cfg, testworld.Effects{Projection: "transactional"}.Transactional())
+	pgtest.Eventually(t, "both are there", func() bool {
+		return g.Number(`SELECT count(*) FROM orchestrator_workers WHERE presence_number > 0`) == 2
 	})
 	c.signal(syscall.SIGKILL)
 	<-c.done
-	g.active("set", 1)
-	g.caughtUp("transactional")
+	g.Active("set", 1)
+	g.CaughtUp("transactional")
 
 	// Another role's transaction holds a position: it is waited for, and named.
-	owner := g.connect()
+	owner := g.Connect()
 	tx, err := owner.BeginTx(t.Context(), nil)
 	if err != nil {
 		t.Fatal(err)
@@ -141,22 +143,22 @@ VALUES ('test', 'thing', $1, 1, gen_random_uuid(), 'happened', 'x') RETURNING gl
 	if err := tx.QueryRowContext(t.Context(), insert, "slow").Scan(&position, &pid); err != nil {
 		t.Fatal(err)
 	}
-	g.exec(insert, "fast")
+	g.Exec(insert, "fast")
 	table := cfg.EventStore.(*orchestrator.Table[orchestrator.Event])
-	eventually(t, "the reader says what it waits for", func() bool {
+	pgtest.Eventually(t, "the reader says what it waits for", func() bool {
 		gap, waiting := table.Waiting()
 		return waiting && gap.Position == position && len(gap.Backends) == 1 && gap.Backends[0] == pid
 	})
-	if n := g.number(`SELECT count(*) FROM effects WHERE position >= $1`, position); n != 0 {
+	if n := g.Number(`SELECT count(*) FROM effects WHERE position >= $1`, position); n != 0 {
 		t.Errorf("%d events were handled behind the gap", n)
 	}
 	if err := tx.Commit(); err != nil {
 		t.Fatal(err)
 	}
-	g.caughtUp("transactional")
-	g.checkEffects("transactional")
+	g.CaughtUp("transactional")
+	g.CheckEffects("transactional")
 
-	expectRefused(t, "worker", w.db,
+	expectRefused(t, "worker", w.DB,
 		`DROP TABLE orchestrator_workers`,
 		`ALTER TABLE orchestrator_checkpoints ADD COLUMN mine int`,
 		`TRUNCATE orchestrator_checkpoints`,
@@ -172,16 +174,16 @@ VALUES ('test', 'thing', $1, 1, gen_random_uuid(), 'happened', 'x') RETURNING gl
 func TestGrantsOfAnOperator(t *testing.T) {
 	t.Parallel()
 	g := grant(t)
-	g.append(100)
+	g.Append(100)
 	worker := g.login("worker")
-	a := run(t, worker.config(worker.db, "set"), transactional{effects{name: "transactional"}})
-	run(t, worker.config(worker.db, "set"), transactional{effects{name: "transactional"}})
-	g.active("set", 2)
-	g.caughtUp("transactional")
+	a := testworld.Run(t, worker.Config(worker.DB, "set"), testworld.Effects{Projection: "transactional"}.Transactional())
+	testworld.Run(t, worker.Config(worker.DB, "set"), testworld.Effects{Projection: "transactional"}.Transactional())
+	g.Active("set", 2)
+	g.CaughtUp("transactional")
 
-	db := g.login("operator").db
+	db := g.login("operator").DB
 	var drained string
-	if err := g.db.QueryRowContext(t.Context(), `SELECT id FROM orchestrator_workers ORDER BY seq LIMIT 1`).Scan(&drained); err != nil {
+	if err := g.DB.QueryRowContext(t.Context(), `SELECT id FROM orchestrator_workers ORDER BY seq LIMIT 1`).Scan(&drained); err != nil {
 		t.Fatal(err)
 	}
 	const set = orchestrator.ReplicaSetName("set")
@@ -203,9 +205,9 @@ func TestGrantsOfAnOperator(t *testing.T) {
 			t.Errorf("%s: %v", o.name, err)
 		}
 	}
-	a.stop()
-	g.exec(`INSERT INTO orchestrator_parked (projection, position, slot, aggregate_id, error, attempts, parked_at) VALUES ('other', 1, 0, 'a', '', 0, now())`)
-	g.exec(`INSERT INTO orchestrator_projections (name, replica_set) VALUES ('other', 'set')`)
+	a.Stop()
+	g.Exec(`INSERT INTO orchestrator_parked (projection, position, slot, aggregate_id, error, attempts, parked_at) VALUES ('other', 1, 0, 'a', '', 0, now())`)
+	g.Exec(`INSERT INTO orchestrator_projections (name, replica_set) VALUES ('other', 'set')`)
 	for name, ask := range map[string]func(context.Context, *sql.DB, string, ops.ParkedSelector, ...orchestrator.TablesOption) (int, error){
 		"retry": ops.RetryParked, "discard": ops.DiscardParked,
 	} {
@@ -233,7 +235,9 @@ func expectLooks(t *testing.T, db *sql.DB) {
 	if err := errors.Join(status, history, sets, parked); err != nil {
 		t.Error(err)
 	}
-	askStatus(t, ops.StatusHandler(db), "/", 200)
+	if code, body := testworld.StatusPage(t, ops.StatusHandler(db)); code != 200 {
+		t.Errorf("the status page: %d %s", code, body)
+	}
 }
 
 // Roles are those of one database: a login of one can do nothing in another on the
@@ -241,9 +245,9 @@ func expectLooks(t *testing.T, db *sql.DB) {
 func TestGrantsEndAtTheDatabase(t *testing.T) {
 	t.Parallel()
 	a, b := grant(t), grant(t)
-	b.append(3)
-	b.exec(`INSERT INTO orchestrator_replica_sets (name) VALUES ('set')`)
-	u, err := url.Parse(b.url)
+	b.Append(3)
+	b.Exec(`INSERT INTO orchestrator_replica_sets (name) VALUES ('set')`)
+	u, err := url.Parse(b.URL)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -254,7 +258,7 @@ func TestGrantsEndAtTheDatabase(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer db.Close()
-		for _, table := range append(tables(t, b.db, "public"), "events", "orchestrator_status") {
+		for _, table := range append(tables(t, b.DB, "public"), "events", "orchestrator_status") {
 			_, err := db.ExecContext(t.Context(), `SELECT FROM public.`+table)
 			if err == nil || !strings.Contains(err.Error(), "permission denied") {
 				t.Errorf("the %s of another database reads %s: %v", role, table, err)
@@ -267,8 +271,8 @@ func TestGrantsEndAtTheDatabase(t *testing.T) {
 func TestGrantsOfAMonitor(t *testing.T) {
 	t.Parallel()
 	g := grant(t)
-	db := g.login("monitor").db
-	all := tables(t, g.db, "public")
+	db := g.login("monitor").DB
+	all := tables(t, g.DB, "public")
 	if len(all) < 8 {
 		t.Fatalf("only the tables %v", all)
 	}
@@ -281,8 +285,8 @@ func TestGrantsOfAMonitor(t *testing.T) {
 		expectRefused(t, "monitor", db, `DELETE FROM `+name, `INSERT INTO `+name+` DEFAULT VALUES`,
 			`SELECT 1 FROM `+name+` FOR UPDATE`)
 	}
-	g.exec(`INSERT INTO orchestrator_replica_sets (name) VALUES ('set')`)
-	g.exec(`INSERT INTO orchestrator_projections (name, replica_set) VALUES ('other', 'set')`)
+	g.Exec(`INSERT INTO orchestrator_replica_sets (name) VALUES ('set')`)
+	g.Exec(`INSERT INTO orchestrator_projections (name, replica_set) VALUES ('other', 'set')`)
 	expectLooks(t, db)
 	if _, err := ops.Pause(t.Context(), db, "set", "other"); err == nil {
 		t.Error("a monitor has paused a projection")

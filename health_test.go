@@ -3,12 +3,9 @@ package orchestrator_test
 import (
 	"context"
 	"database/sql"
-	"database/sql/driver"
 	"net/http"
 	"net/http/httptest"
 	"strings"
-	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 
@@ -16,6 +13,8 @@ import (
 
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg"
+	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
+	"github.com/getpup/pupsourcing-orchestrator/internal/testworld"
 )
 
 // probe returns what a handler answers.
@@ -73,7 +72,7 @@ func TestHealthWhileTheDatabaseIsAway(t *testing.T) {
 	w := newWorldOn(t, s)
 
 	// With leases that end in the outage, so that they have to join again.
-	cfg := w.config(w.db, "set")
+	cfg := w.Config(w.DB, "set")
 	cfg.StaleWorkerTimeout = time.Second
 	cfg.MaxPartitions = 1 // the second is a standby
 	type worker struct {
@@ -91,13 +90,13 @@ func TestHealthWhileTheDatabaseIsAway(t *testing.T) {
 		v := &worker{o, orchestrator.HealthHandler(o), cancel, make(chan error, 1)}
 		expectProbe(t, "before Run", v.probes, "/livez", 200, "has not been called")
 		expectProbe(t, "before Run", v.probes, "/readyz", 503, "has not been called")
-		go func() { v.done <- o.Run(ctx, w.all(w.db, nil)) }()
+		go func() { v.done <- o.Run(ctx, w.All(w.DB, nil)) }()
 		t.Cleanup(cancel)
 		return v
 	}
 	becomes := func(v *worker, path string, status int, text string) {
 		t.Helper()
-		eventually(t, path+" says "+text, func() bool {
+		pgtest.Eventually(t, path+" says "+text, func() bool {
 			got, body := probe(v.probes, path)
 			return got == status && strings.Contains(body, text)
 		})
@@ -116,7 +115,7 @@ func TestHealthWhileTheDatabaseIsAway(t *testing.T) {
 		third = begin()
 		becomes(third, "/livez", 200, "starts")
 		// The lease is over when the lanes have been told so and have stopped.
-		eventually(t, "the lease of the first is over", func() bool { return orchestrator.Running(first.o) == 0 })
+		pgtest.Eventually(t, "the lease of the first is over", func() bool { return orchestrator.Running(first.o) == 0 })
 		for _, v := range []*worker{first, second} {
 			expectProbe(t, "in the outage", v.probes, "/livez", 200, "does not answer")
 			expectProbe(t, "in the outage", v.probes, "/readyz", 200, "does not answer")
@@ -128,7 +127,7 @@ func TestHealthWhileTheDatabaseIsAway(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, v := range []*worker{first, second, third} {
-		eventually(t, "it has a place again", func() bool {
+		pgtest.Eventually(t, "it has a place again", func() bool {
 			status, body := probe(v.probes, "/readyz")
 			return status == 200 && (strings.Contains(body, "runs generation") || strings.Contains(body, "is a standby"))
 		})
@@ -144,48 +143,29 @@ func TestHealthWhileTheDatabaseIsAway(t *testing.T) {
 // A Run that can't go on asks for a restart, if the program doesn't end by itself.
 func TestHealthOfARunThatFailed(t *testing.T) {
 	w := newWorld(t)
-	w.exec(`DELETE FROM orchestrator_schema`)
-	o, err := orchestrator.New(w.config(w.db, "set"))
+	w.Exec(`DELETE FROM orchestrator_schema`)
+	o, err := orchestrator.New(w.Config(w.DB, "set"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := o.Run(t.Context(), w.all(w.db, nil)); err == nil {
+	if err := o.Run(t.Context(), w.All(w.DB, nil)); err == nil {
 		t.Fatal("Run returned nil")
 	}
 	expectProbe(t, "after it", orchestrator.HealthHandler(o), "/livez", 503, "Run has returned: the library's tables are missing")
 }
 
-// An outage is a connector that can be told to refuse.
-type outage struct {
-	driver.Connector
-	refuses atomic.Bool
-}
-
-func (o *outage) Connect(ctx context.Context) (driver.Conn, error) {
-	if o.refuses.Load() {
-		return nil, syscall.ECONNREFUSED
-	}
-	return o.Connector.Connect(ctx)
-}
-
-// begin ends all connections to the world's database, and has no more be made.
-func (o *outage) begin(w *world) {
-	o.refuses.Store(true)
-	w.exec(`SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()`)
-}
-
 // A loop that waits for nothing but a handler turns all the same.
 func TestHealthWhileAHandlerDoesNotReturn(t *testing.T) {
 	w := newWorld(t)
-	w.append(1)
-	connector, err := pq.NewConnector(w.url)
+	w.Append(1)
+	connector, err := pq.NewConnector(w.URL)
 	if err != nil {
 		t.Fatal(err)
 	}
-	outage := &outage{Connector: connector}
+	outage := &testworld.Outage{Connector: connector}
 	db := sql.OpenDB(outage)
 	t.Cleanup(func() { _ = db.Close() })
-	cfg := w.config(db, "set")
+	cfg := w.Config(db, "set")
 	cfg.LeaseOnly, cfg.StaleWorkerTimeout, cfg.CoordinationTimeout = true, time.Second, 24*time.Hour
 	o, err := orchestrator.New(cfg)
 	if err != nil {
@@ -195,13 +175,13 @@ func TestHealthWhileAHandlerDoesNotReturn(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	go func() {
 		defer close(done)
-		_ = o.Run(ctx, []projection{plain{effects{name: "slow", hook: func(ctx context.Context, _ orchestrator.Event) error {
-			outage.begin(w)
+		_ = o.Run(ctx, []projection{testworld.Effects{Projection: "slow", Hook: func(ctx context.Context, _ orchestrator.Event) error {
+			outage.Begin(w.World)
 			<-ctx.Done()
 			close(lost)
 			<-release
 			return ctx.Err()
-		}}, w.db}})
+		}}.Plain(w.DB)})
 	}()
 	t.Cleanup(func() {
 		cancel()
@@ -211,7 +191,7 @@ func TestHealthWhileAHandlerDoesNotReturn(t *testing.T) {
 	<-lost
 	for range 3 {
 		turned := orchestrator.Turned(o)
-		eventually(t, "the loop turns again", func() bool { return orchestrator.Turned(o).After(turned) })
+		pgtest.Eventually(t, "the loop turns again", func() bool { return orchestrator.Turned(o).After(turned) })
 	}
 	expectProbe(t, "without a database", orchestrator.HealthHandler(o), "/readyz", 200, "does not answer")
 }

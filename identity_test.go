@@ -10,6 +10,8 @@ import (
 	"time"
 
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
+	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
+	"github.com/getpup/pupsourcing-orchestrator/internal/testworld"
 )
 
 // A rowOf is an event of any table: its position, and what else there is as the driver
@@ -56,23 +58,23 @@ func TestNoEventFallsBetweenTwoWorkers(t *testing.T) {
 			t.Parallel()
 			w := newWorld(t)
 			if c.kind == "citext" {
-				if _, err := w.db.ExecContext(t.Context(), `CREATE EXTENSION citext`); err != nil {
-					t.Skipf("no citext: %v", err)
+				if _, err := w.DB.ExecContext(t.Context(), `CREATE EXTENSION citext`); err != nil {
+					pgtest.Missing(t, "the server has no citext: %v", err)
 				}
 			}
 			if c.before != "" {
-				w.exec(c.before)
+				w.Exec(c.before)
 			}
 			const n = 3000
-			w.exec(`CREATE TABLE seen (projection text, position bigint)`)
-			w.exec(fmt.Sprintf(`CREATE TABLE stream (position bigserial PRIMARY KEY, id %s NOT NULL, kind %s NOT NULL)`, c.kind, c.types))
-			w.exec(fmt.Sprintf(`INSERT INTO stream (id, kind) SELECT %s, 'Order' FROM generate_series(1, %d) i`, c.id, n))
+			w.Exec(`CREATE TABLE seen (projection text, position bigint)`)
+			w.Exec(fmt.Sprintf(`CREATE TABLE stream (position bigserial PRIMARY KEY, id %s NOT NULL, kind %s NOT NULL)`, c.kind, c.types))
+			w.Exec(fmt.Sprintf(`INSERT INTO stream (id, kind) SELECT %s, 'Order' FROM generate_series(1, %d) i`, c.id, n))
 			kinds := []string{"Order"}
 			if c.types == "bytea" {
 				kinds = []string{`\x4f72646572`}
 			}
 			for i := range 3 {
-				db := reopen(t, w.url, "bytea_output", []string{"hex", "escape", "hex"}[i])
+				db := reopen(t, w.URL, "bytea_output", []string{"hex", "escape", "hex"}[i])
 				table, err := orchestrator.NewTable(db, orchestrator.TableConfig[rowOf]{
 					Table: "stream", PositionColumn: "position", AggregateIDColumn: "id", AggregateTypeColumn: "kind",
 					Columns: []string{"position", "id"},
@@ -83,7 +85,7 @@ func TestNoEventFallsBetweenTwoWorkers(t *testing.T) {
 				}
 				o, err := orchestrator.New(orchestrator.Config[rowOf]{
 					DB: db, EventStore: table, ReplicaSet: "set", JoinWindow: 300 * time.Millisecond, HeartbeatInterval: 50 * time.Millisecond,
-					Logger: slog.New(slog.NewTextHandler(testWriter{t}, nil)),
+					Logger: slog.New(slog.NewTextHandler(t.Output(), nil)),
 				})
 				if err != nil {
 					t.Fatal(err)
@@ -98,12 +100,12 @@ func TestNoEventFallsBetweenTwoWorkers(t *testing.T) {
 				}()
 				t.Cleanup(func() { stop(); <-ended })
 			}
-			eventually(t, "all checkpoints have passed everything", func() bool {
-				return w.number(`SELECT count(*) FROM orchestrator_checkpoints WHERE position >= $1`, n) > 0 &&
-					w.number(`SELECT count(*) FROM orchestrator_checkpoints WHERE position < $1`, n) == 0
+			pgtest.Eventually(t, "all checkpoints have passed everything", func() bool {
+				return w.Number(`SELECT count(*) FROM orchestrator_checkpoints WHERE position >= $1`, n) > 0 &&
+					w.Number(`SELECT count(*) FROM orchestrator_checkpoints WHERE position < $1`, n) == 0
 			})
 			for _, p := range []string{"all", "orders"} {
-				if got, once := w.number(`SELECT count(*) FROM seen WHERE projection = $1`, p), w.number(`SELECT count(DISTINCT position) FROM seen WHERE projection = $1`, p); got != n || once != n {
+				if got, once := w.Number(`SELECT count(*) FROM seen WHERE projection = $1`, p), w.Number(`SELECT count(DISTINCT position) FROM seen WHERE projection = $1`, p); got != n || once != n {
 					t.Errorf("%s: %d events were handled, %d of them different, and there are %d", p, got, once, n)
 				}
 			}
@@ -188,14 +190,14 @@ func TestRowOfAnotherSlotIsNotSkipped(t *testing.T) {
 	t.Parallel()
 	s := newStream(t)
 	execute(t, s.db, `INSERT INTO events (aggregate_id) SELECT 'a' || i % 20 FROM generate_series(1, 200) i`)
-	db, f := faulty(t, s.url)
+	db, f := testworld.Faulty(t, s.url)
 	table := tableOf(t, db)
 	own, _, _, err := table.ReadOwn(t.Context(), 0, 2, 0, 200, 0)
 	if err != nil || len(own) == 0 {
 		t.Fatalf("%d events, %v", len(own), err)
 	}
 	moved := own[3].Position
-	f.onQuery(func(query string) {
+	f.OnQuery(func(query string) {
 		if strings.Contains(query, "OPERATOR(pg_catalog.=) ANY") {
 			execute(t, s.db, fmt.Sprintf(`UPDATE events SET aggregate_id = (SELECT aggregate_id FROM events WHERE global_position <> ALL ('{%s}') LIMIT 1) WHERE global_position = %d`, list(own), moved))
 		}
@@ -206,7 +208,7 @@ func TestRowOfAnotherSlotIsNotSkipped(t *testing.T) {
 			t.Errorf("want an error with %q: %v", want, err)
 		}
 	}
-	f.onQuery(func(string) {})
+	f.OnQuery(func(string) {})
 	if _, _, _, err := table.ReadOwn(t.Context(), 0, 2, 0, 200, 0); err != nil {
 		t.Errorf("afterwards: %v", err)
 	}
@@ -243,7 +245,7 @@ func (o overriding) Read(ctx context.Context, r orchestrator.ReadRequest) (orche
 func TestEmbeddedTableIsReadThroughItsOwnMethods(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	w.append(300)
+	w.Append(300)
 	var reads, scopedReads, wrong atomic.Int64
 	hook := func(_ context.Context, e orchestrator.Event) error {
 		if e.EventType != "changed" {
@@ -252,28 +254,28 @@ func TestEmbeddedTableIsReadThroughItsOwnMethods(t *testing.T) {
 		return nil
 	}
 	for range 2 {
-		table, err := orchestrator.NewEventTable(w.db, "")
+		table, err := orchestrator.NewEventTable(w.DB, "")
 		if err != nil {
 			t.Fatal(err)
 		}
-		cfg := w.config(w.db, "set")
+		cfg := w.Config(w.DB, "set")
 		cfg.EventStore = overriding{table, &reads, &scopedReads}
-		run(t, cfg, transactional{effects{name: "all", hook: hook}}, scopedTransactional{transactional{effects{name: "things", hook: hook}}, scope{types: []string{"thing"}}})
+		testworld.Run(t, cfg, testworld.Effects{Projection: "all", Hook: hook}.Transactional(), scopedTransactional{testworld.Effects{Projection: "things", Hook: hook}.Transactional(), scope{types: []string{"thing"}}})
 	}
-	w.caughtUp("all", "things")
+	w.CaughtUp("all", "things")
 	if n := wrong.Load(); n != 0 || reads.Load() == 0 {
 		t.Errorf("%d events were read past the store's own Read; %d calls of it, %d with a scope", n, reads.Load(), scopedReads.Load())
 	}
 
 	// By itself, a scoped projection is read within its scope.
-	table, err := orchestrator.NewEventTable(w.db, "")
+	table, err := orchestrator.NewEventTable(w.DB, "")
 	if err != nil {
 		t.Fatal(err)
 	}
-	cfg := w.config(w.db, "another set")
+	cfg := w.Config(w.DB, "another set")
 	cfg.EventStore = overriding{table, &reads, &scopedReads}
-	run(t, cfg, scopedTransactional{transactional{effects{name: "alone", hook: hook}}, scope{types: []string{"thing"}}})
-	w.caughtUp("alone")
+	testworld.Run(t, cfg, scopedTransactional{testworld.Effects{Projection: "alone", Hook: hook}.Transactional(), scope{types: []string{"thing"}}})
+	w.CaughtUp("alone")
 	if wrong.Load() != 0 || scopedReads.Load() == 0 {
 		t.Errorf("%d events were read past the store's own Read; %d calls of it with a scope", wrong.Load(), scopedReads.Load())
 	}

@@ -14,11 +14,13 @@ import (
 	"time"
 
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
+	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
+	"github.com/getpup/pupsourcing-orchestrator/internal/testworld"
 )
 
 // longLease is so long that a test which waits for its end fails.
 func (w *world) longLease() orchestrator.Config[orchestrator.Event] {
-	cfg := w.config(w.db, "set")
+	cfg := w.Config(w.DB, "set")
 	cfg.StaleWorkerTimeout, cfg.CoordinationTimeout = time.Hour, time.Hour
 	return cfg
 }
@@ -26,8 +28,8 @@ func (w *world) longLease() orchestrator.Config[orchestrator.Event] {
 // own is the backend of a session that holds the lock of a worker, 0 if there
 // is none; not is one that is passed over.
 func (w *world) own(not int64) int64 {
-	w.t.Helper()
-	return w.number(`
+	w.T.Helper()
+	return w.Number(`
 SELECT coalesce(min(l.pid), 0) FROM pg_locks l
   JOIN orchestrator_workers w ON l.classid = w.presence_key::oid AND l.objid = w.presence_number::oid
  WHERE l.locktype = 'advisory' AND l.granted AND l.pid <> $1`, not)
@@ -41,74 +43,74 @@ SELECT count(*) FROM orchestrator_workers w JOIN pg_locks l ON l.classid = w.pre
 // A process that is killed is missed at once, long before its lease is over.
 func TestACrashIsNoticedAtOnce(t *testing.T) {
 	w := newWorld(t)
-	w.append(300)
+	w.Append(300)
 	c := startChild(w, "hang in the middle of a batch, with a long lease")
 	c.says("hanging")
-	run(t, w.longLease(), transactional{effects{name: "transactional"}})
-	eventually(t, "both are there", func() bool {
-		return w.number(`SELECT count(*) FROM orchestrator_workers WHERE presence_number > 0`) == 2
+	testworld.Run(t, w.longLease(), testworld.Effects{Projection: "transactional"}.Transactional())
+	pgtest.Eventually(t, "both are there", func() bool {
+		return w.Number(`SELECT count(*) FROM orchestrator_workers WHERE presence_number > 0`) == 2
 	})
 	c.signal(syscall.SIGKILL)
 	<-c.done
-	w.active("set", 1)
-	w.caughtUp("transactional")
-	w.checkEffects("transactional")
+	w.Active("set", 1)
+	w.CaughtUp("transactional")
+	w.CheckEffects("transactional")
 }
 
 // A worker that leaves gives its session back, without the lock: others that share the
 // pool go on with it. Unless it was just being asked something: then the session ends.
 func TestTheOwnSessionIsGivenBack(t *testing.T) {
 	w := newWorld(t)
-	eventually(t, "a session that was given back is still there", func() bool {
-		m := run(t, w.longLease(), transactional{effects{name: "transactional"}})
+	pgtest.Eventually(t, "a session that was given back is still there", func() bool {
+		m := testworld.Run(t, w.longLease(), testworld.Effects{Projection: "transactional"}.Transactional())
 		var pid int64
-		eventually(t, "the worker has a session of its own", func() bool { pid = w.own(0); return pid != 0 })
-		m.stop()
-		eventually(t, "it has no lock", func() bool {
-			return w.number(`SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = $1`, pid) == 0
+		pgtest.Eventually(t, "the worker has a session of its own", func() bool { pid = w.own(0); return pid != 0 })
+		m.Stop()
+		pgtest.Eventually(t, "it has no lock", func() bool {
+			return w.Number(`SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = $1`, pid) == 0
 		})
-		eventually(t, "the pool has all sessions", func() bool { return w.db.Stats().InUse == 0 })
-		return w.number(`SELECT count(*) FROM pg_stat_activity WHERE pid = $1`, pid) == 1
+		pgtest.Eventually(t, "the pool has all sessions", func() bool { return w.DB.Stats().InUse == 0 })
+		return w.Number(`SELECT count(*) FROM pg_stat_activity WHERE pid = $1`, pid) == 1
 	})
 }
 
 // A worker that leaves while its connections are silent leaves none of them in use.
 func TestTheOwnSessionIsSilent(t *testing.T) {
 	w := newWorld(t)
-	link := newLink(t, w.url)
-	db, _ := faulty(t, link.url)
-	cfg := w.config(db, "set")
+	link := newLink(t, w.URL)
+	db, _ := testworld.Faulty(t, link.url)
+	cfg := w.Config(db, "set")
 	cfg.StaleWorkerTimeout = 6 * time.Second
-	m := run(t, cfg, transactional{effects{name: "transactional"}})
-	eventually(t, "the worker has a session of its own", func() bool { return w.own(0) != 0 })
+	m := testworld.Run(t, cfg, testworld.Effects{Projection: "transactional"}.Transactional())
+	pgtest.Eventually(t, "the worker has a session of its own", func() bool { return w.own(0) != 0 })
 	link.silence()
-	m.stop()
-	eventually(t, "no connection is in use", func() bool { return db.Stats().InUse == 0 })
+	m.Stop()
+	pgtest.Eventually(t, "no connection is in use", func() bool { return db.Stats().InUse == 0 })
 }
 
 // A worker whose own session is ended, by an administrator say, takes another,
 // and nobody else notices.
 func TestTheOwnSessionIsReplaced(t *testing.T) {
 	w := newWorld(t)
-	h := &history{}
+	h := &testworld.History{}
 	for range 2 {
-		run(t, w.longLease(), transactional{effects{name: "transactional", log: h}})
+		testworld.Run(t, w.longLease(), testworld.Effects{Projection: "transactional", Log: h}.Transactional())
 	}
-	generation := w.active("set", 2)
+	generation := w.Active("set", 2)
 	var last int64
 	for range 5 {
-		w.append(50)
-		w.caughtUp("transactional") // handlers run, so that a worker knows soon
+		w.Append(50)
+		w.CaughtUp("transactional") // handlers run, so that a worker knows soon
 		var pid int64
-		eventually(t, "a worker has a session of its own", func() bool { pid = w.own(last); return pid != 0 })
-		w.exec(`SELECT pg_terminate_backend($1)`, pid)
+		pgtest.Eventually(t, "a worker has a session of its own", func() bool { pid = w.own(last); return pid != 0 })
+		w.Exec(`SELECT pg_terminate_backend($1)`, pid)
 		last = pid
-		w.append(50)
-		w.caughtUp("transactional")
+		w.Append(50)
+		w.CaughtUp("transactional")
 	}
-	h.check(t)
-	w.checkEffects("transactional")
-	if n := w.active("set", 2); n > generation+5 {
+	h.Check(t)
+	w.CheckEffects("transactional")
+	if n := w.Active("set", 2); n > generation+5 {
 		t.Errorf("generation %d has become %d", generation, n)
 	}
 }
@@ -118,20 +120,20 @@ func TestTheOwnSessionIsReplaced(t *testing.T) {
 // comes back. The handler has not failed.
 func TestAHandlerIsSuspended(t *testing.T) {
 	w := newWorld(t)
-	link := newLink(t, w.url)
-	db, _ := faulty(t, link.url)
+	link := newLink(t, w.URL)
+	db, _ := testworld.Faulty(t, link.url)
 	cfg := w.longLease()
 	cfg.DB, cfg.OnFailure = db, orchestrator.StopOnFailure
 	var failed atomic.Int64
 	cfg.Observer = &orchestrator.Observer{HandlerFailed: func(orchestrator.HandlerFailed) { failed.Add(1) }}
-	log := &watchedLog{to: testWriter{t}}
+	log := &testworld.Log{To: t.Output()}
 	cfg.Logger = slog.New(slog.NewTextHandler(log, nil))
-	w.append(100)
+	w.Append(100)
 	var cause atomic.Value
 	in := make(chan struct{}, 1)
 	var waits atomic.Bool
 	waits.Store(true)
-	run(t, cfg, plain{effects{name: "plain", hook: func(ctx context.Context, _ orchestrator.Event) error {
+	testworld.Run(t, cfg, testworld.Effects{Projection: "plain", Hook: func(ctx context.Context, _ orchestrator.Event) error {
 		if !waits.Load() {
 			return nil
 		}
@@ -144,16 +146,16 @@ func TestAHandlerIsSuspended(t *testing.T) {
 			cause.Store(context.Cause(ctx))
 		}
 		return ctx.Err()
-	}}, w.db})
+	}}.Plain(w.DB))
 	<-in
-	eventually(t, "it is there", func() bool { return w.own(0) != 0 })
+	pgtest.Eventually(t, "it is there", func() bool { return w.own(0) != 0 })
 	pid := w.own(0)
 	link.silence()
-	w.exec(`SELECT pg_terminate_backend($1)`, pid)
-	eventually(t, "the handler was cancelled", func() bool { return cause.Load() != nil })
+	w.Exec(`SELECT pg_terminate_backend($1)`, pid)
+	pgtest.Eventually(t, "the handler was cancelled", func() bool { return cause.Load() != nil })
 	waits.Store(false)
-	w.caughtUp("plain")
-	log.wait(t, "handler interrupted, will be called again")
+	w.CaughtUp("plain")
+	log.Wait(t, "handler interrupted, will be called again")
 	if n := failed.Load(); n != 0 {
 		t.Errorf("the observer was told of %d failures", n)
 	}
@@ -170,13 +172,13 @@ func TestGivenUpAmidACall(t *testing.T) {
 		t.Run(test.amid, func(t *testing.T) {
 			t.Parallel()
 			w := newWorld(t)
-			w.append(10)
-			db, f := faulty(t, w.url)
+			w.Append(10)
+			db, f := testworld.Faulty(t, w.URL)
 			cfg := w.longLease()
 			cfg.DB, cfg.CoordinationTimeout = db, 600*time.Millisecond
 			answer := make(chan struct{})
 			var holdBack atomic.Bool
-			f.onQuery(func(query string) {
+			f.OnQuery(func(query string) {
 				if holdBack.Load() && strings.Contains(query, test.query) {
 					<-answer
 				}
@@ -184,39 +186,39 @@ func TestGivenUpAmidACall(t *testing.T) {
 			in, leave := make(chan struct{}), make(chan struct{})
 			t.Cleanup(func() { close(leave) })
 			var once sync.Once
-			a := run(t, cfg, plain{effects{name: "plain", hook: func(context.Context, orchestrator.Event) error {
+			a := testworld.Run(t, cfg, testworld.Effects{Projection: "plain", Hook: func(context.Context, orchestrator.Event) error {
 				once.Do(func() { close(in) })
 				<-leave
 				return nil
-			}}, w.db})
+			}}.Plain(w.DB))
 			<-in
-			eventually(t, "it has a session of its own", func() bool { return w.own(0) != 0 })
+			pgtest.Eventually(t, "it has a session of its own", func() bool { return w.own(0) != 0 })
 			pid := w.own(0)
 			other := w.longLease()
-			db, f = faulty(t, w.url)
+			db, f = testworld.Faulty(t, w.URL)
 			other.DB = db
 			var looks atomic.Int64
-			f.onQuery(func(query string) {
+			f.OnQuery(func(query string) {
 				if strings.Contains(query, "jsonb_agg") {
 					looks.Add(1)
 				}
 			})
-			run(t, other, plain{effects{name: "plain"}, w.db})
-			eventually(t, "another has joined", func() bool { return w.number(`SELECT count(*) FROM orchestrator_workers`) == 2 })
+			testworld.Run(t, other, testworld.Effects{Projection: "plain"}.Plain(w.DB))
+			pgtest.Eventually(t, "another has joined", func() bool { return w.Number(`SELECT count(*) FROM orchestrator_workers`) == 2 })
 			holdBack.Store(true)
 			if test.amid == "an attach" {
-				w.exec(`SELECT pg_terminate_backend($1)`, pid)
+				w.Exec(`SELECT pg_terminate_backend($1)`, pid)
 			}
-			if err := a.failed(); !errors.Is(err, orchestrator.ErrCoordinationTimeout) {
+			if err := a.Failed(); !errors.Is(err, orchestrator.ErrCoordinationTimeout) {
 				t.Fatalf("Run returned %v", err)
 			}
 			close(answer)
 			since := looks.Load()
-			eventually(t, "the other has looked", func() bool { return looks.Load() > since+2 })
-			if n := w.number(`SELECT count(*) FROM orchestrator_workers WHERE presence_number > 0`); n != 2 {
+			pgtest.Eventually(t, "the other has looked", func() bool { return looks.Load() > since+2 })
+			if n := w.Number(`SELECT count(*) FROM orchestrator_workers WHERE presence_number > 0`); n != 2 {
 				t.Errorf("%d workers have a session of their own, want 2", n)
 			}
-			if n := w.number(held); n != 2 {
+			if n := w.Number(held); n != 2 {
 				t.Errorf("the sessions of %d workers are there, want 2", n)
 			}
 		})
@@ -232,14 +234,14 @@ func TestGivenUpAmidACall(t *testing.T) {
 func TestAProofNeedsAConnection(t *testing.T) {
 	w := newWorld(t)
 	cfg := w.longLease()
-	cfg.DB = w.connect()
+	cfg.DB = w.Connect()
 	cfg.DB.SetMaxOpenConns(5)
 	var projections []orchestrator.Projection[orchestrator.Event]
 	names := []string{"a", "b", "c", "d", "e", "f", "g", "h", "i", "j"}
 	var gate atomic.Value // a channel: handlers wait until it is closed
 	running := make(chan struct{}, 1)
 	for _, name := range names {
-		projections = append(projections, transactional{effects{name: name, hook: func(ctx context.Context, _ orchestrator.Event) error {
+		projections = append(projections, testworld.Effects{Projection: name, Hook: func(ctx context.Context, _ orchestrator.Event) error {
 			select {
 			case running <- struct{}{}:
 			default:
@@ -250,20 +252,20 @@ func TestAProofNeedsAConnection(t *testing.T) {
 			case <-ctx.Done():
 				return ctx.Err()
 			}
-		}}})
+		}}.Transactional())
 	}
 	gate.Store(make(chan struct{}))
-	run(t, cfg, projections...)
+	testworld.Run(t, cfg, projections...)
 	var pid int64
 	for range 3 { // a fifth suspension would have it go by its lease
-		eventually(t, "it has a session of its own", func() bool { pid = w.own(pid); return pid != 0 })
-		w.append(200)
+		pgtest.Eventually(t, "it has a session of its own", func() bool { pid = w.own(pid); return pid != 0 })
+		w.Append(200)
 		<-running
-		w.exec(`SELECT pg_terminate_backend($1)`, pid)
-		eventually(t, "it has another", func() bool { return w.own(pid) != 0 })
+		w.Exec(`SELECT pg_terminate_backend($1)`, pid)
+		pgtest.Eventually(t, "it has another", func() bool { return w.own(pid) != 0 })
 		close(gate.Load().(chan struct{}))
 		for _, name := range names {
-			w.caughtUp(name)
+			w.CaughtUp(name)
 		}
 		gate.Store(make(chan struct{}))
 		select {
@@ -286,16 +288,16 @@ func TestLeaseOnly(t *testing.T) {
 		t.Run(test.why, func(t *testing.T) {
 			w := newWorld(t)
 			cfg := w.longLease()
-			cfg.DB = w.connect()
+			cfg.DB = w.Connect()
 			test.change(&cfg)
-			w.append(100)
-			r := run(t, cfg, transactional{effects{name: "transactional"}})
-			w.caughtUp("transactional")
-			if n := w.number(`SELECT sum(presence_number) FROM orchestrator_workers`); n != 0 {
+			w.Append(100)
+			r := testworld.Run(t, cfg, testworld.Effects{Projection: "transactional"}.Transactional())
+			w.CaughtUp("transactional")
+			if n := w.Number(`SELECT sum(presence_number) FROM orchestrator_workers`); n != 0 {
 				t.Errorf("a presence was published")
 			}
-			r.stop()
-			w.checkEffects("transactional")
+			r.Stop()
+			w.CheckEffects("transactional")
 		})
 	}
 }
@@ -304,13 +306,13 @@ func TestLeaseOnly(t *testing.T) {
 // which none gives back: one for each four is spared.
 func TestWorkersShareAPool(t *testing.T) {
 	w := newWorld(t)
-	db, err := sql.Open("postgres", w.url)
+	db, err := sql.Open("postgres", w.URL)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { db.Close() })
 	db.SetMaxOpenConns(4)
-	w.append(100)
+	w.Append(100)
 	for i := range 6 {
 		cfg := w.longLease()
 		cfg.ReplicaSet = orchestrator.ReplicaSetName(fmt.Sprint("set", i))
@@ -318,28 +320,28 @@ func TestWorkersShareAPool(t *testing.T) {
 		if cfg.EventStore, err = orchestrator.NewEventTable(db, ""); err != nil {
 			t.Fatal(err)
 		}
-		run(t, cfg, transactional{effects{name: fmt.Sprint("p", i)}})
+		testworld.Run(t, cfg, testworld.Effects{Projection: fmt.Sprint("p", i)}.Transactional())
 	}
 	for i := range 6 {
-		w.caughtUp(fmt.Sprint("p", i))
+		w.CaughtUp(fmt.Sprint("p", i))
 	}
-	eventually(t, "one of them has a session of its own", func() bool { return w.number(held) == 1 })
+	pgtest.Eventually(t, "one of them has a session of its own", func() bool { return w.Number(held) == 1 })
 }
 
 // A worker whose own session can be had, and fails whenever it is asked who is absent,
 // runs as with LeaseOnly and logs why: here its role can't read pg_locks.
 func TestASessionThatNeverLooks(t *testing.T) {
 	w := newWorld(t)
-	r := role(t, w.db, w.url)
-	w.exec(`GRANT ALL ON ALL TABLES IN SCHEMA public TO ` + r)
-	w.exec(`GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO ` + r)
-	w.exec(`REVOKE ALL ON pg_locks FROM PUBLIC`)
-	log := &watchedLog{to: testWriter{t}}
+	r := role(t, w.DB, w.URL)
+	w.Exec(`GRANT ALL ON ALL TABLES IN SCHEMA public TO ` + r)
+	w.Exec(`GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO ` + r)
+	w.Exec(`REVOKE ALL ON pg_locks FROM PUBLIC`)
+	log := &testworld.Log{To: t.Output()}
 	cfg := w.longLease()
-	cfg.DB = reopen(t, w.url, "role", r)
+	cfg.DB = reopen(t, w.URL, "role", r)
 	cfg.Logger = slog.New(slog.NewTextHandler(log, nil))
-	run(t, cfg, transactional{effects{name: "transactional"}})
-	w.append(10)
-	w.caughtUp("transactional")
-	log.wait(t, "noticed by its lease only")
+	testworld.Run(t, cfg, testworld.Effects{Projection: "transactional"}.Transactional())
+	w.Append(10)
+	w.CaughtUp("transactional")
+	log.Wait(t, "noticed by its lease only")
 }

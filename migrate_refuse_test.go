@@ -11,6 +11,7 @@ import (
 
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
+	"github.com/getpup/pupsourcing-orchestrator/internal/testworld"
 	"github.com/getpup/pupsourcing-orchestrator/internal/wire"
 )
 
@@ -90,7 +91,7 @@ func newRefused(db *sql.DB) error {
 	if err != nil {
 		return err
 	}
-	return o.Run(context.Background(), []orchestrator.Projection[orchestrator.Event]{transactional{effects{name: "p"}}})
+	return o.Run(context.Background(), []orchestrator.Projection[orchestrator.Event]{testworld.Effects{Projection: "p"}.Transactional()})
 }
 
 // Tables that fit, and are a stranger's: whoever may CREATE in a schema could have put
@@ -254,7 +255,7 @@ func TestMigrateWaits(t *testing.T) {
 	}
 	done := make(chan error, 1)
 	go func() { done <- orchestrator.Migrate(t.Context(), db) }()
-	eventually(t, "it waits", func() bool {
+	pgtest.Eventually(t, "it waits", func() bool {
 		var n int
 		err := db.QueryRowContext(t.Context(), `SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted
 		   AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`).Scan(&n)
@@ -275,8 +276,8 @@ func TestMigrateVersionLocked(t *testing.T) {
 	for _, version := range []int{1, 3} {
 		t.Run(fmt.Sprint("version ", version), func(t *testing.T) {
 			w := newWorld(t)
-			w.exec(fmt.Sprint(`UPDATE orchestrator_schema SET version = `, version))
-			tx, err := w.db.Begin()
+			w.Exec(fmt.Sprint(`UPDATE orchestrator_schema SET version = `, version))
+			tx, err := w.DB.Begin()
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -290,7 +291,7 @@ func TestMigrateVersionLocked(t *testing.T) {
 			}
 			ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
 			defer cancel()
-			err = orchestrator.Migrate(ctx, w.db)
+			err = orchestrator.Migrate(ctx, w.DB)
 			if err == nil || !strings.Contains(err.Error(), fmt.Sprintf("backend %d", pid)) {
 				t.Errorf("the error does not name backend %d: %v", pid, err)
 			}
@@ -331,7 +332,7 @@ func TestMigrateSilentConnection(t *testing.T) {
 			if err := orchestrator.Migrate(ctx, db); !errors.Is(err, context.DeadlineExceeded) {
 				t.Errorf("it ended with %v, want the context's end", err)
 			}
-			eventually(t, "nothing is in use", func() bool { return db.Stats().InUse == 0 })
+			pgtest.Eventually(t, "nothing is in use", func() bool { return db.Stats().InUse == 0 })
 		})
 	}
 }

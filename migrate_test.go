@@ -14,6 +14,7 @@ import (
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
 	"github.com/getpup/pupsourcing-orchestrator/internal/eventtable"
+	"github.com/getpup/pupsourcing-orchestrator/internal/testworld"
 )
 
 // reopen opens a database again, with a setting of the session.
@@ -207,13 +208,13 @@ func TestMigrateSearchPath(t *testing.T) {
 			expectTables(t, db, "second", allTables)
 
 			// And Run works with them where they are.
-			execute(t, admin, strings.Replace(eventtable.Layout, "TABLE events", "TABLE second.events", 1), strings.Replace(effectsTable, "effects", "second.effects", 1))
-			w := &world{t: t, db: db, url: base}
-			w.append(20)
-			worker := run(t, w.config(db, "set"), w.all(db, nil)...)
-			w.caughtUp(names...)
-			worker.stop()
-			w.checkEffects(names...)
+			execute(t, admin, strings.Replace(eventtable.Layout, "TABLE events", "TABLE second.events", 1), strings.Replace(testworld.EffectsTable, "effects", "second.effects", 1))
+			w := &world{&testworld.World{T: t, DB: db, URL: base}}
+			w.Append(20)
+			worker := testworld.Run(t, w.Config(db, "set"), w.All(db, nil)...)
+			w.CaughtUp(testworld.Names...)
+			worker.Stop()
+			w.CheckEffects(testworld.Names...)
 			expectTables(t, db, "first", nil)
 		})
 	}
@@ -242,7 +243,7 @@ func TestRunSchema(t *testing.T) {
 	w := newWorld(t)
 	refused := func(what string, in ...string) {
 		t.Helper()
-		err := run(t, w.config(w.db, "set"), w.all(w.db, nil)...).failed()
+		err := testworld.Run(t, w.Config(w.DB, "set"), w.All(w.DB, nil)...).Failed()
 		if !errors.Is(err, orchestrator.ErrSchema) {
 			t.Errorf("%s: Run returned %v, want ErrSchema", what, err)
 			return
@@ -253,27 +254,27 @@ func TestRunSchema(t *testing.T) {
 			}
 		}
 	}
-	w.exec(`UPDATE orchestrator_schema SET version = 0`)
+	w.Exec(`UPDATE orchestrator_schema SET version = 0`)
 	refused("an older version")
-	w.exec(`DELETE FROM orchestrator_schema`)
+	w.Exec(`DELETE FROM orchestrator_schema`)
 	refused("no version")
-	w.exec(`ALTER TABLE orchestrator_schema RENAME TO gone`)
+	w.Exec(`ALTER TABLE orchestrator_schema RENAME TO gone`)
 	refused("no tables", "orchestrator_schema")
-	w.exec(`ALTER TABLE gone RENAME TO orchestrator_schema`)
-	if n := w.number(`SELECT count(*) FROM orchestrator_replica_sets`); n != 0 {
+	w.Exec(`ALTER TABLE gone RENAME TO orchestrator_schema`)
+	if n := w.Number(`SELECT count(*) FROM orchestrator_replica_sets`); n != 0 {
 		t.Errorf("a worker that was refused has joined: %d replica sets", n)
 	}
 
-	w.exec(`INSERT INTO orchestrator_schema (version) VALUES (99)`)
-	if err := orchestrator.RunMigrations(w.db); err != nil {
+	w.Exec(`INSERT INTO orchestrator_schema (version) VALUES (99)`)
+	if err := orchestrator.RunMigrations(w.DB); err != nil {
 		t.Errorf("migrate a newer version: %v", err)
 	}
-	w.exec(orchestrator.SchemaSQL())
-	if v := w.number(`SELECT version FROM orchestrator_schema`); v != 99 {
+	w.Exec(orchestrator.SchemaSQL())
+	if v := w.Number(`SELECT version FROM orchestrator_schema`); v != 99 {
 		t.Errorf("version 99 was turned into %d", v)
 	}
-	w.append(10)
-	worker := run(t, w.config(w.db, "set"), w.all(w.db, nil)...)
-	w.caughtUp(names...)
-	worker.stop()
+	w.Append(10)
+	worker := testworld.Run(t, w.Config(w.DB, "set"), w.All(w.DB, nil)...)
+	w.CaughtUp(testworld.Names...)
+	worker.Stop()
 }

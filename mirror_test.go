@@ -13,6 +13,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
+	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
 )
 
 // pupsourcing's public types, method for method and field for field. The root
@@ -92,11 +93,11 @@ func (m *mirrored) Handle(_ context.Context, e persistedEvent) error {
 func TestPupsourcingsForm(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	w.exec(`
+	w.Exec(`
 INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, event_version, payload, trace_id, metadata, created_at)
 VALUES ('shop', 'order', 'a', 1, '0f000000-0000-4000-8000-00000000000a', 'placed', 2, 'x', 'trace', '{"a": 1}', '2025-01-02T03:04:05Z'),
        ('shop', 'user',  'b', 1, '0f000000-0000-4000-8000-00000000000b', 'joined', 1, 'y', NULL, NULL, now())`)
-	events, err := orchestrator.NewTable(w.db, orchestrator.TableConfig[persistedEvent]{
+	events, err := orchestrator.NewTable(w.DB, orchestrator.TableConfig[persistedEvent]{
 		AggregateTypeColumn: "aggregate_type", BoundedContextColumn: "bounded_context",
 		Columns: []string{
 			"global_position", "bounded_context", "aggregate_type", "aggregate_id", "aggregate_version",
@@ -113,7 +114,7 @@ VALUES ('shop', 'order', 'a', 1, '0f000000-0000-4000-8000-00000000000a', 'placed
 		t.Fatal(err)
 	}
 	o, err := orchestrator.New(orchestrator.Config[persistedEvent]{
-		DB: w.db, EventStore: events, ReplicaSet: "set", HeartbeatInterval: 50 * time.Millisecond, JoinWindow: 20 * time.Millisecond,
+		DB: w.DB, EventStore: events, ReplicaSet: "set", HeartbeatInterval: 50 * time.Millisecond, JoinWindow: 20 * time.Millisecond,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -123,8 +124,8 @@ VALUES ('shop', 'order', 'a', 1, '0f000000-0000-4000-8000-00000000000a', 'placed
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- o.Run(ctx, []orchestrator.Projection[persistedEvent]{theirs}) }()
-	eventually(t, "all events were passed", func() bool {
-		return w.number(`SELECT count(*) FROM orchestrator_checkpoints WHERE position = 2`) == 1
+	pgtest.Eventually(t, "all events were passed", func() bool {
+		return w.Number(`SELECT count(*) FROM orchestrator_checkpoints WHERE position = 2`) == 1
 	})
 	cancel()
 	if err := <-done; err != nil {

@@ -11,14 +11,16 @@ import (
 	"time"
 
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
+	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
+	"github.com/getpup/pupsourcing-orchestrator/internal/testworld"
 )
 
 // hinted returns a configuration with which only hints make a worker look
 // before the test is given up.
 func (w *world) hinted(set orchestrator.ReplicaSetName) config {
-	cfg := w.config(w.db, set)
+	cfg := w.Config(w.DB, set)
 	cfg.HeartbeatInterval, cfg.StaleWorkerTimeout = time.Hour, 3*time.Hour
-	cfg.ListenURL = w.url
+	cfg.ListenURL = w.URL
 	return cfg
 }
 
@@ -26,45 +28,45 @@ func (w *world) hinted(set orchestrator.ReplicaSetName) config {
 // the connection was lost. All workers of a process share one.
 func TestHints(t *testing.T) {
 	w := newWorld(t)
-	h := &history{}
-	noticed := &watchedLog{to: testWriter{t}}
-	start := func() *running {
+	h := &testworld.History{}
+	noticed := &testworld.Log{To: t.Output()}
+	start := func() *testworld.Running {
 		cfg := w.hinted("set")
 		cfg.Logger = slog.New(slog.NewTextHandler(noticed, nil))
-		return run(t, cfg, w.all(w.db, h)...)
+		return testworld.Run(t, cfg, w.All(w.DB, h)...)
 	}
 	one := func() {
 		t.Helper()
-		eventually(t, "one connection listens", func() bool { return w.number(listening) == 1 })
+		pgtest.Eventually(t, "one connection listens", func() bool { return w.Number(listening) == 1 })
 	}
 	a := start()
-	w.active("set", 1)
+	w.Active("set", 1)
 	one()
-	run(t, w.hinted("other"), named("p"))
+	testworld.Run(t, w.hinted("other"), named("p"))
 	b := start()
-	w.active("set", 2)
+	w.Active("set", 2)
 	c := start()
-	w.active("set", 3)
-	w.append(500)
-	w.caughtUp(names...)
+	w.Active("set", 3)
+	w.Append(500)
+	w.CaughtUp(testworld.Names...)
 	one()
-	b.stop()
-	w.active("set", 2)
-	w.append(500)
-	w.caughtUp(names...)
+	b.Stop()
+	w.Active("set", 2)
+	w.Append(500)
+	w.CaughtUp(testworld.Names...)
 
-	if n := w.number(`SELECT count(pg_terminate_backend(pid)) FROM (` + strings.Replace(listening, "count(*)", "pid", 1) + `) l`); n != 1 {
+	if n := w.Number(`SELECT count(pg_terminate_backend(pid)) FROM (` + strings.Replace(listening, "count(*)", "pid", 1) + `) l`); n != 1 {
 		t.Errorf("%d connections listen", n)
 	}
-	noticed.wait(t, "can't listen for notifications")
-	noticed.wait(t, "listening for notifications again")
-	c.stop()
-	w.active("set", 1)
-	w.append(500)
-	w.caughtUp(names...)
-	a.stop()
-	h.check(t)
-	w.checkEffects(exact...)
+	noticed.Wait(t, "can't listen for notifications")
+	noticed.Wait(t, "listening for notifications again")
+	c.Stop()
+	w.Active("set", 1)
+	w.Append(500)
+	w.CaughtUp(testworld.Names...)
+	a.Stop()
+	h.Check(t)
+	w.CheckEffects(testworld.Exact...)
 }
 
 const listening = `SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND query LIKE 'LISTEN %'`
@@ -72,16 +74,16 @@ const listening = `SELECT count(*) FROM pg_stat_activity WHERE datname = current
 // An event is heard of. The channel's name needs quotes.
 func TestEventsChannel(t *testing.T) {
 	w := newWorld(t)
-	w.exec(`CREATE FUNCTION announce() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN NOTIFY "Events ""of"" mine"; RETURN NULL; END $$`)
-	w.exec(`CREATE TRIGGER announce AFTER INSERT ON events FOR EACH STATEMENT EXECUTE FUNCTION announce()`)
+	w.Exec(`CREATE FUNCTION announce() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN NOTIFY "Events ""of"" mine"; RETURN NULL; END $$`)
+	w.Exec(`CREATE TRIGGER announce AFTER INSERT ON events FOR EACH STATEMENT EXECUTE FUNCTION announce()`)
 	events := &lookedAt{}
 	cfg := w.hinted("set")
 	cfg.EventStore, cfg.PollInterval, cfg.EventsChannel = events, time.Hour, `Events "of" mine`
-	run(t, w.hinted("other"), named("other"))
-	eventually(t, "one connection listens, and not to this channel", func() bool { return w.number(listening) == 1 })
-	run(t, cfg, named("p"))
+	testworld.Run(t, w.hinted("other"), named("other"))
+	pgtest.Eventually(t, "one connection listens, and not to this channel", func() bool { return w.Number(listening) == 1 })
+	testworld.Run(t, cfg, named("p"))
 	events.quiet(t)
-	w.append(1)
+	w.Append(1)
 	events.awake(t)
 }
 
@@ -108,7 +110,7 @@ func (s *lookedAt) looks() []time.Time {
 // it until the next look, and takes twice that until the one after it.
 func (s *lookedAt) quiet(t *testing.T) {
 	t.Helper()
-	eventually(t, "looks become rare", func() bool {
+	pgtest.Eventually(t, "looks become rare", func() bool {
 		n := s.looks()
 		return len(n) > 2 && n[len(n)-1].Sub(n[len(n)-2]) > time.Second
 	})
@@ -119,7 +121,7 @@ func (s *lookedAt) quiet(t *testing.T) {
 func (s *lookedAt) awake(t *testing.T) {
 	t.Helper()
 	before := len(s.looks())
-	eventually(t, "looks come quickly again", func() bool { return len(s.looks()) > before+6 })
+	pgtest.Eventually(t, "looks come quickly again", func() bool { return len(s.looks()) > before+6 })
 }
 
 // A notifierFunc is a Notifier. Its pointer is what is compared.
@@ -161,23 +163,23 @@ func TestHintsThatAreNone(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t)
-			h := &history{}
-			cfg := w.config(w.db, "set")
+			h := &testworld.History{}
+			cfg := w.Config(w.DB, "set")
 			cfg.Notifier, cfg.EventsChannel = &listen, "events"
-			w.append(200)
-			a := run(t, cfg, w.all(w.db, h)...)
-			w.active("set", 1)
-			b := run(t, cfg, w.all(w.db, h)...)
-			w.active("set", 2)
-			w.append(200)
-			w.caughtUp(names...)
-			a.stop()
-			w.active("set", 1)
-			w.append(200)
-			w.caughtUp(names...)
-			b.stop()
-			h.check(t)
-			w.checkEffects(names...)
+			w.Append(200)
+			a := testworld.Run(t, cfg, w.All(w.DB, h)...)
+			w.Active("set", 1)
+			b := testworld.Run(t, cfg, w.All(w.DB, h)...)
+			w.Active("set", 2)
+			w.Append(200)
+			w.CaughtUp(testworld.Names...)
+			a.Stop()
+			w.Active("set", 1)
+			w.Append(200)
+			w.CaughtUp(testworld.Names...)
+			b.Stop()
+			h.Check(t)
+			w.CheckEffects(testworld.Names...)
 		})
 	}
 }
@@ -198,14 +200,14 @@ func TestHintsThatWereMissed(t *testing.T) {
 	cfg := w.hinted("set")
 	cfg.ListenURL, cfg.Notifier = "", &listen
 	cfg.LeaseOnly = true // a worker that publishes its session asks soon after it has joined
-	run(t, cfg, named("p"))
-	w.active("set", 1)
-	run(t, cfg, named("p"))
-	eventually(t, "the first is to stop, and was not told", func() bool {
-		return w.number(`SELECT count(*) FROM orchestrator_replica_sets WHERE phase = 'draining' AND total = 2`) == 1
+	testworld.Run(t, cfg, named("p"))
+	w.Active("set", 1)
+	testworld.Run(t, cfg, named("p"))
+	pgtest.Eventually(t, "the first is to stop, and was not told", func() bool {
+		return w.Number(`SELECT count(*) FROM orchestrator_replica_sets WHERE phase = 'draining' AND total = 2`) == 1
 	})
 	close(again)
-	w.active("set", 2)
+	w.Active("set", 2)
 }
 
 // While hints of events come, the stream is looked at less often; when they can't
@@ -235,9 +237,9 @@ func TestPollingWithHints(t *testing.T) {
 		return errors.New("away")
 	})
 	events := &lookedAt{}
-	cfg := w.config(w.db, "set")
+	cfg := w.Config(w.DB, "set")
 	cfg.EventStore, cfg.PollInterval, cfg.Notifier, cfg.EventsChannel = events, poll, &listen, "events"
-	run(t, cfg, named("p"))
+	testworld.Run(t, cfg, named("p"))
 	gaps := func() (gaps []time.Duration) {
 		looks := events.looks()
 		for i := range looks[min(1, len(looks)):] {
@@ -251,7 +253,7 @@ func TestPollingWithHints(t *testing.T) {
 	regular := func(what string) { // more than there are on the way to the longest one
 		t.Helper()
 		from := len(gaps())
-		eventually(t, what, func() bool {
+		pgtest.Eventually(t, what, func() bool {
 			late := gaps()[from:]
 			return len(late) >= 8 && !slices.ContainsFunc(late[len(late)-8:], func(gap time.Duration) bool { return gap > 3*poll })
 		})
@@ -260,13 +262,13 @@ func TestPollingWithHints(t *testing.T) {
 	regular("nothing was heard yet: once in PollInterval")
 	close(storm)
 	from := len(gaps())
-	eventually(t, "100 looks in the storm", func() bool { return len(gaps()) > from+100 })
+	pgtest.Eventually(t, "100 looks in the storm", func() bool { return len(gaps()) > from+100 })
 	if i := slices.IndexFunc(gaps()[from+1:], below(4*time.Millisecond)); i >= 0 {
 		t.Errorf("in the storm there are %v between two looks", gaps()[from+1+i])
 	}
 	close(calm)
 	from = len(gaps())
-	eventually(t, "hints come: looks become rare", func() bool {
+	pgtest.Eventually(t, "hints come: looks become rare", func() bool {
 		late := gaps()[from:]
 		return len(late) >= 3 && !slices.ContainsFunc(late[len(late)-3:], below(4*poll)) // a busy machine is late now and then
 	})

@@ -3,7 +3,6 @@ package orchestrator_test
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"reflect"
 	"runtime"
@@ -14,97 +13,36 @@ import (
 	"time"
 
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
+	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
+	"github.com/getpup/pupsourcing-orchestrator/internal/testworld"
 	"github.com/getpup/pupsourcing-orchestrator/ops"
 )
-
-// A witness remembers all that an Observer is told.
-type witness struct {
-	mu   sync.Mutex
-	told []any
-}
-
-// observe returns an Observer of which every function calls then.
-func observe(then func(event any)) *orchestrator.Observer {
-	o := &orchestrator.Observer{}
-	v := reflect.ValueOf(o).Elem()
-	for i := range v.NumField() {
-		v.Field(i).Set(reflect.MakeFunc(v.Field(i).Type(), func(args []reflect.Value) []reflect.Value {
-			then(args[0].Interface())
-			return nil
-		}))
-	}
-	return o
-}
-
-func (s *witness) observer() *orchestrator.Observer {
-	return observe(func(event any) {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		s.told = append(s.told, event)
-	})
-}
-
-// told returns the events of a type, in order.
-func told[T any](s *witness) (events []T) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, e := range s.told {
-		if e, ok := e.(T); ok {
-			events = append(events, e)
-		}
-	}
-	return events
-}
-
-// awaited waits for an event that is as it should be.
-func awaited[T any](t *testing.T, s *witness, what string, is func(T) bool) (found T) {
-	t.Helper()
-	eventually(t, fmt.Sprintf("the observer is told of %s (%T)", what, found), func() bool {
-		events := told[T](s)
-		i := slices.IndexFunc(events, is)
-		if i < 0 {
-			return false
-		}
-		found = events[i]
-		return true
-	})
-	return found
-}
-
-func any1[T any](T) bool { return true }
-
-// seen starts a worker under a witness.
-func (w *world) seen(t *testing.T, cfg orchestrator.Config[orchestrator.Event], projections ...projection) (*running, *witness) {
-	s := &witness{}
-	cfg.Observer = s.observer()
-	return run(t, cfg, projections...), s
-}
 
 // The life of two workers, as their observers have it.
 func TestObserverOfGenerations(t *testing.T) {
 	w := newWorld(t)
-	w.append(300)
-	ra, a := w.seen(t, w.config(w.db, "set"), transactional{effects{name: "transactional"}})
-	w.active("set", 1)
-	w.caughtUp("transactional")
-	alone := awaited(t, a, "the first activation", any1[orchestrator.GenerationActivated])
+	w.Append(300)
+	ra, a := w.Seen(t, w.Config(w.DB, "set"), testworld.Effects{Projection: "transactional"}.Transactional())
+	w.Active("set", 1)
+	w.CaughtUp("transactional")
+	alone := testworld.Awaited(t, a, "the first activation", testworld.Any[orchestrator.GenerationActivated])
 	if alone.ReplicaSet != "set" || alone.Worker == "" || alone.At.IsZero() || alone.Generation != 1 || alone.Reason != "first worker" ||
 		alone.TotalPartitions != 1 || alone.Duration != 0 || len(alone.WaitedFor) != 0 {
 		t.Errorf("the first activation is %+v", alone)
 	}
-	rb, b := w.seen(t, w.config(w.db, "set"), transactional{effects{name: "transactional"}})
-	w.active("set", 2)
-	w.append(300)
-	w.caughtUp("transactional")
+	rb, b := w.Seen(t, w.Config(w.DB, "set"), testworld.Effects{Projection: "transactional"}.Transactional())
+	w.Active("set", 2)
+	w.Append(300)
+	w.CaughtUp("transactional")
 	w.checkpointsSettled()
-	rb.stop()
-	w.active("set", 1)
-	awaited(t, a, "its third start", func(s orchestrator.Started) bool { return s.Generation == 3 })
-	ra.stop() // and all has been told
+	rb.Stop()
+	w.Active("set", 1)
+	testworld.Awaited(t, a, "its third start", func(s orchestrator.Started) bool { return s.Generation == 3 })
+	ra.Stop() // and all has been told
 
-	both := &witness{told: append(a.told, b.told...)}
-	opened := told[orchestrator.GenerationOpened](both)
-	activated := told[orchestrator.GenerationActivated](both)
+	both := []*testworld.Witness{a, b}
+	opened := testworld.Told[orchestrator.GenerationOpened](both...)
+	activated := testworld.Told[orchestrator.GenerationActivated](both...)
 	if len(opened) != 3 || len(activated) != 3 {
 		t.Fatalf("of three generations, %d are told to be opened, %d activated", len(opened), len(activated))
 	}
@@ -122,33 +60,34 @@ func TestObserverOfGenerations(t *testing.T) {
 		what      string
 		got, want any
 	}{
-		{"a's joins", len(told[orchestrator.WorkerJoined](a)), 1},
-		{"b's joins", len(told[orchestrator.WorkerJoined](b)), 1},
-		{"a's starts", len(told[orchestrator.Started](a)), 3},
-		{"a's stops", len(told[orchestrator.Stopped](a)), 3},
-		{"what superseded a", generations(told[orchestrator.GenerationSuperseded](a)), []int64{1, 2}},
-		{"what superseded b, which left", generations(told[orchestrator.GenerationSuperseded](b)), []int64(nil)},
-		{"what was wrong", len(told[orchestrator.HeartbeatFailed](both)) + len(told[orchestrator.LeaseLost](both)) + len(told[orchestrator.CommitRefused](both)), 0},
+		{"a's joins", len(testworld.Told[orchestrator.WorkerJoined](a)), 1},
+		{"b's joins", len(testworld.Told[orchestrator.WorkerJoined](b)), 1},
+		{"a's starts", len(testworld.Told[orchestrator.Started](a)), 3},
+		{"a's stops", len(testworld.Told[orchestrator.Stopped](a)), 3},
+		{"what superseded a", generations(testworld.Told[orchestrator.GenerationSuperseded](a)), []int64{1, 2}},
+		{"what superseded b, which left", generations(testworld.Told[orchestrator.GenerationSuperseded](b)), []int64(nil)},
+		{"what was wrong", len(testworld.Told[orchestrator.HeartbeatFailed](both...)) + len(testworld.Told[orchestrator.LeaseLost](both...)) + len(testworld.Told[orchestrator.CommitRefused](both...)), 0},
 	} {
 		if !reflect.DeepEqual(test.got, test.want) {
 			t.Errorf("%s: %v, want %v", test.what, test.got, test.want)
 		}
 	}
-	if s := told[orchestrator.Started](b)[0]; s.Generation != 2 || !slices.Equal(s.Partitions, []int{1}) || s.TotalPartitions != 2 {
+	if s := testworld.Told[orchestrator.Started](b)[0]; s.Generation != 2 || !slices.Equal(s.Partitions, []int{1}) || s.TotalPartitions != 2 {
 		t.Errorf("b started %+v", s)
 	}
-	for _, s := range []*witness{a, b} {
-		last, _ := s.told[len(s.told)-1].(orchestrator.WorkerLeft)
+	for _, s := range both {
+		all := testworld.Told[any](s)
+		last, _ := all[len(all)-1].(orchestrator.WorkerLeft)
 		if last.Worker == "" || last.Err != nil {
 			t.Errorf("the last that was told is %+v", last)
 		}
 	}
-	if beats := told[orchestrator.Heartbeat](a); len(beats) == 0 || beats[0].Latency <= 0 {
+	if beats := testworld.Told[orchestrator.Heartbeat](a); len(beats) == 0 || beats[0].Latency <= 0 {
 		t.Errorf("heartbeats %v", beats)
 	}
 	handled := 0
 	positions := map[orchestrator.Lane]int64{}
-	for _, c := range told[orchestrator.BatchCommitted](both) {
+	for _, c := range testworld.Told[orchestrator.BatchCommitted](both...) {
 		if c.Position <= positions[c.Lane] || c.Duration < 0 || c.Events == 0 && c.Skipped == 0 || c.Events > 100 || c.Projection != "transactional" {
 			t.Errorf("after position %d: %+v", positions[c.Lane], c)
 		}
@@ -169,19 +108,19 @@ func generations(events []orchestrator.GenerationSuperseded) (numbers []int64) {
 // A handler that fails is told of with each attempt.
 func TestObserverOfFailures(t *testing.T) {
 	w := newWorld(t)
-	w.append(10)
+	w.Append(10)
 	odd := errors.New("odd")
 	failures := 0
-	_, s := w.seen(t, w.config(w.db, "set"), transactional{effects{name: "transactional", hook: func(_ context.Context, e orchestrator.Event) error {
+	_, s := w.Seen(t, w.Config(w.DB, "set"), testworld.Effects{Projection: "transactional", Hook: func(_ context.Context, e orchestrator.Event) error {
 		if e.GlobalPosition == 4 && failures < 3 {
 			failures++
 			return odd
 		}
 		return nil
-	}}})
-	w.caughtUp("transactional")
-	awaited(t, s, "all that is committed", func(e orchestrator.BatchCommitted) bool { return e.Position == 10 })
-	failed := told[orchestrator.HandlerFailed](s)
+	}}.Transactional())
+	w.CaughtUp("transactional")
+	testworld.Awaited(t, s, "all that is committed", func(e orchestrator.BatchCommitted) bool { return e.Position == 10 })
+	failed := testworld.Told[orchestrator.HandlerFailed](s)
 	if len(failed) != 3 {
 		t.Fatalf("told of %d failures, want 3", len(failed))
 	}
@@ -199,7 +138,7 @@ func TestObserverOfFailures(t *testing.T) {
 // Events that are gone past, and a partition that is halted.
 func TestObserverOfPolicies(t *testing.T) {
 	w := newWorld(t)
-	w.append(60) // of 50 aggregates: the second of position 4's is 54
+	w.Append(60) // of 50 aggregates: the second of position 4's is 54
 	odd := errors.New("odd")
 	fails := func(_ context.Context, e orchestrator.Event) error {
 		if e.GlobalPosition == 4 {
@@ -207,17 +146,17 @@ func TestObserverOfPolicies(t *testing.T) {
 		}
 		return nil
 	}
-	cfg := w.config(w.db, "set")
+	cfg := w.Config(w.DB, "set")
 	cfg.StallAfter = time.Second
 	cfg.Failures = map[string]orchestrator.FailureRule{
 		// once in a batch, and twice alone
 		"parks": {Policy: orchestrator.ParkEvents, Attempts: 2}, "halts": {Policy: orchestrator.HaltLane, Attempts: 2},
 	}
-	_, s := w.seen(t, cfg, transactional{effects{name: "parks", hook: fails}}, transactional{effects{name: "halts", hook: fails}})
-	first := awaited(t, s, "what is parked", any1[orchestrator.EventParked])
-	behind := awaited(t, s, "what waits behind it", func(e orchestrator.EventParked) bool { return e.Position == 54 })
+	_, s := w.Seen(t, cfg, testworld.Effects{Projection: "parks", Hook: fails}.Transactional(), testworld.Effects{Projection: "halts", Hook: fails}.Transactional())
+	first := testworld.Awaited(t, s, "what is parked", testworld.Any[orchestrator.EventParked])
+	behind := testworld.Awaited(t, s, "what waits behind it", func(e orchestrator.EventParked) bool { return e.Position == 54 })
 	var attempts []int
-	for _, f := range told[orchestrator.HandlerFailed](s) {
+	for _, f := range testworld.Told[orchestrator.HandlerFailed](s) {
 		if f.Projection != "parks" {
 			continue
 		}
@@ -235,15 +174,15 @@ func TestObserverOfPolicies(t *testing.T) {
 	if behind.Attempts != 0 || behind.Err != nil || behind.AggregateID != "a3" {
 		t.Errorf("parked behind it %+v", behind)
 	}
-	awaited(t, s, "the last commit", func(e orchestrator.BatchCommitted) bool { return e.Projection == "parks" && e.Position == 60 })
-	l := reported(t, s, "how many are parked", "parks", 0, func(_ orchestrator.WorkerReport, l orchestrator.LaneReport) bool {
+	testworld.Awaited(t, s, "the last commit", func(e orchestrator.BatchCommitted) bool { return e.Projection == "parks" && e.Position == 60 })
+	l := testworld.Reported(t, s, "how many are parked", "parks", 0, func(_ orchestrator.WorkerReport, l orchestrator.LaneReport) bool {
 		return l.Parked == 2 && l.Behind == 0
 	})
 	if l.Stalled || l.ParkedSeconds <= 0 {
 		t.Errorf("reported %+v", l)
 	}
 	handled := 0
-	for _, c := range told[orchestrator.BatchCommitted](s) {
+	for _, c := range testworld.Told[orchestrator.BatchCommitted](s) {
 		if c.Projection == "parks" {
 			handled += c.Events
 		}
@@ -251,14 +190,14 @@ func TestObserverOfPolicies(t *testing.T) {
 	if handled != 58 {
 		t.Errorf("batches of %d events were committed, of 60 of which two are parked", handled)
 	}
-	w.retry("parks", ops.ParkedSelector{Positions: []int64{4}})
-	awaited(t, s, "the retry, which fails", func(e orchestrator.HandlerFailed) bool {
+	w.Retry("parks", ops.ParkedSelector{Positions: []int64{4}})
+	testworld.Awaited(t, s, "the retry, which fails", func(e orchestrator.HandlerFailed) bool {
 		return e.Projection == "parks" && e.Position == 4 && e.Attempt == 4 && e.RetryIn == 0 && errors.Is(e.Err, odd)
 	})
-	awaited(t, s, "the last failure", func(e orchestrator.HandlerFailed) bool {
+	testworld.Awaited(t, s, "the last failure", func(e orchestrator.HandlerFailed) bool {
 		return e.Projection == "halts" && e.Position == 4 && e.Attempt == 3 && e.RetryIn == 0
 	})
-	stalled := awaited(t, s, "the stall", func(e orchestrator.Stalled) bool { return e.Projection == "halts" && e.Position == 3 })
+	stalled := testworld.Awaited(t, s, "the stall", func(e orchestrator.Stalled) bool { return e.Projection == "halts" && e.Position == 3 })
 	if stalled.Reason != "halted, since the handler fails: odd, attempt 3" {
 		t.Errorf("stalled for %q", stalled.Reason)
 	}
@@ -267,87 +206,87 @@ func TestObserverOfPolicies(t *testing.T) {
 // A commit that the fence refuses, and the worker that comes back for it.
 func TestObserverOfARefusal(t *testing.T) {
 	w := newWorld(t)
-	w.append(10)
-	cfg := w.config(w.db, "set")
+	w.Append(10)
+	cfg := w.Config(w.DB, "set")
 	refused := false
-	_, s := w.seen(t, cfg, transactional{effects{name: "transactional", hook: func(ctx context.Context, e orchestrator.Event) error {
+	_, s := w.Seen(t, cfg, testworld.Effects{Projection: "transactional", Hook: func(ctx context.Context, e orchestrator.Event) error {
 		if e.GlobalPosition == 10 && !refused {
 			refused = true
-			_, err := w.db.ExecContext(ctx, `UPDATE orchestrator_checkpoints SET generation = 0`)
+			_, err := w.DB.ExecContext(ctx, `UPDATE orchestrator_checkpoints SET generation = 0`)
 			return err
 		}
 		return nil
-	}}})
-	w.caughtUp("transactional")
-	got := awaited(t, s, "a refusal", any1[orchestrator.CommitRefused])
+	}}.Transactional())
+	w.CaughtUp("transactional")
+	got := testworld.Awaited(t, s, "a refusal", testworld.Any[orchestrator.CommitRefused])
 	if got.Position != 10 || got.Generation != 1 || got.Projection != "transactional" {
 		t.Errorf("refused %+v", got)
 	}
-	awaited(t, s, "another incarnation", func(e orchestrator.WorkerJoined) bool { return e.Worker == got.Worker+"~2" })
+	testworld.Awaited(t, s, "another incarnation", func(e orchestrator.WorkerJoined) bool { return e.Worker == got.Worker+"~2" })
 }
 
 // A worker that can't reach the database says so, and that it has lost its lease.
 func TestObserverOfALostLease(t *testing.T) {
 	w := newWorld(t)
-	w.append(1)
-	cfg := w.config(w.db, "set")
+	w.Append(1)
+	cfg := w.Config(w.DB, "set")
 	cfg.StaleWorkerTimeout, cfg.LeaseOnly = 500*time.Millisecond, true
 	hangs := make(chan struct{})
 	var once sync.Once
-	_, s := w.seen(t, cfg, plain{effects{name: "plain", hook: func(ctx context.Context, _ orchestrator.Event) error {
+	_, s := w.Seen(t, cfg, testworld.Effects{Projection: "plain", Hook: func(ctx context.Context, _ orchestrator.Event) error {
 		once.Do(func() {
 			close(hangs)
 			<-ctx.Done()
 		})
 		return ctx.Err()
-	}}, w.db})
+	}}.Plain(w.DB))
 	<-hangs
-	tx, err := w.connect().BeginTx(t.Context(), nil)
+	tx, err := w.Connect().BeginTx(t.Context(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if _, err := tx.ExecContext(t.Context(), `LOCK TABLE orchestrator_workers`); err != nil {
 		t.Fatal(err)
 	}
-	failed := awaited(t, s, "a heartbeat without an answer", any1[orchestrator.HeartbeatFailed])
+	failed := testworld.Awaited(t, s, "a heartbeat without an answer", testworld.Any[orchestrator.HeartbeatFailed])
 	if failed.Err == nil || failed.Latency <= 0 {
 		t.Errorf("failed: %+v", failed)
 	}
-	lost := awaited(t, s, "the lease", any1[orchestrator.LeaseLost])
+	lost := testworld.Awaited(t, s, "the lease", testworld.Any[orchestrator.LeaseLost])
 	if err := tx.Rollback(); err != nil {
 		t.Fatal(err)
 	}
-	awaited(t, s, "another incarnation", func(e orchestrator.WorkerJoined) bool { return strings.HasPrefix(e.Worker, lost.Worker+"~") })
-	w.caughtUp("plain")
+	testworld.Awaited(t, s, "another incarnation", func(e orchestrator.WorkerJoined) bool { return strings.HasPrefix(e.Worker, lost.Worker+"~") })
+	w.CaughtUp("plain")
 }
 
 // A handler that does not stop delays the others, and ends its own worker.
 func TestObserverOfATimeout(t *testing.T) {
 	w := newWorld(t)
-	w.append(10)
-	cfg := w.config(w.db, "set")
+	w.Append(10)
+	cfg := w.Config(w.DB, "set")
 	cfg.CoordinationTimeout = time.Second
 	hangs, release := make(chan struct{}), make(chan struct{})
 	defer close(release)
-	ra, a := w.seen(t, cfg, transactional{effects{name: "transactional", hook: func(_ context.Context, e orchestrator.Event) error {
+	ra, a := w.Seen(t, cfg, testworld.Effects{Projection: "transactional", Hook: func(_ context.Context, e orchestrator.Event) error {
 		if e.GlobalPosition == 4 {
 			close(hangs)
 			<-release
 		}
 		return nil
-	}}})
+	}}.Transactional())
 	<-hangs
-	_, b := w.seen(t, w.config(w.db, "set"), transactional{effects{name: "transactional"}})
-	delayed := awaited(t, b, "a delay", any1[orchestrator.GenerationDelayed])
-	err := ra.failed()
-	timeout := awaited(t, a, "the timeout", any1[orchestrator.CoordinationTimeout])
+	_, b := w.Seen(t, w.Config(w.DB, "set"), testworld.Effects{Projection: "transactional"}.Transactional())
+	delayed := testworld.Awaited(t, b, "a delay", testworld.Any[orchestrator.GenerationDelayed])
+	err := ra.Failed()
+	timeout := testworld.Awaited(t, a, "the timeout", testworld.Any[orchestrator.CoordinationTimeout])
 	if want := []string{`projection "transactional", partition 0, at position 4`}; timeout.Generation != 1 || !slices.Equal(timeout.Handlers, want) {
 		t.Errorf("timeout %+v, want of generation 1 and %q", timeout, want)
 	}
 	if delayed.Generation != 2 || !slices.Equal(delayed.WaitsFor, []string{timeout.Worker}) || delayed.Waited <= 0 {
 		t.Errorf("delayed %+v", delayed)
 	}
-	if left := awaited(t, a, "the end", any1[orchestrator.WorkerLeft]); !errors.Is(left.Err, orchestrator.ErrCoordinationTimeout) || left.Err.Error() != err.Error() {
+	if left := testworld.Awaited(t, a, "the end", testworld.Any[orchestrator.WorkerLeft]); !errors.Is(left.Err, orchestrator.ErrCoordinationTimeout) || left.Err.Error() != err.Error() {
 		t.Errorf("left with %v, and Run returned %v", left.Err, err)
 	}
 }
@@ -356,14 +295,14 @@ func TestObserverOfATimeout(t *testing.T) {
 // of it goes with it.
 func TestObserverOfAnExpiry(t *testing.T) {
 	w := newWorld(t)
-	_, s := w.seen(t, w.config(w.db, "set"), transactional{effects{name: "transactional"}})
-	w.active("set", 1)
-	w.exec(`INSERT INTO orchestrator_reports (replica_set, worker, reported_at, report) VALUES ('set', 'dead', now(), '{}')`)
-	w.exec(`
+	_, s := w.Seen(t, w.Config(w.DB, "set"), testworld.Effects{Projection: "transactional"}.Transactional())
+	w.Active("set", 1)
+	w.Exec(`INSERT INTO orchestrator_reports (replica_set, worker, reported_at, report) VALUES ('set', 'dead', now(), '{}')`)
+	w.Exec(`
 INSERT INTO orchestrator_workers (replica_set, id, joined_at, lease_us, lease_until, generation, total, partitions, wants, presence_key, presence_number, holds, projections)
 SELECT 'set', 'dead', now(), 1000, now(), generation, total, '[]', 1, 0, 0, 0, '[]' FROM orchestrator_replica_sets`)
-	awaited(t, s, "the dead worker", func(e orchestrator.WorkerExpired) bool { return e.Expired == "dead" })
-	eventually(t, "its report is gone", func() bool { return w.number(`SELECT count(*) FROM orchestrator_reports WHERE worker = 'dead'`) == 0 })
+	testworld.Awaited(t, s, "the dead worker", func(e orchestrator.WorkerExpired) bool { return e.Expired == "dead" })
+	pgtest.Eventually(t, "its report is gone", func() bool { return w.Number(`SELECT count(*) FROM orchestrator_reports WHERE worker = 'dead'`) == 0 })
 }
 
 // Nothing depends on an observer: not when it panics, not when it ends its
@@ -378,25 +317,25 @@ func TestBadObservers(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t)
-			h := &history{}
-			noticed := &watchedLog{to: testWriter{t}}
-			cfg := w.config(w.db, "set")
-			cfg.Observer, cfg.Logger = observe(bad), slog.New(slog.NewTextHandler(noticed, nil))
-			w.append(300)
-			a := run(t, cfg, w.all(w.db, h)...)
-			w.active("set", 1)
-			b := run(t, cfg, w.all(w.db, h)...)
-			w.active("set", 2)
-			w.append(300)
-			w.caughtUp(names...)
-			a.stop()
-			w.active("set", 1)
-			w.append(300)
-			w.caughtUp(names...)
-			b.stop()
-			h.check(t)
-			w.checkEffects(names...)
-			said := strings.Count(noticed.text.String(), "observer panicked")
+			h := &testworld.History{}
+			noticed := &testworld.Log{To: t.Output()}
+			cfg := w.Config(w.DB, "set")
+			cfg.Observer, cfg.Logger = testworld.Observe(bad), slog.New(slog.NewTextHandler(noticed, nil))
+			w.Append(300)
+			a := testworld.Run(t, cfg, w.All(w.DB, h)...)
+			w.Active("set", 1)
+			b := testworld.Run(t, cfg, w.All(w.DB, h)...)
+			w.Active("set", 2)
+			w.Append(300)
+			w.CaughtUp(testworld.Names...)
+			a.Stop()
+			w.Active("set", 1)
+			w.Append(300)
+			w.CaughtUp(testworld.Names...)
+			b.Stop()
+			h.Check(t)
+			w.CheckEffects(testworld.Names...)
+			said := noticed.Count("observer panicked")
 			if want := 2; name != "blocks" && said != want || name == "blocks" && said != 0 {
 				t.Errorf("it is said %d times that an observer has panicked, by two workers", said)
 			}

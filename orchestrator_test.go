@@ -12,89 +12,91 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
+	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
+	"github.com/getpup/pupsourcing-orchestrator/internal/testworld"
 )
 
 // Workers join and leave one at a time; every projection sees every event, in
 // every layout.
 func TestScaleUpAndDown(t *testing.T) {
 	w := newWorld(t)
-	h := &history{}
-	w.append(500)
-	a := run(t, w.config(w.db, "set"), w.all(w.db, h)...)
-	w.active("set", 1)
-	w.caughtUp(names...)
+	h := &testworld.History{}
+	w.Append(500)
+	a := testworld.Run(t, w.Config(w.DB, "set"), w.All(w.DB, h)...)
+	w.Active("set", 1)
+	w.CaughtUp(testworld.Names...)
 
-	w.append(500)
-	b := run(t, w.config(w.db, "set"), w.all(w.db, h)...)
-	w.active("set", 2)
-	w.append(500)
-	c := run(t, w.config(w.db, "set"), w.all(w.db, h)...)
-	w.active("set", 3)
-	w.append(500)
-	w.caughtUp(names...)
+	w.Append(500)
+	b := testworld.Run(t, w.Config(w.DB, "set"), w.All(w.DB, h)...)
+	w.Active("set", 2)
+	w.Append(500)
+	c := testworld.Run(t, w.Config(w.DB, "set"), w.All(w.DB, h)...)
+	w.Active("set", 3)
+	w.Append(500)
+	w.CaughtUp(testworld.Names...)
 
-	a.stop()
-	w.active("set", 2)
-	w.append(500)
-	b.stop()
-	w.active("set", 1)
-	w.append(500)
-	w.caughtUp(names...)
-	c.stop()
+	a.Stop()
+	w.Active("set", 2)
+	w.Append(500)
+	b.Stop()
+	w.Active("set", 1)
+	w.Append(500)
+	w.CaughtUp(testworld.Names...)
+	c.Stop()
 
-	h.check(t)
-	w.checkEffects(names...) // nobody crashed: even the plain one is exact
+	h.Check(t)
+	w.CheckEffects(testworld.Names...) // nobody crashed: even the plain one is exact
 }
 
 // Several replica sets run in one process, over the same events and apart
 // from each other.
 func TestSeveralReplicaSets(t *testing.T) {
 	w := newWorld(t)
-	w.append(300)
-	one := func(name string) projection { return transactional{effects{name: name}} }
-	critical := run(t, w.config(w.db, "critical"), one("orders"))
-	analytics := []*running{
-		run(t, w.config(w.db, "analytics"), one("report"), one("search")),
-		run(t, w.config(w.db, "analytics"), one("report"), one("search")),
+	w.Append(300)
+	one := func(name string) projection { return testworld.Effects{Projection: name}.Transactional() }
+	critical := testworld.Run(t, w.Config(w.DB, "critical"), one("orders"))
+	analytics := []*testworld.Running{
+		testworld.Run(t, w.Config(w.DB, "analytics"), one("report"), one("search")),
+		testworld.Run(t, w.Config(w.DB, "analytics"), one("report"), one("search")),
 	}
-	w.active("critical", 1)
-	generation := w.active("analytics", 2)
-	w.append(300)
-	critical.stop()
-	w.caughtUp("report", "search")
-	if now := w.active("analytics", 2); now != generation {
+	w.Active("critical", 1)
+	generation := w.Active("analytics", 2)
+	w.Append(300)
+	critical.Stop()
+	w.CaughtUp("report", "search")
+	if now := w.Active("analytics", 2); now != generation {
 		t.Errorf("generation %d of analytics follows %d though only critical changed", now, generation)
 	}
 	for _, r := range analytics {
-		r.stop()
+		r.Stop()
 	}
-	w.checkEffects("report", "search")
+	w.CheckEffects("report", "search")
 }
 
 // L2: nothing changes while nobody comes or goes, and a worker alone commits
 // nothing while there is nothing to commit.
 func TestStaysStill(t *testing.T) {
 	w := newWorld(t)
-	db, f := faulty(t, w.url)
-	w.append(100)
-	run(t, w.config(db, "set"), w.all(w.db, nil)...)
-	run(t, w.config(w.db, "set"), w.all(w.db, nil)...)
-	generation := w.active("set", 2)
-	w.caughtUp(names...)
+	db, f := testworld.Faulty(t, w.URL)
+	w.Append(100)
+	testworld.Run(t, w.Config(db, "set"), w.All(w.DB, nil)...)
+	testworld.Run(t, w.Config(w.DB, "set"), w.All(w.DB, nil)...)
+	generation := w.Active("set", 2)
+	w.CaughtUp(testworld.Names...)
 	// Let the latest skipped positions be committed, and 40 heartbeats pass.
 	settled := w.checkpointsSettled()
-	commits := f.commits.Load()
+	commits := f.Commits.Load()
 	var locks atomic.Int64
-	f.onQuery(func(query string) {
+	f.OnQuery(func(query string) {
 		if strings.Contains(query, "orchestrator_replica_sets WHERE name = $1 FOR UPDATE") {
 			locks.Add(1)
 		}
 	})
 	beats := w.heartbeats(40)
-	if now := w.number(`SELECT generation FROM orchestrator_replica_sets`); now != generation {
+	if now := w.Number(`SELECT generation FROM orchestrator_replica_sets`); now != generation {
 		t.Errorf("generation %d follows %d without a change of membership", now, generation)
 	}
-	if after := f.commits.Load(); after != commits {
+	if after := f.Commits.Load(); after != commits {
 		t.Errorf("%d commits in %d heartbeats with nothing to do", after-commits, beats)
 	}
 	if n := locks.Load(); n != 0 {
@@ -108,20 +110,20 @@ func TestStaysStill(t *testing.T) {
 // checkpointsSettled waits until every checkpoint has passed every event, and
 // returns their sum.
 func (w *world) checkpointsSettled() (sum int64) {
-	w.t.Helper()
-	eventually(w.t, "every checkpoint is at the end", func() bool {
-		sum = w.number(`SELECT sum(position) FROM orchestrator_checkpoints`)
-		return w.number(`SELECT count(*) FROM orchestrator_checkpoints WHERE position < (SELECT max(global_position) FROM events)`) == 0
+	w.T.Helper()
+	pgtest.Eventually(w.T, "every checkpoint is at the end", func() bool {
+		sum = w.Number(`SELECT sum(position) FROM orchestrator_checkpoints`)
+		return w.Number(`SELECT count(*) FROM orchestrator_checkpoints WHERE position < (SELECT max(global_position) FROM events)`) == 0
 	})
 	return sum
 }
 
 // heartbeats waits until some worker's lease was renewed n times.
 func (w *world) heartbeats(n int) int {
-	w.t.Helper()
+	w.T.Helper()
 	last, seen := int64(0), 0
-	eventually(w.t, "heartbeats have passed", func() bool {
-		now := w.number(`SELECT (extract(epoch FROM max(lease_until)) * 1e6)::bigint FROM orchestrator_workers`)
+	pgtest.Eventually(w.T, "heartbeats have passed", func() bool {
+		now := w.Number(`SELECT (extract(epoch FROM max(lease_until)) * 1e6)::bigint FROM orchestrator_workers`)
 		if now != last {
 			last = now
 			seen++
@@ -136,53 +138,53 @@ func (w *world) heartbeats(n int) int {
 func TestSkippedEventsCostNoCommits(t *testing.T) {
 	w := newWorld(t)
 	// All events are of one aggregate, so one of two partitions has none.
-	w.exec(`
+	w.Exec(`
 INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
 SELECT 'test', 'thing', 'the only one', i, gen_random_uuid(), 'happened', 'x' FROM generate_series(1, 5000) AS i`)
-	var workers []*running
-	var counts []*faults
+	var workers []*testworld.Running
+	var counts []*testworld.Faults
 	for range 2 {
-		db, f := faulty(t, w.url)
-		cfg := w.config(db, "set")
+		db, f := testworld.Faulty(t, w.URL)
+		cfg := w.Config(db, "set")
 		cfg.BatchSize = 10
 		counts = append(counts, f)
-		workers = append(workers, run(t, cfg, transactional{effects{name: "transactional"}}))
+		workers = append(workers, testworld.Run(t, cfg, testworld.Effects{Projection: "transactional"}.Transactional()))
 	}
-	w.active("set", 2)
-	w.caughtUp("transactional")
+	w.Active("set", 2)
+	w.CaughtUp("transactional")
 	w.checkpointsSettled()
 	for _, r := range workers {
-		r.stop()
+		r.Stop()
 	}
-	few := min(counts[0].commits.Load(), counts[1].commits.Load())
-	many := max(counts[0].commits.Load(), counts[1].commits.Load())
+	few := min(counts[0].Commits.Load(), counts[1].Commits.Load())
+	many := max(counts[0].Commits.Load(), counts[1].Commits.Load())
 	if many < 400 || few > 100 {
 		t.Errorf("the owner of all events committed %d times, the owner of none %d times", many, few)
 	}
-	w.checkEffects("transactional")
+	w.CheckEffects("transactional")
 }
 
 // Run leaves no goroutine behind.
 func TestNoGoroutineIsLeftBehind(t *testing.T) { // not beside others, whose goroutines come and go
 	w := newWorld(t)
-	w.append(100)
+	w.Append(100)
 	// The pool's own goroutines end when it is closed.
-	db, err := sql.Open("postgres", w.url)
+	db, err := sql.Open("postgres", w.URL)
 	if err != nil {
 		t.Fatal(err)
 	}
-	cfg := w.config(db, "set")
-	cfg.ListenURL, cfg.EventsChannel = w.url, "events"
-	r := run(t, cfg, w.all(db, nil)...)
-	w.caughtUp(names...)
-	eventually(t, "it listens", func() bool { return w.number(listening) == 1 })
-	r.stop()
+	cfg := w.Config(db, "set")
+	cfg.ListenURL, cfg.EventsChannel = w.URL, "events"
+	r := testworld.Run(t, cfg, w.All(db, nil)...)
+	w.CaughtUp(testworld.Names...)
+	pgtest.Eventually(t, "it listens", func() bool { return w.Number(listening) == 1 })
+	r.Stop()
 	if err := db.Close(); err != nil {
 		t.Fatal(err)
 	}
 	// The stacks that mention the library, other than the test's own and those of tests
 	// that wait for their turn.
-	eventually(t, "all goroutines have ended", func() bool {
+	pgtest.Eventually(t, "all goroutines have ended", func() bool {
 		stacks := make([]byte, 1<<20)
 		stacks = stacks[:runtime.Stack(stacks, true)]
 		for _, s := range strings.Split(string(stacks), "\n\n") {
@@ -198,11 +200,11 @@ func TestNoGoroutineIsLeftBehind(t *testing.T) { // not beside others, whose gor
 // cancelled.
 func TestDatabaseAwayAtTheStart(t *testing.T) {
 	cfg := valid(t)
-	noticed := &watchedLog{to: testWriter{t}}
+	noticed := &testworld.Log{To: t.Output()}
 	cfg.Logger = slog.New(slog.NewTextHandler(noticed, nil))
-	r := run(t, cfg, named("a"))
-	noticed.wait(t, "database is away")
-	r.stop()
+	r := testworld.Run(t, cfg, named("a"))
+	noticed.Wait(t, "database is away")
+	r.Stop()
 }
 
 // A handler is told what it runs under.
@@ -211,15 +213,15 @@ func TestAssignmentInTheHandlersContext(t *testing.T) {
 		t.Error("there is an assignment outside of handlers")
 	}
 	w := newWorld(t)
-	w.append(1)
+	w.Append(1)
 	var got atomic.Value
-	r := run(t, w.config(w.db, "set"), transactional{effects{name: "transactional", hook: func(ctx context.Context, _ orchestrator.Event) error {
+	r := testworld.Run(t, w.Config(w.DB, "set"), testworld.Effects{Projection: "transactional", Hook: func(ctx context.Context, _ orchestrator.Event) error {
 		a, _ := orchestrator.AssignmentFrom(ctx)
 		got.Store(a)
 		return nil
-	}}})
-	w.caughtUp("transactional")
-	r.stop()
+	}}.Transactional())
+	w.CaughtUp("transactional")
+	r.Stop()
 	want := orchestrator.Assignment{ReplicaSet: "set", Generation: 1, Partition: 0, TotalPartitions: 1}
 	if diff := cmp.Diff(want, got.Load()); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
+	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
+	"github.com/getpup/pupsourcing-orchestrator/internal/testworld"
 )
 
 // What a reader of its own slots has passed, it has seen: what others have
@@ -63,7 +65,7 @@ func TestTableOwnGap(t *testing.T) {
 func TestTheBacklogIsReadInParts(t *testing.T) {
 	const workers, backlog = 4, 12_000
 	w := newWorld(t)
-	w.exec(`
+	w.Exec(`
 INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
 SELECT 'test', 'thing', 'a' || i % 500, i, gen_random_uuid(), 'happened', 'x' FROM generate_series(1, $1) AS i`, backlog)
 	var begun atomic.Bool
@@ -77,7 +79,7 @@ SELECT 'test', 'thing', 'a' || i % 500, i, gen_random_uuid(), 'happened', 'x' FR
 		return nil
 	}}
 	for range workers {
-		table, err := orchestrator.NewTable(w.db, orchestrator.TableConfig[orchestrator.Event]{
+		table, err := orchestrator.NewTable(w.DB, orchestrator.TableConfig[orchestrator.Event]{
 			Columns: []string{"global_position"},
 			Fields: func(e *orchestrator.Event, dest []any) []any {
 				if begun.Load() {
@@ -89,11 +91,11 @@ SELECT 'test', 'thing', 'a' || i % 500, i, gen_random_uuid(), 'happened', 'x' FR
 		if err != nil {
 			t.Fatal(err)
 		}
-		cfg := w.config(w.db, "set")
+		cfg := w.Config(w.DB, "set")
 		cfg.EventStore, cfg.Retry = table, orchestrator.Retry{Min: time.Millisecond, Max: 5 * time.Millisecond}
-		run(t, cfg, p)
+		testworld.Run(t, cfg, p)
 	}
-	eventually(t, "all has been handled", func() bool { return handled.Load() == backlog })
+	pgtest.Eventually(t, "all has been handled", func() bool { return handled.Load() == backlog })
 	if n := scanned.Load(); n > backlog*3/2 {
 		t.Errorf("for %d events, %d were read", backlog, n)
 	}

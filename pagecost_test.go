@@ -10,6 +10,7 @@ import (
 	"github.com/lib/pq"
 
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
+	"github.com/getpup/pupsourcing-orchestrator/internal/testworld"
 )
 
 // A countingDialer counts the bytes that its connections receive.
@@ -50,8 +51,8 @@ func counted(t testing.TB, url string) (*sql.DB, *countingDialer) {
 
 // large appends n events of a size.
 func (w *world) large(n, size int) {
-	w.t.Helper()
-	w.exec(`
+	w.T.Helper()
+	w.Exec(`
 INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
 SELECT 'test', 'large', 'l' || i % 50, i, gen_random_uuid(), 'happened', decode(repeat('ab', $2), 'hex') FROM generate_series(1, $1) i`, n, size)
 }
@@ -63,7 +64,7 @@ func TestCutPageEndsItsStatement(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	w.large(2000, 100_000) // 200 MB
-	db, d := counted(t, w.url)
+	db, d := counted(t, w.URL)
 	table, err := orchestrator.NewEventTable(db, "")
 	if err != nil {
 		t.Fatal(err)
@@ -90,15 +91,15 @@ func TestCutPageEndsItsStatement(t *testing.T) {
 func TestPagesCostWhatTheyBring(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	w.append(5000)
+	w.Append(5000)
 	w.large(400, 200_000) // 80 MB
-	w.append(5000)
-	db, d := counted(t, w.url)
-	cfg := w.config(db, "set")
+	w.Append(5000)
+	db, d := counted(t, w.URL)
+	cfg := w.Config(db, "set")
 	cfg.ReadAheadBytes = 6 * mega
-	run(t, cfg, batched{effects{name: "p"}})
-	w.caughtUp("p")
-	payload := w.number(`SELECT sum(length(payload)) FROM events`)
+	testworld.Run(t, cfg, testworld.Effects{Projection: "p"}.Batched())
+	w.CaughtUp("p")
+	payload := w.Number(`SELECT sum(length(payload)) FROM events`)
 	if got := d.received.Load(); got > payload*3/2+30*mega {
 		t.Errorf("%d MB were received for %d MB", got/mega, payload/mega)
 	} else {
@@ -110,10 +111,10 @@ func TestPagesCostWhatTheyBring(t *testing.T) {
 func TestPagesCutNoPositionInTwo(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	w.exec(`ALTER TABLE events DROP CONSTRAINT events_pkey CASCADE`)
+	w.Exec(`ALTER TABLE events DROP CONSTRAINT events_pkey CASCADE`)
 	w.large(40, 1000)
-	w.exec(`UPDATE events SET global_position = (global_position + 1) / 2 * 2`)
-	table, err := orchestrator.NewEventTable(w.db, "")
+	w.Exec(`UPDATE events SET global_position = (global_position + 1) / 2 * 2`)
+	table, err := orchestrator.NewEventTable(w.DB, "")
 	if err != nil {
 		t.Fatal(err)
 	}

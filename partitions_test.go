@@ -6,6 +6,7 @@ import (
 	"time"
 
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
+	"github.com/getpup/pupsourcing-orchestrator/internal/testworld"
 )
 
 // A worker of several partitions handles them side by side; others take theirs
@@ -13,26 +14,26 @@ import (
 func TestWorkersOfSeveralPartitions(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	h := &history{}
-	cfg := w.config(w.db, "set")
+	h := &testworld.History{}
+	cfg := w.Config(w.DB, "set")
 	cfg.Partitions = 4
-	w.append(300)
-	first := run(t, cfg, w.all(w.db, h)...)
-	w.active("set", 4)
-	w.append(300)
-	w.caughtUp(names...)
+	w.Append(300)
+	first := testworld.Run(t, cfg, w.All(w.DB, h)...)
+	w.Active("set", 4)
+	w.Append(300)
+	w.CaughtUp(testworld.Names...)
 	cfg.Partitions, cfg.MaxPartitions = 3, 6
-	second := run(t, cfg, w.all(w.db, h)...)
-	w.active("set", 6) // the second has two: the limit
-	w.append(300)
-	w.caughtUp(names...)
-	first.stop()
-	w.active("set", 3)
-	w.append(300)
-	w.caughtUp(names...)
-	second.stop()
-	w.checkEffects(exact...)
-	h.check(t)
+	second := testworld.Run(t, cfg, w.All(w.DB, h)...)
+	w.Active("set", 6) // the second has two: the limit
+	w.Append(300)
+	w.CaughtUp(testworld.Names...)
+	first.Stop()
+	w.Active("set", 3)
+	w.Append(300)
+	w.CaughtUp(testworld.Names...)
+	second.Stop()
+	w.CheckEffects(testworld.Exact...)
+	h.Check(t)
 }
 
 // The partitions of one worker are handled side by side: each waits here until
@@ -40,11 +41,11 @@ func TestWorkersOfSeveralPartitions(t *testing.T) {
 func TestPartitionsAreHandledSideBySide(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	w.append(100) // of 50 aggregates, so that each partition has some
-	cfg := w.config(w.db, "set")
+	w.Append(100) // of 50 aggregates, so that each partition has some
+	cfg := w.Config(w.DB, "set")
 	cfg.Partitions = 5
 	in, out := make(chan int), make(chan struct{})
-	run(t, cfg, transactional{effects{name: "transactional", hook: func(ctx context.Context, _ orchestrator.Event) error {
+	testworld.Run(t, cfg, testworld.Effects{Projection: "transactional", Hook: func(ctx context.Context, _ orchestrator.Event) error {
 		a, _ := orchestrator.AssignmentFrom(ctx)
 		select {
 		case in <- a.Partition:
@@ -52,7 +53,7 @@ func TestPartitionsAreHandledSideBySide(t *testing.T) {
 		case <-out:
 		}
 		return nil
-	}}})
+	}}.Transactional())
 	seen := map[int]bool{}
 	for len(seen) < 5 {
 		select {
@@ -61,11 +62,11 @@ func TestPartitionsAreHandledSideBySide(t *testing.T) {
 				t.Fatalf("partition %d is in two handlers", k)
 			}
 			seen[k] = true
-		case <-time.After(limit):
+		case <-time.After(testworld.Limit):
 			t.Fatalf("only partitions %v are in a handler", seen)
 		}
 	}
 	close(out)
-	w.caughtUp("transactional")
-	w.checkEffects("transactional")
+	w.CaughtUp("transactional")
+	w.CheckEffects("transactional")
 }

@@ -17,6 +17,7 @@ import (
 
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
+	"github.com/getpup/pupsourcing-orchestrator/internal/testworld"
 )
 
 // pgbouncer starts a PgBouncer that hands out server connections by transaction,
@@ -89,7 +90,7 @@ ignore_startup_parameters = extra_float_digits
 		t.Fatal(err)
 	}
 	defer db.Close()
-	eventually(t, "pgbouncer is there", func() bool { return db.PingContext(t.Context()) == nil })
+	pgtest.Eventually(t, "pgbouncer is there", func() bool { return db.PingContext(t.Context()) == nil })
 	return u.String()
 }
 
@@ -98,36 +99,36 @@ ignore_startup_parameters = extra_float_digits
 // out, says so, and goes by leases.
 func TestBehindPgBouncer(t *testing.T) {
 	w := newWorld(t)
-	pooled := pgbouncer(t, w.url)
+	pooled := pgbouncer(t, w.URL)
 	// Otherwise lib/pq asks for what it has prepared, unnamed, on another connection.
 	db := reopen(t, pooled, "binary_parameters", "yes")
 	for _, c := range []struct {
 		set    orchestrator.ReplicaSetName
 		listen string
-	}{{"polls", pooled}, {"hears", w.url}} {
+	}{{"polls", pooled}, {"hears", w.URL}} {
 		t.Run(string(c.set), func(t *testing.T) {
-			log := &watchedLog{to: testWriter{t}}
-			cfg := w.config(db, c.set)
+			log := &testworld.Log{To: t.Output()}
+			cfg := w.Config(db, c.set)
 			cfg.ListenURL = c.listen
 			cfg.Logger = slog.New(slog.NewTextHandler(log, nil))
-			if c.listen == w.url {
+			if c.listen == w.URL {
 				cfg.HeartbeatInterval, cfg.StaleWorkerTimeout = time.Hour, 3*time.Hour
 			}
-			h := &history{}
+			h := &testworld.History{}
 			name := "transactional " + string(c.set)
 			plainName := "plain " + string(c.set)
 			for i := range 3 {
-				run(t, cfg, transactional{effects{name: name, log: h}}, plain{effects{name: plainName, log: h}, db})
-				w.active(c.set, i+1)
+				testworld.Run(t, cfg, testworld.Effects{Projection: name, Log: h}.Transactional(), testworld.Effects{Projection: plainName, Log: h}.Plain(db))
+				w.Active(c.set, i+1)
 			}
 			for range 3 {
-				w.append(300)
-				w.caughtUp(name, plainName)
+				w.Append(300)
+				w.CaughtUp(name, plainName)
 			}
-			log.wait(t, "a pooler hands out sessions here")
-			w.active(c.set, 3)
-			h.check(t)
-			w.checkEffects(name)
+			log.Wait(t, "a pooler hands out sessions here")
+			w.Active(c.set, 3)
+			h.Check(t)
+			w.CheckEffects(name)
 		})
 	}
 }

@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
+	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
+	"github.com/getpup/pupsourcing-orchestrator/internal/testworld"
 )
 
 // Projections made of functions do what the types with the methods do: each kind
@@ -14,15 +16,15 @@ import (
 func TestProjectionsMadeOfFunctions(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	w.append(200)
-	plain, tx, batch := effects{name: "plain"}, effects{name: "transactional"}, effects{name: "batched"}
+	w.Append(200)
+	plain, tx, batch := testworld.Effects{Projection: "plain"}, testworld.Effects{Projection: "transactional"}, testworld.Effects{Projection: "batched"}
 	parks := errors.New("can't handle it")
 	projections := []projection{
-		orchestrator.Plain(plain.name, func(ctx context.Context, e orchestrator.Event) error { return plain.write(ctx, w.db, e) }),
-		orchestrator.Transactional(tx.name, func(ctx context.Context, t orchestrator.Tx, e orchestrator.Event) error { return tx.write(ctx, t, e) }),
-		orchestrator.Batch(batch.name, func(ctx context.Context, tx orchestrator.Tx, events []orchestrator.Event) error {
+		orchestrator.Plain(plain.Projection, func(ctx context.Context, e orchestrator.Event) error { return plain.Write(ctx, w.DB, e) }),
+		orchestrator.Transactional(tx.Projection, func(ctx context.Context, t orchestrator.Tx, e orchestrator.Event) error { return tx.Write(ctx, t, e) }),
+		orchestrator.Batch(batch.Projection, func(ctx context.Context, tx orchestrator.Tx, events []orchestrator.Event) error {
 			for _, e := range events {
-				if err := batch.write(ctx, tx, e); err != nil {
+				if err := batch.Write(ctx, tx, e); err != nil {
 					return err
 				}
 			}
@@ -33,13 +35,13 @@ func TestProjectionsMadeOfFunctions(t *testing.T) {
 		orchestrator.Plain("parks", func(_ context.Context, e orchestrator.Event) error { return parks },
 			orchestrator.WithFailureRule(orchestrator.FailureRule{Policy: orchestrator.ParkEvents, Attempts: 1})),
 	}
-	r := run(t, w.config(w.db, "set"), projections...)
-	w.caughtUp(plain.name, tx.name, batch.name)
-	eventually(t, "everything is parked", func() bool {
-		return w.number(`SELECT count(*) FROM orchestrator_parked WHERE projection = 'parks'`) == 200
+	r := testworld.Run(t, w.Config(w.DB, "set"), projections...)
+	w.CaughtUp(plain.Projection, tx.Projection, batch.Projection)
+	pgtest.Eventually(t, "everything is parked", func() bool {
+		return w.Number(`SELECT count(*) FROM orchestrator_parked WHERE projection = 'parks'`) == 200
 	})
-	r.stop()
-	w.checkEffects(plain.name, tx.name, batch.name)
+	r.Stop()
+	w.CheckEffects(plain.Projection, tx.Projection, batch.Projection)
 }
 
 func TestRunNamesTheFunctionAtFault(t *testing.T) {

@@ -12,46 +12,35 @@ import (
 	"time"
 
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
+	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
+	"github.com/getpup/pupsourcing-orchestrator/internal/testworld"
 	"github.com/getpup/pupsourcing-orchestrator/ops"
 )
-
-// reported waits for a report of which a lane is as it should be.
-func reported(t *testing.T, s *witness, what, projection string, partition int, is func(orchestrator.WorkerReport, orchestrator.LaneReport) bool) orchestrator.LaneReport {
-	t.Helper()
-	var found orchestrator.LaneReport
-	awaited(t, s, what, func(r orchestrator.WorkerReport) bool {
-		return slices.ContainsFunc(r.Lanes, func(l orchestrator.LaneReport) bool {
-			found = l
-			return l.Projection == projection && l.Partition == partition && is(r, l)
-		})
-	})
-	return found
-}
 
 // Where all that is left is for others, a lane is not behind, whatever its
 // checkpoint says; and a worker at the end of the stream asks for nothing more.
 func TestLagOfWhoSkipsEverything(t *testing.T) {
 	w := newWorld(t)
-	db, f := faulty(t, w.url)
-	cfg := w.config(db, "set")
+	db, f := testworld.Faulty(t, w.URL)
+	cfg := w.Config(db, "set")
 	cfg.Partitions = 2
 	var asked atomic.Int64
-	f.onQuery(func(query string) {
+	f.OnQuery(func(query string) {
 		if strings.Contains(query, "max(") && strings.Contains(query, `FROM "events"`) && !strings.Contains(query, "lag(") {
 			asked.Add(1)
 		}
 	})
-	_, s := w.seen(t, cfg,
-		transactional{effects{name: "transactional"}},
+	_, s := w.Seen(t, cfg,
+		testworld.Effects{Projection: "transactional"}.Transactional(),
 		scopedNamed{"scoped", scope{types: []string{"another"}}})
-	w.active("set", 2)
-	w.exec(`
+	w.Active("set", 2)
+	w.Exec(`
 INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
 SELECT 'test', 'thing', 'the only one', i, gen_random_uuid(), 'happened', 'x' FROM generate_series(1, 500) AS i`)
-	w.caughtUp("transactional")
+	w.CaughtUp("transactional")
 	for _, p := range []string{"transactional", "scoped"} {
 		for k := range 2 {
-			l := reported(t, s, "a lane at the end", p, k, func(r orchestrator.WorkerReport, l orchestrator.LaneReport) bool {
+			l := testworld.Reported(t, s, "a lane at the end", p, k, func(r orchestrator.WorkerReport, l orchestrator.LaneReport) bool {
 				return r.Head == 500 && l.Position == 500
 			})
 			if l.Behind != 0 || l.BehindSeconds != 0 || l.State != "idle" || l.TotalPartitions != 2 || l.Stalled {
@@ -71,17 +60,17 @@ SELECT 'test', 'thing', 'the only one', i, gen_random_uuid(), 'happened', 'x' FR
 // have stalled; also where workers start anew.
 func TestLagBesideOneBeyondTheEnd(t *testing.T) {
 	w := newWorld(t)
-	cfg := w.config(w.db, "set")
+	cfg := w.Config(w.DB, "set")
 	cfg.StallAfter = 50 * time.Millisecond
-	w.append(10)
-	projections := []projection{transactional{effects{name: "transactional"}}, batched{effects{name: "batched"}}}
-	r, s := w.seen(t, cfg, projections...)
-	w.caughtUp(exact...)
-	w.ordered("set")(ops.Rewind(t.Context(), w.db, "set", "batched", 1000))
+	w.Append(10)
+	projections := []projection{testworld.Effects{Projection: "transactional"}.Transactional(), testworld.Effects{Projection: "batched"}.Batched()}
+	r, s := w.Seen(t, cfg, projections...)
+	w.CaughtUp(testworld.Exact...)
+	w.Ordered("set")(ops.Rewind(t.Context(), w.DB, "set", "batched", 1000))
 	atEnd := func(end int64) {
 		t.Helper()
 		for name, position := range map[string]int64{"transactional": end, "batched": 1000} {
-			reported(t, s, "what stands at the end, or beyond it", name, 0, func(r orchestrator.WorkerReport, l orchestrator.LaneReport) bool {
+			testworld.Reported(t, s, "what stands at the end, or beyond it", name, 0, func(r orchestrator.WorkerReport, l orchestrator.LaneReport) bool {
 				behind, state := int64(0), "idle"
 				if name == "batched" {
 					behind, state = -1, "beyond"
@@ -91,15 +80,15 @@ func TestLagBesideOneBeyondTheEnd(t *testing.T) {
 		}
 	}
 	atEnd(10)
-	r.stop()
-	before := told[orchestrator.WorkerReport](s)
-	r, s = w.seen(t, cfg, projections...)
+	r.Stop()
+	before := testworld.Told[orchestrator.WorkerReport](s)
+	r, s = w.Seen(t, cfg, projections...)
 	atEnd(10)
-	w.append(10)
-	eventually(t, "what is not beyond goes on", func() bool { return w.handled("transactional") == 20 })
+	w.Append(10)
+	pgtest.Eventually(t, "what is not beyond goes on", func() bool { return w.Handled("transactional") == 20 })
 	atEnd(20)
-	r.stop()
-	for _, r := range append(before, told[orchestrator.WorkerReport](s)...) {
+	r.Stop()
+	for _, r := range append(before, testworld.Told[orchestrator.WorkerReport](s)...) {
 		if r.Head > 20 {
 			t.Errorf("the stream is said to end at %d", r.Head)
 		}
@@ -110,12 +99,12 @@ func TestLagBesideOneBeyondTheEnd(t *testing.T) {
 // appended meanwhile is seen, though nobody reads it.
 func TestLagOfABacklog(t *testing.T) {
 	w := newWorld(t)
-	w.append(3000)
-	w.exec(`UPDATE events SET created_at = now() - interval '1 hour'`)
-	cfg := w.config(w.db, "set")
+	w.Append(3000)
+	w.Exec(`UPDATE events SET created_at = now() - interval '1 hour'`)
+	cfg := w.Config(w.DB, "set")
 	cfg.StallAfter = 100 * time.Millisecond
 	gate := make(chan struct{})
-	_, s := w.seen(t, cfg, plain{effects{name: "plain", hook: func(ctx context.Context, e orchestrator.Event) error {
+	_, s := w.Seen(t, cfg, testworld.Effects{Projection: "plain", Hook: func(ctx context.Context, e orchestrator.Event) error {
 		if e.GlobalPosition == 11 {
 			select {
 			case <-gate:
@@ -123,26 +112,26 @@ func TestLagOfABacklog(t *testing.T) {
 			}
 		}
 		return nil
-	}}, w.db})
-	l := reported(t, s, "the backlog", "plain", 0, func(r orchestrator.WorkerReport, l orchestrator.LaneReport) bool {
+	}}.Plain(w.DB))
+	l := testworld.Reported(t, s, "the backlog", "plain", 0, func(r orchestrator.WorkerReport, l orchestrator.LaneReport) bool {
 		return r.Head == 3000 && l.Position == 10 && l.Handling == 11
 	})
 	if l.Behind != 2990 || l.BehindSeconds < 3600 || l.State != "handling" {
 		t.Errorf("%+v, want 2990 positions and an hour behind", l)
 	}
-	w.append(2000)
-	reported(t, s, "what was appended", "plain", 0, func(r orchestrator.WorkerReport, l orchestrator.LaneReport) bool {
+	w.Append(2000)
+	testworld.Reported(t, s, "what was appended", "plain", 0, func(r orchestrator.WorkerReport, l orchestrator.LaneReport) bool {
 		return r.Head == 5000 && l.Behind == 4990
 	})
-	stalled := awaited(t, s, "the stall", func(e orchestrator.Stalled) bool { return e.Position == 10 })
+	stalled := testworld.Awaited(t, s, "the stall", func(e orchestrator.Stalled) bool { return e.Position == 10 })
 	if stalled.For < cfg.StallAfter || !strings.HasSuffix(stalled.Reason, "at position 11") || stalled.Projection != "plain" {
 		t.Errorf("stalled %+v", stalled)
 	}
-	reported(t, s, "that it is stalled", "plain", 0, func(_ orchestrator.WorkerReport, l orchestrator.LaneReport) bool { return l.Stalled })
+	testworld.Reported(t, s, "that it is stalled", "plain", 0, func(_ orchestrator.WorkerReport, l orchestrator.LaneReport) bool { return l.Stalled })
 	close(gate)
-	awaited(t, s, "that it moves", func(e orchestrator.Unstalled) bool { return e.Projection == "plain" && e.Position > 10 })
-	w.caughtUp("plain")
-	reported(t, s, "that nothing is left", "plain", 0, func(r orchestrator.WorkerReport, l orchestrator.LaneReport) bool {
+	testworld.Awaited(t, s, "that it moves", func(e orchestrator.Unstalled) bool { return e.Projection == "plain" && e.Position > 10 })
+	w.CaughtUp("plain")
+	testworld.Reported(t, s, "that nothing is left", "plain", 0, func(r orchestrator.WorkerReport, l orchestrator.LaneReport) bool {
 		return r.Head == 5000 && l.Behind == 0 && l.BehindSeconds == 0 && !l.Stalled
 	})
 }
@@ -150,65 +139,65 @@ func TestLagOfABacklog(t *testing.T) {
 // Behind a gap, what is beyond it counts, and the reason is its transaction.
 func TestLagBehindAGap(t *testing.T) {
 	w := newWorld(t)
-	w.append(5)
-	cfg := w.config(w.db, "set")
+	w.Append(5)
+	cfg := w.Config(w.DB, "set")
 	cfg.StallAfter = 100 * time.Millisecond
-	_, s := w.seen(t, cfg, transactional{effects{name: "transactional"}})
-	w.caughtUp("transactional")
-	tx, err := w.connect().BeginTx(t.Context(), nil)
+	_, s := w.Seen(t, cfg, testworld.Effects{Projection: "transactional"}.Transactional())
+	w.CaughtUp("transactional")
+	tx, err := w.Connect().BeginTx(t.Context(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	var pid int
-	if err := tx.QueryRowContext(t.Context(), fmt.Sprintf(insertEvent, 7)+` RETURNING pg_backend_pid()`, 1).Scan(&pid); err != nil {
+	if err := tx.QueryRowContext(t.Context(), fmt.Sprintf(testworld.InsertEvent, 7)+` RETURNING pg_backend_pid()`, 1).Scan(&pid); err != nil {
 		t.Fatal(err)
 	}
-	w.exec(`
+	w.Exec(`
 INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
 SELECT 'test', 'thing', 'another', i, gen_random_uuid(), 'happened', 'x' FROM generate_series(1, 4) AS i`)
-	gap := awaited(t, s, "the gap", any1[orchestrator.GapWaited])
+	gap := testworld.Awaited(t, s, "the gap", testworld.Any[orchestrator.GapWaited])
 	if gap.Position != 6 || !slices.Equal(gap.Backends, []int{pid}) {
 		t.Errorf("waited at %+v, want position 6 and backend %d", gap, pid)
 	}
-	reported(t, s, "what is beyond the gap", "transactional", 0, func(r orchestrator.WorkerReport, l orchestrator.LaneReport) bool {
+	testworld.Reported(t, s, "what is beyond the gap", "transactional", 0, func(r orchestrator.WorkerReport, l orchestrator.LaneReport) bool {
 		return r.Head == 10 && r.Gap != nil && r.Gap.Position == 6 && l.Position == 5 && l.Behind == 5 && l.BehindSeconds > 0
 	})
-	stalled := awaited(t, s, "the stall", func(e orchestrator.Stalled) bool { return e.Position == 5 })
+	stalled := testworld.Awaited(t, s, "the stall", func(e orchestrator.Stalled) bool { return e.Position == 5 })
 	if stalled.Reason != fmt.Sprintf("waits for the transaction of backend %d at the gap at position 6", pid) {
 		t.Errorf("stalled %+v", stalled)
 	}
 	if err := tx.Commit(); err != nil {
 		t.Fatal(err)
 	}
-	resolved := awaited(t, s, "its end", any1[orchestrator.GapResolved])
+	resolved := testworld.Awaited(t, s, "its end", testworld.Any[orchestrator.GapResolved])
 	if resolved.Position != 6 || resolved.Waited <= 0 {
 		t.Errorf("resolved %+v", resolved)
 	}
-	awaited(t, s, "that it moves", any1[orchestrator.Unstalled])
-	w.caughtUp("transactional")
+	testworld.Awaited(t, s, "that it moves", testworld.Any[orchestrator.Unstalled])
+	w.CaughtUp("transactional")
 }
 
 // A handler that fails stalls its partition, which ends when the worker stops.
 func TestStallOfAFailingHandler(t *testing.T) {
 	w := newWorld(t)
-	w.append(5)
-	cfg := w.config(w.db, "set")
+	w.Append(5)
+	cfg := w.Config(w.DB, "set")
 	cfg.StallAfter = 200 * time.Millisecond
-	r, s := w.seen(t, cfg, transactional{effects{name: "transactional", hook: func(_ context.Context, e orchestrator.Event) error {
+	r, s := w.Seen(t, cfg, testworld.Effects{Projection: "transactional", Hook: func(_ context.Context, e orchestrator.Event) error {
 		if e.GlobalPosition == 3 {
 			return context.DeadlineExceeded
 		}
 		return nil
-	}}})
+	}}.Transactional())
 	atTheFault := func(e orchestrator.Stalled) bool { return e.Position == 2 }
-	awaited(t, s, "the stall", atTheFault)
-	l := reported(t, s, "the failure", "transactional", 0, func(_ orchestrator.WorkerReport, l orchestrator.LaneReport) bool { return l.Attempts > 1 && l.Stalled })
+	testworld.Awaited(t, s, "the stall", atTheFault)
+	l := testworld.Reported(t, s, "the failure", "transactional", 0, func(_ orchestrator.WorkerReport, l orchestrator.LaneReport) bool { return l.Attempts > 1 && l.Stalled })
 	if l.Position != 2 || l.Behind != 3 || l.Error != context.DeadlineExceeded.Error() {
 		t.Errorf("reported %+v", l)
 	}
-	r.stop()
-	stalls := told[orchestrator.Stalled](s)
-	if n, ended := len(stalls), len(told[orchestrator.Unstalled](s)); n != ended {
+	r.Stop()
+	stalls := testworld.Told[orchestrator.Stalled](s)
+	if n, ended := len(stalls), len(testworld.Told[orchestrator.Unstalled](s)); n != ended {
 		t.Errorf("%d stalls are told, and %d ends of one", n, ended)
 	}
 	if stalls = slices.DeleteFunc(stalls, func(e orchestrator.Stalled) bool { return !atTheFault(e) }); len(stalls) != 1 {
@@ -219,30 +208,30 @@ func TestStallOfAFailingHandler(t *testing.T) {
 // What a worker reports stands in the database, while it is a member.
 func TestReportsAreWritten(t *testing.T) {
 	w := newWorld(t)
-	w.append(10)
-	a := run(t, w.config(w.db, "set"), transactional{effects{name: "transactional"}})
-	w.active("set", 1)
-	b := run(t, w.config(w.db, "set"), transactional{effects{name: "transactional"}})
-	w.active("set", 2)
-	eventually(t, "both have reported", func() bool {
-		return w.number(`
+	w.Append(10)
+	a := testworld.Run(t, w.Config(w.DB, "set"), testworld.Effects{Projection: "transactional"}.Transactional())
+	w.Active("set", 1)
+	b := testworld.Run(t, w.Config(w.DB, "set"), testworld.Effects{Projection: "transactional"}.Transactional())
+	w.Active("set", 2)
+	pgtest.Eventually(t, "both have reported", func() bool {
+		return w.Number(`
 SELECT count(*) FROM orchestrator_reports r JOIN orchestrator_workers w ON w.replica_set = r.replica_set AND w.id = r.worker
  WHERE report ->> 'state' = 'running' AND report ->> 'worker' = w.id AND report -> 'partitions' = w.partitions
    AND (report ->> 'generation')::bigint = w.generation AND (report ->> 'head')::bigint = 10
    AND (report #>> '{lanes,0,position}')::bigint = 10 AND reported_at > now() - interval '1 hour'`) == 2
 	})
 	var text []byte
-	if err := w.db.QueryRowContext(t.Context(), `SELECT report FROM orchestrator_reports LIMIT 1`).Scan(&text); err != nil {
+	if err := w.DB.QueryRowContext(t.Context(), `SELECT report FROM orchestrator_reports LIMIT 1`).Scan(&text); err != nil {
 		t.Fatal(err)
 	}
 	var report orchestrator.WorkerReport
 	if err := json.Unmarshal(text, &report); err != nil || report.ReplicaSet != "set" || len(report.Lanes) != 1 {
 		t.Errorf("%s is read as %+v, %v", text, report, err)
 	}
-	b.stop()
-	eventually(t, "the report of who has left is gone", func() bool { return w.number(`SELECT count(*) FROM orchestrator_reports`) == 1 })
-	a.stop()
-	if n := w.number(`SELECT count(*) FROM orchestrator_reports`); n != 0 {
+	b.Stop()
+	pgtest.Eventually(t, "the report of who has left is gone", func() bool { return w.Number(`SELECT count(*) FROM orchestrator_reports`) == 1 })
+	a.Stop()
+	if n := w.Number(`SELECT count(*) FROM orchestrator_reports`); n != 0 {
 		t.Errorf("%d reports of workers that have left", n)
 	}
 }
@@ -251,11 +240,11 @@ SELECT count(*) FROM orchestrator_reports r JOIN orchestrator_workers w ON w.rep
 // keeps nobody from joining or leaving. Afterwards reports are written again.
 func TestReportsThatAreLocked(t *testing.T) {
 	w := newWorld(t)
-	cfg := w.config(w.db, "set")
+	cfg := w.Config(w.DB, "set")
 	cfg.LeaseOnly = true // connections that wait are the pool's
-	noticed := &watchedLog{to: testWriter{t}}
+	noticed := &testworld.Log{To: t.Output()}
 	cfg.Logger = slog.New(slog.NewTextHandler(noticed, nil))
-	tx, err := w.connect().BeginTx(t.Context(), nil)
+	tx, err := w.Connect().BeginTx(t.Context(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -263,45 +252,45 @@ func TestReportsThatAreLocked(t *testing.T) {
 	if _, err := tx.ExecContext(t.Context(), `LOCK TABLE orchestrator_reports IN ACCESS EXCLUSIVE MODE`); err != nil {
 		t.Fatal(err)
 	}
-	r, s := w.seen(t, cfg, transactional{effects{name: "transactional"}})
-	noticed.wait(t, "cannot write status reports")
-	other := run(t, w.config(w.db, "set"), transactional{effects{name: "transactional"}})
-	w.active("set", 2)
-	w.append(100)
-	w.caughtUp("transactional")
+	r, s := w.Seen(t, cfg, testworld.Effects{Projection: "transactional"}.Transactional())
+	noticed.Wait(t, "cannot write status reports")
+	other := testworld.Run(t, w.Config(w.DB, "set"), testworld.Effects{Projection: "transactional"}.Transactional())
+	w.Active("set", 2)
+	w.Append(100)
+	w.CaughtUp("transactional")
 	w.heartbeats(20)
-	other.stop()
-	w.active("set", 1)
+	other.Stop()
+	w.Active("set", 1)
 	if err := tx.Rollback(); err != nil {
 		t.Fatal(err)
 	}
-	noticed.wait(t, "status reports are written again")
-	eventually(t, "there is a report", func() bool { return w.number(`SELECT count(*) FROM orchestrator_reports`) == 1 })
-	r.stop()
-	if n := len(told[orchestrator.HeartbeatFailed](s)) + len(told[orchestrator.LeaseLost](s)); n != 0 {
+	noticed.Wait(t, "status reports are written again")
+	pgtest.Eventually(t, "there is a report", func() bool { return w.Number(`SELECT count(*) FROM orchestrator_reports`) == 1 })
+	r.Stop()
+	if n := len(testworld.Told[orchestrator.HeartbeatFailed](s)) + len(testworld.Told[orchestrator.LeaseLost](s)); n != 0 {
 		t.Errorf("%d heartbeats failed, or leases were lost", n)
 	}
-	w.checkEffects("transactional")
+	w.CheckEffects("transactional")
 }
 
 // A report that can't be written does no harm.
 func TestReportsThatAreRefused(t *testing.T) {
 	w := newWorld(t)
-	w.exec(`CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE insufficient_privilege; END $$`)
-	w.exec(`CREATE TRIGGER refuse BEFORE INSERT ON orchestrator_reports FOR EACH ROW EXECUTE FUNCTION refuse()`)
-	cfg := w.config(w.db, "set")
-	noticed := &watchedLog{to: testWriter{t}}
+	w.Exec(`CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE insufficient_privilege; END $$`)
+	w.Exec(`CREATE TRIGGER refuse BEFORE INSERT ON orchestrator_reports FOR EACH ROW EXECUTE FUNCTION refuse()`)
+	cfg := w.Config(w.DB, "set")
+	noticed := &testworld.Log{To: t.Output()}
 	cfg.Logger = slog.New(slog.NewTextHandler(noticed, nil))
-	r, s := w.seen(t, cfg, transactional{effects{name: "transactional"}})
-	noticed.wait(t, "cannot write status reports")
-	w.append(100)
-	w.caughtUp("transactional")
+	r, s := w.Seen(t, cfg, testworld.Effects{Projection: "transactional"}.Transactional())
+	noticed.Wait(t, "cannot write status reports")
+	w.Append(100)
+	w.CaughtUp("transactional")
 	beats := w.heartbeats(20)
-	r.stop()
-	if n := len(told[orchestrator.HeartbeatFailed](s)) + len(told[orchestrator.LeaseLost](s)); n != 0 {
+	r.Stop()
+	if n := len(testworld.Told[orchestrator.HeartbeatFailed](s)) + len(testworld.Told[orchestrator.LeaseLost](s)); n != 0 {
 		t.Errorf("%d failures in %d heartbeats", n, beats)
 	}
-	if n := strings.Count(noticed.text.String(), "cannot write status reports"); n != 1 {
+	if n := noticed.Count("cannot write status reports"); n != 1 {
 		t.Errorf("it is said %d times", n)
 	}
 }

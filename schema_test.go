@@ -8,6 +8,7 @@ import (
 
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 	"github.com/getpup/pupsourcing-orchestrator/importer"
+	"github.com/getpup/pupsourcing-orchestrator/internal/testworld"
 	"github.com/getpup/pupsourcing-orchestrator/ops"
 )
 
@@ -21,63 +22,63 @@ func TestNamedSchema(t *testing.T) {
 	in := orchestrator.InSchema(name)
 	ctx := t.Context()
 	for range 2 { // the second time there is nothing to do
-		if err := orchestrator.Migrate(ctx, w.db, in); err != nil {
+		if err := orchestrator.Migrate(ctx, w.DB, in); err != nil {
 			t.Fatal(err)
 		}
 	}
-	w.append(100)
-	cfg := w.config(w.db, "set")
+	w.Append(100)
+	cfg := w.Config(w.DB, "set")
 	cfg.Schema = name
-	r := run(t, cfg, transactional{effects{name: "transactional"}})
-	last := w.number(`SELECT max(global_position) FROM events`)
-	if err := orchestrator.WaitFor(ctx, w.db, "transactional", last, in); err != nil {
+	r := testworld.Run(t, cfg, testworld.Effects{Projection: "transactional"}.Transactional())
+	last := w.Number(`SELECT max(global_position) FROM events`)
+	if err := orchestrator.WaitFor(ctx, w.DB, "transactional", last, in); err != nil {
 		t.Fatal(err)
 	}
-	s, err := ops.Status(ctx, w.db, "set", in)
+	s, err := ops.Status(ctx, w.DB, "set", in)
 	if err != nil || len(s.Workers) != 1 || s.Partitions[0].Position != last {
 		t.Errorf("the status is %+v, %v", s, err)
 	}
-	generation, err := ops.PauseAll(ctx, w.db, "set", in)
+	generation, err := ops.PauseAll(ctx, w.DB, "set", in)
 	if err == nil {
-		err = ops.AwaitGeneration(ctx, w.db, "set", generation, in)
+		err = ops.AwaitGeneration(ctx, w.DB, "set", generation, in)
 	}
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := ask(ops.StatusHandler(w.db, ops.TablesInSchema(name)), "GET", "/", "", "Accept", "application/json"); !strings.Contains(got.body, `"paused_all":true`) {
-		t.Errorf("the page does not show that all is paused: %s", got.body)
+	if _, body := testworld.StatusPage(t, ops.StatusHandler(w.DB, ops.TablesInSchema(name))); !strings.Contains(body, `"paused_all":true`) {
+		t.Errorf("the page does not show that all is paused: %s", body)
 	}
 	for i, ask := range []func() error{
-		func() error { _, err := ops.ReplicaSets(ctx, w.db, in); return err },
-		func() error { _, err := ops.History(ctx, w.db, "set", 10, in); return err },
-		func() error { _, err := ops.Parked(ctx, w.db, "transactional", 10, in); return err },
+		func() error { _, err := ops.ReplicaSets(ctx, w.DB, in); return err },
+		func() error { _, err := ops.History(ctx, w.DB, "set", 10, in); return err },
+		func() error { _, err := ops.Parked(ctx, w.DB, "transactional", 10, in); return err },
 		func() error {
-			_, err := ops.RetryParked(ctx, w.db, "transactional", ops.ParkedSelector{All: true}, in)
+			_, err := ops.RetryParked(ctx, w.DB, "transactional", ops.ParkedSelector{All: true}, in)
 			return err
 		},
 		func() error {
-			_, err := ops.DiscardParked(ctx, w.db, "transactional", ops.ParkedSelector{All: true}, in)
+			_, err := ops.DiscardParked(ctx, w.DB, "transactional", ops.ParkedSelector{All: true}, in)
 			return err
 		},
-		func() error { _, err := ops.Rewind(ctx, w.db, "set", "transactional", last, in); return err },
-		func() error { _, err := ops.ResumeAll(ctx, w.db, "set", in); return err },
-		func() error { _, err := ops.Pause(ctx, w.db, "set", "transactional", in); return err },
-		func() error { _, err := ops.Resume(ctx, w.db, "set", "transactional", in); return err },
+		func() error { _, err := ops.Rewind(ctx, w.DB, "set", "transactional", last, in); return err },
+		func() error { _, err := ops.ResumeAll(ctx, w.DB, "set", in); return err },
+		func() error { _, err := ops.Pause(ctx, w.DB, "set", "transactional", in); return err },
+		func() error { _, err := ops.Resume(ctx, w.DB, "set", "transactional", in); return err },
 	} {
 		if err := ask(); err != nil {
 			t.Errorf("call %d: %v", i, err)
 		}
 	}
-	r.stop()
-	if n := w.number(`SELECT count(*) FROM public.orchestrator_replica_sets`); n != 0 {
+	r.Stop()
+	if n := w.Number(`SELECT count(*) FROM public.orchestrator_replica_sets`); n != 0 {
 		t.Errorf("%d replica sets are in the schema of the search path", n)
 	}
-	if n := w.handled("transactional"); n != 100 {
+	if n := w.Handled("transactional"); n != 100 {
 		t.Errorf("%d events are handled", n)
 	}
-	w.exec(`CREATE TABLE old (key text PRIMARY KEY, position bigint); INSERT INTO old VALUES ('imported', 7)`)
+	w.Exec(`CREATE TABLE old (key text PRIMARY KEY, position bigint); INSERT INTO old VALUES ('imported', 7)`)
 	_, err = importer.Import(ctx, importer.Config{
-		DB: w.db, Schema: name, Projection: "imported", ReplicaSet: "set", Total: 1, Watch: 1,
+		DB: w.DB, Schema: name, Projection: "imported", ReplicaSet: "set", Total: 1, Watch: 1,
 		Old: importer.OldCheckpoints{Table: "old", KeyColumn: "key", PositionColumn: "position"},
 	})
 	if err != nil {
@@ -92,16 +93,16 @@ func TestSchemaNames(t *testing.T) {
 	for name, want := range map[string]string{
 		"pg_temp": "is the server's own", "information_schema": "is the server's own", strings.Repeat("é", 32): "has more than 63 bytes", "a\x00b": "contains a control character",
 	} {
-		cfg := w.config(w.db, "set")
+		cfg := w.Config(w.DB, "set")
 		cfg.Schema = name
 		_, err := orchestrator.New(cfg)
 		checkInvalid(t, err, want)
-		checkInvalid(t, orchestrator.Migrate(t.Context(), w.db, orchestrator.InSchema(name)), want)
-		if _, err := ops.Status(t.Context(), w.db, "set", orchestrator.InSchema(name)); err == nil || !strings.Contains(err.Error(), want) {
+		checkInvalid(t, orchestrator.Migrate(t.Context(), w.DB, orchestrator.InSchema(name)), want)
+		if _, err := ops.Status(t.Context(), w.DB, "set", orchestrator.InSchema(name)); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("Status in schema %q: %v", name, err)
 		}
 	}
-	if _, err := ops.Status(t.Context(), w.db, "set", orchestrator.InSchema("nowhere")); !errors.Is(err, orchestrator.ErrSchema) || !strings.Contains(err.Error(), `"nowhere"`) {
+	if _, err := ops.Status(t.Context(), w.DB, "set", orchestrator.InSchema("nowhere")); !errors.Is(err, orchestrator.ErrSchema) || !strings.Contains(err.Error(), `"nowhere"`) {
 		t.Errorf("Status in a schema that is not there: %v", err)
 	}
 	for why, call := range map[string]func(context.Context) error{

@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
+	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
+	"github.com/getpup/pupsourcing-orchestrator/internal/testworld"
 )
 
 // scoped projections get a part of the stream.
@@ -17,11 +19,11 @@ type (
 	scope struct{ types, contexts []string }
 
 	scopedTransactional struct {
-		transactional
+		testworld.Transactional
 		scope
 	}
 	scopedBatched struct {
-		batched
+		testworld.Batched
 		scope
 	}
 	scopedNamed struct {
@@ -54,17 +56,17 @@ func TestScopedProjections(t *testing.T) {
 	var projections []orchestrator.Projection[orchestrator.Event]
 	for name, s := range scopes {
 		if name == "sales" {
-			projections = append(projections, scopedBatched{batched{effects{name: name}}, s})
+			projections = append(projections, scopedBatched{testworld.Effects{Projection: name}.Batched(), s})
 		} else {
-			projections = append(projections, scopedTransactional{transactional{effects{name: name}}, s})
+			projections = append(projections, scopedTransactional{testworld.Effects{Projection: name}.Transactional(), s})
 		}
 	}
-	cfg := w.config(w.db, "set")
+	cfg := w.Config(w.DB, "set")
 	cfg.BatchSize = 7
-	w.exec(fmt.Sprintf(insertScoped, "a"), 500)
-	first := run(t, cfg, projections...)
-	w.active("set", 1)
-	open, err := w.db.BeginTx(t.Context(), nil)
+	w.Exec(fmt.Sprintf(insertScoped, "a"), 500)
+	first := testworld.Run(t, cfg, projections...)
+	w.Active("set", 1)
+	open, err := w.DB.BeginTx(t.Context(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -72,35 +74,35 @@ func TestScopedProjections(t *testing.T) {
 	if _, err := open.ExecContext(t.Context(), fmt.Sprintf(insertScoped, "late"), 60); err != nil {
 		t.Fatal(err)
 	}
-	w.exec(fmt.Sprintf(insertScoped, "b"), 500)
-	second := run(t, cfg, projections...)
-	w.active("set", 2)
+	w.Exec(fmt.Sprintf(insertScoped, "b"), 500)
+	second := testworld.Run(t, cfg, projections...)
+	w.Active("set", 2)
 	if err := open.Commit(); err != nil {
 		t.Fatal(err)
 	}
-	w.exec(fmt.Sprintf(insertScoped, "c"), 300)
-	last := w.number(`SELECT max(global_position) FROM events`)
-	eventually(t, "all checkpoints have passed everything", func() bool {
-		return w.number(`SELECT count(*) FROM orchestrator_checkpoints WHERE position < $1`, last) == 0
+	w.Exec(fmt.Sprintf(insertScoped, "c"), 300)
+	last := w.Number(`SELECT max(global_position) FROM events`)
+	pgtest.Eventually(t, "all checkpoints have passed everything", func() bool {
+		return w.Number(`SELECT count(*) FROM orchestrator_checkpoints WHERE position < $1`, last) == 0
 	})
-	first.stop()
-	second.stop()
+	first.Stop()
+	second.Stop()
 	for name, s := range scopes {
 		const within = `($1 = '' OR aggregate_type = ANY (string_to_array($1, ','))) AND ($2 = '' OR bounded_context = ANY (string_to_array($2, ',')))`
 		types, contexts := strings.Join(s.types, ","), strings.Join(s.contexts, ",")
-		want := w.number(`SELECT count(*) FROM events WHERE `+within, types, contexts)
+		want := w.Number(`SELECT count(*) FROM events WHERE `+within, types, contexts)
 		if name == "everything" && want != 1360 {
 			t.Errorf("the test counts %d events as everything", want)
 		}
-		if got := w.number(`SELECT count(*) FROM effects WHERE projection = $1`, name); got != want {
+		if got := w.Number(`SELECT count(*) FROM effects WHERE projection = $1`, name); got != want {
 			t.Errorf("projection %q has handled %d events, want %d", name, got, want)
 		}
-		if n := w.number(`SELECT count(*) FROM effects f JOIN events e ON e.global_position = f.position WHERE NOT (`+within+`) AND f.projection = $3`,
+		if n := w.Number(`SELECT count(*) FROM effects f JOIN events e ON e.global_position = f.position WHERE NOT (`+within+`) AND f.projection = $3`,
 			types, contexts, name); n != 0 {
 			t.Errorf("projection %q has handled %d events that are out of its scope", name, n)
 		}
 	}
-	w.checkEffects("everything")
+	w.CheckEffects("everything")
 }
 
 // A scope that the event store can't read is refused before anything begins.
@@ -174,20 +176,20 @@ func orders() *listStore {
 // beside one that wants everything.
 func TestStoreThatIgnoresScope(t *testing.T) {
 	t.Parallel()
-	for why, beside := range map[string][]projection{"alone": nil, "beside one that wants everything": {transactional{effects{name: "all"}}}} {
+	for why, beside := range map[string][]projection{"alone": nil, "beside one that wants everything": {testworld.Effects{Projection: "all"}.Transactional()}} {
 		t.Run(why, func(t *testing.T) {
 			w := newWorld(t)
-			cfg := w.config(w.db, "set")
+			cfg := w.Config(w.DB, "set")
 			cfg.EventStore = orders()
-			r := run(t, cfg, append(beside, scopedTransactional{transactional{effects{name: "orders"}}, scope{types: []string{"Order"}}})...)
-			eventually(t, "all is passed", func() bool {
-				return w.number(`SELECT count(*) FROM orchestrator_checkpoints WHERE position < 199`) == 0 && w.handled("orders") == 100
+			r := testworld.Run(t, cfg, append(beside, scopedTransactional{testworld.Effects{Projection: "orders"}.Transactional(), scope{types: []string{"Order"}}})...)
+			pgtest.Eventually(t, "all is passed", func() bool {
+				return w.Number(`SELECT count(*) FROM orchestrator_checkpoints WHERE position < 199`) == 0 && w.Handled("orders") == 100
 			})
-			r.stop()
-			if n := w.number(`SELECT count(*) FROM effects WHERE projection = 'orders' AND position % 2 = 1`); n != 0 {
+			r.Stop()
+			if n := w.Number(`SELECT count(*) FROM effects WHERE projection = 'orders' AND position % 2 = 1`); n != 0 {
 				t.Errorf("%d events out of scope were handled", n)
 			}
-			if n := w.handled("all"); n != int64(200*len(beside)) {
+			if n := w.Handled("all"); n != int64(200*len(beside)) {
 				t.Errorf("the one that wants everything has handled %d", n)
 			}
 		})
@@ -200,32 +202,32 @@ func TestShortPagesAreReadAhead(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	events, read := orders(), make(chan struct{})
-	cfg := w.config(w.db, "set")
+	cfg := w.Config(w.DB, "set")
 	cfg.EventStore = events
-	run(t, cfg, transactional{effects{name: "p", hook: func(context.Context, orchestrator.Event) error {
+	testworld.Run(t, cfg, testworld.Effects{Projection: "p", Hook: func(context.Context, orchestrator.Event) error {
 		<-read
 		return nil
-	}}})
-	eventually(t, "what follows the first page is read", func() bool { return events.asked.Load() >= 3 })
+	}}.Transactional())
+	pgtest.Eventually(t, "what follows the first page is read", func() bool { return events.asked.Load() >= 3 })
 	close(read)
-	eventually(t, "all is handled", func() bool { return w.handled("p") == 200 })
+	pgtest.Eventually(t, "all is handled", func() bool { return w.Handled("p") == 200 })
 }
 
 // An event that does not say what a scope is about is an error, and not left out.
 func TestScopeOfEventsThatDoNotSay(t *testing.T) {
 	t.Parallel()
 	e := orchestrator.Record[orchestrator.Event]{Position: 7, AggregateID: "a"}
-	for why, beside := range map[string][]projection{"alone": nil, "beside one that wants everything": {transactional{effects{name: "all"}}}} {
+	for why, beside := range map[string][]projection{"alone": nil, "beside one that wants everything": {testworld.Effects{Projection: "all"}.Transactional()}} {
 		t.Run(why, func(t *testing.T) {
 			w := newWorld(t)
-			cfg := w.config(w.db, "set")
+			cfg := w.Config(w.DB, "set")
 			cfg.EventStore = &listStore{records: []orchestrator.Record[orchestrator.Event]{e}, cap: 10}
 			var log lockedBuffer
 			cfg.Logger = slog.New(slog.NewTextHandler(&log, nil))
-			r := run(t, cfg, append(beside, scopedTransactional{transactional{effects{name: "orders"}}, scope{types: []string{"Order"}}})...)
-			eventually(t, "the log says so", func() bool { return strings.Contains(log.String(), "position 7 has no Record.AggregateType") })
-			r.stop()
-			if n := w.number(`SELECT count(*) FROM orchestrator_checkpoints WHERE projection = 'orders' AND position > 0`); n != 0 {
+			r := testworld.Run(t, cfg, append(beside, scopedTransactional{testworld.Effects{Projection: "orders"}.Transactional(), scope{types: []string{"Order"}}})...)
+			pgtest.Eventually(t, "the log says so", func() bool { return strings.Contains(log.String(), "position 7 has no Record.AggregateType") })
+			r.Stop()
+			if n := w.Number(`SELECT count(*) FROM orchestrator_checkpoints WHERE projection = 'orders' AND position > 0`); n != 0 {
 				t.Error("it was passed")
 			}
 		})
@@ -282,21 +284,21 @@ func TestTableScopedGap(t *testing.T) {
 func TestOutOfScopeCostsNoCommits(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	w.exec(`
+	w.Exec(`
 INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
 SELECT 'test', CASE i % 10000 WHEN 0 THEN 'rare' ELSE 'common' END, 'a' || i % 100, i, gen_random_uuid(), 'happened', 'x' FROM generate_series(1, 40000) AS i`)
-	db, f := faulty(t, w.url)
-	cfg := w.config(db, "set")
+	db, f := testworld.Faulty(t, w.URL)
+	cfg := w.Config(db, "set")
 	var seen int
-	r := run(t, cfg, scopedTransactional{transactional{effects{name: "rare", hook: func(context.Context, orchestrator.Event) error {
+	r := testworld.Run(t, cfg, scopedTransactional{testworld.Effects{Projection: "rare", Hook: func(context.Context, orchestrator.Event) error {
 		seen++
 		return nil
-	}}}, scope{types: []string{"rare"}}})
-	eventually(t, "it has passed everything", func() bool {
-		return w.number(`SELECT min(position) FROM orchestrator_checkpoints`) == 40000
+	}}.Transactional(), scope{types: []string{"rare"}}})
+	pgtest.Eventually(t, "it has passed everything", func() bool {
+		return w.Number(`SELECT min(position) FROM orchestrator_checkpoints`) == 40000
 	})
-	r.stop()
-	if n := f.commits.Load(); seen != 4 || n > 15 {
+	r.Stop()
+	if n := f.Commits.Load(); seen != 4 || n > 15 {
 		t.Errorf("%d events were handled, with %d commits", seen, n)
 	}
 }

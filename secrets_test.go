@@ -13,6 +13,8 @@ import (
 	"testing"
 
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
+	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
+	"github.com/getpup/pupsourcing-orchestrator/internal/testworld"
 	"github.com/getpup/pupsourcing-orchestrator/ops"
 )
 
@@ -73,7 +75,7 @@ func TestNoSecretLeaves(t *testing.T) {
 				t.Fatal(err)
 			}
 			outputs := map[string]string{}
-			err = o.Run(t.Context(), []projection{plain{effects{name: "p"}, db}})
+			err = o.Run(t.Context(), []projection{testworld.Effects{Projection: "p"}.Plain(db)})
 			if !errors.Is(err, orchestrator.ErrInvalidConfig) {
 				t.Errorf("Run returned %v, want ErrInvalidConfig", err)
 			}
@@ -82,7 +84,7 @@ func TestNoSecretLeaves(t *testing.T) {
 			if !strings.Contains(said.String(), "can't run") {
 				t.Errorf("the log does not say why it ended: %s", said)
 			}
-			err = o.CatchUp(t.Context(), []projection{plain{effects{name: "p"}, db}})
+			err = o.CatchUp(t.Context(), []projection{testworld.Effects{Projection: "p"}.Plain(db)})
 			if !errors.Is(err, orchestrator.ErrInvalidConfig) {
 				t.Errorf("CatchUp returned %v, want ErrInvalidConfig", err)
 			}
@@ -137,9 +139,9 @@ func TestNoSecretLeaves(t *testing.T) {
 func TestNoSecretOfAHandlerLeaves(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	w.append(1)
+	w.Append(1)
 	said := &lockedBuffer{}
-	cfg := w.config(w.db, "set")
+	cfg := w.Config(w.DB, "set")
 	cfg.Logger = slog.New(slog.NewTextHandler(said, nil))
 	cfg.OnFailure = orchestrator.StopOnFailure
 	failing := errors.New("connect to postgres://user:hunter2@10.0.0.1:x/db: refused")
@@ -147,7 +149,7 @@ func TestNoSecretOfAHandlerLeaves(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	err = o.Run(t.Context(), []projection{plain{effects{name: "p", hook: func(context.Context, orchestrator.Event) error { return failing }}, w.db}})
+	err = o.Run(t.Context(), []projection{testworld.Effects{Projection: "p", Hook: func(context.Context, orchestrator.Event) error { return failing }}.Plain(w.DB)})
 	var of *orchestrator.HandlerError
 	if !errors.Is(err, failing) || !errors.As(err, &of) {
 		t.Fatalf("Run returned %v", err)
@@ -162,45 +164,45 @@ func TestNoSecretOfAHandlerLeaves(t *testing.T) {
 func TestNoSecretIsKept(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	w.append(1)
-	cfg := w.config(w.db, "set")
+	w.Append(1)
+	cfg := w.Config(w.DB, "set")
 	cfg.OnFailure = orchestrator.ParkEvents
 	cfg.Failures = map[string]orchestrator.FailureRule{"retried": {Policy: orchestrator.RetryForever}}
 	fails := func(context.Context, orchestrator.Event) error {
 		return errors.New("connect with password = 'a hunter2': " + strings.Repeat("no ", 5000))
 	}
 	panics := func(context.Context, orchestrator.Event) error { panic("at postgres://user:hunter2@10.0.0.1/db") }
-	r := run(t, cfg, plain{effects{name: "parks", hook: fails}, w.db}, plain{effects{name: "panics", hook: panics}, w.db}, plain{effects{name: "retried", hook: fails}, w.db})
-	eventually(t, "they are parked and reported", func() bool {
-		return w.number(`SELECT count(*) FROM orchestrator_parked WHERE attempts > 0`) == 2 &&
-			w.number(`SELECT count(*) FROM orchestrator_reports WHERE report::text LIKE '%withheld%'`) == 1
+	r := testworld.Run(t, cfg, testworld.Effects{Projection: "parks", Hook: fails}.Plain(w.DB), testworld.Effects{Projection: "panics", Hook: panics}.Plain(w.DB), testworld.Effects{Projection: "retried", Hook: fails}.Plain(w.DB))
+	pgtest.Eventually(t, "they are parked and reported", func() bool {
+		return w.Number(`SELECT count(*) FROM orchestrator_parked WHERE attempts > 0`) == 2 &&
+			w.Number(`SELECT count(*) FROM orchestrator_reports WHERE report::text LIKE '%withheld%'`) == 1
 	})
-	if n := w.number(`SELECT count(*) FROM orchestrator_parked WHERE error LIKE '%hunter2%' OR length(error) > 1100 OR error LIKE '%goroutine%'`); n != 0 {
+	if n := w.Number(`SELECT count(*) FROM orchestrator_parked WHERE error LIKE '%hunter2%' OR length(error) > 1100 OR error LIKE '%goroutine%'`); n != 0 {
 		t.Errorf("%d parked errors are long, or have a secret or a stack", n)
 	}
-	if n := w.number(`SELECT count(*) FROM orchestrator_reports WHERE report::text LIKE '%hunter2%'`); n != 0 {
+	if n := w.Number(`SELECT count(*) FROM orchestrator_reports WHERE report::text LIKE '%hunter2%'`); n != 0 {
 		t.Error("a report has a secret")
 	}
-	if got := ask(ops.StatusHandler(w.db), "GET", "/", "", "Accept", "application/json"); strings.Contains(got.body, "hunter2") || !strings.Contains(got.body, "withheld") {
-		t.Errorf("the status is %s", got.body)
+	if _, body := testworld.StatusPage(t, ops.StatusHandler(w.DB)); strings.Contains(body, "hunter2") || !strings.Contains(body, "withheld") {
+		t.Errorf("the status is %s", body)
 	}
-	r.stop()
+	r.Stop()
 }
 
 // Probes say neither what a handler has said nor where it was.
 func TestProbesSayNothingOfAPanic(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	w.append(1)
-	cfg := w.config(w.db, "set")
+	w.Append(1)
+	cfg := w.Config(w.DB, "set")
 	cfg.OnFailure = orchestrator.StopOnFailure
 	o, err := orchestrator.New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
-	err = o.Run(t.Context(), []projection{plain{effects{name: "p", hook: func(context.Context, orchestrator.Event) error {
+	err = o.Run(t.Context(), []projection{testworld.Effects{Projection: "p", Hook: func(context.Context, orchestrator.Event) error {
 		panic("can't charge card 4111")
-	}}, w.db}})
+	}}.Plain(w.DB)})
 	var panicked *orchestrator.PanicError
 	if !errors.As(err, &panicked) {
 		t.Fatalf("Run returned %v", err)
@@ -224,18 +226,18 @@ func TestRunOfAClosedDatabase(t *testing.T) {
 	t.Parallel()
 	for _, when := range []string{"before", "while it runs"} {
 		w := newWorld(t)
-		w.append(1)
-		db := w.connect()
-		o, err := orchestrator.New(w.config(db, "set"))
+		w.Append(1)
+		db := w.Connect()
+		o, err := orchestrator.New(w.Config(db, "set"))
 		if err != nil {
 			t.Fatal(err)
 		}
 		if when == "before" {
 			db.Close()
 		}
-		err = o.Run(t.Context(), []projection{plain{effects{name: "p", hook: func(context.Context, orchestrator.Event) error {
+		err = o.Run(t.Context(), []projection{testworld.Effects{Projection: "p", Hook: func(context.Context, orchestrator.Event) error {
 			return db.Close()
-		}}, w.db}})
+		}}.Plain(w.DB)})
 		if err == nil || !strings.Contains(err.Error(), "the *sql.DB was closed before Run had returned") {
 			t.Errorf("closed %s, Run returned %v", when, err)
 		}
@@ -246,18 +248,18 @@ func TestRunOfAClosedDatabase(t *testing.T) {
 // Who gives no logger hears what is wrong.
 func TestDefaultLogger(t *testing.T) {
 	w := newWorld(t)
-	w.append(1)
+	w.Append(1)
 	said := &lockedBuffer{}
 	before := slog.Default()
 	slog.SetDefault(slog.New(slog.NewJSONHandler(said, nil)))
 	defer slog.SetDefault(before)
-	cfg := w.config(w.db, "set")
+	cfg := w.Config(w.DB, "set")
 	cfg.Logger = nil
-	w1 := run(t, cfg, plain{effects{name: "p", hook: func(context.Context, orchestrator.Event) error { return errors.New("no such table") }}, w.db})
-	eventually(t, "the default logger has a line of it", func() bool {
+	w1 := testworld.Run(t, cfg, testworld.Effects{Projection: "p", Hook: func(context.Context, orchestrator.Event) error { return errors.New("no such table") }}.Plain(w.DB))
+	pgtest.Eventually(t, "the default logger has a line of it", func() bool {
 		text := said.String()
 		return strings.Contains(text, `"level":"WARN","msg":"handler failed, will retry"`) && strings.Contains(text, "no such table") &&
 			strings.Contains(text, `"retry_in":"`) && strings.Contains(text, "ms\"")
 	})
-	w1.stop()
+	w1.Stop()
 }

@@ -13,6 +13,8 @@ import (
 
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 	"github.com/getpup/pupsourcing-orchestrator/importer"
+	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
+	"github.com/getpup/pupsourcing-orchestrator/internal/testworld"
 	"github.com/getpup/pupsourcing-orchestrator/ops"
 )
 
@@ -108,7 +110,7 @@ type poisonedConnector struct {
 }
 
 type poisonedConn struct {
-	fullConn
+	testworld.Conn
 	on   *atomic.Bool
 	done bool
 }
@@ -118,12 +120,12 @@ func (c poisonedConnector) Connect(ctx context.Context) (driver.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &poisonedConn{fullConn: conn.(fullConn), on: c.on}
+	p := &poisonedConn{Conn: conn.(testworld.Conn), on: c.on}
 	return p, p.poison(ctx)
 }
 
 func (c *poisonedConn) ResetSession(ctx context.Context) error {
-	if err := c.fullConn.ResetSession(ctx); err != nil {
+	if err := c.Conn.ResetSession(ctx); err != nil {
 		return err
 	}
 	return c.poison(ctx)
@@ -134,7 +136,7 @@ func (c *poisonedConn) poison(ctx context.Context) error {
 		return nil
 	}
 	c.done = true
-	_, err := c.fullConn.ExecContext(ctx, poisonSQL, nil)
+	_, err := c.Conn.ExecContext(ctx, poisonSQL, nil)
 	return err
 }
 
@@ -161,7 +163,7 @@ type qualified struct {
 
 func (p qualified) Name() string { return p.name }
 
-func (p qualified) write(ctx context.Context, db execer, e orchestrator.Event) error {
+func (p qualified) write(ctx context.Context, db testworld.Execer, e orchestrator.Event) error {
 	if err := p.hook(ctx, e); err != nil {
 		return err
 	}
@@ -200,10 +202,10 @@ func (p qualifiedBatch) HandleBatch(ctx context.Context, tx orchestrator.Tx, eve
 func TestNamesMeanWhatWasMeant(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	w.exec(`CREATE TABLE old (key text PRIMARY KEY, position bigint NOT NULL)`)
-	w.exec(`INSERT INTO old VALUES ('imported', 3)`)
-	w.exec(shadowsSQL)
-	db, poison := poisonable(t, w.url)
+	w.Exec(`CREATE TABLE old (key text PRIMARY KEY, position bigint NOT NULL)`)
+	w.Exec(`INSERT INTO old VALUES ('imported', 3)`)
+	w.Exec(shadowsSQL)
+	db, poison := poisonable(t, w.URL)
 	ctx := t.Context()
 	must := func(what string, err error) {
 		t.Helper()
@@ -220,31 +222,31 @@ func TestNamesMeanWhatWasMeant(t *testing.T) {
 	}
 
 	var mended atomic.Bool
-	hook := failing(&mended, func(e orchestrator.Event) bool { return e.AggregateID == "a7" })
+	hook := testworld.Failing(&mended, func(e orchestrator.Event) bool { return e.AggregateID == "a7" })
 	projections := []orchestrator.Projection[orchestrator.Event]{
 		qualified{"plain", db, hook}, qualifiedTx{qualified{"transactional", db, hook}}, qualifiedBatch{qualified{"batched", db, hook}},
 	}
-	cfg := parking(w.config(db, "set"), names...)
-	start := func() *running { return run(t, cfg, projections...) }
+	cfg := testworld.Parking(w.Config(db, "set"), testworld.Names...)
+	start := func() *testworld.Running { return testworld.Run(t, cfg, projections...) }
 	first := start()
-	w.active("set", 1)
+	w.Active("set", 1)
 	poison()
 
 	second := start()
-	w.active("set", 2)
-	w.append(300)
-	gap, err := w.db.BeginTx(ctx, nil)
+	w.Active("set", 2)
+	w.Append(300)
+	gap, err := w.DB.BeginTx(ctx, nil)
 	must("begin", err)
 	defer gap.Rollback()
 	_, err = gap.ExecContext(ctx, `
 INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
 VALUES ('test', 'thing', 'late', 1, gen_random_uuid(), 'happened', 'x')`)
 	must("insert", err)
-	w.append(300)
+	w.Append(300)
 	must("commit", gap.Commit())
-	for _, name := range names {
-		eventually(t, name+" has handled or parked everything", func() bool {
-			return w.number(`SELECT (SELECT count(DISTINCT position) FROM effects WHERE projection = $1) + (SELECT count(*) FROM orchestrator_parked WHERE projection = $1)`, name) == 601
+	for _, name := range testworld.Names {
+		pgtest.Eventually(t, name+" has handled or parked everything", func() bool {
+			return w.Number(`SELECT (SELECT count(DISTINCT position) FROM effects WHERE projection = $1) + (SELECT count(*) FROM orchestrator_parked WHERE projection = $1)`, name) == 601
 		})
 		parked, err := ops.Parked(ctx, db, name, 1000)
 		must("list what is parked", err)
@@ -256,12 +258,12 @@ VALUES ('test', 'thing', 'late', 1, gen_random_uuid(), 'happened', 'x')`)
 		_, err = ops.DiscardParked(ctx, db, name, ops.ParkedSelector{Positions: []int64{parked[11].Position}})
 		must("discard", err)
 		mended.Store(true)
-		eventually(t, "one is discarded", func() bool {
-			return w.number(`SELECT count(*) FROM orchestrator_parked WHERE projection = $1 AND position = $2`, name, parked[11].Position) == 0
+		pgtest.Eventually(t, "one is discarded", func() bool {
+			return w.Number(`SELECT count(*) FROM orchestrator_parked WHERE projection = $1 AND position = $2`, name, parked[11].Position) == 0
 		})
 		_, err = ops.RetryParked(ctx, db, name, ops.ParkedSelector{AggregateID: "a7"})
 		must("retry by aggregate", err)
-		eventually(t, "nothing is parked by "+name, func() bool { n, _ := w.parked(name); return len(n) == 0 })
+		pgtest.Eventually(t, "nothing is parked by "+name, func() bool { n, _ := w.Parked(name); return len(n) == 0 })
 	}
 
 	generation("pause")(ops.Pause(ctx, db, "set", "plain"))
@@ -285,8 +287,8 @@ VALUES ('test', 'thing', 'late', 1, gen_random_uuid(), 'happened', 'x')`)
 		Old: importer.OldCheckpoints{Schema: "public", Table: "old", KeyColumn: "key", PositionColumn: "position"},
 	})
 	must("import", err)
-	second.stop()
-	w.active("set", 1)
+	second.Stop()
+	w.Active("set", 1)
 	table := cfg.EventStore.(*orchestrator.Table[orchestrator.Event])
 	if own, _, _, err := table.ReadOwn(ctx, 0, 2, 0, 1000, 0); err != nil || len(own) < 100 {
 		t.Errorf("by slot: %d events, %v", len(own), err)
@@ -302,24 +304,24 @@ VALUES ('test', 'thing', 'late', 1, gen_random_uuid(), 'happened', 'x')`)
 	must("check the events table", table.Check(ctx))
 	head, err := cfg.EventStore.(orchestrator.HeadStore).Head(ctx)
 	must("head", err)
-	if want := w.number(`SELECT max(global_position) FROM events`); head != want {
+	if want := w.Number(`SELECT max(global_position) FROM events`); head != want {
 		t.Errorf("the head is %d, want %d", head, want)
 	}
-	for _, name := range names {
+	for _, name := range testworld.Names {
 		must("wait for "+name, orchestrator.WaitFor(ctx, db, name, head))
 	}
-	first.stop()
-	for _, name := range exact { // one event of each was discarded
-		if n := w.handled(name); n != 600 {
+	first.Stop()
+	for _, name := range testworld.Exact { // one event of each was discarded
+		if n := w.Handled(name); n != 600 {
 			t.Errorf("%s has handled %d events, want 600", name, n)
 		}
 	}
-	if n := w.handled("plain"); n != 601 {
+	if n := w.Handled("plain"); n != 601 {
 		t.Errorf("plain has handled %d events, want 601: it was set back to 0", n)
 	}
 	var called bool
-	must("look whether a shadow was called", w.db.QueryRowContext(ctx, `SELECT is_called FROM shadow.calls`).Scan(&called))
+	must("look whether a shadow was called", w.DB.QueryRowContext(ctx, `SELECT is_called FROM shadow.calls`).Scan(&called))
 	if called {
-		t.Error(fmt.Sprint("a shadow was called: ", w.number(`SELECT last_value FROM shadow.calls`)))
+		t.Error(fmt.Sprint("a shadow was called: ", w.Number(`SELECT last_value FROM shadow.calls`)))
 	}
 }

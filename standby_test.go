@@ -25,6 +25,7 @@ import (
 
 	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg"
 	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
+	"github.com/getpup/pupsourcing-orchestrator/internal/testworld"
 )
 
 // A pair is a primary and its standby, of which replay is waited for by each commit.
@@ -49,11 +50,11 @@ func newPair(t *testing.T) *pair {
 	})
 	found := regexp.MustCompile(`from (\S+/bin)`).FindStringSubmatch(server.Source())
 	if found == nil {
-		t.Skipf("no folder with programs in %q", server.Source())
+		pgtest.Missing(t, "there is no folder with programs in %q", server.Source())
 	}
 	bin := found[1]
 	if _, err := os.Stat(filepath.Join(bin, "pg_basebackup")); err != nil {
-		t.Skip(err)
+		pgtest.Missing(t, "there is no pg_basebackup: %v", err)
 	}
 	db, base := pgtest.DatabaseOn(t, server)
 	p := &pair{stream: streamOn(t, db, base)}
@@ -126,7 +127,7 @@ func (p *pair) replayed() {
 	if err := p.db.QueryRowContext(p.t.Context(), `SELECT pg_current_wal_insert_lsn()`).Scan(&lsn); err != nil {
 		p.t.Fatal(err)
 	}
-	eventually(p.t, "the standby has replayed", func() bool {
+	pgtest.Eventually(p.t, "the standby has replayed", func() bool {
 		var done bool
 		err := p.standby.QueryRowContext(p.t.Context(), `SELECT pg_last_wal_replay_lsn() >= $1::pg_lsn`, lsn).Scan(&done)
 		return err == nil && done
@@ -249,30 +250,30 @@ func TestSwitchover(t *testing.T) {
 		t.Run(fmt.Sprint("lease only ", leaseOnly), func(t *testing.T) {
 			p := newPair(t)
 			execute(t, p.db, `DROP TABLE events`)
-			w := setUp(t, p.db, p.url)
-			w.append(20)
+			w := &world{testworld.SetUp(t, p.db, p.url)}
+			w.Append(20)
 			p.replayed()
 			var to atomic.Int64
 			_, db := p.switchboard(func(int64) int { return int(to.Load()) })
-			cfg := w.config(db, "set")
+			cfg := w.Config(db, "set")
 			cfg.LeaseOnly = leaseOnly
-			run(t, cfg, transactional{effects{name: "transactional"}})
-			w.caughtUp("transactional")
+			testworld.Run(t, cfg, testworld.Effects{Projection: "transactional"}.Transactional())
+			w.CaughtUp("transactional")
 			// The name leads to the standby, and the primary's connections are gone.
 			to.Store(1)
-			name := w.url[strings.LastIndex(w.url, "/")+1:]
+			name := w.URL[strings.LastIndex(w.URL, "/")+1:]
 			name, _, _ = strings.Cut(name, "?")
 			execute(t, p.db, fmt.Sprintf(`SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '%s' AND pid <> pg_backend_pid()`, name))
-			eventually(t, "the worker is at the standby", func() bool {
+			pgtest.Eventually(t, "the worker is at the standby", func() bool {
 				var n int
 				err := p.standby.QueryRowContext(t.Context(), `SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()`).Scan(&n)
 				return err == nil && n >= 2
 			})
 			to.Store(0)
-			w.append(20)
-			w.caughtUp("transactional")
-			w.checkEffects("transactional")
-			eventually(t, "no connection leads to the standby", func() bool {
+			w.Append(20)
+			w.CaughtUp("transactional")
+			w.CheckEffects("transactional")
+			pgtest.Eventually(t, "no connection leads to the standby", func() bool {
 				var n int
 				err := p.standby.QueryRowContext(t.Context(), `SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()`).Scan(&n)
 				return err == nil && n == 0
@@ -288,11 +289,11 @@ func TestTheOwnSessionIsAtThePrimary(t *testing.T) {
 	t.Parallel()
 	p := newPair(t)
 	execute(t, p.db, `DROP TABLE events`)
-	w := setUp(t, p.db, p.url)
-	w.append(20)
+	w := &world{testworld.SetUp(t, p.db, p.url)}
+	w.Append(20)
 	p.replayed()
-	run(t, w.longLease(), transactional{effects{name: "transactional"}})
-	w.caughtUp("transactional")
+	testworld.Run(t, w.longLease(), testworld.Effects{Projection: "transactional"}.Transactional())
+	w.CaughtUp("transactional")
 	for k := range int64(4) {
 		_, db := p.switchboard(func(n int64) int {
 			if n == k+1 {
@@ -302,9 +303,9 @@ func TestTheOwnSessionIsAtThePrimary(t *testing.T) {
 		})
 		cfg := w.longLease()
 		cfg.DB = db
-		r := run(t, cfg, transactional{effects{name: "transactional"}})
-		eventually(t, "both have sessions at the primary", func() bool { return w.number(held) == 2 })
-		r.stop()
-		eventually(t, "it has left", func() bool { return w.number(`SELECT count(*) FROM orchestrator_workers`) == 1 })
+		r := testworld.Run(t, cfg, testworld.Effects{Projection: "transactional"}.Transactional())
+		pgtest.Eventually(t, "both have sessions at the primary", func() bool { return w.Number(held) == 2 })
+		r.Stop()
+		pgtest.Eventually(t, "it has left", func() bool { return w.Number(`SELECT count(*) FROM orchestrator_workers`) == 1 })
 	}
 }

@@ -17,6 +17,7 @@ import (
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg"
 	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
+	"github.com/getpup/pupsourcing-orchestrator/internal/testworld"
 )
 
 // A stream is an events table with no more than a Table needs.
@@ -214,7 +215,7 @@ func TestTableGap(t *testing.T) {
 		}, false},
 		{"killed", func(s *stream, w *writer) {
 			execute(s.t, s.db, fmt.Sprintf(`SELECT pg_terminate_backend(%d)`, w.backend))
-			eventually(s.t, "the writer is gone", func() bool {
+			pgtest.Eventually(s.t, "the writer is gone", func() bool {
 				return s.number(`SELECT count(*) FROM pg_stat_activity WHERE pid = $1`, w.backend) == 0
 			})
 		}, false},
@@ -334,7 +335,7 @@ func TestTablePreparedRestart(t *testing.T) {
 	if err := server.Restart(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the server is back", func() bool { return db.PingContext(t.Context()) == nil })
+	pgtest.Eventually(t, "the server is back", func() bool { return db.PingContext(t.Context()) == nil })
 	expectRead(t, "after the restart", table, 1)
 	execute(t, db, `COMMIT PREPARED 'survivor'`)
 	expectRead(t, "after its commit", table, 1, 2, 3)
@@ -345,10 +346,10 @@ func TestTablePreparedRestart(t *testing.T) {
 func TestTableLooks(t *testing.T) {
 	t.Parallel()
 	s := newStream(t)
-	db, f := faulty(t, s.url)
+	db, f := testworld.Faulty(t, s.url)
 	table := tableOf(t, db)
 	var looks atomic.Int64
-	f.onQuery(func(query string) {
+	f.OnQuery(func(query string) {
 		if strings.Contains(query, "pg_locks") {
 			looks.Add(1)
 		}
@@ -422,9 +423,9 @@ func TestTableLooks(t *testing.T) {
 func TestTableSteps(t *testing.T) {
 	t.Parallel()
 	// once calls f before the first statement that contains text.
-	once := func(f *faults, text string, call func()) {
+	once := func(f *testworld.Faults, text string, call func()) {
 		var begun atomic.Bool
-		f.onQuery(func(query string) {
+		f.OnQuery(func(query string) {
 			if strings.Contains(query, text) && begun.CompareAndSwap(false, true) {
 				call()
 			}
@@ -435,7 +436,7 @@ func TestTableSteps(t *testing.T) {
 	// page has to be read after that; one from before lacks its event.
 	t.Run("horizon, then page", func(t *testing.T) {
 		s := newStream(t)
-		db, f := faulty(t, s.url)
+		db, f := testworld.Faulty(t, s.url)
 		table := tableOf(t, db)
 		s.insert()
 		w := s.begin()
@@ -450,7 +451,7 @@ func TestTableSteps(t *testing.T) {
 	// include it.
 	t.Run("highest position, then holders", func(t *testing.T) {
 		s := newStream(t)
-		db, f := faulty(t, s.url)
+		db, f := testworld.Faulty(t, s.url)
 		table := tableOf(t, db)
 		s.insert()
 		s.begin().exec(`ROLLBACK`)
@@ -469,7 +470,7 @@ func TestTableSteps(t *testing.T) {
 	// met, so one that follows later is a gap of its own.
 	t.Run("holders, then another writer", func(t *testing.T) {
 		s := newStream(t)
-		db, f := faulty(t, s.url)
+		db, f := testworld.Faulty(t, s.url)
 		table := tableOf(t, db)
 		s.insert()
 		s.begin().exec(`ROLLBACK`)
@@ -674,16 +675,16 @@ func TestTableCache(t *testing.T) {
 func TestTableCheck(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	r := role(t, w.db, w.url)
-	w.exec(`GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO ` + r)
-	w.exec(`GRANT USAGE ON SCHEMA public TO ` + r)
-	w.exec(`REVOKE ALL ON events FROM ` + r)
-	w.exec(`CREATE TABLE narrow AS SELECT global_position, aggregate_id FROM events`)
-	standby, f := faulty(t, w.url)
+	r := role(t, w.DB, w.URL)
+	w.Exec(`GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO ` + r)
+	w.Exec(`GRANT USAGE ON SCHEMA public TO ` + r)
+	w.Exec(`REVOKE ALL ON events FROM ` + r)
+	w.Exec(`CREATE TABLE narrow AS SELECT global_position, aggregate_id FROM events`)
+	standby, f := testworld.Faulty(t, w.URL)
 	pretend := func(query string) string {
 		return strings.ReplaceAll(query, "pg_catalog.pg_is_in_recovery()", "true")
 	}
-	f.rewrite.Store(&pretend)
+	f.Rewrite.Store(&pretend)
 
 	for _, c := range []struct {
 		name  string
@@ -691,9 +692,9 @@ func TestTableCheck(t *testing.T) {
 		table string
 		want  []string
 	}{
-		{"missing table", w.db, "no_such_table", []string{`"no_such_table"`, "does not exist"}},
-		{"missing column", w.db, "narrow", []string{`"narrow"`, `"aggregate_type"`, "does not exist"}},
-		{"no privilege", reopen(t, w.url, "role", r), "events", []string{"events", "permission denied"}},
+		{"missing table", w.DB, "no_such_table", []string{`"no_such_table"`, "does not exist"}},
+		{"missing column", w.DB, "narrow", []string{`"narrow"`, `"aggregate_type"`, "does not exist"}},
+		{"no privilege", reopen(t, w.URL, "role", r), "events", []string{"events", "permission denied"}},
 		{"standby", standby, "events", []string{"events", "standby", "primary"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -701,11 +702,11 @@ func TestTableCheck(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			cfg := w.config(c.db, "set")
+			cfg := w.Config(c.db, "set")
 			cfg.EventStore = table
 			for by, err := range map[string]error{
 				"Check": table.Check(t.Context()),
-				"Run":   run(t, cfg, w.all(c.db, nil)...).failed(),
+				"Run":   testworld.Run(t, cfg, w.All(c.db, nil)...).Failed(),
 			} {
 				if err == nil {
 					t.Errorf("%s has let it pass", by)
@@ -722,20 +723,20 @@ func TestTableCheck(t *testing.T) {
 			}
 		})
 	}
-	if n := w.number(`SELECT count(*) FROM orchestrator_replica_sets`); n != 0 {
+	if n := w.Number(`SELECT count(*) FROM orchestrator_replica_sets`); n != 0 {
 		t.Errorf("a worker that was refused has joined: %d replica sets", n)
 	}
 
 	// The privilege to read is enough, gap or no gap.
-	reader := &stream{t, w.db, w.url}
-	execute(t, w.db, `CREATE TABLE streamed (global_position bigserial PRIMARY KEY, aggregate_id text DEFAULT 'a')`, `GRANT SELECT ON streamed TO `+r)
-	table := tableOf(t, reopen(t, w.url, "role", r), func(c *orchestrator.TableConfig[int64]) { c.Table = "streamed" })
+	reader := &stream{t, w.DB, w.URL}
+	execute(t, w.DB, `CREATE TABLE streamed (global_position bigserial PRIMARY KEY, aggregate_id text DEFAULT 'a')`, `GRANT SELECT ON streamed TO `+r)
+	table := tableOf(t, reopen(t, w.URL, "role", r), func(c *orchestrator.TableConfig[int64]) { c.Table = "streamed" })
 	if err := table.Check(t.Context()); err != nil {
 		t.Error(err)
 	}
 	const insert = `INSERT INTO streamed DEFAULT VALUES RETURNING global_position`
 	open := reader.begin(insert)
-	execute(t, w.db, insert)
+	execute(t, w.DB, insert)
 	expectRead(t, "with little privilege", table, 0)
 	expectWaiting(t, "with little privilege", table, 1, open.backend)
 	open.exec(`COMMIT`)
@@ -917,13 +918,13 @@ func writeRandom(ctx context.Context, s *stream, r *rand.Rand, transactions int,
 func TestTableNamesTheEventThatItCannotRead(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	w.exec(`CREATE TABLE loose (LIKE events INCLUDING ALL)`)
-	w.exec(`ALTER TABLE loose ALTER event_type DROP NOT NULL`)
-	w.exec(`
+	w.Exec(`CREATE TABLE loose (LIKE events INCLUDING ALL)`)
+	w.Exec(`ALTER TABLE loose ALTER event_type DROP NOT NULL`)
+	w.Exec(`
 INSERT INTO loose (global_position, bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
 SELECT i, 'c', 't', 'a', i, gen_random_uuid(), CASE WHEN i <> 3 THEN 'x' END, 'x' FROM generate_series(1, 5) i`)
-	w.exec(`SELECT setval(pg_get_serial_sequence('events', 'global_position'), 5)`) // which both tables have
-	table, err := orchestrator.NewEventTable(w.db, "loose")
+	w.Exec(`SELECT setval(pg_get_serial_sequence('events', 'global_position'), 5)`) // which both tables have
+	table, err := orchestrator.NewEventTable(w.DB, "loose")
 	if err != nil {
 		t.Fatal(err)
 	}

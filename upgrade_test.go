@@ -10,6 +10,7 @@ import (
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
 	"github.com/getpup/pupsourcing-orchestrator/internal/eventtable"
+	"github.com/getpup/pupsourcing-orchestrator/internal/testworld"
 	"github.com/getpup/pupsourcing-orchestrator/ops"
 )
 
@@ -19,19 +20,19 @@ import (
 func TestUpgradeFromVersion1(t *testing.T) {
 	t.Parallel()
 	db, url := pgtest.Database(t)
-	w := &world{t: t, db: db, url: url}
+	w := &world{&testworld.World{T: t, DB: db, URL: url}}
 	schema, script := readFile(t, "testdata/schema_v1.sql"), sections(readFile(t, "testdata/worker_v1.sql"))
-	w.exec(schema)
-	w.exec(eventtable.Layout)
-	w.exec(effectsTable)
-	w.append(100)
+	w.Exec(schema)
+	w.Exec(eventtable.Layout)
+	w.Exec(testworld.EffectsTable)
+	w.Append(100)
 
 	does := func(section string) {
 		t.Helper()
 		if script[section] == "" {
 			t.Fatalf("no section %q", section)
 		}
-		w.exec(script[section])
+		w.Exec(script[section])
 	}
 	does("join")
 	does("beat")
@@ -40,32 +41,32 @@ func TestUpgradeFromVersion1(t *testing.T) {
 	if err := orchestrator.RunMigrations(db); err != nil {
 		t.Fatal(err)
 	}
-	if v := w.number(`SELECT version FROM orchestrator_schema`); v != 3 {
+	if v := w.Number(`SELECT version FROM orchestrator_schema`); v != 3 {
 		t.Errorf("version %d, want 3", v)
 	}
 	does("beat")
-	if n := w.number(`SELECT count(*) FROM orchestrator_workers WHERE id = 'old' AND lease_until > clock_timestamp() AND partitions = '[0]'`); n != 1 {
+	if n := w.Number(`SELECT count(*) FROM orchestrator_workers WHERE id = 'old' AND lease_until > clock_timestamp() AND partitions = '[0]'`); n != 1 {
 		t.Error("the old program's worker is not there any more")
 	}
 	does("commit 20 more")
-	if n := w.number(`SELECT position FROM orchestrator_checkpoints`); n != 60 {
+	if n := w.Number(`SELECT position FROM orchestrator_checkpoints`); n != 60 {
 		t.Errorf("the old program has committed position %d, want 60", n)
 	}
 	does("leave")
 
 	// Another of its kind, in the tables of today.
-	w.exec(strings.NewReplacer("'set'", "'other set'", `"transactional"`, `"other"`).Replace(script["join"]))
-	if n := w.number(`SELECT count(*) FROM orchestrator_workers WHERE replica_set = 'other set' AND paused = '[]' AND NOT drained`); n != 1 {
+	w.Exec(strings.NewReplacer("'set'", "'other set'", `"transactional"`, `"other"`).Replace(script["join"]))
+	if n := w.Number(`SELECT count(*) FROM orchestrator_workers WHERE replica_set = 'other set' AND paused = '[]' AND NOT drained`); n != 1 {
 		t.Error("an old program can't join any more")
 	}
-	w.exec(schema) // and an old program's migration, which changes nothing
-	if v := w.number(`SELECT version FROM orchestrator_schema`); v != 3 {
+	w.Exec(schema) // and an old program's migration, which changes nothing
+	if v := w.Number(`SELECT version FROM orchestrator_schema`); v != 3 {
 		t.Errorf("version 1's schema.sql has made it version %d", v)
 	}
 
-	run(t, w.config(db, "set"), transactional{effects{name: "transactional"}})
-	w.caughtUp("transactional")
-	w.checkEffects("transactional")
+	testworld.Run(t, w.Config(db, "set"), testworld.Effects{Projection: "transactional"}.Transactional())
+	w.CaughtUp("transactional")
+	w.CheckEffects("transactional")
 }
 
 // Tables of version 2 are upgraded where they are, filled as they are, under a program
@@ -74,18 +75,18 @@ func TestUpgradeFromVersion1(t *testing.T) {
 func TestUpgradeFromVersion2(t *testing.T) {
 	t.Parallel()
 	db, url := pgtest.Database(t)
-	w := &world{t: t, db: db, url: url}
+	w := &world{&testworld.World{T: t, DB: db, URL: url}}
 	schema, script := readFile(t, "testdata/schema_v2.sql"), sections(readFile(t, "testdata/worker_v2.sql"))
-	w.exec(schema)
-	w.exec(eventtable.Layout)
-	w.exec(effectsTable)
-	w.append(100)
+	w.Exec(schema)
+	w.Exec(eventtable.Layout)
+	w.Exec(testworld.EffectsTable)
+	w.Append(100)
 	does := func(section string) {
 		t.Helper()
 		if script[section] == "" {
 			t.Fatalf("no section %q", section)
 		}
-		w.exec(script[section])
+		w.Exec(script[section])
 	}
 	does("join")
 	does("beat")
@@ -94,10 +95,10 @@ func TestUpgradeFromVersion2(t *testing.T) {
 	if err := orchestrator.RunMigrations(db); err != nil {
 		t.Fatal(err)
 	}
-	if v := w.number(`SELECT version FROM orchestrator_schema`); v != 3 {
+	if v := w.Number(`SELECT version FROM orchestrator_schema`); v != 3 {
 		t.Errorf("version %d, want 3", v)
 	}
-	if n := w.number(`SELECT count(*) FROM pg_constraint WHERE conname LIKE 'orchestrator\_%\_valid' AND convalidated`); n < 30 {
+	if n := w.Number(`SELECT count(*) FROM pg_constraint WHERE conname LIKE 'orchestrator\_%\_valid' AND convalidated`); n < 30 {
 		t.Errorf("%d rules for rows", n)
 	}
 	does("beat")
@@ -109,27 +110,27 @@ func TestUpgradeFromVersion2(t *testing.T) {
 		t.Errorf("status of an old program's set: %+v, %v", status, err)
 	}
 	does("handle 61")
-	if n := w.number(`SELECT position FROM orchestrator_checkpoints`); n != 61 {
+	if n := w.Number(`SELECT position FROM orchestrator_checkpoints`); n != 61 {
 		t.Errorf("the old program has committed position %d, want 61", n)
 	}
 	does("leave")
-	if n := w.number(`SELECT count(*) FROM orchestrator_reports`); n != 0 {
+	if n := w.Number(`SELECT count(*) FROM orchestrator_reports`); n != 0 {
 		t.Errorf("%d reports of nobody", n)
 	}
 
-	w.exec(strings.NewReplacer("'set'", "'other set'", `"transactional"`, `"other"`).Replace(script["join"]))
-	if n := w.number(`SELECT count(*) FROM orchestrator_workers WHERE replica_set = 'other set'`); n != 1 {
+	w.Exec(strings.NewReplacer("'set'", "'other set'", `"transactional"`, `"other"`).Replace(script["join"]))
+	if n := w.Number(`SELECT count(*) FROM orchestrator_workers WHERE replica_set = 'other set'`); n != 1 {
 		t.Error("an old program can't join any more")
 	}
-	w.exec(schema) // and by an old program's hand
-	if v := w.number(`SELECT version FROM orchestrator_schema`); v != 3 {
+	w.Exec(schema) // and by an old program's hand
+	if v := w.Number(`SELECT version FROM orchestrator_schema`); v != 3 {
 		t.Errorf("version 2's schema.sql has made it version %d", v)
 	}
-	w.exec(orchestrator.SchemaSQL())
+	w.Exec(orchestrator.SchemaSQL())
 
-	run(t, w.config(db, "set"), transactional{effects{name: "transactional"}})
-	w.caughtUp("transactional")
-	w.checkEffects("transactional")
+	testworld.Run(t, w.Config(db, "set"), testworld.Effects{Projection: "transactional"}.Transactional())
+	w.CaughtUp("transactional")
+	w.CheckEffects("transactional")
 }
 
 // An upgrade wants the workers' table for itself, for a moment. Where somebody reads
@@ -138,8 +139,8 @@ func TestUpgradeFromVersion2(t *testing.T) {
 func TestUpgradeDoesNotHoldUpHeartbeats(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	w.exec(`UPDATE orchestrator_schema SET version = 1`)
-	tx, err := w.connect().BeginTx(t.Context(), nil)
+	w.Exec(`UPDATE orchestrator_schema SET version = 1`)
+	tx, err := w.Connect().BeginTx(t.Context(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -149,13 +150,13 @@ func TestUpgradeDoesNotHoldUpHeartbeats(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
 	defer cancel()
-	if err := orchestrator.Migrate(ctx, w.db); err == nil || !strings.Contains(err.Error(), "locks that are held by backend") {
+	if err := orchestrator.Migrate(ctx, w.DB); err == nil || !strings.Contains(err.Error(), "locks that are held by backend") {
 		t.Errorf("Migrate returned %v, want who holds it up", err)
 	}
 	if err := tx.Rollback(); err != nil {
 		t.Fatal(err)
 	}
-	if err := orchestrator.RunMigrations(w.db); err != nil {
+	if err := orchestrator.RunMigrations(w.DB); err != nil {
 		t.Error(err)
 	}
 }

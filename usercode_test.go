@@ -17,6 +17,8 @@ import (
 	"github.com/lib/pq"
 
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
+	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
+	"github.com/getpup/pupsourcing-orchestrator/internal/testworld"
 	"github.com/getpup/pupsourcing-orchestrator/ops"
 )
 
@@ -136,14 +138,14 @@ func hostile() map[string]func() error {
 }
 
 // kindOf returns a projection of a kind.
-func (w *world) kindOf(kind string, e effects) orchestrator.Projection[orchestrator.Event] {
+func (w *world) kindOf(kind string, e testworld.Effects) orchestrator.Projection[orchestrator.Event] {
 	switch kind {
 	case "plain":
-		return plain{e, w.db}
+		return e.Plain(w.DB)
 	case "transactional":
-		return transactional{e}
+		return e.Transactional()
 	}
-	return batched{e}
+	return e.Batched()
 }
 
 // However a handler fails, its projection fails by its policy: the process lives, and
@@ -155,19 +157,19 @@ func TestHostileErrors(t *testing.T) {
 			t.Run(fmt.Sprintf("%s, policy %d", kind, policy), func(t *testing.T) {
 				t.Parallel()
 				w := newWorld(t)
-				w.append(60)
-				bad := w.number(`SELECT min(global_position) + 42 FROM events`)
-				cfg := w.config(w.db, "set")
+				w.Append(60)
+				bad := w.Number(`SELECT min(global_position) + 42 FROM events`)
+				cfg := w.Config(w.DB, "set")
 				cfg.Logger = nil // 10 MB
 				cfg.Failures = map[string]orchestrator.FailureRule{}
 				var mended atomic.Bool
-				projections := []orchestrator.Projection[orchestrator.Event]{transactional{effects{name: "other"}}}
+				projections := []orchestrator.Projection[orchestrator.Event]{testworld.Effects{Projection: "other"}.Transactional()}
 				calls := map[string]*atomic.Int64{}
 				for name, fail := range hostile() {
 					n := &atomic.Int64{}
 					calls[name] = n
 					cfg.Failures[name] = orchestrator.FailureRule{Policy: policy, Attempts: 2}
-					projections = append(projections, w.kindOf(kind, effects{name: name, hook: func(_ context.Context, e orchestrator.Event) error {
+					projections = append(projections, w.kindOf(kind, testworld.Effects{Projection: name, Hook: func(_ context.Context, e orchestrator.Event) error {
 						if e.GlobalPosition != bad || mended.Load() {
 							return nil
 						}
@@ -175,29 +177,29 @@ func TestHostileErrors(t *testing.T) {
 						return fail()
 					}}))
 				}
-				r := run(t, cfg, projections...)
-				w.caughtUp("other")
+				r := testworld.Run(t, cfg, projections...)
+				w.CaughtUp("other")
 				for name, n := range calls {
 					switch policy {
 					case orchestrator.ParkEvents:
-						eventually(t, name+": parked", func() bool {
-							parked, err := ops.Parked(t.Context(), w.db, name, 10)
+						pgtest.Eventually(t, name+": parked", func() bool {
+							parked, err := ops.Parked(t.Context(), w.DB, name, 10)
 							if err == nil && len(parked) > 0 && (parked[0].Position != bad || parked[0].Error == "" || len(parked[0].Error) > 5000) {
 								t.Errorf("%s has parked %d, for %d bytes", name, parked[0].Position, len(parked[0].Error))
 							}
 							return err == nil && len(parked) > 0
 						})
 					default:
-						eventually(t, name+": called again", func() bool { return n.Load() >= 2 })
+						pgtest.Eventually(t, name+": called again", func() bool { return n.Load() >= 2 })
 					}
 				}
 				if policy == orchestrator.RetryForever {
 					mended.Store(true)
 					for name := range calls {
-						w.caughtUp(name)
+						w.CaughtUp(name)
 					}
 				}
-				r.stop()
+				r.Stop()
 			})
 		}
 	}
@@ -214,12 +216,12 @@ func TestHostileErrorsStop(t *testing.T) {
 		t.Run(name+", "+kind, func(t *testing.T) {
 			t.Parallel()
 			w := newWorld(t)
-			w.append(10)
-			cfg := w.config(w.db, "set")
+			w.Append(10)
+			cfg := w.Config(w.DB, "set")
 			cfg.Logger, cfg.OnFailure = nil, orchestrator.StopOnFailure
-			err := run(t, cfg, w.kindOf(kind, effects{name: "p", hook: func(context.Context, orchestrator.Event) error { return fail() }})).failed()
+			err := testworld.Run(t, cfg, w.kindOf(kind, testworld.Effects{Projection: "p", Hook: func(context.Context, orchestrator.Event) error { return fail() }})).Failed()
 			var failure *orchestrator.HandlerError
-			if !errors.As(err, &failure) || failure.Position != w.number(`SELECT min(global_position) FROM events`) {
+			if !errors.As(err, &failure) || failure.Position != w.Number(`SELECT min(global_position) FROM events`) {
 				t.Fatalf("Run returned %T", err)
 			}
 			if text := fmt.Sprint(err); len(text) > 20_000 || !strings.HasPrefix(text, `projection "p" failed at position`) {
@@ -239,11 +241,11 @@ func TestHostileErrorsStop(t *testing.T) {
 func TestHandlerErrorUnwraps(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	w.append(1)
-	cfg := w.config(w.db, "set")
+	w.Append(1)
+	cfg := w.Config(w.DB, "set")
 	cfg.OnFailure = orchestrator.StopOnFailure
 	cause := &pq.Error{Code: "23505", Message: "twice"}
-	err := run(t, cfg, transactional{effects{name: "p", hook: func(context.Context, orchestrator.Event) error { return fmt.Errorf("write: %w", cause) }}}).failed()
+	err := testworld.Run(t, cfg, testworld.Effects{Projection: "p", Hook: func(context.Context, orchestrator.Event) error { return fmt.Errorf("write: %w", cause) }}.Transactional()).Failed()
 	var got *pq.Error
 	if !errors.As(err, &got) || got != cause || !strings.HasSuffix(err.Error(), "write: pq: twice (23505)") {
 		t.Errorf("Run returned %v, as a *pq.Error %v", err, got)
@@ -301,14 +303,14 @@ func TestHostileProgram(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			w := newWorld(t)
-			w.append(50)
+			w.Append(50)
 			var calls atomic.Int64
 			do := func() { // each other call
 				if calls.Add(1)%2 == 0 {
 					fail()
 				}
 			}
-			cfg := w.config(w.db, "set")
+			cfg := w.Config(w.DB, "set")
 			cfg.EventStore = &hostileStore{cfg.EventStore, do}
 			cfg.Notifier = &hostileNotifier{do}
 			cfg.Logger = slog.New(hostileLog{do, slog.DiscardHandler})
@@ -316,10 +318,10 @@ func TestHostileProgram(t *testing.T) {
 				BatchCommitted: func(orchestrator.BatchCommitted) { do() }, Heartbeat: func(orchestrator.Heartbeat) { do() },
 				Started: func(orchestrator.Started) { do() },
 			}
-			r := run(t, cfg, w.all(w.db, nil)...)
-			w.caughtUp(names...)
-			r.stop()
-			w.checkEffects(names...)
+			r := testworld.Run(t, cfg, w.All(w.DB, nil)...)
+			w.CaughtUp(testworld.Names...)
+			r.Stop()
+			w.CheckEffects(testworld.Names...)
 		})
 	}
 }
@@ -352,18 +354,18 @@ func TestHostileRecords(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			w := newWorld(t)
-			w.append(20)
-			cfg := w.config(w.db, "set")
+			w.Append(20)
+			cfg := w.Config(w.DB, "set")
 			cfg.Logger, cfg.OnFailure = nil, orchestrator.ParkEvents
-			cfg.EventStore = &badEvent{cfg.EventStore, w.number(`SELECT min(global_position) + 12 FROM events`), fail}
-			r := run(t, cfg, w.all(w.db, nil)...)
-			for _, p := range names {
-				eventually(t, p+": the others are handled, and it is parked", func() bool {
-					parked, err := ops.Parked(t.Context(), w.db, p, 10)
-					return err == nil && len(parked) == 1 && w.handled(p) == 19
+			cfg.EventStore = &badEvent{cfg.EventStore, w.Number(`SELECT min(global_position) + 12 FROM events`), fail}
+			r := testworld.Run(t, cfg, w.All(w.DB, nil)...)
+			for _, p := range testworld.Names {
+				pgtest.Eventually(t, p+": the others are handled, and it is parked", func() bool {
+					parked, err := ops.Parked(t.Context(), w.DB, p, 10)
+					return err == nil && len(parked) == 1 && w.Handled(p) == 19
 				})
 			}
-			r.stop()
+			r.Stop()
 		})
 	}
 }
@@ -373,30 +375,30 @@ func TestHostileRecords(t *testing.T) {
 func TestLoggerStandsStill(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	w.append(20)
-	bad := w.number(`SELECT min(global_position) + 12 FROM events`)
+	w.Append(20)
+	bad := w.Number(`SELECT min(global_position) + 12 FROM events`)
 	goOn := make(chan struct{})
-	log := &watchedLog{to: io.Discard}
+	log := &testworld.Log{To: io.Discard}
 	var still atomic.Bool
 	still.Store(true)
-	cfg := w.config(w.db, "set")
+	cfg := w.Config(w.DB, "set")
 	cfg.OnFailure = orchestrator.ParkEvents
 	cfg.Logger = slog.New(hostileLog{func() {
 		if still.Load() {
 			<-goOn
 		}
 	}, slog.NewTextHandler(log, nil)})
-	r := run(t, cfg, transactional{effects{name: "p", hook: func(_ context.Context, e orchestrator.Event) error {
+	r := testworld.Run(t, cfg, testworld.Effects{Projection: "p", Hook: func(_ context.Context, e orchestrator.Event) error {
 		if e.GlobalPosition == bad {
 			return errors.New("bad")
 		}
 		return nil
-	}}})
-	eventually(t, "the others are handled", func() bool { return w.handled("p") == 19 })
-	r.stop()
+	}}.Transactional())
+	pgtest.Eventually(t, "the others are handled", func() bool { return w.Handled("p") == 19 })
+	r.Stop()
 	still.Store(false)
 	close(goOn)
-	log.wait(t, "records were left out")
+	log.Wait(t, "records were left out")
 }
 
 // A store that does not say what its reads wait at holds up nobody but its readers: the
@@ -404,12 +406,12 @@ func TestLoggerStandsStill(t *testing.T) {
 func TestStoreThatIsNotHeardOf(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	w.append(20)
-	log := &watchedLog{to: io.Discard}
+	w.Append(20)
+	log := &testworld.Log{To: io.Discard}
 	goOn := make(chan struct{})
 	defer close(goOn)
 	var still atomic.Bool
-	cfg := w.config(w.db, "set")
+	cfg := w.Config(w.DB, "set")
 	cfg.StaleWorkerTimeout = time.Second
 	cfg.Logger = slog.New(slog.NewTextHandler(log, nil))
 	cfg.EventStore = &waitsInWaiting{cfg.EventStore, func() {
@@ -417,11 +419,11 @@ func TestStoreThatIsNotHeardOf(t *testing.T) {
 			<-goOn
 		}
 	}}
-	r := run(t, cfg, transactional{effects{name: "p"}})
-	w.caughtUp("p")
+	r := testworld.Run(t, cfg, testworld.Effects{Projection: "p"}.Transactional())
+	w.CaughtUp("p")
 	still.Store(true)
-	log.wait(t, "event store: read after position")
-	r.stop()
+	log.Wait(t, "event store: read after position")
+	r.Stop()
 }
 
 type waitsInWaiting struct {
@@ -457,7 +459,7 @@ func TestHostileNames(t *testing.T) {
 	for name, fail := range map[string]func(){"panics": func() { panic("boom") }, "ends its goroutine": runtime.Goexit} {
 		w := newWorld(t)
 		for _, p := range []orchestrator.Projection[orchestrator.Event]{hostileName{do: fail}, hostileScope{do: fail}} {
-			err := run(t, w.config(w.db, "set"), p).failed()
+			err := testworld.Run(t, w.Config(w.DB, "set"), p).Failed()
 			if !errors.Is(err, orchestrator.ErrInvalidConfig) || !strings.Contains(err.Error(), "can't be had") {
 				t.Errorf("%T, which %s: %v", p, name, err)
 			}
@@ -469,20 +471,20 @@ func TestHostileNames(t *testing.T) {
 func TestClosedDatabase(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	w.append(10)
-	db, err := sql.Open("postgres", w.url)
+	w.Append(10)
+	db, err := sql.Open("postgres", w.URL)
 	if err != nil {
 		t.Fatal(err)
 	}
-	cfg := w.config(db, "set")
-	cfg.EventStore = w.config(w.db, "set").EventStore
-	r := run(t, cfg, transactional{effects{name: "p", hook: func(_ context.Context, e orchestrator.Event) error {
+	cfg := w.Config(db, "set")
+	cfg.EventStore = w.Config(w.DB, "set").EventStore
+	r := testworld.Run(t, cfg, testworld.Effects{Projection: "p", Hook: func(_ context.Context, e orchestrator.Event) error {
 		if e.GlobalPosition == 5 {
 			return db.Close()
 		}
 		return nil
-	}}})
-	if err := r.failed(); err == nil || !strings.Contains(err.Error(), "database is closed") {
+	}}.Transactional())
+	if err := r.Failed(); err == nil || !strings.Contains(err.Error(), "database is closed") {
 		t.Errorf("Run returned %v", err)
 	}
 }
@@ -490,7 +492,7 @@ func TestClosedDatabase(t *testing.T) {
 // misbehaving is a transactional projection whose handler does something at one event,
 // before it writes its effect, and again after that.
 type misbehaving struct {
-	effects
+	testworld.Effects
 	at            int64
 	before, after func(ctx context.Context, tx orchestrator.Tx) error
 	mended        *atomic.Bool
@@ -509,7 +511,7 @@ func (p misbehaving) HandleTx(ctx context.Context, tx orchestrator.Tx, e orchest
 			return err
 		}
 	}
-	if err := p.write(ctx, tx, e); err != nil && !at {
+	if err := p.Write(ctx, tx, e); err != nil && !at {
 		return err
 	}
 	if at && p.after != nil {
@@ -523,47 +525,47 @@ func (p misbehaving) HandleTx(ctx context.Context, tx orchestrator.Tx, e orchest
 // It returns the error that the event was parked for.
 func misbehaves(t *testing.T, w *world, change func(*orchestrator.Config[orchestrator.Event]), p misbehaving) string {
 	t.Helper()
-	w.append(60)
-	p.name, p.mended, p.calls = "p", &atomic.Bool{}, &atomic.Int64{}
-	p.at = w.number(`SELECT min(global_position) + 42 FROM events`)
-	cfg := w.config(w.db, "set")
+	w.Append(60)
+	p.Projection, p.mended, p.calls = "p", &atomic.Bool{}, &atomic.Int64{}
+	p.at = w.Number(`SELECT min(global_position) + 42 FROM events`)
+	cfg := w.Config(w.DB, "set")
 	cfg.Failures = map[string]orchestrator.FailureRule{"p": {Policy: orchestrator.ParkEvents, Attempts: 2}}
 	if change != nil {
 		change(&cfg)
 	}
-	r := run(t, cfg, p, transactional{effects{name: "other"}})
-	w.caughtUp("other")
+	r := testworld.Run(t, cfg, p, testworld.Effects{Projection: "other"}.Transactional())
+	w.CaughtUp("other")
 	var parked []ops.ParkedEvent
-	eventually(t, "the event is parked", func() bool {
-		parked, _ = ops.Parked(t.Context(), w.db, "p", 10)
+	pgtest.Eventually(t, "the event is parked", func() bool {
+		parked, _ = ops.Parked(t.Context(), w.DB, "p", 10)
 		return len(parked) > 0
 	})
 	if parked[0].Position != p.at {
 		t.Errorf("%d is parked, want %d", parked[0].Position, p.at)
 	}
 	failed := parked[0].Attempts
-	w.retry("p", ops.ParkedSelector{All: true}) // and fails again
-	eventually(t, "the retry has failed", func() bool {
-		all, _ := ops.Parked(t.Context(), w.db, "p", 10)
+	w.Retry("p", ops.ParkedSelector{All: true}) // and fails again
+	pgtest.Eventually(t, "the retry has failed", func() bool {
+		all, _ := ops.Parked(t.Context(), w.DB, "p", 10)
 		return len(all) > 0 && all[0].Attempts > failed
 	})
 	p.mended.Store(true)
-	eventually(t, "nothing is parked any more", func() bool {
+	pgtest.Eventually(t, "nothing is parked any more", func() bool {
 		w.askAll("p")
-		all, _ := ops.Parked(t.Context(), w.db, "p", 10)
+		all, _ := ops.Parked(t.Context(), w.DB, "p", 10)
 		return len(all) == 0
 	})
-	w.caughtUp("p")
-	r.stop()
-	w.checkEffects("p", "other")
+	w.CaughtUp("p")
+	r.Stop()
+	w.CheckEffects("p", "other")
 	return parked[0].Error
 }
 
 // askAll asks for a retry of whatever is parked.
 func (w *world) askAll(projection string) {
-	_, err := ops.RetryParked(w.t.Context(), w.db, projection, ops.ParkedSelector{All: true})
+	_, err := ops.RetryParked(w.T.Context(), w.DB, projection, ops.ParkedSelector{All: true})
 	if err != nil && !errors.Is(err, ops.ErrNotParked) {
-		w.t.Error(err)
+		w.T.Error(err)
 	}
 }
 
@@ -692,8 +694,8 @@ func TestHandlersFault(t *testing.T) {
 func TestRowsHeldByScan(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	w.append(60)
-	p := misbehaving{effects: effects{name: "p"}, at: 43, mended: &atomic.Bool{}, calls: &atomic.Int64{},
+	w.Append(60)
+	p := misbehaving{Effects: testworld.Effects{Projection: "p"}, at: 43, mended: &atomic.Bool{}, calls: &atomic.Int64{},
 		after: func(ctx context.Context, tx orchestrator.Tx) error {
 			ctx, cancel := context.WithCancel(ctx)
 			defer cancel()
@@ -705,13 +707,13 @@ func TestRowsHeldByScan(t *testing.T) {
 			var raw sql.RawBytes
 			return rows.Scan(&raw)
 		}}
-	r := run(t, w.config(w.db, "set"), p, transactional{effects{name: "other"}})
-	w.caughtUp("other")
-	eventually(t, "the handler is called again", func() bool { return p.calls.Load() > 3 })
+	r := testworld.Run(t, w.Config(w.DB, "set"), p, testworld.Effects{Projection: "other"}.Transactional())
+	w.CaughtUp("other")
+	pgtest.Eventually(t, "the handler is called again", func() bool { return p.calls.Load() > 3 })
 	p.mended.Store(true)
-	w.caughtUp("p")
-	r.stop()
-	w.checkEffects("p", "other")
+	w.CaughtUp("p")
+	r.Stop()
+	w.CheckEffects("p", "other")
 }
 
 // A handler that moves its own checkpoint, or hides it from the library, is not called
@@ -719,17 +721,17 @@ func TestRowsHeldByScan(t *testing.T) {
 func TestHandlerMovesItsCheckpoint(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	w.append(60)
-	p := misbehaving{effects: effects{name: "p"}, at: 43, mended: &atomic.Bool{}, calls: &atomic.Int64{},
+	w.Append(60)
+	p := misbehaving{Effects: testworld.Effects{Projection: "p"}, at: 43, mended: &atomic.Bool{}, calls: &atomic.Int64{},
 		after: statement(`UPDATE orchestrator_checkpoints SET position = position + 1 WHERE projection = 'p'`)}
-	cfg := w.config(w.db, "set")
+	cfg := w.Config(w.DB, "set")
 	cfg.OnFailure = orchestrator.StopOnFailure
-	err := run(t, cfg, p).failed()
+	err := testworld.Run(t, cfg, p).Failed()
 	var failure *orchestrator.HandlerError
 	if !errors.As(err, &failure) || failure.Position != p.at || !strings.Contains(err.Error(), "the checkpoint can't be moved after the handler") {
 		t.Errorf("Run returned %v", err)
 	}
-	if n := w.handled("p"); n != 42 {
+	if n := w.Handled("p"); n != 42 {
 		t.Errorf("%d events are handled, want the 42 before", n)
 	}
 }
@@ -739,19 +741,19 @@ func TestHandlerMovesItsCheckpoint(t *testing.T) {
 func TestHandlerSetsRole(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	w.exec(`CREATE SCHEMA tenant; CREATE ROLE ` + tenant + `; GRANT ALL ON effects, effects_id_seq TO ` + tenant)
-	t.Cleanup(func() { _, _ = w.db.Exec(`DROP OWNED BY ` + tenant + `; DROP ROLE ` + tenant) })
-	w.append(100)
+	w.Exec(`CREATE SCHEMA tenant; CREATE ROLE ` + tenant + `; GRANT ALL ON effects, effects_id_seq TO ` + tenant)
+	t.Cleanup(func() { _, _ = w.DB.Exec(`DROP OWNED BY ` + tenant + `; DROP ROLE ` + tenant) })
+	w.Append(100)
 	i := 0
 	sets := []string{`SET LOCAL ROLE ` + tenant, `SET ROLE ` + tenant, `SET LOCAL search_path = tenant, public`, `SET search_path = tenant`, `SET LOCAL search_path = ''`}
-	p := misbehaving{effects: effects{name: "p"}, mended: &atomic.Bool{}, calls: &atomic.Int64{}}
-	r := run(t, w.config(w.db, "set"), everyEvent{p, func(ctx context.Context, tx orchestrator.Tx) error {
+	p := misbehaving{Effects: testworld.Effects{Projection: "p"}, mended: &atomic.Bool{}, calls: &atomic.Int64{}}
+	r := testworld.Run(t, w.Config(w.DB, "set"), everyEvent{p, func(ctx context.Context, tx orchestrator.Tx) error {
 		i++
 		return statement(sets[i%len(sets)])(ctx, tx)
-	}}, transactional{effects{name: "other"}}, plain{effects{name: "plain"}, w.db})
-	w.caughtUp("p", "other", "plain")
-	r.stop()
-	w.checkEffects("p", "other", "plain")
+	}}, testworld.Effects{Projection: "other"}.Transactional(), testworld.Effects{Projection: "plain"}.Plain(w.DB))
+	w.CaughtUp("p", "other", "plain")
+	r.Stop()
+	w.CheckEffects("p", "other", "plain")
 }
 
 const tenant = "tenant_of_a_handler"
@@ -766,7 +768,7 @@ func (p everyEvent) HandleTx(ctx context.Context, tx orchestrator.Tx, e orchestr
 	if _, err := tx.ExecContext(ctx, `RESET ROLE; RESET search_path`); err != nil {
 		return err
 	}
-	if err := p.write(ctx, tx, e); err != nil {
+	if err := p.Write(ctx, tx, e); err != nil {
 		return err
 	}
 	return p.do(ctx, tx)
@@ -803,7 +805,7 @@ func TestHandlerLeavesItsTransactionIdle(t *testing.T) {
 			pid.Store(n)
 			for ctx.Err() == nil { // until the server has ended it
 				var there int64
-				if err := w.db.QueryRowContext(ctx, `SELECT count(*) FROM pg_stat_activity WHERE pid = $1`, n).Scan(&there); err != nil || there == 0 {
+				if err := w.DB.QueryRowContext(ctx, `SELECT count(*) FROM pg_stat_activity WHERE pid = $1`, n).Scan(&there); err != nil || there == 0 {
 					break
 				}
 			}

@@ -7,17 +7,19 @@ import (
 	"testing"
 
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
+	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
+	"github.com/getpup/pupsourcing-orchestrator/internal/testworld"
 	"github.com/getpup/pupsourcing-orchestrator/ops"
 )
 
 // WaitFor goes by the slowest partition, and counts marks as handled.
 func TestWaitFor(t *testing.T) {
 	w := newWorld(t)
-	cfg := w.config(w.db, "set")
+	cfg := w.Config(w.DB, "set")
 	cfg.Partitions, cfg.BatchSize = 4, 1
-	w.append(100)
+	w.Append(100)
 	held := make(chan struct{})
-	run(t, cfg, transactional{effects{name: "transactional", hook: func(ctx context.Context, e orchestrator.Event) error {
+	testworld.Run(t, cfg, testworld.Effects{Projection: "transactional", Hook: func(ctx context.Context, e orchestrator.Event) error {
 		if e.GlobalPosition == 60 {
 			select {
 			case <-held:
@@ -25,41 +27,41 @@ func TestWaitFor(t *testing.T) {
 			}
 		}
 		return nil
-	}}})
-	if err := orchestrator.WaitFor(t.Context(), w.db, "transactional", 30); err != nil {
+	}}.Transactional())
+	if err := orchestrator.WaitFor(t.Context(), w.DB, "transactional", 30); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the other partitions have gone on", func() bool { return w.handled("transactional") > 70 })
+	pgtest.Eventually(t, "the other partitions have gone on", func() bool { return w.Handled("transactional") > 70 })
 	// A deadline that is over: it looks once.
 	ctx, cancel := context.WithCancelCause(t.Context())
 	cancel(errors.New("no more time"))
-	if err := orchestrator.WaitFor(ctx, w.db, "transactional", 60); err == nil {
+	if err := orchestrator.WaitFor(ctx, w.DB, "transactional", 60); err == nil {
 		t.Error("position 60 counts as handled, and its handler has not returned")
 	}
 	close(held)
-	if err := orchestrator.WaitFor(t.Context(), w.db, "transactional", 100); err != nil {
+	if err := orchestrator.WaitFor(t.Context(), w.DB, "transactional", 100); err != nil {
 		t.Fatal(err)
 	}
-	w.checkEffects("transactional")
+	w.CheckEffects("transactional")
 }
 
 // waitedFor reports whether WaitFor finds that a projection has handled a position,
 // and gives up after some looks.
 func (w *world) waitedFor(projection string, position int64) bool {
-	w.t.Helper()
-	ctx, cancel := context.WithCancel(w.t.Context())
+	w.T.Helper()
+	ctx, cancel := context.WithCancel(w.T.Context())
 	defer cancel()
 	done := make(chan error, 1)
-	go func() { done <- orchestrator.WaitFor(ctx, w.db, projection, position) }()
+	go func() { done <- orchestrator.WaitFor(ctx, w.DB, projection, position) }()
 	for range 3 {
 		select {
 		case err := <-done:
 			if err != nil {
-				w.t.Fatal(err)
+				w.T.Fatal(err)
 			}
 			return true
 		default:
-			w.number(`SELECT count(*) FROM orchestrator_checkpoints`)
+			w.Number(`SELECT count(*) FROM orchestrator_checkpoints`)
 		}
 	}
 	cancel()
@@ -72,27 +74,27 @@ func TestWaitForCountsMarks(t *testing.T) {
 	if handled(1) {
 		t.Error("a projection that has no checkpoint has handled position 1")
 	}
-	w.exec(`
+	w.Exec(`
 INSERT INTO orchestrator_checkpoints (projection, partition, replica_set, generation, total, position, ahead, updated_at)
 SELECT 'p', k, 'set', 1, 2520, 10, jsonb_build_array(jsonb_build_array(k, 20), jsonb_build_array(k + 2520, CASE WHEN k = 7 THEN 15 ELSE 20 END)), now()
   FROM generate_series(0, 2519) AS k`)
 	ctx := t.Context()
-	if err := orchestrator.WaitFor(ctx, w.db, "p", 15); err != nil {
+	if err := orchestrator.WaitFor(ctx, w.DB, "p", 15); err != nil {
 		t.Error(err)
 	}
 	if handled(16) {
 		t.Error("slot 2527 has handled 15, and 16 counts as handled")
 	}
-	w.exec(`UPDATE orchestrator_checkpoints SET ahead = '[[7, 20], [2527, 20]]' WHERE partition = 7`)
-	if err := orchestrator.WaitFor(ctx, w.db, "p", 20); err != nil {
+	w.Exec(`UPDATE orchestrator_checkpoints SET ahead = '[[7, 20], [2527, 20]]' WHERE partition = 7`)
+	if err := orchestrator.WaitFor(ctx, w.DB, "p", 20); err != nil {
 		t.Error(err)
 	}
-	w.exec(`INSERT INTO orchestrator_parked (projection, position, slot, aggregate_id, error, attempts, parked_at) VALUES ('p', 12, 1, 'a', 'no', 3, now())`)
+	w.Exec(`INSERT INTO orchestrator_parked (projection, position, slot, aggregate_id, error, attempts, parked_at) VALUES ('p', 12, 1, 'a', 'no', 3, now())`)
 	var parked *orchestrator.ParkedError
-	if err := orchestrator.WaitFor(ctx, w.db, "p", 20); !errors.As(err, &parked) || parked.Events != 1 || parked.First != 12 {
+	if err := orchestrator.WaitFor(ctx, w.DB, "p", 20); !errors.As(err, &parked) || parked.Events != 1 || parked.First != 12 {
 		t.Errorf("with a parked event: %v", err)
 	}
-	if err := orchestrator.WaitFor(ctx, w.db, "p", 11); err != nil {
+	if err := orchestrator.WaitFor(ctx, w.DB, "p", 11); err != nil {
 		t.Errorf("below the parked event: %v", err)
 	}
 }
@@ -100,22 +102,22 @@ SELECT 'p', k, 'set', 1, 2520, 10, jsonb_build_array(jsonb_build_array(k, 20), j
 // CatchUp ends by itself, with everything handled that was there.
 func TestCatchUp(t *testing.T) {
 	w := newWorld(t)
-	cfg := w.config(w.db, "set")
+	cfg := w.Config(w.DB, "set")
 	cfg.Partitions = 3
 	o, err := orchestrator.New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := o.CatchUp(t.Context(), w.all(w.db, nil)); err != nil { // of nothing
+	if err := o.CatchUp(t.Context(), w.All(w.DB, nil)); err != nil { // of nothing
 		t.Fatal(err)
 	}
 	for range 2 {
-		w.append(200)
-		if err := o.CatchUp(t.Context(), w.all(w.db, nil)); err != nil {
+		w.Append(200)
+		if err := o.CatchUp(t.Context(), w.All(w.DB, nil)); err != nil {
 			t.Fatal(err)
 		}
-		w.checkEffects(append(exact, "plain")...)
-		if n := w.number(`SELECT count(*) FROM orchestrator_workers`); n != 0 {
+		w.CheckEffects(append(testworld.Exact, "plain")...)
+		if n := w.Number(`SELECT count(*) FROM orchestrator_workers`); n != 0 {
 			t.Errorf("%d workers are left", n)
 		}
 	}
@@ -124,65 +126,65 @@ func TestCatchUp(t *testing.T) {
 // What is paused, or halted, does not catch up: CatchUp goes on until ctx ends.
 func TestCatchUpWaits(t *testing.T) {
 	w := newWorld(t)
-	cfg := w.config(w.db, "set")
+	cfg := w.Config(w.DB, "set")
 	cfg.Failures = map[string]orchestrator.FailureRule{"transactional": {Policy: orchestrator.HaltLane, Attempts: 1}}
 	failure := errors.New("odd")
-	broken := transactional{effects{name: "transactional", hook: func(_ context.Context, e orchestrator.Event) error {
+	broken := testworld.Effects{Projection: "transactional", Hook: func(_ context.Context, e orchestrator.Event) error {
 		if e.GlobalPosition == 15 {
 			return failure
 		}
 		return nil
-	}}}
-	projections := []orchestrator.Projection[orchestrator.Event]{broken, batched{effects{name: "batched"}}, plain{effects{name: "plain"}, w.db}}
+	}}.Transactional()
+	projections := []orchestrator.Projection[orchestrator.Event]{broken, testworld.Effects{Projection: "batched"}.Batched(), testworld.Effects{Projection: "plain"}.Plain(w.DB)}
 	o, err := orchestrator.New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.append(10)
+	w.Append(10)
 	if err := o.CatchUp(t.Context(), projections); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := ops.Pause(t.Context(), w.db, "set", "batched"); err != nil {
+	if _, err := ops.Pause(t.Context(), w.DB, "set", "batched"); err != nil {
 		t.Fatal(err)
 	}
-	w.append(10)
+	w.Append(10)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	done := make(chan error, 1)
 	go func() { done <- o.CatchUp(ctx, projections) }()
-	w.caughtUp("plain")
-	eventually(t, "one is halted", func() bool {
-		_, waits := w.stand("set")
+	w.CaughtUp("plain")
+	pgtest.Eventually(t, "one is halted", func() bool {
+		_, waits := w.Stand("set")
 		return len(waits["retry"]) == 1 && waits["retry"][0].Position == 15 && len(waits["paused"]) == 1
 	})
 	cancel()
 	if err := <-done; !errors.Is(err, context.Canceled) {
 		t.Errorf("with one that is paused, and one that is halted: %v", err)
 	}
-	if n := w.handled("batched"); n != 10 {
+	if n := w.Handled("batched"); n != 10 {
 		t.Errorf("what is paused has handled %d events, and 10 before", n)
 	}
 }
 
 func TestCatchUpThatCannot(t *testing.T) {
 	w := newWorld(t)
-	cfg := w.config(w.db, "set")
-	w.append(10)
+	cfg := w.Config(w.DB, "set")
+	w.Append(10)
 	broken := errors.New("broken")
 	cfg.OnFailure = orchestrator.StopOnFailure
 	o, err := orchestrator.New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
-	fails := transactional{effects{name: "fails", hook: func(context.Context, orchestrator.Event) error { return broken }}}
+	fails := testworld.Effects{Projection: "fails", Hook: func(context.Context, orchestrator.Event) error { return broken }}.Transactional()
 	if err := o.CatchUp(t.Context(), []orchestrator.Projection[orchestrator.Event]{fails}); !errors.Is(err, broken) {
 		t.Errorf("a handler that fails: %v", err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
-	stops := transactional{effects{name: "stops", hook: func(context.Context, orchestrator.Event) error {
+	stops := testworld.Effects{Projection: "stops", Hook: func(context.Context, orchestrator.Event) error {
 		cancel() // CatchUp's, and not the handler's, which goes on for CoordinationTimeout/2
 		return nil
-	}}}
+	}}.Transactional()
 	if err := o.CatchUp(ctx, []orchestrator.Projection[orchestrator.Event]{stops}); !errors.Is(err, context.Canceled) {
 		t.Errorf("cancelled: %v", err)
 	}
@@ -190,15 +192,15 @@ func TestCatchUpThatCannot(t *testing.T) {
 	if o, err = orchestrator.New(cfg); err != nil {
 		t.Fatal(err)
 	}
-	if err := o.CatchUp(t.Context(), w.all(w.db, nil)); !errors.Is(err, orchestrator.ErrInvalidConfig) {
+	if err := o.CatchUp(t.Context(), w.All(w.DB, nil)); !errors.Is(err, orchestrator.ErrInvalidConfig) {
 		t.Errorf("an event store without Head: %v", err)
 	}
-	w.exec(`DROP TABLE orchestrator_schema, orchestrator_checkpoints CASCADE`)
-	if o, err = orchestrator.New(w.config(w.db, "set")); err != nil {
+	w.Exec(`DROP TABLE orchestrator_schema, orchestrator_checkpoints CASCADE`)
+	if o, err = orchestrator.New(w.Config(w.DB, "set")); err != nil {
 		t.Fatal(err)
 	}
 	for range 5 { // two goroutines ask for tables
-		if err := o.CatchUp(t.Context(), w.all(w.db, nil)); !errors.Is(err, orchestrator.ErrSchema) {
+		if err := o.CatchUp(t.Context(), w.All(w.DB, nil)); !errors.Is(err, orchestrator.ErrSchema) {
 			t.Errorf("without the tables: %v", err)
 		}
 	}
@@ -218,15 +220,15 @@ func (s headless) Read(ctx context.Context, r orchestrator.ReadRequest) (orchest
 func TestWaitForKnowsOfARewind(t *testing.T) {
 	w := newWorld(t)
 	ctx := t.Context()
-	cfg := w.config(w.db, "set")
-	w.append(50)
-	first := run(t, cfg, transactional{effects{name: "transactional"}})
-	w.caughtUp("transactional")
-	first.stop()
-	if _, err := ops.Rewind(ctx, w.db, "set", "transactional", 20); err != nil {
+	cfg := w.Config(w.DB, "set")
+	w.Append(50)
+	first := testworld.Run(t, cfg, testworld.Effects{Projection: "transactional"}.Transactional())
+	w.CaughtUp("transactional")
+	first.Stop()
+	if _, err := ops.Rewind(ctx, w.DB, "set", "transactional", 20); err != nil {
 		t.Fatal(err)
 	}
-	if err := orchestrator.WaitFor(ctx, w.db, "transactional", 20); err != nil { // which is not rewound
+	if err := orchestrator.WaitFor(ctx, w.DB, "transactional", 20); err != nil { // which is not rewound
 		t.Fatal(err)
 	}
 	if w.waitedFor("transactional", 21) {
@@ -236,11 +238,11 @@ func TestWaitForKnowsOfARewind(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.exec(`DELETE FROM effects WHERE position > 20`)
-	if err := o.CatchUp(ctx, []orchestrator.Projection[orchestrator.Event]{transactional{effects{name: "transactional"}}}); err != nil {
+	w.Exec(`DELETE FROM effects WHERE position > 20`)
+	if err := o.CatchUp(ctx, []orchestrator.Projection[orchestrator.Event]{testworld.Effects{Projection: "transactional"}.Transactional()}); err != nil {
 		t.Fatal(err)
 	}
-	w.checkEffects("transactional")
+	w.CheckEffects("transactional")
 }
 
 // What is parked and how far the projection is are of one moment: a rewind between
@@ -248,12 +250,12 @@ func TestWaitForKnowsOfARewind(t *testing.T) {
 func TestWaitForAmidARewind(t *testing.T) {
 	w := newWorld(t)
 	ctx := t.Context()
-	w.exec(`
+	w.Exec(`
 INSERT INTO orchestrator_checkpoints (projection, partition, replica_set, generation, total, position, updated_at)
 VALUES ('p', 0, 'set', 1, 1, 20, now())`)
 	const parks = `INSERT INTO orchestrator_parked (projection, position, slot, aggregate_id, error, attempts, parked_at) VALUES ('p', 12, 1, 'a', 'no', 3, now())`
-	w.exec(parks)
-	tx, err := w.db.BeginTx(ctx, nil)
+	w.Exec(parks)
+	tx, err := w.DB.BeginTx(ctx, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -263,9 +265,9 @@ VALUES ('p', 0, 'set', 1, 1, 20, now())`)
 		t.Fatal(err)
 	}
 	done := make(chan error, 1)
-	go func() { done <- orchestrator.WaitFor(ctx, w.db, "p", 15) }()
-	eventually(t, "it waits for what is parked", func() bool {
-		return w.number(`SELECT count(*) FROM pg_locks WHERE relation = 'orchestrator_parked'::regclass AND NOT granted`) == 1
+	go func() { done <- orchestrator.WaitFor(ctx, w.DB, "p", 15) }()
+	pgtest.Eventually(t, "it waits for what is parked", func() bool {
+		return w.Number(`SELECT count(*) FROM pg_locks WHERE relation = 'orchestrator_parked'::regclass AND NOT granted`) == 1
 	})
 	for _, query := range []string{
 		`UPDATE orchestrator_checkpoints SET position = 0, generation = 2`,
@@ -278,10 +280,10 @@ VALUES ('p', 0, 'set', 1, 1, 20, now())`)
 	if err := tx.Commit(); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "it has looked", func() bool {
-		return w.number(`SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query LIKE '%orchestrator_parked%' AND pid <> pg_backend_pid()`) == 0
+	pgtest.Eventually(t, "it has looked", func() bool {
+		return w.Number(`SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query LIKE '%orchestrator_parked%' AND pid <> pg_backend_pid()`) == 0
 	})
-	w.exec(`WITH parked AS (` + parks + `) UPDATE orchestrator_checkpoints SET position = 20`)
+	w.Exec(`WITH parked AS (` + parks + `) UPDATE orchestrator_checkpoints SET position = 20`)
 	var parked *orchestrator.ParkedError
 	if err := <-done; !errors.As(err, &parked) || parked.First != 12 {
 		t.Errorf("event 12 was never handled, and waiting for it ended with %v", err)
@@ -292,15 +294,15 @@ VALUES ('p', 0, 'set', 1, 1, 20, now())`)
 // wraps.
 func TestCatchUpReturnsWhatEndedIt(t *testing.T) {
 	w := newWorld(t)
-	w.append(10)
-	cfg := w.config(w.db, "set")
+	w.Append(10)
+	cfg := w.Config(w.DB, "set")
 	cfg.OnFailure = orchestrator.StopOnFailure
 	o, err := orchestrator.New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
 	broken := fmt.Errorf("of a call that the handler has cancelled: %w", context.Canceled)
-	fails := transactional{effects{name: "fails", hook: func(context.Context, orchestrator.Event) error { return broken }}}
+	fails := testworld.Effects{Projection: "fails", Hook: func(context.Context, orchestrator.Event) error { return broken }}.Transactional()
 	err = o.CatchUp(t.Context(), []orchestrator.Projection[orchestrator.Event]{fails})
 	var handler *orchestrator.HandlerError
 	if !errors.As(err, &handler) {

@@ -13,24 +13,24 @@ import (
 // largeSet makes a replica set of workers, as many partitions, three projections, and
 // parked events of them, as rows.
 func (w *world) largeSet(workers, partitions, parked int) {
-	w.t.Helper()
-	w.exec(`INSERT INTO orchestrator_replica_sets (name, generation, total) VALUES ('large', 7, $1)`, partitions)
-	w.exec(`
+	w.T.Helper()
+	w.Exec(`INSERT INTO orchestrator_replica_sets (name, generation, total) VALUES ('large', 7, $1)`, partitions)
+	w.Exec(`
 INSERT INTO orchestrator_workers (replica_set, id, joined_at, lease_us, lease_until, generation, total, partitions, wants, presence_key, presence_number, holds, projections)
 SELECT 'large', 'w' || i, now(), 30000000, now() + interval '1 hour', 7, $2,
        CASE WHEN i < $2 THEN jsonb_build_array(i) ELSE '[]' END, 1, 0, 0, 7, '["a", "b", "c"]'
   FROM generate_series(0, $1 - 1) AS i`, workers, partitions)
-	w.exec(`
+	w.Exec(`
 INSERT INTO orchestrator_checkpoints (projection, partition, replica_set, generation, total, position, updated_at)
 SELECT p, i, 'large', 7, $1, 10, now() FROM unnest(ARRAY['a', 'b', 'c']) AS p, generate_series(0, $1 - 1) AS i`, partitions)
-	w.exec(`INSERT INTO orchestrator_projections (name, replica_set) SELECT p, 'large' FROM unnest(ARRAY['a', 'b', 'c']) AS p`)
-	w.exec(`
+	w.Exec(`INSERT INTO orchestrator_projections (name, replica_set) SELECT p, 'large' FROM unnest(ARRAY['a', 'b', 'c']) AS p`)
+	w.Exec(`
 INSERT INTO orchestrator_reports (replica_set, worker, reported_at, report)
 SELECT 'large', 'w' || i, now(), jsonb_build_object('generation', 7, 'state', 'running', 'head', 99, 'lanes', CASE WHEN i < $2 THEN (
        SELECT jsonb_agg(jsonb_build_object('projection', p, 'partition', i, 'position', 10 + i, 'behind', 1, 'behind_seconds', 0.5, 'state', 'handling', 'since', now()))
          FROM unnest(ARRAY['a', 'b', 'c']) AS p) ELSE '[]' END)
   FROM generate_series(0, $1 - 1) AS i`, workers, partitions)
-	w.exec(`
+	w.Exec(`
 INSERT INTO orchestrator_parked (projection, position, slot, aggregate_id, error, attempts, parked_at)
 SELECT (ARRAY['a', 'b', 'c'])[1 + i % 3], i, i % 5040, 'a' || i, 'it is broken', 1, now() FROM generate_series(1, $1) AS i`, parked)
 }
@@ -47,14 +47,14 @@ type planNode struct {
 // work returns how many rows all nodes of a statement's plan have returned, and for
 // each table how often it was gone through.
 func (w *world) work(query string, args ...any) (rows float64, passes map[string]float64) {
-	w.t.Helper()
+	w.T.Helper()
 	var text []byte
-	if err := w.db.QueryRowContext(w.t.Context(), "EXPLAIN (ANALYZE, FORMAT JSON) "+query, args...).Scan(&text); err != nil {
-		w.t.Fatalf("%s: %v", query, err)
+	if err := w.DB.QueryRowContext(w.T.Context(), "EXPLAIN (ANALYZE, FORMAT JSON) "+query, args...).Scan(&text); err != nil {
+		w.T.Fatalf("%s: %v", query, err)
 	}
 	var plans []struct{ Plan planNode }
 	if err := json.Unmarshal(text, &plans); err != nil {
-		w.t.Fatal(err)
+		w.T.Fatal(err)
 	}
 	passes = map[string]float64{}
 	var add func(n planNode)
@@ -77,8 +77,8 @@ func TestStatusOfALargeSet(t *testing.T) {
 	const workers, partitions, parked = 300, 200, 20_000
 	w := newWorld(t)
 	w.largeSet(workers, partitions, parked)
-	w.exec(`ANALYZE`)
-	s, err := ops.Status(t.Context(), w.db, "large")
+	w.Exec(`ANALYZE`)
+	s, err := ops.Status(t.Context(), w.DB, "large")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -93,10 +93,10 @@ func TestStatusOfALargeSet(t *testing.T) {
 		t.Errorf("%d workers, %d partitions, %d parked, %d reports, head %d", len(s.Workers), len(s.Partitions), total, reports, s.Head)
 	}
 	// The view says the same.
-	if n := w.number(`SELECT count(*) FROM orchestrator_status_partitions WHERE reached = 10 + partition AND worker = 'w' || partition AND state = 'handling'`); n != 3*partitions {
+	if n := w.Number(`SELECT count(*) FROM orchestrator_status_partitions WHERE reached = 10 + partition AND worker = 'w' || partition AND state = 'handling'`); n != 3*partitions {
 		t.Errorf("the view has %d of %d rows", n, 3*partitions)
 	}
-	if n := w.number(`SELECT sum(parked) FROM orchestrator_status_partitions WHERE parked_since IS NOT NULL`); n != parked {
+	if n := w.Number(`SELECT sum(parked) FROM orchestrator_status_partitions WHERE parked_since IS NOT NULL`); n != parked {
 		t.Errorf("the view counts %d of %d parked events", n, parked)
 	}
 	most := 10.0 * (workers + 3*partitions + parked)
@@ -125,7 +125,7 @@ func BenchmarkStatus(b *testing.B) {
 			w.largeSet(size[0], size[1], size[2])
 			for b.Loop() {
 				began := time.Now()
-				if _, err := ops.Status(b.Context(), w.db, "large"); err != nil {
+				if _, err := ops.Status(b.Context(), w.DB, "large"); err != nil {
 					b.Fatal(err)
 				}
 				b.ReportMetric(time.Since(began).Seconds(), "s/status")

@@ -60,7 +60,7 @@ func summarize(reports map[worker]orchestrator.WorkerReport) map[string]*summary
 			s = &summary{states: map[string]int{}, lanes: map[place]lane{}}
 			sets[w.set] = s
 		}
-		s.states[r.State]++
+		s.states[string(r.State)]++
 		if r.State != "joining" {
 			s.members++
 		}

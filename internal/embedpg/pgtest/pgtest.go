@@ -118,9 +118,10 @@ func name(test string) string {
 	return "t_" + plain + "_" + strings.ToLower(rand.Text()[:12])
 }
 
-// Missing skips a test for want of a program that no Go module brings along, such
-// as a pooler or a browser. Where REQUIRE_PROGRAMS is set, as in CI, it fails
-// instead: a machine that should have the program must not skip in silence.
+// Missing skips a test for want of a program that no Go module brings along: a pooler,
+// a browser, one of PostgreSQL's own that a download of the server lacks. Where
+// REQUIRE_PROGRAMS is set, as in CI, it fails instead: a machine that should have the
+// program must not skip in silence.
 func Missing(t testing.TB, format string, args ...any) {
 	t.Helper()
 	if os.Getenv("REQUIRE_PROGRAMS") != "" {

@@ -2,6 +2,7 @@ package pgtest
 
 import (
 	"database/sql"
+	"fmt"
 	"os"
 	"strings"
 	"testing"
@@ -50,6 +51,36 @@ func TestName(t *testing.T) {
 		}
 		if got == name(test) {
 			t.Errorf("name(%q) = %q twice", test, got)
+		}
+	}
+}
+
+// A verdict is what a test would come to.
+type verdict struct {
+	testing.TB
+	is string
+}
+
+func (v *verdict) Helper() {}
+
+func (v *verdict) Fatalf(format string, args ...any) { v.is = fmt.Sprintf("failed: "+format, args...) }
+
+func (v *verdict) Skipf(format string, args ...any) {
+	if v.is == "" { // Fatalf would not have returned
+		v.is = fmt.Sprintf("skipped: "+format, args...)
+	}
+}
+
+func TestMissing(t *testing.T) {
+	for set, want := range map[string]string{
+		"":  "skipped: SKIPPED: there is no pgbouncer",
+		"1": "failed: REQUIRE_PROGRAMS is set, and there is no pgbouncer",
+	} {
+		t.Setenv("REQUIRE_PROGRAMS", set)
+		v := &verdict{TB: t}
+		Missing(v, "there is no %s", "pgbouncer")
+		if v.is != want {
+			t.Errorf("REQUIRE_PROGRAMS=%q: %s, want %s", set, v.is, want)
 		}
 	}
 }

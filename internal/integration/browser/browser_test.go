@@ -1,0 +1,185 @@
+// Package browser looks at the status page in a real browser.
+package browser
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/chromedp/cdproto/accessibility"
+	"github.com/chromedp/cdproto/cdp"
+	cdplog "github.com/chromedp/cdproto/log"
+	"github.com/chromedp/cdproto/runtime"
+	"github.com/chromedp/chromedp"
+
+	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
+)
+
+func TestMain(m *testing.M) { os.Exit(pgtest.Main(m)) }
+
+// limit ends a broken test; nothing passes or fails by how long it takes.
+const limit = 2 * time.Minute
+
+// findBrowser returns the one to test with.
+func findBrowser(t testing.TB) string {
+	t.Helper()
+	names := []string{"chromium", "chromium-browser", "google-chrome", "google-chrome-stable"}
+	for _, name := range names {
+		if path, err := exec.LookPath(name); err == nil {
+			return path
+		}
+	}
+	pgtest.Missing(t, "the status page was not looked at: none of %s is on the PATH", strings.Join(names, ", "))
+	return ""
+}
+
+// A tab of a browser.
+type tab struct {
+	t   testing.TB
+	ctx context.Context
+
+	mu         sync.Mutex
+	complaints []string // of the console, of the policy, and of scripts
+}
+
+// openTab starts a browser, which ends with the test.
+func openTab(t testing.TB) *tab {
+	t.Helper()
+	options := append(chromedp.DefaultExecAllocatorOptions[:], chromedp.ExecPath(findBrowser(t)), chromedp.UserDataDir(t.TempDir()))
+	if os.Geteuid() == 0 { // its sandbox does not work for root
+		options = append(options, chromedp.NoSandbox)
+	}
+	allocator, cancel := chromedp.NewExecAllocator(context.Background(), options...)
+	t.Cleanup(cancel)
+	ctx, cancel := chromedp.NewContext(allocator)
+	t.Cleanup(func() {
+		_ = chromedp.Cancel(ctx) // waits until the browser has ended
+		cancel()
+	})
+	b := &tab{t: t, ctx: ctx}
+	// The browser lives as long as the context of the first call, so that one has
+	// no limit.
+	if err := chromedp.Listen(ctx, b.listen); err != nil {
+		t.Fatal(err)
+	}
+	call(b, cdplog.Enable, cdp.Empty{})
+	call(b, runtime.Enable, cdp.Empty{})
+	call(b, accessibility.Enable, cdp.Empty{})
+	b.as(looks[0])
+	return b
+}
+
+func (b *tab) listen(event any) {
+	var complaint string
+	switch e := event.(type) {
+	case *cdplog.EventEntryAdded:
+		complaint = fmt.Sprintf("%s: %s (%s)", e.Entry.Level, e.Entry.Text, e.Entry.URL)
+	case *runtime.EventConsoleAPICalled:
+		for _, argument := range e.Args {
+			complaint += fmt.Sprintf("console.%s %s %s", e.Type, argument.Value, argument.Description)
+		}
+	case *runtime.EventExceptionThrown:
+		complaint = "exception: " + e.ExceptionDetails.Text
+		if e.ExceptionDetails.Exception != nil {
+			complaint += " " + e.ExceptionDetails.Exception.Description
+		}
+	default:
+		return
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.complaints = append(b.complaints, complaint)
+}
+
+// quiet demands that the browser had nothing to complain about.
+func (b *tab) quiet() {
+	b.t.Helper()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, c := range b.complaints {
+		b.t.Errorf("the browser says: %s", c)
+	}
+}
+
+// run does something in a tab.
+func run[T any](b *tab, what string, action chromedp.Action[T]) T {
+	b.t.Helper()
+	ctx, cancel := context.WithTimeout(b.ctx, limit)
+	defer cancel()
+	v, err := chromedp.Run(ctx, action)
+	if err != nil {
+		b.t.Fatalf("%s: %v", what, err)
+	}
+	return v
+}
+
+// call sends a command of the protocol.
+func call[P, R any](b *tab, command cdp.Command[P, R], params P) R {
+	b.t.Helper()
+	return run(b, string(command.Method), func(ctx context.Context, t *chromedp.Target) (R, error) {
+		return cdp.Call(ctx, t, command, params)
+	})
+}
+
+// open loads a page and waits until it shows what it has read.
+func (b *tab) open(url string) {
+	b.t.Helper()
+	run(b, "open "+url, chromedp.Navigate(url))
+	b.wait("the page shows something", `document.querySelector("#fresh").textContent !== ""`)
+}
+
+// wait waits until an expression of JavaScript is true.
+func (b *tab) wait(what, expression string) {
+	b.t.Helper()
+	ctx, cancel := context.WithTimeout(b.ctx, limit)
+	defer cancel()
+	if _, err := chromedp.Run(ctx, chromedp.Poll[bool](expression, chromedp.WithPollingMutation(), chromedp.WithPollingTimeout(0))); err != nil {
+		b.t.Fatalf("wait until %s: %v\n%s", what, err, b.text("body"))
+	}
+}
+
+// value returns that of an expression of JavaScript.
+func value[T any](b *tab, expression string) T {
+	b.t.Helper()
+	return run(b, expression, chromedp.Evaluate[T](expression))
+}
+
+func (b *tab) text(selector string) string {
+	b.t.Helper()
+	return value[string](b, fmt.Sprintf(`document.querySelector(%q)?.innerText ?? ""`, selector))
+}
+
+// An accessible element, as a screen reader is told of it.
+type accessible struct{ role, name string }
+
+// accessibles returns all that have one of the roles.
+func (b *tab) accessibles(roles ...string) []accessible {
+	b.t.Helper()
+	var found []accessible
+	for _, n := range call(b, accessibility.GetFullAXTree, accessibility.GetFullAXTreeParams{}).Nodes {
+		if n.Ignored || n.Role == nil {
+			continue
+		}
+		a := accessible{role: unquote(n.Role)}
+		if n.Name != nil {
+			a.name = unquote(n.Name)
+		}
+		if slices.Contains(roles, a.role) {
+			found = append(found, a)
+		}
+	}
+	return found
+}
+
+func unquote(v *accessibility.Value) string {
+	var text string
+	_ = json.Unmarshal(v.Value, &text) // what is no text is no role, and no name
+	return text
+}

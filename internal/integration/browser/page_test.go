@@ -1,0 +1,348 @@
+package browser
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/chromedp/chromedp"
+	_ "github.com/lib/pq"
+
+	orchestrator "github.com/getpup/pupsourcing-orchestrator"
+	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
+	"github.com/getpup/pupsourcing-orchestrator/internal/eventtable"
+	"github.com/getpup/pupsourcing-orchestrator/ops"
+)
+
+// idle is a projection that does nothing.
+type idle string
+
+func (p idle) Name() string                                   { return string(p) }
+func (idle) Handle(context.Context, orchestrator.Event) error { return nil }
+
+// work starts a worker, which ends with the test at the latest.
+func work(t testing.TB, db *sql.DB, projections ...string) (stop func()) {
+	t.Helper()
+	events, err := orchestrator.NewEventTable(db, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	o, err := orchestrator.New(orchestrator.Config[orchestrator.Event]{
+		DB: db, EventStore: events, ReplicaSet: "main",
+		HeartbeatInterval: 50 * time.Millisecond, JoinWindow: 20 * time.Millisecond, Logger: slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := make([]orchestrator.Projection[orchestrator.Event], len(projections))
+	for i, name := range projections {
+		all[i] = idle(name)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- o.Run(ctx, all) }()
+	var stopped atomic.Bool
+	stop = func() {
+		cancel()
+		if stopped.CompareAndSwap(false, true) {
+			if err := <-done; ctx.Err() == nil {
+				t.Errorf("the worker ended: %v", err)
+			}
+		}
+	}
+	t.Cleanup(stop)
+	return stop
+}
+
+func newDatabase(t testing.TB) *sql.DB {
+	t.Helper()
+	db, _ := pgtest.Database(t)
+	if err := orchestrator.RunMigrations(db); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := db.ExecContext(t.Context(), eventtable.Layout); err != nil {
+		t.Fatal(err)
+	}
+	return db
+}
+
+const (
+	workerRows = `document.querySelectorAll("[data-key='workers'] tbody tr").length`
+	phase      = `document.querySelector("[data-key='Phase'] dd").innerText`
+	generation = `Number(document.querySelector("[data-key='Generation'] dd").innerText)`
+)
+
+// What workers do is seen without a reload, and what the reader does stays.
+func TestLive(t *testing.T) {
+	b := openTab(t)
+	b.as(looks[2]) // so that there is something to scroll
+	db := newDatabase(t)
+	b.open(serve(t, ops.StatusHandler(db)))
+	b.wait("nobody has run", `document.querySelector("#verdict").innerText.includes("No worker has run yet")`)
+	work(t, db, "user_count", "orders")
+	b.wait("one worker runs", workerRows+` === 1 && `+phase+`.includes("active")`)
+
+	// The reader has opened one part and stands on another.
+	value[any](b, `window.loaded = "once"; document.querySelector("[data-key='user_count']").open = true;
+		document.querySelector("[data-key='orders'] summary").focus(); scrollTo(0, 50)`)
+	leave := work(t, db, "user_count", "orders")
+	b.wait("two workers run", workerRows+` === 2 && `+generation+` > 1 && `+phase+`.includes("active")`)
+	b.wait("the history tells of it", `document.querySelectorAll("[data-key='history'] tbody tr").length >= 2`)
+	if got := value[string](b, `[window.loaded, document.querySelector("[data-key='user_count']").open, document.activeElement.parentElement.dataset.key, scrollY].join(" ")`); got != "once true orders 50" {
+		t.Errorf("after an update: %s; want it not reloaded, user_count open, the focus on orders and the page scrolled", got)
+	}
+	leave()
+	b.wait("the other has left", workerRows+` === 1`)
+	b.quiet()
+}
+
+// To a screen reader everything has a name.
+func TestAccessible(t *testing.T) {
+	b := openTab(t)
+	s := newScene(t)
+	scenes["stalled"](s)
+	url := serve(t, ops.StatusHandler(s.db))
+	for _, l := range []look{looks[0], looks[2]} { // on a phone tables are not laid out as such
+		b.as(l)
+		b.open(url)
+		if nameless := slices.DeleteFunc(b.accessibles("table", "columnheader", "rowheader", "region", "heading", "link", "DisclosureTriangle"), func(a accessible) bool { return a.name != "" }); len(nameless) > 0 {
+			t.Errorf("%s: without a name: %v", l.name, nameless)
+		}
+		tables := b.accessibles("table")
+		for _, want := range []string{"Workers of payouts", "Parked events of payouts", "Generations of payouts, the newest first", "Workers of main-projections", "Partitions of search_index"} {
+			if !slices.Contains(tables, accessible{"table", want}) {
+				t.Errorf("%s: no table is called %q: %v", l.name, want, tables)
+			}
+		}
+		for role, least := range map[string]int{"banner": 1, "main": 1, "contentinfo": 1, "region": 2, "status": 1, "columnheader": 20, "rowheader": 20, "heading": 9} {
+			if n := len(b.accessibles(role)); n < least {
+				t.Errorf("%s: %d of the role %s, want %d at least", l.name, n, role, least)
+			}
+		}
+	}
+	if say := value[string](b, `document.querySelector("#spoken").textContent`); !strings.Contains(say, "2 things stand still that should not") {
+		t.Errorf("it is read out: %q", say)
+	}
+	b.quiet()
+}
+
+// contrasts returns texts that are hard to read: their contrast to what is behind
+// them is below 4.5, as WCAG 2 counts it.
+const contrasts = `(() => {
+	const parse = c => { const n = c.match(/[\d.]+/g).map(Number); return n.length > 3 ? n : [...n, 1]; };
+	const light = ([r, g, b]) => { const f = v => (v /= 255) <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4; return 0.2126 * f(r) + 0.7152 * f(g) + 0.0722 * f(b); };
+	const behind = e => { for (; e; e = e.parentElement) { const c = parse(getComputedStyle(e).backgroundColor); if (c[3] === 1) return c; } return [255, 255, 255]; };
+	const bad = new Set();
+	const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+	for (let n; n = walk.nextNode();) {
+		const e = n.parentElement;
+		if (!n.data.trim() || e.closest("script, noscript, .hidden")) continue;
+		const style = getComputedStyle(e);
+		const a = light(parse(e.namespaceURI.endsWith("svg") ? style.fill : style.color)), b = light(behind(e));
+		const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+		if (ratio < 4.5) bad.add(e.className + " " + n.data + ": " + ratio.toFixed(2));
+	}
+	return [...bad];
+})()`
+
+func TestContrast(t *testing.T) {
+	b := openTab(t)
+	s := newScene(t)
+	scenes["stalled"](s)
+	url := serve(t, ops.StatusHandler(s.db, ops.AllowActions()))
+	for _, l := range looks[:2] {
+		b.as(l)
+		b.open(url)
+		for _, bad := range value[[]string](b, contrasts) {
+			t.Errorf("%s: %s", l.name, bad)
+		}
+	}
+}
+
+// Markup in names and errors is text.
+func TestEscapes(t *testing.T) {
+	const evil = `<script>document.title="evil"</script><img src=x onerror=alert(1)>"'`
+	b := openTab(t)
+	s := newScene(t)
+	s.set("main-projections", evil, "b")
+	s.exec(`UPDATE orchestrator_replica_sets SET name = $1, reason = $1`, evil)
+	for _, table := range []string{"workers", "reports", "projections", "checkpoints", "history"} {
+		s.exec(`UPDATE orchestrator_`+table+` SET replica_set = $1`, evil)
+	}
+	s.exec(`UPDATE orchestrator_reports SET report = jsonb_set(report, '{lanes,0,error}', to_jsonb($1::text))`, evil)
+	s.exec(`INSERT INTO orchestrator_parked VALUES ('user_count', 1, 0, $1, $1, 1, now())`, evil)
+	b.open(serve(t, ops.StatusHandler(s.db, ops.AllowActions())))
+	b.wait("the name is shown as it is", fmt.Sprintf(`document.querySelector("h2").textContent === %q`, evil))
+	if n := value[int](b, `document.querySelectorAll("img, body script:not(:last-of-type)").length`); n != 0 {
+		t.Errorf("%d elements were made from text", n)
+	}
+	if title := value[string](b, `document.title`); strings.Contains(title, "evil") {
+		t.Errorf("the title is %q", title)
+	}
+	b.quiet()
+}
+
+func TestActions(t *testing.T) {
+	b := openTab(t)
+	db := newDatabase(t)
+	work(t, db, "user_count", "orders")
+
+	b.open(serve(t, ops.StatusHandler(db)))
+	b.wait("the worker runs", workerRows+` === 1 && `+phase+`.includes("active")`)
+	if n := value[int](b, `document.querySelectorAll("button, input").length`); n != 0 {
+		t.Errorf("%d buttons and fields without actions", n)
+	}
+
+	b.open(serve(t, ops.StatusHandler(db, ops.AllowActions())))
+	click := func(name string) {
+		t.Helper()
+		b.wait("there is a button "+name, fmt.Sprintf(`document.querySelector("button[aria-label='%s']")`, name)+` !== null`)
+		run(b, "click on "+name, chromedp.Click(fmt.Sprintf("button[aria-label='%s']", name)))
+	}
+	click("Pause user_count")
+	b.wait("it is paused", `document.querySelector("[data-key='user_count'] summary").innerText.includes("paused")`)
+	b.wait("the answer tells the generation", `/by generation [0-9]+\./.test(document.querySelector("#answer").textContent)`)
+	click("Resume user_count")
+	b.wait("it runs", `document.querySelector("[data-key='user_count'] summary").innerText.includes("runs")`)
+
+	// What can't be taken back is asked about first.
+	before := value[int](b, generation)
+	click("Rewind orders …")
+	b.wait("it asks", `document.querySelector("dialog[open]") !== null`)
+	run(b, "cancel", chromedp.Click(`dialog button[value=""]`))
+	b.wait("the question is gone", `document.querySelector("dialog") === null`)
+	click("Rewind orders …")
+	run(b, "say where to", chromedp.SetValue("#ask-position", "12"))
+	run(b, "say yes", chromedp.Click(`dialog button[value="yes"]`))
+	b.wait("the position is set", `document.querySelector("[data-key='orders'] [data-label='Position']").innerText === "12"`)
+	b.wait("by one generation more", fmt.Sprintf(`%s === %d`, generation, before+1))
+
+	// The last one can't be drained, and the page says so.
+	id := value[string](b, `document.querySelector("[data-key='workers'] tbody th").innerText`)
+	click("Drain worker " + id)
+	b.wait("the refusal is told", `document.querySelector("#answer.bad") !== null`)
+	for _, c := range b.complaints {
+		if !strings.Contains(c, "409") { // which browsers note
+			t.Errorf("the browser says: %s", c)
+		}
+	}
+}
+
+// A position that a number of JavaScript can't tell from its neighbour is shown, and
+// ordered, exactly.
+func TestLargePositions(t *testing.T) {
+	b := openTab(t)
+	s := newScene(t)
+	s.set("main-projections", "w")
+	for _, position := range []int64{9007199254740992, 9007199254740993, 9223372036854775807} {
+		s.exec(`INSERT INTO orchestrator_parked VALUES ('user_count', $1, 0, 'a', 'it is broken', 1, now())`, position)
+	}
+	s.exec(`UPDATE orchestrator_checkpoints SET position = 9007199254740993`)
+	b.open(serve(t, ops.StatusHandler(s.db, ops.AllowActions())))
+	b.wait("all of them are shown", `document.querySelectorAll("[data-key='parked'] tbody tr").length === 3`)
+	if got := value[string](b, `document.querySelector("[data-key='user_count 9007199254740993'] th").innerText`); got != "9,007,199,254,740,993" {
+		t.Errorf("it is shown as %s", got)
+	}
+	if got := value[string](b, `document.querySelector("[data-key='user_count'] [data-label='Position']").textContent`); got != "9,007,199,254,740,993" {
+		t.Errorf("the checkpoint is shown as %s", got)
+	}
+	run(b, "retry", chromedp.Click(`button[aria-label='Retry event 9007199254740993 of user_count']`))
+	b.wait("it is asked for", `document.querySelector("#answer").textContent.includes("done")`)
+	var asked int64
+	if err := s.db.QueryRowContext(t.Context(), `SELECT sum(position) FROM orchestrator_parked WHERE request = 'retry'`).Scan(&asked); err != nil || asked != 9007199254740993 {
+		t.Errorf("what is to be retried: %d, %v", asked, err)
+	}
+	run(b, "rewind", chromedp.Click(`button[aria-label='Rewind user_count …']`))
+	run(b, "say where to", chromedp.SetValue("#ask-position", "9007199254740995"))
+	run(b, "say yes", chromedp.Click(`dialog button[value="yes"]`))
+	b.wait("it is to be rewound", `document.querySelector("[data-key='user_count']").innerText.includes("9,007,199,254,740,995")`)
+	b.quiet()
+}
+
+// Names that every object of JavaScript has are names like others.
+func TestNamesOfObjects(t *testing.T) {
+	names := []string{"__proto__", "constructor", "hasOwnProperty", "toString"}
+	b := openTab(t)
+	s := newScene(t)
+	s.set("main-projections", "w")
+	for i, name := range names {
+		if i < len(projections) {
+			s.exec(`UPDATE orchestrator_checkpoints SET projection = $1 WHERE projection = $2`, name, projections[i])
+			s.exec(fmt.Sprintf(`UPDATE orchestrator_reports SET report = jsonb_set(report, '{lanes,%d,projection}', to_jsonb($1::text))`, i), name)
+		} else {
+			s.exec(`INSERT INTO orchestrator_checkpoints VALUES ($1, 0, 'main-projections', 14, 1, 1, NULL, now())`, name)
+		}
+	}
+	s.exec(`UPDATE orchestrator_reports SET report = jsonb_set(jsonb_set(report, '{state}', '"constructor"'), '{lanes,0,state}', '"toString"')`)
+	b.open(serve(t, ops.StatusHandler(s.db, ops.AllowActions())))
+	b.wait("they are shown", fmt.Sprintf(`document.querySelectorAll("[data-key='projections'] > details").length === %d`, len(names)))
+	if text := b.text("#sets"); strings.Contains(text, "native code") || strings.Contains(text, "is to be set to position") {
+		t.Errorf("the page says %s", text)
+	}
+	s.exec(`UPDATE orchestrator_replica_sets SET rewinds = '{"__proto__": 12, "toString": 13}'`)
+	for name, want := range map[string]string{"__proto__": "12", "toString": "13"} {
+		b.wait("a rewind is told", fmt.Sprintf(`document.querySelector("[data-key='%s']").innerText.includes("set to position %s when")`, name, want))
+	}
+	if text := b.text("[data-key='constructor']"); strings.Contains(text, "is to be set") {
+		t.Errorf("the other says %s", text)
+	}
+	b.quiet()
+}
+
+// A database that answers, and takes long to be read, is not said to be away.
+func TestSlowDatabase(t *testing.T) {
+	b := openTab(t)
+	s := newScene(t)
+	scenes["calm"](s)
+	b.open(serve(t, ops.StatusHandler(s.db)))
+	tx, err := s.db.BeginTx(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback()
+	if _, err := tx.ExecContext(t.Context(), `LOCK TABLE orchestrator_checkpoints`); err != nil {
+		t.Fatal(err)
+	}
+	verdict := `document.querySelector("#verdict").innerText`
+	b.wait("it is slow", verdict+`.includes("The database has been slow since")`)
+	if n := value[int](b, workerRows); n != 3 {
+		t.Errorf("%d workers are shown, want the 3 that were known", n)
+	}
+	tx.Rollback()
+	b.wait("it is well again", verdict+`.includes("All is well")`)
+}
+
+// What was known stays on the page while the database, or the page's own server, is
+// away.
+func TestAway(t *testing.T) {
+	b := openTab(t)
+	s := newScene(t)
+	scenes["calm"](s)
+	var away atomic.Bool
+	h := ops.StatusHandler(s.db)
+	url := serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if away.Load() {
+			panic(http.ErrAbortHandler) // ends the connection
+		}
+		h.ServeHTTP(w, r)
+	}))
+	verdict := `document.querySelector("#verdict").innerText`
+	b.open(url)
+	b.wait("all is well", verdict+`.includes("All is well")`)
+	away.Store(true)
+	b.wait("the server is away", verdict+`.includes("The server of this page is away since")`)
+	away.Store(false)
+	b.wait("it is back", verdict+`.includes("All is well")`)
+	_ = s.db.Close()
+	b.wait("nothing can be read any more", verdict+`.includes("The database can't be read since")`)
+	if n := value[int](b, workerRows); n != 3 {
+		t.Errorf("%d workers are shown, want the 3 that were known", n)
+	}
+}

@@ -1,0 +1,154 @@
+package browser
+
+import (
+	"database/sql"
+	"encoding/json"
+	"fmt"
+	"testing"
+	"time"
+
+	orchestrator "github.com/getpup/pupsourcing-orchestrator"
+	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
+)
+
+// A scene is a state of a replica set, written into its rows: what takes a while to
+// come about, or does not last.
+type scene struct {
+	t  testing.TB
+	db *sql.DB
+}
+
+func newScene(t testing.TB) *scene {
+	t.Helper()
+	db, _ := pgtest.Database(t)
+	if err := orchestrator.RunMigrations(db); err != nil {
+		t.Fatal(err)
+	}
+	return &scene{t, db}
+}
+
+func (s *scene) exec(query string, args ...any) {
+	s.t.Helper()
+	if _, err := s.db.ExecContext(s.t.Context(), query, args...); err != nil {
+		s.t.Fatalf("%s: %v", query, err)
+	}
+}
+
+func jsonOf(t testing.TB, v any) string {
+	t.Helper()
+	text, err := json.Marshal(v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+const head = 1_204_377
+
+var projections = []string{"order_totals", "search_index", "user_count"}
+
+// set adds a replica set whose workers run all is well.
+func (s *scene) set(name string, workers ...string) {
+	s.t.Helper()
+	total := len(workers)
+	s.exec(`INSERT INTO orchestrator_replica_sets (name, generation, total, reason, opened_at, activated_at)
+VALUES ($1, 14, $2, '1 joined', now() - interval '3 hours 12 min', now() - interval '3 hours 12 min' + interval '84 ms')`, name, total)
+	members := map[string][]int{}
+	for k, w := range workers {
+		members[w] = []int{k}
+		s.worker(name, w, k, total, "running", nil)
+	}
+	for _, p := range projections {
+		if name != "main-projections" {
+			p = name + "_" + p
+		}
+		s.exec(`INSERT INTO orchestrator_projections VALUES ($1, $2)`, p, name)
+		for k := range workers {
+			s.exec(`INSERT INTO orchestrator_checkpoints VALUES ($1, $2, $3, 14, $4, $5, NULL, now())`, p, k, name, total, head-k)
+		}
+	}
+	ages := []string{"3 hours 12 min", "3 hours 13 min", "9 hours", "9 hours 20 sec", "26 hours", "26 hours 40 sec", "3 days", "3 days 1 sec", "3 days 2 min", "11 days", "12 days"}
+	for i, age := range ages {
+		reason, waited := "1 joined", jsonOf(s.t, []string{workers[0]})
+		if i%3 == 1 {
+			reason = "1 gone"
+		}
+		s.exec(`INSERT INTO orchestrator_history VALUES ($1, $2, $3, $4, $5, now() - $6::interval, CASE WHEN $7 THEN NULL ELSE now() - $6::interval + interval '84 ms' * $8 END, $9)`,
+			name, 14-i, reason, total, jsonOf(s.t, members), age, i == 7, 1+5*(i%4), waited)
+	}
+}
+
+// worker adds a worker, and what it has reported of one partition.
+func (s *scene) worker(set, id string, k, total int, state string, change func(*orchestrator.LaneReport)) {
+	s.t.Helper()
+	partitions, lanes := []int{k}, []orchestrator.LaneReport{}
+	if k < 0 {
+		partitions = []int{}
+	}
+	for _, p := range projections {
+		if set != "main-projections" {
+			p = set + "_" + p
+		}
+		lane := orchestrator.LaneReport{Projection: p, Partition: k, TotalPartitions: total, Position: head - int64(k), State: "idle", Since: time.Now().Add(-3 * time.Second)}
+		if change != nil {
+			change(&lane)
+		}
+		if k >= 0 {
+			lanes = append(lanes, lane)
+			s.exec(`UPDATE orchestrator_checkpoints SET position = $3 WHERE projection = $1 AND partition = $2`, p, k, lane.Position)
+		}
+	}
+	report := orchestrator.WorkerReport{State: orchestrator.WorkerState(state), Generation: 14, Partitions: partitions, Head: head, Lanes: lanes}
+	s.exec(`DELETE FROM orchestrator_workers WHERE replica_set = $1 AND id = $2`, set, id)
+	s.exec(`INSERT INTO orchestrator_workers (replica_set, id, joined_at, lease_us, lease_until, generation, total, partitions, wants, presence_key, presence_number, holds, projections)
+VALUES ($1, $2, now() - interval '5 hours', 30000000, now() + interval '1 hour', 14, $3, $4, 1, 0, 0, 14, $5)`,
+		set, id, total, jsonOf(s.t, partitions), jsonOf(s.t, projections))
+	s.exec(`INSERT INTO orchestrator_reports VALUES ($1, $2, now(), $3) ON CONFLICT (replica_set, worker) DO UPDATE SET report = excluded.report`,
+		set, id, jsonOf(s.t, report))
+}
+
+var workers = []string{"shop-7d9f-xk2lp~1", "shop-7d9f-m8w4q~1", "shop-7d9f-z5tnc~2"}
+
+// scenes by name.
+var scenes = map[string]func(*scene){
+	"calm": func(s *scene) {
+		s.set("main-projections", workers...)
+	},
+	"draining": func(s *scene) {
+		s.set("main-projections", workers...)
+		s.worker("main-projections", "shop-7d9f-q1v7r~1", -1, 3, "waiting", nil)
+		s.exec(`UPDATE orchestrator_replica_sets SET generation = 15, phase = 'draining', total = 4, reason = '1 joined', opened_at = now() - interval '11 sec', activated_at = NULL`)
+		s.exec(`INSERT INTO orchestrator_history VALUES ('main-projections', 15, '1 joined', 4, $1, now() - interval '11 sec', NULL, $2)`,
+			jsonOf(s.t, map[string][]int{workers[0]: {0}, workers[1]: {1}, workers[2]: {2}, "shop-7d9f-q1v7r~1": {3}}), jsonOf(s.t, workers))
+		s.exec(`UPDATE orchestrator_workers SET generation = 15, total = 4`)
+		s.exec(`UPDATE orchestrator_workers SET holds = 0 WHERE id <> $1`, workers[1])
+		s.exec(`UPDATE orchestrator_workers SET partitions = '[3]' WHERE id = 'shop-7d9f-q1v7r~1'`)
+		s.exec(`UPDATE orchestrator_reports SET report = jsonb_set(report, '{state}', '"draining"') WHERE worker = $1`, workers[1])
+		s.exec(`UPDATE orchestrator_reports SET report = jsonb_set(report, '{state}', '"waiting"') WHERE worker IN ($1, $2)`, workers[0], workers[2])
+	},
+	"stalled": func(s *scene) {
+		s.set("main-projections", workers...)
+		s.set("payouts", "payouts-0~1", "payouts-1~4")
+		s.worker("main-projections", workers[1], 1, 3, "running", func(l *orchestrator.LaneReport) {
+			switch l.Projection {
+			case "search_index":
+				l.Position, l.Behind, l.BehindSeconds, l.State, l.Since = head-41_212, 41_212, 1260, "retrying", time.Now().Add(-21*time.Minute)
+				l.Handling, l.Attempts, l.Stalled = l.Position+1, 17, true
+				l.Error = `put https://search.internal:9200/users/_doc/8812: 503 Service Unavailable: {"error":"cluster_block_exception"}`
+			case "order_totals":
+				l.Position, l.Behind, l.BehindSeconds, l.State, l.Since = head-12_077, 12_077, 340, "handling", time.Now().Add(-340*time.Second)
+				l.Handling, l.Stalled = l.Position+1, true
+			}
+		})
+		s.exec(`UPDATE orchestrator_reports SET report = report || jsonb_build_object('gap', jsonb_build_object('position', $1::bigint, 'since', now() - interval '6 min', 'backends', '[48213]'::jsonb)) WHERE worker = 'payouts-0~1'`, head-55)
+		s.exec(`UPDATE orchestrator_replica_sets SET paused = '["payouts_user_count"]' WHERE name = 'payouts'`)
+		for i := range 5 {
+			e, attempts := "insert into totals: pq: new row for relation \"totals\" violates check constraint \"positive\"", 10
+			if i%3 == 2 {
+				e, attempts = "", 0
+			}
+			s.exec(`INSERT INTO orchestrator_parked VALUES ('payouts_order_totals', $1, $2, $3, $4, $5, now() - interval '40 min', $6)`,
+				880_100+i, i, fmt.Sprintf("order-%d", 5520+i), e, attempts, sql.NullString{String: "retry", Valid: i == 1})
+		}
+	},
+}

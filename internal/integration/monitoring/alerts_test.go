@@ -1,0 +1,251 @@
+package monitoring
+
+import (
+	"maps"
+	"os"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	dto "github.com/prometheus/client_model/go"
+	"github.com/prometheus/common/model"
+	"github.com/prometheus/prometheus/model/rulefmt"
+	"github.com/prometheus/prometheus/promql/parser"
+
+	orchestrator "github.com/getpup/pupsourcing-orchestrator"
+)
+
+func formatFloat(f float64) string { return strconv.FormatFloat(f, 'g', -1, 64) }
+
+// rules returns the alert rules, checked as promtool check rules does.
+func rules(t *testing.T) []rulefmt.Rule {
+	t.Helper()
+	groups, errs := rulefmt.ParseFile("../../../prometheus/alerts.yml", false, model.LegacyValidation)
+	for _, err := range errs {
+		t.Error(err)
+	}
+	if t.Failed() {
+		t.FailNow()
+	}
+	var all []rulefmt.Rule
+	for _, g := range groups.Groups {
+		all = append(all, g.Rules...)
+	}
+	return all
+}
+
+// Each alert says what is wrong and what to do, and is in the README.
+func TestAlertsAreComplete(t *testing.T) {
+	w := play(t, everything)
+	var got [][2]string
+	for _, r := range rules(t) {
+		got = append(got, [2]string{r.Alert, r.Labels["severity"]})
+		for _, a := range []string{"summary", "description", "runbook"} {
+			if len(r.Annotations[a]) < 20 {
+				t.Errorf("%s: its %s is %q", r.Alert, a, r.Annotations[a])
+			}
+		}
+		w.check(t, r.Expr)
+	}
+	readme, err := os.ReadFile("../../../prometheus/README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var want [][2]string
+	for _, m := range regexp.MustCompile("(?m)^\\| `(Orchestrator\\w+)` \\| (\\w+) \\|").FindAllStringSubmatch(string(readme), -1) {
+		want = append(want, [2]string{m[1], m[2]})
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("README.md and alerts.yml differ (-README +alerts):\n%s", diff)
+	}
+}
+
+// check parses an expression, and has it use what the collector exports.
+func (w *world) check(t *testing.T, text string) {
+	t.Helper()
+	expr, err := parser.ParseExpr(text)
+	if err != nil {
+		t.Errorf("%s: %v", text, err)
+		return
+	}
+	var known []string // labels of what the expression selects
+	parser.Inspect(expr, func(node parser.Node, _ []parser.Node) error {
+		s, ok := node.(*parser.VectorSelector)
+		if !ok {
+			return nil
+		}
+		name, labels := s.Name, []string{"__name__", "instance", "namespace"}
+		for _, suffix := range []string{"_bucket", "_sum", "_count"} {
+			if base, cut := strings.CutSuffix(name, suffix); cut && w.types[base] == dto.MetricType_HISTOGRAM {
+				name, labels = base, append(labels, "le")
+			}
+		}
+		if _, ok := w.types[name]; !ok {
+			t.Errorf("%s: nobody exports %s", text, s.Name)
+		}
+		labels = append(labels, w.labels[name]...)
+		for _, m := range s.LabelMatchers {
+			if !slices.Contains(labels, m.Name) {
+				t.Errorf("%s: %s has no label %s", text, s.Name, m.Name)
+			}
+		}
+		known = append(known, labels...)
+		return nil
+	})
+	parser.Inspect(expr, func(node parser.Node, _ []parser.Node) error {
+		if a, ok := node.(*parser.AggregateExpr); ok {
+			for _, l := range a.Grouping {
+				if !slices.Contains(known, l) {
+					t.Errorf("%s: nothing has the label %s", text, l)
+				}
+			}
+		}
+		return nil
+	})
+}
+
+// firing returns the alerts that fire at a time, each once: those of which one
+// series of the expression has been there for as long as the rule wants.
+func (w *world) firing(t *testing.T, rules []rulefmt.Rule, at time.Duration) []string {
+	t.Helper()
+	var names []string
+	for _, r := range rules {
+		pending := w.seriesOf(t, r.Expr, at)
+		for d := interval; d <= time.Duration(r.For) && len(pending) > 0; d += interval {
+			before := w.seriesOf(t, r.Expr, at-d)
+			maps.DeleteFunc(pending, func(series string, _ bool) bool { return !before[series] })
+		}
+		if len(pending) > 0 {
+			names = append(names, r.Alert)
+		}
+	}
+	return names
+}
+
+// seriesOf returns the labels of what an expression is at a time.
+func (w *world) seriesOf(t *testing.T, expr string, at time.Duration) map[string]bool {
+	t.Helper()
+	found := map[string]bool{}
+	for _, v := range w.eval(t, expr, at) {
+		found[v.Metric.String()] = true
+	}
+	return found
+}
+
+// every reports whether a time is one of those that are d apart.
+func every(d, at time.Duration) bool { return at > 0 && at%d == 0 }
+
+func TestAlerts(t *testing.T) {
+	const m = time.Minute
+	for _, test := range []struct {
+		name    string
+		happens story
+		at      time.Duration // 0: all the time
+		want    []string
+	}{
+		{"all is well", func(time.Duration, []*process) {}, 0, nil},
+		{"a roll-out, a crash, a slow minute, a failure and a retry", func(at time.Duration, p []*process) {
+			if at >= 60*m && at < 70*m && every(m, at) {
+				p[0].rebalance("1 joined, 1 gone", 50*time.Millisecond)
+			}
+			if at == 80*m {
+				p[1].observer.WorkerExpired(orchestrator.WorkerExpired{Source: p[1].source()})
+				p[1].failHandler("orders")
+			}
+			if at >= 100*m && at < 102*m {
+				p[0].report.Lanes[0].BehindSeconds = 400
+				p[0].heartbeat(2 * time.Second)
+			}
+		}, 0, nil},
+		{"one partition stands still", func(at time.Duration, p []*process) {
+			p[1].report.Lanes[0].Stalled = at > 100*m
+		}, 105 * m, []string{"OrchestratorStalled"}},
+		{"it moves again", func(at time.Duration, p []*process) {
+			p[1].report.Lanes[0].Stalled = at > 100*m && at < 110*m
+		}, 111 * m, nil},
+		{"one partition lags, and changes its process meanwhile", func(at time.Duration, p []*process) {
+			if at < 90*m {
+				return
+			}
+			i := 0
+			if at > 95*m {
+				i = 1
+				p[1].report.Lanes[0].Partition = 0
+			}
+			p[i].report.Lanes[0].BehindSeconds = (at - 80*m).Seconds()
+		}, 98 * m, []string{"OrchestratorLagging"}},
+		{"all workers are gone", func(at time.Duration, p []*process) {
+			p[0].gone, p[1].gone = at > 100*m, at > 101*m
+		}, 110 * m, []string{"OrchestratorWithoutWorkers"}},
+		{"one of two is gone", func(at time.Duration, p []*process) { p[0].gone = at > 100*m }, 0, nil},
+		{"nobody can join", func(at time.Duration, p []*process) {
+			if at > 100*m {
+				p[0].report.State, p[1].report.State = "joining", "joining"
+			}
+		}, 110 * m, []string{"OrchestratorWithoutWorkers"}},
+		{"an event is parked", func(at time.Duration, p []*process) {
+			p[0].report.Lanes[0].Parked = 1
+		}, 10 * m, []string{"OrchestratorEventsParked"}},
+		{"an event fails for ever, retried each half minute", func(at time.Duration, p []*process) {
+			if at > 90*m && every(m/2, at) {
+				p[0].failHandler("orders")
+			}
+		}, 105 * m, []string{"OrchestratorProjectionFailing"}},
+		{"a handler does not return", func(at time.Duration, p []*process) {
+			if at == 100*m {
+				p[0].observer.CoordinationTimeout(orchestrator.CoordinationTimeout{Source: p[0].source()})
+			}
+		}, 101 * m, []string{"OrchestratorCoordinationTimeout"}},
+		{"workers die each ten minutes", func(at time.Duration, p []*process) {
+			if every(10*m, at) {
+				p[1].observer.WorkerExpired(orchestrator.WorkerExpired{Source: p[1].source()})
+			}
+		}, lasts, []string{"OrchestratorWorkersDie"}},
+		{"a process restarts all the time", func(at time.Duration, p []*process) {
+			if every(2*m, at) {
+				p[1].rebalance("1 gone", 50*time.Millisecond)
+			} else if every(m, at) {
+				p[1].rebalance("1 joined", 50*time.Millisecond)
+			}
+		}, lasts, []string{"OrchestratorRebalancesForever"}},
+		{"a rebalance waits for a slow handler", func(at time.Duration, p []*process) {
+			if at == 110*m {
+				p[0].rebalance("1 joined", 40*time.Second)
+			}
+		}, 115 * m, []string{"OrchestratorRebalanceSlow"}},
+		{"the database is away", func(at time.Duration, p []*process) {
+			if at > 110*m {
+				for _, p := range p {
+					p.observer.HeartbeatFailed(orchestrator.HeartbeatFailed{Source: p.source()})
+				}
+			}
+		}, 118 * m, []string{"OrchestratorHeartbeatsFail"}},
+		{"heartbeats are slow", func(at time.Duration, p []*process) {
+			if at > 100*m {
+				p[1].heartbeat(2 * time.Second)
+			}
+		}, lasts, []string{"OrchestratorHeartbeatsSlow"}},
+		{"calls of the observer were dropped", func(at time.Duration, p []*process) {
+			if at == 110*m {
+				p[0].observer.Dropped(3)
+			}
+		}, 115 * m, []string{"OrchestratorMetricsIncomplete"}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			w, rules := play(t, test.happens), rules(t)
+			from, to := test.at, test.at
+			if test.at == 0 {
+				from, to = 0, lasts
+			}
+			for at := from; at <= to; at += m {
+				if diff := cmp.Diff(test.want, w.firing(t, rules, at)); diff != "" {
+					t.Fatalf("firing at %s (-want +got):\n%s", at, diff)
+				}
+			}
+		})
+	}
+}

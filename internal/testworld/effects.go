@@ -1,0 +1,108 @@
+package testworld
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"sync/atomic"
+
+	orchestrator "github.com/getpup/pupsourcing-orchestrator"
+)
+
+// Effects are what a projection of each kind leaves: a row for each event that it has
+// handled.
+type Effects struct {
+	Projection string                                                // its name
+	Hook       func(ctx context.Context, e orchestrator.Event) error // called before each write, if set
+	Log        *History                                              // notes when handlers are open, if set
+}
+
+// Plain returns the projection that writes through a connection of its own.
+func (p Effects) Plain(db *sql.DB) Plain { return Plain{p, db} }
+
+// Transactional returns the one that writes through the lane's transaction.
+func (p Effects) Transactional() Transactional { return Transactional{p} }
+
+// Batched returns the one that writes batches through the lane's transaction.
+func (p Effects) Batched() Batched { return Batched{p} }
+
+// Name returns the projection's name.
+func (p Effects) Name() string { return p.Projection }
+
+// An Execer is a database, or a transaction.
+type Execer interface {
+	ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error)
+}
+
+// Write handles one event.
+func (p Effects) Write(ctx context.Context, db Execer, e orchestrator.Event) error {
+	defer p.Log.Open(ctx, p.Projection, e)()
+	if p.Hook != nil {
+		if err := p.Hook(ctx, e); err != nil {
+			return err
+		}
+	}
+	a, ok := orchestrator.AssignmentFrom(ctx)
+	if !ok {
+		return errors.New("no assignment in the handler's context")
+	}
+	_, err := db.ExecContext(ctx, `
+INSERT INTO effects (projection, position, aggregate, generation, partition, total) VALUES ($1, $2, $3, $4, $5, $6)`,
+		p.Projection, e.GlobalPosition, e.AggregateID, a.Generation, a.Partition, a.TotalPartitions)
+	return err
+}
+
+// Plain is a plain projection that leaves effects.
+type Plain struct {
+	Effects
+	db *sql.DB
+}
+
+func (p Plain) Handle(ctx context.Context, e orchestrator.Event) error { return p.Write(ctx, p.db, e) }
+
+// Transactional is a transactional one that leaves effects.
+type Transactional struct{ Effects }
+
+func (p Transactional) Handle(context.Context, orchestrator.Event) error {
+	return errors.New("Handle was called for a transactional projection")
+}
+
+func (p Transactional) HandleTx(ctx context.Context, tx orchestrator.Tx, e orchestrator.Event) error {
+	return p.Write(ctx, tx, e)
+}
+
+// Batched is a batch projection that leaves effects.
+type Batched struct{ Effects }
+
+func (p Batched) Handle(context.Context, orchestrator.Event) error {
+	return errors.New("Handle was called for a batch projection")
+}
+
+func (p Batched) HandleBatch(ctx context.Context, tx orchestrator.Tx, events []orchestrator.Event) error {
+	for _, e := range events {
+		if err := p.Write(ctx, tx, e); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Failing returns a hook that fails at what is poison, until it is mended.
+func Failing(mended *atomic.Bool, poison func(e orchestrator.Event) bool) func(context.Context, orchestrator.Event) error {
+	return func(_ context.Context, e orchestrator.Event) error {
+		if !mended.Load() && poison(e) {
+			return fmt.Errorf("can't handle %s\x00\xff", e.AggregateID)
+		}
+		return nil
+	}
+}
+
+// Parking returns cfg, with which the named projections park after two failures.
+func Parking(cfg orchestrator.Config[orchestrator.Event], names ...string) orchestrator.Config[orchestrator.Event] {
+	cfg.Failures = map[string]orchestrator.FailureRule{}
+	for _, name := range names {
+		cfg.Failures[name] = orchestrator.FailureRule{Policy: orchestrator.ParkEvents, Attempts: 2}
+	}
+	return cfg
+}

@@ -1,0 +1,446 @@
+package ops_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	orchestrator "github.com/getpup/pupsourcing-orchestrator"
+	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
+	"github.com/getpup/pupsourcing-orchestrator/internal/testworld"
+	"github.com/getpup/pupsourcing-orchestrator/ops"
+)
+
+// Who runs what, and how far, of two workers to whom nothing happens.
+func TestStatus(t *testing.T) {
+	w := newWorld(t)
+	cfg := w.Config(w.DB, "set")
+	for range 2 {
+		testworld.Run(t, cfg, w.All(w.DB, nil)...)
+	}
+	generation := w.Active("set", 2)
+	w.Append(100)
+	w.CaughtUp(testworld.Names...)
+	var s ops.ReplicaSetStatus
+	pgtest.Eventually(t, "every lane has reported that it is at the end", func() bool {
+		s, _ = w.Stand("set")
+		return len(s.Partitions) == 6 && !slices.ContainsFunc(s.Partitions, func(p ops.PartitionStatus) bool {
+			return p.Report == nil || p.Report.Position != 100 || p.Report.Behind != 0 || p.Report.State != "idle"
+		}) && !slices.ContainsFunc(s.Workers, func(w ops.WorkerStatus) bool {
+			return w.State != "running" // but, for a moment, "unproven"
+		})
+	})
+	if s.ReplicaSet != "set" || s.Generation != generation || s.Phase != "active" || s.TotalPartitions != 2 || s.Reason == "" || s.Head != 100 || len(s.Waits) != 0 ||
+		s.OpenedAt == nil || s.ActivatedAt == nil || s.ActivatedAt.Before(*s.OpenedAt) || s.At.Before(*s.ActivatedAt) ||
+		s.PausedAll || len(s.Paused) != 0 || len(s.Rewinds) != 0 {
+		t.Errorf("a calm set: %+v", s)
+	}
+	owners := map[string]bool{}
+	for i, p := range s.Partitions {
+		if want := []string{"batched", "plain", "transactional"}[i/2]; p.Projection != want || p.Partition != i%2 || p.TotalPartitions != 2 || p.Generation != generation {
+			t.Errorf("row %d is %+v", i, p)
+		}
+		if r := p.Report; p.Paused || p.Parked != 0 || p.ParkedSince != nil || p.UpdatedAt.After(s.At) || p.ReportedAt == nil ||
+			r.Projection != p.Projection || r.Partition != p.Partition || r.TotalPartitions != 2 || r.Since.IsZero() || r.Attempts != 0 || r.Stalled {
+			t.Errorf("row %d is %+v, with the report %+v", i, p, p.Report)
+		}
+		owners[p.Worker] = true
+	}
+	if len(s.Workers) != 2 || len(owners) != 2 {
+		t.Fatalf("%d workers, %d of whom have partitions", len(s.Workers), len(owners))
+	}
+	for _, worker := range s.Workers {
+		if !owners[worker.Worker] || !worker.Alive || worker.Holds != generation || len(worker.Partitions) != 1 || worker.ReportedAt == nil ||
+			worker.Drained || worker.Gap != nil || !worker.LeaseUntil.After(s.At) || worker.JoinedAt.After(s.At) || len(worker.Projections) != 3 {
+			t.Errorf("worker %+v", worker)
+		}
+	}
+	w.views(1, 2, 6)
+}
+
+// views reads every column of the views, as people with psql do, and counts the rows.
+func (w *world) views(sets, workers, partitions int64) {
+	w.T.Helper()
+	for view, want := range map[string]int64{
+		"orchestrator_status": sets, "orchestrator_status_workers": workers, "orchestrator_status_partitions": partitions,
+	} {
+		if n := w.Number(`SELECT count(row) FROM (SELECT row_to_json(v)::text AS row FROM ` + view + ` AS v) AS rows`); n != want {
+			w.T.Errorf("%s has %d rows, want %d", view, n, want)
+		}
+	}
+}
+
+// still waits until a set has waits of a kind, and compares the only one with what it
+// should be; what it says begins with text.
+func (w *world) still(set orchestrator.ReplicaSetName, want ops.Wait, text string) {
+	w.T.Helper()
+	var found []ops.Wait
+	pgtest.Eventually(w.T, fmt.Sprintf("the status of %s says %q", set, want.Kind), func() bool {
+		_, waits := w.Stand(set)
+		found = waits[want.Kind]
+		return len(found) > 0
+	})
+	if !strings.HasPrefix(found[0].Text, text) {
+		w.T.Errorf("it says %q, want %q", found[0].Text, text)
+	}
+	want.Text = found[0].Text
+	if diff := cmp.Diff([]ops.Wait{want}, found); diff != "" {
+		w.T.Errorf("%s: (-want +got)\n%s", want.Kind, diff)
+	}
+}
+
+// Each set is itself alone, and one that has never run is an error.
+func TestReplicaSets(t *testing.T) {
+	w := newWorld(t)
+	sets := func() []orchestrator.ReplicaSetName {
+		names, err := ops.ReplicaSets(t.Context(), w.DB)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return names
+	}
+	if names := sets(); len(names) != 0 {
+		t.Errorf("no worker has ever run, and there are %q", names)
+	}
+	for _, name := range []orchestrator.ReplicaSetName{"second", "first"} {
+		testworld.Run(t, w.Config(w.DB, name), testworld.Effects{Projection: "of " + string(name)}.Transactional())
+		w.Active(name, 1)
+	}
+	if names := sets(); !slices.Equal(names, []orchestrator.ReplicaSetName{"first", "second"}) {
+		t.Errorf("there are %q", names)
+	}
+	if s, _ := w.Stand("first"); len(s.Workers) != 1 || len(s.Partitions) != 1 || s.Partitions[0].Projection != "of first" {
+		t.Errorf("the first has %+v and %+v", s.Workers, s.Partitions)
+	}
+	if _, err := ops.Status(t.Context(), w.DB, "third"); !errors.Is(err, ops.ErrNoReplicaSet) || !strings.Contains(err.Error(), `"third"`) {
+		t.Errorf("a set that there is not: %v", err)
+	}
+	w.Exec(`DROP TABLE orchestrator_checkpoints CASCADE`)
+	if _, err := ops.Status(t.Context(), w.DB, "first"); err == nil || !strings.Contains(err.Error(), "orchestrator_checkpoints") || strings.Contains(err.Error(), "JSON") {
+		t.Errorf("without a table: %v", err)
+	}
+}
+
+// Rows as a crash leaves them: nobody beats, so they stay. A worker whose lease is
+// over is said to be; a partition that nobody has is said once the generation is
+// active, and not of a projection that is paused.
+func TestStatusAfterACrash(t *testing.T) {
+	w := newWorld(t)
+	w.Exec(`INSERT INTO orchestrator_replica_sets (name, generation, phase, total) VALUES ('set', 5, 'draining', 2)`)
+	w.Exec(`
+INSERT INTO orchestrator_workers (replica_set, id, joined_at, lease_us, lease_until, generation, total, partitions, wants, presence_key, presence_number, holds, projections)
+VALUES ('set', 'dead', now() - interval '1 hour', 1000000, now() - interval '1 minute', 5, 2, '[1]', 1, 0, 0, 4, '["p", "q"]')`)
+	w.Exec(`
+INSERT INTO orchestrator_checkpoints (projection, partition, replica_set, generation, total, position, updated_at)
+SELECT name, k, 'set', 5, 2, 0, now() FROM unnest('{p,q}'::text[]) AS name, generate_series(0, 1) AS k`)
+	w.still("set", ops.Wait{Kind: "drain", Worker: "dead"},
+		"generation 5 waits for worker dead to stop generation 4, or to be removed: its lease is over")
+	w.Exec(`UPDATE orchestrator_replica_sets SET phase = 'active', paused = '["q"]'`)
+	w.still("set", ops.Wait{Kind: "unowned", Projection: "p", Partition: new(int)}, "projection p, partition 0 of 2: no worker has it")
+	if workers := w.Workers("set"); len(workers) != 1 || workers[0].Alive || workers[0].State != "" || workers[0].ReportedAt != nil {
+		t.Errorf("the dead worker is %+v", workers)
+	}
+}
+
+// While a generation drains, the status, the history and the view say whom it waits
+// for; a handler that does not return is a stall.
+func TestStatusOfAHandlerThatHangs(t *testing.T) {
+	w := newWorld(t)
+	in, out := make(chan struct{}, 1), make(chan struct{})
+	cfg := w.Config(w.DB, "set")
+	cfg.StallAfter = 50 * time.Millisecond
+	testworld.Run(t, cfg, testworld.Effects{Projection: "hangs", Hook: func(context.Context, orchestrator.Event) error {
+		in <- struct{}{}
+		<-out
+		return nil
+	}}.Plain(w.DB))
+	generation := w.Active("set", 1)
+	worker := w.Workers("set")[0].Worker
+	w.Append(1)
+	<-in
+	w.still("set", ops.Wait{Kind: "stalled", Worker: worker, Projection: "hangs", Partition: new(int)},
+		"projection hangs, partition 0 of 1, on worker "+worker+": has not moved past position 0 since ")
+	testworld.Run(t, cfg, testworld.Effects{Projection: "hangs"}.Plain(w.DB))
+	w.still("set", ops.Wait{Kind: "drain", Worker: worker},
+		fmt.Sprintf("generation %d waits for worker %s to stop generation %d", generation+1, worker, generation))
+	s, _ := w.Stand("set")
+	if s.Phase != "draining" || s.ActivatedAt != nil {
+		t.Errorf("the phase is %s, activated at %v", s.Phase, s.ActivatedAt)
+	}
+	h, err := ops.History(t.Context(), w.DB, "set", 1)
+	if err != nil || len(h) != 1 || h[0].Generation != generation+1 || h[0].ActivatedAt != nil || !slices.Equal(h[0].WaitedFor, []string{worker}) {
+		t.Errorf("the history is %+v, %v", h, err)
+	}
+	const waits = `SELECT count(*) FROM orchestrator_status s JOIN orchestrator_status_workers w ON s.waits_for = ARRAY[w.worker] WHERE s.workers = 2 AND w.seq = 1`
+	w.views(1, 2, 1)
+	if w.Number(waits) != 1 {
+		t.Error("orchestrator_status does not say that it waits for the first worker")
+	}
+	close(out)
+	w.Active("set", 2)
+	w.views(1, 2, 2)
+	if w.Number(`SELECT count(*) FROM orchestrator_status WHERE waits_for IS NULL AND without_partitions = 0`) != 1 {
+		t.Error("orchestrator_status still waits for somebody")
+	}
+	w.Calm("set")
+}
+
+// The transaction that holds readers back, by its process.
+func TestStatusOfAGap(t *testing.T) {
+	w := newWorld(t)
+	w.Append(5)
+	testworld.Run(t, w.Config(w.DB, "set"), testworld.Effects{Projection: "transactional"}.Transactional())
+	w.CaughtUp("transactional")
+	worker := w.Workers("set")[0].Worker
+	tx, err := w.Connect().BeginTx(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback()
+	var pid int
+	if err := tx.QueryRowContext(t.Context(), fmt.Sprintf(testworld.InsertEvent, 7)+` RETURNING pg_backend_pid()`, 1).Scan(&pid); err != nil {
+		t.Fatal(err)
+	}
+	w.Exec(`
+INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
+SELECT 'test', 'thing', 'another', i, gen_random_uuid(), 'happened', 'x' FROM generate_series(1, 2) AS i`)
+	w.still("set", ops.Wait{Kind: "gap", Worker: worker, Position: 6, Backends: []int{pid}},
+		fmt.Sprintf("worker %s reads no further than position 5, which open transactions may still fill: backends %d, since ", worker, pid))
+	if err := tx.Rollback(); err != nil {
+		t.Fatal(err)
+	}
+	w.Calm("set")
+	if n := w.Handled("transactional"); n != 7 {
+		t.Errorf("%d events are handled, want 7", n)
+	}
+}
+
+func TestStatusOfAPause(t *testing.T) {
+	w := newWorld(t)
+	ctx := t.Context()
+	testworld.Run(t, w.Config(w.DB, "set"), testworld.Effects{Projection: "transactional"}.Transactional(), testworld.Effects{Projection: "batched"}.Batched())
+	w.Active("set", 1)
+	w.Ordered("set")(ops.Pause(ctx, w.DB, "set", "batched"))
+	w.still("set", ops.Wait{Kind: "paused", Projection: "batched"}, "projection batched is paused")
+	s, _ := w.Stand("set")
+	for _, p := range s.Partitions {
+		if p.Paused != (p.Projection == "batched") {
+			t.Errorf("with one paused, %s: paused %v", p.Projection, p.Paused)
+		}
+	}
+	w.Ordered("set")(ops.Resume(ctx, w.DB, "set", "batched"))
+	w.Calm("set")
+	w.Ordered("set")(ops.PauseAll(ctx, w.DB, "set"))
+	w.still("set", ops.Wait{Kind: "paused"}, "the replica set is paused")
+	if s, _ = w.Stand("set"); !s.PausedAll || len(s.Paused) != 0 || !s.Partitions[0].Paused || !s.Partitions[1].Paused {
+		t.Errorf("the set is paused: all %v, %q, %+v", s.PausedAll, s.Paused, s.Partitions)
+	}
+}
+
+// Parked events are counted on the partition that they are of, and in one wait; how
+// old the oldest is is known to the worker that parks them and to one that finds them.
+func TestStatusOfParkedEvents(t *testing.T) {
+	w := newWorld(t)
+	w.Append(100) // two of each aggregate
+	var mended atomic.Bool
+	hook := testworld.Failing(&mended, func(e orchestrator.Event) bool { return e.AggregateID == "a3" || e.AggregateID == "a4" })
+	cfg := testworld.Parking(w.Config(w.DB, "set"), "transactional")
+	r, s := w.Seen(t, cfg, testworld.Effects{Projection: "transactional", Hook: hook}.Transactional())
+	l := testworld.Reported(t, s, "four are parked", "transactional", 0, func(_ orchestrator.WorkerReport, l orchestrator.LaneReport) bool { return l.Parked == 4 })
+	if l.ParkedSeconds <= 0 || l.ParkedSeconds > 3600 {
+		t.Errorf("the oldest is parked for %v seconds", l.ParkedSeconds)
+	}
+	r.Stop()
+
+	oldest := time.Date(2020, 2, 3, 4, 5, 6, 0, time.UTC)
+	w.Exec(`UPDATE orchestrator_parked SET parked_at = $1 WHERE position = (SELECT max(position) FROM orchestrator_parked)`, oldest)
+	var old []orchestrator.LaneReport
+	finds := &testworld.Witness{}
+	cfg.Observer = finds.Observer()
+	for range 2 {
+		testworld.Run(t, cfg, testworld.Effects{Projection: "transactional", Hook: hook}.Transactional())
+	}
+	generation := w.Active("set", 2)
+	pgtest.Eventually(t, "both have reported, and one has found it", func() bool {
+		old = nil
+		reports := map[int]orchestrator.LaneReport{}
+		for _, r := range testworld.Told[orchestrator.WorkerReport](finds) {
+			for _, l := range r.Lanes {
+				if r.Generation == generation {
+					reports[l.Partition] = l
+				}
+			}
+		}
+		sum := 0
+		for _, l := range reports {
+			sum += l.Parked
+			if l.ParkedSeconds > 365*24*3600 {
+				old = append(old, l)
+			}
+		}
+		return len(reports) == 2 && sum == 4
+	})
+	if len(old) != 1 {
+		t.Errorf("of all partitions, %d have had one for years: %+v", len(old), old)
+	}
+	w.still("set", ops.Wait{Kind: "parked", Projection: "transactional"}, "projection transactional has gone past 4 events, which are parked")
+	status, _ := w.Stand("set")
+	sum, since := 0, 0
+	for _, p := range status.Partitions {
+		sum += p.Parked
+		if (p.ParkedSince != nil) != (p.Parked > 0) {
+			t.Errorf("partition %d: %d parked, since %v", p.Partition, p.Parked, p.ParkedSince)
+		} else if p.Parked > 0 && p.ParkedSince.Equal(oldest) {
+			since++
+		}
+	}
+	if sum != 4 || since != 1 {
+		t.Errorf("%d are parked on all partitions, the oldest on %d", sum, since)
+	}
+	mended.Store(true)
+	w.Retry("transactional", ops.ParkedSelector{All: true})
+	w.Calm("set")
+	if s, _ := w.Stand("set"); slices.ContainsFunc(s.Partitions, func(p ops.PartitionStatus) bool { return p.Parked != 0 || p.ParkedSince != nil }) {
+		t.Errorf("none is parked: %+v", s.Partitions)
+	}
+}
+
+// A drain names the worker that is in the way; a handler that fails, a pause, and
+// parked events are told each in a sentence.
+func TestStatusSaysWhatStandsStill(t *testing.T) {
+	w := newWorld(t)
+	w.Append(10)
+	cfg := w.Config(w.DB, "set")
+	cfg.Failures = map[string]orchestrator.FailureRule{"parks": {Policy: orchestrator.ParkEvents, Attempts: 1}}
+	in, out := make(chan struct{}, 1), make(chan struct{})
+	fails := func(context.Context, orchestrator.Event) error { return errors.New("out of paper") }
+	first := testworld.Run(t, cfg,
+		testworld.Effects{Projection: "hangs", Hook: func(context.Context, orchestrator.Event) error {
+			select {
+			case in <- struct{}{}:
+			default:
+			}
+			<-out
+			return nil
+		}}.Plain(w.DB),
+		testworld.Effects{Projection: "fails", Hook: fails}.Transactional(),
+		testworld.Effects{Projection: "parks", Hook: fails}.Transactional(),
+	)
+	<-in
+	var waits map[ops.WaitKind][]ops.Wait
+	pgtest.Eventually(t, "what fails and what is parked is told", func() bool {
+		_, waits = w.Stand("set")
+		return len(waits["retry"]) == 1 && len(waits["parked"]) == 1 && strings.Contains(waits["parked"][0].Text, "10 events")
+	})
+	if retry := waits["retry"][0]; retry.Projection != "fails" || retry.Position != 1 || !strings.Contains(retry.Text, "out of paper") {
+		t.Errorf("a handler that fails: %+v", retry)
+	}
+	s, _ := w.Stand("set")
+	i := slices.IndexFunc(s.Partitions, func(p ops.PartitionStatus) bool { return p.Projection == "parks" })
+	if p := s.Partitions[i]; p.Parked != 10 || p.ParkedSince == nil || p.ParkedSince.After(s.At) {
+		t.Errorf("parked events: %+v", p)
+	}
+	pgtest.Eventually(t, "for how long is reported", func() bool {
+		s, _ := w.Stand("set")
+		p := s.Partitions[i]
+		return p.Report != nil && p.Report.Parked == 10
+	})
+	name := w.Workers("set")[0].Worker
+	if _, err := ops.Pause(t.Context(), w.DB, "set", "fails"); err != nil {
+		t.Fatal(err)
+	}
+	pgtest.Eventually(t, "the drain waits for the worker that hangs", func() bool {
+		_, waits = w.Stand("set")
+		return len(waits["drain"]) == 1 && len(waits["paused"]) == 1
+	})
+	if drain := waits["drain"][0]; drain.Worker != name || drain.Text != fmt.Sprintf("generation 2 waits for worker %s to stop generation 1", name) {
+		t.Errorf("a drain: %+v", drain)
+	}
+	close(out)
+	w.Active("set", 1)
+	first.Stop()
+	if _, waits = w.Stand("set"); len(waits["unowned"]) != 2 { // what is paused needs no owner
+		t.Errorf("with nobody there: %+v", waits)
+	}
+}
+
+// What workers have reported is told as they said it.
+func TestStatusOfReports(t *testing.T) {
+	w := newWorld(t)
+	w.Exec(`INSERT INTO orchestrator_replica_sets (name, generation, total) VALUES ('set', 3, 1)`)
+	w.Exec(`
+INSERT INTO orchestrator_workers (replica_set, id, joined_at, lease_us, lease_until, generation, total, partitions, wants, presence_key, presence_number, holds, projections)
+VALUES ('set', 'w', now(), 1, now() + interval '1 hour', 3, 1, '[0]', 1, 0, 0, 3, '["p"]')`)
+	w.Exec(`
+INSERT INTO orchestrator_checkpoints (projection, partition, replica_set, generation, total, position, ahead, updated_at)
+VALUES ('p', 0, 'set', 3, 1, 10, '[[1, 12], [2, 13]]', now())`)
+	w.Exec(`
+INSERT INTO orchestrator_reports (replica_set, worker, reported_at, report) VALUES ('set', 'w', now(), '{
+  "state": "running", "generation": 3, "head": 9007199254740995, "gap": {"position": 12, "since": "2030-01-02T03:04:05Z", "backends": [4711, 4712]},
+  "lanes": [{"projection": "p", "partition": 0, "position": 11, "behind": 5, "behind_seconds": 2.5, "state": "handling", "since": "2030-01-02T03:04:05Z", "handling": 12, "stalled": true}]}')`)
+	s, waits := w.Stand("set")
+	if s.Head != 9007199254740995 || len(s.Partitions) != 1 || s.Partitions[0].Report == nil {
+		t.Fatalf("status %+v", s)
+	}
+	if r := s.Partitions[0].Report; r.Position != 11 || r.Behind != 5 || r.BehindSeconds != 2.5 || r.Handling != 12 || !r.Stalled || r.State != "handling" {
+		t.Errorf("report %+v", r)
+	}
+	if len(waits["stalled"]) != 1 || waits["stalled"][0].Position != 11 || !strings.Contains(waits["stalled"][0].Text, "2030-01-02 03:04:05 UTC") {
+		t.Errorf("a stall: %+v", waits["stalled"])
+	}
+	if len(waits["gap"]) != 1 || waits["gap"][0].Position != 12 || !slices.Equal(waits["gap"][0].Backends, []int{4711, 4712}) || !strings.Contains(waits["gap"][0].Text, "4711 4712") {
+		t.Errorf("a gap: %+v", waits["gap"])
+	}
+	// A report about an earlier generation says nothing of this one.
+	w.Exec(`UPDATE orchestrator_reports SET report = jsonb_set(report, '{generation}', '2')`)
+	if s, _ = w.Stand("set"); s.Partitions[0].Report != nil || s.Partitions[0].Worker != "w" {
+		t.Errorf("an old report counts: %+v", s.Partitions[0])
+	}
+}
+
+// The history says when, why, how long and who, the newest first, and is bounded.
+func TestHistory(t *testing.T) {
+	w := newWorld(t)
+	w.Exec(`
+INSERT INTO orchestrator_history (replica_set, generation, reason, total, members, opened_at)
+SELECT s, g, 'old', 1, '{}', now() FROM unnest(ARRAY['set', 'other']) AS s, generate_series(-1500, -1) AS g`)
+	cfg := w.Config(w.DB, "set")
+	first := testworld.Run(t, cfg, w.All(w.DB, nil)...)
+	w.Active("set", 1)
+	testworld.Run(t, cfg, w.All(w.DB, nil)...)
+	w.Active("set", 2)
+	records, err := ops.History(t.Context(), w.DB, "set", 3)
+	if err != nil || len(records) != 3 {
+		t.Fatalf("%d records, %v", len(records), err)
+	}
+	workers := w.Workers("set")
+	if r := records[0]; r.Generation != 2 || r.Reason != "1 joined" || r.TotalPartitions != 2 || len(r.Members) != 2 || r.ActivatedAt == nil || r.ActivatedAt.Before(r.OpenedAt) ||
+		!slices.Equal(r.Members[workers[1].Worker], []int{1}) || !slices.Equal(r.WaitedFor, []string{workers[0].Worker}) {
+		t.Errorf("the second generation: %+v", r)
+	}
+	if r := records[1]; r.Generation != 1 || r.Reason != "first worker" || len(r.WaitedFor) != 0 || r.ActivatedAt == nil {
+		t.Errorf("the first generation: %+v", r)
+	}
+	if r := records[2]; r.Generation != -1 || r.Reason != "old" || r.ActivatedAt != nil {
+		t.Errorf("one that was never active: %+v", r)
+	}
+	first.Stop()
+	w.Active("set", 1)
+	all, err := ops.History(t.Context(), w.DB, "set", 10000)
+	if err != nil || len(all) != 999 || all[0].Generation != 3 || all[998].Generation != 3-999 { // there was no 0
+		t.Errorf("%d generations are kept, %v", len(all), err)
+	}
+	if n := w.Number(`SELECT count(*) FROM orchestrator_history WHERE replica_set = 'other'`); n != 1500 {
+		t.Errorf("of another set %d generations are left", n)
+	}
+	if records, err := ops.History(t.Context(), w.DB, "nobody", 10); err != nil || len(records) != 0 {
+		t.Errorf("of a set that there is not: %v, %v", records, err)
+	}
+}

@@ -1,0 +1,330 @@
+package orchestratortest_test
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	orchestrator "github.com/getpup/pupsourcing-orchestrator"
+	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
+	"github.com/getpup/pupsourcing-orchestrator/orchestratortest"
+)
+
+func TestMain(m *testing.M) { os.Exit(pgtest.Main(m)) }
+
+// The example is run as well.
+func TestExample(t *testing.T) { testBalances(t) }
+
+type record = orchestrator.Record[string]
+
+// of returns records of one aggregate, without positions.
+func of(events ...string) (records []record) {
+	for _, e := range events {
+		records = append(records, record{AggregateID: "a", Event: e})
+	}
+	return records
+}
+
+// words is a database with a table for what handlers are given.
+func words(t *testing.T) *sql.DB {
+	t.Helper()
+	db := orchestratortest.DB(t)
+	if _, err := db.ExecContext(t.Context(), `CREATE TABLE words (id serial, word text)`); err != nil {
+		t.Fatal(err)
+	}
+	return db
+}
+
+// written returns the words that are committed.
+func written(t *testing.T, db *sql.DB) (all []string) {
+	t.Helper()
+	rows, err := db.QueryContext(t.Context(), `SELECT word FROM words ORDER BY id`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var word string
+		if err := rows.Scan(&word); err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, word)
+	}
+	if err := rows.Err(); err != nil {
+		t.Fatal(err)
+	}
+	return all
+}
+
+// write is a transactional handler.
+func write(ctx context.Context, tx orchestrator.Tx, word string) error { return insert(ctx, tx, word) }
+
+// insert writes into a database, or a transaction.
+func insert(ctx context.Context, db interface {
+	ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error)
+}, word string) error {
+	_, err := db.ExecContext(ctx, `INSERT INTO words (word) VALUES ($1)`, word)
+	return err
+}
+
+// Each kind is handed the events in order, under an assignment, and what was written is
+// committed when Run returns. A second call goes on.
+func TestRun(t *testing.T) {
+	t.Parallel()
+	assigned := func(ctx context.Context) error {
+		if a, ok := orchestrator.AssignmentFrom(ctx); !ok || a.TotalPartitions != 1 {
+			return fmt.Errorf("the assignment is %+v, %v", a, ok)
+		}
+		return nil
+	}
+	for kind, made := range map[string]func(db *sql.DB) orchestrator.Projection[string]{
+		"plain": func(db *sql.DB) orchestrator.Projection[string] {
+			return orchestrator.Plain("p", func(ctx context.Context, word string) error {
+				return errors.Join(assigned(ctx), insert(ctx, db, word))
+			})
+		},
+		"transactional": func(*sql.DB) orchestrator.Projection[string] {
+			return orchestrator.Transactional("p", func(ctx context.Context, tx orchestrator.Tx, word string) error {
+				return errors.Join(assigned(ctx), write(ctx, tx, word))
+			})
+		},
+		"batch": func(*sql.DB) orchestrator.Projection[string] {
+			return orchestrator.Batch("p", func(ctx context.Context, tx orchestrator.Tx, words []string) error {
+				return errors.Join(assigned(ctx), write(ctx, tx, strings.Join(words, " ")))
+			})
+		},
+	} {
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			db := words(t)
+			p := made(db)
+			orchestratortest.Run(t, db, p)
+			orchestratortest.Run(t, db, p, of("one", "two")...)
+			orchestratortest.Run(t, db, p, of("three")...)
+			want := []string{"one", "two", "three"}
+			if kind == "batch" {
+				want = []string{"one two", "three"}
+			}
+			if diff := cmp.Diff(want, written(t, db)); diff != "" {
+				t.Errorf("handled (-want +got):\n%s", diff)
+			}
+			if err := orchestrator.WaitFor(t.Context(), db, "p", 3); err != nil {
+				t.Errorf("the checkpoint: %v", err)
+			}
+		})
+	}
+}
+
+// Two projections of one database have nothing to do with each other.
+func TestRunTwoProjections(t *testing.T) {
+	t.Parallel()
+	db := words(t)
+	a, b := orchestrator.Transactional("a", write), orchestrator.Transactional("b", write)
+	var both sync.WaitGroup
+	for range 2 {
+		both.Go(func() { orchestratortest.Run(t, db, a, of("1", "2", "3")...) })
+		both.Go(func() { orchestratortest.Run(t, db, b, of("1", "2", "3")...) })
+		both.Wait()
+	}
+	got := written(t, db)
+	slices.Sort(got)
+	if want := strings.Fields("1 1 1 1 2 2 2 2 3 3 3 3"); !slices.Equal(got, want) {
+		t.Errorf("handled %v, want %v", got, want)
+	}
+}
+
+// What is outside of the scope is passed.
+func TestRunScoped(t *testing.T) {
+	t.Parallel()
+	db := words(t)
+	p := orchestrator.Transactional("p", write, orchestrator.WithScope(orchestrator.Scope{AggregateTypes: []string{"Order"}}))
+	for range 2 {
+		orchestratortest.Run(t, db, p,
+			record{AggregateID: "a", AggregateType: "Order", Event: "order"}, record{AggregateID: "b", AggregateType: "User", Event: "user"})
+	}
+	if got := written(t, db); !slices.Equal(got, []string{"order", "order"}) {
+		t.Errorf("handled %q", got)
+	}
+}
+
+// A refusal is the end of a test that is expected.
+type refusal struct {
+	testing.TB
+	text string
+}
+
+func (r *refusal) Helper() {}
+
+func (r *refusal) Fatalf(format string, args ...any) { r.text = fmt.Sprintf(format, args...) }
+
+// refused expects Run to fail the test, with a text that has all of the parts.
+func refused(t *testing.T, db *sql.DB, p orchestrator.Projection[string], events []record, parts ...string) {
+	t.Helper()
+	r := &refusal{TB: t}
+	orchestratortest.Run(r, db, p, events...)
+	for _, part := range append(parts, "orchestratortest: ") {
+		if !strings.Contains(r.text, part) {
+			t.Errorf("Run says %q, want %q", r.text, part)
+		}
+	}
+}
+
+// The first event that the handler fails at ends it, however it fails and whatever the
+// projection's rule: with what the handler says, the position and the name. What
+// precedes it is committed.
+func TestRunFails(t *testing.T) {
+	t.Parallel()
+	broken := func() error { return errors.New("out of paper") }
+	for why, c := range map[string]struct {
+		fail func() error
+		rule *orchestrator.FailureRule
+		says string
+	}{
+		"an error":            {broken, nil, "out of paper"},
+		"a panic":             {func() error { panic("out of paper") }, nil, "panic: out of paper"},
+		"a goroutine's end":   {func() error { runtime.Goexit(); return nil }, nil, "t.FailNow"},
+		"a cancelled context": {func() error { return fmt.Errorf("out of paper: %w", context.Canceled) }, nil, "out of paper"},
+
+		"under RetryForever":  {broken, &orchestrator.FailureRule{Policy: orchestrator.RetryForever}, "out of paper"},
+		"under HaltLane":      {broken, &orchestrator.FailureRule{Policy: orchestrator.HaltLane, Attempts: 50}, "out of paper"},
+		"halted at once":      {broken, &orchestrator.FailureRule{Policy: orchestrator.HaltLane, Attempts: 1}, "out of paper"},
+		"under ParkEvents":    {broken, &orchestrator.FailureRule{Policy: orchestrator.ParkEvents, Attempts: 50}, "out of paper"},
+		"parked at once":      {broken, &orchestrator.FailureRule{Policy: orchestrator.ParkEvents, Attempts: 1}, "out of paper"},
+		"under StopOnFailure": {broken, &orchestrator.FailureRule{Policy: orchestrator.StopOnFailure, Attempts: 50}, "out of paper"},
+	} {
+		t.Run(why, func(t *testing.T) {
+			t.Parallel()
+			db := words(t)
+			var options []orchestrator.ProjectionOption
+			if c.rule != nil {
+				options = append(options, orchestrator.WithFailureRule(*c.rule))
+			}
+			calls := map[string]int{}
+			bad := func(word string) error {
+				if calls[word]++; word == "bad" {
+					return c.fail()
+				}
+				return nil
+			}
+			handle := func(ctx context.Context, tx orchestrator.Tx, word string) error {
+				if err := bad(word); err != nil {
+					return err
+				}
+				return write(ctx, tx, word)
+			}
+			for _, p := range []orchestrator.Projection[string]{
+				orchestrator.Plain("plain", func(ctx context.Context, word string) error {
+					if err := bad(word); err != nil {
+						return err
+					}
+					return insert(ctx, db, word)
+				}, options...),
+				orchestrator.Transactional("transactional", handle, options...),
+				orchestrator.Batch("batch", func(ctx context.Context, tx orchestrator.Tx, words []string) error {
+					for _, word := range words {
+						if err := handle(ctx, tx, word); err != nil {
+							return err
+						}
+					}
+					return nil
+				}, options...),
+			} {
+				clear(calls)
+				refused(t, db, p, of("good", "bad", "never"), fmt.Sprintf("projection %q failed at position 2 ", p.Name()), c.says)
+				if calls["bad"] > 10 || calls["never"] > 0 {
+					t.Errorf("%s was called %v times", p.Name(), calls)
+				}
+			}
+			if got := written(t, db); !slices.Equal(got, []string{"good", "good", "good"}) {
+				t.Errorf("committed %q", got)
+			}
+		})
+	}
+}
+
+func TestRunRefuses(t *testing.T) {
+	t.Parallel()
+	db := words(t)
+	p := orchestrator.Transactional("p", write)
+	at := func(positions ...int64) (records []record) {
+		for _, position := range positions {
+			records = append(records, record{Position: position, AggregateID: "a", Event: fmt.Sprint(position)})
+		}
+		return records
+	}
+	orchestratortest.Run(t, db, p, at(0, 10, 0, 20)...)
+	refused(t, db, p, at(20), `"p"`, "events[0] has position 20, which must be above 20")
+	refused(t, db, p, at(0, 25, 25), `"p"`, "events[2] has position 25, which must be above that of events[1], 25")
+	refused(t, db, p, at(30, 29), "events[1] has position 29, which must be above that of events[0], 30")
+	refused(t, db, p, at(30, -1), "events[1] has position -1")
+	if got := written(t, db); !slices.Equal(got, []string{"0", "10", "0", "20"}) {
+		t.Errorf("handled %q", got)
+	}
+	if err := orchestrator.WaitFor(t.Context(), db, "p", 20); err != nil {
+		t.Error(err)
+	}
+	refused(t, nil, p, nil, "db is nil")
+	refused(t, db, nil, nil, "nil")
+	refused(t, db, orchestrator.Transactional("", write), of("x"), "name", "is empty")
+	refused(t, db, orchestrator.Transactional[string]("p", nil), of("x"), "nil handler")
+	refused(t, db, p, []record{{AggregateID: "a", Err: errors.New("not JSON")}}, "position 21", "not JSON")
+	if _, err := db.ExecContext(t.Context(), `DROP TABLE orchestrator_checkpoints CASCADE`); err != nil {
+		t.Fatal(err)
+	}
+	refused(t, db, p, of("x"), "orchestrator_checkpoints")
+}
+
+// A Store feeds an Orchestrator while it runs.
+func TestStore(t *testing.T) {
+	t.Parallel()
+	db := words(t)
+	var events orchestratortest.Store[string]
+	o, err := orchestrator.New(orchestrator.Config[string]{
+		DB: db, EventStore: &events, ReplicaSet: "set", BatchSize: 2, Logger: slog.New(slog.NewTextHandler(t.Output(), nil)),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- o.Run(ctx, []orchestrator.Projection[string]{orchestrator.Transactional("p", write)}) }()
+	events.Append(of("1", "2", "3", "4", "5")...)
+	if err := orchestrator.WaitFor(t.Context(), db, "p", 5); err != nil {
+		t.Fatal(err)
+	}
+	events.Append(record{Position: 100, AggregateID: "b", Event: "100"}, record{AggregateID: "c", Event: "101"})
+	page, err := events.Read(t.Context(), orchestrator.ReadRequest{After: 2, Limit: 2})
+	if err != nil || len(page.Records) != 2 || page.Records[0].Event != "3" || page.Records[1].Event != "4" {
+		t.Errorf("the two events above position 2 are %+v, %v", page.Records, err)
+	}
+	head, err := events.Head(t.Context())
+	if err != nil || head != 101 {
+		t.Errorf("the stream ends at %d, %v", head, err)
+	}
+	if err := orchestrator.WaitFor(t.Context(), db, "p", head); err != nil {
+		t.Fatal(err)
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	if got, want := written(t, db), strings.Fields("1 2 3 4 5 100 101"); !slices.Equal(got, want) {
+		t.Errorf("handled %v, want %v", got, want)
+	}
+	defer func() {
+		if v := fmt.Sprint(recover()); !strings.Contains(v, "position 101, which must be above 101") {
+			t.Errorf("Append of a position that does not ascend: %v", v)
+		}
+	}()
+	events.Append(record{Position: 101})
+}

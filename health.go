@@ -185,8 +185,11 @@ func (f facts) note(now time.Time, in protocol.Input, actions []protocol.Action)
 		f.leaving = true
 	}
 	for _, action := range actions {
-		if start, ok := action.(protocol.Start); ok {
-			f.running = start.Share.Generation
+		switch action := action.(type) {
+		case protocol.Start:
+			f.running = action.Share.Generation
+		case protocol.GiveUp:
+			f.leaving = true
 		}
 	}
 	if f.running != 0 || f.standby {

@@ -181,7 +181,6 @@ type watch struct {
 	generation int64     // that runs, or ran last
 	reported   time.Time // to the observer
 	due        bool      // a report is to go with the next heartbeat
-	missing    int       // looks in a row that found a lane missing
 }
 
 // lookEvery is the time between two looks.
@@ -189,8 +188,8 @@ func (w *worker[E]) lookEvery() time.Duration {
 	return max(min(w.cfg.HeartbeatInterval, w.cfg.StallAfter/2), time.Millisecond)
 }
 
-// look goes over the lanes: those that have stalled are told of, and one that has
-// ended by itself without a word is told to the session.
+// look goes over the lanes: those that have stalled are told of, and the session hears
+// whether one is missing.
 func (w *worker[E]) look(now time.Time) protocol.Input {
 	w.feed.refresh(now, w.cfg.HeartbeatInterval)
 	reach := w.feed.reach()
@@ -211,23 +210,13 @@ func (w *worker[E]) look(now time.Time) protocol.Input {
 			tell(w.to, w.to.Reported, w.report(now))
 		}
 	}
-	return w.guard(now)
+	return w.lanesSeen()
 }
 
-// guard has the worker join again, as a new member, when a lane that it should run is
-// missing at two looks in a row. The lane should have told it; if that failed, the
-// partition would stay assigned without being run, and other workers could not see it.
-func (w *worker[E]) guard(now time.Time) protocol.Input {
-	ended := slices.ContainsFunc(w.lanes(), func(l *lane[E]) bool { return l.ended.Load() })
-	if !ended || w.session.State(now) != protocol.Running {
-		w.watch.missing = 0
-		return nil
-	}
-	if w.watch.missing++; w.watch.missing != 2 {
-		return nil
-	}
-	w.log.Warn("lane missing, joining again", "generation", w.watch.generation)
-	return protocol.Refused{Generation: w.watch.generation}
+// lanesSeen returns what the session is to hear of the lanes.
+func (w *worker[E]) lanesSeen() protocol.Input {
+	missing := slices.ContainsFunc(w.lanes(), func(l *lane[E]) bool { return l.ended.Load() })
+	return protocol.Lanes{Generation: w.watch.generation, Missing: missing}
 }
 
 // lanes returns the lanes that the worker runs.

@@ -1,7 +1,6 @@
 package orchestrator
 
 import (
-	"log/slog"
 	"testing"
 	"time"
 
@@ -70,46 +69,17 @@ func TestStallReasons(t *testing.T) {
 	}
 }
 
-// A lane that has ended, and of which the session has not heard, makes the worker
-// come back as somebody new; after two looks, for it may be about to hear of it.
-func TestGuard(t *testing.T) {
-	now := time.Now()
-	s := protocol.NewSession("w", protocol.Timing{Heartbeat: time.Minute, Lease: time.Hour, Drain: time.Hour}, protocol.Request{})
-	ask := func(in protocol.Input) (request protocol.Request, started bool) {
-		for _, a := range s.Next(now, in) {
-			switch a := a.(type) {
-			case protocol.Sync:
-				request = a.Request
-			case protocol.Start:
-				started = true
-			}
-		}
-		return request, started
-	}
-	request, _ := ask(protocol.Tick{})
-	view := protocol.View{Now: now, Member: true, Generation: 1, Total: 1, Partitions: []int{0}, Holds: 1}
-	if _, started := ask(protocol.Synced{Request: request, Sent: now, View: view}); !started {
-		t.Fatal("nothing was started")
-	}
+// A worker's look tells the session of a lane that has ended. What follows from that is
+// protocol.Session's.
+func TestALookFindsAMissingLane(t *testing.T) {
 	l := &lane[Event]{id: store.Lane{Projection: "p"}}
-	w := &worker[Event]{session: s, log: slog.New(slog.DiscardHandler), run: &run[Event]{lanes: []*lane[Event]{l}}}
+	w := &worker[Event]{run: &run[Event]{lanes: []*lane[Event]{l}}}
 	w.watch.generation = 1
-	if in := w.guard(now); in != nil {
-		t.Errorf("all lanes run, and the session is told %v", in)
+	if in := w.lanesSeen(); in != (protocol.Lanes{Generation: 1}) {
+		t.Errorf("all lanes run, and the session is told %+v", in)
 	}
 	l.ended.Store(true)
-	if in := w.guard(now); in != nil {
-		t.Errorf("the session is told %v at once", in)
-	}
-	in := w.guard(now)
-	if in != (protocol.Refused{Generation: 1}) {
-		t.Fatalf("the session is told %v of a lane that is missing", in)
-	}
-	now = now.Add(time.Second) // what is seen now is newer
-	request, _ = ask(in)
-	ask(protocol.Synced{Request: request, Sent: now, View: view})
-	ask(protocol.Stopped{Generation: 1})
-	if id := s.ID(); id == "w" {
-		t.Error("the worker does not come back as somebody new")
+	if in := w.lanesSeen(); in != (protocol.Lanes{Generation: 1, Missing: true}) {
+		t.Errorf("a lane has ended, and the session is told %+v", in)
 	}
 }

@@ -84,6 +84,7 @@ const (
 	countUnreadable
 	countReadAgain
 	countOutlived
+	countLaneMissed
 	// Parked events.
 	countParked
 	countParkedBehind
@@ -189,6 +190,7 @@ var counterWords = [counterCount]string{
 	countUnreadable: "an event could not be read",
 	countReadAgain:  "one that could not be read could, when it was to be tried again",
 	countOutlived:   "a handler returned after its worker had given it up",
+	countLaneMissed: "a partition was not handled any more, without a word, and its worker found out",
 
 	countParked:            "an event was parked",
 	countParkedBehind:      "an event was parked behind an earlier one of its aggregate",
@@ -412,6 +414,8 @@ func (t *tally) observe(f fact) {
 		t.counters[countRetryFailed]++
 	case halted:
 		t.counters[countHalted]++
+	case laneMissed:
+		t.counters[countLaneMissed]++
 	case unreadable:
 		t.counters[countUnreadable]++
 	case readAgain:

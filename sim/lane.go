@@ -40,6 +40,7 @@ type lane struct {
 	pausing int         // counts pauses; only the latest is ended by its timer
 	paused  bool
 	resting bool // until there is something new
+	dies    bool // without a word, once nothing is in hand
 
 	unparks  int64               // the event that the open transaction takes from the parked ones; 0: none
 	from, to protocol.Checkpoint // of the commit under way
@@ -85,6 +86,10 @@ func (l *lane) signals() protocol.Signals {
 
 // next brings the answer to the core and does what it says then.
 func (l *lane) next(a protocol.LaneAnswer) {
+	if l.dies && l.core.Pending() == 0 && !l.p.w.healed {
+		l.die()
+		return
+	}
 	action := l.core.Next(l.p.now(), l.signals(), a)
 	for _, i := range l.core.Kept() {
 		l.events = append(l.events, l.page[i])
@@ -240,6 +245,17 @@ func (l *lane) reread(e event, then func(event)) {
 		}
 		then(again)
 	})
+}
+
+// die ends the lane, and tells nobody.
+func (l *lane) die() {
+	if l.link != nil {
+		l.link.drop(false)
+		l.link = nil
+	}
+	l.p.record(l.fact(faultLane, 0, 0))
+	l.tap.close()
+	l.run.ended()
 }
 
 func (l *lane) end(a protocol.LaneAction) {

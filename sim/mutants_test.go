@@ -6,6 +6,7 @@
 package sim
 
 import (
+	"flag"
 	"fmt"
 	"math"
 	"runtime"
@@ -167,7 +168,7 @@ var mutants = []mutant{
 		return a
 	}}, []promise{bounded}},
 	{"never gives a handler up", rules{action: func(_ *worker, a protocol.Action) protocol.Action {
-		if a == (protocol.Exit{Cause: protocol.DrainTimeout}) {
+		if e, ok := a.(protocol.Exit); ok && e.Cause == protocol.DrainTimeout {
 			return nil
 		}
 		return a
@@ -213,6 +214,13 @@ var mutants = []mutant{
 		}
 		return in
 	}}, []promise{agreement}},
+	{"does not look for lanes that are missing", rules{input: func(_ *worker, in protocol.Input) protocol.Input {
+		if l, ok := in.(protocol.Lanes); ok {
+			l.Missing = false
+			return l
+		}
+		return in
+	}}, []promise{recovers}},
 	{"commits nothing when it is asked to stop", rules{signals: func(_ *lane, s protocol.Signals) protocol.Signals {
 		s.Canceled = s.Canceled || s.Asked
 		return s
@@ -264,9 +272,10 @@ var mutants = []mutant{
 		s.Unproven = s.Unproven && !l.p.alone
 		return s
 	}}, []promise{oneOwner, onLease}},
-	{"ends its session when it gives its handlers up", rules{action: func(p *worker, a protocol.Action) protocol.Action {
-		if a == (protocol.Exit{Cause: protocol.DrainTimeout}) {
-			p.dropOwn()
+	{"ends its session when it gives its handlers up", rules{action: func(_ *worker, a protocol.Action) protocol.Action {
+		if e, ok := a.(protocol.Exit); ok {
+			e.Keep = 0
+			return e
 		}
 		return a
 	}}, []promise{oneOwner}},
@@ -466,10 +475,13 @@ func postponed(when func(g protocol.Group, d protocol.Decision, next protocol.Gr
 // mutantSeeds is how many seeds it may take to catch a mutant.
 const mutantSeeds = 1000
 
+var mutantName = flag.String("sim.mutant", "", "play only the mutants whose name holds this `text`")
+
 // TestMutants demands that every mutant is caught within mutantSeeds, on seeds
 // on which the unmutated code passes.
 func TestMutants(t *testing.T) {
 	t.Parallel()
+	mutants := slices.DeleteFunc(slices.Clone(mutants), func(m mutant) bool { return !strings.Contains(m.name, *mutantName) })
 	seeds, caught := make([]int, len(mutants)), make([]outcome, len(mutants))
 	var next atomic.Int64
 	var cores sync.WaitGroup

@@ -150,11 +150,12 @@ const (
 	blockSession     // the worker loses its own, and can have no other for a while
 	fakeLocks        // somebody takes the locks of all that there are
 	stutter          // the process stands still for half of each second
+	endLane          // a lane of the worker ends, and tells nobody
 	faultKinds
 )
 
 func (k faultKind) String() string {
-	return [...]string{"crash", "leave", "join", "freeze", "freeze before COMMIT", "freeze in a handler", "congestion", "cut off", "database down", "clock step", "deploy", "privilege revoked", "own session ended", "own session ended and cut off", "freeze before a park", "late park", "connections to a standby", "a sequence that caches", "a worker of another table", "own session blocked", "locks faked", "process stands still again and again"}[k]
+	return [...]string{"crash", "leave", "join", "freeze", "freeze before COMMIT", "freeze in a handler", "congestion", "cut off", "database down", "clock step", "deploy", "privilege revoked", "own session ended", "own session ended and cut off", "freeze before a park", "late park", "connections to a standby", "a sequence that caches", "a worker of another table", "own session blocked", "locks faked", "process stands still again and again", "lane ends without a word"}[k]
 }
 
 // A fault is planned: at a time, to the worker that is the n-th of those who
@@ -271,6 +272,7 @@ func planOf(seed uint64, o options) plan {
 		p.drawTable(rand.New(rand.NewPCG(seed, 8)))
 	}
 	p.drawDistance(rand.New(rand.NewPCG(seed, 9)), o)
+	p.drawLanes(rand.New(rand.NewPCG(seed, 10)))
 	p.crowdEvery = (p.settle() * 5 / 4 / 30).Truncate(time.Microsecond)
 	return p
 }
@@ -511,6 +513,15 @@ func (p *plan) drawDistance(r *rand.Rand, o options) {
 			}
 			p.faults = append(p.faults, f)
 		}
+	}
+	p.sortFaults()
+}
+
+// drawLanes draws lanes that end without a word: late, so that no other change of
+// members is likely to heal that.
+func (p *plan) drawLanes(r *rand.Rand) {
+	for range pick(r, 0, 0, 0, 0, 1, 3) {
+		p.faults = append(p.faults, fault{at: between(r, p.length/2, p.length*9/10), kind: endLane, worker: r.IntN(1000)})
 	}
 	p.sortFaults()
 }

@@ -171,8 +171,12 @@ func (p *worker) input(in protocol.Input) {
 					p.input(protocol.Tick{})
 				}
 			})
+		case protocol.GiveUp:
+			p.cause = cmp.Or(p.cause, string(a.Why))
+		case protocol.LaneMissing:
+			p.record(fact{kind: laneMissed, generation: a.Generation})
 		case protocol.Exit:
-			p.exit(a.Cause)
+			p.exit(a)
 			return
 		}
 	}
@@ -192,19 +196,10 @@ func (p *worker) sync(r protocol.Request) {
 			p.input(protocol.Synced{Request: r, Sent: sent, View: result.View})
 			return
 		}
-		failed := protocol.SyncFailed{Request: r, Sent: sent, Jitter: p.rand.Float64()}
-		var taken *store.TakenError
-		switch {
-		case errors.As(err, &taken) && taken.Over:
-			p.record(fact{kind: sessionTaken, projection: taken.Projection, text: "for the moment"})
+		failed := protocol.SyncFailed{Request: r, Sent: sent, Jitter: p.rand.Float64(), Facts: store.FactsOf(err)}
+		if taken := (*store.TakenError)(nil); errors.As(err, &taken) {
 			failed.Database = taken.Now
-		case taken != nil:
-			p.record(fact{kind: sessionTaken, projection: taken.Projection})
-			p.fail(isTaken)
-		case errors.As(err, new(*store.StreamError)):
-			p.fail(isStranger)
-		case store.Permanent(err):
-			p.fail(isDenied)
+			p.record(fact{kind: sessionTaken, projection: taken.Projection, text: forTheMoment(taken.Over)})
 		}
 		p.input(failed)
 	}
@@ -241,6 +236,14 @@ func (p *worker) sync(r protocol.Request) {
 			})
 		}, answer)
 	})
+}
+
+// forTheMoment is the text of a sessionTaken.
+func forTheMoment(over bool) string {
+	if over {
+		return "for the moment"
+	}
+	return ""
 }
 
 // disguise makes a request one of a worker that has only ever one name.
@@ -376,15 +379,15 @@ func (p *worker) cancel(a protocol.Cancel) {
 }
 
 // exit ends the process, or leaves it with the handlers that have not returned.
-func (p *worker) exit(cause protocol.ExitCause) {
+func (p *worker) exit(a protocol.Exit) {
 	w := p.w
-	if cause == protocol.DrainTimeout && p.chance(w.plan.handlers.outlive) {
+	if a.Cause == protocol.DrainTimeout && p.chance(w.plan.handlers.outlive) {
 		p.returned = true
 		p.record(fact{kind: workerReturns})
 		p.run.cancel()
-		p.after(p.timing.KeepPresence(), p.dropOwn) // others must wait for the handlers
+		p.after(a.Keep, p.dropOwn)
 	} else {
-		p.end(cmp.Or(p.cause, string(cause)))
+		p.end(cmp.Or(p.cause, string(a.Cause)))
 	}
 	switch {
 	case p.exited != nil:
@@ -405,12 +408,10 @@ func (p *worker) end(why string) {
 
 // Why a worker ends that nobody has asked to.
 const (
-	isTaken  = "a projection is taken"
-	isDenied = "coordination is denied"
-	isBroken = "a lane is broken"
-	isFaulty = "a handler is at fault"
-
-	isStranger = "it reads another table than the others"
+	isBroken   = "a lane is broken"
+	isFaulty   = "a handler is at fault"
+	isDenied   = string(protocol.SyncDenied)
+	isStranger = string(protocol.SyncStranger)
 )
 
 // fail stops the worker, as an error does that ends Run.
@@ -536,6 +537,24 @@ func (p *worker) start(s protocol.Share) {
 	p.run.left = max(len(p.run.lanes), 1) // one that does nothing, where all is paused
 	for _, l := range p.run.lanes {
 		p.post(func() { l.next(protocol.LaneAnswer{}) })
+	}
+}
+
+// look tells the session, once a heartbeat, whether a lane is missing.
+func (p *worker) look() {
+	if p.returned {
+		return
+	}
+	p.after(p.timing.Heartbeat, p.look)
+	if r := p.run; r != nil && r.left > 0 {
+		p.input(protocol.Lanes{Generation: r.generation, Missing: r.left < len(r.lanes)})
+	}
+}
+
+// loseLane has a lane of what runs end without a word, which nothing in the library does.
+func (p *worker) loseLane(n int) {
+	if r := p.run; r != nil && r.left > 0 && len(r.lanes) > 0 {
+		r.lanes[n%len(r.lanes)].dies = true
 	}
 }
 

@@ -277,6 +277,7 @@ func (w *world) start(set int) *worker {
 	w.workers = append(w.workers, p)
 	p.record(fact{kind: workerStarts, timing: p.timing, text: w.text("version %d", p.version)})
 	p.post(func() { p.input(protocol.Tick{}) })
+	p.after(p.timing.Heartbeat, p.look)
 	return p
 }
 
@@ -370,6 +371,8 @@ func (w *world) strike(f fault) {
 		}
 	case stutter:
 		p.stutter(f.length)
+	case endLane:
+		p.loseLane(f.worker)
 	case endSessionCutOff:
 		p.loseOwn()
 		p.cutOff(f.length)

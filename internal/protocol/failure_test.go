@@ -2,6 +2,28 @@ package protocol
 
 import "testing"
 
+// What the error of a coordination request means for its worker.
+func TestCoordination(t *testing.T) {
+	for _, c := range []struct {
+		why   string
+		facts Facts
+		want  SyncFailure
+	}{
+		{"the connection was lost", Facts{Failed: true, Lost: true}, SyncPasses},
+		{"no answer in time", Facts{Failed: true, Deadline: true}, SyncPasses},
+		{"a privilege is missing", Facts{Failed: true, State: "42501"}, SyncDenied},
+		{"the schema is gone", Facts{Failed: true, State: "3F000"}, SyncDenied},
+		{"the pool is closed", Facts{Failed: true, Closed: true}, SyncDenied},
+		{"a projection is another set's, whose worker lives", Facts{Failed: true, Taken: true}, SyncTaken},
+		{"that worker seems dead: it will be removed", Facts{Failed: true, Taken: true, Over: true}, SyncPasses},
+		{"another event stream", Facts{Failed: true, Stranger: true}, SyncStranger},
+	} {
+		if got := c.facts.Coordination(); got != c.want {
+			t.Errorf("%s: %q, want %q", c.why, got, c.want)
+		}
+	}
+}
+
 // What an error means, by what is known of it, by the kind of the lane, and by what the
 // lane was at.
 func TestClassify(t *testing.T) {

@@ -81,13 +81,9 @@ type waiting struct {
 // lease is what every lane looks at before it calls a handler.
 type lease struct{ at atomic.Pointer[terms] }
 
-// terms are when the worker must have stopped handling events, and, if there is
-// a proof to go by, until when handlers may begin, and may go on.
+// terms are those of the session.
 type terms struct {
-	end     time.Time
-	begin   time.Time
-	goOn    time.Time
-	bound   bool
+	protocol.Terms
 	changed chan struct{} // closed when there is another proof
 }
 
@@ -100,9 +96,8 @@ func newLease() *lease {
 // set takes over what the session says.
 func (l *lease) set(s *protocol.Session) {
 	old := l.at.Load()
-	t := &terms{end: s.LeaseEnd(), changed: old.changed}
-	t.begin, t.goOn, t.bound = s.Proof()
-	proven := t.bound != old.bound || !t.begin.Equal(old.begin)
+	t := &terms{s.Terms(), old.changed}
+	proven := t.Bound != old.Bound || !t.Begin.Equal(old.Begin)
 	if proven {
 		t.changed = make(chan struct{})
 	}
@@ -111,13 +106,6 @@ func (l *lease) set(s *protocol.Session) {
 		close(old.changed)
 	}
 }
-
-func (t *terms) over(now time.Time) bool     { return !now.Before(t.end) }
-func (t *terms) unproven(now time.Time) bool { return t.bound && !now.Before(t.begin) }
-
-// ended reports whether a handler that runs is cancelled by now, or about to be: a
-// process that was frozen may come to that before it has done it.
-func (t *terms) ended(now time.Time) bool { return t.over(now) || t.bound && !now.Before(t.goOn) }
 
 // handlers counts the handlers that run.
 type handlers struct {

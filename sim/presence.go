@@ -133,8 +133,7 @@ func (p *worker) loseOwn() {
 
 // unproven reports whether the worker has no proof by which a handler may begin.
 func (p *worker) unproven() bool {
-	begin, _, bound := p.session.Proof()
-	return bound && !p.alone && !p.now().Before(begin) && !p.w.rules.unprovenBegins
+	return p.session.Terms().Unproven(p.now()) && !p.alone && !p.w.rules.unprovenBegins
 }
 
 // handles reports whether handlers run, or have begun since the last call.
@@ -146,11 +145,11 @@ func (p *worker) handles() bool {
 
 // heard has the lanes go on that wait for a proof, if there is another one.
 func (p *worker) heard() {
-	begin, _, bound := p.session.Proof()
-	if begin.Equal(p.begin) && bound == p.bound {
+	terms := p.session.Terms()
+	if terms.Begin.Equal(p.terms.Begin) && terms.Bound == p.terms.Bound {
 		return
 	}
-	p.begin, p.bound = begin, bound
+	p.terms = terms
 	if p.run == nil {
 		return
 	}

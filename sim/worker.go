@@ -43,10 +43,8 @@ type worker struct {
 	began   bool // one has, since that was last asked
 	// Until then nobody of it can take a session.
 	blocked time.Duration
-	alone   bool // a mutant goes by its lease, and says so to nobody
-	// What the lanes know of the latest proof.
-	begin time.Time
-	bound bool
+	alone   bool           // a mutant goes by its lease, and says so to nobody
+	terms   protocol.Terms // when the lanes last heard of a proof
 
 	frozen  bool
 	thaws   int      // only the latest thaw counts

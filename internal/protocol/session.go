@@ -273,6 +273,12 @@ func (s *Session) LeaseEnd() time.Time {
 // begun since the last one. It counts where the worker has a presence.
 func (s *Session) Handling(handling bool) { s.presence.handling = handling }
 
+// Terms returns what lanes go by.
+func (s *Session) Terms() Terms {
+	begin, end, bound := s.Proof()
+	return Terms{End: s.LeaseEnd(), Bound: bound, Begin: begin, GoOn: end}
+}
+
 // Proof returns until when handlers may begin, and until when they may go on,
 // unless bound is false: then only LeaseEnd counts.
 func (s *Session) Proof() (begin, end time.Time, bound bool) { return s.presence.sure() }

@@ -174,7 +174,6 @@ func (w *worker[E]) source(id protocol.WorkerID) Source {
 
 // listen has the worker hear hints, and returns what ends it.
 func (w *worker[E]) listen() (leave func()) {
-	trusted := false
 	return listen(w.cfg.Notifier, w.log, &ear{
 		set: string(w.cfg.ReplicaSet), events: w.cfg.EventsChannel,
 		look: func() {
@@ -183,13 +182,7 @@ func (w *worker[E]) listen() (leave func()) {
 			default:
 			}
 		},
-		news: w.feed.hint,
-		trust: func(hears bool) {
-			if hears != trusted {
-				trusted = hears
-				w.feed.trust(hears)
-			}
-		},
+		hear: w.feed.listen(),
 	})
 }
 

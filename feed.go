@@ -26,7 +26,6 @@ type feed[E any] struct {
 	config  protocol.FeedConfig
 	bound   time.Duration // of a read
 	workers int
-	trusted int                   // workers that hear hints of new events
 	scopes  []Scope               // by the core's numbers; the first is the whole stream
 	reads   map[int]chan struct{} // by window: closed when the read under way has ended
 	news    chan struct{}         // closed when there may be something new for lanes that rest
@@ -81,42 +80,20 @@ func (f *feed[E]) join(c protocol.FeedConfig, bound time.Duration) {
 	f.workers++
 	f.config.Bytes, f.config.Page = max(f.config.Bytes, c.Bytes), max(f.config.Page, c.Page)
 	f.config.Poll, f.bound = min(f.config.Poll, c.Poll), max(f.bound, bound)
-	f.configure()
+	f.core.Configure(f.config)
 }
 
-// hintedPolls is how much longer than PollInterval the time between two looks
-// may become while hints of new events come.
-const hintedPolls = 5
-
-func (f *feed[E]) configure() {
-	c := f.config
-	if f.trusted > 0 {
-		c.Poll *= hintedPolls
-	}
-	f.core.Configure(c)
-}
-
-// hint looks for new events soon.
-func (f *feed[E]) hint() {
+// listen returns what one worker hears hints of new events with.
+func (f *feed[E]) listen() (hear func(protocol.Hearing)) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.core.Hint()
-	f.begin()
-}
-
-// trust says that one worker more, or less, hears hints of new events.
-func (f *feed[E]) trust(hears bool) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if hears {
-		f.trusted++
-		f.configure()
-		return
+	ear := f.core.Listen()
+	return func(h protocol.Hearing) {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		ear.Hear(h)
+		f.begin()
 	}
-	f.trusted--
-	f.configure()
-	f.core.Hint() // and not only when the long time until the next look is over
-	f.begin()
 }
 
 // leave takes a worker away, and with the last one the feed.

@@ -85,6 +85,9 @@ const (
 	countReadAgain
 	countOutlived
 	countLaneMissed
+	// Hints of events.
+	countHintsCome
+	countHintsGone
 	// Parked events.
 	countParked
 	countParkedBehind
@@ -190,6 +193,9 @@ var counterWords = [counterCount]string{
 	countUnreadable: "an event could not be read",
 	countReadAgain:  "one that could not be read could, when it was to be tried again",
 	countOutlived:   "a handler returned after its worker had given it up",
+	countHintsCome:  "a worker came to hear hints of events",
+	countHintsGone:  "it heard no more of them",
+
 	countLaneMissed: "a partition was not handled any more, without a word, and its worker found out",
 
 	countParked:            "an event was parked",
@@ -414,6 +420,10 @@ func (t *tally) observe(f fact) {
 		t.counters[countRetryFailed]++
 	case halted:
 		t.counters[countHalted]++
+	case hintsCome:
+		t.counters[countHintsCome]++
+	case hintsGone:
+		t.counters[countHintsGone]++
 	case laneMissed:
 		t.counters[countLaneMissed]++
 	case unreadable:

@@ -13,6 +13,7 @@ import (
 type feed struct {
 	p      *worker
 	core   *protocol.Feed
+	ear    listener
 	scopes []scope // by the core's numbers; the first is the whole stream
 	taps   []*tap
 	news   int       // counts what may be new for lanes that rest
@@ -31,7 +32,9 @@ type feed struct {
 func newFeed(p *worker) *feed {
 	c := p.w.plan.feed
 	c.Poll, c.BySlot = p.w.plan.poll, true
-	return &feed{p: p, core: protocol.NewFeed(c), scopes: []scope{""}, stop: func() {}, stale: map[int64][]event{}}
+	f := &feed{p: p, core: protocol.NewFeed(c), scopes: []scope{""}, stop: func() {}, stale: map[int64][]event{}}
+	f.ear.core = f.core.Listen()
+	return f
 }
 
 // begin begins the reads that are due.

@@ -55,6 +55,8 @@ const (
 	sessionEnded                  // at the server: from; text: why, if the worker has not ended it
 	presencePublished             // the row of an incarnation has this number: from, text
 	sessionAsks                   // a request took effect: text. Renews the lease: length, sent, read; to: it has stopped generations up to this
+	hintsCome                     // the first hint of an event has come over the worker's connection for them
+	hintsGone                     // and that connection is gone
 	runStarts                     // the worker runs generation, partition, total; one for each partition of its share
 	runDrains                     // generation
 	runCancels                    // generation; text "lost" if the lease is over
@@ -151,6 +153,10 @@ func (f fact) String() string {
 		}
 	case sessionForgone:
 		b.WriteString("goes by its lease alone")
+	case hintsCome:
+		b.WriteString("hears hints of events")
+	case hintsGone:
+		b.WriteString("hears hints of events no more")
 	case laneMissed:
 		fmt.Fprintf(&b, "misses a lane of generation %d", f.generation)
 	case presencePublished:
@@ -333,6 +339,9 @@ type setup struct {
 	bounds  store.Bounds
 	drift   float64
 	latency time.Duration
+	// poll is the longest time between two looks for events without hints, and typical
+	// more than a transaction's events take to handle.
+	poll, typical time.Duration
 	// contended: transactions hold their locks for as long as COMMIT travels,
 	// while there are faults.
 	contended bool

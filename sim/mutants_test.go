@@ -305,6 +305,28 @@ var mutants = []mutant{
 		return in
 	}}, []promise{oneOwner, onLease}},
 
+	// Hints of new events.
+	{"looks as rarely when hints can't come any more", rules{hears: func(f *feed, h protocol.Hearing) {
+		if h != protocol.HintsDown {
+			f.ear.core.Hear(h)
+		}
+	}}, []promise{bounded}},
+	{"does not look when hints can't come any more", rules{hears: func(f *feed, h protocol.Hearing) {
+		c := f.p.w.plan.feed
+		c.Poll, c.BySlot = f.p.w.plan.poll, true
+		if h == protocol.HintsDown { // and from now on as often as it should
+			c.Poll /= 5
+		} else {
+			f.ear.core.Hear(h)
+		}
+		f.core.Configure(c)
+	}}, []promise{bounded}},
+	{"takes a connection for hints before one has come", rules{hears: func(f *feed, h protocol.Hearing) {
+		if f.ear.core.Hear(h); h == protocol.HintsUp {
+			f.ear.core.Hear(protocol.HintHeard)
+		}
+	}}, []promise{bounded}},
+
 	// Parked events.
 	{"parks without the fence", rules{memory: memoryRules{parkUnfenced: true}}, []promise{onlyGrow, nothingTwice, nothingLost, inOrder}},
 	{"does not read what others have parked", looks(func(l *lane, rows []protocol.Parked) []protocol.Parked {

@@ -54,6 +54,8 @@ type plan struct {
 	faults []fault
 	orders []order
 
+	listening *listening // nil: no hints of events are sent
+
 	network  network
 	handlers handlers
 	appends  appends
@@ -273,6 +275,9 @@ func planOf(seed uint64, o options) plan {
 	}
 	p.drawDistance(rand.New(rand.NewPCG(seed, 9)), o)
 	p.drawLanes(rand.New(rand.NewPCG(seed, 10)))
+	if !o.postgres {
+		p.drawListening(rand.New(rand.NewPCG(seed, 11)))
+	}
 	p.crowdEvery = (p.settle() * 5 / 4 / 30).Truncate(time.Microsecond)
 	return p
 }

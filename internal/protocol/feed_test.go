@@ -646,3 +646,72 @@ func TestFeedAsksForLessAfterAFailure(t *testing.T) {
 		t.Errorf("%d pages until the full size again", n)
 	}
 }
+
+// While hints of new events come, the feed looks less often by itself; before one has
+// come, and once the connection is gone, as often as without.
+//
+//  1. hints come, and the next look is put off for hintedPolls times Poll;
+//  2. the connection is gone, and an event is appended, of which nobody hears;
+//  3. without a look at once, the event would wait for all that time.
+func TestFeedTrustsHints(t *testing.T) {
+	const poll = time.Second
+	now := time.Unix(1000, 0)
+	f := NewFeed(FeedConfig{Bytes: 1 << 20, Page: 100, Poll: poll})
+	lane := f.Enter(0, 0, 1)
+	// longest lets the feed find nothing until the time between two looks is the longest.
+	longest := func() time.Duration {
+		for range 20 {
+			f.Ask(now, lane, 0, 100)
+			for _, r := range f.Fetches(now) {
+				f.Fetched(now, r.Window, FeedPage{})
+			}
+			at := f.Next()
+			if at.Sub(now) >= hintedPolls*poll {
+				return at.Sub(now)
+			}
+			now = at
+		}
+		f.Ask(now, lane, 0, 100)
+		for _, r := range f.Fetches(now) {
+			f.Fetched(now, r.Window, FeedPage{})
+		}
+		return f.Next().Sub(now)
+	}
+	expect := func(when string, want time.Duration) {
+		t.Helper()
+		if got := longest(); got != want {
+			t.Errorf("%s: %s between two looks, want %s", when, got, want)
+		}
+	}
+	soon := func(when string) {
+		t.Helper()
+		if wait := f.Next().Sub(now); wait > pollFirst {
+			t.Errorf("%s: the next look is in %s", when, wait)
+		}
+	}
+	a, b := f.Listen(), f.Listen()
+	expect("nobody listens", poll)
+	a.Hear(HintsUp)
+	soon("the connection is there: what was said before was missed")
+	expect("nothing has come", poll)
+	a.Hear(HintHeard)
+	soon("a hint")
+	expect("hints come", hintedPolls*poll)
+	b.Hear(HintHeard)
+	expect("to both", hintedPolls*poll)
+	a.Hear(HintsDown)
+	soon("one is gone")
+	expect("the other still hears", hintedPolls*poll)
+	b.Hear(HintsUp)
+	soon("another connection")
+	expect("over which nothing has come", poll)
+	b.Hear(HintHeard)
+	expect("hints come", hintedPolls*poll)
+	b.Hear(HintsDown)
+	b.Hear(HintsDown)
+	a.Hear(HintsDown)
+	soon("all are gone")
+	expect("all are gone", poll)
+	a.Hear(HintHeard)
+	expect("hints come again", hintedPolls*poll)
+}

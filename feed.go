@@ -221,11 +221,15 @@ func (f *feed[E]) foreign(ctx context.Context, scope Scope, r protocol.Fetch) (p
 	if err != nil {
 		return page[E]{}, err
 	}
-	p := page[E]{end: -1, passed: max(r.After, read.Through)}
-	ordered := ascending(r.After, read.Records)
+	positions := make([]int64, len(read.Records))
+	for i := range read.Records {
+		positions[i] = read.Records[i].Position
+	}
+	p := page[E]{end: -1}
+	var ordered bool
+	p.passed, p.more, ordered = protocol.StorePage(r.After, r.Limit, positions, read.Through, read.More)
 	for i := range read.Records {
 		e := &read.Records[i]
-		p.passed = max(p.passed, e.Position)
 		out, err := leavesOut(scope, e)
 		switch {
 		case err != nil:
@@ -239,20 +243,7 @@ func (f *feed[E]) foreign(ctx context.Context, scope Scope, r protocol.Fetch) (p
 		}
 		p.events = append(p.events, *e)
 	}
-	// One that passes nothing, and says that there is more, would be asked at once again.
-	p.more = p.passed > r.After && (read.More || len(read.Records) >= r.Limit)
 	return p, nil
-}
-
-// ascending reports whether the positions of records ascend, from above after.
-func ascending[E any](after int64, records []Record[E]) bool {
-	for i := range records {
-		if records[i].Position <= after {
-			return false
-		}
-		after = records[i].Position
-	}
-	return true
 }
 
 // A tap is where a lane gets its events from.

@@ -41,6 +41,7 @@ const (
 	countServedOwn
 	countLeftBehind
 	countCaughtUp
+	countPageShort
 	// Leases and members.
 	countLeaseLost
 	countExpired
@@ -149,6 +150,7 @@ var counterWords = [counterCount]string{
 	countServedWhole: "a projection of some aggregate types was served from what was read for all",
 	countServedOwn:   "a process read the events in its slots alone",
 	countLeftBehind:  "a page was forgotten under a slow projection, which then read for itself",
+	countPageShort:   "an event store of the program's own returned less than there was",
 	countCaughtUp:    "a projection that read for itself caught up with others, and shared their reads",
 
 	countLeaseLost:       "a worker noticed that its lease was over, and cancelled its handlers",
@@ -663,7 +665,7 @@ var forgone = map[string]counter{
 // servings are how lanes come by their events.
 var servings = map[string]counter{
 	servedShared: countShared, servedAhead: countReadAhead, servedWhole: countServedWhole, servedOwn: countServedOwn,
-	leftBehind: countLeftBehind, caughtUp: countCaughtUp,
+	leftBehind: countLeftBehind, caughtUp: countCaughtUp, pageShort: countPageShort,
 }
 
 func (t *tally) lost(f fact) {

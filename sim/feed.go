@@ -31,7 +31,7 @@ type feed struct {
 
 func newFeed(p *worker) *feed {
 	c := p.w.plan.feed
-	c.Poll, c.BySlot = p.w.plan.poll, true
+	c.Poll, c.BySlot = p.w.plan.poll, p.w.plan.store == nil
 	f := &feed{p: p, core: protocol.NewFeed(c), scopes: []scope{""}, stop: func() {}, stale: map[int64][]event{}}
 	f.ear.core = f.core.Listen()
 	return f
@@ -222,6 +222,7 @@ const (
 	servedWhole  = "from the whole stream, of which it wants a part"
 	servedOwn    = "from a page of its process's slots"
 	leftBehind   = "by a window of its own, since its page is gone"
+	pageShort    = "from a page of the program's own event store, which was shorter than it could be"
 	caughtUp     = "by the others' window, which its own has met"
 )
 

@@ -71,6 +71,8 @@ var mutants = []mutant{
 	{"looks for the gaps in a scope, and passes them", rules{passesScopedGaps: true}, []promise{nothingLost}},
 	{"leaves one of its own slots out", rules{dropsOwnSlot: true}, []promise{nothingLost}},
 	{"reads the slots of its first partition alone", rules{countsOnePartition: true}, []promise{nothingLost}},
+	{"takes the events within the scope for how far a store has read", rules{countsScopeAlone: true}, []promise{recovers}},
+	{"takes what it has asked a store for as what it got", rules{passesWholeLimit: true}, []promise{nothingLost}},
 	{"hands over what is out of scope", rules{forgetsScope: true}, []promise{withinScope}},
 	{"counts the lease from the reply", rules{leaseFromReply: true}, []promise{oneOwner, onLease}},
 	{"does not enforce its own lease", rules{leaseUnenforced: true}, []promise{oneOwner, inOrder, nothingTwice, onLease}},

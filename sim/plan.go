@@ -55,6 +55,7 @@ type plan struct {
 	orders []order
 
 	listening *listening // nil: no hints of events are sent
+	store     *ownStore  // nil: Table
 
 	network  network
 	handlers handlers
@@ -277,6 +278,7 @@ func planOf(seed uint64, o options) plan {
 	p.drawLanes(rand.New(rand.NewPCG(seed, 10)))
 	if !o.postgres {
 		p.drawListening(rand.New(rand.NewPCG(seed, 11)))
+		p.drawStore(rand.New(rand.NewPCG(seed, 12)))
 	}
 	p.crowdEvery = (p.settle() * 5 / 4 / 30).Truncate(time.Microsecond)
 	return p
@@ -529,6 +531,13 @@ func (p *plan) drawLanes(r *rand.Rand) {
 		p.faults = append(p.faults, fault{at: between(r, p.length/2, p.length*9/10), kind: endLane, worker: r.IntN(1000)})
 	}
 	p.sortFaults()
+}
+
+// drawStore draws whose event store it is.
+func (p *plan) drawStore(r *rand.Rand) {
+	if chance(r, 150) {
+		p.store = &ownStore{page: pick(r, 1, 3, 10), scopes: chance(r, 300), through: chance(r, 500)}
+	}
 }
 
 // spaceSteps drops clock steps that come within a lease of another: two

@@ -80,6 +80,8 @@ type rules struct {
 
 	wrongWindow       bool // a lane is served the page that was read last, though that is of another window
 	skipsDropped      bool // one whose page is gone goes on in its window, where the others stand
+	countsScopeAlone  bool // a page of the program's own event store reaches as far as its events within the scope
+	passesWholeLimit  bool // or as far as a page could that has as many as were asked for
 	trustsScopedPages bool // the reader of a scope takes its page for all there is
 	passesScopedGaps  bool // it looks for gaps, and passes them
 	forgetsScope      bool // what is served from the whole stream is not cut to the scope

@@ -521,7 +521,7 @@ func (w *worker[E]) note(in protocol.Input) {
 // stopped takes in that no lane runs any more.
 func (w *worker[E]) stopped() {
 	for _, l := range w.run.lanes {
-		if l.watch.end() {
+		if l.watch.End() {
 			l.mu.Lock()
 			position := l.standing.position
 			l.mu.Unlock()

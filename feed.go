@@ -33,11 +33,9 @@ type feed[E any] struct {
 	busy    sync.WaitGroup        // reads under way
 
 	// For those who watch it.
-	heads    heads
-	end      int64     // of the stream; -1: not known
-	known    time.Time // when the latest of heads was the end of the stream; zero: nobody knows
-	asking   bool      // for that
-	gap      *Gap      // that the latest read met
+	end      protocol.Reach
+	asking   bool // for that
+	gap      *Gap // that the latest read met
 	watchers map[*func(Gap, bool)]bool
 }
 
@@ -61,7 +59,7 @@ func joinFeed[E any](events EventStore[E], c protocol.FeedConfig, bound time.Dur
 		}
 	}
 	f := &feed[E]{
-		events: events, shared: shared, end: -1, core: protocol.NewFeed(c), config: c, bound: bound, workers: 1,
+		events: events, shared: shared, end: protocol.NewReach(), core: protocol.NewFeed(c), config: c, bound: bound, workers: 1,
 		scopes: []Scope{{}}, reads: map[int]chan struct{}{}, news: make(chan struct{}), watchers: map[*func(Gap, bool)]bool{},
 	}
 	f.ctx, f.stop = context.WithCancel(context.Background())
@@ -158,7 +156,7 @@ func (f *feed[E]) read(r protocol.Fetch, patience time.Duration, ended chan stru
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if err == nil {
-		f.see(r.After, p.head, p.end, p.More, p.gap)
+		f.see(protocol.Seen{After: r.After, Head: p.head, End: p.end, More: p.More}, p.gap)
 	}
 	delete(f.reads, r.Window)
 	close(ended)

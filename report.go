@@ -196,7 +196,7 @@ func (w *worker[E]) look(now time.Time) protocol.Input {
 	gap := gapReport(reach.gap)
 	for _, l := range w.lanes() {
 		r := l.report(now, reach)
-		stalled, unstalled := l.watch.see(now, r.Position, r.idle(), r.Handling, w.cfg.StallAfter)
+		stalled, unstalled := l.watch.See(now, r.Position, r.idle(), r.Handling, w.cfg.StallAfter)
 		if stalled {
 			w.stalled(now, l, r, gap)
 		}
@@ -228,7 +228,7 @@ func (w *worker[E]) lanes() []*lane[E] {
 }
 
 func (w *worker[E]) stalled(now time.Time, l *lane[E], r LaneReport, gap *GapReport) {
-	reason, lasted := l.watch.reason(now, r, gap), now.Sub(l.watch.since)
+	reason, lasted := stallReason(&l.watch, now, r, gap), now.Sub(l.watch.Since)
 	l.log.Warn("stalled", "position", r.Position, "for", lasted, "reason", reason)
 	tell(w.to, w.to.Stalled, Stalled{Source: l.source(), Lane: l.name(), Position: r.Position, For: lasted, Reason: reason})
 }
@@ -242,11 +242,8 @@ func (w *worker[E]) unstalled(l *lane[E], position int64) {
 func (w *worker[E]) report(now time.Time) WorkerReport {
 	reach := w.feed.reach()
 	r := WorkerReport{
-		Source: w.source(w.session.ID()), State: WorkerState(w.session.State(now)), Generation: w.watch.generation,
+		Source: w.source(w.session.ID()), State: WorkerState(w.session.State(now)), Generation: w.watch.generation, Head: reach.Head(),
 		Partitions: []int{}, Gap: gapReport(reach.gap), Lanes: []LaneReport{},
-	}
-	if reach.known {
-		r.Head = reach.heads.last()
 	}
 	if w.run != nil && !w.run.over {
 		r.Partitions = w.run.share.Partitions
@@ -288,8 +285,8 @@ func (l *lane[E]) report(now time.Time, reach reach) LaneReport {
 	a := l.id.Assignment
 	r := LaneReport{
 		Projection: l.id.Projection, Partition: a.Partition, TotalPartitions: a.Total,
-		Position: s.position, Behind: -1, State: s.state, Since: l.watch.since, Handling: l.position.Load(),
-		Attempts: s.attempts, Error: s.err, Stalled: l.watch.stalled,
+		Position: s.position, Behind: -1, State: s.state, Since: l.watch.Since, Handling: l.position.Load(),
+		Attempts: s.attempts, Error: s.err, Stalled: l.watch.Stalled,
 		Parked: s.parked,
 	}
 	if r.Since.IsZero() {
@@ -301,13 +298,13 @@ func (l *lane[E]) report(now time.Time, reach reach) LaneReport {
 	if !s.found {
 		return r
 	}
-	switch r.Behind = reach.behind(s.position); {
-	case reach.lost(s.position) && (r.State == LaneReading || r.State == LaneIdle):
+	switch r.Behind = reach.Behind(s.position); {
+	case reach.Lost(s.position) && (r.State == LaneReading || r.State == LaneIdle):
 		r.State = LaneBeyond
 	case r.Behind == 0 && r.State == LaneReading:
 		r.State = LaneIdle // it looks for news
 	}
-	r.BehindSeconds = reach.lag(now, s.position, s.next.at()).Seconds()
+	r.BehindSeconds = reach.Lag(now, s.position, s.next.at()).Seconds()
 	return r
 }
 

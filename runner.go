@@ -150,10 +150,10 @@ type lane[E any] struct {
 	ended    atomic.Bool
 
 	// For those who watch it.
-	last     *Record[E] // of the latest page, if there was more behind it
-	began    time.Time  // when the batch under way did; zero: none is
-	skipped  int        // events of others that were read since the latest commit
-	watch    laneWatch  // the loop's
+	last     *Record[E]     // of the latest page, if there was more behind it
+	began    time.Time      // when the batch under way did; zero: none is
+	skipped  int            // events of others that were read since the latest commit
+	watch    protocol.Stall // the loop's
 	mu       sync.Mutex
 	standing standing[E]
 }

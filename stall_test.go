@@ -8,38 +8,6 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
-// A lane has stalled when it has had something to do, and has not moved, for long
-// enough.
-func TestLaneWatch(t *testing.T) {
-	start := time.Unix(1000, 0)
-	type look struct {
-		at                 int // seconds
-		position           int64
-		idle               bool
-		stalled, unstalled bool
-	}
-	for _, test := range []struct {
-		why   string
-		looks []look
-	}{
-		{"it moves", []look{{at: 0, position: 1}, {at: 50, position: 2}, {at: 100, position: 3}, {at: 159, position: 3}}},
-		{"it has nothing to do", []look{{at: 0, idle: true}, {at: 100, idle: true}, {at: 200, idle: true}}},
-		{"what there is to do has just come", []look{{at: 0, idle: true}, {at: 100, idle: true}, {at: 159}, {at: 160, stalled: true}}},
-		{"it is said once", []look{{at: 0}, {at: 60, stalled: true}, {at: 120}, {at: 180}}},
-		{"and again after it has moved", []look{{at: 0}, {at: 60, stalled: true}, {at: 70, position: 1, unstalled: true}, {at: 129, position: 1}, {at: 130, position: 1, stalled: true}}},
-		{"it has moved, and has nothing more to do", []look{{at: 0}, {at: 60, stalled: true}, {at: 70, position: 1, idle: true, unstalled: true}}},
-		{"back is a move as well", []look{{at: 0, position: 9}, {at: 59, position: 3}, {at: 118, position: 3}, {at: 119, position: 3, stalled: true}}},
-	} {
-		var w laneWatch
-		for _, l := range test.looks {
-			stalled, unstalled := w.see(start.Add(time.Duration(l.at)*time.Second), l.position, l.idle, 0, time.Minute)
-			if stalled != l.stalled || unstalled != l.unstalled {
-				t.Errorf("%s: after %ds stalled %t, unstalled %t, want %t, %t", test.why, l.at, stalled, unstalled, l.stalled, l.unstalled)
-			}
-		}
-	}
-}
-
 func TestStallReasons(t *testing.T) {
 	start := time.Unix(1000, 0)
 	gap := func(backends ...int) *GapReport { return &GapReport{Position: 900, Backends: backends} }
@@ -61,9 +29,9 @@ func TestStallReasons(t *testing.T) {
 		{"waits for the transaction of backend 1 at the gap at position 900", LaneReport{State: LaneReading, Position: 899}, gap(1)},
 		{"reading", LaneReport{State: LaneReading, Position: 800}, gap(1)},
 	} {
-		var w laneWatch
-		w.see(start, 811, false, test.lane.Handling, time.Hour)
-		if got := w.reason(start.Add(2*time.Minute), test.lane, test.gap); got != test.want {
+		var w protocol.Stall
+		w.See(start, 811, false, test.lane.Handling, time.Hour)
+		if got := stallReason(&w, start.Add(2*time.Minute), test.lane, test.gap); got != test.want {
 			t.Errorf("%q, want %q", got, test.want)
 		}
 	}

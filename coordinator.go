@@ -211,7 +211,7 @@ func (w *worker[E]) check(ctx context.Context) error {
 			return err
 		})
 	}
-	backoff := protocol.Backoff{Min: 50 * time.Millisecond, Max: time.Second}
+	backoff := protocol.RetryStart.Backoff()
 	for _, check := range checks {
 		for failures := 1; ; failures++ {
 			err := boundedDo(ctx, w.cfg.StaleWorkerTimeout, check)
@@ -221,7 +221,7 @@ func (w *worker[E]) check(ctx context.Context) error {
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}
-			if !store.Passing(err) && !store.FactsOf(err).Deadline {
+			if !store.FactsOf(err).Away() {
 				return explain(err)
 			}
 			w.log.Warn("database is away, trying again", "error", err)

@@ -161,21 +161,13 @@ func (f *feed[E]) read(r protocol.Fetch, patience time.Duration, ended chan stru
 	delete(f.reads, r.Window)
 	close(ended)
 	if err != nil {
-		f.core.Failed(time.Now(), r.Window, err, forItsSize(err))
+		f.core.Failed(time.Now(), r.Window, err, store.FactsOf(err).ForItsSize())
 	}
 	if err != nil || f.core.Fetched(time.Now(), r.Window, p.FeedPage) {
 		close(f.news)
 		f.news = make(chan struct{})
 	}
 	f.begin()
-}
-
-// forItsSize reports whether a read may have failed because it was of so much: it took
-// too long, or too much memory, or it held what can't be sent.
-func forItsSize(err error) bool {
-	state := store.State(err)
-	return store.FactsOf(err).Deadline || state == "57014" || // query_canceled, by statement_timeout
-		len(state) == 5 && slices.Contains([]string{"22", "53", "54", "XX"}, state[:2])
 }
 
 // fetch reads a page, and computes for it once what all lanes need of it. It also

@@ -122,7 +122,7 @@ func (l *listener) remove(e *ear) {
 // again.
 func (l *listener) run(ctx context.Context) {
 	defer close(l.done)
-	backoff := protocol.Backoff{Min: 100 * time.Millisecond, Max: 10 * time.Second}
+	backoff := protocol.RetryListen.Backoff()
 	for failures, away := 0, false; ; {
 		inner, cancel := context.WithCancel(ctx)
 		l.mu.Lock()

@@ -1,11 +1,11 @@
 package sim
 
 import (
-	"errors"
 	"slices"
 	"time"
 
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
+	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
 // A feed reads the event stream for all lanes of a process, as feed.go does:
@@ -73,7 +73,7 @@ func (f *feed) ended(window int, page protocol.FeedPage, err error) {
 	p := f.p
 	fresh := true
 	if err != nil {
-		f.core.Failed(p.now(), window, err, errors.Is(err, errNoAnswer))
+		f.core.Failed(p.now(), window, err, store.FactsOf(err).ForItsSize())
 	} else {
 		f.latest, f.latestOf = page, window
 		fresh = f.core.Fetched(p.now(), window, page)

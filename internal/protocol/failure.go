@@ -62,6 +62,23 @@ func (f Facts) Permanent() bool {
 	return f.Closed || f.Malformed
 }
 
+// ForItsSize reports whether a read may have failed because it was of so much: it took
+// too long, or too much memory, or it held what can't be sent.
+func (f Facts) ForItsSize() bool {
+	switch f.class() {
+	case "22", "53", "54", "XX":
+		return true
+	}
+	return f.Deadline || f.State == "57014" // query_canceled, by statement_timeout
+}
+
+// Away reports whether an error says no more than that the database can't be reached or
+// is busy: whoever starts waits for it. What net/url could not parse, a connection
+// string, is an error of the network as well.
+func (f Facts) Away() bool {
+	return f.Passing() || f.Deadline || f.Network && !f.Malformed
+}
+
 // A SyncFailure says what the error of a coordination request means for its worker.
 type SyncFailure string
 

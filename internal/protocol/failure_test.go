@@ -103,3 +103,38 @@ func TestClassify(t *testing.T) {
 		}
 	}
 }
+
+func TestForItsSizeAndAway(t *testing.T) {
+	state := func(s string) Facts { return Facts{Failed: true, State: s} }
+	for _, c := range []struct {
+		why        string
+		facts      Facts
+		size, away bool
+	}{
+		{"it took too long", Facts{Failed: true, Deadline: true}, true, true},
+		{"statement_timeout", state("57014"), true, true},
+		{"out of memory", state("53200"), true, true},
+		{"a value that can't be sent", state("22P05"), true, false},
+		{"too complex", state("54001"), true, false},
+		{"no such column", state("42703"), false, false},
+		{"the server starts", state("57P03"), false, true},
+		{"the connection was lost", Facts{Failed: true, Lost: true}, false, true},
+		{"the network", Facts{Failed: true, Network: true}, false, true},
+		{"a connection string that can't be parsed", Facts{Failed: true, Network: true, Malformed: true}, false, false},
+		{"anything else", Facts{Failed: true}, false, false},
+	} {
+		if size, away := c.facts.ForItsSize(), c.facts.Away(); size != c.size || away != c.away {
+			t.Errorf("%s: for its size %t, away %t; want %t, %t", c.why, size, away, c.size, c.away)
+		}
+	}
+}
+
+// Each wait grows from the first to the longest, and has one.
+func TestBackoffs(t *testing.T) {
+	for r := RetryStart; r <= RetryAwait; r++ {
+		b := r.Backoff()
+		if b.Min <= 0 || b.Max <= b.Min || b.Delay(1, 0) != b.Min || b.Delay(100, 0) != b.Max || b.Delay(100, 1) != b.Max/2 {
+			t.Errorf("%d: %+v, first %s, at last %s to %s", r, b, b.Delay(1, 0), b.Delay(100, 1), b.Delay(100, 0))
+		}
+	}
+}

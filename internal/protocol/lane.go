@@ -473,8 +473,7 @@ func (l *Lane) databaseFailed(failures *int, a LaneAnswer, resume func(*Lane, ti
 	}
 	*failures++
 	l.resume = resume
-	backoff := Backoff{Min: 20 * time.Millisecond, Max: time.Second}
-	return LaneAction{Do: LanePause, For: backoff.Delay(*failures, a.Jitter), Why: DatabaseFailed}
+	return LaneAction{Do: LanePause, For: RetryLane.Backoff().Delay(*failures, a.Jitter), Why: DatabaseFailed}
 }
 
 // loaded takes the checkpoint that activation left for this lane. One that has a
@@ -832,19 +831,4 @@ func (p *passes) over(position int64, now time.Time, c LaneConfig) bool {
 // counts reports whether the failures at the event count.
 func (p *passes) counts(position int64, now time.Time, c LaneConfig) bool {
 	return p.position == position && p.n > passesMax*c.Attempts && now.Sub(p.since) > c.Lease
-}
-
-// A Backoff is an exponential delay with jitter.
-type Backoff struct{ Min, Max time.Duration }
-
-// Delay returns the time to wait after the given number of failures, from 1:
-// Min, doubled with each further failure up to Max, less up to half of it by
-// jitter, a random number in [0,1).
-func (b Backoff) Delay(failures int, jitter float64) time.Duration {
-	d := b.Min
-	for i := 1; i < failures && d < b.Max; i++ {
-		d *= 2
-	}
-	d = min(d, b.Max)
-	return d - time.Duration(jitter*float64(d)/2)
 }

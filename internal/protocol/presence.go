@@ -417,7 +417,7 @@ func (p *presence) detach(now time.Time, in Detached) {
 		return
 	}
 	p.attached, p.absent, p.jitter = 0, nil, in.Jitter
-	p.next = now.Add(Backoff{Min: 5 * time.Millisecond, Max: 250 * time.Millisecond}.Delay(p.failures+1, 0))
+	p.next = now.Add(RetryPresence.Backoff().Delay(p.failures+1, 0))
 	if p.failures == 0 {
 		p.answers = 0
 	}

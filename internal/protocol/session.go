@@ -503,8 +503,9 @@ func (s *Session) syncFailed(now time.Time, in SyncFailed) []Action {
 // backoff returns how long to wait after the latest failure: exponential, up
 // to retryMax or a heartbeat, with up to half of it taken off by jitter.
 func (s *Session) backoff(jitter float64) time.Duration {
-	d := min(20*time.Millisecond<<min(s.failures, 10), retryMax, s.timing.Heartbeat)
-	return d - time.Duration(jitter*float64(d)/2)
+	b := RetryRequest.Backoff()
+	b.Max = min(b.Max, s.timing.Heartbeat)
+	return b.Delay(s.failures, jitter)
 }
 
 // stop asks what runs to drain.

@@ -242,17 +242,6 @@ func (l *lane) reread(e event, then func(event)) {
 	})
 }
 
-// die ends the lane, and tells nobody.
-func (l *lane) die() {
-	if l.link != nil {
-		l.link.drop(false)
-		l.link = nil
-	}
-	l.p.record(l.fact(faultLane, 0, 0))
-	l.tap.close()
-	l.run.ended()
-}
-
 func (l *lane) end(a protocol.LaneAction) {
 	p := l.p
 	l.tap.close()

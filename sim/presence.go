@@ -1,7 +1,6 @@
 package sim
 
 import (
-	"errors"
 	"time"
 
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
@@ -70,41 +69,11 @@ func (p *worker) prove(a protocol.Prove) {
 	})
 }
 
-// What a faultOther says of them.
-const (
-	ownBlocked = "it can have no session of its own"
-	locksFaked = "somebody takes the locks of all sessions"
-)
-
-// errBlocked is what a worker is told that can't have a session of its own.
-var errBlocked = errors.New("no connection can be had for it")
-
-// block has the worker lose its session, and find no other for a while.
-func (p *worker) block(length time.Duration) {
-	p.blocked = p.w.at + length
-	p.record(fact{kind: faultOther, length: length, text: ownBlocked})
-	p.loseOwn()
-}
-
 // forgo goes by the lease alone.
 func (p *worker) forgo(a protocol.Forgo) {
 	p.record(fact{kind: sessionForgone, text: string(a.Why)})
 	p.dropOwn()
 }
-
-// stutter has the process stand still for half of each second.
-func (p *worker) stutter(length time.Duration) {
-	if length <= 0 || p.dead || p.w.healed {
-		return
-	}
-	if !p.frozen {
-		p.freeze(500*time.Millisecond, stutters)
-	}
-	p.w.after(time.Second, func() { p.stutter(length - time.Second) })
-}
-
-// stutters is where a process freezes that stands still again and again.
-const stutters = "again and again"
 
 // dropOwn ends it.
 func (p *worker) dropOwn() {
@@ -119,15 +88,6 @@ func (p *worker) publishes(id protocol.WorkerID, number int32) {
 	if published := p.w.published; number > published[id] {
 		published[id] = number
 		p.record(fact{kind: presencePublished, from: int64(number), text: string(id)})
-	}
-}
-
-// loseOwn ends it at the server, and the worker hears of that when it asks for
-// something.
-func (p *worker) loseOwn() {
-	if l := p.own; l != nil && !l.gone {
-		l.lost = "ended by an administrator"
-		l.end()
 	}
 }
 

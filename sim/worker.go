@@ -425,91 +425,6 @@ func (p *worker) leave(exited func()) {
 	p.post(func() { p.input(protocol.Shutdown{}) })
 }
 
-// crash ends the process without a word. Where the machine went with it, the
-// server does not hear that its connections are gone.
-func (p *worker) crash() {
-	vanish := p.chance(p.w.plan.network.halfOpen)
-	for len(p.links) > 0 {
-		p.links[0].drop(vanish)
-	}
-	p.w.gone(p, "crashed")
-	if p.exited != nil {
-		p.exited()
-	}
-}
-
-// freeze stops the process for a while, as SIGSTOP, a debugger, or a laptop's
-// lid do.
-func (p *worker) freeze(length time.Duration, where string) {
-	p.frozen = true
-	p.record(fact{kind: faultFreeze, length: length, text: where})
-	p.thaws++
-	n := p.thaws
-	p.w.after(length, func() {
-		if n == p.thaws && !p.lost {
-			p.thaw()
-		}
-	})
-}
-
-// wakeMax is how long it takes a process at most to come back to life.
-const wakeMax = 50 * time.Millisecond
-
-// thaw wakes it. Everything that has happened to it happens at about the same
-// time, in any order; a process that was swapped out comes back in pieces.
-func (p *worker) thaw() {
-	if !p.frozen || p.dead {
-		return
-	}
-	p.frozen = false
-	p.record(fact{kind: faultThaw})
-	backlog := p.backlog
-	p.backlog = nil
-	spread := pick(p.rand, 200*time.Microsecond, wakeMax)
-	p.rand.Shuffle(len(backlog), func(i, j int) { backlog[i], backlog[j] = backlog[j], backlog[i] })
-	for _, f := range backlog {
-		p.after(p.between(0, spread), f)
-	}
-}
-
-// cutOff drops every packet between the worker and the database.
-func (p *worker) cutOff(length time.Duration) {
-	p.cut = true
-	p.record(fact{kind: faultCutOff, length: length})
-	p.mends++
-	n := p.mends
-	p.w.after(length, func() {
-		if n == p.mends && !p.lost {
-			p.mend()
-		}
-	})
-}
-
-// everyReply is what a faultSlow says of a worker whose replies are all late.
-const everyReply = "every reply"
-
-// congest makes replies late for two heartbeats, by up to what is waited for
-// one, and then cuts the worker off.
-func (p *worker) congest(length time.Duration) {
-	t := p.timing
-	p.congested = p.between(t.Lease/5, t.Patience())
-	p.record(fact{kind: faultSlow, length: p.congested, text: everyReply})
-	p.w.after(2*t.Heartbeat, func() {
-		p.congested = 0
-		if !p.dead && !p.w.healed {
-			p.cutOff(length)
-		}
-	})
-}
-
-func (p *worker) mend() {
-	if !p.cut || p.dead {
-		return
-	}
-	p.cut = false
-	p.record(fact{kind: faultMended})
-}
-
 // A run is the lanes of one share.
 type run struct {
 	p          *worker
@@ -546,13 +461,6 @@ func (p *worker) look() {
 	p.after(p.timing.Heartbeat, p.look)
 	if r := p.run; r != nil && r.left > 0 {
 		p.input(protocol.Lanes{Generation: r.generation, Missing: r.left < len(r.lanes)})
-	}
-}
-
-// loseLane has a lane of what runs end without a word, which nothing in the library does.
-func (p *worker) loseLane(n int) {
-	if r := p.run; r != nil && r.left > 0 && len(r.lanes) > 0 {
-		r.lanes[n%len(r.lanes)].dies = true
 	}
 }
 

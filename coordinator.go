@@ -53,6 +53,7 @@ type worker[E any] struct {
 	inputs     chan protocol.Input
 	hints      chan struct{} // holds one: more say no more
 	fatal      chan error
+	syncError  error // of the latest request that has failed; the loop's once it has that input
 	leases     *lease
 	handlers   handlers
 	presence   presence
@@ -80,13 +81,9 @@ type waiting struct {
 // lease is what every lane looks at before it calls a handler.
 type lease struct{ at atomic.Pointer[terms] }
 
-// terms are when the worker must have stopped handling events, and, if there is
-// a proof to go by, until when handlers may begin, and may go on.
+// terms are those of the session.
 type terms struct {
-	end     time.Time
-	begin   time.Time
-	goOn    time.Time
-	bound   bool
+	protocol.Terms
 	changed chan struct{} // closed when there is another proof
 }
 
@@ -99,9 +96,8 @@ func newLease() *lease {
 // set takes over what the session says.
 func (l *lease) set(s *protocol.Session) {
 	old := l.at.Load()
-	t := &terms{end: s.LeaseEnd(), changed: old.changed}
-	t.begin, t.goOn, t.bound = s.Proof()
-	proven := t.bound != old.bound || !t.begin.Equal(old.begin)
+	t := &terms{s.Terms(), old.changed}
+	proven := t.Bound != old.Bound || !t.Begin.Equal(old.Begin)
 	if proven {
 		t.changed = make(chan struct{})
 	}
@@ -110,13 +106,6 @@ func (l *lease) set(s *protocol.Session) {
 		close(old.changed)
 	}
 }
-
-func (t *terms) over(now time.Time) bool     { return !now.Before(t.end) }
-func (t *terms) unproven(now time.Time) bool { return t.bound && !now.Before(t.begin) }
-
-// ended reports whether a handler that runs is cancelled by now, or about to be: a
-// process that was frozen may come to that before it has done it.
-func (t *terms) ended(now time.Time) bool { return t.over(now) || t.bound && !now.Before(t.goOn) }
 
 // handlers counts the handlers that run.
 type handlers struct {
@@ -185,7 +174,6 @@ func (w *worker[E]) source(id protocol.WorkerID) Source {
 
 // listen has the worker hear hints, and returns what ends it.
 func (w *worker[E]) listen() (leave func()) {
-	trusted := false
 	return listen(w.cfg.Notifier, w.log, &ear{
 		set: string(w.cfg.ReplicaSet), events: w.cfg.EventsChannel,
 		look: func() {
@@ -194,13 +182,7 @@ func (w *worker[E]) listen() (leave func()) {
 			default:
 			}
 		},
-		news: w.feed.hint,
-		trust: func(hears bool) {
-			if hears != trusted {
-				trusted = hears
-				w.feed.trust(hears)
-			}
-		},
+		hear: w.feed.listen(),
 	})
 }
 
@@ -229,7 +211,7 @@ func (w *worker[E]) check(ctx context.Context) error {
 			return err
 		})
 	}
-	backoff := protocol.Backoff{Min: 50 * time.Millisecond, Max: time.Second}
+	backoff := protocol.RetryStart.Backoff()
 	for _, check := range checks {
 		for failures := 1; ; failures++ {
 			err := boundedDo(ctx, w.cfg.StaleWorkerTimeout, check)
@@ -239,7 +221,7 @@ func (w *worker[E]) check(ctx context.Context) error {
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}
-			if !store.Passing(err) && !store.FactsOf(err).Deadline {
+			if !store.FactsOf(err).Away() {
 				return explain(err)
 			}
 			w.log.Warn("database is away, trying again", "error", err)
@@ -307,16 +289,19 @@ func (w *worker[E]) loop(ctx context.Context) error {
 	defer looks.Stop()
 	shutdown := ctx.Done()
 	var cause error // why Run ends, if not for ctx
+	fail := func(err error) {
+		if cause == nil {
+			cause = err
+			w.log.Error("giving up", "error", err)
+		}
+	}
 	for {
 		var in protocol.Input
 		select {
 		case <-shutdown:
 			in, shutdown = protocol.Shutdown{}, nil
 		case err := <-w.fatal:
-			if cause == nil {
-				cause = err
-				w.log.Error("giving up", "error", err)
-			}
+			fail(err)
 			in = protocol.Shutdown{}
 		case in = <-w.inputs:
 			w.note(in)
@@ -325,9 +310,7 @@ func (w *worker[E]) loop(ctx context.Context) error {
 		case <-wake.C:
 			in = protocol.Tick{}
 		case <-looks.C:
-			if in = w.look(time.Now()); in == nil {
-				continue
-			}
+			in = w.look(time.Now())
 		}
 		now, id := time.Now(), w.session.ID()
 		w.session.Handling(w.handlers.lately())
@@ -368,11 +351,15 @@ func (w *worker[E]) loop(ctx context.Context) error {
 				// A Tick too many changes nothing, and shows probes that the
 				// loop turns.
 				wake.Reset(min(a.At.Sub(now), w.cfg.HeartbeatInterval))
+			case protocol.GiveUp:
+				fail(w.refusal(a.Why))
+			case protocol.LaneMissing:
+				w.log.Warn("lane missing, joining again", "generation", a.Generation)
 			case protocol.Exit:
 				if a.Cause == protocol.DrainTimeout {
-					return w.stuck(cause)
+					return w.stuck(a.Keep, cause)
 				}
-				w.leavePresence(0)
+				w.leavePresence(a.Keep)
 				w.log.Info("left")
 				if cause != nil {
 					return cause
@@ -399,28 +386,36 @@ func (w *worker[E]) sync(r protocol.Request, report []byte) {
 		return
 	}
 	tell(w.to, w.to.HeartbeatFailed, HeartbeatFailed{source, latency, redact.Error(err)})
-	failed := protocol.SyncFailed{Request: r, Sent: sent, Jitter: mathrand.Float64()}
+	failed := protocol.SyncFailed{Request: r, Sent: sent, Jitter: mathrand.Float64(), Facts: store.FactsOf(err)}
 	var taken *store.TakenError
-	var stream *store.StreamError
+	if errors.As(err, &taken) {
+		failed.Database = taken.Now
+	}
 	if store.CantWrite(err) {
 		w.moved.Store(true)
 		store.DropStandbys(w.life, w.cfg.DB)
 	}
 	switch {
-	case errors.As(err, &stream):
-		w.fail(fmt.Errorf("%w: %w", ErrEventStore, err))
-	case errors.As(err, &taken) && taken.Over:
+	case failed.Facts.Coordination() != protocol.SyncPasses: // see refusal
+	case taken != nil:
 		w.log.Info("waiting for a worker of another replica set that seems dead", "projection", taken.Projection,
 			"other_replica_set", taken.ReplicaSet, "other_worker", string(taken.Worker))
-		failed.Database = taken.Now
-	case taken != nil:
-		w.fail(fmt.Errorf("%w: %w", ErrProjectionTaken, err))
-	case store.Permanent(err):
-		w.fail(explain(fmt.Errorf("coordinate replica set %q: %w", w.cfg.ReplicaSet, err)))
 	case w.life.Err() == nil:
 		w.log.Warn("can't coordinate, trying again", "error", err)
 	}
+	w.syncError = err
 	w.input(failed)
+}
+
+// refusal returns what Run is to return since the latest request has failed for good.
+func (w *worker[E]) refusal(why protocol.SyncFailure) error {
+	switch why {
+	case protocol.SyncStranger:
+		return fmt.Errorf("%w: %w", ErrEventStore, w.syncError)
+	case protocol.SyncTaken:
+		return fmt.Errorf("%w: %w", ErrProjectionTaken, w.syncError)
+	}
+	return explain(fmt.Errorf("coordinate replica set %q: %w", w.cfg.ReplicaSet, w.syncError))
 }
 
 // ask sends one request.
@@ -526,7 +521,7 @@ func (w *worker[E]) note(in protocol.Input) {
 // stopped takes in that no lane runs any more.
 func (w *worker[E]) stopped() {
 	for _, l := range w.run.lanes {
-		if l.watch.end() {
+		if l.watch.End() {
 			l.mu.Lock()
 			position := l.standing.position
 			l.mu.Unlock()
@@ -570,12 +565,13 @@ func (w *worker[E]) cancel(a protocol.Cancel) {
 }
 
 // stuck returns the error for handlers that did not return. What they hold is
-// not waited for: the goroutines are theirs.
-func (w *worker[E]) stuck(cause error) error {
+// not waited for: the goroutines are theirs. The worker's own session is kept for so
+// long.
+func (w *worker[E]) stuck(keep time.Duration, cause error) error {
 	w.run.cancel(ErrGenerationSuperseded)
 	inHand := w.run.inHand()
 	tell(w.to, w.to.CoordinationTimeout, CoordinationTimeout{w.run.source(), w.run.share.Generation, inHand})
-	w.leavePresence(w.cfg.timing().KeepPresence()) // the handler may still run, and must be waited for
+	w.leavePresence(keep)
 	err := fmt.Errorf("%w: did not return within %s after being asked to stop: %s",
 		ErrCoordinationTimeout, w.cfg.CoordinationTimeout, strings.Join(inHand, ", "))
 	return errors.Join(err, cause)

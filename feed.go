@@ -26,7 +26,6 @@ type feed[E any] struct {
 	config  protocol.FeedConfig
 	bound   time.Duration // of a read
 	workers int
-	trusted int                   // workers that hear hints of new events
 	scopes  []Scope               // by the core's numbers; the first is the whole stream
 	reads   map[int]chan struct{} // by window: closed when the read under way has ended
 	news    chan struct{}         // closed when there may be something new for lanes that rest
@@ -34,11 +33,9 @@ type feed[E any] struct {
 	busy    sync.WaitGroup        // reads under way
 
 	// For those who watch it.
-	heads    heads
-	end      int64     // of the stream; -1: not known
-	known    time.Time // when the latest of heads was the end of the stream; zero: nobody knows
-	asking   bool      // for that
-	gap      *Gap      // that the latest read met
+	end      protocol.Reach
+	asking   bool // for that
+	gap      *Gap // that the latest read met
 	watchers map[*func(Gap, bool)]bool
 }
 
@@ -62,7 +59,7 @@ func joinFeed[E any](events EventStore[E], c protocol.FeedConfig, bound time.Dur
 		}
 	}
 	f := &feed[E]{
-		events: events, shared: shared, end: -1, core: protocol.NewFeed(c), config: c, bound: bound, workers: 1,
+		events: events, shared: shared, end: protocol.NewReach(), core: protocol.NewFeed(c), config: c, bound: bound, workers: 1,
 		scopes: []Scope{{}}, reads: map[int]chan struct{}{}, news: make(chan struct{}), watchers: map[*func(Gap, bool)]bool{},
 	}
 	f.ctx, f.stop = context.WithCancel(context.Background())
@@ -81,42 +78,20 @@ func (f *feed[E]) join(c protocol.FeedConfig, bound time.Duration) {
 	f.workers++
 	f.config.Bytes, f.config.Page = max(f.config.Bytes, c.Bytes), max(f.config.Page, c.Page)
 	f.config.Poll, f.bound = min(f.config.Poll, c.Poll), max(f.bound, bound)
-	f.configure()
+	f.core.Configure(f.config)
 }
 
-// hintedPolls is how much longer than PollInterval the time between two looks
-// may become while hints of new events come.
-const hintedPolls = 5
-
-func (f *feed[E]) configure() {
-	c := f.config
-	if f.trusted > 0 {
-		c.Poll *= hintedPolls
-	}
-	f.core.Configure(c)
-}
-
-// hint looks for new events soon.
-func (f *feed[E]) hint() {
+// listen returns what one worker hears hints of new events with.
+func (f *feed[E]) listen() (hear func(protocol.Hearing)) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.core.Hint()
-	f.begin()
-}
-
-// trust says that one worker more, or less, hears hints of new events.
-func (f *feed[E]) trust(hears bool) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if hears {
-		f.trusted++
-		f.configure()
-		return
+	ear := f.core.Listen()
+	return func(h protocol.Hearing) {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		ear.Hear(h)
+		f.begin()
 	}
-	f.trusted--
-	f.configure()
-	f.core.Hint() // and not only when the long time until the next look is over
-	f.begin()
 }
 
 // leave takes a worker away, and with the last one the feed.
@@ -181,26 +156,18 @@ func (f *feed[E]) read(r protocol.Fetch, patience time.Duration, ended chan stru
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if err == nil {
-		f.see(r.After, p.head, p.end, p.More, p.gap)
+		f.see(protocol.Seen{After: r.After, Head: p.head, End: p.end, More: p.More}, p.gap)
 	}
 	delete(f.reads, r.Window)
 	close(ended)
 	if err != nil {
-		f.core.Failed(time.Now(), r.Window, err, forItsSize(err))
+		f.core.Failed(time.Now(), r.Window, err, store.FactsOf(err).ForItsSize())
 	}
 	if err != nil || f.core.Fetched(time.Now(), r.Window, p.FeedPage) {
 		close(f.news)
 		f.news = make(chan struct{})
 	}
 	f.begin()
-}
-
-// forItsSize reports whether a read may have failed because it was of so much: it took
-// too long, or too much memory, or it held what can't be sent.
-func forItsSize(err error) bool {
-	state := store.State(err)
-	return store.FactsOf(err).Deadline || state == "57014" || // query_canceled, by statement_timeout
-		len(state) == 5 && slices.Contains([]string{"22", "53", "54", "XX"}, state[:2])
 }
 
 // fetch reads a page, and computes for it once what all lanes need of it. It also
@@ -244,11 +211,15 @@ func (f *feed[E]) foreign(ctx context.Context, scope Scope, r protocol.Fetch) (p
 	if err != nil {
 		return page[E]{}, err
 	}
-	p := page[E]{end: -1, passed: max(r.After, read.Through)}
-	ordered := ascending(r.After, read.Records)
+	positions := make([]int64, len(read.Records))
+	for i := range read.Records {
+		positions[i] = read.Records[i].Position
+	}
+	p := page[E]{end: -1}
+	var ordered bool
+	p.passed, p.more, ordered = protocol.StorePage(r.After, r.Limit, positions, read.Through, read.More)
 	for i := range read.Records {
 		e := &read.Records[i]
-		p.passed = max(p.passed, e.Position)
 		out, err := leavesOut(scope, e)
 		switch {
 		case err != nil:
@@ -262,20 +233,7 @@ func (f *feed[E]) foreign(ctx context.Context, scope Scope, r protocol.Fetch) (p
 		}
 		p.events = append(p.events, *e)
 	}
-	// One that passes nothing, and says that there is more, would be asked at once again.
-	p.more = p.passed > r.After && (read.More || len(read.Records) >= r.Limit)
 	return p, nil
-}
-
-// ascending reports whether the positions of records ascend, from above after.
-func ascending[E any](after int64, records []Record[E]) bool {
-	for i := range records {
-		if records[i].Position <= after {
-			return false
-		}
-		after = records[i].Position
-	}
-	return true
 }
 
 // A tap is where a lane gets its events from.

@@ -16,8 +16,8 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
-// What probes ask of the workers of a process. The state of a worker is noted by its
-// loop and judged here, without a look at the database.
+// What probes ask of the workers of a process. A worker's loop notes its turns;
+// protocol.Health judges them, without a look at the database.
 
 // Health is what probes want to know of an Orchestrator.
 type Health struct {
@@ -55,7 +55,7 @@ func healthOf(set string, now time.Time, runs []facts) Health {
 	for _, f := range runs {
 		switch {
 		case !f.ended:
-			live, ready, detail := f.judge(now)
+			live, ready, detail := f.Judge(now)
 			h.Live, h.Ready = h.Live && live, h.Ready && ready
 			say(": %s", detail)
 		case f.err != nil:
@@ -138,97 +138,11 @@ func HealthHandler(of ...HealthChecker) http.Handler {
 	})
 }
 
-// facts are what is known of the health of one call of Run. They are judged
-// without a look at anything else.
+// facts are what is known of the health of one call of Run.
 type facts struct {
-	timing protocol.Timing
-	window time.Duration // JoinWindow
-
-	turned time.Time // when the loop has last turned; zero: it has not begun
-	// answers is since when the database has answered every request; zero: not
-	// the latest one, or none yet.
-	answers  time.Time
-	member   time.Time // since when it is seen to be a member; zero: it is not
-	assigned bool      // it has partitions in the newest generation that it has seen
-	standby  bool      // it has none, and is to have none
-	running  int64     // the generation that it runs; 0: none
-	placed   time.Time // when it has last been running or a standby; zero: never yet
-	leaving  bool
-
+	protocol.Health
 	ended bool
 	err   error // what Run has returned; nil: what its context said
-}
-
-// note takes in what one turn of the loop was about.
-func (f facts) note(now time.Time, in protocol.Input, actions []protocol.Action) facts {
-	f.turned = now
-	switch in := in.(type) {
-	case protocol.Synced:
-		if f.answers.IsZero() {
-			f.answers = now
-		}
-		if !in.View.Member {
-			f.member = time.Time{}
-		} else if f.member.IsZero() {
-			f.member = now
-		}
-		f.assigned = in.View.Assigned()
-		// Who waits for a JoinWindow to close has no partitions, either.
-		f.standby = in.View.Member && !f.assigned && now.Sub(f.member) > f.window+f.timing.Heartbeat
-	case protocol.SyncFailed:
-		f.answers = time.Time{}
-	case protocol.Stopped:
-		if f.running == in.Generation {
-			f.running = 0
-		}
-	case protocol.Shutdown:
-		f.leaving = true
-	}
-	for _, action := range actions {
-		if start, ok := action.(protocol.Start); ok {
-			f.running = start.Share.Generation
-		}
-	}
-	if f.running != 0 || f.standby {
-		f.placed = now
-	}
-	return f
-}
-
-// judge says how a call of Run is that has not returned.
-//
-// Ready is sticky. A re-partition stops all workers at once, and a database that
-// is away does, too: were they not ready then, none would be, a roll-out or a
-// drain of nodes would wait without need, and a short pause would look like a dead
-// set.
-func (f facts) judge(now time.Time) (live, ready bool, detail string) {
-	ready = !f.placed.IsZero() && !f.leaving
-	idle := now.Sub(f.turned)
-	alone := now.Sub(f.placed) // without a place, and with a database that answers
-	if f.answers.After(f.placed) {
-		alone = now.Sub(f.answers)
-	}
-	switch {
-	case f.turned.IsZero():
-		return true, false, "starts, and has not heard from the database yet"
-	case idle > f.timing.Lease:
-		return false, false, fmt.Sprintf("its loop has not turned for %s", idle.Round(time.Second))
-	case f.leaving:
-		return true, false, "was asked to stop"
-	case f.answers.IsZero() && f.placed.IsZero():
-		return true, false, "joins, and the database has not answered yet"
-	case f.answers.IsZero():
-		return true, ready, "the database does not answer"
-	case f.running != 0:
-		return true, ready, fmt.Sprintf("runs generation %d", f.running)
-	case f.standby:
-		return true, ready, "is a standby"
-	case ready && alone > 2*(f.timing.Drain+f.timing.Lease):
-		return true, false, fmt.Sprintf("has had no place for %s, though the database answers", alone.Round(time.Second))
-	case f.assigned:
-		return true, ready, "waits for other workers to stop"
-	}
-	return true, ready, "joins"
 }
 
 // vitals are the facts of one call of Run, as its loop notes them.
@@ -249,9 +163,15 @@ func (v *vitals) update(f func(*facts)) {
 	f(&v.facts)
 }
 
+// begun reports whether the loop has turned.
+func (v *vitals) begun() bool {
+	f := v.get()
+	return !f.Turned().IsZero()
+}
+
 // turn notes a turn of the loop.
 func (v *vitals) turn(now time.Time, in protocol.Input, actions []protocol.Action) {
-	v.update(func(f *facts) { *f = f.note(now, in, actions) })
+	v.update(func(f *facts) { f.Turn(now, in, actions) })
 }
 
 // end notes that Run returns.
@@ -273,7 +193,7 @@ type runs struct {
 
 // begin adds one. Those that have returned are of no interest any more.
 func (r *runs) begin(timing protocol.Timing, window time.Duration) *vitals {
-	v := &vitals{facts: facts{timing: timing, window: window}}
+	v := &vitals{facts: facts{Health: protocol.NewHealth(timing, window)}}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.of = append(slices.DeleteFunc(r.of, func(o *vitals) bool { return o.get().ended }), v)

@@ -30,14 +30,10 @@ type Notifier interface {
 
 // An ear is what one worker wants to hear. Its functions don't block.
 type ear struct {
-	set    string // hints for this replica set call look
-	events string // the channel of events; "": none
-	look   func() // the group may have changed
-	news   func() // there may be new events
-	// trust says whether hints of events come: one has, and the connection that
-	// brought it is still there. Behind a pooler LISTEN succeeds, and nothing
-	// ever comes.
-	trust func(bool)
+	set    string                 // hints for this replica set call look
+	events string                 // the channel of events; "": none
+	look   func()                 // the group may have changed
+	hear   func(protocol.Hearing) // of new events
 }
 
 // A listener is a connection's worth of hints, for all workers of the process
@@ -108,7 +104,7 @@ func (l *listener) remove(e *ear) {
 	if last {
 		delete(listeners.of, l.key)
 	}
-	e.trust(false)
+	e.hear(protocol.HintsDown)
 	l.mu.Unlock()
 	listeners.Unlock()
 	if last {
@@ -126,7 +122,7 @@ func (l *listener) remove(e *ear) {
 // again.
 func (l *listener) run(ctx context.Context) {
 	defer close(l.done)
-	backoff := protocol.Backoff{Min: 100 * time.Millisecond, Max: 10 * time.Second}
+	backoff := protocol.RetryListen.Backoff()
 	for failures, away := 0, false; ; {
 		inner, cancel := context.WithCancel(ctx)
 		l.mu.Lock()
@@ -138,14 +134,14 @@ func (l *listener) run(ctx context.Context) {
 				l.log.Info("listening for notifications again")
 			}
 			failures, away = 0, false
-			l.each(func(e *ear) { e.look(); e.news() }) // what was said before was missed
+			l.each(func(e *ear) { e.look(); e.hear(protocol.HintsUp) }) // what was said before was missed
 		}
 		_, err := apart("the Notifier", func() (struct{}, error) {
 			return struct{}{}, l.notifier.Listen(inner, channels, up, l.heard)
 		})
 		changed := inner.Err() != nil
 		cancel()
-		l.each(func(e *ear) { e.trust(false) })
+		l.each(func(e *ear) { e.hear(protocol.HintsDown) })
 		switch {
 		case ctx.Err() != nil:
 			return
@@ -170,8 +166,7 @@ func (l *listener) heard(channel, payload string) {
 			e.look()
 		}
 		if channel == e.events {
-			e.trust(true)
-			e.news()
+			e.hear(protocol.HintHeard)
 		}
 	})
 }

@@ -63,7 +63,7 @@ func (o *Orchestrator[E]) run(ctx context.Context, projections []Projection[E]) 
 		vitals.end(ctx, err)
 	}()
 	defer func() {
-		if err != nil && vitals.get().turned.IsZero() && err != ctx.Err() {
+		if err != nil && !vitals.begun() && err != ctx.Err() {
 			log := o.cfg.Logger.With("replica_set", string(o.cfg.ReplicaSet))
 			log.Error("can't run", "error", err)
 		}

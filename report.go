@@ -181,7 +181,6 @@ type watch struct {
 	generation int64     // that runs, or ran last
 	reported   time.Time // to the observer
 	due        bool      // a report is to go with the next heartbeat
-	missing    int       // looks in a row that found a lane missing
 }
 
 // lookEvery is the time between two looks.
@@ -189,15 +188,15 @@ func (w *worker[E]) lookEvery() time.Duration {
 	return max(min(w.cfg.HeartbeatInterval, w.cfg.StallAfter/2), time.Millisecond)
 }
 
-// look goes over the lanes: those that have stalled are told of, and one that has
-// ended by itself without a word is told to the session.
+// look goes over the lanes: those that have stalled are told of, and the session hears
+// whether one is missing.
 func (w *worker[E]) look(now time.Time) protocol.Input {
 	w.feed.refresh(now, w.cfg.HeartbeatInterval)
 	reach := w.feed.reach()
 	gap := gapReport(reach.gap)
 	for _, l := range w.lanes() {
 		r := l.report(now, reach)
-		stalled, unstalled := l.watch.see(now, r.Position, r.idle(), r.Handling, w.cfg.StallAfter)
+		stalled, unstalled := l.watch.See(now, r.Position, r.idle(), r.Handling, w.cfg.StallAfter)
 		if stalled {
 			w.stalled(now, l, r, gap)
 		}
@@ -211,23 +210,13 @@ func (w *worker[E]) look(now time.Time) protocol.Input {
 			tell(w.to, w.to.Reported, w.report(now))
 		}
 	}
-	return w.guard(now)
+	return w.lanesSeen()
 }
 
-// guard has the worker join again, as a new member, when a lane that it should run is
-// missing at two looks in a row. The lane should have told it; if that failed, the
-// partition would stay assigned without being run, and other workers could not see it.
-func (w *worker[E]) guard(now time.Time) protocol.Input {
-	ended := slices.ContainsFunc(w.lanes(), func(l *lane[E]) bool { return l.ended.Load() })
-	if !ended || w.session.State(now) != protocol.Running {
-		w.watch.missing = 0
-		return nil
-	}
-	if w.watch.missing++; w.watch.missing != 2 {
-		return nil
-	}
-	w.log.Warn("lane missing, joining again", "generation", w.watch.generation)
-	return protocol.Refused{Generation: w.watch.generation}
+// lanesSeen returns what the session is to hear of the lanes.
+func (w *worker[E]) lanesSeen() protocol.Input {
+	missing := slices.ContainsFunc(w.lanes(), func(l *lane[E]) bool { return l.ended.Load() })
+	return protocol.Lanes{Generation: w.watch.generation, Missing: missing}
 }
 
 // lanes returns the lanes that the worker runs.
@@ -239,7 +228,7 @@ func (w *worker[E]) lanes() []*lane[E] {
 }
 
 func (w *worker[E]) stalled(now time.Time, l *lane[E], r LaneReport, gap *GapReport) {
-	reason, lasted := l.watch.reason(now, r, gap), now.Sub(l.watch.since)
+	reason, lasted := stallReason(&l.watch, now, r, gap), now.Sub(l.watch.Since)
 	l.log.Warn("stalled", "position", r.Position, "for", lasted, "reason", reason)
 	tell(w.to, w.to.Stalled, Stalled{Source: l.source(), Lane: l.name(), Position: r.Position, For: lasted, Reason: reason})
 }
@@ -253,11 +242,8 @@ func (w *worker[E]) unstalled(l *lane[E], position int64) {
 func (w *worker[E]) report(now time.Time) WorkerReport {
 	reach := w.feed.reach()
 	r := WorkerReport{
-		Source: w.source(w.session.ID()), State: WorkerState(w.session.State(now)), Generation: w.watch.generation,
+		Source: w.source(w.session.ID()), State: WorkerState(w.session.State(now)), Generation: w.watch.generation, Head: reach.Head(),
 		Partitions: []int{}, Gap: gapReport(reach.gap), Lanes: []LaneReport{},
-	}
-	if reach.known {
-		r.Head = reach.heads.last()
 	}
 	if w.run != nil && !w.run.over {
 		r.Partitions = w.run.share.Partitions
@@ -299,8 +285,8 @@ func (l *lane[E]) report(now time.Time, reach reach) LaneReport {
 	a := l.id.Assignment
 	r := LaneReport{
 		Projection: l.id.Projection, Partition: a.Partition, TotalPartitions: a.Total,
-		Position: s.position, Behind: -1, State: s.state, Since: l.watch.since, Handling: l.position.Load(),
-		Attempts: s.attempts, Error: s.err, Stalled: l.watch.stalled,
+		Position: s.position, Behind: -1, State: s.state, Since: l.watch.Since, Handling: l.position.Load(),
+		Attempts: s.attempts, Error: s.err, Stalled: l.watch.Stalled,
 		Parked: s.parked,
 	}
 	if r.Since.IsZero() {
@@ -312,13 +298,13 @@ func (l *lane[E]) report(now time.Time, reach reach) LaneReport {
 	if !s.found {
 		return r
 	}
-	switch r.Behind = reach.behind(s.position); {
-	case reach.lost(s.position) && (r.State == LaneReading || r.State == LaneIdle):
+	switch r.Behind = reach.Behind(s.position); {
+	case reach.Lost(s.position) && (r.State == LaneReading || r.State == LaneIdle):
 		r.State = LaneBeyond
 	case r.Behind == 0 && r.State == LaneReading:
 		r.State = LaneIdle // it looks for news
 	}
-	r.BehindSeconds = reach.lag(now, s.position, s.next.at()).Seconds()
+	r.BehindSeconds = reach.Lag(now, s.position, s.next.at()).Seconds()
 	return r
 }
 

@@ -12,6 +12,7 @@ import (
 
 	"github.com/getpup/pupsourcing-orchestrator/internal/dbconn"
 	"github.com/getpup/pupsourcing-orchestrator/internal/eventtable"
+	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
@@ -166,7 +167,7 @@ func (t *Table[E]) rows(ctx context.Context, r *eventtable.Reader, g eventtable.
 				}
 				p.bytes += row.in.Size
 				// One row more shows whether events of one position would be parted.
-				full = bytes > 0 && p.bytes > bytes && len(p.events) < g.Len()
+				full = protocol.PageFull(p.bytes, bytes, len(p.events), g.Len())
 				row.in = nil
 			}
 			done = true

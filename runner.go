@@ -141,9 +141,7 @@ type lane[E any] struct {
 	did     protocol.LaneDo // the latest action
 	err     error           // and what came of it
 	fault   error           // the latest of a handler, or of what followed it in its transaction
-	vain    int             // how often in a row it was interrupted: see interrupted
-	called  time.Time       // when the handler was called last
-	calling bool            // it has not returned
+	calling bool            // the handler has not returned
 	// For who suspends handlers: the transaction again, and the spell of the handler
 	// that is called; nil: none is.
 	open     atomic.Pointer[dbconn.Tx]
@@ -152,10 +150,10 @@ type lane[E any] struct {
 	ended    atomic.Bool
 
 	// For those who watch it.
-	last     *Record[E] // of the latest page, if there was more behind it
-	began    time.Time  // when the batch under way did; zero: none is
-	skipped  int        // events of others that were read since the latest commit
-	watch    laneWatch  // the loop's
+	last     *Record[E]     // of the latest page, if there was more behind it
+	began    time.Time      // when the batch under way did; zero: none is
+	skipped  int            // events of others that were read since the latest commit
+	watch    protocol.Stall // the loop's
 	mu       sync.Mutex
 	standing standing[E]
 }
@@ -228,7 +226,7 @@ func (c Config[E]) laneConfig(kind protocol.LaneKind, projection string) protoco
 // signals is what the lane is to look at before it goes on.
 func (l *lane[E]) signals(now time.Time) protocol.Signals {
 	terms := l.worker.leases.at.Load()
-	s := protocol.Signals{Canceled: l.ctx.Err() != nil, LeaseOver: terms.over(now), Unproven: terms.unproven(now)}
+	s := protocol.Signals{Canceled: l.ctx.Err() != nil, LeaseOver: terms.Over(now), Unproven: terms.Unproven(now)}
 	select {
 	case <-l.run.draining:
 		s.Asked = true
@@ -279,6 +277,9 @@ func (l *lane[E]) work(answer protocol.LaneAnswer) *protocol.LaneAction {
 		action := l.core.Next(now, l.signals(now), answer)
 		l.keep()
 		l.note(now, action)
+		if action.Thwarted > 0 {
+			l.worker.input(protocol.Thwarted{Vain: action.Thwarted})
+		}
 		if action.Rollback && l.tx != nil {
 			rollback(l.tx, l.endTx)
 			l.tx = nil
@@ -390,7 +391,6 @@ func (l *lane[E]) do(a protocol.LaneAction) protocol.LaneAnswer {
 		var begun bool
 		if begun, err = l.call(events); !begun {
 			answer.Failure = protocol.NotBegun
-			l.interrupted(true)
 			return answer
 		}
 	case protocol.LaneWrite:
@@ -421,9 +421,6 @@ func (l *lane[E]) do(a protocol.LaneAction) protocol.LaneAnswer {
 func (l *lane[E]) judge(do protocol.LaneDo, answer protocol.LaneAnswer, err error) protocol.LaneAnswer {
 	l.did, l.err = do, err
 	if err == nil {
-		if do == protocol.LaneHandle {
-			l.interrupted(false)
-		}
 		return answer
 	}
 	facts := store.FactsOf(err)
@@ -431,24 +428,13 @@ func (l *lane[E]) judge(do protocol.LaneDo, answer protocol.LaneAnswer, err erro
 	if bad { // whatever that wraps
 		facts, err = protocol.Facts{Failed: true}, own("the row", err)
 	}
-	inTransaction := l.kind != protocol.Plain
-	switch do {
-	case protocol.LaneHandle, protocol.LaneWrite, protocol.LaneUnpark:
-		now := time.Now()
-		if inTransaction && (facts.State == "25P03" || (facts.Lost || facts.Network) && now.Sub(l.called) >= l.worker.cfg.StaleWorkerTimeout) {
-			facts.Idled = true
-			err = own("", fmt.Errorf("the transaction has ended: the handler has left it idle for longer than StaleWorkerTimeout, which is %s: %w", l.worker.cfg.StaleWorkerTimeout, err))
-		}
-		suspended := l.spell != nil && l.spell.Err() != nil || l.worker.leases.at.Load().ended(now)
-		answer.Failure = protocol.Classify(facts, l.kind, do, suspended)
-		if do == protocol.LaneHandle && answer.Failure == protocol.Interrupted {
-			l.interrupted(true)
-		}
-	default:
-		answer.Failure = protocol.Classify(facts, l.kind, do, false)
+	cancelled := l.spell != nil && l.spell.Err() != nil
+	facts, answer.Failure = l.core.Judge(time.Now(), facts, cancelled, l.worker.leases.at.Load().Terms)
+	if facts.Idled {
+		err = own("", fmt.Errorf("the transaction has ended: the handler has left it idle for longer than StaleWorkerTimeout, which is %s: %w", l.worker.cfg.StaleWorkerTimeout, err))
 	}
 	if do == protocol.LaneHandle || answer.Failure == protocol.Fault ||
-		inTransaction && (do == protocol.LaneWrite || do == protocol.LaneCommit || do == protocol.LaneUnpark) {
+		l.kind != protocol.Plain && (do == protocol.LaneWrite || do == protocol.LaneCommit || do == protocol.LaneUnpark) {
 		l.fault = err // what precedes the event is committed first
 	}
 	return answer
@@ -518,7 +504,7 @@ func (l *lane[E]) commit() error {
 // prove waits until the worker has proven that it is there.
 func (l *lane[E]) prove() {
 	terms := l.worker.leases.at.Load()
-	if !terms.unproven(time.Now()) {
+	if !terms.Unproven(time.Now()) {
 		return
 	}
 	l.worker.input(protocol.Wanted{})
@@ -527,17 +513,6 @@ func (l *lane[E]) prove() {
 	case <-l.run.draining:
 	case <-l.ctx.Done():
 	}
-}
-
-// interrupted counts how often in a row a handler was suspended or not begun, and tells
-// the session of it.
-func (l *lane[E]) interrupted(again bool) {
-	if !again {
-		l.vain = 0
-		return
-	}
-	l.vain++
-	l.worker.input(protocol.Thwarted{Vain: l.vain})
 }
 
 // context returns a handler's context.
@@ -558,15 +533,15 @@ func (l *lane[E]) context() context.Context {
 func (l *lane[E]) call(events []*Record[E]) (begun bool, err error) {
 	l.worker.handlers.begin()
 	defer l.worker.handlers.end()
-	ctx, now := l.context(), time.Now()
-	if l.worker.leases.at.Load().unproven(now) {
+	ctx := l.context()
+	if l.worker.leases.at.Load().Unproven(time.Now()) {
 		return false, nil
 	}
 	l.position.Store(events[0].Position)
 	defer l.position.Store(0)
 	l.inSpell.Store(l.spell)
 	defer l.inSpell.Store(nil)
-	l.called, l.calling = now, true // and calling it is if this goroutine ends
+	l.calling = true // and it stays so if this goroutine ends
 	err = l.guarded(ctx, events)
 	l.calling = false
 	return true, err

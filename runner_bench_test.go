@@ -15,7 +15,7 @@ import (
 func BenchmarkHandle(b *testing.B) {
 	const batch = 1000
 	w := &worker[Event]{leases: newLease(), to: newTeller(nil, nil)}
-	w.leases.at.Store(&terms{end: time.Now().Add(time.Hour)})
+	w.leases.at.Store(&terms{Terms: protocol.Terms{End: time.Now().Add(time.Hour)}})
 	ctx, cancel := context.WithCancel(b.Context())
 	defer cancel()
 	r := &run[Event]{ctx: ctx, draining: make(chan struct{})}

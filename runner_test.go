@@ -32,7 +32,7 @@ func TestSignals(t *testing.T) {
 		{"cancelled", begin.Add(-1), true, false, true, protocol.Signals{Canceled: true}},
 	} {
 		w := &worker[Event]{leases: newLease()}
-		w.leases.at.Store(&terms{begin: begin, end: end, bound: test.bound})
+		w.leases.at.Store(&terms{Terms: protocol.Terms{Begin: begin, End: end, Bound: test.bound}})
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
 		l := &lane[Event]{ctx: ctx, worker: w, run: &run[Event]{draining: make(chan struct{})}}

@@ -1,45 +1,12 @@
 package orchestrator
 
 import (
-	"log/slog"
 	"testing"
 	"time"
 
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
-
-// A lane has stalled when it has had something to do, and has not moved, for long
-// enough.
-func TestLaneWatch(t *testing.T) {
-	start := time.Unix(1000, 0)
-	type look struct {
-		at                 int // seconds
-		position           int64
-		idle               bool
-		stalled, unstalled bool
-	}
-	for _, test := range []struct {
-		why   string
-		looks []look
-	}{
-		{"it moves", []look{{at: 0, position: 1}, {at: 50, position: 2}, {at: 100, position: 3}, {at: 159, position: 3}}},
-		{"it has nothing to do", []look{{at: 0, idle: true}, {at: 100, idle: true}, {at: 200, idle: true}}},
-		{"what there is to do has just come", []look{{at: 0, idle: true}, {at: 100, idle: true}, {at: 159}, {at: 160, stalled: true}}},
-		{"it is said once", []look{{at: 0}, {at: 60, stalled: true}, {at: 120}, {at: 180}}},
-		{"and again after it has moved", []look{{at: 0}, {at: 60, stalled: true}, {at: 70, position: 1, unstalled: true}, {at: 129, position: 1}, {at: 130, position: 1, stalled: true}}},
-		{"it has moved, and has nothing more to do", []look{{at: 0}, {at: 60, stalled: true}, {at: 70, position: 1, idle: true, unstalled: true}}},
-		{"back is a move as well", []look{{at: 0, position: 9}, {at: 59, position: 3}, {at: 118, position: 3}, {at: 119, position: 3, stalled: true}}},
-	} {
-		var w laneWatch
-		for _, l := range test.looks {
-			stalled, unstalled := w.see(start.Add(time.Duration(l.at)*time.Second), l.position, l.idle, 0, time.Minute)
-			if stalled != l.stalled || unstalled != l.unstalled {
-				t.Errorf("%s: after %ds stalled %t, unstalled %t, want %t, %t", test.why, l.at, stalled, unstalled, l.stalled, l.unstalled)
-			}
-		}
-	}
-}
 
 func TestStallReasons(t *testing.T) {
 	start := time.Unix(1000, 0)
@@ -62,54 +29,25 @@ func TestStallReasons(t *testing.T) {
 		{"waits for the transaction of backend 1 at the gap at position 900", LaneReport{State: LaneReading, Position: 899}, gap(1)},
 		{"reading", LaneReport{State: LaneReading, Position: 800}, gap(1)},
 	} {
-		var w laneWatch
-		w.see(start, 811, false, test.lane.Handling, time.Hour)
-		if got := w.reason(start.Add(2*time.Minute), test.lane, test.gap); got != test.want {
+		var w protocol.Stall
+		w.See(start, 811, false, test.lane.Handling, time.Hour)
+		if got := stallReason(&w, start.Add(2*time.Minute), test.lane, test.gap); got != test.want {
 			t.Errorf("%q, want %q", got, test.want)
 		}
 	}
 }
 
-// A lane that has ended, and of which the session has not heard, makes the worker
-// come back as somebody new; after two looks, for it may be about to hear of it.
-func TestGuard(t *testing.T) {
-	now := time.Now()
-	s := protocol.NewSession("w", protocol.Timing{Heartbeat: time.Minute, Lease: time.Hour, Drain: time.Hour}, protocol.Request{})
-	ask := func(in protocol.Input) (request protocol.Request, started bool) {
-		for _, a := range s.Next(now, in) {
-			switch a := a.(type) {
-			case protocol.Sync:
-				request = a.Request
-			case protocol.Start:
-				started = true
-			}
-		}
-		return request, started
-	}
-	request, _ := ask(protocol.Tick{})
-	view := protocol.View{Now: now, Member: true, Generation: 1, Total: 1, Partitions: []int{0}, Holds: 1}
-	if _, started := ask(protocol.Synced{Request: request, Sent: now, View: view}); !started {
-		t.Fatal("nothing was started")
-	}
+// A worker's look tells the session of a lane that has ended. What follows from that is
+// protocol.Session's.
+func TestALookFindsAMissingLane(t *testing.T) {
 	l := &lane[Event]{id: store.Lane{Projection: "p"}}
-	w := &worker[Event]{session: s, log: slog.New(slog.DiscardHandler), run: &run[Event]{lanes: []*lane[Event]{l}}}
+	w := &worker[Event]{run: &run[Event]{lanes: []*lane[Event]{l}}}
 	w.watch.generation = 1
-	if in := w.guard(now); in != nil {
-		t.Errorf("all lanes run, and the session is told %v", in)
+	if in := w.lanesSeen(); in != (protocol.Lanes{Generation: 1}) {
+		t.Errorf("all lanes run, and the session is told %+v", in)
 	}
 	l.ended.Store(true)
-	if in := w.guard(now); in != nil {
-		t.Errorf("the session is told %v at once", in)
-	}
-	in := w.guard(now)
-	if in != (protocol.Refused{Generation: 1}) {
-		t.Fatalf("the session is told %v of a lane that is missing", in)
-	}
-	now = now.Add(time.Second) // what is seen now is newer
-	request, _ = ask(in)
-	ask(protocol.Synced{Request: request, Sent: now, View: view})
-	ask(protocol.Stopped{Generation: 1})
-	if id := s.ID(); id == "w" {
-		t.Error("the worker does not come back as somebody new")
+	if in := w.lanesSeen(); in != (protocol.Lanes{Generation: 1, Missing: true}) {
+		t.Errorf("a lane has ended, and the session is told %+v", in)
 	}
 }

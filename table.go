@@ -350,10 +350,12 @@ func (t *Table[E]) readOwn(ctx context.Context, slots *protocol.SlotSet, after i
 			return page[E]{}, err
 		}
 	}
-	if p.more { // it was cut
-		through = p.events[len(p.events)-1].Position
+	cut := int64(0)
+	if p.more {
+		cut = p.events[len(p.events)-1].Position
 	}
-	p.passed, p.more, p.head, p.end = through, done.More || through < done.Passed, head, t.reach(head)
+	p.passed, p.more = done.OwnPassed(through, cut)
+	p.head, p.end = head, t.reach(head)
 	return p, nil
 }
 

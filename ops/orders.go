@@ -103,7 +103,7 @@ func order(ctx context.Context, t store.Tables, set orchestrator.ReplicaSetName,
 	if err := s.Check(ctx); err != nil {
 		return 0, redact.Error(err)
 	}
-	backoff := protocol.Backoff{Min: 20 * time.Millisecond, Max: time.Second}
+	backoff := protocol.RetryOrder.Backoff()
 	for failures := 1; ; failures++ {
 		result, err := s.Sync(ctx, protocol.Request{Order: &o}, nil)
 		switch {

@@ -205,6 +205,9 @@ func (c *checker) observe(f fact) *violation {
 			if v := c.finished(f); v != nil {
 				return v
 			}
+			if v := c.allNoticed(f); v != nil {
+				return v
+			}
 		}
 	}
 	return nil

@@ -189,6 +189,11 @@ func (c *checker) committed(f fact) *violation {
 		if v := c.waits(p, c.worker(f.worker), f, e); v != nil {
 			return v
 		}
+		if i, found := p.find(e.position); found {
+			if v := c.noticed(p, e, c.appends[p.unhandled[i].append], f, f.worker); v != nil {
+				return v
+			}
+		}
 		p.holds[e.position], p.highest[e.aggregate] = n, e.position
 		if i, found := p.find(e.position); found {
 			p.unhandled = slices.Delete(p.unhandled, i, i+1)

@@ -43,6 +43,7 @@ type checkedWorker struct {
 	calls       []*openCall
 	suspend     fact // the latest runSuspends
 	presence    checkedPresence
+	hears, deaf fact             // the latest hintsCome and hintsGone
 	returns     map[laneKey]fact // the latest handlerEnds
 	trouble     fact             // the latest that may make it handle events again
 	troubled    time.Duration    // by trouble, until then
@@ -106,6 +107,10 @@ func (c *crew) observe(f fact) {
 		if w.run.generation == f.generation {
 			w.stops()
 		}
+	case hintsCome:
+		c.worker(f.worker).hears = f
+	case hintsGone:
+		c.worker(f.worker).deaf = f
 	case sessionAttached, sessionProven, sessionEnded, presencePublished, memberJoins, workerExpired:
 		c.worker(f.worker).presence.observe(f)
 	case runSuspends:

@@ -41,6 +41,7 @@ const (
 	countServedOwn
 	countLeftBehind
 	countCaughtUp
+	countPageShort
 	// Leases and members.
 	countLeaseLost
 	countExpired
@@ -84,6 +85,10 @@ const (
 	countUnreadable
 	countReadAgain
 	countOutlived
+	countLaneMissed
+	// Hints of events.
+	countHintsCome
+	countHintsGone
 	// Parked events.
 	countParked
 	countParkedBehind
@@ -145,6 +150,7 @@ var counterWords = [counterCount]string{
 	countServedWhole: "a projection of some aggregate types was served from what was read for all",
 	countServedOwn:   "a process read the events in its slots alone",
 	countLeftBehind:  "a page was forgotten under a slow projection, which then read for itself",
+	countPageShort:   "an event store of the program's own returned less than there was",
 	countCaughtUp:    "a projection that read for itself caught up with others, and shared their reads",
 
 	countLeaseLost:       "a worker noticed that its lease was over, and cancelled its handlers",
@@ -189,6 +195,10 @@ var counterWords = [counterCount]string{
 	countUnreadable: "an event could not be read",
 	countReadAgain:  "one that could not be read could, when it was to be tried again",
 	countOutlived:   "a handler returned after its worker had given it up",
+	countHintsCome:  "a worker came to hear hints of events",
+	countHintsGone:  "it heard no more of them",
+
+	countLaneMissed: "a partition was not handled any more, without a word, and its worker found out",
 
 	countParked:            "an event was parked",
 	countParkedBehind:      "an event was parked behind an earlier one of its aggregate",
@@ -412,6 +422,12 @@ func (t *tally) observe(f fact) {
 		t.counters[countRetryFailed]++
 	case halted:
 		t.counters[countHalted]++
+	case hintsCome:
+		t.counters[countHintsCome]++
+	case hintsGone:
+		t.counters[countHintsGone]++
+	case laneMissed:
+		t.counters[countLaneMissed]++
 	case unreadable:
 		t.counters[countUnreadable]++
 	case readAgain:
@@ -649,7 +665,7 @@ var forgone = map[string]counter{
 // servings are how lanes come by their events.
 var servings = map[string]counter{
 	servedShared: countShared, servedAhead: countReadAhead, servedWhole: countServedWhole, servedOwn: countServedOwn,
-	leftBehind: countLeftBehind, caughtUp: countCaughtUp,
+	leftBehind: countLeftBehind, caughtUp: countCaughtUp, pageShort: countPageShort,
 }
 
 func (t *tally) lost(f fact) {

@@ -1,11 +1,11 @@
 package sim
 
 import (
-	"errors"
 	"slices"
 	"time"
 
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
+	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
 // A feed reads the event stream for all lanes of a process, as feed.go does:
@@ -13,6 +13,7 @@ import (
 type feed struct {
 	p      *worker
 	core   *protocol.Feed
+	ear    listener
 	scopes []scope // by the core's numbers; the first is the whole stream
 	taps   []*tap
 	news   int       // counts what may be new for lanes that rest
@@ -30,8 +31,10 @@ type feed struct {
 
 func newFeed(p *worker) *feed {
 	c := p.w.plan.feed
-	c.Poll, c.BySlot = p.w.plan.poll, true
-	return &feed{p: p, core: protocol.NewFeed(c), scopes: []scope{""}, stop: func() {}, stale: map[int64][]event{}}
+	c.Poll, c.BySlot = p.w.plan.poll, p.w.plan.store == nil
+	f := &feed{p: p, core: protocol.NewFeed(c), scopes: []scope{""}, stop: func() {}, stale: map[int64][]event{}}
+	f.ear.core = f.core.Listen()
+	return f
 }
 
 // begin begins the reads that are due.
@@ -70,7 +73,7 @@ func (f *feed) ended(window int, page protocol.FeedPage, err error) {
 	p := f.p
 	fresh := true
 	if err != nil {
-		f.core.Failed(p.now(), window, err, errors.Is(err, errNoAnswer))
+		f.core.Failed(p.now(), window, err, store.FactsOf(err).ForItsSize())
 	} else {
 		f.latest, f.latestOf = page, window
 		fresh = f.core.Fetched(p.now(), window, page)
@@ -219,6 +222,7 @@ const (
 	servedWhole  = "from the whole stream, of which it wants a part"
 	servedOwn    = "from a page of its process's slots"
 	leftBehind   = "by a window of its own, since its page is gone"
+	pageShort    = "from a page of the program's own event store, which was shorter than it could be"
 	caughtUp     = "by the others' window, which its own has met"
 )
 

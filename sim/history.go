@@ -51,9 +51,12 @@ const (
 	sessionAttached               // it has a session of its own, which holds the lock of its presence: from is the number; sent
 	sessionProven                 // that session has answered: from; sent
 	sessionForgone                // the worker goes by its lease alone; text: why
+	laneMissed                    // a lane of generation has ended without a word, and the worker joins again for it
 	sessionEnded                  // at the server: from; text: why, if the worker has not ended it
 	presencePublished             // the row of an incarnation has this number: from, text
 	sessionAsks                   // a request took effect: text. Renews the lease: length, sent, read; to: it has stopped generations up to this
+	hintsCome                     // the first hint of an event has come over the worker's connection for them
+	hintsGone                     // and that connection is gone
 	runStarts                     // the worker runs generation, partition, total; one for each partition of its share
 	runDrains                     // generation
 	runCancels                    // generation; text "lost" if the lease is over
@@ -86,6 +89,7 @@ const (
 	parkedDiscarded // from
 	retryFailed     // from
 	lotFull         // from: there is no room to park it
+	faultLane       // it ends, and tells nobody
 	parkRequested   // by an operator: projection, from, text
 	parkedLeft      // in the end: projection, events
 	served          // how it came by its events: text; projection alone
@@ -149,6 +153,12 @@ func (f fact) String() string {
 		}
 	case sessionForgone:
 		b.WriteString("goes by its lease alone")
+	case hintsCome:
+		b.WriteString("hears hints of events")
+	case hintsGone:
+		b.WriteString("hears hints of events no more")
+	case laneMissed:
+		fmt.Fprintf(&b, "misses a lane of generation %d", f.generation)
 	case presencePublished:
 		fmt.Fprintf(&b, "has published session %d", f.from)
 	case sessionAsks:
@@ -194,6 +204,8 @@ func (f fact) String() string {
 		fmt.Fprintf(&b, "waits for a proof, %s", lane)
 	case elsewhere:
 		fmt.Fprintf(&b, "has not heard of commit %d to %d, %s, and finds its checkpoint at neither", f.from, f.to, lane)
+	case faultLane:
+		fmt.Fprintf(&b, "ends without a word (fault), %s", lane)
 	case halted:
 		fmt.Fprintf(&b, "halts at event %d, %s", f.from, lane)
 	case unreadable:
@@ -327,6 +339,9 @@ type setup struct {
 	bounds  store.Bounds
 	drift   float64
 	latency time.Duration
+	// poll is the longest time between two looks for events without hints, and typical
+	// more than a transaction's events take to handle.
+	poll, typical time.Duration
 	// contended: transactions hold their locks for as long as COMMIT travels,
 	// while there are faults.
 	contended bool

@@ -33,13 +33,13 @@ type lane struct {
 	handled []event
 
 	call    *call       // that runs
-	vain    int         // how often in a row one was interrupted
 	spell   int         // of the run, when the latest was decided on
 	abort   func(error) // gives the call to the database up that is under way
 	retries bool        // the pause is before another attempt
 	pausing int         // counts pauses; only the latest is ended by its timer
 	paused  bool
 	resting bool // until there is something new
+	dies    bool // without a word, once nothing is in hand
 
 	unparks  int64               // the event that the open transaction takes from the parked ones; 0: none
 	from, to protocol.Checkpoint // of the commit under way
@@ -74,7 +74,7 @@ func (l *lane) signals() protocol.Signals {
 	s := protocol.Signals{
 		Asked:     l.run.draining,
 		Canceled:  l.run.canceled,
-		LeaseOver: !l.p.w.rules.leaseUnenforced && !l.p.now().Before(l.p.session.LeaseEnd()),
+		LeaseOver: !l.p.w.rules.leaseUnenforced && l.p.session.Terms().Over(l.p.now()),
 		Unproven:  l.p.unproven(),
 	}
 	if bend := l.p.w.rules.signals; bend != nil {
@@ -85,6 +85,10 @@ func (l *lane) signals() protocol.Signals {
 
 // next brings the answer to the core and does what it says then.
 func (l *lane) next(a protocol.LaneAnswer) {
+	if l.dies && l.core.Pending() == 0 && !l.p.w.healed {
+		l.die()
+		return
+	}
 	action := l.core.Next(l.p.now(), l.signals(), a)
 	for _, i := range l.core.Kept() {
 		l.events = append(l.events, l.page[i])
@@ -94,17 +98,17 @@ func (l *lane) next(a protocol.LaneAnswer) {
 		l.link.drop(false)
 		l.link = nil
 	}
+	if in := (protocol.Thwarted{Vain: action.Thwarted}); in.Vain > 0 {
+		l.p.post(func() { l.p.input(in) })
+	}
 	l.doing = action.Do
 	l.do(action)
 }
 
 // answer hands on how a call ended.
 func (l *lane) answer(err error, a protocol.LaneAnswer) {
-	facts := store.FactsOf(err)
-	a.Failure, a.Jitter = protocol.Classify(facts, l.kind, l.doing, l.suspended()), l.p.rand.Float64()
-	if l.doing == protocol.LaneHandle && (err == nil || a.Failure == protocol.Interrupted) {
-		l.interrupted(err != nil)
-	}
+	facts, failure := l.core.Judge(l.p.now(), store.FactsOf(err), l.cancelled(), l.p.session.Terms())
+	a.Failure, a.Jitter = failure, l.p.rand.Float64()
 	if a.Failure == protocol.Fault && l.doing != protocol.LaneHandle {
 		f := l.fact(undone, l.from.Position, l.to.Position)
 		f.events, f.text = slices.Clone(l.handled), "at "+l.doing.String()
@@ -122,12 +126,8 @@ func (l *lane) answer(err error, a protocol.LaneAnswer) {
 // transactionEnded is the text of what is undone since the handler ended its transaction.
 const transactionEnded = "it had ended its transaction"
 
-// suspended reports whether the handler was cancelled, or should have been.
-func (l *lane) suspended() bool {
-	_, goOn, bound := l.p.session.Proof()
-	now := l.p.now()
-	return l.spell != l.run.spell || l.run.canceled || bound && !now.Before(goOn) || !now.Before(l.p.session.LeaseEnd())
-}
+// cancelled reports whether the handler's context is, since it was called.
+func (l *lane) cancelled() bool { return l.spell != l.run.spell || l.run.canceled }
 
 func (l *lane) do(a protocol.LaneAction) {
 	patience := l.p.timing.Patience()
@@ -351,17 +351,6 @@ func (l *lane) prove() {
 	l.p.post(func() { l.p.input(protocol.Wanted{}) })
 }
 
-// interrupted counts how often in a row a handler was suspended or not begun.
-func (l *lane) interrupted(again bool) {
-	if !again {
-		l.vain = 0
-		return
-	}
-	l.vain++
-	in := protocol.Thwarted{Vain: l.vain}
-	l.p.post(func() { l.p.input(in) })
-}
-
 // begin looks at the proof for the last time before a handler is called, which
 // counts as running by then.
 func (l *lane) begin(a protocol.LaneAction) {
@@ -372,7 +361,6 @@ func (l *lane) begin(a protocol.LaneAction) {
 	p.after(p.between(0, 20*time.Microsecond), func() {
 		if p.unproven() {
 			p.running--
-			l.interrupted(true)
 			l.next(protocol.LaneAnswer{Failure: protocol.NotBegun})
 			return
 		}
@@ -481,7 +469,7 @@ func (l *lane) returns(c *call) {
 		}
 	}
 	f := l.fact(handlerEnds, 0, 0)
-	f.call, f.text, f.deaf = c.id, c.outcome, l.suspended()
+	f.call, f.text, f.deaf = c.id, c.outcome, l.cancelled() || l.p.session.Terms().Ended(l.p.now())
 	l.p.record(f)
 	l.answer(err, protocol.LaneAnswer{})
 }

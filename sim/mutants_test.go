@@ -6,6 +6,7 @@
 package sim
 
 import (
+	"flag"
 	"fmt"
 	"math"
 	"runtime"
@@ -70,6 +71,8 @@ var mutants = []mutant{
 	{"looks for the gaps in a scope, and passes them", rules{passesScopedGaps: true}, []promise{nothingLost}},
 	{"leaves one of its own slots out", rules{dropsOwnSlot: true}, []promise{nothingLost}},
 	{"reads the slots of its first partition alone", rules{countsOnePartition: true}, []promise{nothingLost}},
+	{"takes the events within the scope for how far a store has read", rules{countsScopeAlone: true}, []promise{recovers}},
+	{"takes what it has asked a store for as what it got", rules{passesWholeLimit: true}, []promise{nothingLost}},
 	{"hands over what is out of scope", rules{forgetsScope: true}, []promise{withinScope}},
 	{"counts the lease from the reply", rules{leaseFromReply: true}, []promise{oneOwner, onLease}},
 	{"does not enforce its own lease", rules{leaseUnenforced: true}, []promise{oneOwner, inOrder, nothingTwice, onLease}},
@@ -167,7 +170,7 @@ var mutants = []mutant{
 		return a
 	}}, []promise{bounded}},
 	{"never gives a handler up", rules{action: func(_ *worker, a protocol.Action) protocol.Action {
-		if a == (protocol.Exit{Cause: protocol.DrainTimeout}) {
+		if e, ok := a.(protocol.Exit); ok && e.Cause == protocol.DrainTimeout {
 			return nil
 		}
 		return a
@@ -213,6 +216,13 @@ var mutants = []mutant{
 		}
 		return in
 	}}, []promise{agreement}},
+	{"does not look for lanes that are missing", rules{input: func(_ *worker, in protocol.Input) protocol.Input {
+		if l, ok := in.(protocol.Lanes); ok {
+			l.Missing = false
+			return l
+		}
+		return in
+	}}, []promise{recovers}},
 	{"commits nothing when it is asked to stop", rules{signals: func(_ *lane, s protocol.Signals) protocol.Signals {
 		s.Canceled = s.Canceled || s.Asked
 		return s
@@ -264,9 +274,10 @@ var mutants = []mutant{
 		s.Unproven = s.Unproven && !l.p.alone
 		return s
 	}}, []promise{oneOwner, onLease}},
-	{"ends its session when it gives its handlers up", rules{action: func(p *worker, a protocol.Action) protocol.Action {
-		if a == (protocol.Exit{Cause: protocol.DrainTimeout}) {
-			p.dropOwn()
+	{"ends its session when it gives its handlers up", rules{action: func(_ *worker, a protocol.Action) protocol.Action {
+		if e, ok := a.(protocol.Exit); ok {
+			e.Keep = 0
+			return e
 		}
 		return a
 	}}, []promise{oneOwner}},
@@ -295,6 +306,28 @@ var mutants = []mutant{
 		}
 		return in
 	}}, []promise{oneOwner, onLease}},
+
+	// Hints of new events.
+	{"looks as rarely when hints can't come any more", rules{hears: func(f *feed, h protocol.Hearing) {
+		if h != protocol.HintsDown {
+			f.ear.core.Hear(h)
+		}
+	}}, []promise{bounded}},
+	{"does not look when hints can't come any more", rules{hears: func(f *feed, h protocol.Hearing) {
+		c := f.p.w.plan.feed
+		c.Poll, c.BySlot = f.p.w.plan.poll, true
+		if h == protocol.HintsDown { // and from now on as often as it should
+			c.Poll /= 5
+		} else {
+			f.ear.core.Hear(h)
+		}
+		f.core.Configure(c)
+	}}, []promise{bounded}},
+	{"takes a connection for hints before one has come", rules{hears: func(f *feed, h protocol.Hearing) {
+		if f.ear.core.Hear(h); h == protocol.HintsUp {
+			f.ear.core.Hear(protocol.HintHeard)
+		}
+	}}, []promise{bounded}},
 
 	// Parked events.
 	{"parks without the fence", rules{memory: memoryRules{parkUnfenced: true}}, []promise{onlyGrow, nothingTwice, nothingLost, inOrder}},
@@ -466,10 +499,13 @@ func postponed(when func(g protocol.Group, d protocol.Decision, next protocol.Gr
 // mutantSeeds is how many seeds it may take to catch a mutant.
 const mutantSeeds = 1000
 
+var mutantName = flag.String("sim.mutant", "", "play only the mutants whose name holds this `text`")
+
 // TestMutants demands that every mutant is caught within mutantSeeds, on seeds
 // on which the unmutated code passes.
 func TestMutants(t *testing.T) {
 	t.Parallel()
+	mutants := slices.DeleteFunc(slices.Clone(mutants), func(m mutant) bool { return !strings.Contains(m.name, *mutantName) })
 	seeds, caught := make([]int, len(mutants)), make([]outcome, len(mutants))
 	var next atomic.Int64
 	var cores sync.WaitGroup

@@ -1,8 +1,10 @@
 package sim
 
 import (
+	"context"
 	"database/sql/driver"
 	"errors"
+	"fmt"
 	"slices"
 	"time"
 
@@ -12,7 +14,7 @@ import (
 // What a driver says when it does not know.
 var (
 	errReset    = driver.ErrBadConn // the connection was lost
-	errNoAnswer = errors.New("no answer from the database")
+	errNoAnswer = fmt.Errorf("no answer from the database: %w", context.DeadlineExceeded)
 )
 
 // errDenied is what the server says about a table for which a privilege is

@@ -54,6 +54,9 @@ type plan struct {
 	faults []fault
 	orders []order
 
+	listening *listening // nil: no hints of events are sent
+	store     *ownStore  // nil: Table
+
 	network  network
 	handlers handlers
 	appends  appends
@@ -150,11 +153,12 @@ const (
 	blockSession     // the worker loses its own, and can have no other for a while
 	fakeLocks        // somebody takes the locks of all that there are
 	stutter          // the process stands still for half of each second
+	endLane          // a lane of the worker ends, and tells nobody
 	faultKinds
 )
 
 func (k faultKind) String() string {
-	return [...]string{"crash", "leave", "join", "freeze", "freeze before COMMIT", "freeze in a handler", "congestion", "cut off", "database down", "clock step", "deploy", "privilege revoked", "own session ended", "own session ended and cut off", "freeze before a park", "late park", "connections to a standby", "a sequence that caches", "a worker of another table", "own session blocked", "locks faked", "process stands still again and again"}[k]
+	return [...]string{"crash", "leave", "join", "freeze", "freeze before COMMIT", "freeze in a handler", "congestion", "cut off", "database down", "clock step", "deploy", "privilege revoked", "own session ended", "own session ended and cut off", "freeze before a park", "late park", "connections to a standby", "a sequence that caches", "a worker of another table", "own session blocked", "locks faked", "process stands still again and again", "lane ends without a word"}[k]
 }
 
 // A fault is planned: at a time, to the worker that is the n-th of those who
@@ -271,6 +275,11 @@ func planOf(seed uint64, o options) plan {
 		p.drawTable(rand.New(rand.NewPCG(seed, 8)))
 	}
 	p.drawDistance(rand.New(rand.NewPCG(seed, 9)), o)
+	p.drawLanes(rand.New(rand.NewPCG(seed, 10)))
+	if !o.postgres {
+		p.drawListening(rand.New(rand.NewPCG(seed, 11)))
+		p.drawStore(rand.New(rand.NewPCG(seed, 12)))
+	}
 	p.crowdEvery = (p.settle() * 5 / 4 / 30).Truncate(time.Microsecond)
 	return p
 }
@@ -513,6 +522,22 @@ func (p *plan) drawDistance(r *rand.Rand, o options) {
 		}
 	}
 	p.sortFaults()
+}
+
+// drawLanes draws lanes that end without a word: late, so that no other change of
+// members is likely to heal that.
+func (p *plan) drawLanes(r *rand.Rand) {
+	for range pick(r, 0, 0, 0, 0, 1, 3) {
+		p.faults = append(p.faults, fault{at: between(r, p.length/2, p.length*9/10), kind: endLane, worker: r.IntN(1000)})
+	}
+	p.sortFaults()
+}
+
+// drawStore draws whose event store it is.
+func (p *plan) drawStore(r *rand.Rand) {
+	if chance(r, 150) {
+		p.store = &ownStore{page: pick(r, 1, 3, 10), scopes: chance(r, 300), through: chance(r, 500)}
+	}
 }
 
 // spaceSteps drops clock steps that come within a lease of another: two

@@ -1,7 +1,6 @@
 package sim
 
 import (
-	"errors"
 	"time"
 
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
@@ -70,41 +69,11 @@ func (p *worker) prove(a protocol.Prove) {
 	})
 }
 
-// What a faultOther says of them.
-const (
-	ownBlocked = "it can have no session of its own"
-	locksFaked = "somebody takes the locks of all sessions"
-)
-
-// errBlocked is what a worker is told that can't have a session of its own.
-var errBlocked = errors.New("no connection can be had for it")
-
-// block has the worker lose its session, and find no other for a while.
-func (p *worker) block(length time.Duration) {
-	p.blocked = p.w.at + length
-	p.record(fact{kind: faultOther, length: length, text: ownBlocked})
-	p.loseOwn()
-}
-
 // forgo goes by the lease alone.
 func (p *worker) forgo(a protocol.Forgo) {
 	p.record(fact{kind: sessionForgone, text: string(a.Why)})
 	p.dropOwn()
 }
-
-// stutter has the process stand still for half of each second.
-func (p *worker) stutter(length time.Duration) {
-	if length <= 0 || p.dead || p.w.healed {
-		return
-	}
-	if !p.frozen {
-		p.freeze(500*time.Millisecond, stutters)
-	}
-	p.w.after(time.Second, func() { p.stutter(length - time.Second) })
-}
-
-// stutters is where a process freezes that stands still again and again.
-const stutters = "again and again"
 
 // dropOwn ends it.
 func (p *worker) dropOwn() {
@@ -122,19 +91,9 @@ func (p *worker) publishes(id protocol.WorkerID, number int32) {
 	}
 }
 
-// loseOwn ends it at the server, and the worker hears of that when it asks for
-// something.
-func (p *worker) loseOwn() {
-	if l := p.own; l != nil && !l.gone {
-		l.lost = "ended by an administrator"
-		l.end()
-	}
-}
-
 // unproven reports whether the worker has no proof by which a handler may begin.
 func (p *worker) unproven() bool {
-	begin, _, bound := p.session.Proof()
-	return bound && !p.alone && !p.now().Before(begin) && !p.w.rules.unprovenBegins
+	return p.session.Terms().Unproven(p.now()) && !p.alone && !p.w.rules.unprovenBegins
 }
 
 // handles reports whether handlers run, or have begun since the last call.
@@ -146,11 +105,11 @@ func (p *worker) handles() bool {
 
 // heard has the lanes go on that wait for a proof, if there is another one.
 func (p *worker) heard() {
-	begin, _, bound := p.session.Proof()
-	if begin.Equal(p.begin) && bound == p.bound {
+	terms := p.session.Terms()
+	if terms.Begin.Equal(p.terms.Begin) && terms.Bound == p.terms.Bound {
 		return
 	}
-	p.begin, p.bound = begin, bound
+	p.terms = terms
 	if p.run == nil {
 		return
 	}

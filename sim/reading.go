@@ -15,6 +15,7 @@ import (
 type reading struct {
 	p       *worker
 	scope   scope
+	wants   scope // what the lane wants, which the program's own event store may not heed
 	fetch   protocol.Fetch
 	machine protocol.Reading
 	link    *link
@@ -36,7 +37,11 @@ func (p *worker) read(s scope, fetch protocol.Fetch, then func(page protocol.Fee
 	if fetch.Slots != nil {
 		limit = fetch.Slots.Span(limit)
 	}
-	r := &reading{p: p, scope: s, fetch: fetch, machine: protocol.NewReading(&p.horizon, fetch.After, limit), link: p.borrow(), then: then}
+	wants := s
+	if own := p.w.plan.store; own != nil && !own.scopes {
+		s = ""
+	}
+	r := &reading{p: p, scope: s, wants: wants, fetch: fetch, machine: protocol.NewReading(&p.horizon, fetch.After, limit), link: p.borrow(), then: then}
 	if s != "" {
 		r.machine = r.machine.Scoped()
 	}
@@ -163,6 +168,10 @@ func (r *reading) do(a protocol.ReadAction) {
 			r.p.feed.stale[a.Passed] = r.page[a.Take:]
 		}
 		r.page = r.page[:a.Take]
+		if r.p.w.plan.store != nil {
+			r.end(r.store(a), nil)
+			return
+		}
 		r.end(r.read(a.Passed, a.More), nil)
 	}
 }
@@ -190,8 +199,9 @@ func (r *reading) own(a protocol.ReadAction) {
 		a.Take, a.Passed = n, r.keys[n-1].Position
 	}
 	own, through := slots.Own(r.keys[:a.Take], r.fetch.Limit, a.Passed)
+	cut := int64(0)
 	end := func() {
-		p := r.read(through, a.More || through < a.Passed)
+		p := r.read(a.OwnPassed(through, cut))
 		p.Events.(*stretch).own = true
 		r.end(p, nil)
 	}
@@ -209,7 +219,7 @@ func (r *reading) own(a protocol.ReadAction) {
 			r.end(protocol.FeedPage{}, err)
 			return
 		case r.cut():
-			through = r.page[len(r.page)-1].position
+			cut = r.page[len(r.page)-1].position
 		}
 		end()
 	})
@@ -243,7 +253,7 @@ func (w *world) read(page []event, err error) ([]event, error) {
 func (r *reading) cut() bool {
 	bytes := 0
 	for i, e := range r.page {
-		if bytes += e.bytes(); r.fetch.Bytes > 0 && bytes > r.fetch.Bytes && i+1 < r.fetch.Limit {
+		if bytes += e.bytes(); protocol.PageFull(bytes, r.fetch.Bytes, i+1, r.fetch.Limit) {
 			r.page = r.page[:i+1]
 			return true
 		}
@@ -272,6 +282,36 @@ func (r *reading) read(passed int64, more bool) protocol.FeedPage {
 		p.Bytes += e.bytes()
 	}
 	return p
+}
+
+// An ownStore is an event store of the program's own. It reads as Table does, but has a page
+// of its own length, and may not heed the scope, nor say how far it has read.
+type ownStore struct {
+	page            int
+	scopes, through bool
+}
+
+// store answers as the program's own event store, and takes that as feed.go does.
+func (r *reading) store(a protocol.ReadAction) protocol.FeedPage {
+	s, records, more, through := r.p.w.plan.store, r.page, a.More, int64(0)
+	if len(records) > s.page {
+		records, more = records[:s.page], true
+		r.p.record(fact{kind: served, text: pageShort})
+	} else if s.through || len(records) == 0 { // or it would stand there for ever
+		through = a.Passed
+	}
+	var positions []int64
+	for _, e := range records {
+		if !r.p.w.rules.countsScopeAlone || r.wants.includes(e.aggregate) {
+			positions = append(positions, e.position)
+		}
+	}
+	passed, again, _ := protocol.StorePage(r.fetch.After, r.fetch.Limit, positions, through, more)
+	if r.p.w.rules.passesWholeLimit && again {
+		passed = max(passed, r.fetch.After+int64(r.fetch.Limit))
+	}
+	r.page = slices.DeleteFunc(slices.Clone(records), func(e event) bool { return !r.wants.includes(e.aggregate) })
+	return r.read(passed, again)
 }
 
 // ask asks the database for something, or gives the reading up.

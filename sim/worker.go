@@ -43,10 +43,8 @@ type worker struct {
 	began   bool // one has, since that was last asked
 	// Until then nobody of it can take a session.
 	blocked time.Duration
-	alone   bool // a mutant goes by its lease, and says so to nobody
-	// What the lanes know of the latest proof.
-	begin time.Time
-	bound bool
+	alone   bool           // a mutant goes by its lease, and says so to nobody
+	terms   protocol.Terms // when the lanes last heard of a proof
 
 	frozen  bool
 	thaws   int      // only the latest thaw counts
@@ -171,8 +169,12 @@ func (p *worker) input(in protocol.Input) {
 					p.input(protocol.Tick{})
 				}
 			})
+		case protocol.GiveUp:
+			p.cause = cmp.Or(p.cause, string(a.Why))
+		case protocol.LaneMissing:
+			p.record(fact{kind: laneMissed, generation: a.Generation})
 		case protocol.Exit:
-			p.exit(a.Cause)
+			p.exit(a)
 			return
 		}
 	}
@@ -192,19 +194,10 @@ func (p *worker) sync(r protocol.Request) {
 			p.input(protocol.Synced{Request: r, Sent: sent, View: result.View})
 			return
 		}
-		failed := protocol.SyncFailed{Request: r, Sent: sent, Jitter: p.rand.Float64()}
-		var taken *store.TakenError
-		switch {
-		case errors.As(err, &taken) && taken.Over:
-			p.record(fact{kind: sessionTaken, projection: taken.Projection, text: "for the moment"})
+		failed := protocol.SyncFailed{Request: r, Sent: sent, Jitter: p.rand.Float64(), Facts: store.FactsOf(err)}
+		if taken := (*store.TakenError)(nil); errors.As(err, &taken) {
 			failed.Database = taken.Now
-		case taken != nil:
-			p.record(fact{kind: sessionTaken, projection: taken.Projection})
-			p.fail(isTaken)
-		case errors.As(err, new(*store.StreamError)):
-			p.fail(isStranger)
-		case store.Permanent(err):
-			p.fail(isDenied)
+			p.record(fact{kind: sessionTaken, projection: taken.Projection, text: forTheMoment(taken.Over)})
 		}
 		p.input(failed)
 	}
@@ -241,6 +234,14 @@ func (p *worker) sync(r protocol.Request) {
 			})
 		}, answer)
 	})
+}
+
+// forTheMoment is the text of a sessionTaken.
+func forTheMoment(over bool) string {
+	if over {
+		return "for the moment"
+	}
+	return ""
 }
 
 // disguise makes a request one of a worker that has only ever one name.
@@ -376,15 +377,15 @@ func (p *worker) cancel(a protocol.Cancel) {
 }
 
 // exit ends the process, or leaves it with the handlers that have not returned.
-func (p *worker) exit(cause protocol.ExitCause) {
+func (p *worker) exit(a protocol.Exit) {
 	w := p.w
-	if cause == protocol.DrainTimeout && p.chance(w.plan.handlers.outlive) {
+	if a.Cause == protocol.DrainTimeout && p.chance(w.plan.handlers.outlive) {
 		p.returned = true
 		p.record(fact{kind: workerReturns})
 		p.run.cancel()
-		p.after(p.timing.KeepPresence(), p.dropOwn) // others must wait for the handlers
+		p.after(a.Keep, p.dropOwn)
 	} else {
-		p.end(cmp.Or(p.cause, string(cause)))
+		p.end(cmp.Or(p.cause, string(a.Cause)))
 	}
 	switch {
 	case p.exited != nil:
@@ -405,12 +406,10 @@ func (p *worker) end(why string) {
 
 // Why a worker ends that nobody has asked to.
 const (
-	isTaken  = "a projection is taken"
-	isDenied = "coordination is denied"
-	isBroken = "a lane is broken"
-	isFaulty = "a handler is at fault"
-
-	isStranger = "it reads another table than the others"
+	isBroken   = "a lane is broken"
+	isFaulty   = "a handler is at fault"
+	isDenied   = string(protocol.SyncDenied)
+	isStranger = string(protocol.SyncStranger)
 )
 
 // fail stops the worker, as an error does that ends Run.
@@ -424,91 +423,6 @@ func (p *worker) leave(exited func()) {
 	p.record(fact{kind: faultLeave})
 	p.leaving, p.exited = true, exited
 	p.post(func() { p.input(protocol.Shutdown{}) })
-}
-
-// crash ends the process without a word. Where the machine went with it, the
-// server does not hear that its connections are gone.
-func (p *worker) crash() {
-	vanish := p.chance(p.w.plan.network.halfOpen)
-	for len(p.links) > 0 {
-		p.links[0].drop(vanish)
-	}
-	p.w.gone(p, "crashed")
-	if p.exited != nil {
-		p.exited()
-	}
-}
-
-// freeze stops the process for a while, as SIGSTOP, a debugger, or a laptop's
-// lid do.
-func (p *worker) freeze(length time.Duration, where string) {
-	p.frozen = true
-	p.record(fact{kind: faultFreeze, length: length, text: where})
-	p.thaws++
-	n := p.thaws
-	p.w.after(length, func() {
-		if n == p.thaws && !p.lost {
-			p.thaw()
-		}
-	})
-}
-
-// wakeMax is how long it takes a process at most to come back to life.
-const wakeMax = 50 * time.Millisecond
-
-// thaw wakes it. Everything that has happened to it happens at about the same
-// time, in any order; a process that was swapped out comes back in pieces.
-func (p *worker) thaw() {
-	if !p.frozen || p.dead {
-		return
-	}
-	p.frozen = false
-	p.record(fact{kind: faultThaw})
-	backlog := p.backlog
-	p.backlog = nil
-	spread := pick(p.rand, 200*time.Microsecond, wakeMax)
-	p.rand.Shuffle(len(backlog), func(i, j int) { backlog[i], backlog[j] = backlog[j], backlog[i] })
-	for _, f := range backlog {
-		p.after(p.between(0, spread), f)
-	}
-}
-
-// cutOff drops every packet between the worker and the database.
-func (p *worker) cutOff(length time.Duration) {
-	p.cut = true
-	p.record(fact{kind: faultCutOff, length: length})
-	p.mends++
-	n := p.mends
-	p.w.after(length, func() {
-		if n == p.mends && !p.lost {
-			p.mend()
-		}
-	})
-}
-
-// everyReply is what a faultSlow says of a worker whose replies are all late.
-const everyReply = "every reply"
-
-// congest makes replies late for two heartbeats, by up to what is waited for
-// one, and then cuts the worker off.
-func (p *worker) congest(length time.Duration) {
-	t := p.timing
-	p.congested = p.between(t.Lease/5, t.Patience())
-	p.record(fact{kind: faultSlow, length: p.congested, text: everyReply})
-	p.w.after(2*t.Heartbeat, func() {
-		p.congested = 0
-		if !p.dead && !p.w.healed {
-			p.cutOff(length)
-		}
-	})
-}
-
-func (p *worker) mend() {
-	if !p.cut || p.dead {
-		return
-	}
-	p.cut = false
-	p.record(fact{kind: faultMended})
 }
 
 // A run is the lanes of one share.
@@ -536,6 +450,17 @@ func (p *worker) start(s protocol.Share) {
 	p.run.left = max(len(p.run.lanes), 1) // one that does nothing, where all is paused
 	for _, l := range p.run.lanes {
 		p.post(func() { l.next(protocol.LaneAnswer{}) })
+	}
+}
+
+// look tells the session, once a heartbeat, whether a lane is missing.
+func (p *worker) look() {
+	if p.returned {
+		return
+	}
+	p.after(p.timing.Heartbeat, p.look)
+	if r := p.run; r != nil && r.left > 0 {
+		p.input(protocol.Lanes{Generation: r.generation, Missing: r.left < len(r.lanes)})
 	}
 }
 

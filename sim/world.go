@@ -72,13 +72,16 @@ type rules struct {
 	readsOnce        bool // after the wait, it hands out what it had read before
 	retriesEmpty     bool // an undone commit is tried again in a new transaction, without what the handlers wrote
 	lane             func(protocol.LaneConfig) protocol.LaneConfig
-	unparksApart     bool // a row is deleted before the transaction of its retry has committed
-	keepsTransaction bool // what a failed handler wrote is not rolled back before it is called again
-	unprovenBegins   bool // handlers begin without a proof that the worker is there
-	runsPaused       bool // lanes of paused projections are started
+	unparksApart     bool                          // a row is deleted before the transaction of its retry has committed
+	keepsTransaction bool                          // what a failed handler wrote is not rolled back before it is called again
+	hears            func(*feed, protocol.Hearing) // of hints of events
+	unprovenBegins   bool                          // handlers begin without a proof that the worker is there
+	runsPaused       bool                          // lanes of paused projections are started
 
 	wrongWindow       bool // a lane is served the page that was read last, though that is of another window
 	skipsDropped      bool // one whose page is gone goes on in its window, where the others stand
+	countsScopeAlone  bool // a page of the program's own event store reaches as far as its events within the scope
+	passesWholeLimit  bool // or as far as a page could that has as many as were asked for
 	trustsScopedPages bool // the reader of a scope takes its page for all there is
 	passesScopedGaps  bool // it looks for gaps, and passes them
 	forgetsScope      bool // what is served from the whole stream is not cut to the scope
@@ -168,7 +171,7 @@ func newWorld(p plan, r rules, open func(w *world) (database, error)) (*world, e
 	w.history.setup = setup{
 		seed: p.seed, transactional: map[string]bool{}, scopes: map[string]scope{}, settle: p.settle(),
 		timing: slowest, bounds: store.BoundsOf(slowest.Lease), drift: float64(p.drift) / 1e6,
-		attempts: map[string]int{}, latency: p.network.latency, contended: p.hold && p.network.holdCommit > 0,
+		attempts: map[string]int{}, latency: p.network.latency, poll: p.poll, typical: 10 * p.handlers.typical, contended: p.hold && p.network.holdCommit > 0,
 		unreadable: func(e event) bool { return p.rewritten == 0 && p.unread(e) }, parks: map[string]bool{},
 	}
 	for _, program := range p.programs {
@@ -218,6 +221,12 @@ func (w *world) run() error {
 		w.after(heal, func() { w.start(0) })
 	}
 	w.after(heal+w.plan.settle(), func() { w.record(fact{kind: settled}) })
+	if l := w.plan.listening; l != nil && w.subject == nil {
+		quiet = max(quiet, (lateFor+10)*t.Heartbeat)
+		for _, late := range l.late {
+			w.after(heal+w.plan.settle()+late, w.appendLate)
+		}
+	}
 	w.after(heal+w.plan.settle()+quiet, w.end)
 	for w.found == nil && !w.over {
 		t := w.queue.pop()
@@ -277,6 +286,10 @@ func (w *world) start(set int) *worker {
 	w.workers = append(w.workers, p)
 	p.record(fact{kind: workerStarts, timing: p.timing, text: w.text("version %d", p.version)})
 	p.post(func() { p.input(protocol.Tick{}) })
+	p.after(p.timing.Heartbeat, p.look)
+	if w.plan.listening != nil {
+		p.post(p.listen)
+	}
 	return p
 }
 
@@ -370,6 +383,8 @@ func (w *world) strike(f fault) {
 		}
 	case stutter:
 		p.stutter(f.length)
+	case endLane:
+		p.loseLane(f.worker)
 	case endSessionCutOff:
 		p.loseOwn()
 		p.cutOff(f.length)
@@ -462,6 +477,7 @@ func (w *world) heal() {
 	}
 	healthy := make([]int, w.plan.sets)
 	for _, p := range w.alive() {
+		p.freezeAtCommit, p.freezeInHandler, p.freezeAtPark, p.delayPark = 0, 0, 0, 0
 		switch {
 		case (p.frozen || p.cut) && p.chance(500):
 			p.lost = true
@@ -588,6 +604,9 @@ func (w *world) endWriter(t *writer) {
 				f.text = positionsFirst
 			}
 			w.record(f)
+		}
+		if kind == appended {
+			w.notify()
 		}
 		t.conn.close()
 	})

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
 	"github.com/getpup/pupsourcing-orchestrator/internal/redact"
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
@@ -64,12 +65,12 @@ func Do(ctx context.Context, d time.Duration, call func(context.Context) error) 
 // Await asks again and again until the answer is yes, ever less often, up to ten times
 // a second. A database that is away is waited for.
 func Await(ctx context.Context, ask func() (bool, error)) error {
-	for wait := 2 * time.Millisecond; ; wait = min(2*wait, 100*time.Millisecond) {
+	for asked := 1; ; asked++ {
 		ok, err := ask()
 		if ok || err != nil && !store.Passing(err) {
 			return redact.Error(err)
 		}
-		if !Sleep(ctx, wait) {
+		if !Sleep(ctx, protocol.RetryAwait.Backoff().Delay(asked, 0)) {
 			return errors.Join(context.Cause(ctx), redact.Error(err))
 		}
 	}

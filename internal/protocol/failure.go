@@ -18,6 +18,10 @@ type Facts struct {
 	Refused bool // the fence let nothing through
 	Ended   bool // the handler has ended its transaction
 	Idled   bool // the handler has left its transaction idle for too long
+
+	Taken    bool // another replica set has one of the worker's projections
+	Over     bool // and the lease of its worker there is over
+	Stranger bool // the worker reads another event stream than its replica set
 }
 
 // Transient reports whether the server says that trying again helps by itself: it
@@ -56,6 +60,51 @@ func (f Facts) Permanent() bool {
 		return true
 	}
 	return f.Closed || f.Malformed
+}
+
+// ForItsSize reports whether a read may have failed because it was of so much: it took
+// too long, or too much memory, or it held what can't be sent.
+func (f Facts) ForItsSize() bool {
+	switch f.class() {
+	case "22", "53", "54", "XX":
+		return true
+	}
+	return f.Deadline || f.State == "57014" // query_canceled, by statement_timeout
+}
+
+// Away reports whether an error says no more than that the database can't be reached or
+// is busy: whoever starts waits for it. What net/url could not parse, a connection
+// string, is an error of the network as well.
+func (f Facts) Away() bool {
+	return f.Passing() || f.Deadline || f.Network && !f.Malformed
+}
+
+// A SyncFailure says what the error of a coordination request means for its worker.
+type SyncFailure string
+
+const (
+	SyncPasses   SyncFailure = "" // trying again may help
+	SyncTaken    SyncFailure = "another replica set runs one of its projections"
+	SyncStranger SyncFailure = "it reads another event stream than its replica set"
+	SyncDenied   SyncFailure = "the database refuses coordination"
+)
+
+// Coordination says what an error means for the worker whose request has failed. A
+// projection of another set whose worker seems dead is waited for: that worker will be
+// removed, and then it is free. One whose worker lives is a mistake in the configuration,
+// as is another event stream; trying again would only hide it.
+func (f Facts) Coordination() SyncFailure {
+	switch {
+	case f.Stranger:
+		return SyncStranger
+	case f.Taken && f.Over:
+		return SyncPasses
+	case f.Taken:
+		return SyncTaken
+	case f.Permanent():
+		return SyncDenied
+	}
+	return SyncPasses
 }
 
 func (f Facts) class() string {

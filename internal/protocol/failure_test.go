@@ -2,6 +2,28 @@ package protocol
 
 import "testing"
 
+// What the error of a coordination request means for its worker.
+func TestCoordination(t *testing.T) {
+	for _, c := range []struct {
+		why   string
+		facts Facts
+		want  SyncFailure
+	}{
+		{"the connection was lost", Facts{Failed: true, Lost: true}, SyncPasses},
+		{"no answer in time", Facts{Failed: true, Deadline: true}, SyncPasses},
+		{"a privilege is missing", Facts{Failed: true, State: "42501"}, SyncDenied},
+		{"the schema is gone", Facts{Failed: true, State: "3F000"}, SyncDenied},
+		{"the pool is closed", Facts{Failed: true, Closed: true}, SyncDenied},
+		{"a projection is another set's, whose worker lives", Facts{Failed: true, Taken: true}, SyncTaken},
+		{"that worker seems dead: it will be removed", Facts{Failed: true, Taken: true, Over: true}, SyncPasses},
+		{"another event stream", Facts{Failed: true, Stranger: true}, SyncStranger},
+	} {
+		if got := c.facts.Coordination(); got != c.want {
+			t.Errorf("%s: %q, want %q", c.why, got, c.want)
+		}
+	}
+}
+
 // What an error means, by what is known of it, by the kind of the lane, and by what the
 // lane was at.
 func TestClassify(t *testing.T) {
@@ -78,6 +100,41 @@ func TestClassify(t *testing.T) {
 		}
 		if got := Classify(c.facts, c.kind, c.do, true); got != want {
 			t.Errorf("%s, at %s, kind %d, suspended: %d, want %d", c.why, c.do, c.kind, got, want)
+		}
+	}
+}
+
+func TestForItsSizeAndAway(t *testing.T) {
+	state := func(s string) Facts { return Facts{Failed: true, State: s} }
+	for _, c := range []struct {
+		why        string
+		facts      Facts
+		size, away bool
+	}{
+		{"it took too long", Facts{Failed: true, Deadline: true}, true, true},
+		{"statement_timeout", state("57014"), true, true},
+		{"out of memory", state("53200"), true, true},
+		{"a value that can't be sent", state("22P05"), true, false},
+		{"too complex", state("54001"), true, false},
+		{"no such column", state("42703"), false, false},
+		{"the server starts", state("57P03"), false, true},
+		{"the connection was lost", Facts{Failed: true, Lost: true}, false, true},
+		{"the network", Facts{Failed: true, Network: true}, false, true},
+		{"a connection string that can't be parsed", Facts{Failed: true, Network: true, Malformed: true}, false, false},
+		{"anything else", Facts{Failed: true}, false, false},
+	} {
+		if size, away := c.facts.ForItsSize(), c.facts.Away(); size != c.size || away != c.away {
+			t.Errorf("%s: for its size %t, away %t; want %t, %t", c.why, size, away, c.size, c.away)
+		}
+	}
+}
+
+// Each wait grows from the first to the longest, and has one.
+func TestBackoffs(t *testing.T) {
+	for r := RetryStart; r <= RetryAwait; r++ {
+		b := r.Backoff()
+		if b.Min <= 0 || b.Max <= b.Min || b.Delay(1, 0) != b.Min || b.Delay(100, 0) != b.Max || b.Delay(100, 1) != b.Max/2 {
+			t.Errorf("%d: %+v, first %s, at last %s to %s", r, b, b.Delay(1, 0), b.Delay(100, 1), b.Delay(100, 0))
 		}
 	}
 }

@@ -22,6 +22,9 @@ type FeedConfig struct {
 const (
 	// pollFirst is how soon to look again after a look that found nothing.
 	pollFirst = 5 * time.Millisecond
+	// hintedPolls is how many times FeedConfig.Poll there may be between two looks while
+	// hints of new events come.
+	hintedPolls = 5
 	// aheadPages is how many pages to have beyond the foremost lane: one that
 	// it is about to begin, and one that is on its way.
 	aheadPages = 2
@@ -55,6 +58,7 @@ type Feed struct {
 	windows []*window // in the order in which they were opened
 	opened  int
 	sizes   sizes // of the events that were read last, in any window
+	trusted int   // workers that hear hints of new events
 }
 
 // A FeedLane is a lane as the feed knows it.
@@ -391,7 +395,7 @@ func (f *Feed) Fetched(now time.Time, number int, p FeedPage) bool {
 		return true
 	}
 	if p.Passed <= w.end() {
-		w.rest(now, f.config.Poll)
+		w.rest(now, f.poll())
 		return false
 	}
 	w.quiet, w.backoff = time.Time{}, 0
@@ -465,6 +469,61 @@ func (f *Feed) Hint() {
 			w.backoff = 0
 		}
 	}
+}
+
+// A Hearing is what happens to a worker's connection for hints of new events.
+type Hearing int
+
+const (
+	HintsUp   Hearing = iota + 1 // it is there, and hints may come
+	HintHeard                    // one has come
+	HintsDown                    // it is gone
+)
+
+// An Ear is that connection of one worker, as the feed knows it.
+type Ear struct {
+	feed   *Feed
+	trusts bool
+}
+
+// Listen adds a worker that may hear hints of new events. Before it goes, it says
+// HintsDown.
+func (f *Feed) Listen() *Ear { return &Ear{feed: f} }
+
+// Hear takes in what has happened. While hints come, the feed looks less often by itself.
+//
+// That LISTEN has succeeded says nothing: behind a pooler, it does so on a connection that
+// is somebody else's by then, and nothing ever comes. So the feed trusts a connection only
+// once something has come over it, and until it is gone.
+//
+//  1. hints come, and the next look is put off for long;
+//  2. an event is appended while the connection is gone, and nobody hears of it;
+//  3. it waits until that look.
+//
+// So when the connection is gone the feed looks at once, and from then on as often as
+// without hints; and when it is back, it looks for what was said before. What is lost on
+// a connection that is there waits for hintedPolls times Poll at most. Simulation: the
+// mutants about hints.
+func (e *Ear) Hear(h Hearing) {
+	trusts := h == HintHeard
+	switch {
+	case trusts && !e.trusts:
+		e.feed.trusted++
+	case e.trusts && !trusts:
+		e.feed.trusted--
+	case h == HintsDown:
+		return // nothing was put off because of it
+	}
+	e.trusts = trusts
+	e.feed.Hint()
+}
+
+// poll is the longest time between two looks for new events.
+func (f *Feed) poll() time.Duration {
+	if f.trusted > 0 {
+		return f.config.Poll * hintedPolls
+	}
+	return f.config.Poll
 }
 
 // Next returns when to ask for Fetches again though nothing happens in between.

@@ -646,3 +646,134 @@ func TestFeedAsksForLessAfterAFailure(t *testing.T) {
 		t.Errorf("%d pages until the full size again", n)
 	}
 }
+
+// While hints of new events come, the feed looks less often by itself; before one has
+// come, and once the connection is gone, as often as without.
+//
+//  1. hints come, and the next look is put off for hintedPolls times Poll;
+//  2. the connection is gone, and an event is appended, of which nobody hears;
+//  3. without a look at once, the event would wait for all that time.
+func TestFeedTrustsHints(t *testing.T) {
+	const poll = time.Second
+	now := time.Unix(1000, 0)
+	f := NewFeed(FeedConfig{Bytes: 1 << 20, Page: 100, Poll: poll})
+	lane := f.Enter(0, 0, 1)
+	// longest lets the feed find nothing until the time between two looks is the longest.
+	longest := func() time.Duration {
+		for range 20 {
+			f.Ask(now, lane, 0, 100)
+			for _, r := range f.Fetches(now) {
+				f.Fetched(now, r.Window, FeedPage{})
+			}
+			at := f.Next()
+			if at.Sub(now) >= hintedPolls*poll {
+				return at.Sub(now)
+			}
+			now = at
+		}
+		f.Ask(now, lane, 0, 100)
+		for _, r := range f.Fetches(now) {
+			f.Fetched(now, r.Window, FeedPage{})
+		}
+		return f.Next().Sub(now)
+	}
+	expect := func(when string, want time.Duration) {
+		t.Helper()
+		if got := longest(); got != want {
+			t.Errorf("%s: %s between two looks, want %s", when, got, want)
+		}
+	}
+	soon := func(when string) {
+		t.Helper()
+		if wait := f.Next().Sub(now); wait > pollFirst {
+			t.Errorf("%s: the next look is in %s", when, wait)
+		}
+	}
+	a, b := f.Listen(), f.Listen()
+	expect("nobody listens", poll)
+	a.Hear(HintsUp)
+	soon("the connection is there: what was said before was missed")
+	expect("nothing has come", poll)
+	a.Hear(HintHeard)
+	soon("a hint")
+	expect("hints come", hintedPolls*poll)
+	b.Hear(HintHeard)
+	expect("to both", hintedPolls*poll)
+	a.Hear(HintsDown)
+	soon("one is gone")
+	expect("the other still hears", hintedPolls*poll)
+	b.Hear(HintsUp)
+	soon("another connection")
+	expect("over which nothing has come", poll)
+	b.Hear(HintHeard)
+	expect("hints come", hintedPolls*poll)
+	b.Hear(HintsDown)
+	b.Hear(HintsDown)
+	a.Hear(HintsDown)
+	soon("all are gone")
+	expect("all are gone", poll)
+	a.Hear(HintHeard)
+	expect("hints come again", hintedPolls*poll)
+}
+
+// How far a page of an event store that is the program's own reaches.
+func TestStorePage(t *testing.T) {
+	for _, c := range []struct {
+		why       string
+		positions []int64
+		through   int64
+		more      bool
+		passed    int64
+		again     bool
+		ascending bool
+	}{
+		{"nothing", nil, 0, false, 10, false, true},
+		{"nothing, and it says up to where", nil, 25, false, 25, false, true},
+		{"nothing passed: it would be asked at once, for ever", nil, 0, true, 10, false, true},
+		{"a position that was passed before", nil, 7, true, 10, false, true},
+		{"less than it could be: the end", []int64{11, 12}, 0, false, 12, false, true},
+		{"less than it could be, and there is more", []int64{11, 12}, 0, true, 12, true, true},
+		{"as many as were asked for", []int64{11, 12, 15}, 0, false, 15, true, true},
+		{"it has seen more than it returns", []int64{11, 12}, 20, true, 20, true, true},
+		{"it forgets its own records", []int64{11, 12}, 11, false, 12, false, true},
+		{"at the position itself", []int64{10, 11}, 0, false, 11, false, false},
+		{"twice", []int64{11, 11}, 0, false, 11, false, false},
+		{"backwards", []int64{12, 11}, 0, false, 12, false, false},
+	} {
+		passed, again, ascending := StorePage(10, 3, c.positions, c.through, c.more)
+		if passed != c.passed || again != c.again || ascending != c.ascending {
+			t.Errorf("%s: passed %d, again %t, ascending %t; want %d, %t, %t", c.why, passed, again, ascending, c.passed, c.again, c.ascending)
+		}
+	}
+}
+
+func TestPageFull(t *testing.T) {
+	for _, c := range []struct {
+		why         string
+		bytes, most int
+		n, limit    int
+		want        bool
+	}{
+		{"there is room", 100, 100, 1, 10, false},
+		{"there is none", 101, 100, 1, 10, true},
+		{"no bound", 1 << 30, 0, 1, 10, false},
+		{"it ends anyway", 101, 100, 10, 10, false},
+	} {
+		if got := PageFull(c.bytes, c.most, c.n, c.limit); got != c.want {
+			t.Errorf("%s: %t", c.why, got)
+		}
+	}
+	a := ReadAction{Passed: 40}
+	if passed, more := a.OwnPassed(40, 0); passed != 40 || more {
+		t.Errorf("all of its own: %d, %t", passed, more)
+	}
+	if passed, more := a.OwnPassed(30, 0); passed != 30 || !more {
+		t.Errorf("there were more of its own: %d, %t", passed, more)
+	}
+	if passed, more := a.OwnPassed(40, 20); passed != 20 || !more {
+		t.Errorf("the rows were cut: %d, %t", passed, more)
+	}
+	if passed, more := (ReadAction{Passed: 40, More: true}).OwnPassed(40, 0); passed != 40 || !more {
+		t.Errorf("there was more to look at: %d, %t", passed, more)
+	}
+}

@@ -384,6 +384,13 @@ func (w *sessionWorld) fault() {
 	case 7: // lanes end by themselves: what they commit is refused
 		if p.run != nil && p.run.end.IsZero() {
 			generation := p.run.assignment.Generation
+			if w.below(2) == 0 { // one of them, without a word
+				w.note(p, "misses a lane of %d", generation)
+				for look := range 2 {
+					w.after(time.Duration(look)*worldTiming.Heartbeat, p, func() { w.input(p, Lanes{Generation: generation, Missing: true}) })
+				}
+				break
+			}
 			w.note(p, "is refused a commit of %d", generation)
 			w.after(0, p, func() { w.input(p, Refused{Generation: generation}) })
 			w.stopIn(p, time.Duration(w.below(3))*50*time.Millisecond)

@@ -90,6 +90,10 @@ type LaneAction struct {
 
 	Requests bool // the look wants the rows for which something is asked, and no others
 
+	// Thwarted, if it is not 0, is what to tell the session of: the lane has been
+	// interrupted so often in a row.
+	Thwarted int
+
 	End LaneEndWhy
 	Err error // what is wrong with a page, or with an event beside what its handler said
 }
@@ -216,6 +220,25 @@ type Signals struct {
 
 func (s Signals) stopping() bool { return s.Asked || s.Canceled || s.LeaseOver }
 
+// Terms are until when a worker's handlers may run. They come from Session.Terms.
+type Terms struct {
+	End time.Time // of the lease, for its holder
+	// Bound: handlers also need a proof that the worker is there. By the latest one they
+	// begin until Begin, and go on until GoOn.
+	Bound       bool
+	Begin, GoOn time.Time
+}
+
+// Over reports whether the lease is over.
+func (t Terms) Over(now time.Time) bool { return !now.Before(t.End) }
+
+// Unproven reports whether no handler may begin for want of a proof.
+func (t Terms) Unproven(now time.Time) bool { return t.Bound && !now.Before(t.Begin) }
+
+// Ended reports whether a handler that runs is cancelled by now, or about to be: a
+// process that was frozen may look before it has done that.
+func (t Terms) Ended(now time.Time) bool { return t.Over(now) || t.Bound && !now.Before(t.GoOn) }
+
 // A LaneAnswer says what has become of the latest action.
 type LaneAnswer struct {
 	Failure Failure
@@ -258,6 +281,8 @@ type Lane struct {
 	track      *Track // nil until the checkpoint was found
 
 	doing   LaneDo
+	called  time.Time                                  // when the handler was, the latest time
+	vain    int                                        // how often in a row it was interrupted, or not begun
 	resume  func(*Lane, time.Time, Signals) LaneAction // after a pause
 	kept    []int                                      // of the latest page
 	settled int                                        // events of the commit that was just answered; -1: none was
@@ -316,7 +341,12 @@ func (l *Lane) Pending() int {
 func (l *Lane) Next(now time.Time, s Signals, a LaneAnswer) LaneAction {
 	s.Asked = s.Asked || s.Canceled
 	l.kept, l.settled = nil, -1
+	thwarted := l.thwarted(a)
 	action := l.advance(now, s, a)
+	action.Thwarted = thwarted
+	if action.Do == LaneHandle {
+		l.called = now
+	}
 	switch action.Do {
 	case LaneHandle, LaneWrite, LaneUnpark, LaneCommit:
 	default:
@@ -324,6 +354,37 @@ func (l *Lane) Next(now time.Time, s Signals, a LaneAnswer) LaneAction {
 	}
 	l.doing, l.requests = action.Do, action.Requests
 	return action
+}
+
+// thwarted counts how often in a row the handler was interrupted, or not begun. It
+// returns 0 if the latest answer was about something else.
+func (l *Lane) thwarted(a LaneAnswer) int {
+	switch {
+	case l.doing != LaneHandle:
+	case a.Failure == NoFailure:
+		l.vain = 0
+	case a.Failure == Interrupted, a.Failure == NotBegun:
+		l.vain++
+		return l.vain
+	}
+	return 0
+}
+
+// Judge says what an error of the latest action means; see Classify. cancelled: the
+// library has cancelled the handler's context. terms are those of now. It returns the
+// facts with what the lane knows in addition.
+//
+// Where the driver does not say that the server has ended an idle transaction, all that
+// can be seen is a connection that was lost, at least a lease after the handler was
+// called. Were that to pass, a handler that always takes so long would be called for
+// ever.
+func (l *Lane) Judge(now time.Time, f Facts, cancelled bool, terms Terms) (Facts, Failure) {
+	switch l.doing {
+	case LaneHandle, LaneWrite, LaneUnpark:
+		lost := (f.Lost || f.Network) && now.Sub(l.called) >= l.config.Lease
+		f.Idled = f.Idled || l.config.Kind != Plain && f.Failed && (f.State == "25P03" || lost)
+	}
+	return f, Classify(f, l.config.Kind, l.doing, cancelled || terms.Ended(now))
 }
 
 func (l *Lane) advance(now time.Time, s Signals, a LaneAnswer) LaneAction {
@@ -412,8 +473,7 @@ func (l *Lane) databaseFailed(failures *int, a LaneAnswer, resume func(*Lane, ti
 	}
 	*failures++
 	l.resume = resume
-	backoff := Backoff{Min: 20 * time.Millisecond, Max: time.Second}
-	return LaneAction{Do: LanePause, For: backoff.Delay(*failures, a.Jitter), Why: DatabaseFailed}
+	return LaneAction{Do: LanePause, For: RetryLane.Backoff().Delay(*failures, a.Jitter), Why: DatabaseFailed}
 }
 
 // loaded takes the checkpoint that activation left for this lane. One that has a
@@ -771,19 +831,4 @@ func (p *passes) over(position int64, now time.Time, c LaneConfig) bool {
 // counts reports whether the failures at the event count.
 func (p *passes) counts(position int64, now time.Time, c LaneConfig) bool {
 	return p.position == position && p.n > passesMax*c.Attempts && now.Sub(p.since) > c.Lease
-}
-
-// A Backoff is an exponential delay with jitter.
-type Backoff struct{ Min, Max time.Duration }
-
-// Delay returns the time to wait after the given number of failures, from 1:
-// Min, doubled with each further failure up to Max, less up to half of it by
-// jitter, a random number in [0,1).
-func (b Backoff) Delay(failures int, jitter float64) time.Duration {
-	d := b.Min
-	for i := 1; i < failures && d < b.Max; i++ {
-		d *= 2
-	}
-	d = min(d, b.Max)
-	return d - time.Duration(jitter*float64(d)/2)
 }

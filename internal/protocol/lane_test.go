@@ -397,3 +397,84 @@ func TestLaneNamesABadPage(t *testing.T) {
 		t.Errorf("the error is %v", errors.Unwrap(end.Err))
 	}
 }
+
+// calledLane is a lane whose handler was called at a time.
+func calledLane(kind LaneKind, at time.Time) *Lane {
+	l := NewLane(Assignment{Generation: 5, Partition: 0, Total: 2}, LaneConfig{Kind: kind, Batch: 1, Poll: time.Second, Lease: 10 * time.Second})
+	l.Next(at, Signals{}, LaneAnswer{})
+	f := found(5, 10)
+	f.Found.NoneParked = true
+	l.Next(at, Signals{}, f)
+	if a := l.Next(at, Signals{}, evens(12)); a.Do == LaneOpen {
+		l.Next(at, Signals{}, LaneAnswer{})
+	}
+	return l
+}
+
+// What the lane knows of an error beside its facts: whether its handler was cancelled,
+// and for how long it has had its transaction.
+//
+//  1. the handler does not touch its transaction for a lease, and the server ends it;
+//  2. its next statement, or the lane's own, finds that the connection is gone;
+//  3. taken for a connection that was lost, that passes, and the handler is called
+//     again: for ever, if it always takes so long.
+func TestLaneJudges(t *testing.T) {
+	start := time.Unix(1000, 0)
+	mine := Terms{End: start.Add(time.Hour)}
+	lost, fails := Facts{Failed: true, Lost: true}, Facts{Failed: true}
+	for _, c := range []struct {
+		why       string
+		kind      LaneKind
+		after     time.Duration
+		facts     Facts
+		cancelled bool
+		terms     Terms
+		want      Failure
+		idled     bool
+	}{
+		{"lost soon: the network's", Transactional, 9 * time.Second, lost, false, mine, Passing, false},
+		{"lost after a lease: the handler's", Transactional, 10 * time.Second, lost, false, mine, Fault, true},
+		{"any network, after a lease", Batched, 10 * time.Second, Facts{Failed: true, Network: true}, false, mine, Fault, true},
+		{"the server says so", Transactional, time.Second, Facts{Failed: true, State: "25P03"}, false, mine, Fault, true},
+		{"without a transaction", Plain, time.Hour / 2, lost, false, mine, Passing, false},
+		{"its context was cancelled", Transactional, 10 * time.Second, lost, true, mine, Interrupted, true},
+		{"or is about to be: the lease is over", Plain, time.Second, fails, false, Terms{End: start}, Interrupted, false},
+		{"or the proof is", Plain, time.Second, fails, false, Terms{End: mine.End, Bound: true, GoOn: start}, Interrupted, false},
+		{"a proof that nobody goes by", Plain, time.Second, fails, false, Terms{End: mine.End, GoOn: start}, Fault, false},
+		{"nothing has failed, after a lease", Transactional, time.Minute, Facts{}, false, mine, NoFailure, false},
+	} {
+		l := calledLane(c.kind, start)
+		facts, got := l.Judge(start.Add(c.after), c.facts, c.cancelled, c.terms)
+		if got != c.want || facts.Idled != c.idled {
+			t.Errorf("%s: %v, idled %t; want %v, %t", c.why, got, facts.Idled, c.want, c.idled)
+		}
+	}
+}
+
+// A lane counts how often in a row its handler was interrupted, or could not begin; one
+// that fails by itself neither adds to that nor ends it.
+func TestLaneSaysThatItIsThwarted(t *testing.T) {
+	now := time.Unix(1000, 0)
+	l := calledLane(Plain, now)
+	for i, c := range []struct {
+		failure Failure
+		want    int
+	}{{NotBegun, 1}, {Interrupted, 2}, {Fault, 0}, {Interrupted, 3}, {NoFailure, 0}, {NotBegun, 1}} {
+		a := l.Next(now, Signals{}, failing(c.failure))
+		if a.Thwarted != c.want {
+			t.Errorf("answer %d: thwarted %d, want %d", i+1, a.Thwarted, c.want)
+		}
+		for try := 0; a.Do != LaneHandle; try++ {
+			if try == 10 {
+				t.Fatalf("answer %d: the handler is not called again: %v", i+1, a)
+			}
+			answer := LaneAnswer{}
+			if a.Do == LaneRead {
+				answer = evens(a.After + 2)
+			}
+			if a = l.Next(now, Signals{}, answer); a.Thwarted != 0 {
+				t.Errorf("answer %d: told again", i+1)
+			}
+		}
+	}
+}

@@ -101,12 +101,6 @@ const (
 	numberStep = 1 << 16
 )
 
-// KeepPresence is how long a worker that has given its handlers up keeps its session,
-// so that they are waited for until its lease is over. That can be more than a lease:
-// the latest request may have been under way, and takes effect later, within another
-// one or never.
-func (t Timing) KeepPresence() time.Duration { return 2 * t.Lease }
-
 // A Presence is a lock that shows that a worker is there.
 type Presence struct {
 	// Key says which backend of the database has to hold the lock, so that nobody
@@ -423,7 +417,7 @@ func (p *presence) detach(now time.Time, in Detached) {
 		return
 	}
 	p.attached, p.absent, p.jitter = 0, nil, in.Jitter
-	p.next = now.Add(Backoff{Min: 5 * time.Millisecond, Max: 250 * time.Millisecond}.Delay(p.failures+1, 0))
+	p.next = now.Add(RetryPresence.Backoff().Delay(p.failures+1, 0))
 	if p.failures == 0 {
 		p.answers = 0
 	}

@@ -236,6 +236,41 @@ func (r *Reading) paged(a ReadAnswer) ReadAction {
 	return r.highest()
 }
 
+// PageFull reports whether a page ends with the latest of its n events, which together
+// have so many bytes: it was to have at most limit of them, and not much more than most
+// bytes; 0: as many as there are. So an event that alone is too large is read.
+func PageFull(bytes, most, n, limit int) bool { return most > 0 && bytes > most && n < limit }
+
+// OwnPassed returns how far a page of a process's own slots reaches, and whether there is
+// more. through is what SlotSet.Own has returned with the rows to read. If these were cut
+// after the one at a position, cut is that, and 0 if not.
+func (a ReadAction) OwnPassed(through, cut int64) (passed int64, more bool) {
+	if cut != 0 {
+		through = cut
+	}
+	return through, a.More || through < a.Passed
+}
+
+// StorePage says how far a page of an event store that is the program's own reaches, and
+// whether to ask for more at once; from what it has returned for a read of at most limit
+// events above after. positions are those of all of its records: also of those that are
+// out of the scope, or a page of nothing else would be read again and again. through is
+// the position up to which it says that it has seen everything, 0 if it does not say.
+//
+// A page that does not ascend from above after is refused by the Feed, so the caller must
+// not leave anything out of it first: ascending is false.
+func StorePage(after int64, limit int, positions []int64, through int64, more bool) (passed int64, again, ascending bool) {
+	passed, ascending = max(after, through), true
+	last := after
+	for _, p := range positions {
+		ascending = ascending && p > last
+		last, passed = p, max(passed, p)
+	}
+	// One that passes nothing, and says that there is more, would be asked at once, again
+	// and again.
+	return passed, passed > after && (more || len(positions) >= limit), ascending
+}
+
 func (r *Reading) highest() ReadAction { return ReadAction{Do: ReadHigh, Turn: true, Epoch: r.epoch} }
 
 func (r *Reading) done() ReadAction {

@@ -90,17 +90,24 @@ type (
 	}
 	// SyncFailed says that the request may or may not have been carried out.
 	// Jitter is a random number in [0,1). If the database answered, Database
-	// is its time.
+	// is its time. Facts are what is known of the error.
 	SyncFailed struct {
 		Request  Request
 		Sent     time.Time
 		Jitter   float64
 		Database time.Time
+		Facts    Facts
 	}
 	// Stopped says that all handlers of the generation have returned.
 	Stopped struct{ Generation int64 }
 	// Refused says that a commit of the generation was refused as superseded.
 	Refused struct{ Generation int64 }
+	// Lanes says, about once a heartbeat, whether a lane of the generation has ended
+	// while others run.
+	Lanes struct {
+		Generation int64
+		Missing    bool
+	}
 	// Hinted says that the group may have changed. Nothing depends on it: it
 	// only makes the session look sooner.
 	Hinted struct{}
@@ -108,7 +115,7 @@ type (
 	Shutdown struct{}
 )
 
-// Input is one of Tick, Synced, SyncFailed, Stopped, Refused, Hinted and
+// Input is one of Tick, Synced, SyncFailed, Stopped, Refused, Lanes, Hinted and
 // Shutdown.
 type Input interface{ input() }
 
@@ -117,6 +124,7 @@ func (Synced) input()     {}
 func (SyncFailed) input() {}
 func (Stopped) input()    {}
 func (Refused) input()    {}
+func (Lanes) input()      {}
 func (Hinted) input()     {}
 func (Shutdown) input()   {}
 
@@ -137,21 +145,33 @@ type (
 		Generation int64
 		Lost       bool
 	}
-	// Exit: the session is over.
-	Exit struct{ Cause ExitCause }
+	// GiveUp: the latest request has failed for good. What runs is stopped next; in the
+	// end, Run returns the error of that request.
+	GiveUp struct{ Why SyncFailure }
+	// LaneMissing: a lane of the generation has ended and nobody was told, so the worker
+	// joins again, as a new member. This is for the log.
+	LaneMissing struct{ Generation int64 }
+	// Exit: the session is over. Keep is how long to keep the worker's own session at
+	// the database after that; 0: not at all.
+	Exit struct {
+		Cause ExitCause
+		Keep  time.Duration
+	}
 	// Wake: call again at this time, if nothing comes before.
 	Wake struct{ At time.Time }
 )
 
-// Action is one of Sync, Start, Drain, Cancel, Exit and Wake.
+// Action is one of Sync, Start, Drain, Cancel, GiveUp, LaneMissing, Exit and Wake.
 type Action interface{ action() }
 
-func (Sync) action()   {}
-func (Start) action()  {}
-func (Drain) action()  {}
-func (Cancel) action() {}
-func (Exit) action()   {}
-func (Wake) action()   {}
+func (Sync) action()        {}
+func (Start) action()       {}
+func (Drain) action()       {}
+func (Cancel) action()      {}
+func (GiveUp) action()      {}
+func (LaneMissing) action() {}
+func (Exit) action()        {}
+func (Wake) action()        {}
 
 // ExitCause says why a session is over.
 type ExitCause string
@@ -204,6 +224,7 @@ type Session struct {
 	// A commit under the generation refused was refused at refusedAt.
 	refused   int64
 	refusedAt time.Time
+	missing   int // looks in a row that found a lane of what runs missing
 
 	clock    clockWatch
 	presence presence
@@ -252,6 +273,12 @@ func (s *Session) LeaseEnd() time.Time {
 // begun since the last one. It counts where the worker has a presence.
 func (s *Session) Handling(handling bool) { s.presence.handling = handling }
 
+// Terms returns what lanes go by.
+func (s *Session) Terms() Terms {
+	begin, end, bound := s.Proof()
+	return Terms{End: s.LeaseEnd(), Bound: bound, Begin: begin, GoOn: end}
+}
+
 // Proof returns until when handlers may begin, and until when they may go on,
 // unless bound is false: then only LeaseEnd counts.
 func (s *Session) Proof() (begin, end time.Time, bound bool) { return s.presence.sure() }
@@ -274,15 +301,15 @@ func (s *Session) Next(now time.Time, in Input) []Action {
 		}
 	case SyncFailed:
 		s.inFlight = false
-		s.syncFailed(now, in)
+		actions = s.syncFailed(now, in)
 	case Stopped:
 		if s.running != nil && s.running.Generation == in.Generation {
 			s.running, s.stopped, s.next = nil, in.Generation, now
 		}
 	case Refused:
-		if s.running != nil && s.running.Generation == in.Generation && s.refused < in.Generation {
-			s.refused, s.refusedAt, s.next = in.Generation, now, now
-		}
+		s.refuse(now, in.Generation)
+	case Lanes:
+		actions = s.lanes(now, in)
 	case Hinted:
 		s.hinted = true
 	case Shutdown:
@@ -359,7 +386,7 @@ func (s *Session) synced(now time.Time, in Synced) []Action {
 		s.lost = true
 	case s.running == nil && v.May() && v.Generation > s.stopped:
 		s.running = &Share{Generation: v.Generation, Partitions: v.Partitions, Total: v.Total, Paused: v.Paused}
-		s.stopping, s.canceled, s.polls = time.Time{}, time.Time{}, 0
+		s.stopping, s.canceled, s.polls, s.missing = time.Time{}, time.Time{}, 0, 0
 		s.presence.wanted = true // or the first event would wait for it
 		return []Action{Start{*s.running}}
 	}
@@ -430,7 +457,35 @@ func (s *Session) wantsStep() bool {
 	return !s.member || s.leaving && s.running == nil || s.step
 }
 
-func (s *Session) syncFailed(now time.Time, in SyncFailed) {
+// refuse takes in that a lane of the generation can't go on.
+func (s *Session) refuse(now time.Time, generation int64) {
+	if s.running != nil && s.running.Generation == generation && s.refused < generation {
+		s.refused, s.refusedAt, s.next = generation, now, now
+	}
+}
+
+// lanes takes in a look at the lanes of what runs. A lane that ends by itself tells the
+// session; but should that fail, nobody else can see it:
+//  1. a lane ends without a word;
+//  2. the worker's other lanes go on, so Stopped does not come;
+//  3. the partition is assigned, its worker sends heartbeats, and its events wait.
+//
+// Two looks in a row must find it missing, for the word of one that has just ended may
+// be on its way. Then the worker joins again, as a new member. Simulation: the mutant
+// "does not look for lanes that are missing".
+func (s *Session) lanes(now time.Time, in Lanes) []Action {
+	if !in.Missing || s.running == nil || s.running.Generation != in.Generation || !s.stopping.IsZero() {
+		s.missing = 0
+		return nil
+	}
+	if s.missing++; s.missing != 2 {
+		return nil
+	}
+	s.refuse(now, in.Generation)
+	return []Action{LaneMissing{in.Generation}}
+}
+
+func (s *Session) syncFailed(now time.Time, in SyncFailed) []Action {
 	if !in.Database.IsZero() {
 		s.clock.observe(in.Sent, now, in.Database, s.timing.Lease)
 	}
@@ -438,13 +493,19 @@ func (s *Session) syncFailed(now time.Time, in SyncFailed) {
 	s.presence.failed()
 	s.renew = s.member && !in.Request.Heartbeat
 	s.next = now.Add(s.backoff(in.Jitter))
+	if why := in.Facts.Coordination(); why != SyncPasses {
+		s.leaving = true
+		return []Action{GiveUp{why}}
+	}
+	return nil
 }
 
 // backoff returns how long to wait after the latest failure: exponential, up
 // to retryMax or a heartbeat, with up to half of it taken off by jitter.
 func (s *Session) backoff(jitter float64) time.Duration {
-	d := min(20*time.Millisecond<<min(s.failures, 10), retryMax, s.timing.Heartbeat)
-	return d - time.Duration(jitter*float64(d)/2)
+	b := RetryRequest.Backoff()
+	b.Max = min(b.Max, s.timing.Heartbeat)
+	return b.Delay(s.failures, jitter)
 }
 
 // stop asks what runs to drain.
@@ -470,7 +531,14 @@ func (s *Session) cancel(now time.Time) []Action {
 
 func (s *Session) exit(cause ExitCause) []Action {
 	s.exited = true
-	return []Action{Exit{cause}}
+	exit := Exit{Cause: cause}
+	if cause == DrainTimeout {
+		// Its handlers may still run, and others must wait for its lease. That can be
+		// more than a lease from now: the latest request may have been under way, and
+		// takes effect later, within another one or never.
+		exit.Keep = 2 * s.timing.Lease
+	}
+	return []Action{exit}
 }
 
 // advance does what time and state demand, whatever the input was.

@@ -290,3 +290,97 @@ func TestClockWatch(t *testing.T) {
 		}
 	}
 }
+
+// A request that fails for good ends the worker: what runs is asked to stop, and then it
+// leaves. One that may pass does not.
+func TestSessionGivesUp(t *testing.T) {
+	s, now, heartbeat := running(t)
+	for _, a := range s.Next(now, SyncFailed{Request: heartbeat, Sent: now, Facts: Facts{Failed: true, Lost: true}}) {
+		switch a.(type) {
+		case GiveUp, Drain:
+			t.Errorf("a lost connection makes it do %+v", a)
+		}
+	}
+	actions := s.Next(now, SyncFailed{Request: heartbeat, Sent: now, Facts: Facts{Failed: true, State: "42501"}})
+	if diff := cmp.Diff([]Action{GiveUp{SyncDenied}, Drain{1}}, actions[:2]); diff != "" {
+		t.Fatalf("-want +got:\n%s", diff)
+	}
+	if r := syncOf(t, s.Next(now.Add(time.Second), Stopped{Generation: 1})); !r.Leave {
+		t.Errorf("when all handlers have returned it sends %+v", r)
+	}
+}
+
+// A lane that is missing at two looks in a row makes the worker join again, as a new
+// member. At one look it may be about to say so; and what was asked to stop may be gone.
+func TestSessionMissesALane(t *testing.T) {
+	missing, whole := Lanes{Generation: 1, Missing: true}, Lanes{Generation: 1}
+	looks := func(looks ...Input) (again bool) {
+		s, now, heartbeat := running(t)
+		s.Next(now, SyncFailed{Request: heartbeat, Sent: now})
+		said := 0
+		for _, in := range looks {
+			now = now.Add(time.Second)
+			for _, a := range s.Next(now, in) {
+				switch a := a.(type) {
+				case LaneMissing:
+					said++
+				case Sync:
+					heartbeat = a.Request
+				}
+			}
+		}
+		view := View{Now: now, Member: true, Partitions: []int{0}, Generation: 1, Total: 1, Holds: 1}
+		now = now.Add(time.Second)
+		s.Next(now, Synced{Request: heartbeat, Sent: now, View: view})
+		s.Next(now, Stopped{Generation: 1})
+		again = s.ID() != "w"
+		if want := map[bool]int{true: 1}[again]; said != want {
+			t.Errorf("%v: it says %d times that a lane is missing, want %d", looks, said, want)
+		}
+		return again
+	}
+	for _, c := range []struct {
+		why   string
+		looks []Input
+		want  bool
+	}{
+		{"all run", []Input{whole, whole, whole}, false},
+		{"once", []Input{missing}, false},
+		{"not in a row", []Input{missing, whole, missing}, false},
+		{"of another generation", []Input{Lanes{Generation: 7, Missing: true}, Lanes{Generation: 7, Missing: true}}, false},
+		{"twice", []Input{missing, missing}, true},
+		{"three times", []Input{missing, missing, missing}, true},
+	} {
+		if got := looks(c.looks...); got != c.want {
+			t.Errorf("missing %s: it comes back as somebody new: %t", c.why, got)
+		}
+	}
+}
+
+// A worker that gives its handlers up keeps its own session at the database for as long
+// as its lease can last; one that leaves does not.
+func TestSessionSaysHowLongToKeepItsPresence(t *testing.T) {
+	exit := func(stop bool) (e Exit) {
+		s, now, _ := running(t)
+		s.Next(now, Shutdown{})
+		if stop {
+			s.Next(now, Stopped{Generation: 1})
+		}
+		for range 1000 {
+			now = now.Add(time.Second)
+			for _, a := range s.Next(now, Tick{}) {
+				if e, ok := a.(Exit); ok {
+					return e
+				}
+			}
+		}
+		t.Fatal("it does not exit")
+		return e
+	}
+	if e := exit(true); e != (Exit{Cause: Left}) {
+		t.Errorf("when all have stopped: %+v", e)
+	}
+	if e := exit(false); e != (Exit{Cause: DrainTimeout, Keep: 2 * testTiming.Lease}) {
+		t.Errorf("when a handler does not return: %+v", e)
+	}
+}

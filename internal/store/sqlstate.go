@@ -80,6 +80,9 @@ func (w *walk) merge(f protocol.Facts) {
 	w.facts.Refused = w.facts.Refused || f.Refused
 	w.facts.Ended = w.facts.Ended || f.Ended
 	w.facts.Idled = w.facts.Idled || f.Idled
+	w.facts.Taken = w.facts.Taken || f.Taken
+	w.facts.Over = w.facts.Over || f.Over
+	w.facts.Stranger = w.facts.Stranger || f.Stranger
 }
 
 // ask asks one error.

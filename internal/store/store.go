@@ -373,6 +373,11 @@ func (e *TakenError) Error() string {
 	return fmt.Sprintf("projection %q belongs to replica set %q, where worker %s runs it; a projection belongs to one replica set at a time", e.Projection, e.ReplicaSet, e.Worker)
 }
 
+// Facts are what FactsOf says of it.
+func (e *TakenError) Facts() protocol.Facts {
+	return protocol.Facts{Failed: true, Taken: true, Over: e.Over}
+}
+
 // A StreamError says that a worker which wants to join reads another event stream than
 // the replica set.
 type StreamError struct{ ReplicaSet, Stream, Other string }
@@ -382,6 +387,9 @@ func (e *StreamError) Error() string {
 		"have all of its workers read the same table, or, if the events were moved with their positions and no worker runs any more: UPDATE orchestrator_replica_sets SET events_table = '' WHERE name = %s",
 		e.ReplicaSet, e.Stream, e.Other, pq.QuoteLiteral(e.ReplicaSet))
 }
+
+// Facts are what FactsOf says of it.
+func (e *StreamError) Facts() protocol.Facts { return protocol.Facts{Failed: true, Stranger: true} }
 
 // Sync carries out a worker's request. A heartbeat is one statement that
 // touches the worker's own row, and a look one that touches nothing; everything else locks the set, runs

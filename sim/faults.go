@@ -1,0 +1,151 @@
+package sim
+
+import (
+	"errors"
+	"time"
+)
+
+// What strikes a worker: its process, its lanes, its network, its own session. Nothing of
+// it is done by the library.
+
+// crash ends the process without a word. Where the machine went with it, the
+// server does not hear that its connections are gone.
+func (p *worker) crash() {
+	vanish := p.chance(p.w.plan.network.halfOpen)
+	for len(p.links) > 0 {
+		p.links[0].drop(vanish)
+	}
+	p.w.gone(p, "crashed")
+	if p.exited != nil {
+		p.exited()
+	}
+}
+
+// freeze stops the process for a while, as SIGSTOP, a debugger, or a laptop's
+// lid do.
+func (p *worker) freeze(length time.Duration, where string) {
+	p.frozen = true
+	p.record(fact{kind: faultFreeze, length: length, text: where})
+	p.thaws++
+	n := p.thaws
+	p.w.after(length, func() {
+		if n == p.thaws && !p.lost {
+			p.thaw()
+		}
+	})
+}
+
+// wakeMax is how long it takes a process at most to come back to life.
+const wakeMax = 50 * time.Millisecond
+
+// thaw wakes it. Everything that has happened to it happens at about the same
+// time, in any order; a process that was swapped out comes back in pieces.
+func (p *worker) thaw() {
+	if !p.frozen || p.dead {
+		return
+	}
+	p.frozen = false
+	p.record(fact{kind: faultThaw})
+	backlog := p.backlog
+	p.backlog = nil
+	spread := pick(p.rand, 200*time.Microsecond, wakeMax)
+	p.rand.Shuffle(len(backlog), func(i, j int) { backlog[i], backlog[j] = backlog[j], backlog[i] })
+	for _, f := range backlog {
+		p.after(p.between(0, spread), f)
+	}
+}
+
+// cutOff drops every packet between the worker and the database.
+func (p *worker) cutOff(length time.Duration) {
+	p.cut = true
+	p.record(fact{kind: faultCutOff, length: length})
+	p.mends++
+	n := p.mends
+	p.w.after(length, func() {
+		if n == p.mends && !p.lost {
+			p.mend()
+		}
+	})
+}
+
+// everyReply is what a faultSlow says of a worker whose replies are all late.
+const everyReply = "every reply"
+
+// congest makes replies late for two heartbeats, by up to what is waited for
+// one, and then cuts the worker off.
+func (p *worker) congest(length time.Duration) {
+	t := p.timing
+	p.congested = p.between(t.Lease/5, t.Patience())
+	p.record(fact{kind: faultSlow, length: p.congested, text: everyReply})
+	p.w.after(2*t.Heartbeat, func() {
+		p.congested = 0
+		if !p.dead && !p.w.healed {
+			p.cutOff(length)
+		}
+	})
+}
+
+func (p *worker) mend() {
+	if !p.cut || p.dead {
+		return
+	}
+	p.cut = false
+	p.record(fact{kind: faultMended})
+}
+
+// loseLane has a lane of what runs end without a word, which nothing in the library does.
+func (p *worker) loseLane(n int) {
+	if r := p.run; r != nil && r.left > 0 && len(r.lanes) > 0 {
+		r.lanes[n%len(r.lanes)].dies = true
+	}
+}
+
+// die ends the lane, and tells nobody.
+func (l *lane) die() {
+	if l.link != nil {
+		l.link.drop(false)
+		l.link = nil
+	}
+	l.p.record(l.fact(faultLane, 0, 0))
+	l.tap.close()
+	l.run.ended()
+}
+
+// What a faultOther says of them.
+const (
+	ownBlocked = "it can have no session of its own"
+	locksFaked = "somebody takes the locks of all sessions"
+)
+
+// errBlocked is what a worker is told that can't have a session of its own.
+var errBlocked = errors.New("no connection can be had for it")
+
+// block has the worker lose its session, and find no other for a while.
+func (p *worker) block(length time.Duration) {
+	p.blocked = p.w.at + length
+	p.record(fact{kind: faultOther, length: length, text: ownBlocked})
+	p.loseOwn()
+}
+
+// stutter has the process stand still for half of each second.
+func (p *worker) stutter(length time.Duration) {
+	if length <= 0 || p.dead || p.w.healed {
+		return
+	}
+	if !p.frozen {
+		p.freeze(500*time.Millisecond, stutters)
+	}
+	p.w.after(time.Second, func() { p.stutter(length - time.Second) })
+}
+
+// stutters is where a process freezes that stands still again and again.
+const stutters = "again and again"
+
+// loseOwn ends it at the server, and the worker hears of that when it asks for
+// something.
+func (p *worker) loseOwn() {
+	if l := p.own; l != nil && !l.gone {
+		l.lost = "ended by an administrator"
+		l.end()
+	}
+}

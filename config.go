@@ -117,25 +117,22 @@ type Config[E any] struct {
 	// StaleWorkerTimeout is below 4s. Default: false.
 	LeaseOnly bool
 
-	// ListenURL makes workers react in milliseconds instead of at their next
-	// heartbeat: a connection string for the database of DB, on which the process
-	// keeps one connection (of lib/pq, whatever DB's driver), for all workers with
-	// the same URL, to LISTEN. What it hears only makes workers look sooner. While
-	// it hears nothing, they look once a HeartbeatInterval, as without it: when
-	// the connection is away (which is logged once, and tried again), and behind a
-	// pooler that shares connections between transactions, where LISTEN is of no
-	// use: connect to the server itself. Default: none.
-	ListenURL string
-	// Notifier is for a driver of your own in the place of ListenURL. At most
-	// one of the two can be set. Default: none.
+	// Notifier makes workers react in milliseconds instead of at their next
+	// heartbeat: it listens on one connection to the database of DB, for all workers
+	// of the process with the same Notifier. Package pqnotify has one, whatever DB's
+	// driver. What it hears only makes workers look sooner. While it hears nothing,
+	// they look once a HeartbeatInterval, as without it: when the connection is away
+	// (which is logged once, and tried again), and behind a pooler that shares
+	// connections between transactions, where LISTEN is of no use: connect to the
+	// server itself. Default: none.
 	Notifier Notifier
 	// EventsChannel is a channel that you NOTIFY, with any payload, in
 	// transactions that append events, for example in a trigger. The process
-	// looks for new events when it hears of it on ListenURL or Notifier, one of
-	// which must be set. While such hints come it also looks on its own, once in
-	// five times PollInterval at least; when the connection is away, or has not
-	// brought one yet, once in PollInterval. At most 63 bytes, and as it is: NOTIFY
-	// makes names without quotes lower case. Default: none.
+	// looks for new events when the Notifier, which must be set, hears of it. While
+	// such hints come it also looks on its own, once in five times PollInterval at
+	// least; when the connection is away, or has not brought one yet, once in
+	// PollInterval. At most 63 bytes, and as it is: NOTIFY makes names without quotes
+	// lower case. Default: none.
 	EventsChannel string
 
 	// Logger gets a line for each generation and each thing that is wrong. Where it
@@ -353,9 +350,6 @@ func (c Config[E]) withDefaults() (Config[E], error) {
 	if field, problem := c.hintsProblem(); problem != "" {
 		return c, configError(field, problem)
 	}
-	if c.ListenURL != "" {
-		c.Notifier = listenURL(c.ListenURL)
-	}
 	if c.Logger == nil {
 		c.Logger = slog.Default()
 	}
@@ -368,19 +362,11 @@ func (c Config[E]) hintsProblem() (field, problem string) {
 	if c.Notifier != nil && isNil(c.Notifier) {
 		return "Notifier", "is a nil pointer"
 	}
-	if c.ListenURL != "" {
-		if problem := urlProblem(c.ListenURL); problem != "" {
-			return "ListenURL", problem
-		}
-		if c.Notifier != nil {
-			return "ListenURL", "is set, and so is Notifier; one of them listens"
-		}
-	}
 	switch channel := c.EventsChannel; {
 	case channel == "":
 		return "", ""
-	case c.ListenURL == "" && c.Notifier == nil:
-		return "EventsChannel", "is set, and nobody listens to it; set ListenURL or Notifier as well"
+	case c.Notifier == nil:
+		return "EventsChannel", "is set, and nobody listens to it; set Notifier as well (package pqnotify has one)"
 	case len(channel) > maxChannelBytes:
 		return "EventsChannel", fmt.Sprintf("is %d bytes long; the most is %d", len(channel), maxChannelBytes)
 	}

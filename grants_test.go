@@ -118,7 +118,7 @@ func TestGrantsOfAWorker(t *testing.T) {
 	c.says("hanging")
 	cfg := w.Config(w.DB, "set")
 	cfg.StaleWorkerTimeout, cfg.CoordinationTimeout = time.Hour, time.Hour
-	cfg.ListenURL = w.URL
+	cfg.Notifier = notifier(t, w.URL)
 	testworld.Run(t, cfg, testworld.Effects{Projection: "transactional"}.Transactional())
 	pgtest.Eventually(t, "both are there", func() bool {
 		return g.Number(`SELECT count(*) FROM orchestrator_workers WHERE presence_number > 0`) == 2

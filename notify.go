@@ -2,15 +2,12 @@ package orchestrator
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 	mathrand "math/rand/v2"
 	"reflect"
 	"slices"
 	"sync"
 	"time"
-
-	"github.com/lib/pq"
 
 	"github.com/getpup/pupsourcing-orchestrator/internal/calls"
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
@@ -19,7 +16,9 @@ import (
 
 // A Notifier hears PostgreSQL's notifications on a connection of its own. What it
 // hears is a hint to look sooner: nothing is lost if it is deaf, late, or makes
-// things up.
+// things up. Package pqnotify has one.
+//
+// Workers of a process whose Notifiers are equal (==) share a connection.
 type Notifier interface {
 	// Listen connects, listens to the channels (names of any kind: quote them),
 	// calls up when it does, and from then on heard for each notification. It
@@ -37,7 +36,7 @@ type ear struct {
 }
 
 // A listener is a connection's worth of hints, for all workers of the process
-// that were given the same Notifier or URL.
+// that were given the same Notifier.
 type listener struct {
 	key      any // in listeners
 	notifier Notifier
@@ -177,78 +176,4 @@ func (l *listener) each(f func(*ear)) {
 	for _, e := range l.ears {
 		f(e)
 	}
-}
-
-// A listenURL is the Notifier of Config.ListenURL. It is comparable, so that all
-// workers of a URL share a connection.
-//
-// It is made of pq.ListenerConn and not of pq.Listener, which connects again by
-// itself: when to, and what to say of it, is the listener's for every Notifier.
-type listenURL string
-
-// pingAfter is how long a connection may be silent before it is asked whether it
-// is still there.
-const pingAfter = 15 * time.Second
-
-// Listen is Notifier's.
-func (u listenURL) Listen(ctx context.Context, channels []string, up func(), heard func(channel, payload string)) error {
-	notifications := make(chan *pq.Notification)
-	conn, err := bounded(ctx, pingAfter, func(context.Context) (*pq.ListenerConn, error) {
-		return pq.NewListenerConn(string(u), notifications)
-	}, func(late *pq.ListenerConn) {
-		_ = late.Close()
-		drain(notifications)
-	})
-	if err != nil {
-		return fmt.Errorf("connect: %w", err)
-	}
-	gone := make(chan struct{})
-	silence := time.NewTicker(pingAfter)
-	defer func() {
-		_ = conn.Close() // ends what waits for it
-		<-gone
-		silence.Stop()
-	}()
-	go func() {
-		defer close(gone)
-		for n := range notifications {
-			heard(n.Channel, n.Extra)
-		}
-	}()
-	for _, c := range channels {
-		err := boundedDo(ctx, pingAfter, func(context.Context) error { _, err := conn.Listen(c); return err })
-		if err != nil {
-			return fmt.Errorf("listen to %q: %w", c, err)
-		}
-	}
-	up()
-	for {
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-gone:
-			return fmt.Errorf("the connection has ended: %w", conn.Err())
-		case <-silence.C:
-			// Not conn.Ping, which panics where the server refuses it.
-			err := boundedDo(ctx, pingAfter, func(context.Context) error { _, err := conn.ExecSimpleQuery(""); return err })
-			if err != nil {
-				return fmt.Errorf("ask whether the connection is still there: %w", err)
-			}
-		}
-	}
-}
-
-// drain lets a connection end that nobody listens to.
-func drain(notifications <-chan *pq.Notification) {
-	for range notifications {
-	}
-}
-
-// urlProblem says what is wrong with a URL. It does not say where: parts of a
-// password that is not encoded are taken for a host or a port.
-func urlProblem(text string) string {
-	if _, err := pq.NewConfig(text); err != nil {
-		return "is no connection string that lib/pq takes, which are URLs (postgres://…, where a password is percent-encoded) and key=value pairs"
-	}
-	return ""
 }

@@ -13,14 +13,25 @@ import (
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
 	"github.com/getpup/pupsourcing-orchestrator/internal/testworld"
+	"github.com/getpup/pupsourcing-orchestrator/pqnotify"
 )
+
+// notifier returns a Notifier that listens at a URL.
+func notifier(t testing.TB, url string) orchestrator.Notifier {
+	t.Helper()
+	n, err := pqnotify.New(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
 
 // hinted returns a configuration with which only hints make a worker look
 // before the test is given up.
 func (w *world) hinted(set orchestrator.ReplicaSetName) config {
 	cfg := w.Config(w.DB, set)
 	cfg.HeartbeatInterval, cfg.StaleWorkerTimeout = time.Hour, 3*time.Hour
-	cfg.ListenURL = w.URL
+	cfg.Notifier = notifier(w.T, w.URL)
 	return cfg
 }
 
@@ -198,7 +209,7 @@ func TestHintsThatWereMissed(t *testing.T) {
 		return ctx.Err()
 	})
 	cfg := w.hinted("set")
-	cfg.ListenURL, cfg.Notifier = "", &listen
+	cfg.Notifier = &listen
 	cfg.LeaseOnly = true // a worker that publishes its session asks soon after it has joined
 	testworld.Run(t, cfg, named("p"))
 	w.Active("set", 1)

@@ -174,7 +174,7 @@ func TestNoGoroutineIsLeftBehind(t *testing.T) { // not beside others, whose gor
 		t.Fatal(err)
 	}
 	cfg := w.Config(db, "set")
-	cfg.ListenURL, cfg.EventsChannel = w.URL, "events"
+	cfg.Notifier, cfg.EventsChannel = notifier(t, w.URL), "events"
 	r := testworld.Run(t, cfg, w.All(db, nil)...)
 	w.CaughtUp(testworld.Names...)
 	pgtest.Eventually(t, "it listens", func() bool { return w.Number(listening) == 1 })

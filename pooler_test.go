@@ -109,7 +109,7 @@ func TestBehindPgBouncer(t *testing.T) {
 		t.Run(string(c.set), func(t *testing.T) {
 			log := &testworld.Log{To: t.Output()}
 			cfg := w.Config(db, c.set)
-			cfg.ListenURL = c.listen
+			cfg.Notifier = notifier(t, c.listen)
 			cfg.Logger = slog.New(slog.NewTextHandler(log, nil))
 			if c.listen == w.URL {
 				cfg.HeartbeatInterval, cfg.StaleWorkerTimeout = time.Hour, 3*time.Hour

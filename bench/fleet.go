@@ -12,6 +12,7 @@ import (
 
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
+	"github.com/getpup/pupsourcing-orchestrator/pqnotify"
 )
 
 // A fleet is workers of one replica set that come and go.
@@ -83,7 +84,9 @@ func (f *fleet) joinGoroutine(pool *sql.DB) error {
 	if err != nil {
 		return err
 	}
-	f.configure(&cfg)
+	if err := f.configure(&cfg); err != nil {
+		return err
+	}
 	if f.table == nil {
 		f.table, _ = cfg.EventStore.(*orchestrator.Table[orchestrator.Event])
 	}
@@ -107,11 +110,13 @@ func (f *fleet) joinGoroutine(pool *sql.DB) error {
 }
 
 // configure sets what differs from the defaults.
-func (f *fleet) configure(cfg *orchestrator.Config[orchestrator.Event]) {
+func (f *fleet) configure(cfg *orchestrator.Config[orchestrator.Event]) (err error) {
 	cfg.HeartbeatInterval, cfg.JoinWindow, cfg.Partitions = f.heartbeat, f.window, f.partitions
 	if f.hints {
-		cfg.ListenURL, cfg.EventsChannel = f.d.url, eventsChannel
+		cfg.EventsChannel = eventsChannel
+		cfg.Notifier, err = pqnotify.New(f.d.url)
 	}
+	return err
 }
 
 // leave has the oldest worker leave, and does not wait for it.

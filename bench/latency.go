@@ -7,6 +7,7 @@ import (
 	"time"
 
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
+	"github.com/getpup/pupsourcing-orchestrator/pqnotify"
 )
 
 // latency: an idle worker at the defaults. The time counts from the return of
@@ -50,7 +51,10 @@ func latencyOf(ctx context.Context, b *bench, hints bool) (r row, err error) {
 		return r, err
 	}
 	if hints {
-		cfg.ListenURL, cfg.EventsChannel = d.url, eventsChannel
+		cfg.EventsChannel = eventsChannel
+		if cfg.Notifier, err = pqnotify.New(d.url); err != nil {
+			return r, err
+		}
 	}
 	handled := make(chan time.Time, samples+1)
 	l := openLedger()

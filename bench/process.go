@@ -61,7 +61,10 @@ func work(text string) error {
 	if err != nil {
 		return err
 	}
-	(&fleet{d: &database{url: spec.URL}, heartbeat: spec.Heartbeat, window: spec.Window, hints: spec.Hints}).configure(&cfg)
+	f := &fleet{d: &database{url: spec.URL}, heartbeat: spec.Heartbeat, window: spec.Window, hints: spec.Hints}
+	if err := f.configure(&cfg); err != nil {
+		return err
+	}
 	var seen sync.Map
 	o, err := orchestrator.New(cfg)
 	if err != nil {

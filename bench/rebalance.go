@@ -16,7 +16,7 @@ import (
 //
 // JoinWindow, for which a join waits for further ones on purpose, is shorter than by
 // default, to have more joins in the time, and is not counted. The workers listen for
-// hints (ListenURL, EventsChannel); the rest is at the defaults.
+// hints (Notifier, EventsChannel); the rest is at the defaults.
 //
 // The floor is as many commits, one after the other, as no protocol of this kind
 // does without: the change itself, a report of each worker that it has stopped,

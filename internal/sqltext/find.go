@@ -5,19 +5,19 @@ import (
 	"database/sql"
 	"encoding/json"
 	"fmt"
+	"reflect"
 	"slices"
 	"strings"
-
-	"github.com/lib/pq"
 
 	"github.com/getpup/pupsourcing-orchestrator/internal/dbconn"
 )
 
 // LibPQ reports whether a database is reached by lib/pq, which sends a statement
-// without arguments in one round trip.
+// without arguments in one round trip. The driver is known by its type's name, so that
+// this module does not link it.
 func LibPQ(db *sql.DB) bool {
-	_, is := db.Driver().(*pq.Driver)
-	return is
+	t := reflect.TypeOf(db.Driver())
+	return t != nil && t.Kind() == reflect.Pointer && t.Elem().PkgPath() == "github.com/lib/pq" && t.Elem().Name() == "Driver"
 }
 
 // findSQL lists the schemas that have a relation of a name, and the search path

@@ -21,8 +21,6 @@ import (
 	"strings"
 	"time"
 	"unicode"
-
-	"github.com/lib/pq"
 )
 
 // A Statement is a text whose names are resolved, but for what is put in by Bind.
@@ -298,8 +296,19 @@ func literal(value any) string {
 	if value == nil {
 		return "NULL"
 	}
-	return pq.QuoteLiteral(fmt.Sprint(value))
+	return QuoteLiteral(fmt.Sprint(value))
 }
 
 // Quote quotes a name.
 func Quote(name string) string { return `"` + strings.ReplaceAll(name, `"`, `""`) + `"` }
+
+// QuoteLiteral quotes a text. It means the same whatever standard_conforming_strings
+// is: one with a backslash is written as E'…'. The blank in front keeps the E apart
+// from what precedes it.
+func QuoteLiteral(text string) string {
+	text = strings.ReplaceAll(text, "'", "''")
+	if strings.Contains(text, `\`) {
+		return " E'" + strings.ReplaceAll(text, `\`, `\\`) + "'"
+	}
+	return "'" + text + "'"
+}

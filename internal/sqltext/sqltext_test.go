@@ -1,11 +1,15 @@
 package sqltext
 
 import (
+	"context"
+	"database/sql"
+	"database/sql/driver"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/lib/pq"
 )
 
 func TestBind(t *testing.T) {
@@ -72,5 +76,42 @@ func TestNewRefuses(t *testing.T) {
 			}()
 			New(text)
 		}()
+	}
+}
+
+// QuoteLiteral does what lib/pq's does.
+func TestQuoteLiteral(t *testing.T) {
+	for _, text := range []string{"", "a", "it's", `\`, `a\'b`, `''\\`, "E'", "Größe\n", `$1 "x"`} {
+		if got, want := QuoteLiteral(text), pq.QuoteLiteral(text); got != want {
+			t.Errorf("QuoteLiteral(%q) = %q, want %q", text, got, want)
+		}
+	}
+}
+
+// An otherConnector is another driver's.
+type otherConnector struct{}
+
+func (otherConnector) Connect(context.Context) (driver.Conn, error) { return nil, driver.ErrBadConn }
+func (c otherConnector) Driver() driver.Driver                      { return c }
+func (otherConnector) Open(string) (driver.Conn, error)             { return nil, driver.ErrBadConn }
+
+// lib/pq is known by the name of its type, however the pool was opened.
+func TestLibPQ(t *testing.T) {
+	byName, err := sql.Open("postgres", "host=h")
+	if err != nil {
+		t.Fatal(err)
+	}
+	connector, err := pq.NewConnector("host=h")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		db   *sql.DB
+		want bool
+	}{"by name": {byName, true}, "by connector": {sql.OpenDB(connector), true}, "another": {sql.OpenDB(otherConnector{}), false}} {
+		if got := LibPQ(c.db); got != c.want {
+			t.Errorf("%s: LibPQ is %t", name, got)
+		}
+		_ = c.db.Close()
 	}
 }

@@ -17,8 +17,6 @@ import (
 	"time"
 	"weak"
 
-	"github.com/lib/pq"
-
 	"github.com/getpup/pupsourcing-orchestrator/internal/dbconn"
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
 	"github.com/getpup/pupsourcing-orchestrator/internal/sqltext"
@@ -385,7 +383,7 @@ type StreamError struct{ ReplicaSet, Stream, Other string }
 func (e *StreamError) Error() string {
 	return fmt.Sprintf("replica set %q reads the events of %s, and this worker would read those of %s, so the one's positions would be taken for the other's; "+
 		"have all of its workers read the same table, or, if the events were moved with their positions and no worker runs any more: UPDATE orchestrator_replica_sets SET events_table = '' WHERE name = %s",
-		e.ReplicaSet, e.Stream, e.Other, pq.QuoteLiteral(e.ReplicaSet))
+		e.ReplicaSet, e.Stream, e.Other, sqltext.QuoteLiteral(e.ReplicaSet))
 }
 
 // Facts are what FactsOf says of it.

@@ -72,12 +72,9 @@ type Config struct {
 	// EventsTable; the largest value counts. At least an event is kept. Default:
 	// 16 MiB.
 	ReadAheadBytes int
-	// ListenURL makes workers react in milliseconds instead of at their next
-	// heartbeat: a connection string for the database of DB, on which the process
-	// keeps one connection to LISTEN. See [root.Config]. Default: none.
-	ListenURL string
-	// Notifier is for a driver of your own in the place of ListenURL. Default:
-	// none.
+	// Notifier makes workers react in milliseconds instead of at their next
+	// heartbeat: it listens on one connection to the database of DB. The root module's
+	// package pqnotify has one. See [root.Config]. Default: none.
 	Notifier Notifier
 	// EventsChannel is a channel that you NOTIFY in transactions that append
 	// events. See [root.Config]. Default: none.
@@ -145,7 +142,6 @@ func (c Config) translate(events *eventsTable) root.Config[es.PersistedEvent] {
 		JoinWindow:          c.JoinWindow,
 		PollInterval:        c.PollInterval,
 		ReadAheadBytes:      c.ReadAheadBytes,
-		ListenURL:           c.ListenURL,
 		Notifier:            c.Notifier,
 		EventsChannel:       c.EventsChannel,
 		Retry:               c.Retry,

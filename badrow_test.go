@@ -252,7 +252,7 @@ func ofDatabase(t *testing.T, base, name string) *sql.DB {
 }
 
 // A row that can't be read is each projection's own failure, under its own rule: it is
-// parked, or the lane halts, or it is tried again; all other events are handled, and what
+// parked, or it is tried again; all other events are handled, and what
 // precedes it in any case. Whoever mends the row heals it, where it is tried again and
 // where it is parked.
 func TestBadRowIsOneEventsFailure(t *testing.T) {
@@ -267,11 +267,10 @@ func TestBadRowIsOneEventsFailure(t *testing.T) {
 
 	projections := []orchestrator.Projection[orchestrator.Event]{
 		testworld.Effects{Projection: "plain"}.Plain(w.DB), testworld.Effects{Projection: "transactional"}.Transactional(), testworld.Effects{Projection: "batched"}.Batched(),
-		testworld.Effects{Projection: "again"}.Transactional(), testworld.Effects{Projection: "plain again"}.Plain(w.DB), testworld.Effects{Projection: "halts"}.Batched(),
+		testworld.Effects{Projection: "again"}.Transactional(), testworld.Effects{Projection: "plain again"}.Plain(w.DB), testworld.Effects{Projection: "batched again"}.Batched(),
 	}
-	again := []string{"again", "plain again"}
+	again := []string{"again", "plain again", "batched again"}
 	cfg := testworld.Parking(w.Config(w.DB, "set"), testworld.Names...)
-	cfg.Failures["halts"] = orchestrator.FailureRule{Policy: orchestrator.HaltLane, Attempts: 1}
 	cfg.Partitions = 4
 	log := &testworld.Log{To: t.Output()}
 	cfg.Logger = slog.New(slog.NewTextHandler(log, nil))
@@ -292,7 +291,7 @@ func TestBadRowIsOneEventsFailure(t *testing.T) {
 		}
 	}
 	others := w.Number(`SELECT count(*) FROM events WHERE aggregate_id <> 'a7' OR global_position < $1`, bad)
-	for _, name := range append(again, "halts") {
+	for _, name := range again {
 		pgtest.Eventually(t, name+" has handled what precedes it", func() bool {
 			return w.Number(`SELECT count(*) FROM effects WHERE projection = $1 AND position < $2`, name, bad) == before
 		})
@@ -300,7 +299,7 @@ func TestBadRowIsOneEventsFailure(t *testing.T) {
 			t.Errorf("%s has handled %d events, and %d are no part of what waits", name, n, others)
 		}
 	}
-	log.Wait(t, "handler failed, lane halted")
+	log.Wait(t, "handler failed, will retry")
 
 	w.Exec(`UPDATE events SET event_type = 'mended' WHERE global_position = $1`, bad)
 	w.CaughtUp(again...)

@@ -166,10 +166,6 @@ const (
 	// StopOnFailure commits what precedes the event, leaves the replica set,
 	// and makes Run return a HandlerError.
 	StopOnFailure
-	// HaltLane ends what its partition of the projection does. Others go on, and
-	// so does the worker. It begins again, at the same event, when there is a new
-	// generation, or the worker is started again. Meanwhile it shows as halted.
-	HaltLane
 	// ParkEvents goes on without the event, and without the later ones of its
 	// aggregate, which wait behind it in the table orchestrator_parked: the order
 	// within the aggregate is kept. Nothing of that is handled until it is asked
@@ -202,7 +198,7 @@ type FailureRule struct {
 	MaxParked int
 }
 
-// Defaults of FailureRule's fields. DefaultAttempts is for HaltLane and
+// Defaults of FailureRule's fields. DefaultAttempts is for
 // ParkEvents.
 const (
 	DefaultAttempts  = 5
@@ -243,7 +239,7 @@ func (c Config[E]) failuresProblem() (field, problem string) {
 
 func policyProblem(p FailurePolicy) string {
 	if p < RetryForever || p > ParkEvents {
-		return fmt.Sprintf("is %d; it must be RetryForever, StopOnFailure, HaltLane or ParkEvents", p)
+		return fmt.Sprintf("is %d; it must be RetryForever, StopOnFailure or ParkEvents", p)
 	}
 	return ""
 }

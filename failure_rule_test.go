@@ -12,13 +12,13 @@ import (
 // defaults.
 func TestFailureRule(t *testing.T) {
 	t.Parallel()
-	c := Config[Event]{OnFailure: HaltLane, Failures: map[string]FailureRule{
+	c := Config[Event]{OnFailure: ParkEvents, Failures: map[string]FailureRule{
 		"stops": {Policy: StopOnFailure},
 		"tries": {Policy: StopOnFailure, Attempts: 3},
 		"parks": {Policy: ParkEvents, MaxParked: 7},
 	}}
 	for name, want := range map[string]FailureRule{
-		"other": {HaltLane, 5, 1000},
+		"other": {ParkEvents, 5, 1000},
 		"stops": {StopOnFailure, 1, 1000},
 		"tries": {StopOnFailure, 3, 1000},
 		"parks": {ParkEvents, 5, 7},
@@ -29,7 +29,7 @@ func TestFailureRule(t *testing.T) {
 	}
 	// The lanes know the policies by the same numbers.
 	for root, core := range map[FailurePolicy]protocol.FailurePolicy{
-		RetryForever: protocol.RetryForever, StopOnFailure: protocol.StopOnFailure, HaltLane: protocol.HaltLane, ParkEvents: protocol.ParkEvents,
+		RetryForever: protocol.RetryForever, StopOnFailure: protocol.StopOnFailure, ParkEvents: protocol.ParkEvents,
 	} {
 		if got := (Config[Event]{OnFailure: root}).laneConfig(protocol.Plain, "p").OnFailure; got != core {
 			t.Errorf("policy %d is %d to a lane", root, got)

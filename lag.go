@@ -124,8 +124,6 @@ func stallReason(w *protocol.Stall, now time.Time, l LaneReport, gap *GapReport)
 	switch {
 	case l.State == LaneRetrying:
 		return fmt.Sprintf("handler fails: %s, attempt %d", l.Error, l.Attempts)
-	case l.State == LaneHalted:
-		return fmt.Sprintf("halted, since the handler fails: %s, attempt %d", l.Error, l.Attempts)
 	case l.State == LaneFull:
 		return "too many events are parked"
 	case l.State == LaneRefused:

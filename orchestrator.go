@@ -110,8 +110,8 @@ func (o *Orchestrator[E]) run(ctx context.Context, projections []Projection[E]) 
 // *ParkedError for events that were parked instead, ctx.Err() when ctx ends before,
 // and what else Run returns. The event store must be a HeadStore.
 //
-// It does not end, before ctx does, where a projection is paused or halted, or its
-// handler fails for ever: what it waits for does not come. Give ctx a deadline, or the
+// It does not end, before ctx does, where a projection is paused, or its handler
+// fails for ever: what it waits for does not come. Give ctx a deadline, or the
 // projection the policy StopOnFailure.
 func (o *Orchestrator[E]) CatchUp(ctx context.Context, projections []Projection[E]) error {
 	names, err := projectionNames(projections)

@@ -123,34 +123,6 @@ func TestParkedBound(t *testing.T) {
 	w.CheckEffects("transactional")
 }
 
-// A halted lane stays where it is, and others go on. A new generation tries again.
-func TestHaltLane(t *testing.T) {
-	w := newWorld(t)
-	w.Append(200)
-	var mended atomic.Bool
-	poison := w.OfAggregate("a3")[0]
-	hook := testworld.Failing(&mended, func(e orchestrator.Event) bool { return e.GlobalPosition == poison })
-	cfg := w.Config(w.DB, "set")
-	log := &testworld.Log{To: t.Output()}
-	cfg.Logger = slog.New(slog.NewTextHandler(log, nil))
-	cfg.Failures = map[string]orchestrator.FailureRule{"transactional": {Policy: orchestrator.HaltLane, Attempts: 3}}
-	projections := []orchestrator.Projection[orchestrator.Event]{
-		testworld.Effects{Projection: "transactional", Hook: hook}.Transactional(), testworld.Effects{Projection: "batched"}.Batched(),
-	}
-	first := testworld.Run(t, cfg, projections...)
-	log.Wait(t, "lane halted")
-	w.CaughtUp("batched")
-	if got := w.Handled("transactional"); got != poison-1 {
-		t.Errorf("%d events are handled, want all before %d", got, poison)
-	}
-	mended.Store(true)
-	second := testworld.Run(t, cfg, projections...)
-	w.CaughtUp(testworld.Exact...)
-	first.Stop()
-	second.Stop()
-	w.CheckEffects(testworld.Exact...)
-}
-
 // What comes later of a parked aggregate waits also under a policy that parks
 // nothing.
 func TestParkedUnderAnotherPolicy(t *testing.T) {

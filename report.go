@@ -59,7 +59,6 @@ const (
 	LaneReading  LaneState = "reading"  // it waits for events to be read
 	LaneHandling LaneState = "handling" // its handler runs, or what it did is committed
 	LaneRetrying LaneState = "retrying" // the handler has failed, and is called again
-	LaneHalted   LaneState = "halted"   // the handler has failed too often: see HaltLane
 	LaneFull     LaneState = "full"     // too many events are parked: see FailureRule.MaxParked
 	LaneDatabase LaneState = "database" // the database has failed, and is tried again
 	LaneRefused  LaneState = "refused"  // the event store can't read without losing events
@@ -153,8 +152,6 @@ func (s *standing[E]) pause(a protocol.LaneAction, fault, database error) {
 		if refused := (*refusal)(nil); errors.As(database, &refused) {
 			s.state = LaneRefused
 		}
-	case protocol.Halted:
-		s.state, s.attempts, s.err = LaneHalted, a.Attempts, brief(fault)
 	case protocol.LotFull:
 		s.state = LaneFull
 	default:

@@ -334,14 +334,9 @@ func (l *lane[E]) note(now time.Time, a protocol.LaneAction) {
 			l.began = now
 		}
 	case protocol.LanePause, protocol.LaneEnd:
-		halted := a.Why == protocol.Halted && l.standing.state != LaneHalted // said once
-		if a.Why == protocol.HandlerFailed || halted || a.End == protocol.AtFault {
-			retry := a.For
-			if halted {
-				retry = 0
-			}
+		if a.Why == protocol.HandlerFailed || a.End == protocol.AtFault {
 			l.began = time.Time{}
-			l.failed(a.Position, a.Attempts, retry)
+			l.failed(a.Position, a.Attempts, a.For)
 		}
 	}
 	l.stand(a)
@@ -569,8 +564,6 @@ func (l *lane[E]) pause(a protocol.LaneAction) {
 	switch {
 	case a.Why == protocol.HandlerFailed:
 		l.log.Warn("handler failed, will retry", "position", a.Position, "attempt", a.Attempts, "retry_in", a.For, "error", l.fault)
-	case a.Why == protocol.Halted:
-		l.log.Error("handler failed, lane halted", "position", a.Position, "attempt", a.Attempts, "error", l.fault)
 	case a.Why == protocol.LotFull && !l.full:
 		l.full = true
 		l.log.Error("too many events parked, lane waits", "position", a.Position)

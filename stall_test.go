@@ -17,7 +17,6 @@ func TestStallReasons(t *testing.T) {
 		gap  *GapReport
 	}{
 		{"handler fails: no such order, attempt 7", LaneReport{State: LaneRetrying, Attempts: 7, Error: "no such order"}, gap(1)},
-		{"halted, since the handler fails: no such order, attempt 3", LaneReport{State: LaneHalted, Attempts: 3, Error: "no such order"}, nil},
 		{"too many events are parked", LaneReport{State: LaneFull}, nil},
 		{"database: connection refused", LaneReport{State: LaneDatabase, Error: "connection refused"}, gap(1)},
 		{"handler has run for 2m0s at position 812", LaneReport{State: LaneHandling, Handling: 812}, nil},

@@ -153,7 +153,7 @@ func (w *world) kindOf(kind string, e testworld.Effects) orchestrator.Projection
 func TestHostileErrors(t *testing.T) {
 	t.Parallel()
 	for _, kind := range []string{"plain", "transactional", "batched"} {
-		for _, policy := range []orchestrator.FailurePolicy{orchestrator.RetryForever, orchestrator.HaltLane, orchestrator.ParkEvents} {
+		for _, policy := range []orchestrator.FailurePolicy{orchestrator.RetryForever, orchestrator.ParkEvents} {
 			t.Run(fmt.Sprintf("%s, policy %d", kind, policy), func(t *testing.T) {
 				t.Parallel()
 				w := newWorld(t)

@@ -123,11 +123,11 @@ func TestCatchUp(t *testing.T) {
 	}
 }
 
-// What is paused, or halted, does not catch up: CatchUp goes on until ctx ends.
+// What is paused, or fails for ever, does not catch up: CatchUp goes on until ctx ends.
 func TestCatchUpWaits(t *testing.T) {
 	w := newWorld(t)
 	cfg := w.Config(w.DB, "set")
-	cfg.Failures = map[string]orchestrator.FailureRule{"transactional": {Policy: orchestrator.HaltLane, Attempts: 1}}
+	cfg.Failures = map[string]orchestrator.FailureRule{"transactional": {Policy: orchestrator.RetryForever}}
 	failure := errors.New("odd")
 	broken := testworld.Effects{Projection: "transactional", Hook: func(_ context.Context, e orchestrator.Event) error {
 		if e.GlobalPosition == 15 {
@@ -153,13 +153,13 @@ func TestCatchUpWaits(t *testing.T) {
 	done := make(chan error, 1)
 	go func() { done <- o.CatchUp(ctx, projections) }()
 	w.CaughtUp("plain")
-	pgtest.Eventually(t, "one is halted", func() bool {
+	pgtest.Eventually(t, "one fails", func() bool {
 		_, waits := w.Stand("set")
 		return len(waits["retry"]) == 1 && waits["retry"][0].Position == 15 && len(waits["paused"]) == 1
 	})
 	cancel()
 	if err := <-done; !errors.Is(err, context.Canceled) {
-		t.Errorf("with one that is paused, and one that is halted: %v", err)
+		t.Errorf("with one that is paused, and one that fails: %v", err)
 	}
 	if n := w.Handled("batched"); n != 10 {
 		t.Errorf("what is paused has handled %d events, and 10 before", n)

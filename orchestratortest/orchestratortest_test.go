@@ -196,8 +196,6 @@ func TestRunFails(t *testing.T) {
 		"a cancelled context": {func() error { return fmt.Errorf("out of paper: %w", context.Canceled) }, nil, "out of paper"},
 
 		"under RetryForever":  {broken, &orchestrator.FailureRule{Policy: orchestrator.RetryForever}, "out of paper"},
-		"under HaltLane":      {broken, &orchestrator.FailureRule{Policy: orchestrator.HaltLane, Attempts: 50}, "out of paper"},
-		"halted at once":      {broken, &orchestrator.FailureRule{Policy: orchestrator.HaltLane, Attempts: 1}, "out of paper"},
 		"under ParkEvents":    {broken, &orchestrator.FailureRule{Policy: orchestrator.ParkEvents, Attempts: 50}, "out of paper"},
 		"parked at once":      {broken, &orchestrator.FailureRule{Policy: orchestrator.ParkEvents, Attempts: 1}, "out of paper"},
 		"under StopOnFailure": {broken, &orchestrator.FailureRule{Policy: orchestrator.StopOnFailure, Attempts: 50}, "out of paper"},

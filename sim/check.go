@@ -145,8 +145,6 @@ func (c *checker) observe(f fact) *violation {
 		return c.groupActivated(f)
 	case handlerBegins:
 		return c.handlerBegins(f)
-	case halted:
-		c.halted[haltKey{f.projection, f.generation, f.partition}] = f
 	case handlerEnds:
 		if call := c.calls[callKey{f.worker, f.call}]; call != nil {
 			if v := c.suspended(call, f); v != nil {
@@ -218,7 +216,7 @@ func (c *checker) turnTo(set int) {
 	for set >= len(c.sets) {
 		c.sets = append(c.sets, &checkedSet{
 			number: len(c.sets), activations: map[int64]fact{}, owners: map[ownerKey]fact{},
-			orders: orders{halted: map[haltKey]fact{}, pauses: map[int64][]string{}, rewinds: map[string]int64{}, drained: map[string]bool{}},
+			orders: orders{pauses: map[int64][]string{}, rewinds: map[string]int64{}, drained: map[string]bool{}},
 		})
 	}
 	c.checkedSet = c.sets[set]

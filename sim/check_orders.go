@@ -14,7 +14,6 @@ type orders struct {
 	rewinds   map[string]int64   // due with the next activation
 	drained   map[string]bool    // workers of which the latest incarnation was
 	last      fact
-	halted    map[haltKey]fact
 	owedTo    bool // the generation that is owed is owed to an order
 }
 
@@ -65,24 +64,6 @@ func (c *checker) obeyed(f fact) *violation {
 	}
 	return broken(obeys, []fact{c.last, c.activations[f.generation], f}, "%s handles events of projection %s, which is paused in generation %d",
 		f.worker, f.projection, f.generation)
-}
-
-// A haltKey names a projection's partition in one generation.
-type haltKey struct {
-	projection string
-	generation int64
-	partition  int
-}
-
-// halts: where a failure is to end what a lane does, nothing is handled before
-// there is another generation.
-func (c *checker) halts(f fact) *violation {
-	since, is := c.halted[haltKey{f.projection, f.generation, f.partition}]
-	if !is {
-		return nil
-	}
-	return broken(obeys, []fact{since, f}, "%s handles events of projection %s, partition %d, which has halted in generation %d",
-		f.worker, f.projection, f.partition, f.generation)
 }
 
 // rewind carries out what is due with an activation: what is up to the position

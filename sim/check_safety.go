@@ -16,9 +16,6 @@ func (c *checker) handlerBegins(f fact) *violation {
 	if v := c.obeyed(f); v != nil {
 		return v
 	}
-	if v := c.halts(f); v != nil {
-		return v
-	}
 	if v := c.onLease(w, f); v != nil {
 		return v
 	}

@@ -207,15 +207,6 @@ func TestChecker(t *testing.T) {
 			begun, at(1, begins(1, "w1", 1, "0/1", ev(1, 7)), of(faultFreeze, "w1")), at(15, of(faultThaw, "w1"), begins(2, "w1", 1, "0/1", ev(2, 7))),
 		), "one-owner: projection tx, slot 7: w1 (generation 1) and w1 (generation 1) handle at the same time [1 3 5 6 7 8]"},
 
-		{"halted: it handles more under the same generation", then(
-			begun, at(1, begins(1, "w1", 1, "0/1", ev(1, 7)), ends(1, "w1", "failed"), on(halted, "w1", 1, "0/1").in("tx"), begins(2, "w1", 1, "0/1", ev(1, 7))),
-		), "obeys: w1 handles events of projection tx, partition 0, which has halted in generation 1 [7 8]"},
-		{"halted: other projections go on, and the next generation does", then(
-			begun, at(1, begins(1, "w1", 1, "0/1", ev(1, 7)), ends(1, "w1", "failed"), on(halted, "w1", 1, "0/1").in("tx")),
-			at(2, begins(2, "w1", 1, "0/1", ev(1, 7)).in("other")), taken(3),
-			at(4, begins(3, "w2", 2, "0/1", ev(1, 7))),
-		), ""},
-
 		{"frozen past the lease", then(
 			begun, at(1, begins(1, "w1", 1, "0/1", ev(1, 7))), z[0], taken(10),
 			at(11, begins(2, "w2", 2, "0/1", ev(1, 7))), z[1], at(15.1, ends(1, "w1", "")),

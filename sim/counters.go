@@ -81,7 +81,6 @@ const (
 	countSpoilt
 	countViolated
 	countAtFault
-	countHalted
 	countUnreadable
 	countReadAgain
 	countOutlived
@@ -191,7 +190,6 @@ var counterWords = [counterCount]string{
 	countSpoilt:     "a handler ignored the error of a statement, and its transaction could not commit",
 	countViolated:   "what a handler had written was refused at COMMIT",
 	countAtFault:    "a worker ended because of a handler",
-	countHalted:     "a partition was halted by a handler that failed, until the next generation",
 	countUnreadable: "an event could not be read",
 	countReadAgain:  "one that could not be read could, when it was to be tried again",
 	countOutlived:   "a handler returned after its worker had given it up",
@@ -420,8 +418,6 @@ func (t *tally) observe(f fact) {
 		t.counters[countDiscarded]++
 	case retryFailed:
 		t.counters[countRetryFailed]++
-	case halted:
-		t.counters[countHalted]++
 	case hintsCome:
 		t.counters[countHintsCome]++
 	case hintsGone:

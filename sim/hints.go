@@ -27,7 +27,7 @@ func (p *plan) drawListening(r *rand.Rand) {
 	if !chance(r, 120) || len(p.workers) > 8 {
 		return
 	}
-	p.halts, p.unreadable = false, 0 // nothing else is to keep an event waiting
+	p.unreadable = 0 // nothing else is to keep an event waiting
 	for _, v := range p.programs {
 		for i := range v.projections {
 			v.projections[i].parks = 0

@@ -79,7 +79,6 @@ const (
 	refused       // from, to: the fence let nothing through
 	undone        // from, to, events: the server refused what the handlers had written; text: when
 	proofAwaited  // before a handler begins
-	halted        // from: the handler failed there; nothing more is handled under this generation
 	unreadable    // from: the event there could not be read, and that is its failure
 	readAgain     // from: it could, before another attempt
 	elsewhere     // from, to: of the lane's commit, and its checkpoint stands at neither
@@ -206,8 +205,6 @@ func (f fact) String() string {
 		fmt.Fprintf(&b, "has not heard of commit %d to %d, %s, and finds its checkpoint at neither", f.from, f.to, lane)
 	case faultLane:
 		fmt.Fprintf(&b, "ends without a word (fault), %s", lane)
-	case halted:
-		fmt.Fprintf(&b, "halts at event %d, %s", f.from, lane)
 	case unreadable:
 		fmt.Fprintf(&b, "can't read event %d, %s", f.from, lane)
 	case readAgain:

@@ -60,8 +60,6 @@ func newLane(p *worker, r *run, q projection, a protocol.Assignment) *lane {
 		c.LookAll = 2 // so that both kinds of looks come
 	case w.plan.stopOnFailure:
 		c.OnFailure = protocol.StopOnFailure
-	case w.plan.halts:
-		c.OnFailure = protocol.HaltLane
 	}
 	if bend := w.rules.lane; bend != nil {
 		c = bend(c)
@@ -162,11 +160,8 @@ func (l *lane) do(a protocol.LaneAction) {
 	case protocol.LaneSave:
 		l.save(a, patience)
 	case protocol.LanePause:
-		switch a.Why {
-		case protocol.LotFull:
+		if a.Why == protocol.LotFull {
 			l.p.record(l.fact(lotFull, a.Position, 0))
-		case protocol.Halted:
-			l.p.record(l.fact(halted, a.Position, 0))
 		}
 		l.pausing++
 		n := l.pausing

@@ -128,15 +128,8 @@ func (w *world) command(set int, o protocol.Order, lifts bool, then func()) {
 // lift takes back what has been ordered, once the last order that is under way has
 // ended.
 func (w *world) lift() {
-	if len(w.plan.orders) == 0 && !w.plan.halts {
+	if len(w.plan.orders) == 0 {
 		return
-	}
-	for set := range w.plan.sets {
-		if w.plan.halts { // it takes a generation for lanes to go on
-			w.command(set, protocol.Order{Kind: protocol.OrderPause, Projection: protocol.All}, true, func() {
-				w.after(w.plan.timing.Lease, func() { w.resumeAll(set) })
-			})
-		}
 	}
 	w.after(w.plan.timing.Lease, w.liftAll)
 	w.after(2*w.plan.timing.Lease, w.liftAll) // for who was not there, or about to be somebody new

@@ -26,8 +26,7 @@ type plan struct {
 	maxPartitions int
 	joinWindow    time.Duration
 	retry         protocol.Backoff
-	stopOnFailure bool // else, with halts, a failure ends what its lane does
-	halts         bool
+	stopOnFailure bool
 	// maxParked events of a lane may be parked. Operators look at them about so
 	// often. Until it is mended, some events can't be handled by projections that
 	// park.
@@ -263,7 +262,6 @@ func planOf(seed uint64, o options) plan {
 	}
 	p.network.hints = pick(r, 0, 500, 1000)
 	p.drawOrders(rand.New(rand.NewPCG(seed, 4)))
-	p.halts = !p.stopOnFailure && chance(rand.New(rand.NewPCG(seed, 5)), 50)
 	p.drawUnreadable(rand.New(rand.NewPCG(seed, 6)))
 	presence := rand.New(rand.NewPCG(seed, 3))
 	p.drawPresence(presence)
@@ -402,7 +400,7 @@ func (p *plan) drawParking(r *rand.Rand) {
 // where nobody stops at them.
 func (p *plan) drawUnreadable(r *rand.Rand) {
 	p.unreadable, p.rewritten = pick(r, 0, 0, 0, 20, 100), between(r, time.Millisecond, p.length*3/2)
-	if chance(r, 300) && !p.stopOnFailure && !p.halts {
+	if chance(r, 300) && !p.stopOnFailure {
 		p.rewritten = 0
 	}
 }
@@ -584,7 +582,7 @@ func (p *plan) settle() time.Duration {
 	if p.sets > 1 && len(p.programs) > 1 {
 		settle += 2 * t.Lease
 	}
-	if n := len(p.orders); n > 0 || p.halts { // the last are lifted, one after the other, when the faults stop
+	if n := len(p.orders); n > 0 { // the last are lifted, one after the other, when the faults stop
 		settle += 3*t.Lease + time.Duration(n+1)*backlog*(2*p.handlers.typical+6*p.network.latency)
 	}
 	if p.handlers.slow > 0 {

@@ -142,8 +142,6 @@ const (
 	NothingNew LanePauseWhy = iota
 	DatabaseFailed
 	HandlerFailed
-	// Halted: the handler failed, and that ends what the lane does.
-	Halted
 	// LotFull: the event at Position is to be parked, and there is no room.
 	LotFull
 	// Suspended: the handler was cancelled by the library.
@@ -151,7 +149,7 @@ const (
 )
 
 func (w LanePauseWhy) String() string {
-	return [...]string{"nothing new", "the database failed", "the handler failed", "halted", "too many parked", "suspended"}[w]
+	return [...]string{"nothing new", "the database failed", "the handler failed", "too many parked", "suspended"}[w]
 }
 
 // LaneEndWhy says why a lane ends.
@@ -796,8 +794,6 @@ func (l *Lane) blame(now time.Time, position int64, attempts int, certain bool, 
 	switch l.config.OnFailure {
 	case StopOnFailure:
 		return LaneAction{Do: LaneEnd, End: AtFault, Position: position, Attempts: attempts}, true
-	case HaltLane:
-		return l.halt(position, attempts), true
 	case ParkEvents:
 		return l.park(1, attempts, a), true
 	}

@@ -139,13 +139,6 @@ func (l *Lane) park(n, attempts int, a LaneAnswer) LaneAction {
 	return l.rewrite()
 }
 
-// halt pauses for as long as the generation lasts.
-func (l *Lane) halt(position int64, attempts int) LaneAction {
-	halted := LaneAction{Do: LanePause, For: time.Hour, Why: Halted, Position: position, Attempts: attempts}
-	l.resume = func(*Lane, time.Time, Signals) LaneAction { return halted }
-	return halted
-}
-
 // treat is advance while a parked event is in hand.
 func (l *Lane) treat(now time.Time, s Signals, a LaneAnswer) LaneAction {
 	ok := a.Failure == NoFailure

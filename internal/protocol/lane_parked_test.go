@@ -450,14 +450,6 @@ func TestLaneParks(t *testing.T) {
 			{answer: ok, want: "look"},
 			{answer: lot("5 a retry"), want: "fetch 5"},
 		}},
-
-		{"halted: nothing more under this generation", LaneConfig{OnFailure: HaltLane}, slices.Concat(begin(), []turn{
-			{answer: aggregates(11, "a", "b"), want: "handle 0+1"},
-		}, twice(11, 12), []turn{
-			{answer: fault, want: "pause 1h0m0s: halted at 11, attempt 2"},
-			{answer: ok, want: "pause 1h0m0s: halted at 11, attempt 2"},
-			{answer: ok, want: "end: asked", signals: asked},
-		})},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			c := tt.config

@@ -215,7 +215,7 @@ func TestLane(t *testing.T) {
 			{answer: failing(Fenced), want: "rollback, find"},
 			{answer: found(5, 10), want: "end: at fault at 12, attempt 1"},
 		}},
-		{name: "what is to pass by itself counts when it has not for long enough", config: LaneConfig{OnFailure: HaltLane, Attempts: 1}, turns: []turn{
+		{name: "what is to pass by itself counts when it has not for long enough", config: LaneConfig{OnFailure: StopOnFailure, Attempts: 1}, turns: []turn{
 			{answer: evens(12), want: "handle 0+1"},
 			{answer: failing(Passing), want: "pause 100ms: the handler failed at 12, attempt 1"},
 			{answer: ok, want: "read 4 after 12"},
@@ -226,9 +226,9 @@ func TestLane(t *testing.T) {
 			{answer: failing(Passing), want: "pause 400ms: the handler failed at 12, attempt 3"},
 			{answer: ok, want: "read 4 after 12"},
 			{answer: evens(), want: "handle 0+1"},
-			{answer: failing(Passing), want: "pause 1h0m0s: halted at 12, attempt 4"},
+			{answer: failing(Passing), want: "end: at fault at 12, attempt 4"},
 		}},
-		{name: "what is to pass by itself, often, and not for long", config: LaneConfig{OnFailure: HaltLane, Attempts: 1}, turns: []turn{
+		{name: "what is to pass by itself, often, and not for long", config: LaneConfig{OnFailure: StopOnFailure, Attempts: 1}, turns: []turn{
 			{answer: evens(12), want: "handle 0+1"},
 			{answer: failing(Passing), want: "pause 100ms: the handler failed at 12, attempt 1"},
 			{answer: ok, want: "read 4 after 12"},
@@ -241,9 +241,9 @@ func TestLane(t *testing.T) {
 			{answer: evens(), want: "handle 0+1"},
 			{answer: failing(Passing), want: "pause 800ms: the handler failed at 12, attempt 4"},
 		}},
-		{name: "a COMMIT that is undone again and again", config: LaneConfig{Kind: Transactional, OnFailure: HaltLane, Attempts: 1}, turns: slices.Concat(
+		{name: "a COMMIT that is undone again and again", config: LaneConfig{Kind: Transactional, OnFailure: StopOnFailure, Attempts: 1}, turns: slices.Concat(
 			[]turn{{answer: evens(12), want: "open"}},
-			undone(1, "read 4 after 12"), undone(2, "read 4 after 12"), undone(3, "read 4 after 12"), undone(4, "pause 1h0m0s: halted at 12, attempt 4"),
+			undone(1, "read 4 after 12"), undone(2, "read 4 after 12"), undone(3, "read 4 after 12"), undone(4, "end: at fault at 12, attempt 4"),
 		)},
 		{name: "fenced", turns: []turn{
 			{answer: evens(12), want: "handle 0+1"},

@@ -17,8 +17,6 @@ const (
 	RetryForever FailurePolicy = iota
 	// StopOnFailure ends the worker.
 	StopOnFailure
-	// HaltLane handles nothing more under this generation.
-	HaltLane
 	// ParkEvents puts the event aside, and the later ones of its aggregate.
 	ParkEvents
 )

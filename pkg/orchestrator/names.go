@@ -53,7 +53,6 @@ type (
 const (
 	RetryForever  = root.RetryForever
 	StopOnFailure = root.StopOnFailure
-	HaltLane      = root.HaltLane
 	ParkEvents    = root.ParkEvents
 )
 

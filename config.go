@@ -18,23 +18,8 @@ import (
 // ReplicaSetName names a group of projections that scale together.
 type ReplicaSetName string
 
-// Defaults of Config's fields.
-const (
-	DefaultHeartbeatInterval   = 5 * time.Second
-	DefaultStaleWorkerTimeout  = 30 * time.Second
-	DefaultCoordinationTimeout = 60 * time.Second
-	DefaultBatchSize           = 100
-	DefaultJoinWindow          = 500 * time.Millisecond
-	DefaultPollInterval        = time.Second
-	DefaultReadAheadBytes      = 16 << 20
-	DefaultRetryMin            = 100 * time.Millisecond
-	DefaultRetryMax            = 30 * time.Second
-	DefaultStallAfter          = time.Minute
-)
-
-// MaxTotalPartitions is the largest number of partitions that a replica set
-// can have, whatever MaxPartitions says.
-const MaxTotalPartitions = protocol.Slots
+// maxPartitions is the largest number of partitions that a replica set can have.
+const maxPartitions = protocol.Slots
 
 // Config configures an Orchestrator. DB, EventStore and ReplicaSet are
 // required; a zero in any other field means its default.
@@ -79,11 +64,11 @@ type Config[E any] struct {
 
 	// Partitions is how many partitions the worker takes, and handles side by
 	// side, each with its own order: where handlers wait for something, several
-	// do as much as several workers. Default: 1.
+	// do as much as several workers. At most 5040. Default: 1.
 	Partitions int
 	// MaxPartitions is the largest number of partitions; workers beyond it
-	// wait as standbys. The newest worker's value is the set's. Default: as
-	// many as there are workers.
+	// wait as standbys. The newest worker's value is the set's. At most 5040.
+	// Default: 0, as many as the workers take.
 	MaxPartitions int
 	// JoinWindow is how long the first of several joining workers waits for
 	// the others, so that they cost one new generation. Default: 500ms.
@@ -97,7 +82,7 @@ type Config[E any] struct {
 	// to handle. It is for all workers of the process with the same EventStore;
 	// the largest value counts. At least an event is kept. Default: 16 MiB.
 	ReadAheadBytes int
-	// Retry is the delay before a failed event is handled again.
+	// Retry is the delay before a failed event is handled again. Default: see Retry.
 	Retry Retry
 	// OnFailure says what a handler's failure does. Default: RetryForever.
 	OnFailure FailurePolicy
@@ -151,9 +136,11 @@ type Config[E any] struct {
 
 // Retry is an exponential backoff: the first retry comes after Min, each
 // further one after twice the time, up to Max; jitter takes off up to half.
-// The defaults are 100ms and 30s.
 type Retry struct {
-	Min, Max time.Duration
+	// Min is the delay of the first retry. Default: 100ms.
+	Min time.Duration
+	// Max is the longest delay. At least Min. Default: 30s.
+	Max time.Duration
 }
 
 // A FailurePolicy says what happens when a handler returns an error or panics.
@@ -198,13 +185,6 @@ type FailureRule struct {
 	MaxParked int
 }
 
-// Defaults of FailureRule's fields. DefaultAttempts is for
-// ParkEvents.
-const (
-	DefaultAttempts  = 5
-	DefaultMaxParked = 1000
-)
-
 // failureRule returns the rule for a projection, with its zeros replaced.
 func (c Config[E]) failureRule(projection string) FailureRule {
 	rule, ok := c.Failures[projection]
@@ -214,7 +194,7 @@ func (c Config[E]) failureRule(projection string) FailureRule {
 	if rule.Attempts == 0 && rule.Policy == StopOnFailure {
 		rule.Attempts = 1
 	}
-	rule.Attempts, rule.MaxParked = cmp.Or(rule.Attempts, DefaultAttempts), cmp.Or(rule.MaxParked, DefaultMaxParked)
+	rule.Attempts, rule.MaxParked = cmp.Or(rule.Attempts, 5), cmp.Or(rule.MaxParked, 1000)
 	return rule
 }
 
@@ -298,14 +278,14 @@ func (c Config[E]) withDefaults() (Config[E], error) {
 		value    *time.Duration
 		fallback time.Duration
 	}{
-		{"HeartbeatInterval", &c.HeartbeatInterval, DefaultHeartbeatInterval},
-		{"StaleWorkerTimeout", &c.StaleWorkerTimeout, DefaultStaleWorkerTimeout},
-		{"CoordinationTimeout", &c.CoordinationTimeout, DefaultCoordinationTimeout},
-		{"JoinWindow", &c.JoinWindow, DefaultJoinWindow},
-		{"PollInterval", &c.PollInterval, DefaultPollInterval},
-		{"Retry.Min", &c.Retry.Min, DefaultRetryMin},
-		{"Retry.Max", &c.Retry.Max, DefaultRetryMax},
-		{"StallAfter", &c.StallAfter, DefaultStallAfter},
+		{"HeartbeatInterval", &c.HeartbeatInterval, 5 * time.Second},
+		{"StaleWorkerTimeout", &c.StaleWorkerTimeout, 30 * time.Second},
+		{"CoordinationTimeout", &c.CoordinationTimeout, 60 * time.Second},
+		{"JoinWindow", &c.JoinWindow, 500 * time.Millisecond},
+		{"PollInterval", &c.PollInterval, time.Second},
+		{"Retry.Min", &c.Retry.Min, 100 * time.Millisecond},
+		{"Retry.Max", &c.Retry.Max, 30 * time.Second},
+		{"StallAfter", &c.StallAfter, time.Minute},
 	} {
 		if *d.value < 0 {
 			return c, configError(d.field, fmt.Sprintf("is %s; it can't be negative", *d.value))
@@ -318,7 +298,7 @@ func (c Config[E]) withDefaults() (Config[E], error) {
 		field    string
 		value    *int
 		fallback int
-	}{{"BatchSize", &c.BatchSize, DefaultBatchSize}, {"ReadAheadBytes", &c.ReadAheadBytes, DefaultReadAheadBytes}, {"Partitions", &c.Partitions, 1}} {
+	}{{"BatchSize", &c.BatchSize, 100}, {"ReadAheadBytes", &c.ReadAheadBytes, 16 << 20}, {"Partitions", &c.Partitions, 1}} {
 		if *n.value < 0 {
 			return c, configError(n.field, fmt.Sprintf("is %d; it can't be negative", *n.value))
 		}
@@ -333,10 +313,10 @@ func (c Config[E]) withDefaults() (Config[E], error) {
 		return c, configError("StaleWorkerTimeout", fmt.Sprintf(
 			"is %s, with a HeartbeatInterval of %s; it must be at least three times that, or a single late heartbeat costs the lease",
 			c.StaleWorkerTimeout, c.HeartbeatInterval))
-	case c.Partitions > MaxTotalPartitions:
-		return c, configError("Partitions", fmt.Sprintf("is %d; the most is %d", c.Partitions, MaxTotalPartitions))
-	case c.MaxPartitions < 0 || c.MaxPartitions > MaxTotalPartitions:
-		return c, configError("MaxPartitions", fmt.Sprintf("is %d; it must be between 0 (no limit) and %d", c.MaxPartitions, MaxTotalPartitions))
+	case c.Partitions > maxPartitions:
+		return c, configError("Partitions", fmt.Sprintf("is %d; the most is %d", c.Partitions, maxPartitions))
+	case c.MaxPartitions < 0 || c.MaxPartitions > maxPartitions:
+		return c, configError("MaxPartitions", fmt.Sprintf("is %d; it must be between 0 (no limit) and %d", c.MaxPartitions, maxPartitions))
 	case c.Retry.Max < c.Retry.Min:
 		return c, configError("Retry.Max", fmt.Sprintf("is %s, less than Retry.Min, which is %s", c.Retry.Max, c.Retry.Min))
 	}

@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"time"
-
-	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 )
 
 // failover: several sets of two processes each, at the defaults. One of the two
@@ -39,7 +37,7 @@ func failover(ctx context.Context, b *bench) ([]row, error) {
 	}
 	r := newRow("failover", milliseconds, took)
 	r = r.goal("max ≤ 2000", len(took) > 0 && r.Value.High <= 2000).
-		noted(fmt.Sprintf("StaleWorkerTimeout is %s", orchestrator.DefaultStaleWorkerTimeout))
+		noted(fmt.Sprintf("StaleWorkerTimeout is %s", defaultStaleWorkerTimeout))
 	return []row{r}, errors.Join(errs...)
 }
 
@@ -58,7 +56,7 @@ func (f *fleet) failovers(ctx context.Context) (took []float64, err error) {
 		return nil, err
 	}
 	for began := time.Now(); ; {
-		time.Sleep(watching + rand.N(orchestrator.DefaultHeartbeatInterval))
+		time.Sleep(watching + rand.N(defaultHeartbeatInterval))
 		killed := time.Now()
 		f.kill(rand.IntN(2))
 		at, g, err := f.settle(ctx, generation)

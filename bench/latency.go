@@ -6,7 +6,6 @@ import (
 	"math/rand/v2"
 	"time"
 
-	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 	"github.com/getpup/pupsourcing-orchestrator/pqnotify"
 )
 
@@ -20,7 +19,7 @@ func latency(ctx context.Context, b *bench) ([]row, error) {
 	}
 	with, err := latencyOf(ctx, b, true)
 	return []row{
-		without.goal("median ≤ 1000", without.Value.Median <= millis(orchestrator.DefaultPollInterval)),
+		without.goal("median ≤ 1000", without.Value.Median <= millis(defaultPollInterval)),
 		with.goal("median ≤ 10", with.Value.Median <= 10),
 	}, err
 }
@@ -67,7 +66,7 @@ func latencyOf(ctx context.Context, b *bench, hints bool) (r row, err error) {
 	var took []float64
 	for n := range samples + 1 { // the first is handled when the worker has joined, and doesn't count
 		if n > 0 {
-			time.Sleep(2*orchestrator.DefaultPollInterval + rand.N(orchestrator.DefaultPollInterval))
+			time.Sleep(2*defaultPollInterval + rand.N(defaultPollInterval))
 		}
 		if err := a.append(ctx, []int{1}); err != nil {
 			return r, err

@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"time"
-
-	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 )
 
 const rolloutWorkers = 10
@@ -18,7 +16,7 @@ func together(ctx context.Context, b *bench) (rows []row, err error) {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, f.end(ctx)) }()
-	f.window, f.hints = orchestrator.DefaultJoinWindow, true
+	f.window, f.hints = defaultJoinWindow, true
 	began := time.Now()
 	for range rolloutWorkers {
 		if err := f.joinGoroutine(f.pool); err != nil {
@@ -46,7 +44,7 @@ func rolling(ctx context.Context, b *bench) (rows []row, err error) {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, f.end(ctx)) }()
-	f.window, f.hints = orchestrator.DefaultJoinWindow, true
+	f.window, f.hints = defaultJoinWindow, true
 	for range rolloutWorkers {
 		if err := f.joinGoroutine(f.pool); err != nil {
 			return nil, err

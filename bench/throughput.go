@@ -15,6 +15,15 @@ import (
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 )
 
+// The library's defaults, which the trials go by.
+const (
+	defaultHeartbeatInterval  = 5 * time.Second
+	defaultStaleWorkerTimeout = 30 * time.Second
+	defaultBatchSize          = 100
+	defaultJoinWindow         = 500 * time.Millisecond
+	defaultPollInterval       = time.Second
+)
+
 // A contender takes its turn in a race, and returns what it came to.
 type contender struct {
 	name string
@@ -147,11 +156,11 @@ func throughput(ctx context.Context, b *bench) ([]row, error) {
 		{"throughput/floor-100", func(ctx context.Context, pool *sql.DB) (float64, error) {
 			l := newLedger(half, half, readMax)
 			return rateOf(ctx, []*ledger{l}, func(ctx context.Context) error {
-				return commitFloor(ctx, pool, l, orchestrator.DefaultBatchSize)
+				return commitFloor(ctx, pool, l, defaultBatchSize)
 			})
 		}, 0},
 		{"throughput/library-1000", b.reading(1000, 1, all), 0.9},
-		{"throughput/library-100", b.reading(orchestrator.DefaultBatchSize, 1, half), 0.75},
+		{"throughput/library-100", b.reading(defaultBatchSize, 1, half), 0.75},
 		{"throughput/by-hand-1000", byHand(1000, 1, 1, all), 0},
 		{"throughput/by-hand-100", byHand(100, 1, 1, half), 0},
 		{"throughput/library-5-projections", b.reading(1000, 5, half), 0.7},
@@ -210,7 +219,7 @@ func pooler(ctx context.Context, b *bench) ([]row, error) {
 	return b.race(ctx, d, 5, []contender{
 		{"pooler/floor", with(readingFloor(through, pageMax)), 0},
 		{"pooler/library-1000", with(b.reading(1000, 1, through)), 0.9},
-		{"pooler/library-100", with(b.reading(orchestrator.DefaultBatchSize, 1, through)), 0.75},
+		{"pooler/library-100", with(b.reading(defaultBatchSize, 1, through)), 0.75},
 	})
 }
 

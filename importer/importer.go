@@ -35,12 +35,6 @@ var (
 	ErrStillMoving = errors.New("orchestrator: old checkpoints are still moving")
 )
 
-// DefaultWatch is the default of Config.Watch. A processor of
-// pupsourcing that has something to do begins a batch within 100ms of the last,
-// and a batch that has begun is waited for however long it takes: a hundred
-// times that is for slower loops, and for events that come one by one.
-const DefaultWatch = 10 * time.Second
-
 // Config says whose progress to import, from where, and to where. DB,
 // Projection, ReplicaSet and Total are required; the zero OldCheckpoints are
 // pupsourcing's.
@@ -56,12 +50,15 @@ type Config struct {
 	// the search path leads to.
 	Schema string
 	// Total is the number of partitions that the projection was run with; 1 is
-	// alone. At most MaxTotalPartitions.
+	// alone. At most 5040.
 	Total int
 	// Old says where the old checkpoints are.
 	Old OldCheckpoints
 	// Watch is how long the old checkpoints must stay still before they are
-	// believed. Default: 10s (see DefaultWatch).
+	// believed. A processor of pupsourcing that has something to do begins a batch
+	// within 100ms of the last, and a batch that has begun is waited for however long
+	// it takes: a hundred times that is for slower loops, and for events that come one
+	// by one. Default: 10s.
 	Watch time.Duration
 	// DryRun has everything done but the commit: it takes the same time, meets
 	// the same errors, and changes nothing.
@@ -179,7 +176,7 @@ func Import(ctx context.Context, cfg Config) (Result, error) {
 	if err != nil {
 		return Result{}, err
 	}
-	s := store.New(cfg.DB, string(cfg.ReplicaSet), store.Options{Schema: cfg.Schema, Bounds: store.BoundsOf(orchestrator.DefaultStaleWorkerTimeout)})
+	s := store.New(cfg.DB, string(cfg.ReplicaSet), store.Options{Schema: cfg.Schema, Bounds: store.BoundsOf(30 * time.Second)})
 	if err := s.Check(ctx); err != nil {
 		return Result{}, redact.Error(err)
 	}
@@ -320,7 +317,7 @@ func (c Config) withDefaults() (Config, error) {
 		c.Old.Key = pupsourcingKey
 	}
 	if c.Watch == 0 {
-		c.Watch = DefaultWatch
+		c.Watch = 10 * time.Second
 	}
 	for _, n := range []struct{ field, name string }{
 		{"Projection", c.Projection}, {"ReplicaSet", string(c.ReplicaSet)}, {"Old.Table", c.Old.Table},
@@ -331,8 +328,8 @@ func (c Config) withDefaults() (Config, error) {
 		}
 	}
 	switch {
-	case c.Total < 1 || c.Total > orchestrator.MaxTotalPartitions:
-		return c, importError("Total", fmt.Sprintf("is %d; it must be between 1 (run alone) and %d", c.Total, orchestrator.MaxTotalPartitions))
+	case c.Total < 1 || c.Total > protocol.Slots:
+		return c, importError("Total", fmt.Sprintf("is %d; it must be between 1 (run alone) and %d", c.Total, protocol.Slots))
 	case c.Watch < 0:
 		return c, importError("Watch", fmt.Sprintf("is %s; it can't be negative", c.Watch))
 	}
@@ -373,8 +370,8 @@ func (c Config) keys() (oldKeys, error) {
 		}
 		k.parts = append(k.parts, key)
 	}
-	for p := range orchestrator.MaxTotalPartitions {
-		k.many = append(k.many, c.Old.Key(c.Projection, p, orchestrator.MaxTotalPartitions))
+	for p := range protocol.Slots {
+		k.many = append(k.many, c.Old.Key(c.Projection, p, protocol.Slots))
 	}
 	return k, nil
 }

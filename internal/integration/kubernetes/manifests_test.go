@@ -116,12 +116,18 @@ func TestManifests(t *testing.T) {
 	}
 }
 
+// Defaults of the library, as the documentation of Config has them.
+const (
+	coordinationTimeout = 60 * time.Second
+	joinWindow          = 500 * time.Millisecond
+)
+
 // What the manifests say of the library is so.
 func TestManifestsFitTheLibrary(t *testing.T) {
 	d, h, _ := manifests(t)
 	pod := d.Spec.Template.Spec
 	grace := time.Duration(*pod.TerminationGracePeriodSeconds) * time.Second
-	if least := orchestrator.DefaultCoordinationTimeout + leave; grace <= least {
+	if least := coordinationTimeout + leave; grace <= least {
 		t.Errorf("terminationGracePeriodSeconds is %s; a worker may take %s", grace, least)
 	}
 	worker := pod.Containers[0]
@@ -147,7 +153,7 @@ func TestManifestsFitTheLibrary(t *testing.T) {
 	if i < 0 {
 		t.Fatal("there is no JOIN_WINDOW")
 	}
-	if window, err := time.ParseDuration(worker.Env[i].Value); err != nil || window <= orchestrator.DefaultJoinWindow {
+	if window, err := time.ParseDuration(worker.Env[i].Value); err != nil || window <= joinWindow {
 		t.Errorf("JOIN_WINDOW is %q (%v), want a duration above the default", worker.Env[i].Value, err)
 	}
 

@@ -1,0 +1,102 @@
+package orchestrator
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"log/slog"
+	"reflect"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+)
+
+type nothing struct{}
+
+func (nothing) Read(context.Context, ReadRequest) (Page[Event], error) { return Page[Event]{}, nil }
+
+// A zero in a field of Config, Retry or FailureRule means what its comment says, and
+// each field but those that are required says something.
+func TestDefaultsAreDocumented(t *testing.T) {
+	t.Parallel()
+	c, err := Config[Event]{DB: &sql.DB{}, EventStore: nothing{}, ReplicaSet: "set"}.withDefaults()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Logger = slog.Default() // which is wrapped
+	documented := map[string]any{
+		"1 minute": time.Minute, "16 MiB": 16 << 20, "RetryForever": RetryForever, "none": nil, "false": false,
+		"slog.Default()": slog.Default(), "see Retry": c.Retry, "0, as many as the workers take": 0,
+		"1 for StopOnFailure, else 5": 5, "the schema that the search path leads to when the worker first looks": "",
+	}
+	comments := commentsOf(t, "config.go")
+	seen := 0
+	for _, value := range []any{c, c.Retry, Config[Event]{OnFailure: ParkEvents}.failureRule("p")} {
+		v := reflect.ValueOf(value)
+		name := regexp.MustCompile(`\[.*`).ReplaceAllString(v.Type().Name(), "")
+		for i := range v.NumField() {
+			field := name + "." + v.Type().Field(i).Name
+			switch field {
+			case "Config.DB", "Config.EventStore", "Config.ReplicaSet", "FailureRule.Policy":
+				continue
+			}
+			text := regexp.MustCompile(`Default: (.*?)\.( |$)`).FindStringSubmatch(strings.Join(strings.Fields(comments[field]), " "))
+			if text == nil {
+				t.Errorf("%s says no default: %q", field, comments[field])
+				continue
+			}
+			want, known := documented[text[1]]
+			if !known {
+				if d, err := time.ParseDuration(text[1]); err == nil {
+					want = d
+				} else if n := 0; len(text[1]) > 0 {
+					if _, err := fmt.Sscanf(text[1], "%d", &n); err != nil {
+						t.Errorf("%s: what is %q?", field, text[1])
+					}
+					want = n
+				}
+			}
+			got := v.Field(i).Interface()
+			if want == nil {
+				if !v.Field(i).IsZero() {
+					t.Errorf("%s is %v, documented as none", field, got)
+				}
+			} else if !reflect.DeepEqual(got, want) {
+				t.Errorf("%s is %v, documented as %v", field, got, want)
+			}
+			seen++
+		}
+	}
+	if seen < 20 {
+		t.Errorf("%d fields were compared", seen)
+	}
+}
+
+// commentsOf returns the comments of the fields of a file's structs, by Type.Field.
+func commentsOf(t *testing.T, file string) map[string]string {
+	t.Helper()
+	f, err := parser.ParseFile(token.NewFileSet(), file, nil, parser.ParseComments)
+	if err != nil {
+		t.Fatal(err)
+	}
+	comments := map[string]string{}
+	ast.Inspect(f, func(n ast.Node) bool {
+		spec, ok := n.(*ast.TypeSpec)
+		if !ok {
+			return true
+		}
+		if s, ok := spec.Type.(*ast.StructType); ok {
+			for _, field := range s.Fields.List {
+				for _, name := range field.Names {
+					comments[spec.Name.Name+"."+name.Name] = field.Doc.Text() + field.Comment.Text()
+				}
+			}
+		}
+		return true
+	})
+	return comments
+}

@@ -175,6 +175,7 @@ const (
 //
 // A handler whose context the library has cancelled has not failed. It is called again.
 type FailureRule struct {
+	// Policy says what happens when the handler has failed often enough.
 	Policy FailurePolicy
 	// Attempts is how often the handler has to fail at the event, alone.
 	// Default: 1 for StopOnFailure, else 5. RetryForever has no use for it.

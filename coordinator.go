@@ -379,13 +379,13 @@ func (w *worker[E]) sync(r protocol.Request, report []byte) {
 		if r.Leave {
 			w.unreport(r.Worker)
 		}
-		tell(w.to, w.to.Heartbeat, Heartbeat{source, latency})
+		tell(w.to, w.to.Heartbeat, Heartbeat{Source: source, Latency: latency})
 		w.decided(source, result)
 		w.input(protocol.Synced{Request: r, Sent: sent, View: result.View})
 		w.writeReport(r.Worker, report)
 		return
 	}
-	tell(w.to, w.to.HeartbeatFailed, HeartbeatFailed{source, latency, redact.Error(err)})
+	tell(w.to, w.to.Heartbeat, Heartbeat{Source: source, Latency: latency, Err: redact.Error(err)})
 	failed := protocol.SyncFailed{Request: r, Sent: sent, Jitter: mathrand.Float64(), Facts: store.FactsOf(err)}
 	var taken *store.TakenError
 	if errors.As(err, &taken) {
@@ -525,22 +525,22 @@ func (w *worker[E]) stopped() {
 			l.mu.Lock()
 			position := l.standing.position
 			l.mu.Unlock()
-			w.unstalled(l, position)
+			w.unstalled(time.Now(), l, position)
 		}
 	}
 	w.run.over = true
-	generation := w.run.share.Generation
-	w.log.Info("stopped", "generation", generation)
-	tell(w.to, w.to.Stopped, Stopped{w.run.source(), generation})
+	s := w.run.share
+	w.log.Info("stopped", "generation", s.Generation)
+	tell(w.to, w.to.PartitionsChanged, PartitionsChanged{Source: w.run.source(), Generation: s.Generation, TotalPartitions: s.Total})
 }
 
 // gap tells of a gap that the readers wait at, or do not any more.
 func (w *worker[E]) gap(g Gap, resolved bool) {
+	e := GapWaited{Source: w.source(w.name), Position: g.Position, Backends: g.Backends}
 	if resolved {
-		tell(w.to, w.to.GapResolved, GapResolved{w.source(w.name), g.Position, time.Since(g.Since)})
-		return
+		e.Backends, e.Over, e.Waited = nil, true, time.Since(g.Since)
 	}
-	tell(w.to, w.to.GapWaited, GapWaited{w.source(w.name), g.Position, g.Backends})
+	tell(w.to, w.to.GapWaited, e)
 }
 
 // start runs the lanes of a share.
@@ -550,7 +550,7 @@ func (w *worker[E]) start(s protocol.Share) {
 		t.askAgain() // what may have changed with the members
 	}
 	w.run, w.watch.generation = startRun(w, s), s.Generation
-	tell(w.to, w.to.Started, Started{w.run.source(), s.Generation, s.Partitions, s.Total})
+	tell(w.to, w.to.PartitionsChanged, PartitionsChanged{w.run.source(), s.Generation, s.Partitions, s.Total})
 }
 
 func (w *worker[E]) cancel(a protocol.Cancel) {

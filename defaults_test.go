@@ -8,8 +8,10 @@ import (
 	"go/parser"
 	"go/token"
 	"log/slog"
+	"path/filepath"
 	"reflect"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -99,4 +101,67 @@ func commentsOf(t *testing.T, file string) map[string]string {
 		return true
 	})
 	return comments
+}
+
+// Each exported type, function and constant has a comment (those of a group may have the
+// group's), and so has each field of what programs set and are told.
+func TestExportedNamesAreDocumented(t *testing.T) {
+	t.Parallel()
+	files, err := filepath.Glob("*.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	whole := []string{"config.go", "observer.go"}
+	seen := 0
+	for _, file := range files {
+		if strings.HasSuffix(file, "_test.go") {
+			continue
+		}
+		set := token.NewFileSet()
+		f, err := parser.ParseFile(set, file, nil, parser.ParseComments)
+		if err != nil {
+			t.Fatal(err)
+		}
+		check := func(name *ast.Ident, comments ...*ast.CommentGroup) {
+			if name == nil || !name.IsExported() {
+				return
+			}
+			seen++
+			for _, c := range comments {
+				if c.Text() != "" {
+					return
+				}
+			}
+			t.Errorf("%s: %s has no comment", set.Position(name.Pos()), name.Name)
+		}
+		for _, d := range f.Decls {
+			switch d := d.(type) {
+			case *ast.FuncDecl:
+				if d.Recv == nil {
+					check(d.Name, d.Doc)
+				}
+			case *ast.GenDecl:
+				for _, s := range d.Specs {
+					switch s := s.(type) {
+					case *ast.ValueSpec:
+						for _, name := range s.Names {
+							check(name, s.Doc, s.Comment, d.Doc)
+						}
+					case *ast.TypeSpec:
+						check(s.Name, s.Doc, d.Doc)
+						if of, ok := s.Type.(*ast.StructType); ok && s.Name.IsExported() && slices.Contains(whole, file) {
+							for _, field := range of.Fields.List {
+								for _, name := range field.Names {
+									check(name, field.Doc, field.Comment)
+								}
+							}
+						}
+					}
+				}
+			}
+		}
+	}
+	if seen < 150 {
+		t.Errorf("%d names were looked at", seen)
+	}
 }

@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -391,10 +392,15 @@ func TestStopOnFailure(t *testing.T) {
 			}
 			cfg := w.Config(w.DB, "set")
 			cfg.OnFailure = orchestrator.StopOnFailure
-			err := testworld.Run(t, cfg, projections[kind]).Failed()
+			r, s := w.Seen(t, cfg, projections[kind])
+			err := r.Failed()
 			var failure *orchestrator.HandlerError
 			if !errors.As(err, &failure) || !errors.Is(err, no) || failure.Projection != kind || failure.Position != bad {
 				t.Fatalf("Run returned %v; want a HandlerError of %s at %d", err, kind, bad)
+			}
+			final := func(e orchestrator.HandlerFailed) bool { return e.Final }
+			if failed := testworld.Told[orchestrator.HandlerFailed](s); len(failed) == 0 || slices.IndexFunc(failed, final) != len(failed)-1 || failed[len(failed)-1].RetryIn != 0 {
+				t.Errorf("the observer is told of the failures %+v; want the last to be the only one that is final", failed)
 			}
 			if n := w.Handled(kind); n != 42 {
 				t.Errorf("%d events are handled, want the 42 before", n)

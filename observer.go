@@ -16,184 +16,276 @@ import (
 // no heartbeat. What comes while many calls wait is dropped, and Dropped says how
 // much was.
 type Observer struct {
-	// A generation was opened, or activated, by this worker: of all workers of
-	// a set, one tells of it. One that an order has opened (see ops.Pause) was opened
-	// by no worker: its activation tells of it.
-	GenerationOpened    func(GenerationOpened)
+	// GenerationOpened is called when this worker has opened a generation.
+	GenerationOpened func(GenerationOpened)
+	// GenerationActivated is called when this worker has activated a generation.
 	GenerationActivated func(GenerationActivated)
-	// A newer generation makes this worker stop what it runs.
+	// GenerationSuperseded is called when a newer generation makes this worker stop.
 	GenerationSuperseded func(GenerationSuperseded)
-	// This worker waits for others to stop, and has for some time.
+	// GenerationDelayed is called while a generation waits long for workers to stop.
 	GenerationDelayed func(GenerationDelayed)
 
-	WorkerJoined  func(WorkerJoined)
-	WorkerLeft    func(WorkerLeft)
-	WorkerExpired func(WorkerExpired) // another one was removed, by this worker
-	Started       func(Started)       // lanes of a generation run
-	Stopped       func(Stopped)       // none runs any more
-
-	Heartbeat       func(Heartbeat)
-	HeartbeatFailed func(HeartbeatFailed)
-	LeaseLost       func(LeaseLost)
-	// Handlers of this worker did not return in time; Run returns
-	// ErrCoordinationTimeout.
+	// WorkerJoined is called when this worker has become a member.
+	WorkerJoined func(WorkerJoined)
+	// WorkerLeft is called at the end of Run. It is the last call.
+	WorkerLeft func(WorkerLeft)
+	// WorkerExpired is called when this worker has removed another one.
+	WorkerExpired func(WorkerExpired)
+	// PartitionsChanged is called when this worker begins to run partitions, and when
+	// it has stopped.
+	PartitionsChanged func(PartitionsChanged)
+	// Heartbeat is called after each exchange about the replica set.
+	Heartbeat func(Heartbeat)
+	// LeaseLost is called when this worker may not go on with what it runs.
+	LeaseLost func(LeaseLost)
+	// CoordinationTimeout is called when handlers did not return in time.
 	CoordinationTimeout func(CoordinationTimeout)
 
+	// BatchCommitted is called after each commit.
 	BatchCommitted func(BatchCommitted)
-	CommitRefused  func(CommitRefused)
-	HandlerFailed  func(HandlerFailed) // each time, also before EventParked and of a retry of what is parked
-	EventParked    func(EventParked)
+	// CommitRefused is called when a commit was refused.
+	CommitRefused func(CommitRefused)
+	// HandlerFailed is called each time that a handler has failed.
+	HandlerFailed func(HandlerFailed)
+	// EventParked is called for each event that is parked.
+	EventParked func(EventParked)
 
-	GapWaited   func(GapWaited)
-	GapResolved func(GapResolved)
+	// GapWaited is called when readers begin to wait at a gap, and when they go on.
+	GapWaited func(GapWaited)
+	// Stalled is called when a lane stands still, and when it moves again.
+	Stalled func(Stalled)
 
-	// A lane has not moved for Config.StallAfter although there is something
-	// for it to read; and it moves again, or has ended.
-	Stalled   func(Stalled)
-	Unstalled func(Unstalled)
-
-	// Reported comes about once a HeartbeatInterval with how far each lane is.
+	// Reported is called about once a HeartbeatInterval with how far each lane is.
 	Reported func(WorkerReport)
-	// Dropped says that n calls were left out.
+	// Dropped is called with the number of calls that were left out since the last
+	// time.
 	Dropped func(n int)
 }
 
-// A Source names the set and the worker that an event is about.
+// A Source says which worker an event comes from, and when.
 type Source struct {
+	// ReplicaSet is the worker's.
 	ReplicaSet ReplicaSetName `json:"replica_set"`
-	Worker     string         `json:"worker"` // an incarnation, as in the database
-	At         time.Time      `json:"at"`     // by the worker's clock
+	// Worker is the name of this incarnation, as it stands in orchestrator_workers.
+	Worker string `json:"worker"`
+	// At is the time by the worker's clock.
+	At time.Time `json:"at"`
 }
 
 // A Lane is one projection on one partition under one generation.
 type Lane struct {
-	Projection      string
-	Generation      int64
-	Partition       int
+	// Projection is its name.
+	Projection string
+	// Generation is the one under which it runs.
+	Generation int64
+	// Partition is its number, from 0.
+	Partition int
+	// TotalPartitions is how many the generation has.
 	TotalPartitions int
 }
 
-// What an Observer is told.
-type (
-	GenerationOpened struct {
-		Source
-		Generation      int64
-		Reason          string
-		TotalPartitions int
-		WaitsFor        []string // workers that have to stop first
-	}
-	GenerationActivated struct {
-		Source
-		Generation      int64
-		Reason          string
-		TotalPartitions int
-		Duration        time.Duration // since it was opened
-		WaitedFor       []string      // workers that had to stop first
-	}
-	GenerationSuperseded struct {
-		Source
-		Generation int64
-	}
-	GenerationDelayed struct {
-		Source
-		Generation int64
-		WaitsFor   []string
-		Waited     time.Duration
-	}
+// GenerationOpened tells that this worker has opened a generation: of all workers of a
+// set, one tells of it. One that an order has opened (see ops.Pause) was opened by no
+// worker: its activation tells of it.
+type GenerationOpened struct {
+	Source
+	// Generation is its number.
+	Generation int64
+	// Reason is what has changed, in words: "1 joined".
+	Reason string
+	// TotalPartitions is how many partitions it has.
+	TotalPartitions int
+	// WaitsFor are the workers that have to stop before it is activated.
+	WaitsFor []string
+}
 
-	WorkerJoined struct{ Source }
-	WorkerLeft   struct {
-		Source
-		Err error // what Run returns
-	}
-	WorkerExpired struct {
-		Source
-		Expired string // the worker that was removed
-	}
-	Started struct {
-		Source
-		Generation      int64
-		Partitions      []int
-		TotalPartitions int
-	}
-	Stopped struct {
-		Source
-		Generation int64
-	}
+// GenerationActivated tells that this worker has activated a generation, whoever has
+// opened it: of all workers of a set, one tells of it. Its partitions may run now.
+type GenerationActivated struct {
+	Source
+	// Generation is its number.
+	Generation int64
+	// Reason is what has changed, in words: "1 joined".
+	Reason string
+	// TotalPartitions is how many partitions it has.
+	TotalPartitions int
+	// Duration is the time since it was opened, by the database's clock.
+	Duration time.Duration
+	// WaitedFor are the workers that had to stop first.
+	WaitedFor []string
+}
 
-	Heartbeat struct {
-		Source
-		Latency time.Duration
-	}
-	HeartbeatFailed struct {
-		Source
-		Latency time.Duration
-		Err     error
-	}
-	LeaseLost struct {
-		Source
-		Generation int64
-	}
-	CoordinationTimeout struct {
-		Source
-		Generation int64
-		Handlers   []string // which, and at which positions
-	}
+// GenerationSuperseded tells that there is a newer generation, and that this worker
+// stops what it runs.
+type GenerationSuperseded struct {
+	Source
+	// Generation is the one that it runs.
+	Generation int64
+}
 
-	BatchCommitted struct {
-		Source
-		Lane
-		Events   int // that were handled
-		Skipped  int // that were read and belong to other partitions
-		Position int64
-		Duration time.Duration // from the first call of the handler, or the read
-	}
-	CommitRefused struct {
-		Source
-		Lane
-		Position int64 // that it would have moved to
-	}
-	HandlerFailed struct {
-		Source
-		Lane
-		Position int64
-		Attempt  int
-		RetryIn  time.Duration // 0: not at all
-		Err      error
-	}
-	EventParked struct {
-		Source
-		Lane
-		Position    int64
-		AggregateID string
-		Attempts    int   // 0: it waits behind another
-		Err         error // nil then
-	}
+// GenerationDelayed tells that a generation has waited for workers to stop for longer
+// than two HeartbeatIntervals; and again every ten seconds.
+type GenerationDelayed struct {
+	Source
+	// Generation is the one that waits.
+	Generation int64
+	// WaitsFor are the workers that have not stopped.
+	WaitsFor []string
+	// Waited is for how long this worker has seen it wait.
+	Waited time.Duration
+}
 
-	GapWaited struct {
-		Source
-		Position int64
-		Backends []int // processes of the server whose transactions hold it open
-	}
-	GapResolved struct {
-		Source
-		Position int64
-		Waited   time.Duration
-	}
+// WorkerJoined tells that this worker has become a member of the replica set. It is
+// told again, with another name of the worker, after it was removed or has lost its
+// lease.
+type WorkerJoined struct{ Source }
 
-	Stalled struct {
-		Source
-		Lane
-		Position int64
-		For      time.Duration
-		Reason   string
-	}
-	Unstalled struct {
-		Source
-		Lane
-		Position int64
-	}
-)
+// WorkerLeft tells that Run ends. It is told also of a worker that never joined.
+type WorkerLeft struct {
+	Source
+	// Err is what Run returns.
+	Err error
+}
+
+// WorkerExpired tells that this worker has removed another one, whose lease was over or
+// whose connection had ended.
+type WorkerExpired struct {
+	Source
+	// Expired is the name of the one that was removed.
+	Expired string
+}
+
+// PartitionsChanged tells which partitions this worker runs from now on. It is told when
+// it starts those of a generation, and, with none, when nothing of them runs any more.
+type PartitionsChanged struct {
+	Source
+	// Generation is the one under which they run, or did.
+	Generation int64
+	// Partitions are their numbers, in order. Empty: the worker has stopped.
+	Partitions []int
+	// TotalPartitions is how many the generation has.
+	TotalPartitions int
+}
+
+// Heartbeat tells of an exchange with the database about the replica set, whether it
+// succeeded or not: one each HeartbeatInterval, and those in between, as at a join.
+type Heartbeat struct {
+	Source
+	// Latency is the time from the request to the answer, or to the failure.
+	Latency time.Duration
+	// Err is nil if it succeeded.
+	Err error
+}
+
+// LeaseLost tells that the lease is over, or that this worker was removed, while it runs
+// partitions. Their handlers are cancelled, and it joins again.
+type LeaseLost struct {
+	Source
+	// Generation is the one under which they run.
+	Generation int64
+}
+
+// CoordinationTimeout tells that handlers of this worker did not return within
+// Config.CoordinationTimeout after they were asked to stop. Run returns
+// ErrCoordinationTimeout.
+type CoordinationTimeout struct {
+	Source
+	// Generation is the one under which they run.
+	Generation int64
+	// Handlers says which, and at which positions.
+	Handlers []string
+}
+
+// BatchCommitted tells that a lane has committed, or that its checkpoint has gone past
+// events of other partitions.
+type BatchCommitted struct {
+	Source
+	Lane
+	// Events is the number of events that were handled.
+	Events int
+	// Skipped is the number of events that were read and belong to other partitions.
+	Skipped int
+	// Position is how far everything is handled now.
+	Position int64
+	// Duration is the time since the first call of the handler, or where there was
+	// none, since the read.
+	Duration time.Duration
+}
+
+// CommitRefused tells that a lane could not commit, since another worker has its
+// partition. What it has handled since its last commit counts for nothing.
+type CommitRefused struct {
+	Source
+	Lane
+	// Position is where the checkpoint would have moved to.
+	Position int64
+}
+
+// HandlerFailed tells that a handler has returned an error or panicked, each time: also
+// before EventParked, and when an event that was parked is retried.
+type HandlerFailed struct {
+	Source
+	Lane
+	// Position is the event's. Where a batch has failed as a whole, it is the first
+	// one's.
+	Position int64
+	// Attempt is how often it has failed at the event, this time included. 0: the
+	// event is one of a batch, and nobody knows which.
+	Attempt int
+	// Final is true if the handler is not called for the event again by itself: Run
+	// ends, or the event is parked.
+	Final bool
+	// RetryIn is the time until the next attempt. 0 if Final.
+	RetryIn time.Duration
+	// Err is what the handler has returned, or a *PanicError.
+	Err error
+}
+
+// EventParked tells that an event was put aside under the policy ParkEvents.
+type EventParked struct {
+	Source
+	Lane
+	// Position is the event's.
+	Position int64
+	// AggregateID is the event's.
+	AggregateID string
+	// Attempts is how often the handler has failed at it. 0: it was not called, since
+	// an earlier event of the aggregate is parked.
+	Attempts int
+	// Err is the last failure. Nil if Attempts is 0.
+	Err error
+}
+
+// GapWaited tells that readers begin to wait at a gap in the stream, a position that an
+// open transaction may still fill; and once more, with Over, that they go on.
+type GapWaited struct {
+	Source
+	// Position is the first that is missing.
+	Position int64
+	// Backends are the server's processes whose transactions hold it open; 0 is a
+	// prepared transaction. Empty if Over.
+	Backends []int
+	// Over is true when the wait has ended.
+	Over bool
+	// Waited is how long it was. 0 until it is Over.
+	Waited time.Duration
+}
+
+// Stalled tells that a lane has not moved for Config.StallAfter, although there is
+// something for it to handle; and once more, with Over, that it moves again, or has
+// ended.
+type Stalled struct {
+	Source
+	Lane
+	// Position is how far it has handled everything by now.
+	Position int64
+	// For is how long it has stood still; once it is Over, how long it had.
+	For time.Duration
+	// Reason says why, in words. Empty if Over.
+	Reason string
+	// Over is true when the stall has ended.
+	Over bool
+}
 
 // A teller calls an Observer's functions, one after another, on a goroutine of its
 // own. Whoever has something to tell puts it into a bounded queue and goes on, so

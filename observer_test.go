@@ -3,6 +3,7 @@ package orchestrator_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"reflect"
 	"runtime"
@@ -37,7 +38,7 @@ func TestObserverOfGenerations(t *testing.T) {
 	w.checkpointsSettled()
 	rb.Stop()
 	w.Active("set", 1)
-	testworld.Awaited(t, a, "its third start", func(s orchestrator.Started) bool { return s.Generation == 3 })
+	testworld.Awaited(t, a, "its third start", func(s orchestrator.PartitionsChanged) bool { return s.Generation == 3 })
 	ra.Stop() // and all has been told
 
 	both := []*testworld.Witness{a, b}
@@ -62,17 +63,16 @@ func TestObserverOfGenerations(t *testing.T) {
 	}{
 		{"a's joins", len(testworld.Told[orchestrator.WorkerJoined](a)), 1},
 		{"b's joins", len(testworld.Told[orchestrator.WorkerJoined](b)), 1},
-		{"a's starts", len(testworld.Told[orchestrator.Started](a)), 3},
-		{"a's stops", len(testworld.Told[orchestrator.Stopped](a)), 3},
+		{"a's starts and stops", ran(a), []string{"1: [0]", "1: []", "2: [0]", "2: []", "3: [0]", "3: []"}},
 		{"what superseded a", generations(testworld.Told[orchestrator.GenerationSuperseded](a)), []int64{1, 2}},
 		{"what superseded b, which left", generations(testworld.Told[orchestrator.GenerationSuperseded](b)), []int64(nil)},
-		{"what was wrong", len(testworld.Told[orchestrator.HeartbeatFailed](both...)) + len(testworld.Told[orchestrator.LeaseLost](both...)) + len(testworld.Told[orchestrator.CommitRefused](both...)), 0},
+		{"what was wrong", len(failedBeats(both...)) + len(testworld.Told[orchestrator.LeaseLost](both...)) + len(testworld.Told[orchestrator.CommitRefused](both...)), 0},
 	} {
 		if !reflect.DeepEqual(test.got, test.want) {
 			t.Errorf("%s: %v, want %v", test.what, test.got, test.want)
 		}
 	}
-	if s := testworld.Told[orchestrator.Started](b)[0]; s.Generation != 2 || !slices.Equal(s.Partitions, []int{1}) || s.TotalPartitions != 2 {
+	if s := testworld.Told[orchestrator.PartitionsChanged](b)[0]; s.Generation != 2 || !slices.Equal(s.Partitions, []int{1}) || s.TotalPartitions != 2 {
 		t.Errorf("b started %+v", s)
 	}
 	for _, s := range both {
@@ -161,7 +161,7 @@ func TestObserverOfPolicies(t *testing.T) {
 			continue
 		}
 		attempts = append(attempts, f.Attempt)
-		if f.Position != 4 || !errors.Is(f.Err, odd) || (f.RetryIn == 0) != (f.Attempt == 3) {
+		if f.Position != 4 || !errors.Is(f.Err, odd) || f.Final != (f.Attempt == 3) || f.Final != (f.RetryIn == 0) {
 			t.Errorf("failed %+v", f)
 		}
 	}
@@ -192,10 +192,10 @@ func TestObserverOfPolicies(t *testing.T) {
 	}
 	w.Retry("parks", ops.ParkedSelector{Positions: []int64{4}})
 	testworld.Awaited(t, s, "the retry, which fails", func(e orchestrator.HandlerFailed) bool {
-		return e.Projection == "parks" && e.Position == 4 && e.Attempt == 4 && e.RetryIn == 0 && errors.Is(e.Err, odd)
+		return e.Projection == "parks" && e.Position == 4 && e.Attempt == 4 && e.Final && e.RetryIn == 0 && errors.Is(e.Err, odd)
 	})
 	testworld.Awaited(t, s, "a failure after which it is called again", func(e orchestrator.HandlerFailed) bool {
-		return e.Projection == "retries" && e.Position == 4 && e.Attempt == 3 && e.RetryIn > 0
+		return e.Projection == "retries" && e.Position == 4 && e.Attempt == 3 && !e.Final && e.RetryIn > 0
 	})
 	stalled := testworld.Awaited(t, s, "the stall", func(e orchestrator.Stalled) bool { return e.Projection == "retries" && e.Position == 3 })
 	if !strings.HasPrefix(stalled.Reason, "handler fails: odd, attempt ") {
@@ -248,8 +248,8 @@ func TestObserverOfALostLease(t *testing.T) {
 	if _, err := tx.ExecContext(t.Context(), `LOCK TABLE orchestrator_workers`); err != nil {
 		t.Fatal(err)
 	}
-	failed := testworld.Awaited(t, s, "a heartbeat without an answer", testworld.Any[orchestrator.HeartbeatFailed])
-	if failed.Err == nil || failed.Latency <= 0 {
+	failed := testworld.Awaited(t, s, "a heartbeat without an answer", func(e orchestrator.Heartbeat) bool { return e.Err != nil })
+	if failed.Latency <= 0 {
 		t.Errorf("failed: %+v", failed)
 	}
 	lost := testworld.Awaited(t, s, "the lease", testworld.Any[orchestrator.LeaseLost])
@@ -341,4 +341,17 @@ func TestBadObservers(t *testing.T) {
 			}
 		})
 	}
+}
+
+// failedBeats are the exchanges with the database that failed.
+func failedBeats(witnesses ...*testworld.Witness) []orchestrator.Heartbeat {
+	return slices.DeleteFunc(testworld.Told[orchestrator.Heartbeat](witnesses...), func(e orchestrator.Heartbeat) bool { return e.Err == nil })
+}
+
+// ran says which partitions ran, under which generation.
+func ran(s *testworld.Witness) (lines []string) {
+	for _, e := range testworld.Told[orchestrator.PartitionsChanged](s) {
+		lines = append(lines, fmt.Sprintf("%d: %v", e.Generation, e.Partitions))
+	}
+	return lines
 }

@@ -198,7 +198,7 @@ func (w *worker[E]) look(now time.Time) protocol.Input {
 			w.stalled(now, l, r, gap)
 		}
 		if unstalled {
-			w.unstalled(l, r.Position)
+			w.unstalled(now, l, r.Position)
 		}
 	}
 	if now.Sub(w.watch.reported) > w.cfg.HeartbeatInterval-w.lookEvery()/2 {
@@ -230,9 +230,9 @@ func (w *worker[E]) stalled(now time.Time, l *lane[E], r LaneReport, gap *GapRep
 	tell(w.to, w.to.Stalled, Stalled{Source: l.source(), Lane: l.name(), Position: r.Position, For: lasted, Reason: reason})
 }
 
-func (w *worker[E]) unstalled(l *lane[E], position int64) {
+func (w *worker[E]) unstalled(now time.Time, l *lane[E], position int64) {
 	l.log.Info("moving again", "position", position)
-	tell(w.to, w.to.Unstalled, Unstalled{Source: l.source(), Lane: l.name(), Position: position})
+	tell(w.to, w.to.Stalled, Stalled{Source: l.source(), Lane: l.name(), Position: position, For: now.Sub(l.watch.Stood), Over: true})
 }
 
 // report says how the worker is.

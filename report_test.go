@@ -123,13 +123,15 @@ func TestLagOfABacklog(t *testing.T) {
 	testworld.Reported(t, s, "what was appended", "plain", 0, func(r orchestrator.WorkerReport, l orchestrator.LaneReport) bool {
 		return r.Head == 5000 && l.Behind == 4990
 	})
-	stalled := testworld.Awaited(t, s, "the stall", func(e orchestrator.Stalled) bool { return e.Position == 10 })
+	stalled := testworld.Awaited(t, s, "the stall", func(e orchestrator.Stalled) bool { return e.Position == 10 && !e.Over })
 	if stalled.For < cfg.StallAfter || !strings.HasSuffix(stalled.Reason, "at position 11") || stalled.Projection != "plain" {
 		t.Errorf("stalled %+v", stalled)
 	}
 	testworld.Reported(t, s, "that it is stalled", "plain", 0, func(_ orchestrator.WorkerReport, l orchestrator.LaneReport) bool { return l.Stalled })
 	close(gate)
-	testworld.Awaited(t, s, "that it moves", func(e orchestrator.Unstalled) bool { return e.Projection == "plain" && e.Position > 10 })
+	testworld.Awaited(t, s, "that it moves", func(e orchestrator.Stalled) bool {
+		return e.Projection == "plain" && e.Position > 10 && e.Over && e.Reason == "" && e.For >= stalled.For
+	})
 	w.CaughtUp("plain")
 	testworld.Reported(t, s, "that nothing is left", "plain", 0, func(r orchestrator.WorkerReport, l orchestrator.LaneReport) bool {
 		return r.Head == 5000 && l.Behind == 0 && l.BehindSeconds == 0 && !l.Stalled
@@ -155,25 +157,25 @@ func TestLagBehindAGap(t *testing.T) {
 	w.Exec(`
 INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
 SELECT 'test', 'thing', 'another', i, gen_random_uuid(), 'happened', 'x' FROM generate_series(1, 4) AS i`)
-	gap := testworld.Awaited(t, s, "the gap", testworld.Any[orchestrator.GapWaited])
+	gap := testworld.Awaited(t, s, "the gap", func(e orchestrator.GapWaited) bool { return !e.Over })
 	if gap.Position != 6 || !slices.Equal(gap.Backends, []int{pid}) {
 		t.Errorf("waited at %+v, want position 6 and backend %d", gap, pid)
 	}
 	testworld.Reported(t, s, "what is beyond the gap", "transactional", 0, func(r orchestrator.WorkerReport, l orchestrator.LaneReport) bool {
 		return r.Head == 10 && r.Gap != nil && r.Gap.Position == 6 && l.Position == 5 && l.Behind == 5 && l.BehindSeconds > 0
 	})
-	stalled := testworld.Awaited(t, s, "the stall", func(e orchestrator.Stalled) bool { return e.Position == 5 })
+	stalled := testworld.Awaited(t, s, "the stall", func(e orchestrator.Stalled) bool { return e.Position == 5 && !e.Over })
 	if stalled.Reason != fmt.Sprintf("waits for the transaction of backend %d at the gap at position 6", pid) {
 		t.Errorf("stalled %+v", stalled)
 	}
 	if err := tx.Commit(); err != nil {
 		t.Fatal(err)
 	}
-	resolved := testworld.Awaited(t, s, "its end", testworld.Any[orchestrator.GapResolved])
-	if resolved.Position != 6 || resolved.Waited <= 0 {
+	resolved := testworld.Awaited(t, s, "its end", func(e orchestrator.GapWaited) bool { return e.Over })
+	if resolved.Position != 6 || resolved.Waited <= 0 || len(resolved.Backends) > 0 {
 		t.Errorf("resolved %+v", resolved)
 	}
-	testworld.Awaited(t, s, "that it moves", testworld.Any[orchestrator.Unstalled])
+	testworld.Awaited(t, s, "that it moves", func(e orchestrator.Stalled) bool { return e.Over })
 	w.CaughtUp("transactional")
 }
 
@@ -189,7 +191,7 @@ func TestStallOfAFailingHandler(t *testing.T) {
 		}
 		return nil
 	}}.Transactional())
-	atTheFault := func(e orchestrator.Stalled) bool { return e.Position == 2 }
+	atTheFault := func(e orchestrator.Stalled) bool { return e.Position == 2 && !e.Over }
 	testworld.Awaited(t, s, "the stall", atTheFault)
 	l := testworld.Reported(t, s, "the failure", "transactional", 0, func(_ orchestrator.WorkerReport, l orchestrator.LaneReport) bool { return l.Attempts > 1 && l.Stalled })
 	if l.Position != 2 || l.Behind != 3 || l.Error != context.DeadlineExceeded.Error() {
@@ -197,7 +199,9 @@ func TestStallOfAFailingHandler(t *testing.T) {
 	}
 	r.Stop()
 	stalls := testworld.Told[orchestrator.Stalled](s)
-	if n, ended := len(stalls), len(testworld.Told[orchestrator.Unstalled](s)); n != ended {
+	over := func(e orchestrator.Stalled) bool { return e.Over }
+	ended := len(slices.DeleteFunc(slices.Clone(stalls), func(e orchestrator.Stalled) bool { return !over(e) }))
+	if n := len(slices.DeleteFunc(slices.Clone(stalls), over)); n != ended {
 		t.Errorf("%d stalls are told, and %d ends of one", n, ended)
 	}
 	if stalls = slices.DeleteFunc(stalls, func(e orchestrator.Stalled) bool { return !atTheFault(e) }); len(stalls) != 1 {
@@ -267,7 +271,7 @@ func TestReportsThatAreLocked(t *testing.T) {
 	noticed.Wait(t, "status reports are written again")
 	pgtest.Eventually(t, "there is a report", func() bool { return w.Number(`SELECT count(*) FROM orchestrator_reports`) == 1 })
 	r.Stop()
-	if n := len(testworld.Told[orchestrator.HeartbeatFailed](s)) + len(testworld.Told[orchestrator.LeaseLost](s)); n != 0 {
+	if n := len(failedBeats(s)) + len(testworld.Told[orchestrator.LeaseLost](s)); n != 0 {
 		t.Errorf("%d heartbeats failed, or leases were lost", n)
 	}
 	w.CheckEffects("transactional")
@@ -287,7 +291,7 @@ func TestReportsThatAreRefused(t *testing.T) {
 	w.CaughtUp("transactional")
 	beats := w.heartbeats(20)
 	r.Stop()
-	if n := len(testworld.Told[orchestrator.HeartbeatFailed](s)) + len(testworld.Told[orchestrator.LeaseLost](s)); n != 0 {
+	if n := len(failedBeats(s)) + len(testworld.Told[orchestrator.LeaseLost](s)); n != 0 {
 		t.Errorf("%d failures in %d heartbeats", n, beats)
 	}
 	if n := noticed.Count("cannot write status reports"); n != 1 {

@@ -336,16 +336,16 @@ func (l *lane[E]) note(now time.Time, a protocol.LaneAction) {
 	case protocol.LanePause, protocol.LaneEnd:
 		if a.Why == protocol.HandlerFailed || a.End == protocol.AtFault {
 			l.began = time.Time{}
-			l.failed(a.Position, a.Attempts, a.For)
+			l.failed(a.Position, a.Attempts, a.Do == protocol.LaneEnd, a.For)
 		}
 	}
 	l.stand(a)
 }
 
-// failed tells of a handler that has failed, and in what time it is tried again; 0:
-// it is not.
-func (l *lane[E]) failed(position int64, attempt int, retry time.Duration) {
-	tell(l.worker.to, l.worker.to.HandlerFailed, HandlerFailed{l.source(), l.name(), position, attempt, retry, redact.Error(l.fault)})
+// failed tells of a handler that has failed, and in what time it is tried again, unless
+// this was the last time.
+func (l *lane[E]) failed(position int64, attempt int, final bool, retry time.Duration) {
+	tell(l.worker.to, l.worker.to.HandlerFailed, HandlerFailed{l.source(), l.name(), position, attempt, final, retry, redact.Error(l.fault)})
 }
 
 // do carries out an action and returns how it went.

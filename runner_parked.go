@@ -51,7 +51,7 @@ func (l *lane[E]) doParked(a protocol.LaneAction, answer protocol.LaneAnswer) (p
 		failure := a.Err
 		if failure == nil {
 			failure = l.fault
-			l.failed(a.Position, a.Attempts, 0)
+			l.failed(a.Position, a.Attempts, true, 0)
 		}
 		l.log.Error("parked event retried, and failed", "position", a.Position, "attempt", a.Attempts, "error", failure)
 		err = boundedDo(l.ctx, patience, func(ctx context.Context) error {
@@ -69,7 +69,7 @@ func (l *lane[E]) parked(a protocol.LaneAction, parked []protocol.Parked) {
 		e := EventParked{Source: l.source(), Lane: l.name(), Position: p.Position, AggregateID: p.Aggregate, Attempts: p.Attempts}
 		if p.Attempts > 0 {
 			e.Err = redact.Error(l.fault)
-			l.failed(p.Position, p.Attempts, 0)
+			l.failed(p.Position, p.Attempts, true, 0)
 		}
 		tell(l.worker.to, l.worker.to.EventParked, e)
 		if p.Attempts > 0 {

@@ -316,7 +316,7 @@ func TestHostileProgram(t *testing.T) {
 			cfg.Logger = slog.New(hostileLog{do, slog.DiscardHandler})
 			cfg.Observer = &orchestrator.Observer{
 				BatchCommitted: func(orchestrator.BatchCommitted) { do() }, Heartbeat: func(orchestrator.Heartbeat) { do() },
-				Started: func(orchestrator.Started) { do() },
+				PartitionsChanged: func(orchestrator.PartitionsChanged) { do() },
 			}
 			r := testworld.Run(t, cfg, w.All(w.DB, nil)...)
 			w.CaughtUp(testworld.Names...)

@@ -103,7 +103,7 @@ func run[E any](ctx context.Context, db *sql.DB, p orchestrator.Projection[E], e
 			// Where others precede the event in the transaction, they are committed
 			// first: StopOnFailure takes two attempts. A rule of the projection's own
 			// may want more.
-			if f.Attempt >= 2 || f.RetryIn == 0 {
+			if f.Attempt >= 2 || f.Final {
 				cancel()
 			}
 		}},

@@ -239,7 +239,7 @@ func feed(o *orchestrator.Observer, worker, reason string, err error) {
 	}
 	o.GenerationActivated(orchestrator.GenerationActivated{Source: s, Generation: 1, Reason: reason, Duration: 30 * time.Millisecond})
 	o.Heartbeat(orchestrator.Heartbeat{Source: s, Latency: 2 * time.Millisecond})
-	o.HeartbeatFailed(orchestrator.HeartbeatFailed{Source: s, Latency: time.Second, Err: err})
+	o.Heartbeat(orchestrator.Heartbeat{Source: s, Latency: time.Second, Err: err})
 	o.BatchCommitted(orchestrator.BatchCommitted{Source: s, Lane: lane, Events: 7, Skipped: 5, Position: 12, Duration: 20 * time.Millisecond})
 	o.HandlerFailed(orchestrator.HandlerFailed{Source: s, Lane: lane, Err: err})
 	o.CommitRefused(orchestrator.CommitRefused{Source: s, Lane: lane})

@@ -21,10 +21,11 @@ func (c *Collector) Observer() *orchestrator.Observer {
 			c.stale.WithLabelValues(string(e.ReplicaSet)).Inc()
 		},
 		Heartbeat: func(e orchestrator.Heartbeat) {
+			if e.Err != nil {
+				c.missedBeats.WithLabelValues(string(e.ReplicaSet)).Inc()
+				return
+			}
 			c.beats.WithLabelValues(string(e.ReplicaSet)).Observe(e.Latency.Seconds())
-		},
-		HeartbeatFailed: func(e orchestrator.HeartbeatFailed) {
-			c.missedBeats.WithLabelValues(string(e.ReplicaSet)).Inc()
 		},
 		CoordinationTimeout: func(e orchestrator.CoordinationTimeout) {
 			c.timeouts.WithLabelValues(string(e.ReplicaSet)).Inc()

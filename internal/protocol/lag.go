@@ -152,6 +152,7 @@ type Stall struct {
 	Since    time.Time // when it was last seen to have moved, or to have nothing to do
 	Began    time.Time // when what its handler has in hand was first seen
 	Stalled  bool
+	Stood    time.Time // since when it had stood still at the latest stall
 }
 
 // See takes in a look. It reports whether the lane has stalled since the last one,
@@ -167,7 +168,7 @@ func (w *Stall) See(now time.Time, position int64, idle bool, handling int64, af
 	if w.Stalled || now.Sub(w.Since) < after {
 		return false, false
 	}
-	w.Stalled = true
+	w.Stalled, w.Stood = true, w.Since
 	return true, false
 }
 

@@ -1,6 +1,7 @@
 package monitoring
 
 import (
+	"errors"
 	"maps"
 	"os"
 	"regexp"
@@ -220,7 +221,7 @@ func TestAlerts(t *testing.T) {
 		{"the database is away", func(at time.Duration, p []*process) {
 			if at > 110*m {
 				for _, p := range p {
-					p.observer.HeartbeatFailed(orchestrator.HeartbeatFailed{Source: p.source()})
+					p.observer.Heartbeat(orchestrator.Heartbeat{Source: p.source(), Err: errors.New("failed")})
 				}
 			}
 		}, 118 * m, []string{"OrchestratorHeartbeatsFail"}},

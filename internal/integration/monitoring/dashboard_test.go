@@ -2,6 +2,7 @@ package monitoring
 
 import (
 	"encoding/json"
+	"errors"
 	"os"
 	"strings"
 	"testing"
@@ -22,7 +23,7 @@ func everything(at time.Duration, p []*process) {
 		}
 		p.rebalance("1 joined", time.Second)
 		p.rebalance("1 gone", time.Second)
-		p.observer.HeartbeatFailed(orchestrator.HeartbeatFailed{Source: s})
+		p.observer.Heartbeat(orchestrator.Heartbeat{Source: s, Err: errors.New("failed")})
 		p.observer.WorkerExpired(orchestrator.WorkerExpired{Source: s})
 		p.observer.CoordinationTimeout(orchestrator.CoordinationTimeout{Source: s})
 		p.observer.Dropped(1)

@@ -1,9 +1,11 @@
 // Package importer takes over from processors that were run by hand, partition 0 of 3,
-// 1 of 3 and so on: it makes their positions the starting point of a projection, so that
-// no event is handled again and none is left out.
+// 1 of 3 and so on, and from those of github.com/pupsourcing/core, which share segments: it
+// makes their positions the starting point of a projection, so that no event is handled
+// again and none is left out.
 package importer
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"errors"
@@ -29,19 +31,19 @@ var (
 	// message names each.
 	ErrOldCheckpoints = errors.New("orchestrator: old checkpoints don't fit")
 
-	// ErrStillMoving is returned by Import when a processor that was
-	// run by hand is not stopped, or a transaction is open that may be one's.
-	// Stop it and import again.
+	// ErrStillMoving is returned by Import when an old processor is not stopped, or has
+	// not given its segments back, or a transaction is open that may be one's. Stop it
+	// and import again.
 	ErrStillMoving = errors.New("orchestrator: old checkpoints are still moving")
 )
 
-// Config says whose progress to import, from where, and to where. DB,
-// Projection, ReplicaSet and Total are required; the zero OldCheckpoints are
-// pupsourcing's.
+// Config says whose progress to import, from where, and to where. DB, Projection,
+// ReplicaSet and Total are required.
 type Config struct {
 	// DB is the database that holds the old checkpoints and the library's tables.
 	DB *sql.DB
-	// Projection is the name that the projection has had, and will have here.
+	// Projection is the name that the projection (or consumer) has had, and will have
+	// here.
 	Projection string
 	// ReplicaSet is the group that is going to run it. It may be new, and it
 	// may be running other projections.
@@ -50,10 +52,19 @@ type Config struct {
 	// the search path leads to.
 	Schema string
 	// Total is the number of partitions that the projection was run with; 1 is
-	// alone. At most 5040.
+	// alone. Of segments, it is the TotalSegments with which all processors ran to the
+	// end: the hash goes by that, and not by the rows. At most 5040.
 	Total int
-	// Old says where the old checkpoints are.
+	// Old says where the old checkpoints are. Default: where
+	// github.com/getpup/pupsourcing has them.
 	Old OldCheckpoints
+	// Segments says that they are those of github.com/pupsourcing/core, and where; then
+	// Old has to be empty. Default: nil.
+	Segments *Segments
+	// Strategy is the PartitionStrategy that the processors were given, if any. One that
+	// does not do as this library does, FNV-1a mod Total, is refused. Default: nil, their
+	// own default, which does.
+	Strategy PartitionStrategy
 	// Watch is how long the old checkpoints must stay still before they are
 	// believed. A processor of pupsourcing that has something to do begins a batch
 	// within 100ms of the last, and a batch that has begun is waited for however long
@@ -90,7 +101,7 @@ type OldCheckpoints struct {
 type Result struct {
 	Projection string
 	ReplicaSet orchestrator.ReplicaSetName
-	// Partitions are the old ones, in order.
+	// Partitions are the old ones, or segments, in order.
 	Partitions []Partition
 	// Lowest is the lowest of the old positions: nothing at or below it is
 	// handled again.
@@ -125,8 +136,8 @@ func (i Result) String() string {
 		i.Projection, what, i.ReplicaSet, len(i.Partitions), i.Lowest, highest, how)
 }
 
-// Import makes the positions of processors that were run by hand,
-// partition k of a fixed total each, the starting point of a projection here.
+// Import makes the positions of processors of a fixed total, one for each partition or
+// segment k, the starting point of a projection here.
 // Stop them all, import, and start workers: the next generation of the replica
 // set goes on where they stopped. The old checkpoints stay as they are.
 //
@@ -147,11 +158,12 @@ func (i Result) String() string {
 //     time comes either before the import, which is then refused, or after it,
 //     and goes on from the imported positions;
 //   - ErrOldCheckpoints, where old checkpoints are missing, have no position, or
-//     tell of another total. The message names each key;
+//     tell of another total, or of several. The message names each key;
 //   - ErrStillMoving, where an old processor is seen to move: it (or another
 //     import) has its checkpoint locked, or wants to move it while the import
 //     watches with the checkpoint locked, or may be in the midst of a batch,
-//     having read the table in a transaction that does not end;
+//     having read the table in a transaction that does not end; or where a segment
+//     has an owner, or a worker of the consumer gave a sign of life in the last 30s;
 //   - ErrProjectionTaken, ErrSchema and ErrInvalidConfig.
 //
 // The watch can't see a processor that has nothing to do, reads its checkpoint
@@ -172,7 +184,7 @@ func Import(ctx context.Context, cfg Config) (Result, error) {
 	if err != nil {
 		return Result{}, err
 	}
-	keys, err := cfg.keys()
+	from, err := cfg.source()
 	if err != nil {
 		return Result{}, err
 	}
@@ -181,8 +193,7 @@ func Import(ctx context.Context, cfg Config) (Result, error) {
 		return Result{}, redact.Error(err)
 	}
 	done := Result{Projection: cfg.Projection, ReplicaSet: cfg.ReplicaSet, DryRun: cfg.DryRun}
-	old := cfg.Old.table()
-	err = s.Import(ctx, old, func(i *store.Import) error { return cfg.run(ctx, i, keys, &done) })
+	err = s.Import(ctx, from.table(), func(i *store.Import) error { return cfg.run(ctx, i, from, &done) })
 	switch taken := (*store.TakenError)(nil); {
 	case errors.Is(err, errDry):
 		err = nil
@@ -201,35 +212,48 @@ func Import(ctx context.Context, cfg Config) (Result, error) {
 	return done, err
 }
 
+// A source is where old checkpoints are.
+type source interface {
+	table() store.OldTable
+	// lock locks the rows of the projection and returns what each is called and its
+	// position, in the order of the partitions, or what speaks against them.
+	lock(ctx context.Context, c Config, i *store.Import) (keys []string, positions []int64, err error)
+	// idle returns an error if a processor has given a sign of life lately.
+	idle(ctx context.Context, c Config, i *store.Import) error
+}
+
+func (c Config) source() (source, error) {
+	if c.Segments != nil {
+		return *c.Segments, nil
+	}
+	return c.keys()
+}
+
 // errDry rolls a dry run back.
 var errDry = errors.New("dry run")
 
 // run is the import, in its transaction. The old rows are locked first, and for
 // as long as the watch: that is in nobody's way but the old processors'. What
 // workers wait for is locked last.
-func (c Config) run(ctx context.Context, i *store.Import, keys oldKeys, done *Result) error {
+func (c Config) run(ctx context.Context, i *store.Import, from source, done *Result) error {
 	if err := c.fresh(ctx, i); err != nil { // before the watch, to say so at once
 		return err
 	}
-	rows, busy, err := i.Lock(ctx, keys.all())
+	keys, positions, err := from.lock(ctx, c, i)
 	if err != nil {
 		return err
-	}
-	if len(busy) > 0 {
-		return fmt.Errorf("%w: somebody else has %s in %s locked, a processor that is writing or another import; stop the processors, then import", ErrStillMoving, quoted(busy), c.Old.table().Name())
-	}
-	positions, err := keys.positions(rows)
-	if err != nil {
-		return fmt.Errorf("%w: %w (table %s, importer.Config.Total %d)", ErrOldCheckpoints, err, c.Old.table().Name(), c.Total)
 	}
 	next := protocol.Adopt(positions)
 	done.Lowest, done.Exact = slices.Min(positions), true
 	for k, p := range positions {
-		part := Partition{Key: keys.parts[k], Position: p, Start: next[k%len(next)].Position}
+		part := Partition{Key: keys[k], Position: p, Start: next[k%len(next)].Position}
 		done.Partitions = append(done.Partitions, part)
 		done.Exact = done.Exact && part.Start == part.Position
 	}
-	if err := c.watch(ctx, i); err != nil {
+	if err := c.watch(ctx, i, from.table().Name()); err != nil {
+		return err
+	}
+	if err := from.idle(ctx, c, i); err != nil { // who was there when the watch began, and was silent
 		return err
 	}
 	if err := i.Claim(ctx, c.Projection); err != nil {
@@ -260,7 +284,7 @@ func (c Config) fresh(ctx context.Context, i *store.Import) error {
 }
 
 // watch looks at who uses the old table until it is clear whether it is still.
-func (c Config) watch(ctx context.Context, i *store.Import) error {
+func (c Config) watch(ctx context.Context, i *store.Import, table string) error {
 	quiet := protocol.Quiet{Watch: c.Watch}
 	tick := time.NewTicker(min(c.Watch/10+time.Millisecond, 100*time.Millisecond))
 	defer tick.Stop()
@@ -274,9 +298,9 @@ func (c Config) watch(ctx context.Context, i *store.Import) error {
 		case protocol.Still:
 			return nil
 		case protocol.Moving:
-			return fmt.Errorf("%w: %s waits to move a checkpoint in %s; stop the processors, then import", ErrStillMoving, backends(holders), c.Old.table().Name())
+			return fmt.Errorf("%w: %s waits to move a checkpoint in %s; stop the processors, then import", ErrStillMoving, backends(holders), table)
 		case protocol.Open:
-			return fmt.Errorf("%w: %s has read %s and is still in that transaction: perhaps a processor in the midst of a batch; end it, or wait until it has ended, then import", ErrStillMoving, backends(holders), c.Old.table().Name())
+			return fmt.Errorf("%w: %s has read %s and is still in that transaction: perhaps a processor in the midst of a batch; end it, or wait until it has ended, then import", ErrStillMoving, backends(holders), table)
 		}
 		select {
 		case <-tick.C:
@@ -303,6 +327,14 @@ func (c Config) withDefaults() (Config, error) {
 	if c.DB == nil {
 		return c, importError("DB", "is nil; open a database with sql.Open")
 	}
+	if c.Segments != nil {
+		if c.Old.Schema != "" || c.Old.Table != "" || c.Old.KeyColumn != "" || c.Old.PositionColumn != "" || c.Old.Key != nil {
+			return c, importError("Segments", "is set, and so is Old; the checkpoints are in one of the two")
+		}
+		s := *c.Segments
+		s.Table, s.WorkersTable = cmp.Or(s.Table, "consumer_segments"), cmp.Or(s.WorkersTable, "consumer_workers")
+		c.Segments = &s
+	}
 	for _, d := range []struct {
 		value    *string
 		fallback string
@@ -327,11 +359,25 @@ func (c Config) withDefaults() (Config, error) {
 			return c, importError(n.field, problem)
 		}
 	}
+	if s := c.Segments; s != nil {
+		for _, n := range []struct{ field, name string }{
+			{"Segments.Table", s.Table}, {"Segments.WorkersTable", s.WorkersTable}, {"Segments.Schema", cmp.Or(s.Schema, "public")},
+		} {
+			if problem := store.NameProblem(n.name); problem != "" {
+				return c, importError(n.field, problem)
+			}
+		}
+	}
 	switch {
 	case c.Total < 1 || c.Total > protocol.Slots:
 		return c, importError("Total", fmt.Sprintf("is %d; it must be between 1 (run alone) and %d", c.Total, protocol.Slots))
 	case c.Watch < 0:
 		return c, importError("Watch", fmt.Sprintf("is %s; it can't be negative", c.Watch))
+	}
+	if c.Strategy != nil {
+		if problem := strategyProblem(c.Strategy, c.Total); problem != "" {
+			return c, importError("Strategy", problem)
+		}
 	}
 	return c, nil
 }
@@ -353,13 +399,14 @@ func pupsourcingKey(projection string, partition, total int) string {
 
 // oldKeys are the keys that a projection has, and those that it could have.
 type oldKeys struct {
+	old   OldCheckpoints
 	parts []string // of the partitions
 	alone string   // of the only one, where the projection is run alone
 	many  []string // of the partitions of as many as there may be
 }
 
 func (c Config) keys() (oldKeys, error) {
-	k := oldKeys{alone: c.Old.Key(c.Projection, 0, 1)}
+	k := oldKeys{old: c.Old, alone: c.Old.Key(c.Projection, 0, 1)}
 	for p := range c.Total {
 		key := c.Old.Key(c.Projection, p, c.Total)
 		if key == "" {
@@ -375,6 +422,26 @@ func (c Config) keys() (oldKeys, error) {
 	}
 	return k, nil
 }
+
+func (k oldKeys) table() store.OldTable { return k.old.table() }
+
+func (k oldKeys) lock(ctx context.Context, c Config, i *store.Import) (keys []string, positions []int64, err error) {
+	rows, busy, err := i.Lock(ctx, k.all())
+	if err != nil {
+		return nil, nil, err
+	}
+	if len(busy) > 0 {
+		return nil, nil, lockedError(k.table(), busy)
+	}
+	positions, err = k.positions(rows)
+	if err != nil {
+		return nil, nil, fmt.Errorf("%w: %w (table %s, importer.Config.Total %d)", ErrOldCheckpoints, err, k.table().Name(), c.Total)
+	}
+	return k.parts, positions, nil
+}
+
+// idle: these processors give no sign of life but what the watch sees.
+func (k oldKeys) idle(context.Context, Config, *store.Import) error { return nil }
 
 func (k oldKeys) all() []string {
 	all := slices.Concat(k.parts, k.many, []string{k.alone})

@@ -5,6 +5,8 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"slices"
+	"time"
 
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
 	"github.com/getpup/pupsourcing-orchestrator/internal/sqltext"
@@ -186,4 +188,72 @@ func (i *Import) Write(ctx context.Context, projection string, checkpoints []pro
 		return fmt.Errorf("write the checkpoints of projection %q: %w", projection, err)
 	}
 	return nil
+}
+
+// A Segment is the checkpoint of one segment of a consumer, as github.com/pupsourcing/core
+// keeps it.
+type Segment struct {
+	ID, Total int64
+	Owner     string // the worker that has claimed it; "": none
+	Position  int64
+}
+
+// The checkpoint is one that a processor moves only as the owner of the segment. A segment
+// that nobody has claimed can be claimed only by who gets its row (FOR UPDATE SKIP LOCKED).
+var (
+	lockSegmentsSQL = sqltext.New(`
+SELECT segment_id::bigint, total_segments::bigint, coalesce(owner_id::text, ''), checkpoint::bigint FROM {table}
+ WHERE consumer_name::text = {projection} ORDER BY segment_id FOR UPDATE SKIP LOCKED`)
+	listSegmentsSQL = sqltext.New(`SELECT segment_id::text FROM {table} WHERE consumer_name::text = {projection} ORDER BY segment_id`)
+)
+
+// LockSegments locks the rows of a consumer's segments, and returns them. busy are those
+// that somebody else has locked.
+func (i *Import) LockSegments(ctx context.Context, consumer string) (segments []Segment, busy []string, err error) {
+	values := sqltext.Values{"table": sqltext.SQL(i.old.Name()), "projection": consumer}
+	rows, err := i.store.query(ctx, i.tx, lockSegmentsSQL, values)
+	if err != nil {
+		return nil, nil, fmt.Errorf("lock the segments in %s: %w", i.old.Name(), err)
+	}
+	defer rows.Close()
+	have := map[string]bool{}
+	for rows.Next() {
+		var s Segment
+		if err := rows.Scan(&s.ID, &s.Total, &s.Owner, &s.Position); err != nil {
+			return nil, nil, fmt.Errorf("read a segment in %s: %w", i.old.Name(), err)
+		}
+		segments = append(segments, s)
+		have[fmt.Sprint(s.ID)] = true
+	}
+	if err := rows.Err(); err != nil {
+		return nil, nil, fmt.Errorf("lock the segments in %s: %w", i.old.Name(), err)
+	}
+	all, err := i.store.strings(ctx, i.tx, listSegmentsSQL, values)
+	if err != nil {
+		return nil, nil, fmt.Errorf("list the segments in %s: %w", i.old.Name(), err)
+	}
+	return segments, slices.DeleteFunc(all, func(id string) bool { return have[id] }), nil
+}
+
+var segmentWorkersSQL = sqltext.New(`
+SELECT worker_id::text, last_heartbeat::timestamptz, {clock}::timestamptz FROM {table}
+ WHERE consumer_name::text = {projection} ORDER BY last_heartbeat DESC LIMIT 1`)
+
+// SegmentWorker returns the worker that was the last to give a sign of life among those
+// that are registered for a consumer, and how long ago that was. "": none is registered.
+func (i *Import) SegmentWorker(ctx context.Context, workers OldTable, consumer string) (worker string, ago time.Duration, err error) {
+	var beat, now time.Time
+	if workers.Schema == "" {
+		if workers.Schema, _, err = sqltext.Find(ctx, i.tx, workers.Table); err != nil {
+			return "", 0, err
+		}
+	}
+	err = i.store.row(ctx, i.tx, segmentWorkersSQL, sqltext.Values{"table": sqltext.SQL(workers.Name()), "projection": consumer}, &worker, &beat, &now)
+	if errors.Is(err, sql.ErrNoRows) {
+		return "", 0, nil
+	}
+	if err != nil {
+		return "", 0, fmt.Errorf("look for workers in %s: %w", workers.Name(), err)
+	}
+	return worker, now.Sub(beat), nil
 }

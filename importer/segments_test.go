@@ -347,3 +347,23 @@ func TestSegmentsThatMove(t *testing.T) {
 		}
 	})
 }
+
+// The one checkpoint of a consumer of eventsalsa/worker, as docs/successors.md has it.
+func TestOneCheckpointOfAConsumer(t *testing.T) {
+	t.Parallel()
+	w := newSegmentWorld(t)
+	w.exec(`CREATE TABLE consumer_checkpoints (
+		consumer_name text PRIMARY KEY, last_position bigint NOT NULL DEFAULT 0,
+		created_at timestamptz NOT NULL DEFAULT now(), updated_at timestamptz NOT NULL DEFAULT now())`)
+	w.exec(`INSERT INTO consumer_checkpoints VALUES ('orders', 811), ('others', 4)`)
+	cfg := w.importing(1)
+	cfg.Segments, cfg.Old = nil, importer.OldCheckpoints{Table: "consumer_checkpoints", KeyColumn: "consumer_name", PositionColumn: "last_position"}
+	got, err := importer.Import(t.Context(), cfg)
+	if err != nil || !got.Exact || got.Lowest != 811 {
+		t.Errorf("%+v, %v", got, err)
+	}
+	cfg.Projection = "new"
+	if _, err := importer.Import(t.Context(), cfg); !errors.Is(err, importer.ErrOldCheckpoints) {
+		t.Errorf("of a consumer without a checkpoint: %v", err)
+	}
+}

@@ -79,7 +79,7 @@ VALUES ($1, 14, $2, '1 joined', now() - interval '3 hours 12 min', now() - inter
 }
 
 // worker adds a worker, and what it has reported of one partition.
-func (s *scene) worker(set, id string, k, total int, state string, change func(*orchestrator.LaneReport)) {
+func (s *scene) worker(set, id string, k, total int, state orchestrator.WorkerState, change func(*orchestrator.LaneReport)) {
 	s.t.Helper()
 	partitions, lanes := []int{k}, []orchestrator.LaneReport{}
 	if k < 0 {

@@ -27,6 +27,7 @@ import (
 // and rolled back. What they did is checked against S1 to S6; that they catch
 // up in the end is L1.
 func TestManyWorkersComeAndGo(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	h := &testworld.History{}
 	const workers, rounds = 8, 3

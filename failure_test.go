@@ -63,7 +63,7 @@ func TestManyWorkersComeAndGo(t *testing.T) {
 	h.Check(t)
 	w.CheckEffects(testworld.Names...)
 	t.Logf("events %d, generations %d, handler calls %d", w.Number(`SELECT count(*) FROM events`),
-		w.Number(`SELECT generation FROM orchestrator_replica_sets`), h.Calls())
+		w.Generation(), h.Calls())
 }
 
 // appendUntil appends events of the aggregates of writer a, in transactions of
@@ -400,7 +400,7 @@ func TestStopOnFailure(t *testing.T) {
 			if n := w.Handled(kind); n != 42 {
 				t.Errorf("%d events are handled, want the 42 before", n)
 			}
-			if n := w.Number(`SELECT count(*) FROM orchestrator_workers`); n != 0 {
+			if n := w.Members(); n != 0 {
 				t.Errorf("%d workers are left behind", n)
 			}
 		})
@@ -468,7 +468,7 @@ func TestGracefulStopFinishesTheEventInHand(t *testing.T) {
 	if n := w.Handled("transactional"); n != 3 {
 		t.Errorf("%d events are committed, want the 3 that were begun", n)
 	}
-	if n := w.Number(`SELECT count(*) FROM orchestrator_workers`); n != 0 {
+	if n := w.Members(); n != 0 {
 		t.Errorf("%d workers are left behind", n)
 	}
 	w.checkEffectsSoFar("transactional")
@@ -600,7 +600,7 @@ func TestQuietHandlersInALongBatch(t *testing.T) {
 	w.Append(60)
 	r := testworld.Run(t, cfg, quiet{})
 	pgtest.Eventually(t, "all events are passed", func() bool {
-		return w.Number(`SELECT min(position) FROM orchestrator_checkpoints`) >= w.Number(`SELECT max(global_position) FROM events`)
+		return w.Reached() >= w.Number(`SELECT max(global_position) FROM events`)
 	})
 	r.Stop()
 }

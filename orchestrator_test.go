@@ -93,7 +93,7 @@ func TestStaysStill(t *testing.T) {
 		}
 	})
 	beats := w.heartbeats(40)
-	if now := w.Number(`SELECT generation FROM orchestrator_replica_sets`); now != generation {
+	if now := w.Generation(); now != generation {
 		t.Errorf("generation %d follows %d without a change of membership", now, generation)
 	}
 	if after := f.Commits.Load(); after != commits {

@@ -120,7 +120,7 @@ func TestCatchUp(t *testing.T) {
 			t.Fatal(err)
 		}
 		w.CheckEffects(append(testworld.Exact, "plain")...)
-		if n := w.Number(`SELECT count(*) FROM orchestrator_workers`); n != 0 {
+		if n := w.Members(); n != 0 {
 			t.Errorf("%d workers are left", n)
 		}
 	}

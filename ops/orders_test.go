@@ -80,7 +80,7 @@ func TestPauseAll(t *testing.T) {
 	first.Stop() // nobody waits for lanes that were never started
 	w.Active("set", 1)
 	again, err := ops.PauseAll(ctx, w.DB, "set")
-	if now := w.Number(`SELECT generation FROM orchestrator_replica_sets`); err != nil || again != now || again <= generation {
+	if now := w.Generation(); err != nil || again != now || again <= generation {
 		t.Errorf("to pause again opened generation %d, now %d, %v", again, now, err)
 	}
 	w.Ordered("set")(ops.ResumeAll(ctx, w.DB, "set"))

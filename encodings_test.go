@@ -100,7 +100,7 @@ func TestEncodings(t *testing.T) {
 			}}.Transactional()
 			r := testworld.Run(t, cfg, failing)
 			pgtest.Eventually(t, "the event is parked, and a report is there", func() bool {
-				return w.Number(`SELECT count(*) FROM orchestrator_parked WHERE attempts > 0`) == 1 && w.Number(`SELECT count(*) FROM orchestrator_reports`) == 1
+				return w.Number(`SELECT count(*) FROM orchestrator_parked WHERE attempts > 0`) == 1 && w.Reports() == 1
 			})
 			list, err := ops.Parked(t.Context(), db, "transactional", 10)
 			if err != nil || len(list) == 0 || !strings.Contains(list[0].Error, "quoted") {

@@ -28,6 +28,7 @@ import (
 // and rolled back. What they did is checked against S1 to S6; that they catch
 // up in the end is L1.
 func TestManyWorkersComeAndGo(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	h := &testworld.History{}
 	const workers, rounds = 8, 3
@@ -63,7 +64,7 @@ func TestManyWorkersComeAndGo(t *testing.T) {
 	h.Check(t)
 	w.CheckEffects(testworld.Names...)
 	t.Logf("events %d, generations %d, handler calls %d", w.Number(`SELECT count(*) FROM events`),
-		w.Number(`SELECT generation FROM orchestrator_replica_sets`), h.Calls())
+		w.Generation(), h.Calls())
 }
 
 // appendUntil appends events of the aggregates of writer a, in transactions of
@@ -405,7 +406,7 @@ func TestStopOnFailure(t *testing.T) {
 			if n := w.Handled(kind); n != 42 {
 				t.Errorf("%d events are handled, want the 42 before", n)
 			}
-			if n := w.Number(`SELECT count(*) FROM orchestrator_workers`); n != 0 {
+			if n := w.Members(); n != 0 {
 				t.Errorf("%d workers are left behind", n)
 			}
 		})
@@ -473,7 +474,7 @@ func TestGracefulStopFinishesTheEventInHand(t *testing.T) {
 	if n := w.Handled("transactional"); n != 3 {
 		t.Errorf("%d events are committed, want the 3 that were begun", n)
 	}
-	if n := w.Number(`SELECT count(*) FROM orchestrator_workers`); n != 0 {
+	if n := w.Members(); n != 0 {
 		t.Errorf("%d workers are left behind", n)
 	}
 	w.checkEffectsSoFar("transactional")
@@ -605,7 +606,7 @@ func TestQuietHandlersInALongBatch(t *testing.T) {
 	w.Append(60)
 	r := testworld.Run(t, cfg, quiet{})
 	pgtest.Eventually(t, "all events are passed", func() bool {
-		return w.Number(`SELECT min(position) FROM orchestrator_checkpoints`) >= w.Number(`SELECT max(global_position) FROM events`)
+		return w.Reached() >= w.Number(`SELECT max(global_position) FROM events`)
 	})
 	r.Stop()
 }

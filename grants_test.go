@@ -121,7 +121,7 @@ func TestGrantsOfAWorker(t *testing.T) {
 	cfg.Notifier = notifier(t, w.URL)
 	testworld.Run(t, cfg, testworld.Effects{Projection: "transactional"}.Transactional())
 	pgtest.Eventually(t, "both are there", func() bool {
-		return g.Number(`SELECT count(*) FROM orchestrator_workers WHERE presence_number > 0`) == 2
+		return g.Proving() == 2
 	})
 	c.signal(syscall.SIGKILL)
 	<-c.done

@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/lib/pq"
+
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
 	"github.com/getpup/pupsourcing-orchestrator/internal/testworld"
@@ -30,9 +32,13 @@ type seen struct {
 func (s seen) Name() string                      { return s.name }
 func (s seen) AggregateTypes() []string          { return s.types }
 func (s seen) BoundedContexts() []string         { return nil }
-func (seen) Handle(context.Context, rowOf) error { panic("it is transactional") }
-func (s seen) HandleTx(ctx context.Context, tx orchestrator.Tx, e rowOf) error {
-	_, err := tx.ExecContext(ctx, `INSERT INTO seen VALUES ($1, $2)`, s.name, e.position)
+func (seen) Handle(context.Context, rowOf) error { panic("it takes batches") }
+func (s seen) HandleBatch(ctx context.Context, tx orchestrator.Tx, events []rowOf) error {
+	var positions []int64
+	for _, e := range events {
+		positions = append(positions, e.position)
+	}
+	_, err := tx.ExecContext(ctx, `INSERT INTO seen SELECT $1, unnest($2::bigint[])`, s.name, pq.Array(positions))
 	return err
 }
 

@@ -48,7 +48,7 @@ func TestACrashIsNoticedAtOnce(t *testing.T) {
 	c.says("hanging")
 	testworld.Run(t, w.longLease(), testworld.Effects{Projection: "transactional"}.Transactional())
 	pgtest.Eventually(t, "both are there", func() bool {
-		return w.Number(`SELECT count(*) FROM orchestrator_workers WHERE presence_number > 0`) == 2
+		return w.Proving() == 2
 	})
 	c.signal(syscall.SIGKILL)
 	<-c.done
@@ -204,7 +204,7 @@ func TestGivenUpAmidACall(t *testing.T) {
 				}
 			})
 			testworld.Run(t, other, testworld.Effects{Projection: "plain"}.Plain(w.DB))
-			pgtest.Eventually(t, "another has joined", func() bool { return w.Number(`SELECT count(*) FROM orchestrator_workers`) == 2 })
+			pgtest.Eventually(t, "another has joined", func() bool { return w.Members() == 2 })
 			holdBack.Store(true)
 			if test.amid == "an attach" {
 				w.Exec(`SELECT pg_terminate_backend($1)`, pid)
@@ -215,7 +215,7 @@ func TestGivenUpAmidACall(t *testing.T) {
 			close(answer)
 			since := looks.Load()
 			pgtest.Eventually(t, "the other has looked", func() bool { return looks.Load() > since+2 })
-			if n := w.Number(`SELECT count(*) FROM orchestrator_workers WHERE presence_number > 0`); n != 2 {
+			if n := w.Proving(); n != 2 {
 				t.Errorf("%d workers have a session of their own, want 2", n)
 			}
 			if n := w.Number(held); n != 2 {

@@ -93,7 +93,7 @@ func TestStaysStill(t *testing.T) {
 		}
 	})
 	beats := w.heartbeats(40)
-	if now := w.Number(`SELECT generation FROM orchestrator_replica_sets`); now != generation {
+	if now := w.Generation(); now != generation {
 		t.Errorf("generation %d follows %d without a change of membership", now, generation)
 	}
 	if after := f.Commits.Load(); after != commits {
@@ -136,6 +136,7 @@ func (w *world) heartbeats(n int) int {
 // Events that belong to other partitions cost no commit each: a lane that
 // owns none of them commits a few times, however many it passes.
 func TestSkippedEventsCostNoCommits(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	// All events are of one aggregate, so one of two partitions has none.
 	w.Exec(`

@@ -3,7 +3,6 @@ package orchestrator_test
 import (
 	"database/sql"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"net/url"
@@ -62,6 +61,8 @@ default_pool_size = 8
 max_client_conn = 200
 server_round_robin = 1
 ignore_startup_parameters = extra_float_digits
+log_connections = 0
+log_disconnections = 0
 `, u.Hostname(), u.Port(), u.User.Username(), password, port)
 	if err := os.WriteFile(config, []byte(text), 0o644); err != nil {
 		t.Fatal(err)
@@ -76,7 +77,7 @@ ignore_startup_parameters = extra_float_digits
 		args = append([]string{"-u", "nobody"}, args...)
 	}
 	cmd := exec.Command(program, args...)
-	cmd.Stderr = io.Discard
+	cmd.Stderr = t.Output() // why it has ended, should it
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}

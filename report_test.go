@@ -233,9 +233,9 @@ SELECT count(*) FROM orchestrator_reports r JOIN orchestrator_workers w ON w.rep
 		t.Errorf("%s is read as %+v, %v", text, report, err)
 	}
 	b.Stop()
-	pgtest.Eventually(t, "the report of who has left is gone", func() bool { return w.Number(`SELECT count(*) FROM orchestrator_reports`) == 1 })
+	pgtest.Eventually(t, "the report of who has left is gone", func() bool { return w.Reports() == 1 })
 	a.Stop()
-	if n := w.Number(`SELECT count(*) FROM orchestrator_reports`); n != 0 {
+	if n := w.Reports(); n != 0 {
 		t.Errorf("%d reports of workers that have left", n)
 	}
 }
@@ -269,7 +269,7 @@ func TestReportsThatAreLocked(t *testing.T) {
 		t.Fatal(err)
 	}
 	noticed.Wait(t, "status reports are written again")
-	pgtest.Eventually(t, "there is a report", func() bool { return w.Number(`SELECT count(*) FROM orchestrator_reports`) == 1 })
+	pgtest.Eventually(t, "there is a report", func() bool { return w.Reports() == 1 })
 	r.Stop()
 	if n := len(failedBeats(s)) + len(testworld.Told[orchestrator.LeaseLost](s)); n != 0 {
 		t.Errorf("%d heartbeats failed, or leases were lost", n)

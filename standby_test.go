@@ -306,6 +306,6 @@ func TestTheOwnSessionIsAtThePrimary(t *testing.T) {
 		r := testworld.Run(t, cfg, testworld.Effects{Projection: "transactional"}.Transactional())
 		pgtest.Eventually(t, "both have sessions at the primary", func() bool { return w.Number(held) == 2 })
 		r.Stop()
-		pgtest.Eventually(t, "it has left", func() bool { return w.Number(`SELECT count(*) FROM orchestrator_workers`) == 1 })
+		pgtest.Eventually(t, "it has left", func() bool { return w.Members() == 1 })
 	}
 }

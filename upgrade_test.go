@@ -114,7 +114,7 @@ func TestUpgradeFromVersion2(t *testing.T) {
 		t.Errorf("the old program has committed position %d, want 61", n)
 	}
 	does("leave")
-	if n := w.Number(`SELECT count(*) FROM orchestrator_reports`); n != 0 {
+	if n := w.Reports(); n != 0 {
 		t.Errorf("%d reports of nobody", n)
 	}
 

@@ -80,7 +80,7 @@ func TestPauseAll(t *testing.T) {
 	first.Stop() // nobody waits for lanes that were never started
 	w.Active("set", 1)
 	again, err := ops.PauseAll(ctx, w.DB, "set")
-	if now := w.Number(`SELECT generation FROM orchestrator_replica_sets`); err != nil || again != now || again <= generation {
+	if now := w.Generation(); err != nil || again != now || again <= generation {
 		t.Errorf("to pause again opened generation %d, now %d, %v", again, now, err)
 	}
 	w.Ordered("set")(ops.ResumeAll(ctx, w.DB, "set"))
@@ -92,6 +92,7 @@ func TestPauseAll(t *testing.T) {
 // A rewind under load replays exactly what is above the position: what was in
 // flight when it was ordered is committed before it, or not at all.
 func TestRewind(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	ctx, h := t.Context(), &testworld.History{}
 	cfg := w.Config(w.DB, "set")
@@ -122,6 +123,7 @@ func TestRewind(t *testing.T) {
 
 // Forward, and with nobody there: the next worker starts from the position.
 func TestRewindWithoutWorkers(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	cfg := w.Config(w.DB, "set")
 	w.Append(50)

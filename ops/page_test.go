@@ -75,6 +75,7 @@ func (w *world) aSet(set string, projections ...string) {
 }
 
 func TestStatusPageNegotiation(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	h := ops.StatusHandler(w.DB)
 	for _, c := range []struct{ accept, want string }{
@@ -101,6 +102,7 @@ func TestStatusPageNegotiation(t *testing.T) {
 }
 
 func TestStatusPageJSON(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.aSet("billing", "invoices")
 	w.aSet("main", "users")
@@ -130,6 +132,7 @@ func TestStatusPageJSON(t *testing.T) {
 }
 
 func TestStatusPageHeaders(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	got := ask(ops.StatusHandler(w.DB), "GET", "/", "", "Accept", "text/html")
 	policy := got.Header.Get("Content-Security-Policy")
@@ -156,6 +159,7 @@ func TestStatusPageHeaders(t *testing.T) {
 
 // Names are data, in JSON as on the page (which internal/integration/browser looks at).
 func TestStatusPageEscapes(t *testing.T) {
+	t.Parallel()
 	const evil = `<script>alert(1)</script>`
 	w := newWorld(t)
 	w.aSet("main", evil)
@@ -174,6 +178,7 @@ func TestStatusPageEscapes(t *testing.T) {
 }
 
 func TestStatusPageMethods(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	for _, c := range []struct {
 		h     http.Handler
@@ -198,6 +203,7 @@ func TestStatusPageMethods(t *testing.T) {
 }
 
 func TestStatusPageActions(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.aSet("main", "users", "orders")
 	w.Exec(`INSERT INTO orchestrator_parked VALUES ('users', 68, 1, 'a', 'no such user', 3, now()), ('users', 69, 1, 'a', '', 0, now())`)
@@ -273,6 +279,7 @@ func TestStatusPageActions(t *testing.T) {
 
 // No page of another site can give an order.
 func TestStatusPageCrossSite(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.aSet("main", "users")
 	const order = `{"action":"pause","replica_set":"main","all":true}`
@@ -355,6 +362,7 @@ func TestStatusPageDatabaseAway(t *testing.T) {
 
 // No table: waiting does not help, and the answer says what does.
 func TestStatusPageWithoutSchema(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.Exec(`DROP TABLE orchestrator_schema CASCADE`)
 	if got := askStatus(t, ops.StatusHandler(w.DB), "/", 500); !strings.Contains(got.Error, "RunMigrations") {
@@ -364,6 +372,7 @@ func TestStatusPageWithoutSchema(t *testing.T) {
 
 // It works under any address, with or without a slash at the end.
 func TestStatusPageMounted(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	mux := http.NewServeMux()
 	h := ops.StatusHandler(w.DB)

@@ -19,8 +19,10 @@ import (
 // A retry that fails again leaves its event where it is, without the request; the
 // later ones wait. A retry whose COMMIT is not heard of has its effect once.
 func TestRetryParked(t *testing.T) {
+	t.Parallel()
 	for _, happened := range []bool{true, false} {
 		t.Run(fmt.Sprintf("happened=%t", happened), func(t *testing.T) {
+			t.Parallel()
 			w := newWorld(t)
 			db, f := testworld.Faulty(t, w.URL)
 			var mended, retrying atomic.Bool
@@ -84,6 +86,7 @@ func TestRetryParked(t *testing.T) {
 
 // What is discarded is never handled, and what is not waits until it is asked for.
 func TestDiscardParked(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.Append(200)
 	var mended atomic.Bool
@@ -115,6 +118,7 @@ func TestDiscardParked(t *testing.T) {
 
 // An event that is no longer in the store stays parked, with an error that says so.
 func TestRetryParkedEventThatIsGone(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.Append(100)
 	var mended atomic.Bool
@@ -136,6 +140,7 @@ func TestRetryParkedEventThatIsGone(t *testing.T) {
 }
 
 func TestParkedErrors(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	r := testworld.Run(t, w.Config(w.DB, "set"), testworld.Effects{Projection: "p"}.Transactional())
 	w.Active("set", 1)

@@ -74,6 +74,7 @@ func (w *world) work(query string, args ...any) (rows float64, passes map[string
 // The work of a status grows with what there is, and not with the product of
 // partitions and parked events, or of workers and partitions.
 func TestStatusOfALargeSet(t *testing.T) {
+	t.Parallel()
 	const workers, partitions, parked = 300, 200, 20_000
 	w := newWorld(t)
 	w.largeSet(workers, partitions, parked)

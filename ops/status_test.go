@@ -98,6 +98,7 @@ func (w *world) still(set orchestrator.ReplicaSetName, want ops.Wait, text strin
 
 // Each set is itself alone, and one that has never run is an error.
 func TestReplicaSets(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	sets := func() []orchestrator.ReplicaSetName {
 		names, err := ops.ReplicaSets(t.Context(), w.DB)
@@ -109,8 +110,9 @@ func TestReplicaSets(t *testing.T) {
 	if names := sets(); len(names) != 0 {
 		t.Errorf("no worker has ever run, and there are %q", names)
 	}
+	var workers []*testworld.Running
 	for _, name := range []orchestrator.ReplicaSetName{"second", "first"} {
-		testworld.Run(t, w.Config(w.DB, name), testworld.Effects{Projection: "of " + string(name)}.Transactional())
+		workers = append(workers, testworld.Run(t, w.Config(w.DB, name), testworld.Effects{Projection: "of " + string(name)}.Transactional()))
 		w.Active(name, 1)
 	}
 	if names := sets(); !slices.Equal(names, []orchestrator.ReplicaSetName{"first", "second"}) {
@@ -122,6 +124,9 @@ func TestReplicaSets(t *testing.T) {
 	if _, err := ops.Status(t.Context(), w.DB, "third"); !errors.Is(err, ops.ErrNoReplicaSet) || !strings.Contains(err.Error(), `"third"`) {
 		t.Errorf("a set that there is not: %v", err)
 	}
+	for _, r := range workers {
+		r.Stop() // or they would try for a while to leave what is not there
+	}
 	w.Exec(`DROP TABLE orchestrator_checkpoints CASCADE`)
 	if _, err := ops.Status(t.Context(), w.DB, "first"); err == nil || !strings.Contains(err.Error(), "orchestrator_checkpoints") || strings.Contains(err.Error(), "JSON") {
 		t.Errorf("without a table: %v", err)
@@ -132,6 +137,7 @@ func TestReplicaSets(t *testing.T) {
 // over is said to be; a partition that nobody has is said once the generation is
 // active, and not of a projection that is paused.
 func TestStatusAfterACrash(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.Exec(`INSERT INTO orchestrator_replica_sets (name, generation, phase, total) VALUES ('set', 5, 'draining', 2)`)
 	w.Exec(`
@@ -373,6 +379,7 @@ func TestStatusSaysWhatStandsStill(t *testing.T) {
 
 // What workers have reported is told as they said it.
 func TestStatusOfReports(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.Exec(`INSERT INTO orchestrator_replica_sets (name, generation, total) VALUES ('set', 3, 1)`)
 	w.Exec(`

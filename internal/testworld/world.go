@@ -250,3 +250,39 @@ func (w *World) Positions(query string, args ...any) (out []int64) {
 	}
 	return out
 }
+
+// Members returns how many workers there are, in all replica sets.
+func (w *World) Members() int64 {
+	w.T.Helper()
+	return w.Number(`SELECT count(*) FROM orchestrator_workers`)
+}
+
+// Proving returns how many of them show by a session of their own that they are there.
+func (w *World) Proving() int64 {
+	w.T.Helper()
+	return w.Number(`SELECT count(*) FROM orchestrator_workers WHERE presence_number > 0`)
+}
+
+// Sets returns how many replica sets have ever had a worker.
+func (w *World) Sets() int64 {
+	w.T.Helper()
+	return w.Number(`SELECT count(*) FROM orchestrator_replica_sets`)
+}
+
+// Generation returns the generation of the only replica set.
+func (w *World) Generation() int64 {
+	w.T.Helper()
+	return w.Number(`SELECT generation FROM orchestrator_replica_sets`)
+}
+
+// Reached returns the lowest position of all checkpoints; 0: there are none.
+func (w *World) Reached() int64 {
+	w.T.Helper()
+	return w.Number(`SELECT min(position) FROM orchestrator_checkpoints`)
+}
+
+// Reports returns how many workers have said how they are.
+func (w *World) Reports() int64 {
+	w.T.Helper()
+	return w.Number(`SELECT count(*) FROM orchestrator_reports`)
+}

@@ -84,6 +84,7 @@ const (
 	countUnreadable
 	countReadAgain
 	countOutlived
+	countLeftIdle
 	countLaneMissed
 	// Hints of events.
 	countHintsCome
@@ -193,6 +194,7 @@ var counterWords = [counterCount]string{
 	countUnreadable: "an event could not be read",
 	countReadAgain:  "one that could not be read could, when it was to be tried again",
 	countOutlived:   "a handler returned after its worker had given it up",
+	countLeftIdle:   "a handler left its transaction idle until the server ended it",
 	countHintsCome:  "a worker came to hear hints of events",
 	countHintsGone:  "it heard no more of them",
 
@@ -422,6 +424,8 @@ func (t *tally) observe(f fact) {
 		t.counters[countHintsCome]++
 	case hintsGone:
 		t.counters[countHintsGone]++
+	case leftIdle:
+		t.counters[countLeftIdle]++
 	case laneMissed:
 		t.counters[countLaneMissed]++
 	case unreadable:

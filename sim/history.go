@@ -88,6 +88,7 @@ const (
 	parkedDiscarded // from
 	retryFailed     // from
 	lotFull         // from: there is no room to park it
+	leftIdle        // its handler has left its transaction idle for so long that the server has ended it
 	faultLane       // it ends, and tells nobody
 	parkRequested   // by an operator: projection, from, text
 	parkedLeft      // in the end: projection, events
@@ -203,6 +204,8 @@ func (f fact) String() string {
 		fmt.Fprintf(&b, "waits for a proof, %s", lane)
 	case elsewhere:
 		fmt.Fprintf(&b, "has not heard of commit %d to %d, %s, and finds its checkpoint at neither", f.from, f.to, lane)
+	case leftIdle:
+		fmt.Fprintf(&b, "finds its transaction ended, since the handler has left it idle, %s", lane)
 	case faultLane:
 		fmt.Fprintf(&b, "ends without a word (fault), %s", lane)
 	case unreadable:

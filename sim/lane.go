@@ -107,6 +107,9 @@ func (l *lane) next(a protocol.LaneAnswer) {
 func (l *lane) answer(err error, a protocol.LaneAnswer) {
 	facts, failure := l.core.Judge(l.p.now(), store.FactsOf(err), l.cancelled(), l.p.session.Terms())
 	a.Failure, a.Jitter = failure, l.p.rand.Float64()
+	if facts.Idled {
+		l.p.record(l.fact(leftIdle, 0, 0))
+	}
 	if a.Failure == protocol.Fault && l.doing != protocol.LaneHandle {
 		f := l.fact(undone, l.from.Position, l.to.Position)
 		f.events, f.text = slices.Clone(l.handled), "at "+l.doing.String()

@@ -14,17 +14,15 @@ import (
 	root "github.com/getpup/pupsourcing-orchestrator"
 )
 
-// Config configures an Orchestrator. DB, EventStore and ReplicaSet are
-// required; a zero in any other field means its default.
+// Config configures an Orchestrator. DB, EventStore and ReplicaSet are required; a zero in
+// any other field means its default.
 //
-// The workers of one replica set should have the same timeouts.
+// Fields without a comment are those of [root.Config], with the same meaning and the same
+// defaults.
 type Config struct {
-	// DB is the database that has the events table, in which the workers find
-	// each other and in which the progress and the writes of transactional
-	// projections are committed. It needs a connection for coordination, one
-	// to read and, for each projection, one for its transaction, beside those
-	// that handlers take for themselves. Let the pool keep as many idle
-	// (sql.DB.SetMaxIdleConns; its default is 2).
+	// DB is the database that has the events table, in which the workers find each
+	// other, and in which the progress and the writes of transactional projections are
+	// committed. See [root.Config] for how many connections it needs.
 	DB *sql.DB
 	// EventStore is what the events are appended with. It says that they are
 	// in PostgreSQL and in which layout; they are read from EventsTable.
@@ -33,72 +31,31 @@ type Config struct {
 	// there. The store can't be asked for it, so whoever has set it there must
 	// set it here. Default: events, which is pupsourcing's.
 	EventsTable string
-	// ReplicaSet is the group that this worker belongs to: at most 200 bytes,
-	// no control characters.
-	ReplicaSet ReplicaSetName
+	ReplicaSet  ReplicaSetName
+	Schema      string
 
-	// HeartbeatInterval is how often the worker renews its lease and looks for
-	// a new generation. At least 10ms. Default: 5s.
-	HeartbeatInterval time.Duration
-	// StaleWorkerTimeout is the length of the lease: how long after its last
-	// heartbeat a crashed worker's partitions stay idle. At least three times
-	// HeartbeatInterval. Default: 30s.
-	StaleWorkerTimeout time.Duration
-	// CoordinationTimeout is how long a handler may go on after it was asked
-	// to stop. After half of it, the handler's context is cancelled; after all
-	// of it, Run returns ErrCoordinationTimeout. Default: 60s.
+	HeartbeatInterval   time.Duration
+	StaleWorkerTimeout  time.Duration
 	CoordinationTimeout time.Duration
-	// BatchSize is how many events are handled at most between two commits.
-	// Default: 100.
-	BatchSize int
+	BatchSize           int
 
-	// Partitions is how many partitions the worker takes, and handles side by
-	// side. Default: 1.
-	Partitions int
-	// MaxPartitions is the largest number of partitions; workers beyond it
-	// wait as standbys. The newest worker's value is the set's. Default: as
-	// many as there are workers.
-	MaxPartitions int
-	// JoinWindow is how long the first of several joining workers waits for
-	// the others, so that they cost one new generation. Default: 500ms.
-	JoinWindow time.Duration
-	// PollInterval is the longest time between two looks for new events when
-	// there are none. Looks come quickly after an event, and then ever less
-	// often. Default: 1s.
-	PollInterval time.Duration
-	// ReadAheadBytes is about how much of the event stream may be kept in memory:
-	// what is read ahead of the handlers, and what slower projections have still
-	// to handle. It is for all workers of the process with the same DB and
-	// EventsTable; the largest value counts. At least an event is kept. Default:
-	// 16 MiB.
+	Partitions     int
+	MaxPartitions  int
+	JoinWindow     time.Duration
+	PollInterval   time.Duration
 	ReadAheadBytes int
-	// Notifier makes workers react in milliseconds instead of at their next
-	// heartbeat: it listens on one connection to the database of DB. The root module's
-	// package pqnotify has one. See [root.Config]. Default: none.
-	Notifier Notifier
-	// EventsChannel is a channel that you NOTIFY in transactions that append
-	// events. See [root.Config]. Default: none.
-	EventsChannel string
-	// Retry is the delay before a failed event is handled again.
-	Retry Retry
-	// OnFailure says what a handler's failure does. Default: RetryForever.
-	OnFailure FailurePolicy
-	// Failures are for projections, by name, for which it does something else.
-	// Default: none.
-	Failures map[string]FailureRule
-	// LeaseOnly has a crash of this worker noticed only when its lease is over.
-	// See [root.Config].
-	LeaseOnly bool
+	Notifier       Notifier
+	EventsChannel  string
+	Retry          Retry
+	OnFailure      FailurePolicy
+	Failures       map[string]FailureRule
+	LeaseOnly      bool
 
 	// Logger gets a line for each generation and each thing that is wrong, a
 	// warning as an error that says so (level=WARN). For a logger that has only
 	// Info and Error, see WithoutDebug. Default: slog.Default().
-	Logger es.Logger
-	// Observer is told what the worker does, for metrics and traces. Default: none.
-	Observer *Observer
-	// StallAfter is how long a partition of a projection may stand still, although
-	// there is something for it to handle, before that is logged and told to the
-	// Observer, with the reason. Default: 1 minute.
+	Logger     es.Logger
+	Observer   *Observer
 	StallAfter time.Duration
 }
 
@@ -133,6 +90,7 @@ func (c Config) translate(events *eventsTable) root.Config[es.PersistedEvent] {
 		DB:                  c.DB,
 		EventStore:          events,
 		ReplicaSet:          c.ReplicaSet,
+		Schema:              c.Schema,
 		HeartbeatInterval:   c.HeartbeatInterval,
 		StaleWorkerTimeout:  c.StaleWorkerTimeout,
 		CoordinationTimeout: c.CoordinationTimeout,

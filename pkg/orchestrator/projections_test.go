@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/getpup/pupsourcing-orchestrator/internal/rawtx"
 	"github.com/getpup/pupsourcing/es"
 
 	root "github.com/getpup/pupsourcing-orchestrator"
@@ -29,7 +30,14 @@ type (
 	unnamed    struct{}
 )
 
-func (a alone) Handle(context.Context, es.PersistedEvent) error           { return a.err() }
+func (a alone) Handle(context.Context, es.PersistedEvent) error { return a.err() }
+
+// someTx is a Tx.
+type someTx struct{ *sql.Tx }
+
+func (someTx) Raw(func(any) error) error { return nil }
+func (t someTx) SQLTx(rawtx.Key) *sql.Tx { return t.Tx }
+
 func (w withTx) Handle(context.Context, *sql.Tx, es.PersistedEvent) error { return w.err() }
 func (aloneTx) HandleTx(context.Context, Tx, es.PersistedEvent) error     { return errors.New("tx") }
 func (withTxTx) HandleTx(context.Context, Tx, es.PersistedEvent) error    { return errors.New("tx") }
@@ -69,9 +77,9 @@ func TestTheMethodSetDecides(t *testing.T) {
 			case nil:
 				got = err.Error()
 			case root.BatchProjection[es.PersistedEvent]:
-				got = p.HandleBatch(t.Context(), &sql.Tx{}, nil).Error()
+				got = p.HandleBatch(t.Context(), someTx{&sql.Tx{}}, nil).Error()
 			case root.TransactionalProjection[es.PersistedEvent]:
-				got = p.HandleTx(t.Context(), &sql.Tx{}, es.PersistedEvent{}).Error() + " in a transaction"
+				got = p.HandleTx(t.Context(), someTx{&sql.Tx{}}, es.PersistedEvent{}).Error() + " in a transaction"
 			default:
 				got = p.Handle(t.Context(), es.PersistedEvent{}).Error()
 			}

@@ -232,6 +232,26 @@ func TestSegmentsRefused(t *testing.T) {
 func (w *segmentWorld) refused(cfg importer.Config, want error, says ...string) {
 	w.t.Helper()
 	_, err := importer.Import(w.t.Context(), cfg)
+	w.isRefusal(err, want, says...)
+}
+
+// refusedDuring is refused, where something happens during the watch.
+func (w *segmentWorld) refusedDuring(happens func(), cfg importer.Config, want error, says ...string) {
+	w.t.Helper()
+	refused := make(chan error, 1)
+	go func() {
+		_, err := importer.Import(w.t.Context(), cfg)
+		refused <- err
+	}()
+	pgtest.Eventually(w.t, "the import watches", func() bool {
+		return w.number(`SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid() AND query LIKE '%pg_blocking_pids%'`) > 0
+	})
+	happens()
+	w.isRefusal(<-refused, want, says...)
+}
+
+func (w *segmentWorld) isRefusal(err, want error, says ...string) {
+	w.t.Helper()
 	if err == nil || want != nil && !errors.Is(err, want) {
 		w.t.Fatalf("%v, want %v", err, want)
 	}
@@ -307,44 +327,18 @@ func TestSegmentsThatMove(t *testing.T) {
 		cfg := w.importing(2)
 		cfg.Watch = time.Hour
 		tx := begin(w, "")
-		ended := make(chan struct{})
-		go func() {
-			defer close(ended)
-			for w.t.Context().Err() == nil { // until the import has the rows
-				var locked bool
-				err := w.db.QueryRowContext(w.t.Context(), `SELECT NOT EXISTS (SELECT FROM consumer_segments FOR UPDATE SKIP LOCKED)`).Scan(&locked)
-				if err == nil && locked {
-					break
-				}
-			}
-			_, _ = tx.ExecContext(w.t.Context(), move)
+		w.refusedDuring(func() {
+			_, _ = tx.ExecContext(w.t.Context(), move) // waits for the import
 			_ = tx.Rollback()
-		}()
-		w.refused(cfg, importer.ErrStillMoving, "waits to move a checkpoint")
-		<-ended
+		}, cfg, importer.ErrStillMoving, "waits to move a checkpoint")
 	})
 	t.Run("registers during the watch", func(t *testing.T) {
 		t.Parallel()
 		w := newSegmentWorld(t)
 		w.segments("orders", 5, 9)
 		cfg := w.importing(2)
-		cfg.Watch = 500 * time.Millisecond
-		ended := make(chan error, 1)
-		go func() {
-			for w.t.Context().Err() == nil {
-				var locked bool
-				err := w.db.QueryRowContext(w.t.Context(), `SELECT NOT EXISTS (SELECT FROM consumer_segments FOR UPDATE SKIP LOCKED)`).Scan(&locked)
-				if err == nil && locked {
-					break
-				}
-			}
-			_, err := w.db.ExecContext(w.t.Context(), `INSERT INTO consumer_workers VALUES ('orders', 'late')`)
-			ended <- err
-		}()
-		w.refused(cfg, importer.ErrStillMoving, `worker "late"`)
-		if err := <-ended; err != nil {
-			t.Error(err)
-		}
+		cfg.Watch = 2 * time.Second
+		w.refusedDuring(func() { w.exec(`INSERT INTO consumer_workers VALUES ('orders', 'late')`) }, cfg, importer.ErrStillMoving, `worker "late"`)
 	})
 }
 

@@ -646,6 +646,7 @@ func (w *gapWorld) waiting() *gapWorld {
 }
 
 func TestExploreGap(t *testing.T) {
+	t.Parallel()
 	for _, tt := range []struct {
 		name   string
 		limit  int

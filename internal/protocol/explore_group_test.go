@@ -592,6 +592,7 @@ func (w *groupWorld) steady(p *groupProc) bool {
 }
 
 func TestExploreGroup(t *testing.T) {
+	t.Parallel()
 	for _, tt := range []struct {
 		name   string
 		plan   groupPlan

@@ -369,6 +369,7 @@ func TestExploreKeys(t *testing.T) {
 // An exploration that finds nothing proves nothing unless it could. Each of
 // these takes away one thing that holds a promise up.
 func TestExploreNotices(t *testing.T) {
+	t.Parallel()
 	two, three := groupPlan{workers: 2}, groupPlan{workers: 3}
 	atOnce := groupPlan{workers: 2, together: true}
 	inTransactions := groupPlan{workers: 2, together: true, kind: Transactional}

@@ -229,6 +229,7 @@ func (w *feedWorld) drain() error {
 }
 
 func TestRandomFeeds(t *testing.T) {
+	t.Parallel()
 	for seed := range int64(1500) {
 		if err := playFeed(randomBytes(seed, 900)); err != nil {
 			t.Fatalf("seed %d: %v", seed, err)

@@ -523,6 +523,7 @@ func playSessions(data []byte) error {
 }
 
 func TestRandomSessions(t *testing.T) {
+	t.Parallel()
 	for seed := range int64(400) {
 		if err := playSessions(randomBytes(seed, 150)); err != nil {
 			t.Fatalf("seed %d: %v", seed, err)

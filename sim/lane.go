@@ -202,7 +202,7 @@ func (l *lane) wake() {
 }
 
 // readAgain reads the first pending event again that could not be read and is about to be
-// tried again, as readAgain in runner_parked.go does. Then the lane goes on.
+// tried again, as readAgain in runner.go does. Then the lane goes on.
 func (l *lane) readAgain() {
 	retries := l.retries
 	l.retries = false

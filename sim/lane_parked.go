@@ -10,7 +10,7 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
-// doParked is do for what is about parked events, as runner_parked.go does it.
+// doParked is do for what is about parked events, as runner.go does it.
 func (l *lane) doParked(a protocol.LaneAction, patience time.Duration) {
 	switch a.Do {
 	case protocol.LaneLook:

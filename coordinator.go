@@ -337,7 +337,7 @@ func (w *worker[E]) loop(ctx context.Context) error {
 			case protocol.Cancel:
 				w.cancel(a)
 			case protocol.Suspend:
-				w.log.Warn("handlers cancelled until the worker has proven that it is there")
+				w.log.Warn("handlers suspended: the database can't be reached")
 				w.run.suspend()
 			case protocol.Forgo:
 				w.forgo(a.Why)

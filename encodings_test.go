@@ -134,8 +134,8 @@ func TestEncodings(t *testing.T) {
 					what      string
 					err, want error
 				}{
-					{"status", status, ops.ErrNoReplicaSet}, {"pause", pause, ops.ErrOrder}, {"pause of a projection", pauseP, ops.ErrOrder},
-					{"drain", drain, ops.ErrOrder}, {"parked", parked, ops.ErrNoProjection}, {"retry", retry, ops.ErrNoProjection},
+					{"status", status, ops.ErrNoReplicaSet}, {"pause", pause, ops.ErrRejected}, {"pause of a projection", pauseP, ops.ErrRejected},
+					{"drain", drain, ops.ErrRejected}, {"parked", parked, ops.ErrNoProjection}, {"retry", retry, ops.ErrNoProjection},
 				} {
 					if !errors.Is(got.err, got.want) {
 						t.Errorf("%s: %v, want %v", got.what, got.err, got.want)

@@ -47,12 +47,12 @@ var (
 	// joins again as soon as it can.
 	ErrLeaseLost = errors.New("orchestrator: lease lost")
 
-	// ErrUnproven is the cause with which a handler's context is cancelled when
+	// ErrSuspended is the cause with which a handler's context is cancelled when
 	// the worker could not reach the database for a moment, so that others may
 	// take it for dead. Return; the event is handled again as soon as the worker
 	// has made sure of its partitions, here or elsewhere. Run never returns it.
 	// See Config.LeaseOnly.
-	ErrUnproven = errors.New("orchestrator: worker can't prove that it is there")
+	ErrSuspended = errors.New("orchestrator: handler suspended: the worker can't reach the database")
 
 	// ErrEventStore is returned by Run when the event store breaks its
 	// contract, or reads something that does not exist or may not be read.

@@ -136,8 +136,8 @@ func stallReason(w *protocol.Stall, now time.Time, l LaneReport, gap *GapReport)
 		return fmt.Sprintf("handler has run for %s at position %d", now.Sub(w.Began).Round(time.Second), l.Handling)
 	case l.State == LaneReading && l.Error != "": // and that will fail as the read before
 		return l.Error
-	case l.State == LaneUnproven:
-		return "waits for a proof"
+	case l.State == LaneSuspended:
+		return "suspended until the database answers"
 	case gap != nil && (l.State == LaneIdle || l.State == LaneReading && l.Position+1 == gap.Position):
 		return fmt.Sprintf("waits for %s at the gap at position %d", gap.holders(), gap.Position)
 	}

@@ -100,7 +100,7 @@ func (w *worker[E]) attach(a protocol.Attach) {
 		if w.keeps.Load() == 0 {
 			stop()
 		}
-		w.log.Debug("no session of its own", "error", err)
+		w.log.Debug("no liveness connection", "error", err)
 		w.detached(a.Number, err)
 		return
 	}
@@ -132,7 +132,7 @@ func (w *worker[E]) prove(a protocol.Prove, id protocol.WorkerID) {
 	switch {
 	case err != nil && w.life.Err() != nil: // leavePresence knows for how long to keep it
 	case err != nil:
-		w.log.Debug("lost the session of its own", "error", err)
+		w.log.Debug("liveness connection lost", "error", err)
 		w.presence.drop()
 		w.detached(a.Number, err)
 	case !got.same:
@@ -175,7 +175,7 @@ func (w *worker[E]) leavePresence(after time.Duration) {
 func (w *worker[E]) noPresence(why string, args ...any) {
 	reason := fmt.Sprintf(why, args...)
 	w.leaseOnly.Store(&reason)
-	w.log.Warn("a crash of this worker is noticed by its lease only", "reason", reason)
+	w.log.Warn("fast crash detection is off", "reason", reason)
 }
 
 // dropAfter drops it after a while.

@@ -142,7 +142,7 @@ func TestAHandlerIsSuspended(t *testing.T) {
 		default:
 		}
 		<-ctx.Done()
-		if errors.Is(context.Cause(ctx), orchestrator.ErrUnproven) {
+		if errors.Is(context.Cause(ctx), orchestrator.ErrSuspended) {
 			cause.Store(context.Cause(ctx))
 		}
 		return ctx.Err()

@@ -35,12 +35,12 @@ type WorkerReport struct {
 type WorkerState string
 
 const (
-	WorkerJoining  WorkerState = "joining"  // it is not a member yet
-	WorkerStandby  WorkerState = "standby"  // it is a member without partitions
-	WorkerWaiting  WorkerState = "waiting"  // for others to stop
-	WorkerRunning  WorkerState = "running"  // its partitions
-	WorkerDraining WorkerState = "draining" // it stops, to re-partition or to leave
-	WorkerUnproven WorkerState = "unproven" // it can't tell whether its partitions are its own
+	WorkerJoining   WorkerState = "joining"   // it is not a member yet
+	WorkerStandby   WorkerState = "standby"   // it is a member without partitions
+	WorkerWaiting   WorkerState = "waiting"   // for others to stop
+	WorkerRunning   WorkerState = "running"   // its partitions
+	WorkerDraining  WorkerState = "draining"  // it stops, to re-partition or to leave
+	WorkerSuspended WorkerState = "suspended" // its handlers, until the database answers
 )
 
 // A GapReport is a missing position that a transaction may still fill.
@@ -55,16 +55,16 @@ type LaneState string
 
 // The states of a lane.
 const (
-	LaneIdle     LaneState = "idle"     // there is nothing to handle
-	LaneReading  LaneState = "reading"  // it waits for events to be read
-	LaneHandling LaneState = "handling" // its handler runs, or what it did is committed
-	LaneRetrying LaneState = "retrying" // the handler has failed, and is called again
-	LaneFull     LaneState = "full"     // too many events are parked: see FailureRule.MaxParked
-	LaneDatabase LaneState = "database" // the database has failed, and is tried again
-	LaneRefused  LaneState = "refused"  // the event store can't read without losing events
-	LaneBeyond   LaneState = "beyond"   // it stands beyond the end of the event stream
-	LaneUnproven LaneState = "unproven" // it waits for the database to answer the worker
-	LaneEnded    LaneState = "ended"    // it has stopped
+	LaneIdle      LaneState = "idle"      // there is nothing to handle
+	LaneReading   LaneState = "reading"   // it waits for events to be read
+	LaneHandling  LaneState = "handling"  // its handler runs, or what it did is committed
+	LaneRetrying  LaneState = "retrying"  // the handler has failed, and is called again
+	LaneFull      LaneState = "full"      // too many events are parked: see FailureRule.MaxParked
+	LaneDatabase  LaneState = "database"  // the database has failed, and is tried again
+	LaneRefused   LaneState = "refused"   // the event store can't read without losing events
+	LaneBeyond    LaneState = "beyond"    // it stands beyond the end of the event stream
+	LaneSuspended LaneState = "suspended" // until the database answers the worker
+	LaneEnded     LaneState = "ended"     // it has stopped
 )
 
 // A LaneReport is how far one projection is on one partition.
@@ -127,7 +127,7 @@ func (l *lane[E]) stand(a protocol.LaneAction) {
 	case protocol.LaneFind, protocol.LaneRead, protocol.LaneLook:
 		s.state = LaneReading
 	case protocol.LaneProve:
-		s.state = LaneUnproven
+		s.state = LaneSuspended
 		if a.Why == protocol.Suspended {
 			s.attempts, s.err = 0, brief(fmt.Errorf("handler interrupted: %w", l.interruption()))
 		}

@@ -80,7 +80,7 @@ func (r *run[E]) begin() (before *spell) {
 // statement may wait on a connection that has fallen silent.
 func (r *run[E]) suspend() {
 	before := r.begin()
-	before.end(ErrUnproven)
+	before.end(ErrSuspended)
 	time.AfterFunc(suspendPatience, func() {
 		for _, l := range r.lanes {
 			if tx := l.open.Load(); tx != nil && l.inSpell.Load() == before {
@@ -438,7 +438,7 @@ func (l *lane[E]) judge(do protocol.LaneDo, answer protocol.LaneAnswer, err erro
 
 // interruption says why the library has cancelled the handler.
 func (l *lane[E]) interruption() error {
-	return cmp.Or(context.Cause(l.spell), ErrUnproven)
+	return cmp.Or(context.Cause(l.spell), ErrSuspended)
 }
 
 // begin starts a transaction. It lives as long as the context that it was begun

@@ -20,7 +20,7 @@ func TestStallReasons(t *testing.T) {
 		{"too many events are parked", LaneReport{State: LaneFull}, nil},
 		{"database: connection refused", LaneReport{State: LaneDatabase, Error: "connection refused"}, gap(1)},
 		{"handler has run for 2m0s at position 812", LaneReport{State: LaneHandling, Handling: 812}, nil},
-		{"waits for a proof", LaneReport{State: LaneUnproven}, nil},
+		{"suspended until the database answers", LaneReport{State: LaneSuspended}, nil},
 		{"waits for the transaction of backend 4711 at the gap at position 900", LaneReport{State: LaneIdle}, gap(4711)},
 		{"waits for the transactions of the backends 12, 4711 at the gap at position 900", LaneReport{State: LaneIdle}, gap(4711, 12)},
 		{"waits for a prepared transaction at the gap at position 900", LaneReport{State: LaneIdle}, gap(0)},

@@ -28,12 +28,12 @@ func TestNamesThatEnter(t *testing.T) {
 			}
 		}
 		one := func(_ any, err error) error { return err }
-		refused("Pause", ops.ErrOrder, one(ops.Pause(ctx, db, set, "p")))
-		refused("Pause of a projection", ops.ErrOrder, one(ops.Pause(ctx, db, "set", name)))
-		refused("Resume", ops.ErrOrder, one(ops.Resume(ctx, db, "set", name)))
-		refused("Rewind", ops.ErrOrder, one(ops.Rewind(ctx, db, "set", name, 0)))
-		refused("DrainWorker", ops.ErrOrder, one(ops.DrainWorker(ctx, db, "set", name)))
-		refused("UndrainWorker", ops.ErrOrder, one(ops.UndrainWorker(ctx, db, "set", name)))
+		refused("Pause", ops.ErrRejected, one(ops.Pause(ctx, db, set, "p")))
+		refused("Pause of a projection", ops.ErrRejected, one(ops.Pause(ctx, db, "set", name)))
+		refused("Resume", ops.ErrRejected, one(ops.Resume(ctx, db, "set", name)))
+		refused("Rewind", ops.ErrRejected, one(ops.Rewind(ctx, db, "set", name, 0)))
+		refused("DrainWorker", ops.ErrRejected, one(ops.DrainWorker(ctx, db, "set", name)))
+		refused("UndrainWorker", ops.ErrRejected, one(ops.UndrainWorker(ctx, db, "set", name)))
 		refused("AwaitGeneration", ops.ErrNoReplicaSet, ops.AwaitGeneration(ctx, db, set, 1))
 		refused("Status", ops.ErrNoReplicaSet, one(ops.Status(ctx, db, set)))
 		refused("History", ops.ErrNoReplicaSet, one(ops.History(ctx, db, set, 1)))

@@ -16,10 +16,10 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
-// ErrOrder is returned for an order that can't be carried out: the replica set,
+// ErrRejected is returned for an order that can't be carried out: the replica set,
 // the projection or the worker that it names is not there, or nobody would be
 // left to run the partitions. Nothing was changed.
-var ErrOrder = store.ErrOrder
+var ErrRejected = store.ErrRejected
 
 // Pause stops a projection on all workers until Resume is called, through restarts and
 // re-partitions. It opens a generation, whose number it returns, in which the others go
@@ -29,7 +29,7 @@ var ErrOrder = store.ErrOrder
 // Like the other orders, it may be given from any program that reaches the
 // database, while workers run, and it is idempotent. It is an order to the replica
 // set: a projection that another set takes over leaves its orders behind. It returns
-// ErrOrder where it can't be carried out, ErrSchema where the tables are missing or too
+// ErrRejected where it can't be carried out, ErrSchema where the tables are missing or too
 // old, and else the database's error, as when ctx ends before it.
 func Pause(ctx context.Context, db *sql.DB, set orchestrator.ReplicaSetName, projection string, options ...orchestrator.TablesOption) (generation int64, err error) {
 	return orderOf(ctx, store.TablesOf(db, options), set, protocol.Order{Kind: protocol.OrderPause, Projection: projection})
@@ -63,7 +63,7 @@ func ResumeAll(ctx context.Context, db *sql.DB, set orchestrator.ReplicaSetName,
 // wait until that is active, empty the read model, Rewind to 0, and Resume.
 func Rewind(ctx context.Context, db *sql.DB, set orchestrator.ReplicaSetName, projection string, position int64, options ...orchestrator.TablesOption) (generation int64, err error) {
 	if position < 0 {
-		return 0, fmt.Errorf("%w: rewind of %s to %d: a position can't be negative", ErrOrder, projection, position)
+		return 0, fmt.Errorf("%w: rewind of %s to %d: a position can't be negative", ErrRejected, projection, position)
 	}
 	return orderOf(ctx, store.TablesOf(db, options), set, protocol.Order{Kind: protocol.OrderRewind, Projection: projection, Position: position})
 }
@@ -89,7 +89,7 @@ const orderLease = 4 * time.Second
 // orderOf carries out an order about a projection, which has to be named.
 func orderOf(ctx context.Context, t store.Tables, set orchestrator.ReplicaSetName, o protocol.Order) (generation int64, err error) {
 	if o.Projection == "" {
-		return 0, fmt.Errorf("%w: the name of the projection is empty (PauseAll and ResumeAll are for all of a replica set)", ErrOrder)
+		return 0, fmt.Errorf("%w: the name of the projection is empty (PauseAll and ResumeAll are for all of a replica set)", ErrRejected)
 	}
 	return order(ctx, t, set, o)
 }
@@ -97,7 +97,7 @@ func orderOf(ctx context.Context, t store.Tables, set orchestrator.ReplicaSetNam
 // order carries an order out, and tries again where the set's rows are locked.
 func order(ctx context.Context, t store.Tables, set orchestrator.ReplicaSetName, o protocol.Order) (generation int64, err error) {
 	if problem := orderProblem(set, o); problem != "" {
-		return 0, fmt.Errorf("%w: %s", ErrOrder, problem)
+		return 0, fmt.Errorf("%w: %s", ErrRejected, problem)
 	}
 	s := store.New(t.DB, string(set), store.Options{Schema: t.Schema, Bounds: store.BoundsOf(orderLease)})
 	if err := s.Check(ctx); err != nil {
@@ -110,8 +110,8 @@ func order(ctx context.Context, t store.Tables, set orchestrator.ReplicaSetName,
 		case err == nil:
 			return result.Group.Generation, nil
 		case store.Unstorable(err) && !storable(ctx, t.DB, string(set), o.Projection, string(o.Worker)):
-			return 0, fmt.Errorf("%s in replica set %q: %w: nothing can have such a name in this database: %w", o, set, ErrOrder, err)
-		case errors.Is(err, ErrOrder) || !store.LockTimeout(err):
+			return 0, fmt.Errorf("%s in replica set %q: %w: nothing can have such a name in this database: %w", o, set, ErrRejected, err)
+		case errors.Is(err, ErrRejected) || !store.LockTimeout(err):
 			return 0, redact.Error(fmt.Errorf("%s in replica set %q: %w", o, set, err))
 		case !calls.Sleep(ctx, backoff.Delay(failures, 0)):
 			return 0, fmt.Errorf("%s in replica set %q: %w", o, set, errors.Join(ctx.Err(), redact.Error(err)))

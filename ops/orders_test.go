@@ -74,7 +74,7 @@ func TestPauseAll(t *testing.T) {
 	if n := w.Handled("batched"); n != 50 {
 		t.Errorf("a set that is paused has handled %d events, and 50 were there before", n)
 	}
-	if _, err := ops.Resume(ctx, w.DB, "set", "batched"); !errors.Is(err, ops.ErrOrder) {
+	if _, err := ops.Resume(ctx, w.DB, "set", "batched"); !errors.Is(err, ops.ErrRejected) {
 		t.Errorf("resume one of a set that is paused: %v", err)
 	}
 	first.Stop() // nobody waits for lanes that were never started
@@ -169,7 +169,7 @@ func TestDrainWorker(t *testing.T) {
 	if len(workers) != 2 || !workers[0].Drained || len(workers[0].Partitions) != 0 || len(workers[1].Partitions) != 1 {
 		t.Errorf("after the first was drained: %+v", workers)
 	}
-	if _, err := ops.DrainWorker(ctx, w.DB, "set", workers[1].Worker); !errors.Is(err, ops.ErrOrder) || !strings.Contains(err.Error(), "last") {
+	if _, err := ops.DrainWorker(ctx, w.DB, "set", workers[1].Worker); !errors.Is(err, ops.ErrRejected) || !strings.Contains(err.Error(), "last") {
 		t.Errorf("drain the last worker: %v", err)
 	}
 	// Nobody is left that could have partitions: nothing is handed over to nobody.
@@ -184,7 +184,7 @@ func TestDrainWorker(t *testing.T) {
 func TestOrdersThatCannotBe(t *testing.T) {
 	w := newWorld(t)
 	ctx := t.Context()
-	if _, err := ops.Pause(ctx, w.DB, "set", "batched"); !errors.Is(err, ops.ErrOrder) {
+	if _, err := ops.Pause(ctx, w.DB, "set", "batched"); !errors.Is(err, ops.ErrRejected) {
 		t.Errorf("pause in a set that has never run: %v", err)
 	}
 	if _, err := ops.Status(ctx, w.DB, "set"); !errors.Is(err, ops.ErrNoReplicaSet) {
@@ -205,7 +205,7 @@ func TestOrdersThatCannotBe(t *testing.T) {
 		"rewind of all":      func() (int64, error) { return ops.Rewind(ctx, w.DB, "set", "", 1) },
 		"rewind of a nobody": func() (int64, error) { return ops.Rewind(ctx, w.DB, "set", "nobody", 1) },
 	} {
-		if _, err := order(); !errors.Is(err, ops.ErrOrder) {
+		if _, err := order(); !errors.Is(err, ops.ErrRejected) {
 			t.Errorf("%s: %v", what, err)
 		}
 	}

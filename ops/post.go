@@ -62,7 +62,7 @@ func (h *statusHandler) order(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case errors.Is(err, errStatusOrder):
 		answerError(w, http.StatusBadRequest, err.Error())
-	case errors.Is(err, ErrOrder), errors.Is(err, ErrNotParked), errors.Is(err, ErrNoProjection):
+	case errors.Is(err, ErrRejected), errors.Is(err, ErrNotParked), errors.Is(err, ErrNoProjection):
 		answerError(w, http.StatusConflict, err.Error()) // and nothing has changed
 	case err != nil:
 		h.known.forget() // it may have happened

@@ -34,7 +34,7 @@ func TestStatus(t *testing.T) {
 		return len(s.Partitions) == 6 && !slices.ContainsFunc(s.Partitions, func(p ops.PartitionStatus) bool {
 			return p.Report == nil || p.Report.Position != 100 || p.Report.Behind != 0 || p.Report.State != "idle"
 		}) && !slices.ContainsFunc(s.Workers, func(w ops.WorkerStatus) bool {
-			return w.State != "running" // but, for a moment, "unproven"
+			return w.State != "running" // but, for a moment, "suspended"
 		})
 	})
 	if s.ReplicaSet != "set" || s.Generation != generation || s.Phase != "active" || s.TotalPartitions != 2 || s.Reason == "" || s.Head != 100 || len(s.Waits) != 0 ||

@@ -54,7 +54,7 @@ var (
 // What comes from the reports.
 var (
 	workers = gauge("workers", "Workers of this process that are members of the replica set.", perSet)
-	state   = gauge("worker_state", "Workers of this process in each state: joining, standby, waiting, running, draining or unproven.",
+	state   = gauge("worker_state", "Workers of this process in each state: joining, standby, waiting, running, draining or suspended.",
 		[]string{"replica_set", "state"})
 	partitions = gauge("current_generation_partitions",
 		"Partitions of the newest generation that a worker of this process runs; absent while none runs anything.", perSet)
@@ -66,7 +66,7 @@ var (
 	stalled = gauge("stalled", "1 if there is something to read, and the partition has not moved for Config.StallAfter; else 0.", perPartition)
 )
 
-var states = []string{"joining", "standby", "waiting", "running", "draining", "unproven"}
+var states = []string{"joining", "standby", "waiting", "running", "draining", "suspended"}
 
 func name(of string) string { return prometheus.BuildFQName("pupsourcing", "orchestrator", of) }
 

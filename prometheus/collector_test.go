@@ -150,19 +150,19 @@ pupsourcing_orchestrator_stalled{partition="0",projection="orders",replica_set="
 pupsourcing_orchestrator_stalled{partition="1",projection="orders",replica_set="main"} 0
 pupsourcing_orchestrator_stalled{partition="2",projection="orders",replica_set="main"} 0
 pupsourcing_orchestrator_stalled{partition="0",projection="search",replica_set="reports"} 0
-# HELP pupsourcing_orchestrator_worker_state Workers of this process in each state: joining, standby, waiting, running, draining or unproven.
+# HELP pupsourcing_orchestrator_worker_state Workers of this process in each state: joining, standby, waiting, running, draining or suspended.
 # TYPE pupsourcing_orchestrator_worker_state gauge
 pupsourcing_orchestrator_worker_state{replica_set="main",state="draining"} 0
 pupsourcing_orchestrator_worker_state{replica_set="main",state="joining"} 1
 pupsourcing_orchestrator_worker_state{replica_set="main",state="running"} 1
 pupsourcing_orchestrator_worker_state{replica_set="main",state="standby"} 1
-pupsourcing_orchestrator_worker_state{replica_set="main",state="unproven"} 0
+pupsourcing_orchestrator_worker_state{replica_set="main",state="suspended"} 0
 pupsourcing_orchestrator_worker_state{replica_set="main",state="waiting"} 0
 pupsourcing_orchestrator_worker_state{replica_set="reports",state="draining"} 0
 pupsourcing_orchestrator_worker_state{replica_set="reports",state="joining"} 0
 pupsourcing_orchestrator_worker_state{replica_set="reports",state="running"} 1
 pupsourcing_orchestrator_worker_state{replica_set="reports",state="standby"} 0
-pupsourcing_orchestrator_worker_state{replica_set="reports",state="unproven"} 0
+pupsourcing_orchestrator_worker_state{replica_set="reports",state="suspended"} 0
 pupsourcing_orchestrator_worker_state{replica_set="reports",state="waiting"} 0
 # HELP pupsourcing_orchestrator_workers Workers of this process that are members of the replica set.
 # TYPE pupsourcing_orchestrator_workers gauge

@@ -364,7 +364,7 @@ func (s *coordination) step() {
 	}
 	if o := s.request.Order; o != nil {
 		if err := s.check(*o, before); err != nil {
-			t.refused(fmt.Errorf("%w: %w", store.ErrOrder, err))
+			t.refused(fmt.Errorf("%w: %w", store.ErrRejected, err))
 			return
 		}
 	}

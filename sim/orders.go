@@ -119,7 +119,7 @@ func (w *world) command(set int, o protocol.Order, lifts bool, then func()) {
 			if then != nil {
 				then()
 			}
-		case !errors.Is(err, store.ErrOrder):
+		case !errors.Is(err, store.ErrRejected):
 			again()
 		}
 	})

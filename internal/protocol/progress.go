@@ -55,7 +55,7 @@ const (
 	Waiting  SessionState = "waiting"  // for others to stop
 	Running  SessionState = "running"  // its partitions
 	Stopping SessionState = "draining" // them
-	Unproven SessionState = "unproven" // handlers wait for a proof
+	Unproven SessionState = "suspended" // handlers wait for a proof
 )
 
 // State returns the state of the session.

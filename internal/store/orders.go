@@ -10,30 +10,30 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/sqltext"
 )
 
-// ErrOrder is returned by Sync for an order that can't be carried out.
-var ErrOrder = errors.New("orchestrator: can't be ordered")
+// ErrRejected is returned by Sync for an order that can't be carried out.
+var ErrRejected = errors.New("orchestrator: order rejected")
 
 var belongsSQL = sqltext.New(`SELECT replica_set FROM orchestrator_projections WHERE name = {projection}`)
 
 // checkOrder says what keeps the group from obeying.
 func (s *Store) checkOrder(ctx context.Context, tx *sql.Tx, g protocol.Group, o protocol.Order) error {
 	if g.Generation == 0 {
-		return fmt.Errorf("%w: no worker of replica set %q has ever run", ErrOrder, s.set)
+		return fmt.Errorf("%w: no worker of replica set %q has ever run", ErrRejected, s.set)
 	}
 	if o.Projection != protocol.All {
 		var set string
 		err := s.row(ctx, tx, belongsSQL, sqltext.Values{"projection": o.Projection}, &set)
 		switch {
 		case errors.Is(err, sql.ErrNoRows):
-			return fmt.Errorf("%w: there is no projection %q", ErrOrder, o.Projection)
+			return fmt.Errorf("%w: there is no projection %q", ErrRejected, o.Projection)
 		case err != nil:
 			return fmt.Errorf("look up projection %q: %w", o.Projection, err)
 		case set != s.set:
-			return fmt.Errorf("%w: projection %q belongs to replica set %q, and not to %q", ErrOrder, o.Projection, set, s.set)
+			return fmt.Errorf("%w: projection %q belongs to replica set %q, and not to %q", ErrRejected, o.Projection, set, s.set)
 		}
 	}
 	if err := o.Check(g); err != nil {
-		return fmt.Errorf("%w: %w", ErrOrder, err)
+		return fmt.Errorf("%w: %w", ErrRejected, err)
 	}
 	return nil
 }

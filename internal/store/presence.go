@@ -82,7 +82,7 @@ func (s *Store) Attach(ctx context.Context, conn *sql.Conn, a protocol.Attach) (
 		err = fmt.Errorf("somebody else has advisory lock (%d, %d)", -pid, a.Number)
 	}
 	if err != nil {
-		return at, fmt.Errorf("hold the lock that shows that the worker is there: %w", err)
+		return at, fmt.Errorf("take the liveness lock: %w", err)
 	}
 	at.RoundTrip, at.Key = time.Since(sent), -pid
 	at.Session = Session{store: s, conn: conn, presence: protocol.Presence{Key: at.Key, Number: a.Number}}
@@ -95,7 +95,7 @@ func (s *Store) Attach(ctx context.Context, conn *sql.Conn, a protocol.Attach) (
 	case errors.Is(err, sql.ErrNoRows):
 		return at, nil
 	case err != nil:
-		return at, fmt.Errorf("publish the lock that shows that the worker is there: %w", err)
+		return at, fmt.Errorf("publish the liveness lock: %w", err)
 	}
 	at.Published.Row = true
 	return at, nil
@@ -105,7 +105,7 @@ func (s *Store) Attach(ctx context.Context, conn *sql.Conn, a protocol.Attach) (
 func (s Session) Release(ctx context.Context) error {
 	var released bool
 	if err := s.store.row(ctx, s.conn, releaseSQL, presenceValues(s.presence), &released); err != nil {
-		return fmt.Errorf("let go of the lock that shows that the worker is there: %w", err)
+		return fmt.Errorf("release the liveness lock: %w", err)
 	}
 	if !released {
 		return errors.New("the lock that shows that the worker is there is not this session's")
@@ -134,7 +134,7 @@ func (s Session) ask(ctx context.Context, statement sqltext.Statement, values sq
 	var held bool
 	var list string
 	if err := s.store.row(ctx, s.conn, statement, values, &pid, &held, &list); err != nil {
-		return false, nil, fmt.Errorf("ask the worker's own session: %w", err)
+		return false, nil, fmt.Errorf("ask the liveness connection: %w", err)
 	}
 	if err := json.Unmarshal([]byte(list), &absent); err != nil {
 		return false, nil, fmt.Errorf("read who is absent: %w", err)

@@ -134,8 +134,8 @@ func testOrderRefused(t *testing.T, w World) {
 	s, other := newSet(t, w, "set", "p"), newSet(t, w, "other", "q")
 	refused := func(o protocol.Order) {
 		t.Helper()
-		if _, err := s.try(protocol.Request{Order: &o}); !errors.Is(err, store.ErrOrder) {
-			t.Errorf("%s: %v, want ErrOrder", o, err)
+		if _, err := s.try(protocol.Request{Order: &o}); !errors.Is(err, store.ErrRejected) {
+			t.Errorf("%s: %v, want ErrRejected", o, err)
 		}
 	}
 	refused(protocol.Order{Kind: protocol.OrderPause, Projection: protocol.All}) // no such set

@@ -343,5 +343,5 @@ func TestASessionThatNeverLooks(t *testing.T) {
 	testworld.Run(t, cfg, testworld.Effects{Projection: "transactional"}.Transactional())
 	w.Append(10)
 	w.CaughtUp("transactional")
-	log.Wait(t, "noticed by its lease only")
+	log.Wait(t, "crash detection is off")
 }

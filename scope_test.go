@@ -123,7 +123,7 @@ func TestScopeThatCannotBeRead(t *testing.T) {
 		p      projection
 		want   string
 	}{
-		{"a table without a column for types", bare, ofOrders, `projection "orders" is scoped: orchestrator: invalid configuration: TableConfig.AggregateTypeColumn is empty`},
+		{"a table without a column for types", bare, ofOrders, `orchestrator: invalid configuration: TableConfig.AggregateTypeColumn is empty, and a projection's scope needs it (projection "orders")`},
 		{"a table without a column for contexts", bare, sales, `TableConfig.BoundedContextColumn is empty`},
 	} {
 		t.Run(test.why, func(t *testing.T) {

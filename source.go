@@ -171,7 +171,7 @@ func scopeOf[E any](events EventStore[E], p Projection[E], name string) (Scope, 
 	}
 	if table, ok := events.(*Table[E]); ok {
 		if err := table.scopeProblem(scope); err != nil {
-			return scope, fmt.Errorf("projection %q is scoped: %w", name, err)
+			return scope, fmt.Errorf("%w (projection %q)", err, name)
 		}
 	}
 	return scope, nil

@@ -93,6 +93,7 @@ SELECT 'test', 'thing', 'a' || i % 500, i, gen_random_uuid(), 'happened', 'x' FR
 		}
 		cfg := w.Config(w.DB, "set")
 		cfg.EventStore, cfg.Retry = table, orchestrator.Retry{Min: time.Millisecond, Max: 5 * time.Millisecond}
+		cfg.LeaseOnly = true // who is interrupted reads again
 		testworld.Run(t, cfg, p)
 	}
 	pgtest.Eventually(t, "all has been handled", func() bool { return handled.Load() == backlog })

@@ -93,12 +93,12 @@ SELECT 'test', 'thing', 'a' || i % 500, i, gen_random_uuid(), 'happened', 'x' FR
 		}
 		cfg := w.Config(w.DB, "set")
 		cfg.EventStore, cfg.Retry = table, orchestrator.Retry{Min: time.Millisecond, Max: 5 * time.Millisecond}
-		cfg.LeaseOnly = true // who is interrupted reads again
 		testworld.Run(t, cfg, p)
 	}
 	pgtest.Eventually(t, "all has been handled", func() bool { return handled.Load() == backlog })
-	if n := scanned.Load(); n > backlog*3/2 {
-		t.Errorf("for %d events, %d were read", backlog, n)
+	// The first page of each is of everything: nobody knows yet that there is a backlog.
+	if n := scanned.Load(); n > 2*backlog {
+		t.Errorf("for %d events, %d were read, and %d would be if each read everything", backlog, n, workers*backlog)
 	}
 }
 

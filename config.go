@@ -15,6 +15,9 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
+// What a program sets, with its defaults, and what is wrong with it: every error names the
+// field.
+
 // ReplicaSetName names a group of projections that scale together.
 type ReplicaSetName string
 

@@ -14,6 +14,11 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
+// The worker's liveness connection: a session at the database whose lock shows others that
+// the worker is there, and whose end shows them at once that it is not. When it has to
+// prove that, and what follows if it can't, is protocol.Session's to say: the file
+// presence.go there has the argument.
+
 // presence carries out what the session says of a session at the database that
 // is the worker's own. One thing is asked of it at a time.
 type presence struct {

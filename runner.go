@@ -17,6 +17,12 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
+// A lane runs one projection on one partition. protocol.Lane decides what it does next,
+// whatever became of its last step; here it is done: fetch, call the handler, commit, put
+// events aside. What a handler writes in its transaction and the checkpoint behind it
+// commit together or not at all, and never under a generation that is superseded: the
+// fence is in the statement that moves the checkpoint (internal/store).
+
 // A run is all lanes of one share.
 type run[E any] struct {
 	share    protocol.Share

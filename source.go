@@ -9,6 +9,10 @@ import (
 	"unicode/utf8"
 )
 
+// What a program may bring in the place of a Table: an event store of its own. All that
+// Table can do, it can do: read a part of the stream, bound a page, say how far it has
+// seen, tell where the stream ends and what readers wait for.
+
 // A Record is an event as an EventStore hands it out.
 type Record[E any] struct {
 	// Position in the event stream: positive, unique, ascending.

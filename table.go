@@ -18,6 +18,12 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
+// A Table reads an events table in PostgreSQL and loses nothing, in whatever order
+// transactions take their positions and commit: it goes past a position that is missing
+// only when nobody can fill it any more. In which order to ask what, protocol.Reading
+// decides; the statements are in internal/eventtable. What it can't guarantee for a table
+// it refuses by name (docs/assumptions.md).
+
 // An Event is a row of an events table in pupsourcing's layout. Each call of a handler
 // gets its own, Payload and Metadata included.
 type Event struct {

@@ -51,10 +51,10 @@ type SessionState string
 
 const (
 	Joining  SessionState = "joining"
-	Standby  SessionState = "standby"  // a member without partitions
-	Waiting  SessionState = "waiting"  // for others to stop
-	Running  SessionState = "running"  // its partitions
-	Stopping SessionState = "draining" // them
+	Standby  SessionState = "standby"   // a member without partitions
+	Waiting  SessionState = "waiting"   // for others to stop
+	Running  SessionState = "running"   // its partitions
+	Stopping SessionState = "draining"  // them
 	Unproven SessionState = "suspended" // handlers wait for a proof
 )
 

@@ -71,7 +71,7 @@ type HandlerError struct {
 	Attempts  int
 	// Err stands for what the handler has returned: it has its text (of very long
 	// ones, the beginning; without connection strings), and errors.Is and errors.As
-	// find what that wraps, unless it can't be asked without a panic.
+	// find what that wraps.
 	Err error
 }
 

@@ -39,7 +39,7 @@ type Health struct {
 	Detail string
 }
 
-// Health returns how the workers are that this Orchestrator's calls of Run are.
+// Health reports the state of this Orchestrator's workers.
 func (o *Orchestrator[E]) Health() Health {
 	return healthOf(string(o.cfg.ReplicaSet), time.Now(), o.runs.all())
 }

@@ -31,13 +31,15 @@ import (
 // A projection must be safe for use by several goroutines if the same value is
 // handed to more than one Orchestrator.
 type Projection[E any] interface {
+	// Name is 1 to 200 bytes without control characters, and unique among the
+	// projections of a Run.
 	Name() string
 	Handle(ctx context.Context, event E) error
 }
 
 // A ScopedProjection is a Projection of a part of the stream: it gets the events
-// of these aggregate types in these bounded contexts, and no others. None are
-// all. An event store may leave the rest out (ReadRequest.Scope), as Table does. Both
+// of these aggregate types in these bounded contexts, and no others. An empty
+// list includes all. An event store may leave the rest out (ReadRequest.Scope), as Table does. Both
 // methods are called once, by Run.
 type ScopedProjection[E any] interface {
 	Projection[E]

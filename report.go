@@ -38,7 +38,7 @@ const (
 	WorkerJoining   WorkerState = "joining"   // it is not a member yet
 	WorkerStandby   WorkerState = "standby"   // it is a member without partitions
 	WorkerWaiting   WorkerState = "waiting"   // for others to stop
-	WorkerRunning   WorkerState = "running"   // its partitions
+	WorkerRunning   WorkerState = "running"   // it runs its partitions
 	WorkerDraining  WorkerState = "draining"  // it stops, to re-partition or to leave
 	WorkerSuspended WorkerState = "suspended" // its handlers, until the database answers
 )
@@ -92,7 +92,7 @@ type LaneReport struct {
 	Error    string `json:"error,omitempty"`
 	Stalled  bool   `json:"stalled,omitempty"`
 	Parked   int    `json:"parked,omitempty"`
-	// ParkedSeconds is for how long the oldest of the parked events is.
+	// ParkedSeconds is the age of the oldest parked event.
 	ParkedSeconds float64 `json:"parked_seconds,omitempty"`
 }
 

@@ -99,7 +99,7 @@ type Page[E any] struct {
 }
 
 // A Scope is the part of an event stream that a projection wants: the events of
-// these aggregate types in these bounded contexts. None are all.
+// these aggregate types in these bounded contexts. An empty list includes all.
 type Scope struct {
 	AggregateTypes, BoundedContexts []string
 }
@@ -182,7 +182,8 @@ func scopeOf[E any](events EventStore[E], p Projection[E], name string) (Scope, 
 }
 
 // A Checker is an EventStore that can tell before the start whether it can
-// work. Run calls Check and returns its error, unless that is one that passes.
+// work. Run calls Check and returns its error, unless that is temporary; then it tries
+// again.
 type Checker interface {
 	Check(ctx context.Context) error
 }

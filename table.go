@@ -102,9 +102,8 @@ type TableConfig[E any] struct {
 // A Table is an EventStore over a table of events in PostgreSQL. It needs the
 // privilege to read the table and nothing else.
 //
-// A type that embeds a *Table is an EventStore of its own: Read and Scoped are called
-// as it has them, and backlogs are not read by slot. One that changes what events are
-// in Read has to do so in Scoped as well, or scoped projections get them unchanged.
+// A type that embeds a *Table is an EventStore of its own: its Read is called for every
+// request, with a scope or without, and backlogs are not read by slot.
 //
 // It never passes a position that a transaction may still commit: sequences
 // hand out positions in order, and transactions commit in any. Taking a position

@@ -17,8 +17,8 @@ import (
 )
 
 // ErrRejected is returned for an order that can't be carried out: the replica set,
-// the projection or the worker that it names is not there, or nobody would be
-// left to run the partitions. Nothing was changed.
+// the projection or the worker that it names is not there, a name is empty or a position
+// negative, or nobody would be left to run the partitions. Nothing was changed.
 var ErrRejected = store.ErrRejected
 
 // Pause stops a projection on all workers until Resume is called, through restarts and

@@ -19,8 +19,8 @@ var (
 	// set has run yet.
 	ErrNoProjection = errors.New("orchestrator: no such projection")
 
-	// ErrNotParked is returned where a position or an aggregate is named of
-	// which the projection has no event parked, or has no more.
+	// ErrNotParked is returned where the projection has no parked event at the position,
+	// or of the aggregate, that is named.
 	ErrNotParked = errors.New("orchestrator: not parked")
 )
 
@@ -48,11 +48,14 @@ const (
 )
 
 // Parked returns what a projection has parked, at most limit events in the order
-// of their positions, for people to look at. It returns ErrNoProjection for one that
-// no replica set has run yet.
+// of their positions, for people to look at. The limit is at least 1. It returns
+// ErrNoProjection for one that no replica set has run yet.
 func Parked(ctx context.Context, db *sql.DB, projection string, limit int, options ...orchestrator.TablesOption) ([]ParkedEvent, error) {
 	if problem := store.NameProblem(projection); problem != "" {
 		return nil, fmt.Errorf("%w: its name %s", ErrNoProjection, problem)
+	}
+	if limit < 1 {
+		return nil, fmt.Errorf("%w: Parked: the limit is %d, and must be at least 1", orchestrator.ErrInvalidConfig, limit)
 	}
 	t := store.TablesOf(db, options)
 	rows, err := store.ListParked(ctx, t, projection, limit)
@@ -113,18 +116,20 @@ func (s ParkedSelector) String() string {
 // writes commits with the event's removal from the table.
 //
 // If the handler fails again, the event stays, with the error, and the request is
-// gone; so it is, with an error that says so, if there is no such event any more.
+// gone. The request is also dropped, with an error in the row, if the event no longer
+// exists.
 // While an aggregate has parked events, its new ones are parked behind them.
 //
-// The errors are ErrNoProjection, ErrNotParked and ErrInvalidConfig for a selector
-// that selects nothing or twice; and the database's.
+// With All, nothing parked is no error: 0 is returned. The errors are ErrNoProjection,
+// ErrNotParked and ErrInvalidConfig for a selector that selects nothing or twice; and the
+// database's.
 func RetryParked(ctx context.Context, db *sql.DB, projection string, which ParkedSelector, options ...orchestrator.TablesOption) (int, error) {
 	return askParked(ctx, store.TablesOf(db, options), projection, which, protocol.Retry)
 }
 
 // DiscardParked asks for parked events to be forgotten: the projection never
-// handles them. It is done, and refused, as by RetryParked, except that no event
-// waits for another. The later events of an aggregate stay parked until they are
+// handles them. As with RetryParked, the worker that has the partition does it, and the
+// errors are the same; but no event waits for another. The later events of an aggregate stay parked until they are
 // retried or discarded themselves.
 func DiscardParked(ctx context.Context, db *sql.DB, projection string, which ParkedSelector, options ...orchestrator.TablesOption) (int, error) {
 	return askParked(ctx, store.TablesOf(db, options), projection, which, protocol.Discard)

@@ -138,7 +138,8 @@ type GenerationRecord struct {
 	WaitedFor   []string   `json:"waited_for"` // workers that had to stop first
 }
 
-// ErrNoReplicaSet is returned for a replica set of which no worker has ever run.
+// ErrNoReplicaSet is returned where a replica set is asked about of which no worker has
+// ever run. Orders to one return ErrRejected.
 var ErrNoReplicaSet = errors.New("orchestrator: no such replica set")
 
 var (
@@ -497,10 +498,14 @@ func (s *ReplicaSetStatus) standing() []Wait {
 }
 
 // History returns the latest generations of a replica set, the newest first, at
-// most limit of them: none of a set that there is not. About 1000 are kept.
+// most limit of them, which is at least 1: none of a set that there is not. About 1000
+// are kept.
 func History(ctx context.Context, db *sql.DB, set orchestrator.ReplicaSetName, limit int, options ...orchestrator.TablesOption) ([]GenerationRecord, error) {
 	if problem := store.NameProblem(string(set)); problem != "" {
 		return nil, fmt.Errorf("history: %w: its name %s", ErrNoReplicaSet, problem)
+	}
+	if limit < 1 {
+		return nil, fmt.Errorf("%w: History: the limit is %d, and must be at least 1", orchestrator.ErrInvalidConfig, limit)
 	}
 	t := store.TablesOf(db, options)
 	records := []GenerationRecord{}

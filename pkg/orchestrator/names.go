@@ -66,6 +66,7 @@ var (
 	ErrCoordinationTimeout  = root.ErrCoordinationTimeout
 	ErrGenerationSuperseded = root.ErrGenerationSuperseded
 	ErrLeaseLost            = root.ErrLeaseLost
+	ErrSuspended            = root.ErrSuspended
 )
 
 // RunMigrations creates or upgrades the orchestrator's tables; pupsourcing's own are

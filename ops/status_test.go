@@ -447,6 +447,14 @@ SELECT s, g, 'old', 1, '{}', now() FROM unnest(ARRAY['set', 'other']) AS s, gene
 	if n := w.Number(`SELECT count(*) FROM orchestrator_history WHERE replica_set = 'other'`); n != 1500 {
 		t.Errorf("of another set %d generations are left", n)
 	}
+	for _, limit := range []int{0, -1} {
+		if _, err := ops.History(t.Context(), w.DB, "set", limit); !errors.Is(err, orchestrator.ErrInvalidConfig) {
+			t.Errorf("history of at most %d: %v", limit, err)
+		}
+		if _, err := ops.Parked(t.Context(), w.DB, "p", limit); !errors.Is(err, orchestrator.ErrInvalidConfig) {
+			t.Errorf("parked events, at most %d: %v", limit, err)
+		}
+	}
 	if records, err := ops.History(t.Context(), w.DB, "nobody", 10); err != nil || len(records) != 0 {
 		t.Errorf("of a set that there is not: %v, %v", records, err)
 	}

@@ -218,9 +218,12 @@ func (f *feed[E]) foreign(ctx context.Context, scope Scope, r protocol.Fetch) (p
 	p := page[E]{end: -1}
 	var ordered bool
 	p.passed, p.more, ordered = protocol.StorePage(r.After, r.Limit, positions, read.Through, read.More)
+	if read.More && len(read.Records) == 0 && p.passed == r.After {
+		return page[E]{}, fmt.Errorf("it returned nothing above position %d, and says that there is more: set Page.Through to how far it has read", r.After)
+	}
 	for i := range read.Records {
 		e := &read.Records[i]
-		out, err := leavesOut(scope, e)
+		out, err := leavesOut(scope, e, f.emptyIsValue())
 		switch {
 		case err != nil:
 			return page[E]{}, err
@@ -234,6 +237,13 @@ func (f *feed[E]) foreign(ctx context.Context, scope Scope, r protocol.Fetch) (p
 		p.events = append(p.events, *e)
 	}
 	return p, nil
+}
+
+// emptyIsValue reports whether an event without an aggregate type, or a context, is one
+// whose type, or context, is empty. Of a Table it is, also where it is embedded.
+func (f *feed[E]) emptyIsValue() bool {
+	_, is := f.events.(interface{ emptyIsValue() })
+	return is
 }
 
 // A tap is where a lane gets its events from.
@@ -314,14 +324,14 @@ func (t *tap[E]) cut(s protocol.Serving) (serving[E], error) {
 	if !s.Whole || t.scope.all() {
 		return out, nil
 	}
-	_, table := t.feed.events.(*Table[E]) // its columns have been checked: an empty one is empty
+	empty := t.feed.emptyIsValue()
 	out.keys = slices.Clone(out.keys)
 	for i := range out.events {
-		skip, err := leavesOut(t.scope, &out.events[i])
-		if err != nil && !table {
+		skip, err := leavesOut(t.scope, &out.events[i], empty)
+		if err != nil {
 			return serving[E]{}, err
 		}
-		out.keys[i].Skip = skip || err != nil
+		out.keys[i].Skip = skip
 	}
 	return out, nil
 }

@@ -118,6 +118,28 @@ func TestMigrateRefusesAStrangersTables(t *testing.T) {
 	}
 }
 
+// A schema that is named for the tables, and a stranger's: whoever may create schemas could
+// have made it before, with the tables in it and triggers on them.
+func TestMigrateRefusesAStrangersSchema(t *testing.T) {
+	t.Parallel()
+	admin, base := pgtest.Database(t)
+	r := role(t, admin, base)
+	execute(t, admin, fmt.Sprintf(`DO $$ BEGIN EXECUTE format('GRANT CREATE ON DATABASE %%I TO %s', current_database()); END $$`, r))
+	theirs, in := reopen(t, base, "role", r), orchestrator.InSchema("squatted")
+	execute(t, theirs, `CREATE SCHEMA squatted`)
+	for _, when := range []string{"empty", "with tables"} {
+		if err := orchestrator.Migrate(t.Context(), admin, in); !errors.Is(err, orchestrator.ErrSchema) || !strings.Contains(err.Error(), r) || !strings.Contains(err.Error(), `"squatted"`) {
+			t.Errorf("%s: %v; want ErrSchema with the owner %s", when, err, r)
+		}
+		if err := orchestrator.Migrate(t.Context(), theirs, in); err != nil {
+			t.Errorf("%s: its owner can't migrate: %v", when, err)
+		}
+	}
+	if err := orchestrator.Migrate(t.Context(), admin, orchestrator.InSchema("public")); err != nil {
+		t.Errorf("in public: %v", err)
+	}
+}
+
 // shadows are functions and operators that fit better than those of pg_catalog where
 // a statement is careless about types.
 const shadows = `

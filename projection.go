@@ -89,8 +89,9 @@ type Tx interface {
 	// Raw calls f with the driver's connection, on which the transaction is, as
 	// sql.Conn.Raw does: for what only the driver can do, such as pgx's CopyFrom
 	// (driverConn.(*stdlib.Conn).Conn()). f must not end the transaction, nor leave
-	// anything under way, nor keep driverConn; while it runs, the other methods
-	// return an error. If f panics, or returns driver.ErrBadConn, the connection is
+	// anything under way, nor keep driverConn, and Raw must have returned before the
+	// handler does. While f runs, the other methods return an error; statements and
+	// rows that they have returned must not be used. If f panics, or returns driver.ErrBadConn, the connection is
 	// closed, and the handler fails.
 	Raw(f func(driverConn any) error) error
 }

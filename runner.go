@@ -713,8 +713,18 @@ func (t *tap[E]) at(ctx context.Context, position int64) (*Record[E], error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: read at position %d: %w", ErrEventStore, position, err)
 	}
+	if len(page.Records) == 0 && page.More && page.Through < position {
+		return nil, fmt.Errorf("%w: read at position %d: it returned nothing, and says that there is more", ErrEventStore, position)
+	}
 	if len(page.Records) == 0 || page.Records[0].Position != position {
 		return nil, nil
 	}
-	return &page.Records[0], nil
+	e := &page.Records[0]
+	switch out, err := leavesOut(t.scope, e, t.feed.emptyIsValue()); {
+	case err != nil:
+		return nil, fmt.Errorf("%w: read at position %d: %w", ErrEventStore, position, err)
+	case out:
+		return nil, nil
+	}
+	return e, nil
 }

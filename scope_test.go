@@ -2,6 +2,7 @@ package orchestrator_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -12,6 +13,7 @@ import (
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
 	"github.com/getpup/pupsourcing-orchestrator/internal/testworld"
+	"github.com/getpup/pupsourcing-orchestrator/ops"
 )
 
 // scoped projections get a part of the stream.
@@ -301,4 +303,99 @@ SELECT 'test', CASE i % 10000 WHEN 0 THEN 'rare' ELSE 'common' END, 'a' || i % 1
 	if n := f.Commits.Load(); seen != 4 || n > 15 {
 		t.Errorf("%d events were handled, with %d commits", seen, n)
 	}
+}
+
+// pagesStore is an event store of fixed pages: pages says what there is above a position.
+type pagesStore struct {
+	pages func(r orchestrator.ReadRequest) orchestrator.Page[orchestrator.Event]
+}
+
+func (s *pagesStore) Read(_ context.Context, r orchestrator.ReadRequest) (orchestrator.Page[orchestrator.Event], error) {
+	return s.pages(r), nil
+}
+
+// What a store says beside a full page is not believed: the events that did not fit follow.
+func TestFullPageThatSaysTooMuch(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	all := orders()
+	all.cap = 1000
+	cfg := w.Config(w.DB, "set")
+	cfg.EventStore = &pagesStore{func(r orchestrator.ReadRequest) orchestrator.Page[orchestrator.Event] {
+		page, _ := all.Read(context.Background(), r)
+		page.Through = 200 // the end of the stream
+		return page
+	}}
+	cfg.BatchSize = 7
+	testworld.Run(t, cfg, testworld.Effects{Projection: "p"}.Transactional())
+	pgtest.Eventually(t, "all is handled", func() bool { return w.Handled("p") == 200 })
+}
+
+// A store that returns nothing and says that there is more is said to, and is asked again.
+func TestStoreThatSaysMoreOfNothing(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	cfg := w.Config(w.DB, "set")
+	cfg.EventStore = &pagesStore{func(orchestrator.ReadRequest) orchestrator.Page[orchestrator.Event] {
+		return orchestrator.Page[orchestrator.Event]{More: true}
+	}}
+	log := &testworld.Log{To: t.Output()}
+	cfg.Logger = slog.New(slog.NewTextHandler(log, nil))
+	testworld.Run(t, cfg, testworld.Effects{Projection: "p"}.Transactional())
+	log.Wait(t, "returned nothing above position 0, and says that there is more")
+}
+
+// An event whose type is empty is out of a scope of types, also where a Table is embedded
+// and a projection of everything stands beside.
+func TestEmptyTypeInATable(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.Append(30)
+	w.Exec(`UPDATE events SET aggregate_type = '' WHERE global_position = 7`)
+	for set, embed := range map[orchestrator.ReplicaSetName]bool{"plain": false, "embedded": true} {
+		table, err := orchestrator.NewEventTable(w.DB, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		cfg := w.Config(w.DB, set)
+		if cfg.EventStore = table; embed {
+			cfg.EventStore = &struct {
+				*orchestrator.Table[orchestrator.Event]
+			}{table}
+		}
+		all, things := string(set)+" all", string(set)+" things"
+		testworld.Run(t, cfg, testworld.Effects{Projection: all}.Transactional(),
+			orchestrator.Transactional(things, func(ctx context.Context, tx orchestrator.Tx, e orchestrator.Event) error {
+				_, err := tx.ExecContext(ctx, `INSERT INTO effects (projection, position, aggregate, generation, partition, total) VALUES ($1, $2, $3, 0, 0, 1)`, things, e.GlobalPosition, e.AggregateID)
+				return err
+			}, orchestrator.WithScope(orchestrator.Scope{AggregateTypes: []string{"thing"}})))
+		pgtest.Eventually(t, "all is handled", func() bool { return w.Handled(all) == 30 && w.Handled(things) == 29 })
+	}
+}
+
+// An event that was parked before its projection had a scope, and is out of it, is not
+// handled when it is retried, also where the store ignores scopes.
+func TestParkedEventOutOfScope(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	cfg := w.Config(w.DB, "set")
+	cfg.EventStore = orders() // odd positions are of users
+	fails := testworld.Effects{Projection: "p", Hook: func(_ context.Context, e orchestrator.Event) error {
+		if e.GlobalPosition == 3 {
+			return errors.New("no")
+		}
+		return nil
+	}}
+	cfg.Failures = map[string]orchestrator.FailureRule{"p": {Policy: orchestrator.ParkEvents, Attempts: 1}}
+	first := testworld.Run(t, cfg, fails.Transactional())
+	pgtest.Eventually(t, "it is parked", func() bool { return w.Number(`SELECT count(*) FROM orchestrator_parked WHERE position = 3`) == 1 })
+	first.Stop()
+	cfg.EventStore = orders()
+	second := testworld.Run(t, cfg, orchestrator.Transactional("p", func(context.Context, orchestrator.Tx, orchestrator.Event) error { return nil },
+		orchestrator.WithScope(orchestrator.Scope{AggregateTypes: []string{"Order"}})))
+	w.Retry("p", ops.ParkedSelector{Positions: []int64{3}})
+	pgtest.Eventually(t, "the request is dropped, and says why", func() bool {
+		return w.Number(`SELECT count(*) FROM orchestrator_parked WHERE position = 3 AND request IS NULL AND error LIKE 'there is no such event%'`) == 1
+	})
+	second.Stop()
 }

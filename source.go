@@ -140,18 +140,27 @@ func (s Scope) problem() string {
 }
 
 // leavesOut reports whether an event is out of the scope. One that does not say what the
-// scope is about is an error: to leave it out could be to lose it.
-func leavesOut[E any](s Scope, e *Record[E]) (bool, error) {
+// scope is about, unless an empty text is a value, is an error: to leave it out could be to
+// lose it.
+func leavesOut[E any](s Scope, e *Record[E], emptyIsValue bool) (bool, error) {
+	var unsaid string
 	for _, part := range []struct {
 		field string
 		value string
 		names []string
 	}{{"AggregateType", e.AggregateType, s.AggregateTypes}, {"BoundedContext", e.BoundedContext, s.BoundedContexts}} {
-		if part.value == "" && len(part.names) > 0 && !slices.Contains(part.names, "") {
-			return false, fmt.Errorf("the event at position %d has no Record.%s, which the scope of a projection is about: set it, or read only what is within ReadRequest.Scope", e.Position, part.field)
+		switch {
+		case len(part.names) == 0 || slices.Contains(part.names, part.value):
+		case part.value != "" || emptyIsValue:
+			return true, nil
+		default:
+			unsaid = part.field
 		}
 	}
-	return !s.Includes(e.AggregateType, e.BoundedContext), nil
+	if unsaid != "" {
+		return false, fmt.Errorf("the event at position %d has no Record.%s, which the scope of a projection is about: set it", e.Position, unsaid)
+	}
+	return false, nil
 }
 
 // scopeOf returns the scope of a projection, or what keeps the event store from

@@ -64,8 +64,9 @@ func RunMigrations(db *sql.DB) error { return Migrate(context.Background(), db) 
 // name; without it into the first schema of the search path, unless another one on it
 // has them already. Tables of the same names that are not the library's are refused:
 // those of other columns, and those that are owned by a role that is neither the
-// current one, nor a superuser, nor the owner of the schema or of the database. Then
-// nothing was changed.
+// current one, nor a superuser, nor the owner of the schema or of the database. So is a
+// schema of InSchema whose owner is none of these, for a superuser or the database's
+// owner: migrate as its owner. Then nothing was changed.
 func Migrate(ctx context.Context, db *sql.DB, options ...TablesOption) (err error) {
 	defer func() { err = redact.Error(err) }()
 	if db == nil {
@@ -118,7 +119,7 @@ func migrate(ctx context.Context, db *sql.DB, schema string) error {
 	err := migration(ctx, db, &sql.TxOptions{ReadOnly: true}, func(tx *dbconn.Tx) error {
 		err := store.CheckSchema(ctx, tx, schema)
 		if err == nil {
-			stranger = store.Stranger(ctx, tx, schema)
+			stranger = strangers(ctx, tx, schema)
 		}
 		return err
 	})
@@ -129,6 +130,17 @@ func migrate(ctx context.Context, db *sql.DB, schema string) error {
 		return err
 	}
 	return migration(ctx, db, &sql.TxOptions{Isolation: sql.LevelReadCommitted}, func(tx *dbconn.Tx) error { return apply(ctx, tx, schema) })
+}
+
+// strangers returns an error where the tables, or the schema that was named for them, are
+// somebody's whom the current role should not trust.
+func strangers(ctx context.Context, tx *dbconn.Tx, schema string) error {
+	if schema != "" {
+		if err := store.OwnedByStranger(ctx, tx, schema); err != nil {
+			return err
+		}
+	}
+	return store.Stranger(ctx, tx, schema)
 }
 
 // migration calls f in a transaction that is bounded. Until f has set the search path,
@@ -166,6 +178,9 @@ func apply(ctx context.Context, tx *dbconn.Tx, schema string) error {
 		return fmt.Errorf("wait for other migrations: %w", err)
 	}
 	if schema != "" {
+		if err := store.OwnedByStranger(ctx, tx, schema); err != nil {
+			return err
+		}
 		if err := store.UseSchema(ctx, tx, schema); err != nil {
 			return err
 		}

@@ -267,6 +267,10 @@ func (t *Table[E]) Read(ctx context.Context, r ReadRequest) (Page[E], error) {
 	return Page[E]{Records: p.events, Through: p.passed, More: p.more}, nil
 }
 
+// emptyIsValue says that the columns of scopes may be empty: that there are such columns is
+// checked.
+func (t *Table[E]) emptyIsValue() {}
+
 // scopeProblem says what the table lacks to read a scope.
 func (t *Table[E]) scopeProblem(s Scope) error {
 	const missing = "is empty, and a projection's scope needs it"

@@ -3,7 +3,6 @@ package orchestrator
 import (
 	"context"
 	"database/sql"
-	"database/sql/driver"
 	"errors"
 	"fmt"
 	"strings"
@@ -26,7 +25,7 @@ type handlerTx struct {
 	rows   []*sql.Rows // of the call under way
 	copies []*sql.Stmt // of the call under way: COPY … FROM STDIN, as lib/pq has it
 	ended  error       // a statement that was refused
-	raw    bool        // Raw is under way
+	raw    int         // calls of Raw that are under way
 }
 
 // SQLTx is for rawtx.
@@ -106,39 +105,47 @@ func (t *handlerTx) QueryRowContext(ctx context.Context, query string, args ...a
 	return t.tx.QueryRowContext(ctx, query, args...)
 }
 
-// Raw is Tx's.
+// Raw is Tx's. What f returns is a stranger's error: see usercode.go.
 func (t *handlerTx) Raw(f func(driverConn any) error) error {
 	if err := t.check(""); err != nil {
 		return err
 	}
-	t.setRaw(true)
-	defer t.setRaw(false)
-	var failed error
-	err := t.tx.Raw(func(conn any) (err error) {
+	t.raws(1)
+	defer t.raws(-1)
+	var err, failed error
+	taken := t.tx.Raw(func(conn any) (broken bool) {
 		if failed = contained(func() { err = f(conn) }); failed != nil {
-			err = driver.ErrBadConn // who knows what is under way on it
+			return true // who knows what is under way on it
 		}
-		return err
+		if dbconn.Busy(conn) {
+			failed = errBusy
+		}
+		return failed != nil || store.FactsOf(err).Lost
 	})
 	switch {
 	case failed != nil:
-		err = fmt.Errorf("Tx.Raw: %w", failed)
-	case errors.Is(err, driver.ErrBadConn), errors.Is(err, dbconn.ErrBusy):
-		err = fmt.Errorf("Tx.Raw: %w", err)
-	default:
-		return err
+		failed = fmt.Errorf("Tx.Raw: %w", failed)
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		t.ended = failed // whatever the handler makes of it
+		return failed
+	case taken != nil:
+		return taken
 	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.ended = err // whatever the handler makes of it
 	return err
 }
 
-func (t *handlerTx) setRaw(is bool) {
+// raws counts the calls of Raw that are under way.
+func (t *handlerTx) raws(n int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.raw = is
+	t.raw += n
 }
+
+var (
+	errBusy    = errors.New("the connection is busy: end what was begun on it before the function returns")
+	errRawOpen = errors.New("the handler has returned while Tx.Raw was under way: wait for it")
+)
 
 var errInRaw = errors.New("Tx.Raw is under way: until it has returned, nothing else can be done in the transaction")
 
@@ -154,7 +161,7 @@ func (t *handlerTx) check(query string) error {
 	case word != "":
 		t.ended = fmt.Errorf("%s: %w", word, errEndsTx)
 		return t.ended
-	case t.raw:
+	case t.raw > 0:
 		t.ended = errInRaw
 		return t.ended
 	}
@@ -178,6 +185,9 @@ func (t *handlerTx) settle(err error, patience time.Duration) error {
 	}
 	if failed := t.endCopies(patience); err == nil {
 		err = failed
+	}
+	if t.raw > 0 && t.ended == nil {
+		t.ended = errRawOpen
 	}
 	if t.ended != nil {
 		err = t.ended

@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"database/sql"
@@ -383,7 +384,18 @@ func (c *postgresConnection) tx() orchestrator.Tx {
 		return nil
 	}
 	c.idles()
-	return c.open
+	return handlerTx{c.open}
+}
+
+// handlerTx is a transaction with the Raw of handlers.
+type handlerTx struct{ *dbconn.Tx }
+
+func (t handlerTx) Raw(f func(driverConn any) error) (err error) {
+	taken := t.Tx.Raw(func(conn any) (broken bool) {
+		err = f(conn)
+		return store.FactsOf(err).Lost
+	})
+	return cmp.Or(err, taken)
 }
 
 func (c *postgresConnection) effect(projection string, e event) error {

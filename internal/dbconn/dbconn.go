@@ -15,7 +15,6 @@
 package dbconn
 
 import (
-	"cmp"
 	"context"
 	"database/sql"
 	"database/sql/driver"
@@ -356,30 +355,26 @@ func (tx *Tx) end(err error) error {
 // During calls f. If that has not returned when ctx ends, the connection is cut.
 func (tx *Tx) During(ctx context.Context, f func() error) error { return tx.conn.During(ctx, f) }
 
-// ErrBusy is returned by Raw where its function has left something under way.
-var ErrBusy = errors.New("the connection is busy: what was begun on it is not ended")
-
 // Raw calls f with the driver's connection, as sql.Conn.Raw does. Nothing else can be done
-// in the transaction meanwhile. f must return. If it returns driver.ErrBadConn, or an
-// error that wraps it, the connection is cut. (sql.Conn.Raw itself would close it, and
-// wait for the transaction to end, which waits for Raw.)
-func (tx *Tx) Raw(f func(driverConn any) error) error {
-	var err error
-	taken := tx.conn.Raw(func(driverConn any) error {
-		if err = f(driverConn); err == nil && busy(driverConn) {
-			err = ErrBusy
-		}
+// in the transaction meanwhile. f must return, and reports whether the connection is of
+// no more use: it is cut then. (What f would return to sql.Conn.Raw as driver.ErrBadConn
+// has that close the connection, and wait for the transaction to end, which waits for
+// Raw.)
+func (tx *Tx) Raw(f func(driverConn any) (broken bool)) error {
+	broken := false
+	err := tx.conn.Raw(func(driverConn any) error {
+		broken = f(driverConn)
 		return nil
 	})
-	if errors.Is(err, driver.ErrBadConn) {
+	if broken {
 		tx.Cut()
 	}
-	return cmp.Or(err, taken)
+	return err
 }
 
-// busy reports whether conn.Conn().PgConn().IsBusy(), if there is such a thing: pgx takes
-// a busy connection for a lost one.
-func busy(conn any) bool {
+// Busy reports whether something is under way on a driver's connection, as far as that
+// says so: by conn.Conn().PgConn().IsBusy(). pgx takes a busy connection for a lost one.
+func Busy(conn any) bool {
 	c := reached(conn, "Conn", "PgConn")
 	if !c.IsValid() {
 		return false

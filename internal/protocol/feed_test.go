@@ -735,6 +735,7 @@ func TestStorePage(t *testing.T) {
 		{"less than it could be: the end", []int64{11, 12}, 0, false, 12, false, true},
 		{"less than it could be, and there is more", []int64{11, 12}, 0, true, 12, true, true},
 		{"as many as were asked for", []int64{11, 12, 15}, 0, false, 15, true, true},
+		{"as many as were asked for, and it says that it has seen more", []int64{11, 12, 15}, 30, false, 15, true, true},
 		{"it has seen more than it returns", []int64{11, 12}, 20, true, 20, true, true},
 		{"it forgets its own records", []int64{11, 12}, 11, false, 12, false, true},
 		{"at the position itself", []int64{10, 11}, 0, false, 11, false, false},

@@ -255,11 +255,15 @@ func (a ReadAction) OwnPassed(through, cut int64) (passed int64, more bool) {
 // whether to ask for more at once; from what it has returned for a read of at most limit
 // events above after. positions are those of all of its records: also of those that are
 // out of the scope, or a page of nothing else would be read again and again. through is
-// the position up to which it says that it has seen everything, 0 if it does not say.
+// the position up to which it says that it has seen everything, 0 if it does not say. Of a
+// page that is full it is not believed: what is beyond the last event did not fit.
 //
 // A page that does not ascend from above after is refused by the Feed, so the caller must
 // not leave anything out of it first: ascending is false.
 func StorePage(after int64, limit int, positions []int64, through int64, more bool) (passed int64, again, ascending bool) {
+	if len(positions) >= limit {
+		through, more = 0, true
+	}
 	passed, ascending = max(after, through), true
 	last := after
 	for _, p := range positions {
@@ -268,7 +272,7 @@ func StorePage(after int64, limit int, positions []int64, through int64, more bo
 	}
 	// One that passes nothing, and says that there is more, would be asked at once, again
 	// and again.
-	return passed, passed > after && (more || len(positions) >= limit), ascending
+	return passed, passed > after && more, ascending
 }
 
 func (r *Reading) highest() ReadAction { return ReadAction{Do: ReadHigh, Turn: true, Epoch: r.epoch} }

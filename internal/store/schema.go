@@ -118,6 +118,34 @@ var (
 	usePathSQL   = sqltext.New(`SELECT set_config('search_path', {in}, true)`)
 )
 
+// A schema that is named need not be on anybody's search path: who may create schemas can
+// have made it, with the tables in it and triggers on them, for somebody with more power
+// to come by.
+var schemaOwnerSQL = sqltext.New(`
+SELECT o.rolname::text
+  FROM pg_namespace n
+  JOIN pg_roles o ON o.oid = n.nspowner
+  JOIN pg_roles me ON me.rolname = CURRENT_USER
+  JOIN pg_database d ON d.datname = current_database()
+ WHERE n.nspname = {in}::name AND (me.rolsuper OR me.oid = d.datdba)
+   AND NOT (o.rolsuper OR o.oid = me.oid OR o.oid = d.datdba OR o.rolname = 'pg_database_owner'::name)
+   AND (me.rolsuper OR NOT pg_has_role(me.oid, o.oid, 'USAGE'))`)
+
+// OwnedByStranger returns an error for a schema whose owner the current role should not
+// trust.
+func OwnedByStranger(ctx context.Context, db dbconn.Querier, schema string) error {
+	var owner string
+	query, args := sqltext.Names{Literals: true}.Bind(schemaOwnerSQL, sqltext.Values{"in": schema})
+	switch err := db.QueryRowContext(ctx, query, args...).Scan(&owner); {
+	case errors.Is(err, sql.ErrNoRows):
+		return nil
+	case err != nil:
+		return fmt.Errorf("look who owns schema %q: %w", schema, err)
+	}
+	return fmt.Errorf("%w: schema %q is owned by the role %q, which is neither the current role, nor a superuser, nor the owner of the database; "+
+		"if it is yours, migrate as that role; if not, name another schema", ErrSchema, schema, owner)
+}
+
 // UseSchema makes a schema the search path of a transaction, and creates it if there is
 // none of that name.
 func UseSchema(ctx context.Context, tx dbconn.Querier, schema string) error {

@@ -255,7 +255,7 @@ func SchemaProblem(name string) string {
 		return problem
 	case len(name) > 63:
 		return fmt.Sprintf("%q has more than 63 bytes", name)
-	case strings.HasPrefix(name, "pg_") || name == "information_schema":
+	case strings.HasPrefix(name, "pg_") || name == "information_schema" || name == "$user":
 		return fmt.Sprintf("%q is the server's own, or of one session; name another", name)
 	}
 	return ""

@@ -45,6 +45,12 @@ func does1(query string) func(context.Context, orchestrator.Tx) error {
 	}
 }
 
+// itself is an error that wraps itself.
+type itself struct{}
+
+func (itself) Error() string     { return "itself" }
+func (e itself) Unwrap() []error { return []error{e} }
+
 // Whatever a handler does with its transaction, through pgx it is that event's failure,
 // and nothing else's.
 func TestHandlersThatMisbehave(t *testing.T) {
@@ -84,6 +90,24 @@ func TestHandlersThatMisbehave(t *testing.T) {
 	})
 	commits := raw(func(ctx context.Context, conn *pgx.Conn) error { _, err := conn.Exec(ctx, `COMMIT; BEGIN`); return err })
 	panics := raw(func(context.Context, *pgx.Conn) error { panic("in Raw") })
+	hostile := raw(func(context.Context, *pgx.Conn) error { return itself{} })
+	swallows := func(ctx context.Context, tx orchestrator.Tx) error {
+		_ = tx.Raw(func(conn any) error {
+			_, _ = conn.(*stdlib.Conn).Conn().Query(ctx, `SELECT generate_series(1, 10000)`)
+			return errors.New("swallowed")
+		})
+		return nil
+	}
+	late := func(ctx context.Context, tx orchestrator.Tx) error {
+		begun := make(chan struct{})
+		go tx.Raw(func(any) error {
+			close(begun)
+			<-t.Context().Done()
+			return nil
+		})
+		<-begun
+		return nil
+	}
 	exits := raw(func(context.Context, *pgx.Conn) error { runtime.Goexit(); return nil })
 	within := func(ctx context.Context, tx orchestrator.Tx) error {
 		return tx.Raw(func(any) error { return tx.QueryRowContext(ctx, `SELECT 1`).Scan(new(int)) })
@@ -92,20 +116,23 @@ func TestHandlersThatMisbehave(t *testing.T) {
 		do   func(context.Context, orchestrator.Tx) error
 		want string // the error; "": none
 	}{
-		"rollback":    {does1(`ROLLBACK`), "can't end its transaction"},
-		"unseen":      {does1(`SELECT 1; END; BEGIN`), "has ended its transaction"},
-		"rows":        {rows, "rows of a query open"},
-		"deadline":    {deadline, "deadline"},
-		"timeout":     {does1(`SET LOCAL statement_timeout = '1ms'; SELECT pg_sleep(60)`), "statement timeout"},
-		"typed nil":   {func(context.Context, orchestrator.Tx) error { return (*pgconn.PgError)(nil) }, "typed nil *pgconn.PgError"},
-		"search path": {does1(`SET search_path = pg_catalog, public`), ""},
-		"raw copies":  {copies, ""},
-		"raw rows":    {leavesRows, "busy"},
-		"raw commits": {commits, "has ended its transaction"},
-		"raw panics":  {panics, "in Raw"},
-		"raw exits":   {exits, "ended its goroutine"},
-		"within raw":  {within, "Tx.Raw is under way"},
-		other:         {nothing, ""},
+		"rollback":     {does1(`ROLLBACK`), "can't end its transaction"},
+		"unseen":       {does1(`SELECT 1; END; BEGIN`), "has ended its transaction"},
+		"rows":         {rows, "rows of a query open"},
+		"deadline":     {deadline, "deadline"},
+		"timeout":      {does1(`SET LOCAL statement_timeout = '1ms'; SELECT pg_sleep(60)`), "statement timeout"},
+		"typed nil":    {func(context.Context, orchestrator.Tx) error { return (*pgconn.PgError)(nil) }, "typed nil *pgconn.PgError"},
+		"search path":  {does1(`SET search_path = pg_catalog, public`), ""},
+		"raw copies":   {copies, ""},
+		"raw rows":     {leavesRows, "busy"},
+		"raw commits":  {commits, "has ended its transaction"},
+		"raw panics":   {panics, "in Raw"},
+		"raw hostile":  {hostile, "itself"},
+		"raw swallows": {swallows, "busy"},
+		"raw is late":  {late, "Tx.Raw is under way"},
+		"raw exits":    {exits, "ended its goroutine"},
+		"within raw":   {within, "Tx.Raw is under way"},
+		other:          {nothing, ""},
 	}
 	for _, mode := range modes {
 		t.Run(mode.String(), func(t *testing.T) {

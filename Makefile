@@ -79,10 +79,11 @@ test: ## go test, fast: no race detector, cached results count
 
 # -count=1 because a cached pass says nothing about a race. What is left to "test" is
 # about SQL, or the same code once more: layouts, tables, migrations, privileges, names,
-# encodings; the mutants of the simulation, and more of its worlds.
+# encodings; the mutants of the simulation, and more of its worlds. Few run side by side:
+# the detector makes them slow, and who is slow loses leases.
 SQL_TESTS = ^Test(Table|NoEventFalls|Identity|Migrate|Upgrade|Missing|Grants|Names|Encodings|Import|Unfit|Pages|Key)
 race: ## go test with the race detector, where threads meet
-	$(GO) test -race -count=1 -timeout 15m -skip '$(SQL_TESTS)' $$($(GO) list ./... | grep -v -e /layouttest -e /sim)
+	$(GO) test -race -count=1 -timeout 15m -parallel 2 -skip '$(SQL_TESTS)' $$($(GO) list ./... | grep -v -e /layouttest -e /sim)
 	$(GO) test -race -count=1 ./sim -run 'TestSeeds$$' -sim.seeds=60
 
 test-integration: ## the tests that need PostgreSQL or start processes

@@ -118,6 +118,7 @@ func (w *worker[E]) prove(a protocol.Prove, id protocol.WorkerID) {
 	type answer struct {
 		same   bool
 		absent []protocol.Absence
+		group  protocol.Glimpse
 	}
 	p, sent := w.presence, time.Now()
 	moved := w.moved.Swap(false)
@@ -128,7 +129,7 @@ func (w *worker[E]) prove(a protocol.Prove, id protocol.WorkerID) {
 			}
 		}
 		if a.Look {
-			r.same, r.absent, err = p.own.Look(p.ctx, id)
+			r.same, r.absent, r.group, err = p.own.Look(p.ctx, id)
 		} else {
 			r.same, err = p.own.Prove(p.ctx)
 		}
@@ -144,7 +145,7 @@ func (w *worker[E]) prove(a protocol.Prove, id protocol.WorkerID) {
 		w.presence.drop()
 		w.input(protocol.Detached{Number: a.Number, Never: true})
 	default:
-		w.input(protocol.Proven{Number: a.Number, Sent: sent, Looked: a.Look, Absent: got.absent})
+		w.input(protocol.Proven{Number: a.Number, Sent: sent, Looked: a.Look, Absent: got.absent, Group: got.group})
 	}
 }
 

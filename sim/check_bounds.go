@@ -268,7 +268,12 @@ func (c *checker) reacts(m *member, f fact) *violation {
 		}
 	case !w.run.unset() && !c.pause.unset() && w.run.generation < c.pause.generation:
 		asked := w.drain.step > w.run.step || w.cancel.step > w.run.step
-		if !asked && late(max(c.pause.at, w.run.at)) {
+		since := max(c.pause.at, w.run.at)
+		if own := w.presence.attached; !asked && !own.unset() && f.at > max(since, own.at, w.late, c.late)+c.setup.slow(looksAgain)+c.packets() {
+			return broken(bounded, []fact{w.run, own, c.pause, f}, "%s goes on with generation %d, %s after generation %d was opened, and a session of its own by which to see it",
+				w.name, w.run.generation, f.at-c.pause.at, c.pause.generation)
+		}
+		if !asked && late(since) {
 			return broken(bounded, []fact{w.run, c.pause, w.lease, f}, "%s goes on with generation %d, %s after generation %d was opened",
 				w.name, w.run.generation, f.at-c.pause.at, c.pause.generation)
 		}

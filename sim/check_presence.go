@@ -9,6 +9,7 @@ const (
 	proofEnds   = 400 * time.Millisecond
 	noticedIn   = 2 * time.Second
 	mustSettle  = 5 * time.Second
+	looksAgain  = 1250 * time.Millisecond
 )
 
 // A checkedPresence is what the facts say of the session that a worker has of its
@@ -137,6 +138,11 @@ func (c *checker) evicted(f fact) *violation {
 	return broken(oneOwner, []fact{w.run, w.cancel, w.lease, p.published, w.gaveUp, p.ended, f}, "%s has given up, and its handlers go on; it is removed before its lease is over, since it has ended its session", w.name)
 }
 
+// packets is for what a change takes beside waiting.
+func (c *checker) packets() time.Duration {
+	return time.Duration(20+len(c.members))*3*c.setup.latency + 50*time.Millisecond
+}
+
 // missed: a worker whose own session has ended with its process is removed by those
 // whose sessions have been there for long enough (L3).
 func (c *checker) missed(m *member, f fact) *violation {
@@ -160,8 +166,7 @@ func (c *checker) missed(m *member, f fact) *violation {
 	if !able {
 		return nil
 	}
-	packets := time.Duration(20+len(c.members))*3*c.setup.latency + 50*time.Millisecond
-	due := max(p.ended.at, since, c.late) + c.setup.slow(noticedIn) + packets
+	due := max(p.ended.at, since, c.late) + c.setup.slow(noticedIn) + c.packets()
 	if f.at <= due {
 		return nil
 	}

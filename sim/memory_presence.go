@@ -50,9 +50,16 @@ func (c *memoryConnection) attach(a protocol.Attach, done func(int32, protocol.P
 
 func (c *memoryConnection) prove() error { return c.free("prove") }
 
-func (c *memoryConnection) absent(worker protocol.WorkerID) ([]protocol.Absence, error) {
+func (c *memoryConnection) absent(worker protocol.WorkerID) ([]protocol.Absence, protocol.Glimpse, error) {
+	var group protocol.Glimpse
 	if err := c.free("absent"); err != nil {
-		return nil, err
+		return nil, group, err
+	}
+	if g := c.replicaSet(c.set).committed; g != nil {
+		group.Generation = g.Generation
+		if !g.stepAt.IsZero() {
+			group.StepIn = max(0, g.stepAt.Sub(c.now()))
+		}
 	}
 	var absent []protocol.Absence
 	for _, r := range c.replicaSet(c.set).workers {
@@ -65,7 +72,7 @@ func (c *memoryConnection) absent(worker protocol.WorkerID) ([]protocol.Absence,
 			absent = append(absent, protocol.Absence{Worker: w.ID, Presence: w.Presence})
 		}
 	}
-	return absent, nil
+	return absent, group, nil
 }
 
 // fake has somebody take the locks that all workers' sessions have, which anybody can

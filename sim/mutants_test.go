@@ -248,6 +248,7 @@ var mutants = []mutant{
 		}
 		return in
 	}}, []promise{bounded}},
+	{"looks for others and not at the group", rules{looksAtNobody: true}, []promise{bounded}},
 	{"counts a lock for a worker whoever holds it", rules{memory: memoryRules{anyLock: true}}, []promise{bounded}},
 	// See "When the lease decides alone" in protocol/presence.go.
 	{"goes by its lease while its row has a session", rules{input: func(p *worker, in protocol.Input) protocol.Input {

@@ -49,15 +49,15 @@ func (c *postgresConnection) prove() error {
 	return c.db.heard(err)
 }
 
-func (c *postgresConnection) absent(worker protocol.WorkerID) ([]protocol.Absence, error) {
+func (c *postgresConnection) absent(worker protocol.WorkerID) ([]protocol.Absence, protocol.Glimpse, error) {
 	if err := c.free("absent"); err != nil {
-		return nil, err
+		return nil, protocol.Glimpse{}, err
 	}
-	same, absent, err := c.own.Look(context.Background(), worker)
+	same, absent, group, err := c.own.Look(context.Background(), worker)
 	if err == nil && !same {
 		err = errOtherSession
 	}
-	return absent, c.db.heard(err)
+	return absent, group, c.db.heard(err)
 }
 
 // end lets go of the locks, as the end of the session does, but so that the

@@ -47,10 +47,11 @@ func (p *worker) attach(a protocol.Attach) {
 func (p *worker) prove(a protocol.Prove) {
 	sent, sentAt, id := p.now(), p.w.at, p.session.ID()
 	var absent []protocol.Absence
+	var group protocol.Glimpse
 	p.ask(p.own, "proof", presencePatience, func(c connection, done func(error)) {
 		var err error
 		if a.Look {
-			absent, err = c.absent(id)
+			absent, group, err = c.absent(id)
 		} else {
 			err = c.prove()
 		}
@@ -65,7 +66,10 @@ func (p *worker) prove(a protocol.Prove) {
 			return
 		}
 		p.record(fact{kind: sessionProven, from: int64(a.Number), sent: sentAt})
-		p.input(protocol.Proven{Number: a.Number, Sent: sent, Looked: a.Look, Absent: absent})
+		if p.w.rules.looksAtNobody {
+			group = protocol.Glimpse{}
+		}
+		p.input(protocol.Proven{Number: a.Number, Sent: sent, Looked: a.Look, Absent: absent, Group: group})
 	})
 }
 

@@ -76,6 +76,7 @@ type rules struct {
 	keepsTransaction bool                          // what a failed handler wrote is not rolled back before it is called again
 	hears            func(*feed, protocol.Hearing) // of hints of events
 	unprovenBegins   bool                          // handlers begin without a proof that the worker is there
+	looksAtNobody    bool                          // a look for the presences of others does not show the group
 	runsPaused       bool                          // lanes of paused projections are started
 
 	wrongWindow       bool // a lane is served the page that was read last, though that is of another window

@@ -124,6 +124,22 @@ type Published struct {
 	Runs int64
 }
 
+// A Glimpse is what a look for the presences of others shows of the group beside them:
+// whether there is something to see. Nothing depends on it, as on a hint. Without it,
+// whoever missed the removal of a worker that has crashed would hear of it at its next
+// heartbeat:
+//
+//  1. w crashes; a looks, finds that w's lock is gone, and removes w presenceGrace later:
+//     a generation is opened;
+//  2. b looks only then: w's row is gone as well, and nobody is missing;
+//  3. b runs its partitions, for which everybody waits, until its next heartbeat.
+type Glimpse struct {
+	Generation int64
+	// StepIn is when a Step is due, from the moment of the look on; 0: none is, or it
+	// is due by now.
+	StepIn time.Duration
+}
+
 // Inputs of a Session about its presence.
 type (
 	// Attached says that a session of one's own holds the lock.
@@ -136,12 +152,13 @@ type (
 		Published Published
 	}
 	// Proven says that it still is there. Looked says that Absent are the
-	// presences that are not.
+	// presences that are not, and that the group is as in Group.
 	Proven struct {
 		Number int32
 		Sent   time.Time
 		Looked bool
 		Absent []Absence
+		Group  Glimpse
 	}
 	// Detached says that it is gone, or could not be had. Never says that there
 	// is no sense in trying again: sessions can't be told apart here. Jitter is a

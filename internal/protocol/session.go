@@ -324,6 +324,7 @@ func (s *Session) Next(now time.Time, in Input) []Action {
 		}
 	case Proven:
 		s.presence.proof(now, in)
+		s.glimpse(now, in)
 	case Detached:
 		s.presence.detach(now, in)
 	case Wanted:
@@ -461,6 +462,19 @@ func (s *Session) wantsStep() bool {
 func (s *Session) refuse(now time.Time, generation int64) {
 	if s.running != nil && s.running.Generation == generation && s.refused < generation {
 		s.refused, s.refusedAt, s.next = generation, now, now
+	}
+}
+
+// glimpse takes in what a look has shown of the group: a generation that is new is a
+// reason to ask, and so is one that is about to be opened when the joins that it waits for
+// are there.
+func (s *Session) glimpse(now time.Time, in Proven) {
+	switch g := in.Group; {
+	case !in.Looked || !s.member:
+	case g.Generation > s.seen[0]:
+		s.hinted = true
+	case g.StepIn > 0:
+		s.sooner(now.Add(g.StepIn + pollMin))
 	}
 }
 

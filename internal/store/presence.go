@@ -41,7 +41,7 @@ SELECT pid, pg_try_advisory_lock_shared(-pid, {number}) AND pg_try_advisory_lock
     WHERE replica_set = {set} AND id = {worker}
 RETURNING CASE WHEN holds = generation THEN holds ELSE 0 END`)
 
-	proveSQL       = sqltext.New(heldText + `, '[]'`)
+	proveSQL       = sqltext.New(heldText + `, '[]', 0, 0`)
 	lookAbsenceSQL = sqltext.New(heldText + `, coalesce((
        SELECT jsonb_agg(jsonb_build_object('Worker', id, 'Presence', jsonb_build_object('Key', presence_key, 'Number', presence_number)))
          FROM orchestrator_workers w
@@ -50,7 +50,9 @@ RETURNING CASE WHEN holds = generation THEN holds ELSE 0 END`)
               SELECT FROM pg_locks
                WHERE locktype = 'advisory' AND objsubid = 2 AND granted AND classid = presence_key::oid AND objid = presence_number::oid
                  AND (presence_key > 0 OR pid = (-presence_key::bigint))
-                 AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))), '[]')`)
+                 AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))), '[]'),
+       coalesce(g.generation, 0), coalesce((extract(epoch FROM g.step_at - {clock}) * 1000000)::bigint, 0)
+  FROM (SELECT {set}::text AS name) s LEFT JOIN orchestrator_replica_sets g ON g.name = s.name`)
 )
 
 // A pooler may hand out another session, or reset this one, and with it its
@@ -117,27 +119,29 @@ func (s Session) Release(ctx context.Context) error {
 // answered, or the lock is gone: then a pooler hands sessions out, and one tells
 // nothing about a process.
 func (s Session) Prove(ctx context.Context) (same bool, err error) {
-	same, _, err = s.ask(ctx, proveSQL, presenceValues(s.presence))
+	same, _, _, err = s.ask(ctx, proveSQL, presenceValues(s.presence))
 	return same, err
 }
 
 // Look is Prove, and finds out which presences of the replica set are not there,
-// but for the worker's own.
-func (s Session) Look(ctx context.Context, worker protocol.WorkerID) (same bool, absent []protocol.Absence, err error) {
+// but for the worker's own, and whether the set has a newer generation.
+func (s Session) Look(ctx context.Context, worker protocol.WorkerID) (same bool, absent []protocol.Absence, group protocol.Glimpse, err error) {
 	values := presenceValues(s.presence)
 	values["worker"] = string(worker)
 	return s.ask(ctx, lookAbsenceSQL, values)
 }
 
-func (s Session) ask(ctx context.Context, statement sqltext.Statement, values sqltext.Values) (same bool, absent []protocol.Absence, err error) {
+func (s Session) ask(ctx context.Context, statement sqltext.Statement, values sqltext.Values) (same bool, absent []protocol.Absence, group protocol.Glimpse, err error) {
 	var pid int32
 	var held bool
 	var list string
-	if err := s.store.row(ctx, s.conn, statement, values, &pid, &held, &list); err != nil {
-		return false, nil, fmt.Errorf("ask the liveness connection: %w", err)
+	var stepIn int64 // µs
+	if err := s.store.row(ctx, s.conn, statement, values, &pid, &held, &list, &group.Generation, &stepIn); err != nil {
+		return false, nil, group, fmt.Errorf("ask the liveness connection: %w", err)
 	}
 	if err := json.Unmarshal([]byte(list), &absent); err != nil {
-		return false, nil, fmt.Errorf("read who is absent: %w", err)
+		return false, nil, group, fmt.Errorf("read who is absent: %w", err)
 	}
-	return -pid == s.presence.Key && held, absent, nil
+	group.StepIn = time.Duration(max(0, stepIn)) * time.Microsecond
+	return -pid == s.presence.Key && held, absent, group, nil
 }

@@ -49,7 +49,7 @@ func TestPresence(t *testing.T) {
 	attach(one, "", 1)
 	look := func() []protocol.Absence {
 		t.Helper()
-		same, absent, err := b.Look(t.Context(), "b")
+		same, absent, _, err := b.Look(t.Context(), "b")
 		if err != nil || !same {
 			t.Fatalf("look: %t, %v", same, err)
 		}
@@ -142,7 +142,7 @@ func TestPresenceOfASessionThatWasReset(t *testing.T) {
 	if same, err := s.Prove(t.Context()); same || err != nil {
 		t.Errorf("proven: %t, %v", same, err)
 	}
-	if same, _, err := s.Look(t.Context(), "w"); same || err != nil {
+	if same, _, _, err := s.Look(t.Context(), "w"); same || err != nil {
 		t.Errorf("proven by a look: %t, %v", same, err)
 	}
 	if err := s.Release(t.Context()); err == nil {

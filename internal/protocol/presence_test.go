@@ -51,6 +51,9 @@ func (w *sessionWorld) prove(p *proc, a Prove) {
 			return Detached{Number: a.Number}
 		}
 		in := Proven{Number: a.Number, Sent: sent, Looked: a.Look}
+		if a.Look {
+			in.Group.Generation = w.group.Generation
+		}
 		for _, m := range w.group.Members {
 			if a.Look && m.ID != p.session.ID() && m.Presence.Number != 0 && !w.holds(m.Presence) {
 				in.Absent = append(in.Absent, Absence{m.ID, m.Presence})
@@ -161,6 +164,35 @@ func TestPresence(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// A crash is over within two seconds whoever is there, without a hint: who does not see
+// that the worker is missing, since others have removed it by then, sees that there is a
+// new generation. Each of 20 crashes comes at another moment.
+func TestCrashOfOneOfMany(t *testing.T) {
+	for _, workers := range []int{2, 3, 5, 10} {
+		for crash := range 20 {
+			w := &sessionWorld{dice: &dice{}, now: testStart, present: true, tracing: true, layouts: map[int64]map[int]WorkerID{}, totals: map[int64]int{}}
+			victim := w.join()
+			for i := range workers - 1 {
+				w.runUntil(w.now.Add(time.Duration(37*i) * time.Millisecond)) // each looks at another time
+				w.join()
+			}
+			w.runUntil(w.now.Add(time.Minute + time.Duration(crash)*61*time.Millisecond))
+			if w.group.Total != workers || w.group.Phase != Active {
+				t.Fatalf("the group is %s", w.group)
+			}
+			before := w.group.Generation
+			victim.dead, victim.lock = true, 0
+			w.runUntil(w.now.Add(2 * time.Second))
+			if w.err != nil {
+				t.Fatal(w.err)
+			}
+			if w.group.Total != workers-1 || w.group.Generation != before+1 || w.group.Phase != Active {
+				t.Errorf("%d workers, crash %d: 2s later the group is %s, want generation %d", workers, crash, w.group, before+1)
+			}
+		}
 	}
 }
 

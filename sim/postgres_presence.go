@@ -3,6 +3,7 @@ package sim
 import (
 	"context"
 	"database/sql"
+	"database/sql/driver"
 	"errors"
 
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
@@ -53,7 +54,7 @@ func (c *postgresConnection) absent(worker protocol.WorkerID) ([]protocol.Absenc
 	if err := c.free("absent"); err != nil {
 		return nil, protocol.Glimpse{}, err
 	}
-	same, absent, group, err := c.own.Look(context.Background(), worker)
+	same, absent, group, err := c.own.By(c.store()).Look(context.Background(), worker)
 	if err == nil && !same {
 		err = errOtherSession
 	}
@@ -61,8 +62,10 @@ func (c *postgresConnection) absent(worker protocol.WorkerID) ([]protocol.Absenc
 }
 
 // end lets go of the locks, as the end of the session does, but so that the
-// server has done it when this returns.
+// server has done it when this returns. The connection is closed: on one of the pool,
+// another worker could come to have a lock of the same key and number.
 func (s *ownSession) end() error {
 	_, err := s.conn.ExecContext(context.Background(), `SELECT pg_advisory_unlock_all()`)
-	return errors.Join(err, s.conn.Close())
+	_ = s.conn.Raw(func(any) error { return driver.ErrBadConn })
+	return err
 }

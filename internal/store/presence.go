@@ -51,7 +51,7 @@ RETURNING CASE WHEN holds = generation THEN holds ELSE 0 END`)
                WHERE locktype = 'advisory' AND objsubid = 2 AND granted AND classid = presence_key::oid AND objid = presence_number::oid
                  AND (presence_key > 0 OR pid = (-presence_key::bigint))
                  AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))), '[]'),
-       coalesce(g.generation, 0), coalesce((extract(epoch FROM g.step_at - {clock}) * 1000000)::bigint, 0)
+       coalesce(g.generation, 0), coalesce((date_part('epoch', (g.step_at - {clock})) * 1000000)::bigint, 0)
   FROM (SELECT {set}::text AS name) s LEFT JOIN orchestrator_replica_sets g ON g.name = s.name`)
 )
 
@@ -121,6 +121,12 @@ func (s Session) Release(ctx context.Context) error {
 func (s Session) Prove(ctx context.Context) (same bool, err error) {
 	same, _, _, err = s.ask(ctx, proveSQL, presenceValues(s.presence))
 	return same, err
+}
+
+// By returns the session as another store asks it: one whose clock is another.
+func (s Session) By(other *Store) Session {
+	s.store = other
+	return s
 }
 
 // Look is Prove, and finds out which presences of the replica set are not there,

@@ -28,8 +28,11 @@ func (t Timing) grace() time.Duration { return t.Drain / 2 }
 func (t Timing) Patience() time.Duration { return t.Lease / 3 }
 
 const (
-	pollMin = 10 * time.Millisecond  // first look for an activation
-	pollMax = 250 * time.Millisecond // later ones
+	pollMin  = 10 * time.Millisecond  // first look for an activation
+	pollSoon = 100 * time.Millisecond // later ones, pollsSoon of them: most changes take no longer
+	pollMax  = 250 * time.Millisecond // and those after these
+	// pollsSoon looks take two seconds: as long as others need to hear of a crash.
+	pollsSoon = 22
 	// pollsPerStep: every so many looks at a draining group is a Step.
 	pollsPerStep = 8
 	// retryMax bounds the time between two attempts to reach the database.
@@ -417,7 +420,11 @@ func (s *Session) plan(now time.Time, in Synced) {
 	if s.running == nil && v.Assigned() && !v.May() {
 		// Others still drain: look soon, and ever less often. Now and then
 		// take a Step, which also says whom the group waits for.
-		s.sooner(now.Add(min(pollMin<<min(s.polls, 5), pollMax)))
+		most := pollSoon
+		if s.polls >= pollsSoon {
+			most = pollMax
+		}
+		s.sooner(now.Add(min(pollMin<<min(s.polls, 5), most)))
 		s.polls++
 		s.ask = s.polls%pollsPerStep == 0
 	}

@@ -53,7 +53,7 @@
 // # What happens when
 //
 //   - a worker is asked to stop: it finishes the event in hand, commits and
-//     leaves; the others re-partition at their next heartbeat, or at once where
+//     leaves; the others re-partition within 1.25s, or at once where
 //     they listen (Config.Notifier);
 //   - a worker crashes: its own connection ends, and the others take over within
 //     two seconds, or where that can't be seen (Config.LeaseOnly), when its lease

@@ -256,6 +256,9 @@ type presence struct {
 	said        bool          // the Forgo that follows
 
 	absent []sighting
+	// watching: somebody is missing, and it is for others to remove him, whose sessions
+	// have been there for longer.
+	watching bool
 }
 
 // A sighting is an absence, when it was first seen, and whether a request was
@@ -381,7 +384,9 @@ func (p *presence) proof(now time.Time, in Proven) {
 // see takes in which presences are not there. What is no longer among them was
 // removed, or has come back under another number.
 func (p *presence) see(now time.Time, absent []Absence) {
+	p.watching = false
 	if now.Sub(p.since) < presenceSettled {
+		p.watching = len(absent) > 0
 		absent = nil
 	}
 	var seen []sighting
@@ -433,7 +438,7 @@ func (p *presence) detach(now time.Time, in Detached) {
 	if !p.answered(in.Number) {
 		return
 	}
-	p.attached, p.absent, p.jitter = 0, nil, in.Jitter
+	p.attached, p.absent, p.watching, p.jitter = 0, nil, false, in.Jitter
 	p.next = now.Add(RetryPresence.Backoff().Delay(p.failures+1, 0))
 	if p.failures == 0 {
 		p.answers = 0
@@ -509,6 +514,6 @@ func (p *presence) done() []Action {
 		return nil
 	}
 	p.said = true
-	p.attached, p.absent = 0, nil
+	p.attached, p.absent, p.watching = 0, nil, false
 	return []Action{Forgo{p.why}}
 }

@@ -171,15 +171,23 @@ func TestPresence(t *testing.T) {
 // that the worker is missing, since others have removed it by then, sees that there is a
 // new generation. Each of 20 crashes comes at another moment.
 func TestCrashOfOneOfMany(t *testing.T) {
-	for _, workers := range []int{2, 3, 5, 10} {
+	for _, c := range []struct {
+		workers int
+		newest  time.Duration // for how long one of them has been there
+	}{{2, time.Minute}, {3, time.Minute}, {5, time.Minute}, {10, time.Minute}, {3, 3 * time.Second}, {5, 3 * time.Second}, {10, 3 * time.Second}} {
+		workers := c.workers
 		for crash := range 20 {
 			w := &sessionWorld{dice: &dice{}, now: testStart, present: true, tracing: true, layouts: map[int64]map[int]WorkerID{}, totals: map[int64]int{}}
 			victim := w.join()
 			for i := range workers - 1 {
-				w.runUntil(w.now.Add(time.Duration(37*i) * time.Millisecond)) // each looks at another time
+				wait := time.Duration(37*i) * time.Millisecond // each looks at another time
+				if i == workers-2 && workers > 2 {
+					wait = time.Minute
+				}
+				w.runUntil(w.now.Add(wait))
 				w.join()
 			}
-			w.runUntil(w.now.Add(time.Minute + time.Duration(crash)*61*time.Millisecond))
+			w.runUntil(w.now.Add(c.newest + time.Duration(crash)*61*time.Millisecond))
 			if w.group.Total != workers || w.group.Phase != Active {
 				t.Fatalf("the group is %s", w.group)
 			}
@@ -190,7 +198,7 @@ func TestCrashOfOneOfMany(t *testing.T) {
 				t.Fatal(w.err)
 			}
 			if w.group.Total != workers-1 || w.group.Generation != before+1 || w.group.Phase != Active {
-				t.Errorf("%d workers, crash %d: 2s later the group is %s, want generation %d", workers, crash, w.group, before+1)
+				t.Errorf("%+v, crash %d: 2s later the group is %s, want generation %d", c, crash, w.group, before+1)
 			}
 		}
 	}

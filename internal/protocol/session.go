@@ -440,6 +440,9 @@ func (s *Session) plan(now time.Time, in Synced) {
 		// those who wait for their partitions look as well.
 		s.next = now
 	}
+	if s.presence.watching { // the next look for the presences of others may come too late
+		s.sooner(now.Add(pollMax))
+	}
 	if s.running != nil && s.refused == s.running.Generation && in.Sent.Before(s.refusedAt) {
 		s.next = now // what was seen may be older than the refusal
 	}
@@ -482,6 +485,9 @@ func (s *Session) glimpse(now time.Time, in Proven) {
 		s.hinted = true
 	case g.StepIn > 0:
 		s.sooner(now.Add(g.StepIn + pollMin))
+	}
+	if s.presence.watching {
+		s.sooner(now.Add(pollMax))
 	}
 }
 

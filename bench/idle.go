@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"time"
@@ -27,13 +28,19 @@ func idle(ctx context.Context, b *bench, workers int) (rows []row, err error) {
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, f.end(ctx)) }()
+	var pools []*sql.DB
+	defer func() { // the workers first
+		err = errors.Join(err, f.end(ctx))
+		for _, pool := range pools {
+			err = errors.Join(err, pool.Close())
+		}
+	}()
 	for range workers {
 		pool, err := f.d.pool("worker")
 		if err != nil {
 			return nil, err
 		}
-		defer pool.Close()
+		pools = append(pools, pool)
 		if err := f.joinGoroutine(pool); err != nil {
 			return nil, err
 		}

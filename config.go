@@ -105,11 +105,11 @@ type Config[E any] struct {
 	// StaleWorkerTimeout is below 4s. Default: false.
 	LeaseOnly bool
 
-	// Notifier makes workers react in milliseconds instead of at their next
-	// heartbeat: it listens on one connection to the database of DB, for all workers
+	// Notifier makes workers react in milliseconds instead of within 1.25s (under
+	// LeaseOnly, at their next heartbeat): it listens on one connection to the database of DB, for all workers
 	// of the process with the same Notifier. Package pqnotify has one, whatever DB's
 	// driver. What it hears only makes workers look sooner. While it hears nothing,
-	// they look once a HeartbeatInterval, as without it: when the connection is away
+	// they look as without it: when the connection is away
 	// (which is logged once, and tried again), and behind a pooler that shares
 	// connections between transactions, where LISTEN is of no use: connect to the
 	// server itself. Default: none.
@@ -346,7 +346,7 @@ func (c Config[E]) hintsProblem() (field, problem string) {
 	case channel == "":
 		return "", ""
 	case c.Notifier == nil:
-		return "EventsChannel", "is set, and nobody listens to it; set Notifier as well (package pqnotify has one)"
+		return "EventsChannel", "is set, and Notifier is not, which would listen to it; set both (package pqnotify has a Notifier)"
 	case len(channel) > maxChannelBytes:
 		return "EventsChannel", fmt.Sprintf("is %d bytes long; the most is %d", len(channel), maxChannelBytes)
 	}

@@ -217,9 +217,8 @@ func (f *feed[E]) foreign(ctx context.Context, scope Scope, r protocol.Fetch) (p
 	}
 	p := page[E]{end: -1}
 	var ordered bool
-	p.passed, p.more, ordered = protocol.StorePage(r.After, r.Limit, positions, read.Through, read.More)
-	if read.More && len(read.Records) == 0 && p.passed == r.After {
-		return page[E]{}, fmt.Errorf("it returned nothing above position %d, and says that there is more: set Page.Through to how far it has read", r.After)
+	if p.passed, p.more, ordered, err = protocol.StorePage(r.After, r.Limit, positions, read.Through, read.More); err != nil {
+		return page[E]{}, err
 	}
 	for i := range read.Records {
 		e := &read.Records[i]

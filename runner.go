@@ -713,10 +713,13 @@ func (t *tap[E]) at(ctx context.Context, position int64) (*Record[E], error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: read at position %d: %w", ErrEventStore, position, err)
 	}
-	if len(page.Records) == 0 && page.More && page.Through < position {
-		return nil, fmt.Errorf("%w: read at position %d: it returned nothing, and says that there is more", ErrEventStore, position)
+	if len(page.Records) == 0 {
+		if _, _, _, err := protocol.StorePage(position-1, 1, nil, page.Through, page.More); err != nil {
+			return nil, fmt.Errorf("%w: read at position %d: %w", ErrEventStore, position, err)
+		}
+		return nil, nil
 	}
-	if len(page.Records) == 0 || page.Records[0].Position != position {
+	if page.Records[0].Position != position {
 		return nil, nil
 	}
 	e := &page.Records[0]

@@ -164,15 +164,17 @@ type Store[E any] struct {
 }
 
 // Append adds events at the end. Records without a position are given the one after
-// the record before them, from 1. It panics at a position that does not ascend.
-func (s *Store[E]) Append(records ...orchestrator.Record[E]) {
+// the record before them, from 1. At a position that does not ascend it returns an error,
+// and adds nothing.
+func (s *Store[E]) Append(records ...orchestrator.Record[E]) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	positioned, err := position(s.head(), records)
 	if err != nil {
-		panic("orchestratortest: Store.Append: " + err.Error())
+		return fmt.Errorf("orchestratortest: Store.Append: %w", err)
 	}
 	s.records = append(s.records, positioned...)
+	return nil
 }
 
 // Read implements orchestrator.EventStore.

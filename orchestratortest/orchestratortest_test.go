@@ -296,11 +296,15 @@ func TestStore(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- o.Run(ctx, []orchestrator.Projection[string]{orchestrator.Transactional("p", write)}) }()
-	events.Append(of("1", "2", "3", "4", "5")...)
+	if err := events.Append(of("1", "2", "3", "4", "5")...); err != nil {
+		t.Fatal(err)
+	}
 	if err := orchestrator.WaitFor(t.Context(), db, "p", 5); err != nil {
 		t.Fatal(err)
 	}
-	events.Append(record{Position: 100, AggregateID: "b", Event: "100"}, record{AggregateID: "c", Event: "101"})
+	if err := events.Append(record{Position: 100, AggregateID: "b", Event: "100"}, record{AggregateID: "c", Event: "101"}); err != nil {
+		t.Fatal(err)
+	}
 	page, err := events.Read(t.Context(), orchestrator.ReadRequest{After: 2, Limit: 2})
 	if err != nil || len(page.Records) != 2 || page.Records[0].Event != "3" || page.Records[1].Event != "4" {
 		t.Errorf("the two events above position 2 are %+v, %v", page.Records, err)
@@ -319,10 +323,7 @@ func TestStore(t *testing.T) {
 	if got, want := written(t, db), strings.Fields("1 2 3 4 5 100 101"); !slices.Equal(got, want) {
 		t.Errorf("handled %v, want %v", got, want)
 	}
-	defer func() {
-		if v := fmt.Sprint(recover()); !strings.Contains(v, "position 101, which must be above 101") {
-			t.Errorf("Append of a position that does not ascend: %v", v)
-		}
-	}()
-	events.Append(record{Position: 101})
+	if err := events.Append(record{Position: 101}); err == nil || !strings.Contains(err.Error(), "position 101, which must be above 101") {
+		t.Errorf("Append of a position that does not ascend: %v", err)
+	}
 }

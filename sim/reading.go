@@ -306,7 +306,7 @@ func (r *reading) store(a protocol.ReadAction) protocol.FeedPage {
 			positions = append(positions, e.position)
 		}
 	}
-	passed, again, _ := protocol.StorePage(r.fetch.After, r.fetch.Limit, positions, through, more)
+	passed, again, _, _ := protocol.StorePage(r.fetch.After, r.fetch.Limit, positions, through, more)
 	if r.p.w.rules.passesWholeLimit && again {
 		passed = max(passed, r.fetch.After+int64(r.fetch.Limit))
 	}

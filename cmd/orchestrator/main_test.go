@@ -471,3 +471,25 @@ func TestNoSecretIsPrinted(t *testing.T) {
 		}
 	}
 }
+
+// Each command goes to the schema that -schema names, where no search path leads.
+func TestSchemaFlag(t *testing.T) {
+	db, url := pgtest.Database(t)
+	if err := orchestrator.Migrate(t.Context(), db, orchestrator.InSchema("elsewhere")); err != nil {
+		t.Fatal(err)
+	}
+	for _, line := range []string{
+		"status", "status set", "history set", "pause set", "pause set p", "resume set", "resume set p", "rewind set p 1 -yes", "drain set w", "undrain set w",
+		"park list p", "park retry p -all", "park discard p -all -yes",
+	} {
+		var out, errs strings.Builder
+		args := append(strings.Fields(line), "-database", url)
+		if code := run(t.Context(), args, strings.NewReader(""), &out, &errs); code == exitOK || !strings.Contains(errs.String(), "no table orchestrator_schema") {
+			t.Errorf("%s, without -schema: %d, %s", line, code, errs.String())
+		}
+		errs.Reset()
+		if run(t.Context(), append(args, "-schema", "elsewhere"), strings.NewReader(""), &out, &errs); strings.Contains(errs.String(), "orchestrator_schema") {
+			t.Errorf("%s, with -schema: %s", line, errs.String())
+		}
+	}
+}

@@ -55,7 +55,7 @@ func history(ctx context.Context, c *call) error {
 	if c.limit < 1 {
 		return usageError{fmt.Sprintf("history: -n is %d; the least is 1", c.limit)}
 	}
-	records, err := ops.History(ctx, c.db, orchestrator.ReplicaSetName(c.arg(0)), c.limit)
+	records, err := ops.History(ctx, c.db, orchestrator.ReplicaSetName(c.arg(0)), c.limit, c.in)
 	if err != nil {
 		return err
 	}

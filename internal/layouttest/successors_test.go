@@ -10,7 +10,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
 )
@@ -181,20 +180,16 @@ func TestSuccessors(t *testing.T) {
 				}
 				return n
 			}
+			over := false
+			t.Cleanup(func() {
+				if !over {
+					_ = cmd.Process.Kill()
+					t.Logf("the program: %v\n%s", <-ended, output.String())
+				}
+			})
 			await := func(n int) {
 				t.Helper()
-				for deadline := time.Now().Add(time.Minute); handled() != n; time.Sleep(20 * time.Millisecond) {
-					select {
-					case err := <-ended:
-						t.Fatalf("the program has ended: %v\n%s", err, output.String())
-					default:
-					}
-					if time.Now().After(deadline) {
-						_ = cmd.Process.Kill()
-						<-ended
-						t.Fatalf("it has handled %d events, want %d\n%s", handled(), n, output.String())
-					}
-				}
+				pgtest.Eventually(t, fmt.Sprintf("%d events are handled", n), func() bool { return handled() == n })
 			}
 			await(90) // and no carts
 			run(s.insert, 101, 150)
@@ -202,7 +197,8 @@ func TestSuccessors(t *testing.T) {
 			if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
 				t.Fatal(err)
 			}
-			if err := <-ended; err != nil {
+			err = <-ended
+			if over = true; err != nil {
 				t.Errorf("the program ended with %v\n%s", err, output.String())
 			}
 			if n := handled(); n != 135 {

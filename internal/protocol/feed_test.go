@@ -742,7 +742,10 @@ func TestStorePage(t *testing.T) {
 		{"twice", []int64{11, 11}, 0, false, 11, false, false},
 		{"backwards", []int64{12, 11}, 0, false, 12, false, false},
 	} {
-		passed, again, ascending := StorePage(10, 3, c.positions, c.through, c.more)
+		passed, again, ascending, err := StorePage(10, 3, c.positions, c.through, c.more)
+		if stuck := c.more && len(c.positions) == 0 && c.through <= 10; (err != nil) != stuck {
+			t.Errorf("%s: %v", c.why, err)
+		}
 		if passed != c.passed || again != c.again || ascending != c.ascending {
 			t.Errorf("%s: passed %d, again %t, ascending %t; want %d, %t, %t", c.why, passed, again, ascending, c.passed, c.again, c.ascending)
 		}

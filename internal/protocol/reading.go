@@ -1,6 +1,9 @@
 package protocol
 
-import "time"
+import (
+	"fmt"
+	"time"
+)
 
 // A ReadDo is what a Reading wants done next.
 type ReadDo int
@@ -259,8 +262,9 @@ func (a ReadAction) OwnPassed(through, cut int64) (passed int64, more bool) {
 // page that is full it is not believed: what is beyond the last event did not fit.
 //
 // A page that does not ascend from above after is refused by the Feed, so the caller must
-// not leave anything out of it first: ascending is false.
-func StorePage(after int64, limit int, positions []int64, through int64, more bool) (passed int64, again, ascending bool) {
+// not leave anything out of it first: ascending is false. One that passes nothing, and
+// says that there is more, is an error: it would be asked for at once, again and again.
+func StorePage(after int64, limit int, positions []int64, through int64, more bool) (passed int64, again, ascending bool, err error) {
 	if len(positions) >= limit {
 		through, more = 0, true
 	}
@@ -270,9 +274,10 @@ func StorePage(after int64, limit int, positions []int64, through int64, more bo
 		ascending = ascending && p > last
 		last, passed = p, max(passed, p)
 	}
-	// One that passes nothing, and says that there is more, would be asked at once, again
-	// and again.
-	return passed, passed > after && more, ascending
+	if more && len(positions) == 0 && passed == after {
+		return passed, false, true, fmt.Errorf("it returned nothing above position %d, and says that there is more: set Page.Through to how far it has read", after)
+	}
+	return passed, passed > after && more, ascending, nil
 }
 
 func (r *Reading) highest() ReadAction { return ReadAction{Do: ReadHigh, Turn: true, Epoch: r.epoch} }

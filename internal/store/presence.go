@@ -110,7 +110,7 @@ func (s Session) Release(ctx context.Context) error {
 		return fmt.Errorf("release the liveness lock: %w", err)
 	}
 	if !released {
-		return errors.New("the lock that shows that the worker is there is not this session's")
+		return errors.New("the liveness lock is not this session's")
 	}
 	return nil
 }

@@ -242,9 +242,6 @@ func TablesOf[O ~func(*Tables)](db *sql.DB, options []O) Tables {
 // looked up, and stays the same for as long as the database is open: what becomes of
 // its sessions' search paths later is not asked.
 func (t Tables) Locate(ctx context.Context) (sqltext.Names, error) {
-	if t.DB == nil {
-		return sqltext.Names{}, dbconn.ErrNoDatabase
-	}
 	return locateOf(ctx, t.DB, t.DB, t.Schema)
 }
 
@@ -279,10 +276,10 @@ func locateOf(ctx context.Context, db *sql.DB, q dbconn.Querier, schema string) 
 	if err == nil && schema != "" {
 		err = present(ctx, q, n)
 	}
-	n.Literals = sqltext.LibPQ(db)
 	if err != nil {
 		return n, err
 	}
+	n.Literals = sqltext.LibPQ(db)
 	located.Lock()
 	defer located.Unlock()
 	of := located.of[key]

@@ -68,30 +68,37 @@ func (c *memoryConnection) park(l store.Lane, from, to protocol.Checkpoint, park
 		return
 	}
 	add := func(_, moved bool) {
-		if moved || c.rules.parkUnfenced {
-			p := c.projection(l.Projection)
-			for _, v := range parked {
-				p.park(t, v)
-			}
+		if !moved && !c.rules.parkUnfenced {
+			end(false)
+			return
 		}
-		end(moved || c.rules.parkUnfenced)
+		c.projection(l.Projection).park(t, parked, func() { end(true) })
 	}
 	c.move(t, l, from, to, add)
 }
 
-// park adds a row, unless there is one.
-func (p *projectionRow) park(t *transaction, v protocol.Parked) {
-	v.Since = t.m.now()
-	i, found := p.parkedAt(v.Position)
-	switch {
-	case !found:
-		r := &parkedRow{position: v.Position}
-		p.parked = slices.Insert(p.parked, i, r)
-		t.take(&r.lock, false)
-		r.put(t, &v)
-	case p.parked[i].as(t) == nil && t.try(&p.parked[i].lock, false): // where there was one once
-		p.parked[i].put(t, &v)
+// park adds rows, unless there are such. Whoever adds or deletes one of them at that
+// moment is waited for.
+func (p *projectionRow) park(t *transaction, parked []protocol.Parked, then func()) {
+	for k, v := range parked {
+		i, found := p.parkedAt(v.Position)
+		if !found {
+			p.parked = slices.Insert(p.parked, i, &parkedRow{position: v.Position})
+		}
+		r := p.parked[i]
+		if goes := r.by != nil && r.by != t && r.written == nil; r.as(t) != nil && !goes {
+			continue
+		}
+		if !t.try(&r.lock, false) {
+			t.await(&r.lock, false, func() { p.park(t, parked[k:], then) })
+			return
+		}
+		if r.as(t) == nil {
+			v.Since = t.m.now()
+			r.put(t, &v)
+		}
 	}
+	then()
 }
 
 // dropParkedAbove is store.DropParkedAbove. Whoever changes such a row has the

@@ -340,14 +340,14 @@ func (d *duel) parked(l store.Lane, open bool) (string, func(connection) string)
 // sync draws a request of one of a few workers.
 func (d *duel) sync() (string, func(connection) string) {
 	r := protocol.Request{
-		Worker: pick[protocol.WorkerID](d.rand, "a", "b", "c", "d"), Lease: testBounds.Handler + 700,
+		Worker: pick[protocol.WorkerID](d.rand, "a", "a~2", "b", "c"), Lease: testBounds.Handler + 700,
 		Stopped: d.generation - int64(d.rand.IntN(3)),
 	}
 	if chance(d.rand, 300) {
 		r.Presence = protocol.Presence{Key: int32(r.Worker[0]), Number: 1 + d.rand.Int32N(4)}
 	}
 	if chance(d.rand, 200) {
-		id := pick[protocol.WorkerID](d.rand, "a", "b", "c", "d")
+		id := pick[protocol.WorkerID](d.rand, "a", "a~2", "b", "c")
 		r.Watch.Absent = []protocol.Absence{{Worker: id, Presence: protocol.Presence{Key: int32(id[0]), Number: 1 + d.rand.Int32N(4)}}}
 	}
 	if chance(d.rand, 300) {
@@ -360,8 +360,6 @@ func (d *duel) sync() (string, func(connection) string) {
 		r.Join, r.MaxPartitions, r.JoinWindow = true, pick(d.rand, 0, 0, 2), pick(d.rand, 0, 1700, testBounds.Idle)
 		r.Wants = pick(d.rand, 0, 1, 1, 3)
 	case 5:
-		r.Join, r.Replaces = true, pick[protocol.WorkerID](d.rand, "a", "b", "c", "d")
-	case 6:
 		r.Leave = chance(d.rand, 500)
 	}
 	return fmt.Sprintf("sync %+v", r), func(c connection) (answer string) {

@@ -236,7 +236,7 @@ func TestPostgresLocks(t *testing.T) {
 		t.Error("a transaction that had failed was committed")
 	}
 	// w1 leaves and w2 takes its place: that locks the checkpoints.
-	replace := protocol.Request{Worker: "w2", Replaces: "w1", Lease: time.Minute, Join: true}
+	replace := protocol.Request{Worker: "w1~2", Lease: time.Minute, Join: true}
 	_, err = x.ask(replace)
 	x.want("activate", err, "55P03")
 	_, err = x.ask(protocol.Request{Worker: "w1", Lease: time.Minute, Heartbeat: true})

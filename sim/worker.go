@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -247,7 +248,7 @@ func forTheMoment(over bool) string {
 // disguise makes a request one of a worker that has only ever one name.
 func disguise(r protocol.Request) protocol.Request {
 	name, _, _ := strings.Cut(string(r.Worker), "~")
-	r.Worker, r.Replaces = protocol.WorkerID(name), ""
+	r.Worker = protocol.WorkerID(name)
 	return r
 }
 
@@ -284,7 +285,11 @@ func (p *worker) synced(r protocol.Request, result store.Result, sent, granted t
 		p.memberLeaves(r.Worker)
 	}
 	if r.Join || r.Leave {
-		p.memberLeaves(r.Replaces)
+		for _, id := range slices.Sorted(maps.Keys(w.members)) {
+			if r.Worker.Succeeds(id) {
+				p.memberLeaves(id)
+			}
+		}
 	}
 	switch {
 	case r.Join && !result.View.Member:

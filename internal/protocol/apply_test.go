@@ -22,7 +22,7 @@ func TestApply(t *testing.T) {
 		return m
 	}
 	a, b := before.Members[0], before.Members[1]
-	c := Member{ID: "c", Joined: now, Lease: lease, LeaseEnd: now.Add(lease)}
+	c, again := Member{ID: "c", Joined: now, Lease: lease, LeaseEnd: now.Add(lease)}, Member{ID: "a~3", Joined: now, Lease: lease, LeaseEnd: now.Add(lease)}
 	for _, tt := range []struct {
 		why     string
 		request Request
@@ -34,9 +34,9 @@ func TestApply(t *testing.T) {
 		{"a heartbeat of somebody who was removed brings nobody back", Request{Worker: "c", Lease: lease, Stopped: 5}, []Member{a, b}, 4},
 		{"a join comes last, with the group's settings", Request{Worker: "c", Lease: lease, Join: true, MaxPartitions: 9}, []Member{a, b, c}, 9},
 		{"a join that is sent again changes no settings and no order", Request{Worker: "a", Lease: lease, Join: true, MaxPartitions: 9}, []Member{renewed(a, lease, 5), b}, 4},
-		{"a new incarnation takes the old one away: nobody waits for its lease", Request{Worker: "c", Lease: lease, Join: true, Replaces: "a", MaxPartitions: 4}, []Member{b, c}, 4},
+		{"a new incarnation takes the old one away: nobody waits for its lease", Request{Worker: "a~3", Lease: lease, Join: true, MaxPartitions: 4}, []Member{b, again}, 4},
 		{"a leave", Request{Worker: "a", Leave: true}, []Member{b}, 4},
-		{"a leave before the new incarnation has joined takes both", Request{Worker: "c", Leave: true, Replaces: "a"}, []Member{b}, 4},
+		{"a leave before the new incarnation has joined takes both", Request{Worker: "a~2", Leave: true}, []Member{b}, 4},
 		{"what has stopped is released", Request{Worker: "a", Lease: lease, Stopped: 5}, []Member{renewed(a, lease, 0), b}, 4},
 		{"an old report that is delivered twice releases nothing newer", Request{Worker: "a", Lease: lease, Stopped: 4}, []Member{renewed(a, lease, 5), b}, 4},
 	} {
@@ -50,12 +50,27 @@ func TestApply(t *testing.T) {
 			}
 		})
 	}
-	again := before
-	again.Members = []Member{{ID: "a~3", Lease: lease, LeaseEnd: testStart.Add(lease)}}
-	for id, joins := range map[WorkerID]bool{"a": false, "a~2": false, "a~4": true, "b": true, "a~x": true} {
-		if got := len(Apply(again, Request{Worker: id, Lease: lease, Join: true}, now).Members) == 2; got != joins {
-			t.Errorf("a late join of %s beside a~3 adds a member: %v", id, got)
+	several := before
+	several.Members = []Member{{ID: "a"}, {ID: "a~2", Drained: true}, {ID: "a~3"}, {ID: "b"}}
+	for id, want := range map[WorkerID][]WorkerID{
+		"a": {"a", "a~2", "a~3", "b"}, "a~2": {"a~2", "a~3", "b"}, "a~3": {"a~3", "b"}, "a~4": {"b", "a~4"},
+		"c": {"a", "a~2", "a~3", "b", "c"}, "a~x": {"a", "a~2", "a~3", "b", "a~x"}, "a~10": {"b", "a~10"},
+	} {
+		var got []WorkerID
+		for _, m := range Apply(several, Request{Worker: id, Lease: lease, Join: true}, now).Members {
+			got = append(got, m.ID)
+			if was := m.ID == "a~2"; m.ID != "b" && m.Drained != (was || m.Joined == now && m.ID.Succeeds("a~2")) {
+				t.Errorf("a join of %s: %s is drained: %v", id, m.ID, m.Drained)
+			}
 		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("a join of %s beside a to a~3 (-want +got):\n%s", id, diff)
+		}
+	}
+	late := before
+	late.Members = several.Members[2:]
+	if got := Apply(late, Request{Worker: "a~2", Lease: lease, Join: true}, now).Members; len(got) != 2 {
+		t.Errorf("a late join of a~2 beside a~3: %+v", got)
 	}
 	if !sameGroup(before, Group{
 		Generation: 5, Phase: Active, Total: 2, MaxPartitions: 4, JoinWindow: time.Second, Members: []Member{a, b},

@@ -25,6 +25,13 @@ func (id WorkerID) incarnation() (name string, n int) {
 	return string(id), 1
 }
 
+// Succeeds reports whether the worker is a later incarnation of the other one.
+func (id WorkerID) Succeeds(other WorkerID) bool {
+	name, n := id.incarnation()
+	earlier, m := other.incarnation()
+	return name == earlier && n > m
+}
+
 // Phase says how far a generation is.
 type Phase string
 
@@ -386,12 +393,11 @@ type Request struct {
 	Worker WorkerID
 	// Lease is the worker's StaleWorkerTimeout; each request renews it.
 	Lease time.Duration
-	// Join makes the worker a member if it isn't one.
+	// Join makes the worker a member if it isn't one, and removes its earlier
+	// incarnations. All of their handlers have returned.
 	Join bool
-	// Replaces is the worker's earlier incarnation. All of its handlers have
-	// returned; it is removed.
-	Replaces WorkerID
-	// Leave removes the worker. All of its handlers have returned.
+	// Leave removes the worker and its earlier incarnations. All of their handlers
+	// have returned.
 	Leave bool
 	// Stopped is the newest generation of which all the worker's handlers
 	// have returned.
@@ -444,11 +450,8 @@ func Apply(g Group, r Request, now time.Time) Group {
 		return g.obey(*r.Order)
 	}
 	drained := false
-	if r.Replaces != "" {
-		if i := g.index(r.Replaces); i >= 0 {
-			drained = g.Members[i].Drained
-		}
-		g.remove(r.Replaces)
+	if r.Join || r.Leave {
+		drained = g.succeed(r.Worker)
 	}
 	if r.Leave {
 		g.remove(r.Worker)
@@ -488,11 +491,19 @@ func (g Group) index(id WorkerID) int {
 // succeeded reports whether there is a later incarnation of the worker. A join of
 // an earlier one that arrives then would add a member that nobody is.
 func (g Group) succeeded(id WorkerID) bool {
-	name, n := id.incarnation()
-	return slices.ContainsFunc(g.Members, func(m Member) bool {
-		other, later := m.ID.incarnation()
-		return other == name && later > n
+	return slices.ContainsFunc(g.Members, func(m Member) bool { return m.ID.Succeeds(id) })
+}
+
+// succeed removes the worker's earlier incarnations, and reports whether one of them
+// was drained. There may be several: the reply to a join was lost, nobody knows
+// whether it took effect, and then the session that it named was given up.
+func (g *Group) succeed(id WorkerID) (drained bool) {
+	g.Members = slices.DeleteFunc(g.Members, func(m Member) bool {
+		earlier := id.Succeeds(m.ID)
+		drained = drained || earlier && m.Drained
+		return earlier
 	})
+	return drained
 }
 
 func (g *Group) remove(id WorkerID) {

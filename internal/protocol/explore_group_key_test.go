@@ -68,7 +68,6 @@ func (w *groupWorld) checkpointKey(k *keyWriter, c Checkpoint) {
 
 func requestKey(k *keyWriter, r Request) {
 	k.text(string(r.Worker))
-	k.text(string(r.Replaces))
 	k.flags(r.Join, r.Leave, r.Heartbeat, r.Look)
 	k.number(r.Stopped, int64(min(r.Watch.For, groupTiming.Lease)/time.Millisecond), int64(r.Watch.Errors[0]/time.Microsecond), int64(r.Watch.Errors[1]/time.Microsecond)) // all have the same lease
 	k.time(r.Watch.Seen)
@@ -123,7 +122,7 @@ func (w *groupWorld) workerKey(k *keyWriter, p *groupProc) {
 // that all further readings are as exact as can be.
 func sessionKey(k *keyWriter, s *Session, even bool) {
 	k.text(string(s.id))
-	k.flags(s.previous != "", s.member, s.asked, s.lost, s.running != nil, s.inFlight, s.step, s.renew,
+	k.flags(s.member, s.asked, s.lost, s.running != nil, s.inFlight, s.step, s.renew,
 		s.failures > 0, s.ask, s.leaving)
 	if !s.lost {
 		k.time(s.leaseEnd)
@@ -256,9 +255,6 @@ func tellRequest(r Request) string {
 		what = "heartbeat"
 	}
 	text := string(r.Worker) + " " + what
-	if r.Replaces != "" {
-		text += " for " + string(r.Replaces)
-	}
 	if r.Stopped > 0 {
 		text += fmt.Sprintf(", stopped %d", r.Stopped)
 	}

@@ -145,10 +145,11 @@ func (w *stepWorld) run() error {
 			w.remove(p)
 		case 3: // a new incarnation
 			p.stopped = max(p.stopped, p.runs.Generation)
-			next := &stepWorker{id: p.id + "~", lease: stepLease, clock: p.clock, stopped: p.stopped}
+			name, n := p.id.incarnation()
+			next := &stepWorker{id: WorkerID(name).again(n + 1), lease: stepLease, clock: p.clock, stopped: p.stopped}
 			w.remove(p)
 			w.workers = append(w.workers, next)
-			err = w.request(next, Request{Join: true, Replaces: p.id, MaxPartitions: w.group.MaxPartitions, JoinWindow: w.group.JoinWindow})
+			err = w.request(next, Request{Join: true, MaxPartitions: w.group.MaxPartitions, JoinWindow: w.group.JoinWindow})
 		case 4, 5, 6, 7: // stops what is superseded, and says so
 			if p.runs.Generation < w.group.Generation {
 				// Also what was activated for it and never started.

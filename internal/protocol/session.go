@@ -207,7 +207,6 @@ type Session struct {
 	name        WorkerID
 	incarnation int
 	id          WorkerID // of this incarnation
-	previous    WorkerID // the incarnation before, to be removed by the join
 
 	member   bool // a view has shown this incarnation as a member
 	assigned bool // and the latest with partitions
@@ -350,7 +349,7 @@ func (s *Session) synced(now time.Time, in Synced) []Action {
 		s.lost = s.lost || s.member
 		return nil
 	}
-	s.member, s.assigned, s.previous = true, v.Assigned(), ""
+	s.member, s.assigned = true, v.Assigned()
 	if s.running == nil || s.running.Generation == v.Holds {
 		s.presence.publish(in.Request.Presence.Number)
 	} else {
@@ -652,7 +651,7 @@ func (s *Session) giveUpAt() time.Time {
 // removes it, and nobody has to wait for its lease to end.
 func (s *Session) reincarnate(now time.Time) {
 	s.incarnation++
-	s.previous, s.id = s.id, s.name.again(s.incarnation)
+	s.id = s.name.again(s.incarnation)
 	s.member, s.lost, s.leaseEnd = false, false, time.Time{}
 	s.reported, s.step, s.renew, s.polls = s.stopped, false, false, 0
 	p := &s.presence
@@ -683,9 +682,9 @@ func (s *Session) request(now time.Time) Request {
 	due := false
 	switch {
 	case s.leaving && s.running == nil:
-		r.Leave, r.Replaces = true, s.previous
+		r.Leave = true
 	case !s.member:
-		r.Join, r.Replaces = true, s.previous
+		r.Join = true
 		r.Wants, r.MaxPartitions, r.JoinWindow = s.settings.Wants, s.settings.MaxPartitions, s.settings.JoinWindow
 	case s.ask:
 		s.ask = false

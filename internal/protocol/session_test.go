@@ -40,7 +40,7 @@ func TestSessionRemovedByOthersStopsAtOnce(t *testing.T) {
 	}
 	// When all have returned it comes back, and takes its old row away.
 	r := syncOf(t, s.Next(now, Stopped{Generation: 1}))
-	if !r.Join || r.Replaces != "w" || r.Worker == "w" || r.Stopped != 1 {
+	if !r.Join || r.Worker != "w~2" || r.Stopped != 1 {
 		t.Errorf("it comes back with %+v", r)
 	}
 }

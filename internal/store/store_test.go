@@ -101,7 +101,7 @@ func TestLockTimeout(t *testing.T) {
 	} {
 		tx := begin(t, db, lock)
 		for range 2 {
-			if _, err := sync(protocol.Request{Worker: "b", Join: true, Replaces: "a"}); !store.LockTimeout(err) {
+			if _, err := sync(protocol.Request{Worker: "a~2", Join: true}); !store.LockTimeout(err) {
 				t.Fatalf("a request against %s: %v, want a lock timeout", lock, err)
 			}
 		}

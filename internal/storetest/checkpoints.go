@@ -386,7 +386,7 @@ func testTakeOver(t *testing.T, w World) {
 	one.leave("w1")
 	one.leave("w2")
 	one.projections = []string{"q"} // as a roll-out does
-	one.sync(protocol.Request{Worker: "w4", Join: true, Replaces: "w3"})
+	one.sync(protocol.Request{Worker: "w3~2", Join: true})
 
 	// The claim alone, before any activation, is enough to end p in set one.
 	two.projections = []string{"r", "p"}
@@ -406,7 +406,7 @@ func testTakeOver(t *testing.T, w World) {
 		two.expect(lane("p", g.Generation, k, 2), want)
 	}
 	// q stays, and the activations there do not touch p.
-	if g := one.settle("w4"); g.Total != 1 {
+	if g := one.settle("w3~2"); g.Total != 1 {
 		t.Fatalf("set one: %s", g)
 	} else {
 		one.expect(lane("q", g.Generation, 0, 1), at(5))
@@ -458,7 +458,7 @@ func testTakeOverDead(t *testing.T, w World) {
 	two.commit(lane("p", g.Generation, 0, 1), at(11), at(12))
 
 	// The dead one was asleep, and comes back.
-	_, err = one.try(protocol.Request{Worker: "w1~2", Join: true, Replaces: "w1"})
+	_, err = one.try(protocol.Request{Worker: "w1~2", Join: true})
 	takenBy(t, err, "p", "two", "w2", false)
 	// Its old row is in nobody's way, and runs nothing.
 	two.leave("w2")
@@ -485,7 +485,7 @@ func testTakeOverAll(t *testing.T, w World) {
 		t.Fatalf("set one: %s", g)
 	}
 	one.absent(lane("p", g.Generation, 0, 1))
-	_, err := one.try(protocol.Request{Worker: "w1~2", Join: true, Replaces: "w1"})
+	_, err := one.try(protocol.Request{Worker: "w1~2", Join: true})
 	takenBy(t, err, "p", "two", "v", false)
 }
 
@@ -515,7 +515,9 @@ func testSameNumber(t *testing.T, w World) {
 		t.Fatalf("set one: %s", g)
 	}
 	old := []protocol.Checkpoint{one.find(lane("p", 4, 0, 2)).Checkpoint, one.find(lane("p", 4, 1, 2)).Checkpoint}
-	one.sync(protocol.Request{Worker: "w2", Leave: true, Replaces: "w3"}) // both at once
+	one.sync(protocol.Request{Worker: "w3", Presence: protocol.Presence{Key: 7, Number: 1}})
+	one.sync(protocol.Request{Worker: "w2", Leave: true, // both at once
+		Watch: protocol.Watch{Absent: []protocol.Absence{{Worker: "w3", Presence: protocol.Presence{Key: 7, Number: 1}}}}})
 
 	two.projections = []string{"r", "p"}
 	two.join("v3") // v1 and v2 still run generation 4
@@ -571,7 +573,7 @@ func testStandbyTakesOver(t *testing.T, w World) {
 	two.join("c")
 	two.projections = []string{"q", "p"}
 	two.sync(protocol.Request{Worker: "d", Join: true}) // stands by, and has p
-	two.sync(protocol.Request{Worker: "c~2", Join: true, Replaces: "c"})
+	two.sync(protocol.Request{Worker: "c~2", Join: true})
 	if g := two.settle("d"); g.Generation <= newest {
 		t.Errorf("p ran under generation %d, and then under %d", newest, g.Generation)
 	}

@@ -198,12 +198,12 @@ func testReplaced(t *testing.T, w World) {
 	s.join("b")
 	s.settle("a")
 	for range 2 {
-		r := s.sync(protocol.Request{Worker: "a~2", Join: true, Replaces: "a", Stopped: 2})
+		r := s.sync(protocol.Request{Worker: "a~2", Join: true, Stopped: 2})
 		expectGroup(t, r.Group, "generation 3 draining {b:1/2* a~2:0/2}")
 	}
 	s.stopped("b", 2)
 	for range 2 {
-		r := s.sync(protocol.Request{Worker: "a~3", Leave: true, Replaces: "a~2"})
+		r := s.sync(protocol.Request{Worker: "a~3", Leave: true})
 		expectGroup(t, r.Group, "generation 4 draining {b:0/1*}")
 	}
 }
@@ -214,7 +214,7 @@ func testStranger(t *testing.T, w World) {
 	s := newSet(t, w, "set", "p")
 	for _, r := range []protocol.Request{
 		{Worker: "x"}, {Worker: "x", Heartbeat: true}, {Worker: "x", Stopped: 7}, {Worker: "x", Leave: true},
-		{Worker: "x", Leave: true, Replaces: "y"},
+		{Worker: "x~2", Leave: true},
 	} {
 		if got := s.sync(r); got.View.Member || got.View.May() || got.View.Generation != 0 {
 			t.Errorf("%+v in an empty world: %+v", r, got.View)

@@ -117,7 +117,7 @@ func testDrained(t *testing.T, w World) {
 	if v := s.beat("a"); !v.Member || v.Assigned() || v.May() {
 		t.Errorf("the drained worker sees %+v", v)
 	}
-	r := s.sync(protocol.Request{Worker: "a~2", Replaces: "a", Join: true})
+	r := s.sync(protocol.Request{Worker: "a~2", Join: true})
 	expectGroup(t, r.Group, "generation 3 active {b:0/1 a~2:-(drained)}")
 	// Nobody is left that could have the partition, and it is kept.
 	s.commit(lane("p", 3, 0, 1), start, at(7))

@@ -96,7 +96,7 @@ type Config[E any] struct {
 	// LeaseOnly disables fast crash detection: a crash of this worker is noticed
 	// when its lease is over. By default the worker keeps a connection of DB for
 	// itself; the others see when that ends, and take over within two seconds. The
-	// price: where the worker can't reach the database for 0.4s, running handlers
+	// price: where the worker can't reach the database for 0.65s, running handlers
 	// are cancelled, and called again when it can. Set LeaseOnly where handlers take
 	// long and must not be cancelled. It is implied, and logged once, behind a
 	// transaction pooler, where answers of the database mostly take more than 0.1s,
@@ -105,7 +105,7 @@ type Config[E any] struct {
 	// StaleWorkerTimeout is below 4s. Default: false.
 	LeaseOnly bool
 
-	// Notifier makes workers react in milliseconds instead of within 1.25s (under
+	// Notifier makes workers react in milliseconds instead of within a second (under
 	// LeaseOnly, at their next heartbeat): it listens on one connection to the database of DB, for all workers
 	// of the process with the same Notifier. Package pqnotify has one, whatever DB's
 	// driver. What it hears only makes workers look sooner. While it hears nothing,

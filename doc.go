@@ -53,12 +53,12 @@
 // # What happens when
 //
 //   - a worker is asked to stop: it finishes the event in hand, commits and
-//     leaves; the others re-partition within 1.25s, or at once where
+//     leaves; the others re-partition within a second, or at once where
 //     they listen (Config.Notifier);
 //   - a worker crashes: its own connection ends, and the others take over within
 //     two seconds, or where that can't be seen (Config.LeaseOnly), when its lease
 //     is over; what it had not committed is done again;
-//   - a worker can't reach the database: it cancels its handlers after 0.4s
+//   - a worker can't reach the database: it cancels its handlers after 0.65s
 //     (under LeaseOnly, when four fifths of its lease are over), and goes on, or
 //     joins again as a new worker, when it can;
 //   - a process is frozen past its lease: awake again, it can commit nothing

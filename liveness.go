@@ -116,9 +116,8 @@ func (w *worker[E]) attach(a protocol.Attach) {
 // prove asks the connection whether it is there.
 func (w *worker[E]) prove(a protocol.Prove, id protocol.WorkerID) {
 	type answer struct {
-		same   bool
-		absent []protocol.Absence
-		group  protocol.Glimpse
+		same  bool
+		group protocol.Glimpse
 	}
 	p, sent := w.presence, time.Now()
 	moved := w.moved.Swap(false)
@@ -129,7 +128,7 @@ func (w *worker[E]) prove(a protocol.Prove, id protocol.WorkerID) {
 			}
 		}
 		if a.Look {
-			r.same, r.absent, r.group, err = p.own.Look(p.ctx, id)
+			r.same, r.group, err = p.own.Look(p.ctx, id)
 		} else {
 			r.same, err = p.own.Prove(p.ctx)
 		}
@@ -145,7 +144,7 @@ func (w *worker[E]) prove(a protocol.Prove, id protocol.WorkerID) {
 		w.presence.drop()
 		w.input(protocol.Detached{Number: a.Number, Never: true})
 	default:
-		w.input(protocol.Proven{Number: a.Number, Sent: sent, Looked: a.Look, Absent: got.absent, Group: got.group})
+		w.input(protocol.Proven{Number: a.Number, Sent: sent, Looked: a.Look, Group: got.group})
 	}
 }
 

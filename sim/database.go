@@ -80,11 +80,11 @@ type connection interface {
 
 	// A session of a worker's own. attach has it hold the lock of a presence, and
 	// publishes that in the worker's row, if a worker is named and has one. prove does
-	// nothing, and absent says which presences of others are not there, and how the group
+	// nothing, and glimpse says which presences of others are not there, and how the group
 	// is.
 	attach(a protocol.Attach, done func(key int32, p protocol.Published, err error))
 	prove() error
-	absent(worker protocol.WorkerID) ([]protocol.Absence, protocol.Glimpse, error)
+	glimpse(worker protocol.WorkerID) (protocol.Glimpse, error)
 
 	// Appending. insert opens a transaction unless there is one, and takes the
 	// next position of the sequence.

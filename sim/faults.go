@@ -127,13 +127,13 @@ func (p *worker) block(length time.Duration) {
 	p.loseOwn()
 }
 
-// stutter has the process stand still for half of each second.
+// stutter has the process stand still for most of each second.
 func (p *worker) stutter(length time.Duration) {
 	if length <= 0 || p.dead || p.w.healed {
 		return
 	}
 	if !p.frozen {
-		p.freeze(500*time.Millisecond, stutters)
+		p.freeze(750*time.Millisecond, stutters)
 	}
 	p.w.after(time.Second, func() { p.stutter(length - time.Second) })
 }

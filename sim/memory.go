@@ -59,7 +59,6 @@ type memoryRules struct {
 	takesAny    bool // a projection is taken over although another set runs it
 	unmarked    bool // a commit does not ask whether its transaction is the one that was begun
 	anyStream   bool // whoever reads another stream may join
-	anyLock     bool // a lock counts for a worker whoever holds it
 	hastyFind   bool // a checkpoint is read though a transaction has written it and not ended
 
 	tableAlone    bool // of those who write, only who has inserted is seen

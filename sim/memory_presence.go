@@ -50,29 +50,38 @@ func (c *memoryConnection) attach(a protocol.Attach, done func(int32, protocol.P
 
 func (c *memoryConnection) prove() error { return c.free("prove") }
 
-func (c *memoryConnection) absent(worker protocol.WorkerID) ([]protocol.Absence, protocol.Glimpse, error) {
+func (c *memoryConnection) glimpse(worker protocol.WorkerID) (protocol.Glimpse, error) {
 	var group protocol.Glimpse
-	if err := c.free("absent"); err != nil {
-		return nil, group, err
+	if err := c.free("glimpse"); err != nil {
+		return group, err
 	}
-	if g := c.replicaSet(c.set).committed; g != nil {
+	set := c.replicaSet(c.set)
+	if g := set.committed; g != nil {
 		group.Generation = g.Generation
 		if !g.stepAt.IsZero() {
 			group.StepIn = max(0, g.stepAt.Sub(c.now()))
 		}
 	}
-	var absent []protocol.Absence
-	for _, r := range c.replicaSet(c.set).workers {
+	group.Others = c.others(set, worker)
+	group.Absent = slices.DeleteFunc(group.Absent, func(a protocol.Absence) bool { return a.Worker == worker })
+	return group, nil
+}
+
+// others says who is there but for a worker, and whose lock nobody has.
+func (m *memory) others(set *replicaSet, worker protocol.WorkerID) protocol.Others {
+	o := protocol.Others{Alone: true}
+	for _, r := range set.workers {
 		w := r.committed
-		if w == nil || w.ID == worker || w.Presence.Number == 0 {
+		if w == nil {
 			continue
 		}
-		there := slices.ContainsFunc(c.present, func(o *memoryConnection) bool { return o.holds == w.Presence })
-		if !there && !(c.rules.anyLock && slices.Contains(c.faked, w.Presence)) {
-			absent = append(absent, protocol.Absence{Worker: w.ID, Presence: w.Presence})
+		o.Alone = o.Alone && w.ID == worker
+		there := slices.Contains(m.faked, w.Presence) || slices.ContainsFunc(m.present, func(c *memoryConnection) bool { return c.holds == w.Presence })
+		if w.Presence.Number != 0 && !there {
+			o.Absent = append(o.Absent, protocol.Absence{Worker: w.ID, Presence: w.Presence})
 		}
 	}
-	return absent, group, nil
+	return o
 }
 
 // fake has somebody take the locks that all workers' sessions have, which anybody can

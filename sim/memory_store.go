@@ -132,9 +132,13 @@ func (t *transaction) heartbeat(set *replicaSet, r protocol.Request, done func(p
 			others = append(others, v)
 		}
 	}
+	var seen protocol.Others
+	if r.Others {
+		seen = t.m.others(set, r.Worker)
+	}
 	beat := func() {
 		now := t.m.now()
-		v := protocol.View{Now: now}
+		v := protocol.View{Now: now, Others: seen}
 		if own != nil && own.as(t) != nil {
 			w := *own.as(t)
 			if !r.Look {

@@ -236,20 +236,23 @@ var mutants = []mutant{
 
 	// The session by which a worker shows that it is there.
 	{"removes whoever is missing at once", rules{input: func(p *worker, in protocol.Input) protocol.Input {
-		if s, ok := in.(protocol.Proven); ok && len(s.Absent) > 0 {
-			p.sync(protocol.Request{Worker: p.session.ID(), Lease: p.timing.Lease, Watch: protocol.Watch{Absent: s.Absent}})
+		if s, ok := in.(protocol.Proven); ok && len(s.Group.Absent) > 0 {
+			p.sync(protocol.Request{Worker: p.session.ID(), Lease: p.timing.Lease, Watch: protocol.Watch{Absent: s.Group.Absent}})
 		}
 		return in
 	}}, []promise{oneOwner, inOrder, nothingTwice}},
 	{"misses nobody", rules{input: func(_ *worker, in protocol.Input) protocol.Input {
-		if s, ok := in.(protocol.Proven); ok {
-			s.Absent = nil
+		switch s := in.(type) {
+		case protocol.Proven:
+			s.Group.Absent = nil
+			return s
+		case protocol.Synced:
+			s.View.Others.Absent = nil
 			return s
 		}
 		return in
 	}}, []promise{bounded}},
 	{"looks for others and not at the group", rules{looksAtNobody: true}, []promise{bounded}},
-	{"counts a lock for a worker whoever holds it", rules{memory: memoryRules{anyLock: true}}, []promise{bounded}},
 	// See "When the lease decides alone" in protocol/presence.go.
 	{"goes by its lease while its row has a session", rules{input: func(p *worker, in protocol.Input) protocol.Input {
 		switch s := in.(type) {

@@ -151,7 +151,7 @@ const (
 	stranger         // a worker starts whose connections lead to another table
 	blockSession     // the worker loses its own, and can have no other for a while
 	fakeLocks        // somebody takes the locks of all that there are
-	stutter          // the process stands still for half of each second
+	stutter          // the process stands still for most of each second
 	endLane          // a lane of the worker ends, and tells nobody
 	faultKinds
 )

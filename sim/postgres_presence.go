@@ -50,15 +50,15 @@ func (c *postgresConnection) prove() error {
 	return c.db.heard(err)
 }
 
-func (c *postgresConnection) absent(worker protocol.WorkerID) ([]protocol.Absence, protocol.Glimpse, error) {
-	if err := c.free("absent"); err != nil {
-		return nil, protocol.Glimpse{}, err
+func (c *postgresConnection) glimpse(worker protocol.WorkerID) (protocol.Glimpse, error) {
+	if err := c.free("glimpse"); err != nil {
+		return protocol.Glimpse{}, err
 	}
-	same, absent, group, err := c.own.By(c.store()).Look(context.Background(), worker)
+	same, group, err := c.own.By(c.store()).Look(context.Background(), worker)
 	if err == nil && !same {
 		err = errOtherSession
 	}
-	return absent, group, c.db.heard(err)
+	return group, c.db.heard(err)
 }
 
 // end lets go of the locks, as the end of the session does, but so that the

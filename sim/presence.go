@@ -46,12 +46,11 @@ func (p *worker) attach(a protocol.Attach) {
 // prove asks it whether it is there.
 func (p *worker) prove(a protocol.Prove) {
 	sent, sentAt, id := p.now(), p.w.at, p.session.ID()
-	var absent []protocol.Absence
 	var group protocol.Glimpse
 	p.ask(p.own, "proof", presencePatience, func(c connection, done func(error)) {
 		var err error
 		if a.Look {
-			absent, group, err = c.absent(id)
+			group, err = c.glimpse(id)
 		} else {
 			err = c.prove()
 		}
@@ -67,9 +66,9 @@ func (p *worker) prove(a protocol.Prove) {
 		}
 		p.record(fact{kind: sessionProven, from: int64(a.Number), sent: sentAt})
 		if p.w.rules.looksAtNobody {
-			group = protocol.Glimpse{}
+			group = protocol.Glimpse{Others: group.Others}
 		}
-		p.input(protocol.Proven{Number: a.Number, Sent: sent, Looked: a.Look, Absent: absent, Group: group})
+		p.input(protocol.Proven{Number: a.Number, Sent: sent, Looked: a.Look, Group: group})
 	})
 }
 

@@ -408,6 +408,8 @@ type Request struct {
 	// Look marks a heartbeat that changes nothing, and does not even renew the
 	// lease: it only looks.
 	Look bool
+	// Others asks a heartbeat for View.Others.
+	Others bool
 	// Yield marks a request for a Step of which somebody else's does as well: if
 	// the group is locked by one, the request is carried out as a heartbeat.
 	Yield bool
@@ -531,6 +533,9 @@ type View struct {
 	// nobody holds back a draining generation. It may be a moment older than
 	// the rest; nothing that is started depends on it.
 	StepAt time.Time
+	// Others are shown to a heartbeat that asks for them. Its own presence is among the
+	// Absent if it is published, and not there.
+	Others Others
 }
 
 // Assigned reports whether the worker has partitions in the newest generation.

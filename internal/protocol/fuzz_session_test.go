@@ -25,6 +25,7 @@ type sessionWorld struct {
 	layouts map[int64]map[int]WorkerID // who started what, per generation
 	totals  map[int64]int
 	present bool // workers have presences
+	idle    bool // there is nothing to handle
 	tracing bool
 	trace   []string
 	err     error
@@ -140,7 +141,7 @@ func (w *sessionWorld) join() *proc {
 
 // input hands an input to a session and does what it says.
 func (w *sessionWorld) input(p *proc, in Input) {
-	p.session.Handling(p.run != nil && !p.run.suspended)
+	p.session.Handling(p.run != nil && !p.run.suspended && !w.idle)
 	actions := p.session.Next(w.now, in)
 	woken := false
 	for _, a := range actions {
@@ -242,6 +243,9 @@ func (w *sessionWorld) send(p *proc, r Request) {
 			w.fail("S5: the generation fell from %d", before.Generation)
 		}
 		view := w.group.View(r.Worker, now, d)
+		if r.Others {
+			view.Others = w.others(r.Worker)
+		}
 		if late {
 			return
 		}

@@ -72,11 +72,17 @@ import (
 // It does not take a session again later: that would cost re-partitions whenever the
 // network gets better and worse. A restarted worker tries anew.
 const (
-	presenceOwn   = 400 * time.Millisecond
-	presenceGrace = 650 * time.Millisecond
-	// presenceLook is how often to look for the locks of others; it is also how
-	// an idle worker finds out that its own session is gone.
-	presenceLook = 1250 * time.Millisecond
+	// By a proof, handlers begin for presenceBegins, and go on for presenceOwn: what is
+	// between them is how long the next proof may take before handlers are suspended.
+	presenceBegins = 450 * time.Millisecond
+	presenceOwn    = 650 * time.Millisecond
+	presenceGrace  = 900 * time.Millisecond
+	// presenceLook is how often to look for the locks of others, and whether there is a
+	// new generation; it is also how an idle worker finds out that its own session is
+	// gone. A crash is over after at most presenceLook, presenceGrace and a hand-over.
+	presenceLook = 900 * time.Millisecond
+	// presenceAlone is how often a worker does that has found no other one.
+	presenceAlone = time.Second
 	// presenceSettled is how long the session of one who looks must have been
 	// there: when the server was restarted, everybody has to take a new one, and
 	// is given the time.
@@ -84,9 +90,8 @@ const (
 	// A lease that is not much longer than all that is detection enough.
 	presenceLease = 4 * time.Second
 
-	// presenceSlow is how long the answer to a proof may take: handlers begin by it
-	// for half of presenceOwn, and the next one is asked for while that lasts.
-	presenceSlow  = presenceOwn / 4
+	// presenceSlow is how long the answer to a proof may take.
+	presenceSlow  = 100 * time.Millisecond
 	renewalMargin = 10 * time.Millisecond // for the worker to turn
 	// slownessMax: a slow answer adds two, any other takes one off.
 	slownessMax = 8
@@ -134,10 +139,19 @@ type Published struct {
 //  2. b looks only then: w's row is gone as well, and nobody is missing;
 //  3. b runs its partitions, for which everybody waits, until its next heartbeat.
 type Glimpse struct {
+	Others
 	Generation int64
 	// StepIn is when a Step is due, from the moment of the look on; 0: none is, or it
 	// is due by now.
 	StepIn time.Duration
+}
+
+// Others are what can be seen of the other workers.
+type Others struct {
+	// Absent are those whose presences are published, and are not there.
+	Absent []Absence
+	// Alone: there is no other worker.
+	Alone bool
 }
 
 // Inputs of a Session about its presence.
@@ -151,13 +165,11 @@ type (
 		Worker    WorkerID      // in whose row the number was to be published; "": in none
 		Published Published
 	}
-	// Proven says that it still is there. Looked says that Absent are the
-	// presences that are not, and that the group is as in Group.
+	// Proven says that it still is there. Looked says that the group is as in Group.
 	Proven struct {
 		Number int32
 		Sent   time.Time
 		Looked bool
-		Absent []Absence
 		Group  Glimpse
 	}
 	// Detached says that it is gone, or could not be had. Never says that there
@@ -194,7 +206,7 @@ type (
 		Worker WorkerID
 	}
 	// Prove: ask the session whether it is there, and with Look also which
-	// presences are not; answer with Proven or Detached.
+	// presences are not, and what the group is like; answer with Proven or Detached.
 	Prove struct {
 		Number int32
 		Look   bool
@@ -232,6 +244,7 @@ type presence struct {
 	attached int32 // the number of the session that is there; 0: none
 	key      int32 // and its key
 	since    time.Time
+	looked   bool      // for the others, at least once
 	fresh    time.Time // when that session was there for certain
 	known    int32     // the newest number that the group knows of this incarnation for certain
 	// proven is when a session was there for certain that the group knew.
@@ -256,8 +269,8 @@ type presence struct {
 	said        bool          // the Forgo that follows
 
 	absent []sighting
-	// watching: somebody is missing, and it is for others to remove him, whose sessions
-	// have been there for longer.
+	// watching: somebody is missing, and others, whose sessions have been there for longer,
+	// will be the first to remove him.
 	watching bool
 }
 
@@ -278,7 +291,7 @@ type sighting struct {
 //     answer is lost, and the session as well;
 //  4. others remove the worker, whose handlers run on its lease.
 func (p *presence) sure() (begin, end time.Time, bound bool) {
-	return p.proven.Add(presenceOwn / 2), p.proven.Add(presenceOwn), p.bound
+	return p.proven.Add(presenceBegins), p.proven.Add(presenceOwn), p.bound
 }
 
 // prove takes in when a session was there.
@@ -362,7 +375,7 @@ func (p *presence) attach(now time.Time, in Attached) {
 	if !p.answered(in.Number) {
 		return
 	}
-	p.attached, p.key, p.since = in.Number, in.Key, now
+	p.attached, p.key, p.since, p.looked = in.Number, in.Key, now, false
 	p.next = now.Add(presenceLook)
 	p.prove(in.Number, in.Sent)
 	p.took(in.RoundTrip)
@@ -376,17 +389,46 @@ func (p *presence) proof(now time.Time, in Proven) {
 	p.prove(in.Number, in.Sent)
 	p.took(now.Sub(in.Sent))
 	if in.Looked {
-		p.next, p.failures = now.Add(presenceLook), 0
-		p.see(now, in.Absent)
+		p.looked, p.failures = true, 0
+		p.look(now, in.Group.Others)
 	}
+}
+
+// look takes in what was seen of others.
+func (p *presence) look(now time.Time, o Others) {
+	p.next = now.Add(presenceLook)
+	if o.Alone {
+		p.next = now.Add(presenceAlone)
+	}
+	p.see(now, o.Absent)
+}
+
+// looks reports whether a heartbeat may look for others, which saves a look: whether this
+// worker's own session has, and the group knows it.
+func (p *presence) looks() bool {
+	return p.attached != 0 && p.known >= p.attached && p.looked && p.why == ""
+}
+
+// beat takes in what a heartbeat has shown of others. It comes by another connection, and
+// after a restart of the server nobody's session is there: so it counts only if this
+// worker's own was.
+func (p *presence) beat(now time.Time, own WorkerID, o Others) {
+	if !p.looks() {
+		return
+	}
+	if slices.ContainsFunc(o.Absent, func(a Absence) bool { return a.Worker == own }) {
+		p.next = now // ask it
+		return
+	}
+	p.look(now, o)
 }
 
 // see takes in which presences are not there. What is no longer among them was
 // removed, or has come back under another number.
 func (p *presence) see(now time.Time, absent []Absence) {
-	p.watching = false
-	if now.Sub(p.since) < presenceSettled {
-		p.watching = len(absent) > 0
+	settled := now.Sub(p.since) >= presenceSettled
+	p.watching = len(absent) > 0 && (!settled || p.watching)
+	if !settled {
 		absent = nil
 	}
 	var seen []sighting
@@ -474,7 +516,8 @@ func (p *presence) attend(now time.Time, worker WorkerID) []Action {
 		return []Action{Attach{p.number, worker}}
 	case p.attached != 0 && (due || p.trial() || p.wanted && p.known >= p.attached && !now.Before(p.renewal())):
 		p.inFlight = true
-		return []Action{Prove{p.attached, due}}
+		// A proof that is asked for anyway is a look if that would be due before the next one.
+		return []Action{Prove{p.attached, due || now.Add(presenceBegins).After(p.next)}}
 	}
 	return nil
 }
@@ -482,7 +525,7 @@ func (p *presence) attend(now time.Time, worker WorkerID) []Action {
 // renewal returns when to ask for a proof that is wanted: so early that the answer
 // comes before handlers could begin no more.
 func (p *presence) renewal() time.Time {
-	return p.proven.Add(presenceOwn/2 - min(2*p.roundTrip+renewalMargin, presenceOwn/2))
+	return p.proven.Add(presenceBegins - min(2*p.roundTrip+renewalMargin, presenceBegins))
 }
 
 // watch keeps the proof fresh while there is something to handle, also between two

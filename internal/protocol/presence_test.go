@@ -52,15 +52,23 @@ func (w *sessionWorld) prove(p *proc, a Prove) {
 		}
 		in := Proven{Number: a.Number, Sent: sent, Looked: a.Look}
 		if a.Look {
-			in.Group.Generation = w.group.Generation
-		}
-		for _, m := range w.group.Members {
-			if a.Look && m.ID != p.session.ID() && m.Presence.Number != 0 && !w.holds(m.Presence) {
-				in.Absent = append(in.Absent, Absence{m.ID, m.Presence})
-			}
+			in.Group = Glimpse{Generation: w.group.Generation, Others: w.others(p.session.ID())}
+			in.Group.Absent = slices.DeleteFunc(in.Group.Absent, func(a Absence) bool { return a.Worker == p.session.ID() })
 		}
 		return in
 	}, Detached{Number: a.Number})
+}
+
+// others are what a look, or a heartbeat, shows of them.
+func (w *sessionWorld) others(own WorkerID) Others {
+	o := Others{Alone: true}
+	for _, m := range w.group.Members {
+		o.Alone = o.Alone && m.ID == own
+		if m.Presence.Number != 0 && !w.holds(m.Presence) {
+			o.Absent = append(o.Absent, Absence{m.ID, m.Presence})
+		}
+	}
+	return o
 }
 
 func (w *sessionWorld) holds(p Presence) bool {
@@ -169,15 +177,15 @@ func TestPresence(t *testing.T) {
 
 // A crash is over within two seconds whoever is there, without a hint: who does not see
 // that the worker is missing, since others have removed it by then, sees that there is a
-// new generation. Each of 20 crashes comes at another moment.
+// new generation. Each of 40 crashes comes at another moment, half of them when there is nothing to handle.
 func TestCrashOfOneOfMany(t *testing.T) {
 	for _, c := range []struct {
 		workers int
 		newest  time.Duration // for how long one of them has been there
 	}{{2, time.Minute}, {3, time.Minute}, {5, time.Minute}, {10, time.Minute}, {3, 3 * time.Second}, {5, 3 * time.Second}, {10, 3 * time.Second}} {
 		workers := c.workers
-		for crash := range 20 {
-			w := &sessionWorld{dice: &dice{}, now: testStart, present: true, tracing: true, layouts: map[int64]map[int]WorkerID{}, totals: map[int64]int{}}
+		for crash := range 40 {
+			w := &sessionWorld{dice: &dice{}, now: testStart, present: true, idle: crash%2 == 0, tracing: true, layouts: map[int64]map[int]WorkerID{}, totals: map[int64]int{}}
 			victim := w.join()
 			for i := range workers - 1 {
 				wait := time.Duration(37*i) * time.Millisecond // each looks at another time
@@ -322,6 +330,32 @@ func TestPresenceBecomesKnown(t *testing.T) {
 	}
 }
 
+// A server that restarts ends all sessions. A heartbeat that comes right after it, by a
+// new connection, finds everybody's gone, its own worker's as well: nobody is removed for
+// that, whenever it comes.
+func TestRestartRemovesNobody(t *testing.T) {
+	for ms := 0; ms < 6000; ms += 37 {
+		w := &sessionWorld{dice: &dice{}, now: testStart, present: true, tracing: true, layouts: map[int64]map[int]WorkerID{}, totals: map[int64]int{}}
+		w.idle = true // or each would soon ask its own session
+		for range 3 {
+			w.join()
+			w.runUntil(w.now.Add(331 * time.Millisecond))
+		}
+		w.runUntil(testStart.Add(time.Minute + time.Duration(ms)*time.Millisecond))
+		before := w.group.Generation
+		for _, p := range w.procs {
+			p.lock, p.noneTill = 0, w.now.Add(2*time.Second)
+		}
+		w.runUntil(w.now.Add(20 * time.Second))
+		if w.err != nil {
+			t.Fatal(w.err)
+		}
+		if w.group.Generation != before {
+			t.Fatalf("%d ms: after a restart the group is %s, want generation %d", ms, w.group, before)
+		}
+	}
+}
+
 // A join that arrives when its worker was removed makes a member of it again, and
 // gives no leave to go on with what it ran: see presence.publish.
 func TestLateJoinBringsNoProof(t *testing.T) {
@@ -438,12 +472,12 @@ func TestForgoes(t *testing.T) {
 		{"interrupted a few times", func(w *sessionWorld, p *proc) { w.input(p, Thwarted{Vain: vainMax - 1}) }, ""},
 		{"stands still again and again", func(w *sessionWorld, p *proc) {
 			for i := range suspensionsMax {
-				w.after(time.Duration(i)*time.Second, nil, func() { p.frozen = w.now.Add(500 * time.Millisecond) })
+				w.after(time.Duration(i)*time.Second, nil, func() { p.frozen = w.now.Add(700 * time.Millisecond) })
 			}
 		}, ForgoneSuspended},
 		{"stands still a few times", func(w *sessionWorld, p *proc) {
 			for i := range suspensionsMax - 1 {
-				w.after(time.Duration(i)*time.Second, nil, func() { p.frozen = w.now.Add(500 * time.Millisecond) })
+				w.after(time.Duration(i)*time.Second, nil, func() { p.frozen = w.now.Add(700 * time.Millisecond) })
 			}
 		}, ""},
 		{"no session, and requests are answered", func(w *sessionWorld, p *proc) { p.noneTill = w.now.Add(time.Hour); p.lock = 0 }, ForgoneUnavailable},

@@ -359,6 +359,9 @@ func (s *Session) synced(now time.Time, in Synced) []Action {
 	}
 	if !in.Request.Look {
 		s.leaseEnd = in.Sent.Add(s.timing.ownLease())
+		if in.Request.Others {
+			s.presence.beat(now, s.id, v.Others)
+		}
 	}
 	if s.running == nil && v.Holds < v.Generation {
 		// A generation was activated for this worker and superseded before the
@@ -440,7 +443,7 @@ func (s *Session) plan(now time.Time, in Synced) {
 		s.next = now
 	}
 	if s.presence.watching { // the next look for the presences of others may come too late
-		s.sooner(now.Add(pollMax))
+		s.sooner(now.Add(pollSoon))
 	}
 	if s.running != nil && s.refused == s.running.Generation && in.Sent.Before(s.refusedAt) {
 		s.next = now // what was seen may be older than the refusal
@@ -486,7 +489,7 @@ func (s *Session) glimpse(now time.Time, in Proven) {
 		s.sooner(now.Add(g.StepIn + pollMin))
 	}
 	if s.presence.watching {
-		s.sooner(now.Add(pollMax))
+		s.sooner(now.Add(pollSoon))
 	}
 }
 
@@ -690,6 +693,7 @@ func (s *Session) request(now time.Time) Request {
 		s.ask = false
 	case s.renew || !s.wantsStep():
 		r.Heartbeat, r.Look, s.renew = true, s.mayLook(now), false
+		r.Others = !r.Look && s.presence.looks()
 	default:
 		due = true
 	}

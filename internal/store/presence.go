@@ -41,19 +41,24 @@ SELECT pid, pg_try_advisory_lock_shared(-pid, {number}) AND pg_try_advisory_lock
     WHERE replica_set = {set} AND id = {worker}
 RETURNING CASE WHEN holds = generation THEN holds ELSE 0 END`)
 
-	proveSQL       = sqltext.New(heldText + `, '[]', 0, 0`)
-	lookAbsenceSQL = sqltext.New(heldText + `, coalesce((
-       SELECT jsonb_agg(jsonb_build_object('Worker', id, 'Presence', jsonb_build_object('Key', presence_key, 'Number', presence_number)))
-         FROM orchestrator_workers w
-        WHERE replica_set = {set} AND id <> {worker} AND presence_number > 0
-          AND NOT EXISTS (
-              SELECT FROM pg_locks
-               WHERE locktype = 'advisory' AND objsubid = 2 AND granted AND classid = presence_key::oid AND objid = presence_number::oid
-                 AND (presence_key > 0 OR pid = (-presence_key::bigint))
-                 AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))), '[]'),
+	proveSQL       = sqltext.New(heldText + `, '[]', false, 0, 0`)
+	lookAbsenceSQL = sqltext.New(heldText + `, coalesce(o.absent, '[]'), o.others = 0,
        coalesce(g.generation, 0), coalesce((date_part('epoch', (g.step_at - {clock})) * 1000000)::bigint, 0)
-  FROM (SELECT {set}::text AS name) s LEFT JOIN orchestrator_replica_sets g ON g.name = s.name`)
+  FROM (SELECT count(*) AS others, ` + absentText + ` AS absent
+          FROM orchestrator_workers WHERE replica_set = {set} AND id <> {worker}) o
+  LEFT JOIN orchestrator_replica_sets g ON g.name = {set}`)
 )
+
+// absentText lists the presences, among a replica set's workers, whose locks nobody has:
+// such a lock can be had. It is let go at once, at the end of the statement, and its own
+// worker never takes it again. A look into pg_locks would stop the whole server's
+// locking for a moment.
+//
+// Whoever takes a worker's lock beside it, which everybody may who can connect, only
+// hides a crash from the others, until the lease is over. What the worker proves is asked
+// of its own session, and can't be had elsewhere. (CASE has a fixed order.)
+const absentText = `jsonb_agg(jsonb_build_object('Worker', id, 'Presence', jsonb_build_object('Key', presence_key, 'Number', presence_number)))
+               FILTER (WHERE CASE WHEN presence_number > 0 THEN pg_try_advisory_xact_lock(presence_key, presence_number) ELSE false END)`
 
 // A pooler may hand out another session, or reset this one, and with it its
 // locks, between two of its clients. (CASE has a fixed order, AND has none.)
@@ -119,7 +124,7 @@ func (s Session) Release(ctx context.Context) error {
 // answered, or the lock is gone: then a pooler hands sessions out, and one tells
 // nothing about a process.
 func (s Session) Prove(ctx context.Context) (same bool, err error) {
-	same, _, _, err = s.ask(ctx, proveSQL, presenceValues(s.presence))
+	same, _, err = s.ask(ctx, proveSQL, presenceValues(s.presence))
 	return same, err
 }
 
@@ -131,23 +136,31 @@ func (s Session) By(other *Store) Session {
 
 // Look is Prove, and finds out which presences of the replica set are not there,
 // but for the worker's own, and whether the set has a newer generation.
-func (s Session) Look(ctx context.Context, worker protocol.WorkerID) (same bool, absent []protocol.Absence, group protocol.Glimpse, err error) {
+func (s Session) Look(ctx context.Context, worker protocol.WorkerID) (same bool, group protocol.Glimpse, err error) {
 	values := presenceValues(s.presence)
 	values["worker"] = string(worker)
 	return s.ask(ctx, lookAbsenceSQL, values)
 }
 
-func (s Session) ask(ctx context.Context, statement sqltext.Statement, values sqltext.Values) (same bool, absent []protocol.Absence, group protocol.Glimpse, err error) {
+func (s Session) ask(ctx context.Context, statement sqltext.Statement, values sqltext.Values) (same bool, group protocol.Glimpse, err error) {
 	var pid int32
 	var held bool
 	var list string
 	var stepIn int64 // µs
-	if err := s.store.row(ctx, s.conn, statement, values, &pid, &held, &list, &group.Generation, &stepIn); err != nil {
-		return false, nil, group, fmt.Errorf("ask the liveness connection: %w", err)
+	if err = s.store.row(ctx, s.conn, statement, values, &pid, &held, &list, &group.Alone, &group.Generation, &stepIn); err != nil {
+		return false, group, fmt.Errorf("ask the liveness connection: %w", err)
 	}
-	if err := json.Unmarshal([]byte(list), &absent); err != nil {
-		return false, nil, group, fmt.Errorf("read who is absent: %w", err)
+	if group.Absent, err = absentOf(list); err != nil {
+		return false, group, err
 	}
 	group.StepIn = time.Duration(max(0, stepIn)) * time.Microsecond
-	return -pid == s.presence.Key && held, absent, group, nil
+	return -pid == s.presence.Key && held, group, nil
+}
+
+// absentOf reads what absentText has listed.
+func absentOf(list string) (absent []protocol.Absence, err error) {
+	if err = json.Unmarshal([]byte(list), &absent); err != nil {
+		err = fmt.Errorf("read who is absent: %w", err)
+	}
+	return absent, err
 }

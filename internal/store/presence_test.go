@@ -49,11 +49,19 @@ func TestPresence(t *testing.T) {
 	attach(one, "", 1)
 	look := func() []protocol.Absence {
 		t.Helper()
-		same, absent, _, err := b.Look(t.Context(), "b")
-		if err != nil || !same {
-			t.Fatalf("look: %t, %v", same, err)
+		same, group, err := b.Look(t.Context(), "b")
+		if err != nil || !same || group.Alone {
+			t.Fatalf("look: %t, %+v, %v", same, group, err)
 		}
-		return absent
+		return group.Absent
+	}
+	heartbeat := func() protocol.View {
+		t.Helper()
+		result, err := one.Sync(t.Context(), protocol.Request{Worker: "b", Lease: lease, Heartbeat: true, Others: true}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return result.View
 	}
 	if absent := look(); len(absent) > 0 {
 		t.Errorf("all are there, and absent are %v", absent)
@@ -64,6 +72,9 @@ SELECT pg_terminate_backend(pid) FROM unnest(ARRAY[$1::int, $2::int]) AS pid`, -
 	}
 	want := []protocol.Absence{{Worker: "a'", Presence: a}}
 	pgtest.Eventually(t, "the session has ended", func() bool { return slices.Equal(look(), want) })
+	if others := heartbeat().Others; !slices.Equal(others.Absent, want) || others.Alone {
+		t.Errorf("a heartbeat shows %+v, want %v absent", others, want)
+	}
 
 	// A lock of the same numbers in another database is another.
 	other, _ := pgtest.Database(t)
@@ -78,38 +89,45 @@ SELECT pg_terminate_backend(pid) FROM unnest(ARRAY[$1::int, $2::int]) AS pid`, -
 	if absent := look(); !slices.Equal(absent, want) {
 		t.Errorf("absent are %v, want %v", absent, want)
 	}
-	// So is one of the same numbers that another session holds.
-	if _, err := db.ExecContext(t.Context(), `SELECT pg_advisory_lock_shared($1, $2)`, a.Key, a.Number); err != nil {
+	// The least integers, which no worker writes, fail no query of the other workers.
+	for _, least := range []string{"presence_key = -2147483648, presence_number = 5", "presence_key = 77, presence_number = 5"} {
+		if _, err := db.ExecContext(t.Context(), `UPDATE orchestrator_workers SET `+least+` WHERE id = 'c'`); err != nil {
+			t.Fatal(err)
+		}
+		if absent := look(); len(absent) != 2 {
+			t.Errorf("with %s, absent are %v, want a' and c", least, absent)
+		}
+	}
+	// Earlier programs took locks under other keys. A worker whose lock somebody has is
+	// taken to be there.
+	stranger, err := db.Conn(t.Context())
+	if err != nil {
 		t.Fatal(err)
 	}
-	if absent := look(); !slices.Equal(absent, want) {
-		t.Errorf("with a lock that somebody else holds, absent are %v, want %v", absent, want)
+	defer stranger.Close()
+	for n, p := range []protocol.Presence{{Key: 77, Number: 5}, a} {
+		if _, err := stranger.ExecContext(t.Context(), `SELECT pg_advisory_lock_shared($1, $2)`, p.Key, p.Number); err != nil {
+			t.Fatal(err)
+		}
+		if absent := look(); len(absent) != 1-n || slices.ContainsFunc(absent, func(o protocol.Absence) bool { return o.Presence == p }) {
+			t.Errorf("somebody has the lock of %v, and absent are %v", p, absent)
+		}
 	}
-	// Not of a worker of an earlier program: its key says nothing about the session.
-	if _, err := db.ExecContext(t.Context(), `UPDATE orchestrator_workers SET presence_key = 77, presence_number = 5 WHERE id = 'c'`); err != nil {
+	// Its own session is not there: only a heartbeat, by another connection, can see that.
+	own := protocol.Absence{Worker: "b", Presence: protocol.Presence{Key: b.Key, Number: 2}}
+	if _, err := db.ExecContext(t.Context(), `SELECT pg_terminate_backend($1)`, -b.Key); err != nil {
 		t.Fatal(err)
 	}
-	if absent := look(); len(absent) != 2 {
-		t.Errorf("absent are %v, want a' and c", absent)
+	pgtest.Eventually(t, "a heartbeat shows that its own session has ended", func() bool {
+		return slices.Equal(heartbeat().Others.Absent, []protocol.Absence{own})
+	})
+	for _, id := range []protocol.WorkerID{"a'", "c"} {
+		if _, err := one.Sync(t.Context(), protocol.Request{Worker: id, Leave: true}, nil); err != nil {
+			t.Fatal(err)
+		}
 	}
-	// The least integer, which no worker writes, fails no query of the other workers.
-	if _, err := db.ExecContext(t.Context(), `UPDATE orchestrator_workers SET presence_key = -2147483648 WHERE id = 'c'`); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := db.ExecContext(t.Context(), `SELECT pg_advisory_lock_shared(-2147483648, 5)`); err != nil {
-		t.Fatal(err)
-	}
-	if absent := look(); len(absent) != 2 {
-		t.Errorf("with the least key, absent are %v, want a' and c", absent)
-	}
-	if _, err := db.ExecContext(t.Context(), `UPDATE orchestrator_workers SET presence_key = 77 WHERE id = 'c'`); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := db.ExecContext(t.Context(), `SELECT pg_advisory_lock_shared(77, 5)`); err != nil {
-		t.Fatal(err)
-	}
-	if absent := look(); !slices.Equal(absent, want) {
-		t.Errorf("with the lock of an earlier program, absent are %v, want %v", absent, want)
+	if others := heartbeat().Others; !others.Alone {
+		t.Errorf("all others have left, and a heartbeat shows %+v", others)
 	}
 }
 
@@ -142,7 +160,7 @@ func TestPresenceOfASessionThatWasReset(t *testing.T) {
 	if same, err := s.Prove(t.Context()); same || err != nil {
 		t.Errorf("proven: %t, %v", same, err)
 	}
-	if same, _, _, err := s.Look(t.Context(), "w"); same || err != nil {
+	if same, _, err := s.Look(t.Context(), "w"); same || err != nil {
 		t.Errorf("proven by a look: %t, %v", same, err)
 	}
 	if err := s.Release(t.Context()); err == nil {

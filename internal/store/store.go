@@ -415,15 +415,18 @@ func (s *Store) heartbeat(ctx context.Context, r protocol.Request) (Result, erro
 	var stepAt, leaseEnd sql.NullTime
 	var generation, total, holds sql.NullInt64
 	var partitions, paused sql.NullString
+	var absent string
 	var due bool
 	statement, values := lookSQL, sqltext.Values{"worker": string(r.Worker)}
 	if !r.Look {
-		statement = heartbeatSQL
+		if statement = heartbeatSQL; r.Others {
+			statement = lookingHeartbeatSQL
+		}
 		values["lease"], values["stopped"] = r.Lease.Microseconds(), r.Stopped
 		values["key"], values["number"] = r.Presence.Key, r.Presence.Number
 	}
 	err := s.row(ctx, s.db, statement, values,
-		&v.Now, &due, &stepAt, &leaseEnd, &generation, &total, &partitions, &paused, &holds)
+		&v.Now, &due, &stepAt, &leaseEnd, &generation, &total, &partitions, &paused, &holds, &absent, &v.Others.Alone)
 	row := RowOf("workers", s.set, "of this worker or another").Scanned(err)
 	if err == nil {
 		row = RowOf("workers", s.set, string(r.Worker))
@@ -436,6 +439,11 @@ func (s *Store) heartbeat(ctx context.Context, r protocol.Request) (Result, erro
 	}
 	if row.Err != nil {
 		return Result{}, fmt.Errorf("heartbeat of %s: %w", r.Worker, Foreseen(row.Err))
+	}
+	if !r.Others {
+		v.Others = protocol.Others{}
+	} else if v.Others.Absent, err = absentOf(absent); err != nil {
+		return Result{}, fmt.Errorf("heartbeat of %s: %w", r.Worker, err)
 	}
 	v.StepAt = stepAt.Time
 	if leaseEnd.Valid && (v.StepAt.IsZero() || leaseEnd.Time.Before(v.StepAt)) {
@@ -892,9 +900,12 @@ SELECT set_config('idle_in_transaction_session_timeout', {idle}, true),
 // snapshot and may be older, if the UPDATE had to wait; or in the case of two
 // reports at once (protocol.Session).
 var (
-	heartbeatSQL = sqltext.New(beatSQL + viewSQL + `
+	heartbeatSQL = sqltext.New(beatSQL + fmt.Sprintf(viewSQL, "NULL") + `
   LEFT JOIN beat b ON true`)
-	lookSQL = sqltext.New(viewSQL + `
+	// Apart from it, so that heartbeats go on where looks are not allowed.
+	lookingHeartbeatSQL = sqltext.New(beatSQL + fmt.Sprintf(viewSQL, absentText) + `
+  LEFT JOIN beat b ON true`)
+	lookSQL = sqltext.New(fmt.Sprintf(viewSQL, "NULL") + `
   LEFT JOIN orchestrator_workers b ON b.replica_set = {set} AND b.id = {worker}`)
 )
 
@@ -923,17 +934,18 @@ WITH beat AS (
      WHERE replica_set = {set} AND id = {worker}
  RETURNING generation, total, partitions, paused, holds)`
 
-// viewSQL is what a worker sees, but for b, which is its own row.
+// viewSQL is what a worker sees, but for b, which is its own row, and %s, who is absent.
 // It is of the primary only: a standby shows what was, however long ago. There
 // pg_current_wal_lsn ends it with an error.
 const viewSQL = `
 SELECT CASE WHEN pg_current_wal_lsn() IS NOT NULL THEN {clock} END,
        coalesce(s.phase = 'draining' AND coalesce(b.holds, 0) = 0 AND NOT coalesce(o.held, false), false),
-       s.step_at, o.lease_until, b.generation, b.total, b.partitions, b.paused, b.holds
+       s.step_at, o.lease_until, b.generation, b.total, b.partitions, b.paused, b.holds, coalesce(o.absent, '[]'), o.others = 0
   FROM (SELECT min(CASE WHEN lease_until > ({clock} + (lease_us * interval '1 microsecond'))
-                        THEN {clock} ELSE lease_until END) AS lease_until, -- as in protocol.Group.View
-               bool_or(holds <> 0) AS held
-          FROM orchestrator_workers WHERE replica_set = {set} AND id <> {worker}) o
+                        THEN {clock} ELSE lease_until END) FILTER (WHERE id <> {worker}) AS lease_until, -- as in protocol.Group.View
+               bool_or(holds <> 0) FILTER (WHERE id <> {worker}) AS held, count(*) FILTER (WHERE id <> {worker}) AS others,
+               %s AS absent
+          FROM orchestrator_workers WHERE replica_set = {set}) o
   LEFT JOIN orchestrator_replica_sets s ON s.name = {set}`
 
 const lockGroupText = `

@@ -241,7 +241,13 @@ func testHeartbeat(t *testing.T, w World) {
 		t.Helper()
 		for _, id := range []protocol.WorkerID{"a", "b", "c", "stranger"} {
 			beat := s.beat(id)
-			full := s.look(id).View
+			request := s.look(id)
+			full := request.View
+			if looks := s.sync(protocol.Request{Worker: id, Heartbeat: true, Others: true}).View; looks.Member != beat.Member {
+				t.Errorf("%s: %s: %+v by heartbeat, %+v by one that looks", when, id, beat, looks)
+			} else if others := slices.ContainsFunc(request.Group.Members, func(m protocol.Member) bool { return m.ID != id }); looks.Others.Alone == others {
+				t.Errorf("%s: %s: it is alone: %t; the group is %s", when, id, looks.Others.Alone, request.Group)
+			}
 			if !full.Member { // then there is no assignment to show
 				full.Generation, full.Total, beat.Generation, beat.Total = 0, 0, 0, 0
 			}
@@ -447,7 +453,10 @@ func testPresence(t *testing.T, w World) {
 	expectGroup(t, s.settle("b"), "generation 3 active {b:0/1}")
 }
 
-func sameView(a, b protocol.View) bool { return cmp.Equal(a, b, cmpopts.EquateEmpty()) }
+// sameView compares all but what only a heartbeat shows.
+func sameView(a, b protocol.View) bool {
+	return cmp.Equal(a, b, cmpopts.EquateEmpty(), cmpopts.IgnoreFields(protocol.View{}, "Others"))
+}
 
 // Members that want several partitions have them, by heartbeat and by request,
 // up to the limit, and every partition has its checkpoint.

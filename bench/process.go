@@ -62,7 +62,7 @@ func work(text string) error {
 		return err
 	}
 	f := &fleet{d: &database{url: spec.URL}, heartbeat: spec.Heartbeat, window: spec.Window, hints: spec.Hints}
-	if err := f.configure(&cfg); err != nil {
+	if err := f.configure(&cfg, spec.URL); err != nil {
 		return err
 	}
 	var seen sync.Map

@@ -38,6 +38,7 @@ func trials() []trial {
 		all = append(all, trial{r.name(), r.about(), r.quick, r.run})
 	}
 	all = append(all,
+		trial{"roundtrips", "a worker joins or leaves ten that are 0 to 10 ms away from the database: ratio, in bare round trips over the same network", true, roundtrips},
 		trial{"together", "ten workers that start together: generations after the first, and how long it takes", false, together},
 		trial{"rolling", "ten workers of which one leaves and a new one joins each second: generations", false, rolling},
 		trial{"failover", "SIGKILL of one of two worker processes until the other handles its partition", false, failover},

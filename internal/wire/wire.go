@@ -110,8 +110,10 @@ type packet struct {
 func (w *Wire) pass(to, from net.Conn, silent <-chan struct{}, opened time.Time, tell func(data []byte, in, out time.Time)) {
 	packets := make(chan packet, 4096)
 	go func() {
+		s := newSleeper()
+		defer s.close()
 		for p := range packets {
-			time.Sleep(time.Until(p.due))
+			s.sleep(time.Until(p.due))
 			select {
 			case <-silent:
 				continue

@@ -39,6 +39,7 @@ func trials() []trial {
 	}
 	all = append(all,
 		trial{"roundtrips", "a worker joins or leaves ten that are 0 to 10 ms away from the database: ratio, in bare round trips over the same network", true, roundtrips},
+		trial{"unhinted", "a worker joins or leaves ten at the defaults, without hints, until every partition is handled again", false, unhinted},
 		trial{"together", "ten workers that start together: generations after the first, and how long it takes", false, together},
 		trial{"rolling", "ten workers of which one leaves and a new one joins each second: generations", false, rolling},
 		trial{"failover", "SIGKILL of one of two worker processes until the other handles its partition", false, failover},
@@ -50,5 +51,7 @@ func trials() []trial {
 			fmt.Sprintf("statements per second and connections of each of %d workers with nothing to do", n), n == 10,
 			func(ctx context.Context, b *bench) ([]row, error) { return idle(ctx, b, n) }})
 	}
-	return append(all, trial{"step", "one decision over 10,000 workers: time and garbage", true, step})
+	return append(all,
+		trial{"busy", "statements per second of each of 4 and of 10 workers that handle events all the time, beside reading and committing these", true, busy},
+		trial{"step", "one decision over 10,000 workers: time and garbage", true, step})
 }

@@ -45,6 +45,7 @@ type fleet struct {
 	ended     []*member // that were told to leave, or killed
 	active    int64     // the newest generation of which events were appended
 	processes bool      // the workers are processes, and leave effects
+	leader    bool      // these are on an advisory lock, and no replica set
 }
 
 // A report says that a worker handles an event of a generation for the first

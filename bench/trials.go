@@ -21,7 +21,7 @@ func trials() []trial {
 		{"pooler", "the same with binary_parameters=yes, which lib/pq needs behind a transaction pooler, on both sides", false, pooler},
 		{"scoped", "a projection that wants 1 % of the events: the library and a bare loop with the same WHERE", true, scoped},
 		{"transactional", "one INSERT of 1000 rows per batch, with the checkpoint in the same transaction: the library, the bare loop without a checkpoint, by hand", true, transactional},
-		{"waiting", "a handler that waits for 1 ms: four workers and one", false, waiting},
+		{"waiting", "a handler that waits for 1 ms: four workers and one, and four on an advisory lock", false, waiting},
 	}
 	for _, n := range []int{4, 16} {
 		all = append(all, trial{fmt.Sprintf("split-%d", n),
@@ -43,6 +43,7 @@ func trials() []trial {
 		trial{"together", "ten workers that start together: generations after the first, and how long it takes", false, together},
 		trial{"rolling", "ten workers of which one leaves and a new one joins each second: generations", false, rolling},
 		trial{"failover", "SIGKILL of one of two worker processes until the other handles its partition", false, failover},
+		trial{"failover-by-lock", "SIGKILL of the one of four processes that has an advisory lock until another handles an event", false, leaderFailover},
 		trial{"distance", "a transactional projection whose database is 0 to 200 ms away: the default beside LeaseOnly", false, distance},
 		trial{"latency", "from the commit of an event to its handler, worker idle", true, latency},
 	)

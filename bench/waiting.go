@@ -11,7 +11,8 @@ import (
 // waiting: workers whose handler waits for 1 ms, as for another service. How many
 // events they handle is counted from when all of them work, over the same time
 // for everybody. The stream's 1000 aggregates are spread evenly, and there are
-// more events than time.
+// more events than time. Beside them are four workers on one advisory lock, of which one
+// does everything.
 func waiting(ctx context.Context, b *bench) ([]row, error) {
 	d, err := b.full(ctx)
 	if err != nil {
@@ -26,6 +27,7 @@ func waiting(ctx context.Context, b *bench) ([]row, error) {
 		{"waiting/1-worker", rate(1, 1), 0},
 		{"waiting/4-workers", rate(4, 1), 3.8},
 		{"waiting/16-partitions", rate(1, 16), 14},
+		{"waiting/4-by-lock", func(ctx context.Context, pool *sql.DB) (float64, error) { return leaderRate(ctx, b, pool) }, 0},
 	})
 }
 

@@ -164,6 +164,7 @@ func TestOptions(t *testing.T) {
 		{[]string{"-list"}, 0, "the list"},
 		{[]string{"-h"}, 0, "the help"},
 		{[]string{"-only", "nonsense"}, 2, "nothing would be measured"},
+		{[]string{"-trace-change", "far"}, 2, "a round trip that is no time"},
 		{[]string{"throughput"}, 2, "an argument that is none"},
 	} {
 		if got := run(c.args, io.Discard, io.Discard); got != c.status {

@@ -34,6 +34,8 @@ type fleet struct {
 	pool       *sql.DB                                 // of the workers that are goroutines
 	events     *appender
 	ledger     *ledger // what those have handled
+	apart      bool    // each of those reads for itself, as in a process of its own
+	tape       *tape   // nil: nothing is recorded
 	watched    *sql.Conn
 	told       *pq.Listener // hears when a generation may have become active
 
@@ -43,6 +45,7 @@ type fleet struct {
 	ended     []*member // that were told to leave, or killed
 	active    int64     // the newest generation of which events were appended
 	processes bool      // the workers are processes, and leave effects
+	leader    bool      // these are on an advisory lock, and no replica set
 }
 
 // A report says that a worker handles an event of a generation for the first
@@ -79,18 +82,23 @@ func newFleet(ctx context.Context, b *bench, poolMax int) (*fleet, error) {
 }
 
 // joinGoroutine starts a worker in this process.
-func (f *fleet) joinGoroutine(pool *sql.DB) error {
+func (f *fleet) joinGoroutine(pool *sql.DB) error { return f.joinAt("", f.d.url, pool) }
+
+// joinAt starts one that reaches the database by a URL and a pool.
+func (f *fleet) joinAt(site, url string, pool *sql.DB) error {
 	cfg, err := config(pool, f.set)
 	if err != nil {
 		return err
 	}
-	if err := f.configure(&cfg); err != nil {
+	if err := f.configure(&cfg, url); err != nil {
 		return err
 	}
 	if f.table == nil {
 		f.table, _ = cfg.EventStore.(*orchestrator.Table[orchestrator.Event])
 	}
-	cfg.EventStore = f.table // a process reads once
+	if !f.apart {
+		cfg.EventStore = f.table // a process reads once
+	}
 	var seen sync.Map
 	var m *member
 	known := make(chan struct{})
@@ -98,6 +106,7 @@ func (f *fleet) joinGoroutine(pool *sql.DB) error {
 		a, _ := orchestrator.AssignmentFrom(ctx)
 		if _, again := seen.LoadOrStore(a.Generation, true); !again {
 			<-known
+			f.tape.note(site, "handles an event of generation %d", a.Generation)
 			f.reports <- report{m, a.Generation, time.Now()}
 		}
 	}})
@@ -110,11 +119,11 @@ func (f *fleet) joinGoroutine(pool *sql.DB) error {
 }
 
 // configure sets what differs from the defaults.
-func (f *fleet) configure(cfg *orchestrator.Config[orchestrator.Event]) (err error) {
+func (f *fleet) configure(cfg *orchestrator.Config[orchestrator.Event], url string) (err error) {
 	cfg.HeartbeatInterval, cfg.JoinWindow, cfg.Partitions = f.heartbeat, f.window, f.partitions
 	if f.hints {
 		cfg.EventsChannel = eventsChannel
-		cfg.Notifier, err = pqnotify.New(f.d.url)
+		cfg.Notifier, err = pqnotify.New(url)
 	}
 	return err
 }
@@ -149,6 +158,7 @@ func (f *fleet) settle(ctx context.Context, after int64) (at time.Time, generati
 			return err
 		}
 		f.active = g
+		f.tape.note("", "generation %d is active, an event is appended for each partition", g)
 		return f.events.append(ctx, marks(len(f.members)*max(f.partitions, 1)))
 	}
 	for {

@@ -41,6 +41,7 @@ func main() {
 type options struct {
 	quick, json, list     bool
 	only, charts, profile string
+	trace                 time.Duration
 }
 
 func parseOptions(args []string, usage io.Writer) (options, error) {
@@ -53,6 +54,7 @@ func parseOptions(args []string, usage io.Writer) (options, error) {
 	flags.StringVar(&o.only, "only", "", "only what -list shows under this `name`, or one row of it, such as throughput/library-100")
 	flags.StringVar(&o.charts, "charts", "", "write charts (SVG) into this `folder`")
 	flags.StringVar(&o.profile, "profile", "", "write CPU and block profiles of the library's throughput into this `folder`")
+	flags.DurationVar(&o.trace, "trace-change", -1, "measure nothing, but print who waits for what when one of ten workers joins, and when one leaves, with this `round trip` to the database, such as 10ms")
 	if err := flags.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
 			fmt.Fprintln(usage, "usage: go run ./bench [flags]")
@@ -98,6 +100,13 @@ func run(args []string, stdout, stderr io.Writer) int {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	if o.trace >= 0 {
+		if err := traceChanges(ctx, o.trace, stdout); err != nil {
+			fmt.Fprintf(stderr, "bench: %v\n", err)
+			return 1
+		}
+		return 0
+	}
 	result, err := measure(ctx, o, stderr)
 	if result != nil {
 		if err := result.report(stdout, o); err != nil {

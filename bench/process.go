@@ -24,7 +24,7 @@ const workerEnv = "BENCH_WORKER"
 type workerSpec struct {
 	URL, Set, Projection string
 	Heartbeat, Window    time.Duration
-	Hints                bool
+	Hints, Leader        bool
 }
 
 // workerMain is main in a worker process. It prints "run" when it calls Run, and
@@ -57,12 +57,16 @@ func work(text string) error {
 		return err
 	}
 	defer pool.Close()
+	if spec.Leader {
+		fmt.Println("run")
+		return leaderWork(ctx, pool, spec.Projection, func() { fmt.Println(1) })
+	}
 	cfg, err := config(pool, spec.Set)
 	if err != nil {
 		return err
 	}
 	f := &fleet{d: &database{url: spec.URL}, heartbeat: spec.Heartbeat, window: spec.Window, hints: spec.Hints}
-	if err := f.configure(&cfg); err != nil {
+	if err := f.configure(&cfg, spec.URL); err != nil {
 		return err
 	}
 	var seen sync.Map
@@ -86,7 +90,7 @@ func (f *fleet) joinProcess() (time.Time, error) {
 	if err != nil {
 		return time.Time{}, err
 	}
-	spec, err := json.Marshal(workerSpec{f.d.url, f.set, f.projection, f.heartbeat, f.window, f.hints})
+	spec, err := json.Marshal(workerSpec{f.d.url, f.set, f.projection, f.heartbeat, f.window, f.hints, f.leader})
 	if err != nil {
 		return time.Time{}, err
 	}

@@ -153,7 +153,7 @@ func (r rebalance) changes(ctx context.Context, b *bench, f *fleet) (rows []row,
 	result := newRow(r.name(), milliseconds, took).to(base).
 		noted(fmt.Sprintf("median join %.0f, leave %.0f", summarize(byKind[0]).Median, summarize(byKind[1]).Median))
 	if r.workers == 10 && r.handler <= time.Millisecond {
-		result = result.goal("median ≤ 30, p99 ≤ 100", result.Value.Median <= 30 && result.Value.P99 <= 100)
+		result = result.goal("median ≤ 20, p99 ≤ 100", result.Value.Median <= 20 && result.Value.P99 <= 100)
 	}
 	rows = []row{base, result}
 	if r.locks {

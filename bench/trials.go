@@ -21,7 +21,7 @@ func trials() []trial {
 		{"pooler", "the same with binary_parameters=yes, which lib/pq needs behind a transaction pooler, on both sides", false, pooler},
 		{"scoped", "a projection that wants 1 % of the events: the library and a bare loop with the same WHERE", true, scoped},
 		{"transactional", "one INSERT of 1000 rows per batch, with the checkpoint in the same transaction: the library, the bare loop without a checkpoint, by hand", true, transactional},
-		{"waiting", "a handler that waits for 1 ms: four workers and one", false, waiting},
+		{"waiting", "a handler that waits for 1 ms: four workers and one, and four on an advisory lock", false, waiting},
 	}
 	for _, n := range []int{4, 16} {
 		all = append(all, trial{fmt.Sprintf("split-%d", n),
@@ -38,9 +38,12 @@ func trials() []trial {
 		all = append(all, trial{r.name(), r.about(), r.quick, r.run})
 	}
 	all = append(all,
+		trial{"roundtrips", "a worker joins or leaves ten that are 0 to 10 ms away from the database: ratio, in bare round trips over the same network", true, roundtrips},
+		trial{"unhinted", "a worker joins or leaves ten at the defaults, without hints, until every partition is handled again", false, unhinted},
 		trial{"together", "ten workers that start together: generations after the first, and how long it takes", false, together},
 		trial{"rolling", "ten workers of which one leaves and a new one joins each second: generations", false, rolling},
 		trial{"failover", "SIGKILL of one of two worker processes until the other handles its partition", false, failover},
+		trial{"failover-by-lock", "SIGKILL of the one of four processes that has an advisory lock until another handles an event", false, leaderFailover},
 		trial{"distance", "a transactional projection whose database is 0 to 200 ms away: the default beside LeaseOnly", false, distance},
 		trial{"latency", "from the commit of an event to its handler, worker idle", true, latency},
 	)
@@ -49,5 +52,7 @@ func trials() []trial {
 			fmt.Sprintf("statements per second and connections of each of %d workers with nothing to do", n), n == 10,
 			func(ctx context.Context, b *bench) ([]row, error) { return idle(ctx, b, n) }})
 	}
-	return append(all, trial{"step", "one decision over 10,000 workers: time and garbage", true, step})
+	return append(all,
+		trial{"busy", "statements per second of each of 4 and of 10 workers that handle events all the time, beside reading and committing these", true, busy},
+		trial{"step", "one decision over 10,000 workers: time and garbage", true, step})
 }

@@ -9,19 +9,32 @@ import (
 	"time"
 )
 
-// A Wire leads to a database.
+// A Wire leads to a database. It is a delay line: each packet takes as long, however many
+// are under way.
 type Wire struct {
 	URL string // of the database, through the wire
 
 	delay    time.Duration
+	watch    func() Watch
 	listener net.Listener
 	mu       sync.Mutex
 	open     []net.Conn
 	silent   chan struct{}
 }
 
-// To returns a wire to the database at to. A packet takes delay each way.
-func To(to string, delay time.Duration) (*Wire, error) {
+// A Watch is told what passes one connection: when it went in at one end, and when it came
+// out at the other, a moment before it does. Up and Down are called side by side.
+type Watch interface {
+	Up(data []byte, in, out time.Time)   // to the database
+	Down(data []byte, in, out time.Time) // from it
+}
+
+// To returns a wire to the database at to. A packet takes delay each way, and so do those
+// that open a connection.
+func To(to string, delay time.Duration) (*Wire, error) { return Watched(to, delay, nil) }
+
+// Watched returns a wire that calls watch for each connection.
+func Watched(to string, delay time.Duration, watch func() Watch) (*Wire, error) {
 	u, err := url.Parse(to)
 	if err != nil {
 		return nil, err
@@ -32,7 +45,7 @@ func To(to string, delay time.Duration) (*Wire, error) {
 	}
 	host := u.Host
 	u.Host = listener.Addr().String()
-	w := &Wire{URL: u.String(), delay: delay, listener: listener, silent: make(chan struct{})}
+	w := &Wire{URL: u.String(), delay: delay, watch: watch, listener: listener, silent: make(chan struct{})}
 	go func() {
 		for {
 			client, err := listener.Accept()
@@ -48,8 +61,12 @@ func To(to string, delay time.Duration) (*Wire, error) {
 			w.open = append(w.open, client, server)
 			silent := w.silent
 			w.mu.Unlock()
-			go w.pass(server, client, silent)
-			go w.pass(client, server, silent)
+			up, down := w.watching()
+			// The two packets that open a connection are the kernel's, which has sent
+			// them by now.
+			opened := time.Now().Add(2 * w.delay)
+			go w.pass(server, client, silent, opened, up)
+			go w.pass(client, server, silent, opened, down)
 		}
 	}()
 	return w, nil
@@ -74,22 +91,35 @@ func (w *Wire) Close() {
 	}
 }
 
+// watching returns whom to tell of the two directions of a connection.
+func (w *Wire) watching() (up, down func(data []byte, in, out time.Time)) {
+	if w.watch == nil {
+		nobody := func([]byte, time.Time, time.Time) {}
+		return nobody, nobody
+	}
+	watch := w.watch()
+	return watch.Up, watch.Down
+}
+
 type packet struct {
-	data []byte
-	due  time.Time
+	data    []byte
+	in, due time.Time
 }
 
 // pass copies until one side ends, or for as long as the connection is not silent.
-func (w *Wire) pass(to, from net.Conn, silent <-chan struct{}) {
+func (w *Wire) pass(to, from net.Conn, silent <-chan struct{}, opened time.Time, tell func(data []byte, in, out time.Time)) {
 	packets := make(chan packet, 4096)
 	go func() {
+		s := newSleeper()
+		defer s.close()
 		for p := range packets {
-			time.Sleep(time.Until(p.due))
+			s.sleep(time.Until(p.due))
 			select {
 			case <-silent:
 				continue
 			default:
 			}
+			tell(p.data, p.in, time.Now())
 			if _, err := to.Write(p.data); err != nil {
 				_ = from.Close()
 			}
@@ -105,7 +135,12 @@ func (w *Wire) pass(to, from net.Conn, silent <-chan struct{}) {
 		buffer := make([]byte, 1<<14)
 		n, err := from.Read(buffer)
 		if n > 0 {
-			packets <- packet{buffer[:n], time.Now().Add(w.delay)}
+			in := time.Now()
+			sent := in
+			if sent.Before(opened) {
+				sent = opened
+			}
+			packets <- packet{buffer[:n], in, sent.Add(w.delay)}
 		}
 		if err != nil {
 			return

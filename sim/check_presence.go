@@ -9,7 +9,10 @@ const (
 	proofEnds   = 650 * time.Millisecond
 	noticedIn   = 2 * time.Second
 	mustSettle  = 5 * time.Second
-	looksAgain  = time.Second
+	looksAgain  = 1250 * time.Millisecond
+	// A worker that was alone looks less often until it has seen that another one has
+	// joined.
+	newcomer = 150 * time.Millisecond
 )
 
 // A checkedPresence is what the facts say of the session that a worker has of its
@@ -168,7 +171,7 @@ func (c *checker) missed(m *member, f fact) *violation {
 	if !able {
 		return nil
 	}
-	due := max(p.ended.at, since, c.late) + c.setup.slow(noticedIn) + c.packets()
+	due := max(p.ended.at, m.joined.at+newcomer, since, c.late) + c.setup.slow(noticedIn) + c.packets()
 	if f.at <= due {
 		return nil
 	}

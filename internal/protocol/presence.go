@@ -81,8 +81,9 @@ const (
 	// new generation; it is also how an idle worker finds out that its own session is
 	// gone. A crash is over after at most presenceLook, presenceGrace and a hand-over.
 	presenceLook = 900 * time.Millisecond
-	// presenceAlone is how often a worker does that has found no other one.
-	presenceAlone = time.Second
+	// presenceAlone is how often a worker does that has found no other one: nobody can be
+	// missing, and an idle worker sends no more than two statements a second.
+	presenceAlone = 1250 * time.Millisecond
 	// presenceSettled is how long the session of one who looks must have been
 	// there: when the server was restarted, everybody has to take a new one, and
 	// is given the time.

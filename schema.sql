@@ -201,7 +201,7 @@ CREATE TABLE IF NOT EXISTS orchestrator_workers (
     wants       integer     NOT NULL,
     -- The advisory lock (key, number) that a session of the worker's own holds
     -- while its process is there; number 0: none, and the lease alone decides. A
-    -- negative key is that session's process id, negated: nobody else's lock counts.
+    -- negative key is that session's process id, negated, which nobody knows before.
     presence_key    integer NOT NULL,
     presence_number integer NOT NULL,
     -- The active generation that the worker has to stop before a newer one

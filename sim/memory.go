@@ -53,6 +53,10 @@ type memoryRules struct {
 	step    func(g protocol.Group, now time.Time, watch protocol.Watch) (protocol.Group, protocol.Decision)
 	handoff func(old []protocol.Checkpoint, total int) []protocol.Checkpoint
 
+	// How long it takes from reading a set until what was decided arrives; nil: no time.
+	between      func() time.Duration
+	blindAttempt bool // that is carried out whatever has changed
+
 	unfenced    bool // a commit names neither replica set nor generation
 	anyPosition bool // a commit does not name the position that it starts from
 	noIdleBound bool // transactions may idle for ever

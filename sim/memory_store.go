@@ -3,6 +3,7 @@ package sim
 import (
 	"cmp"
 	"fmt"
+	"reflect"
 	"slices"
 	"time"
 
@@ -92,19 +93,41 @@ func (c *memoryConnection) sync(r protocol.Request, projections []string, hold b
 		done(store.Result{}, err)
 		return
 	}
-	t := c.enter()
-	t.refused = func(err error) {
-		t.end(false)
-		done(store.Result{}, err)
-	}
 	set := c.replicaSet(c.set)
-	if r.Heartbeat || r.Yield && set.lock.owner != nil {
+	begin := func() *transaction {
+		t := c.enter()
+		t.refused = func(err error) {
+			t.end(false)
+			done(store.Result{}, err)
+		}
+		return t
+	}
+	heartbeat := func() {
+		t := begin()
 		t.heartbeat(set, r, func(v protocol.View) {
 			t.end(true)
 			done(store.Result{View: v}, nil)
 		})
-		return
 	}
+	transact := func() {
+		if r.Yield && set.lock.owner != nil {
+			heartbeat()
+		} else {
+			c.coordinate(begin(), set, r, projections, hold, done)
+		}
+	}
+	switch {
+	case r.Heartbeat:
+		heartbeat()
+	case hold:
+		transact()
+	default:
+		c.attempts(set, r, projections, 2, begin, transact, done)
+	}
+}
+
+// coordinate carries a request out in a transaction.
+func (c *memoryConnection) coordinate(t *transaction, set *replicaSet, r protocol.Request, projections []string, hold bool, done func(store.Result, error)) {
 	t.idleMax, t.lockMax = c.bounds.Idle, c.bounds.Lock
 	s := &coordination{transaction: t, set: set, request: r, projections: projections}
 	s.done = func() {
@@ -404,7 +427,10 @@ func (s *coordination) saveGroup(g protocol.Group, d protocol.Decision) {
 	}
 	g.Members, g.Floor = nil, 0
 	g.JoinWindow = g.JoinWindow.Truncate(time.Microsecond)
-	s.set.put(s.transaction, &groupRow{g, d.StepAt.Round(time.Microsecond)})
+	is := &groupRow{g, d.StepAt.Round(time.Microsecond)}
+	if was := s.set.as(s.transaction); s.request.Join || !reflect.DeepEqual(was, is) { // who has read it is to notice a join
+		s.set.put(s.transaction, is)
+	}
 }
 
 // saveMembers writes the members that differ from before. Only the caller itself

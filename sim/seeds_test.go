@@ -31,7 +31,11 @@ var (
 const batch = 600
 
 func inMemory(w *world) (database, error) {
-	m := newMemory(w, w.rules.memory)
+	rules := w.rules.memory
+	if !rules.noWait {
+		rules.between = w.between
+	}
+	m := newMemory(w, rules)
 	return m.as("sim", store.BoundsOf(w.plan.timing.Lease)), nil
 }
 

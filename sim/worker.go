@@ -211,11 +211,13 @@ func (p *worker) sync(r protocol.Request) {
 		}
 		arrived := w.at
 		c.sync(asked, p.projections(), hold, func(res store.Result, err error) {
-			if r.Yield && res.Group.Generation == 0 {
+			if r.Yield && (res.Group.Generation == 0 || res.View.OnlySeen) {
 				hold = false // it was a heartbeat
 			}
-			// It may have waited since for the checkpoints.
-			result, granted = res, min(max(arrived, w.at-w.now().Sub(res.View.Now)), w.at)
+			// It may have waited since for the checkpoints, and the clock may have gone back.
+			if result, granted = res, arrived; !w.now().Before(res.View.Now) {
+				granted = min(max(arrived, w.at-w.now().Sub(res.View.Now)), w.at)
+			}
 			if err == nil && !hold {
 				p.synced(r, result, sentAt, granted)
 			}
@@ -271,7 +273,7 @@ func describe(r protocol.Request) string {
 // synced notes what a request has changed, in the moment in which it has. Its
 // lease was granted a little earlier. A look changes nothing, and grants none.
 func (p *worker) synced(r protocol.Request, result store.Result, sent, granted time.Duration) {
-	if r.Look {
+	if r.Look || result.View.OnlySeen {
 		return
 	}
 	w := p.w

@@ -533,6 +533,9 @@ type View struct {
 	// nobody holds back a draining generation. It may be a moment older than
 	// the rest; nothing that is started depends on it.
 	StepAt time.Time
+	// OnlySeen says that a request that yields has found nothing to do: it was a look, and
+	// has not renewed the lease.
+	OnlySeen bool
 	// Others are shown to a heartbeat that asks for them. Its own presence is among the
 	// Absent if it is published, and not there.
 	Others Others

@@ -357,7 +357,8 @@ func (s *Session) synced(now time.Time, in Synced) []Action {
 		// not begin another event before it does.
 		s.presence.known = max(s.presence.known, in.Request.Presence.Number)
 	}
-	if !in.Request.Look {
+	looked := in.Request.Look || v.OnlySeen
+	if !looked {
 		s.leaseEnd = in.Sent.Add(s.timing.ownLease())
 		if in.Request.Others {
 			s.presence.beat(now, s.id, v.Others)
@@ -403,7 +404,7 @@ func (s *Session) synced(now time.Time, in Synced) []Action {
 func (s *Session) plan(now time.Time, in Synced) {
 	v := in.View
 	s.next = s.renewal()
-	report := !in.Request.Look && in.Request.Stopped > s.reported
+	report := !in.Request.Look && !v.OnlySeen && in.Request.Stopped > s.reported
 	if report {
 		s.reported = in.Request.Stopped
 	}

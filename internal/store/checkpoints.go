@@ -188,12 +188,7 @@ func (s *Store) handOver(ctx context.Context, tx *sql.Tx, g protocol.Group, rewi
 	if err != nil {
 		return fmt.Errorf("hand over %q: %w", s.set, err)
 	}
-	rows := []checkpointRow{} // not nil, which is null in JSON: other sets may have taken all projections
-	for _, p := range projections {
-		for k, c := range protocol.Handoff(protocol.Rewound(p, old[p], rewinds), g.Total) {
-			rows = append(rows, checkpointRow{p, k, c.Position, encodeMarks(c.Ahead)})
-		}
-	}
+	rows := handedOver(projections, old, rewinds, g.Total)
 	for _, r := range rewinds {
 		if slices.Contains(projections, r.Projection) {
 			if err := s.DropParkedAbove(ctx, tx, r.Projection, r.Position); err != nil {
@@ -210,6 +205,44 @@ func (s *Store) handOver(ctx context.Context, tx *sql.Tx, g protocol.Group, rewi
 	return nil
 }
 
+// handedOver are the rows of the next layout.
+func handedOver(projections []string, old map[string][]protocol.Checkpoint, rewinds []protocol.Rewind, total int) []checkpointRow {
+	rows := []checkpointRow{} // not nil, which is null in JSON: other sets may have taken all projections
+	for _, p := range projections {
+		for k, c := range protocol.Handoff(protocol.Rewound(p, old[p], rewinds), total) {
+			rows = append(rows, checkpointRow{p, k, c.Position, encodeMarks(c.Ahead)})
+		}
+	}
+	return rows
+}
+
+// layouts are checkpoints that are read, sorted by projection and partition.
+type layouts struct {
+	of     map[string][]protocol.Checkpoint
+	totals map[string]int
+}
+
+func (l *layouts) add(projection string, partition, total int, c protocol.Checkpoint) error {
+	if l.of == nil {
+		l.of, l.totals = map[string][]protocol.Checkpoint{}, map[string]int{}
+	}
+	if partition != len(l.of[projection]) {
+		return missingError(projection, len(l.of[projection]))
+	}
+	l.of[projection], l.totals[projection] = append(l.of[projection], c), total
+	return nil
+}
+
+// complete returns the checkpoints of each projection by partition, if there are all.
+func (l *layouts) complete() (map[string][]protocol.Checkpoint, error) {
+	for projection, total := range l.totals {
+		if len(l.of[projection]) != total {
+			return nil, missingError(projection, len(l.of[projection]))
+		}
+	}
+	return l.of, nil
+}
+
 // lockCheckpoints returns the checkpoints of each projection by partition.
 func (s *Store) lockCheckpoints(ctx context.Context, tx *sql.Tx) (map[string][]protocol.Checkpoint, error) {
 	rows, err := s.query(ctx, tx, lockCheckpointsSQL, nil)
@@ -217,31 +250,25 @@ func (s *Store) lockCheckpoints(ctx context.Context, tx *sql.Tx) (map[string][]p
 		return nil, fmt.Errorf("lock checkpoints: %w", err)
 	}
 	defer rows.Close()
-	old, totals := map[string][]protocol.Checkpoint{}, map[string]int{}
+	var l layouts
 	for rows.Next() {
 		var projection string
 		var partition, total int
 		var c protocol.Checkpoint
 		var ahead sql.NullString
 		err := rows.Scan(&projection, &partition, &total, &c.Position, &ahead)
-		if c, err = checkpointOf(projection, partition, total, c, ahead, err); err != nil {
+		if c, err = checkpointOf(projection, partition, total, c, ahead, err); err == nil {
+			err = l.add(projection, partition, total, c)
+		}
+		if err != nil {
 			return nil, err
 		}
-		if partition != len(old[projection]) {
-			return nil, missingError(projection, len(old[projection]))
-		}
-		old[projection], totals[projection] = append(old[projection], c), total
 	}
 	// A lock that could not be had ends the rows in the middle.
 	if err := rows.Err(); err != nil {
 		return nil, fmt.Errorf("lock checkpoints: %w", err)
 	}
-	for projection, total := range totals {
-		if len(old[projection]) != total {
-			return nil, missingError(projection, len(old[projection]))
-		}
-	}
-	return old, nil
+	return l.complete()
 }
 
 func missingError(projection string, partition int) error {

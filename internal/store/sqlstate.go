@@ -155,6 +155,10 @@ func PassingState(err error) bool { return FactsOf(err).Passing() }
 // of others: the next try may succeed.
 func Deadlock(err error) bool { return State(err) == "40P01" }
 
+// Unserializable reports whether a statement was refused since it was to be as if nothing
+// happened beside it.
+func Unserializable(err error) bool { return State(err) == "40001" }
+
 // Denied reports whether a privilege is missing.
 func Denied(err error) bool { return State(err) == "42501" }
 

@@ -394,9 +394,20 @@ func (s *Store) Sync(ctx context.Context, r protocol.Request, projections []stri
 	if r.Heartbeat {
 		return s.heartbeat(ctx, r)
 	}
+	for range attempts {
+		a, err := s.attempt(ctx, r, projections)
+		if err != nil {
+			return Result{}, err
+		}
+		if a == nil {
+			break
+		}
+		if done, err := a.carry(ctx, s); done || err != nil {
+			return a.result, err
+		}
+	}
 	var result Result
-	err := s.transact(ctx, func(tx *sql.Tx) error {
-		var err error
+	err := s.transact(ctx, func(tx *sql.Tx) (err error) {
 		result, err = s.step(ctx, tx, r, projections)
 		return err
 	})
@@ -528,7 +539,7 @@ func (s *Store) step(ctx context.Context, tx *sql.Tx, r protocol.Request, projec
 	group, decision := protocol.Step(protocol.Apply(before, r, now), now, r.Watch)
 
 	result := Result{View: group.View(r.Worker, now, decision), Group: group, Decision: decision}
-	if err := s.save(ctx, tx, before.Members, &result, now, projections); err != nil {
+	if err := s.save(ctx, tx, before.Members, &result, now, projections, r.Join); err != nil {
 		return Result{}, err
 	}
 	if decision.Activated {
@@ -556,19 +567,12 @@ func (s *Store) lockGroup(ctx context.Context, tx *sql.Tx, r protocol.Request) (
 		statement = lockGroupOrYieldSQL
 	}
 	load := func() error {
-		row := RowOf("replica_sets", s.set).Scanned(s.row(ctx, tx, statement, nil,
-			&g.Generation, &g.Phase, &g.Total, &g.Reason, &g.MaxPartitions, &window, &paused, &rewinds, &g.Stream))
-		if row.Err != nil {
-			return row.Err
+		err := RowOf("replica_sets", s.set).Scanned(s.row(ctx, tx, statement, nil,
+			&g.Generation, &g.Phase, &g.Total, &g.Reason, &g.MaxPartitions, &window, &paused, &rewinds, &g.Stream)).Err
+		if err == nil {
+			err = s.complete(&g, window, paused, rewinds)
 		}
-		row.AtLeast("generation", g.Generation, 0).Total(g.Total, 0).
-			Range("max_partitions", int64(g.MaxPartitions), 0, protocol.Slots).Range("join_window_us", window, 0, maxMicroseconds)
-		if g.Phase != protocol.Draining && g.Phase != protocol.Active {
-			row.fail("phase", fmt.Errorf("is %q; it must be %q or %q", g.Phase, protocol.Draining, protocol.Active))
-		}
-		g.JoinWindow = time.Duration(window) * time.Microsecond
-		g.Paused, g.Rewinds = Strings[string](row, "paused", paused), rewindsOf(row.Positions("rewinds", rewinds))
-		return row.Err
+		return err
 	}
 	err := load()
 	if errors.Is(err, sql.ErrNoRows) && r.Yield {
@@ -589,6 +593,19 @@ func (s *Store) lockGroup(ctx context.Context, tx *sql.Tx, r protocol.Request) (
 	return g, nil
 }
 
+// complete checks what was read of the set's row, and adds what stands there in another
+// form.
+func (s *Store) complete(g *protocol.Group, window int64, paused, rewinds string) error {
+	row := RowOf("replica_sets", s.set).AtLeast("generation", g.Generation, 0).Total(g.Total, 0).
+		Range("max_partitions", int64(g.MaxPartitions), 0, protocol.Slots).Range("join_window_us", window, 0, maxMicroseconds)
+	if g.Phase != protocol.Draining && g.Phase != protocol.Active {
+		row.fail("phase", fmt.Errorf("is %q; it must be %q or %q", g.Phase, protocol.Draining, protocol.Active))
+	}
+	g.JoinWindow = time.Duration(window) * time.Microsecond
+	g.Paused, g.Rewinds = Strings[string](row, "paused", paused), rewindsOf(row.Positions("rewinds", rewinds))
+	return row.Err
+}
+
 func (s *Store) lockMembers(ctx context.Context, tx *sql.Tx, total int) ([]protocol.Member, error) {
 	rows, err := s.query(ctx, tx, lockMembersSQL, nil)
 	if err != nil {
@@ -598,33 +615,42 @@ func (s *Store) lockMembers(ctx context.Context, tx *sql.Tx, total int) ([]proto
 	var members []protocol.Member
 	owners := map[int]protocol.WorkerID{}
 	for rows.Next() {
-		var m protocol.Member
-		var lease int64
+		var r memberRow
 		var partitions string
-		err := rows.Scan(&m.ID, &m.Joined, &lease, &m.LeaseEnd, &m.Wants, &m.Drained, &partitions, &m.Holds, &m.Presence.Key, &m.Presence.Number)
-		row := RowOf("workers", s.set, string(m.ID)).Scanned(err)
-		if err == nil {
-			row.Range("lease_us", lease, 1, maxMicroseconds).Range("wants", int64(m.Wants), 0, protocol.Slots).
-				AtLeast("holds", m.Holds, 0).AtLeast("presence_number", int64(m.Presence.Number), 0).
-				Time("joined_at", m.Joined).Time("lease_until", m.LeaseEnd)
-			m.Partitions = row.Partitions("partitions", partitions, total)
+		err := rows.Scan(&r.ID, &r.Joined, &r.Lease, &r.LeaseEnd, &r.Wants, &r.Drained, &partitions, &r.Holds, &r.Key, &r.Number)
+		m, err := s.member(r, partitions, total, owners, err)
+		if err != nil {
+			return nil, fmt.Errorf("read a worker of %q: %w", s.set, err)
 		}
-		for _, p := range m.Partitions {
-			if other, taken := owners[p]; taken {
-				row.fail("partitions", fmt.Errorf("is %s, and worker %s has partition %d as well", partitions, other, p))
-			}
-			owners[p] = m.ID
-		}
-		if row.Err != nil {
-			return nil, fmt.Errorf("read a worker of %q: %w", s.set, row.Err)
-		}
-		m.Lease = time.Duration(lease) * time.Microsecond
 		members = append(members, m)
 	}
 	if err := rows.Err(); err != nil {
 		return nil, fmt.Errorf("read the workers of %q: %w", s.set, err)
 	}
 	return members, nil
+}
+
+// member returns the worker of a row that was scanned. owners are those of the partitions
+// that were read so far.
+func (s *Store) member(r memberRow, partitions string, total int, owners map[int]protocol.WorkerID, scanned error) (protocol.Member, error) {
+	m := protocol.Member{
+		ID: r.ID, Joined: r.Joined, Lease: time.Duration(r.Lease) * time.Microsecond, LeaseEnd: r.LeaseEnd,
+		Wants: r.Wants, Drained: r.Drained, Holds: r.Holds, Presence: protocol.Presence{Key: r.Key, Number: r.Number},
+	}
+	row := RowOf("workers", s.set, string(m.ID)).Scanned(scanned)
+	if scanned == nil {
+		row.Range("lease_us", r.Lease, 1, maxMicroseconds).Range("wants", int64(m.Wants), 0, protocol.Slots).
+			AtLeast("holds", m.Holds, 0).AtLeast("presence_number", int64(m.Presence.Number), 0).
+			Time("joined_at", m.Joined).Time("lease_until", m.LeaseEnd)
+		m.Partitions = row.Partitions("partitions", partitions, total)
+	}
+	for _, p := range m.Partitions {
+		if other, taken := owners[p]; taken {
+			row.fail("partitions", fmt.Errorf("is %s, and worker %s has partition %d as well", partitions, other, p))
+		}
+		owners[p] = m.ID
+	}
+	return m, row.Err
 }
 
 // memberRow is a worker as the statements take it.
@@ -660,7 +686,13 @@ func rewindsOf(positions map[string]int64) (rewinds []protocol.Rewind) {
 // save writes the group and the members as far as they differ, and tells those
 // who listen when there is a new generation, or one may start. Only the caller
 // itself can be new, so its projections are the new row's.
-func (s *Store) save(ctx context.Context, tx *sql.Tx, before []protocol.Member, r *Result, now time.Time, projections []string) error {
+func (s *Store) save(ctx context.Context, tx *sql.Tx, before []protocol.Member, r *Result, now time.Time, projections []string, join bool) error {
+	_, err := s.saveRow(ctx, tx, saveSQL, s.saved(before, *r, now, projections, join), r, now)
+	return err
+}
+
+// saved are the values with which a result is saved.
+func (s *Store) saved(before []protocol.Member, r Result, now time.Time, projections []string, join bool) sqltext.Values {
 	g, d := r.Group, r.Decision
 	old := make(map[protocol.WorkerID]bool, len(before))
 	for _, m := range before {
@@ -682,10 +714,7 @@ func (s *Store) save(ctx context.Context, tx *sql.Tx, before []protocol.Member, 
 			removed = append(removed, m.ID)
 		}
 	}
-	var opened sql.NullTime
-	var waitedFor sql.NullString
-	var told any
-	err := s.row(ctx, tx, saveSQL, sqltext.Values{
+	return sqltext.Values{
 		"generation": g.Generation, "phase": string(g.Phase), "total": int32(g.Total), "reason": g.Reason,
 		"max_partitions": int32(g.MaxPartitions), "join_window": g.JoinWindow.Microseconds(),
 		"step_at": d.StepAt, "now": now, "opened": d.Opened, "activated": d.Activated,
@@ -693,20 +722,29 @@ func (s *Store) save(ctx context.Context, tx *sql.Tx, before []protocol.Member, 
 		"projections": sqltext.JSON{Value: projections},
 		"paused":      sqltext.JSON{Value: append([]string{}, g.Paused...)}, "rewinds": sqltext.JSON{Value: encodeRewinds(g.Rewinds)},
 		"members": sqltext.JSON{Value: layout(g)}, "waited_for": sqltext.JSON{Value: append([]protocol.WorkerID{}, d.WaitsFor...)},
-		"forgotten": g.Generation - historyKept, "stream": g.Stream,
-	}, &opened, &waitedFor, &told)
-	if err == nil && d.Activated {
+		"forgotten": g.Generation - historyKept, "stream": g.Stream, "joins": join,
+	}
+}
+
+// saveRow saves a result, and reports whether it has. It adds what only the database knows
+// of it.
+func (s *Store) saveRow(ctx context.Context, q dbconn.Querier, statement sqltext.Statement, values sqltext.Values, r *Result, now time.Time) (saved bool, err error) {
+	var opened sql.NullTime
+	var waitedFor sql.NullString
+	var told any
+	err = s.row(ctx, q, statement, values, &saved, &opened, &waitedFor, &told)
+	if err == nil && saved && r.Decision.Activated {
 		r.OpenedAt = now // in this very transaction, where no row is found
 		if opened.Valid {
 			r.OpenedAt = opened.Time
-			row := RowOf("history", s.set, g.Generation)
+			row := RowOf("history", s.set, r.Group.Generation)
 			r.WaitedFor, err = Strings[protocol.WorkerID](row, "waited_for", waitedFor.String), row.Err
 		}
 	}
 	if err != nil {
-		return fmt.Errorf("save replica set %q: %w", s.set, err)
+		return false, fmt.Errorf("save replica set %q: %w", s.set, err)
 	}
-	return nil
+	return saved, nil
 }
 
 // historyKept is how many generations the history goes back.
@@ -971,30 +1009,36 @@ SELECT {clock}, coalesce(max(abs(generation)), 0) FROM orchestrator_checkpoints 
 // of its parts, which don't see each other. Who listens hears of it after
 // COMMIT; should others let the server's queue of notifications run full,
 // nobody does, rather than that nothing can be committed.
-var saveSQL = sqltext.New(`
-WITH set AS (
+var saveSQL = sqltext.New(`WITH ` + onlyIf(`true`, saveText+savedText))
+
+// onlyIf puts a condition into a text for which it is to be carried out.
+func onlyIf(condition, text string) string { return strings.ReplaceAll(text, "$if", condition) }
+
+const saveText = `
+set AS (
     UPDATE orchestrator_replica_sets
        SET generation = {generation}, phase = {phase}, total = {total}, reason = {reason}, max_partitions = {max_partitions},
            join_window_us = {join_window}, step_at = {step_at}, paused = {paused}, rewinds = {rewinds}, events_table = {stream},
            opened_at = CASE WHEN {opened} THEN {now} ELSE opened_at END,
            activated_at = CASE WHEN {activated} THEN {now} WHEN {opened} THEN NULL ELSE activated_at END
-     WHERE name = {set}
-       AND NOT record_eq(ROW (generation, phase, total, reason, max_partitions, join_window_us, step_at, paused, rewinds, events_table),
-                         ROW ({generation}, {phase}, {total}, {reason}, {max_partitions}, {join_window}, {step_at}, {paused}, {rewinds}, {stream}))),
+     WHERE name = {set} AND $if
+       AND ({joins} OR -- whoever has read the set is to notice: see attempt
+            NOT record_eq(ROW (generation, phase, total, reason, max_partitions, join_window_us, step_at, paused, rewinds, events_table),
+                          ROW ({generation}, {phase}, {total}, {reason}, {max_partitions}, {join_window}, {step_at}, {paused}, {rewinds}, {stream})))),
 opened AS (
     INSERT INTO orchestrator_history (replica_set, generation, reason, total, members, opened_at, activated_at, waited_for)
     SELECT {set}, {generation}, {reason}, {total}, {members}, {now}, CASE WHEN {activated} THEN {now} END, {waited_for}
-     WHERE {opened}),
+     WHERE {opened} AND $if),
 activated AS (
     UPDATE orchestrator_history SET activated_at = {now}
-     WHERE replica_set = {set} AND generation = {generation} AND {activated} AND NOT {opened}
+     WHERE replica_set = {set} AND generation = {generation} AND {activated} AND NOT {opened} AND $if
  RETURNING opened_at, waited_for),
 pruned AS (
     DELETE FROM orchestrator_history
-     WHERE replica_set = {set} AND generation <= {forgotten} AND {opened}),
+     WHERE replica_set = {set} AND generation <= {forgotten} AND {opened} AND $if),
 removed AS (
     DELETE FROM orchestrator_workers
-     WHERE replica_set = {set} AND id = ANY (SELECT jsonb_array_elements_text({removed}))),
+     WHERE replica_set = {set} AND id = ANY (SELECT jsonb_array_elements_text({removed})) AND $if),
 updated AS (
     UPDATE orchestrator_workers w
        SET lease_us = x.lease_us, lease_until = x.lease_until, partitions = x.partitions, holds = x.holds,
@@ -1002,7 +1046,7 @@ updated AS (
            generation = {generation}, total = {total}, paused = {paused}
       FROM jsonb_to_recordset({updated}) AS x (id text, lease_us bigint, lease_until timestamptz, drained boolean, partitions jsonb,
                                               holds bigint, presence_key integer, presence_number integer)
-     WHERE w.replica_set = {set} AND w.id = x.id
+     WHERE w.replica_set = {set} AND w.id = x.id AND $if
        AND NOT record_eq(
            ROW (w.lease_us, w.lease_until, w.drained, w.partitions, w.holds, w.presence_key, w.presence_number, w.generation, w.total, w.paused),
            ROW (x.lease_us, x.lease_until, x.drained, x.partitions, x.holds, x.presence_key, x.presence_number, {generation}, {total}, {paused}))),
@@ -1014,10 +1058,13 @@ added AS (
            {generation}, {total}, {paused}, {projections}
       FROM jsonb_to_recordset({added})
            AS x (id text, joined_at timestamptz, lease_us bigint, lease_until timestamptz, wants integer, drained boolean, partitions jsonb,
-                 holds bigint, presence_key integer, presence_number integer))
-SELECT a.opened_at, a.waited_for,
-       CASE WHEN ({opened} OR {activated}) AND pg_notification_queue_usage() < 0.5 THEN pg_notify({channel}, {set}) END
-  FROM (SELECT) one LEFT JOIN activated a ON true`)
+                 holds bigint, presence_key integer, presence_number integer)
+     WHERE $if)`
+
+const savedText = `
+SELECT $if, a.opened_at, a.waited_for,
+       CASE WHEN $if AND ({opened} OR {activated}) AND pg_notification_queue_usage() < 0.5 THEN pg_notify({channel}, {set}) END
+  FROM (SELECT) one LEFT JOIN activated a ON true`
 
 var (
 	registerProjectionsSQL = sqltext.New(`
@@ -1052,16 +1099,17 @@ SELECT name FROM orchestrator_projections WHERE replica_set = {set} ORDER BY nam
 	lockCheckpointsSQL = sqltext.New(`
 SELECT projection, partition, total, position, ahead
   FROM orchestrator_checkpoints WHERE replica_set = {set} ORDER BY projection, partition FOR UPDATE`)
-	handOverSQL = sqltext.New(`
-WITH dropped AS (DELETE FROM orchestrator_checkpoints WHERE replica_set = {set} AND partition >= {total})` + saveCheckpointsText)
-	saveCheckpointsSQL = sqltext.New(saveCheckpointsText)
+	handOverSQL        = sqltext.New(`WITH ` + onlyIf(`true`, droppedText+saveCheckpointsText))
+	saveCheckpointsSQL = sqltext.New(onlyIf(`true`, saveCheckpointsText))
 )
+
+const droppedText = `dropped AS (DELETE FROM orchestrator_checkpoints WHERE replica_set = {set} AND partition >= {total} AND $if)`
 
 const saveCheckpointsText = `
 INSERT INTO orchestrator_checkpoints
        (replica_set, generation, total, projection, partition, position, ahead, updated_at)
 SELECT {set}, {generation}, {total}, x.projection, x.partition, x.position, x.ahead, {clock}
-  FROM jsonb_to_recordset({rows}) AS x (projection text, partition integer, position bigint, ahead jsonb)
+  FROM jsonb_to_recordset({rows}) AS x (projection text, partition integer, position bigint, ahead jsonb) WHERE $if
     ON CONFLICT (projection, partition) DO UPDATE
    SET generation = excluded.generation, total = excluded.total, position = excluded.position, ahead = excluded.ahead`
 

@@ -327,9 +327,14 @@ func testYield(t *testing.T, w World) {
 	s := newSet(t, w, "set", "p")
 	s.join("a")
 	s.join("b")
-	if r := s.sync(protocol.Request{Worker: "b", Yield: true}); r.Group.Generation != 2 {
+	if r := s.sync(protocol.Request{Worker: "b", Yield: true}); r.Group.Generation != 2 || !r.View.OnlySeen {
+		t.Errorf("there is nothing to do, and it was no look: %+v", r)
+	}
+	published := protocol.Presence{Key: 7, Number: 1} // something to say
+	if r := s.sync(protocol.Request{Worker: "b", Yield: true, Presence: published}); r.Group.Generation != 2 || r.View.OnlySeen {
 		t.Errorf("nobody else has locked the set, and it took no Step: %+v", r)
 	}
+	published.Number++
 	commit := s.write(lane("p", 1, 0, 1), start, at(9))
 	leave := begin(t, func() (store.Result, error) {
 		return s.store.Sync(t.Context(), protocol.Request{Worker: "a", Lease: lease, Leave: true}, s.projections)
@@ -339,15 +344,18 @@ func testYield(t *testing.T, w World) {
 		return // a store that refuses instead of waiting holds no lock meanwhile
 	}
 	yields := begin(t, func() (store.Result, error) {
-		return s.store.Sync(t.Context(), protocol.Request{Worker: "b", Lease: lease, Yield: true}, s.projections)
+		return s.store.Sync(t.Context(), protocol.Request{Worker: "b", Lease: lease, Yield: true, Presence: published}, s.projections)
 	})
 	yields.waiting(w, 2)
 	if err := commit.Commit(); err != nil {
 		t.Fatal(err)
 	}
 	expectGroup(t, leave.wait().Group, "generation 3 active {b:0/1}")
-	if r := yields.wait(); r.Group.Generation != 0 || !r.View.May() || r.View.Generation != 3 {
-		t.Errorf("it yielded, and brought %+v", r)
+	if r := yields.wait(); r.Group.Generation != 0 {
+		t.Errorf("it took a Step: %+v", r)
+	}
+	if v := s.beat("b"); !v.May() || v.Generation != 3 {
+		t.Errorf("b sees %+v", v)
 	}
 }
 

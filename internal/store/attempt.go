@@ -1,0 +1,227 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
+	"github.com/getpup/pupsourcing-orchestrator/internal/sqltext"
+)
+
+// An attempt is a request that was decided on what one statement has read, and is carried
+// out by another one if nothing of that has changed: two round trips instead of the six to
+// ten of a transaction.
+//
+// The second statement locks the same rows as step, in the same order, and compares their
+// versions (xmin) with those that were read:
+//   - a row that was changed, or deleted, has another version, or none;
+//   - a row that was added can't be seen by the statement, if it has waited for a lock.
+//     But whoever adds a worker, a projection or a checkpoint changes the set's row.
+//
+// The time of the decision is that of the reading. A lease that was over by then, and has
+// not been renewed, still is.
+//
+// Where something has changed, it is decided anew, and the second time in a transaction: a
+// heartbeat is a change, and among many workers there is one at any time.
+type attempt struct {
+	result    Result
+	now       time.Time
+	seen      bool // there is nothing to carry out
+	statement sqltext.Statement
+	values    sqltext.Values
+}
+
+const attempts = 2
+
+// attempt decides on a request. It returns nil for what only step does: the first worker,
+// projections that are not the set's, orders and rewinds, and rows that make no sense, which
+// are named there.
+func (s *Store) attempt(ctx context.Context, r protocol.Request, projections []string) (*attempt, error) {
+	if r.Order != nil {
+		return nil, nil
+	}
+	read, whole, err := s.readGroup(ctx, r.Worker)
+	if err != nil || !whole || read.group.Refuses(r) {
+		return nil, err
+	}
+	if r.Join && slices.ContainsFunc(projections, func(p string) bool { return !slices.Contains(read.projections, p) }) {
+		return nil, nil
+	}
+	group, decision := protocol.Step(protocol.Apply(read.group, r, read.now), read.now, r.Watch)
+	if decision.Activated && !read.still || len(decision.Rewinds) > 0 {
+		return nil, nil
+	}
+	a := &attempt{result: Result{View: group.View(r.Worker, read.now, decision), Group: group, Decision: decision}, now: read.now}
+	if r.Yield && !decision.Opened && !decision.Activated && len(decision.Expired) == 0 && !tells(read.group, r) {
+		a.seen, a.result.View.OnlySeen = true, true
+		return a, nil
+	}
+	a.statement = saveIfSQL[ifSaved{decision.Activated, r.Yield}]
+	a.values = s.saved(read.group.Members, a.result, read.now, projections, r.Join)
+	a.values["version"] = sqltext.JSON{Value: read.version}
+	if decision.Activated {
+		rows := handedOver(read.projections, read.checkpoints, nil, group.Total)
+		a.values["rows"], a.values["checkpoints"] = sqltext.JSON{Value: rows}, sqltext.JSON{Value: read.checkpointVersion}
+	}
+	return a, nil
+}
+
+// carry carries it out, unless something has changed.
+func (a *attempt) carry(ctx context.Context, s *Store) (done bool, err error) {
+	if a.seen {
+		return true, nil
+	}
+	done, err = s.saveRow(ctx, s.db, a.statement, a.values, &a.result, a.now)
+	if Unserializable(err) { // the default isolation is a higher one; that of step is set
+		return false, nil
+	}
+	return done, err
+}
+
+// tells reports whether a request has something to say of its worker.
+func tells(g protocol.Group, r protocol.Request) bool {
+	return slices.ContainsFunc(g.Members, func(m protocol.Member) bool {
+		return m.ID == r.Worker && (m.Holds != 0 && m.Holds <= r.Stopped || m.Presence.Number < r.Presence.Number)
+	})
+}
+
+// A reading is a replica set as one statement has seen it.
+type reading struct {
+	group                      protocol.Group
+	now                        time.Time
+	projections                []string
+	version, checkpointVersion json.RawMessage
+	// still: nobody but the worker that reads holds a generation, and checkpoints, by
+	// projection and partition, are as they are.
+	still       bool
+	checkpoints map[string][]protocol.Checkpoint
+}
+
+// readGroup reads the set. It is not whole if there is none, or something in it can't be
+// understood: whoever locks it says what.
+func (s *Store) readGroup(ctx context.Context, worker protocol.WorkerID) (r reading, whole bool, err error) {
+	var window int64
+	var paused, rewinds, projections, members, version string
+	var checkpoints, checkpointVersion sql.NullString
+	g := &r.group
+	err = s.row(ctx, s.db, readGroupSQL, sqltext.Values{"worker": string(worker)},
+		&r.now, &g.Generation, &g.Phase, &g.Total, &g.Reason, &g.MaxPartitions, &window, &paused, &rewinds, &g.Stream, &g.Floor,
+		&projections, &members, &version, &r.still, &checkpoints, &checkpointVersion)
+	if errors.Is(err, sql.ErrNoRows) {
+		return r, false, nil
+	}
+	if err != nil {
+		return r, false, Foreseen(err)
+	}
+	var all []struct {
+		memberRow
+		Partitions json.RawMessage `json:"partitions"`
+	}
+	problem := errors.Join(s.complete(g, window, paused, rewinds),
+		json.Unmarshal([]byte(members), &all), json.Unmarshal([]byte(projections), &r.projections))
+	owners := map[int]protocol.WorkerID{}
+	for _, row := range all {
+		m, err := s.member(row.memberRow, string(row.Partitions), g.Total, owners, nil)
+		problem = errors.Join(problem, err)
+		g.Members = append(g.Members, m)
+	}
+	r.version, r.checkpointVersion = json.RawMessage(version), json.RawMessage(checkpointVersion.String)
+	if r.still && problem == nil {
+		r.checkpoints, problem = checkpointsOf(checkpoints.String)
+	}
+	return r, problem == nil, nil
+}
+
+// checkpointsOf reads checkpoints that are sorted by projection and partition.
+func checkpointsOf(text string) (map[string][]protocol.Checkpoint, error) {
+	var rows []struct {
+		Projection       string
+		Partition, Total int
+		Position         int64
+		Ahead            json.RawMessage
+	}
+	if err := json.Unmarshal([]byte(text), &rows); err != nil {
+		return nil, err
+	}
+	var l layouts
+	for _, r := range rows {
+		ahead := sql.NullString{String: string(r.Ahead), Valid: r.Ahead != nil}
+		c, err := checkpointOf(r.Projection, r.Partition, r.Total, protocol.Checkpoint{Position: r.Position}, ahead, nil)
+		if err := errors.Join(err, l.add(r.Projection, r.Partition, r.Total, c)); err != nil {
+			return nil, err
+		}
+	}
+	return l.complete()
+}
+
+var (
+	readGroupSQL = sqltext.New(`
+SELECT CASE WHEN pg_current_wal_lsn() IS NOT NULL THEN {clock} END,
+       s.generation, s.phase, s.total, s.reason, s.max_partitions, s.join_window_us, s.paused, s.rewinds, s.events_table, f.floor,
+       p.names, m.rows, jsonb_build_array(s.xmin::text, m.versions, p.versions), m.still, c.rows, c.versions
+  FROM orchestrator_replica_sets s
+ CROSS JOIN
+       (SELECT coalesce(jsonb_agg(jsonb_build_object(
+                   'id', id, 'joined_at', joined_at, 'lease_us', lease_us, 'lease_until', lease_until, 'wants', wants, 'drained', drained,
+                   'partitions', partitions, 'holds', holds, 'presence_key', presence_key, 'presence_number', presence_number) ORDER BY seq), '[]') AS rows,
+               coalesce(jsonb_agg(xmin::text ORDER BY seq), '[]') AS versions,
+               coalesce(bool_and(holds = 0 OR id = {worker}), true) AS still
+          FROM orchestrator_workers WHERE replica_set = {set}) m
+ CROSS JOIN
+       (SELECT coalesce(jsonb_agg(name ORDER BY name), '[]') AS names, coalesce(jsonb_agg(xmin::text ORDER BY name), '[]') AS versions
+          FROM orchestrator_projections WHERE replica_set = {set}) p
+ CROSS JOIN
+       (SELECT coalesce(max(abs(generation)), 0) AS floor FROM orchestrator_checkpoints WHERE replica_set = {set}) f
+  LEFT JOIN LATERAL
+       (SELECT coalesce(jsonb_agg(jsonb_build_object(
+                   'Projection', projection, 'Partition', partition, 'Total', total, 'Position', position, 'Ahead', ahead) ORDER BY projection, partition), '[]') AS rows,
+               coalesce(jsonb_agg(xmin::text ORDER BY projection, partition), '[]') AS versions
+          FROM orchestrator_checkpoints WHERE replica_set = {set}) c ON m.still
+ WHERE s.name = {set}`)
+
+	saveIfSQL = map[ifSaved]sqltext.Statement{
+		{}: saveIf(``, samePlainText, ``), {yields: true}: saveIf(`SKIP LOCKED`, samePlainText, ``),
+		{activates: true}: saveIf(``, sameCheckpointsText, handedText), {activates: true, yields: true}: saveIf(`SKIP LOCKED`, sameCheckpointsText, handedText),
+	}
+)
+
+// ifSaved says which statement saves what was decided.
+type ifSaved struct{ activates, yields bool }
+
+func saveIf(wait, same, hand string) sqltext.Statement {
+	return sqltext.New(`WITH ` + fmt.Sprintf(sameText, wait, same) + onlyIf(`(SELECT ok FROM same)`, saveText+hand+savedText))
+}
+
+// sameText locks what was read, and says whether it is as it was. Each part asks the one
+// before it whether it is to look for rows, and so begins when that is complete: the order
+// of the locks is that of step.
+const sameText = `
+s AS MATERIALIZED (
+    SELECT xmin::text AS version FROM orchestrator_replica_sets WHERE name = {set} AND (` + boundSQL + `) <> '' FOR UPDATE %s),
+same_s AS MATERIALIZED (SELECT coalesce((SELECT version FROM s) = ({version} ->> 0), false) AS ok),
+m AS MATERIALIZED (
+    SELECT seq, xmin::text AS version FROM orchestrator_workers
+     WHERE replica_set = {set} AND (SELECT ok FROM same_s) ORDER BY seq FOR UPDATE),
+same_m AS MATERIALIZED (SELECT o.ok AND coalesce((SELECT jsonb_agg(version ORDER BY seq) FROM m), '[]') = ({version} -> 1) AS ok FROM same_s o),
+p AS MATERIALIZED (
+    SELECT name, xmin::text AS version FROM orchestrator_projections
+     WHERE replica_set = {set} AND (SELECT ok FROM same_m) ORDER BY name FOR SHARE),
+same_p AS MATERIALIZED (SELECT o.ok AND coalesce((SELECT jsonb_agg(version ORDER BY name) FROM p), '[]') = ({version} -> 2) AS ok FROM same_m o),%s`
+
+const (
+	samePlainText = `
+same AS (SELECT ok FROM same_p),`
+	sameCheckpointsText = `
+c AS MATERIALIZED (
+    SELECT projection, partition, xmin::text AS version FROM orchestrator_checkpoints
+     WHERE replica_set = {set} AND (SELECT ok FROM same_p) ORDER BY projection, partition FOR UPDATE),
+same AS MATERIALIZED (SELECT o.ok AND coalesce((SELECT jsonb_agg(version ORDER BY projection, partition) FROM c), '[]') = {checkpoints} AS ok FROM same_p o),`
+	handedText = `,
+` + droppedText + `,
+handed AS (` + saveCheckpointsText + `)`
+)

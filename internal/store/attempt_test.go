@@ -1,0 +1,117 @@
+package store_test
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
+	"github.com/getpup/pupsourcing-orchestrator/internal/store"
+)
+
+// What was decided is carried out only if nothing has changed that it was decided on. Each
+// change comes between the two statements, and so early in another transaction that the
+// second one has to wait for it.
+func TestAttempt(t *testing.T) {
+	const (
+		set     = `UPDATE orchestrator_replica_sets SET reason = 'another' WHERE name = 'set'`
+		joined  = `INSERT INTO orchestrator_workers (replica_set, id, joined_at, lease_us, lease_until, wants, partitions, holds, presence_key, presence_number, generation, total, paused, projections) SELECT replica_set, 'new', joined_at, lease_us, lease_until, wants, '[]'::jsonb, 0, 0, 0, generation, total, paused, projections FROM orchestrator_workers WHERE id = 'b'`
+		touched = `UPDATE orchestrator_replica_sets SET step_at = step_at WHERE name = 'set'`
+	)
+	leave := protocol.Request{Worker: "a", Lease: lease, Leave: true, Stopped: 2}
+	stop := protocol.Request{Worker: "b", Lease: lease, Stopped: 2}
+	for _, tt := range []struct {
+		what    string
+		request protocol.Request
+		changes []string
+		after   string // the group, if nothing has changed
+	}{
+		{"a leave", leave, nil, "generation 3 draining {b:0/1*}"},
+		{"the set", leave, []string{set}, ""},
+		{"a worker renews its lease", leave, []string{`UPDATE orchestrator_workers SET lease_until = lease_until + interval '1s' WHERE id = 'b'`}, ""},
+		{"a worker has stopped", leave, []string{`UPDATE orchestrator_workers SET holds = 0 WHERE id = 'b'`}, ""},
+		{"a worker is gone", leave, []string{`DELETE FROM orchestrator_workers WHERE id = 'b'`}, ""},
+		{"a worker has joined", leave, []string{touched, joined}, ""},
+		{"a projection belongs to another set", leave, []string{`UPDATE orchestrator_projections SET replica_set = 'other'`}, ""},
+		{"an activation", stop, nil, "generation 3 active {b:0/1}"},
+		{"an activation: a commit", stop, []string{`UPDATE orchestrator_checkpoints SET position = position + 1 WHERE partition = 1`}, ""},
+		{"an activation: checkpoints of another set", stop, []string{`UPDATE orchestrator_checkpoints SET replica_set = 'other'`}, ""},
+		{"an activation: an import", stop, []string{touched, `INSERT INTO orchestrator_projections VALUES ('q', 'set')`,
+			`INSERT INTO orchestrator_checkpoints (replica_set, generation, total, projection, partition, position, updated_at) VALUES ('set', 0, 1, 'q', 0, 7, now())`}, ""},
+		{"an activation: a worker has stopped", stop, []string{`UPDATE orchestrator_workers SET lease_until = lease_until + interval '1s' WHERE id = 'b'`}, ""},
+	} {
+		for _, when := range []string{"before it", "while it waits"} {
+			t.Run(tt.what+" "+when, func(t *testing.T) {
+				db := migrated(t)
+				s := store.New(db, "set", store.Options{Bounds: store.BoundsOf(lease)})
+				for _, id := range []protocol.WorkerID{"a", "b"} {
+					if _, err := join(s, t, id, "p"); err != nil {
+						t.Fatal(err)
+					}
+				}
+				sync := func(r protocol.Request) protocol.Group {
+					t.Helper()
+					result, err := s.Sync(t.Context(), r, []string{"p"})
+					if err != nil {
+						t.Fatal(err)
+					}
+					return result.Group
+				}
+				sync(protocol.Request{Worker: "a", Lease: lease, Stopped: 1})
+				if tt.request.Worker == "b" {
+					sync(leave)
+				}
+				carry, err := s.Decide(t.Context(), tt.request, []string{"p"})
+				if err != nil || carry == nil {
+					t.Fatalf("not decided: %v", err)
+				}
+				if len(tt.changes) > 0 {
+					tx := begin(t, db, tt.changes...)
+					ended := make(chan error, 1)
+					if when == "while it waits" {
+						go func() {
+							waiting(t, db, 1)
+							ended <- tx.Commit()
+						}()
+					} else if ended <- tx.Commit(); err != nil {
+						t.Fatal(err)
+					}
+					defer func() {
+						if err := <-ended; err != nil {
+							t.Error(err)
+						}
+					}()
+				}
+				before := tables(t, db)
+				result, done, err := carry()
+				if err != nil || done != (tt.changes == nil) {
+					t.Fatalf("carried out: %t, %v", done, err)
+				}
+				if done {
+					expect := sync(protocol.Request{Worker: "b", Lease: lease})
+					if got := result.Group.String(); got != tt.after || expect.String() != tt.after {
+						t.Errorf("it says %s, and the group is %s, want %s", got, expect, tt.after)
+					}
+				} else if diff := cmp.Diff(before, tables(t, db)); when == "before it" && diff != "" {
+					t.Errorf("it was not carried out, and has changed (-before +after):\n%s", diff)
+				}
+			})
+		}
+	}
+}
+
+// tables returns what stands in the tables that a decision changes.
+func tables(t *testing.T, db *sql.DB) (all []string) {
+	t.Helper()
+	for _, table := range []string{"replica_sets", "workers", "projections", "checkpoints", "history"} {
+		var text string
+		if err := db.QueryRowContext(context.Background(), fmt.Sprintf(`SELECT coalesce(jsonb_agg(t ORDER BY t::text), '[]')::text FROM orchestrator_%s t`, table)).Scan(&text); err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, text)
+	}
+	return all
+}

@@ -187,50 +187,58 @@ func (w *worker[E]) listen() (leave func()) {
 }
 
 // check makes sure, before anything is touched, that the tables and the event
-// store are there. A database that is away is waited for.
+// store are there. A database that is away is waited for. What is asked is asked side by
+// side, and of several errors the first one says what to do first.
 func (w *worker[E]) check(ctx context.Context) error {
-	settings := func(ctx context.Context) error {
+	bounded := func(check func(context.Context) error) func() error {
+		return func() error { return boundedDo(ctx, w.cfg.StaleWorkerTimeout, check) }
+	}
+	settings := bounded(func(ctx context.Context) error {
 		err := w.store.CheckSettings(ctx)
 		if errors.Is(err, store.ErrSettings) {
 			err = fmt.Errorf("%w: Config.DB: %w", ErrInvalidConfig, err)
 		}
 		return err
-	}
-	checks := []func(context.Context) error{settings, w.store.Check, w.checkNames}
+	})
+	// One after the other, on one connection of the pool: opening another takes longer.
+	checks := []func() error{func() error {
+		for _, check := range []func() error{settings, bounded(w.store.Check), bounded(w.checkNames)} {
+			if err := check(); err != nil {
+				return err
+			}
+		}
+		return nil
+	}}
 	if c, ok := w.cfg.EventStore.(Checker); ok {
-		checks = append(checks, func(ctx context.Context) error {
+		checks = append(checks, bounded(func(ctx context.Context) error {
 			if err := safely("the event store", func() error { return c.Check(ctx) }); err != nil {
 				return fmt.Errorf("%w: %w", ErrEventStore, err)
 			}
 			return nil
-		})
+		}))
 	}
 	if s, ok := w.cfg.EventStore.(identified); ok {
-		checks = append(checks, func(ctx context.Context) (err error) {
+		checks = append(checks, bounded(func(ctx context.Context) (err error) {
 			w.stream, err = s.identity(ctx, w.cfg.DB)
 			return err
-		})
+		}))
 	}
 	backoff := protocol.RetryStart.Backoff()
-	for _, check := range checks {
-		for failures := 1; ; failures++ {
-			err := boundedDo(ctx, w.cfg.StaleWorkerTimeout, check)
-			if err == nil {
-				break
-			}
-			if ctx.Err() != nil {
-				return ctx.Err()
-			}
-			if !store.FactsOf(err).Away() {
-				return explain(err)
-			}
-			w.log.Warn("database is away, trying again", "error", err)
-			if !calls.Sleep(ctx, backoff.Delay(failures, mathrand.Float64())) {
-				return ctx.Err()
-			}
+	for failures := 1; ; failures++ {
+		err := sideBySide(checks...)
+		switch {
+		case err == nil:
+			return nil
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case !store.FactsOf(err).Away():
+			return explain(err)
+		}
+		w.log.Warn("database is away, trying again", "error", err)
+		if !calls.Sleep(ctx, backoff.Delay(failures, mathrand.Float64())) {
+			return ctx.Err()
 		}
 	}
-	return nil
 }
 
 // checkNames makes sure that the database can hold the names: its encoding may not
@@ -546,8 +554,8 @@ func (w *worker[E]) gap(g Gap, resolved bool) {
 // start runs the lanes of a share.
 func (w *worker[E]) start(s protocol.Share) {
 	w.log.Info("started", "generation", s.Generation, "partitions", protocol.Numbers(s.Partitions), "total_partitions", s.Total)
-	if t, ok := w.cfg.EventStore.(interface{ askAgain() }); ok {
-		t.askAgain() // what may have changed with the members
+	if t, ok := w.cfg.EventStore.(interface{ askAgain(context.Context) }); ok {
+		go t.askAgain(w.life) // what may have changed with the members
 	}
 	w.run, w.watch.generation = startRun(w, s), s.Generation
 	tell(w.to, w.to.PartitionsChanged, PartitionsChanged{w.run.source(), s.Generation, s.Partitions, s.Total})

@@ -554,9 +554,11 @@ func (t *Table[E]) ask(ctx context.Context) (a protocol.ReadAnswer, err error) {
 
 // failed gives a reading up.
 func (t *Table[E]) failed(ctx context.Context, r *protocol.Reading, err error) error {
-	t.mu.Lock()
-	r.Fail()
-	t.mu.Unlock()
+	if context.Cause(ctx) != context.Canceled { // of that, nobody learns anything
+		t.mu.Lock()
+		r.Fail()
+		t.mu.Unlock()
+	}
 	switch {
 	case eventtable.Elsewhere(err): // the server's error is of a class that does not pass
 		return fmt.Errorf("read events from %s: the server or the table became another one", t.sql.Name)
@@ -574,11 +576,16 @@ func (r *refusal) Error() string { return fmt.Sprintf("events table %s: %s", r.t
 
 func (t *Table[E]) refused(why string) error { return &refusal{t.sql.Name, why} }
 
-// askAgain has the next reading ask what is assumed.
-func (t *Table[E]) askAgain() {
+// askAgain asks what is assumed, while reading goes on. If it does not hold, or can't be
+// asked, the next reading asks, and says so.
+func (t *Table[E]) askAgain(ctx context.Context) {
+	now := time.Now()
+	a, err := bounded(ctx, lookMax, t.ask, nil)
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.horizon.AskAgain()
+	if err != nil || a.Broken != "" || !t.horizon.Believe(a.Epoch, now) {
+		t.horizon.AskAgain()
+	}
 }
 
 // next advances a reading, one at a time.
@@ -674,11 +681,23 @@ func (t *Table[E]) identity(ctx context.Context, coordination *sql.DB) (string, 
 // Check makes sure that the table and its columns exist and may be read, and
 // that it can be read without losing events.
 func (t *Table[E]) Check(ctx context.Context) error {
+	types := make(chan struct{})
+	go func() { // which checkColumns asks for
+		defer close(types)
+		_, _ = t.statements(ctx)
+	}()
+	asked := time.Now()
 	facts, _, err := t.asked(ctx)
+	<-types
 	if err != nil {
 		return fmt.Errorf("check events table: %w%s", err, t.hint(ctx, err))
 	}
 	why := facts.Judge()
+	if why == "" && !facts.Standby {
+		t.mu.Lock()
+		t.horizon.Believe(facts.Epoch, asked)
+		t.mu.Unlock()
+	}
 	if !facts.Standby && facts.Locked {
 		err = t.checkColumns(ctx)
 	}
@@ -735,22 +754,40 @@ func (t *Table[E]) checkColumns(ctx context.Context) error {
 	if t.cfg.BoundedContextColumn != "" {
 		scoped.Contexts = []string{want.BoundedContext}
 	}
-	keys, _, err := t.keys(ctx, reader, eventtable.At{}, max(0, want.Position-1), 1)
-	if err != nil {
+	key := func() error {
+		keys, _, err := t.keys(ctx, reader, eventtable.At{}, max(0, want.Position-1), 1)
+		if err == nil && len(at) > 0 && (len(keys) == 0 || keys[0].Position != want.Position || keys[0].Slot != protocol.SlotOf(want.AggregateID)) {
+			err = fmt.Errorf("%s: the event at position %d is another when its key alone is read: %+v", t.sql.Name, want.Position, keys)
+		}
 		return err
 	}
-	if len(at) > 0 && (len(keys) == 0 || keys[0].Position != want.Position || keys[0].Slot != protocol.SlotOf(want.AggregateID)) {
-		return fmt.Errorf("%s: the event at position %d is another when its key alone is read: %+v", t.sql.Name, want.Position, keys)
-	}
-	for way, g := range map[string]eventtable.Range{"by its position": {Rows: at}, "within its scope": scoped} {
-		p, err := t.page(ctx, reader, g, 1, 0)
-		switch {
-		case err != nil:
-			return err
-		case len(at) == 0 || want.Err != nil && len(p.events) == 0:
-		case len(p.events) != 1 || !p.events[0].is(&want):
-			return fmt.Errorf("%s: the event at position %d is another when it is read %s: %d events, %+v", t.sql.Name, want.Position, way, len(p.events), p.events)
+	page := func(way string, g eventtable.Range) func() error {
+		return func() error {
+			p, err := t.page(ctx, reader, g, 1, 0)
+			switch {
+			case err != nil:
+				return err
+			case len(at) == 0 || want.Err != nil && len(p.events) == 0:
+			case len(p.events) != 1 || !p.events[0].is(&want):
+				return fmt.Errorf("%s: the event at position %d is another when it is read %s: %d events, %+v", t.sql.Name, want.Position, way, len(p.events), p.events)
+			}
+			return nil
 		}
+	}
+	return sideBySide(key, page("by its position", eventtable.Range{Rows: at}), page("within its scope", scoped))
+}
+
+// sideBySide makes calls at the same time, and returns the error of the first that fails,
+// in their order.
+func sideBySide(calls ...func() error) error {
+	errs := make([]error, len(calls))
+	var all sync.WaitGroup
+	for i, call := range calls {
+		all.Go(func() { errs[i] = call() })
+	}
+	all.Wait()
+	if i := slices.IndexFunc(errs, func(err error) bool { return err != nil }); i >= 0 {
+		return errs[i]
 	}
 	return nil
 }

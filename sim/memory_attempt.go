@@ -57,10 +57,7 @@ func (c *memoryConnection) attempt(set *replicaSet, r protocol.Request, projecti
 		return nil
 	}
 	a.result = store.Result{View: a.group.View(r.Worker, a.now, a.decision), Group: a.group, Decision: a.decision}
-	told := slices.ContainsFunc(before.Members, func(m protocol.Member) bool {
-		return m.ID == r.Worker && (m.Holds != 0 && m.Holds <= r.Stopped || m.Presence.Number < r.Presence.Number)
-	})
-	a.result.View.OnlySeen = r.Yield && !a.decision.Opened && !a.decision.Activated && len(a.decision.Expired) == 0 && !told
+	a.result.View.OnlySeen = before.Spares(r, a.group) && g.stepAt.Equal(a.decision.StepAt.Round(time.Microsecond))
 	return a
 }
 

@@ -122,7 +122,7 @@ func (c *memoryConnection) sync(r protocol.Request, projections []string, hold b
 	case hold:
 		transact()
 	default:
-		c.attempts(set, r, projections, 2, begin, transact, done)
+		c.attempts(set, r, projections, 3, begin, transact, done)
 	}
 }
 

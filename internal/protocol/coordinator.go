@@ -2,6 +2,7 @@ package protocol
 
 import (
 	"fmt"
+	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -439,6 +440,20 @@ type Request struct {
 //     the group's own table up to that position are lost.
 func (g Group) Refuses(r Request) bool {
 	return r.Join && r.Stream != "" && g.Stream != "" && r.Stream != g.Stream
+}
+
+// Spares reports whether a request that yields, and has made after of the group, changes
+// nothing but its worker's lease: then nothing is written, and it was a look
+// (View.OnlySeen).
+func (g Group) Spares(r Request, after Group) bool {
+	if !r.Yield {
+		return false
+	}
+	g.Members = slices.Clone(g.Members)
+	if i, j := g.index(r.Worker), after.index(r.Worker); i >= 0 && j >= 0 {
+		g.Members[i].Lease, g.Members[i].LeaseEnd = after.Members[j].Lease, after.Members[j].LeaseEnd
+	}
+	return reflect.DeepEqual(g, after)
 }
 
 // Apply carries out what the request says of its own worker; Step then draws

@@ -122,7 +122,7 @@ func (w *groupWorld) workerKey(k *keyWriter, p *groupProc) {
 // that all further readings are as exact as can be.
 func sessionKey(k *keyWriter, s *Session, even bool) {
 	k.text(string(s.id))
-	k.flags(s.member, s.asked, s.lost, s.running != nil, s.inFlight, s.step, s.renew,
+	k.flags(s.member, s.asked, s.lost, s.running != nil, s.inFlight, s.step, s.early, s.renew,
 		s.failures > 0, s.ask, s.leaving)
 	if !s.lost {
 		k.time(s.leaseEnd)
@@ -144,6 +144,7 @@ func sessionKey(k *keyWriter, s *Session, even bool) {
 		k.due(s.next)
 	}
 	k.time(s.giveUp)
+	k.time(s.stepAt)
 	c := s.clock
 	k.number(int64(min(c.until.Sub(c.since), groupTiming.Lease)/time.Millisecond),
 		int64(c.widest[0]/time.Millisecond), int64(c.widest[1]/time.Millisecond))

@@ -464,6 +464,11 @@ func (w *groupWorld) carryOut(r Request) (_ View, ok bool) {
 		if d.Activated && len(w.txs) > 0 && !w.bugs.activationLocksNothing {
 			return View{}, false
 		}
+		if before.Spares(r, g) {
+			v := g.View(r.Worker, now, d)
+			v.OnlySeen = true
+			return v, true
+		}
 		w.stepAt = d.StepAt
 		if g.Generation < w.group.Generation {
 			w.fail("S5: the generation fell from %d to %d", w.group.Generation, g.Generation)

@@ -233,8 +233,11 @@ func (w *sessionWorld) send(p *proc, r Request) {
 		before := w.group
 		var d Decision
 		w.group = Apply(w.group, r, now)
+		seen := false
 		if !r.Heartbeat {
-			w.group, d = Step(w.group, now, r.Watch)
+			if w.group, d = Step(w.group, now, r.Watch); before.Spares(r, w.group) {
+				seen = true
+			}
 		}
 		if w.tracing && w.group.String() != before.String() {
 			w.note(p, "%s (%s)", w.group, d)
@@ -243,6 +246,9 @@ func (w *sessionWorld) send(p *proc, r Request) {
 			w.fail("S5: the generation fell from %d", before.Generation)
 		}
 		view := w.group.View(r.Worker, now, d)
+		if seen {
+			w.group, view.OnlySeen = before, true
+		}
 		if r.Others {
 			view.Others = w.others(r.Worker)
 		}

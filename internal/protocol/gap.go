@@ -81,6 +81,19 @@ const AskEvery = 30 * time.Second
 // AskAgain has the next reading ask for the epoch and the assumptions.
 func (h *Horizon) AskAgain() { h.asked = time.Time{} }
 
+// Believe takes in an answer that was asked for beside all readings, and reports whether it
+// is of the epoch that they read in, or they have not begun.
+func (h *Horizon) Believe(e Epoch, now time.Time) bool {
+	if h.epoch == "" {
+		h.epoch = e
+	}
+	if e != h.epoch {
+		return false
+	}
+	h.asked = now
+	return true
+}
+
 func (h *Horizon) due(now time.Time) bool {
 	return h.asked.IsZero() || now.Sub(h.asked) >= AskEvery || now.Before(h.asked)
 }

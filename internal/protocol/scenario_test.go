@@ -341,13 +341,18 @@ func (s *stage) send(w *actor, r Request) {
 
 // database does what the store does with a request.
 func (s *stage) database(w *actor, r Request) View {
-	now := s.now.Add(s.step)
+	now, before := s.now.Add(s.step), s.group
 	s.group = Apply(s.group, r, now)
 	var d Decision
 	if r.Heartbeat {
 		d.StepAt = s.stepAt
 	} else {
 		s.group, d = Step(s.group, now, r.Watch)
+		if before.Spares(r, s.group) {
+			v := s.group.View(r.Worker, now, d)
+			s.group, v.OnlySeen = before, true
+			return v
+		}
 		s.stepAt = d.StepAt
 		if d.Opened || d.Activated || len(d.Expired) > 0 {
 			s.say("db", "%s: %s (%s)", d, s.group, s.group.Reason)

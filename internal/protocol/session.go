@@ -234,15 +234,19 @@ type Session struct {
 	inFlight bool
 	next     time.Time // when to sync next
 	step     bool      // the next sync must run Step
+	stepAt   time.Time // when one is due, as far as was seen; it is tried then
+	early    bool      // it was, and nobody has seen that it is due: that shows it as well
 	renew    bool      // the last Step failed: renew the lease before the next try
 	failures int       // failed syncs in a row
 	polls    int       // looks at a draining group in a row
 	ask      bool      // the next look at it is a Step
 
-	hinted bool      // since the latest request was sent
-	looked time.Time // when a hint last made it look
-	vain   int       // looks because of hints that showed nothing new, in a row
-	seen   [2]int64  // generation and Holds of the latest view
+	hinted bool // since the latest request was sent
+	// glimpsed is the newest generation that a look for others has shown.
+	glimpsed int64
+	looked   time.Time // when a hint last made it look
+	vain     int       // looks because of hints that showed nothing new, in a row
+	seen     [2]int64  // generation and Holds of the latest view
 
 	leaving bool
 	giveUp  time.Time // when a leaver stops trying to say so
@@ -411,10 +415,13 @@ func (s *Session) plan(now time.Time, in Synced) {
 	if !in.Request.Heartbeat {
 		s.step = false
 	}
+	seen := in.Request.Heartbeat || s.early
+	s.stepAt, s.early = time.Time{}, false
 	if !v.StepAt.IsZero() {
 		if wait := v.StepAt.Sub(v.Now); wait > 0 {
-			s.sooner(now.Add(wait + time.Millisecond)) // the clocks differ a little
-		} else if in.Request.Heartbeat {
+			s.stepAt = now.Add(wait + time.Millisecond) // the clocks differ a little
+			s.sooner(s.stepAt)
+		} else if seen {
 			// Due, and seen to be due. (After a Step that could do nothing
 			// about it, the next heartbeat is early enough.)
 			s.step = true
@@ -437,11 +444,11 @@ func (s *Session) plan(now time.Time, in Synced) {
 		// generation takes the Step (View.StepAt). But
 		//  1. a and b report at the same moment, each in its own row;
 		//  2. each answer shows the other's row as it was before: it holds.
-		// Both would wait for the other's Step. So look again: of two looks,
-		// each after its own report was committed, the one after the later
-		// commit sees both. Should its worker die before it takes the Step,
+		// Both would wait for the other's Step. So try one, which begins with a look:
+		// of two looks, each after its own report was committed, the one after the
+		// later commit sees both. Should its worker die before it takes the Step,
 		// those who wait for their partitions look as well.
-		s.next = now
+		s.step = true
 	}
 	if s.presence.watching { // the next look for the presences of others may come too late
 		s.sooner(now.Add(pollSoon))
@@ -482,10 +489,11 @@ func (s *Session) refuse(now time.Time, generation int64) {
 // reason to ask, and so is one that is about to be opened when the joins that it waits for
 // are there.
 func (s *Session) glimpse(now time.Time, in Proven) {
+	s.glimpsed = 0
 	switch g := in.Group; {
 	case !in.Looked || !s.member:
 	case g.Generation > s.seen[0]:
-		s.hinted = true
+		s.glimpsed = g.Generation
 	case g.StepIn > 0:
 		s.sooner(now.Add(g.StepIn + pollMin))
 	}
@@ -615,12 +623,12 @@ func (s *Session) advance(now time.Time) []Action {
 			s.next = now
 		}
 	}
-	if s.hinted && !s.inFlight && s.failures == 0 {
+	if s.hears() && !s.inFlight && s.failures == 0 {
 		s.sooner(s.looked.Add(s.hintGap()))
 	}
 	if !s.inFlight && !now.Before(s.next) && !(s.lost && s.running != nil) {
 		actions = append(actions, Sync{s.request(now)})
-		if s.hinted {
+		if s.hears() {
 			s.hinted, s.looked = false, now
 			s.vain++
 		}
@@ -629,6 +637,10 @@ func (s *Session) advance(now time.Time) []Action {
 	}
 	return append(actions, Wake{s.wakeAt(now)})
 }
+
+// hears reports whether there may be something new to see. (What was glimpsed while a
+// request was under way is not, if the answer shows it.)
+func (s *Session) hears() bool { return s.hinted || s.glimpsed > s.seen[0] }
 
 // hintGap is how long after a look because of a hint the next one may come:
 // none for two in vain (one's own hint comes back), and then ever longer, until
@@ -692,6 +704,8 @@ func (s *Session) request(now time.Time) Request {
 		r.Wants, r.MaxPartitions, r.JoinWindow = s.settings.Wants, s.settings.MaxPartitions, s.settings.JoinWindow
 	case s.ask:
 		s.ask = false
+	case !s.renew && !s.wantsStep() && !s.stepAt.IsZero() && !now.Before(s.stepAt):
+		due, s.early = true, true
 	case s.renew || !s.wantsStep():
 		r.Heartbeat, r.Look, s.renew = true, s.mayLook(now), false
 		r.Others = !r.Look && s.presence.looks()

@@ -26,7 +26,7 @@ import (
 // The time of the decision is that of the reading. A lease that was over by then, and has
 // not been renewed, still is.
 //
-// Where something has changed, it is decided anew, and the second time in a transaction: a
+// Where something has changed, it is decided anew, and the last time in a transaction: a
 // heartbeat is a change, and among many workers there is one at any time.
 type attempt struct {
 	result    Result
@@ -36,7 +36,7 @@ type attempt struct {
 	values    sqltext.Values
 }
 
-const attempts = 2
+const attempts = 3
 
 // attempt decides on a request. It returns nil for what only step does: the first worker,
 // projections that are not the set's, orders and rewinds, and rows that make no sense, which
@@ -57,7 +57,7 @@ func (s *Store) attempt(ctx context.Context, r protocol.Request, projections []s
 		return nil, nil
 	}
 	a := &attempt{result: Result{View: group.View(r.Worker, read.now, decision), Group: group, Decision: decision}, now: read.now}
-	if r.Yield && !decision.Opened && !decision.Activated && len(decision.Expired) == 0 && !tells(read.group, r) {
+	if read.group.Spares(r, group) && read.stepAt.Equal(decision.StepAt.Round(time.Microsecond)) {
 		a.seen, a.result.View.OnlySeen = true, true
 		return a, nil
 	}
@@ -83,17 +83,10 @@ func (a *attempt) carry(ctx context.Context, s *Store) (done bool, err error) {
 	return done, err
 }
 
-// tells reports whether a request has something to say of its worker.
-func tells(g protocol.Group, r protocol.Request) bool {
-	return slices.ContainsFunc(g.Members, func(m protocol.Member) bool {
-		return m.ID == r.Worker && (m.Holds != 0 && m.Holds <= r.Stopped || m.Presence.Number < r.Presence.Number)
-	})
-}
-
 // A reading is a replica set as one statement has seen it.
 type reading struct {
 	group                      protocol.Group
-	now                        time.Time
+	now, stepAt                time.Time
 	projections                []string
 	version, checkpointVersion json.RawMessage
 	// still: nobody but the worker that reads holds a generation, and checkpoints, by
@@ -106,11 +99,12 @@ type reading struct {
 // understood: whoever locks it says what.
 func (s *Store) readGroup(ctx context.Context, worker protocol.WorkerID) (r reading, whole bool, err error) {
 	var window int64
+	var stepAt sql.NullTime
 	var paused, rewinds, projections, members, version string
 	var checkpoints, checkpointVersion sql.NullString
 	g := &r.group
 	err = s.row(ctx, s.db, readGroupSQL, sqltext.Values{"worker": string(worker)},
-		&r.now, &g.Generation, &g.Phase, &g.Total, &g.Reason, &g.MaxPartitions, &window, &paused, &rewinds, &g.Stream, &g.Floor,
+		&r.now, &g.Generation, &g.Phase, &g.Total, &g.Reason, &g.MaxPartitions, &window, &paused, &rewinds, &g.Stream, &stepAt, &g.Floor,
 		&projections, &members, &version, &r.still, &checkpoints, &checkpointVersion)
 	if errors.Is(err, sql.ErrNoRows) {
 		return r, false, nil
@@ -130,6 +124,7 @@ func (s *Store) readGroup(ctx context.Context, worker protocol.WorkerID) (r read
 		problem = errors.Join(problem, err)
 		g.Members = append(g.Members, m)
 	}
+	r.stepAt = stepAt.Time
 	r.version, r.checkpointVersion = json.RawMessage(version), json.RawMessage(checkpointVersion.String)
 	if r.still && problem == nil {
 		r.checkpoints, problem = checkpointsOf(checkpoints.String)
@@ -162,7 +157,7 @@ func checkpointsOf(text string) (map[string][]protocol.Checkpoint, error) {
 var (
 	readGroupSQL = sqltext.New(`
 SELECT CASE WHEN pg_current_wal_lsn() IS NOT NULL THEN {clock} END,
-       s.generation, s.phase, s.total, s.reason, s.max_partitions, s.join_window_us, s.paused, s.rewinds, s.events_table, f.floor,
+       s.generation, s.phase, s.total, s.reason, s.max_partitions, s.join_window_us, s.paused, s.rewinds, s.events_table, s.step_at, f.floor,
        p.names, m.rows, jsonb_build_array(s.xmin::text, m.versions, p.versions), m.still, c.rows, c.versions
   FROM orchestrator_replica_sets s
  CROSS JOIN

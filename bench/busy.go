@@ -26,7 +26,11 @@ func busy(ctx context.Context, b *bench) (rows []row, err error) {
 			err = errors.Join(err, c.close())
 		}
 	}()
-	for _, workers := range []int{4, 10} {
+	sizes, intervals := []int{4, 10}, 2
+	if b.quick {
+		sizes, intervals = []int{10}, 1
+	}
+	for _, workers := range sizes {
 		c, err := newBusyCount(ctx, b, d, workers)
 		if c != nil {
 			counts = append(counts, c)
@@ -41,14 +45,20 @@ func busy(ctx context.Context, b *bench) (rows []row, err error) {
 		c.tape.take()
 	}
 	began := time.Now()
-	time.Sleep(2 * defaultHeartbeatInterval)
+	time.Sleep(time.Duration(intervals) * defaultHeartbeatInterval)
 	seconds := time.Since(began).Seconds()
 	for _, c := range counts {
 		trips, _, _ := c.tape.take()
+		if c.fleet.ledger.count.Load() >= d.events {
+			return nil, errors.New("there were too few events to be busy with")
+		}
 		rows = append(rows, busyRows(len(c.sites), tally(trips), seconds)...)
 	}
 	return rows, nil
 }
+
+// busyHandler is what a handler waits: long enough for the stream to last.
+const busyHandler = 5 * time.Millisecond
 
 // A busyCount is a set of busy workers, and what they say.
 type busyCount struct {
@@ -59,7 +69,7 @@ type busyCount struct {
 
 func newBusyCount(ctx context.Context, b *bench, d *database, workers int) (c *busyCount, err error) {
 	c = &busyCount{tape: &tape{}, fleet: &fleet{
-		d: d, set: b.fresh("set"), projection: b.fresh("p"), window: time.Millisecond, handler: time.Millisecond, apart: true,
+		d: d, set: b.fresh("set"), projection: b.fresh("p"), window: time.Millisecond, handler: busyHandler, apart: true,
 		ledger: openLedger(), reports: make(chan report, 1000),
 	}}
 	if c.sites, err = sites(d, workers, 0, c.tape); err != nil {

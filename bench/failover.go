@@ -5,14 +5,16 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"sync"
 	"time"
 )
 
 // failover: sets of worker processes, at the defaults, without a Notifier. One of them is
 // killed, at any moment of its heartbeat's interval, and replaced when the others work.
 //
-// Sets are killed side by side, twenty processes at a time: they are idle but for the few
-// tens of milliseconds that a takeover and a process that starts need.
+// Several sets are there at a time, so that one waits for its moment while another is
+// measured. No two are measured at once: from a kill until the takeover, the others idle,
+// or have the replacement of an earlier one join.
 func failover(ctx context.Context, b *bench) ([]row, error) {
 	twos, fives, tens := failoverRow{"failover", 5, 2}, failoverRow{"failover-5", 2, 5}, failoverRow{"failover-10", 2, 10}
 	rows, err := failoversOf(ctx, b, twos, fives)
@@ -39,6 +41,7 @@ func failoversOf(ctx context.Context, b *bench, all ...failoverRow) ([]row, erro
 		err  error
 	}
 	outcomes := make(chan outcome)
+	var turn sync.Mutex
 	n := 0
 	for i, r := range all {
 		for range r.sets {
@@ -48,7 +51,7 @@ func failoversOf(ctx context.Context, b *bench, all ...failoverRow) ([]row, erro
 			}
 			n++
 			go func() {
-				took, err := f.failovers(ctx, r.processes, crashes/r.sets)
+				took, err := f.failovers(ctx, r.processes, crashes/r.sets, &turn)
 				outcomes <- outcome{i, took, errors.Join(err, f.end(ctx))}
 			}()
 		}
@@ -74,35 +77,33 @@ const watching = 5500 * time.Millisecond
 
 // failovers kills processes, one after another. Of two, the other has to have been there
 // for a while; of more, some have.
-func (f *fleet) failovers(ctx context.Context, processes, times int) (took []float64, err error) {
+func (f *fleet) failovers(ctx context.Context, processes, times int, turn *sync.Mutex) (took []float64, err error) {
 	for range processes {
 		if _, err := f.joinProcess(); err != nil {
 			return nil, err
 		}
 	}
 	_, generation, err := f.settle(ctx, 0)
-	if err != nil {
-		return nil, err
-	}
-	for {
+	for len(took) < times && err == nil {
 		if len(took) == 0 || processes == 2 {
 			time.Sleep(watching)
 		}
 		time.Sleep(rand.N(defaultHeartbeatInterval))
+		turn.Lock()
 		killed := time.Now()
 		f.kill(rand.IntN(processes))
-		at, g, err := f.settle(ctx, generation)
+		var at time.Time
+		at, generation, err = f.settle(ctx, generation)
+		turn.Unlock()
 		if err != nil {
-			return took, err
+			break
 		}
 		if took = append(took, millis(at.Sub(killed))); len(took) == times {
-			return took, nil
+			break
 		}
-		if _, err := f.joinProcess(); err != nil {
-			return took, err
-		}
-		if _, generation, err = f.settle(ctx, g); err != nil {
-			return took, err
+		if _, err = f.joinProcess(); err == nil {
+			_, generation, err = f.settle(ctx, generation)
 		}
 	}
+	return took, err
 }

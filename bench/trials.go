@@ -26,8 +26,7 @@ func trials() []trial {
 	for _, r := range []rebalance{
 		{workers: 2}, {workers: 10, quick: true}, {workers: 50, locks: true},
 		{workers: 10, load: true}, {workers: 10, load: true, handler: 20 * time.Millisecond},
-		{workers: 2, processes: true, quick: true}, {workers: 10, processes: true},
-		{workers: 200},
+		{workers: 10, processes: true, quick: true},
 	} {
 		all = append(all, trial{r.name(), r.about(), r.quick, r.run})
 	}

@@ -37,7 +37,7 @@ func trials() []trial {
 		trial{"rolling", "ten workers of which one leaves and a new one joins each second: generations", false, rolling},
 		trial{"failover", "SIGKILL of one of 2, 5 and 10 worker processes until the others handle its partition", false, failover},
 		trial{"failover-by-lock", "SIGKILL of the one of four processes that has an advisory lock until another handles an event", false, leaderFailover},
-		trial{"distance", "a transactional projection whose database is 0 to 200 ms away: the default beside LeaseOnly", false, distance},
+		trial{"distance", "a transactional projection whose database is 10 and 200 ms away: the default beside LeaseOnly", false, distance},
 		trial{"latency", "from the commit of an event to its handler, worker idle", true, latency},
 		trial{"idle", "statements per second and connections of each of 1, 10 and 50 workers with nothing to do", true, idle},
 		trial{"busy", "statements per second of each of 4 and of 10 workers that handle events all the time, beside reading and committing these", true, busy},

@@ -148,7 +148,7 @@ func TestTraceChange(t *testing.T) {
 	if status := run([]string{"-trace-change", "1ms"}, &out, &errs); status != 0 {
 		t.Fatalf("exit status %d: %s", status, &errs)
 	}
-	for _, want := range []string{"== join:", "calls Run", "COMMIT", "hears ", "== leave:", "is told to leave", "handles an event", "== join-cold:", "(connect)"} {
+	for _, want := range []string{"== join:", "calls Run", "orchestrator_workers", "hears ", "== leave:", "is told to leave", "handles an event", "== join-cold:", "(connect)"} {
 		if !bytes.Contains(out.Bytes(), []byte(want)) {
 			t.Errorf("%q is missing in:\n%.3000s", want, &out)
 		}

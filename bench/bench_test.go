@@ -118,6 +118,43 @@ func TestFleet(t *testing.T) {
 	}
 }
 
+// TestRoundTrips: each kind of change is there, and compared with a bare round trip, which
+// takes at least as long as its packets are delayed.
+func TestRoundTrips(t *testing.T) {
+	server, err := embedpg.Start(t.Context(), embedpg.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer server.Stop()
+	b := &bench{server: server}
+	defer b.close(context.Background())
+	rows, err := roundtripsOf(t.Context(), b, 2, 1, []change{joining, leaving})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(rows) != 3 || rows[0].Value.Low < 2 {
+		t.Fatalf("want a floor of 2 ms at least, a join and a leave, got %+v", rows)
+	}
+	for _, r := range rows[1:] {
+		if r.Ratio == nil || r.Ratio.Median <= 1 {
+			t.Errorf("want more than one round trip, got %+v", r)
+		}
+	}
+}
+
+// TestTraceChange: a time line tells of each change from its beginning to the end.
+func TestTraceChange(t *testing.T) {
+	var out, errs bytes.Buffer
+	if status := run([]string{"-trace-change", "1ms"}, &out, &errs); status != 0 {
+		t.Fatalf("exit status %d: %s", status, &errs)
+	}
+	for _, want := range []string{"== join:", "calls Run", "orchestrator_workers", "hears ", "== leave:", "is told to leave", "handles an event", "== join-cold:", "(connect)"} {
+		if !bytes.Contains(out.Bytes(), []byte(want)) {
+			t.Errorf("%q is missing in:\n%.3000s", want, &out)
+		}
+	}
+}
+
 // TestCharts: they are well-formed, and each row that was asked for is there.
 func TestCharts(t *testing.T) {
 	floor := newRow("throughput/floor", eventsPerSecond, []float64{100})

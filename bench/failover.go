@@ -5,55 +5,70 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"sync"
 	"time"
 )
 
 // failover: sets of worker processes, at the defaults, without a Notifier. One of them is
 // killed, at any moment of its heartbeat's interval, and replaced when the others work.
+//
+// Several sets are there at a time, so that one waits for its moment while another is
+// measured. No two are measured at once: from a kill until the takeover, the others idle,
+// or have the replacement of an earlier one join.
 func failover(ctx context.Context, b *bench) ([]row, error) {
-	var rows []row
-	for _, c := range []struct {
-		name            string
-		sets, processes int
-	}{{"failover", 5, 2}, {"failover-5", 2, 5}, {"failover-10", 1, 10}} {
-		r, err := failoverOf(ctx, b, c.name, c.sets, c.processes)
-		if err != nil {
-			return rows, err
-		}
-		rows = append(rows, r)
+	twos, fives, tens := failoverRow{"failover", 5, 2}, failoverRow{"failover-5", 2, 5}, failoverRow{"failover-10", 2, 10}
+	rows, err := failoversOf(ctx, b, twos, fives)
+	if err != nil {
+		return rows, err
 	}
-	return rows, nil
+	last, err := failoversOf(ctx, b, tens)
+	return append(rows, last...), err
+}
+
+// A failoverRow is of so many sets of so many processes.
+type failoverRow struct {
+	name            string
+	sets, processes int
 }
 
 // crashes is of how many crashes a row is.
 const crashes = 20
 
-func failoverOf(ctx context.Context, b *bench, name string, sets, processes int) (row, error) {
+func failoversOf(ctx context.Context, b *bench, all ...failoverRow) ([]row, error) {
 	type outcome struct {
+		row  int
 		took []float64
 		err  error
 	}
 	outcomes := make(chan outcome)
-	for range sets {
-		f, err := newFleet(ctx, b, poolSize)
-		if err != nil {
-			return row{}, err
+	var turn sync.Mutex
+	n := 0
+	for i, r := range all {
+		for range r.sets {
+			f, err := newFleet(ctx, b, poolSize)
+			if err != nil {
+				return nil, err
+			}
+			n++
+			go func() {
+				took, err := f.failovers(ctx, r.processes, crashes/r.sets, &turn)
+				outcomes <- outcome{i, took, errors.Join(err, f.end(ctx))}
+			}()
 		}
-		go func() {
-			took, err := f.failovers(ctx, processes, crashes/sets)
-			outcomes <- outcome{took, errors.Join(err, f.end(ctx))}
-		}()
 	}
-	var took []float64
+	took := make([][]float64, len(all))
 	var errs []error
-	for range sets {
+	for range n {
 		o := <-outcomes
-		took, errs = append(took, o.took...), append(errs, o.err)
+		took[o.row], errs = append(took[o.row], o.took...), append(errs, o.err)
 	}
-	r := newRow(name, milliseconds, took)
-	r = r.goal("max ≤ 2000", len(took) > 0 && r.Value.High <= 2000).
-		noted(fmt.Sprintf("one of %d processes; StaleWorkerTimeout is %s", processes, defaultStaleWorkerTimeout))
-	return r, errors.Join(errs...)
+	var rows []row
+	for i, r := range all {
+		result := newRow(r.name, milliseconds, took[i])
+		rows = append(rows, result.goal("max ≤ 2000", result.Value.N > 0 && result.Value.High <= 2000).
+			noted(fmt.Sprintf("one of %d processes; StaleWorkerTimeout is %s", r.processes, defaultStaleWorkerTimeout)))
+	}
+	return rows, errors.Join(errs...)
 }
 
 // watching is how long a worker's own connection must have been there before it
@@ -62,35 +77,33 @@ const watching = 5500 * time.Millisecond
 
 // failovers kills processes, one after another. Of two, the other has to have been there
 // for a while; of more, some have.
-func (f *fleet) failovers(ctx context.Context, processes, times int) (took []float64, err error) {
+func (f *fleet) failovers(ctx context.Context, processes, times int, turn *sync.Mutex) (took []float64, err error) {
 	for range processes {
 		if _, err := f.joinProcess(); err != nil {
 			return nil, err
 		}
 	}
 	_, generation, err := f.settle(ctx, 0)
-	if err != nil {
-		return nil, err
-	}
-	for {
+	for len(took) < times && err == nil {
 		if len(took) == 0 || processes == 2 {
 			time.Sleep(watching)
 		}
 		time.Sleep(rand.N(defaultHeartbeatInterval))
+		turn.Lock()
 		killed := time.Now()
 		f.kill(rand.IntN(processes))
-		at, g, err := f.settle(ctx, generation)
+		var at time.Time
+		at, generation, err = f.settle(ctx, generation)
+		turn.Unlock()
 		if err != nil {
-			return took, err
+			break
 		}
 		if took = append(took, millis(at.Sub(killed))); len(took) == times {
-			return took, nil
+			break
 		}
-		if _, err := f.joinProcess(); err != nil {
-			return took, err
-		}
-		if _, generation, err = f.settle(ctx, g); err != nil {
-			return took, err
+		if _, err = f.joinProcess(); err == nil {
+			_, generation, err = f.settle(ctx, generation)
 		}
 	}
+	return took, err
 }

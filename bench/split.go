@@ -19,13 +19,14 @@ import (
 // whole reads all events and leaves those of others, own reads what Table reads.
 // It shows in the CPU that all of them and the server use together, more than in
 // the time, which is whatever the machine's cores make of it.
-func split(ctx context.Context, b *bench, workers int) ([]row, error) {
+func split(ctx context.Context, b *bench) ([]row, error) {
+	const workers = 4
 	d, err := b.full(ctx)
 	if err != nil {
 		return nil, err
 	}
 	repetitions := 3
-	if b.quick || workers > 4 {
+	if b.quick {
 		repetitions = 2
 	}
 	var rates, cpus [2][]float64
@@ -38,12 +39,11 @@ func split(ctx context.Context, b *bench, workers int) ([]row, error) {
 			rates[own], cpus[own] = append(rates[own], rate), append(cpus[own], cpu)
 		}
 	}
-	name := fmt.Sprintf("split-%d", workers)
-	whole := newRow(name+"/whole", eventsPerSecond, rates[0])
-	rows := []row{whole, newRow(name+"/own", eventsPerSecond, rates[1]).to(whole)}
+	whole := newRow("split/whole", eventsPerSecond, rates[0])
+	rows := []row{whole, newRow("split/own", eventsPerSecond, rates[1]).to(whole)}
 	if slices.Min(cpus[0]) > 0 && slices.Min(cpus[1]) > 0 {
-		whole := newRow(name+"/whole-cpu", "s per million", cpus[0])
-		rows = append(rows, whole, newRow(name+"/own-cpu", "s per million", cpus[1]).to(whole))
+		whole := newRow("split/whole-cpu", "s per million", cpus[0])
+		rows = append(rows, whole, newRow("split/own-cpu", "s per million", cpus[1]).to(whole))
 	}
 	return rows, nil
 }

@@ -4,14 +4,15 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"sync"
 	"time"
 )
 
 // unhinted: workers at the defaults, without a Notifier and without events, of which one
 // joins or leaves at any moment of the others' heartbeats. The time counts from the call of
 // Run, or from the cancelling of its context, until every partition is handled again; the
-// JoinWindow is in it. Several sets change side by side: what they do takes a hundredth of
-// the time for which they wait.
+// JoinWindow is in it. Several sets are there at a time, so that one waits for its moment
+// while another changes; no two change at once.
 func unhinted(ctx context.Context, b *bench) ([]row, error) {
 	const sets, workers, pairs = 4, 10, 3
 	type outcome struct {
@@ -19,6 +20,7 @@ func unhinted(ctx context.Context, b *bench) ([]row, error) {
 		err           error
 	}
 	outcomes := make(chan outcome)
+	var turn sync.Mutex
 	for range sets {
 		f, err := newFleet(ctx, b, 4*(workers+1))
 		if err != nil {
@@ -27,7 +29,7 @@ func unhinted(ctx context.Context, b *bench) ([]row, error) {
 		f.window = 0
 		go func() {
 			var o outcome
-			o.joins, o.leaves, o.err = f.unhinted(ctx, workers, pairs)
+			o.joins, o.leaves, o.err = f.unhinted(ctx, workers, pairs, &turn)
 			o.err = errors.Join(o.err, f.end(ctx))
 			outcomes <- o
 		}()
@@ -49,30 +51,31 @@ func unhinted(ctx context.Context, b *bench) ([]row, error) {
 }
 
 // unhinted measures so many joins and leaves.
-func (f *fleet) unhinted(ctx context.Context, workers, pairs int) (joins, leaves []float64, err error) {
+func (f *fleet) unhinted(ctx context.Context, workers, pairs int, turn *sync.Mutex) (joins, leaves []float64, err error) {
 	for range workers {
 		if err := f.joinGoroutine(f.pool); err != nil {
 			return nil, nil, err
 		}
 	}
 	_, generation, err := f.settle(ctx, 0)
-	for n := 0; n < 2*pairs && err == nil; n++ {
-		time.Sleep(rand.N(defaultHeartbeatInterval))
-		changed := time.Now()
-		into := &joins
-		if n%2 == 0 {
-			err = f.joinGoroutine(f.pool)
-		} else {
-			f.leave()
-			into = &leaves
-		}
+	change := func(begin func() error) (took float64) {
 		if err != nil {
-			break
+			return 0
+		}
+		time.Sleep(rand.N(defaultHeartbeatInterval))
+		turn.Lock()
+		defer turn.Unlock()
+		changed := time.Now()
+		if err = begin(); err != nil {
+			return 0
 		}
 		var at time.Time
-		if at, generation, err = f.settle(ctx, generation); err == nil {
-			*into = append(*into, millis(at.Sub(changed)))
-		}
+		at, generation, err = f.settle(ctx, generation)
+		return millis(at.Sub(changed))
+	}
+	for range pairs {
+		joins = append(joins, change(func() error { return f.joinGoroutine(f.pool) }))
+		leaves = append(leaves, change(func() error { f.leave(); return nil }))
 	}
 	return joins, leaves, err
 }

@@ -583,7 +583,7 @@ func (t *Table[E]) askAgain(ctx context.Context) {
 	a, err := bounded(ctx, lookMax, t.ask, nil)
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if err != nil || a.Broken != "" || !t.horizon.Believe(a.Epoch, now) {
+	if err != nil || a.Broken != "" || !t.horizon.Believe(a.Epoch, a.High, now) {
 		t.horizon.AskAgain()
 	}
 }
@@ -695,7 +695,7 @@ func (t *Table[E]) Check(ctx context.Context) error {
 	why := facts.Judge()
 	if why == "" && !facts.Standby {
 		t.mu.Lock()
-		t.horizon.Believe(facts.Epoch, asked)
+		t.horizon.Believe(facts.Epoch, facts.Highest(), asked)
 		t.mu.Unlock()
 	}
 	if !facts.Standby && facts.Locked {

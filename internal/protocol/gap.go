@@ -81,13 +81,13 @@ const AskEvery = 30 * time.Second
 // AskAgain has the next reading ask for the epoch and the assumptions.
 func (h *Horizon) AskAgain() { h.asked = time.Time{} }
 
-// Believe takes in an answer that was asked for beside all readings, and reports whether it
-// is of the epoch that they read in, or they have not begun.
-func (h *Horizon) Believe(e Epoch, now time.Time) bool {
+// Believe takes in an answer that was asked for beside all readings, and not after now. It
+// reports whether it fits what they know; else one of them has to ask.
+func (h *Horizon) Believe(e Epoch, high int64, now time.Time) bool {
 	if h.epoch == "" {
 		h.epoch = e
 	}
-	if e != h.epoch {
+	if !h.holds(e, high) {
 		return false
 	}
 	h.asked = now

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -113,6 +114,27 @@ func TestHorizonWait(t *testing.T) {
 	h.Observe(nil)
 	if h.Final() != 6 {
 		t.Errorf("a reader far behind has pulled the horizon back to %d", h.Final())
+	}
+}
+
+// What was asked beside all readings saves the next one the question, unless it does not fit
+// what they know.
+func TestHorizonBelieves(t *testing.T) {
+	var h Horizon
+	if !h.Believe("a", 7, testStart) || h.due(testStart.Add(time.Second)) {
+		t.Error("nothing was known, and the first answer is not believed")
+	}
+	h.Begin(5, 6, nil, testStart) // final up to 6
+	for _, a := range []struct {
+		epoch Epoch
+		high  int64
+	}{{"b", 7}, {"a", 5}} {
+		if h.Believe(a.epoch, a.high, testStart.Add(time.Minute)) || !h.due(testStart.Add(time.Minute)) || h.Final() != 6 {
+			t.Errorf("%+v is believed of %+v", a, h)
+		}
+	}
+	if !h.Believe("a", 6, testStart.Add(time.Minute)) || h.due(testStart.Add(time.Minute+AskEvery-1)) || !h.due(testStart.Add(time.Minute+AskEvery)) {
+		t.Errorf("the answer does not count from when it was asked for: %+v", h)
 	}
 }
 

@@ -115,3 +115,45 @@ func tables(t *testing.T, db *sql.DB) (all []string) {
 	}
 	return all
 }
+
+// An import has the set locked when the second statement comes, which waits, and can't see
+// what it adds. No partition of what is imported is dropped.
+func TestAttemptSeesAnImport(t *testing.T) {
+	db := migrated(t)
+	s := store.New(db, "set", store.Options{Bounds: store.BoundsOf(lease)})
+	for _, id := range []protocol.WorkerID{"a", "b"} {
+		if _, err := join(s, t, id, "q"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	carry, err := s.Decide(t.Context(), protocol.Request{Worker: "a", Lease: lease, Stopped: 1}, []string{"q"})
+	if err != nil || carry == nil {
+		t.Fatalf("not decided: %v", err)
+	}
+	carried := make(chan bool, 1)
+	err = s.Import(t.Context(), store.OldTable{}, func(i *store.Import) error {
+		if err := i.Claim(t.Context(), "p"); err != nil {
+			return err
+		}
+		go func() {
+			_, done, err := carry()
+			carried <- done || err != nil
+		}()
+		waiting(t, db, 1)
+		return i.Write(t.Context(), "p", []protocol.Checkpoint{{Position: 7}, {Position: 5}, {Position: 9}})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if <-carried {
+		t.Error("carried out though there was an import")
+	}
+	result, err := s.Sync(t.Context(), protocol.Request{Worker: "a", Lease: lease, Stopped: 1}, []string{"q"})
+	if err != nil || result.Group.Phase != protocol.Active {
+		t.Fatalf("%s, %v", result.Group, err)
+	}
+	var rows, lowest int64
+	if err := db.QueryRowContext(t.Context(), `SELECT count(*), min(position) FROM orchestrator_checkpoints WHERE projection = 'p' AND generation = 2`).Scan(&rows, &lowest); err != nil || rows != 2 || lowest != 5 {
+		t.Errorf("%d checkpoints of p from position %d on, %v; want 2 from 5", rows, lowest, err)
+	}
+}

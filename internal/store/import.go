@@ -161,6 +161,9 @@ func (i *Import) Claim(ctx context.Context, projection string) error {
 	if _, err := i.store.lockGroup(ctx, i.tx, protocol.Request{Join: true}); err != nil {
 		return err
 	}
+	if _, err := i.store.exec(ctx, i.tx, touchGroupSQL, nil); err != nil {
+		return fmt.Errorf("lock replica set %q: %w", i.store.set, err)
+	}
 	// Nobody is declared dead here: that takes somebody who has watched the
 	// database's clock for as long as a lease.
 	now, _, err := i.store.timeAndFloor(ctx, i.tx)
@@ -169,6 +172,10 @@ func (i *Import) Claim(ctx context.Context, projection string) error {
 	}
 	return err
 }
+
+// touchGroupSQL makes the set's row another version, by which those who have read the set
+// without a lock notice: see attempt.
+var touchGroupSQL = sqltext.New(`UPDATE orchestrator_replica_sets SET name = name WHERE name = {set}`)
 
 // noGeneration is what imported checkpoints stand under: no lane runs under it,
 // so none can commit before an activation has taken them over, and it raises

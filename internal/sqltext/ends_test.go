@@ -1,4 +1,4 @@
-package orchestrator
+package sqltext
 
 import "testing"
 
@@ -22,7 +22,7 @@ func TestEndsTransaction(t *testing.T) {
 		"DO $$ BEGIN PERFORM 1; END $$": "", "SELECT 1;": "", "SELECT a$b$c; SELECT 1": "",
 		`SELECT name'c:\'; SELECT '; COMMIT'`: "", `SELECT "é"`: "", `SELECT é$a$; SELECT '$a$; COMMIT'`: "",
 	} {
-		if got := endsTransaction(query); got != want {
+		if got := EndsTransaction(query); got != want {
 			t.Errorf("%q: %q, want %q", query, got, want)
 		}
 	}

@@ -144,8 +144,7 @@ func ofTheData(err error) bool {
 func (t *Table[E]) rows(ctx context.Context, r *eventtable.Reader, g eventtable.Range, room, bytes int) (p page[E], err error) {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
-	query, args := r.Page(g)
-	rows, err := dbconn.Query(ctx, t.db, query, args...)
+	rows, err := r.Rows(ctx, t.db, g)
 	if err != nil {
 		return p, fmt.Errorf("read events from %s: %w", t.sql.Name, err)
 	}
@@ -158,7 +157,7 @@ func (t *Table[E]) rows(ctx context.Context, r *eventtable.Reader, g eventtable.
 			for rows.Next() {
 				p.events = slices.Grow(p.events, 1)[:len(p.events)+1] // and not append, which clears it again
 				row.in = &p.events[len(p.events)-1]
-				if err = row.read(rows.Rows); err != nil {
+				if err = row.read(rows); err != nil {
 					break
 				}
 				if n := len(p.events) - 1; full && row.in.Position != p.events[n-1].Position {
@@ -177,7 +176,7 @@ func (t *Table[E]) rows(ctx context.Context, r *eventtable.Reader, g eventtable.
 		case row.in == nil: // it was the driver
 			err = fmt.Errorf("read events from %s: %w", t.sql.Name, failed)
 		default:
-			err = row.spoil(rows.Rows, failed)
+			err = row.spoil(rows, failed)
 			p.bytes += row.in.Size
 			row.in = nil
 		}
@@ -204,7 +203,7 @@ func (t *Table[E]) rows(ctx context.Context, r *eventtable.Reader, g eventtable.
 type row[E any] struct {
 	table  *Table[E]
 	reader *eventtable.Reader
-	texts  [eventtable.Parts]text
+	texts  [eventtable.Parts]eventtable.Text
 	in     *Record[E] // what the row in hand becomes
 	held   []held
 	holds  bool           // some are in use
@@ -216,26 +215,6 @@ type row[E any] struct {
 func newRow[E any](t *Table[E], r *eventtable.Reader) *row[E] {
 	n := len(r.Shared)
 	return &row[E]{table: t, reader: r, held: make([]held, n), kinds: make([]reflect.Type, n)}
-}
-
-// A text takes one part of an event's identity.
-type text struct {
-	string
-	null bool
-}
-
-func (t *text) Scan(value any) error {
-	switch v := value.(type) {
-	case string:
-		*t = text{string: v}
-	case []byte:
-		*t = text{string: string(v)}
-	case nil:
-		*t = text{null: true}
-	default:
-		return fmt.Errorf("the driver returned %T for a text", value)
-	}
-	return nil
 }
 
 // A held is what a Scanner is to get, after rows.Scan.
@@ -253,7 +232,7 @@ func (h *held) Scan(value any) error {
 }
 
 // read makes a record of a row. An error says that not even its position could be read.
-func (w *row[E]) read(rows *sql.Rows) error {
+func (w *row[E]) read(rows dbconn.Scanner) error {
 	if failed := w.decode(rows); failed != nil {
 		return w.spoil(rows, failed)
 	}
@@ -261,7 +240,7 @@ func (w *row[E]) read(rows *sql.Rows) error {
 }
 
 // decode makes an event of a row.
-func (w *row[E]) decode(rows *sql.Rows) error {
+func (w *row[E]) decode(rows dbconn.Scanner) error {
 	cfg, e := &w.table.cfg, w.in
 	w.fields = cfg.Fields(&e.Event, w.fields[:0])
 	if len(w.fields) != len(w.held) {
@@ -277,7 +256,7 @@ func (w *row[E]) decode(rows *sql.Rows) error {
 		return err
 	}
 	w.identify()
-	if w.texts[eventtable.AggregateID].null {
+	if w.texts[eventtable.AggregateID].Null {
 		return fmt.Errorf("column %s, its aggregate id, is NULL (set it to '' to have it handled in the same partition)", eventtable.Quote(cfg.AggregateIDColumn))
 	}
 	for i, part := range w.reader.Shared {
@@ -309,7 +288,7 @@ func (w *row[E]) decode(rows *sql.Rows) error {
 func (w *row[E]) begin() {
 	w.dest = append(w.dest[:0], &w.in.Position)
 	for _, part := range w.reader.Selected[1:] {
-		w.texts[part] = text{}
+		w.texts[part] = eventtable.Text{}
 		w.dest = append(w.dest, &w.texts[part])
 	}
 	if w.holds {
@@ -321,8 +300,8 @@ func (w *row[E]) begin() {
 // identify takes the identity over.
 func (w *row[E]) identify() {
 	e := w.in
-	e.AggregateID, e.AggregateType, e.BoundedContext = w.texts[eventtable.AggregateID].string,
-		w.texts[eventtable.AggregateType].string, w.texts[eventtable.BoundedContext].string
+	e.AggregateID, e.AggregateType, e.BoundedContext = w.texts[eventtable.AggregateID].String,
+		w.texts[eventtable.AggregateType].String, w.texts[eventtable.BoundedContext].String
 }
 
 // share gives a part of the identity to the field that is the same column.
@@ -336,10 +315,10 @@ func (w *row[E]) share(i int, part eventtable.Part) error {
 	case *string:
 		switch text := &w.texts[part]; {
 		case part == eventtable.Position || d == nil:
-		case text.null:
+		case text.Null:
 			return fmt.Errorf("column %s: NULL for a string", eventtable.Quote(w.table.cfg.Columns[i]))
 		default:
-			*d = text.string
+			*d = text.String
 			return nil
 		}
 	}
@@ -408,7 +387,7 @@ func scanInto(dest, value any) error {
 
 // spoil makes of a row that failed a record that says so. An error says that not even
 // its position could be read.
-func (w *row[E]) spoil(rows *sql.Rows, failed error) error {
+func (w *row[E]) spoil(rows dbconn.Scanner, failed error) error {
 	*w.in = Record[E]{}
 	w.begin()
 	w.holds = true

@@ -329,6 +329,12 @@ func (r *Reader) Page(g Range) (query string, args []any) {
 	return r.table.bind(g.Literals, pageSQL[scopeOf(g.Types)][scopeOf(g.Contexts)][here], values)
 }
 
+// Rows runs that statement.
+func (r *Reader) Rows(ctx context.Context, db *sql.DB, g Range) (Rows, error) {
+	text, args := r.Page(g)
+	return query(ctx, db, text, args)
+}
+
 func (r *Reader) selected(only []Part) string {
 	parts, columns := r.Selected, r.columns
 	if only != nil {
@@ -346,8 +352,7 @@ func (r *Reader) selected(only []Part) string {
 // precede it.
 func (r *Reader) Keys(ctx context.Context, db *sql.DB, at At, after int64, limit int) ([]protocol.Key, error) {
 	name := r.table.Name
-	query, args := r.Page(Range{After: after, Limit: limit, Only: []Part{AggregateID}, At: at})
-	rows, err := dbconn.Query(ctx, db, query, args...)
+	rows, err := r.Rows(ctx, db, Range{After: after, Limit: limit, Only: []Part{AggregateID}, At: at})
 	if err != nil {
 		return nil, fmt.Errorf("read keys from %s: %w", name, err)
 	}

@@ -1,0 +1,105 @@
+package orchestratorpgx
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	orchestrator "github.com/getpup/pupsourcing-orchestrator"
+	"github.com/getpup/pupsourcing-orchestrator/internal/redact"
+)
+
+// A Notifier is for orchestrator.Config.Notifier. It listens on a connection of a pool,
+// which it keeps while workers listen. Notifiers of the same pool are equal, and the
+// workers of a process that have equal ones share the connection.
+type Notifier struct{ pool *pgxpool.Pool }
+
+var _ orchestrator.Notifier = Notifier{}
+
+// NewNotifier returns a Notifier that listens on a connection of the pool, which must lead
+// to the server itself, to the database of orchestrator.Config.DB: behind a pooler that
+// hands out its connections by transaction, nothing is ever heard.
+func NewNotifier(pool *pgxpool.Pool) Notifier { return Notifier{pool} }
+
+// patience is how long a connection may be silent before it is asked whether it is still
+// there, and how long an answer may take.
+const patience = 15 * time.Second
+
+// Listen implements orchestrator.Notifier.
+func (n Notifier) Listen(ctx context.Context, channels []string, up func(), heard func(channel, payload string)) error {
+	if n.pool == nil {
+		return errors.New("orchestratorpgx: a zero Notifier: make it with NewNotifier")
+	}
+	conn, err := within(ctx, n.pool.Acquire)
+	if err != nil {
+		return redact.Error(fmt.Errorf("take a connection of the pool to listen on: %w", err))
+	}
+	defer giveBack(conn)
+	return redact.Error(listen(ctx, conn.Conn(), channels, up, heard))
+}
+
+func listen(ctx context.Context, conn *pgx.Conn, channels []string, up func(), heard func(channel, payload string)) error {
+	for _, c := range channels {
+		if err := ask(ctx, conn, "LISTEN "+pgx.Identifier{c}.Sanitize()); err != nil {
+			return fmt.Errorf("listen to %q: %w", c, err)
+		}
+	}
+	up()
+	for {
+		silent, cancel := context.WithTimeout(ctx, patience)
+		heardNow, err := conn.WaitForNotification(silent)
+		cancel()
+		switch {
+		case err == nil && heardNow == nil:
+			return errors.New("the pool's ConnConfig.OnNotification takes all notifications: leave it nil, or give the Notifier a pool of its own")
+		case err == nil:
+			heard(heardNow.Channel, heardNow.Payload)
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case silent.Err() == nil || conn.IsClosed():
+			return fmt.Errorf("the connection has ended: %w", err)
+		default:
+			if err := ask(ctx, conn, "-- still there?"); err != nil {
+				return fmt.Errorf("ask whether the connection is still there: %w", err)
+			}
+		}
+	}
+}
+
+// ask runs a statement without a result.
+func ask(ctx context.Context, conn *pgx.Conn, statement string) error {
+	_, err := within(ctx, func(ctx context.Context) (struct{}, error) {
+		return struct{}{}, conn.PgConn().Exec(ctx, statement).Close()
+	})
+	return err
+}
+
+func within[T any](ctx context.Context, call func(context.Context) (T, error)) (T, error) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	return call(ctx)
+}
+
+// giveBack gives a connection back to the pool as it was: whoever has it next hears
+// nothing of what was listened to. One of which that is not certain is closed.
+func giveBack(conn *pgxpool.Conn) {
+	ctx, cancel := context.WithTimeout(context.Background(), unlistenPatience)
+	defer cancel()
+	ended, end := context.WithCancel(ctx)
+	end()
+	if conn.Conn().IsClosed() || conn.Conn().PgConn().Exec(ctx, "UNLISTEN *").Close() != nil {
+		_ = conn.Conn().Close(ctx)
+	}
+	for unheard := true; unheard; {
+		n, _ := conn.Conn().WaitForNotification(ended) // it has come, and nobody has asked for it
+		unheard = n != nil
+	}
+	conn.Release()
+}
+
+// unlistenPatience is how long the end of listening may take. Run waits for it.
+const unlistenPatience = 500 * time.Millisecond

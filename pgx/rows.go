@@ -1,0 +1,110 @@
+package orchestratorpgx
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/getpup/pupsourcing-orchestrator/internal/eventtable"
+)
+
+// Events implements eventtable.Source: it runs a query that reads events, on a connection
+// of the pool. One that was dead before is replaced without a word, as database/sql does.
+func (d *poolDriver) Events(ctx context.Context, query string, args []any) (eventtable.Rows, error) {
+	args = append([]any{formats}, args...)
+	for tries := int32(0); ; tries++ {
+		conn, err := d.acquire(ctx)
+		if err != nil {
+			return nil, err
+		}
+		r, err := begin(ctx, conn, query, args)
+		if err == nil {
+			return r, nil
+		}
+		conn.Release()
+		if !pgconn.SafeToRetry(err) || ctx.Err() != nil || tries > d.max {
+			return nil, err
+		}
+	}
+}
+
+// A nativeRows is the rows of a query that reads events, one after the other.
+type nativeRows struct {
+	conn    *pgxpool.Conn
+	rows    pgx.Rows
+	columns []column
+	plain   plainScan
+	ahead   bool // the first row was read with the columns, and not asked for yet
+	more    bool // there was one
+}
+
+// begin runs a query up to its first row.
+func begin(ctx context.Context, conn *pgxpool.Conn, query string, args []any) (*nativeRows, error) {
+	// Not those of the pool's own: they give the connection back at the last row, and the
+	// next one would have to take it again to say that there is none.
+	rows, err := conn.Conn().Query(ctx, query, args...)
+	if err != nil {
+		return nil, err
+	}
+	r := &nativeRows{conn: conn, rows: rows, ahead: true}
+	if r.more = rows.Next(); !r.more && rows.Err() != nil {
+		return nil, rows.Err()
+	}
+	fields, types := rows.FieldDescriptions(), conn.Conn().TypeMap()
+	r.columns = make([]column, len(fields))
+	for i, f := range fields {
+		r.columns[i] = column{FieldDescription: f, types: types, class: classOf(types, f)}
+	}
+	return r, nil
+}
+
+// Next implements dbconn.Scanner.
+func (r *nativeRows) Next() bool {
+	if r.ahead {
+		r.ahead = false
+		return r.more
+	}
+	return r.rows.Next()
+}
+
+// Scan implements dbconn.Scanner. A row may be scanned again.
+func (r *nativeRows) Scan(dest ...any) error {
+	values := r.rows.RawValues()
+	if len(values) != len(dest) {
+		return fmt.Errorf("%d columns were selected, for %d destinations", len(values), len(dest))
+	}
+	for i := range dest {
+		if err := r.columns[i].scan(values[i], dest[i], &r.plain); err != nil {
+			return fmt.Errorf("column %s: %w", eventtable.Quote(r.columns[i].Name), err)
+		}
+	}
+	return nil
+}
+
+// Fits implements eventtable.Rows.
+func (r *nativeRows) Fits(dest []any) error {
+	if len(r.columns) != len(dest) {
+		return fmt.Errorf("%d columns were selected, for %d destinations", len(r.columns), len(dest))
+	}
+	var errs []error
+	for i := range dest {
+		errs = append(errs, r.columns[i].fits(dest[i]))
+	}
+	return errors.Join(errs...)
+}
+
+// Err implements dbconn.Scanner.
+func (r *nativeRows) Err() error { return r.rows.Err() }
+
+// Close gives the connection back. Rows that are left are read, unless their context has
+// ended, which ends the connection.
+func (r *nativeRows) Close() error {
+	r.plain.close()
+	r.rows.Close()
+	r.conn.Release()
+	return nil
+}

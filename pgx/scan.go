@@ -1,0 +1,568 @@
+package orchestratorpgx
+
+import (
+	"context"
+	"database/sql"
+	"database/sql/driver"
+	"encoding/binary"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"reflect"
+	"strconv"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgtype"
+
+	"github.com/getpup/pupsourcing-orchestrator/internal/eventtable"
+)
+
+// How a value becomes a field. A value comes from the server in its binary format, and
+// goes from the buffer of the connection to where it belongs, in one of four ways, of which
+// the first that fits is taken:
+//
+//  1. what most events are made of, decoded here;
+//  2. a sql.Scanner gets what pgx's database/sql driver would hand it;
+//  3. what database/sql can scan, it scans, from that driver's value;
+//  4. all else is for pgtype: slices, maps, structs, the types of pgx.
+//
+// So an event comes out as it does with orchestrator.NewTable over that driver, and what
+// that can't read at all comes out as pgx reads it.
+
+// formats are those of the results: binary where it is read here, or where pgx's
+// database/sql driver has it so. All else comes as text, as it does there.
+var formats = pgx.QueryResultFormatsByOID{
+	pgtype.BoolOID: 1, pgtype.ByteaOID: 1, pgtype.CIDOID: 1, pgtype.DateOID: 1, pgtype.Float4OID: 1, pgtype.Float8OID: 1,
+	pgtype.Int2OID: 1, pgtype.Int4OID: 1, pgtype.Int8OID: 1, pgtype.OIDOID: 1, pgtype.TimestampOID: 1, pgtype.TimestamptzOID: 1, pgtype.XIDOID: 1,
+	pgtype.TextOID: 1, pgtype.VarcharOID: 1, pgtype.BPCharOID: 1, pgtype.NameOID: 1, pgtype.UUIDOID: 1, pgtype.JSONOID: 1, pgtype.JSONBOID: 1,
+}
+
+// A class is how the bytes of a value are to be read.
+type class int
+
+const (
+	other class = iota
+	text        // they are the text
+	jsonb       // the text follows a byte, its version
+	raw         // bytea
+	uuid
+	int2
+	int4
+	int8
+	boolean
+	float4
+	float8
+	timestamptz
+	timestamp
+)
+
+// classOf returns the class of a column.
+func classOf(m *pgtype.Map, f pgconn.FieldDescription) class {
+	if f.Format != pgx.BinaryFormatCode {
+		if _, asBinary := formats[f.DataTypeOID]; asBinary { // a session that can't prepare gets all as text
+			switch f.DataTypeOID {
+			case pgtype.TextOID, pgtype.VarcharOID, pgtype.BPCharOID, pgtype.NameOID, pgtype.UUIDOID, pgtype.JSONOID, pgtype.JSONBOID:
+				return text
+			}
+			return other
+		}
+		if f.DataTypeOID == pgtype.XMLOID {
+			return other
+		}
+		return text
+	}
+	switch f.DataTypeOID {
+	case pgtype.TextOID, pgtype.VarcharOID, pgtype.BPCharOID, pgtype.NameOID, pgtype.JSONOID:
+		return text
+	case pgtype.JSONBOID:
+		return jsonb
+	case pgtype.ByteaOID:
+		return raw
+	case pgtype.UUIDOID:
+		return uuid
+	case pgtype.Int2OID:
+		return int2
+	case pgtype.Int4OID:
+		return int4
+	case pgtype.Int8OID:
+		return int8
+	case pgtype.BoolOID:
+		return boolean
+	case pgtype.Float4OID:
+		return float4
+	case pgtype.Float8OID:
+		return float8
+	case pgtype.TimestamptzOID:
+		if c, ok := codec[*pgtype.TimestamptzCodec](m, f.DataTypeOID); ok && c.ScanLocation == nil {
+			return timestamptz
+		}
+	case pgtype.TimestampOID:
+		if c, ok := codec[*pgtype.TimestampCodec](m, f.DataTypeOID); ok && c.ScanLocation == nil {
+			return timestamp
+		}
+	}
+	return other
+}
+
+func codec[C pgtype.Codec](m *pgtype.Map, oid uint32) (c C, ok bool) {
+	if t, found := m.TypeForOID(oid); found {
+		c, ok = t.Codec.(C)
+	}
+	return c, ok
+}
+
+// A column is one of a result.
+type column struct {
+	pgconn.FieldDescription
+	types *pgtype.Map
+	class class
+	last  string // the latest text that was read
+
+	value func(src []byte) (driver.Value, error) // nil: not made yet
+	plan  pgtype.ScanPlan                        // for kind
+	kind  reflect.Type
+}
+
+// scan writes a value to its destination.
+func (c *column) scan(src []byte, dest any, plain *plainScan) error {
+	if src != nil {
+		if done := c.quick(src, dest); done {
+			return nil
+		}
+	} else if done := null(dest); done {
+		return nil
+	}
+	if s, ok := dest.(sql.Scanner); ok {
+		v, err := c.driverValue(src)
+		if err != nil {
+			return err
+		}
+		return s.Scan(v)
+	}
+	kind := reflect.TypeOf(dest)
+	if kind != c.kind {
+		c.kind, c.plan = kind, nil
+		if !databaseSQL(kind) {
+			c.plan = c.types.PlanScan(c.DataTypeOID, c.Format, dest)
+		}
+	}
+	if c.plan != nil {
+		return c.plan.Scan(src, dest)
+	}
+	v, err := c.driverValue(src)
+	if err != nil {
+		return err
+	}
+	return plain.scan(v, dest)
+}
+
+// quick does so for what most events are made of, and reports whether it has.
+func (c *column) quick(src []byte, dest any) bool {
+	switch d := dest.(type) {
+	case *string:
+		s, ok := c.string(src)
+		if ok {
+			*d = s
+		}
+		return ok
+	case *eventtable.Text:
+		s, ok := c.string(src)
+		if ok {
+			*d = eventtable.Text{String: s}
+		}
+		return ok
+	case *sql.NullString:
+		s, ok := c.string(src)
+		if ok {
+			*d = sql.NullString{String: s, Valid: true}
+		}
+		return ok
+	case *[]byte:
+		b, ok := c.bytes(src)
+		if ok {
+			*d = b
+		}
+		return ok
+	case *json.RawMessage:
+		b, ok := c.bytes(src)
+		if ok {
+			*d = b
+		}
+		return ok
+	case *int64:
+		n, ok := c.int(src)
+		if ok {
+			*d = n
+		}
+		return ok
+	case *int:
+		n, ok := c.int(src)
+		if ok = ok && int64(int(n)) == n; ok {
+			*d = int(n)
+		}
+		return ok
+	case *int32:
+		n, ok := c.int(src)
+		if ok = ok && int64(int32(n)) == n; ok {
+			*d = int32(n)
+		}
+		return ok
+	case *int16:
+		n, ok := c.int(src)
+		if ok = ok && int64(int16(n)) == n; ok {
+			*d = int16(n)
+		}
+		return ok
+	case *sql.NullInt64:
+		n, ok := c.int(src)
+		if ok {
+			*d = sql.NullInt64{Int64: n, Valid: true}
+		}
+		return ok
+	case *time.Time:
+		at, ok := c.time(src)
+		if ok {
+			*d = at
+		}
+		return ok
+	case *sql.NullTime:
+		at, ok := c.time(src)
+		if ok {
+			*d = sql.NullTime{Time: at, Valid: true}
+		}
+		return ok
+	case *bool:
+		if c.class == boolean && len(src) == 1 {
+			*d = src[0] == 1
+			return true
+		}
+	case *float64:
+		switch {
+		case c.class == float8 && len(src) == 8:
+			*d = math.Float64frombits(binary.BigEndian.Uint64(src))
+			return true
+		}
+	case *[16]byte:
+		if c.class == uuid && len(src) == 16 {
+			copy(d[:], src)
+			return true
+		}
+	case *sql.RawBytes:
+		if c.class == text || c.class == raw {
+			*d = src
+			return true
+		}
+	}
+	return false
+}
+
+// null writes NULL, and reports whether it has.
+func null(dest any) bool {
+	switch d := dest.(type) {
+	case *eventtable.Text:
+		*d = eventtable.Text{Null: true}
+	case *sql.NullString:
+		*d = sql.NullString{}
+	case *sql.NullInt64:
+		*d = sql.NullInt64{}
+	case *sql.NullTime:
+		*d = sql.NullTime{}
+	case *[]byte:
+		*d = nil
+	case *json.RawMessage:
+		*d = nil
+	case *sql.RawBytes:
+		*d = nil
+	case *any:
+		*d = nil
+	default:
+		return false
+	}
+	return true
+}
+
+// string returns a value as a text. Many columns have the same text in row after row; it
+// is kept once.
+func (c *column) string(src []byte) (string, bool) {
+	switch c.class {
+	case text:
+	case jsonb:
+		if len(src) == 0 || src[0] != 1 {
+			return "", false
+		}
+		src = src[1:]
+	case raw:
+		return string(src), true
+	case uuid:
+		if len(src) != 16 {
+			return "", false
+		}
+		var b [36]byte
+		writeUUID(&b, src)
+		return string(b[:]), true
+	case int2, int4, int8:
+		n, ok := c.int(src)
+		return strconv.FormatInt(n, 10), ok
+	default:
+		return "", false
+	}
+	if string(src) != c.last {
+		c.last = string(src)
+	}
+	return c.last, true
+}
+
+func writeUUID(to *[36]byte, src []byte) {
+	hex.Encode(to[0:8], src[0:4])
+	hex.Encode(to[9:13], src[4:6])
+	hex.Encode(to[14:18], src[6:8])
+	hex.Encode(to[19:23], src[8:10])
+	hex.Encode(to[24:36], src[10:16])
+	to[8], to[13], to[18], to[23] = '-', '-', '-', '-'
+}
+
+func (c *column) bytes(src []byte) ([]byte, bool) {
+	switch c.class {
+	case text, raw:
+	case jsonb:
+		if len(src) == 0 || src[0] != 1 {
+			return nil, false
+		}
+		src = src[1:]
+	case uuid:
+		if len(src) != 16 {
+			return nil, false
+		}
+		var b [36]byte
+		writeUUID(&b, src)
+		return b[:], true
+	default:
+		return nil, false
+	}
+	return append(make([]byte, 0, len(src)), src...), true
+}
+
+func (c *column) int(src []byte) (int64, bool) {
+	switch {
+	case c.class == int8 && len(src) == 8:
+		return int64(binary.BigEndian.Uint64(src)), true
+	case c.class == int4 && len(src) == 4:
+		return int64(int32(binary.BigEndian.Uint32(src))), true
+	case c.class == int2 && len(src) == 2:
+		return int64(int16(binary.BigEndian.Uint16(src))), true
+	}
+	return 0, false
+}
+
+// y2k is from where PostgreSQL counts its microseconds.
+var y2k = time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC).Unix()
+
+// time returns a moment. What is infinite is none.
+func (c *column) time(src []byte) (t time.Time, ok bool) {
+	if c.class != timestamptz && c.class != timestamp || len(src) != 8 {
+		return t, false
+	}
+	n := int64(binary.BigEndian.Uint64(src))
+	if n == math.MaxInt64 || n == math.MinInt64 {
+		return t, false
+	}
+	t = time.Unix(y2k+n/1_000_000, n%1_000_000*1000)
+	if c.class == timestamp {
+		t = t.UTC()
+	}
+	return t, true
+}
+
+// driverValue returns what pgx's database/sql driver makes of a value.
+func (c *column) driverValue(src []byte) (driver.Value, error) {
+	if src == nil {
+		return nil, nil
+	}
+	if c.value == nil {
+		c.value = c.valuer()
+	}
+	return c.value(src)
+}
+
+// valuer is that driver's choice by the type (stdlib.Rows).
+func (c *column) valuer() func([]byte) (driver.Value, error) {
+	switch c.DataTypeOID {
+	case pgtype.BoolOID:
+		return valueOf(c, func(d bool) (driver.Value, error) { return d, nil })
+	case pgtype.ByteaOID, pgtype.JSONOID, pgtype.JSONBOID, pgtype.XMLOID:
+		return valueOf(c, func(d []byte) (driver.Value, error) { return d, nil })
+	case pgtype.CIDOID, pgtype.OIDOID, pgtype.XIDOID:
+		return valueOf(c, func(d pgtype.Uint32) (driver.Value, error) { return d.Value() })
+	case pgtype.DateOID:
+		return valueOf(c, func(d pgtype.Date) (driver.Value, error) { return d.Value() })
+	case pgtype.Float4OID:
+		return valueOf(c, func(d float32) (driver.Value, error) { return float64(d), nil })
+	case pgtype.Float8OID:
+		return valueOf(c, func(d float64) (driver.Value, error) { return d, nil })
+	case pgtype.Int2OID:
+		return valueOf(c, func(d int16) (driver.Value, error) { return int64(d), nil })
+	case pgtype.Int4OID:
+		return valueOf(c, func(d int32) (driver.Value, error) { return int64(d), nil })
+	case pgtype.Int8OID:
+		return valueOf(c, func(d int64) (driver.Value, error) { return d, nil })
+	case pgtype.TimestampOID:
+		return valueOf(c, func(d pgtype.Timestamp) (driver.Value, error) { return d.Value() })
+	case pgtype.TimestamptzOID:
+		return valueOf(c, func(d pgtype.Timestamptz) (driver.Value, error) { return d.Value() })
+	}
+	return valueOf(c, func(d string) (driver.Value, error) { return d, nil })
+}
+
+func valueOf[T any](c *column, to func(T) (driver.Value, error)) func([]byte) (driver.Value, error) {
+	plan := c.types.PlanScan(c.DataTypeOID, c.Format, new(T))
+	return func(src []byte) (driver.Value, error) {
+		var d T
+		if err := plan.Scan(src, &d); err != nil {
+			return nil, err
+		}
+		return to(d)
+	}
+}
+
+// databaseSQL reports whether database/sql can scan into a destination of the type,
+// whatever it then makes of the value.
+func databaseSQL(kind reflect.Type) bool {
+	if kind == nil || kind.Kind() != reflect.Pointer {
+		return true // it says what is wrong
+	}
+	switch to := kind.Elem(); to.Kind() {
+	case reflect.Bool, reflect.String, reflect.Float32, reflect.Float64,
+		reflect.Int, reflect.Int8, reflect.Int16, reflect.Int32, reflect.Int64,
+		reflect.Uint, reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64:
+		return true
+	case reflect.Slice:
+		return to.Elem().Kind() == reflect.Uint8
+	case reflect.Interface:
+		return to.NumMethod() == 0
+	case reflect.Pointer:
+		return databaseSQL(to)
+	default:
+		return to == reflect.TypeFor[time.Time]()
+	}
+}
+
+// fits returns why no value of the column can be scanned into a destination.
+func (c *column) fits(dest any) error {
+	kind := reflect.TypeOf(dest)
+	if _, ok := dest.(sql.Scanner); ok || kind == nil || kind.Kind() != reflect.Pointer {
+		return nil
+	}
+	target := kind.Elem()
+	for target.Kind() == reflect.Pointer {
+		target = target.Elem()
+	}
+	switch {
+	case databaseSQL(kind) && c.couldBe(target):
+		return nil
+	case !databaseSQL(kind) && !fails(c.types.PlanScan(c.DataTypeOID, c.Format, dest)):
+		return nil
+	}
+	name := fmt.Sprintf("type %d", c.DataTypeOID)
+	if t, ok := c.types.TypeForOID(c.DataTypeOID); ok {
+		name = t.Name
+	}
+	return fmt.Errorf("column %s is of type %s, which does not fit %s", eventtable.Quote(c.Name), name, target)
+}
+
+// couldBe reports whether some value of the column is one for database/sql's destination.
+// A text may say anything; bytes are no numbers, and numbers no times.
+func (c *column) couldBe(target reflect.Type) bool {
+	isTime := target == reflect.TypeFor[time.Time]()
+	number := target.Kind() == reflect.Bool || target.Kind() >= reflect.Int && target.Kind() <= reflect.Float64
+	switch c.DataTypeOID {
+	case pgtype.ByteaOID, pgtype.UUIDOID:
+		return !isTime && !number
+	case pgtype.TimestampOID, pgtype.TimestamptzOID, pgtype.DateOID:
+		return !number
+	case pgtype.Int2OID, pgtype.Int4OID, pgtype.Int8OID, pgtype.Float4OID, pgtype.Float8OID, pgtype.NumericOID:
+		return !isTime
+	case pgtype.BoolOID:
+		return !isTime
+	}
+	return true
+}
+
+// fails reports whether a plan is pgtype's for what it can't scan. It exports no name for
+// that.
+func fails(p pgtype.ScanPlan) bool { return fmt.Sprintf("%T", p) == "*pgtype.scanPlanFail" }
+
+// A plainScan scans values as database/sql does: by having it do so. It does not export
+// its conversions, but makes them for the rows of any driver, and so for these, which are
+// of one value each.
+type plainScan struct {
+	value driver.Value
+	rows  *sql.Rows // nil: there was nothing to scan yet
+}
+
+func (s *plainScan) scan(value driver.Value, dest any) (err error) {
+	if s.rows == nil {
+		if s.rows, err = oneValue.Query("", s); err != nil {
+			return err
+		}
+	}
+	s.value = value
+	if !s.rows.Next() {
+		return s.rows.Err()
+	}
+	err = s.rows.Scan(dest)
+	s.value = nil
+	if wrapped, ok := err.(interface{ Unwrap() error }); ok { // it has named a column of its own
+		err = wrapped.Unwrap()
+	}
+	return err
+}
+
+func (s *plainScan) close() {
+	if s.rows != nil {
+		_ = s.rows.Close()
+	}
+}
+
+// oneValue is where the rows of all plainScans are from.
+var oneValue = sql.OpenDB(oneValueConnector{})
+
+type (
+	oneValueConnector struct{}
+	oneValueDriver    struct{}
+	oneValueConn      struct{}
+	oneValueRows      struct{ of *plainScan }
+)
+
+var errOneValue = errors.New("it only hands one value on")
+
+func (oneValueConnector) Connect(context.Context) (driver.Conn, error) { return oneValueConn{}, nil }
+func (oneValueConnector) Driver() driver.Driver                        { return oneValueDriver{} }
+func (oneValueDriver) Open(string) (driver.Conn, error)                { return oneValueConn{}, nil }
+func (oneValueConn) Prepare(string) (driver.Stmt, error)               { return nil, errOneValue }
+func (oneValueConn) Begin() (driver.Tx, error)                         { return nil, errOneValue }
+func (oneValueConn) Close() error                                      { return nil }
+func (oneValueConn) CheckNamedValue(*driver.NamedValue) error          { return nil }
+
+func (oneValueConn) QueryContext(_ context.Context, _ string, args []driver.NamedValue) (driver.Rows, error) {
+	of, ok := args[0].Value.(*plainScan)
+	if !ok {
+		return nil, errOneValue
+	}
+	return oneValueRows{of}, nil
+}
+
+func (oneValueRows) Columns() []string { return []string{"value"} }
+func (oneValueRows) Close() error      { return nil }
+
+func (r oneValueRows) Next(to []driver.Value) error {
+	if len(to) != 1 {
+		return io.EOF
+	}
+	to[0] = r.of.value
+	return nil
+}

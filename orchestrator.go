@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"github.com/getpup/pupsourcing-orchestrator/internal/calls"
+	"github.com/getpup/pupsourcing-orchestrator/internal/dbconn"
 	"github.com/getpup/pupsourcing-orchestrator/internal/redact"
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
@@ -87,6 +88,11 @@ func (o *Orchestrator[E]) run(ctx context.Context, projections []Projection[E]) 
 		}
 		scopes = append(scopes, scope)
 	}
+	release, err := cfg.carried(ctx, projections)
+	if err != nil {
+		return err
+	}
+	defer release()
 	w := newWorker(ctx, cfg, projections, names, scopes)
 	defer func() {
 		tell(w.to, w.to.WorkerLeft, WorkerLeft{Source: w.source(w.session.ID()), Err: redact.Error(unlessEnded(ctx, err))})
@@ -102,6 +108,27 @@ func (o *Orchestrator[E]) run(ctx context.Context, projections []Projection[E]) 
 		return err
 	}
 	return w.loop(ctx)
+}
+
+// carried makes sure that the pool of DB can carry the worker, where its driver knows, and
+// has it do so until release is called.
+func (c Config[E]) carried(ctx context.Context, projections []Projection[E]) (release func(), err error) {
+	l := dbconn.Load{Keeps: !c.LeaseOnly, Notifier: c.Notifier}
+	for _, p := range projections {
+		switch p.(type) {
+		case BatchProjection[E], TransactionalProjection[E]:
+			l.Handlers += c.Partitions
+		}
+	}
+	err = calls.Await(ctx, func() (bool, error) {
+		var refused string
+		var err error
+		if release, refused, err = dbconn.Carry(ctx, c.DB, l); refused != "" {
+			return false, configError("DB", refused)
+		}
+		return err == nil, err
+	})
+	return release, err
 }
 
 // CatchUp runs as Run does until everything that was in the event store when it

@@ -246,13 +246,7 @@ func (w *row[E]) decode(rows dbconn.Scanner) error {
 	if len(w.fields) != len(w.held) {
 		return fmt.Errorf("TableConfig.Fields appended %d destinations, for %d Columns", len(w.fields), len(w.held))
 	}
-	w.begin()
-	for i, part := range w.reader.Shared {
-		if part == eventtable.Parts {
-			w.dest = append(w.dest, w.target(i))
-		}
-	}
-	if err := rows.Scan(w.dest...); err != nil {
+	if err := rows.Scan(w.columns()...); err != nil {
 		return err
 	}
 	w.identify()
@@ -282,6 +276,17 @@ func (w *row[E]) decode(rows dbconn.Scanner) error {
 		e.Size = w.size()
 	}
 	return nil
+}
+
+// columns returns where what was selected goes, in order.
+func (w *row[E]) columns() []any {
+	w.begin()
+	for i, part := range w.reader.Shared {
+		if part == eventtable.Parts {
+			w.dest = append(w.dest, w.target(i))
+		}
+	}
+	return w.dest
 }
 
 // begin forgets the row before, and makes dest what the identity goes to.

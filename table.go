@@ -737,6 +737,9 @@ func (t *Table[E]) checkColumns(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := t.fits(ctx, reader); err != nil {
+		return err
+	}
 	whole, err := t.page(ctx, reader, eventtable.Range{Limit: 1, Literals: true}, 1, 0)
 	if err != nil {
 		return err
@@ -788,6 +791,20 @@ func sideBySide(calls ...func() error) error {
 	all.Wait()
 	if i := slices.IndexFunc(errs, func(err error) bool { return err != nil }); i >= 0 {
 		return errs[i]
+	}
+	return nil
+}
+
+// fits makes sure that the columns are of types that can be scanned into the fields, where
+// the driver can tell: a table without events says nothing of that otherwise.
+func (t *Table[E]) fits(ctx context.Context, r *eventtable.Reader) error {
+	row := newRow(t, r)
+	row.in, row.fields = new(Record[E]), t.fields
+	switch problem, err := r.Fits(ctx, t.db, row.columns()); {
+	case err != nil:
+		return fmt.Errorf("read events from %s: %w", t.sql.Name, err)
+	case problem != "":
+		return tableError("Fields", fmt.Sprintf("does not fit %s: %s", t.sql.Name, problem))
 	}
 	return nil
 }

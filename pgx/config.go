@@ -22,5 +22,8 @@ func Config(pool *pgxpool.Pool, set orchestrator.ReplicaSetName) (orchestrator.C
 
 // ConfigFor is Config with another event store, such as NewTable or NewStructTable return.
 func ConfigFor[E any](pool *pgxpool.Pool, set orchestrator.ReplicaSetName, events orchestrator.EventStore[E]) orchestrator.Config[E] {
+	if pool == nil {
+		return orchestrator.Config[E]{EventStore: events, ReplicaSet: set} // New says that there is no DB
+	}
 	return orchestrator.Config[E]{DB: DB(pool), EventStore: events, ReplicaSet: set, Notifier: NewNotifier(pool)}
 }

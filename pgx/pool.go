@@ -28,6 +28,9 @@ import (
 //
 // An orchestrator.Table over it reads natively, as one of NewTable does.
 func DB(pool *pgxpool.Pool) *sql.DB {
+	if pool == nil {
+		return nil
+	}
 	databases.Lock()
 	defer databases.Unlock()
 	key := weak.Make(pool)

@@ -2,19 +2,20 @@ package orchestratorpgx
 
 import (
 	"context"
-	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/getpup/pupsourcing-orchestrator/internal/dbconn"
 	"github.com/getpup/pupsourcing-orchestrator/internal/eventtable"
 )
 
 // Events implements eventtable.Source: it runs a query that reads events, on a connection
 // of the pool. One that was dead before is replaced without a word, as database/sql does.
-func (d *poolDriver) Events(ctx context.Context, query string, args []any) (eventtable.Rows, error) {
+func (d *poolDriver) Events(ctx context.Context, query string, args []any) (dbconn.Scanner, error) {
 	args = append([]any{formats}, args...)
 	for tries := int32(0); ; tries++ {
 		conn, err := d.acquire(ctx)
@@ -32,12 +33,34 @@ func (d *poolDriver) Events(ctx context.Context, query string, args []any) (even
 	}
 }
 
+// Fits implements eventtable.Source.
+func (d *poolDriver) Fits(ctx context.Context, query string, dest []any) (problem string, err error) {
+	conn, err := d.acquire(ctx)
+	if err != nil {
+		return "", err
+	}
+	defer conn.Release()
+	described, err := conn.Conn().Prepare(ctx, "", query)
+	if err != nil {
+		return "", err
+	}
+	var problems []string
+	for i, f := range described.Fields[:min(len(dest), len(described.Fields))] {
+		f.Format = formats[f.DataTypeOID]
+		if c := newColumn(conn.Conn().TypeMap(), f); !c.fits(dest[i]) {
+			problems = append(problems, fmt.Sprintf("column %s is of type %s, which %T can't take", eventtable.Quote(c.Name), c.typeName(), dest[i]))
+		}
+	}
+	return strings.Join(problems, "; "), nil
+}
+
 // A nativeRows is the rows of a query that reads events, one after the other.
 type nativeRows struct {
 	conn    *pgxpool.Conn
 	rows    pgx.Rows
 	columns []column
 	plain   plainScan
+	room    room
 	ahead   bool // the first row was read with the columns, and not asked for yet
 	more    bool // there was one
 }
@@ -57,7 +80,7 @@ func begin(ctx context.Context, conn *pgxpool.Conn, query string, args []any) (*
 	fields, types := rows.FieldDescriptions(), conn.Conn().TypeMap()
 	r.columns = make([]column, len(fields))
 	for i, f := range fields {
-		r.columns[i] = column{FieldDescription: f, types: types, class: classOf(types, f)}
+		r.columns[i] = newColumn(types, f)
 	}
 	return r, nil
 }
@@ -77,24 +100,13 @@ func (r *nativeRows) Scan(dest ...any) error {
 	if len(values) != len(dest) {
 		return fmt.Errorf("%d columns were selected, for %d destinations", len(values), len(dest))
 	}
+	r.room.row(r.columns, values)
 	for i := range dest {
-		if err := r.columns[i].scan(values[i], dest[i], &r.plain); err != nil {
+		if err := r.columns[i].scan(values[i], dest[i], &r.plain, &r.room); err != nil {
 			return fmt.Errorf("column %s: %w", eventtable.Quote(r.columns[i].Name), err)
 		}
 	}
 	return nil
-}
-
-// Fits implements eventtable.Rows.
-func (r *nativeRows) Fits(dest []any) error {
-	if len(r.columns) != len(dest) {
-		return fmt.Errorf("%d columns were selected, for %d destinations", len(r.columns), len(dest))
-	}
-	var errs []error
-	for i := range dest {
-		errs = append(errs, r.columns[i].fits(dest[i]))
-	}
-	return errors.Join(errs...)
 }
 
 // Err implements dbconn.Scanner.

@@ -14,6 +14,7 @@ import (
 	"reflect"
 	"strconv"
 	"time"
+	"unsafe"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -122,16 +123,21 @@ type column struct {
 	types *pgtype.Map
 	class class
 	last  string // the latest text that was read
+	texts bool   // it becomes texts
 
 	value func(src []byte) (driver.Value, error) // nil: not made yet
 	plan  pgtype.ScanPlan                        // for kind
 	kind  reflect.Type
 }
 
+func newColumn(m *pgtype.Map, f pgconn.FieldDescription) column {
+	return column{FieldDescription: f, types: m, class: classOf(m, f)}
+}
+
 // scan writes a value to its destination.
-func (c *column) scan(src []byte, dest any, plain *plainScan) error {
+func (c *column) scan(src []byte, dest any, plain *plainScan, room *room) error {
 	if src != nil {
-		if done := c.quick(src, dest); done {
+		if done := c.quick(src, dest, room); done {
 			return nil
 		}
 	} else if done := null(dest); done {
@@ -162,34 +168,34 @@ func (c *column) scan(src []byte, dest any, plain *plainScan) error {
 }
 
 // quick does so for what most events are made of, and reports whether it has.
-func (c *column) quick(src []byte, dest any) bool {
+func (c *column) quick(src []byte, dest any, room *room) bool {
 	switch d := dest.(type) {
 	case *string:
-		s, ok := c.string(src)
+		s, ok := c.string(src, room)
 		if ok {
 			*d = s
 		}
 		return ok
 	case *eventtable.Text:
-		s, ok := c.string(src)
+		s, ok := c.string(src, room)
 		if ok {
 			*d = eventtable.Text{String: s}
 		}
 		return ok
 	case *sql.NullString:
-		s, ok := c.string(src)
+		s, ok := c.string(src, room)
 		if ok {
 			*d = sql.NullString{String: s, Valid: true}
 		}
 		return ok
 	case *[]byte:
-		b, ok := c.bytes(src)
+		b, ok := c.bytes(src, room)
 		if ok {
 			*d = b
 		}
 		return ok
 	case *json.RawMessage:
-		b, ok := c.bytes(src)
+		b, ok := c.bytes(src, room)
 		if ok {
 			*d = b
 		}
@@ -288,7 +294,7 @@ func null(dest any) bool {
 
 // string returns a value as a text. Many columns have the same text in row after row; it
 // is kept once.
-func (c *column) string(src []byte) (string, bool) {
+func (c *column) string(src []byte, room *room) (string, bool) {
 	switch c.class {
 	case text:
 	case jsonb:
@@ -302,22 +308,25 @@ func (c *column) string(src []byte) (string, bool) {
 		if len(src) != 16 {
 			return "", false
 		}
-		var b [36]byte
-		writeUUID(&b, src)
-		return string(b[:]), true
+		c.texts = true
+		to := room.text(36)
+		writeUUID(to, src)
+		return unsafe.String(unsafe.SliceData(to), 36), true
 	case int2, int4, int8:
 		n, ok := c.int(src)
 		return strconv.FormatInt(n, 10), ok
 	default:
 		return "", false
 	}
-	if string(src) != c.last {
-		c.last = string(src)
+	if c.texts = true; string(src) != c.last {
+		to := room.text(len(src))
+		copy(to, src)
+		c.last = unsafe.String(unsafe.SliceData(to), len(to)) // nobody writes there any more
 	}
 	return c.last, true
 }
 
-func writeUUID(to *[36]byte, src []byte) {
+func writeUUID(to, src []byte) {
 	hex.Encode(to[0:8], src[0:4])
 	hex.Encode(to[9:13], src[4:6])
 	hex.Encode(to[14:18], src[6:8])
@@ -326,7 +335,7 @@ func writeUUID(to *[36]byte, src []byte) {
 	to[8], to[13], to[18], to[23] = '-', '-', '-', '-'
 }
 
-func (c *column) bytes(src []byte) ([]byte, bool) {
+func (c *column) bytes(src []byte, room *room) ([]byte, bool) {
 	switch c.class {
 	case text, raw:
 	case jsonb:
@@ -338,13 +347,15 @@ func (c *column) bytes(src []byte) ([]byte, bool) {
 		if len(src) != 16 {
 			return nil, false
 		}
-		var b [36]byte
-		writeUUID(&b, src)
-		return b[:], true
+		to := room.bytes(36)
+		writeUUID(to, src)
+		return to, true
 	default:
 		return nil, false
 	}
-	return append(make([]byte, 0, len(src)), src...), true
+	to := room.bytes(len(src))
+	copy(to, src)
+	return to, true
 }
 
 func (c *column) int(src []byte) (int64, bool) {
@@ -376,6 +387,64 @@ func (c *column) time(src []byte) (t time.Time, ok bool) {
 		t = t.UTC()
 	}
 	return t, true
+}
+
+// A room is where the texts and the bytes of events are. An allocation for each would
+// cost more than all else that is done with them.
+type room struct {
+	texts []byte // left of what the texts of the row share: who keeps one keeps them all
+	chunk []byte // left of what the bytes of many rows share: handlers get copies of them
+}
+
+const (
+	// chunkBytes is how much is allocated at once for bytes.
+	chunkBytes = 64 << 10
+	// chunkLargest is the largest value that shares a chunk with others.
+	chunkLargest = chunkBytes / 4
+)
+
+// row begins another row: it makes room for its texts, of those that are not what they were
+// in the row before.
+func (r *room) row(columns []column, values [][]byte) {
+	n := 0
+	for i := range columns {
+		switch c := &columns[i]; {
+		case !c.texts:
+		case c.class == uuid:
+			n += 36
+		case string(values[i]) != c.last:
+			n += len(values[i])
+		}
+	}
+	r.texts = nil
+	if n > 0 {
+		r.texts = make([]byte, n)
+	}
+}
+
+// text returns room for a text of the row.
+func (r *room) text(n int) []byte {
+	if len(r.texts) < n {
+		return make([]byte, n)
+	}
+	to := r.texts[:n:n]
+	r.texts = r.texts[n:]
+	return to
+}
+
+// bytes returns room for bytes, which are nobody else's.
+func (r *room) bytes(n int) []byte {
+	switch {
+	case n == 0:
+		return []byte{}
+	case n > chunkLargest:
+		return make([]byte, n)
+	case len(r.chunk) < n:
+		r.chunk = make([]byte, chunkBytes)
+	}
+	to := r.chunk[:n:n]
+	r.chunk = r.chunk[n:]
+	return to
 }
 
 // driverValue returns what pgx's database/sql driver makes of a value.
@@ -451,27 +520,28 @@ func databaseSQL(kind reflect.Type) bool {
 	}
 }
 
-// fits returns why no value of the column can be scanned into a destination.
-func (c *column) fits(dest any) error {
+// fits reports whether some value of the column can be scanned into a destination.
+func (c *column) fits(dest any) bool {
 	kind := reflect.TypeOf(dest)
 	if _, ok := dest.(sql.Scanner); ok || kind == nil || kind.Kind() != reflect.Pointer {
-		return nil
+		return true // it says what is wrong, if anything is
+	}
+	if !databaseSQL(kind) {
+		return !fails(c.types.PlanScan(c.DataTypeOID, c.Format, dest))
 	}
 	target := kind.Elem()
 	for target.Kind() == reflect.Pointer {
 		target = target.Elem()
 	}
-	switch {
-	case databaseSQL(kind) && c.couldBe(target):
-		return nil
-	case !databaseSQL(kind) && !fails(c.types.PlanScan(c.DataTypeOID, c.Format, dest)):
-		return nil
-	}
-	name := fmt.Sprintf("type %d", c.DataTypeOID)
+	return c.couldBe(target)
+}
+
+// typeName returns the name of the column's type.
+func (c *column) typeName() string {
 	if t, ok := c.types.TypeForOID(c.DataTypeOID); ok {
-		name = t.Name
+		return t.Name
 	}
-	return fmt.Errorf("column %s is of type %s, which does not fit %s", eventtable.Quote(c.Name), name, target)
+	return fmt.Sprintf("oid %d", c.DataTypeOID)
 }
 
 // couldBe reports whether some value of the column is one for database/sql's destination.

@@ -225,10 +225,28 @@ func (c *Conn) Close() error {
 	}
 	c.leave()
 	if !whole {
-		_ = c.Raw(func(any) error { return driver.ErrBadConn })
+		_ = c.Raw(func(conn any) error {
+			closePgx(conn)
+			return driver.ErrBadConn
+		})
 		silent.add(c.hold.db, -1)
 	}
 	return c.Conn.Close()
+}
+
+// closePgx has pgx know that its connection is closed, which it does not by itself where no
+// call was under way. From a pool of pgx's (stdlib.OpenDBFromPool) the connection would
+// be handed out to the next who asks.
+func closePgx(conn any) {
+	c := reached(conn, "Conn")
+	if !c.IsValid() {
+		return
+	}
+	if c, ok := c.Interface().(interface{ Close(context.Context) error }); ok {
+		ctx, cancel := context.WithTimeout(context.Background(), grace)
+		defer cancel()
+		_ = c.Close(ctx)
+	}
 }
 
 // Cut closes the connection below it. Whatever is under way on it fails.

@@ -329,12 +329,6 @@ func (r *Reader) Page(g Range) (query string, args []any) {
 	return r.table.bind(g.Literals, pageSQL[scopeOf(g.Types)][scopeOf(g.Contexts)][here], values)
 }
 
-// Rows runs that statement.
-func (r *Reader) Rows(ctx context.Context, db *sql.DB, g Range) (Rows, error) {
-	text, args := r.Page(g)
-	return query(ctx, db, text, args)
-}
-
 func (r *Reader) selected(only []Part) string {
 	parts, columns := r.Selected, r.columns
 	if only != nil {

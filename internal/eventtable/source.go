@@ -17,33 +17,31 @@ import (
 type Source interface {
 	driver.Driver
 	// Events runs a query that reads events.
-	Events(ctx context.Context, query string, args []any) (Rows, error)
+	Events(ctx context.Context, query string, args []any) (dbconn.Scanner, error)
+	// Fits says why no row of such a query can be scanned into the destinations, whatever
+	// is in it. "": some can.
+	Fits(ctx context.Context, query string, dest []any) (problem string, err error)
 }
 
-// Rows are those of a query that reads events.
-type Rows interface {
-	dbconn.Scanner
-	// Fits returns why no row can be scanned into the destinations, whatever is in it.
-	Fits(dest []any) error
-}
-
-// query runs a query that reads events.
-func query(ctx context.Context, db *sql.DB, query string, args []any) (Rows, error) {
+// Rows runs the statement of Page.
+func (r *Reader) Rows(ctx context.Context, db *sql.DB, g Range) (dbconn.Scanner, error) {
+	query, args := r.Page(g)
 	if s, ok := db.Driver().(Source); ok {
 		return s.Events(ctx, query, args)
 	}
-	rows, err := dbconn.Query(ctx, db, query, args...)
-	if err != nil {
-		return nil, err
-	}
-	return plainRows{rows}, nil
+	return dbconn.QueryOn(ctx, db, query, args...)
 }
 
-// plainRows are those of database/sql, which does not tell what it can scan until it has
-// a value.
-type plainRows struct{ *dbconn.Rows }
-
-func (plainRows) Fits([]any) error { return nil }
+// Fits says why no event can be scanned into the destinations, where the driver can tell
+// without one.
+func (r *Reader) Fits(ctx context.Context, db *sql.DB, dest []any) (problem string, err error) {
+	s, ok := db.Driver().(Source)
+	if !ok {
+		return "", nil
+	}
+	query, _ := r.Page(Range{Limit: 1, Literals: true})
+	return s.Fits(ctx, query, dest)
+}
 
 // A Text takes one part of an event's identity.
 type Text struct {

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
+	"github.com/getpup/pupsourcing-orchestrator/internal/dbconn"
 	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
@@ -72,9 +73,9 @@ func Handlers(t *testing.T, open Open) {
 				before := stands()
 				tx := handlerTx(t, s)
 				for _, q := range strings.Split(insert+"|"+statements, "|") {
-					execTx(t, tx, q)
+					execTx(t, tx.Tx, q)
 				}
-				err := m.move(tx, before, before.Advance(before.Position+1))
+				err := m.move(tx.Tx, before, before.Advance(before.Position+1))
 				if !errors.Is(err, store.ErrTransactionEnded) || !store.FactsOf(err).Ended {
 					t.Errorf("%s: %v, want ErrTransactionEnded", m.name, err)
 				}
@@ -110,10 +111,10 @@ func Handlers(t *testing.T, open Open) {
 				before := stands()
 				tx := handlerTx(t, s)
 				for _, q := range strings.Split(strings.ReplaceAll(statements, "{tenant}", tenantOf(base)), "|") {
-					execTx(t, tx, q)
+					execTx(t, tx.Tx, q)
 				}
 				to := before.Advance(before.Position + 1)
-				if err := m.move(tx, before, to); err != nil {
+				if err := m.move(tx.Tx, before, to); err != nil {
 					t.Fatalf("%s: %v", m.name, err)
 				}
 				if err := tx.Commit(); err != nil {
@@ -146,8 +147,8 @@ func Handlers(t *testing.T, open Open) {
 		t.Run(c.name, func(t *testing.T) {
 			before := stands()
 			tx := handlerTx(t, s)
-			c.do(t, tx)
-			err := s.Commit(t.Context(), tx, l, before, before.Advance(before.Position+1))
+			c.do(t, tx.Tx)
+			err := s.Commit(t.Context(), tx.Tx, l, before, before.Advance(before.Position+1))
 			if f := protocol.Classify(store.FactsOf(err), protocol.Transactional, protocol.LaneWrite, false); f != protocol.Fault {
 				t.Errorf("%v is %d, want the handler's failure", err, f)
 			}
@@ -167,12 +168,12 @@ func tenantOf(base string) string {
 	return fmt.Sprintf("tenant_%x", h.Sum64())
 }
 
-func handlerTx(t *testing.T, s *store.Store) *sql.Tx {
+func handlerTx(t *testing.T, s *store.Store) *dbconn.Tx {
 	t.Helper()
 	tx, err := s.BeginHandler(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { tx.Rollback() })
-	return tx.Tx
+	return tx
 }

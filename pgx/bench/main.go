@@ -80,7 +80,7 @@ func measure(ctx context.Context, o options, out io.Writer) (err error) {
 	running := slices.DeleteFunc(contenders(), func(c contender) bool {
 		return o.only != "" && c.name != o.only && c.name != floor && c.name != rawValues
 	})
-	rates := make([][]float64, len(running))
+	rates, cpu := make([][]float64, len(running)), make([][]float64, len(running))
 	for turn := range repetitions + 1 { // the first warms the server's cache
 		for i, c := range running {
 			runtime.GC()
@@ -88,17 +88,19 @@ func measure(ctx context.Context, o options, out io.Writer) (err error) {
 			if err != nil {
 				return err
 			}
+			before := cpuTime()
 			rate, err := c.run(ctx, s)
+			took := cpuTime() - before
 			stop()
 			if err != nil {
 				return fmt.Errorf("%s: %w", c.name, err)
 			}
 			if turn > 0 {
-				rates[i] = append(rates[i], rate)
+				rates[i], cpu[i] = append(rates[i], rate), append(cpu[i], took.Seconds()*1e6/float64(events))
 			}
 		}
 	}
-	return report(out, running, rates)
+	return report(out, running, rates, cpu)
 }
 
 // profile profiles the latest turn of a row, if that is asked for.
@@ -116,13 +118,14 @@ func profile(o options, c contender, turn int) (stop func(), err error) {
 	return func() { pprof.StopCPUProfile(); _ = f.Close() }, nil
 }
 
-// report prints the medians, and their ratios to those of the same turn.
-func report(out io.Writer, running []contender, rates [][]float64) error {
+// report prints the medians, and their ratios to those of the same turn. What the client
+// takes of the CPU says how much of a rate is the machine's doing.
+func report(out io.Writer, running []contender, rates, cpu [][]float64) error {
 	of := func(name string) []float64 {
 		return rates[slices.IndexFunc(running, func(c contender) bool { return c.name == name })]
 	}
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "row\tevents/s\tof lib/pq\tof raw values\tgoal\tmet")
+	fmt.Fprintln(w, "row\tevents/s\tof lib/pq\tof raw values\tCPU µs/event\tgoal\tmet")
 	for i, c := range running {
 		toFloor, toRaw := ratio(rates[i], of(floor)), ratio(rates[i], of(rawValues))
 		var goal, met string
@@ -130,7 +133,7 @@ func report(out io.Writer, running []contender, rates [][]float64) error {
 			goal = fmt.Sprintf("≥ %.1f, ≥ %.1f", c.goalFloor, c.goalRaw)
 			met = map[bool]string{true: "yes", false: "no"}[toFloor >= c.goalFloor && toRaw >= c.goalRaw]
 		}
-		fmt.Fprintln(w, strings.Join([]string{c.name, fmt.Sprintf("%.0f", median(rates[i])), fmt.Sprintf("%.2f", toFloor), fmt.Sprintf("%.2f", toRaw), goal, met}, "\t"))
+		fmt.Fprintln(w, strings.Join([]string{c.name, fmt.Sprintf("%.0f", median(rates[i])), fmt.Sprintf("%.2f", toFloor), fmt.Sprintf("%.2f", toRaw), fmt.Sprintf("%.2f", median(cpu[i])), goal, met}, "\t"))
 	}
 	return w.Flush()
 }

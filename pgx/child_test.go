@@ -1,0 +1,5 @@
+package orchestratorpgx_test
+
+const childEnv = "ORCHESTRATORPGX_TEST_CHILD"
+
+func childMain(string) int { return 1 }

@@ -112,69 +112,82 @@ func behindPooler(ctx context.Context, pool *pgxpool.Pool, listens bool) (refuse
 	}
 	defer second.Release()
 	const pooler = "is a pool that leads to a pooler which hands out its connections by transaction (see docs/production.md): "
-	for range sharingTries {
-		switch shared, forgets, err := sharing(ctx, first.Conn(), second.Conn()); {
-		case err != nil:
-			return "", err
-		case forgets:
-			return pooler + "what is prepared there is lost; set default_query_exec_mode=exec in the connection string", nil
-		case shared && listens:
-			return pooler + "nobody hears notifications there; set Config.Notifier to nil, or to one of NewNotifier for a pool that leads to the server itself", nil
-		case shared:
-			return "", nil
-		}
+	switch shared, forgets, err := sharing(ctx, first.Conn(), second.Conn()); {
+	case err != nil:
+		return "", err
+	case forgets:
+		return pooler + "what is prepared there is lost; set default_query_exec_mode=exec in the connection string", nil
+	case shared && listens:
+		return pooler + "nobody hears notifications there; set Config.Notifier to nil, or to one of NewNotifier for a pool that leads to the server itself", nil
 	}
 	return "", nil
 }
 
-// sharingTries is how often two sessions are tried. A pooler may give one the same backend
-// by accident.
-const sharingTries = 3
-
-// sharing reports whether two sessions share their backends with others, and whether
-// what one prepares is lost by that. While the first is idle the second has a transaction:
-// either that is on the backend of the first, or the first gets it back, or another.
+// sharing reports whether two sessions share their backends with others, and whether what
+// one prepares is lost by that.
 func sharing(ctx context.Context, first, second *pgx.Conn) (shared, forgets bool, err error) {
-	mode := first.Config().DefaultQueryExecMode
-	prepared := "orchestrator_" + strings.ToLower(rand.Text())
-	if mode == pgx.QueryExecModeCacheStatement {
-		if _, err := first.PgConn().Prepare(ctx, prepared, `SELECT 1`, nil); err != nil {
+	// Idle backends are handed out in turn, or the latest first. So the second session,
+	// which asks more often, gets another one than before, or that of the first.
+	of := [2]uint32{}
+	for _, who := range []int{0, 1, 1, 0, 1, 1, 1, 0, 1} {
+		pid, err := backend(ctx, []*pgx.Conn{first, second}[who])
+		if err != nil {
 			return false, false, err
 		}
-		defer func() { _ = first.PgConn().Deallocate(ctx, prepared) }() // an error says that it is not there
+		shared = shared || of[who] != 0 && of[who] != pid || of[1-who] == pid
+		of[who] = pid
 	}
-	before, err := backend(ctx, first)
-	if err != nil {
-		return false, false, err
+	if !shared {
+		return false, false, nil
 	}
-	if err := second.PgConn().Exec(ctx, `BEGIN`).Close(); err != nil {
-		return false, false, err
+	switch first.Config().DefaultQueryExecMode {
+	case pgx.QueryExecModeDescribeExec: // by a statement without a name, of which no pooler keeps track
+		return true, true, nil
+	case pgx.QueryExecModeCacheStatement:
+		forgets, err = forgetting(ctx, first, second)
 	}
-	defer func() { _ = second.PgConn().Exec(ctx, `ROLLBACK`).Close() }() // one that fails ends with its connection
-	other, err := backend(ctx, second)
-	if err != nil {
-		return false, false, err
-	}
-	after, err := backend(ctx, first)
-	if err != nil {
-		return false, false, err
-	}
-	shared = before != after || before == other
-	switch {
-	case !shared:
-	case mode == pgx.QueryExecModeDescribeExec:
-		forgets = true
-	case mode == pgx.QueryExecModeCacheStatement:
-		var answer *pgconn.PgError
-		err := first.PgConn().ExecPrepared(ctx, prepared, nil, nil, nil).Read().Err
-		forgets = errors.As(err, &answer) && answer.Code == "26000"
-	}
-	return shared, forgets, nil
+	return true, forgets, err
 }
+
+// forgetting reports whether what the first session prepares is not there when it gets
+// another backend. Some poolers see to it that it is.
+func forgetting(ctx context.Context, first, second *pgx.Conn) (forgets bool, err error) {
+	name := "orchestrator_" + strings.ToLower(rand.Text())
+	if _, err := first.PgConn().Prepare(ctx, name, askBackend, nil); err != nil {
+		return false, err
+	}
+	defer func() { _ = first.PgConn().Deallocate(ctx, name) }() // an error says that it is not there
+	for range forgettingTries {
+		// The backend that the first session has had is taken now, or another was handed out
+		// in between.
+		for _, statement := range []string{askBackend, `BEGIN`} {
+			if err := second.PgConn().Exec(ctx, statement).Close(); err != nil {
+				return false, err
+			}
+		}
+		err := first.PgConn().ExecPrepared(ctx, name, nil, nil, nil).Read().Err
+		if end := second.PgConn().Exec(ctx, `ROLLBACK`).Close(); end != nil {
+			return false, end
+		}
+		var answer *pgconn.PgError
+		switch {
+		case errors.As(err, &answer) && answer.Code == "26000":
+			return true, nil
+		case err != nil:
+			return false, err
+		}
+	}
+	return false, nil
+}
+
+const (
+	askBackend      = `SELECT pg_catalog.pg_backend_pid()`
+	forgettingTries = 5
+)
 
 // backend returns the process id of the backend that a session has at the moment.
 func backend(ctx context.Context, conn *pgx.Conn) (pid uint32, err error) {
-	results, err := conn.PgConn().Exec(ctx, `SELECT pg_catalog.pg_backend_pid()`).ReadAll()
+	results, err := conn.PgConn().Exec(ctx, askBackend).ReadAll()
 	if err != nil {
 		return 0, err
 	}

@@ -11,7 +11,6 @@ import (
 	orchestratorpgx "github.com/getpup/pupsourcing-orchestrator/pgx"
 )
 
-
 const fill = `
 INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload, correlation_id, metadata)
 SELECT 'bench', 'thing', 'a' || i % 1000, i / 1000 + 1,

@@ -13,8 +13,8 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	if behaviour := os.Getenv(childEnv); behaviour != "" {
-		os.Exit(childMain(behaviour))
+	if os.Getenv(childEnv) != "" {
+		os.Exit(childMain())
 	}
 	os.Exit(testworld.Main(m))
 }

@@ -4,7 +4,7 @@ GO ?= go
 
 # Folders below the root with their own go.mod, which ./... does not reach.
 # pkg/orchestrator is not among them: see test-adapter. Nor is tools, which has no code.
-MODULES ?= prometheus internal/integration bench/watermill
+MODULES ?= prometheus pgx internal/integration bench/watermill
 
 # The tests that need PostgreSQL or start processes; narrow with either one.
 INTEGRATION_PACKAGES ?= . ./ops ./importer ./orchestratortest ./internal/store ./internal/layouttest ./internal/embedpg/... ./examples/... ./bench
@@ -160,7 +160,9 @@ demo: ## run the quickstart example
 	$(GO) run ./examples/quickstart
 
 # Flags: make bench BENCHFLAGS='-quick -charts /tmp/charts'. What is beside other
-# libraries is a module of its own, which knows only these two.
+# libraries is a module of its own, which knows only these two, and what is beside pgx is
+# in its module, which knows -quick.
 bench: ## what the library costs, beside a bare loop and others: BENCHFLAGS=-quick
 	$(GO) run ./bench $(BENCHFLAGS)
 	cd bench/watermill && $(GO) run . $(filter -quick -json,$(BENCHFLAGS))
+	cd pgx && $(GO) run ./bench $(filter -quick,$(BENCHFLAGS))

@@ -12,7 +12,9 @@ import (
 	"io"
 	"math"
 	"reflect"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 	"unsafe"
 
@@ -347,15 +349,13 @@ func (c *column) bytes(src []byte, room *room) ([]byte, bool) {
 		if len(src) != 16 {
 			return nil, false
 		}
-		to := room.bytes(36)
-		writeUUID(to, src)
-		return to, true
+		var b [36]byte
+		writeUUID(b[:], src)
+		src = b[:]
 	default:
 		return nil, false
 	}
-	to := room.bytes(len(src))
-	copy(to, src)
-	return to, true
+	return room.bytes(src), true
 }
 
 func (c *column) int(src []byte) (int64, bool) {
@@ -393,7 +393,9 @@ func (c *column) time(src []byte) (t time.Time, ok bool) {
 // cost more than all else that is done with them.
 type room struct {
 	texts []byte // left of what the texts of the row share: who keeps one keeps them all
-	chunk []byte // left of what the bytes of many rows share: handlers get copies of them
+	// chunk is what the bytes of many rows share: handlers get copies of them. It is a
+	// Builder since that alone grows by memory that is not cleared first.
+	chunk *strings.Builder
 }
 
 const (
@@ -432,19 +434,20 @@ func (r *room) text(n int) []byte {
 	return to
 }
 
-// bytes returns room for bytes, which are nobody else's.
-func (r *room) bytes(n int) []byte {
-	switch {
+// bytes returns a copy of bytes, which is nobody else's.
+func (r *room) bytes(src []byte) []byte {
+	switch n := len(src); {
 	case n == 0:
 		return []byte{}
 	case n > chunkLargest:
-		return make([]byte, n)
-	case len(r.chunk) < n:
-		r.chunk = make([]byte, chunkBytes)
+		return slices.Clip(slices.Clone(src))
+	case r.chunk == nil || r.chunk.Cap()-r.chunk.Len() < n:
+		r.chunk = new(strings.Builder)
+		r.chunk.Grow(chunkBytes)
 	}
-	to := r.chunk[:n:n]
-	r.chunk = r.chunk[n:]
-	return to
+	from := r.chunk.Len()
+	_, _ = r.chunk.Write(src)
+	return unsafe.Slice(unsafe.StringData(r.chunk.String()[from:]), len(src)) // of which there is no other string
 }
 
 // driverValue returns what pgx's database/sql driver makes of a value.

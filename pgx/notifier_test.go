@@ -30,10 +30,15 @@ func TestNotifier(t *testing.T) {
 	}
 	const channel = `Odd "name"`
 	ctx, cancel := context.WithCancel(t.Context())
-	up, heard, ended := make(chan struct{}), make(chan string, 100), make(chan error, 1)
+	up, heard, ended, goOn := make(chan struct{}), make(chan string, 100), make(chan error, 1), make(chan struct{})
 	go func() {
 		ended <- orchestratorpgx.NewNotifier(pool).Listen(ctx, []string{"plain", channel},
-			func() { close(up) }, func(c, payload string) { heard <- c + ": " + payload })
+			func() { close(up) }, func(c, payload string) {
+				heard <- c + ": " + payload
+				if payload == "b" {
+					<-goOn
+				}
+			})
 	}()
 	<-up
 	notify := func(channel, payload string) {
@@ -54,7 +59,10 @@ func TestNotifier(t *testing.T) {
 			t.Fatalf("%q is not heard", want)
 		}
 	}
+	notify("plain", "which comes too late")
+	notify(channel, "as this does")
 	cancel()
+	close(goOn)
 	if err := <-ended; !errors.Is(err, context.Canceled) {
 		t.Errorf("Listen returned %v", err)
 	}

@@ -141,12 +141,12 @@ func TestPoolTooSmall(t *testing.T) {
 	w := newWorld(t)
 	w.Append(100)
 	for _, c := range []struct {
-		name     string
-		size     int32
-		change   func(*orchestrator.Config[event])
-		kinds    int
-		want     string // "": it runs
-		alongide bool   // another worker runs on the pool
+		name      string
+		size      int32
+		change    func(*orchestrator.Config[event])
+		kinds     int
+		want      string // "": it runs
+		alongside bool   // another worker runs on the pool
 	}{
 		{name: "one projection", size: 3, kinds: 1, want: "4 connections are needed"},
 		{name: "one projection fits", size: 4, kinds: 1},
@@ -156,8 +156,8 @@ func TestPoolTooSmall(t *testing.T) {
 		{name: "lease only", size: 3, kinds: 1, change: func(c *orchestrator.Config[event]) { c.LeaseOnly = true }},
 		{name: "no hints, lease only", size: 2, kinds: 1, change: func(c *orchestrator.Config[event]) { c.LeaseOnly, c.Notifier = true, nil }},
 		{name: "no hints, lease only, too small", size: 1, kinds: 1, change: func(c *orchestrator.Config[event]) { c.LeaseOnly, c.Notifier = true, nil }, want: "2 connections are needed"},
-		{name: "two workers", size: 6, kinds: 1, alongide: true, want: "7 connections are needed"},
-		{name: "two workers fit", size: 7, kinds: 1, alongide: true},
+		{name: "two workers", size: 6, kinds: 1, alongside: true, want: "7 connections are needed"},
+		{name: "two workers fit", size: 7, kinds: 1, alongside: true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			small := world{&testworld.World{T: t, DB: w.DB, URL: w.URL}, newPool(t, w.URL, c.size)}
@@ -169,7 +169,7 @@ func TestPoolTooSmall(t *testing.T) {
 			for i := range c.kinds {
 				projections = append(projections, copying(fmt.Sprintf("%s %d", c.name, i)))
 			}
-			if c.alongide {
+			if c.alongside {
 				other := small.config(orchestrator.ReplicaSetName(c.name + ", the other"))
 				testworld.Run(t, other, copying(c.name+", the other"))
 				small.Active(other.ReplicaSet, 1)
@@ -187,6 +187,9 @@ func TestPoolTooSmall(t *testing.T) {
 					t.Errorf("CatchUp returned %v", err)
 				}
 				w.CheckEffects(c.name + " 0")
+				if err := o.CatchUp(ctx, projections); err != nil { // the pool does not carry the one before any more
+					t.Errorf("CatchUp returned %v, once more", err)
+				}
 				return
 			}
 			if !errors.Is(err, orchestrator.ErrInvalidConfig) || !strings.HasPrefix(err.Error(), "orchestrator: ") ||

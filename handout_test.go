@@ -22,7 +22,7 @@ type ownEvent struct {
 // read: written into, appended to, of any size.
 func TestEventsAreHandedOutCopied(t *testing.T) {
 	t.Parallel()
-	for _, size := range []int{1, 100, chunkLargest, chunkLargest + 1, 3 * chunkBytes} {
+	for _, size := range []int{1, 100, chunkBytes / 4, chunkBytes/4 + 1, 3 * chunkBytes} {
 		body := bytes.Repeat([]byte("x"), size)
 		shared := ownEvent{Payload: body, Nested: nested{Body: bytes.Clone(body)}, Empty: []byte{}}
 		h := newHandout[ownEvent]()

@@ -7,13 +7,13 @@ import (
 	"log/slog"
 	"reflect"
 	"runtime/debug"
-	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
 	"unicode/utf8"
 	"unsafe"
 
+	"github.com/getpup/pupsourcing-orchestrator/internal/chunks"
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
 	"github.com/getpup/pupsourcing-orchestrator/internal/redact"
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
@@ -359,19 +359,15 @@ func (n namedLog) WithGroup(name string) slog.Handler {
 // when it is called again. What lies behind pointers, maps and other slices is shared.
 type handout[E any] struct {
 	offsets []uintptr // of the byte slices within E
-	chunk   []byte    // what is copied next goes behind what is in it
+	chunk   chunks.Chunk
 }
 
-const (
-	// chunkBytes is how much is allocated at once. A handler that keeps one payload
-	// keeps its chunk.
-	chunkBytes = 16 << 10
-	// chunkLargest is the largest slice that shares a chunk with others.
-	chunkLargest = chunkBytes / 4
-)
+// chunkBytes is how much is allocated at once. A handler that keeps one payload keeps its
+// chunk.
+const chunkBytes = 16 << 10
 
 func newHandout[E any]() handout[E] {
-	return handout[E]{offsets: byteSlices(reflect.TypeFor[E](), 0)}
+	return handout[E]{offsets: byteSlices(reflect.TypeFor[E](), 0), chunk: chunks.Chunk{Size: chunkBytes}}
 }
 
 // byteSlices returns where the byte slices of a value are: itself, or those in the
@@ -410,13 +406,8 @@ func (h *handout[E]) event(e E) E {
 }
 
 func (h *handout[E]) copied(b []byte) []byte {
-	switch {
-	case len(b) == 0 || len(b) > chunkLargest:
-		return slices.Clip(slices.Clone(b))
-	case cap(h.chunk)-len(h.chunk) < len(b):
-		h.chunk = make([]byte, 0, chunkBytes)
+	if b == nil {
+		return nil
 	}
-	from := len(h.chunk)
-	h.chunk = append(h.chunk, b...)
-	return slices.Clip(h.chunk[from:])
+	return h.chunk.Copy(b)
 }

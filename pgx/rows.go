@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/getpup/pupsourcing-orchestrator/internal/chunks"
 	"github.com/getpup/pupsourcing-orchestrator/internal/dbconn"
 	"github.com/getpup/pupsourcing-orchestrator/internal/eventtable"
 )
@@ -73,7 +74,7 @@ func begin(ctx context.Context, conn *pgxpool.Conn, query string, args []any) (*
 	if err != nil {
 		return nil, err
 	}
-	r := &nativeRows{conn: conn, rows: rows, ahead: true}
+	r := &nativeRows{conn: conn, rows: rows, ahead: true, room: room{bytes: chunks.Chunk{Size: chunkBytes}}}
 	if r.more = rows.Next(); !r.more && rows.Err() != nil {
 		return nil, rows.Err()
 	}

@@ -12,9 +12,7 @@ import (
 	"io"
 	"math"
 	"reflect"
-	"slices"
 	"strconv"
-	"strings"
 	"time"
 	"unsafe"
 
@@ -22,6 +20,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgtype"
 
+	"github.com/getpup/pupsourcing-orchestrator/internal/chunks"
 	"github.com/getpup/pupsourcing-orchestrator/internal/eventtable"
 )
 
@@ -355,7 +354,7 @@ func (c *column) bytes(src []byte, room *room) ([]byte, bool) {
 	default:
 		return nil, false
 	}
-	return room.bytes(src), true
+	return room.bytes.Copy(src), true
 }
 
 func (c *column) int(src []byte) (int64, bool) {
@@ -392,18 +391,12 @@ func (c *column) time(src []byte) (t time.Time, ok bool) {
 // A room is where the texts and the bytes of events are. An allocation for each would
 // cost more than all else that is done with them.
 type room struct {
-	texts []byte // left of what the texts of the row share: who keeps one keeps them all
-	// chunk is what the bytes of many rows share: handlers get copies of them. It is a
-	// Builder since that alone grows by memory that is not cleared first.
-	chunk *strings.Builder
+	texts []byte       // left of what the texts of the row share: who keeps one keeps them all
+	bytes chunks.Chunk // what the bytes of many rows share: handlers get copies of them
 }
 
-const (
-	// chunkBytes is how much is allocated at once for bytes.
-	chunkBytes = 64 << 10
-	// chunkLargest is the largest value that shares a chunk with others.
-	chunkLargest = chunkBytes / 4
-)
+// chunkBytes is how much is allocated at once for bytes.
+const chunkBytes = 64 << 10
 
 // row begins another row: it makes room for its texts, of those that are not what they were
 // in the row before.
@@ -432,22 +425,6 @@ func (r *room) text(n int) []byte {
 	to := r.texts[:n:n]
 	r.texts = r.texts[n:]
 	return to
-}
-
-// bytes returns a copy of bytes, which is nobody else's.
-func (r *room) bytes(src []byte) []byte {
-	switch n := len(src); {
-	case n == 0:
-		return []byte{}
-	case n > chunkLargest:
-		return slices.Clip(slices.Clone(src))
-	case r.chunk == nil || r.chunk.Cap()-r.chunk.Len() < n:
-		r.chunk = new(strings.Builder)
-		r.chunk.Grow(chunkBytes)
-	}
-	from := r.chunk.Len()
-	_, _ = r.chunk.Write(src)
-	return unsafe.Slice(unsafe.StringData(r.chunk.String()[from:]), len(src)) // of which there is no other string
 }
 
 // driverValue returns what pgx's database/sql driver makes of a value.

@@ -113,7 +113,10 @@ func (o *Orchestrator[E]) run(ctx context.Context, projections []Projection[E]) 
 // carried makes sure that the pool of DB can carry the worker, where its driver knows, and
 // has it do so until release is called.
 func (c Config[E]) carried(ctx context.Context, projections []Projection[E]) (release func(), err error) {
-	l := dbconn.Load{Keeps: !c.LeaseOnly, Notifier: c.Notifier}
+	l := dbconn.Load{Notifier: c.Notifier}
+	if !c.LeaseOnly {
+		l.Keeps = presencePool
+	}
 	for _, p := range projections {
 		switch p.(type) {
 		case BatchProjection[E], TransactionalProjection[E]:
@@ -128,6 +131,9 @@ func (c Config[E]) carried(ctx context.Context, projections []Projection[E]) (re
 		}
 		return err == nil, err
 	})
+	if err != nil && ctx.Err() != nil { // the database was away until then
+		err = ctx.Err()
+	}
 	return release, err
 }
 

@@ -59,11 +59,12 @@ func (d *poolDriver) take(l *dbconn.Load) (release func(), refused string) {
 
 // needed returns how many connections workers have at the same time, and what for.
 func needed(workers []*dbconn.Load, pool weak.Pointer[pgxpool.Pool]) (n int, why string) {
-	var kept, handlers, listens int
+	var kept, least, handlers, listens int
 	for _, l := range workers {
 		handlers += l.Handlers
-		if l.Keeps {
+		if l.Keeps > 0 {
 			kept++
+			least += l.Keeps
 		}
 		if listensOn(l.Notifier, pool) {
 			listens = 1 // all share it
@@ -82,6 +83,9 @@ func needed(workers []*dbconn.Load, pool weak.Pointer[pgxpool.Pool]) (n int, why
 		if n += p.n; p.n > 0 {
 			parts = append(parts, fmt.Sprintf("%d %s", p.n, p.what))
 		}
+	}
+	if n < least {
+		return least, fmt.Sprintf("for %d of which others see at once when they crash, unless LeaseOnly is set", kept)
 	}
 	return n, strings.Join(parts, ", ")
 }

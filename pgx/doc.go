@@ -29,7 +29,8 @@
 // A worker needs connections that it has all at the same time: one that it keeps, by which
 // others see that it is there (unless LeaseOnly is set); one to listen on, for all
 // workers of the pool; one for coordinating and reading, in turns; and one for each
-// transactional projection on each of its partitions. Run refuses a pool that has fewer
+// transactional projection on each of its partitions; and four for each worker at least,
+// unless LeaseOnly is set. Run refuses a pool that has fewer
 // (pgxpool.Config.MaxConns). What handlers take from the pool beside their transaction, and
 // the rest of the program, comes on top. End the workers before the pool is closed.
 //

@@ -25,7 +25,8 @@ func TestNotifier(t *testing.T) {
 	t.Parallel()
 	_, url := pgtest.Database(t)
 	pool, other := newPool(t, url, 1), newPool(t, url, 1)
-	if orchestratorpgx.NewNotifier(pool) != orchestratorpgx.NewNotifier(pool) || orchestratorpgx.NewNotifier(pool) == orchestratorpgx.NewNotifier(other) {
+	a, b, c := orchestratorpgx.NewNotifier(pool), orchestratorpgx.NewNotifier(pool), orchestratorpgx.NewNotifier(other)
+	if a != b || a == c {
 		t.Error("Notifiers of a pool are not equal, or those of two are")
 	}
 	const channel = `Odd "name"`

@@ -156,8 +156,8 @@ func TestPoolTooSmall(t *testing.T) {
 		{name: "lease only", size: 3, kinds: 1, change: func(c *orchestrator.Config[event]) { c.LeaseOnly = true }},
 		{name: "no hints, lease only", size: 2, kinds: 1, change: func(c *orchestrator.Config[event]) { c.LeaseOnly, c.Notifier = true, nil }},
 		{name: "no hints, lease only, too small", size: 1, kinds: 1, change: func(c *orchestrator.Config[event]) { c.LeaseOnly, c.Notifier = true, nil }, want: "2 connections are needed"},
-		{name: "two workers", size: 6, kinds: 1, alongside: true, want: "7 connections are needed"},
-		{name: "two workers fit", size: 7, kinds: 1, alongside: true},
+		{name: "two workers", size: 6, kinds: 1, alongside: true, want: "8 connections are needed"},
+		{name: "two workers fit", size: 8, kinds: 1, alongside: true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			small := world{&testworld.World{T: t, DB: w.DB, URL: w.URL}, newPool(t, w.URL, c.size)}
@@ -276,5 +276,28 @@ func TestNoOtherDriver(t *testing.T) {
 	}
 	if slices.ContainsFunc(deps, func(d string) bool { return strings.HasPrefix(d, "github.com/lib/pq") }) {
 		t.Error("lib/pq is among the dependencies")
+	}
+}
+
+// A worker whose database is away from the start waits for it, and a stop meanwhile is a
+// graceful one.
+func TestStopWhileTheDatabaseIsAway(t *testing.T) {
+	t.Parallel()
+	pool := newPool(t, "postgres://127.0.0.1:1/nowhere", 4)
+	cfg, err := orchestratorpgx.Config(pool, "set")
+	if err != nil {
+		t.Fatal(err)
+	}
+	o, err := orchestrator.New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- o.Run(ctx, []orchestrator.Projection[event]{copying("copying")}) }()
+	pgtest.Eventually(t, "it has tried", func() bool { return pool.Stat().NewConnsCount() > 2 })
+	cancel()
+	if err := <-ended; err != nil {
+		t.Errorf("Run returned %v", err)
 	}
 }

@@ -10,7 +10,10 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgtype"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/jackc/pgx/v5/stdlib"
 
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
@@ -89,13 +92,25 @@ func TestSameAsThroughDatabaseSQL(t *testing.T) {
 		}
 	}
 	exec(`CREATE TYPE mood AS ENUM ('happy', 'sad'); CREATE DOMAIN words AS text; CREATE DOMAIN count AS int`)
-	through, err := sql.Open("pgx", url)
-	if err != nil {
-		t.Fatal(err)
+	for i, c := range types {
+		exec(fmt.Sprintf(`CREATE TABLE t%d (global_position bigserial PRIMARY KEY, aggregate_id text NOT NULL DEFAULT 'a', v %s)`, i, c.sql))
+		for _, v := range append(c.values, "NULL") {
+			exec(fmt.Sprintf(`INSERT INTO t%d (v) VALUES (%s)`, i, v))
+		}
 	}
-	t.Cleanup(func() { through.Close() })
-	pool := newPool(t, url, 4)
+	// Without a round trip for their types, all results are texts.
+	for _, mode := range []pgx.QueryExecMode{pgx.QueryExecModeCacheStatement, pgx.QueryExecModeExec} {
+		t.Run(mode.String(), func(t *testing.T) {
+			t.Parallel()
+			pool := newPool(t, url, 4, func(c *pgxpool.Config) { c.ConnConfig.DefaultQueryExecMode = mode })
+			through := stdlib.OpenDB(*pool.Config().ConnConfig)
+			t.Cleanup(func() { through.Close() })
+			same(t, through, pool)
+		})
+	}
+}
 
+func same(t *testing.T, through *sql.DB, pool *pgxpool.Pool) {
 	fields := []func() any{
 		func() any { return new(string) }, func() any { return new([]byte) }, func() any { return new(any) },
 		func() any { return new(int64) }, func() any { return new(int) }, func() any { return new(int32) }, func() any { return new(int16) },
@@ -110,10 +125,6 @@ func TestSameAsThroughDatabaseSQL(t *testing.T) {
 	}
 	compared, read := 0, 0
 	for i, c := range types {
-		exec(fmt.Sprintf(`CREATE TABLE t%d (global_position bigserial PRIMARY KEY, aggregate_id text NOT NULL DEFAULT 'a', v %s)`, i, c.sql))
-		for _, v := range append(c.values, "NULL") {
-			exec(fmt.Sprintf(`INSERT INTO t%d (v) VALUES (%s)`, i, v))
-		}
 		for _, into := range fields {
 			cfg := orchestrator.TableConfig[any1]{
 				Table: fmt.Sprintf("t%d", i), Columns: []string{"global_position", "v"},

@@ -9,9 +9,9 @@ import (
 // A Load is what one worker needs of a pool: connections that it has all at the same time,
 // beside one that coordination and reading take turns on.
 type Load struct {
-	Keeps    bool // it keeps one, which shows that it is there
-	Handlers int  // transactions of handlers
-	Notifier any  // what it hears hints by; nil: nothing
+	Keeps    int // it keeps one, which shows that it is there, of a pool of so many; 0: none
+	Handlers int // transactions of handlers
+	Notifier any // what it hears hints by; nil: nothing
 }
 
 // A Carrier is the driver.Driver of a pool (sql.DB.Driver) that knows what it can carry.

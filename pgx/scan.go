@@ -396,7 +396,7 @@ type room struct {
 }
 
 // chunkBytes is how much is allocated at once for bytes.
-const chunkBytes = 64 << 10
+const chunkBytes = 16 << 10
 
 // row begins another row: it makes room for its texts, of those that are not what they were
 // in the row before.

@@ -23,6 +23,10 @@ import (
 // tx.Conn, is noticed before the checkpoint moves.) Rows and the results of a batch must
 // be closed, and tx is of no use, when the handler has returned.
 //
+// A panic in the source of CopyFrom is the handler's failure, like any other. pgx encodes
+// the values on a goroutine of its own: an encoder of a type of yours that panics there ends
+// the process.
+//
 // Config.DB must be the DB of a pool, or another of pgx's database/sql driver.
 func Transactional[E any](name string, handle func(ctx context.Context, tx pgx.Tx, event E) error, options ...orchestrator.ProjectionOption) orchestrator.Projection[E] {
 	if handle == nil {

@@ -15,7 +15,8 @@ type Load struct {
 }
 
 // A Carrier is the driver.Driver of a pool (sql.DB.Driver) that knows what it can carry.
-// No Driver but one of this repository's can be one.
+// No Driver but one of this repository's can be one, since its method names an internal
+// type.
 type Carrier interface {
 	driver.Driver
 	// Carry returns what keeps a worker from running on the pool. Until release is called

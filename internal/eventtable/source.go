@@ -13,7 +13,7 @@ import (
 // database/sql: as the driver itself reads rows, without a value in between for each
 // column. What is read, when, and what an event is made of stay the same; only the way of
 // the bytes does not. No Driver but one of this repository's can be a Source, since its
-// methods name this package.
+// methods name an internal type.
 type Source interface {
 	driver.Driver
 	// Events runs a query that reads events.

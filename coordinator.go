@@ -158,7 +158,7 @@ func workerName() string {
 		host = "worker"
 	}
 	host = strings.Map(func(r rune) rune {
-		if r <= ' ' || r > '~' {
+		if r <= ' ' || r >= '~' {
 			return '_'
 		}
 		return r

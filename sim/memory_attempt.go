@@ -103,6 +103,10 @@ func (a *attempt) carry(t *transaction, ended func(carried bool)) {
 			if !same(slices.Equal(versionsOf(members), a.workers)) {
 				return
 			}
+			if !a.decision.Activated && !a.request.Join {
+				a.save(members)
+				return
+			}
 			acquireAll(t, projections, true, func() {
 				if !same(slices.Equal(versionsOf(projections), a.projections)) {
 					return

@@ -2,7 +2,6 @@ package protocol
 
 import (
 	"fmt"
-	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -113,7 +112,7 @@ type Member struct {
 type Decision struct {
 	Expired   []WorkerID // removed: their leases were over
 	Opened    bool       // Group.Generation is new, Group.Reason says why
-	Activated bool       // the hand-over is due in this very transaction
+	Activated bool       // the hand-over is due, together with what else is saved
 	WaitsFor  []WorkerID // who still holds an older generation
 	Rewinds   []Rewind   // to be carried out in the hand-over
 	// StepAt is when Step has to run again though nothing happens in between:
@@ -123,8 +122,8 @@ type Decision struct {
 }
 
 // Step is the coordinator: it maps a group and the database's time to the
-// next group and says what it did. Any worker may run it, inside a
-// transaction that has locked the group; there is no leader. watch is what the
+// next group and says what it did. Any worker may run it, on a group that nobody changes
+// until the result is saved, or it is not saved; there is no leader. watch is what the
 // caller knows of the database's clock.
 //
 // One call goes as far as it can. In particular, a change of membership that
@@ -392,7 +391,7 @@ func (g *Group) activate() {
 // A Request is what a worker tells the group about itself.
 type Request struct {
 	Worker WorkerID
-	// Lease is the worker's StaleWorkerTimeout; each request renews it.
+	// Lease is the worker's StaleWorkerTimeout; each request that is no look renews it.
 	Lease time.Duration
 	// Join makes the worker a member if it isn't one, and removes its earlier
 	// incarnations. All of their handlers have returned.
@@ -442,9 +441,8 @@ func (g Group) Refuses(r Request) bool {
 	return r.Join && r.Stream != "" && g.Stream != "" && r.Stream != g.Stream
 }
 
-// Spares reports whether a request that yields, and has made after of the group, changes
-// nothing but its worker's lease: then nothing is written, and it was a look
-// (View.OnlySeen).
+// Spares reports whether all that a yielding request has changed, from g to after, is its
+// worker's lease: then nothing is written, and it was a look (View.OnlySeen).
 func (g Group) Spares(r Request, after Group) bool {
 	if !r.Yield {
 		return false
@@ -453,7 +451,18 @@ func (g Group) Spares(r Request, after Group) bool {
 	if i, j := g.index(r.Worker), after.index(r.Worker); i >= 0 && j >= 0 {
 		g.Members[i].Lease, g.Members[i].LeaseEnd = after.Members[j].Lease, after.Members[j].LeaseEnd
 	}
-	return reflect.DeepEqual(g, after)
+	return g.same(after)
+}
+
+// same reports whether two groups are the same.
+func (g Group) same(o Group) bool {
+	return g.Generation == o.Generation && g.Phase == o.Phase && g.Total == o.Total && g.Reason == o.Reason &&
+		g.MaxPartitions == o.MaxPartitions && g.JoinWindow == o.JoinWindow && g.Stream == o.Stream &&
+		slices.Equal(g.Paused, o.Paused) && slices.Equal(g.Rewinds, o.Rewinds) &&
+		slices.EqualFunc(g.Members, o.Members, func(m, n Member) bool {
+			return m.ID == n.ID && m.Joined.Equal(n.Joined) && m.Lease == n.Lease && m.LeaseEnd.Equal(n.LeaseEnd) && m.Wants == n.Wants &&
+				m.Drained == n.Drained && m.Holds == n.Holds && m.Presence == n.Presence && slices.Equal(m.Partitions, n.Partitions)
+		})
 }
 
 // Apply carries out what the request says of its own worker; Step then draws
@@ -551,8 +560,7 @@ type View struct {
 	// OnlySeen says that a request that yields has found nothing to do: it was a look, and
 	// has not renewed the lease.
 	OnlySeen bool
-	// Others are shown to a heartbeat that asks for them. Its own presence is among the
-	// Absent if it is published, and not there.
+	// Others are shown to a heartbeat that asks for them.
 	Others Others
 }
 

@@ -147,9 +147,10 @@ type Glimpse struct {
 	StepIn time.Duration
 }
 
-// Others are what can be seen of the other workers.
+// Others are what can be seen of a group's other workers.
 type Others struct {
-	// Absent are those whose presences are published, and are not there.
+	// Absent are the workers whose presences are published, and are not there; in the answer
+	// to a heartbeat, its own worker as well.
 	Absent []Absence
 	// Alone: there is no other worker.
 	Alone bool
@@ -424,8 +425,11 @@ func (p *presence) beat(now time.Time, own WorkerID, o Others) {
 	p.look(now, o)
 }
 
-// see takes in which presences are not there. What is no longer among them was
-// removed, or has come back under another number.
+// see takes in which presences are not there. One that was not there never is again; that it
+// is not among them now may mean that its worker was removed, or has come back under another
+// number, but also that somebody else has its lock at that moment, or that the answer is an
+// older one. So it is kept until a request was sent to remove the worker: that asks whether
+// it still has that presence.
 func (p *presence) see(now time.Time, absent []Absence) {
 	settled := now.Sub(p.since) >= presenceSettled
 	p.watching = len(absent) > 0 && (!settled || p.watching)
@@ -439,6 +443,12 @@ func (p *presence) see(now time.Time, absent []Absence) {
 			seen = append(seen, sighting{Absence: a, at: now})
 		} else {
 			seen = append(seen, p.absent[i])
+		}
+	}
+	for _, s := range p.absent {
+		known := slices.ContainsFunc(seen, func(o sighting) bool { return o.Absence == s.Absence })
+		if settled && !s.sent && !known {
+			seen = append(seen, s)
 		}
 	}
 	p.absent = seen

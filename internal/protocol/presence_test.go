@@ -330,6 +330,28 @@ func TestPresenceBecomesKnown(t *testing.T) {
 	}
 }
 
+// A worker that was missed once is asked to be removed, though a later look does not show
+// it: another look may have its lock at that moment.
+func TestSightingIsKept(t *testing.T) {
+	p := presence{attached: 1}
+	now := testStart.Add(time.Minute)
+	p.since = testStart
+	a := Absence{"a", Presence{7, 1}}
+	p.see(now, []Absence{a})
+	p.see(now.Add(presenceLook-time.Millisecond), nil)
+	if got := p.remove(now.Add(presenceGrace)); !slices.Equal(got, []Absence{a}) {
+		t.Errorf("it asks to remove %v, want %v", got, a)
+	}
+	if p.see(now.Add(2*presenceLook), nil); len(p.absent) > 0 {
+		t.Errorf("it was sent, is seen no longer, and kept: %v", p.absent)
+	}
+	p.see(now.Add(3*presenceLook), []Absence{a})
+	p.detach(now.Add(3*presenceLook), Detached{})
+	if len(p.absent) > 0 {
+		t.Errorf("its own session is gone, and it keeps %v", p.absent)
+	}
+}
+
 // A server that restarts ends all sessions. A heartbeat that comes right after it, by a
 // new connection, finds everybody's gone, its own worker's as well: nobody is removed for
 // that, whenever it comes.

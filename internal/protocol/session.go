@@ -235,7 +235,7 @@ type Session struct {
 	next     time.Time // when to sync next
 	step     bool      // the next sync must run Step
 	stepAt   time.Time // when one is due, as far as was seen; it is tried then
-	early    bool      // it was, and nobody has seen that it is due: that shows it as well
+	early    bool      // the request under way is that try: its answer counts as a look
 	renew    bool      // the last Step failed: renew the lease before the next try
 	failures int       // failed syncs in a row
 	polls    int       // looks at a draining group in a row
@@ -333,6 +333,7 @@ func (s *Session) Next(now time.Time, in Input) []Action {
 		s.glimpse(now, in)
 	case Detached:
 		s.presence.detach(now, in)
+		s.glimpsed = 0
 	case Wanted:
 		s.presence.wanted = true
 	case Thwarted:
@@ -489,11 +490,11 @@ func (s *Session) refuse(now time.Time, generation int64) {
 // reason to ask, and so is one that is about to be opened when the joins that it waits for
 // are there.
 func (s *Session) glimpse(now time.Time, in Proven) {
-	s.glimpsed = 0
+	if in.Looked {
+		s.glimpsed = in.Group.Generation
+	}
 	switch g := in.Group; {
 	case !in.Looked || !s.member:
-	case g.Generation > s.seen[0]:
-		s.glimpsed = g.Generation
 	case g.StepIn > 0:
 		s.sooner(now.Add(g.StepIn + pollMin))
 	}
@@ -669,7 +670,7 @@ func (s *Session) reincarnate(now time.Time) {
 	s.incarnation++
 	s.id = s.name.again(s.incarnation)
 	s.member, s.lost, s.leaseEnd = false, false, time.Time{}
-	s.reported, s.step, s.renew, s.polls = s.stopped, false, false, 0
+	s.reported, s.step, s.renew, s.polls, s.glimpsed = s.stopped, false, false, 0, 0
 	p := &s.presence
 	p.known, p.wanted, p.shown = 0, false, false
 	p.bound = p.bound && p.why == ""
@@ -708,7 +709,7 @@ func (s *Session) request(now time.Time) Request {
 		due, s.early = true, true
 	case s.renew || !s.wantsStep():
 		r.Heartbeat, r.Look, s.renew = true, s.mayLook(now), false
-		r.Others = !r.Look && s.presence.looks()
+		r.Others = !r.Look && s.failures == 0 && s.presence.looks() // or it might fail for that
 	default:
 		due = true
 	}

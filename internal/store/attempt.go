@@ -21,7 +21,15 @@ import (
 // versions (xmin) with those that were read:
 //   - a row that was changed, or deleted, has another version, or none;
 //   - a row that was added can't be seen by the statement, if it has waited for a lock.
-//     But whoever adds a worker, a projection or a checkpoint changes the set's row.
+//     But whoever adds a worker, a projection or a checkpoint changes the set's row. (A
+//     join by an earlier program may not: its worker has no partition, and the next Step
+//     sees it.)
+//
+// The version of the set's row names the run of the server as well: a failover between the
+// two may lead to another server, on which transactions have the same numbers.
+//
+// Projections are locked only where the decision is about them, for a join or an activation:
+// a claim by another set locks projections first, and then this set's workers.
 //
 // The time of the decision is that of the reading. A lease that was over by then, and has
 // not been renewed, still is.
@@ -61,7 +69,7 @@ func (s *Store) attempt(ctx context.Context, r protocol.Request, projections []s
 		a.seen, a.result.View.OnlySeen = true, true
 		return a, nil
 	}
-	a.statement = saveIfSQL[ifSaved{decision.Activated, r.Yield}]
+	a.statement = saveIfSQL[ifSaved{decision.Activated, r.Join, r.Yield}]
 	a.values = s.saved(read.group.Members, a.result, read.now, projections, r.Join)
 	a.values["version"] = sqltext.JSON{Value: read.version}
 	if decision.Activated {
@@ -77,7 +85,7 @@ func (a *attempt) carry(ctx context.Context, s *Store) (done bool, err error) {
 		return true, nil
 	}
 	done, err = s.saveRow(ctx, s.db, a.statement, a.values, &a.result, a.now)
-	if Unserializable(err) { // the default isolation is a higher one; that of step is set
+	if Unserializable(err) || Deadlock(err) { // the default isolation may be a higher one than that of step
 		return false, nil
 	}
 	return done, err
@@ -107,6 +115,9 @@ func (s *Store) readGroup(ctx context.Context, worker protocol.WorkerID) (r read
 		&r.now, &g.Generation, &g.Phase, &g.Total, &g.Reason, &g.MaxPartitions, &window, &paused, &rewinds, &g.Stream, &stepAt, &g.Floor,
 		&projections, &members, &version, &r.still, &checkpoints, &checkpointVersion)
 	if errors.Is(err, sql.ErrNoRows) {
+		return r, false, nil
+	}
+	if Unserializable(err) {
 		return r, false, nil
 	}
 	if err != nil {
@@ -158,8 +169,8 @@ var (
 	readGroupSQL = sqltext.New(`
 SELECT CASE WHEN pg_current_wal_lsn() IS NOT NULL THEN {clock} END,
        s.generation, s.phase, s.total, s.reason, s.max_partitions, s.join_window_us, s.paused, s.rewinds, s.events_table, s.step_at, f.floor,
-       p.names, m.rows, jsonb_build_array(s.xmin::text, m.versions, p.versions), m.still, c.rows, c.versions
-  FROM orchestrator_replica_sets s
+       p.names, m.rows, jsonb_build_array(s.version, m.versions, p.versions), m.still, c.rows, c.versions
+  FROM (SELECT *, ` + versionText + ` AS version FROM orchestrator_replica_sets WHERE name = {set}) s
  CROSS JOIN
        (SELECT coalesce(jsonb_agg(jsonb_build_object(
                    'id', id, 'joined_at', joined_at, 'lease_us', lease_us, 'lease_until', lease_until, 'wants', wants, 'drained', drained,
@@ -176,47 +187,58 @@ SELECT CASE WHEN pg_current_wal_lsn() IS NOT NULL THEN {clock} END,
        (SELECT coalesce(jsonb_agg(jsonb_build_object(
                    'Projection', projection, 'Partition', partition, 'Total', total, 'Position', position, 'Ahead', ahead) ORDER BY projection, partition), '[]') AS rows,
                coalesce(jsonb_agg(xmin::text ORDER BY projection, partition), '[]') AS versions
-          FROM orchestrator_checkpoints WHERE replica_set = {set}) c ON m.still
- WHERE s.name = {set}`)
+          FROM orchestrator_checkpoints WHERE replica_set = {set}) c ON m.still`)
 
-	saveIfSQL = map[ifSaved]sqltext.Statement{
-		{}: saveIf(``, samePlainText, ``), {yields: true}: saveIf(`SKIP LOCKED`, samePlainText, ``),
-		{activates: true}: saveIf(``, sameCheckpointsText, handedText), {activates: true, yields: true}: saveIf(`SKIP LOCKED`, sameCheckpointsText, handedText),
-	}
+	saveIfSQL = saveIfs()
 )
 
 // ifSaved says which statement saves what was decided.
-type ifSaved struct{ activates, yields bool }
+type ifSaved struct{ activates, joins, yields bool }
 
-func saveIf(wait, same, hand string) sqltext.Statement {
-	return sqltext.New(`WITH ` + fmt.Sprintf(sameText, wait, same) + onlyIf(`(SELECT ok FROM same)`, saveText+hand+savedText))
+func saveIfs() map[ifSaved]sqltext.Statement {
+	all := map[ifSaved]sqltext.Statement{}
+	for i := range 8 {
+		how := ifSaved{i&1 != 0, i&2 != 0, i&4 != 0}
+		wait, same, last, hand := "", "", "same_m", ""
+		if how.yields {
+			wait = "SKIP LOCKED"
+		}
+		if how.joins || how.activates {
+			same, last = sameProjectionsText, "same_p"
+		}
+		if how.activates {
+			same, last, hand = same+sameCheckpointsText, "same_c", handedText
+		}
+		all[how] = sqltext.New(`WITH ` + fmt.Sprintf(sameText, wait) + same + onlyIf(`(SELECT ok FROM `+last+`)`, saveText+hand+savedText))
+	}
+	return all
 }
 
 // sameText locks what was read, and says whether it is as it was. Each part asks the one
 // before it whether it is to look for rows, and so begins when that is complete: the order
 // of the locks is that of step.
-const sameText = `
+const (
+	sameText = `
 s AS MATERIALIZED (
-    SELECT xmin::text AS version FROM orchestrator_replica_sets WHERE name = {set} AND (` + boundSQL + `) <> '' FOR UPDATE %s),
+    SELECT ` + versionText + ` AS version FROM orchestrator_replica_sets WHERE name = {set} AND (` + boundSQL + `) <> '' FOR UPDATE %s),
 same_s AS MATERIALIZED (SELECT coalesce((SELECT version FROM s) = ({version} ->> 0), false) AS ok),
 m AS MATERIALIZED (
     SELECT seq, xmin::text AS version FROM orchestrator_workers
      WHERE replica_set = {set} AND (SELECT ok FROM same_s) ORDER BY seq FOR UPDATE),
-same_m AS MATERIALIZED (SELECT o.ok AND coalesce((SELECT jsonb_agg(version ORDER BY seq) FROM m), '[]') = ({version} -> 1) AS ok FROM same_s o),
+same_m AS MATERIALIZED (SELECT o.ok AND coalesce((SELECT jsonb_agg(version ORDER BY seq) FROM m), '[]') = ({version} -> 1) AS ok FROM same_s o),`
+	sameProjectionsText = `
 p AS MATERIALIZED (
     SELECT name, xmin::text AS version FROM orchestrator_projections
      WHERE replica_set = {set} AND (SELECT ok FROM same_m) ORDER BY name FOR SHARE),
-same_p AS MATERIALIZED (SELECT o.ok AND coalesce((SELECT jsonb_agg(version ORDER BY name) FROM p), '[]') = ({version} -> 2) AS ok FROM same_m o),%s`
-
-const (
-	samePlainText = `
-same AS (SELECT ok FROM same_p),`
+same_p AS MATERIALIZED (SELECT o.ok AND coalesce((SELECT jsonb_agg(version ORDER BY name) FROM p), '[]') = ({version} -> 2) AS ok FROM same_m o),`
 	sameCheckpointsText = `
 c AS MATERIALIZED (
     SELECT projection, partition, xmin::text AS version FROM orchestrator_checkpoints
      WHERE replica_set = {set} AND (SELECT ok FROM same_p) ORDER BY projection, partition FOR UPDATE),
-same AS MATERIALIZED (SELECT o.ok AND coalesce((SELECT jsonb_agg(version ORDER BY projection, partition) FROM c), '[]') = {checkpoints} AS ok FROM same_p o),`
+same_c AS MATERIALIZED (SELECT o.ok AND coalesce((SELECT jsonb_agg(version ORDER BY projection, partition) FROM c), '[]') = {checkpoints} AS ok FROM same_p o),`
 	handedText = `,
 ` + droppedText + `,
 handed AS (` + saveCheckpointsText + `)`
+
+	versionText = `concat_ws(' ', xmin::text, (date_part('epoch', pg_postmaster_start_time()) * 1000000)::bigint)`
 )

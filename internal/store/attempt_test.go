@@ -35,7 +35,7 @@ func TestAttempt(t *testing.T) {
 		{"a worker has stopped", leave, []string{`UPDATE orchestrator_workers SET holds = 0 WHERE id = 'b'`}, ""},
 		{"a worker is gone", leave, []string{`DELETE FROM orchestrator_workers WHERE id = 'b'`}, ""},
 		{"a worker has joined", leave, []string{touched, joined}, ""},
-		{"a projection belongs to another set", leave, []string{`UPDATE orchestrator_projections SET replica_set = 'other'`}, ""},
+		{"an activation: a projection belongs to another set", stop, []string{`UPDATE orchestrator_projections SET replica_set = 'other'`}, ""},
 		{"an activation", stop, nil, "generation 3 active {b:0/1}"},
 		{"an activation: a commit", stop, []string{`UPDATE orchestrator_checkpoints SET position = position + 1 WHERE partition = 1`}, ""},
 		{"an activation: checkpoints of another set", stop, []string{`UPDATE orchestrator_checkpoints SET replica_set = 'other'`}, ""},

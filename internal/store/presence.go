@@ -50,15 +50,20 @@ RETURNING CASE WHEN holds = generation THEN holds ELSE 0 END`)
 )
 
 // absentText lists the presences, among a replica set's workers, whose locks nobody has:
-// such a lock can be had. It is let go at once, at the end of the statement, and its own
+// such a lock can be had. It is let go when the statement's transaction ends, and its own
 // worker never takes it again. A look into pg_locks would stop the whole server's
 // locking for a moment.
 //
-// Whoever takes a worker's lock beside it, which everybody may who can connect, only
-// hides a crash from the others, until the lease is over. What the worker proves is asked
-// of its own session, and can't be had elsewhere. (CASE has a fixed order.)
+// A session does not conflict with itself. Behind a pooler, workers may share one:
+//  1. w1 and w2 attach, and both are led to one backend, which has both locks;
+//  2. w1 looks there, and gets w2's lock: w2 is taken to be gone, and its proofs go on.
+//
+// So what this very backend has counts as there. A lock that another look tries at the same
+// moment, or somebody has taken beside the worker, as everybody may who can connect, seems
+// to be there: that hides a crash, and invents none. What the worker proves is asked of its own
+// session, and can't be had elsewhere. (CASE has a fixed order.)
 const absentText = `jsonb_agg(jsonb_build_object('Worker', id, 'Presence', jsonb_build_object('Key', presence_key, 'Number', presence_number)))
-               FILTER (WHERE CASE WHEN presence_number > 0 THEN pg_try_advisory_xact_lock(presence_key, presence_number) ELSE false END)`
+               FILTER (WHERE CASE WHEN presence_number > 0 AND presence_key <> (-pg_backend_pid()) THEN pg_try_advisory_xact_lock(presence_key, presence_number) ELSE false END)`
 
 // A pooler may hand out another session, or reset this one, and with it its
 // locks, between two of its clients. (CASE has a fixed order, AND has none.)

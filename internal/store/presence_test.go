@@ -258,3 +258,29 @@ func TestPresenceIsNotBlocked(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// Behind a pooler, workers may share a session at the server, which has the locks of both
+// and conflicts with none of them. Neither is absent.
+func TestPresencesOfOneSession(t *testing.T) {
+	db := migrated(t)
+	s := store.New(db, "set", store.Options{Bounds: store.BoundsOf(lease)})
+	conn, err := db.Conn(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	var own []store.Attachment
+	for i, id := range []protocol.WorkerID{"a", "b"} {
+		if _, err := join(s, t, id, "p"); err != nil {
+			t.Fatal(err)
+		}
+		at, err := s.Attach(t.Context(), conn, protocol.Attach{Number: int32(i + 1), Worker: id})
+		if err != nil || !at.Published.Row {
+			t.Fatalf("attach %s: %+v, %v", id, at, err)
+		}
+		own = append(own, at)
+	}
+	if same, group, err := own[0].Look(t.Context(), "a"); !same || err != nil || len(group.Absent) > 0 {
+		t.Errorf("a looks, and finds %+v, %t, %v", group, same, err)
+	}
+}

@@ -1,5 +1,5 @@
 // Package store keeps the coordinator's state in PostgreSQL. It decides
-// nothing: it locks and loads a group, has [protocol] decide, and saves.
+// nothing: it loads a group, has [protocol] decide, and saves.
 package store
 
 import (
@@ -387,8 +387,9 @@ func (e *StreamError) Error() string {
 func (e *StreamError) Facts() protocol.Facts { return protocol.Facts{Failed: true, Stranger: true} }
 
 // Sync carries out a worker's request. A heartbeat is one statement that
-// touches the worker's own row, and a look one that touches nothing; everything else locks the set, runs
-// [protocol.Step], and saves what it decided in the same transaction. If the
+// touches the worker's own row, and a look one that touches nothing; everything else reads
+// the set, runs [protocol.Step], and saves what it decided if nothing has changed (attempt),
+// or does all of that in a transaction that has locked the set (step). If the
 // reply is lost, sending the request again does no harm.
 func (s *Store) Sync(ctx context.Context, r protocol.Request, projections []string) (Result, error) {
 	if r.Heartbeat {
@@ -895,8 +896,8 @@ const Channel = "pupsourcing_orchestrator"
 // None of the statements is sent under a name that varies: see sqltext.Names.
 
 // boundSQL sets bounds for its transaction only, before anything else in it. It comes
-// with the first statement, and holds in it: the subquery is run before a row is
-// looked for.
+// with the first statement, and holds in it: it is a condition, which is asked of a row that
+// is found before that is locked.
 const boundSQL = `set_config('idle_in_transaction_session_timeout', {idle}, true) || set_config('lock_timeout', {lock}, true)`
 
 var boundTransactionSQL = sqltext.New(`SELECT ` + boundSQL)

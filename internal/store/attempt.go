@@ -117,7 +117,8 @@ func (s *Store) readGroup(ctx context.Context, worker protocol.WorkerID) (r read
 	if errors.Is(err, sql.ErrNoRows) {
 		return r, false, nil
 	}
-	if Unserializable(err) {
+	var bad *RowError
+	if err = RowOf("replica_sets", s.set).Scanned(err).Err; Unserializable(err) || errors.As(err, &bad) {
 		return r, false, nil
 	}
 	if err != nil {

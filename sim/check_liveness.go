@@ -1,5 +1,7 @@
 package sim
 
+import "time"
+
 // recovered: by now every partition must have an owner, and every event that
 // was visible when the faults stopped must be handled (L1). Where nobody is
 // able to do anything, nothing is demanded.
@@ -110,9 +112,14 @@ func (c *checker) standsBefore(p *checkedProjection, e event) bool {
 	return false
 }
 
-// still: once everything has settled, nothing opens a generation (L2).
+// tooSlow is how long it takes a worker at most to come back for that.
+const tooSlow = 30 * time.Second
+
+// still: once everything has settled, nothing opens a generation (L2). But a network that
+// takes about as long as a proof may take is found to be too slow at any time: then the
+// worker comes back as a new one, which goes by its lease.
 func (c *checker) still(before, f fact) *violation {
-	if c.settled.unset() {
+	if c.settled.unset() || c.forgone.step > c.settled.step && f.at <= c.forgone.at+c.window+tooSlow {
 		return nil
 	}
 	return broken(staysStill, []fact{before, c.activated, c.settled, f},

@@ -597,6 +597,12 @@ func TestChecker(t *testing.T) {
 		{"stays still: a generation out of nothing", then(
 			begun, at(2, bare(healed)), at(32, bare(settled)), at(33, opens(2, 1)),
 		), "stays-still: generation 2 was opened though everything had settled and nothing has happened since [2 3 6 7]"},
+		{"stays still: a session that is too slow", then(
+			begun, at(2, bare(healed)), at(32, bare(settled)), at(33, fact{kind: sessionForgone, worker: "w1", text: string(protocol.ForgoneSlow)}), at(34, opens(2, 1)),
+		), ""},
+		{"stays still: a session that was given up for something else", then(
+			begun, at(2, bare(healed)), at(32, bare(settled)), at(33, fact{kind: sessionForgone, worker: "w1", text: string(protocol.ForgoneSuspended)}), at(34, opens(2, 1)),
+		), "stays-still: generation 2 was opened though everything had settled and nothing has happened since [2 3 6 8]"},
 		{"stays still: before that there may be one", then(
 			begun, at(2, bare(healed), opens(2, 1), activates(2, 1), runs("w1", 2, "0/1")), at(32, bare(settled)), at(33, bare(ended)),
 		), ""},

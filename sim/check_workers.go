@@ -14,6 +14,7 @@ type crew struct {
 	workers map[string]*checkedWorker
 	all     []*checkedWorker // as they appeared
 	stepped fact             // the latest step of the database's clock
+	forgone fact             // the latest time at which a worker's own session was too slow
 	faked   fact             // the latest time at which somebody took all workers' locks
 	trouble fact             // the latest that may make anybody handle events again
 	// By trouble, until then; and see upset.
@@ -142,6 +143,10 @@ func (c *crew) observe(f fact) {
 		c.each(f.worker, func(w *checkedWorker) { w.cut = fact{} })
 	case faultClockStep:
 		c.stepped = f
+	case sessionForgone:
+		if f.text == string(protocol.ForgoneSlow) {
+			c.forgone = f
+		}
 	case faultOther:
 		if f.text == locksFaked {
 			c.faked = f

@@ -41,6 +41,8 @@ func (p *checkedPresence) observe(f fact) {
 		if p.attached.from == f.from {
 			p.attached = fact{}
 		}
+	case sessionForgone: // it may be there for as long as the network keeps it
+		p.attached = fact{}
 	case presencePublished:
 		p.published = f
 		p.proven(p.latest)

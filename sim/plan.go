@@ -592,7 +592,7 @@ func (p *plan) settle() time.Duration {
 		settle += p.retry.Max
 	}
 	if p.parks() {
-		settle += p.retry.Max + 6*p.operate + 4*min(p.poll, time.Second) + backlog*(2*p.handlers.typical+12*p.network.latency)
+		settle += p.retry.Max + 8*p.operate + 4*min(p.poll, time.Second) + backlog*(2*p.handlers.typical+12*p.network.latency)
 	}
 	return settle
 }

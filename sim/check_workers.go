@@ -113,8 +113,11 @@ func (c *crew) observe(f fact) {
 		c.worker(f.worker).hears = f
 	case hintsGone:
 		c.worker(f.worker).deaf = f
-	case sessionAttached, sessionProven, sessionEnded, presencePublished, memberJoins, workerExpired:
+	case sessionAttached, sessionProven, sessionForgone, sessionEnded, presencePublished, memberJoins, workerExpired:
 		c.worker(f.worker).presence.observe(f)
+		if f.kind == sessionForgone && f.text == string(protocol.ForgoneSlow) {
+			c.forgone = f
+		}
 	case runSuspends:
 		c.worker(f.worker).suspend = f
 	case runDrains:
@@ -143,10 +146,6 @@ func (c *crew) observe(f fact) {
 		c.each(f.worker, func(w *checkedWorker) { w.cut = fact{} })
 	case faultClockStep:
 		c.stepped = f
-	case sessionForgone:
-		if f.text == string(protocol.ForgoneSlow) {
-			c.forgone = f
-		}
 	case faultOther:
 		if f.text == locksFaked {
 			c.faked = f

@@ -37,13 +37,15 @@ func (c *checker) fails(call *openCall, f fact) *violation {
 	f.projection, f.generation, f.partition = call.begin.projection, call.begin.generation, call.begin.partition
 	n := c.failsAt(f, events)
 	attempts := c.setup.attempts[f.projection]
-	if _, parked := c.projection(f.projection).lot.rows[events[0].position]; attempts == 0 || parked {
+	p, position := c.projection(f.projection), events[0].position
+	_, parked := p.lot.rows[position]
+	if _, done := p.holds[position]; attempts == 0 || parked || done { // a worker was frozen while another one has retried it
 		return nil
 	}
 	// Some may have come before the event was alone.
 	if n.own > 2*attempts+6 || n.n > 5*attempts+8 && f.at-n.since > 4*c.setup.timing.Lease {
 		return broken(underPolicy, []fact{call.begin, f}, "%s has failed %d times at event %d, which is to be parked after %d",
-			owner(f), n.n, events[0].position, attempts)
+			owner(f), n.n, position, attempts)
 	}
 	return nil
 }

@@ -781,12 +781,17 @@ func (t *Table[E]) checkColumns(ctx context.Context) error {
 }
 
 // sideBySide makes calls at the same time, and returns the error of the first that fails,
-// in their order.
+// in their order. One that panics, or ends its goroutine, has failed: an event is made by
+// the program's own code.
 func sideBySide(calls ...func() error) error {
 	errs := make([]error, len(calls))
 	var all sync.WaitGroup
 	for i, call := range calls {
-		all.Go(func() { errs[i] = call() })
+		all.Go(func() {
+			if err := contained(func() { errs[i] = call() }); err != nil {
+				errs[i] = err
+			}
+		})
 	}
 	all.Wait()
 	if i := slices.IndexFunc(errs, func(err error) bool { return err != nil }); i >= 0 {

@@ -490,13 +490,11 @@ func (s *Session) refuse(now time.Time, generation int64) {
 // reason to ask, and so is one that is about to be opened when the joins that it waits for
 // are there.
 func (s *Session) glimpse(now time.Time, in Proven) {
-	if in.Looked {
+	if in.Looked && s.member {
 		s.glimpsed = in.Group.Generation
-	}
-	switch g := in.Group; {
-	case !in.Looked || !s.member:
-	case g.StepIn > 0:
-		s.sooner(now.Add(g.StepIn + pollMin))
+		if in.Group.StepIn > 0 {
+			s.sooner(now.Add(in.Group.StepIn + pollMin))
+		}
 	}
 	if s.presence.watching {
 		s.sooner(now.Add(pollSoon))

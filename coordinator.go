@@ -187,45 +187,11 @@ func (w *worker[E]) listen() (leave func()) {
 }
 
 // check makes sure, before anything is touched, that the tables and the event
-// store are there. A database that is away is waited for. What is asked is asked side by
-// side, and of several errors the first one says what to do first.
+// store are there. A database that is away is waited for.
 func (w *worker[E]) check(ctx context.Context) error {
-	bounded := func(check func(context.Context) error) func() error {
-		return func() error { return boundedDo(ctx, w.cfg.StaleWorkerTimeout, check) }
-	}
-	settings := bounded(func(ctx context.Context) error {
-		err := w.store.CheckSettings(ctx)
-		if errors.Is(err, store.ErrSettings) {
-			err = fmt.Errorf("%w: Config.DB: %w", ErrInvalidConfig, err)
-		}
-		return err
-	})
-	// One after the other, on one connection of the pool: opening another takes longer.
-	checks := []func() error{func() error {
-		for _, check := range []func() error{settings, bounded(w.store.Check), bounded(w.checkNames)} {
-			if err := check(); err != nil {
-				return err
-			}
-		}
-		return nil
-	}}
-	if c, ok := w.cfg.EventStore.(Checker); ok {
-		checks = append(checks, bounded(func(ctx context.Context) error {
-			if err := safely("the event store", func() error { return c.Check(ctx) }); err != nil {
-				return fmt.Errorf("%w: %w", ErrEventStore, err)
-			}
-			return nil
-		}))
-	}
-	if s, ok := w.cfg.EventStore.(identified); ok {
-		checks = append(checks, bounded(func(ctx context.Context) (err error) {
-			w.stream, err = s.identity(ctx, w.cfg.DB)
-			return err
-		}))
-	}
 	backoff := protocol.RetryStart.Backoff()
 	for failures := 1; ; failures++ {
-		err := sideBySide(checks...)
+		err := w.checkOnce(ctx)
 		switch {
 		case err == nil:
 			return nil
@@ -239,6 +205,64 @@ func (w *worker[E]) check(ctx context.Context) error {
 			return ctx.Err()
 		}
 	}
+}
+
+// checkOnce asks side by side, for which a start waits, and of several errors the first
+// one says what to do first. What needs fewer round trips than the event store's check goes
+// one after the other: it takes turns on a connection of the pool, and opening another takes
+// longer than that.
+func (w *worker[E]) checkOnce(ctx context.Context) error {
+	bounded := func(check func(context.Context) error) func() error {
+		return func() error { return boundedDo(ctx, w.cfg.StaleWorkerTimeout, check) }
+	}
+	then := func(checks ...func() error) func() error {
+		return func() error {
+			for _, check := range checks {
+				if err := check(); err != nil {
+					return err
+				}
+			}
+			return nil
+		}
+	}
+	var unidentified error // told last
+	err := sideBySide(
+		then(bounded(w.checkSettings), func() error {
+			unidentified = bounded(w.identify)()
+			return nil
+		}),
+		then(bounded(w.store.Check), bounded(w.checkNames)),
+		bounded(w.checkEvents))
+	if err != nil {
+		return err
+	}
+	return unidentified
+}
+
+func (w *worker[E]) checkSettings(ctx context.Context) error {
+	err := w.store.CheckSettings(ctx)
+	if errors.Is(err, store.ErrSettings) {
+		return fmt.Errorf("%w: Config.DB: %w", ErrInvalidConfig, err)
+	}
+	return err
+}
+
+func (w *worker[E]) checkEvents(ctx context.Context) error {
+	c, ok := w.cfg.EventStore.(Checker)
+	if !ok {
+		return nil
+	}
+	if err := safely("the event store", func() error { return c.Check(ctx) }); err != nil {
+		return fmt.Errorf("%w: %w", ErrEventStore, err)
+	}
+	return nil
+}
+
+func (w *worker[E]) identify(ctx context.Context) (err error) {
+	if s, ok := w.cfg.EventStore.(identified); ok {
+		w.stream, err = s.identity(ctx, w.cfg.DB)
+	}
+	return err
 }
 
 // checkNames makes sure that the database can hold the names: its encoding may not

@@ -130,8 +130,10 @@ type Table[E any] struct {
 	db  *sql.DB
 	cfg TableConfig[E]
 	sql eventtable.Table
-	// found is sql with its schema; nil: it was not looked up yet.
-	found atomic.Pointer[eventtable.Table]
+	// found is sql with its schema; nil: it was not looked up yet. finding holds one token,
+	// for who looks it up.
+	found   atomic.Pointer[eventtable.Table]
+	finding chan struct{}
 	// fields are the destinations of a row, as NewTable has got them.
 	fields []any
 	// libpq: the driver is lib/pq, which takes one round trip for a statement without
@@ -199,7 +201,7 @@ func NewTable[E any](db *sql.DB, cfg TableConfig[E]) (*Table[E], error) {
 	}
 
 	return &Table[E]{
-		db: db, cfg: cfg, fields: fields, libpq: sqltext.LibPQ(db), turn: make(chan struct{}, 1), end: -1,
+		db: db, cfg: cfg, fields: fields, libpq: sqltext.LibPQ(db), finding: make(chan struct{}, 1), turn: make(chan struct{}, 1), end: -1,
 		sql: eventtable.New(eventtable.Config{
 			Schema: cfg.Schema, Table: cfg.Table, Position: cfg.PositionColumn, Aggregate: cfg.AggregateIDColumn,
 			AggregateType: cfg.AggregateTypeColumn, BoundedContext: cfg.BoundedContextColumn, Columns: cfg.Columns,
@@ -341,7 +343,7 @@ func (t *Table[E]) readOwn(ctx context.Context, slots *protocol.SlotSet, after i
 		if reader, err = t.statements(ctx); err != nil {
 			return err
 		}
-		keys, answer.Cut, err = t.keys(ctx, reader, at(action), after, span)
+		keys, answer.Cut, err = t.keys(ctx, reader, eventtable.Range{After: after, Limit: span, At: at(action)})
 		for _, k := range keys {
 			answer.Positions = append(answer.Positions, k.Position)
 		}
@@ -399,17 +401,17 @@ func (t *Table[E]) statements(ctx context.Context) (*eventtable.Reader, error) {
 	return r, nil
 }
 
-// keys reads the keys of the events above after. It ends early, and says so, at one
-// that can't be read.
-func (t *Table[E]) keys(ctx context.Context, r *eventtable.Reader, at eventtable.At, after int64, limit int) (keys []protocol.Key, cut bool, err error) {
-	keys, err = r.Keys(ctx, t.db, at, after, limit)
+// keys reads the keys of the events in a range. It ends early, and says so, at one that
+// can't be read.
+func (t *Table[E]) keys(ctx context.Context, r *eventtable.Reader, g eventtable.Range) (keys []protocol.Key, cut bool, err error) {
+	keys, err = r.Keys(ctx, t.db, g)
 	if err == nil || !ofTheData(err) {
 		return keys, false, err
 	}
 	if n := len(keys); n > 0 {
-		after = keys[n-1].Position
+		g = g.Above(keys[n-1].Position)
 	}
-	e, found := t.keysOf(ctx, r, eventtable.Range{After: after, Limit: 1, At: at})
+	e, found := t.keysOf(ctx, r, g.First(1))
 	if found != nil {
 		return nil, false, err
 	}
@@ -490,17 +492,27 @@ func (t *Table[E]) carry(ctx context.Context, reading *protocol.Reading, look fu
 }
 
 // find looks up the table's schema, once: the table is the same for as long as it
-// is read.
+// is read. Who needs it meanwhile waits for the answer, which is bounded, so that a
+// connection that has fallen silent does not hold up the others.
 func (t *Table[E]) find(ctx context.Context) (*eventtable.Table, error) {
 	if found := t.found.Load(); found != nil {
 		return found, nil
 	}
-	found, err := t.sql.Find(ctx, t.db)
+	select {
+	case t.finding <- struct{}{}:
+		defer func() { <-t.finding }()
+	case <-ctx.Done():
+		return nil, fmt.Errorf("events table %s: %w", t.sql.Name, ctx.Err())
+	}
+	if found := t.found.Load(); found != nil {
+		return found, nil
+	}
+	found, err := bounded(ctx, lookMax, func(ctx context.Context) (eventtable.Table, error) { return t.sql.Find(ctx, t.db) }, nil)
 	if err != nil {
 		return nil, fmt.Errorf("events table %s: %w", t.sql.Name, err)
 	}
-	t.found.CompareAndSwap(nil, &found)
-	return t.found.Load(), nil
+	t.found.Store(&found)
+	return &found, nil
 }
 
 // asked asks what is assumed of the table.
@@ -663,32 +675,42 @@ func (t *Table[E]) reaches(ctx context.Context) (head, given int64, err error) {
 
 // identity names the table, and its database where that is not the one in which
 // workers coordinate.
-func (t *Table[E]) identity(ctx context.Context, coordination *sql.DB) (string, error) {
+func (t *Table[E]) identity(ctx context.Context, coordination *sql.DB) (table string, err error) {
 	found, err := t.find(ctx)
 	if err != nil {
 		return "", err
 	}
-	table, database, err := found.Identity(ctx, t.db)
-	if err != nil || t.db == coordination {
+	if t.db == coordination {
+		return found.Identity(ctx, t.db)
+	}
+	var here, there string
+	err = sideBySide(
+		func() (err error) {
+			if table, err = found.Identity(ctx, t.db); err == nil {
+				there, err = eventtable.Database(ctx, t.db)
+			}
+			return err
+		},
+		func() (err error) { here, err = eventtable.Database(ctx, coordination); return err })
+	if err != nil || here == there {
 		return table, err
 	}
-	if here, err := eventtable.Database(ctx, coordination); err != nil || here == database {
-		return table, err
-	}
-	return table + " in database " + database, nil
+	return table + " in database " + there, nil
 }
 
 // Check makes sure that the table and its columns exist and may be read, and
 // that it can be read without losing events.
 func (t *Table[E]) Check(ctx context.Context) error {
-	types := make(chan struct{})
-	go func() { // which checkColumns asks for
-		defer close(types)
-		_, _ = t.statements(ctx)
-	}()
+	var facts eventtable.Facts
+	var first []Record[E]
+	var unread error // why the first event can't be read
+	_, err := t.find(ctx)
 	asked := time.Now()
-	facts, _, err := t.asked(ctx)
-	<-types
+	if err == nil {
+		err = sideBySide(
+			func() (err error) { facts, _, err = t.asked(ctx); return err },
+			func() error { first, unread = t.readFirst(ctx); return nil })
+	}
 	if err != nil {
 		return fmt.Errorf("check events table: %w%s", err, t.hint(ctx, err))
 	}
@@ -699,7 +721,9 @@ func (t *Table[E]) Check(ctx context.Context) error {
 		t.mu.Unlock()
 	}
 	if !facts.Standby && facts.Locked {
-		err = t.checkColumns(ctx)
+		if err = unread; err == nil {
+			err = t.checkWays(ctx, first)
+		}
 	}
 	switch {
 	case err != nil && (why == "" || strings.HasPrefix(store.State(err), "42")): // a column that is missing says more
@@ -730,25 +754,32 @@ func (t *Table[E]) hint(ctx context.Context, err error) string {
 	return ""
 }
 
-// checkColumns reads an event in each of the ways in which events are read, with every
-// column that is named, and makes sure that it is the same event in each.
-func (t *Table[E]) checkColumns(ctx context.Context) error {
+// readFirst reads the first event, if there is one, with every column that is named.
+func (t *Table[E]) readFirst(ctx context.Context) ([]Record[E], error) {
+	reader, err := t.statements(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := t.fits(ctx, reader); err != nil {
+		return nil, err
+	}
+	whole, err := t.page(ctx, reader, eventtable.Range{Limit: 1, Literals: true}, 1, 0)
+	return whole.events, err
+}
+
+// checkWays reads the first event, which readFirst has read, in each of the other ways in
+// which events are read, and makes sure that it is the same event in each.
+func (t *Table[E]) checkWays(ctx context.Context, first []Record[E]) error {
 	reader, err := t.statements(ctx)
 	if err != nil {
 		return err
 	}
-	if err := t.fits(ctx, reader); err != nil {
-		return err
-	}
-	whole, err := t.page(ctx, reader, eventtable.Range{Limit: 1, Literals: true}, 1, 0)
-	if err != nil {
-		return err
-	}
-	scoped := eventtable.Range{Limit: 1, Literals: true}
+	literals := t.libpq
+	scoped := eventtable.Range{Limit: 1, Literals: literals}
 	var want Record[E]
 	at := []int64{}
-	if len(whole.events) > 0 {
-		want = whole.events[0]
+	if len(first) > 0 {
+		want = first[0]
 		scoped.After, scoped.Through, at = want.Position-1, want.Position, []int64{want.Position}
 	}
 	if t.cfg.AggregateTypeColumn != "" {
@@ -758,7 +789,7 @@ func (t *Table[E]) checkColumns(ctx context.Context) error {
 		scoped.Contexts = []string{want.BoundedContext}
 	}
 	key := func() error {
-		keys, _, err := t.keys(ctx, reader, eventtable.At{}, max(0, want.Position-1), 1)
+		keys, _, err := t.keys(ctx, reader, eventtable.Range{After: max(0, want.Position-1), Limit: 1, Literals: literals})
 		if err == nil && len(at) > 0 && (len(keys) == 0 || keys[0].Position != want.Position || keys[0].Slot != protocol.SlotOf(want.AggregateID)) {
 			err = fmt.Errorf("%s: the event at position %d is another when its key alone is read: %+v", t.sql.Name, want.Position, keys)
 		}
@@ -777,7 +808,7 @@ func (t *Table[E]) checkColumns(ctx context.Context) error {
 			return nil
 		}
 	}
-	return sideBySide(key, page("by its position", eventtable.Range{Rows: at}), page("within its scope", scoped))
+	return sideBySide(key, page("by its position", eventtable.Range{Rows: at, Literals: literals}), page("within its scope", scoped))
 }
 
 // sideBySide makes calls at the same time, and returns the error of the first that fails,

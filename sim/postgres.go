@@ -499,7 +499,7 @@ func (c *postgresConnection) keys(at eventtable.At, after int64, limit int) ([]p
 	if err := c.free("keys"); err != nil {
 		return nil, err
 	}
-	keys, err := eventReader.Keys(context.Background(), c.db.pool, at, after, limit)
+	keys, err := eventReader.Keys(context.Background(), c.db.pool, eventtable.Range{After: after, Limit: limit, At: at})
 	return keys, c.db.heard(err)
 }
 

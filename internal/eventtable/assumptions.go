@@ -330,18 +330,17 @@ func (t Table) distributed(ctx context.Context, db *sql.DB) (distributed bool, e
 
 // Identity returns a name for the table that is the same for all who read it in the same
 // way: its schema and name, and, where they are not the default ones, the columns of the
-// position and of the aggregate id; and which database that is in. By another column, an
-// event would be another partition's.
-func (t Table) Identity(ctx context.Context, db *sql.DB) (table, database string, err error) {
+// position and of the aggregate id. By another column, an event would be another
+// partition's.
+func (t Table) Identity(ctx context.Context, db *sql.DB) (table string, err error) {
 	query, args := t.bind(sqltext.LibPQ(db), identitySQL, nil)
 	if err = dbconn.QueryRow(ctx, db, query, args...).Scan(&table); err != nil {
-		return "", "", fmt.Errorf("identify %s: %w", t.Name, err)
+		return "", fmt.Errorf("identify %s: %w", t.Name, err)
 	}
 	if c := t.config; c.Position != DefaultPosition || c.Aggregate != DefaultAggregate {
 		table += fmt.Sprintf(" (%s, %s)", c.Position, c.Aggregate)
 	}
-	database, err = Database(ctx, db)
-	return table, database, err
+	return table, nil
 }
 
 // Database returns a name for the database that a connection leads to: its own, and

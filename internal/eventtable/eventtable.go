@@ -341,22 +341,22 @@ func (r *Reader) selected(only []Part) string {
 	return strings.Join(append(selected, columns...), ", ")
 }
 
-// Keys returns the keys of the events above after, at most limit of them: what a
-// partition is decided by, and no more. With an error it returns those that
-// precede it.
-func (r *Reader) Keys(ctx context.Context, db *sql.DB, at At, after int64, limit int) ([]protocol.Key, error) {
+// Keys returns the keys of the events in a range: what a partition is decided by, and no
+// more. With an error it returns those that precede it.
+func (r *Reader) Keys(ctx context.Context, db *sql.DB, g Range) ([]protocol.Key, error) {
 	name := r.table.Name
-	rows, err := r.Rows(ctx, db, Range{After: after, Limit: limit, Only: []Part{AggregateID}, At: at})
+	g.Only = []Part{AggregateID}
+	rows, err := r.Rows(ctx, db, g)
 	if err != nil {
 		return nil, fmt.Errorf("read keys from %s: %w", name, err)
 	}
 	defer rows.Close()
-	keys := make([]protocol.Key, 0, limit)
+	keys := make([]protocol.Key, 0, g.Len())
 	var aggregate sql.RawBytes
 	for rows.Next() {
 		var k protocol.Key
 		if err := rows.Scan(&k.Position, &aggregate); err != nil {
-			return keys, fmt.Errorf("read a key from %s after position %d: %w", name, after, err)
+			return keys, fmt.Errorf("read a key from %s after position %d: %w", name, g.After, err)
 		}
 		k.Slot = protocol.SlotOf(string(aggregate))
 		keys = append(keys, k)

@@ -97,7 +97,9 @@ func (s *Store) CheckSettings(ctx context.Context) error {
 			return fmt.Errorf("%w: %s is %s: %s", ErrSettings, name, began, why)
 		}
 	}
-	if err := rows.Err(); err != nil || dates == "" {
+	err = rows.Err()
+	_ = rows.Close() // the pool may have no other connection
+	if err != nil || dates == "" {
 		return err
 	}
 	// A driver that takes times in binary doesn't mind.

@@ -696,6 +696,7 @@ func TestTableCheck(t *testing.T) {
 		{"missing column", w.DB, "narrow", []string{`"narrow"`, `"aggregate_type"`, "does not exist"}},
 		{"no privilege", reopen(t, w.URL, "role", r), "events", []string{"events", "permission denied"}},
 		{"standby", standby, "events", []string{"events", "standby", "primary"}},
+		{"standby, and a missing column", standby, "narrow", []string{"narrow", "standby", "primary"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			table, err := orchestrator.NewEventTable(c.db, c.table)

@@ -244,3 +244,14 @@ func TestCheck(t *testing.T) {
 		}
 	}
 }
+
+// A pool of one connection is enough to find out that the driver can't read times.
+func TestSettingsOnOneConnection(t *testing.T) {
+	_, base := pgtest.Database(t)
+	db := one(t, base, "", `SET DateStyle = German`)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute) // ends a broken test
+	defer cancel()
+	if err := store.New(db, "set", store.Options{}).CheckSettings(ctx); !errors.Is(err, store.ErrSettings) {
+		t.Errorf("times in the style of German: %v", err)
+	}
+}

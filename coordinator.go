@@ -579,7 +579,11 @@ func (w *worker[E]) gap(g Gap, resolved bool) {
 func (w *worker[E]) start(s protocol.Share) {
 	w.log.Info("started", "generation", s.Generation, "partitions", protocol.Numbers(s.Partitions), "total_partitions", s.Total)
 	if t, ok := w.cfg.EventStore.(interface{ askAgain(context.Context) }); ok {
-		go t.askAgain(w.life) // what may have changed with the members
+		w.busy.Go(func() { // what may have changed with the members; a moment later, when they run
+			if calls.Sleep(w.life, time.Second+mathrand.N(time.Second)) {
+				t.askAgain(w.life)
+			}
+		})
 	}
 	w.run, w.watch.generation = startRun(w, s), s.Generation
 	tell(w.to, w.to.PartitionsChanged, PartitionsChanged{w.run.source(), s.Generation, s.Partitions, s.Total})

@@ -15,6 +15,8 @@ type attempt struct {
 	coordination
 	group    protocol.Group
 	decision protocol.Decision
+	spared   bool         // there is nothing to carry out
+	yielded  store.Result // of a request that yields, where somebody else has locked the set
 
 	version     *groupRow
 	workers     []*memberRow
@@ -22,8 +24,8 @@ type attempt struct {
 	checkpoints []*checkpointRow
 }
 
-// attempt decides on a request; nil: only a transaction does.
-func (c *memoryConnection) attempt(set *replicaSet, r protocol.Request, projections []string) *attempt {
+// decide decides on a request; nil: only a transaction does.
+func (c *memoryConnection) decide(set *replicaSet, r protocol.Request, projections []string) *attempt {
 	g := set.committed
 	if g == nil || r.Order != nil {
 		return nil
@@ -52,12 +54,16 @@ func (c *memoryConnection) attempt(set *replicaSet, r protocol.Request, projecti
 	if before.Refuses(r) || r.Join && slices.ContainsFunc(projections, func(p string) bool { return !slices.Contains(own, p) }) {
 		return nil
 	}
-	a.group, a.decision = c.rules.step(protocol.Apply(before, r, a.now), a.now, r.Watch)
+	applied := protocol.Apply(before, r, a.now)
+	a.group, a.decision = c.rules.step(applied, a.now, r.Watch)
 	if a.decision.Activated && others || len(a.decision.Rewinds) > 0 {
 		return nil
 	}
 	a.result = store.Result{View: a.group.View(r.Worker, a.now, a.decision), Group: a.group, Decision: a.decision}
-	a.result.View.OnlySeen = before.Spares(r, a.group) && g.stepAt.Equal(a.decision.StepAt.Round(time.Microsecond))
+	a.spared = before.Spares(r, a.group) && g.stepAt.Equal(a.decision.StepAt.Round(time.Microsecond))
+	a.result.View.OnlySeen = a.spared && !r.Report
+	a.yielded = store.Result{View: applied.View(r.Worker, a.now, protocol.Decision{StepAt: a.now})}
+	a.yielded.View.OnlySeen = !r.Report
 	return a
 }
 
@@ -81,8 +87,9 @@ func (a *attempt) carry(t *transaction, ended func(carried bool)) {
 		}
 		return true
 	}
-	if a.request.Yield && a.set.lock.owner != nil {
-		ended(false)
+	if (a.request.Yield || a.request.Report) && a.set.lock.owner != nil {
+		a.result = a.yielded
+		ended(true)
 		return
 	}
 	// The rows that the statement sees from its beginning.
@@ -136,39 +143,74 @@ func (a *attempt) save(members []*row[memberRow]) {
 	}
 }
 
-// attempts has a request decided on, and carried out if nothing changes meanwhile, for so
+// asking is a request on its way through attempts.
+type asking struct {
+	*memoryConnection
+	set         *replicaSet
+	request     protocol.Request
+	projections []string
+	begin       func() *transaction
+	transact    func()
+	done        func(store.Result, error)
+
+	reported bool
+}
+
+// attempt has a request decided on, and carried out if nothing changes meanwhile, for so
 // many times; then a transaction does it.
-func (c *memoryConnection) attempts(set *replicaSet, r protocol.Request, projections []string, n int, begin func() *transaction, transact func(), done func(store.Result, error)) {
-	a := c.attempt(set, r, projections)
-	switch {
-	case a == nil || n == 0:
-		transact()
-		return
-	case a.result.View.OnlySeen:
-		done(a.result, nil)
+func (q *asking) attempt(times int) {
+	if times == 0 {
+		q.transact()
 		return
 	}
-	c.then(func() {
-		if err := c.free("sync"); err != nil {
-			done(store.Result{}, err)
+	then := func() {
+		switch a := q.decide(q.set, q.request, q.projections); {
+		case a == nil:
+			q.transact()
+		case a.spared:
+			q.done(a.result, nil)
+		default:
+			q.next(func() { q.carry(a, times) })
+		}
+	}
+	if q.request.Report && !q.reported {
+		q.report(then)
+	} else {
+		then()
+	}
+}
+
+// report writes a report down, which is committed before anything is read.
+func (q *asking) report(then func()) {
+	q.reported = true
+	t := q.begin()
+	t.heartbeat(q.set, q.request, func(protocol.View) {
+		t.end(true)
+		q.next(then)
+	})
+}
+
+func (q *asking) carry(a *attempt, times int) {
+	t := q.begin()
+	t.lockMax = q.bounds.Lock
+	a.carry(t, func(carried bool) {
+		t.end(carried)
+		if carried {
+			q.done(a.result, nil)
+		} else {
+			q.next(func() { q.attempt(times - 1) })
+		}
+	})
+}
+
+// next does something when the next statement arrives, unless the connection is closed.
+func (q *asking) next(what func()) {
+	q.then(func() {
+		if err := q.free("sync"); err != nil {
+			q.done(store.Result{}, err)
 			return
 		}
-		t := begin()
-		t.lockMax = c.bounds.Lock
-		a.carry(t, func(carried bool) {
-			t.end(carried)
-			if carried {
-				done(a.result, nil)
-				return
-			}
-			c.then(func() {
-				if err := c.free("sync"); err != nil {
-					done(store.Result{}, err)
-					return
-				}
-				c.attempts(set, r, projections, n-1, begin, transact, done)
-			})
-		})
+		what()
 	})
 }
 

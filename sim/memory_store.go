@@ -122,7 +122,8 @@ func (c *memoryConnection) sync(r protocol.Request, projections []string, hold b
 	case hold:
 		transact()
 	default:
-		c.attempts(set, r, projections, 3, begin, transact, done)
+		q := &asking{memoryConnection: c, set: set, request: r, projections: projections, begin: begin, transact: transact, done: done}
+		q.attempt(3)
 	}
 }
 

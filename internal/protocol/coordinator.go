@@ -410,8 +410,12 @@ type Request struct {
 	Look bool
 	// Others asks a heartbeat for View.Others.
 	Others bool
+	// Report marks a request for a Step that says of a generation for the first time that
+	// it has stopped: that is written down though nothing else changes, and whoever
+	// reports later, at the same moment or not, sees it.
+	Report bool
 	// Yield marks a request for a Step of which somebody else's does as well: if
-	// the group is locked by one, the request is carried out as a heartbeat.
+	// the group is locked by one, the request is carried out as a look, or as a heartbeat.
 	Yield bool
 	// Watch is what the worker knows of the database's clock, and of whom it has
 	// missed.
@@ -441,10 +445,11 @@ func (g Group) Refuses(r Request) bool {
 	return r.Join && r.Stream != "" && g.Stream != "" && r.Stream != g.Stream
 }
 
-// Spares reports whether all that a yielding request has changed, from g to after, is its
-// worker's lease: then nothing is written, and it was a look (View.OnlySeen).
+// Spares reports whether all that a request has changed, from g to after, is its worker's
+// lease. Then nothing is written for one that yields, and it was a look (View.OnlySeen);
+// nor, beyond the report, for one that reports.
 func (g Group) Spares(r Request, after Group) bool {
-	if !r.Yield {
+	if !r.Yield && !r.Report {
 		return false
 	}
 	g.Members = slices.Clone(g.Members)
@@ -557,8 +562,8 @@ type View struct {
 	// nobody holds back a draining generation. It may be a moment older than
 	// the rest; nothing that is started depends on it.
 	StepAt time.Time
-	// OnlySeen says that a request that yields has found nothing to do: it was a look, and
-	// has not renewed the lease.
+	// OnlySeen says that a request that yields was a look, and has not renewed the lease: it
+	// has found nothing to do, or somebody else at it.
 	OnlySeen bool
 	// Others are shown to a heartbeat that asks for them.
 	Others Others

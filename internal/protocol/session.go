@@ -355,14 +355,16 @@ func (s *Session) synced(now time.Time, in Synced) []Action {
 		return nil
 	}
 	s.member, s.assigned = true, v.Assigned()
-	if s.running == nil || s.running.Generation == v.Holds {
+	looked := in.Request.Look || v.OnlySeen
+	switch {
+	case looked:
+	case s.running == nil || s.running.Generation == v.Holds:
 		s.presence.publish(in.Request.Presence.Number)
-	} else {
+	default:
 		// The group does not wait for what runs here: it is about to stop, and must
 		// not begin another event before it does.
 		s.presence.known = max(s.presence.known, in.Request.Presence.Number)
 	}
-	looked := in.Request.Look || v.OnlySeen
 	if !looked {
 		s.leaseEnd = in.Sent.Add(s.timing.ownLease())
 		if in.Request.Others {
@@ -431,18 +433,11 @@ func (s *Session) plan(now time.Time, in Synced) {
 	if s.running == nil && v.Assigned() && !v.May() {
 		// Others still drain: look soon, and ever less often. Now and then
 		// take a Step, which also says whom the group waits for.
-		most := pollSoon
-		if s.polls >= pollsSoon {
-			most = pollMax
-		}
-		s.sooner(now.Add(min(pollMin<<min(s.polls, 5), most)))
-		s.polls++
+		s.sooner(now.Add(s.poll()))
 		s.ask = s.polls%pollsPerStep == 0
 	}
 	if report && in.Request.Heartbeat {
-		// A report is a heartbeat, so that those who stop at once don't queue
-		// for the set's lock; whoever sees then that nobody holds an older
-		// generation takes the Step (View.StepAt). But
+		// It was a heartbeat, after a Step that has failed.
 		//  1. a and b report at the same moment, each in its own row;
 		//  2. each answer shows the other's row as it was before: it holds.
 		// Both would wait for the other's Step. So try one, which begins with a look:
@@ -462,9 +457,21 @@ func (s *Session) plan(now time.Time, in Synced) {
 		s.failures = 0
 	case s.failures > 0:
 		s.sooner(now.Add(s.backoff(0)))
+	case v.OnlySeen: // somebody else takes the Step
+		s.sooner(now.Add(s.poll()))
 	default:
 		s.next = now
 	}
+}
+
+// poll returns how long to wait until the next look at what others are about to do.
+func (s *Session) poll() time.Duration {
+	most := pollSoon
+	if s.polls >= pollsSoon {
+		most = pollMax
+	}
+	s.polls++
+	return min(pollMin<<min(s.polls-1, 5), most)
 }
 
 func (s *Session) sooner(at time.Time) {
@@ -701,6 +708,8 @@ func (s *Session) request(now time.Time) Request {
 	case !s.member:
 		r.Join = true
 		r.Wants, r.MaxPartitions, r.JoinWindow = s.settings.Wants, s.settings.MaxPartitions, s.settings.JoinWindow
+	case s.stopped > s.reported && !s.renew:
+		r.Report = true
 	case s.ask:
 		s.ask = false
 	case !s.renew && !s.wantsStep() && !s.stepAt.IsZero() && !now.Before(s.stepAt):

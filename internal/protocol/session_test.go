@@ -126,27 +126,35 @@ func TestSessionRenewsNoLeaseThatIsOver(t *testing.T) {
 	t.Error("goes on with a lease that was over")
 }
 
-// Of two who report at once, each may be shown the other as it was before. So
-// whoever has reported tries a Step, at once, which is a look if somebody still holds
-// back a generation.
+// Who has stopped says so in a request that is a Step as well. Where that has failed, the
+// next one is a heartbeat, and of two of these at once, each may be shown the other as it
+// was before: so a Step follows.
 func TestSessionLooksAfterItsReport(t *testing.T) {
 	s, now, heartbeat := running(t)
 	later := View{Now: now, Member: true, Partitions: []int{0}, Generation: 2, Total: 2, Holds: 1, StepAt: now.Add(time.Minute)}
 	s.Next(now, Synced{Request: heartbeat, Sent: now, View: later}) // drains
 	report := syncOf(t, s.Next(now, Stopped{Generation: 1}))
-	if !report.Heartbeat || report.Look || report.Stopped != 1 {
+	if !report.Report || report.Heartbeat || report.Yield || report.Stopped != 1 {
 		t.Fatalf("reports with %+v", report)
 	}
 	later.Holds = 0
-	due := later
-	due.StepAt = now
-
-	alone := *s
-	if r := syncOf(t, alone.Next(now, Synced{Request: report, Sent: now, View: due})); r.Heartbeat || !r.Yield {
-		t.Errorf("the last to report sends %+v", r)
+	heard := *s
+	for _, a := range heard.Next(now, Synced{Request: report, Sent: now, View: later}) {
+		if wake, ok := a.(Wake); !ok || !wake.At.Equal(now.Add(pollMin)) {
+			t.Errorf("after its report it does %#v", a)
+		}
 	}
-	step := syncOf(t, s.Next(now, Synced{Request: report, Sent: now, View: later}))
-	if step.Heartbeat || !step.Yield {
+
+	s.Next(now, SyncFailed{Request: report, Sent: now})
+	now = now.Add(time.Second)
+	again := syncOf(t, s.Next(now, Tick{}))
+	if !again.Heartbeat || again.Look || again.Report || again.Stopped != 1 {
+		t.Fatalf("reports again with %+v", again)
+	}
+	s.Next(now, Synced{Request: again, Sent: now, View: later})
+	now = now.Add(time.Second)
+	step := syncOf(t, s.Next(now, Tick{}))
+	if step.Heartbeat || step.Report || !step.Yield {
 		t.Errorf("after a report with others to come it sends %+v", step)
 	}
 	end := s.LeaseEnd()

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -39,37 +40,45 @@ import (
 type attempt struct {
 	result    Result
 	now       time.Time
-	seen      bool // there is nothing to carry out
+	seen      bool   // there is nothing to carry out
+	yielded   Result // of a request that yields, where somebody else has locked the set
 	statement sqltext.Statement
 	values    sqltext.Values
 }
 
 const attempts = 3
 
-// attempt decides on a request. It returns nil for what only step does: the first worker,
+// attempt decides on a request. A report is committed before the set is read: of two that
+// report at the same moment, the one that reads later reads that the other has stopped.
+// It returns nil for what only step does: the first worker,
 // projections that are not the set's, orders and rewinds, and rows that make no sense, which
 // are named there.
-func (s *Store) attempt(ctx context.Context, r protocol.Request, projections []string) (*attempt, error) {
+func (s *Store) attempt(ctx context.Context, r protocol.Request, projections []string, reports bool) (*attempt, error) {
 	if r.Order != nil {
 		return nil, nil
 	}
-	read, whole, err := s.readGroup(ctx, r.Worker)
+	read, whole, err := s.readGroup(ctx, r, reports)
 	if err != nil || !whole || read.group.Refuses(r) {
 		return nil, err
 	}
 	if r.Join && slices.ContainsFunc(projections, func(p string) bool { return !slices.Contains(read.projections, p) }) {
 		return nil, nil
 	}
-	group, decision := protocol.Step(protocol.Apply(read.group, r, read.now), read.now, r.Watch)
+	applied := protocol.Apply(read.group, r, read.now)
+	group, decision := protocol.Step(applied, read.now, r.Watch)
 	if decision.Activated && !read.still || len(decision.Rewinds) > 0 {
 		return nil, nil
 	}
 	a := &attempt{result: Result{View: group.View(r.Worker, read.now, decision), Group: group, Decision: decision}, now: read.now}
 	if read.group.Spares(r, group) && read.stepAt.Equal(decision.StepAt.Round(time.Microsecond)) {
-		a.seen, a.result.View.OnlySeen = true, true
+		a.seen, a.result.View.OnlySeen = true, !r.Report
 		return a, nil
 	}
-	a.statement = saveIfSQL[ifSaved{decision.Activated, r.Join, r.Yield}]
+	if yields := r.Yield || r.Report; yields {
+		a.yielded = Result{View: applied.View(r.Worker, read.now, protocol.Decision{StepAt: read.now})}
+		a.yielded.View.OnlySeen = !r.Report
+	}
+	a.statement = saveIfSQL[ifSaved{decision.Activated, r.Join, r.Yield || r.Report}]
 	a.values = s.saved(read.group.Members, a.result, read.now, projections, r.Join)
 	a.values["version"] = sqltext.JSON{Value: read.version}
 	if decision.Activated {
@@ -79,14 +88,18 @@ func (s *Store) attempt(ctx context.Context, r protocol.Request, projections []s
 	return a, nil
 }
 
-// carry carries it out, unless something has changed.
+// carry carries it out, unless something has changed. What yields ends where somebody else
+// has locked the set: who has done the same, most likely.
 func (a *attempt) carry(ctx context.Context, s *Store) (done bool, err error) {
 	if a.seen {
 		return true, nil
 	}
-	done, err = s.saveRow(ctx, s.db, a.statement, a.values, &a.result, a.now)
-	if Unserializable(err) || Deadlock(err) { // the default isolation may be a higher one than that of step
+	locked, done, err := s.saveRow(ctx, s.db, a.statement, a.values, &a.result, a.now)
+	switch {
+	case Unserializable(err) || Deadlock(err): // the default isolation may be a higher one than that of step
 		return false, nil
+	case err == nil && !done && !locked:
+		a.result, done = a.yielded, true
 	}
 	return done, err
 }
@@ -105,13 +118,22 @@ type reading struct {
 
 // readGroup reads the set. It is not whole if there is none, or something in it can't be
 // understood: whoever locks it says what.
-func (s *Store) readGroup(ctx context.Context, worker protocol.WorkerID) (r reading, whole bool, err error) {
+func (s *Store) readGroup(ctx context.Context, q protocol.Request, reports bool) (r reading, whole bool, err error) {
 	var window int64
 	var stepAt sql.NullTime
 	var paused, rewinds, projections, members, version string
 	var checkpoints, checkpointVersion sql.NullString
 	g := &r.group
-	err = s.row(ctx, s.db, readGroupSQL, sqltext.Values{"worker": string(worker)},
+	statement, values := readGroupSQL, sqltext.Values{"worker": string(q.Worker)}
+	if reports {
+		maps.Copy(values, beatOf(q))
+		if sqltext.LibPQ(s.db) {
+			statement = reportAndReadSQL
+		} else if _, err := s.exec(ctx, s.db, reportBeatSQL, values); err != nil {
+			return r, false, fmt.Errorf("report of %s: %w", q.Worker, Foreseen(err))
+		}
+	}
+	err = s.row(ctx, s.db, statement, values,
 		&r.now, &g.Generation, &g.Phase, &g.Total, &g.Reason, &g.MaxPartitions, &window, &paused, &rewinds, &g.Stream, &stepAt, &g.Floor,
 		&projections, &members, &version, &r.still, &checkpoints, &checkpointVersion)
 	if errors.Is(err, sql.ErrNoRows) {
@@ -167,7 +189,16 @@ func checkpointsOf(text string) (map[string][]protocol.Checkpoint, error) {
 }
 
 var (
-	readGroupSQL = sqltext.New(`
+	reportBeatSQL = sqltext.New(beatText)
+	// In one message: to the server, what is between BEGIN and COMMIT was begun before them.
+	// Where the first statement fails there is no transaction then that stays open.
+	reportAndReadSQL = sqltext.New(beatText + `; BEGIN; COMMIT;` + readGroupText)
+	readGroupSQL     = sqltext.New(readGroupText)
+
+	saveIfSQL = saveIfs()
+)
+
+const readGroupText = `
 SELECT CASE WHEN pg_current_wal_lsn() IS NOT NULL THEN {clock} END,
        s.generation, s.phase, s.total, s.reason, s.max_partitions, s.join_window_us, s.paused, s.rewinds, s.events_table, s.step_at, f.floor,
        p.names, m.rows, jsonb_build_array(s.version, m.versions, p.versions), m.still, c.rows, c.versions
@@ -188,10 +219,7 @@ SELECT CASE WHEN pg_current_wal_lsn() IS NOT NULL THEN {clock} END,
        (SELECT coalesce(jsonb_agg(jsonb_build_object(
                    'Projection', projection, 'Partition', partition, 'Total', total, 'Position', position, 'Ahead', ahead) ORDER BY projection, partition), '[]') AS rows,
                coalesce(jsonb_agg(xmin::text ORDER BY projection, partition), '[]') AS versions
-          FROM orchestrator_checkpoints WHERE replica_set = {set}) c ON m.still`)
-
-	saveIfSQL = saveIfs()
-)
+          FROM orchestrator_checkpoints WHERE replica_set = {set}) c ON m.still`
 
 // ifSaved says which statement saves what was decided.
 type ifSaved struct{ activates, joins, yields bool }
@@ -210,7 +238,7 @@ func saveIfs() map[ifSaved]sqltext.Statement {
 		if how.activates {
 			same, last, hand = same+sameCheckpointsText, "same_c", handedText
 		}
-		all[how] = sqltext.New(`WITH ` + fmt.Sprintf(sameText, wait) + same + onlyIf(`(SELECT ok FROM `+last+`)`, saveText+hand+savedText))
+		all[how] = sqltext.New(`WITH ` + fmt.Sprintf(sameText, wait) + same + onlyIf(`(SELECT ok FROM `+last+`)`, saveText+hand+fmt.Sprintf(savedText, `EXISTS (SELECT FROM s)`)))
 	}
 	return all
 }

@@ -397,8 +397,8 @@ func (s *Store) Sync(ctx context.Context, r protocol.Request, projections []stri
 	if r.Heartbeat {
 		return s.heartbeat(ctx, r)
 	}
-	for range attempts {
-		a, err := s.attempt(ctx, r, projections)
+	for n := range attempts {
+		a, err := s.attempt(ctx, r, projections, r.Report && n == 0)
 		if err != nil {
 			return Result{}, err
 		}
@@ -436,8 +436,7 @@ func (s *Store) heartbeat(ctx context.Context, r protocol.Request) (Result, erro
 		if statement = heartbeatSQL; r.Others {
 			statement = lookingHeartbeatSQL
 		}
-		values["lease"], values["stopped"] = r.Lease.Microseconds(), r.Stopped
-		values["key"], values["number"] = r.Presence.Key, r.Presence.Number
+		maps.Copy(values, beatOf(r))
 	}
 	err := s.row(ctx, s.db, statement, values,
 		&v.Now, &due, &stepAt, &leaseEnd, &generation, &total, &partitions, &paused, &holds, &absent, &v.Others.Alone)
@@ -467,6 +466,11 @@ func (s *Store) heartbeat(ctx context.Context, r protocol.Request) (Result, erro
 		v.StepAt = v.Now
 	}
 	return Result{View: v}, nil
+}
+
+// beatOf are the values with which a worker's own row is written.
+func beatOf(r protocol.Request) sqltext.Values {
+	return sqltext.Values{"lease": r.Lease.Microseconds(), "stopped": r.Stopped, "key": r.Presence.Key, "number": r.Presence.Number}
 }
 
 // Report keeps a worker's report, of JSON, if it is a member. Nobody decides anything
@@ -690,7 +694,7 @@ func rewindsOf(positions map[string]int64) (rewinds []protocol.Rewind) {
 // who listen when there is a new generation, or one may start. Only the caller
 // itself can be new, so its projections are the new row's.
 func (s *Store) save(ctx context.Context, tx *sql.Tx, before []protocol.Member, r *Result, now time.Time, projections []string, join bool) error {
-	_, err := s.saveRow(ctx, tx, saveSQL, s.saved(before, *r, now, projections, join), r, now)
+	_, _, err := s.saveRow(ctx, tx, saveSQL, s.saved(before, *r, now, projections, join), r, now)
 	return err
 }
 
@@ -731,11 +735,11 @@ func (s *Store) saved(before []protocol.Member, r Result, now time.Time, project
 
 // saveRow saves a result, and reports whether it has. It adds what only the database knows
 // of it.
-func (s *Store) saveRow(ctx context.Context, q dbconn.Querier, statement sqltext.Statement, values sqltext.Values, r *Result, now time.Time) (saved bool, err error) {
+func (s *Store) saveRow(ctx context.Context, q dbconn.Querier, statement sqltext.Statement, values sqltext.Values, r *Result, now time.Time) (locked, saved bool, err error) {
 	var opened sql.NullTime
 	var waitedFor sql.NullString
 	var told any
-	err = s.row(ctx, q, statement, values, &saved, &opened, &waitedFor, &told)
+	err = s.row(ctx, q, statement, values, &locked, &saved, &opened, &waitedFor, &told)
 	if err == nil && saved && r.Decision.Activated {
 		r.OpenedAt = now // in this very transaction, where no row is found
 		if opened.Valid {
@@ -745,9 +749,9 @@ func (s *Store) saveRow(ctx context.Context, q dbconn.Querier, statement sqltext
 		}
 	}
 	if err != nil {
-		return false, fmt.Errorf("save replica set %q: %w", s.set, err)
+		return false, false, fmt.Errorf("save replica set %q: %w", s.set, err)
 	}
-	return saved, nil
+	return locked, saved, nil
 }
 
 // historyKept is how many generations the history goes back.
@@ -965,14 +969,17 @@ SELECT w.replica_set, w.id, {clock}, {report} FROM orchestrator_workers w WHERE 
 	unreportSQL = sqltext.New(`DELETE FROM orchestrator_reports WHERE replica_set = {set} AND worker = {worker}`)
 )
 
-const beatSQL = `
-WITH beat AS (
+// beatText writes a worker's own row.
+const beatText = `
     UPDATE orchestrator_workers
        SET lease_us = {lease}, lease_until = {clock} + ({lease} * interval '1 microsecond'),
            presence_key = CASE WHEN presence_number < {number} THEN {key} ELSE presence_key END,
            presence_number = greatest(presence_number, {number}), -- as in protocol.Apply
            holds = CASE WHEN holds <= {stopped} THEN 0 ELSE holds END
-     WHERE replica_set = {set} AND id = {worker}
+     WHERE replica_set = {set} AND id = {worker}`
+
+const beatSQL = `
+WITH beat AS (` + beatText + `
  RETURNING generation, total, partitions, paused, holds)`
 
 // viewSQL is what a worker sees, but for b, which is its own row, and %s, who is absent.
@@ -1012,7 +1019,7 @@ SELECT {clock}, coalesce(max(abs(generation)), 0) FROM orchestrator_checkpoints 
 // of its parts, which don't see each other. Who listens hears of it after
 // COMMIT; should others let the server's queue of notifications run full,
 // nobody does, rather than that nothing can be committed.
-var saveSQL = sqltext.New(`WITH ` + onlyIf(`true`, saveText+savedText))
+var saveSQL = sqltext.New(`WITH ` + onlyIf(`true`, saveText+fmt.Sprintf(savedText, "true")))
 
 // onlyIf puts a condition into a text for which it is to be carried out.
 func onlyIf(condition, text string) string { return strings.ReplaceAll(text, "$if", condition) }
@@ -1065,7 +1072,7 @@ added AS (
      WHERE $if)`
 
 const savedText = `
-SELECT $if, a.opened_at, a.waited_for,
+SELECT %s, $if, a.opened_at, a.waited_for,
        CASE WHEN $if AND ({opened} OR {activated}) AND pg_notification_queue_usage() < 0.5 THEN pg_notify({channel}, {set}) END
   FROM (SELECT) one LEFT JOIN activated a ON true`
 

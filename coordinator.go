@@ -63,7 +63,8 @@ type worker[E any] struct {
 	leaseOnly  atomic.Pointer[string] // why crash detection is off; nil: it is on, or Config.LeaseOnly is set
 	keeps      atomic.Int64           // for how long the session is kept after Run, in nanoseconds
 	vitals     *vitals
-	run        *run[E] // what the session has started
+	run        *run[E]                                       // what the session has started
+	shown      atomic.Pointer[map[store.Lane]protocol.Found] // the checkpoints that the latest look has shown
 	waiting    waiting
 	watch      watch
 	joined     protocol.WorkerID // the latest incarnation that became a member
@@ -413,6 +414,7 @@ func (w *worker[E]) sync(r protocol.Request, report []byte) {
 		}
 		tell(w.to, w.to.Heartbeat, Heartbeat{Source: source, Latency: latency})
 		w.decided(source, result)
+		w.shown.Store(&result.Checkpoints)
 		w.input(protocol.Synced{Request: r, Sent: sent, View: result.View})
 		w.writeReport(r.Worker, report)
 		return

@@ -51,10 +51,15 @@ func startRun[E any](w *worker[E], s protocol.Share) *run[E] {
 	r := &run[E]{share: s, source: func() Source { return w.source(id) }, draining: make(chan struct{})}
 	r.ctx, r.cancelc = context.WithCancelCause(w.life)
 	r.begin()
+	shown := w.shown.Swap(nil)
 	for _, a := range s.Assignments() {
 		for i, name := range w.names {
 			if s.Runs(name) {
-				r.lanes = append(r.lanes, newLane(w, r, i, a))
+				l := newLane(w, r, i, a)
+				if shown != nil {
+					l.shown = (*shown)[l.id]
+				}
+				r.lanes = append(r.lanes, l)
 			}
 		}
 	}
@@ -133,6 +138,7 @@ type lane[E any] struct {
 	log    *slog.Logger
 
 	core   *protocol.Lane
+	shown  protocol.Found // the checkpoint, if the look that started the lane has shown it
 	tap    *tap[E]
 	handle func(ctx context.Context, events []*Record[E]) error // calls the projection
 	kind   protocol.LaneKind
@@ -361,6 +367,10 @@ func (l *lane[E]) do(a protocol.LaneAction) protocol.LaneAnswer {
 	var err error
 	switch a.Do {
 	case protocol.LaneLoad:
+		if l.shown.Exists {
+			answer.Found, l.shown = l.shown, protocol.Found{}
+			break
+		}
 		answer.Found, err = bounded(l.ctx, l.worker.patience(), func(ctx context.Context) (protocol.Found, error) {
 			return l.worker.store.Load(ctx, l.id)
 		}, nil)

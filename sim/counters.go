@@ -49,6 +49,7 @@ const (
 	countFrozenPastLease
 	countJoinsFolded
 	countStandby
+	countShown
 	countSeveral
 	countFewer
 	// Sessions that show that a worker is there.
@@ -158,6 +159,7 @@ var counterWords = [counterCount]string{
 	countBackAgain:       "a worker that had lost its lease, or had been removed, ran a partition again",
 	countFrozenPastLease: "a process was frozen until its lease was over",
 	countJoinsFolded:     "several workers joined in one generation",
+	countShown:           "a lane started from the checkpoint that a look had shown",
 	countStandby:         "a worker had to stand by, as there were enough others",
 	countSeveral:         "a worker ran several partitions",
 	countFewer:           "a worker got fewer partitions than it was ready to take",
@@ -376,6 +378,8 @@ func (t *tally) observe(f fact) {
 		}
 	case runSuspends:
 		t.counters[countSuspended]++
+	case checkpointShown:
+		t.counters[countShown]++
 	case proofAwaited:
 		t.counters[countProofAwaited]++
 	case runStarts:

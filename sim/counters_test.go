@@ -76,6 +76,7 @@ func TestCounters(t *testing.T) {
 
 		{"a session is ended at the server", then(begun, at(1, fact{kind: sessionEnded, worker: "w1", text: "the server is gone"})), map[counter]int{countOwnEnded: 1}},
 		{"an answer is slow", then(begun, at(1, of(faultSlow, "w1"))), map[counter]int{countSlow: 1}},
+		{"a checkpoint is shown", then(begun, at(1, of(checkpointShown, "w1"))), map[counter]int{countShown: 1}},
 		{"a turn is missed", then(begun, at(1, of(turnMissed, "w1"))), map[counter]int{countTurnMissed: 1}},
 
 		{"a gap is met by a reader of a scope", then(begun, at(1, gap(gapWaited, "w1", 4), gap(gapScoped, "w1", 4))), map[counter]int{countGapScoped: 1}},

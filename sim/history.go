@@ -73,15 +73,16 @@ const (
 	memberLeaves   // text: the incarnation that is gone by its own word, or its worker's
 
 	// Lanes. All have projection, generation, partition, total.
-	handlerBegins // events, call, deaf
-	handlerEnds   // call; text "", "failed", "panicked", "canceled", timedOut, killed; deaf: it had been cancelled, or should have been
-	committed     // from, to, events: those handled since the lane's last commit
-	refused       // from, to: the fence let nothing through
-	undone        // from, to, events: the server refused what the handlers had written; text: when
-	proofAwaited  // before a handler begins
-	unreadable    // from: the event there could not be read, and that is its failure
-	readAgain     // from: it could, before another attempt
-	elsewhere     // from, to: of the lane's commit, and its checkpoint stands at neither
+	handlerBegins   // events, call, deaf
+	handlerEnds     // call; text "", "failed", "panicked", "canceled", timedOut, killed; deaf: it had been cancelled, or should have been
+	committed       // from, to, events: those handled since the lane's last commit
+	refused         // from, to: the fence let nothing through
+	undone          // from, to, events: the server refused what the handlers had written; text: when
+	proofAwaited    // before a handler begins
+	checkpointShown // a lane starts from what a look has shown; position
+	unreadable      // from: the event there could not be read, and that is its failure
+	readAgain       // from: it could, before another attempt
+	elsewhere       // from, to: of the lane's commit, and its checkpoint stands at neither
 	// Parked events. These have a lane as well; from is a position.
 	eventsParked    // from, to, events; text, if they are behind another
 	parkedRetried   // from: handled, and no longer parked
@@ -202,6 +203,8 @@ func (f fact) String() string {
 		fmt.Fprintf(&b, "undone: %d to %d, %s", f.from, f.to, lane)
 	case proofAwaited:
 		fmt.Fprintf(&b, "waits for a proof, %s", lane)
+	case checkpointShown:
+		fmt.Fprintf(&b, "starts at %d, which a look has shown, %s", f.from, lane)
 	case elsewhere:
 		fmt.Fprintf(&b, "has not heard of commit %d to %d, %s, and finds its checkpoint at neither", f.from, f.to, lane)
 	case leftIdle:

@@ -32,11 +32,12 @@ type lane struct {
 	// handled are the events of the batch that the projection has handled.
 	handled []event
 
-	call    *call       // that runs
-	spell   int         // of the run, when the latest was decided on
-	abort   func(error) // gives the call to the database up that is under way
-	retries bool        // the pause is before another attempt
-	pausing int         // counts pauses; only the latest is ended by its timer
+	shown   protocol.Found // the checkpoint, if the look that started the lane has shown it
+	call    *call          // that runs
+	spell   int            // of the run, when the latest was decided on
+	abort   func(error)    // gives the call to the database up that is under way
+	retries bool           // the pause is before another attempt
+	pausing int            // counts pauses; only the latest is ended by its timer
 	paused  bool
 	resting bool // until there is something new
 	dies    bool // without a word, once nothing is in hand
@@ -259,6 +260,12 @@ func (l *lane) end(a protocol.LaneAction) {
 
 // load reads the checkpoint.
 func (l *lane) load(patience time.Duration) {
+	if found := l.shown; found.Exists {
+		l.shown = protocol.Found{}
+		l.p.record(l.fact(checkpointShown, found.Checkpoint.Position, 0))
+		l.p.post(func() { l.answer(nil, protocol.LaneAnswer{Found: found}) })
+		return
+	}
 	k := l.p.borrow()
 	var found protocol.Found
 	l.ask(k, "load", patience, func(c connection, done func(error)) {
@@ -270,6 +277,17 @@ func (l *lane) load(patience time.Duration) {
 		k.giveBack()
 		l.answer(err, protocol.LaneAnswer{Found: found})
 	})
+}
+
+// anyOf is the checkpoint that was shown for a projection's partition in whichever
+// generation.
+func anyOf(shown map[store.Lane]protocol.Found, id store.Lane) (found protocol.Found) {
+	for l, f := range shown {
+		if l.Projection == id.Projection && l.Assignment.Partition == id.Assignment.Partition {
+			found, found.Generation = f, id.Assignment.Generation
+		}
+	}
+	return found
 }
 
 // find reads it once what was sent of it has ended.

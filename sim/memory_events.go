@@ -40,6 +40,27 @@ func (c *memoryConnection) load(l store.Lane, done func(protocol.Found, error)) 
 	done(found, err)
 }
 
+// shown is what a look shows of the checkpoints that a worker may start from.
+func (c *memoryConnection) shown(set *replicaSet, v protocol.View) map[store.Lane]protocol.Found {
+	if !v.May() {
+		return nil
+	}
+	shown := map[store.Lane]protocol.Found{}
+	for _, p := range c.memory.projections {
+		for _, k := range v.Partitions {
+			l := store.Lane{Projection: p.name, Assignment: protocol.Assignment{Generation: v.Generation, Partition: k, Total: v.Total}}
+			r := c.checkpoint(nil, l)
+			if r == nil || r.committed == nil || r.committed.set != set.name || r.committed.generation != v.Generation || r.committed.total != v.Total {
+				continue
+			}
+			found := c.found(l, r)
+			found.NoneParked = len(c.lot(l)) == 0
+			shown[l] = found
+		}
+	}
+	return shown
+}
+
 // found is what is committed of a checkpoint. The marks of another generation's are of
 // a layout that is not the lane's.
 func (c *memoryConnection) found(l store.Lane, r *row[checkpointRow]) (found protocol.Found) {

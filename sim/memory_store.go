@@ -106,7 +106,11 @@ func (c *memoryConnection) sync(r protocol.Request, projections []string, hold b
 		t := begin()
 		t.heartbeat(set, r, func(v protocol.View) {
 			t.end(true)
-			done(store.Result{View: v}, nil)
+			result := store.Result{View: v}
+			if r.Load {
+				result.Checkpoints = c.shown(set, v)
+			}
+			done(result, nil)
 		})
 	}
 	transact := func() {

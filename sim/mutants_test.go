@@ -242,6 +242,7 @@ var mutants = []mutant{
 		return in
 	}}, []promise{oneOwner, inOrder, nothingTwice}},
 	{"carries out what was decided, whatever has changed", rules{memory: memoryRules{blindAttempt: true}}, []promise{oneOwner, nothingLost, onlyGrow}},
+	{"starts from the checkpoint that a look for another generation has shown", rules{startsFromAnyLook: true}, []promise{nothingTwice, nothingLost}},
 	{"misses nobody", rules{input: func(_ *worker, in protocol.Input) protocol.Input {
 		switch s := in.(type) {
 		case protocol.Proven:

@@ -195,7 +195,7 @@ func (d *drawing) fact(f fact) {
 		d.glyph(r, f, "expired", "†")
 		d.endLease(r, f.at)
 
-	case sessionProven, proofAwaited:
+	case sessionProven, proofAwaited, checkpointShown:
 		d.dot(r.chartRow, "ask", f, r.leaseY())
 	case runStarts:
 	case runDrains:
@@ -291,7 +291,7 @@ func (d *drawing) fact(f fact) {
 // ofWorker reports whether a kind is drawn in a worker's row.
 func ofWorker(k kind) bool {
 	switch k {
-	case workerStarts, workerGone, sessionAsks, sessionProven, proofAwaited, workerExpired, runStarts, runDrains, runCancels, runStopped,
+	case workerStarts, workerGone, sessionAsks, sessionProven, proofAwaited, checkpointShown, workerExpired, runStarts, runDrains, runCancels, runStopped,
 		handlerBegins, committed, eventsParked, parkedRetried, parkedDiscarded, refused,
 		faultFreeze, faultThaw, faultCutOff, faultMended, faultCrash, faultLeave, faultLost, faultSlow:
 		return true
@@ -302,7 +302,7 @@ func ofWorker(k kind) bool {
 // tells reports whether a kind belongs to the story, and not to the hum.
 func tells(k kind) bool {
 	switch k {
-	case sessionAsks, sessionProven, proofAwaited, hintsCome, hintsGone, handlerBegins, handlerEnds, committed, eventsParked, parkedRetried, parkedDiscarded, retryFailed, lotFull, unreadable, readAgain, parkRequested, served, gapWaited, gapScoped, gapPassed, appended, rolledBack, faultLost, faultSlow:
+	case sessionAsks, sessionProven, proofAwaited, checkpointShown, hintsCome, hintsGone, handlerBegins, handlerEnds, committed, eventsParked, parkedRetried, parkedDiscarded, retryFailed, lotFull, unreadable, readAgain, parkRequested, served, gapWaited, gapScoped, gapPassed, appended, rolledBack, faultLost, faultSlow:
 		return false
 	}
 	return true

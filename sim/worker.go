@@ -40,6 +40,9 @@ type worker struct {
 	links, pool []*link
 	own         *link // a session of its own, by which it shows that it is there
 
+	// shown are the checkpoints that the latest answer has shown.
+	shown map[store.Lane]protocol.Found
+
 	running int  // handlers that run, or are about to
 	began   bool // one has, since that was last asked
 	// Until then nobody of it can take a session.
@@ -192,6 +195,9 @@ func (p *worker) sync(r protocol.Request) {
 	answer := func(err error) {
 		l.giveBack()
 		if err == nil {
+			if !w.rules.startsFromAnyLook || len(result.Checkpoints) > 0 {
+				p.shown = result.Checkpoints
+			}
 			p.input(protocol.Synced{Request: r, Sent: sent, View: result.View})
 			return
 		}
@@ -451,7 +457,12 @@ func (p *worker) start(s protocol.Share) {
 			if !s.Runs(q.name) && !p.w.rules.runsPaused {
 				continue
 			}
-			p.run.lanes = append(p.run.lanes, newLane(p, p.run, q, a))
+			l := newLane(p, p.run, q, a)
+			l.shown = p.shown[l.id]
+			if p.w.rules.startsFromAnyLook {
+				l.shown = anyOf(p.shown, l.id)
+			}
+			p.run.lanes = append(p.run.lanes, l)
 		}
 	}
 	p.run.left = max(len(p.run.lanes), 1) // one that does nothing, where all is paused

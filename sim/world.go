@@ -76,8 +76,10 @@ type rules struct {
 	keepsTransaction bool                          // what a failed handler wrote is not rolled back before it is called again
 	hears            func(*feed, protocol.Hearing) // of hints of events
 	unprovenBegins   bool                          // handlers begin without a proof that the worker is there
-	looksAtNobody    bool                          // a look for the presences of others does not show the group
-	runsPaused       bool                          // lanes of paused projections are started
+	// A lane starts from what a look for an earlier generation has shown.
+	startsFromAnyLook bool
+	looksAtNobody     bool // a look for the presences of others does not show the group
+	runsPaused        bool // lanes of paused projections are started
 
 	wrongWindow       bool // a lane is served the page that was read last, though that is of another window
 	skipsDropped      bool // one whose page is gone goes on in its window, where the others stand

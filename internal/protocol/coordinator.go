@@ -408,6 +408,8 @@ type Request struct {
 	// Look marks a heartbeat that changes nothing, and does not even renew the
 	// lease: it only looks.
 	Look bool
+	// Load asks a look for the checkpoints that the worker's lanes are to start from.
+	Load bool
 	// Others asks a heartbeat for View.Others.
 	Others bool
 	// Report marks a request for a Step that says of a generation for the first time that

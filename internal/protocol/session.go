@@ -716,6 +716,7 @@ func (s *Session) request(now time.Time) Request {
 		due, s.early = true, true
 	case s.renew || !s.wantsStep():
 		r.Heartbeat, r.Look, s.renew = true, s.mayLook(now), false
+		r.Load = r.Look && s.running == nil
 		r.Others = !r.Look && s.failures == 0 && s.presence.looks() // or it might fail for that
 	default:
 		due = true

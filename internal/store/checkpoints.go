@@ -60,13 +60,16 @@ func (s *Store) Find(ctx context.Context, l Lane) (protocol.Found, error) {
 var (
 	loadSQL = sqltext.New(`
 SELECT generation, position, ahead,
-       NOT EXISTS (SELECT FROM orchestrator_parked p WHERE p.projection = c.projection AND (p.slot % {total}) = c.partition)
+       ` + fmt.Sprintf(noneParkedText, "{total}") + `
   FROM orchestrator_checkpoints c
  WHERE replica_set = {set} AND projection = {projection} AND partition = {partition}` + onPrimary)
 	findCheckpointSQL = sqltext.New(`
 SELECT generation, position, ahead, false FROM orchestrator_checkpoints
  WHERE replica_set = {set} AND projection = {projection} AND partition = {partition}` + onPrimary + ` FOR UPDATE`)
 )
+
+// noneParkedText is whether nothing is parked beside a checkpoint, of so many partitions.
+const noneParkedText = `NOT EXISTS (SELECT FROM orchestrator_parked p WHERE p.projection = c.projection AND (p.slot %% %s) = c.partition)`
 
 // onPrimary ends a statement with an error on a standby, as viewSQL does.
 const onPrimary = ` AND (SELECT pg_current_wal_lsn()) IS NOT NULL`

@@ -349,6 +349,9 @@ type Result struct {
 	View     protocol.View
 	Group    protocol.Group    // empty for a heartbeat
 	Decision protocol.Decision // likewise
+	// Checkpoints are those that lanes of the view's generation start from, as far as they
+	// were asked for and are there: what Load returns.
+	Checkpoints map[Lane]protocol.Found
 	// Of an activation: when the generation was opened, and who had to stop first.
 	OpenedAt  time.Time
 	WaitedFor []protocol.WorkerID
@@ -431,15 +434,19 @@ func (s *Store) heartbeat(ctx context.Context, r protocol.Request) (Result, erro
 	var partitions, paused sql.NullString
 	var absent string
 	var due bool
+	var found sql.NullString
 	statement, values := lookSQL, sqltext.Values{"worker": string(r.Worker)}
-	if !r.Look {
+	switch {
+	case r.Load:
+		statement = loadingLookSQL
+	case !r.Look:
 		if statement = heartbeatSQL; r.Others {
 			statement = lookingHeartbeatSQL
 		}
 		maps.Copy(values, beatOf(r))
 	}
 	err := s.row(ctx, s.db, statement, values,
-		&v.Now, &due, &stepAt, &leaseEnd, &generation, &total, &partitions, &paused, &holds, &absent, &v.Others.Alone)
+		&v.Now, &due, &stepAt, &leaseEnd, &generation, &total, &partitions, &paused, &holds, &absent, &v.Others.Alone, &found)
 	row := RowOf("workers", s.set, "of this worker or another").Scanned(err)
 	if err == nil {
 		row = RowOf("workers", s.set, string(r.Worker))
@@ -465,7 +472,31 @@ func (s *Store) heartbeat(ctx context.Context, r protocol.Request) (Result, erro
 	if due {
 		v.StepAt = v.Now
 	}
-	return Result{View: v}, nil
+	return Result{View: v, Checkpoints: shown(v, found.String)}, nil
+}
+
+// shown returns the checkpoints that a look has shown. One that makes no sense is left to
+// Load, which says what is wrong with it.
+func shown(v protocol.View, text string) map[Lane]protocol.Found {
+	var rows []struct {
+		Projection string
+		Partition  int
+		Position   int64
+		Ahead      json.RawMessage
+		NoneParked bool
+	}
+	if text == "" || json.Unmarshal([]byte(text), &rows) != nil {
+		return nil
+	}
+	all := map[Lane]protocol.Found{}
+	for _, r := range rows {
+		l := Lane{r.Projection, protocol.Assignment{Generation: v.Generation, Partition: r.Partition, Total: v.Total}}
+		ahead := sql.NullString{String: string(r.Ahead), Valid: r.Ahead != nil}
+		if c, err := checkpointOf(r.Projection, r.Partition, v.Total, protocol.Checkpoint{Position: r.Position}, ahead, nil); err == nil {
+			all[l] = protocol.Found{Generation: v.Generation, Checkpoint: c, Exists: true, NoneParked: r.NoneParked}
+		}
+	}
+	return all
 }
 
 // beatOf are the values with which a worker's own row is written.
@@ -945,13 +976,13 @@ SELECT set_config('idle_in_transaction_session_timeout', {idle}, true),
 // snapshot and may be older, if the UPDATE had to wait; or in the case of two
 // reports at once (protocol.Session).
 var (
-	heartbeatSQL = sqltext.New(beatSQL + fmt.Sprintf(viewSQL, "NULL") + `
+	heartbeatSQL = sqltext.New(beatSQL + fmt.Sprintf(viewSQL, "NULL", "NULL") + `
   LEFT JOIN beat b ON true`)
 	// Apart from it, so that heartbeats go on where looks are not allowed.
-	lookingHeartbeatSQL = sqltext.New(beatSQL + fmt.Sprintf(viewSQL, absentText) + `
+	lookingHeartbeatSQL = sqltext.New(beatSQL + fmt.Sprintf(viewSQL, "NULL", absentText) + `
   LEFT JOIN beat b ON true`)
-	lookSQL = sqltext.New(fmt.Sprintf(viewSQL, "NULL") + `
-  LEFT JOIN orchestrator_workers b ON b.replica_set = {set} AND b.id = {worker}`)
+	lookSQL        = sqltext.New(fmt.Sprintf(viewSQL, "NULL", "NULL") + ownText)
+	loadingLookSQL = sqltext.New(fmt.Sprintf(viewSQL, shownText, "NULL") + ownText)
 )
 
 var (
@@ -982,13 +1013,24 @@ const beatSQL = `
 WITH beat AS (` + beatText + `
  RETURNING generation, total, partitions, paused, holds)`
 
-// viewSQL is what a worker sees, but for b, which is its own row, and %s, who is absent.
+const ownText = `
+  LEFT JOIN orchestrator_workers b ON b.replica_set = {set} AND b.id = {worker}`
+
+// shownText are the checkpoints that a worker may start from, if it may.
+var shownText = `CASE WHEN b.holds = b.generation AND b.total > 0 THEN
+       (SELECT jsonb_agg(jsonb_build_object('Projection', projection, 'Partition', partition, 'Position', position, 'Ahead', ahead,
+                                            'NoneParked', ` + fmt.Sprintf(noneParkedText, "b.total") + `))
+          FROM orchestrator_checkpoints c
+         WHERE replica_set = {set} AND generation = b.generation AND total = b.total AND b.partitions @> to_jsonb(partition)) END`
+
+// viewSQL is what a worker sees, but for b, which is its own row, and the %s: the
+// checkpoints that it may start from, and who is absent.
 // It is of the primary only: a standby shows what was, however long ago. There
 // pg_current_wal_lsn ends it with an error.
 const viewSQL = `
 SELECT CASE WHEN pg_current_wal_lsn() IS NOT NULL THEN {clock} END,
        coalesce(s.phase = 'draining' AND coalesce(b.holds, 0) = 0 AND NOT coalesce(o.held, false), false),
-       s.step_at, o.lease_until, b.generation, b.total, b.partitions, b.paused, b.holds, coalesce(o.absent, '[]'), o.others = 0
+       s.step_at, o.lease_until, b.generation, b.total, b.partitions, b.paused, b.holds, coalesce(o.absent, '[]'), o.others = 0, %s
   FROM (SELECT min(CASE WHEN lease_until > ({clock} + (lease_us * interval '1 microsecond'))
                         THEN {clock} ELSE lease_until END) FILTER (WHERE id <> {worker}) AS lease_until, -- as in protocol.Group.View
                bool_or(holds <> 0) FILTER (WHERE id <> {worker}) AS held, count(*) FILTER (WHERE id <> {worker}) AS others,

@@ -316,6 +316,76 @@ func testLook(t *testing.T, w World) {
 	}
 }
 
+// A report is a Step that is written down whatever else there is to do; whoever reports
+// last activates.
+func testReport(t *testing.T, w World) {
+	s := newSet(t, w, "set", "p")
+	s.join("a")
+	s.join("b")
+	s.stopped("a", 1)
+	s.join("c") // opens generation 3, which waits for a and b
+	report := func(id protocol.WorkerID) store.Result {
+		return s.sync(protocol.Request{Worker: id, Report: true, Stopped: 2, Presence: protocol.Presence{Key: 7, Number: 1}})
+	}
+	if r := report("a"); r.View.Holds != 0 || r.View.OnlySeen || r.Decision.Activated {
+		t.Errorf("b still holds, and a's report is answered with %+v", r)
+	}
+	if m := s.look("c").Group.Members[0]; m.Holds != 0 || m.Presence.Number != 1 {
+		t.Errorf("after its report, a is %+v", m)
+	}
+	if r := report("b"); !r.Decision.Activated || !r.View.May() {
+		t.Errorf("nobody holds any more, and b's report is answered with %+v", r)
+	}
+	if r := report("stranger"); r.View.Member {
+		t.Errorf("a stranger is answered with %+v", r)
+	}
+}
+
+// A look that asks for them shows the checkpoints that its worker's lanes are to start
+// from, as Load does, and those only.
+func testLookShowsCheckpoints(t *testing.T, w World) {
+	s := newSet(t, w, "set", "p", "q")
+	s.join("a")
+	look := func(id protocol.WorkerID) store.Result {
+		t.Helper()
+		return s.sync(protocol.Request{Worker: id, Heartbeat: true, Look: true, Load: true})
+	}
+	expect := func(when string, id protocol.WorkerID, want ...store.Lane) {
+		t.Helper()
+		r := look(id)
+		if len(r.Checkpoints) != len(want) {
+			t.Errorf("%s, %s is shown %d checkpoints, want %d: %+v", when, id, len(r.Checkpoints), len(want), r.Checkpoints)
+		}
+		for _, l := range want {
+			loaded, err := s.store.Load(t.Context(), l)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(loaded, r.Checkpoints[l]); diff != "" {
+				t.Errorf("%s, %s is shown another checkpoint of %s, -loaded +shown:\n%s", when, id, l, diff)
+			}
+		}
+	}
+	expect("alone", "a", lane("p", 1, 0, 1), lane("q", 1, 0, 1))
+	s.commit(lane("p", 1, 0, 1), start, at(7))
+	s.park(lane("q", 1, 0, 1), start, at(5), protocol.Parked{Position: 5, Aggregate: "x", Slot: protocol.SlotOf("x"), Attempts: 1})
+	expect("at work", "a", lane("p", 1, 0, 1), lane("q", 1, 0, 1))
+	s.join("b")
+	expect("draining", "a")
+	expect("draining", "b")
+	expect("draining", "stranger")
+	s.stopped("a", 1)
+	expect("of two", "a", lane("p", 2, 0, 2), lane("q", 2, 0, 2))
+	expect("of two", "b", lane("p", 2, 1, 2), lane("q", 2, 1, 2))
+	s.commit(lane("p", 2, 1, 2), at(7), at(9))
+	s.leave("a")
+	s.stopped("b", 2)
+	expect("with marks", "b", lane("p", 3, 0, 1), lane("q", 3, 0, 1))
+	if r := s.sync(protocol.Request{Worker: "b", Heartbeat: true, Look: true}); r.Checkpoints != nil {
+		t.Errorf("a look that did not ask is shown %+v", r.Checkpoints)
+	}
+}
+
 // A request that yields is a Step; but where somebody else has locked the set it is a
 // look, and does not wait.
 //

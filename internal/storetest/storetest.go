@@ -75,6 +75,8 @@ func Run(t *testing.T, open func(t *testing.T) World) {
 		{"heartbeat shows what a request shows", testHeartbeat},
 		{"heartbeat reads in one piece", testOnePiece},
 		{"look changes nothing", testLook},
+		{"report", testReport},
+		{"look shows checkpoints", testLookShowsCheckpoints},
 		{"request that yields", testYield},
 		{"several partitions", testSeveralPartitions},
 		{"presence", testPresence},

@@ -232,7 +232,7 @@ func (w *worker[E]) checkOnce(ctx context.Context) error {
 			unidentified = bounded(w.identify)()
 			return nil
 		}),
-		then(bounded(w.store.Check), bounded(w.checkNames)),
+		then(bounded(w.store.Check), bounded(w.checkNames), bounded(w.foresee)),
 		bounded(w.checkEvents))
 	if err != nil {
 		return err
@@ -285,6 +285,12 @@ func (w *worker[E]) checkNames(ctx context.Context) error {
 		}
 		return nil
 	})
+}
+
+// foresee has the store read the set, which the join then need not.
+func (w *worker[E]) foresee(ctx context.Context) error {
+	w.store.Foresee(ctx, w.session.ID(), time.Now())
+	return nil
 }
 
 func unstorable(field string, err error) error {
@@ -409,6 +415,9 @@ func (w *worker[E]) sync(r protocol.Request, report []byte) {
 	result, err := w.ask(r)
 	source, latency := w.source(r.Worker), time.Since(sent)
 	if err == nil {
+		if !result.Since.IsZero() {
+			sent = result.Since
+		}
 		if r.Leave {
 			w.unreport(r.Worker)
 		}

@@ -28,6 +28,7 @@ var startStatements = []struct{ name, text string }{
 	{"by its position", `::bigint[]`},
 	{"by its scope", `AND "global_position" OPERATOR(pg_catalog.<=)`},
 	{"whole", `"payload"`},
+	{"replica set", `s.join_window_us`},
 	{"key", `"global_position", "aggregate_id"::pg_catalog.text FROM`},
 }
 
@@ -77,7 +78,8 @@ func (l *lockstep) hold(ctx context.Context, query string) {
 	}
 }
 
-// A worker that starts asks what it must know in four round trips, on four connections:
+// A worker that starts asks what it must know in four round trips, on four connections, and
+// reads the set which it is about to join with the last of them:
 // these statements go together. One that waits for another of its round never goes, nor
 // does one that has no connection.
 func TestStartTakesFourRoundTrips(t *testing.T) {
@@ -88,7 +90,7 @@ func TestStartTakesFourRoundTrips(t *testing.T) {
 		{"schema of the events", "schema of the tables", "settings"},
 		{"columns of the tables", "facts", "identity", "types"},
 		{"version of the tables", "whole"},
-		{"by its position", "by its scope", "key"},
+		{"by its position", "by its scope", "key", "replica set"},
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), testworld.Limit)
 	defer cancel()

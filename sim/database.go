@@ -35,6 +35,7 @@ type database interface {
 type connection interface {
 	// Coordination. With hold, the call is done before its COMMIT, and keeps
 	// its locks until commit, close, or the bound on idling.
+	foresee(id protocol.WorkerID, now time.Time, done func(error))
 	sync(r protocol.Request, projections []string, hold bool, done func(store.Result, error))
 
 	// Lanes. begin opens a handler's transaction; write opens one unless there

@@ -18,38 +18,73 @@ type attempt struct {
 	spared   bool         // there is nothing to carry out
 	yielded  store.Result // of a request that yields, where somebody else has locked the set
 
-	version     *groupRow
-	workers     []*memberRow
-	projections []*string
-	checkpoints []*checkpointRow
+	groupReading
 }
 
-// decide decides on a request; nil: only a transaction does.
-func (c *memoryConnection) decide(set *replicaSet, r protocol.Request, projections []string) *attempt {
-	g := set.committed
-	if g == nil || r.Order != nil {
+// A groupReading is a set as one statement has seen it.
+type groupReading struct {
+	at          time.Time // of the database
+	version     *groupRow
+	workers     []*memberRow
+	own         []string  // projections
+	owners      []*string // their rows, which name the set
+	checkpoints []*checkpointRow
+	floor       int64
+	sent        time.Time // when Foresee was called, by its worker's clock
+}
+
+// readGroup reads a set; nil: there is none.
+func (c *memoryConnection) readGroup(set *replicaSet) *groupReading {
+	if set.committed == nil {
 		return nil
 	}
-	a := &attempt{version: g}
-	a.set, a.request, a.coordination.projections, a.now = set, r, projections, c.now()
-	before, others := g.Group, false
-	for _, w := range versionsOf(set.workers) {
-		a.workers = append(a.workers, w)
-		before.Members = append(before.Members, w.Member)
-		others = others || w.Holds != 0 && w.ID != r.Worker
-	}
-	var own []string
+	r := &groupReading{at: c.now(), version: set.committed, workers: versionsOf(set.workers)}
 	for _, p := range c.memory.projections {
 		if p.committed == nil || *p.committed != set.name {
 			continue
 		}
-		own, a.projections = append(own, p.name), append(a.projections, p.committed)
+		r.own, r.owners = append(r.own, p.name), append(r.owners, p.committed)
 		for _, v := range versionsOf(p.checkpoints) {
 			if v.set == set.name {
-				a.checkpoints = append(a.checkpoints, v)
-				before.Floor = max(before.Floor, v.generation, -v.generation)
+				r.checkpoints = append(r.checkpoints, v)
+				r.floor = max(r.floor, v.generation, -v.generation)
 			}
 		}
+	}
+	return r
+}
+
+// foresee is Store.Foresee.
+func (c *memoryConnection) foresee(id protocol.WorkerID, now time.Time, done func(error)) {
+	err := c.free("foresee")
+	if read := c.readGroup(c.replicaSet(c.set)); err == nil && read != nil {
+		read.sent = now
+		c.memory.foreseen[id] = read
+	}
+	done(err)
+}
+
+// decide decides on a request; nil: only a transaction does.
+func (c *memoryConnection) decide(set *replicaSet, r protocol.Request, projections []string) *attempt {
+	if r.Order != nil {
+		return nil
+	}
+	read := c.memory.foreseen[r.Worker]
+	delete(c.memory.foreseen, r.Worker)
+	if read == nil || !r.Join || !c.rules.foreseesForever && c.now().Sub(read.at) > r.Lease/10 {
+		read = c.readGroup(set)
+	}
+	if read == nil {
+		return nil
+	}
+	a := &attempt{groupReading: *read}
+	a.set, a.request, a.projections, a.now = set, r, projections, read.at
+	g, own := read.version, read.own
+	before, others := g.Group, false
+	before.Floor = read.floor
+	for _, w := range read.workers {
+		before.Members = append(before.Members, w.Member)
+		others = others || w.Holds != 0 && w.ID != r.Worker
 	}
 	if before.Refuses(r) || r.Join && slices.ContainsFunc(projections, func(p string) bool { return !slices.Contains(own, p) }) {
 		return nil
@@ -59,7 +94,7 @@ func (c *memoryConnection) decide(set *replicaSet, r protocol.Request, projectio
 	if a.decision.Activated && others || len(a.decision.Rewinds) > 0 {
 		return nil
 	}
-	a.result = store.Result{View: a.group.View(r.Worker, a.now, a.decision), Group: a.group, Decision: a.decision}
+	a.result = store.Result{View: a.group.View(r.Worker, a.now, a.decision), Group: a.group, Decision: a.decision, Since: read.sent}
 	a.spared = before.Spares(r, a.group) && g.stepAt.Equal(a.decision.StepAt.Round(time.Microsecond))
 	a.result.View.OnlySeen = a.spared && !r.Report
 	a.yielded = store.Result{View: applied.View(r.Worker, a.now, protocol.Decision{StepAt: a.now})}
@@ -115,7 +150,7 @@ func (a *attempt) carry(t *transaction, ended func(carried bool)) {
 				return
 			}
 			acquireAll(t, projections, true, func() {
-				if !same(slices.Equal(versionsOf(projections), a.projections)) {
+				if !same(slices.Equal(versionsOf(projections), a.owners)) {
 					return
 				}
 				if !a.decision.Activated {

@@ -348,6 +348,14 @@ func (c *postgresConnection) sync(r protocol.Request, projections []string, hold
 	done(result, c.db.heard(err))
 }
 
+func (c *postgresConnection) foresee(id protocol.WorkerID, now time.Time, done func(error)) {
+	err := c.free("foresee")
+	if err == nil {
+		c.store().Foresee(context.Background(), id, now)
+	}
+	done(c.db.heard(err))
+}
+
 func (c *postgresConnection) load(l store.Lane, done func(protocol.Found, error)) {
 	if err := c.free("load"); err != nil {
 		done(protocol.Found{}, err)

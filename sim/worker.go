@@ -40,6 +40,7 @@ type worker struct {
 	links, pool []*link
 	own         *link // a session of its own, by which it shows that it is there
 
+	foresaw time.Duration // when it asked for what it is to join by
 	// shown are the checkpoints that the latest answer has shown.
 	shown map[store.Lane]protocol.Found
 
@@ -186,6 +187,28 @@ func (p *worker) input(in protocol.Input) {
 
 // sync carries a request to the database, and the answer back.
 func (p *worker) sync(r protocol.Request) {
+	if r.Join && p.chance(300) {
+		p.foresee(r)
+	} else {
+		p.send(r)
+	}
+}
+
+// foresee has the database read the set some time before the worker joins.
+func (p *worker) foresee(r protocol.Request) {
+	l := p.borrow()
+	p.foresaw = p.w.at
+	p.ask(l, "foresee", p.timing.Patience(), func(c connection, done func(error)) { c.foresee(r.Worker, p.now(), done) }, func(error) {
+		l.giveBack()
+		long := p.timing.Patience() / 2
+		if p.w.rules.memory.foreseesForever {
+			long = p.timing.Lease
+		}
+		p.after(p.between(0, long), func() { p.send(r) })
+	})
+}
+
+func (p *worker) send(r protocol.Request) {
 	w := p.w
 	sent, sentAt, l := p.now(), w.at, p.borrow()
 	patience := p.timing.Patience()
@@ -197,6 +220,9 @@ func (p *worker) sync(r protocol.Request) {
 		if err == nil {
 			if !w.rules.startsFromAnyLook || len(result.Checkpoints) > 0 {
 				p.shown = result.Checkpoints
+			}
+			if since := result.Since; !since.IsZero() && !w.rules.leaseFromJoin {
+				sent = since
 			}
 			p.input(protocol.Synced{Request: r, Sent: sent, View: result.View})
 			return
@@ -219,6 +245,9 @@ func (p *worker) sync(r protocol.Request) {
 		c.sync(asked, p.projections(), hold, func(res store.Result, err error) {
 			if r.Yield && (res.Group.Generation == 0 || res.View.OnlySeen) {
 				hold = false // it was a heartbeat
+			}
+			if !res.Since.IsZero() {
+				sentAt, arrived = p.foresaw, p.foresaw
 			}
 			// It may have waited since for the checkpoints, and the clock may have gone back.
 			if result, granted = res, arrived; !w.now().Before(res.View.Now) {

@@ -61,6 +61,7 @@ type world struct {
 type rules struct {
 	memory memoryRules
 
+	leaseFromJoin    bool // or from a join that was decided by what was read before it
 	leaseFromReply   bool // the lease counts from the reply, not from the request
 	leaseUnenforced  bool // its holder does not look at it
 	stopsTooEarly    bool // stop is reported before the handlers have returned

@@ -57,7 +57,11 @@ func (s *Store) attempt(ctx context.Context, r protocol.Request, projections []s
 	if r.Order != nil {
 		return nil, nil
 	}
-	read, whole, err := s.readGroup(ctx, r, reports)
+	read, since := s.foresaw(r)
+	whole, err := !since.IsZero(), error(nil)
+	if !whole {
+		read, whole, err = s.readGroup(ctx, r, reports)
+	}
 	if err != nil || !whole || read.group.Refuses(r) {
 		return nil, err
 	}
@@ -69,7 +73,7 @@ func (s *Store) attempt(ctx context.Context, r protocol.Request, projections []s
 	if decision.Activated && !read.still || len(decision.Rewinds) > 0 {
 		return nil, nil
 	}
-	a := &attempt{result: Result{View: group.View(r.Worker, read.now, decision), Group: group, Decision: decision}, now: read.now}
+	a := &attempt{result: Result{View: group.View(r.Worker, read.now, decision), Group: group, Decision: decision, Since: since}, now: read.now}
 	if read.group.Spares(r, group) && read.stepAt.Equal(decision.StepAt.Round(time.Microsecond)) {
 		a.seen, a.result.View.OnlySeen = true, !r.Report
 		return a, nil
@@ -114,6 +118,36 @@ type reading struct {
 	// projection and partition, are as they are.
 	still       bool
 	checkpoints map[string][]protocol.Checkpoint
+}
+
+// A foreseen is a reading that was taken before the request that it is for.
+type foreseen struct {
+	reading
+	sent time.Time
+}
+
+// foreseenMax is for how long a reading is good to decide a join by: that part of a lease.
+// The lease counts from the reading, and so the worker counts from before it (Result.Since).
+const foreseenMax = 10
+
+// Foresee reads the set at the time now for the join that a worker is about to ask for,
+// while it waits for something else. Whatever goes wrong is for the join to say.
+func (s *Store) Foresee(ctx context.Context, worker protocol.WorkerID, now time.Time) {
+	if read, whole, err := s.readGroup(ctx, protocol.Request{Worker: worker}, false); err == nil && whole {
+		s.foreseen.Store(&foreseen{read, now})
+	}
+}
+
+// foresaw returns what was read for a join, and when. It is good for one attempt.
+func (s *Store) foresaw(r protocol.Request) (read reading, since time.Time) {
+	if !r.Join {
+		return read, since
+	}
+	f := s.foreseen.Swap(nil)
+	if f == nil || time.Since(f.sent) > r.Lease/foreseenMax {
+		return read, since
+	}
+	return f.reading, f.sent
 }
 
 // readGroup reads the set. It is not whole if there is none, or something in it can't be

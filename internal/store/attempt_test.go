@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"fmt"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -118,6 +119,44 @@ func tables(t *testing.T, db *sql.DB) (all []string) {
 
 // An import has the set locked when the second statement comes, which waits, and can't see
 // what it adds. No partition of what is imported is dropped.
+// A join is decided on what was foreseen, and its lease counts from then, if nothing has
+// changed since, and not for long.
+func TestForesee(t *testing.T) {
+	db := migrated(t)
+	s := store.New(db, "set", store.Options{Bounds: store.BoundsOf(lease)})
+	if _, err := join(s, t, "a", "p"); err != nil {
+		t.Fatal(err)
+	}
+	joins := func(id protocol.WorkerID, lease time.Duration) store.Result {
+		t.Helper()
+		r, err := s.Sync(t.Context(), protocol.Request{Worker: id, Join: true, Lease: lease}, []string{"p"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r
+	}
+	now := time.Now()
+	s.Foresee(t.Context(), "b", now)
+	if r := joins("b", lease); !r.Since.Equal(now) || !r.View.Member {
+		t.Errorf("nothing has changed, and b joins with %+v", r)
+	}
+	s.Foresee(t.Context(), "c", time.Now())
+	if r, err := s.Sync(t.Context(), protocol.Request{Worker: "a", Lease: lease, Heartbeat: true, Stopped: 1}, nil); err != nil || !r.View.Member {
+		t.Fatal(r, err)
+	}
+	if r := joins("c", lease); !r.Since.IsZero() || !r.View.Member || len(r.Group.Members) != 3 {
+		t.Errorf("a has changed, and c joins with %+v", r)
+	}
+	s.Foresee(t.Context(), "d", time.Now().Add(-lease/10))
+	if r := joins("d", lease); !r.Since.IsZero() || !r.View.Member {
+		t.Errorf("that was long ago, and d joins with %+v", r)
+	}
+	s.Foresee(t.Context(), "e", time.Now())
+	if r, err := s.Sync(t.Context(), protocol.Request{Worker: "a", Lease: lease, Stopped: 1}, nil); err != nil || !r.Since.IsZero() {
+		t.Errorf("it was for e, and a is answered with %+v, %v", r, err)
+	}
+}
+
 func TestAttemptSeesAnImport(t *testing.T) {
 	db := migrated(t)
 	s := store.New(db, "set", store.Options{Bounds: store.BoundsOf(lease)})

@@ -30,7 +30,8 @@ type Store struct {
 	clock  string
 	bounds Bounds
 
-	names atomic.Pointer[sqltext.Names] // nil: not known yet
+	names    atomic.Pointer[sqltext.Names] // nil: not known yet
+	foreseen atomic.Pointer[foreseen]
 }
 
 // Options of a Store.
@@ -349,6 +350,9 @@ type Result struct {
 	View     protocol.View
 	Group    protocol.Group    // empty for a heartbeat
 	Decision protocol.Decision // likewise
+	// Since is when Foresee was called, if that has read what was decided on: the lease
+	// counts from then.
+	Since time.Time
 	// Checkpoints are those that lanes of the view's generation start from, as far as they
 	// were asked for and are there: what Load returns.
 	Checkpoints map[Lane]protocol.Found

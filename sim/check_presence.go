@@ -9,7 +9,7 @@ const (
 	proofEnds   = 650 * time.Millisecond
 	noticedIn   = 2 * time.Second
 	mustSettle  = 5 * time.Second
-	looksAgain  = 1250 * time.Millisecond
+	looksAgain  = 1500 * time.Millisecond
 	// A worker that was alone looks less often until it has seen that another one has
 	// joined.
 	newcomer = 150 * time.Millisecond

@@ -63,7 +63,7 @@ func (c *checker) failsAt(f fact, events []event) failures {
 			n.since = f.at
 		}
 		n.n, n.latest = n.n+1, f
-		if f.text != killed && !f.deaf && f.kind == handlerEnds {
+		if f.text != killed && f.text != disconnected && !f.deaf && f.kind == handlerEnds {
 			n.own++
 		}
 		c.failures[k] = n

@@ -468,7 +468,9 @@ func (l *lane) returns(c *call) {
 	if c.outcome != "" {
 		err = l.failure(c)
 	} else if err = l.effects(c.events); err != nil {
-		c.outcome = "failed"
+		if c.outcome = "failed"; errors.Is(err, errReset) {
+			c.outcome = disconnected
+		}
 	} else {
 		if !c.parked {
 			l.handled = append(l.handled, c.events...)
@@ -492,8 +494,9 @@ func (l *lane) returns(c *call) {
 
 // How a handler fails beside that it says so.
 const (
-	timedOut = "timed out"
-	killed   = "killed its connection"
+	timedOut     = "timed out"
+	killed       = "killed its connection"
+	disconnected = "lost its connection"
 )
 
 // failure is the error that a call returns.

@@ -65,6 +65,7 @@ type worker[E any] struct {
 	vitals     *vitals
 	run        *run[E]                                       // what the session has started
 	shown      atomic.Pointer[map[store.Lane]protocol.Found] // the checkpoints that the latest look has shown
+	foreseen   atomic.Pointer[store.Foresight]               // what the start's checks have read of the set
 	waiting    waiting
 	watch      watch
 	joined     protocol.WorkerID // the latest incarnation that became a member
@@ -289,7 +290,7 @@ func (w *worker[E]) checkNames(ctx context.Context) error {
 
 // foresee has the store read the set, which the join then need not.
 func (w *worker[E]) foresee(ctx context.Context) error {
-	w.store.Foresee(ctx, w.session.ID(), time.Now())
+	w.foreseen.Store(w.store.Foresee(ctx, w.session.ID(), time.Now()))
 	return nil
 }
 
@@ -415,7 +416,8 @@ func (w *worker[E]) sync(r protocol.Request, report []byte) {
 	result, err := w.ask(r)
 	source, latency := w.source(r.Worker), time.Since(sent)
 	if err == nil {
-		if !result.Since.IsZero() {
+		foreseen := !result.Since.IsZero()
+		if foreseen {
 			sent = result.Since
 		}
 		if r.Leave {
@@ -424,7 +426,7 @@ func (w *worker[E]) sync(r protocol.Request, report []byte) {
 		tell(w.to, w.to.Heartbeat, Heartbeat{Source: source, Latency: latency})
 		w.decided(source, result)
 		w.shown.Store(&result.Checkpoints)
-		w.input(protocol.Synced{Request: r, Sent: sent, View: result.View})
+		w.input(protocol.Synced{Request: r, Sent: sent, Foreseen: foreseen, View: result.View})
 		w.writeReport(r.Worker, report)
 		return
 	}
@@ -463,10 +465,16 @@ func (w *worker[E]) refusal(why protocol.SyncFailure) error {
 
 // ask sends one request.
 func (w *worker[E]) ask(r protocol.Request) (store.Result, error) {
+	var foreseen *store.Foresight
 	if r.Join {
 		r.Stream = w.stream
+		if f := w.foreseen.Swap(nil); f.Fresh(time.Now(), r) {
+			foreseen = f
+		}
 	}
-	return bounded(w.life, w.patience(), func(ctx context.Context) (store.Result, error) { return w.store.Sync(ctx, r, w.names) }, nil)
+	return bounded(w.life, w.patience(), func(ctx context.Context) (store.Result, error) {
+		return w.store.SyncForeseen(ctx, r, w.names, foreseen)
+	}, nil)
 }
 
 // reporting is what a worker knows of its own reports. Nothing depends on one.

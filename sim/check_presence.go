@@ -12,7 +12,7 @@ const (
 	looksAgain  = 1500 * time.Millisecond
 	// A worker that was alone looks less often until it has seen that another one has
 	// joined.
-	newcomer = 150 * time.Millisecond
+	newcomer = 500 * time.Millisecond
 )
 
 // A checkedPresence is what the facts say of the session that a worker has of its

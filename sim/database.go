@@ -35,8 +35,8 @@ type database interface {
 type connection interface {
 	// Coordination. With hold, the call is done before its COMMIT, and keeps
 	// its locks until commit, close, or the bound on idling.
-	foresee(id protocol.WorkerID, now time.Time, done func(error))
-	sync(r protocol.Request, projections []string, hold bool, done func(store.Result, error))
+	foresee(id protocol.WorkerID, now time.Time, done func(foreseen any, err error))
+	sync(r protocol.Request, projections []string, foreseen any, hold bool, done func(store.Result, error))
 
 	// Lanes. begin opens a handler's transaction; write opens one unless there
 	// is one; save is a transaction of its own.

@@ -26,8 +26,7 @@ type memory struct {
 	rules memoryRules
 
 	sets        map[string]*replicaSet
-	foreseen    map[protocol.WorkerID]*groupReading // by workers that are about to join
-	projections []*projectionRow                    // by name
+	projections []*projectionRow // by name
 
 	// What is committed: events by position, effects in the order of commits.
 	events  []event
@@ -57,8 +56,6 @@ type memoryRules struct {
 	// How long it takes from reading a set until what was decided arrives; nil: no time.
 	between      func() time.Duration
 	blindAttempt bool // that is carried out whatever has changed
-	// A join is decided by what was foreseen however long ago.
-	foreseesForever bool
 
 	unfenced    bool // a commit names neither replica set nor generation
 	anyPosition bool // a commit does not name the position that it starts from
@@ -85,7 +82,7 @@ func newMemory(c clock, r memoryRules) *memory {
 	if r.handoff == nil {
 		r.handoff = protocol.Handoff
 	}
-	return &memory{clock: c, rules: r, sets: map[string]*replicaSet{}, foreseen: map[protocol.WorkerID]*groupReading{}}
+	return &memory{clock: c, rules: r, sets: map[string]*replicaSet{}}
 }
 
 // as returns the memory as the database of one replica set.

@@ -55,23 +55,23 @@ func (c *memoryConnection) readGroup(set *replicaSet) *groupReading {
 }
 
 // foresee is Store.Foresee.
-func (c *memoryConnection) foresee(id protocol.WorkerID, now time.Time, done func(error)) {
+func (c *memoryConnection) foresee(_ protocol.WorkerID, now time.Time, done func(any, error)) {
 	err := c.free("foresee")
-	if read := c.readGroup(c.replicaSet(c.set)); err == nil && read != nil {
-		read.sent = now
-		c.memory.foreseen[id] = read
+	read := c.readGroup(c.replicaSet(c.set))
+	if err != nil || read == nil {
+		done(nil, err)
+		return
 	}
-	done(err)
+	read.sent = now
+	done(read, nil)
 }
 
 // decide decides on a request; nil: only a transaction does.
-func (c *memoryConnection) decide(set *replicaSet, r protocol.Request, projections []string) *attempt {
+func (c *memoryConnection) decide(set *replicaSet, r protocol.Request, projections []string, read *groupReading) *attempt {
 	if r.Order != nil {
 		return nil
 	}
-	read := c.memory.foreseen[r.Worker]
-	delete(c.memory.foreseen, r.Worker)
-	if read == nil || !r.Join || !c.rules.foreseesForever && c.now().Sub(read.at) > r.Lease/10 {
+	if read == nil {
 		read = c.readGroup(set)
 	}
 	if read == nil {
@@ -98,7 +98,7 @@ func (c *memoryConnection) decide(set *replicaSet, r protocol.Request, projectio
 	a.spared = before.Spares(r, a.group) && g.stepAt.Equal(a.decision.StepAt.Round(time.Microsecond))
 	a.result.View.OnlySeen = a.spared && !r.Report
 	a.yielded = store.Result{View: applied.View(r.Worker, a.now, protocol.Decision{StepAt: a.now})}
-	a.yielded.View.OnlySeen = !r.Report
+	a.yielded.View.OnlySeen, a.yielded.View.Busy = !r.Report, true
 	return a
 }
 
@@ -122,7 +122,7 @@ func (a *attempt) carry(t *transaction, ended func(carried bool)) {
 		}
 		return true
 	}
-	if (a.request.Yield || a.request.Report) && a.set.lock.owner != nil {
+	if a.request.Yields() && a.set.lock.owner != nil {
 		a.result = a.yielded
 		ended(true)
 		return
@@ -188,6 +188,7 @@ type asking struct {
 	transact    func()
 	done        func(store.Result, error)
 
+	foreseen *groupReading
 	reported bool
 }
 
@@ -199,7 +200,7 @@ func (q *asking) attempt(times int) {
 		return
 	}
 	then := func() {
-		switch a := q.decide(q.set, q.request, q.projections); {
+		switch a := q.decide(q.set, q.request, q.projections, q.foreseen); {
 		case a == nil:
 			q.transact()
 		case a.spared:
@@ -233,6 +234,7 @@ func (q *asking) carry(a *attempt, times int) {
 		if carried {
 			q.done(a.result, nil)
 		} else {
+			q.foreseen = nil
 			q.next(func() { q.attempt(times - 1) })
 		}
 	})

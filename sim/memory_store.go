@@ -88,7 +88,7 @@ func those[T any](t *transaction, rows []*row[T], wanted func(*T) bool) []*row[T
 }
 
 // sync is Store.Sync.
-func (c *memoryConnection) sync(r protocol.Request, projections []string, hold bool, done func(store.Result, error)) {
+func (c *memoryConnection) sync(r protocol.Request, projections []string, foreseen any, hold bool, done func(store.Result, error)) {
 	if err := c.free("sync"); err != nil {
 		done(store.Result{}, err)
 		return
@@ -120,13 +120,14 @@ func (c *memoryConnection) sync(r protocol.Request, projections []string, hold b
 			c.coordinate(begin(), set, r, projections, hold, done)
 		}
 	}
+	read, _ := foreseen.(*groupReading)
 	switch {
 	case r.Heartbeat:
 		heartbeat()
 	case hold:
 		transact()
 	default:
-		q := &asking{memoryConnection: c, set: set, request: r, projections: projections, begin: begin, transact: transact, done: done}
+		q := &asking{memoryConnection: c, foreseen: read, set: set, request: r, projections: projections, begin: begin, transact: transact, done: done}
 		q.attempt(3)
 	}
 }

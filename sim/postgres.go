@@ -336,7 +336,7 @@ func (c *postgresConnection) free(call string) error {
 	return c.alive()
 }
 
-func (c *postgresConnection) sync(r protocol.Request, projections []string, hold bool, done func(store.Result, error)) {
+func (c *postgresConnection) sync(r protocol.Request, projections []string, foreseen any, hold bool, done func(store.Result, error)) {
 	if hold {
 		panic("sim: PostgreSQL can't hold a coordination transaction before its COMMIT")
 	}
@@ -344,16 +344,17 @@ func (c *postgresConnection) sync(r protocol.Request, projections []string, hold
 		done(store.Result{}, err)
 		return
 	}
-	result, err := c.store().Sync(context.Background(), r, projections)
+	f, _ := foreseen.(*store.Foresight)
+	result, err := c.store().SyncForeseen(context.Background(), r, projections, f)
 	done(result, c.db.heard(err))
 }
 
-func (c *postgresConnection) foresee(id protocol.WorkerID, now time.Time, done func(error)) {
-	err := c.free("foresee")
-	if err == nil {
-		c.store().Foresee(context.Background(), id, now)
+func (c *postgresConnection) foresee(id protocol.WorkerID, now time.Time, done func(any, error)) {
+	if err := c.free("foresee"); err != nil {
+		done(nil, err)
+		return
 	}
-	done(c.db.heard(err))
+	done(c.store().Foresee(context.Background(), id, now), nil)
 }
 
 func (c *postgresConnection) load(l store.Lane, done func(protocol.Found, error)) {

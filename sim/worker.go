@@ -190,7 +190,7 @@ func (p *worker) sync(r protocol.Request) {
 	if r.Join && p.chance(300) {
 		p.foresee(r)
 	} else {
-		p.send(r)
+		p.send(r, nil)
 	}
 }
 
@@ -198,17 +198,29 @@ func (p *worker) sync(r protocol.Request) {
 func (p *worker) foresee(r protocol.Request) {
 	l := p.borrow()
 	p.foresaw = p.w.at
-	p.ask(l, "foresee", p.timing.Patience(), func(c connection, done func(error)) { c.foresee(r.Worker, p.now(), done) }, func(error) {
+	sent := p.now()
+	var foreseen any
+	p.ask(l, "foresee", p.timing.Patience(), func(c connection, done func(error)) {
+		c.foresee(r.Worker, sent, func(f any, err error) {
+			foreseen = f
+			done(err)
+		})
+	}, func(error) {
 		l.giveBack()
-		long := p.timing.Patience() / 2
-		if p.w.rules.memory.foreseesForever {
-			long = p.timing.Lease
+		long, fresh := p.timing.Patience()/2, p.timing.Lease/10
+		if p.w.rules.leaseFromJoin {
+			long, fresh = p.timing.Lease, p.timing.Lease*2
 		}
-		p.after(p.between(0, long), func() { p.send(r) })
+		p.after(p.between(0, long), func() {
+			if age := p.now().Sub(sent); age > fresh || r.JoinWindow > 0 && age > r.JoinWindow/2 && !p.w.rules.leaseFromJoin {
+				foreseen = nil
+			}
+			p.send(r, foreseen)
+		})
 	})
 }
 
-func (p *worker) send(r protocol.Request) {
+func (p *worker) send(r protocol.Request, foreseen any) {
 	w := p.w
 	sent, sentAt, l := p.now(), w.at, p.borrow()
 	patience := p.timing.Patience()
@@ -221,10 +233,11 @@ func (p *worker) send(r protocol.Request) {
 			if !w.rules.startsFromAnyLook || len(result.Checkpoints) > 0 {
 				p.shown = result.Checkpoints
 			}
-			if since := result.Since; !since.IsZero() && !w.rules.leaseFromJoin {
+			since := result.Since
+			if !since.IsZero() && !w.rules.leaseFromJoin {
 				sent = since
 			}
-			p.input(protocol.Synced{Request: r, Sent: sent, View: result.View})
+			p.input(protocol.Synced{Request: r, Sent: sent, Foreseen: !since.IsZero(), View: result.View})
 			return
 		}
 		failed := protocol.SyncFailed{Request: r, Sent: sent, Jitter: p.rand.Float64(), Facts: store.FactsOf(err)}
@@ -242,7 +255,7 @@ func (p *worker) send(r protocol.Request) {
 			asked = disguise(r)
 		}
 		arrived := w.at
-		c.sync(asked, p.projections(), hold, func(res store.Result, err error) {
+		c.sync(asked, p.projections(), foreseen, hold, func(res store.Result, err error) {
 			if r.Yield && (res.Group.Generation == 0 || res.View.OnlySeen) {
 				hold = false // it was a heartbeat
 			}

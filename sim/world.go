@@ -61,7 +61,9 @@ type world struct {
 type rules struct {
 	memory memoryRules
 
-	leaseFromJoin    bool // or from a join that was decided by what was read before it
+	// A join is decided by what was read for it long before, and the lease counts from the
+	// join.
+	leaseFromJoin    bool
 	leaseFromReply   bool // the lease counts from the reply, not from the request
 	leaseUnenforced  bool // its holder does not look at it
 	stopsTooEarly    bool // stop is reported before the handlers have returned

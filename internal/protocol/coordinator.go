@@ -436,6 +436,10 @@ type Request struct {
 	Stream string
 }
 
+// Yields reports whether the request leaves a Step to whoever has locked the group. Who
+// removes somebody doesn't: nobody else may have missed him.
+func (r Request) Yields() bool { return r.Yield || r.Report && len(r.Watch.Absent) == 0 }
+
 // Refuses reports whether a request comes from a worker that reads another event
 // stream than the group. It must not be applied.
 //  1. w1 and w2 share the events of one table; w3's connections lead to another one
@@ -567,6 +571,9 @@ type View struct {
 	// OnlySeen says that a request that yields was a look, and has not renewed the lease: it
 	// has found nothing to do, or somebody else at it.
 	OnlySeen bool
+	// Busy says that a request that yields has found the group locked: StepAt is due, and
+	// may still be when whoever has locked it has ended.
+	Busy bool
 	// Others are shown to a heartbeat that asks for them.
 	Others Others
 }

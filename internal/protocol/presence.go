@@ -396,6 +396,13 @@ func (p *presence) proof(now time.Time, in Proven) {
 	}
 }
 
+// changed says that the group has another generation: who was alone may not be any more.
+func (p *presence) changed(now time.Time) {
+	if soon := now.Add(presenceLook); p.next.After(soon) {
+		p.next = soon
+	}
+}
+
 // look takes in what was seen of others.
 func (p *presence) look(now time.Time, o Others) {
 	p.next = now.Add(presenceLook)

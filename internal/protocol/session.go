@@ -85,11 +85,13 @@ func (a Assignment) String() string {
 type (
 	// Tick says that time has passed.
 	Tick struct{}
-	// Synced brings the answer to a request that was sent at Sent.
+	// Synced brings the answer to a request that was sent at Sent; or if it was Foreseen,
+	// a join, the set was read for it from then on.
 	Synced struct {
-		Request Request
-		Sent    time.Time
-		View    View
+		Request  Request
+		Sent     time.Time
+		Foreseen bool
+		View     View
 	}
 	// SyncFailed says that the request may or may not have been carried out.
 	// Jitter is a random number in [0,1). If the database answered, Database
@@ -349,7 +351,9 @@ func (s *Session) synced(now time.Time, in Synced) []Action {
 		return s.exit(Left)
 	}
 	s.presence.answers++
-	s.clock.observe(in.Sent, now, v.Now, s.timing.Lease)
+	if !in.Foreseen { // that would be a slow answer, by which the clock could have stepped
+		s.clock.observe(in.Sent, now, v.Now, s.timing.Lease)
+	}
 	if !v.Member {
 		s.lost = s.lost || s.member
 		return nil
@@ -378,6 +382,10 @@ func (s *Session) synced(now time.Time, in Synced) []Action {
 		s.stopped = max(s.stopped, v.Holds)
 	}
 	if seen := [2]int64{v.Generation, v.Holds}; seen != s.seen {
+		if s.seen[0] != v.Generation { // there may be others now
+			s.polls = 0
+			s.presence.changed(now)
+		}
 		s.seen, s.vain = seen, 0
 	}
 	s.plan(now, in)
@@ -436,6 +444,11 @@ func (s *Session) plan(now time.Time, in Synced) {
 		s.sooner(now.Add(s.poll()))
 		s.ask = s.polls%pollsPerStep == 0
 	}
+	if v.Busy && (s.running != nil || !v.Assigned() || v.May()) {
+		// Whoever waits for a partition looks anyway. Any other one tries again, and renews
+		// its lease meanwhile.
+		s.step, s.renew = true, !now.Before(s.renewal())
+	}
 	if report && in.Request.Heartbeat {
 		// It was a heartbeat, after a Step that has failed.
 		//  1. a and b report at the same moment, each in its own row;
@@ -457,7 +470,7 @@ func (s *Session) plan(now time.Time, in Synced) {
 		s.failures = 0
 	case s.failures > 0:
 		s.sooner(now.Add(s.backoff(0)))
-	case v.OnlySeen: // somebody else takes the Step
+	case v.Busy: // somebody else takes the Step, perhaps
 		s.sooner(now.Add(s.poll()))
 	default:
 		s.next = now

@@ -145,6 +145,10 @@ func TestSessionLooksAfterItsReport(t *testing.T) {
 		}
 	}
 
+	if removes := (Request{Report: true, Watch: Watch{Absent: []Absence{{}}}}); !report.Yields() || removes.Yields() {
+		t.Error("a report yields, unless it removes somebody")
+	}
+
 	s.Next(now, SyncFailed{Request: report, Sent: now})
 	now = now.Add(time.Second)
 	again := syncOf(t, s.Next(now, Tick{}))
@@ -299,6 +303,43 @@ func TestClockWatch(t *testing.T) {
 
 // A request that fails for good ends the worker: what runs is asked to stop, and then it
 // leaves. One that may pass does not.
+// Who finds the group locked tries again, and renews its lease in time. Who waits for a
+// partition looks instead.
+func TestSessionTriesAgainWhereTheGroupIsLocked(t *testing.T) {
+	s, now, heartbeat := running(t)
+	closes := View{Now: now, Member: true, Partitions: []int{0}, Generation: 1, Total: 1, Holds: 1, StepAt: now.Add(time.Second)}
+	s.Next(now, Synced{Request: heartbeat, Sent: now, View: closes})
+	renewal := now.Add(testTiming.Heartbeat)
+	tries, beats := 0, 0
+	for now.Before(renewal.Add(time.Second)) {
+		var wake time.Time
+		for in := Input(Tick{}); in != nil; {
+			actions := s.Next(now, in)
+			in = nil
+			for _, a := range actions {
+				switch a := a.(type) {
+				case Wake:
+					wake = a.At
+				case Sync:
+					v := closes
+					v.Now, v.StepAt = now, now
+					if a.Request.Heartbeat {
+						beats++
+					} else {
+						tries++
+						v.OnlySeen, v.Busy = true, true
+					}
+					in = Synced{Request: a.Request, Sent: now, View: v}
+				}
+			}
+		}
+		now = wake
+	}
+	if tries < 20 || tries > 100 || beats != 1 {
+		t.Errorf("in %s it has tried %d times, and sent %d heartbeats", testTiming.Heartbeat, tries, beats)
+	}
+}
+
 func TestSessionGivesUp(t *testing.T) {
 	s, now, heartbeat := running(t)
 	for _, a := range s.Next(now, SyncFailed{Request: heartbeat, Sent: now, Facts: Facts{Failed: true, Lost: true}}) {

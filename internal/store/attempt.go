@@ -10,6 +10,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/getpup/pupsourcing-orchestrator/internal/dbconn"
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
 	"github.com/getpup/pupsourcing-orchestrator/internal/sqltext"
 )
@@ -53,13 +54,16 @@ const attempts = 3
 // It returns nil for what only step does: the first worker,
 // projections that are not the set's, orders and rewinds, and rows that make no sense, which
 // are named there.
-func (s *Store) attempt(ctx context.Context, r protocol.Request, projections []string, reports bool) (*attempt, error) {
+func (s *Store) attempt(ctx context.Context, r protocol.Request, projections []string, f *Foresight, reports bool) (_ *attempt, err error) {
 	if r.Order != nil {
 		return nil, nil
 	}
-	read, since := s.foresaw(r)
-	whole, err := !since.IsZero(), error(nil)
-	if !whole {
+	var read reading
+	var since time.Time
+	whole := true
+	if f != nil {
+		read, since = f.reading, f.sent
+	} else {
 		read, whole, err = s.readGroup(ctx, r, reports)
 	}
 	if err != nil || !whole || read.group.Refuses(r) {
@@ -78,11 +82,10 @@ func (s *Store) attempt(ctx context.Context, r protocol.Request, projections []s
 		a.seen, a.result.View.OnlySeen = true, !r.Report
 		return a, nil
 	}
-	if yields := r.Yield || r.Report; yields {
-		a.yielded = Result{View: applied.View(r.Worker, read.now, protocol.Decision{StepAt: read.now})}
-		a.yielded.View.OnlySeen = !r.Report
-	}
-	a.statement = saveIfSQL[ifSaved{decision.Activated, r.Join, r.Yield || r.Report}]
+	yields := r.Yields()
+	a.yielded = Result{View: applied.View(r.Worker, read.now, protocol.Decision{StepAt: read.now})}
+	a.yielded.View.OnlySeen, a.yielded.View.Busy = !r.Report, true
+	a.statement = saveIfSQL[ifSaved{decision.Activated, r.Join, yields}]
 	a.values = s.saved(read.group.Members, a.result, read.now, projections, r.Join)
 	a.values["version"] = sqltext.JSON{Value: read.version}
 	if decision.Activated {
@@ -120,34 +123,31 @@ type reading struct {
 	checkpoints map[string][]protocol.Checkpoint
 }
 
-// A foreseen is a reading that was taken before the request that it is for.
-type foreseen struct {
+// A Foresight is what Foresee has read of a set.
+type Foresight struct {
 	reading
 	sent time.Time
 }
 
-// foreseenMax is for how long a reading is good to decide a join by: that part of a lease.
-// The lease counts from the reading, and so the worker counts from before it (Result.Since).
-const foreseenMax = 10
-
-// Foresee reads the set at the time now for the join that a worker is about to ask for,
-// while it waits for something else. Whatever goes wrong is for the join to say.
-func (s *Store) Foresee(ctx context.Context, worker protocol.WorkerID, now time.Time) {
-	if read, whole, err := s.readGroup(ctx, protocol.Request{Worker: worker}, false); err == nil && whole {
-		s.foreseen.Store(&foreseen{read, now})
+// Fresh reports whether a join may be decided by it at the time now. The lease counts from
+// the reading, and so the worker counts from before it (Result.Since); and so does the join
+// window, of which most is to be left.
+func (f *Foresight) Fresh(now time.Time, join protocol.Request) bool {
+	if f == nil {
+		return false
 	}
+	age := now.Sub(f.sent)
+	return age <= join.Lease/10 && (join.JoinWindow == 0 || age <= join.JoinWindow/2)
 }
 
-// foresaw returns what was read for a join, and when. It is good for one attempt.
-func (s *Store) foresaw(r protocol.Request) (read reading, since time.Time) {
-	if !r.Join {
-		return read, since
+// Foresee reads the set, at the time now, for the join that a worker is about to ask for,
+// while it waits for something else; nil: it can't, and the join says why.
+func (s *Store) Foresee(ctx context.Context, worker protocol.WorkerID, now time.Time) *Foresight {
+	read, whole, err := s.readGroup(ctx, protocol.Request{Worker: worker}, false)
+	if err != nil || !whole {
+		return nil
 	}
-	f := s.foreseen.Swap(nil)
-	if f == nil || time.Since(f.sent) > r.Lease/foreseenMax {
-		return read, since
-	}
-	return f.reading, f.sent
+	return &Foresight{read, now}
 }
 
 // readGroup reads the set. It is not whole if there is none, or something in it can't be
@@ -158,19 +158,15 @@ func (s *Store) readGroup(ctx context.Context, q protocol.Request, reports bool)
 	var paused, rewinds, projections, members, version string
 	var checkpoints, checkpointVersion sql.NullString
 	g := &r.group
-	statement, values := readGroupSQL, sqltext.Values{"worker": string(q.Worker)}
+	values := sqltext.Values{"worker": string(q.Worker)}
+	ask := func(dest ...any) error { return s.row(ctx, s.db, readGroupSQL, values, dest...) }
 	if reports {
 		maps.Copy(values, beatOf(q))
-		if sqltext.LibPQ(s.db) {
-			statement = reportAndReadSQL
-		} else if _, err := s.exec(ctx, s.db, reportBeatSQL, values); err != nil {
-			return r, false, fmt.Errorf("report of %s: %w", q.Worker, Foreseen(err))
-		}
+		ask = func(dest ...any) error { return s.reportAndRead(ctx, values, dest...) }
 	}
-	err = s.row(ctx, s.db, statement, values,
-		&r.now, &g.Generation, &g.Phase, &g.Total, &g.Reason, &g.MaxPartitions, &window, &paused, &rewinds, &g.Stream, &stepAt, &g.Floor,
+	err = ask(&r.now, &g.Generation, &g.Phase, &g.Total, &g.Reason, &g.MaxPartitions, &window, &paused, &rewinds, &g.Stream, &stepAt, &g.Floor,
 		&projections, &members, &version, &r.still, &checkpoints, &checkpointVersion)
-	if errors.Is(err, sql.ErrNoRows) {
+	if errors.Is(err, sql.ErrNoRows) || reports && State(err) != "" { // step reports, or says why not
 		return r, false, nil
 	}
 	var bad *RowError
@@ -200,6 +196,28 @@ func (s *Store) readGroup(ctx context.Context, q protocol.Request, reports bool)
 	return r, problem == nil, nil
 }
 
+// reportAndRead writes a worker's own row, and then reads the set. Over lib/pq it is one
+// message. An error may leave the connection within the transaction of that, if a cancel has
+// come between BEGIN and COMMIT: it is closed.
+func (s *Store) reportAndRead(ctx context.Context, values sqltext.Values, dest ...any) error {
+	if !sqltext.LibPQ(s.db) {
+		if _, err := s.exec(ctx, s.db, reportBeatSQL, values); err != nil {
+			return err
+		}
+		return s.row(ctx, s.db, readGroupSQL, values, dest...)
+	}
+	c, err := dbconn.Take(ctx, s.db)
+	if err != nil {
+		return err
+	}
+	err = c.During(ctx, func() error { return s.row(ctx, c, reportAndReadSQL, values, dest...) })
+	if err != nil && !errors.Is(err, sql.ErrNoRows) {
+		c.Discard()
+		return err
+	}
+	return errors.Join(err, c.Close())
+}
+
 // checkpointsOf reads checkpoints that are sorted by projection and partition.
 func checkpointsOf(text string) (map[string][]protocol.Checkpoint, error) {
 	var rows []struct {
@@ -224,8 +242,8 @@ func checkpointsOf(text string) (map[string][]protocol.Checkpoint, error) {
 
 var (
 	reportBeatSQL = sqltext.New(beatText)
-	// In one message: to the server, what is between BEGIN and COMMIT was begun before them.
-	// Where the first statement fails there is no transaction then that stays open.
+	// BEGIN and COMMIT end what the first statement has begun. Where that fails, no
+	// transaction stays open.
 	reportAndReadSQL = sqltext.New(beatText + `; BEGIN; COMMIT;` + readGroupText)
 	readGroupSQL     = sqltext.New(readGroupText)
 

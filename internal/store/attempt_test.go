@@ -127,33 +127,64 @@ func TestForesee(t *testing.T) {
 	if _, err := join(s, t, "a", "p"); err != nil {
 		t.Fatal(err)
 	}
-	joins := func(id protocol.WorkerID, lease time.Duration) store.Result {
+	now := time.Now()
+	joins := func(id protocol.WorkerID, f *store.Foresight) store.Result {
 		t.Helper()
-		r, err := s.Sync(t.Context(), protocol.Request{Worker: id, Join: true, Lease: lease}, []string{"p"})
+		slow, soon := protocol.Request{Lease: lease}, protocol.Request{Lease: lease, JoinWindow: time.Second}
+		if !f.Fresh(now.Add(lease/10), slow) || f.Fresh(now.Add(lease/10+1), slow) || !f.Fresh(now.Add(time.Second/2), soon) || f.Fresh(now.Add(time.Second/2+1), soon) {
+			t.Error("it is fresh for a tenth of a lease, and half of the join window")
+		}
+		r, err := s.SyncForeseen(t.Context(), protocol.Request{Worker: id, Join: true, Lease: lease}, []string{"p"}, f)
 		if err != nil {
 			t.Fatal(err)
 		}
 		return r
 	}
-	now := time.Now()
-	s.Foresee(t.Context(), "b", now)
-	if r := joins("b", lease); !r.Since.Equal(now) || !r.View.Member {
+	f := s.Foresee(t.Context(), "b", now)
+	if r := joins("b", f); !r.Since.Equal(now) || !r.View.Member {
 		t.Errorf("nothing has changed, and b joins with %+v", r)
 	}
-	s.Foresee(t.Context(), "c", time.Now())
+	f = s.Foresee(t.Context(), "c", now)
 	if r, err := s.Sync(t.Context(), protocol.Request{Worker: "a", Lease: lease, Heartbeat: true, Stopped: 1}, nil); err != nil || !r.View.Member {
 		t.Fatal(r, err)
 	}
-	if r := joins("c", lease); !r.Since.IsZero() || !r.View.Member || len(r.Group.Members) != 3 {
+	if r := joins("c", f); !r.Since.IsZero() || !r.View.Member || len(r.Group.Members) != 3 {
 		t.Errorf("a has changed, and c joins with %+v", r)
 	}
-	s.Foresee(t.Context(), "d", time.Now().Add(-lease/10))
-	if r := joins("d", lease); !r.Since.IsZero() || !r.View.Member {
-		t.Errorf("that was long ago, and d joins with %+v", r)
+	if f := store.New(db, "nobody", store.Options{Bounds: store.BoundsOf(lease)}).Foresee(t.Context(), "d", now); f != nil || f.Fresh(now, protocol.Request{Lease: lease}) {
+		t.Errorf("there is no set, and d foresees %+v", f)
 	}
-	s.Foresee(t.Context(), "e", time.Now())
-	if r, err := s.Sync(t.Context(), protocol.Request{Worker: "a", Lease: lease, Stopped: 1}, nil); err != nil || !r.Since.IsZero() {
-		t.Errorf("it was for e, and a is answered with %+v, %v", r, err)
+}
+
+// A report whose reading fails is written down, and its connection is not used again: it
+// may be within a transaction.
+func TestReportClosesItsConnectionOnFailure(t *testing.T) {
+	db := migrated(t)
+	db.SetMaxOpenConns(1)
+	s := store.New(db, "set", store.Options{Bounds: store.BoundsOf(lease)})
+	if _, err := join(s, t, "a", "p"); err != nil {
+		t.Fatal(err)
+	}
+	backend := func() (pid int) {
+		t.Helper()
+		if err := db.QueryRow(`SELECT pg_backend_pid()`).Scan(&pid); err != nil {
+			t.Fatal(err)
+		}
+		return pid
+	}
+	if _, err := db.Exec(`ALTER TABLE orchestrator_checkpoints RENAME TO elsewhere`); err != nil {
+		t.Fatal(err)
+	}
+	before := backend()
+	if r, err := s.Sync(t.Context(), protocol.Request{Worker: "a", Lease: lease, Report: true, Stopped: 1}, []string{"p"}); err == nil {
+		t.Fatalf("without a table it is answered with %+v", r)
+	}
+	if after := backend(); after == before {
+		t.Error("the connection is used again")
+	}
+	var holds int64
+	if err := db.QueryRow(`SELECT holds FROM orchestrator_workers WHERE id = 'a'`).Scan(&holds); err != nil || holds != 0 {
+		t.Errorf("a holds %d, %v", holds, err)
 	}
 }
 

@@ -8,7 +8,7 @@ import (
 
 // Decide decides on a request, and returns what carries it out; nil: only step does.
 func (s *Store) Decide(ctx context.Context, r protocol.Request, projections []string) (carry func() (Result, bool, error), err error) {
-	a, err := s.attempt(ctx, r, projections, r.Report)
+	a, err := s.attempt(ctx, r, projections, nil, r.Report)
 	if a == nil {
 		return nil, err
 	}

@@ -30,8 +30,7 @@ type Store struct {
 	clock  string
 	bounds Bounds
 
-	names    atomic.Pointer[sqltext.Names] // nil: not known yet
-	foreseen atomic.Pointer[foreseen]
+	names atomic.Pointer[sqltext.Names] // nil: not known yet
 }
 
 // Options of a Store.
@@ -401,11 +400,18 @@ func (e *StreamError) Facts() protocol.Facts { return protocol.Facts{Failed: tru
 // or does all of that in a transaction that has locked the set (step). If the
 // reply is lost, sending the request again does no harm.
 func (s *Store) Sync(ctx context.Context, r protocol.Request, projections []string) (Result, error) {
+	return s.SyncForeseen(ctx, r, projections, nil)
+}
+
+// SyncForeseen is Sync of a join, which is decided by what was foreseen, if there is
+// something, and it has not changed since.
+func (s *Store) SyncForeseen(ctx context.Context, r protocol.Request, projections []string, f *Foresight) (Result, error) {
 	if r.Heartbeat {
 		return s.heartbeat(ctx, r)
 	}
 	for n := range attempts {
-		a, err := s.attempt(ctx, r, projections, r.Report && n == 0)
+		a, err := s.attempt(ctx, r, projections, f, r.Report && n == 0)
+		f = nil
 		if err != nil {
 			return Result{}, err
 		}

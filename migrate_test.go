@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
@@ -277,4 +278,156 @@ func TestRunSchema(t *testing.T) {
 	worker := testworld.Run(t, w.Config(w.DB, "set"), w.All(w.DB, nil)...)
 	w.CaughtUp(testworld.Names...)
 	worker.Stop()
+}
+
+// Copies of a program that start at once run the program's own SQL in turns, after the
+// library's: two that run CREATE TABLE IF NOT EXISTS side by side may both find no table.
+func TestMigrateSQLAtOnce(t *testing.T) {
+	t.Parallel()
+	db, _ := pgtest.Database(t)
+	const n, rounds = 8, 5
+	db.SetMaxOpenConns(n)
+	for round := range rounds {
+		var all sync.WaitGroup
+		begin := make(chan struct{})
+		text := fmt.Sprintf(`
+CREATE TABLE IF NOT EXISTS read_model_%[1]d (id serial PRIMARY KEY, starts int NOT NULL);
+-- It says so if somebody else is in here as well.
+DO $$ BEGIN
+    IF NOT pg_try_advisory_xact_lock(4711) THEN RAISE 'two at once'; END IF;
+    INSERT INTO read_model_%[1]d (starts) SELECT 0 WHERE NOT EXISTS (SELECT FROM read_model_%[1]d);
+    UPDATE read_model_%[1]d SET starts = starts + 1;
+END $$;
+CREATE INDEX IF NOT EXISTS read_model_%[1]d_starts ON read_model_%[1]d (starts)`, round)
+		for range n {
+			all.Go(func() {
+				<-begin
+				if err := orchestrator.Migrate(t.Context(), db, orchestrator.WithSQL(text)); err != nil {
+					t.Errorf("one of %d migrations: %v", n, err)
+				}
+			})
+		}
+		close(begin)
+		all.Wait()
+		var rows, starts int
+		if err := db.QueryRow(fmt.Sprintf(`SELECT count(*), sum(starts) FROM read_model_%d`, round)).Scan(&rows, &starts); err != nil || rows != 1 || starts != n {
+			t.Errorf("%d rows, and %d starts, %v; want 1 and %d", rows, starts, err, n)
+		}
+	}
+	expectTables(t, db, "public", allTables)
+}
+
+// The program's SQL runs on the program's search path, wherever the library's tables are;
+// and what it SETs is left on no connection.
+func TestMigrateSQLSearchPath(t *testing.T) {
+	t.Parallel()
+	admin, base := pgtest.Database(t)
+	execute(t, admin, "CREATE SCHEMA mine")
+	db := reopen(t, base, "search_path", "mine,public")
+	db.SetMaxOpenConns(1) // all of it is on one connection
+	err := orchestrator.Migrate(t.Context(), db, orchestrator.InSchema("library"),
+		orchestrator.WithSQL(`CREATE TABLE IF NOT EXISTS first (path text); INSERT INTO first SELECT current_setting('search_path')`),
+		nil,
+		orchestrator.WithSQL(`CREATE TABLE IF NOT EXISTS second (); SET search_path = pg_catalog; SET lock_timeout = 0`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	expectTables(t, admin, "library", allTables)
+	var path, after, found string
+	err = db.QueryRow(`SELECT (SELECT path FROM first), current_setting('search_path'),
+		(SELECT string_agg(schemaname || '.' || tablename, ' ' ORDER BY 1) FROM pg_tables WHERE tablename IN ('first', 'second'))`).Scan(&path, &after, &found)
+	if err != nil || path != "mine,public" || after != "mine,public" || found != "mine.first mine.second" {
+		t.Errorf("the path was %q, and is %q afterwards; the tables are %q, %v", path, after, found, err)
+	}
+}
+
+// An error of the program's SQL says whose it is. The library's tables are migrated by
+// then, and of the SQL nothing has happened.
+func TestMigrateSQLFails(t *testing.T) {
+	t.Parallel()
+	const good = `CREATE TABLE good ()`
+	for name, c := range map[string]struct {
+		sql  []string
+		says []string
+		left string // what there is afterwards, beside the library's tables
+	}{
+		"an error":         {[]string{good + `; SELECT nonsense`}, []string{"the SQL of WithSQL failed", "nonsense", "nothing of it has happened", "are migrated"}, ""},
+		"the second":       {[]string{good, `SELECT nonsense`}, []string{"WithSQL number 2 (of 2) failed", "nonsense"}, ""},
+		"an index":         {[]string{`CREATE INDEX CONCURRENTLY ON pg_class (oid)`}, []string{"WithSQL failed", "CREATE INDEX CONCURRENTLY", "it runs in a transaction"}, ""},
+		"vacuum":           {[]string{good + `; VACUUM`}, []string{"WithSQL failed", "VACUUM", "it runs in a transaction"}, ""},
+		"found at COMMIT":  {[]string{good + `; CREATE TABLE a (id int UNIQUE DEFERRABLE INITIALLY DEFERRED); INSERT INTO a VALUES (1), (1)`}, []string{"the SQL of WithSQL failed", "duplicate key"}, ""},
+		"END, unseen":      {[]string{good + `; END; CREATE TABLE more ()`}, []string{"the SQL of WithSQL has ended its transaction", "some of it may have happened"}, "good more"},
+		"COMMIT":           {[]string{good + `; COMMIT`}, []string{"the SQL of WithSQL contains COMMIT"}, "-"},
+		"ROLLBACK":         {[]string{good, `ROLLBACK; ` + good}, []string{"number 2 (of 2) contains ROLLBACK"}, "-"},
+		"nothing":          {[]string{" -- a comment\n"}, []string{"the SQL of WithSQL has no statement"}, "-"},
+		"a function's END": {[]string{`DO $$ BEGIN END; $$; CREATE FUNCTION f() RETURNS int LANGUAGE plpgsql AS $$ BEGIN RETURN 1; END $$; SAVEPOINT s; ROLLBACK TO s`}, nil, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			db, _ := pgtest.Database(t)
+			var options []orchestrator.MigrateOption
+			for _, text := range c.sql {
+				options = append(options, orchestrator.WithSQL(text))
+			}
+			err := orchestrator.Migrate(t.Context(), db, options...)
+			if (err == nil) != (c.says == nil) {
+				t.Errorf("Migrate returned %v", err)
+			}
+			for _, want := range c.says {
+				if err != nil && !strings.Contains(err.Error(), want) {
+					t.Errorf("%v; want that it says %q", err, want)
+				}
+			}
+			library := allTables
+			if c.left == "-" { // it was refused before anything was done
+				c.left, library = "", nil
+				if !errors.Is(err, orchestrator.ErrInvalidConfig) {
+					t.Errorf("%v, want ErrInvalidConfig", err)
+				}
+			}
+			expectTables(t, db, "public", library)
+			var left string
+			if err := db.QueryRow(`SELECT coalesce(string_agg(tablename, ' ' ORDER BY 1), '') FROM pg_tables WHERE schemaname = 'public' AND tablename NOT LIKE 'orchestrator%'`).Scan(&left); err != nil || left != c.left {
+				t.Errorf("it has left %q, %v; want %q", left, err, c.left)
+			}
+			if in := db.Stats().InUse; in != 0 {
+				t.Errorf("%d connections are in use", in)
+			}
+		})
+	}
+}
+
+// The program's SQL waits for a lock for a bounded time, and names who may hold it; the
+// library's tables are migrated all the same. Then it goes on.
+func TestMigrateSQLWaits(t *testing.T) {
+	t.Parallel()
+	db, base := pgtest.Database(t)
+	execute(t, db, `CREATE TABLE orders (id int)`)
+	tx, err := reopen(t, base, "application_name", "long_report").BeginTx(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tx.Rollback()
+	if _, err := tx.ExecContext(t.Context(), `SELECT FROM orders`); err != nil {
+		t.Fatal(err)
+	}
+	alter := orchestrator.WithSQL(`ALTER TABLE orders ADD COLUMN IF NOT EXISTS total int`)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+	defer cancel()
+	err = orchestrator.Migrate(ctx, db, alter)
+	for _, want := range []string{"the SQL of WithSQL", "long_report", "held by one of backend"} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v; want that it says %q", err, want)
+		}
+	}
+	if !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("%v, want the context's error", err)
+	}
+	expectTables(t, db, "public", allTables)
+	if err := tx.Rollback(); err != nil {
+		t.Fatal(err)
+	}
+	if err := orchestrator.Migrate(t.Context(), db, alter); err != nil {
+		t.Error(err)
+	}
 }

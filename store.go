@@ -11,6 +11,7 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/calls"
 	"github.com/getpup/pupsourcing-orchestrator/internal/dbconn"
 	"github.com/getpup/pupsourcing-orchestrator/internal/redact"
+	"github.com/getpup/pupsourcing-orchestrator/internal/sqltext"
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
@@ -25,6 +26,37 @@ func SchemaSQL() string { return schemaSQL }
 
 // A TablesOption says where the library's tables are.
 type TablesOption func(*store.Tables)
+
+// A MigrateOption is an option of Migrate: InSchema, or WithSQL.
+type MigrateOption interface{ forMigrate(*migration) }
+
+func (o TablesOption) forMigrate(m *migration) {
+	if o != nil {
+		o(&m.tables)
+	}
+}
+
+type sqlOption string
+
+func (o sqlOption) forMigrate(m *migration) { m.scripts = append(m.scripts, string(o)) }
+
+// WithSQL has Migrate run SQL of the program's own, such as the CREATE TABLE IF NOT
+// EXISTS of its read models, while no other Migrate of the database runs: copies of a
+// program that start at the same time take turns. It is run by every call of Migrate, after
+// the library's own migration, so it must be idempotent. Of several, each is run, in order.
+//
+// The text may hold several statements. All of WithSQL is one READ COMMITTED transaction,
+// separate from that of the library's migration: it happens as a whole or not at all. So it
+// can't contain COMMIT, ROLLBACK, nor what PostgreSQL does not allow in a transaction,
+// such as CREATE INDEX CONCURRENTLY or VACUUM. Names mean what they mean on the connections
+// of the database: InSchema does not change the search path here. The connection is closed
+// afterwards, so that what the text has SET is left on none.
+//
+// A lock that the text needs is waited for as Migrate does, for 30s in all, a second at a
+// time; each time the text begins anew. Other copies wait for as long for this one, so what
+// takes longer than some seconds, such as filling a large table, is for a migration of its
+// own. The text may take 5 minutes.
+func WithSQL(text string) MigrateOption { return sqlOption(text) }
 
 // InSchema says that the library's tables are in the PostgreSQL schema of this name, as
 // Config.Schema does for workers. Default: the schema that the search path leads to.
@@ -67,18 +99,36 @@ func RunMigrations(db *sql.DB) error { return Migrate(context.Background(), db) 
 // current one, nor a superuser, nor the owner of the schema or of the database. So is a
 // schema of InSchema whose owner is none of these, for a superuser or the database's
 // owner: migrate as its owner. Then nothing was changed.
-func Migrate(ctx context.Context, db *sql.DB, options ...TablesOption) (err error) {
+//
+// With WithSQL it runs SQL of the program's own afterwards. An error of that says so: the
+// library's tables are migrated then, and nothing of the SQL has happened.
+func Migrate(ctx context.Context, db *sql.DB, options ...MigrateOption) (err error) {
 	defer func() { err = redact.Error(err) }()
 	if db == nil {
 		return fmt.Errorf("%w: Migrate was given a nil database", ErrInvalidConfig)
 	}
-	schema := store.TablesOf(db, options).Schema
-	if problem := store.SchemaProblem(schema); problem != "" && schema != "" {
-		return fmt.Errorf("%w: Migrate: the name of the schema %s", ErrInvalidConfig, problem)
+	var m migration
+	for _, o := range options {
+		if o != nil {
+			o.forMigrate(&m)
+		}
+	}
+	m.tables.DB = db
+	if err := m.check(); err != nil {
+		return fmt.Errorf("%w: Migrate: %w", ErrInvalidConfig, err)
 	}
 	began := time.Now()
+	if err := patiently(ctx, db, began, func() error { return migrate(ctx, db, m.tables.Schema) }); err != nil || len(m.scripts) == 0 {
+		return err
+	}
+	return patiently(ctx, db, began, func() error { return m.runScripts(ctx, db) })
+}
+
+// patiently tries again and again what waits for locks, until migrationPatience has passed
+// since it began.
+func patiently(ctx context.Context, db *sql.DB, began time.Time, try func() error) error {
 	for {
-		err := migrate(ctx, db, schema)
+		err := try()
 		if err == nil || ctx.Err() == nil && !store.LockTimeout(err) && !store.Deadlock(err) {
 			return err
 		}
@@ -88,15 +138,115 @@ func Migrate(ctx context.Context, db *sql.DB, options ...TablesOption) (err erro
 	}
 }
 
-// heldUp names who holds the locks that a migration waits for.
+// A migration is what Migrate was asked for.
+type migration struct {
+	tables  store.Tables
+	scripts []string // of WithSQL
+}
+
+func (m *migration) check() error {
+	if problem := store.SchemaProblem(m.tables.Schema); problem != "" && m.tables.Schema != "" {
+		return fmt.Errorf("the name of the schema %s", problem)
+	}
+	for i, text := range m.scripts {
+		switch word := sqltext.EndsTransaction(text); {
+		case word != "":
+			return fmt.Errorf("%s contains %s, and is run in a transaction, which is not its to end", m.script(i), word)
+		case sqltext.FirstWord(text) == "":
+			return fmt.Errorf("%s has no statement", m.script(i))
+		}
+	}
+	return nil
+}
+
+// script names a text of WithSQL, by its number where there are several. It is not quoted:
+// a CREATE ROLE has a password.
+func (m *migration) script(i int) string {
+	if len(m.scripts) == 1 {
+		return "the SQL of WithSQL"
+	}
+	return fmt.Sprintf("the SQL of WithSQL number %d (of %d)", i+1, len(m.scripts))
+}
+
+// runScripts runs what the program has added. It is a transaction of its own: what the
+// library's migration locks exclusively, every heartbeat waits for, and the program's SQL
+// may take its time. What it waits for is the same lock, so nobody runs beside it.
+func (m *migration) runScripts(ctx context.Context, db *sql.DB) error {
+	ctx, cancel := context.WithTimeout(ctx, migrationMax)
+	defer cancel()
+	return transact(ctx, db, &sql.TxOptions{Isolation: sql.LevelReadCommitted}, func(tx *dbconn.Tx) error {
+		tx.CloseAfter()
+		if err := lockMigrations(ctx, tx); err != nil {
+			return err
+		}
+		if _, err := tx.ExecContext(ctx, markScriptsSQL); err != nil {
+			return fmt.Errorf("mark the transaction: %w", err)
+		}
+		for i, text := range m.scripts {
+			if err := runScript(ctx, tx, text); err != nil {
+				return &scriptError{m.script(i), err}
+			}
+		}
+		return nil
+	})
+}
+
+func runScript(ctx context.Context, tx *dbconn.Tx, text string) error {
+	if _, err := tx.ExecContext(ctx, text); err != nil { // without arguments, drivers send it as it is
+		return err
+	}
+	var marked bool
+	switch err := tx.QueryRowContext(ctx, scriptMarkedSQL).Scan(&marked); {
+	case err != nil:
+		return err
+	case !marked:
+		return errScriptEnds
+	}
+	_, err := tx.ExecContext(ctx, `SET CONSTRAINTS ALL IMMEDIATE`) // or COMMIT would find what they forbid
+	return err
+}
+
+// A scriptError is that of the program's own SQL.
+type scriptError struct {
+	script string
+	err    error
+}
+
+func (e *scriptError) Error() string {
+	switch {
+	case errors.Is(e.err, errScriptEnds):
+		return fmt.Sprintf("%s %v", e.script, e.err)
+	case store.State(e.err) == "25001":
+		return fmt.Sprintf("%s failed: %v (it runs in a transaction, so such a statement is to be run elsewhere; nothing of the SQL has happened, and the library's tables are migrated)", e.script, e.err)
+	}
+	return fmt.Sprintf("%s failed: %v (nothing of it has happened, and the library's tables are migrated)", e.script, e.err)
+}
+
+func (e *scriptError) Unwrap() error { return e.err }
+
+var errScriptEnds = errors.New("has ended its transaction (END, COMMIT, ROLLBACK, RESET ALL), so some of it may have happened: leave the end of the transaction to Migrate")
+
+// The mark is gone with the transaction for which it was set.
+const (
+	markScriptsSQL  = `SELECT pg_catalog.set_config('orchestrator.migrating'::text, 'on'::text, true)`
+	scriptMarkedSQL = `SELECT coalesce(pg_catalog.current_setting('orchestrator.migrating'::text, true), ''::text) OPERATOR(pg_catalog.=) 'on'::text`
+)
+
+// heldUp names who holds the locks that a migration waits for. Of the program's own SQL
+// nobody knows which tables it needs: it may be any.
 func heldUp(ctx context.Context, db *sql.DB, waited time.Duration, err error) error {
+	held, script := "are held by", (*scriptError)(nil)
+	anyTable := errors.As(err, &script)
+	if anyTable {
+		held = "are held by one of"
+	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
 	defer cancel()
 	var holders string
 	c, unknown := dbconn.Take(ctx, db)
 	if unknown == nil {
 		unknown = c.During(ctx, func() (err error) {
-			holders, err = store.Holders(ctx, c, migrationLock)
+			holders, err = store.Holders(ctx, c, migrationLock, anyTable)
 			return err
 		})
 		_ = c.Close()
@@ -107,8 +257,8 @@ func heldUp(ctx context.Context, db *sql.DB, waited time.Duration, err error) er
 	if holders == "" {
 		return err
 	}
-	return fmt.Errorf("migrate: has waited %s for locks that are held by %s; let them end, or end them with pg_terminate_backend, and try again: %w",
-		waited.Round(100*time.Millisecond), holders, err)
+	return fmt.Errorf("migrate: has waited %s for locks that %s %s; let them end, or end them with pg_terminate_backend, and try again: %w",
+		waited.Round(100*time.Millisecond), held, holders, err)
 }
 
 // migrate has nothing to do, or applies schema.sql.
@@ -116,7 +266,7 @@ func migrate(ctx context.Context, db *sql.DB, schema string) error {
 	ctx, cancel := context.WithTimeout(ctx, migrationMax)
 	defer cancel()
 	var stranger error
-	err := migration(ctx, db, &sql.TxOptions{ReadOnly: true}, func(tx *dbconn.Tx) error {
+	err := transact(ctx, db, &sql.TxOptions{ReadOnly: true}, func(tx *dbconn.Tx) error {
 		err := store.CheckSchema(ctx, tx, schema)
 		if err == nil {
 			stranger = strangers(ctx, tx, schema)
@@ -129,7 +279,7 @@ func migrate(ctx context.Context, db *sql.DB, schema string) error {
 	case err == nil, store.LockTimeout(err), ctx.Err() != nil:
 		return err
 	}
-	return migration(ctx, db, &sql.TxOptions{Isolation: sql.LevelReadCommitted}, func(tx *dbconn.Tx) error { return apply(ctx, tx, schema) })
+	return transact(ctx, db, &sql.TxOptions{Isolation: sql.LevelReadCommitted}, func(tx *dbconn.Tx) error { return apply(ctx, tx, schema) })
 }
 
 // strangers returns an error where the tables, or the schema that was named for them, are
@@ -143,10 +293,10 @@ func strangers(ctx context.Context, tx *dbconn.Tx, schema string) error {
 	return store.Stranger(ctx, tx, schema)
 }
 
-// migration calls f in a transaction that is bounded. Until f has set the search path,
+// transact calls f in a transaction that is bounded. Until f has set the search path,
 // functions are named with their schema: who may create one in a schema of the path
 // could have it called here.
-func migration(ctx context.Context, db *sql.DB, o *sql.TxOptions, f func(*dbconn.Tx) error) error {
+func transact(ctx context.Context, db *sql.DB, o *sql.TxOptions, f func(*dbconn.Tx) error) error {
 	tx, err := dbconn.Begin(ctx, db, o)
 	if err != nil {
 		return fmt.Errorf("migrate: begin: %w", err)
@@ -173,9 +323,8 @@ SELECT pg_catalog.set_config('idle_in_transaction_session_timeout'::text, '10s':
 // apply applies schema.sql, which decides where on the search path the tables go, and
 // refuses those that are somebody else's.
 func apply(ctx context.Context, tx *dbconn.Tx, schema string) error {
-	// CREATE TABLE IF NOT EXISTS is not safe against itself.
-	if _, err := tx.ExecContext(ctx, fmt.Sprintf(`SELECT pg_catalog.pg_advisory_xact_lock('%d'::bigint)`, int64(migrationLock))); err != nil {
-		return fmt.Errorf("wait for other migrations: %w", err)
+	if err := lockMigrations(ctx, tx); err != nil {
+		return err
 	}
 	if schema != "" {
 		if err := store.OwnedByStranger(ctx, tx, schema); err != nil {
@@ -189,6 +338,15 @@ func apply(ctx context.Context, tx *dbconn.Tx, schema string) error {
 		return fmt.Errorf("apply schema.sql: %w", explained(err))
 	}
 	return store.CheckSchema(ctx, tx, schema)
+}
+
+// lockMigrations waits for other migrations, since CREATE TABLE IF NOT EXISTS is not safe
+// against itself.
+func lockMigrations(ctx context.Context, tx *dbconn.Tx) error {
+	if _, err := tx.ExecContext(ctx, fmt.Sprintf(`SELECT pg_catalog.pg_advisory_xact_lock('%d'::bigint)`, int64(migrationLock))); err != nil {
+		return fmt.Errorf("wait for other migrations: %w", err)
+	}
+	return nil
 }
 
 // explained adds to an error of schema.sql what its HINT says, which drivers leave

@@ -340,6 +340,7 @@ func (r *Row) Scan(dest ...any) error {
 type Tx struct {
 	*sql.Tx
 	conn *Conn
+	once bool // the connection is of no further use
 }
 
 // Begin is db.BeginTx. Where ctx ends before the transaction does, the connection is
@@ -349,7 +350,7 @@ func Begin(ctx context.Context, db *sql.DB, o *sql.TxOptions) (*Tx, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Tx{tx, c}, nil
+	return &Tx{Tx: tx, conn: c}, nil
 }
 
 // Commit is that of sql.Tx.
@@ -366,9 +367,19 @@ func (tx *Tx) end(err error) error {
 	if err != nil && !errors.As(err, &answer) {
 		tx.conn.Cut()
 	}
+	if tx.once {
+		_ = tx.conn.Raw(func(conn any) error {
+			closePgx(conn)
+			return driver.ErrBadConn // database/sql closes it
+		})
+	}
 	_ = tx.conn.Close()
 	return err
 }
+
+// CloseAfter has the connection closed when the transaction has ended, for one that may
+// leave settings of its session behind.
+func (tx *Tx) CloseAfter() { tx.once = true }
 
 // During calls f. If that has not returned when ctx ends, the connection is cut.
 func (tx *Tx) During(ctx context.Context, f func() error) error { return tx.conn.During(ctx, f) }

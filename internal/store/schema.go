@@ -230,16 +230,18 @@ SELECT DISTINCT coalesce(l.pid, 0), coalesce(a.usename::text, ''), coalesce(a.ap
    AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
    AND (l.locktype = 'advisory' AND l.objsubid = 1 AND l.classid::bigint = {high} AND l.objid::bigint = {low}
         OR l.locktype = 'relation' AND l.relation = ANY (
-           SELECT c.oid FROM pg_class c
-            WHERE starts_with(c.relname::text, 'orchestrator_') AND c.relkind = ANY ('{r,p}')))
+           SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+            WHERE c.relkind = ANY ('{r,p}')
+              AND (starts_with(c.relname::text, 'orchestrator_') OR {any} AND n.nspname <> 'pg_catalog'::name)))
  ORDER BY 4 DESC LIMIT 5`)
 
 var encodingSQL = sqltext.New(`SELECT current_setting('server_encoding')`)
 
 // Holders says who holds up a migration, whose advisory lock has this key; "" is
-// nobody, or nobody any more.
-func Holders(ctx context.Context, db dbconn.Querier, key int64) (string, error) {
-	query, args := sqltext.Names{Literals: true}.Bind(holdersSQL, sqltext.Values{"high": key >> 32, "low": key & 0xffffffff})
+// nobody, or nobody any more. With anyTable, that may be a lock on any table: who has had
+// his for the longest comes first.
+func Holders(ctx context.Context, db dbconn.Querier, key int64, anyTable bool) (string, error) {
+	query, args := sqltext.Names{Literals: true}.Bind(holdersSQL, sqltext.Values{"high": key >> 32, "low": key & 0xffffffff, "any": anyTable})
 	rows, err := db.QueryContext(ctx, query, args...)
 	if err != nil {
 		return "", err

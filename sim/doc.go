@@ -2,15 +2,13 @@
 // survive, each from a seed, and demands the library's promises of each. A
 // [Harness] does it with a projection of yours.
 //
-//	h := sim.Harness[Event]{
-//		New:         func(db *sql.DB) orchestrator.Projection[Event] { return &Balances{db} },
-//		Setup:       createTables,
-//		Events:      events,
-//		AggregateID: func(e Event) string { return e.Account },
-//		Check:       compareBalances,
-//	}
-//	if err := h.Run(t.Context()); err != nil {
-//		t.Fatal(err)
+//	func TestBalancesSurvive(t *testing.T) {
+//		sim.Harness[Event]{
+//			New:         func(db *sql.DB) orchestrator.Projection[Event] { return &Balances{db} },
+//			Setup:       createTables,
+//			Events:      events,
+//			AggregateID: func(e Event) string { return e.Account },
+//		}.Test(t)
 //	}
 //
 // A world is deterministic: one thread, a fake clock, and virtual workers around

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"testing"
 
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 	"github.com/getpup/pupsourcing-orchestrator/sim"
@@ -73,14 +74,19 @@ func harness(projection func(db *sql.DB) orchestrator.Projection[Deposit]) sim.H
 	}
 }
 
-// A test of a projection of your own. In it, say
-//
-//	if err := harness.Run(t.Context()); err != nil {
-//		t.Fatal(err)
-//	}
-//
-// The error of a projection that does not survive what can happen tells the
-// seed and the few things that happened, and names a page that shows them.
+// testBalancesSurvive is a test of a projection of your own. Yours is named
+// TestBalancesSurvive. Its failure tells how to play the seed again and the few things that
+// happened, and names a page that shows them.
+func testBalancesSurvive(t *testing.T) {
+	h := harness(func(db *sql.DB) orchestrator.Projection[Deposit] { return SafeBalances{Balances{db}} })
+	h.Check = nil // what the projection makes of the events when nothing goes wrong is right
+	h.Test(t)
+}
+
+func TestExample(t *testing.T) { testBalancesSurvive(t) }
+
+// A test of a projection is one call: see testBalancesSurvive. Without a test, Run returns
+// the *Failure.
 func Example() {
 	folder, err := os.MkdirTemp("", "failures")
 	if err != nil {

@@ -9,26 +9,37 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
+	"runtime/debug"
 	"strconv"
 	"strings"
+	"testing"
 	"time"
+	"unicode"
 
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg"
+	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
-	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
 // A Harness takes a projection of yours through joins, crashes, frozen
-// processes, lost connections and hand-overs, on PostgreSQL, and then compares
-// its read model with what it should be. Everything that happens follows from
-// a seed, so a failure can be had again.
+// processes, lost connections and hand-overs, and then compares its read model with
+// what it should be. In a test:
+//
+//	sim.Harness[Deposit]{Setup: createTables, New: newBalances, Events: deposits, AggregateID: account}.Test(t)
+//
+// Everything that happens follows from a seed, so a failure can be had again.
 //
 // Handlers are called one at a time, with the production rules for who calls
 // what and when: Handle for plain projections, HandleTx and HandleBatch in real
-// transactions, which are really rolled back. A crash falls between two calls,
+// transactions of PostgreSQL, which are really rolled back. The workers around them,
+// their network and their own tables are simulated. A crash falls between two calls,
 // or between a call and its commit: then the next owner calls the handler
 // again. What does not survive that comes out different.
+//
+// A seed takes about 0.1s where there are 60 events and a handler is one statement; one
+// that fails takes a few seconds more, to find a smaller one that fails.
 type Harness[E any] struct {
 	// Setup makes the tables of the read model, in an empty schema that db is
 	// set to. It is called once for each seed. Default: nothing is done.
@@ -36,12 +47,18 @@ type Harness[E any] struct {
 	// New returns the projection, for one worker process. What it keeps in
 	// memory dies with that. Required.
 	New func(db *sql.DB) orchestrator.Projection[E]
-	// Events are the stream, in order. Required.
+	// Events are the stream, in order. The scope of a projection is not applied: leave
+	// out what it would not be given. Required.
 	Events []E
-	// AggregateID returns what decides an event's partition. Required.
+	// AggregateID returns what decides an event's partition. Required, but for
+	// orchestrator.Event: its own AggregateID.
 	AggregateID func(E) string
 	// Check compares the read model in db with the one that Events should make
-	// and returns how they differ. Required.
+	// and returns how they differ. Default: the tables that Setup makes must have the
+	// rows that they have when the projection is called with each event once, in
+	// order, by nobody else. Left out of that are columns whose default is a
+	// function's result (a sequence's number, now(), gen_random_uuid()). What else
+	// depends on the order of different aggregates' events, or on time, wants a Check.
 	Check func(ctx context.Context, db *sql.DB, events []E) error
 
 	// Seeds is how many worlds to play. Default: 20.
@@ -55,7 +72,8 @@ type Harness[E any] struct {
 	// purpose, from binaries on this machine or from a download.
 	Database string
 	// Folder is where the trace and the timeline of a failure go. Default:
-	// failures.
+	// failures, and of Test a new folder among the system's temporary files, which
+	// the report names.
 	Folder string
 }
 
@@ -78,11 +96,59 @@ func (e *Failure) Unwrap() error { return e.Err }
 // sameReadModel is what a projection of the user's promises.
 const sameReadModel promise = "read-model"
 
+// Test plays the seeds, and fails the test with the report of the first that comes out
+// different. The report begins with the command that plays that seed again. Tests may run
+// in parallel: they share the server.
+func (h Harness[E]) Test(t testing.TB) {
+	t.Helper()
+	if h.Database == "" && h.check() == nil {
+		_, h.Database = pgtest.Database(t)
+	}
+	if h.Folder == "" {
+		h.Folder = filepath.Join(os.TempDir(), fmt.Sprintf("sim-%s-%d", fileName(t.Name()), os.Getpid()))
+	}
+	info, _ := debug.ReadBuildInfo()
+	if err := h.run(t.Context(), func(seed uint64) string { return testCommand(seed, t.Name(), info) }); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// testCommand is what plays a seed again, in a test of a name.
+func testCommand(seed uint64, test string, info *debug.BuildInfo) string {
+	parts := strings.Split(test, "/")
+	for i, p := range parts {
+		parts[i] = "^" + regexp.QuoteMeta(p) + "$"
+	}
+	where := "."
+	if info != nil && strings.HasSuffix(info.Path, ".test") {
+		where = strings.TrimSuffix(info.Path, ".test")
+	}
+	return fmt.Sprintf("SIM_SEED=%d go test -count=1 -run '%s' %s", seed, strings.ReplaceAll(strings.Join(parts, "/"), "'", `'\''`), where)
+}
+
+// fileName makes a part of a file's name of the name of a test.
+func fileName(test string) string {
+	return strings.Map(func(r rune) rune {
+		if r == '_' || r == '-' || r < 128 && (unicode.IsLetter(r) || unicode.IsDigit(r)) {
+			return r
+		}
+		return '_'
+	}, test)
+}
+
 // Run plays the seeds, and returns a *Failure for the first that comes out
-// different. Any other error is about the harness or the database.
+// different. Any other error is about the harness or the database. It is Test for
+// programs that have no testing.TB.
 func (h Harness[E]) Run(ctx context.Context) error {
+	return h.run(ctx, func(seed uint64) string { return fmt.Sprintf("SIM_SEED=%d go test -run <this test>", seed) })
+}
+
+func (h Harness[E]) run(ctx context.Context, command func(seed uint64) string) error {
 	if err := h.check(); err != nil {
 		return err
+	}
+	if h.AggregateID == nil {
+		h.AggregateID = eventsOwn[E]
 	}
 	first, seeds := cmp.Or(h.First, 1), cmp.Or(h.Seeds, 20)
 	if text := os.Getenv("SIM_SEED"); text != "" {
@@ -105,11 +171,24 @@ func (h Harness[E]) Run(ctx context.Context) error {
 		}
 		defer drop(context.WithoutCancel(ctx))
 	}
+	if h.Check == nil {
+		want, err := h.undisturbed(ctx, url)
+		if err != nil {
+			return err
+		}
+		h.Check = func(ctx context.Context, db *sql.DB, _ []E) error {
+			got, err := contentsOf(ctx, db)
+			if err != nil {
+				return err
+			}
+			return want.differs(got)
+		}
+	}
 	for i := range uint64(seeds) {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if err := h.play(ctx, first+i, url); err != nil {
+		if err := h.play(ctx, first+i, url, command); err != nil {
 			return err
 		}
 	}
@@ -117,10 +196,15 @@ func (h Harness[E]) Run(ctx context.Context) error {
 }
 
 func (h Harness[E]) check() error {
+	_, standard := any((*E)(nil)).(*orchestrator.Event)
 	for _, f := range []struct {
 		field string
 		ok    bool
-	}{{"New", h.New != nil}, {"Events", len(h.Events) > 0}, {"AggregateID", h.AggregateID != nil}, {"Check", h.Check != nil}} {
+	}{
+		{"New", h.New != nil}, {"Events", len(h.Events) > 0},
+		{"AggregateID", h.AggregateID != nil || standard},
+		{"Check (or Setup)", h.Check != nil || h.Setup != nil},
+	} {
 		if !f.ok {
 			return fmt.Errorf("sim: Harness.%s is required", f.field)
 		}
@@ -131,26 +215,24 @@ func (h Harness[E]) check() error {
 	return nil
 }
 
+// eventsOwn is the AggregateID of an orchestrator.Event.
+func eventsOwn[E any](e E) string { return any(e).(orchestrator.Event).AggregateID }
+
 // play plays one seed.
-func (h Harness[E]) play(ctx context.Context, seed uint64, url string) error {
+func (h Harness[E]) play(ctx context.Context, seed uint64, url string, command func(seed uint64) string) error {
 	p := h.plan(seed)
 	var differs error
 	open := func(w *world) (database, error) {
-		db, err := newPostgres(ctx, url, w, "sim", store.BoundsOf(w.plan.timing.Lease))
+		db, err := newSubjectDatabase(ctx, url, w)
 		if err != nil {
 			return nil, err
 		}
-		if h.Setup != nil {
-			if err := h.Setup(ctx, db.db()); err != nil {
-				return nil, errors.Join(fmt.Errorf("sim: Harness.Setup: %w", err), db.close())
-			}
-			if _, err := db.db().ExecContext(ctx, noVacuum); err != nil {
-				return nil, errors.Join(err, db.close())
-			}
+		if err := h.setup(ctx, db.real.pool); err != nil {
+			return nil, errors.Join(err, db.close())
 		}
-		w.subject = &subject[E]{Harness: h, ctx: ctx, db: db, projections: map[*worker]orchestrator.Projection[E]{}}
+		w.subject = &subject[E]{Harness: h, ctx: ctx, db: db.real.pool, projections: map[*worker]orchestrator.Projection[E]{}}
 		w.judge = func() *violation {
-			differs = h.Check(ctx, db.db(), h.Events)
+			differs = h.Check(ctx, db.real.pool, h.Events)
 			if differs == nil {
 				return nil
 			}
@@ -163,11 +245,23 @@ func (h Harness[E]) play(ctx context.Context, seed uint64, url string) error {
 		return err
 	}
 	folder := cmp.Or(h.Folder, "failures")
-	text, err := explain(o, rules{}, open, 15, fmt.Sprintf("SIM_SEED=%d go test -run <this test>", seed), folder)
+	text, err := explain(o, rules{}, open, 15, command(seed), folder)
 	if err != nil {
 		return err
 	}
 	return &Failure{Seed: seed, Report: text, Timeline: filepath.Join(folder, fmt.Sprintf("%d.html", seed)), Err: differs}
+}
+
+// setup makes the tables of the read model.
+func (h Harness[E]) setup(ctx context.Context, db *sql.DB) error {
+	if h.Setup == nil {
+		return nil
+	}
+	if err := h.Setup(ctx, db); err != nil {
+		return fmt.Errorf("sim: Harness.Setup: %w", err)
+	}
+	_, err := db.ExecContext(ctx, noVacuum)
+	return err
 }
 
 // plan draws a plan for the user's projection and events.
@@ -236,53 +330,4 @@ func between_(h history, from, to fact) []fact {
 		out = append(out[:3:3], out[len(out)-4:]...)
 	}
 	return append(out, to)
-}
-
-// A subject calls the user's projection for the lanes.
-type subject[E any] struct {
-	Harness[E]
-	ctx         context.Context
-	db          *postgres
-	projections map[*worker]orchestrator.Projection[E] // one for each process
-}
-
-// aggregate returns that of the n-th event, and whether there is one.
-func (s *subject[E]) aggregate(n int) (string, bool) {
-	if n >= len(s.Events) {
-		return "", false
-	}
-	return s.AggregateID(s.Events[n]), true
-}
-
-// handle calls the handler, and turns a panic into an error.
-func (s *subject[E]) handle(l *lane, index map[int64]int, events []event) (err error) {
-	defer func() {
-		if v := recover(); v != nil {
-			err = fmt.Errorf("panic: %v", v)
-		}
-	}()
-	projection, ok := s.projections[l.p]
-	if !ok {
-		projection = s.New(s.db.db())
-		s.projections[l.p] = projection
-	}
-	a := l.id.Assignment
-	ctx := orchestrator.ContextWithAssignment(s.ctx, orchestrator.Assignment{
-		ReplicaSet: "sim", Generation: a.Generation, Partition: a.Partition, TotalPartitions: a.Total,
-	})
-	var values []E
-	for _, e := range events {
-		values = append(values, s.Events[index[e.position]])
-	}
-	if l.kind == protocol.Plain {
-		return projection.Handle(ctx, values[0])
-	}
-	conn := l.link.conn.(*postgresConnection)
-	if err := conn.alive(); err != nil {
-		return err // the server has ended the transaction meanwhile
-	}
-	if p, ok := projection.(orchestrator.BatchProjection[E]); ok {
-		return p.HandleBatch(ctx, conn.tx(), values)
-	}
-	return projection.(orchestrator.TransactionalProjection[E]).HandleTx(ctx, conn.tx(), values[0])
 }

@@ -4,6 +4,11 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -19,7 +24,7 @@ func TestHarnessNamesWhatIsMissing(t *testing.T) {
 		"Harness.New":         func(h *sim.Harness[Deposit]) { h.New = nil },
 		"Harness.Events":      func(h *sim.Harness[Deposit]) { h.Events = nil },
 		"Harness.AggregateID": func(h *sim.Harness[Deposit]) { h.AggregateID = nil },
-		"Harness.Check":       func(h *sim.Harness[Deposit]) { h.Check = nil },
+		"Harness.Check":       func(h *sim.Harness[Deposit]) { h.Check, h.Setup = nil, nil },
 		"Harness.Seeds":       func(h *sim.Harness[Deposit]) { h.Seeds = -1 },
 		"SIM_SEED":            func(*sim.Harness[Deposit]) { t.Setenv("SIM_SEED", "seven") },
 	} {
@@ -79,4 +84,142 @@ func TestHarnessPasses(t *testing.T) {
 	if err := h.Run(t.Context()); err != nil {
 		t.Error(err)
 	}
+}
+
+// A harness without a Check compares the tables with those of an undisturbed run.
+func TestHarnessComparesTables(t *testing.T) {
+	t.Parallel()
+	_, url := pgtest.Database(t)
+	for name, c := range map[string]struct {
+		projection func(db *sql.DB) orchestrator.Projection[Deposit]
+		setup      string
+		fails      string // what the report says; "": nothing does
+	}{
+		"counts twice": {func(db *sql.DB) orchestrator.Projection[Deposit] { return Balances{db} }, "", "table balances is not as it is when nothing goes wrong: it has (\"account "},
+		"survives":     {func(db *sql.DB) orchestrator.Projection[Deposit] { return SafeBalances{Balances{db}} }, "", ""},
+		"what varies is left out": {func(db *sql.DB) orchestrator.Projection[Deposit] { return SafeBalances{Balances{db}} },
+			`, id serial, number int GENERATED ALWAYS AS IDENTITY, made timestamptz DEFAULT clock_timestamp(), at timestamptz DEFAULT CURRENT_TIMESTAMP, key uuid DEFAULT gen_random_uuid(), twice int GENERATED ALWAYS AS (2 * amount) STORED`, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			h := harness(c.projection)
+			h.Database, h.Folder, h.Seeds, h.Check = url, t.TempDir(), 10, nil
+			h.Setup = func(ctx context.Context, db *sql.DB) error {
+				_, err := db.ExecContext(ctx, `CREATE TABLE balances (account text PRIMARY KEY, amount integer NOT NULL`+c.setup+`)`)
+				return err
+			}
+			err := h.Run(t.Context())
+			if (err == nil) != (c.fails == "") || err != nil && !strings.Contains(err.Error(), c.fails) {
+				t.Errorf("Run returned %v; want %q", err, c.fails)
+			}
+		})
+	}
+}
+
+// A projection that fails by itself is not a failure under faults.
+func TestHarnessProjectionFailsByItself(t *testing.T) {
+	t.Parallel()
+	_, url := pgtest.Database(t)
+	no := errors.New("no")
+	h := harness(func(*sql.DB) orchestrator.Projection[Deposit] {
+		return orchestrator.Plain("p", func(_ context.Context, d Deposit) error {
+			if d.Amount == 3 {
+				return no
+			}
+			return nil
+		})
+	})
+	h.Database, h.Check = url, nil
+	var failure *sim.Failure
+	if err := h.Run(t.Context()); !errors.Is(err, no) || errors.As(err, &failure) || !strings.Contains(err.Error(), "Events[2]") {
+		t.Errorf("Run returned %v", err)
+	}
+}
+
+// What an Event is of, it says itself.
+func TestHarnessTakesEvents(t *testing.T) {
+	t.Parallel()
+	_, url := pgtest.Database(t)
+	h := sim.Harness[orchestrator.Event]{
+		Setup: harness(nil).Setup,
+		New: func(*sql.DB) orchestrator.Projection[orchestrator.Event] {
+			return orchestrator.Transactional("p", func(ctx context.Context, tx orchestrator.Tx, e orchestrator.Event) error {
+				_, err := tx.ExecContext(ctx, addSQL, e.AggregateID, 1)
+				return err
+			})
+		},
+		Database: url, Folder: t.TempDir(), Seeds: 3,
+	}
+	for i := range 30 {
+		h.Events = append(h.Events, orchestrator.Event{AggregateID: fmt.Sprint(i % 4)})
+	}
+	if err := h.Run(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
+// An ending is what a test comes to.
+type ending struct {
+	testing.TB
+	text string
+}
+
+func (e *ending) Helper()           {}
+func (e *ending) Fatal(args ...any) { e.text = fmt.Sprint(args...) }
+
+const childEnv = "SIM_TEST_CHILD"
+
+// Test fails the test with a report that begins with a command, which fails in the same
+// way.
+func TestHarnessInATest(t *testing.T) {
+	t.Run("it's (a) case", func(t *testing.T) {
+		h := harness(func(db *sql.DB) orchestrator.Projection[Deposit] { return Balances{db} })
+		h.Seeds, h.Check = 10, nil
+		e := &ending{TB: t}
+		h.Test(e)
+		command, rest, _ := strings.Cut(strings.TrimPrefix(e.text, "\nreproduce: "), "\n")
+		if os.Getenv(childEnv) != "" {
+			if e.text != "" {
+				t.Fatal(e.text)
+			}
+			return
+		}
+		want := regexp.MustCompile(`^SIM_SEED=[0-9]+ go test -count=1 -run '\^TestHarnessInATest\$/\^it'\\''s_\\\(a\\\)_case\$' github.com/getpup/pupsourcing-orchestrator/sim$`)
+		if !want.MatchString(command) {
+			t.Fatalf("the command is %q, want %s; the report:\n%s", command, want, e.text)
+		}
+		folder := regexp.MustCompile(`full trace: (\S+)/`).FindStringSubmatch(rest)
+		if len(folder) != 2 || !strings.HasPrefix(folder[1], os.TempDir()) {
+			t.Fatalf("the trace is not among temporary files: %s", rest)
+		}
+		t.Cleanup(func() { os.RemoveAll(folder[1]) })
+		shell, err := exec.LookPath("sh")
+		if err != nil {
+			t.Skip("the command is for a shell")
+		}
+		child := exec.Command(shell, "-c", command)
+		child.Dir = filepath.Dir(".")
+		child.Env = append(os.Environ(), childEnv+"=1")
+		out, err := child.CombinedOutput()
+		if summary := strings.TrimSpace(strings.Split(rest, "full trace")[0]); err == nil || !strings.Contains(unindent(string(out)), unindent(summary)) {
+			t.Errorf("%s: %v\n%s\nwant the same:\n%s", command, err, out, summary)
+		}
+	})
+	if os.Getenv(childEnv) == "" {
+		t.Run("one that survives", func(t *testing.T) {
+			t.Parallel()
+			h := harness(func(db *sql.DB) orchestrator.Projection[Deposit] { return SafeBalances{Balances{db}} })
+			h.Check, h.Seeds = nil, 2
+			h.Test(t)
+		})
+	}
+}
+
+// unindent is text without the blanks that go test puts before lines.
+func unindent(text string) string {
+	var lines []string
+	for line := range strings.Lines(text) {
+		lines = append(lines, strings.TrimSpace(line))
+	}
+	return strings.Join(lines, "\n")
 }

@@ -1,7 +1,6 @@
 package sim
 
 import (
-	"cmp"
 	"context"
 	"crypto/rand"
 	"database/sql"
@@ -33,9 +32,7 @@ import (
 // It can't hold a coordination transaction before its COMMIT, and it does not
 // prepare transactions: those stay when a test is killed, and keep their locks.
 type postgres struct {
-	admin  *sql.DB // makes and drops the schema
-	schema string
-	pool   *sql.DB // lives in the schema
+	*ownSchema
 
 	clock  clock
 	client client
@@ -146,34 +143,57 @@ RETURNING global_position`
 func newPostgres(ctx context.Context, base string, c clock, set string, bounds store.Bounds) (*postgres, error) {
 	ctx, cancel := context.WithTimeout(ctx, schemaMax)
 	defer cancel()
-	p := &postgres{
-		schema: "sim_" + strings.ToLower(rand.Text()[:12]),
-		clock:  c,
-		client: clientOf(set, bounds),
-	}
-	var err error
-	if p.admin, err = openURL(base, nil); err != nil {
+	s, err := newOwnSchema(ctx, base)
+	if err != nil {
 		return nil, err
 	}
-	settings := map[string]string{"search_path": p.schema}
-	for name, value := range sessionSettings {
-		settings[name] = value
-	}
-	if p.pool, err = openURL(base, settings); err != nil {
-		return nil, errors.Join(err, p.admin.Close())
-	}
-	p.pool.SetMaxOpenConns(poolMax)
-	p.pool.SetMaxIdleConns(poolMax)
-
-	if _, err := p.admin.ExecContext(ctx, `CREATE SCHEMA `+p.schema); err != nil {
-		return nil, errors.Join(fmt.Errorf("create a schema: %w", err), p.pool.Close(), p.admin.Close())
-	}
+	p := &postgres{ownSchema: s, clock: c, client: clientOf(set, bounds)}
 	for _, script := range []string{orchestrator.SchemaSQL(), eventtable.Layout, effectTable, strictTables, noVacuum} {
 		if _, err := p.pool.ExecContext(ctx, script); err != nil {
 			return nil, errors.Join(fmt.Errorf("create the tables in schema %s: %w", p.schema, err), p.close())
 		}
 	}
 	return p, nil
+}
+
+// An ownSchema is a new schema in a database.
+type ownSchema struct {
+	admin  *sql.DB // makes and drops the schema
+	schema string
+	pool   *sql.DB // lives in the schema
+}
+
+func newOwnSchema(ctx context.Context, base string) (*ownSchema, error) {
+	s := &ownSchema{schema: "sim_" + strings.ToLower(rand.Text()[:12])}
+	var err error
+	if s.admin, err = openURL(base, nil); err != nil {
+		return nil, err
+	}
+	settings := map[string]string{"search_path": s.schema}
+	for name, value := range sessionSettings {
+		settings[name] = value
+	}
+	if s.pool, err = openURL(base, settings); err != nil {
+		return nil, errors.Join(err, s.admin.Close())
+	}
+	s.pool.SetMaxOpenConns(poolMax)
+	s.pool.SetMaxIdleConns(poolMax)
+	if _, err := s.admin.ExecContext(ctx, `CREATE SCHEMA `+s.schema); err != nil {
+		return nil, errors.Join(fmt.Errorf("create a schema: %w", err), s.pool.Close(), s.admin.Close())
+	}
+	return s, nil
+}
+
+// drop drops the schema, and closes what leads to it.
+func (s *ownSchema) drop() error {
+	ctx, cancel := context.WithTimeout(context.Background(), schemaMax)
+	defer cancel()
+	closed := s.pool.Close()
+	_, err := s.admin.ExecContext(ctx, `DROP SCHEMA `+s.schema+` CASCADE`)
+	if err != nil {
+		err = fmt.Errorf("drop schema %s: %w", s.schema, err)
+	}
+	return errors.Join(closed, err, s.admin.Close())
 }
 
 // openURL opens a database with settings of the session.
@@ -193,10 +213,6 @@ func openURL(base string, settings map[string]string) (*sql.DB, error) {
 	}
 	return sql.OpenDB(connector), nil
 }
-
-// db is the schema's database for what is no part of the simulation. It shares
-// the connections, and their settings.
-func (p *postgres) db() *sql.DB { return p.pool }
 
 func (p *postgres) connect() connection { return p.open(p.client) }
 
@@ -228,14 +244,8 @@ func (p *postgres) restart() {
 // not part of the world.
 func (p *postgres) close() error {
 	p.restart()
-	ctx, cancel := context.WithTimeout(context.Background(), schemaMax)
-	defer cancel()
-	closed := p.pool.Close()
-	_, err := p.admin.ExecContext(ctx, `DROP SCHEMA `+p.schema+` CASCADE`)
-	if err != nil {
-		err = fmt.Errorf("drop schema %s: %w", p.schema, err)
-	}
-	return errors.Join(p.trouble, closed, err, p.admin.Close())
+	dropped := p.drop()
+	return errors.Join(p.trouble, dropped)
 }
 
 // store returns the client's store for the time that it is. The time goes into
@@ -384,27 +394,6 @@ func (c *postgresConnection) begin(done func(error)) {
 		err = c.run(c.look)
 	}
 	done(err)
-}
-
-// tx is the open transaction for a user's handler, nil if there is none, or none
-// any more: then alive says why. What the handler does in it takes no time.
-func (c *postgresConnection) tx() orchestrator.Tx {
-	if c.open == nil {
-		return nil
-	}
-	c.idles()
-	return handlerTx{c.open}
-}
-
-// handlerTx is a transaction with the Raw of handlers.
-type handlerTx struct{ *dbconn.Tx }
-
-func (t handlerTx) Raw(f func(driverConn any) error) (err error) {
-	taken := t.Tx.Raw(func(conn any) (broken bool) {
-		err = f(conn)
-		return store.FactsOf(err).Lost
-	})
-	return cmp.Or(err, taken)
 }
 
 func (c *postgresConnection) effect(projection string, e event) error {

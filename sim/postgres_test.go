@@ -173,7 +173,7 @@ func TestPostgresTime(t *testing.T) {
 			t.Errorf("heartbeat at %s: %+v, %v", x.clock.time, result.View, err)
 		}
 		var lease time.Time
-		x.must(x.db().QueryRowContext(t.Context(), `SELECT lease_until FROM orchestrator_workers`).Scan(&lease))
+		x.must(x.pool.QueryRowContext(t.Context(), `SELECT lease_until FROM orchestrator_workers`).Scan(&lease))
 		if want := x.clock.time.Add(time.Minute); !lease.Equal(want) {
 			t.Errorf("the lease ends at %s, want %s", lease, want)
 		}
@@ -268,9 +268,7 @@ func TestPostgresIdle(t *testing.T) {
 	x.clock.advance(almost)
 	x.must(c.effect("p", event{position: 1, aggregate: "a"}))
 	x.clock.advance(almost) // the bound began anew
-	if _, err := c.(*postgresConnection).tx().ExecContext(t.Context(), `SELECT 1`); err != nil {
-		t.Fatal(err)
-	}
+	x.must(c.effect("p", event{position: 2, aggregate: "a"}))
 	x.clock.advance(almost)
 	x.must(x.write(c, under(1, "p"), 0, 1))
 	x.clock.advance(testBounds.Idle - time.Millisecond)

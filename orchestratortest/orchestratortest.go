@@ -1,15 +1,18 @@
 // Package orchestratortest tests projections: on a PostgreSQL of the test's own, a
 // projection handles a list of events, as a worker would have it do that.
 //
-//	func TestUserCount(t *testing.T) {
+//	func TestUsers(t *testing.T) {
 //		db := orchestratortest.DB(t)
 //		// … create the read model's tables
-//		orchestratortest.Run(t, db, userCount,
-//			orchestrator.Record[Event]{AggregateID: "1", Event: registered},
-//			orchestrator.Record[Event]{AggregateID: "2", Event: registered},
-//		)
+//		orchestratortest.Run(t, db, users, orchestratortest.Events(
+//			orchestrator.Event{AggregateID: "1", EventType: "UserRegistered"},
+//			orchestrator.Event{AggregateID: "2", EventType: "UserRegistered"},
+//		)...)
 //		// … compare the read model with what it should be
 //	}
+//
+// Tests may run in parallel. No TestMain is needed. A DB takes about 0.06 s where the
+// server runs already, and a Run of a few events about 0.02 s.
 //
 // What becomes of a projection when workers crash, freeze and hand over is tested by
 // package sim.
@@ -35,23 +38,52 @@ import (
 )
 
 // DB returns a database of the test's own with the tables of the library in it. It is
-// opened with lib/pq, and is closed and dropped when the test ends. It is on the server
-// that the environment variable DATABASE_URL names, whose user must be allowed to create
-// databases; where that is not set, on a server that the first test of the test binary
-// starts, from binaries of PostgreSQL on this machine or from a download, and that ends
-// with it. DB fails the test if there is none.
+// opened with lib/pq, and is closed and dropped when the test ends.
+//
+// It is on the server that the environment variable DATABASE_URL names, whose user must be
+// allowed to create databases; where that is not set, on a server that the first test of
+// the test binary starts, from binaries of PostgreSQL on this machine or from a download,
+// and that ends with it. That works for root as well. (On Windows set DATABASE_URL.) Where
+// none can be had DB fails the test, and says what to do.
 func DB(t testing.TB) *sql.DB {
 	t.Helper()
-	db, _ := pgtest.Database(t)
-	if err := orchestrator.Migrate(t.Context(), db); err != nil {
-		t.Fatalf("orchestratortest: make the tables of the library: %v", err)
-	}
+	db, _ := database(t)
 	return db
 }
 
-// Run hands the events to the projection and returns when all of them are handled and
-// that is committed. It does what a worker does, with the same code: one partition, in
-// order, a BatchProjection with up to 100 events at once, the writes of a
+// URL is DB for tests that open the database themselves, with pgx for example. It returns
+// the database's URL. What is still connected when the test ends is disconnected.
+func URL(t testing.TB) string {
+	t.Helper()
+	_, url := database(t)
+	return url
+}
+
+func database(t testing.TB) (*sql.DB, string) {
+	t.Helper()
+	db, url := pgtest.Database(t)
+	if err := orchestrator.Migrate(t.Context(), db); err != nil {
+		t.Fatalf("orchestratortest: make the tables of the library: %v", err)
+	}
+	return db, url
+}
+
+// Events returns events as records for Run and Store: each of the aggregate, type and
+// bounded context, at the time, and at the position (if it has one) that the event says.
+func Events(events ...orchestrator.Event) []orchestrator.Record[orchestrator.Event] {
+	records := make([]orchestrator.Record[orchestrator.Event], len(events))
+	for i, e := range events {
+		records[i] = orchestrator.Record[orchestrator.Event]{
+			Position: e.GlobalPosition, AggregateID: e.AggregateID, AggregateType: e.AggregateType, BoundedContext: e.BoundedContext,
+			Time: e.CreatedAt, Event: e,
+		}
+	}
+	return records
+}
+
+// Run hands the events to the projection, of whatever kind, and returns when all of them
+// are handled and that is committed. It does what a worker does, with the same code, and
+// against the database, which has the checkpoint: one partition, in order, a BatchProjection with up to 100 events at once, the writes of a
 // TransactionalProjection in one transaction with its checkpoint. An event that is
 // outside of the projection's scope is not handed to it.
 //
@@ -61,8 +93,9 @@ func DB(t testing.TB) *sql.DB {
 // beyond that, whatever the projection's FailureRule says.
 //
 // A further call goes on after the last event of the one before it. Records without a
-// position are given the one after the record before them; the first record that there
-// is has position 1. Positions that are given must ascend.
+// position are given the one after the record before them, and an Event without a
+// GlobalPosition gets that as well; the first record that there is has position 1.
+// Positions that are given must ascend.
 //
 // Nothing else may run the projection in this database meanwhile.
 func Run[E any](t testing.TB, db *sql.DB, p orchestrator.Projection[E], events ...orchestrator.Record[E]) {
@@ -148,6 +181,9 @@ func position[E any](after int64, records []orchestrator.Record[E]) ([]orchestra
 			return nil, fmt.Errorf("events[%d] has position %d, which must be above that of events[%d], %d", i, r.Position, i-1, after)
 		case r.Position <= after:
 			return nil, fmt.Errorf("events[0] has position %d, which must be above %d, up to where the events are handled", r.Position, after)
+		}
+		if e, ok := any(&r.Event).(*orchestrator.Event); ok && e.GlobalPosition == 0 {
+			e.GlobalPosition = r.Position // as Table has it
 		}
 		out = append(out, r)
 		after = r.Position

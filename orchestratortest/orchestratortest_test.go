@@ -6,12 +6,15 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
+	"os/exec"
 	"runtime"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -22,8 +25,110 @@ import (
 
 func TestMain(m *testing.M) { os.Exit(pgtest.Main(m)) }
 
-// The example is run as well.
-func TestExample(t *testing.T) { testBalances(t) }
+// The examples are run as well.
+func TestExample(t *testing.T) {
+	t.Run("balances", testBalances)
+	t.Run("mailer", testMailer)
+}
+
+// Each test has a database of its own with the library's tables, also beside others, which
+// is gone when the test has ended, whoever is connected.
+func TestDatabases(t *testing.T) {
+	t.Parallel()
+	var mu sync.Mutex
+	var names []string
+	var left []*sql.DB
+	t.Run("in parallel", func(t *testing.T) {
+		for i := range 4 {
+			t.Run("same name", func(t *testing.T) {
+				t.Parallel()
+				db := orchestratortest.DB(t)
+				if i%2 == 1 {
+					var err error
+					if db, err = sql.Open("postgres", orchestratortest.URL(t)); err != nil {
+						t.Fatal(err)
+					}
+				}
+				var name string
+				if err := db.QueryRowContext(t.Context(), `SELECT current_database() FROM (SELECT count(*) FROM orchestrator_checkpoints) c`).Scan(&name); err != nil {
+					t.Fatal(err)
+				}
+				if _, err := db.ExecContext(t.Context(), `CREATE TABLE mine ()`); err != nil {
+					t.Error(err)
+				}
+				mu.Lock()
+				defer mu.Unlock()
+				names, left = append(names, name), append(left, db)
+			})
+		}
+	})
+	for _, db := range left {
+		db.Close()
+	}
+	slices.Sort(names)
+	if len(slices.Compact(names)) != 4 {
+		t.Errorf("the databases are %q, want 4", names)
+	}
+	for _, name := range names {
+		var there bool
+		if err := orchestratortest.DB(t).QueryRowContext(t.Context(), `SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1)`, name).Scan(&there); err != nil || there {
+			t.Errorf("%s after its test: there %v, %v; want it dropped", name, there, err)
+		}
+	}
+}
+
+const childEnv = "ORCHESTRATORTEST_CHILD"
+
+// A test that can have no database fails, and says what to do.
+func TestNoDatabase(t *testing.T) {
+	t.Parallel()
+	if os.Getenv(childEnv) != "" {
+		orchestratortest.DB(t)
+		t.Log("went on")
+		return
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	nobody := l.Addr().String()
+	l.Close()
+	child := exec.Command(os.Args[0], "-test.run=^TestNoDatabase$", "-test.v")
+	child.Env = append(os.Environ(), childEnv+"=1", "DATABASE_URL=postgres://u:secret@"+nobody+"/d")
+	out, err := child.CombinedOutput()
+	if err == nil || strings.Contains(string(out), "went on") || strings.Contains(string(out), "secret") {
+		t.Errorf("the test ended with %v:\n%s", err, out)
+	}
+	for _, want := range []string{"DATABASE_URL", nobody, "What to do: start that server, correct DATABASE_URL, or unset it"} {
+		if !strings.Contains(string(out), want) {
+			t.Errorf("it does not say %q:\n%s", want, out)
+		}
+	}
+}
+
+// Events are handled as records that say the same, and know their positions.
+func TestEvents(t *testing.T) {
+	t.Parallel()
+	made := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	got := orchestratortest.Events(orchestrator.Event{GlobalPosition: 7, BoundedContext: "c", AggregateType: "t", AggregateID: "a", CreatedAt: made, EventType: "x"})
+	want := []orchestrator.Record[orchestrator.Event]{{Position: 7, BoundedContext: "c", AggregateType: "t", AggregateID: "a", Time: made,
+		Event: orchestrator.Event{GlobalPosition: 7, BoundedContext: "c", AggregateType: "t", AggregateID: "a", CreatedAt: made, EventType: "x"}}}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+	db := orchestratortest.DB(t)
+	var positions []int64
+	p := orchestrator.Plain("p", func(_ context.Context, e orchestrator.Event) error {
+		positions = append(positions, e.GlobalPosition)
+		return nil
+	})
+	events := []orchestrator.Event{{AggregateID: "a"}, {AggregateID: "b", GlobalPosition: 5}, {AggregateID: "a"}}
+	orchestratortest.Run(t, db, p, orchestratortest.Events(events...)...)
+	orchestratortest.Run(t, db, p, orchestratortest.Events(events[0])...)
+	if want := []int64{1, 5, 6, 7}; !slices.Equal(positions, want) || events[0].GlobalPosition != 0 {
+		t.Errorf("the positions are %v, want %v; the caller's are %+v", positions, want, events)
+	}
+}
 
 type record = orchestrator.Record[string]
 

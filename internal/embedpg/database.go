@@ -25,7 +25,11 @@ func (s *Server) CreateDatabase(ctx context.Context, name string) (string, func(
 	// other users".
 	err := s.exec(ctx, s.base, "CREATE DATABASE "+pq.QuoteIdentifier(name)+" TEMPLATE template0")
 	if err != nil {
-		return "", nil, fmt.Errorf("create database %s: %w", name, err)
+		err = fmt.Errorf("create database %s: %w", name, err)
+		if failed := (*pq.Error)(nil); errors.As(err, &failed) && failed.Code == insufficientPrivilege && s.variable != "" {
+			err = fmt.Errorf("%w\nWhat to do: ALTER ROLE %s CREATEDB, or unset %s: then a server is started", err, pq.QuoteIdentifier(s.base.User.Username()), s.variable)
+		}
+		return "", nil, err
 	}
 	drop := func(ctx context.Context) error {
 		if err := s.drop(ctx, name); err != nil {
@@ -51,7 +55,10 @@ func (s *Server) drop(ctx context.Context, name string) error {
 	return err
 }
 
-const objectInUse = "55006"
+const (
+	objectInUse           = "55006"
+	insufficientPrivilege = "42501"
+)
 
 // rollbackPrepared connects to the database itself, as ROLLBACK PREPARED demands.
 func (s *Server) rollbackPrepared(ctx context.Context, name string) error {

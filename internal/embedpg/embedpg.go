@@ -64,8 +64,9 @@ type Options struct {
 
 // Server is a running PostgreSQL server. Its methods may be called concurrently.
 type Server struct {
-	base   url.URL
-	source string
+	base     url.URL
+	source   string
+	variable string // that names it; "" if it is our own
 
 	// mu serialises Restart and Stop.
 	mu      sync.Mutex
@@ -122,7 +123,7 @@ func connect(ctx context.Context, variable, given string) (*Server, error) {
 	u, err := url.Parse(given)
 	if err != nil || (u.Scheme != "postgres" && u.Scheme != "postgresql") {
 		// Neither given nor err, which repeats it: it may hold a password.
-		return nil, fmt.Errorf("%s is not a URL of the form postgres://user:password@host:port/database", variable)
+		return nil, fmt.Errorf("%s is not a URL of the form postgres://user:password@host:port/database; correct it, or unset it: then a server is started", variable)
 	}
 	query := u.Query()
 	query.Del("dbname") // would overrule the path, which URL sets
@@ -133,10 +134,10 @@ func connect(ctx context.Context, variable, given string) (*Server, error) {
 	}
 	u.RawQuery = query.Encode()
 
-	s := &Server{base: *u}
+	s := &Server{base: *u, variable: variable}
 	version, err := s.version(ctx)
 	if err != nil {
-		return nil, redact.Error(fmt.Errorf("connect to the server that %s names, on %s: %w", variable, u.Host, err))
+		return nil, redact.Error(fmt.Errorf("connect to the server that %s names, on %s: %w\nWhat to do: start that server, correct %s, or unset it: then a server is started", variable, u.Host, err, variable))
 	}
 	s.source = fmt.Sprintf("PostgreSQL %s that %s names, on %s", version, variable, u.Host)
 	return s, nil

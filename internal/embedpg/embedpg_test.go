@@ -279,6 +279,7 @@ func TestEnvironmentVariableUnusable(t *testing.T) {
 		// It may have a password in it, so it is not repeated.
 		"no URL":                    {"host=localhost password=secret", "EMBEDPG_TEST_URL is not a URL"},
 		"no server":                 {"postgres://u:secret@" + closed + "/d", "connect to the server that EMBEDPG_TEST_URL names, on " + closed},
+		"what to do":                {"postgres://u:secret@" + closed + "/d", "start that server, correct EMBEDPG_TEST_URL, or unset it"},
 		"a password as a parameter": {"postgres://u@" + closed + "/d?password=secret", "names, on " + closed},
 		"a key's password":          {"postgres://u@" + closed + "/d?sslpassword=secret", "names, on " + closed},
 		"a parameter":               {"postgres://u@" + closed + "/d?sslmode=secret", "names, on " + closed},
@@ -292,6 +293,27 @@ func TestEnvironmentVariableUnusable(t *testing.T) {
 				t.Errorf("Start: %v, want %q and no password", err, test.want)
 			}
 		})
+	}
+}
+
+// Who may not create databases is told what to do about it.
+func TestMayNotCreateDatabases(t *testing.T) {
+	own := startOwn(t, Options{})
+	if err := own.exec(t.Context(), own.base, `CREATE ROLE limited LOGIN PASSWORD 'secret'`); err != nil {
+		t.Fatal(err)
+	}
+	u := own.base
+	u.User, u.Path = url.UserPassword("limited", "secret"), "/postgres"
+	t.Setenv("EMBEDPG_TEST_URL", u.String())
+	s, err := Start(t.Context(), Options{EnvVar: "EMBEDPG_TEST_URL"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, _, err = s.CreateDatabase(t.Context(), "mine")
+	for _, want := range []string{"create database mine", `ALTER ROLE "limited" CREATEDB`, "unset EMBEDPG_TEST_URL"} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v; want that it says %q", err, want)
+		}
 	}
 }
 

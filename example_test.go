@@ -63,6 +63,20 @@ func Example() {
 	}
 }
 
+// The tables of a read model, made by whichever copy of the program starts first.
+func ExampleWithSQL() {
+	db, err := sql.Open("postgres", os.Getenv("DATABASE_URL"))
+	if err != nil {
+		log.Fatal(err)
+	}
+	err = orchestrator.Migrate(context.Background(), db, orchestrator.WithSQL(`
+CREATE TABLE IF NOT EXISTS user_count (n bigint NOT NULL);
+INSERT INTO user_count SELECT 0 WHERE NOT EXISTS (SELECT FROM user_count)`))
+	if err != nil {
+		log.Fatal(err)
+	}
+}
+
 // Probes for Kubernetes: livenessProbe /livez, readinessProbe /readyz.
 func ExampleHealthHandler() {
 	run := func(ctx context.Context, o *orchestrator.Orchestrator[orchestrator.Event]) error {

@@ -292,13 +292,15 @@ func TestMigrateSQLAtOnce(t *testing.T) {
 		begin := make(chan struct{})
 		text := fmt.Sprintf(`
 CREATE TABLE IF NOT EXISTS read_model_%[1]d (id serial PRIMARY KEY, starts int NOT NULL);
--- It says so if somebody else is in here as well.
+-- It says so if somebody else is in here as well. (A transaction's locks don't go at one
+-- moment, so this one goes before.)
 DO $$ BEGIN
-    IF NOT pg_try_advisory_xact_lock(4711) THEN RAISE 'two at once'; END IF;
+    IF NOT pg_try_advisory_lock(4711) THEN RAISE 'two at once'; END IF;
     INSERT INTO read_model_%[1]d (starts) SELECT 0 WHERE NOT EXISTS (SELECT FROM read_model_%[1]d);
     UPDATE read_model_%[1]d SET starts = starts + 1;
 END $$;
-CREATE INDEX IF NOT EXISTS read_model_%[1]d_starts ON read_model_%[1]d (starts)`, round)
+CREATE INDEX IF NOT EXISTS read_model_%[1]d_starts ON read_model_%[1]d (starts);
+SELECT pg_advisory_unlock(4711)`, round)
 		for range n {
 			all.Go(func() {
 				<-begin

@@ -120,7 +120,7 @@ func testCommand(seed uint64, test string, info *debug.BuildInfo) string {
 		parts[i] = "^" + regexp.QuoteMeta(p) + "$"
 	}
 	where := "."
-	if info != nil && strings.HasSuffix(info.Path, ".test") {
+	if info != nil && strings.HasSuffix(info.Path, ".test") && info.Path != "command-line-arguments.test" {
 		where = strings.TrimSuffix(info.Path, ".test")
 	}
 	return fmt.Sprintf("SIM_SEED=%d go test -count=1 -run '%s' %s", seed, strings.ReplaceAll(strings.Join(parts, "/"), "'", `'\''`), where)

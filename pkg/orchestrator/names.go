@@ -71,5 +71,6 @@ var (
 
 // RunMigrations creates or upgrades the orchestrator's tables; pupsourcing's own are
 // not touched. A program may call it at every start, in many processes at once. See
-// [root.RunMigrations], and [root.Migrate] for one with a context.
+// [root.RunMigrations], and [root.Migrate] for one with a context, which also runs SQL of the
+// program's own ([root.WithSQL]).
 func RunMigrations(db *sql.DB) error { return root.RunMigrations(db) }

@@ -21,6 +21,7 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/dbconn"
 	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
 	"github.com/getpup/pupsourcing-orchestrator/internal/testworld"
+	"github.com/getpup/pupsourcing-orchestrator/orchestratortest"
 	orchestratorpgx "github.com/getpup/pupsourcing-orchestrator/pgx"
 )
 
@@ -61,6 +62,52 @@ func TestDB(t *testing.T) {
 		return nil
 	}); err != nil {
 		t.Error(err)
+	}
+}
+
+// The program's own SQL may be several statements here as well, and what it SETs is left
+// on no connection of the pool.
+func TestMigrateWithSQL(t *testing.T) {
+	t.Parallel()
+	_, url := pgtest.Database(t)
+	pool := newPool(t, url, 1)
+	for range 2 {
+		err := orchestrator.Migrate(t.Context(), orchestratorpgx.DB(pool), orchestrator.InSchema("library"),
+			orchestrator.WithSQL(`CREATE TABLE IF NOT EXISTS one (); CREATE TABLE IF NOT EXISTS two (); SET search_path = pg_catalog`))
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	var path, tables string
+	err := pool.QueryRow(t.Context(), `SELECT current_setting('search_path'), string_agg(tablename, ' ' ORDER BY 1) FROM pg_tables WHERE schemaname = 'public'`).Scan(&path, &tables)
+	if err != nil || path != `"$user", public` || tables != "one two" {
+		t.Errorf("the search path is %s, the tables are %q, %v", path, tables, err)
+	}
+	if err := orchestrator.Migrate(t.Context(), orchestratorpgx.DB(pool), orchestrator.WithSQL(`SELECT 1; SELECT nonsense`)); err == nil || !strings.Contains(err.Error(), "the SQL of WithSQL failed") {
+		t.Errorf("SQL that fails: %v", err)
+	}
+	pgtest.Eventually(t, "no connection is in use", func() bool { return pool.Stat().AcquiredConns() == 0 })
+}
+
+// A projection with a pgx.Tx is tested like others.
+func TestTestedAlone(t *testing.T) {
+	t.Parallel()
+	pool := newPool(t, orchestratortest.URL(t), 20)
+	if _, err := pool.Exec(t.Context(), `CREATE TABLE users (id text)`); err != nil {
+		t.Fatal(err)
+	}
+	users := orchestratorpgx.Batch("users", func(ctx context.Context, tx pgx.Tx, events []orchestrator.Event) error {
+		var rows [][]any
+		for _, e := range events {
+			rows = append(rows, []any{e.AggregateID})
+		}
+		_, err := tx.CopyFrom(ctx, pgx.Identifier{"users"}, []string{"id"}, pgx.CopyFromRows(rows))
+		return err
+	})
+	orchestratortest.Run(t, orchestratorpgx.DB(pool), users, orchestratortest.Events(orchestrator.Event{AggregateID: "a"}, orchestrator.Event{AggregateID: "b"})...)
+	var all string
+	if err := pool.QueryRow(t.Context(), `SELECT string_agg(id, ' ' ORDER BY id) FROM users`).Scan(&all); err != nil || all != "a b" {
+		t.Errorf("the users are %q, %v", all, err)
 	}
 }
 

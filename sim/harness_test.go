@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
@@ -198,8 +197,7 @@ func TestHarnessInATest(t *testing.T) {
 			t.Skip("the command is for a shell")
 		}
 		child := exec.Command(shell, "-c", command)
-		child.Dir = filepath.Dir(".")
-		child.Env = append(os.Environ(), childEnv+"=1")
+		child.Env = append(os.Environ(), childEnv+"=1", "TMPDIR="+t.TempDir())
 		out, err := child.CombinedOutput()
 		if summary := strings.TrimSpace(strings.Split(rest, "full trace")[0]); err == nil || !strings.Contains(unindent(string(out)), unindent(summary)) {
 			t.Errorf("%s: %v\n%s\nwant the same:\n%s", command, err, out, summary)

@@ -82,7 +82,10 @@ func (l *Lane) Parking() []Parked { return l.parking }
 func (l *Lane) look(now time.Time, s Signals, a LaneAnswer) LaneAction {
 	if a.Failure != NoFailure {
 		again := LaneAction{Do: LaneLook, Requests: l.requests}
-		return l.databaseFailed(&l.readFailures, a, func(*Lane, time.Time, Signals) LaneAction { return again })
+		return l.databaseFailed(&l.readFailures, a, func(l *Lane, now time.Time, _ Signals) LaneAction {
+			l.lookBegan = now // what has failed says nothing of how long a look takes
+			return again
+		})
 	}
 	l.looked = now
 	if l.requests {
@@ -91,6 +94,7 @@ func (l *Lane) look(now time.Time, s Signals, a LaneAnswer) LaneAction {
 	} else {
 		l.lot = NewLot(a.Parked)
 		l.lookedAll, l.allTook = now, now.Sub(l.lookBegan)
+		l.requestsTook = min(l.requestsTook, l.allTook) // they are some of all
 	}
 	if l.config.OnFailure == ParkEvents || l.lot.Len() > 0 {
 		l.track.Keep()

@@ -578,6 +578,47 @@ func TestRetryThatPassesHoldsNobodyUp(t *testing.T) {
 	}
 }
 
+// One look for requests that was slow, or that failed first, must not make the later ones
+// rare: those that have taken no time since say how long one takes.
+func TestLooksAreFrequentAgainAfterASlowOne(t *testing.T) {
+	for _, fails := range []bool{false, true} {
+		l := NewLane(Assignment{Generation: 5, Partition: 0, Total: 1}, LaneConfig{
+			Kind: Plain, Batch: 4, Poll: time.Second, Lease: 30 * time.Second, OnFailure: ParkEvents, Attempts: 2, MaxParked: 3, LookAll: 1,
+			Retry: Backoff{Min: 100 * time.Millisecond, Max: time.Second},
+		})
+		now, answer := testStart, LaneAnswer{}
+		slow, looked := false, []time.Time{}
+		for now.Before(testStart.Add(20 * time.Minute)) {
+			a := l.Next(now, Signals{}, answer)
+			answer = LaneAnswer{}
+			switch a.Do {
+			case LaneLoad:
+				answer = found(5, 10)
+			case LaneLook:
+				switch {
+				case a.Requests && !slow:
+					slow, now = true, now.Add(20*time.Second)
+					if fails {
+						answer = failing(Passing)
+					}
+				case a.Requests:
+				default:
+					answer = lot("5 a", "6 b")
+				}
+				looked = append(looked, now)
+			case LanePause:
+				now = now.Add(a.For)
+			}
+		}
+		for i, at := range looked[1:] {
+			if gap := at.Sub(looked[i]); at.After(testStart.Add(5*time.Minute)) && gap > 2*time.Second {
+				t.Errorf("a look that fails: %t; %s after the beginning, the next look comes %s after the one before", fails, at.Sub(testStart), gap)
+				break
+			}
+		}
+	}
+}
+
 // An aggregate's row is found by its id in ASCII as well: so it stands in a database
 // whose encoding has not all of its characters.
 func TestLotKnowsAnIDInASCII(t *testing.T) {

@@ -167,16 +167,16 @@ const (
 // what happens then. Zero fields mean their defaults. The counts are the worker's own:
 // another one starts anew.
 //
-// Some failures are expected to pass by themselves, and are retried without being
-// counted: deadlocks and serialization failures (SQLSTATE 40P01, 40001), a server that
-// stops, starts or is full (57P01 to 57P05, 53300), connections that are lost or can't
-// be made (08…; for a transactional projection, everything that a lost connection looks
-// like). When there were more than three times Attempts of them in a row, at the same
-// event, alone, over more than StaleWorkerTimeout, each further one counts, too. All
-// others count at once, also the limits that a handler runs into: statement_timeout,
-// lock_timeout, temp_file_limit, a deadline of its own, a transaction that it left idle.
-//
-// A handler whose context the library has cancelled has not failed. It is called again.
+// Deadlocks and serialization failures (SQLSTATE 40P01, 40001) are expected to pass by
+// themselves, and are retried without being counted. An interruption is no failure at
+// all, and no attempt: the library has cancelled the handler's context, the handler's
+// connection to the database was lost or could not be made (08…; for a transactional
+// projection, everything that a lost connection looks like), or the server stops, starts
+// or is full (57P01 to 57P05, 53300). When there were more than three times Attempts of
+// either but cancelled contexts in a row, at the same event, alone, over more than
+// StaleWorkerTimeout, each further one counts as a failure, too. All others count at once,
+// also the limits that a handler runs into: statement_timeout, lock_timeout,
+// temp_file_limit, a deadline of its own, a transaction that it left idle.
 type FailureRule struct {
 	// Policy says what happens when the handler has failed often enough.
 	Policy FailurePolicy

@@ -122,6 +122,8 @@ func (f *feed[E]) reach() reach {
 // stallReason says in words why a lane does not move.
 func stallReason(w *protocol.Stall, now time.Time, l LaneReport, gap *GapReport) string {
 	switch {
+	case l.State == LaneRetrying && l.Interruption != "":
+		return "handler interrupted: " + l.Interruption
 	case l.State == LaneRetrying:
 		return fmt.Sprintf("handler fails: %s, attempt %d", l.Error, l.Attempts)
 	case l.State == LaneFull:

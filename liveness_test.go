@@ -125,7 +125,17 @@ func TestAHandlerIsSuspended(t *testing.T) {
 	cfg := w.longLease()
 	cfg.DB, cfg.OnFailure = db, orchestrator.StopOnFailure
 	var failed atomic.Int64
-	cfg.Observer = &orchestrator.Observer{HandlerFailed: func(orchestrator.HandlerFailed) { failed.Add(1) }}
+	var reported atomic.Value // an interruption
+	cfg.Observer = &orchestrator.Observer{
+		HandlerFailed: func(orchestrator.HandlerFailed) { failed.Add(1) },
+		Reported: func(r orchestrator.WorkerReport) {
+			for _, l := range r.Lanes {
+				if l.Interruption != "" {
+					reported.Store(l)
+				}
+			}
+		},
+	}
 	log := &testworld.Log{To: t.Output()}
 	cfg.Logger = slog.New(slog.NewTextHandler(log, nil))
 	w.Append(100)
@@ -152,7 +162,10 @@ func TestAHandlerIsSuspended(t *testing.T) {
 	pid := w.own(0)
 	link.silence()
 	w.Exec(`SELECT pg_terminate_backend($1)`, pid)
-	pgtest.Eventually(t, "the handler was cancelled", func() bool { return cause.Load() != nil })
+	pgtest.Eventually(t, "the handler was cancelled, and the worker reports why", func() bool { return cause.Load() != nil && reported.Load() != nil })
+	if l := reported.Load().(orchestrator.LaneReport); l.Interruption != orchestrator.ErrSuspended.Error() || l.Attempts != 0 || l.Error != "" {
+		t.Errorf("it reports %+v", l)
+	}
 	waits.Store(false)
 	w.CaughtUp("plain")
 	log.Wait(t, "handler interrupted, will be called again")

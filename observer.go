@@ -222,7 +222,9 @@ type CommitRefused struct {
 }
 
 // HandlerFailed tells that a handler has returned an error or panicked, each time: also
-// before EventParked, and when an event that was parked is retried.
+// before EventParked, and when an event that was parked is retried. A handler that was
+// interrupted, since the worker has cancelled it or its connection to the database was
+// lost, has not failed: see LaneReport.Interruption.
 type HandlerFailed struct {
 	Source
 	Lane

@@ -58,7 +58,7 @@ const (
 	LaneIdle      LaneState = "idle"      // there is nothing to handle
 	LaneReading   LaneState = "reading"   // it waits for events to be read
 	LaneHandling  LaneState = "handling"  // its handler runs, or what it did is committed
-	LaneRetrying  LaneState = "retrying"  // the handler has failed, and is called again
+	LaneRetrying  LaneState = "retrying"  // the handler has failed, or was interrupted, and is called again
 	LaneFull      LaneState = "full"      // too many events are parked: see FailureRule.MaxParked
 	LaneDatabase  LaneState = "database"  // the database has failed, and is tried again
 	LaneRefused   LaneState = "refused"   // the event store can't read without losing events
@@ -90,8 +90,12 @@ type LaneReport struct {
 	// Attempts and Error are of the event at Position+1 or later that fails.
 	Attempts int    `json:"attempts,omitempty"`
 	Error    string `json:"error,omitempty"`
-	Stalled  bool   `json:"stalled,omitempty"`
-	Parked   int    `json:"parked,omitempty"`
+	// Interruption is what ended the latest call of the handler, if it has not failed: it
+	// was cancelled, with this cause (context.Cause), or has lost its connection to the
+	// database. It is called again. "": nothing.
+	Interruption string `json:"interruption,omitempty"`
+	Stalled      bool   `json:"stalled,omitempty"`
+	Parked       int    `json:"parked,omitempty"`
 	// ParkedSeconds is the age of the oldest parked event.
 	ParkedSeconds float64 `json:"parked_seconds,omitempty"`
 }
@@ -105,6 +109,7 @@ type standing[E any] struct {
 	next     *Record[E]
 	attempts int
 	err      string
+	cut      string // what has interrupted the handler; then nothing has failed
 	parked   int
 	oldest   time.Time // of what is parked
 }
@@ -129,7 +134,7 @@ func (l *lane[E]) stand(a protocol.LaneAction) {
 	case protocol.LaneProve:
 		s.state = LaneSuspended
 		if a.Why == protocol.Suspended {
-			s.attempts, s.err = 0, brief(fmt.Errorf("handler interrupted: %w", l.interruption()))
+			s.interrupted(l.interruption())
 		}
 	case protocol.LaneEnd:
 		s.state = LaneEnded
@@ -139,16 +144,27 @@ func (l *lane[E]) stand(a protocol.LaneAction) {
 		s.state = LaneHandling
 	}
 	if s.position > before || s.state == LaneIdle {
-		s.attempts, s.err = 0, ""
+		s.attempts, s.err, s.cut = 0, "", ""
 	}
+}
+
+func (s *standing[E]) interrupted(cause error) { s.attempts, s.err, s.cut = 0, "", brief(cause) }
+
+func (s *standing[E]) failed(attempts int, err error) {
+	s.attempts, s.err, s.cut = attempts, brief(err), ""
 }
 
 func (s *standing[E]) pause(a protocol.LaneAction, fault, database error) {
 	switch a.Why {
 	case protocol.HandlerFailed:
-		s.state, s.attempts, s.err = LaneRetrying, a.Attempts, brief(fault)
+		s.state = LaneRetrying
+		s.failed(a.Attempts, fault)
+	case protocol.HandlerCut:
+		s.state = LaneRetrying
+		s.interrupted(fault)
 	case protocol.DatabaseFailed:
-		s.state, s.attempts, s.err = LaneDatabase, 0, brief(database)
+		s.state = LaneDatabase
+		s.failed(0, database)
 		if refused := (*refusal)(nil); errors.As(database, &refused) {
 			s.state = LaneRefused
 		}
@@ -283,7 +299,7 @@ func (l *lane[E]) report(now time.Time, reach reach) LaneReport {
 	r := LaneReport{
 		Projection: l.id.Projection, Partition: a.Partition, TotalPartitions: a.Total,
 		Position: s.position, Behind: -1, State: s.state, Since: l.watch.Since, Handling: l.position.Load(),
-		Attempts: s.attempts, Error: s.err, Stalled: l.watch.Stalled,
+		Attempts: s.attempts, Error: s.err, Interruption: s.cut, Stalled: l.watch.Stalled,
 		Parked: s.parked,
 	}
 	if r.Since.IsZero() {

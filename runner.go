@@ -347,6 +347,9 @@ func (l *lane[E]) note(now time.Time, a protocol.LaneAction) {
 			l.began = now
 		}
 	case protocol.LanePause, protocol.LaneEnd:
+		if a.Why == protocol.HandlerCut {
+			l.began = time.Time{}
+		}
 		if a.Why == protocol.HandlerFailed || a.End == protocol.AtFault {
 			l.began = time.Time{}
 			l.failed(a.Position, a.Attempts, a.Do == protocol.LaneEnd, a.For)
@@ -581,6 +584,8 @@ func (l *lane[E]) pause(a protocol.LaneAction) {
 	switch {
 	case a.Why == protocol.HandlerFailed:
 		l.log.Warn("handler failed, will retry", "position", a.Position, "attempt", a.Attempts, "retry_in", a.For, "error", l.fault)
+	case a.Why == protocol.HandlerCut:
+		l.log.Info("handler interrupted, will be called again", "position", a.Position, "cause", l.fault, "retry_in", a.For)
 	case a.Why == protocol.LotFull && !l.full:
 		l.full = true
 		l.log.Error("too many events parked, lane waits", "position", a.Position)

@@ -114,15 +114,16 @@ type Wait struct {
 type WaitKind string
 
 const (
-	WaitDrain   WaitKind = "drain"   // a worker has to stop before the generation is active
-	WaitUnowned WaitKind = "unowned" // no worker has the partition
-	WaitEvents  WaitKind = "events"  // the events can't be read without losing some
-	WaitBeyond  WaitKind = "beyond"  // the event stream ends before the checkpoint
-	WaitStalled WaitKind = "stalled" // there is something to handle, and the position does not move
-	WaitRetry   WaitKind = "retry"   // a handler fails, and is called again
-	WaitGap     WaitKind = "gap"     // a transaction may still fill a gap, which holds readers back
-	WaitPaused  WaitKind = "paused"  // by order: see Pause
-	WaitParked  WaitKind = "parked"  // the projection has gone past events that are parked
+	WaitDrain       WaitKind = "drain"       // a worker has to stop before the generation is active
+	WaitUnowned     WaitKind = "unowned"     // no worker has the partition
+	WaitEvents      WaitKind = "events"      // the events can't be read without losing some
+	WaitBeyond      WaitKind = "beyond"      // the event stream ends before the checkpoint
+	WaitStalled     WaitKind = "stalled"     // there is something to handle, and the position does not move
+	WaitRetry       WaitKind = "retry"       // a handler fails, and is called again
+	WaitInterrupted WaitKind = "interrupted" // a handler was interrupted, which is no failure, and is called again
+	WaitGap         WaitKind = "gap"         // a transaction may still fill a gap, which holds readers back
+	WaitPaused      WaitKind = "paused"      // by order: see Pause
+	WaitParked      WaitKind = "parked"      // the projection has gone past events that are parked
 )
 
 // A GenerationRecord is an entry in the history of a replica set.
@@ -455,8 +456,16 @@ func (s *ReplicaSetStatus) waits() []Wait {
 			at.Text = fmt.Sprintf("%s, on worker %s: stands at position %d, and the event stream ends before that (its highest position is %d): it was emptied, restored or replaced, or the projection was set beyond its end; events up to there count as handled; rewind the projection", where, p.Worker, r.Position, s.Head)
 			waits = append(waits, at)
 		case r.Error != "":
-			at.Kind, at.Position = "retry", max(r.Handling, r.Position+1)
-			at.Text = fmt.Sprintf("%s, on worker %s: %s after attempt %d: %s", where, p.Worker, r.State, r.Attempts, r.Error)
+			at.Kind, at.Position = WaitRetry, max(r.Handling, r.Position+1)
+			doing := string(r.State)
+			if r.Attempts > 0 {
+				doing += fmt.Sprintf(" after attempt %d", r.Attempts)
+			}
+			at.Text = fmt.Sprintf("%s, on worker %s: %s: %s", where, p.Worker, doing, r.Error)
+			waits = append(waits, at)
+		case r.Interruption != "":
+			at.Kind, at.Position = WaitInterrupted, max(r.Handling, r.Position+1)
+			at.Text = fmt.Sprintf("%s, on worker %s: the handler was interrupted at position %d, and is called again: %s", where, p.Worker, at.Position, r.Interruption)
 			waits = append(waits, at)
 		case r.Stalled:
 			at.Kind, at.Position = "stalled", r.Position

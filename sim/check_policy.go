@@ -8,6 +8,7 @@ import "time"
 type failures struct {
 	n      int           // all
 	own    int           // those that are the handler's for certain
+	cut    int           // those for which its connection was lost
 	waited int           // more, until there was no room to park the event
 	since  time.Duration // the first
 	latest fact
@@ -36,6 +37,10 @@ func (c *checker) fails(call *openCall, f fact) *violation {
 	}
 	f.projection, f.generation, f.partition = call.begin.projection, call.begin.generation, call.begin.partition
 	n := c.failsAt(f, events)
+	if f.text == killed && f.at-call.begin.at < c.setup.timing.Lease/2 { // else it may have left its transaction idle
+		n.cut++
+		c.failures[failureKey{laneOf(f), events[0].position}] = n
+	}
 	attempts := c.setup.attempts[f.projection]
 	p, position := c.projection(f.projection), events[0].position
 	_, parked := p.lot.rows[position]
@@ -79,9 +84,14 @@ func (c *checker) parksInTime(f fact) *violation {
 		return nil
 	}
 	first := f.events[0]
-	if n := c.failures[failureKey{laneOf(f), first.position}]; n.n+n.waited < attempts {
+	n := c.failures[failureKey{laneOf(f), first.position}]
+	if n.n+n.waited < attempts {
 		return broken(underPolicy, []fact{n.latest, f}, "%s has parked event %d, at which its handler has failed %d times and not %d",
 			owner(f), first.position, n.n+n.waited, attempts)
+	}
+	if n.n+n.waited-n.cut < attempts && f.at-n.since < c.setup.timing.Lease/2 { // some settings are half as long
+		return broken(underPolicy, []fact{n.latest, f}, "%s has parked event %d after %d failures and not %d: the other %d times the connection of its handler was lost, which is none so soon",
+			owner(f), first.position, n.n+n.waited-n.cut, attempts, n.cut)
 	}
 	return nil
 }

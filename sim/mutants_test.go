@@ -106,6 +106,12 @@ var mutants = []mutant{
 		}
 		return a
 	}}, []promise{underPolicy}},
+	{"counts a connection that was lost as a failure of the handler", rules{answer: func(l *lane, a protocol.LaneAnswer) protocol.LaneAnswer {
+		if a.Failure == protocol.Cut {
+			a.Failure = protocol.Fault
+		}
+		return a
+	}}, []promise{underPolicy}},
 	{"calls again in a transaction that has failed", rules{keepsTransaction: true}, []promise{nothingTwice}},
 	{"runs what is paused", rules{runsPaused: true}, []promise{obeys}},
 	{"forgets what is to be rewound when a newer generation is opened", step(func(g protocol.Group, now time.Time, watch protocol.Watch) (protocol.Group, protocol.Decision) {

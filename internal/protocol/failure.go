@@ -27,9 +27,15 @@ type Facts struct {
 // Transient reports whether the server says that trying again helps by itself: it
 // has chosen this transaction to break a tie, it starts, stops or is full, or the
 // connection was lost.
-func (f Facts) Transient() bool {
+func (f Facts) Transient() bool { return f.tie() || f.cut() }
+
+// tie reports whether the server has chosen the transaction to break a tie.
+func (f Facts) tie() bool { return f.State == "40001" || f.State == "40P01" }
+
+// cut reports whether the connection was lost, or can't be had at the time.
+func (f Facts) cut() bool {
 	switch f.State {
-	case "40001", "40P01", "57P01", "57P02", "57P03", "57P04", "57P05", "53300":
+	case "57P01", "57P02", "57P03", "57P04", "57P05", "53300":
 		return true
 	}
 	return f.class() == "08" || f.State == "" && f.Lost
@@ -123,6 +129,9 @@ func (f Facts) class() string {
 // 53400, 53200, 55P03, a deadline of its own. A handler that always runs into one
 // would be called for ever.
 //
+// A tie is broken at the cost of what the handler did, so it is a failure that passes. A
+// connection that was lost says nothing of the handler (Cut).
+//
 // What follows a handler in its transaction is the handler's doing as well. The
 // statement that moves the checkpoint, and names nothing but what the lane has just
 // read, can fail for good only because of what the handler has left: a failed
@@ -136,11 +145,7 @@ func Classify(f Facts, kind LaneKind, do LaneDo, suspended bool) Failure {
 	case do == LaneHandle && suspended:
 		return Interrupted
 	case do == LaneHandle:
-		// A plain handler's network is its own affair.
-		if !f.Idled && !f.Deadline && !f.Canceled && (f.Transient() || inTransaction && f.Network) {
-			return Passing
-		}
-		return Fault
+		return classifyHandle(f, inTransaction)
 	case f.Refused:
 		return Fenced
 	case inTransaction && (do == LaneWrite || do == LaneUnpark):
@@ -153,6 +158,19 @@ func Classify(f Facts, kind LaneKind, do LaneDo, suspended bool) Failure {
 		return Permanent
 	}
 	return Passing
+}
+
+// classifyHandle is Classify for what a handler has returned.
+func classifyHandle(f Facts, inTransaction bool) Failure {
+	switch {
+	case f.Idled || f.Deadline || f.Canceled:
+		return Fault
+	case f.tie():
+		return Passing
+	case f.cut() || inTransaction && f.Network: // a plain handler's network is its own affair
+		return Cut
+	}
+	return Fault
 }
 
 // classifyWrite is Classify for what is written in the handler's transaction.

@@ -83,7 +83,9 @@ type LaneAction struct {
 	For      time.Duration
 	Why      LanePauseWhy
 	Position int64 // of the event at fault, or of a parked one
-	Attempts int   // how often it has failed
+	// Attempts is how often it has failed. To handle it: how often the first of the
+	// events has, so that this is the attempt after these.
+	Attempts int
 
 	Parked  bool // the event to handle is not a pending one, but what LaneFetch has read
 	Discard bool // nobody has handled the event
@@ -126,7 +128,9 @@ func (a LaneAction) String() string {
 	case LaneEnd:
 		text = fmt.Sprintf("end: %s", a.End)
 	}
-	if a.Do == LanePause && a.Why >= HandlerFailed || a.Do == LanePark && a.Attempts > 0 || a.End == AtFault {
+	if a.Do == LanePause && a.Why == HandlerCut {
+		text += fmt.Sprintf(" at %d", a.Position)
+	} else if a.Do == LanePause && a.Why >= HandlerFailed || a.Do == LanePark && a.Attempts > 0 || a.End == AtFault {
 		text += fmt.Sprintf(" at %d, attempt %d", a.Position, a.Attempts)
 	}
 	if a.Rollback {
@@ -146,10 +150,12 @@ const (
 	LotFull
 	// Suspended: the handler was cancelled by the library.
 	Suspended
+	// HandlerCut: it has lost its connection to the database, which is no failure of its.
+	HandlerCut
 )
 
 func (w LanePauseWhy) String() string {
-	return [...]string{"nothing new", "the database failed", "the handler failed", "too many parked", "suspended"}[w]
+	return [...]string{"nothing new", "the database failed", "the handler failed", "too many parked", "suspended", "the handler's connection was lost"}[w]
 }
 
 // LaneEndWhy says why a lane ends.
@@ -191,8 +197,8 @@ const (
 	NoFailure Failure = iota
 	// Passing: the connection was lost, or the server chose this transaction
 	// to break a tie, or there was no answer in time. Whether the call has had
-	// its effect is open. Of a handler: trying again should heal it; when it has
-	// not for long enough, it counts as Fault.
+	// its effect is open. Of a handler: there was a tie, so trying again should heal
+	// it; when it has not for long enough, it counts as Fault.
 	Passing
 	// Fenced: the fence let nothing through.
 	Fenced
@@ -206,6 +212,10 @@ const (
 	// Interrupted: the library has cancelled the handler. Nothing is known of the
 	// handler itself.
 	Interrupted
+	// Cut: the handler has lost its connection to the database, or could get none.
+	// That is no failure of its; but when it has come at the same event for long
+	// enough, it counts as Fault.
+	Cut
 )
 
 // Signals is what a lane looks at before each action.
@@ -608,7 +618,7 @@ func (l *Lane) handle(now time.Time, s Signals) LaneAction {
 		if l.config.Kind == Batched {
 			n = l.size
 		}
-		return LaneAction{Do: LaneHandle, First: l.done, Count: n}
+		return LaneAction{Do: LaneHandle, First: l.done, Count: n, Attempts: l.track.Attempts(l.done)}
 	case l.done == 0:
 		return end(s)
 	}
@@ -750,10 +760,17 @@ func (l *Lane) undone(now time.Time, s Signals, a LaneAnswer) LaneAction {
 		fault.Err = ErrNotMoved
 		return fault
 	}
-	a.Failure = Passing
-	position, attempts := l.track.FailedWithin(l.size)
-	if action, over := l.blame(now, position, attempts, l.size == 1, a); over {
-		return action
+	a.Failure = Cut
+	switch {
+	case l.size > 1:
+		l.track.FailedWithin(l.size)
+	case !l.counts(now, a):
+		l.track.Suspect(0)
+	default:
+		position, attempts := l.track.Failed(0)
+		if action, over := l.blame(position, attempts, a); over {
+			return action
+		}
 	}
 	return l.top(now, s)
 }
@@ -762,33 +779,56 @@ func (l *Lane) undone(now time.Time, s Signals, a LaneAnswer) LaneAction {
 // is handled again, or ends. Only the first one of a batch did fail for
 // certain: others are tried alone before it counts.
 func (l *Lane) faultAt(now time.Time, i int, a LaneAnswer) LaneAction {
+	counts := i == 0 && l.counts(now, a)
+	if a.Failure == Cut && !counts {
+		return l.cut(l.track.Suspect(i), a)
+	}
 	position, attempts := l.track.Failed(i)
-	return l.fault(now, position, attempts, i == 0, a)
+	return l.fault(position, attempts, counts, a)
 }
 
 // faultWithin is faultAt for one of the first n pending events, nobody knows
 // which.
 func (l *Lane) faultWithin(now time.Time, n int, a LaneAnswer) LaneAction {
+	if n == 1 {
+		return l.faultAt(now, 0, a)
+	}
 	position, attempts := l.track.FailedWithin(n)
-	return l.fault(now, position, attempts, n == 1, a)
+	if a.Failure == Cut {
+		return l.cut(position, a)
+	}
+	return l.fault(position, attempts, false, a)
 }
 
-func (l *Lane) fault(now time.Time, position int64, attempts int, certain bool, a LaneAnswer) LaneAction {
-	if action, over := l.blame(now, position, attempts, certain, a); over {
-		return action
+// cut pauses before events are handled again whose handler has lost its connection.
+func (l *Lane) cut(position int64, a LaneAnswer) LaneAction {
+	l.resume = (*Lane).top
+	return LaneAction{Do: LanePause, For: l.config.Retry.Delay(l.passes.n, a.Jitter), Why: HandlerCut, Position: position}
+}
+
+// counts reports whether a failure at the first pending event, alone, counts. One that
+// passes by itself does when it has not for long enough.
+func (l *Lane) counts(now time.Time, a LaneAnswer) bool {
+	passing := a.Failure == Passing || a.Failure == Cut
+	return !passing || l.passes.over(l.track.First(), now, l.config)
+}
+
+func (l *Lane) fault(position int64, attempts int, counts bool, a LaneAnswer) LaneAction {
+	if counts {
+		if action, over := l.blame(position, attempts, a); over {
+			return action
+		}
 	}
 	l.resume = (*Lane).top
 	return LaneAction{
-		Do: LanePause, For: l.config.Retry.Delay(attempts, a.Jitter), Why: HandlerFailed,
+		Do: LanePause, For: l.config.Retry.Delay(max(attempts, l.passes.n), a.Jitter), Why: HandlerFailed,
 		Position: position, Attempts: attempts,
 	}
 }
 
-// blame counts a failure at an event that was handled alone, and says what the policy
-// wants when there were enough of them. What passes by itself is counted only when it
-// has not for long enough.
-func (l *Lane) blame(now time.Time, position int64, attempts int, certain bool, a LaneAnswer) (action LaneAction, over bool) {
-	if !certain || a.Failure == Passing && !l.passes.over(position, now, l.config) || l.track.Blame() < l.config.Attempts {
+// blame counts a failure, and says what the policy wants when there were enough of them.
+func (l *Lane) blame(position int64, attempts int, a LaneAnswer) (action LaneAction, over bool) {
+	if l.track.Blame() < l.config.Attempts {
 		return LaneAction{}, false
 	}
 	switch l.config.OnFailure {

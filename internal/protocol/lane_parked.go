@@ -184,9 +184,13 @@ func (l *Lane) treat(now time.Time, s Signals, a LaneAnswer) LaneAction {
 			return LaneAction{Do: LaneProve}
 		case a.Failure == Interrupted:
 			return LaneAction{Do: LaneProve, Why: Suspended, Position: l.hand.Position}
-		case a.Failure == Passing && !l.handPasses.over(l.hand.Position, now, l.config):
+		case (a.Failure == Passing || a.Failure == Cut) && !l.handPasses.over(l.hand.Position, now, l.config):
 			l.resume = (*Lane).putOff
-			return LaneAction{Do: LanePause, For: l.config.Retry.Delay(1, a.Jitter), Why: HandlerFailed, Position: l.hand.Position, Attempts: l.hand.Attempts}
+			pause := LaneAction{Do: LanePause, For: l.config.Retry.Delay(1, a.Jitter), Why: HandlerFailed, Position: l.hand.Position, Attempts: l.hand.Attempts}
+			if a.Failure == Cut {
+				pause.Why = HandlerCut
+			}
+			return pause
 		}
 		return l.note(nil)
 	case LaneUnpark, LaneCommit:
@@ -264,7 +268,7 @@ func (l *Lane) retry(s Signals) LaneAction {
 	case l.config.Kind != Plain && !l.open:
 		return LaneAction{Do: LaneOpen}
 	}
-	return LaneAction{Do: LaneHandle, Count: 1, Parked: true, Position: l.hand.Position}
+	return LaneAction{Do: LaneHandle, Count: 1, Parked: true, Position: l.hand.Position, Attempts: l.hand.Attempts}
 }
 
 // drop deletes the row.

@@ -438,6 +438,14 @@ func TestLaneParks(t *testing.T) {
 			{answer: ok, want: "unpark 5"},
 			{answer: failing(Fenced), want: "rollback, note 5, attempt 4"},
 		}},
+		{"a retry whose connection is lost comes again, and has not failed", LaneConfig{}, []turn{
+			{answer: ok, want: "load"},
+			{answer: found(5, 10), want: "look"},
+			{answer: lot("5 a retry"), want: "fetch 5"},
+			{answer: aggregates(5, "a"), want: "handle parked 5"},
+			{answer: failing(Cut), want: "pause 100ms: the handler's connection was lost at 5"},
+			{answer: ok, want: "read 4 after 10"},
+		}},
 		{"a retry that passes by itself comes again", LaneConfig{}, []turn{
 			{answer: ok, want: "load"},
 			{answer: found(5, 10), want: "look"},

@@ -228,6 +228,55 @@ func TestLane(t *testing.T) {
 			{answer: evens(), want: "handle 0+1"},
 			{answer: failing(Passing), want: "end: at fault at 12, attempt 4"},
 		}},
+		{name: "a connection that was lost is no attempt", config: LaneConfig{Kind: Transactional, OnFailure: StopOnFailure, Attempts: 2}, turns: []turn{
+			{answer: evens(12, 14), want: "open"},
+			{answer: ok, want: "handle 0+1"},
+			{answer: ok, want: "handle 1+1"},
+			{answer: failing(Cut), want: "rollback, pause 100ms: the handler's connection was lost at 14"},
+			{answer: ok, want: "read 4 after 14"},
+			{answer: evens(), want: "open"},
+			{answer: ok, want: "handle 0+1"}, // what precedes the event is committed first, in case it is at fault
+			{answer: ok, want: "write 10 to 13"},
+			{answer: ok, want: "commit"},
+			{answer: ok, want: "read 4 after 14"},
+			{answer: evens(), want: "open"},
+			{answer: ok, want: "handle 0+1"},
+			{answer: failing(Cut), want: "rollback, pause 100ms: the handler's connection was lost at 14"},
+			{answer: ok, want: "read 4 after 14"},
+			{answer: evens(), want: "open"},
+			{answer: ok, want: "handle 0+1"},
+			{answer: failing(Fault), want: "rollback, pause 100ms: the handler failed at 14, attempt 1"},
+			{answer: ok, want: "read 4 after 14"},
+			{answer: evens(), want: "open"},
+			{answer: ok, want: "handle 0+1"},
+			{answer: failing(Cut), want: "rollback, pause 200ms: the handler's connection was lost at 14"},
+			{answer: ok, want: "read 4 after 14"},
+			{answer: evens(), want: "open"},
+			{answer: ok, want: "handle 0+1"},
+			{answer: failing(Fault), want: "rollback, end: at fault at 14, attempt 2"},
+		}},
+		{name: "a connection that is lost at one event for too long is its fault", config: LaneConfig{OnFailure: StopOnFailure, Attempts: 1}, turns: []turn{
+			{answer: evens(12), want: "handle 0+1"},
+			{answer: failing(Cut), want: "pause 100ms: the handler's connection was lost at 12"},
+			{answer: ok, want: "read 4 after 12"},
+			{answer: evens(), want: "handle 0+1"},
+			{answer: failing(Cut), want: "pause 200ms: the handler's connection was lost at 12", later: 7 * time.Second}, // over a lease, and not often
+			{answer: ok, want: "read 4 after 12"},
+			{answer: evens(), want: "handle 0+1"},
+			{answer: failing(Cut), want: "pause 400ms: the handler's connection was lost at 12"},
+			{answer: ok, want: "read 4 after 12"},
+			{answer: evens(), want: "handle 0+1"},
+			{answer: failing(Cut), want: "end: at fault at 12, attempt 1"},
+		}},
+		{name: "a batch whose connection was lost is tried in parts", config: LaneConfig{Kind: Batched, OnFailure: StopOnFailure, Attempts: 1}, turns: []turn{
+			{answer: evens(12, 14), want: "open"},
+			{answer: ok, want: "handle 0+2"},
+			{answer: failing(Cut), want: "rollback, pause 100ms: the handler's connection was lost at 12"},
+			{answer: ok, want: "read 4 after 14"},
+			{answer: evens(), want: "open"},
+			{answer: ok, want: "handle 0+1"},
+			{answer: ok, want: "write 10 to 13"},
+		}},
 		{name: "what is to pass by itself, often, and not for long", config: LaneConfig{OnFailure: StopOnFailure, Attempts: 1}, turns: []turn{
 			{answer: evens(12), want: "handle 0+1"},
 			{answer: failing(Passing), want: "pause 100ms: the handler failed at 12, attempt 1"},
@@ -243,7 +292,7 @@ func TestLane(t *testing.T) {
 		}},
 		{name: "a COMMIT that is undone again and again", config: LaneConfig{Kind: Transactional, OnFailure: StopOnFailure, Attempts: 1}, turns: slices.Concat(
 			[]turn{{answer: evens(12), want: "open"}},
-			undone(1, "read 4 after 12"), undone(2, "read 4 after 12"), undone(3, "read 4 after 12"), undone(4, "end: at fault at 12, attempt 4"),
+			undone(1, "read 4 after 12"), undone(2, "read 4 after 12"), undone(3, "read 4 after 12"), undone(4, "end: at fault at 12, attempt 1"),
 		)},
 		{name: "fenced", turns: []turn{
 			{answer: evens(12), want: "handle 0+1"},
@@ -432,11 +481,11 @@ func TestLaneJudges(t *testing.T) {
 		want      Failure
 		idled     bool
 	}{
-		{"lost soon: the network's", Transactional, 9 * time.Second, lost, false, mine, Passing, false},
+		{"lost soon: the network's", Transactional, 9 * time.Second, lost, false, mine, Cut, false},
 		{"lost after a lease: the handler's", Transactional, 10 * time.Second, lost, false, mine, Fault, true},
 		{"any network, after a lease", Batched, 10 * time.Second, Facts{Failed: true, Network: true}, false, mine, Fault, true},
 		{"the server says so", Transactional, time.Second, Facts{Failed: true, State: "25P03"}, false, mine, Fault, true},
-		{"without a transaction", Plain, time.Hour / 2, lost, false, mine, Passing, false},
+		{"without a transaction", Plain, time.Hour / 2, lost, false, mine, Cut, false},
 		{"its context was cancelled", Transactional, 10 * time.Second, lost, true, mine, Interrupted, true},
 		{"or is about to be: the lease is over", Plain, time.Second, fails, false, Terms{End: start}, Interrupted, false},
 		{"or the proof is", Plain, time.Second, fails, false, Terms{End: mine.End, Bound: true, GoOn: start}, Interrupted, false},
@@ -475,6 +524,32 @@ func TestLaneSaysThatItIsThwarted(t *testing.T) {
 			if a = l.Next(now, Signals{}, answer); a.Thwarted != 0 {
 				t.Errorf("answer %d: told again", i+1)
 			}
+		}
+	}
+}
+
+// What is handed to a handler says how often the event has failed: what the library or
+// the network has interrupted is no attempt.
+func TestLaneCountsAttempts(t *testing.T) {
+	now := time.Unix(1000, 0)
+	l := calledLane(Plain, now)
+	for i, c := range []struct {
+		failure  Failure
+		attempts int // before the next call
+	}{{Fault, 1}, {Interrupted, 1}, {NotBegun, 1}, {Cut, 1}, {Passing, 2}, {Fault, 3}, {NoFailure, 0}, {Cut, 0}, {Fault, 1}} {
+		a := l.Next(now, Signals{}, failing(c.failure))
+		for try := 0; a.Do != LaneHandle; try++ {
+			if try == 10 {
+				t.Fatalf("answer %d: the handler is not called again: %v", i+1, a)
+			}
+			answer := LaneAnswer{}
+			if a.Do == LaneRead {
+				answer = evens(a.After + 2)
+			}
+			a = l.Next(now, Signals{}, answer)
+		}
+		if a.Attempts != c.attempts {
+			t.Errorf("answer %d: the event has failed %d times, want %d", i+1, a.Attempts, c.attempts)
 		}
 	}
 }

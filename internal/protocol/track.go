@@ -188,12 +188,26 @@ func (t *Track) Committed(c Checkpoint, now time.Time) {
 // returns how often that event has failed. The next batch ends before it, or
 // is that event alone.
 func (t *Track) Failed(i int) (position int64, attempts int) {
+	t.Suspect(i)
+	t.attempts++
+	return t.fault, t.attempts
+}
+
+// Suspect is Failed for what is no failure of the handler yet, and may prove to be one.
+func (t *Track) Suspect(i int) (position int64) {
 	if t.pending[i] != t.fault {
 		t.fault, t.attempts, t.blamed = t.pending[i], 0, 0
 	}
-	t.attempts++
 	t.allowed, t.until = max(i, 1), max(t.until, t.fault)
-	return t.fault, t.attempts
+	return t.fault
+}
+
+// Attempts returns how often the i-th pending event has failed.
+func (t *Track) Attempts(i int) int {
+	if t.fault != 0 && t.pending[i] == t.fault {
+		return t.attempts
+	}
+	return 0
 }
 
 // Blame notes that the latest failure of the event at fault was its own, and

@@ -180,7 +180,8 @@ const (
 type FailureRule struct {
 	// Policy says what happens when the handler has failed often enough.
 	Policy FailurePolicy
-	// Attempts is how often the handler has to fail at the event, alone.
+	// Attempts is how often the handler has to fail at the event, alone. Once is enough
+	// for an error that is Permanent.
 	// Default: 1 for StopOnFailure, else 5. RetryForever has no use for it.
 	Attempts int
 	// MaxParked is how many events of a partition may be parked. Where there is

@@ -60,6 +60,26 @@ var (
 	ErrEventStore = errors.New("orchestrator: event store")
 )
 
+// Permanent returns err as an error that trying again can't mend: an event of a version
+// that the handler does not know, say. A handler that returns it, or an error that wraps
+// it, is not called again for the event: its failure rule applies at once, whatever
+// FailureRule.Attempts says. RetryForever has nothing else to do than to call it again,
+// in case an operator mends what it depends on; it does so after Retry.Max each time.
+//
+// A batch that fails for it is still halved until the event at fault stands alone, and a
+// transactional handler is called once more after what precedes the event has been
+// committed. If the library has interrupted the handler (see FailureRule), what it
+// returns counts for nothing.
+//
+// The result has the text of err, which errors.Is and errors.As find in it. Permanent(nil)
+// is nil.
+func Permanent(err error) error {
+	if err == nil {
+		return nil
+	}
+	return &store.PermanentError{Err: err}
+}
+
 // A HandlerError is returned by Run, under the policy StopOnFailure, for a
 // handler that failed.
 type HandlerError struct {

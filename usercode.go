@@ -68,7 +68,7 @@ func own(whose string, err error) error {
 	case *foreignError:
 		return e
 	}
-	e := &foreignError{text: textOf(redact.Error(err)), facts: store.FactsOf(err)}
+	e := &foreignError{text: redacted(err), facts: store.FactsOf(err)}
 	if isNil(err) {
 		e.text = fmt.Sprintf("typed nil %T: %s returned a nil pointer as an error", err, whose)
 	}
@@ -77,6 +77,20 @@ func own(whose string, err error) error {
 	}
 	return e
 }
+
+// redacted is textOf without what must not leave the process. Nothing that an error's
+// methods do keeps its facts from being taken down.
+func redacted(err error) (text string) {
+	defer func() {
+		if recover() != nil {
+			text = untold(err)
+		}
+	}()
+	return textOf(redact.Error(err))
+}
+
+// untold names what has no text.
+func untold(v any) string { return fmt.Sprintf("%T, whose text can't be had: it panics", v) }
 
 // panicked turns what was recovered into an error.
 func panicked(whose string, v any) error {
@@ -126,7 +140,7 @@ const textMax = 8000
 func textOf(v any) (text string) {
 	defer func() {
 		if recover() != nil {
-			text = fmt.Sprintf("%T, whose text can't be had: it panics", v)
+			text = untold(v)
 		}
 	}()
 	switch x := v.(type) {

@@ -9,6 +9,7 @@ type failures struct {
 	n      int           // all
 	own    int           // those that are the handler's for certain
 	cut    int           // those for which its connection was lost
+	final  int           // those that it has called permanent
 	waited int           // more, until there was no room to park the event
 	since  time.Duration // the first
 	latest fact
@@ -37,15 +38,21 @@ func (c *checker) fails(call *openCall, f fact) *violation {
 	}
 	f.projection, f.generation, f.partition = call.begin.projection, call.begin.generation, call.begin.partition
 	n := c.failsAt(f, events)
-	if f.text == killed && f.at-call.begin.at < c.setup.timing.Lease/2 { // else it may have left its transaction idle
+	switch {
+	case f.text == killed && f.at-call.begin.at < c.setup.timing.Lease/2: // else it may have left its transaction idle
 		n.cut++
-		c.failures[failureKey{laneOf(f), events[0].position}] = n
+	case f.text == forGood && !f.deaf:
+		n.final++
 	}
+	c.failures[failureKey{laneOf(f), events[0].position}] = n
 	attempts := c.setup.attempts[f.projection]
 	p, position := c.projection(f.projection), events[0].position
 	_, parked := p.lot.rows[position]
 	if _, done := p.holds[position]; attempts == 0 || parked || done { // a worker was frozen while another one has retried it
 		return nil
+	}
+	if n.final > 2 { // the first may have come before it was alone
+		return broken(underPolicy, []fact{call.begin, f}, "%s is called %d times with event %d, which it has failed at for good", owner(f), n.final, position)
 	}
 	// Some may have come before the event was alone.
 	if n.own > 2*attempts+6 || n.n > 5*attempts+8 && f.at-n.since > 4*c.setup.timing.Lease {
@@ -85,6 +92,9 @@ func (c *checker) parksInTime(f fact) *violation {
 	}
 	first := f.events[0]
 	n := c.failures[failureKey{laneOf(f), first.position}]
+	if n.final > 0 {
+		return nil
+	}
 	if n.n+n.waited < attempts {
 		return broken(underPolicy, []fact{n.latest, f}, "%s has parked event %d, at which its handler has failed %d times and not %d",
 			owner(f), first.position, n.n+n.waited, attempts)

@@ -78,6 +78,7 @@ const (
 	countDeaf
 	countTimedOut
 	countKilled
+	countForGood
 	countEnded
 	countSpoilt
 	countViolated
@@ -189,6 +190,7 @@ var counterWords = [counterCount]string{
 	countDeaf:       "a handler was cancelled, and went on",
 	countTimedOut:   "a statement of a handler took too long for the server",
 	countKilled:     "a handler ended its own connection",
+	countForGood:    "a handler failed for good, as it said itself",
 	countEnded:      "a handler ended its transaction, and the checkpoint did not move",
 	countSpoilt:     "a handler ignored the error of a statement, and its transaction could not commit",
 	countViolated:   "what a handler had written was refused at COMMIT",
@@ -536,6 +538,8 @@ func (t *tally) handlerEnds(f fact) {
 		t.counters[countTimedOut]++
 	case killed:
 		t.counters[countKilled]++
+	case forGood:
+		t.counters[countForGood]++
 	}
 }
 

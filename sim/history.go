@@ -74,7 +74,7 @@ const (
 
 	// Lanes. All have projection, generation, partition, total.
 	handlerBegins   // events, call, deaf
-	handlerEnds     // call; text "", "failed", "panicked", "canceled", timedOut, killed, disconnected; deaf: it had been cancelled, or should have been
+	handlerEnds     // call; text "", "failed", "panicked", "canceled", timedOut, killed, disconnected, forGood; deaf: it had been cancelled, or should have been
 	committed       // from, to, events: those handled since the lane's last commit
 	refused         // from, to: the fence let nothing through
 	undone          // from, to, events: the server refused what the handlers had written; text: when

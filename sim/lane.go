@@ -432,7 +432,7 @@ func (l *lane) handle(a protocol.LaneAction) {
 	case l.poisoned(c.events):
 		c.outcome = l.poison(c.events)
 	case p.chance(h.fail):
-		c.outcome = "failed"
+		c.outcome = [...]string{"failed", forGood}[hashed(c.events[0])%2]
 	case p.chance(h.panics):
 		c.outcome = "panicked"
 	case p.chance(h.timeout):
@@ -497,6 +497,7 @@ const (
 	timedOut     = "timed out"
 	killed       = "killed its connection"
 	disconnected = "lost its connection"
+	forGood      = "failed for good" // as it says itself
 )
 
 // failure is the error that a call returns.
@@ -504,6 +505,8 @@ func (l *lane) failure(c *call) error {
 	switch {
 	case c.outcome == timedOut:
 		return errTimedOut
+	case c.outcome == forGood:
+		return &store.PermanentError{Err: errors.New(forGood)}
 	case c.outcome == killed:
 		if l.kind != protocol.Plain && l.link.conn != nil {
 			l.link.conn.close()

@@ -112,6 +112,12 @@ var mutants = []mutant{
 		}
 		return a
 	}}, []promise{underPolicy}},
+	{"tries again what a handler has failed at for good", rules{answer: func(l *lane, a protocol.LaneAnswer) protocol.LaneAnswer {
+		if a.Failure == protocol.Permanent && l.doing == protocol.LaneHandle {
+			a.Failure = protocol.Fault
+		}
+		return a
+	}}, []promise{underPolicy}},
 	{"calls again in a transaction that has failed", rules{keepsTransaction: true}, []promise{nothingTwice}},
 	{"runs what is paused", rules{runsPaused: true}, []promise{obeys}},
 	{"forgets what is to be rewound when a newer generation is opened", step(func(g protocol.Group, now time.Time, watch protocol.Watch) (protocol.Group, protocol.Decision) {

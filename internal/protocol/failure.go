@@ -15,6 +15,7 @@ type Facts struct {
 	Malformed bool
 	Done      bool // the transaction is over for its driver
 
+	Final   bool // whoever returned it says that trying again can't help
 	Refused bool // the fence let nothing through
 	Ended   bool // the handler has ended its transaction
 	Idled   bool // the handler has left its transaction idle for too long
@@ -127,7 +128,7 @@ func (f Facts) class() string {
 // otherwise; and what is on that list is not on it without end (see Lane.passes). The
 // limits that a handler can run into are no part of it: 57014 (statement_timeout),
 // 53400, 53200, 55P03, a deadline of its own. A handler that always runs into one
-// would be called for ever.
+// would be called for ever. What a handler calls permanent is, whatever else it is.
 //
 // A tie is broken at the cost of what the handler did, so it is a failure that passes. A
 // connection that was lost says nothing of the handler (Cut).
@@ -163,6 +164,8 @@ func Classify(f Facts, kind LaneKind, do LaneDo, suspended bool) Failure {
 // classifyHandle is Classify for what a handler has returned.
 func classifyHandle(f Facts, inTransaction bool) Failure {
 	switch {
+	case f.Final:
+		return Permanent
 	case f.Idled || f.Deadline || f.Canceled:
 		return Fault
 	case f.tie():

@@ -3,6 +3,7 @@ package protocol
 import (
 	"errors"
 	"fmt"
+	"math"
 	"time"
 )
 
@@ -205,7 +206,7 @@ const (
 	// Fault: the handler failed, or what it wrote was refused, at COMMIT or
 	// by the transaction that it had spoilt.
 	Fault
-	// Permanent: the server says that it will never work.
+	// Permanent: the server says that it will never work, or the handler does.
 	Permanent
 	// NotBegun: a handler was not called, since by then the proof had run out.
 	NotBegun
@@ -820,15 +821,23 @@ func (l *Lane) fault(position int64, attempts int, counts bool, a LaneAnswer) La
 		}
 	}
 	l.resume = (*Lane).top
-	return LaneAction{
+	pause := LaneAction{
 		Do: LanePause, For: l.config.Retry.Delay(max(attempts, l.passes.n), a.Jitter), Why: HandlerFailed,
 		Position: position, Attempts: attempts,
 	}
+	switch {
+	case a.Failure == Permanent && counts: // the policy has nothing but trying again, and soon is of no use
+		pause.For = l.config.Retry.Delay(math.MaxInt, a.Jitter)
+	case a.Failure == Permanent: // only to know which event it is
+		pause.For = 0
+	}
+	return pause
 }
 
-// blame counts a failure, and says what the policy wants when there were enough of them.
+// blame counts a failure, and says what the policy wants when there were enough of them,
+// of which a permanent one is always enough.
 func (l *Lane) blame(position int64, attempts int, a LaneAnswer) (action LaneAction, over bool) {
-	if l.track.Blame() < l.config.Attempts {
+	if l.track.Blame() < l.config.Attempts && a.Failure != Permanent {
 		return LaneAction{}, false
 	}
 	switch l.config.OnFailure {

@@ -93,6 +93,10 @@ func TestLaneParks(t *testing.T) {
 			{answer: ok, want: "read 4 after 14"},
 			{answer: ok, want: "park 2, 12 to 14"},
 		})},
+		{"what the handler calls permanent is parked at once", LaneConfig{}, slices.Concat(begin(), []turn{
+			{answer: aggregates(11, "a"), want: "handle 0+1"},
+			{answer: failing(Permanent), want: "park 1, 10 to 11 at 11, attempt 1"},
+		})},
 		{"what passes by itself is no reason to park", LaneConfig{}, slices.Concat(begin(), []turn{
 			{answer: aggregates(11, "a"), want: "handle 0+1"},
 			{answer: failing(Passing), want: "pause 100ms: the handler failed at 11, attempt 1"},

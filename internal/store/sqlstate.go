@@ -48,6 +48,9 @@ func (w *walk) visit(err error) {
 		w.merge(known.Facts())
 		return
 	}
+	if _, ok := err.(*PermanentError); ok {
+		w.facts.Final = true // whatever the methods of what it wraps do
+	}
 	quietly(func() { w.ask(err) })
 	var wrapped []error
 	quietly(func() {
@@ -77,6 +80,7 @@ func (w *walk) merge(f protocol.Facts) {
 	w.facts.Closed = w.facts.Closed || f.Closed
 	w.facts.Malformed = w.facts.Malformed || f.Malformed
 	w.facts.Done = w.facts.Done || f.Done
+	w.facts.Final = w.facts.Final || f.Final
 	w.facts.Refused = w.facts.Refused || f.Refused
 	w.facts.Ended = w.facts.Ended || f.Ended
 	w.facts.Idled = w.facts.Idled || f.Idled
@@ -108,6 +112,13 @@ func (w *walk) ask(err error) {
 	f.Closed = !f.Network && f.State == "" && err.Error() == errClosed
 	w.merge(f)
 }
+
+// A PermanentError is an error of a handler's that says that trying again can't help. It
+// is known by its type, which nobody else can have.
+type PermanentError struct{ Err error }
+
+func (e *PermanentError) Error() string { return e.Err.Error() }
+func (e *PermanentError) Unwrap() error { return e.Err }
 
 // errClosed is what database/sql says of a pool that the program has closed. It
 // exports no value for it.

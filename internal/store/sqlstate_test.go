@@ -56,6 +56,11 @@ func TestFactsOf(t *testing.T) {
 		{loop, protocol.Facts{}},
 		{isPanics{errors.New("x")}, protocol.Facts{}},
 		{errors.Join(isPanics{errors.New("x")}, &pq.Error{Code: "40P01"}), protocol.Facts{State: "40P01"}},
+		{&store.PermanentError{Err: errors.New("x")}, protocol.Facts{Final: true}},
+		{&store.PermanentError{Err: &pq.Error{Code: "40P01"}}, protocol.Facts{Final: true, State: "40P01"}},
+		{&store.PermanentError{Err: isPanics{errors.New("x")}}, protocol.Facts{Final: true}},
+		{&store.PermanentError{Err: (*pq.Error)(nil)}, protocol.Facts{Final: true}},
+		{errors.Join(isPanics{errors.New("x")}, &store.PermanentError{Err: errors.New("x")}), protocol.Facts{Final: true}},
 		{known{&pq.Error{Code: "42P01"}}, protocol.Facts{State: "40001"}},
 	} {
 		c.want.Failed = true

@@ -69,6 +69,10 @@ var (
 	ErrSuspended            = root.ErrSuspended
 )
 
+// Permanent returns err as an error that trying again can't mend: the failure rule applies
+// at once. See [root.Permanent].
+func Permanent(err error) error { return root.Permanent(err) }
+
 // RunMigrations creates or upgrades the orchestrator's tables; pupsourcing's own are
 // not touched. A program may call it at every start, in many processes at once. See
 // [root.RunMigrations], and [root.Migrate] for one with a context, which also runs SQL of the

@@ -1,7 +1,6 @@
 package orchestrator_test
 
 import (
-	"context"
 	"database/sql"
 	"log/slog"
 	"runtime"
@@ -9,9 +8,6 @@ import (
 	"sync/atomic"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
-
-	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
 	"github.com/getpup/pupsourcing-orchestrator/internal/testworld"
 )
@@ -206,25 +202,4 @@ func TestDatabaseAwayAtTheStart(t *testing.T) {
 	r := testworld.Run(t, cfg, named("a"))
 	noticed.Wait(t, "database is away")
 	r.Stop()
-}
-
-// A handler is told what it runs under.
-func TestAssignmentInTheHandlersContext(t *testing.T) {
-	if _, ok := orchestrator.AssignmentFrom(t.Context()); ok {
-		t.Error("there is an assignment outside of handlers")
-	}
-	w := newWorld(t)
-	w.Append(1)
-	var got atomic.Value
-	r := testworld.Run(t, w.Config(w.DB, "set"), testworld.Effects{Projection: "transactional", Hook: func(ctx context.Context, _ orchestrator.Event) error {
-		a, _ := orchestrator.AssignmentFrom(ctx)
-		got.Store(a)
-		return nil
-	}}.Transactional())
-	w.CaughtUp("transactional")
-	r.Stop()
-	want := orchestrator.Assignment{ReplicaSet: "set", Generation: 1, Partition: 0, TotalPartitions: 1}
-	if diff := cmp.Diff(want, got.Load()); diff != "" {
-		t.Errorf("-want +got:\n%s", diff)
-	}
 }

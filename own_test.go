@@ -71,7 +71,7 @@ SELECT 'test', 'thing', 'a' || i % 500, i, gen_random_uuid(), 'happened', 'x' FR
 	var begun atomic.Bool
 	var scanned, handled atomic.Int64
 	p := hooked{"p", func(ctx context.Context) error {
-		if a, _ := orchestrator.AssignmentFrom(ctx); a.TotalPartitions < workers {
+		if a, _ := orchestrator.DeliveryFrom(ctx); a.TotalPartitions < workers {
 			return errors.New("the others are still to come")
 		}
 		begun.Store(true)

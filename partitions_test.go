@@ -46,7 +46,7 @@ func TestPartitionsAreHandledSideBySide(t *testing.T) {
 	cfg.Partitions = 5
 	in, out := make(chan int), make(chan struct{})
 	testworld.Run(t, cfg, testworld.Effects{Projection: "transactional", Hook: func(ctx context.Context, _ orchestrator.Event) error {
-		a, _ := orchestrator.AssignmentFrom(ctx)
+		a, _ := orchestrator.DeliveryFrom(ctx)
 		select {
 		case in <- a.Partition:
 			<-out

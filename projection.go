@@ -25,7 +25,7 @@ import (
 // it; nothing else stands still for it. What Go can't recover from ends the process all
 // the same: a stack that overflows, also in the Error method of what is returned, or a
 // map that two goroutines write at once. If its context is cancelled, it should return soon, with any error: the
-// partition is about to be somebody else's. See AssignmentFrom for what else
+// partition is about to be somebody else's. See DeliveryFrom for what else
 // the context knows.
 //
 // A projection must be safe for use by several goroutines if the same value is
@@ -94,33 +94,6 @@ type Tx interface {
 	// rows that they have returned must not be used. If f panics, or returns driver.ErrBadConn, the connection is
 	// closed, and the handler fails.
 	Raw(f func(driverConn any) error) error
-}
-
-// An Assignment says under what a handler runs.
-type Assignment struct {
-	ReplicaSet ReplicaSetName
-	// Generation only ever grows within a replica set. An outside system that
-	// remembers the highest it has seen, and refuses smaller ones, refuses
-	// whatever a superseded worker still sends (a fencing token).
-	Generation int64
-	// Partition counts from 0 to TotalPartitions-1.
-	Partition       int
-	TotalPartitions int
-}
-
-type assignmentKey struct{}
-
-// AssignmentFrom returns the assignment under which the handler that was given
-// ctx runs, and false outside of handlers.
-func AssignmentFrom(ctx context.Context) (Assignment, bool) {
-	a, ok := ctx.Value(assignmentKey{}).(Assignment)
-	return a, ok
-}
-
-// ContextWithAssignment returns a context from which AssignmentFrom returns a,
-// for tests of handlers.
-func ContextWithAssignment(ctx context.Context, a Assignment) context.Context {
-	return context.WithValue(ctx, assignmentKey{}, a)
 }
 
 // Plain returns a projection that calls handle for one event at a time, outside

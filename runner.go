@@ -142,8 +142,8 @@ type lane[E any] struct {
 	tap    *tap[E]
 	handle func(ctx context.Context, events []*Record[E]) error // calls the projection
 	kind   protocol.LaneKind
-	spell  *spell          // of the latest call
-	inCall context.Context // the handler's, in that spell
+	spell  *spell // of the latest call
+	calls  callContexts
 
 	events  []*Record[E]    // the core's pending events, in their pages
 	page    []Record[E]     // the latest that was read
@@ -186,6 +186,9 @@ func newLane[E any](w *worker[E], r *run[E], i int, a protocol.Assignment) *lane
 		id: store.Lane{Projection: name, Assignment: a}, ctx: r.ctx, run: r, worker: w, tap: w.feed.tap(w.scopes[i], a),
 		log: w.log.With("projection", name, "generation", a.Generation, "partition", a.Partition),
 	}
+	l.calls.to = &addressee{name, Assignment{
+		ReplicaSet: w.cfg.ReplicaSet, Generation: a.Generation, Partition: a.Partition, TotalPartitions: a.Total,
+	}}
 	handout := newHandout[E]()
 	switch p := w.projections[i].(type) {
 	case BatchProjection[E]:
@@ -404,7 +407,7 @@ func (l *lane[E]) do(a protocol.LaneAction) protocol.LaneAnswer {
 			events = l.events[a.First : a.First+a.Count]
 		}
 		var begun bool
-		if begun, err = l.call(events); !begun {
+		if begun, err = l.call(&a, events); !begun {
 			answer.Failure = protocol.NotBegun
 			return answer
 		}
@@ -530,40 +533,29 @@ func (l *lane[E]) prove() {
 	}
 }
 
-// context returns a handler's context.
-func (l *lane[E]) context() context.Context {
-	if s := l.run.spell.Load(); s != l.spell {
-		a := l.id.Assignment
-		l.spell = s
-		l.inCall = ContextWithAssignment(s, Assignment{
-			ReplicaSet: l.worker.cfg.ReplicaSet, Generation: a.Generation, Partition: a.Partition, TotalPartitions: a.Total,
-		})
-	}
-	return l.inCall
-}
-
 // call calls the handler, and turns whatever comes of it into an error of the
 // library's. It counts as running before a last look at the proof: when that runs
 // out, either the session is told that a handler runs, or none begins.
-func (l *lane[E]) call(events []*Record[E]) (begun bool, err error) {
+func (l *lane[E]) call(a *protocol.LaneAction, events []*Record[E]) (begun bool, err error) {
 	l.worker.handlers.begin()
 	defer l.worker.handlers.end()
-	ctx := l.context()
+	l.spell = l.run.spell.Load()
 	if l.worker.leases.at.Load().Unproven(time.Now()) {
 		return false, nil
 	}
-	l.position.Store(events[0].Position)
+	position := events[0].Position
+	l.position.Store(position)
 	defer l.position.Store(0)
 	l.inSpell.Store(l.spell)
 	defer l.inSpell.Store(nil)
 	l.calling = true // and it stays so if this goroutine ends
-	err = l.guarded(ctx, events)
+	err = l.guarded(l.calls.of(l.spell, a, position, len(events)), events)
 	l.calling = false
 	return true, err
 }
 
 // guarded is safely, without a closure for each event.
-func (l *lane[E]) guarded(ctx context.Context, events []*Record[E]) (err error) {
+func (l *lane[E]) guarded(ctx *callContext, events []*Record[E]) (err error) {
 	defer func() {
 		if v := recover(); v != nil {
 			err = panicked("the handler", v)

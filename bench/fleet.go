@@ -103,7 +103,7 @@ func (f *fleet) joinAt(site, url string, pool *sql.DB) error {
 	var m *member
 	known := make(chan struct{})
 	m, err = start(cfg, checking{name: f.projection, ledger: f.ledger, wait: f.handler, began: func(ctx context.Context) {
-		a, _ := orchestrator.AssignmentFrom(ctx)
+		a, _ := orchestrator.DeliveryFrom(ctx)
 		if _, again := seen.LoadOrStore(a.Generation, true); !again {
 			<-known
 			f.tape.note(site, "handles an event of generation %d", a.Generation)

@@ -76,7 +76,7 @@ func work(text string) error {
 	}
 	fmt.Println("run")
 	return o.Run(ctx, []orchestrator.Projection[orchestrator.Event]{inserting{spec.Projection, func(ctx context.Context, _ []orchestrator.Event) {
-		a, _ := orchestrator.AssignmentFrom(ctx)
+		a, _ := orchestrator.DeliveryFrom(ctx)
 		if _, again := seen.LoadOrStore(a.Generation, true); !again {
 			fmt.Println(a.Generation)
 		}

@@ -111,7 +111,7 @@ type gathered struct {
 }
 
 func (p gathered) Handle(ctx context.Context, e orchestrator.Event) error {
-	if a, _ := orchestrator.AssignmentFrom(ctx); a.TotalPartitions < p.workers {
+	if a, _ := orchestrator.DeliveryFrom(ctx); a.TotalPartitions < p.workers {
 		return errors.New("others are still to come")
 	}
 	return p.checking.Handle(ctx, e)

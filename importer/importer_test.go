@@ -635,7 +635,7 @@ func TestImportAndBack(t *testing.T) {
 	// Partition 1 of 2 is stuck above position 200, and so is whoever is left alone.
 	var stuck atomic.Bool
 	p := testworld.Effects{Projection: "p", Hook: func(ctx context.Context, e orchestrator.Event) error {
-		switch a, _ := orchestrator.AssignmentFrom(ctx); {
+		switch a, _ := orchestrator.DeliveryFrom(ctx); {
 		case a.TotalPartitions == 1:
 			return errors.New("alone")
 		case a.Partition == 1 && e.GlobalPosition > 200:

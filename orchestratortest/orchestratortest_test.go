@@ -187,7 +187,7 @@ func insert(ctx context.Context, db interface {
 func TestRun(t *testing.T) {
 	t.Parallel()
 	assigned := func(ctx context.Context) error {
-		if a, ok := orchestrator.AssignmentFrom(ctx); !ok || a.TotalPartitions != 1 {
+		if a, ok := orchestrator.DeliveryFrom(ctx); !ok || a.TotalPartitions != 1 {
 			return fmt.Errorf("the assignment is %+v, %v", a, ok)
 		}
 		return nil

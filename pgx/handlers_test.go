@@ -50,7 +50,7 @@ func (w world) caughtUp(set orchestrator.ReplicaSetName, projections ...orchestr
 
 // insert writes an effect of an event.
 func insert(ctx context.Context, tx pgx.Tx, projection string, e event) error {
-	a, _ := orchestrator.AssignmentFrom(ctx)
+	a, _ := orchestrator.DeliveryFrom(ctx)
 	_, err := tx.Exec(ctx, `INSERT INTO effects (projection, position, aggregate, generation, partition, total) VALUES ($1, $2, $3, $4, $5, $6)`,
 		projection, e.GlobalPosition, e.AggregateID, a.Generation, a.Partition, a.TotalPartitions)
 	return err
@@ -59,7 +59,7 @@ func insert(ctx context.Context, tx pgx.Tx, projection string, e event) error {
 var effectColumns = []string{"projection", "position", "aggregate", "generation", "partition", "total"}
 
 func effects(ctx context.Context, projection string, events ...event) (rows [][]any) {
-	a, _ := orchestrator.AssignmentFrom(ctx)
+	a, _ := orchestrator.DeliveryFrom(ctx)
 	for _, e := range events {
 		rows = append(rows, []any{projection, e.GlobalPosition, e.AggregateID, a.Generation, a.Partition, a.TotalPartitions})
 	}

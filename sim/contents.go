@@ -32,13 +32,15 @@ func (h Harness[E]) undisturbed(ctx context.Context, url string) (_ contents, er
 		return nil, err
 	}
 	p := h.New(s.pool)
-	ctx = orchestrator.ContextWithAssignment(ctx, orchestrator.Assignment{ReplicaSet: "sim", Generation: 1, TotalPartitions: 1})
 	for i, e := range h.Events {
 		tx, err := dbconn.Begin(ctx, s.pool, nil)
 		if err != nil {
 			return nil, err
 		}
-		if err = invoke(ctx, p, handlerTx{tx}, []E{e}); err == nil {
+		if err = invoke(orchestrator.ContextWithDelivery(ctx, orchestrator.Delivery{
+			Projection: p.Name(), Assignment: orchestrator.Assignment{ReplicaSet: "sim", Generation: 1, TotalPartitions: 1},
+			Position: int64(i + 1), Events: 1, Attempt: 1,
+		}), p, handlerTx{tx}, []E{e}); err == nil {
 			err = tx.Commit()
 		}
 		_ = tx.Rollback() // after a commit it does nothing

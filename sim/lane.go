@@ -347,6 +347,7 @@ type call struct {
 	id      int
 	events  []event
 	parked  bool // it is a retry
+	attempt int  // of the first event
 	outcome string
 	deaf    bool // it ignores that it is cancelled
 	// It does not notice that a statement of its fails, or breaks a constraint
@@ -420,7 +421,7 @@ func (l *lane) handle(a protocol.LaneAction) {
 		l.handled = nil
 	}
 	w.calls++
-	c := &call{id: w.calls, events: l.given(a), parked: a.Parked, deaf: p.chance(h.deaf)}
+	c := &call{id: w.calls, events: l.given(a), parked: a.Parked, attempt: a.Attempts + 1, deaf: p.chance(h.deaf)}
 	l.call = c
 	f := l.fact(handlerBegins, 0, 0)
 	f.events, f.call, f.deaf = c.events, c.id, c.deaf
@@ -467,7 +468,7 @@ func (l *lane) returns(c *call) {
 	var err error
 	if c.outcome != "" {
 		err = l.failure(c)
-	} else if err = l.effects(c.events); err != nil {
+	} else if err = l.effects(c); err != nil {
 		if c.outcome = "failed"; errors.Is(err, errReset) {
 			c.outcome = disconnected
 		}
@@ -539,12 +540,12 @@ func (l *lane) cancelCall() {
 	}
 }
 
-// effects writes what a transactional projection does with events.
-func (l *lane) effects(events []event) error {
+// effects writes what a transactional projection does with the events of a call.
+func (l *lane) effects(c *call) error {
 	w := l.p.w
 	if l.kind == protocol.Plain {
 		if w.subject != nil {
-			return w.subject.handle(l, w.index, events)
+			return w.subject.handle(l, w.index, c)
 		}
 		return nil
 	}
@@ -552,13 +553,13 @@ func (l *lane) effects(events []event) error {
 		return errReset
 	}
 	if w.subject != nil {
-		if err := w.subject.handle(l, w.index, events); err != nil {
+		if err := w.subject.handle(l, w.index, c); err != nil {
 			return err
 		}
-		l.link.wrote = append(l.link.wrote, events...)
+		l.link.wrote = append(l.link.wrote, c.events...)
 		return nil
 	}
-	for _, e := range events {
+	for _, e := range c.events {
 		if err := l.link.conn.effect(l.id.Projection, e); err != nil {
 			return err
 		}

@@ -173,7 +173,7 @@ func hashed(e event) int { return int(uint32(uint64(e.position)*0x9E3779B97F4A7C
 func (l *lane) poison(events []event) string {
 	for _, e := range events {
 		if n := hashed(e); n < l.p.w.plan.handlers.poison {
-			return [...]string{"failed", timedOut, killed, forGood}[n%4]
+			return [...]string{"failed", timedOut, killed, forGood, timedOut, killed}[n%6]
 		}
 	}
 	return "failed"

@@ -35,7 +35,7 @@ func (s *subject[E]) aggregate(n int) (string, bool) {
 }
 
 // handle calls the handler for a lane.
-func (s *subject[E]) handle(l *lane, index map[int64]int, events []event) error {
+func (s *subject[E]) handle(l *lane, index map[int64]int, c *call) error {
 	projection, ok := s.projections[l.p]
 	if !ok {
 		projection = s.New(s.db)
@@ -49,13 +49,19 @@ func (s *subject[E]) handle(l *lane, index map[int64]int, events []event) error 
 		}
 	}
 	var values []E
-	for _, e := range events {
+	for _, e := range c.events {
 		values = append(values, s.Events[index[e.position]])
 	}
 	a := l.id.Assignment
-	return invoke(orchestrator.ContextWithAssignment(s.ctx, orchestrator.Assignment{
-		ReplicaSet: "sim", Generation: a.Generation, Partition: a.Partition, TotalPartitions: a.Total,
-	}), projection, tx, values)
+	d := orchestrator.Delivery{
+		Projection: l.id.Projection,
+		Assignment: orchestrator.Assignment{ReplicaSet: "sim", Generation: a.Generation, Partition: a.Partition, TotalPartitions: a.Total},
+		Position:   c.events[0].position, Events: len(c.events), Attempt: c.attempt,
+	}
+	if c.parked {
+		d.Replay = orchestrator.ReplayParked
+	}
+	return invoke(orchestrator.ContextWithDelivery(s.ctx, d), projection, tx, values)
 }
 
 // invoke calls the handler of a projection, whatever kind it is of, and turns a panic into

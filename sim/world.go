@@ -44,7 +44,7 @@ type world struct {
 	subject interface {
 		// aggregate returns that of the n-th event, and whether there is one.
 		aggregate(n int) (string, bool)
-		handle(l *lane, index map[int64]int, events []event) error
+		handle(l *lane, index map[int64]int, c *call) error
 	}
 	judge func() *violation
 	index map[int64]int // position → which of the user's events

@@ -48,9 +48,9 @@ func (userCount) HandleTx(ctx context.Context, tx orchestrator.Tx, e orchestrato
 	if e.EventType != "UserRegistered" {
 		return nil
 	}
-	a, _ := orchestrator.AssignmentFrom(ctx)
+	d, _ := orchestrator.DeliveryFrom(ctx)
 	_, err := tx.ExecContext(ctx, `
-INSERT INTO user_count AS c VALUES ($1, 1) ON CONFLICT (partition) DO UPDATE SET n = c.n + 1`, a.Partition)
+INSERT INTO user_count AS c VALUES ($1, 1) ON CONFLICT (partition) DO UPDATE SET n = c.n + 1`, d.Partition)
 	return err
 }
 

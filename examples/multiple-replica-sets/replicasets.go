@@ -34,9 +34,9 @@ func (handler) Handle(context.Context, orchestrator.Event) error {
 }
 
 func (h handler) HandleTx(ctx context.Context, tx orchestrator.Tx, e orchestrator.Event) error {
-	a, _ := orchestrator.AssignmentFrom(ctx)
+	d, _ := orchestrator.DeliveryFrom(ctx)
 	_, err := tx.ExecContext(ctx, `INSERT INTO handled VALUES ($1, $2, $3, $4, $5, $6, $7)`,
-		string(a.ReplicaSet), h.name, e.GlobalPosition, h.worker, a.Generation, a.Partition, a.TotalPartitions)
+		string(d.ReplicaSet), h.name, e.GlobalPosition, h.worker, d.Generation, d.Partition, d.TotalPartitions)
 	return err
 }
 

@@ -69,7 +69,7 @@ type execer interface {
 // record writes one effect for each event, with who handled it and when. The
 // time is the database's, the one clock that all workers share.
 func record(ctx context.Context, db execer, projection, worker string, events ...orchestrator.Event) error {
-	a, _ := orchestrator.AssignmentFrom(ctx)
+	d, _ := orchestrator.DeliveryFrom(ctx)
 	var positions, versions []int64
 	var aggregates []string
 	for _, e := range events {
@@ -77,7 +77,7 @@ func record(ctx context.Context, db execer, projection, worker string, events ..
 		aggregates = append(aggregates, e.AggregateID)
 		versions = append(versions, e.AggregateVersion)
 	}
-	_, err := db.ExecContext(ctx, recordSQL, projection, worker, a.Generation, a.Partition, a.TotalPartitions,
+	_, err := db.ExecContext(ctx, recordSQL, projection, worker, d.Generation, d.Partition, d.TotalPartitions,
 		pq.Array(positions), pq.Array(aggregates), pq.Array(versions))
 	if err != nil {
 		return fmt.Errorf("record %d events: %w", len(events), err)

@@ -43,13 +43,13 @@ func (p Effects) Write(ctx context.Context, db Execer, e orchestrator.Event) err
 			return err
 		}
 	}
-	a, ok := orchestrator.AssignmentFrom(ctx)
+	d, ok := orchestrator.DeliveryFrom(ctx)
 	if !ok {
-		return errors.New("no assignment in the handler's context")
+		return errors.New("no delivery in the handler's context")
 	}
 	_, err := db.ExecContext(ctx, `
 INSERT INTO effects (projection, position, aggregate, generation, partition, total) VALUES ($1, $2, $3, $4, $5, $6)`,
-		p.Projection, e.GlobalPosition, e.AggregateID, a.Generation, a.Partition, a.TotalPartitions)
+		p.Projection, e.GlobalPosition, e.AggregateID, d.Generation, d.Partition, d.TotalPartitions)
 	return err
 }
 

@@ -30,12 +30,12 @@ func (h *History) Open(ctx context.Context, projection string, e orchestrator.Ev
 	if h == nil {
 		return func() {}
 	}
-	a, _ := orchestrator.AssignmentFrom(ctx)
+	d, _ := orchestrator.DeliveryFrom(ctx)
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.counter++
 	i := len(h.opened)
-	h.opened = append(h.opened, interval{projection: projection, aggregate: e.AggregateID, position: e.GlobalPosition, assignment: a, start: h.counter})
+	h.opened = append(h.opened, interval{projection: projection, aggregate: e.AggregateID, position: e.GlobalPosition, assignment: d.Assignment, start: h.counter})
 	return func() {
 		h.mu.Lock()
 		defer h.mu.Unlock()

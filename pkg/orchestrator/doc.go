@@ -12,7 +12,7 @@
 // It is the package [github.com/getpup/pupsourcing-orchestrator], the root package, for
 // pupsourcing's types. What the root promises, and what it costs, is said there. Types
 // and errors that a worker's program needs have the same names here. Everything else is
-// used as it is: HealthHandler and AssignmentFrom from the root package, Status and Pause
+// used as it is: HealthHandler and DeliveryFrom from the root package, Status and Pause
 // from its package ops.
 //
 // Projections are pupsourcing's, as they are, of every v1. One whose Handle takes a

@@ -26,7 +26,7 @@ type handRun struct {
 }
 
 func (p handRun) handle(ctx context.Context, e es.PersistedEvent) error {
-	return p.write(root.ContextWithAssignment(ctx, root.Assignment{}), p.db, e)
+	return p.write(root.ContextWithDelivery(ctx, root.Delivery{}), p.db, e)
 }
 
 func checkpoint(projection string, k, total int) string {

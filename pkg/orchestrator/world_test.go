@@ -240,7 +240,7 @@ type effects string
 func (p effects) Name() string { return string(p) }
 
 func (p effects) write(ctx context.Context, db execer, e es.PersistedEvent) error {
-	a, ok := root.AssignmentFrom(ctx)
+	a, ok := root.DeliveryFrom(ctx)
 	if !ok {
 		return errors.New("no assignment in the handler's context")
 	}

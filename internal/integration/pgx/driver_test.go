@@ -152,7 +152,7 @@ SELECT 'shop', 'order', md5((i % 40)::text)::uuid, i, gen_random_uuid(), 'placed
 
 // effect writes what it sees of an event through a transaction.
 func effect(ctx context.Context, projection string, tx orchestrator.Tx, e orchestrator.Event) error {
-	a, ok := orchestrator.AssignmentFrom(ctx)
+	a, ok := orchestrator.DeliveryFrom(ctx)
 	if !ok {
 		return errors.New("no assignment")
 	}

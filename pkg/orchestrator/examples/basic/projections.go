@@ -59,8 +59,8 @@ type audit struct{ db *sql.DB }
 func (audit) Name() string { return "audit" }
 
 func (p audit) list(ctx context.Context, e es.PersistedEvent) error {
-	a, _ := root.AssignmentFrom(ctx)
+	d, _ := root.DeliveryFrom(ctx)
 	_, err := p.db.ExecContext(ctx, `INSERT INTO audit VALUES ($1, $2, $3) ON CONFLICT DO NOTHING`,
-		e.GlobalPosition, a.Partition, a.TotalPartitions)
+		e.GlobalPosition, d.Partition, d.TotalPartitions)
 	return err
 }

@@ -2,6 +2,7 @@ package orchestrator
 
 import (
 	"cmp"
+	"context"
 	"database/sql"
 	"fmt"
 	"log/slog"
@@ -92,6 +93,17 @@ type Config[E any] struct {
 	// Failures are for projections, by name, for which it does something else.
 	// Run refuses a name that none of its projections has. Default: none.
 	Failures map[string]FailureRule
+
+	// Around is called for each call of a handler, in its place, and calls next for the
+	// handler itself: for traces, logs, metrics, deadlines of all projections. It gives
+	// next its own ctx, or one made from that, and returns what next has returned, or an
+	// error of its own; that is what counts as the handler's. A panic of the handler's is a
+	// *PanicError that next returns. It calls next once at most, and waits for it. If it
+	// returns nil and has not called next, calls it again, or returns before next has, the
+	// call has failed, with an error that says so. Several calls run at the same time. It is
+	// not called for an event that can't be read.
+	// Default: none.
+	Around func(ctx context.Context, d Delivery, next func(ctx context.Context) error) error
 
 	// LeaseOnly disables fast crash detection: a crash of this worker is noticed
 	// when its lease is over. By default the worker keeps a connection of DB for

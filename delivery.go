@@ -1,13 +1,19 @@
 package orchestrator
 
 import (
+	"cmp"
 	"context"
+	"errors"
+	"fmt"
 	"strconv"
+	"sync"
 
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
 )
 
-// What a handler is told of the call that it is in: a Delivery, from its context.
+// What a handler is told of the call that it is in: a Delivery, from its context. And what
+// may stand around each call: Config.Around, which can neither leave the handler out
+// unnoticed, nor call it twice, nor leave it behind.
 
 // An Assignment says under what a handler runs.
 type Assignment struct {
@@ -131,4 +137,87 @@ func (c *callContexts) of(spell context.Context, a *protocol.LaneAction, positio
 	c.next = c.next[1:]
 	*made = callContext{spell, c.to, position, int32(n), int32(a.Attempts) + 1, a.Parked}
 	return made
+}
+
+// A nextCall is what one call of Config.Around is given as next: it calls the handler, once
+// and while Around runs. Whatever else Around does with it is a fault of the delivery.
+type nextCall struct {
+	given  *callContext
+	handle func(ctx context.Context) error
+
+	mu    sync.Mutex
+	begun chan struct{} // closed when the handler has returned; nil: it was not called
+	over  bool          // Around has returned
+	fault error
+}
+
+var (
+	errNextNever   = errors.New("Config.Around has returned nil and has not called next, so the handler was not called: it must do either that or return an error")
+	errNextTwice   = errors.New("Config.Around has called next twice: the handler was called once")
+	errNextLate    = errors.New("Config.Around has called next after it had returned: the handler was not called")
+	errNextLeft    = errors.New("Config.Around has returned before next had: it must wait for it")
+	errNextContext = errors.New("Config.Around has called next with a context that is not made from its own: the handler was not called")
+)
+
+// next is for Config.Around.
+func (n *nextCall) next(ctx context.Context) error {
+	own := ctx != nil && ctx.Value(deliveryKey{}) == any(n.given)
+	if err := n.begin(own); err != nil {
+		return err
+	}
+	defer close(n.begun)
+	return n.handle(ctx)
+}
+
+func (n *nextCall) begin(own bool) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	switch {
+	case n.over:
+		return errNextLate
+	case n.begun != nil:
+		n.fault = errNextTwice
+	case !own:
+		n.fault = errNextContext
+	default:
+		n.begun = make(chan struct{})
+		return nil
+	}
+	return n.fault
+}
+
+// end takes what Around has returned. It waits for the handler: nothing else may be done
+// with its events before it has returned (S1).
+func (n *nextCall) end(err error) error {
+	n.mu.Lock()
+	begun, fault := n.begun, n.fault
+	n.over = true
+	n.mu.Unlock()
+	if begun != nil {
+		select {
+		case <-begun:
+		default:
+			fault = cmp.Or(fault, errNextLeft)
+			<-begun
+		}
+	}
+	switch {
+	case fault != nil && err != nil:
+		return fmt.Errorf("%w (it has returned: %w)", fault, own("Config.Around", err))
+	case fault != nil:
+		return fault
+	case begun == nil && err == nil:
+		return errNextNever
+	}
+	return err
+}
+
+// around calls Config.Around, which calls the handler. A panic of the handler's is an error
+// to it.
+func (l *lane[E]) around(ctx *callContext, events []*Record[E]) (err error) {
+	n := &nextCall{given: ctx, handle: func(ctx context.Context) error {
+		return l.settled(safely("the handler", func() error { return l.handle(ctx, events) }))
+	}}
+	defer func() { err = n.end(err) }()
+	return l.worker.cfg.Around(ctx, ctx.delivery(), n.next)
 }

@@ -564,7 +564,14 @@ func (l *lane[E]) guarded(ctx *callContext, events []*Record[E]) (err error) {
 	if err := unreadableIn(events); err != nil {
 		return err
 	}
-	err = own("the handler", l.handle(ctx, events))
+	if l.worker.cfg.Around != nil {
+		return own("Config.Around", l.around(ctx, events))
+	}
+	return l.settled(own("the handler", l.handle(ctx, events)))
+}
+
+// settled returns what has become of a call of the handler, which has returned err.
+func (l *lane[E]) settled(err error) error {
 	if l.tx != nil {
 		err = l.tx.settle(err, l.worker.patience())
 	}

@@ -35,6 +35,8 @@ type (
 	FailurePolicy = root.FailurePolicy
 	// A FailureRule says when a handler has failed often enough. See [root.FailureRule].
 	FailureRule = root.FailureRule
+	// A Delivery is one call of a handler. See [root.Delivery].
+	Delivery = root.Delivery
 	// A Notifier hears PostgreSQL's notifications. See [root.Notifier].
 	Notifier = root.Notifier
 	// An Observer is told what a worker does. See [root.Observer].

@@ -49,6 +49,7 @@ type Config struct {
 	Retry          Retry
 	OnFailure      FailurePolicy
 	Failures       map[string]FailureRule
+	Around         func(ctx context.Context, d Delivery, next func(ctx context.Context) error) error
 	LeaseOnly      bool
 
 	// Logger gets a line for each generation and each thing that is wrong, a
@@ -105,6 +106,7 @@ func (c Config) translate(events *eventsTable) root.Config[es.PersistedEvent] {
 		Retry:               c.Retry,
 		OnFailure:           c.OnFailure,
 		Failures:            c.Failures,
+		Around:              c.Around,
 		LeaseOnly:           c.LeaseOnly,
 		Observer:            c.Observer,
 		StallAfter:          c.StallAfter,

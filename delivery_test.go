@@ -3,6 +3,7 @@ package orchestrator_test
 import (
 	"context"
 	"errors"
+	"strings"
 	"sync"
 	"testing"
 
@@ -37,19 +38,20 @@ func TestDelivery(t *testing.T) {
 	if _, ok := orchestrator.DeliveryFrom(t.Context()); ok {
 		t.Error("there is a delivery outside of handlers")
 	}
-	for _, kind := range []string{"plain", "transactional", "batched"} {
+	for _, kind := range []string{"plain", "transactional", "batched", "plain batch"} {
 		t.Run(kind, func(t *testing.T) {
 			t.Parallel()
 			w := newWorld(t)
 			w.Append(3)
 			var seen deliveries
+			batches := strings.Contains(kind, "batch")
 			handle := func(ctx context.Context, position int64, n int) error {
 				calls := seen.note(ctx)
 				switch {
 				case position > 1:
 				case n > 1:
 					return errors.New("somewhere")
-				case calls == 0 || kind == "batched" && calls == 1:
+				case calls == 0 || batches && calls == 1:
 					return errors.New("once")
 				}
 				d, _ := orchestrator.DeliveryFrom(ctx)
@@ -65,6 +67,10 @@ func TestDelivery(t *testing.T) {
 			case "transactional":
 				p = orchestrator.Transactional("p", func(ctx context.Context, _ orchestrator.Tx, e orchestrator.Event) error {
 					return handle(ctx, e.GlobalPosition, 1)
+				})
+			case "plain batch":
+				p = orchestrator.PlainBatch("p", func(ctx context.Context, events []orchestrator.Event) error {
+					return handle(ctx, events[0].GlobalPosition, len(events))
 				})
 			default:
 				p = orchestrator.Batch("p", func(ctx context.Context, _ orchestrator.Tx, events []orchestrator.Event) error {
@@ -91,7 +97,7 @@ func TestDelivery(t *testing.T) {
 				}
 			}
 			want := []orchestrator.Delivery{at(1, 1, 1, ""), at(1, 1, 2, ""), at(2, 1, 1, ""), at(3, 1, 1, ""), at(1, 1, 3, orchestrator.ReplayParked)}
-			if kind == "batched" {
+			if batches {
 				want = append([]orchestrator.Delivery{at(1, 3, 1, "")}, want...)
 				want = append(want[:3], at(2, 2, 1, ""), want[5])
 			}

@@ -84,8 +84,8 @@ func Permanent(err error) error {
 // handler that failed.
 type HandlerError struct {
 	Projection string
-	// Position of the event at fault. For a BatchProjection, of the first
-	// event of the batch.
+	// Position of the event at fault. For a BatchProjection or a PlainBatchProjection, of
+	// the first event of the batch.
 	Position  int64
 	Partition int
 	Attempts  int

@@ -29,7 +29,7 @@ func TestPermanent(t *testing.T) {
 			return errors.Join(orchestrator.Permanent(hostile["panics in Error"]()), errors.New("other"))
 		},
 	} {
-		for _, kind := range []string{"plain", "transactional", "batched"} {
+		for _, kind := range []string{"plain", "transactional", "batched", "plain batch"} {
 			t.Run(name+", "+kind, func(t *testing.T) {
 				t.Parallel()
 				w := newWorld(t)
@@ -52,7 +52,7 @@ func TestPermanent(t *testing.T) {
 					return len(parked) > 0
 				})
 				r.Stop()
-				most := map[string]int64{"plain": 1, "transactional": 2, "batched": 4}[kind] // of 9, 4, 2 and 1
+				most := map[string]int64{"plain": 1, "transactional": 2, "batched": 4, "plain batch": 4}[kind] // of 9, 4, 2 and 1
 				if n := calls.Load(); n > most || parked[0].Position != bad {
 					t.Errorf("it was called %d times, want at most %d, and has parked %+v", n, most, parked[0])
 				}

@@ -77,6 +77,17 @@ type BatchProjection[E any] interface {
 	HandleBatch(ctx context.Context, tx Tx, events []E) error
 }
 
+// A PlainBatchProjection is a Projection that takes up to Config.BatchSize events at once,
+// without a transaction: for search indexes, brokers, and whatever else takes many at
+// once. HandlePlainBatch is called in place of Handle. If it returns nil, the events count
+// as handled when the checkpoint is committed, right after it. If it fails, whatever it
+// has done of the batch may be done again: shorter batches are tried until the event at
+// fault stands alone. So it should be idempotent. Each aggregate's events come in order.
+type PlainBatchProjection[E any] interface {
+	Projection[E]
+	HandlePlainBatch(ctx context.Context, events []E) error
+}
+
 // Tx is what a handler may do with its transaction: everything but end it. All but Raw
 // are methods of *sql.Tx, and what sqlc and others call DBTX. A statement that
 // would end the transaction (COMMIT, ROLLBACK, END, ABORT, PREPARE TRANSACTION) is
@@ -117,8 +128,15 @@ func Batch[E any](name string, handle func(ctx context.Context, tx Tx, events []
 	return batchFunc[E]{uncalled[E]{newSettings(name, handle == nil, options)}, handle}
 }
 
-// A ProjectionOption is a setting of one projection, for Plain, Transactional
-// and Batch.
+// PlainBatch returns a projection that takes up to Config.BatchSize events in one call,
+// outside of any transaction. Events may be handled again after a failure or a crash. See
+// PlainBatchProjection.
+func PlainBatch[E any](name string, handle func(ctx context.Context, events []E) error, options ...ProjectionOption) Projection[E] {
+	return plainBatchFunc[E]{uncalled[E]{newSettings(name, handle == nil, options)}, handle}
+}
+
+// A ProjectionOption is a setting of one projection, for Plain, PlainBatch,
+// Transactional and Batch.
 type ProjectionOption func(*projectionSettings)
 
 // WithScope restricts a projection to a part of the event stream. What is
@@ -169,12 +187,16 @@ type (
 		uncalled[E]
 		handle func(context.Context, Tx, []E) error
 	}
+	plainBatchFunc[E any] struct {
+		uncalled[E]
+		handle func(context.Context, []E) error
+	}
 	// uncalled completes a Projection whose Handle is never called.
 	uncalled[E any] struct{ projectionSettings }
 )
 
 func (uncalled[E]) Handle(context.Context, E) error {
-	return errors.New("orchestrator: Handle was called for a transactional projection")
+	return errors.New("orchestrator: Handle was called for a projection that is called otherwise")
 }
 
 func (p plainFunc[E]) Handle(ctx context.Context, e E) error { return p.handle(ctx, e) }
@@ -185,4 +207,8 @@ func (p transactionalFunc[E]) HandleTx(ctx context.Context, tx Tx, e E) error {
 
 func (p batchFunc[E]) HandleBatch(ctx context.Context, tx Tx, events []E) error {
 	return p.handle(ctx, tx, events)
+}
+
+func (p plainBatchFunc[E]) HandlePlainBatch(ctx context.Context, events []E) error {
+	return p.handle(ctx, events)
 }

@@ -194,16 +194,17 @@ func newLane[E any](w *worker[E], r *run[E], i int, a protocol.Assignment) *lane
 	case BatchProjection[E]:
 		l.kind = protocol.Batched
 		l.handle = func(ctx context.Context, events []*Record[E]) error {
-			values := make([]E, len(events))
-			for i, e := range events {
-				values[i] = handout.event(e.Event)
-			}
-			return p.HandleBatch(ctx, l.tx, values)
+			return p.HandleBatch(ctx, l.tx, handout.all(events))
 		}
 	case TransactionalProjection[E]:
 		l.kind = protocol.Transactional
 		l.handle = func(ctx context.Context, events []*Record[E]) error {
 			return p.HandleTx(ctx, l.tx, handout.event(events[0].Event))
+		}
+	case PlainBatchProjection[E]:
+		l.kind = protocol.PlainBatched
+		l.handle = func(ctx context.Context, events []*Record[E]) error {
+			return p.HandlePlainBatch(ctx, handout.all(events))
 		}
 	default:
 		l.handle = func(ctx context.Context, events []*Record[E]) error {
@@ -452,7 +453,7 @@ func (l *lane[E]) judge(do protocol.LaneDo, answer protocol.LaneAnswer, err erro
 		err = own("", fmt.Errorf("the transaction has ended: the handler has left it idle for longer than StaleWorkerTimeout, which is %s: %w", l.worker.cfg.StaleWorkerTimeout, err))
 	}
 	if do == protocol.LaneHandle || answer.Failure == protocol.Fault ||
-		l.kind != protocol.Plain && (do == protocol.LaneWrite || do == protocol.LaneCommit || do == protocol.LaneUnpark) {
+		l.kind.InTransaction() && (do == protocol.LaneWrite || do == protocol.LaneCommit || do == protocol.LaneUnpark) {
 		l.fault = err // what precedes the event is committed first
 	}
 	return answer

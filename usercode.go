@@ -419,6 +419,15 @@ func (h *handout[E]) event(e E) E {
 	return e
 }
 
+// all returns several.
+func (h *handout[E]) all(events []*Record[E]) []E {
+	values := make([]E, len(events))
+	for i, e := range events {
+		values[i] = h.event(e.Event)
+	}
+	return values
+}
+
 func (h *handout[E]) copied(b []byte) []byte {
 	if b == nil {
 		return nil

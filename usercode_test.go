@@ -144,6 +144,8 @@ func (w *world) kindOf(kind string, e testworld.Effects) orchestrator.Projection
 		return e.Plain(w.DB)
 	case "transactional":
 		return e.Transactional()
+	case "plain batch":
+		return e.PlainBatched(w.DB)
 	}
 	return e.Batched()
 }
@@ -152,7 +154,7 @@ func (w *world) kindOf(kind string, e testworld.Effects) orchestrator.Projection
 // another projection handles everything.
 func TestHostileErrors(t *testing.T) {
 	t.Parallel()
-	for _, kind := range []string{"plain", "transactional", "batched"} {
+	for _, kind := range []string{"plain", "transactional", "batched", "plain batch"} {
 		for _, policy := range []orchestrator.FailurePolicy{orchestrator.RetryForever, orchestrator.ParkEvents} {
 			t.Run(fmt.Sprintf("%s, policy %d", kind, policy), func(t *testing.T) {
 				t.Parallel()
@@ -208,10 +210,10 @@ func TestHostileErrors(t *testing.T) {
 // Under StopOnFailure Run returns an error of which nobody has to be afraid.
 func TestHostileErrorsStop(t *testing.T) {
 	t.Parallel()
-	kinds := []string{"plain", "transactional", "batched"}
+	kinds := []string{"plain", "transactional", "batched", "plain batch"}
 	i := 0
 	for name, fail := range hostile() {
-		kind := kinds[i%3]
+		kind := kinds[i%len(kinds)]
 		i++
 		t.Run(name+", "+kind, func(t *testing.T) {
 			t.Parallel()

@@ -83,7 +83,8 @@ func Events(events ...orchestrator.Event) []orchestrator.Record[orchestrator.Eve
 
 // Run hands the events to the projection, of whatever kind, and returns when all of them
 // are handled and that is committed. It does what a worker does, with the same code, and
-// against the database, which has the checkpoint: one partition, in order, a BatchProjection with up to 100 events at once, the writes of a
+// against the database, which has the checkpoint: one partition, in order, a BatchProjection
+// or PlainBatchProjection with up to 100 events at once, the writes of a
 // TransactionalProjection in one transaction with its checkpoint. An event that is
 // outside of the projection's scope is not handed to it.
 //

@@ -79,6 +79,7 @@ const (
 	countTimedOut
 	countKilled
 	countForGood
+	countInParts
 	countEnded
 	countSpoilt
 	countViolated
@@ -191,6 +192,7 @@ var counterWords = [counterCount]string{
 	countTimedOut:   "a statement of a handler took too long for the server",
 	countKilled:     "a handler ended its own connection",
 	countForGood:    "a handler failed for good, as it said itself",
+	countInParts:    "a handler failed at several events at once, outside of a transaction",
 	countEnded:      "a handler ended its transaction, and the checkpoint did not move",
 	countSpoilt:     "a handler ignored the error of a statement, and its transaction could not commit",
 	countViolated:   "what a handler had written was refused at COMMIT",
@@ -268,6 +270,7 @@ func (c counters) String() string {
 type tally struct {
 	counters
 	crew
+	transactional     map[string]bool     // projections, as in setup
 	joined            map[string]fact     // members, by incarnation
 	opened, activated map[int]fact        // by replica set
 	sets              map[string]int      // the one that has committed last, by projection
@@ -285,7 +288,7 @@ type tally struct {
 // countRare counts the rare events of a history.
 func countRare(h history) counters {
 	t := tally{
-		crew: newCrew(h.setup.drift), joined: map[string]fact{}, opened: map[int]fact{}, activated: map[int]fact{}, sets: map[string]int{},
+		crew: newCrew(h.setup.drift), transactional: h.setup.transactional, joined: map[string]fact{}, opened: map[int]fact{}, activated: map[int]fact{}, sets: map[string]int{},
 		passed: map[string]*passed{}, calls: map[callKey]fact{}, waits: map[string]fact{},
 		filled: map[int64]bool{}, dead: map[int64]bool{}, visible: map[int64]bool{}, away: map[string]struct{}{}, lostOwn: map[string]int64{}, lots: map[string]int{},
 	}
@@ -523,7 +526,11 @@ func (t *tally) overslept(w *checkedWorker, f fact) {
 
 func (t *tally) handlerEnds(f fact) {
 	key := callKey{f.worker, f.call}
-	t.returns(key, t.calls[key], f.text)
+	begin := t.calls[key]
+	if transactional, known := t.transactional[begin.projection]; known && !transactional && len(begin.events) > 1 && f.text != "" {
+		t.counters[countInParts]++
+	}
+	t.returns(key, begin, f.text)
 	if t.worker(f.worker).returned {
 		t.counters[countOutlived]++
 	}

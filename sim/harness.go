@@ -32,7 +32,7 @@ import (
 // Everything that happens follows from a seed, so a failure can be had again.
 //
 // Handlers are called one at a time, with the production rules for who calls
-// what and when: Handle for plain projections, HandleTx and HandleBatch in real
+// what and when: Handle and HandlePlainBatch for plain projections, HandleTx and HandleBatch in real
 // transactions of PostgreSQL, which are really rolled back. The workers around them,
 // their network and their own tables are simulated. A crash falls between two calls,
 // or between a call and its commit: then the next owner calls the handler
@@ -287,6 +287,8 @@ func kindOf[E any](p orchestrator.Projection[E]) protocol.LaneKind {
 		return protocol.Batched
 	case orchestrator.TransactionalProjection[E]:
 		return protocol.Transactional
+	case orchestrator.PlainBatchProjection[E]:
+		return protocol.PlainBatched
 	}
 	return protocol.Plain
 }

@@ -304,7 +304,7 @@ func (l *lane) find(patience time.Duration) {
 		})
 		return
 	}
-	if l.unknown && rules.retriesEmpty && l.kind != protocol.Plain {
+	if l.unknown && rules.retriesEmpty && l.kind.InTransaction() {
 		l.retryEmpty(patience)
 		return
 	}
@@ -440,7 +440,7 @@ func (l *lane) handle(a protocol.LaneAction) {
 		c.outcome = timedOut
 	case p.chance(h.kill):
 		c.outcome = killed
-	case l.kind != protocol.Plain && w.subject == nil:
+	case l.kind.InTransaction() && w.subject == nil:
 		violate := h.violate
 		if a.Parked { // its row is deleted by then
 			violate = max(violate, 100)
@@ -509,7 +509,7 @@ func (l *lane) failure(c *call) error {
 	case c.outcome == forGood:
 		return &store.PermanentError{Err: errors.New(forGood)}
 	case c.outcome == killed:
-		if l.kind != protocol.Plain && l.link.conn != nil {
+		if l.kind.InTransaction() && l.link.conn != nil {
 			l.link.conn.close()
 		}
 		return driver.ErrBadConn
@@ -543,7 +543,7 @@ func (l *lane) cancelCall() {
 // effects writes what a transactional projection does with the events of a call.
 func (l *lane) effects(c *call) error {
 	w := l.p.w
-	if l.kind == protocol.Plain {
+	if !l.kind.InTransaction() {
 		if w.subject != nil {
 			return w.subject.handle(l, w.index, c)
 		}
@@ -593,7 +593,7 @@ func (l *lane) save(a protocol.LaneAction, patience time.Duration) {
 	l.from, l.to, l.unknown = a.From, a.To, false
 	f := l.fact(committed, a.From.Position, a.To.Position)
 	for _, e := range l.handled {
-		if l.kind == protocol.Plain && e.position > a.From.Position && e.position <= a.To.Position {
+		if !l.kind.InTransaction() && e.position > a.From.Position && e.position <= a.To.Position {
 			f.events = append(f.events, e)
 		}
 	}

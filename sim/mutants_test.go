@@ -118,6 +118,18 @@ var mutants = []mutant{
 		}
 		return a
 	}}, []promise{underPolicy}},
+	{"goes past a batch that has failed, outside of a transaction", rules{answer: func(l *lane, a protocol.LaneAnswer) protocol.LaneAnswer {
+		if l.doing == protocol.LaneHandle && l.kind == protocol.PlainBatched && a.Failure == protocol.Fault {
+			a.Failure = protocol.NoFailure
+		}
+		return a
+	}}, []promise{nothingLost}},
+	{"calls a batch again that has succeeded, outside of a transaction", rules{answer: func(l *lane, a protocol.LaneAnswer) protocol.LaneAnswer {
+		if l.doing == protocol.LaneHandle && l.kind == protocol.PlainBatched && l.p.w.calls%10 == 0 {
+			a.Failure = protocol.Fault
+		}
+		return a
+	}}, []promise{nothingTwice}},
 	{"calls again in a transaction that has failed", rules{keepsTransaction: true}, []promise{nothingTwice}},
 	{"runs what is paused", rules{runsPaused: true}, []promise{obeys}},
 	{"forgets what is to be rewound when a newer generation is opened", step(func(g protocol.Group, now time.Time, watch protocol.Watch) (protocol.Group, protocol.Decision) {

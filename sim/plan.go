@@ -257,6 +257,7 @@ func planOf(seed uint64, o options) plan {
 	p.drawFaults(r, uneven)
 	p.drawReading(rand.New(rand.NewPCG(seed, 2)))
 	p.drawParking(rand.New(rand.NewPCG(seed, 4)))
+	p.drawBatches(rand.New(rand.NewPCG(seed, 13)))
 	if !o.postgres && slices.ContainsFunc(p.faults, func(f fault) bool { return f.kind == congestion }) {
 		p.congest()
 	}
@@ -394,6 +395,23 @@ func (p *plan) drawParking(r *rand.Rand) {
 		p.faults = append(p.faults, fault{at: between(r, 0, p.length), kind: delayPark, worker: r.IntN(1000), length: between(r, 0, 50*time.Millisecond)})
 	}
 	p.sortFaults()
+}
+
+// drawBatches draws which plain projections take several events at once.
+func (p *plan) drawBatches(r *rand.Rand) {
+	drawn := map[string]protocol.LaneKind{}
+	for _, v := range p.programs {
+		for i := range v.projections {
+			q := &v.projections[i]
+			if q.kind != protocol.Plain {
+				continue
+			}
+			if _, known := drawn[q.name]; !known {
+				drawn[q.name] = pick(r, protocol.Plain, protocol.Plain, protocol.PlainBatched)
+			}
+			q.kind = drawn[q.name]
+		}
+	}
 }
 
 // drawUnreadable draws which events can't be read, and for how long. For ever, only

@@ -42,7 +42,7 @@ func (s *subject[E]) handle(l *lane, index map[int64]int, c *call) error {
 		s.projections[l.p] = projection
 	}
 	var tx orchestrator.Tx
-	if l.kind != protocol.Plain {
+	if l.kind.InTransaction() {
 		var err error
 		if tx, err = l.link.conn.(*subjectConnection).tx(); err != nil {
 			return err // the server has ended the transaction meanwhile
@@ -77,6 +77,8 @@ func invoke[E any](ctx context.Context, p orchestrator.Projection[E], tx orchest
 		return p.HandleBatch(ctx, tx, events)
 	case orchestrator.TransactionalProjection[E]:
 		return p.HandleTx(ctx, tx, events[0])
+	case orchestrator.PlainBatchProjection[E]:
+		return p.HandlePlainBatch(ctx, events)
 	}
 	return p.Handle(ctx, events[0])
 }

@@ -183,7 +183,7 @@ func newWorld(p plan, r rules, open func(w *world) (database, error)) (*world, e
 	for _, program := range p.programs {
 		w.history.setup.final, w.history.setup.sets = nil, map[string]int{}
 		for _, q := range program.projections {
-			w.history.setup.transactional[q.name] = q.kind != protocol.Plain
+			w.history.setup.transactional[q.name] = q.kind.InTransaction()
 			w.history.setup.scopes[q.name] = q.scope
 			w.history.setup.parks[q.name] = q.parks > 0 && p.maxParked >= 1000
 			w.history.setup.attempts[q.name] = q.parks

@@ -139,7 +139,7 @@ func (f Facts) class() string {
 // transaction, open rows, another role. That must not end the worker, with all of its
 // projections.
 func Classify(f Facts, kind LaneKind, do LaneDo, suspended bool) Failure {
-	inTransaction := kind != Plain
+	inTransaction := kind.InTransaction()
 	switch {
 	case !f.Failed:
 		return NoFailure

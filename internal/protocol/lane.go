@@ -18,7 +18,16 @@ const (
 	Transactional
 	// Batched: several events at once, in such a transaction.
 	Batched
+	// PlainBatched: several events at once; the checkpoint is committed afterwards.
+	PlainBatched
 )
+
+// InTransaction reports whether the projection writes in a transaction that also holds
+// the checkpoint.
+func (k LaneKind) InTransaction() bool { return k == Transactional || k == Batched }
+
+// many reports whether it takes several events at once.
+func (k LaneKind) many() bool { return k == Batched || k == PlainBatched }
 
 // LaneConfig is what a lane needs to know beside its assignment.
 type LaneConfig struct {
@@ -266,8 +275,10 @@ type LaneAnswer struct {
 // It says what to do, one thing at a time, and is told how that went:
 //
 //	load ─▶ look ─▶ read ─▶ open ─▶ handle … ─▶ write ─▶ commit ─▶ read …
-//	                  ▲     (Plain: handle … ─▶ save)     │ unclear
+//	                  ▲     (or: handle … ─▶ save)        │ unclear
 //	                  └───── undone, done ◀──── find ──▶ superseded: end
+//
+// It saves where the projection writes in no transaction of the lane's.
 //
 // What it is told may be stale by the time it is told: the process may have
 // been frozen in between. So it looks at its signals after each answer, and
@@ -391,7 +402,7 @@ func (l *Lane) Judge(now time.Time, f Facts, cancelled bool, terms Terms) (Facts
 	switch l.doing {
 	case LaneHandle, LaneWrite, LaneUnpark:
 		lost := (f.Lost || f.Network) && now.Sub(l.called) >= l.config.Lease
-		f.Idled = f.Idled || l.config.Kind != Plain && f.Failed && (f.State == "25P03" || lost)
+		f.Idled = f.Idled || l.config.Kind.InTransaction() && f.Failed && (f.State == "25P03" || lost)
 	}
 	return f, Classify(f, l.config.Kind, l.doing, cancelled || terms.Ended(now))
 }
@@ -574,7 +585,7 @@ func (l *Lane) batch(now time.Time, s Signals) LaneAction {
 
 // begin opens a transaction where there is to be one, and there is a proof.
 func (l *Lane) begin(now time.Time, s Signals) LaneAction {
-	if l.config.Kind == Plain || s.stopping() || s.Unproven {
+	if !l.config.Kind.InTransaction() || s.stopping() || s.Unproven {
 		return l.handle(now, s)
 	}
 	return LaneAction{Do: LaneOpen}
@@ -616,7 +627,7 @@ func (l *Lane) handle(now time.Time, s Signals) LaneAction {
 		return l.prove()
 	case l.done < l.size && !s.stopping() && !long:
 		n := 1
-		if l.config.Kind == Batched {
+		if l.config.Kind.many() {
 			n = l.size
 		}
 		return LaneAction{Do: LaneHandle, First: l.done, Count: n, Attempts: l.track.Attempts(l.done)}
@@ -628,15 +639,15 @@ func (l *Lane) handle(now time.Time, s Signals) LaneAction {
 
 func (l *Lane) handled(now time.Time, s Signals, a LaneAnswer) LaneAction {
 	switch {
-	case a.Failure == NoFailure && l.config.Kind == Batched:
+	case a.Failure == NoFailure && l.config.Kind.many():
 		l.done = l.size
 	case a.Failure == NoFailure:
 		l.done++
-	case a.Failure == Interrupted && (l.config.Kind != Plain || l.done == 0):
+	case a.Failure == Interrupted && (l.config.Kind.InTransaction() || l.done == 0):
 		return l.interrupted()
 	case a.Failure == Interrupted:
 		return l.write(l.done)
-	case l.config.Kind == Batched:
+	case l.config.Kind.many():
 		return l.faultWithin(now, l.size, a)
 	case l.config.Kind == Transactional || l.done == 0:
 		return l.faultAt(now, l.done, a)
@@ -675,7 +686,7 @@ func (l *Lane) rewrite() LaneAction {
 // saves reports whether nothing commits with the checkpoint but the rows of
 // parked events: what a Plain projection does is done, and skipped events have no
 // effects.
-func (l *Lane) saves() bool { return l.config.Kind == Plain || l.size == 0 || l.parking != nil }
+func (l *Lane) saves() bool { return !l.config.Kind.InTransaction() || l.size == 0 || l.parking != nil }
 
 // committed goes on after the store has l.next.
 func (l *Lane) committed(now time.Time, s Signals) LaneAction {

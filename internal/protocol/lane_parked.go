@@ -176,7 +176,7 @@ func (l *Lane) treat(now time.Time, s Signals, a LaneAnswer) LaneAction {
 		return l.retry(s)
 	case LaneHandle:
 		switch {
-		case ok && l.config.Kind == Plain:
+		case ok && !l.config.Kind.InTransaction():
 			return l.drop()
 		case ok:
 			return LaneAction{Do: LaneUnpark, Position: l.hand.Position}
@@ -265,7 +265,7 @@ func (l *Lane) retry(s Signals) LaneAction {
 		return end(s)
 	case s.Unproven:
 		return LaneAction{Do: LaneProve}
-	case l.config.Kind != Plain && !l.open:
+	case l.config.Kind.InTransaction() && !l.open:
 		return LaneAction{Do: LaneOpen}
 	}
 	return LaneAction{Do: LaneHandle, Count: 1, Parked: true, Position: l.hand.Position, Attempts: l.hand.Attempts}

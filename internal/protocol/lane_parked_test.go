@@ -93,6 +93,16 @@ func TestLaneParks(t *testing.T) {
 			{answer: ok, want: "read 4 after 14"},
 			{answer: ok, want: "park 2, 12 to 14"},
 		})},
+		{"a plain batch ends before a parked aggregate, and retries without a transaction", LaneConfig{Kind: PlainBatched}, slices.Concat(begin("5 a"), []turn{
+			{answer: aggregates(11, "b", "c", "a"), want: "handle 0+2"},
+			{answer: ok, want: "save 10 to 12"},
+			{answer: ok, want: "read 4 after 13"},
+			{answer: ok, want: "park 1, 12 to 13"},
+			{answer: ok, want: "look", later: time.Second},
+			{answer: lot("5 a retry"), want: "fetch 5"},
+			{answer: aggregates(5, "a"), want: "handle parked 5"},
+			{answer: ok, want: "drop 5"},
+		})},
 		{"what the handler calls permanent is parked at once", LaneConfig{}, slices.Concat(begin(), []turn{
 			{answer: aggregates(11, "a"), want: "handle 0+1"},
 			{answer: failing(Permanent), want: "park 1, 10 to 11 at 11, attempt 1"},

@@ -16,7 +16,7 @@ func (l *Lane) Position() (position int64, ok bool) {
 
 // Handled returns how many of the pending events are handled, as Position has it.
 func (l *Lane) Handled() int {
-	if l.config.Kind == Plain {
+	if !l.config.Kind.InTransaction() {
 		return l.done
 	}
 	return 0

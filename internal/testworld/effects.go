@@ -27,6 +27,9 @@ func (p Effects) Transactional() Transactional { return Transactional{p} }
 // Batched returns the one that writes batches through the lane's transaction.
 func (p Effects) Batched() Batched { return Batched{p} }
 
+// PlainBatched returns the one that writes batches through a connection of its own.
+func (p Effects) PlainBatched(db *sql.DB) PlainBatched { return PlainBatched{p, db} }
+
 // Name returns the projection's name.
 func (p Effects) Name() string { return p.Projection }
 
@@ -82,6 +85,25 @@ func (p Batched) Handle(context.Context, orchestrator.Event) error {
 func (p Batched) HandleBatch(ctx context.Context, tx orchestrator.Tx, events []orchestrator.Event) error {
 	for _, e := range events {
 		if err := p.Write(ctx, tx, e); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// PlainBatched is a plain projection that takes batches, and leaves effects.
+type PlainBatched struct {
+	Effects
+	db *sql.DB
+}
+
+func (p PlainBatched) Handle(context.Context, orchestrator.Event) error {
+	return errors.New("Handle was called for a batch projection")
+}
+
+func (p PlainBatched) HandlePlainBatch(ctx context.Context, events []orchestrator.Event) error {
+	for _, e := range events {
+		if err := p.Write(ctx, p.db, e); err != nil {
 			return err
 		}
 	}

@@ -25,6 +25,14 @@ type BatchProjection interface {
 	HandleBatch(ctx context.Context, tx Tx, events []es.PersistedEvent) error
 }
 
+// A PlainBatchProjection also has HandlePlainBatch, which is called in place of Handle and
+// takes up to Config.BatchSize events, without a transaction. See
+// [root.PlainBatchProjection].
+type PlainBatchProjection interface {
+	projection.Projection
+	HandlePlainBatch(ctx context.Context, events []es.PersistedEvent) error
+}
+
 // What the signatures here and Config's fields need of the root package.
 type (
 	// ReplicaSetName names a group of projections that scale together.

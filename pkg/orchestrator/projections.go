@@ -28,6 +28,9 @@ type (
 	batchHandler interface {
 		HandleBatch(ctx context.Context, tx Tx, events []es.PersistedEvent) error
 	}
+	plainBatchHandler interface {
+		HandlePlainBatch(ctx context.Context, events []es.PersistedEvent) error
+	}
 	named interface{ Name() string }
 	scope interface {
 		AggregateTypes() []string
@@ -66,6 +69,8 @@ func translateOne(p any) (root.Projection[es.PersistedEvent], error) {
 		return translatedBatch{t, p}, nil
 	case txHandler:
 		return translatedTx{t, p.HandleTx}, nil
+	case plainBatchHandler:
+		return translatedPlainBatch{t, p}, nil
 	case sqlTxHandler:
 		return translatedTx{t, func(ctx context.Context, tx Tx, e es.PersistedEvent) error {
 			return p.Handle(ctx, sqlTx(tx), e)
@@ -78,7 +83,7 @@ func translateOne(p any) (root.Projection[es.PersistedEvent], error) {
 type translated struct{ named }
 
 func (translated) Handle(context.Context, es.PersistedEvent) error {
-	return errors.New("orchestrator: Handle was called for a transactional projection")
+	return errors.New("orchestrator: Handle was called for a projection that is called otherwise")
 }
 
 func (t translated) AggregateTypes() []string {
@@ -107,6 +112,11 @@ func (t translatedTx) HandleTx(ctx context.Context, tx Tx, e es.PersistedEvent) 
 type translatedBatch struct {
 	translated
 	batchHandler
+}
+
+type translatedPlainBatch struct {
+	translated
+	plainBatchHandler
 }
 
 // sqlTx returns the transaction itself, which pupsourcing's Handle takes. A

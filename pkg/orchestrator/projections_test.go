@@ -26,6 +26,7 @@ type (
 	withTxTx   struct{ withTx }
 	aloneBatch struct{ alone }
 	bothTypes  struct{ withTxTx }
+	plainBatch struct{ withTx }
 	unfit      struct{ called }
 	unnamed    struct{}
 )
@@ -47,6 +48,9 @@ func (aloneBatch) HandleBatch(context.Context, Tx, []es.PersistedEvent) error {
 func (bothTypes) HandleBatch(context.Context, Tx, []es.PersistedEvent) error {
 	return errors.New("batch")
 }
+func (plainBatch) HandlePlainBatch(context.Context, []es.PersistedEvent) error {
+	return errors.New("plain batch")
+}
 func (bothTypes) AggregateTypes() []string                      { return []string{"Order"} }
 func (bothTypes) BoundedContexts() []string                     { return []string{"sales"} }
 func (unfit) Handle(context.Context, *es.Event) error           { return nil }
@@ -66,6 +70,7 @@ func TestTheMethodSetDecides(t *testing.T) {
 		{"v1.2, HandleTx goes first", withTxTx{withTx{"sqltx"}}, "tx in a transaction"},
 		{"v1.0, HandleBatch goes first", aloneBatch{alone{"plain"}}, "batch"},
 		{"v1.2, HandleBatch goes before HandleTx", bothTypes{withTxTx{withTx{"sqltx"}}}, "batch"},
+		{"v1.2, HandlePlainBatch goes before Handle", plainBatch{withTx{"sqltx"}}, "plain batch"},
 		{"another Handle", unfit{"unfit"}, "has no Handle that takes an es.PersistedEvent"},
 		{"no name", unnamed{}, "has no method Name"},
 		{"nothing", nil, "is nil"},
@@ -80,6 +85,8 @@ func TestTheMethodSetDecides(t *testing.T) {
 				got = p.HandleBatch(t.Context(), someTx{&sql.Tx{}}, nil).Error()
 			case root.TransactionalProjection[es.PersistedEvent]:
 				got = p.HandleTx(t.Context(), someTx{&sql.Tx{}}, es.PersistedEvent{}).Error() + " in a transaction"
+			case root.PlainBatchProjection[es.PersistedEvent]:
+				got = p.HandlePlainBatch(t.Context(), nil).Error()
 			default:
 				got = p.Handle(t.Context(), es.PersistedEvent{}).Error()
 			}

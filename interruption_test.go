@@ -2,9 +2,11 @@ package orchestrator_test
 
 import (
 	"context"
+	"errors"
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
@@ -51,6 +53,38 @@ func TestALostConnectionIsNoFailure(t *testing.T) {
 			r.Stop()
 			if failed := testworld.Told[orchestrator.HandlerFailed](s); len(failed) > 0 {
 				t.Errorf("the observer is told of %d failures, the first of them %+v", len(failed), failed[0])
+			}
+		})
+	}
+}
+
+// A handler that is cancelled, since it takes long to stop, has not failed either.
+func TestACancelledHandlerIsNoFailure(t *testing.T) {
+	for _, kind := range []string{"plain", "transactional", "batched", "plain batch"} {
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			w.Append(1)
+			in := make(chan struct{}, 1)
+			var cause atomic.Value
+			cfg := w.Config(w.DB, "set")
+			cfg.OnFailure, cfg.CoordinationTimeout, cfg.LeaseOnly = orchestrator.StopOnFailure, time.Second, true
+			r, s := w.Seen(t, cfg, w.kindOf(kind, testworld.Effects{Projection: "p", Hook: func(ctx context.Context, _ orchestrator.Event) error {
+				in <- struct{}{}
+				<-ctx.Done()
+				cause.Store(context.Cause(ctx))
+				return errors.New("it could not be done")
+			}}))
+			<-in
+			r.Stop() // and Run returns no HandlerError
+			if failed := testworld.Told[orchestrator.HandlerFailed](s); len(failed) > 0 {
+				t.Errorf("the observer is told of %+v", failed)
+			}
+			if err, _ := cause.Load().(error); !errors.Is(err, orchestrator.ErrGenerationSuperseded) {
+				t.Errorf("the cause is %v", err)
+			}
+			if n := w.Handled("p"); n != 0 {
+				t.Errorf("%d events are handled", n)
 			}
 		})
 	}

@@ -41,6 +41,9 @@ func TestALostConnectionIsNoFailure(t *testing.T) {
 				_, waits := w.Stand("set")
 				return len(waits["interrupted"]) == 1 && strings.Contains(waits["interrupted"][0].Text, "position 1")
 			})
+			pgtest.Eventually(t, "the view for psql says it as well", func() bool {
+				return w.Number(`SELECT count(*) FROM orchestrator_status_partitions WHERE error LIKE 'interrupted: %'`) == 1
+			})
 			if _, waits := w.Stand("set"); len(waits["retry"]) > 0 {
 				t.Errorf("the status says %+v", waits)
 			}

@@ -354,7 +354,7 @@ FOR rule IN
            ('orchestrator_reports'::text, 'reported_at'::text, 'replica_set, worker'::text,
             'reported_at BETWEEN ''0001-01-01 00:00:00+00''::timestamptz AND ''9999-12-31 00:00:00+00''::timestamptz'::text),
            ('orchestrator_reports'::text, 'report'::text, 'replica_set, worker'::text,
-            'pg_catalog.jsonb_typeof(report) = ''object''::text AND NOT pg_catalog.jsonb_path_exists(report, ''lax $.head ? (@.type() != "number" || @.floor() != @ || @ < 0 || @ > 9223372036854775807)''::jsonpath) AND NOT pg_catalog.jsonb_path_exists(report, ''lax $.generation ? (@.type() != "number" || @.floor() != @ || @ < 0 || @ > 9223372036854775807)''::jsonpath) AND coalesce(pg_catalog.jsonb_typeof(report -> ''head''::text), ''number''::text) = ''number''::text AND coalesce(pg_catalog.jsonb_typeof(report -> ''generation''::text), ''number''::text) = ''number''::text AND coalesce(pg_catalog.jsonb_typeof(report -> ''lanes''::text), ''array''::text) = ''array''::text AND NOT pg_catalog.jsonb_path_exists(report, ''lax $.lanes[*] ? (@.type() != "object" || @.partition.type() != "number" || @.position.type() != "number" || @.behind.type() != "number" || @.behind_seconds.type() != "number" || @.handling.type() != "number" || @.attempts.type() != "number" || @.projection.type() != "string" || @.state.type() != "string" || @.error.type() != "string" || @.stalled.type() != "boolean" || @.since.type() != "string" || !(@.since like_regex "^[0-9]{4}-[0-9]{2}-[0-9]{2}T"))''::jsonpath)'::text),
+            'pg_catalog.jsonb_typeof(report) = ''object''::text AND NOT pg_catalog.jsonb_path_exists(report, ''lax $.head ? (@.type() != "number" || @.floor() != @ || @ < 0 || @ > 9223372036854775807)''::jsonpath) AND NOT pg_catalog.jsonb_path_exists(report, ''lax $.generation ? (@.type() != "number" || @.floor() != @ || @ < 0 || @ > 9223372036854775807)''::jsonpath) AND coalesce(pg_catalog.jsonb_typeof(report -> ''head''::text), ''number''::text) = ''number''::text AND coalesce(pg_catalog.jsonb_typeof(report -> ''generation''::text), ''number''::text) = ''number''::text AND coalesce(pg_catalog.jsonb_typeof(report -> ''lanes''::text), ''array''::text) = ''array''::text AND NOT pg_catalog.jsonb_path_exists(report, ''lax $.lanes[*] ? (@.type() != "object" || @.partition.type() != "number" || @.position.type() != "number" || @.behind.type() != "number" || @.behind_seconds.type() != "number" || @.handling.type() != "number" || @.attempts.type() != "number" || @.projection.type() != "string" || @.state.type() != "string" || @.error.type() != "string" || @.interruption.type() != "string" || @.stalled.type() != "boolean" || @.since.type() != "string" || !(@.since like_regex "^[0-9]{4}-[0-9]{2}-[0-9]{2}T"))''::jsonpath)'::text),
            ('orchestrator_checkpoints'::text, 'generation'::text, 'projection, partition::text'::text,
             'generation >= -9223372036854775807'::text),
            ('orchestrator_checkpoints'::text, 'total'::text, 'projection, partition::text'::text,
@@ -433,7 +433,8 @@ SELECT c.replica_set, c.projection, c.partition, c.total, c.generation, w.id AS 
        c.position, coalesce(pg_catalog.jsonb_array_length(c.ahead), 0) AS marks, c.updated_at,
        s.paused ? c.projection OR s.paused ? ''::text AS paused,
        coalesce(p.parked, 0) AS parked,
-       l.position AS reached, l.behind, l.behind_seconds, l.state, l.since, l.handling, l.attempts, l.error,
+       l.position AS reached, l.behind, l.behind_seconds, l.state, l.since, l.handling, l.attempts,
+       coalesce(l.error, 'interrupted: '::text || l.interruption) AS error,
        coalesce(l.stalled, false) AS stalled, r.reported_at,
        p.parked_since
   FROM orchestrator_checkpoints c
@@ -457,7 +458,7 @@ SELECT c.replica_set, c.projection, c.partition, c.total, c.generation, w.id AS 
        SELECT q.replica_set, q.worker, y.*
          FROM orchestrator_reports q CROSS JOIN LATERAL pg_catalog.jsonb_to_recordset(q.report -> 'lanes'::text) AS y (
               projection text, partition integer, position bigint, behind bigint, behind_seconds double precision, state text,
-              since timestamptz, handling bigint, attempts integer, error text, stalled boolean)) l
+              since timestamptz, handling bigint, attempts integer, error text, interruption text, stalled boolean)) l
     ON l.replica_set = r.replica_set AND l.worker = r.worker AND l.projection = c.projection AND l.partition = c.partition;
 
 INSERT INTO orchestrator_schema (version) VALUES (3)

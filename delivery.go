@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"strconv"
 	"sync"
+	"time"
 
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
 )
@@ -88,31 +89,35 @@ func ContextWithDelivery(ctx context.Context, d Delivery) context.Context {
 type deliveryKey struct{}
 
 // A callContext is the context of one call of a handler. It never changes, since a handler
-// may keep it. They are allocated many at once: to allocate one for each event would cost
-// as much as all else that the library does for it (BenchmarkHandle).
+// may keep it. They are allocated many at once, and are small: for each event that is a
+// good part of what the library does beside the handler (BenchmarkHandle).
 type callContext struct {
-	context.Context // the spell
-	to              *addressee
+	of              *spellContext
 	position        int64
 	events, attempt int32
 	parked          bool
 }
 
-// An addressee is what all deliveries of a lane have in common.
-type addressee struct {
+// A spellContext is what all calls of a lane have in common in one spell.
+type spellContext struct {
+	*spell
 	projection string
 	assignment Assignment
 }
+
+func (c *callContext) Deadline() (time.Time, bool) { return c.of.Deadline() }
+func (c *callContext) Done() <-chan struct{}       { return c.of.Done() }
+func (c *callContext) Err() error                  { return c.of.Err() }
 
 func (c *callContext) Value(key any) any {
 	if key == (deliveryKey{}) {
 		return c
 	}
-	return c.Context.Value(key)
+	return c.of.Value(key)
 }
 
 func (c *callContext) delivery() Delivery {
-	d := Delivery{Projection: c.to.projection, Assignment: c.to.assignment, Position: c.position, Events: int(c.events), Attempt: int(c.attempt)}
+	d := Delivery{Projection: c.of.projection, Assignment: c.of.assignment, Position: c.position, Events: int(c.events), Attempt: int(c.attempt)}
 	if c.parked {
 		d.Replay = ReplayParked
 	}
@@ -121,21 +126,26 @@ func (c *callContext) delivery() Delivery {
 
 // callContexts makes the contexts of one lane's calls.
 type callContexts struct {
-	to   *addressee
+	of   *spellContext
 	next []callContext // of which none was given out
 }
 
 // callsAtOnce is how many are allocated at once. A handler that keeps one keeps them all.
 const callsAtOnce = 64
 
-// of returns the context of a call, in a spell, that hands n events over, from position on.
-func (c *callContexts) of(spell context.Context, a *protocol.LaneAction, position int64, n int) *callContext {
+// begin is called with the spell in which the next calls are.
+func (c *callContexts) begin(s *spell, projection string, a Assignment) {
+	c.of = &spellContext{s, projection, a}
+}
+
+// call returns the context of a call that hands n events over, from position on.
+func (c *callContexts) call(a *protocol.LaneAction, position int64, n int) *callContext {
 	if len(c.next) == 0 {
 		c.next = make([]callContext, callsAtOnce)
 	}
 	made := &c.next[0]
 	c.next = c.next[1:]
-	*made = callContext{spell, c.to, position, int32(n), int32(a.Attempts) + 1, a.Parked}
+	*made = callContext{c.of, position, int32(n), int32(a.Attempts) + 1, a.Parked}
 	return made
 }
 

@@ -186,9 +186,6 @@ func newLane[E any](w *worker[E], r *run[E], i int, a protocol.Assignment) *lane
 		id: store.Lane{Projection: name, Assignment: a}, ctx: r.ctx, run: r, worker: w, tap: w.feed.tap(w.scopes[i], a),
 		log: w.log.With("projection", name, "generation", a.Generation, "partition", a.Partition),
 	}
-	l.calls.to = &addressee{name, Assignment{
-		ReplicaSet: w.cfg.ReplicaSet, Generation: a.Generation, Partition: a.Partition, TotalPartitions: a.Total,
-	}}
 	handout := newHandout[E]()
 	switch p := w.projections[i].(type) {
 	case BatchProjection[E]:
@@ -534,13 +531,25 @@ func (l *lane[E]) prove() {
 	}
 }
 
+// within has the next calls of the handler be in a spell.
+func (l *lane[E]) within(s *spell) {
+	if s == l.spell {
+		return
+	}
+	a := l.id.Assignment
+	l.spell = s
+	l.calls.begin(s, l.id.Projection, Assignment{
+		ReplicaSet: l.worker.cfg.ReplicaSet, Generation: a.Generation, Partition: a.Partition, TotalPartitions: a.Total,
+	})
+}
+
 // call calls the handler, and turns whatever comes of it into an error of the
 // library's. It counts as running before a last look at the proof: when that runs
 // out, either the session is told that a handler runs, or none begins.
 func (l *lane[E]) call(a *protocol.LaneAction, events []*Record[E]) (begun bool, err error) {
 	l.worker.handlers.begin()
 	defer l.worker.handlers.end()
-	l.spell = l.run.spell.Load()
+	l.within(l.run.spell.Load())
 	if l.worker.leases.at.Load().Unproven(time.Now()) {
 		return false, nil
 	}
@@ -550,7 +559,7 @@ func (l *lane[E]) call(a *protocol.LaneAction, events []*Record[E]) (begun bool,
 	l.inSpell.Store(l.spell)
 	defer l.inSpell.Store(nil)
 	l.calling = true // and it stays so if this goroutine ends
-	err = l.guarded(l.calls.of(l.spell, a, position, len(events)), events)
+	err = l.guarded(l.calls.call(a, position, len(events)), events)
 	l.calling = false
 	return true, err
 }

@@ -28,8 +28,8 @@ type Assignment struct {
 	TotalPartitions int
 }
 
-// A Delivery is one call of a handler: with which event, under what, and the how manieth
-// it is.
+// A Delivery is one call of a handler: for which projection and which event, under what
+// assignment, and which attempt it is.
 type Delivery struct {
 	// Projection is the name of the projection.
 	Projection string

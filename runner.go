@@ -594,7 +594,7 @@ func (l *lane[E]) pause(a protocol.LaneAction) {
 	case a.Why == protocol.HandlerFailed:
 		l.log.Warn("handler failed, will retry", "position", a.Position, "attempt", a.Attempts, "retry_in", a.For, "error", l.fault)
 	case a.Why == protocol.HandlerCut:
-		l.log.Info("handler interrupted, will be called again", "position", a.Position, "cause", l.fault, "retry_in", a.For)
+		l.log.Info("handler interrupted, will be called again", "position", a.Position, "cause", l.fault)
 	case a.Why == protocol.LotFull && !l.full:
 		l.full = true
 		l.log.Error("too many events parked, lane waits", "position", a.Position)

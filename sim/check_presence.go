@@ -155,7 +155,7 @@ func (c *checker) packets() time.Duration {
 func (c *checker) missed(m *member, f fact) *violation {
 	w := m.worker
 	p := &w.presence
-	if !w.gone || p.published.text != m.id || p.ended.from != p.published.from || p.ended.at < m.joined.at || !c.faked.unset() && p.latestOwn.sent <= c.faked.at {
+	if !w.gone || p.published.text != m.id || p.ended.from != p.published.from || p.ended.at < m.joined.at || !c.faked.unset() && min(p.published.at, p.latestOwn.sent) <= c.faked.at {
 		return nil
 	}
 	var since time.Duration

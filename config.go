@@ -147,6 +147,8 @@ type Config[E any] struct {
 	// there is something for it to handle, before that is logged and told to the
 	// Observer, with the reason. Default: 1 minute.
 	StallAfter time.Duration
+
+	own map[string]projectionSettings // of projections that have some
 }
 
 // Retry is an exponential backoff: the first retry comes after Min, each
@@ -156,6 +158,38 @@ type Retry struct {
 	Min time.Duration
 	// Max is the longest delay. At least Min. Default: 30s.
 	Max time.Duration
+}
+
+const (
+	retryMin = 100 * time.Millisecond
+	retryMax = 30 * time.Second
+)
+
+// withDefaults returns it with its zeros replaced.
+func (r Retry) withDefaults() Retry {
+	return Retry{Min: cmp.Or(r.Min, retryMin), Max: cmp.Or(r.Max, retryMax)}
+}
+
+// batchSize, retry and stallAfter are what holds for a projection.
+func (c Config[E]) batchSize(projection string) int {
+	if own := c.own[projection].batch; own != nil {
+		return *own
+	}
+	return c.BatchSize
+}
+
+func (c Config[E]) retry(projection string) Retry {
+	if own := c.own[projection].retry; own != nil {
+		return own.withDefaults()
+	}
+	return c.Retry
+}
+
+func (c Config[E]) stallAfter(projection string) time.Duration {
+	if own := c.own[projection].stall; own != nil {
+		return *own
+	}
+	return c.StallAfter
 }
 
 // A FailurePolicy says what happens when a handler returns an error or panics.
@@ -251,16 +285,24 @@ func (c Config[E]) checkFailures(names []string) error {
 	return nil
 }
 
-// withRulesOf returns the config with the rules that the projections bring along
-// (WithFailureRule) among its own.
-func (c Config[E]) withRulesOf(projections []Projection[E]) (Config[E], error) {
+// withSettingsOf returns the config with what the projections bring along by themselves
+// (ProjectionOption).
+func (c Config[E]) withSettingsOf(projections []Projection[E]) (Config[E], error) {
 	rules := maps.Clone(c.Failures)
+	c.own = map[string]projectionSettings{}
 	for _, p := range projections {
 		own, ok := p.(interface{ settings() projectionSettings })
-		if !ok || own.settings().rule == nil {
+		if !ok {
 			continue
 		}
 		name := own.settings().name
+		c.own[name] = own.settings()
+		if option, problem := c.own[name].problem(); problem != "" {
+			return c, fmt.Errorf("%w: %s of projection %q %s", ErrInvalidConfig, option, name, problem)
+		}
+		if own.settings().rule == nil {
+			continue
+		}
 		if _, twice := rules[name]; twice {
 			return c, configError("Failures", fmt.Sprintf("has a rule for %q, which has one of its own (WithFailureRule); remove one of the two", name))
 		}
@@ -300,8 +342,8 @@ func (c Config[E]) withDefaults() (Config[E], error) {
 		{"CoordinationTimeout", &c.CoordinationTimeout, 60 * time.Second},
 		{"JoinWindow", &c.JoinWindow, 500 * time.Millisecond},
 		{"PollInterval", &c.PollInterval, time.Second},
-		{"Retry.Min", &c.Retry.Min, 100 * time.Millisecond},
-		{"Retry.Max", &c.Retry.Max, 30 * time.Second},
+		{"Retry.Min", &c.Retry.Min, retryMin},
+		{"Retry.Max", &c.Retry.Max, retryMax},
 		{"StallAfter", &c.StallAfter, time.Minute},
 	} {
 		if *d.value < 0 {

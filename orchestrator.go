@@ -75,7 +75,7 @@ func (o *Orchestrator[E]) run(ctx context.Context, projections []Projection[E]) 
 	}
 	var cfg Config[E]
 	if err == nil {
-		cfg, err = o.cfg.withRulesOf(projections)
+		cfg, err = o.cfg.withSettingsOf(projections)
 	}
 	if err != nil {
 		return err

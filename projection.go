@@ -4,6 +4,8 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"fmt"
+	"time"
 )
 
 // A Projection builds a read model from events. Its name identifies its
@@ -153,12 +155,74 @@ func WithFailureRule(r FailureRule) ProjectionOption {
 	return func(p *projectionSettings) { p.rule = &r }
 }
 
+// WithBatchSize sets how many of the projection's events are handled at most between two
+// commits, at least 1: for Batch and PlainBatch, in one call. Default: Config.BatchSize.
+func WithBatchSize(n int) ProjectionOption {
+	return func(p *projectionSettings) { p.batch = &n }
+}
+
+// WithRetry sets the delay before the projection's handler is called again with an event
+// that it has failed at. Zero fields mean their defaults. Default: Config.Retry.
+func WithRetry(r Retry) ProjectionOption {
+	return func(p *projectionSettings) { p.retry = &r }
+}
+
+// WithStallAfter sets how long a partition of the projection may stand still before that is
+// told, more than 0: longer for one whose handler takes long. Default: Config.StallAfter.
+func WithStallAfter(d time.Duration) ProjectionOption {
+	return func(p *projectionSettings) { p.stall = &d }
+}
+
+// With returns the projection with options, for one that is a type of yours. What it is
+// called by, and its scope, are those of p, unless an option says otherwise.
+func With[E any](p Projection[E], options ...ProjectionOption) Projection[E] {
+	if isNil(p) {
+		return p // which Run refuses
+	}
+	if s, ok := p.(ScopedProjection[E]); ok {
+		options = append([]ProjectionOption{WithScope(Scope{AggregateTypes: s.AggregateTypes(), BoundedContexts: s.BoundedContexts()})}, options...)
+	}
+	if own, ok := p.(interface{ settings() projectionSettings }); ok {
+		before := own.settings()
+		options = append([]ProjectionOption{func(s *projectionSettings) { *s = before }}, options...)
+	}
+	switch q := p.(type) {
+	case BatchProjection[E]:
+		return Batch(p.Name(), q.HandleBatch, options...)
+	case TransactionalProjection[E]:
+		return Transactional(p.Name(), q.HandleTx, options...)
+	case PlainBatchProjection[E]:
+		return PlainBatch(p.Name(), q.HandlePlainBatch, options...)
+	}
+	return Plain(p.Name(), p.Handle, options...)
+}
+
 // projectionSettings are what the constructors' projections have in common.
 type projectionSettings struct {
 	name    string
 	missing bool // the handler is nil
 	scope   Scope
-	rule    *FailureRule // nil: as Config says
+	// nil: as Config says
+	rule  *FailureRule
+	batch *int
+	retry *Retry
+	stall *time.Duration
+}
+
+// problem says what is wrong with which option.
+func (s projectionSettings) problem() (option, problem string) {
+	switch {
+	case s.batch != nil && *s.batch < 1:
+		return "WithBatchSize", fmt.Sprintf("is %d; it must be at least 1", *s.batch)
+	case s.retry != nil && (s.retry.Min < 0 || s.retry.Max < 0):
+		return "WithRetry", fmt.Sprintf("is %s to %s; it can't be negative", s.retry.Min, s.retry.Max)
+	case s.retry != nil && s.retry.withDefaults().Max < s.retry.withDefaults().Min:
+		r := s.retry.withDefaults()
+		return "WithRetry", fmt.Sprintf("has a Max of %s, less than its Min, which is %s", r.Max, r.Min)
+	case s.stall != nil && *s.stall <= 0:
+		return "WithStallAfter", fmt.Sprintf("is %s; it must be more than 0", *s.stall)
+	}
+	return "", ""
 }
 
 func newSettings(name string, missing bool, options []ProjectionOption) projectionSettings {

@@ -198,7 +198,11 @@ type watch struct {
 
 // lookEvery is the time between two looks.
 func (w *worker[E]) lookEvery() time.Duration {
-	return max(min(w.cfg.HeartbeatInterval, w.cfg.StallAfter/2), time.Millisecond)
+	stall := w.cfg.StallAfter
+	for _, name := range w.names {
+		stall = min(stall, w.cfg.stallAfter(name))
+	}
+	return max(min(w.cfg.HeartbeatInterval, stall/2), time.Millisecond)
 }
 
 // look goes over the lanes: those that have stalled are told of, and the session hears
@@ -209,7 +213,7 @@ func (w *worker[E]) look(now time.Time) protocol.Input {
 	gap := gapReport(reach.gap)
 	for _, l := range w.lanes() {
 		r := l.report(now, reach)
-		stalled, unstalled := l.watch.See(now, r.Position, r.idle(), r.Handling, w.cfg.StallAfter)
+		stalled, unstalled := l.watch.See(now, r.Position, r.idle(), r.Handling, w.cfg.stallAfter(l.id.Projection))
 		if stalled {
 			w.stalled(now, l, r, gap)
 		}

@@ -219,7 +219,11 @@ func (c Config[E]) timing() protocol.Timing {
 
 // feedConfig returns what it says of reading.
 func (c Config[E]) feedConfig() protocol.FeedConfig {
-	return protocol.FeedConfig{Bytes: c.ReadAheadBytes, Page: max(pageEvents, c.BatchSize), Poll: c.PollInterval}
+	page := max(pageEvents, c.BatchSize)
+	for name := range c.own {
+		page = max(page, c.batchSize(name))
+	}
+	return protocol.FeedConfig{Bytes: c.ReadAheadBytes, Page: page, Poll: c.PollInterval}
 }
 
 // pageEvents is how many events are read at once. Between two pages neither the server
@@ -229,10 +233,10 @@ const pageEvents = 2000
 
 // laneConfig returns what it says of a projection's lanes.
 func (c Config[E]) laneConfig(kind protocol.LaneKind, projection string) protocol.LaneConfig {
-	rule := c.failureRule(projection)
+	rule, retry := c.failureRule(projection), c.retry(projection)
 	return protocol.LaneConfig{
-		Kind: kind, Batch: c.BatchSize, Poll: c.PollInterval, Lease: c.StaleWorkerTimeout,
-		Retry:     protocol.Backoff{Min: c.Retry.Min, Max: c.Retry.Max},
+		Kind: kind, Batch: c.batchSize(projection), Poll: c.PollInterval, Lease: c.StaleWorkerTimeout,
+		Retry:     protocol.Backoff{Min: retry.Min, Max: retry.Max},
 		OnFailure: protocol.FailurePolicy(rule.Policy), Attempts: rule.Attempts, MaxParked: rule.MaxParked,
 	}
 }

@@ -32,3 +32,31 @@ func (t *Table[E]) ReadOwn(ctx context.Context, partition, total int, after int6
 
 // SizeOf is sizeOf.
 func SizeOf[E any](v E) int { return sizeOf(v) }
+
+// Waiting returns how many wait for a projection.
+func Waiting(projection string) (n int) {
+	waits.Lock()
+	defer waits.Unlock()
+	for _, g := range waits.of {
+		for w := range g.of {
+			if w.Projection == projection {
+				n++
+			}
+		}
+	}
+	return n
+}
+
+// WaitedAt returns how far a projection was at the latest look of one who waits for a position.
+func WaitedAt(projection string, position int64) int64 {
+	waits.Lock()
+	defer waits.Unlock()
+	for _, g := range waits.of {
+		for w := range g.of {
+			if w.Projection == projection && w.Position == position {
+				return w.at
+			}
+		}
+	}
+	return -1
+}

@@ -187,7 +187,7 @@ func (o *Orchestrator[E]) CatchUp(ctx context.Context, projections []Projection[
 		defer stop()
 		var errs []error
 		for _, name := range names {
-			errs = append(errs, WaitFor(running, o.cfg.DB, name, head))
+			errs = append(errs, WaitFor(running, o.cfg.DB, name, head, inSchema(o.cfg.Schema)))
 		}
 		caughtUp <- errors.Join(errs...)
 	}()

@@ -64,6 +64,14 @@ func InSchema(name string) TablesOption {
 	return func(t *store.Tables) { t.Schema = name }
 }
 
+// inSchema is InSchema of a Config's, which may be empty.
+func inSchema(name string) TablesOption {
+	if name == "" {
+		return nil
+	}
+	return InSchema(name)
+}
+
 // migrationLock is the key of the advisory lock that migrations take:
 // "orchestr" in ASCII.
 const migrationLock = 0x6f72636865737472
@@ -365,52 +373,6 @@ func explained(err error) error {
 		return err
 	}
 	return fmt.Errorf("%w (%s)", err, hint)
-}
-
-// A ParkedError says that events which somebody waits for are not handled, but
-// parked (see ParkEvents).
-type ParkedError struct {
-	Projection string
-	Events     int   // parked at or below the position
-	First      int64 // the lowest of their positions
-}
-
-func (e *ParkedError) Error() string {
-	return fmt.Sprintf("projection %q: %d events are parked, the first at position %d", e.Projection, e.Events, e.First)
-}
-
-// WaitFor waits until a projection has handled every event up to a position, on
-// all of its partitions, and that is committed: for reading one's own writes, and
-// for tests. It returns a *ParkedError if it has gone past some without handling
-// them, and context.Cause(ctx) when ctx ends. A projection that does not get there is
-// waited for until then: one that has not run yet, is paused (ops.Pause), or fails again
-// and again. So give ctx a deadline; ops.Status tells what is the matter. A rewind that
-// is ordered and not carried out yet is waited for as well.
-//
-// Where the event stream ends before a checkpoint of the projection (it was emptied, or
-// restored from before), nothing counts as handled, from when a worker that runs it has
-// reported that: a HeartbeatInterval and half a minute later at most.
-//
-// It looks at the checkpoints of all partitions, and not at the highest. Where a
-// projection has many partitions and events come thick, those that had no event of
-// their own say so about once a second.
-func WaitFor(ctx context.Context, db *sql.DB, projection string, position int64, options ...TablesOption) error {
-	if problem := store.NameProblem(projection); problem != "" {
-		return fmt.Errorf("%w: WaitFor: the name of the projection %s", ErrInvalidConfig, problem)
-	}
-	tables := store.TablesOf(db, options)
-	var handled store.Handled
-	err := calls.Await(ctx, func() (_ bool, err error) {
-		handled, err = store.HandledTo(ctx, tables, projection, position)
-		return handled.To, err
-	})
-	if err != nil {
-		return fmt.Errorf("wait for projection %q to reach position %d: %w", projection, position, err)
-	}
-	if handled.Parked > 0 {
-		return &ParkedError{projection, handled.Parked, handled.First}
-	}
-	return nil
 }
 
 // bounded is calls.Within for a call that may be the program's own code: see safely.

@@ -4,10 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
+	"sync/atomic"
 	"testing"
 
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
+	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
 	"github.com/getpup/pupsourcing-orchestrator/internal/testworld"
 	"github.com/getpup/pupsourcing-orchestrator/ops"
 )
@@ -315,4 +318,141 @@ func TestCatchUpReturnsWhatEndedIt(t *testing.T) {
 	if !errors.As(err, &handler) {
 		t.Errorf("CatchUp returned %v, want what the handler failed with", err)
 	}
+}
+
+// WaitForEvent waits for one aggregate: neither another partition that stands still nor
+// another aggregate's parked event is in its way.
+func TestWaitForEvent(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	ctx := t.Context()
+	const one, other, unknown = "one", "other \u201cquoted\u201d\x00", "unknown"
+	slot, beside := protocol.SlotOf(one), protocol.SlotOf(other)
+	if slot%2 == beside%2 {
+		t.Fatal("they are in one partition")
+	}
+	w.Exec(`
+INSERT INTO orchestrator_checkpoints (projection, partition, replica_set, generation, total, position, ahead, updated_at)
+SELECT 'single', k, 'set', 1, 2, CASE WHEN k = $1 % 2 THEN 10 ELSE 3 END, CASE WHEN k = $1 % 2 THEN jsonb_build_array(jsonb_build_array($1::int, 20)) END, now()
+  FROM generate_series(0, 1) AS k`, slot)
+	parks := func(position int64, aggregate string) {
+		w.Exec(`INSERT INTO orchestrator_parked (projection, position, slot, aggregate_id, error, attempts, parked_at) VALUES ('single', $1, $2, $3, 'no', 3, now())`,
+			position, protocol.SlotOf(aggregate), protocol.Storable(aggregate))
+	}
+	ended, cancel := context.WithCancelCause(ctx)
+	late := errors.New("no more time")
+	behind := func(position int64, aggregate string, by int64) {
+		t.Helper()
+		soon, cancel := context.WithCancelCause(ctx)
+		defer cancel(nil)
+		done := make(chan error, 1)
+		go func() { done <- orchestrator.WaitForEvent(soon, w.DB, "single", position, aggregate) }()
+		pgtest.Eventually(t, "it has looked", func() bool { return orchestrator.WaitedAt("single", position) >= 0 })
+		cancel(late)
+		var err *orchestrator.BehindError
+		if got := <-done; !errors.As(got, &err) || err.Behind() != by || !errors.Is(got, late) {
+			t.Errorf("%d of %q: %v, want %d behind", position, aggregate, got, by)
+		}
+	}
+	parks(4, other)
+	if err := orchestrator.WaitForEvent(ctx, w.DB, "single", 20, one); err != nil {
+		t.Error(err)
+	}
+	behind(21, one, 1)
+	behind(20, other, 17)
+	w.Exec(`UPDATE orchestrator_checkpoints SET position = 30, ahead = NULL`)
+	parks(29, one)
+	var parked *orchestrator.ParkedError
+	if err := orchestrator.WaitForEvent(ctx, w.DB, "single", 30, other); !errors.As(err, &parked) || parked.Events != 1 || parked.First != 4 {
+		t.Errorf("with an event of its own that is parked: %v", err)
+	}
+	if err := orchestrator.WaitForEvent(ctx, w.DB, "single", 28, one); err != nil {
+		t.Errorf("below its parked event: %v", err)
+	}
+	if err := orchestrator.WaitForEvent(ctx, w.DB, "single", 30, unknown); err != nil {
+		t.Error(err)
+	}
+	w.Exec(`DELETE FROM orchestrator_checkpoints WHERE partition = 1`)
+	cancel(late)
+	var behindErr *orchestrator.BehindError
+	if err := orchestrator.WaitForEvent(ended, w.DB, "single", 5, one); !errors.As(err, &behindErr) || behindErr.Handled != -1 || !errors.Is(err, late) {
+		t.Errorf("with no time at all: %v", err)
+	}
+	if err := orchestrator.WaitForEvent(ctx, nil, "single", 5, one); !errors.Is(err, orchestrator.ErrInvalidConfig) {
+		t.Errorf("without a database: %v", err)
+	}
+	if err := orchestrator.WaitForEvent(ctx, w.DB, "", 5, one); !errors.Is(err, orchestrator.ErrInvalidConfig) {
+		t.Errorf("without a projection: %v", err)
+	}
+}
+
+// However many wait, one statement looks for all of them at a time.
+func TestWaitsShareTheirLooks(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.Exec(`
+INSERT INTO orchestrator_checkpoints (projection, partition, replica_set, generation, total, position, updated_at)
+VALUES ('shared', 0, 'set', 1, 1, 10, now())`)
+	db, f := testworld.Faulty(t, w.URL)
+	var looks, inFlight, most atomic.Int64
+	first, hold := make(chan struct{}), make(chan struct{})
+	f.OnQuery(func(query string) {
+		if !strings.Contains(query, "orchestrator_parked") {
+			return
+		}
+		most.Store(max(most.Load(), inFlight.Add(1)))
+		if looks.Add(1) == 1 {
+			close(first)
+			<-hold
+		}
+		inFlight.Add(-1)
+	})
+	const waiters = 500
+	done := make(chan error, waiters)
+	begin := func(n int) {
+		for i := range n {
+			go func() {
+				if i%2 == 0 {
+					done <- orchestrator.WaitFor(t.Context(), db, "shared", 20)
+				} else {
+					done <- orchestrator.WaitForEvent(t.Context(), db, "shared", 20, fmt.Sprint(i))
+				}
+			}()
+		}
+	}
+	begin(1)
+	<-first
+	begin(waiters - 1)
+	pgtest.Eventually(t, "all wait", func() bool { return orchestrator.Waiting("shared") == waiters })
+	w.Exec(`UPDATE orchestrator_checkpoints SET position = 20`)
+	close(hold)
+	for range waiters {
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+	}
+	if looks.Load() > 3 || most.Load() != 1 {
+		t.Errorf("%d waiters took %d looks, at most %d at a time", waiters, looks.Load(), most.Load())
+	}
+}
+
+// The library's tables may be in a schema of their own.
+func TestCatchUpInASchema(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	if err := orchestrator.Migrate(t.Context(), w.DB, orchestrator.InSchema("elsewhere")); err != nil {
+		t.Fatal(err)
+	}
+	w.Exec(`DROP TABLE orchestrator_checkpoints CASCADE`) // those of the search path
+	w.Append(10)
+	cfg := w.Config(w.DB, "set")
+	cfg.Schema = "elsewhere"
+	o, err := orchestrator.New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := o.CatchUp(t.Context(), []orchestrator.Projection[orchestrator.Event]{testworld.Effects{Projection: "transactional"}.Transactional()}); err != nil {
+		t.Fatal(err)
+	}
+	w.CheckEffects("transactional")
 }

@@ -301,67 +301,6 @@ func checkpointOf(projection string, partition, total int, c protocol.Checkpoint
 	return c, row.Err
 }
 
-// Handled says how far a projection is beside a position.
-type Handled struct {
-	// To it: everything up to the position was handled, or parked, or discarded.
-	To bool
-	// Parked are the events up to there that are parked, and First the first of
-	// them; 0 is none.
-	Parked int
-	First  int64
-}
-
-var handledSQL = sqltext.New(`
-SELECT c.partition, c.total, c.position, c.ahead, coalesce((s.rewinds ->> {projection})::bigint < {position}, false) OR EXISTS (
-           SELECT FROM orchestrator_reports r, jsonb_array_elements(r.report -> 'lanes') l
-            WHERE (l ->> 'projection') = {projection} AND (l ->> 'state') = 'beyond'),
-       (SELECT count(*) FROM orchestrator_parked WHERE projection = {projection} AND position <= {position}),
-       (SELECT coalesce(min(position), 0) FROM orchestrator_parked WHERE projection = {projection} AND position <= {position})
-  FROM orchestrator_checkpoints c LEFT JOIN orchestrator_replica_sets s ON s.name = c.replica_set
- WHERE c.projection = {projection}`)
-
-// HandledTo says whether a projection has handled everything up to position. All
-// that it looks at is of one snapshot: of one layout, in which each slot is in one
-// row, and with what is parked beside it. Looked at by itself,
-//  1. a projection stands at 20, and has parked 12;
-//  2. it is seen to have passed 15;
-//  3. a rewind to 0 is carried out, which forgets 12;
-//  4. nothing is parked: up to 15 all is handled.
-//
-// What is due to be rewound does not count as handled: it may take until the next
-// worker comes. Nor does anything while a worker reports that the event stream ends
-// before a checkpoint of the projection.
-func HandledTo(ctx context.Context, t Tables, projection string, position int64) (h Handled, err error) {
-	names, err := t.Locate(ctx)
-	if err != nil {
-		return Handled{}, err
-	}
-	query, args := names.Bind(handledSQL, sqltext.Values{"projection": projection, "position": position})
-	rows, err := dbconn.Query(ctx, t.DB, query, args...)
-	if err != nil {
-		return Handled{}, Foreseen(err)
-	}
-	defer rows.Close()
-	handled, partitions := true, 0
-	for rows.Next() {
-		var partition, total int
-		var c protocol.Checkpoint
-		var ahead sql.NullString
-		var rewound bool
-		err := rows.Scan(&partition, &total, &c.Position, &ahead, &rewound, &h.Parked, &h.First)
-		if c, err = checkpointOf(projection, partition, total, c, ahead, err); err != nil {
-			return Handled{}, err
-		}
-		handled = handled && !rewound
-		for slot := partition; slot < protocol.Slots && c.Position < position; slot += total {
-			handled = handled && c.Frontier(slot) >= position
-		}
-		partitions++
-	}
-	h.To = handled && partitions > 0
-	return h, Foreseen(rows.Err())
-}
-
 var highestSQL = sqltext.New(`SELECT coalesce(max(position), 0) FROM orchestrator_checkpoints WHERE projection = {projection}`)
 
 // Highest returns the position of a projection's checkpoint that is the furthest; 0:

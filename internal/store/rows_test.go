@@ -159,7 +159,7 @@ func TestBadRowsAreNamed(t *testing.T) {
 		"history":   func(ctx context.Context) error { _, err := ops.History(ctx, db, "set", 10); return err },
 		"list":      func(ctx context.Context) error { _, err := ops.Parked(ctx, db, "p", 10); return err },
 		"handled": func(ctx context.Context) error {
-			_, err := store.HandledTo(ctx, store.Tables{DB: db}, "p", 1)
+			_, err := store.HandledTo(ctx, store.Tables{DB: db}, store.Awaited{Projection: "p", Position: 1})
 			return err
 		},
 		"pause": func(ctx context.Context) error { _, err := ops.PauseAll(ctx, db, "set"); return err },

@@ -21,8 +21,10 @@ func TestSilentConnections(t *testing.T) {
 			l := store.Lane{Projection: "p", Assignment: protocol.Assignment{Generation: 1, Total: 1}}
 			_ = store.New(db, "set", store.Options{}).Save(ctx, l, protocol.Checkpoint{}, protocol.Checkpoint{Position: 1})
 		},
-		"Highest":      func(ctx context.Context, db *sql.DB) { _, _ = store.Highest(ctx, store.Tables{DB: db}, "p") },
-		"HandledTo":    func(ctx context.Context, db *sql.DB) { _, _ = store.HandledTo(ctx, store.Tables{DB: db}, "p", 1) },
+		"Highest": func(ctx context.Context, db *sql.DB) { _, _ = store.Highest(ctx, store.Tables{DB: db}, "p") },
+		"HandledTo": func(ctx context.Context, db *sql.DB) {
+			_, _ = store.HandledTo(ctx, store.Tables{DB: db}, store.Awaited{Projection: "p", Position: 1})
+		},
 		"DropStandbys": func(ctx context.Context, db *sql.DB) { store.DropStandbys(ctx, db) },
 	} {
 		t.Run(name, func(t *testing.T) {

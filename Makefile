@@ -79,20 +79,23 @@ test: ## go test, fast: no race detector, cached results count
 
 # -count=1 because a cached pass says nothing about a race. What is left to "test" is
 # about SQL, or the same code once more: layouts, tables, migrations, privileges, names,
-# encodings; the mutants of the simulation, and more of its worlds. Few run side by side:
-# the detector makes them slow, and who is slow loses leases.
-SQL_TESTS = ^Test(Table|NoEventFalls|Identity|Migrate|Upgrade|Missing|Grants|Names|Encodings|Import|Unfit|Pages|Key)
+# encodings, hostile errors, scopes; the mutants of the simulation, and more of its worlds;
+# examples and the tools of tests. Few run side by side: the detector makes them slow, and
+# who is slow loses leases.
+SQL_TESTS = ^Test(Table|NoEventFalls|Identity|Migrate|Upgrade|Missing|Grants|Names|Encodings|Import|Unfit|Pages|Key|Hostile|Switchover|Lag|Scoped|StreamEnds|BadRow|Skipped|Cut)
+RACELESS  = -e /layouttest -e /sim -e /orchestratortest -e /examples -e /bench -e /embedpg
 race: ## go test with the race detector, where threads meet
-	$(GO) test -race -count=1 -timeout 15m -parallel 2 -skip '$(SQL_TESTS)' $$($(GO) list ./... | grep -v -e /layouttest -e /sim)
+	$(GO) test -race -count=1 -timeout 15m -parallel 2 -skip '$(SQL_TESTS)' $$($(GO) list ./... | grep -v $(RACELESS))
 	$(GO) test -race -count=1 ./sim -run 'TestSeeds$$' -sim.seeds=60
 
 test-integration: ## the tests that need PostgreSQL or start processes
 	$(GO) test -count=1 -run '$(INTEGRATION_RUN)' $(INTEGRATION_PACKAGES)
 
-modules: ## test the nested modules: MODULES=prometheus
+modules: ## test the nested modules, those of the library with the race detector: MODULES=prometheus
 	@for dir in $(MODULES); do \
-		echo "$$dir: go test -race -count=1 ./..."; \
-		(cd "$$dir" && $(GO) test -race -count=1 ./...) || exit 1; \
+		case $$dir in internal/*|bench/*) race= ;; *) race=-race ;; esac; \
+		echo "$$dir: go test $$race -count=1 ./..."; \
+		(cd "$$dir" && $(GO) test $$race -count=1 ./...) || exit 1; \
 	done
 
 # Not every module proxy has pupsourcing. That it can't be had is the only

@@ -24,6 +24,7 @@ type checker struct {
 	inOrder     []*checkedProjection // as they appeared
 	calls       map[callKey]*openCall
 	failures    map[failureKey]failures
+	ahead       map[laneName]int // events that a lane has handled since its latest commit, or failure
 	appends     []fact
 	gaps        []fact // waited for, and passed
 
@@ -94,7 +95,7 @@ func newChecker(s setup) *checker {
 	c := &checker{
 		setup: s, crew: newCrew(s.drift),
 		projections: map[string]*checkedProjection{},
-		calls:       map[callKey]*openCall{}, failures: map[failureKey]failures{},
+		calls:       map[callKey]*openCall{}, failures: map[failureKey]failures{}, ahead: map[laneName]int{},
 	}
 	for _, name := range s.final {
 		c.projection(name)
@@ -164,6 +165,7 @@ func (c *checker) observe(f fact) *violation {
 	case lotFull:
 		c.noRoom(f)
 	case committed:
+		c.ahead[laneOf(f)] = 0
 		return c.committed(f)
 	case eventsParked:
 		if v := c.parksInTime(f); v != nil {

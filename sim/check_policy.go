@@ -33,15 +33,19 @@ func laneOf(f fact) laneName { return laneName{f.worker, f.projection, f.generat
 // event, and of one that was cancelled nobody knows whether it has failed.
 func (c *checker) fails(call *openCall, f fact) *violation {
 	events := call.begin.events
+	f.projection, f.generation, f.partition = call.begin.projection, call.begin.generation, call.begin.partition
+	ahead := c.ahead[laneOf(f)]
+	if c.ahead[laneOf(f)] = 0; f.text == "" {
+		c.ahead[laneOf(f)] = ahead + len(events)
+	}
 	if len(events) != 1 || f.text == "" || f.text == "canceled" {
 		return nil
 	}
-	f.projection, f.generation, f.partition = call.begin.projection, call.begin.generation, call.begin.partition
 	n := c.failsAt(f, events)
 	switch {
 	case f.text == killed && f.at-call.begin.at < c.setup.timing.Lease/2: // else it may have left its transaction idle
 		n.cut++
-	case f.text == forGood && !f.deaf:
+	case f.text == forGood && !f.deaf && ahead == 0: // alone: what precedes it is committed
 		n.final++
 	}
 	c.failures[failureKey{laneOf(f), events[0].position}] = n
@@ -51,7 +55,7 @@ func (c *checker) fails(call *openCall, f fact) *violation {
 	if _, done := p.holds[position]; attempts == 0 || parked || done { // a worker was frozen while another one has retried it
 		return nil
 	}
-	if n.final > 2 { // the first may have come before it was alone
+	if n.final > 1 {
 		return broken(underPolicy, []fact{call.begin, f}, "%s is called %d times with event %d, which it has failed at for good", owner(f), n.final, position)
 	}
 	// Some may have come before the event was alone.
@@ -99,7 +103,7 @@ func (c *checker) parksInTime(f fact) *violation {
 		return broken(underPolicy, []fact{n.latest, f}, "%s has parked event %d, at which its handler has failed %d times and not %d",
 			owner(f), first.position, n.n+n.waited, attempts)
 	}
-	if n.n+n.waited-n.cut < attempts && f.at-n.since < c.setup.timing.Lease/2 { // some settings are half as long
+	if n.n+n.waited-n.cut < attempts && f.at-n.since < c.setup.timing.Lease/4 { // a worker's own lease may be as short
 		return broken(underPolicy, []fact{n.latest, f}, "%s has parked event %d after %d failures and not %d: the other %d times the connection of its handler was lost, which is none so soon",
 			owner(f), first.position, n.n+n.waited-n.cut, attempts, n.cut)
 	}

@@ -10,6 +10,7 @@ type failures struct {
 	own    int           // those that are the handler's for certain
 	cut    int           // those for which its connection was lost
 	final  int           // those that it has called permanent
+	alone  int           // of these, with all that precedes the event committed
 	waited int           // more, until there was no room to park the event
 	since  time.Duration // the first
 	latest fact
@@ -45,8 +46,10 @@ func (c *checker) fails(call *openCall, f fact) *violation {
 	switch {
 	case f.text == killed && f.at-call.begin.at < c.setup.timing.Lease/2: // else it may have left its transaction idle
 		n.cut++
-	case f.text == forGood && !f.deaf && ahead == 0: // alone: what precedes it is committed
-		n.final++
+	case f.text == forGood && !f.deaf:
+		if n.final++; ahead == 0 {
+			n.alone++
+		}
 	}
 	c.failures[failureKey{laneOf(f), events[0].position}] = n
 	attempts := c.setup.attempts[f.projection]
@@ -55,8 +58,8 @@ func (c *checker) fails(call *openCall, f fact) *violation {
 	if _, done := p.holds[position]; attempts == 0 || parked || done { // a worker was frozen while another one has retried it
 		return nil
 	}
-	if n.final > 1 {
-		return broken(underPolicy, []fact{call.begin, f}, "%s is called %d times with event %d, which it has failed at for good", owner(f), n.final, position)
+	if n.alone > 1 {
+		return broken(underPolicy, []fact{call.begin, f}, "%s is called %d times with event %d, which it has failed at for good", owner(f), n.alone, position)
 	}
 	// Some may have come before the event was alone.
 	if n.own > 2*attempts+6 || n.n > 5*attempts+8 && f.at-n.since > 4*c.setup.timing.Lease {

@@ -416,8 +416,7 @@ func (w *worker[E]) sync(r protocol.Request, report []byte) {
 	result, err := w.ask(r)
 	source, latency := w.source(r.Worker), time.Since(sent)
 	if err == nil {
-		foreseen := !result.Since.IsZero()
-		if foreseen {
+		if !result.Since.IsZero() {
 			sent = result.Since
 		}
 		if r.Leave {
@@ -426,7 +425,7 @@ func (w *worker[E]) sync(r protocol.Request, report []byte) {
 		tell(w.to, w.to.Heartbeat, Heartbeat{Source: source, Latency: latency})
 		w.decided(source, result)
 		w.shown.Store(&result.Checkpoints)
-		w.input(protocol.Synced{Request: r, Sent: sent, Foreseen: foreseen, View: result.View})
+		w.input(protocol.Synced{Request: r, Sent: sent, View: result.View})
 		w.writeReport(r.Worker, report)
 		return
 	}

@@ -233,11 +233,10 @@ func (p *worker) send(r protocol.Request, foreseen any) {
 			if !w.rules.startsFromAnyLook || len(result.Checkpoints) > 0 {
 				p.shown = result.Checkpoints
 			}
-			since := result.Since
-			if !since.IsZero() && !w.rules.leaseFromJoin {
+			if since := result.Since; !since.IsZero() && !w.rules.leaseFromJoin {
 				sent = since
 			}
-			p.input(protocol.Synced{Request: r, Sent: sent, Foreseen: !since.IsZero(), View: result.View})
+			p.input(protocol.Synced{Request: r, Sent: sent, View: result.View})
 			return
 		}
 		failed := protocol.SyncFailed{Request: r, Sent: sent, Jitter: p.rand.Float64(), Facts: store.FactsOf(err)}

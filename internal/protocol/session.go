@@ -85,13 +85,12 @@ func (a Assignment) String() string {
 type (
 	// Tick says that time has passed.
 	Tick struct{}
-	// Synced brings the answer to a request that was sent at Sent; or if it was Foreseen,
-	// a join, the set was read for it from then on.
+	// Synced brings the answer to a request that was sent at Sent. From then on the group
+	// was read for it.
 	Synced struct {
-		Request  Request
-		Sent     time.Time
-		Foreseen bool
-		View     View
+		Request Request
+		Sent    time.Time
+		View    View
 	}
 	// SyncFailed says that the request may or may not have been carried out.
 	// Jitter is a random number in [0,1). If the database answered, Database
@@ -351,7 +350,7 @@ func (s *Session) synced(now time.Time, in Synced) []Action {
 		return s.exit(Left)
 	}
 	s.presence.answers++
-	if !in.Foreseen { // that would be a slow answer, by which the clock could have stepped
+	if in.Request.Heartbeat || now.Sub(in.Sent) <= s.timing.Lease/watchQuick {
 		s.clock.observe(in.Sent, now, v.Now, s.timing.Lease)
 	}
 	if !v.Member {
@@ -809,6 +808,10 @@ const (
 	// Within a pause of more than this part of a lease the clock could step,
 	// and step back. A reading that takes longer shows nothing.
 	watchPause = 2
+	// A request of several statements brings a reading if it takes no more than this part
+	// of a lease: an answer that is slow makes the watch less certain, and these are slow by
+	// themselves. There are heartbeats in between.
+	watchQuick = 100
 )
 
 // observe adds a reading. It is compared with the anchor, which moves once a

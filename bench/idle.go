@@ -81,6 +81,7 @@ func (s *idleSet) start(ctx context.Context, workers int) error {
 		if err != nil {
 			return err
 		}
+		pool.SetMaxIdleConns(2) // as database/sql has it: a larger pool keeps what the start has opened
 		s.pools = append(s.pools, pool)
 		if err := s.fleet.joinGoroutine(pool); err != nil {
 			return err

@@ -9,10 +9,10 @@ const (
 	proofEnds   = 650 * time.Millisecond
 	noticedIn   = 2 * time.Second
 	mustSettle  = 5 * time.Second
-	looksAgain  = 1500 * time.Millisecond
+	looksAgain  = 1750 * time.Millisecond
 	// A worker that was alone looks less often until it has seen that another one has
 	// joined.
-	newcomer = 500 * time.Millisecond
+	newcomer = 750 * time.Millisecond
 )
 
 // A checkedPresence is what the facts say of the session that a worker has of its

@@ -83,7 +83,7 @@ const (
 	presenceLook = 900 * time.Millisecond
 	// presenceAlone is how often a worker does that has found no other one: nobody can be
 	// missing, and an idle worker sends no more than two statements a second.
-	presenceAlone = 1500 * time.Millisecond
+	presenceAlone = 1750 * time.Millisecond
 	// presenceSettled is how long the session of one who looks must have been
 	// there: when the server was restarted, everybody has to take a new one, and
 	// is given the time.

@@ -42,12 +42,15 @@ func (c *checker) fails(call *openCall, f fact) *violation {
 	if len(events) != 1 || f.text == "" || f.text == "canceled" {
 		return nil
 	}
-	n := c.failsAt(f, events)
+	n, again := c.failsAt(f, events), false
 	switch {
 	case f.text == killed && f.at-call.begin.at < c.setup.timing.Lease/2: // else it may have left its transaction idle
 		n.cut++
 	case f.text == forGood && !f.deaf:
-		if n.final++; ahead == 0 {
+		n.final++
+		// While it is parked somebody asks for another call, and what a worker does that was
+		// frozen meanwhile is of before.
+		if again = ahead == 0 && !c.lies(f.projection, events[0].position) && !call.worker.frozenSince(call.begin.at); again {
 			n.alone++
 		}
 	}
@@ -58,7 +61,7 @@ func (c *checker) fails(call *openCall, f fact) *violation {
 	if _, done := p.holds[position]; attempts == 0 || parked || done { // a worker was frozen while another one has retried it
 		return nil
 	}
-	if n.alone > 1 {
+	if again && n.alone > 1 {
 		return broken(underPolicy, []fact{call.begin, f}, "%s is called %d times with event %d, which it has failed at for good", owner(f), n.alone, position)
 	}
 	// Some may have come before the event was alone.
@@ -67,6 +70,12 @@ func (c *checker) fails(call *openCall, f fact) *violation {
 			owner(f), n.n, position, attempts)
 	}
 	return nil
+}
+
+// lies reports whether an event is parked.
+func (c *checker) lies(projection string, position int64) bool {
+	_, parked := c.projection(projection).lot.rows[position]
+	return parked
 }
 
 // failsAt counts a failure at the last of some events: those before it are done.

@@ -252,6 +252,12 @@ func (c *crew) excused(w *checkedWorker, begin fact, other time.Duration) bool {
 	return w.frozenFrom(end, end, begin) || c.canceled(w, begin) && w.cancel.at <= end
 }
 
+// frozenSince reports whether the worker was frozen then, or has been since.
+func (w *checkedWorker) frozenSince(t time.Duration) bool {
+	n := len(w.freezes)
+	return n > 0 && (w.freezes[n-1].to.unset() || w.freezes[n-1].to.at >= t)
+}
+
 // frozenFrom reports whether the worker was frozen from start to end, in freezes
 // that touch the call. One that begins right after another has ended goes on with it:
 // what the process was about to do when it froze, it may not have come to in between.

@@ -41,6 +41,9 @@ func TestDefaultsAreDocumented(t *testing.T) {
 		v := reflect.ValueOf(value)
 		name := regexp.MustCompile(`\[.*`).ReplaceAllString(v.Type().Name(), "")
 		for i := range v.NumField() {
+			if !v.Type().Field(i).IsExported() {
+				continue
+			}
 			field := name + "." + v.Type().Field(i).Name
 			switch field {
 			case "Config.DB", "Config.EventStore", "Config.ReplicaSet", "FailureRule.Policy":

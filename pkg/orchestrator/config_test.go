@@ -59,6 +59,9 @@ func TestConfigReachesTheRoot(t *testing.T) {
 	got := reflect.ValueOf(translated)
 	for i := range got.NumField() {
 		name := got.Type().Field(i).Name
+		if !got.Type().Field(i).IsExported() {
+			continue
+		}
 		switch field := v.FieldByName(name); {
 		case got.Field(i).IsZero():
 			t.Errorf("Config.%s does not reach the root", name)

@@ -226,7 +226,7 @@ func (p *worker) send(r protocol.Request, foreseen any) {
 	patience := p.timing.Patience()
 	hold := w.plan.hold && !r.Heartbeat && p.chance(w.plan.network.holdCommit)
 	var result store.Result
-	var granted time.Duration // when the database read its clock
+	var granted, read time.Duration // when the database granted the lease, and read its clock
 	answer := func(err error) {
 		l.giveBack()
 		if err == nil {
@@ -262,11 +262,14 @@ func (p *worker) send(r protocol.Request, foreseen any) {
 				sentAt, arrived = p.foresaw, p.foresaw
 			}
 			// It may have waited since for the checkpoints, and the clock may have gone back.
-			if result, granted = res, arrived; !r.Report && !w.now().Before(res.View.Now) { // a report is written before the clock is read
-				granted = min(max(arrived, w.at-w.now().Sub(res.View.Now)), w.at)
+			if result, read = res, arrived; !w.now().Before(res.View.Now) {
+				read = min(max(arrived, w.at-w.now().Sub(res.View.Now)), w.at)
+			}
+			if granted = read; r.Report { // which is written before
+				granted = arrived
 			}
 			if err == nil && !hold {
-				p.synced(r, result, sentAt, granted)
+				p.synced(r, result, sentAt, granted, read)
 			}
 			done(err)
 		})
@@ -278,7 +281,7 @@ func (p *worker) send(r protocol.Request, foreseen any) {
 		p.ask(l, "commit of "+what, patience-p.now().Sub(sent), func(c connection, done func(error)) {
 			c.commit(func(err error) {
 				if err == nil {
-					p.synced(r, result, sentAt, granted)
+					p.synced(r, result, sentAt, granted, read)
 				}
 				done(err)
 			})
@@ -319,7 +322,7 @@ func describe(r protocol.Request) string {
 
 // synced notes what a request has changed, in the moment in which it has. Its
 // lease was granted a little earlier. A look changes nothing, and grants none.
-func (p *worker) synced(r protocol.Request, result store.Result, sent, granted time.Duration) {
+func (p *worker) synced(r protocol.Request, result store.Result, sent, granted, read time.Duration) {
 	if r.Look || result.View.OnlySeen {
 		return
 	}
@@ -345,12 +348,12 @@ func (p *worker) synced(r protocol.Request, result store.Result, sent, granted t
 		p.record(fact{kind: joinRefused, text: string(r.Worker)})
 	case r.Join && !w.members[r.Worker]:
 		w.members[r.Worker] = true
-		p.record(fact{kind: memberJoins, from: int64(r.Wants), to: int64(r.MaxPartitions), length: r.JoinWindow, read: granted, text: string(r.Worker)})
+		p.record(fact{kind: memberJoins, from: int64(r.Wants), to: int64(r.MaxPartitions), length: r.JoinWindow, read: read, text: string(r.Worker)})
 	}
 	if result.View.Member {
 		p.publishes(r.Worker, r.Presence.Number)
 	}
-	w.regrouped(fact{worker: p.name, set: p.set}, r, result, granted)
+	w.regrouped(fact{worker: p.name, set: p.set}, r, result, read)
 }
 
 // regrouped notes what became of a set by somebody's request.

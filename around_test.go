@@ -160,7 +160,9 @@ func TestAroundFails(t *testing.T) {
 					if n := open.Load(); n != 0 {
 						t.Errorf("%d handlers still run", n)
 					}
-					return test.around(ctx, d, next)
+					returned := make(chan struct{})
+					defer close(returned)
+					return test.around(context.WithValue(ctx, left{}, returned), d, next)
 				}
 				r := testworld.Run(t, cfg, w.kindOf(kind, testworld.Effects{Projection: "p", Hook: func(ctx context.Context, _ orchestrator.Event) error {
 					open.Add(1)
@@ -168,7 +170,7 @@ func TestAroundFails(t *testing.T) {
 					calls.Add(1)
 					if begun, ok := ctx.Value(began{}).(chan struct{}); ok {
 						close(begun)
-						time.Sleep(20 * time.Millisecond) // it need not, but a handler that is left behind would be seen
+						<-ctx.Value(left{}).(chan struct{}) // it goes on when Around has returned
 					}
 					if name == "sets a deadline" {
 						<-ctx.Done()
@@ -195,6 +197,9 @@ func TestAroundFails(t *testing.T) {
 
 // began is the key of a channel that the handler closes.
 type began struct{}
+
+// left is the key of a channel that is closed when Around has returned.
+type left struct{}
 
 // What calls next when Around has returned, is refused.
 func TestAroundCallsLate(t *testing.T) {

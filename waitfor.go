@@ -53,10 +53,9 @@ func (e *BehindError) Unwrap() error { return e.Err }
 // all of its partitions, and that is committed: for tests, and before a read model is read
 // as a whole. It returns a *ParkedError if it has gone past some without handling
 // them, and a *BehindError, which wraps context.Cause(ctx), when ctx ends. A projection that
-// does not get there is
-// waited for until then: one that has not run yet, is paused (ops.Pause), or fails again
-// and again. So give ctx a deadline; ops.Status tells what is the matter. A rewind that
-// is ordered and not carried out yet is waited for as well.
+// does not get there is waited for until then: one that has not run yet, is paused
+// (ops.Pause), or fails again and again. So give ctx a deadline; ops.Status tells what is
+// the matter. A rewind that is ordered and not carried out yet is waited for as well.
 //
 // Where the event stream ends before a checkpoint of the projection (it was emptied, or
 // restored from before), nothing counts as handled, from when a worker that runs it has

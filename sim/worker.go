@@ -207,12 +207,12 @@ func (p *worker) foresee(r protocol.Request) {
 		})
 	}, func(error) {
 		l.giveBack()
-		long, fresh := p.timing.Patience()/2, p.timing.Lease/10
+		long := p.timing.Patience() / 2
 		if p.w.rules.leaseFromJoin {
-			long, fresh = p.timing.Lease, p.timing.Lease*2
+			long = p.timing.Lease
 		}
 		p.after(p.between(0, long), func() {
-			if age := p.now().Sub(sent); age > fresh || r.JoinWindow > 0 && age > r.JoinWindow/2 && !p.w.rules.leaseFromJoin {
+			if !p.w.rules.leaseFromJoin && !r.MayForesee(p.now().Sub(sent)) {
 				foreseen = nil
 			}
 			p.send(r, foreseen)

@@ -436,9 +436,16 @@ type Request struct {
 	Stream string
 }
 
-// Yields reports whether the request leaves a Step to whoever has locked the group. Who
-// removes somebody doesn't: nobody else may have missed him.
+// Yields reports whether the request leaves a Step to the request that has locked the
+// group. A request that removes a worker does not: no other worker may have noticed that
+// it is gone.
 func (r Request) Yields() bool { return r.Yield || r.Report && len(r.Watch.Absent) == 0 }
+
+// MayForesee reports whether a join may be decided on a reading of that age. The lease
+// counts from the reading, and so does the join window, of which most is to be left.
+func (r Request) MayForesee(age time.Duration) bool {
+	return age <= r.Lease/10 && (r.JoinWindow == 0 || age <= r.JoinWindow/2)
+}
 
 // Refuses reports whether a request comes from a worker that reads another event
 // stream than the group. It must not be applied.
@@ -569,7 +576,7 @@ type View struct {
 	// the rest; nothing that is started depends on it.
 	StepAt time.Time
 	// OnlySeen says that a request that yields was a look, and has not renewed the lease: it
-	// has found nothing to do, or somebody else at it.
+	// has found nothing to do, or the group locked.
 	OnlySeen bool
 	// Busy says that a request that yields has found the group locked: StepAt is due, and
 	// may still be when whoever has locked it has ended.

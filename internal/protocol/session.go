@@ -469,7 +469,7 @@ func (s *Session) plan(now time.Time, in Synced) {
 		s.failures = 0
 	case s.failures > 0:
 		s.sooner(now.Add(s.backoff(0)))
-	case v.Busy: // somebody else takes the Step, perhaps
+	case v.Busy: // the request that has locked the group may take the Step
 		s.sooner(now.Add(s.poll()))
 	default:
 		s.next = now

@@ -303,6 +303,23 @@ func TestClockWatch(t *testing.T) {
 
 // A request that fails for good ends the worker: what runs is asked to stop, and then it
 // leaves. One that may pass does not.
+// A worker that was alone looks soon for others when there is a new generation.
+func TestSessionLooksForANewcomer(t *testing.T) {
+	s, now, heartbeat := running(t)
+	s.presence.next = now.Add(presenceAlone)
+	same := View{Now: now, Member: true, Partitions: []int{0}, Generation: 1, Total: 1, Holds: 1}
+	s.Next(now, Synced{Request: heartbeat, Sent: now, View: same})
+	if !s.presence.next.Equal(now.Add(presenceAlone)) {
+		t.Errorf("in the same generation it looks in %s", s.presence.next.Sub(now))
+	}
+	other := same
+	other.Generation, other.Total = 2, 2
+	s.Next(now, Synced{Request: heartbeat, Sent: now, View: other})
+	if !s.presence.next.Equal(now.Add(presenceLook)) {
+		t.Errorf("in another generation it looks in %s", s.presence.next.Sub(now))
+	}
+}
+
 // Who finds the group locked tries again, and renews its lease in time. Who waits for a
 // partition looks instead.
 func TestSessionTriesAgainWhereTheGroupIsLocked(t *testing.T) {

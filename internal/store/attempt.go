@@ -42,7 +42,7 @@ type attempt struct {
 	result    Result
 	now       time.Time
 	seen      bool   // there is nothing to carry out
-	yielded   Result // of a request that yields, where somebody else has locked the set
+	yielded   Result // of a request that yields, where another one has locked the set
 	statement sqltext.Statement
 	values    sqltext.Values
 }
@@ -95,8 +95,8 @@ func (s *Store) attempt(ctx context.Context, r protocol.Request, projections []s
 	return a, nil
 }
 
-// carry carries it out, unless something has changed. What yields ends where somebody else
-// has locked the set: who has done the same, most likely.
+// carry carries it out, unless something has changed. A request that
+// yields ends if another one has locked the set, which most likely does the same.
 func (a *attempt) carry(ctx context.Context, s *Store) (done bool, err error) {
 	if a.seen {
 		return true, nil
@@ -129,15 +129,10 @@ type Foresight struct {
 	sent time.Time
 }
 
-// Fresh reports whether a join may be decided by it at the time now. The lease counts from
-// the reading, and so the worker counts from before it (Result.Since); and so does the join
-// window, of which most is to be left.
+// Fresh reports whether a join may be decided by it at the time now. Its lease counts from
+// the reading, so the worker counts from before it (Result.Since).
 func (f *Foresight) Fresh(now time.Time, join protocol.Request) bool {
-	if f == nil {
-		return false
-	}
-	age := now.Sub(f.sent)
-	return age <= join.Lease/10 && (join.JoinWindow == 0 || age <= join.JoinWindow/2)
+	return f != nil && join.MayForesee(now.Sub(f.sent))
 }
 
 // Foresee reads the set, at the time now, for the join that a worker is about to ask for,

@@ -37,6 +37,7 @@ type worker[E any] struct {
 	projections []Projection[E]
 	names       []string
 	scopes      []Scope // of each projection
+	starts      starts
 
 	store   *store.Store
 	feed    *feed[E]
@@ -130,12 +131,12 @@ func (h *handlers) end() { h.running.Add(-1) }
 // lately reports whether one runs, or has begun since the last call.
 func (h *handlers) lately() bool { return h.began.Swap(false) || h.running.Load() > 0 }
 
-func newWorker[E any](ctx context.Context, cfg Config[E], projections []Projection[E], names []string, scopes []Scope) *worker[E] {
+func newWorker[E any](ctx context.Context, cfg Config[E], projections []Projection[E], names []string, scopes []Scope, of map[string]Start) *worker[E] {
 	name := workerName()
 	w := &worker[E]{
 		name: protocol.WorkerID(name), cfg: cfg, projections: projections, names: names, scopes: scopes,
-		store: store.New(cfg.DB, string(cfg.ReplicaSet), store.Options{Schema: cfg.Schema, Bounds: store.BoundsOf(cfg.StaleWorkerTimeout)}),
-		feed:  joinFeed(cfg.EventStore, cfg.feedConfig(), cfg.StaleWorkerTimeout),
+		starts: starts{of: of, found: map[string]int64{}},
+		feed:   joinFeed(cfg.EventStore, cfg.feedConfig(), cfg.StaleWorkerTimeout),
 		session: protocol.NewSession(protocol.WorkerID(name),
 			cfg.timing(), protocol.Request{Wants: cfg.Partitions, MaxPartitions: cfg.MaxPartitions, JoinWindow: cfg.JoinWindow}),
 		inputs:    make(chan protocol.Input),
@@ -144,6 +145,7 @@ func newWorker[E any](ctx context.Context, cfg Config[E], projections []Projecti
 		leases:    newLease(),
 		reporting: reporting{slot: make(chan struct{}, 1)},
 	}
+	w.store = store.New(cfg.DB, string(cfg.ReplicaSet), store.Options{Schema: cfg.Schema, Bounds: store.BoundsOf(cfg.StaleWorkerTimeout), Starts: w.startPositions})
 	w.goesBy.Store(name)
 	w.log = slog.New(namedLog{cfg.Logger.With("replica_set", string(cfg.ReplicaSet)).Handler(), &w.goesBy})
 	w.to = newTeller(cfg.Observer, w.log)
@@ -472,6 +474,11 @@ func (w *worker[E]) ask(r protocol.Request) (store.Result, error) {
 		}
 	}
 	return bounded(w.life, w.patience(), func(ctx context.Context) (store.Result, error) {
+		if r.Join {
+			if err := w.startAgain(ctx); err != nil {
+				return store.Result{}, err
+			}
+		}
 		return w.store.SyncForeseen(ctx, r, w.names, foreseen)
 	}, nil)
 }

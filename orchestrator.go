@@ -81,19 +81,27 @@ func (o *Orchestrator[E]) run(ctx context.Context, projections []Projection[E]) 
 		return err
 	}
 	var scopes []Scope
+	starts := map[string]Start{}
 	for i, p := range projections {
 		scope, err := scopeOf(o.cfg.EventStore, p, names[i])
 		if err != nil {
 			return err
 		}
 		scopes = append(scopes, scope)
+		start, err := startOf(o.cfg.EventStore, p, names[i])
+		if err != nil {
+			return err
+		}
+		if start.kind != startBeginning {
+			starts[names[i]] = start
+		}
 	}
 	release, err := cfg.carried(ctx, projections)
 	if err != nil {
 		return err
 	}
 	defer release()
-	w := newWorker(ctx, cfg, projections, names, scopes)
+	w := newWorker(ctx, cfg, projections, names, scopes, starts)
 	defer func() {
 		tell(w.to, w.to.WorkerLeft, WorkerLeft{Source: w.source(w.session.ID()), Err: redact.Error(unlessEnded(ctx, err))})
 		w.to.close()
@@ -105,6 +113,9 @@ func (o *Orchestrator[E]) run(ctx context.Context, projections []Projection[E]) 
 	defer w.listen()()
 	defer w.end()
 	if err := w.check(ctx); err != nil {
+		return err
+	}
+	if err := w.checkStarts(ctx); err != nil {
 		return err
 	}
 	return w.loop(ctx)

@@ -10,7 +10,7 @@ import (
 
 // A Projection builds a read model from events. Its name identifies its
 // progress: another name is another projection, which starts from the first
-// event.
+// event, or where its Start says.
 //
 // All projections of a process share the events: do not modify what is behind their
 // pointers and maps. The byte slices in an event's own fields, such as the Payload of
@@ -174,13 +174,16 @@ func WithStallAfter(d time.Duration) ProjectionOption {
 }
 
 // With returns the projection with options, for one that is a type of yours. What it is
-// called by, and its scope, are those of p, unless an option says otherwise.
+// called by, its scope and where it starts are those of p, unless an option says otherwise.
 func With[E any](p Projection[E], options ...ProjectionOption) Projection[E] {
 	if isNil(p) {
 		return p // which Run refuses
 	}
 	if s, ok := p.(ScopedProjection[E]); ok {
 		options = append([]ProjectionOption{WithScope(Scope{AggregateTypes: s.AggregateTypes(), BoundedContexts: s.BoundedContexts()})}, options...)
+	}
+	if s, ok := p.(StartingProjection[E]); ok {
+		options = append([]ProjectionOption{WithStart(s.StartAt())}, options...)
 	}
 	if own, ok := p.(interface{ settings() projectionSettings }); ok {
 		before := own.settings()
@@ -197,6 +200,11 @@ func With[E any](p Projection[E], options ...ProjectionOption) Projection[E] {
 	return Plain(p.Name(), p.Handle, options...)
 }
 
+// WithStart sets where the projection starts if it has not run yet. Default: the beginning.
+func WithStart(s Start) ProjectionOption {
+	return func(p *projectionSettings) { p.start = s }
+}
+
 // projectionSettings are what the constructors' projections have in common.
 type projectionSettings struct {
 	name    string
@@ -207,6 +215,8 @@ type projectionSettings struct {
 	batch *int
 	retry *Retry
 	stall *time.Duration
+
+	start Start
 }
 
 // problem says what is wrong with which option.
@@ -236,6 +246,7 @@ func newSettings(name string, missing bool, options []ProjectionOption) projecti
 func (s projectionSettings) Name() string                 { return s.name }
 func (s projectionSettings) AggregateTypes() []string     { return s.scope.AggregateTypes }
 func (s projectionSettings) BoundedContexts() []string    { return s.scope.BoundedContexts }
+func (s projectionSettings) StartAt() Start               { return s.start }
 func (s projectionSettings) settings() projectionSettings { return s }
 
 type (

@@ -51,7 +51,8 @@ func (r *Record[E]) at() (at time.Time) {
 // handed to all projections of the process: do not modify it afterwards. A method
 // that panics, or ends its goroutine, has failed and is called again.
 //
-// It may also be a Checker, a GapWaiter and a HeadStore.
+// It may also be a Checker, a GapWaiter and a HeadStore; and a FinalStore and a TimeStore,
+// for projections that don't start at the beginning.
 type EventStore[E any] interface {
 	// Read returns the events whose positions are above r.After, in ascending order.
 	//

@@ -20,6 +20,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/lib/pq"
 
@@ -164,7 +165,7 @@ func (s *switchboard) Connect(ctx context.Context) (driver.Conn, error) {
 func (s *switchboard) Driver() driver.Driver { return s.servers[0].Driver() }
 
 // Each statement leads to the primary or to the standby, which shows nobody who writes,
-// in any order. No event is passed, and once only the primary answers, all are read.
+// in any order. No event is passed, a projection that starts now starts below 2, and once only the primary answers, all are read.
 func TestTableOverTwoServers(t *testing.T) {
 	t.Parallel()
 	p := newPair(t)
@@ -200,6 +201,11 @@ func TestTableOverTwoServers(t *testing.T) {
 				t.Fatalf("statements led to servers %06b, and %v was read after %d, while 2 was open", i, got, after)
 			}
 		}
+		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Millisecond)
+		if final, err := tableOf(t, db).Final(ctx); err == nil && final > 1 {
+			t.Fatalf("statements led to servers %06b, and all is final to %d, while 2 was open", i, final)
+		}
+		cancel()
 	}
 	t.Logf("%d readings were refused", refused)
 	if refused == 0 {
@@ -209,6 +215,12 @@ func TestTableOverTwoServers(t *testing.T) {
 	mixed.Store(0)
 	table := tableOf(t, db)
 	expectRead(t, "the primary alone", table, 0, 1, 2, 3, 4)
+	if final, err := table.Final(t.Context()); err != nil || final != 4 {
+		t.Errorf("the primary alone: final to %d, %v", final, err)
+	}
+	if final, err := tableOf(t, p.standby).Final(t.Context()); err == nil {
+		t.Errorf("the standby alone: final to %d", final)
+	}
 }
 
 // A standby takes over under a Table that knows the old primary: what was open there is

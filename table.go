@@ -83,6 +83,10 @@ type TableConfig[E any] struct {
 	// of AggregateIDColumn. Default: none, and Run refuses a projection whose
 	// scope needs one.
 	AggregateTypeColumn, BoundedContextColumn string
+	// TimeColumn, of type timestamp with time zone, is when an event came about, for
+	// StartAtTime. Without an index on it, the first such event is looked for among
+	// all. Default: none, and Run refuses a projection that starts at a time.
+	TimeColumn string
 	// Columns are what an event is made of. Required.
 	Columns []string
 	// Fields appends to dest where each of Columns goes in an event, in this order, and
@@ -147,6 +151,8 @@ type Table[E any] struct {
 	horizon protocol.Horizon
 	reader  *eventtable.Reader // nil: the columns' types are not known yet
 	end     int64              // see page
+
+	ends ends
 }
 
 // NewTable returns a Table that reads from db. The error is ErrInvalidConfig
@@ -176,7 +182,7 @@ func NewTable[E any](db *sql.DB, cfg TableConfig[E]) (*Table[E], error) {
 	type named struct{ field, name string }
 	names := []named{{"Table", cfg.Table}, {"PositionColumn", cfg.PositionColumn}, {"AggregateIDColumn", cfg.AggregateIDColumn}}
 	for _, n := range []named{
-		{"Schema", cfg.Schema}, {"AggregateTypeColumn", cfg.AggregateTypeColumn}, {"BoundedContextColumn", cfg.BoundedContextColumn},
+		{"Schema", cfg.Schema}, {"AggregateTypeColumn", cfg.AggregateTypeColumn}, {"BoundedContextColumn", cfg.BoundedContextColumn}, {"TimeColumn", cfg.TimeColumn},
 	} {
 		if n.name != "" {
 			names = append(names, n)
@@ -202,9 +208,10 @@ func NewTable[E any](db *sql.DB, cfg TableConfig[E]) (*Table[E], error) {
 
 	return &Table[E]{
 		db: db, cfg: cfg, fields: fields, libpq: sqltext.LibPQ(db), finding: make(chan struct{}, 1), turn: make(chan struct{}, 1), end: -1,
+		ends: ends{turn: make(chan struct{}, 1)},
 		sql: eventtable.New(eventtable.Config{
 			Schema: cfg.Schema, Table: cfg.Table, Position: cfg.PositionColumn, Aggregate: cfg.AggregateIDColumn,
-			AggregateType: cfg.AggregateTypeColumn, BoundedContext: cfg.BoundedContextColumn, Columns: cfg.Columns,
+			AggregateType: cfg.AggregateTypeColumn, BoundedContext: cfg.BoundedContextColumn, Time: cfg.TimeColumn, Columns: cfg.Columns,
 			Sequence: cfg.Sequence, NoSequence: cfg.NoSequence, Writers: cfg.Writers,
 		}),
 	}, nil
@@ -235,7 +242,7 @@ func tableError(field, problem string) error {
 // an empty name is "events".
 func NewEventTable(db *sql.DB, table string) (*Table[Event], error) {
 	return NewTable(db, TableConfig[Event]{
-		Table: table, AggregateTypeColumn: "aggregate_type", BoundedContextColumn: "bounded_context",
+		Table: table, AggregateTypeColumn: "aggregate_type", BoundedContextColumn: "bounded_context", TimeColumn: "created_at",
 		Columns: []string{
 			"global_position", "bounded_context", "aggregate_type", "aggregate_id", "aggregate_version",
 			"event_id", "event_type", "event_version", "payload", "trace_id", "correlation_id",

@@ -16,9 +16,9 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
-// ErrRejected is returned for an order that can't be carried out: the replica set,
-// the projection or the worker that it names is not there, a name is empty or a position
-// negative, or nobody would be left to run the partitions. Nothing was changed.
+// ErrRejected is returned for an order that can't be carried out: the replica set or the
+// worker that it names is not there, the projection is another set's, a name can't be one or
+// a position is negative, or nobody would be left to run the partitions. Nothing was changed.
 var ErrRejected = store.ErrRejected
 
 // Pause stops a projection on all workers until Resume is called, through restarts and
@@ -28,8 +28,13 @@ var ErrRejected = store.ErrRejected
 //
 // Like the other orders, it may be given from any program that reaches the
 // database, while workers run, and it is idempotent. It is an order to the replica
-// set: a projection that another set takes over leaves its orders behind. It returns
-// ErrRejected where it can't be carried out, ErrSchema where the tables are missing or too
+// set: a projection that another set takes over leaves its orders behind.
+//
+// A projection that has not run yet may be paused: the set will not run it when a worker
+// comes with it, until Resume. So a name that is mistyped is no error: ask HasRun before, as
+// the command and the status page do. Status shows it among those that are paused.
+//
+// It returns ErrRejected where it can't be carried out, ErrSchema where the tables are missing or too
 // old, and else the database's error, as when ctx ends before it.
 func Pause(ctx context.Context, db *sql.DB, set orchestrator.ReplicaSetName, projection string, options ...orchestrator.TablesOption) (generation int64, err error) {
 	return orderOf(ctx, store.TablesOf(db, options), set, protocol.Order{Kind: protocol.OrderPause, Projection: projection})
@@ -59,6 +64,10 @@ func ResumeAll(ctx context.Context, db *sql.DB, set orchestrator.ReplicaSetName,
 // that are parked are forgotten, since they come again. Beyond the end of the stream,
 // what is still to come is skipped, up to the position.
 //
+// A projection that has not run yet may be set to a position: there it starts when a worker
+// comes with it, whatever its own Start says. So a name that is mistyped is no error: ask
+// HasRun before, as the command and the status page do.
+//
 // What the projection has written is its own: to build a read model anew, Pause,
 // wait until that is active, empty the read model, Rewind to 0, and Resume.
 func Rewind(ctx context.Context, db *sql.DB, set orchestrator.ReplicaSetName, projection string, position int64, options ...orchestrator.TablesOption) (generation int64, err error) {
@@ -66,6 +75,18 @@ func Rewind(ctx context.Context, db *sql.DB, set orchestrator.ReplicaSetName, pr
 		return 0, fmt.Errorf("%w: rewind of %s to %d: a position can't be negative", ErrRejected, projection, position)
 	}
 	return orderOf(ctx, store.TablesOf(db, options), set, protocol.Order{Kind: protocol.OrderRewind, Projection: projection, Position: position})
+}
+
+// HasRun reports whether a projection has ever run: whether a generation with it was ever
+// active. Ask before Pause and Rewind, to notice a name that is mistyped: a rewind makes
+// it one of the set's. It returns ErrRejected for what can't be a name, and the
+// database's error.
+func HasRun(ctx context.Context, db *sql.DB, projection string, options ...orchestrator.TablesOption) (bool, error) {
+	if problem := store.NameProblem(projection); problem != "" {
+		return false, fmt.Errorf("%w: the name of the projection %s", ErrRejected, problem)
+	}
+	has, err := store.HasRun(ctx, store.TablesOf(db, options), projection)
+	return has, redact.Error(err)
 }
 
 // DrainWorker takes a worker's partitions away from it, for maintenance. It stays a

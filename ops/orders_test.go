@@ -197,13 +197,14 @@ func TestOrdersThatCannotBe(t *testing.T) {
 	testworld.Run(t, cfg, testworld.Effects{Projection: "foreign"}.Plain(w.DB))
 	w.Active("other", 1)
 	for what, order := range map[string]func() (int64, error){
-		"no projection":      func() (int64, error) { return ops.Pause(ctx, w.DB, "set", "nobody") },
-		"of another set":     func() (int64, error) { return ops.Pause(ctx, w.DB, "set", "foreign") },
-		"no worker":          func() (int64, error) { return ops.DrainWorker(ctx, w.DB, "set", "nobody") },
-		"the last worker":    func() (int64, error) { return ops.DrainWorker(ctx, w.DB, "set", w.Workers("set")[0].Worker) },
-		"negative position":  func() (int64, error) { return ops.Rewind(ctx, w.DB, "set", "batched", -1) },
-		"rewind of all":      func() (int64, error) { return ops.Rewind(ctx, w.DB, "set", "", 1) },
-		"rewind of a nobody": func() (int64, error) { return ops.Rewind(ctx, w.DB, "set", "nobody", 1) },
+		"no projection":     func() (int64, error) { return ops.Resume(ctx, w.DB, "set", "nobody") },
+		"of another set":    func() (int64, error) { return ops.Pause(ctx, w.DB, "set", "foreign") },
+		"no worker":         func() (int64, error) { return ops.DrainWorker(ctx, w.DB, "set", "nobody") },
+		"the last worker":   func() (int64, error) { return ops.DrainWorker(ctx, w.DB, "set", w.Workers("set")[0].Worker) },
+		"negative position": func() (int64, error) { return ops.Rewind(ctx, w.DB, "set", "batched", -1) },
+		"rewind of all":     func() (int64, error) { return ops.Rewind(ctx, w.DB, "set", "", 1) },
+		"rewind of no name": func() (int64, error) { return ops.Rewind(ctx, w.DB, "set", "no\nbody", 1) },
+		"rewind of another": func() (int64, error) { return ops.Rewind(ctx, w.DB, "set", "foreign", 1) },
 	} {
 		if _, err := order(); !errors.Is(err, ops.ErrRejected) {
 			t.Errorf("%s: %v", what, err)
@@ -216,4 +217,41 @@ func TestOrdersThatCannotBe(t *testing.T) {
 	if _, err := ops.Pause(ctx, w.DB, "set", "batched"); !errors.Is(err, orchestrator.ErrSchema) {
 		t.Errorf("without the tables: %v", err)
 	}
+}
+
+// A projection that is still to come can be paused, and set to a position, where it starts
+// then. HasRun tells it from one that has run, which is how a mistyped name is noticed.
+func TestOrderAhead(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	ctx, h := t.Context(), &testworld.History{}
+	w.Append(10)
+	first := testworld.Run(t, w.Config(w.DB, "set"), testworld.Effects{Projection: "batched", Log: h}.Batched())
+	w.CaughtUp("batched")
+	first.Stop()
+	for name, want := range map[string]bool{"batched": true, "plain": false} {
+		if has, err := ops.HasRun(ctx, w.DB, name); err != nil || has != want {
+			t.Errorf("%s has run: %t, %v", name, has, err)
+		}
+	}
+	if _, err := ops.HasRun(ctx, w.DB, "\n"); !errors.Is(err, ops.ErrRejected) {
+		t.Errorf("a name that can't be one: %v", err)
+	}
+	if _, err := ops.Rewind(ctx, w.DB, "set", "plain", 7); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ops.Pause(ctx, w.DB, "set", "transactional"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ops.Resume(ctx, w.DB, "set", "nobody"); !errors.Is(err, ops.ErrRejected) {
+		t.Errorf("resume of nobody: %v", err)
+	}
+	testworld.Run(t, w.Config(w.DB, "set"), w.All(w.DB, h)...)
+	w.CaughtUp("batched")
+	pgtest.Eventually(t, "plain has handled 3 events", func() bool { return w.Handled("plain") == 3 })
+	if n := w.Number(`SELECT count(*) FROM effects WHERE projection = 'transactional' OR projection = 'plain' AND position <= 7`); n != 0 {
+		t.Errorf("%d events were handled that should not be", n)
+	}
+	w.Ordered("set")(ops.Resume(ctx, w.DB, "set", "transactional"))
+	w.CaughtUp("transactional")
 }

@@ -231,7 +231,7 @@ func TestStatusPageActions(t *testing.T) {
 		{`{"action":"rewind","replica_set":"main","projection":"users","position":7}`, 200, `SELECT (rewinds = '{"users": 7}')::int FROM orchestrator_replica_sets`},
 		{`{"action":"retry","projection":"users","position":1}`, 409, ``},
 		{`{"action":"discard","projection":"nothing","position":68}`, 409, ``},
-		{`{"action":"pause","replica_set":"main","projection":"nothing"}`, 409, ``},
+		{`{"action":"resume","replica_set":"main","projection":"nothing"}`, 409, ``},
 		{`{"action":"rewind","replica_set":"main","projection":"users","position":-1}`, 409, ``},
 		{`{"action":"drain","replica_set":"main","worker":"nobody"}`, 409, ``},
 		{`{"action":"undrain","replica_set":"main","worker":"nobody"}`, 409, ``},
@@ -269,6 +269,13 @@ func TestStatusPageActions(t *testing.T) {
 	}
 	if got := post(`{"action":"explode"}`); !strings.Contains(got.body, `there is no action \"explode\"`) {
 		t.Errorf("what there is not is answered with %s", got.body)
+	}
+	// One that has not run yet may be to come; or its name is mistyped, so it is told.
+	for _, action := range []string{"pause", "resume"} {
+		got := post(`{"action":"` + action + `","replica_set":"main","projection":"nothing"}`)
+		if not := strings.Contains(got.body, `"not_run":true`); got.StatusCode != 200 || not != (action == "pause") {
+			t.Errorf("%s of a projection that has not run yet: %s", action, got.body)
+		}
 	}
 	// The next answer is not one from before the order.
 	post(`{"action":"pause","replica_set":"main","projection":"orders"}`)

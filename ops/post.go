@@ -58,6 +58,7 @@ func (h *statusHandler) order(w http.ResponseWriter, r *http.Request) {
 		answerError(w, http.StatusBadRequest, fmt.Sprintf("%v: %v", errStatusOrder, err))
 		return
 	}
+	notRun := h.notRun(ctx, o) // by the order itself it is the set's
 	generation, err := h.carryOut(ctx, o)
 	switch {
 	case errors.Is(err, errStatusOrder):
@@ -69,8 +70,24 @@ func (h *statusHandler) order(w http.ResponseWriter, r *http.Request) {
 		answerError(w, codeOf(err), redact.Error(err).Error())
 	default:
 		h.known.forget()
-		answer(w, http.StatusOK, map[string]int64{"generation": generation})
+		answer(w, http.StatusOK, carriedOut{generation, notRun})
 	}
+}
+
+// A carriedOut is the answer to an order. NotRun: the projection has not run yet, so its name
+// may be mistyped.
+type carriedOut struct {
+	Generation int64 `json:"generation"`
+	NotRun     bool  `json:"not_run,omitempty"`
+}
+
+// notRun reports whether an order was about a projection that has not run yet.
+func (h *statusHandler) notRun(ctx context.Context, o statusOrder) bool {
+	if o.Projection == nil || o.Action != "pause" && o.Action != "rewind" {
+		return false
+	}
+	has, err := HasRun(ctx, h.tables.DB, *o.Projection, orchestrator.InSchema(h.tables.Schema))
+	return err == nil && !has
 }
 
 // carryOut returns the generation that an order has opened, or found in place; 0

@@ -222,6 +222,7 @@ SELECT 'test', 'thing', 'another', i, gen_random_uuid(), 'happened', 'x' FROM ge
 	if err := tx.Rollback(); err != nil {
 		t.Fatal(err)
 	}
+	w.CaughtUp("transactional")
 	w.Calm("set")
 	if n := w.Handled("transactional"); n != 7 {
 		t.Errorf("%d events are handled, want 7", n)

@@ -58,7 +58,9 @@ type checkedProjection struct {
 	highest   map[string]int64 // the highest position that is committed of the aggregate
 	passed    passed
 	unhandled []visible // in no commit, and not parked, by position
-	skipped   int64     // up to where an operator has it count as handled
+	skipped   int64     // up to where an operator has it count as handled, or its start
+	started   fact      // where it starts, or an operator has it start
+	above     int64     // what is up to there is none of its events
 	lot       checkedLot
 }
 
@@ -131,6 +133,8 @@ func (c *checker) observe(f fact) *violation {
 		return c.evicted(f)
 	case ordered:
 		c.isOrdered(f)
+	case projectionStarts:
+		return c.starts(f)
 	case runCancels:
 		return c.cancelled(f)
 	case workerGone:

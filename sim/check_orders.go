@@ -33,6 +33,9 @@ func (c *checker) isOrdered(f fact) {
 		changes = len(c.pausedNow) < before
 	case protocol.OrderRewind:
 		c.rewinds[o.Projection], changes = o.Position, true
+		if p := c.projection(o.Projection); p.started.unset() {
+			p.started = f
+		}
 	case protocol.OrderDrain, protocol.OrderUndrain:
 		if m := c.find(string(o.Worker)); m != nil && m.drained != (o.Kind == protocol.OrderDrain) {
 			m.drained, changes = !m.drained, true
@@ -72,29 +75,35 @@ func (c *checker) obeyed(f fact) *violation {
 func (c *checker) rewind(f fact) {
 	for name, position := range c.rewinds {
 		p := c.projection(name)
-		p.skipped = position
-		p.passed = passed{slots: slices.Repeat([]int64{position}, protocol.Slots)}
-		p.highest = map[string]int64{}
-		for at, n := range p.holds {
-			if at > position {
-				delete(p.holds, at)
-				continue
-			}
-			for _, e := range p.commits[n].events {
-				if e.position == at {
-					p.highest[e.aggregate] = max(p.highest[e.aggregate], at)
-				}
-			}
+		p.above = min(p.above, position)
+		c.setTo(p, position)
+	}
+	clear(c.rewinds)
+}
+
+// setTo sets a projection to a position.
+func (c *checker) setTo(p *checkedProjection, position int64) {
+	p.skipped = position
+	p.passed = passed{slots: slices.Repeat([]int64{position}, protocol.Slots)}
+	p.highest = map[string]int64{}
+	for at, n := range p.holds {
+		if at > position {
+			delete(p.holds, at)
+			continue
 		}
-		p.lot.dropAbove(position)
-		p.unhandled = nil
-		for i, a := range c.appends {
-			for _, e := range a.events {
-				p.sees(visible{event: e, append: i})
+		for _, e := range p.commits[n].events {
+			if e.position == at {
+				p.highest[e.aggregate] = max(p.highest[e.aggregate], at)
 			}
 		}
 	}
-	clear(c.rewinds)
+	p.lot.dropAbove(position)
+	p.unhandled = nil
+	for i, a := range c.appends {
+		for _, e := range a.events {
+			p.sees(visible{event: e, append: i})
+		}
+	}
 }
 
 // dropAbove forgets what is parked above a position: it comes again.

@@ -16,6 +16,9 @@ func (c *checker) handlerBegins(f fact) *violation {
 	if v := c.obeyed(f); v != nil {
 		return v
 	}
+	if v := c.hasStarted(p, f); v != nil {
+		return v
+	}
 	if v := c.onLease(w, f); v != nil {
 		return v
 	}
@@ -233,6 +236,10 @@ func (c *checker) appended(f fact) *violation {
 	c.appends = append(c.appends, f)
 	for _, e := range f.events {
 		for _, p := range c.inOrder {
+			if s := p.started; s.text == startsNow && e.position <= p.above && p.scope.includes(e.aggregate) {
+				return broken(nothingLost, append(c.gapsAround(e.position), s, f),
+					"event %d of projection %s is left out: it was appended after the projection had started, above %d", e.position, p.name, s.from)
+			}
 			if p.scope.includes(e.aggregate) && e.position > p.skipped && e.position <= p.passed.slot(e.slot) {
 				by := p.commits[slices.IndexFunc(p.commits, func(f fact) bool {
 					return e.slot%f.total == f.partition && e.position <= f.to

@@ -90,6 +90,9 @@ const (
 	countLeftIdle
 	countLaneMissed
 	// Hints of events.
+	countStartsNow
+	countStartsBelow
+	countStartsAfter
 	countHintsCome
 	countHintsGone
 	// Parked events.
@@ -185,24 +188,27 @@ var counterWords = [counterCount]string{
 	countTakenOver:    "a replica set waited for a worker of another one that seemed dead",
 	countUnevenTiming: "workers with different settings of time were members at once",
 
-	countFailed:     "a handler failed",
-	countPanicked:   "a handler panicked",
-	countCanceled:   "a handler was cancelled, and returned",
-	countDeaf:       "a handler was cancelled, and went on",
-	countTimedOut:   "a statement of a handler took too long for the server",
-	countKilled:     "a handler ended its own connection",
-	countForGood:    "a handler failed for good, as it said itself",
-	countInParts:    "a handler failed at several events at once, outside of a transaction",
-	countEnded:      "a handler ended its transaction, and the checkpoint did not move",
-	countSpoilt:     "a handler ignored the error of a statement, and its transaction could not commit",
-	countViolated:   "what a handler had written was refused at COMMIT",
-	countAtFault:    "a worker ended because of a handler",
-	countUnreadable: "an event could not be read",
-	countReadAgain:  "one that could not be read could, when it was to be tried again",
-	countOutlived:   "a handler returned after its worker had given it up",
-	countLeftIdle:   "a handler left its transaction idle until the server ended it",
-	countHintsCome:  "a worker came to hear hints of events",
-	countHintsGone:  "it heard no more of them",
+	countFailed:      "a handler failed",
+	countPanicked:    "a handler panicked",
+	countCanceled:    "a handler was cancelled, and returned",
+	countDeaf:        "a handler was cancelled, and went on",
+	countTimedOut:    "a statement of a handler took too long for the server",
+	countKilled:      "a handler ended its own connection",
+	countForGood:     "a handler failed for good, as it said itself",
+	countInParts:     "a handler failed at several events at once, outside of a transaction",
+	countEnded:       "a handler ended its transaction, and the checkpoint did not move",
+	countSpoilt:      "a handler ignored the error of a statement, and its transaction could not commit",
+	countViolated:    "what a handler had written was refused at COMMIT",
+	countAtFault:     "a worker ended because of a handler",
+	countUnreadable:  "an event could not be read",
+	countReadAgain:   "one that could not be read could, when it was to be tried again",
+	countOutlived:    "a handler returned after its worker had given it up",
+	countLeftIdle:    "a handler left its transaction idle until the server ended it",
+	countHintsCome:   "a worker came to hear hints of events",
+	countHintsGone:   "it heard no more of them",
+	countStartsNow:   "a new projection started now, with events before it",
+	countStartsBelow: "one of these started below an event that was there, since another was in flight below that",
+	countStartsAfter: "a new projection started above a position",
 
 	countLaneMissed: "a partition was not handled any more, without a word, and its worker found out",
 
@@ -429,6 +435,8 @@ func (t *tally) observe(f fact) {
 		t.counters[countDiscarded]++
 	case retryFailed:
 		t.counters[countRetryFailed]++
+	case projectionStarts:
+		t.starts(f)
 	case hintsCome:
 		t.counters[countHintsCome]++
 	case hintsGone:
@@ -648,6 +656,21 @@ func lowest(slots []int64, total int) []int64 {
 		positions[k] = min(positions[k], position)
 	}
 	return positions
+}
+
+func (t *tally) starts(f fact) {
+	switch {
+	case f.text == startsNow && f.from > 0:
+		t.counters[countStartsNow]++
+		for position := range t.visible {
+			if position > f.from {
+				t.counters[countStartsBelow]++
+				break
+			}
+		}
+	case f.from > 0:
+		t.counters[countStartsAfter]++
+	}
 }
 
 func (t *tally) gap(f fact) {

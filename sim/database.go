@@ -33,10 +33,11 @@ type database interface {
 // server's bounds apply: a transaction that idles for too long is ended, with
 // the connection; from then on calls are done with an error at once.
 type connection interface {
-	// Coordination. With hold, the call is done before its COMMIT, and keeps
+	// Coordination. starts says where projections start, as store.Starts does; nil: at the
+	// beginning. With hold, the call is done before its COMMIT, and keeps
 	// its locks until commit, close, or the bound on idling.
 	foresee(id protocol.WorkerID, now time.Time, done func(foreseen any, err error))
-	sync(r protocol.Request, projections []string, foreseen any, hold bool, done func(store.Result, error))
+	sync(r protocol.Request, projections []string, starts starter, foreseen any, hold bool, done func(store.Result, error))
 
 	// Lanes. begin opens a handler's transaction; write opens one unless there
 	// is one; save is a transaction of its own.
@@ -98,6 +99,10 @@ type connection interface {
 	// given up, and an open transaction is rolled back. It may be called again.
 	close()
 }
+
+// A starter finds out where projections start that have no checkpoint, while the
+// transaction that asks is open. It calls then, or never, if who was asked is gone.
+type starter func(projections []string, then func(map[string]int64, error))
 
 // An event is a row of the events table.
 type event struct {

@@ -64,13 +64,14 @@ const (
 	runStopped                    // generation: every handler has returned
 
 	// The group, when the transaction commits.
-	groupOpened    // generation, total, layout, read; text: the reason and the members
-	groupActivated // generation, total
-	ordered        // an operator's order took effect: order
-	workerExpired  // text: the incarnation that was removed for its lease, or for lack of a session with a number: from
-	memberJoins    // text: the incarnation; from: how many partitions it wants; to: its MaxPartitions; length: its JoinWindow; read
-	joinRefused    // text: the incarnation, which has a successor
-	memberLeaves   // text: the incarnation that is gone by its own word, or its worker's
+	groupOpened      // generation, total, layout, read; text: the reason and the members
+	groupActivated   // generation, total
+	ordered          // an operator's order took effect: order
+	projectionStarts // its first checkpoint: projection, from; to: what was final before, if it starts now; text: where
+	workerExpired    // text: the incarnation that was removed for its lease, or for lack of a session with a number: from
+	memberJoins      // text: the incarnation; from: how many partitions it wants; to: its MaxPartitions; length: its JoinWindow; read
+	joinRefused      // text: the incarnation, which has a successor
+	memberLeaves     // text: the incarnation that is gone by its own word, or its worker's
 
 	// Lanes. All have projection, generation, partition, total.
 	handlerBegins   // events, call, deaf
@@ -180,6 +181,8 @@ func (f fact) String() string {
 		fmt.Fprintf(&b, "activated generation %d of %d", f.generation, f.total)
 	case ordered:
 		fmt.Fprintf(&b, "an operator orders %s", f.order)
+	case projectionStarts:
+		fmt.Fprintf(&b, "%s starts above %d", f.projection, f.from)
 	case workerExpired:
 		b.WriteString("expired")
 		if f.from > 0 {
@@ -348,6 +351,8 @@ type setup struct {
 	// contended: transactions hold their locks for as long as COMMIT travels,
 	// while there are faults.
 	contended bool
+	// starting: of each projection it is a fact where it starts.
+	starting bool
 }
 
 // A promise is one of those that the library makes.
@@ -370,6 +375,8 @@ const (
 	// underPolicy: a handler's failures lead to what the projection's policy says, and
 	// nothing else does.
 	underPolicy promise = "under-policy"
+	// startsWhere: a new projection starts where it was told to, and stays there.
+	startsWhere promise = "starts-where"
 	// withinScope: a projection is handed no event that is out of its scope.
 	withinScope promise = "within-scope"
 )

@@ -68,6 +68,8 @@ type memoryRules struct {
 	tableAlone    bool // of those who write, only who has inserted is seen
 	standbyUnseen bool // a standby is taken for the primary
 
+	startsAgain bool // where a projection starts is found out by each join, until it runs
+
 	parkUnfenced bool // events are parked whether or not the checkpoint could be moved
 
 	// noWait is no mutant: whoever would wait for a lock is refused at once, as

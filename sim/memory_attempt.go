@@ -27,6 +27,7 @@ type groupReading struct {
 	version     *groupRow
 	workers     []*memberRow
 	own         []string  // projections
+	begun       []string  // of these, those that have a checkpoint
 	owners      []*string // their rows, which name the set
 	checkpoints []*checkpointRow
 	floor       int64
@@ -44,6 +45,9 @@ func (c *memoryConnection) readGroup(set *replicaSet) *groupReading {
 			continue
 		}
 		r.own, r.owners = append(r.own, p.name), append(r.owners, p.committed)
+		if len(versionsOf(p.checkpoints)) > 0 {
+			r.begun = append(r.begun, p.name)
+		}
 		for _, v := range versionsOf(p.checkpoints) {
 			if v.set == set.name {
 				r.checkpoints = append(r.checkpoints, v)
@@ -79,14 +83,14 @@ func (c *memoryConnection) decide(set *replicaSet, r protocol.Request, projectio
 	}
 	a := &attempt{groupReading: *read}
 	a.set, a.request, a.projections, a.now = set, r, projections, read.at
-	g, own := read.version, read.own
+	g := read.version
 	before, others := g.Group, false
 	before.Floor = read.floor
 	for _, w := range read.workers {
 		before.Members = append(before.Members, w.Member)
 		others = others || w.Holds != 0 && w.ID != r.Worker
 	}
-	if before.Refuses(r) || r.Join && slices.ContainsFunc(projections, func(p string) bool { return !slices.Contains(own, p) }) {
+	if before.Refuses(r) || r.Join && slices.ContainsFunc(projections, func(p string) bool { return !slices.Contains(read.begun, p) }) {
 		return nil
 	}
 	applied := protocol.Apply(before, r, a.now)

@@ -88,7 +88,7 @@ func (r *reply) waits() {
 func (x *memoryTest) sync(c connection, hold bool, r protocol.Request, projections ...string) *reply {
 	y := &reply{x: x}
 	r.Lease = time.Minute
-	c.sync(r, projections, nil, hold, func(result store.Result, err error) { y.result = result; y.end(err) })
+	c.sync(r, projections, nil, nil, hold, func(result store.Result, err error) { y.result = result; y.end(err) })
 	return y
 }
 

@@ -363,7 +363,7 @@ func (d *duel) sync() (string, func(connection) string) {
 		r.Leave = chance(d.rand, 500)
 	}
 	return fmt.Sprintf("sync %+v", r), func(c connection) (answer string) {
-		c.sync(r, []string{"q", "p"}, nil, false, func(result store.Result, err error) {
+		c.sync(r, []string{"q", "p"}, nil, nil, false, func(result store.Result, err error) {
 			d.generation = max(d.generation, result.Group.Generation)
 			answer = replied(spelled(result), err)
 		})

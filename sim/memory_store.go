@@ -88,7 +88,7 @@ func those[T any](t *transaction, rows []*row[T], wanted func(*T) bool) []*row[T
 }
 
 // sync is Store.Sync.
-func (c *memoryConnection) sync(r protocol.Request, projections []string, foreseen any, hold bool, done func(store.Result, error)) {
+func (c *memoryConnection) sync(r protocol.Request, projections []string, starts starter, foreseen any, hold bool, done func(store.Result, error)) {
 	if err := c.free("sync"); err != nil {
 		done(store.Result{}, err)
 		return
@@ -117,7 +117,7 @@ func (c *memoryConnection) sync(r protocol.Request, projections []string, forese
 		if r.Yield && set.lock.owner != nil {
 			heartbeat()
 		} else {
-			c.coordinate(begin(), set, r, projections, hold, done)
+			c.coordinate(begin(), set, r, projections, starts, hold, done)
 		}
 	}
 	read, _ := foreseen.(*groupReading)
@@ -133,9 +133,9 @@ func (c *memoryConnection) sync(r protocol.Request, projections []string, forese
 }
 
 // coordinate carries a request out in a transaction.
-func (c *memoryConnection) coordinate(t *transaction, set *replicaSet, r protocol.Request, projections []string, hold bool, done func(store.Result, error)) {
+func (c *memoryConnection) coordinate(t *transaction, set *replicaSet, r protocol.Request, projections []string, starts starter, hold bool, done func(store.Result, error)) {
 	t.idleMax, t.lockMax = c.bounds.Idle, c.bounds.Lock
-	s := &coordination{transaction: t, set: set, request: r, projections: projections}
+	s := &coordination{transaction: t, set: set, request: r, projections: projections, starts: starts}
 	s.done = func() {
 		if hold {
 			t.idle()
@@ -221,6 +221,7 @@ type coordination struct {
 	set         *replicaSet
 	request     protocol.Request
 	projections []string
+	starts      starter
 
 	members []*row[memberRow]
 	now     time.Time
@@ -395,13 +396,86 @@ func (s *coordination) step() {
 		t.refused(&store.StreamError{ReplicaSet: s.set.name, Stream: before.Stream, Other: s.request.Stream})
 		return
 	}
-	if o := s.request.Order; o != nil {
+	o := s.request.Order
+	if o != nil {
 		if err := s.check(*o, before); err != nil {
 			t.refused(fmt.Errorf("%w: %w", store.ErrRejected, err))
 			return
 		}
 	}
+	switch {
+	case s.request.Join:
+		s.begin(func() { s.decide(before) })
+	case o != nil && o.Kind == protocol.OrderRewind && s.m.projection(o.Projection).as(t) == nil:
+		s.ordered(*o, func() { s.decide(before) })
+	default:
+		s.decide(before)
+	}
+}
 
+// begin writes the first checkpoints of projections that have none: see store.Starts.
+func (s *coordination) begin(then func()) {
+	t := s.transaction
+	var fresh []string
+	for _, name := range slices.Compact(slices.Sorted(slices.Values(s.projections))) {
+		rows := those(t, s.m.projection(name).checkpoints, nil)
+		if len(rows) == 0 || s.m.rules.startsAgain && rows[0].as(t).generation == 0 && t.try(&rows[0].lock, false) {
+			fresh = append(fresh, name)
+		}
+	}
+	write := func(positions map[string]int64) {
+		for _, name := range fresh {
+			s.writeFirst(name, positions[name])
+		}
+		then()
+	}
+	if len(fresh) == 0 || s.starts == nil {
+		write(nil)
+		return
+	}
+	t.idle()
+	s.starts(fresh, func(positions map[string]int64, err error) {
+		switch {
+		case t.ended:
+		case err != nil:
+			t.refused(&store.StartError{Projections: fresh, Err: err})
+		default:
+			t.stop()
+			write(positions)
+		}
+	})
+}
+
+func (s *coordination) writeFirst(name string, position int64) {
+	t, p := s.transaction, s.m.projection(name)
+	v := &checkpointRow{protocol.Checkpoint{Position: position}, s.set.name, 0, 1}
+	if len(p.checkpoints) > 0 && p.checkpoints[0].as(t) != nil {
+		p.checkpoints[0].put(t, v)
+		return
+	}
+	p.checkpoints = append([]*row[checkpointRow]{insert(t, v)}, p.checkpoints[min(1, len(p.checkpoints)):]...)
+}
+
+// ordered makes a projection that nobody has come with the set's own, with a checkpoint.
+func (s *coordination) ordered(o protocol.Order, then func()) {
+	t, p := s.transaction, s.m.projection(o.Projection)
+	t.acquire(&p.lock, false, func() {
+		switch set := p.as(t); {
+		case set == nil:
+			p.put(t, &s.set.name)
+		case *set != s.set.name:
+			t.refused(store.ErrRejected)
+			return
+		}
+		if len(those(t, p.checkpoints, nil)) == 0 {
+			s.writeFirst(p.name, o.Position)
+		}
+		then()
+	})
+}
+
+// decide has the protocol decide, and saves that.
+func (s *coordination) decide(before protocol.Group) {
 	group, decision := s.m.rules.step(protocol.Apply(before, s.request, s.now), s.now, s.request.Watch)
 
 	s.result = store.Result{View: group.View(s.request.Worker, s.now, decision), Group: group, Decision: decision}
@@ -420,7 +494,8 @@ func (s *coordination) check(o protocol.Order, g protocol.Group) error {
 		return fmt.Errorf("no worker of %s has ever run", s.set.name)
 	}
 	if o.Projection != protocol.All {
-		if of := s.m.projection(o.Projection).as(s.transaction); of == nil || *of != s.set.name {
+		of := s.m.projection(o.Projection).as(s.transaction)
+		if of != nil && *of != s.set.name || of == nil && o.Kind == protocol.OrderResume && !slices.Contains(g.Paused, o.Projection) {
 			return fmt.Errorf("projection %s is not of %s", o.Projection, s.set.name)
 		}
 	}

@@ -105,7 +105,7 @@ type memoryStore struct {
 func (s memoryStore) Sync(_ context.Context, r protocol.Request, projections []string) (result store.Result, err error) {
 	s.w.call(func(done func()) {
 		c := s.db.connect()
-		c.sync(r, projections, nil, false, func(r store.Result, e error) {
+		c.sync(r, projections, nil, nil, false, func(r store.Result, e error) {
 			result, err = r, e
 			c.close()
 			done()

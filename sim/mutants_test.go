@@ -168,6 +168,12 @@ var mutants = []mutant{
 	}}}, []promise{onlyGrow}},
 	{"bounds no idle transaction", rules{memory: memoryRules{noIdleBound: true}}, []promise{recovers, bounded}},
 
+	// Where a new projection starts.
+	{"starts a projection above the highest position", rules{startsAtHighest: true}, []promise{nothingLost}},
+	{"starts a projection where the first position is missing", rules{startsAtGap: true}, []promise{startsWhere}},
+	{"starts a projection where the stream ended before the join", rules{startsEarly: true}, []promise{startsWhere}},
+	{"finds out at each join where a projection starts", rules{memory: memoryRules{startsAgain: true}}, []promise{startsWhere}},
+
 	// Events that can't be read.
 	{"fails a page for one event that can't be read", rules{failsPages: true}, []promise{recovers}},
 	{"does not read an event again that could not be read", rules{keepsUnreadable: true}, []promise{recovers}},

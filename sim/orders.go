@@ -108,7 +108,7 @@ func (w *world) command(set int, o protocol.Order, lifts bool, then func()) {
 		}
 	})
 	r := protocol.Request{Order: &o}
-	conn.sync(r, nil, nil, false, func(result store.Result, err error) {
+	conn.sync(r, nil, nil, nil, false, func(result store.Result, err error) {
 		answered = true
 		giveUp()
 		conn.close()

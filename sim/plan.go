@@ -49,9 +49,10 @@ type plan struct {
 	crowd      int
 	crowdEvery time.Duration
 
-	length time.Duration // of the time with faults
-	faults []fault
-	orders []order
+	length   time.Duration // of the time with faults
+	faults   []fault
+	orders   []order
+	starting bool // some projections do not start at the beginning
 
 	listening *listening // nil: no hints of events are sent
 	store     *ownStore  // nil: Table
@@ -80,6 +81,7 @@ type projection struct {
 	// failures; 0: it does not.
 	scope scope
 	parks int
+	start start
 }
 
 // of returns what the workers of a replica set run.
@@ -279,6 +281,7 @@ func planOf(seed uint64, o options) plan {
 		p.drawListening(rand.New(rand.NewPCG(seed, 11)))
 		p.drawStore(rand.New(rand.NewPCG(seed, 12)))
 	}
+	p.drawStarts(rand.New(rand.NewPCG(seed, 13)), o)
 	p.crowdEvery = (p.settle() * 5 / 4 / 30).Truncate(time.Microsecond)
 	return p
 }

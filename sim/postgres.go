@@ -39,6 +39,7 @@ type postgres struct {
 
 	stores map[client]*store.Store // their SQL holds the time
 	time   string
+	starts starter // of the call under way
 
 	connections  []*postgresConnection
 	transactions int // that are open, and workers' own sessions
@@ -258,10 +259,23 @@ func (c *postgresConnection) store() *store.Store {
 	}
 	s := p.stores[c.client]
 	if s == nil {
-		s = store.New(p.pool, c.client.set, store.Options{Bounds: c.client.bounds, Schema: p.schema, Clock: "timestamptz '" + p.time + "'"})
+		s = store.New(p.pool, c.client.set, store.Options{Bounds: c.client.bounds, Schema: p.schema, Clock: "timestamptz '" + p.time + "'", Starts: p.start})
 		p.stores[c.client] = s
 	}
 	return s
+}
+
+// start is a store.Starts. Nothing takes its course in real time, so it is answered at once.
+func (p *postgres) start(_ context.Context, projections []string) (positions map[string]int64, err error) {
+	if p.starts == nil {
+		return nil, nil
+	}
+	answered := false
+	p.starts(projections, func(found map[string]int64, e error) { positions, err, answered = found, e, true })
+	if !answered {
+		panic("sim: PostgreSQL can't wait for where a projection starts")
+	}
+	return positions, err
 }
 
 // heard takes note of errors that no world asked for.
@@ -346,7 +360,7 @@ func (c *postgresConnection) free(call string) error {
 	return c.alive()
 }
 
-func (c *postgresConnection) sync(r protocol.Request, projections []string, foreseen any, hold bool, done func(store.Result, error)) {
+func (c *postgresConnection) sync(r protocol.Request, projections []string, starts starter, foreseen any, hold bool, done func(store.Result, error)) {
 	if hold {
 		panic("sim: PostgreSQL can't hold a coordination transaction before its COMMIT")
 	}
@@ -355,6 +369,7 @@ func (c *postgresConnection) sync(r protocol.Request, projections []string, fore
 		return
 	}
 	f, _ := foreseen.(*store.Foresight)
+	c.db.starts = starts
 	result, err := c.store().SyncForeseen(context.Background(), r, projections, f)
 	done(result, c.db.heard(err))
 }

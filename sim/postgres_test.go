@@ -96,7 +96,7 @@ func (x *postgresTest) done() (done func(error), ended func() error) {
 func (x *postgresTest) ask(r protocol.Request) (result store.Result, err error) {
 	x.Helper()
 	done, ended := x.done()
-	x.connect().sync(r, []string{"p", "q"}, nil, false, func(r store.Result, err error) { result = r; done(err) })
+	x.connect().sync(r, []string{"p", "q"}, nil, nil, false, func(r store.Result, err error) { result = r; done(err) })
 	return result, ended()
 }
 

@@ -40,6 +40,12 @@ type worker struct {
 	links, pool []*link
 	own         *link // a session of its own, by which it shows that it is there
 
+	// What it knows of the end of the stream, since when, and up to where everything was
+	// final then.
+	known         protocol.End
+	prepared      time.Duration
+	proven, floor int64
+
 	foresaw time.Duration // when it asked for what it is to join by
 	// shown are the checkpoints that the latest answer has shown.
 	shown map[store.Lane]protocol.Found
@@ -187,10 +193,13 @@ func (p *worker) input(in protocol.Input) {
 
 // sync carries a request to the database, and the answer back.
 func (p *worker) sync(r protocol.Request) {
-	if r.Join && p.chance(300) {
-		p.foresee(r)
-	} else {
+	switch {
+	case !r.Join:
 		p.send(r, nil)
+	case p.chance(300):
+		p.prepare(r, func() { p.foresee(r) })
+	default:
+		p.prepare(r, func() { p.send(r, nil) })
 	}
 }
 
@@ -227,6 +236,7 @@ func (p *worker) send(r protocol.Request, foreseen any) {
 	hold := w.plan.hold && !r.Heartbeat && p.chance(w.plan.network.holdCommit)
 	var result store.Result
 	var granted, read time.Duration // when the database granted the lease, and read its clock
+	var began []fact
 	answer := func(err error) {
 		l.giveBack()
 		if err == nil {
@@ -254,7 +264,8 @@ func (p *worker) send(r protocol.Request, foreseen any) {
 			asked = disguise(r)
 		}
 		arrived := w.at
-		c.sync(asked, p.projections(), foreseen, hold, func(res store.Result, err error) {
+		began = nil
+		c.sync(asked, p.projections(), p.starter(func(facts []fact) { began = facts }), foreseen, hold, func(res store.Result, err error) {
 			if r.Yield && (res.Group.Generation == 0 || res.View.OnlySeen) {
 				hold = false // it was a heartbeat
 			}
@@ -269,6 +280,7 @@ func (p *worker) send(r protocol.Request, foreseen any) {
 				granted = arrived
 			}
 			if err == nil && !hold {
+				p.begins(began)
 				p.synced(r, result, sentAt, granted, read)
 			}
 			done(err)
@@ -281,12 +293,23 @@ func (p *worker) send(r protocol.Request, foreseen any) {
 		p.ask(l, "commit of "+what, patience-p.now().Sub(sent), func(c connection, done func(error)) {
 			c.commit(func(err error) {
 				if err == nil {
+					p.begins(began)
 					p.synced(r, result, sentAt, granted, read)
 				}
 				done(err)
 			})
 		}, answer)
 	})
+}
+
+// begins notes where projections start, in the moment in which that is so.
+func (p *worker) begins(began []fact) {
+	if !p.w.plan.starting {
+		return
+	}
+	for _, f := range began {
+		p.record(f)
+	}
 }
 
 // forTheMoment is the text of a sessionTaken.

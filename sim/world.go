@@ -89,6 +89,9 @@ type rules struct {
 	countsScopeAlone  bool // a page of the program's own event store reaches as far as its events within the scope
 	passesWholeLimit  bool // or as far as a page could that has as many as were asked for
 	trustsScopedPages bool // the reader of a scope takes its page for all there is
+	startsAtHighest   bool // a projection that starts now does so above the highest position
+	startsEarly       bool // or where the stream ended before its worker joined
+	startsAtGap       bool // or where the first position is missing
 	passesScopedGaps  bool // it looks for gaps, and passes them
 	forgetsScope      bool // what is served from the whole stream is not cut to the scope
 
@@ -177,7 +180,7 @@ func newWorld(p plan, r rules, open func(w *world) (database, error)) (*world, e
 	w.history.setup = setup{
 		seed: p.seed, transactional: map[string]bool{}, scopes: map[string]scope{}, settle: p.settle(),
 		timing: slowest, bounds: store.BoundsOf(slowest.Lease), drift: float64(p.drift) / 1e6,
-		attempts: map[string]int{}, latency: p.network.latency, poll: p.poll, typical: 10 * p.handlers.typical, contended: p.hold && p.network.holdCommit > 0,
+		attempts: map[string]int{}, latency: p.network.latency, poll: p.poll, typical: 10 * p.handlers.typical, contended: p.hold && p.network.holdCommit > 0 || p.starting, starting: p.starting,
 		unreadable: func(e event) bool { return p.rewritten == 0 && p.unread(e) }, parks: map[string]bool{},
 	}
 	for _, program := range p.programs {

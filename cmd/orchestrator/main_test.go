@@ -341,12 +341,13 @@ func TestWrongCalls(t *testing.T) {
 		{[]string{"status", "nobody"}, exitFailed, `"nobody"`},
 		{[]string{"history", "nobody"}, exitFailed, `"nobody"`},
 		{[]string{"pause", "nobody"}, exitFailed, `"nobody"`},
-		{[]string{"pause", "set", "nobody"}, exitFailed, `projection "nobody"`},
+		{[]string{"resume", "set", "nobody"}, exitFailed, `projection "nobody"`},
 		{[]string{"drain", "set", "nobody"}, exitFailed, `no worker "nobody"`},
 		{[]string{"drain", "set", ""}, exitUsage, "empty"},
 		{[]string{"pause", "set", ""}, exitUsage, "empty"}, // not all projections
 		{[]string{"pause", "set", "quick", "-timeout", "0s"}, exitUsage, "-nowait"},
 		{[]string{"rewind", "nobody", "quick", "3", "-yes"}, exitFailed, `"nobody"`},
+		{[]string{"rewind", "set", "nobody", "3"}, exitUsage, "projection nobody has not run yet"}, // and then asks
 	} {
 		args := c.args
 		if len(args) > 0 {

@@ -18,6 +18,9 @@ func pause(ctx context.Context, c *call) error {
 		generation, err := ops.PauseAll(ctx, c.db, c.set(), c.in)
 		return c.ordered(ctx, generation, err)
 	}
+	if err := c.warn(ctx, c.arg(1)); err != nil {
+		return err
+	}
 	generation, err := ops.Pause(ctx, c.db, c.set(), c.arg(1), c.in)
 	return c.ordered(ctx, generation, err)
 }
@@ -38,6 +41,9 @@ func rewind(ctx context.Context, c *call) error {
 	}
 	s, err := ops.Status(ctx, c.db, c.set(), c.in)
 	if err != nil {
+		return err
+	}
+	if err := c.warn(ctx, c.arg(1)); err != nil {
 		return err
 	}
 	question := fmt.Sprintf("Projection %s will next handle what is above position %d. What it has handled of that comes again; what it has not handled below is skipped.", c.arg(1), position)
@@ -105,6 +111,15 @@ func worker(s ops.ReplicaSetStatus, said string) (string, error) {
 		return "", fmt.Errorf("replica set %s has no worker %q; it has %s", s.ReplicaSet, said, dash(strings.Join(all, ", ")))
 	}
 	return "", fmt.Errorf("several workers of replica set %s begin with %q: %s", s.ReplicaSet, said, strings.Join(fit, ", "))
+}
+
+// warn says so where a projection has not run yet: its name may be mistyped.
+func (c *call) warn(ctx context.Context, projection string) error {
+	has, err := ops.HasRun(ctx, c.db, projection, c.in)
+	if err == nil && !has {
+		fmt.Fprintf(c.stderr, "projection %s has not run yet: the order is for when a worker comes with it\n", clean(projection))
+	}
+	return err
 }
 
 // ordered waits until the order has its effect, and says meanwhile what for.

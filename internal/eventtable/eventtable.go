@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/getpup/pupsourcing-orchestrator/internal/dbconn"
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
@@ -40,10 +41,11 @@ const (
 )
 
 // A Config names a table and its columns. Names are not quoted; an empty schema is
-// the search path (see Find). AggregateType and BoundedContext may be empty.
+// the search path (see Find). AggregateType, BoundedContext and Time may be empty.
 type Config struct {
 	Schema, Table, Position, Aggregate string
 	AggregateType, BoundedContext      string
+	Time                               string
 	Columns                            []string
 
 	// Sequence is one that fills Position, and Writers the tables whose writers fill
@@ -79,6 +81,7 @@ func New(c Config) Table {
 	t.names = sqltext.Values{
 		"table": sqltext.SQL(t.Name), "name": t.Name, "position": sqltext.Ident(c.Position), "position_name": c.Position,
 		"aggregate_name": c.Aggregate, "type_name": c.AggregateType, "context_name": c.BoundedContext,
+		"time": sqltext.Ident(c.Time), "time_name": c.Time,
 		"sequence": c.Sequence, "roots": sqltext.JSON{Value: roots}, "wanted": sqltext.JSON{Value: wanted},
 	}
 	return t
@@ -421,4 +424,36 @@ func (t Table) High(ctx context.Context, db *sql.DB, at At) (high int64, err err
 func Elsewhere(err error) bool {
 	var e interface{ SQLState() string }
 	return errors.As(err, &e) && e.SQLState() == "22P02" && strings.Contains(err.Error(), elsewhere)
+}
+
+var (
+	timeTypeSQL = sqltext.New(`
+SELECT format_type(atttypid, NULL) FROM pg_attribute
+ WHERE attrelid = {name}::regclass::oid AND attname = {time_name}::name AND attnum > 0 AND NOT attisdropped`)
+	firstAtSQL = sqltext.New(`SELECT (SELECT coalesce(min({position}), 0) FROM {table} WHERE {time} >= {from}), ` + hereText)
+)
+
+// TimeType returns the type of the column of times, as SQL writes it.
+func (t Table) TimeType(ctx context.Context, db *sql.DB) (kind string, err error) {
+	query, args := t.bind(sqltext.LibPQ(db), timeTypeSQL, nil)
+	switch err = dbconn.QueryRow(ctx, db, query, args...).Scan(&kind); {
+	case errors.Is(err, sql.ErrNoRows):
+		return "", fmt.Errorf("%s has no column %s", t.Name, Quote(t.config.Time))
+	case err != nil:
+		return "", fmt.Errorf("type of column %s of %s: %w", Quote(t.config.Time), t.Name, err)
+	}
+	return kind, nil
+}
+
+// FirstAt returns the lowest position of an event that has a time, or a later one; 0: there
+// is none.
+func (t Table) FirstAt(ctx context.Context, db *sql.DB, at At, from time.Time) (position int64, err error) {
+	var here bool
+	values := at.values()
+	values["from"] = from.Add(time.Microsecond - 1).Truncate(time.Microsecond) // what the column has no more digits for
+	query, args := t.bind(sqltext.LibPQ(db), firstAtSQL, values)
+	if err := dbconn.QueryRow(ctx, db, query, args...).Scan(&position, &here); err != nil {
+		return 0, fmt.Errorf("look for the first event of %s at or after %s: %w", t.Name, from.Format(time.RFC3339Nano), err)
+	}
+	return position, nil
 }

@@ -39,6 +39,8 @@ type ReadAction struct {
 	// all that it is to see. More says that there may be more at once.
 	Passed int64
 	More   bool
+	// Pause, of a ReadHolders, says that it is asked for a little later.
+	Pause bool
 	// Why, of a ReadRefuse, says which assumption does not hold.
 	Why string
 }

@@ -52,8 +52,8 @@ const attempts = 3
 // attempt decides on a request. A report is committed before the set is read: of two that
 // report at the same moment, the one that reads later reads that the other has stopped.
 // It returns nil for what only step does: the first worker,
-// projections that are not the set's, orders and rewinds, and rows that make no sense, which
-// are named there.
+// projections that are not the set's or have no checkpoint yet, orders and rewinds, and rows
+// that make no sense, which are named there.
 func (s *Store) attempt(ctx context.Context, r protocol.Request, projections []string, f *Foresight, reports bool) (_ *attempt, err error) {
 	if r.Order != nil {
 		return nil, nil
@@ -69,7 +69,7 @@ func (s *Store) attempt(ctx context.Context, r protocol.Request, projections []s
 	if err != nil || !whole || read.group.Refuses(r) {
 		return nil, err
 	}
-	if r.Join && slices.ContainsFunc(projections, func(p string) bool { return !slices.Contains(read.projections, p) }) {
+	if r.Join && slices.ContainsFunc(projections, func(p string) bool { return !slices.Contains(read.begun, p) }) {
 		return nil, nil
 	}
 	applied := protocol.Apply(read.group, r, read.now)
@@ -116,6 +116,7 @@ type reading struct {
 	group                      protocol.Group
 	now, stepAt                time.Time
 	projections                []string
+	begun                      []string // of these, those that have a checkpoint
 	version, checkpointVersion json.RawMessage
 	// still: nobody but the worker that reads holds a generation, and checkpoints, by
 	// projection and partition, are as they are.
@@ -150,7 +151,7 @@ func (s *Store) Foresee(ctx context.Context, worker protocol.WorkerID, now time.
 func (s *Store) readGroup(ctx context.Context, q protocol.Request, reports bool) (r reading, whole bool, err error) {
 	var window int64
 	var stepAt sql.NullTime
-	var paused, rewinds, projections, members, version string
+	var paused, rewinds, projections, begun, members, version string
 	var checkpoints, checkpointVersion sql.NullString
 	g := &r.group
 	values := sqltext.Values{"worker": string(q.Worker)}
@@ -160,7 +161,7 @@ func (s *Store) readGroup(ctx context.Context, q protocol.Request, reports bool)
 		ask = func(dest ...any) error { return s.reportAndRead(ctx, values, dest...) }
 	}
 	err = ask(&r.now, &g.Generation, &g.Phase, &g.Total, &g.Reason, &g.MaxPartitions, &window, &paused, &rewinds, &g.Stream, &stepAt, &g.Floor,
-		&projections, &members, &version, &r.still, &checkpoints, &checkpointVersion)
+		&projections, &begun, &members, &version, &r.still, &checkpoints, &checkpointVersion)
 	if errors.Is(err, sql.ErrNoRows) || reports && State(err) != "" { // step reports, or says why not
 		return r, false, nil
 	}
@@ -176,7 +177,7 @@ func (s *Store) readGroup(ctx context.Context, q protocol.Request, reports bool)
 		Partitions json.RawMessage `json:"partitions"`
 	}
 	problem := errors.Join(s.complete(g, window, paused, rewinds),
-		json.Unmarshal([]byte(members), &all), json.Unmarshal([]byte(projections), &r.projections))
+		json.Unmarshal([]byte(members), &all), json.Unmarshal([]byte(projections), &r.projections), json.Unmarshal([]byte(begun), &r.begun))
 	owners := map[int]protocol.WorkerID{}
 	for _, row := range all {
 		m, err := s.member(row.memberRow, string(row.Partitions), g.Total, owners, nil)
@@ -248,7 +249,7 @@ var (
 const readGroupText = `
 SELECT CASE WHEN pg_current_wal_lsn() IS NOT NULL THEN {clock} END,
        s.generation, s.phase, s.total, s.reason, s.max_partitions, s.join_window_us, s.paused, s.rewinds, s.events_table, s.step_at, f.floor,
-       p.names, m.rows, jsonb_build_array(s.version, m.versions, p.versions), m.still, c.rows, c.versions
+       p.names, p.begun, m.rows, jsonb_build_array(s.version, m.versions, p.versions), m.still, c.rows, c.versions
   FROM (SELECT *, ` + versionText + ` AS version FROM orchestrator_replica_sets WHERE name = {set}) s
  CROSS JOIN
        (SELECT coalesce(jsonb_agg(jsonb_build_object(
@@ -258,8 +259,10 @@ SELECT CASE WHEN pg_current_wal_lsn() IS NOT NULL THEN {clock} END,
                coalesce(bool_and(holds = 0 OR id = {worker}), true) AS still
           FROM orchestrator_workers WHERE replica_set = {set}) m
  CROSS JOIN
-       (SELECT coalesce(jsonb_agg(name ORDER BY name), '[]') AS names, coalesce(jsonb_agg(xmin::text ORDER BY name), '[]') AS versions
-          FROM orchestrator_projections WHERE replica_set = {set}) p
+       (SELECT coalesce(jsonb_agg(name ORDER BY name), '[]') AS names, coalesce(jsonb_agg(xmin::text ORDER BY name), '[]') AS versions,
+               coalesce(jsonb_agg(name ORDER BY name) FILTER (WHERE EXISTS (
+                   SELECT FROM orchestrator_checkpoints k WHERE k.projection = q.name)), '[]') AS begun
+          FROM orchestrator_projections q WHERE replica_set = {set}) p
  CROSS JOIN
        (SELECT coalesce(max(abs(generation)), 0) AS floor FROM orchestrator_checkpoints WHERE replica_set = {set}) f
   LEFT JOIN LATERAL

@@ -275,7 +275,7 @@ func (s *Store) lockCheckpoints(ctx context.Context, tx *sql.Tx) (map[string][]p
 }
 
 func missingError(projection string, partition int) error {
-	return fmt.Errorf("checkpoints of projection %s lack partition %d: rows were deleted by hand; restore them, or delete all of the projection's to start it from the beginning", projection, partition)
+	return fmt.Errorf("checkpoints of projection %s lack partition %d: rows were deleted by hand; restore them, or delete all of the projection's to have it start as a new one does", projection, partition)
 }
 
 // Marks are stored as [[slot, position], ...], or NULL for none.

@@ -177,22 +177,14 @@ func (i *Import) Claim(ctx context.Context, projection string) error {
 // without a lock notice: see attempt.
 var touchGroupSQL = sqltext.New(`UPDATE orchestrator_replica_sets SET name = name WHERE name = {set}`)
 
-// noGeneration is what imported checkpoints stand under: no lane runs under it,
-// so none can commit before an activation has taken them over, and it raises
-// no set's next number.
-const noGeneration = 0
-
 // Write writes the checkpoints of a projection that has none, and is claimed.
 func (i *Import) Write(ctx context.Context, projection string, checkpoints []protocol.Checkpoint) error {
 	var rows []checkpointRow
 	for k, c := range checkpoints {
 		rows = append(rows, checkpointRow{projection, k, c.Position, encodeMarks(c.Ahead)})
 	}
-	_, err := i.store.exec(ctx, i.tx, saveCheckpointsSQL, sqltext.Values{
-		"generation": noGeneration, "total": int32(len(checkpoints)), "rows": sqltext.JSON{Value: rows},
-	})
-	if err != nil {
-		return fmt.Errorf("write the checkpoints of projection %q: %w", projection, err)
+	if err := i.store.writeFirst(ctx, i.tx, rows); err != nil {
+		return fmt.Errorf("projection %q: %w", projection, err)
 	}
 	return nil
 }

@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
 	"github.com/getpup/pupsourcing-orchestrator/internal/sqltext"
@@ -25,7 +26,9 @@ func (s *Store) checkOrder(ctx context.Context, tx *sql.Tx, g protocol.Group, o 
 		err := s.row(ctx, tx, belongsSQL, sqltext.Values{"projection": o.Projection}, &set)
 		switch {
 		case errors.Is(err, sql.ErrNoRows):
-			return fmt.Errorf("%w: there is no projection %q", ErrRejected, o.Projection)
+			if err := s.checkNew(ctx, tx, g, o); err != nil {
+				return err
+			}
 		case err != nil:
 			return fmt.Errorf("look up projection %q: %w", o.Projection, err)
 		case set != s.set:
@@ -34,6 +37,21 @@ func (s *Store) checkOrder(ctx context.Context, tx *sql.Tx, g protocol.Group, o 
 	}
 	if err := o.Check(g); err != nil {
 		return fmt.Errorf("%w: %w", ErrRejected, err)
+	}
+	return nil
+}
+
+// checkNew is for an order about a projection that no worker has come with. It may be to
+// come: then it is not to run, or to start at a position. To resume it makes sense only if
+// it was paused.
+func (s *Store) checkNew(ctx context.Context, tx *sql.Tx, g protocol.Group, o protocol.Order) error {
+	switch o.Kind {
+	case protocol.OrderRewind:
+		return s.ordered(ctx, tx, o)
+	case protocol.OrderResume:
+		if !slices.Contains(g.Paused, o.Projection) {
+			return fmt.Errorf("%w: there is no projection %q", ErrRejected, o.Projection)
+		}
 	}
 	return nil
 }

@@ -29,6 +29,7 @@ type Store struct {
 	schema string
 	clock  string
 	bounds Bounds
+	starts Starts // nil: all at the beginning
 
 	names atomic.Pointer[sqltext.Names] // nil: not known yet
 }
@@ -42,6 +43,8 @@ type Options struct {
 	// Clock is the SQL expression for the time; empty is clock_timestamp().
 	// Tests put a clock of their own here.
 	Clock string
+	// Starts says where projections start that have no checkpoint; nil: at the beginning.
+	Starts Starts
 }
 
 // Bounds are set on the server's side, so that a process that is frozen in the
@@ -65,7 +68,7 @@ func BoundsOf(lease time.Duration) Bounds {
 
 // New returns the store of a replica set.
 func New(db *sql.DB, set string, o Options) *Store {
-	return &Store{db: db, set: set, schema: o.Schema, clock: o.Clock, bounds: o.Bounds}
+	return &Store{db: db, set: set, schema: o.Schema, clock: o.Clock, bounds: o.Bounds, starts: o.Starts}
 }
 
 // ErrSettings is returned by CheckSettings.
@@ -578,6 +581,11 @@ func (s *Store) step(ctx context.Context, tx *sql.Tx, r protocol.Request, projec
 
 	if before.Refuses(r) {
 		return Result{}, &StreamError{s.set, before.Stream, r.Stream}
+	}
+	if r.Join {
+		if err := s.begin(ctx, tx, projections); err != nil {
+			return Result{}, err
+		}
 	}
 	if r.Order != nil {
 		if err := s.checkOrder(ctx, tx, before, *r.Order); err != nil {

@@ -129,6 +129,35 @@ func testDrained(t *testing.T, w World) {
 	s.expect(lane("p", 4, 0, 1), at(7))
 }
 
+// A projection that is still to come can be paused, and set to a position, where it starts
+// then; another set's can't.
+func testOrderAhead(t *testing.T, w World) {
+	s, other := newSet(t, w, "set", "p"), newSet(t, w, "other", "q")
+	s.join("a")
+	other.join("b")
+	s.order(protocol.Order{Kind: protocol.OrderPause, Projection: "new"})
+	s.settle("a")
+	r := s.order(protocol.Order{Kind: protocol.OrderRewind, Projection: "new", Position: 7})
+	expectGroup(t, r.Group, "generation 3 draining {a:0/1*} paused [new] rewind new to 7")
+	g := s.settle("a").Generation
+	s.expect(lane("new", g, 0, 1), at(7))
+	o := protocol.Order{Kind: protocol.OrderRewind, Projection: "new"}
+	if _, err := other.try(protocol.Request{Order: &o}); !errors.Is(err, store.ErrRejected) {
+		t.Errorf("an order by another set: %v, want ErrRejected", err)
+	}
+	// While a generation drains, what is ordered waits as well; and it counts for who
+	// comes with the projection, though none has run it.
+	s.order(protocol.Order{Kind: protocol.OrderResume, Projection: "new"})
+	s.order(protocol.Order{Kind: protocol.OrderRewind, Projection: "newer", Position: 9})
+	s.projections = append(s.projections, "new", "newer")
+	s.join("c")
+	g = s.settle("a").Generation
+	for k := range 2 {
+		s.expect(lane("new", g, k, 2), at(7))
+		s.expect(lane("newer", g, k, 2), at(9))
+	}
+}
+
 // An order that can't be carried out says so, and changes nothing.
 func testOrderRefused(t *testing.T, w World) {
 	s, other := newSet(t, w, "set", "p"), newSet(t, w, "other", "q")
@@ -142,7 +171,8 @@ func testOrderRefused(t *testing.T, w World) {
 	s.join("a")
 	other.join("b")
 	refused(protocol.Order{Kind: protocol.OrderPause, Projection: "q"})
-	refused(protocol.Order{Kind: protocol.OrderRewind, Projection: "nobody", Position: 1})
+	refused(protocol.Order{Kind: protocol.OrderRewind, Projection: "q", Position: 1})
+	refused(protocol.Order{Kind: protocol.OrderResume, Projection: "nobody"})
 	refused(protocol.Order{Kind: protocol.OrderDrain, Worker: "b"})
 	refused(protocol.Order{Kind: protocol.OrderDrain, Worker: "a"})
 	expectGroup(t, s.look("a").Group, "generation 1 active {a:0/1}")

@@ -93,6 +93,7 @@ func Run(t *testing.T, open func(t *testing.T) World) {
 		{"rewind of a projection that moved", testRewindOfAMovedProjection},
 		{"drained worker", testDrained},
 		{"order refused", testOrderRefused},
+		{"order for a projection that is to come", testOrderAhead},
 
 		{"commit and find", testCommit},
 		{"marks", testMarks},

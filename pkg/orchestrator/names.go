@@ -3,6 +3,7 @@ package orchestrator
 import (
 	"context"
 	"database/sql"
+	"time"
 
 	"github.com/getpup/pupsourcing/es"
 	"github.com/getpup/pupsourcing/es/projection"
@@ -33,10 +34,28 @@ type PlainBatchProjection interface {
 	HandlePlainBatch(ctx context.Context, events []es.PersistedEvent) error
 }
 
+// A StartingProjection also says where it starts if it has not run yet: StartNow, StartAfter,
+// StartAtTime, or, with the zero Start, at the beginning. See [root.StartingProjection].
+type StartingProjection interface {
+	projection.Projection
+	StartAt() Start
+}
+
+// StartNow is for what is new: see [root.StartNow].
+func StartNow() Start { return root.StartNow() }
+
+// StartAfter is for what is above a position: see [root.StartAfter].
+func StartAfter(position int64) Start { return root.StartAfter(position) }
+
+// StartAtTime is for what came about since then (created_at): see [root.StartAtTime].
+func StartAtTime(t time.Time) Start { return root.StartAtTime(t) }
+
 // What the signatures here and Config's fields need of the root package.
 type (
 	// ReplicaSetName names a group of projections that scale together.
 	ReplicaSetName = root.ReplicaSetName
+	// A Start says where a new projection starts. See [root.Start].
+	Start = root.Start
 	// Retry is an exponential backoff. See [root.Retry].
 	Retry = root.Retry
 	// A FailurePolicy says what a handler's failure does. See [root.FailurePolicy].

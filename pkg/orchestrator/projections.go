@@ -31,8 +31,9 @@ type (
 	plainBatchHandler interface {
 		HandlePlainBatch(ctx context.Context, events []es.PersistedEvent) error
 	}
-	named interface{ Name() string }
-	scope interface {
+	named    interface{ Name() string }
+	starting interface{ StartAt() Start }
+	scope    interface {
 		AggregateTypes() []string
 		BoundedContexts() []string
 	}
@@ -98,6 +99,13 @@ func (t translated) BoundedContexts() []string {
 		return s.BoundedContexts()
 	}
 	return nil
+}
+
+func (t translated) StartAt() Start {
+	if s, ok := t.named.(starting); ok {
+		return s.StartAt()
+	}
+	return Start{}
 }
 
 type translatedTx struct {

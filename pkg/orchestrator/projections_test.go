@@ -99,4 +99,12 @@ func TestTheMethodSetDecides(t *testing.T) {
 	if s, ok := p.(root.ScopedProjection[es.PersistedEvent]); err != nil || !ok || s.AggregateTypes()[0] != "Order" || s.BoundedContexts()[0] != "sales" {
 		t.Errorf("the scope is lost: %v, %v", p, err)
 	}
+	p, err = translateOne(startsAfter{withTx{"sqltx"}})
+	if s, ok := p.(root.StartingProjection[es.PersistedEvent]); err != nil || !ok || s.StartAt() != StartAfter(7) {
+		t.Errorf("the start is lost: %v, %v", p, err)
+	}
 }
+
+type startsAfter struct{ withTx }
+
+func (startsAfter) StartAt() Start { return StartAfter(7) }

@@ -1,0 +1,147 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
+	"github.com/getpup/pupsourcing-orchestrator/internal/sqltext"
+)
+
+// A projection has its first checkpoint from the transaction in which a worker joins with
+// it: of one partition, under no generation, as importer.Import writes it. The next
+// activation hands it over like any other. So where a projection starts is decided once,
+//   - by the first that comes with it: whoever joins later finds the checkpoint, whatever
+//     his own program says;
+//   - as of that moment: it is asked for while the projection's row is locked;
+//   - as a whole: if the join does not commit, nothing of it is there.
+//
+// Decided by each join, or by the activation, it would not be the first's:
+//  1. w1 joins with p, which starts now, at 100; it crashes before it has run;
+//  2. 101 to 150 are appended;
+//  3. w2 joins, and p starts now, at 150: 101 to 150 are lost.
+
+// Starts returns where projections are to start that have no checkpoint: the next event that
+// one handles is the first above the position. Those that it leaves out start at the
+// beginning. It is called in a transaction that others wait for, with a context that ends
+// before the server ends that.
+type Starts func(ctx context.Context, projections []string) (map[string]int64, error)
+
+// A StartError says that it could not be found out where projections start.
+type StartError struct {
+	Projections []string
+	Err         error
+}
+
+func (e *StartError) Error() string {
+	return fmt.Sprintf("find out where a new projection starts (%s): %v", strings.Join(e.Projections, ", "), e.Err)
+}
+
+// Unwrap returns what the event store says.
+func (e *StartError) Unwrap() error { return e.Err }
+
+// startMax is how long the event store may take, of the time that the transaction may idle.
+func startMax(b Bounds) time.Duration { return b.Idle / 2 }
+
+// begin writes the first checkpoints of projections that have none. Their rows are locked.
+func (s *Store) begin(ctx context.Context, tx *sql.Tx, names []string) error {
+	// A statement of its own, since it is to see what was committed while locks were
+	// waited for.
+	fresh, err := s.strings(ctx, tx, freshSQL, sqltext.Values{"names": sqltext.JSON{Value: names}})
+	if err != nil {
+		return fmt.Errorf("look for the checkpoints of %v: %w", names, err)
+	}
+	if len(fresh) == 0 {
+		return nil
+	}
+	var positions map[string]int64
+	if s.starts != nil {
+		bounded, cancel := context.WithTimeout(ctx, startMax(s.bounds))
+		defer cancel()
+		if positions, err = s.starts(bounded, fresh); err != nil {
+			return &StartError{fresh, err}
+		}
+	}
+	var rows []checkpointRow
+	for _, name := range fresh {
+		rows = append(rows, checkpointRow{name, 0, positions[name], encodeMarks(nil)})
+	}
+	return s.writeFirst(ctx, tx, rows)
+}
+
+// noGeneration is what first checkpoints stand under, and imported ones: no lane runs under
+// it, so none can commit before an activation has taken them over, and it raises no set's
+// next number.
+const noGeneration = 0
+
+// writeFirst writes the checkpoints of projections that have none: of the partitions in rows.
+func (s *Store) writeFirst(ctx context.Context, tx *sql.Tx, rows []checkpointRow) error {
+	total := map[string]int32{}
+	for _, r := range rows {
+		total[r.Projection]++
+	}
+	_, err := s.exec(ctx, tx, saveCheckpointsSQL, sqltext.Values{
+		"generation": noGeneration, "total": total[rows[0].Projection], "rows": sqltext.JSON{Value: rows},
+	})
+	if err != nil {
+		return fmt.Errorf("write first checkpoints: %w", err)
+	}
+	return nil
+}
+
+var (
+	freshSQL    = sqltext.New(`SELECT name` + freshText + ` ORDER BY name`)
+	allFreshSQL = sqltext.New(`SELECT coalesce(jsonb_agg(name ORDER BY name), '[]')` + freshText)
+	hasRunSQL   = sqltext.New(`SELECT EXISTS (SELECT FROM orchestrator_checkpoints WHERE projection = {projection} AND generation <> 0)`)
+)
+
+const freshText = `
+  FROM jsonb_array_elements_text({names}) AS x (name)
+ WHERE NOT EXISTS (SELECT FROM orchestrator_checkpoints c WHERE c.projection = x.name)`
+
+// Fresh returns those of the projections that have no checkpoint.
+func (s *Store) Fresh(ctx context.Context, projections []string) (fresh []string, err error) {
+	var text string
+	err = s.row(ctx, s.db, allFreshSQL, sqltext.Values{"names": sqltext.JSON{Value: projections}}, &text)
+	if err == nil {
+		err = json.Unmarshal([]byte(text), &fresh)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("look for the checkpoints of %v: %w", projections, err)
+	}
+	return fresh, nil
+}
+
+// HasRun reports whether a generation with the projection was ever activated.
+func HasRun(ctx context.Context, t Tables, projection string) (has bool, err error) {
+	s := New(t.DB, "", Options{Schema: t.Schema})
+	if err := s.row(ctx, t.DB, hasRunSQL, sqltext.Values{"projection": projection}, &has); err != nil {
+		return false, fmt.Errorf("look for the checkpoints of projection %q: %w", projection, err)
+	}
+	return has, nil
+}
+
+// ordered makes a projection that nobody has run yet the set's own, for an order that needs
+// it: whoever comes with it finds its first checkpoint.
+func (s *Store) ordered(ctx context.Context, tx *sql.Tx, o protocol.Order) error {
+	names := []string{o.Projection}
+	if _, err := s.exec(ctx, tx, registerProjectionsSQL, sqltext.Values{"names": sqltext.JSON{Value: names}}); err != nil {
+		return fmt.Errorf("register projection %q: %w", o.Projection, err)
+	}
+	foreign, err := s.lockProjections(ctx, tx, names)
+	switch {
+	case err != nil:
+		return fmt.Errorf("lock projection %q: %w", o.Projection, err)
+	case len(foreign) > 0: // since a moment ago
+		return fmt.Errorf("%w: projection %q belongs to another replica set, and not to %q", ErrRejected, o.Projection, s.set)
+	}
+	fresh, err := s.strings(ctx, tx, freshSQL, sqltext.Values{"names": sqltext.JSON{Value: names}})
+	if err != nil || len(fresh) == 0 { // the rewind that follows sets what there is
+		return err
+	}
+	return s.writeFirst(ctx, tx, []checkpointRow{{o.Projection, 0, o.Position, encodeMarks(nil)}})
+}

@@ -1,0 +1,34 @@
+package sim
+
+// starts: a projection starts once, where everything was final that it leaves out, and with
+// nothing that was final before. (What is appended later is judged in appended.)
+func (c *checker) starts(f fact) *violation {
+	p := c.projection(f.projection)
+	switch before := p.started; {
+	case !before.unset() && before.kind == projectionStarts:
+		return broken(startsWhere, []fact{before, f}, "projection %s starts above %d, and started above %d before", p.name, f.from, before.from)
+	case len(p.commits) > 0:
+		return broken(startsWhere, []fact{p.commits[0], f}, "projection %s starts above %d, and has run before", p.name, f.from)
+	case f.text == startsNow && f.from < f.to:
+		return broken(startsWhere, []fact{f}, "projection %s starts now, above %d, and everything up to %d was final before", p.name, f.from, f.to)
+	}
+	p.started, p.above = f, f.from
+	c.setTo(p, f.from)
+	return nil
+}
+
+// hasStarted: nobody handles what is before the start of a projection, or before it has one.
+func (c *checker) hasStarted(p *checkedProjection, f fact) *violation {
+	if !c.setup.starting {
+		return nil
+	}
+	if p.started.unset() {
+		return broken(startsWhere, []fact{c.activated, f}, "%s handles events of projection %s, of which nobody knows where it starts", owner(f), p.name)
+	}
+	for _, e := range f.events {
+		if e.position <= p.above {
+			return broken(startsWhere, []fact{p.started, f}, "%s handles event %d of projection %s, which starts above %d", owner(f), e.position, p.name, p.above)
+		}
+	}
+	return nil
+}

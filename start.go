@@ -1,0 +1,368 @@
+package orchestrator
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	mathrand "math/rand/v2"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/getpup/pupsourcing-orchestrator/internal/calls"
+	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
+	"github.com/getpup/pupsourcing-orchestrator/internal/store"
+)
+
+// Where a projection starts that has not run yet. It is decided once, in the transaction in
+// which the first worker joins with it: internal/store/start.go says why. What is final,
+// protocol.Ending finds.
+
+// A Start says where in the event stream a projection starts. It counts only for one that
+// has no checkpoint yet, that is, that no worker has come with before: after a restart, a
+// projection goes on from where it was. Where two programs say different things, that of the
+// first worker that comes with the projection counts. ops.Rewind sets any projection to a
+// position.
+//
+// The zero Start is the beginning.
+type Start struct {
+	kind     startKind
+	position int64
+	time     time.Time
+}
+
+type startKind int
+
+const (
+	startBeginning startKind = iota
+	startNow
+	startAfter
+	startAtTime
+)
+
+// StartNow starts at the end of the stream, as it is when the first worker joins with the
+// projection: for a mailer that is not to mail the customers of ten years. No event that
+// is committed later is left out, whatever its position; and none is handled that was final
+// when the worker began to join. While a transaction that appends events is open, the ones
+// above its position are not final.
+//
+// The event store must be a FinalStore, as Table is. A worker that comes with such a
+// projection waits, before it joins for the first time, until the transactions have ended
+// that are appending right then. If one stays open, that is logged, with its server process.
+func StartNow() Start { return Start{kind: startNow} }
+
+// StartAfter starts with the first event above a position, which is at least 0. Run refuses
+// one that a Table has not given out yet.
+func StartAfter(position int64) Start { return Start{kind: startAfter, position: position} }
+
+// StartAtTime starts with the first event, in the order of positions, that has this time or
+// a later one, and handles all that follow, whatever their times; none before it is handled.
+// Where no event has that time yet, that is with what comes next, as StartNow does. Run refuses
+// a time that is still to come, and the zero time.
+//
+// The event store must be a TimeStore, as a Table with a TableConfig.TimeColumn is.
+func StartAtTime(t time.Time) Start { return Start{kind: startAtTime, time: t} }
+
+// String shows the start as it is written in Go.
+func (s Start) String() string {
+	switch s.kind {
+	case startNow:
+		return "StartNow()"
+	case startAfter:
+		return fmt.Sprintf("StartAfter(%d)", s.position)
+	case startAtTime:
+		return fmt.Sprintf("StartAtTime(%s)", s.time.Format(time.RFC3339Nano))
+	}
+	return "the beginning"
+}
+
+// A StartingProjection is a Projection that says where it starts if it has not run yet. The
+// constructors' projections take WithStart. StartAt is called once, by Run.
+type StartingProjection[E any] interface {
+	Projection[E]
+	StartAt() Start
+}
+
+// A FinalStore is an EventStore that can tell where its stream ends, for StartNow.
+type FinalStore interface {
+	// Final returns the position up to which everything is final: no event may become
+	// visible later at or below it. It is not the highest position: one below that
+	// may still be taken by a transaction that is open. 0: there is none. It is called
+	// while others wait, and has a second or two; and once before that, with more
+	// time.
+	Final(ctx context.Context) (position int64, err error)
+}
+
+// A TimeStore is an EventStore that knows the times of its events, for StartAtTime.
+type TimeStore interface {
+	// PositionBefore returns the position before that of the first event, in the order
+	// of positions, that has this time or a later one; where there is none, and where it
+	// may not be the first yet, what FinalStore.Final says.
+	PositionBefore(ctx context.Context, t time.Time) (position int64, err error)
+}
+
+// startOf returns where a projection starts, or what is wrong with that.
+func startOf[E any](events EventStore[E], p Projection[E], name string) (Start, error) {
+	starting, ok := p.(StartingProjection[E])
+	if !ok {
+		return Start{}, nil
+	}
+	start, err := apart("StartAt", func() (Start, error) { return starting.StartAt(), nil })
+	if err != nil {
+		return start, fmt.Errorf("%w: where projection %q starts can't be had: %w", ErrInvalidConfig, name, err)
+	}
+	if problem := startProblem(events, start); problem != "" {
+		return start, startError(name, start, problem)
+	}
+	return start, nil
+}
+
+func startError(projection string, s Start, problem string) error {
+	return fmt.Errorf("%w: projection %q: %s: %s", ErrInvalidConfig, projection, s, problem)
+}
+
+// startProblem says what is wrong with a start, as far as that needs no database.
+func startProblem[E any](events EventStore[E], s Start) string {
+	switch s.kind {
+	case startNow:
+		if _, ok := events.(FinalStore); !ok {
+			return fmt.Sprintf("the event store, %T, is no FinalStore; give it a method Final(context.Context) (int64, error) that says up to where everything is final", events)
+		}
+	case startAfter:
+		if s.position < 0 {
+			return "a position can't be negative"
+		}
+	case startAtTime:
+		switch {
+		case s.time.IsZero():
+			return "the time is zero; the beginning is the default"
+		case s.time.Year() < 1:
+			return "the time is before the year 1"
+		case s.time.After(time.Now()):
+			return "the time is still to come"
+		}
+		timed, ok := events.(TimeStore)
+		if !ok {
+			return fmt.Sprintf("the event store, %T, is no TimeStore; give it a method PositionBefore(context.Context, time.Time) (int64, error)", events)
+		}
+		if t, ok := timed.(interface{ timeProblem() string }); ok {
+			return t.timeProblem()
+		}
+	}
+	return ""
+}
+
+// starts are where a worker's projections start, but for those that do so at the beginning.
+type starts struct {
+	of map[string]Start
+
+	mu       sync.Mutex
+	found    map[string]int64 // positions that can't change any more
+	prepared time.Time        // when that was done; zero: it was not
+	done     bool             // all have a checkpoint
+}
+
+// startPatience is how long an event store may look for a time, which may take a scan of
+// all events; and startSoon for how long what was prepared is good.
+const (
+	startPatience = 10 * time.Minute
+	startSoon     = 30 * time.Second
+	startNoted    = 10 * time.Second
+)
+
+// checkStarts makes sure, before anything is touched, that it can be found out where new
+// projections start, and has that done as far as it takes time. It waits for a database
+// that is away, and for transactions that append.
+func (w *worker[E]) checkStarts(ctx context.Context) error {
+	if len(w.starts.of) == 0 {
+		return nil
+	}
+	if problem := w.startsAlone(); problem != nil {
+		return problem
+	}
+	backoff := protocol.RetryStart.Backoff()
+	for failures := 1; ; failures++ {
+		err := boundedDo(ctx, startPatience, w.prepareStarts)
+		switch {
+		case err == nil:
+			return nil
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case !store.FactsOf(err).Away():
+			return explain(err)
+		}
+		w.log.Warn("can't find out where a new projection starts, trying again", "error", err)
+		if !calls.Sleep(ctx, backoff.Delay(failures, mathrand.Float64())) {
+			return ctx.Err()
+		}
+	}
+}
+
+// startsAlone returns an error where the pool has one connection: the join has it when the
+// event store is asked for its end.
+func (w *worker[E]) startsAlone() error {
+	t, ok := w.cfg.EventStore.(interface{ reads(*sql.DB) bool })
+	if !ok || !t.reads(w.cfg.DB) || w.cfg.DB.Stats().MaxOpenConnections != 1 {
+		return nil
+	}
+	for name, start := range w.starts.of {
+		if start.kind == startNow {
+			return configError("DB", fmt.Sprintf("has one connection (SetMaxOpenConns), and projection %q, which starts now, needs two", name))
+		}
+	}
+	return nil
+}
+
+// prepareStarts looks for what does not change, and has the event store find its end, so
+// that it knows it at once when it is asked by startPositions.
+func (w *worker[E]) prepareStarts(ctx context.Context) error {
+	s := &w.starts
+	var names []string
+	for name := range s.of {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	fresh, err := bounded(ctx, w.cfg.StaleWorkerTimeout, func(ctx context.Context) ([]string, error) { return w.store.Fresh(ctx, names) }, nil)
+	if err != nil {
+		return err
+	}
+	now := false
+	for _, name := range fresh {
+		switch start := s.of[name]; start.kind {
+		case startNow:
+			now = true
+		default:
+			if err := w.findStart(ctx, name, start); err != nil {
+				return err
+			}
+		}
+	}
+	if now {
+		if err := w.settle(ctx); err != nil {
+			return fmt.Errorf("%w: the end of the stream, where a new projection starts: %w", ErrEventStore, err)
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.prepared, s.done = time.Now(), len(fresh) == 0
+	return nil
+}
+
+// findStart finds the position of a start that is no matter of now.
+func (w *worker[E]) findStart(ctx context.Context, name string, start Start) error {
+	s := &w.starts
+	s.mu.Lock()
+	_, known := s.found[name]
+	s.mu.Unlock()
+	if known {
+		return nil
+	}
+	position := start.position
+	switch start.kind {
+	case startAfter:
+		if t, ok := w.cfg.EventStore.(interface {
+			reaches(context.Context) (head, given int64, err error)
+		}); ok {
+			given, err := bounded(ctx, lookMax, func(ctx context.Context) (given int64, err error) {
+				_, given, err = t.reaches(ctx)
+				return given, err
+			}, nil)
+			if err != nil {
+				return fmt.Errorf("%w: projection %q: %s: %w", ErrEventStore, name, start, err)
+			}
+			if position > given {
+				return startError(name, start, fmt.Sprintf("the event stream has given out positions up to %d only", given))
+			}
+		}
+	case startAtTime:
+		err := safely("the event store", func() (err error) {
+			position, err = w.cfg.EventStore.(TimeStore).PositionBefore(ctx, start.time)
+			return err
+		})
+		if err != nil {
+			return fmt.Errorf("%w: projection %q: %s: %w", ErrEventStore, name, start, err)
+		}
+		if position < 0 {
+			return fmt.Errorf("%w: projection %q: %s: PositionBefore returned %d", ErrEventStore, name, start, position)
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.found[name] = position
+	return nil
+}
+
+// settle has the event store find its end, with the time that it takes.
+func (w *worker[E]) settle(ctx context.Context) error {
+	t, ok := w.cfg.EventStore.(interface {
+		settle(context.Context, func([]int)) error
+	})
+	if !ok {
+		_, err := w.final(ctx)
+		return err
+	}
+	var noted time.Time
+	began := time.Now()
+	return t.settle(ctx, func(backends []int) {
+		now := time.Now()
+		if now.Sub(began) > time.Second && now.Sub(noted) > startNoted {
+			noted = now
+			w.log.Warn("a new projection starts now: waiting for transactions that append events to end", "backends", backends, "waited", now.Sub(began))
+		}
+	})
+}
+
+func (w *worker[E]) final(ctx context.Context) (position int64, err error) {
+	err = safely("the event store", func() (err error) {
+		position, err = w.cfg.EventStore.(FinalStore).Final(ctx)
+		return err
+	})
+	if err == nil && position < 0 {
+		err = fmt.Errorf("%w: Final returned %d", ErrEventStore, position)
+	}
+	return position, err
+}
+
+// startAgain prepares once more for a join that comes late, or after another one that has
+// failed: nobody is to wait for long while the set is locked.
+func (w *worker[E]) startAgain(ctx context.Context) error {
+	s := &w.starts
+	s.mu.Lock()
+	due := len(s.of) > 0 && !s.done && time.Since(s.prepared) > startSoon
+	s.mu.Unlock()
+	if !due {
+		return nil
+	}
+	return w.prepareStarts(ctx)
+}
+
+// startPositions returns where projections start: see store.Starts.
+func (w *worker[E]) startPositions(ctx context.Context, projections []string) (map[string]int64, error) {
+	positions := map[string]int64{}
+	var now []string
+	for _, name := range projections {
+		switch start := w.starts.of[name]; start.kind {
+		case startBeginning:
+		case startNow:
+			now = append(now, name)
+		default:
+			if err := w.findStart(ctx, name, start); err != nil {
+				return nil, err
+			}
+			w.starts.mu.Lock()
+			positions[name] = w.starts.found[name]
+			w.starts.mu.Unlock()
+		}
+	}
+	if len(now) == 0 {
+		return positions, nil
+	}
+	final, err := bounded(ctx, startPatience, w.final, nil)
+	if err != nil {
+		return nil, fmt.Errorf("%w: the end of the stream: %w", ErrEventStore, err)
+	}
+	for _, name := range now {
+		positions[name] = final
+	}
+	return positions, nil
+}

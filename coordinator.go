@@ -38,6 +38,7 @@ type worker[E any] struct {
 	names       []string
 	scopes      []Scope // of each projection
 	starts      starts
+	rebuilds    map[string]string // of projections that follow a live one, by that one
 
 	store   *store.Store
 	feed    *feed[E]
@@ -131,12 +132,12 @@ func (h *handlers) end() { h.running.Add(-1) }
 // lately reports whether one runs, or has begun since the last call.
 func (h *handlers) lately() bool { return h.began.Swap(false) || h.running.Load() > 0 }
 
-func newWorker[E any](ctx context.Context, cfg Config[E], projections []Projection[E], names []string, scopes []Scope, of map[string]Start) *worker[E] {
+func newWorker[E any](ctx context.Context, cfg Config[E], projections []Projection[E], names []string, scopes []Scope, of map[string]Start, rebuilds map[string]string) *worker[E] {
 	name := workerName()
 	w := &worker[E]{
 		name: protocol.WorkerID(name), cfg: cfg, projections: projections, names: names, scopes: scopes,
-		starts: starts{of: of, found: map[string]int64{}},
-		feed:   joinFeed(cfg.EventStore, cfg.feedConfig(), cfg.StaleWorkerTimeout),
+		starts: starts{of: of, found: map[string]int64{}}, rebuilds: rebuilds,
+		feed: joinFeed(cfg.EventStore, cfg.feedConfig(), cfg.StaleWorkerTimeout),
 		session: protocol.NewSession(protocol.WorkerID(name),
 			cfg.timing(), protocol.Request{Wants: cfg.Partitions, MaxPartitions: cfg.MaxPartitions, JoinWindow: cfg.JoinWindow}),
 		inputs:    make(chan protocol.Input),
@@ -145,7 +146,7 @@ func newWorker[E any](ctx context.Context, cfg Config[E], projections []Projecti
 		leases:    newLease(),
 		reporting: reporting{slot: make(chan struct{}, 1)},
 	}
-	w.store = store.New(cfg.DB, string(cfg.ReplicaSet), store.Options{Schema: cfg.Schema, Bounds: store.BoundsOf(cfg.StaleWorkerTimeout), Starts: w.startPositions})
+	w.store = store.New(cfg.DB, string(cfg.ReplicaSet), store.Options{Schema: cfg.Schema, Bounds: store.BoundsOf(cfg.StaleWorkerTimeout), Starts: w.startPositions, Rebuilds: rebuilds})
 	w.goesBy.Store(name)
 	w.log = slog.New(namedLog{cfg.Logger.With("replica_set", string(cfg.ReplicaSet)).Handler(), &w.goesBy})
 	w.to = newTeller(cfg.Observer, w.log)
@@ -455,6 +456,9 @@ func (w *worker[E]) sync(r protocol.Request, report []byte) {
 
 // refusal returns what Run is to return since the latest request has failed for good.
 func (w *worker[E]) refusal(why protocol.SyncFailure) error {
+	if store.Misnamed(w.syncError) {
+		return fmt.Errorf("%w: %w", ErrInvalidConfig, w.syncError)
+	}
 	switch why {
 	case protocol.SyncStranger:
 		return fmt.Errorf("%w: %w", ErrEventStore, w.syncError)

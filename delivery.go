@@ -57,6 +57,10 @@ type Replay string
 const (
 	NoReplay     Replay = ""       // it has not, as far as is known
 	ReplayParked Replay = "parked" // the event was parked, and somebody has asked for it: see ops.RetryParked
+	// ReplayRebuild: the projection is built anew beside the live one, which has handled the
+	// event: see WithRebuildOf. Write the read model, and leave out what goes beyond it,
+	// such as mail, which the live one has sent.
+	ReplayRebuild Replay = "rebuild"
 )
 
 // IdempotencyKey returns a text that is the same for each delivery of the event at Position
@@ -95,7 +99,7 @@ type callContext struct {
 	of              *spellContext
 	position        int64
 	events, attempt int32
-	parked          bool
+	parked, rebuild bool
 }
 
 // A spellContext is what all calls of a lane have in common in one spell.
@@ -118,7 +122,10 @@ func (c *callContext) Value(key any) any {
 
 func (c *callContext) delivery() Delivery {
 	d := Delivery{Projection: c.of.projection, Assignment: c.of.assignment, Position: c.position, Events: int(c.events), Attempt: int(c.attempt)}
-	if c.parked {
+	switch {
+	case c.rebuild:
+		d.Replay = ReplayRebuild
+	case c.parked:
 		d.Replay = ReplayParked
 	}
 	return d
@@ -145,7 +152,7 @@ func (c *callContexts) call(a *protocol.LaneAction, position int64, n int) *call
 	}
 	made := &c.next[0]
 	c.next = c.next[1:]
-	*made = callContext{c.of, position, int32(n), int32(a.Attempts) + 1, a.Parked}
+	*made = callContext{c.of, position, int32(n), int32(a.Attempts) + 1, a.Parked, a.Replay}
 	return made
 }
 

@@ -81,7 +81,7 @@ func (o *Orchestrator[E]) run(ctx context.Context, projections []Projection[E]) 
 		return err
 	}
 	var scopes []Scope
-	starts := map[string]Start{}
+	starts, rebuilds := map[string]Start{}, map[string]string{}
 	for i, p := range projections {
 		scope, err := scopeOf(o.cfg.EventStore, p, names[i])
 		if err != nil {
@@ -95,13 +95,20 @@ func (o *Orchestrator[E]) run(ctx context.Context, projections []Projection[E]) 
 		if start.kind != startBeginning {
 			starts[names[i]] = start
 		}
+		live, err := rebuildOf(p, names[i])
+		if err != nil {
+			return err
+		}
+		if live != "" {
+			rebuilds[names[i]] = live
+		}
 	}
 	release, err := cfg.carried(ctx, projections)
 	if err != nil {
 		return err
 	}
 	defer release()
-	w := newWorker(ctx, cfg, projections, names, scopes, starts)
+	w := newWorker(ctx, cfg, projections, names, scopes, starts, rebuilds)
 	defer func() {
 		tell(w.to, w.to.WorkerLeft, WorkerLeft{Source: w.source(w.session.ID()), Err: redact.Error(unlessEnded(ctx, err))})
 		w.to.close()

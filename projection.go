@@ -174,7 +174,7 @@ func WithStallAfter(d time.Duration) ProjectionOption {
 }
 
 // With returns the projection with options, for one that is a type of yours. What it is
-// called by, its scope and where it starts are those of p, unless an option says otherwise.
+// called by, its scope, where it starts and what it rebuilds are those of p, unless an option says otherwise.
 func With[E any](p Projection[E], options ...ProjectionOption) Projection[E] {
 	if isNil(p) {
 		return p // which Run refuses
@@ -184,6 +184,9 @@ func With[E any](p Projection[E], options ...ProjectionOption) Projection[E] {
 	}
 	if s, ok := p.(StartingProjection[E]); ok {
 		options = append([]ProjectionOption{WithStart(s.StartAt())}, options...)
+	}
+	if r, ok := p.(RebuildProjection[E]); ok {
+		options = append([]ProjectionOption{WithRebuildOf(r.RebuildOf())}, options...)
 	}
 	if own, ok := p.(interface{ settings() projectionSettings }); ok {
 		before := own.settings()
@@ -205,6 +208,12 @@ func WithStart(s Start) ProjectionOption {
 	return func(p *projectionSettings) { p.start = s }
 }
 
+// WithRebuildOf says that the projection is a new version of another one, the live one, which
+// it is to replace: see RebuildProjection.
+func WithRebuildOf(live string) ProjectionOption {
+	return func(p *projectionSettings) { p.rebuildOf = live }
+}
+
 // projectionSettings are what the constructors' projections have in common.
 type projectionSettings struct {
 	name    string
@@ -216,7 +225,8 @@ type projectionSettings struct {
 	retry *Retry
 	stall *time.Duration
 
-	start Start
+	start     Start
+	rebuildOf string
 }
 
 // problem says what is wrong with which option.
@@ -247,6 +257,7 @@ func (s projectionSettings) Name() string                 { return s.name }
 func (s projectionSettings) AggregateTypes() []string     { return s.scope.AggregateTypes }
 func (s projectionSettings) BoundedContexts() []string    { return s.scope.BoundedContexts }
 func (s projectionSettings) StartAt() Start               { return s.start }
+func (s projectionSettings) RebuildOf() string            { return s.rebuildOf }
 func (s projectionSettings) settings() projectionSettings { return s }
 
 type (

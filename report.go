@@ -63,6 +63,7 @@ const (
 	LaneDatabase  LaneState = "database"  // the database has failed, and is tried again
 	LaneRefused   LaneState = "refused"   // the event store can't read without losing events
 	LaneBeyond    LaneState = "beyond"    // it stands beyond the end of the event stream
+	LaneFollows   LaneState = "follows"   // it is where the live version of its projection is: see WithRebuildOf
 	LaneSuspended LaneState = "suspended" // until the database answers the worker
 	LaneEnded     LaneState = "ended"     // it has stopped
 )
@@ -129,7 +130,7 @@ func (l *lane[E]) stand(a protocol.LaneAction) {
 		s.next = l.last
 	}
 	switch a.Do {
-	case protocol.LaneFind, protocol.LaneRead, protocol.LaneLook:
+	case protocol.LaneFind, protocol.LaneRead, protocol.LaneLook, protocol.LaneFollow:
 		s.state = LaneReading
 	case protocol.LaneProve:
 		s.state = LaneSuspended
@@ -143,7 +144,7 @@ func (l *lane[E]) stand(a protocol.LaneAction) {
 	default:
 		s.state = LaneHandling
 	}
-	if s.position > before || s.state == LaneIdle {
+	if s.position > before || s.state == LaneIdle || s.state == LaneFollows {
 		s.attempts, s.err, s.cut = 0, "", ""
 	}
 }
@@ -170,6 +171,8 @@ func (s *standing[E]) pause(a protocol.LaneAction, fault, database error) {
 		}
 	case protocol.LotFull:
 		s.state = LaneFull
+	case protocol.AtLive:
+		s.state = LaneFollows
 	default:
 		s.state = LaneIdle
 	}
@@ -327,5 +330,5 @@ func (l *lane[E]) report(now time.Time, reach reach) LaneReport {
 
 // idle reports whether there is nothing for the lane to do, as far as is known.
 func (r LaneReport) idle() bool {
-	return r.Behind == 0 || r.Behind < 0 && r.State == LaneIdle
+	return r.Behind == 0 || r.State == LaneFollows || r.Behind < 0 && r.State == LaneIdle
 }

@@ -35,6 +35,7 @@ type run[E any] struct {
 	ctx      context.Context
 	cancelc  context.CancelCauseFunc
 	spell    atomic.Pointer[spell]
+	follows  followers
 }
 
 // A spell is a time in which handlers may run. When the worker can't prove any
@@ -395,6 +396,12 @@ func (l *lane[E]) do(a protocol.LaneAction) protocol.LaneAnswer {
 		if l.last = nil; s.more && len(s.events) > 0 {
 			l.last = &s.events[len(s.events)-1]
 		}
+	case protocol.LaneFollow:
+		answer.Followed, err = l.run.follows.look(l.id.Projection, func() (protocol.Followed, error) {
+			return bounded(l.ctx, l.worker.patience(), func(ctx context.Context) (protocol.Followed, error) {
+				return l.worker.store.Followed(ctx, l.id.Projection)
+			}, nil)
+		})
 	case protocol.LaneOpen:
 		err = l.begin()
 	case protocol.LaneProve:
@@ -625,7 +632,8 @@ func (l *lane[E]) pause(a protocol.LaneAction) {
 // doing names what a lane was at when the database failed.
 var doing = map[protocol.LaneDo]string{
 	protocol.LaneLoad: "read the checkpoint", protocol.LaneFind: "read the checkpoint", protocol.LaneRead: "read events", protocol.LaneOpen: "begin a transaction",
-	protocol.LaneWrite: "commit", protocol.LaneCommit: "commit", protocol.LaneSave: "commit",
+	protocol.LaneFollow: "read how far the live version of the projection is",
+	protocol.LaneWrite:  "commit", protocol.LaneCommit: "commit", protocol.LaneSave: "commit",
 	protocol.LaneLook: "look for parked events", protocol.LanePark: "park events", protocol.LaneFetch: "read a parked event",
 	protocol.LaneUnpark: "commit", protocol.LaneDrop: "delete a parked event", protocol.LaneNote: "note a failure",
 }

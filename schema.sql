@@ -177,6 +177,9 @@ CREATE TABLE IF NOT EXISTS orchestrator_replica_sets (
     -- {"name": position, ...}: where projections are to be set when the next
     -- generation is activated.
     rewinds        jsonb       NOT NULL DEFAULT '{}',
+    -- {"name": microseconds, ...}: those of paused that are paused for a while only, and
+    -- until when, since 1970.
+    holds          jsonb       NOT NULL DEFAULT '{}',
     -- The events table that the set reads, as its first worker named it; '': not
     -- known. A worker that would read another one is refused.
     events_table   text        NOT NULL DEFAULT ''
@@ -228,8 +231,13 @@ CREATE TABLE IF NOT EXISTS orchestrator_reports (
 
 -- The replica set that a projection belongs to.
 CREATE TABLE IF NOT EXISTS orchestrator_projections (
-    name        text PRIMARY KEY,
-    replica_set text NOT NULL
+    name        text    PRIMARY KEY,
+    replica_set text    NOT NULL,
+    -- The live version of the projection, which this one is to replace, or was replaced
+    -- by: it goes no further than that one. NULL: it is the live one itself.
+    follows     text,
+    -- It was removed (Retire): its name is not used again.
+    retired     boolean NOT NULL DEFAULT false
 );
 
 -- How far each projection is on each partition. An active generation has
@@ -303,6 +311,11 @@ ALTER TABLE orchestrator_workers
     ADD COLUMN IF NOT EXISTS drained boolean NOT NULL DEFAULT false;
 
 -- Upgrade to version 3.
+ALTER TABLE orchestrator_replica_sets
+    ADD COLUMN IF NOT EXISTS holds   jsonb   NOT NULL DEFAULT '{}';
+ALTER TABLE orchestrator_projections
+    ADD COLUMN IF NOT EXISTS follows text,
+    ADD COLUMN IF NOT EXISTS retired boolean NOT NULL DEFAULT false;
 CREATE INDEX IF NOT EXISTS orchestrator_parked_requests
     ON orchestrator_parked (projection, position) WHERE request IS NOT NULL;
 
@@ -329,6 +342,8 @@ FOR rule IN
             'pg_catalog.jsonb_typeof(paused) = ''array''::text AND NOT pg_catalog.jsonb_path_exists(paused, ''strict $[*] ? (@.type() != "string")''::jsonpath)'::text),
            ('orchestrator_replica_sets'::text, 'rewinds'::text, 'name'::text,
             'pg_catalog.jsonb_typeof(rewinds) = ''object''::text AND NOT pg_catalog.jsonb_path_exists(rewinds, ''strict $.* ? (@.type() != "number" || @ < 0 || @ > 9223372036854775807 || @.floor() != @)''::jsonpath)'::text),
+           ('orchestrator_replica_sets'::text, 'holds'::text, 'name'::text,
+            'pg_catalog.jsonb_typeof(holds) = ''object''::text AND NOT pg_catalog.jsonb_path_exists(holds, ''strict $.* ? (@.type() != "number" || @ < 0 || @ > 9223372036854775807 || @.floor() != @)''::jsonpath)'::text),
            ('orchestrator_workers'::text, 'lease_us'::text, 'replica_set, id'::text,
             'lease_us BETWEEN 1 AND 9223372036854775'::text),
            ('orchestrator_workers'::text, 'generation'::text, 'replica_set, id'::text,

@@ -183,35 +183,16 @@ func (m *migration) runScripts(ctx context.Context, db *sql.DB) error {
 	ctx, cancel := context.WithTimeout(ctx, migrationMax)
 	defer cancel()
 	return transact(ctx, db, &sql.TxOptions{Isolation: sql.LevelReadCommitted}, func(tx *dbconn.Tx) error {
-		tx.CloseAfter()
 		if err := lockMigrations(ctx, tx); err != nil {
 			return err
 		}
-		if _, err := tx.ExecContext(ctx, markScriptsSQL); err != nil {
-			return fmt.Errorf("mark the transaction: %w", err)
-		}
 		for i, text := range m.scripts {
-			if err := runScript(ctx, tx, text); err != nil {
+			if err := store.RunScript(ctx, tx, text); err != nil {
 				return &scriptError{m.script(i), err}
 			}
 		}
 		return nil
 	})
-}
-
-func runScript(ctx context.Context, tx *dbconn.Tx, text string) error {
-	if _, err := tx.ExecContext(ctx, text); err != nil { // without arguments, drivers send it as it is
-		return err
-	}
-	var marked bool
-	switch err := tx.QueryRowContext(ctx, scriptMarkedSQL).Scan(&marked); {
-	case err != nil:
-		return err
-	case !marked:
-		return errScriptEnds
-	}
-	_, err := tx.ExecContext(ctx, `SET CONSTRAINTS ALL IMMEDIATE`) // or COMMIT would find what they forbid
-	return err
 }
 
 // A scriptError is that of the program's own SQL.
@@ -222,7 +203,7 @@ type scriptError struct {
 
 func (e *scriptError) Error() string {
 	switch {
-	case errors.Is(e.err, errScriptEnds):
+	case errors.Is(e.err, store.ErrScriptEnds):
 		return fmt.Sprintf("%s %v", e.script, e.err)
 	case store.State(e.err) == "25001":
 		return fmt.Sprintf("%s failed: %v (it runs in a transaction, so such a statement is to be run elsewhere; nothing of the SQL has happened, and the library's tables are migrated)", e.script, e.err)
@@ -231,14 +212,6 @@ func (e *scriptError) Error() string {
 }
 
 func (e *scriptError) Unwrap() error { return e.err }
-
-var errScriptEnds = errors.New("has ended its transaction (END, COMMIT, ROLLBACK, RESET ALL), so some of it may have happened: leave the end of the transaction to Migrate")
-
-// The mark is gone with the transaction for which it was set.
-const (
-	markScriptsSQL  = `SELECT pg_catalog.set_config('orchestrator.migrating'::text, 'on'::text, true)`
-	scriptMarkedSQL = `SELECT coalesce(pg_catalog.current_setting('orchestrator.migrating'::text, true), ''::text) OPERATOR(pg_catalog.=) 'on'::text`
-)
 
 // heldUp names who holds the locks that a migration waits for. Of the program's own SQL
 // nobody knows which tables it needs: it may be any.

@@ -1,6 +1,14 @@
 package ops
 
-import "github.com/getpup/pupsourcing-orchestrator/internal/sqltext"
+import (
+	"context"
+	"database/sql"
+
+	orchestrator "github.com/getpup/pupsourcing-orchestrator"
+	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
+	"github.com/getpup/pupsourcing-orchestrator/internal/sqltext"
+	"github.com/getpup/pupsourcing-orchestrator/internal/store"
+)
 
 // StatusQueries are what Status asks of the server, for a set.
 func StatusQueries(set string) (queries []string) {
@@ -9,4 +17,9 @@ func StatusQueries(set string) (queries []string) {
 		queries = append(queries, query)
 	}
 	return queries
+}
+
+// HoldForTest holds a projection, as Promote does before it crashes.
+func HoldForTest(ctx context.Context, db *sql.DB, set orchestrator.ReplicaSetName, projection string) (generation int64, err error) {
+	return orderOf(ctx, store.Tables{DB: db}, set, protocol.Order{Kind: protocol.OrderHold, Projection: projection})
 }

@@ -69,6 +69,8 @@ type Group struct {
 	// Paused are the projections that Generation does not run, sorted; All is
 	// every one. A change of it opens a generation.
 	Paused []string
+	// Holds are those of Paused that are paused for a while only, sorted by projection.
+	Holds []Hold
 	// Rewinds are due with the next activation, sorted by projection.
 	Rewinds []Rewind
 
@@ -116,8 +118,8 @@ type Decision struct {
 	WaitsFor  []WorkerID // who still holds an older generation
 	Rewinds   []Rewind   // to be carried out in the hand-over
 	// StepAt is when Step has to run again though nothing happens in between:
-	// a join window closes then. Zero is never. Leases are not in it: they
-	// are renewed without Step's knowledge.
+	// a join window closes then, or a hold ends. Zero is never. Leases are not in it:
+	// they are renewed without Step's knowledge.
 	StepAt time.Time
 }
 
@@ -146,11 +148,15 @@ func Step(g Group, now time.Time, watch Watch) (Group, Decision) {
 		}
 	}
 
+	held := g.lapse(now)
 	if reason, at := g.due(now); reason != "" {
 		g.open(reason)
 		d.Opened = true
 	} else {
 		d.StepAt = at
+	}
+	if !held.IsZero() && (d.StepAt.IsZero() || held.Before(d.StepAt)) {
+		d.StepAt = held
 	}
 
 	if g.Phase == Draining {
@@ -477,6 +483,7 @@ func (g Group) same(o Group) bool {
 	return g.Generation == o.Generation && g.Phase == o.Phase && g.Total == o.Total && g.Reason == o.Reason &&
 		g.MaxPartitions == o.MaxPartitions && g.JoinWindow == o.JoinWindow && g.Stream == o.Stream &&
 		slices.Equal(g.Paused, o.Paused) && slices.Equal(g.Rewinds, o.Rewinds) &&
+		slices.EqualFunc(g.Holds, o.Holds, func(h, k Hold) bool { return h.Projection == k.Projection && h.Until.Equal(k.Until) }) &&
 		slices.EqualFunc(g.Members, o.Members, func(m, n Member) bool {
 			return m.ID == n.ID && m.Joined.Equal(n.Joined) && m.Lease == n.Lease && m.LeaseEnd.Equal(n.LeaseEnd) && m.Wants == n.Wants &&
 				m.Drained == n.Drained && m.Holds == n.Holds && m.Presence == n.Presence && slices.Equal(m.Partitions, n.Partitions)
@@ -491,7 +498,7 @@ func Apply(g Group, r Request, now time.Time) Group {
 	}
 	g.Members = slices.Clone(g.Members)
 	if r.Order != nil {
-		return g.obey(*r.Order)
+		return g.obey(*r.Order, now)
 	}
 	drained := false
 	if r.Join || r.Leave {
@@ -661,6 +668,9 @@ func (g Group) String() string {
 		b.WriteString(" all paused")
 	} else if len(g.Paused) > 0 {
 		fmt.Fprintf(&b, " paused %v", g.Paused)
+	}
+	for _, h := range g.Holds {
+		fmt.Fprintf(&b, " hold %s", h.Projection)
 	}
 	for _, r := range g.Rewinds {
 		fmt.Fprintf(&b, " rewind %s to %d", r.Projection, r.Position)

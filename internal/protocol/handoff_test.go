@@ -209,7 +209,7 @@ func playHandoffs(data []byte) error {
 					}
 					handled[p], order[slots[p]] = true, p
 				}
-				lane.Committed(lane.After(n), testStart)
+				lane.Committed(lane.After(n), n, testStart)
 				pending = pending[n:]
 			}
 			layout[k] = lane.Checkpoint()

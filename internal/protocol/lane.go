@@ -61,6 +61,7 @@ const (
 	LaneCommit               // COMMIT
 	LaneSave                 // move the checkpoint From … To, in a statement of its own that commits
 	LanePause                // wait For, or until asked to stop; for want of events, or until there are some
+	LaneFollow               // read how far the live version of the projection is; answer Followed
 	LaneEnd                  // it is over
 
 	// About parked events; see treat.
@@ -73,7 +74,7 @@ const (
 )
 
 func (d LaneDo) String() string {
-	return [...]string{"start", "load", "find", "read", "open", "prove", "handle", "write", "commit", "save", "pause", "end",
+	return [...]string{"start", "load", "find", "read", "open", "prove", "handle", "write", "commit", "save", "pause", "follow", "end",
 		"look", "park", "fetch", "unpark", "drop", "note"}[d]
 }
 
@@ -98,6 +99,7 @@ type LaneAction struct {
 	Attempts int
 
 	Parked  bool // the event to handle is not a pending one, but what LaneFetch has read
+	Replay  bool // the live version of the projection has handled the events
 	Discard bool // nobody has handled the event
 
 	Requests bool // the look wants the rows for which something is asked, and no others
@@ -154,6 +156,8 @@ type LanePauseWhy int
 
 const (
 	NothingNew LanePauseWhy = iota
+	// AtLive: a follower is where the live version of its projection is.
+	AtLive
 	DatabaseFailed
 	HandlerFailed
 	// LotFull: the event at Position is to be parked, and there is no room.
@@ -165,7 +169,7 @@ const (
 )
 
 func (w LanePauseWhy) String() string {
-	return [...]string{"nothing new", "the database failed", "the handler failed", "too many parked", "suspended", "the handler's connection was lost"}[w]
+	return [...]string{"nothing new", "the live version is no further", "the database failed", "the handler failed", "too many parked", "suspended", "the handler's connection was lost"}[w]
 }
 
 // LaneEndWhy says why a lane ends.
@@ -264,6 +268,7 @@ type LaneAnswer struct {
 	Found   Found
 	Page    []Key
 	Parked  []Parked
+	Followed
 	// More says that there is more to read at once.
 	More bool
 	// Passed is up to where the lane has seen all that it is to see, if that is
@@ -306,6 +311,8 @@ type Lane struct {
 	resume  func(*Lane, time.Time, Signals) LaneAction // after a pause
 	kept    []int                                      // of the latest page
 	settled int                                        // events of the commit that was just answered; -1: none was
+
+	follows bool // another version of the projection is the live one
 
 	more bool // there is more to read at once
 	open bool // there is, or may be, a transaction
@@ -365,7 +372,7 @@ func (l *Lane) Next(now time.Time, s Signals, a LaneAnswer) LaneAction {
 	action := l.advance(now, s, a)
 	action.Thwarted = thwarted
 	if action.Do == LaneHandle {
-		l.called = now
+		l.called, action.Replay = now, l.follows
 	}
 	switch action.Do {
 	case LaneHandle, LaneWrite, LaneUnpark, LaneCommit:
@@ -441,6 +448,8 @@ func (l *Lane) advance(now time.Time, s Signals, a LaneAnswer) LaneAction {
 		return l.look(now, s, a)
 	case LaneRead:
 		return l.page(now, s, a)
+	case LaneFollow:
+		return l.followed(now, s, a)
 	case LaneOpen:
 		if !ok {
 			return l.databaseFailed(&l.failures, a, (*Lane).top)
@@ -505,6 +514,7 @@ func (l *Lane) loaded(now time.Time, s Signals, found Found) LaneAction {
 	if l.track == nil {
 		l.failures = 0
 		l.track = NewTrack(l.assignment.Partition, l.assignment.Total, found.Checkpoint, now)
+		l.follows = found.Follows
 	}
 	if found.NoneParked {
 		return l.look(now, s, LaneAnswer{})
@@ -533,7 +543,28 @@ func (l *Lane) fill(now time.Time, s Signals) LaneAction {
 		l.more = true
 		return l.batch(now, s)
 	}
+	if l.follows && (l.track.ceiling == nil || l.track.AtCeiling()) {
+		if l.track.Pending() > 0 {
+			l.more = true
+			return l.batch(now, s)
+		}
+		return LaneAction{Do: LaneFollow}
+	}
 	return LaneAction{Do: LaneRead, After: l.track.Cursor(), Limit: l.config.Batch}
+}
+
+// followed goes on to where the live version is by now.
+func (l *Lane) followed(now time.Time, s Signals, a LaneAnswer) LaneAction {
+	if a.Failure != NoFailure {
+		l.more = true
+		return l.databaseFailed(&l.readFailures, a, (*Lane).batch)
+	}
+	l.readFailures, l.follows = 0, !a.Live
+	l.track.Follow(a.ceiling(l.assignment.Partition, l.assignment.Total))
+	if l.more = false; !s.stopping() && !l.track.AtCeiling() {
+		return l.fill(now, s)
+	}
+	return l.batch(now, s)
 }
 
 func (l *Lane) page(now time.Time, s Signals, a LaneAnswer) LaneAction {
@@ -610,11 +641,14 @@ func (l *Lane) rest(now time.Time, s Signals) LaneAction {
 		return l.top(now, s)
 	}
 	l.resume = (*Lane).top
-	wait := l.config.Poll
+	pause := LaneAction{Do: LanePause, For: l.config.Poll, Why: NothingNew}
 	if l.lot.Len() > 0 {
-		wait = l.lookEvery()
+		pause.For = l.lookEvery()
 	}
-	return LaneAction{Do: LanePause, For: wait, Why: NothingNew}
+	if l.follows && l.track.AtCeiling() {
+		pause.For, pause.Why = min(pause.For, followEvery), AtLive
+	}
+	return pause
 }
 
 // handle goes on with the batch, or commits what is done of it. The signals
@@ -690,7 +724,7 @@ func (l *Lane) saves() bool { return !l.config.Kind.InTransaction() || l.size ==
 
 // committed goes on after the store has l.next.
 func (l *Lane) committed(now time.Time, s Signals) LaneAction {
-	l.track.Committed(l.next, now)
+	l.track.Committed(l.next, l.size, now)
 	l.settled, l.done = max(0, l.size-len(l.parking)), 0
 	l.failures, l.resolving, l.refused, l.passes = 0, false, false, passes{}
 	for i := range l.parking {

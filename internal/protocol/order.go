@@ -1,9 +1,11 @@
 package protocol
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 )
 
 // An OrderKind is what an operator can order.
@@ -13,6 +15,8 @@ const (
 	OrderPause   OrderKind = "pause"   // run the projection no more
 	OrderResume  OrderKind = "resume"  // run it again
 	OrderRewind  OrderKind = "rewind"  // set it to a position, back or forward
+	OrderHold    OrderKind = "hold"    // pause it for HoldFor, or go on with that
+	OrderRelease OrderKind = "release" // end a hold
 	OrderDrain   OrderKind = "drain"   // give the worker no partitions
 	OrderUndrain OrderKind = "undrain" // give it some again
 )
@@ -26,9 +30,58 @@ const All = ""
 // order has its effect, and nothing is told to workers beside their assignment.
 type Order struct {
 	Kind       OrderKind
-	Projection string   // of pause and resume, where it may be All, and of rewind
+	Projection string   // of pause and resume, where it may be All, and of rewind, hold and release
 	Position   int64    // of rewind: the next event is the first above it
 	Worker     WorkerID // of drain and undrain
+}
+
+// A Hold is a pause that ends by itself, at Until, unless whoever wants it orders it again
+// before. It is for a program that stops a projection in order to do something in
+// between, and may crash.
+type Hold struct {
+	Projection string
+	Until      time.Time
+}
+
+// HoldFor is how long a hold lasts.
+const HoldFor = 10 * time.Second
+
+// lapse ends the holds of which the time is over, and returns when the next one ends; zero:
+// there is none. After the clock was stepped back, a hold is over no later than one
+// that is ordered now.
+func (g *Group) lapse(now time.Time) (next time.Time) {
+	before := g.Holds
+	g.Holds = nil
+	for _, h := range before {
+		if !now.Before(h.Until) {
+			g.Paused = without(g.Paused, h.Projection)
+			g.ordered = cmp.Or(g.ordered, fmt.Sprintf("the hold of %s is over", h.Projection))
+			continue
+		}
+		if h.Until.After(now.Add(HoldFor)) {
+			h.Until = now.Add(HoldFor)
+		}
+		if next.IsZero() || h.Until.Before(next) {
+			next = h.Until
+		}
+		g.Holds = append(g.Holds, h)
+	}
+	return next
+}
+
+// held returns where the projection is, or would be, among the holds.
+func (g Group) held(projection string) (i int, is bool) {
+	return slices.BinarySearchFunc(g.Holds, projection, func(h Hold, name string) int { return strings.Compare(h.Projection, name) })
+}
+
+// Held reports whether the projection is paused by a hold.
+func (g Group) Held(projection string) bool {
+	_, is := g.held(projection)
+	return is
+}
+
+func without(names []string, name string) []string {
+	return slices.DeleteFunc(slices.Clone(names), func(n string) bool { return n == name })
 }
 
 // A Rewind sets a projection to a position, on all partitions.
@@ -67,16 +120,36 @@ func (o Order) Check(g Group) error {
 		if o.Projection != All && slices.Contains(g.Paused, All) {
 			return fmt.Errorf("all of the replica set is paused; resume that")
 		}
+	case OrderHold:
+		if _, paused := slices.BinarySearch(g.Paused, o.Projection); paused && !g.Held(o.Projection) {
+			return fmt.Errorf("projection %q is paused already", o.Projection)
+		}
 	}
 	return nil
 }
 
 // obey carries the order out as far as it needs no generation, which Step then
 // opens. An order that changes nothing opens none.
-func (g Group) obey(o Order) Group {
+func (g Group) obey(o Order, now time.Time) Group {
 	changed := true
-	switch o.Kind {
+	switch hold, held := g.held(o.Projection); o.Kind {
+	case OrderHold:
+		if changed = !held; changed {
+			i, _ := slices.BinarySearch(g.Paused, o.Projection)
+			g.Paused = slices.Insert(slices.Clone(g.Paused), i, o.Projection)
+			g.Holds = slices.Insert(slices.Clone(g.Holds), hold, Hold{})
+		} else {
+			g.Holds = slices.Clone(g.Holds)
+		}
+		g.Holds[hold] = Hold{o.Projection, now.Add(HoldFor)}
+	case OrderRelease:
+		if changed = held; changed {
+			g.Paused, g.Holds = without(g.Paused, o.Projection), slices.Delete(slices.Clone(g.Holds), hold, hold+1)
+		}
 	case OrderPause:
+		if held {
+			g.Holds = slices.Delete(slices.Clone(g.Holds), hold, hold+1)
+		}
 		i, paused := slices.BinarySearch(g.Paused, o.Projection)
 		if changed = !paused; changed {
 			g.Paused = slices.Insert(slices.Clone(g.Paused), i, o.Projection)
@@ -85,9 +158,12 @@ func (g Group) obey(o Order) Group {
 		i, paused := slices.BinarySearch(g.Paused, o.Projection)
 		switch {
 		case o.Projection == All:
-			changed, g.Paused = len(g.Paused) > 0, nil
+			changed, g.Paused, g.Holds = len(g.Paused) > 0, nil, nil
 		case paused:
 			g.Paused = slices.Delete(slices.Clone(g.Paused), i, i+1)
+			if held {
+				g.Holds = slices.Delete(slices.Clone(g.Holds), hold, hold+1)
+			}
 		default:
 			changed = false
 		}

@@ -28,6 +28,7 @@ type Track struct {
 	frontier   []int64    // per slot, while checkpoint has marks
 	pending    []int64    // positions to handle, ascending
 	cursor     int64      // every final position up to here was read
+	ceiling    *Ceiling   // of a follower; nil: there is none
 
 	// Their aggregates, if they are kept: where none is ever parked, nobody
 	// asks.
@@ -87,7 +88,8 @@ func (t *Track) Accept(page []Key, passed int64) (keep []int, err error) {
 		last = k.Position
 	}
 	for i, k := range page {
-		if !k.Skip && k.Slot%t.total == t.partition && (t.frontier == nil || k.Position > t.frontier[k.Slot]) {
+		if !k.Skip && k.Slot%t.total == t.partition && (t.frontier == nil || k.Position > t.frontier[k.Slot]) &&
+			(t.ceiling == nil || k.Position <= t.ceiling.Frontier(k.Slot)) {
 			if keep == nil {
 				keep, t.pending = make([]int, 0, len(page)-i), slices.Grow(t.pending, len(page)-i)
 			}
@@ -98,7 +100,11 @@ func (t *Track) Accept(page []Key, passed int64) (keep []int, err error) {
 			}
 		}
 	}
-	t.cursor = max(last, passed)
+	last = max(last, passed)
+	if t.ceiling != nil {
+		last = min(last, max(t.ceiling.high(), t.cursor))
+	}
+	t.cursor = last
 	return keep, nil
 }
 
@@ -160,16 +166,26 @@ func (t *Track) Parks(n int) []Parked {
 // After returns what a commit says once the first n pending events are
 // handled: everything before the next pending event is done.
 func (t *Track) After(n int) Checkpoint {
-	if n < len(t.pending) {
-		return t.checkpoint.Advance(t.pending[n] - 1)
+	through := t.through(n)
+	if t.ceiling != nil && through > t.ceiling.Position {
+		return t.ceiling.advance(t.checkpoint, t.partition, t.total, through)
 	}
-	return t.checkpoint.Advance(t.cursor)
+	return t.checkpoint.Advance(through)
 }
 
-// Committed notes that the store has c.
-func (t *Track) Committed(c Checkpoint, now time.Time) {
+// through is the position up to which everything was read and, once the first n pending
+// events are, handled.
+func (t *Track) through(n int) int64 {
+	if n < len(t.pending) {
+		return t.pending[n] - 1
+	}
+	return t.cursor
+}
+
+// Committed notes that the store has c, with which the first n pending events are handled.
+func (t *Track) Committed(c Checkpoint, n int, now time.Time) {
+	through := t.through(n)
 	t.checkpoint, t.committed = c, now
-	n, _ := slices.BinarySearch(t.pending, c.Position+1)
 	t.pending = t.pending[n:]
 	if t.keeps {
 		t.aggregates = t.aggregates[n:]
@@ -177,7 +193,7 @@ func (t *Track) Committed(c Checkpoint, now time.Time) {
 	if len(c.Ahead) == 0 {
 		t.frontier = nil
 	}
-	if c.Position >= t.until || t.fault != 0 && c.Position >= t.fault {
+	if through >= t.until || t.fault != 0 && through >= t.fault {
 		t.fault, t.attempts, t.blamed, t.allowed, t.until = 0, 0, 0, 0, 0
 	} else if t.fault != 0 {
 		t.allowed = 1 // what preceded the event at fault is done; now that one alone
@@ -237,7 +253,10 @@ const (
 // SkipDue reports whether to commit although no event was handled: the lane
 // has passed many positions, or some for a while, that belong to others.
 func (t *Track) SkipDue(now time.Time) bool {
-	skipped := t.After(0).Position - t.checkpoint.Position
+	if t.ceiling != nil && t.ceiling.Final {
+		return t.AtCeiling() && !t.After(0).Equal(t.checkpoint)
+	}
+	skipped := t.through(0) - t.checkpoint.Position
 	return skipped >= skipPositions || skipped > 0 && now.Sub(t.committed) >= skipTime
 }
 
@@ -266,6 +285,8 @@ type Found struct {
 	Exists     bool
 	// NoneParked: nor is there a row of a parked event for the lane to read.
 	NoneParked bool
+	// Follows: another version of the projection is the live one; see follow.go.
+	Follows bool
 }
 
 // Resolve says what has become of the commit from the lane's checkpoint to
@@ -273,15 +294,15 @@ type Found struct {
 //
 // A lost reply says nothing. Taken as failure, the events are handled twice;
 // taken as success, they are lost when it was one. The row knows: a commit
-// always moves the position, and COMMIT is only ever sent after the row was
+// always moves the position or a mark, and COMMIT is only ever sent after the row was
 // written, so while the outcome is open the row is locked and can't be read.
 func (t *Track) Resolve(generation int64, next Checkpoint, found Found) Outcome {
 	switch {
 	case !found.Exists || found.Generation != generation:
 		return Superseded
-	case found.Checkpoint.Position == next.Position:
+	case found.Checkpoint.Equal(next):
 		return Done
-	case found.Checkpoint.Position == t.checkpoint.Position:
+	case found.Checkpoint.Equal(t.checkpoint):
 		return Undone
 	default:
 		return Elsewhere

@@ -100,7 +100,7 @@ func TestTrackFailed(t *testing.T) {
 	failed := func(i int) func(*Track) (int64, int) { return func(l *Track) (int64, int) { return l.Failed(i) } }
 	within := func(n int) func(*Track) (int64, int) { return func(l *Track) (int64, int) { return l.FailedWithin(n) } }
 	committed := func(n int) func(*Track) (int64, int) {
-		return func(l *Track) (int64, int) { l.Committed(l.After(n), testStart); return 0, 0 }
+		return func(l *Track) (int64, int) { l.Committed(l.After(n), n, testStart); return 0, 0 }
 	}
 	for _, tt := range []struct {
 		why   string
@@ -165,8 +165,8 @@ func TestTrackSkipDue(t *testing.T) {
 
 func TestTrackResolve(t *testing.T) {
 	l := trackOfFour(t)
-	l.Committed(l.After(1), testStart) // stands at 3
-	next := l.After(2)                 // 7
+	l.Committed(l.After(1), 1, testStart) // stands at 3
+	next := l.After(2)                    // 7
 	row := func(generation, position int64) Found {
 		return Found{Generation: generation, Checkpoint: Checkpoint{Position: position}, Exists: true}
 	}
@@ -342,7 +342,7 @@ func (w *laneWorld) commit(batch []int64, n, fault int) error {
 		want = Elsewhere
 	default:
 		happens(next, batch)
-		l.Committed(next, testStart)
+		l.Committed(next, n, testStart)
 		return nil
 	}
 	got := l.Resolve(1, next, Found{Generation: 1, Checkpoint: w.row, Exists: true})
@@ -351,7 +351,7 @@ func (w *laneWorld) commit(batch []int64, n, fault int) error {
 	}
 	switch got {
 	case Done:
-		l.Committed(next, testStart)
+		l.Committed(next, n, testStart)
 	case Elsewhere:
 		l.Rewind(w.row, testStart)
 	}

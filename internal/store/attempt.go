@@ -151,7 +151,7 @@ func (s *Store) Foresee(ctx context.Context, worker protocol.WorkerID, now time.
 func (s *Store) readGroup(ctx context.Context, q protocol.Request, reports bool) (r reading, whole bool, err error) {
 	var window int64
 	var stepAt sql.NullTime
-	var paused, rewinds, projections, begun, members, version string
+	var paused, rewinds, holds, projections, begun, members, version string
 	var checkpoints, checkpointVersion sql.NullString
 	g := &r.group
 	values := sqltext.Values{"worker": string(q.Worker)}
@@ -160,7 +160,7 @@ func (s *Store) readGroup(ctx context.Context, q protocol.Request, reports bool)
 		maps.Copy(values, beatOf(q))
 		ask = func(dest ...any) error { return s.reportAndRead(ctx, values, dest...) }
 	}
-	err = ask(&r.now, &g.Generation, &g.Phase, &g.Total, &g.Reason, &g.MaxPartitions, &window, &paused, &rewinds, &g.Stream, &stepAt, &g.Floor,
+	err = ask(&r.now, &g.Generation, &g.Phase, &g.Total, &g.Reason, &g.MaxPartitions, &window, &paused, &rewinds, &holds, &g.Stream, &stepAt, &g.Floor,
 		&projections, &begun, &members, &version, &r.still, &checkpoints, &checkpointVersion)
 	if errors.Is(err, sql.ErrNoRows) || reports && State(err) != "" { // step reports, or says why not
 		return r, false, nil
@@ -176,7 +176,7 @@ func (s *Store) readGroup(ctx context.Context, q protocol.Request, reports bool)
 		memberRow
 		Partitions json.RawMessage `json:"partitions"`
 	}
-	problem := errors.Join(s.complete(g, window, paused, rewinds),
+	problem := errors.Join(s.complete(g, window, paused, rewinds, holds),
 		json.Unmarshal([]byte(members), &all), json.Unmarshal([]byte(projections), &r.projections), json.Unmarshal([]byte(begun), &r.begun))
 	owners := map[int]protocol.WorkerID{}
 	for _, row := range all {
@@ -248,7 +248,7 @@ var (
 
 const readGroupText = `
 SELECT CASE WHEN pg_current_wal_lsn() IS NOT NULL THEN {clock} END,
-       s.generation, s.phase, s.total, s.reason, s.max_partitions, s.join_window_us, s.paused, s.rewinds, s.events_table, s.step_at, f.floor,
+       s.generation, s.phase, s.total, s.reason, s.max_partitions, s.join_window_us, s.paused, s.rewinds, s.holds, s.events_table, s.step_at, f.floor,
        p.names, p.begun, m.rows, jsonb_build_array(s.version, m.versions, p.versions), m.still, c.rows, c.versions
   FROM (SELECT *, ` + versionText + ` AS version FROM orchestrator_replica_sets WHERE name = {set}) s
  CROSS JOIN

@@ -38,20 +38,13 @@ func (l Lane) values() sqltext.Values {
 	}
 }
 
-// move are the values for a checkpoint that is moved.
-func (l Lane) move(from, to protocol.Checkpoint) sqltext.Values {
-	v := l.values()
-	v["from"], v["to"], v["keeps"] = from.Position, to.Position, len(to.Ahead) > 0
-	return v
-}
-
 // Load returns the lane's checkpoint, and whether any events are parked beside it.
 func (s *Store) Load(ctx context.Context, l Lane) (protocol.Found, error) {
 	return s.find(ctx, l, loadSQL)
 }
 
 // Find returns the lane's checkpoint as it is once every transaction that has
-// written it has ended. It can't tell what is parked: a statement that has waited for
+// written it has ended. It can't tell what is parked, nor whom the projection follows: a statement that has waited for
 // a row reads that one again, and everything else as it was before.
 func (s *Store) Find(ctx context.Context, l Lane) (protocol.Found, error) {
 	return s.find(ctx, l, findCheckpointSQL)
@@ -60,11 +53,11 @@ func (s *Store) Find(ctx context.Context, l Lane) (protocol.Found, error) {
 var (
 	loadSQL = sqltext.New(`
 SELECT generation, position, ahead,
-       ` + fmt.Sprintf(noneParkedText, "{total}") + `
+       ` + fmt.Sprintf(noneParkedText, "{total}") + `, ` + followsText + `
   FROM orchestrator_checkpoints c
  WHERE replica_set = {set} AND projection = {projection} AND partition = {partition}` + onPrimary)
 	findCheckpointSQL = sqltext.New(`
-SELECT generation, position, ahead, false FROM orchestrator_checkpoints
+SELECT generation, position, ahead, false, false FROM orchestrator_checkpoints
  WHERE replica_set = {set} AND projection = {projection} AND partition = {partition}` + onPrimary + ` FOR UPDATE`)
 )
 
@@ -77,7 +70,7 @@ const onPrimary = ` AND (SELECT pg_current_wal_lsn()) IS NOT NULL`
 func (s *Store) find(ctx context.Context, l Lane, statement sqltext.Statement) (protocol.Found, error) {
 	var f protocol.Found
 	var ahead sql.NullString
-	err := s.row(ctx, s.db, statement, l.values(), &f.Generation, &f.Checkpoint.Position, &ahead, &f.NoneParked)
+	err := s.row(ctx, s.db, statement, l.values(), &f.Generation, &f.Checkpoint.Position, &ahead, &f.NoneParked, &f.Follows)
 	if errors.Is(err, sql.ErrNoRows) {
 		return protocol.Found{}, nil
 	}
@@ -124,7 +117,8 @@ func (s *Store) BeginHandler(ctx context.Context) (*dbconn.Tx, error) {
 //
 // Like Save it is without parameters, so that it is one round trip.
 func (s *Store) Commit(ctx context.Context, tx *sql.Tx, l Lane, from, to protocol.Checkpoint) error {
-	query, err := s.text(ctx, tx, commitSQL, l.move(from, to))
+	statement, values := commitSQL.of(l, from, to)
+	query, err := s.text(ctx, tx, statement, values)
 	if err != nil {
 		return fmt.Errorf("commit %s at %d: %w", l, to.Position, err)
 	}
@@ -150,7 +144,8 @@ func (s *Store) why(ctx context.Context, tx *sql.Tx, refused error) error {
 // Save moves the lane's checkpoint by itself. It is one statement that returns no
 // rows, so that it takes one round trip, and that any pooler can have.
 func (s *Store) Save(ctx context.Context, l Lane, from, to protocol.Checkpoint) error {
-	return moved(l, to)(s.exec(ctx, s.db, saveCheckpointSQL, l.move(from, to)))
+	statement, values := saveCheckpointSQL.of(l, from, to)
+	return moved(l, to)(s.exec(ctx, s.db, statement, values))
 }
 
 // moved returns what says whether a checkpoint was moved.

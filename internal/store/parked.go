@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"maps"
 	"time"
 
 	"github.com/getpup/pupsourcing-orchestrator/internal/dbconn"
@@ -37,17 +38,7 @@ SELECT position, slot, aggregate_id, attempts, parked_at, coalesce(request, '')
 	//  2. w2 takes over, its handler succeeds at 12, it commits 12;
 	//  3. w1 wakes up, and 12 is handled and parked.
 	// A row that is there already tells of the first failure, and stays.
-	parkSQL = sqltext.New(`
-WITH moved AS (
-    UPDATE orchestrator_checkpoints SET position = {to}, ahead = CASE WHEN {keeps} THEN ahead END, updated_at = {clock}
-     WHERE replica_set = {set} AND projection = {projection} AND partition = {partition} AND generation = {generation} AND position = {from}
- RETURNING projection),
-added AS (
-    INSERT INTO orchestrator_parked (projection, position, slot, aggregate_id, error, attempts, parked_at)
-    SELECT moved.projection, x.position, x.slot, x.aggregate_id, x.error, x.attempts, {clock}
-      FROM moved, jsonb_to_recordset({rows}) AS x (position bigint, slot integer, aggregate_id text, error text, attempts integer)
-        ON CONFLICT DO NOTHING)
-SELECT count(*) FROM moved`)
+	parkSQL = moveStatement{sqltext.New(fmt.Sprintf(parkText, moveText)), sqltext.New(fmt.Sprintf(parkText, markText))}
 
 	// Of what moves no checkpoint, the fence locks it: an activation waits for
 	// what has got that far, and whatever comes later finds another generation.
@@ -81,6 +72,15 @@ SELECT count(*) FROM fence`)
 	// events again. It runs in the activation, which has locked the checkpoints.
 	dropParkedAboveSQL = sqltext.New(`DELETE FROM orchestrator_parked WHERE projection = {projection} AND position > {position}`)
 )
+
+const parkText = `
+WITH moved AS (%s RETURNING projection),
+added AS (
+    INSERT INTO orchestrator_parked (projection, position, slot, aggregate_id, error, attempts, parked_at)
+    SELECT moved.projection, x.position, x.slot, x.aggregate_id, x.error, x.attempts, {clock}
+      FROM moved, jsonb_to_recordset({rows}) AS x (position bigint, slot integer, aggregate_id text, error text, attempts integer)
+        ON CONFLICT DO NOTHING)
+SELECT count(*) FROM moved`
 
 const fenceSQL = `
 WITH fence AS MATERIALIZED (
@@ -145,7 +145,8 @@ type parkedRow struct {
 // Park moves the lane's checkpoint as Save does, and parks events with it. The
 // error is of those that have failed.
 func (s *Store) Park(ctx context.Context, l Lane, from, to protocol.Checkpoint, parked []protocol.Parked, failure string) error {
-	return s.fenced(ctx, fmt.Sprintf("park events of %s at %d", l, to.Position), parkSQL, func(f form) sqltext.Values {
+	statement, move := parkSQL.of(l, from, to)
+	return s.fenced(ctx, fmt.Sprintf("park events of %s at %d", l, to.Position), statement, func(f form) sqltext.Values {
 		rows := make([]parkedRow, len(parked))
 		for i, p := range parked {
 			rows[i] = parkedRow{p.Position, p.Slot, p.Aggregate, "", p.Attempts}
@@ -156,7 +157,7 @@ func (s *Store) Park(ctx context.Context, l Lane, from, to protocol.Checkpoint, 
 				rows[i].Error = errorText(failure, f != asIs)
 			}
 		}
-		values := l.move(from, to)
+		values := maps.Clone(move)
 		values["rows"] = sqltext.JSON{Value: rows}
 		return values
 	})

@@ -24,11 +24,11 @@ var ErrSchema = errors.New("orchestrator: schema is missing or outdated")
 // columns are those of schema.sql that this package uses.
 var columns = map[string][]string{
 	"orchestrator_schema":       {"version"},
-	"orchestrator_replica_sets": {"name", "generation", "phase", "total", "reason", "opened_at", "activated_at", "step_at", "max_partitions", "join_window_us", "paused", "rewinds"},
+	"orchestrator_replica_sets": {"name", "generation", "phase", "total", "reason", "opened_at", "activated_at", "step_at", "max_partitions", "join_window_us", "paused", "rewinds", "holds"},
 	"orchestrator_workers": {"replica_set", "id", "seq", "joined_at", "lease_us", "lease_until", "generation", "total", "partitions", "wants",
 		"presence_key", "presence_number", "holds", "projections", "paused", "drained"},
 	"orchestrator_reports":     {"replica_set", "worker", "reported_at", "report"},
-	"orchestrator_projections": {"name", "replica_set"},
+	"orchestrator_projections": {"name", "replica_set", "follows", "retired"},
 	"orchestrator_checkpoints": {"projection", "partition", "replica_set", "generation", "total", "position", "ahead", "updated_at"},
 	"orchestrator_history":     {"replica_set", "generation", "reason", "total", "members", "opened_at", "activated_at", "waited_for"},
 	"orchestrator_parked":      {"projection", "position", "slot", "aggregate_id", "error", "attempts", "parked_at", "request"},

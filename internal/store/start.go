@@ -48,7 +48,7 @@ func (e *StartError) Unwrap() error { return e.Err }
 func startMax(b Bounds) time.Duration { return b.Idle / 2 }
 
 // begin writes the first checkpoints of projections that have none. Their rows are locked.
-func (s *Store) begin(ctx context.Context, tx *sql.Tx, names []string) error {
+func (s *Store) begin(ctx context.Context, tx *sql.Tx, names []string, stream string) error {
 	// A statement of its own, since it is to see what was committed while locks were
 	// waited for.
 	fresh, err := s.strings(ctx, tx, freshSQL, sqltext.Values{"names": sqltext.JSON{Value: names}})
@@ -68,6 +68,11 @@ func (s *Store) begin(ctx context.Context, tx *sql.Tx, names []string) error {
 	}
 	var rows []checkpointRow
 	for _, name := range fresh {
+		if live := s.rebuilds[name]; live != "" {
+			if err := s.follow(ctx, tx, name, live, stream); err != nil {
+				return err
+			}
+		}
 		rows = append(rows, checkpointRow{name, 0, positions[name], encodeMarks(nil)})
 	}
 	return s.writeFirst(ctx, tx, rows)

@@ -24,12 +24,13 @@ import (
 
 // A Store is one replica set in a database.
 type Store struct {
-	db     *sql.DB
-	set    string
-	schema string
-	clock  string
-	bounds Bounds
-	starts Starts // nil: all at the beginning
+	db       *sql.DB
+	set      string
+	schema   string
+	clock    string
+	bounds   Bounds
+	starts   Starts // nil: all at the beginning
+	rebuilds map[string]string
 
 	names atomic.Pointer[sqltext.Names] // nil: not known yet
 }
@@ -45,6 +46,9 @@ type Options struct {
 	Clock string
 	// Starts says where projections start that have no checkpoint; nil: at the beginning.
 	Starts Starts
+	// Rebuilds are the projections that are built anew beside a live one, by which of
+	// them that is.
+	Rebuilds map[string]string
 }
 
 // Bounds are set on the server's side, so that a process that is frozen in the
@@ -68,7 +72,7 @@ func BoundsOf(lease time.Duration) Bounds {
 
 // New returns the store of a replica set.
 func New(db *sql.DB, set string, o Options) *Store {
-	return &Store{db: db, set: set, schema: o.Schema, clock: o.Clock, bounds: o.Bounds, starts: o.Starts}
+	return &Store{db: db, set: set, schema: o.Schema, clock: o.Clock, bounds: o.Bounds, starts: o.Starts, rebuilds: o.Rebuilds}
 }
 
 // ErrSettings is returned by CheckSettings.
@@ -497,6 +501,7 @@ func shown(v protocol.View, text string) map[Lane]protocol.Found {
 		Position   int64
 		Ahead      json.RawMessage
 		NoneParked bool
+		Follows    bool
 	}
 	if text == "" || json.Unmarshal([]byte(text), &rows) != nil {
 		return nil
@@ -506,7 +511,7 @@ func shown(v protocol.View, text string) map[Lane]protocol.Found {
 		l := Lane{r.Projection, protocol.Assignment{Generation: v.Generation, Partition: r.Partition, Total: v.Total}}
 		ahead := sql.NullString{String: string(r.Ahead), Valid: r.Ahead != nil}
 		if c, err := checkpointOf(r.Projection, r.Partition, v.Total, protocol.Checkpoint{Position: r.Position}, ahead, nil); err == nil {
-			all[l] = protocol.Found{Generation: v.Generation, Checkpoint: c, Exists: true, NoneParked: r.NoneParked}
+			all[l] = protocol.Found{Generation: v.Generation, Checkpoint: c, Exists: true, NoneParked: r.NoneParked, Follows: r.Follows}
 		}
 	}
 	return all
@@ -583,7 +588,7 @@ func (s *Store) step(ctx context.Context, tx *sql.Tx, r protocol.Request, projec
 		return Result{}, &StreamError{s.set, before.Stream, r.Stream}
 	}
 	if r.Join {
-		if err := s.begin(ctx, tx, projections); err != nil {
+		if err := s.begin(ctx, tx, projections, r.Stream); err != nil {
 			return Result{}, err
 		}
 	}
@@ -617,16 +622,16 @@ func (s *Store) timeAndFloor(ctx context.Context, tx *sql.Tx) (now time.Time, fl
 func (s *Store) lockGroup(ctx context.Context, tx *sql.Tx, r protocol.Request) (protocol.Group, error) {
 	var g protocol.Group
 	var window int64
-	var paused, rewinds string
+	var paused, rewinds, holds string
 	statement := lockGroupSQL
 	if r.Yield {
 		statement = lockGroupOrYieldSQL
 	}
 	load := func() error {
 		err := RowOf("replica_sets", s.set).Scanned(s.row(ctx, tx, statement, nil,
-			&g.Generation, &g.Phase, &g.Total, &g.Reason, &g.MaxPartitions, &window, &paused, &rewinds, &g.Stream)).Err
+			&g.Generation, &g.Phase, &g.Total, &g.Reason, &g.MaxPartitions, &window, &paused, &rewinds, &holds, &g.Stream)).Err
 		if err == nil {
-			err = s.complete(&g, window, paused, rewinds)
+			err = s.complete(&g, window, paused, rewinds, holds)
 		}
 		return err
 	}
@@ -651,7 +656,7 @@ func (s *Store) lockGroup(ctx context.Context, tx *sql.Tx, r protocol.Request) (
 
 // complete checks what was read of the set's row, and adds what stands there in another
 // form.
-func (s *Store) complete(g *protocol.Group, window int64, paused, rewinds string) error {
+func (s *Store) complete(g *protocol.Group, window int64, paused, rewinds, holds string) error {
 	row := RowOf("replica_sets", s.set).AtLeast("generation", g.Generation, 0).Total(g.Total, 0).
 		Range("max_partitions", int64(g.MaxPartitions), 0, protocol.Slots).Range("join_window_us", window, 0, maxMicroseconds)
 	if g.Phase != protocol.Draining && g.Phase != protocol.Active {
@@ -659,6 +664,7 @@ func (s *Store) complete(g *protocol.Group, window int64, paused, rewinds string
 	}
 	g.JoinWindow = time.Duration(window) * time.Microsecond
 	g.Paused, g.Rewinds = Strings[string](row, "paused", paused), rewindsOf(row.Positions("rewinds", rewinds))
+	g.Holds = holdsOf(row.Positions("holds", holds))
 	return row.Err
 }
 
@@ -739,6 +745,22 @@ func rewindsOf(positions map[string]int64) (rewinds []protocol.Rewind) {
 	return rewinds
 }
 
+// Holds are stored as {"name": microseconds since 1970, ...}.
+func encodeHolds(holds []protocol.Hold) map[string]int64 {
+	until := map[string]int64{}
+	for _, h := range holds {
+		until[h.Projection] = h.Until.UnixMicro()
+	}
+	return until
+}
+
+func holdsOf(until map[string]int64) (holds []protocol.Hold) {
+	for _, projection := range slices.Sorted(maps.Keys(until)) {
+		holds = append(holds, protocol.Hold{Projection: projection, Until: time.UnixMicro(until[projection]).UTC()})
+	}
+	return holds
+}
+
 // save writes the group and the members as far as they differ, and tells those
 // who listen when there is a new generation, or one may start. Only the caller
 // itself can be new, so its projections are the new row's.
@@ -777,6 +799,7 @@ func (s *Store) saved(before []protocol.Member, r Result, now time.Time, project
 		"removed": sqltext.JSON{Value: removed}, "updated": sqltext.JSON{Value: updated}, "added": sqltext.JSON{Value: added},
 		"projections": sqltext.JSON{Value: projections},
 		"paused":      sqltext.JSON{Value: append([]string{}, g.Paused...)}, "rewinds": sqltext.JSON{Value: encodeRewinds(g.Rewinds)},
+		"holds":   sqltext.JSON{Value: encodeHolds(g.Holds)},
 		"members": sqltext.JSON{Value: layout(g)}, "waited_for": sqltext.JSON{Value: append([]protocol.WorkerID{}, d.WaitsFor...)},
 		"forgotten": g.Generation - historyKept, "stream": g.Stream, "joins": join,
 	}
@@ -861,8 +884,12 @@ func (s *Store) lockProjections(ctx context.Context, tx *sql.Tx, names []string)
 	defer rows.Close()
 	for rows.Next() {
 		var name, set string
-		if err := rows.Scan(&name, &set); err != nil {
+		var retired bool
+		if err := rows.Scan(&name, &set, &retired); err != nil {
 			return nil, err
+		}
+		if retired {
+			return nil, &RetiredError{name}
 		}
 		if set != s.set {
 			foreign = append(foreign, name)
@@ -1037,7 +1064,8 @@ const ownText = `
 // shownText are the checkpoints that a worker may start from, if it may.
 var shownText = `CASE WHEN b.holds = b.generation AND b.total > 0 THEN
        (SELECT jsonb_agg(jsonb_build_object('Projection', projection, 'Partition', partition, 'Position', position, 'Ahead', ahead,
-                                            'NoneParked', ` + fmt.Sprintf(noneParkedText, "b.total") + `))
+                                            'NoneParked', ` + fmt.Sprintf(noneParkedText, "b.total") + `,
+                                            'Follows', ` + followsText + `))
           FROM orchestrator_checkpoints c
          WHERE replica_set = {set} AND generation = b.generation AND total = b.total AND b.partitions @> to_jsonb(partition)) END`
 
@@ -1057,7 +1085,7 @@ SELECT CASE WHEN pg_current_wal_lsn() IS NOT NULL THEN {clock} END,
   LEFT JOIN orchestrator_replica_sets s ON s.name = {set}`
 
 const lockGroupText = `
-SELECT generation, phase, total, reason, max_partitions, join_window_us, paused, rewinds, events_table
+SELECT generation, phase, total, reason, max_partitions, join_window_us, paused, rewinds, holds, events_table
   FROM orchestrator_replica_sets
  WHERE name = {set}
    AND (` + boundSQL + `) <> ''
@@ -1088,13 +1116,13 @@ const saveText = `
 set AS (
     UPDATE orchestrator_replica_sets
        SET generation = {generation}, phase = {phase}, total = {total}, reason = {reason}, max_partitions = {max_partitions},
-           join_window_us = {join_window}, step_at = {step_at}, paused = {paused}, rewinds = {rewinds}, events_table = {stream},
+           join_window_us = {join_window}, step_at = {step_at}, paused = {paused}, rewinds = {rewinds}, holds = {holds}, events_table = {stream},
            opened_at = CASE WHEN {opened} THEN {now} ELSE opened_at END,
            activated_at = CASE WHEN {activated} THEN {now} WHEN {opened} THEN NULL ELSE activated_at END
      WHERE name = {set} AND $if
        AND ({joins} OR -- whoever has read the set is to notice: see attempt
-            NOT record_eq(ROW (generation, phase, total, reason, max_partitions, join_window_us, step_at, paused, rewinds, events_table),
-                          ROW ({generation}, {phase}, {total}, {reason}, {max_partitions}, {join_window}, {step_at}, {paused}, {rewinds}, {stream})))),
+            NOT record_eq(ROW (generation, phase, total, reason, max_partitions, join_window_us, step_at, paused, rewinds, holds, events_table),
+                          ROW ({generation}, {phase}, {total}, {reason}, {max_partitions}, {join_window}, {step_at}, {paused}, {rewinds}, {holds}, {stream})))),
 opened AS (
     INSERT INTO orchestrator_history (replica_set, generation, reason, total, members, opened_at, activated_at, waited_for)
     SELECT {set}, {generation}, {reason}, {total}, {members}, {now}, CASE WHEN {activated} THEN {now} END, {waited_for}
@@ -1144,7 +1172,7 @@ SELECT name, {set} FROM jsonb_array_elements_text({names}) WITH ORDINALITY AS x 
 	// All of them are locked, the set's own as well: another may be about
 	// to take one.
 	lockProjectionsSQL = sqltext.New(`
-SELECT name, replica_set FROM orchestrator_projections
+SELECT name, replica_set, retired FROM orchestrator_projections
  WHERE name = ANY (SELECT jsonb_array_elements_text({names})) ORDER BY name FOR UPDATE`)
 	foreignWorkersSQL = sqltext.New(`
 SELECT p.name, w.replica_set, w.id, w.lease_us, w.lease_until
@@ -1184,14 +1212,42 @@ SELECT {set}, {generation}, {total}, x.projection, x.partition, x.position, x.ah
    SET generation = excluded.generation, total = excluded.total, position = excluded.position, ahead = excluded.ahead`
 
 var (
-	saveCheckpointSQL = sqltext.New(saveCheckpointText)
-	commitSQL         = sqltext.New(restoreText + `;` + saveCheckpointText + ` AND ` + stillOpenText)
+	saveCheckpointSQL = moveStatement{sqltext.New(moveText), sqltext.New(markText)}
+	commitSQL         = moveStatement{
+		sqltext.New(restoreText + `;` + moveText + ` AND ` + stillOpenText),
+		sqltext.New(restoreText + `;` + markText + ` AND ` + stillOpenText),
+	}
 )
 
 // saveCheckpointText is the fence. replica_set: the projection may have moved to
 // another set, whose generations are other numbers. generation: a newer one
 // may have been activated. position: an earlier commit whose reply was lost
 // may have happened.
-const saveCheckpointText = `
+const moveText = `
 UPDATE orchestrator_checkpoints SET position = {to}, ahead = CASE WHEN {keeps} THEN ahead END, updated_at = {clock}
  WHERE replica_set = {set} AND projection = {projection} AND partition = {partition} AND generation = {generation} AND position = {from}`
+
+// markText is the fence where marks change, as they do where a follower comes to where the
+// live version has stopped. The position may stay, so it is not enough to know a commit by.
+const markText = `
+UPDATE orchestrator_checkpoints SET position = {to}, ahead = {ahead}, updated_at = {clock}
+ WHERE replica_set = {set} AND projection = {projection} AND partition = {partition} AND generation = {generation} AND position = {from}
+   AND coalesce(ahead, '[]') = {ahead_from}`
+
+// A moveStatement moves a checkpoint.
+type moveStatement struct{ move, mark sqltext.Statement }
+
+// of returns the statement for a move, which is of the lane's, and its values.
+func (m moveStatement) of(l Lane, from, to protocol.Checkpoint) (sqltext.Statement, sqltext.Values) {
+	v := l.values()
+	v["from"], v["to"] = from.Position, to.Position
+	if len(to.Ahead) == 0 || slices.Equal(from.Ahead, to.Ahead) {
+		v["keeps"] = len(to.Ahead) > 0
+		return m.move, v
+	}
+	v["ahead"], v["ahead_from"] = sqltext.JSON{Value: encodeMarks(to.Ahead)}, sqltext.JSON{Value: []int{}}
+	if len(from.Ahead) > 0 {
+		v["ahead_from"] = sqltext.JSON{Value: encodeMarks(from.Ahead)}
+	}
+	return m.mark, v
+}

@@ -1,0 +1,144 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
+	"github.com/getpup/pupsourcing-orchestrator/internal/sqltext"
+)
+
+// A projection follows another one from the transaction that writes its first checkpoint,
+// in which it registers; or from the one in which the other takes its place. See
+// protocol.Followed.
+
+// A FollowError says why a projection can't be built anew beside another one.
+type FollowError struct {
+	Projection, Live string
+	Why              string
+}
+
+func (e *FollowError) Error() string {
+	return fmt.Sprintf("projection %q is to be a rebuild of %q: %s", e.Projection, e.Live, e.Why)
+}
+
+// Facts are what FactsOf says of it.
+func (e *FollowError) Facts() protocol.Facts { return protocol.Facts{Failed: true, Stranger: true} }
+
+// A RetiredError says that a worker comes with a projection that was retired.
+type RetiredError struct{ Projection string }
+
+func (e *RetiredError) Error() string {
+	return fmt.Sprintf("projection %q was retired, and its checkpoints are gone: it would begin anew, and handle every event again as a new one; give the projection another name, or leave it out", e.Projection)
+}
+
+// Facts are what FactsOf says of it.
+func (e *RetiredError) Facts() protocol.Facts { return protocol.Facts{Failed: true, Stranger: true} }
+
+// followsText is whether the projection of a checkpoint follows another one.
+const followsText = `coalesce((SELECT q.follows IS NOT NULL FROM orchestrator_projections q WHERE q.name = c.projection), false)`
+
+// stoppedText is whether no worker of its replica set, s, runs projection l, nor will before
+// that is resumed: it is paused, the set's checkpoints are under a generation that does not
+// run it, and nobody holds another one.
+const stoppedText = `(s.paused ? l.name OR s.paused ? '') AND NOT EXISTS (
+          SELECT FROM orchestrator_workers w
+           WHERE w.replica_set = s.name AND w.holds <> 0
+             AND NOT (w.holds = w.generation AND (w.paused ? l.name OR w.paused ? '')))`
+
+var (
+	followedSQL = sqltext.New(`
+SELECT coalesce(p.follows, ''), coalesce((
+       SELECT jsonb_agg(jsonb_build_object('partition', c.partition, 'total', c.total, 'position', c.position, 'ahead', c.ahead) ORDER BY c.partition)
+         FROM orchestrator_checkpoints c WHERE c.projection = p.follows), '[]'),
+       coalesce((
+       SELECT ` + stoppedText + `
+         FROM orchestrator_projections l JOIN orchestrator_replica_sets s ON s.name = l.replica_set
+        WHERE l.name = p.follows), false)
+  FROM orchestrator_projections p WHERE p.name = {projection}` + onPrimary)
+
+	// Locked, so that it is not retired, nor replaced, at the same moment.
+	liveSQL = sqltext.New(`
+SELECT coalesce(l.follows, ''), l.retired, s.events_table,
+       EXISTS (SELECT FROM orchestrator_checkpoints c WHERE c.projection = l.name)
+  FROM orchestrator_projections l JOIN orchestrator_replica_sets s ON s.name = l.replica_set
+ WHERE l.name = {live} FOR SHARE OF l`)
+	followSQL = sqltext.New(`UPDATE orchestrator_projections SET follows = {live} WHERE name = {projection}`)
+)
+
+// Followed returns how far the live version of a projection is.
+func (s *Store) Followed(ctx context.Context, projection string) (protocol.Followed, error) {
+	var f protocol.Followed
+	var live, rows string
+	err := s.row(ctx, s.db, followedSQL, sqltext.Values{"projection": projection}, &live, &rows, &f.Final)
+	if err == nil {
+		f.Live = live == ""
+		f.Checkpoints, err = layoutOf(live, rows)
+	}
+	if err != nil {
+		return protocol.Followed{}, fmt.Errorf("read how far the live version of projection %s is: %w", projection, err)
+	}
+	return f, nil
+}
+
+// layoutOf returns the checkpoints of a projection from JSON.
+func layoutOf(projection, text string) ([]protocol.Checkpoint, error) {
+	var rows []struct {
+		Partition, Total int
+		Position         int64
+		Ahead            json.RawMessage
+	}
+	if err := json.Unmarshal([]byte(text), &rows); err != nil {
+		return nil, fmt.Errorf("checkpoints of projection %s: %w", projection, err)
+	}
+	var l layouts
+	for _, r := range rows {
+		ahead := sql.NullString{String: string(r.Ahead), Valid: len(r.Ahead) > 0 && string(r.Ahead) != "null"}
+		c, err := checkpointOf(projection, r.Partition, r.Total, protocol.Checkpoint{Position: r.Position}, ahead, nil)
+		if err == nil {
+			err = l.add(projection, r.Partition, r.Total, c)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	all, err := l.complete()
+	return all[projection], err
+}
+
+// follow has a projection that begins follow the live one that it is a rebuild of.
+func (s *Store) follow(ctx context.Context, tx *sql.Tx, projection, live, stream string) error {
+	refuse := func(why string, args ...any) error {
+		return &FollowError{projection, live, fmt.Sprintf(why, args...)}
+	}
+	var follows, other string
+	var retired, has bool
+	err := s.row(ctx, tx, liveSQL, sqltext.Values{"live": live}, &follows, &retired, &other, &has)
+	switch {
+	case errors.Is(err, sql.ErrNoRows) || err == nil && !has && !retired:
+		return refuse("no projection of this name has ever run with these tables; start that first, or, if there is nothing to replace, leave RebuildOf out")
+	case err != nil:
+		return fmt.Errorf("look for projection %q: %w", live, err)
+	case retired:
+		return refuse("that was retired; leave RebuildOf out")
+	case follows != "":
+		return refuse("that is not the live version, which is %q", follows)
+	case other != "" && stream != "" && other != stream:
+		return refuse("that reads the events of %s, and this one would read those of %s", other, stream)
+	}
+	if _, err := s.exec(ctx, tx, followSQL, sqltext.Values{"projection": projection, "live": live}); err != nil {
+		return fmt.Errorf("have projection %q follow %q: %w", projection, live, err)
+	}
+	return nil
+}
+
+// Misnamed reports whether an error says that a projection can't have the name that it has,
+// or not follow the one that it names.
+func Misnamed(err error) bool {
+	var follow *FollowError
+	var retired *RetiredError
+	return errors.As(err, &follow) || errors.As(err, &retired)
+}

@@ -1,0 +1,320 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/getpup/pupsourcing-orchestrator/internal/dbconn"
+	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
+	"github.com/getpup/pupsourcing-orchestrator/internal/sqltext"
+)
+
+// A ProjectionVersion is one version of a projection, as it stands.
+type ProjectionVersion struct {
+	Name, ReplicaSet string
+	Follows          string // the live version; "": it is that itself
+	Followed         bool   // another one follows it
+	Retired          bool
+	Paused           bool // it is not run: it is paused, or all of its set is
+	Held             bool // that is for a while only
+	// Stopped: nobody runs it, nor will before it is resumed.
+	Stopped     bool
+	Stream      string
+	Workers     []string // who has said that they run it
+	Checkpoints []protocol.Checkpoint
+}
+
+var (
+	versionsSQL = sqltext.New(`
+SELECT l.name, l.replica_set, coalesce(l.follows, ''), l.retired, coalesce(s.events_table, ''),
+       EXISTS (SELECT FROM orchestrator_projections o WHERE o.follows = l.name),
+       coalesce(s.paused ? l.name OR s.paused ? '', false),
+       coalesce(s.holds ? l.name, false),
+       coalesce(` + stoppedText + `, false),
+       coalesce((SELECT jsonb_agg(w.id ORDER BY w.seq) FROM orchestrator_workers w
+                  WHERE w.replica_set = l.replica_set AND w.projections ? l.name), '[]'),
+       coalesce((SELECT jsonb_agg(jsonb_build_object('partition', c.partition, 'total', c.total, 'position', c.position, 'ahead', c.ahead) ORDER BY c.partition)
+                   FROM orchestrator_checkpoints c WHERE c.projection = l.name), '[]')
+  FROM orchestrator_projections l LEFT JOIN orchestrator_replica_sets s ON s.name = l.replica_set
+ WHERE l.name = ANY (SELECT jsonb_array_elements_text({names}))` + onPrimary)
+
+	parkedAloneSQL = sqltext.New(`
+SELECT count(*), coalesce(min(p.position), 0) FROM orchestrator_parked p
+ WHERE p.projection = {projection} AND NOT EXISTS (
+       SELECT FROM orchestrator_parked o WHERE o.projection = {live} AND o.position = p.position)`)
+	countParkedSQL = sqltext.New(`SELECT count(*) FROM orchestrator_parked WHERE projection = {projection}`)
+
+	// In the order in which workers lock: sets, projections, checkpoints.
+	lockSetsSQL = sqltext.New(`
+SELECT paused, holds, name FROM orchestrator_replica_sets
+ WHERE name = ANY (SELECT jsonb_array_elements_text({names})) ORDER BY name FOR UPDATE`)
+	lockLayoutsSQL = sqltext.New(`
+SELECT partition FROM orchestrator_checkpoints
+ WHERE projection = ANY (SELECT jsonb_array_elements_text({names})) ORDER BY projection, partition FOR UPDATE`)
+
+	promoteSQL = sqltext.New(`
+UPDATE orchestrator_projections SET follows = CASE WHEN name <> {projection} THEN {projection} END
+ WHERE name = {projection} OR name = {live} OR follows = {live}`)
+	stayPausedSQL = sqltext.New(`
+UPDATE orchestrator_replica_sets SET paused = {paused}, holds = {holds}, rewinds = (rewinds - {live}) WHERE name = {of}`)
+	// Whatever of it has not ended yet can't commit: no generation is negative.
+	fenceProjectionSQL = sqltext.New(`
+UPDATE orchestrator_checkpoints SET generation = -abs(generation) WHERE projection = {live}`)
+
+	retireSQL            = sqltext.New(`UPDATE orchestrator_projections SET retired = true, follows = NULL WHERE name = {live}`)
+	dropParkedOfSQL      = sqltext.New(`DELETE FROM orchestrator_parked WHERE projection = {live}`)
+	dropCheckpointsOfSQL = sqltext.New(`DELETE FROM orchestrator_checkpoints WHERE projection = {live}`)
+)
+
+// Versions returns projections as they stand, by name. What is not there is missing.
+func Versions(ctx context.Context, t Tables, names ...string) (map[string]*ProjectionVersion, error) {
+	return New(t.DB, "", Options{Schema: t.Schema}).versions(ctx, t.DB, names)
+}
+
+func (s *Store) versions(ctx context.Context, q dbconn.Querier, names []string) (map[string]*ProjectionVersion, error) {
+	all := map[string]*ProjectionVersion{}
+	rows, err := s.query(ctx, q, versionsSQL, sqltext.Values{"names": sqltext.JSON{Value: names}})
+	if err != nil {
+		return nil, fmt.Errorf("look for projections %v: %w", names, err)
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var v ProjectionVersion
+		var workers, checkpoints string
+		err := rows.Scan(&v.Name, &v.ReplicaSet, &v.Follows, &v.Retired, &v.Stream, &v.Followed, &v.Paused, &v.Held, &v.Stopped, &workers, &checkpoints)
+		if err == nil {
+			row := RowOf("workers", v.ReplicaSet)
+			v.Workers, err = Strings[string](row, "id", workers), row.Err
+		}
+		if err == nil {
+			v.Checkpoints, err = layoutOf(v.Name, checkpoints)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("look for projections %v: %w", names, err)
+		}
+		all[v.Name] = &v
+	}
+	return all, rows.Err()
+}
+
+// A NotYetError says why a projection can't take the place of the live one at this moment.
+type NotYetError struct{ Why string }
+
+func (e *NotYetError) Error() string { return e.Why }
+
+// Ready says what keeps a projection from taking the place of the live one; nil: nothing
+// does, but for what is parked.
+func Ready(next, live *ProjectionVersion) error {
+	notYet := func(why string, args ...any) error { return &NotYetError{fmt.Sprintf(why, args...)} }
+	switch lacks := protocol.Lacks(next.Checkpoints, live.Checkpoints); {
+	case !live.Paused:
+		return notYet("%s is not held any more", live.Name)
+	case !live.Stopped:
+		return notYet("%s has not stopped on all workers of replica set %s (%s)", live.Name, live.ReplicaSet, strings.Join(live.Workers, ", "))
+	case lacks > 0:
+		return notYet("%s is %d positions behind %s", next.Name, lacks, live.Name)
+	}
+	return nil
+}
+
+// Promote lets a projection take the place of the live one that it follows, together with
+// SQL of the program's own. The live one is held, and stays paused. It returns how many
+// events of the live one are parked; and a NotYetError, or ErrRejected, where nothing was
+// changed.
+func Promote(ctx context.Context, t Tables, projection, live, script string) (parked int, err error) {
+	s := New(t.DB, "", Options{Schema: t.Schema})
+	names := []string{projection, live}
+	err = promotion(ctx, s, script, func(tx *dbconn.Tx) error {
+		all, sets, err := s.lockVersions(ctx, tx, names)
+		if err != nil {
+			return err
+		}
+		next, old := all[projection], all[live]
+		switch {
+		case next == nil || old == nil || next.Follows != live || old.Follows != "":
+			return fmt.Errorf("%w: %q does not follow %q any more", ErrRejected, projection, live)
+		case sets[old.ReplicaSet] == nil || sets[next.ReplicaSet] == nil:
+			return &NotYetError{"another replica set has taken one of them over"}
+		}
+		if err := Ready(next, old); err != nil {
+			return err
+		}
+		var alone int
+		var first int64
+		values := sqltext.Values{"projection": projection, "live": live}
+		if err := s.row(ctx, tx, parkedAloneSQL, values, &alone, &first); err != nil {
+			return fmt.Errorf("look for parked events: %w", err)
+		}
+		if alone > 0 {
+			return fmt.Errorf("%w: %d events of %q are parked that %q has handled, the first at position %d: readers would see the model go back; retry them, or discard them, before", ErrRejected, alone, projection, live, first)
+		}
+		if err := s.row(ctx, tx, countParkedSQL, sqltext.Values{"projection": live}, &parked); err != nil {
+			return fmt.Errorf("look for parked events: %w", err)
+		}
+		set := sets[old.ReplicaSet]
+		i, is := slices.BinarySearch(set.Paused, live)
+		if !is {
+			set.Paused = slices.Insert(set.Paused, i, live)
+		}
+		if err := s.stayPaused(ctx, tx, set, old.ReplicaSet, live); err != nil {
+			return err
+		}
+		for _, statement := range []sqltext.Statement{promoteSQL, fenceProjectionSQL} {
+			if _, err := s.exec(ctx, tx, statement, values); err != nil {
+				return fmt.Errorf("note that %q is live: %w", projection, err)
+			}
+		}
+		return nil
+	})
+	return parked, err
+}
+
+// stayPaused writes what is paused in a set that is locked, without holds and rewinds of one.
+func (s *Store) stayPaused(ctx context.Context, tx *dbconn.Tx, g *protocol.Group, set, projection string) error {
+	g.Holds = slices.DeleteFunc(g.Holds, func(h protocol.Hold) bool { return h.Projection == projection })
+	_, err := s.exec(ctx, tx, stayPausedSQL, sqltext.Values{
+		"paused": sqltext.JSON{Value: append([]string{}, g.Paused...)}, "holds": sqltext.JSON{Value: encodeHolds(g.Holds)}, "live": projection, "of": set,
+	})
+	if err != nil {
+		return fmt.Errorf("write what is paused in replica set %q: %w", set, err)
+	}
+	return nil
+}
+
+// lockVersions locks the projections, their replica sets and their checkpoints, and returns
+// what it has found: nobody changes any of it before the transaction ends.
+func (s *Store) lockVersions(ctx context.Context, tx *dbconn.Tx, names []string) (map[string]*ProjectionVersion, map[string]*protocol.Group, error) {
+	all, err := s.versions(ctx, tx, names)
+	if err != nil {
+		return nil, nil, err
+	}
+	var of []string
+	for _, v := range all {
+		of = append(of, v.ReplicaSet)
+	}
+	sets := map[string]*protocol.Group{}
+	rows, err := s.query(ctx, tx, lockSetsSQL, sqltext.Values{"names": sqltext.JSON{Value: append([]string{}, of...)}})
+	if err != nil {
+		return nil, nil, fmt.Errorf("lock the replica sets of %v: %w", names, err)
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var paused, holds, name string
+		if err := rows.Scan(&paused, &holds, &name); err != nil {
+			return nil, nil, err
+		}
+		row := RowOf("replica_sets", name)
+		sets[name] = &protocol.Group{Paused: Strings[string](row, "paused", paused), Holds: holdsOf(row.Positions("holds", holds))}
+		if row.Err != nil {
+			return nil, nil, row.Err
+		}
+	}
+	if err := errors.Join(rows.Err(), rows.Close()); err != nil {
+		return nil, nil, fmt.Errorf("lock the replica sets of %v: %w", names, err)
+	}
+	sorted := slices.Sorted(slices.Values(names))
+	for _, statement := range []sqltext.Statement{lockProjectionsSQL, lockLayoutsSQL} {
+		if _, err := s.exec(ctx, tx, statement, sqltext.Values{"names": sqltext.JSON{Value: sorted}}); err != nil {
+			return nil, nil, fmt.Errorf("lock projections %v: %w", names, err)
+		}
+	}
+	// Anew, in a statement of its own: it sees what was committed while locks were waited for.
+	all, err = s.versions(ctx, tx, names)
+	return all, sets, err
+}
+
+// promotion runs the program's own SQL, and then f, in one transaction. The SQL comes first:
+// what it waits for nobody else has to wait for.
+func promotion(ctx context.Context, s *Store, script string, f func(*dbconn.Tx) error) error {
+	tx, err := dbconn.Begin(ctx, s.db, &sql.TxOptions{Isolation: sql.LevelReadCommitted})
+	if err != nil {
+		return fmt.Errorf("begin: %w", err)
+	}
+	defer tx.Rollback() // after a commit it does nothing
+	return tx.During(ctx, func() error {
+		bounds := sqltext.Values{"idle": millis(promotionIdle), "lock": millis(promotionLock)}
+		if _, err := s.exec(ctx, tx, boundTransactionSQL, bounds); err != nil {
+			return fmt.Errorf("bound the transaction: %w", err)
+		}
+		if script != "" {
+			if err := RunScript(ctx, tx, script); err != nil {
+				return &ScriptError{err}
+			}
+			if _, err := s.exec(ctx, tx, boundTransactionSQL, bounds); err != nil { // the SQL may have set others
+				return fmt.Errorf("bound the transaction: %w", err)
+			}
+		}
+		if err := f(tx); err != nil {
+			return err
+		}
+		if err := tx.Commit(); err != nil {
+			return &UnclearError{err}
+		}
+		return nil
+	})
+}
+
+const (
+	promotionIdle = protocol.HoldFor / 2
+	promotionLock = 3 * time.Second
+)
+
+// A ScriptError is that of the program's own SQL.
+type ScriptError struct{ Err error }
+
+func (e *ScriptError) Error() string {
+	if errors.Is(e.Err, ErrScriptEnds) {
+		return fmt.Sprintf("the SQL %v", e.Err)
+	}
+	return fmt.Sprintf("the SQL failed: %v (nothing of it has happened)", e.Err)
+}
+
+// Unwrap returns what the database says.
+func (e *ScriptError) Unwrap() error { return e.Err }
+
+// An UnclearError says that nobody knows whether a transaction has committed.
+type UnclearError struct{ Err error }
+
+func (e *UnclearError) Error() string { return fmt.Sprintf("commit: %v", e.Err) }
+
+// Unwrap returns what the database says.
+func (e *UnclearError) Unwrap() error { return e.Err }
+
+// Retire removes what is left of a projection that no worker runs and no other follows.
+func Retire(ctx context.Context, t Tables, projection string) error {
+	s := New(t.DB, "", Options{Schema: t.Schema})
+	return promotion(ctx, s, "", func(tx *dbconn.Tx) error {
+		all, sets, err := s.lockVersions(ctx, tx, []string{projection})
+		if err != nil {
+			return err
+		}
+		v := all[projection]
+		switch {
+		case v == nil:
+			return fmt.Errorf("%w: there is no projection %q", ErrRejected, projection)
+		case v.Retired:
+			return nil
+		case v.Followed:
+			return fmt.Errorf("%w: %q is the live version, and others follow it; promote one of them first, or retire them", ErrRejected, projection)
+		case len(v.Workers) > 0:
+			return fmt.Errorf("%w: worker %s of replica set %q runs a program that has projection %q; take it out of the program first", ErrRejected, v.Workers[0], v.ReplicaSet, projection)
+		}
+		if set := sets[v.ReplicaSet]; set != nil {
+			set.Paused = slices.DeleteFunc(set.Paused, func(name string) bool { return name == projection })
+			if err := s.stayPaused(ctx, tx, set, v.ReplicaSet, projection); err != nil {
+				return err
+			}
+		}
+		for _, statement := range []sqltext.Statement{dropParkedOfSQL, dropCheckpointsOfSQL, retireSQL} {
+			if _, err := s.exec(ctx, tx, statement, sqltext.Values{"live": projection}); err != nil {
+				return fmt.Errorf("remove what is left of projection %q: %w", projection, err)
+			}
+		}
+		return nil
+	})
+}

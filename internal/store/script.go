@@ -1,0 +1,40 @@
+package store
+
+import (
+	"context"
+	"errors"
+
+	"github.com/getpup/pupsourcing-orchestrator/internal/dbconn"
+)
+
+// SQL of the program's own, in a transaction of the library's.
+
+// ErrScriptEnds says that the program's own SQL has ended the transaction.
+var ErrScriptEnds = errors.New("has ended its transaction (END, COMMIT, ROLLBACK, RESET ALL), so some of it may have happened: leave the end of the transaction to the library")
+
+// The mark is gone with the transaction for which it was set.
+const (
+	markScriptsSQL  = `SELECT pg_catalog.set_config('orchestrator.script'::text, 'on'::text, true)`
+	scriptMarkedSQL = `SELECT coalesce(pg_catalog.current_setting('orchestrator.script'::text, true), ''::text) OPERATOR(pg_catalog.=) 'on'::text`
+)
+
+// RunScript runs SQL of the program's own, which may be several statements. The connection
+// is closed afterwards: nobody knows what the SQL has set.
+func RunScript(ctx context.Context, tx *dbconn.Tx, text string) error {
+	tx.CloseAfter()
+	if _, err := tx.ExecContext(ctx, markScriptsSQL); err != nil {
+		return err
+	}
+	if _, err := tx.ExecContext(ctx, text); err != nil { // without arguments, drivers send it as it is
+		return err
+	}
+	var marked bool
+	switch err := tx.QueryRowContext(ctx, scriptMarkedSQL).Scan(&marked); {
+	case err != nil:
+		return err
+	case !marked:
+		return ErrScriptEnds
+	}
+	_, err := tx.ExecContext(ctx, `SET CONSTRAINTS ALL IMMEDIATE`) // or COMMIT would find what they forbid
+	return err
+}

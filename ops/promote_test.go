@@ -1,0 +1,286 @@
+package ops_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	orchestrator "github.com/getpup/pupsourcing-orchestrator"
+	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
+	"github.com/getpup/pupsourcing-orchestrator/internal/testworld"
+	"github.com/getpup/pupsourcing-orchestrator/ops"
+)
+
+// A version is one version of a read model: each row says which event it is of, and whether
+// that was a replay when it was handled. live are those that were not: what a version has
+// done beyond its read model.
+func version(w *world, name string, options ...orchestrator.ProjectionOption) orchestrator.Projection[orchestrator.Event] {
+	w.T.Helper()
+	w.Exec(fmt.Sprintf(`CREATE TABLE IF NOT EXISTS %s (position bigint PRIMARY KEY, replay text NOT NULL)`, name))
+	return orchestrator.Transactional(name, func(ctx context.Context, tx orchestrator.Tx, e orchestrator.Event) error {
+		d, _ := orchestrator.DeliveryFrom(ctx)
+		_, err := tx.ExecContext(ctx, fmt.Sprintf(`INSERT INTO %s (position, replay) VALUES ($1, $2)`, name), e.GlobalPosition, string(d.Replay))
+		return err
+	}, options...)
+}
+
+// appending appends events until it is stopped, and returns how many.
+func appending(w *world) (stop func()) {
+	var wg sync.WaitGroup
+	var over atomic.Bool
+	wg.Go(func() {
+		for !over.Load() {
+			w.Append(20)
+		}
+	})
+	return func() { over.Store(true); wg.Wait() }
+}
+
+// split checks that each event was handled as new by exactly one version of two, and that
+// live has all of them.
+func (w *world) split(live, other string) {
+	w.T.Helper()
+	pgtest.Eventually(w.T, live+" has all events", func() bool {
+		return w.Number(`SELECT count(*) FROM `+live) == w.Number(`SELECT count(*) FROM events`)
+	})
+	if n := w.Number(fmt.Sprintf(`
+SELECT count(*) FROM events e
+ WHERE (SELECT count(*) FROM (SELECT position FROM %s WHERE replay = '' UNION ALL SELECT position FROM %s WHERE replay = '') x
+         WHERE x.position = e.global_position) <> 1`, live, other)); n > 0 {
+		w.T.Errorf("%d events were not handled as new by one of the two versions, and one alone", n)
+	}
+	if n := w.Number(fmt.Sprintf(`SELECT count(*) FROM %s a JOIN %s b USING (position) WHERE a.replay <> '' AND b.replay <> ''`, live, other)); n > 0 {
+		w.T.Errorf("%d events were replays to both", n)
+	}
+}
+
+// A read model is built anew beside the live one, while events are appended, takes its
+// place, gives it back, and what is left of it is removed.
+func TestPromote(t *testing.T) {
+	for _, tt := range []struct {
+		name                 string
+		liveSet, nextSet     orchestrator.ReplicaSetName
+		liveWorkers, workers int
+	}{
+		{"in a set of its own, of one worker", "live", "next", 3, 1},
+		{"in a set of its own, of more workers", "live", "next", 1, 2},
+		{"in the same program", "set", "set", 0, 2},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			w := newWorld(t)
+			ctx := t.Context()
+			live := version(w, "orders")
+			next := version(w, "orders_v2", orchestrator.WithRebuildOf("orders"))
+			w.Exec(`CREATE VIEW model AS SELECT * FROM orders`)
+			w.Append(100)
+			if tt.liveWorkers == 0 { // the program that has it alone, before
+				first := testworld.Run(t, w.Config(w.DB, tt.liveSet), live)
+				w.Active(tt.liveSet, 1)
+				first.Stop()
+			}
+			var running []*testworld.Running
+			for range tt.liveWorkers {
+				running = append(running, testworld.Run(t, w.Config(w.DB, tt.liveSet), live))
+			}
+			if tt.liveWorkers > 0 {
+				w.Active(tt.liveSet, tt.liveWorkers)
+			}
+			stop := appending(w)
+			defer stop()
+			projections := []orchestrator.Projection[orchestrator.Event]{next}
+			if tt.liveWorkers == 0 {
+				projections = append(projections, live)
+			}
+			for range tt.workers {
+				running = append(running, testworld.Run(t, w.Config(w.DB, tt.nextSet), projections...))
+			}
+			w.Active(tt.nextSet, tt.workers)
+			for i, to := range []string{"orders_v2", "orders", "orders_v2"} {
+				p, err := ops.Promote(ctx, w.DB, to, `CREATE OR REPLACE VIEW model AS SELECT * FROM `+to)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if p.Live != to || p.Replaced == "" {
+					t.Errorf("promoted: %+v", p)
+				}
+				before := w.Number(`SELECT count(*) FROM ` + p.Replaced)
+				if again, err := ops.Promote(ctx, w.DB, to, `SELECT 1/0`); err != nil || again.Replaced != "" {
+					t.Errorf("promoted again: %+v, %v", again, err)
+				}
+				pgtest.Eventually(t, "new events are handled by "+to, func() bool {
+					return w.Number(fmt.Sprintf(`SELECT count(*) FROM %s a WHERE replay = '' AND NOT EXISTS (SELECT FROM %s b WHERE b.position = a.position)`, to, p.Replaced)) > 50
+				})
+				if after := w.Number(`SELECT count(*) FROM ` + p.Replaced); after != before {
+					t.Errorf("round %d: %s has handled %d events since it was replaced", i, p.Replaced, after-before)
+				}
+				if name, err := ops.Live(ctx, w.DB, p.Replaced); err != nil || name != to {
+					t.Errorf("live is %s, %v", name, err)
+				}
+			}
+			stop()
+			w.split("orders_v2", "orders")
+			if err := ops.Retire(ctx, w.DB, "orders"); !errors.Is(err, ops.ErrRejected) {
+				t.Errorf("retired while a program has it: %v", err)
+			}
+			if err := ops.Retire(ctx, w.DB, "orders_v2"); !errors.Is(err, ops.ErrRejected) {
+				t.Errorf("retired while it is live: %v", err)
+			}
+			for _, r := range running {
+				r.Stop()
+			}
+			if err := ops.Retire(ctx, w.DB, "orders"); err != nil {
+				t.Error(err)
+			}
+			if n := w.Number(`SELECT count(*) FROM orchestrator_checkpoints WHERE projection = 'orders'`); n != 0 {
+				t.Errorf("%d checkpoints are left", n)
+			}
+			o, err := orchestrator.New(w.Config(w.DB, tt.liveSet))
+			if err != nil {
+				t.Fatal(err)
+			}
+			err = o.Run(ctx, []orchestrator.Projection[orchestrator.Event]{live})
+			if !errors.Is(err, orchestrator.ErrInvalidConfig) || !strings.Contains(fmt.Sprint(err), `projection "orders" was retired`) {
+				t.Errorf("a retired projection runs: %v", err)
+			}
+		})
+	}
+}
+
+// Where the live one has stopped at different positions on different slots, for good, the
+// new one comes to where it stands on each.
+func TestPromoteWhereTheLiveOneStandsStill(t *testing.T) {
+	w := newWorld(t)
+	ctx := t.Context()
+	var mended atomic.Bool
+	cfg := w.Config(w.DB, "live")
+	cfg.Retry = orchestrator.Retry{Min: time.Millisecond, Max: time.Millisecond}
+	inner := version(w, "orders").(orchestrator.TransactionalProjection[orchestrator.Event])
+	live := orchestrator.Transactional("orders", func(ctx context.Context, tx orchestrator.Tx, e orchestrator.Event) error {
+		if e.GlobalPosition == 30 && !mended.Load() {
+			return errors.New("poison")
+		}
+		return inner.HandleTx(ctx, tx, e)
+	})
+	var running []*testworld.Running
+	for range 3 {
+		running = append(running, testworld.Run(t, cfg, live))
+	}
+	w.Active("live", 3)
+	w.Append(300)
+	pgtest.Eventually(t, "all of the other partitions is handled", func() bool {
+		return w.Number(`SELECT count(*) FROM orchestrator_checkpoints WHERE projection = 'orders' AND position >= 300`) == 2
+	})
+	running[0].Stop() // and there are marks
+	w.Active("live", 2)
+	testworld.Run(t, w.Config(w.DB, "next"), version(w, "orders_v2", orchestrator.WithRebuildOf("orders")))
+	w.Active("next", 1)
+	if _, err := ops.Promote(ctx, w.DB, "orders_v2", ""); err != nil {
+		t.Fatal(err)
+	}
+	mended.Store(true)
+	w.split("orders_v2", "orders")
+	if n := w.Number(`SELECT count(*) FROM orders_v2 WHERE replay <> '' AND position NOT IN (SELECT position FROM orders)`); n > 0 {
+		t.Errorf("%d events were replays, and new to nobody", n)
+	}
+}
+
+// A program that crashes while it promotes leaves the live one as it was, a few seconds later.
+func TestPromoteThatCrashes(t *testing.T) {
+	w := newWorld(t)
+	testworld.Run(t, w.Config(w.DB, "live"), version(w, "orders"))
+	w.Active("live", 1)
+	w.Append(10)
+	testworld.Run(t, w.Config(w.DB, "next"), version(w, "orders_v2", orchestrator.WithRebuildOf("orders")))
+	w.Active("next", 1)
+	w.Exec(`CREATE TABLE model (id int); INSERT INTO model VALUES (1)`)
+	_, err := ops.Promote(t.Context(), w.DB, "orders_v2", `DELETE FROM model; SELECT 1/0`)
+	if err == nil || !strings.Contains(err.Error(), "division by zero") || !strings.Contains(err.Error(), "nothing of it has happened") {
+		t.Errorf("SQL that fails: %v", err)
+	}
+	w.Ordered("live")(ops.HoldForTest(t.Context(), w.DB, "live", "orders")) // and nobody comes back
+	w.Append(10)
+	pgtest.Eventually(t, "the live one goes on", func() bool { return w.Number(`SELECT count(*) FROM orders`) == 20 })
+	pgtest.Eventually(t, "the other one follows", func() bool { return w.Number(`SELECT count(*) FROM orders_v2 WHERE replay <> ''`) == 20 })
+	if n := w.Number(`SELECT count(*) FROM model`); n != 1 {
+		t.Errorf("the program's SQL has had an effect")
+	}
+	w.split("orders", "orders_v2")
+}
+
+// What is parked alone by the new one keeps it from being promoted: readers would see what
+// the live one has handled go away.
+func TestPromoteWithParkedEvents(t *testing.T) {
+	w := newWorld(t)
+	ctx := t.Context()
+	poison := func(p orchestrator.Projection[orchestrator.Event], positions ...int64) orchestrator.Projection[orchestrator.Event] {
+		inner := p.(orchestrator.TransactionalProjection[orchestrator.Event])
+		return orchestrator.With(orchestrator.Transactional(p.Name(), func(ctx context.Context, tx orchestrator.Tx, e orchestrator.Event) error {
+			if slices.Contains(positions, e.GlobalPosition) {
+				return orchestrator.Permanent(errors.New("poison"))
+			}
+			return inner.HandleTx(ctx, tx, e)
+		}, orchestrator.WithFailureRule(orchestrator.FailureRule{Policy: orchestrator.ParkEvents})), orchestrator.WithRebuildOf(p.(orchestrator.RebuildProjection[orchestrator.Event]).RebuildOf()))
+	}
+	testworld.Run(t, w.Config(w.DB, "live"), poison(version(w, "orders"), 5))
+	w.Active("live", 1)
+	w.Append(20)
+	testworld.Run(t, w.Config(w.DB, "next"), poison(version(w, "orders_v2", orchestrator.WithRebuildOf("orders")), 5, 7))
+	w.Active("next", 1)
+	pgtest.Eventually(t, "events are parked", func() bool {
+		return w.Number(`SELECT count(*) FROM orchestrator_parked WHERE position IN (5, 7)`) == 3
+	})
+	_, err := ops.Promote(ctx, w.DB, "orders_v2", "")
+	if !errors.Is(err, ops.ErrRejected) || !strings.Contains(err.Error(), "the first at position 7") {
+		t.Errorf("promoted with an event that it alone has parked: %v", err)
+	}
+	if _, err := ops.DiscardParked(ctx, w.DB, "orders_v2", ops.ParkedSelector{Positions: []int64{7}}); err != nil {
+		t.Fatal(err)
+	}
+	pgtest.Eventually(t, "it is discarded", func() bool { return w.Number(`SELECT count(*) FROM orchestrator_parked WHERE position = 7`) == 0 })
+	parked := w.Number(`SELECT count(*) FROM orchestrator_parked WHERE projection = 'orders'`)
+	pgtest.Eventually(t, "it is promoted", func() bool {
+		p, err := ops.Promote(ctx, w.DB, "orders_v2", "")
+		if err == nil && p.Parked != int(parked) {
+			t.Errorf("%d are parked, and it says %d", parked, p.Parked)
+		}
+		return err == nil
+	})
+}
+
+// Bad input is refused by name.
+func TestPromoteRefuses(t *testing.T) {
+	w := newWorld(t)
+	ctx := t.Context()
+	testworld.Run(t, w.Config(w.DB, "live"), version(w, "orders"))
+	w.Active("live", 1)
+	for _, tt := range []struct{ projection, script, want string }{
+		{"none", "", `there is no projection "none"`},
+		{"", "", "the name of the projection is empty"},
+		{"orders", "", `projection "orders" is no rebuild of another one`},
+		{"orders", "SELECT 1; COMMIT", "the SQL contains COMMIT"},
+	} {
+		if _, err := ops.Promote(ctx, w.DB, tt.projection, tt.script); !errors.Is(err, ops.ErrRejected) || !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("promote %q: %v, want %s", tt.projection, err, tt.want)
+		}
+	}
+	for _, tt := range []struct{ of, want string }{
+		{"nothing", `projection "orders_v2" is to be a rebuild of "nothing": no projection of this name has ever run`},
+		{"orders_v2", `projection "orders_v2" can't be a rebuild of itself`},
+		{strings.Repeat("x", 300), "the name that RebuildOf gives"},
+	} {
+		o, err := orchestrator.New(w.Config(w.DB, "next"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = o.Run(ctx, []orchestrator.Projection[orchestrator.Event]{version(w, "orders_v2", orchestrator.WithRebuildOf(tt.of))})
+		if !errors.Is(err, orchestrator.ErrInvalidConfig) || !strings.Contains(fmt.Sprint(err), tt.want) {
+			t.Errorf("a rebuild of %q: %v, want %s", tt.of, err, tt.want)
+		}
+	}
+}

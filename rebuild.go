@@ -1,0 +1,94 @@
+package orchestrator
+
+import (
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
+	"github.com/getpup/pupsourcing-orchestrator/internal/store"
+)
+
+// A projection that is built anew beside the live one, to take its place: see
+// internal/protocol/follow.go for how the two share the stream, and ops.Promote for the
+// change over.
+
+// A RebuildProjection is a Projection that is a new version of another one, which is live.
+// The constructors' projections take WithRebuildOf.
+//
+// It has a name, and a read model, of its own, and builds that from the first event on,
+// in the live one's replica set or in another one. It goes as far as the live one has
+// handled the stream, and no further, so each event that it is called with is a replay:
+// Delivery.Replay is ReplayRebuild, and its handler leaves out what goes beyond the read
+// model. Then ops.Promote lets it take the live one's place: the new one handles what the
+// live one has not, as new.
+//
+// It counts once, when the first worker comes with the projection. Run returns
+// ErrInvalidConfig where the live one has never run, has been retired, or is not live.
+type RebuildProjection[E any] interface {
+	Projection[E]
+	// RebuildOf returns the name of the live projection; "": it is a projection of its own.
+	RebuildOf() string
+}
+
+// rebuildOf returns what a projection is a rebuild of, or what is wrong with that.
+func rebuildOf[E any](p Projection[E], name string) (live string, err error) {
+	r, ok := p.(RebuildProjection[E])
+	if !ok {
+		return "", nil
+	}
+	if live, err = apart("RebuildOf", func() (string, error) { return r.RebuildOf(), nil }); err != nil {
+		return "", fmt.Errorf("%w: what projection %q is a rebuild of can't be had: %w", ErrInvalidConfig, name, err)
+	}
+	if live == "" {
+		return "", nil
+	}
+	problem := store.NameProblem(live)
+	switch {
+	case problem != "":
+		return "", fmt.Errorf("%w: projection %q: the name that RebuildOf gives %s", ErrInvalidConfig, name, problem)
+	case live == name:
+		return "", fmt.Errorf("%w: projection %q can't be a rebuild of itself; give the new version a name of its own", ErrInvalidConfig, name)
+	}
+	return live, nil
+}
+
+// followers are what a worker's lanes know of the live versions that they follow, for one
+// generation. One statement is for all lanes of a projection.
+type followers struct {
+	mu sync.Mutex
+	of map[string]*follower
+}
+
+type follower struct {
+	mu   sync.Mutex
+	seen protocol.Followed
+	at   time.Time
+}
+
+// followSoon is for how long lanes take each other's answer. An old one allows less.
+const followSoon = 200 * time.Millisecond
+
+// look returns how far the live version of a projection is.
+func (f *followers) look(projection string, read func() (protocol.Followed, error)) (protocol.Followed, error) {
+	f.mu.Lock()
+	if f.of == nil {
+		f.of = map[string]*follower{}
+	}
+	one := f.of[projection]
+	if one == nil {
+		one = &follower{}
+		f.of[projection] = one
+	}
+	f.mu.Unlock()
+	one.mu.Lock()
+	defer one.mu.Unlock()
+	if !one.at.IsZero() && time.Since(one.at) < followSoon {
+		return one.seen, nil
+	}
+	seen, err := read()
+	if err == nil {
+		one.seen, one.at = seen, time.Now()
+	}
+	return seen, err
+}

@@ -32,6 +32,7 @@ func TestAround(t *testing.T) {
 			var seen deliveries
 			var mu sync.Mutex
 			var results []string
+			var handed [][]int64
 			var mended atomic.Bool
 			cfg := w.Config(w.DB, "set")
 			cfg.Failures = map[string]orchestrator.FailureRule{"p": {Policy: orchestrator.ParkEvents, Attempts: 1}}
@@ -40,10 +41,21 @@ func TestAround(t *testing.T) {
 				if told, ok := orchestrator.DeliveryFrom(ctx); !ok || told != d {
 					t.Errorf("the context says %+v, the argument %+v", told, d)
 				}
+				var positions []int64
+				for _, e := range orchestrator.EventsFrom[orchestrator.Event](ctx) {
+					if e.Position != e.Event.GlobalPosition || e.AggregateID != e.Event.AggregateID {
+						t.Errorf("the record is %+v", e)
+					}
+					positions = append(positions, e.Position)
+				}
+				if others := orchestrator.EventsFrom[string](ctx); others != nil {
+					t.Errorf("it has events of another type: %v", others)
+				}
 				err := next(context.WithValue(ctx, key{}, d.Position))
 				var panicked *orchestrator.PanicError
 				mu.Lock()
 				defer mu.Unlock()
+				handed = append(handed, positions)
 				results = append(results, fmt.Sprint(d.Position, "+", d.Events, " panic ", errors.As(err, &panicked), " nil ", err == nil))
 				return err
 			}
@@ -68,12 +80,22 @@ func TestAround(t *testing.T) {
 			}
 			w.CaughtUp("p")
 			r.Stop()
+			events := "[[1] [2] [3] [1]]"
 			want := []string{"1+1 panic true nil false", "2+1 panic false nil true", "3+1 panic false nil true", "1+1 panic false nil true"}
 			if strings.Contains(kind, "batch") {
+				events = "[[1 2 3] [1] [2 3] [1]]"
 				want = []string{"1+3 panic true nil false", "1+1 panic true nil false", "2+2 panic false nil true", "1+1 panic false nil true"}
 			}
 			if got := strings.Join(results, "; "); got != strings.Join(want, "; ") {
 				t.Errorf("it has seen %s; want %s", got, strings.Join(want, "; "))
+			}
+			if got := fmt.Sprint(handed); got != events {
+				t.Errorf("the events of the calls are %s, want %s", got, events)
+			}
+			for i, ctx := range seen.ctxs {
+				if kept := orchestrator.EventsFrom[orchestrator.Event](ctx); kept != nil {
+					t.Errorf("call %d is over, and its context has the events %v", i, kept)
+				}
 			}
 			if last := seen.told[len(seen.told)-1]; last.Replay != orchestrator.ReplayParked {
 				t.Errorf("the last delivery is %+v", last)

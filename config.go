@@ -100,8 +100,8 @@ type Config[E any] struct {
 	// error of its own; that is what counts as the handler's. A panic of the handler's is a
 	// *PanicError that next returns. It calls next once at most, and waits for it. If it
 	// returns nil and has not called next, calls it again, or returns before next has, the
-	// call has failed, with an error that says so. Several calls run at the same time. It is
-	// not called for an event that can't be read.
+	// call has failed, with an error that says so. EventsFrom(ctx) are the events. Several
+	// calls run at the same time. It is not called for an event that can't be read.
 	// Default: none.
 	Around func(ctx context.Context, d Delivery, next func(ctx context.Context) error) error
 

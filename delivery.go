@@ -92,6 +92,48 @@ func ContextWithDelivery(ctx context.Context, d Delivery) context.Context {
 
 type deliveryKey struct{}
 
+// EventsFrom returns the events of the call that Config.Around is in, from its context:
+// one, but for batches. They are what the event store has read, and shared: their bytes
+// must not be modified. It returns nil elsewhere, also when that call of Around has
+// returned, and where Config has another E.
+func EventsFrom[E any](ctx context.Context) []Record[E] {
+	h, _ := ctx.Value(eventsKey[E]{}).(*handedOver[E])
+	if h == nil {
+		return nil
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	var events []Record[E]
+	for _, e := range h.events {
+		events = append(events, *e)
+	}
+	return events
+}
+
+type eventsKey[E any] struct{}
+
+// A handedOver is the context of one call of Config.Around, which knows the events. The
+// lane uses the slice again for the next call, and who keeps the context must not keep
+// whole pages: so it is empty when Around has returned.
+type handedOver[E any] struct {
+	*callContext
+	mu     sync.Mutex
+	events []*Record[E]
+}
+
+func (h *handedOver[E]) Value(key any) any {
+	if key == (eventsKey[E]{}) {
+		return h
+	}
+	return h.callContext.Value(key)
+}
+
+func (h *handedOver[E]) over() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.events = nil
+}
+
 // A callContext is the context of one call of a handler. It never changes, since a handler
 // may keep it. They are allocated many at once, and are small: for each event that is a
 // good part of what the library does beside the handler (BenchmarkHandle).
@@ -235,6 +277,8 @@ func (l *lane[E]) around(ctx *callContext, events []*Record[E]) (err error) {
 	n := &nextCall{given: ctx, handle: func(ctx context.Context) error {
 		return l.settled(safely("the handler", func() error { return l.handle(ctx, events) }))
 	}}
+	h := &handedOver[E]{callContext: ctx, events: events}
+	defer h.over() // when the handler has returned
 	defer func() { err = n.end(err) }()
-	return l.worker.cfg.Around(ctx, ctx.delivery(), n.next)
+	return l.worker.cfg.Around(h, ctx.delivery(), n.next)
 }

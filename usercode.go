@@ -43,6 +43,28 @@ type foreignError struct {
 func (e *foreignError) Error() string         { return e.text }
 func (e *foreignError) Facts() protocol.Facts { return e.facts }
 
+// ErrorType names the type of the program's error, within what only wraps it: it is what
+// OpenTelemetry's semconv.ErrorType asks for. "": it can't be asked.
+func (e *foreignError) ErrorType() string {
+	err := e.err
+	for err != nil {
+		inner := error(nil)
+		if of := reflect.TypeOf(err); of == fmtWrapper || of == reflect.TypeFor[*store.PermanentError]() {
+			inner = errors.Unwrap(err)
+		} else if own, ok := err.(*foreignError); ok {
+			return own.ErrorType()
+		}
+		if inner == nil {
+			return fmt.Sprintf("%T", err)
+		}
+		err = inner
+	}
+	return ""
+}
+
+// fmtWrapper is what fmt.Errorf returns for one %w.
+var fmtWrapper = reflect.TypeOf(fmt.Errorf("%w", errExited))
+
 // Is and As ask the program's error.
 func (e *foreignError) Is(target error) bool {
 	return e.ask(func(err error) bool { return errors.Is(err, target) })

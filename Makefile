@@ -4,7 +4,7 @@ GO ?= go
 
 # Folders below the root with their own go.mod, which ./... does not reach.
 # pkg/orchestrator is not among them: see test-adapter. Nor is tools, which has no code.
-MODULES ?= prometheus pgx internal/integration bench/watermill
+MODULES ?= prometheus otel pgx internal/integration bench/watermill
 
 # The tests that need PostgreSQL or start processes; narrow with either one.
 INTEGRATION_PACKAGES ?= . ./ops ./importer ./orchestratortest ./internal/store ./internal/layouttest ./internal/embedpg/... ./examples/... ./bench

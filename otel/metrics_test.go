@@ -83,7 +83,12 @@ func TestGauges(t *testing.T) {
 	other := report("w1", 7, 1, 0) // the same process runs another set
 	other.ReplicaSet, other.Lanes[0].Projection = "reports", "search"
 	o.Reported(other)
+	idle := report("w1", 0, 0) // and is a standby of a third
+	idle.ReplicaSet = "idle"
+	o.Reported(idle)
 	r.said("the reports", map[string]string{
+		"workers idle": "1", "worker_state idle joining": "0", "worker_state idle standby": "1", "worker_state idle waiting": "0",
+		"worker_state idle running": "0", "worker_state idle draining": "0", "worker_state idle suspended": "0",
 		"workers main": "2", "workers reports": "1",
 		"worker_state main joining": "1", "worker_state main standby": "1", "worker_state main waiting": "0",
 		"worker_state main running": "1", "worker_state main draining": "0", "worker_state main suspended": "0",

@@ -68,8 +68,10 @@ func catchUp(ctx context.Context, t *testing.T, cfg orchestrator.Config[orchestr
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := o.CatchUp(ctx, projections); err != nil {
-		t.Fatal(err)
+	ctx, cancel := context.WithTimeout(ctx, testworld.Limit) // of a broken test
+	defer cancel()
+	if err := o.CatchUp(ctx, projections); err != nil || ctx.Err() != nil {
+		t.Fatal(err, ctx.Err())
 	}
 }
 

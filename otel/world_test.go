@@ -89,7 +89,7 @@ func (r *recorder) named(name string) (found tracetest.SpanStubs) {
 func show(attributes []attribute.KeyValue) string {
 	var lines []string
 	for _, a := range attributes {
-		lines = append(lines, string(a.Key)+"="+a.Value.Emit())
+		lines = append(lines, string(a.Key)+"="+a.Value.String())
 	}
 	slices.Sort(lines)
 	return strings.Join(lines, "\n")
@@ -99,7 +99,7 @@ func show(attributes []attribute.KeyValue) string {
 func value(attributes []attribute.KeyValue, key attribute.Key) string {
 	for _, a := range attributes {
 		if a.Key == key {
-			return a.Value.Emit()
+			return a.Value.String()
 		}
 	}
 	return ""

@@ -150,7 +150,7 @@ seeds: ## simulated worlds from seeds that the commit draws: in memory, and on P
 	$(GO) test ./sim -count=1 -run 'TestSeeds$$' -sim.store=postgres -sim.seed="$(COMMIT_SEED)" -sim.seeds=40
 
 examples: ## run the example programs, which check themselves
-	@for name in basic multiple-replica-sets migration quickstart; do \
+	@for name in basic multiple-replica-sets migration rebuild quickstart; do \
 		echo "go run ./examples/$$name"; \
 		$(GO) run "./examples/$$name" || exit 1; \
 	done

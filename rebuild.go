@@ -67,7 +67,7 @@ type follower struct {
 }
 
 // followSoon is for how long lanes take each other's answer. An old one allows less.
-const followSoon = 200 * time.Millisecond
+const followSoon = 50 * time.Millisecond
 
 // look returns how far the live version of a projection is.
 func (f *followers) look(projection string, read func() (protocol.Followed, error)) (protocol.Followed, error) {

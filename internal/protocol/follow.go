@@ -26,8 +26,11 @@ type Followed struct {
 }
 
 // followEvery is how often a follower asks where the live version is, when it has come to
-// that.
-const followEvery = 500 * time.Millisecond
+// that; and followFinal how often where that is stopped, and nobody handles what is new.
+const (
+	followEvery = 500 * time.Millisecond
+	followFinal = 100 * time.Millisecond
+)
 
 // A Ceiling is how far a follower may go on the slots of its partition: as far as the live
 // version is. While that moves, it is the lowest of them for all slots, since a checkpoint
@@ -74,6 +77,14 @@ func (t *Track) Follow(c *Ceiling) {
 	if t.ceiling = c; apart {
 		t.Rewind(t.checkpoint, t.committed)
 	}
+}
+
+// rest returns how long to rest at the ceiling.
+func (c *Ceiling) rest() time.Duration {
+	if c.Final {
+		return followFinal
+	}
+	return followEvery
 }
 
 // AtCeiling reports whether everything that the track may have was read.

@@ -646,7 +646,7 @@ func (l *Lane) rest(now time.Time, s Signals) LaneAction {
 		pause.For = l.lookEvery()
 	}
 	if l.follows && l.track.AtCeiling() {
-		pause.For, pause.Why = min(pause.For, followEvery), AtLive
+		pause.For, pause.Why = min(pause.For, l.track.ceiling.rest()), AtLive
 	}
 	return pause
 }

@@ -19,8 +19,8 @@
 // *sql.Tx, as since v1.2, writes in the transaction that also commits its progress:
 // each event is applied exactly once. One whose Handle takes the event alone may see an
 // event again after a crash. A projection.ScopedProjection gets the events of its scope
-// only. See also [TransactionalProjection], [BatchProjection], [PlainBatchProjection] and
-// [StartingProjection].
+// only. See also [TransactionalProjection], [BatchProjection], [PlainBatchProjection],
+// [StartingProjection] and [RebuildProjection].
 //
 // # The events table
 //

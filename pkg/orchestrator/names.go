@@ -41,6 +41,13 @@ type StartingProjection interface {
 	StartAt() Start
 }
 
+// A RebuildProjection also says of which live projection it is a new version, to take its
+// place: see [root.RebuildProjection] and ops.Promote.
+type RebuildProjection interface {
+	projection.Projection
+	RebuildOf() string
+}
+
 // StartNow is for what is new: see [root.StartNow].
 func StartNow() Start { return root.StartNow() }
 

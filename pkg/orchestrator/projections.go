@@ -31,9 +31,10 @@ type (
 	plainBatchHandler interface {
 		HandlePlainBatch(ctx context.Context, events []es.PersistedEvent) error
 	}
-	named    interface{ Name() string }
-	starting interface{ StartAt() Start }
-	scope    interface {
+	named      interface{ Name() string }
+	starting   interface{ StartAt() Start }
+	rebuilding interface{ RebuildOf() string }
+	scope      interface {
 		AggregateTypes() []string
 		BoundedContexts() []string
 	}
@@ -106,6 +107,13 @@ func (t translated) StartAt() Start {
 		return s.StartAt()
 	}
 	return Start{}
+}
+
+func (t translated) RebuildOf() string {
+	if s, ok := t.named.(rebuilding); ok {
+		return s.RebuildOf()
+	}
+	return ""
 }
 
 type translatedTx struct {

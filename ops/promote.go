@@ -33,7 +33,7 @@ type Promotion struct {
 //  2. It holds the live one: no handler of it runs any more.
 //  3. It waits until the projection has handled all that the live one has, on each slot.
 //  4. In one transaction it runs script, which is SQL of the program's own that has readers
-//     use the new read model, such as ALTER VIEW or ALTER TABLE … RENAME, and writes down
+//     use the new read model, such as CREATE OR REPLACE VIEW, and writes down
 //     that the projection is live. Until then readers see the old model, and afterwards the
 //     new one, which has everything that the old one had. script may be "". It can't
 //     contain COMMIT, nor what PostgreSQL does not allow in a transaction.

@@ -253,6 +253,30 @@ func TestPromoteWithParkedEvents(t *testing.T) {
 	})
 }
 
+// What has run as a projection of its own can't become a rebuild: it would go on as what it
+// is, and handle everything as new. Nor can what an operator has set to a position.
+func TestRebuildOfWhatHasRun(t *testing.T) {
+	w := newWorld(t)
+	ctx := t.Context()
+	running := testworld.Run(t, w.Config(w.DB, "live"), version(w, "orders"), version(w, "orders_v2"))
+	w.Active("live", 1)
+	w.Append(20)
+	pgtest.Eventually(t, "orders is built", func() bool { return w.Number(`SELECT count(*) FROM orders`) == 20 })
+	w.Ordered("live")(ops.Rewind(ctx, w.DB, "live", "orders_v3", 10))
+	running.Stop()
+	o, err := orchestrator.New(w.Config(w.DB, "live"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"orders_v2", "orders_v3"} {
+		err = o.Run(ctx, []orchestrator.Projection[orchestrator.Event]{version(w, name, orchestrator.WithRebuildOf("orders"))})
+		want := fmt.Sprintf(`projection %q is to be a rebuild of "orders": it has checkpoints as a projection of its own`, name)
+		if !errors.Is(err, orchestrator.ErrInvalidConfig) || !strings.Contains(fmt.Sprint(err), want) {
+			t.Errorf("%v, want %s", err, want)
+		}
+	}
+}
+
 // Bad input is refused by name.
 func TestPromoteRefuses(t *testing.T) {
 	w := newWorld(t)

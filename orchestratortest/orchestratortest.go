@@ -145,6 +145,9 @@ func run[E any](ctx context.Context, db *sql.DB, p orchestrator.Projection[E], e
 	if err != nil {
 		return err
 	}
+	if r, ok := p.(orchestrator.RebuildProjection[E]); ok && name != "" && r.RebuildOf() != "" {
+		p = orchestrator.With(p, orchestrator.WithRebuildOf("")) // there is nothing here that it could follow
+	}
 	err = o.CatchUp(ctx, []orchestrator.Projection[E]{p}) // and all that there was has been told
 	var stopped *orchestrator.HandlerError
 	if failed := failure.Load(); err != nil && failed != nil && !errors.As(err, &stopped) {

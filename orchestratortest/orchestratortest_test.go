@@ -203,6 +203,11 @@ func TestRun(t *testing.T) {
 				return errors.Join(assigned(ctx), write(ctx, tx, word))
 			})
 		},
+		"a rebuild of what is not here": func(*sql.DB) orchestrator.Projection[string] {
+			return orchestrator.Transactional("p", func(ctx context.Context, tx orchestrator.Tx, word string) error {
+				return errors.Join(assigned(ctx), write(ctx, tx, word))
+			}, orchestrator.WithRebuildOf("live"))
+		},
 		"batch": func(*sql.DB) orchestrator.Projection[string] {
 			return orchestrator.Batch("p", func(ctx context.Context, tx orchestrator.Tx, words []string) error {
 				return errors.Join(assigned(ctx), write(ctx, tx, strings.Join(words, " ")))

@@ -6,13 +6,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
 	"github.com/getpup/pupsourcing-orchestrator/internal/sqltext"
 )
 
-// A projection follows another one from the transaction that writes its first checkpoint,
-// in which it registers; or from the one in which the other takes its place. See
+// A projection follows another one from the transaction in which the first worker joins with
+// it, before any generation runs it; or from the one in which the other takes its place. See
 // protocol.Followed.
 
 // A FollowError says why a projection can't be built anew beside another one.
@@ -66,6 +67,17 @@ SELECT coalesce(l.follows, ''), l.retired, s.events_table,
        EXISTS (SELECT FROM orchestrator_checkpoints c WHERE c.projection = l.name)
   FROM orchestrator_projections l JOIN orchestrator_replica_sets s ON s.name = l.replica_set
  WHERE l.name = {live} FOR SHARE OF l`)
+	newRebuildsSQL = sqltext.New(`
+SELECT p.name FROM orchestrator_projections p
+ WHERE p.name = ANY (SELECT jsonb_array_elements_text({names})) AND p.follows IS NULL
+   AND NOT EXISTS (SELECT FROM orchestrator_checkpoints c WHERE c.projection = p.name AND c.generation <> 0)
+ ORDER BY p.name`)
+	independentSQL = sqltext.New(`
+SELECT p.name FROM orchestrator_projections p JOIN jsonb_to_recordset({rebuilds}) AS x (name text, live text) ON x.name = p.name
+ WHERE p.follows IS NULL AND NOT p.retired
+   AND EXISTS (SELECT FROM orchestrator_checkpoints c WHERE c.projection = p.name AND c.generation <> 0)
+   AND EXISTS (SELECT FROM orchestrator_projections l WHERE l.name = x.live AND NOT l.retired AND coalesce(l.follows, '') <> p.name)
+ ORDER BY p.name LIMIT 1`)
 	followSQL = sqltext.New(`UPDATE orchestrator_projections SET follows = {live} WHERE name = {projection}`)
 )
 
@@ -107,6 +119,51 @@ func layoutOf(projection, text string) ([]protocol.Checkpoint, error) {
 	}
 	all, err := l.complete()
 	return all[projection], err
+}
+
+// beginRebuilds has those that are rebuilds, and that no generation has run, follow what they
+// are rebuilds of. One may have a checkpoint already: an operator has set it to a position.
+func (s *Store) beginRebuilds(ctx context.Context, tx *sql.Tx, names []string, stream string) error {
+	rebuilds := slices.DeleteFunc(slices.Clone(names), func(name string) bool { return s.rebuilds[name] == "" })
+	if len(rebuilds) == 0 {
+		return nil
+	}
+	fresh, err := s.strings(ctx, tx, newRebuildsSQL, sqltext.Values{"names": sqltext.JSON{Value: rebuilds}})
+	if err != nil {
+		return fmt.Errorf("look for rebuilds that begin: %w", err)
+	}
+	for _, name := range fresh {
+		if err := s.follow(ctx, tx, name, s.rebuilds[name], stream); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// CheckRebuilds returns a FollowError where one of the rebuilds has run as a projection of
+// its own: what it has handled, it has handled as new. (Or an operator has set it to a
+// position before it ran, which looks the same.)
+func (s *Store) CheckRebuilds(ctx context.Context) error {
+	if len(s.rebuilds) == 0 {
+		return nil
+	}
+	type row struct {
+		Name string `json:"name"`
+		Live string `json:"live"`
+	}
+	var rows []row
+	for name, live := range s.rebuilds {
+		rows = append(rows, row{name, live})
+	}
+	var name string
+	err := s.row(ctx, s.db, independentSQL, sqltext.Values{"rebuilds": sqltext.JSON{Value: rows}}, &name)
+	switch {
+	case errors.Is(err, sql.ErrNoRows):
+		return nil
+	case err != nil:
+		return fmt.Errorf("look for what rebuilds follow: %w", err)
+	}
+	return &FollowError{name, s.rebuilds[name], "it has checkpoints as a projection of its own, which follows no other one; give the rebuild another name, or leave RebuildOf out"}
 }
 
 // follow has a projection that begins follow the live one that it is a rebuild of.

@@ -55,6 +55,9 @@ func (s *Store) begin(ctx context.Context, tx *sql.Tx, names []string, stream st
 	if err != nil {
 		return fmt.Errorf("look for the checkpoints of %v: %w", names, err)
 	}
+	if err := s.beginRebuilds(ctx, tx, names, stream); err != nil {
+		return err
+	}
 	if len(fresh) == 0 {
 		return nil
 	}
@@ -68,11 +71,6 @@ func (s *Store) begin(ctx context.Context, tx *sql.Tx, names []string, stream st
 	}
 	var rows []checkpointRow
 	for _, name := range fresh {
-		if live := s.rebuilds[name]; live != "" {
-			if err := s.follow(ctx, tx, name, live, stream); err != nil {
-				return err
-			}
-		}
 		rows = append(rows, checkpointRow{name, 0, positions[name], encodeMarks(nil)})
 	}
 	return s.writeFirst(ctx, tx, rows)

@@ -16,8 +16,9 @@ func TestScopesThatMatchNothing(t *testing.T) {
 	w := newWorld(t)
 	for _, name := range []string{"a\x00b", "a\xffb"} {
 		for field, p := range map[string]orchestrator.Projection[orchestrator.Event]{
-			"AggregateTypes()[1]":  scopedNames{testworld.Effects{Projection: "p"}, []string{"thing", name}, nil},
-			"BoundedContexts()[0]": scopedNames{testworld.Effects{Projection: "p"}, nil, []string{name}},
+			"AggregateTypes()[1]":  scopedNames{testworld.Effects{Projection: "p"}, []string{"thing", name}, nil, nil},
+			"BoundedContexts()[0]": scopedNames{testworld.Effects{Projection: "p"}, nil, []string{name}, nil},
+			"EventTypes()[0]":      scopedNames{testworld.Effects{Projection: "p"}, nil, nil, []string{name}},
 		} {
 			err := testworld.Run(t, w.Config(w.DB, "set"), p).Failed()
 			if !errors.Is(err, orchestrator.ErrInvalidConfig) || !strings.Contains(err.Error(), field) {
@@ -32,9 +33,10 @@ func TestScopesThatMatchNothing(t *testing.T) {
 
 type scopedNames struct {
 	testworld.Effects
-	types, contexts []string
+	types, contexts, events []string
 }
 
 func (p scopedNames) Handle(context.Context, orchestrator.Event) error { return nil }
 func (p scopedNames) AggregateTypes() []string                         { return p.types }
 func (p scopedNames) BoundedContexts() []string                        { return p.contexts }
+func (p scopedNames) EventTypes() []string                             { return p.events }

@@ -107,6 +107,50 @@ func TestPagesCostWhatTheyBring(t *testing.T) {
 	}
 }
 
+// What is out of scope does not come over the wire, by whatever the scope is about.
+func TestOutOfScopeCostsNoRows(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	const events, size = 5000, 10_000 // 50 MB
+	w.large(events, size)
+	w.Exec(`UPDATE events SET event_type = 'rare', aggregate_type = 'rare' WHERE global_position % 1000 = 0`)
+	for why, s := range map[string]orchestrator.Scope{
+		"by aggregate type": {AggregateTypes: []string{"rare"}},
+		"by event type":     {EventTypes: []string{"rare"}},
+		"by both":           {AggregateTypes: []string{"rare"}, EventTypes: []string{"rare", "happened"}},
+		"by neither":        {BoundedContexts: []string{"test"}, EventTypes: []string{"of none"}},
+	} {
+		db, d := counted(t, w.URL)
+		table, err := orchestrator.NewEventTable(db, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := table.Check(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		before, rows, reads := d.received.Load(), 0, 0
+		for after, more := int64(0), true; more; reads++ {
+			page, err := table.Read(t.Context(), orchestrator.ReadRequest{After: after, Limit: 2, Scope: s})
+			if err != nil {
+				t.Fatal(err)
+			}
+			rows, after, more = rows+len(page.Records), page.Through, page.More || len(page.Records) == 2
+			if !more && after != events {
+				t.Errorf("%s: it has passed %d", why, after)
+			}
+		}
+		want := 5
+		if why == "by neither" {
+			want = 0
+		}
+		received := d.received.Load() - before
+		if rows != want || received > int64(want)*size*3+50_000 { // a byte is two or three digits of text
+			t.Errorf("%s: %d events of %d kB, with %d kB received", why, rows, size/1000, received/1000)
+		}
+		t.Logf("%s: %d of %d events, in %d reads, with %d kB received", why, rows, events, reads, received/1000)
+	}
+}
+
 // Events that share a position are in one page, wherever that is cut.
 func TestPagesCutNoPositionInTwo(t *testing.T) {
 	t.Parallel()

@@ -49,6 +49,14 @@ type ScopedProjection[E any] interface {
 	BoundedContexts() []string
 }
 
+// An EventTypedProjection is a Projection of some types of events: it gets those, and no
+// others. An empty list includes all. If it is a ScopedProjection as well, it gets the events
+// that are of these types and within that scope. EventTypes is called once, by Run.
+type EventTypedProjection[E any] interface {
+	Projection[E]
+	EventTypes() []string
+}
+
 // A TransactionalProjection is a Projection whose writes go through tx and
 // commit together with the checkpoint: each event's are committed exactly
 // once, whatever crashes. HandleTx is called in place of Handle, for several
@@ -179,9 +187,7 @@ func With[E any](p Projection[E], options ...ProjectionOption) Projection[E] {
 	if isNil(p) {
 		return p // which Run refuses
 	}
-	if s, ok := p.(ScopedProjection[E]); ok {
-		options = append([]ProjectionOption{WithScope(Scope{AggregateTypes: s.AggregateTypes(), BoundedContexts: s.BoundedContexts()})}, options...)
-	}
+	options = append([]ProjectionOption{WithScope(scopeSaid(p))}, options...)
 	if s, ok := p.(StartingProjection[E]); ok {
 		options = append([]ProjectionOption{WithStart(s.StartAt())}, options...)
 	}
@@ -256,6 +262,7 @@ func newSettings(name string, missing bool, options []ProjectionOption) projecti
 func (s projectionSettings) Name() string                 { return s.name }
 func (s projectionSettings) AggregateTypes() []string     { return s.scope.AggregateTypes }
 func (s projectionSettings) BoundedContexts() []string    { return s.scope.BoundedContexts }
+func (s projectionSettings) EventTypes() []string         { return s.scope.EventTypes }
 func (s projectionSettings) StartAt() Start               { return s.start }
 func (s projectionSettings) RebuildOf() string            { return s.rebuildOf }
 func (s projectionSettings) settings() projectionSettings { return s }

@@ -99,7 +99,7 @@ func (t *Table[E]) page(ctx context.Context, r *eventtable.Reader, g eventtable.
 // What can't be read even of that is taken for empty.
 func (t *Table[E]) keysOf(ctx context.Context, r *eventtable.Reader, g eventtable.Range) (e Record[E], err error) {
 	g = g.First(1)
-	into := [eventtable.Parts]*string{nil, &e.AggregateID, &e.AggregateType, &e.BoundedContext}
+	into := [eventtable.Parts]*string{nil, &e.AggregateID, &e.AggregateType, &e.BoundedContext, &e.EventType}
 	read := func(only ...eventtable.Part) error {
 		g.Only = append([]eventtable.Part{}, only...)
 		query, args := r.Page(g)
@@ -305,8 +305,8 @@ func (w *row[E]) begin() {
 // identify takes the identity over.
 func (w *row[E]) identify() {
 	e := w.in
-	e.AggregateID, e.AggregateType, e.BoundedContext = w.texts[eventtable.AggregateID].String,
-		w.texts[eventtable.AggregateType].String, w.texts[eventtable.BoundedContext].String
+	e.AggregateID, e.AggregateType = w.texts[eventtable.AggregateID].String, w.texts[eventtable.AggregateType].String
+	e.BoundedContext, e.EventType = w.texts[eventtable.BoundedContext].String, w.texts[eventtable.EventType].String
 }
 
 // share gives a part of the identity to the field that is the same column.
@@ -413,7 +413,7 @@ func (w *row[E]) spoil(rows dbconn.Scanner, failed error) error {
 // size returns about what an event takes in memory, from what was read for it.
 func (w *row[E]) size() int {
 	e := w.in
-	n := int(reflect.TypeFor[Record[E]]().Size()) + len(e.AggregateID) + len(e.AggregateType) + len(e.BoundedContext)
+	n := int(reflect.TypeFor[Record[E]]().Size()) + len(e.AggregateID) + len(e.AggregateType) + len(e.BoundedContext) + len(e.EventType)
 	for i := range w.held {
 		switch h := &w.held[i]; {
 		case h.value != nil:

@@ -10,6 +10,8 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"github.com/lib/pq"
+
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
 	"github.com/getpup/pupsourcing-orchestrator/internal/testworld"
@@ -18,7 +20,7 @@ import (
 
 // scoped projections get a part of the stream.
 type (
-	scope struct{ types, contexts []string }
+	scope struct{ types, contexts, events []string }
 
 	scopedTransactional struct {
 		testworld.Transactional
@@ -36,10 +38,12 @@ type (
 
 func (s scope) AggregateTypes() []string  { return s.types }
 func (s scope) BoundedContexts() []string { return s.contexts }
+func (s scope) EventTypes() []string      { return s.events }
 
 const insertScoped = `
 INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
-SELECT (ARRAY['sales', 'identity', 'billing'])[1 + i %% 3], (ARRAY['Order', 'User''s \'])[1 + i %% 2], '%[1]s' || i %% 30, i, gen_random_uuid(), 'happened', 'x'
+SELECT (ARRAY['sales', 'identity', 'billing'])[1 + i %% 3], (ARRAY['Order', 'User''s \'])[1 + i %% 2], '%[1]s' || i %% 30, i, gen_random_uuid(),
+       (ARRAY['Placed', 'Paid', 'User''s \', ''])[1 + i %% 4], 'x'
   FROM generate_series(1, $1) AS i`
 
 // Each projection gets what is within its scope, and nothing else, while
@@ -53,6 +57,11 @@ func TestScopedProjections(t *testing.T) {
 		"orders in sales": {types: []string{"Order"}, contexts: []string{"sales", "billing"}},
 		"users":           {types: []string{`User's \`}}, // to be quoted
 		"nothing":         {types: []string{"Invoice"}},
+		"paid":            {events: []string{"Paid", `User's \`}},
+		"placed orders":   {types: []string{"Order"}, events: []string{"Placed", "Paid"}},
+		"all three":       {types: []string{"Order"}, contexts: []string{"sales", "billing"}, events: []string{"User's \\"}},
+		"nothing such":    {events: []string{"Refunded"}},
+		"of no type":      {events: []string{""}},
 		"everything":      {},
 	}
 	var projections []orchestrator.Projection[orchestrator.Event]
@@ -90,17 +99,21 @@ func TestScopedProjections(t *testing.T) {
 	first.Stop()
 	second.Stop()
 	for name, s := range scopes {
-		const within = `($1 = '' OR aggregate_type = ANY (string_to_array($1, ','))) AND ($2 = '' OR bounded_context = ANY (string_to_array($2, ',')))`
-		types, contexts := strings.Join(s.types, ","), strings.Join(s.contexts, ",")
-		want := w.Number(`SELECT count(*) FROM events WHERE `+within, types, contexts)
-		if name == "everything" && want != 1360 {
-			t.Errorf("the test counts %d events as everything", want)
+		const within = `($1 = '' OR aggregate_type = ANY (string_to_array($1, ','))) AND ($2 = '' OR bounded_context = ANY (string_to_array($2, ',')))
+			AND ($3::text[] = '{}' OR event_type = ANY ($3::text[]))`
+		types, contexts, events := strings.Join(s.types, ","), strings.Join(s.contexts, ","), pq.StringArray(s.events)
+		if events == nil {
+			events = pq.StringArray{}
+		}
+		want := w.Number(`SELECT count(*) FROM events WHERE `+within, types, contexts, events)
+		if name == "everything" && want != 1360 || (want == 0) != strings.HasPrefix(name, "nothing") {
+			t.Errorf("the test counts %d events as %s", want, name)
 		}
 		if got := w.Number(`SELECT count(*) FROM effects WHERE projection = $1`, name); got != want {
 			t.Errorf("projection %q has handled %d events, want %d", name, got, want)
 		}
-		if n := w.Number(`SELECT count(*) FROM effects f JOIN events e ON e.global_position = f.position WHERE NOT (`+within+`) AND f.projection = $3`,
-			types, contexts, name); n != 0 {
+		if n := w.Number(`SELECT count(*) FROM effects f JOIN events e ON e.global_position = f.position WHERE NOT (`+within+`) AND f.projection = $4`,
+			types, contexts, events, name); n != 0 {
 			t.Errorf("projection %q has handled %d events that are out of its scope", name, n)
 		}
 	}
@@ -112,6 +125,7 @@ func TestScopeThatCannotBeRead(t *testing.T) {
 	t.Parallel()
 	ofOrders := scopedNamed{named("orders"), scope{types: []string{"Order"}}}
 	sales := scopedNamed{named("sales"), scope{contexts: []string{"sales"}}}
+	paid := scopedNamed{named("paid"), scope{events: []string{"Paid"}}}
 	bare, err := orchestrator.NewTable(unused(t), orchestrator.TableConfig[orchestrator.Event]{
 		Columns: []string{"a"},
 		Fields:  func(e *orchestrator.Event, dest []any) []any { return append(dest, &e.AggregateID) },
@@ -125,8 +139,11 @@ func TestScopeThatCannotBeRead(t *testing.T) {
 		p      projection
 		want   string
 	}{
-		{"a table without a column for types", bare, ofOrders, `orchestrator: invalid configuration: TableConfig.AggregateTypeColumn is empty, and a projection's scope needs it (projection "orders")`},
-		{"a table without a column for contexts", bare, sales, `TableConfig.BoundedContextColumn is empty`},
+		{"a table without a column for types", bare, ofOrders, `orchestrator: invalid configuration: TableConfig.AggregateTypeColumn is empty, and the scope of projection "orders" has AggregateTypes: set it to the column that they are in, or remove them from the scope`},
+		{"a table without a column for contexts", bare, sales, `TableConfig.BoundedContextColumn is empty, and the scope of projection "sales" has BoundedContexts`},
+		{"a table without a column for event types", bare, paid, `TableConfig.EventTypeColumn is empty, and the scope of projection "paid" has EventTypes`},
+		{"the same, by an option", bare, orchestrator.With(projection(named("paid")), orchestrator.WithScope(orchestrator.Scope{EventTypes: []string{"Paid"}})),
+			`TableConfig.EventTypeColumn is empty, and the scope of projection "paid" has EventTypes`},
 	} {
 		t.Run(test.why, func(t *testing.T) {
 			cfg := valid(t)
@@ -163,11 +180,11 @@ func (s *listStore) Read(_ context.Context, r orchestrator.ReadRequest) (p orche
 	return p, nil
 }
 
-// orders returns a store of 200 events, every other of which is of an order.
+// orders returns a store of 200 events, every other of which is of an order, and placed.
 func orders() *listStore {
 	events := &listStore{cap: 3}
 	for i := int64(1); i <= 200; i++ {
-		e := orchestrator.Record[orchestrator.Event]{Position: i, AggregateID: fmt.Sprint("a", i%7), AggregateType: []string{"Order", "User"}[i%2]}
+		e := orchestrator.Record[orchestrator.Event]{Position: i, AggregateID: fmt.Sprint("a", i%7), AggregateType: []string{"Order", "User"}[i%2], EventType: []string{"Placed", "Seen"}[i%2]}
 		e.Event.GlobalPosition = i
 		events.records = append(events.records, e)
 	}
@@ -183,12 +200,14 @@ func TestStoreThatIgnoresScope(t *testing.T) {
 			w := newWorld(t)
 			cfg := w.Config(w.DB, "set")
 			cfg.EventStore = orders()
-			r := testworld.Run(t, cfg, append(beside, scopedTransactional{testworld.Effects{Projection: "orders"}.Transactional(), scope{types: []string{"Order"}}})...)
+			r := testworld.Run(t, cfg, append(beside,
+				scopedTransactional{testworld.Effects{Projection: "orders"}.Transactional(), scope{types: []string{"Order"}}},
+				scopedTransactional{testworld.Effects{Projection: "placed"}.Transactional(), scope{events: []string{"Placed"}}})...)
 			pgtest.Eventually(t, "all is passed", func() bool {
-				return w.Number(`SELECT count(*) FROM orchestrator_checkpoints WHERE position < 199`) == 0 && w.Handled("orders") == 100
+				return w.Number(`SELECT count(*) FROM orchestrator_checkpoints WHERE position < 199`) == 0 && w.Handled("orders") == 100 && w.Handled("placed") == 100
 			})
 			r.Stop()
-			if n := w.Number(`SELECT count(*) FROM effects WHERE projection = 'orders' AND position % 2 = 1`); n != 0 {
+			if n := w.Number(`SELECT count(*) FROM effects WHERE projection <> 'all' AND position % 2 = 1`); n != 0 {
 				t.Errorf("%d events out of scope were handled", n)
 			}
 			if n := w.Handled("all"); n != int64(200*len(beside)) {
@@ -218,7 +237,8 @@ func TestShortPagesAreReadAhead(t *testing.T) {
 // An event that does not say what a scope is about is an error, and not left out.
 func TestScopeOfEventsThatDoNotSay(t *testing.T) {
 	t.Parallel()
-	e := orchestrator.Record[orchestrator.Event]{Position: 7, AggregateID: "a"}
+	e := orchestrator.Record[orchestrator.Event]{Position: 7, AggregateID: "a", BoundedContext: "sales"}
+	e.Event.EventType = "Placed" // the library can't know that
 	for why, beside := range map[string][]projection{"alone": nil, "beside one that wants everything": {testworld.Effects{Projection: "all"}.Transactional()}} {
 		t.Run(why, func(t *testing.T) {
 			w := newWorld(t)
@@ -226,11 +246,22 @@ func TestScopeOfEventsThatDoNotSay(t *testing.T) {
 			cfg.EventStore = &listStore{records: []orchestrator.Record[orchestrator.Event]{e}, cap: 10}
 			var log lockedBuffer
 			cfg.Logger = slog.New(slog.NewTextHandler(&log, nil))
-			r := testworld.Run(t, cfg, append(beside, scopedTransactional{testworld.Effects{Projection: "orders"}.Transactional(), scope{types: []string{"Order"}}})...)
-			pgtest.Eventually(t, "the log says so", func() bool { return strings.Contains(log.String(), "position 7 has no Record.AggregateType") })
+			r := testworld.Run(t, cfg, append(beside,
+				scopedTransactional{testworld.Effects{Projection: "orders"}.Transactional(), scope{types: []string{"Order"}}},
+				scopedTransactional{testworld.Effects{Projection: "placed"}.Transactional(), scope{events: []string{"Placed"}}},
+				scopedTransactional{testworld.Effects{Projection: "identity"}.Transactional(), scope{contexts: []string{"identity"}, events: []string{"Placed"}}})...)
+			pgtest.Eventually(t, "the log says so", func() bool {
+				return strings.Contains(log.String(), "position 7 has no Record.AggregateType") && strings.Contains(log.String(), "position 7 has no Record.EventType")
+			})
+			pgtest.Eventually(t, "what is out of scope by what it says is passed", func() bool {
+				return w.Number(`SELECT count(*) FROM orchestrator_checkpoints WHERE projection = 'identity' AND position = 7`) == 1
+			})
 			r.Stop()
-			if n := w.Number(`SELECT count(*) FROM orchestrator_checkpoints WHERE projection = 'orders' AND position > 0`); n != 0 {
+			if n := w.Number(`SELECT count(*) FROM orchestrator_checkpoints WHERE projection IN ('orders', 'placed') AND position > 0`); n != 0 {
 				t.Error("it was passed")
+			}
+			if n := w.Number(`SELECT count(*) FROM effects WHERE projection <> 'all'`); n != 0 {
+				t.Errorf("%d were handled", n)
 			}
 		})
 	}
@@ -240,9 +271,18 @@ func TestScopeOfEventsThatDoNotSay(t *testing.T) {
 // a page shows none.
 func TestTableScopedGap(t *testing.T) {
 	t.Parallel()
+	kinds := []string{"y", "z"}
+	t.Run("of aggregate types", func(t *testing.T) {
+		testScopedGap(t, func(c *orchestrator.TableConfig[int64]) { c.AggregateTypeColumn = "kind" }, orchestrator.Scope{AggregateTypes: kinds})
+	})
+	t.Run("of event types", func(t *testing.T) {
+		testScopedGap(t, func(c *orchestrator.TableConfig[int64]) { c.EventTypeColumn = "kind" }, orchestrator.Scope{EventTypes: kinds})
+	})
+}
+
+func testScopedGap(t *testing.T, column func(*orchestrator.TableConfig[int64]), scope orchestrator.Scope) {
 	s := newStream(t, `CREATE TABLE events (global_position bigserial PRIMARY KEY, aggregate_id text NOT NULL DEFAULT 'a', kind text NOT NULL DEFAULT 'x')`)
-	table := s.table(func(c *orchestrator.TableConfig[int64]) { c.AggregateTypeColumn = "kind" })
-	scope := orchestrator.Scope{AggregateTypes: []string{"y", "z"}}
+	table := s.table(column)
 	expect := func(why string, after int64, limit int, passed int64, want ...int64) {
 		t.Helper()
 		page, err := table.Read(t.Context(), orchestrator.ReadRequest{After: after, Limit: limit, Scope: scope})
@@ -285,23 +325,30 @@ func TestTableScopedGap(t *testing.T) {
 // page that it reads.
 func TestOutOfScopeCostsNoCommits(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
-	w.Exec(`
+	for why, s := range map[string]scope{"by aggregate type": {types: []string{"rare"}}, "by event type": {events: []string{"rare"}}} {
+		t.Run(why, func(t *testing.T) {
+			w := newWorld(t)
+			w.Exec(`
 INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
-SELECT 'test', CASE i % 10000 WHEN 0 THEN 'rare' ELSE 'common' END, 'a' || i % 100, i, gen_random_uuid(), 'happened', 'x' FROM generate_series(1, 40000) AS i`)
-	db, f := testworld.Faulty(t, w.URL)
-	cfg := w.Config(db, "set")
-	var seen int
-	r := testworld.Run(t, cfg, scopedTransactional{testworld.Effects{Projection: "rare", Hook: func(context.Context, orchestrator.Event) error {
-		seen++
-		return nil
-	}}.Transactional(), scope{types: []string{"rare"}}})
-	pgtest.Eventually(t, "it has passed everything", func() bool {
-		return w.Reached() == 40000
-	})
-	r.Stop()
-	if n := f.Commits.Load(); seen != 4 || n > 15 {
-		t.Errorf("%d events were handled, with %d commits", seen, n)
+SELECT 'test', kind, 'a' || i % 100, i, gen_random_uuid(), kind, 'x'
+  FROM (SELECT i, CASE i % 10000 WHEN 0 THEN 'rare' ELSE 'common' END AS kind FROM generate_series(1, 40000) AS i) e ORDER BY i`)
+			db, f := testworld.Faulty(t, w.URL)
+			cfg := w.Config(db, "set")
+			var seen int
+			r := testworld.Run(t, cfg, scopedTransactional{testworld.Effects{Projection: "rare", Hook: func(context.Context, orchestrator.Event) error {
+				seen++
+				return nil
+			}}.Transactional(), s})
+			pgtest.Eventually(t, "it has passed everything", func() bool {
+				return w.Reached() == 40000
+			})
+			r.Stop()
+			if n := f.Commits.Load(); seen != 4 || n > 15 {
+				t.Errorf("%d events were handled, with %d commits", seen, n)
+			} else {
+				t.Logf("%d of 40000 events were handled, with %d commits", seen, n)
+			}
+		})
 	}
 }
 
@@ -398,4 +445,48 @@ func TestParkedEventOutOfScope(t *testing.T) {
 		return w.Number(`SELECT count(*) FROM orchestrator_parked WHERE position = 3 AND request IS NULL AND error LIKE 'there is no such event%'`) == 1
 	})
 	second.Stop()
+}
+
+// A parked event that a narrower scope leaves out can't be retried, and holds back what
+// comes later of its aggregate, until it is discarded.
+func TestParkedEventOfAnotherType(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.Exec(`
+INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
+SELECT 'test', 'order', 'a', i, gen_random_uuid(), CASE i % 2 WHEN 0 THEN 'Paid' ELSE 'Placed' END, 'x' FROM generate_series(1, 6) AS i`)
+	var mended atomic.Bool
+	p := testworld.Effects{Projection: "p", Hook: testworld.Failing(&mended, func(e orchestrator.Event) bool { return e.GlobalPosition == 3 })}
+	cfg := testworld.Parking(w.Config(w.DB, "set"), "p")
+	first := testworld.Run(t, cfg, p.Transactional())
+	parked := func(want ...int64) func() bool {
+		return func() bool {
+			got, _ := w.Parked("p")
+			return slices.Equal(got, want)
+		}
+	}
+	pgtest.Eventually(t, "it is parked, and what comes later of its aggregate", parked(3, 4, 5, 6))
+	first.Stop()
+
+	mended.Store(true)
+	testworld.Run(t, cfg, scopedTransactional{p.Transactional(), scope{events: []string{"Paid"}}})
+	w.Exec(`
+INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
+SELECT 'test', 'order', 'a', i, gen_random_uuid(), CASE i % 2 WHEN 0 THEN 'Paid' ELSE 'Placed' END, 'x' FROM generate_series(7, 8) AS i`)
+	pgtest.Eventually(t, "what is out of scope is not parked behind it", parked(3, 4, 5, 6, 8))
+	w.Retry("p", ops.ParkedSelector{AggregateID: "a"})
+	pgtest.Eventually(t, "the request is dropped, and says why", func() bool {
+		return w.Number(`SELECT count(*) FROM orchestrator_parked WHERE position = 3 AND request IS NULL AND error LIKE '%out of the projection''s scope'`) == 1
+	})
+	if n := w.Handled("p"); n != 2 {
+		t.Errorf("%d events are handled, though an earlier one of their aggregate is parked", n)
+	}
+	w.Retry("p", ops.ParkedSelector{AggregateID: "a"})
+	if _, err := ops.DiscardParked(t.Context(), w.DB, "p", ops.ParkedSelector{Positions: []int64{3, 5}}); err != nil {
+		t.Fatal(err)
+	}
+	pgtest.Eventually(t, "the rest is handled", func() bool { return parked()() && w.Handled("p") == 5 })
+	if got := w.Positions(`SELECT position FROM effects WHERE projection = 'p' ORDER BY position`); !slices.Equal(got, []int64{1, 2, 4, 6, 8}) {
+		t.Errorf("%v are handled", got)
+	}
 }

@@ -20,10 +20,10 @@ type Record[E any] struct {
 	// AggregateID decides the partition. Events that have the same are handled
 	// in order.
 	AggregateID string
-	// AggregateType and BoundedContext are what the scope of a ScopedProjection is
+	// AggregateType, BoundedContext and EventType are what the scope of a projection is
 	// about. They need not be set where no projection has one.
-	AggregateType, BoundedContext string
-	Event                         E
+	AggregateType, BoundedContext, EventType string
+	Event                                    E
 	// Err says that the event could not be read, and why: it can't be decoded, say.
 	// Its position and aggregate id are needed all the same. Projections are not
 	// called with it; it is a failure of that event, which is read again before the
@@ -78,7 +78,8 @@ type ReadRequest struct {
 	Limit int
 	// Scope is the part of the stream that is asked for. A store may ignore it:
 	// events that are out of scope are left out afterwards. The records must have
-	// their AggregateType, or BoundedContext, set where the scope is about it.
+	// their AggregateType, BoundedContext or EventType set where the scope is about it:
+	// a record without it is an error, and its event is not passed.
 	Scope Scope
 	// MaxBytes is about how many bytes the page should take in memory; 0: as many as
 	// it does. A store may ignore it. An event that alone is larger is still read.
@@ -100,25 +101,35 @@ type Page[E any] struct {
 }
 
 // A Scope is the part of an event stream that a projection wants: the events of
-// these aggregate types in these bounded contexts. An empty list includes all.
+// these types, of aggregates of these types, in these bounded contexts. An empty list
+// includes all.
+//
+// A scope may change from one version of a program to the next. It counts for what a
+// projection has not come to yet: where it becomes wider, ops.Rewind has what was left out
+// handled. A parked event that is out of a narrower scope can't be retried any more, and
+// holds back the events of its aggregate that are within it, until it is discarded.
 type Scope struct {
 	AggregateTypes, BoundedContexts []string
+	// EventTypes are the names of the types, as Event.EventType has them.
+	EventTypes []string
 }
 
-// Includes reports whether an event of the type in the context is within the
-// scope.
-func (s Scope) Includes(aggregateType, boundedContext string) bool {
+// Includes reports whether an event is within the scope.
+func (s Scope) Includes(aggregateType, boundedContext, eventType string) bool {
 	return (len(s.AggregateTypes) == 0 || slices.Contains(s.AggregateTypes, aggregateType)) &&
-		(len(s.BoundedContexts) == 0 || slices.Contains(s.BoundedContexts, boundedContext))
+		(len(s.BoundedContexts) == 0 || slices.Contains(s.BoundedContexts, boundedContext)) &&
+		(len(s.EventTypes) == 0 || slices.Contains(s.EventTypes, eventType))
 }
 
 // equal reports whether two scopes say the same, in the same order.
 func (s Scope) equal(o Scope) bool {
-	return slices.Equal(s.AggregateTypes, o.AggregateTypes) && slices.Equal(s.BoundedContexts, o.BoundedContexts)
+	return slices.Equal(s.AggregateTypes, o.AggregateTypes) && slices.Equal(s.BoundedContexts, o.BoundedContexts) && slices.Equal(s.EventTypes, o.EventTypes)
 }
 
 // all reports whether the scope leaves nothing out.
-func (s Scope) all() bool { return len(s.AggregateTypes) == 0 && len(s.BoundedContexts) == 0 }
+func (s Scope) all() bool {
+	return len(s.AggregateTypes) == 0 && len(s.BoundedContexts) == 0 && len(s.EventTypes) == 0
+}
 
 // problem says what is wrong with a name in the scope: no event can have it, and a
 // scope that silently matches nothing would have the projection pass everything.
@@ -126,7 +137,7 @@ func (s Scope) problem() string {
 	for _, part := range []struct {
 		method string
 		names  []string
-	}{{"AggregateTypes", s.AggregateTypes}, {"BoundedContexts", s.BoundedContexts}} {
+	}{{"AggregateTypes", s.AggregateTypes}, {"BoundedContexts", s.BoundedContexts}, {"EventTypes", s.EventTypes}} {
 		for i, name := range part.names {
 			switch {
 			case name == "": // may be one
@@ -149,7 +160,11 @@ func leavesOut[E any](s Scope, e *Record[E], emptyIsValue bool) (bool, error) {
 		field string
 		value string
 		names []string
-	}{{"AggregateType", e.AggregateType, s.AggregateTypes}, {"BoundedContext", e.BoundedContext, s.BoundedContexts}} {
+	}{
+		{"AggregateType", e.AggregateType, s.AggregateTypes},
+		{"BoundedContext", e.BoundedContext, s.BoundedContexts},
+		{"EventType", e.EventType, s.EventTypes},
+	} {
 		switch {
 		case len(part.names) == 0 || slices.Contains(part.names, part.value):
 		case part.value != "" || emptyIsValue:
@@ -164,16 +179,21 @@ func leavesOut[E any](s Scope, e *Record[E], emptyIsValue bool) (bool, error) {
 	return false, nil
 }
 
+// scopeSaid asks a projection for its scope.
+func scopeSaid[E any](p Projection[E]) (s Scope) {
+	if p, ok := p.(ScopedProjection[E]); ok {
+		s.AggregateTypes, s.BoundedContexts = slices.Clone(p.AggregateTypes()), slices.Clone(p.BoundedContexts())
+	}
+	if p, ok := p.(EventTypedProjection[E]); ok {
+		s.EventTypes = slices.Clone(p.EventTypes())
+	}
+	return s
+}
+
 // scopeOf returns the scope of a projection, or what keeps the event store from
 // reading it.
 func scopeOf[E any](events EventStore[E], p Projection[E], name string) (Scope, error) {
-	scoped, ok := p.(ScopedProjection[E])
-	if !ok {
-		return Scope{}, nil
-	}
-	scope, err := apart("AggregateTypes or BoundedContexts", func() (Scope, error) {
-		return Scope{slices.Clone(scoped.AggregateTypes()), slices.Clone(scoped.BoundedContexts())}, nil
-	})
+	scope, err := apart("AggregateTypes, BoundedContexts or EventTypes", func() (Scope, error) { return scopeSaid(p), nil })
 	if err != nil {
 		return Scope{}, fmt.Errorf("%w: the scope of projection %q can't be had: %w", ErrInvalidConfig, name, err)
 	}
@@ -181,11 +201,11 @@ func scopeOf[E any](events EventStore[E], p Projection[E], name string) (Scope, 
 		return Scope{}, nil
 	}
 	if problem := scope.problem(); problem != "" {
-		return scope, fmt.Errorf("%w: projection %q is scoped: %s", ErrInvalidConfig, p.Name(), problem)
+		return scope, fmt.Errorf("%w: projection %q is scoped: %s", ErrInvalidConfig, name, problem)
 	}
 	if table, ok := events.(*Table[E]); ok {
-		if err := table.scopeProblem(scope); err != nil {
-			return scope, fmt.Errorf("%w (projection %q)", err, name)
+		if err := table.scopeProblem(fmt.Sprintf("projection %q", name), scope); err != nil {
+			return scope, err
 		}
 	}
 	return scope, nil

@@ -78,11 +78,11 @@ type TableConfig[E any] struct {
 	// of a type whose text does not depend on the session's settings: not a
 	// timestamp, say, or a float. Default: aggregate_id.
 	AggregateIDColumn string
-	// AggregateTypeColumn and BoundedContextColumn, as text, are what the scope
-	// of a ScopedProjection is about; NULL is "". Their types are bound as that
+	// AggregateTypeColumn, BoundedContextColumn and EventTypeColumn, as text, are what
+	// the scope of a projection is about; NULL is "". Their types are bound as that
 	// of AggregateIDColumn. Default: none, and Run refuses a projection whose
 	// scope needs one.
-	AggregateTypeColumn, BoundedContextColumn string
+	AggregateTypeColumn, BoundedContextColumn, EventTypeColumn string
 	// TimeColumn, of type timestamp with time zone, is when an event came about, for
 	// StartAtTime. Without an index on it, the first such event is looked for among
 	// all. Default: none, and Run refuses a projection that starts at a time.
@@ -182,7 +182,7 @@ func NewTable[E any](db *sql.DB, cfg TableConfig[E]) (*Table[E], error) {
 	type named struct{ field, name string }
 	names := []named{{"Table", cfg.Table}, {"PositionColumn", cfg.PositionColumn}, {"AggregateIDColumn", cfg.AggregateIDColumn}}
 	for _, n := range []named{
-		{"Schema", cfg.Schema}, {"AggregateTypeColumn", cfg.AggregateTypeColumn}, {"BoundedContextColumn", cfg.BoundedContextColumn}, {"TimeColumn", cfg.TimeColumn},
+		{"Schema", cfg.Schema}, {"AggregateTypeColumn", cfg.AggregateTypeColumn}, {"BoundedContextColumn", cfg.BoundedContextColumn}, {"EventTypeColumn", cfg.EventTypeColumn}, {"TimeColumn", cfg.TimeColumn},
 	} {
 		if n.name != "" {
 			names = append(names, n)
@@ -211,7 +211,7 @@ func NewTable[E any](db *sql.DB, cfg TableConfig[E]) (*Table[E], error) {
 		ends: ends{turn: make(chan struct{}, 1)},
 		sql: eventtable.New(eventtable.Config{
 			Schema: cfg.Schema, Table: cfg.Table, Position: cfg.PositionColumn, Aggregate: cfg.AggregateIDColumn,
-			AggregateType: cfg.AggregateTypeColumn, BoundedContext: cfg.BoundedContextColumn, Time: cfg.TimeColumn, Columns: cfg.Columns,
+			AggregateType: cfg.AggregateTypeColumn, BoundedContext: cfg.BoundedContextColumn, EventType: cfg.EventTypeColumn, Time: cfg.TimeColumn, Columns: cfg.Columns,
 			Sequence: cfg.Sequence, NoSequence: cfg.NoSequence, Writers: cfg.Writers,
 		}),
 	}, nil
@@ -242,7 +242,8 @@ func tableError(field, problem string) error {
 // an empty name is "events".
 func NewEventTable(db *sql.DB, table string) (*Table[Event], error) {
 	return NewTable(db, TableConfig[Event]{
-		Table: table, AggregateTypeColumn: "aggregate_type", BoundedContextColumn: "bounded_context", TimeColumn: "created_at",
+		Table: table, AggregateTypeColumn: "aggregate_type", BoundedContextColumn: "bounded_context", EventTypeColumn: "event_type",
+		TimeColumn: "created_at",
 		Columns: []string{
 			"global_position", "bounded_context", "aggregate_type", "aggregate_id", "aggregate_version",
 			"event_id", "event_type", "event_version", "payload", "trace_id", "correlation_id",
@@ -266,7 +267,7 @@ func (t *Table[E]) Read(ctx context.Context, r ReadRequest) (Page[E], error) {
 	if r.Limit < 1 {
 		return Page[E]{}, fmt.Errorf("%w: ReadRequest.Limit is %d, and must be at least 1", ErrInvalidConfig, r.Limit)
 	}
-	if err := t.scopeProblem(r.Scope); err != nil {
+	if err := t.scopeProblem("the request", r.Scope); err != nil {
 		return Page[E]{}, err
 	}
 	p, err := t.read(ctx, r.Scope, r.After, r.Limit, r.MaxBytes, false)
@@ -280,14 +281,19 @@ func (t *Table[E]) Read(ctx context.Context, r ReadRequest) (Page[E], error) {
 // checked.
 func (t *Table[E]) emptyIsValue() {}
 
-// scopeProblem says what the table lacks to read a scope.
-func (t *Table[E]) scopeProblem(s Scope) error {
-	const missing = "is empty, and a projection's scope needs it"
-	if len(s.AggregateTypes) > 0 && t.cfg.AggregateTypeColumn == "" {
-		return tableError("AggregateTypeColumn", missing)
-	}
-	if len(s.BoundedContexts) > 0 && t.cfg.BoundedContextColumn == "" {
-		return tableError("BoundedContextColumn", missing)
+// scopeProblem says what the table lacks to read the scope of something.
+func (t *Table[E]) scopeProblem(whose string, s Scope) error {
+	for _, part := range []struct {
+		field, column, list string
+		names               []string
+	}{
+		{"AggregateTypeColumn", t.cfg.AggregateTypeColumn, "AggregateTypes", s.AggregateTypes},
+		{"BoundedContextColumn", t.cfg.BoundedContextColumn, "BoundedContexts", s.BoundedContexts},
+		{"EventTypeColumn", t.cfg.EventTypeColumn, "EventTypes", s.EventTypes},
+	} {
+		if len(part.names) > 0 && part.column == "" {
+			return tableError(part.field, fmt.Sprintf("is empty, and the scope of %s has %s: set it to the column that they are in, or remove them from the scope", whose, part.list))
+		}
 	}
 	return nil
 }
@@ -322,7 +328,7 @@ func (t *Table[E]) read(ctx context.Context, s Scope, after int64, limit, bytes 
 			room = min(limit, fewEvents)
 		}
 		p, err = t.page(ctx, reader, eventtable.Range{
-			After: after, Limit: limit, Types: s.AggregateTypes, Contexts: s.BoundedContexts, Through: action.Through, Literals: few && t.libpq,
+			After: after, Limit: limit, Types: s.AggregateTypes, Contexts: s.BoundedContexts, EventTypes: s.EventTypes, Through: action.Through, Literals: few && t.libpq,
 			At: at(action),
 		}, room, bytes)
 		answer.Cut, answer.Positions = p.more, slices.Grow(answer.Positions, len(p.events))
@@ -795,6 +801,9 @@ func (t *Table[E]) checkWays(ctx context.Context, first []Record[E]) error {
 	if t.cfg.BoundedContextColumn != "" {
 		scoped.Contexts = []string{want.BoundedContext}
 	}
+	if t.cfg.EventTypeColumn != "" {
+		scoped.EventTypes = []string{want.EventType}
+	}
 	key := func() error {
 		keys, _, err := t.keys(ctx, reader, eventtable.Range{After: max(0, want.Position-1), Limit: 1, Literals: literals})
 		if err == nil && len(at) > 0 && (len(keys) == 0 || keys[0].Position != want.Position || keys[0].Slot != protocol.SlotOf(want.AggregateID)) {
@@ -854,5 +863,5 @@ func (t *Table[E]) fits(ctx context.Context, r *eventtable.Reader) error {
 
 // is reports whether two records are of the same event.
 func (r *Record[E]) is(o *Record[E]) bool {
-	return r.Position == o.Position && r.AggregateID == o.AggregateID && r.AggregateType == o.AggregateType && r.BoundedContext == o.BoundedContext
+	return r.Position == o.Position && r.AggregateID == o.AggregateID && r.AggregateType == o.AggregateType && r.BoundedContext == o.BoundedContext && r.EventType == o.EventType
 }

@@ -456,11 +456,20 @@ func (hostileScope) Name() string                { return "p" }
 func (p hostileScope) AggregateTypes() []string  { p.do(); return nil }
 func (p hostileScope) BoundedContexts() []string { return nil }
 
+// hostileTypes can't say which events it wants.
+type hostileTypes struct {
+	named
+	do func()
+}
+
+func (hostileTypes) Name() string           { return "p" }
+func (p hostileTypes) EventTypes() []string { p.do(); return nil }
+
 func TestHostileNames(t *testing.T) {
 	t.Parallel()
 	for name, fail := range map[string]func(){"panics": func() { panic("boom") }, "ends its goroutine": runtime.Goexit} {
 		w := newWorld(t)
-		for _, p := range []orchestrator.Projection[orchestrator.Event]{hostileName{do: fail}, hostileScope{do: fail}} {
+		for _, p := range []orchestrator.Projection[orchestrator.Event]{hostileName{do: fail}, hostileScope{do: fail}, hostileTypes{do: fail}} {
 			err := testworld.Run(t, w.Config(w.DB, "set"), p).Failed()
 			if !errors.Is(err, orchestrator.ErrInvalidConfig) || !strings.Contains(err.Error(), "can't be had") {
 				t.Errorf("%T, which %s: %v", p, name, err)

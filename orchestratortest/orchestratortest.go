@@ -68,14 +68,14 @@ func database(t testing.TB) (*sql.DB, string) {
 	return db, url
 }
 
-// Events returns events as records for Run and Store: each of the aggregate, type and
+// Events returns events as records for Run and Store: each of the aggregate, types and
 // bounded context, at the time, and at the position (if it has one) that the event says.
 func Events(events ...orchestrator.Event) []orchestrator.Record[orchestrator.Event] {
 	records := make([]orchestrator.Record[orchestrator.Event], len(events))
 	for i, e := range events {
 		records[i] = orchestrator.Record[orchestrator.Event]{
 			Position: e.GlobalPosition, AggregateID: e.AggregateID, AggregateType: e.AggregateType, BoundedContext: e.BoundedContext,
-			Time: e.CreatedAt, Event: e,
+			EventType: e.EventType, Time: e.CreatedAt, Event: e,
 		}
 	}
 	return records

@@ -111,7 +111,7 @@ func TestEvents(t *testing.T) {
 	t.Parallel()
 	made := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 	got := orchestratortest.Events(orchestrator.Event{GlobalPosition: 7, BoundedContext: "c", AggregateType: "t", AggregateID: "a", CreatedAt: made, EventType: "x"})
-	want := []orchestrator.Record[orchestrator.Event]{{Position: 7, BoundedContext: "c", AggregateType: "t", AggregateID: "a", Time: made,
+	want := []orchestrator.Record[orchestrator.Event]{{Position: 7, BoundedContext: "c", AggregateType: "t", AggregateID: "a", EventType: "x", Time: made,
 		Event: orchestrator.Event{GlobalPosition: 7, BoundedContext: "c", AggregateType: "t", AggregateID: "a", CreatedAt: made, EventType: "x"}}}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)

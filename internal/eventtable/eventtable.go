@@ -41,12 +41,13 @@ const (
 )
 
 // A Config names a table and its columns. Names are not quoted; an empty schema is
-// the search path (see Find). AggregateType, BoundedContext and Time may be empty.
+// the search path (see Find). AggregateType, BoundedContext, EventType and Time may be
+// empty.
 type Config struct {
-	Schema, Table, Position, Aggregate string
-	AggregateType, BoundedContext      string
-	Time                               string
-	Columns                            []string
+	Schema, Table, Position, Aggregate       string
+	AggregateType, BoundedContext, EventType string
+	Time                                     string
+	Columns                                  []string
 
 	// Sequence is one that fills Position, and Writers the tables whose writers fill
 	// the events table where it is a view; both as SQL has names. NoSequence: there is
@@ -80,7 +81,7 @@ func New(c Config) Table {
 	}
 	t.names = sqltext.Values{
 		"table": sqltext.SQL(t.Name), "name": t.Name, "position": sqltext.Ident(c.Position), "position_name": c.Position,
-		"aggregate_name": c.Aggregate, "type_name": c.AggregateType, "context_name": c.BoundedContext,
+		"aggregate_name": c.Aggregate, "type_name": c.AggregateType, "context_name": c.BoundedContext, "event_type_name": c.EventType,
 		"time": sqltext.Ident(c.Time), "time_name": c.Time,
 		"sequence": c.Sequence, "roots": sqltext.JSON{Value: roots}, "wanted": sqltext.JSON{Value: wanted},
 	}
@@ -172,9 +173,9 @@ func scopeOf(values []string) scope {
 }
 
 // pageSQL are the statements that read events above a position, by the scopes of the
-// types and the contexts, and by whether it is said where they must run; and rowsSQL
-// those at some positions, by the latter.
-var pageSQL, rowsSQL = func() (pages [scopes][scopes][2]sqltext.Statement, rows [2]sqltext.Statement) {
+// aggregate types, the contexts and the event types, and by whether it is said where they
+// must run; and rowsSQL those at some positions, by the latter.
+var pageSQL, rowsSQL = func() (pages [scopes][scopes][scopes][2]sqltext.Statement, rows [2]sqltext.Statement) {
 	conditions := func(values, part string) [scopes]string {
 		among := part + ` = ANY (ARRAY(SELECT jsonb_array_elements_text(` + values + `)))`
 		return [scopes]string{"", ` AND ` + among, ` AND (` + among + ` OR ` + part + ` IS NULL)`}
@@ -183,12 +184,14 @@ var pageSQL, rowsSQL = func() (pages [scopes][scopes][2]sqltext.Statement, rows 
 		rows[here] = sqltext.New(`SELECT {selected} FROM {table} WHERE {position} = ANY ({rows}::bigint[])` + condition + ` ORDER BY {position}`)
 		for i, types := range conditions("{types}", "{type}") {
 			for j, contexts := range conditions("{contexts}", "{context}") {
-				scoped := types + contexts
-				if scoped != "" {
-					scoped = ` AND {position} <= {through}` + scoped
+				for k, events := range conditions("{event_types}", "{event_type}") {
+					scoped := types + contexts + events
+					if scoped != "" {
+						scoped = ` AND {position} <= {through}` + scoped
+					}
+					// WITH TIES: or a second event at the last position would be between two pages.
+					pages[i][j][k][here] = sqltext.New(`SELECT {selected} FROM {table} WHERE {position} > {after}` + scoped + condition + ` ORDER BY {position} FETCH FIRST ({limit}) ROWS WITH TIES`)
 				}
-				// WITH TIES: or a second event at the last position would be between two pages.
-				pages[i][j][here] = sqltext.New(`SELECT {selected} FROM {table} WHERE {position} > {after}` + scoped + condition + ` ORDER BY {position} FETCH FIRST ({limit}) ROWS WITH TIES`)
 			}
 		}
 	}
@@ -203,6 +206,7 @@ const (
 	AggregateID
 	AggregateType
 	BoundedContext
+	EventType
 	Parts // how many there are
 )
 
@@ -229,7 +233,7 @@ func (t Table) Reader(types map[string]Type, takes func(column int, part Part) b
 	c := t.config
 	r := &Reader{table: t, Shared: make([]Part, len(c.Columns))}
 	shares := map[string]Part{}
-	for part, column := range [Parts]string{c.Position, c.Aggregate, c.AggregateType, c.BoundedContext} {
+	for part, column := range [Parts]string{c.Position, c.Aggregate, c.AggregateType, c.BoundedContext, c.EventType} {
 		if column == "" {
 			continue
 		}
@@ -263,13 +267,13 @@ func (t Table) Reader(types map[string]Type, takes func(column int, part Part) b
 
 // A Range is what to read of the events: those above After, at most Limit of them (and
 // what has the same position as the last); or of
-// these, up to Through, those of some aggregate types in some bounded contexts. No types
-// are all, and so are no contexts.
+// these, up to Through, those of some aggregate types in some bounded contexts, of some
+// event types. No types are all, and so are no contexts and no event types.
 type Range struct {
-	After           int64
-	Limit           int
-	Types, Contexts []string
-	Through         int64
+	After                       int64
+	Limit                       int
+	Types, Contexts, EventTypes []string
+	Through                     int64
 	// Rows, if not nil, are the positions of the events to read; nothing else
 	// counts then.
 	Rows []int64
@@ -317,6 +321,7 @@ func (r *Reader) Page(g Range) (query string, args []any) {
 	values := g.At.values()
 	maps.Copy(values, sqltext.Values{
 		"selected": sqltext.SQL(r.selected(g.Only)), "type": sqltext.SQL(r.parts[AggregateType]), "context": sqltext.SQL(r.parts[BoundedContext]),
+		"event_type": sqltext.SQL(r.parts[EventType]),
 	})
 	here := 0
 	if g.At.Epoch != "" {
@@ -328,8 +333,9 @@ func (r *Reader) Page(g Range) (query string, args []any) {
 	}
 	maps.Copy(values, sqltext.Values{
 		"after": g.After, "limit": g.Limit, "through": g.Through, "types": sqltext.JSON{Value: g.Types}, "contexts": sqltext.JSON{Value: g.Contexts},
+		"event_types": sqltext.JSON{Value: g.EventTypes},
 	})
-	return r.table.bind(g.Literals, pageSQL[scopeOf(g.Types)][scopeOf(g.Contexts)][here], values)
+	return r.table.bind(g.Literals, pageSQL[scopeOf(g.Types)][scopeOf(g.Contexts)][scopeOf(g.EventTypes)][here], values)
 }
 
 func (r *Reader) selected(only []Part) string {

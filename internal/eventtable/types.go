@@ -47,7 +47,7 @@ var typesSQL = sqltext.New(`
 WITH RECURSIVE kind AS (
        SELECT attname, format_type(atttypid, atttypmod) AS name, atttypid AS type, false AS isarray
          FROM pg_attribute
-        WHERE attrelid = {name}::regclass::oid AND attname = ANY (ARRAY[{aggregate_name}::name, {type_name}::name, {context_name}::name])
+        WHERE attrelid = {name}::regclass::oid AND attname = ANY (ARRAY[{aggregate_name}::name, {type_name}::name, {context_name}::name, {event_type_name}::name])
           AND attnum > 0 AND NOT attisdropped
         UNION ALL
        SELECT k.attname, k.name, CASE WHEN t.typtype = 'd' THEN t.typbasetype ELSE t.typelem END, k.isarray OR t.typtype <> 'd'

@@ -48,6 +48,13 @@ type RebuildProjection interface {
 	RebuildOf() string
 }
 
+// An EventTypedProjection gets the events of these types only, which are the
+// PersistedEvent.EventType. See [root.EventTypedProjection].
+type EventTypedProjection interface {
+	projection.Projection
+	EventTypes() []string
+}
+
 // StartNow is for what is new: see [root.StartNow].
 func StartNow() Start { return root.StartNow() }
 

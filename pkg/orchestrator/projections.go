@@ -34,6 +34,7 @@ type (
 	named      interface{ Name() string }
 	starting   interface{ StartAt() Start }
 	rebuilding interface{ RebuildOf() string }
+	typed      interface{ EventTypes() []string }
 	scope      interface {
 		AggregateTypes() []string
 		BoundedContexts() []string
@@ -98,6 +99,13 @@ func (t translated) AggregateTypes() []string {
 func (t translated) BoundedContexts() []string {
 	if s, ok := t.named.(scope); ok {
 		return s.BoundedContexts()
+	}
+	return nil
+}
+
+func (t translated) EventTypes() []string {
+	if s, ok := t.named.(typed); ok {
+		return s.EventTypes()
 	}
 	return nil
 }

@@ -64,7 +64,8 @@ func tableOf(db *sql.DB, name string) (*eventsTable, error) {
 
 func newTable(k tableKey) (*eventsTable, error) {
 	return root.NewTable(k.db, root.TableConfig[es.PersistedEvent]{
-		Schema: k.schema, Table: k.table, AggregateTypeColumn: "aggregate_type", BoundedContextColumn: "bounded_context", TimeColumn: "created_at",
+		Schema: k.schema, Table: k.table, AggregateTypeColumn: "aggregate_type", BoundedContextColumn: "bounded_context", EventTypeColumn: "event_type",
+		TimeColumn: "created_at",
 		Columns: []string{
 			"global_position", "bounded_context", "aggregate_type", "aggregate_id", "aggregate_version",
 			"event_id", "event_type", "event_version", "payload", "trace_id", "correlation_id",

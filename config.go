@@ -255,15 +255,22 @@ func (c Config[E]) failuresProblem() (field, problem string) {
 		return "OnFailure", p
 	}
 	for _, name := range slices.Sorted(maps.Keys(c.Failures)) {
-		rule, field := c.Failures[name], fmt.Sprintf("Failures[%q]", name)
-		switch {
-		case policyProblem(rule.Policy) != "":
-			return field + ".Policy", policyProblem(rule.Policy)
-		case rule.Attempts < 0:
-			return field + ".Attempts", fmt.Sprintf("is %d; it can't be negative", rule.Attempts)
-		case rule.MaxParked < 0:
-			return field + ".MaxParked", fmt.Sprintf("is %d; it can't be negative", rule.MaxParked)
+		if field, problem := c.Failures[name].problem(); problem != "" {
+			return fmt.Sprintf("Failures[%q].%s", name, field), problem
 		}
+	}
+	return "", ""
+}
+
+// problem says what is wrong with which field.
+func (r FailureRule) problem() (field, problem string) {
+	switch {
+	case policyProblem(r.Policy) != "":
+		return "Policy", policyProblem(r.Policy)
+	case r.Attempts < 0:
+		return "Attempts", fmt.Sprintf("is %d; it can't be negative", r.Attempts)
+	case r.MaxParked < 0:
+		return "MaxParked", fmt.Sprintf("is %d; it can't be negative", r.MaxParked)
 	}
 	return "", ""
 }
@@ -312,9 +319,6 @@ func (c Config[E]) withSettingsOf(projections []Projection[E]) (Config[E], error
 		rules[name] = *own.settings().rule
 	}
 	c.Failures = rules
-	if field, problem := c.failuresProblem(); problem != "" {
-		return c, configError(field, problem)
-	}
 	return c, nil
 }
 

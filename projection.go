@@ -139,8 +139,9 @@ func Batch[E any](name string, handle func(ctx context.Context, tx Tx, events []
 }
 
 // PlainBatch returns a projection that takes up to Config.BatchSize events in one call,
-// outside of any transaction. Events may be handled again after a failure or a crash. See
-// PlainBatchProjection.
+// outside of any transaction. Events may be handled again after a failure or a crash. A
+// call has no deadline of its own: give what handle calls one made from ctx, or all
+// projections one by Config.Around. See PlainBatchProjection.
 func PlainBatch[E any](name string, handle func(ctx context.Context, events []E) error, options ...ProjectionOption) Projection[E] {
 	return plainBatchFunc[E]{uncalled[E]{newSettings(name, handle == nil, options)}, handle}
 }
@@ -149,9 +150,10 @@ func PlainBatch[E any](name string, handle func(ctx context.Context, events []E)
 // Transactional and Batch.
 type ProjectionOption func(*projectionSettings)
 
-// WithScope restricts a projection to a part of the event stream. What is
-// outside of the scope is never handed to it, and Table does not even read it.
-// Default: the whole stream.
+// WithScope restricts a projection to a part of the event stream: some aggregate types,
+// bounded contexts, event types. What is outside of the scope is never handed to it, and
+// does not leave the server where a Table is read. With replaces all of the projection's
+// own scope by it. Default: the whole stream.
 func WithScope(s Scope) ProjectionOption {
 	return func(p *projectionSettings) { p.scope = s }
 }
@@ -237,6 +239,11 @@ type projectionSettings struct {
 
 // problem says what is wrong with which option.
 func (s projectionSettings) problem() (option, problem string) {
+	if s.rule != nil {
+		if field, problem := s.rule.problem(); problem != "" {
+			return "WithFailureRule", "has a rule whose " + field + " " + problem
+		}
+	}
 	switch {
 	case s.batch != nil && *s.batch < 1:
 		return "WithBatchSize", fmt.Sprintf("is %d; it must be at least 1", *s.batch)

@@ -142,9 +142,9 @@ func (s Scope) problem() string {
 			switch {
 			case name == "": // may be one
 			case !utf8.ValidString(name):
-				return fmt.Sprintf("%s()[%d] %q is not valid UTF-8", part.method, i, name)
+				return fmt.Sprintf("%s()[%d] %q is not valid UTF-8, so no event has it; remove it", part.method, i, name)
 			case strings.ContainsRune(name, 0):
-				return fmt.Sprintf("%s()[%d] %q contains NUL", part.method, i, name)
+				return fmt.Sprintf("%s()[%d] %q contains NUL, so no event has it; remove it", part.method, i, name)
 			}
 		}
 	}

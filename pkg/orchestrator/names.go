@@ -64,10 +64,43 @@ func StartAfter(position int64) Start { return root.StartAfter(position) }
 // StartAtTime is for what came about since then (created_at): see [root.StartAtTime].
 func StartAtTime(t time.Time) Start { return root.StartAtTime(t) }
 
+// With returns the projection, of whichever of the forms, with options. Its scope and where it
+// starts are what its methods say, unless an option says otherwise. See [root.With].
+func With(p projection.Projection, options ...ProjectionOption) projection.Projection {
+	own, err := translateOne(p)
+	if err == nil {
+		own = root.With(own, options...)
+	}
+	return configured{p, own, err}
+}
+
+// WithScope is for what it wants of the stream, in place of all that its methods say of that:
+// see [root.WithScope].
+func WithScope(s Scope) ProjectionOption { return root.WithScope(s) }
+
+// WithStart is for where it starts if it has not run yet: see [root.WithStart].
+func WithStart(s Start) ProjectionOption { return root.WithStart(s) }
+
+// WithFailureRule is in place of Config.OnFailure: see [root.WithFailureRule].
+func WithFailureRule(r FailureRule) ProjectionOption { return root.WithFailureRule(r) }
+
+// WithBatchSize is in place of Config.BatchSize: see [root.WithBatchSize].
+func WithBatchSize(n int) ProjectionOption { return root.WithBatchSize(n) }
+
+// WithRetry is in place of Config.Retry: see [root.WithRetry].
+func WithRetry(r Retry) ProjectionOption { return root.WithRetry(r) }
+
+// WithStallAfter is in place of Config.StallAfter: see [root.WithStallAfter].
+func WithStallAfter(d time.Duration) ProjectionOption { return root.WithStallAfter(d) }
+
 // What the signatures here and Config's fields need of the root package.
 type (
 	// ReplicaSetName names a group of projections that scale together.
 	ReplicaSetName = root.ReplicaSetName
+	// A Scope is the part of the stream that a projection wants. See [root.Scope].
+	Scope = root.Scope
+	// A ProjectionOption is a setting of one projection, for With.
+	ProjectionOption = root.ProjectionOption
 	// A Start says where a new projection starts. See [root.Start].
 	Start = root.Start
 	// Retry is an exponential backoff. See [root.Retry].

@@ -59,6 +59,9 @@ func translateOne(p any) (root.Projection[es.PersistedEvent], error) {
 	if v := reflect.ValueOf(p); !v.IsValid() || v.Kind() == reflect.Pointer && v.IsNil() {
 		return nil, errors.New("is nil")
 	}
+	if c, ok := p.(configured); ok { // which may have the root's Handle by what is in it
+		return c.own, c.err
+	}
 	if own, ok := p.(root.Projection[es.PersistedEvent]); ok { // with its optional methods
 		return own, nil
 	}
@@ -80,6 +83,14 @@ func translateOne(p any) (root.Projection[es.PersistedEvent], error) {
 		}}, nil
 	}
 	return nil, fmt.Errorf("(%T) has no Handle that takes an es.PersistedEvent, alone or after a *sql.Tx", p)
+}
+
+// A configured projection has options. It is a projection.Projection in every v1, by what
+// is in it, and is run as own.
+type configured struct {
+	projection.Projection
+	own root.Projection[es.PersistedEvent]
+	err error // it can't be run
 }
 
 // A translated projection has no Handle of the root's form.

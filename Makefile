@@ -7,7 +7,7 @@ GO ?= go
 MODULES ?= prometheus otel pgx internal/integration bench/watermill
 
 # The tests that need PostgreSQL or start processes; narrow with either one.
-INTEGRATION_PACKAGES ?= . ./ops ./importer ./orchestratortest ./internal/store ./internal/layouttest ./internal/embedpg/... ./examples/... ./bench
+INTEGRATION_PACKAGES ?= . ./ops ./importer ./orchestratortest ./internal/store ./internal/eventtable ./internal/layouttest ./internal/embedpg/... ./examples/... ./bench
 INTEGRATION_RUN      ?= .
 
 # A budget for each fuzz target: a number of inputs (2000x) or a time (30s).

@@ -250,7 +250,7 @@ func (c *checker) projection(name string) *checkedProjection {
 
 // sees adds an event that waits to be handled. What is out of scope does not.
 func (p *checkedProjection) sees(e visible) {
-	if !p.scope.includes(e.aggregate) || e.position <= p.skipped {
+	if !p.scope.includes(e.event) || e.position <= p.skipped {
 		return
 	}
 	i := len(p.unhandled)

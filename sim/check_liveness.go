@@ -103,7 +103,7 @@ func (c *checker) standsBefore(p *checkedProjection, e event) bool {
 	}
 	for _, f := range c.appends {
 		for _, bad := range f.events {
-			if bad.position <= e.position && p.scope.includes(bad.aggregate) && c.setup.unreadable(bad) &&
+			if bad.position <= e.position && p.scope.includes(bad) && c.setup.unreadable(bad) &&
 				bad.slot%max(1, c.activated.total) == e.slot%max(1, c.activated.total) {
 				return true
 			}

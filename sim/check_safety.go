@@ -130,10 +130,10 @@ func (c *checker) again(p *checkedProjection, call *openCall) *violation {
 // belongs: an event may only be handled, and committed, by the partition of
 // its slot (S6), and by projections that are about it.
 func (c *checker) belongs(f fact, e event) *violation {
-	if s := c.projection(f.projection).scope; !s.includes(e.aggregate) {
+	if s := c.projection(f.projection).scope; !s.includes(e) {
 		return broken(withinScope, []fact{c.worker(f.worker).run, f},
-			"event %d is of %s, an aggregate of type %s, and %s has it in projection %s, which is about %s only",
-			e.position, e.aggregate, typeOf(e.aggregate), owner(f), f.projection, s)
+			"event %d (%s) is of %s, an aggregate of type %s, and %s has it in projection %s, which is about %s only",
+			e.position, eventTypeOf(e.position), e.aggregate, typeOf(e.aggregate), owner(f), f.projection, s)
 	}
 	if e.slot%f.total == f.partition {
 		return nil
@@ -236,11 +236,11 @@ func (c *checker) appended(f fact) *violation {
 	c.appends = append(c.appends, f)
 	for _, e := range f.events {
 		for _, p := range c.inOrder {
-			if s := p.started; s.text == startsNow && e.position <= p.above && p.scope.includes(e.aggregate) {
+			if s := p.started; s.text == startsNow && e.position <= p.above && p.scope.includes(e) {
 				return broken(nothingLost, append(c.gapsAround(e.position), s, f),
 					"event %d of projection %s is left out: it was appended after the projection had started, above %d", e.position, p.name, s.from)
 			}
-			if p.scope.includes(e.aggregate) && e.position > p.skipped && e.position <= p.passed.slot(e.slot) {
+			if p.scope.includes(e) && e.position > p.skipped && e.position <= p.passed.slot(e.slot) {
 				by := p.commits[slices.IndexFunc(p.commits, func(f fact) bool {
 					return e.slot%f.total == f.partition && e.position <= f.to
 				})]

@@ -127,7 +127,7 @@ func shown(v *violation) string {
 func judge(t *testing.T, s setup, facts []fact) string {
 	t.Helper()
 	s.transactional, s.final = map[string]bool{"tx": true}, []string{"tx"}
-	s.scopes = map[string]scope{"orders": "order"}
+	s.scopes = map[string]scope{"orders": "order", "moves": "/moved", "moved orders": "order/moved"}
 	c := newChecker(s)
 	for _, f := range facts {
 		v := c.observe(f)
@@ -363,10 +363,10 @@ func TestChecker(t *testing.T) {
 		// Scopes. a0 is an order and a1 is none.
 		{"within scope: what is out of it is not handled", then(
 			begun, at(1, writes(ev(1, 0), ev(2, 1)), begins(1, "w1", 1, "0/1", ev(1, 0)).in("orders"), begins(2, "w1", 1, "0/1", ev(2, 1)).in("orders")),
-		), "within-scope: event 2 is of a1, an aggregate of type parcel, and w1 (generation 1) has it in projection orders, which is about order only [4 7]"},
+		), "within-scope: event 2 (moved) is of a1, an aggregate of type parcel, and w1 (generation 1) has it in projection orders, which is about order only [4 7]"},
 		{"within scope: nor is it in a batch", then(
 			begun, at(1, writes(ev(1, 0), ev(2, 1)), commits("w1", 1, "0/1", 0, 2, ev(1, 0), ev(2, 1)).in("orders")),
-		), "within-scope: event 2 is of a1, an aggregate of type parcel, and w1 (generation 1) has it in projection orders, which is about order only [4 6]"},
+		), "within-scope: event 2 (moved) is of a1, an aggregate of type parcel, and w1 (generation 1) has it in projection orders, which is about order only [4 6]"},
 		{"within scope: what is out of it may be passed, seen or not", then(
 			begun, at(1, writes(ev(1, 0), ev(2, 1)), commits("w1", 1, "0/1", 0, 5, ev(1, 0)).in("orders"), writes(ev(4, 1))),
 		), ""},
@@ -376,6 +376,17 @@ func TestChecker(t *testing.T) {
 		{"within scope: nor if it is not seen yet", then(
 			begun, at(1, writes(ev(1, 0), ev(2, 1)), commits("w1", 1, "0/1", 0, 5, ev(1, 0)).in("orders"), writes(ev(4, 0))),
 		), "nothing-lost: event 4 of projection orders was passed: the checkpoint of partition 0/1 moved from 0 to 5 before the event could be seen [6 7]"},
+
+		// Event types. 2 and 3 are moves, 4 is none.
+		{"within scope: nor is an event of another type", then(
+			begun, at(1, writes(ev(3, 0), ev(4, 0)), begins(3, "w1", 1, "0/1", ev(3, 0)).in("moves"), begins(4, "w1", 1, "0/1", ev(4, 0)).in("moves")),
+		), "within-scope: event 4 (made) is of a0, an aggregate of type order, and w1 (generation 1) has it in projection moves, which is about /moved only [4 7]"},
+		{"within scope: nor one that only its aggregate is within", then(
+			begun, at(1, writes(ev(4, 0)), commits("w1", 1, "0/1", 0, 4, ev(4, 0)).in("moved orders")),
+		), "within-scope: event 4 (made) is of a0, an aggregate of type order, and w1 (generation 1) has it in projection moved orders, which is about order/moved only [4 6]"},
+		{"within scope: an event of another type may be passed, one of the type may not", then(
+			begun, at(1, writes(ev(3, 0), ev(4, 0), ev(6, 1)), commits("w1", 1, "0/1", 0, 3, ev(3, 0)).in("moves"), commits("w1", 1, "0/1", 3, 5).in("moves"), commits("w1", 1, "0/1", 5, 6).in("moves")),
+		), "nothing-lost: event 6 of projection moves was passed: the checkpoint of partition 0/1 moved from 5 to 6 without it [3 5 7 8]"},
 
 		// S3
 		{"nothing twice: two commits hold one event", then(

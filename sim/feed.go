@@ -115,6 +115,9 @@ type tap struct {
 // tap lets a lane in.
 func (f *feed) tap(l *lane, s scope) *tap {
 	i := slices.Index(f.scopes, s)
+	if f.p.w.rules.mixesEventTypes {
+		i = slices.IndexFunc(f.scopes, func(o scope) bool { return o == s || o != "" && slices.Equal(o.types(), s.types()) })
+	}
 	if i < 0 {
 		i = len(f.scopes)
 		f.scopes = append(f.scopes, s)
@@ -193,7 +196,7 @@ func (t *tap) serve(s protocol.Serving) {
 	if s.Whole && t.scope != "" && !rules.forgetsScope {
 		keys = slices.Clone(keys)
 		for i, e := range events {
-			keys[i].Skip = !t.scope.includes(e.aggregate)
+			keys[i].Skip = !t.scope.includes(e)
 		}
 	}
 	t.answer(nil, events, protocol.LaneAnswer{Page: keys, Passed: s.Passed, More: s.More})

@@ -228,7 +228,7 @@ func (c *memoryConnection) page(at eventtable.At, s scope, after, through int64,
 		if len(page) == limit || e.position > through {
 			break
 		}
-		if s.includes(e.aggregate) {
+		if s.includes(e) {
 			page = append(page, e)
 		}
 	}

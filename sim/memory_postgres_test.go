@@ -213,7 +213,7 @@ func (d *duel) call(open bool) (string, func(connection) string) {
 			return answer
 		}
 	case 12:
-		s, after, limit := pick[scope](d.rand, "", "order", "order refund"), d.rand.Int64N(10), d.rand.IntN(10)
+		s, after, limit := pick[scope](d.rand, "", "order", "order refund", "/moved", "order/made"), d.rand.Int64N(10), d.rand.IntN(10)
 		through := after + d.rand.Int64N(20)
 		return fmt.Sprintf("page of %d in %q from %d to %d", limit, s, after, through), func(c connection) string {
 			page, err := c.page(here(c), s, after, through, limit)

@@ -74,6 +74,7 @@ var mutants = []mutant{
 	{"takes the events within the scope for how far a store has read", rules{countsScopeAlone: true}, []promise{recovers}},
 	{"takes what it has asked a store for as what it got", rules{passesWholeLimit: true}, []promise{nothingLost}},
 	{"hands over what is out of scope", rules{forgetsScope: true}, []promise{withinScope}},
+	{"takes scopes that differ in event types for one", rules{mixesEventTypes: true}, []promise{withinScope, nothingLost}},
 	{"decides a join by what was read long before it, and counts the lease from the join", rules{leaseFromJoin: true}, []promise{oneOwner, onLease}},
 	{"counts the lease from the reply", rules{leaseFromReply: true}, []promise{oneOwner, onLease}},
 	{"does not enforce its own lease", rules{leaseUnenforced: true}, []promise{oneOwner, inOrder, nothingTwice, onLease}},

@@ -359,7 +359,7 @@ var ordinaryFeed = protocol.FeedConfig{Page: 1000, Bytes: 1 << 20}
 // drawReading draws how much is read at once and kept, and who reads a part only.
 func (p *plan) drawReading(r *rand.Rand) {
 	p.feed = protocol.FeedConfig{Page: pick(r, 1, 3, 10, ordinaryFeed.Page), Bytes: pick(r, 1, 100, 1000, 10_000, ordinaryFeed.Bytes)}
-	scopes, drawn := []scope{"", "", "", "order", "order", "parcel", "order refund"}, map[string]scope{}
+	scopes, drawn := []scope{"", "", "", "", "order", "order", "parcel", "order refund", "/made", "order/moved", "order refund/made"}, map[string]scope{}
 	for _, v := range p.programs {
 		for i := range v.projections {
 			q := &v.projections[i]

@@ -117,7 +117,7 @@ END $$`
 
 // eventTable reads them as orchestrator.Table does, statement by statement.
 var eventTable = eventtable.New(eventtable.Config{
-	Table: "events", Position: "global_position", Aggregate: "aggregate_id", AggregateType: "aggregate_type",
+	Table: "events", Position: "global_position", Aggregate: "aggregate_id", AggregateType: "aggregate_type", EventType: "event_type",
 })
 
 // eventReader needs no types: all columns are text.
@@ -130,9 +130,11 @@ var eventReader = func() *eventtable.Reader {
 }()
 
 const (
+	// insertSQL has eventTypeOf in it.
 	insertSQL = `
-INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload, created_at)
-VALUES ('sim', $5, $1, $2, $3, 'happened', '', $4)
+INSERT INTO events (global_position, bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload, created_at)
+SELECT position, 'sim', $5::text, $1::text, $2::bigint, $3::uuid, ($6::text[])[1 + (position / 2 % cardinality($6::text[]))::int], '', $4::timestamptz
+  FROM nextval('events_global_position_seq') AS position
 RETURNING global_position`
 	effectSQL = `INSERT INTO effects (projection, position, aggregate) VALUES ($1, $2, $3) RETURNING xmin::text`
 	idleSQL   = `SELECT (1000 * extract(epoch FROM current_setting('idle_in_transaction_session_timeout')::interval))::bigint`
@@ -484,7 +486,7 @@ func (c *postgresConnection) page(at eventtable.At, s scope, after, through int6
 	}
 	r := eventtable.Range{After: after, Limit: limit, Through: through, At: at}
 	if s != "" {
-		r.Types = s.types()
+		r.Types, r.EventTypes = s.types(), s.eventTypes()
 	}
 	return c.db.events(r)
 }
@@ -571,7 +573,7 @@ func (c *postgresConnection) insert(aggregate string) (position int64, err error
 	err = c.run(func(ctx context.Context) error {
 		p.appended++ // also the version: it grows within the aggregate, and is never another's
 		id := fmt.Sprintf("00000000-0000-4000-8000-%012x", p.appended)
-		return c.open.QueryRowContext(ctx, insertSQL, aggregate, p.appended, id, p.clock.now(), typeOf(aggregate)).Scan(&position)
+		return c.open.QueryRowContext(ctx, insertSQL, aggregate, p.appended, id, p.clock.now(), typeOf(aggregate), pq.Array(eventTypes[:])).Scan(&position)
 	})
 	return position, err
 }

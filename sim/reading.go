@@ -302,7 +302,7 @@ func (r *reading) store(a protocol.ReadAction) protocol.FeedPage {
 	}
 	var positions []int64
 	for _, e := range records {
-		if !r.p.w.rules.countsScopeAlone || r.wants.includes(e.aggregate) {
+		if !r.p.w.rules.countsScopeAlone || r.wants.includes(e) {
 			positions = append(positions, e.position)
 		}
 	}
@@ -310,7 +310,7 @@ func (r *reading) store(a protocol.ReadAction) protocol.FeedPage {
 	if r.p.w.rules.passesWholeLimit && again {
 		passed = max(passed, r.fetch.After+int64(r.fetch.Limit))
 	}
-	r.page = slices.DeleteFunc(slices.Clone(records), func(e event) bool { return !r.wants.includes(e.aggregate) })
+	r.page = slices.DeleteFunc(slices.Clone(records), func(e event) bool { return !r.wants.includes(e) })
 	return r.read(passed, again)
 }
 

@@ -1,13 +1,19 @@
 package sim
 
-import "strings"
+import (
+	"slices"
+	"strings"
+)
 
 // A scope is the aggregate types that a projection is about, with spaces
-// between them; "" is all.
+// between them, and its event types behind a slash: "order refund/moved". "" is all.
 type scope string
 
-// aggregateTypes are all there are. None is a part of another.
-var aggregateTypes = [...]string{"order", "parcel", "refund"}
+// aggregateTypes and eventTypes are all there are.
+var (
+	aggregateTypes = [...]string{"order", "parcel", "refund"}
+	eventTypes     = [...]string{"made", "moved"}
+)
 
 // typeOf returns the type of an aggregate. It follows from the name, but not in
 // the way in which the slot does.
@@ -19,9 +25,23 @@ func typeOf(aggregate string) string {
 	return aggregateTypes[last%len(aggregateTypes)]
 }
 
-func (s scope) types() []string { return strings.Fields(string(s)) }
+// eventTypeOf returns the type of the event at a position, so that an aggregate has events
+// of all types.
+func eventTypeOf(position int64) string { return eventTypes[position/2%int64(len(eventTypes))] }
 
-// includes reports whether the events of an aggregate are within the scope.
-func (s scope) includes(aggregate string) bool {
-	return s == "" || strings.Contains(string(s), typeOf(aggregate))
+func (s scope) types() []string {
+	types, _, _ := strings.Cut(string(s), "/")
+	return strings.Fields(types)
+}
+
+func (s scope) eventTypes() []string {
+	_, types, _ := strings.Cut(string(s), "/")
+	return strings.Fields(types)
+}
+
+// includes reports whether an event is within the scope.
+func (s scope) includes(e event) bool {
+	types, eventTypes := s.types(), s.eventTypes()
+	return (len(types) == 0 || slices.Contains(types, typeOf(e.aggregate))) &&
+		(len(eventTypes) == 0 || slices.Contains(eventTypes, eventTypeOf(e.position)))
 }

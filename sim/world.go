@@ -94,6 +94,7 @@ type rules struct {
 	startsAtGap       bool // or where the first position is missing
 	passesScopedGaps  bool // it looks for gaps, and passes them
 	forgetsScope      bool // what is served from the whole stream is not cut to the scope
+	mixesEventTypes   bool // scopes that differ in their event types alone are read as one
 
 	failsPages      bool // a page with an event that can't be read fails as a whole
 	handsBadOut     bool // the projection is called with such an event

@@ -100,6 +100,9 @@ func (o *Orchestrator[E]) run(ctx context.Context, projections []Projection[E]) 
 			return err
 		}
 		if live != "" {
+			if start.kind != startBeginning { // what is between the live one and the start would be nobody's
+				return fmt.Errorf("%w: projection %q is a rebuild of %q, and begins with the first event: leave WithStart out", ErrInvalidConfig, names[i], live)
+			}
 			rebuilds[names[i]] = live
 		}
 	}

@@ -79,22 +79,13 @@ func Promote(ctx context.Context, db *sql.DB, projection, script string, options
 			return p, err
 		}
 	}
-	if err := comeClose(ctx, t, projection, live.Name); err != nil {
-		return p, err
+	c := &changeOver{t: t, set: orchestrator.ReplicaSetName(live.ReplicaSet), projection: projection, live: live.Name, script: script}
+	p.Parked, p.Stopped, err = c.run(ctx)
+	if c.held {
+		p.Replaced = live.Name
 	}
-	p.Replaced = live.Name
-	began := time.Now()
-	p.Parked, err = changeOver(ctx, t, projection, live, script)
-	p.Stopped = time.Since(began)
 	return p, err
 }
-
-// How Promote waits.
-const (
-	promotePoll  = 100 * time.Millisecond
-	promoteClose = 5 * time.Second  // that the projection is behind the live one, before that is held
-	promoteMax   = 30 * time.Second // that the live one stands still
-)
 
 // pair returns a projection and the live one that it follows; nil: it is that itself, and
 // another follows it.
@@ -127,141 +118,118 @@ func pair(ctx context.Context, t store.Tables, projection string) (next, live *s
 	return next, live, nil
 }
 
-// comeClose waits until a projection comes to where the live one was a moment ago.
-func comeClose(ctx context.Context, t store.Tables, projection, live string) error {
-	var goal []protocol.Checkpoint
-	var set time.Time
-	why := "the database did not answer"
+// A changeOver lets a projection take the place of the live one. What it does when is decided
+// by protocol.Promotion.
+type changeOver struct {
+	t                        store.Tables
+	set                      orchestrator.ReplicaSetName // of the live one
+	projection, live, script string
+
+	held bool  // the live one was to be held
+	why  error // what it waits for
+}
+
+func (c *changeOver) run(ctx context.Context) (parked int, stopped time.Duration, err error) {
+	core := protocol.NewPromotion()
+	var answer protocol.PromotionAnswer
+	var held time.Time
+	var failed error // the latest request that has
 	for {
-		all, err := store.Versions(ctx, t, projection, live)
-		next, now := all[projection], all[live]
-		switch {
-		case err != nil && !store.Passing(err) && ctx.Err() == nil:
-			return err
-		case err != nil:
-		case next == nil || now == nil || next.Follows != live:
-			return fmt.Errorf("%w: %q does not follow %q any more", ErrRejected, projection, live)
-		default:
-			if goal == nil {
-				goal, set = lowest(now.Checkpoints), time.Now()
+		answer.Stop = ctx.Err() != nil
+		action := core.Next(time.Now(), answer)
+		answer = protocol.PromotionAnswer{}
+		switch action.Do {
+		case protocol.PromoteLook:
+			answer, err = c.look(ctx, core)
+		case protocol.PromoteHold:
+			if !c.held {
+				c.held, held = true, time.Now()
 			}
-			lacks := protocol.Lacks(next.Checkpoints, goal)
-			if lacks == 0 && time.Since(set) <= promoteClose {
-				return nil
+			err = c.order(ctx, protocol.OrderHold)
+			answer.Failure = failureOf(err)
+		case protocol.PromoteSwitch:
+			parked, err = store.Promote(ctx, c.t, c.projection, c.live, c.script)
+			if answer.Failure = failureOf(err); answer.Failure == protocol.FailsNow {
+				c.why = err
 			}
-			why = fmt.Sprintf("%s is %d positions behind %s", projection, lacks, live)
-			if len(next.Workers) == 0 {
-				why = fmt.Sprintf("no worker runs %s, and it is %d positions behind %s", projection, lacks, live)
+		case protocol.PromotePause:
+			calls.Sleep(ctx, action.For)
+		case protocol.PromoteRelease:
+			release, cancel := context.WithTimeout(context.WithoutCancel(ctx), protocol.HoldFor/2)
+			_ = c.order(release, protocol.OrderRelease) // else the hold ends by itself
+			cancel()
+		case protocol.PromoteEnd:
+			if c.held {
+				stopped = time.Since(held)
 			}
-			if lacks == 0 {
-				goal = nil
-			}
+			return parked, stopped, c.ended(ctx, action.End, failed)
 		}
-		if !calls.Sleep(ctx, promotePoll) {
-			return fmt.Errorf("promote %s: %w: %s; nothing was changed", projection, ctx.Err(), why)
-		}
-	}
-}
-
-// lowest returns the position that a projection has reached on all slots: how far one that
-// follows it comes while it runs.
-func lowest(checkpoints []protocol.Checkpoint) []protocol.Checkpoint {
-	return []protocol.Checkpoint{{Position: protocol.Handoff(checkpoints, 1)[0].Position}}
-}
-
-// changeOver holds the live projection, and lets the other one take its place when that has
-// come to where the live one has stopped.
-func changeOver(ctx context.Context, t store.Tables, projection string, live *store.ProjectionVersion, script string) (parked int, err error) {
-	h := &holder{t: t, set: orchestrator.ReplicaSetName(live.ReplicaSet), projection: live.Name}
-	if err := h.hold(ctx); err != nil {
-		return 0, err
-	}
-	defer func() {
 		if err != nil {
-			h.release(ctx)
-		}
-	}()
-	var stopped time.Time
-	for {
-		all, err := store.Versions(ctx, t, projection, live.Name)
-		next, old := all[projection], all[live.Name]
-		if err == nil && (next == nil || old == nil || next.Follows != live.Name) {
-			return 0, fmt.Errorf("%w: %q does not follow %q any more", ErrRejected, projection, live.Name)
-		}
-		if err == nil {
-			err = store.Ready(next, old)
-		}
-		if err == nil {
-			parked, err = store.Promote(ctx, t, projection, live.Name, script)
-		}
-		notYet, unclear := (*store.NotYetError)(nil), (*store.UnclearError)(nil)
-		switch {
-		case err == nil:
-			return parked, nil
-		case errors.As(err, &unclear):
-			return 0, fmt.Errorf("%w; it is not known whether %s is live now: promote it again", err, projection)
-		case !errors.As(err, &notYet) && !store.LockTimeout(err) && !store.Deadlock(err) && !store.Passing(err):
-			return 0, err
-		}
-		if old != nil && old.Stopped && stopped.IsZero() {
-			stopped = time.Now()
-		}
-		if !stopped.IsZero() && time.Since(stopped) > promoteMax {
-			return 0, fmt.Errorf("promote %s: %s has stood still for %s, and goes on; nothing was changed: %w", projection, live.Name, promoteMax, err)
-		}
-		if !calls.Sleep(ctx, promotePoll) {
-			return 0, fmt.Errorf("promote %s: %w: %w; nothing was changed", projection, ctx.Err(), err)
-		}
-		if err := h.goOn(ctx); err != nil {
-			return 0, err
+			failed = err
 		}
 	}
 }
 
-// A holder holds a projection.
-type holder struct {
-	t          store.Tables
-	set        orchestrator.ReplicaSetName
-	projection string
-	paused     bool // it was paused before, and is to stay that
-	at         time.Time
+func (c *changeOver) look(ctx context.Context, core *protocol.Promotion) (a protocol.PromotionAnswer, err error) {
+	all, err := store.Versions(ctx, c.t, c.projection, c.live)
+	if a.Failure = failureOf(err); err != nil {
+		return a, err
+	}
+	next, live := all[c.projection], all[c.live]
+	if next == nil || live == nil {
+		return a, nil
+	}
+	a.Follows, a.Next, a.Live = next.Follows == c.live, next.Standing, live.Standing
+	switch lacks := core.Goal(next.Standing); {
+	case c.held:
+		c.why = store.Ready(next, live)
+	case len(next.Workers) == 0:
+		c.why = fmt.Errorf("no worker runs %s, and it is %d positions behind %s", c.projection, lacks, c.live)
+	default:
+		c.why = fmt.Errorf("%s is %d positions behind %s", c.projection, lacks, c.live)
+	}
+	return a, nil
 }
 
-func (h *holder) order(ctx context.Context, kind protocol.OrderKind) error {
-	_, err := orderOf(ctx, h.t, h.set, protocol.Order{Kind: kind, Projection: h.projection})
+func (c *changeOver) order(ctx context.Context, kind protocol.OrderKind) error {
+	_, err := orderOf(ctx, c.t, c.set, protocol.Order{Kind: kind, Projection: c.live})
 	return err
 }
 
-func (h *holder) hold(ctx context.Context) error {
-	h.at = time.Now()
-	err := h.order(ctx, protocol.OrderHold)
-	if err == nil || !errors.Is(err, ErrRejected) {
-		return err
+// failureOf says what an error means for a promotion.
+func failureOf(err error) protocol.PromotionFailure {
+	notYet, unclear := (*store.NotYetError)(nil), (*store.UnclearError)(nil)
+	switch {
+	case err == nil:
+		return protocol.NotFailed
+	case errors.As(err, &unclear):
+		return protocol.MayHaveHappened
+	case errors.As(err, &notYet), store.LockTimeout(err), store.Deadlock(err), store.Passing(err),
+		errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+		return protocol.FailsNow
 	}
-	all, failed := store.Versions(ctx, h.t, h.projection)
-	if v := all[h.projection]; failed == nil && v != nil && v.Paused && !v.Held {
-		h.paused = true // an operator has
+	return protocol.IsRefused
+}
+
+// ended says how it has ended; err is of the latest request that has failed.
+func (c *changeOver) ended(ctx context.Context, end protocol.PromotionEnd, err error) error {
+	switch end {
+	case protocol.Promoted:
 		return nil
+	case protocol.NoRebuild:
+		return fmt.Errorf("%w: %q does not follow %q any more", ErrRejected, c.projection, c.live)
+	case protocol.StoodStill:
+		return fmt.Errorf("promote %s: %s has stood still for %s, and goes on; nothing was changed: %w", c.projection, c.live, protocol.PromoteMax, c.why)
+	case protocol.PerhapsDone:
+		return fmt.Errorf("%w; it is not known whether %s is live now: promote it again", err, c.projection)
+	case protocol.GivenUp:
+		why := c.why
+		if why == nil {
+			why = errors.New("the database did not answer")
+		}
+		return fmt.Errorf("promote %s: %w: %w; nothing was changed", c.projection, ctx.Err(), why)
 	}
 	return err
-}
-
-// goOn has the hold last.
-func (h *holder) goOn(ctx context.Context) error {
-	if h.paused || time.Since(h.at) < protocol.HoldFor/4 {
-		return nil
-	}
-	return h.hold(ctx)
-}
-
-// release ends the hold, which else would end by itself.
-func (h *holder) release(ctx context.Context) {
-	if h.paused {
-		return
-	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), protocol.HoldFor/2)
-	defer cancel()
-	_ = h.order(ctx, protocol.OrderRelease)
 }
 
 // Retire removes what is left of a projection: its checkpoints and its parked events, not

@@ -13,6 +13,7 @@ import (
 
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
+	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 	"github.com/getpup/pupsourcing-orchestrator/internal/testworld"
 	"github.com/getpup/pupsourcing-orchestrator/ops"
 )
@@ -306,5 +307,45 @@ func TestPromoteRefuses(t *testing.T) {
 		if !errors.Is(err, orchestrator.ErrInvalidConfig) || !strings.Contains(fmt.Sprint(err), tt.want) {
 			t.Errorf("a rebuild of %q: %v, want %s", tt.of, err, tt.want)
 		}
+	}
+	o, err := orchestrator.New(w.Config(w.DB, "next"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = o.Run(ctx, []orchestrator.Projection[orchestrator.Event]{
+		version(w, "orders_v2", orchestrator.WithRebuildOf("orders"), orchestrator.WithStart(orchestrator.StartNow())),
+	})
+	if !errors.Is(err, orchestrator.ErrInvalidConfig) || !strings.Contains(fmt.Sprint(err), "leave WithStart out") {
+		t.Errorf("a rebuild that starts now: %v", err)
+	}
+}
+
+// A rewind that is due is carried out before the one that is rewound can take the live one's
+// place: or it would handle events as new that are replays.
+func TestPromoteWaitsForARewind(t *testing.T) {
+	w := newWorld(t)
+	ctx := t.Context()
+	live := testworld.Run(t, w.Config(w.DB, "live"), version(w, "orders"))
+	w.Active("live", 1)
+	w.Append(20)
+	v2 := version(w, "orders_v2", orchestrator.WithRebuildOf("orders"))
+	next := testworld.Run(t, w.Config(w.DB, "next"), v2)
+	w.Active("next", 1)
+	pgtest.Eventually(t, "it has caught up", func() bool { return w.Number(`SELECT count(*) FROM orders_v2`) == 20 })
+	live.Stop()
+	next.Stop()
+	w.Exec(`TRUNCATE orders_v2`)
+	w.Ordered("next")(ops.Rewind(ctx, w.DB, "next", "orders_v2", 0)) // nobody is there to carry it out
+	w.Ordered("live")(ops.HoldForTest(ctx, w.DB, "live", "orders"))
+	_, err := store.Promote(ctx, store.Tables{DB: w.DB}, "orders_v2", "orders", "")
+	if notYet := (*store.NotYetError)(nil); !errors.As(err, &notYet) {
+		t.Fatalf("promoted while a rewind is due: %v", err)
+	}
+	testworld.Run(t, w.Config(w.DB, "next"), v2)
+	if _, err := ops.Promote(ctx, w.DB, "orders_v2", ""); err != nil {
+		t.Fatal(err)
+	}
+	if n := w.Number(`SELECT count(*) FROM orders_v2 WHERE replay = ''`); n > 0 {
+		t.Errorf("%d events are new to both", n)
 	}
 }

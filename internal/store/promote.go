@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"errors"
@@ -20,13 +21,9 @@ type ProjectionVersion struct {
 	Follows          string // the live version; "": it is that itself
 	Followed         bool   // another one follows it
 	Retired          bool
-	Paused           bool // it is not run: it is paused, or all of its set is
-	Held             bool // that is for a while only
-	// Stopped: nobody runs it, nor will before it is resumed.
-	Stopped     bool
-	Stream      string
-	Workers     []string // who has said that they run it
-	Checkpoints []protocol.Checkpoint
+	Stream           string
+	Workers          []string // who has said that they run it
+	protocol.Standing
 }
 
 var (
@@ -35,6 +32,7 @@ SELECT l.name, l.replica_set, coalesce(l.follows, ''), l.retired, coalesce(s.eve
        EXISTS (SELECT FROM orchestrator_projections o WHERE o.follows = l.name),
        coalesce(s.paused ? l.name OR s.paused ? '', false),
        coalesce(s.holds ? l.name, false),
+       coalesce(s.rewinds ? l.name, false),
        coalesce(` + stoppedText + `, false),
        coalesce((SELECT jsonb_agg(w.id ORDER BY w.seq) FROM orchestrator_workers w
                   WHERE w.replica_set = l.replica_set AND w.projections ? l.name), '[]'),
@@ -86,7 +84,7 @@ func (s *Store) versions(ctx context.Context, q dbconn.Querier, names []string) 
 	for rows.Next() {
 		var v ProjectionVersion
 		var workers, checkpoints string
-		err := rows.Scan(&v.Name, &v.ReplicaSet, &v.Follows, &v.Retired, &v.Stream, &v.Followed, &v.Paused, &v.Held, &v.Stopped, &workers, &checkpoints)
+		err := rows.Scan(&v.Name, &v.ReplicaSet, &v.Follows, &v.Retired, &v.Stream, &v.Followed, &v.Paused, &v.Held, &v.Rewinding, &v.Stopped, &workers, &checkpoints)
 		if err == nil {
 			row := RowOf("workers", v.ReplicaSet)
 			v.Workers, err = Strings[string](row, "id", workers), row.Err
@@ -111,12 +109,16 @@ func (e *NotYetError) Error() string { return e.Why }
 // does, but for what is parked.
 func Ready(next, live *ProjectionVersion) error {
 	notYet := func(why string, args ...any) error { return &NotYetError{fmt.Sprintf(why, args...)} }
-	switch lacks := protocol.Lacks(next.Checkpoints, live.Checkpoints); {
-	case !live.Paused:
+	switch why, lacks := protocol.Ready(next.Standing, live.Standing); why {
+	case protocol.LiveRuns:
 		return notYet("%s is not held any more", live.Name)
-	case !live.Stopped:
+	case protocol.LiveGoesOn:
 		return notYet("%s has not stopped on all workers of replica set %s (%s)", live.Name, live.ReplicaSet, strings.Join(live.Workers, ", "))
-	case lacks > 0:
+	case protocol.LiveRewinding:
+		return notYet("%s is to be rewound first", live.Name)
+	case protocol.NextRewinding:
+		return notYet("%s is to be rewound first", next.Name)
+	case protocol.NextLacks:
 		return notYet("%s is %d positions behind %s", next.Name, lacks, live.Name)
 	}
 	return nil
@@ -127,7 +129,11 @@ func Ready(next, live *ProjectionVersion) error {
 // events of the live one are parked; and a NotYetError, or ErrRejected, where nothing was
 // changed.
 func Promote(ctx context.Context, t Tables, projection, live, script string) (parked int, err error) {
-	s := New(t.DB, "", Options{Schema: t.Schema})
+	return New(t.DB, "", Options{Schema: t.Schema}).Promote(ctx, projection, live, script)
+}
+
+// Promote is Promote with the store's bounds, if it has any.
+func (s *Store) Promote(ctx context.Context, projection, live, script string) (parked int, err error) {
 	names := []string{projection, live}
 	err = promotion(ctx, s, script, func(tx *dbconn.Tx) error {
 		all, sets, err := s.lockVersions(ctx, tx, names)
@@ -237,7 +243,7 @@ func promotion(ctx context.Context, s *Store, script string, f func(*dbconn.Tx) 
 	}
 	defer tx.Rollback() // after a commit it does nothing
 	return tx.During(ctx, func() error {
-		bounds := sqltext.Values{"idle": millis(promotionIdle), "lock": millis(promotionLock)}
+		bounds := sqltext.Values{"idle": millis(cmp.Or(s.bounds.Idle, promotionIdle)), "lock": millis(cmp.Or(s.bounds.Lock, promotionLock))}
 		if _, err := s.exec(ctx, tx, boundTransactionSQL, bounds); err != nil {
 			return fmt.Errorf("bound the transaction: %w", err)
 		}
@@ -287,7 +293,11 @@ func (e *UnclearError) Unwrap() error { return e.Err }
 
 // Retire removes what is left of a projection that no worker runs and no other follows.
 func Retire(ctx context.Context, t Tables, projection string) error {
-	s := New(t.DB, "", Options{Schema: t.Schema})
+	return New(t.DB, "", Options{Schema: t.Schema}).Retire(ctx, projection)
+}
+
+// Retire is Retire with the store's bounds, if it has any.
+func (s *Store) Retire(ctx context.Context, projection string) error {
 	return promotion(ctx, s, "", func(tx *dbconn.Tx) error {
 		all, sets, err := s.lockVersions(ctx, tx, []string{projection})
 		if err != nil {

@@ -95,6 +95,7 @@ BEGIN
                ('orchestrator_history'::text,           'SELECT, INSERT, UPDATE, DELETE'::text, 'SELECT, INSERT, UPDATE, DELETE'::text),
                ('orchestrator_reports'::text,           'SELECT, INSERT, UPDATE, DELETE'::text, 'SELECT'::text),
                ('orchestrator_parked'::text,            'SELECT, INSERT, UPDATE, DELETE'::text, 'SELECT, UPDATE, DELETE'::text),
+               ('orchestrator_park_orders'::text,       'SELECT, UPDATE'::text,                 'SELECT, INSERT, UPDATE, DELETE'::text),
                ('orchestrator_status'::text,            NULL::text,                             'SELECT'::text),
                ('orchestrator_status_workers'::text,    NULL::text,                             'SELECT'::text),
                ('orchestrator_status_partitions'::text, NULL::text,                             'SELECT'::text)

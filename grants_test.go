@@ -215,6 +215,9 @@ func TestGrantsOfAnOperator(t *testing.T) {
 			t.Errorf("%s: %d, %v", name, n, err)
 		}
 	}
+	if _, err := ops.Park(t.Context(), db, set, "transactional", 1<<40, "operator"); err != nil {
+		t.Errorf("park: %v", err)
+	}
 	expectLooks(t, db)
 	expectRefused(t, "operator", db,
 		`SELECT 1 FROM events`,

@@ -68,7 +68,7 @@ func tables(t testing.TB, db *sql.DB, schema string) []string {
 }
 
 var allTables = []string{
-	"orchestrator_checkpoints", "orchestrator_history", "orchestrator_parked", "orchestrator_projections",
+	"orchestrator_checkpoints", "orchestrator_history", "orchestrator_park_orders", "orchestrator_parked", "orchestrator_projections",
 	"orchestrator_replica_sets", "orchestrator_reports", "orchestrator_schema", "orchestrator_workers",
 }
 

@@ -243,7 +243,8 @@ type HandlerFailed struct {
 	Err error
 }
 
-// EventParked tells that an event was put aside under the policy ParkEvents.
+// EventParked tells that an event was put aside: under the policy ParkEvents, by order
+// (ops.Park), or since an earlier event of its aggregate was.
 type EventParked struct {
 	Source
 	Lane
@@ -252,10 +253,12 @@ type EventParked struct {
 	// AggregateID is the event's.
 	AggregateID string
 	// Attempts is how often the handler has failed at it. 0: it was not called, since
-	// an earlier event of the aggregate is parked.
+	// an earlier event of the aggregate is parked, or since the event was parked by order.
 	Attempts int
 	// Err is the last failure. Nil if Attempts is 0.
 	Err error
+	// Ordered is true if it was parked by order.
+	Ordered bool
 }
 
 // GapWaited tells that readers begin to wait at a gap in the stream, a position that an

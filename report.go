@@ -130,8 +130,12 @@ func (l *lane[E]) stand(a protocol.LaneAction) {
 		s.next = l.last
 	}
 	switch a.Do {
-	case protocol.LaneFind, protocol.LaneRead, protocol.LaneLook, protocol.LaneFollow:
+	case protocol.LaneFind, protocol.LaneRead, protocol.LaneFollow:
 		s.state = LaneReading
+	case protocol.LaneLook:
+		if s.state != LaneRetrying { // else it looks between two attempts
+			s.state = LaneReading
+		}
 	case protocol.LaneProve:
 		s.state = LaneSuspended
 		if a.Why == protocol.Suspended {
@@ -173,6 +177,8 @@ func (s *standing[E]) pause(a protocol.LaneAction, fault, database error) {
 		s.state = LaneFull
 	case protocol.AtLive:
 		s.state = LaneFollows
+	case protocol.HandlerWaits:
+		s.state = LaneRetrying
 	default:
 		s.state = LaneIdle
 	}

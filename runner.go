@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	mathrand "math/rand/v2"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -358,7 +359,7 @@ func (l *lane[E]) note(now time.Time, a protocol.LaneAction) {
 		}
 		if a.Why == protocol.HandlerFailed || a.End == protocol.AtFault {
 			l.began = time.Time{}
-			l.failed(a.Position, a.Attempts, a.Do == protocol.LaneEnd, a.For)
+			l.failed(a.Position, a.Attempts, a.Do == protocol.LaneEnd, a.Retry)
 		}
 	}
 	l.stand(a)
@@ -603,7 +604,7 @@ func (l *lane[E]) settled(err error) error {
 func (l *lane[E]) pause(a protocol.LaneAction) {
 	switch {
 	case a.Why == protocol.HandlerFailed:
-		l.log.Warn("handler failed, will retry", "position", a.Position, "attempt", a.Attempts, "retry_in", a.For, "error", l.fault)
+		l.log.Warn("handler failed, will retry", "position", a.Position, "attempt", a.Attempts, "retry_in", a.Retry, "error", l.fault)
 	case a.Why == protocol.HandlerCut:
 		l.log.Info("handler interrupted, will be called again", "position", a.Position, "cause", l.fault)
 	case a.Why == protocol.LotFull && !l.full:
@@ -624,7 +625,7 @@ func (l *lane[E]) pause(a protocol.LaneAction) {
 	case <-l.run.draining:
 	case <-l.ctx.Done():
 	}
-	if a.Why == protocol.HandlerFailed {
+	if a.Why == protocol.HandlerFailed || a.Why == protocol.HandlerWaits {
 		l.readAgain()
 	}
 }
@@ -636,6 +637,7 @@ var doing = map[protocol.LaneDo]string{
 	protocol.LaneWrite:  "commit", protocol.LaneCommit: "commit", protocol.LaneSave: "commit",
 	protocol.LaneLook: "look for parked events", protocol.LanePark: "park events", protocol.LaneFetch: "read a parked event",
 	protocol.LaneUnpark: "commit", protocol.LaneDrop: "delete a parked event", protocol.LaneNote: "note a failure",
+	protocol.LaneLocate: "answer an order to park an event", protocol.LaneLapse: "answer an order to park an event",
 }
 
 // reason returns why the lane's end ends Run.
@@ -668,6 +670,9 @@ func (l *lane[E]) doParked(a protocol.LaneAction, answer protocol.LaneAnswer) (p
 		if a.Attempts > 0 {
 			text = fmt.Sprint(redact.Error(l.fault))
 		}
+		if a.Ordered {
+			text = strings.TrimSuffix(byOrder+text, ": ")
+		}
 		err = boundedDo(l.ctx, patience, func(ctx context.Context) error { return s.Park(ctx, l.id, a.From, a.To, parked, text) })
 		if err == nil {
 			l.parked(a, parked)
@@ -699,22 +704,36 @@ func (l *lane[E]) doParked(a protocol.LaneAction, answer protocol.LaneAnswer) (p
 		err = boundedDo(l.ctx, patience, func(ctx context.Context) error {
 			return s.Note(ctx, l.id, a.Position, a.Attempts, fmt.Sprint(redact.Error(failure)))
 		})
+	case protocol.LaneLocate:
+		err = boundedDo(l.ctx, patience, func(ctx context.Context) error { return s.Locate(ctx, l.id, a.Order, a.Slot) })
+	case protocol.LaneLapse:
+		err = boundedDo(l.ctx, patience, func(ctx context.Context) error { return s.Lapse(ctx, l.id, a.Order, a.Err.Error()) })
+		if err == nil {
+			l.log.Info("order to park an event not carried out", "position", a.Position, "reason", a.Err)
+		}
 	}
 	return answer, err
 }
+
+// byOrder begins the error of an event that was parked by order.
+const byOrder = "parked by order: "
 
 // parked tells that events were parked. Those behind another are many, and each
 // as good as the first.
 func (l *lane[E]) parked(a protocol.LaneAction, parked []protocol.Parked) {
 	l.full = false
 	for _, p := range parked {
-		e := EventParked{Source: l.source(), Lane: l.name(), Position: p.Position, AggregateID: p.Aggregate, Attempts: p.Attempts}
+		e := EventParked{Source: l.source(), Lane: l.name(), Position: p.Position, AggregateID: p.Aggregate, Attempts: p.Attempts, Ordered: a.Ordered}
 		if p.Attempts > 0 {
 			e.Err = redact.Error(l.fault)
+		}
+		if p.Attempts > 0 && !a.Ordered {
 			l.failed(p.Position, p.Attempts, true, 0)
 		}
 		tell(l.worker.to, l.worker.to.EventParked, e)
-		if p.Attempts > 0 {
+		if a.Ordered {
+			l.log.Warn("event parked by order", "position", p.Position, "aggregate", p.Aggregate, "attempts", p.Attempts, "error", e.Err)
+		} else if p.Attempts > 0 {
 			l.log.Error("event parked", "position", p.Position, "aggregate", p.Aggregate, "attempts", p.Attempts, "error", l.fault)
 		} else {
 			l.log.Debug("event parked behind another", "position", p.Position, "aggregate", p.Aggregate)

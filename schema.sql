@@ -104,7 +104,17 @@ SELECT pg_catalog.format(
        ('orchestrator_parked'::text, 'error'::text, 'text'::text),
        ('orchestrator_parked'::text, 'attempts'::text, 'integer'::text),
        ('orchestrator_parked'::text, 'parked_at'::text, 'timestamp with time zone'::text),
-       ('orchestrator_parked'::text, 'request'::text, 'text'::text)
+       ('orchestrator_parked'::text, 'request'::text, 'text'::text),
+       ('orchestrator_park_orders'::text, 'number'::text, 'bigint'::text),
+       ('orchestrator_park_orders'::text, 'replica_set'::text, 'text'::text),
+       ('orchestrator_park_orders'::text, 'generation'::text, 'bigint'::text),
+       ('orchestrator_park_orders'::text, 'projection'::text, 'text'::text),
+       ('orchestrator_park_orders'::text, 'position'::text, 'bigint'::text),
+       ('orchestrator_park_orders'::text, 'slot'::text, 'integer'::text),
+       ('orchestrator_park_orders'::text, 'ordered_by'::text, 'text'::text),
+       ('orchestrator_park_orders'::text, 'ordered_at'::text, 'timestamp with time zone'::text),
+       ('orchestrator_park_orders'::text, 'ended_at'::text, 'timestamp with time zone'::text),
+       ('orchestrator_park_orders'::text, 'outcome'::text, 'text'::text)
        ) AS x (tab, col, typ)
   JOIN pg_catalog.pg_class c ON c.relnamespace = home AND c.relname = x.tab::name
   LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attname = x.col::name AND NOT a.attisdropped
@@ -125,7 +135,7 @@ SELECT pg_catalog.format('table %I.%I is owned by the role %I, which is neither 
  WHERE c.relnamespace = home
    AND c.relname IN ('orchestrator_schema'::name, 'orchestrator_replica_sets'::name, 'orchestrator_workers'::name,
                      'orchestrator_reports'::name, 'orchestrator_projections'::name, 'orchestrator_checkpoints'::name,
-                     'orchestrator_history'::name, 'orchestrator_parked'::name, 'orchestrator_status'::name,
+                     'orchestrator_history'::name, 'orchestrator_parked'::name, 'orchestrator_park_orders'::name, 'orchestrator_status'::name,
                      'orchestrator_status_workers'::name, 'orchestrator_status_partitions'::name)
    AND NOT (o.rolsuper OR o.oid = n.nspowner OR o.oid = d.datdba
             OR CASE WHEN me.rolsuper THEN o.oid = me.oid ELSE pg_catalog.pg_has_role(me.oid, o.oid, 'USAGE'::text) END)
@@ -281,13 +291,14 @@ CREATE TABLE IF NOT EXISTS orchestrator_history (
 );
 
 -- Events that a projection has failed at and gone past, and the later events of
--- their aggregates, which wait behind them (ParkEvents). None counts as handled.
+-- their aggregates, which wait behind them (ParkEvents, ops.Park). None counts as
+-- handled.
 CREATE TABLE IF NOT EXISTS orchestrator_parked (
     projection   text        NOT NULL,
     position     bigint      NOT NULL,
     slot         integer     NOT NULL,
     aggregate_id text        NOT NULL,
-    -- Why and after how many attempts; '' and 0: it waits behind another.
+    -- Why and after how many attempts; '': it waits behind another.
     error        text        NOT NULL,
     attempts     integer     NOT NULL,
     parked_at    timestamptz NOT NULL,
@@ -295,6 +306,27 @@ CREATE TABLE IF NOT EXISTS orchestrator_parked (
     request      text        CHECK (request IN ('retry', 'discard')),
     PRIMARY KEY (projection, position)
 );
+
+-- Orders to park the event that a projection stands at, whatever its failure rule
+-- says (ops.Park): those that wait for the lane, and what has become of the latest
+-- thousand or so of each replica set.
+CREATE TABLE IF NOT EXISTS orchestrator_park_orders (
+    number      bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    replica_set text        NOT NULL,
+    generation  bigint      NOT NULL, -- the set's newest one when the order was given
+    projection  text        NOT NULL,
+    position    bigint      NOT NULL,
+    slot        integer, -- of the event; NULL: no lane has looked at it yet
+    ordered_by  text        NOT NULL,
+    ordered_at  timestamptz NOT NULL,
+    -- NULL: it waits. 'parked', or why nothing came of it.
+    ended_at    timestamptz,
+    outcome     text
+);
+CREATE UNIQUE INDEX IF NOT EXISTS orchestrator_park_orders_waiting
+    ON orchestrator_park_orders (projection, position) WHERE ended_at IS NULL;
+CREATE INDEX IF NOT EXISTS orchestrator_park_orders_history
+    ON orchestrator_park_orders (replica_set, number);
 
 -- All locks that the upgrade needs, in one order, before the first change.
 IF present IS NULL OR present < 3::bigint THEN
@@ -399,7 +431,15 @@ FOR rule IN
            ('orchestrator_parked'::text, 'attempts'::text, 'projection, position::text'::text,
             'attempts >= 0'::text),
            ('orchestrator_parked'::text, 'parked_at'::text, 'projection, position::text'::text,
-            'parked_at BETWEEN ''0001-01-01 00:00:00+00''::timestamptz AND ''9999-12-31 00:00:00+00''::timestamptz'::text)
+            'parked_at BETWEEN ''0001-01-01 00:00:00+00''::timestamptz AND ''9999-12-31 00:00:00+00''::timestamptz'::text),
+           ('orchestrator_park_orders'::text, 'position'::text, 'number::text'::text,
+            'position >= 0'::text),
+           ('orchestrator_park_orders'::text, 'slot'::text, 'number::text'::text,
+            'slot BETWEEN 0 AND 5039'::text),
+           ('orchestrator_park_orders'::text, 'ordered_at'::text, 'number::text'::text,
+            'ordered_at BETWEEN ''0001-01-01 00:00:00+00''::timestamptz AND ''9999-12-31 00:00:00+00''::timestamptz'::text),
+           ('orchestrator_park_orders'::text, 'ended_at'::text, 'number::text'::text,
+            'ended_at BETWEEN ''0001-01-01 00:00:00+00''::timestamptz AND ''9999-12-31 00:00:00+00''::timestamptz'::text)
            ) AS x (tab, col, id, holds)
      WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_constraint k
                         WHERE k.conrelid = pg_catalog.to_regclass(pg_catalog.quote_ident(x.tab))::oid

@@ -101,6 +101,9 @@ func TestUpgradeFromVersion2(t *testing.T) {
 	if n := w.Number(`SELECT count(*) FROM pg_constraint WHERE conname LIKE 'orchestrator\_%\_valid' AND convalidated`); n < 30 {
 		t.Errorf("%d rules for rows", n)
 	}
+	if n := w.Number(`SELECT count(*) FROM orchestrator_park_orders`); n != 0 {
+		t.Errorf("%d orders to park an event", n)
+	}
 	does("beat")
 	does("commit to 60")
 	does("park 61")

@@ -52,7 +52,7 @@ func StatusHandler(db *sql.DB, options ...StatusOption) http.Handler {
 type StatusOption func(*statusHandler)
 
 // AllowActions lets those who see the page give orders on it: Pause, Resume,
-// Rewind, DrainWorker and UndrainWorker, and retry or discard parked events. They
+// Rewind, DrainWorker and UndrainWorker, Park, and retry or discard parked events. They
 // are POST requests with a body of JSON, and refused where a browser sends them for
 // the page of another site (see http.CrossOriginProtection). That is all that it
 // checks: let nobody reach the handler who may not do this.

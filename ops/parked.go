@@ -24,12 +24,12 @@ var (
 	ErrNotParked = errors.New("orchestrator: not parked")
 )
 
-// A ParkedEvent is one that a projection has gone past without handling it (see
-// ParkEvents).
+// A ParkedEvent is one that a projection has gone past without handling it, under
+// ParkEvents or by order (see Park).
 type ParkedEvent struct {
 	Position    int64  `json:"position"`
 	AggregateID string `json:"aggregate_id"`
-	// Error and Attempts are of the handler's failures at it. Without any, it
+	// Error and Attempts are of the handler's failures at it. Without an error, it
 	// waits behind an earlier event of its aggregate.
 	Error    string    `json:"error"`
 	Attempts int       `json:"attempts"`

@@ -31,6 +31,8 @@ type statusOrder struct {
 	// Position is a number, or the digits of one: a number of JavaScript is not exact
 	// above 2^53.
 	Position *json.Number `json:"position"`
+	// By is who gives an order to park an event.
+	By string `json:"by"`
 }
 
 // errStatusOrder says that a body is not an order.
@@ -59,7 +61,7 @@ func (h *statusHandler) order(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	notRun := h.notRun(ctx, o) // by the order itself it is the set's
-	generation, err := h.carryOut(ctx, o)
+	generation, number, err := h.carryOut(ctx, o)
 	switch {
 	case errors.Is(err, errStatusOrder):
 		answerError(w, http.StatusBadRequest, err.Error())
@@ -70,15 +72,16 @@ func (h *statusHandler) order(w http.ResponseWriter, r *http.Request) {
 		answerError(w, codeOf(err), redact.Error(err).Error())
 	default:
 		h.known.forget()
-		answer(w, http.StatusOK, carriedOut{generation, notRun})
+		answer(w, http.StatusOK, carriedOut{generation, notRun, number})
 	}
 }
 
 // A carriedOut is the answer to an order. NotRun: the projection has not run yet, so its name
-// may be mistyped.
+// may be mistyped. Order is the number of an order to park an event, which waits for a worker.
 type carriedOut struct {
 	Generation int64 `json:"generation"`
 	NotRun     bool  `json:"not_run,omitempty"`
+	Order      int64 `json:"order,omitempty"`
 }
 
 // notRun reports whether an order was about a projection that has not run yet.
@@ -91,8 +94,22 @@ func (h *statusHandler) notRun(ctx context.Context, o statusOrder) bool {
 }
 
 // carryOut returns the generation that an order has opened, or found in place; 0
-// for what needs none.
-func (h *statusHandler) carryOut(ctx context.Context, o statusOrder) (generation int64, err error) {
+// for what needs none. number is that of an order to park an event.
+func (h *statusHandler) carryOut(ctx context.Context, o statusOrder) (generation, number int64, err error) {
+	position, err := o.check()
+	switch {
+	case err != nil:
+		return 0, 0, err
+	case o.Action == "park":
+		number, err = Park(ctx, h.tables.DB, o.ReplicaSet, *o.Projection, position, o.By, orchestrator.InSchema(h.tables.Schema))
+	default:
+		generation, err = h.change(ctx, o, position)
+	}
+	return generation, number, err
+}
+
+// check says what keeps a body from being an order, and returns its position.
+func (o statusOrder) check() (position int64, err error) {
 	parked := o.Action == "retry" || o.Action == "discard"
 	worker := o.Action == "drain" || o.Action == "undrain"
 	switch {
@@ -108,15 +125,22 @@ func (h *statusHandler) carryOut(ctx context.Context, o statusOrder) (generation
 		return 0, fmt.Errorf("%w: %s needs a projection", errStatusOrder, o.Action)
 	case o.Projection != nil && *o.Projection == "" && !worker:
 		return 0, fmt.Errorf("%w: the projection is empty; all of a replica set is \"all\": true", errStatusOrder)
-	case o.Position == nil && (parked || o.Action == "rewind"):
+	case o.Position == nil && (parked || o.Action == "rewind" || o.Action == "park"):
 		return 0, fmt.Errorf("%w: %s needs a position", errStatusOrder, o.Action)
 	}
-	var position int64
+	if o.Action == "park" && o.By == "" {
+		return 0, fmt.Errorf("%w: park needs by, the name of whoever gives the order", errStatusOrder)
+	}
 	if o.Position != nil {
 		if position, err = o.Position.Int64(); err != nil {
 			return 0, fmt.Errorf("%w: the position %q is no whole number", errStatusOrder, *o.Position)
 		}
 	}
+	return position, nil
+}
+
+// change carries out an order that changes what runs, or what becomes of a parked event.
+func (h *statusHandler) change(ctx context.Context, o statusOrder, position int64) (generation int64, err error) {
 	db, in := h.tables.DB, orchestrator.InSchema(h.tables.Schema)
 	switch o.Action {
 	case "pause":
@@ -144,4 +168,4 @@ func (h *statusHandler) carryOut(ctx context.Context, o statusOrder) (generation
 	}
 }
 
-var statusActions = []string{"pause", "resume", "rewind", "drain", "undrain", "retry", "discard"}
+var statusActions = []string{"pause", "resume", "rewind", "drain", "undrain", "retry", "discard", "park"}

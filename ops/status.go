@@ -1,6 +1,7 @@
 // Package ops operates replica sets: it tells what they do and what stands still
 // ([Status], [History], the status page of [StatusHandler]), gives orders while workers
-// run ([Pause], [Resume], [Rewind], [DrainWorker]), and decides what becomes of parked
+// run ([Pause], [Resume], [Rewind], [DrainWorker]), parks the event that holds a projection up
+// ([Park]), and decides what becomes of parked
 // events, the dead letters of a projection ([Parked], [RetryParked], [DiscardParked]).
 //
 // Everything works from any program that reaches the database: it reads and writes the
@@ -44,6 +45,8 @@ type ReplicaSetStatus struct {
 	Paused    []string         `json:"paused"`
 	PausedAll bool             `json:"paused_all"`
 	Rewinds   map[string]int64 `json:"rewinds"` // projection → position
+	// ParkOrders are the orders to park an event that wait for a worker: see Park.
+	ParkOrders []ParkOrder `json:"park_orders"`
 
 	// Head is the highest position in the event stream that a worker has seen; 0:
 	// none can tell.
@@ -137,6 +140,9 @@ type GenerationRecord struct {
 	// was active.
 	ActivatedAt *time.Time `json:"activated_at"`
 	WaitedFor   []string   `json:"waited_for"` // workers that had to stop first
+	// ParkOrders are the orders to park an event that were given while this was the newest
+	// generation, the newest first, with what has become of them: see Park.
+	ParkOrders []ParkOrder `json:"park_orders"`
 }
 
 // ErrNoReplicaSet is returned where a replica set is asked about of which no worker has
@@ -178,7 +184,7 @@ func ReplicaSets(ctx context.Context, db *sql.DB, options ...orchestrator.Tables
 func Status(ctx context.Context, db *sql.DB, set orchestrator.ReplicaSetName, options ...orchestrator.TablesOption) (ReplicaSetStatus, error) {
 	s := ReplicaSetStatus{
 		ReplicaSet: set, Paused: []string{}, Rewinds: map[string]int64{},
-		Workers: []WorkerStatus{}, Partitions: []PartitionStatus{}, Waits: []Wait{},
+		ParkOrders: []ParkOrder{}, Workers: []WorkerStatus{}, Partitions: []PartitionStatus{}, Waits: []Wait{},
 	}
 	if problem := store.NameProblem(string(set)); problem != "" {
 		return s, fmt.Errorf("%w: its name %s", ErrNoReplicaSet, problem)
@@ -206,7 +212,7 @@ func (s *ReplicaSetStatus) load(ctx context.Context, t store.Tables) error {
 	}
 	defer tx.Rollback() // nothing was written
 	return s.read(func(statement sqltext.Statement, each func(scan func(...any) error) error) error {
-		return query(ctx, tx, tables, statement, sqltext.Values{"set": string(s.ReplicaSet)}, each)
+		return query(ctx, tx, tables, statement, store.ParkOrderValues(sqltext.Values{"set": string(s.ReplicaSet)}), each)
 	})
 }
 
@@ -249,6 +255,9 @@ func (s *ReplicaSetStatus) read(ask asking) error {
 		return err
 	}
 	parked, err := s.readParked(ask)
+	if err == nil {
+		err = s.readParkOrders(ask)
+	}
 	if err != nil {
 		return err
 	}
@@ -508,7 +517,8 @@ func (s *ReplicaSetStatus) standing() []Wait {
 
 // History returns the latest generations of a replica set, the newest first, at
 // most limit of them, which is at least 1: none of a set that there is not. About 1000
-// are kept.
+// are kept. Orders that open none, which are those to park an event, stand beside the
+// generation under which they were given.
 func History(ctx context.Context, db *sql.DB, set orchestrator.ReplicaSetName, limit int, options ...orchestrator.TablesOption) ([]GenerationRecord, error) {
 	if problem := store.NameProblem(string(set)); problem != "" {
 		return nil, fmt.Errorf("history: %w: its name %s", ErrNoReplicaSet, problem)
@@ -532,9 +542,16 @@ func History(ctx context.Context, db *sql.DB, set orchestrator.ReplicaSetName, l
 			r.Members = row.Members("members", members, r.TotalPartitions)
 			r.WaitedFor = append([]string{}, store.Strings[string](row, "waited_for", waited)...)
 		}
+		r.ParkOrders = []ParkOrder{}
 		records = append(records, r)
 		return row.Err
 	})
+	if err == nil && len(records) > 0 {
+		values := store.ParkOrderValues(sqltext.Values{"set": string(set), "limit": parkOrdersMax, "generation": records[len(records)-1].Generation})
+		err = withParkOrders(func(statement sqltext.Statement, each func(scan func(...any) error) error) error {
+			return query(ctx, t.DB, tables, statement, values, each)
+		}, records)
+	}
 	if err != nil {
 		return nil, redact.Error(fmt.Errorf("history of replica set %q: %w", set, err))
 	}

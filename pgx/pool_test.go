@@ -79,7 +79,7 @@ func TestMigrateWithSQL(t *testing.T) {
 		}
 	}
 	var path, tables string
-	err := pool.QueryRow(t.Context(), `SELECT current_setting('search_path'), string_agg(tablename, ' ' ORDER BY 1) FROM pg_tables WHERE schemaname = 'public'`).Scan(&path, &tables)
+	err := pool.QueryRow(t.Context(), `SELECT current_setting('search_path'), string_agg(tablename, ' ' ORDER BY tablename) FROM pg_tables WHERE schemaname = 'public'`).Scan(&path, &tables)
 	if err != nil || path != `"$user", public` || tables != "one two" {
 		t.Errorf("the search path is %s, the tables are %q, %v", path, tables, err)
 	}

@@ -175,6 +175,9 @@ func (c *checker) observe(f fact) *violation {
 		if v := c.parksInTime(f); v != nil {
 			return v
 		}
+		if v := c.parksByRight(f); v != nil {
+			return v
+		}
 		return c.eventsParked(f)
 	case parkedRetried:
 		return c.parkedRetried(f)
@@ -186,6 +189,12 @@ func (c *checker) observe(f fact) *violation {
 		c.parkRequested(f)
 	case parkedLeft:
 		return c.parkedLeft(f)
+	case parkOrdered:
+		c.parkOrdered(f)
+	case orderLapsed:
+		return c.orderLapsed(f)
+	case ordersLeft:
+		return c.ordersLeft(f)
 	case appended:
 		return c.appended(f)
 	case gapWaited, gapPassed:

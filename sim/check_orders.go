@@ -98,6 +98,7 @@ func (c *checker) setTo(p *checkedProjection, position int64) {
 		}
 	}
 	p.lot.dropAbove(position)
+	clear(p.lot.ordered) // they were about where it stood before
 	p.unhandled = nil
 	for i, a := range c.appends {
 		for _, e := range a.events {

@@ -12,6 +12,7 @@ type checkedLot struct {
 	asked     map[int64]fact     // the latest request
 	ever      map[int64]fact     // likewise, also those that are done
 	discarded map[int64]fact
+	ordered   map[int64]fact // orders to park that wait
 }
 
 type parkedEvent struct {
@@ -20,7 +21,7 @@ type parkedEvent struct {
 }
 
 func newCheckedLot() checkedLot {
-	return checkedLot{rows: map[int64]parkedEvent{}, of: map[string][]int64{}, asked: map[int64]fact{}, ever: map[int64]fact{}, discarded: map[int64]fact{}}
+	return checkedLot{rows: map[int64]parkedEvent{}, of: map[string][]int64{}, asked: map[int64]fact{}, ever: map[int64]fact{}, discarded: map[int64]fact{}, ordered: map[int64]fact{}}
 }
 
 func (l *checkedLot) remove(position int64) {

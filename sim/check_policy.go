@@ -14,6 +14,8 @@ type failures struct {
 	waited int           // more, until there was no room to park the event
 	since  time.Duration // the first
 	latest fact
+	// after an order to park the event had waited for long
+	ignored int
 }
 
 type laneName struct {
@@ -54,7 +56,14 @@ func (c *checker) fails(call *openCall, f fact) *violation {
 			n.alone++
 		}
 	}
+	order, ordered := c.projection(f.projection).lot.ordered[events[0].position]
+	if ordered && f.at-order.at > 2*c.setup.timing.Lease {
+		n.ignored++
+	}
 	c.failures[failureKey{laneOf(f), events[0].position}] = n
+	if n.ignored > ignoredMax {
+		return broken(obeys, []fact{order, call.begin, f}, "%s fails at event %d again and again, which it was ordered to park", owner(f), events[0].position)
+	}
 	attempts := c.setup.attempts[f.projection]
 	p, position := c.projection(f.projection), events[0].position
 	_, parked := p.lot.rows[position]
@@ -103,7 +112,7 @@ func (c *checker) failsAt(f fact, events []event) failures {
 // handler's failure is none.
 func (c *checker) parksInTime(f fact) *violation {
 	attempts := c.setup.attempts[f.projection]
-	if f.text == parkedBehind || attempts == 0 || len(f.events) == 0 {
+	if f.text != "" || attempts == 0 || len(f.events) == 0 {
 		return nil
 	}
 	first := f.events[0]

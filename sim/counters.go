@@ -102,6 +102,9 @@ const (
 	countRetryFailed
 	countDiscarded
 	countLotFull
+	countParkOrdered
+	countOrderMissed
+	countOrderLocated
 	countParkedHandedOver
 	countParkRefused
 	countZombieParkRefused
@@ -218,6 +221,9 @@ var counterWords = [counterCount]string{
 	countRetryFailed:       "a parked event was retried, and the handler failed again",
 	countDiscarded:         "a parked event was discarded",
 	countLotFull:           "a partition waited, since too many events were parked",
+	countParkOrdered:       "an event was parked by order",
+	countOrderMissed:       "an order to park an event came to nothing: the partition stood elsewhere",
+	countOrderLocated:      "a partition found that such an order was about another one's event",
 	countParkedHandedOver:  "a hand-over gave partitions with parked events to others",
 	countParkRefused:       "an event was not parked, since the worker's generation was over",
 	countZombieParkRefused: "one of these came from a worker whose lease was over",
@@ -421,9 +427,12 @@ func (t *tally) observe(f fact) {
 		t.isOrdered(f)
 	case eventsParked:
 		t.lots[f.projection] += len(f.events)
-		if f.text == parkedBehind {
+		switch f.text {
+		case parkedBehind:
 			t.counters[countParkedBehind]++
-		} else {
+		case parkedByOrder:
+			t.counters[countParkOrdered]++
+		default:
 			t.counters[countParked]++
 		}
 		t.projection(f.projection).commit(f)
@@ -433,6 +442,10 @@ func (t *tally) observe(f fact) {
 	case parkedDiscarded:
 		t.lots[f.projection]--
 		t.counters[countDiscarded]++
+	case orderLapsed:
+		t.counters[countOrderMissed]++
+	case orderLocated:
+		t.counters[countOrderLocated]++
 	case retryFailed:
 		t.counters[countRetryFailed]++
 	case projectionStarts:

@@ -65,6 +65,12 @@ type connection interface {
 	forget(l store.Lane, position int64, done func(error))
 	note(l store.Lane, position int64, attempts int, done func(error))
 	request(projection string, position int64, r protocol.ParkRequest, done func(n int, err error))
+	// Orders to park an event, each a transaction of its own. orderPark is an operator's,
+	// and so is outcome.
+	orderPark(projection string, position int64, done func(number int64, err error))
+	outcome(number int64) (string, error)
+	locate(l store.Lane, number int64, slot int, done func(error))
+	lapse(l store.Lane, number int64, why string, done func(error))
 
 	// Reading, as Table does it. None of these waits. Where they are not at, they end
 	// with errElsewhere.

@@ -93,6 +93,10 @@ const (
 	leftIdle        // its handler has left its transaction idle for so long that the server has ended it
 	faultLane       // it ends, and tells nobody
 	parkRequested   // by an operator: projection, from, text
+	parkOrdered     // likewise: projection, from
+	orderLocated    // from: a lane has said whose event the order to park it is about
+	orderLapsed     // from, text: nothing comes of the order, as a lane says
+	ordersLeft      // in the end: projection; from: how many orders wait
 	parkedLeft      // in the end: projection, events
 	served          // how it came by its events: text; projection alone
 	turnMissed      // a read was given up before its turn to look for who fills a gap; no lane
@@ -230,6 +234,14 @@ func (f fact) String() string {
 		fmt.Fprintf(&b, "has no room to park event %d, %s", f.from, lane)
 	case parkRequested:
 		fmt.Fprintf(&b, "%s: an operator asks for parked event %d", f.projection, f.from)
+	case parkOrdered:
+		fmt.Fprintf(&b, "%s: an operator orders to park event %d", f.projection, f.from)
+	case orderLocated:
+		fmt.Fprintf(&b, "knows whose event %d is, %s", f.from, lane)
+	case orderLapsed:
+		fmt.Fprintf(&b, "does not park event %d, %s", f.from, lane)
+	case ordersLeft:
+		fmt.Fprintf(&b, "%s has in the end %d orders to park", f.projection, f.from)
 	case parkedLeft:
 		fmt.Fprintf(&b, "%s has in the end parked %s", f.projection, positions(f.events))
 	case served:

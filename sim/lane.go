@@ -169,7 +169,7 @@ func (l *lane) do(a protocol.LaneAction) {
 		}
 		l.pausing++
 		n := l.pausing
-		l.paused, l.resting, l.retries = true, a.Why == protocol.NothingNew, a.Why == protocol.HandlerFailed
+		l.paused, l.resting, l.retries = true, a.Why == protocol.NothingNew, a.Why == protocol.HandlerFailed || a.Why == protocol.HandlerWaits
 		if l.run.draining || l.resting && l.tap.news != l.tap.feed.news {
 			l.wake()
 			return

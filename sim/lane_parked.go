@@ -37,6 +37,10 @@ func (l *lane) doParked(a protocol.LaneAction, patience time.Duration) {
 		l.note("drop", kind, a.Position, patience, func(c connection, done func(error)) { c.forget(l.id, a.Position, done) })
 	case protocol.LaneNote:
 		l.note("note", retryFailed, a.Position, patience, func(c connection, done func(error)) { c.note(l.id, a.Position, a.Attempts, done) })
+	case protocol.LaneLocate:
+		l.note("locate", orderLocated, a.Position, patience, func(c connection, done func(error)) { c.locate(l.id, a.Order, a.Slot, done) })
+	case protocol.LaneLapse:
+		l.noteWhy("lapse", orderLapsed, a.Position, a.Err.Error(), patience, func(c connection, done func(error)) { c.lapse(l.id, a.Order, a.Err.Error(), done) })
 	}
 }
 
@@ -52,7 +56,12 @@ func (l *lane) alone(what string, patience time.Duration, call func(c connection
 // note is alone for what leaves a fact. When it comes a second time, it has no
 // effect.
 func (l *lane) note(what string, kind kind, position int64, patience time.Duration, call func(c connection, done func(error))) {
+	l.noteWhy(what, kind, position, "", patience, call)
+}
+
+func (l *lane) noteWhy(what string, kind kind, position int64, why string, patience time.Duration, call func(c connection, done func(error))) {
 	f := l.fact(kind, position, 0)
+	f.text = why
 	l.alone(what, patience, func(c connection, done func(error)) {
 		call(c, func(err error) {
 			if err == nil {
@@ -74,7 +83,10 @@ func (l *lane) park(a protocol.LaneAction, patience time.Duration) {
 	rows := l.core.Parking()
 	f := l.fact(eventsParked, a.From.Position, a.To.Position)
 	f.events = l.events[:a.Count:a.Count]
-	if a.Attempts == 0 {
+	switch {
+	case a.Ordered:
+		f.text = parkedByOrder
+	case a.Attempts == 0:
 		f.text = parkedBehind
 	}
 	if p.freezeAtPark > 0 {
@@ -106,6 +118,9 @@ func (l *lane) sendPark(a protocol.LaneAction, rows []protocol.Parked, f fact, p
 
 // parkedBehind is the text of what is parked because of an earlier event.
 const parkedBehind = "behind another"
+
+// parkedByOrder is the text of what is parked by an operator's order.
+const parkedByOrder = "by order"
 
 // fetch reads a parked event again. What comes when nobody waits any more is
 // nobody's.
@@ -155,7 +170,7 @@ func (l *lane) unpark(position int64, patience time.Duration) {
 // before the program has been mended.
 func (l *lane) poisoned(events []event) bool {
 	w := l.p.w
-	if l.parks == 0 || w.healed || w.at >= w.plan.mended {
+	if l.parks == 0 && w.plan.orderParks == 0 || w.healed || w.at >= w.plan.mended {
 		return false
 	}
 	for _, e := range events {

@@ -22,8 +22,9 @@ import (
 // It finds a deadlock at once, where the server takes a second. Nothing else is
 // known to differ for those who use it as the store does.
 type memory struct {
-	clock clock
-	rules memoryRules
+	numbers int64 // of orders to park an event
+	clock   clock
+	rules   memoryRules
 
 	sets        map[string]*replicaSet
 	projections []*projectionRow // by name

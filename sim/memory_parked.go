@@ -26,7 +26,9 @@ func (c *memoryConnection) parked(l store.Lane, done func([]protocol.Parked, err
 		done(nil, err)
 		return
 	}
-	done(c.lot(l), nil)
+	rows := append(c.lot(l), c.ordersFor(l)...)
+	slices.SortStableFunc(rows, func(a, b protocol.Parked) int { return cmp.Compare(a.Position, b.Position) })
+	done(rows, nil)
 }
 
 // lot returns what is committed of a lane's parked events.
@@ -67,12 +69,23 @@ func (c *memoryConnection) park(l store.Lane, from, to protocol.Checkpoint, park
 		done(err)
 		return
 	}
+	p := c.projection(l.Projection)
+	waiting := p.waiting() // as the statement sees them, however long it waits
 	add := func(_, moved bool) {
 		if !moved && !c.rules.parkUnfenced {
 			end(false)
 			return
 		}
-		c.projection(l.Projection).park(t, parked, func() { end(true) })
+		p.park(t, parked, func() {
+			for _, e := range parked {
+				for _, o := range waiting {
+					if o.as(t).position == e.Position {
+						o.end(t, "parked", e.Slot)
+					}
+				}
+			}
+			end(true)
+		})
 	}
 	c.move(t, l, from, to, add)
 }
@@ -94,7 +107,7 @@ func (p *projectionRow) park(t *transaction, parked []protocol.Parked, then func
 			return
 		}
 		if r.as(t) == nil {
-			v.Since = t.m.now()
+			v.Since, v.Request = t.m.now(), protocol.Unasked
 			r.put(t, &v)
 		}
 	}
@@ -108,6 +121,9 @@ func (p *projectionRow) dropParkedAbove(t *transaction, position int64) {
 		if r.position > position && r.as(t) != nil && t.try(&r.lock, false) {
 			r.put(t, nil)
 		}
+	}
+	for _, o := range p.waiting() {
+		o.end(t, protocol.Past, o.as(t).slot)
 	}
 }
 

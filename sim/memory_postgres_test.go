@@ -27,8 +27,9 @@ func TestMemoryIsPostgres(t *testing.T) {
 		"opened": 0, "activated": 0, "waits for": 0, "expired": 0, " marks": 0, "written": 0,
 		"belongs to replica set": 0, "23503": 0, "a1": 0, "nothing missing": 0, "is missing": 0,
 		"parks": 0, "not parked": 0, "unparked": 0, "forgotten": 0, "noted": 0, "asked of 0": 0, "asked of 1": 0, "aggregate a": 0, "discard": 0,
+		"order rejected": 0, "located": 0, "lapsed": 0, "park, order": 0,
 	}
-	for seed := range uint64(6) {
+	for seed := range uint64(10) {
 		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
 			d := newDuel(t, url, seed)
 			for range 800 {
@@ -325,11 +326,35 @@ func (d *duel) parked(l store.Lane, open bool) (string, func(connection) string)
 			return answer
 		}
 	}
+	number := 1 + d.rand.Int64N(1+d.memory.numbers)
+	switch d.rand.IntN(4) {
+	case 0:
+		position += d.rand.Int64N(200)
+		return fmt.Sprintf("order to park %d of %s", position, l.Projection), func(c connection) (answer string) {
+			c.orderPark(l.Projection, position, func(n int64, err error) {
+				if errors.Is(err, store.ErrRejected) {
+					err = store.ErrRejected
+				}
+				answer = replied(fmt.Sprint("order ", n), err)
+			})
+			return answer
+		}
+	case 1:
+		return fmt.Sprintf("locate order %d of %s", number, l), func(c connection) (answer string) {
+			c.locate(l, number, l.Assignment.Partition, func(err error) { answer = replied("located", err) })
+			return answer
+		}
+	case 2:
+		return fmt.Sprintf("lapse order %d of %s", number, l), func(c connection) (answer string) {
+			c.lapse(l, number, "no", func(err error) { answer = replied("lapsed", err) })
+			return answer
+		}
+	}
 	return fmt.Sprint("look ", l), func(c connection) (answer string) {
 		c.parked(l, func(rows []protocol.Parked, err error) {
 			var b strings.Builder
 			for _, r := range rows {
-				fmt.Fprintf(&b, "%d in slot %d of %s, attempt %d, since %s, %s\n", r.Position, r.Slot, r.Aggregate, r.Attempts, r.Since.Sub(epoch), r.Request)
+				fmt.Fprintf(&b, "%d in slot %d of %s, attempt %d, since %s, %s, order %d\n", r.Position, r.Slot, r.Aggregate, r.Attempts, r.Since.Sub(epoch), r.Request, r.Order)
 			}
 			answer = replied(b.String(), err)
 		})

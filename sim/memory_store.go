@@ -39,6 +39,7 @@ type projectionRow struct {
 	name        string
 	checkpoints []*row[checkpointRow]
 	parked      []*parkedRow // by position
+	orders      []*orderRow  // to park an event, by number
 }
 
 type checkpointRow struct {

@@ -227,6 +227,33 @@ func (s memoryStore) Request(_ context.Context, projection string, position int6
 	return n, err
 }
 
+func (s memoryStore) OrderPark(_ context.Context, projection string, position int64, _ string) (number int64, err error) {
+	err = s.statement(func(c connection, done func(error)) {
+		c.orderPark(projection, position, func(n int64, err error) {
+			number = n
+			done(err)
+		})
+	})
+	return number, err
+}
+
+func (s memoryStore) Outcome(_ context.Context, number int64) (outcome string, err error) {
+	err = s.statement(func(c connection, done func(error)) {
+		var err error
+		outcome, err = c.outcome(number)
+		done(err)
+	})
+	return outcome, err
+}
+
+func (s memoryStore) Locate(_ context.Context, l store.Lane, number int64, slot int) error {
+	return s.statement(func(c connection, done func(error)) { c.locate(l, number, slot, done) })
+}
+
+func (s memoryStore) Lapse(_ context.Context, l store.Lane, number int64, why string) error {
+	return s.statement(func(c connection, done func(error)) { c.lapse(l, number, why, done) })
+}
+
 type memoryTx struct {
 	w    *memoryWorld
 	conn connection

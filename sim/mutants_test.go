@@ -423,6 +423,27 @@ var mutants = []mutant{
 		return a
 	}}, []promise{inOrder}},
 
+	// Orders to park an event.
+	{"parks the event that it stands at by then, whatever the order names", looks(func(l *lane, rows []protocol.Parked) []protocol.Parked {
+		for i := range rows {
+			if rows[i].Request == protocol.ToPark && len(l.events) > 0 {
+				rows[i].Position = l.events[0].position
+			}
+		}
+		return rows
+	}), []promise{underPolicy}},
+	{"parks the event after the one that the order names", looks(func(_ *lane, rows []protocol.Parked) []protocol.Parked {
+		for i := range rows {
+			if rows[i].Request == protocol.ToPark {
+				rows[i].Position++
+			}
+		}
+		return rows
+	}), []promise{underPolicy, obeys}},
+	{"does not look whether it is to park an event", looks(func(_ *lane, rows []protocol.Parked) []protocol.Parked {
+		return slices.DeleteFunc(rows, func(p protocol.Parked) bool { return p.Request == protocol.ToPark })
+	}), []promise{obeys}},
+
 	// Who runs.
 	{"has more partitions than it may", step(func(g protocol.Group, now time.Time, watch protocol.Watch) (protocol.Group, protocol.Decision) {
 		limit := g.MaxPartitions

@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"maps"
 	"slices"
 
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
@@ -41,7 +42,7 @@ func (w *world) operate() {
 func (w *world) parking() (names []string) {
 	for _, v := range w.plan.programs {
 		for _, q := range v.projections {
-			if q.parks > 0 && !slices.Contains(names, q.name) {
+			if (q.parks > 0 || w.plan.orderParks > 0) && !slices.Contains(names, q.name) {
 				names = append(names, q.name)
 			}
 		}
@@ -56,7 +57,7 @@ func (w *world) lotOf(projection string) (rows []protocol.Parked) {
 	defer c.close()
 	all := store.Lane{Projection: projection, Assignment: protocol.Assignment{Total: 1}}
 	c.parked(all, func(r []protocol.Parked, err error) { rows = r })
-	return rows
+	return slices.DeleteFunc(rows, func(p protocol.Parked) bool { return p.Request == protocol.ToPark })
 }
 
 // request asks for one event.
@@ -68,6 +69,79 @@ func (w *world) request(projection string, position int64, r protocol.ParkReques
 		}
 		c.close()
 	})
+}
+
+// orderPark has somebody order to park the event that a lane fails at, now and then, or one
+// near it: the operator has looked a while ago.
+func (w *world) orderPark() {
+	if w.over || w.healed {
+		return
+	}
+	w.after(between(w.ordering, 0, 2*w.plan.orderParks), w.orderPark)
+	var stand []*lane
+	for _, p := range w.alive() {
+		if p.run == nil {
+			continue
+		}
+		for _, l := range p.run.lanes {
+			if len(l.events) > 0 && (l.retries || w.ordering.IntN(20) == 0) {
+				stand = append(stand, l)
+			}
+		}
+	}
+	if w.down || len(stand) == 0 {
+		return
+	}
+	l := pick(w.ordering, stand...)
+	projection, set := l.id.Projection, l.p.set
+	position := l.events[w.ordering.IntN(min(len(l.events), 3))].position
+	if w.ordering.IntN(2) == 0 {
+		position = l.events[0].position
+	} else if w.ordering.IntN(10) == 0 {
+		position += 1 + w.ordering.Int64N(100)
+	}
+	w.after(pick(w.ordering, 0, w.plan.timing.Heartbeat/10, w.plan.timing.Heartbeat), func() {
+		if w.down || w.over || w.healed {
+			return
+		}
+		c := w.db.as(setName(set), store.BoundsOf(w.plan.timing.Lease)).connect()
+		c.orderPark(projection, position, func(number int64, err error) {
+			if err == nil {
+				w.record(fact{kind: parkOrdered, set: set, projection: projection, from: position})
+				w.numbers = append(w.numbers, parkNumber{projection, position, number})
+			}
+			c.close()
+		})
+	})
+}
+
+// A parkNumber is an order to park an event that somebody has given.
+type parkNumber struct {
+	projection       string
+	position, number int64
+}
+
+// countOrders notes how many orders to park events wait in the end, of those for events that
+// there are.
+func (w *world) countOrders() {
+	left, highest := map[string]int64{}, int64(0)
+	for _, f := range w.history.facts {
+		for _, e := range f.events {
+			if f.kind == appended {
+				highest = max(highest, e.position)
+			}
+		}
+	}
+	c := w.db.connect()
+	defer c.close()
+	for _, o := range w.numbers {
+		if outcome, err := c.outcome(o.number); err == nil && outcome == "" && o.position <= highest {
+			left[o.projection]++
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(left)) {
+		w.record(fact{kind: ordersLeft, projection: name, from: left[name]})
+	}
 }
 
 // countLots notes what is parked in the end.

@@ -32,7 +32,10 @@ type plan struct {
 	// park.
 	maxParked int
 	operate   time.Duration
-	mended    time.Duration
+	// orderParks is about how often an operator orders to park an event; 0: never. Then
+	// all projections fail at some events.
+	orderParks time.Duration
+	mended     time.Duration
 	// So many events can't be read, until their rows are rewritten; 0: never.
 	unreadable int
 	rewritten  time.Duration
@@ -282,6 +285,7 @@ func planOf(seed uint64, o options) plan {
 		p.drawStore(rand.New(rand.NewPCG(seed, 12)))
 	}
 	p.drawStarts(rand.New(rand.NewPCG(seed, 13)), o)
+	p.drawOrderParks(rand.New(rand.NewPCG(seed, 14)))
 	p.crowdEvery = (p.settle() * 5 / 4 / 30).Truncate(time.Microsecond)
 	return p
 }
@@ -398,6 +402,15 @@ func (p *plan) drawParking(r *rand.Rand) {
 		p.faults = append(p.faults, fault{at: between(r, 0, p.length), kind: delayPark, worker: r.IntN(1000), length: between(r, 0, 50*time.Millisecond)})
 	}
 	p.sortFaults()
+}
+
+// drawOrderParks draws how often operators order to park an event.
+func (p *plan) drawOrderParks(r *rand.Rand) {
+	if !chance(r, 200) {
+		return
+	}
+	p.orderParks = pick(r, p.timing.Heartbeat/2, p.timing.Heartbeat, 3*p.timing.Heartbeat)
+	p.handlers.poison = max(p.handlers.poison, pick(r, 5, 20, 100))
 }
 
 // drawBatches draws which plain projections take several events at once.

@@ -65,3 +65,33 @@ func (c *postgresConnection) request(projection string, position int64, r protoc
 	n, err := store.AskParked(context.Background(), store.Tables{DB: c.db.pool}, projection, store.ParkedSelection{Positions: []int64{position}}, r)
 	done(n, c.db.heard(err))
 }
+
+func (c *postgresConnection) orderPark(projection string, position int64, done func(number int64, err error)) {
+	if err := c.free("request"); err != nil {
+		done(0, err)
+		return
+	}
+	number, err := c.store().OrderPark(context.Background(), projection, position, "operator")
+	done(number, c.db.heard(err))
+}
+
+func (c *postgresConnection) outcome(number int64) (string, error) {
+	o, err := c.store().ParkOrder(context.Background(), number)
+	return o.Outcome, c.db.heard(err)
+}
+
+func (c *postgresConnection) locate(l store.Lane, number int64, slot int, done func(error)) {
+	if err := c.free("locate"); err != nil {
+		done(err)
+		return
+	}
+	done(c.db.heard(c.store().Locate(context.Background(), l, number, slot)))
+}
+
+func (c *postgresConnection) lapse(l store.Lane, number int64, why string, done func(error)) {
+	if err := c.free("lapse"); err != nil {
+		done(err)
+		return
+	}
+	done(c.db.heard(c.store().Lapse(context.Background(), l, number, why)))
+}

@@ -26,6 +26,9 @@ type world struct {
 	rand   *rand.Rand // of the environment
 	// operator is that of who looks after what is parked.
 	operator *rand.Rand
+	// ordering is that of who orders to park events; numbers are those orders.
+	ordering *rand.Rand
+	numbers  []parkNumber
 	workers  []*worker
 	started  int // workers there ever were
 	members  map[protocol.WorkerID]bool
@@ -176,7 +179,7 @@ func (q *tasks) pop() *task {
 // newWorld makes the world of a plan. The database comes by open, since it
 // lives by the world's clock.
 func newWorld(p plan, r rules, open func(w *world) (database, error)) (*world, error) {
-	w := &world{plan: p, rules: r, rand: rand.New(rand.NewPCG(p.seed, 1)), operator: rand.New(rand.NewPCG(p.seed, 5)), slots: map[string]int{}, index: map[int64]int{}, members: map[protocol.WorkerID]bool{}, published: map[protocol.WorkerID]int32{}}
+	w := &world{plan: p, rules: r, rand: rand.New(rand.NewPCG(p.seed, 1)), operator: rand.New(rand.NewPCG(p.seed, 5)), ordering: rand.New(rand.NewPCG(p.seed, 15)), slots: map[string]int{}, index: map[int64]int{}, members: map[protocol.WorkerID]bool{}, published: map[protocol.WorkerID]int32{}}
 	slowest := p.slowest()
 	w.history.setup = setup{
 		seed: p.seed, transactional: map[string]bool{}, scopes: map[string]scope{}, settle: p.settle(),
@@ -222,6 +225,9 @@ func (w *world) run() error {
 	if len(w.parking()) > 0 {
 		w.after(w.plan.operate, w.operate)
 	}
+	if w.plan.orderParks > 0 {
+		w.after(w.plan.orderParks, w.orderPark)
+	}
 	heal := w.plan.length
 	t := w.plan.slowest()
 	quiet := max(5*t.Heartbeat, t.Lease)
@@ -253,6 +259,7 @@ func (w *world) run() error {
 
 func (w *world) end() {
 	w.countLots()
+	w.countOrders()
 	w.record(fact{kind: ended})
 	if w.found == nil && w.judge != nil {
 		w.found = w.judge()

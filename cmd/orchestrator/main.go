@@ -12,6 +12,7 @@
 //	orchestrator park list PROJECTION               what it has gone past without handling it
 //	orchestrator park retry PROJECTION WHICH        -position N (or several), -aggregate ID or -all
 //	orchestrator park discard PROJECTION WHICH
+//	orchestrator park add SET PROJECTION POSITION   go past the event that it stands at, whatever its failure rule
 //
 // The database is the one that -database or DATABASE_URL names. Others on the machine
 // see -database, and a password in it, in the list of processes: use DATABASE_URL, or a
@@ -119,7 +120,7 @@ type call struct {
 	interval, timeout        time.Duration
 	limit                    int
 	all                      bool
-	aggregate                string
+	aggregate, by            string
 	positions                positions
 }
 
@@ -145,13 +146,16 @@ var commands = map[string]struct {
 	"rewind":  {rewind, "SET PROJECTION POSITION", confirmedFlags},
 	"drain":   {drain, "SET WORKER", orderFlags},
 	"undrain": {undrain, "SET WORKER", orderFlags},
-	"park": {park, "list|retry|discard PROJECTION", func(c *call, f *flag.FlagSet) {
+	"park": {park, "list|retry|discard|add [SET] PROJECTION [POSITION]", func(c *call, f *flag.FlagSet) {
 		f.BoolVar(&c.json, "json", false, "list as JSON")
 		f.IntVar(&c.limit, "n", 100, "list at most this `many` events")
 		f.BoolVar(&c.all, "all", false, "retry or discard all of the projection's")
 		f.StringVar(&c.aggregate, "aggregate", "", "retry or discard those of the aggregate with this `ID`")
 		f.Var(&c.positions, "position", "retry or discard the one at position `N`; may be given several times")
-		f.BoolVar(&c.yes, "yes", false, "discard without asking")
+		f.BoolVar(&c.yes, "yes", false, "discard or add without asking")
+		f.StringVar(&c.by, "by", login(), "who adds, for the history: a `name`")
+		f.BoolVar(&c.nowait, "nowait", false, "add: don't wait until the event is parked")
+		f.DurationVar(&c.timeout, "timeout", time.Minute, "add: how long to wait for that")
 	}},
 }
 

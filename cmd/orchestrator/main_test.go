@@ -30,10 +30,11 @@ type stage struct {
 	db  *sql.DB
 	url string
 
-	mu    sync.Mutex
-	calls map[string][]int64 // projection → positions, as handled
-	hold  chan struct{}      // not nil: handlers of "slow" wait for it
-	fails atomic.Bool        // handlers of "slow" fail
+	mu     sync.Mutex
+	calls  map[string][]int64 // projection → positions, as handled
+	hold   chan struct{}      // not nil: handlers of "slow" wait for it
+	fails  atomic.Bool        // handlers of "slow" fail
+	poison atomic.Int64       // where the handler of "quick" fails; 0: nowhere
 }
 
 func newStage(t *testing.T) *stage {
@@ -77,6 +78,9 @@ func (p projection) Handle(ctx context.Context, e orchestrator.Event) error {
 	}
 	if p.name == "slow" && p.stage.fails.Load() {
 		return errors.New("it is broken")
+	}
+	if p.name == "quick" && e.GlobalPosition == p.stage.poison.Load() {
+		return errors.New("it is poison")
 	}
 	return nil
 }
@@ -288,6 +292,62 @@ func TestPark(t *testing.T) {
 	}
 }
 
+// An event that holds a projection up that never parks is parked by order, by name.
+func TestParkAdd(t *testing.T) {
+	s := newStage(t)
+	s.poison.Store(2)
+	s.worker()
+	s.append(3)
+	s.running(1)
+	pgtest.Eventually(t, "it fails", func() bool { return strings.Contains(s.ok("status"), "it is poison") })
+	if code, _, errs := s.run("park", "add", "set", "quick", "2"); code != exitUsage || !strings.Contains(errs, "-yes") || !strings.Contains(errs, "event 2") {
+		t.Errorf("what nobody has confirmed ends with %d: %s", code, errs)
+	}
+	if code, _, errs := s.run("park", "add", "set", "quick", "3", "-yes", "-by", "ann"); code != exitFailed || !strings.Contains(errs, "stands at position 2") {
+		t.Errorf("an event that it has not come to ends with %d: %s", code, errs)
+	}
+	if out := s.ok("park", "add", "set", "quick", "2", "-yes", "-by", "ann"); !strings.HasPrefix(out, "event 2 is parked") {
+		t.Errorf("park add: %s", out)
+	}
+	out := s.ok("history", "set")
+	for _, want := range []string{"ann", "event 2 of quick", "parked", "event 3 of quick", "lapsed: "} {
+		if !strings.Contains(out, want) {
+			t.Errorf("the history does not tell of %q:\n%s", want, out)
+		}
+	}
+	s.poison.Store(4)
+	s.append(1)
+	pgtest.Eventually(t, "it fails again", func() bool {
+		st := s.status()
+		return st.Head >= 4 && slices.ContainsFunc(st.Waits, func(w ops.Wait) bool { return w.Kind == ops.WaitRetry && w.Position == 4 })
+	})
+	s.ok("pause", "set", "quick")
+	if out := s.ok("park", "add", "set", "quick", "4", "-yes", "-nowait"); !strings.HasPrefix(out, "ordered, with number 3") {
+		t.Errorf("-nowait: %s", out)
+	}
+	if out := s.ok("status"); !strings.Contains(out, "event 4 of projection quick is to be parked, as "+login()+" has ordered") {
+		t.Errorf("the status of an order that waits:\n%s", out)
+	}
+	if code, _, errs := s.run("park", "add", "set", "quick", "4", "-yes", "-timeout", "1ms"); code != exitFailed || !strings.Contains(errs, "order 3 stands") {
+		t.Errorf("an order that waits ends with %d: %s", code, errs)
+	}
+	for _, c := range []struct {
+		args []string
+		code int
+		says string
+	}{
+		{[]string{"park", "add", "set", "quick"}, exitUsage, "takes SET PROJECTION POSITION"},
+		{[]string{"park", "list", "set", "quick"}, exitUsage, "takes PROJECTION"},
+		{[]string{"park", "add", "set", "quick", "0"}, exitUsage, `"0"`},
+		{[]string{"park", "add", "set", "quick", "1", "-yes"}, exitFailed, "it is past that"},
+		{[]string{"park", "add", "set", "nobody", "9", "-yes"}, exitFailed, `"nobody"`},
+	} {
+		if code, _, errs := s.run(c.args...); code != c.code || !strings.Contains(errs, c.says) {
+			t.Errorf("orchestrator %v ends with %d: %s", c.args, code, errs)
+		}
+	}
+}
+
 func TestWatch(t *testing.T) {
 	s := newStage(t)
 	s.worker()
@@ -433,6 +493,8 @@ VALUES ('set', $1, now(), 1, now() + interval '1 hour', 3, 1, '[0]', 1, 0, 0, 3,
 	s.exec(`INSERT INTO orchestrator_checkpoints VALUES ($1, 0, 'set', 3, 1, 70, NULL, now())`, evil)
 	s.exec(`INSERT INTO orchestrator_history VALUES ('set', 3, $1, 1, '{}', now(), now())`, evil)
 	s.exec(`INSERT INTO orchestrator_parked VALUES ('p', 68, 1, $1, $1, 3, now())`, evil)
+	s.exec(`INSERT INTO orchestrator_park_orders (replica_set, generation, projection, position, ordered_by, ordered_at) VALUES ('set', 3, $1, 71, $1, now())`, evil)
+	s.exec(`INSERT INTO orchestrator_park_orders (replica_set, generation, projection, position, ordered_by, ordered_at, ended_at, outcome) VALUES ('set', 3, $1, 72, $1, now(), now(), $1)`, evil)
 	var sets []ops.ReplicaSetStatus
 	if _, out, _ := s.run("status", "-json"); json.Unmarshal([]byte(out), &sets) != nil || len(sets) != 1 || sets[0].Reason != evil {
 		t.Errorf("the JSON has lost what the database holds: %s", out)
@@ -481,7 +543,7 @@ func TestSchemaFlag(t *testing.T) {
 	}
 	for _, line := range []string{
 		"status", "status set", "history set", "pause set", "pause set p", "resume set", "resume set p", "rewind set p 1 -yes", "drain set w", "undrain set w",
-		"park list p", "park retry p -all", "park discard p -all -yes",
+		"park list p", "park retry p -all", "park discard p -all -yes", "park add set p 1 -yes",
 	} {
 		var out, errs strings.Builder
 		args := append(strings.Fields(line), "-database", url)

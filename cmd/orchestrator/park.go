@@ -5,7 +5,10 @@ import (
 	"database/sql"
 	"fmt"
 	"io"
+	"os"
+	"os/user"
 	"strconv"
+	"strings"
 	"time"
 
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
@@ -27,15 +30,21 @@ func (p *positions) Set(text string) error {
 }
 
 func park(ctx context.Context, c *call) error {
-	switch what := c.arg(0); what {
+	what := c.arg(0)
+	if takes := map[string]string{"list": "PROJECTION", "retry": "PROJECTION", "discard": "PROJECTION", "add": "SET PROJECTION POSITION"}[what]; takes != "" && len(c.args) != 1+len(strings.Fields(takes)) {
+		return usageError{fmt.Sprintf("park %s takes %s, and got %q", what, takes, c.args[1:])}
+	}
+	switch what {
 	case "list":
 		return c.parkList(ctx)
+	case "add":
+		return c.parkAdd(ctx)
 	case "retry":
 		return c.parkAsk(ctx, ops.RetryParked, "")
 	case "discard":
 		return c.parkAsk(ctx, ops.DiscardParked, "Projection %s will never handle them: %s. Go on?")
 	default:
-		return usageError{fmt.Sprintf("park: %q is neither list nor retry nor discard", what)}
+		return usageError{fmt.Sprintf("park: %q is none of list, retry, discard and add", what)}
 	}
 }
 
@@ -80,6 +89,49 @@ func (c *call) parkAsk(ctx context.Context, ask func(context.Context, *sql.DB, s
 	}
 	fmt.Fprintf(c.stdout, "asked for %s; the workers that have their partitions do it: orchestrator park list %s\n", plural(n, "event"), c.arg(1))
 	return nil
+}
+
+// parkAdd orders to park the event that a projection stands at, and waits until that is done.
+func (c *call) parkAdd(ctx context.Context) error {
+	set, projection := orchestrator.ReplicaSetName(c.arg(1)), c.arg(2)
+	position, err := strconv.ParseInt(c.arg(3), 10, 64)
+	if err != nil || position < 1 {
+		return usageError{fmt.Sprintf("park add: the position is %q; it must be a number from 1 on", c.arg(3))}
+	}
+	question := fmt.Sprintf("Projection %s will go past event %d without handling it, if it stands there, and past the later events of its aggregate, until they are retried or discarded. Go on?", projection, position)
+	if err := c.confirm(question); err != nil {
+		return err
+	}
+	order, err := ops.Park(ctx, c.db, set, projection, position, c.by, c.in)
+	if err != nil {
+		return err
+	}
+	if c.nowait {
+		fmt.Fprintf(c.stdout, "ordered, with number %d; what becomes of it: orchestrator history %s\n", order, set)
+		return nil
+	}
+	wait, cancel := context.WithTimeoutCause(ctx, c.timeout, fmt.Errorf("event %d is not parked after %s; order %d stands, and waits for a worker: see orchestrator status %s", position, c.timeout, order, set))
+	defer cancel()
+	switch err := ops.AwaitPark(wait, c.db, order, c.in); {
+	case wait.Err() != nil:
+		return context.Cause(wait)
+	case err != nil:
+		return err
+	}
+	fmt.Fprintf(c.stdout, "event %d is parked: orchestrator park list %s\n", position, projection)
+	return nil
+}
+
+// login is who calls the command, as far as that is known.
+func login() string {
+	name, host := "somebody", "unknown"
+	if u, err := user.Current(); err == nil && u.Username != "" {
+		name = u.Username
+	}
+	if h, err := os.Hostname(); err == nil {
+		host = h
+	}
+	return name + "@" + host
 }
 
 // renderParked shows parked events by position.

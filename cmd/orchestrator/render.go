@@ -40,6 +40,10 @@ func render(s ops.ReplicaSetStatus) string {
 	for _, name := range slices.Sorted(maps.Keys(s.Rewinds)) {
 		fmt.Fprintf(&b, "  ! %s is to be set to position %d by the next activation\n", clean(name), s.Rewinds[name])
 	}
+	for _, o := range s.ParkOrders {
+		fmt.Fprintf(&b, "  ! event %d of projection %s is to be parked, as %s has ordered at %s UTC: it waits for the worker\n",
+			o.Position, clean(o.Projection), clean(o.By), o.OrderedAt.UTC().Format(time.DateTime))
+	}
 	b.WriteString("\n" + workers(s))
 	if len(s.Partitions) > 0 {
 		b.WriteString("\n" + partitions(s))
@@ -107,7 +111,27 @@ func renderHistory(records []ops.GenerationRecord) string {
 			fmt.Sprint(len(r.Members)), r.Reason, dash(strings.Join(r.WaitedFor, " ")),
 		})
 	}
-	return table(rows)
+	return table(rows) + renderParkOrders(records)
+}
+
+// renderParkOrders shows the orders to park events, which open no generation.
+func renderParkOrders(records []ops.GenerationRecord) string {
+	rows := [][]string{{"ORDER", "GIVEN", "BY", "TO PARK", "OUTCOME"}}
+	for _, r := range records {
+		for _, o := range r.ParkOrders {
+			outcome := string(o.State)
+			if o.Reason != "" {
+				outcome += ": " + o.Reason
+			}
+			rows = append(rows, []string{
+				fmt.Sprint(o.Number), o.OrderedAt.UTC().Format(time.DateTime), o.By, fmt.Sprintf("event %d of %s", o.Position, o.Projection), outcome,
+			})
+		}
+	}
+	if len(rows) == 1 {
+		return ""
+	}
+	return "\n" + table(rows)
 }
 
 // table aligns columns, indented.

@@ -71,11 +71,15 @@ const (
 	LaneUnpark // delete the row at Position in the open transaction
 	LaneDrop   // delete it in a statement of its own that commits; to Discard the event
 	LaneNote   // have it say Attempts and why, and ask for nothing; likewise
+
+	// About orders to park an event; see heed.
+	LaneLocate // have Order say the Slot of its event, in a statement of its own that commits
+	LaneLapse  // end Order, which is about the event at Position, for Err; likewise
 )
 
 func (d LaneDo) String() string {
 	return [...]string{"start", "load", "find", "read", "open", "prove", "handle", "write", "commit", "save", "pause", "follow", "end",
-		"look", "park", "fetch", "unpark", "drop", "note"}[d]
+		"look", "park", "fetch", "unpark", "drop", "note", "locate", "lapse"}[d]
 }
 
 // A LaneAction is one thing to do, and then to answer. The fields that go with
@@ -92,6 +96,7 @@ type LaneAction struct {
 	From, To     Checkpoint
 
 	For      time.Duration
+	Retry    time.Duration // in what time the event at fault is tried again, in more than one pause if that is long
 	Why      LanePauseWhy
 	Position int64 // of the event at fault, or of a parked one
 	// Attempts is how often it has failed. To handle it: how often the first of the
@@ -101,6 +106,10 @@ type LaneAction struct {
 	Parked  bool // the event to handle is not a pending one, but what LaneFetch has read
 	Replay  bool // the live version of the projection has handled the events
 	Discard bool // nobody has handled the event
+	Ordered bool // the event is parked by order
+
+	Order int64
+	Slot  int
 
 	Requests bool // the look wants the rows for which something is asked, and no others
 
@@ -135,10 +144,20 @@ func (a LaneAction) String() string {
 		text = fmt.Sprintf("note %d, attempt %d", a.Position, a.Attempts)
 	case LaneWrite, LaneSave:
 		text = fmt.Sprintf("%s %s to %s", a.Do, a.From, a.To)
+	case LaneLocate:
+		text = fmt.Sprintf("locate %d, slot %d", a.Position, a.Slot)
+	case LaneLapse:
+		text = fmt.Sprintf("lapse %d: %v", a.Position, a.Err)
 	case LanePause:
-		text = fmt.Sprintf("pause %s: %s", a.For, a.Why)
+		text = fmt.Sprintf("pause %s: %s", max(a.For, a.Retry), a.Why)
 	case LaneEnd:
 		text = fmt.Sprintf("end: %s", a.End)
+	}
+	if a.Ordered {
+		text += " by order"
+	}
+	if a.Do == LanePause && a.Why == HandlerWaits {
+		return text
 	}
 	if a.Do == LanePause && a.Why == HandlerCut {
 		text += fmt.Sprintf(" at %d", a.Position)
@@ -166,10 +185,12 @@ const (
 	Suspended
 	// HandlerCut: it has lost its connection to the database, which is no failure of its.
 	HandlerCut
+	// HandlerWaits: the pause after a failure goes on.
+	HandlerWaits
 )
 
 func (w LanePauseWhy) String() string {
-	return [...]string{"nothing new", "the live version is no further", "the database failed", "the handler failed", "too many parked", "suspended", "the handler's connection was lost"}[w]
+	return [...]string{"nothing new", "the live version is no further", "the database failed", "the handler failed", "too many parked", "suspended", "the handler's connection was lost", "until the next attempt"}[w]
 }
 
 // LaneEndWhy says why a lane ends.
@@ -338,6 +359,9 @@ type Lane struct {
 	hand         *Parked       // the parked event that is in hand; see treat
 	last         LaneAction
 
+	orders []Parked      // to park an event, of which nothing has come yet
+	wait   time.Duration // that is left until the event at fault is tried again
+
 	// Failures that are to pass by themselves: of the first pending event, and of
 	// the parked one that was in hand last.
 	passes, handPasses passes
@@ -446,6 +470,10 @@ func (l *Lane) advance(now time.Time, s Signals, a LaneAnswer) LaneAction {
 		return l.loaded(now, s, a.Found)
 	case LaneLook:
 		return l.look(now, s, a)
+	case LaneFetch:
+		return l.located(now, s, a)
+	case LaneLocate, LaneLapse:
+		return l.answered(now, s, a)
 	case LaneRead:
 		return l.page(now, s, a)
 	case LaneFollow:
@@ -598,6 +626,11 @@ func (l *Lane) batch(now time.Time, s Signals) LaneAction {
 		return end(s)
 	}
 	l.size, l.done, l.failed = l.track.Batch(l.config.Batch), 0, nil
+	if len(l.orders) > 0 {
+		if action, due := l.heed(); due {
+			return action
+		}
+	}
 	if l.lot.Len() > 0 {
 		n, behind := l.track.Split(l.size, &l.lot)
 		if behind {
@@ -610,6 +643,8 @@ func (l *Lane) batch(now time.Time, s Signals) LaneAction {
 		return l.write(0)
 	case l.size == 0:
 		return l.rest(now, s)
+	case l.wait > 0:
+		return l.waitOn()
 	}
 	return l.begin(now, s)
 }
@@ -711,6 +746,7 @@ func (l *Lane) rewrite() LaneAction {
 	switch {
 	case l.parking != nil:
 		a.Do, a.Count, a.Position, a.Attempts = LanePark, len(l.parking), l.parking[0].Position, l.parking[0].Attempts
+		a.Ordered = l.parking[0].Request == ToPark
 	case l.saves():
 		a.Do = LaneSave
 	}
@@ -726,9 +762,10 @@ func (l *Lane) saves() bool { return !l.config.Kind.InTransaction() || l.size ==
 func (l *Lane) committed(now time.Time, s Signals) LaneAction {
 	l.track.Committed(l.next, l.size, now)
 	l.settled, l.done = max(0, l.size-len(l.parking)), 0
-	l.failures, l.resolving, l.refused, l.passes = 0, false, false, passes{}
+	l.failures, l.resolving, l.refused, l.passes, l.wait = 0, false, false, passes{}, 0
 	for i := range l.parking {
-		l.parking[i].Since = now
+		l.obeyed(l.parking[i].Position)
+		l.parking[i].Since, l.parking[i].Request = now, Unasked
 	}
 	if l.parking != nil {
 		l.lot.Add(l.parking...)
@@ -848,8 +885,7 @@ func (l *Lane) faultWithin(now time.Time, n int, a LaneAnswer) LaneAction {
 
 // cut pauses before events are handled again whose handler has lost its connection.
 func (l *Lane) cut(position int64, a LaneAnswer) LaneAction {
-	l.resume = (*Lane).top
-	return LaneAction{Do: LanePause, For: l.config.Retry.Delay(l.passes.n, a.Jitter), Why: HandlerCut, Position: position}
+	return l.retryIn(l.config.Retry.Delay(l.passes.n, a.Jitter), LaneAction{Do: LanePause, Why: HandlerCut, Position: position})
 }
 
 // counts reports whether a failure at the first pending event, alone, counts. One that
@@ -865,18 +901,14 @@ func (l *Lane) fault(position int64, attempts int, counts bool, a LaneAnswer) La
 			return action
 		}
 	}
-	l.resume = (*Lane).top
-	pause := LaneAction{
-		Do: LanePause, For: l.config.Retry.Delay(max(attempts, l.passes.n), a.Jitter), Why: HandlerFailed,
-		Position: position, Attempts: attempts,
-	}
+	in := l.config.Retry.Delay(max(attempts, l.passes.n), a.Jitter)
 	switch {
 	case a.Failure == Permanent && counts: // the policy has nothing but trying again, and soon is of no use
-		pause.For = l.config.Retry.Delay(math.MaxInt, a.Jitter)
+		in = l.config.Retry.Delay(math.MaxInt, a.Jitter)
 	case a.Failure == Permanent: // only to know which event it is
-		pause.For = 0
+		in = 0
 	}
-	return pause
+	return l.retryIn(in, LaneAction{Do: LanePause, Why: HandlerFailed, Position: position, Attempts: attempts})
 }
 
 // blame counts a failure, and says what the policy wants when there were enough of them,

@@ -88,6 +88,7 @@ func (l *Lane) look(now time.Time, s Signals, a LaneAnswer) LaneAction {
 		})
 	}
 	l.looked = now
+	a.Parked = l.takeOrders(a.Parked)
 	if l.requests {
 		l.lot.Ask(a.Parked)
 		l.requestsTook = now.Sub(l.lookBegan)
@@ -96,8 +97,11 @@ func (l *Lane) look(now time.Time, s Signals, a LaneAnswer) LaneAction {
 		l.lookedAll, l.allTook = now, now.Sub(l.lookBegan)
 		l.requestsTook = min(l.requestsTook, l.allTook) // they are some of all
 	}
-	if l.config.OnFailure == ParkEvents || l.lot.Len() > 0 {
+	if l.config.OnFailure == ParkEvents || l.lot.Len() > 0 || len(l.orders) > 0 {
 		l.track.Keep()
+	}
+	if l.wait > 0 && len(l.orders) == 0 && !s.stopping() {
+		return l.waitOn()
 	}
 	return l.top(now, s)
 }

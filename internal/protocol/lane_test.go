@@ -249,6 +249,7 @@ func TestLane(t *testing.T) {
 			{answer: ok, want: "read 4 after 12"},
 			{answer: evens(), want: "handle 0+1"},
 			{answer: failing(Passing), want: "pause 200ms: the handler failed at 12, attempt 2", later: 7 * time.Second}, // over a lease, and not often
+			{answer: ok, want: "look"},
 			{answer: ok, want: "read 4 after 12"},
 			{answer: evens(), want: "handle 0+1"},
 			{answer: failing(Passing), want: "pause 400ms: the handler failed at 12, attempt 3"},
@@ -289,6 +290,7 @@ func TestLane(t *testing.T) {
 			{answer: ok, want: "read 4 after 12"},
 			{answer: evens(), want: "handle 0+1"},
 			{answer: failing(Cut), want: "pause 200ms: the handler's connection was lost at 12", later: 7 * time.Second}, // over a lease, and not often
+			{answer: ok, want: "look"},
 			{answer: ok, want: "read 4 after 12"},
 			{answer: evens(), want: "handle 0+1"},
 			{answer: failing(Cut), want: "pause 400ms: the handler's connection was lost at 12"},

@@ -28,11 +28,19 @@ const (
 	Unasked ParkRequest = ""
 	Retry   ParkRequest = "retry"
 	Discard ParkRequest = "discard"
+	// ToPark is an order to park an event that a lane stands at. It is no row of a
+	// parked event yet, and comes with those.
+	ToPark ParkRequest = "park"
 )
 
-// A Parked event is one that a lane has gone past and not handled.
+// NoSlot is the slot of an event that is to be parked, before a lane has looked at it.
+const NoSlot = -1
+
+// A Parked event is one that a lane has gone past and not handled, or, with ToPark, is
+// ordered to go past.
 type Parked struct {
 	Position  int64
+	Order     int64 // the number of the order to park it
 	Slot      int
 	Aggregate string // as Storable has it
 	Attempts  int    // 0: it waits behind another

@@ -140,6 +140,21 @@ func (t *Track) Keep() {
 // First returns the position of the first pending event.
 func (t *Track) First() int64 { return t.pending[0] }
 
+// Find returns which of the pending events is at a position.
+func (t *Track) Find(position int64) (i int, pending bool) {
+	return slices.BinarySearch(t.pending, position)
+}
+
+// Stands reports whether the lane stands at the i-th pending event, where the next batch
+// is of n: it is in that, or in one that has failed and is not all tried again. Where a
+// failure was at the first one, alone, the lane stands at that one only.
+func (t *Track) Stands(i, n int) bool {
+	if t.fault != 0 && t.pending[0] == t.fault && t.attempts > 0 {
+		return i == 0
+	}
+	return i < n || t.pending[i] <= t.until
+}
+
 // Split returns how many of the first n pending events come before one whose
 // aggregate has parked events. If that is the first, behind is true and it
 // returns how many there are of the kind, one after another.
@@ -283,7 +298,8 @@ type Found struct {
 	Generation int64
 	Checkpoint Checkpoint
 	Exists     bool
-	// NoneParked: nor is there a row of a parked event for the lane to read.
+	// NoneParked: nor is there a row of a parked event for the lane to read, or an order
+	// to park one.
 	NoneParked bool
 	// Follows: another version of the projection is the live one; see follow.go.
 	Follows bool

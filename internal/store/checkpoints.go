@@ -38,7 +38,8 @@ func (l Lane) values() sqltext.Values {
 	}
 }
 
-// Load returns the lane's checkpoint, and whether any events are parked beside it.
+// Load returns the lane's checkpoint, and whether any events are parked beside it, or
+// ordered to be.
 func (s *Store) Load(ctx context.Context, l Lane) (protocol.Found, error) {
 	return s.find(ctx, l, loadSQL)
 }
@@ -61,8 +62,10 @@ SELECT generation, position, ahead, false, false FROM orchestrator_checkpoints
  WHERE replica_set = {set} AND projection = {projection} AND partition = {partition}` + onPrimary + ` FOR UPDATE`)
 )
 
-// noneParkedText is whether nothing is parked beside a checkpoint, of so many partitions.
-const noneParkedText = `NOT EXISTS (SELECT FROM orchestrator_parked p WHERE p.projection = c.projection AND (p.slot %% %s) = c.partition)`
+// noneParkedText is whether nothing is parked beside a checkpoint, of so many partitions,
+// or ordered to be.
+const noneParkedText = `NOT EXISTS (SELECT FROM orchestrator_parked p WHERE p.projection = c.projection AND (p.slot %% %s) = c.partition)
+   AND NOT EXISTS (SELECT FROM orchestrator_park_orders o WHERE o.projection = c.projection AND o.ended_at IS NULL)`
 
 // onPrimary ends a statement with an error on a standby, as viewSQL does.
 const onPrimary = ` AND (SELECT pg_current_wal_lsn()) IS NOT NULL`

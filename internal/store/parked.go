@@ -23,15 +23,15 @@ var (
 	// In a statement of its own, after the lane has found its checkpoint under
 	// its generation: by then nobody else can add or delete rows of its slots.
 	parkedSQL = sqltext.New(`
-SELECT position, slot, aggregate_id, attempts, parked_at, coalesce(request, '')
+SELECT position, slot, aggregate_id, attempts, parked_at, coalesce(request, ''), 0::bigint
   FROM orchestrator_parked
- WHERE projection = {projection} AND (slot % {total}) = {partition} ORDER BY position`)
+ WHERE projection = {projection} AND (slot % {total}) = {partition}` + parkOrdersText)
 
 	// requestsSQL is parkedSQL for the rows for which something is asked.
 	requestsSQL = sqltext.New(`
-SELECT position, slot, aggregate_id, attempts, parked_at, coalesce(request, '')
+SELECT position, slot, aggregate_id, attempts, parked_at, coalesce(request, ''), 0::bigint
   FROM orchestrator_parked
- WHERE projection = {projection} AND (slot % {total}) = {partition} AND request IS NOT NULL ORDER BY position`)
+ WHERE projection = {projection} AND (slot % {total}) = {partition} AND request IS NOT NULL` + parkOrdersText)
 
 	// The fence is that of Save. Without its moved,
 	//  1. w1 is about to park 12, and freezes;
@@ -69,8 +69,12 @@ noted AS (
 SELECT count(*) FROM fence`)
 
 	// dropParkedAboveSQL is for a projection that is set back: it will get these
-	// events again. It runs in the activation, which has locked the checkpoints.
-	dropParkedAboveSQL = sqltext.New(`DELETE FROM orchestrator_parked WHERE projection = {projection} AND position > {position}`)
+	// events again. It runs in the activation, which has locked the checkpoints. An order
+	// to park an event was about where the projection stood before.
+	dropParkedAboveSQL = sqltext.New(`
+WITH ended AS (
+    UPDATE orchestrator_park_orders SET ended_at = {clock}, outcome = {outcome} WHERE projection = {projection} AND ended_at IS NULL)
+DELETE FROM orchestrator_parked WHERE projection = {projection} AND position > {position}`)
 )
 
 const parkText = `
@@ -79,7 +83,11 @@ added AS (
     INSERT INTO orchestrator_parked (projection, position, slot, aggregate_id, error, attempts, parked_at)
     SELECT moved.projection, x.position, x.slot, x.aggregate_id, x.error, x.attempts, {clock}
       FROM moved, jsonb_to_recordset({rows}) AS x (position bigint, slot integer, aggregate_id text, error text, attempts integer)
-        ON CONFLICT DO NOTHING)
+        ON CONFLICT DO NOTHING),
+ended AS (
+    UPDATE orchestrator_park_orders o SET ended_at = {clock}, outcome = 'parked', slot = x.slot
+      FROM moved, jsonb_to_recordset({rows}) AS x (position bigint, slot integer)
+     WHERE o.projection = moved.projection AND o.position = x.position AND o.ended_at IS NULL)
 SELECT count(*) FROM moved`
 
 const fenceSQL = `
@@ -90,18 +98,19 @@ WITH fence AS MATERIALIZED (
 // DropParkedAbove forgets the parked events of a projection above a position, to
 // which it is set in the same transaction.
 func (s *Store) DropParkedAbove(ctx context.Context, tx *sql.Tx, projection string, position int64) error {
-	if _, err := s.exec(ctx, tx, dropParkedAboveSQL, sqltext.Values{"projection": projection, "position": position}); err != nil {
+	if _, err := s.exec(ctx, tx, dropParkedAboveSQL, sqltext.Values{"projection": projection, "position": position, "outcome": protocol.Past}); err != nil {
 		return fmt.Errorf("forget what projection %s has parked above %d: %w", projection, position, err)
 	}
 	return nil
 }
 
-// Parked returns the rows of the lane's slots, by position.
+// Parked returns the rows of the lane's slots, by position, and with them the orders to
+// park an event (protocol.ToPark) that may be the lane's.
 func (s *Store) Parked(ctx context.Context, l Lane) ([]protocol.Parked, error) {
 	return s.parked(ctx, parkedSQL, l)
 }
 
-// Requested returns those rows for which something is asked.
+// Requested returns those rows for which something is asked, and the orders.
 func (s *Store) Requested(ctx context.Context, l Lane) ([]protocol.Parked, error) {
 	return s.parked(ctx, requestsSQL, l)
 }
@@ -119,10 +128,14 @@ func (s *Store) parked(ctx context.Context, statement sqltext.Statement, l Lane)
 	defer rows.Close()
 	for rows.Next() {
 		var p protocol.Parked
-		err := rows.Scan(&p.Position, &p.Slot, &p.Aggregate, &p.Attempts, &p.Since, &p.Request)
-		row := RowOf("parked", l.Projection, p.Position).Scanned(err)
+		err := rows.Scan(&p.Position, &p.Slot, &p.Aggregate, &p.Attempts, &p.Since, &p.Request, &p.Order)
+		table, least := "parked", int64(0)
+		if p.Order != 0 {
+			table, least = "park_orders", protocol.NoSlot
+		}
+		row := RowOf(table, l.Projection, p.Position).Scanned(err)
 		if err == nil {
-			row.AtLeast("position", p.Position, 0).Range("slot", int64(p.Slot), 0, protocol.Slots-1).
+			row.AtLeast("position", p.Position, 0).Range("slot", int64(p.Slot), least, protocol.Slots-1).
 				AtLeast("attempts", int64(p.Attempts), 0).Time("parked_at", p.Since)
 		}
 		if row.Err != nil {
@@ -153,7 +166,7 @@ func (s *Store) Park(ctx context.Context, l Lane, from, to protocol.Checkpoint, 
 			if f == allASCII {
 				rows[i].Aggregate = protocol.ASCII(p.Aggregate)
 			}
-			if p.Attempts > 0 {
+			if p.Attempts > 0 || p.Request == protocol.ToPark {
 				rows[i].Error = errorText(failure, f != asIs)
 			}
 		}

@@ -39,6 +39,7 @@ var remedies = map[string]string{
 	tableCheckpoints: "correct the row by hand, or restore it from a backup",
 	tableHistory:     "delete the row (nothing depends on it)",
 	tableParked:      "correct the row by hand",
+	tableParkOrders:  "delete the row, and give the order again",
 }
 
 const (
@@ -48,6 +49,7 @@ const (
 	tableCheckpoints = "orchestrator_checkpoints"
 	tableHistory     = "orchestrator_history"
 	tableParked      = "orchestrator_parked"
+	tableParkOrders  = "orchestrator_park_orders"
 )
 
 // A Row checks the columns of one row and keeps the first error.

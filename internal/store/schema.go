@@ -32,6 +32,7 @@ var columns = map[string][]string{
 	"orchestrator_checkpoints": {"projection", "partition", "replica_set", "generation", "total", "position", "ahead", "updated_at"},
 	"orchestrator_history":     {"replica_set", "generation", "reason", "total", "members", "opened_at", "activated_at", "waited_for"},
 	"orchestrator_parked":      {"projection", "position", "slot", "aggregate_id", "error", "attempts", "parked_at", "request"},
+	"orchestrator_park_orders": {"number", "replica_set", "generation", "projection", "position", "slot", "ordered_by", "ordered_at", "ended_at", "outcome"},
 }
 
 // Check makes sure that the tables are there, new enough, and the library's.

@@ -136,6 +136,11 @@ func (s postgresStore) Take(ctx context.Context, l store.Lane, position int64) (
 	return tx, nil
 }
 
+func (s postgresStore) Outcome(ctx context.Context, number int64) (string, error) {
+	o, err := s.ParkOrder(ctx, number)
+	return o.Outcome, err
+}
+
 func (s postgresStore) Request(ctx context.Context, projection string, position int64, r protocol.ParkRequest) (int, error) {
 	return store.AskParked(ctx, store.Tables{DB: s.db}, projection, store.ParkedSelection{Positions: []int64{position}}, r)
 }

@@ -50,6 +50,12 @@ type Store interface {
 	Note(ctx context.Context, l store.Lane, position int64, attempts int, failure string) error
 	// Request is what an operator asks for, of one event.
 	Request(ctx context.Context, projection string, position int64, r protocol.ParkRequest) (n int, err error)
+
+	// OrderPark gives an order to park an event; Outcome says what has become of it.
+	OrderPark(ctx context.Context, projection string, position int64, by string) (number int64, err error)
+	Outcome(ctx context.Context, number int64) (string, error)
+	Locate(ctx context.Context, l store.Lane, number int64, slot int) error
+	Lapse(ctx context.Context, l store.Lane, number int64, why string) error
 }
 
 // A Tx is a transaction that has moved a checkpoint. It keeps its locks until
@@ -114,6 +120,10 @@ func Run(t *testing.T, open func(t *testing.T) World) {
 		{"activation waits for an unpark", testUnparkWaits},
 		{"requests", testRequests},
 		{"a request waits for an unpark", testRequestWaits},
+		{"order to park", testOrderPark},
+		{"order to park that lapses", testOrderParkLapses},
+		{"order to park that is refused", testOrderParkRefused},
+		{"order to park before a rewind", testOrderParkRewind},
 
 		{"projection taken", testTaken},
 		{"take-over after a leave", testTakeOver},

@@ -266,6 +266,29 @@ func TestLargePositions(t *testing.T) {
 	b.quiet()
 }
 
+// The event that a handler fails at is parked by order, with its exact position, by whom the
+// page was told, and not without.
+func TestParkByOrder(t *testing.T) {
+	b := openTab(t)
+	s := newScene(t)
+	s.set("main-projections", "w")
+	s.exec(`INSERT INTO orchestrator_projections VALUES ('user_count', 'main-projections') ON CONFLICT DO NOTHING`)
+	s.exec(`UPDATE orchestrator_checkpoints SET position = 9007199254740993`)
+	s.exec(`UPDATE orchestrator_reports SET report = jsonb_set(report, '{head}', '9007199254740999')`)
+	s.exec(`UPDATE orchestrator_reports SET report = jsonb_set(report, '{lanes,2}', report #> '{lanes,2}' || '{"position": 9007199254740993, "attempts": 7, "error": "it is broken", "state": "retrying"}')`)
+	b.open(serve(t, ops.StatusHandler(s.db, ops.AllowActions())))
+	const button = `button[aria-label='Park event 9007199254740994 of user_count …']`
+	run(b, "park", chromedp.Click(button))
+	run(b, "say yes, without a name", chromedp.Click(`dialog button[value="yes"]`))
+	b.wait("the name is asked for", `document.querySelector("dialog[open] #ask-by:invalid") !== null`)
+	run(b, "say who", chromedp.SetValue("#ask-by", "ann"))
+	run(b, "say yes", chromedp.Click(`dialog button[value="yes"]`))
+	b.wait("it is ordered", `document.querySelector("#answer").textContent.includes("ordered, with number 1")`)
+	b.wait("the order is shown", `document.querySelector("[data-key='user_count']").innerText.includes("event 9,007,199,254,740,994 is to be parked")`)
+	b.wait("and in the history", `document.querySelector("[data-key='history']").innerText.includes("ann has ordered to park event 9,007,199,254,740,994 of user_count: it waits")`)
+	b.quiet()
+}
+
 // Names that every object of JavaScript has are names like others.
 func TestNamesOfObjects(t *testing.T) {
 	names := []string{"__proto__", "constructor", "hasOwnProperty", "toString"}

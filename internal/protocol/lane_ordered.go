@@ -1,0 +1,166 @@
+package protocol
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+)
+
+// What a lane does about orders to park an event, which operators give where a handler
+// always fails at one, whatever the policy.
+//
+// An order names a position, and is about the event that a lane stands at: one that is
+// late must not park another event. The lane alone knows where it stands, so it decides:
+// it parks the event, or ends the order. Orders come with the rows of parked events, at
+// the lane's start and, while a handler fails, as often as requests are looked for. A lane
+// that gets on looks at none: an order for an event that it has handled is over for
+// whoever reads that its checkpoint is past it (store.parkOrderText).
+//
+//	 1. w1 fails at 12; an operator has 12 parked;
+//	 2. before w1 looks, the handler succeeds, and 12 is committed;
+//	 3. w1 fails at 13, and finds the order.
+//
+// It parks nothing: 12 is not pending. Nor does an event get handled and parked, as a park
+// moves the checkpoint from where it is, like any other commit.
+//
+// Whose event it is, the order does not say: who finds one that nobody has looked at, and
+// has not got the event in hand, reads it, and has the order say its slot.
+//
+// An event that ends the process can be parked as well: its lane finds the order at its
+// start, and parks the event without a call of the handler.
+
+// takeOrders takes the orders out of what a look has read, and returns the rest.
+func (l *Lane) takeOrders(rows []Parked) (parked []Parked) {
+	l.orders = nil
+	if !slices.ContainsFunc(rows, ordered) {
+		return rows
+	}
+	for _, r := range rows {
+		switch {
+		case !ordered(r):
+			parked = append(parked, r)
+		case r.Slot == NoSlot || l.owns(r.Slot):
+			l.orders = append(l.orders, r)
+		}
+	}
+	return parked
+}
+
+func ordered(p Parked) bool { return p.Request == ToPark }
+
+func (l *Lane) owns(slot int) bool { return slot%l.assignment.Total == l.assignment.Partition }
+
+// obeyed forgets the order to park an event, or whatever else has become of it.
+func (l *Lane) obeyed(position int64) {
+	l.orders = slices.DeleteFunc(l.orders, func(o Parked) bool { return o.Position == position })
+}
+
+// heed says what comes of the orders, if anything has to be done about them before the
+// batch. That ends before an event that is to be parked.
+func (l *Lane) heed() (_ LaneAction, due bool) {
+	for _, o := range l.orders {
+		at, pending := l.track.Find(o.Position)
+		switch {
+		case pending && l.track.Stands(at, l.size) && at == 0:
+			return l.parkOrdered(), true
+		case pending && l.track.Stands(at, l.size):
+			l.size = min(l.size, at)
+		case pending:
+			return l.lapse(o, l.elsewhere()), true
+		case o.Slot == NoSlot:
+			return LaneAction{Do: LaneFetch, Position: o.Position}, true
+		case o.Position <= l.track.Cursor():
+			return l.lapse(o, errPast), true
+		case l.track.Pending() > 0:
+			return l.lapse(o, l.elsewhere()), true
+		}
+	}
+	return LaneAction{}, false
+}
+
+// Why nothing comes of an order.
+var errPast = errors.New(Past)
+
+// Past is why nothing comes of an order for an event that its lane has handled, or parked.
+const Past = "the projection no longer stands there"
+
+func (l *Lane) elsewhere() error {
+	return fmt.Errorf("the projection does not stand there yet: it stands at position %d", l.track.First())
+}
+
+// parkOrdered parks the first pending event. There is always room for it.
+func (l *Lane) parkOrdered() LaneAction {
+	l.parking = l.track.Parks(1)
+	l.parking[0].Attempts, l.parking[0].Request = l.track.Attempts(0), ToPark
+	l.size, l.done, l.next = 1, 1, l.track.After(1)
+	return l.rewrite()
+}
+
+// lapse ends an order. Like what is said of a parked event, that does no harm when it
+// comes late, or twice: the number of an order is of no other.
+func (l *Lane) lapse(o Parked, why error) LaneAction {
+	return l.again(LaneAction{Do: LaneLapse, Position: o.Position, Order: o.Order, Err: why})
+}
+
+// located has the order that nobody has looked at say of which slot its event is.
+func (l *Lane) located(now time.Time, s Signals, a LaneAnswer) LaneAction {
+	i := slices.IndexFunc(l.orders, func(o Parked) bool { return o.Slot == NoSlot })
+	switch {
+	case a.Failure != NoFailure:
+		return l.databaseFailed(&l.readFailures, a, (*Lane).top)
+	case i < 0:
+		return l.top(now, s)
+	}
+	l.readFailures = 0
+	o := &l.orders[i]
+	if len(a.Page) == 0 || a.Page[0].Position != o.Position {
+		return l.lapse(*o, errors.New(noSuchEvent))
+	}
+	o.Slot = SlotOf(a.Page[0].Aggregate)
+	return l.again(LaneAction{Do: LaneLocate, Position: o.Position, Order: o.Order, Slot: o.Slot})
+}
+
+// answered goes on when an order was changed.
+func (l *Lane) answered(now time.Time, s Signals, a LaneAnswer) LaneAction {
+	again := l.last
+	switch {
+	case a.Failure == Fenced:
+		return LaneAction{Do: LaneEnd, End: Alone}
+	case a.Failure != NoFailure:
+		return l.databaseFailed(&l.failures, a, func(*Lane, time.Time, Signals) LaneAction { return again })
+	}
+	l.failures = 0
+	if again.Do == LaneLapse || !l.owns(again.Slot) {
+		l.obeyed(again.Position)
+	}
+	return l.batch(now, s)
+}
+
+// retryIn has the event at fault tried again in a while. Meanwhile the lane looks whether it
+// is to be parked.
+func (l *Lane) retryIn(in time.Duration, pause LaneAction) LaneAction {
+	l.wait, pause.Retry = in, in
+	pause.For = l.waitOn().For
+	return pause
+}
+
+// waitOn waits on for that.
+func (l *Lane) waitOn() LaneAction {
+	some := min(l.wait, l.lookEvery())
+	l.wait -= some
+	l.resume = (*Lane).waited
+	return LaneAction{Do: LanePause, For: some, Why: HandlerWaits}
+}
+
+func (l *Lane) waited(now time.Time, s Signals) LaneAction {
+	switch {
+	case s.stopping():
+		return end(s)
+	case l.lookDue(now):
+		return l.lookAgain(now)
+	case l.wait > 0:
+		return l.waitOn()
+	}
+	return l.top(now, s)
+}

@@ -1,0 +1,70 @@
+package sim
+
+import (
+	"slices"
+
+	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
+)
+
+// What the facts say of orders to park an event.
+
+// ignoredMax is how often a handler may fail in a lane, alone, at an event that was ordered
+// to be parked long ago. Before each attempt that comes after a while the lane has looked.
+const ignoredMax = 5
+
+func (c *checker) parkOrdered(f fact) {
+	lot := c.projection(f.projection).lot
+	if _, waits := lot.ordered[f.from]; !waits {
+		lot.ordered[f.from] = f
+	}
+}
+
+// parksByRight: an event is parked under its projection's policy, behind another, or because
+// somebody has ordered that, of this very event.
+func (c *checker) parksByRight(f fact) *violation {
+	lot := c.projection(f.projection).lot
+	for _, e := range f.events {
+		_, ordered := lot.ordered[e.position]
+		delete(lot.ordered, e.position)
+		switch {
+		case f.text == parkedByOrder && !ordered:
+			return broken(underPolicy, []fact{f}, "%s has parked event %d by order, and nobody has ordered that", owner(f), e.position)
+		case f.text == "" && c.setup.attempts[f.projection] == 0:
+			return broken(underPolicy, []fact{f}, "%s has parked event %d, and neither the projection's policy nor an order says so", owner(f), e.position)
+		}
+	}
+	return nil
+}
+
+// orderLapsed: an order for an event that its lane stands at is carried out.
+func (c *checker) orderLapsed(f fact) *violation {
+	p := c.projection(f.projection)
+	order, waits := p.lot.ordered[f.from]
+	if !waits {
+		return nil
+	}
+	delete(p.lot.ordered, f.from)
+	first := slices.IndexFunc(p.unhandled, func(v visible) bool { return v.slot%f.total == f.partition })
+	i, unhandled := p.find(f.from)
+	switch {
+	case unhandled && f.text == protocol.Past:
+		return broken(obeys, []fact{order, c.activated, f}, "%s says that it no longer stands at event %d, and nobody has handled that", owner(f), f.from)
+	case unhandled && i == first:
+		return broken(obeys, []fact{order, c.activated, f}, "%s does not park event %d, which it stands at", owner(f), f.from)
+	}
+	return nil
+}
+
+// ordersLeft: in the end, none waits for an event that is handled.
+func (c *checker) ordersLeft(f fact) *violation {
+	if !slices.Contains(c.setup.final, f.projection) || c.setup.unreadable != nil && c.standsSomewhere(f.projection) {
+		return nil
+	}
+	return broken(recovers, []fact{c.settled, f}, "%d orders to park events of projection %s wait, and all events are handled", f.from, f.projection)
+}
+
+// standsSomewhere reports whether a projection waits at an event that nobody can ever read.
+func (c *checker) standsSomewhere(projection string) bool {
+	p := c.projection(projection)
+	return slices.ContainsFunc(p.unhandled, func(v visible) bool { return c.standsBefore(p, v.event) })
+}

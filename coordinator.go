@@ -38,7 +38,6 @@ type worker[E any] struct {
 	names       []string
 	scopes      []Scope // of each projection
 	starts      starts
-	rebuilds    map[string]string // of projections that follow a live one, by that one
 
 	store   *store.Store
 	feed    *feed[E]
@@ -136,8 +135,8 @@ func newWorker[E any](ctx context.Context, cfg Config[E], projections []Projecti
 	name := workerName()
 	w := &worker[E]{
 		name: protocol.WorkerID(name), cfg: cfg, projections: projections, names: names, scopes: scopes,
-		starts: starts{of: of, found: map[string]int64{}}, rebuilds: rebuilds,
-		feed: joinFeed(cfg.EventStore, cfg.feedConfig(), cfg.StaleWorkerTimeout),
+		starts: starts{of: of, found: map[string]int64{}},
+		feed:   joinFeed(cfg.EventStore, cfg.feedConfig(), cfg.StaleWorkerTimeout),
 		session: protocol.NewSession(protocol.WorkerID(name),
 			cfg.timing(), protocol.Request{Wants: cfg.Partitions, MaxPartitions: cfg.MaxPartitions, JoinWindow: cfg.JoinWindow}),
 		inputs:    make(chan protocol.Input),

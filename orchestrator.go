@@ -165,7 +165,8 @@ func (c Config[E]) carried(ctx context.Context, projections []Projection[E]) (re
 // and what else Run returns. The event store must be a HeadStore.
 //
 // It does not end, before ctx does, where a projection is paused, or its handler
-// fails for ever: what it waits for does not come. Give ctx a deadline, or the
+// fails for ever, or where it follows a live version (WithRebuildOf) that does not get
+// there: what it waits for does not come. Give ctx a deadline, or the
 // projection the policy StopOnFailure.
 func (o *Orchestrator[E]) CatchUp(ctx context.Context, projections []Projection[E]) error {
 	names, err := projectionNames(projections)

@@ -63,6 +63,7 @@ type followers struct {
 type follower struct {
 	mu   sync.Mutex
 	seen protocol.Followed
+	err  error
 	at   time.Time
 }
 
@@ -70,7 +71,8 @@ type follower struct {
 const followSoon = 50 * time.Millisecond
 
 // look returns how far the live version of a projection is.
-func (f *followers) look(projection string, read func() (protocol.Followed, error)) (protocol.Followed, error) {
+// fresh: not what another lane has read before.
+func (f *followers) look(projection string, fresh bool, read func() (protocol.Followed, error)) (protocol.Followed, error) {
 	f.mu.Lock()
 	if f.of == nil {
 		f.of = map[string]*follower{}
@@ -83,12 +85,10 @@ func (f *followers) look(projection string, read func() (protocol.Followed, erro
 	f.mu.Unlock()
 	one.mu.Lock()
 	defer one.mu.Unlock()
-	if !one.at.IsZero() && time.Since(one.at) < followSoon {
-		return one.seen, nil
+	if !fresh && !one.at.IsZero() && time.Since(one.at) < followSoon {
+		return one.seen, one.err
 	}
-	seen, err := read()
-	if err == nil {
-		one.seen, one.at = seen, time.Now()
-	}
-	return seen, err
+	one.seen, one.err = read()
+	one.at = time.Now()
+	return one.seen, one.err
 }

@@ -398,7 +398,7 @@ func (l *lane[E]) do(a protocol.LaneAction) protocol.LaneAnswer {
 			l.last = &s.events[len(s.events)-1]
 		}
 	case protocol.LaneFollow:
-		answer.Followed, err = l.run.follows.look(l.id.Projection, func() (protocol.Followed, error) {
+		answer.Followed, err = l.run.follows.look(l.id.Projection, a.Fresh, func() (protocol.Followed, error) {
 			return bounded(l.ctx, l.worker.patience(), func(ctx context.Context) (protocol.Followed, error) {
 				return l.worker.store.Followed(ctx, l.id.Projection)
 			}, nil)

@@ -174,7 +174,7 @@ const (
 // projections start, and has that done as far as it takes time. It waits for a database
 // that is away, and for transactions that append.
 func (w *worker[E]) checkStarts(ctx context.Context) error {
-	if len(w.starts.of) == 0 && len(w.rebuilds) == 0 {
+	if len(w.starts.of) == 0 {
 		return nil
 	}
 	if problem := w.startsAlone(); problem != nil {
@@ -188,8 +188,6 @@ func (w *worker[E]) checkStarts(ctx context.Context) error {
 			return nil
 		case ctx.Err() != nil:
 			return ctx.Err()
-		case store.Misnamed(err):
-			return fmt.Errorf("%w: %w", ErrInvalidConfig, err)
 		case !store.FactsOf(err).Away():
 			return explain(err)
 		}
@@ -219,9 +217,6 @@ func (w *worker[E]) startsAlone() error {
 // that it knows it at once when it is asked by startPositions.
 func (w *worker[E]) prepareStarts(ctx context.Context) error {
 	s := &w.starts
-	if err := boundedDo(ctx, w.cfg.StaleWorkerTimeout, w.store.CheckRebuilds); err != nil || len(s.of) == 0 {
-		return err
-	}
 	var names []string
 	for name := range s.of {
 		names = append(names, name)

@@ -80,11 +80,11 @@ func Promote(ctx context.Context, db *sql.DB, projection, script string, options
 		}
 	}
 	c := &changeOver{t: t, set: orchestrator.ReplicaSetName(live.ReplicaSet), projection: projection, live: live.Name, script: script}
-	p.Parked, p.Stopped, err = c.run(ctx)
-	if c.held {
-		p.Replaced = live.Name
+	if p.Parked, p.Stopped, err = c.run(ctx); err != nil {
+		return Promotion{}, err
 	}
-	return p, err
+	p.Replaced = live.Name
+	return p, nil
 }
 
 // pair returns a projection and the live one that it follows; nil: it is that itself, and
@@ -100,7 +100,7 @@ func pair(ctx context.Context, t store.Tables, projection string) (next, live *s
 		return nil, nil, fmt.Errorf("%w: there is no projection %q", ErrRejected, projection)
 	case next.Retired:
 		return nil, nil, fmt.Errorf("%w: projection %q was retired", ErrRejected, projection)
-	case next.Follows == "" && next.Followed:
+	case next.Follows == "" && (next.Followed || next.Replaced):
 		return next, nil, nil
 	case next.Follows == "":
 		return nil, nil, fmt.Errorf("%w: projection %q is no rebuild of another one (WithRebuildOf), and there is none that it has replaced", ErrRejected, projection)
@@ -148,7 +148,7 @@ func (c *changeOver) run(ctx context.Context) (parked int, stopped time.Duration
 			err = c.order(ctx, protocol.OrderHold)
 			answer.Failure = failureOf(err)
 		case protocol.PromoteSwitch:
-			parked, err = store.Promote(ctx, c.t, c.projection, c.live, c.script)
+			parked, err = c.change(ctx)
 			if answer.Failure = failureOf(err); answer.Failure == protocol.FailsNow {
 				c.why = err
 			}
@@ -170,6 +170,22 @@ func (c *changeOver) run(ctx context.Context) (parked int, stopped time.Duration
 	}
 }
 
+// change is the switch. The hold goes on while the program's own SQL runs.
+func (c *changeOver) change(ctx context.Context) (parked int, err error) {
+	ctx, cancel := context.WithTimeout(ctx, protocol.PromoteMax)
+	renewing := make(chan struct{})
+	go func() {
+		defer close(renewing)
+		for calls.Sleep(ctx, protocol.HoldFor/4) {
+			_ = c.order(ctx, protocol.OrderHold) // refused where an operator has paused it
+		}
+	}()
+	parked, err = store.Promote(ctx, c.t, c.projection, c.live, c.script)
+	cancel()
+	<-renewing
+	return parked, err
+}
+
 func (c *changeOver) look(ctx context.Context, core *protocol.Promotion) (a protocol.PromotionAnswer, err error) {
 	all, err := store.Versions(ctx, c.t, c.projection, c.live)
 	if a.Failure = failureOf(err); err != nil {
@@ -179,7 +195,7 @@ func (c *changeOver) look(ctx context.Context, core *protocol.Promotion) (a prot
 	if next == nil || live == nil {
 		return a, nil
 	}
-	a.Follows, a.Next, a.Live = next.Follows == c.live, next.Standing, live.Standing
+	a.Follows, a.Runs, a.Next, a.Live = next.Follows == c.live, len(next.Workers) > 0, next.Standing, live.Standing
 	switch lacks := core.Goal(next.Standing); {
 	case c.held:
 		c.why = store.Ready(next, live)

@@ -278,6 +278,124 @@ func TestRebuildOfWhatHasRun(t *testing.T) {
 	}
 }
 
+// beside runs the two versions of orders in sets of their own, with ten events.
+func beside(w *world, options ...orchestrator.ProjectionOption) (live, next *testworld.Running) {
+	w.T.Helper()
+	live = testworld.Run(w.T, w.Config(w.DB, "live"), version(w, "orders", options...), version(w, "other"))
+	w.Active("live", 1)
+	w.Append(10)
+	next = testworld.Run(w.T, w.Config(w.DB, "next"), version(w, "orders_v2", append(options, orchestrator.WithRebuildOf("orders"))...))
+	w.Active("next", 1)
+	return live, next
+}
+
+// What is retired stays that, whatever its set goes on with; and who asks hears the same as
+// before.
+func TestRetired(t *testing.T) {
+	w := newWorld(t)
+	ctx := t.Context()
+	live, _ := beside(w)
+	if _, err := ops.Promote(ctx, w.DB, "orders_v2", ""); err != nil {
+		t.Fatal(err)
+	}
+	live.Stop()
+	if err := ops.Retire(ctx, w.DB, "orders"); err != nil {
+		t.Fatal(err)
+	}
+	testworld.Run(t, w.Config(w.DB, "live"), version(w, "other"))
+	w.Active("live", 1)
+	if n := w.Number(`SELECT count(*) FROM orchestrator_checkpoints WHERE projection = 'orders'`); n != 0 {
+		t.Errorf("the next generation has given it %d checkpoints", n)
+	}
+	o, err := orchestrator.New(w.Config(w.DB, "live"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := o.Run(ctx, []orchestrator.Projection[orchestrator.Event]{version(w, "orders"), version(w, "other")}); !errors.Is(err, orchestrator.ErrInvalidConfig) {
+		t.Errorf("a program that has it runs: %v", err)
+	}
+	if name, err := ops.Live(ctx, w.DB, "orders"); name != "orders_v2" || err != nil {
+		t.Errorf("live is %s, %v", name, err)
+	}
+	if p, err := ops.Promote(ctx, w.DB, "orders_v2", ""); err != nil || p.Replaced != "" {
+		t.Errorf("promoted again: %+v, %v", p, err)
+	}
+	if err := ops.Retire(ctx, w.DB, "orders"); err != nil {
+		t.Errorf("retired again: %v", err)
+	}
+}
+
+// A follower that was set to beyond the live one would leave what is between to nobody. One
+// that no worker runs would leave everything to nobody.
+func TestPromoteWaits(t *testing.T) {
+	w := newWorld(t)
+	_, next := beside(w)
+	w.Ordered("next")(ops.Rewind(t.Context(), w.DB, "next", "orders_v2", 15))
+	promote := func(why string) {
+		t.Helper()
+		ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
+		defer cancel()
+		if p, err := ops.Promote(ctx, w.DB, "orders_v2", ""); !errors.Is(err, context.DeadlineExceeded) || p != (ops.Promotion{}) {
+			t.Errorf("%s: %+v, %v", why, p, err)
+		}
+	}
+	promote("it is ahead")
+	w.Append(10)
+	next.Stop()
+	promote("nobody runs it")
+	testworld.Run(t, w.Config(w.DB, "next"), version(w, "orders_v2"))
+	if _, err := ops.Promote(t.Context(), w.DB, "orders_v2", ""); err != nil {
+		t.Error(err)
+	}
+}
+
+// The SQL may be another role's, which owns the read model and can't touch the library's tables.
+func TestPromoteWithARole(t *testing.T) {
+	w := newWorld(t)
+	beside(w)
+	role := fmt.Sprintf("owner_%d", time.Now().UnixNano())
+	w.Exec(`CREATE ROLE ` + role)
+	t.Cleanup(func() { _, _ = w.DB.Exec(`DROP ROLE ` + role) })
+	if _, err := ops.Promote(t.Context(), w.DB, "orders_v2", `SET ROLE `+role+`; SELECT 1`); err != nil {
+		t.Error(err)
+	}
+}
+
+// What both have parked was new to neither. Who asks for it when the new version is live gets
+// it as what it is.
+func TestRetryAfterPromote(t *testing.T) {
+	w := newWorld(t)
+	ctx := t.Context()
+	var mended atomic.Bool
+	poison := func(name string, o ...orchestrator.ProjectionOption) orchestrator.Projection[orchestrator.Event] {
+		inner := version(w, name).(orchestrator.TransactionalProjection[orchestrator.Event])
+		o = append(o, orchestrator.WithFailureRule(orchestrator.FailureRule{Policy: orchestrator.ParkEvents}))
+		return orchestrator.Transactional(name, func(ctx context.Context, tx orchestrator.Tx, e orchestrator.Event) error {
+			if e.GlobalPosition == 5 && !mended.Load() {
+				return orchestrator.Permanent(errors.New("poison"))
+			}
+			return inner.HandleTx(ctx, tx, e)
+		}, o...)
+	}
+	testworld.Run(t, w.Config(w.DB, "live"), poison("orders"))
+	w.Active("live", 1)
+	w.Append(10)
+	testworld.Run(t, w.Config(w.DB, "next"), poison("orders_v2", orchestrator.WithRebuildOf("orders")))
+	w.Active("next", 1)
+	pgtest.Eventually(t, "it is parked by both", func() bool { return w.Number(`SELECT count(*) FROM orchestrator_parked WHERE position = 5`) == 2 })
+	if _, err := ops.Promote(ctx, w.DB, "orders_v2", ""); err != nil {
+		t.Fatal(err)
+	}
+	mended.Store(true)
+	if _, err := ops.RetryParked(ctx, w.DB, "orders_v2", ops.ParkedSelector{Positions: []int64{5}}); err != nil {
+		t.Fatal(err)
+	}
+	pgtest.Eventually(t, "it is handled", func() bool { return w.Number(`SELECT count(*) FROM orders_v2 WHERE position = 5`) == 1 })
+	if n := w.Number(`SELECT count(*) FROM orders_v2 WHERE position = 5 AND replay = 'parked'`); n != 1 {
+		t.Error("the event was told to be a replay of the live version's")
+	}
+}
+
 // Bad input is refused by name.
 func TestPromoteRefuses(t *testing.T) {
 	w := newWorld(t)

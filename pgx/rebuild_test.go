@@ -8,8 +8,8 @@ import (
 
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
-	orchestratorpgx "github.com/getpup/pupsourcing-orchestrator/pgx"
 	"github.com/getpup/pupsourcing-orchestrator/ops"
+	orchestratorpgx "github.com/getpup/pupsourcing-orchestrator/pgx"
 )
 
 // Over a pool of pgx a read model is built anew, and promoted with several statements.

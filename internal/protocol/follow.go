@@ -52,6 +52,11 @@ func (f Followed) ceiling(partition, total int) *Ceiling {
 	return c
 }
 
+// same reports whether two ceilings are the same.
+func (c *Ceiling) same(o *Ceiling) bool {
+	return c != nil && o != nil && c.Final == o.Final && c.Checkpoint.Equal(o.Checkpoint)
+}
+
 // high is the highest position up to which any slot may be handled.
 func (c *Ceiling) high() int64 {
 	high := c.Position
@@ -73,6 +78,9 @@ func (c *Ceiling) advance(from Checkpoint, partition, total int, position int64)
 
 // Follow sets how far the track may go; nil: as far as the stream does. Nothing is pending.
 func (t *Track) Follow(c *Ceiling) {
+	if t.ceiling.same(c) {
+		return
+	}
 	apart := t.ceiling != nil && len(t.ceiling.Ahead) > 0 // events between the slots' ceilings were passed
 	if t.ceiling = c; apart {
 		t.Rewind(t.checkpoint, t.committed)

@@ -11,7 +11,7 @@ import (
 // be, and goes on, in random worlds: it never goes further on any slot, it handles nothing
 // twice, whenever it crashes, and where the live one has stopped it comes to where that is.
 func TestFollow(t *testing.T) {
-	for seed := range uint64(400) {
+	for seed := range uint64(50) {
 		if err := followOnce(rand.New(rand.NewPCG(seed, 1))); err != nil {
 			t.Fatalf("seed %d: %v", seed, err)
 		}
@@ -163,4 +163,38 @@ func followOnce(r *rand.Rand) error {
 		return fmt.Errorf("%d events are handled, of %d", len(handled), last)
 	}
 	return nil
+}
+
+// A follower that stands where the live one has stopped, at a place of its own on each of its
+// partitions, rests there, and reads nothing again.
+func TestFollowerRests(t *testing.T) {
+	now := testStart
+	l := NewLane(Assignment{Generation: 1, Partition: 0, Total: 1}, LaneConfig{Kind: Plain, Batch: 100, Poll: time.Second, Lease: time.Minute, Attempts: 1})
+	live := []Checkpoint{{Position: 1000}, {Position: 30}, {Position: 1000}}
+	rests, reads := 0, 0
+	var answer LaneAnswer
+	for actions := 0; rests < 3; actions++ {
+		a := l.Next(now, Signals{}, answer)
+		answer = LaneAnswer{}
+		switch a.Do {
+		case LaneLoad:
+			answer.Found = Found{Generation: 1, Exists: true, NoneParked: true, Follows: true}
+		case LaneFollow:
+			answer.Followed = Followed{Checkpoints: live, Final: true}
+		case LaneRead:
+			for p := a.After + 1; p <= 1000 && len(answer.Page) < a.Limit; p++ {
+				answer.Page = append(answer.Page, Key{Position: p, Slot: int(p*7) % Slots})
+			}
+			answer.More = a.After+int64(a.Limit) < 1000
+			reads++
+		case LanePause:
+			rests, now = rests+1, now.Add(a.For)
+		}
+		if actions > 3000 {
+			t.Fatalf("%d reads, and %d rests", reads, rests)
+		}
+	}
+	if got, want := l.track.Checkpoint(), Handoff(live, 1)[0]; !got.Equal(want) || reads > 20 {
+		t.Errorf("it stands at %s after %d reads, want %s", got, reads, want)
+	}
 }

@@ -105,6 +105,7 @@ type LaneAction struct {
 
 	Parked  bool // the event to handle is not a pending one, but what LaneFetch has read
 	Replay  bool // the live version of the projection has handled the events
+	Fresh   bool // to follow: not what another lane has read before
 	Discard bool // nobody has handled the event
 	Ordered bool // the event is parked by order
 
@@ -334,6 +335,9 @@ type Lane struct {
 	settled int                                        // events of the commit that was just answered; -1: none was
 
 	follows bool // another version of the projection is the live one
+	sure    bool // that was so after the latest look
+
+	fresh bool // the latest action was Fresh
 
 	more bool // there is more to read at once
 	open bool // there is, or may be, a transaction
@@ -403,7 +407,7 @@ func (l *Lane) Next(now time.Time, s Signals, a LaneAnswer) LaneAction {
 	default:
 		action.Rollback, l.open = l.open, false
 	}
-	l.doing, l.requests = action.Do, action.Requests
+	l.doing, l.requests, l.fresh = action.Do, action.Requests, action.Fresh
 	return action
 }
 
@@ -589,6 +593,10 @@ func (l *Lane) followed(now time.Time, s Signals, a LaneAnswer) LaneAction {
 	}
 	l.readFailures, l.follows = 0, !a.Live
 	l.track.Follow(a.ceiling(l.assignment.Partition, l.assignment.Total))
+	if !l.sure && l.fresh {
+		l.sure = true
+		return l.top(now, s)
+	}
 	if l.more = false; !s.stopping() && !l.track.AtCeiling() {
 		return l.fill(now, s)
 	}

@@ -87,7 +87,7 @@ func (l *Lane) look(now time.Time, s Signals, a LaneAnswer) LaneAction {
 			return again
 		})
 	}
-	l.looked = now
+	l.looked, l.sure = now, false
 	a.Parked = l.takeOrders(a.Parked)
 	if l.requests {
 		l.lot.Ask(a.Parked)
@@ -114,6 +114,10 @@ func (l *Lane) attend(now time.Time) (_ LaneAction, due bool) {
 	row, due := l.lot.Due()
 	if !due {
 		return LaneAction{}, false
+	}
+	if l.follows && !l.sure {
+		// What was asked for since the projection became the live one is no replay.
+		return LaneAction{Do: LaneFollow, Fresh: true}, true
 	}
 	if l.turn.IsZero() {
 		l.turn = now

@@ -33,17 +33,21 @@ const (
 	LiveGoesOn              // it is, and not all have stopped
 	LiveRewinding           // it is to be set to a position first
 	NextRewinding           // the other one is
+	NextAhead               // the other one is ahead, on some slot
 	NextLacks               // the other one is behind, on some slot
 )
 
 // Ready returns what keeps a projection from taking the place of the live one; lacks is by how
-// many positions it is behind.
+// many positions it is behind, or ahead.
 //
 // A rewind that is due is waited for:
 //  1. orders has handled up to 100, and orders_v2 has as well, as replays; an operator has
 //     orders_v2 rewound, to build it once more;
 //  2. it takes the place of orders before that is carried out;
 //  3. the rewind is, and it handles 1 to 100 again, as new: each mail is sent twice.
+//
+// A rewind may also have set one of the two to where the other is not. Events that the
+// follower is ahead by would be new to nobody, so the live one has to come there first.
 func Ready(next, live Standing) (why Hindrance, lacks int64) {
 	lacks = Lacks(next.Checkpoints, live.Checkpoints)
 	switch {
@@ -57,6 +61,10 @@ func Ready(next, live Standing) (why Hindrance, lacks int64) {
 		why = NextRewinding
 	case lacks > 0:
 		why = NextLacks
+	default:
+		if lacks = Lacks(live.Checkpoints, next.Checkpoints); lacks > 0 {
+			why = NextAhead
+		}
 	}
 	return why, lacks
 }
@@ -118,6 +126,7 @@ const (
 type PromotionAnswer struct {
 	Failure    PromotionFailure
 	Follows    bool // the projection follows the live one
+	Runs       bool // a worker has the projection
 	Next, Live Standing
 	Stop       bool // the promotion is to end
 }
@@ -193,7 +202,9 @@ func (p *Promotion) looked(now time.Time, a PromotionAnswer) PromotionAction {
 		return p.ends(NotPromoted)
 	}
 	p.refused = false
-	if a.Live.Stopped && p.stopped.IsZero() {
+	if !a.Live.Stopped {
+		p.stopped = time.Time{}
+	} else if p.stopped.IsZero() {
 		p.stopped = now
 	}
 	if why, _ := Ready(a.Next, a.Live); why == NoHindrance {
@@ -207,7 +218,7 @@ func (p *Promotion) approach(now time.Time, a PromotionAnswer) PromotionAction {
 	if p.goal == nil {
 		p.goal, p.seen = lowest(a.Live.Checkpoints), now
 	}
-	if Lacks(a.Next.Checkpoints, p.goal) == 0 {
+	if ahead := Lacks(a.Live.Checkpoints, a.Next.Checkpoints) > 0; a.Runs && !ahead && Lacks(a.Next.Checkpoints, p.goal) == 0 {
 		if now.Sub(p.seen) <= promoteClose {
 			p.holding = true
 			return PromotionAction{Do: PromoteHold}

@@ -11,7 +11,7 @@ import (
 func TestPromotion(t *testing.T) {
 	at := func(position int64) []Checkpoint { return []Checkpoint{{Position: position}} }
 	look := func(next, live Standing) PromotionAnswer {
-		return PromotionAnswer{Follows: true, Next: next, Live: live}
+		return PromotionAnswer{Follows: true, Runs: true, Next: next, Live: live}
 	}
 	runs := func(position int64) Standing { return Standing{Checkpoints: at(position)} }
 	held := func(position int64) Standing {
@@ -44,6 +44,9 @@ func TestPromotion(t *testing.T) {
 			"look hold look pause look pause hold look switch end 0"},
 		{"the hold is refused, and it is not paused", []PromotionAnswer{look(runs(100), runs(100)), fails(IsRefused), look(runs(100), runs(100)), ok}, "look hold look release end 3"},
 		{"it was replaced by another one meanwhile", []PromotionAnswer{look(runs(100), runs(100)), ok, {}, ok}, "look hold look release end 2"},
+		{"nobody runs it", []PromotionAnswer{{Follows: true, Next: runs(100), Live: runs(100)}, ok, look(runs(100), runs(100)), ok}, "look pause look hold look"},
+		{"it was set to beyond the live one", []PromotionAnswer{look(runs(100), runs(50)), ok, look(runs(100), runs(100)), ok, look(runs(110), held(100)), ok, look(runs(110), held(110)), ok},
+			"look pause look hold look pause look switch end 0"},
 		{"somebody is in the way", []PromotionAnswer{look(runs(100), runs(100)), ok, look(runs(100), held(100)), fails(FailsNow), ok, look(runs(100), held(100)), ok},
 			"look hold look switch pause look switch end 0"},
 		{"the program's own SQL fails", []PromotionAnswer{look(runs(100), runs(100)), ok, look(runs(100), held(100)), fails(IsRefused), ok}, "look hold look switch release end 3"},
@@ -80,7 +83,7 @@ func TestPromotionHoldsForAWhile(t *testing.T) {
 	var answer PromotionAnswer
 	for {
 		a := p.Next(now, answer)
-		answer = PromotionAnswer{Follows: true, Live: live}
+		answer = PromotionAnswer{Follows: true, Runs: true, Live: live}
 		switch a.Do {
 		case PromoteLook:
 			if answer.Next.Checkpoints = live.Checkpoints; !last.IsZero() {

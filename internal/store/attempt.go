@@ -116,7 +116,7 @@ type reading struct {
 	group                      protocol.Group
 	now, stepAt                time.Time
 	projections                []string
-	begun                      []string // of these, those that a generation has run
+	begun                      []string // of these, those that a generation has run, and no rebuild that follows nothing
 	version, checkpointVersion json.RawMessage
 	// still: nobody but the worker that reads holds a generation, and checkpoints, by
 	// projection and partition, are as they are.
@@ -154,7 +154,7 @@ func (s *Store) readGroup(ctx context.Context, q protocol.Request, reports bool)
 	var paused, rewinds, holds, projections, begun, members, version string
 	var checkpoints, checkpointVersion sql.NullString
 	g := &r.group
-	values := sqltext.Values{"worker": string(q.Worker)}
+	values := sqltext.Values{"worker": string(q.Worker), "rebuilds": sqltext.JSON{Value: slices.AppendSeq([]string{}, maps.Keys(s.rebuilds))}}
 	ask := func(dest ...any) error { return s.row(ctx, s.db, readGroupSQL, values, dest...) }
 	if reports {
 		maps.Copy(values, beatOf(q))
@@ -259,8 +259,8 @@ SELECT CASE WHEN pg_current_wal_lsn() IS NOT NULL THEN {clock} END,
                coalesce(bool_and(holds = 0 OR id = {worker}), true) AS still
           FROM orchestrator_workers WHERE replica_set = {set}) m
  CROSS JOIN
-       (SELECT coalesce(jsonb_agg(name ORDER BY name), '[]') AS names, coalesce(jsonb_agg(xmin::text ORDER BY name), '[]') AS versions,
-               coalesce(jsonb_agg(name ORDER BY name) FILTER (WHERE EXISTS (
+       (SELECT coalesce(jsonb_agg(name ORDER BY name) FILTER (WHERE NOT retired), '[]') AS names, coalesce(jsonb_agg(xmin::text ORDER BY name), '[]') AS versions,
+               coalesce(jsonb_agg(name ORDER BY name) FILTER (WHERE NOT retired AND (follows IS NOT NULL OR NOT ({rebuilds} ? name)) AND EXISTS (
                    SELECT FROM orchestrator_checkpoints k WHERE k.projection = q.name AND k.generation <> 0)), '[]') AS begun
           FROM orchestrator_projections q WHERE replica_set = {set}) p
  CROSS JOIN

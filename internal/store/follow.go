@@ -64,7 +64,7 @@ SELECT coalesce(p.follows, ''), coalesce((
 	// Locked, so that it is not retired, nor replaced, at the same moment.
 	liveSQL = sqltext.New(`
 SELECT coalesce(l.follows, ''), l.retired, s.events_table,
-       EXISTS (SELECT FROM orchestrator_checkpoints c WHERE c.projection = l.name)
+       EXISTS (SELECT FROM orchestrator_checkpoints c WHERE c.projection = l.name AND c.generation <> 0)
   FROM orchestrator_projections l JOIN orchestrator_replica_sets s ON s.name = l.replica_set
  WHERE l.name = {live} FOR SHARE OF l`)
 	newRebuildsSQL = sqltext.New(`
@@ -137,16 +137,13 @@ func (s *Store) beginRebuilds(ctx context.Context, tx *sql.Tx, names []string, s
 			return err
 		}
 	}
-	return nil
+	return s.checkRebuilds(ctx, tx)
 }
 
-// CheckRebuilds returns a FollowError where one of the rebuilds has run as a projection of
+// checkRebuilds returns a FollowError where one of the rebuilds has run as a projection of
 // its own: what it has handled, it has handled as new. (Or an operator has set it to a
 // position before it ran, which looks the same.)
-func (s *Store) CheckRebuilds(ctx context.Context) error {
-	if len(s.rebuilds) == 0 {
-		return nil
-	}
+func (s *Store) checkRebuilds(ctx context.Context, tx *sql.Tx) error {
 	type row struct {
 		Name string `json:"name"`
 		Live string `json:"live"`
@@ -156,7 +153,7 @@ func (s *Store) CheckRebuilds(ctx context.Context) error {
 		rows = append(rows, row{name, live})
 	}
 	var name string
-	err := s.row(ctx, s.db, independentSQL, sqltext.Values{"rebuilds": sqltext.JSON{Value: rows}}, &name)
+	err := s.row(ctx, tx, independentSQL, sqltext.Values{"rebuilds": sqltext.JSON{Value: rows}}, &name)
 	switch {
 	case errors.Is(err, sql.ErrNoRows):
 		return nil

@@ -20,6 +20,7 @@ type ProjectionVersion struct {
 	Name, ReplicaSet string
 	Follows          string // the live version; "": it is that itself
 	Followed         bool   // another one follows it
+	Replaced         bool   // or did so when it was retired
 	Retired          bool
 	Stream           string
 	Workers          []string // who has said that they run it
@@ -29,7 +30,8 @@ type ProjectionVersion struct {
 var (
 	versionsSQL = sqltext.New(`
 SELECT l.name, l.replica_set, coalesce(l.follows, ''), l.retired, coalesce(s.events_table, ''),
-       EXISTS (SELECT FROM orchestrator_projections o WHERE o.follows = l.name),
+       EXISTS (SELECT FROM orchestrator_projections o WHERE o.follows = l.name AND NOT o.retired),
+       EXISTS (SELECT FROM orchestrator_projections o WHERE o.follows = l.name AND o.retired),
        coalesce(s.paused ? l.name OR s.paused ? '', false),
        coalesce(s.holds ? l.name, false),
        coalesce(s.rewinds ? l.name, false),
@@ -64,7 +66,7 @@ UPDATE orchestrator_replica_sets SET paused = {paused}, holds = {holds}, rewinds
 	fenceProjectionSQL = sqltext.New(`
 UPDATE orchestrator_checkpoints SET generation = -abs(generation) WHERE projection = {live}`)
 
-	retireSQL            = sqltext.New(`UPDATE orchestrator_projections SET retired = true, follows = NULL WHERE name = {live}`)
+	retireSQL            = sqltext.New(`UPDATE orchestrator_projections SET retired = true WHERE name = {live}`)
 	dropParkedOfSQL      = sqltext.New(`DELETE FROM orchestrator_parked WHERE projection = {live}`)
 	dropCheckpointsOfSQL = sqltext.New(`DELETE FROM orchestrator_checkpoints WHERE projection = {live}`)
 )
@@ -84,7 +86,7 @@ func (s *Store) versions(ctx context.Context, q dbconn.Querier, names []string) 
 	for rows.Next() {
 		var v ProjectionVersion
 		var workers, checkpoints string
-		err := rows.Scan(&v.Name, &v.ReplicaSet, &v.Follows, &v.Retired, &v.Stream, &v.Followed, &v.Paused, &v.Held, &v.Rewinding, &v.Stopped, &workers, &checkpoints)
+		err := rows.Scan(&v.Name, &v.ReplicaSet, &v.Follows, &v.Retired, &v.Stream, &v.Followed, &v.Replaced, &v.Paused, &v.Held, &v.Rewinding, &v.Stopped, &workers, &checkpoints)
 		if err == nil {
 			row := RowOf("workers", v.ReplicaSet)
 			v.Workers, err = Strings[string](row, "id", workers), row.Err
@@ -118,6 +120,8 @@ func Ready(next, live *ProjectionVersion) error {
 		return notYet("%s is to be rewound first", live.Name)
 	case protocol.NextRewinding:
 		return notYet("%s is to be rewound first", next.Name)
+	case protocol.NextAhead:
+		return notYet("%s is ahead of %s, by %d positions, as it was rewound; %[2]s has to come there first", next.Name, live.Name, lacks)
 	case protocol.NextLacks:
 		return notYet("%s is %d positions behind %s", next.Name, lacks, live.Name)
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 
 	"github.com/getpup/pupsourcing-orchestrator/internal/dbconn"
+	"github.com/getpup/pupsourcing-orchestrator/internal/sqltext"
 )
 
 // SQL of the program's own, in a transaction of the library's.
@@ -14,7 +15,7 @@ var ErrScriptEnds = errors.New("has ended its transaction (END, COMMIT, ROLLBACK
 
 // The mark is gone with the transaction for which it was set.
 const (
-	markScriptsSQL  = `SELECT pg_catalog.set_config('orchestrator.script'::text, 'on'::text, true)`
+	markScriptsSQL  = `SELECT pg_catalog.current_setting('role'::text) FROM pg_catalog.set_config('orchestrator.script'::text, 'on'::text, true)`
 	scriptMarkedSQL = `SELECT coalesce(pg_catalog.current_setting('orchestrator.script'::text, true), ''::text) OPERATOR(pg_catalog.=) 'on'::text`
 )
 
@@ -22,7 +23,8 @@ const (
 // is closed afterwards: nobody knows what the SQL has set.
 func RunScript(ctx context.Context, tx *dbconn.Tx, text string) error {
 	tx.CloseAfter()
-	if _, err := tx.ExecContext(ctx, markScriptsSQL); err != nil {
+	var role string
+	if err := tx.QueryRowContext(ctx, markScriptsSQL).Scan(&role); err != nil {
 		return err
 	}
 	if _, err := tx.ExecContext(ctx, text); err != nil { // without arguments, drivers send it as it is
@@ -35,6 +37,10 @@ func RunScript(ctx context.Context, tx *dbconn.Tx, text string) error {
 	case !marked:
 		return ErrScriptEnds
 	}
-	_, err := tx.ExecContext(ctx, `SET CONSTRAINTS ALL IMMEDIATE`) // or COMMIT would find what they forbid
+	if _, err := tx.ExecContext(ctx, `SET CONSTRAINTS ALL IMMEDIATE`); err != nil { // or COMMIT would find what they forbid
+		return err
+	}
+	// SET ROLE is natural where the read model's owner is another role than who gives orders.
+	_, err := tx.ExecContext(ctx, `SELECT pg_catalog.set_config('role'::text, `+sqltext.QuoteLiteral(role)+`, true)`)
 	return err
 }

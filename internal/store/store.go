@@ -1190,7 +1190,7 @@ UPDATE orchestrator_checkpoints SET replica_set = {set}, generation = -abs(gener
 
 	// Locked against a claim by another set, until the rows are written.
 	ownProjectionsSQL = sqltext.New(`
-SELECT name FROM orchestrator_projections WHERE replica_set = {set} ORDER BY name FOR SHARE`)
+SELECT name FROM orchestrator_projections WHERE replica_set = {set} AND NOT retired ORDER BY name FOR SHARE`)
 	// Whoever has written a checkpoint and not committed is waited for
 	// here, so that the hand-over starts from what it commits. Whoever
 	// comes later finds the new generation.

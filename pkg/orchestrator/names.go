@@ -81,6 +81,9 @@ func WithScope(s Scope) ProjectionOption { return root.WithScope(s) }
 // WithStart is for where it starts if it has not run yet: see [root.WithStart].
 func WithStart(s Start) ProjectionOption { return root.WithStart(s) }
 
+// WithRebuildOf is for a new version of a live projection: see [root.WithRebuildOf].
+func WithRebuildOf(live string) ProjectionOption { return root.WithRebuildOf(live) }
+
 // WithFailureRule is in place of Config.OnFailure: see [root.WithFailureRule].
 func WithFailureRule(r FailureRule) ProjectionOption { return root.WithFailureRule(r) }
 

@@ -105,6 +105,24 @@ func TestTheMethodSetDecides(t *testing.T) {
 	}
 }
 
+type rebuilds struct{ withTx }
+
+func (rebuilds) RebuildOf() string { return "users" }
+
+// What a projection is a rebuild of is found, by its method and by the option.
+func TestRebuildOf(t *testing.T) {
+	p, err := translateOne(rebuilds{withTx{"sqltx"}})
+	if r, ok := p.(root.RebuildProjection[es.PersistedEvent]); err != nil || !ok || r.RebuildOf() != "users" {
+		t.Errorf("what it rebuilds is lost: %v, %v", p, err)
+	}
+	if p, err = translateOne(withTx{"sqltx"}); err != nil {
+		t.Fatal(err)
+	}
+	if r, ok := root.With(p, WithRebuildOf("users")).(root.RebuildProjection[es.PersistedEvent]); !ok || r.RebuildOf() != "users" {
+		t.Error("the option is lost")
+	}
+}
+
 type startsAfter struct{ withTx }
 
 func (startsAfter) StartAt() Start { return StartAfter(7) }

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 	"time"
@@ -96,7 +97,10 @@ type LaneReport struct {
 	// database. It is called again. "": nothing.
 	Interruption string `json:"interruption,omitempty"`
 	Stalled      bool   `json:"stalled,omitempty"`
-	Parked       int    `json:"parked,omitempty"`
+	// PerSecond is how many positions a second it went forward in about the last half
+	// minute, those of others included.
+	PerSecond float64 `json:"per_second,omitempty"`
+	Parked    int     `json:"parked,omitempty"`
 	// ParkedSeconds is the age of the oldest parked event.
 	ParkedSeconds float64 `json:"parked_seconds,omitempty"`
 }
@@ -221,6 +225,9 @@ func (w *worker[E]) look(now time.Time) protocol.Input {
 	reach := w.feed.reach()
 	gap := gapReport(reach.gap)
 	for _, l := range w.lanes() {
+		if s := l.stands(); s.found {
+			l.pace.See(now, s.position)
+		}
 		r := l.report(now, reach)
 		stalled, unstalled := l.watch.See(now, r.Position, r.idle(), r.Handling, w.cfg.stallAfter(l.id.Projection))
 		if stalled {
@@ -303,17 +310,21 @@ func gapReport(g *Gap) *GapReport {
 	return &GapReport{Position: g.Position, Since: g.Since, Backends: append([]int{}, g.Backends...)}
 }
 
+// stands returns how far the lane is.
+func (l *lane[E]) stands() standing[E] {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.standing
+}
+
 // report says how far the lane is.
 func (l *lane[E]) report(now time.Time, reach reach) LaneReport {
-	l.mu.Lock()
-	s := l.standing
-	l.mu.Unlock()
-	a := l.id.Assignment
+	s, a := l.stands(), l.id.Assignment
 	r := LaneReport{
 		Projection: l.id.Projection, Partition: a.Partition, TotalPartitions: a.Total,
 		Position: s.position, Behind: -1, State: s.state, Since: l.watch.Since, Handling: l.position.Load(),
 		Attempts: s.attempts, Error: s.err, Interruption: s.cut, Stalled: l.watch.Stalled,
-		Parked: s.parked,
+		PerSecond: math.Round(100*l.pace.PerSecond()) / 100, Parked: s.parked,
 	}
 	if r.Since.IsZero() {
 		r.Since = now

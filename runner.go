@@ -169,6 +169,7 @@ type lane[E any] struct {
 	began    time.Time      // when the batch under way did; zero: none is
 	skipped  int            // events of others that were read since the latest commit
 	watch    protocol.Stall // the loop's
+	pace     protocol.Pace  // likewise
 	mu       sync.Mutex
 	standing standing[E]
 }

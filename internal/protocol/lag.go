@@ -145,6 +145,35 @@ func (r *Reach) Lag(now time.Time, position int64, oldest time.Time) time.Durati
 	return max(0, now.Sub(seen))
 }
 
+// A Pace is how fast a lane goes forward lately, from looks at it.
+type Pace struct {
+	began, at time.Time // of the first look, and the latest
+	position  int64
+	rate      float64
+}
+
+// paceOver is about how long ago "lately" begins.
+const paceOver = 30 * time.Second
+
+// See takes in a look.
+func (p *Pace) See(now time.Time, position int64) {
+	if p.began.IsZero() {
+		p.began, p.at, p.position = now, now, position
+		return
+	}
+	passed := now.Sub(p.at)
+	if passed <= 0 {
+		return
+	}
+	rate := float64(max(0, position-p.position)) / passed.Seconds()
+	weight := min(1, passed.Seconds()/min(now.Sub(p.began), paceOver).Seconds())
+	p.rate += weight * (rate - p.rate)
+	p.at, p.position = now, position
+}
+
+// PerSecond returns how many positions it is in a second.
+func (p *Pace) PerSecond() float64 { return p.rate }
+
 // A Stall notices that a lane does not move, from looks at it.
 type Stall struct {
 	position int64

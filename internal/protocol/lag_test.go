@@ -155,3 +155,32 @@ func TestStall(t *testing.T) {
 		}
 	}
 }
+
+// A pace is how far the lane has gone in the time of which lately consists; before, since
+// the first look.
+func TestPace(t *testing.T) {
+	start := time.Unix(1000, 0)
+	type look struct {
+		at       int // seconds
+		position int64
+		pace     float64
+	}
+	for _, test := range []struct {
+		why   string
+		looks []look
+	}{
+		{"it is not known at first", []look{{0, 500, 0}}},
+		{"a first step tells it", []look{{0, 500, 0}, {5, 600, 20}}},
+		{"the first steps count alike", []look{{0, 500, 0}, {5, 600, 20}, {10, 600, 10}, {20, 700, 10}}},
+		{"what is long ago counts less", []look{{0, 0, 0}, {30, 3000, 100}, {60, 3000, 0}, {75, 3000, 0}, {90, 4500, 50}}},
+		{"going back is standing still", []look{{0, 500, 0}, {5, 0, 0}, {10, 100, 10}}},
+		{"two looks at once are one", []look{{0, 500, 0}, {0, 900, 0}, {5, 900, 80}}},
+	} {
+		var p Pace
+		for _, l := range test.looks {
+			if p.See(start.Add(time.Duration(l.at)*time.Second), l.position); p.PerSecond() != l.pace {
+				t.Errorf("%s: %v after %ds, want %v", test.why, p.PerSecond(), l.at, l.pace)
+			}
+		}
+	}
+}

@@ -64,6 +64,7 @@ var badRows = []struct{ table, column, statement string }{
 	{"reports", "report", `UPDATE orchestrator_reports SET report = '{"generation": 1, "lanes": [{"projection": "p", "partition": "x"}]}'`},
 	{"reports", "report", `UPDATE orchestrator_reports SET report = '{"generation": 1, "lanes": [{"projection": "p", "partition": 0, "since": "infinity"}]}'`},
 	{"reports", "report", `UPDATE orchestrator_reports SET report = '{"generation": 1, "lanes": [{"projection": "p", "partition": 0, "since": "2026-01-01T00:00:00Z", "interruption": 1}]}'`},
+	{"reports", "report", `UPDATE orchestrator_reports SET report = '{"generation": 1, "lanes": [{"projection": "p", "partition": 0, "since": "2026-01-01T00:00:00Z", "per_second": "x"}]}'`},
 	{"checkpoints", "partition", `UPDATE orchestrator_checkpoints SET partition = -1`},
 	{"checkpoints", "partition", `UPDATE orchestrator_checkpoints SET partition = total`},
 	{"checkpoints", "total", `UPDATE orchestrator_checkpoints SET total = 0`},

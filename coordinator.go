@@ -38,6 +38,7 @@ type worker[E any] struct {
 	names       []string
 	scopes      []Scope // of each projection
 	starts      starts
+	versions    versions
 
 	store   *store.Store
 	feed    *feed[E]

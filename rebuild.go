@@ -2,6 +2,7 @@ package orchestrator
 
 import (
 	"fmt"
+	"log/slog"
 	"sync"
 	"time"
 
@@ -91,4 +92,29 @@ func (f *followers) look(projection string, fresh bool, read func() (protocol.Fo
 	one.seen, one.err = read()
 	one.at = time.Now()
 	return one.seen, one.err
+}
+
+// versions are the live versions that a worker's projections follow, so that each change is
+// logged once.
+type versions struct {
+	mu   sync.Mutex
+	live map[string]string // by the projection that follows it
+}
+
+// seen takes in which version a projection follows; "": it is the live one itself.
+func (v *versions) seen(log *slog.Logger, projection, live string) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	switch before := v.live[projection]; {
+	case live == before:
+		return
+	case live == "":
+		delete(v.live, projection)
+		log.Info("is the live version now", "projection", projection, "replaced", before)
+		return
+	case v.live == nil:
+		v.live = map[string]string{}
+	}
+	v.live[projection] = live
+	log.Info("follows the live version", "projection", projection, "live", live)
 }

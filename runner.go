@@ -378,13 +378,15 @@ func (l *lane[E]) do(a protocol.LaneAction) protocol.LaneAnswer {
 	var err error
 	switch a.Do {
 	case protocol.LaneLoad:
-		if l.shown.Exists {
-			answer.Found, l.shown = l.shown, protocol.Found{}
-			break
+		answer.Found, l.shown = l.shown, protocol.Found{}
+		if !answer.Found.Exists {
+			answer.Found, err = bounded(l.ctx, l.worker.patience(), func(ctx context.Context) (protocol.Found, error) {
+				return l.worker.store.Load(ctx, l.id)
+			}, nil)
 		}
-		answer.Found, err = bounded(l.ctx, l.worker.patience(), func(ctx context.Context) (protocol.Found, error) {
-			return l.worker.store.Load(ctx, l.id)
-		}, nil)
+		if err == nil && answer.Found.Exists && !answer.Found.Follows {
+			l.worker.versions.seen(l.worker.log, l.id.Projection, "")
+		}
 	case protocol.LaneFind:
 		answer.Found, err = bounded(l.ctx, l.worker.patience(), func(ctx context.Context) (protocol.Found, error) {
 			return l.worker.store.Find(ctx, l.id)
@@ -400,9 +402,13 @@ func (l *lane[E]) do(a protocol.LaneAction) protocol.LaneAnswer {
 		}
 	case protocol.LaneFollow:
 		answer.Followed, err = l.run.follows.look(l.id.Projection, a.Fresh, func() (protocol.Followed, error) {
-			return bounded(l.ctx, l.worker.patience(), func(ctx context.Context) (protocol.Followed, error) {
+			seen, err := bounded(l.ctx, l.worker.patience(), func(ctx context.Context) (protocol.Followed, error) {
 				return l.worker.store.Followed(ctx, l.id.Projection)
 			}, nil)
+			if err == nil {
+				l.worker.versions.seen(l.worker.log, l.id.Projection, seen.Version)
+			}
+			return seen, err
 		})
 	case protocol.LaneOpen:
 		err = l.begin()

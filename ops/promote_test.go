@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"strings"
 	"sync"
@@ -76,6 +77,12 @@ func TestPromote(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			w := newWorld(t)
 			ctx := t.Context()
+			logged := &testworld.Log{To: t.Output()}
+			config := func(set orchestrator.ReplicaSetName) orchestrator.Config[orchestrator.Event] {
+				cfg := w.Config(w.DB, set)
+				cfg.Logger = slog.New(slog.NewTextHandler(logged, nil))
+				return cfg
+			}
 			live := version(w, "orders")
 			next := version(w, "orders_v2", orchestrator.WithRebuildOf("orders"))
 			w.Exec(`CREATE VIEW model AS SELECT * FROM orders`)
@@ -87,7 +94,7 @@ func TestPromote(t *testing.T) {
 			}
 			var running []*testworld.Running
 			for range tt.liveWorkers {
-				running = append(running, testworld.Run(t, w.Config(w.DB, tt.liveSet), live))
+				running = append(running, testworld.Run(t, config(tt.liveSet), live))
 			}
 			if tt.liveWorkers > 0 {
 				w.Active(tt.liveSet, tt.liveWorkers)
@@ -99,7 +106,7 @@ func TestPromote(t *testing.T) {
 				projections = append(projections, live)
 			}
 			for range tt.workers {
-				running = append(running, testworld.Run(t, w.Config(w.DB, tt.nextSet), projections...))
+				running = append(running, testworld.Run(t, config(tt.nextSet), projections...))
 			}
 			w.Active(tt.nextSet, tt.workers)
 			for i, to := range []string{"orders_v2", "orders", "orders_v2"} {
@@ -120,6 +127,8 @@ func TestPromote(t *testing.T) {
 				if after := w.Number(`SELECT count(*) FROM ` + p.Replaced); after != before {
 					t.Errorf("round %d: %s has handled %d events since it was replaced", i, p.Replaced, after-before)
 				}
+				logged.Wait(t, fmt.Sprintf("projection=%s live=%s", to, p.Replaced))
+				logged.Wait(t, fmt.Sprintf("projection=%s replaced=%s", to, p.Replaced))
 				if name, err := ops.Live(ctx, w.DB, p.Replaced); err != nil || name != to {
 					t.Errorf("live is %s, %v", name, err)
 				}

@@ -16,6 +16,8 @@ import "time"
 
 // Followed is what a follower knows of the live version.
 type Followed struct {
+	// Version is its name; "": there is none. It is for people.
+	Version string
 	// Live: there is none, or no more. The follower is the live one itself.
 	Live bool
 	// Checkpoints of the live one, by partition. They are read in one piece, and they only

@@ -84,11 +84,11 @@ SELECT p.name FROM orchestrator_projections p JOIN jsonb_to_recordset({rebuilds}
 // Followed returns how far the live version of a projection is.
 func (s *Store) Followed(ctx context.Context, projection string) (protocol.Followed, error) {
 	var f protocol.Followed
-	var live, rows string
-	err := s.row(ctx, s.db, followedSQL, sqltext.Values{"projection": projection}, &live, &rows, &f.Final)
+	var rows string
+	err := s.row(ctx, s.db, followedSQL, sqltext.Values{"projection": projection}, &f.Version, &rows, &f.Final)
 	if err == nil {
-		f.Live = live == ""
-		f.Checkpoints, err = layoutOf(live, rows)
+		f.Live = f.Version == ""
+		f.Checkpoints, err = layoutOf(f.Version, rows)
 	}
 	if err != nil {
 		return protocol.Followed{}, fmt.Errorf("read how far the live version of projection %s is: %w", projection, err)

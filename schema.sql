@@ -247,7 +247,10 @@ CREATE TABLE IF NOT EXISTS orchestrator_projections (
     -- by: it goes no further than that one. NULL: it is the live one itself.
     follows     text,
     -- It was removed (Retire): its name is not used again.
-    retired     boolean NOT NULL DEFAULT false
+    retired     boolean NOT NULL DEFAULT false,
+    -- It was live before, and another version has replaced it (Promote). Nothing is decided
+    -- by it.
+    replaced    boolean NOT NULL DEFAULT false
 );
 
 -- How far each projection is on each partition. An active generation has
@@ -347,7 +350,8 @@ ALTER TABLE orchestrator_replica_sets
     ADD COLUMN IF NOT EXISTS holds   jsonb   NOT NULL DEFAULT '{}';
 ALTER TABLE orchestrator_projections
     ADD COLUMN IF NOT EXISTS follows text,
-    ADD COLUMN IF NOT EXISTS retired boolean NOT NULL DEFAULT false;
+    ADD COLUMN IF NOT EXISTS retired boolean NOT NULL DEFAULT false,
+    ADD COLUMN IF NOT EXISTS replaced boolean NOT NULL DEFAULT false;
 CREATE INDEX IF NOT EXISTS orchestrator_parked_requests
     ON orchestrator_parked (projection, position) WHERE request IS NOT NULL;
 

@@ -41,10 +41,13 @@ type ReplicaSetStatus struct {
 	ActivatedAt     *time.Time `json:"activated_at"`
 
 	// What operators have ordered. Paused are the projections that don't run;
-	// PausedAll is that none does. Rewinds are due when a generation is activated.
-	Paused    []string         `json:"paused"`
-	PausedAll bool             `json:"paused_all"`
-	Rewinds   map[string]int64 `json:"rewinds"` // projection → position
+	// PausedAll is that none does. Held are those of Paused that are held for another version
+	// to take their place (Promote), and until when. Rewinds are due when a generation is
+	// activated.
+	Paused    []string             `json:"paused"`
+	PausedAll bool                 `json:"paused_all"`
+	Held      map[string]time.Time `json:"held"`    // projection → until when
+	Rewinds   map[string]int64     `json:"rewinds"` // projection → position
 	// ParkOrders are the orders to park an event that wait for a worker: see Park.
 	ParkOrders []ParkOrder `json:"park_orders"`
 
@@ -53,6 +56,9 @@ type ReplicaSetStatus struct {
 	Head       int64             `json:"head"`
 	Workers    []WorkerStatus    `json:"workers"`    // in the order in which they joined
 	Partitions []PartitionStatus `json:"partitions"` // by projection and partition
+	// Rebuilds are the versions of the set's projections that are not live, also those that
+	// other sets run, by the live one and by name.
+	Rebuilds []RebuildStatus `json:"rebuilds"`
 	// Waits are the reasons why something stands still, the most pressing first.
 	Waits []Wait `json:"waits"`
 }
@@ -126,6 +132,7 @@ const (
 	WaitInterrupted WaitKind = "interrupted" // a handler was interrupted, which is no failure, and is called again
 	WaitGap         WaitKind = "gap"         // a transaction may still fill a gap, which holds readers back
 	WaitPaused      WaitKind = "paused"      // by order: see Pause
+	WaitHeld        WaitKind = "held"        // for another version to take its place: see Promote
 	WaitParked      WaitKind = "parked"      // the projection has gone past events that are parked
 )
 
@@ -183,8 +190,8 @@ func ReplicaSets(ctx context.Context, db *sql.DB, options ...orchestrator.Tables
 // ErrNoReplicaSet where no worker of the set has ever run.
 func Status(ctx context.Context, db *sql.DB, set orchestrator.ReplicaSetName, options ...orchestrator.TablesOption) (ReplicaSetStatus, error) {
 	s := ReplicaSetStatus{
-		ReplicaSet: set, Paused: []string{}, Rewinds: map[string]int64{},
-		ParkOrders: []ParkOrder{}, Workers: []WorkerStatus{}, Partitions: []PartitionStatus{}, Waits: []Wait{},
+		ReplicaSet: set, Paused: []string{}, Held: map[string]time.Time{}, Rewinds: map[string]int64{}, ParkOrders: []ParkOrder{},
+		Workers: []WorkerStatus{}, Partitions: []PartitionStatus{}, Rebuilds: []RebuildStatus{}, Waits: []Wait{},
 	}
 	if problem := store.NameProblem(string(set)); problem != "" {
 		return s, fmt.Errorf("%w: its name %s", ErrNoReplicaSet, problem)
@@ -211,23 +218,26 @@ func (s *ReplicaSetStatus) load(ctx context.Context, t store.Tables) error {
 		return err
 	}
 	defer tx.Rollback() // nothing was written
-	return s.read(func(statement sqltext.Statement, each func(scan func(...any) error) error) error {
-		return query(ctx, tx, tables, statement, store.ParkOrderValues(sqltext.Values{"set": string(s.ReplicaSet)}), each)
+	return s.read(func(set orchestrator.ReplicaSetName) asking {
+		return func(statement sqltext.Statement, each func(scan func(...any) error) error) error {
+			return query(ctx, tx, tables, statement, store.ParkOrderValues(sqltext.Values{"set": string(set)}), each)
+		}
 	})
 }
 
-// An asking runs a statement about the replica set, and calls each with what scans a row.
+// An asking runs a statement about a replica set, and calls each with what scans a row.
 type asking func(statement sqltext.Statement, each func(scan func(...any) error) error) error
 
 // read reads each of the tables once, and joins here what belongs together. The
 // views are for people: a server may run through a side of their joins again for
 // each row of the other.
-func (s *ReplicaSetStatus) read(ask asking) error {
-	var paused, rewinds string
+func (s *ReplicaSetStatus) read(of func(orchestrator.ReplicaSetName) asking) error {
+	ask := of(s.ReplicaSet)
+	var paused, rewinds, holds string
 	found := false
 	err := ask(statusSQL, func(scan func(...any) error) error {
 		found = true
-		return scan(&s.At, &s.Generation, &s.Phase, &s.TotalPartitions, &s.Reason, &s.OpenedAt, &s.ActivatedAt, &paused, &rewinds)
+		return scan(&s.At, &s.Generation, &s.Phase, &s.TotalPartitions, &s.Reason, &s.OpenedAt, &s.ActivatedAt, &paused, &rewinds, &holds)
 	})
 	if err == nil && !found {
 		return ErrNoReplicaSet
@@ -238,12 +248,16 @@ func (s *ReplicaSetStatus) read(ask asking) error {
 	}
 	times(row.AtLeast("generation", s.Generation, 0).Total(s.TotalPartitions, 0), map[string]*time.Time{"opened_at": s.OpenedAt, "activated_at": s.ActivatedAt})
 	names := store.Strings[string](row, "paused", paused)
+	until := untilOf(row.Positions("holds", holds))
 	if s.Rewinds = row.Positions("rewinds", rewinds); row.Err != nil {
 		return row.Err
 	}
+	for name, at := range until {
+		s.Held[name] = *at
+	}
 	s.Paused = slices.DeleteFunc(names, func(name string) bool { return name == "" })
 	s.PausedAll = len(s.Paused) < len(names)
-	reports, err := s.readReports(ask)
+	reports, err := readReports(ask, s.ReplicaSet)
 	if err != nil {
 		return err
 	}
@@ -261,13 +275,16 @@ func (s *ReplicaSetStatus) read(ask asking) error {
 	if err != nil {
 		return err
 	}
-	return s.readPartitions(ask, owners, parked)
+	if err := s.readPartitions(ask, owners, parked); err != nil {
+		return err
+	}
+	return s.readRebuilds(of, reports)
 }
 
 // The statements of Status.
 var (
 	statusSQL = sqltext.New(`
-SELECT {clock}, generation, phase, total, reason, opened_at, activated_at, paused, rewinds
+SELECT {clock}, generation, phase, total, reason, opened_at, activated_at, paused, rewinds, holds
   FROM orchestrator_replica_sets WHERE name = {set}`)
 	statusReportsSQL = sqltext.New(`
 SELECT r.worker, r.reported_at, r.report
@@ -299,15 +316,15 @@ type laneKey struct {
 	partition  int
 }
 
-// readReports returns the workers' reports.
-func (s *ReplicaSetStatus) readReports(ask asking) (map[string]*reported, error) {
+// readReports returns the reports of a set's workers.
+func readReports(ask asking, set orchestrator.ReplicaSetName) (map[string]*reported, error) {
 	reports := map[string]*reported{}
 	err := ask(statusReportsSQL, func(scan func(...any) error) error {
 		var worker string
 		var text []byte
 		r := &reported{lanes: map[laneKey]*orchestrator.LaneReport{}}
 		err := scan(&worker, &r.at, &text)
-		row := store.RowOf("reports", string(s.ReplicaSet), worker).Scanned(err)
+		row := store.RowOf("reports", string(set), worker).Scanned(err)
 		if err == nil {
 			row.Time("reported_at", r.at).JSON("report", text, &r.WorkerReport)
 		}
@@ -500,11 +517,13 @@ func (s *ReplicaSetStatus) standing() []Wait {
 	if s.PausedAll {
 		waits = append(waits, Wait{Kind: WaitPaused, Text: "the replica set is paused"})
 	}
-	for _, name := range s.Paused {
-		waits = append(waits, Wait{Kind: WaitPaused, Projection: name, Text: fmt.Sprintf("projection %s is paused", name)})
-	}
+	waits = append(waits, s.stopped()...)
+	replacedBy, _ := s.versions()
 	parked := map[string]int{}
 	for _, p := range s.Partitions {
+		if replacedBy[p.Projection] != "" {
+			continue
+		}
 		if parked[p.Projection] += p.Parked; p.Partition == p.TotalPartitions-1 && parked[p.Projection] > 0 {
 			waits = append(waits, Wait{
 				Kind: WaitParked, Projection: p.Projection,

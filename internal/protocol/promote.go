@@ -72,7 +72,7 @@ func Ready(next, live Standing) (why Hindrance, lacks int64) {
 // How a promotion waits.
 const (
 	promotePoll  = 100 * time.Millisecond
-	promoteClose = 5 * time.Second // that the projection is behind the live one, before that is held
+	PromoteClose = 5 * time.Second // that the projection is behind the live one, before that is held
 	// PromoteMax is for how long the live one stands still.
 	PromoteMax = 30 * time.Second
 )
@@ -219,7 +219,7 @@ func (p *Promotion) approach(now time.Time, a PromotionAnswer) PromotionAction {
 		p.goal, p.seen = lowest(a.Live.Checkpoints), now
 	}
 	if ahead := Lacks(a.Live.Checkpoints, a.Next.Checkpoints) > 0; a.Runs && !ahead && Lacks(a.Next.Checkpoints, p.goal) == 0 {
-		if now.Sub(p.seen) <= promoteClose {
+		if now.Sub(p.seen) <= PromoteClose {
 			p.holding = true
 			return PromotionAction{Do: PromoteHold}
 		}

@@ -58,7 +58,9 @@ SELECT partition FROM orchestrator_checkpoints
  WHERE projection = ANY (SELECT jsonb_array_elements_text({names})) ORDER BY projection, partition FOR UPDATE`)
 
 	promoteSQL = sqltext.New(`
-UPDATE orchestrator_projections SET follows = CASE WHEN name <> {projection} THEN {projection} END
+UPDATE orchestrator_projections
+   SET follows = CASE WHEN name <> {projection} THEN {projection} END,
+       replaced = (name = {live} OR (replaced AND name <> {projection}))
  WHERE name = {projection} OR name = {live} OR follows = {live}`)
 	stayPausedSQL = sqltext.New(`
 UPDATE orchestrator_replica_sets SET paused = {paused}, holds = {holds}, rewinds = (rewinds - {live}) WHERE name = {of}`)

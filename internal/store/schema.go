@@ -28,7 +28,7 @@ var columns = map[string][]string{
 	"orchestrator_workers": {"replica_set", "id", "seq", "joined_at", "lease_us", "lease_until", "generation", "total", "partitions", "wants",
 		"presence_key", "presence_number", "holds", "projections", "paused", "drained"},
 	"orchestrator_reports":     {"replica_set", "worker", "reported_at", "report"},
-	"orchestrator_projections": {"name", "replica_set", "follows", "retired"},
+	"orchestrator_projections": {"name", "replica_set", "follows", "retired", "replaced"},
 	"orchestrator_checkpoints": {"projection", "partition", "replica_set", "generation", "total", "position", "ahead", "updated_at"},
 	"orchestrator_history":     {"replica_set", "generation", "reason", "total", "members", "opened_at", "activated_at", "waited_for"},
 	"orchestrator_parked":      {"projection", "position", "slot", "aggregate_id", "error", "attempts", "parked_at", "request"},

@@ -103,6 +103,48 @@ func TestLive(t *testing.T) {
 	b.quiet()
 }
 
+// How far a rebuild is, and what a version is stopped for, is told in words, and to screen
+// readers.
+func TestRebuilding(t *testing.T) {
+	b := openTab(t)
+	s := newScene(t)
+	scenes["rebuilding"](s)
+	url := serve(t, ops.StatusHandler(s.db))
+	b.open(url)
+	for key, want := range map[string][]string{
+		"rebuild_order_totals": {"catching up", "rebuild_order_totals is 301,093 positions behind order_totals, about 2 min left", "in rebuild", "75.0 %", "2,510 positions a second"},
+		"rebuild_user_count":   {"takes over", "rebuild_user_count takes the place of user_count, which is held until", "100.0 %"},
+		"search_index":         {"replaced", "search_index was replaced by rebuild_search_index"},
+	} {
+		text := value[string](b, fmt.Sprintf(`document.querySelector("[data-key='main-projections'] [data-key='rebuilds'] [data-key='%s']").innerText`, key))
+		for _, part := range want {
+			if !strings.Contains(text, part) {
+				t.Errorf("of %s it says %q, want %q", key, text, part)
+			}
+		}
+	}
+	for name, want := range map[string]string{"search_index": "replaced by rebuild_search_index", "user_count": "held"} {
+		if text := value[string](b, fmt.Sprintf(`document.querySelector("[data-key='projections'] > [data-key='%s'] summary").innerText`, name)); !strings.Contains(text, want) || strings.Contains(text, "paused") {
+			t.Errorf("%s: %q, want %q", name, text, want)
+		}
+	}
+	if bars := b.accessibles("progressbar"); !slices.Contains(bars, accessible{"progressbar", "rebuild_order_totals, of order_totals"}) || len(bars) != 4 {
+		t.Errorf("bars: %v", bars)
+	}
+	verdict := b.text("#verdict")
+	if !strings.Contains(verdict, "All that should run does; but see:") || !strings.Contains(verdict, "projection user_count is held while rebuild_user_count takes its place") || strings.Contains(verdict, "search_index") {
+		t.Errorf("above all it says %q", verdict)
+	}
+	for _, l := range looks[:2] {
+		b.as(l)
+		b.open(url)
+		for _, bad := range value[[]string](b, contrasts) {
+			t.Errorf("%s: %s", l.name, bad)
+		}
+	}
+	b.quiet()
+}
+
 // To a screen reader everything has a name.
 func TestAccessible(t *testing.T) {
 	b := openTab(t)

@@ -126,6 +126,19 @@ var scenes = map[string]func(*scene){
 		s.exec(`UPDATE orchestrator_reports SET report = jsonb_set(report, '{state}', '"draining"') WHERE worker = $1`, workers[1])
 		s.exec(`UPDATE orchestrator_reports SET report = jsonb_set(report, '{state}', '"waiting"') WHERE worker IN ($1, $2)`, workers[0], workers[2])
 	},
+	"rebuilding": func(s *scene) {
+		s.set("main-projections", workers...)
+		s.set("rebuild", "rebuild-0~1")
+		s.exec(`UPDATE orchestrator_projections SET follows = 'order_totals' WHERE name = 'rebuild_order_totals'`)
+		s.worker("rebuild", "rebuild-0~1", 0, 1, "running", func(l *orchestrator.LaneReport) {
+			if l.Projection == "rebuild_order_totals" {
+				l.Position, l.Behind, l.BehindSeconds, l.State, l.PerSecond = 903_282, head-903_282, 86400, "handling", 2510
+			}
+		})
+		s.exec(`UPDATE orchestrator_projections SET follows = 'user_count' WHERE name = 'rebuild_user_count'`)
+		s.exec(`UPDATE orchestrator_projections SET follows = 'rebuild_search_index', replaced = true WHERE name = 'search_index'`)
+		s.exec(`UPDATE orchestrator_replica_sets SET paused = '["search_index", "user_count"]', holds = jsonb_build_object('user_count', (extract(epoch FROM now() + interval '8 sec') * 1000000)::bigint) WHERE name = 'main-projections'`)
+	},
 	"stalled": func(s *scene) {
 		s.set("main-projections", workers...)
 		s.set("payouts", "payouts-0~1", "payouts-1~4")

@@ -45,7 +45,8 @@ type Promotion struct {
 // Both are to be run by workers, of the same replica set or of different ones; the live one
 // need not be. If the program that calls Promote crashes, the live one goes on by itself
 // after 10 seconds, or everything has happened. Call Promote again to know: where the
-// projection is live already, it says so and does nothing.
+// projection is live already, it says so and does nothing. How far the projection is while
+// Promote waits, and in about what time it will be close, Status says: see RebuildStatus.
 //
 // It returns ErrRejected where the projection follows no other one, or has parked events
 // that the live one has handled. It waits until ctx ends, in step 1; the live one is held

@@ -9,6 +9,8 @@
 //	orchestrator rewind SET PROJECTION POSITION     back or forward: handle what is above POSITION next
 //	orchestrator drain SET WORKER                   take a worker's partitions away
 //	orchestrator undrain SET WORKER
+//	orchestrator promote PROJECTION                 let a rebuild take the live version's place; -sql FILE switches the readers over
+//	orchestrator retire PROJECTION                  remove what is left of a version that was replaced
 //	orchestrator park list PROJECTION               what it has gone past without handling it
 //	orchestrator park retry PROJECTION WHICH        -position N (or several), -aggregate ID or -all
 //	orchestrator park discard PROJECTION WHICH
@@ -21,6 +23,12 @@
 // named by the beginning of its name. Orders wait until their generation is
 // active, and say whom they wait for. "orchestrator status -h" and the like list
 // the flags of a command, which may stand anywhere after its name.
+//
+// A promotion waits until the rebuild is close behind the live version, says meanwhile how
+// far it is, and runs the SQL of a file, or of its input (-sql -), in the transaction in
+// which the versions change:
+//
+//	echo 'CREATE OR REPLACE VIEW order_list AS SELECT * FROM orders_v2' | orchestrator promote orders_v2 -sql -
 //
 // It ends with 0; with 1 when something failed; with 2 when it was called wrongly;
 // and status -check with 3 when something stands still.
@@ -122,6 +130,7 @@ type call struct {
 	all                      bool
 	aggregate, by            string
 	positions                positions
+	sql                      sqlFile
 }
 
 var commands = map[string]struct {
@@ -146,6 +155,14 @@ var commands = map[string]struct {
 	"rewind":  {rewind, "SET PROJECTION POSITION", confirmedFlags},
 	"drain":   {drain, "SET WORKER", orderFlags},
 	"undrain": {undrain, "SET WORKER", orderFlags},
+	"promote": {promote, "PROJECTION", func(c *call, f *flag.FlagSet) {
+		f.Var(&c.sql, "sql", "run the SQL of this `FILE` in the same transaction, which switches the readers over; - is the input")
+		f.DurationVar(&c.timeout, "timeout", time.Hour, "how long to wait until it is close behind; then nothing is changed")
+		f.DurationVar(&c.interval, "interval", 3*time.Second, "how often to say how far it is, if that changes")
+	}},
+	"retire": {retire, "PROJECTION", func(c *call, f *flag.FlagSet) {
+		f.BoolVar(&c.yes, "yes", false, "don't ask")
+	}},
 	"park": {park, "list|retry|discard|add [SET] PROJECTION [POSITION]", func(c *call, f *flag.FlagSet) {
 		f.BoolVar(&c.json, "json", false, "list as JSON")
 		f.IntVar(&c.limit, "n", 100, "list at most this `many` events")
@@ -205,7 +222,11 @@ func command(ctx context.Context, args []string, stdin io.Reader, stdout, stderr
 		return usageError{fmt.Sprintf("%s takes %s, and one of %q is empty", name, command.args, c.args)}
 	}
 	if flags.Lookup("timeout") != nil && c.timeout <= 0 { // or the order would be given, and not waited for
-		return usageError{fmt.Sprintf("%s: -timeout is %s; to wait for nothing, say -nowait", name, c.timeout)}
+		instead := ""
+		if flags.Lookup("nowait") != nil {
+			instead = "; to wait for nothing, say -nowait"
+		}
+		return usageError{fmt.Sprintf("%s: -timeout is %s%s", name, c.timeout, instead)}
 	}
 	if *url = cmp.Or(*url, os.Getenv("DATABASE_URL")); *url == "" {
 		return usageError{"which database? set -database or DATABASE_URL to a URL such as postgres://…"}

@@ -93,15 +93,19 @@ func (s *stage) handled(projection string) int {
 
 // worker starts one, and returns what stops it.
 func (s *stage) worker() (stop func()) {
+	return s.start("set", projection{"quick", s},
+		orchestrator.With(projection{"slow", s}, orchestrator.WithFailureRule(orchestrator.FailureRule{Policy: orchestrator.ParkEvents, Attempts: 2})))
+}
+
+func (s *stage) start(set orchestrator.ReplicaSetName, projections ...orchestrator.Projection[orchestrator.Event]) (stop func()) {
 	events, err := orchestrator.NewEventTable(s.db, "")
 	if err != nil {
 		s.t.Fatal(err)
 	}
 	o, err := orchestrator.New(orchestrator.Config[orchestrator.Event]{
-		DB: s.db, EventStore: events, ReplicaSet: "set", HeartbeatInterval: 50 * time.Millisecond,
+		DB: s.db, EventStore: events, ReplicaSet: set, HeartbeatInterval: 50 * time.Millisecond,
 		StaleWorkerTimeout: 30 * time.Second, JoinWindow: 20 * time.Millisecond, PollInterval: 20 * time.Millisecond,
-		Retry:    orchestrator.Retry{Min: time.Millisecond, Max: time.Millisecond},
-		Failures: map[string]orchestrator.FailureRule{"slow": {Policy: orchestrator.ParkEvents, Attempts: 2}},
+		Retry: orchestrator.Retry{Min: time.Millisecond, Max: time.Millisecond},
 	})
 	if err != nil {
 		s.t.Fatal(err)
@@ -110,7 +114,7 @@ func (s *stage) worker() (stop func()) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		if err := o.Run(ctx, []orchestrator.Projection[orchestrator.Event]{projection{"quick", s}, projection{"slow", s}}); err != nil {
+		if err := o.Run(ctx, projections); err != nil {
 			s.t.Errorf("Run: %v", err)
 		}
 	}()
@@ -503,6 +507,7 @@ VALUES ('set', $1, now(), 1, now() + interval '1 hour', 3, 1, '[0]', 1, 0, 0, 3,
 		{"status"}, {"status", "-json"}, {"history", "set"}, {"history", "set", "-json"}, {"park", "list", "p"}, {"park", "list", "p", "-json"},
 		{"drain", "set", "w"}, {"drain", "set", "no" + evil}, {"pause", evil}, {"rewind", "set", evil, "x" + evil}, {evil}, {"status", evil},
 		{"status", "-" + evil}, {"park", evil, "p"}, {"pause", "set", evil, "-nowait"},
+		{"promote", evil}, {"promote", "p", "-sql", evil}, {"retire", evil}, {"retire", evil, "-yes"},
 	} {
 		_, out, errs := s.run(args...)
 		for _, r := range out + errs {
@@ -543,7 +548,7 @@ func TestSchemaFlag(t *testing.T) {
 	}
 	for _, line := range []string{
 		"status", "status set", "history set", "pause set", "pause set p", "resume set", "resume set p", "rewind set p 1 -yes", "drain set w", "undrain set w",
-		"park list p", "park retry p -all", "park discard p -all -yes", "park add set p 1 -yes",
+		"promote p", "retire p -yes", "park list p", "park retry p -all", "park discard p -all -yes", "park add set p 1 -yes",
 	} {
 		var out, errs strings.Builder
 		args := append(strings.Fields(line), "-database", url)

@@ -44,6 +44,9 @@ func render(s ops.ReplicaSetStatus) string {
 		fmt.Fprintf(&b, "  ! event %d of projection %s is to be parked, as %s has ordered at %s UTC: it waits for the worker\n",
 			o.Position, clean(o.Projection), clean(o.By), o.OrderedAt.UTC().Format(time.DateTime))
 	}
+	for _, r := range s.Rebuilds {
+		fmt.Fprintf(&b, "  > %s\n", clean(r.Text))
+	}
 	b.WriteString("\n" + workers(s))
 	if len(s.Partitions) > 0 {
 		b.WriteString("\n" + partitions(s))
@@ -85,7 +88,7 @@ func partitions(s ops.ReplicaSetStatus) string {
 			}
 		}
 		if p.Paused {
-			row[6] = "paused"
+			row[6] = whyPaused(s, p.Projection)
 		}
 		if p.Parked > 0 {
 			row[6] += fmt.Sprintf(", %d parked", p.Parked)
@@ -93,6 +96,19 @@ func partitions(s ops.ReplicaSetStatus) string {
 		rows = append(rows, row)
 	}
 	return table(rows)
+}
+
+// whyPaused says what a projection is stopped for.
+func whyPaused(s ops.ReplicaSetStatus, projection string) string {
+	for _, r := range s.Rebuilds {
+		if r.Projection == projection && r.State == ops.RebuildReplaced {
+			return "replaced"
+		}
+	}
+	if _, held := s.Held[projection]; held {
+		return "held"
+	}
+	return "paused"
 }
 
 // renderHistory shows generations, the newest first.

@@ -68,6 +68,9 @@ func gist(sets []ops.ReplicaSetStatus) string {
 		for _, p := range s.Partitions {
 			fmt.Fprint(&b, p.Projection, p.Partition, p.Worker, p.Position, p.Parked)
 		}
+		for _, r := range s.Rebuilds {
+			fmt.Fprint(&b, r.Projection, r.Live, r.State, r.Position)
+		}
 		b.WriteByte('\n')
 	}
 	return b.String()

@@ -26,6 +26,6 @@ func reason(text string) string {
 }
 
 var (
-	orders  = map[string]bool{"pause": true, "resume": true, "rewind": true, "drain": true, "undrain": true}
+	orders  = map[string]bool{"pause": true, "resume": true, "rewind": true, "drain": true, "undrain": true, "hold": true, "release": true}
 	changes = map[string]bool{"joined": true, "gone": true, "above the limit": true, "below the limit": true}
 )

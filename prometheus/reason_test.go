@@ -31,6 +31,7 @@ func TestReason(t *testing.T) {
 		{"2 joined, host-1-abc gone", "other"},
 		{"2 joined, ", "other"},
 		{"demolition of all", "other"},
+		{"the hold of orders is over", "other"},
 	} {
 		if got := reason(test.text); got != test.want {
 			t.Errorf("reason(%q) = %q, want %q", test.text, got, test.want)
@@ -80,6 +81,8 @@ func TestReasonOfAnOrder(t *testing.T) {
 		{Kind: protocol.OrderRewind, Projection: "orders", Position: 7},
 		{Kind: protocol.OrderDrain, Worker: "w1"},
 		{Kind: protocol.OrderUndrain, Worker: "w1"},
+		{Kind: protocol.OrderHold, Projection: "orders"},
+		{Kind: protocol.OrderRelease, Projection: "orders"},
 	} {
 		if got := reason(o.String()); got != string(o.Kind) {
 			t.Errorf("reason(%q) = %q, want %q", o, got, o.Kind)

@@ -139,7 +139,7 @@ func newWorker[E any](ctx context.Context, cfg Config[E], projections []Projecti
 		starts: starts{of: of, found: map[string]int64{}},
 		feed:   joinFeed(cfg.EventStore, cfg.feedConfig(), cfg.StaleWorkerTimeout),
 		session: protocol.NewSession(protocol.WorkerID(name),
-			cfg.timing(), protocol.Request{Wants: cfg.Partitions, MaxPartitions: cfg.MaxPartitions, JoinWindow: cfg.JoinWindow}),
+			cfg.timing(), protocol.Request{Wants: cfg.Partitions, MaxPartitions: cfg.MaxPartitions, JoinWindow: cfg.JoinWindow, Vacate: cfg.ReplacementWindow}),
 		inputs:    make(chan protocol.Input),
 		hints:     make(chan struct{}, 1),
 		fatal:     make(chan error),
@@ -342,7 +342,7 @@ func (w *worker[E]) loop(ctx context.Context) error {
 		var in protocol.Input
 		select {
 		case <-shutdown:
-			in, shutdown = protocol.Shutdown{}, nil
+			in, shutdown = protocol.Shutdown{Replaced: true}, nil
 		case err := <-w.fatal:
 			fail(err)
 			in = protocol.Shutdown{}
@@ -424,6 +424,9 @@ func (w *worker[E]) sync(r protocol.Request, report []byte) {
 		}
 		if r.Leave {
 			w.unreport(r.Worker)
+			if m, vacant := result.Group.Vacancy(r.Worker); vacant {
+				w.log.Info("place kept for a replacement", "partitions", protocol.Numbers(m.Partitions), "for", r.Vacate)
+			}
 		}
 		tell(w.to, w.to.Heartbeat, Heartbeat{Source: source, Latency: latency})
 		w.decided(source, result)
@@ -651,6 +654,12 @@ func (w *worker[E]) decided(source Source, r store.Result) {
 	}
 	for _, id := range d.Expired {
 		tell(w.to, w.to.WorkerExpired, WorkerExpired{source, string(id)})
+	}
+	for _, id := range d.Lapsed {
+		w.log.Info("place given up, nobody has come to take it", "of", string(id))
+	}
+	for _, t := range d.Taken {
+		w.log.Info("place taken", "of", string(t.From), "by", string(t.By))
 	}
 	if d.Opened {
 		w.log.Info("generation opened", "generation", g.Generation, "reason", g.Reason, "total_partitions", g.Total, "waits_for", d.WaitsFor)

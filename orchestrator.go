@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/getpup/pupsourcing-orchestrator/internal/calls"
 	"github.com/getpup/pupsourcing-orchestrator/internal/dbconn"
@@ -30,7 +31,8 @@ func New[E any](cfg Config[E]) (*Orchestrator[E], error) {
 // Run joins the replica set and handles events of the partitions that it is
 // assigned, until ctx is cancelled. Then the events in hand are finished and
 // committed, the membership is given up, so that the others re-partition
-// without waiting for anything, and Run returns nil.
+// without waiting for anything, and Run returns nil. (With a ReplacementWindow the
+// next worker takes this one's partitions, and the others do not re-partition.)
 //
 // Run returns an error only when it can't go on: ErrInvalidConfig,
 // ErrSchema, ErrProjectionTaken, ErrEventStore, ErrCoordinationTimeout, a
@@ -45,7 +47,7 @@ func New[E any](cfg Config[E]) (*Orchestrator[E], error) {
 // run the same projections. During a roll-out that adds one, it stays idle on
 // partitions whose worker does not know it yet.
 func (o *Orchestrator[E]) Run(ctx context.Context, projections []Projection[E]) error {
-	return unlessEnded(ctx, o.run(ctx, projections))
+	return unlessEnded(ctx, o.run(ctx, projections, o.cfg.ReplacementWindow))
 }
 
 // unlessEnded returns why Run has ended, nil if that was since ctx has.
@@ -56,8 +58,9 @@ func unlessEnded(ctx context.Context, err error) error {
 	return err
 }
 
-// run is Run. It returns ctx.Err() where Run returns nil.
-func (o *Orchestrator[E]) run(ctx context.Context, projections []Projection[E]) (err error) {
+// run is Run. It returns ctx.Err() where Run returns nil. The worker's place is kept for
+// so long.
+func (o *Orchestrator[E]) run(ctx context.Context, projections []Projection[E], replacement time.Duration) (err error) {
 	vitals := o.runs.begin(o.cfg.timing(), o.cfg.JoinWindow)
 	defer func() {
 		err = redact.Error(err)
@@ -80,6 +83,7 @@ func (o *Orchestrator[E]) run(ctx context.Context, projections []Projection[E]) 
 	if err != nil {
 		return err
 	}
+	cfg.ReplacementWindow = replacement
 	var scopes []Scope
 	starts, rebuilds := map[string]Start{}, map[string]string{}
 	for i, p := range projections {
@@ -213,7 +217,7 @@ func (o *Orchestrator[E]) CatchUp(ctx context.Context, projections []Projection[
 		}
 		caughtUp <- errors.Join(errs...)
 	}()
-	err = o.run(running, projections)
+	err = o.run(running, projections, 0)
 	stop()
 	waited := <-caughtUp
 	if ctx.Err() == nil && err == running.Err() { // and not what a handler has made of its own

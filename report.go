@@ -67,6 +67,9 @@ const (
 	LaneFollows   LaneState = "follows"   // it is where the live version of its projection is: see WithRebuildOf
 	LaneSuspended LaneState = "suspended" // until the database answers the worker
 	LaneEnded     LaneState = "ended"     // it has stopped
+	// LaneVacant is in no report: ops.Status says it where the worker has left, and its place
+	// is kept for a replacement (Config.ReplacementWindow).
+	LaneVacant LaneState = "vacant"
 )
 
 // A LaneReport is how far one projection is on one partition.

@@ -77,9 +77,14 @@ func startRun[E any](w *worker[E], s protocol.Share) *run[E] {
 			}
 		}
 		r.cancelc(nil)
-		w.input(protocol.Stopped{Generation: s.Generation})
+		w.input(protocol.Stopped{Generation: s.Generation, Settled: r.settled()})
 	}()
 	return r
+}
+
+// settled reports whether nothing of any lane can take effect any more. All have ended.
+func (r *run[E]) settled() bool {
+	return !slices.ContainsFunc(r.lanes, func(l *lane[E]) bool { return !l.certain.Load() })
 }
 
 // begin begins a spell, and returns the one before.
@@ -163,6 +168,7 @@ type lane[E any] struct {
 	inSpell  atomic.Pointer[spell]
 	position atomic.Int64 // of the event in hand; 0: none
 	ended    atomic.Bool
+	certain  atomic.Bool // it has ended Settled
 
 	// For those who watch it.
 	last     *Record[E]     // of the latest page, if there was more behind it
@@ -266,6 +272,7 @@ func (l *lane[E]) live(answer protocol.LaneAnswer) {
 		switch {
 		case end != nil:
 			l.tap.close()
+			l.certain.Store(end.Settled)
 			l.ended.Store(true)
 			l.tell(*end)
 		case l.calling:

@@ -226,6 +226,9 @@ CREATE TABLE IF NOT EXISTS orchestrator_workers (
     paused      jsonb       NOT NULL DEFAULT '[]',
     -- The worker is to have no partitions (DrainWorker).
     drained     boolean     NOT NULL DEFAULT false,
+    -- The worker has left, and its place is kept for a replacement until
+    -- lease_until (ReplacementWindow). Nobody runs its partitions.
+    vacant      boolean     NOT NULL DEFAULT false,
     PRIMARY KEY (replica_set, id)
 );
 
@@ -462,6 +465,8 @@ END LOOP;
 
 ALTER TABLE orchestrator_replica_sets
     ADD COLUMN IF NOT EXISTS events_table text NOT NULL DEFAULT '';
+ALTER TABLE orchestrator_workers
+    ADD COLUMN IF NOT EXISTS vacant boolean NOT NULL DEFAULT false;
 
 -- For people. One row for each replica set: what runs, and whom it waits for.
 CREATE OR REPLACE VIEW orchestrator_status AS
@@ -469,7 +474,7 @@ SELECT s.name AS replica_set, s.generation, s.phase, s.total, s.reason, s.opened
        (SELECT pg_catalog.count(*) FROM orchestrator_workers w WHERE w.replica_set = s.name) AS workers,
        (SELECT pg_catalog.count(*) FROM orchestrator_workers w WHERE w.replica_set = s.name AND w.partitions = '[]'::jsonb) AS without_partitions,
        CASE WHEN s.phase = 'draining'::text THEN
-            (SELECT pg_catalog.array_agg(w.id ORDER BY w.seq) FROM orchestrator_workers w WHERE w.replica_set = s.name AND w.holds <> 0)
+            (SELECT pg_catalog.array_agg(w.id ORDER BY w.seq) FROM orchestrator_workers w WHERE w.replica_set = s.name AND w.holds <> 0 AND NOT w.vacant)
        END AS waits_for,
        s.paused, s.rewinds,
        (SELECT pg_catalog.max((r.report ->> 'head'::text)::bigint) FROM orchestrator_reports r WHERE r.replica_set = s.name) AS head
@@ -477,9 +482,9 @@ SELECT s.name AS replica_set, s.generation, s.phase, s.total, s.reason, s.opened
 
 -- One row for each worker.
 CREATE OR REPLACE VIEW orchestrator_status_workers AS
-SELECT w.replica_set, w.id AS worker, w.seq, w.joined_at, w.lease_until, w.lease_until > pg_catalog.clock_timestamp() AS alive,
+SELECT w.replica_set, w.id AS worker, w.seq, w.joined_at, w.lease_until, w.lease_until > pg_catalog.clock_timestamp() AND NOT w.vacant AS alive,
        w.generation, w.total, w.partitions, w.holds, w.drained, w.projections,
-       r.reported_at, r.report ->> 'state'::text AS state, (r.report ->> 'head'::text)::bigint AS head, r.report -> 'gap'::text AS gap
+       r.reported_at, CASE WHEN w.vacant THEN 'vacant'::text ELSE r.report ->> 'state'::text END AS state, (r.report ->> 'head'::text)::bigint AS head, r.report -> 'gap'::text AS gap
   FROM orchestrator_workers w
   LEFT JOIN orchestrator_reports r ON r.replica_set = w.replica_set AND r.worker = w.id;
 

@@ -35,6 +35,7 @@ func trials() []trial {
 		trial{"unhinted", "a worker joins or leaves ten at the defaults, without hints, until every partition is handled again", false, unhinted},
 		trial{"together", "ten workers that start together: generations after the first, and how long it takes", false, together},
 		trial{"rolling", "ten workers of which one leaves and a new one joins each second: generations", false, rolling},
+		trial{"replaced", "ten workers that are replaced one by one, each new one two seconds after an old one has left: without a ReplacementWindow and with one of 10s", false, replaced},
 		trial{"failover", "SIGKILL of one of 2, 5 and 10 worker processes until the others handle its partition", false, failover},
 		trial{"failover-by-lock", "SIGKILL of the one of four processes that has an advisory lock until another handles an event", false, leaderFailover},
 		trial{"distance", "a transactional projection whose database is 10 and 200 ms away: the default beside LeaseOnly", false, distance},

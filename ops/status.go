@@ -21,6 +21,7 @@ import (
 
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 	"github.com/getpup/pupsourcing-orchestrator/internal/dbconn"
+	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
 	"github.com/getpup/pupsourcing-orchestrator/internal/redact"
 	"github.com/getpup/pupsourcing-orchestrator/internal/sqltext"
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
@@ -76,12 +77,15 @@ type WorkerStatus struct {
 	Worker     string    `json:"worker"`
 	JoinedAt   time.Time `json:"joined_at"`
 	LeaseUntil time.Time `json:"lease_until"`
-	Alive      bool      `json:"alive"` // its lease is not over
+	Alive      bool      `json:"alive"` // its lease is not over, and it has not left
 	Partitions []int     `json:"partitions"`
 	// Holds is the generation that the worker has to stop before a newer one can
 	// be activated; 0: none.
-	Holds       int64                    `json:"holds"`
-	Drained     bool                     `json:"drained"` // by order
+	Holds   int64 `json:"holds"`
+	Drained bool  `json:"drained"` // by order
+	// Vacant: the worker has left, and its place is kept for a replacement until
+	// LeaseUntil (Config.ReplacementWindow). It is not Alive.
+	Vacant      bool                     `json:"vacant"`
 	Projections []string                 `json:"projections"`
 	State       orchestrator.WorkerState `json:"state"` // "": it has not reported yet
 	ReportedAt  *time.Time               `json:"reported_at"`
@@ -102,7 +106,8 @@ type PartitionStatus struct {
 	Parked          int       `json:"parked"` // events, see Parked
 	// ParkedSince is when the oldest of these was parked.
 	ParkedSince *time.Time `json:"parked_since,omitempty"`
-	// Report is what the worker last said of it; nil: nothing yet.
+	// Report is what the worker last said of it; nil: nothing yet. Of a vacant place
+	// (LaneVacant) it is what can be seen without one.
 	Report     *orchestrator.LaneReport `json:"report"`
 	ReportedAt *time.Time               `json:"reported_at"`
 }
@@ -123,6 +128,7 @@ type Wait struct {
 type WaitKind string
 
 const (
+	WaitVacant      WaitKind = "vacant"      // a worker has left, and its place is kept for a replacement
 	WaitDrain       WaitKind = "drain"       // a worker has to stop before the generation is active
 	WaitUnowned     WaitKind = "unowned"     // no worker has the partition
 	WaitEvents      WaitKind = "events"      // the events can't be read without losing some
@@ -141,7 +147,7 @@ type GenerationRecord struct {
 	Generation      int64            `json:"generation"`
 	Reason          string           `json:"reason"`
 	TotalPartitions int              `json:"total_partitions"`
-	Members         map[string][]int `json:"members"` // worker → partitions
+	Members         map[string][]int `json:"members"` // worker → partitions; of a place that was taken, who has taken it last
 	OpenedAt        time.Time        `json:"opened_at"`
 	// ActivatedAt is nil while it drains, or where it was superseded before it
 	// was active.
@@ -292,7 +298,7 @@ SELECT r.worker, r.reported_at, r.report
   JOIN orchestrator_workers w ON w.replica_set = r.replica_set AND w.id = r.worker
  WHERE r.replica_set = {set}`)
 	statusWorkersSQL = sqltext.New(`
-SELECT id, joined_at, lease_until, lease_until > {clock}, generation, total, partitions, holds, drained, projections
+SELECT id, joined_at, lease_until, lease_until > {clock}, generation, total, partitions, CASE WHEN vacant THEN 0 ELSE holds END, drained, vacant, lease_us, projections
   FROM orchestrator_workers WHERE replica_set = {set} ORDER BY seq`)
 	statusParkedSQL = sqltext.New(`
 SELECT c.projection, c.total, p.slot % c.total, count(*), min(p.parked_at) AS parked_since
@@ -348,6 +354,7 @@ type ownership struct {
 type owner struct {
 	worker string
 	report *reported
+	vacant *time.Time // since when it has left its place; nil: it hasn't
 }
 
 // readWorkers reads the workers, and returns which of them has what.
@@ -356,9 +363,9 @@ func (s *ReplicaSetStatus) readWorkers(ask asking, reports map[string]*reported)
 	err := ask(statusWorkersSQL, func(scan func(...any) error) error {
 		var w WorkerStatus
 		var total int
-		var generation int64
+		var generation, lease int64
 		var partitions, projections string
-		err := scan(&w.Worker, &w.JoinedAt, &w.LeaseUntil, &w.Alive, &generation, &total, &partitions, &w.Holds, &w.Drained, &projections)
+		err := scan(&w.Worker, &w.JoinedAt, &w.LeaseUntil, &w.Alive, &generation, &total, &partitions, &w.Holds, &w.Drained, &w.Vacant, &lease, &projections)
 		row := store.RowOf("workers", string(s.ReplicaSet), w.Worker).Scanned(err)
 		if err == nil {
 			row.Total(total, 0).Time("joined_at", w.JoinedAt).Time("lease_until", w.LeaseUntil)
@@ -366,12 +373,16 @@ func (s *ReplicaSetStatus) readWorkers(ask asking, reports map[string]*reported)
 			w.Projections = append([]string{}, store.Strings[string](row, "projections", projections)...)
 		}
 		has := owner{worker: w.Worker}
+		if w.Vacant {
+			since := w.LeaseUntil.Add(-time.Duration(lease) * time.Microsecond)
+			has.vacant, w.Alive = &since, false
+		}
 		if r := reports[w.Worker]; r != nil {
 			w.State, w.ReportedAt, w.Gap, w.LeaseOnly = r.State, &r.at, r.Gap, r.LeaseOnly
 			if w.Gap != nil && w.Gap.Backends == nil {
 				w.Gap.Backends = []int{}
 			}
-			if r.Generation == generation {
+			if r.Generation == generation && !w.Vacant {
 				has.report = r
 			}
 		}
@@ -428,6 +439,9 @@ func (s *ReplicaSetStatus) readPartitions(ask asking, owners map[ownership]owner
 		}
 		has := owners[ownership{p.Generation, p.Partition}]
 		p.Worker = has.worker
+		if has.vacant != nil {
+			p.Report = s.vacantLane(p, *has.vacant)
+		}
 		if r := has.report; r != nil {
 			p.ReportedAt = &r.at
 			if l := r.lanes[lane]; l != nil && l.State != "" {
@@ -439,6 +453,25 @@ func (s *ReplicaSetStatus) readPartitions(ask asking, owners map[ownership]owner
 		s.Partitions = append(s.Partitions, p)
 		return row.Err
 	})
+}
+
+// vacantLane is how far a lane is whose worker has left: as its checkpoint says, and behind
+// what others have seen.
+func (s *ReplicaSetStatus) vacantLane(p PartitionStatus, since time.Time) *orchestrator.LaneReport {
+	r := &orchestrator.LaneReport{
+		Projection: p.Projection, Partition: p.Partition, TotalPartitions: p.TotalPartitions, Position: p.Position,
+		Behind: -1, State: orchestrator.LaneVacant, Since: p.UpdatedAt, Parked: p.Parked,
+	}
+	if p.ParkedSince != nil {
+		r.ParkedSeconds = max(0, s.At.Sub(*p.ParkedSince).Seconds())
+	}
+	if s.Head > 0 {
+		r.Behind = max(0, s.Head-p.Position)
+	}
+	if r.Behind > 0 { // since it left at the latest
+		r.BehindSeconds = max(0, s.At.Sub(since).Seconds())
+	}
+	return r
 }
 
 // times checks the times that there are.
@@ -462,6 +495,16 @@ func (s *ReplicaSetStatus) waits() []Wait {
 				}
 				waits = append(waits, Wait{Kind: WaitDrain, Worker: w.Worker, Text: text})
 			}
+		}
+	}
+	for _, w := range s.Workers {
+		if w.Vacant {
+			what, verb := "partition", "waits"
+			if len(w.Partitions) != 1 {
+				what, verb = "partitions", "wait"
+			}
+			waits = append(waits, Wait{Kind: WaitVacant, Worker: w.Worker, Text: fmt.Sprintf("%s %s %s up to %s for a replacement of worker %s, which has left",
+				what, protocol.Numbers(w.Partitions), verb, max(0, w.LeaseUntil.Sub(s.At)).Round(time.Second), w.Worker)})
 		}
 	}
 	for i, p := range s.Partitions {

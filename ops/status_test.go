@@ -460,3 +460,53 @@ SELECT s, g, 'old', 1, '{}', now() FROM unnest(ARRAY['set', 'other']) AS s, gene
 		t.Errorf("of a set that there is not: %v, %v", records, err)
 	}
 }
+
+// A place that is kept for a replacement is shown: who has left it, for how long it is
+// kept, and how far its lanes are behind. When it is taken, the history names who has it.
+func TestStatusOfAVacantPlace(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	p := testworld.Effects{Projection: "p"}.Plain(w.DB)
+	testworld.Run(t, w.Config(w.DB, "set"), p)
+	w.Active("set", 1)
+	cfg := w.Config(w.DB, "set")
+	cfg.ReplacementWindow = time.Hour
+	leaves := testworld.Run(t, cfg, p)
+	generation := w.Active("set", 2)
+	w.Append(100)
+	w.CaughtUp("p")
+	leaves.Stop()
+	w.Append(100)
+	var s ops.ReplicaSetStatus
+	var waits map[ops.WaitKind][]ops.Wait
+	pgtest.Eventually(t, "the other worker has seen the new events", func() bool {
+		s, waits = w.Stand("set")
+		return s.Head == 200
+	})
+	if len(s.Workers) != 2 || s.Workers[1].Alive || !s.Workers[1].Vacant || s.Workers[0].Vacant || len(s.Workers[1].Partitions) != 1 {
+		t.Fatalf("workers %+v", s.Workers)
+	}
+	k, left := s.Workers[1].Partitions[0], s.Workers[1].Worker
+	want := fmt.Sprintf("partition %d waits up to 1h0m0s for a replacement of worker %s, which has left", k, left)
+	if got := waits[ops.WaitVacant]; len(got) != 1 || got[0].Worker != left || strings.NewReplacer("59m59s", "1h0m0s", "59m58s", "1h0m0s").Replace(got[0].Text) != want {
+		t.Errorf("waits %+v, want %q", got, want)
+	}
+	lane := s.Partitions[k]
+	if r := lane.Report; lane.Worker != left || r == nil || r.State != orchestrator.LaneVacant || r.Behind != 200-lane.Position || r.BehindSeconds < 0 || r.Position != lane.Position {
+		t.Errorf("partition %d: %+v, %+v", k, lane, lane.Report)
+	}
+	if n := w.Number(`SELECT count(*) FROM orchestrator_status_workers WHERE state = 'vacant' AND NOT alive`); n != 1 {
+		t.Errorf("the view shows %d vacant places", n)
+	}
+
+	testworld.Run(t, cfg, p)
+	w.CaughtUp("p")
+	s, waits = w.Stand("set")
+	if len(waits[ops.WaitVacant]) != 0 || s.Generation != generation {
+		t.Errorf("after the place was taken: generation %d, %+v", s.Generation, waits)
+	}
+	history, err := ops.History(t.Context(), w.DB, "set", 1)
+	if err != nil || len(history) != 1 || history[0].Generation != generation || history[0].Members[left] != nil || len(history[0].Members) != 2 {
+		t.Errorf("history %+v, %v", history, err)
+	}
+}

@@ -131,6 +131,14 @@ func (c *checker) observe(f fact) *violation {
 	case memberJoins, memberLeaves, workerExpired:
 		c.membersChange(f)
 		return c.evicted(f)
+	case placeVacated:
+		return c.placeVacated(f)
+	case placeTaken:
+		return c.placeTaken(f)
+	case placeLapsed:
+		v := c.placeLapsed(f)
+		c.membersChange(f)
+		return v
 	case ordered:
 		c.isOrdered(f)
 	case projectionStarts:

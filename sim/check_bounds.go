@@ -127,6 +127,12 @@ func (c *checker) setInTime(f fact) *violation {
 		return nil
 	}
 	for _, m := range c.members {
+		if !m.vacated.unset() {
+			if v := c.lapses(m, f); v != nil {
+				return v
+			}
+			continue
+		}
 		if v := c.removed(m, watching, f); v != nil {
 			return v
 		}

@@ -12,8 +12,10 @@ type membership struct {
 	members []*member // as they joined
 	limit   int       // the newest joiner's MaxPartitions
 	window  time.Duration
-	layout  []string // of the newest generation: who has which partition
-	owed    fact     // what demands a generation at once; unset: nothing
+	layout  []string          // of the newest generation: who has which partition
+	owed    fact              // what demands a generation at once; unset: nothing
+	taken   fact              // the latest placeTaken
+	left    map[ownerKey]fact // the placeVacated of each place
 }
 
 // A member is one incarnation of a worker.
@@ -25,6 +27,7 @@ type member struct {
 	freed  fact // when it said so
 	// drained: by order, it is to have no partitions.
 	drained bool
+	vacated fact // when it has left its place vacant; unset: it hasn't
 }
 
 func (m *membership) find(id string) *member {
@@ -59,7 +62,7 @@ func (c *checker) membersChange(f fact) {
 	case memberJoins:
 		c.limit, c.window = int(f.to), f.length
 		c.members = append(c.members, &member{id: f.text, worker: c.worker(f.worker), joined: f, drained: c.drained[f.worker]})
-	case memberLeaves, workerExpired:
+	case memberLeaves, workerExpired, placeLapsed:
 		m := c.find(f.text)
 		if m != nil { // a new incarnation takes it over, if this was for its sake
 			c.drained[f.worker] = m.drained && f.kind == memberLeaves
@@ -157,6 +160,9 @@ func (c *checker) windowed(before, f fact, shares []int, had map[string][]int) *
 	if first == nil || stay < len(had) {
 		return nil
 	}
+	if !c.taken.unset() && c.taken.at == f.at { // with a projection that had no checkpoints yet
+		return nil
+	}
 	stepped := !c.stepped.unset() && c.stepped.at >= first.joined.read
 	if waited := f.read - first.joined.read; !stepped && waited < c.window {
 		return broken(staysStill, []fact{before, first.joined, f}, "generation %d was opened %s after %s had joined, and joins have %s",
@@ -168,7 +174,7 @@ func (c *checker) windowed(before, f fact, shares []int, had map[string][]int) *
 // holdings notes who holds what, once a generation is active.
 func (c *checker) holdings(f fact) {
 	for _, id := range c.layout {
-		if m := c.find(id); m != nil {
+		if m := c.find(id); m != nil && m.vacated.unset() {
 			m.holds = f
 		}
 	}

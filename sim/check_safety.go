@@ -155,6 +155,9 @@ func (c *checker) fenced(p *checkedProjection, f fact) *violation {
 		return broken(agreement, []fact{c.activated, run, f}, "%s commits for partition %d/%d, and its generation has %d partitions",
 			owner(f), f.partition, f.total, c.activated.total)
 	}
+	if v := c.afterLeaving(f); v != nil {
+		return v
+	}
 	n := len(p.commits)
 	if n > 0 && p.commits[n-1].set != f.set && p.commits[n-1].generation >= f.generation {
 		before := p.commits[n-1]

@@ -52,6 +52,11 @@ const (
 	countShown
 	countSeveral
 	countFewer
+	countVacated
+	countPlaceTaken
+	countPlaceLapsed
+	countPlaceForNewcomer
+	countPlaceInAChange
 	// Sessions that show that a worker is there.
 	countCrashSeen
 	countMissingAlive
@@ -162,15 +167,20 @@ var counterWords = [counterCount]string{
 	countPageShort:   "an event store of the program's own returned less than there was",
 	countCaughtUp:    "a projection that read for itself caught up with others, and shared their reads",
 
-	countLeaseLost:       "a worker noticed that its lease was over, and cancelled its handlers",
-	countExpired:         "a worker was removed by others, since its lease was over",
-	countBackAgain:       "a worker that had lost its lease, or had been removed, ran a partition again",
-	countFrozenPastLease: "a process was frozen until its lease was over",
-	countJoinsFolded:     "several workers joined in one generation",
-	countShown:           "a lane started from the checkpoint that a look had shown",
-	countStandby:         "a worker had to stand by, as there were enough others",
-	countSeveral:         "a worker ran several partitions",
-	countFewer:           "a worker got fewer partitions than it was ready to take",
+	countLeaseLost:        "a worker noticed that its lease was over, and cancelled its handlers",
+	countExpired:          "a worker was removed by others, since its lease was over",
+	countBackAgain:        "a worker that had lost its lease, or had been removed, ran a partition again",
+	countFrozenPastLease:  "a process was frozen until its lease was over",
+	countJoinsFolded:      "several workers joined in one generation",
+	countShown:            "a lane started from the checkpoint that a look had shown",
+	countStandby:          "a worker had to stand by, as there were enough others",
+	countSeveral:          "a worker ran several partitions",
+	countFewer:            "a worker got fewer partitions than it was ready to take",
+	countVacated:          "a worker has left its place vacant",
+	countPlaceTaken:       "a vacant place was taken",
+	countPlaceLapsed:      "a vacant place was given up",
+	countPlaceForNewcomer: "a vacant place was taken by a worker that has just joined",
+	countPlaceInAChange:   "a vacant place was taken while a generation drained",
 
 	countCrashSeen:          "a crash was noticed since the worker's own session was missing",
 	countMissingAlive:       "a worker was removed since its own session was missing, though it lived",
@@ -368,6 +378,20 @@ func (t *tally) observe(f fact) {
 		t.joined[f.text] = f
 	case memberLeaves:
 		delete(t.joined, f.text)
+	case placeVacated:
+		t.counters[countVacated]++
+	case placeLapsed:
+		delete(t.joined, f.text)
+		t.counters[countPlaceLapsed]++
+	case placeTaken:
+		delete(t.joined, f.layout[0])
+		t.counters[countPlaceTaken]++
+		if t.joined[f.layout[1]].at == f.at {
+			t.counters[countPlaceForNewcomer]++
+		}
+		if t.opened[f.set].generation > t.activated[f.set].generation {
+			t.counters[countPlaceInAChange]++
+		}
 	case workerExpired:
 		delete(t.joined, f.text)
 		switch {

@@ -72,6 +72,9 @@ const (
 	memberJoins      // text: the incarnation; from: how many partitions it wants; to: its MaxPartitions; length: its JoinWindow; read
 	joinRefused      // text: the incarnation, which has a successor
 	memberLeaves     // text: the incarnation that is gone by its own word, or its worker's
+	placeVacated     // text: the incarnation that has left its place vacant; length: for so long; read
+	placeTaken       // layout: whose it was, and who has it now; generation, unless another is opened for it; read
+	placeLapsed      // text: the incarnation whose place is kept no longer; read
 
 	// Lanes. All have projection, generation, partition, total.
 	handlerBegins   // events, call, deaf
@@ -198,6 +201,15 @@ func (f fact) String() string {
 		b.WriteString("joins too late: somebody new is in its place")
 	case memberLeaves:
 		b.WriteString("is no longer a member")
+	case placeVacated:
+		b.WriteString("leaves its place vacant for")
+	case placeTaken:
+		b.WriteString("takes a vacant place")
+		if len(f.layout) == 2 {
+			fmt.Fprintf(&b, ": that of %s", f.layout[0])
+		}
+	case placeLapsed:
+		b.WriteString("its place is kept no longer")
 	case handlerBegins:
 		fmt.Fprintf(&b, "handles %s, %s", positions(f.events), lane)
 	case handlerEnds:

@@ -255,6 +255,9 @@ func (l *lane) end(a protocol.LaneAction) {
 	default:
 		p.post(func() { p.input(in) })
 	}
+	if a.Settled {
+		l.run.settled++
+	}
 	l.run.ended()
 }
 

@@ -31,6 +31,7 @@ type groupReading struct {
 	owners      []*string // their rows, which name the set
 	checkpoints []*checkpointRow
 	floor       int64
+	uncovered   bool      // protocol.Group.Uncovered
 	sent        time.Time // when Foresee was called, by its worker's clock
 }
 
@@ -48,12 +49,15 @@ func (c *memoryConnection) readGroup(set *replicaSet) *groupReading {
 		if len(versionsOf(p.checkpoints)) > 0 {
 			r.begun = append(r.begun, p.name)
 		}
+		covered := false
 		for _, v := range versionsOf(p.checkpoints) {
 			if v.set == set.name {
 				r.checkpoints = append(r.checkpoints, v)
 				r.floor = max(r.floor, v.generation, -v.generation)
+				covered = covered || v.generation == r.version.Generation
 			}
 		}
+		r.uncovered = r.uncovered || !covered
 	}
 	return r
 }
@@ -85,10 +89,10 @@ func (c *memoryConnection) decide(set *replicaSet, r protocol.Request, projectio
 	a.set, a.request, a.projections, a.now = set, r, projections, read.at
 	g := read.version
 	before, others := g.Group, false
-	before.Floor = read.floor
+	before.Floor, before.Uncovered = read.floor, read.uncovered
 	for _, w := range read.workers {
 		before.Members = append(before.Members, w.Member)
-		others = others || w.Holds != 0 && w.ID != r.Worker
+		others = others || w.Holds != 0 && !w.Vacant && w.ID != r.Worker
 	}
 	if before.Refuses(r) || r.Join && slices.ContainsFunc(projections, func(p string) bool { return !slices.Contains(read.begun, p) }) {
 		return nil

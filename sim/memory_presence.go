@@ -24,7 +24,9 @@ func (c *memoryConnection) attach(a protocol.Attach, done func(int32, protocol.P
 		t.end(false)
 		done(0, protocol.Published{}, err)
 	}
-	i := slices.IndexFunc(c.replicaSet(c.set).workers, func(w *row[memberRow]) bool { return w.committed != nil && w.committed.ID == a.Worker })
+	i := slices.IndexFunc(c.replicaSet(c.set).workers, func(w *row[memberRow]) bool {
+		return w.committed != nil && w.committed.ID == a.Worker && !w.committed.Vacant
+	})
 	if i < 0 {
 		t.end(true)
 		done(c.holds.Key, protocol.Published{}, nil)
@@ -33,7 +35,7 @@ func (c *memoryConnection) attach(a protocol.Attach, done func(int32, protocol.P
 	own := c.replicaSet(c.set).workers[i]
 	t.acquire(&own.lock, false, func() {
 		var p protocol.Published
-		if w := own.as(t); w != nil {
+		if w := own.as(t); w != nil && !w.Vacant {
 			if p.Row = true; w.Holds == w.generation {
 				p.Runs = w.Holds
 			}
@@ -60,6 +62,11 @@ func (c *memoryConnection) glimpse(worker protocol.WorkerID) (protocol.Glimpse, 
 		group.Generation = g.Generation
 		if !g.stepAt.IsZero() {
 			group.StepIn = max(0, g.stepAt.Sub(c.now()))
+		}
+	}
+	for _, r := range set.workers {
+		if w := r.committed; w != nil && w.ID == worker {
+			group.Holds = w.Holds
 		}
 	}
 	group.Others = c.others(set, worker)

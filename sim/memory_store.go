@@ -155,7 +155,7 @@ func (t *transaction) heartbeat(set *replicaSet, r protocol.Request, done func(p
 	var own *row[memberRow]
 	for _, w := range set.workers {
 		switch v := w.committed; {
-		case v == nil:
+		case v == nil || v.ID == r.Worker && v.Vacant:
 		case v.ID == r.Worker:
 			own = w
 		default:
@@ -169,7 +169,7 @@ func (t *transaction) heartbeat(set *replicaSet, r protocol.Request, done func(p
 	beat := func() {
 		now := t.m.now()
 		v := protocol.View{Now: now, Others: seen}
-		if own != nil && own.as(t) != nil {
+		if own != nil && own.as(t) != nil && !own.as(t).Vacant {
 			w := *own.as(t)
 			if !r.Look {
 				renew(&w, r, now)
@@ -182,7 +182,7 @@ func (t *transaction) heartbeat(set *replicaSet, r protocol.Request, done func(p
 			v.StepAt = group.stepAt
 		}
 		for _, w := range others {
-			held = held || w.Holds != 0
+			held = held || w.Holds != 0 && !w.Vacant
 			at := w.LeaseEnd
 			if at.After(now.Add(w.Lease)) {
 				at = now
@@ -313,7 +313,7 @@ func (s *coordination) checkTaken(foreign []*projectionRow) {
 	t := s.transaction
 	var runners []runner
 	for _, p := range foreign {
-		runs := func(w *memberRow) bool { return slices.Contains(w.projections, p.name) }
+		runs := func(w *memberRow) bool { return !w.Vacant && slices.Contains(w.projections, p.name) }
 		for _, w := range those(t, s.m.replicaSet(*p.as(t)).workers, runs) {
 			runners = append(runners, runner{w, p})
 		}
@@ -379,6 +379,21 @@ func (s *coordination) readFloor() (floor int64) {
 	return floor
 }
 
+// uncovered is protocol.Group.Uncovered.
+func (s *coordination) uncovered(generation int64) bool {
+	t := s.transaction
+	for _, p := range s.m.projections {
+		if set := p.as(t); set != nil && *set == s.set.name &&
+			!slices.ContainsFunc(p.checkpoints, func(r *row[checkpointRow]) bool {
+				c := r.as(t)
+				return c != nil && s.ours(c) && c.generation == generation
+			}) {
+			return true
+		}
+	}
+	return false
+}
+
 func (s *coordination) step() {
 	t := s.transaction
 	var before protocol.Group
@@ -389,7 +404,7 @@ func (s *coordination) step() {
 	for _, w := range s.members {
 		before.Members = append(before.Members, w.as(t).Member)
 	}
-	before.Floor = s.floor
+	before.Floor, before.Uncovered = s.floor, s.uncovered(before.Generation)
 	if len(s.took) > 0 {
 		before = before.Take(s.took)
 	}
@@ -507,7 +522,7 @@ func (s *coordination) saveGroup(g protocol.Group, d protocol.Decision) {
 	if s.set.as(s.transaction) == nil {
 		return
 	}
-	g.Members, g.Floor = nil, 0
+	g.Members, g.Floor, g.Uncovered = nil, 0, false
 	g.JoinWindow = g.JoinWindow.Truncate(time.Microsecond)
 	is := &groupRow{g, d.StepAt.Round(time.Microsecond)}
 	if was := s.set.as(s.transaction); s.request.Join || !reflect.DeepEqual(was, is) { // who has read it is to notice a join
@@ -533,7 +548,7 @@ func (s *coordination) saveMembers(g protocol.Group) {
 		is := &memberRow{stored(g.Members[i]), g.Generation, g.Total, g.Paused, was.projections}
 		is.Joined, is.Wants = was.Joined, was.Wants
 		if is.Lease != was.Lease || !is.LeaseEnd.Equal(was.LeaseEnd) || !slices.Equal(is.Partitions, was.Partitions) || is.Holds != was.Holds || is.Presence != was.Presence ||
-			is.Drained != was.Drained || !slices.Equal(is.paused, was.paused) || is.generation != was.generation || is.total != was.total {
+			is.Drained != was.Drained || is.Vacant != was.Vacant || !slices.Equal(is.paused, was.paused) || is.generation != was.generation || is.total != was.total {
 			r.put(t, is)
 		}
 	}

@@ -79,6 +79,34 @@ var mutants = []mutant{
 	{"counts the lease from the reply", rules{leaseFromReply: true}, []promise{oneOwner, onLease}},
 	{"does not enforce its own lease", rules{leaseUnenforced: true}, []promise{oneOwner, inOrder, nothingTwice, onLease}},
 	{"reports stopped before the handler returned", rules{stopsTooEarly: true}, []promise{oneOwner}},
+	{"leaves its place vacant before its handlers have returned", rules{vacatesAtOnce: true}, []promise{oneOwner}},
+	{"leaves its place vacant though a commit may come late", rules{alwaysSettled: true}, []promise{onlyGrow, nothingTwice, inOrder}},
+	{"takes a place that has been taken", step(func(g protocol.Group, now time.Time, watch protocol.Watch) (protocol.Group, protocol.Decision) {
+		next, d := protocol.Step(g, now, watch)
+		for _, t := range d.Taken {
+			i := slices.IndexFunc(g.Members, func(m protocol.Member) bool { return m.ID == t.From })
+			next.Members = append(next.Members, g.Members[i])
+		}
+		return next, d
+	}), []promise{agreement, oneOwner}},
+	{"takes a place that is kept no longer", step(func(g protocol.Group, now time.Time, watch protocol.Watch) (protocol.Group, protocol.Decision) {
+		g.Members = slices.Clone(g.Members)
+		for i := range g.Members {
+			if m := &g.Members[i]; m.Vacant {
+				m.Lease, m.LeaseEnd = time.Hour, now.Add(time.Hour)
+			}
+		}
+		return protocol.Step(g, now, watch)
+	}), []promise{agreement}},
+	{"gives up a vacant place when nobody needs it", step(func(g protocol.Group, now time.Time, watch protocol.Watch) (protocol.Group, protocol.Decision) {
+		g.Members = slices.Clone(g.Members)
+		for i := range g.Members {
+			if m := &g.Members[i]; m.Vacant && m.LeaseEnd.Sub(now) < m.Lease/2 {
+				m.LeaseEnd = now
+			}
+		}
+		return protocol.Step(g, now, watch)
+	}), []promise{agreement}},
 	{"comes back under the old name", rules{sameIdentity: true}, []promise{oneOwner, agreement, recovers, staysStill}},
 	{"takes a lost COMMIT for a failure", rules{unknownIsFailure: true}, []promise{nothingTwice, inOrder, recovers}},
 	// The fence would set this one right: the next commit names a position at

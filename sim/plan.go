@@ -74,6 +74,7 @@ type program struct {
 	timing      protocol.Timing
 	projections []projection
 	leaseOnly   bool
+	vacate      time.Duration // for how long its workers' places are kept when they leave
 }
 
 type projection struct {
@@ -286,6 +287,7 @@ func planOf(seed uint64, o options) plan {
 	}
 	p.drawStarts(rand.New(rand.NewPCG(seed, 13)), o)
 	p.drawOrderParks(rand.New(rand.NewPCG(seed, 14)))
+	p.drawVacancies(rand.New(rand.NewPCG(seed, 17)))
 	p.crowdEvery = (p.settle() * 5 / 4 / 30).Truncate(time.Microsecond)
 	return p
 }
@@ -565,6 +567,34 @@ func (p *plan) drawLanes(r *rand.Rand) {
 	p.sortFaults()
 }
 
+// drawVacancies draws which versions of the program keep the places of workers that leave,
+// and for how long; then more of them leave.
+func (p *plan) drawVacancies(r *rand.Rand) {
+	if !chance(r, 400) {
+		return
+	}
+	h, lease := p.timing.Heartbeat, p.timing.Lease
+	for i := range p.programs {
+		p.programs[i].vacate = pick(r, 0, h/2, lease/2, lease/2, lease, lease, 2*lease).Truncate(time.Microsecond)
+	}
+	leaves := pick(r, 0, 1, 2, 4)
+	if chance(r, 200) { // what they have sent arrives when they have left
+		leaves, p.network.slow, p.network.slowBy = 10, 30, lease
+	}
+	for range leaves {
+		p.faults = append(p.faults, fault{at: between(r, 0, p.length), kind: leave, worker: r.IntN(1000), length: pick(r, 0, h/4, lease/4, lease/2, lease).Truncate(time.Microsecond)})
+	}
+	p.sortFaults()
+}
+
+// vacate returns the longest time for which a place is kept.
+func (p *plan) vacate() (longest time.Duration) {
+	for _, v := range p.programs {
+		longest = max(longest, v.vacate)
+	}
+	return longest
+}
+
 // drawStore draws whose event store it is.
 func (p *plan) drawStore(r *rand.Rand) {
 	if chance(r, 150) {
@@ -601,6 +631,7 @@ func (p *plan) spaceSteps() {
 //     first set in the same way, and the second only tries from time to time;
 //   - what is parked is there until an operator has asked for it, and may stand
 //     in the way of what is to be parked;
+//   - the place of a worker that has left is kept for that long;
 //   - then come a join window, a few heartbeats and retries, and the events
 //     that are still to be handled.
 //
@@ -608,7 +639,7 @@ func (p *plan) spaceSteps() {
 func (p *plan) settle() time.Duration {
 	t := p.slowest()
 	backlog := 5 * p.length / p.appends.every
-	settle := p.joinWindow + 10*t.Heartbeat + 2*time.Second + backlog*(2*p.handlers.typical+6*p.network.latency)
+	settle := p.joinWindow + p.vacate() + 10*t.Heartbeat + 2*time.Second + backlog*(2*p.handlers.typical+6*p.network.latency)
 	n := p.network
 	if len(p.faults) > 0 || n.lostRequest+n.lostReply+n.slow+n.holdCommit > 0 {
 		settle += 3*t.Lease + n.slowBy
@@ -683,6 +714,9 @@ func (p *plan) String() string {
 	}
 	if len(p.wants) > 0 {
 		text += fmt.Sprintf(", each with up to %s,", plural(slices.Max(p.wants), "partition"))
+	}
+	if p.vacate() > 0 {
+		text += fmt.Sprintf(", whose places are kept for up to %s,", p.vacate())
 	}
 	if p.uneven() {
 		text += ", whose versions differ in their timing,"

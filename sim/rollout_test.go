@@ -54,3 +54,42 @@ func TestRolloutOfMany(t *testing.T) {
 			started, left, total, events, 2*workers, workers)
 	}
 }
+
+// With a replacement window, the same costs no generation at all: each new worker takes the
+// place of one that has left, and nobody else stops for that.
+func TestRolloutWithReplacements(t *testing.T) {
+	const workers = 30
+	timing := protocol.Timing{Heartbeat: 5 * time.Second, Lease: 15 * time.Second, Drain: 30 * time.Second}
+	version := program{timing: timing, projections: []projection{{name: "tx", kind: protocol.Transactional}}, vacate: 20 * time.Second}
+	deployed := fault{at: 10 * time.Second, kind: deploy, length: 200 * time.Millisecond}
+	o, err := play(plan{
+		seed: 1, timing: timing, poll: 5 * time.Second, batch: 100, joinWindow: time.Second, feed: ordinaryFeed,
+		programs: []program{version, version}, sets: 1, workers: make([]time.Duration, workers),
+		length: deployed.at + workers*deployed.length + 10*time.Second, faults: []fault{deployed},
+		network: network{latency: time.Millisecond}, handlers: handlers{typical: time.Millisecond},
+		appends: appends{every: time.Second, aggregates: 200},
+	}, rules{}, inMemory, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if v := o.violation; v != nil {
+		t.Fatal(shown(v))
+	}
+	taken, opened := 0, 0
+	deploying := false
+	for _, f := range o.history.facts {
+		switch f.kind {
+		case faultDeploy:
+			deploying = true
+		case placeTaken:
+			taken++
+		case groupOpened:
+			if deploying {
+				opened++
+			}
+		}
+	}
+	if taken != workers || opened != 0 {
+		t.Errorf("%d places were taken, and %d generations opened; want %d and none", taken, opened, workers)
+	}
+}

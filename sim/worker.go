@@ -93,7 +93,7 @@ func newWorker(w *world, n, version, set int) *worker {
 		timing = w.rules.timing(timing)
 	}
 	p.session = protocol.NewSession(protocol.WorkerID(p.name), timing,
-		protocol.Request{Wants: w.plan.wantsOf(n), MaxPartitions: w.plan.maxPartitions, JoinWindow: w.plan.joinWindow})
+		protocol.Request{Wants: w.plan.wantsOf(n), MaxPartitions: w.plan.maxPartitions, JoinWindow: w.plan.joinWindow, Vacate: w.plan.programs[version].vacate})
 	if !w.plan.programs[version].leaseOnly {
 		p.session.Present()
 	}
@@ -356,7 +356,7 @@ func (p *worker) synced(r protocol.Request, result store.Result, sent, granted, 
 			text: w.text("%s as %s: generation %d %s/%d, holds %d", describe(r), r.Worker,
 				result.View.Generation, protocol.Numbers(result.View.Partitions), result.View.Total, result.View.Holds)})
 	}
-	if r.Leave {
+	if r.Leave && !p.vacates(r, result, read) {
 		p.memberLeaves(r.Worker)
 	}
 	if r.Join || r.Leave {
@@ -384,10 +384,21 @@ func (w *world) regrouped(by fact, r protocol.Request, result store.Result, gran
 	d, g := result.Decision, result.Group
 	for _, id := range d.Expired {
 		delete(w.members, id)
-		name, _, _ := strings.Cut(string(id), "~")
-		f := fact{kind: workerExpired, worker: name, set: by.set, text: string(id)}
+		f := fact{kind: workerExpired, worker: nameOf(id), set: by.set, text: string(id)}
 		if i := slices.IndexFunc(r.Watch.Absent, func(a protocol.Absence) bool { return a.Worker == id }); i >= 0 {
 			f.from = int64(r.Watch.Absent[i].Presence.Number)
+		}
+		w.record(f)
+	}
+	for _, id := range d.Lapsed {
+		w.forget(id)
+		w.record(fact{kind: placeLapsed, worker: nameOf(id), set: by.set, read: granted, text: string(id)})
+	}
+	for _, t := range d.Taken {
+		w.forget(t.From)
+		f := fact{kind: placeTaken, worker: nameOf(t.By), set: by.set, read: granted, layout: []string{string(t.From), string(t.By)}}
+		if !d.Opened {
+			f.generation = g.Generation
 		}
 		w.record(f)
 	}
@@ -397,9 +408,38 @@ func (w *world) regrouped(by fact, r protocol.Request, result store.Result, gran
 	if d.Activated {
 		w.record(fact{kind: groupActivated, worker: by.worker, set: by.set, generation: g.Generation, total: g.Total, text: w.text("%s", g)})
 	}
-	if d.Opened || d.Activated {
+	if d.Opened || d.Activated || len(d.Taken) > 0 {
 		w.hint(by.set)
 	}
+}
+
+// vacates notes that a worker has left its place vacant, and reports whether it has; it may
+// have said so before, or somebody may have taken it at once.
+func (p *worker) vacates(r protocol.Request, result store.Result, read time.Duration) bool {
+	w := p.w
+	_, vacant := result.Group.Vacancy(r.Worker)
+	over := slices.Contains(result.Decision.Lapsed, r.Worker) ||
+		slices.ContainsFunc(result.Decision.Taken, func(t protocol.Takeover) bool { return t.From == r.Worker })
+	if r.Vacate == 0 || !vacant && !over {
+		return false
+	}
+	if w.members[r.Worker] && !w.vacant[r.Worker] {
+		w.vacant[r.Worker] = true
+		p.record(fact{kind: placeVacated, length: r.Vacate, read: read, text: string(r.Worker)})
+	}
+	return true
+}
+
+// forget notes that nobody keeps a vacant place any longer.
+func (w *world) forget(id protocol.WorkerID) {
+	delete(w.members, id)
+	delete(w.vacant, id)
+}
+
+// nameOf returns the worker of an incarnation.
+func nameOf(id protocol.WorkerID) string {
+	name, _, _ := strings.Cut(string(id), "~")
+	return name
 }
 
 // hint tells the workers of a set that there is something to see, those that
@@ -502,7 +542,7 @@ func (p *worker) fail(cause string) {
 func (p *worker) leave(exited func()) {
 	p.record(fact{kind: faultLeave})
 	p.leaving, p.exited = true, exited
-	p.post(func() { p.input(protocol.Shutdown{}) })
+	p.post(func() { p.input(protocol.Shutdown{Replaced: true}) })
 }
 
 // A run is the lanes of one share.
@@ -511,6 +551,7 @@ type run struct {
 	generation int64
 	lanes      []*lane
 	left       int // lanes that have not ended
+	settled    int // lanes that have ended so
 	draining   bool
 	canceled   bool
 	spell      int // counts suspensions
@@ -562,8 +603,8 @@ func (r *run) drain() {
 	if len(r.lanes) == 0 {
 		r.ended()
 	}
-	if r.p.w.rules.stopsTooEarly {
-		r.p.post(func() { r.p.input(protocol.Stopped{Generation: r.generation}) })
+	if r.p.w.rules.stopsTooEarly || r.p.w.rules.vacatesAtOnce && r.p.leaving {
+		r.p.post(func() { r.p.input(protocol.Stopped{Generation: r.generation, Settled: true}) })
 	}
 }
 
@@ -588,7 +629,8 @@ func (r *run) ended() {
 		p.end("its handlers have returned")
 		return
 	}
-	if !p.w.rules.stopsTooEarly || !r.draining {
-		p.post(func() { p.input(protocol.Stopped{Generation: r.generation}) })
+	if !p.w.rules.stopsTooEarly && !p.w.rules.vacatesAtOnce || !r.draining {
+		settled := r.settled == len(r.lanes) || p.w.rules.alwaysSettled
+		p.post(func() { p.input(protocol.Stopped{Generation: r.generation, Settled: settled}) })
 	}
 }

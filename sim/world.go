@@ -32,6 +32,7 @@ type world struct {
 	workers  []*worker
 	started  int // workers there ever were
 	members  map[protocol.WorkerID]bool
+	vacant   map[protocol.WorkerID]bool // those of them that have left their places
 	// published are the numbers of sessions that the rows of workers have.
 	published map[protocol.WorkerID]int32
 	version   int // of the program that is deployed
@@ -70,6 +71,8 @@ type rules struct {
 	leaseFromReply   bool // the lease counts from the reply, not from the request
 	leaseUnenforced  bool // its holder does not look at it
 	stopsTooEarly    bool // stop is reported before the handlers have returned
+	vacatesAtOnce    bool // a worker that leaves says that its place is vacant when it is asked to stop
+	alwaysSettled    bool // a worker leaves its place vacant though it does not know of all of its commits
 	sameIdentity     bool // a new incarnation goes by the old name
 	unknownIsFailure bool // a lost reply to COMMIT: taken for a failure, without looking
 	unknownIsSuccess bool // or for a success
@@ -179,7 +182,7 @@ func (q *tasks) pop() *task {
 // newWorld makes the world of a plan. The database comes by open, since it
 // lives by the world's clock.
 func newWorld(p plan, r rules, open func(w *world) (database, error)) (*world, error) {
-	w := &world{plan: p, rules: r, rand: rand.New(rand.NewPCG(p.seed, 1)), operator: rand.New(rand.NewPCG(p.seed, 5)), ordering: rand.New(rand.NewPCG(p.seed, 15)), slots: map[string]int{}, index: map[int64]int{}, members: map[protocol.WorkerID]bool{}, published: map[protocol.WorkerID]int32{}}
+	w := &world{plan: p, rules: r, rand: rand.New(rand.NewPCG(p.seed, 1)), operator: rand.New(rand.NewPCG(p.seed, 5)), ordering: rand.New(rand.NewPCG(p.seed, 15)), slots: map[string]int{}, index: map[int64]int{}, members: map[protocol.WorkerID]bool{}, vacant: map[protocol.WorkerID]bool{}, published: map[protocol.WorkerID]int32{}}
 	slowest := p.slowest()
 	w.history.setup = setup{
 		seed: p.seed, transactional: map[string]bool{}, scopes: map[string]scope{}, settle: p.settle(),

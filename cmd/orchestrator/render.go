@@ -62,6 +62,8 @@ func workers(s ops.ReplicaSetStatus) string {
 	for _, w := range s.Workers {
 		state := string(w.State)
 		switch {
+		case w.Vacant:
+			state = "vacant"
 		case !w.Alive:
 			state = "expired"
 		case w.Drained:

@@ -63,7 +63,7 @@ func gist(sets []ops.ReplicaSetStatus) string {
 			fmt.Fprint(&b, w.Kind, w.Worker, w.Projection, w.Position)
 		}
 		for _, w := range s.Workers {
-			fmt.Fprint(&b, w.Worker, w.Alive, w.State, w.Partitions, w.Drained)
+			fmt.Fprint(&b, w.Worker, w.Alive, w.State, w.Partitions, w.Drained, w.Vacant)
 		}
 		for _, p := range s.Partitions {
 			fmt.Fprint(&b, p.Projection, p.Partition, p.Worker, p.Position, p.Parked)

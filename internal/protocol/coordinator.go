@@ -66,6 +66,9 @@ type Group struct {
 	// the next generation exceeds it, so that outside systems which fence by
 	// generation go on accepting what the projection sends.
 	Floor int64
+	// Uncovered: a projection of the group has no checkpoints of Generation. It was
+	// added, or came from another group, since that was activated.
+	Uncovered bool
 	// Paused are the projections that Generation does not run, sorted; All is
 	// every one. A change of it opens a generation.
 	Paused []string
@@ -101,6 +104,9 @@ type Member struct {
 	Partitions []int
 	// Presence is what the member has published last.
 	Presence Presence
+	// Vacant: the worker has left, and its place is kept for a replacement until
+	// LeaseEnd, in the group's Generation. See vacancy.go.
+	Vacant bool
 	// Holds is the activated generation that assigned a partition to the
 	// member and that the member has not reported as stopped; 0 is none.
 	// Invariant: no generation above Holds is active while it is set. It is
@@ -113,13 +119,15 @@ type Member struct {
 // must carry out the hand-over.
 type Decision struct {
 	Expired   []WorkerID // removed: their leases were over
+	Lapsed    []WorkerID // removed: their places were vacant, and are not kept any longer
+	Taken     []Takeover // vacant places that somebody has taken
 	Opened    bool       // Group.Generation is new, Group.Reason says why
 	Activated bool       // the hand-over is due, together with what else is saved
 	WaitsFor  []WorkerID // who still holds an older generation
 	Rewinds   []Rewind   // to be carried out in the hand-over
 	// StepAt is when Step has to run again though nothing happens in between:
-	// a join window closes then, or a hold ends. Zero is never. Leases are not in it:
-	// they are renewed without Step's knowledge.
+	// a join window closes then, a hold ends, or a vacant place is kept no longer. Zero is
+	// never. Leases are not in it: they are renewed without Step's knowledge.
 	StepAt time.Time
 }
 
@@ -135,6 +143,7 @@ func Step(g Group, now time.Time, watch Watch) (Group, Decision) {
 	var d Decision
 	g.Members = slices.Clone(g.Members)
 
+	d.Lapsed = g.giveUp(now)
 	g.Members = slices.DeleteFunc(g.Members, func(m Member) bool {
 		gone := m.Expired(now, watch)
 		if gone {
@@ -149,15 +158,23 @@ func Step(g Group, now time.Time, watch Watch) (Group, Decision) {
 	}
 
 	held := g.lapse(now)
-	if reason, at := g.due(now); reason != "" {
+	d.Taken = g.take()
+	reason, at := g.due(now)
+	if reason == "" && len(d.Taken) > 0 && g.Phase == Active && g.Uncovered {
+		reason = "projections added" // whose lanes would find no checkpoints
+	}
+	if reason != "" {
+		d.Lapsed = append(d.Lapsed, g.yield()...)
 		g.open(reason)
 		d.Opened = true
-	} else {
-		d.StepAt = at
+		d.Lapsed = append(d.Lapsed, g.giveUp(now)...) // there is no place left for them
+	} else if d.StepAt = at; g.Phase == Active {
+		g.allow(d.Taken)
 	}
 	if !held.IsZero() && (d.StepAt.IsZero() || held.Before(d.StepAt)) {
 		d.StepAt = held
 	}
+	d.StepAt = g.keeps(d.StepAt)
 
 	if g.Phase == Draining {
 		if d.WaitsFor = g.holders(); len(d.WaitsFor) == 0 {
@@ -377,7 +394,7 @@ func (g *Group) open(reason string) {
 func (g Group) holders() []WorkerID {
 	var ids []WorkerID
 	for _, m := range g.Members {
-		if m.Holds != 0 {
+		if m.Holds != 0 && !m.Vacant {
 			ids = append(ids, m.ID)
 		}
 	}
@@ -388,7 +405,7 @@ func (g Group) holders() []WorkerID {
 func (g *Group) activate() {
 	g.Phase = Active
 	for i := range g.Members {
-		if m := &g.Members[i]; len(m.Partitions) > 0 {
+		if m := &g.Members[i]; len(m.Partitions) > 0 && !m.Vacant {
 			m.Holds = g.Generation
 		}
 	}
@@ -430,6 +447,9 @@ type Request struct {
 	Watch Watch
 	// Presence is published with the request, if its Number is not 0.
 	Presence Presence
+	// Vacate, of a Leave, is how long the worker's place is kept for a replacement; 0:
+	// not at all. None of what the worker has sent can take effect any more.
+	Vacate time.Duration
 	// Order is an operator's. It comes without a Worker.
 	Order *Order
 
@@ -486,7 +506,7 @@ func (g Group) same(o Group) bool {
 		slices.EqualFunc(g.Holds, o.Holds, func(h, k Hold) bool { return h.Projection == k.Projection && h.Until.Equal(k.Until) }) &&
 		slices.EqualFunc(g.Members, o.Members, func(m, n Member) bool {
 			return m.ID == n.ID && m.Joined.Equal(n.Joined) && m.Lease == n.Lease && m.LeaseEnd.Equal(n.LeaseEnd) && m.Wants == n.Wants &&
-				m.Drained == n.Drained && m.Holds == n.Holds && m.Presence == n.Presence && slices.Equal(m.Partitions, n.Partitions)
+				m.Drained == n.Drained && m.Vacant == n.Vacant && m.Holds == n.Holds && m.Presence == n.Presence && slices.Equal(m.Partitions, n.Partitions)
 		})
 }
 
@@ -504,11 +524,16 @@ func Apply(g Group, r Request, now time.Time) Group {
 	if r.Join || r.Leave {
 		drained = g.succeed(r.Worker)
 	}
-	if r.Leave {
+	i := g.index(r.Worker)
+	switch {
+	case r.Leave && r.Vacate > 0 && i >= 0 && g.Members[i].vacate(now, r.Vacate):
+		return g
+	case r.Leave:
 		g.remove(r.Worker)
 		return g
+	case i >= 0 && g.Members[i].Vacant: // it was sent before the worker left
+		return g
 	}
-	i := g.index(r.Worker)
 	if i < 0 {
 		if !r.Join || g.succeeded(r.Worker) {
 			return g
@@ -602,6 +627,9 @@ func (v View) May() bool { return v.Member && v.Assigned() && v.Holds == v.Gener
 func (g Group) View(id WorkerID, now time.Time, d Decision) View {
 	v := View{Now: now, Generation: g.Generation, Total: g.Total, StepAt: d.StepAt}
 	for _, m := range g.Members {
+		if m.ID == id && m.Vacant { // nothing may come back to it
+			continue
+		}
 		if m.ID == id {
 			v.Member, v.Partitions, v.Paused, v.Holds = true, m.Partitions, g.Paused, m.Holds
 			continue
@@ -659,6 +687,9 @@ func (g Group) String() string {
 		if m.Drained {
 			b.WriteString("(drained)")
 		}
+		if m.Vacant {
+			b.WriteString("(vacant)")
+		}
 		if m.Holds != 0 && m.Holds != g.Generation {
 			b.WriteByte('*')
 		}
@@ -683,6 +714,12 @@ func (d Decision) String() string {
 	var parts []string
 	if len(d.Expired) > 0 {
 		parts = append(parts, fmt.Sprintf("expired %v", d.Expired))
+	}
+	if len(d.Lapsed) > 0 {
+		parts = append(parts, fmt.Sprintf("lapsed %v", d.Lapsed))
+	}
+	for _, t := range d.Taken {
+		parts = append(parts, fmt.Sprintf("%s takes the place of %s", t.By, t.From))
 	}
 	if d.Opened {
 		parts = append(parts, "opened")

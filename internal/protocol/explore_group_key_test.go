@@ -16,6 +16,7 @@ func (w *groupWorld) key(b []byte) []byte {
 	for _, m := range g.Members {
 		k.text(string(m.ID))
 		k.number(only(m.Partitions), m.Holds)
+		k.flags(m.Vacant)
 		k.time(m.LeaseEnd)
 		if len(m.Partitions) == 0 && w.joinWindow > 0 {
 			k.time(m.Joined)
@@ -41,6 +42,7 @@ func (w *groupWorld) key(b []byte) []byte {
 	for _, r := range w.late {
 		requestKey(k, r.Request)
 		k.flags(r.saves)
+		k.text(r.saving.by)
 		k.number(int64(r.partition), r.generation, int64(r.events))
 		w.checkpointKey(k, r.from)
 		w.checkpointKey(k, r.to)
@@ -68,7 +70,7 @@ func (w *groupWorld) checkpointKey(k *keyWriter, c Checkpoint) {
 
 func requestKey(k *keyWriter, r Request) {
 	k.text(string(r.Worker))
-	k.flags(r.Join, r.Leave, r.Heartbeat, r.Look)
+	k.flags(r.Join, r.Leave, r.Heartbeat, r.Look, r.Vacate > 0)
 	k.number(r.Stopped, int64(min(r.Watch.For, groupTiming.Lease)/time.Millisecond), int64(r.Watch.Errors[0]/time.Microsecond), int64(r.Watch.Errors[1]/time.Microsecond)) // all have the same lease
 	k.time(r.Watch.Seen)
 }
@@ -92,6 +94,7 @@ func (w *groupWorld) workerKey(k *keyWriter, p *groupProc) {
 			k.number(0, in.Generation)
 		case Stopped:
 			k.number(1, in.Generation)
+			k.flags(in.Settled)
 		}
 	}
 	k.number(int64(c.where))
@@ -123,7 +126,7 @@ func (w *groupWorld) workerKey(k *keyWriter, p *groupProc) {
 func sessionKey(k *keyWriter, s *Session, even bool) {
 	k.text(string(s.id))
 	k.flags(s.member, s.asked, s.lost, s.running != nil, s.inFlight, s.step, s.early, s.renew,
-		s.failures > 0, s.ask, s.leaving)
+		s.failures > 0, s.ask, s.leaving, s.replaced, s.unsettled)
 	if !s.lost {
 		k.time(s.leaseEnd)
 	}
@@ -162,7 +165,7 @@ func (w *groupWorld) laneKey(k *keyWriter, r *groupRun) {
 		resume = 1 // and else to find: handlers don't fail, nor do reads
 	}
 	k.number(int64(l.doing), resume, int64(l.size), int64(l.done))
-	k.flags(l.more, l.open, l.track != nil)
+	k.flags(l.more, l.open, l.track != nil, l.unclear)
 	if l.track == nil {
 		return
 	}

@@ -109,7 +109,10 @@ func (w *groupWorld) forget() {
 func (w *groupWorld) begin(i int) {
 	p := w.own(i)
 	p.life = alive
-	p.session = *NewSession(WorkerID(p.name), groupTiming, Request{JoinWindow: w.joinWindow})
+	p.session = *NewSession(WorkerID(p.name), groupTiming, Request{JoinWindow: w.joinWindow, Vacate: w.vacate})
+	if w.earlier && p.name[1:] == "2" {
+		p.session.settings.Vacate = 0
+	}
 	w.input(i, Tick{})
 }
 
@@ -152,8 +155,8 @@ func (w *groupWorld) input(i int, in Input) {
 		case Drain:
 			if p.run != nil {
 				p.run.asked = true
-				if w.bugs.stoppedAtOnce {
-					p.inputs = append(p.inputs, Stopped(a))
+				if w.bugs.stoppedAtOnce || w.bugs.vacatesAtOnce && p.leaving {
+					p.inputs = append(p.inputs, Stopped{a.Generation, true})
 				}
 			}
 		case Cancel:
@@ -314,8 +317,8 @@ func (w *groupWorld) lane(i int, answer LaneAnswer) {
 	default:
 		w.fail("the lane of %s gives up: %v", p.name, r.action)
 	}
-	if !w.bugs.stoppedAtOnce {
-		p.inputs = append(p.inputs, Stopped{r.assignment.Generation})
+	if !w.bugs.stoppedAtOnce && (!w.bugs.vacatesAtOnce || !p.leaving) {
+		p.inputs = append(p.inputs, Stopped{r.assignment.Generation, r.action.Settled || w.bugs.alwaysSettled})
 	}
 	p.run = nil
 }
@@ -377,6 +380,7 @@ func (w *groupWorld) fits(partition int, generation int64, from Checkpoint) bool
 
 // A saving is a statement that moves a checkpoint and commits.
 type saving struct {
+	by         string // the process
 	partition  int
 	generation int64
 	from, to   Checkpoint
@@ -386,13 +390,18 @@ type saving struct {
 // saving returns what a worker's lane is to save.
 func (w *groupWorld) saving(p *groupProc) saving {
 	r := p.run
-	return saving{r.assignment.Partition, r.assignment.Generation, r.action.From, r.action.To, r.handled}
+	return saving{p.name, r.assignment.Partition, r.assignment.Generation, r.action.From, r.action.To, r.handled}
 }
 
 // save carries it out, if the fence lets it through.
 func (w *groupWorld) save(s saving) bool {
 	if !w.fits(s.partition, s.generation, s.from) {
 		return false
+	}
+	for _, p := range w.all() {
+		if r := p.run; r != nil && p.name != s.by && r.assignment.Generation == s.generation && r.handled&s.events != 0 {
+			w.fail("S3: %s has handled once more what is committed for %s", p.name, s.by)
+		}
 	}
 	w.txs = append(slices.Clip(w.txs), lockingTx{
 		owner: noOwner, partition: int8(s.partition), generation: s.generation, to: s.to, events: s.events,
@@ -449,6 +458,22 @@ func (w *groupWorld) shown(before Group, r Request) Group {
 func (w *groupWorld) carryOut(r Request) (_ View, ok bool) {
 	now, d := w.now(), Decision{StepAt: w.stepAt}
 	before := w.group
+	if w.earlier && r.Worker[1:] == "2" {
+		// It does not know the column, so it leaves that as it is.
+		vacant := map[WorkerID]bool{}
+		w.group.Members = slices.Clone(w.group.Members)
+		for i := range w.group.Members {
+			m := &w.group.Members[i]
+			vacant[m.ID], m.Vacant = m.Vacant, false
+		}
+		defer func() {
+			w.group.Members = slices.Clone(w.group.Members)
+			for i := range w.group.Members {
+				w.group.Members[i].Vacant = vacant[w.group.Members[i].ID]
+			}
+		}()
+		before = w.group
+	}
 	g := Apply(before, r, now)
 	if !r.Heartbeat {
 		g.Floor = 0
@@ -470,6 +495,13 @@ func (w *groupWorld) carryOut(r Request) (_ View, ok bool) {
 			return v, true
 		}
 		w.stepAt = d.StepAt
+		if w.bugs.placeStays {
+			for _, t := range d.Taken {
+				g.Members = append(slices.Clip(g.Members), before.Members[before.index(t.From)])
+			}
+		}
+		w.takeOver(d)
+		w.checkVacancies(g)
 		if g.Generation < w.group.Generation {
 			w.fail("S5: the generation fell from %d to %d", w.group.Generation, g.Generation)
 		}
@@ -486,6 +518,26 @@ func (w *groupWorld) carryOut(r Request) (_ View, ok bool) {
 		v.Holds = v.Generation
 	}
 	return v, true
+}
+
+// takeOver notes who has which place now.
+func (w *groupWorld) takeOver(d Decision) {
+	for _, t := range d.Taken {
+		k := slices.Index(w.active.owners, t.From)
+		if k >= 0 && !d.Opened {
+			w.active.owners = slices.Clone(w.active.owners)
+			w.active.owners[k] = t.By
+		}
+	}
+}
+
+// checkVacancies makes sure that nobody runs a vacant place.
+func (w *groupWorld) checkVacancies(g Group) {
+	for _, p := range w.all() {
+		if _, vacant := g.Vacancy(p.session.ID()); vacant && p.life == alive && p.run != nil && !p.run.excused {
+			w.fail("S1: %s leaves a vacancy, and runs %s", p.name, p.run.assignment)
+		}
+	}
 }
 
 func (w *groupWorld) handOver() {

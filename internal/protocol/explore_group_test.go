@@ -66,6 +66,8 @@ type groupPlan struct {
 	together   bool // all workers begin at once; or else the others any time after the first
 	kind       LaneKind
 	joinWindow time.Duration
+	vacate     time.Duration // for how long a worker that leaves keeps its place
+	earlier    bool          // the second worker is of an earlier program, which knows no vacancies
 	// crossing: reports cross. What a heartbeat that brings one shows of others is
 	// from before, and so not that the last of them has reported as well.
 	crossing bool
@@ -98,6 +100,7 @@ type groupBugs struct {
 	fenceWithoutGeneration, activationLocksNothing bool
 	silenceIsFailure, lanesIgnoreLease             bool
 	handoffTakesHighest, handoffTakesLowest        bool
+	alwaysSettled, vacatesAtOnce, placeStays       bool
 }
 
 // Two aggregates, of which two partitions have one each.
@@ -407,7 +410,7 @@ func (w *groupWorld) goOn(what uint8, i, which int) {
 	case toStop:
 		p := w.own(i)
 		p.asked, p.leaving = false, true
-		w.input(i, Shutdown{})
+		w.input(i, Shutdown{Replaced: true})
 	case toInput:
 		p := w.own(i)
 		in := p.inputs[0]
@@ -612,6 +615,28 @@ func TestExploreGroup(t *testing.T) {
 			groupBudget{faults: 1, lost: 1, crash: 1, cut: 1, leave: 1}, false},
 		{"three workers at once, reports cross, one leaves", groupPlan{workers: 3, together: true, crossing: true},
 			groupBudget{faults: 1, leave: 1}, false},
+		{"two workers, one is replaced", groupPlan{workers: 2, together: true, vacate: 12 * time.Millisecond},
+			groupBudget{faults: 2, leave: 1, restart: 1}, false},
+		{"two workers, handlers' transactions, one is replaced", groupPlan{workers: 2, together: true, vacate: 12 * time.Millisecond, kind: Transactional},
+			groupBudget{faults: 2, leave: 1, restart: 1}, false},
+		{"two workers, one is replaced, and a commit is unclear", groupPlan{workers: 2, together: true, vacate: 40 * time.Millisecond},
+			groupBudget{faults: 3, leave: 1, restart: 1, uncommitted: 1}, false},
+		{"three workers at once, one is replaced", groupPlan{workers: 3, together: true, vacate: 12 * time.Millisecond},
+			groupBudget{faults: 2, leave: 1, restart: 1}, true},
+		{"two workers, one of an earlier program, and one is replaced", groupPlan{workers: 2, together: true, vacate: 12 * time.Millisecond, earlier: true},
+			groupBudget{faults: 3, leave: 2, restart: 2}, false},
+		{"two workers, one of an earlier program, and any two faults", groupPlan{workers: 2, vacate: 40 * time.Millisecond, earlier: true},
+			groupBudget{faults: 2, leave: 1, restart: 1, crash: 1}, false},
+		{"two workers, both are replaced", groupPlan{workers: 2, together: true, vacate: 12 * time.Millisecond},
+			groupBudget{faults: 4, leave: 2, restart: 2}, true},
+		{"two workers, one is replaced, and another fault", groupPlan{workers: 2, together: true, vacate: 12 * time.Millisecond},
+			groupBudget{faults: 3, leave: 1, restart: 1, lost: 1, crash: 1, uncommitted: 1}, true},
+		{"two workers, one is replaced, and one is cut off", groupPlan{workers: 2, together: true, vacate: 12 * time.Millisecond},
+			groupBudget{faults: 3, leave: 1, restart: 1, cut: 1}, true},
+		{"two workers, one leaves to be replaced, and one is frozen", groupPlan{workers: 2, together: true, vacate: 12 * time.Millisecond},
+			groupBudget{faults: 2, leave: 1, freeze: 1}, true},
+		{"two workers, one is replaced, and something is slow", groupPlan{workers: 2, together: true, vacate: 12 * time.Millisecond},
+			groupBudget{faults: 3, leave: 1, restart: 1, slow: 1}, true},
 
 		{"two workers, any two faults but freezing", groupPlan{workers: 2},
 			groupBudget{faults: 2, lost: 1, uncommitted: 1, crash: 1, cut: 1, leave: 1, restart: 1}, true},

@@ -372,6 +372,7 @@ func TestExploreNotices(t *testing.T) {
 	t.Parallel()
 	two, three := groupPlan{workers: 2}, groupPlan{workers: 3}
 	atOnce := groupPlan{workers: 2, together: true}
+	replaced := groupPlan{workers: 2, together: true, vacate: 40 * time.Millisecond}
 	inTransactions := groupPlan{workers: 2, together: true, kind: Transactional}
 	group := func(plan groupPlan, budget groupBudget, bugs groupBugs) func() outcome {
 		plan.bugs = bugs
@@ -394,6 +395,9 @@ func TestExploreNotices(t *testing.T) {
 		{"the fence does not ask for the generation", group(atOnce, groupBudget{faults: 1, freeze: 1}, groupBugs{fenceWithoutGeneration: true}), "S5"},
 		{"activation does not wait for commits under way", group(inTransactions, groupBudget{faults: 1, freeze: 1}, groupBugs{activationLocksNothing: true}), "S5"},
 		{"a COMMIT without an answer counts as failed", group(two, groupBudget{faults: 1, uncommitted: 1}, groupBugs{silenceIsFailure: true}), "L1"},
+		{"a worker leaves a vacancy before its handlers have returned", group(replaced, groupBudget{faults: 2, leave: 1, restart: 1}, groupBugs{vacatesAtOnce: true}), "S1"},
+		{"a worker leaves a vacancy though a commit may be late", group(replaced, groupBudget{faults: 3, leave: 1, restart: 1, uncommitted: 1}, groupBugs{alwaysSettled: true}), "S3"},
+		{"a place that is taken stays vacant", group(replaced, groupBudget{faults: 3, leave: 1, restart: 1}, groupBugs{placeStays: true}), "S6"},
 		{"the hand-over takes the highest position", group(three, groupBudget{}, groupBugs{handoffTakesHighest: true}), "S2"},
 		{"the hand-over takes the lowest position and no marks", group(three, groupBudget{}, groupBugs{handoffTakesLowest: true}), "S3"},
 

@@ -128,7 +128,8 @@ func (w *sessionWorld) runUntil(end time.Time) {
 func (w *sessionWorld) join() *proc {
 	w.names++
 	p := &proc{name: fmt.Sprint("w", w.names)}
-	settings := Request{MaxPartitions: []int{0, 0, 2, 1}[w.below(4)], JoinWindow: []time.Duration{0, 2 * time.Second}[w.below(2)]}
+	settings := Request{MaxPartitions: []int{0, 0, 2, 1}[w.below(4)], JoinWindow: []time.Duration{0, 2 * time.Second}[w.below(2)],
+		Vacate: []time.Duration{0, 3 * time.Second, 0, 45 * time.Second}[w.below(4)]}
 	p.session = NewSession(WorkerID(p.name), worldTiming, settings)
 	if w.present {
 		p.key = int32(w.names)
@@ -239,6 +240,13 @@ func (w *sessionWorld) send(p *proc, r Request) {
 				seen = true
 			}
 		}
+		for _, t := range d.Taken { // who has started it there, may be succeeded
+			for _, m := range before.Members {
+				if m.ID == t.From && len(m.Partitions) > 0 {
+					delete(w.layouts[w.group.Generation], m.Partitions[0])
+				}
+			}
+		}
 		if w.tracing && w.group.String() != before.String() {
 			w.note(p, "%s (%s)", w.group, d)
 		}
@@ -339,7 +347,7 @@ func (w *sessionWorld) stopIn(p *proc, d time.Duration) {
 		if p.run == run && run.end.Equal(at) || p.run == run && w.now.After(run.end) {
 			p.run = nil
 			w.note(p, "has stopped %d", run.assignment.Generation)
-			w.input(p, Stopped{Generation: run.assignment.Generation})
+			w.input(p, Stopped{Generation: run.assignment.Generation, Settled: w.below(4) > 0})
 		}
 	})
 }
@@ -370,7 +378,7 @@ func (w *sessionWorld) fault() {
 	case 3: // asked to stop
 		w.note(p, "is asked to stop")
 		p.leaving = true
-		w.after(0, p, func() { w.input(p, Shutdown{}) })
+		w.after(0, p, func() { w.input(p, Shutdown{Replaced: true}) })
 	case 4:
 		w.note(p, "crashes")
 		p.dead = true

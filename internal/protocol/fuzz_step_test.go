@@ -141,7 +141,7 @@ func (w *stepWorld) run() error {
 			err = w.request(p, Request{Join: true, MaxPartitions: []int{0, 0, 1, 2}[w.below(4)], JoinWindow: []time.Duration{0, 2 * time.Second}[w.below(2)]})
 		case 2: // a leave
 			p.stopped = p.runs.Generation
-			err = w.request(p, Request{Leave: true})
+			err = w.request(p, Request{Leave: true, Vacate: []time.Duration{0, 20 * time.Second, stepLease, 2 * stepLease}[w.below(4)]})
 			w.remove(p)
 		case 3: // a new incarnation
 			p.stopped = max(p.stopped, p.runs.Generation)

@@ -119,7 +119,10 @@ type LaneAction struct {
 	Thwarted int
 
 	End LaneEndWhy
-	Err error // what is wrong with a page, or with an event beside what its handler said
+	// Settled, of a LaneEnd, says that nothing of the lane's can take effect any more: it has
+	// heard what has become of each commit that it had sent.
+	Settled bool
+	Err     error // what is wrong with a page, or with an event beside what its handler said
 }
 
 // String shows the action in a few words: "read 100 after 120".
@@ -348,6 +351,7 @@ type Lane struct {
 	failed     *LaneAnswer // of a Plain handler, until what precedes it is committed
 	next       Checkpoint  // what the commit says
 	resolving  bool        // it is open whether that has happened
+	unclear    bool        // a statement that commits may take effect late
 	refused    bool        // the fence has let none of it through
 
 	lot          Lot           // what is parked
@@ -396,6 +400,10 @@ func (l *Lane) Pending() int {
 func (l *Lane) Next(now time.Time, s Signals, a LaneAnswer) LaneAction {
 	s.Asked = s.Asked || s.Canceled
 	l.kept, l.settled = nil, -1
+	switch l.doing {
+	case LaneCommit, LaneSave, LanePark, LaneDrop, LaneLocate, LaneLapse:
+		l.unclear = l.unclear || a.Failure != NoFailure
+	}
 	thwarted := l.thwarted(a)
 	action := l.advance(now, s, a)
 	action.Thwarted = thwarted
@@ -407,6 +415,7 @@ func (l *Lane) Next(now time.Time, s Signals, a LaneAnswer) LaneAction {
 	default:
 		action.Rollback, l.open = l.open, false
 	}
+	action.Settled = action.Do == LaneEnd && action.End == Asked && !l.unclear
 	l.doing, l.requests, l.fresh = action.Do, action.Requests, action.Fresh
 	return action
 }
@@ -770,6 +779,9 @@ func (l *Lane) saves() bool { return !l.config.Kind.InTransaction() || l.size ==
 func (l *Lane) committed(now time.Time, s Signals) LaneAction {
 	l.track.Committed(l.next, l.size, now)
 	l.settled, l.done = max(0, l.size-len(l.parking)), 0
+	// Whatever else the lane has sent, and not heard of, starts from where the checkpoint
+	// was before.
+	l.unclear = false
 	l.failures, l.resolving, l.refused, l.passes, l.wait = 0, false, false, passes{}, 0
 	for i := range l.parking {
 		l.obeyed(l.parking[i].Position)

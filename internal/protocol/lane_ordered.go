@@ -71,16 +71,13 @@ func (l *Lane) heed() (_ LaneAction, due bool) {
 		case o.Slot == NoSlot:
 			return LaneAction{Do: LaneFetch, Position: o.Position}, true
 		case o.Position <= l.track.Cursor():
-			return l.lapse(o, errPast), true
+			return l.lapse(o, errors.New(Past)), true
 		case l.track.Pending() > 0:
 			return l.lapse(o, l.elsewhere()), true
 		}
 	}
 	return LaneAction{}, false
 }
-
-// Why nothing comes of an order.
-var errPast = errors.New(Past)
 
 // Past is why nothing comes of an order for an event that its lane has handled, or parked.
 const Past = "the projection no longer stands there"

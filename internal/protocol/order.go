@@ -113,7 +113,7 @@ func (o Order) Check(g Group) error {
 		}
 		g.Members = slices.Clone(g.Members)
 		g.Members[i].Drained = o.Kind == OrderDrain
-		if !g.staffed() {
+		if !slices.ContainsFunc(g.Members, func(m Member) bool { return !m.Drained && !m.Vacant }) {
 			return fmt.Errorf("worker %q is the last one that can have partitions; pause the replica set instead", o.Worker)
 		}
 	case OrderResume:

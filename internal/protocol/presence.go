@@ -142,6 +142,9 @@ type Published struct {
 type Glimpse struct {
 	Others
 	Generation int64
+	// Holds is what Member.Holds is for the one who looks: a place may have been given to
+	// it, without a new generation.
+	Holds int64
 	// StepIn is when a Step is due, from the moment of the look on; 0: none is, or it
 	// is due by now.
 	StepIn time.Duration

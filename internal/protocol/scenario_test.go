@@ -24,7 +24,7 @@ var update = flag.Bool("update", false, "rewrite the scenarios' output")
 // made up here. A request takes 1ms to the database and its reply 1ms back; a
 // handler returns 5ms after it was asked to.
 //
-//	settings heartbeat=5s lease=30s drain=60s window=500ms max=0 partitions=1
+//	settings heartbeat=5s lease=30s drain=60s window=500ms replacement=0 max=0 partitions=1
 //	join a b     start workers          leave a      ask a to stop
 //	crash a      end its process        run 10s      let time pass
 //	hang a       its handlers don't return, until: release a
@@ -148,6 +148,8 @@ func (s *stage) set(setting string) {
 		s.timing.Drain = s.duration(value)
 	case "window":
 		s.settings.JoinWindow = s.duration(value)
+	case "replacement":
+		s.settings.Vacate = s.duration(value)
 	case "max", "partitions":
 		n := map[string]*int{"max": &s.settings.MaxPartitions, "partitions": &s.settings.Wants}[key]
 		if _, err := fmt.Sscan(value, n); err != nil {
@@ -182,7 +184,7 @@ func (s *stage) order(args []string) {
 func (s *stage) act(verb string, w *actor) {
 	switch verb {
 	case "leave":
-		s.feed(w, Shutdown{})
+		s.feed(w, Shutdown{Replaced: true})
 	case "crash":
 		w.crashed, w.running = true, nil
 	case "freeze":
@@ -294,7 +296,7 @@ func (s *stage) stopping(w *actor) {
 		}
 		s.say(w.name, "has stopped generation %d", generation)
 		w.running = nil
-		s.feed(w, Stopped{generation})
+		s.feed(w, Stopped{generation, true})
 	})
 }
 
@@ -354,12 +356,15 @@ func (s *stage) database(w *actor, r Request) View {
 			return v
 		}
 		s.stepAt = d.StepAt
-		if d.Opened || d.Activated || len(d.Expired) > 0 {
+		if d.Opened || d.Activated || len(d.Expired)+len(d.Taken)+len(d.Lapsed) > 0 {
 			s.say("db", "%s: %s (%s)", d, s.group, s.group.Reason)
 			for _, r := range d.Rewinds {
 				s.say("db", "sets %s to %d", r.Projection, r.Position)
 			}
 		}
+	}
+	if place, vacant := s.group.Vacancy(r.Worker); vacant {
+		s.say("db", "%s is vacant for %s: %s", r.Worker, place.LeaseEnd.Sub(now), s.group)
 	}
 	return s.group.View(r.Worker, now, d)
 }

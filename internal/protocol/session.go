@@ -102,8 +102,12 @@ type (
 		Database time.Time
 		Facts    Facts
 	}
-	// Stopped says that all handlers of the generation have returned.
-	Stopped struct{ Generation int64 }
+	// Stopped says that all handlers of the generation have returned, and with Settled
+	// that all of its lanes have ended with a LaneAction that says so.
+	Stopped struct {
+		Generation int64
+		Settled    bool
+	}
 	// Refused says that a commit of the generation was refused as superseded.
 	Refused struct{ Generation int64 }
 	// Lanes says, about once a heartbeat, whether a lane of the generation has ended
@@ -115,8 +119,10 @@ type (
 	// Hinted says that the group may have changed. Nothing depends on it: it
 	// only makes the session look sooner.
 	Hinted struct{}
-	// Shutdown asks the session to stop, leave and exit.
-	Shutdown struct{}
+	// Shutdown asks the session to stop, leave and exit. Replaced says that another
+	// worker may be about to come in its place: it was asked from outside, and nothing
+	// has failed.
+	Shutdown struct{ Replaced bool }
 )
 
 // Input is one of Tick, Synced, SyncFailed, Stopped, Refused, Lanes, Hinted and
@@ -203,7 +209,7 @@ const (
 // Time is the worker's own monotonic clock, handed in.
 type Session struct {
 	timing   Timing
-	settings Request // the settings to adopt with Join
+	settings Request // the settings to adopt with Join; and Vacate
 
 	name        WorkerID
 	incarnation int
@@ -228,6 +234,9 @@ type Session struct {
 	refused   int64
 	refusedAt time.Time
 	missing   int // looks in a row that found a lane of what runs missing
+	// unsettled: a lane of what has stopped last has ended without knowing what has become
+	// of what it had sent.
+	unsettled bool
 
 	clock    clockWatch
 	presence presence
@@ -245,13 +254,15 @@ type Session struct {
 	hinted bool // since the latest request was sent
 	// glimpsed is the newest generation that a look for others has shown.
 	glimpsed int64
+	given    int64     // and what this worker has there
 	looked   time.Time // when a hint last made it look
 	vain     int       // looks because of hints that showed nothing new, in a row
 	seen     [2]int64  // generation and Holds of the latest view
 
-	leaving bool
-	giveUp  time.Time // when a leaver stops trying to say so
-	exited  bool
+	leaving  bool
+	replaced bool      // another worker may be about to come
+	giveUp   time.Time // when a leaver stops trying to say so
+	exited   bool
 }
 
 // NewSession returns the session of a worker with a name that no other worker
@@ -311,7 +322,7 @@ func (s *Session) Next(now time.Time, in Input) []Action {
 		actions = s.syncFailed(now, in)
 	case Stopped:
 		if s.running != nil && s.running.Generation == in.Generation {
-			s.running, s.stopped, s.next = nil, in.Generation, now
+			s.running, s.stopped, s.unsettled, s.next = nil, in.Generation, !in.Settled, now
 		}
 	case Refused:
 		s.refuse(now, in.Generation)
@@ -320,6 +331,7 @@ func (s *Session) Next(now time.Time, in Input) []Action {
 	case Hinted:
 		s.hinted = true
 	case Shutdown:
+		s.replaced = in.Replaced && !s.leaving
 		s.leaving = true
 	case Attached:
 		s.presence.attach(now, in)
@@ -334,7 +346,7 @@ func (s *Session) Next(now time.Time, in Input) []Action {
 		s.glimpse(now, in)
 	case Detached:
 		s.presence.detach(now, in)
-		s.glimpsed = 0
+		s.glimpsed, s.given = 0, 0
 	case Wanted:
 		s.presence.wanted = true
 	case Thwarted:
@@ -510,7 +522,7 @@ func (s *Session) refuse(now time.Time, generation int64) {
 // are there.
 func (s *Session) glimpse(now time.Time, in Proven) {
 	if in.Looked && s.member {
-		s.glimpsed = in.Group.Generation
+		s.glimpsed, s.given = in.Group.Generation, in.Group.Holds
 		if in.Group.StepIn > 0 {
 			s.sooner(now.Add(in.Group.StepIn + pollMin))
 		}
@@ -658,7 +670,9 @@ func (s *Session) advance(now time.Time) []Action {
 
 // hears reports whether there may be something new to see. (What was glimpsed while a
 // request was under way is not, if the answer shows it.)
-func (s *Session) hears() bool { return s.hinted || s.glimpsed > s.seen[0] }
+func (s *Session) hears() bool {
+	return s.hinted || s.glimpsed > s.seen[0] || s.running == nil && s.given > max(s.seen[1], s.stopped)
+}
 
 // hintGap is how long after a look because of a hint the next one may come:
 // none for two in vain (one's own hint comes back), and then ever longer, until
@@ -687,7 +701,7 @@ func (s *Session) reincarnate(now time.Time) {
 	s.incarnation++
 	s.id = s.name.again(s.incarnation)
 	s.member, s.lost, s.leaseEnd = false, false, time.Time{}
-	s.reported, s.step, s.renew, s.polls, s.glimpsed = s.stopped, false, false, 0, 0
+	s.reported, s.step, s.renew, s.polls, s.glimpsed, s.given = s.stopped, false, false, 0, 0, 0
 	p := &s.presence
 	p.known, p.wanted, p.shown = 0, false, false
 	p.bound = p.bound && p.why == ""
@@ -717,6 +731,9 @@ func (s *Session) request(now time.Time) Request {
 	switch {
 	case s.leaving && s.running == nil:
 		r.Leave = true
+		if s.replaced && !s.unsettled {
+			r.Vacate = s.settings.Vacate
+		}
 	case !s.member:
 		r.Join = true
 		r.Wants, r.MaxPartitions, r.JoinWindow = s.settings.Wants, s.settings.MaxPartitions, s.settings.JoinWindow

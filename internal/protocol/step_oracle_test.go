@@ -16,6 +16,10 @@ func naiveStep(g Group, now time.Time, watch Watch) (Group, Decision) {
 	var next []Member
 	var d Decision
 	for _, m := range g.Members {
+		if m.Vacant && (!m.LeaseEnd.After(now) || len(m.Partitions) == 0) {
+			d.Lapsed = append(d.Lapsed, m.ID)
+			continue
+		}
 		overWhenSeen := watch.Seen.Equal(m.LeaseEnd) || watch.Seen.After(m.LeaseEnd)
 		watchedForALease := watch.For >= m.Lease
 		steppedBack := now.Before(watch.Seen)
@@ -29,18 +33,39 @@ func naiveStep(g Group, now time.Time, watch Watch) (Group, Decision) {
 		next = append(next, m)
 	}
 
+	// Each vacant place, the one that ends first before others, is for who joined first of
+	// those who have none.
+	var vacant []Member
+	for _, m := range next {
+		if m.Vacant {
+			vacant = append(vacant, m)
+		}
+	}
+	slices.SortStableFunc(vacant, func(a, b Member) int { return a.LeaseEnd.Compare(b.LeaseEnd) })
+	for _, v := range vacant {
+		if i := slices.IndexFunc(next, func(m Member) bool { return len(m.Partitions) == 0 }); i >= 0 {
+			next[i].Partitions = v.Partitions
+			d.Taken = append(d.Taken, Takeover{v.ID, next[i].ID})
+			next = slices.DeleteFunc(next, func(m Member) bool { return m.ID == v.ID })
+		}
+	}
+
 	limit := Slots
 	if g.MaxPartitions > 0 && g.MaxPartitions < limit {
 		limit = g.MaxPartitions
 	}
 	total := 0
-	share := make([]int, len(next)) // how many partitions each should have
-	for i, m := range next {
-		for n := 0; (n < m.Wants || n == 0) && total < limit; n++ {
-			share[i]++
-			total++
+	var share []int // how many partitions each should have
+	shareOut := func() {
+		share, total = make([]int, len(next)), 0
+		for i, m := range next {
+			for n := 0; (n < m.Wants || n == 0) && total < limit; n++ {
+				share[i]++
+				total++
+			}
 		}
 	}
+	shareOut()
 	joined, surplus, short, owned := 0, 0, 0, 0
 	firstJoin := time.Time{}
 	for i, m := range next {
@@ -69,6 +94,8 @@ func naiveStep(g Group, now time.Time, watch Watch) (Group, Decision) {
 		d.Opened, g.Reason = true, "projections from elsewhere"
 	case g.Generation == 0:
 		d.Opened, g.Reason = true, "first worker"
+	case surplus+short+gone == 0 && len(d.Taken) > 0 && g.Phase == Active && g.Uncovered && (joined == 0 || waited >= 0 && waited < g.JoinWindow):
+		d.Opened, g.Reason = true, "projections added"
 	case joined+surplus+short+gone == 0:
 	case onlyJoins && g.Phase == Active && waited >= 0 && waited < g.JoinWindow:
 		d.StepAt = firstJoin.Add(g.JoinWindow)
@@ -86,6 +113,16 @@ func naiveStep(g Group, now time.Time, watch Watch) (Group, Decision) {
 	}
 
 	if d.Opened {
+		for _, v := range vacant { // no place is kept at the expense of somebody who is there
+			starved := slices.ContainsFunc(next, func(m Member) bool {
+				return !m.Vacant && share[slices.IndexFunc(next, func(o Member) bool { return o.ID == m.ID })] == 0
+			})
+			if kept := slices.ContainsFunc(next, func(m Member) bool { return m.ID == v.ID }); kept && starved {
+				d.Lapsed = append(d.Lapsed, v.ID)
+				next = slices.DeleteFunc(next, func(m Member) bool { return m.ID == v.ID })
+				shareOut()
+			}
+		}
 		g.Generation++
 		if g.Generation <= g.Floor {
 			g.Generation = g.Floor + 1
@@ -124,16 +161,35 @@ func naiveStep(g Group, now time.Time, watch Watch) (Group, Decision) {
 		}
 	}
 
+	var stay []Member
+	for _, m := range next {
+		if m.Vacant && len(m.Partitions) == 0 { // it was its last moment
+			d.Lapsed = append(d.Lapsed, m.ID)
+		} else {
+			stay = append(stay, m)
+		}
+	}
+	next = stay
+	for i, m := range next {
+		took := slices.ContainsFunc(d.Taken, func(t Takeover) bool { return t.By == m.ID })
+		if took && !d.Opened && g.Phase == Active {
+			next[i].Holds = g.Generation
+		}
+		if m.Vacant && (d.StepAt.IsZero() || m.LeaseEnd.Before(d.StepAt)) {
+			d.StepAt = m.LeaseEnd
+		}
+	}
+
 	if g.Phase == Draining {
 		for _, m := range next {
-			if m.Holds > 0 {
+			if m.Holds > 0 && !m.Vacant {
 				d.WaitsFor = append(d.WaitsFor, m.ID)
 			}
 		}
 		if d.WaitsFor == nil {
 			d.Activated, g.Phase = true, Active
 			for i := range next {
-				if len(next[i].Partitions) > 0 {
+				if len(next[i].Partitions) > 0 && !next[i].Vacant {
 					next[i].Holds = g.Generation
 				}
 			}
@@ -161,6 +217,9 @@ var (
 	joinedOld   = testStart.Add(-enumWindow)
 	joinedLate  = testStart.Add(-enumWindow + 1)
 	joinedAhead = testStart.Add(1) // likewise
+
+	vacantUntil  = testStart.Add(1)
+	vacantLonger = testStart.Add(2)
 )
 
 // memberStates returns the states of one of n members apart from its identity
@@ -200,6 +259,14 @@ func memberStates(phase Phase, n int) []Member {
 				for _, holds := range []int64{0, enumGeneration - 1, enumGeneration} {
 					add(Member{Joined: joined, Lease: lease.length, LeaseEnd: lease.end, Partitions: partitions, Holds: holds})
 				}
+			}
+		}
+	}
+	// Vacancies. An earlier program has one hold what it activates.
+	for _, until := range []time.Time{vacantUntil, vacantLonger, testStart, tooLong} {
+		for _, holds := range []int64{0, enumGeneration - 1} {
+			if n < 3 || n < 5 && holds == 0 && !until.Equal(tooLong) && (n < 4 || until.Equal(vacantUntil)) {
+				out = append(out, Member{Vacant: true, Joined: joinedLate, Lease: shortLease, LeaseEnd: until, Partitions: []int{0}, Holds: holds})
 			}
 		}
 	}
@@ -265,6 +332,11 @@ func groups(n int, f func(Group)) {
 						g.Members[assigned[i]].Partitions = []int{p}
 					}
 					f(g)
+					if n < 4 {
+						g.Uncovered = true
+						f(g)
+						g.Uncovered = false
+					}
 					if n < 2 { // one floor that is passed, one that is not
 						g.Floor = enumGeneration - 1
 						f(g)
@@ -322,7 +394,7 @@ func TestEveryGroup(t *testing.T) {
 					got, decision := Step(g, testStart, watch)
 					want, wantDecision := naiveStep(g, testStart, watch)
 					if !sameGroup(got, want) || !sameDecision(decision, wantDecision) {
-						t.Errorf("Step of\n%s\n(-want +got):\n%s%s", show(g), cmp.Diff(want, got), cmp.Diff(wantDecision, decision))
+						t.Errorf("Step of\n%s\n(-want +got):\n%s%s", show(g), cmp.Diff(show(want), show(got)), cmp.Diff(wantDecision, decision))
 					}
 					if err := checkStep(g, got, decision, testStart, watch); err != nil {
 						t.Errorf("Step of\n%s\n%v; got\n%s (%s)", show(g), err, show(got), decision)
@@ -356,12 +428,13 @@ func TestRandomGroups(t *testing.T) {
 			if len(m.Partitions) == 0 && m.Holds == enumGeneration {
 				m.Holds = 0
 			}
+			m.Vacant = m.Vacant && len(m.Partitions) > 0
 			g.Members = append(g.Members, m)
 		}
 		got, decision := Step(g, testStart, enumWatch)
 		want, wantDecision := naiveStep(g, testStart, enumWatch)
 		if !sameGroup(got, want) || !sameDecision(decision, wantDecision) {
-			t.Fatalf("seed %d: Step of\n%s\n(-want +got):\n%s%s", seed, show(g), cmp.Diff(want, got), cmp.Diff(wantDecision, decision))
+			t.Fatalf("seed %d: Step of\n%s\n(-want +got):\n%s%s", seed, show(g), cmp.Diff(show(want), show(got)), cmp.Diff(wantDecision, decision))
 		}
 		if err := checkStep(g, got, decision, testStart, enumWatch); err != nil {
 			t.Fatalf("seed %d: Step of\n%s\n%v; got\n%s (%s)", seed, show(g), err, show(got), decision)
@@ -379,11 +452,11 @@ func sameGroup(a, b Group) bool {
 
 func sameMember(a, b Member) bool {
 	return a.ID == b.ID && a.Joined.Equal(b.Joined) && a.Lease == b.Lease && a.LeaseEnd.Equal(b.LeaseEnd) &&
-		a.Wants == b.Wants && slices.Equal(a.Partitions, b.Partitions) && a.Holds == b.Holds
+		a.Wants == b.Wants && slices.Equal(a.Partitions, b.Partitions) && a.Holds == b.Holds && a.Vacant == b.Vacant
 }
 
 func sameDecision(a, b Decision) bool {
-	return slices.Equal(a.Expired, b.Expired) && slices.Equal(a.WaitsFor, b.WaitsFor) &&
+	return slices.Equal(a.Expired, b.Expired) && slices.Equal(a.Lapsed, b.Lapsed) && slices.Equal(a.Taken, b.Taken) && slices.Equal(a.WaitsFor, b.WaitsFor) &&
 		a.Opened == b.Opened && a.Activated == b.Activated && a.StepAt.Equal(b.StepAt)
 }
 
@@ -398,6 +471,12 @@ func show(g Group) string {
 	return b.String()
 }
 
+// placeOf returns the partitions of the place that a member has taken.
+func (g Group) placeOf(d Decision, by WorkerID) []int {
+	i := slices.IndexFunc(d.Taken, func(t Takeover) bool { return t.By == by })
+	return g.Members[g.index(d.Taken[i].From)].Partitions
+}
+
 // checkStep returns which promise a Step from before to after breaks.
 func checkStep(before, after Group, d Decision, now time.Time, watch Watch) error {
 	switch {
@@ -406,11 +485,20 @@ func checkStep(before, after Group, d Decision, now time.Time, watch Watch) erro
 	case !d.Opened && after.Generation != before.Generation:
 		return fmt.Errorf("generation moved from %d to %d without being opened", before.Generation, after.Generation)
 	}
-	if again, d2 := Step(after, now, watch); !sameGroup(again, after) || d2.Opened || d2.Activated || len(d2.Expired) > 0 {
+	if again, d2 := Step(after, now, watch); !sameGroup(again, after) || d2.Opened || d2.Activated || len(d2.Expired)+len(d2.Taken)+len(d2.Lapsed) > 0 {
 		return fmt.Errorf("it does not stay still (L2): a second Step did %q", d2)
 	}
 
 	for _, m := range before.Members {
+		if m.Vacant {
+			taken := slices.ContainsFunc(d.Taken, func(t Takeover) bool { return t.From == m.ID })
+			lapsed := slices.Contains(d.Lapsed, m.ID)
+			is := after.index(m.ID) >= 0
+			if is == (taken || lapsed) || lapsed && now.Before(m.LeaseEnd) && !d.Opened {
+				return fmt.Errorf("the place of %s: it is kept: %v, taken: %v, given up: %v", m.ID, is, taken, lapsed)
+			}
+			continue
+		}
 		if after.index(m.ID) < 0 && (m.LeaseEnd.After(watch.Seen) || m.Lease > watch.For) {
 			return fmt.Errorf("%s was removed, and its lease may not be over", m.ID)
 		}
@@ -455,7 +543,12 @@ func checkStep(before, after Group, d Decision, now time.Time, watch Watch) erro
 				lost++
 			}
 		}
+		took := slices.ContainsFunc(d.Taken, func(t Takeover) bool { return t.By == m.ID })
+		if took && !d.Opened && !slices.Equal(now.Partitions, before.placeOf(d, m.ID)) {
+			return fmt.Errorf("%s has partitions %v, and has taken a place with %v", m.ID, now.Partitions, before.placeOf(d, m.ID))
+		}
 		switch {
+		case took:
 		case !d.Opened && !slices.Equal(now.Partitions, m.Partitions):
 			return fmt.Errorf("%s moved from partitions %v to %v within a generation", m.ID, m.Partitions, now.Partitions)
 		case d.Opened && lost > 0 && len(now.Partitions) >= len(m.Partitions):
@@ -467,7 +560,7 @@ func checkStep(before, after Group, d Decision, now time.Time, watch Watch) erro
 
 	if d.Activated {
 		for _, m := range after.Members {
-			if m.Holds != 0 && m.Holds != after.Generation {
+			if m.Holds != 0 && m.Holds != after.Generation && !m.Vacant {
 				return fmt.Errorf("generation %d was activated while %s held %d", after.Generation, m.ID, m.Holds)
 			}
 		}

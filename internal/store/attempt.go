@@ -160,7 +160,7 @@ func (s *Store) readGroup(ctx context.Context, q protocol.Request, reports bool)
 		maps.Copy(values, beatOf(q))
 		ask = func(dest ...any) error { return s.reportAndRead(ctx, values, dest...) }
 	}
-	err = ask(&r.now, &g.Generation, &g.Phase, &g.Total, &g.Reason, &g.MaxPartitions, &window, &paused, &rewinds, &holds, &g.Stream, &stepAt, &g.Floor,
+	err = ask(&r.now, &g.Generation, &g.Phase, &g.Total, &g.Reason, &g.MaxPartitions, &window, &paused, &rewinds, &holds, &g.Stream, &stepAt, &g.Floor, &g.Uncovered,
 		&projections, &begun, &members, &version, &r.still, &checkpoints, &checkpointVersion)
 	if errors.Is(err, sql.ErrNoRows) || reports && State(err) != "" { // step reports, or says why not
 		return r, false, nil
@@ -246,17 +246,17 @@ var (
 	saveIfSQL = saveIfs()
 )
 
-const readGroupText = `
+var readGroupText = `
 SELECT CASE WHEN pg_current_wal_lsn() IS NOT NULL THEN {clock} END,
-       s.generation, s.phase, s.total, s.reason, s.max_partitions, s.join_window_us, s.paused, s.rewinds, s.holds, s.events_table, s.step_at, f.floor,
+       s.generation, s.phase, s.total, s.reason, s.max_partitions, s.join_window_us, s.paused, s.rewinds, s.holds, s.events_table, s.step_at, f.floor, ` + fmt.Sprintf(uncoveredText, "s.generation") + `,
        p.names, p.begun, m.rows, jsonb_build_array(s.version, m.versions, p.versions), m.still, c.rows, c.versions
   FROM (SELECT *, ` + versionText + ` AS version FROM orchestrator_replica_sets WHERE name = {set}) s
  CROSS JOIN
        (SELECT coalesce(jsonb_agg(jsonb_build_object(
-                   'id', id, 'joined_at', joined_at, 'lease_us', lease_us, 'lease_until', lease_until, 'wants', wants, 'drained', drained,
+                   'id', id, 'joined_at', joined_at, 'lease_us', lease_us, 'lease_until', lease_until, 'wants', wants, 'drained', drained, 'vacant', vacant,
                    'partitions', partitions, 'holds', holds, 'presence_key', presence_key, 'presence_number', presence_number) ORDER BY seq), '[]') AS rows,
                coalesce(jsonb_agg(xmin::text ORDER BY seq), '[]') AS versions,
-               coalesce(bool_and(holds = 0 OR id = {worker}), true) AS still
+               coalesce(bool_and(holds = 0 OR vacant OR id = {worker}), true) AS still
           FROM orchestrator_workers WHERE replica_set = {set}) m
  CROSS JOIN
        (SELECT coalesce(jsonb_agg(name ORDER BY name) FILTER (WHERE NOT retired), '[]') AS names, coalesce(jsonb_agg(xmin::text ORDER BY name), '[]') AS versions,

@@ -166,9 +166,9 @@ func (i *Import) Claim(ctx context.Context, projection string) error {
 	}
 	// Nobody is declared dead here: that takes somebody who has watched the
 	// database's clock for as long as a lease.
-	now, _, err := i.store.timeAndFloor(ctx, i.tx)
+	now, err := i.store.timeAndFloor(ctx, i.tx, &protocol.Group{})
 	if err == nil {
-		_, err = i.store.claim(ctx, i.tx, []string{projection}, now, protocol.Watch{})
+		_, _, err = i.store.claim(ctx, i.tx, []string{projection}, now, protocol.Watch{})
 	}
 	return err
 }

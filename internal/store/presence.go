@@ -38,12 +38,13 @@ SELECT pid, pg_try_advisory_lock_shared(-pid, {number}) AND pg_try_advisory_lock
    UPDATE orchestrator_workers
       SET presence_key = CASE WHEN presence_number < {number} THEN {key} ELSE presence_key END,
           presence_number = greatest(presence_number, {number})
-    WHERE replica_set = {set} AND id = {worker}
+    WHERE replica_set = {set} AND id = {worker} AND NOT vacant
 RETURNING CASE WHEN holds = generation THEN holds ELSE 0 END`)
 
-	proveSQL       = sqltext.New(heldText + `, '[]', false, 0, 0`)
+	proveSQL       = sqltext.New(heldText + `, '[]', false, 0, 0, 0`)
 	lookAbsenceSQL = sqltext.New(heldText + `, coalesce(o.absent, '[]'), o.others = 0,
-       coalesce(g.generation, 0), coalesce((date_part('epoch', (g.step_at - {clock})) * 1000000)::bigint, 0)
+       coalesce(g.generation, 0), coalesce((date_part('epoch', (g.step_at - {clock})) * 1000000)::bigint, 0),
+       coalesce((SELECT b.holds FROM orchestrator_workers b WHERE b.replica_set = {set} AND b.id = {worker}), 0)
   FROM (SELECT count(*) AS others, ` + absentText + ` AS absent
           FROM orchestrator_workers WHERE replica_set = {set} AND id <> {worker}) o
   LEFT JOIN orchestrator_replica_sets g ON g.name = {set}`)
@@ -152,7 +153,7 @@ func (s Session) ask(ctx context.Context, statement sqltext.Statement, values sq
 	var held bool
 	var list string
 	var stepIn int64 // µs
-	if err = s.store.row(ctx, s.conn, statement, values, &pid, &held, &list, &group.Alone, &group.Generation, &stepIn); err != nil {
+	if err = s.store.row(ctx, s.conn, statement, values, &pid, &held, &list, &group.Alone, &group.Generation, &stepIn, &group.Holds); err != nil {
 		return false, group, fmt.Errorf("ask the liveness connection: %w", err)
 	}
 	if group.Absent, err = absentOf(list); err != nil {

@@ -284,3 +284,59 @@ func TestPresencesOfOneSession(t *testing.T) {
 		t.Errorf("a looks, and finds %+v, %t, %v", group, same, err)
 	}
 }
+
+// A session that is published late does not show its number in the row of a worker that
+// has left its place vacant, or others would miss it; and who is given a vacant place sees
+// that by its own look.
+func TestPresenceAndAVacancy(t *testing.T) {
+	db := migrated(t)
+	set := store.New(db, "set", store.Options{Bounds: store.BoundsOf(lease)})
+	for _, id := range []protocol.WorkerID{"a", "b"} {
+		r := protocol.Request{Worker: id, Lease: lease, Join: true, MaxPartitions: 1}
+		if _, err := set.Sync(t.Context(), r, []string{"p"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	conn, err := db.Conn(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	b, err := set.Attach(t.Context(), conn, protocol.Attach{Number: 1, Worker: "b"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	holds := func() int64 {
+		t.Helper()
+		_, group, err := b.Look(t.Context(), "b")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return group.Holds
+	}
+	if h := holds(); h != 0 {
+		t.Errorf("a standby sees that it holds generation %d", h)
+	}
+	if _, err := set.Sync(t.Context(), protocol.Request{Worker: "a", Leave: true, Vacate: lease}, nil); err != nil {
+		t.Fatal(err)
+	}
+	if h := holds(); h != 1 {
+		t.Errorf("who was given a place sees that it holds generation %d", h)
+	}
+	if _, err := set.Sync(t.Context(), protocol.Request{Worker: "b", Leave: true, Vacate: lease}, nil); err != nil {
+		t.Fatal(err)
+	}
+	other, err := db.Conn(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { other.Close() })
+	late, err := set.Attach(t.Context(), other, protocol.Attach{Number: 2, Worker: "b"})
+	if err != nil || late.Published.Row || late.Published.Runs != 0 {
+		t.Errorf("published %+v, %v", late.Published, err)
+	}
+	var number int32
+	if err := db.QueryRowContext(t.Context(), `SELECT presence_number FROM orchestrator_workers WHERE id = 'b' AND vacant`).Scan(&number); err != nil || number != 0 {
+		t.Errorf("the vacant row shows session %d, %v", number, err)
+	}
+}

@@ -26,7 +26,7 @@ var columns = map[string][]string{
 	"orchestrator_schema":       {"version"},
 	"orchestrator_replica_sets": {"name", "generation", "phase", "total", "reason", "opened_at", "activated_at", "step_at", "max_partitions", "join_window_us", "paused", "rewinds", "holds"},
 	"orchestrator_workers": {"replica_set", "id", "seq", "joined_at", "lease_us", "lease_until", "generation", "total", "partitions", "wants",
-		"presence_key", "presence_number", "holds", "projections", "paused", "drained"},
+		"presence_key", "presence_number", "holds", "projections", "paused", "drained", "vacant"},
 	"orchestrator_reports":     {"replica_set", "worker", "reported_at", "report"},
 	"orchestrator_projections": {"name", "replica_set", "follows", "retired", "replaced"},
 	"orchestrator_checkpoints": {"projection", "partition", "replica_set", "generation", "total", "position", "ahead", "updated_at"},

@@ -569,15 +569,14 @@ func (s *Store) step(ctx context.Context, tx *sql.Tx, r protocol.Request, projec
 	if before.Members, err = s.lockMembers(ctx, tx, before.Total); err != nil {
 		return Result{}, err
 	}
-	var now time.Time
-	if now, before.Floor, err = s.timeAndFloor(ctx, tx); err != nil {
+	now, err := s.timeAndFloor(ctx, tx, &before)
+	if err != nil {
 		return Result{}, err
 	}
 	if r.Join {
-		took, err := s.claim(ctx, tx, projections, now, r.Watch)
-		if err == nil && len(took) > 0 {
-			before = before.Take(took)
-			_, before.Floor, err = s.timeAndFloor(ctx, tx)
+		took, added, err := s.claim(ctx, tx, projections, now, r.Watch)
+		if before = before.Take(took); err == nil && (len(took) > 0 || added) {
+			_, err = s.timeAndFloor(ctx, tx, &before)
 		}
 		if err != nil {
 			return Result{}, err
@@ -611,11 +610,12 @@ func (s *Store) step(ctx context.Context, tx *sql.Tx, r protocol.Request, projec
 	return result, nil
 }
 
-func (s *Store) timeAndFloor(ctx context.Context, tx *sql.Tx) (now time.Time, floor int64, err error) {
-	if err := s.row(ctx, tx, timeAndFloorSQL, nil, &now, &floor); err != nil {
-		return now, 0, fmt.Errorf("read the time and the generations of checkpoints: %w", Foreseen(err))
+func (s *Store) timeAndFloor(ctx context.Context, tx *sql.Tx, g *protocol.Group) (now time.Time, err error) {
+	values := sqltext.Values{"generation": g.Generation}
+	if err := s.row(ctx, tx, timeAndFloorSQL, values, &now, &g.Floor, &g.Uncovered); err != nil {
+		return now, fmt.Errorf("read the time and the generations of checkpoints: %w", Foreseen(err))
 	}
-	return now, floor, nil
+	return now, nil
 }
 
 // lockGroup locks the set's row, and creates it for the first worker.
@@ -679,7 +679,7 @@ func (s *Store) lockMembers(ctx context.Context, tx *sql.Tx, total int) ([]proto
 	for rows.Next() {
 		var r memberRow
 		var partitions string
-		err := rows.Scan(&r.ID, &r.Joined, &r.Lease, &r.LeaseEnd, &r.Wants, &r.Drained, &partitions, &r.Holds, &r.Key, &r.Number)
+		err := rows.Scan(&r.ID, &r.Joined, &r.Lease, &r.LeaseEnd, &r.Wants, &r.Drained, &r.Vacant, &partitions, &r.Holds, &r.Key, &r.Number)
 		m, err := s.member(r, partitions, total, owners, err)
 		if err != nil {
 			return nil, fmt.Errorf("read a worker of %q: %w", s.set, err)
@@ -697,7 +697,7 @@ func (s *Store) lockMembers(ctx context.Context, tx *sql.Tx, total int) ([]proto
 func (s *Store) member(r memberRow, partitions string, total int, owners map[int]protocol.WorkerID, scanned error) (protocol.Member, error) {
 	m := protocol.Member{
 		ID: r.ID, Joined: r.Joined, Lease: time.Duration(r.Lease) * time.Microsecond, LeaseEnd: r.LeaseEnd,
-		Wants: r.Wants, Drained: r.Drained, Holds: r.Holds, Presence: protocol.Presence{Key: r.Key, Number: r.Number},
+		Wants: r.Wants, Drained: r.Drained, Vacant: r.Vacant, Holds: r.Holds, Presence: protocol.Presence{Key: r.Key, Number: r.Number},
 	}
 	row := RowOf("workers", s.set, string(m.ID)).Scanned(scanned)
 	if scanned == nil {
@@ -723,6 +723,7 @@ type memberRow struct {
 	LeaseEnd   time.Time         `json:"lease_until"`
 	Wants      int               `json:"wants"`
 	Drained    bool              `json:"drained"`
+	Vacant     bool              `json:"vacant"`
 	Partitions []int             `json:"partitions"`
 	Holds      int64             `json:"holds"`
 	Key        int32             `json:"presence_key"`
@@ -778,7 +779,7 @@ func (s *Store) saved(before []protocol.Member, r Result, now time.Time, project
 	}
 	updated, added := []memberRow{}, []memberRow{} // not nil, which is null in JSON
 	for _, m := range g.Members {
-		row := memberRow{m.ID, m.Joined, m.Lease.Microseconds(), m.LeaseEnd, m.Wants, m.Drained, append([]int{}, m.Partitions...), m.Holds, m.Presence.Key, m.Presence.Number}
+		row := memberRow{m.ID, m.Joined, m.Lease.Microseconds(), m.LeaseEnd, m.Wants, m.Drained, m.Vacant, append([]int{}, m.Partitions...), m.Holds, m.Presence.Key, m.Presence.Number}
 		if old[m.ID] {
 			updated = append(updated, row)
 			delete(old, m.ID)
@@ -795,7 +796,7 @@ func (s *Store) saved(before []protocol.Member, r Result, now time.Time, project
 	return sqltext.Values{
 		"generation": g.Generation, "phase": string(g.Phase), "total": int32(g.Total), "reason": g.Reason,
 		"max_partitions": int32(g.MaxPartitions), "join_window": g.JoinWindow.Microseconds(),
-		"step_at": d.StepAt, "now": now, "opened": d.Opened, "activated": d.Activated,
+		"step_at": d.StepAt, "now": now, "opened": d.Opened, "activated": d.Activated, "given": len(d.Taken) > 0,
 		"removed": sqltext.JSON{Value: removed}, "updated": sqltext.JSON{Value: updated}, "added": sqltext.JSON{Value: added},
 		"projections": sqltext.JSON{Value: projections},
 		"paused":      sqltext.JSON{Value: append([]string{}, g.Paused...)}, "rewinds": sqltext.JSON{Value: encodeRewinds(g.Rewinds)},
@@ -842,25 +843,30 @@ func layout(g protocol.Group) map[protocol.WorkerID][]int {
 
 // claim makes the projections the set's own. One that belongs to another set
 // is taken over, with its checkpoints, if nobody there runs it any more; these
-// are returned.
+// are returned, and whether there are some that were nobody's.
 //
 // Its rows are locked in the order of names, and before the workers are
 // looked up: two sets that claim the same projection at once come one after
 // the other, and the second sees the worker of the first.
-func (s *Store) claim(ctx context.Context, tx *sql.Tx, projections []string, now time.Time, watch protocol.Watch) (took []string, err error) {
+func (s *Store) claim(ctx context.Context, tx *sql.Tx, projections []string, now time.Time, watch protocol.Watch) (took []string, added bool, err error) {
 	names := slices.Sorted(slices.Values(projections))
-	if _, err := s.exec(ctx, tx, registerProjectionsSQL, sqltext.Values{"names": sqltext.JSON{Value: names}}); err != nil {
-		return nil, fmt.Errorf("register projections of %q: %w", s.set, err)
+	registered, err := s.exec(ctx, tx, registerProjectionsSQL, sqltext.Values{"names": sqltext.JSON{Value: names}})
+	if err != nil {
+		return nil, false, fmt.Errorf("register projections of %q: %w", s.set, err)
+	}
+	n, err := registered.RowsAffected()
+	if err != nil {
+		return nil, false, fmt.Errorf("register projections of %q: %w", s.set, err)
 	}
 	foreign, err := s.lockProjections(ctx, tx, names)
 	if err != nil {
-		return nil, fmt.Errorf("lock the projections of %q: %w", s.set, err)
+		return nil, false, fmt.Errorf("lock the projections of %q: %w", s.set, err)
 	}
 	if len(foreign) == 0 {
-		return nil, nil
+		return nil, n > 0, nil
 	}
 	if err := s.checkTaken(ctx, tx, foreign, now, watch); err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	// What still runs in the other set can't commit any more: the fence names
 	// the set. Nor can anybody here, before a generation of this set has taken
@@ -868,10 +874,10 @@ func (s *Store) claim(ctx context.Context, tx *sql.Tx, projections []string, now
 	// they keep.
 	for _, statement := range []sqltext.Statement{takeProjectionsSQL, takeCheckpointsSQL} {
 		if _, err := s.exec(ctx, tx, statement, sqltext.Values{"names": sqltext.JSON{Value: foreign}}); err != nil {
-			return nil, fmt.Errorf("take over projections %v: %w", foreign, err)
+			return nil, false, fmt.Errorf("take over projections %v: %w", foreign, err)
 		}
 	}
-	return foreign, nil
+	return foreign, n > 0, nil
 }
 
 // lockProjections locks the projections' rows, and returns those that belong
@@ -1045,21 +1051,22 @@ SELECT w.replica_set, w.id, {clock}, {report} FROM orchestrator_workers w WHERE 
 	unreportSQL = sqltext.New(`DELETE FROM orchestrator_reports WHERE replica_set = {set} AND worker = {worker}`)
 )
 
-// beatText writes a worker's own row.
+// beatText writes a worker's own row. What arrives when its place is vacant, it has sent
+// before it left.
 const beatText = `
     UPDATE orchestrator_workers
        SET lease_us = {lease}, lease_until = {clock} + ({lease} * interval '1 microsecond'),
            presence_key = CASE WHEN presence_number < {number} THEN {key} ELSE presence_key END,
            presence_number = greatest(presence_number, {number}), -- as in protocol.Apply
            holds = CASE WHEN holds <= {stopped} THEN 0 ELSE holds END
-     WHERE replica_set = {set} AND id = {worker}`
+     WHERE replica_set = {set} AND id = {worker} AND NOT vacant`
 
 const beatSQL = `
 WITH beat AS (` + beatText + `
  RETURNING generation, total, partitions, paused, holds)`
 
 const ownText = `
-  LEFT JOIN orchestrator_workers b ON b.replica_set = {set} AND b.id = {worker}`
+  LEFT JOIN orchestrator_workers b ON b.replica_set = {set} AND b.id = {worker} AND NOT b.vacant`
 
 // shownText are the checkpoints that a worker may start from, if it may.
 var shownText = `CASE WHEN b.holds = b.generation AND b.total > 0 THEN
@@ -1079,10 +1086,18 @@ SELECT CASE WHEN pg_current_wal_lsn() IS NOT NULL THEN {clock} END,
        s.step_at, o.lease_until, b.generation, b.total, b.partitions, b.paused, b.holds, coalesce(o.absent, '[]'), o.others = 0, %s
   FROM (SELECT min(CASE WHEN lease_until > ({clock} + (lease_us * interval '1 microsecond'))
                         THEN {clock} ELSE lease_until END) FILTER (WHERE id <> {worker}) AS lease_until, -- as in protocol.Group.View
-               bool_or(holds <> 0) FILTER (WHERE id <> {worker}) AS held, count(*) FILTER (WHERE id <> {worker}) AS others,
+               bool_or(holds <> 0 AND NOT vacant) FILTER (WHERE id <> {worker}) AS held, count(*) FILTER (WHERE id <> {worker}) AS others,
                %s AS absent
           FROM orchestrator_workers WHERE replica_set = {set}) o
   LEFT JOIN orchestrator_replica_sets s ON s.name = {set}`
+
+// uncoveredText is Group.Uncovered, of the generation %s. An activation writes the
+// checkpoints of all partitions, or of none.
+const uncoveredText = `EXISTS (
+           SELECT FROM orchestrator_projections q
+            WHERE q.replica_set = {set}
+              AND NOT EXISTS (SELECT FROM orchestrator_checkpoints k
+                               WHERE k.projection = q.name AND k.replica_set = {set} AND k.generation = %s))`
 
 const lockGroupText = `
 SELECT generation, phase, total, reason, max_partitions, join_window_us, paused, rewinds, holds, events_table
@@ -1097,10 +1112,10 @@ var (
 
 	createGroupSQL = sqltext.New(`INSERT INTO orchestrator_replica_sets (name) VALUES ({set}) ON CONFLICT DO NOTHING`)
 	lockMembersSQL = sqltext.New(`
-SELECT id, joined_at, lease_us, lease_until, wants, drained, partitions, holds, presence_key, presence_number
+SELECT id, joined_at, lease_us, lease_until, wants, drained, vacant, partitions, holds, presence_key, presence_number
   FROM orchestrator_workers WHERE replica_set = {set} ORDER BY seq FOR UPDATE`)
 	timeAndFloorSQL = sqltext.New(`
-SELECT {clock}, coalesce(max(abs(generation)), 0) FROM orchestrator_checkpoints WHERE replica_set = {set}`)
+SELECT {clock}, coalesce(max(abs(generation)), 0), ` + fmt.Sprintf(uncoveredText, "{generation}") + ` FROM orchestrator_checkpoints WHERE replica_set = {set}`)
 )
 
 // saveSQL is one statement for rows that are all locked by now. No row is in two
@@ -1128,9 +1143,12 @@ opened AS (
     SELECT {set}, {generation}, {reason}, {total}, {members}, {now}, CASE WHEN {activated} THEN {now} END, {waited_for}
      WHERE {opened} AND $if),
 activated AS (
-    UPDATE orchestrator_history SET activated_at = {now}
+    UPDATE orchestrator_history SET activated_at = {now}, members = CASE WHEN {given} THEN {members} ELSE members END
      WHERE replica_set = {set} AND generation = {generation} AND {activated} AND NOT {opened} AND $if
  RETURNING opened_at, waited_for),
+given AS (
+    UPDATE orchestrator_history SET members = {members}
+     WHERE replica_set = {set} AND generation = {generation} AND {given} AND NOT {activated} AND NOT {opened} AND $if),
 pruned AS (
     DELETE FROM orchestrator_history
      WHERE replica_set = {set} AND generation <= {forgotten} AND {opened} AND $if),
@@ -1140,14 +1158,14 @@ removed AS (
 updated AS (
     UPDATE orchestrator_workers w
        SET lease_us = x.lease_us, lease_until = x.lease_until, partitions = x.partitions, holds = x.holds,
-           presence_key = x.presence_key, presence_number = x.presence_number, drained = x.drained,
+           presence_key = x.presence_key, presence_number = x.presence_number, drained = x.drained, vacant = x.vacant,
            generation = {generation}, total = {total}, paused = {paused}
-      FROM jsonb_to_recordset({updated}) AS x (id text, lease_us bigint, lease_until timestamptz, drained boolean, partitions jsonb,
+      FROM jsonb_to_recordset({updated}) AS x (id text, lease_us bigint, lease_until timestamptz, drained boolean, vacant boolean, partitions jsonb,
                                               holds bigint, presence_key integer, presence_number integer)
      WHERE w.replica_set = {set} AND w.id = x.id AND $if
        AND NOT record_eq(
-           ROW (w.lease_us, w.lease_until, w.drained, w.partitions, w.holds, w.presence_key, w.presence_number, w.generation, w.total, w.paused),
-           ROW (x.lease_us, x.lease_until, x.drained, x.partitions, x.holds, x.presence_key, x.presence_number, {generation}, {total}, {paused}))),
+           ROW (w.lease_us, w.lease_until, w.drained, w.vacant, w.partitions, w.holds, w.presence_key, w.presence_number, w.generation, w.total, w.paused),
+           ROW (x.lease_us, x.lease_until, x.drained, x.vacant, x.partitions, x.holds, x.presence_key, x.presence_number, {generation}, {total}, {paused}))),
 added AS (
     INSERT INTO orchestrator_workers
            (replica_set, id, joined_at, lease_us, lease_until, wants, drained, partitions, holds, presence_key, presence_number,
@@ -1161,7 +1179,7 @@ added AS (
 
 const savedText = `
 SELECT %s, $if, a.opened_at, a.waited_for,
-       CASE WHEN $if AND ({opened} OR {activated}) AND pg_notification_queue_usage() < 0.5 THEN pg_notify({channel}, {set}) END
+       CASE WHEN $if AND ({opened} OR {activated} OR {given}) AND pg_notification_queue_usage() < 0.5 THEN pg_notify({channel}, {set}) END
   FROM (SELECT) one LEFT JOIN activated a ON true`
 
 var (
@@ -1177,7 +1195,7 @@ SELECT name, replica_set, retired FROM orchestrator_projections
 	foreignWorkersSQL = sqltext.New(`
 SELECT p.name, w.replica_set, w.id, w.lease_us, w.lease_until
   FROM orchestrator_projections p
-  JOIN orchestrator_workers w ON w.replica_set = p.replica_set AND w.projections ? p.name
+  JOIN orchestrator_workers w ON w.replica_set = p.replica_set AND w.projections ? p.name AND NOT w.vacant
  WHERE p.name = ANY (SELECT jsonb_array_elements_text({names}))
  ORDER BY w.lease_until DESC, p.name, w.id
    FOR UPDATE OF w -- no heartbeat renews a lease between this look and the taking`)

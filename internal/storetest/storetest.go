@@ -94,6 +94,15 @@ func Run(t *testing.T, open func(t *testing.T) World) {
 		{"sets are apart", testSetsApart},
 		{"concurrent joins", testConcurrentJoins},
 
+		{"vacancy", testVacancy},
+		{"vacancy ends", testVacancyEnds},
+		{"late requests to a vacancy", testVacancyLate},
+		{"vacancy in a change", testVacancyInAChange},
+		{"all vacant", testAllVacant},
+		{"vacancy and a new projection", testVacancyWithANewProjection},
+		{"vacancy and a standby", testVacancyForAStandby},
+		{"vacancy holds no projection", testVacancyHoldsNoProjection},
+
 		{"pause", testPause},
 		{"rewind", testRewind},
 		{"rewind of a projection that moved", testRewindOfAMovedProjection},

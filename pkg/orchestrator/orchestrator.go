@@ -39,18 +39,19 @@ type Config struct {
 	CoordinationTimeout time.Duration
 	BatchSize           int
 
-	Partitions     int
-	MaxPartitions  int
-	JoinWindow     time.Duration
-	PollInterval   time.Duration
-	ReadAheadBytes int
-	Notifier       Notifier
-	EventsChannel  string
-	Retry          Retry
-	OnFailure      FailurePolicy
-	Failures       map[string]FailureRule
-	Around         func(ctx context.Context, d Delivery, next func(ctx context.Context) error) error
-	LeaseOnly      bool
+	Partitions        int
+	MaxPartitions     int
+	JoinWindow        time.Duration
+	ReplacementWindow time.Duration
+	PollInterval      time.Duration
+	ReadAheadBytes    int
+	Notifier          Notifier
+	EventsChannel     string
+	Retry             Retry
+	OnFailure         FailurePolicy
+	Failures          map[string]FailureRule
+	Around            func(ctx context.Context, d Delivery, next func(ctx context.Context) error) error
+	LeaseOnly         bool
 
 	// Logger gets a line for each generation and each thing that is wrong, a
 	// warning as an error that says so (level=WARN). For a logger that has only
@@ -99,6 +100,7 @@ func (c Config) translate(events *eventsTable) root.Config[es.PersistedEvent] {
 		Partitions:          c.Partitions,
 		MaxPartitions:       c.MaxPartitions,
 		JoinWindow:          c.JoinWindow,
+		ReplacementWindow:   c.ReplacementWindow,
 		PollInterval:        c.PollInterval,
 		ReadAheadBytes:      c.ReadAheadBytes,
 		Notifier:            c.Notifier,

@@ -1,0 +1,120 @@
+package sim
+
+import (
+	"slices"
+	"time"
+
+	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
+)
+
+// A vacant place (ReplacementWindow) is a member whose worker has left. Nobody runs it, and
+// nothing that the worker has sent takes effect any more; it is kept for so long and no
+// longer, and is taken once, as a whole, within its generation.
+
+// placeVacated: nothing of the worker's runs (S1), or has yet to end.
+func (c *checker) placeVacated(f fact) *violation {
+	w := c.worker(f.worker)
+	switch {
+	case !w.run.unset():
+		return broken(oneOwner, []fact{c.activated, w.run, f}, "%s leaves its place vacant, and runs partition %d/%d of generation %d", f.text, w.run.partition, w.run.total, w.run.generation)
+	case len(w.calls) > 0:
+		return broken(oneOwner, []fact{c.activated, w.calls[0].begin, f}, "%s leaves its place vacant, and one of its handlers has not returned", f.text)
+	}
+	m := c.find(f.text)
+	if m == nil || !m.vacated.unset() {
+		return broken(agreement, []fact{c.opened, f}, "%s leaves its place vacant, and has none", f.text)
+	}
+	m.vacated, m.holds = f, fact{}
+	for _, k := range c.placeOf(f.text) {
+		if c.left == nil {
+			c.left = map[ownerKey]fact{}
+		}
+		c.left[ownerKey{c.opened.generation, k}] = f
+	}
+	return nil
+}
+
+// placeOf returns the partitions of an incarnation in the newest generation.
+func (c *checker) placeOf(id string) (partitions []int) {
+	for k, owner := range c.layout {
+		if owner == id {
+			partitions = append(partitions, k)
+		}
+	}
+	return partitions
+}
+
+// placeTaken: it was vacant, and still is kept; and who takes it has none.
+func (c *checker) placeTaken(f fact) *violation {
+	from, by := f.layout[0], f.layout[1]
+	m, n, place := c.find(from), c.find(by), c.placeOf(from)
+	switch {
+	case m == nil || m.vacated.unset():
+		return broken(agreement, []fact{c.opened, f}, "%s takes the place of %s, which is not vacant", by, from)
+	case n == nil || n.drained || !n.vacated.unset():
+		return broken(agreement, []fact{c.opened, m.vacated, f}, "%s takes the place of %s, and can have none", by, from)
+	case len(c.placeOf(by)) > 0 || len(place) == 0:
+		return broken(agreement, []fact{c.opened, m.vacated, f}, "%s takes the place of %s with partitions %s, and has %s",
+			by, from, protocol.Numbers(place), protocol.Numbers(c.placeOf(by)))
+	case f.read >= m.vacated.read+m.vacated.length && c.stepped.step < m.vacated.step:
+		return broken(agreement, []fact{m.vacated, f}, "%s takes the place of %s, which was kept until %s before", by, from, f.read-m.vacated.read-m.vacated.length)
+	}
+	c.layout = slices.Clone(c.layout)
+	for _, k := range place {
+		c.layout[k] = by
+		delete(c.owners, ownerKey{c.opened.generation, k})
+	}
+	if active := c.activations[c.opened.generation]; active.layout != nil {
+		active.layout = c.layout
+		c.activations[c.opened.generation] = active
+		if f.generation == c.activated.generation {
+			n.holds = active
+			n.holds.at, n.holds.step = f.at, f.step
+		}
+	}
+	c.taken = f
+	c.members = slices.DeleteFunc(c.members, func(o *member) bool { return o == m })
+	return nil
+}
+
+// placeLapsed: not before its time, unless an operator has ordered it, or workers that are
+// there would have none instead.
+func (c *checker) placeLapsed(f fact) *violation {
+	m := c.find(f.text)
+	if m == nil || m.vacated.unset() {
+		return broken(agreement, []fact{c.opened, f}, "the place of %s is given up, and is not vacant", f.text)
+	}
+	if kept := f.read - m.vacated.read; kept < m.vacated.length && !m.drained && c.limit == 0 && c.stepped.step < m.vacated.step {
+		return broken(agreement, []fact{m.vacated, f}, "the place of %s is given up after %s, and was to be kept for %s", f.text, kept, m.vacated.length)
+	}
+	return nil
+}
+
+// lapses: a vacant place is given up in time, by whoever is able to.
+func (c *checker) lapses(m *member, f fact) *violation {
+	due := m.vacated.at + m.vacated.length
+	if c.stepped.step > m.vacated.step { // back: it is cut to one that begins then
+		due = max(due, c.stepped.at+m.vacated.length+c.setup.timing.Heartbeat)
+	}
+	late := c.late
+	for _, o := range c.members {
+		if o.worker.able() {
+			late = max(late, o.worker.late, o.joined.at)
+		}
+	}
+	if f.at <= max(due, late)+c.notice(c.setup.timing) {
+		return nil
+	}
+	return broken(bounded, []fact{m.joined, m.vacated, c.opened, f}, "the place of %s is still kept for a replacement, %s after its time", m.id, (f.at - due).Round(time.Millisecond))
+}
+
+// afterLeaving: what a worker commits for a place that it has left vacant was sent before,
+// and whoever has it by now knows nothing of that (S5).
+func (c *checker) afterLeaving(f fact) *violation {
+	left, ok := c.left[ownerKey{f.generation, f.partition}]
+	if !ok || left.worker != f.worker {
+		return nil
+	}
+	return broken(onlyGrow, []fact{c.activated, left, c.owners[ownerKey{f.generation, f.partition}], f}, "%s commits for partition %d/%d, after it has left that vacant",
+		owner(f), f.partition, f.total)
+}

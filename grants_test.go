@@ -215,7 +215,16 @@ func TestGrantsOfAnOperator(t *testing.T) {
 			t.Errorf("%s: %d, %v", name, n, err)
 		}
 	}
-	if _, err := ops.Park(t.Context(), db, set, "transactional", 1<<40, "operator"); err != nil {
+	if _, err := ops.Pause(t.Context(), db, set, "transactional"); err != nil {
+		t.Fatal(err)
+	}
+	g.Append(1)
+	last := g.Number(`SELECT max(global_position) FROM events`)
+	pgtest.Eventually(t, "a worker has seen the event", func() bool {
+		s, err := ops.Status(t.Context(), g.DB, set)
+		return err == nil && s.Head == last
+	})
+	if _, err := ops.Park(t.Context(), db, set, "transactional", last, "operator"); err != nil {
 		t.Errorf("park: %v", err)
 	}
 	expectLooks(t, db)

@@ -337,7 +337,7 @@ func TestMigrateSQLSearchPath(t *testing.T) {
 	expectTables(t, admin, "library", allTables)
 	var path, after, found string
 	err = db.QueryRow(`SELECT (SELECT path FROM first), current_setting('search_path'),
-		(SELECT string_agg(schemaname || '.' || tablename, ' ' ORDER BY 1) FROM pg_tables WHERE tablename IN ('first', 'second'))`).Scan(&path, &after, &found)
+		(SELECT string_agg(schemaname || '.' || tablename, ' ' ORDER BY tablename) FROM pg_tables WHERE tablename IN ('first', 'second'))`).Scan(&path, &after, &found)
 	if err != nil || path != "mine,public" || after != "mine,public" || found != "mine.first mine.second" {
 		t.Errorf("the path was %q, and is %q afterwards; the tables are %q, %v", path, after, found, err)
 	}
@@ -389,7 +389,7 @@ func TestMigrateSQLFails(t *testing.T) {
 			}
 			expectTables(t, db, "public", library)
 			var left string
-			if err := db.QueryRow(`SELECT coalesce(string_agg(tablename, ' ' ORDER BY 1), '') FROM pg_tables WHERE schemaname = 'public' AND tablename NOT LIKE 'orchestrator%'`).Scan(&left); err != nil || left != c.left {
+			if err := db.QueryRow(`SELECT coalesce(string_agg(tablename, ' ' ORDER BY tablename), '') FROM pg_tables WHERE schemaname = 'public' AND tablename NOT LIKE 'orchestrator%'`).Scan(&left); err != nil || left != c.left {
 				t.Errorf("it has left %q, %v; want %q", left, err, c.left)
 			}
 			if in := db.Stats().InUse; in != 0 {

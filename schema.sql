@@ -247,7 +247,8 @@ CREATE TABLE IF NOT EXISTS orchestrator_projections (
     name        text    PRIMARY KEY,
     replica_set text    NOT NULL,
     -- The live version of the projection, which this one is to replace, or was replaced
-    -- by: it goes no further than that one. NULL: it is the live one itself.
+    -- by: it goes no further than that one. NULL: it is the live one itself. '': an order
+    -- was about it, and no worker has come with it yet.
     follows     text,
     -- It was removed (Retire): its name is not used again.
     retired     boolean NOT NULL DEFAULT false,

@@ -28,6 +28,8 @@ type checker struct {
 	appends     []fact
 	gaps        []fact // waited for, and passed
 
+	family *family // nil: there is none
+
 	sets        []*checkedSet
 	*checkedSet // the one that the fact at hand is about
 
@@ -102,6 +104,7 @@ func newChecker(s setup) *checker {
 	for _, name := range s.final {
 		c.projection(name)
 	}
+	c.newFamily()
 	return c
 }
 
@@ -141,6 +144,16 @@ func (c *checker) observe(f fact) *violation {
 		return v
 	case ordered:
 		c.isOrdered(f)
+	case holdOver:
+		return c.holdEnds(f)
+	case promotionAsked:
+		c.family.asked = f
+	case promotionEnded:
+		c.family.asked, c.family.over = fact{}, f
+	case promoted:
+		return c.promoted(f)
+	case retired:
+		c.retired(f)
 	case projectionStarts:
 		return c.starts(f)
 	case runCancels:
@@ -220,6 +233,7 @@ func (c *checker) observe(f fact) *violation {
 				return v
 			}
 		}
+		return c.promotionOver(f)
 	case ended:
 		for set := range c.sets {
 			c.turnTo(set)
@@ -239,7 +253,7 @@ func (c *checker) turnTo(set int) {
 	for set >= len(c.sets) {
 		c.sets = append(c.sets, &checkedSet{
 			number: len(c.sets), activations: map[int64]fact{}, owners: map[ownerKey]fact{},
-			orders: orders{pauses: map[int64][]string{}, rewinds: map[string]int64{}, drained: map[string]bool{}},
+			orders: orders{pauses: map[int64][]string{}, holds: map[string]fact{}, rewinds: map[string]int64{}, drained: map[string]bool{}},
 		})
 	}
 	c.checkedSet = c.sets[set]
@@ -330,6 +344,12 @@ func (p *passed) commit(f fact) {
 		p.positions = make([]int64, f.total)
 	}
 	p.positions[f.partition] = max(p.positions[f.partition], f.to)
+	if len(f.ahead) > 0 && p.slots == nil {
+		p.slots = make([]int64, protocol.Slots)
+	}
+	for _, m := range f.ahead {
+		p.slots[m.Slot] = max(p.slots[m.Slot], m.Position)
+	}
 }
 
 // fold carries the checkpoints over to their slots.

@@ -143,6 +143,9 @@ func (c *checker) setInTime(f fact) *violation {
 			return v
 		}
 	}
+	if v := c.heldForLong(f); v != nil {
+		return v
+	}
 	return c.activatedInTime(watching, f)
 }
 

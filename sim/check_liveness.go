@@ -78,8 +78,9 @@ func (c *checker) handled(f, by fact) *violation {
 			continue
 		}
 		p := c.projection(name)
+		to, bounded := c.owesTo(p)
 		for _, e := range p.unhandled {
-			if c.appends[e.append].step > by.step || c.standsBefore(p, e.event) {
+			if c.appends[e.append].step > by.step || c.standsBefore(p, e.event) || bounded && e.position > to {
 				continue
 			}
 			var owner fact
@@ -134,6 +135,9 @@ func (c *checker) finished(f fact) *violation {
 	}
 	for _, name := range c.setup.final {
 		if c.setup.sets[name] != c.number {
+			continue
+		}
+		if c.isPaused(name) {
 			continue
 		}
 		if v := c.askedFor(c.projection(name), f); v != nil {

@@ -10,6 +10,7 @@ import (
 // orders are what operators have ordered of one replica set.
 type orders struct {
 	pausedNow []string           // "" is all
+	holds     map[string]fact    // those that are paused for a while only: the latest order
 	pauses    map[int64][]string // of each generation
 	rewinds   map[string]int64   // due with the next activation
 	drained   map[string]bool    // workers of which the latest incarnation was
@@ -22,8 +23,20 @@ type orders struct {
 func (c *checker) isOrdered(f fact) {
 	o, changes := f.order, false
 	c.last = f
+	_, held := c.holds[o.Projection]
 	switch o.Kind {
+	case protocol.OrderHold:
+		if changes = !held; changes {
+			c.pausedNow = append(slices.Clone(c.pausedNow), o.Projection)
+		}
+		c.holds[o.Projection] = f
+	case protocol.OrderRelease:
+		if changes = held; changes {
+			c.pausedNow = slices.DeleteFunc(slices.Clone(c.pausedNow), func(name string) bool { return name == o.Projection })
+			delete(c.holds, o.Projection)
+		}
 	case protocol.OrderPause:
+		delete(c.holds, o.Projection)
 		if changes = !slices.Contains(c.pausedNow, o.Projection); changes {
 			c.pausedNow = append(slices.Clone(c.pausedNow), o.Projection)
 		}
@@ -31,6 +44,9 @@ func (c *checker) isOrdered(f fact) {
 		before := len(c.pausedNow)
 		c.pausedNow = slices.DeleteFunc(slices.Clone(c.pausedNow), func(name string) bool { return name == o.Projection || o.Projection == protocol.All })
 		changes = len(c.pausedNow) < before
+		if delete(c.holds, o.Projection); o.Projection == protocol.All {
+			clear(c.holds)
+		}
 	case protocol.OrderRewind:
 		c.rewinds[o.Projection], changes = o.Position, true
 		if p := c.projection(o.Projection); p.started.unset() {
@@ -76,7 +92,7 @@ func (c *checker) rewind(f fact) {
 	for name, position := range c.rewinds {
 		p := c.projection(name)
 		p.above = min(p.above, position)
-		c.setTo(p, position)
+		c.moved(p, position, func() { c.setTo(p, position) })
 	}
 	clear(c.rewinds)
 }

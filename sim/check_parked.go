@@ -47,6 +47,9 @@ func (c *checker) eventsParked(f fact) *violation {
 	if v := c.fenced(p, f); v != nil {
 		return v
 	}
+	if v := c.handledBy(p, f, f.events); v != nil {
+		return v
+	}
 	p.commits = append(p.commits, f)
 	for _, e := range f.events {
 		if v := c.belongs(f, e); v != nil {
@@ -92,6 +95,9 @@ func (c *checker) parkedRetried(f fact) *violation {
 		return v
 	}
 	e := row.event
+	if v := c.handledBy(p, f, []event{e}); v != nil {
+		return v
+	}
 	if v := c.belongs(f, e); v != nil {
 		return v
 	}
@@ -133,6 +139,9 @@ func (c *checker) parkedDiscarded(f fact) *violation {
 	}
 	if p.lot.ever[f.from].text != "discard" {
 		return broken(nothingLost, []fact{row.by, p.lot.ever[f.from], f}, "parked event %d of projection %s is discarded, and nobody has asked for that", f.from, p.name)
+	}
+	if v := c.handledBy(p, f, nil); v != nil {
+		return v
 	}
 	p.lot.remove(f.from)
 	p.lot.discarded[f.from] = f

@@ -19,6 +19,9 @@ func (c *checker) handlerBegins(f fact) *violation {
 	if v := c.hasStarted(p, f); v != nil {
 		return v
 	}
+	if v := c.asReplay(p, f); v != nil {
+		return v
+	}
 	if v := c.onLease(w, f); v != nil {
 		return v
 	}
@@ -174,6 +177,9 @@ func (c *checker) committed(f fact) *violation {
 	if v := c.fenced(p, f); v != nil {
 		return v
 	}
+	if v := c.handledBy(p, f, f.events); v != nil {
+		return v
+	}
 	n := len(p.commits)
 	p.commits = append(p.commits, f)
 	for _, e := range f.events {
@@ -209,10 +215,10 @@ func (c *checker) committed(f fact) *violation {
 func (c *checker) moves(p *checkedProjection, f fact) *violation {
 	p.passed.commit(f)
 	for _, e := range p.unhandled {
-		if e.position > f.to {
+		if e.position > f.to && len(f.ahead) == 0 {
 			break
 		}
-		if e.slot%f.total == f.partition {
+		if e.slot%f.total == f.partition && e.position <= max(f.to, p.passed.slot(e.slot)) {
 			return c.passes(p, f, e)
 		}
 	}
@@ -244,9 +250,9 @@ func (c *checker) appended(f fact) *violation {
 					"event %d of projection %s is left out: it was appended after the projection had started, above %d", e.position, p.name, s.from)
 			}
 			if p.scope.includes(e) && e.position > p.skipped && e.position <= p.passed.slot(e.slot) {
-				by := p.commits[slices.IndexFunc(p.commits, func(f fact) bool {
+				by := p.commits[max(0, slices.IndexFunc(p.commits, func(f fact) bool {
 					return e.slot%f.total == f.partition && e.position <= f.to
-				})]
+				}))]
 				return broken(nothingLost, append(c.gapsAround(e.position), by, f),
 					"event %d of projection %s was passed: the checkpoint of partition %d/%d moved from %d to %d before the event could be seen",
 					e.position, p.name, by.partition, by.total, by.from, by.to)

@@ -13,7 +13,7 @@ func (c *checker) starts(f fact) *violation {
 		return broken(startsWhere, []fact{f}, "projection %s starts now, above %d, and everything up to %d was final before", p.name, f.from, f.to)
 	}
 	p.started, p.above = f, f.from
-	c.setTo(p, f.from)
+	c.moved(p, f.from, func() { c.setTo(p, f.from) })
 	return nil
 }
 

@@ -72,6 +72,13 @@ type connection interface {
 	locate(l store.Lane, number int64, slot int, done func(error))
 	lapse(l store.Lane, number int64, why string, done func(error))
 
+	// Versions of a projection. followed is Store.Followed; the others are an operator's.
+	// With hold, promote leaves its transaction open, and commit is to follow.
+	followed(projection string, done func(protocol.Followed, error))
+	versions(names []string, done func(map[string]*store.ProjectionVersion, error))
+	promote(projection, live string, hold bool, done func(parked int, err error))
+	retire(projection string, done func(error))
+
 	// Reading, as Table does it. None of these waits. Where they are not at, they end
 	// with errElsewhere.
 	// page and ahead are eventtable's: the events of a scope above a position,

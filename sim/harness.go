@@ -272,7 +272,7 @@ func (h Harness[E]) plan(seed uint64) plan {
 	p.appends.aggregates = 0
 	p.appends.every = p.length / time.Duration(len(h.Events)/3+1)
 	p.handlers.typical = max(p.handlers.typical, p.appends.every/20) // what strikes, often strikes amid a batch
-	p.stopOnFailure, p.orders = false, nil                           // a rewind would have it handle events again
+	p.rebuild, p.stopOnFailure, p.orders = nil, false, nil           // a rewind would have it handle events again
 	for i := range p.faults {
 		if p.faults[i].kind == deploy {
 			p.programs = append(p.programs, p.programs[0])

@@ -150,7 +150,7 @@ func (w *world) appendLate() {
 // the poll interval allows, which is longer only for a worker that hears hints. late is
 // the handling of the event, or the end.
 func (c *checker) noticed(p *checkedProjection, e event, appended, late fact, worker string) *violation {
-	if c.settled.unset() || appended.step < c.settled.step {
+	if c.settled.unset() || appended.step < c.settled.step || c.kin(p.name) != nil {
 		return nil
 	}
 	s, poll, since := c.setup, c.setup.poll, appended.at

@@ -27,9 +27,11 @@ type fact struct {
 	events   []event
 	from, to int64 // what a checkpoint moved between; also the position of an append
 	timing   protocol.Timing
-	call     int           // a handler call: its begin and its end have the same
-	deaf     bool          // the handler ignores that it is cancelled
-	length   time.Duration // how long a fault lasts, how far a clock steps
+	replay   bool            // the live version has handled the events
+	ahead    []protocol.Mark // of a checkpoint, where they have changed
+	call     int             // a handler call: its begin and its end have the same
+	deaf     bool            // the handler ignores that it is cancelled
+	length   time.Duration   // how long a fault lasts, how far a clock steps
 	// When a request was sent, and when the database read its clock for it.
 	sent, read time.Duration
 	layout     []string // who has which partition
@@ -67,6 +69,11 @@ const (
 	groupOpened      // generation, total, layout, read; text: the reason and the members
 	groupActivated   // generation, total
 	ordered          // an operator's order took effect: order
+	holdOver         // a projection is held no more, since the time of that is over: projection
+	promotionAsked   // projection; from: at which step the program is to crash
+	promotionEnded   // projection; text: how
+	promoted         // a projection takes the place of a live one: projection, text; set is of that
+	retired          // projection
 	projectionStarts // its first checkpoint: projection, from; to: what was final before, if it starts now; text: where
 	workerExpired    // text: the incarnation that was removed for its lease, or for lack of a session with a number: from
 	memberJoins      // text: the incarnation; from: how many partitions it wants; to: its MaxPartitions; length: its JoinWindow; read
@@ -188,6 +195,16 @@ func (f fact) String() string {
 		fmt.Fprintf(&b, "activated generation %d of %d", f.generation, f.total)
 	case ordered:
 		fmt.Fprintf(&b, "an operator orders %s", f.order)
+	case holdOver:
+		fmt.Fprintf(&b, "the hold of %s is over", f.projection)
+	case promotionAsked:
+		fmt.Fprintf(&b, "an operator promotes %s", f.projection)
+	case promotionEnded:
+		fmt.Fprintf(&b, "the promotion of %s ends", f.projection)
+	case promoted:
+		fmt.Fprintf(&b, "%s takes the place of", f.projection)
+	case retired:
+		fmt.Fprintf(&b, "%s is retired", f.projection)
 	case projectionStarts:
 		fmt.Fprintf(&b, "%s starts above %d", f.projection, f.from)
 	case workerExpired:
@@ -212,6 +229,9 @@ func (f fact) String() string {
 		b.WriteString("its place is kept no longer")
 	case handlerBegins:
 		fmt.Fprintf(&b, "handles %s, %s", positions(f.events), lane)
+		if f.replay {
+			b.WriteString(", as replays")
+		}
 	case handlerEnds:
 		fmt.Fprintf(&b, "handler call %d ends", f.call)
 	case committed:
@@ -377,6 +397,8 @@ type setup struct {
 	contended bool
 	// starting: of each projection it is a fact where it starts.
 	starting bool
+	// rebuilds are the projections that are built anew beside a live one, by that one.
+	rebuilds map[string]string
 }
 
 // A promise is one of those that the library makes.
@@ -401,6 +423,9 @@ const (
 	underPolicy promise = "under-policy"
 	// startsWhere: a new projection starts where it was told to, and stays there.
 	startsWhere promise = "starts-where"
+	// follows: a projection that is built anew handles what the live one has, and takes its
+	// place where that has stopped.
+	follows promise = "follows"
 	// withinScope: a projection is handed no event that is out of its scope.
 	withinScope promise = "within-scope"
 )

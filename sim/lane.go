@@ -26,6 +26,7 @@ type lane struct {
 	again  []event // the parked event that is retried
 	parks  int     // events after so many failures
 	page   []event // the latest that was read
+	replay bool    // of what is in hand
 	link   *link   // with the open transaction
 
 	doing protocol.LaneDo
@@ -140,6 +141,8 @@ func (l *lane) do(a protocol.LaneAction) {
 		l.find(patience)
 	case protocol.LaneRead:
 		l.tap.read(a.After, a.Limit)
+	case protocol.LaneFollow:
+		l.follow(a.Fresh, patience)
 	case protocol.LaneOpen:
 		if l.link != nil { // a mutant has kept it
 			l.p.post(func() { l.answer(nil, protocol.LaneAnswer{}) })
@@ -426,8 +429,11 @@ func (l *lane) handle(a protocol.LaneAction) {
 	w.calls++
 	c := &call{id: w.calls, events: l.given(a), parked: a.Parked, attempt: a.Attempts + 1, deaf: p.chance(h.deaf)}
 	l.call = c
+	if l.replay = a.Replay; w.rules.replay != nil {
+		l.replay = w.rules.replay(l, a.Replay)
+	}
 	f := l.fact(handlerBegins, 0, 0)
-	f.events, f.call, f.deaf = c.events, c.id, c.deaf
+	f.events, f.call, f.deaf, f.replay = c.events, c.id, c.deaf, l.replay
 	p.record(f)
 	length := p.between(0, 2*h.typical) * time.Duration(a.Count)
 	switch {
@@ -595,8 +601,9 @@ func (l *lane) save(a protocol.LaneAction, patience time.Duration) {
 	p, k := l.p, l.p.borrow()
 	l.from, l.to, l.unknown = a.From, a.To, false
 	f := l.fact(committed, a.From.Position, a.To.Position)
+	f.replay, f.ahead = l.replay, changed(a.From, a.To)
 	for _, e := range l.handled {
-		if !l.kind.InTransaction() && e.position > a.From.Position && e.position <= a.To.Position {
+		if !l.kind.InTransaction() && e.position > a.From.Frontier(e.slot) && e.position <= a.To.Frontier(e.slot) {
 			f.events = append(f.events, e)
 		}
 	}
@@ -616,13 +623,56 @@ func (l *lane) save(a protocol.LaneAction, patience time.Duration) {
 	})
 }
 
+// changed are the marks of a checkpoint that is moved, where they change.
+func changed(from, to protocol.Checkpoint) []protocol.Mark {
+	if slices.Equal(from.Ahead, to.Ahead) {
+		return nil
+	}
+	return to.Ahead
+}
+
+// A followedAt is what a lane of a run has been told of the live version, and when.
+type followedAt struct {
+	seen protocol.Followed
+	at   time.Duration
+}
+
+// follow asks how far the live version is. The lanes of a run take each other's answers for a
+// while, as followers of the root package.
+func (l *lane) follow(fresh bool, patience time.Duration) {
+	w := l.p.w
+	if known, has := l.run.follows[l.id.Projection]; has && !fresh && w.at-known.at < 50*time.Millisecond {
+		l.p.post(func() { l.answer(nil, protocol.LaneAnswer{Followed: known.seen}) })
+		return
+	}
+	var f protocol.Followed
+	k := l.p.borrow()
+	l.ask(k, "followed", patience, func(c connection, done func(error)) {
+		c.followed(l.id.Projection, func(followed protocol.Followed, err error) {
+			f = followed
+			done(err)
+		})
+	}, func(err error) {
+		k.giveBack()
+		if err == nil {
+			if l.run.follows == nil {
+				l.run.follows = map[string]followedAt{}
+			}
+			l.run.follows[l.id.Projection] = followedAt{f, w.at}
+		}
+		l.answer(err, protocol.LaneAnswer{Followed: f})
+	})
+}
+
 // commit commits. The events are those whose effects the transaction holds.
 func (l *lane) commit(patience time.Duration) {
 	p := l.p
 	f := l.fact(committed, l.from.Position, l.to.Position)
+	f.ahead = changed(l.from, l.to)
 	if l.unparks != 0 {
 		f = l.fact(parkedRetried, l.unparks, 0)
 	}
+	f.replay = l.replay
 	k := l.link
 	l.ask(k, "commit", patience, func(c connection, done func(error)) {
 		c.commit(func(err error) {

@@ -61,7 +61,7 @@ func (l *lane) note(what string, kind kind, position int64, patience time.Durati
 
 func (l *lane) noteWhy(what string, kind kind, position int64, why string, patience time.Duration, call func(c connection, done func(error))) {
 	f := l.fact(kind, position, 0)
-	f.text = why
+	f.text, f.replay = why, l.replay
 	l.alone(what, patience, func(c connection, done func(error)) {
 		call(c, func(err error) {
 			if err == nil {
@@ -82,6 +82,7 @@ func (l *lane) park(a protocol.LaneAction, patience time.Duration) {
 	l.from, l.to, l.unknown = a.From, a.To, false
 	rows := l.core.Parking()
 	f := l.fact(eventsParked, a.From.Position, a.To.Position)
+	f.ahead = changed(a.From, a.To)
 	f.events = l.events[:a.Count:a.Count]
 	switch {
 	case a.Ordered:

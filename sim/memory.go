@@ -27,7 +27,8 @@ type memory struct {
 	rules   memoryRules
 
 	sets        map[string]*replicaSet
-	projections []*projectionRow // by name
+	rebuilds    map[string]string // projections that are built anew beside a live one, by that one
+	projections []*projectionRow  // by name
 
 	// What is committed: events by position, effects in the order of commits.
 	events  []event
@@ -71,6 +72,11 @@ type memoryRules struct {
 
 	startsAgain bool // where a projection starts is found out by each join, until it runs
 
+	// ready is instead of store.Ready. A switch that is not fenced leaves the checkpoints of
+	// the one that is replaced under their generation.
+	ready          func(next, live *store.ProjectionVersion) error
+	switchUnfenced bool
+
 	parkUnfenced bool // events are parked whether or not the checkpoint could be moved
 
 	// noWait is no mutant: whoever would wait for a lock is refused at once, as
@@ -84,6 +90,9 @@ func newMemory(c clock, r memoryRules) *memory {
 	}
 	if r.handoff == nil {
 		r.handoff = protocol.Handoff
+	}
+	if r.ready == nil {
+		r.ready = store.Ready
 	}
 	return &memory{clock: c, rules: r, sets: map[string]*replicaSet{}}
 }

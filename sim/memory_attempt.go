@@ -45,8 +45,13 @@ func (c *memoryConnection) readGroup(set *replicaSet) *groupReading {
 		if p.committed == nil || *p.committed != set.name {
 			continue
 		}
-		r.own, r.owners = append(r.own, p.name), append(r.owners, p.committed)
-		if len(versionsOf(p.checkpoints)) > 0 {
+		r.owners = append(r.owners, p.committed)
+		k := p.kinOf(nil)
+		if k.retired {
+			continue
+		}
+		r.own = append(r.own, p.name)
+		if len(versionsOf(p.checkpoints)) > 0 && !k.ordered && (k.follows != "" || c.rebuilds[p.name] == "") {
 			r.begun = append(r.begun, p.name)
 		}
 		covered := false

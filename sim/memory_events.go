@@ -36,6 +36,7 @@ func (c *memoryConnection) load(l store.Lane, done func(protocol.Found, error)) 
 	if r := c.checkpoint(nil, l); err == nil && r != nil {
 		found = c.found(l, r)
 		found.NoneParked = found.Exists && len(c.lot(l)) == 0 && !c.ordered(l.Projection)
+		found.Follows = found.Exists && c.projection(l.Projection).kinOf(nil).follows != ""
 	}
 	done(found, err)
 }
@@ -55,6 +56,7 @@ func (c *memoryConnection) shown(set *replicaSet, v protocol.View) map[store.Lan
 			}
 			found := c.found(l, r)
 			found.NoneParked = len(c.lot(l)) == 0 && !c.ordered(l.Projection)
+			found.Follows = p.kinOf(nil).follows != ""
 			shown[l] = found
 		}
 	}
@@ -189,11 +191,12 @@ func (c *memoryConnection) save(l store.Lane, from, to protocol.Checkpoint, done
 // in the end, and whether the row still was the right one then.
 func (c *memoryConnection) move(t *transaction, l store.Lane, from, to protocol.Checkpoint, done func(locked, moved bool)) {
 	r := c.checkpoint(t, l)
+	marks := len(to.Ahead) > 0 && !slices.Equal(from.Ahead, to.Ahead) // they change
 	fits := func() bool {
 		v := r.as(t)
 		return v != nil &&
 			(c.rules.unfenced || v.set == c.set && v.generation == l.Assignment.Generation) &&
-			(c.rules.anyPosition || v.Position == from.Position)
+			(c.rules.anyPosition || v.Position == from.Position && (!marks || slices.Equal(v.Ahead, from.Ahead)))
 	}
 	if r == nil || !fits() {
 		done(false, false)
@@ -206,8 +209,8 @@ func (c *memoryConnection) move(t *transaction, l store.Lane, from, to protocol.
 		}
 		v := *r.as(t)
 		v.Position = to.Position
-		if len(to.Ahead) == 0 {
-			v.Ahead = nil
+		if len(to.Ahead) == 0 || marks {
+			v.Ahead = to.Ahead
 		}
 		r.put(t, &v)
 		done(true, true)

@@ -37,6 +37,7 @@ type memberRow struct {
 type projectionRow struct {
 	row[string]
 	name        string
+	kin         row[kin]
 	checkpoints []*row[checkpointRow]
 	parked      []*parkedRow // by position
 	orders      []*orderRow  // to park an event, by number
@@ -291,6 +292,10 @@ func (s *coordination) claim(names []string) {
 	acquireAll(s.transaction, rows, false, func() {
 		var foreign []*projectionRow
 		for _, name := range names {
+			if s.m.projection(name).kinOf(s.transaction).retired {
+				s.refused(&store.RetiredError{Projection: name})
+				return
+			}
 			if p := s.m.projection(name); *p.as(s.transaction) != s.set.name {
 				foreign = append(foreign, p)
 			}
@@ -383,7 +388,7 @@ func (s *coordination) readFloor() (floor int64) {
 func (s *coordination) uncovered(generation int64) bool {
 	t := s.transaction
 	for _, p := range s.m.projections {
-		if set := p.as(t); set != nil && *set == s.set.name &&
+		if set := p.as(t); set != nil && *set == s.set.name && !p.kinOf(t).retired &&
 			!slices.ContainsFunc(p.checkpoints, func(r *row[checkpointRow]) bool {
 				c := r.as(t)
 				return c != nil && s.ours(c) && c.generation == generation
@@ -439,11 +444,19 @@ func (s *coordination) begin(then func()) {
 			fresh = append(fresh, name)
 		}
 	}
+	ordered := slices.DeleteFunc(slices.Compact(slices.Sorted(slices.Values(s.projections))), func(name string) bool {
+		return !s.m.projection(name).kinOf(t).ordered
+	})
+	for _, name := range ordered {
+		s.m.projection(name).setKin(t, kin{})
+	}
 	write := func(positions map[string]int64) {
-		for _, name := range fresh {
-			s.writeFirst(name, positions[name])
-		}
-		then()
+		s.follows(append(ordered, fresh...), func() {
+			for _, name := range fresh {
+				s.writeFirst(name, positions[name])
+			}
+			then()
+		})
 	}
 	if len(fresh) == 0 || s.starts == nil {
 		write(nil)
@@ -460,6 +473,17 @@ func (s *coordination) begin(then func()) {
 			write(positions)
 		}
 	})
+}
+
+// follows has those that are rebuilds follow the live ones, one after the other.
+func (s *coordination) follows(fresh []string, then func()) {
+	for i, name := range fresh {
+		if live := s.m.rebuilds[name]; live != "" {
+			s.follow(name, live, func() { s.follows(fresh[i+1:], then) })
+			return
+		}
+	}
+	then()
 }
 
 func (s *coordination) writeFirst(name string, position int64) {
@@ -484,6 +508,7 @@ func (s *coordination) ordered(o protocol.Order, then func()) {
 			return
 		}
 		if len(those(t, p.checkpoints, nil)) == 0 {
+			p.setKin(t, kin{ordered: true})
 			s.writeFirst(p.name, o.Position)
 		}
 		then()
@@ -582,7 +607,7 @@ func (s *coordination) handOver(g protocol.Group, rewinds []protocol.Rewind) {
 	t := s.transaction
 	own := func() (own []*projectionRow) {
 		for _, p := range s.m.projections {
-			if set := p.as(t); set != nil && *set == s.set.name {
+			if set := p.as(t); set != nil && *set == s.set.name && !p.kinOf(t).retired {
 				own = append(own, p)
 			}
 		}

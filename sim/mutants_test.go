@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
+	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
 // A mutant is the production code with one guard removed or one rule bent.
@@ -208,6 +209,43 @@ var mutants = []mutant{
 	{"does not read an event again that could not be read", rules{keepsUnreadable: true}, []promise{recovers}},
 	{"calls the projection with an event that could not be read", rules{handsBadOut: true}, []promise{nothingLost}},
 	{"skips an event that can't be read", rules{skipsBad: true}, []promise{nothingLost}},
+
+	// A projection that is built anew beside a live one.
+	{"goes beyond where the live one is", rules{answer: func(l *lane, a protocol.LaneAnswer) protocol.LaneAnswer {
+		if l.doing == protocol.LaneFollow && !a.Live {
+			a.Checkpoints = []protocol.Checkpoint{{Position: math.MaxInt64 / 2}}
+		}
+		return a
+	}}, []promise{follows}},
+	{"goes as far on each slot as the live one on its foremost", rules{answer: func(l *lane, a protocol.LaneAnswer) protocol.LaneAnswer {
+		if l.doing == protocol.LaneFollow && !a.Live {
+			var high int64
+			for _, c := range a.Checkpoints {
+				high = max(high, c.Position)
+			}
+			a.Checkpoints = []protocol.Checkpoint{{Position: high}}
+		}
+		return a
+	}}, []promise{follows}},
+	{"tells the handler of no replays", rules{replay: func(*lane, bool) bool { return false }}, []promise{follows}},
+	{"tells the handler of replays when it is live", rules{replay: func(l *lane, is bool) bool {
+		return is || l.id.Projection == rebuilt
+	}}, []promise{follows}},
+	{"promotes without looking whether the live one has stopped", promotes(func(next, live *protocol.Standing) {
+		live.Stopped = true
+	}), []promise{follows, oneOwner, onlyGrow, nothingTwice}},
+	{"promotes what lacks events on some slots", promotes(func(next, live *protocol.Standing) {
+		for _, s := range []*protocol.Standing{next, live} {
+			s.Checkpoints = []protocol.Checkpoint{{Position: protocol.Handoff(s.Checkpoints, 1)[0].Position}}
+		}
+	}), []promise{follows}},
+	{"holds for ever", step(func(g protocol.Group, now time.Time, watch protocol.Watch) (protocol.Group, protocol.Decision) {
+		g.Holds = slices.Clone(g.Holds)
+		for i := range g.Holds {
+			g.Holds[i].Until = now.Add(time.Hour)
+		}
+		return protocol.Step(g, now, watch)
+	}), []promise{recovers}},
 
 	// What others wait for.
 	{"expires a lease late", step(func(g protocol.Group, now time.Time, watch protocol.Watch) (protocol.Group, protocol.Decision) {
@@ -564,6 +602,15 @@ func looks(bend func(*lane, []protocol.Parked) []protocol.Parked) rules {
 		}
 		return a
 	}}
+}
+
+// promotes bends what a promotion is decided by, where it is looked at and where it happens.
+func promotes(bend func(next, live *protocol.Standing)) rules {
+	return rules{standing: func(a *protocol.PromotionAnswer) { bend(&a.Next, &a.Live) }, memory: memoryRules{ready: func(next, live *store.ProjectionVersion) error {
+		n, l := *next, *live
+		bend(&n.Standing, &l.Standing)
+		return store.Ready(&n, &l)
+	}}}
 }
 
 // step bends the coordinator.

@@ -23,7 +23,7 @@ var (
 	errDenied = &pq.Error{Severity: "ERROR", Code: "42501", Message: "permission denied"}
 	denials   = [][]string{
 		{"heartbeat", "look", "join", "leave", "stop report", "request"},
-		{"load", "find", "checkpoint"},
+		{"load", "find", "checkpoint", "followed"},
 		{"lot", "park", "unpark", "drop", "note"},
 		{"page", "look ahead", "highest position"},
 	}

@@ -55,7 +55,8 @@ type plan struct {
 	length   time.Duration // of the time with faults
 	faults   []fault
 	orders   []order
-	starting bool // some projections do not start at the beginning
+	starting bool     // some projections do not start at the beginning
+	rebuild  *rebuild // nil: there is none
 
 	listening *listening // nil: no hints of events are sent
 	store     *ownStore  // nil: Table
@@ -86,6 +87,8 @@ type projection struct {
 	scope scope
 	parks int
 	start start
+	// The live one that it is a new version of; "": none.
+	rebuildOf string
 }
 
 // of returns what the workers of a replica set run.
@@ -288,6 +291,7 @@ func planOf(seed uint64, o options) plan {
 	p.drawStarts(rand.New(rand.NewPCG(seed, 13)), o)
 	p.drawOrderParks(rand.New(rand.NewPCG(seed, 14)))
 	p.drawVacancies(rand.New(rand.NewPCG(seed, 17)))
+	p.drawRebuild(rand.New(rand.NewPCG(seed, 18)), o)
 	p.crowdEvery = (p.settle() * 5 / 4 / 30).Truncate(time.Microsecond)
 	return p
 }
@@ -650,6 +654,7 @@ func (p *plan) settle() time.Duration {
 	if n := len(p.orders); n > 0 { // the last are lifted, one after the other, when the faults stop
 		settle += 3*t.Lease + time.Duration(n+1)*backlog*(2*p.handlers.typical+6*p.network.latency)
 	}
+	settle += p.settleRebuild(backlog)
 	if p.handlers.slow > 0 {
 		settle += p.handlers.slowBy + t.Drain + 2*t.Lease
 	}
@@ -720,6 +725,9 @@ func (p *plan) String() string {
 	}
 	if p.uneven() {
 		text += ", whose versions differ in their timing,"
+	}
+	if p.rebuild != nil {
+		text += fmt.Sprintf(", with a rebuild of %s,", p.rebuild.live)
 	}
 	h := p.handlers
 	if len(p.orders) > 0 {

@@ -44,6 +44,7 @@ type postgres struct {
 	connections  []*postgresConnection
 	transactions int // that are open, and workers' own sessions
 	appended     int // events that were ever inserted
+	rebuilds     map[string]string
 	// commits are the transactions with effects, in the order in which they
 	// committed.
 	commits []string
@@ -261,7 +262,7 @@ func (c *postgresConnection) store() *store.Store {
 	}
 	s := p.stores[c.client]
 	if s == nil {
-		s = store.New(p.pool, c.client.set, store.Options{Bounds: c.client.bounds, Schema: p.schema, Clock: "timestamptz '" + p.time + "'", Starts: p.start})
+		s = store.New(p.pool, c.client.set, store.Options{Bounds: c.client.bounds, Schema: p.schema, Clock: "timestamptz '" + p.time + "'", Starts: p.start, Rebuilds: p.rebuilds})
 		p.stores[c.client] = s
 	}
 	return s

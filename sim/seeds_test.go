@@ -36,6 +36,7 @@ func inMemory(w *world) (database, error) {
 		rules.between = w.between
 	}
 	m := newMemory(w, rules)
+	m.rebuilds = w.plan.rebuilds()
 	return m.as("sim", store.BoundsOf(w.plan.timing.Lease)), nil
 }
 
@@ -190,6 +191,10 @@ func TestSameSeedSameTrace(t *testing.T) {
 func onPostgres(t *testing.T) opener {
 	_, url := pgtest.Database(t)
 	return func(w *world) (database, error) {
-		return newPostgres(t.Context(), url, w, "sim", store.BoundsOf(w.plan.timing.Lease))
+		p, err := newPostgres(t.Context(), url, w, "sim", store.BoundsOf(w.plan.timing.Lease))
+		if err == nil {
+			p.rebuilds = w.plan.rebuilds()
+		}
+		return p, err
 	}
 }

@@ -382,6 +382,9 @@ func (p *worker) synced(r protocol.Request, result store.Result, sent, granted, 
 // regrouped notes what became of a set by somebody's request.
 func (w *world) regrouped(by fact, r protocol.Request, result store.Result, granted time.Duration) {
 	d, g := result.Decision, result.Group
+	if g.Generation != 0 {
+		w.lapses(by.set, r.Order, g.Holds)
+	}
 	for _, id := range d.Expired {
 		delete(w.members, id)
 		f := fact{kind: workerExpired, worker: nameOf(id), set: by.set, text: string(id)}
@@ -555,6 +558,7 @@ type run struct {
 	draining   bool
 	canceled   bool
 	spell      int // counts suspensions
+	follows    map[string]followedAt
 }
 
 func (p *worker) start(s protocol.Share) {

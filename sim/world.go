@@ -35,7 +35,8 @@ type world struct {
 	vacant   map[protocol.WorkerID]bool // those of them that have left their places
 	// published are the numbers of sessions that the rows of workers have.
 	published map[protocol.WorkerID]int32
-	version   int // of the program that is deployed
+	holds     map[int][]string // projections, by replica set
+	version   int              // of the program that is deployed
 	slots     map[string]int
 	calls     int // of handlers
 	down      bool
@@ -117,7 +118,10 @@ type rules struct {
 	input   func(*worker, protocol.Input) protocol.Input
 	action  func(*worker, protocol.Action) protocol.Action
 	signals func(*lane, protocol.Signals) protocol.Signals
-	answer  func(*lane, protocol.LaneAnswer) protocol.LaneAnswer
+	replay  func(l *lane, is bool) bool // what a handler is told
+	// standing is what a promoter sees of the two versions.
+	standing func(*protocol.PromotionAnswer)
+	answer   func(*lane, protocol.LaneAnswer) protocol.LaneAnswer
 }
 
 // epoch is when every world begins.
@@ -182,7 +186,7 @@ func (q *tasks) pop() *task {
 // newWorld makes the world of a plan. The database comes by open, since it
 // lives by the world's clock.
 func newWorld(p plan, r rules, open func(w *world) (database, error)) (*world, error) {
-	w := &world{plan: p, rules: r, rand: rand.New(rand.NewPCG(p.seed, 1)), operator: rand.New(rand.NewPCG(p.seed, 5)), ordering: rand.New(rand.NewPCG(p.seed, 15)), slots: map[string]int{}, index: map[int64]int{}, members: map[protocol.WorkerID]bool{}, vacant: map[protocol.WorkerID]bool{}, published: map[protocol.WorkerID]int32{}}
+	w := &world{plan: p, rules: r, rand: rand.New(rand.NewPCG(p.seed, 1)), operator: rand.New(rand.NewPCG(p.seed, 5)), ordering: rand.New(rand.NewPCG(p.seed, 15)), slots: map[string]int{}, index: map[int64]int{}, members: map[protocol.WorkerID]bool{}, vacant: map[protocol.WorkerID]bool{}, holds: map[int][]string{}, published: map[protocol.WorkerID]int32{}}
 	slowest := p.slowest()
 	w.history.setup = setup{
 		seed: p.seed, transactional: map[string]bool{}, scopes: map[string]scope{}, settle: p.settle(),
@@ -202,6 +206,7 @@ func newWorld(p plan, r rules, open func(w *world) (database, error)) (*world, e
 		}
 	}
 	var err error
+	w.history.setup.rebuilds = p.rebuilds()
 	if w.db, err = open(w); err != nil {
 		return nil, err
 	}
@@ -223,6 +228,14 @@ func (w *world) run() error {
 	}
 	for _, o := range w.plan.orders {
 		w.after(o.at, func() { w.give(o) })
+	}
+	if b := w.plan.rebuild; b != nil {
+		for _, a := range b.asks {
+			w.after(a.at, func() { w.promote(a, false) })
+		}
+		if b.retire > 0 {
+			w.after(b.retire, w.retire)
+		}
 	}
 	w.after(0, w.append)
 	if len(w.parking()) > 0 {
@@ -520,6 +533,9 @@ func (w *world) heal() {
 		}
 	}
 	w.lift()
+	if b := w.plan.rebuild; b != nil {
+		w.after(w.plan.askedLast(), func() { w.promote(ask{at: w.at, back: len(b.asks)%2 == 0 && w.plan.runsLast(b.live)}, true) })
+	}
 }
 
 // A writer is a transaction that appends events.

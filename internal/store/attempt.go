@@ -52,7 +52,7 @@ const attempts = 3
 // attempt decides on a request. A report is committed before the set is read: of two that
 // report at the same moment, the one that reads later reads that the other has stopped.
 // It returns nil for what only step does: the first worker,
-// projections that are not the set's or that no generation has run yet, orders and rewinds, and rows
+// projections that are not the set's or have no checkpoint yet, orders and rewinds, and rows
 // that make no sense, which are named there.
 func (s *Store) attempt(ctx context.Context, r protocol.Request, projections []string, f *Foresight, reports bool) (_ *attempt, err error) {
 	if r.Order != nil {
@@ -113,10 +113,11 @@ func (a *attempt) carry(ctx context.Context, s *Store) (done bool, err error) {
 
 // A reading is a replica set as one statement has seen it.
 type reading struct {
-	group                      protocol.Group
-	now, stepAt                time.Time
-	projections                []string
-	begun                      []string // of these, those that a generation has run, and no rebuild that follows nothing
+	group       protocol.Group
+	now, stepAt time.Time
+	projections []string
+	// Of these, those that have a checkpoint, and of which it is known whom they follow.
+	begun                      []string
 	version, checkpointVersion json.RawMessage
 	// still: nobody but the worker that reads holds a generation, and checkpoints, by
 	// projection and partition, are as they are.
@@ -260,8 +261,8 @@ SELECT CASE WHEN pg_current_wal_lsn() IS NOT NULL THEN {clock} END,
           FROM orchestrator_workers WHERE replica_set = {set}) m
  CROSS JOIN
        (SELECT coalesce(jsonb_agg(name ORDER BY name) FILTER (WHERE NOT retired), '[]') AS names, coalesce(jsonb_agg(xmin::text ORDER BY name), '[]') AS versions,
-               coalesce(jsonb_agg(name ORDER BY name) FILTER (WHERE NOT retired AND (follows IS NOT NULL OR NOT ({rebuilds} ? name)) AND EXISTS (
-                   SELECT FROM orchestrator_checkpoints k WHERE k.projection = q.name AND k.generation <> 0)), '[]') AS begun
+               coalesce(jsonb_agg(name ORDER BY name) FILTER (WHERE NOT retired AND coalesce(follows <> '', NOT ({rebuilds} ? name)) AND EXISTS (
+                   SELECT FROM orchestrator_checkpoints k WHERE k.projection = q.name)), '[]') AS begun
           FROM orchestrator_projections q WHERE replica_set = {set}) p
  CROSS JOIN
        (SELECT coalesce(max(abs(generation)), 0) AS floor FROM orchestrator_checkpoints WHERE replica_set = {set}) f

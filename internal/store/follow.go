@@ -40,7 +40,7 @@ func (e *RetiredError) Error() string {
 func (e *RetiredError) Facts() protocol.Facts { return protocol.Facts{Failed: true, Stranger: true} }
 
 // followsText is whether the projection of a checkpoint follows another one.
-const followsText = `coalesce((SELECT q.follows IS NOT NULL FROM orchestrator_projections q WHERE q.name = c.projection), false)`
+const followsText = `coalesce((SELECT coalesce(q.follows, '') <> '' FROM orchestrator_projections q WHERE q.name = c.projection), false)`
 
 // stoppedText is whether no worker of its replica set, s, runs projection l, nor will before
 // that is resumed: it is paused, the set's checkpoints are under a generation that does not
@@ -69,8 +69,9 @@ SELECT coalesce(l.follows, ''), l.retired, s.events_table,
  WHERE l.name = {live} FOR SHARE OF l`)
 	newRebuildsSQL = sqltext.New(`
 SELECT p.name FROM orchestrator_projections p
- WHERE p.name = ANY (SELECT jsonb_array_elements_text({names})) AND p.follows IS NULL
-   AND NOT EXISTS (SELECT FROM orchestrator_checkpoints c WHERE c.projection = p.name AND c.generation <> 0)
+ WHERE p.name = ANY (SELECT jsonb_array_elements_text({names}))
+   AND CASE WHEN p.follows IS NOT NULL THEN p.follows = ''
+            ELSE NOT EXISTS (SELECT FROM orchestrator_checkpoints c WHERE c.projection = p.name AND c.generation <> 0) END
  ORDER BY p.name`)
 	independentSQL = sqltext.New(`
 SELECT p.name FROM orchestrator_projections p JOIN jsonb_to_recordset({rebuilds}) AS x (name text, live text) ON x.name = p.name
@@ -121,9 +122,21 @@ func layoutOf(projection, text string) ([]protocol.Checkpoint, error) {
 	return all[projection], err
 }
 
-// beginRebuilds has those that are rebuilds, and that no generation has run, follow what they
+// beginRebuilds has those that are rebuilds, and that nobody has come with, follow what they
 // are rebuilds of. One may have a checkpoint already: an operator has set it to a position.
 func (s *Store) beginRebuilds(ctx context.Context, tx *sql.Tx, names []string, stream string) error {
+	ordered, err := s.strings(ctx, tx, orderedSQL, sqltext.Values{"names": sqltext.JSON{Value: names}})
+	if err != nil {
+		return fmt.Errorf("look for orders about %v: %w", names, err)
+	}
+	for _, name := range ordered {
+		if s.rebuilds[name] != "" {
+			continue
+		}
+		if _, err := s.exec(ctx, tx, claimSQL, sqltext.Values{"projection": name}); err != nil {
+			return fmt.Errorf("note that projection %q follows no other one: %w", name, err)
+		}
+	}
 	rebuilds := slices.DeleteFunc(slices.Clone(names), func(name string) bool { return s.rebuilds[name] == "" })
 	if len(rebuilds) == 0 {
 		return nil
@@ -141,8 +154,7 @@ func (s *Store) beginRebuilds(ctx context.Context, tx *sql.Tx, names []string, s
 }
 
 // checkRebuilds returns a FollowError where one of the rebuilds has run as a projection of
-// its own: what it has handled, it has handled as new. (Or an operator has set it to a
-// position before it ran, which looks the same.)
+// its own: what it has handled, it has handled as new.
 func (s *Store) checkRebuilds(ctx context.Context, tx *sql.Tx) error {
 	type row struct {
 		Name string `json:"name"`

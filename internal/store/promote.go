@@ -123,7 +123,7 @@ func Ready(next, live *ProjectionVersion) error {
 	case protocol.NextRewinding:
 		return notYet("%s is to be rewound first", next.Name)
 	case protocol.NextAhead:
-		return notYet("%s is ahead of %s, by %d positions, as it was rewound; %[2]s has to come there first", next.Name, live.Name, lacks)
+		return notYet("%s is ahead of %s, by %d positions, since one of them was rewound: let %[2]s come there, or rewind %[1]s as well", next.Name, live.Name, lacks)
 	case protocol.NextLacks:
 		return notYet("%s is %d positions behind %s", next.Name, lacks, live.Name)
 	}

@@ -98,6 +98,10 @@ func (s *Store) writeFirst(ctx context.Context, tx *sql.Tx, rows []checkpointRow
 
 var (
 	freshSQL    = sqltext.New(`SELECT name` + freshText + ` ORDER BY name`)
+	// follows is '' while it is not known what it follows.
+	orderedSQL  = sqltext.New(`SELECT name FROM orchestrator_projections WHERE name = ANY (SELECT jsonb_array_elements_text({names})) AND follows = '' ORDER BY name`)
+	claimSQL    = sqltext.New(`UPDATE orchestrator_projections SET follows = NULL WHERE name = {projection}`)
+	orderSQL    = sqltext.New(`UPDATE orchestrator_projections SET follows = '' WHERE name = {projection}`)
 	allFreshSQL = sqltext.New(`SELECT coalesce(jsonb_agg(name ORDER BY name), '[]')` + freshText)
 	hasRunSQL   = sqltext.New(`SELECT EXISTS (SELECT FROM orchestrator_checkpoints WHERE projection = {projection} AND generation <> 0)`)
 )
@@ -145,6 +149,9 @@ func (s *Store) ordered(ctx context.Context, tx *sql.Tx, o protocol.Order) error
 	fresh, err := s.strings(ctx, tx, freshSQL, sqltext.Values{"names": sqltext.JSON{Value: names}})
 	if err != nil || len(fresh) == 0 { // the rewind that follows sets what there is
 		return err
+	}
+	if _, err := s.exec(ctx, tx, orderSQL, sqltext.Values{"projection": o.Projection}); err != nil {
+		return fmt.Errorf("note that nobody has come with projection %q: %w", o.Projection, err)
 	}
 	return s.writeFirst(ctx, tx, []checkpointRow{{o.Projection, 0, o.Position, encodeMarks(nil)}})
 }

@@ -1095,7 +1095,7 @@ SELECT CASE WHEN pg_current_wal_lsn() IS NOT NULL THEN {clock} END,
 // checkpoints of all partitions, or of none.
 const uncoveredText = `EXISTS (
            SELECT FROM orchestrator_projections q
-            WHERE q.replica_set = {set}
+            WHERE q.replica_set = {set} AND NOT q.retired
               AND NOT EXISTS (SELECT FROM orchestrator_checkpoints k
                                WHERE k.projection = q.name AND k.replica_set = {set} AND k.generation = %s))`
 

@@ -1,0 +1,274 @@
+package sim
+
+import (
+	"maps"
+	"slices"
+
+	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
+)
+
+// A family is a projection that is live, and what is built anew beside it, or was replaced.
+type family struct {
+	live    string
+	members []string
+	// reached is how far a live one has ever been on each slot, but for the one that is live
+	// now: what it handles in this time.
+	reached []int64
+	// news are the events that were handled as new, by the commit. Of those up to excused,
+	// an operator has moved a checkpoint; spared are those that the one which was replaced
+	// had parked, or was told to discard.
+	news    map[int64]fact
+	excused int64
+	spared  map[int64]bool
+
+	replaced map[string]fact // when each was, the latest time
+	asked    fact            // the latest promotion that has not ended
+	over     fact            // the latest that has
+}
+
+func (c *checker) newFamily() {
+	for next, live := range c.setup.rebuilds {
+		c.family = &family{
+			live: live, members: []string{live, next}, reached: make([]int64, protocol.Slots),
+			news: map[int64]fact{}, spared: map[int64]bool{}, replaced: map[string]fact{},
+		}
+	}
+}
+
+// kin returns the family of a projection; nil: it has none.
+func (c *checker) kin(projection string) *family {
+	if c.family == nil || !slices.Contains(c.family.members, projection) {
+		return nil
+	}
+	return c.family
+}
+
+// keep carries over how far the live one is.
+func (k *family) keep(p *checkedProjection) {
+	for s := range k.reached {
+		k.reached[s] = max(k.reached[s], p.passed.slot(s))
+	}
+}
+
+// moved: an operator, or a start, sets a projection to a position.
+func (c *checker) moved(p *checkedProjection, position int64, set func()) {
+	k := c.kin(p.name)
+	if k != nil && p.name == k.live {
+		k.keep(p)
+	}
+	set()
+	if k == nil {
+		return
+	}
+	if p.name == k.live {
+		k.keep(p)
+	}
+	if k.excused = max(k.excused, position); p.started.kind != projectionStarts || len(p.commits) > 0 {
+		for _, f := range c.appends {
+			for _, e := range f.events {
+				k.excused = max(k.excused, e.position)
+			}
+		}
+	}
+	if p.name == k.live {
+		maps.DeleteFunc(k.news, func(at int64, _ fact) bool { return at > position })
+	}
+}
+
+// asReplay: what a follower is called with, the live one has got behind it on that slot, and
+// its handler is told so; and the handler of the live one is not, but for what another one has
+// got behind it that was live before.
+func (c *checker) asReplay(p *checkedProjection, f fact) *violation {
+	k := c.kin(p.name)
+	if k == nil {
+		return nil
+	}
+	if since := k.replaced[p.name]; !f.replay && p.name != k.live && !(!since.unset() && c.excused(c.worker(f.worker), f, since.at)) {
+		return broken(follows, []fact{since, c.activated, f}, "%s handles events of projection %s as new, and %s is live", owner(f), p.name, k.live)
+	}
+	if !f.replay {
+		return nil
+	}
+	for _, e := range f.events {
+		if v := c.within(p, f, e); v != nil {
+			return v
+		}
+	}
+	return nil
+}
+
+// within: the live one has got an event behind it on its slot.
+func (c *checker) within(p *checkedProjection, f fact, e event) *violation {
+	k := c.kin(p.name)
+	reached := k.reached[e.slot]
+	if live := c.projection(k.live); live != p {
+		reached = max(reached, live.passed.slot(e.slot))
+	}
+	if e.position <= reached {
+		return nil
+	}
+	return broken(follows, []fact{k.replaced[k.live], c.activated, f}, "%s has event %d of projection %s as a replay, and on slot %d the live one was at %d",
+		owner(f), e.position, p.name, e.slot, reached)
+}
+
+// handledBy: what one that is not live commits are replays, after the live one; and of all
+// versions one alone commits an event as new.
+func (c *checker) handledBy(p *checkedProjection, f fact, events []event) *violation {
+	k := c.kin(p.name)
+	if k == nil {
+		return nil
+	}
+	if v := c.replacedBefore(p, f); v != nil {
+		return v
+	}
+	for _, e := range events {
+		if f.replay || f.kind == eventsParked && p.name != k.live {
+			if v := c.within(p, f, e); v != nil {
+				return v
+			}
+			continue
+		}
+		if f.kind == eventsParked {
+			continue
+		}
+		if before, again := k.news[e.position]; again {
+			return broken(nothingTwice, []fact{before, k.replaced[before.projection], c.activated, f}, "event %d is handled as new by projection %s and by projection %s",
+				e.position, before.projection, p.name)
+		}
+		k.news[e.position] = f
+	}
+	return nil
+}
+
+// replacedBefore: one that was replaced commits nothing until it is run again.
+func (c *checker) replacedBefore(p *checkedProjection, f fact) *violation {
+	since := c.kin(p.name).replaced[p.name]
+	if since.unset() || p.name == c.family.live || c.activated.step > since.step {
+		return nil
+	}
+	return broken(onlyGrow, []fact{c.activated, since, f}, "%s commits for projection %s, which was replaced", owner(f), p.name)
+}
+
+// promoted: the one that takes the place of another has handled at least what that has, on
+// each slot; no handler of that runs; and what has happened until now was new to one of them.
+func (c *checker) promoted(f fact) *violation {
+	k, next, old := c.kin(f.projection), c.projection(f.projection), c.projection(f.text)
+	for slot := range k.reached {
+		if was, is := old.passed.slot(slot), next.passed.slot(slot); is < was {
+			return broken(follows, []fact{old.latest(slot, len(old.commits)), next.latest(slot, len(next.commits)), f},
+				"%s takes the place of %s, and is at %d on slot %d, where that is at %d", next.name, old.name, is, slot, was)
+		}
+	}
+	for _, calls := range old.open {
+		for _, call := range calls {
+			if !c.excused(call.worker, call.begin, f.at) {
+				return broken(oneOwner, []fact{call.begin, c.activated, f}, "%s takes the place of %s, a handler of which still runs: %s", next.name, old.name, owner(call.begin))
+			}
+		}
+	}
+	for _, p := range []*checkedProjection{old, next} {
+		for position := range p.lot.rows {
+			k.spared[position] = true
+		}
+		for position := range p.lot.discarded {
+			k.spared[position] = true
+		}
+	}
+	for _, a := range c.appends {
+		for _, e := range a.events {
+			_, is := k.news[e.position]
+			if is || k.spared[e.position] || e.position <= k.excused || e.position > next.passed.slot(e.slot) || !old.scope.includes(e) || !next.scope.includes(e) {
+				continue
+			}
+			return broken(nothingLost, []fact{a, next.latest(e.slot, len(next.commits)), f}, "event %d was handled by %s, which takes the place of %s, and new to neither", e.position, next.name, old.name)
+		}
+	}
+	k.keep(old)
+	k.live, k.replaced[old.name] = next.name, f
+	if !slices.Contains(c.pausedNow, old.name) {
+		c.pausedNow = append(slices.Clone(c.pausedNow), old.name)
+	}
+	delete(c.holds, old.name)
+	delete(c.rewinds, old.name)
+	return nil
+}
+
+// retired forgets a projection.
+func (c *checker) retired(f fact) {
+	p := c.projection(f.projection)
+	for position := range p.lot.rows {
+		c.family.spared[position] = true
+	}
+	p.lot, p.unhandled = newCheckedLot(), nil
+	for _, s := range c.sets {
+		s.pausedNow = slices.DeleteFunc(slices.Clone(s.pausedNow), func(name string) bool { return name == p.name })
+		delete(s.rewinds, p.name)
+	}
+}
+
+// holdEnds: a hold lasts for its time.
+func (c *checker) holdEnds(f fact) *violation {
+	h := c.holds[f.projection]
+	delete(c.holds, f.projection)
+	c.pausedNow = slices.DeleteFunc(slices.Clone(c.pausedNow), func(name string) bool { return name == f.projection })
+	if c.last = f; c.staffed() {
+		c.owed, c.owedTo = f, true
+	}
+	if c.stepped.step < h.step && f.at < h.at+protocol.HoldFor-c.setup.bounds.Idle-c.setup.bounds.Lock {
+		return broken(obeys, []fact{h, f}, "the hold of projection %s ends after %s", f.projection, f.at-h.at)
+	}
+	return nil
+}
+
+// heldForLong: a hold that nobody renews ends (L1).
+func (c *checker) heldForLong(f fact) *violation {
+	for _, name := range slices.Sorted(maps.Keys(c.holds)) {
+		h, late := c.holds[name], c.late
+		since := h.at
+		if c.stepped.step > h.step {
+			since = max(since, c.stepped.at)
+		}
+		for _, m := range c.members {
+			if m.worker.able() {
+				late = max(late, m.worker.late, m.joined.at)
+			}
+		}
+		if f.at > max(since+protocol.HoldFor, late)+2*c.notice(c.setup.timing) {
+			return broken(recovers, []fact{h, c.activated, f}, "projection %s is still held, %s after that was ordered", name, f.at-h.at)
+		}
+	}
+	return nil
+}
+
+// promotionOver: one that is asked for when the faults are over ends, unless an operator has
+// set one of the two to where the other is not.
+func (c *checker) promotionOver(f fact) *violation {
+	k := c.family
+	if k == nil || k.asked.unset() || k.asked.step < c.healed.step {
+		return nil
+	}
+	for _, a := range c.appends {
+		if c.setup.unreadable != nil && slices.ContainsFunc(a.events, c.setup.unreadable) { // a follower may wait at it for ever
+			return nil
+		}
+	}
+	if k.excused > 0 { // one of them was rewound: to where the other may never come
+		return nil
+	}
+	return broken(recovers, []fact{c.healed, k.asked, f}, "the promotion of projection %s has not ended after %s", k.asked.projection, f.at-k.asked.at)
+}
+
+// owesTo returns up to which position a projection has to handle events: a follower, up to
+// where the live one is on all slots.
+func (c *checker) owesTo(p *checkedProjection) (position int64, bounded bool) {
+	k := c.kin(p.name)
+	if k == nil || p.name == k.live {
+		return 0, false
+	}
+	live := c.projection(k.live)
+	position = live.passed.slot(0)
+	for s := range protocol.Slots {
+		position = min(position, live.passed.slot(s))
+	}
+	return position, true
+}

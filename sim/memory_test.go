@@ -37,6 +37,7 @@ type memoryWorld struct {
 func newMemoryWorld(r memoryRules) *memoryWorld {
 	w := &memoryWorld{time: epoch}
 	w.m = newMemory(w, r)
+	w.m.rebuilds = storetest.Rebuilds
 	return w
 }
 
@@ -252,6 +253,30 @@ func (s memoryStore) Locate(_ context.Context, l store.Lane, number int64, slot 
 
 func (s memoryStore) Lapse(_ context.Context, l store.Lane, number int64, why string) error {
 	return s.statement(func(c connection, done func(error)) { c.lapse(l, number, why, done) })
+}
+
+func (s memoryStore) Followed(_ context.Context, projection string) (f protocol.Followed, err error) {
+	err = s.statement(func(c connection, done func(error)) {
+		c.followed(projection, func(followed protocol.Followed, err error) {
+			f = followed
+			done(err)
+		})
+	})
+	return f, err
+}
+
+func (s memoryStore) Promote(_ context.Context, projection, live, _ string) (parked int, err error) {
+	err = s.statement(func(c connection, done func(error)) {
+		c.promote(projection, live, false, func(n int, err error) {
+			parked = n
+			done(err)
+		})
+	})
+	return parked, err
+}
+
+func (s memoryStore) Retire(_ context.Context, projection string) error {
+	return s.statement(func(c connection, done func(error)) { c.retire(projection, done) })
 }
 
 type memoryTx struct {

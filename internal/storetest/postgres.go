@@ -74,7 +74,7 @@ type postgres struct {
 }
 
 func (p *postgres) Open(set string, lease time.Duration) Store {
-	return postgresStore{db: p.db, Store: store.New(p.db, set, store.Options{Bounds: store.BoundsOf(lease), Clock: "test_now()"})}
+	return postgresStore{db: p.db, Store: store.New(p.db, set, store.Options{Bounds: store.BoundsOf(lease), Clock: "test_now()", Rebuilds: Rebuilds})}
 }
 
 func (p *postgres) Advance(d time.Duration) {

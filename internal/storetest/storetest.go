@@ -56,6 +56,11 @@ type Store interface {
 	Outcome(ctx context.Context, number int64) (string, error)
 	Locate(ctx context.Context, l store.Lane, number int64, slot int) error
 	Lapse(ctx context.Context, l store.Lane, number int64, why string) error
+
+	// Versions of a projection; those of Rebuilds are built anew.
+	Followed(ctx context.Context, projection string) (protocol.Followed, error)
+	Promote(ctx context.Context, projection, live, script string) (parked int, err error)
+	Retire(ctx context.Context, projection string) error
 }
 
 // A Tx is a transaction that has moved a checkpoint. It keeps its locks until
@@ -109,6 +114,12 @@ func Run(t *testing.T, open func(t *testing.T) World) {
 		{"drained worker", testDrained},
 		{"order refused", testOrderRefused},
 		{"order for a projection that is to come", testOrderAhead},
+
+		{"hold", testHold},
+		{"promote", testPromote},
+		{"promote fences what is replaced", testPromoteFences},
+		{"retire", testRetire},
+		{"rebuild refused", testRebuildRefused},
 
 		{"commit and find", testCommit},
 		{"marks", testMarks},
@@ -286,7 +297,7 @@ func (s *set) find(l store.Lane) protocol.Found {
 	if err != nil {
 		s.t.Fatalf("load %s: %v", l, err)
 	}
-	loaded.NoneParked = false // which only Load can tell; see lot
+	loaded.NoneParked, loaded.Follows = false, false // which only Load can tell; see lot
 	if diff := cmp.Diff(found, loaded); diff != "" {
 		s.t.Errorf("%s, -found +loaded:\n%s", l, diff)
 	}

@@ -71,6 +71,13 @@ const (
 	countRewound
 	countForwarded
 	countDrained
+	// Versions of a projection.
+	countReplay
+	countMarks
+	countPromoted
+	countPromotedBack
+	countPromoterCrashed
+	countHoldOver
 	// Replica sets, and programs that differ.
 	countMoved
 	countTaken
@@ -195,6 +202,13 @@ var counterWords = [counterCount]string{
 	countRewound:   "a projection was rewound, and handled events again",
 	countForwarded: "a projection was moved forward, past events that it had not handled",
 	countDrained:   "a worker's partitions were taken away by order",
+
+	countReplay:          "a projection that is built anew handled an event after the live one",
+	countMarks:           "it came to where the live one stood still, at different positions on different slots",
+	countPromoted:        "it took the place of the live one",
+	countPromotedBack:    "the one that was replaced took its place back",
+	countPromoterCrashed: "a program crashed while it promoted a projection",
+	countHoldOver:        "a hold that nobody renewed ended by itself",
 
 	countMoved:        "a projection went on in another replica set",
 	countTaken:        "a projection was refused to a replica set, since another one ran it",
@@ -365,7 +379,21 @@ func (t *tally) observe(f fact) {
 		case locksFaked:
 			t.counters[countFaked]++
 		}
+	case promoted:
+		if t.counters[countPromoted]++; f.text == rebuilt {
+			t.counters[countPromoted]--
+			t.counters[countPromotedBack]++
+		}
+	case promotionEnded:
+		if f.text == promoterCrashed {
+			t.counters[countPromoterCrashed]++
+		}
+	case holdOver:
+		t.counters[countHoldOver]++
 	case handlerBegins:
+		if f.replay {
+			t.counters[countReplay]++
+		}
 		t.calls[callKey{f.worker, f.call}] = f
 	case handlerEnds:
 		t.handlerEnds(f)
@@ -446,6 +474,9 @@ func (t *tally) observe(f fact) {
 			t.counters[countMoved]++
 		}
 		t.sets[f.projection] = f.set
+		if len(f.ahead) > 0 {
+			t.counters[countMarks]++
+		}
 		t.projection(f.projection).commit(f)
 	case ordered:
 		t.isOrdered(f)

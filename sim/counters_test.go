@@ -118,6 +118,10 @@ func TestCounters(t *testing.T) {
 		{"leases differ", then(
 			at(0, starts("w1", 10), asks("w1"), starts("w2", 20), asks("w2")), at(1, opens(1, 2), activates(1, 2)),
 		), map[counter]int{countUnevenTiming: 1}},
+		{"a rebuild takes the place of the live one, and gives it back", then(begun, at(1,
+			fact{kind: promoted, projection: rebuilt, text: "p"}, fact{kind: promoted, projection: "p", text: rebuilt},
+			fact{kind: promotionEnded, text: promoterCrashed}, fact{kind: promotionEnded, text: "promoted"}, fact{kind: holdOver, projection: "p"})),
+			map[counter]int{countPromoted: 1, countPromotedBack: 1, countPromoterCrashed: 1, countHoldOver: 1}},
 		{"each set joins for itself", then(begun, secondSet(at(0, asks("v1"), opens(1, 1), activates(1, 1))), at(1, opens(2, 2))), nil},
 
 		{"handlers end in every way", then(

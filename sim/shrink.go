@@ -65,6 +65,19 @@ var cuts = []func(p plan, attempt func(plan) bool) bool{
 		}
 		return false
 	},
+	func(p plan, attempt func(plan) bool) bool { // one promotion
+		if p.rebuild == nil {
+			return false
+		}
+		for i := range p.rebuild.asks {
+			q, b := p, *p.rebuild
+			b.asks = slices.Delete(slices.Clone(b.asks), i, i+1)
+			if q.rebuild = &b; attempt(q) {
+				return true
+			}
+		}
+		return false
+	},
 	func(p plan, attempt func(plan) bool) bool { // half of the workers
 		q := p
 		q.workers = p.workers[:(len(p.workers)+1)/2]

@@ -224,6 +224,9 @@ func (c *checker) observe(f fact) *violation {
 		c.healed = f
 	case settled:
 		c.settled = f
+		if c.unborn() {
+			return nil
+		}
 		for set := range c.sets {
 			c.turnTo(set)
 			if v := c.recovered(f); v != nil {
@@ -235,6 +238,9 @@ func (c *checker) observe(f fact) *violation {
 		}
 		return c.promotionOver(f)
 	case ended:
+		if c.unborn() {
+			return nil
+		}
 		for set := range c.sets {
 			c.turnTo(set)
 			if v := c.finished(f); v != nil {

@@ -35,6 +35,12 @@ func (c *checker) newFamily() {
 	}
 }
 
+// unborn reports whether there is a rebuild of a projection that never came to run: then
+// workers whose program has both are refused, as long as no other one has run the first.
+func (c *checker) unborn() bool {
+	return c.family != nil && len(c.projection(c.family.live).commits) == 0
+}
+
 // kin returns the family of a projection; nil: it has none.
 func (c *checker) kin(projection string) *family {
 	if c.family == nil || !slices.Contains(c.family.members, projection) {

@@ -97,7 +97,7 @@ func (s *Store) writeFirst(ctx context.Context, tx *sql.Tx, rows []checkpointRow
 }
 
 var (
-	freshSQL    = sqltext.New(`SELECT name` + freshText + ` ORDER BY name`)
+	freshSQL = sqltext.New(`SELECT name` + freshText + ` ORDER BY name`)
 	// follows is '' while it is not known what it follows.
 	orderedSQL  = sqltext.New(`SELECT name FROM orchestrator_projections WHERE name = ANY (SELECT jsonb_array_elements_text({names})) AND follows = '' ORDER BY name`)
 	claimSQL    = sqltext.New(`UPDATE orchestrator_projections SET follows = NULL WHERE name = {projection}`)

@@ -348,6 +348,37 @@ func TestRetired(t *testing.T) {
 	}
 }
 
+// Nobody who runs stops for a projection that is retired, though the set has one less paused.
+func TestRetireStopsNobody(t *testing.T) {
+	w := newWorld(t)
+	ctx := t.Context()
+	old, _ := beside(w)
+	if _, err := ops.Promote(ctx, w.DB, "orders_v2", ""); err != nil {
+		t.Fatal(err)
+	}
+	cfg := w.Config(w.DB, "live")
+	cfg.ReplacementWindow = time.Hour
+	testworld.Run(t, cfg, version(w, "other"))
+	w.Active("live", 2)
+	second := testworld.Run(t, cfg, version(w, "other"))
+	w.Active("live", 3)
+	old.Stop()
+	w.Active("live", 2)
+	stays := w.Workers("live")[0].Worker
+	if err := ops.Retire(ctx, w.DB, "orders"); err != nil {
+		t.Fatal(err)
+	}
+	second.Stop() // and keeps its place: no generation is opened
+	testworld.Run(t, cfg, version(w, "other"))
+	w.Append(100)
+	pgtest.Eventually(t, "all is handled", func() bool {
+		return w.Number(`SELECT count(*) FROM other`) == w.Number(`SELECT count(*) FROM events`)
+	})
+	if now := w.Workers("live")[0].Worker; now != stays {
+		t.Errorf("%s has joined again, as %s", stays, now)
+	}
+}
+
 // A follower that was set to beyond the live one would leave what is between to nobody. One
 // that no worker runs would leave everything to nobody.
 func TestPromoteWaits(t *testing.T) {

@@ -111,7 +111,7 @@ func (m *memory) version(t *transaction, name string) *store.ProjectionVersion {
 		if w.Holds != 0 && !(w.Holds == w.generation && paused(w.paused)) {
 			v.Stopped = false
 		}
-		if slices.Contains(w.projections, name) {
+		if !w.Vacant && slices.Contains(w.projections, name) {
 			v.Workers = append(v.Workers, string(w.ID))
 		}
 	}

@@ -570,7 +570,11 @@ func (s *coordination) saveMembers(g protocol.Group) {
 			continue
 		}
 		old[i] = true
-		is := &memberRow{stored(g.Members[i]), g.Generation, g.Total, g.Paused, was.projections}
+		paused := g.Paused // of the generation
+		if was.generation == g.Generation {
+			paused = was.paused
+		}
+		is := &memberRow{stored(g.Members[i]), g.Generation, g.Total, paused, was.projections}
 		is.Joined, is.Wants = was.Joined, was.Wants
 		if is.Lease != was.Lease || !is.LeaseEnd.Equal(was.LeaseEnd) || !slices.Equal(is.Partitions, was.Partitions) || is.Holds != was.Holds || is.Presence != was.Presence ||
 			is.Drained != was.Drained || is.Vacant != was.Vacant || !slices.Equal(is.paused, was.paused) || is.generation != was.generation || is.total != was.total {

@@ -160,8 +160,7 @@ type promoter struct {
 	set        int // of the live one
 	crash      int
 	steps      int
-	conn       connection // of a call that goes on
-	last       bool       // the faults are over
+	last       bool // the faults are over
 }
 
 // promote has somebody promote a projection.

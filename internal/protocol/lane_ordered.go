@@ -59,17 +59,18 @@ func (l *Lane) obeyed(position int64) {
 // heed says what comes of the orders, if anything has to be done about them before the
 // batch. That ends before an event that is to be parked.
 func (l *Lane) heed() (_ LaneAction, due bool) {
+	n := l.size
 	for _, o := range l.orders {
 		at, pending := l.track.Find(o.Position)
 		switch {
-		case pending && l.track.Stands(at, l.size) && at == 0:
+		case pending && l.track.Stands(at, n) && at == 0:
 			return l.parkOrdered(), true
-		case pending && l.track.Stands(at, l.size):
+		case pending && l.track.Stands(at, n):
 			l.size = min(l.size, at)
 		case pending:
 			return l.lapse(o, l.elsewhere()), true
 		case o.Slot == NoSlot:
-			return LaneAction{Do: LaneFetch, Position: o.Position}, true
+			return l.again(LaneAction{Do: LaneFetch, Position: o.Position}), true
 		case o.Position <= l.track.Cursor():
 			return l.lapse(o, errors.New(Past)), true
 		case l.track.Pending() > 0:
@@ -102,7 +103,7 @@ func (l *Lane) lapse(o Parked, why error) LaneAction {
 
 // located has the order that nobody has looked at say of which slot its event is.
 func (l *Lane) located(now time.Time, s Signals, a LaneAnswer) LaneAction {
-	i := slices.IndexFunc(l.orders, func(o Parked) bool { return o.Slot == NoSlot })
+	i := slices.IndexFunc(l.orders, func(o Parked) bool { return o.Slot == NoSlot && o.Position == l.last.Position })
 	switch {
 	case a.Failure != NoFailure:
 		return l.databaseFailed(&l.readFailures, a, (*Lane).top)

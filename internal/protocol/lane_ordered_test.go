@@ -230,3 +230,38 @@ func TestLaneParkingByOrder(t *testing.T) {
 		t.Errorf("something is asked for: %+v", l.lot.rows)
 	}
 }
+
+// Of several orders each is about its own event: the one in a batch that is not first waits
+// for it, and what is said of another partition's event is not said of it.
+func TestOrdersSideBySide(t *testing.T) {
+	other := ""
+	for i := 0; other == ""; i++ {
+		if id := fmt.Sprint("x", i); SlotOf(id)%2 != SlotOf("a")%2 {
+			other = id
+		}
+	}
+	for _, tt := range []struct {
+		why     string
+		config  LaneConfig
+		total   int
+		answers []LaneAnswer
+	}{
+		{"one is of another partition", LaneConfig{Kind: Batched}, 2, []LaneAnswer{
+			{}, found(5, 10), {}, aggregates(11, "a", "a", "a", "a"), {}, failing(Fault), {}, orders("13", "500"), aggregates(11, "a", "a", "a", "a"), aggregates(500, other),
+		}},
+		{"both are in the first batch", LaneConfig{Kind: PlainBatched, OnFailure: StopOnFailure, Attempts: 1}, 1, []LaneAnswer{
+			{}, found(5, 10), orders("12", "14"), aggregates(11, "a", "b", "c", "d"), {},
+		}},
+	} {
+		c := tt.config
+		c.Batch, c.Poll, c.Lease, c.MaxParked = 4, time.Second, 6*time.Second, 9
+		c.Retry = Backoff{Min: 100 * time.Millisecond, Max: time.Second}
+		l, now := NewLane(Assignment{Generation: 5, Partition: SlotOf("a") % tt.total, Total: tt.total}, c), testStart
+		for _, answer := range tt.answers {
+			now = now.Add(2 * time.Second)
+			if a := l.Next(now, Signals{}, answer); a.Do == LaneLapse {
+				t.Errorf("%s: %s", tt.why, a)
+			}
+		}
+	}
+}

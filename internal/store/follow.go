@@ -47,7 +47,7 @@ const followsText = `coalesce((SELECT coalesce(q.follows, '') <> '' FROM orchest
 // run it, and nobody holds another one.
 const stoppedText = `(s.paused ? l.name OR s.paused ? '') AND NOT EXISTS (
           SELECT FROM orchestrator_workers w
-           WHERE w.replica_set = s.name AND w.holds <> 0
+           WHERE w.replica_set = s.name AND w.holds <> 0 AND NOT w.vacant
              AND NOT (w.holds = w.generation AND (w.paused ? l.name OR w.paused ? '')))`
 
 var (

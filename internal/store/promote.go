@@ -37,7 +37,7 @@ SELECT l.name, l.replica_set, coalesce(l.follows, ''), l.retired, coalesce(s.eve
        coalesce(s.rewinds ? l.name, false),
        coalesce(` + stoppedText + `, false),
        coalesce((SELECT jsonb_agg(w.id ORDER BY w.seq) FROM orchestrator_workers w
-                  WHERE w.replica_set = l.replica_set AND w.projections ? l.name), '[]'),
+                  WHERE w.replica_set = l.replica_set AND w.projections ? l.name AND NOT w.vacant), '[]'),
        coalesce((SELECT jsonb_agg(jsonb_build_object('partition', c.partition, 'total', c.total, 'position', c.position, 'ahead', c.ahead) ORDER BY c.partition)
                    FROM orchestrator_checkpoints c WHERE c.projection = l.name), '[]')
   FROM orchestrator_projections l LEFT JOIN orchestrator_replica_sets s ON s.name = l.replica_set

@@ -1159,13 +1159,13 @@ updated AS (
     UPDATE orchestrator_workers w
        SET lease_us = x.lease_us, lease_until = x.lease_until, partitions = x.partitions, holds = x.holds,
            presence_key = x.presence_key, presence_number = x.presence_number, drained = x.drained, vacant = x.vacant,
-           generation = {generation}, total = {total}, paused = {paused}
+           generation = {generation}, total = {total}, paused = CASE WHEN w.generation = {generation} THEN w.paused ELSE {paused} END
       FROM jsonb_to_recordset({updated}) AS x (id text, lease_us bigint, lease_until timestamptz, drained boolean, vacant boolean, partitions jsonb,
                                               holds bigint, presence_key integer, presence_number integer)
      WHERE w.replica_set = {set} AND w.id = x.id AND $if
        AND NOT record_eq(
            ROW (w.lease_us, w.lease_until, w.drained, w.vacant, w.partitions, w.holds, w.presence_key, w.presence_number, w.generation, w.total, w.paused),
-           ROW (x.lease_us, x.lease_until, x.drained, x.vacant, x.partitions, x.holds, x.presence_key, x.presence_number, {generation}, {total}, {paused}))),
+           ROW (x.lease_us, x.lease_until, x.drained, x.vacant, x.partitions, x.holds, x.presence_key, x.presence_number, {generation}, {total}, CASE WHEN w.generation = {generation} THEN w.paused ELSE {paused} END))),
 added AS (
     INSERT INTO orchestrator_workers
            (replica_set, id, joined_at, lease_us, lease_until, wants, drained, partitions, holds, presence_key, presence_number,

@@ -72,8 +72,7 @@ func (t *Table[E]) ending(ctx context.Context, patient bool, waits func(backends
 				if patient {
 					t.ends.patient, t.ends.answer, t.ends.left = e, answer, time.Now()
 				}
-				return done, fmt.Errorf("the end of events table %s: transactions that append events are open (server processes %s; 0 is a prepared one): let them end, or end them: %w",
-					t.sql.Name, strings.Trim(fmt.Sprint(backendsOf(e)), "[]"), ctx.Err())
+				return done, t.stillOpen(e, ctx.Err())
 			}
 			pauses++
 		}
@@ -94,10 +93,19 @@ func (t *Table[E]) ending(ctx context.Context, patient bool, waits func(backends
 			store.DropStandbys(ctx, t.db)
 			answer.Stale, err = true, nil
 		}
-		if err != nil {
+		switch {
+		case err != nil && pauses > 0 && ctx.Err() != nil: // while it looked once more
+			return done, t.stillOpen(e, ctx.Err())
+		case err != nil:
 			return done, fmt.Errorf("the end of events table %s: %w", t.sql.Name, err)
 		}
 	}
+}
+
+// stillOpen is why the end was not found before a context ended.
+func (t *Table[E]) stillOpen(e *protocol.Ending, ended error) error {
+	return fmt.Errorf("the end of events table %s: transactions that append events are open (server processes %s; 0 is a prepared one): let them end, or end them: %w",
+		t.sql.Name, strings.Trim(fmt.Sprint(backendsOf(e)), "[]"), ended)
 }
 
 const (

@@ -79,11 +79,12 @@ test: ## go test, fast: no race detector, cached results count
 
 # -count=1 because a cached pass says nothing about a race. What is left to "test" is
 # about SQL, or the same code once more: layouts, tables, migrations, privileges, names,
-# encodings, hostile errors, scopes, starts, promotions; the mutants of the simulation, and more of its worlds;
+# encodings, hostile errors, scopes, starts, promotions, parked events, status; the mutants of the simulation, and more of its worlds;
 # examples and the tools of tests. Few run side by side: the detector makes them slow, and
 # who is slow loses leases.
-SQL_TESTS = ^Test(Table|NoEventFalls|Identity|Migrate|Upgrade|Missing|Grants|Names|Encodings|Import|Unfit|Pages|Key|Hostile|Switchover|Lag|Scoped|StreamEnds|BadRow|Skipped|Cut|Final|Start|Promote|Rebuild|Retire|Retry|Parked|ParkBy)
-RACELESS  = -e /layouttest -e /sim -e /orchestratortest -e /examples -e /bench -e /embedpg
+SQL_TESTS = ^Test(Table|NoEventFalls|Identity|Migrate|Upgrade|Missing|Grants|Names|Encodings|Import|Unfit|Pages|Key|Hostile|Switchover|Lag|Scoped|StreamEnds|BadRow|Skipped|Cut|Final|Start|Promote|Rebuild|Retire|Retry|Parked|Park|Attack|Assum|Permanent|Plain|Secrets|Shadow|Size|Log|Defaults|Projection|Status|History|Pooler|Driver)
+RACELESS  = -e /protocol -e /layouttest -e /sim -e /orchestratortest -e /examples -e /bench -e /embedpg
+# The pure core has no threads.
 race: ## go test with the race detector, where threads meet
 	$(GO) test -race -count=1 -timeout 15m -parallel 2 -skip '$(SQL_TESTS)' $$($(GO) list ./... | grep -v $(RACELESS))
 	$(GO) test -race -count=1 ./sim -run 'TestSeeds$$' -sim.seeds=60
@@ -91,9 +92,9 @@ race: ## go test with the race detector, where threads meet
 test-integration: ## the tests that need PostgreSQL or start processes
 	$(GO) test -count=1 -run '$(INTEGRATION_RUN)' $(INTEGRATION_PACKAGES)
 
-modules: ## test the nested modules, those of the library with the race detector: MODULES=prometheus
+modules: ## test the nested modules, pgx with the race detector: MODULES=prometheus
 	@for dir in $(MODULES); do \
-		case $$dir in internal/*|bench/*) race= ;; *) race=-race ;; esac; \
+		case $$dir in internal/*|bench/*|otel|prometheus) race= ;; *) race=-race ;; esac; \
 		echo "$$dir: go test $$race -count=1 ./..."; \
 		(cd "$$dir" && $(GO) test $$race -count=1 ./...) || exit 1; \
 	done
@@ -146,8 +147,8 @@ fuzz fuzz-short:
 COMMIT_SEED = $$(( 0x$$(git rev-parse --short=8 HEAD | cut -c1-8) ))
 
 seeds: ## simulated worlds from seeds that the commit draws: in memory, and on PostgreSQL
-	$(GO) test ./sim -count=1 -run 'TestSeeds$$' -sim.seed="$(COMMIT_SEED)" -sim.seeds=600
-	$(GO) test ./sim -count=1 -run 'TestSeeds$$' -sim.store=postgres -sim.seed="$(COMMIT_SEED)" -sim.seeds=30
+	$(GO) test ./sim -count=1 -run 'TestSeeds$$' -sim.seed="$(COMMIT_SEED)" -sim.seeds=150
+	$(GO) test ./sim -count=1 -run 'TestSeeds$$' -sim.store=postgres -sim.seed="$(COMMIT_SEED)" -sim.seeds=15
 
 examples: ## run the example programs, which check themselves
 	@for name in basic multiple-replica-sets migration rebuild quickstart; do \

@@ -11,7 +11,7 @@ import (
 // be, and goes on, in random worlds: it never goes further on any slot, it handles nothing
 // twice, whenever it crashes, and where the live one has stopped it comes to where that is.
 func TestFollow(t *testing.T) {
-	for seed := range uint64(50) {
+	for seed := range uint64(20) {
 		if err := followOnce(rand.New(rand.NewPCG(seed, 1))); err != nil {
 			t.Fatalf("seed %d: %v", seed, err)
 		}

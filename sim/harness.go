@@ -273,6 +273,7 @@ func (h Harness[E]) plan(seed uint64) plan {
 	p.appends.every = p.length / time.Duration(len(h.Events)/3+1)
 	p.handlers.typical = max(p.handlers.typical, p.appends.every/20) // what strikes, often strikes amid a batch
 	p.rebuild, p.stopOnFailure, p.orders = nil, false, nil           // a rewind would have it handle events again
+	p.orderParks = 0                                                 // and what is parked it would lack
 	for i := range p.faults {
 		if p.faults[i].kind == deploy {
 			p.programs = append(p.programs, p.programs[0])

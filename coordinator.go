@@ -44,7 +44,7 @@ type worker[E any] struct {
 	feed    *feed[E]
 	session *protocol.Session
 	log     *slog.Logger
-	to      *teller
+	to      *observerQueue
 
 	// life ends with Run, and not with Run's context: a worker that stops
 	// still commits and leaves.
@@ -64,7 +64,7 @@ type worker[E any] struct {
 	unattached atomic.Pointer[error]  // why there was no session, or none any more, the last time
 	leaseOnly  atomic.Pointer[string] // why crash detection is off; nil: it is on, or Config.LeaseOnly is set
 	keeps      atomic.Int64           // for how long the session is kept after Run, in nanoseconds
-	vitals     *vitals
+	health     *healthState
 	run        *run[E]                                       // what the session has started
 	shown      atomic.Pointer[map[store.Lane]protocol.Found] // the checkpoints that the latest look has shown
 	foreseen   atomic.Pointer[store.Foresight]               // what the start's checks have read of the set
@@ -149,7 +149,7 @@ func newWorker[E any](ctx context.Context, cfg Config[E], projections []Projecti
 	w.store = store.New(cfg.DB, string(cfg.ReplicaSet), store.Options{Schema: cfg.Schema, Bounds: store.BoundsOf(cfg.StaleWorkerTimeout), Starts: w.startPositions, Rebuilds: rebuilds})
 	w.goesBy.Store(name)
 	w.log = slog.New(namedLog{cfg.Logger.With("replica_set", string(cfg.ReplicaSet)).Handler(), &w.goesBy})
-	w.to = newTeller(cfg.Observer, w.log)
+	w.to = newObserverQueue(cfg.Observer, w.log)
 	w.present()
 	w.life, w.end = context.WithCancel(context.WithoutCancel(ctx))
 	return w
@@ -179,7 +179,7 @@ func (w *worker[E]) source(id protocol.WorkerID) Source {
 
 // listen has the worker hear hints, and returns what ends it.
 func (w *worker[E]) listen() (leave func()) {
-	return listen(w.cfg.Notifier, w.log, &ear{
+	return listen(w.cfg.Notifier, w.log, &subscriber{
 		set: string(w.cfg.ReplicaSet), events: w.cfg.EventsChannel,
 		look: func() {
 			select {
@@ -328,7 +328,7 @@ func (w *worker[E]) loop(ctx context.Context) error {
 
 	wake := time.NewTimer(0)
 	defer wake.Stop()
-	looks := time.NewTicker(w.lookEvery())
+	looks := time.NewTicker(w.observeEvery())
 	defer looks.Stop()
 	shutdown := ctx.Done()
 	var cause error // why Run ends, if not for ctx
@@ -353,7 +353,7 @@ func (w *worker[E]) loop(ctx context.Context) error {
 		case <-wake.C:
 			in = protocol.Tick{}
 		case <-looks.C:
-			in = w.look(time.Now())
+			in = w.observe(time.Now())
 		}
 		now, id := time.Now(), w.session.ID()
 		w.session.Handling(w.handlers.lately())
@@ -363,7 +363,7 @@ func (w *worker[E]) loop(ctx context.Context) error {
 			w.log.Info("joining again", "as", string(again))
 			w.goesBy.Store(string(again))
 		}
-		w.vitals.turn(now, in, actions)
+		w.health.turn(now, in, actions)
 		for _, action := range actions {
 			switch a := action.(type) {
 			case protocol.Sync:
@@ -374,7 +374,7 @@ func (w *worker[E]) loop(ctx context.Context) error {
 			case protocol.Drain:
 				w.log.Debug("draining", "generation", a.Generation)
 				if shutdown != nil && cause == nil {
-					tell(w.to, w.to.GenerationSuperseded, GenerationSuperseded{w.run.source(), a.Generation})
+					emit(w.to, w.to.GenerationSuperseded, GenerationSuperseded{w.run.source(), a.Generation})
 				}
 				w.run.drain()
 			case protocol.Cancel:
@@ -428,14 +428,14 @@ func (w *worker[E]) sync(r protocol.Request, report []byte) {
 				w.log.Info("place kept for a replacement", "partitions", protocol.Numbers(m.Partitions), "for", r.Vacate)
 			}
 		}
-		tell(w.to, w.to.Heartbeat, Heartbeat{Source: source, Latency: latency})
+		emit(w.to, w.to.Heartbeat, Heartbeat{Source: source, Latency: latency})
 		w.decided(source, result)
 		w.shown.Store(&result.Checkpoints)
 		w.input(protocol.Synced{Request: r, Sent: sent, View: result.View})
 		w.writeReport(r.Worker, report)
 		return
 	}
-	tell(w.to, w.to.Heartbeat, Heartbeat{Source: source, Latency: latency, Err: redact.Error(err)})
+	emit(w.to, w.to.Heartbeat, Heartbeat{Source: source, Latency: latency, Err: redact.Error(err)})
 	failed := protocol.SyncFailed{Request: r, Sent: sent, Jitter: mathrand.Float64(), Facts: store.FactsOf(err)}
 	var taken *store.TakenError
 	if errors.As(err, &taken) {
@@ -573,7 +573,7 @@ func (w *worker[E]) note(in protocol.Input) {
 		if id := w.session.ID(); in.View.Member && in.Request.Worker == id && w.joined != id {
 			w.joined = id
 			w.log.Info("joined")
-			tell(w.to, w.to.WorkerJoined, WorkerJoined{w.source(id)})
+			emit(w.to, w.to.WorkerJoined, WorkerJoined{w.source(id)})
 		}
 	case protocol.Refused:
 		w.log.Info("lane ended: its commit was refused, or it saw the lease end", "generation", in.Generation)
@@ -595,7 +595,7 @@ func (w *worker[E]) stopped() {
 	w.run.over = true
 	s := w.run.share
 	w.log.Info("stopped", "generation", s.Generation)
-	tell(w.to, w.to.PartitionsChanged, PartitionsChanged{Source: w.run.source(), Generation: s.Generation, TotalPartitions: s.Total})
+	emit(w.to, w.to.PartitionsChanged, PartitionsChanged{Source: w.run.source(), Generation: s.Generation, TotalPartitions: s.Total})
 }
 
 // gap tells of a gap that the readers wait at, or do not any more.
@@ -604,7 +604,7 @@ func (w *worker[E]) gap(g Gap, resolved bool) {
 	if resolved {
 		e.Backends, e.Over, e.Waited = nil, true, time.Since(g.Since)
 	}
-	tell(w.to, w.to.GapWaited, e)
+	emit(w.to, w.to.GapWaited, e)
 }
 
 // start runs the lanes of a share.
@@ -618,13 +618,13 @@ func (w *worker[E]) start(s protocol.Share) {
 		})
 	}
 	w.run, w.watch.generation = startRun(w, s), s.Generation
-	tell(w.to, w.to.PartitionsChanged, PartitionsChanged{w.run.source(), s.Generation, s.Partitions, s.Total})
+	emit(w.to, w.to.PartitionsChanged, PartitionsChanged{w.run.source(), s.Generation, s.Partitions, s.Total})
 }
 
 func (w *worker[E]) cancel(a protocol.Cancel) {
 	if a.Lost {
 		w.log.Warn("lease lost, handlers cancelled", "generation", a.Generation)
-		tell(w.to, w.to.LeaseLost, LeaseLost{w.run.source(), a.Generation})
+		emit(w.to, w.to.LeaseLost, LeaseLost{w.run.source(), a.Generation})
 		w.run.cancel(ErrLeaseLost)
 		return
 	}
@@ -638,7 +638,7 @@ func (w *worker[E]) cancel(a protocol.Cancel) {
 func (w *worker[E]) stuck(keep time.Duration, cause error) error {
 	w.run.cancel(ErrGenerationSuperseded)
 	inHand := w.run.inHand()
-	tell(w.to, w.to.CoordinationTimeout, CoordinationTimeout{w.run.source(), w.run.share.Generation, inHand})
+	emit(w.to, w.to.CoordinationTimeout, CoordinationTimeout{w.run.source(), w.run.share.Generation, inHand})
 	w.leavePresence(keep)
 	err := fmt.Errorf("%w: did not return within %s after being asked to stop: %s",
 		ErrCoordinationTimeout, w.cfg.CoordinationTimeout, strings.Join(inHand, ", "))
@@ -653,7 +653,7 @@ func (w *worker[E]) decided(source Source, r store.Result) {
 		w.log.Warn("workers removed", "workers", d.Expired)
 	}
 	for _, id := range d.Expired {
-		tell(w.to, w.to.WorkerExpired, WorkerExpired{source, string(id)})
+		emit(w.to, w.to.WorkerExpired, WorkerExpired{source, string(id)})
 	}
 	for _, id := range d.Lapsed {
 		w.log.Info("place given up, nobody has come to take it", "of", string(id))
@@ -663,13 +663,13 @@ func (w *worker[E]) decided(source Source, r store.Result) {
 	}
 	if d.Opened {
 		w.log.Info("generation opened", "generation", g.Generation, "reason", g.Reason, "total_partitions", g.Total, "waits_for", d.WaitsFor)
-		tell(w.to, w.to.GenerationOpened, GenerationOpened{source, g.Generation, g.Reason, g.Total, texts(d.WaitsFor)})
+		emit(w.to, w.to.GenerationOpened, GenerationOpened{source, g.Generation, g.Reason, g.Total, texts(d.WaitsFor)})
 	}
 	if d.Activated {
 		took := max(0, r.View.Now.Sub(r.OpenedAt))
 		w.log.Info("generation activated", "generation", g.Generation, "reason", g.Reason, "total_partitions", g.Total,
 			"duration", took, "waited_for", r.WaitedFor)
-		tell(w.to, w.to.GenerationActivated, GenerationActivated{source, g.Generation, g.Reason, g.Total, took, texts(r.WaitedFor)})
+		emit(w.to, w.to.GenerationActivated, GenerationActivated{source, g.Generation, g.Reason, g.Total, took, texts(r.WaitedFor)})
 	}
 	if len(d.WaitsFor) > 0 {
 		w.delayed(source, g.Generation, d.WaitsFor)
@@ -687,7 +687,7 @@ func (w *worker[E]) delayed(source Source, generation int64, holders []protocol.
 	if waited > 2*w.cfg.HeartbeatInterval && now.Sub(w.waiting.noted) > 10*time.Second {
 		w.waiting.noted = now
 		w.log.Warn("waiting for workers to stop", "generation", generation, "workers", holders, "waited", waited)
-		tell(w.to, w.to.GenerationDelayed, GenerationDelayed{source, generation, texts(holders), waited})
+		emit(w.to, w.to.GenerationDelayed, GenerationDelayed{source, generation, texts(holders), waited})
 	}
 }
 

@@ -138,15 +138,15 @@ func (h *handedOver[E]) over() {
 // may keep it. They are allocated many at once, and are small: for each event that is a
 // good part of what the library does beside the handler (BenchmarkHandle).
 type callContext struct {
-	of              *spellContext
+	of              *laneContext
 	position        int64
 	events, attempt int32
 	parked, rebuild bool
 }
 
-// A spellContext is what all calls of a lane have in common in one spell.
-type spellContext struct {
-	*spell
+// A laneContext is what all calls of a lane have in common in one handler scope.
+type laneContext struct {
+	*handlerScope
 	projection string
 	assignment Assignment
 }
@@ -175,16 +175,16 @@ func (c *callContext) delivery() Delivery {
 
 // callContexts makes the contexts of one lane's calls.
 type callContexts struct {
-	of   *spellContext
+	of   *laneContext
 	next []callContext // of which none was given out
 }
 
 // callsAtOnce is how many are allocated at once. A handler that keeps one keeps them all.
 const callsAtOnce = 64
 
-// begin is called with the spell in which the next calls are.
-func (c *callContexts) begin(s *spell, projection string, a Assignment) {
-	c.of = &spellContext{s, projection, a}
+// begin is called with the handler scope in which the next calls are.
+func (c *callContexts) begin(s *handlerScope, projection string, a Assignment) {
+	c.of = &laneContext{s, projection, a}
 }
 
 // call returns the context of a call that hands n events over, from position on.

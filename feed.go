@@ -85,11 +85,11 @@ func (f *feed[E]) join(c protocol.FeedConfig, bound time.Duration) {
 func (f *feed[E]) listen() (hear func(protocol.Hearing)) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	ear := f.core.Listen()
+	subscriber := f.core.Listen()
 	return func(h protocol.Hearing) {
 		f.mu.Lock()
 		defer f.mu.Unlock()
-		ear.Hear(h)
+		subscriber.Hear(h)
 		f.begin()
 	}
 }
@@ -245,16 +245,16 @@ func (f *feed[E]) emptyIsValue() bool {
 	return is
 }
 
-// A tap is where a lane gets its events from.
-type tap[E any] struct {
+// A subscription is where a lane gets its events from.
+type subscription[E any] struct {
 	feed  *feed[E]
 	lane  *protocol.FeedLane
 	scope Scope
 	news  <-chan struct{} // closed when there may be something new since the latest answer
 }
 
-// tap lets the lane of an assignment in.
-func (f *feed[E]) tap(s Scope, a protocol.Assignment) *tap[E] {
+// subscribe lets the lane of an assignment in.
+func (f *feed[E]) subscribe(s Scope, a protocol.Assignment) *subscription[E] {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	i := slices.IndexFunc(f.scopes, s.equal)
@@ -262,17 +262,17 @@ func (f *feed[E]) tap(s Scope, a protocol.Assignment) *tap[E] {
 		i = len(f.scopes)
 		f.scopes = append(f.scopes, s)
 	}
-	return &tap[E]{feed: f, lane: f.core.Enter(i, a.Partition, a.Total), scope: s}
+	return &subscription[E]{feed: f, lane: f.core.Enter(i, a.Partition, a.Total), scope: s}
 }
 
-func (t *tap[E]) close() {
+func (t *subscription[E]) close() {
 	t.feed.mu.Lock()
 	defer t.feed.mu.Unlock()
 	t.feed.core.Leave(t.lane)
 }
 
-// A serving is what a lane gets: events, and what its core has to know of them.
-type serving[E any] struct {
+// A subscriptionPage is what a lane gets: events, and what its core has to know of them.
+type subscriptionPage[E any] struct {
 	events []Record[E]
 	keys   []protocol.Key
 	passed int64
@@ -282,27 +282,27 @@ type serving[E any] struct {
 // read returns events above after, at most limit of them. It waits for a read
 // that is under way, but not for new events; nor longer than until one of the
 // two channels is closed.
-func (t *tap[E]) read(ctx context.Context, stop <-chan struct{}, after int64, limit int) (serving[E], error) {
+func (t *subscription[E]) read(ctx context.Context, stop <-chan struct{}, after int64, limit int) (subscriptionPage[E], error) {
 	for {
 		s, ended := t.ask(after, limit)
 		switch {
 		case s.Failed != nil:
-			return serving[E]{}, s.Failed
+			return subscriptionPage[E]{}, s.Failed
 		case !s.Wait:
 			return t.cut(s)
 		}
 		select {
 		case <-ended:
 		case <-stop:
-			return serving[E]{passed: after}, nil
+			return subscriptionPage[E]{passed: after}, nil
 		case <-ctx.Done():
-			return serving[E]{}, context.Cause(ctx)
+			return subscriptionPage[E]{}, context.Cause(ctx)
 		}
 	}
 }
 
 // ask asks the core once.
-func (t *tap[E]) ask(after int64, limit int) (s protocol.Serving, ended <-chan struct{}) {
+func (t *subscription[E]) ask(after int64, limit int) (s protocol.Serving, ended <-chan struct{}) {
 	f := t.feed
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -313,8 +313,8 @@ func (t *tap[E]) ask(after int64, limit int) (s protocol.Serving, ended <-chan s
 }
 
 // cut cuts the lane's part out of a page.
-func (t *tap[E]) cut(s protocol.Serving) (serving[E], error) {
-	out := serving[E]{passed: s.Passed, more: s.More}
+func (t *subscription[E]) cut(s protocol.Serving) (subscriptionPage[E], error) {
+	out := subscriptionPage[E]{passed: s.Passed, more: s.More}
 	if s.Count == 0 {
 		return out, nil
 	}
@@ -328,7 +328,7 @@ func (t *tap[E]) cut(s protocol.Serving) (serving[E], error) {
 	for i := range out.events {
 		skip, err := leavesOut(t.scope, &out.events[i], empty)
 		if err != nil {
-			return serving[E]{}, err
+			return subscriptionPage[E]{}, err
 		}
 		out.keys[i].Skip = skip
 	}

@@ -145,37 +145,37 @@ type facts struct {
 	err   error // what Run has returned; nil: what its context said
 }
 
-// vitals are the facts of one call of Run, as its loop notes them.
-type vitals struct {
+// healthState are the facts of one call of Run, as its loop notes them.
+type healthState struct {
 	mu    sync.Mutex
 	facts facts
 }
 
-func (v *vitals) get() facts {
+func (v *healthState) get() facts {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	return v.facts
 }
 
-func (v *vitals) update(f func(*facts)) {
+func (v *healthState) update(f func(*facts)) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	f(&v.facts)
 }
 
 // begun reports whether the loop has turned.
-func (v *vitals) begun() bool {
+func (v *healthState) begun() bool {
 	f := v.get()
 	return !f.Turned().IsZero()
 }
 
 // turn notes a turn of the loop.
-func (v *vitals) turn(now time.Time, in protocol.Input, actions []protocol.Action) {
+func (v *healthState) turn(now time.Time, in protocol.Input, actions []protocol.Action) {
 	v.update(func(f *facts) { f.Turn(now, in, actions) })
 }
 
 // end notes that Run returns.
-func (v *vitals) end(ctx context.Context, err error) {
+func (v *healthState) end(ctx context.Context, err error) {
 	switch {
 	case err == nil:
 		err = errors.New("it did not come to its end: a panic, or the end of its goroutine")
@@ -188,15 +188,15 @@ func (v *vitals) end(ctx context.Context, err error) {
 // runs are the calls of Run of one Orchestrator.
 type runs struct {
 	mu sync.Mutex
-	of []*vitals
+	of []*healthState
 }
 
 // begin adds one. Those that have returned are of no interest any more.
-func (r *runs) begin(timing protocol.Timing, window time.Duration) *vitals {
-	v := &vitals{facts: facts{Health: protocol.NewHealth(timing, window)}}
+func (r *runs) begin(timing protocol.Timing, window time.Duration) *healthState {
+	v := &healthState{facts: facts{Health: protocol.NewHealth(timing, window)}}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.of = append(slices.DeleteFunc(r.of, func(o *vitals) bool { return o.get().ended }), v)
+	r.of = append(slices.DeleteFunc(r.of, func(o *healthState) bool { return o.get().ended }), v)
 	return v
 }
 

@@ -128,7 +128,7 @@ func (w *worker[E]) prove(a protocol.Prove, id protocol.WorkerID) {
 			}
 		}
 		if a.Look {
-			r.same, r.group, err = p.own.Look(p.ctx, id)
+			r.same, r.group, err = p.own.Glimpse(p.ctx, id)
 		} else {
 			r.same, err = p.own.Prove(p.ctx)
 		}

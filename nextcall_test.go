@@ -12,7 +12,7 @@ import (
 func TestAroundWaitsForTheHandler(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		release := make(chan struct{})
-		given := &callContext{of: &spellContext{spell: &spell{Context: t.Context()}}}
+		given := &callContext{of: &laneContext{handlerScope: &handlerScope{Context: t.Context()}}}
 		n := &nextCall{given: given, handle: func(context.Context) error { <-release; return nil }}
 		go func() { _ = n.next(given) }()
 		synctest.Wait() // until the handler runs

@@ -27,8 +27,8 @@ type Notifier interface {
 	Listen(ctx context.Context, channels []string, up func(), heard func(channel, payload string)) error
 }
 
-// An ear is what one worker wants to hear. Its functions don't block.
-type ear struct {
+// An subscriber is what one worker wants to hear. Its functions don't block.
+type subscriber struct {
 	set    string                 // hints for this replica set call look
 	events string                 // the channel of events; "": none
 	look   func()                 // the group may have changed
@@ -44,10 +44,10 @@ type listener struct {
 	stop     context.CancelFunc
 	done     chan struct{}
 
-	mu       sync.Mutex // of all that follows
-	ears     []*ear
-	channels []string
-	relisten context.CancelFunc // ends the call of Listen that is under way
+	mu          sync.Mutex // of all that follows
+	subscribers []*subscriber
+	channels    []string
+	relisten    context.CancelFunc // ends the call of Listen that is under way
 }
 
 // listeners are those of the process.
@@ -56,9 +56,9 @@ var listeners = struct {
 	of map[any]*listener
 }{of: map[any]*listener{}}
 
-// listen adds an ear to the listener of a notifier, and returns what takes it
+// listen adds a subscriber to the listener of a notifier, and returns what takes it
 // away. Without a notifier there is nothing to hear.
-func listen(n Notifier, log *slog.Logger, e *ear) (leave func()) {
+func listen(n Notifier, log *slog.Logger, e *subscriber) (leave func()) {
 	if n == nil {
 		return func() {}
 	}
@@ -73,17 +73,17 @@ func listen(n Notifier, log *slog.Logger, e *ear) (leave func()) {
 		ctx, stop := context.WithCancel(context.Background())
 		l = &listener{key: key, notifier: n, log: log, stop: stop, done: make(chan struct{}), channels: []string{store.Channel}}
 		listeners.of[key] = l
-		defer func() { go l.run(ctx) }() // with the first ear
+		defer func() { go l.run(ctx) }() // with the first subscriber
 	}
 	l.add(e)
 	return func() { l.remove(e) }
 }
 
-// add adds an ear, and listens again where that needs one more channel.
-func (l *listener) add(e *ear) {
+// add adds a subscriber, and listens again where that needs one more channel.
+func (l *listener) add(e *subscriber) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.ears = append(l.ears, e)
+	l.subscribers = append(l.subscribers, e)
 	if e.events == "" || slices.Contains(l.channels, e.events) {
 		return
 	}
@@ -93,13 +93,13 @@ func (l *listener) add(e *ear) {
 	}
 }
 
-// remove takes an ear away, and with the last one the listener. A Notifier that
+// remove takes a subscriber away, and with the last one the listener. A Notifier that
 // does not return is not waited for: it must not keep Run from returning.
-func (l *listener) remove(e *ear) {
+func (l *listener) remove(e *subscriber) {
 	listeners.Lock()
 	l.mu.Lock()
-	l.ears = slices.DeleteFunc(l.ears, func(o *ear) bool { return o == e })
-	last := len(l.ears) == 0
+	l.subscribers = slices.DeleteFunc(l.subscribers, func(o *subscriber) bool { return o == e })
+	last := len(l.subscribers) == 0
 	if last {
 		delete(listeners.of, l.key)
 	}
@@ -133,14 +133,14 @@ func (l *listener) run(ctx context.Context) {
 				l.log.Info("listening for notifications again")
 			}
 			failures, away = 0, false
-			l.each(func(e *ear) { e.look(); e.hear(protocol.HintsUp) }) // what was said before was missed
+			l.each(func(e *subscriber) { e.look(); e.hear(protocol.HintsUp) }) // what was said before was missed
 		}
 		_, err := apart("the Notifier", func() (struct{}, error) {
 			return struct{}{}, l.notifier.Listen(inner, channels, up, l.heard)
 		})
 		changed := inner.Err() != nil
 		cancel()
-		l.each(func(e *ear) { e.hear(protocol.HintsDown) })
+		l.each(func(e *subscriber) { e.hear(protocol.HintsDown) })
 		switch {
 		case ctx.Err() != nil:
 			return
@@ -160,7 +160,7 @@ func (l *listener) run(ctx context.Context) {
 // heard passes a notification on. Whatever it says, all that it does is to have
 // somebody look.
 func (l *listener) heard(channel, payload string) {
-	l.each(func(e *ear) {
+	l.each(func(e *subscriber) {
 		if channel == store.Channel && payload == e.set {
 			e.look()
 		}
@@ -170,10 +170,10 @@ func (l *listener) heard(channel, payload string) {
 	})
 }
 
-func (l *listener) each(f func(*ear)) {
+func (l *listener) each(f func(*subscriber)) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for _, e := range l.ears {
+	for _, e := range l.subscribers {
 		f(e)
 	}
 }

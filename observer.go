@@ -292,10 +292,10 @@ type Stalled struct {
 	Over bool
 }
 
-// A teller calls an Observer's functions, one after another, on a goroutine of its
+// A observerQueue calls an Observer's functions, one after another, on a goroutine of its
 // own. Whoever has something to tell puts it into a bounded queue and goes on, so
 // an observer that blocks delays no worker, and one that panics stops none.
-type teller struct {
+type observerQueue struct {
 	Observer
 	log *slog.Logger
 
@@ -315,9 +315,9 @@ const (
 	tellPatience = time.Second
 )
 
-// newTeller returns the teller of an observer. Without one, nothing is called.
-func newTeller(o *Observer, log *slog.Logger) *teller {
-	t := &teller{log: log}
+// newObserverQueue returns the queue of an observer. Without one, nothing is called.
+func newObserverQueue(o *Observer, log *slog.Logger) *observerQueue {
+	t := &observerQueue{log: log}
 	if o == nil {
 		return t
 	}
@@ -327,8 +327,8 @@ func newTeller(o *Observer, log *slog.Logger) *teller {
 	return t
 }
 
-// tell has a function of the teller's observer called, unless that is nil.
-func tell[T any](t *teller, call func(T), event T) {
+// emit has a function of the queue's observer called, unless that is nil.
+func emit[T any](t *observerQueue, call func(T), event T) {
 	if call == nil {
 		return
 	}
@@ -339,7 +339,7 @@ func tell[T any](t *teller, call func(T), event T) {
 	}
 }
 
-func (t *teller) loop() {
+func (t *observerQueue) loop() {
 	ended := false
 	defer func() {
 		if v := recover(); !ended { // a panic, or runtime.Goexit
@@ -373,7 +373,7 @@ func (t *teller) loop() {
 
 // close lets the observer hear what is queued, if it listens. Nothing that is told
 // afterwards reaches it.
-func (t *teller) close() {
+func (t *observerQueue) close() {
 	if t.calls == nil {
 		return
 	}

@@ -14,7 +14,7 @@ func TestTellerDrops(t *testing.T) {
 	begun, gate := make(chan struct{}), make(chan struct{})
 	var dropped int
 	var told []int64
-	to := newTeller(&Observer{
+	to := newObserverQueue(&Observer{
 		GenerationSuperseded: func(e GenerationSuperseded) {
 			if told = append(told, e.Generation); e.Generation == 0 {
 				close(begun)
@@ -24,7 +24,7 @@ func TestTellerDrops(t *testing.T) {
 		Dropped: func(n int) { dropped += n },
 	}, slog.New(slog.DiscardHandler))
 	const more = 10
-	say := func(n int64) { tell(to, to.GenerationSuperseded, GenerationSuperseded{Generation: n}) }
+	say := func(n int64) { emit(to, to.GenerationSuperseded, GenerationSuperseded{Generation: n}) }
 	say(0)
 	<-begun
 	for i := range int64(tellQueue + more) {
@@ -42,7 +42,7 @@ func TestTellerPanics(t *testing.T) {
 	t.Parallel()
 	var log strings.Builder
 	var told []int64
-	to := newTeller(&Observer{GenerationSuperseded: func(e GenerationSuperseded) {
+	to := newObserverQueue(&Observer{GenerationSuperseded: func(e GenerationSuperseded) {
 		told = append(told, e.Generation)
 		if e.Generation%2 == 0 {
 			runtime.Goexit()
@@ -50,7 +50,7 @@ func TestTellerPanics(t *testing.T) {
 		panic("no")
 	}}, slog.New(slog.NewTextHandler(&log, nil)))
 	for i := range int64(4) {
-		tell(to, to.GenerationSuperseded, GenerationSuperseded{Generation: i})
+		emit(to, to.GenerationSuperseded, GenerationSuperseded{Generation: i})
 	}
 	to.close()
 	if !slices.Equal(told, []int64{0, 1, 2, 3}) {
@@ -66,13 +66,13 @@ func TestTellerBlocked(t *testing.T) {
 	t.Parallel()
 	begun, gate := make(chan struct{}), make(chan struct{})
 	calls := 0
-	to := newTeller(&Observer{GenerationSuperseded: func(GenerationSuperseded) {
+	to := newObserverQueue(&Observer{GenerationSuperseded: func(GenerationSuperseded) {
 		calls++
 		close(begun) // a second call panics
 		<-gate
 	}}, slog.New(slog.DiscardHandler))
 	for i := range int64(2) {
-		tell(to, to.GenerationSuperseded, GenerationSuperseded{Generation: i})
+		emit(to, to.GenerationSuperseded, GenerationSuperseded{Generation: i})
 	}
 	<-begun
 	to.close()
@@ -90,8 +90,8 @@ func TestTellAllocates(t *testing.T) {
 		observer *Observer
 		want     float64
 	}{{nil, 0}, {&Observer{}, 0}, {&Observer{BatchCommitted: func(BatchCommitted) {}}, 1}} {
-		to := newTeller(test.observer, slog.New(slog.DiscardHandler))
-		if n := testing.AllocsPerRun(1000, func() { tell(to, to.BatchCommitted, BatchCommitted{Lane: lane}) }); n > test.want {
+		to := newObserverQueue(test.observer, slog.New(slog.DiscardHandler))
+		if n := testing.AllocsPerRun(1000, func() { emit(to, to.BatchCommitted, BatchCommitted{Lane: lane}) }); n > test.want {
 			t.Errorf("%v allocations, want %v at most", n, test.want)
 		}
 		to.close()

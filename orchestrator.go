@@ -61,13 +61,13 @@ func unlessEnded(ctx context.Context, err error) error {
 // run is Run. It returns ctx.Err() where Run returns nil. The worker's place is kept for
 // so long.
 func (o *Orchestrator[E]) run(ctx context.Context, projections []Projection[E], replacement time.Duration) (err error) {
-	vitals := o.runs.begin(o.cfg.timing(), o.cfg.JoinWindow)
+	health := o.runs.begin(o.cfg.timing(), o.cfg.JoinWindow)
 	defer func() {
 		err = redact.Error(err)
-		vitals.end(ctx, err)
+		health.end(ctx, err)
 	}()
 	defer func() {
-		if err != nil && !vitals.begun() && err != ctx.Err() {
+		if err != nil && !health.begun() && err != ctx.Err() {
 			log := o.cfg.Logger.With("replica_set", string(o.cfg.ReplicaSet))
 			log.Error("can't run", "error", err)
 		}
@@ -117,10 +117,10 @@ func (o *Orchestrator[E]) run(ctx context.Context, projections []Projection[E], 
 	defer release()
 	w := newWorker(ctx, cfg, projections, names, scopes, starts, rebuilds)
 	defer func() {
-		tell(w.to, w.to.WorkerLeft, WorkerLeft{Source: w.source(w.session.ID()), Err: redact.Error(unlessEnded(ctx, err))})
+		emit(w.to, w.to.WorkerLeft, WorkerLeft{Source: w.source(w.session.ID()), Err: redact.Error(unlessEnded(ctx, err))})
 		w.to.close()
 	}()
-	w.vitals = vitals
+	w.health = health
 	defer w.unspare()
 	defer w.feed.leave()
 	defer w.feed.watch(w.gap)()

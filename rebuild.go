@@ -71,9 +71,9 @@ type follower struct {
 // followSoon is for how long lanes take each other's answer. An old one allows less.
 const followSoon = 50 * time.Millisecond
 
-// look returns how far the live version of a projection is.
+// liveProgress returns how far the live version of a projection is.
 // fresh: not what another lane has read before.
-func (f *followers) look(projection string, fresh bool, read func() (protocol.Followed, error)) (protocol.Followed, error) {
+func (f *followers) liveProgress(projection string, fresh bool, read func() (protocol.Followed, error)) (protocol.Followed, error) {
 	f.mu.Lock()
 	if f.of == nil {
 		f.of = map[string]*follower{}

@@ -180,7 +180,7 @@ func (s *standing[E]) pause(a protocol.LaneAction, fault, database error) {
 		if refused := (*refusal)(nil); errors.As(database, &refused) {
 			s.state = LaneRefused
 		}
-	case protocol.LotFull:
+	case protocol.ParkedFull:
 		s.state = LaneFull
 	case protocol.AtLive:
 		s.state = LaneFollows
@@ -212,8 +212,8 @@ type watch struct {
 	due        bool      // a report is to go with the next heartbeat
 }
 
-// lookEvery is the time between two looks.
-func (w *worker[E]) lookEvery() time.Duration {
+// observeEvery is the time between two looks.
+func (w *worker[E]) observeEvery() time.Duration {
 	stall := w.cfg.StallAfter
 	for _, name := range w.names {
 		stall = min(stall, w.cfg.stallAfter(name))
@@ -221,9 +221,9 @@ func (w *worker[E]) lookEvery() time.Duration {
 	return max(min(w.cfg.HeartbeatInterval, stall/2), time.Millisecond)
 }
 
-// look goes over the lanes: those that have stalled are told of, and the session hears
+// observe goes over the lanes: those that have stalled are told of, and the session hears
 // whether one is missing.
-func (w *worker[E]) look(now time.Time) protocol.Input {
+func (w *worker[E]) observe(now time.Time) protocol.Input {
 	w.feed.refresh(now, w.cfg.HeartbeatInterval)
 	reach := w.feed.reach()
 	gap := gapReport(reach.gap)
@@ -240,10 +240,10 @@ func (w *worker[E]) look(now time.Time) protocol.Input {
 			w.unstalled(now, l, r.Position)
 		}
 	}
-	if now.Sub(w.watch.reported) > w.cfg.HeartbeatInterval-w.lookEvery()/2 {
+	if now.Sub(w.watch.reported) > w.cfg.HeartbeatInterval-w.observeEvery()/2 {
 		w.watch.reported, w.watch.due = now, true
 		if w.to.Reported != nil {
-			tell(w.to, w.to.Reported, w.report(now))
+			emit(w.to, w.to.Reported, w.report(now))
 		}
 	}
 	return w.lanesSeen()
@@ -266,12 +266,12 @@ func (w *worker[E]) lanes() []*lane[E] {
 func (w *worker[E]) stalled(now time.Time, l *lane[E], r LaneReport, gap *GapReport) {
 	reason, lasted := stallReason(&l.watch, now, r, gap), now.Sub(l.watch.Since)
 	l.log.Warn("stalled", "position", r.Position, "for", lasted, "reason", reason)
-	tell(w.to, w.to.Stalled, Stalled{Source: l.source(), Lane: l.name(), Position: r.Position, For: lasted, Reason: reason})
+	emit(w.to, w.to.Stalled, Stalled{Source: l.source(), Lane: l.name(), Position: r.Position, For: lasted, Reason: reason})
 }
 
 func (w *worker[E]) unstalled(now time.Time, l *lane[E], position int64) {
 	l.log.Info("moving again", "position", position)
-	tell(w.to, w.to.Stalled, Stalled{Source: l.source(), Lane: l.name(), Position: position, For: now.Sub(l.watch.Stood), Over: true})
+	emit(w.to, w.to.Stalled, Stalled{Source: l.source(), Lane: l.name(), Position: position, For: now.Sub(l.watch.Stood), Over: true})
 }
 
 // report says how the worker is.

@@ -35,13 +35,13 @@ type run[E any] struct {
 	once     sync.Once
 	ctx      context.Context
 	cancelc  context.CancelCauseFunc
-	spell    atomic.Pointer[spell]
+	scope    atomic.Pointer[handlerScope]
 	follows  followers
 }
 
-// A spell is a time in which handlers may run. When the worker can't prove any
+// A handlerScope is a time in which handlers may run. When the worker can't prove any
 // more that it is there, it ends, and another begins.
-type spell struct {
+type handlerScope struct {
 	context.Context
 	end context.CancelCauseFunc
 }
@@ -87,11 +87,11 @@ func (r *run[E]) settled() bool {
 	return !slices.ContainsFunc(r.lanes, func(l *lane[E]) bool { return !l.certain.Load() })
 }
 
-// begin begins a spell, and returns the one before.
-func (r *run[E]) begin() (before *spell) {
-	s := &spell{}
+// begin begins a handler scope, and returns the one before.
+func (r *run[E]) begin() (before *handlerScope) {
+	s := &handlerScope{}
 	s.Context, s.end = context.WithCancelCause(r.ctx)
-	return r.spell.Swap(s)
+	return r.scope.Swap(s)
 }
 
 // suspend cancels the handlers that run. Where one does not return for that, its
@@ -101,7 +101,7 @@ func (r *run[E]) suspend() {
 	before.end(ErrSuspended)
 	time.AfterFunc(suspendPatience, func() {
 		for _, l := range r.lanes {
-			if tx := l.open.Load(); tx != nil && l.inSpell.Load() == before {
+			if tx := l.open.Load(); tx != nil && l.inScope.Load() == before {
 				tx.Cut() // nothing of it is to be committed
 			}
 		}
@@ -144,13 +144,13 @@ type lane[E any] struct {
 	worker *worker[E]
 	log    *slog.Logger
 
-	core   *protocol.Lane
-	shown  protocol.Found // the checkpoint, if the look that started the lane has shown it
-	tap    *tap[E]
-	handle func(ctx context.Context, events []*Record[E]) error // calls the projection
-	kind   protocol.LaneKind
-	spell  *spell // of the latest call
-	calls  callContexts
+	core         *protocol.Lane
+	shown        protocol.Found // the checkpoint, if the look that started the lane has shown it
+	subscription *subscription[E]
+	handle       func(ctx context.Context, events []*Record[E]) error // calls the projection
+	kind         protocol.LaneKind
+	handlerScope *handlerScope // of the latest call
+	calls        callContexts
 
 	events  []*Record[E]    // the core's pending events, in their pages
 	page    []Record[E]     // the latest that was read
@@ -162,10 +162,10 @@ type lane[E any] struct {
 	err     error           // and what came of it
 	fault   error           // the latest of a handler, or of what followed it in its transaction
 	calling bool            // the handler has not returned
-	// For who suspends handlers: the transaction again, and the spell of the handler
+	// For who suspends handlers: the transaction again, and the handler scope of the handler
 	// that is called; nil: none is.
 	open     atomic.Pointer[dbconn.Tx]
-	inSpell  atomic.Pointer[spell]
+	inScope  atomic.Pointer[handlerScope]
 	position atomic.Int64 // of the event in hand; 0: none
 	ended    atomic.Bool
 	certain  atomic.Bool // it has ended Settled
@@ -192,7 +192,7 @@ func (l *lane[E]) name() Lane {
 func newLane[E any](w *worker[E], r *run[E], i int, a protocol.Assignment) *lane[E] {
 	name := w.names[i]
 	l := &lane[E]{
-		id: store.Lane{Projection: name, Assignment: a}, ctx: r.ctx, run: r, worker: w, tap: w.feed.tap(w.scopes[i], a),
+		id: store.Lane{Projection: name, Assignment: a}, ctx: r.ctx, run: r, worker: w, subscription: w.feed.subscribe(w.scopes[i], a),
 		log: w.log.With("projection", name, "generation", a.Generation, "partition", a.Partition),
 	}
 	handout := newHandout[E]()
@@ -271,7 +271,7 @@ func (l *lane[E]) live(answer protocol.LaneAnswer) {
 	defer func() {
 		switch {
 		case end != nil:
-			l.tap.close()
+			l.subscription.close()
 			l.certain.Store(end.Settled)
 			l.ended.Store(true)
 			l.tell(*end)
@@ -280,7 +280,7 @@ func (l *lane[E]) live(answer protocol.LaneAnswer) {
 			answer := l.judge(protocol.LaneHandle, protocol.LaneAnswer{Jitter: mathrand.Float64()}, exited("the handler"))
 			l.run.busy.Go(func() { l.live(answer) })
 		default: // a panic of the library's own
-			l.tap.close()
+			l.subscription.close()
 			l.ended.Store(true)
 		}
 	}()
@@ -346,7 +346,7 @@ func (l *lane[E]) note(now time.Time, a protocol.LaneAction) {
 			if !l.began.IsZero() {
 				took = now.Sub(l.began)
 			}
-			tell(to, to.BatchCommitted, BatchCommitted{l.source(), l.name(), events, l.skipped, position, took})
+			emit(to, to.BatchCommitted, BatchCommitted{l.source(), l.name(), events, l.skipped, position, took})
 		}
 		l.skipped, l.began = 0, time.Time{}
 	}
@@ -376,7 +376,7 @@ func (l *lane[E]) note(now time.Time, a protocol.LaneAction) {
 // failed tells of a handler that has failed, and in what time it is tried again, unless
 // this was the last time.
 func (l *lane[E]) failed(position int64, attempt int, final bool, retry time.Duration) {
-	tell(l.worker.to, l.worker.to.HandlerFailed, HandlerFailed{l.source(), l.name(), position, attempt, final, retry, redact.Error(l.fault)})
+	emit(l.worker.to, l.worker.to.HandlerFailed, HandlerFailed{l.source(), l.name(), position, attempt, final, retry, redact.Error(l.fault)})
 }
 
 // do carries out an action and returns how it went.
@@ -399,8 +399,8 @@ func (l *lane[E]) do(a protocol.LaneAction) protocol.LaneAnswer {
 			return l.worker.store.Find(ctx, l.id)
 		}, nil)
 	case protocol.LaneRead:
-		var s serving[E]
-		if s, err = l.tap.read(l.ctx, l.run.draining, a.After, a.Limit); err != nil {
+		var s subscriptionPage[E]
+		if s, err = l.subscription.read(l.ctx, l.run.draining, a.After, a.Limit); err != nil {
 			err = fmt.Errorf("%w: read after position %d: %w", ErrEventStore, a.After, err)
 		}
 		l.page, answer.Page, answer.Passed, answer.More = s.events, s.keys, s.passed, s.more
@@ -408,7 +408,7 @@ func (l *lane[E]) do(a protocol.LaneAction) protocol.LaneAnswer {
 			l.last = &s.events[len(s.events)-1]
 		}
 	case protocol.LaneFollow:
-		answer.Followed, err = l.run.follows.look(l.id.Projection, a.Fresh, func() (protocol.Followed, error) {
+		answer.Followed, err = l.run.follows.liveProgress(l.id.Projection, a.Fresh, func() (protocol.Followed, error) {
 			seen, err := bounded(l.ctx, l.worker.patience(), func(ctx context.Context) (protocol.Followed, error) {
 				return l.worker.store.Followed(ctx, l.id.Projection)
 			}, nil)
@@ -454,7 +454,7 @@ func (l *lane[E]) do(a protocol.LaneAction) protocol.LaneAnswer {
 		store.DropStandbys(l.ctx, l.worker.cfg.DB)
 	}
 	if answer.Failure == protocol.Fenced {
-		tell(l.worker.to, l.worker.to.CommitRefused, CommitRefused{l.source(), l.name(), a.To.Position})
+		emit(l.worker.to, l.worker.to.CommitRefused, CommitRefused{l.source(), l.name(), a.To.Position})
 	}
 	return answer
 }
@@ -470,7 +470,7 @@ func (l *lane[E]) judge(do protocol.LaneDo, answer protocol.LaneAnswer, err erro
 	if bad { // whatever that wraps
 		facts, err = protocol.Facts{Failed: true}, own("the row", err)
 	}
-	cancelled := l.spell != nil && l.spell.Err() != nil
+	cancelled := l.handlerScope != nil && l.handlerScope.Err() != nil
 	facts, answer.Failure = l.core.Judge(time.Now(), facts, cancelled, l.worker.leases.at.Load().Terms)
 	if facts.Idled {
 		err = own("", fmt.Errorf("the transaction has ended: the handler has left it idle for longer than StaleWorkerTimeout, which is %s: %w", l.worker.cfg.StaleWorkerTimeout, err))
@@ -484,7 +484,7 @@ func (l *lane[E]) judge(do protocol.LaneDo, answer protocol.LaneAnswer, err erro
 
 // interruption says why the library has cancelled the handler.
 func (l *lane[E]) interruption() error {
-	return cmp.Or(context.Cause(l.spell), ErrSuspended)
+	return cmp.Or(context.Cause(l.handlerScope), ErrSuspended)
 }
 
 // begin starts a transaction. It lives as long as the context that it was begun
@@ -557,13 +557,13 @@ func (l *lane[E]) prove() {
 	}
 }
 
-// within has the next calls of the handler be in a spell.
-func (l *lane[E]) within(s *spell) {
-	if s == l.spell {
+// within has the next calls of the handler be in a handler scope.
+func (l *lane[E]) within(s *handlerScope) {
+	if s == l.handlerScope {
 		return
 	}
 	a := l.id.Assignment
-	l.spell = s
+	l.handlerScope = s
 	l.calls.begin(s, l.id.Projection, Assignment{
 		ReplicaSet: l.worker.cfg.ReplicaSet, Generation: a.Generation, Partition: a.Partition, TotalPartitions: a.Total,
 	})
@@ -575,15 +575,15 @@ func (l *lane[E]) within(s *spell) {
 func (l *lane[E]) call(a *protocol.LaneAction, events []*Record[E]) (begun bool, err error) {
 	l.worker.handlers.begin()
 	defer l.worker.handlers.end()
-	l.within(l.run.spell.Load())
+	l.within(l.run.scope.Load())
 	if l.worker.leases.at.Load().Unproven(time.Now()) {
 		return false, nil
 	}
 	position := events[0].Position
 	l.position.Store(position)
 	defer l.position.Store(0)
-	l.inSpell.Store(l.spell)
-	defer l.inSpell.Store(nil)
+	l.inScope.Store(l.handlerScope)
+	defer l.inScope.Store(nil)
 	l.calling = true // and it stays so if this goroutine ends
 	err = l.guarded(l.calls.call(a, position, len(events)), events)
 	l.calling = false
@@ -621,7 +621,7 @@ func (l *lane[E]) pause(a protocol.LaneAction) {
 		l.log.Warn("handler failed, will retry", "position", a.Position, "attempt", a.Attempts, "retry_in", a.Retry, "error", l.fault)
 	case a.Why == protocol.HandlerCut:
 		l.log.Info("handler interrupted, will be called again", "position", a.Position, "cause", l.fault)
-	case a.Why == protocol.LotFull && !l.full:
+	case a.Why == protocol.ParkedFull && !l.full:
 		l.full = true
 		l.log.Error("too many events parked, lane waits", "position", a.Position)
 	case a.Why == protocol.DatabaseFailed && !store.LockTimeout(l.err):
@@ -629,7 +629,7 @@ func (l *lane[E]) pause(a protocol.LaneAction) {
 	}
 	var news <-chan struct{}
 	if a.Why == protocol.NothingNew {
-		news = l.tap.news
+		news = l.subscription.news
 	}
 	t := time.NewTimer(a.For)
 	defer t.Stop()
@@ -694,7 +694,7 @@ func (l *lane[E]) doParked(a protocol.LaneAction, answer protocol.LaneAnswer) (p
 	case protocol.LaneFetch:
 		l.again, answer.Page = nil, nil
 		var e *Record[E]
-		e, err = bounded(l.ctx, patience, func(ctx context.Context) (*Record[E], error) { return l.tap.fetch(ctx, a.Position) }, nil)
+		e, err = bounded(l.ctx, patience, func(ctx context.Context) (*Record[E], error) { return l.subscription.fetch(ctx, a.Position) }, nil)
 		if e != nil {
 			l.again, answer.Page = []*Record[E]{e}, []protocol.Key{{Position: e.Position, Aggregate: e.AggregateID}}
 		}
@@ -744,7 +744,7 @@ func (l *lane[E]) parked(a protocol.LaneAction, parked []protocol.Parked) {
 		if p.Attempts > 0 && !a.Ordered {
 			l.failed(p.Position, p.Attempts, true, 0)
 		}
-		tell(l.worker.to, l.worker.to.EventParked, e)
+		emit(l.worker.to, l.worker.to.EventParked, e)
 		if a.Ordered {
 			l.log.Warn("event parked by order", "position", p.Position, "aggregate", p.Aggregate, "attempts", p.Attempts, "error", e.Err)
 		} else if p.Attempts > 0 {
@@ -763,21 +763,21 @@ func (l *lane[E]) readAgain() {
 		return
 	}
 	position := l.events[i].Position
-	again, err := bounded(l.ctx, l.worker.patience(), func(ctx context.Context) (*Record[E], error) { return l.tap.fetch(ctx, position) }, nil)
+	again, err := bounded(l.ctx, l.worker.patience(), func(ctx context.Context) (*Record[E], error) { return l.subscription.fetch(ctx, position) }, nil)
 	if err == nil && again != nil {
 		l.events[i] = again
 	}
 }
 
 // fetch reads the event at a position, nil if there is none within the scope.
-func (t *tap[E]) fetch(ctx context.Context, position int64) (r *Record[E], err error) {
+func (t *subscription[E]) fetch(ctx context.Context, position int64) (r *Record[E], err error) {
 	if failed := contained(func() { r, err = t.at(ctx, position) }); failed != nil {
 		return nil, fmt.Errorf("%w: read at position %d: %w", ErrEventStore, position, failed)
 	}
 	return r, err
 }
 
-func (t *tap[E]) at(ctx context.Context, position int64) (*Record[E], error) {
+func (t *subscription[E]) at(ctx context.Context, position int64) (*Record[E], error) {
 	page, err := t.feed.events.Read(ctx, ReadRequest{After: position - 1, Limit: 1, Scope: t.scope})
 	if err != nil {
 		return nil, fmt.Errorf("%w: read at position %d: %w", ErrEventStore, position, err)

@@ -14,7 +14,7 @@ import (
 // clock, and the call itself.
 func BenchmarkHandle(b *testing.B) {
 	const batch = 1000
-	w := &worker[Event]{leases: newLease(), to: newTeller(nil, nil)}
+	w := &worker[Event]{leases: newLease(), to: newObserverQueue(nil, nil)}
 	w.leases.at.Store(&terms{Terms: protocol.Terms{End: time.Now().Add(time.Hour)}})
 	ctx, cancel := context.WithCancel(b.Context())
 	defer cancel()

@@ -144,7 +144,7 @@ func join(t store.Tables, w *wait) *waitGroup {
 	if g == nil {
 		g = &waitGroup{tables: t, of: map[*wait]bool{}, more: make(chan struct{}, 1)}
 		waits.of[t] = g
-		go g.look()
+		go g.poll()
 	}
 	g.of[w] = true
 	select {
@@ -171,8 +171,8 @@ const (
 	waitLookIn = 10 * time.Second
 )
 
-// look looks until nobody waits any more.
-func (g *waitGroup) look() {
+// poll looks until nobody waits any more.
+func (g *waitGroup) poll() {
 	for {
 		those, youngest := g.waiting()
 		if len(those) == 0 {

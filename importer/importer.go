@@ -285,7 +285,7 @@ func (c Config) fresh(ctx context.Context, i *store.Import) error {
 
 // watch looks at who uses the old table until it is clear whether it is still.
 func (c Config) watch(ctx context.Context, i *store.Import, table string) error {
-	quiet := protocol.Quiet{Watch: c.Watch}
+	idle := protocol.IdleCheck{Watch: c.Watch}
 	tick := time.NewTicker(min(c.Watch/10+time.Millisecond, 100*time.Millisecond))
 	defer tick.Stop()
 	for {
@@ -293,8 +293,8 @@ func (c Config) watch(ctx context.Context, i *store.Import, table string) error 
 		if err != nil {
 			return err
 		}
-		stillness, holders := quiet.Look(time.Now(), users)
-		switch stillness {
+		idleness, holders := idle.Observe(time.Now(), users)
+		switch idleness {
 		case protocol.Still:
 			return nil
 		case protocol.Moving:

@@ -151,7 +151,7 @@ func (c *statusCache) get(ctx context.Context) (*statusKnown, error) {
 		if c.reading == nil {
 			c.begun++
 			c.reading = make(chan struct{})
-			go c.look(c.begun)
+			go c.load(c.begun)
 		}
 		reading := c.reading
 		c.mu.Unlock()
@@ -188,9 +188,9 @@ func (c *statusCache) forget() {
 	c.need = c.begun + 1
 }
 
-// look reads. Its context is nobody's: one who goes away must not take the reading
+// load reads. Its context is nobody's: one who goes away must not take the reading
 // from the rest.
-func (c *statusCache) look(number int) {
+func (c *statusCache) load(number int) {
 	c.mu.Lock()
 	wait, limit := max(0, statusGap-time.Since(c.began)), max(c.limit, statusReadMin)
 	c.mu.Unlock()

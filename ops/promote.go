@@ -141,7 +141,7 @@ func (c *changeOver) run(ctx context.Context) (parked int, stopped time.Duration
 		answer = protocol.PromotionAnswer{}
 		switch action.Do {
 		case protocol.PromoteLook:
-			answer, err = c.look(ctx, core)
+			answer, err = c.check(ctx, core)
 		case protocol.PromoteHold:
 			if !c.held {
 				c.held, held = true, time.Now()
@@ -187,7 +187,7 @@ func (c *changeOver) change(ctx context.Context) (parked int, err error) {
 	return parked, err
 }
 
-func (c *changeOver) look(ctx context.Context, core *protocol.Promotion) (a protocol.PromotionAnswer, err error) {
+func (c *changeOver) check(ctx context.Context, core *protocol.Promotion) (a protocol.PromotionAnswer, err error) {
 	all, err := store.Versions(ctx, c.t, c.projection, c.live)
 	if a.Failure = failureOf(err); err != nil {
 		return a, err

@@ -395,35 +395,35 @@ func (s *ReplicaSetStatus) readWorkers(ask asking, reports map[string]*reported)
 	return owners, err
 }
 
-// A lotKey is a partition of a projection as its checkpoint lays it out.
-type lotKey struct {
+// A parkedKey is a partition of a projection as its checkpoint lays it out.
+type parkedKey struct {
 	laneKey
 	total int
 }
 
-type lot struct {
+type parkedCount struct {
 	parked int
 	oldest time.Time
 }
 
 // readParked counts what is parked, in one pass over it.
-func (s *ReplicaSetStatus) readParked(ask asking) (map[lotKey]lot, error) {
-	lots := map[lotKey]lot{}
+func (s *ReplicaSetStatus) readParked(ask asking) (map[parkedKey]parkedCount, error) {
+	parked := map[parkedKey]parkedCount{}
 	err := ask(statusParkedSQL, func(scan func(...any) error) error {
-		var k lotKey
-		var l lot
+		var k parkedKey
+		var l parkedCount
 		err := scan(&k.projection, &k.total, &k.partition, &l.parked, &l.oldest)
 		row := store.RowOf("parked", k.projection).Scanned(err)
 		if err == nil {
 			row.Time("parked_at", l.oldest)
 		}
-		lots[k] = l
+		parked[k] = l
 		return row.Err
 	})
-	return lots, err
+	return parked, err
 }
 
-func (s *ReplicaSetStatus) readPartitions(ask asking, owners map[ownership]owner, parked map[lotKey]lot) error {
+func (s *ReplicaSetStatus) readPartitions(ask asking, owners map[ownership]owner, parked map[parkedKey]parkedCount) error {
 	return ask(statusPartitionsSQL, func(scan func(...any) error) error {
 		var p PartitionStatus
 		err := scan(&p.Projection, &p.Partition, &p.TotalPartitions, &p.Generation, &p.Position, &p.UpdatedAt)
@@ -434,7 +434,7 @@ func (s *ReplicaSetStatus) readPartitions(ask asking, owners map[ownership]owner
 		}
 		lane := laneKey{p.Projection, p.Partition}
 		p.Paused = s.PausedAll || slices.Contains(s.Paused, p.Projection)
-		if l, ok := parked[lotKey{lane, p.TotalPartitions}]; ok {
+		if l, ok := parked[parkedKey{lane, p.TotalPartitions}]; ok {
 			p.Parked, p.ParkedSince = l.parked, &l.oldest
 		}
 		has := owners[ownership{p.Generation, p.Partition}]

@@ -63,7 +63,7 @@ type checkedProjection struct {
 	skipped   int64     // up to where an operator has it count as handled, or its start
 	started   fact      // where it starts, or an operator has it start
 	above     int64     // what is up to there is none of its events
-	lot       checkedLot
+	parkedSet checkedParked
 }
 
 // An openCall is a handler that was called and has not returned.
@@ -187,7 +187,7 @@ func (c *checker) observe(f fact) *violation {
 		c.failsAt(f, f.events)
 	case unreadable:
 		c.failsAt(f, []event{{position: f.from}})
-	case lotFull:
+	case parkedFull:
 		c.noRoom(f)
 	case committed:
 		c.ahead[laneOf(f)] = 0
@@ -205,7 +205,7 @@ func (c *checker) observe(f fact) *violation {
 	case parkedDiscarded:
 		return c.parkedDiscarded(f)
 	case retryFailed:
-		delete(c.projection(f.projection).lot.asked, f.from)
+		delete(c.projection(f.projection).parkedSet.asked, f.from)
 	case parkRequested:
 		c.parkRequested(f)
 	case parkedLeft:
@@ -272,7 +272,7 @@ func (c *checker) projection(name string) *checkedProjection {
 	if p == nil {
 		p = &checkedProjection{
 			name: name, transactional: c.setup.transactional[name], scope: c.setup.scopes[name],
-			open: map[int][]*openCall{}, holds: map[int64]int{}, highest: map[string]int64{}, lot: newCheckedLot(),
+			open: map[int][]*openCall{}, holds: map[int64]int{}, highest: map[string]int64{}, parkedSet: newCheckedParked(),
 		}
 		for i, f := range c.appends {
 			for _, e := range f.events {

@@ -173,10 +173,10 @@ func (c *checker) promoted(f fact) *violation {
 		}
 	}
 	for _, p := range []*checkedProjection{old, next} {
-		for position := range p.lot.rows {
+		for position := range p.parkedSet.rows {
 			k.spared[position] = true
 		}
-		for position := range p.lot.discarded {
+		for position := range p.parkedSet.discarded {
 			k.spared[position] = true
 		}
 	}
@@ -202,10 +202,10 @@ func (c *checker) promoted(f fact) *violation {
 // retired forgets a projection.
 func (c *checker) retired(f fact) {
 	p := c.projection(f.projection)
-	for position := range p.lot.rows {
+	for position := range p.parkedSet.rows {
 		c.family.spared[position] = true
 	}
-	p.lot, p.unhandled = newCheckedLot(), nil
+	p.parkedSet, p.unhandled = newCheckedParked(), nil
 	for _, s := range c.sets {
 		s.pausedNow = slices.DeleteFunc(slices.Clone(s.pausedNow), func(name string) bool { return name == p.name })
 		delete(s.rewinds, p.name)

@@ -113,8 +113,8 @@ func (c *checker) setTo(p *checkedProjection, position int64) {
 			}
 		}
 	}
-	p.lot.dropAbove(position)
-	clear(p.lot.ordered) // they were about where it stood before
+	p.parkedSet.dropAbove(position)
+	clear(p.parkedSet.ordered) // they were about where it stood before
 	p.unhandled = nil
 	for i, a := range c.appends {
 		for _, e := range a.events {
@@ -124,7 +124,7 @@ func (c *checker) setTo(p *checkedProjection, position int64) {
 }
 
 // dropAbove forgets what is parked above a position: it comes again.
-func (l *checkedLot) dropAbove(position int64) {
+func (l *checkedParked) dropAbove(position int64) {
 	for at := range l.rows {
 		if at > position {
 			l.remove(at)

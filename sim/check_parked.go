@@ -5,8 +5,8 @@ import (
 	"slices"
 )
 
-// A checkedLot is what the facts say of the events that a projection has parked.
-type checkedLot struct {
+// A checkedParked is what the facts say of the events that a projection has parked.
+type checkedParked struct {
 	rows      map[int64]parkedEvent
 	of        map[string][]int64 // of an aggregate, ascending
 	asked     map[int64]fact     // the latest request
@@ -20,11 +20,11 @@ type parkedEvent struct {
 	by fact
 }
 
-func newCheckedLot() checkedLot {
-	return checkedLot{rows: map[int64]parkedEvent{}, of: map[string][]int64{}, asked: map[int64]fact{}, ever: map[int64]fact{}, discarded: map[int64]fact{}, ordered: map[int64]fact{}}
+func newCheckedParked() checkedParked {
+	return checkedParked{rows: map[int64]parkedEvent{}, of: map[string][]int64{}, asked: map[int64]fact{}, ever: map[int64]fact{}, discarded: map[int64]fact{}, ordered: map[int64]fact{}}
 }
 
-func (l *checkedLot) remove(position int64) {
+func (l *checkedParked) remove(position int64) {
 	aggregate := l.rows[position].aggregate
 	delete(l.rows, position)
 	delete(l.asked, position)
@@ -32,7 +32,7 @@ func (l *checkedLot) remove(position int64) {
 }
 
 // first returns the first parked event of an aggregate.
-func (l *checkedLot) first(aggregate string) (parkedEvent, bool) {
+func (l *checkedParked) first(aggregate string) (parkedEvent, bool) {
 	if of := l.of[aggregate]; len(of) > 0 {
 		return l.rows[of[0]], true
 	}
@@ -59,11 +59,11 @@ func (c *checker) eventsParked(f fact) *violation {
 			return broken(nothingTwice, []fact{before, c.activations[before.generation], c.activated, f},
 				"event %d of projection %s is parked by %s, and %s has committed it", e.position, p.name, owner(f), owner(before))
 		}
-		if before, again := p.lot.rows[e.position]; again {
+		if before, again := p.parkedSet.rows[e.position]; again {
 			return broken(nothingTwice, []fact{before.by, c.activated, f},
 				"event %d of projection %s is parked twice: by %s and by %s", e.position, p.name, owner(before.by), owner(f))
 		}
-		if before, again := p.lot.discarded[e.position]; again {
+		if before, again := p.parkedSet.discarded[e.position]; again {
 			return broken(nothingTwice, []fact{before, c.activated, f}, "event %d of projection %s is parked again, and was discarded", e.position, p.name)
 		}
 		if last := p.highest[e.aggregate]; e.position < last {
@@ -76,10 +76,10 @@ func (c *checker) eventsParked(f fact) *violation {
 			row.visible = p.unhandled[i]
 			p.unhandled = slices.Delete(p.unhandled, i, i+1)
 		}
-		p.lot.rows[e.position] = row
-		of := append(p.lot.of[e.aggregate], e.position)
+		p.parkedSet.rows[e.position] = row
+		of := append(p.parkedSet.of[e.aggregate], e.position)
 		slices.Sort(of)
-		p.lot.of[e.aggregate] = of
+		p.parkedSet.of[e.aggregate] = of
 	}
 	return c.moves(p, f)
 }
@@ -87,7 +87,7 @@ func (c *checker) eventsParked(f fact) *violation {
 // parkedRetried: an event that is parked, the first of its aggregate, is handled.
 func (c *checker) parkedRetried(f fact) *violation {
 	p := c.projection(f.projection)
-	row, parked := p.lot.rows[f.from]
+	row, parked := p.parkedSet.rows[f.from]
 	if !parked {
 		return c.repeated(p, f)
 	}
@@ -101,7 +101,7 @@ func (c *checker) parkedRetried(f fact) *violation {
 	if v := c.belongs(f, e); v != nil {
 		return v
 	}
-	if first, _ := p.lot.first(e.aggregate); first.position < e.position {
+	if first, _ := p.parkedSet.first(e.aggregate); first.position < e.position {
 		return broken(inOrder, []fact{first.by, row.by, f}, "projection %s, aggregate %s: parked event %d is handled before event %d, which is parked as well",
 			p.name, e.aggregate, e.position, first.position)
 	}
@@ -110,7 +110,7 @@ func (c *checker) parkedRetried(f fact) *violation {
 		return broken(inOrder, []fact{row.by, before, f}, "projection %s, aggregate %s: parked event %d is handled after event %d was committed",
 			p.name, e.aggregate, e.position, last)
 	}
-	p.lot.remove(f.from)
+	p.parkedSet.remove(f.from)
 	p.holds[e.position], p.highest[e.aggregate] = len(p.commits), e.position
 	p.commits = append(p.commits, f)
 	return nil
@@ -130,21 +130,21 @@ func (c *checker) repeated(p *checkedProjection, f fact) *violation {
 // parkedDiscarded: somebody has asked for that.
 func (c *checker) parkedDiscarded(f fact) *violation {
 	p := c.projection(f.projection)
-	row, parked := p.lot.rows[f.from]
+	row, parked := p.parkedSet.rows[f.from]
 	if !parked {
 		return c.repeated(p, f)
 	}
 	if v := c.fenced(p, f); v != nil {
 		return v
 	}
-	if p.lot.ever[f.from].text != "discard" {
-		return broken(nothingLost, []fact{row.by, p.lot.ever[f.from], f}, "parked event %d of projection %s is discarded, and nobody has asked for that", f.from, p.name)
+	if p.parkedSet.ever[f.from].text != "discard" {
+		return broken(nothingLost, []fact{row.by, p.parkedSet.ever[f.from], f}, "parked event %d of projection %s is discarded, and nobody has asked for that", f.from, p.name)
 	}
 	if v := c.handledBy(p, f, nil); v != nil {
 		return v
 	}
-	p.lot.remove(f.from)
-	p.lot.discarded[f.from] = f
+	p.parkedSet.remove(f.from)
+	p.parkedSet.discarded[f.from] = f
 	return nil
 }
 
@@ -155,28 +155,28 @@ func (c *checker) waits(p *checkedProjection, w *checkedWorker, f fact, e event)
 	excused := func(other fact) bool {
 		return f.kind == handlerBegins && other.worker != f.worker && c.excused(w, f, other.at)
 	}
-	if gone, discarded := p.lot.discarded[e.position]; discarded && !excused(gone) {
+	if gone, discarded := p.parkedSet.discarded[e.position]; discarded && !excused(gone) {
 		return broken(nothingTwice, []fact{gone, c.activated, f}, "event %d of projection %s is handled by %s, and was discarded", e.position, p.name, owner(f))
 	}
-	first, any := p.lot.first(e.aggregate)
+	first, any := p.parkedSet.first(e.aggregate)
 	switch {
 	case !any || excused(first.by):
 		return nil
 	case first.position != e.position:
 		return broken(inOrder, append(c.circumstances(w, f), first.by, c.activated, f),
 			"projection %s, aggregate %s: %s handles event %d, and event %d is parked", p.name, e.aggregate, owner(f), e.position, first.position)
-	case f.kind == handlerBegins && p.lot.ever[e.position].text == "retry":
+	case f.kind == handlerBegins && p.parkedSet.ever[e.position].text == "retry":
 		return nil
 	}
-	return broken(nothingTwice, []fact{first.by, p.lot.ever[e.position], c.activated, f},
+	return broken(nothingTwice, []fact{first.by, p.parkedSet.ever[e.position], c.activated, f},
 		"event %d of projection %s is handled by %s as if it were not parked", e.position, p.name, owner(f))
 }
 
 func (c *checker) parkRequested(f fact) {
 	p := c.projection(f.projection)
-	p.lot.ever[f.from] = f
-	if _, parked := p.lot.rows[f.from]; parked {
-		p.lot.asked[f.from] = f
+	p.parkedSet.ever[f.from] = f
+	if _, parked := p.parkedSet.rows[f.from]; parked {
+		p.parkedSet.asked[f.from] = f
 	}
 }
 
@@ -186,14 +186,14 @@ func (c *checker) parkedLeft(f fact) *violation {
 	left := map[int64]bool{}
 	for _, e := range f.events {
 		left[e.position] = true
-		if _, parked := p.lot.rows[e.position]; !parked {
+		if _, parked := p.parkedSet.rows[e.position]; !parked {
 			before, _ := p.commitOf(e.position)
 			return broken(nothingTwice, []fact{before, f}, "event %d of projection %s is still among the parked ones", e.position, p.name)
 		}
 	}
-	for _, position := range slices.Sorted(maps.Keys(p.lot.rows)) {
+	for _, position := range slices.Sorted(maps.Keys(p.parkedSet.rows)) {
 		if !left[position] {
-			return broken(nothingLost, []fact{p.lot.rows[position].by, f}, "event %d of projection %s was parked, and is no longer there", position, p.name)
+			return broken(nothingLost, []fact{p.parkedSet.rows[position].by, f}, "event %d of projection %s was parked, and is no longer there", position, p.name)
 		}
 	}
 	return nil
@@ -201,9 +201,9 @@ func (c *checker) parkedLeft(f fact) *violation {
 
 // askedFor: what was asked for before everything had settled is done.
 func (c *checker) askedFor(p *checkedProjection, f fact) *violation {
-	for _, position := range slices.Sorted(maps.Keys(p.lot.asked)) {
-		asked, row := p.lot.asked[position], p.lot.rows[position]
-		if first, _ := p.lot.first(row.aggregate); asked.step < c.settled.step && (asked.text == "discard" || first.position == position) {
+	for _, position := range slices.Sorted(maps.Keys(p.parkedSet.asked)) {
+		asked, row := p.parkedSet.asked[position], p.parkedSet.rows[position]
+		if first, _ := p.parkedSet.first(row.aggregate); asked.step < c.settled.step && (asked.text == "discard" || first.position == position) {
 			return broken(recovers, []fact{row.by, asked, c.settled, f}, "event %d of projection %s is parked, and nothing has come of the request to %s it",
 				position, p.name, asked.text)
 		}

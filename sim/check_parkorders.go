@@ -13,19 +13,19 @@ import (
 const ignoredMax = 5
 
 func (c *checker) parkOrdered(f fact) {
-	lot := c.projection(f.projection).lot
-	if _, waits := lot.ordered[f.from]; !waits {
-		lot.ordered[f.from] = f
+	parkedSet := c.projection(f.projection).parkedSet
+	if _, waits := parkedSet.ordered[f.from]; !waits {
+		parkedSet.ordered[f.from] = f
 	}
 }
 
 // parksByRight: an event is parked under its projection's policy, behind another, or because
 // somebody has ordered that, of this very event.
 func (c *checker) parksByRight(f fact) *violation {
-	lot := c.projection(f.projection).lot
+	parkedSet := c.projection(f.projection).parkedSet
 	for _, e := range f.events {
-		_, ordered := lot.ordered[e.position]
-		delete(lot.ordered, e.position)
+		_, ordered := parkedSet.ordered[e.position]
+		delete(parkedSet.ordered, e.position)
 		switch {
 		case f.text == parkedByOrder && !ordered:
 			return broken(underPolicy, []fact{f}, "%s has parked event %d by order, and nobody has ordered that", owner(f), e.position)
@@ -39,11 +39,11 @@ func (c *checker) parksByRight(f fact) *violation {
 // orderLapsed: an order for an event that its lane stands at is carried out.
 func (c *checker) orderLapsed(f fact) *violation {
 	p := c.projection(f.projection)
-	order, waits := p.lot.ordered[f.from]
+	order, waits := p.parkedSet.ordered[f.from]
 	if !waits {
 		return nil
 	}
-	delete(p.lot.ordered, f.from)
+	delete(p.parkedSet.ordered, f.from)
 	first := slices.IndexFunc(p.unhandled, func(v visible) bool { return v.slot%f.total == f.partition })
 	i, unhandled := p.find(f.from)
 	switch {

@@ -56,7 +56,7 @@ func (c *checker) fails(call *openCall, f fact) *violation {
 			n.alone++
 		}
 	}
-	order, ordered := c.projection(f.projection).lot.ordered[events[0].position]
+	order, ordered := c.projection(f.projection).parkedSet.ordered[events[0].position]
 	if ordered && f.at-order.at > 2*c.setup.timing.Lease {
 		n.ignored++
 	}
@@ -66,7 +66,7 @@ func (c *checker) fails(call *openCall, f fact) *violation {
 	}
 	attempts := c.setup.attempts[f.projection]
 	p, position := c.projection(f.projection), events[0].position
-	_, parked := p.lot.rows[position]
+	_, parked := p.parkedSet.rows[position]
 	if _, done := p.holds[position]; attempts == 0 || parked || done { // a worker was frozen while another one has retried it
 		return nil
 	}
@@ -83,7 +83,7 @@ func (c *checker) fails(call *openCall, f fact) *violation {
 
 // lies reports whether an event is parked.
 func (c *checker) lies(projection string, position int64) bool {
-	_, parked := c.projection(projection).lot.rows[position]
+	_, parked := c.projection(projection).parkedSet.rows[position]
 	return parked
 }
 

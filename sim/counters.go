@@ -113,7 +113,7 @@ const (
 	countRetried
 	countRetryFailed
 	countDiscarded
-	countLotFull
+	countParkedFull
 	countParkOrdered
 	countOrderMissed
 	countOrderLocated
@@ -244,7 +244,7 @@ var counterWords = [counterCount]string{
 	countRetried:           "a parked event was retried, and handled",
 	countRetryFailed:       "a parked event was retried, and the handler failed again",
 	countDiscarded:         "a parked event was discarded",
-	countLotFull:           "a partition waited, since too many events were parked",
+	countParkedFull:        "a partition waited, since too many events were parked",
 	countParkOrdered:       "an event was parked by order",
 	countOrderMissed:       "an order to park an event came to nothing: the partition stood elsewhere",
 	countOrderLocated:      "a partition found that such an order was about another one's event",
@@ -517,8 +517,8 @@ func (t *tally) observe(f fact) {
 		t.counters[countUnreadable]++
 	case readAgain:
 		t.counters[countReadAgain]++
-	case lotFull:
-		t.counters[countLotFull]++
+	case parkedFull:
+		t.counters[countParkedFull]++
 	case undone:
 		switch f.text {
 		case transactionEnded:

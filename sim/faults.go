@@ -107,7 +107,7 @@ func (l *lane) die() {
 		l.link = nil
 	}
 	l.p.record(l.fact(faultLane, 0, 0))
-	l.tap.close()
+	l.subscription.close()
 	l.run.ended()
 }
 

@@ -11,14 +11,14 @@ import (
 // A feed reads the event stream for all lanes of a process, as feed.go does:
 // what protocol.Feed says, and when.
 type feed struct {
-	p      *worker
-	core   *protocol.Feed
-	ear    listener
-	scopes []scope // by the core's numbers; the first is the whole stream
-	taps   []*tap
-	news   int       // counts what may be new for lanes that rest
-	look   time.Time // when to look for new events; zero: not planned
-	stop   func()    // the timer for that
+	p             *worker
+	core          *protocol.Feed
+	listener      listener
+	scopes        []scope // by the core's numbers; the first is the whole stream
+	subscriptions []*subscription
+	news          int       // counts what may be new for lanes that rest
+	look          time.Time // when to look for new events; zero: not planned
+	stop          func()    // the timer for that
 
 	opened int // the latest window that is known of
 
@@ -33,7 +33,7 @@ func newFeed(p *worker) *feed {
 	c := p.w.plan.feed
 	c.Poll, c.BySlot = p.w.plan.poll, p.w.plan.store == nil
 	f := &feed{p: p, core: protocol.NewFeed(c), scopes: []scope{""}, stop: func() {}, stale: map[int64][]event{}}
-	f.ear.core = f.core.Listen()
+	f.listener.core = f.core.Listen()
 	return f
 }
 
@@ -45,7 +45,7 @@ func (f *feed) begin() {
 	}
 	now := p.now()
 	for _, r := range f.core.Fetches(now) {
-		ahead := !slices.ContainsFunc(f.taps, func(t *tap) bool { return t.window == r.Window && t.after >= r.After })
+		ahead := !slices.ContainsFunc(f.subscriptions, func(t *subscription) bool { return t.window == r.Window && t.after >= r.After })
 		p.read(f.scopes[r.Scope], r, func(page protocol.FeedPage, err error) {
 			if s, ok := page.Events.(*stretch); ok {
 				s.ahead = ahead
@@ -78,7 +78,7 @@ func (f *feed) ended(window int, page protocol.FeedPage, err error) {
 		f.latest, f.latestOf = page, window
 		fresh = f.core.Fetched(p.now(), window, page)
 	}
-	for _, t := range f.taps {
+	for _, t := range f.subscriptions {
 		if t.waits && t.window == window {
 			t.waits = false
 			p.after(p.between(0, 50*time.Microsecond), t.ask)
@@ -86,7 +86,7 @@ func (f *feed) ended(window int, page protocol.FeedPage, err error) {
 	}
 	if fresh {
 		f.news++
-		for _, t := range f.taps {
+		for _, t := range f.subscriptions {
 			if t.lane.resting {
 				t.lane.wake()
 			}
@@ -95,8 +95,8 @@ func (f *feed) ended(window int, page protocol.FeedPage, err error) {
 	f.begin()
 }
 
-// A tap is where a lane gets its events from.
-type tap struct {
+// A subscription is where a lane gets its events from.
+type subscription struct {
 	feed  *feed
 	lane  *lane
 	core  *protocol.FeedLane
@@ -112,8 +112,8 @@ type tap struct {
 	page   *stretch // the latest
 }
 
-// tap lets a lane in.
-func (f *feed) tap(l *lane, s scope) *tap {
+// subscribe lets a lane in.
+func (f *feed) subscribe(l *lane, s scope) *subscription {
 	i := slices.Index(f.scopes, s)
 	if f.p.w.rules.mixesEventTypes {
 		i = slices.IndexFunc(f.scopes, func(o scope) bool { return o == s || o != "" && slices.Equal(o.types(), s.types()) })
@@ -127,26 +127,26 @@ func (f *feed) tap(l *lane, s scope) *tap {
 	if f.p.w.rules.countsOnePartition && len(l.run.lanes) > 0 {
 		k = l.run.lanes[0].id.Assignment.Partition
 	}
-	t := &tap{feed: f, lane: l, core: f.core.Enter(i, k, a.Total), scope: s}
-	f.taps = append(f.taps, t)
+	t := &subscription{feed: f, lane: l, core: f.core.Enter(i, k, a.Total), scope: s}
+	f.subscriptions = append(f.subscriptions, t)
 	return t
 }
 
-func (t *tap) close() {
+func (t *subscription) close() {
 	f := t.feed
-	f.taps = slices.DeleteFunc(f.taps, func(o *tap) bool { return o == t })
+	f.subscriptions = slices.DeleteFunc(f.subscriptions, func(o *subscription) bool { return o == t })
 	f.core.Leave(t.core)
 }
 
 // read reads for the lane. It waits for a read that is under way, but not for
 // new events; nor longer than until the lane is to stop.
-func (t *tap) read(after int64, limit int) {
+func (t *subscription) read(after int64, limit int) {
 	t.after, t.limit = after, limit
 	t.ask()
 }
 
 // ask asks the core once.
-func (t *tap) ask() {
+func (t *subscription) ask() {
 	f := t.feed
 	s := f.core.Ask(f.p.now(), t.core, t.after, t.limit)
 	if ahead, others := t.others(); others && t.left(s) && f.p.w.rules.skipsDropped {
@@ -169,7 +169,7 @@ func (t *tap) ask() {
 }
 
 // stop ends the wait for a read, since the lane is to stop.
-func (t *tap) stop() {
+func (t *subscription) stop() {
 	if !t.waits {
 		return
 	}
@@ -182,7 +182,7 @@ func (t *tap) stop() {
 }
 
 // serve cuts the lane's part out of a page.
-func (t *tap) serve(s protocol.Serving) {
+func (t *subscription) serve(s protocol.Serving) {
 	rules := t.feed.p.w.rules
 	if p := t.feed.latest; rules.wrongWindow && t.feed.latestOf != s.Window && len(p.Keys) > 0 && p.Keys[0].Position > t.after {
 		s.Page, s.First, s.Count, s.Passed = p, 0, len(p.Keys), p.Passed
@@ -202,7 +202,7 @@ func (t *tap) serve(s protocol.Serving) {
 	t.answer(nil, events, protocol.LaneAnswer{Page: keys, Passed: s.Passed, More: s.More})
 }
 
-func (t *tap) answer(err error, page []event, a protocol.LaneAnswer) {
+func (t *subscription) answer(err error, page []event, a protocol.LaneAnswer) {
 	l := t.lane
 	l.p.post(func() {
 		l.page = page
@@ -213,9 +213,9 @@ func (t *tap) answer(err error, page []event, a protocol.LaneAnswer) {
 // A stretch is the events of a page, and how they were got.
 type stretch struct {
 	events []event
-	ahead  bool // nobody waited for it
-	own    bool // others' slots were left out
-	first  *tap // that got of it
+	ahead  bool          // nobody waited for it
+	own    bool          // others' slots were left out
+	first  *subscription // that got of it
 }
 
 // How a lane comes by its events, where that is of interest.
@@ -230,14 +230,14 @@ const (
 )
 
 // left reports whether the window in which the lane stood has lost its page.
-func (t *tap) left(s protocol.Serving) bool {
+func (t *subscription) left(s protocol.Serving) bool {
 	return t.window != 0 && s.Window > t.feed.opened && s.Whole == t.whole
 }
 
 // others returns where the hindmost of the other lanes in the lane's window
 // stands, if there are any.
-func (t *tap) others() (hindmost int64, any bool) {
-	for _, o := range t.feed.taps {
+func (t *subscription) others() (hindmost int64, any bool) {
+	for _, o := range t.feed.subscriptions {
 		if o != t && o.window == t.window && (!any || o.after < hindmost) {
 			hindmost, any = o.after, true
 		}
@@ -246,7 +246,7 @@ func (t *tap) others() (hindmost int64, any bool) {
 }
 
 // follow notes how the lane is served.
-func (t *tap) follow(s protocol.Serving) {
+func (t *subscription) follow(s protocol.Serving) {
 	switch {
 	case t.left(s):
 		t.note(leftBehind)
@@ -277,6 +277,6 @@ func (t *tap) follow(s protocol.Serving) {
 	}
 }
 
-func (t *tap) note(how string) {
+func (t *subscription) note(how string) {
 	t.feed.p.record(fact{kind: served, projection: t.lane.id.Projection, text: how})
 }

@@ -66,7 +66,7 @@ func (p *worker) listen() {
 		p.after(p.between(0, l.away), p.listen)
 		return
 	}
-	e := &p.feed.ear
+	e := &p.feed.listener
 	e.up, e.silent, e.heard = true, false, false
 	e.number++
 	p.hear(protocol.HintsUp)
@@ -89,7 +89,7 @@ func (p *worker) listen() {
 // makeUp sends hints of nothing over a connection.
 func (p *worker) makeUp(connection int) {
 	p.w.after(between(p.rand, 0, 2*p.w.plan.listening.madeUp), func() {
-		if !p.dead && p.feed.ear.number == connection {
+		if !p.dead && p.feed.listener.number == connection {
 			p.notify()
 			p.makeUp(connection)
 		}
@@ -98,7 +98,7 @@ func (p *worker) makeUp(connection int) {
 
 // notify sends a hint, which may get lost.
 func (p *worker) notify() {
-	e := &p.feed.ear
+	e := &p.feed.listener
 	connection := e.number
 	if !e.up || e.silent || p.cut || !chance(p.rand, p.w.plan.network.hints) {
 		return
@@ -122,7 +122,7 @@ func (p *worker) hear(h protocol.Hearing) {
 	if bend := p.w.rules.hears; bend != nil {
 		bend(p.feed, h)
 	} else {
-		p.feed.ear.core.Hear(h)
+		p.feed.listener.core.Hear(h)
 	}
 	p.feed.begin()
 }

@@ -99,7 +99,7 @@ const (
 	parkedRetried   // from: handled, and no longer parked
 	parkedDiscarded // from
 	retryFailed     // from
-	lotFull         // from: there is no room to park it
+	parkedFull      // from: there is no room to park it
 	leftIdle        // its handler has left its transaction idle for so long that the server has ended it
 	faultLane       // it ends, and tells nobody
 	parkRequested   // by an operator: projection, from, text
@@ -262,7 +262,7 @@ func (f fact) String() string {
 		fmt.Fprintf(&b, "discarded parked event %d, %s", f.from, lane)
 	case retryFailed:
 		fmt.Fprintf(&b, "failed again at parked event %d, %s", f.from, lane)
-	case lotFull:
+	case parkedFull:
 		fmt.Fprintf(&b, "has no room to park event %d, %s", f.from, lane)
 	case parkRequested:
 		fmt.Fprintf(&b, "%s: an operator asks for parked event %d", f.projection, f.from)

@@ -15,12 +15,12 @@ import (
 
 // A lane does what protocol.Lane says, as runner.go does.
 type lane struct {
-	p    *worker
-	run  *run
-	id   store.Lane
-	kind protocol.LaneKind
-	core *protocol.Lane
-	tap  *tap
+	p            *worker
+	run          *run
+	id           store.Lane
+	kind         protocol.LaneKind
+	core         *protocol.Lane
+	subscription *subscription
 
 	events []event // the core's pending events
 	again  []event // the parked event that is retried
@@ -33,15 +33,15 @@ type lane struct {
 	// handled are the events of the batch that the projection has handled.
 	handled []event
 
-	shown   protocol.Found // the checkpoint, if the look that started the lane has shown it
-	call    *call          // that runs
-	spell   int            // of the run, when the latest was decided on
-	abort   func(error)    // gives the call to the database up that is under way
-	retries bool           // the pause is before another attempt
-	pausing int            // counts pauses; only the latest is ended by its timer
-	paused  bool
-	resting bool // until there is something new
-	dies    bool // without a word, once nothing is in hand
+	shown       protocol.Found // the checkpoint, if the look that started the lane has shown it
+	call        *call          // that runs
+	suspensions int            // of the run, when the latest was decided on
+	abort       func(error)    // gives the call to the database up that is under way
+	retries     bool           // the pause is before another attempt
+	pausing     int            // counts pauses; only the latest is ended by its timer
+	paused      bool
+	resting     bool // until there is something new
+	dies        bool // without a word, once nothing is in hand
 
 	unparks  int64               // the event that the open transaction takes from the parked ones; 0: none
 	from, to protocol.Checkpoint // of the commit under way
@@ -52,7 +52,7 @@ func newLane(p *worker, r *run, q projection, a protocol.Assignment) *lane {
 	w := p.w
 	l := &lane{p: p, run: r, id: store.Lane{Projection: q.name, Assignment: a}, kind: q.kind}
 	l.parks = q.parks
-	l.tap = p.feed.tap(l, q.scope)
+	l.subscription = p.feed.subscribe(l, q.scope)
 	c := protocol.LaneConfig{
 		Kind: q.kind, Batch: w.plan.batch, Poll: w.plan.poll, Lease: p.timing.Lease, Retry: w.plan.retry, Attempts: 1,
 	}
@@ -130,7 +130,7 @@ func (l *lane) answer(err error, a protocol.LaneAnswer) {
 const transactionEnded = "it had ended its transaction"
 
 // cancelled reports whether the handler's context is, since it was called.
-func (l *lane) cancelled() bool { return l.spell != l.run.spell || l.run.canceled }
+func (l *lane) cancelled() bool { return l.suspensions != l.run.suspensions || l.run.canceled }
 
 func (l *lane) do(a protocol.LaneAction) {
 	patience := l.p.timing.Patience()
@@ -140,7 +140,7 @@ func (l *lane) do(a protocol.LaneAction) {
 	case protocol.LaneFind:
 		l.find(patience)
 	case protocol.LaneRead:
-		l.tap.read(a.After, a.Limit)
+		l.subscription.read(a.After, a.Limit)
 	case protocol.LaneFollow:
 		l.follow(a.Fresh, patience)
 	case protocol.LaneOpen:
@@ -167,13 +167,13 @@ func (l *lane) do(a protocol.LaneAction) {
 	case protocol.LaneSave:
 		l.save(a, patience)
 	case protocol.LanePause:
-		if a.Why == protocol.LotFull {
-			l.p.record(l.fact(lotFull, a.Position, 0))
+		if a.Why == protocol.ParkedFull {
+			l.p.record(l.fact(parkedFull, a.Position, 0))
 		}
 		l.pausing++
 		n := l.pausing
 		l.paused, l.resting, l.retries = true, a.Why == protocol.NothingNew, a.Why == protocol.HandlerFailed || a.Why == protocol.HandlerWaits
-		if l.run.draining || l.resting && l.tap.news != l.tap.feed.news {
+		if l.run.draining || l.resting && l.subscription.news != l.subscription.feed.news {
 			l.wake()
 			return
 		}
@@ -227,7 +227,7 @@ func (l *lane) reread(e event, then func(event)) {
 	k := l.p.borrow()
 	again := e
 	l.ask(k, "page", l.p.timing.Patience(), func(c connection, done func(error)) {
-		page, err := l.p.w.read(c.page(eventtable.At{}, l.tap.scope, e.position-1, e.position, 1))
+		page, err := l.p.w.read(c.page(eventtable.At{}, l.subscription.scope, e.position-1, e.position, 1))
 		if len(page) == 1 && page[0].position == e.position {
 			again = page[0]
 		}
@@ -246,7 +246,7 @@ func (l *lane) reread(e event, then func(event)) {
 
 func (l *lane) end(a protocol.LaneAction) {
 	p := l.p
-	l.tap.close()
+	l.subscription.close()
 	switch in := a.End.Tells(l.id.Assignment.Generation).(type) {
 	case nil:
 	case protocol.Shutdown:
@@ -380,7 +380,7 @@ func (l *lane) begin(a protocol.LaneAction) {
 	p := l.p
 	p.running++
 	p.began = true
-	l.spell = l.run.spell
+	l.suspensions = l.run.suspensions
 	p.after(p.between(0, 20*time.Microsecond), func() {
 		if p.unproven() {
 			p.running--
@@ -461,7 +461,7 @@ func (l *lane) handle(a protocol.LaneAction) {
 		p.freezeInHandler = 0
 	}
 	p.after(length, func() { l.returns(c) })
-	if l.run.canceled || l.spell != l.run.spell {
+	if l.run.canceled || l.suspensions != l.run.suspensions {
 		l.cancelCall()
 	}
 }

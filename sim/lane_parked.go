@@ -15,7 +15,7 @@ func (l *lane) doParked(a protocol.LaneAction, patience time.Duration) {
 	switch a.Do {
 	case protocol.LaneLook:
 		var rows []protocol.Parked
-		l.alone("lot", patience, func(c connection, done func(error)) {
+		l.alone("parked", patience, func(c connection, done func(error)) {
 			c.parked(l.id, func(r []protocol.Parked, err error) {
 				if rows = r; a.Requests {
 					rows = slices.DeleteFunc(r, func(p protocol.Parked) bool { return p.Request == protocol.Unasked })
@@ -128,7 +128,7 @@ const parkedByOrder = "by order"
 func (l *lane) fetch(position int64, patience time.Duration) {
 	var again []event
 	l.alone("page", patience, func(c connection, done func(error)) {
-		page, err := l.p.w.read(c.page(eventtable.At{}, l.tap.scope, position-1, position, 1))
+		page, err := l.p.w.read(c.page(eventtable.At{}, l.subscription.scope, position-1, position, 1))
 		if len(page) == 1 && page[0].position == position {
 			again = page
 		}

@@ -35,7 +35,7 @@ func (c *memoryConnection) load(l store.Lane, done func(protocol.Found, error)) 
 	var found protocol.Found
 	if r := c.checkpoint(nil, l); err == nil && r != nil {
 		found = c.found(l, r)
-		found.NoneParked = found.Exists && len(c.lot(l)) == 0 && !c.ordered(l.Projection)
+		found.NoneParked = found.Exists && len(c.parkedRows(l)) == 0 && !c.ordered(l.Projection)
 		found.Follows = found.Exists && c.projection(l.Projection).kinOf(nil).follows != ""
 	}
 	done(found, err)
@@ -55,7 +55,7 @@ func (c *memoryConnection) shown(set *replicaSet, v protocol.View) map[store.Lan
 				continue
 			}
 			found := c.found(l, r)
-			found.NoneParked = len(c.lot(l)) == 0 && !c.ordered(l.Projection)
+			found.NoneParked = len(c.parkedRows(l)) == 0 && !c.ordered(l.Projection)
 			found.Follows = p.kinOf(nil).follows != ""
 			shown[l] = found
 		}

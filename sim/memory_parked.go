@@ -26,13 +26,13 @@ func (c *memoryConnection) parked(l store.Lane, done func([]protocol.Parked, err
 		done(nil, err)
 		return
 	}
-	rows := append(c.lot(l), c.ordersFor(l)...)
+	rows := append(c.parkedRows(l), c.ordersFor(l)...)
 	slices.SortStableFunc(rows, func(a, b protocol.Parked) int { return cmp.Compare(a.Position, b.Position) })
 	done(rows, nil)
 }
 
-// lot returns what is committed of a lane's parked events.
-func (m *memory) lot(l store.Lane) (out []protocol.Parked) {
+// parkedRows returns what is committed of a lane's parked events.
+func (m *memory) parkedRows(l store.Lane) (out []protocol.Parked) {
 	for _, r := range m.projection(l.Projection).parked {
 		if v := r.committed; v != nil && v.Slot%l.Assignment.Total == l.Assignment.Partition {
 			out = append(out, *v)

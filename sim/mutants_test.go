@@ -414,7 +414,7 @@ var mutants = []mutant{
 	// Hints of new events.
 	{"looks as rarely when hints can't come any more", rules{hears: func(f *feed, h protocol.Hearing) {
 		if h != protocol.HintsDown {
-			f.ear.core.Hear(h)
+			f.listener.core.Hear(h)
 		}
 	}}, []promise{bounded}},
 	{"does not look when hints can't come any more", rules{hears: func(f *feed, h protocol.Hearing) {
@@ -423,13 +423,13 @@ var mutants = []mutant{
 		if h == protocol.HintsDown { // and from now on as often as it should
 			c.Poll /= 5
 		} else {
-			f.ear.core.Hear(h)
+			f.listener.core.Hear(h)
 		}
 		f.core.Configure(c)
 	}}, []promise{bounded}},
 	{"takes a connection for hints before one has come", rules{hears: func(f *feed, h protocol.Hearing) {
-		if f.ear.core.Hear(h); h == protocol.HintsUp {
-			f.ear.core.Hear(protocol.HintHeard)
+		if f.listener.core.Hear(h); h == protocol.HintsUp {
+			f.listener.core.Hear(protocol.HintHeard)
 		}
 	}}, []promise{bounded}},
 

@@ -24,7 +24,7 @@ var (
 	denials   = [][]string{
 		{"heartbeat", "look", "join", "leave", "stop report", "request"},
 		{"load", "find", "checkpoint", "followed"},
-		{"lot", "park", "unpark", "drop", "note"},
+		{"parked", "park", "unpark", "drop", "note"},
 		{"page", "look ahead", "highest position"},
 	}
 )

@@ -54,7 +54,7 @@ func (c *postgresConnection) glimpse(worker protocol.WorkerID) (protocol.Glimpse
 	if err := c.free("glimpse"); err != nil {
 		return protocol.Glimpse{}, err
 	}
-	same, group, err := c.own.By(c.store()).Look(context.Background(), worker)
+	same, group, err := c.own.By(c.store()).Glimpse(context.Background(), worker)
 	if err == nil && !same {
 		err = errOtherSession
 	}

@@ -126,7 +126,7 @@ func (p *worker) heard() {
 // suspend cancels the handlers that run, and not the lanes.
 func (r *run) suspend() {
 	r.p.record(fact{kind: runSuspends, generation: r.generation})
-	r.spell++
+	r.suspensions++
 	for _, l := range r.lanes {
 		l.cancelCall()
 	}

@@ -302,7 +302,7 @@ func ofWorker(k kind) bool {
 // tells reports whether a kind belongs to the story, and not to the hum.
 func tells(k kind) bool {
 	switch k {
-	case sessionAsks, sessionProven, proofAwaited, checkpointShown, hintsCome, hintsGone, handlerBegins, handlerEnds, committed, eventsParked, parkedRetried, parkedDiscarded, retryFailed, lotFull, unreadable, readAgain, parkRequested, served, gapWaited, gapScoped, gapPassed, appended, rolledBack, faultLost, faultSlow:
+	case sessionAsks, sessionProven, proofAwaited, checkpointShown, hintsCome, hintsGone, handlerBegins, handlerEnds, committed, eventsParked, parkedRetried, parkedDiscarded, retryFailed, parkedFull, unreadable, readAgain, parkRequested, served, gapWaited, gapScoped, gapPassed, appended, rolledBack, faultLost, faultSlow:
 		return false
 	}
 	return true

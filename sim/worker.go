@@ -550,15 +550,15 @@ func (p *worker) leave(exited func()) {
 
 // A run is the lanes of one share.
 type run struct {
-	p          *worker
-	generation int64
-	lanes      []*lane
-	left       int // lanes that have not ended
-	settled    int // lanes that have ended so
-	draining   bool
-	canceled   bool
-	spell      int // counts suspensions
-	follows    map[string]followedAt
+	p           *worker
+	generation  int64
+	lanes       []*lane
+	left        int // lanes that have not ended
+	settled     int // lanes that have ended so
+	draining    bool
+	canceled    bool
+	suspensions int // counts suspensions
+	follows     map[string]followedAt
 }
 
 func (p *worker) start(s protocol.Share) {
@@ -583,12 +583,12 @@ func (p *worker) start(s protocol.Share) {
 	}
 }
 
-// look tells the session, once a heartbeat, whether a lane is missing.
-func (p *worker) look() {
+// observe tells the session, once a heartbeat, whether a lane is missing.
+func (p *worker) observe() {
 	if p.returned {
 		return
 	}
-	p.after(p.timing.Heartbeat, p.look)
+	p.after(p.timing.Heartbeat, p.observe)
 	if r := p.run; r != nil && r.left > 0 {
 		p.input(protocol.Lanes{Generation: r.generation, Missing: r.left < len(r.lanes)})
 	}
@@ -601,7 +601,7 @@ func (r *run) drain() {
 	}
 	r.draining = true
 	for _, l := range r.lanes {
-		l.tap.stop()
+		l.subscription.stop()
 		l.wake()
 	}
 	if len(r.lanes) == 0 {

@@ -319,7 +319,7 @@ func (w *world) start(set int) *worker {
 	w.workers = append(w.workers, p)
 	p.record(fact{kind: workerStarts, timing: p.timing, text: w.text("version %d", p.version)})
 	p.post(func() { p.input(protocol.Tick{}) })
-	p.after(p.timing.Heartbeat, p.look)
+	p.after(p.timing.Heartbeat, p.observe)
 	if w.plan.listening != nil {
 		p.post(p.listen)
 	}

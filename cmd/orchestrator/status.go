@@ -11,7 +11,7 @@ import (
 )
 
 func status(ctx context.Context, c *call) error {
-	sets, err := c.look(ctx)
+	sets, err := c.statusOf(ctx)
 	if err != nil {
 		return err
 	}
@@ -31,8 +31,8 @@ func status(ctx context.Context, c *call) error {
 	return nil
 }
 
-// look returns the status of the set that was named, or of all.
-func (c *call) look(ctx context.Context) ([]ops.ReplicaSetStatus, error) {
+// statusOf returns the status of the set that was named, or of all.
+func (c *call) statusOf(ctx context.Context) ([]ops.ReplicaSetStatus, error) {
 	names := []orchestrator.ReplicaSetName{orchestrator.ReplicaSetName(c.arg(0))}
 	if c.arg(0) == "" {
 		var err error

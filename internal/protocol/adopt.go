@@ -40,12 +40,12 @@ type User struct {
 	Blocked bool
 }
 
-// A Stillness is what a Quiet makes of a look.
-type Stillness int
+// An Idleness is the result of one check.
+type Idleness int
 
 const (
 	// Unclear: look again.
-	Unclear Stillness = iota
+	Unclear Idleness = iota
 	// Still: no processor has moved, and none is about to.
 	Still
 	// Moving: a processor wants to move.
@@ -54,7 +54,7 @@ const (
 	Open
 )
 
-// Quiet decides whether the processors of old checkpoints have stopped, from
+// IdleCheck decides whether the processors of old checkpoints have stopped, from
 // looks at who uses the checkpoints' table. All the while the rows are locked,
 // so whoever wants to move one is seen to wait.
 //
@@ -67,7 +67,7 @@ const (
 // But a transaction that has read its checkpoint keeps a lock on the table. So
 // whoever uses the table when the watch is over is waited for: it ends, or it
 // waits for the row. That takes the length of the watch once more at most.
-type Quiet struct {
+type IdleCheck struct {
 	Watch time.Duration
 
 	began time.Time
@@ -75,8 +75,8 @@ type Quiet struct {
 	open  []Holder // once the watch is over: who used the table then and still does
 }
 
-// Look takes a look, and names the transactions that speak against stillness.
-func (q *Quiet) Look(now time.Time, users []User) (Stillness, []Holder) {
+// Observe checks once, and names the transactions that speak against stillness.
+func (q *IdleCheck) Observe(now time.Time, users []User) (Idleness, []Holder) {
 	var using, blocked []Holder
 	for _, u := range users {
 		using = append(using, u.Holder)

@@ -64,7 +64,7 @@ func TestQuiet(t *testing.T) {
 	type look struct {
 		at    time.Duration
 		users []User
-		want  Stillness
+		want  Idleness
 		names string
 	}
 	for _, tt := range []struct {
@@ -109,9 +109,9 @@ func TestQuiet(t *testing.T) {
 		}},
 	} {
 		start := time.Date(2024, 1, 1, 0, 0, 0, 0, time.UTC)
-		q := Quiet{Watch: watch}
+		q := IdleCheck{Watch: watch}
 		for _, l := range tt.looks {
-			got, holders := q.Look(start.Add(l.at), l.users)
+			got, holders := q.Observe(start.Add(l.at), l.users)
 			names := ""
 			for _, h := range holders {
 				names += h.Transaction

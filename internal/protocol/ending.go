@@ -123,7 +123,7 @@ func (e *Ending) holders(now time.Time, holders []Holder) ReadAction {
 		}
 		return e.prove(now)
 	case !e.patient && e.recent(now) && len(holders) > 0:
-		return e.look(e.known.position)
+		return e.check(e.known.position)
 	case e.wait.Begin(e.high, e.high, holders, now):
 		return e.prove(now)
 	}
@@ -142,9 +142,9 @@ func (e *Ending) prove(now time.Time) ReadAction {
 	return e.done(e.high)
 }
 
-// look looks for the first position that is missing above one up to which everything is
+// check looks for the first position that is missing above one up to which everything is
 // final. What is visible up to there is final as well.
-func (e *Ending) look(after int64) ReadAction {
+func (e *Ending) check(after int64) ReadAction {
 	return ReadAction{Do: ReadAhead, Epoch: e.epoch, Reaches: after, After: after}
 }
 
@@ -153,7 +153,7 @@ func (e *Ending) ahead(a ReadAnswer) ReadAction {
 	case a.Missing != 0:
 		return e.done(a.Missing - 1)
 	case a.Last < e.high:
-		return e.look(a.Last)
+		return e.check(a.Last)
 	}
 	return e.done(a.Last)
 }

@@ -183,8 +183,8 @@ const (
 	AtLive
 	DatabaseFailed
 	HandlerFailed
-	// LotFull: the event at Position is to be parked, and there is no room.
-	LotFull
+	// ParkedFull: the event at Position is to be parked, and there is no room.
+	ParkedFull
 	// Suspended: the handler was cancelled by the library.
 	Suspended
 	// HandlerCut: it has lost its connection to the database, which is no failure of its.
@@ -354,7 +354,7 @@ type Lane struct {
 	unclear    bool        // a statement that commits may take effect late
 	refused    bool        // the fence has let none of it through
 
-	lot          Lot           // what is parked
+	parkedSet    ParkedSet     // what is parked
 	looked       time.Time     // when that was read, or the requests
 	lookedAll    time.Time     // when all of it was
 	lookBegan    time.Time     // the latest look
@@ -482,7 +482,7 @@ func (l *Lane) advance(now time.Time, s Signals, a LaneAnswer) LaneAction {
 		}
 		return l.loaded(now, s, a.Found)
 	case LaneLook:
-		return l.look(now, s, a)
+		return l.checkParked(now, s, a)
 	case LaneFetch:
 		return l.located(now, s, a)
 	case LaneLocate, LaneLapse:
@@ -558,9 +558,9 @@ func (l *Lane) loaded(now time.Time, s Signals, found Found) LaneAction {
 		l.follows = found.Follows
 	}
 	if found.NoneParked {
-		return l.look(now, s, LaneAnswer{})
+		return l.checkParked(now, s, LaneAnswer{})
 	}
-	return l.lookAll(now)
+	return l.checkAll(now)
 }
 
 // top begins another round.
@@ -568,7 +568,7 @@ func (l *Lane) top(now time.Time, s Signals) LaneAction {
 	if s.stopping() {
 		return end(s)
 	}
-	if l.lot.Len() > 0 {
+	if l.parkedSet.Len() > 0 {
 		if action, due := l.attend(now); due {
 			return action
 		}
@@ -648,8 +648,8 @@ func (l *Lane) batch(now time.Time, s Signals) LaneAction {
 			return action
 		}
 	}
-	if l.lot.Len() > 0 {
-		n, behind := l.track.Split(l.size, &l.lot)
+	if l.parkedSet.Len() > 0 {
+		n, behind := l.track.Split(l.size, &l.parkedSet)
 		if behind {
 			return l.park(n, 0, LaneAnswer{})
 		}
@@ -694,8 +694,8 @@ func (l *Lane) rest(now time.Time, s Signals) LaneAction {
 	}
 	l.resume = (*Lane).top
 	pause := LaneAction{Do: LanePause, For: l.config.Poll, Why: NothingNew}
-	if l.lot.Len() > 0 {
-		pause.For = l.lookEvery()
+	if l.parkedSet.Len() > 0 {
+		pause.For = l.checkEvery()
 	}
 	if l.follows && l.track.AtCeiling() {
 		pause.For, pause.Why = min(pause.For, l.track.ceiling.rest()), AtLive
@@ -788,7 +788,7 @@ func (l *Lane) committed(now time.Time, s Signals) LaneAction {
 		l.parking[i].Since, l.parking[i].Request = now, Unasked
 	}
 	if l.parking != nil {
-		l.lot.Add(l.parking...)
+		l.parkedSet.Add(l.parking...)
 		l.parking = nil
 	}
 	failed := l.failed
@@ -832,7 +832,7 @@ func (l *Lane) resolve(now time.Time, s Signals, a LaneAnswer) LaneAction {
 		l.track.Rewind(a.Found.Checkpoint, now)
 		l.done = 0
 		if l.parking = nil; !s.stopping() {
-			return l.lookAll(now)
+			return l.checkAll(now)
 		}
 	case Undone:
 		if l.saves() {

@@ -145,7 +145,7 @@ func (l *Lane) retryIn(in time.Duration, pause LaneAction) LaneAction {
 
 // waitOn waits on for that.
 func (l *Lane) waitOn() LaneAction {
-	some := min(l.wait, l.lookEvery())
+	some := min(l.wait, l.checkEvery())
 	l.wait -= some
 	l.resume = (*Lane).waited
 	return LaneAction{Do: LanePause, For: some, Why: HandlerWaits}
@@ -155,8 +155,8 @@ func (l *Lane) waited(now time.Time, s Signals) LaneAction {
 	switch {
 	case s.stopping():
 		return end(s)
-	case l.lookDue(now):
-		return l.lookAgain(now)
+	case l.checkDue(now):
+		return l.checkAgain(now)
 	case l.wait > 0:
 		return l.waitOn()
 	}

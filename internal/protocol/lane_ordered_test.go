@@ -170,11 +170,11 @@ func TestLaneOrderedToPark(t *testing.T) {
 		{"there is always room", LaneConfig{OnFailure: ParkEvents, Attempts: 1, MaxParked: 1}, 1, []turn{
 			{answer: ok, want: "load"},
 			{answer: found(5, 10), want: "look"},
-			{answer: lot("5 b"), want: "read 4 after 10"},
+			{answer: parkedRows("5 b"), want: "read 4 after 10"},
 			{answer: aggregates(11, "a"), want: "handle 0+1"},
 			{answer: fault, want: "pause 100ms: too many parked at 11, attempt 1"},
 			{answer: ok, want: "look", later: 2 * time.Second},
-			{answer: LaneAnswer{Parked: slices.Concat(lot("5 b").Parked, orders("11").Parked)}, want: "read 4 after 11"},
+			{answer: LaneAnswer{Parked: slices.Concat(parkedRows("5 b").Parked, orders("11").Parked)}, want: "read 4 after 11"},
 			{answer: ok, want: "park 1, 10 to 11 by order at 11, attempt 1"},
 		}},
 		{"who is asked to stop parks nothing", LaneConfig{}, 1, slices.Concat(fails, []turn{
@@ -226,8 +226,8 @@ func TestLaneParkingByOrder(t *testing.T) {
 	if a := l.Next(testStart, Signals{}, LaneAnswer{}); a.String() != "park 1, 11 to 12" {
 		t.Errorf("it goes on with %s", a)
 	}
-	if l.lot.asked != 0 {
-		t.Errorf("something is asked for: %+v", l.lot.rows)
+	if l.parkedSet.asked != 0 {
+		t.Errorf("something is asked for: %+v", l.parkedSet.rows)
 	}
 }
 

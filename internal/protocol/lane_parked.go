@@ -48,38 +48,38 @@ const (
 	lookAllEvery = time.Minute
 )
 
-// lookEvery is how often to look for requests while events are parked.
-func (l *Lane) lookEvery() time.Duration { return min(l.config.Poll, time.Second) }
+// checkEvery is how often to look for requests while events are parked.
+func (l *Lane) checkEvery() time.Duration { return min(l.config.Poll, time.Second) }
 
-// lookDue reports whether it is time to look again.
-func (l *Lane) lookDue(now time.Time) bool {
-	return now.Sub(l.looked) >= max(l.lookEvery(), 10*l.requestsTook)
+// checkDue reports whether it is time to look again.
+func (l *Lane) checkDue(now time.Time) bool {
+	return now.Sub(l.looked) >= max(l.checkEvery(), 10*l.requestsTook)
 }
 
 // many reports whether so many events are parked that they must not hold up the rest.
-func (l *Lane) many() bool { return l.lot.Len() > cmp.Or(l.config.LookAll, lookAllMax) }
+func (l *Lane) many() bool { return l.parkedSet.Len() > cmp.Or(l.config.LookAll, lookAllMax) }
 
-// lookAll begins a look at all rows.
-func (l *Lane) lookAll(now time.Time) LaneAction {
+// checkAll begins a look at all rows.
+func (l *Lane) checkAll(now time.Time) LaneAction {
 	l.lookBegan = now
 	return LaneAction{Do: LaneLook}
 }
 
-// lookAgain begins a look at all rows, or at those for which something is asked.
-func (l *Lane) lookAgain(now time.Time) LaneAction {
-	a := l.lookAll(now)
+// checkAgain begins a look at all rows, or at those for which something is asked.
+func (l *Lane) checkAgain(now time.Time) LaneAction {
+	a := l.checkAll(now)
 	a.Requests = l.many() && now.Sub(l.lookedAll) < max(lookAllEvery, 10*l.allTook)
 	return a
 }
 
 // Parked returns how many events are parked, and since when the oldest is.
-func (l *Lane) Parked() (n int, oldest time.Time) { return l.lot.Len(), l.lot.Oldest() }
+func (l *Lane) Parked() (n int, oldest time.Time) { return l.parkedSet.Len(), l.parkedSet.Oldest() }
 
 // Parking returns what LanePark is to park.
 func (l *Lane) Parking() []Parked { return l.parking }
 
-// look takes the rows that were read.
-func (l *Lane) look(now time.Time, s Signals, a LaneAnswer) LaneAction {
+// checkParked takes the rows that were read.
+func (l *Lane) checkParked(now time.Time, s Signals, a LaneAnswer) LaneAction {
 	if a.Failure != NoFailure {
 		again := LaneAction{Do: LaneLook, Requests: l.requests}
 		return l.databaseFailed(&l.readFailures, a, func(l *Lane, now time.Time, _ Signals) LaneAction {
@@ -90,14 +90,14 @@ func (l *Lane) look(now time.Time, s Signals, a LaneAnswer) LaneAction {
 	l.looked, l.sure = now, false
 	a.Parked = l.takeOrders(a.Parked)
 	if l.requests {
-		l.lot.Ask(a.Parked)
+		l.parkedSet.Ask(a.Parked)
 		l.requestsTook = now.Sub(l.lookBegan)
 	} else {
-		l.lot = NewLot(a.Parked)
+		l.parkedSet = NewParkedSet(a.Parked)
 		l.lookedAll, l.allTook = now, now.Sub(l.lookBegan)
 		l.requestsTook = min(l.requestsTook, l.allTook) // they are some of all
 	}
-	if l.config.OnFailure == ParkEvents || l.lot.Len() > 0 || len(l.orders) > 0 {
+	if l.config.OnFailure == ParkEvents || l.parkedSet.Len() > 0 || len(l.orders) > 0 {
 		l.track.Keep()
 	}
 	if l.wait > 0 && len(l.orders) == 0 && !s.stopping() {
@@ -108,10 +108,10 @@ func (l *Lane) look(now time.Time, s Signals, a LaneAnswer) LaneAction {
 
 // attend says what is to be done about parked events now, if anything is.
 func (l *Lane) attend(now time.Time) (_ LaneAction, due bool) {
-	if l.lookDue(now) { // first of all: what is due may no longer be asked for
-		return l.lookAgain(now), true
+	if l.checkDue(now) { // first of all: what is due may no longer be asked for
+		return l.checkAgain(now), true
 	}
-	row, due := l.lot.Due()
+	row, due := l.parkedSet.Due()
 	if !due {
 		return LaneAction{}, false
 	}
@@ -135,10 +135,10 @@ func (l *Lane) attend(now time.Time) (_ LaneAction, due bool) {
 // park parks the first n pending events. The first has failed so many times; 0:
 // all of them are behind others.
 func (l *Lane) park(n, attempts int, a LaneAnswer) LaneAction {
-	room := l.config.MaxParked - l.lot.Len()
+	room := l.config.MaxParked - l.parkedSet.Len()
 	if room <= 0 {
 		l.resume = (*Lane).top
-		full := LaneAction{Do: LanePause, For: l.lookEvery(), Why: LotFull, Position: l.track.First()}
+		full := LaneAction{Do: LanePause, For: l.checkEvery(), Why: ParkedFull, Position: l.track.First()}
 		if attempts > 0 {
 			full.For, full.Attempts = l.config.Retry.Delay(attempts, a.Jitter), attempts
 		}
@@ -156,7 +156,7 @@ func (l *Lane) treat(now time.Time, s Signals, a LaneAnswer) LaneAction {
 	ok := a.Failure == NoFailure
 	if (l.doing == LaneCommit || l.doing == LaneDrop) && ok { // has happened, whatever else has
 		l.open, l.failures = false, 0
-		l.lot.Remove(l.hand.Position)
+		l.parkedSet.Remove(l.hand.Position)
 		l.handPasses = passes{}
 		return l.leave(now, s)
 	}
@@ -228,7 +228,7 @@ func (l *Lane) treat(now time.Time, s Signals, a LaneAnswer) LaneAction {
 		// it has seen. So they are sent until one is heard of.
 		switch {
 		case ok:
-			l.lot.Noted(l.hand.Position, l.hand.Attempts+1)
+			l.parkedSet.Noted(l.hand.Position, l.hand.Attempts+1)
 			return l.leave(now, s)
 		case a.Failure == Fenced:
 			return LaneAction{Do: LaneEnd, End: Alone}
@@ -258,7 +258,7 @@ func (l *Lane) leave(now time.Time, s Signals) LaneAction {
 // for this one, and would hold them up for as long as the generation lasts.
 func (l *Lane) putOff(now time.Time, s Signals) LaneAction {
 	l.hand, l.looked, l.requestsTook = nil, time.Time{}, 0
-	l.lot.PutOff()
+	l.parkedSet.PutOff()
 	if s.stopping() {
 		return end(s)
 	}

@@ -20,8 +20,8 @@ func aggregates(first int64, ids ...string) LaneAnswer {
 	return a
 }
 
-// lot answers a look. Rows are "12 a", "12 a retry".
-func lot(rows ...string) LaneAnswer {
+// parkedRows answers a look. Rows are "12 a", "12 a retry".
+func parkedRows(rows ...string) LaneAnswer {
 	var a LaneAnswer
 	for _, row := range rows {
 		var p Parked
@@ -44,7 +44,7 @@ func TestLaneParks(t *testing.T) {
 		fault    = failing(Fault)
 		dbFailed = "pause 20ms: the database failed"
 		begin    = func(rows ...string) []turn {
-			return []turn{{answer: ok, want: "load"}, {answer: found(5, 10), want: "look"}, {answer: lot(rows...), want: "read 4 after 10"}}
+			return []turn{{answer: ok, want: "load"}, {answer: found(5, 10), want: "look"}, {answer: parkedRows(rows...), want: "read 4 after 10"}}
 		}
 		// twice has the handler of a plain lane fail at the first event that is
 		// pending, up to the second failure.
@@ -99,7 +99,7 @@ func TestLaneParks(t *testing.T) {
 			{answer: ok, want: "read 4 after 13"},
 			{answer: ok, want: "park 1, 12 to 13"},
 			{answer: ok, want: "look", later: time.Second},
-			{answer: lot("5 a retry"), want: "fetch 5"},
+			{answer: parkedRows("5 a retry"), want: "fetch 5"},
 			{answer: aggregates(5, "a"), want: "handle parked 5"},
 			{answer: ok, want: "drop 5"},
 		})},
@@ -173,7 +173,7 @@ func TestLaneParks(t *testing.T) {
 			{answer: fault, want: "park 1, 10 to 11 at 11, attempt 1"},
 			{answer: failing(Fenced), want: "find"},
 			{answer: found(5, 7), want: "look"},
-			{answer: lot("9 b"), want: "read 4 after 7"},
+			{answer: parkedRows("9 b"), want: "read 4 after 7"},
 			{answer: aggregates(8, "a", "b"), want: "handle 0+1"},
 		})},
 		{"rows of a policy that is no more still count", LaneConfig{OnFailure: RetryForever}, slices.Concat(begin("5 a"), []turn{
@@ -186,7 +186,7 @@ func TestLaneParks(t *testing.T) {
 		{"full: nothing moves, and now and then it looks whether there is room", LaneConfig{}, slices.Concat(begin("5 a", "6 b", "7 c"), []turn{
 			{answer: aggregates(11, "a"), want: "pause 1s: too many parked at 11, attempt 0"},
 			{answer: ok, want: "look", later: time.Second},
-			{answer: lot("5 a", "6 b"), want: "read 4 after 11"},
+			{answer: parkedRows("5 a", "6 b"), want: "read 4 after 11"},
 			{answer: ok, want: "park 1, 10 to 11"},
 		})},
 		{"full: the event at fault is tried again", LaneConfig{Attempts: 1}, slices.Concat(begin("5 a", "6 b", "7 c"), []turn{
@@ -209,14 +209,14 @@ func TestLaneParks(t *testing.T) {
 			{answer: aggregates(12, "b"), want: "handle 0+1"},
 			{answer: ok, want: "save 11 to 12", later: time.Second},
 			{answer: ok, want: "look"},
-			{answer: lot("5 a"), want: "read 4 after 12"},
+			{answer: parkedRows("5 a"), want: "read 4 after 12"},
 			{answer: ok, want: "pause 1s: nothing new"},
 			{answer: ok, want: "look", later: time.Second},
 		})},
 		{"plain: retried in order, and then its aggregate goes on", LaneConfig{}, slices.Concat([]turn{
 			{answer: ok, want: "load"},
 			{answer: found(5, 10), want: "look"},
-			{answer: lot("5 a retry", "6 b", "7 a retry"), want: "fetch 5"},
+			{answer: parkedRows("5 a retry", "6 b", "7 a retry"), want: "fetch 5"},
 			{answer: aggregates(5, "a"), want: "handle parked 5"},
 			{answer: ok, want: "drop 5"},
 			{answer: ok, want: "fetch 7"},
@@ -231,7 +231,7 @@ func TestLaneParks(t *testing.T) {
 		{"transactional: the row goes in the handler's transaction", LaneConfig{Kind: Transactional}, slices.Concat([]turn{
 			{answer: ok, want: "load"},
 			{answer: found(5, 10), want: "look"},
-			{answer: lot("5 a retry"), want: "fetch 5"},
+			{answer: parkedRows("5 a retry"), want: "fetch 5"},
 			{answer: aggregates(5, "a"), want: "open"},
 			{answer: ok, want: "handle parked 5"},
 			{answer: ok, want: "unpark 5"},
@@ -241,7 +241,7 @@ func TestLaneParks(t *testing.T) {
 		{"only the first of an aggregate is retried, and only if asked for", LaneConfig{}, []turn{
 			{answer: ok, want: "load"},
 			{answer: found(5, 10), want: "look"},
-			{answer: lot("5 a", "7 a retry", "8 b retry"), want: "fetch 8"},
+			{answer: parkedRows("5 a", "7 a retry", "8 b retry"), want: "fetch 8"},
 			{answer: aggregates(8, "b"), want: "handle parked 8"},
 			{answer: ok, want: "drop 8"},
 			{answer: ok, want: "read 4 after 10"},
@@ -249,17 +249,17 @@ func TestLaneParks(t *testing.T) {
 		{"among many retries it looks whether they are still asked for", LaneConfig{}, []turn{
 			{answer: ok, want: "load"},
 			{answer: found(5, 10), want: "look"},
-			{answer: lot("5 a retry", "6 b retry", "7 c retry"), want: "fetch 5"},
+			{answer: parkedRows("5 a retry", "6 b retry", "7 c retry"), want: "fetch 5"},
 			{answer: aggregates(5, "a"), want: "handle parked 5"},
 			{answer: ok, want: "drop 5", later: time.Second},
 			{answer: ok, want: "look"},
-			{answer: lot("6 b discard", "7 c"), want: "drop 6"},
+			{answer: parkedRows("6 b discard", "7 c"), want: "drop 6"},
 			{answer: ok, want: "read 4 after 10"},
 		}},
 		{"of many, parked ones that take long leave new events their turn", LaneConfig{LookAll: 1}, []turn{
 			{answer: ok, want: "load"},
 			{answer: found(5, 10), want: "look"},
-			{answer: lot("5 a discard", "6 b discard", "7 c discard", "8 d discard"), want: "drop 5"},
+			{answer: parkedRows("5 a discard", "6 b discard", "7 c discard", "8 d discard"), want: "drop 5"},
 			{answer: ok, want: "drop 6", later: parkedTurn / 2},
 			{answer: ok, want: "read 4 after 10", later: parkedTurn / 2},
 			{answer: aggregates(11, "x"), want: "handle 0+1"},
@@ -272,7 +272,7 @@ func TestLaneParks(t *testing.T) {
 		{"of few, what is asked for comes first, however long it takes", LaneConfig{}, []turn{
 			{answer: ok, want: "load"},
 			{answer: found(5, 10), want: "look"},
-			{answer: lot("5 a discard", "6 b discard", "7 c discard"), want: "drop 5"},
+			{answer: parkedRows("5 a discard", "6 b discard", "7 c discard"), want: "drop 5"},
 			{answer: ok, want: "drop 6", later: parkedTurn},
 			{answer: ok, want: "drop 7", later: parkedTurn},
 			{answer: ok, want: "read 4 after 10"},
@@ -280,20 +280,20 @@ func TestLaneParks(t *testing.T) {
 		{"of many, it reads the requests alone, and does not forget the rest", LaneConfig{LookAll: 2}, []turn{
 			{answer: ok, want: "load"},
 			{answer: found(5, 10), want: "look"},
-			{answer: lot("5 a", "6 b", "7 c"), want: "read 4 after 10"},
+			{answer: parkedRows("5 a", "6 b", "7 c"), want: "read 4 after 10"},
 			{answer: ok, want: "pause 1s: nothing new"},
 			{answer: ok, want: "look for requests", later: time.Second},
-			{answer: lot("6 b discard"), want: "drop 6"},
+			{answer: parkedRows("6 b discard"), want: "drop 6"},
 			{answer: ok, want: "read 4 after 10"},
 			{answer: aggregates(11, "a", "c", "b"), want: "park 1, 10 to 11"},
 		}},
 		{"of many, a request that is gone is gone; and now and then it reads all", LaneConfig{LookAll: 2}, []turn{
 			{answer: ok, want: "load"},
 			{answer: found(5, 10), want: "look"},
-			{answer: lot("5 a", "6 a retry", "7 c"), want: "read 4 after 10"},
+			{answer: parkedRows("5 a", "6 a retry", "7 c"), want: "read 4 after 10"},
 			{answer: ok, want: "pause 1s: nothing new"},
 			{answer: ok, want: "look for requests", later: time.Second},
-			{answer: lot("5 a retry"), want: "fetch 5"},
+			{answer: parkedRows("5 a retry"), want: "fetch 5"},
 			{answer: aggregates(5, "a"), want: "handle parked 5"},
 			{answer: ok, want: "drop 5"},
 			{answer: ok, want: "read 4 after 10"},
@@ -303,7 +303,7 @@ func TestLaneParks(t *testing.T) {
 		{"looks take no more than a tenth of the time", LaneConfig{LookAll: 2}, []turn{
 			{answer: ok, want: "load"},
 			{answer: found(5, 10), want: "look"},
-			{answer: lot("5 a", "6 b", "7 c"), want: "read 4 after 10"},
+			{answer: parkedRows("5 a", "6 b", "7 c"), want: "read 4 after 10"},
 			{answer: ok, want: "pause 1s: nothing new"},
 			{answer: ok, want: "look for requests", later: time.Second},
 			{answer: ok, want: "read 4 after 10", later: time.Second}, // it took that long
@@ -315,7 +315,7 @@ func TestLaneParks(t *testing.T) {
 		{"the first is discarded: the next waits for its own request", LaneConfig{}, []turn{
 			{answer: ok, want: "load"},
 			{answer: found(5, 10), want: "look"},
-			{answer: lot("5 a discard", "7 a", "9 a discard"), want: "drop 5"},
+			{answer: parkedRows("5 a discard", "7 a", "9 a discard"), want: "drop 5"},
 			{answer: ok, want: "drop 9"},
 			{answer: ok, want: "read 4 after 10"},
 			{answer: aggregates(11, "a"), want: "park 1, 10 to 11"},
@@ -323,7 +323,7 @@ func TestLaneParks(t *testing.T) {
 		{"a retry that fails is noted, and asked for no more", LaneConfig{Kind: Batched}, []turn{
 			{answer: ok, want: "load"},
 			{answer: found(5, 10), want: "look"},
-			{answer: lot("5 a retry", "7 a retry"), want: "fetch 5"},
+			{answer: parkedRows("5 a retry", "7 a retry"), want: "fetch 5"},
 			{answer: aggregates(5, "a"), want: "open"},
 			{answer: ok, want: "handle parked 5"},
 			{answer: fault, want: "rollback, note 5, attempt 4"},
@@ -332,7 +332,7 @@ func TestLaneParks(t *testing.T) {
 		{"what a retry wrote is refused at COMMIT", LaneConfig{Kind: Transactional}, []turn{
 			{answer: ok, want: "load"},
 			{answer: found(5, 10), want: "look"},
-			{answer: lot("5 a retry"), want: "fetch 5"},
+			{answer: parkedRows("5 a retry"), want: "fetch 5"},
 			{answer: aggregates(5, "a"), want: "open"},
 			{answer: ok, want: "handle parked 5"},
 			{answer: ok, want: "unpark 5"},
@@ -342,14 +342,14 @@ func TestLaneParks(t *testing.T) {
 		{"the event is gone", LaneConfig{}, []turn{
 			{answer: ok, want: "load"},
 			{answer: found(5, 10), want: "look"},
-			{answer: lot("5 a retry"), want: "fetch 5"},
+			{answer: parkedRows("5 a retry"), want: "fetch 5"},
 			{answer: aggregates(6, "a"), want: "note 5, attempt 4"},
 			{answer: ok, want: "read 4 after 10"},
 		}},
 		{"an unclear COMMIT of a retry: the rows say", LaneConfig{Kind: Transactional}, []turn{
 			{answer: ok, want: "load"},
 			{answer: found(5, 10), want: "look"},
-			{answer: lot("5 a retry"), want: "fetch 5"},
+			{answer: parkedRows("5 a retry"), want: "fetch 5"},
 			{answer: aggregates(5, "a"), want: "open"},
 			{answer: ok, want: "handle parked 5"},
 			{answer: ok, want: "unpark 5"},
@@ -357,7 +357,7 @@ func TestLaneParks(t *testing.T) {
 			{answer: failing(Passing), want: "rollback, " + dbFailed},
 			{answer: ok, want: "find"},
 			{answer: found(5, 10), want: "look"},
-			{answer: lot("5 a retry"), want: "fetch 5"}, // it has not happened
+			{answer: parkedRows("5 a retry"), want: "fetch 5"}, // it has not happened
 			{answer: aggregates(5, "a"), want: "open"},
 			{answer: ok, want: "handle parked 5"},
 			{answer: ok, want: "unpark 5"},
@@ -365,12 +365,12 @@ func TestLaneParks(t *testing.T) {
 			{answer: failing(Passing), want: "rollback, pause 40ms: the database failed"},
 			{answer: ok, want: "find"},
 			{answer: found(5, 10), want: "look"},
-			{answer: lot(), want: "read 4 after 10"}, // it has
+			{answer: parkedRows(), want: "read 4 after 10"}, // it has
 		}},
 		{"fenced in a retry", LaneConfig{Kind: Transactional}, []turn{
 			{answer: ok, want: "load"},
 			{answer: found(5, 10), want: "look"},
-			{answer: lot("5 a retry"), want: "fetch 5"},
+			{answer: parkedRows("5 a retry"), want: "fetch 5"},
 			{answer: aggregates(5, "a"), want: "open"},
 			{answer: ok, want: "handle parked 5"},
 			{answer: ok, want: "unpark 5"},
@@ -380,7 +380,7 @@ func TestLaneParks(t *testing.T) {
 		{"plain: a drop that is not heard of is sent again, and the event not handled again", LaneConfig{}, []turn{
 			{answer: ok, want: "load"},
 			{answer: found(5, 10), want: "look"},
-			{answer: lot("5 a retry"), want: "fetch 5"},
+			{answer: parkedRows("5 a retry"), want: "fetch 5"},
 			{answer: aggregates(5, "a"), want: "handle parked 5"},
 			{answer: ok, want: "drop 5"},
 			{answer: failing(Passing), want: dbFailed},
@@ -390,7 +390,7 @@ func TestLaneParks(t *testing.T) {
 		{"a note that is not heard of is sent again", LaneConfig{}, []turn{
 			{answer: ok, want: "load"},
 			{answer: found(5, 10), want: "look"},
-			{answer: lot("5 a retry"), want: "fetch 5"},
+			{answer: parkedRows("5 a retry"), want: "fetch 5"},
 			{answer: aggregates(5, "a"), want: "handle parked 5"},
 			{answer: fault, want: "note 5, attempt 4"},
 			{answer: failing(Passing), want: dbFailed},
@@ -400,7 +400,7 @@ func TestLaneParks(t *testing.T) {
 		{"no retry begins without a proof, and none when asked to stop", LaneConfig{Kind: Transactional}, []turn{
 			{answer: ok, want: "load"},
 			{answer: found(5, 10), want: "look"},
-			{answer: lot("5 a retry"), want: "fetch 5"},
+			{answer: parkedRows("5 a retry"), want: "fetch 5"},
 			{answer: aggregates(5, "a"), want: "prove", signals: unproven},
 			{answer: ok, want: "open"},
 			{answer: ok, want: "handle parked 5"},
@@ -411,7 +411,7 @@ func TestLaneParks(t *testing.T) {
 		{"a retry that is done when asked to stop is committed", LaneConfig{Kind: Transactional}, []turn{
 			{answer: ok, want: "load"},
 			{answer: found(5, 10), want: "look"},
-			{answer: lot("5 a retry", "6 a retry"), want: "fetch 5"},
+			{answer: parkedRows("5 a retry", "6 a retry"), want: "fetch 5"},
 			{answer: aggregates(5, "a"), want: "open"},
 			{answer: ok, want: "handle parked 5"},
 			{answer: ok, want: "unpark 5", signals: asked},
@@ -421,14 +421,14 @@ func TestLaneParks(t *testing.T) {
 		{"cancelled in a retry: nothing is committed", LaneConfig{Kind: Transactional}, []turn{
 			{answer: ok, want: "load"},
 			{answer: found(5, 10), want: "look"},
-			{answer: lot("5 a retry"), want: "fetch 5"},
+			{answer: parkedRows("5 a retry"), want: "fetch 5"},
 			{answer: aggregates(5, "a"), want: "open"},
 			{answer: ok, want: "rollback, end: asked", signals: canceled},
 		}},
 		{"a retry that is suspended is made when there is a proof", LaneConfig{Kind: Transactional}, []turn{
 			{answer: ok, want: "load"},
 			{answer: found(5, 10), want: "look"},
-			{answer: lot("5 a retry"), want: "fetch 5"},
+			{answer: parkedRows("5 a retry"), want: "fetch 5"},
 			{answer: aggregates(5, "a"), want: "open"},
 			{answer: ok, want: "handle parked 5"},
 			{answer: failing(Interrupted), want: "rollback, prove", signals: unproven},
@@ -440,13 +440,13 @@ func TestLaneParks(t *testing.T) {
 		{"a retry whose row is there, and can't be taken", LaneConfig{Kind: Transactional}, []turn{
 			{answer: ok, want: "load"},
 			{answer: found(5, 10), want: "look"},
-			{answer: lot("5 a retry"), want: "fetch 5"},
+			{answer: parkedRows("5 a retry"), want: "fetch 5"},
 			{answer: aggregates(5, "a"), want: "open"},
 			{answer: ok, want: "handle parked 5"},
 			{answer: ok, want: "unpark 5"},
 			{answer: failing(Fenced), want: "rollback, find"},
 			{answer: found(5, 10), want: "look"},
-			{answer: lot("5 a retry"), want: "fetch 5"},
+			{answer: parkedRows("5 a retry"), want: "fetch 5"},
 			{answer: aggregates(5, "a"), want: "open"},
 			{answer: ok, want: "handle parked 5"},
 			{answer: ok, want: "unpark 5"},
@@ -455,7 +455,7 @@ func TestLaneParks(t *testing.T) {
 		{"a retry whose connection is lost comes again, and has not failed", LaneConfig{}, []turn{
 			{answer: ok, want: "load"},
 			{answer: found(5, 10), want: "look"},
-			{answer: lot("5 a retry"), want: "fetch 5"},
+			{answer: parkedRows("5 a retry"), want: "fetch 5"},
 			{answer: aggregates(5, "a"), want: "handle parked 5"},
 			{answer: failing(Cut), want: "pause 100ms: the handler's connection was lost at 5"},
 			{answer: ok, want: "read 4 after 10"},
@@ -463,14 +463,14 @@ func TestLaneParks(t *testing.T) {
 		{"a retry that passes by itself comes again", LaneConfig{}, []turn{
 			{answer: ok, want: "load"},
 			{answer: found(5, 10), want: "look"},
-			{answer: lot("5 a retry"), want: "fetch 5"},
+			{answer: parkedRows("5 a retry"), want: "fetch 5"},
 			{answer: aggregates(5, "a"), want: "handle parked 5"},
 			{answer: failing(Passing), want: "pause 100ms: the handler failed at 5, attempt 3"},
 			{answer: ok, want: "read 4 after 10"},
 			{answer: aggregates(11, "b"), want: "handle 0+1"},
 			{answer: ok, want: "save 10 to 11"},
 			{answer: ok, want: "look"},
-			{answer: lot("5 a retry"), want: "fetch 5"},
+			{answer: parkedRows("5 a retry"), want: "fetch 5"},
 		}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -501,7 +501,7 @@ func TestLaneParks(t *testing.T) {
 // What is written into the rows of a park.
 func TestLaneParking(t *testing.T) {
 	l := NewLane(Assignment{Generation: 5, Partition: 0, Total: 1}, LaneConfig{Batch: 4, Poll: time.Minute, OnFailure: ParkEvents, Attempts: 1, MaxParked: 9})
-	for _, a := range []LaneAnswer{{}, found(5, 10), lot("5 b"), aggregates(11, "a\x00\xff", "b", "b"), failing(Fault)} {
+	for _, a := range []LaneAnswer{{}, found(5, 10), parkedRows("5 b"), aggregates(11, "a\x00\xff", "b", "b"), failing(Fault)} {
 		l.Next(testStart, Signals{}, a)
 	}
 	slot := SlotOf("a\x00\xff")
@@ -522,7 +522,7 @@ func TestLaneParking(t *testing.T) {
 	}
 }
 
-func TestLotDue(t *testing.T) {
+func TestParkedSetDue(t *testing.T) {
 	for _, tt := range []struct {
 		rows string
 		want int64
@@ -539,7 +539,7 @@ func TestLotDue(t *testing.T) {
 		if tt.rows != "" {
 			rows = strings.Split(tt.rows, ", ")
 		}
-		l := NewLot(lot(rows...).Parked)
+		l := NewParkedSet(parkedRows(rows...).Parked)
 		if got, _ := l.Due(); got.Position != tt.want {
 			t.Errorf("of %s, %d is due, want %d", tt.rows, got.Position, tt.want)
 		}
@@ -573,7 +573,7 @@ func TestRetryThatPassesHoldsNobodyUp(t *testing.T) {
 					answer = found(5, 10)
 				case LaneLook:
 					looked++
-					answer = lot("5 a retry")
+					answer = parkedRows("5 a retry")
 				case LaneFetch:
 					answer = aggregates(5, "a")
 				case LaneRead:
@@ -625,7 +625,7 @@ func TestLooksAreFrequentAgainAfterASlowOne(t *testing.T) {
 					}
 				case a.Requests:
 				default:
-					answer = lot("5 a", "6 b")
+					answer = parkedRows("5 a", "6 b")
 				}
 				looked = append(looked, now)
 			case LanePause:
@@ -643,13 +643,13 @@ func TestLooksAreFrequentAgainAfterASlowOne(t *testing.T) {
 
 // An aggregate's row is found by its id in ASCII as well: so it stands in a database
 // whose encoding has not all of its characters.
-func TestLotKnowsAnIDInASCII(t *testing.T) {
+func TestParkedSetKnowsAnIDInASCII(t *testing.T) {
 	for _, id := range []string{"plain", "\u201cquoted\u201d", "\xff", "a\x00b", "\U0001F600"} {
-		l := NewLot([]Parked{{Position: 1, Aggregate: ASCII(Storable(id))}})
+		l := NewParkedSet([]Parked{{Position: 1, Aggregate: ASCII(Storable(id))}})
 		if !l.Has(id) {
 			t.Errorf("%q is parked as %q, and not known", id, l.rows[0].Aggregate)
 		}
-		l = NewLot([]Parked{{Position: 1, Aggregate: Storable(id)}})
+		l = NewParkedSet([]Parked{{Position: 1, Aggregate: Storable(id)}})
 		if !l.Has(id) {
 			t.Errorf("%q is parked as %q, and not known", id, l.rows[0].Aggregate)
 		}
@@ -661,8 +661,8 @@ func TestLotKnowsAnIDInASCII(t *testing.T) {
 
 // Each that is due has its turn, also where the first ones are put off for ever, or
 // fail; within an aggregate the first comes first.
-func TestLotTakesTurns(t *testing.T) {
-	l := NewLot(lot("1 a retry", "2 a retry", "3 b retry", "4 c discard").Parked)
+func TestParkedSetTakesTurns(t *testing.T) {
+	l := NewParkedSet(parkedRows("1 a retry", "2 a retry", "3 b retry", "4 c discard").Parked)
 	var got []int64
 	for range 5 {
 		r, due := l.Due()

@@ -74,12 +74,12 @@ func ASCII(text string) string {
 
 func beyondASCII(r rune) bool { return r > '\x7e' }
 
-// lotKey is by which a Lot knows an aggregate: the row may have its id as it is or
+// parkedKey is by which a ParkedSet knows an aggregate: the row may have its id as it is or
 // in ASCII.
-func lotKey(aggregate string) string { return ASCII(Storable(aggregate)) }
+func parkedKey(aggregate string) string { return ASCII(Storable(aggregate)) }
 
-// A Lot is what a lane has parked.
-type Lot struct {
+// A ParkedSet is what a lane has parked.
+type ParkedSet struct {
 	rows  []Parked           // by position
 	of    map[string][]int64 // the positions of an aggregate
 	asked int                // how many with a request
@@ -87,19 +87,19 @@ type Lot struct {
 	idle  bool               // nothing is due, and nothing has changed since
 }
 
-// NewLot returns the lot with these rows.
-func NewLot(rows []Parked) Lot {
-	l := Lot{of: map[string][]int64{}}
+// NewParkedSet returns the parkedSet with these rows.
+func NewParkedSet(rows []Parked) ParkedSet {
+	l := ParkedSet{of: map[string][]int64{}}
 	l.Add(rows...)
 	return l
 }
 
 // Len returns the number of parked events.
-func (l *Lot) Len() int { return len(l.rows) }
+func (l *ParkedSet) Len() int { return len(l.rows) }
 
 // Oldest returns since when the one is parked that is for the longest time, and
 // the zero time if there is none.
-func (l *Lot) Oldest() (since time.Time) {
+func (l *ParkedSet) Oldest() (since time.Time) {
 	for i := range l.rows {
 		if at := l.rows[i].Since; since.IsZero() || at.Before(since) {
 			since = at
@@ -109,17 +109,17 @@ func (l *Lot) Oldest() (since time.Time) {
 }
 
 // Has reports whether events of the aggregate are parked.
-func (l *Lot) Has(aggregate string) bool {
-	return len(l.rows) > 0 && len(l.of[lotKey(aggregate)]) > 0
+func (l *ParkedSet) Has(aggregate string) bool {
+	return len(l.rows) > 0 && len(l.of[parkedKey(aggregate)]) > 0
 }
 
 // Add adds rows.
-func (l *Lot) Add(rows ...Parked) {
+func (l *ParkedSet) Add(rows ...Parked) {
 	l.rows, l.next, l.idle = append(l.rows, rows...), 0, false
 	// Those of slots that were ahead at a hand-over may be beyond the new ones.
 	slices.SortFunc(l.rows, func(a, b Parked) int { return cmp.Compare(a.Position, b.Position) })
 	for _, r := range rows {
-		key := lotKey(r.Aggregate)
+		key := parkedKey(r.Aggregate)
 		of := append(l.of[key], r.Position)
 		if n := len(of); n > 1 && of[n-2] > r.Position {
 			slices.Sort(of)
@@ -132,7 +132,7 @@ func (l *Lot) Add(rows ...Parked) {
 }
 
 // Remove takes a row away.
-func (l *Lot) Remove(position int64) {
+func (l *ParkedSet) Remove(position int64) {
 	i, found := l.find(position)
 	if !found {
 		return
@@ -147,7 +147,7 @@ func (l *Lot) Remove(position int64) {
 		l.next--
 	}
 	l.idle = false
-	key := lotKey(r.Aggregate)
+	key := parkedKey(r.Aggregate)
 	of := l.of[key]
 	switch at, _ := slices.BinarySearch(of, position); {
 	case len(of) == 1:
@@ -163,7 +163,7 @@ func (l *Lot) Remove(position int64) {
 }
 
 // Noted notes that a row has failed so many times, and is asked for no more.
-func (l *Lot) Noted(position int64, attempts int) {
+func (l *ParkedSet) Noted(position int64, attempts int) {
 	if i, found := l.find(position); found {
 		if r := &l.rows[i]; r.Request != Unasked {
 			l.asked--
@@ -174,7 +174,7 @@ func (l *Lot) Noted(position int64, attempts int) {
 
 // Ask takes the requests that there are now, all of them. A lane's rows are its own
 // to add and to remove, and others write nothing but requests into them.
-func (l *Lot) Ask(requested []Parked) {
+func (l *ParkedSet) Ask(requested []Parked) {
 	l.asked, l.idle = 0, false
 	for i := range l.rows {
 		l.rows[i].Request = Unasked
@@ -187,7 +187,7 @@ func (l *Lot) Ask(requested []Parked) {
 	}
 }
 
-func (l *Lot) find(position int64) (int, bool) {
+func (l *ParkedSet) find(position int64) (int, bool) {
 	return slices.BinarySearchFunc(l.rows, position, func(r Parked, position int64) int { return cmp.Compare(r.Position, position) })
 }
 
@@ -195,7 +195,7 @@ func (l *Lot) find(position int64) (int, bool) {
 // position and then from the beginning again, so that none that is put off again and
 // again keeps the rest waiting. One that is to be retried must be the first of its
 // aggregate.
-func (l *Lot) Due() (Parked, bool) {
+func (l *ParkedSet) Due() (Parked, bool) {
 	if l.asked == 0 || l.idle {
 		return Parked{}, false
 	}
@@ -204,7 +204,7 @@ func (l *Lot) Due() (Parked, bool) {
 			l.next = 0
 		}
 		r := &l.rows[l.next]
-		if r.Request == Discard || r.Request == Retry && l.of[lotKey(r.Aggregate)][0] == r.Position {
+		if r.Request == Discard || r.Request == Retry && l.of[parkedKey(r.Aggregate)][0] == r.Position {
 			return *r, true
 		}
 		l.next++
@@ -214,4 +214,4 @@ func (l *Lot) Due() (Parked, bool) {
 }
 
 // PutOff lets the others have their turn before the event that is due.
-func (l *Lot) PutOff() { l.next++ }
+func (l *ParkedSet) PutOff() { l.next++ }

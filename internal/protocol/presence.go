@@ -395,7 +395,7 @@ func (p *presence) proof(now time.Time, in Proven) {
 	p.took(now.Sub(in.Sent))
 	if in.Looked {
 		p.looked, p.failures = true, 0
-		p.look(now, in.Group.Others)
+		p.observe(now, in.Group.Others)
 	}
 }
 
@@ -406,8 +406,8 @@ func (p *presence) changed(now time.Time) {
 	}
 }
 
-// look takes in what was seen of others.
-func (p *presence) look(now time.Time, o Others) {
+// observe takes in what was seen of others.
+func (p *presence) observe(now time.Time, o Others) {
 	p.next = now.Add(presenceLook)
 	if o.Alone {
 		p.next = now.Add(presenceAlone)
@@ -432,7 +432,7 @@ func (p *presence) beat(now time.Time, own WorkerID, o Others) {
 		p.next = now // ask it
 		return
 	}
-	p.look(now, o)
+	p.observe(now, o)
 }
 
 // see takes in which presences are not there. One that was not there never is again; that it

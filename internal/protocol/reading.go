@@ -142,7 +142,7 @@ func (r *Reading) advance(now time.Time, a ReadAnswer) ReadAction {
 	}
 	switch r.doing {
 	case ReadAsk:
-		return r.look()
+		return r.askHolders()
 	case ReadHolders:
 		if !r.beginning {
 			r.horizon.Observe(a.Holders)
@@ -154,7 +154,7 @@ func (r *Reading) advance(now time.Time, a ReadAnswer) ReadAction {
 			return r.within(max(r.final, r.horizon.Final()))
 		}
 		if over && r.take == 0 {
-			return r.look() // nobody fills the gap: what follows it is final
+			return r.askHolders() // nobody fills the gap: what follows it is final
 		}
 		return r.done()
 	case ReadAhead:
@@ -181,7 +181,7 @@ func (r *Reading) begin(now time.Time) ReadAction {
 		return ReadAction{Do: ReadAsk}
 	}
 	r.epoch = r.horizon.epoch
-	return r.look()
+	return r.askHolders()
 }
 
 // again begins anew, since what was found does not belong together.
@@ -193,8 +193,8 @@ func (r *Reading) again(now time.Time) ReadAction {
 	return r.begin(now)
 }
 
-// look begins a round: with a wait under way, by asking for its holders.
-func (r *Reading) look() ReadAction {
+// askHolders begins a round: with a wait under way, by asking for its holders.
+func (r *Reading) askHolders() ReadAction {
 	if _, waiting := r.horizon.Waiting(); waiting {
 		return ReadAction{Do: ReadHolders, Turn: true}
 	}

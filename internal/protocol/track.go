@@ -158,12 +158,12 @@ func (t *Track) Stands(i, n int) bool {
 // Split returns how many of the first n pending events come before one whose
 // aggregate has parked events. If that is the first, behind is true and it
 // returns how many there are of the kind, one after another.
-func (t *Track) Split(n int, lot *Lot) (first int, behind bool) {
+func (t *Track) Split(n int, parkedSet *ParkedSet) (first int, behind bool) {
 	if n == 0 {
 		return 0, false
 	}
-	behind = lot.Has(t.aggregates[0])
-	for first = 1; first < n && lot.Has(t.aggregates[first]) == behind; first++ {
+	behind = parkedSet.Has(t.aggregates[0])
+	for first = 1; first < n && parkedSet.Has(t.aggregates[first]) == behind; first++ {
 	}
 	return first, behind
 }

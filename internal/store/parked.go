@@ -222,7 +222,7 @@ func (s *Store) Note(ctx context.Context, l Lane, position int64, attempts int, 
 
 // A form of texts in a statement. What the database's encoding can't hold, it
 // refuses; then the text of an error goes in ASCII, since it decides nothing, and if
-// that is not it, the aggregate's id as well, which a Lot finds in either form.
+// that is not it, the aggregate's id as well, which a ParkedSet finds in either form.
 type form int
 
 const (

@@ -140,9 +140,9 @@ func (s Session) By(other *Store) Session {
 	return s
 }
 
-// Look is Prove, and finds out which presences of the replica set are not there,
+// Glimpse is Prove, and finds out which presences of the replica set are not there,
 // but for the worker's own, and whether the set has a newer generation.
-func (s Session) Look(ctx context.Context, worker protocol.WorkerID) (same bool, group protocol.Glimpse, err error) {
+func (s Session) Glimpse(ctx context.Context, worker protocol.WorkerID) (same bool, group protocol.Glimpse, err error) {
 	values := presenceValues(s.presence)
 	values["worker"] = string(worker)
 	return s.ask(ctx, lookAbsenceSQL, values)

@@ -49,7 +49,7 @@ func TestPresence(t *testing.T) {
 	attach(one, "", 1)
 	look := func() []protocol.Absence {
 		t.Helper()
-		same, group, err := b.Look(t.Context(), "b")
+		same, group, err := b.Glimpse(t.Context(), "b")
 		if err != nil || !same || group.Alone {
 			t.Fatalf("look: %t, %+v, %v", same, group, err)
 		}
@@ -160,7 +160,7 @@ func TestPresenceOfASessionThatWasReset(t *testing.T) {
 	if same, err := s.Prove(t.Context()); same || err != nil {
 		t.Errorf("proven: %t, %v", same, err)
 	}
-	if same, _, err := s.Look(t.Context(), "w"); same || err != nil {
+	if same, _, err := s.Glimpse(t.Context(), "w"); same || err != nil {
 		t.Errorf("proven by a look: %t, %v", same, err)
 	}
 	if err := s.Release(t.Context()); err == nil {
@@ -280,7 +280,7 @@ func TestPresencesOfOneSession(t *testing.T) {
 		}
 		own = append(own, at)
 	}
-	if same, group, err := own[0].Look(t.Context(), "a"); !same || err != nil || len(group.Absent) > 0 {
+	if same, group, err := own[0].Glimpse(t.Context(), "a"); !same || err != nil || len(group.Absent) > 0 {
 		t.Errorf("a looks, and finds %+v, %t, %v", group, same, err)
 	}
 }
@@ -308,7 +308,7 @@ func TestPresenceAndAVacancy(t *testing.T) {
 	}
 	holds := func() int64 {
 		t.Helper()
-		_, group, err := b.Look(t.Context(), "b")
+		_, group, err := b.Glimpse(t.Context(), "b")
 		if err != nil {
 			t.Fatal(err)
 		}

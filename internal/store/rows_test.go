@@ -319,8 +319,8 @@ func TestParkedAggregateThatTheEncodingLacks(t *testing.T) {
 	if err != nil || len(rows) != 3 || rows[0].Aggregate != held {
 		t.Fatalf("parked: %+v, %v", rows, err)
 	}
-	lot := protocol.NewLot(rows)
-	if !lot.Has(held) || !lot.Has(lacking) || lot.Has("other") {
+	parkedSet := protocol.NewParkedSet(rows)
+	if !parkedSet.Has(held) || !parkedSet.Has(lacking) || parkedSet.Has("other") {
 		t.Errorf("the lane does not know what it has parked: %+v", rows)
 	}
 	for id, want := range map[string]int{held: 2, lacking: 1, "other": 0} {

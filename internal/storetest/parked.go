@@ -34,9 +34,9 @@ func (s *set) park(l store.Lane, from, to protocol.Checkpoint, rows ...protocol.
 	}
 }
 
-// lot demands which rows a lane finds: "5 a 3 retry" is position, aggregate,
+// parked demands which rows a lane finds: "5 a 3 retry" is position, aggregate,
 // attempts and request.
-func (s *set) lot(l store.Lane, want ...string) {
+func (s *set) parked(l store.Lane, want ...string) {
 	s.t.Helper()
 	rows, err := s.store.Parked(s.t.Context(), l)
 	if err != nil {
@@ -73,17 +73,17 @@ func testPark(t *testing.T, w World) {
 	s.commit(l, start, at(10))
 	s.park(l, at(10), at(12), parkable(11, "x", 3), parkable(12, "x", 0))
 	s.expect(l, at(12))
-	s.lot(l, "11 x 3", "12 x 0")
-	s.lot(lane("q", 1, 0, 1))
+	s.parked(l, "11 x 3", "12 x 0")
+	s.parked(lane("q", 1, 0, 1))
 	// Who parks what is parked: somebody has set the checkpoint back by hand.
 	s.park(l, at(12), at(13), parkable(11, "x", 9), parkable(13, "it's \\x 100%d\u00e9", 1))
-	s.lot(l, "11 x 3", "12 x 0", "13 it's \\x 100%d\u00e9 1")
+	s.parked(l, "11 x 3", "12 x 0", "13 it's \\x 100%d\u00e9 1")
 	// And what is gone can be parked again.
 	if err := s.store.Drop(t.Context(), l, 11); err != nil {
 		t.Fatal(err)
 	}
 	s.park(l, at(13), at(14), parkable(11, "x", 1))
-	s.lot(l, "11 x 1", "12 x 0", "13 it's \\x 100%d\u00e9 1")
+	s.parked(l, "11 x 1", "12 x 0", "13 it's \\x 100%d\u00e9 1")
 
 	// Marks are kept, and dropped when the position has passed them.
 	s.join("b")
@@ -119,7 +119,7 @@ func testParkFence(t *testing.T, w World) {
 	refused("from a position that was left", park(old, start, at(11)))
 	refused("a later generation than there is", park(lane("p", 2, 0, 1), at(10), at(11)))
 	refused("no such partition", park(lane("p", 1, 1, 1), at(10), at(11)))
-	s.lot(old)
+	s.parked(old)
 	s.park(old, at(10), at(11), parkable(11, "x", 3))
 	refused("the same again", park(old, at(10), at(11)))
 
@@ -136,8 +136,8 @@ func testParkFence(t *testing.T, w World) {
 	refused("it unparks", take)
 	refused("it drops", func(ctx context.Context) error { return s.store.Drop(ctx, old, 11) })
 	refused("it notes", func(ctx context.Context) error { return s.store.Note(ctx, old, 11, 4, "no") })
-	s.lot(lane("p", 2, protocol.SlotOf("x")%2, 2), "11 x 3")
-	s.lot(lane("p", 2, 1-protocol.SlotOf("x")%2, 2))
+	s.parked(lane("p", 2, protocol.SlotOf("x")%2, 2), "11 x 3")
+	s.parked(lane("p", 2, 1-protocol.SlotOf("x")%2, 2))
 }
 
 // A park that comes while an activation is at work waits for it, and is refused
@@ -178,7 +178,7 @@ func testParkedHandOver(t *testing.T, w World) {
 	s.join("c")
 	g := s.settle("a")
 	for k, rows := range want {
-		s.lot(lane("p", g.Generation, k, 3), rows...)
+		s.parked(lane("p", g.Generation, k, 3), rows...)
 	}
 	s.leave("c")
 	s.leave("b")
@@ -206,11 +206,11 @@ func testUnpark(t *testing.T, w World) {
 	if err := s.take(l, 5).Rollback(); err != nil {
 		t.Fatal(err)
 	}
-	s.lot(l, "5 x 3")
+	s.parked(l, "5 x 3")
 	if err := s.take(l, 5).Commit(); err != nil {
 		t.Fatal(err)
 	}
-	s.lot(l)
+	s.parked(l)
 	s.expect(l, at(5))
 	if _, err := s.store.Take(t.Context(), l, 5); !errors.Is(err, store.ErrNotParked) {
 		t.Errorf("unpark what is gone: %v, want ErrNotParked", err)
@@ -255,7 +255,7 @@ func testUnparkWaits(t *testing.T, w World) {
 	}
 	expectGroup(t, stopped.wait().Group, "generation 2 active {a:0/2 b:1/2}")
 	for k := range 2 {
-		s.lot(lane("p", 2, k, 2))
+		s.parked(lane("p", 2, k, 2))
 	}
 }
 
@@ -282,28 +282,28 @@ func testRequests(t *testing.T, w World) {
 		t.Errorf("%d events at a position", n)
 	}
 	s.request(6, protocol.Discard)
-	s.lot(l, "5 x 3 retry", "6 y 0 discard")
+	s.parked(l, "5 x 3 retry", "6 y 0 discard")
 	for range 2 {
 		if err := s.store.Note(t.Context(), l, 5, 4, "no"); err != nil {
 			t.Fatal(err)
 		}
-		s.lot(l, "5 x 4", "6 y 0 discard")
+		s.parked(l, "5 x 4", "6 y 0 discard")
 	}
 	s.request(5, protocol.Retry)
 	if err := s.store.Note(t.Context(), l, 5, 4, "no"); err != nil {
 		t.Fatal(err)
 	}
-	s.lot(l, "5 x 4 retry", "6 y 0 discard")
+	s.parked(l, "5 x 4 retry", "6 y 0 discard")
 	if err := s.store.Drop(t.Context(), l, 6); err != nil {
 		t.Fatal(err)
 	}
-	s.lot(l, "5 x 4 retry")
+	s.parked(l, "5 x 4 retry")
 	// Nor does a retry that fails take back what was asked for while it was made.
 	s.request(5, protocol.Discard)
 	if err := s.store.Note(t.Context(), l, 5, 5, "no"); err != nil {
 		t.Fatal(err)
 	}
-	s.lot(l, "5 x 5 discard")
+	s.parked(l, "5 x 5 discard")
 }
 
 // Whoever asks for a row that is being taken waits, and finds none.

@@ -82,7 +82,7 @@ func testOrderPark(t *testing.T, w World) {
 	row.Request = protocol.ToPark
 	s.park(mine, at(10), at(11), row)
 	s.outcome(number, "parked")
-	s.lot(mine, "11 x 0")
+	s.parked(mine, "11 x 0")
 	s.ordered(mine, slot)
 	// Nothing else becomes of it.
 	if err := s.store.Lapse(t.Context(), mine, number, "no"); err != nil {

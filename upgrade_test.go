@@ -1,11 +1,9 @@
 package orchestrator_test
 
 import (
-	"context"
 	"os"
 	"strings"
 	"testing"
-	"time"
 
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
@@ -151,9 +149,7 @@ func TestUpgradeDoesNotHoldUpHeartbeats(t *testing.T) {
 	if _, err := tx.ExecContext(t.Context(), `SELECT FROM orchestrator_workers`); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
-	defer cancel()
-	if err := orchestrator.Migrate(ctx, w.DB); err == nil || !strings.Contains(err.Error(), "locks that are held by backend") {
+	if err := orchestrator.Migrate(untilWaiting(t, w.DB), w.DB); err == nil || !strings.Contains(err.Error(), "locks that are held by backend") {
 		t.Errorf("Migrate returned %v, want who holds it up", err)
 	}
 	if err := tx.Rollback(); err != nil {

@@ -39,16 +39,22 @@ func rules(t *testing.T) []rulefmt.Rule {
 	return all
 }
 
-// Each alert says what is wrong and what to do, and is in the README.
+// Each alert says what is wrong, leads to the section that says what to do, and is in the README.
 func TestAlertsAreComplete(t *testing.T) {
 	w := play(t, everything)
+	sections := sections(t)
 	var got [][2]string
 	for _, r := range rules(t) {
 		got = append(got, [2]string{r.Alert, r.Labels["severity"]})
-		for _, a := range []string{"summary", "description", "runbook"} {
+		for _, a := range []string{"summary", "description"} {
 			if len(r.Annotations[a]) < 20 {
 				t.Errorf("%s: its %s is %q", r.Alert, a, r.Annotations[a])
 			}
+		}
+		const page = "https://github.com/getpup/pupsourcing-orchestrator/blob/main/docs/operations.md#"
+		anchor, ok := strings.CutPrefix(r.Annotations["runbook_url"], page)
+		if heading := sections[anchor]; !ok || heading != r.Alert {
+			t.Errorf("%s: its runbook_url is %q, which leads to the heading %q of docs/operations.md", r.Alert, r.Annotations["runbook_url"], heading)
 		}
 		w.check(t, r.Expr)
 	}
@@ -63,6 +69,21 @@ func TestAlertsAreComplete(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("README.md and alerts.yml differ (-README +alerts):\n%s", diff)
 	}
+}
+
+// sections returns the headings of docs/operations.md by the anchors that GitHub gives them.
+func sections(t *testing.T) map[string]string {
+	t.Helper()
+	page, err := os.ReadFile("../../../docs/operations.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	headings := map[string]string{}
+	for _, m := range regexp.MustCompile("(?m)^#+ (.*)$").FindAllStringSubmatch(string(page), -1) {
+		dropped := regexp.MustCompile("[^a-z0-9 _-]").ReplaceAllString(strings.ToLower(m[1]), "")
+		headings[strings.ReplaceAll(dropped, " ", "-")] = m[1]
+	}
+	return headings
 }
 
 // check parses an expression, and has it use what the collector exports.

@@ -1,0 +1,92 @@
+package ops_test
+
+import (
+	"fmt"
+	"os"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
+	"github.com/getpup/pupsourcing-orchestrator/internal/testworld"
+)
+
+// sqlOfTheDocs returns the block of SQL in docs/operations.md that contains a text.
+func sqlOfTheDocs(t *testing.T, contains string) string {
+	t.Helper()
+	page, err := os.ReadFile("../docs/operations.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var found []string
+	for _, m := range regexp.MustCompile("(?s)```sql\n(.*?)```").FindAllStringSubmatch(string(page), -1) {
+		if strings.Contains(m[1], contains) {
+			found = append(found, m[1])
+		}
+	}
+	if len(found) != 1 {
+		t.Fatalf("docs/operations.md has %d blocks of SQL with %q, want 1", len(found), contains)
+	}
+	return found[0]
+}
+
+// A projection that is renamed with the SQL of docs/operations.md goes on where it was; one
+// whose rows are deleted with it begins anew.
+func TestRenameAndDeleteOfTheDocs(t *testing.T) {
+	w := newWorld(t)
+	cfg := w.Config(w.DB, "set")
+	run := func(name string) *testworld.Running {
+		return testworld.Run(t, cfg, testworld.Effects{Projection: name, Log: &testworld.History{}}.Transactional())
+	}
+	first := run("old_name")
+	w.Active("set", 1)
+	w.Append(100)
+	w.CaughtUp("old_name")
+	w.Exec(`INSERT INTO orchestrator_parked (projection, position, slot, aggregate_id, error, attempts, parked_at) VALUES ('old_name', 1000000, 0, 'a', '', 0, now())`)
+	first.Stop()
+	w.Exec(sqlOfTheDocs(t, "SET name = 'new_name'"))
+	w.Exec(`UPDATE effects SET projection = 'new_name'`) // its read model
+	if n := w.Number(`SELECT count(*) FROM orchestrator_parked WHERE projection = 'new_name'`); n != 1 {
+		t.Errorf("%d parked events have the new name, want 1", n)
+	}
+	w.Exec(`DELETE FROM orchestrator_parked`)
+	second := run("new_name")
+	w.Append(50)
+	w.CaughtUp("new_name")
+	w.CheckEffects("new_name")
+	second.Stop()
+
+	w.Exec(`DELETE FROM effects`)
+	w.Exec(strings.ReplaceAll(sqlOfTheDocs(t, "DELETE FROM orchestrator_projections"), "old_name", "new_name"))
+	run("new_name")
+	w.CaughtUp("new_name")
+	w.CheckEffects("new_name")
+}
+
+// The SQL that docs/operations.md has for the first five minutes, and for a gap.
+func TestSQLOfTheFirstFiveMinutes(t *testing.T) {
+	w := newWorld(t)
+	testworld.Run(t, w.Config(w.DB, "set"), w.All(w.DB, &testworld.History{})...)
+	w.Active("set", 1)
+	for statement := range strings.SplitSeq(strings.TrimSpace(sqlOfTheDocs(t, "orchestrator_status_partitions")), ";") {
+		if strings.TrimSpace(statement) == "" {
+			continue
+		}
+		if n := w.Number(fmt.Sprintf(`SELECT count(*) FROM (%s) x`, statement)); n == 0 {
+			t.Errorf("no row: %s", statement)
+		}
+	}
+	abandoned, err := w.Connect().Conn(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer abandoned.Close()
+	var pid int
+	if err := abandoned.QueryRowContext(t.Context(), `SELECT pg_backend_pid()`).Scan(&pid); err != nil {
+		t.Fatal(err)
+	}
+	w.Exec(strings.ReplaceAll(sqlOfTheDocs(t, "pg_terminate_backend"), "4711", fmt.Sprint(pid)))
+	pgtest.Eventually(t, "the backend is gone", func() bool {
+		return w.Number(`SELECT count(*) FROM pg_stat_activity WHERE pid = $1`, pid) == 0
+	})
+}

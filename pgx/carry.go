@@ -115,7 +115,7 @@ func behindPooler(ctx context.Context, pool *pgxpool.Pool, listens bool) (refuse
 		return "", err
 	}
 	defer second.Release()
-	const pooler = "is a pool that leads to a pooler which hands out its connections by transaction (see docs/production.md): "
+	const pooler = "is a pool that leads to a pooler which hands out its connections by transaction (see docs/pgbouncer.md): "
 	switch shared, forgets, err := sharing(ctx, first.Conn(), second.Conn()); {
 	case err != nil:
 		return "", err

@@ -36,13 +36,13 @@ func Example() {
 func run() error {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	spans, err := stdouttrace.New() // in earnest otlptracehttp.New(ctx)
+	spans, err := stdouttrace.New() // in production: otlptracehttp.New(ctx)
 	if err != nil {
 		return err
 	}
 	tracers := sdktrace.NewTracerProvider(sdktrace.WithBatcher(spans))
 	defer tracers.Shutdown(context.Background())
-	metrics, err := stdoutmetric.New() // in earnest otlpmetrichttp.New(ctx)
+	metrics, err := stdoutmetric.New() // in production: otlpmetrichttp.New(ctx)
 	if err != nil {
 		return err
 	}

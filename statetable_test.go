@@ -5,6 +5,7 @@ import (
 	"go/parser"
 	"go/token"
 	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
@@ -78,4 +79,68 @@ func TestStatusIsDocumented(t *testing.T) {
 			t.Errorf("states (-docs/operations.md +%s):\n%s", table.of, diff)
 		}
 	}
+}
+
+// The lines that docs/operations.md quotes are what status and the log say: a part of each,
+// without a number or a name, stands in the code.
+func TestLinesAreQuotedAsTheyAre(t *testing.T) {
+	t.Parallel()
+	for _, table := range []struct {
+		heading string
+		of      []string
+		least   int
+	}{
+		{"the line says | cause", []string{"ops/*.go", "cmd/orchestrator/*.go", "report.go"}, 15},
+		{"reason | do", []string{"lag.go", "report.go"}, 9},
+	} {
+		var code strings.Builder
+		for _, pattern := range table.of {
+			files, err := filepath.Glob(pattern)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, file := range files {
+				if !strings.HasSuffix(file, "_test.go") {
+					literals(t, file, &code)
+				}
+			}
+		}
+		rows := 0
+		for _, row := range tableOf(t, "docs/operations.md", table.heading) {
+			if strings.HasPrefix(row[0], "an error") { // of any text
+				continue
+			}
+			for _, quoted := range regexp.MustCompile("`([^`]+)`").FindAllStringSubmatch("`"+row[0]+"`", -1) {
+				found := false
+				for _, part := range regexp.MustCompile(`(?:\w*\d\w*|\bw\b|\bsearch\b|…|: )+`).Split(quoted[1], -1) {
+					part = strings.TrimSpace(part)
+					found = found || (len(part) > 7 || part == quoted[1]) && strings.Contains(code.String(), part)
+				}
+				if !found {
+					t.Errorf("nothing says %q", quoted[1])
+				}
+				rows++
+			}
+		}
+		if rows < table.least {
+			t.Errorf("%d lines of the table %q were found", rows, table.heading)
+		}
+	}
+}
+
+// literals writes the strings of a file, one a line.
+func literals(t *testing.T, file string, to *strings.Builder) {
+	t.Helper()
+	f, err := parser.ParseFile(token.NewFileSet(), file, nil, parser.SkipObjectResolution)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ast.Inspect(f, func(n ast.Node) bool {
+		if l, ok := n.(*ast.BasicLit); ok && l.Kind == token.STRING {
+			if text, err := strconv.Unquote(l.Value); err == nil {
+				to.WriteString(text + "\n")
+			}
+		}
+		return true
+	})
 }

@@ -90,3 +90,33 @@ func TestSQLOfTheFirstFiveMinutes(t *testing.T) {
 		return w.Number(`SELECT count(*) FROM pg_stat_activity WHERE pid = $1`, pid) == 0
 	})
 }
+
+// A projection that is in no program any more: no reason names it, and nobody reports on it,
+// as docs/operations.md says.
+func TestProjectionOfNoProgram(t *testing.T) {
+	w := newWorld(t)
+	cfg := w.Config(w.DB, "set")
+	stays := testworld.Effects{Projection: "stays", Log: &testworld.History{}}.Transactional()
+	first := testworld.Run(t, cfg, stays, testworld.Effects{Projection: "left", Log: &testworld.History{}}.Transactional())
+	w.Append(50)
+	w.CaughtUp("stays", "left")
+	first.Stop()
+	testworld.Run(t, cfg, stays)
+	w.Append(50)
+	w.CaughtUp("stays")
+	reported := func() (of map[string]bool) {
+		s, waits := w.Stand("set")
+		if len(waits) > 0 {
+			t.Errorf("the reasons are %v", waits)
+		}
+		of = map[string]bool{}
+		for _, p := range s.Partitions {
+			of[p.Projection] = p.Report != nil
+		}
+		return of
+	}
+	pgtest.Eventually(t, "the worker has reported", func() bool { return reported()["stays"] })
+	if of := reported(); of["left"] || len(of) != 2 {
+		t.Errorf("reports: %v", of)
+	}
+}

@@ -458,10 +458,10 @@ func TestLookalike(t *testing.T) {
 	}
 }
 
-// docs/assumptions.md names them all, in the same order.
+// docs/event-stores.md names them all, in the same order.
 func TestAssumptionsAreDocumented(t *testing.T) {
 	t.Parallel()
-	text, err := os.ReadFile("docs/assumptions.md")
+	text, err := os.ReadFile("docs/event-stores.md")
 	if err != nil {
 		t.Fatal(err)
 	}

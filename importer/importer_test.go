@@ -552,21 +552,21 @@ func TestImportRacesWithAWorker(t *testing.T) {
 	t.Log(outcomes)
 }
 
-// wayBack returns the README's SQL for going back, for a projection and a total.
+// wayBack returns the SQL for going back of docs/pupsourcing.md, for a projection and a total.
 func wayBack(t *testing.T, projection string, total int) string {
 	t.Helper()
-	readme, err := os.ReadFile("../README.md")
+	page, err := os.ReadFile("../docs/pupsourcing.md")
 	if err != nil {
 		t.Fatal(err)
 	}
-	blocks := regexp.MustCompile("(?s)```sql\n(.*?)```").FindAllStringSubmatch(string(readme), -1)
+	blocks := regexp.MustCompile("(?s)```sql\n(.*?)```").FindAllStringSubmatch(string(page), -1)
 	const arguments = `'user_count' AS name, 1 AS processors`
 	for _, b := range blocks {
 		if strings.Contains(b[1], arguments) {
 			return strings.Replace(b[1], arguments, fmt.Sprintf(`'%s' AS name, %d AS processors`, projection, total), 1)
 		}
 	}
-	t.Fatalf("no SQL in README.md with %s", arguments)
+	t.Fatalf("no SQL in docs/pupsourcing.md with %s", arguments)
 	return ""
 }
 

@@ -119,6 +119,7 @@ func marten(db *sql.DB) (*orchestrator.Table[martenEvent], error) {
 		Table:             "mt_events",
 		PositionColumn:    "seq_id",
 		AggregateIDColumn: "stream_id",
+		EventTypeColumn:   "type",
 		Columns:           []string{"seq_id", "stream_id", "version", "type", "data"},
 		Fields: func(e *martenEvent, dest []any) []any {
 			return append(dest, &e.Position, &e.Stream, &e.Version, &e.Type, &e.Data)
@@ -157,6 +158,7 @@ func eventuous(db *sql.DB) (*orchestrator.Table[eventuousEvent], error) {
 		Schema:            "eventuous",
 		Table:             "messages",
 		AggregateIDColumn: "stream_id",
+		EventTypeColumn:   "message_type",
 		Columns:           []string{"global_position", "stream_id", "stream_position", "message_type", "json_data"},
 		Fields: func(e *eventuousEvent, dest []any) []any {
 			return append(dest, &e.Position, &e.StreamID, &e.Version, &e.Type, &e.Data)
@@ -217,6 +219,7 @@ func sqlStreamStore(db *sql.DB) (*orchestrator.Table[sqlStreamStoreMessage], err
 		Table:             "messages",
 		PositionColumn:    "position",
 		AggregateIDColumn: "stream_id_internal",
+		EventTypeColumn:   "type",
 		Columns:           []string{"position", "stream_id_internal", "stream_version", "type", "json_data"},
 		Fields: func(m *sqlStreamStoreMessage, dest []any) []any {
 			return append(dest, &m.Position, &m.Stream, &m.Version, &m.Type, &m.Data)

@@ -48,6 +48,7 @@ func messageDB(db *sql.DB) (*orchestrator.Table[messageDBMessage], error) {
 		Schema:            "message_store",
 		Table:             "messages",
 		AggregateIDColumn: "stream_name",
+		EventTypeColumn:   "type",
 		Columns:           []string{"global_position", "stream_name", "position", "type", "data"},
 		Fields: func(m *messageDBMessage, dest []any) []any {
 			return append(dest, &m.Position, &m.Stream, &m.Version, &m.Type, &m.Data)

@@ -80,6 +80,7 @@ func hallgren(db *sql.DB) (*orchestrator.Table[hallgrenEvent], error) {
 		PositionColumn:      "seq",
 		AggregateIDColumn:   "id",
 		AggregateTypeColumn: "type",
+		EventTypeColumn:     "reason",
 		Columns:             []string{"seq", "id", "version", "reason", "data"},
 		Fields: func(e *hallgrenEvent, dest []any) []any {
 			return append(dest, &e.Position, &e.ID, &e.Version, &e.Reason, &e.Data)
@@ -118,6 +119,7 @@ func goEventually(db *sql.DB) (*orchestrator.Table[goEventuallyEvent], error) {
 	return orchestrator.NewTable(db, orchestrator.TableConfig[goEventuallyEvent]{
 		Table:             "events",
 		AggregateIDColumn: "event_stream_id",
+		EventTypeColumn:   "type",
 		Columns:           []string{"global_position", "event_stream_id", "version", "type", "event"},
 		Fields: func(e *goEventuallyEvent, dest []any) []any {
 			return append(dest, &e.Position, &e.Stream, &e.Version, &e.Type, &e.Event)

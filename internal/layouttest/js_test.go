@@ -70,6 +70,7 @@ func emmett(db *sql.DB) (*orchestrator.Table[emmettMessage], error) {
 	return orchestrator.NewTable(db, orchestrator.TableConfig[emmettMessage]{
 		Table:             "emt_messages",
 		AggregateIDColumn: "stream_id",
+		EventTypeColumn:   "message_type",
 		Columns:           []string{"global_position", "stream_id", "stream_position", "message_type", "message_data"},
 		Fields: func(m *emmettMessage, dest []any) []any {
 			return append(dest, &m.Position, &m.Stream, &m.Version, &m.Type, &m.Data)
@@ -90,6 +91,7 @@ func castore(db *sql.DB) (*orchestrator.Table[castoreEvent], error) {
 		Table:               "event",
 		PositionColumn:      "id",
 		AggregateTypeColumn: "aggregate_name",
+		EventTypeColumn:     "type",
 		Columns:             []string{"id", "aggregate_id", "version", "type", "data"},
 		Fields: func(e *castoreEvent, dest []any) []any {
 			return append(dest, &e.ID, &e.Aggregate, &e.Version, &e.Type, &e.Data)

@@ -77,6 +77,7 @@ func axon4(db *sql.DB) (*orchestrator.Table[axon4Event], error) {
 		PositionColumn:      "globalindex",
 		AggregateIDColumn:   "aggregateidentifier",
 		AggregateTypeColumn: "type",
+		EventTypeColumn:     "payloadtype",
 		Columns:             []string{"globalindex", "aggregateidentifier", "sequencenumber", "payloadtype", "payload"},
 		Fields: func(e *axon4Event, dest []any) []any {
 			return append(dest, &e.Position, &e.Aggregate, &e.Version, &e.Type, &e.Payload)
@@ -115,9 +116,10 @@ type eugeneKhystEvent struct {
 
 func eugeneKhyst(db *sql.DB) (*orchestrator.Table[eugeneKhystEvent], error) {
 	return orchestrator.NewTable(db, orchestrator.TableConfig[eugeneKhystEvent]{
-		Table:          "es_event",
-		PositionColumn: "id",
-		Columns:        []string{"id", "aggregate_id", "version", "event_type", "json_data"},
+		Table:           "es_event",
+		PositionColumn:  "id",
+		EventTypeColumn: "event_type",
+		Columns:         []string{"id", "aggregate_id", "version", "event_type", "json_data"},
 		Fields: func(e *eugeneKhystEvent, dest []any) []any {
 			return append(dest, &e.ID, &e.Aggregate, &e.Version, &e.Type, &e.Data)
 		},

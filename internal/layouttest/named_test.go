@@ -163,6 +163,7 @@ func martenTenant(db *sql.DB) (*orchestrator.Table[martenEvent], error) {
 		PositionColumn:    "seq_id",
 		Sequence:          "mt_events_sequence_red",
 		AggregateIDColumn: "stream_id",
+		EventTypeColumn:   "type",
 		Columns:           []string{"seq_id", "stream_id", "version", "type", "data"},
 		Fields: func(e *martenEvent, dest []any) []any {
 			return append(dest, &e.Position, &e.Stream, &e.Version, &e.Type, &e.Data)
@@ -183,6 +184,7 @@ func axon5(db *sql.DB) (*orchestrator.Table[axon5Event], error) {
 		PositionColumn:    "global_index",
 		Sequence:          `"aggregate-event-global-index-sequence"`,
 		AggregateIDColumn: "aggregate",
+		EventTypeColumn:   "type",
 		Columns:           []string{"global_index", "aggregate", "type", "payload"},
 		Fields: func(e *axon5Event, dest []any) []any {
 			return append(dest, &e.Position, &e.Aggregate, &e.Type, &e.Payload)
@@ -205,6 +207,7 @@ func railsStreams(db *sql.DB) (*orchestrator.Table[railsStreamEvent], error) {
 		Sequence:          "event_store_events_id_seq",
 		PositionColumn:    "id",
 		AggregateIDColumn: "stream",
+		EventTypeColumn:   "event_type",
 		Columns:           []string{"id", "stream", "version", "event_type", "data"},
 		Fields: func(e *railsStreamEvent, dest []any) []any {
 			return append(dest, &e.ID, &e.Stream, &e.Version, &e.Type, &e.Data)
@@ -226,6 +229,7 @@ func commanded(db *sql.DB) (*orchestrator.Table[commandedEvent], error) {
 		Writers:           []string{"stream_events"},
 		NoSequence:        true,
 		AggregateIDColumn: "stream_uuid",
+		EventTypeColumn:   "event_type",
 		Columns:           []string{"global_position", "stream_uuid", "original_stream_version", "event_type", "data"},
 		Fields: func(e *commandedEvent, dest []any) []any {
 			return append(dest, &e.Position, &e.Stream, &e.Version, &e.Type, &e.Data)
@@ -239,6 +243,7 @@ func plainNamedSequence(db *sql.DB) (*orchestrator.Table[plainEvent], error) {
 		PositionColumn:    "id",
 		Sequence:          "positions",
 		AggregateIDColumn: "order_id",
+		EventTypeColumn:   "type",
 		Columns:           []string{"id", "order_id", "version", "type", "data"},
 		Fields: func(e *plainEvent, dest []any) []any {
 			return append(dest, &e.ID, &e.Order, &e.Version, &e.Type, &e.Data)
@@ -252,6 +257,7 @@ func plainNoSequence(db *sql.DB) (*orchestrator.Table[plainEvent], error) {
 		PositionColumn:    "id",
 		NoSequence:        true,
 		AggregateIDColumn: "order_id",
+		EventTypeColumn:   "type",
 		Columns:           []string{"id", "order_id", "version", "type", "data"},
 		Fields: func(e *plainEvent, dest []any) []any {
 			return append(dest, &e.ID, &e.Order, &e.Version, &e.Type, &e.Data)

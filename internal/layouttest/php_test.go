@@ -91,9 +91,10 @@ type proophEvent struct {
 
 func prooph(db *sql.DB) (*orchestrator.Table[proophEvent], error) {
 	return orchestrator.NewTable(db, orchestrator.TableConfig[proophEvent]{
-		Table:          "_7d793037a0760186574b0282f2f435e7",
-		PositionColumn: "no",
-		Columns:        []string{"no", "event_id", "event_name", "payload", "metadata"},
+		Table:           "_7d793037a0760186574b0282f2f435e7",
+		PositionColumn:  "no",
+		EventTypeColumn: "event_name",
+		Columns:         []string{"no", "event_id", "event_name", "payload", "metadata"},
 		Fields: func(e *proophEvent, dest []any) []any {
 			return append(dest, &e.No, &e.EventID, &e.Name, &e.Payload, &e.Metadata)
 		},
@@ -113,6 +114,7 @@ func patchlevel(db *sql.DB) (*orchestrator.Table[patchlevelEvent], error) {
 		Table:               "event_store",
 		PositionColumn:      "id",
 		AggregateTypeColumn: "aggregate",
+		EventTypeColumn:     "event",
 		Columns:             []string{"id", "aggregate_id", "playhead", "event", "payload"},
 		Fields: func(e *patchlevelEvent, dest []any) []any {
 			return append(dest, &e.ID, &e.Aggregate, &e.Playhead, &e.Event, &e.Payload)
@@ -133,6 +135,7 @@ func broadway(db *sql.DB) (*orchestrator.Table[broadwayEvent], error) {
 		Table:             "events",
 		PositionColumn:    "id",
 		AggregateIDColumn: "uuid",
+		EventTypeColumn:   "type",
 		Columns:           []string{"id", "uuid", "playhead", "type", "payload"},
 		Fields: func(e *broadwayEvent, dest []any) []any {
 			return append(dest, &e.ID, &e.UUID, &e.Playhead, &e.Type, &e.Payload)
@@ -153,6 +156,7 @@ func broadwayBinary(db *sql.DB) (*orchestrator.Table[broadwayBinaryEvent], error
 		Table:             "events",
 		PositionColumn:    "id",
 		AggregateIDColumn: "uuid",
+		EventTypeColumn:   "type",
 		Columns:           []string{"id", "uuid", "playhead", "type", "payload"},
 		Fields: func(e *broadwayBinaryEvent, dest []any) []any {
 			return append(dest, &e.ID, &e.UUID, &e.Playhead, &e.Type, &e.Payload)

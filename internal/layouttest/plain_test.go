@@ -55,6 +55,7 @@ func plain(db *sql.DB) (*orchestrator.Table[plainEvent], error) {
 		Table:             "events",
 		PositionColumn:    "id",
 		AggregateIDColumn: "order_id",
+		EventTypeColumn:   "type",
 		Columns:           []string{"id", "order_id", "version", "type", "data"},
 		Fields: func(e *plainEvent, dest []any) []any {
 			return append(dest, &e.ID, &e.Order, &e.Version, &e.Type, &e.Data)

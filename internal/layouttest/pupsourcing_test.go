@@ -67,6 +67,7 @@ func eventsalsa(db *sql.DB) (*orchestrator.Table[eventsalsaEvent], error) {
 		Table:               "events",
 		AggregateIDColumn:   "stream_id",
 		AggregateTypeColumn: "stream_type",
+		EventTypeColumn:     "event_type",
 		Columns:             []string{"global_position", "stream_id", "stream_version", "event_type", "payload"},
 		Fields: func(e *eventsalsaEvent, dest []any) []any {
 			return append(dest, &e.Position, &e.Stream, &e.Version, &e.Type, &e.Payload)

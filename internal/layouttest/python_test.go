@@ -39,6 +39,7 @@ func pythonEventsourcing(db *sql.DB) (*orchestrator.Table[pythonEvent], error) {
 		Table:             "stored_events",
 		PositionColumn:    "notification_id",
 		AggregateIDColumn: "originator_id",
+		EventTypeColumn:   "topic",
 		Columns:           []string{"notification_id", "originator_id", "originator_version", "topic", "state"},
 		Fields: func(e *pythonEvent, dest []any) []any {
 			return append(dest, &e.Position, &e.Originator, &e.Version, &e.Topic, &e.State)

@@ -80,6 +80,7 @@ func rails(db *sql.DB) (*orchestrator.Table[railsEvent], error) {
 		Table:             "event_store_events",
 		PositionColumn:    "id",
 		AggregateIDColumn: "order_id",
+		EventTypeColumn:   "event_type",
 		Columns:           []string{"id", "event_id", "event_type", "data"},
 		Fields: func(e *railsEvent, dest []any) []any {
 			return append(dest, &e.ID, &e.EventID, &e.Type, &e.Data)
@@ -101,6 +102,7 @@ func pgEventstore(db *sql.DB) (*orchestrator.Table[pgEventstoreEvent], error) {
 		AggregateIDColumn:    "stream_id",
 		AggregateTypeColumn:  "stream_name",
 		BoundedContextColumn: "context",
+		EventTypeColumn:      "type",
 		Columns:              []string{"global_position", "stream_id", "stream_revision", "type", "data"},
 		Fields: func(e *pgEventstoreEvent, dest []any) []any {
 			return append(dest, &e.Position, &e.Stream, &e.Revision, &e.Type, &e.Data)

@@ -42,6 +42,7 @@ func disintegrate(db *sql.DB) (*orchestrator.Table[disintegrateEvent], error) {
 		Table:             "event",
 		PositionColumn:    "event_id",
 		AggregateIDColumn: "aggregate",
+		EventTypeColumn:   "event_type",
 		Columns:           []string{"event_id", "order_id", "event_type", "payload"},
 		Fields: func(e *disintegrateEvent, dest []any) []any {
 			return append(dest, &e.ID, &e.Order, &e.Type, &e.Payload)

@@ -80,6 +80,11 @@ func TestGettingStarted(t *testing.T) {
 	exec(sql[0])
 	exec(sql[2])
 	first := startShop(t, dir, url)
+	defer func() {
+		if t.Failed() {
+			t.Logf("the first copy:\n%s", first.output())
+		}
+	}()
 	first.says(shown[0])
 	const failed, noOrders = "handler failed, will retry", `relation "orders" does not exist`
 	first.saysAny(failed, strings.ReplaceAll(noOrders, `"`, `\"`))
@@ -87,7 +92,8 @@ func TestGettingStarted(t *testing.T) {
 		t.Errorf("the page does not have %q and %q", failed, noOrders)
 	}
 	exec(sql[1])
-	pgtest.Eventually(t, "the read model has the orders", func() bool { return len(orders()) == len(want) && cmp.Equal(want, orders()) })
+	pgtest.Eventually(t, "the read model has the orders", func() bool { return len(orders()) == len(want) })
+	pgtest.Eventually(t, fmt.Sprintf("%q are %q", orders(), want), func() bool { return cmp.Equal(want, orders()) })
 
 	second := startShop(t, dir, url)
 	second.says(shown[2])

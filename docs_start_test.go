@@ -42,8 +42,14 @@ func TestGettingStarted(t *testing.T) {
 
 	dir := moduleOf(t, programs[0])
 	runIn(t, dir, "", "go", "vet", ".")
-	runIn(t, dir, "", "go", "build", "-o", "shop-projections", ".")
+	command := func(block string, line int) []string { return strings.Fields(strings.Split(block, "\n")[line]) }
+	commands := page.blocks["console"] // of 1, 4, 5 and 6
+	if len(commands) != 4 {
+		t.Fatalf("the page has %d blocks of commands, want 4", len(commands))
+	}
+	runIn(t, dir, "", command(commands[1], 0)...)
 	db, url := pgtest.Database(t)
+	copyOf := func() *shopCopy { return startShop(t, dir, command(commands[1], 1)[0], url) }
 	exec := func(statement string) {
 		t.Helper()
 		if _, err := db.ExecContext(t.Context(), statement); err != nil {
@@ -72,14 +78,14 @@ func TestGettingStarted(t *testing.T) {
 	}
 
 	// What it says where a table is missing is in the table of what to do.
-	early := startShop(t, dir, url)
+	early := copyOf()
 	const noEvents = `events table "events": it does not exist`
 	if err := early.wait(); err == nil || !strings.Contains(early.output(), noEvents) || !page.has(noEvents) {
 		t.Errorf("without an events table the program ends with %v:\n%s", err, early.output())
 	}
 	exec(sql[0])
 	exec(sql[2])
-	first := startShop(t, dir, url)
+	first := copyOf()
 	defer func() {
 		if t.Failed() {
 			t.Logf("the first copy:\n%s", first.output())
@@ -95,10 +101,10 @@ func TestGettingStarted(t *testing.T) {
 	pgtest.Eventually(t, "the read model has the orders", func() bool { return len(orders()) == len(want) })
 	pgtest.Eventually(t, fmt.Sprintf("%q are %q", orders(), want), func() bool { return cmp.Equal(want, orders()) })
 
-	second := startShop(t, dir, url)
+	second := copyOf()
 	second.says(shown[2])
 	first.says(`INFO started replica_set= worker= generation=2 partitions= total_partitions=2`)
-	if out := runIn(t, dir, url, "go", "run", "github.com/getpup/pupsourcing-orchestrator/cmd/orchestrator", "status"); !strings.Contains(out, "0/2") || !strings.Contains(out, "1/2") {
+	if out := runIn(t, dir, url, command(commands[2], 0)...); !strings.Contains(out, "0/2") || !strings.Contains(out, "1/2") {
 		t.Errorf("the status does not show two partitions:\n%s", out)
 	}
 
@@ -174,16 +180,16 @@ func moduleOf(t *testing.T, program string) (dir string) {
 }
 
 // runIn runs a command and returns what it says.
-func runIn(t *testing.T, dir, url, name string, args ...string) string {
+func runIn(t *testing.T, dir, url string, command ...string) string {
 	t.Helper()
-	cmd := exec.CommandContext(t.Context(), name, args...)
+	cmd := exec.CommandContext(t.Context(), command[0], command[1:]...)
 	cmd.Dir = dir
 	cmd.Env = append(os.Environ(), "GOWORK=off", "GOFLAGS=-mod=mod", "GOPROXY=off", "DATABASE_URL="+url)
 	var stderr strings.Builder
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()
 	if err != nil {
-		t.Fatalf("%s %s: %v\n%s%s", name, strings.Join(args, " "), err, out, stderr.String())
+		t.Fatalf("%s: %v\n%s%s", strings.Join(command, " "), err, out, stderr.String())
 	}
 	return string(out)
 }
@@ -199,9 +205,9 @@ type shopCopy struct {
 	lines []string
 }
 
-func startShop(t *testing.T, dir, url string) *shopCopy {
+func startShop(t *testing.T, dir, program, url string) *shopCopy {
 	t.Helper()
-	c := &shopCopy{t: t, cmd: exec.CommandContext(context.WithoutCancel(t.Context()), filepath.Join(dir, "shop-projections")), ended: make(chan struct{})}
+	c := &shopCopy{t: t, cmd: exec.CommandContext(context.WithoutCancel(t.Context()), filepath.Join(dir, program)), ended: make(chan struct{})}
 	c.cmd.Env = append(os.Environ(), "DATABASE_URL="+url)
 	pipe, err := c.cmd.StderrPipe()
 	if err != nil {

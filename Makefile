@@ -29,7 +29,7 @@ STATICCHECK = GOWORK=off $(GO) tool -modfile="$(CURDIR)/tools/go.mod" staticchec
 # With -j the output of the parts would mix.
 .NOTPARALLEL:
 .PHONY: help fmt fmt-check vet staticcheck purity lint tidy test race \
-	test-integration modules test-adapter fuzz-short fuzz seeds examples check demo sim bench
+	test-integration modules test-adapter fuzz-short fuzz seeds examples check demo recording sim bench
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' Makefile
@@ -151,7 +151,8 @@ seeds: ## simulated worlds from seeds that the commit draws: in memory, and on P
 	$(GO) test ./sim -count=1 -run 'TestSeeds$$' -sim.store=postgres -sim.seed="$(COMMIT_SEED)" -sim.seeds=15
 
 examples: ## run the example programs, which check themselves
-	@for name in basic multiple-replica-sets migration rebuild quickstart; do \
+	$(GO) run ./examples/internal/withpostgres $(GO) run ./examples/basic
+	@for name in multiple-replica-sets migration rebuild quickstart; do \
 		echo "go run ./examples/$$name"; \
 		$(GO) run "./examples/$$name" || exit 1; \
 	done
@@ -162,6 +163,9 @@ sim: ## play simulated worlds on all cores, until stopped or for SIMTIME=1h
 
 demo: ## run the quickstart example
 	$(GO) run ./examples/quickstart
+
+recording: ## run the quickstart example, and write what a terminal shows to docs/demo.svg
+	$(GO) run ./examples/quickstart -record docs/demo.svg
 
 # Flags: make bench BENCHFLAGS='-quick -charts /tmp/charts'. What is beside other
 # libraries is a module of its own, which knows only these two, and what is beside pgx is

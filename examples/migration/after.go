@@ -16,13 +16,13 @@ type execer interface {
 	ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error)
 }
 
-// handle is the projection's work, the same before and after.
+// handle is what the projection does, before and after.
 func handle(ctx context.Context, tx execer, position int64, by string) error {
 	_, err := tx.ExecContext(ctx, `INSERT INTO handled (position, by) VALUES ($1, $2)`, position, by)
 	return err
 }
 
-// orderHistory keeps its name, by which its progress is found.
+// orderHistory keeps its name: the import finds its checkpoints by it.
 type orderHistory struct{ worker string }
 
 func (orderHistory) Name() string { return projectionName }
@@ -35,7 +35,7 @@ func (orderHistory) Handle(context.Context, orchestrator.Event) error {
 	return errors.New("not called: orderHistory is transactional")
 }
 
-// work is a worker, which is told nothing of partitions.
+// work is a worker. It needs no partition number.
 func work(ctx context.Context, db *sql.DB, name string) error {
 	events, err := orchestrator.NewEventTable(db, "events")
 	if err != nil {

@@ -15,9 +15,9 @@ CREATE TABLE projection_checkpoints (
     updated_at           timestamptz NOT NULL DEFAULT now()
 );`
 
-// runByHand does what a processor of pupsourcing does that was told to be
-// partition k of total: read the checkpoint, read a batch, handle what belongs
-// to the partition, write the checkpoint. It stops at a position.
+// runByHand does what a processor of pupsourcing does for partition k of total: read the
+// checkpoint, read a batch, handle the events of the partition, write the checkpoint. It
+// stops at a position.
 func runByHand(ctx context.Context, db *sql.DB, k, total int, stop int64) error {
 	for more := true; more; {
 		tx, err := db.BeginTx(ctx, nil)
@@ -63,7 +63,7 @@ SELECT global_position, aggregate_id FROM events
 		return false, err
 	}
 	for _, position := range own {
-		if err := handle(ctx, tx, position, fmt.Sprintf("processor %d of %d, by hand,", k, total)); err != nil {
+		if err := handle(ctx, tx, position, fmt.Sprintf("processor %d of %d, run by hand,", k, total)); err != nil {
 			return false, err
 		}
 	}

@@ -1,14 +1,14 @@
-// Command migration takes a projection over from processors that were run by
-// hand, without replaying an event, and checks it.
+// Command migration takes a projection over from processors that were run by hand, without
+// replaying an event, and checks the result.
 //
 //	go run ./examples/migration
 //
-// before.go is what there was: three processors, each with a fixed partition and
-// a row in projection_checkpoints. after.go is what takes their place, and
-// migrate is the way. The exit status is 0 if no event was lost or repeated.
+// before.go has the processors: three of them, each with a fixed partition and a row in
+// projection_checkpoints. after.go has the workers that take their place. migrate does the
+// change. The exit status is 0 if no event was lost or repeated.
 //
-// With DATABASE_URL set, that database is used, in a schema of its own, which
-// is dropped in the end.
+// With DATABASE_URL set, that database is used, in a schema of its own, which is dropped at
+// the end. Otherwise it starts a PostgreSQL.
 package main
 
 import (
@@ -17,63 +17,38 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
-	"os"
-	"os/signal"
-	"syscall"
 	"time"
 
 	"github.com/getpup/pupsourcing-orchestrator/examples/internal/stage"
 	"github.com/getpup/pupsourcing-orchestrator/importer"
-	"github.com/getpup/pupsourcing-orchestrator/internal/eventtable"
 )
 
-// handledTable is the read model: which events were handled, and by whom.
-// Nothing in it is unique: an event that is handled again is to be found.
+// handledTable is the read model: which events were handled, and what handled them. Nothing
+// in it is unique, so that the check finds an event that was handled again.
 const handledTable = `
 CREATE TABLE handled (position bigint NOT NULL, by text NOT NULL);`
 
-func main() {
-	slog.SetLogLoggerLevel(slog.LevelWarn) // what goes well is told below
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	err := run(ctx, os.Stdout)
-	stop()
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "migration:", err)
-		os.Exit(1)
-	}
-}
+func main() { stage.Main("migration", run) }
 
-// run has a database made, the migration done in it, and the database removed.
-func run(ctx context.Context, out io.Writer) (err error) {
-	s, err := stage.Open(ctx, "migration", eventtable.Layout+checkpointsTable+handledTable)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, s.Close()) }()
-	s.DB.SetMaxIdleConns(10)
-	if err := migrate(ctx, s.DB, out); err != nil {
-		return err
-	}
-	return verify(ctx, s.DB, out)
+func run(ctx context.Context, out io.Writer) error {
+	return stage.Play(ctx, out, "migration", checkpointsTable+handledTable, migrate, verify)
 }
 
 func migrate(ctx context.Context, db *sql.DB, out io.Writer) error {
 	if err := appendEvents(ctx, db, 3000); err != nil {
 		return err
 	}
-	// The processors, each stopped somewhere else.
-	stops := []int64{2100, 900, 1500}
+	stops := []int64{2100, 900, 1500} // each processor was stopped at another position
 	for k, position := range stops {
 		if err := runByHand(ctx, db, k, len(stops), position); err != nil {
 			return err
 		}
 	}
-	fmt.Fprintf(out, "%d processors were run by hand and stopped at %v\n", len(stops), stops)
+	fmt.Fprintf(out, "Before: %d processors, run by hand. They were stopped at positions %v of 3000.\n", len(stops), stops)
 
 	config := importer.Config{
 		DB: db, Projection: projectionName, ReplicaSet: "migration", Total: len(stops),
-		Watch:  time.Second, // leave it out where the processors are not stopped for certain
+		Watch:  time.Second, // leave it out unless you are certain that the processors are stopped
 		DryRun: true,
 	}
 	for range 2 {
@@ -81,15 +56,17 @@ func migrate(ctx context.Context, db *sql.DB, out io.Writer) error {
 		if err != nil {
 			return err
 		}
-		fmt.Fprintln(out, imported)
-		for _, p := range imported.Partitions {
-			fmt.Fprintf(out, "    %s: stopped at %d, goes on from %d\n", p.Key, p.Position, p.Start)
-		}
+		fmt.Fprintf(out, "Import: %s\n", imported)
 		config.DryRun = false
+		if !imported.DryRun {
+			for _, p := range imported.Partitions {
+				fmt.Fprintf(out, "    the checkpoint %s was at %d, its partition continues at %d\n", p.Key, p.Position, p.Start)
+			}
+		}
 	}
 
-	// Two workers take over, a third one joins, the first leaves; events are
-	// appended before, meanwhile and after.
+	// Two workers take over, a third one joins, and the first one stops. Events are appended
+	// before, during and after each change.
 	team := stage.NewTeam(ctx)
 	defer team.Stop()
 	started := 0
@@ -101,9 +78,14 @@ func migrate(ctx context.Context, db *sql.DB, out io.Writer) error {
 	leave := start()
 	start()
 	for _, change := range []struct {
+		what    string
 		do      func()
 		workers int
-	}{{func() {}, 2}, {func() { start() }, 3}, {leave, 2}} {
+	}{
+		{"Workers 1 and 2 take over", func() {}, 2},
+		{"Worker 3 joins", func() { start() }, 3},
+		{"Worker 1 stops", leave, 2},
+	} {
 		if err := appendEvents(ctx, db, 500); err != nil {
 			return err
 		}
@@ -111,10 +93,11 @@ func migrate(ctx context.Context, db *sql.DB, out io.Writer) error {
 		if err := appendEvents(ctx, db, 500); err != nil {
 			return err
 		}
-		if err := team.Await(db, runningSQL, change.workers); err != nil {
+		generation, err := team.AwaitPartitions(db, "migration", change.workers)
+		if err != nil {
 			return err
 		}
-		fmt.Fprintf(out, "%d workers share the projection\n", change.workers)
+		fmt.Fprintf(out, "%s: %d workers share the projection (generation %d).\n", change.what, change.workers, generation)
 	}
 	return team.Await(db, `SELECT (`+lostSQL+`) = 0`)
 }
@@ -126,9 +109,6 @@ func appendEvents(ctx context.Context, db *sql.DB, n int) error {
 const lostSQL = `
 SELECT count(*) FROM events WHERE NOT EXISTS (SELECT FROM handled WHERE position = global_position)`
 
-const runningSQL = `
-SELECT EXISTS (SELECT FROM orchestrator_replica_sets WHERE phase = 'active' AND total = $1)`
-
 // verify compares the read model with the events.
 func verify(ctx context.Context, db *sql.DB, out io.Writer) error {
 	rows, err := db.QueryContext(ctx, `SELECT by, count(*) FROM handled GROUP BY by ORDER BY by`)
@@ -136,13 +116,14 @@ func verify(ctx context.Context, db *sql.DB, out io.Writer) error {
 		return err
 	}
 	defer rows.Close()
+	fmt.Fprintln(out, "All events are handled:")
 	for rows.Next() {
 		var by string
 		var n int64
 		if err := rows.Scan(&by, &n); err != nil {
 			return err
 		}
-		fmt.Fprintf(out, "    %s handled %d\n", by, n)
+		fmt.Fprintf(out, "    %s handled %d events\n", by, n)
 	}
 	if err := rows.Err(); err != nil {
 		return err

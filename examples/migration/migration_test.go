@@ -30,7 +30,7 @@ func TestRun(t *testing.T) {
 	}
 }
 
-// What went wrong is found.
+// verify finds what is wrong.
 func TestVerify(t *testing.T) {
 	for _, tt := range []struct{ why, handled, want string }{
 		{"all is well", `SELECT global_position, 'x' FROM events`, ""},

@@ -1,15 +1,15 @@
-// Command multiple-replica-sets runs two groups of projections over one stream of
-// events, which scale apart.
+// Command multiple-replica-sets runs two groups of projections over one stream of events.
+// Each group scales on its own.
 //
 //	go run ./examples/multiple-replica-sets
 //
-// The critical projections get more workers when there is much to do, and the
-// analytics have theirs changed at another time; neither stops for the other.
-// replicasets.go is what such a program consists of. The exit status is 0 if each
-// projection handled each event once, and each partition had one owner.
+// The critical projections get more workers when the shop is busy. The analytics get another
+// one at another time. A rebalance of one group does not stop the other. A program of your own
+// needs what replicasets.go has. The exit status is 0 if each projection handled each event
+// once, and each partition had one owner.
 //
-// With DATABASE_URL set, that database is used, in a schema of its own, which
-// is dropped in the end. Otherwise it starts a PostgreSQL.
+// With DATABASE_URL set, that database is used, in a schema of its own, which is dropped at
+// the end. Otherwise it starts a PostgreSQL.
 package main
 
 import (
@@ -18,46 +18,19 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
-	"os"
-	"os/signal"
-	"syscall"
 
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 	"github.com/getpup/pupsourcing-orchestrator/examples/internal/stage"
-	"github.com/getpup/pupsourcing-orchestrator/internal/eventtable"
 )
 
-func main() {
-	slog.SetLogLoggerLevel(slog.LevelWarn) // what goes well is told below
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	err := run(ctx, os.Stdout)
-	stop()
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "multiple-replica-sets:", err)
-		os.Exit(1)
-	}
+func main() { stage.Main("multiple-replica-sets", run) }
+
+func run(ctx context.Context, out io.Writer) error {
+	return stage.Play(ctx, out, "multiple_replica_sets", handledTable, scale, show, verify)
 }
 
-// run has a database made, the sets scaled in it, and the database removed.
-func run(ctx context.Context, out io.Writer) (err error) {
-	s, err := stage.Open(ctx, "multiple_replica_sets", eventtable.Layout+handledTable)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, s.Close()) }()
-	s.DB.SetMaxIdleConns(20) // for each worker, one and one for each projection
-	if err := scale(ctx, s.DB, out); err != nil {
-		return err
-	}
-	if err := tell(ctx, s.DB, out); err != nil {
-		return err
-	}
-	return verify(ctx, s.DB, out)
-}
-
-// scale changes the sets' workers, one set at a time. Events come before each
-// change, meanwhile, and after it.
+// scale changes the number of workers, one set at a time. Events are appended before, during
+// and after each change.
 func scale(ctx context.Context, db *sql.DB, out io.Writer) error {
 	events, err := orchestrator.NewEventTable(db, "events") // one for both sets: they read it together
 	if err != nil {
@@ -82,7 +55,7 @@ func scale(ctx context.Context, db *sql.DB, out io.Writer) error {
 		if step.set == critical {
 			other = analytics
 		}
-		before, err := other.generation(ctx)
+		before, err := stage.Generation(ctx, db, other.name)
 		if err != nil {
 			return err
 		}
@@ -93,15 +66,16 @@ func scale(ctx context.Context, db *sql.DB, out io.Writer) error {
 		if err := appendEvents(ctx, db, 500); err != nil {
 			return err
 		}
-		if err := team.Await(db, runningSQL, step.set.name, step.workers); err != nil {
+		generation, err := team.AwaitPartitions(db, step.set.name, step.workers)
+		if err != nil {
 			return err
 		}
 		if err := appendEvents(ctx, db, 500); err != nil {
 			return err
 		}
-		fmt.Fprintf(out, "%s: %s on %d\n", step.why, step.set.name, step.workers)
-		if after, err := other.generation(ctx); err != nil || after != before {
-			return errors.Join(fmt.Errorf("%s was re-partitioned, from generation %d to %d", other.name, before, after), err)
+		fmt.Fprintf(out, "%s: %s now has %s (generation %d)%s\n", step.why, step.set.name, workers(step.workers), generation, undisturbed(other, before))
+		if after, err := stage.Generation(ctx, db, other.name); err != nil || after != before {
+			return errors.Join(fmt.Errorf("%s was rebalanced as well, from generation %d to %d", other.name, before, after), err)
 		}
 	}
 	return team.Await(db, `SELECT (`+lostSQL+`) = 0`)
@@ -111,31 +85,44 @@ func appendEvents(ctx context.Context, db *sql.DB, n int) error {
 	return stage.Append(ctx, db, n, "OrderPlaced", "OrderPaid")
 }
 
-const runningSQL = `
-SELECT EXISTS (SELECT FROM orchestrator_replica_sets WHERE name = $1 AND phase = 'active' AND total = $2)`
+func workers(n int) string {
+	if n == 1 {
+		return "1 worker"
+	}
+	return fmt.Sprintf("%d workers", n)
+}
 
-// tell lists who had which partitions.
-func tell(ctx context.Context, db *sql.DB, out io.Writer) error {
+func undisturbed(other *replicaSet, generation int64) string {
+	if generation == 0 {
+		return ""
+	}
+	return fmt.Sprintf("; %s was not rebalanced (generation %d)", other.name, generation)
+}
+
+// show lists which worker handled how much of which partition.
+func show(ctx context.Context, db *sql.DB, out io.Writer) error {
 	rows, err := db.QueryContext(ctx, `
-SELECT replica_set, generation, total, string_agg(format('%s/%s %s (%s)', partition, total, worker, n), ', ' ORDER BY partition)
-  FROM (SELECT replica_set, generation, partition, total, worker, count(*) AS n FROM handled GROUP BY 1, 2, 3, 4, 5) AS h
- GROUP BY 1, 2, 3 ORDER BY 1, 2`)
+SELECT replica_set, generation, partition, total, worker, count(*) FROM handled GROUP BY 1, 2, 3, 4, 5 ORDER BY 1, 2, 3`)
 	if err != nil {
 		return err
 	}
 	defer rows.Close()
+	fmt.Fprintf(out, "\nWhat each worker handled (critical has two projections, so it handles each event twice):\n\n")
+	const format = "%-12s %10v  %-10s %-12s %8v\n"
+	fmt.Fprintf(out, format, "replica set", "generation", "partition", "worker", "handled")
 	for rows.Next() {
-		var set, who string
-		var generation, total int
-		if err := rows.Scan(&set, &generation, &total, &who); err != nil {
+		var set, worker string
+		var generation, partition, total, n int
+		if err := rows.Scan(&set, &generation, &partition, &total, &worker, &n); err != nil {
 			return err
 		}
-		fmt.Fprintf(out, "    %s, generation %d: %s\n", set, generation, who)
+		fmt.Fprintf(out, format, set, generation, fmt.Sprintf("%d of %d", partition, total), worker, n)
 	}
+	fmt.Fprintln(out)
 	return rows.Err()
 }
 
-// wantSQL is what is to be handled by whom.
+// wantSQL is what each projection has to handle.
 const wantSQL = `
 SELECT replica_set, projection, global_position AS position
   FROM events, (VALUES ('critical', 'orders'), ('critical', 'stock'), ('analytics', 'revenue')) AS p (replica_set, projection)`

@@ -11,8 +11,8 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/examples/internal/stage"
 )
 
-// handledTable is every projection's read model: what it handled, and as whom.
-// Nothing in it is unique: an event that is handled again is to be found.
+// handledTable is the read model of every projection: what it handled, on which worker.
+// Nothing in it is unique, so that the check finds an event that was handled again.
 const handledTable = `
 CREATE TABLE handled (
     replica_set text   NOT NULL,
@@ -24,7 +24,7 @@ CREATE TABLE handled (
     total       int    NOT NULL
 );`
 
-// A handler is a projection that notes what it handles.
+// A handler is a projection that writes down what it handles.
 type handler struct{ name, worker string }
 
 func (h handler) Name() string { return h.name }
@@ -52,7 +52,7 @@ type replicaSet struct {
 	leave   []context.CancelFunc // the workers that run
 }
 
-// scale starts workers, or has the eldest leave, until there are n.
+// scale starts workers, or stops the oldest, until there are n.
 func (s *replicaSet) scale(n int) {
 	for len(s.leave) < n {
 		s.started++
@@ -79,10 +79,4 @@ func (s *replicaSet) work(ctx context.Context, name string) error {
 		projections = append(projections, handler{p, name})
 	}
 	return o.Run(ctx, projections)
-}
-
-// generation returns which one runs, 0 if none has.
-func (s *replicaSet) generation(ctx context.Context) (g int64, err error) {
-	err = s.db.QueryRowContext(ctx, `SELECT coalesce(max(generation), 0) FROM orchestrator_replica_sets WHERE name = $1`, s.name).Scan(&g)
-	return g, err
 }

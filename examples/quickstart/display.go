@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -11,16 +12,18 @@ import (
 	"unicode/utf8"
 )
 
-// A display shows what happens: in a terminal as lines that scroll above a
-// block with the current state, elsewhere as lines only.
+// A display shows what happens. On a terminal, lines scroll above a block that is redrawn
+// with the current state. Elsewhere it prints lines only, without colour.
 type display struct {
-	out    io.Writer
-	live   bool // out is a terminal
-	colour bool
-	begun  time.Time
+	out      io.Writer
+	live     bool // out is a terminal
+	colour   bool
+	begun    time.Time
+	recorded bool // out is a recorder
 
 	mu     sync.Mutex
-	block  []string // what stands below the lines
+	footer []string // the last lines of the block
+	block  []string // what is below the lines now
 	status time.Time
 }
 
@@ -30,7 +33,7 @@ const (
 	blockInterval  = 200 * time.Millisecond
 	statusInterval = time.Second
 	// Workers beyond these have no row in the block.
-	rowsMax = 10
+	rowsMax = 8
 )
 
 func newDisplay(out io.Writer) *display {
@@ -38,8 +41,8 @@ func newDisplay(out io.Writer) *display {
 	return &display{out: out, live: live, colour: live && os.Getenv("NO_COLOR") == "", begun: time.Now()}
 }
 
-func isTerminal(out io.Writer) bool {
-	file, ok := out.(*os.File)
+func isTerminal(stream any) bool {
+	file, ok := stream.(*os.File)
 	if !ok || os.Getenv("TERM") == "" || os.Getenv("TERM") == "dumb" {
 		return false
 	}
@@ -51,7 +54,7 @@ func isTerminal(out io.Writer) bool {
 	return err != nil || !os.SameFile(info, null)
 }
 
-// What the terminal is asked for. Where NO_COLOR is set, nothing is coloured.
+// What the display asks of a terminal. screen.go reads the same.
 const (
 	lineUp     = "\x1b[%dA"
 	clearBelow = "\x1b[J"
@@ -63,35 +66,48 @@ const (
 	red    = "31"
 	green  = "32"
 	yellow = "33"
+	cyan   = "36"
 )
 
+// workerStyles are the colours of w1, w2, … They are none of those that mean something.
+var workerStyles = []string{"36", "35", "34", "96", "95", "94"}
+
+func styleOf(worker string) string {
+	var n int
+	if _, err := fmt.Sscanf(worker, "w%d", &n); err != nil || n < 1 {
+		return ""
+	}
+	return workerStyles[(n-1)%len(workerStyles)]
+}
+
 func (d *display) paint(style, text string) string {
-	if !d.colour || style == "" {
+	if !d.colour || style == "" || text == "" {
 		return text
 	}
 	return "\x1b[" + style + "m" + text + "\x1b[0m"
 }
 
-// say shows a line that stays. who is a worker, or "" for the narrator.
-func (d *display) say(who, format string, args ...any) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.line("", who, fmt.Sprintf(format, args...))
-}
+// say shows a line that stays. who is a worker, or "" for the demo itself.
+func (d *display) say(who, format string, args ...any) { d.tell("", who, format, args...) }
 
-// announce is say for what the lines after it are about.
-func (d *display) announce(who, format string, args ...any) {
+// announce is say for what the demo or the user does.
+func (d *display) announce(who, format string, args ...any) { d.tell(bold, who, format, args...) }
+
+// tell is say in a style.
+func (d *display) tell(style, who, format string, args ...any) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.line(bold, who, fmt.Sprintf(format, args...))
+	d.line(style, who, fmt.Sprintf(format, args...))
 }
 
 func (d *display) line(style, who, text string) {
-	prefix := fmt.Sprintf("+%4.1fs  %-3s  ", time.Since(d.begun).Seconds(), who)
+	clock := fmt.Sprintf("+%4.1fs  ", time.Since(d.begun).Seconds())
+	indent := len(clock) + 5
+	prefix := d.paint(dim, clock) + d.paint(styleOf(who), fmt.Sprintf("%-3s", who)) + "  "
 	var b strings.Builder
-	for _, line := range wrapped(text, columns-len(prefix)) {
-		b.WriteString(d.paint(style, prefix+line) + "\n")
-		prefix = strings.Repeat(" ", len(prefix))
+	for _, line := range wrapped(text, columns-indent) {
+		b.WriteString(prefix + d.paint(style, line) + "\n")
+		prefix = strings.Repeat(" ", indent)
 	}
 	if d.live {
 		d.draw(b.String(), d.block)
@@ -116,6 +132,13 @@ func (d *display) draw(text string, block []string) {
 	fmt.Fprint(d.out, b.String())
 }
 
+// below sets the last lines of the block.
+func (d *display) below(lines ...string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.footer = lines
+}
+
 // end takes the block away.
 func (d *display) end() {
 	d.mu.Lock()
@@ -125,7 +148,7 @@ func (d *display) end() {
 	}
 }
 
-// linesMax bounds what one message takes: workers may print anything.
+// linesMax is how many lines one message takes at most: workers may print anything.
 const linesMax = 3
 
 // wrapped breaks a text into lines of at most width printable characters.
@@ -169,9 +192,10 @@ func fit(line string, width int) string {
 type row struct {
 	name, pid, partition, generation string
 	state, style                     string
+	gone                             bool
 }
 
-// rows puts together what the drama and the tables know of the workers.
+// rows puts together what the demo and the tables know of the workers.
 func rows(s state, processes []*process) []row {
 	var rows []row
 	for _, p := range processes {
@@ -180,31 +204,44 @@ func rows(s state, processes []*process) []row {
 		if found && m.partition >= 0 {
 			r.partition, r.generation = fmt.Sprintf("%d/%d", m.partition, m.total), fmt.Sprint(m.generation)
 		}
-		switch fate := p.is(); {
-		case fate == killed || fate == frozen || fate == ended:
-			r.state, r.style = string(fate)+", its lease runs", red
-			if !found {
-				r.state = string(fate)
-			}
-		case fate != running:
-			r.state, r.style = string(fate), dim
-		case !found:
-			r.state, r.style = "starting", dim
-		case m.partition < 0:
-			r.state, r.style = "has joined", yellow
-		case m.holds == m.generation:
-			r.state, r.style = "runs", green
-		case m.holds != 0:
-			r.state, r.style = fmt.Sprintf("stops generation %d", m.holds), yellow
-		default:
-			r.state, r.style = "waits for the others to stop", yellow
-		}
-		if m.incarnation != "" {
-			r.state += " as " + m.name + m.incarnation
+		r.state, r.style = stateOf(s, p.is(), m, found)
+		r.gone = r.style == dim && !found
+		if found && m.incarnation != "" {
+			r.state += ", joined again"
 		}
 		rows = append(rows, r)
 	}
+	if extra := len(rows) - rowsMax; extra > 0 { // leave out the oldest of those that are gone
+		rows = slices.DeleteFunc(rows, func(r row) bool {
+			if r.gone {
+				extra--
+			}
+			return r.gone && extra >= 0
+		})
+	}
 	return rows
+}
+
+func stateOf(s state, f fate, m member, found bool) (text, style string) {
+	switch {
+	case f == frozen && found:
+		return "frozen, its lease runs out", red
+	case f == frozen:
+		return "frozen, its lease is over", red
+	case (f == killed || f == ended) && found:
+		return string(f) + ", not noticed yet", red
+	case f != running:
+		return string(f), dim
+	case !found:
+		return "starting", yellow
+	case m.partition < 0:
+		return "joined", yellow
+	case m.holds == m.generation && s.phase == "active":
+		return "handling events", green
+	case m.holds != 0:
+		return fmt.Sprintf("stopping generation %d", m.holds), yellow
+	}
+	return "waiting for the others to stop", yellow
 }
 
 // show shows the state, if it is time to.
@@ -236,7 +273,8 @@ func (d *display) blockOf(s state, rows []row, appended, total int64) []string {
 		d.paint(dim, "worker      pid  partition  generation  state"),
 	}
 	for _, r := range rows[:min(len(rows), rowsMax)] {
-		block = append(block, fmt.Sprintf("%-6s %8s  %9s  %10s  ", r.name, r.pid, r.partition, r.generation)+d.paint(r.style, r.state))
+		block = append(block, d.paint(styleOf(r.name), fmt.Sprintf("%-6s", r.name))+
+			fmt.Sprintf(" %8s  %9s  %10s  ", r.pid, r.partition, r.generation)+d.paint(r.style, fit(r.state, columns-39)))
 	}
 	if more := len(rows) - rowsMax; more > 0 {
 		block = append(block, fmt.Sprintf("and %d more", more))
@@ -246,12 +284,16 @@ func (d *display) blockOf(s state, rows []row, appended, total int64) []string {
 		position := s.position(p)
 		block = append(block, fmt.Sprintf("%-13s  %8d  %6d  %s", p, position, s.head-position, d.bar(position, s.head)))
 	}
-	progress := fmt.Sprintf("%d of %d events", appended, max(appended, total))
-	return append(block, fit(fmt.Sprintf("%s appended, up to position %d; generation %d is %s",
+	progress := fmt.Sprintf("%d of %d events appended", appended, max(appended, total))
+	block = append(block, fit(fmt.Sprintf("%s, the last at position %d; generation %d is %s",
 		progress, s.head, s.generation, s.phase), columns))
+	for _, line := range d.footer {
+		block = append(block, d.paint(cyan, fit(line, columns)))
+	}
+	return block
 }
 
-// bar shows how much of the stream is behind a projection.
+// bar shows how much of the stream a projection has handled.
 func (d *display) bar(position, head int64) string {
 	const width = 40
 	done := 0

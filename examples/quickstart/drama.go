@@ -16,11 +16,12 @@ import (
 // Bounds on what the drama waits for.
 const (
 	changeMax = 30 * time.Second // a new generation, with a lease that has to end first
-	endMax    = 15 * time.Second // a process that was asked to leave
+	endMax    = 15 * time.Second // a process that was asked to stop
 	verifyMax = time.Minute
 )
 
-// A drama is what happens to the workers, while events are being appended.
+// A drama is what happens to the workers while events are being appended. Its acts are
+// written down here; what the user does with keys in between is in hands.go.
 type drama struct {
 	*display
 	options   options
@@ -29,23 +30,35 @@ type drama struct {
 	watch     *watch
 	writers   *writers
 
-	cast        []*process // who should be running, in the order of joining
-	seen        int64      // the newest generation that was shown
-	generations int64      // how many there were
+	seen        int64 // the newest generation that was shown
+	generations int64 // how many there were
+
+	mu     sync.Mutex
+	cast   []*process // the workers that should run, in the order of joining
+	frozen []*freeze  // those that are frozen
+	hands  hands
 }
 
-// play has everything happen, and returns what came out. It leaves no process
-// behind.
-func play(ctx context.Context, o options, s *stage.Stage, d *display, signals *signals) (v verdict, err error) {
-	if freeze == nil {
+// A freeze is a worker that was frozen while it ran a generation.
+type freeze struct {
+	*process
+	generation int64
+	byUser     bool
+}
+
+// play has everything happen, and returns what the verification found. It leaves no
+// process behind.
+func play(ctx context.Context, o options, s *stage.Stage, d *display, keys <-chan byte, signals *signals) (v verdict, err error) {
+	if sigStop == nil {
 		return v, errors.New("this example freezes a process, which needs a Unix system")
 	}
 	ctx, fail := context.WithCancelCause(ctx)
-	ps := &processes{url: s.URL, say: d.say, fail: fail}
+	ps := &processes{url: s.URL, log: d.tell, fail: fail}
 	dr := &drama{
 		display: d, options: o, stage: s, processes: ps, watch: newWatch(s.DB, ps.named),
 	}
 	dr.writers = newWriters(s.DB, dr.watch, o)
+	dr.hands = newHands(time.Now(), dr.writers.duration())
 	var helpers sync.WaitGroup
 	defer func() {
 		fail(nil)
@@ -58,8 +71,13 @@ func play(ctx context.Context, o options, s *stage.Stage, d *display, signals *s
 		}
 	})
 	helpers.Go(func() { dr.writers.run(ctx, fail) })
+	helpers.Go(func() {
+		if err := dr.obey(ctx, keys); err != nil {
+			fail(err)
+		}
+	})
 
-	for _, act := range []func(context.Context) error{dr.join, dr.freeze, dr.kill, dr.leave} {
+	for _, act := range []func(context.Context) error{dr.join, dr.crash, dr.freeze, dr.leave} {
 		if err := act(ctx); err != nil {
 			return v, err
 		}
@@ -74,23 +92,21 @@ func play(ctx context.Context, o options, s *stage.Stage, d *display, signals *s
 func (d *drama) see(s state) {
 	if s.phase == "active" && s.generation > d.seen && len(s.members) > 0 {
 		d.seen = s.generation
-		d.say("", "generation %d %s: %s", s.generation, s.layout(), s.reason)
+		d.tell(green, "", "generation %d (%s), partitions: %s", s.generation, s.reason, s.layout())
 	}
-	d.show(s, d.processes.all(), d.writers.appended.Load(), d.writers.total)
+	d.show(s, d.processes.all(), d.writers.appended.Load(), d.writers.goal())
 }
 
 // join starts the workers one by one.
 func (d *drama) join(ctx context.Context) error {
 	for i := range d.options.workers {
-		if err := d.cue(ctx, 25*i/(d.options.workers-1)); err != nil {
+		if err := d.cue(ctx, 25*i/(d.options.workers-1)); err != nil || d.over() {
 			return err
 		}
-		p, err := d.processes.start()
+		p, err := d.add("starts (process %d)")
 		if err != nil {
 			return err
 		}
-		d.announce(p.name, "starts, process %d", p.cmd.Process.Pid)
-		d.cast = append(d.cast, p)
 		if _, err := d.settle(ctx, p.name+" to join"); err != nil {
 			return err
 		}
@@ -98,110 +114,203 @@ func (d *drama) join(ctx context.Context) error {
 	return nil
 }
 
-// freeze stops a worker for longer than its lease, and wakes it when the
-// others have its partition.
-func (d *drama) freeze(ctx context.Context) error {
-	if err := d.cue(ctx, 35); err != nil {
-		return err
-	}
-	p := d.cast[1]
-	before, _ := d.watch.now()
-	d.announce(p.name, "is frozen in the middle of whatever it does (SIGSTOP)")
-	if err := d.part(p, freeze, frozen); err != nil {
-		return err
-	}
-	if _, err := d.settle(ctx, "the others to take over from the frozen "+p.name); err != nil {
-		return err
-	}
-	committed, err := d.committed(ctx, p, before.generation)
-	if err != nil {
-		return err
-	}
+// add starts one more worker. The text says so, with its process id.
+func (d *drama) add(text string) (*process, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.addLocked(text)
+}
 
-	// From this moment on, what the worker had in hand may end.
-	_, err = d.stage.DB.ExecContext(ctx, `INSERT INTO freezes (worker, generation) VALUES ($1, $2)`, p.name, before.generation)
+func (d *drama) addLocked(text string) (*process, error) {
+	p, err := d.processes.start()
 	if err != nil {
-		return fmt.Errorf("note when %s is woken: %w", p.name, err)
+		return nil, err
 	}
-	d.announce(p.name, "is woken, and believes that it still has its partition (SIGCONT)")
-	if err := p.signal(wake, running); err != nil {
-		return err
-	}
+	d.announce(p.name, text, p.cmd.Process.Pid)
 	d.cast = append(d.cast, p)
-	if _, err := d.settle(ctx, "the woken "+p.name+" to join again"); err != nil {
+	return p, nil
+}
+
+// crash kills a worker.
+func (d *drama) crash(ctx context.Context) error {
+	if err := d.cue(ctx, 35); err != nil || d.over() {
 		return err
 	}
-	late, err := d.committed(ctx, p, before.generation)
+	_, c, err := d.takeOver(ctx, 1, "is killed (SIGKILL)", os.Kill, killed)
+	if err != nil || !c.known {
+		return err
+	}
+	d.tell(bold, "", "crash noticed after %s, all partitions handled elsewhere after %s: its connection had ended", c.noticed, c.handled)
+	return nil
+}
+
+// leave asks the oldest worker to stop: no worker is more than the others.
+func (d *drama) leave(ctx context.Context) error {
+	if err := d.cue(ctx, 80); err != nil || d.over() {
+		return err
+	}
+	p, c, err := d.takeOver(ctx, 0, "is asked to stop (SIGTERM)", syscall.SIGTERM, leaving)
+	if err != nil {
+		return err
+	}
+	if c.known {
+		d.tell(bold, "", "all partitions handled elsewhere after %s: a worker that stops hands over at once", c.handled)
+	}
+	return p.await(ctx, endMax)
+}
+
+// freeze stops a worker for longer than its lease, and wakes it when the others have its
+// partition.
+func (d *drama) freeze(ctx context.Context) error {
+	if err := d.cue(ctx, 55); err != nil || d.over() {
+		return err
+	}
+	f, err := d.stop(ctx)
+	if err != nil {
+		return err
+	}
+	d.say("", "its connection is still there, so the others wait for the end of its lease: %s", lease)
+	if _, err := d.settle(ctx, "the others to take over from the frozen "+f.name); err != nil || d.over() {
+		return err // finish wakes it
+	}
+	committed, err := d.committed(ctx, f)
+	if err != nil {
+		return err
+	}
+	if err := d.wake(ctx, f, "is woken (SIGCONT), and does not know that its partition has another owner"); err != nil {
+		return err
+	}
+	if _, err := d.settle(ctx, "the woken "+f.name+" to join again"); err != nil {
+		return err
+	}
+	late, err := d.committed(ctx, f)
 	switch {
 	case err != nil:
 		return err
 	case late != committed:
 		return fmt.Errorf("after %s was woken, it has committed %d effects under generation %d, which was superseded",
-			p.name, late-committed, before.generation)
+			f.name, late-committed, f.generation)
 	}
-	d.say(p.name, "has committed nothing under generation %d since it was woken", before.generation)
+	d.tell(bold, f.name, "has committed nothing since: generation %d, its fencing token, is superseded", f.generation)
 	return nil
 }
 
-// committed counts what the process has committed under generations up to this
-// one, in the transactions that commit the progress.
-func (d *drama) committed(ctx context.Context, p *process, generation int64) (n int64, err error) {
+// stop freezes one of at least two workers.
+func (d *drama) stop(ctx context.Context) (*freeze, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err := d.atLeastTwo(); err != nil {
+		return nil, err
+	}
+	return d.stopLocked(ctx, d.cast[1], "is frozen in the middle of its work (SIGSTOP)", false)
+}
+
+// stopLocked freezes a worker. It is noted which generation it may be running.
+func (d *drama) stopLocked(ctx context.Context, p *process, text string, byUser bool) (*freeze, error) {
+	d.announce(p.name, "%s", text)
+	if err := d.part(p, sigStop, frozen); err != nil {
+		return nil, err
+	}
+	s, err := d.watch.read(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("read what %s holds: %w", p.name, err)
+	}
+	m, _ := s.member(p.name)
+	f := &freeze{p, m.holds, byUser}
+	d.frozen = append(d.frozen, f)
+	return f, nil
+}
+
+// wake lets a frozen worker go on.
+func (d *drama) wake(ctx context.Context, f *freeze, text string) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.wakeLocked(ctx, f, text)
+}
+
+func (d *drama) wakeLocked(ctx context.Context, f *freeze, text string) error {
+	// From this moment on, the call that the worker had in hand may end.
+	_, err := d.stage.DB.ExecContext(ctx, `INSERT INTO freezes (worker, generation) VALUES ($1, $2)`, f.name, f.generation)
+	if err != nil {
+		return fmt.Errorf("note when %s is woken: %w", f.name, err)
+	}
+	d.announce(f.name, "%s", text)
+	d.frozen = slices.DeleteFunc(d.frozen, func(other *freeze) bool { return other == f })
+	d.cast = append(d.cast, f.process)
+	return f.signal(sigCont, running)
+}
+
+// wakeAll wakes the workers that are frozen, and starts one if none should run.
+func (d *drama) wakeAll(ctx context.Context) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, f := range slices.Clone(d.frozen) {
+		if err := d.wakeLocked(ctx, f, "is woken (SIGCONT)"); err != nil {
+			return err
+		}
+	}
+	if len(d.cast) > 0 {
+		return nil
+	}
+	_, err := d.addLocked("starts, since no other worker is there (process %d)")
+	return err
+}
+
+// committed counts what the worker has committed under generations up to the one that it
+// was frozen in, in the transactions that commit the checkpoint.
+func (d *drama) committed(ctx context.Context, f *freeze) (n int64, err error) {
 	err = d.stage.DB.QueryRowContext(ctx,
 		`SELECT count(*) FROM effects WHERE worker = $1 AND generation <= $2 AND projection IN ('transactional', 'batch')`,
-		p.name, generation).Scan(&n)
+		f.name, f.generation).Scan(&n)
 	if err != nil {
-		return 0, fmt.Errorf("count what %s has committed: %w", p.name, err)
+		return 0, fmt.Errorf("count what %s has committed: %w", f.name, err)
 	}
 	return n, nil
 }
 
-// kill ends a worker without warning.
-func (d *drama) kill(ctx context.Context) error {
-	if err := d.cue(ctx, 60); err != nil {
-		return err
-	}
-	p := d.cast[1]
-	d.announce(p.name, "is killed (SIGKILL)")
-	took, err := d.takeOver(ctx, p, os.Kill, killed)
-	if err != nil {
-		return err
-	}
-	d.say("", "taken over after %s: its lease, %s from the last heartbeat, had to end", took, lease)
-	return nil
+// A change is how long a change of workers took, from its cause on, by the database's clock.
+type change struct {
+	noticed time.Duration // until the new generation was opened
+	handled time.Duration // until it was active
+	known   bool          // false: there was more than this change
 }
 
-// leave asks the oldest worker to leave: none is more than the others.
-func (d *drama) leave(ctx context.Context) error {
-	if err := d.cue(ctx, 80); err != nil {
-		return err
-	}
-	p := d.cast[0]
-	d.announce(p.name, "is asked to leave (SIGTERM)")
-	took, err := d.takeOver(ctx, p, syscall.SIGTERM, leaving)
-	if err != nil {
-		return err
-	}
-	d.say("", "taken over after %s: who leaves is not waited for", took)
-	return p.await(ctx, endMax)
-}
-
-// takeOver makes a worker go and returns how long it took, by the database's
-// clock, until the others had its partition.
-func (d *drama) takeOver(ctx context.Context, p *process, s os.Signal, f fate) (time.Duration, error) {
+// takeOver makes the worker at this place of the cast go.
+func (d *drama) takeOver(ctx context.Context, place int, text string, s os.Signal, f fate) (p *process, c change, err error) {
 	var begun time.Time
 	if err := d.stage.DB.QueryRowContext(ctx, `SELECT clock_timestamp()`).Scan(&begun); err != nil {
-		return 0, fmt.Errorf("read the time: %w", err)
+		return nil, c, fmt.Errorf("read the time: %w", err)
 	}
-	if err := d.part(p, s, f); err != nil {
-		return 0, err
+	d.mu.Lock()
+	actions := d.hands.actions
+	if err = d.atLeastTwo(); err == nil {
+		p = d.cast[place]
+		d.announce(p.name, "%s", text)
+		err = d.part(p, s, f)
+	}
+	d.mu.Unlock()
+	if err != nil {
+		return nil, c, err
 	}
 	after, err := d.settle(ctx, "the others to take over from "+p.name)
-	return after.activated.Sub(begun).Round(time.Millisecond), err
+	if err != nil {
+		return nil, c, err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return p, change{
+		noticed: after.opened.Sub(begun).Round(10 * time.Millisecond),
+		handled: after.activated.Sub(begun).Round(10 * time.Millisecond),
+		known:   actions == d.hands.actions && !d.hands.quit,
+	}, nil
 }
 
-// finish has the rest appended and handled, and the workers leave.
+// finish has the rest appended and handled, and the workers stop.
 func (d *drama) finish(ctx context.Context, signals *signals) error {
 	d.announce("", "the last events are appended, and the workers catch up")
+	if err := d.wakeAll(ctx); err != nil {
+		return err
+	}
 	close(d.writers.finale)
 	select {
 	case <-d.writers.done:
@@ -213,6 +322,10 @@ func (d *drama) finish(ctx context.Context, signals *signals) error {
 			return err
 		}
 	}
+	d.handsOff() // nobody may kill the last worker now
+	if err := d.wakeAll(ctx); err != nil {
+		return err
+	}
 	end, err := d.watch.await(ctx, "all events to be handled", d.patience(), func(s state) bool {
 		return s.phase == "active" && s.lag() == 0
 	})
@@ -221,7 +334,7 @@ func (d *drama) finish(ctx context.Context, signals *signals) error {
 	}
 	d.generations = end.generation
 
-	d.announce("", "everything is handled; all workers are asked to leave")
+	d.announce("", "all events are handled; all workers are asked to stop")
 	for _, p := range d.processes.all() {
 		if p.is() == running {
 			if err := p.signal(syscall.SIGTERM, leaving); err != nil {
@@ -237,13 +350,12 @@ func (d *drama) finish(ctx context.Context, signals *signals) error {
 	return nil
 }
 
-// hold goes on until it is released. What becomes of the workers meanwhile
-// is for whoever watches.
+// hold goes on until it is released. The user may do to the workers what they like.
 func (d *drama) hold(ctx context.Context, released <-chan struct{}) error {
 	d.processes.loosen()
-	d.announce("", "going on slowly until Ctrl-C; look at it, or kill a worker:")
+	d.announce("", "going on slowly until Ctrl-C; kill a worker, or look at the tables:")
 	d.say("", "%s", d.stage.Hint)
-	if err := d.writers.trickle(ctx, released); err != nil {
+	if err := d.writers.trickle(ctx, released, d.quitted()); err != nil {
 		return err
 	}
 	if !slices.ContainsFunc(d.processes.all(), func(p *process) bool { return p.is() == running }) {
@@ -255,9 +367,9 @@ func (d *drama) hold(ctx context.Context, released <-chan struct{}) error {
 	return nil
 }
 
-// verify says what has come of it all.
+// verify compares what was written with the events.
 func (d *drama) verify(ctx context.Context) (verdict, error) {
-	d.say("", "%d positions belong to transactions that were rolled back", d.writers.gaps.Load())
+	d.say("", "%d positions have no event: their transactions were rolled back", d.writers.gaps.Load())
 	ctx, cancel := context.WithTimeout(ctx, verifyMax)
 	defer cancel()
 	v, err := verify(ctx, d.stage.DB)
@@ -268,33 +380,50 @@ func (d *drama) verify(ctx context.Context) (verdict, error) {
 	return v, err
 }
 
+// atLeastTwo starts workers until one can go and another remains.
+func (d *drama) atLeastTwo() error {
+	for len(d.cast) < 2 {
+		if _, err := d.addLocked("starts, so that one can go (process %d)"); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // part signals a worker after which it is not among those that should run.
 func (d *drama) part(p *process, s os.Signal, f fate) error {
 	d.cast = slices.DeleteFunc(d.cast, func(other *process) bool { return other == p })
 	return p.signal(s, f)
 }
 
-// settle waits until a generation runs on exactly the workers that should run,
-// and every projection has moved under it. It returns the first state of it.
+// settle waits until a generation runs on exactly the workers that should run, and every
+// projection has moved under it. It returns the first state of it. It ends as well when
+// the drama is over.
 func (d *drama) settle(ctx context.Context, what string) (state, error) {
-	var names []string
-	for _, p := range d.cast {
-		names = append(names, p.name)
-	}
-	s, err := d.watch.await(ctx, what, changeMax, func(s state) bool { return s.runs(names) })
+	s, err := d.watch.await(ctx, what, d.changeMax(), func(s state) bool { return s.runs(d.names()) || d.over() })
 	if err != nil {
 		return s, err
 	}
-	_, err = d.watch.await(ctx, fmt.Sprintf("all projections to move under generation %d", s.generation), changeMax,
-		func(now state) bool { return now.moved(s) })
+	_, err = d.watch.await(ctx, fmt.Sprintf("all projections to move under generation %d", s.generation), d.changeMax(),
+		func(now state) bool { return now.moved(s) || d.over() })
 	return s, err
 }
 
-// cue waits until so many percent of the events are appended.
+// names are those of the workers that should run.
+func (d *drama) names() (names []string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, p := range d.cast {
+		names = append(names, p.name)
+	}
+	return names
+}
+
+// cue waits until so many percent of the events are appended, or the drama is over.
 func (d *drama) cue(ctx context.Context, percent int) error {
 	n := d.writers.total * int64(percent) / 100
 	_, err := d.watch.await(ctx, fmt.Sprintf("%d events to be appended", n), d.patience(),
-		func(state) bool { return d.writers.appended.Load() >= n })
+		func(state) bool { return d.writers.appended.Load() >= n || d.over() })
 	return err
 }
 

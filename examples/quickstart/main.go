@@ -2,21 +2,24 @@
 //
 //	go run ./examples/quickstart
 //
-// It starts a PostgreSQL, appends events from concurrent writers, and has
-// worker processes share them, while workers join, are frozen, killed and
-// asked to leave. Then it compares, in SQL, what the projections have written
-// with the events table. The exit status is 0 if nothing was lost, duplicated,
-// out of order, or handled by two workers at once.
+// It starts a PostgreSQL, appends events from concurrent writers, and has worker processes
+// share them, while workers join, crash, freeze and stop. Then it compares, in SQL, what the
+// projections have written with the events table. The exit status is 0 if no event was lost,
+// duplicated, out of order, or handled by two workers at once.
 //
-// A program of your own needs what worker.go and projections.go have. The
-// rest is the stage: the plot is in drama.go, the verification in verify.go.
+// While it runs it serves the library's status page. On a terminal, keys kill, freeze and
+// add workers.
 //
-// With DATABASE_URL set, that database is used, in a schema of its own, which
-// is dropped in the end.
+// A program of your own needs what worker.go and projections.go have. The rest is the demo:
+// what happens is in drama.go, the verification in verify.go.
+//
+// With DATABASE_URL set, that database is used, in a schema of its own, which is dropped at
+// the end.
 package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -37,12 +40,11 @@ func main() {
 	if name := os.Getenv(workerEnv); name != "" {
 		os.Exit(runWorker(name))
 	}
-	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
+	os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
 }
 
-// runWorker is main in a worker process, and returns the exit status. When
-// stdin ends, the process that started the worker is gone, and the worker
-// leaves.
+// runWorker is main in a worker process, and returns the exit status. When stdin ends, the
+// process that started the worker is gone, and the worker stops.
 func runWorker(name string) int {
 	ctx, cancel := context.WithCancel(context.Background())
 	go func() {
@@ -56,8 +58,8 @@ func runWorker(name string) int {
 	return 0
 }
 
-// run is main in the process that runs the show, and returns the exit status.
-func run(args []string, stdout, stderr io.Writer) int {
+// run is main in the process that runs the demo, and returns the exit status.
+func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	o, err := parseOptions(args, stderr)
 	if errors.Is(err, flag.ErrHelp) {
 		return 0
@@ -71,7 +73,17 @@ func run(args []string, stdout, stderr io.Writer) int {
 	signals := listen(cancel)
 	defer signals.stop()
 
-	v, err := show(ctx, o, signals, stdout)
+	d := newDisplay(stdout)
+	var tape *recorder
+	switch {
+	case o.record != "":
+		fmt.Fprintf(stderr, "recording to %s; this takes less than a minute\n", o.record)
+		tape = newRecorder()
+		d.out, d.live, d.colour, d.recorded = tape, true, true, true
+	case o.json:
+		d = newDisplay(stderr)
+	}
+	v, err := show(ctx, o, signals, d, stdin)
 	var signal signalError
 	switch {
 	case errors.As(context.Cause(ctx), &signal):
@@ -81,18 +93,27 @@ func run(args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintf(stderr, "quickstart: %v\n", err)
 		return 1
 	}
-	v.report(stdout, o.json)
-	if err := v.err(); err != nil {
+	v.report(d)
+	if o.json {
+		text, _ := json.Marshal(v.summary()) // integers only
+		fmt.Fprintln(stdout, string(text))
+	}
+	if err = v.err(); err == nil && tape != nil {
+		err = tape.save(o.record)
+	}
+	if err != nil {
 		fmt.Fprintf(stderr, "quickstart: %v\n", err)
 		return 1
 	}
 	return 0
 }
 
-// show has a database made, the drama played in it, and the database removed.
-func show(ctx context.Context, o options, signals *signals, stdout io.Writer) (v verdict, err error) {
-	d := newDisplay(stdout)
+// show makes the database, plays the drama in it, and removes the database.
+func show(ctx context.Context, o options, signals *signals, d *display, stdin io.Reader) (v verdict, err error) {
 	defer d.end()
+	keys := make(chan byte, 8)
+	hint, restore := typed(ctx, d, stdin, keys)
+	defer restore()
 	d.say("", "finding or starting a PostgreSQL")
 	s, err := stage.Open(ctx, "quickstart", tables)
 	if err != nil {
@@ -106,13 +127,45 @@ func show(ctx context.Context, o options, signals *signals, stdout io.Writer) (v
 	}()
 	s.DB.SetMaxIdleConns(writerCount + 4)
 	d.say("", "%s", s.Source)
-	return play(ctx, o, s, d, signals)
+
+	page, stop, err := servePage(s.DB)
+	if err != nil {
+		return verdict{}, err
+	}
+	defer stop()
+	footer := []string{"open " + page + " (the status page, live)"}
+	d.tell(cyan, "", "%s", footer[0])
+	if hint != "" {
+		d.tell(cyan, "", "%s", hint)
+		footer = append(footer, hint)
+	}
+	d.below(footer...)
+	return play(ctx, o, s, d, keys, signals)
+}
+
+// typed sends what the user types to keys, if the display and stdin are terminals. hint says
+// which keys there are, and restore makes the terminal as it was.
+func typed(ctx context.Context, d *display, stdin io.Reader, keys chan<- byte) (hint string, restore func()) {
+	if d.recorded {
+		return keysHint, func() {} // as on a terminal; in a recording no key is pressed
+	}
+	terminal, ok := stdin.(*os.File)
+	if !d.live || !ok || !isTerminal(terminal) {
+		return "", func() {}
+	}
+	restore, err := singleKeys(terminal)
+	if err != nil {
+		d.say("", "keys don't work here: %v", err)
+		return "", func() {}
+	}
+	go readKeys(ctx, terminal, keys) // it may be reading until the process ends
+	return keysHint, restore
 }
 
 // Bounds of the flags.
 const (
 	minEvents  = 200 // fewer are over before there is anything to see
-	minWorkers = 3   // one is killed, one leaves, one is frozen and comes back
+	minWorkers = 3   // one is killed, one is frozen and comes back, one stops
 	maxWorkers = 32
 )
 
@@ -120,6 +173,7 @@ const (
 type options struct {
 	events, aggregates, workers int
 	json, hold                  bool
+	record                      string
 }
 
 func parseOptions(args []string, usage io.Writer) (options, error) {
@@ -129,8 +183,9 @@ func parseOptions(args []string, usage io.Writer) (options, error) {
 	flags.IntVar(&o.events, "events", 20000, "how many `events` to append")
 	flags.IntVar(&o.aggregates, "aggregates", 500, "how many `aggregates` they belong to")
 	flags.IntVar(&o.workers, "workers", 4, "how many worker `processes` to start")
-	flags.BoolVar(&o.json, "json", false, "print the summary as a JSON object")
-	flags.BoolVar(&o.hold, "hold", false, "after the drama, go on slowly until Ctrl-C, and verify then")
+	flags.BoolVar(&o.json, "json", false, "print the summary as JSON on the standard output, and all else on the standard error")
+	flags.BoolVar(&o.hold, "hold", false, "at the end, go on slowly until Ctrl-C, and verify then")
+	flags.StringVar(&o.record, "record", "", "write what a terminal would show to this `file`, an animated SVG")
 	if err := flags.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
 			fmt.Fprintln(usage, "usage: go run ./examples/quickstart [flags]")
@@ -161,8 +216,8 @@ type signals struct {
 	released chan struct{}
 }
 
-// listen also takes SIGPIPE: when the reader of a pipe has gone, there is as
-// much to clean up as after Ctrl-C.
+// listen also takes SIGPIPE: when the reader of a pipe has gone, there is as much to clean
+// up as after Ctrl-C.
 func listen(cancel context.CancelCauseFunc) *signals {
 	s := &signals{c: make(chan os.Signal, 4)}
 	for _, sig := range []os.Signal{os.Interrupt, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGPIPE} {

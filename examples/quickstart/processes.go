@@ -28,16 +28,16 @@ type process struct {
 	fate fate
 }
 
-// fate is what the drama has done to a process.
+// fate is what has been done to a process.
 type fate string
 
 const (
 	running fate = "running"
 	frozen  fate = "frozen"
 	killed  fate = "killed"
-	leaving fate = "leaving"
-	left    fate = "left"
-	ended   fate = "ended" // by itself, or by somebody's hand
+	leaving fate = "stopping"
+	left    fate = "stopped"
+	ended   fate = "ended" // by itself, or by a signal from outside
 )
 
 func (p *process) set(f fate) {
@@ -78,13 +78,12 @@ func (p *process) await(ctx context.Context, longest time.Duration) error {
 // processes are all that were started.
 type processes struct {
 	url  string // of the database
-	say  func(who, format string, args ...any)
+	log  func(style, who, format string, args ...any)
 	fail context.CancelCauseFunc
 
-	mu   sync.Mutex
-	list []*process
-	// loose: a process may end on its own without spoiling the show.
-	loose bool
+	mu    sync.Mutex
+	list  []*process
+	loose bool // a process may end on its own
 }
 
 // start starts this program again, as a worker.
@@ -99,12 +98,12 @@ func (ps *processes) start() (*process, error) {
 		name: fmt.Sprintf("w%d", len(ps.list)+1), cmd: exec.Command(self),
 		over: make(chan struct{}), fate: running,
 	}
-	p.log = &workerLog{name: p.name, say: ps.say, short: ps.short}
+	p.log = &workerLog{name: p.name, log: ps.log, short: ps.short}
 	p.cmd.Env = append(os.Environ(), workerEnv+"="+p.name, "DATABASE_URL="+ps.url)
 	p.cmd.Stdout, p.cmd.Stderr = p.log, p.log
 	p.cmd.SysProcAttr = ownGroup()
-	// Nothing is ever written there. It ends when this process does, and so
-	// does the worker, however that comes about.
+	// Nothing is written there. It ends with this process, however that ends, and the worker
+	// ends with it.
 	if _, err = p.cmd.StdinPipe(); err == nil {
 		err = p.cmd.Start()
 	}
@@ -116,7 +115,7 @@ func (ps *processes) start() (*process, error) {
 	return p, nil
 }
 
-// reap waits for the process to end, which spoils the show unless it was to.
+// reap waits for the process to end, which fails the demo unless it was to.
 func (ps *processes) reap(p *process) {
 	p.err = p.cmd.Wait()
 	p.log.flush()
@@ -127,9 +126,9 @@ func (ps *processes) reap(p *process) {
 		p.set(left)
 	case ps.mayEnd():
 		p.set(ended)
-		ps.say(p.name, "has ended: %v", exit(p.err))
+		ps.log(red, p.name, "has ended: %v", exit(p.err))
 	default:
-		ps.fail(fmt.Errorf("%s ended unasked: %v%s", p.name, exit(p.err), p.log.tail()))
+		ps.fail(fmt.Errorf("%s has ended, and was not asked to: %v%s", p.name, exit(p.err), p.log.tail()))
 	}
 }
 
@@ -146,7 +145,7 @@ func (ps *processes) mayEnd() bool {
 	return ps.loose
 }
 
-// loosen lets processes end from now on: somebody may try things by hand.
+// loosen lets processes end from now on: the user may send them signals.
 func (ps *processes) loosen() {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
@@ -195,14 +194,14 @@ func (ps *processes) kill() {
 // whatever else there may be, such as a panic.
 type workerLog struct {
 	name  string
-	say   func(who, format string, args ...any)
+	log   func(style, who, format string, args ...any)
 	short func(string) string
 
-	line []byte
+	line  []byte
+	shown string // the last line that was shown
 
 	mu    sync.Mutex
 	other []string // the last lines that are not the log's
-	said  string   // the last line that was shown
 }
 
 const (
@@ -235,12 +234,12 @@ type entry struct {
 	Level      string
 	Msg        string
 	Error      string
+	Reason     string
 	Projection string
 	Workers    []string
 }
 
-// take shows a line if it tells what the tables don't: all warnings, and of
-// the rest that a commit was refused.
+// take shows the warnings and errors of the log. The rest is shown from the tables.
 func (l *workerLog) take(line string) {
 	var e entry
 	if err := json.Unmarshal([]byte(line), &e); err != nil && !isTypeError(err) || e.Msg == "" {
@@ -250,22 +249,21 @@ func (l *workerLog) take(line string) {
 		l.mu.Unlock()
 		return
 	}
-	if e.Level == "INFO" && !strings.HasPrefix(e.Msg, "commit refused") || e.Level == "DEBUG" {
+	if e.Level == "INFO" || e.Level == "DEBUG" {
 		return
 	}
 	text := e.Msg
 	if e.Projection != "" {
 		text = e.Projection + ": " + text
 	}
-	if e.Error != "" {
-		text += ": " + e.Error
+	for _, detail := range []string{e.Reason, e.Error, strings.Join(e.Workers, " ")} {
+		if detail != "" {
+			text += ": " + detail
+		}
 	}
-	if len(e.Workers) > 0 {
-		text += ": " + strings.Join(e.Workers, " ")
-	}
-	if text = l.short(text); text != l.said {
-		l.said = text
-		l.say(l.name, "%s", text)
+	if text = l.short(text); text != l.shown {
+		l.shown = text
+		l.log(yellow, l.name, "logs %q", text)
 	}
 }
 

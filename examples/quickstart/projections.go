@@ -11,12 +11,12 @@ import (
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 )
 
-// The three kinds of projection. All they do is to write down what they were
-// given, as rows of the table effects: see tables.go. Nothing there is unique,
-// so whatever is handled twice stands there twice.
+// Three kinds of projection. They write each event that they are given into the table
+// effects (tables.go). Nothing there is unique, so an event that is handled twice has two
+// rows.
 
-// plain writes through a connection of its own, so what it has written stays
-// when its worker dies before the checkpoint. Then the event comes again.
+// plain writes through a connection of its own, so what it has written stays when its worker
+// crashes before the checkpoint is committed. Then it gets the event again.
 type plain struct {
 	worker string
 	db     *sql.DB
@@ -66,8 +66,8 @@ type execer interface {
 	ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error)
 }
 
-// record writes one effect for each event, with who handled it and when. The
-// time is the database's, the one clock that all workers share.
+// record writes one effect for each event, with its worker and the time. The time is the
+// database's, the one clock that all workers share.
 func record(ctx context.Context, db execer, projection, worker string, events ...orchestrator.Event) error {
 	d, _ := orchestrator.DeliveryFrom(ctx)
 	var positions, versions []int64

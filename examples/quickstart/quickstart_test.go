@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"database/sql"
 	"encoding/json"
+	"fmt"
+	"net/http"
 	"regexp"
 	"strings"
 	"testing"
@@ -11,31 +13,36 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
 )
 
-// The whole demo, with real processes, on a database that is there already.
+// The whole demo, with real processes, on a database that is there already, into pipes.
 func TestRun(t *testing.T) {
 	db, url := pgtest.Database(t)
 	t.Setenv("DATABASE_URL", url)
-	var stdout, stderr bytes.Buffer
-	status := run([]string{"-events", "1500", "-aggregates", "100", "-workers", "3", "-json"}, &stdout, &stderr)
-	output := stdout.String()
-	t.Logf("stdout:\n%s\nstderr:\n%s", output, &stderr)
+	t.Setenv("TERM", "xterm")
+	var stdout bytes.Buffer
+	stderr := &visitor{}
+	status := run([]string{"-events", "1500", "-aggregates", "100", "-workers", "3", "-json"}, strings.NewReader("kkkkkkq"), &stdout, stderr)
+	output := stderr.String()
+	t.Logf("stdout:\n%s\nstderr:\n%s", &stdout, output)
 	if status != 0 {
 		t.Errorf("got exit status %d, want 0", status)
 	}
 
-	lines := strings.Split(strings.TrimRight(output, "\n"), "\n")
 	var got summary
-	if err := json.Unmarshal([]byte(lines[len(lines)-1]), &got); err != nil {
-		t.Fatalf("the last line is not the summary: %v", err)
+	if err := json.Unmarshal(stdout.Bytes(), &got); err != nil || strings.Count(stdout.String(), "\n") != 1 {
+		t.Fatalf("stdout is not the summary in one line: %v", err)
 	}
-	if got.Generations < 7 { // three joins, the freeze, the wake, the kill, the leave
+	if got.Generations < 7 { // three joins, the crash, the freeze, the wake, the stop
 		t.Errorf("got %d generations, want at least 7", got.Generations)
+	}
+	line := fmt.Sprintf("\nevents=1500 lost=0 duplicated=0 out_of_order=0 overlaps=0 generations=%d\n", got.Generations)
+	if !strings.Contains(output, line) {
+		t.Errorf("the output does not have %q", line)
 	}
 	got.Generations, got.Redelivered = 0, 0
 	if want := (summary{Events: 1500}); got != want {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
-	for _, line := range lines[:len(lines)-1] {
+	for _, line := range strings.Split(output, "\n") {
 		if len([]rune(line)) > 80 {
 			t.Errorf("%d columns: %s", len([]rune(line)), line)
 		}
@@ -43,7 +50,34 @@ func TestRun(t *testing.T) {
 	if escape := strings.Index(output, "\x1b"); escape >= 0 {
 		t.Errorf("not a terminal, and yet an escape sequence: %q", output[escape:min(len(output), escape+20)])
 	}
+	if strings.Contains(output, "by you") || strings.Contains(output, "keys:") {
+		t.Error("it took keys, and stdin is no terminal")
+	}
+	if strings.Contains(output, "fast crash detection is off") || !strings.Contains(output, "crash noticed after") {
+		t.Error("the crash was not noticed by the default crash detection")
+	}
+	if stderr.status != 200 {
+		t.Errorf("the status page answered with %d", stderr.status)
+	}
 	wantNoSchema(t, db)
+}
+
+// A visitor is an output that opens the status page when the address is written to it.
+type visitor struct {
+	bytes.Buffer
+	status int
+}
+
+func (v *visitor) Write(p []byte) (int, error) {
+	n, err := v.Buffer.Write(p)
+	if address := regexp.MustCompile(`open (http://127\.0\.0\.1:\d+/)`).FindSubmatch(v.Bytes()); v.status == 0 && address != nil {
+		v.status = -1
+		if answer, err := http.Get(string(address[1])); err == nil {
+			v.status = answer.StatusCode
+			_ = answer.Body.Close()
+		}
+	}
+	return n, err
 }
 
 // wantNoSchema checks that nothing was left behind.
@@ -70,10 +104,10 @@ func TestFlags(t *testing.T) {
 		{"-aggregates 1", 2, `-aggregates is 1; the least is 8`},
 		{"-nothing", 2, `flag provided but not defined: -nothing`},
 		{"something", 2, `unexpected argument "something"`},
-		{"-h", 0, `(?s)usage: .*-aggregates .*-events .*-hold.*-json.*-workers `},
+		{"-h", 0, `(?s)usage: .*-aggregates .*-events .*-hold.*-json.*-record .*-workers `},
 	} {
 		var stdout, stderr bytes.Buffer
-		status := run(strings.Fields(test.args), &stdout, &stderr)
+		status := run(strings.Fields(test.args), strings.NewReader(""), &stdout, &stderr)
 		if status != test.status || !regexp.MustCompile(test.stderr).MatchString(stderr.String()) || stdout.Len() > 0 {
 			t.Errorf("%s: got exit status %d, stderr %q, stdout %q", test.args, status, &stderr, &stdout)
 		}
@@ -84,7 +118,7 @@ func TestFlags(t *testing.T) {
 func TestWorkerLog(t *testing.T) {
 	var said []string
 	l := &workerLog{
-		say:   func(_, _ string, args ...any) { said = append(said, args[0].(string)) },
+		log:   func(_, _, _ string, args ...any) { said = append(said, args[0].(string)) },
 		short: func(s string) string { return strings.ReplaceAll(s, "host-12-abc", "w1") },
 	}
 	for _, part := range []string{

@@ -7,7 +7,7 @@ import (
 	"syscall"
 )
 
-// No process can be frozen here, or asked to leave.
-var freeze, wake os.Signal
+// No process can be frozen here, or asked to stop.
+var sigStop, sigCont os.Signal
 
 func ownGroup() *syscall.SysProcAttr { return nil }

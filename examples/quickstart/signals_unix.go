@@ -7,12 +7,12 @@ import (
 	"syscall"
 )
 
-// freeze stops a process in the middle of anything, and wake lets it go on.
+// sigStop stops a process in the middle of anything, and sigCont lets it go on.
 var (
-	freeze os.Signal = syscall.SIGSTOP
-	wake   os.Signal = syscall.SIGCONT
+	sigStop os.Signal = syscall.SIGSTOP
+	sigCont os.Signal = syscall.SIGCONT
 )
 
-// ownGroup keeps the terminal's Ctrl-C from a worker: whether it goes is for
-// the process that started it to say.
+// ownGroup keeps the terminal's Ctrl-C from a worker: the process that started it decides
+// when it stops.
 func ownGroup() *syscall.SysProcAttr { return &syscall.SysProcAttr{Setpgid: true} }

@@ -1,12 +1,9 @@
 package main
 
-import "github.com/getpup/pupsourcing-orchestrator/internal/eventtable"
-
-// tables are what the demo needs beside the library's own tables.
-var tables = eventtable.Layout + `
--- What the projections did, a row for each event that they handled. No
--- constraint says that an event has one effect only: a second one is to be
--- found, and not to be hidden behind an error.
+// tables are the demo's own, beside the events and the library's tables.
+const tables = `
+-- What the projections did, a row for each event that they handled. No constraint keeps an
+-- event from having two effects: the verification has to find a second one.
 CREATE TABLE effects (
     seq               bigserial   PRIMARY KEY, -- the order in which they were written
     projection        text        NOT NULL,
@@ -21,7 +18,7 @@ CREATE TABLE effects (
     ended             timestamptz NOT NULL
 );
 
--- Which worker was frozen, the generation that it ran, and when it was woken.
+-- The workers that were frozen, the generation that each was running, and when it was woken.
 CREATE TABLE freezes (
     worker     text        NOT NULL,
     generation bigint      NOT NULL,

@@ -3,17 +3,16 @@ package main
 import (
 	"context"
 	"database/sql"
-	"encoding/json"
 	"fmt"
-	"io"
+	"strings"
 )
 
 // projectionNames are the projections of projections.go.
 var projectionNames = []string{"plain", "transactional", "batch"}
 
-// The verification: four questions to the tables events and effects, each
-// about one projection, $1. The right answer is 0. See tables.go for the
-// tables; verify_test.go makes each answer be another.
+// The verification: four questions to the tables events and effects, each about one
+// projection, $1. The right answer is 0. The tables are in tables.go. verify_test.go makes
+// each answer wrong.
 const (
 	// Events without an effect.
 	lostSQL = `
@@ -60,11 +59,11 @@ SELECT count(*)
               AND a.began < b.ended AND b.began < a.ended
               AND a.partition % gcd(a.total, b.total) = b.partition % gcd(a.total, b.total)`
 
-	// The one call of the plain projection that a worker had in hand when the
-	// drama froze it, if its effect was written after the worker was woken.
-	// Nothing can keep a process that was frozen for longer than its lease
-	// from ending the statement that it was at. For transactions there is no
-	// excuse: they can't have been committed.
+	// The one call of the plain projection that a worker had in hand when it was
+	// frozen, if its effect was written after the worker was woken. Nothing can keep
+	// a process that was frozen for longer than its lease from ending the statement
+	// that it was at. For transactions there is no excuse: they can't have been
+	// committed.
 	excusedSQL = `
 SELECT DISTINCT ON (z.worker, z.woken_at) f.seq
   FROM freezes z
@@ -73,14 +72,14 @@ SELECT DISTINCT ON (z.worker, z.woken_at) f.seq
  ORDER BY z.worker, z.woken_at, f.seq`
 )
 
-// A finding is what the verification says of one projection.
+// A finding is what the verification found for one projection.
 type finding struct {
 	projection                             string
 	effects                                int64
 	lost, duplicated, outOfOrder, overlaps int64
 }
 
-// A verdict is what it says in all.
+// A verdict is what it found in all.
 type verdict struct {
 	events, generations int64
 	findings            []finding
@@ -129,8 +128,8 @@ type summary struct {
 	Redelivered int64 `json:"redelivered"`
 }
 
-// summary adds up. What the plain projection has twice is not duplicated: it
-// was promised every event at least once.
+// summary adds up. What the plain projection has twice does not count as duplicated: its
+// promise is at least once.
 func (v verdict) summary() summary {
 	s := summary{Events: v.events, Generations: v.generations}
 	for _, f := range v.findings {
@@ -160,32 +159,50 @@ func (v verdict) err() error {
 	return fmt.Errorf("the verification failed: %s", s)
 }
 
-// report prints the findings and, in the last line, the summary.
-func (v verdict) report(out io.Writer, asJSON bool) {
-	fmt.Fprintf(out, "\n%-14s %8s %6s %11s %13s %9s\n", "projection", "effects", "lost", "duplicated", "out of order", "overlaps")
-	for _, f := range v.findings {
-		fmt.Fprintf(out, "%-14s %8d %6d %11d %13d %9d\n", f.projection, f.effects, f.lost, f.duplicated, f.outOfOrder, f.overlaps)
-	}
+// report prints the findings, the summary, and what to do next.
+func (v verdict) report(d *display) {
 	s := v.summary()
+	var b strings.Builder
+	say := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
+	say("\nEach projection wrote down what it handled. SQL compared that with the events:\n")
 	if s.Redelivered > 0 {
-		fmt.Fprintf(out, `
-The plain projection was given %d events again: a worker was killed or frozen
-after it had handled them and before that was committed, which is at most one
-batch (100) each. The other two write in the transaction that commits the
-progress, and so have each event once.
+		say(`The plain projection got %d events again, as it may (at least once): its worker
+crashed, froze or was interrupted after it had handled them and before the
+checkpoint was committed, at most one batch (100) each time. The other two write
+in the transaction that commits the checkpoint, so they must have no event twice.
 `, s.Redelivered)
 	}
 	if v.excused > 0 {
-		fmt.Fprintf(out, `
-Not counted as an overlap: the call of the plain projection that a worker had
-in hand when it was frozen, and that ended when it was woken. (%d)
+		say(`Not counted as an overlap: the call (%d) that a worker of the plain projection had
+in hand when it was frozen, and that ended when the worker was woken.
 `, v.excused)
 	}
-	fmt.Fprintln(out)
-	if asJSON {
-		text, _ := json.Marshal(s) // integers only
-		fmt.Fprintln(out, string(text))
-		return
+	say("%s", d.paint(dim, fmt.Sprintf("%-14s %-13s %8s %6s %7s %13s %9s", "projection", "delivery", "effects", "lost", "again", "out of order", "overlaps")))
+	for _, f := range v.findings {
+		delivery, again := "exactly once", d.number(7, f.duplicated)
+		if f.projection == "plain" {
+			delivery, again = "at least once", fmt.Sprintf("%7d", s.Redelivered)
+		}
+		say("%-14s %-13s %8d %s %s %s %s", f.projection, delivery, f.effects,
+			d.number(6, f.lost), again, d.number(13, f.outOfOrder), d.number(9, f.overlaps))
 	}
-	fmt.Fprintln(out, s)
+	style := bold + ";" + green
+	if v.err() != nil {
+		style = bold + ";" + red
+	}
+	say("\n%s\n", d.paint(style, s.String()))
+	say(`What next:
+  docs/getting-started.md   a program of your own, in ten minutes
+  docs/status-page.md       the page that you could open, in your program
+  make sim                  the same code under thousands of simulated failures`)
+	fmt.Fprint(d.out, b.String())
+}
+
+// number shows a count that should be 0.
+func (d *display) number(width int, n int64) string {
+	style := green
+	if n != 0 {
+		style = red
+	}
+	return d.paint(style, fmt.Sprintf("%*d", width, n))
 }

@@ -7,14 +7,31 @@ import (
 	"testing"
 
 	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
+	"github.com/getpup/pupsourcing-orchestrator/internal/eventtable"
 )
 
-// TestMain is also main of the workers: they are this binary, started again.
+// TestMain is also main of the workers, which are this binary, started again, and of the
+// process that panics in TestTerminalIsRestored.
 func TestMain(m *testing.M) {
 	if name := os.Getenv(workerEnv); name != "" {
 		os.Exit(runWorker(name))
 	}
+	if os.Getenv(panicEnv) != "" {
+		panicInRawMode()
+	}
 	os.Exit(pgtest.Main(m))
+}
+
+// panicEnv is set in a process that takes single keys of the terminal at descriptor 3, and
+// panics.
+const panicEnv = "QUICKSTART_PANIC"
+
+func panicInRawMode() {
+	if _, err := singleKeys(os.NewFile(3, "terminal")); err != nil {
+		panic(err)
+	}
+	go panic("on purpose, in another goroutine")
+	select {}
 }
 
 // sound is a run in which all went well. In generation 1, w1 has everything;
@@ -110,8 +127,8 @@ SELECT projection, position, aggregate_id, aggregate_version, worker, generation
 	}
 }
 
-// What a frozen worker had in hand may end late where nothing commits it, and
-// only that.
+// The call that a frozen worker had in hand may end late where no transaction commits it,
+// and only that call.
 func TestVerifyExcusesTheCallInHand(t *testing.T) {
 	db, _ := pgtest.Database(t)
 	const woken = `INSERT INTO freezes (worker, generation, woken_at) VALUES ('w1', 1, '2030-01-01 00:00:05.5Z')`
@@ -175,7 +192,7 @@ func soundRun(t *testing.T, db *sql.DB) *sql.Tx {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = tx.Rollback() })
-	mustExec(t, tx, tables)
+	mustExec(t, tx, eventtable.Layout+tables)
 	mustExec(t, tx, sound)
 	return tx
 }

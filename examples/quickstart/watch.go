@@ -11,14 +11,15 @@ import (
 	"time"
 )
 
-// A state is the replica set as its tables have it.
+// A state is the replica set as the library's tables show it.
 type state struct {
 	generation int64
 	phase      string
 	total      int
 	reason     string
-	activated  time.Time // by the database's clock
-	members    []member  // in the order in which they joined
+	opened     time.Time // by the database's clock, as is activated
+	activated  time.Time
+	members    []member // in the order in which they joined
 	lanes      []lane
 	head       int64 // the highest position of an event
 }
@@ -31,14 +32,14 @@ type member struct {
 	partition   int    // -1: none
 	total       int
 	generation  int64
-	holds       int64 // what it may still be running
+	holds       int64 // the generation that it may be running; 0: none
 }
 
 func (m member) String() string {
 	if m.partition < 0 {
-		return fmt.Sprintf("%s%s:-", m.name, m.incarnation)
+		return m.name + " -"
 	}
-	return fmt.Sprintf("%s%s:%d/%d", m.name, m.incarnation, m.partition, m.total)
+	return fmt.Sprintf("%s %d/%d", m.name, m.partition, m.total)
 }
 
 // A lane is a row of orchestrator_checkpoints.
@@ -48,17 +49,18 @@ type lane struct {
 	position   int64
 }
 
-// String shows the state in one line: generation 3 active {w1:0/2 w2:1/2}.
+// String shows the state in one line: generation 3 active, w1 0/2, w2 1/2.
 func (s state) String() string {
-	return fmt.Sprintf("generation %d %s %s", s.generation, s.phase, s.layout())
+	return fmt.Sprintf("generation %d %s, %s", s.generation, s.phase, s.layout())
 }
 
+// layout shows which worker has which partition.
 func (s state) layout() string {
 	var ms []string
 	for _, m := range s.members {
 		ms = append(ms, m.String())
 	}
-	return "{" + strings.Join(ms, " ") + "}"
+	return strings.Join(ms, ", ")
 }
 
 // member returns the newest member of the process.
@@ -84,8 +86,8 @@ func (s state) runs(names []string) bool {
 	return true
 }
 
-// position returns how far the projection is on all partitions. It never goes
-// back, whatever is re-partitioned.
+// position returns how far the projection is on all partitions. It never goes back,
+// whatever rebalances there are.
 func (s state) position(projection string) int64 {
 	position := int64(-1)
 	for _, l := range s.lanes {
@@ -139,7 +141,7 @@ func (w *watch) run(ctx context.Context, see func(state)) error {
 	for {
 		s, err := w.read(ctx)
 		if err != nil {
-			return fmt.Errorf("look at the replica set: %w", err)
+			return fmt.Errorf("read the replica set: %w", err)
 		}
 		see(s)
 		w.mu.Lock()
@@ -168,37 +170,37 @@ func (w *watch) await(ctx context.Context, what string, longest time.Duration, o
 	deadline := time.NewTimer(longest)
 	defer deadline.Stop()
 	s, news := w.now()
-	for looks := 0; ; looks++ {
-		if looks > 1 && ok(s) { // the one before was perhaps being read
+	for reads := 0; ; reads++ {
+		if reads > 1 && ok(s) { // the one before was perhaps being read
 			return s, nil
 		}
 		select {
 		case <-news:
 			s, news = w.now()
 		case <-deadline.C:
-			return s, fmt.Errorf("waited %s in vain for %s; at last: %s", longest.Round(time.Second), what, s)
+			return s, fmt.Errorf("waited %s in vain for %s; the last state: %s", longest.Round(time.Second), what, s)
 		case <-ctx.Done():
 			return s, context.Cause(ctx)
 		}
 	}
 }
 
-// read takes one consistent look.
+// read reads the state as of one moment.
 func (w *watch) read(ctx context.Context) (s state, err error) {
 	tx, err := w.db.BeginTx(ctx, &sql.TxOptions{Isolation: sql.LevelRepeatableRead, ReadOnly: true})
 	if err != nil {
 		return s, err
 	}
 	defer tx.Rollback()
-	var activated sql.NullTime
+	var opened, activated sql.NullTime
 	err = tx.QueryRowContext(ctx, `
 SELECT coalesce(max(generation), 0), coalesce(max(phase), ''), coalesce(max(total), 0), coalesce(max(reason), ''),
-       max(activated_at), (SELECT coalesce(max(global_position), 0) FROM events)
-  FROM orchestrator_replica_sets`).Scan(&s.generation, &s.phase, &s.total, &s.reason, &activated, &s.head)
+       max(opened_at), max(activated_at), (SELECT coalesce(max(global_position), 0) FROM events)
+  FROM orchestrator_replica_sets`).Scan(&s.generation, &s.phase, &s.total, &s.reason, &opened, &activated, &s.head)
 	if err != nil {
 		return s, err
 	}
-	s.activated = activated.Time
+	s.opened, s.activated = opened.Time, activated.Time
 	err = each(ctx, tx, `SELECT id, coalesce((partitions->>0)::int, -1), total, generation, holds FROM orchestrator_workers ORDER BY seq`,
 		func(scan func(...any) error) error {
 			var m member

@@ -15,13 +15,14 @@ import (
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 )
 
-// lease is short, so that there is something to see soon: it is how long the
-// partition of a killed worker stays idle.
-const lease = 2 * time.Second
+// lease is the shortest one with which a crash is noticed by the worker's connection, and
+// not only by the end of its lease: see Config.LeaseOnly. It is short because the demo also
+// freezes a worker. A frozen worker keeps its connection, so its lease has to end.
+const lease = 4 * time.Second
 
-// work is a whole worker: run it in as many processes as you like, on as many
-// machines. It returns nil after SIGTERM, when it has finished and committed
-// what it had in hand and left the others its partition.
+// work is a whole worker: run it in as many processes as you like, on as many machines. It
+// returns nil after SIGTERM, when it has committed what it had in hand and has handed over
+// its partition.
 func work(ctx context.Context, name, databaseURL string) error {
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM)
 	defer stop()
@@ -31,9 +32,9 @@ func work(ctx context.Context, name, databaseURL string) error {
 		return fmt.Errorf("open the database: %w", err)
 	}
 	defer db.Close()
-	// database/sql keeps only two idle connections, and would open the others
-	// anew all the time: one for coordination, two for each projection.
-	db.SetMaxIdleConns(1 + 2*3)
+	// database/sql keeps only two idle connections, and would open the others again and
+	// again: two for coordination, and two for each projection.
+	db.SetMaxIdleConns(2 + 2*3)
 
 	if err := orchestrator.RunMigrations(db); err != nil {
 		return err
@@ -48,10 +49,9 @@ func work(ctx context.Context, name, databaseURL string) error {
 		ReplicaSet: "quickstart",
 		Logger:     slog.New(slog.NewJSONHandler(os.Stderr, nil)),
 
-		// Leave these out to get the defaults: 5s, 30s and 60s.
-		HeartbeatInterval:   200 * time.Millisecond,
-		StaleWorkerTimeout:  lease,
-		CoordinationTimeout: 5 * time.Second,
+		// Leave these out to get the defaults: 5s and 30s.
+		HeartbeatInterval:  time.Second,
+		StaleWorkerTimeout: lease,
 	})
 	if err != nil {
 		return err

@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// The writers make the stream that is hard to read: positions are taken in
-// order and committed in any, and some never are.
+// The writers make a stream that is hard to read: positions are taken in order and
+// committed in any order, and some are never committed.
 const (
 	writerCount = 8
 	// The default number of events takes appendTime; more take longer.
@@ -23,8 +23,8 @@ const (
 
 	// Transactions append 1 to maxAppend events.
 	maxAppend = 4
-	// Every so many transactions one is rolled back after its insert, which
-	// leaves a gap in the positions for ever.
+	// Every so many transactions one is rolled back after its insert, which leaves a gap
+	// in the positions that is never filled.
 	rollbackEvery = 20
 	// So many in all stay open for a while after their insert, which leaves a
 	// gap that is filled after higher positions have become visible.
@@ -52,6 +52,8 @@ type writers struct {
 	// events are being appended all the time that it lasts.
 	finale chan struct{}
 	done   chan struct{} // closed: all events are appended, or ctx has ended
+
+	enough atomic.Bool // the user wants no more events
 }
 
 // An aggregate is appended to by one writer only, so its versions ascend with
@@ -72,6 +74,17 @@ func newWriters(db *sql.DB, w *watch, o options) *writers {
 		ws.aggregates = append(ws.aggregates, &aggregate{id: fmt.Sprintf("order-%d", i+1)})
 	}
 	return ws
+}
+
+// stop has the writers append no more, as soon as there are some events to verify.
+func (w *writers) stop() { w.enough.Store(true) }
+
+// goal is how many events there will be, as far as is known.
+func (w *writers) goal() int64 {
+	if w.enough.Load() {
+		return 0
+	}
+	return w.total
 }
 
 // duration is how long appending takes if nothing holds it up.
@@ -112,6 +125,9 @@ func (w *writers) take(ctx context.Context) (n int64, err error) {
 	w.mu.Lock()
 	at := w.taken
 	n = min(1+mathrand.Int64N(maxAppend), w.total-at)
+	if w.enough.Load() && at >= minEvents {
+		n = 0
+	}
 	w.taken += n
 	if now := time.Now(); w.due.Before(now) {
 		w.due = now
@@ -134,11 +150,11 @@ func (w *writers) take(ctx context.Context) (n int64, err error) {
 
 // room waits while the projections are too far behind.
 func (w *writers) room(ctx context.Context) error {
-	enough := func(s state) bool { return s.lag() < maxLag }
-	if s, _ := w.watch.now(); enough(s) {
+	low := func(s state) bool { return s.lag() < maxLag || w.enough.Load() }
+	if s, _ := w.watch.now(); low(s) {
 		return nil
 	}
-	_, err := w.watch.await(ctx, fmt.Sprintf("a lag below %d", maxLag), time.Minute, enough)
+	_, err := w.watch.await(ctx, fmt.Sprintf("a lag below %d", maxLag), time.Minute, low)
 	return err
 }
 
@@ -179,8 +195,8 @@ INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_ver
 SELECT 'shop', 'order', $1, version, gen_random_uuid(), 'order changed', ''
   FROM generate_series($2::bigint, $3::bigint) AS version`
 
-// transact inserts the aggregate's next n events, and leaves it to end what
-// becomes of them.
+// transact inserts the aggregate's next n events, and has end commit them or roll them
+// back.
 func (w *writers) transact(ctx context.Context, a *aggregate, n int64, end func(*sql.Tx) error) error {
 	tx, err := w.db.BeginTx(ctx, nil)
 	if err != nil {
@@ -193,13 +209,15 @@ func (w *writers) transact(ctx context.Context, a *aggregate, n int64, end func(
 	return end(tx)
 }
 
-// trickle goes on slowly, after run, until released is closed.
-func (w *writers) trickle(ctx context.Context, released <-chan struct{}) error {
+// trickle goes on slowly, after run, until one of the channels is closed.
+func (w *writers) trickle(ctx context.Context, released, quit <-chan struct{}) error {
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
 	for {
 		select {
 		case <-released:
+			return nil
+		case <-quit:
 			return nil
 		case <-ctx.Done():
 			return context.Cause(ctx)
@@ -211,7 +229,7 @@ func (w *writers) trickle(ctx context.Context, released <-chan struct{}) error {
 	}
 }
 
-// pause is for pacing only. Whoever waits for something uses watch.await.
+// pause is for pacing only. To wait for something, use watch.await.
 func pause(ctx context.Context, d time.Duration) error {
 	timer := time.NewTimer(d)
 	defer timer.Stop()

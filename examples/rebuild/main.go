@@ -1,18 +1,19 @@
-// Command rebuild builds a read model anew beside the live one, and switches its readers
-// over, while events go on being appended.
+// Command rebuild builds a new version of a read model beside the live one, and switches its
+// readers over, while events are being appended.
 //
 //	go run ./examples/rebuild
 //
 // The live projection counts the orders of each customer, and sends a mail for each order.
-// The new version also keeps which order was the latest. It handles all events again, and
-// sends no mail for those for which the live one has. Readers use a view, which shows the one model until the
-// moment in which it shows the other.
+// The new version also keeps which order was the latest. It handles all events again, but
+// sends no mail for an order for which the live version has sent one. Readers use a view,
+// which changes from the old table to the new one in the transaction that promotes the new
+// version.
 //
-// The workers are goroutines here; in earnest they are processes. The exit status is 0 if
+// The workers are goroutines here; in production they are processes. The exit status is 0 if
 // each order is in the model once and was mailed once.
 //
-// With DATABASE_URL set, that database is used, in a schema of its own, which is dropped
-// in the end. Otherwise it starts a PostgreSQL.
+// With DATABASE_URL set, that database is used, in a schema of its own, which is dropped at
+// the end. Otherwise it starts a PostgreSQL.
 package main
 
 import (
@@ -21,15 +22,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
-	"os"
-	"os/signal"
-	"syscall"
 	"time"
 
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 	"github.com/getpup/pupsourcing-orchestrator/examples/internal/stage"
-	"github.com/getpup/pupsourcing-orchestrator/internal/eventtable"
 	"github.com/getpup/pupsourcing-orchestrator/ops"
 )
 
@@ -51,7 +47,7 @@ INSERT INTO customer_orders_v1 AS c VALUES ($1, 1) ON CONFLICT (customer) DO UPD
 		return mail(ctx, tx, e)
 	})
 
-// version2 is to take its place.
+// version2 will take its place.
 var version2 = orchestrator.Transactional("customer_orders_v2",
 	func(ctx context.Context, tx orchestrator.Tx, e orchestrator.Event) error {
 		_, err := tx.ExecContext(ctx, `
@@ -90,27 +86,10 @@ func work(ctx context.Context, db *sql.DB, events orchestrator.EventStore[orches
 	return o.Run(ctx, []orchestrator.Projection[orchestrator.Event]{p})
 }
 
-func main() {
-	slog.SetLogLoggerLevel(slog.LevelWarn) // what goes well is told below
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	err := run(ctx, os.Stdout)
-	stop()
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "rebuild:", err)
-		os.Exit(1)
-	}
-}
+func main() { stage.Main("rebuild", run) }
 
-func run(ctx context.Context, out io.Writer) (err error) {
-	s, err := stage.Open(ctx, "rebuild", eventtable.Layout+tables)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, s.Close()) }()
-	if err := rebuild(ctx, s.DB, out); err != nil {
-		return err
-	}
-	return verify(ctx, s.DB, out)
+func run(ctx context.Context, out io.Writer) error {
+	return stage.Play(ctx, out, "rebuild", tables, rebuild, verify)
 }
 
 func rebuild(ctx context.Context, db *sql.DB, out io.Writer) error {
@@ -127,7 +106,7 @@ func rebuild(ctx context.Context, db *sql.DB, out io.Writer) error {
 	if err := team.Await(db, `SELECT coalesce(sum(orders), 0) > 500 FROM customer_orders`); err != nil {
 		return err
 	}
-	fmt.Fprintln(out, "version 1 is live; version 2 starts to catch up")
+	fmt.Fprintln(out, "Version 1 is live and has more than 500 orders. Version 2 starts to catch up.")
 	team.Start(func(ctx context.Context) error { return work(ctx, db, events, "next", version2) })
 	if err := team.Await(db, `SELECT EXISTS (SELECT FROM orchestrator_projections WHERE name = 'customer_orders_v2')`); err != nil {
 		return err
@@ -136,12 +115,12 @@ func rebuild(ctx context.Context, db *sql.DB, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(out, "version 2 is live, in place of %s; for %s no order was handled\n", p.Replaced, p.Stopped.Round(time.Millisecond))
+	fmt.Fprintf(out, "Version 2 is live, in place of %s. For %s neither version handled events.\n", p.Replaced, p.Stopped.Round(time.Millisecond))
 	return team.Await(db, `
 SELECT (SELECT sum(orders) FROM customer_orders) >= (SELECT sum(orders) FROM customer_orders_v1) + 500`)
 }
 
-// appendOrders appends events until it is told to stop.
+// appendOrders appends events until ctx ends.
 func appendOrders(ctx context.Context, db *sql.DB) error {
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
@@ -157,7 +136,7 @@ func appendOrders(ctx context.Context, db *sql.DB) error {
 	}
 }
 
-// verify compares what is there with the events, as far as they were handled.
+// verify compares the read model with the mails.
 func verify(ctx context.Context, db *sql.DB, out io.Writer) error {
 	var handled, mailed, twice int64
 	err := db.QueryRowContext(ctx, `
@@ -166,9 +145,10 @@ SELECT coalesce((SELECT sum(orders) FROM customer_orders), 0), (SELECT count(DIS
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(out, "orders=%d mailed=%d mailed twice=%d\n", handled, mailed, twice)
+	fmt.Fprintln(out, "Orders in the read model, orders that were mailed, and orders that were mailed twice:")
+	fmt.Fprintf(out, "orders=%d mailed=%d mailed_twice=%d\n", handled, mailed, twice)
 	if handled == 0 || mailed != handled || twice != 0 {
-		return errors.New("an order was not mailed, or not once")
+		return errors.New("an order was not mailed, or was mailed twice")
 	}
 	return nil
 }

@@ -21,12 +21,12 @@ func TestRun(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !strings.Contains(out.String(), "version 2 is live, in place of customer_orders_v1") || !strings.Contains(out.String(), "mailed twice=0") {
+	if !strings.Contains(out.String(), "Version 2 is live, in place of customer_orders_v1") || !strings.Contains(out.String(), "mailed_twice=0") {
 		t.Error("the output does not say so")
 	}
 }
 
-// What went wrong is found.
+// verify finds what is wrong.
 func TestVerify(t *testing.T) {
 	for _, tt := range []struct {
 		why, orders, mails string

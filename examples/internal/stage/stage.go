@@ -1,5 +1,6 @@
-// Package stage gives an example a place to play: a schema with the library's
-// tables, on the server that DATABASE_URL names or else on one that it starts.
+// Package stage is what the examples have in common: a schema with the library's tables and
+// an events table, on the server that DATABASE_URL names or else on one that it starts; events
+// to append; and workers as goroutines.
 package stage
 
 import (
@@ -8,16 +9,51 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"io"
+	"log/slog"
 	"net/url"
 	"os"
+	"os/signal"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/lib/pq"
 
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg"
+	"github.com/getpup/pupsourcing-orchestrator/internal/eventtable"
 )
+
+// Main is main of an example: it runs the example until it ends or is interrupted, and
+// exits with 1 after an error.
+func Main(example string, run func(ctx context.Context, out io.Writer) error) {
+	slog.SetLogLoggerLevel(slog.LevelWarn) // the example itself says what goes well
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	err := run(ctx, os.Stdout)
+	stop()
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "%s: %v\n", example, err)
+		os.Exit(1)
+	}
+}
+
+// Play calls the parts of an example, one after the other, with a database that Open makes
+// and that is removed at the end.
+func Play(ctx context.Context, out io.Writer, example, tables string, parts ...func(context.Context, *sql.DB, io.Writer) error) (err error) {
+	s, err := Open(ctx, example, tables)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, s.Close()) }()
+	s.DB.SetMaxIdleConns(20) // for each worker two for coordination, and two for each projection
+	for _, part := range parts {
+		if err := part(ctx, s.DB, out); err != nil {
+			return err
+		}
+	}
+	return nil
+}
 
 // Bounds of setting up and of clearing away.
 const (
@@ -36,8 +72,8 @@ type Stage struct {
 	schema string
 }
 
-// Open makes a schema, named after the example, with its tables and the
-// library's.
+// Open makes a schema, named after the example, with an events table, the example's tables
+// and the library's.
 func Open(ctx context.Context, example, tables string) (_ *Stage, err error) {
 	server, err := embedpg.Start(ctx, embedpg.Options{})
 	if err != nil {
@@ -78,7 +114,7 @@ func Open(ctx context.Context, example, tables string) (_ *Stage, err error) {
 	if _, err := s.DB.ExecContext(ctx, "CREATE SCHEMA "+s.schema); err != nil {
 		return nil, fmt.Errorf("create schema %s: %w", s.schema, err)
 	}
-	if _, err := s.DB.ExecContext(ctx, tables); err != nil {
+	if _, err := s.DB.ExecContext(ctx, eventtable.Layout+tables); err != nil {
 		return nil, fmt.Errorf("create the tables of %s: %w", example, err)
 	}
 	return s, orchestrator.RunMigrations(s.DB)
@@ -97,8 +133,8 @@ func inSchema(database, schema string) (forPQ, forPsql string, err error) {
 	return u.String(), fmt.Sprintf(`psql "%s"`, u), nil
 }
 
-// Close drops the schema and ends the server, if that was started here. No
-// process uses the schema any more.
+// Close drops the schema, and stops the server if that was started here. No process may be
+// using the schema.
 func (s *Stage) Close() error {
 	var err error
 	if s.DB != nil {

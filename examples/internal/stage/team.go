@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// A Team is the workers of an example: goroutines of one process, where they
-// would be processes of their own.
+// A Team is the workers of an example. They are goroutines of one process; in production
+// they are processes of their own.
 type Team struct {
 	ctx     context.Context // ends when a worker fails, or after limit
 	fail    context.CancelCauseFunc
@@ -28,7 +28,7 @@ func NewTeam(ctx context.Context) *Team {
 	return t
 }
 
-// Start starts a worker, and returns how to have it leave.
+// Start starts a worker. leave stops it.
 func (t *Team) Start(work func(context.Context) error) (leave context.CancelFunc) {
 	ctx, leave := context.WithCancel(t.ctx)
 	t.workers.Go(func() {
@@ -39,7 +39,7 @@ func (t *Team) Start(work func(context.Context) error) (leave context.CancelFunc
 	return leave
 }
 
-// Stop has all workers leave, and waits for them.
+// Stop stops all workers, and waits for them.
 func (t *Team) Stop() {
 	t.fail(nil)
 	t.workers.Wait()
@@ -64,4 +64,21 @@ func (t *Team) Await(db *sql.DB, query string, args ...any) error {
 		case <-t.ctx.Done():
 		}
 	}
+}
+
+// AwaitPartitions waits until a replica set runs a generation with this number of
+// partitions, and returns its number.
+func (t *Team) AwaitPartitions(db *sql.DB, set string, n int) (generation int64, err error) {
+	err = t.Await(db, `
+SELECT EXISTS (SELECT FROM orchestrator_replica_sets WHERE name = $1 AND phase = 'active' AND total = $2)`, set, n)
+	if err != nil {
+		return 0, err
+	}
+	return Generation(t.ctx, db, set)
+}
+
+// Generation returns the newest generation of a replica set; 0: there is none.
+func Generation(ctx context.Context, db *sql.DB, set string) (g int64, err error) {
+	err = db.QueryRowContext(ctx, `SELECT coalesce(max(generation), 0) FROM orchestrator_replica_sets WHERE name = $1`, set).Scan(&g)
+	return g, err
 }

@@ -285,8 +285,7 @@ func (d *display) blockOf(s state, rows []row, appended, total int64) []string {
 		block = append(block, fmt.Sprintf("%-13s  %8d  %6d  %s", p, position, s.head-position, d.bar(position, s.head)))
 	}
 	progress := fmt.Sprintf("%d of %d events appended", appended, max(appended, total))
-	block = append(block, fit(fmt.Sprintf("%s, the last at position %d; generation %d is %s",
-		progress, s.head, s.generation, s.phase), columns))
+	block = append(block, fit(fmt.Sprintf("%s; generation %d is %s", progress, s.generation, s.phase), columns))
 	for _, line := range d.footer {
 		block = append(block, d.paint(cyan, fit(line, columns)))
 	}

@@ -92,7 +92,7 @@ func play(ctx context.Context, o options, s *stage.Stage, d *display, keys <-cha
 func (d *drama) see(s state) {
 	if s.phase == "active" && s.generation > d.seen && len(s.members) > 0 {
 		d.seen = s.generation
-		d.tell(green, "", "generation %d (%s), partitions: %s", s.generation, s.reason, s.layout())
+		d.tell(green, "", "generation %d (%s), partitions %s", s.generation, s.reason, s.layout())
 	}
 	d.show(s, d.processes.all(), d.writers.appended.Load(), d.writers.goal())
 }
@@ -136,11 +136,11 @@ func (d *drama) crash(ctx context.Context) error {
 	if err := d.cue(ctx, 35); err != nil || d.over() {
 		return err
 	}
-	_, c, err := d.takeOver(ctx, 1, "is killed (SIGKILL)", os.Kill, killed)
+	_, c, err := d.takeOver(ctx, 1, "is killed (SIGKILL); the end of its connection shows that", os.Kill, killed)
 	if err != nil || !c.known {
 		return err
 	}
-	d.tell(bold, "", "crash noticed after %s, all partitions handled elsewhere after %s: its connection had ended", c.noticed, c.handled)
+	d.tell(bold, "", "crash noticed after %s; every partition runs again after %s", c.noticed, c.handled)
 	return nil
 }
 
@@ -154,7 +154,7 @@ func (d *drama) leave(ctx context.Context) error {
 		return err
 	}
 	if c.known {
-		d.tell(bold, "", "all partitions handled elsewhere after %s: a worker that stops hands over at once", c.handled)
+		d.tell(bold, "", "every partition runs again after %s: a stop needs no timeout", c.handled)
 	}
 	return p.await(ctx, endMax)
 }
@@ -165,11 +165,14 @@ func (d *drama) freeze(ctx context.Context) error {
 	if err := d.cue(ctx, 55); err != nil || d.over() {
 		return err
 	}
+	if err := d.ready(ctx); err != nil {
+		return err
+	}
 	f, err := d.stop(ctx)
 	if err != nil {
 		return err
 	}
-	d.say("", "its connection is still there, so the others wait for the end of its lease: %s", lease)
+	d.say("", "its connection stays, so its lease has to end first (%s)", lease)
 	if _, err := d.settle(ctx, "the others to take over from the frozen "+f.name); err != nil || d.over() {
 		return err // finish wakes it
 	}
@@ -177,7 +180,7 @@ func (d *drama) freeze(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := d.wake(ctx, f, "is woken (SIGCONT), and does not know that its partition has another owner"); err != nil {
+	if err := d.wake(ctx, f, "is woken (SIGCONT), and does not know that it lost its partition"); err != nil {
 		return err
 	}
 	if _, err := d.settle(ctx, "the woken "+f.name+" to join again"); err != nil {
@@ -191,7 +194,10 @@ func (d *drama) freeze(ctx context.Context) error {
 		return fmt.Errorf("after %s was woken, it has committed %d effects under generation %d, which was superseded",
 			f.name, late-committed, f.generation)
 	}
-	d.tell(bold, f.name, "has committed nothing since: generation %d, its fencing token, is superseded", f.generation)
+	if f.generation == 0 { // the user has changed so much that it had nothing to do
+		return nil
+	}
+	d.tell(bold, f.name, "has committed nothing since: its fencing token (%d) is superseded", f.generation)
 	return nil
 }
 
@@ -272,11 +278,14 @@ func (d *drama) committed(ctx context.Context, f *freeze) (n int64, err error) {
 type change struct {
 	noticed time.Duration // until the new generation was opened
 	handled time.Duration // until it was active
-	known   bool          // false: there was more than this change
+	known   bool          // false: the user has changed more than this
 }
 
 // takeOver makes the worker at this place of the cast go.
 func (d *drama) takeOver(ctx context.Context, place int, text string, s os.Signal, f fate) (p *process, c change, err error) {
+	if err := d.ready(ctx); err != nil {
+		return nil, c, err
+	}
 	var begun time.Time
 	if err := d.stage.DB.QueryRowContext(ctx, `SELECT clock_timestamp()`).Scan(&begun); err != nil {
 		return nil, c, fmt.Errorf("read the time: %w", err)
@@ -301,7 +310,7 @@ func (d *drama) takeOver(ctx context.Context, place int, text string, s os.Signa
 	return p, change{
 		noticed: after.opened.Sub(begun).Round(10 * time.Millisecond),
 		handled: after.activated.Sub(begun).Round(10 * time.Millisecond),
-		known:   actions == d.hands.actions && !d.hands.quit,
+		known:   actions == d.hands.actions && len(d.frozen) == 0 && after.runs(namesOf(d.cast)),
 	}, nil
 }
 
@@ -380,6 +389,18 @@ func (d *drama) verify(ctx context.Context) (verdict, error) {
 	return v, err
 }
 
+// ready waits for two workers that run, of which one can go.
+func (d *drama) ready(ctx context.Context) error {
+	d.mu.Lock()
+	before := len(d.cast)
+	err := d.atLeastTwo()
+	d.mu.Unlock()
+	if err == nil && before < 2 {
+		_, err = d.settle(ctx, "two workers to run")
+	}
+	return err
+}
+
 // atLeastTwo starts workers until one can go and another remains.
 func (d *drama) atLeastTwo() error {
 	for len(d.cast) < 2 {
@@ -410,10 +431,14 @@ func (d *drama) settle(ctx context.Context, what string) (state, error) {
 }
 
 // names are those of the workers that should run.
-func (d *drama) names() (names []string) {
+func (d *drama) names() []string {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for _, p := range d.cast {
+	return namesOf(d.cast)
+}
+
+func namesOf(workers []*process) (names []string) {
+	for _, p := range workers {
 		names = append(names, p.name)
 	}
 	return names

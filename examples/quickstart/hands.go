@@ -23,6 +23,7 @@ type hands struct {
 	until   time.Time // after which no key is taken
 	actions int
 	free    bool // in a hold, time and actions don't count
+	told    bool // that no action is left
 	off     bool
 	quit    bool
 	gone    chan struct{} // closed with quit
@@ -66,7 +67,10 @@ func (d *drama) press(ctx context.Context, key byte) (err error) {
 		d.writers.stop()
 		return nil
 	case h.spent(time.Now()):
-		d.say("", "no more changes by hand: the demo comes to its end")
+		if !h.told {
+			d.say("", "no more changes by hand: the demo comes to its end (q finishes now)")
+		}
+		h.told = true
 		return nil
 	}
 	done := true

@@ -12,7 +12,7 @@ const (
 	keyAdd    = '+'
 	keyQuit   = 'q'
 
-	keysHint = "keys: k kill a worker · f freeze or wake one · + add one · q finish now"
+	keysHint = "keys: k kill · f freeze or wake · + add a worker · q finish now"
 )
 
 // readKeys sends what is typed to keys, until in ends or ctx does. A key that comes while

@@ -263,7 +263,7 @@ func (l *workerLog) take(line string) {
 	}
 	if text = l.short(text); text != l.shown {
 		l.shown = text
-		l.log(yellow, l.name, "logs %q", text)
+		l.log(yellow, l.name, "logs: %s", text)
 	}
 }
 

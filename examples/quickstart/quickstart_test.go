@@ -53,7 +53,7 @@ func TestRun(t *testing.T) {
 	if strings.Contains(output, "by you") || strings.Contains(output, "keys:") {
 		t.Error("it took keys, and stdin is no terminal")
 	}
-	if strings.Contains(output, "fast crash detection is off") || !strings.Contains(output, "crash noticed after") {
+	if strings.Contains(output, "fast crash detection is off") || !strings.Contains(output, "crash noticed after ") {
 		t.Error("the crash was not noticed by the default crash detection")
 	}
 	if stderr.status != 200 {

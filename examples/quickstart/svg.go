@@ -87,7 +87,7 @@ func encode(b *bytes.Buffer, m movie) {
 	}
 	b.WriteString("</defs>\n")
 	fmt.Fprintf(b, `<rect class="w" x=".5" y=".5" width="%s" height="%d" rx="8"/><path class="h" d="M1 %d V9 a8 8 0 0 1 8-8 H%s a8 8 0 0 1 8 8 V%[3]d Z"/>`+"\n", px(w-1), h-1, titleBar, px(w-9))
-	fmt.Fprintf(b, `<text class="t" x="%d" y="21">$ %s</text><text class="t" x="%s" y="21" text-anchor="end">played at %d times the speed</text>`+"\n", margin, escaped(m.title), px(w-margin), m.speed)
+	fmt.Fprintf(b, `<text class="t" x="%d" y="21">$ %s</text><text class="t" x="%s" y="21" text-anchor="end">%d× speed</text>`+"\n", margin, escaped(m.title), px(w-margin), m.speed)
 	fmt.Fprintf(b, "<svg x=\"%d\" y=\"%d\" width=\"%s\" height=\"%d\"><g class=\"s\">\n%s</g></svg>\n</svg>\n",
 		margin, titleBar+margin, px(w-2*margin), m.rows*cellHeight, shown.String())
 }

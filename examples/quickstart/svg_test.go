@@ -51,7 +51,7 @@ func TestEncode(t *testing.T) {
 		t.Errorf("GitHub shows no such elements: %v", elements)
 	}
 	all := strings.Join(texts, "|")
-	for _, want := range []string{`a <b> & "c"`, "|two|", "|words|", "|the end|", "a & b", "c < d", "played at 2 times the speed"} {
+	for _, want := range []string{`a <b> & "c"`, "|two|", "|words|", "|the end|", "a & b", "c < d", "2× speed"} {
 		if !strings.Contains(all, want) {
 			t.Errorf("the texts lack %q: %q", want, texts)
 		}

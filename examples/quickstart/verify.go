@@ -167,14 +167,15 @@ func (v verdict) report(d *display) {
 	say("\nEach projection wrote down what it handled. SQL compared that with the events:\n")
 	if s.Redelivered > 0 {
 		say(`The plain projection got %d events again, as it may (at least once): its worker
-crashed, froze or was interrupted after it had handled them and before the
-checkpoint was committed, at most one batch (100) each time. The other two write
-in the transaction that commits the checkpoint, so they must have no event twice.
+crashed, froze or was interrupted after it had handled them, and before the
+checkpoint was committed. That is at most one batch (100) each time. The other
+two write in the transaction that commits the checkpoint. They must have no
+event twice.
 `, s.Redelivered)
 	}
 	if v.excused > 0 {
-		say(`Not counted as an overlap: the call (%d) that a worker of the plain projection had
-in hand when it was frozen, and that ended when the worker was woken.
+		say(`Not counted as an overlap: the call of the plain projection that a worker had in
+hand when it was frozen, and that ended when the worker was woken (%d).
 `, v.excused)
 	}
 	say("%s", d.paint(dim, fmt.Sprintf("%-14s %-13s %8s %6s %7s %13s %9s", "projection", "delivery", "effects", "lost", "again", "out of order", "overlaps")))

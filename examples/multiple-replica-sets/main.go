@@ -107,7 +107,7 @@ SELECT replica_set, generation, partition, total, worker, count(*) FROM handled 
 		return err
 	}
 	defer rows.Close()
-	fmt.Fprintf(out, "\nWhat each worker handled (critical has two projections, so it handles each event twice):\n\n")
+	fmt.Fprintf(out, "\nWhat each worker handled (each of the two projections of critical handles every event):\n\n")
 	const format = "%-12s %10v  %-10s %-12s %8v\n"
 	fmt.Fprintf(out, format, "replica set", "generation", "partition", "worker", "handled")
 	for rows.Next() {

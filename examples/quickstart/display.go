@@ -116,6 +116,17 @@ func (d *display) line(style, who, text string) {
 	fmt.Fprint(d.out, b.String())
 }
 
+// quote shows a line as it is, to be copied.
+func (d *display) quote(text string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.live {
+		d.draw(wrap+text+"\n"+noWrap, d.block)
+		return
+	}
+	fmt.Fprintln(d.out, text)
+}
+
 // draw replaces the block by text and a block below it, in one write.
 func (d *display) draw(text string, block []string) {
 	var b strings.Builder

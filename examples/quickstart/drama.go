@@ -362,8 +362,8 @@ func (d *drama) finish(ctx context.Context, signals *signals) error {
 // hold goes on until it is released. The user may do to the workers what they like.
 func (d *drama) hold(ctx context.Context, released <-chan struct{}) error {
 	d.processes.loosen()
-	d.announce("", "going on slowly until Ctrl-C; kill a worker, or look at the tables:")
-	d.say("", "%s", d.stage.Hint)
+	d.announce("", "going on slowly until Ctrl-C; kill a worker, or read the tables:")
+	d.quote(d.stage.Hint)
 	if err := d.writers.trickle(ctx, released, d.quitted()); err != nil {
 		return err
 	}

@@ -118,7 +118,7 @@ type recorder struct {
 }
 
 // frameInterval is how far apart frames are at least.
-const frameInterval = 300 * time.Millisecond
+const frameInterval = 240 * time.Millisecond
 
 func newRecorder() *recorder { return &recorder{begun: time.Now()} }
 

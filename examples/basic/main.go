@@ -146,7 +146,7 @@ func open(databaseURL string) (*sql.DB, error) {
 	return db, nil
 }
 
-// share has two workers handle events, of which more come while they work.
+// share lets two workers handle events, and appends more events while they work.
 func share(ctx context.Context, db *sql.DB, out io.Writer) error {
 	if err := appendEvents(ctx, db, 1000); err != nil {
 		return err

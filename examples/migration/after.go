@@ -11,7 +11,7 @@ import (
 
 const projectionName = "order_history"
 
-// An execer is a transaction, whoever commits it.
+// An execer is a transaction, of the library or of the program.
 type execer interface {
 	ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error)
 }

@@ -331,7 +331,7 @@ func (d *drama) finish(ctx context.Context, signals *signals) error {
 			return err
 		}
 	}
-	d.handsOff() // nobody may kill the last worker now
+	d.handsOff() // the workers are needed now
 	if err := d.wakeAll(ctx); err != nil {
 		return err
 	}
@@ -389,7 +389,7 @@ func (d *drama) verify(ctx context.Context) (verdict, error) {
 	return v, err
 }
 
-// ready waits for two workers that run, of which one can go.
+// ready waits until two workers run: one can go, and another remains.
 func (d *drama) ready(ctx context.Context) error {
 	d.mu.Lock()
 	before := len(d.cast)

@@ -38,7 +38,7 @@ func (h *hands) spent(now time.Time) bool {
 	return !h.free && (now.After(h.until) || h.actions >= actionsMax)
 }
 
-// obey does what the keys say, until ctx ends.
+// obey carries out the keys, until ctx ends.
 func (d *drama) obey(ctx context.Context, keys <-chan byte) error {
 	for {
 		select {
@@ -52,7 +52,7 @@ func (d *drama) obey(ctx context.Context, keys <-chan byte) error {
 	}
 }
 
-// press does what a key says.
+// press carries out a key.
 func (d *drama) press(ctx context.Context, key byte) (err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -119,8 +119,8 @@ func (d *drama) frozenByUser() *freeze {
 	return nil
 }
 
-// over reports whether no further act is played: the user wants to finish, or has taken
-// the time for it.
+// over reports whether no further act is played: the user has finished the drama, or has
+// used up the time for it.
 func (d *drama) over() bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -134,8 +134,8 @@ func (d *drama) changeMax() time.Duration {
 	return changeMax + max(time.Until(d.hands.until), 0)
 }
 
-// quitted returns a channel that is closed when the user wants to finish. From now on, time
-// and actions don't count.
+// quitted returns a channel that is closed when the user finishes. From now on, time and
+// actions don't count.
 func (d *drama) quitted() <-chan struct{} {
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -164,7 +164,7 @@ func (w *watch) now() (state, <-chan struct{}) {
 	return w.last, w.news
 }
 
-// await waits until a state of which ok holds, and returns it. States that may
+// await waits for a state for which ok returns true, and returns it. States that may
 // have been read before the call don't count.
 func (w *watch) await(ctx context.Context, what string, longest time.Duration, ok func(state) bool) (state, error) {
 	deadline := time.NewTimer(longest)

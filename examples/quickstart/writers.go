@@ -17,8 +17,8 @@ const (
 	// The default number of events takes appendTime; more take longer.
 	appendTime = 12 * time.Second
 	maxRate    = 1700 // events in a second
-	// They wait when the slowest projection is so far behind, so that a slow
-	// machine plays the same drama, more slowly.
+	// They wait while the slowest projection has this lag, so that a slow machine plays
+	// the same drama, more slowly.
 	maxLag = 2000
 
 	// Transactions append 1 to maxAppend events.
@@ -26,8 +26,8 @@ const (
 	// Every so many transactions one is rolled back after its insert, which leaves a gap
 	// in the positions that is never filled.
 	rollbackEvery = 20
-	// So many in all stay open for a while after their insert, which leaves a
-	// gap that is filled after higher positions have become visible.
+	// This many in all stay open for a while after their insert, which leaves a gap that is
+	// filled after higher positions have become visible.
 	slowTotal        = 60
 	slowMin, slowMax = 50 * time.Millisecond, 500 * time.Millisecond
 )
@@ -48,12 +48,12 @@ type writers struct {
 
 	watch *watch
 
-	// The last tenth of the events waits for the end of the drama, so that
-	// events are being appended all the time that it lasts.
+	// The last tenth of the events waits for the end of the drama, so that events are being
+	// appended as long as it lasts.
 	finale chan struct{}
 	done   chan struct{} // closed: all events are appended, or ctx has ended
 
-	enough atomic.Bool // the user wants no more events
+	enough atomic.Bool // no more events, because the user finishes
 }
 
 // An aggregate is appended to by one writer only, so its versions ascend with

@@ -100,7 +100,7 @@ func Open(ctx context.Context, example, tables string) (_ *Stage, err error) {
 	if s.URL, s.Hint, err = inSchema(server.URL(database), s.schema); err != nil {
 		return nil, err
 	}
-	if given != "" { // whoever set it knows the password, the terminal need not
+	if given != "" { // it may hold a password, which is not shown
 		s.Hint = fmt.Sprintf(`psql "$DATABASE_URL", and there SET search_path TO %s`, s.schema)
 	}
 	connector, err := pq.NewConnector(s.URL)

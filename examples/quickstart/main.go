@@ -99,6 +99,7 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 		fmt.Fprintln(stdout, string(text))
 	}
 	if err = v.err(); err == nil && tape != nil {
+		fmt.Fprintln(stdout, v.summary())
 		err = tape.save(o.record)
 	}
 	if err != nil {

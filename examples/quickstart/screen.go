@@ -111,8 +111,9 @@ func (s *screen) spans() [][]span {
 
 // A recorder takes frames of a screen while it is written to.
 type recorder struct {
+	since func() time.Duration // the beginning
+
 	mu     sync.Mutex
-	begun  time.Time
 	screen screen
 	frames []frame
 }
@@ -120,13 +121,16 @@ type recorder struct {
 // frameInterval is how far apart frames are at least.
 const frameInterval = 240 * time.Millisecond
 
-func newRecorder() *recorder { return &recorder{begun: time.Now()} }
+func newRecorder() *recorder {
+	begun := time.Now()
+	return &recorder{since: func() time.Duration { return time.Since(begun) }}
+}
 
 func (r *recorder) Write(p []byte) (int, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	n, err := r.screen.Write(p)
-	if at := time.Since(r.begun); len(r.frames) == 0 || at-r.frames[len(r.frames)-1].at >= frameInterval {
+	if at := r.since(); len(r.frames) == 0 || at-r.frames[len(r.frames)-1].at >= frameInterval {
 		r.frames = append(r.frames, frame{at, r.screen.spans()})
 	}
 	return n, err
@@ -136,7 +140,7 @@ func (r *recorder) Write(p []byte) (int, error) {
 func (r *recorder) save(name string) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	frames := append(r.frames, frame{time.Since(r.begun), r.screen.spans()})
+	frames := append(r.frames, frame{r.since(), r.screen.spans()})
 	var b bytes.Buffer
 	encode(&b, movie{
 		title:       "go run ./examples/quickstart",

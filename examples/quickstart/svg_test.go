@@ -6,6 +6,8 @@ import (
 	"encoding/xml"
 	"errors"
 	"io"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -97,6 +99,37 @@ func TestScreen(t *testing.T) {
 	d.end()
 	if last := s.spans()[len(s.spans())-1]; len(last) > 0 && strings.Contains(last[0].text, "block") {
 		t.Errorf("the block is still there: %v", last)
+	}
+}
+
+// A recorder takes frames at a distance, and the last one in any case.
+func TestRecorder(t *testing.T) {
+	var now time.Duration
+	r := &recorder{since: func() time.Duration { return now }}
+	for i, text := range []string{"one\n", "two\n", "three\n", "four\n"} {
+		now = time.Duration(i) * frameInterval * 2 / 3
+		if _, err := r.Write([]byte(text)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	name := filepath.Join(t.TempDir(), "demo.svg")
+	now += time.Minute
+	r.screen.Write([]byte("five"))
+	if err := r.save(name); err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// "two" and "four" were written soon after the frame before.
+	if n := strings.Count(string(text), `class="f"`); n != 3 {
+		t.Errorf("got %d frames, want 3: with one, with three, with five", n)
+	}
+	for _, want := range []string{">one<", ">two<", ">five<", "go run ./examples/quickstart"} {
+		if !strings.Contains(string(text), want) {
+			t.Errorf("the file lacks %q", want)
+		}
 	}
 }
 

@@ -34,7 +34,7 @@ func TestFileOfTheDocs(t *testing.T) {
 		"a projection that counts twice": {strings.NewReplacer("orchestrator.Transactional(", "orchestrator.Plain(", "tx orchestrator.Tx, ", "", "tx.Exec", "pool.Exec",
 			"const tables", "var pool *sql.DB\n\nconst tables", "func(*sql.DB) orch", "func(db *sql.DB) orch", "{ return orders }", "{ pool = db; return orders }",
 			"t.Parallel()\n\t\t\tdb :=", "db :=", "if _, err := db", "pool = db\n\t\t\tif _, err := db"),
-			[]string{"TestOrdersSurvive", "reproduce: SIM_SEED=", "-run '^TestOrdersSurvive$'", "table orders is not as it is when nothing goes wrong: it has (\"customer "}},
+			[]string{"TestOrdersSurvive", "reproduce: SIM_SEED=", "-run '^TestOrdersSurvive$'", "table orders differs from a run without faults: it has (\"customer "}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -175,7 +175,7 @@ func (c *checker) obeys(w *checkedWorker, f fact) *violation {
 	if over := w.sent.sent + c.setup.own(w.sent); f.at > max(over, awake)+slack && !w.sent.unset() {
 		for _, call := range w.calls {
 			if !call.begin.deaf && f.at > call.begin.at+slack {
-				return broken(onLease, []fact{w.run, call.begin, w.sent, w.cancel, f}, "a handler of %s that would listen still runs, %s after four fifths of its lease were over",
+				return broken(onLease, []fact{w.run, call.begin, w.sent, w.cancel, f}, "a handler of %s that obeys cancellation still ran %s after four fifths of its lease were over",
 					owner(call.begin), f.at-over)
 			}
 		}
@@ -201,7 +201,7 @@ func (c *checker) obeys(w *checkedWorker, f fact) *violation {
 	}
 	whole, half := c.setup.slow(w.timing.Drain), c.setup.slow(w.timing.Drain/2)
 	if f.at > max(asked.at+whole, awake+half)+slack {
-		return broken(bounded, []fact{w.run, drain, cancel, f}, "%s still runs generation %d, %s after it was asked to stop: it has to give up after %s",
+		return broken(bounded, []fact{w.run, drain, cancel, f}, "%s still ran generation %d %s after it was asked to stop, and must give up after %s",
 			w.name, w.run.generation, f.at-asked.at, w.timing.Drain)
 	}
 	due := max(asked.at+half, awake)
@@ -210,7 +210,7 @@ func (c *checker) obeys(w *checkedWorker, f fact) *violation {
 	}
 	for _, call := range w.calls {
 		if !call.begin.deaf && f.at > max(due, call.begin.at)+slack {
-			return broken(bounded, []fact{w.run, call.begin, drain, cancel, f}, "a handler of %s that would listen still runs, %s after it was to stop, and cancelled after half of %s",
+			return broken(bounded, []fact{w.run, call.begin, drain, cancel, f}, "a handler of %s that obeys cancellation still ran %s after it was asked to stop, and must be cancelled after half of %s",
 				owner(call.begin), f.at-asked.at, w.timing.Drain)
 		}
 	}
@@ -225,7 +225,7 @@ func (c *checker) cancelled(f fact) *violation {
 		return nil
 	}
 	if had := f.at - w.drain.at; had < time.Duration(float64(grace)*(1-2*c.setup.drift))-deciding {
-		return broken(bounded, []fact{w.drain, f}, "%s cancels its handlers %s after it was asked to stop, and they have %s", f.worker, had, grace)
+		return broken(bounded, []fact{w.drain, f}, "%s cancelled its handlers %s after it was asked to stop instead of after %s", f.worker, had, grace)
 	}
 	return nil
 }
@@ -251,7 +251,7 @@ func (c *checker) removed(m *member, watching time.Duration, f fact) *violation 
 	if n > 0 {
 		frozen = m.worker.freezes[n-1].from
 	}
-	return broken(bounded, []fact{m.joined, m.worker.lease, frozen, m.worker.cut, f}, "%s is still a member, %s after its lease was over, and somebody has watched the clock for as long",
+	return broken(bounded, []fact{m.joined, m.worker.lease, frozen, m.worker.cut, f}, "%s was still a member %s after its lease was over, although another worker had watched the clock for a lease",
 		m.id, f.at-end)
 }
 
@@ -267,23 +267,23 @@ func (c *checker) reacts(m *member, f fact) *violation {
 	switch {
 	case !m.holds.unset() && w.run.unset():
 		if late(max(m.holds.at, w.ran.at)) {
-			return broken(bounded, []fact{m.joined, m.holds, w.ran, w.lease, f}, "%s holds generation %d for %s, and neither runs it nor says that it has stopped",
+			return broken(bounded, []fact{m.joined, m.holds, w.ran, w.lease, f}, "%s held generation %d for %s without running it or reporting a stop",
 				m.id, m.holds.generation, f.at-max(m.holds.at, w.ran.at))
 		}
 	case m.freed.step > c.activated.step && c.pause.unset() && slices.Contains(c.layout, m.id):
 		if late(m.freed.at) {
-			return broken(bounded, []fact{m.joined, c.activated, m.freed, f}, "%s has stopped generation %d, which gives it a partition, and does not come back as somebody new for %s",
+			return broken(bounded, []fact{m.joined, c.activated, m.freed, f}, "%s stopped generation %d, which gives it a partition, and did not rejoin for %s",
 				m.id, c.activated.generation, f.at-m.freed.at)
 		}
 	case !w.run.unset() && !c.pause.unset() && w.run.generation < c.pause.generation:
 		asked := w.drain.step > w.run.step || w.cancel.step > w.run.step
 		since := max(c.pause.at, w.run.at)
 		if own := w.presence.attached; !asked && !own.unset() && f.at > max(since, own.at, w.late, c.late)+c.setup.slow(looksAgain)+c.packets() {
-			return broken(bounded, []fact{w.run, own, c.pause, f}, "%s goes on with generation %d, %s after generation %d was opened, and a session of its own by which to see it",
+			return broken(bounded, []fact{w.run, own, c.pause, f}, "%s still ran generation %d %s after generation %d was opened, although it had a session on which to see that",
 				w.name, w.run.generation, f.at-c.pause.at, c.pause.generation)
 		}
 		if !asked && late(since) {
-			return broken(bounded, []fact{w.run, c.pause, w.lease, f}, "%s goes on with generation %d, %s after generation %d was opened",
+			return broken(bounded, []fact{w.run, c.pause, w.lease, f}, "%s still ran generation %d %s after generation %d was opened",
 				w.name, w.run.generation, f.at-c.pause.at, c.pause.generation)
 		}
 	}
@@ -307,10 +307,10 @@ func (c *checker) activatedInTime(watching time.Duration, f fact) *violation {
 			held = held || !m.holds.unset()
 		}
 		if !held && f.at > max(since, late)+c.notice(t) {
-			return broken(bounded, []fact{c.activated, c.pause, c.opened, f}, "generation %d waits for nobody, and is not active after %s", c.opened.generation, f.at-since)
+			return broken(bounded, []fact{c.activated, c.pause, c.opened, f}, "generation %d waited for no worker, and was not active after %s", c.opened.generation, f.at-since)
 		}
 		if longest := c.setup.slow(t.Drain + t.Lease); f.at > max(c.pause.at, watching, late)+longest+2*c.notice(t) {
-			return broken(bounded, []fact{c.activated, c.pause, c.opened, f}, "no generation is active for %s", f.at-c.pause.at)
+			return broken(bounded, []fact{c.activated, c.pause, c.opened, f}, "no generation was active for %s", f.at-c.pause.at)
 		}
 		return nil
 	}
@@ -321,7 +321,7 @@ func (c *checker) activatedInTime(watching time.Duration, f fact) *violation {
 				due = max(due, c.stepped.at+t.Lease)
 			}
 			if f.at > max(due, late)+c.notice(t) {
-				return broken(bounded, []fact{m.joined, c.activated, f}, "%s has joined, and has no partition after %s", m.id, f.at-m.joined.at)
+				return broken(bounded, []fact{m.joined, c.activated, f}, "%s joined and had no partition after %s", m.id, f.at-m.joined.at)
 			}
 			break
 		}

@@ -90,7 +90,7 @@ func (c *checker) asReplay(p *checkedProjection, f fact) *violation {
 		return nil
 	}
 	if since := k.replaced[p.name]; !f.replay && p.name != k.live && !(!since.unset() && c.excused(c.worker(f.worker), f, since.at)) {
-		return broken(follows, []fact{since, c.activated, f}, "%s handles events of projection %s as new, and %s is live", owner(f), p.name, k.live)
+		return broken(follows, []fact{since, c.activated, f}, "%s handled events of projection %s as new while %s was live", owner(f), p.name, k.live)
 	}
 	if !f.replay {
 		return nil
@@ -113,7 +113,7 @@ func (c *checker) within(p *checkedProjection, f fact, e event) *violation {
 	if e.position <= reached {
 		return nil
 	}
-	return broken(follows, []fact{k.replaced[k.live], c.activated, f}, "%s has event %d of projection %s as a replay, and on slot %d the live one was at %d",
+	return broken(follows, []fact{k.replaced[k.live], c.activated, f}, "%[1]s handled event %[2]d of projection %[3]s as a replay while the live projection was at %[5]d on slot %[4]d",
 		owner(f), e.position, p.name, e.slot, reached)
 }
 
@@ -138,7 +138,7 @@ func (c *checker) handledBy(p *checkedProjection, f fact, events []event) *viola
 			continue
 		}
 		if before, again := k.news[e.position]; again {
-			return broken(nothingTwice, []fact{before, k.replaced[before.projection], c.activated, f}, "event %d is handled as new by projection %s and by projection %s",
+			return broken(nothingTwice, []fact{before, k.replaced[before.projection], c.activated, f}, "event %d was handled as new by projection %s and by projection %s",
 				e.position, before.projection, p.name)
 		}
 		k.news[e.position] = f
@@ -152,7 +152,7 @@ func (c *checker) replacedBefore(p *checkedProjection, f fact) *violation {
 	if since.unset() || p.name == c.family.live || c.activated.step > since.step {
 		return nil
 	}
-	return broken(onlyGrow, []fact{c.activated, since, f}, "%s commits for projection %s, which was replaced", owner(f), p.name)
+	return broken(onlyGrow, []fact{c.activated, since, f}, "%s committed for projection %s after another one had taken its place", owner(f), p.name)
 }
 
 // promoted: the one that takes the place of another has handled at least what that has, on
@@ -162,13 +162,13 @@ func (c *checker) promoted(f fact) *violation {
 	for slot := range k.reached {
 		if was, is := old.passed.slot(slot), next.passed.slot(slot); is < was {
 			return broken(follows, []fact{old.latest(slot, len(old.commits)), next.latest(slot, len(next.commits)), f},
-				"%s takes the place of %s, and is at %d on slot %d, where that is at %d", next.name, old.name, is, slot, was)
+				"%s took the place of %s at position %d on slot %d, where the latter was at %d", next.name, old.name, is, slot, was)
 		}
 	}
 	for _, calls := range old.open {
 		for _, call := range calls {
 			if !c.excused(call.worker, call.begin, f.at) {
-				return broken(oneOwner, []fact{call.begin, c.activated, f}, "%s takes the place of %s, a handler of which still runs: %s", next.name, old.name, owner(call.begin))
+				return broken(oneOwner, []fact{call.begin, c.activated, f}, "%s took the place of %s while a handler of the latter still ran: %s", next.name, old.name, owner(call.begin))
 			}
 		}
 	}
@@ -186,7 +186,7 @@ func (c *checker) promoted(f fact) *violation {
 			if is || k.spared[e.position] || e.position <= k.excused || e.position > next.passed.slot(e.slot) || !old.scope.includes(e) || !next.scope.includes(e) {
 				continue
 			}
-			return broken(nothingLost, []fact{a, next.latest(e.slot, len(next.commits)), f}, "event %d was handled by %s, which takes the place of %s, and new to neither", e.position, next.name, old.name)
+			return broken(nothingLost, []fact{a, next.latest(e.slot, len(next.commits)), f}, "event %d was new neither to %s, which handled it, nor to %s, whose place it took", e.position, next.name, old.name)
 		}
 	}
 	k.keep(old)
@@ -221,7 +221,7 @@ func (c *checker) holdEnds(f fact) *violation {
 		c.owed, c.owedTo = f, true
 	}
 	if c.stepped.step < h.step && f.at < h.at+protocol.HoldFor-c.setup.bounds.Idle-c.setup.bounds.Lock {
-		return broken(obeys, []fact{h, f}, "the hold of projection %s ends after %s", f.projection, f.at-h.at)
+		return broken(obeys, []fact{h, f}, "the hold of projection %s ended after only %s", f.projection, f.at-h.at)
 	}
 	return nil
 }
@@ -240,7 +240,7 @@ func (c *checker) heldForLong(f fact) *violation {
 			}
 		}
 		if f.at > max(since+protocol.HoldFor, late)+2*c.notice(c.setup.timing) {
-			return broken(recovers, []fact{h, c.activated, f}, "projection %s is still held, %s after that was ordered", name, f.at-h.at)
+			return broken(recovers, []fact{h, c.activated, f}, "projection %s was still held %s after the order", name, f.at-h.at)
 		}
 	}
 	return nil
@@ -261,7 +261,7 @@ func (c *checker) promotionOver(f fact) *violation {
 	if k.excused > 0 { // one of them was rewound: to where the other may never come
 		return nil
 	}
-	return broken(recovers, []fact{c.healed, k.asked, f}, "the promotion of projection %s has not ended after %s", k.asked.projection, f.at-k.asked.at)
+	return broken(recovers, []fact{c.healed, k.asked, f}, "the promotion of projection %s had not ended after %s", k.asked.projection, f.at-k.asked.at)
 }
 
 // owesTo returns up to which position a projection has to handle events: a follower, up to

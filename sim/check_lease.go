@@ -31,7 +31,7 @@ func (c *checker) onLease(w *checkedWorker, f fact) *violation {
 		since = z.from.at - waking // frozen again right after it woke
 	}
 	return broken(onLease, append(c.circumstances(w, f), w.sent, f),
-		"%s begins to handle %s, and has used its lease up: it may do so for %s after the latest request that renewed it, and that was sent %s ago",
+		"%s began to handle %s, although its lease allows that only for %s after the latest renewal, which was sent %s before",
 		owner(f), positions(f.events), own.Round(time.Millisecond), f.at-w.sent.sent)
 }
 

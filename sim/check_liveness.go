@@ -22,7 +22,7 @@ func (c *checker) paused(f fact) *violation {
 	if c.pause.unset() || c.healed.unset() || f.at-from <= c.setup.settle || !c.anybody() {
 		return nil
 	}
-	return broken(recovers, []fact{c.healed, c.pause, c.opened, f}, "no generation was active for %s, while others only joined", f.at-from)
+	return broken(recovers, []fact{c.healed, c.pause, c.opened, f}, "no generation was active for %s while workers joined", f.at-from)
 }
 
 func (c *checker) anybody() bool {
@@ -40,9 +40,9 @@ func (c *checker) owned(f fact) *violation {
 	g := c.opened.generation
 	switch {
 	case g == 0 && c.activated.generation == 0:
-		return broken(recovers, []fact{c.healed, f}, "there is no generation %s after the faults stopped", c.sinceHeal(f))
+		return broken(recovers, []fact{c.healed, f}, "there was no generation %s after the faults stopped", c.sinceHeal(f))
 	case g > c.activated.generation:
-		return broken(recovers, []fact{c.activated, c.healed, c.opened, f}, "generation %d was opened, and is not active %s after the faults stopped", g, c.sinceHeal(f))
+		return broken(recovers, []fact{c.activated, c.healed, c.opened, f}, "generation %d was opened and was not active %s after the faults stopped", g, c.sinceHeal(f))
 	}
 	g = c.activated.generation
 	runs := make([]*checkedWorker, c.activated.total)
@@ -57,13 +57,13 @@ func (c *checker) owned(f fact) *violation {
 		switch {
 		case w == nil:
 			return broken(recovers, []fact{c.activated, c.owners[ownerKey{g, k}], c.healed, f},
-				"nobody runs partition %d/%d of generation %d, %s after the faults stopped", k, len(runs), g, c.sinceHeal(f))
+				"no worker ran partition %d/%d of generation %d %s after the faults stopped", k, len(runs), g, c.sinceHeal(f))
 		case w.frozen():
 			return broken(recovers, []fact{c.activated, w.run, w.lease, w.freezes[len(w.freezes)-1].from, c.healed, f},
-				"partition %d/%d of generation %d is still %s's, which is frozen, %s after the faults stopped", k, len(runs), g, w.name, c.sinceHeal(f))
+				"partition %d/%d of generation %d still belonged to %s, which is frozen, %s after the faults stopped", k, len(runs), g, w.name, c.sinceHeal(f))
 		case !w.cut.unset():
 			return broken(recovers, []fact{c.activated, w.run, w.lease, w.cut, c.healed, f},
-				"partition %d/%d of generation %d is still %s's, which is cut off, %s after the faults stopped", k, len(runs), g, w.name, c.sinceHeal(f))
+				"partition %d/%d of generation %d still belonged to %s, which is cut off, %s after the faults stopped", k, len(runs), g, w.name, c.sinceHeal(f))
 		}
 	}
 	return nil
@@ -88,7 +88,7 @@ func (c *checker) handled(f, by fact) *violation {
 				owner = c.owners[ownerKey{c.activated.generation, e.slot % n}]
 			}
 			return broken(recovers, []fact{c.appends[e.append], p.latest(e.slot, len(p.commits)), c.activated, owner, c.healed, f},
-				"event %d of projection %s is not handled %s after the faults stopped: it is in no commit, and no checkpoint is known to have passed it",
+				"event %d of projection %s was not handled %s after the faults stopped: no commit holds it, and no checkpoint has passed it",
 				e.position, name, c.sinceHeal(f))
 		}
 	}
@@ -124,7 +124,7 @@ func (c *checker) still(before, f fact) *violation {
 		return nil
 	}
 	return broken(staysStill, []fact{before, c.activated, c.settled, f},
-		"generation %d was opened though everything had settled and nothing has happened since", f.generation)
+		"generation %d was opened after everything had settled and nothing had happened since", f.generation)
 }
 
 // finished: what became visible only after the faults had stopped is handled

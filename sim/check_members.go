@@ -2,6 +2,7 @@ package sim
 
 import (
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
@@ -82,7 +83,7 @@ func (c *checker) owes(f fact) *violation {
 	if c.owed.unset() || f.at <= c.owed.at {
 		return nil
 	}
-	return broken(agreement, []fact{c.opened, c.owed, f}, "%s %s, and no generation was opened for that", c.owed.worker, c.owed)
+	return broken(agreement, []fact{c.opened, c.owed, f}, "no generation was opened after this: %s", strings.TrimSpace(c.owed.worker+" "+c.owed.String()))
 }
 
 // laidOut judges who has which partition of a generation (S6): each member as many
@@ -104,11 +105,11 @@ func (c *checker) laidOut(before, f fact) *violation {
 	}
 	if given < f.total {
 		k := slices.IndexFunc(f.layout, func(id string) bool { return c.find(id) == nil })
-		return broken(agreement, []fact{before, f}, "generation %d gives partition %d to %q, which is no member", f.generation, k, f.layout[k])
+		return broken(agreement, []fact{before, f}, "generation %d gave partition %d to %q, which is no member", f.generation, k, f.layout[k])
 	}
 	for i, m := range c.members {
 		if n := len(has[m.id]); n != shares[i] {
-			return broken(agreement, []fact{before, m.joined, f}, "generation %d gives %s %s, and it is to have %d: there are %d members, and at most %d partitions (0: no limit)",
+			return broken(agreement, []fact{before, m.joined, f}, "generation %d gave %s %s instead of %d, with %d members and a limit of %d partitions (0: none)",
 				f.generation, m.id, plural(n, "partition"), shares[i], len(c.members), c.limit)
 		}
 		keeps := 0
@@ -123,7 +124,7 @@ func (c *checker) laidOut(before, f fact) *violation {
 			}
 		}
 		if keeps > 0 {
-			return broken(agreement, []fact{before, m.joined, f}, "generation %d gives partition %s to %s, which had %s",
+			return broken(agreement, []fact{before, m.joined, f}, "generation %d gave partitions %s to %s, which had %s and must keep its numbers",
 				f.generation, protocol.Numbers(has[m.id]), m.id, protocol.Numbers(had[m.id]))
 		}
 	}
@@ -165,7 +166,7 @@ func (c *checker) windowed(before, f fact, shares []int, had map[string][]int) *
 	}
 	stepped := !c.stepped.unset() && c.stepped.at >= first.joined.read
 	if waited := f.read - first.joined.read; !stepped && waited < c.window {
-		return broken(staysStill, []fact{before, first.joined, f}, "generation %d was opened %s after %s had joined, and joins have %s",
+		return broken(staysStill, []fact{before, first.joined, f}, "generation %d was opened %s after %s had joined, before the join window of %s was over",
 			f.generation, waited, first.id, c.window)
 	}
 	return nil

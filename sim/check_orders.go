@@ -81,7 +81,7 @@ func (c *checker) obeyed(f fact) *violation {
 	if !slices.Contains(paused, protocol.All) && !slices.Contains(paused, f.projection) {
 		return nil
 	}
-	return broken(obeys, []fact{c.last, c.activations[f.generation], f}, "%s handles events of projection %s, which is paused in generation %d",
+	return broken(obeys, []fact{c.last, c.activations[f.generation], f}, "%s handled events of projection %s, which is paused in generation %d",
 		f.worker, f.projection, f.generation)
 }
 

@@ -57,19 +57,19 @@ func (c *checker) eventsParked(f fact) *violation {
 		}
 		if before, handled := p.commitOf(e.position); handled {
 			return broken(nothingTwice, []fact{before, c.activations[before.generation], c.activated, f},
-				"event %d of projection %s is parked by %s, and %s has committed it", e.position, p.name, owner(f), owner(before))
+				"%[3]s parked event %[1]d of projection %[2]s, which %[4]s had committed", e.position, p.name, owner(f), owner(before))
 		}
 		if before, again := p.parkedSet.rows[e.position]; again {
 			return broken(nothingTwice, []fact{before.by, c.activated, f},
-				"event %d of projection %s is parked twice: by %s and by %s", e.position, p.name, owner(before.by), owner(f))
+				"event %d of projection %s was parked by %s and by %s", e.position, p.name, owner(before.by), owner(f))
 		}
 		if before, again := p.parkedSet.discarded[e.position]; again {
-			return broken(nothingTwice, []fact{before, c.activated, f}, "event %d of projection %s is parked again, and was discarded", e.position, p.name)
+			return broken(nothingTwice, []fact{before, c.activated, f}, "event %d of projection %s was parked again after it had been discarded", e.position, p.name)
 		}
 		if last := p.highest[e.aggregate]; e.position < last {
 			before, _ := p.commitOf(last)
 			return broken(inOrder, []fact{before, c.activated, f},
-				"projection %s, aggregate %s: event %d is parked after event %d was committed", p.name, e.aggregate, e.position, last)
+				"event %[3]d of aggregate %[2]s was parked after the commit of event %[4]d in projection %[1]s", p.name, e.aggregate, e.position, last)
 		}
 		row := parkedEvent{visible: visible{event: e}, by: f}
 		if i, found := p.find(e.position); found {
@@ -102,12 +102,12 @@ func (c *checker) parkedRetried(f fact) *violation {
 		return v
 	}
 	if first, _ := p.parkedSet.first(e.aggregate); first.position < e.position {
-		return broken(inOrder, []fact{first.by, row.by, f}, "projection %s, aggregate %s: parked event %d is handled before event %d, which is parked as well",
+		return broken(inOrder, []fact{first.by, row.by, f}, "parked event %[3]d of aggregate %[2]s was handled before parked event %[4]d in projection %[1]s",
 			p.name, e.aggregate, e.position, first.position)
 	}
 	if last := p.highest[e.aggregate]; e.position < last {
 		before, _ := p.commitOf(last)
-		return broken(inOrder, []fact{row.by, before, f}, "projection %s, aggregate %s: parked event %d is handled after event %d was committed",
+		return broken(inOrder, []fact{row.by, before, f}, "parked event %[3]d of aggregate %[2]s was handled after the commit of event %[4]d in projection %[1]s",
 			p.name, e.aggregate, e.position, last)
 	}
 	p.parkedSet.remove(f.from)
@@ -121,7 +121,7 @@ func (c *checker) parkedRetried(f fact) *violation {
 func (c *checker) repeated(p *checkedProjection, f fact) *violation {
 	if p.transactional && f.kind == parkedRetried {
 		before, _ := p.commitOf(f.from)
-		return broken(nothingTwice, []fact{before, c.activated, f}, "parked event %d of projection %s is committed by %s, and is not parked",
+		return broken(nothingTwice, []fact{before, c.activated, f}, "%[3]s committed a retry of event %[1]d of projection %[2]s, which is not parked",
 			f.from, p.name, owner(f))
 	}
 	return nil
@@ -138,7 +138,7 @@ func (c *checker) parkedDiscarded(f fact) *violation {
 		return v
 	}
 	if p.parkedSet.ever[f.from].text != "discard" {
-		return broken(nothingLost, []fact{row.by, p.parkedSet.ever[f.from], f}, "parked event %d of projection %s is discarded, and nobody has asked for that", f.from, p.name)
+		return broken(nothingLost, []fact{row.by, p.parkedSet.ever[f.from], f}, "parked event %d of projection %s was discarded without a request", f.from, p.name)
 	}
 	if v := c.handledBy(p, f, nil); v != nil {
 		return v
@@ -156,7 +156,7 @@ func (c *checker) waits(p *checkedProjection, w *checkedWorker, f fact, e event)
 		return f.kind == handlerBegins && other.worker != f.worker && c.excused(w, f, other.at)
 	}
 	if gone, discarded := p.parkedSet.discarded[e.position]; discarded && !excused(gone) {
-		return broken(nothingTwice, []fact{gone, c.activated, f}, "event %d of projection %s is handled by %s, and was discarded", e.position, p.name, owner(f))
+		return broken(nothingTwice, []fact{gone, c.activated, f}, "%[3]s handled event %[1]d of projection %[2]s, which had been discarded", e.position, p.name, owner(f))
 	}
 	first, any := p.parkedSet.first(e.aggregate)
 	switch {
@@ -164,12 +164,12 @@ func (c *checker) waits(p *checkedProjection, w *checkedWorker, f fact, e event)
 		return nil
 	case first.position != e.position:
 		return broken(inOrder, append(c.circumstances(w, f), first.by, c.activated, f),
-			"projection %s, aggregate %s: %s handles event %d, and event %d is parked", p.name, e.aggregate, owner(f), e.position, first.position)
+			"%[3]s handled event %[4]d of aggregate %[2]s in projection %[1]s while event %[5]d was parked", p.name, e.aggregate, owner(f), e.position, first.position)
 	case f.kind == handlerBegins && p.parkedSet.ever[e.position].text == "retry":
 		return nil
 	}
 	return broken(nothingTwice, []fact{first.by, p.parkedSet.ever[e.position], c.activated, f},
-		"event %d of projection %s is handled by %s as if it were not parked", e.position, p.name, owner(f))
+		"%[3]s handled event %[1]d of projection %[2]s, which is parked, without a request to retry it", e.position, p.name, owner(f))
 }
 
 func (c *checker) parkRequested(f fact) {
@@ -188,12 +188,12 @@ func (c *checker) parkedLeft(f fact) *violation {
 		left[e.position] = true
 		if _, parked := p.parkedSet.rows[e.position]; !parked {
 			before, _ := p.commitOf(e.position)
-			return broken(nothingTwice, []fact{before, f}, "event %d of projection %s is still among the parked ones", e.position, p.name)
+			return broken(nothingTwice, []fact{before, f}, "the table of parked events still has event %d of projection %s, which is not parked", e.position, p.name)
 		}
 	}
 	for _, position := range slices.Sorted(maps.Keys(p.parkedSet.rows)) {
 		if !left[position] {
-			return broken(nothingLost, []fact{p.parkedSet.rows[position].by, f}, "event %d of projection %s was parked, and is no longer there", position, p.name)
+			return broken(nothingLost, []fact{p.parkedSet.rows[position].by, f}, "the row of parked event %d of projection %s is gone", position, p.name)
 		}
 	}
 	return nil
@@ -204,7 +204,7 @@ func (c *checker) askedFor(p *checkedProjection, f fact) *violation {
 	for _, position := range slices.Sorted(maps.Keys(p.parkedSet.asked)) {
 		asked, row := p.parkedSet.asked[position], p.parkedSet.rows[position]
 		if first, _ := p.parkedSet.first(row.aggregate); asked.step < c.settled.step && (asked.text == "discard" || first.position == position) {
-			return broken(recovers, []fact{row.by, asked, c.settled, f}, "event %d of projection %s is parked, and nothing has come of the request to %s it",
+			return broken(recovers, []fact{row.by, asked, c.settled, f}, "no worker carried out the request to %[3]s parked event %[1]d of projection %[2]s",
 				position, p.name, asked.text)
 		}
 	}

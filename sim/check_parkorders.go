@@ -28,9 +28,9 @@ func (c *checker) parksByRight(f fact) *violation {
 		delete(parkedSet.ordered, e.position)
 		switch {
 		case f.text == parkedByOrder && !ordered:
-			return broken(underPolicy, []fact{f}, "%s has parked event %d by order, and nobody has ordered that", owner(f), e.position)
+			return broken(underPolicy, []fact{f}, "%s parked event %d by order, although no order names it", owner(f), e.position)
 		case f.text == "" && c.setup.attempts[f.projection] == 0:
-			return broken(underPolicy, []fact{f}, "%s has parked event %d, and neither the projection's policy nor an order says so", owner(f), e.position)
+			return broken(underPolicy, []fact{f}, "%s parked event %d, although neither the projection's policy nor an order allows it", owner(f), e.position)
 		}
 	}
 	return nil
@@ -48,9 +48,9 @@ func (c *checker) orderLapsed(f fact) *violation {
 	i, unhandled := p.find(f.from)
 	switch {
 	case unhandled && f.text == protocol.Past:
-		return broken(obeys, []fact{order, c.activated, f}, "%s says that it no longer stands at event %d, and nobody has handled that", owner(f), f.from)
+		return broken(obeys, []fact{order, c.activated, f}, "%s dropped the order to park event %d as past, although the event was not handled", owner(f), f.from)
 	case unhandled && i == first:
-		return broken(obeys, []fact{order, c.activated, f}, "%s does not park event %d, which it stands at", owner(f), f.from)
+		return broken(obeys, []fact{order, c.activated, f}, "%s dropped the order to park event %d, at which it stood", owner(f), f.from)
 	}
 	return nil
 }
@@ -63,7 +63,7 @@ func (c *checker) ordersLeft(f fact) *violation {
 	if k := c.family; k != nil && f.projection != k.live && slices.Contains(k.members, f.projection) {
 		return nil // it goes no further than the live one, which may stand anywhere
 	}
-	return broken(recovers, []fact{c.settled, f}, "%d orders to park events of projection %s wait, and all events are handled", f.from, f.projection)
+	return broken(recovers, []fact{c.settled, f}, "%d orders to park events of projection %s were still open after all events were handled", f.from, f.projection)
 }
 
 // standsSomewhere reports whether a projection waits at an event that nobody can ever read.

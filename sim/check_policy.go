@@ -62,7 +62,7 @@ func (c *checker) fails(call *openCall, f fact) *violation {
 	}
 	c.failures[failureKey{laneOf(f), events[0].position}] = n
 	if n.ignored > ignoredMax {
-		return broken(obeys, []fact{order, call.begin, f}, "%s fails at event %d again and again, which it was ordered to park", owner(f), events[0].position)
+		return broken(obeys, []fact{order, call.begin, f}, "%s kept failing at event %d, which it had been ordered to park", owner(f), events[0].position)
 	}
 	attempts := c.setup.attempts[f.projection]
 	p, position := c.projection(f.projection), events[0].position
@@ -71,11 +71,11 @@ func (c *checker) fails(call *openCall, f fact) *violation {
 		return nil
 	}
 	if again && n.alone > 1 {
-		return broken(underPolicy, []fact{call.begin, f}, "%s is called %d times with event %d, which it has failed at for good", owner(f), n.alone, position)
+		return broken(underPolicy, []fact{call.begin, f}, "%s called its handler %d times with event %d, although the failure was permanent", owner(f), n.alone, position)
 	}
 	// Some may have come before the event was alone.
 	if n.own > 2*attempts+6 || n.n > 5*attempts+8 && f.at-n.since > 4*c.setup.timing.Lease {
-		return broken(underPolicy, []fact{call.begin, f}, "%s has failed %d times at event %d, which is to be parked after %d",
+		return broken(underPolicy, []fact{call.begin, f}, "%s failed %d times at event %d, which must be parked after %d failures",
 			owner(f), n.n, position, attempts)
 	}
 	return nil
@@ -121,11 +121,11 @@ func (c *checker) parksInTime(f fact) *violation {
 		return nil
 	}
 	if n.n+n.waited < attempts {
-		return broken(underPolicy, []fact{n.latest, f}, "%s has parked event %d, at which its handler has failed %d times and not %d",
+		return broken(underPolicy, []fact{n.latest, f}, "%s parked event %d after %d failures instead of %d",
 			owner(f), first.position, n.n+n.waited, attempts)
 	}
 	if n.n+n.waited-n.cut < attempts && f.at-n.since < c.setup.timing.Lease/4 { // a worker's own lease may be as short
-		return broken(underPolicy, []fact{n.latest, f}, "%s has parked event %d after %d failures and not %d: the other %d times the connection of its handler was lost, which is none so soon",
+		return broken(underPolicy, []fact{n.latest, f}, "%s parked event %d after %d failures instead of %d: the other %d times the handler's connection was lost, which does not count so soon",
 			owner(f), first.position, n.n+n.waited-n.cut, attempts, n.cut)
 	}
 	return nil

@@ -111,7 +111,7 @@ func (c *checker) onProof(w *checkedWorker, f fact) *violation {
 		return nil
 	}
 	return broken(onLease, append(c.circumstances(w, f), p.published, p.known, p.ended, f),
-		"%s begins to handle %s, and others may count it as gone: its latest proof was good until %s ago",
+		"%s began to handle %s, although its latest proof of liveness had run out %s before",
 		owner(f), positions(f.events), f.at-over)
 }
 
@@ -129,7 +129,7 @@ func (c *checker) suspended(call *openCall, f fact) *violation {
 		return nil
 	}
 	return broken(onLease, []fact{w.run, call.begin, p.published, p.known, w.suspend, f},
-		"a handler of %s that would listen still runs, %s after its proof was over", owner(call.begin), f.at-over)
+		"a handler of %s that obeys cancellation still ran %s after the proof of liveness had run out", owner(call.begin), f.at-over)
 }
 
 // evicted: a worker that has given up, and whose handlers go on, is removed when its
@@ -141,7 +141,7 @@ func (c *checker) evicted(f fact) *violation {
 		p.ended.from != f.from || p.ended.step < w.gaveUp.step || p.ended.text != "" {
 		return nil
 	}
-	return broken(oneOwner, []fact{w.run, w.cancel, w.lease, p.published, w.gaveUp, p.ended, f}, "%s has given up, and its handlers go on; it is removed before its lease is over, since it has ended its session", w.name)
+	return broken(oneOwner, []fact{w.run, w.cancel, w.lease, p.published, w.gaveUp, p.ended, f}, "%s gave up while its handlers went on, and was removed before its lease was over because it had ended its own session", w.name)
 }
 
 // packets is for what a change takes beside waiting.
@@ -177,5 +177,5 @@ func (c *checker) missed(m *member, f fact) *violation {
 	if f.at <= due {
 		return nil
 	}
-	return broken(bounded, []fact{m.joined, p.published, p.ended, f}, "%s is still a member, %s after its session has ended with its process", m.id, f.at-p.ended.at)
+	return broken(bounded, []fact{m.joined, p.published, p.ended, f}, "%s was still a member %s after its session had ended with its process", m.id, f.at-p.ended.at)
 }

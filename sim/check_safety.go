@@ -11,7 +11,7 @@ func (c *checker) handlerBegins(f fact) *violation {
 	w, p := c.worker(f.worker), c.projection(f.projection)
 	if r := w.runOf(f); !w.tardy(f) && (r.unset() || r.generation != f.generation || r.partition != f.partition || r.total != f.total) {
 		return broken(agreement, []fact{c.activations[f.generation], r, f},
-			"%s handles events of partition %d/%d of generation %d, which it does not run", f.worker, f.partition, f.total, f.generation)
+			"%s handled events of partition %d/%d of generation %d, which it does not run", f.worker, f.partition, f.total, f.generation)
 	}
 	if v := c.obeyed(f); v != nil {
 		return v
@@ -33,12 +33,12 @@ func (c *checker) handlerBegins(f fact) *violation {
 			return v
 		}
 		if e.bad {
-			return broken(nothingLost, []fact{f}, "projection %s: %s is called with event %d, which could not be read", p.name, owner(f), e.position)
+			return broken(nothingLost, []fact{f}, "%[2]s called projection %[1]s with event %[3]d, which could not be read", p.name, owner(f), e.position)
 		}
 		for _, call := range p.open[e.slot] {
 			if !c.mayCoincide(call, w, f) {
 				facts := append(c.circumstances(call.worker, call.begin), call.begin, c.activations[f.generation], f)
-				return broken(oneOwner, facts, "projection %s, slot %d: %s and %s handle at the same time",
+				return broken(oneOwner, facts, "%[3]s and %[4]s handled slot %[2]d of projection %[1]s at the same time",
 					p.name, e.slot, owner(call.begin), owner(f))
 			}
 		}
@@ -91,14 +91,14 @@ func (c *checker) repeats(p *checkedProjection, w *checkedWorker, f fact, e even
 	}
 	facts := append(c.circumstances(w, f), commit, c.activated, f)
 	if again && !p.transactional {
-		return broken(nothingTwice, facts, "event %d of projection %s is handled by %s although %s has committed it",
+		return broken(nothingTwice, facts, "%[3]s handled event %[1]d of projection %[2]s, which %[4]s had committed",
 			e.position, p.name, owner(f), owner(commit))
 	}
 	if again {
-		return broken(inOrder, facts, "projection %s, aggregate %s: %s goes back to event %d, which %s has committed",
+		return broken(inOrder, facts, "%[3]s went back to event %[4]d of aggregate %[2]s in projection %[1]s, which %[5]s had committed",
 			p.name, e.aggregate, owner(f), e.position, owner(commit))
 	}
-	return broken(inOrder, facts, "projection %s, aggregate %s: %s handles event %d after event %d was committed",
+	return broken(inOrder, facts, "%[3]s handled event %[4]d of aggregate %[2]s in projection %[1]s after the commit of event %[5]d",
 		p.name, e.aggregate, owner(f), e.position, last)
 }
 
@@ -124,7 +124,7 @@ func (c *checker) again(p *checkedProjection, call *openCall) *violation {
 			continue
 		}
 		return broken(nothingTwice, []fact{before.begin, c.activated, call.begin},
-			"event %d of projection %s is handled again by %s, though nothing has happened since %s has handled it",
+			"%[3]s handled event %[1]d of projection %[2]s again, although nothing had gone wrong since %[4]s handled it",
 			e.position, p.name, owner(call.begin), owner(before.begin))
 	}
 	return nil
@@ -135,14 +135,14 @@ func (c *checker) again(p *checkedProjection, call *openCall) *violation {
 func (c *checker) belongs(f fact, e event) *violation {
 	if s := c.projection(f.projection).scope; !s.includes(e) {
 		return broken(withinScope, []fact{c.worker(f.worker).run, f},
-			"event %d (%s) is of %s, an aggregate of type %s, and %s has it in projection %s, which is about %s only",
+			"%[5]s got event %[1]d (%[2]s) of aggregate %[3]s, which has the type %[4]s, in projection %[6]s, whose scope is %[7]s",
 			e.position, eventTypeOf(e.position), e.aggregate, typeOf(e.aggregate), owner(f), f.projection, s)
 	}
 	if e.slot%f.total == f.partition {
 		return nil
 	}
 	return broken(agreement, []fact{c.activations[f.generation], c.worker(f.worker).runOf(f), f},
-		"event %d is in slot %d, which is not of partition %d/%d, and %s has it there", e.position, e.slot, f.partition, f.total, owner(f))
+		"%[5]s got event %[1]d in partition %[3]d/%[4]d, which does not own the event's slot, %[2]d", e.position, e.slot, f.partition, f.total, owner(f))
 }
 
 // fenced: it must be the newest generation that commits (S5).
@@ -150,12 +150,12 @@ func (c *checker) fenced(p *checkedProjection, f fact) *violation {
 	run := c.worker(f.worker).runOf(f)
 	switch {
 	case c.activated.generation == 0:
-		return broken(onlyGrow, []fact{c.opened, run, f}, "%s commits, and no generation is active", owner(f))
+		return broken(onlyGrow, []fact{c.opened, run, f}, "%s committed while no generation was active", owner(f))
 	case f.generation != c.activated.generation:
 		return broken(onlyGrow, append(c.circumstances(c.worker(f.worker), f), c.activations[f.generation], run, c.activated, f),
-			"%s commits while generation %d is active", owner(f), c.activated.generation)
+			"%s committed while generation %d was active", owner(f), c.activated.generation)
 	case f.total != c.activated.total || f.partition < 0 || f.partition >= f.total:
-		return broken(agreement, []fact{c.activated, run, f}, "%s commits for partition %d/%d, and its generation has %d partitions",
+		return broken(agreement, []fact{c.activated, run, f}, "%s committed for partition %d/%d of a generation with %d partitions",
 			owner(f), f.partition, f.total, c.activated.total)
 	}
 	if v := c.afterLeaving(f); v != nil {
@@ -164,7 +164,7 @@ func (c *checker) fenced(p *checkedProjection, f fact) *violation {
 	n := len(p.commits)
 	if n > 0 && p.commits[n-1].set != f.set && p.commits[n-1].generation >= f.generation {
 		before := p.commits[n-1]
-		return broken(onlyGrow, []fact{before, c.activated, f}, "projection %s has moved to another replica set, and its generation does not grow: %s commits after %s",
+		return broken(onlyGrow, []fact{before, c.activated, f}, "projection %s moved to another replica set without a higher generation: %s committed after %s",
 			p.name, owner(f), owner(before))
 	}
 	return nil
@@ -188,12 +188,12 @@ func (c *checker) committed(f fact) *violation {
 		}
 		if before, again := p.commitOf(e.position); again {
 			return broken(nothingTwice, []fact{before, c.activations[before.generation], c.activated, f},
-				"event %d of projection %s is committed twice: by %s and by %s", e.position, p.name, owner(before), owner(f))
+				"event %d of projection %s was committed by %s and by %s", e.position, p.name, owner(before), owner(f))
 		}
 		if last := p.highest[e.aggregate]; e.position < last {
 			before, _ := p.commitOf(last)
 			return broken(inOrder, []fact{before, c.activations[before.generation], c.activated, f},
-				"projection %s, aggregate %s: event %d is committed after event %d", p.name, e.aggregate, e.position, last)
+				"event %[3]d of aggregate %[2]s was committed after event %[4]d in projection %[1]s", p.name, e.aggregate, e.position, last)
 		}
 		if v := c.waits(p, c.worker(f.worker), f, e); v != nil {
 			return v
@@ -233,10 +233,10 @@ func (c *checker) passes(p *checkedProjection, f fact, e visible) *violation {
 	before := p.latest(e.slot, len(p.commits)-1)
 	facts := append(c.gapsAround(e.position), c.appends[e.append], before, c.activated, f)
 	if e.position <= f.from {
-		return broken(nothingLost, facts, "event %d of projection %s was passed: %s took partition %d/%d over at %d, and nobody had handled the event",
+		return broken(nothingLost, facts, "event %d of projection %s was skipped: %s took over partition %d/%d at position %d before any worker had handled the event",
 			e.position, p.name, owner(f), f.partition, f.total, f.from)
 	}
-	return broken(nothingLost, facts, "event %d of projection %s was passed: the checkpoint of partition %d/%d moved from %d to %d without it",
+	return broken(nothingLost, facts, "event %d of projection %s was skipped: the checkpoint of partition %d/%d moved from %d to %d without it",
 		e.position, p.name, f.partition, f.total, f.from, f.to)
 }
 
@@ -247,14 +247,14 @@ func (c *checker) appended(f fact) *violation {
 		for _, p := range c.inOrder {
 			if s := p.started; s.text == startsNow && e.position <= p.above && p.scope.includes(e) {
 				return broken(nothingLost, append(c.gapsAround(e.position), s, f),
-					"event %d of projection %s is left out: it was appended after the projection had started, above %d", e.position, p.name, s.from)
+					"event %d of projection %s was left out: it was appended after the projection had started above %d", e.position, p.name, s.from)
 			}
 			if p.scope.includes(e) && e.position > p.skipped && e.position <= p.passed.slot(e.slot) {
 				by := p.commits[max(0, slices.IndexFunc(p.commits, func(f fact) bool {
 					return e.slot%f.total == f.partition && e.position <= f.to
 				}))]
 				return broken(nothingLost, append(c.gapsAround(e.position), by, f),
-					"event %d of projection %s was passed: the checkpoint of partition %d/%d moved from %d to %d before the event could be seen",
+					"event %d of projection %s was skipped: the checkpoint of partition %d/%d moved from %d to %d before the event was visible",
 					e.position, p.name, by.partition, by.total, by.from, by.to)
 			}
 			p.sees(visible{event: e, append: len(c.appends) - 1})
@@ -329,7 +329,7 @@ func (c *checker) whole(w *checkedWorker, f fact) *violation {
 	if share == len(w.runs) {
 		return nil
 	}
-	return broken(agreement, []fact{decided, w.run, f}, "%s runs %d of its %d partitions of generation %d", w.name, len(w.runs), share, w.run.generation)
+	return broken(agreement, []fact{decided, w.run, f}, "%s ran %d of its %d partitions of generation %d", w.name, len(w.runs), share, w.run.generation)
 }
 
 // isOf reports whether an incarnation is one of the worker.
@@ -343,29 +343,29 @@ func (c *checker) runStarts(f fact) *violation {
 	decided, active := c.activations[f.generation]
 	switch {
 	case !active:
-		return broken(agreement, []fact{c.opened, c.activated, f}, "%s runs generation %d, which was never activated", f.worker, f.generation)
+		return broken(agreement, []fact{c.opened, c.activated, f}, "%s ran generation %d, which was never activated", f.worker, f.generation)
 	case f.total != decided.total || f.partition < 0 || f.partition >= f.total:
-		return broken(agreement, []fact{decided, f}, "%s runs partition %d/%d of generation %d, which has %d partitions",
+		return broken(agreement, []fact{decided, f}, "%s ran partition %d/%d of generation %d, which has %d partitions",
 			f.worker, f.partition, f.total, f.generation, decided.total)
 	}
 	if w := c.worker(f.worker); w.ran.generation >= f.generation {
-		return broken(agreement, []fact{decided, w.ran, f}, "%s starts generation %d again, which it had stopped", f.worker, f.generation)
+		return broken(agreement, []fact{decided, w.ran, f}, "%s started generation %d again after it had stopped it", f.worker, f.generation)
 	}
 	key := ownerKey{f.generation, f.partition}
 	if before, taken := c.owners[key]; taken {
-		return broken(agreement, []fact{decided, before, f}, "%s and %s both run partition %d/%d of generation %d",
+		return broken(agreement, []fact{decided, before, f}, "%s and %s both ran partition %d/%d of generation %d",
 			before.worker, f.worker, f.partition, f.total, f.generation)
 	}
 	c.owners[key] = f
 	if decided.layout != nil && !isOf(decided.layout[f.partition], f.worker) {
-		return broken(agreement, []fact{decided, f}, "%s runs partition %d/%d of generation %d, which is %s's",
+		return broken(agreement, []fact{decided, f}, "%s ran partition %d/%d of generation %d, which belongs to %s",
 			f.worker, f.partition, f.total, f.generation, decided.layout[f.partition])
 	}
 	// A slow answer may start a generation late. But the next one is active
 	// only once this worker has reported that it stopped, and then it starts
 	// the old one no more, or once its lease is over.
 	if w := c.worker(f.worker); f.generation != c.activated.generation && !w.lease.unset() && !c.overBy(w, f.at) && w.presence.missing.unset() {
-		return broken(agreement, []fact{decided, w.lease, c.activated, f}, "%s starts generation %d while generation %d is active and its own lease is not over",
+		return broken(agreement, []fact{decided, w.lease, c.activated, f}, "%s started generation %d while generation %d was active and its own lease was not over",
 			f.worker, f.generation, c.activated.generation)
 	}
 	return nil

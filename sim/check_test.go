@@ -179,7 +179,7 @@ func TestChecker(t *testing.T) {
 		{"one owner: two workers handle one slot, each in its generation", then(
 			begun, at(1, begins(1, "w1", 1, "0/1", ev(1, 7))), taken(2),
 			at(3, begins(2, "w2", 2, "0/1", ev(2, 7))),
-		), "one-owner: projection tx, slot 7: w1 (generation 1) and w2 (generation 2) handle at the same time [1 5 9 11]"},
+		), "one-owner: w1 (generation 1) and w2 (generation 2) handled slot 7 of projection tx at the same time [1 5 9 11]"},
 		{"one owner: another slot, or another projection, may be handled", then(
 			begun, at(1, begins(1, "w1", 1, "0/1", ev(1, 7))), taken(2),
 			at(3, begins(2, "w2", 2, "0/1", ev(2, 8)), begins(3, "w2", 2, "0/1", ev(2, 7)).in("other")),
@@ -187,7 +187,7 @@ func TestChecker(t *testing.T) {
 		{"one owner: a batch is at all of its slots", then(
 			begun, at(1, begins(1, "w1", 1, "0/1", ev(1, 6), ev(2, 7), ev(3, 7))), taken(2),
 			at(3, begins(2, "w2", 2, "0/1", ev(4, 9), ev(5, 7))),
-		), "one-owner: projection tx, slot 7: w1 (generation 1) and w2 (generation 2) handle at the same time [1 5 9 11]"},
+		), "one-owner: w1 (generation 1) and w2 (generation 2) handled slot 7 of projection tx at the same time [1 5 9 11]"},
 		{"one owner: a call that has ended is over", then(
 			begun, at(1, begins(1, "w1", 1, "0/1", ev(1, 7), ev(2, 7)), ends(1, "w1", "")), taken(2),
 			at(3, begins(2, "w2", 2, "0/1", ev(1, 7))),
@@ -195,17 +195,17 @@ func TestChecker(t *testing.T) {
 		{"one owner: the end of one call does not end another", then(
 			begun, at(1, begins(1, "w1", 1, "0/1", ev(1, 7)), begins(2, "w1", 1, "0/1", ev(1, 7)).in("other"), ends(2, "w1", "")), taken(2),
 			at(3, begins(3, "w2", 2, "0/1", ev(1, 7))),
-		), "one-owner: projection tx, slot 7: w1 (generation 1) and w2 (generation 2) handle at the same time [1 5 11 13]"},
+		), "one-owner: w1 (generation 1) and w2 (generation 2) handled slot 7 of projection tx at the same time [1 5 11 13]"},
 		{"one owner: a worker that is gone handles nothing", then(
 			begun, at(1, begins(1, "w1", 1, "0/1", ev(1, 7)), of(workerGone, "w1")), taken(2),
 			at(3, begins(2, "w2", 2, "0/1", ev(1, 7))),
 		), ""},
 		{"one owner: a worker must not get in its own way either", then(
 			begun, at(1, begins(1, "w1", 1, "0/1", ev(1, 7)), begins(2, "w1", 1, "0/1", ev(2, 7))),
-		), "one-owner: projection tx, slot 7: w1 (generation 1) and w1 (generation 1) handle at the same time [1 3 5 6]"},
+		), "one-owner: w1 (generation 1) and w1 (generation 1) handled slot 7 of projection tx at the same time [1 3 5 6]"},
 		{"one owner: not even when it has lost its lease", then(
 			begun, at(1, begins(1, "w1", 1, "0/1", ev(1, 7)), of(faultFreeze, "w1")), at(15, of(faultThaw, "w1"), begins(2, "w1", 1, "0/1", ev(2, 7))),
-		), "one-owner: projection tx, slot 7: w1 (generation 1) and w1 (generation 1) handle at the same time [1 3 5 6 7 8]"},
+		), "one-owner: w1 (generation 1) and w1 (generation 1) handled slot 7 of projection tx at the same time [1 3 5 6 7 8]"},
 
 		{"frozen past the lease", then(
 			begun, at(1, begins(1, "w1", 1, "0/1", ev(1, 7))), z[0], taken(10),
@@ -218,19 +218,19 @@ func TestChecker(t *testing.T) {
 		{"frozen past the lease: but the other one began before it was over", then(
 			begun, at(1, begins(1, "w1", 1, "0/1", ev(1, 7))), z[0], taken(9),
 			at(9.9, begins(2, "w2", 2, "0/1", ev(1, 7))),
-		), "one-owner: projection tx, slot 7: w1 (generation 1) and w2 (generation 2) handle at the same time [1 5 6 10 12]"},
+		), "one-owner: w1 (generation 1) and w2 (generation 2) handled slot 7 of projection tx at the same time [1 5 6 10 12]"},
 		{"frozen past the lease: which was renewed by a request that was under way", then(
 			begun, at(1, begins(1, "w1", 1, "0/1", ev(1, 7))), z[0], at(3, asks("w1")), taken(11),
 			at(12, begins(2, "w2", 2, "0/1", ev(1, 7))),
-		), "one-owner: projection tx, slot 7: w1 (generation 1) and w2 (generation 2) handle at the same time [5 6 7 11 13]"},
+		), "one-owner: w1 (generation 1) and w2 (generation 2) handled slot 7 of projection tx at the same time [5 6 7 11 13]"},
 		{"frozen, and woken before the lease was over", then(
 			begun, at(1, begins(1, "w1", 1, "0/1", ev(1, 7)), of(faultFreeze, "w1")), at(9.9, of(faultThaw, "w1")), taken(10),
 			at(11, begins(2, "w2", 2, "0/1", ev(1, 7))),
-		), "one-owner: projection tx, slot 7: w1 (generation 1) and w2 (generation 2) handle at the same time [1 5 6 7 11 13]"},
+		), "one-owner: w1 (generation 1) and w2 (generation 2) handled slot 7 of projection tx at the same time [1 5 6 7 11 13]"},
 		{"frozen only after the lease was over", then(
 			begun, at(1, begins(1, "w1", 1, "0/1", ev(1, 7))), at(10.1, of(faultFreeze, "w1")), taken(11),
 			at(11, begins(2, "w2", 2, "0/1", ev(1, 7))),
-		), "one-owner: projection tx, slot 7: w1 (generation 1) and w2 (generation 2) handle at the same time [1 5 6 10 12]"},
+		), "one-owner: w1 (generation 1) and w2 (generation 2) handled slot 7 of projection tx at the same time [1 5 6 10 12]"},
 		{"frozen past the lease, in the middle between deciding to call and calling", then(
 			begun, z[0], taken(10), at(14, begins(2, "w2", 2, "0/1", ev(1, 7))), z[1],
 			at(15.0002, begins(1, "w1", 1, "0/1", ev(1, 7))),
@@ -243,11 +243,11 @@ func TestChecker(t *testing.T) {
 		{"frozen past the lease in the middle: but it has had time to look at its clock", then(
 			begun, z[0], taken(10), at(14, begins(2, "w2", 2, "0/1", ev(1, 7))), z[1],
 			at(15.1, begins(1, "w1", 1, "0/1", ev(1, 7))),
-		), "one-owner: projection tx, slot 7: w2 (generation 2) and w1 (generation 1) handle at the same time [3 7 11 13]"},
+		), "one-owner: w2 (generation 2) and w1 (generation 1) handled slot 7 of projection tx at the same time [3 7 11 13]"},
 		{"frozen past the lease in the middle: but the other one began before it was over", then(
 			begun, z[0], taken(8), at(9, begins(2, "w2", 2, "0/1", ev(1, 7))), z[1],
 			at(15, begins(1, "w1", 1, "0/1", ev(1, 7))),
-		), "one-owner: projection tx, slot 7: w2 (generation 2) and w1 (generation 1) handle at the same time [3 7 11 13]"},
+		), "one-owner: w2 (generation 2) and w1 (generation 1) handled slot 7 of projection tx at the same time [3 7 11 13]"},
 		{"all are frozen past their leases", then(
 			begun, at(1, begins(1, "w1", 1, "0/1", ev(1, 7)), bare(faultFreeze)), at(15, bare(faultThaw)), taken(16),
 			at(17, begins(2, "w2", 2, "0/1", ev(1, 7))),
@@ -268,27 +268,27 @@ func TestChecker(t *testing.T) {
 		{"called after all had been cancelled", then(
 			begun, at(8, cancels("w1", 1, "lost")), at(8.1, begins(1, "w1", 1, "0/1", ev(1, 7))), taken(10),
 			at(11, begins(2, "w2", 2, "0/1", ev(1, 7))),
-		), "one-owner: projection tx, slot 7: w1 (generation 1) and w2 (generation 2) handle at the same time [1 6 10 12]"},
+		), "one-owner: w1 (generation 1) and w2 (generation 2) handled slot 7 of projection tx at the same time [1 6 10 12]"},
 		{"cancelled in time, but the other one began before the lease was over", then(
 			begun, at(1, begins(1, "w1", 1, "0/1", ev(1, 7))), at(8, cancels("w1", 1, "lost")), taken(9),
 			at(9.9, begins(2, "w2", 2, "0/1", ev(1, 7))),
-		), "one-owner: projection tx, slot 7: w1 (generation 1) and w2 (generation 2) handle at the same time [1 5 6 10 12]"},
+		), "one-owner: w1 (generation 1) and w2 (generation 2) handled slot 7 of projection tx at the same time [1 5 6 10 12]"},
 		{"cancelled only after the lease was over", then(
 			begun, at(1, begins(1, "w1", 1, "0/1", ev(1, 7))), at(10.1, cancels("w1", 1, "lost")), taken(11),
 			at(11, begins(2, "w2", 2, "0/1", ev(1, 7))),
-		), "one-owner: projection tx, slot 7: w1 (generation 1) and w2 (generation 2) handle at the same time [1 5 6 10 12]"},
+		), "one-owner: w1 (generation 1) and w2 (generation 2) handled slot 7 of projection tx at the same time [1 5 6 10 12]"},
 		{"cancelled was another generation", then(
 			begun, at(1, begins(1, "w1", 1, "0/1", ev(1, 7)), cancels("w1", 0, "lost")), taken(11),
 			at(11, begins(2, "w2", 2, "0/1", ev(1, 7))),
-		), "one-owner: projection tx, slot 7: w1 (generation 1) and w2 (generation 2) handle at the same time [1 5 10 12]"},
+		), "one-owner: w1 (generation 1) and w2 (generation 2) handled slot 7 of projection tx at the same time [1 5 10 12]"},
 		{"cut off is no excuse: it has its own clock", then(
 			begun, at(1, begins(1, "w1", 1, "0/1", ev(1, 7)), of(faultCutOff, "w1")), taken(11),
 			at(11, begins(2, "w2", 2, "0/1", ev(1, 7))),
-		), "one-owner: projection tx, slot 7: w1 (generation 1) and w2 (generation 2) handle at the same time [1 5 10 12]"},
+		), "one-owner: w1 (generation 1) and w2 (generation 2) handled slot 7 of projection tx at the same time [1 5 10 12]"},
 		{"given up, and removed for a session that it has ended itself", then(
 			begun, at(1, cancels("w1", 1, ""), of(workerReturns, "w1"), fact{kind: sessionEnded, worker: "w1", from: 1}),
 			at(3, fact{kind: workerExpired, worker: "w1", text: "w1", from: 1}),
-		), "one-owner: w1 has given up, and its handlers go on; it is removed before its lease is over, since it has ended its session [1 5 6 7 8]"},
+		), "one-owner: w1 gave up while its handlers went on, and was removed before its lease was over because it had ended its own session [1 5 6 7 8]"},
 		{"given up, and removed for a session that the server has ended", then(
 			begun, at(1, cancels("w1", 1, ""), of(workerReturns, "w1"), fact{kind: sessionEnded, worker: "w1", from: 1, text: "the server is gone"}),
 			at(3, fact{kind: workerExpired, worker: "w1", text: "w1", from: 1}),
@@ -304,23 +304,23 @@ func TestChecker(t *testing.T) {
 		{"a step of the database's clock must not end a lease any earlier", then(
 			begun, at(1, begins(1, "w1", 1, "0/1", ev(1, 7))), at(2, bare(faultClockStep)), at(8, cancels("w1", 1, "lost")), taken(8),
 			at(8.9, begins(2, "w2", 2, "0/1", ev(1, 7))),
-		), "one-owner: projection tx, slot 7: w1 (generation 1) and w2 (generation 2) handle at the same time [1 5 7 11 13]"},
+		), "one-owner: w1 (generation 1) and w2 (generation 2) handled slot 7 of projection tx at the same time [1 5 7 11 13]"},
 		{"a step of the database's clock before the lease was granted does nothing", then(
 			at(0, bare(faultClockStep)), begun, at(1, begins(1, "w1", 1, "0/1", ev(1, 7))), at(8, cancels("w1", 1, "lost")), taken(9),
 			at(9.1, begins(2, "w2", 2, "0/1", ev(1, 7))),
-		), "one-owner: projection tx, slot 7: w1 (generation 1) and w2 (generation 2) handle at the same time [2 6 7 11 13]"},
+		), "one-owner: w1 (generation 1) and w2 (generation 2) handled slot 7 of projection tx at the same time [2 6 7 11 13]"},
 
 		// S2
 		{"nothing lost: a checkpoint passes what could be seen", then(
 			begun, at(1, writes(ev(1, 0), ev(2, 1), ev(3, 0))), at(2, commits("w1", 1, "0/1", 0, 1, ev(1, 0))),
 			at(3, commits("w1", 1, "0/1", 1, 3, ev(3, 0))),
-		), "nothing-lost: event 2 of projection tx was passed: the checkpoint of partition 0/1 moved from 1 to 3 without it [3 5 6 7]"},
+		), "nothing-lost: event 2 of projection tx was skipped: the checkpoint of partition 0/1 moved from 1 to 3 without it [3 5 6 7]"},
 		{"nothing lost: the very event that the checkpoint stands at", then(
 			begun, at(1, writes(ev(1, 0))), at(2, commits("w1", 1, "0/1", 0, 1)),
-		), "nothing-lost: event 1 of projection tx was passed: the checkpoint of partition 0/1 moved from 0 to 1 without it [3 5 6]"},
+		), "nothing-lost: event 1 of projection tx was skipped: the checkpoint of partition 0/1 moved from 0 to 1 without it [3 5 6]"},
 		{"nothing lost: an event that came late, but in time", then(
 			begun, at(1, writes(ev(5, 0)), writes(ev(2, 0)), writes(ev(3, 0))), at(2, commits("w1", 1, "0/1", 0, 2, ev(2, 0)), commits("w1", 1, "0/1", 2, 3)),
-		), "nothing-lost: event 3 of projection tx was passed: the checkpoint of partition 0/1 moved from 2 to 3 without it [3 7 8 9]"},
+		), "nothing-lost: event 3 of projection tx was skipped: the checkpoint of partition 0/1 moved from 2 to 3 without it [3 7 8 9]"},
 		{"nothing lost: what belongs to another partition, or is beyond, is not passed", then(
 			begun, at(0, opens(2, 2), on(runStopped, "w1", 1, ""), activates(2, 2), runs("w1", 2, "0/2")),
 			at(1, writes(ev(1, 0), ev(2, 1), ev(3, 2), ev(4, 4))), at(2, commits("w1", 2, "0/2", 0, 3, ev(1, 0), ev(3, 2))),
@@ -330,7 +330,7 @@ func TestChecker(t *testing.T) {
 			at(1, writes(ev(1, 0), ev(2, 1), ev(3, 0))), at(2, commits("w1", 2, "0/2", 0, 3, ev(1, 0), ev(3, 0))),
 			at(3, of(workerGone, "w2"), opens(3, 1), on(runStopped, "w1", 2, ""), activates(3, 1), runs("w1", 3, "0/1")),
 			at(4, writes(ev(4, 0)), commits("w1", 3, "0/1", 3, 4, ev(4, 0))),
-		), "nothing-lost: event 2 of projection tx was passed: w1 (generation 3) took partition 0/1 over at 3, and nobody had handled the event [11 16 19]"},
+		), "nothing-lost: event 2 of projection tx was skipped: w1 (generation 3) took over partition 0/1 at position 3 before any worker had handled the event [11 16 19]"},
 		{"nothing lost: a partition is handed over with slots that are ahead", then(
 			begun, at(0, opens(2, 2), on(runStopped, "w1", 1, ""), activates(2, 2), runs("w1", 2, "0/2"), of(workerStarts, "w2"), runs("w2", 2, "1/2")),
 			at(1, writes(ev(1, 0), ev(2, 1), ev(3, 0))), at(2, commits("w1", 2, "0/2", 0, 3, ev(1, 0), ev(3, 0))),
@@ -342,7 +342,7 @@ func TestChecker(t *testing.T) {
 			at(1, gap(gapWaited, "w9", 7), gap(gapWaited, "w1", 1), gap(gapWaited, "w2", 1), gap(gapPassed, "w1", 2), gap(gapPassed, "w2", 2)),
 			at(2, commits("w1", 1, "0/1", 0, 2, ev(2, 1)), commits("w1", 1, "0/1", 2, 3)),
 			at(3, writes(ev(1, 0))),
-		), "nothing-lost: event 1 of projection tx was passed: the checkpoint of partition 0/1 moved from 0 to 2 before the event could be seen [7 9 11 13]"},
+		), "nothing-lost: event 1 of projection tx was skipped: the checkpoint of partition 0/1 moved from 0 to 2 before the event was visible [7 9 11 13]"},
 		{"nothing lost: another partition may be beyond the gap", then(
 			begun, at(0, opens(2, 2), on(runStopped, "w1", 1, ""), activates(2, 2), runs("w1", 2, "0/2")),
 			at(1, writes(ev(2, 2))), at(2, commits("w1", 2, "0/2", 0, 2, ev(2, 2))), at(3, writes(ev(1, 1))),
@@ -350,59 +350,59 @@ func TestChecker(t *testing.T) {
 		{"nothing lost: an earlier generation has passed the gap", then(
 			begun, at(1, commits("w1", 1, "0/1", 0, 4), opens(2, 2), on(runStopped, "w1", 1, ""), activates(2, 2), runs("w1", 2, "0/2")),
 			at(2, commits("w1", 2, "0/2", 4, 5)), at(3, writes(ev(4, 1))),
-		), "nothing-lost: event 4 of projection tx was passed: the checkpoint of partition 0/1 moved from 0 to 4 before the event could be seen [5 11]"},
+		), "nothing-lost: event 4 of projection tx was skipped: the checkpoint of partition 0/1 moved from 0 to 4 before the event was visible [5 11]"},
 		{"nothing lost: an earlier generation has passed the gap, and later ones were behind", then(
 			begun, at(0, opens(2, 2), activates(2, 2)), at(1, commits("w1", 2, "0/2", 0, 4), commits("w2", 2, "1/2", 0, 9), commits("w1", 2, "0/2", 4, 9)),
 			at(2, opens(3, 1), activates(3, 1)), at(2, commits("w1", 3, "0/1", 0, 5)),
 			at(3, opens(4, 3), activates(4, 3)), at(3, commits("w1", 4, "0/3", 5, 6), commits("w2", 4, "1/3", 5, 6)), at(4, writes(ev(7, 2))),
-		), "nothing-lost: event 7 of projection tx was passed: the checkpoint of partition 0/2 moved from 4 to 9 before the event could be seen [9 17]"},
+		), "nothing-lost: event 7 of projection tx was skipped: the checkpoint of partition 0/2 moved from 4 to 9 before the event was visible [9 17]"},
 		{"nothing lost: a projection that comes later has everything to handle", then(
 			begun, at(1, writes(ev(1, 0), ev(2, 0))), at(2, commits("w1", 1, "0/1", 0, 2, ev(2, 0)).in("late")),
-		), "nothing-lost: event 1 of projection late was passed: the checkpoint of partition 0/1 moved from 0 to 2 without it [3 5 6]"},
+		), "nothing-lost: event 1 of projection late was skipped: the checkpoint of partition 0/1 moved from 0 to 2 without it [3 5 6]"},
 
 		// Scopes. a0 is an order and a1 is none.
 		{"within scope: what is out of it is not handled", then(
 			begun, at(1, writes(ev(1, 0), ev(2, 1)), begins(1, "w1", 1, "0/1", ev(1, 0)).in("orders"), begins(2, "w1", 1, "0/1", ev(2, 1)).in("orders")),
-		), "within-scope: event 2 (moved) is of a1, an aggregate of type parcel, and w1 (generation 1) has it in projection orders, which is about order only [4 7]"},
+		), "within-scope: w1 (generation 1) got event 2 (moved) of aggregate a1, which has the type parcel, in projection orders, whose scope is order [4 7]"},
 		{"within scope: nor is it in a batch", then(
 			begun, at(1, writes(ev(1, 0), ev(2, 1)), commits("w1", 1, "0/1", 0, 2, ev(1, 0), ev(2, 1)).in("orders")),
-		), "within-scope: event 2 (moved) is of a1, an aggregate of type parcel, and w1 (generation 1) has it in projection orders, which is about order only [4 6]"},
+		), "within-scope: w1 (generation 1) got event 2 (moved) of aggregate a1, which has the type parcel, in projection orders, whose scope is order [4 6]"},
 		{"within scope: what is out of it may be passed, seen or not", then(
 			begun, at(1, writes(ev(1, 0), ev(2, 1)), commits("w1", 1, "0/1", 0, 5, ev(1, 0)).in("orders"), writes(ev(4, 1))),
 		), ""},
 		{"within scope: nothing else may, if it is seen", then(
 			begun, at(1, writes(ev(1, 0), ev(2, 1)), commits("w1", 1, "0/1", 0, 2).in("orders")),
-		), "nothing-lost: event 1 of projection orders was passed: the checkpoint of partition 0/1 moved from 0 to 2 without it [3 5 6]"},
+		), "nothing-lost: event 1 of projection orders was skipped: the checkpoint of partition 0/1 moved from 0 to 2 without it [3 5 6]"},
 		{"within scope: nor if it is not seen yet", then(
 			begun, at(1, writes(ev(1, 0), ev(2, 1)), commits("w1", 1, "0/1", 0, 5, ev(1, 0)).in("orders"), writes(ev(4, 0))),
-		), "nothing-lost: event 4 of projection orders was passed: the checkpoint of partition 0/1 moved from 0 to 5 before the event could be seen [6 7]"},
+		), "nothing-lost: event 4 of projection orders was skipped: the checkpoint of partition 0/1 moved from 0 to 5 before the event was visible [6 7]"},
 
 		// Event types. 2 and 3 are moves, 4 is none.
 		{"within scope: nor is an event of another type", then(
 			begun, at(1, writes(ev(3, 0), ev(4, 0)), begins(3, "w1", 1, "0/1", ev(3, 0)).in("moves"), begins(4, "w1", 1, "0/1", ev(4, 0)).in("moves")),
-		), "within-scope: event 4 (made) is of a0, an aggregate of type order, and w1 (generation 1) has it in projection moves, which is about /moved only [4 7]"},
+		), "within-scope: w1 (generation 1) got event 4 (made) of aggregate a0, which has the type order, in projection moves, whose scope is /moved [4 7]"},
 		{"within scope: nor one that only its aggregate is within", then(
 			begun, at(1, writes(ev(4, 0)), commits("w1", 1, "0/1", 0, 4, ev(4, 0)).in("moved orders")),
-		), "within-scope: event 4 (made) is of a0, an aggregate of type order, and w1 (generation 1) has it in projection moved orders, which is about order/moved only [4 6]"},
+		), "within-scope: w1 (generation 1) got event 4 (made) of aggregate a0, which has the type order, in projection moved orders, whose scope is order/moved [4 6]"},
 		{"within scope: an event of another type may be passed, one of the type may not", then(
 			begun, at(1, writes(ev(3, 0), ev(4, 0), ev(6, 1)), commits("w1", 1, "0/1", 0, 3, ev(3, 0)).in("moves"), commits("w1", 1, "0/1", 3, 5).in("moves"), commits("w1", 1, "0/1", 5, 6).in("moves")),
-		), "nothing-lost: event 6 of projection moves was passed: the checkpoint of partition 0/1 moved from 5 to 6 without it [3 5 7 8]"},
+		), "nothing-lost: event 6 of projection moves was skipped: the checkpoint of partition 0/1 moved from 5 to 6 without it [3 5 7 8]"},
 
 		// S3
 		{"nothing twice: two commits hold one event", then(
 			begun, at(1, commits("w1", 1, "0/1", 0, 1, ev(1, 7)), on(runStopped, "w1", 1, "")), taken(2),
 			at(3, commits("w2", 2, "0/1", 0, 2, ev(1, 7))),
-		), "nothing-twice: event 1 of projection tx is committed twice: by w1 (generation 1) and by w2 (generation 2) [3 5 10 12]"},
+		), "nothing-twice: event 1 of projection tx was committed by w1 (generation 1) and by w2 (generation 2) [3 5 10 12]"},
 		{"nothing twice: one commit holds it twice", then(
 			begun, at(1, commits("w1", 1, "0/1", 0, 1, ev(1, 7), ev(1, 7))),
-		), "nothing-twice: event 1 of projection tx is committed twice: by w1 (generation 1) and by w1 (generation 1) [3 5]"},
+		), "nothing-twice: event 1 of projection tx was committed by w1 (generation 1) and by w1 (generation 1) [3 5]"},
 		{"nothing twice: each projection has its own", then(
 			begun, at(1, commits("w1", 1, "0/1", 0, 1, ev(1, 7)), commits("w1", 1, "0/1", 0, 1, ev(1, 7)).in("plain")),
 		), ""},
 		{"nothing twice: a plain handler sees what is committed", then(
 			begun, at(1, commits("w1", 1, "0/1", 0, 1, ev(1, 7)).in("plain")), taken(2),
 			at(3, begins(1, "w2", 2, "0/1", ev(1, 7)).in("plain")),
-		), "nothing-twice: event 1 of projection plain is handled by w2 (generation 2) although w1 (generation 1) has committed it [5 7 9 11]"},
+		), "nothing-twice: w2 (generation 2) handled event 1 of projection plain, which w1 (generation 1) had committed [5 7 9 11]"},
 		{"nothing twice: a plain handler sees what was not committed", then(
 			begun, at(1, begins(1, "w1", 1, "0/1", ev(1, 7)).in("plain"), of(workerGone, "w1")), taken(2),
 			at(3, begins(2, "w2", 2, "0/1", ev(1, 7)).in("plain")),
@@ -414,40 +414,40 @@ func TestChecker(t *testing.T) {
 		{"nothing twice: but it has had time to look at its clock", then(
 			begun, z[0], taken(10), at(11, commits("w2", 2, "0/1", 0, 1, ev(1, 7)).in("plain")), z[1],
 			at(15.1, begins(1, "w1", 1, "0/1", ev(1, 7)).in("plain")),
-		), "nothing-twice: event 1 of projection plain is handled by w1 (generation 1) although w2 (generation 2) has committed it [1 9 11 13]"},
+		), "nothing-twice: w1 (generation 1) handled event 1 of projection plain, which w2 (generation 2) had committed [1 9 11 13]"},
 		{"nothing twice: but its lease was not over by the commit", then(
 			begun, z[0], taken(8), at(9, commits("w2", 2, "0/1", 0, 1, ev(1, 7)).in("plain")), z[1],
 			at(15, begins(1, "w1", 1, "0/1", ev(1, 7)).in("plain")),
-		), "nothing-twice: event 1 of projection plain is handled by w1 (generation 1) although w2 (generation 2) has committed it [1 5 9 11 12 13]"},
+		), "nothing-twice: w1 (generation 1) handled event 1 of projection plain, which w2 (generation 2) had committed [1 5 9 11 12 13]"},
 		{"nothing twice: but it has asked again since", then(
 			begun, z[0], taken(10), at(11, commits("w2", 2, "0/1", 0, 1, ev(1, 7)).in("plain")), z[1],
 			at(15, asks("w1"), begins(1, "w1", 1, "0/1", ev(1, 7)).in("plain")),
-		), "nothing-twice: event 1 of projection plain is handled by w1 (generation 1) although w2 (generation 2) has committed it [5 9 11 12 13 14]"},
+		), "nothing-twice: w1 (generation 1) handled event 1 of projection plain, which w2 (generation 2) had committed [5 9 11 12 13 14]"},
 		{"nothing twice: but it has committed it itself", then(
 			begun, at(1, commits("w1", 1, "0/1", 0, 1, ev(1, 7)).in("plain")), z[0], z[1],
 			at(15, begins(1, "w1", 1, "0/1", ev(1, 7)).in("plain")),
-		), "nothing-twice: event 1 of projection plain is handled by w1 (generation 1) although w1 (generation 1) has committed it [1 3 5 6 7 8]"},
+		), "nothing-twice: w1 (generation 1) handled event 1 of projection plain, which w1 (generation 1) had committed [1 3 5 6 7 8]"},
 		{"nothing twice: but it has committed it itself, by a request that was under way when it froze", then(
 			begun, z[0], at(11, commits("w1", 1, "0/1", 0, 1, ev(1, 7)).in("plain")), z[1],
 			at(15, begins(1, "w1", 1, "0/1", ev(1, 7)).in("plain")),
-		), "nothing-twice: event 1 of projection plain is handled by w1 (generation 1) although w1 (generation 1) has committed it [1 3 5 6 7 8]"},
+		), "nothing-twice: w1 (generation 1) handled event 1 of projection plain, which w1 (generation 1) had committed [1 3 5 6 7 8]"},
 
 		// S4
 		{"in order: a commit comes after a later one of the aggregate", then(
 			begun, at(1, commits("w1", 1, "0/1", 0, 2, ev(2, 7)), commits("w1", 1, "0/1", 2, 3, ev(1, 7))),
-		), "in-order: projection tx, aggregate a7: event 1 is committed after event 2 [3 5 6]"},
+		), "in-order: event 1 of aggregate a7 was committed after event 2 in projection tx [3 5 6]"},
 		{"in order: within one commit", then(
 			begun, at(1, commits("w1", 1, "0/1", 0, 2, ev(2, 7), ev(1, 7))),
-		), "in-order: projection tx, aggregate a7: event 1 is committed after event 2 [3 5]"},
+		), "in-order: event 1 of aggregate a7 was committed after event 2 in projection tx [3 5]"},
 		{"in order: another aggregate may be behind", then(
 			begun, at(1, commits("w1", 1, "0/1", 0, 2, ev(2, 7)), commits("w1", 1, "0/1", 2, 3, event{position: 1, aggregate: "b", slot: 7})),
 		), ""},
 		{"in order: a handler goes back to before what is committed", then(
 			begun, at(1, commits("w1", 1, "0/1", 0, 2, ev(2, 7)), begins(1, "w1", 1, "0/1", ev(1, 7))),
-		), "in-order: projection tx, aggregate a7: w1 (generation 1) handles event 1 after event 2 was committed [1 3 5 6]"},
+		), "in-order: w1 (generation 1) handled event 1 of aggregate a7 in projection tx after the commit of event 2 [1 3 5 6]"},
 		{"in order: a transactional handler goes back to what is committed", then(
 			begun, at(1, commits("w1", 1, "0/1", 0, 2, ev(2, 7)), begins(1, "w1", 1, "0/1", ev(2, 7))),
-		), "in-order: projection tx, aggregate a7: w1 (generation 1) goes back to event 2, which w1 (generation 1) has committed [1 3 5 6]"},
+		), "in-order: w1 (generation 1) went back to event 2 of aggregate a7 in projection tx, which w1 (generation 1) had committed [1 3 5 6]"},
 		{"in order: a handler goes on after what is committed", then(
 			begun, at(1, commits("w1", 1, "0/1", 0, 2, ev(2, 7)), begins(1, "w1", 1, "0/1", ev(3, 7))),
 		), ""},
@@ -466,49 +466,49 @@ func TestChecker(t *testing.T) {
 		{"only grow: a number may be left out", then(begun, at(1, opens(7, 1), activates(7, 1))), ""},
 		{"only grow: a commit under a generation that is over", then(
 			begun, taken(2), at(3, commits("w1", 1, "0/1", 0, 1, ev(1, 7))),
-		), "only-grow: w1 (generation 1) commits while generation 2 is active [1 3 4 8 10]"},
+		), "only-grow: w1 (generation 1) committed while generation 2 was active [1 3 4 8 10]"},
 		{"only grow: a commit while the next one waits", then(
 			begun, at(2, opens(2, 2)), at(3, commits("w1", 1, "0/1", 0, 1, ev(1, 7))),
 		), ""},
 		{"only grow: a commit under a generation that is not active yet", then(
 			begun, at(2, opens(2, 1)), at(3, commits("w1", 2, "0/1", 0, 1, ev(1, 7))),
-		), "only-grow: w1 (generation 2) commits while generation 1 is active [1 3 4 6]"},
+		), "only-grow: w1 (generation 2) committed while generation 1 was active [1 3 4 6]"},
 		{"only grow: a commit before any is active", then(
 			at(0, opens(1, 1)), at(3, commits("w1", 1, "0/1", 0, 1, ev(1, 7))),
-		), "only-grow: w1 (generation 1) commits, and no generation is active [0 1]"},
+		), "only-grow: w1 (generation 1) committed while no generation was active [0 1]"},
 
 		// S6
 		{"agreement: another total than was decided", then(at(0, opens(1, 2), activates(1, 2), runs("w1", 1, "0/3"))),
-			"agreement: w1 runs partition 0/3 of generation 1, which has 2 partitions [1 2]"},
+			"agreement: w1 ran partition 0/3 of generation 1, which has 2 partitions [1 2]"},
 		{"agreement: a partition that there is not", then(at(0, opens(1, 2), activates(1, 2), runs("w1", 1, "2/2"))),
-			"agreement: w1 runs partition 2/2 of generation 1, which has 2 partitions [1 2]"},
+			"agreement: w1 ran partition 2/2 of generation 1, which has 2 partitions [1 2]"},
 		{"agreement: two workers run one partition", then(begun, at(1, on(runStopped, "w1", 1, ""), runs("w2", 1, "0/1"))),
-			"agreement: w1 and w2 both run partition 0/1 of generation 1 [3 4 6]"},
+			"agreement: w1 and w2 both ran partition 0/1 of generation 1 [3 4 6]"},
 		{"agreement: never activated", then(at(0, opens(1, 1), runs("w1", 1, "0/1"))),
-			"agreement: w1 runs generation 1, which was never activated [0 1]"},
+			"agreement: w1 ran generation 1, which was never activated [0 1]"},
 		{"agreement: a handler under what the worker does not run", then(
 			begun, at(1, begins(1, "w1", 1, "0/2", ev(1, 0))),
-		), "agreement: w1 handles events of partition 0/2 of generation 1, which it does not run [3 4 5]"},
+		), "agreement: w1 handled events of partition 0/2 of generation 1, which it does not run [3 4 5]"},
 		{"agreement: a handler under a generation that the worker does not run yet", then(
 			begun, at(1, opens(2, 1), activates(2, 1), begins(1, "w1", 2, "0/1", ev(1, 0))),
-		), "agreement: w1 handles events of partition 0/1 of generation 2, which it does not run [4 6 7]"},
+		), "agreement: w1 handled events of partition 0/1 of generation 2, which it does not run [4 6 7]"},
 		{"agreement: a handler after all was reported to have stopped", then(
 			begun, at(1, on(runStopped, "w1", 1, ""), begins(1, "w1", 1, "0/1", ev(1, 0))),
-		), "agreement: w1 handles events of partition 0/1 of generation 1, which it does not run [3 6]"},
+		), "agreement: w1 handled events of partition 0/1 of generation 1, which it does not run [3 6]"},
 		{"agreement: an older generation that has stopped is not the one that runs", then(
 			begun, at(1, opens(2, 1), activates(2, 1), runs("w1", 2, "0/1"), on(runStopped, "w1", 1, ""), begins(1, "w1", 2, "0/1", ev(1, 0))),
 		), ""},
 		{"agreement: an event of another partition is handled", then(
 			at(0, opens(1, 2), activates(1, 2), runs("w1", 1, "0/2"), begins(1, "w1", 1, "0/2", ev(1, 2), ev(2, 3))),
-		), "agreement: event 2 is in slot 3, which is not of partition 0/2, and w1 (generation 1) has it there [1 2 3]"},
+		), "agreement: w1 (generation 1) got event 2 in partition 0/2, which does not own the event's slot, 3 [1 2 3]"},
 		{"agreement: an event of another partition is committed", then(
 			at(0, opens(1, 2), activates(1, 2), runs("w1", 1, "0/2"), commits("w1", 1, "0/2", 0, 2, ev(1, 2), ev(2, 3))),
-		), "agreement: event 2 is in slot 3, which is not of partition 0/2, and w1 (generation 1) has it there [1 2 3]"},
+		), "agreement: w1 (generation 1) got event 2 in partition 0/2, which does not own the event's slot, 3 [1 2 3]"},
 		{"agreement: a commit for another total", then(begun, at(1, commits("w1", 1, "0/2", 0, 2))),
-			"agreement: w1 (generation 1) commits for partition 0/2, and its generation has 1 partitions [3 4 5]"},
+			"agreement: w1 (generation 1) committed for partition 0/2 of a generation with 1 partitions [3 4 5]"},
 		{"agreement: a late start with a lease that runs on", then(
 			at(0, asks("w1"), opens(1, 1), activates(1, 1)), at(5, opens(2, 1), activates(2, 1)), at(9.9, runs("w1", 1, "0/1")),
-		), "agreement: w1 starts generation 1 while generation 2 is active and its own lease is not over [0 2 4 5]"},
+		), "agreement: w1 started generation 1 while generation 2 was active and its own lease was not over [0 2 4 5]"},
 		{"agreement: a late start, and the lease is over", then(
 			at(0, asks("w1"), opens(1, 1), activates(1, 1)), at(5, opens(2, 1), activates(2, 1)), at(10, runs("w1", 1, "0/1")),
 		), ""},
@@ -521,13 +521,13 @@ func TestChecker(t *testing.T) {
 		{"one owner: but the lease has to be waited for", then(
 			begun, at(1, begins(1, "w1", 1, "0/1", ev(1, 0))), at(2, cancels("w1", 1, "")), at(3, of(workerReturns, "w1")),
 			taken(9), at(9, begins(2, "w2", 2, "0/1", ev(1, 0))),
-		), "one-owner: projection tx, slot 0: w1 (generation 1) and w2 (generation 2) handle at the same time [1 5 6 11 13]"},
+		), "one-owner: w1 (generation 1) and w2 (generation 2) handled slot 0 of projection tx at the same time [1 5 6 11 13]"},
 		{"agreement: a worker that has given up calls no handler", then(
 			begun, at(3, of(workerReturns, "w1"), begins(1, "w1", 1, "0/1", ev(1, 0))),
-		), "agreement: w1 handles events of partition 0/1 of generation 1, which it does not run [3 6]"},
+		), "agreement: w1 handled events of partition 0/1 of generation 1, which it does not run [3 6]"},
 		{"recovers: a worker that has given up runs nothing", then(
 			begun, at(1, of(workerStarts, "w2"), of(workerReturns, "w1")), at(2, bare(healed)), at(32, bare(settled)),
-		), "recovers: nobody runs partition 0/1 of generation 1, 30s after the faults stopped [3 4 7 8]"},
+		), "recovers: no worker ran partition 0/1 of generation 1 30s after the faults stopped [3 4 7 8]"},
 
 		// Replica sets
 		{"two sets count their generations apart", then(
@@ -537,26 +537,26 @@ func TestChecker(t *testing.T) {
 		{"only grow: a projection moves, and its generation does not grow", then(
 			begun, secondSet(at(0, of(workerStarts, "v1"), asks("v1"), opens(1, 1), activates(1, 1), runs("v1", 1, "0/1"))),
 			at(1, commits("w1", 1, "0/1", 0, 1)), secondSet(at(2, commits("v1", 1, "0/1", 1, 2))),
-		), "only-grow: projection tx has moved to another replica set, and its generation does not grow: v1 (generation 1) commits after w1 (generation 1) [8 10 11]"},
+		), "only-grow: projection tx moved to another replica set without a higher generation: v1 (generation 1) committed after w1 (generation 1) [8 10 11]"},
 		{"one owner: two workers of two sets", then(
 			begun, secondSet(at(0, of(workerStarts, "v1"), asks("v1"), opens(2, 1), activates(2, 1), runs("v1", 2, "0/1"))),
 			at(1, begins(1, "w1", 1, "0/1", ev(1, 0))), secondSet(at(2, begins(2, "v1", 2, "0/1", ev(1, 0)))),
-		), "one-owner: projection tx, slot 0: w1 (generation 1) and v1 (generation 2) handle at the same time [1 8 10 11]"},
+		), "one-owner: w1 (generation 1) and v1 (generation 2) handled slot 0 of projection tx at the same time [1 8 10 11]"},
 		{"nothing twice: by a worker of another set", then(
 			begun, secondSet(at(0, of(workerStarts, "v1"), asks("v1"), opens(2, 1), activates(2, 1), runs("v1", 2, "0/1"))),
 			at(1, commits("w1", 1, "0/1", 0, 1, ev(1, 0))), secondSet(at(2, commits("v1", 2, "0/1", 0, 1, ev(1, 0)))),
-		), "nothing-twice: event 1 of projection tx is committed twice: by w1 (generation 1) and by v1 (generation 2) [8 10 11]"},
+		), "nothing-twice: event 1 of projection tx was committed by w1 (generation 1) and by v1 (generation 2) [8 10 11]"},
 		{"recovers: each set for itself", then(
 			begun, secondSet(at(0, of(workerStarts, "v1"), asks("v1"), opens(1, 1))), at(2, bare(healed)), at(32, bare(settled)),
-		), "recovers: generation 1 was opened, and is not active 30s after the faults stopped [7 8 9]"},
+		), "recovers: generation 1 was opened and was not active 30s after the faults stopped [7 8 9]"},
 
 		// L1
 		{"recovers: the newest generation waits", then(
 			begun, at(1, opens(2, 2)), at(2, bare(healed)), at(32, bare(settled)),
-		), "recovers: generation 2 was opened, and is not active 30s after the faults stopped [3 5 6 7]"},
+		), "recovers: generation 2 was opened and was not active 30s after the faults stopped [3 5 6 7]"},
 		{"recovers: there is no generation", then(
 			at(0, of(workerStarts, "w1")), at(2, bare(healed)), at(32, bare(settled)),
-		), "recovers: there is no generation 30s after the faults stopped [1 2]"},
+		), "recovers: there was no generation 30s after the faults stopped [1 2]"},
 		{"recovers: nobody is left to do anything", then(
 			begun, at(1, writes(ev(1, 0)), opens(2, 2), of(workerGone, "w1")), at(2, bare(healed)), at(32, bare(settled)), at(40, bare(ended)),
 		), ""},
@@ -565,38 +565,38 @@ func TestChecker(t *testing.T) {
 		), ""},
 		{"recovers: nobody runs a partition", then(
 			begun, at(1, of(workerStarts, "w2"), on(runStopped, "w1", 1, "")), at(2, bare(healed)), at(32, bare(settled)),
-		), "recovers: nobody runs partition 0/1 of generation 1, 30s after the faults stopped [3 4 7 8]"},
+		), "recovers: no worker ran partition 0/1 of generation 1 30s after the faults stopped [3 4 7 8]"},
 		{"recovers: somebody runs it, but of the generation before", then(
 			begun, at(1, opens(2, 1), activates(2, 1)), at(2, bare(healed)), at(32, bare(settled)),
-		), "recovers: nobody runs partition 0/1 of generation 2, 30s after the faults stopped [6 7 8]"},
+		), "recovers: no worker ran partition 0/1 of generation 2 30s after the faults stopped [6 7 8]"},
 		{"recovers: somebody runs both partitions", then(
 			at(0, of(workerStarts, "w1"), opens(1, 2), activates(1, 2), runs("w1", 1, "0/2"), runs("w1", 1, "1/2")), at(2, bare(healed)), at(32, bare(settled)),
 		), ""},
 		{"recovers: somebody runs one of both", then(
 			at(0, of(workerStarts, "w1"), opens(1, 2), activates(1, 2), runs("w1", 1, "0/2")), at(2, bare(healed)), at(32, bare(settled)),
-		), "recovers: nobody runs partition 1/2 of generation 1, 30s after the faults stopped [2 4 5]"},
+		), "recovers: no worker ran partition 1/2 of generation 1 30s after the faults stopped [2 4 5]"},
 		{"recovers: a worker that is gone runs nothing", then(
 			begun, at(1, of(workerStarts, "w2"), of(workerGone, "w1")), at(2, bare(healed)), at(32, bare(settled)),
-		), "recovers: nobody runs partition 0/1 of generation 1, 30s after the faults stopped [3 4 7 8]"},
+		), "recovers: no worker ran partition 0/1 of generation 1 30s after the faults stopped [3 4 7 8]"},
 		{"recovers: a frozen worker runs a partition", then(
 			begun, at(1, of(workerStarts, "w2"), of(faultFreeze, "w1")), at(2, bare(healed)), at(32, bare(settled)),
-		), "recovers: partition 0/1 of generation 1 is still w1's, which is frozen, 30s after the faults stopped [1 3 4 6 7 8]"},
+		), "recovers: partition 0/1 of generation 1 still belonged to w1, which is frozen, 30s after the faults stopped [1 3 4 6 7 8]"},
 		{"recovers: a worker that is cut off runs a partition", then(
 			begun, at(1, of(workerStarts, "w2"), of(faultCutOff, "w1")), at(2, bare(healed)), at(32, bare(settled)),
-		), "recovers: partition 0/1 of generation 1 is still w1's, which is cut off, 30s after the faults stopped [1 3 4 6 7 8]"},
+		), "recovers: partition 0/1 of generation 1 still belonged to w1, which is cut off, 30s after the faults stopped [1 3 4 6 7 8]"},
 		{"recovers: it was frozen and cut off, and is back", then(
 			begun, at(1, of(workerStarts, "w2"), of(faultCutOff, "w1"), of(faultFreeze, "w1")), at(2, bare(healed)),
 			at(3, of(faultThaw, "w1"), bare(faultMended)), at(32, bare(settled)),
 		), ""},
 		{"recovers: an event is not handled, and nobody has passed it", then(
 			begun, at(1, writes(ev(1, 0)), writes(ev(2, 7))), at(2, commits("w1", 1, "0/1", 0, 1, ev(1, 0)), bare(healed)), at(32, bare(settled)),
-		), "recovers: event 2 of projection tx is not handled 30s after the faults stopped: it is in no commit, and no checkpoint is known to have passed it [3 4 6 7 8 9]"},
+		), "recovers: event 2 of projection tx was not handled 30s after the faults stopped: no commit holds it, and no checkpoint has passed it [3 4 6 7 8 9]"},
 		{"recovers: what becomes visible after the heal has time until the end", then(
 			begun, at(2, bare(healed)), at(31, writes(ev(1, 0))), at(32, bare(settled)),
 		), ""},
 		{"recovers: but not longer", then(
 			begun, at(2, bare(healed)), at(31, writes(ev(1, 0))), at(32, bare(settled)), at(42, bare(ended)),
-		), "recovers: event 1 of projection tx is not handled 40s after the faults stopped: it is in no commit, and no checkpoint is known to have passed it [3 4 5 6 8]"},
+		), "recovers: event 1 of projection tx was not handled 40s after the faults stopped: no commit holds it, and no checkpoint has passed it [3 4 5 6 8]"},
 		{"recovers: a history that was broken off has not settled", then(
 			at(0, writes(ev(1, 0))), begun, at(2, bare(healed)), at(3, bare(ended)),
 		), ""},
@@ -607,13 +607,13 @@ func TestChecker(t *testing.T) {
 		// L2
 		{"stays still: a generation out of nothing", then(
 			begun, at(2, bare(healed)), at(32, bare(settled)), at(33, opens(2, 1)),
-		), "stays-still: generation 2 was opened though everything had settled and nothing has happened since [2 3 6 7]"},
+		), "stays-still: generation 2 was opened after everything had settled and nothing had happened since [2 3 6 7]"},
 		{"stays still: a session that is too slow", then(
 			begun, at(2, bare(healed)), at(32, bare(settled)), at(33, fact{kind: sessionForgone, worker: "w1", text: string(protocol.ForgoneSlow)}), at(34, opens(2, 1)),
 		), ""},
 		{"stays still: a session that was given up for something else", then(
 			begun, at(2, bare(healed)), at(32, bare(settled)), at(33, fact{kind: sessionForgone, worker: "w1", text: string(protocol.ForgoneSuspended)}), at(34, opens(2, 1)),
-		), "stays-still: generation 2 was opened though everything had settled and nothing has happened since [2 3 6 8]"},
+		), "stays-still: generation 2 was opened after everything had settled and nothing had happened since [2 3 6 8]"},
 		{"stays still: before that there may be one", then(
 			begun, at(2, bare(healed), opens(2, 1), activates(2, 1), runs("w1", 2, "0/1")), at(32, bare(settled)), at(33, bare(ended)),
 		), ""},
@@ -710,49 +710,49 @@ func TestCheckerOfBounds(t *testing.T) {
 	}{
 		// On the lease.
 		{"begun when four fifths are over", then(one, at(8.1, begins(1, "w1", 1, "0/1", ev(1, 0)))),
-			"on-lease: w1 (generation 1) begins to handle event 1, and has used its lease up: it may do so for 8s after the latest request that renewed it, and that was sent 8.1s ago"},
+			"on-lease: w1 (generation 1) began to handle event 1, although its lease allows that only for 8s after the latest renewal, which was sent 8.1s before"},
 		{"begun before", then(one, at(8, begins(1, "w1", 1, "0/1", ev(1, 0)))), ""},
 		{"frozen between deciding and calling", then(one, at(7, of(faultFreeze, "w1")), at(9, of(faultThaw, "w1"), begins(1, "w1", 1, "0/1", ev(1, 0)))), ""},
 		{"frozen in a call: the next one may not begin", then(one, at(7, begins(1, "w1", 1, "0/1", ev(1, 0)), of(faultFreeze, "w1")),
 			at(9, of(faultThaw, "w1"), ends(1, "w1", ""), begins(2, "w1", 1, "0/1", ev(2, 0)))),
-			"on-lease: w1 (generation 1) begins to handle event 2, and has used its lease up: it may do so for 8s after the latest request that renewed it, and that was sent 9s ago"},
+			"on-lease: w1 (generation 1) began to handle event 2, although its lease allows that only for 8s after the latest renewal, which was sent 9s before"},
 		{"goes on when four fifths are over", then(one, at(7, begins(1, "w1", 1, "0/1", ev(1, 0))), at(8.1, bare(faultDeploy))),
-			"on-lease: a handler of w1 (generation 1) that would listen still runs, 100ms after four fifths of its lease were over"},
+			"on-lease: a handler of w1 (generation 1) that obeys cancellation still ran 100ms after four fifths of its lease were over"},
 		{"goes on, as it is deaf", then(one, at(7, begins(1, "w1", 1, "0/1", ev(1, 0)).isDeaf()), at(8.1, bare(faultDeploy))), ""},
 
 		// Handled again.
 		{"a plain event is handled again", then(one, at(1, writes(ev(1, 0)), begins(1, "w1", 1, "0/1", ev(1, 0)).in("plain"), ends(1, "w1", ""), begins(2, "w1", 1, "0/1", ev(1, 0)).in("plain"))),
-			"nothing-twice: event 1 of projection plain is handled again by w1 (generation 1), though nothing has happened since w1 (generation 1) has handled it"},
+			"nothing-twice: w1 (generation 1) handled event 1 of projection plain again, although nothing had gone wrong since w1 (generation 1) handled it"},
 		{"as its handler failed", then(one, at(1, writes(ev(1, 0)), begins(1, "w1", 1, "0/1", ev(1, 0)).in("plain"), ends(1, "w1", "failed"), begins(2, "w1", 1, "0/1", ev(1, 0)).in("plain"))), ""},
 		{"as a reply was lost", then(one, at(1, writes(ev(1, 0)), begins(1, "w1", 1, "0/1", ev(1, 0)).in("plain"), ends(1, "w1", ""), of(faultLost, "w1"), begins(2, "w1", 1, "0/1", ev(1, 0)).in("plain"))), ""},
 		{"as its process has just woken", then(one, at(1, writes(ev(1, 0)), of(faultFreeze, "w1")), at(2, of(faultThaw, "w1")), at(2.02, begins(1, "w1", 1, "0/1", ev(1, 0)).in("plain"), ends(1, "w1", ""), begins(2, "w1", 1, "0/1", ev(1, 0)).in("plain"))), ""},
 		{"as a privilege was missing", then(one, at(1, writes(ev(1, 0)), denied(3)), at(2, begins(1, "w1", 1, "0/1", ev(1, 0)).in("plain"), ends(1, "w1", ""), begins(2, "w1", 1, "0/1", ev(1, 0)).in("plain"))), ""},
 		{"though no privilege is missing any more", then(one, at(1, writes(ev(1, 0)), denied(3)), at(4.1, begins(1, "w1", 1, "0/1", ev(1, 0)).in("plain"), ends(1, "w1", ""), begins(2, "w1", 1, "0/1", ev(1, 0)).in("plain"))),
-			"nothing-twice: event 1 of projection plain is handled again by w1 (generation 1), though nothing has happened since w1 (generation 1) has handled it"},
+			"nothing-twice: w1 (generation 1) handled event 1 of projection plain again, although nothing had gone wrong since w1 (generation 1) handled it"},
 		{"a transactional one may be", then(one, at(1, writes(ev(1, 0)), begins(1, "w1", 1, "0/1", ev(1, 0)), ends(1, "w1", ""), begins(2, "w1", 1, "0/1", ev(1, 0)))), ""},
 		{"what has stopped starts again", then(one, at(1, on(runStopped, "w1", 1, ""), runs("w1", 1, "0/1"))),
-			"agreement: w1 starts generation 1 again, which it had stopped"},
+			"agreement: w1 started generation 1 again after it had stopped it"},
 
 		// Members.
 		{"a leave without a generation", then(two, at(5, leaves("w2", "w2")), at(5.1, bare(faultDeploy))),
-			"agreement: w2 is no longer a member: w2, and no generation was opened for that"},
+			"agreement: no generation was opened after this: w2 is no longer a member: w2"},
 		{"a leave with one", then(two, at(5, leaves("w2", "w2"), lays(3, "w1")), at(5.1, bare(faultDeploy))), ""},
-		{"the first worker waits", then(at(0, joins("w1", "w1")), at(1, lays(1, "w1"))), "agreement: w1 joins with a window of 2s: w1, and no generation was opened for that"},
+		{"the first worker waits", then(at(0, joins("w1", "w1")), at(1, lays(1, "w1"))), "agreement: no generation was opened after this: w1 joins, join window 2s: w1"},
 		{"more than may run", then(two, at(5, third...), at(7, lays(3, "w1", "w2", "w3"))),
-			"agreement: generation 3 gives w3 1 partition, and it is to have 0: there are 3 members, and at most 2 partitions (0: no limit)"},
+			"agreement: generation 3 gave w3 1 partition instead of 0, with 3 members and a limit of 2 partitions (0: none)"},
 		{"one who stands by", then(two, at(5, third...), at(7, bare(faultDeploy))), ""},
 		{"one who stands by displaces another", then(two, at(5, third...), at(7, lays(3, "w1", "w3"))),
-			"agreement: generation 3 gives w2 0 partitions, and it is to have 1: there are 3 members, and at most 2 partitions (0: no limit)"},
+			"agreement: generation 3 gave w2 0 partitions instead of 1, with 3 members and a limit of 2 partitions (0: none)"},
 		{"one who stands by is left out", then(two, at(5, third...), at(6, leaves("w2", "w2"), lays(3, "w1"))),
-			"agreement: generation 3 gives w3 0 partitions, and it is to have 1: there are 2 members, and at most 2 partitions (0: no limit)"},
+			"agreement: generation 3 gave w3 0 partitions instead of 1, with 2 members and a limit of 2 partitions (0: none)"},
 		{"one who stands by takes over", then(two, at(5, third...), at(6, leaves("w1", "w1"), lays(3, "w3", "w2"))), ""},
 		{"a survivor gets another number", then(two, at(5, third...), at(6, leaves("w1", "w1"), lays(3, "w2", "w3"))),
-			"agreement: generation 3 gives partition 0 to w2, which had 1"},
+			"agreement: generation 3 gave partitions 0 to w2, which had 1 and must keep its numbers"},
 		{"its number is none any more", then(two, at(5, leaves("w1", "w1"), lays(3, "w2"))), ""},
-		{"a stranger", then(two, at(5, leaves("w1", "w1"), joins("w1", "w1~2"), lays(3, "w1", "w2"))), `agreement: generation 3 gives partition 0 to "w1", which is no member`},
-		{"two partitions for one", then(two, at(5, leaves("w1", "w1"), joins("w1", "w1~2"), lays(3, "w2", "w2"))), "agreement: generation 3 gives w2 2 partitions, and it is to have 1: there are 2 members, and at most 2 partitions (0: no limit)"},
+		{"a stranger", then(two, at(5, leaves("w1", "w1"), joins("w1", "w1~2"), lays(3, "w1", "w2"))), `agreement: generation 3 gave partition 0 to "w1", which is no member`},
+		{"two partitions for one", then(two, at(5, leaves("w1", "w1"), joins("w1", "w1~2"), lays(3, "w2", "w2"))), "agreement: generation 3 gave w2 2 partitions instead of 1, with 2 members and a limit of 2 partitions (0: none)"},
 		{"a join does not wait for others", then(one, at(1, joins("w2", "w2")), at(2.9, lays(2, "w1", "w2"))),
-			"stays-still: generation 2 was opened 1.9s after w2 had joined, and joins have 2s"},
+			"stays-still: generation 2 was opened 1.9s after w2 had joined, before the join window of 2s was over"},
 		{"a join has waited", then(one, at(1, joins("w2", "w2")), at(3, lays(2, "w1", "w2"))), ""},
 		{"a join while another one drains", then(one, at(1, joins("w2", "w2")), at(3, lays(2, "w1", "w2"), joins("w3", "w3"), leaves("w2", "w2"), lays(3, "w1", "w3"))), ""},
 
@@ -760,70 +760,70 @@ func TestCheckerOfBounds(t *testing.T) {
 		{"each gets what it wants", wide, ""},
 		{"the last gets what is left", then(wide, at(2, joins("w3", "w3").wants(3, 4)), at(4, lays(2, "w1", "w1", "w2", "w3"))), ""},
 		{"the last gets more", then(wide, at(2, joins("w3", "w3").wants(3, 4)), at(4, lays(2, "w1", "w1", "w2", "w3", "w3"))),
-			"agreement: generation 2 gives w3 2 partitions, and it is to have 1: there are 3 members, and at most 4 partitions (0: no limit)"},
+			"agreement: generation 2 gave w3 2 partitions instead of 1, with 3 members and a limit of 4 partitions (0: none)"},
 		{"who had less gets what has become free", then(wide, at(2, joins("w3", "w3").wants(3, 4)), at(4, lays(2, "w1", "w1", "w2", "w3"), leaves("w2", "w2"), lays(3, "w1", "w1", "w3", "w3"))), ""},
 		{"a limit that has become higher waits for nobody", then(wide, at(2, starts("w3", lease), joins("w3", "w3").wants(3, 4)), at(4, lays(2, "w1", "w1", "w2", "w3"), activates(2, 4)),
 			at(5, joins("w4", "w4").wants(1, 8), lays(3, "w1", "w1", "w2", "w3", "w3", "w3", "w4"))), ""},
 		{"a survivor keeps one number of two", then(wide, at(5, leaves("w2", "w2"), joins("w3", "w3").wants(1, 4), lays(2, "w3", "w1", "w1"))),
-			"agreement: generation 2 gives partition 1-2 to w1, which had 0-1"},
+			"agreement: generation 2 gave partitions 1-2 to w1, which had 0-1 and must keep its numbers"},
 		{"a limit that has become lower takes the last", then(wide, at(5, joins("w3", "w3").wants(1, 1), lays(2, "w1"))), ""},
 		{"a limit that has become lower leaves another", then(wide, at(5, joins("w3", "w3").wants(1, 1), lays(2, "w2"))),
-			"agreement: generation 2 gives w1 0 partitions, and it is to have 1: there are 3 members, and at most 1 partitions (0: no limit)"},
-		{"a partition of somebody else's", then(wide, at(0, runs("w2", 1, "1/3"))), "agreement: w2 runs partition 1/3 of generation 1, which is w1's"},
-		{"one partition of two", then(wide, at(0, runs("w1", 1, "0/3")), at(0.3, bare(faultDeploy))), "agreement: w1 runs 1 of its 2 partitions of generation 1"},
+			"agreement: generation 2 gave w1 0 partitions instead of 1, with 3 members and a limit of 1 partitions (0: none)"},
+		{"a partition of somebody else's", then(wide, at(0, runs("w2", 1, "1/3"))), "agreement: w2 ran partition 1/3 of generation 1, which belongs to w1"},
+		{"one partition of two", then(wide, at(0, runs("w1", 1, "0/3")), at(0.3, bare(faultDeploy))), "agreement: w1 ran 1 of its 2 partitions of generation 1"},
 		{"both", then(wide, at(0, runs("w1", 1, "0/3"), runs("w1", 1, "1/3")), at(0.3, bare(faultDeploy))), ""},
-		{"one of them twice", then(wide, at(0, runs("w1", 1, "0/3"), runs("w1", 1, "0/3"))), "agreement: w1 and w1 both run partition 0/3 of generation 1"},
+		{"one of them twice", then(wide, at(0, runs("w1", 1, "0/3"), runs("w1", 1, "0/3"))), "agreement: w1 and w1 both ran partition 0/3 of generation 1"},
 		{"a handler in the second", then(wide, at(0, runs("w1", 1, "0/3"), runs("w1", 1, "1/3"), begins(1, "w1", 1, "1/3", ev(1, 1)))), ""},
 		{"a handler in the third", then(wide, at(0, runs("w1", 1, "0/3"), runs("w1", 1, "1/3"), begins(1, "w1", 1, "2/3", ev(1, 2)))),
-			"agreement: w1 handles events of partition 2/3 of generation 1, which it does not run"},
+			"agreement: w1 handled events of partition 2/3 of generation 1, which it does not run"},
 		{"frozen between deciding and calling, while another lane's handler returns", then(wide, at(0, runs("w1", 1, "0/3"), runs("w1", 1, "1/3"), runs("w2", 1, "2/3")),
 			at(7, begins(1, "w1", 1, "0/3", ev(1, 0)), of(faultFreeze, "w1")), at(9, of(faultThaw, "w1"), ends(1, "w1", ""), begins(2, "w1", 1, "1/3", ev(2, 1)))), ""},
 
 		// Workers with settings of their own.
 		{"the other one's lease is longer", then(two, at(5, fact{kind: sessionAsks, worker: "w2", length: 2 * lease}), renews(5, 20, "w1"), at(20, begins(1, "w2", 2, "1/2", ev(1, 1)))), ""},
 		{"the other one's lease is as short", then(two, renews(5, 5, "w2"), renews(5, 14, "w1"), at(14, begins(1, "w2", 2, "1/2", ev(1, 1)))),
-			"on-lease: w2 (generation 2) begins to handle event 1, and has used its lease up: it may do so for 8s after the latest request that renewed it, and that was sent 9s ago"},
+			"on-lease: w2 (generation 2) began to handle event 1, although its lease allows that only for 8s after the latest renewal, which was sent 9s before"},
 		{"a handler is cancelled early, by another worker's settings", then(short, at(1, on(runDrains, "w1", 1, "")), at(2, cancels("w1", 1, ""))), ""},
 		{"a handler is cancelled too early by its own", then(short, at(1, on(runDrains, "w1", 1, "")), at(1.5, cancels("w1", 1, ""))),
-			"bounded: w1 cancels its handlers 500ms after it was asked to stop, and they have 1s"},
+			"bounded: w1 cancelled its handlers 500ms after it was asked to stop instead of after 1s"},
 		{"asked to stop, and does not give up in its own time", then(short, at(1, of(runDrains, "w1")), renews(2, 4, "w1")),
-			"bounded: w1 still runs generation 1, 3s after it was asked to stop: it has to give up after 2s"},
+			"bounded: w1 still ran generation 1 3s after it was asked to stop, and must give up after 2s"},
 
 		// Sets.
 		{"each set has its members", then(two, secondSet(at(5, starts("v1", lease), asks("v1"), joins("v1", "v1"), lays(1, "v1"), activates(1, 1)))), ""},
 		{"in the other set, a leave without a generation", then(two, secondSet(at(5, starts("v1", lease), asks("v1"), joins("v1", "v1"), lays(1, "v1"), activates(1, 1), joins("v2", "v2"), leaves("v1", "v1"))), at(5.1, bare(faultDeploy))),
-			"agreement: v1 is no longer a member: v1, and no generation was opened for that"},
+			"agreement: no generation was opened after this: v1 is no longer a member: v1"},
 
 		// Bounds.
 		{"a death is noticed late", then(two, at(5, of(workerGone, "w2")), renews(5, 17, "w1"), at(17, bare(faultDeploy))),
-			"bounded: w2 is still a member, 5s after its lease was over, and somebody has watched the clock for as long"},
+			"bounded: w2 was still a member 5s after its lease was over, although another worker had watched the clock for a lease"},
 		{"a death, and the others have not watched for a lease", then(two, at(5, of(workerGone, "w2")), renews(5, 9, "w1"), at(9, of(faultFreeze, "w1"), of(faultThaw, "w1")), renews(10, 17, "w1")), ""},
 		{"a death, and nobody is left", then(two, at(5, of(faultFreeze, "w1"), of(faultFreeze, "w2")), at(40, bare(faultDeploy))), ""},
 		{"asked to stop, and does not give up", then(one, renews(1, 12, "w1"), at(13, asks("w1"), of(runDrains, "w1")), renews(14, 22, "w1")),
-			"bounded: w1 still runs generation 1, 9s after it was asked to stop: it has to give up after 8s"},
+			"bounded: w1 still ran generation 1 9s after it was asked to stop, and must give up after 8s"},
 		{"asked to stop, and stops", then(one, renews(1, 12, "w1"), at(13, asks("w1"), of(runDrains, "w1")), renews(14, 20, "w1"), at(21, on(runStopped, "w1", 1, ""), asks("w1").stopped(1), leaves("w1", "w1")), at(22, bare(faultDeploy))), ""},
 		{"a handler is not cancelled", then(one, at(1, begins(1, "w1", 1, "0/1", ev(1, 0)), of(runDrains, "w1")), renews(2, 6, "w1")),
-			"bounded: a handler of w1 (generation 1) that would listen still runs, 5s after it was to stop, and cancelled after half of 8s"},
+			"bounded: a handler of w1 (generation 1) that obeys cancellation still ran 5s after it was asked to stop, and must be cancelled after half of 8s"},
 		{"a handler is deaf", then(one, at(1, begins(1, "w1", 1, "0/1", ev(1, 0)).isDeaf(), of(runDrains, "w1")), renews(2, 6, "w1")), ""},
 		{"a handler is cancelled, and goes on", then(one, at(1, begins(1, "w1", 1, "0/1", ev(1, 0)), of(runDrains, "w1")), renews(2, 5, "w1"), at(5, cancels("w1", 1, "")), at(5.5, bare(faultDeploy))),
-			"bounded: a handler of w1 (generation 1) that would listen still runs, 4.5s after it was to stop, and cancelled after half of 8s"},
+			"bounded: a handler of w1 (generation 1) that obeys cancellation still ran 4.5s after it was asked to stop, and must be cancelled after half of 8s"},
 		{"a handler is cancelled too early", then(one, at(1, on(runDrains, "w1", 1, "")), at(2, cancels("w1", 1, ""))),
-			"bounded: w1 cancels its handlers 1s after it was asked to stop, and they have 4s"},
+			"bounded: w1 cancelled its handlers 1s after it was asked to stop instead of after 4s"},
 		{"a handler is cancelled early, as the lease is over", then(one, at(1, on(runDrains, "w1", 1, "")), at(2, cancels("w1", 1, "lost"))), ""},
 		{"a worker goes on though there is a newer generation", then(two, renews(5, 6, "w1", "w2"), at(6, leaves("w2", "w2"), lays(3, "w1")), renews(7, 8, "w1")),
-			"bounded: w1 goes on with generation 2, 2s after generation 3 was opened"},
+			"bounded: w1 still ran generation 2 2s after generation 3 was opened"},
 		{"a worker stops, as there is a newer generation", then(two, renews(5, 6, "w1", "w2"), at(6, leaves("w2", "w2"), lays(3, "w1")), at(7, of(runDrains, "w1")), renews(7, 8, "w1")), ""},
 		{"a worker does not say that it has stopped", then(two, renews(5, 7, "w1", "w2"), at(7, on(runStopped, "w1", 2, "")), renews(8, 9, "w1", "w2")),
-			"bounded: w1 holds generation 2 for 2s, and neither runs it nor says that it has stopped"},
+			"bounded: w1 held generation 2 for 2s without running it or reporting a stop"},
 		{"a worker says so, and does not come back", then(two, renews(5, 7, "w1", "w2"), at(7, on(runStopped, "w1", 2, ""), asks("w1").stopped(2)), renews(8, 9, "w2")),
-			"bounded: w1 has stopped generation 2, which gives it a partition, and does not come back as somebody new for 2s"},
+			"bounded: w1 stopped generation 2, which gives it a partition, and did not rejoin for 2s"},
 		{"a worker says so, and does not come back, as its projection is another set's", then(two, renews(5, 7, "w1", "w2"), at(7, on(runStopped, "w1", 2, ""), asks("w1").stopped(2)), at(8, of(sessionTaken, "w1")), renews(8, 12, "w2")), ""},
 		{"a worker says so, and does not come back, as a privilege is missing", then(two, renews(5, 7, "w1", "w2"), at(7, on(runStopped, "w1", 2, ""), asks("w1").stopped(2)), at(7, denied(1)), renews(8, 9, "w2")), ""},
 		{"a worker says so, and comes back", then(two, renews(5, 7, "w1", "w2"), at(7, on(runStopped, "w1", 2, ""), asks("w1").stopped(2), leaves("w1", "w1"), joins("w1", "w1~2"), lays(3, "w1~2", "w2")), at(8, of(runDrains, "w2")), renews(8, 9, "w2")), ""},
 		{"nobody activates", then(one, renews(1, 5, "w1"), at(5, joins("w2", "w2")), at(7, lays(2, "w1", "w2"), on(runStopped, "w1", 1, ""), asks("w1").stopped(1)), renews(8, 9, "w1")),
-			"bounded: generation 2 waits for nobody, and is not active after 2s"},
+			"bounded: generation 2 waited for no worker, and was not active after 2s"},
 		{"nobody lets a joiner in", then(one, renews(1, 5, "w1"), at(5, joins("w2", "w2")), renews(6, 9, "w1")),
-			"bounded: w2 has joined, and has no partition after 4s"},
+			"bounded: w2 joined and had no partition after 4s"},
 	} {
 		t.Run(s.name, func(t *testing.T) {
 			got, _, _ := strings.Cut(judge(t, timed, then(s.facts)), " [")

@@ -16,13 +16,13 @@ func (c *checker) placeVacated(f fact) *violation {
 	w := c.worker(f.worker)
 	switch {
 	case !w.run.unset():
-		return broken(oneOwner, []fact{c.activated, w.run, f}, "%s leaves its place vacant, and runs partition %d/%d of generation %d", f.text, w.run.partition, w.run.total, w.run.generation)
+		return broken(oneOwner, []fact{c.activated, w.run, f}, "%s left its place vacant while it ran partition %d/%d of generation %d", f.text, w.run.partition, w.run.total, w.run.generation)
 	case len(w.calls) > 0:
-		return broken(oneOwner, []fact{c.activated, w.calls[0].begin, f}, "%s leaves its place vacant, and one of its handlers has not returned", f.text)
+		return broken(oneOwner, []fact{c.activated, w.calls[0].begin, f}, "%s left its place vacant before all of its handlers had returned", f.text)
 	}
 	m := c.find(f.text)
 	if m == nil || !m.vacated.unset() {
-		return broken(agreement, []fact{c.opened, f}, "%s leaves its place vacant, and has none", f.text)
+		return broken(agreement, []fact{c.opened, f}, "%s left a place vacant that it did not have", f.text)
 	}
 	m.vacated, m.holds = f, fact{}
 	for _, k := range c.placeOf(f.text) {
@@ -50,14 +50,14 @@ func (c *checker) placeTaken(f fact) *violation {
 	m, n, place := c.find(from), c.find(by), c.placeOf(from)
 	switch {
 	case m == nil || m.vacated.unset():
-		return broken(agreement, []fact{c.opened, f}, "%s takes the place of %s, which is not vacant", by, from)
+		return broken(agreement, []fact{c.opened, f}, "%s took the place of %s, which is not vacant", by, from)
 	case n == nil || n.drained || !n.vacated.unset():
-		return broken(agreement, []fact{c.opened, m.vacated, f}, "%s takes the place of %s, and can have none", by, from)
+		return broken(agreement, []fact{c.opened, m.vacated, f}, "%s took the place of %s, although it may not have partitions", by, from)
 	case len(c.placeOf(by)) > 0 || len(place) == 0:
-		return broken(agreement, []fact{c.opened, m.vacated, f}, "%s takes the place of %s with partitions %s, and has %s",
+		return broken(agreement, []fact{c.opened, m.vacated, f}, "%s took the place of %s with partitions %s, although it had partitions %s",
 			by, from, protocol.Numbers(place), protocol.Numbers(c.placeOf(by)))
 	case f.read >= m.vacated.read+m.vacated.length && c.stepped.step < m.vacated.step:
-		return broken(agreement, []fact{m.vacated, f}, "%s takes the place of %s, which was kept until %s before", by, from, f.read-m.vacated.read-m.vacated.length)
+		return broken(agreement, []fact{m.vacated, f}, "%s took the place of %s, whose window had ended %s before", by, from, f.read-m.vacated.read-m.vacated.length)
 	}
 	c.layout = slices.Clone(c.layout)
 	for _, k := range place {
@@ -82,10 +82,10 @@ func (c *checker) placeTaken(f fact) *violation {
 func (c *checker) placeLapsed(f fact) *violation {
 	m := c.find(f.text)
 	if m == nil || m.vacated.unset() {
-		return broken(agreement, []fact{c.opened, f}, "the place of %s is given up, and is not vacant", f.text)
+		return broken(agreement, []fact{c.opened, f}, "the place of %s lapsed, although it was not vacant", f.text)
 	}
 	if kept := f.read - m.vacated.read; kept < m.vacated.length && !m.drained && c.limit == 0 && c.stepped.step < m.vacated.step {
-		return broken(agreement, []fact{m.vacated, f}, "the place of %s is given up after %s, and was to be kept for %s", f.text, kept, m.vacated.length)
+		return broken(agreement, []fact{m.vacated, f}, "the place of %s lapsed after %s instead of %s", f.text, kept, m.vacated.length)
 	}
 	return nil
 }
@@ -105,7 +105,7 @@ func (c *checker) lapses(m *member, f fact) *violation {
 	if f.at <= max(due, late)+c.notice(c.setup.timing) {
 		return nil
 	}
-	return broken(bounded, []fact{m.joined, m.vacated, c.opened, f}, "the place of %s is still kept for a replacement, %s after its time", m.id, (f.at - due).Round(time.Millisecond))
+	return broken(bounded, []fact{m.joined, m.vacated, c.opened, f}, "the place of %s was still kept %s after the end of its window", m.id, (f.at - due).Round(time.Millisecond))
 }
 
 // afterLeaving: what a worker commits for a place that it has left vacant was sent before,
@@ -115,6 +115,6 @@ func (c *checker) afterLeaving(f fact) *violation {
 	if !ok || left.worker != f.worker {
 		return nil
 	}
-	return broken(onlyGrow, []fact{c.activated, left, c.owners[ownerKey{f.generation, f.partition}], f}, "%s commits for partition %d/%d, after it has left that vacant",
+	return broken(onlyGrow, []fact{c.activated, left, c.owners[ownerKey{f.generation, f.partition}], f}, "%s committed for partition %d/%d after it had left that place vacant",
 		owner(f), f.partition, f.total)
 }

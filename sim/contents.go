@@ -129,7 +129,7 @@ func (c contents) differs(got contents) error {
 		if len(missing) > 0 {
 			parts = append(parts, "lacks "+some(missing))
 		}
-		return fmt.Errorf("table %s is not as it is when nothing goes wrong: it %s", table, strings.Join(parts, ", and "))
+		return fmt.Errorf("table %s differs from a run without faults: it %s", table, strings.Join(parts, " and "))
 	}
 	return nil
 }

@@ -94,7 +94,7 @@ func TestHarnessComparesTables(t *testing.T) {
 		setup      string
 		fails      string // what the report says; "": nothing does
 	}{
-		"counts twice": {func(db *sql.DB) orchestrator.Projection[Deposit] { return Balances{db} }, "", "table balances is not as it is when nothing goes wrong: it has (\"account "},
+		"counts twice": {func(db *sql.DB) orchestrator.Projection[Deposit] { return Balances{db} }, "", "table balances differs from a run without faults: it has (\"account "},
 		"survives":     {func(db *sql.DB) orchestrator.Projection[Deposit] { return SafeBalances{Balances{db}} }, "", ""},
 		"what varies is left out": {func(db *sql.DB) orchestrator.Projection[Deposit] { return SafeBalances{Balances{db}} },
 			`, id serial, number int GENERATED ALWAYS AS IDENTITY, made timestamptz DEFAULT clock_timestamp(), at timestamptz DEFAULT CURRENT_TIMESTAMP, key uuid DEFAULT gen_random_uuid(), twice int GENERATED ALWAYS AS (2 * amount) STORED`, ""},

@@ -161,7 +161,7 @@ func (c *checker) noticed(p *checkedProjection, e event, appended, late fact, wo
 		since = max(since, w.deaf.at) // unnoticed until then
 	}
 	if took := late.at - since; took > s.slow(poll)+60*s.latency+s.typical+100*time.Millisecond {
-		return broken(bounded, []fact{appended, w.hears, w.deaf, late}, "event %d of projection %s was there for %s before it was handled, and %s looks every %s",
+		return broken(bounded, []fact{appended, w.hears, w.deaf, late}, "event %d of projection %s was visible for %s before it was handled, although %s polls every %s",
 			e.position, p.name, took, worker, poll)
 	}
 	return nil

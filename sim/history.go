@@ -153,34 +153,37 @@ func (f fact) String() string {
 			fmt.Fprintf(&b, ", lease %s", lease)
 		}
 	case workerGone:
-		b.WriteString("is gone")
+		b.WriteString("ended")
 	case workerReturns:
-		b.WriteString("gives up, and its handlers go on")
+		b.WriteString("gives up; its handlers go on")
 	case sessionTaken:
-		fmt.Fprintf(&b, "may not run %s, which another replica set runs", f.projection)
+		fmt.Fprintf(&b, "can't run %s: another replica set runs it", f.projection)
 	case sessionAttached:
-		fmt.Fprintf(&b, "has session %d of its own", f.from)
+		fmt.Fprintf(&b, "opened liveness session %d", f.from)
 	case sessionProven:
-		fmt.Fprintf(&b, "has heard that session %d is there", f.from)
+		fmt.Fprintf(&b, "proved liveness session %d", f.from)
 	case sessionEnded:
-		fmt.Fprintf(&b, "its session %d has ended", f.from)
+		fmt.Fprintf(&b, "liveness session %d ended", f.from)
 		if f.text != "" {
 			fmt.Fprintf(&b, ": %s", f.text)
 		}
 	case sessionForgone:
-		b.WriteString("goes by its lease alone")
+		b.WriteString("relies on its lease alone")
 	case hintsCome:
-		b.WriteString("hears hints of events")
+		b.WriteString("receives event notifications")
 	case hintsGone:
-		b.WriteString("hears hints of events no more")
+		b.WriteString("no longer receives event notifications")
 	case laneMissed:
-		fmt.Fprintf(&b, "misses a lane of generation %d", f.generation)
+		fmt.Fprintf(&b, "found a lane of generation %d missing", f.generation)
 	case presencePublished:
-		fmt.Fprintf(&b, "has published session %d", f.from)
+		fmt.Fprintf(&b, "published liveness session %d", f.from)
 	case sessionAsks:
-		b.WriteString("asks")
+		b.WriteString("request took effect")
+		if f.length != 0 {
+			b.WriteString(", lease")
+		}
 	case runStarts:
-		fmt.Fprintf(&b, "runs %d/%d of generation %d", f.partition, f.total, f.generation)
+		fmt.Fprintf(&b, "runs partition %d/%d of generation %d", f.partition, f.total, f.generation)
 	case runDrains:
 		fmt.Fprintf(&b, "drains generation %d", f.generation)
 	case runCancels:
@@ -190,9 +193,9 @@ func (f fact) String() string {
 	case runStopped:
 		fmt.Fprintf(&b, "stopped generation %d", f.generation)
 	case groupOpened:
-		fmt.Fprintf(&b, "opened generation %d of %d", f.generation, f.total)
+		fmt.Fprintf(&b, "opened generation %d with %s", f.generation, plural(f.total, "partition"))
 	case groupActivated:
-		fmt.Fprintf(&b, "activated generation %d of %d", f.generation, f.total)
+		fmt.Fprintf(&b, "activated generation %d with %s", f.generation, plural(f.total, "partition"))
 	case ordered:
 		fmt.Fprintf(&b, "an operator orders %s", f.order)
 	case holdOver:
@@ -202,7 +205,7 @@ func (f fact) String() string {
 	case promotionEnded:
 		fmt.Fprintf(&b, "the promotion of %s ends", f.projection)
 	case promoted:
-		fmt.Fprintf(&b, "%s takes the place of", f.projection)
+		fmt.Fprintf(&b, "%s takes over as the live version", f.projection)
 	case retired:
 		fmt.Fprintf(&b, "%s is retired", f.projection)
 	case projectionStarts:
@@ -210,12 +213,12 @@ func (f fact) String() string {
 	case workerExpired:
 		b.WriteString("expired")
 		if f.from > 0 {
-			fmt.Fprintf(&b, ", its session %d is missing", f.from)
+			fmt.Fprintf(&b, ", liveness session %d is missing", f.from)
 		}
 	case memberJoins:
-		b.WriteString("joins with a window of")
+		b.WriteString("joins, join window")
 	case joinRefused:
-		b.WriteString("joins too late: somebody new is in its place")
+		b.WriteString("join refused: a later incarnation is a member")
 	case memberLeaves:
 		b.WriteString("is no longer a member")
 	case placeVacated:
@@ -226,7 +229,7 @@ func (f fact) String() string {
 			fmt.Fprintf(&b, ": that of %s", f.layout[0])
 		}
 	case placeLapsed:
-		b.WriteString("its place is kept no longer")
+		b.WriteString("its vacant place lapsed")
 	case handlerBegins:
 		fmt.Fprintf(&b, "handles %s, %s", positions(f.events), lane)
 		if f.replay {
@@ -241,15 +244,15 @@ func (f fact) String() string {
 	case undone:
 		fmt.Fprintf(&b, "undone: %d to %d, %s", f.from, f.to, lane)
 	case proofAwaited:
-		fmt.Fprintf(&b, "waits for a proof, %s", lane)
+		fmt.Fprintf(&b, "waits for a proof of liveness, %s", lane)
 	case checkpointShown:
-		fmt.Fprintf(&b, "starts at %d, which a look has shown, %s", f.from, lane)
+		fmt.Fprintf(&b, "starts at checkpoint %d, read with its assignment, %s", f.from, lane)
 	case elsewhere:
-		fmt.Fprintf(&b, "has not heard of commit %d to %d, %s, and finds its checkpoint at neither", f.from, f.to, lane)
+		fmt.Fprintf(&b, "got no answer to commit %d to %d, %s, and finds its checkpoint at neither", f.from, f.to, lane)
 	case leftIdle:
-		fmt.Fprintf(&b, "finds its transaction ended, since the handler has left it idle, %s", lane)
+		fmt.Fprintf(&b, "lost its transaction: the handler left it idle for too long, %s", lane)
 	case faultLane:
-		fmt.Fprintf(&b, "ends without a word (fault), %s", lane)
+		fmt.Fprintf(&b, "lane ends unreported (fault), %s", lane)
 	case unreadable:
 		fmt.Fprintf(&b, "can't read event %d, %s", f.from, lane)
 	case readAgain:
@@ -265,27 +268,27 @@ func (f fact) String() string {
 	case parkedFull:
 		fmt.Fprintf(&b, "has no room to park event %d, %s", f.from, lane)
 	case parkRequested:
-		fmt.Fprintf(&b, "%s: an operator asks for parked event %d", f.projection, f.from)
+		fmt.Fprintf(&b, "%s: an operator's request for parked event %d", f.projection, f.from)
 	case parkOrdered:
-		fmt.Fprintf(&b, "%s: an operator orders to park event %d", f.projection, f.from)
+		fmt.Fprintf(&b, "%s: an operator orders event %d parked", f.projection, f.from)
 	case orderLocated:
-		fmt.Fprintf(&b, "knows whose event %d is, %s", f.from, lane)
+		fmt.Fprintf(&b, "found the partition of event %d, %s", f.from, lane)
 	case orderLapsed:
-		fmt.Fprintf(&b, "does not park event %d, %s", f.from, lane)
+		fmt.Fprintf(&b, "drops the order to park event %d, %s", f.from, lane)
 	case ordersLeft:
-		fmt.Fprintf(&b, "%s has in the end %d orders to park", f.projection, f.from)
+		fmt.Fprintf(&b, "%s has %d open orders to park events at the end", f.projection, f.from)
 	case parkedLeft:
-		fmt.Fprintf(&b, "%s has in the end parked %s", f.projection, positions(f.events))
+		fmt.Fprintf(&b, "%s has %s parked at the end", f.projection, positions(f.events))
 	case served:
 		fmt.Fprintf(&b, "%s is served", f.projection)
 	case turnMissed:
-		b.WriteString("gives a read up before its turn")
+		b.WriteString("gives up a read before its turn")
 	case gapWaited:
 		fmt.Fprintf(&b, "waits at gap %d", f.to)
 	case gapScoped:
 		fmt.Fprintf(&b, "found gap %d for a scope", f.to)
 	case gapPassed:
-		fmt.Fprintf(&b, "gap over, final to %d", f.to)
+		fmt.Fprintf(&b, "passed the gap, final to %d", f.to)
 	case appended:
 		fmt.Fprintf(&b, "appended %s", positions(f.events))
 	case rolledBack:
@@ -307,13 +310,13 @@ func (f fact) String() string {
 	case faultCrash:
 		b.WriteString("crashed (fault)")
 	case faultLeave:
-		b.WriteString("asked to leave")
+		b.WriteString("asked to stop")
 	case faultDeploy:
 		b.WriteString("deploy")
 	case faultLost:
-		b.WriteString("lost (fault)")
+		b.WriteString("message lost (fault)")
 	case faultSlow:
-		b.WriteString("slow (fault)")
+		b.WriteString("message slow (fault)")
 	case faultOther:
 		b.WriteString("fault")
 	case healed:
@@ -401,12 +404,12 @@ type setup struct {
 	rebuilds map[string]string
 }
 
-// A promise is one of those that the library makes.
+// A promise is one that the library makes. The checker names what it breaks.
 type promise string
 
 const (
 	oneOwner     promise = "one-owner"     // S1
-	onLease      promise = "on-lease"      // S1: nothing is begun on the last fifth of a lease
+	onLease      promise = "on-lease"      // S1
 	nothingLost  promise = "nothing-lost"  // S2
 	nothingTwice promise = "nothing-twice" // S3
 	inOrder      promise = "in-order"      // S4
@@ -416,27 +419,49 @@ const (
 	staysStill   promise = "stays-still"   // L2
 	bounded      promise = "bounded"       // L3
 
-	// obeys: what operators have ordered is so.
-	obeys promise = "obeys"
-	// underPolicy: a handler's failures lead to what the projection's policy says, and
-	// nothing else does.
+	obeys       promise = "obeys"
 	underPolicy promise = "under-policy"
-	// startsWhere: a new projection starts where it was told to, and stays there.
 	startsWhere promise = "starts-where"
-	// follows: a projection that is built anew handles what the live one has, and takes its
-	// place where that has stopped.
-	follows promise = "follows"
-	// withinScope: a projection is handed no event that is out of its scope.
+	follows     promise = "follows"
 	withinScope promise = "within-scope"
 )
+
+// promiseRules states each promise of the library in a clause.
+var promiseRules = map[promise]string{
+	oneOwner:     "two workers must not handle the same slot of a projection at the same time",
+	onLease:      "a handler must not begin or go on after its worker's lease or proof of liveness has run out",
+	nothingLost:  "every committed event must be handled",
+	nothingTwice: "each event must take effect once",
+	inOrder:      "the events of an aggregate must be handled in order",
+	onlyGrow:     "generations must only grow, and only the active one may commit",
+	agreement:    "workers must agree on the members and the partitions of a generation",
+	recovers:     "the workers must recover after the faults stop",
+	staysStill:   "no generation may be opened while nothing changes",
+	bounded:      "a worker may delay the others only within the documented bounds",
+
+	obeys:       "the workers must carry out what operators order",
+	underPolicy: "failures of a handler must lead to what the failure policy says",
+	startsWhere: "a new projection must start where its program says, and only once",
+	follows:     "a rebuild must stay behind the live projection, and take its place only where that has stopped",
+	withinScope: "a projection must get only events of its scope",
+}
 
 // A violation is a promise that was broken.
 type violation struct {
 	promise promise
-	// what says in one sentence what contradicts what.
+	// what is the fact that breaks the promise, as a clause.
 	what string
-	// facts are the few that made it, ascending; the last is where it showed.
+	// facts are the few that lead to it, in ascending order. The last one breaks the promise.
 	facts []fact
+}
+
+// sentence returns the promise and the fact that breaks it.
+func (v violation) sentence() string {
+	rule := promiseRules[v.promise]
+	if rule == "" {
+		return v.what
+	}
+	return rule + ", but " + v.what
 }
 
 // safety tells the promises about what must never happen from those about

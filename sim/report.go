@@ -46,7 +46,7 @@ func report(w io.Writer, r failure) {
 
 	fmt.Fprintf(&b, "reproduce: %s\n", r.command)
 	fmt.Fprintf(&b, "%s %s   step %d  t=%s\n", verdict(r.violation.promise), r.violation.promise, last.step, seconds(last.at, decimals))
-	for _, line := range wrap(r.violation.what, reportWidth-2) {
+	for _, line := range wrap(r.violation.sentence(), reportWidth-2) {
 		fmt.Fprintf(&b, "  %s\n", line)
 	}
 

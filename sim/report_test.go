@@ -199,7 +199,7 @@ func tellTwoOwners() (history, violation) {
 	mine.events = []event{{position: 5512, aggregate: "a3"}}
 	t.tell(41.2, mine)
 	h := t.history()
-	v := violation{promise: oneOwner, what: "orders, slot 1705 (a3): w4 (generation 10) and w2 (generation 9) handle it at the same time"}
+	v := violation{promise: oneOwner, what: "w4 (generation 10) and w2 (generation 9) handled slot 1705 of projection orders at the same time"}
 	for _, f := range h.facts {
 		if f.kind == faultFreeze || f.kind == workerExpired || f.kind == groupActivated && f.generation == 10 || f.call > 90000 {
 			v.facts = append(v.facts, f)
@@ -276,7 +276,7 @@ func TestReport(t *testing.T) {
 	// A promise about what must happen has no two facts that contradict each
 	// other; times that one decimal does not tell apart get more.
 	late := failure{command: "go test ./sim -run 'TestSeeds$' -sim.seed=12", history: h, violation: violation{
-		promise: recovers, what: "event 17 is handled by nobody, 31.2s after the faults stopped",
+		promise: recovers, what: "event 17 of projection orders was not handled 31.2s after the faults stopped",
 		facts: []fact{
 			{step: 4, at: 1200100 * time.Microsecond, kind: appended, events: []event{{position: 17, aggregate: "a3"}}},
 			{step: 5, at: 1200900 * time.Microsecond, kind: healed},
@@ -285,7 +285,7 @@ func TestReport(t *testing.T) {
 
 	// A violation with far too many facts.
 	crowd := failure{command: "go test ./sim -run 'TestSeeds$' -sim.seed=13", history: h, violation: violation{
-		promise: staysStill, what: "30 generations without a change in membership", facts: h.facts[:60]}, replay: "DIFFERS: something is not decided by the seed"}
+		promise: staysStill, what: "30 generations were opened", facts: h.facts[:60]}, replay: "DIFFERS: something is not decided by the seed"}
 
 	for name, r := range map[string]failure{"two_owners": whole, "many_workers": many, "liveness": late, "many_facts": crowd} {
 		var out strings.Builder
@@ -299,8 +299,8 @@ func TestReport(t *testing.T) {
 	}
 
 	var out strings.Builder
-	report(&out, failure{command: "x", violation: violation{promise: oneOwner, what: "nothing is known"}})
-	if want := "reproduce: x\nSAFETY one-owner   step 0  t=+0.0s\n  nothing is known\n"; out.String() != want {
+	report(&out, failure{command: "x", violation: violation{promise: "x", what: "nothing is known"}})
+	if want := "reproduce: x\nSAFETY x   step 0  t=+0.0s\n  nothing is known\n"; out.String() != want {
 		t.Errorf("an empty history: %s", gocmp.Diff(want, out.String()))
 	}
 }

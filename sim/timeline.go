@@ -133,7 +133,7 @@ func drawChart(h history, v *violation, title string) chart {
 func (d *drawing) violated(h history, v *violation) {
 	last := lastFact(h, v)
 	d.Verdict = fmt.Sprintf("%s %s, step %d, %s", verdict(v.promise), v.promise, last.step, exactly(last.at))
-	d.What, d.broken = oneLine(v.what), v.facts
+	d.What, d.broken = oneLine(v.sentence()), v.facts
 	d.Between = [2]float64{last.at.Seconds(), last.at.Seconds()}
 	for i, f := range v.facts {
 		d.Between[0] = min(d.Between[0], f.at.Seconds())

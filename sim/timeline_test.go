@@ -81,7 +81,7 @@ func TestTimelineOfViolation(t *testing.T) {
 	h, v := tellTwoOwners()
 	page := html.UnescapeString(pageOf(t, h, &v, "seed 8347"))
 	for _, want := range []string{
-		"SAFETY one-owner, step ", ", +41.2s", v.what,
+		"SAFETY one-owner, step ", ", +41.2s", v.sentence(),
 		`class="badge final"`, `class="line broken"`, `class="call broken"`, `class="row worker bad"`,
 	} {
 		if !strings.Contains(page, want) {

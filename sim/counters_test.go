@@ -177,7 +177,7 @@ func TestCountersTable(t *testing.T) {
 	if never := c.never(); len(never) != int(counterCount)-2 || never[0] != counterWords[countZombieRefused] {
 		t.Errorf("never: %q", never)
 	}
-	if want := "        6  a commit was refused, since another generation had taken over\n"; !strings.HasPrefix(c.String(), want) {
+	if want := "        6  a commit was refused because another generation had taken over\n"; !strings.HasPrefix(c.String(), want) {
 		t.Errorf("the table begins otherwise than %q:\n%s", want, c)
 	}
 	for i, words := range counterWords {

@@ -1,6 +1,7 @@
-// Package sim plays worlds in which everything goes wrong that the library must
-// survive, each from a seed, and demands the library's promises of each. A
-// [Harness] does it with a projection of yours.
+// Package sim tests a projection in simulated worlds: workers join and leave, crash,
+// freeze, lose connections and hand partitions over. Each world follows from a seed. A
+// [Harness] runs a projection in such worlds and compares its read model with the one
+// of a run without faults.
 //
 //	func TestBalancesSurvive(t *testing.T) {
 //		sim.Harness[Event]{
@@ -11,12 +12,13 @@
 //		}.Test(t)
 //	}
 //
-// A world is deterministic: one thread, a fake clock, and virtual workers around
-// the code that decides in production. Whatever happens in it follows from its
-// seed, so a failure can be had again, and is told in a few lines and in a page
-// that shows it. The method is that of FoundationDB and TigerBeetle.
+// A world is deterministic: it has one thread, a fake clock, and virtual workers around
+// the code that makes the decisions in production. The same seed gives the same run, so
+// a failure can be reproduced. Its report has a few lines, and a timeline page shows the
+// run. FoundationDB and TigerBeetle are tested with the same method.
 //
-// The package's own tests play worlds without a projection of anybody's:
+// The package's own tests play worlds without a user's projection, and check the
+// library's promises:
 //
 //	go test ./sim -run 'TestSeeds$' -sim.seed=8347
 //	go test ./sim -run 'TestSeeds$' -sim.seeds=10000 -sim.store=postgres

@@ -23,69 +23,68 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
 )
 
-// A Harness takes a projection of yours through joins, crashes, frozen
-// processes, lost connections and hand-overs, and then compares its read model with
-// what it should be. In a test:
+// Harness tests a projection under joins, crashes, frozen processes, lost connections and
+// hand-overs, and then compares its read model with what it should be. In a test:
 //
 //	sim.Harness[Deposit]{Setup: createTables, New: newBalances, Events: deposits, AggregateID: account}.Test(t)
 //
-// Everything that happens follows from a seed, so a failure can be had again.
+// Everything that happens follows from a seed, so a failure can be reproduced.
 //
-// Handlers are called one at a time, with the production rules for who calls
-// what and when: Handle and HandlePlainBatch for plain projections, HandleTx and HandleBatch in real
-// transactions of PostgreSQL, which are really rolled back. The workers around them,
-// their network and their own tables are simulated. A crash falls between two calls,
-// or between a call and its commit: then the next owner calls the handler
-// again. What does not survive that comes out different.
+// Handlers are called one at a time, under the production rules for who calls what and
+// when: Handle and HandlePlainBatch for plain projections, HandleTx and HandleBatch in real
+// PostgreSQL transactions that are really rolled back. The workers around them, their
+// network and their own tables are simulated. A crash happens between two calls, or between
+// a call and its commit; then the next owner calls the handler again. A read model that
+// does not survive that comes out different.
 //
-// A seed takes about 0.1s where there are 60 events and a handler is one statement; one
-// that fails takes a few seconds more, to find a smaller one that fails.
+// A seed takes about 0.1s with 60 events and a handler of one statement. A seed that fails
+// takes a few seconds more, in which the harness looks for a smaller world that fails.
 type Harness[E any] struct {
-	// Setup makes the tables of the read model, in an empty schema that db is
-	// set to. It is called once for each seed. Default: nothing is done.
+	// Setup creates the tables of the read model, in an empty schema that is the search
+	// path of db. It is called once for each seed. Default: nothing is created.
 	Setup func(ctx context.Context, db *sql.DB) error
-	// New returns the projection, for one worker process. What it keeps in
-	// memory dies with that. Required.
+	// New returns the projection for one worker process. State that it keeps in memory ends
+	// with that process. Required.
 	New func(db *sql.DB) orchestrator.Projection[E]
-	// Events are the stream, in order. The scope of a projection is not applied: leave
-	// out what it would not be given. Required.
+	// Events are the stream, in order. The harness does not apply the scope of a
+	// projection: leave out events beyond it. Required.
 	Events []E
-	// AggregateID returns what decides an event's partition. Required, but for
-	// orchestrator.Event: its own AggregateID.
+	// AggregateID returns the aggregate of an event, which decides its partition. Required,
+	// except for orchestrator.Event, whose AggregateID is used.
 	AggregateID func(E) string
-	// Check compares the read model in db with the one that Events should make
-	// and returns how they differ. Default: the tables that Setup makes must have the
-	// rows that they have when the projection is called with each event once, in
-	// order, by nobody else. Left out of that are columns whose default is a
-	// function's result (a sequence's number, now(), gen_random_uuid()). What else
-	// depends on the order of different aggregates' events, or on time, wants a Check.
+	// Check compares the read model in db with the one that Events should produce, and
+	// returns how they differ. Default: the tables that Setup creates must have the same
+	// rows as after a run that calls the projection once with each event, in order. Columns
+	// whose default is the result of a function (a sequence's number, now(),
+	// gen_random_uuid()) are not compared. Set Check if other values depend on time or on
+	// the order of events of different aggregates.
 	Check func(ctx context.Context, db *sql.DB, events []E) error
 
-	// Seeds is how many worlds to play. Default: 20.
+	// Seeds is the number of worlds to play. Default: 20.
 	Seeds int
-	// First is the first seed. Default: 1, or what the environment variable
-	// SIM_SEED says; then only that one is played.
+	// First is the first seed. Default: 1. The environment variable SIM_SEED overrides it;
+	// then only that seed is played.
 	First uint64
-	// Database is the URL of a PostgreSQL database; each seed gets a schema of
-	// its own there, which is dropped again. Default: what the environment
-	// variable DATABASE_URL says, or else a server that is started for the
-	// purpose, from binaries on this machine or from a download.
+	// Database is the URL of a PostgreSQL database. Each seed gets a schema of its own
+	// there, which is dropped afterwards. Default: the environment variable DATABASE_URL,
+	// or else a server that the harness starts, from binaries on this machine or from a
+	// download.
 	Database string
-	// Folder is where the trace and the timeline of a failure go. Default:
-	// failures, and of Test a new folder among the system's temporary files, which
-	// the report names.
+	// Folder is where the trace and the timeline of a failure are written. Default:
+	// failures for Run; for Test, a new folder in the system's folder for temporary files,
+	// which the report names.
 	Folder string
 }
 
-// A Failure is the error of a Harness whose read model came out different, or
-// whose projection could not be brought to handle every event.
+// Failure is the error of a Harness whose read model came out different, or whose
+// projection did not handle every event.
 type Failure struct {
 	Seed uint64
-	// Report says what happened, in a few lines.
+	// Report describes the failure in a few lines.
 	Report string
-	// Timeline is a page that shows it.
+	// Timeline is the path of a page that shows the run.
 	Timeline string
-	// Err is what Check returned, if it was Check.
+	// Err is the error of Check, if Check returned one.
 	Err error
 }
 
@@ -93,12 +92,12 @@ func (e *Failure) Error() string { return "\n" + e.Report }
 
 func (e *Failure) Unwrap() error { return e.Err }
 
-// sameReadModel is what a projection of the user's promises.
+// sameReadModel is the promise of a user's projection.
 const sameReadModel promise = "read-model"
 
-// Test plays the seeds, and fails the test with the report of the first that comes out
-// different. The report begins with the command that plays that seed again. Tests may run
-// in parallel: they share the server.
+// Test plays the seeds and fails the test with the report of the first failure. The report
+// begins with the command that plays that seed again. Tests may run in parallel: they share
+// the server.
 func (h Harness[E]) Test(t testing.TB) {
 	t.Helper()
 	if h.Database == "" && h.check() == nil {
@@ -113,7 +112,7 @@ func (h Harness[E]) Test(t testing.TB) {
 	}
 }
 
-// testCommand is what plays a seed again, in a test of a name.
+// testCommand returns the command that plays a seed again in the named test.
 func testCommand(seed uint64, test string, info *debug.BuildInfo) string {
 	parts := strings.Split(test, "/")
 	for i, p := range parts {
@@ -126,7 +125,7 @@ func testCommand(seed uint64, test string, info *debug.BuildInfo) string {
 	return fmt.Sprintf("SIM_SEED=%d go test -count=1 -run '%s' %s", seed, strings.ReplaceAll(strings.Join(parts, "/"), "'", `'\''`), where)
 }
 
-// fileName makes a part of a file's name of the name of a test.
+// fileName turns the name of a test into a part of a file name.
 func fileName(test string) string {
 	return strings.Map(func(r rune) rune {
 		if r == '_' || r == '-' || r < 128 && (unicode.IsLetter(r) || unicode.IsDigit(r)) {
@@ -136,9 +135,8 @@ func fileName(test string) string {
 	}, test)
 }
 
-// Run plays the seeds, and returns a *Failure for the first that comes out
-// different. Any other error is about the harness or the database. It is Test for
-// programs that have no testing.TB.
+// Run plays the seeds and returns a *Failure for the first failure. Any other error is
+// about the harness or the database. It is Test for programs without a testing.TB.
 func (h Harness[E]) Run(ctx context.Context) error {
 	return h.run(ctx, func(seed uint64) string { return fmt.Sprintf("SIM_SEED=%d go test -run <this test>", seed) })
 }
@@ -164,7 +162,7 @@ func (h Harness[E]) run(ctx context.Context, command func(seed uint64) string) e
 		if err != nil {
 			return err
 		}
-		defer server.Stop() // nothing of it is kept
+		defer server.Stop()
 		var drop func(context.Context) error
 		if url, drop, err = server.CreateDatabase(ctx, "sim_"+strings.ToLower(rand.Text())); err != nil {
 			return err
@@ -215,7 +213,7 @@ func (h Harness[E]) check() error {
 	return nil
 }
 
-// eventsOwn is the AggregateID of an orchestrator.Event.
+// eventsOwn returns the AggregateID of an orchestrator.Event.
 func eventsOwn[E any](e E) string { return any(e).(orchestrator.Event).AggregateID }
 
 // play plays one seed.
@@ -252,7 +250,7 @@ func (h Harness[E]) play(ctx context.Context, seed uint64, url string, command f
 	return &Failure{Seed: seed, Report: text, Timeline: filepath.Join(folder, fmt.Sprintf("%d.html", seed)), Err: differs}
 }
 
-// setup makes the tables of the read model.
+// setup creates the tables of the read model.
 func (h Harness[E]) setup(ctx context.Context, db *sql.DB) error {
 	if h.Setup == nil {
 		return nil
@@ -271,9 +269,9 @@ func (h Harness[E]) plan(seed uint64) plan {
 	p.sets, p.programs = 1, []program{{timing: p.timing, projections: []projection{{name: name, kind: kind}}}}
 	p.appends.aggregates = 0
 	p.appends.every = p.length / time.Duration(len(h.Events)/3+1)
-	p.handlers.typical = max(p.handlers.typical, p.appends.every/20) // what strikes, often strikes amid a batch
-	p.rebuild, p.stopOnFailure, p.orders = nil, false, nil           // a rewind would have it handle events again
-	p.orderParks = 0                                                 // and what is parked it would lack
+	p.handlers.typical = max(p.handlers.typical, p.appends.every/20) // so that faults often strike within a batch
+	p.rebuild, p.stopOnFailure, p.orders = nil, false, nil           // after a rewind it would handle events again
+	p.orderParks = 0                                                 // the read model would lack parked events
 	for i := range p.faults {
 		if p.faults[i].kind == deploy {
 			p.programs = append(p.programs, p.programs[0])
@@ -294,8 +292,8 @@ func kindOf[E any](p orchestrator.Projection[E]) protocol.LaneKind {
 	return protocol.Plain
 }
 
-// again finds a few facts that a read model may not have survived: an event
-// that was handled twice, or else handlers that ended in failure.
+// again returns a few facts that may explain a wrong read model: an event that was handled
+// twice, or else the end of the history.
 func again(h history) []fact {
 	first := map[int64]fact{}
 	for _, f := range h.facts {
@@ -304,7 +302,7 @@ func again(h history) []fact {
 		}
 		for _, e := range f.events {
 			if before, ok := first[e.position]; ok {
-				return between_(h, before, f)
+				return factsBetween(h, before, f)
 			}
 			first[e.position] = f
 		}
@@ -312,8 +310,8 @@ func again(h history) []fact {
 	return h.facts[len(h.facts)-1:]
 }
 
-// between_ returns two facts and what went wrong between them.
-func between_(h history, from, to fact) []fact {
+// factsBetween returns two facts and the relevant ones between them.
+func factsBetween(h history, from, to fact) []fact {
 	out := []fact{from}
 	for _, f := range h.facts[from.step+1 : to.step] {
 		switch f.kind {

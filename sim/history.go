@@ -159,11 +159,11 @@ func (f fact) String() string {
 	case sessionTaken:
 		fmt.Fprintf(&b, "can't run %s: another replica set runs it", f.projection)
 	case sessionAttached:
-		fmt.Fprintf(&b, "opened liveness session %d", f.from)
+		fmt.Fprintf(&b, "opened liveness connection %d", f.from)
 	case sessionProven:
-		fmt.Fprintf(&b, "proved liveness session %d", f.from)
+		fmt.Fprintf(&b, "proved liveness connection %d", f.from)
 	case sessionEnded:
-		fmt.Fprintf(&b, "liveness session %d ended", f.from)
+		fmt.Fprintf(&b, "liveness connection %d ended", f.from)
 		if f.text != "" {
 			fmt.Fprintf(&b, ": %s", f.text)
 		}
@@ -176,7 +176,7 @@ func (f fact) String() string {
 	case laneMissed:
 		fmt.Fprintf(&b, "found a lane of generation %d missing", f.generation)
 	case presencePublished:
-		fmt.Fprintf(&b, "published liveness session %d", f.from)
+		fmt.Fprintf(&b, "published liveness connection %d", f.from)
 	case sessionAsks:
 		b.WriteString("request took effect")
 		if f.length != 0 {
@@ -213,7 +213,7 @@ func (f fact) String() string {
 	case workerExpired:
 		b.WriteString("expired")
 		if f.from > 0 {
-			fmt.Fprintf(&b, ", liveness session %d is missing", f.from)
+			fmt.Fprintf(&b, ", liveness connection %d is missing", f.from)
 		}
 	case memberJoins:
 		b.WriteString("joins, join window")

@@ -53,36 +53,36 @@ var mutants = []mutant{
 		}
 		return next
 	}}}, []promise{nothingLost}},
-	{"forgets who is ahead", rules{memory: memoryRules{handoff: func(old []protocol.Checkpoint, total int) []protocol.Checkpoint {
+	{"drops the marks at a hand-over", rules{memory: memoryRules{handoff: func(old []protocol.Checkpoint, total int) []protocol.Checkpoint {
 		next := protocol.Handoff(old, total)
 		for i := range next {
 			next[i].Ahead = nil
 		}
 		return next
 	}}}, []promise{nothingTwice, inOrder}},
-	{"waits for those alone who have inserted, and not for who has a position", rules{memory: memoryRules{tableAlone: true}}, []promise{nothingLost}},
-	{"takes a standby for the primary", rules{memory: memoryRules{standbyUnseen: true}}, []promise{nothingLost}},
-	{"does not ask at a gap whether the sequence caches", rules{asksOnce: true}, []promise{nothingLost}},
+	{"waits at a gap only for locks on the table, not for those on the sequence", rules{memory: memoryRules{tableAlone: true}}, []promise{nothingLost}},
+	{"treats a standby server as the primary", rules{memory: memoryRules{standbyUnseen: true}}, []promise{nothingLost}},
+	{"does not check at a gap whether the sequence caches", rules{asksOnce: true}, []promise{nothingLost}},
 	{"lets a worker join that reads another table", rules{memory: memoryRules{anyStream: true}}, []promise{nothingLost}},
 	{"reads past gaps", rules{passesGaps: true}, []promise{nothingLost}},
 	{"waits for a gap and does not read again", rules{readsOnce: true}, []promise{nothingLost}},
 	{"serves a page of another window", rules{wrongWindow: true}, []promise{nothingLost}},
-	{"serves whoever is left behind from where the others are", rules{skipsDropped: true}, []promise{nothingLost}},
-	{"takes what it finds of a scope for all there is", rules{trustsScopedPages: true}, []promise{nothingLost}},
-	{"looks for the gaps in a scope, and passes them", rules{passesScopedGaps: true}, []promise{nothingLost}},
-	{"leaves one of its own slots out", rules{dropsOwnSlot: true}, []promise{nothingLost}},
-	{"reads the slots of its first partition alone", rules{countsOnePartition: true}, []promise{nothingLost}},
-	{"takes the events within the scope for how far a store has read", rules{countsScopeAlone: true}, []promise{recovers}},
-	{"takes what it has asked a store for as what it got", rules{passesWholeLimit: true}, []promise{nothingLost}},
-	{"hands over what is out of scope", rules{forgetsScope: true}, []promise{withinScope}},
-	{"takes scopes that differ in event types for one", rules{mixesEventTypes: true}, []promise{withinScope, nothingLost}},
-	{"decides a join by what was read long before it, and counts the lease from the join", rules{leaseFromJoin: true}, []promise{oneOwner, onLease}},
+	{"serves a lagging lane from the position of the others", rules{skipsDropped: true}, []promise{nothingLost}},
+	{"treats a scoped page as if it had no gaps", rules{trustsScopedPages: true}, []promise{nothingLost}},
+	{"finds the gaps in a scope and passes them", rules{passesScopedGaps: true}, []promise{nothingLost}},
+	{"leaves out one of its own slots", rules{dropsOwnSlot: true}, []promise{nothingLost}},
+	{"reads only the slots of its first partition", rules{countsOnePartition: true}, []promise{nothingLost}},
+	{"counts only events in scope as the progress of a store", rules{countsScopeAlone: true}, []promise{recovers}},
+	{"takes the limit of a read as its result", rules{passesWholeLimit: true}, []promise{nothingLost}},
+	{"hands events beyond the scope to a handler", rules{forgetsScope: true}, []promise{withinScope}},
+	{"treats scopes that differ in event types as equal", rules{mixesEventTypes: true}, []promise{withinScope, nothingLost}},
+	{"decides a join by an old reading and counts the lease from the join", rules{leaseFromJoin: true}, []promise{oneOwner, onLease}},
 	{"counts the lease from the reply", rules{leaseFromReply: true}, []promise{oneOwner, onLease}},
 	{"does not enforce its own lease", rules{leaseUnenforced: true}, []promise{oneOwner, inOrder, nothingTwice, onLease}},
-	{"reports stopped before the handler returned", rules{stopsTooEarly: true}, []promise{oneOwner}},
+	{"reports a stop before its handlers have returned", rules{stopsTooEarly: true}, []promise{oneOwner}},
 	{"leaves its place vacant before its handlers have returned", rules{vacatesAtOnce: true}, []promise{oneOwner}},
-	{"leaves its place vacant though a commit may come late", rules{alwaysSettled: true}, []promise{onlyGrow, nothingTwice, inOrder}},
-	{"takes a place that has been taken", step(func(g protocol.Group, now time.Time, watch protocol.Watch) (protocol.Group, protocol.Decision) {
+	{"leaves its place vacant although a commit may arrive late", rules{alwaysSettled: true}, []promise{onlyGrow, nothingTwice, inOrder}},
+	{"takes a place that is already taken", step(func(g protocol.Group, now time.Time, watch protocol.Watch) (protocol.Group, protocol.Decision) {
 		next, d := protocol.Step(g, now, watch)
 		for _, t := range d.Taken {
 			i := slices.IndexFunc(g.Members, func(m protocol.Member) bool { return m.ID == t.From })
@@ -90,7 +90,7 @@ var mutants = []mutant{
 		}
 		return next, d
 	}), []promise{agreement, oneOwner}},
-	{"takes a place that is kept no longer", step(func(g protocol.Group, now time.Time, watch protocol.Watch) (protocol.Group, protocol.Decision) {
+	{"takes a place whose window is over", step(func(g protocol.Group, now time.Time, watch protocol.Watch) (protocol.Group, protocol.Decision) {
 		g.Members = slices.Clone(g.Members)
 		for i := range g.Members {
 			if m := &g.Members[i]; m.Vacant {
@@ -99,7 +99,7 @@ var mutants = []mutant{
 		}
 		return protocol.Step(g, now, watch)
 	}), []promise{agreement}},
-	{"gives up a vacant place when nobody needs it", step(func(g protocol.Group, now time.Time, watch protocol.Watch) (protocol.Group, protocol.Decision) {
+	{"gives up a vacant place too early", step(func(g protocol.Group, now time.Time, watch protocol.Watch) (protocol.Group, protocol.Decision) {
 		g.Members = slices.Clone(g.Members)
 		for i := range g.Members {
 			if m := &g.Members[i]; m.Vacant && m.LeaseEnd.Sub(now) < m.Lease/2 {
@@ -108,16 +108,16 @@ var mutants = []mutant{
 		}
 		return protocol.Step(g, now, watch)
 	}), []promise{agreement}},
-	{"comes back under the old name", rules{sameIdentity: true}, []promise{oneOwner, agreement, recovers, staysStill}},
-	{"takes a lost COMMIT for a failure", rules{unknownIsFailure: true}, []promise{nothingTwice, inOrder, recovers}},
+	{"rejoins under the old identity", rules{sameIdentity: true}, []promise{oneOwner, agreement, recovers, staysStill}},
+	{"treats a COMMIT without a reply as failed", rules{unknownIsFailure: true}, []promise{nothingTwice, inOrder, recovers}},
 	// The fence would set this one right: the next commit names a position at
 	// which the row does not stand, and the lane goes back to where it does. So
 	// that guard is gone as well.
-	{"takes a lost COMMIT for a success, and no fence at it", rules{unknownIsSuccess: true, memory: memoryRules{anyPosition: true}}, []promise{nothingLost}},
-	{"looks at a checkpoint without waiting for its writer", rules{memory: memoryRules{hastyFind: true}}, []promise{inOrder, nothingTwice, nothingLost}},
+	{"treats a COMMIT without a reply as done, without the fence on the position", rules{unknownIsSuccess: true, memory: memoryRules{anyPosition: true}}, []promise{nothingLost}},
+	{"reads a checkpoint without waiting for its writer", rules{memory: memoryRules{hastyFind: true}}, []promise{inOrder, nothingTwice, nothingLost}},
 	{"commits again without the handlers' effects", rules{retriesEmpty: true}, []promise{nothingLost}},
-	{"moves the checkpoint in whatever transaction there is", rules{memory: memoryRules{unmarked: true}}, []promise{nothingLost}},
-	{"calls a time limit something that passes, and waits for that for ever", rules{answer: func(l *lane, a protocol.LaneAnswer) protocol.LaneAnswer {
+	{"moves the checkpoint after the handler has ended its transaction", rules{memory: memoryRules{unmarked: true}}, []promise{nothingLost}},
+	{"retries a statement's time limit without end", rules{answer: func(l *lane, a protocol.LaneAnswer) protocol.LaneAnswer {
 		if l.doing == protocol.LaneHandle && a.Failure == protocol.Fault {
 			a.Failure = protocol.Passing
 		}
@@ -126,7 +126,7 @@ var mutants = []mutant{
 		c.Lease *= 1000
 		return c
 	}}, []promise{underPolicy}},
-	{"waits for ever for what is to pass by itself", rules{lane: func(c protocol.LaneConfig) protocol.LaneConfig {
+	{"retries a passing failure without end", rules{lane: func(c protocol.LaneConfig) protocol.LaneConfig {
 		c.Lease *= 1000
 		return c
 	}}, []promise{underPolicy}},
@@ -136,33 +136,33 @@ var mutants = []mutant{
 		}
 		return a
 	}}, []promise{underPolicy}},
-	{"counts a connection that was lost as a failure of the handler", rules{answer: func(l *lane, a protocol.LaneAnswer) protocol.LaneAnswer {
+	{"counts a lost connection as a failure of the handler", rules{answer: func(l *lane, a protocol.LaneAnswer) protocol.LaneAnswer {
 		if a.Failure == protocol.Cut {
 			a.Failure = protocol.Fault
 		}
 		return a
 	}}, []promise{underPolicy}},
-	{"tries again what a handler has failed at for good", rules{answer: func(l *lane, a protocol.LaneAnswer) protocol.LaneAnswer {
+	{"retries after a permanent error", rules{answer: func(l *lane, a protocol.LaneAnswer) protocol.LaneAnswer {
 		if a.Failure == protocol.Permanent && l.doing == protocol.LaneHandle {
 			a.Failure = protocol.Fault
 		}
 		return a
 	}}, []promise{underPolicy}},
-	{"goes past a batch that has failed, outside of a transaction", rules{answer: func(l *lane, a protocol.LaneAnswer) protocol.LaneAnswer {
+	{"goes past a failed plain batch", rules{answer: func(l *lane, a protocol.LaneAnswer) protocol.LaneAnswer {
 		if l.doing == protocol.LaneHandle && l.kind == protocol.PlainBatched && a.Failure == protocol.Fault {
 			a.Failure = protocol.NoFailure
 		}
 		return a
 	}}, []promise{nothingLost}},
-	{"calls a batch again that has succeeded, outside of a transaction", rules{answer: func(l *lane, a protocol.LaneAnswer) protocol.LaneAnswer {
+	{"repeats a plain batch that has succeeded", rules{answer: func(l *lane, a protocol.LaneAnswer) protocol.LaneAnswer {
 		if l.doing == protocol.LaneHandle && l.kind == protocol.PlainBatched && l.p.w.calls%10 == 0 {
 			a.Failure = protocol.Fault
 		}
 		return a
 	}}, []promise{nothingTwice}},
-	{"calls again in a transaction that has failed", rules{keepsTransaction: true}, []promise{nothingTwice}},
-	{"runs what is paused", rules{runsPaused: true}, []promise{obeys}},
-	{"forgets what is to be rewound when a newer generation is opened", step(func(g protocol.Group, now time.Time, watch protocol.Watch) (protocol.Group, protocol.Decision) {
+	{"calls the handler again in a failed transaction", rules{keepsTransaction: true}, []promise{nothingTwice}},
+	{"runs a paused projection", rules{runsPaused: true}, []promise{obeys}},
+	{"drops a rewind when a newer generation is opened", step(func(g protocol.Group, now time.Time, watch protocol.Watch) (protocol.Group, protocol.Decision) {
 		draining := g.Phase == protocol.Draining
 		due := g.Rewinds
 		next, d := protocol.Step(g, now, watch)
@@ -171,12 +171,12 @@ var mutants = []mutant{
 		}
 		return next, d
 	}), []promise{nothingLost, recovers}},
-	{"rewinds nothing", step(func(g protocol.Group, now time.Time, watch protocol.Watch) (protocol.Group, protocol.Decision) {
+	{"carries out no rewind", step(func(g protocol.Group, now time.Time, watch protocol.Watch) (protocol.Group, protocol.Decision) {
 		next, d := protocol.Step(g, now, watch)
 		d.Rewinds = nil
 		return next, d
 	}), []promise{nothingLost, recovers}},
-	{"joins postpone the activation", rules{memory: memoryRules{step: func(g protocol.Group, now time.Time, watch protocol.Watch) (protocol.Group, protocol.Decision) {
+	{"postpones the activation when workers join", rules{memory: memoryRules{step: func(g protocol.Group, now time.Time, watch protocol.Watch) (protocol.Group, protocol.Decision) {
 		next, d := protocol.Step(g, now, watch)
 		fresh := func(m protocol.Member) bool { return now.Sub(m.Joined) < m.Lease/2 }
 		if d.Activated && next.Generation > 1 && slices.ContainsFunc(next.Members, fresh) {
@@ -188,11 +188,11 @@ var mutants = []mutant{
 		}
 		return next, d
 	}}}, []promise{recovers, bounded}},
-	{"expires by a clock that jumped", rules{memory: memoryRules{step: func(g protocol.Group, now time.Time, _ protocol.Watch) (protocol.Group, protocol.Decision) {
+	{"expires leases by a clock that jumped", rules{memory: memoryRules{step: func(g protocol.Group, now time.Time, _ protocol.Watch) (protocol.Group, protocol.Decision) {
 		return protocol.Step(g, now, protocol.Watch{Seen: now, For: 1000 * time.Hour})
 	}}}, []promise{oneOwner, agreement}},
 	{"takes a projection from a replica set that runs it", rules{memory: memoryRules{takesAny: true}}, []promise{oneOwner, inOrder, nothingTwice}},
-	{"numbers generations without regard to where a projection was", rules{memory: memoryRules{step: func(g protocol.Group, now time.Time, watch protocol.Watch) (protocol.Group, protocol.Decision) {
+	{"ignores the generation of a projection's former set", rules{memory: memoryRules{step: func(g protocol.Group, now time.Time, watch protocol.Watch) (protocol.Group, protocol.Decision) {
 		g.Floor = 0
 		return protocol.Step(g, now, watch)
 	}}}, []promise{onlyGrow}},
@@ -200,24 +200,24 @@ var mutants = []mutant{
 
 	// Where a new projection starts.
 	{"starts a projection above the highest position", rules{startsAtHighest: true}, []promise{nothingLost}},
-	{"starts a projection where the first position is missing", rules{startsAtGap: true}, []promise{startsWhere}},
-	{"starts a projection where the stream ended before the join", rules{startsEarly: true}, []promise{startsWhere}},
-	{"finds out at each join where a projection starts", rules{memory: memoryRules{startsAgain: true}}, []promise{startsWhere}},
+	{"starts a projection at the first gap", rules{startsAtGap: true}, []promise{startsWhere}},
+	{"starts a projection at the end as it was before the join", rules{startsEarly: true}, []promise{startsWhere}},
+	{"decides at each join where a projection starts", rules{memory: memoryRules{startsAgain: true}}, []promise{startsWhere}},
 
 	// Events that can't be read.
-	{"fails a page for one event that can't be read", rules{failsPages: true}, []promise{recovers}},
-	{"does not read an event again that could not be read", rules{keepsUnreadable: true}, []promise{recovers}},
-	{"calls the projection with an event that could not be read", rules{handsBadOut: true}, []promise{nothingLost}},
-	{"skips an event that can't be read", rules{skipsBad: true}, []promise{nothingLost}},
+	{"fails a page for one unreadable event", rules{failsPages: true}, []promise{recovers}},
+	{"does not read an unreadable event again", rules{keepsUnreadable: true}, []promise{recovers}},
+	{"hands an unreadable event to the handler", rules{handsBadOut: true}, []promise{nothingLost}},
+	{"skips an unreadable event", rules{skipsBad: true}, []promise{nothingLost}},
 
 	// A projection that is built anew beside a live one.
-	{"goes beyond where the live one is", rules{answer: func(l *lane, a protocol.LaneAnswer) protocol.LaneAnswer {
+	{"lets a rebuild pass the live projection", rules{answer: func(l *lane, a protocol.LaneAnswer) protocol.LaneAnswer {
 		if l.doing == protocol.LaneFollow && !a.Live {
 			a.Checkpoints = []protocol.Checkpoint{{Position: math.MaxInt64 / 2}}
 		}
 		return a
 	}}, []promise{follows}},
-	{"goes as far on each slot as the live one on its foremost", rules{answer: func(l *lane, a protocol.LaneAnswer) protocol.LaneAnswer {
+	{"lets a rebuild pass the live projection on slots that are behind", rules{answer: func(l *lane, a protocol.LaneAnswer) protocol.LaneAnswer {
 		if l.doing == protocol.LaneFollow && !a.Live {
 			var high int64
 			for _, c := range a.Checkpoints {
@@ -227,19 +227,19 @@ var mutants = []mutant{
 		}
 		return a
 	}}, []promise{follows}},
-	{"tells the handler of no replays", rules{replay: func(*lane, bool) bool { return false }}, []promise{follows}},
-	{"tells the handler of replays when it is live", rules{replay: func(l *lane, is bool) bool {
+	{"marks no event as a replay", rules{replay: func(*lane, bool) bool { return false }}, []promise{follows}},
+	{"marks events as replays after the promotion", rules{replay: func(l *lane, is bool) bool {
 		return is || l.id.Projection == rebuilt
 	}}, []promise{follows}},
-	{"promotes without looking whether the live one has stopped", promotes(func(next, live *protocol.Standing) {
+	{"promotes without checking that the live projection has stopped", promotes(func(next, live *protocol.Standing) {
 		live.Stopped = true
 	}), []promise{follows, oneOwner, onlyGrow, nothingTwice}},
-	{"promotes what lacks events on some slots", promotes(func(next, live *protocol.Standing) {
+	{"promotes a rebuild that is behind on some slots", promotes(func(next, live *protocol.Standing) {
 		for _, s := range []*protocol.Standing{next, live} {
 			s.Checkpoints = []protocol.Checkpoint{{Position: protocol.Handoff(s.Checkpoints, 1)[0].Position}}
 		}
 	}), []promise{follows}},
-	{"holds for ever", step(func(g protocol.Group, now time.Time, watch protocol.Watch) (protocol.Group, protocol.Decision) {
+	{"never ends a hold", step(func(g protocol.Group, now time.Time, watch protocol.Watch) (protocol.Group, protocol.Decision) {
 		g.Holds = slices.Clone(g.Holds)
 		for i := range g.Holds {
 			g.Holds[i].Until = now.Add(time.Hour)
@@ -256,18 +256,18 @@ var mutants = []mutant{
 		}
 		return protocol.Step(g, now, watch)
 	}), []promise{bounded}},
-	{"looks at the group every other heartbeat", rules{timing: func(t protocol.Timing) protocol.Timing {
+	{"sends every other heartbeat", rules{timing: func(t protocol.Timing) protocol.Timing {
 		t.Heartbeat *= 2
 		return t
 	}}, []promise{bounded}},
-	{"says nothing when it has stopped", rules{action: func(_ *worker, a protocol.Action) protocol.Action {
+	{"does not report that it has stopped", rules{action: func(_ *worker, a protocol.Action) protocol.Action {
 		if s, ok := a.(protocol.Sync); ok {
 			s.Request.Stopped = 0
 			return s
 		}
 		return a
 	}}, []promise{bounded}},
-	{"never gives a handler up", rules{action: func(_ *worker, a protocol.Action) protocol.Action {
+	{"never gives up a handler", rules{action: func(_ *worker, a protocol.Action) protocol.Action {
 		if e, ok := a.(protocol.Exit); ok && e.Cause == protocol.DrainTimeout {
 			return nil
 		}
@@ -279,7 +279,7 @@ var mutants = []mutant{
 		}
 		return a
 	}}, []promise{bounded}},
-	{"cancels as soon as it is asked to stop", rules{action: func(p *worker, a protocol.Action) protocol.Action {
+	{"cancels handlers as soon as it is asked to stop", rules{action: func(p *worker, a protocol.Action) protocol.Action {
 		if d, ok := a.(protocol.Drain); ok {
 			p.record(fact{kind: runDrains, generation: d.Generation})
 			return protocol.Cancel{Generation: d.Generation}
@@ -298,17 +298,17 @@ var mutants = []mutant{
 		}
 		return a
 	}}, []promise{onLease}},
-	{"looks at its lease before a batch, and not before each event", rules{signals: func(_ *lane, s protocol.Signals) protocol.Signals {
+	{"checks its lease before a batch, not before each event", rules{signals: func(_ *lane, s protocol.Signals) protocol.Signals {
 		s.LeaseOver = false
 		return s
 	}}, []promise{onLease}},
-	{"does not cancel when its lease is over", rules{action: func(_ *worker, a protocol.Action) protocol.Action {
+	{"does not cancel handlers when its lease is over", rules{action: func(_ *worker, a protocol.Action) protocol.Action {
 		if c, ok := a.(protocol.Cancel); ok && c.Lost {
 			return nil
 		}
 		return a
 	}}, []promise{onLease}},
-	{"starts again what it has stopped", rules{input: func(p *worker, in protocol.Input) protocol.Input {
+	{"starts a generation again that it has stopped", rules{input: func(p *worker, in protocol.Input) protocol.Input {
 		if s, ok := in.(protocol.Synced); ok && p.run != nil && p.run.left == 0 && s.View.May() && s.View.Generation == p.run.generation {
 			p.start(protocol.Share{Generation: s.View.Generation, Partitions: s.View.Partitions, Total: s.View.Total})
 		}
@@ -325,7 +325,7 @@ var mutants = []mutant{
 		s.Canceled = s.Canceled || s.Asked
 		return s
 	}}, []promise{nothingTwice}},
-	{"calls a plain handler again that has succeeded", rules{answer: func(l *lane, a protocol.LaneAnswer) protocol.LaneAnswer {
+	{"repeats a plain handler call that has succeeded", rules{answer: func(l *lane, a protocol.LaneAnswer) protocol.LaneAnswer {
 		if l.doing == protocol.LaneHandle && l.kind == protocol.Plain && l.p.w.calls%10 == 0 {
 			a.Failure = protocol.Fault
 		}
@@ -333,15 +333,15 @@ var mutants = []mutant{
 	}}, []promise{nothingTwice}},
 
 	// The session by which a worker shows that it is there.
-	{"removes whoever is missing at once", rules{input: func(p *worker, in protocol.Input) protocol.Input {
+	{"removes a worker at once when its liveness lock is missing", rules{input: func(p *worker, in protocol.Input) protocol.Input {
 		if s, ok := in.(protocol.Proven); ok && len(s.Group.Absent) > 0 {
 			p.sync(protocol.Request{Worker: p.session.ID(), Lease: p.timing.Lease, Watch: protocol.Watch{Absent: s.Group.Absent}})
 		}
 		return in
 	}}, []promise{oneOwner, inOrder, nothingTwice}},
-	{"carries out what was decided, whatever has changed", rules{memory: memoryRules{blindAttempt: true}}, []promise{oneOwner, nothingLost, onlyGrow}},
-	{"starts from the checkpoint that a look for another generation has shown", rules{startsFromAnyLook: true}, []promise{nothingTwice, nothingLost}},
-	{"misses nobody", rules{input: func(_ *worker, in protocol.Input) protocol.Input {
+	{"saves a decision although its input has changed", rules{memory: memoryRules{blindAttempt: true}}, []promise{oneOwner, nothingLost, onlyGrow}},
+	{"starts from a checkpoint that was read for another generation", rules{startsFromAnyLook: true}, []promise{nothingTwice, nothingLost}},
+	{"ignores missing liveness locks", rules{input: func(_ *worker, in protocol.Input) protocol.Input {
 		switch s := in.(type) {
 		case protocol.Proven:
 			s.Group.Absent = nil
@@ -352,7 +352,7 @@ var mutants = []mutant{
 		}
 		return in
 	}}, []promise{bounded}},
-	{"looks for others and not at the group", rules{looksAtNobody: true}, []promise{bounded}},
+	{"checks liveness locks without the generation", rules{looksAtNobody: true}, []promise{bounded}},
 	// See "When the lease decides alone" in protocol/presence.go.
 	{"goes by its lease while its row has a session", rules{input: func(p *worker, in protocol.Input) protocol.Input {
 		switch s := in.(type) {
@@ -378,21 +378,21 @@ var mutants = []mutant{
 		s.Unproven = s.Unproven && !l.p.alone
 		return s
 	}}, []promise{oneOwner, onLease}},
-	{"ends its session when it gives its handlers up", rules{action: func(_ *worker, a protocol.Action) protocol.Action {
+	{"ends its liveness connection when it gives up its handlers", rules{action: func(_ *worker, a protocol.Action) protocol.Action {
 		if e, ok := a.(protocol.Exit); ok {
 			e.Keep = 0
 			return e
 		}
 		return a
 	}}, []promise{oneOwner}},
-	{"begins without a proof", rules{unprovenBegins: true}, []promise{onLease}},
-	{"does not suspend", rules{action: func(_ *worker, a protocol.Action) protocol.Action {
+	{"begins a handler without a proof of liveness", rules{unprovenBegins: true}, []promise{onLease}},
+	{"does not suspend handlers", rules{action: func(_ *worker, a protocol.Action) protocol.Action {
 		if a == (protocol.Suspend{}) {
 			return nil
 		}
 		return a
 	}}, []promise{onLease}},
-	{"counts a proof from its answer", rules{input: func(p *worker, in protocol.Input) protocol.Input {
+	{"counts a proof of liveness from its answer", rules{input: func(p *worker, in protocol.Input) protocol.Input {
 		switch in := in.(type) {
 		case protocol.Proven:
 			in.Sent = p.now()
@@ -403,7 +403,7 @@ var mutants = []mutant{
 		}
 		return in
 	}}, []promise{oneOwner, onLease}},
-	{"counts a proof of a session that is not published", rules{input: func(_ *worker, in protocol.Input) protocol.Input {
+	{"counts a proof of an unpublished liveness connection", rules{input: func(_ *worker, in protocol.Input) protocol.Input {
 		if s, ok := in.(protocol.Synced); ok {
 			s.Request.Presence.Number = math.MaxInt32
 			return s
@@ -412,12 +412,12 @@ var mutants = []mutant{
 	}}, []promise{oneOwner, onLease}},
 
 	// Hints of new events.
-	{"looks as rarely when hints can't come any more", rules{hears: func(f *feed, h protocol.Hearing) {
+	{"polls as rarely after notifications have stopped", rules{hears: func(f *feed, h protocol.Hearing) {
 		if h != protocol.HintsDown {
 			f.listener.core.Hear(h)
 		}
 	}}, []promise{bounded}},
-	{"does not look when hints can't come any more", rules{hears: func(f *feed, h protocol.Hearing) {
+	{"does not poll when notifications stop", rules{hears: func(f *feed, h protocol.Hearing) {
 		c := f.p.w.plan.feed
 		c.Poll, c.BySlot = f.p.w.plan.poll, true
 		if h == protocol.HintsDown { // and from now on as often as it should
@@ -427,7 +427,7 @@ var mutants = []mutant{
 		}
 		f.core.Configure(c)
 	}}, []promise{bounded}},
-	{"takes a connection for hints before one has come", rules{hears: func(f *feed, h protocol.Hearing) {
+	{"trusts a connection before a notification has come", rules{hears: func(f *feed, h protocol.Hearing) {
 		if f.listener.core.Hear(h); h == protocol.HintsUp {
 			f.listener.core.Hear(protocol.HintHeard)
 		}
@@ -435,13 +435,13 @@ var mutants = []mutant{
 
 	// Parked events.
 	{"parks without the fence", rules{memory: memoryRules{parkUnfenced: true}}, []promise{onlyGrow, nothingTwice, nothingLost, inOrder}},
-	{"does not read what others have parked", looks(func(l *lane, rows []protocol.Parked) []protocol.Parked {
+	{"does not read rows that others have parked", looks(func(l *lane, rows []protocol.Parked) []protocol.Parked {
 		if n, _ := l.core.Parked(); n == 0 {
 			return nil
 		}
 		return rows
 	}), []promise{inOrder}},
-	{"takes it that nothing is parked", rules{answer: func(l *lane, a protocol.LaneAnswer) protocol.LaneAnswer {
+	{"assumes that nothing is parked", rules{answer: func(l *lane, a protocol.LaneAnswer) protocol.LaneAnswer {
 		if l.doing == protocol.LaneLoad {
 			a.Found.NoneParked = a.Found.Exists
 		}
@@ -453,7 +453,7 @@ var mutants = []mutant{
 		}
 		return rows
 	}), []promise{inOrder}},
-	{"retries whatever is asked for, in any order", looks(func(_ *lane, rows []protocol.Parked) []protocol.Parked {
+	{"retries parked events in any order", looks(func(_ *lane, rows []protocol.Parked) []protocol.Parked {
 		for i := range rows {
 			if rows[i].Request == protocol.Retry {
 				rows[i].Aggregate = fmt.Sprint(rows[i].Position)
@@ -461,26 +461,26 @@ var mutants = []mutant{
 		}
 		return rows
 	}), []promise{inOrder}},
-	{"takes a parked event away before its retry is committed", rules{unparksApart: true}, []promise{nothingLost, nothingTwice}},
-	{"discards what nobody asked it to", looks(func(_ *lane, rows []protocol.Parked) []protocol.Parked {
+	{"deletes a parked event before its retry is committed", rules{unparksApart: true}, []promise{nothingLost, nothingTwice}},
+	{"discards parked events without a request", looks(func(_ *lane, rows []protocol.Parked) []protocol.Parked {
 		for i := range rows {
 			rows[i].Request = protocol.Discard
 		}
 		return rows
 	}), []promise{nothingLost}},
-	{"takes what is asked for as all that is parked", looks(func(l *lane, rows []protocol.Parked) []protocol.Parked {
+	{"takes the requests for all parked events", looks(func(l *lane, rows []protocol.Parked) []protocol.Parked {
 		if n, _ := l.core.Parked(); n == 0 {
 			return rows
 		}
 		return slices.DeleteFunc(rows, func(p protocol.Parked) bool { return p.Request == protocol.Unasked })
 	}), []promise{inOrder, recovers}},
-	{"does not look at requests", looks(func(_ *lane, rows []protocol.Parked) []protocol.Parked {
+	{"ignores requests about parked events", looks(func(_ *lane, rows []protocol.Parked) []protocol.Parked {
 		for i := range rows {
 			rows[i].Request = protocol.Unasked
 		}
 		return rows
 	}), []promise{recovers}},
-	{"parks, and does not remember it", rules{answer: func(l *lane, a protocol.LaneAnswer) protocol.LaneAnswer {
+	{"forgets what it has parked", rules{answer: func(l *lane, a protocol.LaneAnswer) protocol.LaneAnswer {
 		if rows := l.core.Parking(); l.doing == protocol.LanePark {
 			for i := range rows {
 				rows[i].Aggregate = "?"
@@ -490,7 +490,7 @@ var mutants = []mutant{
 	}}, []promise{inOrder}},
 
 	// Orders to park an event.
-	{"parks the event that it stands at by then, whatever the order names", looks(func(l *lane, rows []protocol.Parked) []protocol.Parked {
+	{"parks the event it stands at, not the one that the order names", looks(func(l *lane, rows []protocol.Parked) []protocol.Parked {
 		for i := range rows {
 			if rows[i].Request == protocol.ToPark && len(l.events) > 0 {
 				rows[i].Position = l.events[0].position
@@ -506,19 +506,19 @@ var mutants = []mutant{
 		}
 		return rows
 	}), []promise{underPolicy, obeys}},
-	{"does not look whether it is to park an event", looks(func(_ *lane, rows []protocol.Parked) []protocol.Parked {
+	{"ignores orders to park", looks(func(_ *lane, rows []protocol.Parked) []protocol.Parked {
 		return slices.DeleteFunc(rows, func(p protocol.Parked) bool { return p.Request == protocol.ToPark })
 	}), []promise{obeys}},
 
 	// Who runs.
-	{"has more partitions than it may", step(func(g protocol.Group, now time.Time, watch protocol.Watch) (protocol.Group, protocol.Decision) {
+	{"exceeds the limit of partitions", step(func(g protocol.Group, now time.Time, watch protocol.Watch) (protocol.Group, protocol.Decision) {
 		limit := g.MaxPartitions
 		g.MaxPartitions = 0
 		next, d := protocol.Step(g, now, watch)
 		next.MaxPartitions = limit
 		return next, d
 	}), []promise{agreement}},
-	{"gives everybody one partition", step(func(g protocol.Group, now time.Time, watch protocol.Watch) (protocol.Group, protocol.Decision) {
+	{"gives each worker one partition", step(func(g protocol.Group, now time.Time, watch protocol.Watch) (protocol.Group, protocol.Decision) {
 		wants := map[protocol.WorkerID]int{}
 		g.Members = slices.Clone(g.Members)
 		for i := range g.Members {
@@ -532,14 +532,14 @@ var mutants = []mutant{
 		}
 		return next, d
 	}), []promise{agreement}},
-	{"runs all of its partitions but the last", rules{action: func(_ *worker, a protocol.Action) protocol.Action {
+	{"does not run its last partition", rules{action: func(_ *worker, a protocol.Action) protocol.Action {
 		if s, ok := a.(protocol.Start); ok && len(s.Share.Partitions) > 1 {
 			s.Share.Partitions = s.Share.Partitions[:len(s.Share.Partitions)-1]
 			return s
 		}
 		return a
 	}}, []promise{agreement}},
-	{"numbers everybody anew", step(func(g protocol.Group, now time.Time, watch protocol.Watch) (protocol.Group, protocol.Decision) {
+	{"renumbers the partitions of all workers", step(func(g protocol.Group, now time.Time, watch protocol.Watch) (protocol.Group, protocol.Decision) {
 		next, d := protocol.Step(g, now, watch)
 		if d.Opened {
 			for i := range next.Members {
@@ -553,12 +553,12 @@ var mutants = []mutant{
 		}
 		return next, d
 	}), []promise{agreement}},
-	{"lets who stands by displace who runs", step(func(g protocol.Group, now time.Time, watch protocol.Watch) (protocol.Group, protocol.Decision) {
+	{"lets a standby displace a running worker", step(func(g protocol.Group, now time.Time, watch protocol.Watch) (protocol.Group, protocol.Decision) {
 		g.Members = slices.Clone(g.Members)
 		slices.Reverse(g.Members)
 		return protocol.Step(g, now, watch)
 	}), []promise{agreement}},
-	{"leaves who stands by standing", step(func(g protocol.Group, now time.Time, watch protocol.Watch) (protocol.Group, protocol.Decision) {
+	{"never promotes a standby", step(func(g protocol.Group, now time.Time, watch protocol.Watch) (protocol.Group, protocol.Decision) {
 		if g.MaxPartitions == 0 || g.Generation == 0 {
 			return protocol.Step(g, now, watch)
 		}
@@ -570,26 +570,26 @@ var mutants = []mutant{
 		next.Members = append(next.Members, stand.Members...)
 		return next, d
 	}), []promise{agreement}},
-	{"does not gather joins", step(func(g protocol.Group, now time.Time, watch protocol.Watch) (protocol.Group, protocol.Decision) {
+	{"ignores the join window", step(func(g protocol.Group, now time.Time, watch protocol.Watch) (protocol.Group, protocol.Decision) {
 		window := g.JoinWindow
 		g.JoinWindow = 0
 		next, d := protocol.Step(g, now, watch)
 		next.JoinWindow = window
 		return next, d
 	}), []promise{staysStill}},
-	{"gathers joins for as long as they come", postponed(func(g protocol.Group, d protocol.Decision, next protocol.Group, now time.Time) bool {
+	{"extends the join window with each join", postponed(func(g protocol.Group, d protocol.Decision, next protocol.Group, now time.Time) bool {
 		return next.Generation > 1 && g.Phase == protocol.Active && strings.HasSuffix(next.Reason, "joined") &&
 			slices.ContainsFunc(g.Members, func(m protocol.Member) bool {
 				return len(m.Partitions) == 0 && now.Sub(m.Joined) < 2*g.JoinWindow
 			})
 	}), []promise{bounded}},
-	{"lets the first worker wait for others", postponed(func(g protocol.Group, _ protocol.Decision, next protocol.Group, now time.Time) bool {
+	{"makes the first worker wait for the join window", postponed(func(g protocol.Group, _ protocol.Decision, next protocol.Group, now time.Time) bool {
 		return next.Generation == 1 && now.Sub(g.Members[0].Joined) < g.JoinWindow
 	}), []promise{agreement}},
-	{"lets a death wait for others", postponed(func(_ protocol.Group, d protocol.Decision, _ protocol.Group, _ time.Time) bool {
+	{"makes a crash wait for the join window", postponed(func(_ protocol.Group, d protocol.Decision, _ protocol.Group, _ time.Time) bool {
 		return len(d.Expired) > 0
 	}), []promise{agreement}},
-	{"lets a leave wait for others", postponed(func(g protocol.Group, d protocol.Decision, next protocol.Group, _ time.Time) bool {
+	{"makes a leave wait for the join window", postponed(func(g protocol.Group, d protocol.Decision, next protocol.Group, _ time.Time) bool {
 		return len(d.Expired) == 0 && g.Phase == protocol.Active && strings.HasSuffix(next.Reason, "gone")
 	}), []promise{agreement}},
 }
@@ -656,7 +656,7 @@ func TestMutants(t *testing.T) {
 	for i, m := range mutants {
 		v := caught[i].violation
 		if v == nil {
-			t.Errorf("nothing notices that it %s, in %d seeds", m.name, seeds[i])
+			t.Errorf("no promise was broken by the mutant that %s, in %d seeds", m.name, seeds[i])
 			continue
 		}
 		fmt.Fprintf(&table, "%-64s %-14s %5d\n", m.name, v.promise, seeds[i])
@@ -665,7 +665,7 @@ func TestMutants(t *testing.T) {
 			t.Fatal(err)
 		}
 		if v := control.violation; v != nil {
-			t.Errorf("seed %d, which noticed that it %s, breaks %s without that: %s", control.plan.seed, m.name, v.promise, v.what)
+			t.Errorf("seed %d, which caught the mutant that %s, breaks %s without the mutant too: %s", control.plan.seed, m.name, v.promise, v.what)
 		}
 	}
 	t.Logf("\n%s", table.String())

@@ -19,11 +19,11 @@ import (
 )
 
 var (
-	firstSeed    = flag.Uint64("sim.seed", 0, "the first `seed`; alone, the only one")
-	seedCount    = flag.Int("sim.seeds", 0, "how many `seeds`")
-	seedTime     = flag.Duration("sim.for", 0, "run seeds for that `long` instead, on all cores")
-	storeKind    = flag.String("sim.store", "memory", "`memory` or postgres")
-	timelineFile = flag.String("sim.timeline", "", "write the timeline of the (first) seed to this `file`")
+	firstSeed    = flag.Uint64("sim.seed", 0, "play from this `seed` on; without -sim.seeds and -sim.for, play only this one")
+	seedCount    = flag.Int("sim.seeds", 0, "play this many `seeds`")
+	seedTime     = flag.Duration("sim.for", 0, "play seeds for this `duration`, on all cores")
+	storeKind    = flag.String("sim.store", "memory", "use this `store`: memory or postgres")
+	timelineFile = flag.String("sim.timeline", "", "write the timeline of the first seed to this `file`")
 )
 
 // batch is how many seeds an ordinary test run plays: enough for everything
@@ -52,7 +52,7 @@ func TestSeeds(t *testing.T) {
 	case postgres:
 		open, o = onPostgres(t), options{postgres: true}
 	case *storeKind != "memory":
-		t.Fatalf("-sim.store=%s: it is memory or postgres", *storeKind)
+		t.Fatalf("-sim.store=%s: must be memory or postgres", *storeKind)
 	}
 	first, n := max(1, *firstSeed), *seedCount
 	whole := false // a batch large enough to have seen everything
@@ -130,10 +130,10 @@ func TestSeeds(t *testing.T) {
 		fail(t, result, rules{}, open)
 	}
 	t.Logf("%d seeds from %d, %.1f simulated hours, %d broken, in %s", played, first, hours.Hours(), broken, time.Since(start).Round(time.Millisecond))
-	t.Logf("what happened in them:\n%s", totals)
+	t.Logf("what happened in these seeds:\n%s", totals)
 	if whole {
 		for _, name := range totals.never() {
-			t.Errorf("in none of %d seeds there was: %s", played, name)
+			t.Errorf("none of %d seeds had this: %s", played, name)
 		}
 	}
 }
@@ -151,7 +151,7 @@ func fail(t *testing.T, o outcome, r rules, open opener) {
 	}
 	text, err := explain(o, r, open, tries, command, "../failures")
 	if err != nil {
-		t.Fatalf("seed %d breaks %s, and explaining that fails: %v", o.plan.seed, o.violation.promise, err)
+		t.Fatalf("seed %d breaks %s, but explaining that failed: %v", o.plan.seed, o.violation.promise, err)
 	}
 	t.Errorf("\n%s", text)
 }

@@ -9,46 +9,46 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
 )
 
-// A checker judges a history from its facts alone, one after the other: what
-// the protocol believes does not reach it. The first fact that contradicts a
-// promise ends it.
+// A checker judges a history by its facts alone, one after the other. It does not know what
+// the protocol believes. It stops at the first fact that contradicts a promise.
 //
-// A world has ten thousand facts and takes a few milliseconds, so nothing is
-// formatted and nothing is searched unless something is broken.
+// A world has ten thousand facts and must take a few milliseconds. So the checker formats
+// and searches nothing unless a promise is broken.
 type checker struct {
 	setup setup
 	crew
-	look time.Duration // when to look at bounds next
+	look time.Duration // when to check the bounds next
 
 	projections map[string]*checkedProjection
-	inOrder     []*checkedProjection // as they appeared
+	inOrder     []*checkedProjection // in the order in which they appeared
 	calls       map[callKey]*openCall
 	failures    map[failureKey]failures
-	ahead       map[laneName]int // events that a lane has handled since its latest commit, or failure
+	ahead       map[laneName]int // events that a lane has handled since its latest commit or failure
 	appends     []fact
-	gaps        []fact // waited for, and passed
+	gaps        []fact // that readers waited for or passed
 
-	family *family // nil: there is none
+	family *family // nil: no projection is rebuilt
 
 	sets        []*checkedSet
-	*checkedSet // the one that the fact at hand is about
+	*checkedSet // the set of the current fact
 
 	healed, settled fact
 }
 
-// A checkedSet is what the facts say of one replica set.
+// A checkedSet is the state of one replica set according to the facts.
 type checkedSet struct {
 	number            int
-	opened, activated fact           // the newest generation of either kind; generation 0: none
+	opened, activated fact           // the newest generation in each phase; generation 0: none
 	activations       map[int64]fact // by generation
 	owners            map[ownerKey]fact
-	// pause is the opening since which no generation is active, if none is.
+	// pause is the fact that opened a generation since which none is active; unset: one is
+	// active.
 	pause fact
 	membership
 	orders
 }
 
-// A checkedProjection is what became of the events in one projection.
+// A checkedProjection is the state of one projection according to the facts.
 type checkedProjection struct {
 	name          string
 	transactional bool
@@ -56,13 +56,13 @@ type checkedProjection struct {
 
 	open      map[int][]*openCall // by slot
 	commits   []fact
-	holds     map[int64]int    // which of commits holds the position
-	highest   map[string]int64 // the highest position that is committed of the aggregate
+	holds     map[int64]int    // the index in commits of the commit that holds a position
+	highest   map[string]int64 // the highest committed position of each aggregate
 	passed    passed
-	unhandled []visible // in no commit, and not parked, by position
-	skipped   int64     // up to where an operator has it count as handled, or its start
-	started   fact      // where it starts, or an operator has it start
-	above     int64     // what is up to there is none of its events
+	unhandled []visible // neither committed nor parked, by position
+	skipped   int64     // an operator, or the start, makes events up to here count as handled
+	started   fact      // the fact that set the start: the first join or an order
+	above     int64     // events up to here are before the start
 	parkedSet checkedParked
 }
 
@@ -70,7 +70,7 @@ type checkedProjection struct {
 type openCall struct {
 	begin  fact
 	worker *checkedWorker
-	failed bool // it has returned, and not succeeded
+	failed bool // it has returned without success
 }
 
 type callKey struct {
@@ -88,11 +88,11 @@ type ownerKey struct {
 	partition  int
 }
 
-// A visible event can be read by everybody since one of checker.appends.
+// A visible event can be read since checker.appends[append].
 type visible struct {
 	event
 	append int
-	had    *openCall // the latest that was called with it, in a plain projection
+	had    *openCall // the latest call with it, of a plain projection
 }
 
 func newChecker(s setup) *checker {
@@ -119,8 +119,8 @@ func check(h history) *violation {
 	return nil
 }
 
-// observe takes the next fact and returns the promise that it shows to be
-// broken, if any; after that, the checker is of no more use.
+// observe takes the next fact and returns the promise that it breaks, if any. The checker
+// must not be used after a violation.
 func (c *checker) observe(f fact) *violation {
 	if v := c.inTime(f); v != nil {
 		return v
@@ -254,7 +254,7 @@ func (c *checker) observe(f fact) *violation {
 	return nil
 }
 
-// turnTo makes a replica set the one that is judged.
+// turnTo selects the replica set to judge.
 func (c *checker) turnTo(set int) {
 	for set >= len(c.sets) {
 		c.sets = append(c.sets, &checkedSet{
@@ -265,8 +265,7 @@ func (c *checker) turnTo(set int) {
 	c.checkedSet = c.sets[set]
 }
 
-// projection returns what is known of a projection. One that was not there
-// before has everything to handle.
+// projection returns the state of a projection. A new one has all events to handle.
 func (c *checker) projection(name string) *checkedProjection {
 	p := c.projections[name]
 	if p == nil {
@@ -285,26 +284,26 @@ func (c *checker) projection(name string) *checkedProjection {
 	return p
 }
 
-// sees adds an event that waits to be handled. What is out of scope does not.
+// sees adds an event to handle, unless it is out of scope or counts as handled.
 func (p *checkedProjection) sees(e visible) {
 	if !p.scope.includes(e.event) || e.position <= p.skipped {
 		return
 	}
 	i := len(p.unhandled)
-	if i > 0 && p.unhandled[i-1].position > e.position { // a late one
+	if i > 0 && p.unhandled[i-1].position > e.position { // it became visible late
 		i, _ = p.find(e.position)
 	}
 	p.unhandled = slices.Insert(p.unhandled, i, e)
 }
 
-// find returns where an unhandled event is, or would be.
+// find returns the index of an unhandled event, or where it belongs.
 func (p *checkedProjection) find(position int64) (int, bool) {
 	return slices.BinarySearchFunc(p.unhandled, position, func(e visible, position int64) int {
 		return cmp.Compare(e.position, position)
 	})
 }
 
-// forget drops a call that is over.
+// forget removes a call that is over.
 func (c *checker) forget(call *openCall) {
 	delete(c.calls, callKey{call.begin.worker, call.begin.call})
 	open := c.projection(call.begin.projection).open
@@ -321,8 +320,8 @@ func without(calls []*openCall, call *openCall) []*openCall {
 	return slices.DeleteFunc(calls, func(c *openCall) bool { return c == call })
 }
 
-// broken makes a violation of facts in any order; one that is not known, and
-// so was never set, is left out.
+// broken returns a violation with these facts, in any order. It leaves out facts that are
+// unset.
 func broken(p promise, facts []fact, format string, args ...any) *violation {
 	facts = slices.DeleteFunc(facts, func(f fact) bool { return f.unset() })
 	slices.SortFunc(facts, func(a, b fact) int { return cmp.Compare(a.step, b.step) })
@@ -330,20 +329,20 @@ func broken(p promise, facts []fact, format string, args ...any) *violation {
 	return &violation{promise: p, what: fmt.Sprintf(format, args...), facts: facts}
 }
 
-// unset reports whether f is no fact: it would be a nameless worker's start.
+// unset reports whether f is the zero fact: the start of a worker without a name.
 func (f fact) unset() bool { return f.kind == workerStarts && f.worker == "" }
 
-// owner names the worker of a fact and its generation.
+// owner returns the worker of a fact and its generation.
 func owner(f fact) string { return fmt.Sprintf("%s (generation %d)", f.worker, f.generation) }
 
-// passed is how far each slot of a projection is passed by checkpoints, as
-// commits tell: what a checkpoint has passed is never read again.
+// passed is the position up to which checkpoints have passed each slot of a projection,
+// according to the commits. No lane reads again what a checkpoint has passed.
 type passed struct {
 	slots     []int64 // in earlier layouts
 	positions []int64 // of the checkpoints in the latest one, by partition
 }
 
-// commit notes that a checkpoint has moved.
+// commit takes in a move of a checkpoint.
 func (p *passed) commit(f fact) {
 	if len(p.positions) != f.total {
 		p.fold()
@@ -372,7 +371,7 @@ func (p *passed) fold() {
 	p.positions = nil
 }
 
-// slot returns how far one slot is passed.
+// slot returns the position up to which one slot is passed.
 func (p *passed) slot(s int) int64 {
 	var position int64
 	if p.slots != nil {
@@ -384,8 +383,7 @@ func (p *passed) slot(s int) int64 {
 	return position
 }
 
-// commitOf returns the commit of the projection that holds the position; ok is
-// false if there is none.
+// commitOf returns the commit of the projection that holds the position, if there is one.
 func (p *checkedProjection) commitOf(position int64) (commit fact, ok bool) {
 	i, ok := p.holds[position]
 	if ok {
@@ -394,8 +392,7 @@ func (p *checkedProjection) commitOf(position int64) (commit fact, ok bool) {
 	return commit, ok
 }
 
-// latest returns the latest commit of the projection that says something of
-// the slot, before commit n.
+// latest returns the latest commit for the slot before commits[n].
 func (p *checkedProjection) latest(slot, n int) fact {
 	for _, f := range slices.Backward(p.commits[:n]) {
 		if slot%f.total == f.partition {

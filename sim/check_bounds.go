@@ -7,25 +7,23 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
 )
 
-// Nobody hangs the rest (L3): each step on the way from a fault to the next active
-// generation has its bound, also while faults go on. The bounds are those that
-// ARCHITECTURE.md states, cause by cause. Together they say when a generation that
-// was opened is active: see activatedInTime.
+// No worker may hang the others (L3). Each step from a fault to the next active generation
+// has a bound, also while faults go on. ARCHITECTURE.md states the bounds for each cause.
+// Together they bound the time until an opened generation is active: see activatedInTime.
 //
-// Nothing is demanded of a worker that is frozen, cut off or gone, nor for as long
-// as what has just happened to it, or to the locks of all, explains that it is
-// late (upset). A worker is judged by its own settings, and what others do for it
-// by those of the slowest.
+// The checker demands nothing of a worker that is frozen, cut off or gone, nor while a
+// recent fault of the worker, or of the locks of all, explains a delay (upset). It judges a
+// worker by its own settings, and what others do for it by the slowest settings.
 
-// notice is what whoever is able needs to see what has become of the group, and to
-// act: a heartbeat, packets, and each of a crowd for a moment.
+// notice is the time in which an able worker must see a change of the group and act: a
+// heartbeat, packets, and a moment for each member of a crowd.
 func (c *checker) notice(t protocol.Timing) time.Duration {
 	packets := time.Duration(20+len(c.members)) * 3 * c.setup.latency
 	return c.setup.slow(t.Heartbeat) + packets + 50*time.Millisecond
 }
 
-// upset notes for how long a fact explains that workers are late, and that they
-// don't know the database's clock.
+// upset takes in for how long a fact explains that workers are late, and that they do not
+// know the database's clock.
 func (c *checker) upset(f fact) {
 	t, b := c.setup.timing, c.setup.bounds
 	if t.Lease == 0 {
@@ -44,20 +42,20 @@ func (c *checker) upset(f fact) {
 	switch f.kind {
 	case workerStarts:
 		one(retry, watch)
-	case workerGone, faultFreeze, faultCutOff: // with locks that it has
+	case workerGone, faultFreeze, faultCutOff: // it may have held locks
 		all(locks)
 		trouble()
 	case faultThaw, faultMended:
 		one(retry, watch)
 		trouble()
-		if f.kind == faultThaw { // what it was about to do, it still does
+		if f.kind == faultThaw { // it still does what it was about to do
 			c.each(f.worker, func(w *checkedWorker) { w.troubled = max(w.troubled, f.at+waking) })
 		}
 	case faultLost:
 		one(retry, watch)
 		all(locks)
 		trouble()
-	case faultSlow: // one slow answer, or those of two heartbeats: then the watch is dull
+	case faultSlow: // one slow answer, or those of two heartbeats, which disturb the watch of the clock
 		one(2*t.Heartbeat+retry, 3*watch)
 		all(f.length + locks)
 		trouble()
@@ -72,12 +70,12 @@ func (c *checker) upset(f fact) {
 		one(retry, watch)
 	case faultClockStep:
 		one(retry, 2*watch)
-	case sessionTaken: // it tries again
+	case sessionTaken: // the worker tries again
 		one(retry, 0)
 	case runCancels, runSuspends, workerReturns, refused, workerExpired:
 		trouble()
-	case faultOther: // whom it hits ends, and another one is started
-		if f.text == toStandby { // or it asks in vain
+	case faultOther: // the worker that it hits ends, and another one starts
+		if f.text == toStandby { // or its requests fail
 			one(retry, watch)
 		}
 		all(f.length + retry + locks)
@@ -87,7 +85,7 @@ func (c *checker) upset(f fact) {
 	}
 }
 
-// inTime looks at all bounds, a few times per heartbeat.
+// inTime checks all bounds, a few times per heartbeat.
 func (c *checker) inTime(f fact) *violation {
 	for set := range c.sets {
 		c.turnTo(set)
@@ -120,7 +118,7 @@ func (c *checker) inTime(f fact) *violation {
 	return nil
 }
 
-// setInTime looks at the bounds of one replica set.
+// setInTime checks the bounds of one replica set.
 func (c *checker) setInTime(f fact) *violation {
 	watching, able := c.watching(f.at)
 	if !able {
@@ -149,8 +147,8 @@ func (c *checker) setInTime(f fact) *violation {
 	return c.activatedInTime(watching, f)
 }
 
-// watching returns since when some member that is able has known the database's
-// clock for long enough to judge others.
+// watching returns since when an able member has watched the database's clock for long
+// enough to judge other members.
 func (c *checker) watching(now time.Duration) (since time.Duration, able bool) {
 	for _, m := range c.members {
 		if w := m.worker; w.able() && !w.leaving && !c.overBy(w, now) && (!able || max(w.blind, m.joined.at) < since) {
@@ -160,9 +158,9 @@ func (c *checker) watching(now time.Duration) (since time.Duration, able bool) {
 	return since, able
 }
 
-// obeys: a worker that is asked to stop does so within Drain, or ends. A handler
-// that listens returns when it is cancelled, and is cancelled after half of that.
-// A process that was frozen gets its time after it has woken.
+// obeys checks that a worker that is asked to stop does so within Drain, or ends. A handler
+// that obeys its context must return when it is cancelled, after half of Drain. A process
+// that was frozen gets its time after it has woken.
 func (c *checker) obeys(w *checkedWorker, f fact) *violation {
 	if w.run.unset() || w.frozen() {
 		return nil
@@ -217,7 +215,8 @@ func (c *checker) obeys(w *checkedWorker, f fact) *violation {
 	return nil
 }
 
-// cancelled: not before the grace is over, unless the lease is.
+// cancelled checks that handlers are not cancelled before their grace is over, unless the
+// lease is over.
 func (c *checker) cancelled(f fact) *violation {
 	w := c.worker(f.worker)
 	grace := w.timing.Drain / 2
@@ -230,16 +229,16 @@ func (c *checker) cancelled(f fact) *violation {
 	return nil
 }
 
-// removed: who has died, or is frozen or cut off, is no member any more when its
-// lease is over, and somebody has watched the clock for a lease, and had a
-// heartbeat to see it.
+// removed checks that a worker that is dead, frozen or cut off is removed when its lease is
+// over, once another worker has watched the clock for a lease and had a heartbeat to see
+// it.
 func (c *checker) removed(m *member, watching time.Duration, f fact) *violation {
 	end, granted := c.leaseEnd(m.worker)
 	if !granted {
 		return nil
 	}
 	t := c.setup.timing
-	if c.stepped.step > m.worker.lease.step { // back: it is cut to one that begins then
+	if c.stepped.step > m.worker.lease.step { // stepped back: the lease counts from the step
 		end = max(end, c.stepped.at+t.Lease+t.Heartbeat)
 	}
 	patience := t.Lease/50 + 16*c.setup.latency
@@ -255,9 +254,8 @@ func (c *checker) removed(m *member, watching time.Duration, f fact) *violation 
 		m.id, f.at-end)
 }
 
-// reacts: a member that is able runs what it is given, or says that it has
-// stopped, or comes back as somebody new; it stops when there is a newer
-// generation; and one that has joined gets a partition.
+// reacts checks that an able member runs what it is given, or reports a stop, or rejoins;
+// and that it stops when there is a newer generation.
 func (c *checker) reacts(m *member, f fact) *violation {
 	w := m.worker
 	if !w.able() {
@@ -290,9 +288,9 @@ func (c *checker) reacts(m *member, f fact) *violation {
 	return nil
 }
 
-// activatedInTime: a generation whose last holder has stopped, or is removed, is
-// active at once; one that somebody holds, when he has had the time to give up and
-// his lease to end; and whoever joins gets a partition after the join window.
+// activatedInTime checks that a generation is active as soon as its last older holder has
+// stopped or is removed; that a held generation is active once the holder had time to give
+// up and its lease to end; and that a joiner gets a partition after the join window.
 func (c *checker) activatedInTime(watching time.Duration, f fact) *violation {
 	late, t := c.late, c.setup.timing
 	for _, m := range c.members {
@@ -314,10 +312,10 @@ func (c *checker) activatedInTime(watching time.Duration, f fact) *violation {
 		}
 		return nil
 	}
-	for i, share := range c.shares() { // as they joined
+	for i, share := range c.shares() { // in the order in which they joined
 		if m := c.members[i]; share > 0 && !slices.Contains(c.layout, m.id) {
 			due := m.joined.at + c.window
-			if c.stepped.step > m.joined.step { // back: a lease that ends then makes somebody look
+			if c.stepped.step > m.joined.step { // stepped back: a lease that ends wakes another worker
 				due = max(due, c.stepped.at+t.Lease)
 			}
 			if f.at > max(due, late)+c.notice(t) {

@@ -7,23 +7,23 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
 )
 
-// A family is a projection that is live, and what is built anew beside it, or was replaced.
+// A family is a live projection with its rebuilds and the versions that were replaced.
 type family struct {
 	live    string
 	members []string
-	// reached is how far a live one has ever been on each slot, but for the one that is live
-	// now: what it handles in this time.
+	// reached is how far former live versions came on each slot. The current live version
+	// counts from its own checkpoints.
 	reached []int64
-	// news are the events that were handled as new, by the commit. Of those up to excused,
-	// an operator has moved a checkpoint; spared are those that the one which was replaced
-	// had parked, or was told to discard.
+	// news are the events that were handled as new, with their commits. Up to excused, an
+	// operator has moved a checkpoint. spared are events that a replaced version had parked
+	// or discarded.
 	news    map[int64]fact
 	excused int64
 	spared  map[int64]bool
 
-	replaced map[string]fact // when each was, the latest time
-	asked    fact            // the latest promotion that has not ended
-	over     fact            // the latest that has
+	replaced map[string]fact // the latest time at which each version was replaced
+	asked    fact            // the promotion that has not ended
+	over     fact            // the latest promotion that has ended
 }
 
 func (c *checker) newFamily() {
@@ -35,13 +35,13 @@ func (c *checker) newFamily() {
 	}
 }
 
-// unborn reports whether there is a rebuild of a projection that never came to run: then
-// workers whose program has both are refused, as long as no other one has run the first.
+// unborn reports whether there is a rebuild of a projection that never ran. Workers with
+// both versions are then refused until another worker has run the first one.
 func (c *checker) unborn() bool {
 	return c.family != nil && len(c.projection(c.family.live).commits) == 0
 }
 
-// kin returns the family of a projection; nil: it has none.
+// kin returns the family of a projection, or nil.
 func (c *checker) kin(projection string) *family {
 	if c.family == nil || !slices.Contains(c.family.members, projection) {
 		return nil
@@ -49,14 +49,14 @@ func (c *checker) kin(projection string) *family {
 	return c.family
 }
 
-// keep carries over how far the live one is.
+// keep carries over how far the live version has come.
 func (k *family) keep(p *checkedProjection) {
 	for s := range k.reached {
 		k.reached[s] = max(k.reached[s], p.passed.slot(s))
 	}
 }
 
-// moved: an operator, or a start, sets a projection to a position.
+// moved applies set, by which an operator, or a start, sets a projection to a position.
 func (c *checker) moved(p *checkedProjection, position int64, set func()) {
 	k := c.kin(p.name)
 	if k != nil && p.name == k.live {
@@ -81,9 +81,9 @@ func (c *checker) moved(p *checkedProjection, position int64, set func()) {
 	}
 }
 
-// asReplay: what a follower is called with, the live one has got behind it on that slot, and
-// its handler is told so; and the handler of the live one is not, but for what another one has
-// got behind it that was live before.
+// asReplay checks that a rebuild handles only what the live version has passed on that
+// slot, as a replay; and that the live version handles events as new, except for those that
+// a former live version has passed.
 func (c *checker) asReplay(p *checkedProjection, f fact) *violation {
 	k := c.kin(p.name)
 	if k == nil {
@@ -103,7 +103,7 @@ func (c *checker) asReplay(p *checkedProjection, f fact) *violation {
 	return nil
 }
 
-// within: the live one has got an event behind it on its slot.
+// within checks that the live version has passed an event on its slot.
 func (c *checker) within(p *checkedProjection, f fact, e event) *violation {
 	k := c.kin(p.name)
 	reached := k.reached[e.slot]
@@ -117,8 +117,8 @@ func (c *checker) within(p *checkedProjection, f fact, e event) *violation {
 		owner(f), e.position, p.name, e.slot, reached)
 }
 
-// handledBy: what one that is not live commits are replays, after the live one; and of all
-// versions one alone commits an event as new.
+// handledBy checks that a version that is not live commits only replays, behind the live
+// one, and that only one version commits an event as new.
 func (c *checker) handledBy(p *checkedProjection, f fact, events []event) *violation {
 	k := c.kin(p.name)
 	if k == nil {
@@ -146,7 +146,7 @@ func (c *checker) handledBy(p *checkedProjection, f fact, events []event) *viola
 	return nil
 }
 
-// replacedBefore: one that was replaced commits nothing until it is run again.
+// replacedBefore checks that a replaced version commits nothing until it runs again.
 func (c *checker) replacedBefore(p *checkedProjection, f fact) *violation {
 	since := c.kin(p.name).replaced[p.name]
 	if since.unset() || p.name == c.family.live || c.activated.step > since.step {
@@ -155,8 +155,9 @@ func (c *checker) replacedBefore(p *checkedProjection, f fact) *violation {
 	return broken(onlyGrow, []fact{c.activated, since, f}, "%s committed for projection %s after another one had taken its place", owner(f), p.name)
 }
 
-// promoted: the one that takes the place of another has handled at least what that has, on
-// each slot; no handler of that runs; and what has happened until now was new to one of them.
+// promoted checks that the new live version has handled at least what the old one has, on
+// each slot; that no handler of the old one runs; and that each event was new to one of the
+// two.
 func (c *checker) promoted(f fact) *violation {
 	k, next, old := c.kin(f.projection), c.projection(f.projection), c.projection(f.text)
 	for slot := range k.reached {
@@ -212,7 +213,7 @@ func (c *checker) retired(f fact) {
 	}
 }
 
-// holdEnds: a hold lasts for its time.
+// holdEnds checks that a hold lasts for its time.
 func (c *checker) holdEnds(f fact) *violation {
 	h := c.holds[f.projection]
 	delete(c.holds, f.projection)
@@ -226,7 +227,7 @@ func (c *checker) holdEnds(f fact) *violation {
 	return nil
 }
 
-// heldForLong: a hold that nobody renews ends (L1).
+// heldForLong checks that a hold that is not renewed ends (L1).
 func (c *checker) heldForLong(f fact) *violation {
 	for _, name := range slices.Sorted(maps.Keys(c.holds)) {
 		h, late := c.holds[name], c.late
@@ -246,26 +247,26 @@ func (c *checker) heldForLong(f fact) *violation {
 	return nil
 }
 
-// promotionOver: one that is asked for when the faults are over ends, unless an operator has
-// set one of the two to where the other is not.
+// promotionOver checks that a promotion that begins after the faults ends, unless an
+// operator has set one of the two versions to a position that the other does not reach.
 func (c *checker) promotionOver(f fact) *violation {
 	k := c.family
 	if k == nil || k.asked.unset() || k.asked.step < c.healed.step {
 		return nil
 	}
 	for _, a := range c.appends {
-		if c.setup.unreadable != nil && slices.ContainsFunc(a.events, c.setup.unreadable) { // a follower may wait at it for ever
+		if c.setup.unreadable != nil && slices.ContainsFunc(a.events, c.setup.unreadable) { // a follower may wait at it without end
 			return nil
 		}
 	}
-	if k.excused > 0 { // one of them was rewound: to where the other may never come
+	if k.excused > 0 { // a version was rewound to where the other may never come
 		return nil
 	}
 	return broken(recovers, []fact{c.healed, k.asked, f}, "the promotion of projection %s had not ended after %s", k.asked.projection, f.at-k.asked.at)
 }
 
-// owesTo returns up to which position a projection has to handle events: a follower, up to
-// where the live one is on all slots.
+// owesTo returns the position up to which a projection must handle events. A follower owes
+// no more than the lowest position of the live version.
 func (c *checker) owesTo(p *checkedProjection) (position int64, bounded bool) {
 	k := c.kin(p.name)
 	if k == nil || p.name == k.live {

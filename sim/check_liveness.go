@@ -2,9 +2,8 @@ package sim
 
 import "time"
 
-// recovered: by now every partition must have an owner, and every event that
-// was visible when the faults stopped must be handled (L1). Where nobody is
-// able to do anything, nothing is demanded.
+// recovered checks that every partition has an owner, and that every event that was visible
+// when the faults stopped is handled (L1). It demands nothing where no worker is able.
 func (c *checker) recovered(f fact) *violation {
 	if !c.anybody() {
 		return nil
@@ -15,8 +14,8 @@ func (c *checker) recovered(f fact) *violation {
 	return c.handled(f, c.healed)
 }
 
-// paused: members may still join after the faults have stopped, and each may
-// open a generation; but however many do, one becomes active in time.
+// paused checks that a generation becomes active in time although members may still join
+// after the faults have stopped and each may open a generation.
 func (c *checker) paused(f fact) *violation {
 	from := max(c.pause.at, c.healed.at)
 	if c.pause.unset() || c.healed.unset() || f.at-from <= c.setup.settle || !c.anybody() {
@@ -34,8 +33,8 @@ func (c *checker) anybody() bool {
 	return false
 }
 
-// owned: the newest generation is active, and each of its partitions is run by
-// somebody who is able to.
+// owned checks that the newest generation is active and that an able worker runs each of
+// its partitions.
 func (c *checker) owned(f fact) *violation {
 	g := c.opened.generation
 	switch {
@@ -69,9 +68,9 @@ func (c *checker) owned(f fact) *violation {
 	return nil
 }
 
-// handled: every event that was visible by a time is in a commit of each
-// projection that runs in the end, or was parked. An event that a checkpoint has passed was
-// noticed when that happened (S2); so here nobody has got to it yet.
+// handled checks that every event that was visible by a time is committed or parked in each
+// projection that runs in the end. The checker has reported events that a checkpoint has
+// passed before (S2), so here no lane has reached the event yet.
 func (c *checker) handled(f, by fact) *violation {
 	for _, name := range c.setup.final {
 		if c.setup.sets[name] != c.number || c.isPaused(name) {
@@ -95,9 +94,9 @@ func (c *checker) handled(f, by fact) *violation {
 	return nil
 }
 
-// standsBefore reports whether the projection waits at an event that nobody can ever read,
-// which is this one or precedes it in its partition. One that parks such events has no
-// reason to wait, and nobody has to handle an event of another partition later for it.
+// standsBefore reports whether the projection waits at an event that no worker can ever
+// read: this one, or an earlier one of its partition. A projection that parks such events
+// has no reason to wait.
 func (c *checker) standsBefore(p *checkedProjection, e event) bool {
 	if c.setup.unreadable == nil || c.setup.parks[p.name] {
 		return false
@@ -113,12 +112,12 @@ func (c *checker) standsBefore(p *checkedProjection, e event) bool {
 	return false
 }
 
-// tooSlow is how long it takes a worker at most to come back for that.
+// tooSlow is how long a worker takes at most to rejoin without a liveness connection.
 const tooSlow = 30 * time.Second
 
-// still: once everything has settled, nothing opens a generation (L2). But a network that
-// takes about as long as a proof may take is found to be too slow at any time: then the
-// worker comes back as a new one, which goes by its lease.
+// still checks that nothing opens a generation after everything has settled (L2). A network
+// that is about as slow as a proof of liveness allows may be found too slow at any time;
+// then the worker rejoins and relies on its lease.
 func (c *checker) still(before, f fact) *violation {
 	if c.settled.unset() || c.forgone.step > c.settled.step && f.at <= c.forgone.at+c.window+tooSlow {
 		return nil
@@ -127,8 +126,8 @@ func (c *checker) still(before, f fact) *violation {
 		"generation %d was opened after everything had settled and nothing had happened since", f.generation)
 }
 
-// finished: what became visible only after the faults had stopped is handled
-// by the end as well, if it was there when everything had settled.
+// finished checks that the events that were visible when everything had settled are handled
+// by the end.
 func (c *checker) finished(f fact) *violation {
 	if c.settled.unset() || !c.anybody() {
 		return nil

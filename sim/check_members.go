@@ -8,12 +8,12 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
 )
 
-// A membership is who is in the group, as the requests tell that took effect.
+// A membership is the members of a group, according to the requests that took effect.
 type membership struct {
-	members []*member // as they joined
+	members []*member // in the order in which they joined
 	limit   int       // the newest joiner's MaxPartitions
 	window  time.Duration
-	layout  []string          // of the newest generation: who has which partition
+	layout  []string          // of the newest generation: the owner of each partition
 	owed    fact              // what demands a generation at once; unset: nothing
 	taken   fact              // the latest placeTaken
 	left    map[ownerKey]fact // the placeVacated of each place
@@ -24,11 +24,11 @@ type member struct {
 	id     string
 	worker *checkedWorker
 	joined fact
-	holds  fact // the activation that gave it partitions, until it has said that it stopped
-	freed  fact // when it said so
-	// drained: by order, it is to have no partitions.
+	holds  fact // the activation that gave it partitions, until it has reported a stop
+	freed  fact // when it reported the stop
+	// drained: an operator has taken its partitions away.
 	drained bool
-	vacated fact // when it has left its place vacant; unset: it hasn't
+	vacated fact // when it left its place vacant; unset: it has not
 }
 
 func (m *membership) find(id string) *member {
@@ -38,8 +38,8 @@ func (m *membership) find(id string) *member {
 	return nil
 }
 
-// shares returns how many partitions each member is to have: as many as it wants,
-// in the order in which they joined, up to the limit, and none if it is drained.
+// shares returns how many partitions each member must have: as many as it wants, in the
+// order in which they joined, up to the limit, and none if it is drained.
 func (m *membership) shares() []int {
 	left := protocol.Slots
 	if m.limit > 0 {
@@ -56,8 +56,8 @@ func (m *membership) shares() []int {
 	return shares
 }
 
-// membersChange takes in who comes and goes. Leaves and deaths are followed by a
-// generation at once, and so is the very first join.
+// membersChange takes in joins and departures. A departure must be followed by a generation
+// at once, and so must the first join.
 func (c *checker) membersChange(f fact) {
 	switch f.kind {
 	case memberJoins:
@@ -65,7 +65,7 @@ func (c *checker) membersChange(f fact) {
 		c.members = append(c.members, &member{id: f.text, worker: c.worker(f.worker), joined: f, drained: c.drained[f.worker]})
 	case memberLeaves, workerExpired, placeLapsed:
 		m := c.find(f.text)
-		if m != nil { // a new incarnation takes it over, if this was for its sake
+		if m != nil { // the new incarnation stays drained
 			c.drained[f.worker] = m.drained && f.kind == memberLeaves
 		}
 		c.members = slices.DeleteFunc(c.members, func(o *member) bool { return o == m })
@@ -78,7 +78,7 @@ func (c *checker) membersChange(f fact) {
 	}
 }
 
-// owes: what demands a generation at once has got none by the time of f.
+// owes checks that what demands a generation at once gets one.
 func (c *checker) owes(f fact) *violation {
 	if c.owed.unset() || f.at <= c.owed.at {
 		return nil
@@ -86,10 +86,9 @@ func (c *checker) owes(f fact) *violation {
 	return broken(agreement, []fact{c.opened, c.owed, f}, "no generation was opened after this: %s", strings.TrimSpace(c.owed.worker+" "+c.owed.String()))
 }
 
-// laidOut judges who has which partition of a generation (S6): each member as many
-// as it is to have, so that whoever stands by does not displace one that runs; and
-// survivors keep their numbers, so that whoever replaces a member takes over its
-// numbers.
+// laidOut checks who has which partition of a generation (S6). Each member has its share,
+// so a standby does not displace a running worker. Survivors keep their numbers, so a
+// replacement takes over the numbers of the member that it replaces.
 func (c *checker) laidOut(before, f fact) *violation {
 	old := c.layout
 	c.layout, c.owed = f.layout, fact{}
@@ -134,7 +133,7 @@ func (c *checker) laidOut(before, f fact) *violation {
 	return c.windowed(before, f, shares, had)
 }
 
-// numbers returns the partitions of each incarnation, ascending.
+// numbers returns the partitions of each incarnation, in ascending order.
 func numbers(layout []string) map[string][]int {
 	has := map[string][]int{}
 	for k, id := range layout {
@@ -143,12 +142,12 @@ func numbers(layout []string) map[string][]int {
 	return has
 }
 
-// windowed: a generation that is opened for joins alone, while another is active,
-// comes no sooner than a window after the first of them.
+// windowed checks that a generation that is opened only for joins, while another one is
+// active, comes no sooner than a window after the first join.
 func (c *checker) windowed(before, f fact, shares []int, had map[string][]int) *violation {
 	var first *member // of those that have joined
 	stay := 0
-	for i, m := range c.members { // as they joined
+	for i, m := range c.members { // in the order in which they joined
 		switch n := len(had[m.id]); {
 		case n == 0 && shares[i] > 0 && first == nil:
 			first = m
@@ -161,7 +160,7 @@ func (c *checker) windowed(before, f fact, shares []int, had map[string][]int) *
 	if first == nil || stay < len(had) {
 		return nil
 	}
-	if !c.taken.unset() && c.taken.at == f.at { // with a projection that had no checkpoints yet
+	if !c.taken.unset() && c.taken.at == f.at { // the replacement brought a projection without checkpoints
 		return nil
 	}
 	stepped := !c.stepped.unset() && c.stepped.at >= first.joined.read
@@ -172,7 +171,7 @@ func (c *checker) windowed(before, f fact, shares []int, had map[string][]int) *
 	return nil
 }
 
-// holdings notes who holds what, once a generation is active.
+// holdings takes in who holds an activated generation.
 func (c *checker) holdings(f fact) {
 	for _, id := range c.layout {
 		if m := c.find(id); m != nil && m.vacated.unset() {
@@ -181,7 +180,7 @@ func (c *checker) holdings(f fact) {
 	}
 }
 
-// reports ends what a worker's request says has stopped.
+// reports takes in the stops that a request reports.
 func (c *checker) reports(f fact) {
 	for _, m := range c.members {
 		if m.worker.name == f.worker && !m.holds.unset() && m.holds.generation <= f.to {

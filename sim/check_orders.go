@@ -9,16 +9,16 @@ import (
 
 // orders are what operators have ordered of one replica set.
 type orders struct {
-	pausedNow []string           // "" is all
-	holds     map[string]fact    // those that are paused for a while only: the latest order
-	pauses    map[int64][]string // of each generation
+	pausedNow []string           // protocol.All: every projection
+	holds     map[string]fact    // the latest hold of each projection that is held
+	pauses    map[int64][]string // the paused projections of each generation
 	rewinds   map[string]int64   // due with the next activation
-	drained   map[string]bool    // workers of which the latest incarnation was
+	drained   map[string]bool    // workers whose latest incarnation was drained
 	last      fact
-	owedTo    bool // the generation that is owed is owed to an order
+	owedTo    bool // an order demands the generation that is owed
 }
 
-// isOrdered takes in an order. One that changes something is followed by a
+// isOrdered takes in an order. An order that changes something must be followed by a
 // generation at once.
 func (c *checker) isOrdered(f fact) {
 	o, changes := f.order, false
@@ -62,20 +62,20 @@ func (c *checker) isOrdered(f fact) {
 	}
 }
 
-// staffed reports whether there is a member that can have partitions.
+// staffed reports whether a member can have partitions.
 func (m *membership) staffed() bool {
 	return slices.ContainsFunc(m.members, func(o *member) bool { return !o.drained })
 }
 
-// ordersOpen notes what a generation is to run.
+// ordersOpen records which projections a generation does not run.
 func (c *checker) ordersOpen(f fact) { c.pauses[f.generation] = c.pausedNow }
 
 func (c *checker) isPaused(projection string) bool {
 	return slices.Contains(c.pausedNow, protocol.All) || slices.Contains(c.pausedNow, projection)
 }
 
-// obeyed: no handler of a projection begins under a generation that was opened
-// while it was paused.
+// obeyed checks that no handler of a projection begins under a generation that was opened
+// while the projection was paused.
 func (c *checker) obeyed(f fact) *violation {
 	paused := c.pauses[f.generation]
 	if !slices.Contains(paused, protocol.All) && !slices.Contains(paused, f.projection) {
@@ -85,9 +85,8 @@ func (c *checker) obeyed(f fact) *violation {
 		f.worker, f.projection, f.generation)
 }
 
-// rewind carries out what is due with an activation: what is up to the position
-// counts as handled, whatever became of it, and what is above it is to be handled
-// again.
+// rewind carries out the rewinds that are due with an activation. Events up to the position
+// count as handled; events above it must be handled again.
 func (c *checker) rewind(f fact) {
 	for name, position := range c.rewinds {
 		p := c.projection(name)
@@ -114,7 +113,7 @@ func (c *checker) setTo(p *checkedProjection, position int64) {
 		}
 	}
 	p.parkedSet.dropAbove(position)
-	clear(p.parkedSet.ordered) // they were about where it stood before
+	clear(p.parkedSet.ordered) // they named events at its former position
 	p.unhandled = nil
 	for i, a := range c.appends {
 		for _, e := range a.events {
@@ -123,7 +122,7 @@ func (c *checker) setTo(p *checkedProjection, position int64) {
 	}
 }
 
-// dropAbove forgets what is parked above a position: it comes again.
+// dropAbove forgets the events that are parked above a position: they come again.
 func (l *checkedParked) dropAbove(position int64) {
 	for at := range l.rows {
 		if at > position {

@@ -5,14 +5,14 @@ import (
 	"slices"
 )
 
-// A checkedParked is what the facts say of the events that a projection has parked.
+// A checkedParked is the parked events of a projection, according to the facts.
 type checkedParked struct {
 	rows      map[int64]parkedEvent
-	of        map[string][]int64 // of an aggregate, ascending
+	of        map[string][]int64 // the parked positions of each aggregate, in ascending order
 	asked     map[int64]fact     // the latest request
-	ever      map[int64]fact     // likewise, also those that are done
+	ever      map[int64]fact     // the latest request, also if it is done
 	discarded map[int64]fact
-	ordered   map[int64]fact // orders to park that wait
+	ordered   map[int64]fact // open orders to park
 }
 
 type parkedEvent struct {
@@ -39,9 +39,9 @@ func (l *checkedParked) first(aggregate string) (parkedEvent, bool) {
 	return parkedEvent{}, false
 }
 
-// eventsParked: like a commit it is of the newest generation, and the checkpoint
-// passes nothing but what it parks. None of that is handled (S3) or parked
-// already, and nothing later of its aggregate is handled (S4).
+// eventsParked checks that a park is of the active generation, as a commit is, and that the
+// checkpoint passes only what it parks. None of the events may be handled (S3) or parked
+// already, and no later one of their aggregates may be handled (S4).
 func (c *checker) eventsParked(f fact) *violation {
 	p := c.projection(f.projection)
 	if v := c.fenced(p, f); v != nil {
@@ -84,7 +84,7 @@ func (c *checker) eventsParked(f fact) *violation {
 	return c.moves(p, f)
 }
 
-// parkedRetried: an event that is parked, the first of its aggregate, is handled.
+// parkedRetried checks that the event is parked and the first of its aggregate.
 func (c *checker) parkedRetried(f fact) *violation {
 	p := c.projection(f.projection)
 	row, parked := p.parkedSet.rows[f.from]
@@ -116,8 +116,8 @@ func (c *checker) parkedRetried(f fact) *violation {
 	return nil
 }
 
-// repeated judges a row that is taken though there is none. A request that comes
-// late, or a second time, changes nothing.
+// repeated judges a retry or a discard of an event that is not parked. A request that comes
+// late, or twice, changes nothing.
 func (c *checker) repeated(p *checkedProjection, f fact) *violation {
 	if p.transactional && f.kind == parkedRetried {
 		before, _ := p.commitOf(f.from)
@@ -127,7 +127,7 @@ func (c *checker) repeated(p *checkedProjection, f fact) *violation {
 	return nil
 }
 
-// parkedDiscarded: somebody has asked for that.
+// parkedDiscarded checks that an operator has asked for the discard.
 func (c *checker) parkedDiscarded(f fact) *violation {
 	p := c.projection(f.projection)
 	row, parked := p.parkedSet.rows[f.from]
@@ -148,9 +148,8 @@ func (c *checker) parkedDiscarded(f fact) *violation {
 	return nil
 }
 
-// waits judges a handler that is called with an event, or a commit of one, that
-// is parked or waits behind one that is. Who was frozen before it called is excused
-// as everywhere.
+// waits judges a handler call with, or a commit of, an event that is parked or must wait
+// behind a parked one. A worker that was frozen before the call is excused as everywhere.
 func (c *checker) waits(p *checkedProjection, w *checkedWorker, f fact, e event) *violation {
 	excused := func(other fact) bool {
 		return f.kind == handlerBegins && other.worker != f.worker && c.excused(w, f, other.at)
@@ -180,7 +179,7 @@ func (c *checker) parkRequested(f fact) {
 	}
 }
 
-// parkedLeft: what is parked in the end is what was parked and not taken.
+// parkedLeft checks that the rows at the end are exactly the events that are parked.
 func (c *checker) parkedLeft(f fact) *violation {
 	p := c.projection(f.projection)
 	left := map[int64]bool{}
@@ -199,7 +198,7 @@ func (c *checker) parkedLeft(f fact) *violation {
 	return nil
 }
 
-// askedFor: what was asked for before everything had settled is done.
+// askedFor checks that the requests from before everything had settled are carried out.
 func (c *checker) askedFor(p *checkedProjection, f fact) *violation {
 	for _, position := range slices.Sorted(maps.Keys(p.parkedSet.asked)) {
 		asked, row := p.parkedSet.asked[position], p.parkedSet.rows[position]

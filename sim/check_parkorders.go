@@ -6,10 +6,10 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
 )
 
-// What the facts say of orders to park an event.
+// This file judges orders to park an event.
 
-// ignoredMax is how often a handler may fail in a lane, alone, at an event that was ordered
-// to be parked long ago. Before each attempt that comes after a while the lane has looked.
+// ignoredMax is how often a handler may fail at an event alone, in one lane, long after an
+// order to park it. The lane checks for orders before an attempt that comes after a pause.
 const ignoredMax = 5
 
 func (c *checker) parkOrdered(f fact) {
@@ -19,8 +19,8 @@ func (c *checker) parkOrdered(f fact) {
 	}
 }
 
-// parksByRight: an event is parked under its projection's policy, behind another, or because
-// somebody has ordered that, of this very event.
+// parksByRight checks that an event is parked because of its projection's policy, behind
+// another event, or because an order names it.
 func (c *checker) parksByRight(f fact) *violation {
 	parkedSet := c.projection(f.projection).parkedSet
 	for _, e := range f.events {
@@ -36,7 +36,7 @@ func (c *checker) parksByRight(f fact) *violation {
 	return nil
 }
 
-// orderLapsed: an order for an event that its lane stands at is carried out.
+// orderLapsed checks that a lane does not drop an order for the event at which it stands.
 func (c *checker) orderLapsed(f fact) *violation {
 	p := c.projection(f.projection)
 	order, waits := p.parkedSet.ordered[f.from]
@@ -55,18 +55,19 @@ func (c *checker) orderLapsed(f fact) *violation {
 	return nil
 }
 
-// ordersLeft: in the end, none waits for an event that is handled.
+// ordersLeft checks that no order for a handled event is open at the end.
 func (c *checker) ordersLeft(f fact) *violation {
 	if !slices.Contains(c.setup.final, f.projection) || c.setup.unreadable != nil && c.standsSomewhere(f.projection) {
 		return nil
 	}
 	if k := c.family; k != nil && f.projection != k.live && slices.Contains(k.members, f.projection) {
-		return nil // it goes no further than the live one, which may stand anywhere
+		return nil // it goes no further than the live version, which may stand anywhere
 	}
 	return broken(recovers, []fact{c.settled, f}, "%d orders to park events of projection %s were still open after all events were handled", f.from, f.projection)
 }
 
-// standsSomewhere reports whether a projection waits at an event that nobody can ever read.
+// standsSomewhere reports whether a projection waits at an event that no worker can ever
+// read.
 func (c *checker) standsSomewhere(projection string) bool {
 	p := c.projection(projection)
 	return slices.ContainsFunc(p.unhandled, func(v visible) bool { return c.standsBefore(p, v.event) })

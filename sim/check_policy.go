@@ -2,19 +2,19 @@ package sim
 
 import "time"
 
-// What the facts say of how often handlers have failed, and of what came of it.
+// This file judges how often handlers fail, and what follows from it.
 
-// failures are those of a handler at one event, in one lane.
+// failures are the failures of a handler at one event in one lane.
 type failures struct {
-	n      int           // all
-	own    int           // those that are the handler's for certain
-	cut    int           // those for which its connection was lost
+	n      int           // all of them
+	own    int           // those that are certainly the handler's
+	cut    int           // those in which its connection was lost
 	final  int           // those that it has called permanent
-	alone  int           // of these, with all that precedes the event committed
-	waited int           // more, until there was no room to park the event
-	since  time.Duration // the first
+	alone  int           // permanent ones, after everything before the event was committed
+	waited int           // earlier failures, while there was no room to park the event
+	since  time.Duration // the time of the first one
 	latest fact
-	// after an order to park the event had waited for long
+	// ignored counts failures long after an order to park the event.
 	ignored int
 }
 
@@ -31,9 +31,9 @@ type failureKey struct {
 
 func laneOf(f fact) laneName { return laneName{f.worker, f.projection, f.generation, f.partition} }
 
-// fails: a handler that fails at an event again and again, alone, has it parked in the
-// end, where the projection parks events. When a batch fails nobody knows at which
-// event, and of one that was cancelled nobody knows whether it has failed.
+// fails checks that an event at which a handler keeps failing alone is parked in the end,
+// where the projection parks events. A failure of a batch does not show the event at fault,
+// and a cancelled call is not known to have failed.
 func (c *checker) fails(call *openCall, f fact) *violation {
 	events := call.begin.events
 	f.projection, f.generation, f.partition = call.begin.projection, call.begin.generation, call.begin.partition
@@ -46,12 +46,12 @@ func (c *checker) fails(call *openCall, f fact) *violation {
 	}
 	n, again := c.failsAt(f, events), false
 	switch {
-	case f.text == killed && f.at-call.begin.at < c.setup.timing.Lease/2: // else it may have left its transaction idle
+	case f.text == killed && f.at-call.begin.at < c.setup.timing.Lease/2: // otherwise the server may have ended its idle transaction
 		n.cut++
 	case f.text == forGood && !f.deaf:
 		n.final++
-		// While it is parked somebody asks for another call, and what a worker does that was
-		// frozen meanwhile is of before.
+		// While the event is parked an operator may ask for a retry, and a worker that was
+		// frozen meanwhile does what it decided before.
 		if again = ahead == 0 && !c.lies(f.projection, events[0].position) && !call.worker.frozenSince(call.begin.at); again {
 			n.alone++
 		}
@@ -67,13 +67,13 @@ func (c *checker) fails(call *openCall, f fact) *violation {
 	attempts := c.setup.attempts[f.projection]
 	p, position := c.projection(f.projection), events[0].position
 	_, parked := p.parkedSet.rows[position]
-	if _, done := p.holds[position]; attempts == 0 || parked || done { // a worker was frozen while another one has retried it
+	if _, done := p.holds[position]; attempts == 0 || parked || done { // another worker has retried it while this one was frozen
 		return nil
 	}
 	if again && n.alone > 1 {
 		return broken(underPolicy, []fact{call.begin, f}, "%s called its handler %d times with event %d, although the failure was permanent", owner(f), n.alone, position)
 	}
-	// Some may have come before the event was alone.
+	// Some failures may have come before the event was tried alone.
 	if n.own > 2*attempts+6 || n.n > 5*attempts+8 && f.at-n.since > 4*c.setup.timing.Lease {
 		return broken(underPolicy, []fact{call.begin, f}, "%s failed %d times at event %d, which must be parked after %d failures",
 			owner(f), n.n, position, attempts)
@@ -87,7 +87,7 @@ func (c *checker) lies(projection string, position int64) bool {
 	return parked
 }
 
-// failsAt counts a failure at the last of some events: those before it are done.
+// failsAt counts a failure at these events and returns the failures at the last one.
 func (c *checker) failsAt(f fact, events []event) failures {
 	if len(events) == 0 {
 		return failures{}
@@ -108,8 +108,8 @@ func (c *checker) failsAt(f fact, events []event) failures {
 	return n
 }
 
-// parksInTime: no event is parked for less than what the policy says. What was not the
-// handler's failure is none.
+// parksInTime checks that an event is parked only after as many failures of the handler as
+// the policy demands.
 func (c *checker) parksInTime(f fact) *violation {
 	attempts := c.setup.attempts[f.projection]
 	if f.text != "" || attempts == 0 || len(f.events) == 0 {
@@ -124,15 +124,15 @@ func (c *checker) parksInTime(f fact) *violation {
 		return broken(underPolicy, []fact{n.latest, f}, "%s parked event %d after %d failures instead of %d",
 			owner(f), first.position, n.n+n.waited, attempts)
 	}
-	if n.n+n.waited-n.cut < attempts && f.at-n.since < c.setup.timing.Lease/4 { // a worker's own lease may be as short
+	if n.n+n.waited-n.cut < attempts && f.at-n.since < c.setup.timing.Lease/4 { // a worker's own lease may be that short
 		return broken(underPolicy, []fact{n.latest, f}, "%s parked event %d after %d failures instead of %d: the other %d times the handler's connection was lost, which does not count so soon",
 			owner(f), first.position, n.n+n.waited-n.cut, attempts, n.cut)
 	}
 	return nil
 }
 
-// noRoom: an event is handled again for as long as there is no room to park it, however
-// often it fails.
+// noRoom takes in that there is no room to park an event. The handler is called again until
+// there is room, however often it fails.
 func (c *checker) noRoom(f fact) {
 	k := failureKey{laneOf(f), f.from}
 	n := c.failures[k]

@@ -2,30 +2,30 @@ package sim
 
 import "time"
 
-// What a proof is good for, how long a crash may go unnoticed, and how long the
-// session of one who notices it must have been there: see protocol.Presence.
+// These are the validity of a proof of liveness, the longest time in which a crash may go
+// unnoticed, and the age that the connection of a worker must have to notice it: see
+// protocol.Presence.
 const (
 	proofBegins = 450 * time.Millisecond
 	proofEnds   = 650 * time.Millisecond
 	noticedIn   = 2 * time.Second
 	mustSettle  = 5 * time.Second
 	looksAgain  = 1750 * time.Millisecond
-	// A worker that was alone looks less often until it has seen that another one has
+	// newcomer is how much later a worker that was alone notices that another one has
 	// joined.
 	newcomer = 750 * time.Millisecond
 )
 
-// A checkedPresence is what the facts say of the session that a worker has of its
-// own.
+// A checkedPresence is the state of a worker's liveness connection, according to the facts.
 type checkedPresence struct {
-	attached  fact // the sessionAttached of the one that it has; unset: none
-	latestOwn fact // and of the latest that it had
+	attached  fact // the sessionAttached of the current connection; unset: none
+	latestOwn fact // the latest sessionAttached
 	ended     fact // the latest sessionEnded
-	published fact // the latest of this incarnation
+	published fact // the latest one of this incarnation
 	latest    fact // the proof that was sent last
-	known     fact // and that of a session whose number is published
-	// missing is the removal of this incarnation for the lack of its presence, and
-	// proof the known one by then.
+	known     fact // the latest proof of a connection whose number is published
+	// missing is the removal of this incarnation because its lock was missing. proof is the
+	// value of known at that time.
 	joined, missing, proof fact
 }
 
@@ -41,7 +41,7 @@ func (p *checkedPresence) observe(f fact) {
 		if p.attached.from == f.from {
 			p.attached = fact{}
 		}
-	case sessionForgone: // it may be there for as long as the network keeps it
+	case sessionForgone: // the connection may last as long as the network keeps it
 		p.attached = fact{}
 	case presencePublished:
 		p.published = f
@@ -67,8 +67,8 @@ func (p *checkedPresence) proven(f fact) {
 	}
 }
 
-// good returns until when the latest proof of a worker that has published its
-// presence is good for something that a clock has measured as d.
+// good returns the time until which the latest proof of a worker with a published
+// connection is valid, where validity is d by the worker's clock.
 func (c *crew) good(p *checkedPresence, d time.Duration) time.Duration {
 	if p.known.unset() {
 		return p.published.at
@@ -76,10 +76,9 @@ func (c *crew) good(p *checkedPresence, d time.Duration) time.Duration {
 	return p.known.sent + slow(d, c.drift)
 }
 
-// missing reports whether a call may coincide with one at other, since its worker
-// was removed for the lack of its presence by then: it was frozen from the end of
-// its last proof to the removal, or the handler had been suspended or cancelled,
-// and ignores that.
+// missing reports whether a call may coincide with one at other because its worker had been
+// removed for a missing lock by then: either the worker was frozen from the end of its last
+// proof to the removal, or the handler was suspended or cancelled and ignores that.
 func (c *crew) missing(w *checkedWorker, begin fact, other time.Duration) bool {
 	p := &w.presence
 	if p.missing.unset() || p.missing.at > other {
@@ -99,8 +98,8 @@ func (c *crew) missing(w *checkedWorker, begin fact, other time.Duration) bool {
 	return stopped(w.suspend) || stopped(w.cancel)
 }
 
-// onProof: no handler begins without a proof that its worker is there, once others
-// may look for it (S1). The excuse is that of onLease.
+// onProof checks that no handler begins without a valid proof of liveness once other
+// workers may check for the lock (S1). The excuse is that of onLease.
 func (c *checker) onProof(w *checkedWorker, f fact) *violation {
 	p := &w.presence
 	if p.published.unset() {
@@ -115,7 +114,8 @@ func (c *checker) onProof(w *checkedWorker, f fact) *violation {
 		owner(f), positions(f.events), f.at-over)
 }
 
-// suspended: a handler that listens does not go on without one.
+// suspended checks that a handler that obeys its context does not go on without a valid
+// proof.
 func (c *checker) suspended(call *openCall, f fact) *violation {
 	w, p := call.worker, &call.worker.presence
 	if p.published.unset() || call.begin.deaf || w.frozen() {
@@ -132,8 +132,8 @@ func (c *checker) suspended(call *openCall, f fact) *violation {
 		"a handler of %s that obeys cancellation still ran %s after the proof of liveness had run out", owner(call.begin), f.at-over)
 }
 
-// evicted: a worker that has given up, and whose handlers go on, is removed when its
-// lease is over, and not for the lack of a session that it has ended itself (S1).
+// evicted checks that a worker that has given up while its handlers go on is removed when
+// its lease is over, not because it has ended its own connection (S1).
 func (c *checker) evicted(f fact) *violation {
 	w := c.worker(f.worker)
 	p := &w.presence
@@ -144,14 +144,14 @@ func (c *checker) evicted(f fact) *violation {
 	return broken(oneOwner, []fact{w.run, w.cancel, w.lease, p.published, w.gaveUp, p.ended, f}, "%s gave up while its handlers went on, and was removed before its lease was over because it had ended its own session", w.name)
 }
 
-// packets is for what a change takes beside waiting.
+// packets is the time that a change takes beside waiting.
 func (c *checker) packets() time.Duration {
 	return time.Duration(20+len(c.members))*3*c.setup.latency + 50*time.Millisecond
 }
 
-// missed: a worker whose own session has ended with its process is removed by those
-// whose sessions have been there for long enough (L3). Where somebody else has taken its
-// lock as well, its lease decides.
+// missed checks that a worker whose liveness connection has ended with its process is
+// removed by workers whose connections are old enough (L3). If another program holds its
+// lock too, its lease decides.
 func (c *checker) missed(m *member, f fact) *violation {
 	w := m.worker
 	p := &w.presence

@@ -5,8 +5,8 @@ import (
 	"strings"
 )
 
-// handlerBegins: nobody else may be at the same slots (S1), nothing may be
-// handled again (S3, S4), and only what the worker runs (S6).
+// handlerBegins checks that no other worker handles the same slots (S1), that nothing is
+// handled again (S3, S4), and that the worker runs the partition (S6).
 func (c *checker) handlerBegins(f fact) *violation {
 	w, p := c.worker(f.worker), c.projection(f.projection)
 	if r := w.runOf(f); !w.tardy(f) && (r.unset() || r.generation != f.generation || r.partition != f.partition || r.total != f.total) {
@@ -63,20 +63,19 @@ func (c *checker) handlerBegins(f fact) *violation {
 	return nil
 }
 
-// mayCoincide reports whether one of two calls is excused: the open one, or
-// that which worker w begins now. A worker has no excuse before itself.
+// mayCoincide reports whether one of two calls is excused: the open one, or the one that
+// worker w begins now. A worker has no excuse for its own earlier call.
 func (c *checker) mayCoincide(open *openCall, w *checkedWorker, begin fact) bool {
 	return open.worker != w &&
 		(c.excused(open.worker, open.begin, begin.at) || c.excused(w, begin, open.begin.at))
 }
 
-// repeats judges a handler that is called with an event that is committed, or
-// that precedes a committed one of the same aggregate.
+// repeats judges a handler call with an event that is committed, or that precedes a
+// committed one of the same aggregate.
 //
-// The excuse is that of S1, with the commit as the other side: a process that
-// was frozen between deciding to call and calling. Handlers of transactional
-// projections may be called twice; but a lane that has committed goes on after
-// it, and does not go back.
+// The excuse is that of S1, with the commit as the other side: the process was frozen
+// between deciding to call and calling. Handlers of transactional projections may be called
+// twice, but a lane that has committed must not go back.
 func (c *checker) repeats(p *checkedProjection, w *checkedWorker, f fact, e event) *violation {
 	last := p.highest[e.aggregate]
 	if e.position > last {
@@ -102,12 +101,10 @@ func (c *checker) repeats(p *checkedProjection, w *checkedWorker, f fact, e even
 		p.name, e.aggregate, owner(f), e.position, last)
 }
 
-// again judges a plain handler that is called with an event that is in no commit
-// yet, though a handler has had it before: something must have happened since to
-// the worker that had it, or to the one that has it again, or the handler must
-// have failed. (What a transactional
-// handler does is undone with its transaction, so it may have it as often as
-// it likes.)
+// again judges a call of a plain handler with an uncommitted event that a handler has had
+// before. There must have been trouble since, for the worker that had it or for the one
+// that has it again, or the handler must have failed. A transactional handler may get an
+// event any number of times, since its effects are rolled back.
 func (c *checker) again(p *checkedProjection, call *openCall) *violation {
 	if p.transactional {
 		return nil
@@ -130,8 +127,8 @@ func (c *checker) again(p *checkedProjection, call *openCall) *violation {
 	return nil
 }
 
-// belongs: an event may only be handled, and committed, by the partition of
-// its slot (S6), and by projections that are about it.
+// belongs checks that an event is handled and committed only by the partition that owns its
+// slot (S6), and only by projections whose scope includes it.
 func (c *checker) belongs(f fact, e event) *violation {
 	if s := c.projection(f.projection).scope; !s.includes(e) {
 		return broken(withinScope, []fact{c.worker(f.worker).run, f},
@@ -145,7 +142,7 @@ func (c *checker) belongs(f fact, e event) *violation {
 		"%[5]s got event %[1]d in partition %[3]d/%[4]d, which does not own the event's slot, %[2]d", e.position, e.slot, f.partition, f.total, owner(f))
 }
 
-// fenced: it must be the newest generation that commits (S5).
+// fenced checks that the active generation commits (S5).
 func (c *checker) fenced(p *checkedProjection, f fact) *violation {
 	run := c.worker(f.worker).runOf(f)
 	switch {
@@ -170,8 +167,9 @@ func (c *checker) fenced(p *checkedProjection, f fact) *violation {
 	return nil
 }
 
-// committed: each event is committed once (S3) and those of an aggregate in order
-// (S4), and the checkpoint must not pass an event that no commit holds (S2).
+// committed checks that each event is committed once (S3), that the events of an aggregate
+// are committed in order (S4), and that the checkpoint passes no event that no commit holds
+// (S2).
 func (c *checker) committed(f fact) *violation {
 	p := c.projection(f.projection)
 	if v := c.fenced(p, f); v != nil {
@@ -211,7 +209,7 @@ func (c *checker) committed(f fact) *violation {
 	return c.moves(p, f)
 }
 
-// moves: the checkpoint passes nothing that is neither handled nor parked (S2).
+// moves checks that the checkpoint passes only what is handled or parked (S2).
 func (c *checker) moves(p *checkedProjection, f fact) *violation {
 	p.passed.commit(f)
 	for _, e := range p.unhandled {
@@ -225,10 +223,10 @@ func (c *checker) moves(p *checkedProjection, f fact) *violation {
 	return nil
 }
 
-// passes: the checkpoint has passed a visible event that no commit holds. That
-// is final: lanes read on from their checkpoint, and a hand-over carries it to
-// all of its slots. Slots that are ahead need no exception, for what they are
-// ahead by is in earlier commits.
+// passes returns the violation of a checkpoint that has passed a visible event that no
+// commit holds. The loss is final: lanes read on from their checkpoint, and a hand-over
+// carries it to all of its slots. Slots that are ahead need no exception, since earlier
+// commits hold what they are ahead by.
 func (c *checker) passes(p *checkedProjection, f fact, e visible) *violation {
 	before := p.latest(e.slot, len(p.commits)-1)
 	facts := append(c.gapsAround(e.position), c.appends[e.append], before, c.activated, f)
@@ -240,7 +238,7 @@ func (c *checker) passes(p *checkedProjection, f fact, e visible) *violation {
 		e.position, p.name, f.partition, f.total, f.from, f.to)
 }
 
-// appended: nobody may have passed the event before it could be seen (S2).
+// appended checks that no checkpoint passed the event before it was visible (S2).
 func (c *checker) appended(f fact) *violation {
 	c.appends = append(c.appends, f)
 	for _, e := range f.events {
@@ -263,8 +261,8 @@ func (c *checker) appended(f fact) *violation {
 	return nil
 }
 
-// gapsAround returns who first waited for the position, and who first took it
-// for final.
+// gapsAround returns the facts of the first reader that waited for the position and of the
+// first that took it for final.
 func (c *checker) gapsAround(position int64) []fact {
 	var waited, passed fact
 	for _, f := range slices.Backward(c.gaps) {
@@ -278,7 +276,8 @@ func (c *checker) gapsAround(position int64) []fact {
 	return []fact{waited, passed}
 }
 
-// groupOpened: numbers ascend (S5), and nothing opens one when all is well (L2).
+// groupOpened checks that numbers ascend (S5), and that nothing opens a generation when all
+// is well (L2).
 func (c *checker) groupOpened(f fact) *violation {
 	before := c.opened
 	if f.generation <= before.generation {
@@ -295,8 +294,8 @@ func (c *checker) groupOpened(f fact) *violation {
 	return c.still(before, f)
 }
 
-// groupActivated: numbers ascend, and only the newest one that is opened can
-// become active (S5).
+// groupActivated checks that numbers ascend, and that only the newest generation becomes
+// active (S5).
 func (c *checker) groupActivated(f fact) *violation {
 	switch {
 	case f.generation <= c.activated.generation:
@@ -314,7 +313,7 @@ func (c *checker) groupActivated(f fact) *violation {
 	return v
 }
 
-// whole: a worker that runs runs all of its share (S6).
+// whole checks that a worker runs its whole share (S6).
 func (c *checker) whole(w *checkedWorker, f fact) *violation {
 	decided := c.activations[w.run.generation]
 	if w.run.unset() || decided.layout == nil || f.at <= w.run.at {
@@ -332,13 +331,14 @@ func (c *checker) whole(w *checkedWorker, f fact) *violation {
 	return broken(agreement, []fact{decided, w.run, f}, "%s ran %d of its %d partitions of generation %d", w.name, len(w.runs), share, w.run.generation)
 }
 
-// isOf reports whether an incarnation is one of the worker.
+// isOf reports whether an incarnation belongs to the worker.
 func isOf(incarnation, worker string) bool {
 	name, _, _ := strings.Cut(incarnation, "~")
 	return name == worker
 }
 
-// runStarts: a worker runs what was decided, and nobody else does (S6).
+// runStarts checks that a worker runs what was decided, and that no other worker runs the
+// same (S6).
 func (c *checker) runStarts(f fact) *violation {
 	decided, active := c.activations[f.generation]
 	switch {
@@ -361,9 +361,9 @@ func (c *checker) runStarts(f fact) *violation {
 		return broken(agreement, []fact{decided, f}, "%s ran partition %d/%d of generation %d, which belongs to %s",
 			f.worker, f.partition, f.total, f.generation, decided.layout[f.partition])
 	}
-	// A slow answer may start a generation late. But the next one is active
-	// only once this worker has reported that it stopped, and then it starts
-	// the old one no more, or once its lease is over.
+	// A slow answer may start a generation late. But the next one is active only after this
+	// worker has reported a stop, after which it does not start the old one, or after its
+	// lease is over.
 	if w := c.worker(f.worker); f.generation != c.activated.generation && !w.lease.unset() && !c.overBy(w, f.at) && w.presence.missing.unset() {
 		return broken(agreement, []fact{decided, w.lease, c.activated, f}, "%s started generation %d while generation %d was active and its own lease was not over",
 			f.worker, f.generation, c.activated.generation)

@@ -1,7 +1,8 @@
 package sim
 
-// starts: a projection starts once, where everything was final that it leaves out, and with
-// nothing that was final before. (What is appended later is judged in appended.)
+// starts checks that a projection starts once; that everything that it leaves out was
+// final; and, for a start now, that it does not handle what was final before. (appended
+// judges later events.)
 func (c *checker) starts(f fact) *violation {
 	p := c.projection(f.projection)
 	switch before := p.started; {
@@ -17,7 +18,8 @@ func (c *checker) starts(f fact) *violation {
 	return nil
 }
 
-// hasStarted: nobody handles what is before the start of a projection, or before it has one.
+// hasStarted checks that no worker handles events from before the start of a projection, or
+// before it has a start.
 func (c *checker) hasStarted(p *checkedProjection, f fact) *violation {
 	if !c.setup.starting {
 		return nil

@@ -7,11 +7,12 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
 )
 
-// A vacant place (ReplacementWindow) is a member whose worker has left. Nobody runs it, and
-// nothing that the worker has sent takes effect any more; it is kept for so long and no
-// longer, and is taken once, as a whole, within its generation.
+// A vacant place (ReplacementWindow) is a member whose worker has left. No worker runs it,
+// and nothing that the leaver has sent takes effect any more. It is kept for its window,
+// and is taken once, as a whole, within its generation.
 
-// placeVacated: nothing of the worker's runs (S1), or has yet to end.
+// placeVacated checks that the worker runs nothing any more and that its handlers have
+// returned (S1).
 func (c *checker) placeVacated(f fact) *violation {
 	w := c.worker(f.worker)
 	switch {
@@ -44,7 +45,8 @@ func (c *checker) placeOf(id string) (partitions []int) {
 	return partitions
 }
 
-// placeTaken: it was vacant, and still is kept; and who takes it has none.
+// placeTaken checks that the place was vacant and within its window, and that the taker has
+// no partitions.
 func (c *checker) placeTaken(f fact) *violation {
 	from, by := f.layout[0], f.layout[1]
 	m, n, place := c.find(from), c.find(by), c.placeOf(from)
@@ -77,8 +79,8 @@ func (c *checker) placeTaken(f fact) *violation {
 	return nil
 }
 
-// placeLapsed: not before its time, unless an operator has ordered it, or workers that are
-// there would have none instead.
+// placeLapsed checks that a place lapses after its window, or earlier by order, or if
+// workers would otherwise have no partition.
 func (c *checker) placeLapsed(f fact) *violation {
 	m := c.find(f.text)
 	if m == nil || m.vacated.unset() {
@@ -90,10 +92,10 @@ func (c *checker) placeLapsed(f fact) *violation {
 	return nil
 }
 
-// lapses: a vacant place is given up in time, by whoever is able to.
+// lapses checks that a vacant place lapses in time, if a member is able.
 func (c *checker) lapses(m *member, f fact) *violation {
 	due := m.vacated.at + m.vacated.length
-	if c.stepped.step > m.vacated.step { // back: it is cut to one that begins then
+	if c.stepped.step > m.vacated.step { // stepped back: the window counts from the step
 		due = max(due, c.stepped.at+m.vacated.length+c.setup.timing.Heartbeat)
 	}
 	late := c.late
@@ -108,8 +110,8 @@ func (c *checker) lapses(m *member, f fact) *violation {
 	return broken(bounded, []fact{m.joined, m.vacated, c.opened, f}, "the place of %s was still kept %s after the end of its window", m.id, (f.at - due).Round(time.Millisecond))
 }
 
-// afterLeaving: what a worker commits for a place that it has left vacant was sent before,
-// and whoever has it by now knows nothing of that (S5).
+// afterLeaving checks that a worker does not commit for a place that it has left vacant:
+// the new owner would not know of that commit (S5).
 func (c *checker) afterLeaving(f fact) *violation {
 	left, ok := c.left[ownerKey{f.generation, f.partition}]
 	if !ok || left.worker != f.worker {

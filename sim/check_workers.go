@@ -8,21 +8,21 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
 )
 
-// A crew is what the facts say of the workers.
+// A crew is the state of the workers, according to the facts.
 type crew struct {
-	drift   float64 // of their clocks, at most
+	drift   float64 // the largest error of their clocks
 	workers map[string]*checkedWorker
-	all     []*checkedWorker // as they appeared
+	all     []*checkedWorker // in the order in which they appeared
 	stepped fact             // the latest step of the database's clock
-	forgone fact             // the latest time at which a worker's own session was too slow
-	faked   fact             // the latest time at which somebody took all workers' locks
-	trouble fact             // the latest that may make anybody handle events again
-	// By trouble, until then; and see upset.
+	forgone fact             // the latest time at which a liveness connection was too slow
+	faked   fact             // the latest time at which another program took all liveness locks
+	trouble fact             // the latest fact that may make any worker handle events again
+	// troubled is until when trouble may do so. For late, see upset.
 	troubled, late time.Duration
-	down           bool // the database is
+	down           bool // the database is down
 }
 
-// A checkedWorker is one process, in all its incarnations.
+// A checkedWorker is one process with all of its incarnations.
 type checkedWorker struct {
 	name   string
 	set    int
@@ -30,15 +30,15 @@ type checkedWorker struct {
 	gone   bool
 	// returned: it has given up, and its handlers have not returned.
 	returned    bool
-	gaveUp      fact   // when
-	left        []fact // what it ran then
+	gaveUp      fact   // when it gave up
+	left        []fact // what it ran when it gave up
 	leaving     bool
 	lease       fact // the sessionAsks that renewed it last
-	sent        fact // and the one of them that was sent last
+	sent        fact // the sessionAsks that was sent last
 	freezes     []freezing
-	cut         fact   // off from the database; unset: it isn't
-	runs        []fact // what it runs: the runStarts of its partitions
-	run         fact   // the first of them; unset: nothing
+	cut         fact   // the fact that cut it off from the database; unset: it is not cut off
+	runs        []fact // the runStarts of the partitions that it runs
+	run         fact   // the first of runs; unset: it runs nothing
 	ran         fact   // the latest runStopped
 	drain       fact   // the latest runDrains
 	cancel      fact   // the latest runCancels
@@ -47,22 +47,22 @@ type checkedWorker struct {
 	presence    checkedPresence
 	hears, deaf fact             // the latest hintsCome and hintsGone
 	returns     map[laneKey]fact // the latest handlerEnds
-	trouble     fact             // the latest that may make it handle events again
-	troubled    time.Duration    // by trouble, until then
+	trouble     fact             // the latest fact that may make it handle events again
+	troubled    time.Duration    // until when trouble may do so
 	late, blind time.Duration    // see upset
 }
 
-// A freezing is a time in which a process did nothing.
+// A freezing is a time in which a process was frozen.
 type freezing struct {
-	from, to fact // to is unset while it lasts
+	from, to fact // to is unset while the freeze lasts
 }
 
-// waking is how long after its thaw a process may still do what it was about
-// to do when it froze, before it has looked at its clock.
+// waking is how long after its thaw a process may still do what it was about to do when it
+// froze, before it has checked its clock.
 const waking = wakeMax + deciding
 
-// deciding is how long at most a process that is awake takes between deciding
-// to call a handler and calling it.
+// deciding is the longest time that a process that is awake takes between deciding to call
+// a handler and calling it.
 const deciding = time.Millisecond
 
 func newCrew(drift float64) crew { return crew{drift: drift, workers: map[string]*checkedWorker{}} }
@@ -153,7 +153,7 @@ func (c *crew) observe(f fact) {
 	}
 }
 
-// each calls do with the worker of a fault, or with all of them.
+// each calls do with the named worker, or with all workers if the name is "".
 func (c *crew) each(name string, do func(*checkedWorker)) {
 	if name != "" {
 		do(c.worker(name))
@@ -167,8 +167,8 @@ func (c *crew) each(name string, do func(*checkedWorker)) {
 // stops ends what the worker runs.
 func (w *checkedWorker) stops() { w.run, w.runs = fact{}, nil }
 
-// runOf returns the run that a fact of a lane is about, or the first of the
-// worker's.
+// runOf returns the run that a fact of a lane is about, or else the first run of the
+// worker.
 func (w *checkedWorker) runOf(f fact) fact {
 	for _, r := range w.runs {
 		if r.partition == f.partition {
@@ -178,8 +178,8 @@ func (w *checkedWorker) runOf(f fact) fact {
 	return w.run
 }
 
-// tardy reports whether f is the beginning of a handler that a process which has
-// just woken was about to call when it froze, though it has given up since.
+// tardy reports whether f begins a handler that a process which has just woken was about to
+// call when it froze, although it has given up since.
 func (w *checkedWorker) tardy(f fact) bool {
 	n := len(w.freezes)
 	if !w.returned || n == 0 {
@@ -199,12 +199,12 @@ func (w *checkedWorker) frozen() bool {
 // able reports whether the worker can do its part.
 func (w *checkedWorker) able() bool { return !w.gone && !w.returned && !w.frozen() && w.cut.unset() }
 
-// leaseEnd returns when the lease is over that the database granted the worker
-// last, in true time.
+// leaseEnd returns when the lease that the database granted the worker last is over, in
+// true time.
 //
-// A step of the database's clock that is small enough to go unseen may end it
-// a tenth earlier: the protocol counts on that much of the fifth that a holder
-// leaves unused (protocol.Member.Expired).
+// A step of the database's clock that is small enough to go unseen may end it a tenth
+// earlier: the protocol counts on that part of the fifth that a holder leaves unused
+// (protocol.Member.Expired).
 func (c *crew) leaseEnd(w *checkedWorker) (end time.Duration, granted bool) {
 	if w.lease.unset() {
 		return 0, false
@@ -222,25 +222,24 @@ func (c *crew) overBy(w *checkedWorker, t time.Duration) bool {
 	return granted && end <= t
 }
 
-// excused reports whether a call that the worker of w began may coincide with
-// what another worker began, or committed, at other. It may if by then the
-// lease, as the database granted it, was over, and at its end the worker
+// excused reports whether a call that w began may coincide with what another worker began,
+// or committed, at other. It may if w's lease, as the database granted it, was over by
+// then, and if one of these holds at its end:
 //
-//   - was frozen, in a freeze that touches the call. No process can be kept
-//     from going on with what it was at, or about to do, when it wakes; the
-//     fence keeps it from having an effect. It has to be frozen at the very
-//     end of its lease: one that wakes before, or freezes after, must have
-//     given up by itself;
-//   - or had cancelled the handler, which ignores that. Why it was cancelled
-//     does not matter, only that it was in time. A call may begin just after:
-//     between deciding to call and calling, nothing can be looked at.
+//   - w was frozen, in a freeze that touches the call. A process that wakes goes on with
+//     what it was about to do; the fence keeps that from having an effect. It must be
+//     frozen at the very end of its lease: a process that wakes before, or freezes after,
+//     must give up by itself.
+//   - w had cancelled the handler, which ignores that. The reason does not matter, but it
+//     must be in time. A call may begin just after: between deciding to call and calling,
+//     a process checks nothing.
 //
-// Likewise if it was removed for the lack of its presence: see missing.
+// A call is also excused if w was removed because its liveness lock was missing: see
+// missing.
 //
-// Nothing else is an excuse. A worker that is cut off, or whose requests are
-// lost or late, has its own clock to tell it when to stop; steps of the
-// database's clock must not end leases (but see leaseEnd); a crash ends all
-// calls.
+// Nothing else is an excuse. A worker that is cut off, or whose requests are lost or late,
+// has its own clock. Steps of the database's clock must not end leases (but see leaseEnd).
+// A crash ends all calls.
 func (c *crew) excused(w *checkedWorker, begin fact, other time.Duration) bool {
 	if c.missing(w, begin, other) {
 		return true
@@ -252,15 +251,15 @@ func (c *crew) excused(w *checkedWorker, begin fact, other time.Duration) bool {
 	return w.frozenFrom(end, end, begin) || c.canceled(w, begin) && w.cancel.at <= end
 }
 
-// frozenSince reports whether the worker was frozen then, or has been since.
+// frozenSince reports whether the worker was frozen at t or later.
 func (w *checkedWorker) frozenSince(t time.Duration) bool {
 	n := len(w.freezes)
 	return n > 0 && (w.freezes[n-1].to.unset() || w.freezes[n-1].to.at >= t)
 }
 
-// frozenFrom reports whether the worker was frozen from start to end, in freezes
-// that touch the call. One that begins right after another has ended goes on with it:
-// what the process was about to do when it froze, it may not have come to in between.
+// frozenFrom reports whether the worker was frozen from start to end, in freezes that touch
+// the call. A freeze that begins right after another one continues it: in between, the
+// process may not have done what it was about to do.
 func (w *checkedWorker) frozenFrom(start, end time.Duration, begin fact) bool {
 	since, thaw := begin.at-waking, time.Duration(math.MaxInt64)
 	for i, z := range slices.Backward(w.freezes) {
@@ -273,7 +272,7 @@ func (w *checkedWorker) frozenFrom(start, end time.Duration, begin fact) bool {
 		if z.from.at <= start && end <= thaw {
 			return true
 		}
-		since = min(since, z.from.at-waking) // frozen again right after it woke
+		since = min(since, z.from.at-waking) // it froze again right after it woke
 	}
 	return false
 }
@@ -283,8 +282,8 @@ func (c *crew) canceled(w *checkedWorker, begin fact) bool {
 	return !w.cancel.unset() && w.cancel.generation == begin.generation && w.cancel.at >= begin.at-deciding
 }
 
-// circumstances are the facts that decide about an excuse: the lease, and the
-// latest freeze and cancellation that touch the call.
+// circumstances returns the facts that decide about an excuse: the lease, and the latest
+// freeze and cancellation that touch the call.
 func (c *crew) circumstances(w *checkedWorker, begin fact) []fact {
 	facts := []fact{w.lease}
 	if n := len(w.freezes); n > 0 {

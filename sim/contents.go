@@ -13,11 +13,11 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/sqltext"
 )
 
-// What a read model should be, where nobody says it: what the projection makes of the
-// events when nothing goes wrong.
+// This file compares a read model with the one of a run without faults, for a Harness
+// without a Check.
 
-// undisturbed calls the projection with each event once, in order, in a schema of its
-// own, and returns what is there then.
+// undisturbed calls the projection with each event once, in order, in a schema of its own,
+// and returns the contents of that schema.
 func (h Harness[E]) undisturbed(ctx context.Context, url string) (_ contents, err error) {
 	s, err := newOwnSchema(ctx, url)
 	if err != nil {
@@ -43,7 +43,7 @@ func (h Harness[E]) undisturbed(ctx context.Context, url string) (_ contents, er
 		}), p, handlerTx{tx}, []E{e}); err == nil {
 			err = tx.Commit()
 		}
-		_ = tx.Rollback() // after a commit it does nothing
+		_ = tx.Rollback() // has no effect after a commit
 		if err != nil {
 			return nil, fmt.Errorf("sim: projection %q fails at Events[%d] though nothing has gone wrong: %w", p.Name(), i, err)
 		}
@@ -55,11 +55,11 @@ func (h Harness[E]) undisturbed(ctx context.Context, url string) (_ contents, er
 	return c, err
 }
 
-// contents are the rows of the tables of a schema, as text, in order.
+// contents are the sorted rows of the tables of a schema, as text.
 type contents map[string][]string
 
-// comparedSQL lists the tables of the schema, and of each the columns that are the same
-// however often, when and in which order something was tried.
+// comparedSQL lists the tables of the schema, and of each the columns whose values do not
+// depend on how often, when and in which order something was tried.
 const comparedSQL = `
 SELECT c.relname::text, coalesce(string_agg(quote_ident(a.attname), ', ' ORDER BY a.attnum), '')
   FROM pg_class c
@@ -112,10 +112,10 @@ func scanAll(ctx context.Context, db *sql.DB, query string, scan func(*sql.Rows)
 	return rows.Err()
 }
 
-// differ is how many rows an error names.
+// differ is the number of rows that an error names.
 const differ = 3
 
-// differs returns how other contents differ from these, which they should be.
+// differs returns how got differs from the expected contents c.
 func (c contents) differs(got contents) error {
 	for _, table := range slices.Sorted(maps.Keys(c)) {
 		missing, extra := notIn(c[table], got[table]), notIn(got[table], c[table])
@@ -134,7 +134,7 @@ func (c contents) differs(got contents) error {
 	return nil
 }
 
-// some are the first few of the rows.
+// some returns the first few rows.
 func some(rows []string) string {
 	text := strings.Join(rows[:min(differ, len(rows))], " ")
 	if more := len(rows) - differ; more > 0 {
@@ -143,7 +143,7 @@ func some(rows []string) string {
 	return text
 }
 
-// notIn returns the rows that are not among others, each as often as it is.
+// notIn returns the rows that are not among others, each as often as it is missing.
 func notIn(rows, others []string) (left []string) {
 	n := map[string]int{}
 	for _, o := range others {

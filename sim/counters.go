@@ -9,8 +9,8 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
 )
 
-// A counter counts something that happens rarely. A batch of seeds in which it
-// never did has not tested what the library does about it.
+// A counter counts a rare event. A batch of seeds without it has not tested what the
+// library does about it.
 type counter int
 
 const (
@@ -57,7 +57,7 @@ const (
 	countPlaceLapsed
 	countPlaceForNewcomer
 	countPlaceInAChange
-	// Sessions that show that a worker is there.
+	// Liveness connections.
 	countCrashSeen
 	countMissingAlive
 	countReplaced
@@ -101,7 +101,7 @@ const (
 	countOutlived
 	countLeftIdle
 	countLaneMissed
-	// Hints of events.
+	// Starts, and notifications of events.
 	countStartsNow
 	countStartsBelow
 	countStartsAfter
@@ -122,7 +122,7 @@ const (
 	countZombieParkRefused
 	countLostPark
 	countLatePark
-	// What else goes wrong.
+	// Other faults.
 	countCrash
 	countLeave
 	countDeploy
@@ -144,7 +144,7 @@ const (
 	counterCount
 )
 
-// counterWords say what was counted, in words for users.
+// counterWords describe the counters for readers of a test's output.
 var counterWords = [counterCount]string{
 	countRefused:         "a commit was refused because another generation had taken over",
 	countZombieRefused:   "such a commit came from a worker whose lease was over",
@@ -273,7 +273,7 @@ var counterWords = [counterCount]string{
 	countBroken:       "a worker ended because a projection lacked a privilege",
 }
 
-// counters say how often each thing has happened.
+// counters are how often each rare event has happened.
 type counters [counterCount]int
 
 func (c *counters) add(o counters) {
@@ -282,7 +282,7 @@ func (c *counters) add(o counters) {
 	}
 }
 
-// never returns, in words, what has not happened at all.
+// never returns the descriptions of the events that have not happened.
 func (c counters) never() []string {
 	var words []string
 	for i, n := range c {
@@ -293,7 +293,7 @@ func (c counters) never() []string {
 	return words
 }
 
-// String is a table, a line for each counter.
+// String returns a table with a line for each counter.
 func (c counters) String() string {
 	var b strings.Builder
 	for i, n := range c {
@@ -302,23 +302,23 @@ func (c counters) String() string {
 	return b.String()
 }
 
-// A tally counts what the facts of one history say.
+// A tally counts the rare events of one history.
 type tally struct {
 	counters
 	crew
 	transactional     map[string]bool     // projections, as in setup
 	joined            map[string]fact     // members, by incarnation
 	opened, activated map[int]fact        // by replica set
-	sets              map[string]int      // the one that has committed last, by projection
+	sets              map[string]int      // by projection: the set that has committed last
 	passed            map[string]*passed  // by projection
 	calls             map[callKey]fact    // handlers that have not returned
-	waits             map[string]fact     // by worker: the gap that it waits at
-	filled            map[int64]bool      // positions that were waited for and came
-	dead              map[int64]bool      // and those that did not
+	waits             map[string]fact     // by worker: the gap at which it waits
+	filled            map[int64]bool      // positions that readers waited for and that came
+	dead              map[int64]bool      // positions that readers waited for and that stayed empty
 	visible           map[int64]bool      // positions
-	lots              map[string]int      // how many are parked, by projection
-	lostOwn           map[string]int64    // workers whose own session has ended: the generation at that time
-	away              map[string]struct{} // workers that have lost their lease and run nothing since
+	lots              map[string]int      // the number of parked events, by projection
+	lostOwn           map[string]int64    // by worker without its liveness connection: the generation when it was lost
+	away              map[string]struct{} // workers that have lost their lease and have run nothing since
 }
 
 // countRare counts the rare events of a history.
@@ -589,8 +589,7 @@ func (t *tally) projection(name string) *passed {
 	return p
 }
 
-// overslept counts a freeze that ends with f if the worker's lease has ended
-// in it.
+// overslept counts a freeze that ends with f and in which the worker's lease has ended.
 func (t *tally) overslept(w *checkedWorker, f fact) {
 	if !w.frozen() || !t.overBy(w, f.at) {
 		return
@@ -626,7 +625,7 @@ func (t *tally) handlerEnds(f fact) {
 	}
 }
 
-// returns ends a call, by itself or with its process.
+// returns takes in the end of a call, or of its process.
 func (t *tally) returns(key callKey, begin fact, text string) {
 	delete(t.calls, key)
 	if !begin.unset() && text != "canceled" && t.canceled(t.worker(begin.worker), begin) {
@@ -676,7 +675,7 @@ func (t *tally) isOrdered(f fact) {
 	}
 }
 
-// groupActivated looks at the hand-over.
+// groupActivated counts uneven hand-overs.
 func (t *tally) groupActivated(f fact) {
 	old := t.activated[f.set].total
 	t.activated[f.set] = f
@@ -716,7 +715,7 @@ func (t *tally) groupActivated(f fact) {
 	}
 }
 
-// lowest returns, by partition, how far all of its slots are.
+// lowest returns for each partition the lowest position of its slots.
 func lowest(slots []int64, total int) []int64 {
 	positions := slices.Clone(slots[:min(total, protocol.Slots)])
 	for s, position := range slots {
@@ -762,13 +761,13 @@ func (t *tally) gap(f fact) {
 	}
 }
 
-// forgone are the reasons for which workers go by their leases.
+// forgone are the counters for the reasons for which workers rely on their leases.
 var forgone = map[string]counter{
 	string(protocol.ForgoneSlow): countForgoneSlow, string(protocol.ForgoneSuspended): countForgoneSuspended,
 	string(protocol.ForgoneUnavailable): countForgoneUnavailable,
 }
 
-// servings are how lanes come by their events.
+// servings are the counters for the ways in which lanes get their events.
 var servings = map[string]counter{
 	servedShared: countShared, servedAhead: countReadAhead, servedWhole: countServedWhole, servedOwn: countServedOwn,
 	leftBehind: countLeftBehind, caughtUp: countCaughtUp, pageShort: countPageShort,

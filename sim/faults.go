@@ -5,11 +5,11 @@ import (
 	"time"
 )
 
-// What strikes a worker: its process, its lanes, its network, its own session. Nothing of
-// it is done by the library.
+// This file has the faults of a worker: of its process, its lanes, its network and its
+// liveness connection. The library does none of this.
 
-// crash ends the process without a word. Where the machine went with it, the
-// server does not hear that its connections are gone.
+// crash ends the process at once. If the machine is lost too, the server does not notice
+// that its connections are gone.
 func (p *worker) crash() {
 	vanish := p.chance(p.w.plan.network.halfOpen)
 	for len(p.links) > 0 {
@@ -21,8 +21,7 @@ func (p *worker) crash() {
 	}
 }
 
-// freeze stops the process for a while, as SIGSTOP, a debugger, or a laptop's
-// lid do.
+// freeze stops the process for a while, as SIGSTOP, a debugger or a closed laptop does.
 func (p *worker) freeze(length time.Duration, where string) {
 	p.frozen = true
 	p.record(fact{kind: faultFreeze, length: length, text: where})
@@ -35,11 +34,11 @@ func (p *worker) freeze(length time.Duration, where string) {
 	})
 }
 
-// wakeMax is how long it takes a process at most to come back to life.
+// wakeMax is the longest time that a process takes to wake.
 const wakeMax = 50 * time.Millisecond
 
-// thaw wakes it. Everything that has happened to it happens at about the same
-// time, in any order; a process that was swapped out comes back in pieces.
+// thaw wakes the process. Everything that has happened to it meanwhile happens at about the
+// same time, in any order: a process that was swapped out comes back in pieces.
 func (p *worker) thaw() {
 	if !p.frozen || p.dead {
 		return
@@ -68,11 +67,11 @@ func (p *worker) cutOff(length time.Duration) {
 	})
 }
 
-// everyReply is what a faultSlow says of a worker whose replies are all late.
+// everyReply is the text of a faultSlow when all replies to a worker are late.
 const everyReply = "every reply"
 
-// congest makes replies late for two heartbeats, by up to what is waited for
-// one, and then cuts the worker off.
+// congest makes replies late for two heartbeats, by up to the patience of a request, and
+// then cuts the worker off.
 func (p *worker) congest(length time.Duration) {
 	t := p.timing
 	p.congested = p.between(t.Lease/5, t.Patience())
@@ -93,14 +92,14 @@ func (p *worker) mend() {
 	p.record(fact{kind: faultMended})
 }
 
-// loseLane has a lane of what runs end without a word, which nothing in the library does.
+// loseLane ends a lane unreported, which nothing in the library does.
 func (p *worker) loseLane(n int) {
 	if r := p.run; r != nil && r.left > 0 && len(r.lanes) > 0 {
 		r.lanes[n%len(r.lanes)].dies = true
 	}
 }
 
-// die ends the lane, and tells nobody.
+// die ends the lane unreported.
 func (l *lane) die() {
 	if l.link != nil {
 		l.link.drop(false)
@@ -111,23 +110,23 @@ func (l *lane) die() {
 	l.run.ended()
 }
 
-// What a faultOther says of them.
+// These are texts of a faultOther.
 const (
 	ownBlocked = "it can have no session of its own"
 	locksFaked = "somebody takes the locks of all sessions"
 )
 
-// errBlocked is what a worker is told that can't have a session of its own.
+// errBlocked is the error of a worker that can't open a liveness connection.
 var errBlocked = errors.New("no connection can be had for it")
 
-// block has the worker lose its session, and find no other for a while.
+// block makes the worker lose its liveness connection and get no other one for a while.
 func (p *worker) block(length time.Duration) {
 	p.blocked = p.w.at + length
 	p.record(fact{kind: faultOther, length: length, text: ownBlocked})
 	p.loseOwn()
 }
 
-// stutter has the process stand still for most of each second.
+// stutter freezes the process for most of each second.
 func (p *worker) stutter(length time.Duration) {
 	if length <= 0 || p.dead || p.w.healed {
 		return
@@ -138,11 +137,11 @@ func (p *worker) stutter(length time.Duration) {
 	p.w.after(time.Second, func() { p.stutter(length - time.Second) })
 }
 
-// stutters is where a process freezes that stands still again and again.
+// stutters is the text of a faultFreeze of a process that freezes again and again.
 const stutters = "again and again"
 
-// loseOwn ends it at the server, and the worker hears of that when it asks for
-// something.
+// loseOwn ends the liveness connection at the server. The worker notices with its next
+// statement.
 func (p *worker) loseOwn() {
 	if l := p.own; l != nil && !l.gone {
 		l.lost = "ended by an administrator"

@@ -9,79 +9,78 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
-// A fact is one thing that happened, as an all-seeing observer would note it:
-// true time, and what took effect rather than what somebody was told. The
-// checker, the report and the timeline know nothing but facts.
+// A fact is one thing that happened, as an observer with full knowledge would record it: in
+// true time, and by what took effect rather than by what a process was told. The checker,
+// the report and the timeline know only facts.
 type fact struct {
-	step   int           // its place in the history
+	step   int           // its index in the history
 	at     time.Duration // true time since the start
 	kind   kind
-	worker string // "" if it is nobody's
+	worker string // "" if it concerns no worker
 	set    int    // the worker's replica set
 
 	projection string
 	generation int64
 	partition  int
 	total      int
-	// events are those that a handler was handed, or that a commit holds.
+	// events are the events that a handler got, or that a commit holds.
 	events   []event
-	from, to int64 // what a checkpoint moved between; also the position of an append
+	from, to int64 // the positions between which a checkpoint moved; from is also the position of an append
 	timing   protocol.Timing
 	replay   bool            // the live version has handled the events
-	ahead    []protocol.Mark // of a checkpoint, where they have changed
-	call     int             // a handler call: its begin and its end have the same
-	deaf     bool            // the handler ignores that it is cancelled
-	length   time.Duration   // how long a fault lasts, how far a clock steps
-	// When a request was sent, and when the database read its clock for it.
+	ahead    []protocol.Mark // the marks of a checkpoint, if they have changed
+	call     int             // identifies a handler call in its begin and its end
+	deaf     bool            // the handler ignores its cancellation
+	length   time.Duration   // the duration of a fault, or the step of a clock
+	// sent is when a request was sent, read when the database read its clock for it.
 	sent, read time.Duration
-	layout     []string // who has which partition
+	layout     []string // the owner of each partition
 	order      protocol.Order
-	text       string // in words, for people
+	text       string // a description for people
 }
 
-// A kind says what kind of thing a fact is. The comments name the fields that
-// it has beside worker.
+// A kind is the kind of a fact. The comments name the fields that it has beside worker.
 type kind int
 
 const (
-	// Workers. A worker is a process, under one name for all its incarnations;
-	// a restarted one has a new name.
+	// Workers. A worker is a process, with one name for all of its incarnations. A
+	// restarted process has a new name.
 	workerStarts      kind = iota // timing; text
-	workerGone                    // crashed, exited, left: text
+	workerGone                    // text: crashed, exited or left
 	workerReturns                 // it has given up, and its handlers have not returned
-	sessionTaken                  // another replica set runs one of its projections: text; for the moment, if its lease is over there
-	sessionAttached               // it has a session of its own, which holds the lock of its presence: from is the number; sent
-	sessionProven                 // that session has answered: from; sent
-	sessionForgone                // the worker goes by its lease alone; text: why
-	laneMissed                    // a lane of generation has ended without a word, and the worker joins again for it
-	sessionEnded                  // at the server: from; text: why, if the worker has not ended it
+	sessionTaken                  // another replica set runs one of its projections: text; "for the moment" if the lease there is over
+	sessionAttached               // it has a liveness connection, which holds its lock: from is the number; sent
+	sessionProven                 // the liveness connection has answered: from; sent
+	sessionForgone                // the worker relies on its lease alone; text: why
+	laneMissed                    // a lane of generation has ended unreported, and the worker rejoins
+	sessionEnded                  // a liveness connection, at the server: from; text: why, if the worker has not ended it
 	presencePublished             // the row of an incarnation has this number: from, text
 	sessionAsks                   // a request took effect: text. Renews the lease: length, sent, read; to: it has stopped generations up to this
-	hintsCome                     // the first hint of an event has come over the worker's connection for them
-	hintsGone                     // and that connection is gone
+	hintsCome                     // the first notification has come over the worker's connection
+	hintsGone                     // that connection is gone
 	runStarts                     // the worker runs generation, partition, total; one for each partition of its share
 	runDrains                     // generation
 	runCancels                    // generation; text "lost" if the lease is over
-	runSuspends                   // generation; its handlers are cancelled, and its lanes go on
+	runSuspends                   // generation; its handlers are cancelled, its lanes go on
 	runStopped                    // generation: every handler has returned
 
 	// The group, when the transaction commits.
 	groupOpened      // generation, total, layout, read; text: the reason and the members
 	groupActivated   // generation, total
 	ordered          // an operator's order took effect: order
-	holdOver         // a projection is held no more, since the time of that is over: projection
-	promotionAsked   // projection; from: at which step the program is to crash
-	promotionEnded   // projection; text: how
-	promoted         // a projection takes the place of a live one: projection, text; set is of that
+	holdOver         // the hold of a projection has ended by itself: projection
+	promotionAsked   // projection; from: the step at which the program crashes
+	promotionEnded   // projection; text: the outcome
+	promoted         // projection is the live version instead of text; set is that of the latter
 	retired          // projection
-	projectionStarts // its first checkpoint: projection, from; to: what was final before, if it starts now; text: where
-	workerExpired    // text: the incarnation that was removed for its lease, or for lack of a session with a number: from
+	projectionStarts // its first checkpoint: projection, from; to: what was final before, if it starts now; text: the kind of start
+	workerExpired    // text: the incarnation that was removed for its lease, or because the lock with number from is missing
 	memberJoins      // text: the incarnation; from: how many partitions it wants; to: its MaxPartitions; length: its JoinWindow; read
 	joinRefused      // text: the incarnation, which has a successor
-	memberLeaves     // text: the incarnation that is gone by its own word, or its worker's
-	placeVacated     // text: the incarnation that has left its place vacant; length: for so long; read
-	placeTaken       // layout: whose it was, and who has it now; generation, unless another is opened for it; read
-	placeLapsed      // text: the incarnation whose place is kept no longer; read
+	memberLeaves     // text: the incarnation that has left
+	placeVacated     // text: the incarnation that has left its place vacant; length: its window; read
+	placeTaken       // layout: the former and the new owner; generation, unless another one is opened for it; read
+	placeLapsed      // text: the incarnation whose place has lapsed; read
 
 	// Lanes. All have projection, generation, partition, total.
 	handlerBegins   // events, call, deaf
@@ -89,34 +88,34 @@ const (
 	committed       // from, to, events: those handled since the lane's last commit
 	refused         // from, to: the fence let nothing through
 	undone          // from, to, events: the server refused what the handlers had written; text: when
-	proofAwaited    // before a handler begins
-	checkpointShown // a lane starts from what a look has shown; position
-	unreadable      // from: the event there could not be read, and that is its failure
-	readAgain       // from: it could, before another attempt
-	elsewhere       // from, to: of the lane's commit, and its checkpoint stands at neither
+	proofAwaited    // before a handler call
+	checkpointShown // a lane starts from the checkpoint that came with its assignment: from
+	unreadable      // from: the event there could not be read; this counts as its failure
+	readAgain       // from: the event could be read on a later attempt
+	elsewhere       // from, to: a commit of the lane; its checkpoint is at neither
 	// Parked events. These have a lane as well; from is a position.
-	eventsParked    // from, to, events; text, if they are behind another
+	eventsParked    // from, to, events; text: parkedBehind or parkedByOrder
 	parkedRetried   // from: handled, and no longer parked
 	parkedDiscarded // from
 	retryFailed     // from
 	parkedFull      // from: there is no room to park it
-	leftIdle        // its handler has left its transaction idle for so long that the server has ended it
-	faultLane       // it ends, and tells nobody
-	parkRequested   // by an operator: projection, from, text
-	parkOrdered     // likewise: projection, from
-	orderLocated    // from: a lane has said whose event the order to park it is about
-	orderLapsed     // from, text: nothing comes of the order, as a lane says
-	ordersLeft      // in the end: projection; from: how many orders wait
-	parkedLeft      // in the end: projection, events
-	served          // how it came by its events: text; projection alone
-	turnMissed      // a read was given up before its turn to look for who fills a gap; no lane
-	gapWaited       // to: the missing position; text: who holds it
-	gapScoped       // the same, by a reader of a scope: text
+	leftIdle        // the server has ended the lane's transaction, which the handler left idle
+	faultLane       // the lane ends and reports nothing
+	parkRequested   // an operator's request about a parked event: projection, from, text
+	parkOrdered     // an operator's order to park an event: projection, from
+	orderLocated    // from: a lane has recorded the slot of the event that an order names
+	orderLapsed     // from, text: a lane has dropped the order
+	ordersLeft      // at the end: projection; from: the number of open orders
+	parkedLeft      // at the end: projection, events
+	served          // how a lane got its events: projection, text
+	turnMissed      // a read was given up before its turn to list the lock holders of a gap; no lane
+	gapWaited       // to: the missing position; text: the lock holders
+	gapScoped       // the same, by a reader with a scope: text
 	gapPassed       // to: the position that is final now
 
 	// The event store.
-	appended   // events; one transaction, visible from now on
-	rolledBack // events that never were
+	appended   // events of one transaction, visible from now on
+	rolledBack // events that never became visible
 
 	// Faults. worker, or "" for all; length.
 	faultFreeze
@@ -129,20 +128,19 @@ const (
 	faultCrash
 	faultLeave
 	faultDeploy
-	faultLost  // a request or a reply; text
-	faultSlow  // a request or a reply; text, length
+	faultLost  // a request or a reply: text
+	faultSlow  // a request or a reply: text, length
 	faultOther // text
 
-	// healed: no fault begins after this. What is still frozen or cut off
-	// stays so.
+	// healed: no fault begins after this. Workers that are frozen or cut off for good stay
+	// so.
 	healed
-	// settled: by now L1 must hold. From here on there must be no new
-	// generation until ended.
+	// settled: L1 must hold from now on, and no generation may be opened before ended.
 	settled
 	ended
 )
 
-// String shows a fact in one line without time and worker.
+// String returns the fact in one line, without time and worker.
 func (f fact) String() string {
 	var b strings.Builder
 	lane := fmt.Sprintf("%s %d/%d under generation %d", f.projection, f.partition, f.total, f.generation)
@@ -338,8 +336,7 @@ func (f fact) String() string {
 	return b.String()
 }
 
-// positions shows events as "event 5" or "events 5 7 9", the middle of long
-// lists left out.
+// positions returns events as "event 5" or "events 5 7 9". It abbreviates long lists.
 func positions(events []event) string {
 	switch n := len(events); {
 	case n == 0:
@@ -357,50 +354,49 @@ func positions(events []event) string {
 	return b.String()
 }
 
-// A history is what happened in one world.
+// A history is the facts of one world.
 type history struct {
 	facts []fact
-	// What the checker must know of the world beforehand.
+	// setup is what the checker knows of the world beforehand.
 	setup setup
 }
 
-// setup is what was true of a world from the start.
+// A setup is what is true of a world from the start.
 type setup struct {
 	seed uint64
-	// transactional says of each projection whether its effects commit with
-	// the checkpoint; of the others only handler calls are known.
+	// transactional reports for each projection whether its effects commit with the
+	// checkpoint. Of the others only handler calls are known.
 	transactional map[string]bool
-	// scopes say which events it is about.
+	// scopes are the scopes of the projections.
 	scopes map[string]scope
-	// attempts say how often its handler fails at an event before that is parked; 0: it
-	// is never.
+	// attempts is how often a projection's handler fails at an event before the event is
+	// parked; 0: it is never parked.
 	attempts map[string]int
-	// final are the projections of the programs that run in the end, and sets
-	// the replica set of each, where that is not the first.
+	// final are the projections of the last programs. sets is the replica set of each, if
+	// it is not the first.
 	final []string
 	sets  map[string]int
-	// unreadable says which events nobody can ever read, and parked which projections
-	// have room to park them all.
+	// unreadable reports which events no worker can ever read. parks reports which
+	// projections have room to park all of them.
 	unreadable func(event) bool
 	parks      map[string]bool
 	// settle is how long after healed everything must have settled.
 	settle time.Duration
-	// What the slowest of the workers are told of time, the bounds of their
-	// transactions, how much their clocks run fast or slow at most, and how long
-	// a packet takes.
+	// These are the slowest settings of all workers, the bounds of their transactions, the
+	// largest error of their clocks, and the time that a packet takes.
 	timing  protocol.Timing
 	bounds  store.Bounds
 	drift   float64
 	latency time.Duration
-	// poll is the longest time between two looks for events without hints, and typical
-	// more than a transaction's events take to handle.
+	// poll is the longest time between two polls for events without notifications. typical
+	// exceeds the time that the events of a transaction take to handle.
 	poll, typical time.Duration
-	// contended: transactions hold their locks for as long as COMMIT travels,
-	// while there are faults.
+	// contended: while there are faults, transactions hold their locks for as long as
+	// COMMIT travels.
 	contended bool
-	// starting: of each projection it is a fact where it starts.
+	// starting: the history has a fact for the start of each projection.
 	starting bool
-	// rebuilds are the projections that are built anew beside a live one, by that one.
+	// rebuilds are the live projections by the names of their rebuilds.
 	rebuilds map[string]string
 }
 
@@ -464,6 +460,6 @@ func (v violation) sentence() string {
 	return rule + ", but " + v.what
 }
 
-// safety tells the promises about what must never happen from those about
-// what must happen in the end.
+// safety distinguishes promises about what must never happen from promises about what must
+// happen in the end.
 func (p promise) safety() bool { return p != recovers && p != staysStill && p != bounded }

@@ -11,44 +11,41 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
 )
 
-// A plan is everything that a seed decides before the world begins: who there
-// is, how they are configured, what goes wrong and how often. What it leaves
-// open (how long this very request takes) is drawn on the way, by generators
-// of each worker's own, so that a smaller plan of the same seed resembles the
-// larger one.
+// A plan is everything that a seed decides before the world begins: the workers, their
+// settings, what goes wrong and how often. What it leaves open, such as the duration of one
+// request, is drawn on the way by generators of each worker's own. So a smaller plan of the
+// same seed resembles the larger one.
 type plan struct {
 	seed uint64
 
 	timing        protocol.Timing // of the first program
 	poll          time.Duration
-	feed          protocol.FeedConfig // but for its Poll
+	feed          protocol.FeedConfig // without its Poll
 	batch         int
 	maxPartitions int
 	joinWindow    time.Duration
 	retry         protocol.Backoff
 	stopOnFailure bool
-	// maxParked events of a lane may be parked. Operators look at them about so
-	// often. Until it is mended, some events can't be handled by projections that
-	// park.
+	// maxParked is the most parked events of a lane. operate is about how often operators
+	// look at them. Projections that park can't handle some events until mended.
 	maxParked int
 	operate   time.Duration
-	// orderParks is about how often an operator orders to park an event; 0: never. Then
-	// all projections fail at some events.
+	// orderParks is about how often an operator orders an event parked; 0: never. Then all
+	// projections fail at some events.
 	orderParks time.Duration
 	mended     time.Duration
-	// So many events can't be read, until their rows are rewritten; 0: never.
+	// unreadable is the share of events that can't be read until their rows are rewritten.
 	unreadable int
 	rewritten  time.Duration
 
-	// programs are the versions of the program that the workers run: what is
-	// deployed at first, and by each deploy.
+	// programs are the versions of the program: the first one, and one for each deploy.
 	programs []program
-	sets     int             // how many replica sets share the database
-	workers  []time.Duration // when each first worker starts; the sets take turns
-	wants    []int           // how many partitions the workers take at most, in turn; none: one each
-	drift    int             // how much clocks differ at most, in parts per million
+	sets     int             // that share the database
+	workers  []time.Duration // start times of the first workers; the sets take turns
+	wants    []int           // the most partitions of the workers, in turn; none: one each
+	drift    int             // the largest difference of clocks, in parts per million
 
-	// crowd workers join one after another, so far apart, after the faults.
+	// crowd workers join one after another after the faults, at intervals.
 	crowd      int
 	crowdEvery time.Duration
 
@@ -56,47 +53,47 @@ type plan struct {
 	faults   []fault
 	orders   []order
 	starting bool     // some projections do not start at the beginning
-	rebuild  *rebuild // nil: there is none
+	rebuild  *rebuild // nil: none
 
-	listening *listening // nil: no hints of events are sent
+	listening *listening // nil: no notifications are sent
 	store     *ownStore  // nil: Table
 
 	network  network
 	handlers handlers
 	appends  appends
-	// hold: coordination transactions may wait between their last statement
-	// and COMMIT, and prepared transactions are used. Memory only.
+	// hold: coordination transactions may wait between their last statement and COMMIT, and
+	// transactions may be prepared. Only in memory.
 	hold bool
 }
 
-// A program is a version of the program: the projections that it runs, and what
-// it is told of time. That should be the same in all versions, and may not be.
+// A program is a version of the program: its projections and its timing settings. The
+// settings should be the same in all versions, and may differ.
 type program struct {
 	timing      protocol.Timing
 	projections []projection
 	leaseOnly   bool
-	vacate      time.Duration // for how long its workers' places are kept when they leave
+	vacate      time.Duration // its workers' ReplacementWindow
 }
 
 type projection struct {
 	name string
 	kind protocol.LaneKind
 	set  int // whose workers run it
-	// scope and parks are the same in all versions. It parks events after so many
-	// failures; 0: it does not.
+	// scope and parks are the same in all versions. parks is the number of failures after
+	// which it parks an event; 0: never.
 	scope scope
 	parks int
 	start start
-	// The live one that it is a new version of; "": none.
+	// rebuildOf is the live projection of which this is a new version; "": none.
 	rebuildOf string
 }
 
-// of returns what the workers of a replica set run.
+// of returns the projections of a replica set.
 func (p program) of(set int) []projection {
 	return slices.DeleteFunc(slices.Clone(p.projections), func(q projection) bool { return q.set != set })
 }
 
-// setName is the name that a replica set has in the database.
+// setName returns the name of a replica set in the database.
 func setName(set int) string {
 	if set == 0 {
 		return "sim"
@@ -104,7 +101,7 @@ func setName(set int) string {
 	return fmt.Sprint("sim", set)
 }
 
-// Rates are in a thousand.
+// Rates are per thousand.
 type (
 	network struct {
 		latency              time.Duration // typical
@@ -112,16 +109,16 @@ type (
 		lostReply, slow      int
 		slowBy               time.Duration // at most
 		holdCommit, halfOpen int
-		hints                int // are heard
+		hints                int // notifications that arrive
 	}
 	handlers struct {
 		typical            time.Duration
 		slow, fail, panics int
-		deaf               int // ignore that they are cancelled
-		outlive            int // and that their worker has given up
-		poison             int // events that can't be handled
-		timeout, kill      int // take too long for the server; end their own connection
-		chain              int // end their transaction, and begin another
+		deaf               int // ignore their cancellation
+		outlive            int // go on after their worker has given up
+		poison             int // events that fail every time
+		timeout, kill      int // exceed a limit of the server; end their own connection
+		chain              int // end their transaction and begin another one
 		spoil, violate     int // fail in their transaction, at once or at COMMIT, and don't notice
 		slowBy             time.Duration
 	}
@@ -130,12 +127,12 @@ type (
 		aggregates       int
 		late, long, lose int // stay open for a while, for long; roll back
 		prepare          int
-		first            int // take their positions first, and insert at the end
-		savepoint        int // go back to a savepoint, and stay open
+		first            int // take their positions first and insert at the end
+		savepoint        int // go back to a savepoint and stay open
 	}
 )
 
-// A faultKind is something that a plan makes happen.
+// A faultKind is a kind of planned fault.
 type faultKind int
 
 const (
@@ -145,23 +142,23 @@ const (
 	freeze
 	freezeAtCommit  // between the checkpoint write and COMMIT
 	freezeInHandler // while a handler runs
-	congestion      // its replies come late, and then nothing comes any more
+	congestion      // its replies come late, and then it is cut off
 	cutOff
 	databaseDown
 	clockStep
 	deploy
 	revoke           // a privilege, for a while
-	endSession       // the worker's own, at the server
-	endSessionCutOff // and the worker can't hear of it
-	freezeAtPark     // between the decision to park events and that
-	delayPark        // it is given up, and arrives
-	misroute         // its new connections lead to a standby, for a while
-	cacheNumbers     // sessions of writers keep numbers of the sequence, for a while
+	endSession       // the server ends the liveness connection
+	endSessionCutOff // likewise, and the worker can't notice
+	freezeAtPark     // between the decision to park events and the park
+	delayPark        // a park is given up and arrives later
+	misroute         // its new connections lead to a standby for a while
+	cacheNumbers     // writers' sessions cache numbers of the sequence for a while
 	stranger         // a worker starts whose connections lead to another table
-	blockSession     // the worker loses its own, and can have no other for a while
-	fakeLocks        // somebody takes the locks of all that there are
-	stutter          // the process stands still for most of each second
-	endLane          // a lane of the worker ends, and tells nobody
+	blockSession     // the worker loses its liveness connection and gets no other one for a while
+	fakeLocks        // another program takes all liveness locks
+	stutter          // the process is frozen for most of each second
+	endLane          // a lane of the worker ends unreported
 	faultKinds
 )
 
@@ -169,14 +166,13 @@ func (k faultKind) String() string {
 	return [...]string{"crash", "leave", "join", "freeze", "freeze before COMMIT", "freeze in a handler", "congestion", "cut off", "database down", "clock step", "deploy", "privilege revoked", "own session ended", "own session ended and cut off", "freeze before a park", "late park", "connections to a standby", "a sequence that caches", "a worker of another table", "own session blocked", "locks faked", "process stands still again and again", "lane ends without a word"}[k]
 }
 
-// A fault is planned: at a time, to the worker that is the n-th of those who
-// live then.
+// A fault happens at a time to the n-th worker that is alive then.
 type fault struct {
 	at     time.Duration
 	kind   faultKind
 	worker int
-	// How long it lasts; until a crashed worker starts again; how far the clock
-	// steps; how far apart a deploy's workers are replaced.
+	// length is the duration, the delay before a crashed worker restarts, the step of the
+	// clock, or the interval of a deploy.
 	length time.Duration
 }
 
@@ -184,14 +180,14 @@ func (f fault) String() string {
 	return fmt.Sprintf("%s at %s, worker %d, %s", f.kind, f.at, f.worker, f.length)
 }
 
-// options narrow what a plan may hold.
+// options restrict a plan.
 type options struct {
 	// postgres: only what the schedule can do to a real server.
 	postgres bool
 }
 
-// planOf makes the plan of a seed. Most rates are zero in most plans: a world in
-// which everything fails all the time never gets anywhere interesting.
+// planOf makes the plan of a seed. Most rates are zero in most plans: a world in which
+// everything fails all the time makes no progress.
 func planOf(seed uint64, o options) plan {
 	r := rand.New(rand.NewPCG(seed, 0))
 	heartbeat := pick(r, 200*time.Millisecond, time.Second, time.Second, 5*time.Second)
@@ -225,7 +221,7 @@ func planOf(seed uint64, o options) plan {
 		outlive: rate(r, 1000), spoil: rate(r, 30), violate: rate(r, 30),
 		slowBy: pick(r, lease/4, lease, 2*p.timing.Drain),
 	}
-	if chance(r, 100) { // handlers that no patience is enough for
+	if chance(r, 100) { // handlers that exceed any patience
 		h := &p.handlers
 		h.slow, h.deaf, h.outlive, h.slowBy = 20, 1000, 1000, 3*p.timing.Drain
 	}
@@ -296,7 +292,7 @@ func planOf(seed uint64, o options) plan {
 	return p
 }
 
-// drawMisdeeds draws what handlers do that they should not.
+// drawMisdeeds draws what handlers do wrong.
 func (p *plan) drawMisdeeds(r *rand.Rand) {
 	h := &p.handlers
 	if h.fail+h.panics+h.spoil+h.violate > 0 {
@@ -304,9 +300,8 @@ func (p *plan) drawMisdeeds(r *rand.Rand) {
 	}
 }
 
-// congest makes the plan one in which it matters that somebody goes on a little
-// too long without the database: handlers have much in hand, and the others
-// take over as soon as they may.
+// congest makes it matter that a worker goes on slightly too long without the database:
+// handlers have much to do, and other workers take over as soon as they may.
 func (p *plan) congest() {
 	p.handlers.typical, p.batch, p.appends.every = p.timing.Heartbeat/5, max(p.batch, 10), p.length/100
 	p.network = network{latency: time.Millisecond}
@@ -317,9 +312,9 @@ func (p *plan) congest() {
 	})
 }
 
-// hurry makes the plan one in which it matters that whoever is missed is given the
-// time to stop: handlers always run, each for a while; many lose their sessions and
-// can't know; and the others are quick to take over.
+// hurry makes it matter that a worker whose lock is missing gets time to stop: handlers
+// always run, each for a while; many workers lose their liveness connections without
+// noticing; other workers take over quickly.
 func (p *plan) hurry(r *rand.Rand) {
 	p.timing = protocol.Timing{Heartbeat: 2 * time.Second, Lease: 8 * time.Second, Drain: 8 * time.Second}
 	p.sets, p.programs = 1, []program{{timing: p.timing, projections: []projection{{name: "plain"}}}}
@@ -334,9 +329,9 @@ func (p *plan) hurry(r *rand.Rand) {
 	}
 }
 
-// addProgram draws the next version of the program: it drops some projections,
-// adds others, and moves others to another replica set. Each set has one of its
-// own. With uneven, its settings of time are others, too.
+// addProgram draws the next version of the program. It drops some projections, adds others,
+// and moves others to another replica set. Each set keeps one of its own. With uneven, its
+// timing settings differ too.
 func (p *plan) addProgram(r *rand.Rand, uneven bool) {
 	all := []projection{
 		{name: "plain", kind: protocol.Plain}, {name: "tx", kind: protocol.Transactional}, {name: "batch", kind: protocol.Batched},
@@ -363,10 +358,10 @@ func (p *plan) addProgram(r *rand.Rand, uneven bool) {
 	p.programs = append(p.programs, next)
 }
 
-// ordinaryFeed reads as much at once, and keeps as much, as there will ever be.
+// ordinaryFeed reads and keeps as much as there will ever be.
 var ordinaryFeed = protocol.FeedConfig{Page: 1000, Bytes: 1 << 20}
 
-// drawReading draws how much is read at once and kept, and who reads a part only.
+// drawReading draws how much is read at once and kept, and which projections have scopes.
 func (p *plan) drawReading(r *rand.Rand) {
 	p.feed = protocol.FeedConfig{Page: pick(r, 1, 3, 10, ordinaryFeed.Page), Bytes: pick(r, 1, 100, 1000, 10_000, ordinaryFeed.Bytes)}
 	scopes, drawn := []scope{"", "", "", "", "order", "order", "parcel", "order refund", "/made", "order/moved", "order refund/made"}, map[string]scope{}
@@ -381,7 +376,7 @@ func (p *plan) drawReading(r *rand.Rand) {
 	}
 }
 
-// drawParking draws who parks what it fails at, and what that is.
+// drawParking draws which projections park events, and which events fail.
 func (p *plan) drawParking(r *rand.Rand) {
 	p.maxParked, p.operate = pick(r, 2, 10, 1000), pick(r, p.timing.Heartbeat/2, p.timing.Heartbeat, p.timing.Heartbeat, p.timing.Lease)
 	p.mended = between(r, 0, p.length*3/2)
@@ -410,7 +405,7 @@ func (p *plan) drawParking(r *rand.Rand) {
 	p.sortFaults()
 }
 
-// drawOrderParks draws how often operators order to park an event.
+// drawOrderParks draws how often operators order events parked.
 func (p *plan) drawOrderParks(r *rand.Rand) {
 	if !chance(r, 200) {
 		return
@@ -436,8 +431,8 @@ func (p *plan) drawBatches(r *rand.Rand) {
 	}
 }
 
-// drawUnreadable draws which events can't be read, and for how long. For ever, only
-// where nobody stops at them.
+// drawUnreadable draws which events can't be read, and for how long. They stay unreadable
+// only if no projection stops at them.
 func (p *plan) drawUnreadable(r *rand.Rand) {
 	p.unreadable, p.rewritten = pick(r, 0, 0, 0, 20, 100), between(r, time.Millisecond, p.length*3/2)
 	if chance(r, 300) && !p.stopOnFailure {
@@ -445,7 +440,7 @@ func (p *plan) drawUnreadable(r *rand.Rand) {
 	}
 }
 
-// unread reports whether an event is among those that can't be read.
+// unread reports whether an event is unreadable.
 func (p *plan) unread(e event) bool {
 	return int(uint32(uint64(e.position)*0xD6E8FEB86659FD93>>32)%1000) < p.unreadable
 }
@@ -457,7 +452,7 @@ func (p *plan) parks() bool {
 	})
 }
 
-// drawTable draws what happens to the events table and to those who write it.
+// drawTable draws what happens to the events table and its writers.
 func (p *plan) drawTable(r *rand.Rand) {
 	p.appends.first, p.appends.savepoint = rate(r, 300), rate(r, 100)
 	lease := p.timing.Lease
@@ -520,8 +515,7 @@ func (p *plan) sortFaults() {
 	slices.SortStableFunc(p.faults, func(a, b fault) int { return cmp.Compare(a.at, b.at) })
 }
 
-// drawPresence draws whose crash is noticed by its lease only, and who loses the
-// session by which it would be noticed at once.
+// drawPresence draws which workers have no liveness connection, and which lose theirs.
 func (p *plan) drawPresence(r *rand.Rand) {
 	for i := range p.programs {
 		p.programs[i].leaseOnly = chance(r, 500)
@@ -539,8 +533,8 @@ func (p *plan) drawPresence(r *rand.Rand) {
 	p.sortFaults()
 }
 
-// drawDistance draws what makes workers go by their leases: a database that is far
-// away, processes that stand still again and again, and sessions that can't be had.
+// drawDistance draws what makes workers rely on their leases: a distant database, processes
+// that freeze again and again, and connections that can't be opened.
 func (p *plan) drawDistance(r *rand.Rand, o options) {
 	if o.postgres {
 		return
@@ -551,7 +545,7 @@ func (p *plan) drawDistance(r *rand.Rand, o options) {
 	for _, k := range []faultKind{blockSession, fakeLocks, stutter} {
 		for range pick(r, 0, 0, 0, 1, 2) {
 			f := fault{at: between(r, 0, p.length), kind: k, worker: r.IntN(1000)}
-			if k == fakeLocks { // and it is to matter
+			if k == fakeLocks { // so that it matters
 				p.faults = append(p.faults, fault{at: f.at + between(r, 0, p.timing.Heartbeat), kind: crash, worker: r.IntN(1000), length: p.timing.Lease})
 			} else {
 				f.length = pick(r, p.timing.Lease/2, p.timing.Lease, 3*p.timing.Lease).Truncate(time.Microsecond)
@@ -562,8 +556,8 @@ func (p *plan) drawDistance(r *rand.Rand, o options) {
 	p.sortFaults()
 }
 
-// drawLanes draws lanes that end without a word: late, so that no other change of
-// members is likely to heal that.
+// drawLanes draws lanes that end unreported: late, so that no other change of members is
+// likely to heal that.
 func (p *plan) drawLanes(r *rand.Rand) {
 	for range pick(r, 0, 0, 0, 0, 1, 3) {
 		p.faults = append(p.faults, fault{at: between(r, p.length/2, p.length*9/10), kind: endLane, worker: r.IntN(1000)})
@@ -571,8 +565,8 @@ func (p *plan) drawLanes(r *rand.Rand) {
 	p.sortFaults()
 }
 
-// drawVacancies draws which versions of the program keep the places of workers that leave,
-// and for how long; then more of them leave.
+// drawVacancies draws which versions of the program have a ReplacementWindow. Then more
+// workers leave.
 func (p *plan) drawVacancies(r *rand.Rand) {
 	if !chance(r, 400) {
 		return
@@ -582,7 +576,7 @@ func (p *plan) drawVacancies(r *rand.Rand) {
 		p.programs[i].vacate = pick(r, 0, h/2, lease/2, lease/2, lease, lease, 2*lease).Truncate(time.Microsecond)
 	}
 	leaves := pick(r, 0, 1, 2, 4)
-	if chance(r, 200) { // what they have sent arrives when they have left
+	if chance(r, 200) { // their statements arrive after they have left
 		leaves, p.network.slow, p.network.slowBy = 10, 30, lease
 	}
 	for range leaves {
@@ -591,7 +585,7 @@ func (p *plan) drawVacancies(r *rand.Rand) {
 	p.sortFaults()
 }
 
-// vacate returns the longest time for which a place is kept.
+// vacate returns the longest ReplacementWindow.
 func (p *plan) vacate() (longest time.Duration) {
 	for _, v := range p.programs {
 		longest = max(longest, v.vacate)
@@ -599,15 +593,15 @@ func (p *plan) vacate() (longest time.Duration) {
 	return longest
 }
 
-// drawStore draws whose event store it is.
+// drawStore draws which event store the program has.
 func (p *plan) drawStore(r *rand.Rand) {
 	if chance(r, 150) {
 		p.store = &ownStore{page: pick(r, 1, 3, 10), scopes: chance(r, 300), through: chance(r, 500)}
 	}
 }
 
-// spaceSteps drops clock steps that come within a lease of another: two
-// opposite ones in a short time are beyond what the protocol promises.
+// spaceSteps drops clock steps within a lease of another one: two opposite steps in a short
+// time are beyond what the protocol promises.
 func (p *plan) spaceSteps() {
 	last := -p.timing.Lease * 2
 	p.faults = slices.DeleteFunc(p.faults, func(f fault) bool {
@@ -622,24 +616,22 @@ func (p *plan) spaceSteps() {
 	})
 }
 
-// settle is how long after the last fault everything must have settled (L1):
+// settle returns how long after the last fault everything must have settled (L1):
 //
-//   - a worker that is frozen or gone for good holds what it holds for a
-//     lease, and the others expire it only after they have watched the
-//     database's clock for a lease;
-//   - a transaction that it has left behind is ended by the server after a
-//     lease at most;
-//   - a handler that does not stop has the time of a drain; then its worker's
-//     lease has to end in the same way;
-//   - a projection that has moved to another replica set is given up by the
-//     first set in the same way, and the second only tries from time to time;
-//   - what is parked is there until an operator has asked for it, and may stand
-//     in the way of what is to be parked;
-//   - the place of a worker that has left is kept for that long;
-//   - then come a join window, a few heartbeats and retries, and the events
-//     that are still to be handled.
+//   - a worker that is frozen or gone for good holds what it holds for a lease, and the
+//     others expire it only after they have watched the database's clock for a lease;
+//   - the server ends a transaction that it has left behind after a lease at most;
+//   - a handler that does not stop has the time of a drain; then its worker's lease has to
+//     end in the same way;
+//   - the first set gives up a projection that has moved to another set in the same way,
+//     and the second set tries only from time to time;
+//   - a parked event stays until an operator asks for it, and may block what is to be
+//     parked;
+//   - the place of a worker that has left is kept for its window;
+//   - then come a join window, a few heartbeats and retries, and the events that are still
+//     to be handled.
 //
-// What can't have happened in a plan is not waited for.
+// It does not wait for what can't have happened in a plan.
 func (p *plan) settle() time.Duration {
 	t := p.slowest()
 	backlog := 5 * p.length / p.appends.every
@@ -651,7 +643,7 @@ func (p *plan) settle() time.Duration {
 	if p.sets > 1 && len(p.programs) > 1 {
 		settle += 2 * t.Lease
 	}
-	if n := len(p.orders); n > 0 { // the last are lifted, one after the other, when the faults stop
+	if n := len(p.orders); n > 0 { // the last orders are lifted, one after the other, when the faults stop
 		settle += 3*t.Lease + time.Duration(n+1)*backlog*(2*p.handlers.typical+6*p.network.latency)
 	}
 	settle += p.settleRebuild(backlog)
@@ -667,7 +659,7 @@ func (p *plan) settle() time.Duration {
 	return settle
 }
 
-// wantsOf returns how many partitions the n-th worker takes at most.
+// wantsOf returns the most partitions of the n-th worker.
 func (p *plan) wantsOf(n int) int {
 	if len(p.wants) == 0 {
 		return 1
@@ -675,7 +667,7 @@ func (p *plan) wantsOf(n int) int {
 	return p.wants[n%len(p.wants)]
 }
 
-// slowest returns the longest of all settings of time.
+// slowest returns the longest of all timing settings.
 func (p *plan) slowest() protocol.Timing {
 	t := p.timing
 	for _, q := range p.programs {
@@ -684,20 +676,19 @@ func (p *plan) slowest() protocol.Timing {
 	return t
 }
 
-// uneven reports whether versions of the program differ in their settings of
-// time.
+// uneven reports whether versions of the program differ in their timing settings.
 func (p *plan) uneven() bool {
 	return slices.ContainsFunc(p.programs, func(q program) bool { return q.timing != p.timing })
 }
 
-// scoped reports whether some projections read a part of the events only.
+// scoped reports whether some projections have scopes.
 func (p *plan) scoped() bool {
 	return slices.ContainsFunc(p.programs, func(v program) bool {
 		return slices.ContainsFunc(v.projections, func(q projection) bool { return q.scope != "" })
 	})
 }
 
-// String says in a few words what the plan is about.
+// String describes the plan in a few words.
 func (p *plan) String() string {
 	var kinds [faultKinds]int
 	for _, f := range p.faults {
@@ -754,7 +745,7 @@ func pick[T any](r *rand.Rand, from ...T) T { return from[r.IntN(len(from))] }
 // chance is true in so many of a thousand cases.
 func chance(r *rand.Rand, perMille int) bool { return perMille > 0 && r.IntN(1000) < perMille }
 
-// rate is a rate up to most, and zero in half of the cases.
+// rate draws a rate up to most; zero in half of the cases.
 func rate(r *rand.Rand, most int) int {
 	if r.IntN(2) == 0 {
 		return 0
@@ -762,7 +753,7 @@ func rate(r *rand.Rand, most int) int {
 	return r.IntN(most + 1)
 }
 
-// between draws a time to the microsecond.
+// between draws a duration, to the microsecond.
 func between(r *rand.Rand, from, to time.Duration) time.Duration {
 	if to <= from {
 		return from

@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// An outcome is what came of one world.
+// An outcome is the result of one world.
 type outcome struct {
 	plan      plan
 	history   history
@@ -18,7 +18,7 @@ type outcome struct {
 	simulated time.Duration
 }
 
-// play runs a plan. With tracing, its facts have texts.
+// play runs a plan. With tracing, facts have texts.
 func play(p plan, r rules, open opener, tracing bool) (outcome, error) {
 	w, err := newWorld(p, r, open)
 	if err != nil {
@@ -32,10 +32,9 @@ func play(p plan, r rules, open opener, tracing bool) (outcome, error) {
 // An opener makes the database of a world.
 type opener = func(w *world) (database, error)
 
-// explain writes down what came of a plan that broke a promise: smaller, if
-// that breaks it as well, with its trace and its timeline in files, and
-// whether playing it again gives the same. It returns the report. tries is how
-// many smaller plans it may play.
+// explain reports a plan that broke a promise. It shrinks the plan, with at most tries
+// smaller plans, writes the trace and the timeline to files, checks that a second run gives
+// the same trace, and returns the report.
 func explain(o outcome, r rules, open opener, tries int, command, folder string) (string, error) {
 	small, broken := shrink(o.plan, *o.violation, tries, func(p plan) *violation {
 		tried, err := play(p, r, open, false)
@@ -85,6 +84,6 @@ func explain(o outcome, r rules, open opener, tries int, command, folder string)
 	return out.String(), nil
 }
 
-// show is a path as it is seen from where go test was called, for a folder
-// beside the package's.
+// show returns a path as seen from where go test was called, for a folder beside the
+// package's.
 func show(path string) string { return strings.TrimPrefix(path, "../") }

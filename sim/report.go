@@ -13,30 +13,31 @@ import (
 
 const (
 	reportWidth   = 100 // columns
-	reportFacts   = 24  // as many as are shown of a violation
-	reportWorkers = 8   // with more, only those that take part have a column
+	reportFacts   = 24  // the most facts that a report shows
+	reportWorkers = 8   // with more workers, only those that take part have a column
 )
 
-// A failure is a broken promise, and how to see it again.
+// A failure is a broken promise with the means to reproduce it.
 type failure struct {
-	command   string // reproduces it
+	command   string // reproduces the failure
 	history   history
 	violation violation
-	// What follows is left out where it is "".
+	// Empty fields are left out of the report.
 	trace    string // the file with the full trace
 	timeline string // the file with the timeline
-	replay   string // whether a second run agreed: "identical"
+	replay   string // whether a second run gave the same trace: "identical"
 	shrunk   string // "2 workers, 1 fault, 14s from 6 workers, 9 faults, 120s"
 }
 
-// report writes what somebody needs to understand a failure in ten seconds:
+// report writes what a reader needs to understand a failure in ten seconds:
 //
 //	reproduce: go test ./sim -run 'TestSeeds$' -sim.seed=8347
 //	SAFETY one-owner   step 312  t=+41.2s
-//	  partition 7: w2 (generation 9) and w4 (generation 10)
+//	  two workers must not handle the same slot of a projection at the same time, but w2 (generation 9)
+//	  and w4 (generation 10) handled slot 1705 of projection orders at the same time
 //	  297 +38.1s  .  w2 .  .    frozen (fault) 6s
-//	  304 +39.9s  .  .  .  w4   activated generation 10 of 3: {w1 w3 w4}
-//	> 312 +41.2s  .  w2 .  .    handles event 5512, orders 7/8 under generation 9
+//	  304 +39.9s  .  .  .  w4   activated generation 10 with 3 partitions: {w1 w3 w4}
+//	> 312 +41.2s  .  w2 .  .    handles event 5512, orders 1/4 under generation 9
 //	full trace: failures/8347.txt    replay: identical
 func report(w io.Writer, r failure) {
 	var b strings.Builder
@@ -92,9 +93,9 @@ func report(w io.Writer, r failure) {
 	io.WriteString(w, b.String())
 }
 
-// trace writes every fact on a line of its own. Two runs of one seed, and two
-// databases under one plan, are compared by it: so beside what [fact.String]
-// tells people it has the fields that those leave out.
+// trace writes each fact on one line. Two runs of one seed, and two databases under one
+// plan, are compared by their traces. So a line also has the fields that [fact.String]
+// leaves out.
 func trace(w io.Writer, h history) {
 	var b strings.Builder
 	width := 1
@@ -115,7 +116,7 @@ func trace(w io.Writer, h history) {
 	io.WriteString(w, b.String())
 }
 
-// details are the fields that String leaves out.
+// details returns the fields that String leaves out.
 func details(f fact) string {
 	var parts []string
 	switch f.kind {
@@ -148,7 +149,8 @@ func verdict(p promise) string {
 	return "LIVENESS"
 }
 
-// lastFact is where a violation showed; without one, the end of the history.
+// lastFact returns the fact at which a violation was found, or else the last fact of the
+// history.
 func lastFact(h history, v *violation) fact {
 	if v != nil && len(v.facts) > 0 {
 		return v.facts[len(v.facts)-1]
@@ -159,7 +161,7 @@ func lastFact(h history, v *violation) fact {
 	return fact{}
 }
 
-// workersOf are the workers of facts, in the order in which they appear.
+// workersOf returns the workers of facts, in the order in which they appear.
 func workersOf(facts []fact) []string {
 	var names []string
 	seen := map[string]bool{"": true}
@@ -172,7 +174,8 @@ func workersOf(facts []fact) []string {
 	return names
 }
 
-// reportColumns are the workers that have a column, and how many have none.
+// reportColumns returns the workers that have a column, and the number of workers that have
+// none.
 func reportColumns(h history, facts []fact) (columns []string, others int) {
 	all := workersOf(slices.Concat(h.facts, facts))
 	if len(all) <= reportWorkers {
@@ -198,8 +201,8 @@ func columnsOf(names []string, worker string) string {
 	return b.String()
 }
 
-// decimalsFor is how exactly to show the times of facts: what did not happen
-// at the same time must not look as if it did.
+// decimalsFor returns how many decimals the times of facts need so that different times
+// look different.
 func decimalsFor(facts []fact) int {
 	for decimals := 1; decimals < 6; decimals++ {
 		clear := true
@@ -214,13 +217,12 @@ func decimalsFor(facts []fact) int {
 	return 6
 }
 
-// seconds shows a time since the start.
+// seconds formats a time since the start.
 func seconds(d time.Duration, decimals int) string {
 	return fmt.Sprintf("%+.*fs", decimals, d.Seconds())
 }
 
-// oneLine keeps a text on its line, whatever a panic or a driver has put into
-// it.
+// oneLine replaces the control characters of a text by spaces.
 func oneLine(s string) string {
 	return strings.Map(func(r rune) rune {
 		if unicode.IsControl(r) {
@@ -230,8 +232,7 @@ func oneLine(s string) string {
 	}, s)
 }
 
-// wrap breaks a text at spaces. A word that is longer than a line has one of
-// its own.
+// wrap breaks a text at spaces. A word that is longer than a line gets a line of its own.
 func wrap(text string, width int) []string {
 	var lines []string
 	line, length := "", 0
@@ -250,7 +251,7 @@ func wrap(text string, width int) []string {
 	return append(lines, line)
 }
 
-// shorten keeps the first lines.
+// shorten returns the first lines.
 func shorten(lines []string, most int) []string {
 	if len(lines) <= most {
 		return lines

@@ -5,18 +5,18 @@ import (
 	"strings"
 )
 
-// A scope is the aggregate types that a projection is about, with spaces
-// between them, and its event types behind a slash: "order refund/moved". "" is all.
+// A scope is the aggregate types of a projection, separated by spaces, and its event types
+// after a slash: "order refund/moved". "" is everything.
 type scope string
 
-// aggregateTypes and eventTypes are all there are.
+// aggregateTypes and eventTypes are all types.
 var (
 	aggregateTypes = [...]string{"order", "parcel", "refund"}
 	eventTypes     = [...]string{"made", "moved"}
 )
 
-// typeOf returns the type of an aggregate. It follows from the name, but not in
-// the way in which the slot does.
+// typeOf returns the type of an aggregate. It follows from the name, but not in the same
+// way as the slot.
 func typeOf(aggregate string) string {
 	last := 0
 	if n := len(aggregate); n > 0 {
@@ -25,8 +25,8 @@ func typeOf(aggregate string) string {
 	return aggregateTypes[last%len(aggregateTypes)]
 }
 
-// eventTypeOf returns the type of the event at a position, so that an aggregate has events
-// of all types.
+// eventTypeOf returns the type of the event at a position. An aggregate has events of all
+// types.
 func eventTypeOf(position int64) string { return eventTypes[position/2%int64(len(eventTypes))] }
 
 func (s scope) types() []string {

@@ -6,9 +6,8 @@ import (
 	"time"
 )
 
-// shrink looks for a smaller plan that breaks the same promise: fewer faults,
-// fewer workers, fewer things that go wrong by themselves, a shorter run. It
-// tries at most so many plans.
+// shrink looks for a smaller plan that breaks the same promise: with fewer faults, fewer
+// workers, fewer rates, a shorter run. It tries at most so many plans.
 func shrink(p plan, broken violation, tries int, play func(plan) *violation) (smaller plan, why violation) {
 	attempt := func(q plan) bool {
 		if tries == 0 {
@@ -22,7 +21,7 @@ func shrink(p plan, broken violation, tries int, play func(plan) *violation) (sm
 		p, broken = q, *v
 		return true
 	}
-	if last := broken.facts[len(broken.facts)-1].at; broken.promise.safety() { // what comes after it has no part in it
+	if last := broken.facts[len(broken.facts)-1].at; broken.promise.safety() { // what comes later plays no part
 		q := p
 		q.faults = slices.DeleteFunc(slices.Clone(p.faults), func(f fault) bool { return f.at > last })
 		q.workers = slices.DeleteFunc(slices.Clone(p.workers), func(at time.Duration) bool { return at > last })
@@ -40,7 +39,7 @@ func shrink(p plan, broken violation, tries int, play func(plan) *violation) (sm
 	return p, broken
 }
 
-// cuts each try to make a plan smaller in one way, and report whether they did.
+// cuts are the ways to make a plan smaller. Each reports whether it has succeeded.
 var cuts = []func(p plan, attempt func(plan) bool) bool{
 	func(p plan, attempt func(plan) bool) bool { // half of the faults
 		n := len(p.faults)
@@ -93,7 +92,7 @@ var cuts = []func(p plan, attempt func(plan) bool) bool{
 		}
 		return false
 	},
-	func(p plan, attempt func(plan) bool) bool { // one rate
+	func(p plan, attempt func(plan) bool) bool { // one rate of things that go wrong by themselves
 		for _, rate := range []func(*plan) *int{
 			func(p *plan) *int { return &p.network.lostRequest },
 			func(p *plan) *int { return &p.network.lostReply },
@@ -153,7 +152,7 @@ var cuts = []func(p plan, attempt func(plan) bool) bool{
 		q.wants = nil
 		return len(p.wants) > 0 && attempt(q)
 	},
-	func(p plan, attempt func(plan) bool) bool { // other settings of time
+	func(p plan, attempt func(plan) bool) bool { // different timing settings
 		q := p
 		q.programs = slices.Clone(p.programs)
 		for i := range q.programs {
@@ -172,7 +171,7 @@ var cuts = []func(p plan, attempt func(plan) bool) bool{
 		}
 		return p.scoped() && attempt(q)
 	},
-	func(p plan, attempt func(plan) bool) bool { // who parks
+	func(p plan, attempt func(plan) bool) bool { // parking
 		q := p
 		q.programs = slices.Clone(p.programs)
 		for i, v := range p.programs {
@@ -196,7 +195,7 @@ var cuts = []func(p plan, attempt func(plan) bool) bool{
 	},
 }
 
-// size says how large a plan is, in words.
+// size returns the size of a plan in words.
 func (p *plan) size() string {
 	return fmt.Sprintf("%s, %s, %s", plural(len(p.workers)+p.crowd, "worker"), plural(len(p.faults), "fault"), p.length.Round(time.Millisecond))
 }

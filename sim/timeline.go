@@ -16,27 +16,27 @@ var timelineHTML string
 
 var timelineTemplate = template.Must(template.New("timeline").Parse(timelineHTML))
 
-// What bounds the size of a page, however long the history is.
+// These bound the size of a page, however long the history is.
 const (
 	timelineDots  = 6000 // small marks: handler calls, commits, requests, appends, packets
-	timelineNear  = 100  // so many facts around each of the violation's are drawn one by one in any case
-	timelineStory = 400  // rows of the table of what mattered
+	timelineNear  = 100  // facts within so many steps of a fact of the violation are never merged
+	timelineStory = 400  // rows in the table of the main facts
 )
 
-// timeline writes a history as one HTML page that needs nothing beside itself:
-// workers are rows, time runs to the right.
+// timeline writes a history as one HTML page without external resources. Workers are rows,
+// and time runs to the right.
 func timeline(w io.Writer, h history, v *violation, title string) error {
 	return timelineTemplate.Execute(w, drawChart(h, v, title))
 }
 
-// A chart is what the template shows.
+// A chart is the data of the template.
 type chart struct {
 	Title, Summary string
 	Verdict, What  string       // "" if nothing was broken
 	Broken         []chartEntry // the violation's facts
-	Story          []chartEntry // what mattered, as text
-	LeftOut        int          // of the story
-	Merged         int          // small marks that are drawn together with others
+	Story          []chartEntry // the main facts, as text
+	LeftOut        int          // main facts that are left out
+	Merged         int          // small marks that are merged with others
 	From, Span     float64      // seconds
 	Between        [2]float64   // seconds from the violation's first fact to its last
 	Ticks, Lines   []chartMark  // through all rows, behind the marks
@@ -44,8 +44,8 @@ type chart struct {
 	Rows           []*chartRow
 }
 
-// A chartEntry is a fact in a table. Number counts the violation's facts; it
-// is 0 for others.
+// A chartEntry is a fact in a table. Number counts the facts of the violation; it is 0 for
+// others.
 type chartEntry struct {
 	Number, Step int
 	Seconds      float64
@@ -62,12 +62,12 @@ type chartRow struct {
 // A chartMark is anything that has a place in time.
 type chartMark struct {
 	Class string
-	Style template.CSS // made of numbers alone
-	Title string       // what hovering shows
+	Style template.CSS // contains only numbers
+	Title string       // shown on hover
 	Label string
 }
 
-// Heights and places within rows, in pixels.
+// These are heights and offsets within rows, in pixels.
 const (
 	badgeHeight  = 18
 	faultHeight  = 16
@@ -78,13 +78,13 @@ const (
 	laneLine     = 17
 )
 
-// A drawing is a chart that is being made.
+// A drawing is a chart under construction.
 type drawing struct {
 	chart
 	from, span  time.Duration
-	end, beyond time.Duration // of the history; and where to draw what goes on then
+	end, beyond time.Duration // the end of the history, and the end of bars that go on
 	projections []string
-	numbers     map[int]int // the violation's facts by step, counted from 1
+	numbers     map[int]int // the facts of the violation by step, counted from 1
 	broken      []fact      // those facts
 
 	group, world, events, gaps *chartRow
@@ -92,7 +92,7 @@ type drawing struct {
 	order                      []*workerRow
 
 	calls  map[int]fact // handler calls that run
-	down   *fact        // since when the database is
+	down   *fact        // since when the database is down
 	series []*dotSeries
 	found  map[seriesKey]*dotSeries
 	labels []*labelSeries
@@ -142,7 +142,7 @@ func (d *drawing) violated(h history, v *violation) {
 	}
 }
 
-// measure finds out what there is to show: time, workers, projections.
+// measure finds the time span, the workers and the projections.
 func (d *drawing) measure(facts []fact) {
 	for _, f := range facts {
 		d.end = max(d.end, f.at)
@@ -152,7 +152,7 @@ func (d *drawing) measure(facts []fact) {
 	}
 	slices.Sort(d.projections)
 	span := max(d.end, time.Millisecond)
-	d.from, d.beyond = -span/80, d.end+span/50 // room for what stands at the ends
+	d.from, d.beyond = -span/80, d.end+span/50 // room for marks at the ends
 	d.span = d.end + span/30 - d.from
 	d.From, d.Span = d.from.Seconds(), d.span.Seconds()
 	bad := workersOf(d.broken)
@@ -167,13 +167,13 @@ func (d *drawing) measure(facts []fact) {
 	}
 }
 
-// fact draws one fact, or keeps it until what it begins has ended.
+// fact draws a fact, or keeps it until what it begins has ended.
 func (d *drawing) fact(f fact) {
 	if tells(f.kind) {
 		d.Story = append(d.Story, d.entry(f))
 	}
 	r := d.workers[f.worker]
-	if r == nil && ofWorker(f.kind) { // a fault for all, or a fact without its worker
+	if r == nil && ofWorker(f.kind) { // a fault of all workers, or a fact without its worker
 		d.label(d.world, 0, f, "fault", f.String(), "")
 		return
 	}
@@ -299,7 +299,7 @@ func ofWorker(k kind) bool {
 	return false
 }
 
-// tells reports whether a kind belongs to the story, and not to the hum.
+// tells reports whether a kind belongs to the main facts.
 func tells(k kind) bool {
 	switch k {
 	case sessionAsks, sessionProven, proofAwaited, checkpointShown, hintsCome, hintsGone, handlerBegins, handlerEnds, committed, eventsParked, parkedRetried, parkedDiscarded, retryFailed, parkedFull, unreadable, readAgain, parkRequested, served, gapWaited, gapScoped, gapPassed, appended, rolledBack, faultLost, faultSlow:
@@ -326,8 +326,7 @@ func (d *drawing) finish() {
 	d.putDots()
 }
 
-// badges number the violation's facts in their rows, and mark where it showed
-// over all rows.
+// badges number the violation's facts in their rows, and mark the last one over all rows.
 func (d *drawing) badges() {
 	latest, shift := map[*chartRow]time.Duration{}, map[*chartRow]int{}
 	for i, f := range d.broken {
@@ -342,7 +341,7 @@ func (d *drawing) badges() {
 		case r != nil:
 			row = r.chartRow
 		}
-		// Neighbors would hide each other.
+		// Neighbors would cover each other.
 		if at, ok := latest[row]; ok && f.at-at < d.span/50 {
 			shift[row]++
 		} else {
@@ -361,7 +360,7 @@ func (d *drawing) badges() {
 	}
 }
 
-// tell completes the text of the page.
+// tell completes the texts of the page.
 func (d *drawing) tell(h history) {
 	var generations int64
 	calls, commits, refusals, faults := 0, 0, 0, 0
@@ -387,7 +386,7 @@ func (d *drawing) tell(h history) {
 	}
 }
 
-// tick draws the axis for those who run no script.
+// tick draws the axis for readers without scripts.
 func (d *drawing) tick() {
 	step := time.Millisecond
 	for _, factor := 0, []int{2, 5, 10}; d.span/step > 12; {
@@ -407,8 +406,8 @@ func (d *drawing) entry(f fact) chartEntry {
 	return chartEntry{Number: d.numbers[f.step], Step: f.step, Seconds: f.at.Seconds(), Time: seconds(f.at, 3), Worker: f.worker, Text: oneLine(f.String())}
 }
 
-// style places a mark: from a moment to another (-1: it has no width of its
-// own), so many pixels from the top (-1: the stylesheet says).
+// style places a mark from one moment to another (-1: it has no width), so many pixels from
+// the top (-1: as in the stylesheet).
 func (d *drawing) style(from, to time.Duration, top int, more string) template.CSS {
 	var b strings.Builder
 	b.WriteString("left:")
@@ -426,19 +425,19 @@ func (d *drawing) style(from, to time.Duration, top int, more string) template.C
 	return template.CSS(b.String())
 }
 
-// percent is a length in time as a share of the width, to 1e-8 of it.
+// percent returns a duration as a share of the width, to 1e-8.
 func (d *drawing) percent(t time.Duration) string {
 	s := strconv.FormatFloat(100*float64(t)/float64(d.span), 'f', 6, 64)
 	return strings.TrimSuffix(strings.TrimRight(s, "0"), ".") + "%"
 }
 
-// hue colors generations, neighbors differently and none of them red.
+// hue returns the color of a generation. Neighbors differ, and none is red.
 func hue(generation int64) string {
 	hues := []int{210, 135, 275, 48, 180, 312, 95, 240}
 	return fmt.Sprintf("--h:%d", hues[uint64(generation)%uint64(len(hues))])
 }
 
-// hint is a fact for whoever points at it.
+// hint returns the text that is shown on hover.
 func hint(f fact) string {
 	worker := f.worker
 	if worker != "" {
@@ -447,7 +446,7 @@ func hint(f fact) string {
 	return fmt.Sprintf("%s %s%s (step %d)", exactly(f.at), worker, oneLine(f.String()), f.step)
 }
 
-// exactly shows a time since the start with as many digits as it has.
+// exactly formats a time since the start with all of its digits.
 func exactly(d time.Duration) string {
 	return strings.TrimSuffix(strings.TrimRight(strings.TrimSuffix(seconds(d, 6), "s"), "0"), ".") + "s"
 }

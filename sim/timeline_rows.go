@@ -30,20 +30,19 @@ type workerRow struct {
 	leased             bool
 }
 
-// A workerRun is one partition that a worker runs, from its start until its
-// handlers have returned. Only those of one generation overlap, unless the protocol
-// is broken.
+// A workerRun is one partition that a worker runs, from its start until its handlers have
+// returned. Only runs of one generation overlap, unless the protocol is broken.
 type workerRun struct {
 	generation       int64
 	partition, total int
 	from, to         time.Duration
-	drains, cancels  time.Duration // -1 if it does not
+	drains, cancels  time.Duration // -1: it does not
 	open             bool
-	how              string // it ended
+	how              string // how it ended
 	level            int
 }
 
-// runs notes what the workers run, and for how long they live.
+// runs takes in what the workers run, and when they start and end.
 func (d *drawing) runs(f fact) {
 	r := d.workers[f.worker]
 	if r == nil {
@@ -77,7 +76,7 @@ func (d *drawing) runs(f fact) {
 	}
 }
 
-// take notes what has become of all that the worker runs.
+// take takes in a fact about all runs of the worker.
 func (o *workerRun) take(f fact) {
 	switch f.kind {
 	case runDrains:
@@ -95,7 +94,7 @@ func (o *workerRun) end(at time.Duration, how string) {
 	}
 }
 
-// runOf is the run that a fact is about: the latest of its generation, and of its
+// runOf returns the run that a fact is about: the latest of its generation, and of its
 // partition if it has one, that had begun by then.
 func (r *workerRow) runOf(f fact) *workerRun {
 	for _, o := range slices.Backward(r.runs) {
@@ -118,7 +117,7 @@ func (r *workerRow) barHeight() int { return labelHeight + callPitch*r.calls + 2
 func (r *workerRow) commitY() int   { return r.top + faultHeight + r.levels*(r.barHeight()+2) }
 func (r *workerRow) leaseY() int    { return r.commitY() + commitHeight }
 func (r *workerRow) runY(o *workerRun) int {
-	if o == nil { // of something that is not known to run
+	if o == nil { // it is not known to run
 		return r.top + faultHeight
 	}
 	return r.top + faultHeight + o.level*(r.barHeight()+2)
@@ -144,7 +143,7 @@ func (d *drawing) bars(r *workerRow) {
 	}
 }
 
-// earliest is the earlier of two times, -1 being none.
+// earliest returns the earlier of two times; -1 is none.
 func earliest(a, b time.Duration) time.Duration {
 	if a < 0 || b >= 0 && b < a {
 		return b
@@ -152,7 +151,7 @@ func earliest(a, b time.Duration) time.Duration {
 	return a
 }
 
-// running are the handler calls that run, of one worker or ("") of all.
+// running returns the handler calls that run, of one worker, or of all if worker is "".
 func (d *drawing) running(worker string) []int {
 	var calls []int
 	for call, f := range d.calls {
@@ -164,7 +163,7 @@ func (d *drawing) running(worker string) []int {
 	return calls
 }
 
-// handled draws a handler call. end is nil if the history has none.
+// handled draws a handler call. end is nil if the history has no end of it.
 func (d *drawing) handled(call int, end *fact) {
 	f, ok := d.calls[call]
 	if !ok { // an end without a begin
@@ -225,8 +224,7 @@ func (d *drawing) mend(r *workerRow, at time.Duration) {
 	}
 }
 
-// shade draws a fault that lasts: a band with a label, and a shade over the
-// row.
+// shade draws a fault that lasts: a band with a label, and a shade over the row.
 func (d *drawing) shade(r *workerRow, class, label string, f fact, to time.Duration) {
 	if to <= d.end {
 		label += " " + (to - f.at).Round(100*time.Millisecond).String()
@@ -236,7 +234,7 @@ func (d *drawing) shade(r *workerRow, class, label string, f fact, to time.Durat
 		chartMark{Class: "band " + class, Style: d.style(f.at, to, r.top+1, ""), Title: hint(f) + "\n" + d.until(to), Label: label})
 }
 
-// until says to when something lasts.
+// until returns the end of a period in words.
 func (d *drawing) until(at time.Duration) string {
 	if at > d.end {
 		return "to the end"
@@ -259,17 +257,17 @@ func (d *drawing) passed(r *workerRow, at time.Duration) {
 	}
 }
 
-// glyph is a mark with a shape of its own in a worker's row.
+// glyph draws a mark with a shape of its own in a worker's row.
 func (d *drawing) glyph(r *workerRow, f fact, class, label string) {
 	r.Marks = append(r.Marks, chartMark{Class: "glyph " + class, Style: d.style(f.at, -1, r.top+1, ""), Title: hint(f), Label: label})
 }
 
-// line is a line over all rows.
+// line draws a line over all rows.
 func (d *drawing) line(f fact, class, more string) {
 	d.Lines = append(d.Lines, chartMark{Class: "line " + class, Style: d.style(f.at, -1, -1, more)})
 }
 
-// A labelSeries is labels on one line, each clipped where the next begins.
+// A labelSeries is labels on one line. Each is clipped where the next begins.
 type labelSeries struct {
 	row   *chartRow
 	line  int
@@ -303,8 +301,8 @@ func (d *drawing) putLabels() {
 	}
 }
 
-// A dotSeries is small marks of one look on one line. Where there are too many
-// of them, neighbors become one.
+// A dotSeries is small marks of one kind on one line. Neighbors are merged if there are too
+// many.
 type dotSeries struct {
 	seriesKey
 	dots []dot
@@ -320,7 +318,7 @@ type dot struct {
 	step     int
 	from, to time.Duration
 	title    string
-	n        int // so many facts
+	n        int // the number of facts
 }
 
 func (d *drawing) dot(row *chartRow, class string, f fact, y int) {
@@ -371,8 +369,7 @@ func (d *drawing) putDots() {
 	}
 }
 
-// merge makes one of neighbors that are less than gap apart. It leaves alone
-// what is near a fact of the violation.
+// merge merges neighbors that are less than gap apart, except near a fact of the violation.
 func (d *drawing) merge(dots []dot, gap time.Duration) []dot {
 	var out []dot
 	for _, o := range dots {

@@ -11,124 +11,123 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
-// A world is one run of a plan: workers, writers of events, a database, a
-// network, faults; one thread, one queue of what happens next, and a clock
-// that jumps from each to the next.
+// A world is one run of a plan: workers, writers of events, a database, a network and
+// faults. It has one thread, one queue of tasks, and a clock that jumps from each task to
+// the next.
 type world struct {
 	plan  plan
 	rules rules
 	db    database
 
 	at     time.Duration // true time since the start
-	offset time.Duration // the database's clock beside it
+	offset time.Duration // of the database's clock from the true time
 	queue  tasks
 	order  int
 	rand   *rand.Rand // of the environment
-	// operator is that of who looks after what is parked.
+	// operator is the source of chance of the operator who handles parked events.
 	operator *rand.Rand
-	// ordering is that of who orders to park events; numbers are those orders.
+	// ordering is the source of chance of the operator who orders events parked. numbers
+	// are those orders.
 	ordering *rand.Rand
 	numbers  []parkNumber
 	workers  []*worker
-	started  int // workers there ever were
+	started  int // the number of workers so far
 	members  map[protocol.WorkerID]bool
-	vacant   map[protocol.WorkerID]bool // those of them that have left their places
-	// published are the numbers of sessions that the rows of workers have.
+	vacant   map[protocol.WorkerID]bool // incarnations that have left their places vacant
+	// published are the numbers of liveness connections in the rows of workers.
 	published map[protocol.WorkerID]int32
-	holds     map[int][]string // projections, by replica set
-	version   int              // of the program that is deployed
+	holds     map[int][]string // held projections, by replica set
+	version   int              // of the deployed program
 	slots     map[string]int
-	calls     int // of handlers
+	calls     int // the number of handler calls
 	down      bool
-	denied    []string // calls for which a privilege is missing
+	denied    []string // calls whose privilege is missing
 	healed    bool
 	over      bool
-	writers   []*writer // whose transactions are open
+	writers   []*writer // with open transactions
 
-	// A projection of the user's, and what is said of its read model.
+	// subject is the user's projection; judge checks its read model.
 	subject interface {
-		// aggregate returns that of the n-th event, and whether there is one.
+		// aggregate returns the aggregate of the n-th event, and whether there is one.
 		aggregate(n int) (string, bool)
 		handle(l *lane, index map[int64]int, c *call) error
 	}
 	judge func() *violation
-	index map[int64]int // position → which of the user's events
+	index map[int64]int // position → index of the user's event
 
-	// tracing: facts get their texts.
+	// tracing: facts have texts.
 	tracing bool
 	history history
 	checker *checker
 	found   *violation
 }
 
-// rules are what a mutant bends: each is a bug put around the production code.
-// The zero value bends nothing.
+// rules are what mutants change: each field is a bug around the production code. The zero
+// value is the correct code.
 type rules struct {
 	memory memoryRules
 
-	// A join is decided by what was read for it long before, and the lease counts from the
-	// join.
+	// A join is decided by an old reading, and the lease counts from the join.
 	leaseFromJoin    bool
 	leaseFromReply   bool // the lease counts from the reply, not from the request
-	leaseUnenforced  bool // its holder does not look at it
-	stopsTooEarly    bool // stop is reported before the handlers have returned
-	vacatesAtOnce    bool // a worker that leaves says that its place is vacant when it is asked to stop
-	alwaysSettled    bool // a worker leaves its place vacant though it does not know of all of its commits
-	sameIdentity     bool // a new incarnation goes by the old name
-	unknownIsFailure bool // a lost reply to COMMIT: taken for a failure, without looking
-	unknownIsSuccess bool // or for a success
-	asksOnce         bool // what is assumed is not asked at a gap
-	passesGaps       bool // the reader hands out whatever it sees
-	readsOnce        bool // after the wait, it hands out what it had read before
-	retriesEmpty     bool // an undone commit is tried again in a new transaction, without what the handlers wrote
+	leaseUnenforced  bool // the worker does not check its own lease
+	stopsTooEarly    bool // a stop is reported before the handlers have returned
+	vacatesAtOnce    bool // a leaver reports its place vacant as soon as it is asked to stop
+	alwaysSettled    bool // a worker leaves its place vacant although a commit may be late
+	sameIdentity     bool // a new incarnation keeps the old name
+	unknownIsFailure bool // a lost reply to COMMIT counts as a failure
+	unknownIsSuccess bool // a lost reply to COMMIT counts as a success
+	asksOnce         bool // assumptions are not checked at a gap
+	passesGaps       bool // the reader returns whatever it sees
+	readsOnce        bool // after the wait, the reader returns what it had read before
+	retriesEmpty     bool // an undone commit is tried again in a new transaction without the handlers' writes
 	lane             func(protocol.LaneConfig) protocol.LaneConfig
 	unparksApart     bool                          // a row is deleted before the transaction of its retry has committed
-	keepsTransaction bool                          // what a failed handler wrote is not rolled back before it is called again
-	hears            func(*feed, protocol.Hearing) // of hints of events
-	unprovenBegins   bool                          // handlers begin without a proof that the worker is there
-	// A lane starts from what a look for an earlier generation has shown.
+	keepsTransaction bool                          // writes of a failed handler are not rolled back before the next call
+	hears            func(*feed, protocol.Hearing) // replaces the feed's reaction to notifications
+	unprovenBegins   bool                          // handlers begin without a proof of liveness
+	// A lane starts from a checkpoint that was read for an earlier generation.
 	startsFromAnyLook bool
-	looksAtNobody     bool // a look for the presences of others does not show the group
+	looksAtNobody     bool // a check of liveness locks does not show the group
 	runsPaused        bool // lanes of paused projections are started
 
-	wrongWindow       bool // a lane is served the page that was read last, though that is of another window
-	skipsDropped      bool // one whose page is gone goes on in its window, where the others stand
+	wrongWindow       bool // a lane gets the page that was read last, even if it is of another window
+	skipsDropped      bool // a lane whose page is gone goes on where the others are
 	countsScopeAlone  bool // a page of the program's own event store reaches as far as its events within the scope
-	passesWholeLimit  bool // or as far as a page could that has as many as were asked for
-	trustsScopedPages bool // the reader of a scope takes its page for all there is
-	startsAtHighest   bool // a projection that starts now does so above the highest position
-	startsEarly       bool // or where the stream ended before its worker joined
-	startsAtGap       bool // or where the first position is missing
-	passesScopedGaps  bool // it looks for gaps, and passes them
-	forgetsScope      bool // what is served from the whole stream is not cut to the scope
-	mixesEventTypes   bool // scopes that differ in their event types alone are read as one
+	passesWholeLimit  bool // such a page reaches as far as a full page could
+	trustsScopedPages bool // the reader of a scope treats its page as complete
+	startsAtHighest   bool // a projection that starts now starts above the highest position
+	startsEarly       bool // a projection that starts now starts where the stream ended before its worker joined
+	startsAtGap       bool // a projection that starts now starts at the first gap
+	passesScopedGaps  bool // a reader of a scope finds gaps and passes them
+	forgetsScope      bool // events from a read of the whole stream are not filtered by scope
+	mixesEventTypes   bool // scopes that differ only in event types are read as one
 
-	failsPages      bool // a page with an event that can't be read fails as a whole
-	handsBadOut     bool // the projection is called with such an event
-	skipsBad        bool // or it counts as handled
-	keepsUnreadable bool // it is not read again before it is tried again
+	failsPages      bool // a page with an unreadable event fails as a whole
+	handsBadOut     bool // the handler gets an unreadable event
+	skipsBad        bool // an unreadable event counts as handled
+	keepsUnreadable bool // an unreadable event is not read again before another attempt
 
-	dropsOwnSlot       bool // of the slots that a process reads, one is left out
-	countsOnePartition bool // of the partitions that a process has, the first counts for what it reads
+	dropsOwnSlot       bool // one of a process's slots is not read
+	countsOnePartition bool // a process reads only the slots of its first partition
 
-	// What a session is told of time, what goes into it (nil: nothing) and what
-	// comes out; what a lane sees and is answered. Where there is none, nothing is
-	// bent.
+	// These replace a session's timing, its inputs (nil: dropped) and its actions, and what
+	// a lane sees and is answered. nil changes nothing.
 	timing  func(protocol.Timing) protocol.Timing
 	input   func(*worker, protocol.Input) protocol.Input
 	action  func(*worker, protocol.Action) protocol.Action
 	signals func(*lane, protocol.Signals) protocol.Signals
-	replay  func(l *lane, is bool) bool // what a handler is told
-	// standing is what a promoter sees of the two versions.
+	replay  func(l *lane, is bool) bool // replaces what a handler is told
+	// standing changes what a promoter sees of the two versions.
 	standing func(*protocol.PromotionAnswer)
 	answer   func(*lane, protocol.LaneAnswer) protocol.LaneAnswer
 }
 
-// epoch is when every world begins.
+// epoch is the time at which every world begins.
 var epoch = time.Date(2001, 2, 3, 4, 5, 6, 789_012_000, time.UTC)
 
-// A task is something that happens later. Of two at one time, the one that was
-// planned first comes first.
+// A task happens later. Of two tasks at one time, the one that was planned first comes
+// first.
 type task struct {
 	at    time.Duration
 	order int
@@ -138,7 +137,7 @@ type task struct {
 // before orders tasks.
 func (t *task) before(o *task) bool { return t.at < o.at || t.at == o.at && t.order < o.order }
 
-// tasks are a heap. It is what a world spends its time on.
+// tasks is a heap. A world spends most of its time on it.
 type tasks []*task
 
 func (q *tasks) push(t *task) {
@@ -183,8 +182,8 @@ func (q *tasks) pop() *task {
 	return first
 }
 
-// newWorld makes the world of a plan. The database comes by open, since it
-// lives by the world's clock.
+// newWorld makes the world of a plan. open makes its database, which uses the world's
+// clock.
 func newWorld(p plan, r rules, open func(w *world) (database, error)) (*world, error) {
 	w := &world{plan: p, rules: r, rand: rand.New(rand.NewPCG(p.seed, 1)), operator: rand.New(rand.NewPCG(p.seed, 5)), ordering: rand.New(rand.NewPCG(p.seed, 15)), slots: map[string]int{}, index: map[int64]int{}, members: map[protocol.WorkerID]bool{}, vacant: map[protocol.WorkerID]bool{}, holds: map[int][]string{}, published: map[protocol.WorkerID]int32{}}
 	slowest := p.slowest()
@@ -214,11 +213,10 @@ func newWorld(p plan, r rules, open func(w *world) (database, error)) (*world, e
 	return w, nil
 }
 
-// tasksMax is more than any world needs; one that does not get anywhere ends
-// here.
+// tasksMax is more than any world needs. A world that makes no progress ends here.
 const tasksMax = 50_000_000
 
-// run lets the world happen, up to its end or to the first violation.
+// run plays the world to its end or to the first violation.
 func (w *world) run() error {
 	for i, at := range w.plan.workers {
 		w.after(at, func() { w.start(i % w.plan.sets) })
@@ -283,10 +281,10 @@ func (w *world) end() {
 	w.over = true
 }
 
-// now is the database's clock.
+// now returns the time of the database's clock.
 func (w *world) now() time.Time { return epoch.Add(w.at + w.offset) }
 
-// after plans f for later; stop takes that back.
+// after plans f for later. stop cancels it.
 func (w *world) after(d time.Duration, f func()) (stop func()) {
 	w.order++
 	t := &task{at: w.at + max(0, d).Truncate(time.Microsecond), order: w.order, f: f}
@@ -294,7 +292,7 @@ func (w *world) after(d time.Duration, f func()) (stop func()) {
 	return func() { t.f = nil }
 }
 
-// record notes what has happened, and has it judged.
+// record records a fact and has it judged.
 func (w *world) record(f fact) {
 	f.step, f.at = len(w.history.facts), w.at
 	w.history.facts = append(w.history.facts, f)
@@ -303,7 +301,7 @@ func (w *world) record(f fact) {
 	}
 }
 
-// text is what a fact says in words, made only where somebody reads it.
+// text formats a text, but only if texts are wanted.
 func (w *world) text(format string, args ...any) string {
 	if !w.tracing {
 		return ""
@@ -311,8 +309,7 @@ func (w *world) text(format string, args ...any) string {
 	return fmt.Sprintf(format, args...)
 }
 
-// start starts a worker process of a replica set with the program that is
-// deployed.
+// start starts a worker process of a replica set with the deployed program.
 func (w *world) start(set int) *worker {
 	w.started++
 	p := newWorker(w, w.started, w.version, set)
@@ -326,13 +323,12 @@ func (w *world) start(set int) *worker {
 	return p
 }
 
-// restart starts a worker after a while, as whoever watches over processes
-// does.
+// restart starts a worker after a while, as a process supervisor does.
 func (w *world) restart(set int, after time.Duration) {
 	w.after(after, func() { w.start(set) })
 }
 
-// alive are the workers that run, in the order in which they were started.
+// alive returns the running workers, in the order in which they were started.
 func (w *world) alive() []*worker {
 	return slices.DeleteFunc(slices.Clone(w.workers), func(p *worker) bool { return p.dead || p.returned })
 }
@@ -344,7 +340,7 @@ func (w *world) gone(p *worker, why string) {
 	p.record(fact{kind: workerGone, text: why})
 }
 
-// strike makes a fault happen.
+// strike carries out a fault.
 func (w *world) strike(f fault) {
 	switch f.kind {
 	case join:
@@ -397,7 +393,7 @@ func (w *world) strike(f fault) {
 		p.delayPark = p.timing.Patience() + f.length
 	case misroute:
 		p.misrouted = true
-		for len(p.pool) > 0 { // it will open others
+		for len(p.pool) > 0 { // it will open new ones
 			p.pool[0].drop(false)
 		}
 		w.after(f.length, func() { p.misrouted = false })
@@ -424,8 +420,8 @@ func (w *world) strike(f fault) {
 	}
 }
 
-// deploy replaces every worker by one of the next version, one after another and
-// so far apart; 0 is any time.
+// deploy replaces each worker by one of the next version, one after another at intervals of
+// every; 0: at any time.
 func (w *world) deploy(every time.Duration) {
 	if w.version+1 >= len(w.plan.programs) {
 		return
@@ -454,7 +450,8 @@ func (w *world) revoke(calls []string, length time.Duration) {
 	w.after(length, func() { w.denied = nil })
 }
 
-// cacheNumbers has the sequence cache for a while. A user's events must stay in order.
+// cacheNumbers makes the sequence cache numbers for a while, unless a user's events must
+// stay in order.
 func (w *world) cacheNumbers(length time.Duration) {
 	m, ok := w.db.(*memoryDatabase)
 	if !ok || w.subject != nil {
@@ -470,13 +467,13 @@ const (
 	strangeTable  = "another table"
 )
 
-// databaseDown restarts the database: its connections are gone, and there are
-// no new ones for a while.
+// databaseDown restarts the database: its connections are gone, and new ones fail for a
+// while.
 func (w *world) databaseDown(length time.Duration) {
 	if w.down {
 		return
 	}
-	if w.subject != nil { // its events must stay in order
+	if w.subject != nil { // a user's events must stay in order
 		for _, t := range slices.Clone(w.writers) {
 			w.endWriter(t)
 		}
@@ -493,8 +490,8 @@ func (w *world) databaseDown(length time.Duration) {
 	})
 }
 
-// heal ends the faults. Some of those who are frozen or cut off stay so for
-// ever: nobody may hang the rest (L3).
+// heal ends the faults. Some workers that are frozen or cut off stay so: no worker may hang
+// the others (L3).
 func (w *world) heal() {
 	if w.subject != nil {
 		w.down = false
@@ -542,13 +539,13 @@ func (w *world) heal() {
 type writer struct {
 	conn   connection
 	events []event
-	commit bool // in the end, and not roll back
+	commit bool // commit at the end, not roll back
 	ended  bool
 	first  bool // it took its positions first
 	end    func(done func(error))
 }
 
-// append begins a transaction that appends a few events, and plans the next.
+// append begins a transaction that appends a few events, and plans the next one.
 func (w *world) append() {
 	if w.healed {
 		return
@@ -594,14 +591,14 @@ func (w *world) append() {
 	w.after(min(hold, w.plan.length-w.at), func() { w.endWriter(t) })
 }
 
-// What is said of appends.
+// These are texts of facts about appends.
 const (
 	positionsFirst = "took its positions first"
 	toSavepoint    = "went back to a savepoint"
 )
 
-// insert adds an event to a transaction: the next of the user's, or one of any
-// aggregate. What is rolled back is never one of the user's.
+// insert adds an event to a transaction: the user's next one, or one of any aggregate.
+// Events of the user are never rolled back.
 func (w *world) insert(t *writer) bool {
 	aggregate, n := "", len(w.index)
 	if w.subject == nil || !t.commit {
@@ -648,7 +645,7 @@ func (w *world) endWriter(t *writer) {
 	})
 }
 
-// appendRest commits what is left of the user's events.
+// appendRest commits the rest of the user's events.
 func (w *world) appendRest() {
 	for _, t := range slices.Clone(w.writers) {
 		w.endWriter(t)
@@ -660,7 +657,7 @@ func (w *world) appendRest() {
 	w.endWriter(t)
 }
 
-// slot is the slot of an aggregate, remembered.
+// slot returns the slot of an aggregate. It is cached.
 func (w *world) slot(aggregate string) int {
 	s, ok := w.slots[aggregate]
 	if !ok {

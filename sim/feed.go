@@ -8,22 +8,22 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
-// A feed reads the event stream for all lanes of a process, as feed.go does:
-// what protocol.Feed says, and when.
+// A feed reads the event stream for all lanes of a process, as protocol.Feed decides. It is
+// what feed.go is in a real process.
 type feed struct {
 	p             *worker
 	core          *protocol.Feed
 	listener      listener
-	scopes        []scope // by the core's numbers; the first is the whole stream
+	scopes        []scope // by the core's numbers; the first one is the whole stream
 	subscriptions []*subscription
-	news          int       // counts what may be new for lanes that rest
-	look          time.Time // when to look for new events; zero: not planned
-	stop          func()    // the timer for that
+	news          int       // the number of times that there may have been new events for resting lanes
+	look          time.Time // the time of the next poll; zero: not planned
+	stop          func()    // stops the timer of the poll
 
-	opened int // the latest window that is known of
+	opened int // the latest known window
 
-	// For mutants: what was read beyond a gap, by where the next read begins; the
-	// page that was read last, and its window.
+	// For mutants: stale is what was read beyond a gap, by the start of the next read;
+	// latest is the page that was read last, of window latestOf.
 	stale    map[int64][]event
 	latest   protocol.FeedPage
 	latestOf int
@@ -62,13 +62,13 @@ func (f *feed) begin() {
 	}
 }
 
-// poll looks for new events, if it is time to.
+// poll polls for new events if it is time.
 func (f *feed) poll() {
 	f.look = time.Time{}
 	f.begin()
 }
 
-// ended brings the end of a read to whoever waits for it.
+// ended tells the waiting lanes that a read has ended.
 func (f *feed) ended(window int, page protocol.FeedPage, err error) {
 	p := f.p
 	fresh := true
@@ -95,24 +95,24 @@ func (f *feed) ended(window int, page protocol.FeedPage, err error) {
 	f.begin()
 }
 
-// A subscription is where a lane gets its events from.
+// A subscription serves a lane with its events.
 type subscription struct {
 	feed  *feed
 	lane  *lane
 	core  *protocol.FeedLane
 	scope scope
 
-	after int64 // what it asks for
+	after int64 // the position after which it asks
 	limit int
-	waits bool // for the read of its window
-	news  int  // of the feed, when it asked last
+	waits bool // it waits for the read of its window
+	news  int  // feed.news at its latest question
 
 	window int
-	whole  bool     // that is of the whole stream
-	page   *stretch // the latest
+	whole  bool     // the latest answer is from a read of the whole stream
+	page   *stretch // that served it last
 }
 
-// subscribe lets a lane in.
+// subscribe adds a lane.
 func (f *feed) subscribe(l *lane, s scope) *subscription {
 	i := slices.Index(f.scopes, s)
 	if f.p.w.rules.mixesEventTypes {
@@ -138,8 +138,8 @@ func (t *subscription) close() {
 	f.core.Leave(t.core)
 }
 
-// read reads for the lane. It waits for a read that is under way, but not for
-// new events; nor longer than until the lane is to stop.
+// read reads for the lane. It waits for a read that is under way, but not for new events,
+// and only until the lane must stop.
 func (t *subscription) read(after int64, limit int) {
 	t.after, t.limit = after, limit
 	t.ask()
@@ -168,7 +168,7 @@ func (t *subscription) ask() {
 	}
 }
 
-// stop ends the wait for a read, since the lane is to stop.
+// stop ends the wait for a read because the lane must stop.
 func (t *subscription) stop() {
 	if !t.waits {
 		return
@@ -210,15 +210,15 @@ func (t *subscription) answer(err error, page []event, a protocol.LaneAnswer) {
 	})
 }
 
-// A stretch is the events of a page, and how they were got.
+// A stretch is the events of a page, with how they were read.
 type stretch struct {
 	events []event
-	ahead  bool          // nobody waited for it
-	own    bool          // others' slots were left out
-	first  *subscription // that got of it
+	ahead  bool          // it was read ahead
+	own    bool          // it has only the process's own slots
+	first  *subscription // the first one that it served
 }
 
-// How a lane comes by its events, where that is of interest.
+// These are the ways in which a lane gets its events.
 const (
 	servedShared = "from a page that another lane has read"
 	servedAhead  = "from a page that was read ahead"
@@ -229,13 +229,13 @@ const (
 	caughtUp     = "by the others' window, which its own has met"
 )
 
-// left reports whether the window in which the lane stood has lost its page.
+// left reports whether the lane's window has lost its page.
 func (t *subscription) left(s protocol.Serving) bool {
 	return t.window != 0 && s.Window > t.feed.opened && s.Whole == t.whole
 }
 
-// others returns where the hindmost of the other lanes in the lane's window
-// stands, if there are any.
+// others returns the lowest position of the other lanes in the lane's window, if there are
+// any.
 func (t *subscription) others() (hindmost int64, any bool) {
 	for _, o := range t.feed.subscriptions {
 		if o != t && o.window == t.window && (!any || o.after < hindmost) {
@@ -245,7 +245,7 @@ func (t *subscription) others() (hindmost int64, any bool) {
 	return hindmost, any
 }
 
-// follow notes how the lane is served.
+// follow records how the lane is served.
 func (t *subscription) follow(s protocol.Serving) {
 	switch {
 	case t.left(s):

@@ -7,27 +7,27 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
 )
 
-// Hints of new events. Nothing depends on one, so what goes wrong with them goes on when
-// all faults have stopped.
+// This file models notifications of new events. Nothing depends on them, so they also go
+// wrong after all other faults have stopped.
 
-// A listening is what a plan says of them.
+// A listening is the part of a plan about notifications.
 type listening struct {
-	// breaks is about how long a connection lasts, silence for how long at most its end
-	// goes unnoticed, and away how long at most until there is another.
+	// breaks is about how long a connection lasts, silence the longest time in which its
+	// end goes unnoticed, and away the longest time until there is a new one.
 	breaks, silence, away time.Duration
-	madeUp                time.Duration // about how often one comes of nothing; 0: never
-	// late are when events are appended after everything has settled. Until then the
-	// stream is at rest, and workers look as rarely as they may.
+	madeUp                time.Duration // the mean time between notifications without an event; 0: none
+	// late are the times at which events are appended after everything has settled. Until
+	// then the stream is at rest, and workers poll as rarely as they may.
 	late []time.Duration
 }
 
-// drawListening draws whether appends send hints, and late events that must be noticed
-// in time, with or without them.
+// drawListening draws whether appends send notifications, and late events that must be
+// noticed in time, with or without notifications.
 func (p *plan) drawListening(r *rand.Rand) {
 	if !chance(r, 120) || len(p.workers) > 8 {
 		return
 	}
-	p.unreadable = 0 // nothing else is to keep an event waiting
+	p.unreadable = 0 // nothing else may delay an event
 	for _, v := range p.programs {
 		for i := range v.projections {
 			v.projections[i].parks = 0
@@ -44,16 +44,16 @@ func (p *plan) drawListening(r *rand.Rand) {
 	p.listening = l
 }
 
-// lateFor is for how many heartbeats late events come.
+// lateFor is the number of heartbeats in which late events come.
 const lateFor = 60
 
-// A listener is a worker's connection for hints.
+// A listener is a worker's connection for notifications.
 type listener struct {
 	core   *protocol.Ear
-	up     bool // it is there, for all that the worker knows
-	silent bool // and gone
-	heard  bool // one has come over it
-	number int  // counts connections
+	up     bool // the worker believes that it works
+	silent bool // it is gone
+	heard  bool // a notification has come over it
+	number int  // the number of connections so far
 }
 
 // listen connects.
@@ -86,7 +86,7 @@ func (p *worker) listen() {
 	}
 }
 
-// makeUp sends hints of nothing over a connection.
+// makeUp sends notifications without an event over a connection.
 func (p *worker) makeUp(connection int) {
 	p.w.after(between(p.rand, 0, 2*p.w.plan.listening.madeUp), func() {
 		if !p.dead && p.feed.listener.number == connection {
@@ -96,7 +96,7 @@ func (p *worker) makeUp(connection int) {
 	})
 }
 
-// notify sends a hint, which may get lost.
+// notify sends a notification, which may get lost.
 func (p *worker) notify() {
 	e := &p.feed.listener
 	connection := e.number
@@ -117,7 +117,7 @@ func (p *worker) notify() {
 	})
 }
 
-// hear tells the feed.
+// hear gives the feed a change of the connection, or a notification.
 func (p *worker) hear(h protocol.Hearing) {
 	if bend := p.w.rules.hears; bend != nil {
 		bend(p.feed, h)
@@ -127,7 +127,7 @@ func (p *worker) hear(h protocol.Hearing) {
 	p.feed.begin()
 }
 
-// notify tells all that listen of an append.
+// notify notifies all listening workers of an append.
 func (w *world) notify() {
 	if w.plan.listening == nil {
 		return
@@ -137,7 +137,7 @@ func (w *world) notify() {
 	}
 }
 
-// appendLate appends an event when everything has settled.
+// appendLate appends an event after everything has settled.
 func (w *world) appendLate() {
 	t := &writer{conn: w.db.connect(), commit: true}
 	t.end = t.conn.commit
@@ -146,9 +146,9 @@ func (w *world) appendLate() {
 	}
 }
 
-// noticed: an event that is appended when everything has settled is handled as soon as
-// the poll interval allows, which is longer only for a worker that hears hints. late is
-// the handling of the event, or the end.
+// noticed checks that an event that is appended after everything has settled is handled as
+// soon as the poll interval allows, which is longer only for a worker that receives
+// notifications. late is the handling of the event, or the end.
 func (c *checker) noticed(p *checkedProjection, e event, appended, late fact, worker string) *violation {
 	if c.settled.unset() || appended.step < c.settled.step || c.kin(p.name) != nil {
 		return nil
@@ -158,7 +158,7 @@ func (c *checker) noticed(p *checkedProjection, e event, appended, late fact, wo
 	if w.hears.step > w.deaf.step {
 		poll *= 5
 	} else {
-		since = max(since, w.deaf.at) // unnoticed until then
+		since = max(since, w.deaf.at) // until then the loss was unnoticed
 	}
 	if took := late.at - since; took > s.slow(poll)+60*s.latency+s.typical+100*time.Millisecond {
 		return broken(bounded, []fact{appended, w.hears, w.deaf, late}, "event %d of projection %s was visible for %s before it was handled, although %s polls every %s",
@@ -167,7 +167,7 @@ func (c *checker) noticed(p *checkedProjection, e event, appended, late fact, wo
 	return nil
 }
 
-// allNoticed looks at those that are not handled in the end.
+// allNoticed checks the events that are not handled at the end.
 func (c *checker) allNoticed(f fact) *violation {
 	n := c.activated.total
 	if c.settled.unset() || n == 0 || !c.anybody() {

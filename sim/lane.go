@@ -13,7 +13,7 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
-// A lane does what protocol.Lane says, as runner.go does.
+// A lane carries out what protocol.Lane decides, as runner.go does.
 type lane struct {
 	p            *worker
 	run          *run
@@ -23,27 +23,27 @@ type lane struct {
 	subscription *subscription
 
 	events []event // the core's pending events
-	again  []event // the parked event that is retried
+	again  []event // the parked event under retry
 	parks  int     // events after so many failures
-	page   []event // the latest that was read
-	replay bool    // of what is in hand
-	link   *link   // with the open transaction
+	page   []event // that was read last
+	replay bool    // the events in hand are replays
+	link   *link   // of the open transaction
 
 	doing protocol.LaneDo
 	// handled are the events of the batch that the projection has handled.
 	handled []event
 
-	shown       protocol.Found // the checkpoint, if the look that started the lane has shown it
-	call        *call          // that runs
-	suspensions int            // of the run, when the latest was decided on
-	abort       func(error)    // gives the call to the database up that is under way
+	shown       protocol.Found // the checkpoint that came with the assignment, if it did
+	call        *call          // the handler call that runs
+	suspensions int            // of the run, when the latest action was decided
+	abort       func(error)    // gives up the call to the database that is under way
 	retries     bool           // the pause is before another attempt
-	pausing     int            // counts pauses; only the latest is ended by its timer
+	pausing     int            // the number of pauses; a timer ends only the latest one
 	paused      bool
-	resting     bool // until there is something new
-	dies        bool // without a word, once nothing is in hand
+	resting     bool // it pauses until there is something new
+	dies        bool // it ends unreported once nothing is in hand
 
-	unparks  int64               // the event that the open transaction takes from the parked ones; 0: none
+	unparks  int64               // the parked event that the open transaction deletes; 0: none
 	from, to protocol.Checkpoint // of the commit under way
 	unknown  bool                // whether it has happened, after its reply was lost
 }
@@ -59,7 +59,7 @@ func newLane(p *worker, r *run, q projection, a protocol.Assignment) *lane {
 	switch {
 	case q.parks > 0:
 		c.OnFailure, c.Attempts, c.MaxParked = protocol.ParkEvents, q.parks, w.plan.maxParked
-		c.LookAll = 2 // so that both kinds of looks come
+		c.LookAll = 2 // so that both kinds of looks happen
 	case w.plan.stopOnFailure:
 		c.OnFailure = protocol.StopOnFailure
 	}
@@ -83,7 +83,7 @@ func (l *lane) signals() protocol.Signals {
 	return s
 }
 
-// next brings the answer to the core and does what it says then.
+// next gives the answer to the core and carries out the next action.
 func (l *lane) next(a protocol.LaneAnswer) {
 	if l.dies && l.core.Pending() == 0 && !l.p.w.healed {
 		l.die()
@@ -105,7 +105,7 @@ func (l *lane) next(a protocol.LaneAnswer) {
 	l.do(action)
 }
 
-// answer hands on how a call ended.
+// answer passes on how a call ended.
 func (l *lane) answer(err error, a protocol.LaneAnswer) {
 	facts, failure := l.core.Judge(l.p.now(), store.FactsOf(err), l.cancelled(), l.p.session.Terms())
 	a.Failure, a.Jitter = failure, l.p.rand.Float64()
@@ -126,10 +126,11 @@ func (l *lane) answer(err error, a protocol.LaneAnswer) {
 	l.next(a)
 }
 
-// transactionEnded is the text of what is undone since the handler ended its transaction.
+// transactionEnded is the text of an undone fact after the handler has ended its
+// transaction.
 const transactionEnded = "it had ended its transaction"
 
-// cancelled reports whether the handler's context is, since it was called.
+// cancelled reports whether the handler's context was cancelled since the call began.
 func (l *lane) cancelled() bool { return l.suspensions != l.run.suspensions || l.run.canceled }
 
 func (l *lane) do(a protocol.LaneAction) {
@@ -156,7 +157,7 @@ func (l *lane) do(a protocol.LaneAction) {
 				l.answer(err, protocol.LaneAnswer{})
 			})
 	case protocol.LaneHandle:
-		// Between the decision, the last look, and the call, the process can freeze.
+		// The process may freeze between the decision, the last check, and the call.
 		l.p.after(l.p.between(0, 50*time.Microsecond), func() { l.begin(a) })
 	case protocol.LaneProve:
 		l.prove()
@@ -189,7 +190,7 @@ func (l *lane) do(a protocol.LaneAction) {
 	}
 }
 
-// ask asks the database for something, until the lane is cancelled.
+// ask asks the database, until the lane is cancelled.
 func (l *lane) ask(k *link, what string, patience time.Duration, call func(c connection, done func(error)), then func(error)) {
 	l.p.ask(k, what, patience, call, then)
 	l.abort = k.answer
@@ -205,8 +206,8 @@ func (l *lane) wake() {
 	l.p.post(l.readAgain)
 }
 
-// readAgain reads the first pending event again that could not be read and is about to be
-// tried again, as readAgain in runner.go does. Then the lane goes on.
+// readAgain reads the first pending event again if it is unreadable and about to be tried
+// again, as readAgain in runner.go does. Then the lane goes on.
 func (l *lane) readAgain() {
 	retries := l.retries
 	l.retries = false
@@ -216,7 +217,7 @@ func (l *lane) readAgain() {
 		return
 	}
 	l.reread(l.events[i], func(again event) {
-		l.events = slices.Clone(l.events) // the history has it as it was
+		l.events = slices.Clone(l.events) // the history keeps the old one
 		l.events[i] = again
 		l.next(protocol.LaneAnswer{})
 	})
@@ -285,7 +286,7 @@ func (l *lane) load(patience time.Duration) {
 	})
 }
 
-// anyOf is the checkpoint that was shown for a projection's partition in whichever
+// anyOf returns the checkpoint that was shown for a projection's partition in any
 // generation.
 func anyOf(shown map[store.Lane]protocol.Found, id store.Lane) (found protocol.Found) {
 	for l, f := range shown {
@@ -296,7 +297,7 @@ func anyOf(shown map[store.Lane]protocol.Found, id store.Lane) (found protocol.F
 	return found
 }
 
-// find reads it once what was sent of it has ended.
+// find reads the checkpoint after everything that the lane has sent has ended.
 func (l *lane) find(patience time.Duration) {
 	rules := l.p.w.rules
 	if l.unknown && (rules.unknownIsFailure || rules.unknownIsSuccess) {
@@ -348,21 +349,21 @@ func (l *lane) retryEmpty(patience time.Duration) {
 	})
 }
 
-// A call is one of a handler that runs.
+// A call is a handler call that runs.
 type call struct {
 	id      int
 	events  []event
-	parked  bool // it is a retry
-	attempt int  // of the first event
+	parked  bool // it is a retry of a parked event
+	attempt int  // at the first event
 	outcome string
-	deaf    bool // it ignores that it is cancelled
-	// It does not notice that a statement of its fails, or breaks a constraint
+	deaf    bool // it ignores its cancellation
+	// spoils: it does not notice that a statement fails. violates: it breaks a constraint
 	// that is checked at COMMIT.
 	spoils, violates bool
-	chains           bool // it ends its transaction, and begins another
+	chains           bool // it ends its transaction and begins another one
 }
 
-// prove waits until the worker has proven that it is there.
+// prove waits for a proof of liveness.
 func (l *lane) prove() {
 	l.pausing++
 	l.paused = true
@@ -374,8 +375,8 @@ func (l *lane) prove() {
 	l.p.post(func() { l.p.input(protocol.Wanted{}) })
 }
 
-// begin looks at the proof for the last time before a handler is called, which
-// counts as running by then.
+// begin checks the proof for the last time before a handler call. The handler counts as
+// running by then.
 func (l *lane) begin(a protocol.LaneAction) {
 	p := l.p
 	p.running++
@@ -391,7 +392,7 @@ func (l *lane) begin(a protocol.LaneAction) {
 	})
 }
 
-// hand calls the projection with what it is to handle, if all of that could be read.
+// hand calls the projection if all of its events could be read.
 func (l *lane) hand(a protocol.LaneAction) {
 	events, rules := l.given(a), l.p.w.rules
 	i := slices.IndexFunc(events, func(e event) bool { return e.bad })
@@ -411,7 +412,7 @@ func (l *lane) hand(a protocol.LaneAction) {
 	l.answer(errConversion, protocol.LaneAnswer{})
 }
 
-// given returns the events that an action is about.
+// given returns the events of an action.
 func (l *lane) given(a protocol.LaneAction) []event {
 	if a.Parked {
 		return l.again
@@ -466,11 +467,10 @@ func (l *lane) handle(a protocol.LaneAction) {
 	}
 }
 
-// returns ends a call. What a handler writes in its transaction is written
-// now.
+// returns ends a call. What a handler writes in its transaction is written now.
 func (l *lane) returns(c *call) {
 	if l.call != c {
-		return // it has returned before, cancelled
+		return // it was cancelled and has returned before
 	}
 	l.call = nil
 	l.p.running--
@@ -502,15 +502,15 @@ func (l *lane) returns(c *call) {
 	l.answer(err, protocol.LaneAnswer{})
 }
 
-// How a handler fails beside that it says so.
+// These are the ways in which a handler fails, beside an ordinary error.
 const (
 	timedOut     = "timed out"
 	killed       = "killed its connection"
 	disconnected = "lost its connection"
-	forGood      = "failed for good" // as it says itself
+	forGood      = "failed for good" // it returns a permanent error
 )
 
-// failure is the error that a call returns.
+// failure returns the error of a call.
 func (l *lane) failure(c *call) error {
 	switch {
 	case c.outcome == timedOut:
@@ -526,11 +526,11 @@ func (l *lane) failure(c *call) error {
 	return errors.New(c.outcome)
 }
 
-// errTimedOut is what a statement of the handler's is told that takes too long.
+// errTimedOut is the error of a handler's statement that exceeds a time limit.
 var errTimedOut = &pq.Error{Severity: "ERROR", Code: "57014", Message: "canceling statement due to statement timeout"}
 
-// cancel has the handler that runs, if there is one and it listens, return at
-// once; it ends a pause; and a call to the database is not waited for.
+// cancel makes a running handler that obeys its context return at once, ends a pause, and
+// gives up a call to the database.
 func (l *lane) cancel() {
 	if abort := l.abort; abort != nil {
 		l.p.after(l.p.between(0, 100*time.Millisecond), func() { abort(errNoAnswer) })
@@ -595,8 +595,8 @@ func (l *lane) write(a protocol.LaneAction, patience time.Duration) {
 	}, func(err error) { l.answer(err, protocol.LaneAnswer{}) })
 }
 
-// save moves the checkpoint by itself. The events are those that were handled
-// for it, whatever the lane does until the request arrives.
+// save moves the checkpoint in a statement of its own. The events are those that were
+// handled for it, whatever the lane does until the request arrives.
 func (l *lane) save(a protocol.LaneAction, patience time.Duration) {
 	p, k := l.p, l.p.borrow()
 	l.from, l.to, l.unknown = a.From, a.To, false
@@ -623,7 +623,7 @@ func (l *lane) save(a protocol.LaneAction, patience time.Duration) {
 	})
 }
 
-// changed are the marks of a checkpoint that is moved, where they change.
+// changed returns the marks of the new checkpoint, if they change.
 func changed(from, to protocol.Checkpoint) []protocol.Mark {
 	if slices.Equal(from.Ahead, to.Ahead) {
 		return nil
@@ -631,14 +631,14 @@ func changed(from, to protocol.Checkpoint) []protocol.Mark {
 	return to.Ahead
 }
 
-// A followedAt is what a lane of a run has been told of the live version, and when.
+// A followedAt is what the lanes of a run know of the live version, and since when.
 type followedAt struct {
 	seen protocol.Followed
 	at   time.Duration
 }
 
-// follow asks how far the live version is. The lanes of a run take each other's answers for a
-// while, as followers of the root package.
+// follow asks how far the live version is. The lanes of a run share answers for a while, as
+// followers of the root package do.
 func (l *lane) follow(fresh bool, patience time.Duration) {
 	w := l.p.w
 	if known, has := l.run.follows[l.id.Projection]; has && !fresh && w.at-known.at < 50*time.Millisecond {

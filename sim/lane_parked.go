@@ -10,7 +10,7 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
-// doParked is do for what is about parked events, as runner.go does it.
+// doParked carries out the actions about parked events, as runner.go does.
 func (l *lane) doParked(a protocol.LaneAction, patience time.Duration) {
 	switch a.Do {
 	case protocol.LaneLook:
@@ -53,8 +53,7 @@ func (l *lane) alone(what string, patience time.Duration, call func(c connection
 	})
 }
 
-// note is alone for what leaves a fact. When it comes a second time, it has no
-// effect.
+// note is alone for a call that leaves a fact. A second arrival has no effect.
 func (l *lane) note(what string, kind kind, position int64, patience time.Duration, call func(c connection, done func(error))) {
 	l.noteWhy(what, kind, position, "", patience, call)
 }
@@ -117,14 +116,13 @@ func (l *lane) sendPark(a protocol.LaneAction, rows []protocol.Parked, f fact, p
 	})
 }
 
-// parkedBehind is the text of what is parked because of an earlier event.
+// parkedBehind is the text of events that are parked behind an earlier one.
 const parkedBehind = "behind another"
 
-// parkedByOrder is the text of what is parked by an operator's order.
+// parkedByOrder is the text of events that are parked by an operator's order.
 const parkedByOrder = "by order"
 
-// fetch reads a parked event again. What comes when nobody waits any more is
-// nobody's.
+// fetch reads a parked event again. A late answer is dropped.
 func (l *lane) fetch(position int64, patience time.Duration) {
 	var again []event
 	l.alone("page", patience, func(c connection, done func(error)) {
@@ -167,8 +165,8 @@ func (l *lane) unpark(position int64, patience time.Duration) {
 	}, func(err error) { l.answer(err, protocol.LaneAnswer{}) })
 }
 
-// poisoned reports whether the projection can't handle one of the events: not
-// before the program has been mended.
+// poisoned reports whether the projection can't handle one of the events before the program
+// is mended.
 func (l *lane) poisoned(events []event) bool {
 	w := l.p.w
 	if l.parks == 0 && w.plan.orderParks == 0 || w.healed || w.at >= w.plan.mended {
@@ -182,10 +180,10 @@ func (l *lane) poisoned(events []event) bool {
 	return false
 }
 
-// hashed is a number below 1000.
+// hashed returns a number below 1000.
 func hashed(e event) int { return int(uint32(uint64(e.position)*0x9E3779B97F4A7C15>>32) % 1000) }
 
-// poison is how it fails at them.
+// poison returns how the handler fails at poisoned events.
 func (l *lane) poison(events []event) string {
 	for _, e := range events {
 		if n := hashed(e); n < l.p.w.plan.handlers.poison {

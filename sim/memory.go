@@ -12,75 +12,75 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
-// A memory is a model of PostgreSQL as far as internal/store and
-// internal/eventtable use it: what each of their statements does, under READ
-// COMMITTED, with the same row locks in the same order, around the same pure
-// functions. It decides nothing of the protocol. A call takes no time, except
-// to wait for locks. What keeps it honest are the suite that the store passes
-// as well, and a comparison with the real server, call by call.
+// A memory is a model of PostgreSQL as far as internal/store and internal/eventtable use
+// it: what each of their statements does, under READ COMMITTED, with the same row locks in
+// the same order, around the same pure functions. It decides nothing of the protocol. A
+// call takes no time except to wait for locks. The store's conformance suite and a
+// comparison with the real server, call by call, keep it correct.
 //
-// It finds a deadlock at once, where the server takes a second. Nothing else is
-// known to differ for those who use it as the store does.
+// It finds a deadlock at once, where the server takes a second. No other difference is
+// known for users like the store.
 type memory struct {
 	numbers int64 // of orders to park an event
 	clock   clock
 	rules   memoryRules
 
 	sets        map[string]*replicaSet
-	rebuilds    map[string]string // projections that are built anew beside a live one, by that one
+	rebuilds    map[string]string // the live projections by the names of their rebuilds
 	projections []*projectionRow  // by name
 
-	// What is committed: events by position, effects in the order of commits.
+	// This is what is committed: events by position, effects in the order of commits.
 	events  []event
 	written []effect
 	last    int64 // of the sequence of positions
-	// cached: sessions of writers keep every other number. kept are theirs.
+	// cached: writers' sessions cache every other number. kept are the cached numbers.
 	cached bool
 	kept   []int64
 
-	present []*memoryConnection // that hold the lock of a presence
-	faked   []protocol.Presence // locks that somebody else holds as well
+	present []*memoryConnection // that hold a liveness lock
+	faked   []protocol.Presence // locks that another program holds too
 
-	transactions []*transaction // that are open, prepared ones too, as they began
+	transactions []*transaction // open ones, prepared ones too, in the order in which they began
 
 	restarts  int
-	processes int // there ever were
+	processes int // so far
 	backends  int // since the restart
 	xids      int
 }
 
-// memoryRules are what a mutant bends. The zero value bends nothing.
+// memoryRules are what mutants change. The zero value is the correct model.
 type memoryRules struct {
-	// Instead of protocol.Step and protocol.Handoff.
+	// These replace protocol.Step and protocol.Handoff.
 	step    func(g protocol.Group, now time.Time, watch protocol.Watch) (protocol.Group, protocol.Decision)
 	handoff func(old []protocol.Checkpoint, total int) []protocol.Checkpoint
 
-	// How long it takes from reading a set until what was decided arrives; nil: no time.
+	// between is how long it takes from reading a set until the decision arrives; nil: no
+	// time.
 	between      func() time.Duration
-	blindAttempt bool // that is carried out whatever has changed
+	blindAttempt bool // a decision is carried out whatever has changed
 
 	unfenced    bool // a commit names neither replica set nor generation
 	anyPosition bool // a commit does not name the position that it starts from
-	noIdleBound bool // transactions may idle for ever
+	noIdleBound bool // transactions may idle without a bound
 	takesAny    bool // a projection is taken over although another set runs it
-	unmarked    bool // a commit does not ask whether its transaction is the one that was begun
-	anyStream   bool // whoever reads another stream may join
-	hastyFind   bool // a checkpoint is read though a transaction has written it and not ended
+	unmarked    bool // a commit does not check that its transaction is the one that was begun
+	anyStream   bool // a worker that reads another stream may join
+	hastyFind   bool // a checkpoint is read although a transaction with a newer version is open
 
-	tableAlone    bool // of those who write, only who has inserted is seen
-	standbyUnseen bool // a standby is taken for the primary
+	tableAlone    bool // of the writers, only those that have inserted are seen
+	standbyUnseen bool // a standby counts as the primary
 
-	startsAgain bool // where a projection starts is found out by each join, until it runs
+	startsAgain bool // each join decides where a projection starts, until it runs
 
-	// ready is instead of store.Ready. A switch that is not fenced leaves the checkpoints of
-	// the one that is replaced under their generation.
+	// ready replaces store.Ready. A switch without the fence leaves the replaced version's
+	// checkpoints under their generation.
 	ready          func(next, live *store.ProjectionVersion) error
 	switchUnfenced bool
 
-	parkUnfenced bool // events are parked whether or not the checkpoint could be moved
+	parkUnfenced bool // events are parked although the checkpoint did not move
 
-	// noWait is no mutant: whoever would wait for a lock is refused at once, as
-	// on the postgres of a simulation.
+	// noWait is no mutant: a call that would wait for a lock is refused at once, as on the
+	// postgres of a simulation.
 	noWait bool
 }
 
@@ -114,8 +114,8 @@ func (d *memoryDatabase) connect() connection {
 	return &memoryConnection{memoryDatabase: d, run: d.restarts, process: d.processes, backend: d.backends}
 }
 
-// restart numbers backends anew, as a server does: a later transaction can go
-// by the name of one from before.
+// restart numbers backends anew, as a server does: a later transaction may get the name of
+// an earlier one.
 func (m *memory) restart() {
 	m.restarts++
 	m.backends = 0
@@ -134,10 +134,11 @@ func (m *memory) close() error {
 	return nil
 }
 
-// now is the time as timestamptz has it.
+// now returns the time with the precision of timestamptz.
 func (m *memory) now() time.Time { return m.clock.now().Round(time.Microsecond) }
 
-// What the server says, beside errIdle. Shared, since nobody writes to them.
+// These are errors of the server, beside errIdle. They are shared, since no code writes to
+// them.
 var (
 	errNotAvailable = &pq.Error{Severity: "ERROR", Code: "55P03", Message: "canceling statement due to lock timeout"}
 	errDeadlock     = &pq.Error{Severity: "ERROR", Code: "40P01", Message: "deadlock detected"}
@@ -152,16 +153,16 @@ type memoryConnection struct {
 	*memoryDatabase
 	run, process, backend int
 
-	standby bool // it leads to one
+	standby bool // it leads to a standby
 
-	open  *transaction      // nil if there is none
-	holds protocol.Presence // whose lock it has, if it has one
-	local int               // transactions there ever were
-	// ended is what the next call is told when the connection has ended.
+	open  *transaction      // nil: none
+	holds protocol.Presence // the liveness lock that it holds, if any
+	local int               // the number of transactions so far
+	// ended is the error of the next call after the connection has ended.
 	ended error
 }
 
-// alive returns what a call on a connection that has ended is told.
+// alive returns the error of a call on a connection that has ended.
 func (c *memoryConnection) alive() error {
 	if c.ended == nil && c.run != c.restarts {
 		c.ended = driver.ErrBadConn
@@ -234,7 +235,7 @@ func (c *memoryConnection) commit(done func(error)) {
 
 func (c *memoryConnection) close() { c.drop(driver.ErrBadConn) }
 
-// drop ends the connection; the reason is what the next call is told.
+// drop ends the connection. reason is the error of the next call.
 func (c *memoryConnection) drop(reason error) {
 	c.ended = reason
 	c.present = slices.DeleteFunc(c.present, func(o *memoryConnection) bool { return o == c })
@@ -243,16 +244,16 @@ func (c *memoryConnection) drop(reason error) {
 	}
 }
 
-// A transaction is idle, or waits for a lock, or goes on in no time with the
-// lock that it has got. stop stops the timer of whichever it is.
+// A transaction idles, or waits for a lock, or goes on at once with the lock that it has
+// got. stop stops its timer.
 type transaction struct {
 	m    *memory
-	conn *memoryConnection // nil once it is prepared
+	conn *memoryConnection // nil: it is prepared
 	// backend and local name it in lists of locks.
 	backend, local, xid int
 
 	idleMax time.Duration // 0: no bound
-	lockMax time.Duration // likewise
+	lockMax time.Duration // 0: no bound
 	stop    func()
 	refused func(error) // ends the call under way when it can't have a lock
 	wait    *waiter
@@ -261,7 +262,7 @@ type transaction struct {
 	rows    []interface{ settle(commit bool) } // that it has written
 	events  []event
 	effects []effect
-	first   bool // it has taken positions for its events, and not inserted them yet
+	first   bool // it has taken positions for its events and not inserted them yet
 	undone  bool // it has gone back to before it took a position
 	// violates: it has broken a constraint that is checked at COMMIT.
 	violates bool
@@ -279,8 +280,7 @@ func (c *memoryConnection) enter() *transaction {
 	return t
 }
 
-// idle starts the time that the transaction may idle; each statement does so
-// anew.
+// idle starts the time for which the transaction may idle. Each statement starts it anew.
 func (t *transaction) idle() {
 	t.stop()
 	if t.idleMax > 0 && !t.m.rules.noIdleBound {
@@ -288,8 +288,8 @@ func (t *transaction) idle() {
 	}
 }
 
-// fail is what an error does to a transaction: nothing is left of it, not even
-// its bound, but that it has to be ended.
+// fail does what an error does to a transaction: it loses everything, even its bound, and
+// must be ended.
 func (t *transaction) fail() {
 	t.settle(false)
 	t.failed = true
@@ -305,8 +305,8 @@ func (t *transaction) end(commit bool) {
 	}
 }
 
-// settle makes what the transaction has written visible, or undoes it, and
-// then lets go of its locks.
+// settle makes the transaction's writes visible, or undoes them, and then releases its
+// locks.
 func (t *transaction) settle(commit bool) {
 	t.stop()
 	t.leave()

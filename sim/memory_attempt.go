@@ -8,34 +8,34 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
-// An attempt is a request that was decided on what one statement has read, and is carried
-// out by another one if nothing of that has changed: see store.attempt. A version of a row
-// is which one it was.
+// An attempt is a request that was decided on what one statement has read, and that another
+// statement carries out if none of it has changed: see store.attempt. The version of a row
+// is the pointer to it.
 type attempt struct {
 	coordination
 	group    protocol.Group
 	decision protocol.Decision
 	spared   bool         // there is nothing to carry out
-	yielded  store.Result // of a request that yields, where somebody else has locked the set
+	yielded  store.Result // the answer to a request that yields, if another one has locked the set
 
 	groupReading
 }
 
 // A groupReading is a set as one statement has seen it.
 type groupReading struct {
-	at          time.Time // of the database
+	at          time.Time // by the database's clock
 	version     *groupRow
 	workers     []*memberRow
 	own         []string  // projections
 	begun       []string  // of these, those that have a checkpoint
-	owners      []*string // their rows, which name the set
+	owners      []*string // the rows of the projections, which name their sets
 	checkpoints []*checkpointRow
 	floor       int64
 	uncovered   bool      // protocol.Group.Uncovered
 	sent        time.Time // when Foresee was called, by its worker's clock
 }
 
-// readGroup reads a set; nil: there is none.
+// readGroup reads a set; nil: it has no row.
 func (c *memoryConnection) readGroup(set *replicaSet) *groupReading {
 	if set.committed == nil {
 		return nil
@@ -79,7 +79,7 @@ func (c *memoryConnection) foresee(_ protocol.WorkerID, now time.Time, done func
 	done(read, nil)
 }
 
-// decide decides on a request; nil: only a transaction does.
+// decide decides a request; nil: only a transaction can.
 func (c *memoryConnection) decide(set *replicaSet, r protocol.Request, projections []string, read *groupReading) *attempt {
 	if r.Order != nil {
 		return nil
@@ -124,7 +124,7 @@ func versionsOf[T any](rows []*row[T]) (versions []*T) {
 	return versions
 }
 
-// carry carries it out in one statement, and says whether it has.
+// carry carries out the decision in one statement, and reports whether it has.
 func (a *attempt) carry(t *transaction, ended func(carried bool)) {
 	a.transaction = t
 	a.done = func() { ended(true) }
@@ -140,7 +140,7 @@ func (a *attempt) carry(t *transaction, ended func(carried bool)) {
 		ended(true)
 		return
 	}
-	// The rows that the statement sees from its beginning.
+	// These are the rows that the statement sees when it begins.
 	members := those(t, a.set.workers, nil)
 	var projections []*row[string]
 	var checkpoints []*row[checkpointRow]
@@ -191,7 +191,7 @@ func (a *attempt) save(members []*row[memberRow]) {
 	}
 }
 
-// asking is a request on its way through attempts.
+// asking is a request during its attempts.
 type asking struct {
 	*memoryConnection
 	set         *replicaSet
@@ -205,8 +205,8 @@ type asking struct {
 	reported bool
 }
 
-// attempt has a request decided on, and carried out if nothing changes meanwhile, for so
-// many times; then a transaction does it.
+// attempt has a request decided, and carried out if nothing changes meanwhile, up to so
+// many times. Then a transaction does it.
 func (q *asking) attempt(times int) {
 	if times == 0 {
 		q.transact()
@@ -229,7 +229,7 @@ func (q *asking) attempt(times int) {
 	}
 }
 
-// report writes a report down, which is committed before anything is read.
+// report saves a report. It is committed before anything is read.
 func (q *asking) report(then func()) {
 	q.reported = true
 	t := q.begin()
@@ -253,7 +253,7 @@ func (q *asking) carry(a *attempt, times int) {
 	})
 }
 
-// next does something when the next statement arrives, unless the connection is closed.
+// next calls what when the next statement arrives, unless the connection is closed.
 func (q *asking) next(what func()) {
 	q.then(func() {
 		if err := q.free("sync"); err != nil {
@@ -264,7 +264,7 @@ func (q *asking) next(what func()) {
 	})
 }
 
-// then does something when the next statement arrives.
+// then calls next when the next statement arrives.
 func (c *memoryConnection) then(next func()) {
 	if c.rules.between == nil {
 		next()
@@ -273,7 +273,7 @@ func (c *memoryConnection) then(next func()) {
 	}
 }
 
-// between is how long it takes from the answer to one statement until the next one
+// between returns how long it takes from the answer to one statement until the next one
 // arrives.
 func (w *world) between() time.Duration {
 	round := 2 * w.plan.network.latency

@@ -41,7 +41,7 @@ func (c *memoryConnection) load(l store.Lane, done func(protocol.Found, error)) 
 	done(found, err)
 }
 
-// shown is what a look shows of the checkpoints that a worker may start from.
+// shown returns the checkpoints from which a worker may start, as a look shows them.
 func (c *memoryConnection) shown(set *replicaSet, v protocol.View) map[store.Lane]protocol.Found {
 	if !v.May() {
 		return nil
@@ -63,8 +63,8 @@ func (c *memoryConnection) shown(set *replicaSet, v protocol.View) map[store.Lan
 	return shown
 }
 
-// found is what is committed of a checkpoint. The marks of another generation's are of
-// a layout that is not the lane's.
+// found returns what is committed of a checkpoint. Marks of another generation belong to
+// another layout.
 func (c *memoryConnection) found(l store.Lane, r *row[checkpointRow]) (found protocol.Found) {
 	if v := r.committed; v != nil && v.set == c.set {
 		found = protocol.Found{Generation: v.generation, Checkpoint: v.Checkpoint, Exists: true}
@@ -133,11 +133,10 @@ func (c *memoryConnection) chain() {
 	c.enter()
 }
 
-// write is Store.Commit, in the open transaction or in one of
-// Store.BeginHandler.
+// write is Store.Commit, in the open transaction or in one of Store.BeginHandler.
 //
-// A row that is not the right one in the statement's snapshot is not waited
-// for, though a transaction that is about to commit may make it that.
+// It does not wait for a row that is not the right one in the statement's snapshot,
+// although a transaction that is about to commit may make it that.
 func (c *memoryConnection) write(l store.Lane, from, to protocol.Checkpoint, done func(error)) {
 	opens := c.open == nil
 	if err := c.within(); err != nil {
@@ -187,11 +186,11 @@ func (c *memoryConnection) save(l store.Lane, from, to protocol.Checkpoint, done
 	})
 }
 
-// move is the UPDATE behind the fence. done hears whether it had the row's lock
-// in the end, and whether the row still was the right one then.
+// move is the UPDATE behind the fence. done hears whether it got the row's lock in the end,
+// and whether the row was still the right one then.
 func (c *memoryConnection) move(t *transaction, l store.Lane, from, to protocol.Checkpoint, done func(locked, moved bool)) {
 	r := c.checkpoint(t, l)
-	marks := len(to.Ahead) > 0 && !slices.Equal(from.Ahead, to.Ahead) // they change
+	marks := len(to.Ahead) > 0 && !slices.Equal(from.Ahead, to.Ahead) // marks change
 	fits := func() bool {
 		v := r.as(t)
 		return v != nil &&
@@ -302,7 +301,7 @@ func (m *memory) highest() int64 {
 	return 0
 }
 
-// errElsewhere is what ends a statement that is not where it was to be.
+// errElsewhere ends a statement that does not run in its epoch.
 var errElsewhere = errors.New("elsewhere")
 
 // at is free for statements that must run in an epoch.
@@ -320,7 +319,7 @@ func (c *memoryConnection) at(at eventtable.At, call string) error {
 	return err
 }
 
-// read is free for what a standby does as well.
+// read is free for statements that a standby runs too.
 func (c *memoryConnection) read(call string) error {
 	err := c.free(call)
 	if err == errReadOnly {
@@ -329,8 +328,7 @@ func (c *memoryConnection) read(call string) error {
 	return err
 }
 
-// epoch is another one after each restart. (The server that a postgres stands for is
-// never restarted.)
+// epoch differs after each restart. (The server behind a postgres is never restarted.)
 func (c *memoryConnection) epoch() protocol.Epoch {
 	if c.rules.noWait {
 		return "run"
@@ -347,14 +345,14 @@ func (c *memoryConnection) ask() (protocol.ReadAnswer, error) {
 	case c.standby && !c.rules.standbyUnseen:
 		a.Broken = "the server is a standby"
 	case c.standby:
-		a.Holders = nil // it does not know of them
+		a.Holders = nil // a standby does not know them
 	case c.cached:
 		a.Broken = "the sequence caches"
 	}
 	return a, nil
 }
 
-// holders are the transactions that have taken positions, and so hold the sequence's
+// holders returns the transactions that have taken positions and so hold the sequence's
 // lock.
 func (c *memoryConnection) holders() []protocol.Holder {
 	var out []protocol.Holder
@@ -382,8 +380,7 @@ func (c *memoryConnection) insert(aggregate string) (int64, error) {
 	return position, nil
 }
 
-// number takes the next number of the sequence, or one that a session has kept for a
-// while.
+// number returns the next number of the sequence, or one that a session has cached.
 func (m *memory) number() int64 {
 	switch {
 	case m.cached && len(m.kept) > 2:
@@ -399,10 +396,10 @@ func (m *memory) number() int64 {
 	return m.last
 }
 
-// cache has sessions of writers keep numbers, or has them reconnect.
+// cache makes writers' sessions cache numbers, or ends that.
 func (m *memory) cache(on bool) { m.cached, m.kept = on, nil }
 
-// first says that what the transaction appends is only inserted at its end.
+// first makes the transaction insert its events only at its end.
 func (c *memoryConnection) first() {
 	if c.running() == nil {
 		c.open.first = true
@@ -416,8 +413,8 @@ func (c *memoryConnection) undo() {
 	}
 }
 
-// prepare takes the transaction off its connection. It keeps its name until the
-// server restarts.
+// prepare takes the transaction off its connection. It keeps its name until the server
+// restarts.
 func (c *memoryConnection) prepare() (finish func(commit bool) error, err error) {
 	if err := c.running(); err != nil {
 		return nil, err
@@ -435,13 +432,12 @@ func (c *memoryConnection) prepare() (finish func(commit bool) error, err error)
 	}, nil
 }
 
-// publish makes events visible. What is in the pages that readers have got does
-// not move.
+// publish makes events visible. The pages that readers have got do not change.
 func (m *memory) publish(events []event) {
 	if len(events) == 0 {
 		return
 	}
-	slices.SortFunc(events, func(a, b event) int { return byPosition(a, b.position) }) // a session may have kept a number
+	slices.SortFunc(events, func(a, b event) int { return byPosition(a, b.position) }) // a session may have cached a number
 	i, _ := slices.BinarySearchFunc(m.events, events[0].position, byPosition)
 	if i == len(m.events) {
 		m.events = append(m.events, events...)

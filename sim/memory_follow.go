@@ -9,15 +9,16 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
-// A kin is what a projection's row says of its versions: which one is live, if it is not
-// that itself, and whether it was retired. Who changes it has the projection's row locked.
+// A kin is the part of a projection's row about its versions: which one is live, if not
+// itself, and whether it was retired. A change of it requires the lock of the projection's
+// row.
 type kin struct {
 	follows string
 	retired bool
-	ordered bool // an order was about it, and nobody has come with it
+	ordered bool // an order named it, and no worker has joined with it
 }
 
-// kinOf returns what a transaction sees of it.
+// kinOf returns the kin that a transaction sees.
 func (p *projectionRow) kinOf(t *transaction) kin {
 	if v := p.kin.as(t); v != nil {
 		return *v
@@ -25,7 +26,7 @@ func (p *projectionRow) kinOf(t *transaction) kin {
 	return kin{}
 }
 
-// setKin writes it, and with it another version of the projection's row.
+// setKin writes the kin, and with it another version of the projection's row.
 func (p *projectionRow) setKin(t *transaction, k kin) {
 	set := *p.as(t)
 	p.put(t, &set)
@@ -56,7 +57,7 @@ func (s *coordination) follow(name, live string, then func()) {
 			then()
 		}
 	}
-	if l.owner == t { // it is the set's own, and locked
+	if l.owner == t { // it belongs to the set and is locked
 		look()
 		return
 	}
@@ -214,7 +215,7 @@ func (c *memoryConnection) promote(projection, live string, hold bool, done func
 	})
 }
 
-// swap has all versions follow the one that is live from now on.
+// swap makes all versions follow the new live one.
 func (c *memoryConnection) swap(t *transaction, projection, live string, then func()) {
 	var kinship []*projectionRow
 	var rows []*row[string]
@@ -235,7 +236,7 @@ func (c *memoryConnection) swap(t *transaction, projection, live string, then fu
 	})
 }
 
-// parkedOf are the positions that a projection has parked.
+// parkedOf returns the positions that a projection has parked.
 func (m *memory) parkedOf(t *transaction, projection string) map[int64]bool {
 	all := map[int64]bool{}
 	for _, r := range m.projection(projection).parked {
@@ -246,7 +247,7 @@ func (m *memory) parkedOf(t *transaction, projection string) map[int64]bool {
 	return all
 }
 
-// stayPaused is Store.stayPaused, of a set that is locked.
+// stayPaused is Store.stayPaused, for a set that is locked.
 func (t *transaction) stayPaused(s *replicaSet, projection string, paused bool) {
 	g := *s.as(t)
 	g.Paused = slices.DeleteFunc(slices.Clone(g.Paused), func(name string) bool { return name == projection })

@@ -2,15 +2,15 @@ package sim
 
 import "slices"
 
-// A lock is that of one row: one transaction has it, or several share it.
-// Whoever can't have it at once waits in line.
+// A lock is the lock of one row: one transaction holds it, or several share it. Others wait
+// in a queue.
 type lock struct {
 	owner   *transaction
 	sharers []*transaction
 	line    []*waiter
 }
 
-// A waiter is a transaction that waits for a lock; then goes on once it has it.
+// A waiter is a transaction that waits for a lock. then goes on with it.
 type waiter struct {
 	t     *transaction
 	lock  *lock
@@ -18,8 +18,7 @@ type waiter struct {
 	then  func()
 }
 
-// try takes the lock if it can be had at once. A transaction that shares a lock
-// never wants it alone.
+// try takes the lock if it is free. A transaction that shares a lock never wants it alone.
 func (t *transaction) try(l *lock, share bool) bool {
 	return t.has(l) || len(l.line) == 0 && t.take(l, share)
 }
@@ -50,9 +49,9 @@ func (t *transaction) acquire(l *lock, share bool, then func()) {
 
 // acquireAll takes the locks of rows, one after another.
 //
-// A statement finds its rows in a snapshot, locks one after the other, and
-// asks of each that it had to wait for whether the newest version is still one
-// of its rows. So callers list the rows first and look at them afterwards.
+// A statement finds its rows in a snapshot and locks one after the other. For each row that
+// it had to wait for, it checks whether the newest version is still one of its rows. So
+// callers list the rows first and check them afterwards.
 func acquireAll[T any](t *transaction, rows []*row[T], share bool, then func()) {
 	for i, r := range rows {
 		if !t.try(&r.lock, share) {
@@ -81,14 +80,13 @@ func (t *transaction) await(l *lock, share bool, then func()) {
 	}
 }
 
-// blockedBy reports whether one of those who have the lock waits for o, through
-// however many others.
+// blockedBy reports whether a holder of the lock waits for o, directly or through others.
 func (l *lock) blockedBy(o *transaction) bool {
 	waits := func(t *transaction) bool { return t == o || t.wait != nil && t.wait.lock.blockedBy(o) }
 	return l.owner != nil && waits(l.owner) || slices.ContainsFunc(l.sharers, waits)
 }
 
-// leave leaves the line that the transaction waits in, if it does.
+// leave leaves the queue in which the transaction waits, if it does.
 func (t *transaction) leave() {
 	w := t.wait
 	if w == nil {
@@ -113,8 +111,8 @@ func (l *lock) release(t *transaction) {
 	l.pass()
 }
 
-// pass gives the lock to those who are first in line. They go on in a moment,
-// when the call that has ended the wait has done all that it does.
+// pass gives the lock to the first in the queue. They go on a moment later, when the call
+// that has ended the wait is finished.
 func (l *lock) pass() {
 	for len(l.line) > 0 {
 		w := l.line[0]
@@ -128,8 +126,8 @@ func (l *lock) pass() {
 	}
 }
 
-// A row of a table: the committed version, and that of the transaction which
-// has written it and has its lock. nil is no row.
+// A row of a table has its committed version, and that of the transaction which has written
+// it and holds its lock. nil is no row.
 type row[T any] struct {
 	lock
 	committed, written *T

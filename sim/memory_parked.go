@@ -8,13 +8,13 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
-// parkedAt returns where the row of a position is among a projection's, or would
-// be.
+// parkedAt returns the index of a position's row among a projection's rows, or where it
+// belongs.
 func (p *projectionRow) parkedAt(position int64) (i int, found bool) {
 	return slices.BinarySearchFunc(p.parked, position, func(r *parkedRow, position int64) int { return cmp.Compare(r.position, position) })
 }
 
-// A parkedRow is what became of a parked event.
+// A parkedRow is the row of a parked event.
 type parkedRow struct {
 	row[protocol.Parked]
 	position int64
@@ -31,7 +31,7 @@ func (c *memoryConnection) parked(l store.Lane, done func([]protocol.Parked, err
 	done(rows, nil)
 }
 
-// parkedRows returns what is committed of a lane's parked events.
+// parkedRows returns the committed rows of a lane's parked events.
 func (m *memory) parkedRows(l store.Lane) (out []protocol.Parked) {
 	for _, r := range m.projection(l.Projection).parked {
 		if v := r.committed; v != nil && v.Slot%l.Assignment.Total == l.Assignment.Partition {
@@ -41,8 +41,8 @@ func (m *memory) parkedRows(l store.Lane) (out []protocol.Parked) {
 	return out
 }
 
-// statement begins a transaction for one statement. done is told how it ended:
-// it has let nothing through if its fence has not.
+// statement begins a transaction for one statement. done hears how it ended: with an error
+// if its fence matched nothing.
 func (c *memoryConnection) statement(call string, done func(error)) (t *transaction, end func(through bool), err error) {
 	if err := c.free(call); err != nil {
 		return nil, nil, err
@@ -90,8 +90,8 @@ func (c *memoryConnection) park(l store.Lane, from, to protocol.Checkpoint, park
 	c.move(t, l, from, to, add)
 }
 
-// park adds rows, unless there are such. Whoever adds or deletes one of them at that
-// moment is waited for.
+// park adds rows unless they exist. It waits for transactions that add or delete one of
+// them at that moment.
 func (p *projectionRow) park(t *transaction, parked []protocol.Parked, then func()) {
 	for k, v := range parked {
 		i, found := p.parkedAt(v.Position)
@@ -114,8 +114,8 @@ func (p *projectionRow) park(t *transaction, parked []protocol.Parked, then func
 	then()
 }
 
-// dropParkedAbove is store.DropParkedAbove. Whoever changes such a row has the
-// checkpoint locked, or does it at once, so nobody has to be waited for.
+// dropParkedAbove is store.DropParkedAbove. It waits for no transaction: those that change
+// such rows hold the checkpoint's lock, or end at once.
 func (p *projectionRow) dropParkedAbove(t *transaction, position int64) {
 	for _, r := range p.parked {
 		if r.position > position && r.as(t) != nil && t.try(&r.lock, false) {
@@ -127,8 +127,8 @@ func (p *projectionRow) dropParkedAbove(t *transaction, position int64) {
 	}
 }
 
-// fence locks the lane's checkpoint if it stands under the lane's generation.
-// then hears whether it has it locked, and whether it is still the right one.
+// fence locks the lane's checkpoint if it stands under the lane's generation. then hears
+// whether it holds the lock and whether the row is still the right one.
 func (c *memoryConnection) fence(t *transaction, l store.Lane, then func(locked, fits bool)) {
 	r := c.checkpoint(t, l)
 	fits := func() bool {
@@ -142,9 +142,8 @@ func (c *memoryConnection) fence(t *transaction, l store.Lane, then func(locked,
 	t.acquire(&r.lock, false, func() { then(true, fits()) })
 }
 
-// change locks a parked row and puts a version of it in the place of the one that
-// there is then; nil deletes it. then hears whether there was one that is to be
-// changed.
+// change locks a parked row and replaces its version at that time; nil deletes it. then
+// hears whether there was a row to change.
 func (c *memoryConnection) change(t *transaction, projection string, position int64, to func(protocol.Parked) (*protocol.Parked, bool), then func(changed bool)) {
 	p := c.projection(projection)
 	i, found := p.parkedAt(position)

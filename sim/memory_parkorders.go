@@ -8,7 +8,7 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
-// A parkOrder is a row of an order to park an event.
+// A parkOrder is the row of an order to park an event.
 type parkOrder struct {
 	position int64
 	slot     int
@@ -22,7 +22,7 @@ type orderRow struct {
 	number int64
 }
 
-// waiting are the orders that are committed, and have not ended.
+// waiting returns the committed orders that have not ended.
 func (p *projectionRow) waiting() (out []*orderRow) {
 	for _, o := range p.orders {
 		if o.committed != nil && !o.committed.ended {
@@ -32,8 +32,8 @@ func (p *projectionRow) waiting() (out []*orderRow) {
 	return out
 }
 
-// end ends an order, unless somebody else has. Who changes one has the checkpoint locked,
-// so nobody has to be waited for.
+// end ends an order unless it has ended. It waits for no transaction: those that change an
+// order hold the checkpoint's lock.
 func (o *orderRow) end(t *transaction, outcome string, slot int) {
 	if v := *o.as(t); !v.ended && t.try(&o.lock, false) {
 		v.ended, v.outcome, v.slot = true, outcome, slot
@@ -41,12 +41,13 @@ func (o *orderRow) end(t *transaction, outcome string, slot int) {
 	}
 }
 
-// orderLate is store's: an order that was not carried out for so long is over.
+// orderLate is the constant of the store: an order that was not carried out for so long is
+// over.
 const orderLate = 24 * time.Hour
 
 func (m *memory) late(o *parkOrder) bool { return o.since.Before(m.now().Add(-orderLate)) }
 
-// past is store's pastText.
+// past is pastText of the store.
 func (p *projectionRow) past(o *parkOrder) bool {
 	for k, r := range p.checkpoints {
 		c := r.committed
@@ -57,7 +58,7 @@ func (p *projectionRow) past(o *parkOrder) bool {
 	return true
 }
 
-// became is what has come of an order; "": it waits.
+// became returns the outcome of an order; "": it is open.
 func (m *memory) became(p *projectionRow, o *parkOrder) string {
 	switch {
 	case o.ended:
@@ -72,7 +73,7 @@ func (m *memory) became(p *projectionRow, o *parkOrder) string {
 
 func (m *memory) ordered(projection string) bool { return len(m.projection(projection).waiting()) > 0 }
 
-// ordersFor are the orders that may be a lane's.
+// ordersFor returns the orders that may concern a lane.
 func (m *memory) ordersFor(l store.Lane) (out []protocol.Parked) {
 	for _, o := range m.projection(l.Projection).waiting() {
 		v := o.committed
@@ -139,7 +140,7 @@ func (c *memoryConnection) givePark(t *transaction, projection string, position 
 	return c.numbers, ""
 }
 
-// outcome is of Store.ParkOrder.
+// outcome is part of Store.ParkOrder.
 func (c *memoryConnection) outcome(number int64) (string, error) {
 	for _, p := range c.memory.projections {
 		for _, o := range p.orders {

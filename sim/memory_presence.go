@@ -6,8 +6,8 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
 )
 
-// attach is store.Attach: the lock, which nobody waits for, and then the worker's
-// row.
+// attach is store.Attach: it takes the lock, for which no session waits, and then writes
+// the worker's row.
 func (c *memoryConnection) attach(a protocol.Attach, done func(int32, protocol.Published, error)) {
 	if err := c.free("attach"); err != nil {
 		done(0, protocol.Published{}, err)
@@ -74,7 +74,8 @@ func (c *memoryConnection) glimpse(worker protocol.WorkerID) (protocol.Glimpse, 
 	return group, nil
 }
 
-// others says who is there but for a worker, and whose lock nobody has.
+// others returns the other workers whose liveness locks are missing, and whether there are
+// other workers.
 func (m *memory) others(set *replicaSet, worker protocol.WorkerID) protocol.Others {
 	o := protocol.Others{Alone: true}
 	for _, r := range set.workers {
@@ -91,8 +92,8 @@ func (m *memory) others(set *replicaSet, worker protocol.WorkerID) protocol.Othe
 	return o
 }
 
-// fake has somebody take the locks that all workers' sessions have, which anybody can
-// who may connect, and keep them.
+// fake makes another program take the locks of all liveness connections, as any role that
+// can connect may, and keep them.
 func (m *memory) fake() {
 	for _, c := range m.present {
 		m.faked = append(m.faked, c.holds)

@@ -11,8 +11,7 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
-// A replicaSet is the set's row, and its workers in the order in which they
-// joined.
+// A replicaSet is the set's row, and its workers in the order in which they joined.
 type replicaSet struct {
 	row[groupRow]
 	name    string
@@ -32,8 +31,8 @@ type memberRow struct {
 	projections []string
 }
 
-// A projectionRow says which set a projection belongs to, and has its
-// checkpoints by partition.
+// A projectionRow is the row of a projection, which names its set, with its checkpoints by
+// partition.
 type projectionRow struct {
 	row[string]
 	name        string
@@ -50,7 +49,7 @@ type checkpointRow struct {
 	total      int
 }
 
-// replicaSet returns the set of a name, whether it has a row or not.
+// replicaSet returns the named set, whether it has a row or not.
 func (m *memory) replicaSet(name string) *replicaSet {
 	set := m.sets[name]
 	if set == nil {
@@ -60,7 +59,7 @@ func (m *memory) replicaSet(name string) *replicaSet {
 	return set
 }
 
-// reads returns which stream a set reads; "": none yet.
+// reads returns the stream that a set reads; "": none yet.
 func (m *memory) reads(name string) string {
 	if g := m.replicaSet(name).committed; g != nil {
 		return g.Stream
@@ -68,7 +67,7 @@ func (m *memory) reads(name string) string {
 	return ""
 }
 
-// projection returns the projection of a name, whether it has a row or not.
+// projection returns the named projection, whether it has a row or not.
 func (m *memory) projection(name string) *projectionRow {
 	i, ok := slices.BinarySearchFunc(m.projections, name, func(p *projectionRow, name string) int { return cmp.Compare(p.name, name) })
 	if !ok {
@@ -77,8 +76,7 @@ func (m *memory) projection(name string) *projectionRow {
 	return m.projections[i]
 }
 
-// those returns the rows that a transaction sees and that are wanted; nil is
-// all.
+// those returns the wanted rows that a transaction sees; wanted nil: all.
 func those[T any](t *transaction, rows []*row[T], wanted func(*T) bool) []*row[T] {
 	out := make([]*row[T], 0, len(rows))
 	for _, r := range rows {
@@ -134,7 +132,7 @@ func (c *memoryConnection) sync(r protocol.Request, projections []string, starts
 	}
 }
 
-// coordinate carries a request out in a transaction.
+// coordinate carries out a request in a transaction.
 func (c *memoryConnection) coordinate(t *transaction, set *replicaSet, r protocol.Request, projections []string, starts starter, hold bool, done func(store.Result, error)) {
 	t.idleMax, t.lockMax = c.bounds.Idle, c.bounds.Lock
 	s := &coordination{transaction: t, set: set, request: r, projections: projections, starts: starts}
@@ -149,8 +147,9 @@ func (c *memoryConnection) coordinate(t *transaction, set *replicaSet, r protoco
 	s.lockGroup()
 }
 
-// heartbeat is one statement, and so is a look, which waits for nothing. What it shows of others is of the statement's
-// snapshot; its own row, and the time, are of when it has got that row.
+// heartbeat is one statement. A look is one too, and waits for nothing. What it shows of
+// others is from the statement's snapshot; its own row and the time are from when it has
+// locked that row.
 func (t *transaction) heartbeat(set *replicaSet, r protocol.Request, done func(protocol.View)) {
 	group, others := set.committed, make([]*memberRow, 0, len(set.workers))
 	var own *row[memberRow]
@@ -204,7 +203,7 @@ func (t *transaction) heartbeat(set *replicaSet, r protocol.Request, done func(p
 	}
 }
 
-// renew is what a heartbeat does to its worker's row.
+// renew does what a heartbeat does to its worker's row.
 func renew(w *memberRow, r protocol.Request, now time.Time) {
 	w.Lease = r.Lease.Truncate(time.Microsecond)
 	w.LeaseEnd = now.Add(w.Lease)
@@ -216,8 +215,8 @@ func renew(w *memberRow, r protocol.Request, now time.Time) {
 	}
 }
 
-// A coordination is the transaction of Store.step. Each method is one of its
-// statements, or a few that can't wait for anything.
+// A coordination is the transaction of Store.step. Each method is one of its statements, or
+// a few that can't wait.
 type coordination struct {
 	*transaction
 	set         *replicaSet
@@ -228,7 +227,7 @@ type coordination struct {
 	members []*row[memberRow]
 	now     time.Time
 	floor   int64
-	took    []string // projections, from other sets
+	took    []string // projections that it took from other sets
 	result  store.Result
 	done    func()
 }
@@ -236,7 +235,7 @@ type coordination struct {
 func (s *coordination) lockGroup() {
 	t := s.transaction
 	if s.set.as(t) == nil && !s.request.Join {
-		s.lockMembers() // nobody has ever joined
+		s.lockMembers() // no worker has ever joined
 		return
 	}
 	t.acquire(&s.set.lock, false, func() {
@@ -259,9 +258,9 @@ func (s *coordination) lockMembers() {
 	})
 }
 
-// register inserts the rows of projections that have none, from names[i] on.
-// Whoever is about to insert the same one is waited for; but a row that
-// he has committed then is not locked here.
+// register inserts the missing rows of projections, from names[i] on. It waits for a
+// transaction that inserts the same row; but a row that this one has committed is not
+// locked here.
 func (s *coordination) register(names []string, i int) {
 	t := s.transaction
 	for ; i < len(names); i++ {
@@ -308,8 +307,8 @@ func (s *coordination) claim(names []string) {
 	})
 }
 
-// checkTaken locks the workers of other sets that run the projections, those
-// whose leases end last first.
+// checkTaken locks the workers of other sets that run the projections, those with the
+// longest leases first.
 func (s *coordination) checkTaken(foreign []*projectionRow) {
 	type runner struct {
 		*row[memberRow]
@@ -338,7 +337,7 @@ func (s *coordination) checkTaken(foreign []*projectionRow) {
 				continue
 			}
 			m := w.Member
-			m.Presence = protocol.Presence{} // of its own set, whom the request says nothing of
+			m.Presence = protocol.Presence{} // the request knows nothing of workers of another set
 			if !m.Expired(s.now, s.request.Watch) && !s.m.rules.takesAny {
 				t.refused(&store.TakenError{
 					Projection: r.projection.name, ReplicaSet: *r.projection.as(t), Worker: w.ID,
@@ -370,7 +369,7 @@ func (s *coordination) takeOver(foreign []*projectionRow) {
 	})
 }
 
-// ours reports whether a checkpoint is the set's.
+// ours reports whether a checkpoint belongs to the set.
 func (s *coordination) ours(c *checkpointRow) bool { return c.set == s.set.name }
 
 func (s *coordination) readFloor() (floor int64) {
@@ -475,7 +474,7 @@ func (s *coordination) begin(then func()) {
 	})
 }
 
-// follows has those that are rebuilds follow the live ones, one after the other.
+// follows makes rebuilds follow the live versions, one after the other.
 func (s *coordination) follows(fresh []string, then func()) {
 	for i, name := range fresh {
 		if live := s.m.rebuilds[name]; live != "" {
@@ -496,7 +495,8 @@ func (s *coordination) writeFirst(name string, position int64) {
 	p.checkpoints = append([]*row[checkpointRow]{insert(t, v)}, p.checkpoints[min(1, len(p.checkpoints)):]...)
 }
 
-// ordered makes a projection that nobody has come with the set's own, with a checkpoint.
+// ordered makes a projection that no worker has joined with the set's own, with a
+// checkpoint.
 func (s *coordination) ordered(o protocol.Order, then func()) {
 	t, p := s.transaction, s.m.projection(o.Projection)
 	t.acquire(&p.lock, false, func() {
@@ -515,7 +515,7 @@ func (s *coordination) ordered(o protocol.Order, then func()) {
 	})
 }
 
-// decide has the protocol decide, and saves that.
+// decide has the protocol decide, and saves the decision.
 func (s *coordination) decide(before protocol.Group) {
 	group, decision := s.m.rules.step(protocol.Apply(before, s.request, s.now), s.now, s.request.Watch)
 
@@ -529,7 +529,7 @@ func (s *coordination) decide(before protocol.Group) {
 	}
 }
 
-// check says what keeps the set from obeying.
+// check returns what keeps the set from carrying out an order.
 func (s *coordination) check(o protocol.Order, g protocol.Group) error {
 	if g.Generation == 0 {
 		return fmt.Errorf("no worker of %s has ever run", s.set.name)
@@ -550,13 +550,13 @@ func (s *coordination) saveGroup(g protocol.Group, d protocol.Decision) {
 	g.Members, g.Floor, g.Uncovered = nil, 0, false
 	g.JoinWindow = g.JoinWindow.Truncate(time.Microsecond)
 	is := &groupRow{g, d.StepAt.Round(time.Microsecond)}
-	if was := s.set.as(s.transaction); s.request.Join || !reflect.DeepEqual(was, is) { // who has read it is to notice a join
+	if was := s.set.as(s.transaction); s.request.Join || !reflect.DeepEqual(was, is) { // transactions that have read it must notice a join
 		s.set.put(s.transaction, is)
 	}
 }
 
-// saveMembers writes the members that differ from before. Only the caller itself
-// can be new, so its projections are the new row's.
+// saveMembers writes the members that differ from before. Only the caller can be new, so a
+// new row gets its projections.
 func (s *coordination) saveMembers(g protocol.Group) {
 	t, old, index := s.transaction, make([]bool, len(g.Members)), make(map[protocol.WorkerID]int, len(g.Members))
 	for i, m := range g.Members {
@@ -597,7 +597,7 @@ func stored(m protocol.Member) protocol.Member {
 	return m
 }
 
-// insert makes a row.
+// insert adds a row.
 func insert[T any](t *transaction, v *T) *row[T] {
 	r := &row[T]{}
 	t.take(&r.lock, false)
@@ -605,8 +605,8 @@ func insert[T any](t *transaction, v *T) *row[T] {
 	return r
 }
 
-// handOver is Store.handOver: it shares the set's projections, and then locks
-// their checkpoints.
+// handOver is Store.handOver: it takes shared locks on the set's projections, and then
+// locks their checkpoints.
 func (s *coordination) handOver(g protocol.Group, rewinds []protocol.Rewind) {
 	t := s.transaction
 	own := func() (own []*projectionRow) {
@@ -669,7 +669,7 @@ func (s *coordination) rewrite(p *projectionRow, g protocol.Group, rewinds []pro
 		case k < total:
 			rows[k].put(t, v)
 		case k < len(p.checkpoints):
-			p.checkpoints[k] = insert(t, v) // where there was one once
+			p.checkpoints[k] = insert(t, v) // there was one before
 		default:
 			p.checkpoints = append(p.checkpoints, insert(t, v))
 		}

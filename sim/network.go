@@ -11,14 +11,14 @@ import (
 	"github.com/lib/pq"
 )
 
-// What a driver says when it does not know.
+// These are the errors of a driver that does not know whether a call has taken effect.
 var (
 	errReset    = driver.ErrBadConn // the connection was lost
 	errNoAnswer = fmt.Errorf("no answer from the database: %w", context.DeadlineExceeded)
 )
 
-// errDenied is what the server says about a table for which a privilege is
-// missing, and denials are the calls that need one, by table.
+// errDenied is the server's error for a table whose privilege is missing. denials are the
+// calls that need a privilege, by table.
 var (
 	errDenied = &pq.Error{Severity: "ERROR", Code: "42501", Message: "permission denied"}
 	denials   = [][]string{
@@ -29,22 +29,21 @@ var (
 	}
 )
 
-// toStandby says that a connection leads to a standby.
+// toStandby is the text of a faultOther about a connection to a standby.
 const toStandby = "a connection leads to a standby"
 
 // A link is a worker's end of a connection.
 type link struct {
 	p    *worker
 	conn connection // nil until something has arrived at the server
-	// broken: nothing more can be sent. Whether the server has noticed is
-	// another matter.
+	// broken: nothing more can be sent. The server may not have noticed.
 	broken  bool
-	gone    bool          // the server has noticed, or has ended it itself
-	number  int32         // of the presence that it holds; 0: none
-	lost    string        // why the server has ended it, if that was its own doing
-	arrives time.Duration // when the latest request gets there
+	gone    bool          // the server has noticed, or has ended it
+	number  int32         // of the liveness lock that it holds; 0: none
+	lost    string        // why the server has ended it, if it did so by itself
+	arrives time.Duration // when the latest request arrives
 	answer  func(error)   // ends the call under way
-	// wrote are the events of which the open transaction holds effects.
+	// wrote are the events whose effects the open transaction holds.
 	wrote []event
 }
 
@@ -67,9 +66,9 @@ func (l *link) giveBack() {
 	}
 }
 
-// drop breaks the link, as closing it does, or losing it. The server hears of
-// it after what was sent before; or never, where the machine is gone or the network swallows it: then
-// its bounds are all that ends a transaction.
+// drop breaks the link, as closing or losing it does. The server notices after what was
+// sent before; or never, if the machine is gone or the network swallows it. Then only its
+// bounds end a transaction.
 func (l *link) drop(vanish bool) {
 	if l.broken {
 		return
@@ -98,7 +97,7 @@ func (l *link) end() {
 	}
 }
 
-// disconnect loses all links: the server is gone.
+// disconnect loses all links because the server is gone.
 func (p *worker) disconnect() {
 	for _, l := range slices.Clone(p.links) {
 		answer := l.answer
@@ -111,14 +110,13 @@ func (p *worker) disconnect() {
 	p.links, p.pool = nil, nil
 }
 
-// ask sends a call over the link and brings its end back. It is given up when
+// ask sends a call over the link and brings its end back. The worker gives it up when
 // patience is over, whatever becomes of it then.
 //
 //	worker ── there ──▶ server: call, done ── back ──▶ worker: then
 //
-// The request can be lost on the way there, or seem so and arrive when nobody
-// waits for it any more; and the reply can be lost on the way back, though the
-// call has had its effect.
+// The request can get lost, or seem lost and arrive after it was given up. The reply can
+// get lost although the call has had its effect.
 func (p *worker) ask(l *link, what string, patience time.Duration, call func(c connection, done func(error)), then func(error)) {
 	w := p.w
 	answered := false
@@ -190,7 +188,7 @@ func (p *worker) ask(l *link, what string, patience time.Duration, call func(c c
 		done := func(err error) {
 			switch {
 			case p.cut:
-			case l.broken: // given up meanwhile; the server finds nobody to answer to
+			case l.broken: // it was given up meanwhile, and the server can't answer
 				if err == nil {
 					p.record(fact{kind: faultLost, text: "sender, before it took effect: " + what})
 				}

@@ -8,9 +8,8 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
-// operate has somebody look at what is parked, now and then, and ask for some of
-// it: for all that one projection has, or for one event. When the faults are
-// over, that is for all that nobody has asked for.
+// operate makes an operator look at the parked events now and then, and request some: all
+// of one projection, or one event. After the faults, it requests all that have no request.
 func (w *world) operate() {
 	if w.over {
 		return
@@ -38,7 +37,7 @@ func (w *world) operate() {
 	}
 }
 
-// parking are the projections that park, by name.
+// parking returns the projections that park, by name.
 func (w *world) parking() (names []string) {
 	for _, v := range w.plan.programs {
 		for _, q := range v.projections {
@@ -51,7 +50,7 @@ func (w *world) parking() (names []string) {
 	return names
 }
 
-// lotOf returns all that a projection has parked.
+// lotOf returns all parked events of a projection.
 func (w *world) lotOf(projection string) (rows []protocol.Parked) {
 	c := w.db.connect()
 	defer c.close()
@@ -60,7 +59,7 @@ func (w *world) lotOf(projection string) (rows []protocol.Parked) {
 	return slices.DeleteFunc(rows, func(p protocol.Parked) bool { return p.Request == protocol.ToPark })
 }
 
-// request asks for one event.
+// request requests one parked event.
 func (w *world) request(projection string, position int64, r protocol.ParkRequest) {
 	c := w.db.connect()
 	c.request(projection, position, r, func(n int, err error) {
@@ -71,8 +70,8 @@ func (w *world) request(projection string, position int64, r protocol.ParkReques
 	})
 }
 
-// orderPark has somebody order to park the event that a lane fails at, now and then, or one
-// near it: the operator has looked a while ago.
+// orderPark makes an operator order the event parked at which a lane fails, or one near it:
+// the operator has read the status a while ago.
 func (w *world) orderPark() {
 	if w.over || w.healed {
 		return
@@ -115,14 +114,13 @@ func (w *world) orderPark() {
 	})
 }
 
-// A parkNumber is an order to park an event that somebody has given.
+// A parkNumber is a given order to park an event.
 type parkNumber struct {
 	projection       string
 	position, number int64
 }
 
-// countOrders notes how many orders to park events wait in the end, of those for events that
-// there are.
+// countOrders records how many orders to park existing events are open at the end.
 func (w *world) countOrders() {
 	left, highest := map[string]int64{}, int64(0)
 	for _, f := range w.history.facts {
@@ -144,7 +142,7 @@ func (w *world) countOrders() {
 	}
 }
 
-// countLots notes what is parked in the end.
+// countLots records what is parked at the end.
 func (w *world) countLots() {
 	for _, name := range w.parking() {
 		f := fact{kind: parkedLeft, projection: name}

@@ -10,15 +10,15 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
-// An order is an operator's, at a time: about the n-th of the projections that
-// there ever are, or of the workers that live then.
+// An order is an operator's order at a time: about the n-th projection of all versions, or
+// about the n-th worker that is alive then.
 type order struct {
 	at   time.Duration
 	kind protocol.OrderKind
 	set  int
 	n    int
-	// all: of every projection of the set. part is to where to rewind, in
-	// thousandths of the positions that there are.
+	// all: of every projection of the set. part is the target of a rewind, in thousandths
+	// of the positions that there are.
 	all  bool
 	part int
 }
@@ -29,7 +29,7 @@ func (p *plan) drawOrders(r *rand.Rand) {
 		return
 	}
 	kinds := []protocol.OrderKind{protocol.OrderPause, protocol.OrderPause, protocol.OrderResume, protocol.OrderDrain, protocol.OrderUndrain}
-	if p.sets == 1 { // else a projection may be another set's when the activation comes
+	if p.sets == 1 { // otherwise a projection may belong to another set at the activation
 		kinds = append(kinds, protocol.OrderRewind, protocol.OrderRewind, protocol.OrderRewind)
 	}
 	for range 1 + r.IntN(4) {
@@ -81,12 +81,12 @@ func (w *world) appended() int {
 	return n
 }
 
-// orderAgain is how long an operator waits before an order that had no answer, or
-// could not have its locks, is given again.
+// orderAgain is how long an operator waits before an order without an answer, or without
+// its locks, is given again.
 func (w *world) orderAgain() time.Duration { return w.plan.timing.Heartbeat }
 
-// command carries an order out, over a connection of its own, and calls then, if that
-// is not nil. When the faults are over, only what lifts orders is tried again.
+// command carries out an order over a connection of its own, and then calls then, if it is
+// not nil. After the faults, only orders that lift others are tried again.
 func (w *world) command(set int, o protocol.Order, lifts bool, then func()) {
 	again := func() {
 		w.after(w.orderAgain(), func() {
@@ -125,14 +125,13 @@ func (w *world) command(set int, o protocol.Order, lifts bool, then func()) {
 	})
 }
 
-// lift takes back what has been ordered, once the last order that is under way has
-// ended.
+// lift takes back what was ordered, after the last order under way has ended.
 func (w *world) lift() {
 	if len(w.plan.orders) == 0 {
 		return
 	}
 	w.after(w.plan.timing.Lease, w.liftAll)
-	w.after(2*w.plan.timing.Lease, w.liftAll) // for who was not there, or about to be somebody new
+	w.after(2*w.plan.timing.Lease, w.liftAll) // for workers that were not there, or were about to rejoin
 }
 
 func (w *world) liftAll() {

@@ -21,77 +21,72 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
-// A postgres is a database on a real server, in a schema of its own: the
-// store's own statements, under a clock that is not the server's.
+// A postgres is a database on a real server, in a schema of its own: the store's own
+// statements, under a clock that is not the server's.
 //
-// Nothing here takes its course in real time. The store writes the world's
-// time into its statements; whoever would wait for a lock is refused at once;
-// and the bounds on idling, which the server counts in real time, are set out
-// of reach there and carried out here.
+// Nothing depends on real time. The store writes the world's time into its statements. A
+// call that would wait for a lock is refused at once. The bounds on idling, which the
+// server counts in real time, are set out of reach there and carried out here.
 //
-// It can't hold a coordination transaction before its COMMIT, and it does not
-// prepare transactions: those stay when a test is killed, and keep their locks.
+// It can't hold a coordination transaction before its COMMIT, and it does not prepare
+// transactions: those would stay with their locks when a test is killed.
 type postgres struct {
 	*ownSchema
 
 	clock  clock
 	client client
 
-	stores map[client]*store.Store // their SQL holds the time
+	stores map[client]*store.Store // their SQL contains the time
 	time   string
 	starts starter // of the call under way
 
 	connections  []*postgresConnection
-	transactions int // that are open, and workers' own sessions
-	appended     int // events that were ever inserted
+	transactions int // open ones, and liveness connections
+	appended     int // the number of events inserted so far
 	rebuilds     map[string]string
-	// commits are the transactions with effects, in the order in which they
-	// committed.
+	// commits are the transactions with effects, in the order of their commits.
 	commits []string
-	// trouble is the first error that is the real server's or network's own:
-	// what came after it is nothing that a seed can repeat.
+	// trouble is the first error that is the real server's or network's own. A seed can't
+	// repeat what comes after it.
 	trouble error
 }
 
-// A client is who connects: the workers of a replica set, under the bounds of
-// their store.
+// A client is the workers of a replica set, under the bounds of their store.
 type client struct {
 	set    string
 	bounds store.Bounds
 }
 
-// clientOf puts the bounds out of the server's reach, except for the one on
-// locks.
+// clientOf puts the bounds out of the server's reach, except for the one on locks.
 func clientOf(set string, bounds store.Bounds) client {
 	return client{set, store.Bounds{Idle: bounds.Idle + unreachable, Lock: time.Millisecond, Handler: bounds.Handler + unreachable}}
 }
 
 const (
-	// poolMax bounds the connections to the server. Each open transaction
-	// takes one, and what runs outside of them needs some as well.
+	// poolMax bounds the connections to the server. Each open transaction takes one, and
+	// calls outside of them need some too.
 	poolMax         = 60
 	transactionsMax = poolMax - 10
 
-	// unreachable is added to the bounds on idling, so that the server never
-	// applies them. What it would apply is still read off each transaction.
+	// unreachable is added to the bounds on idling, so that the server never applies them.
+	// The bounds are still read from each transaction.
 	unreachable = 20 * 24 * time.Hour
 
-	schemaMax = 30 * time.Second // for making and dropping the schema
+	schemaMax = 30 * time.Second // for creating and dropping the schema
 )
 
-// sessionSettings make the server answer at once, and alike on every server.
-// Durability is of no use: the server itself is never restarted.
+// sessionSettings make the server answer at once, and alike on every server. Durability is
+// useless: the server itself is never restarted.
 var sessionSettings = map[string]string{
-	"lock_timeout":                        "1ms", // the least there is
+	"lock_timeout":                        "1ms", // the minimum
 	"idle_in_transaction_session_timeout": "0",
-	"statement_timeout":                   "60s", // for a broken server only
+	"statement_timeout":                   "60s", // only for a broken server
 	"synchronous_commit":                  "off",
 	"timezone":                            "UTC",
 }
 
-// effectTable is what projections do with events. No constraint says that an
-// event has one effect only: a second one is to be found, and not to be hidden
-// behind an error.
+// effectTable is what projections do with events. No constraint makes an event's effect
+// unique: the checker must find a second effect, not an error.
 const effectTable = `
 CREATE TABLE effects (
     projection text   NOT NULL,
@@ -105,8 +100,8 @@ const strictTables = `
 CREATE TABLE parents (id integer PRIMARY KEY);
 CREATE TABLE orphans (parent integer REFERENCES parents DEFERRABLE INITIALLY DEFERRED)`
 
-// noVacuum keeps the server's own workers off the tables: their locks come
-// when they please.
+// noVacuum keeps autovacuum off the tables: the time of its locks is not decided by the
+// seed.
 const noVacuum = `
 DO $$
 DECLARE t regclass;
@@ -116,7 +111,7 @@ BEGIN
     END LOOP;
 END $$`
 
-// eventTable reads them as orchestrator.Table does, statement by statement.
+// eventTable reads the events as orchestrator.Table does, statement by statement.
 var eventTable = eventtable.New(eventtable.Config{
 	Table: "events", Position: "global_position", Aggregate: "aggregate_id", AggregateType: "aggregate_type", EventType: "event_type",
 })
@@ -131,7 +126,7 @@ var eventReader = func() *eventtable.Reader {
 }()
 
 const (
-	// insertSQL has eventTypeOf in it.
+	// insertSQL contains eventTypeOf.
 	insertSQL = `
 INSERT INTO events (global_position, bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload, created_at)
 SELECT position, 'sim', $5::text, $1::text, $2::bigint, $3::uuid, ($6::text[])[1 + (position / 2 % cardinality($6::text[]))::int], '', $4::timestamptz
@@ -141,9 +136,8 @@ RETURNING global_position`
 	idleSQL   = `SELECT (1000 * extract(epoch FROM current_setting('idle_in_transaction_session_timeout')::interval))::bigint`
 )
 
-// newPostgres makes a schema in the database that a URL names, and in it the
-// database of a replica set. The bounds are those of a world's store, except
-// for the one on locks.
+// newPostgres creates a schema in the database of a URL, and in it the database of a
+// replica set. The bounds are those of a world's store, except for the one on locks.
 func newPostgres(ctx context.Context, base string, c clock, set string, bounds store.Bounds) (*postgres, error) {
 	ctx, cancel := context.WithTimeout(ctx, schemaMax)
 	defer cancel()
@@ -162,9 +156,9 @@ func newPostgres(ctx context.Context, base string, c clock, set string, bounds s
 
 // An ownSchema is a new schema in a database.
 type ownSchema struct {
-	admin  *sql.DB // makes and drops the schema
+	admin  *sql.DB // creates and drops the schema
 	schema string
-	pool   *sql.DB // lives in the schema
+	pool   *sql.DB // uses the schema
 }
 
 func newOwnSchema(ctx context.Context, base string) (*ownSchema, error) {
@@ -188,7 +182,7 @@ func newOwnSchema(ctx context.Context, base string) (*ownSchema, error) {
 	return s, nil
 }
 
-// drop drops the schema, and closes what leads to it.
+// drop drops the schema, and closes the pools.
 func (s *ownSchema) drop() error {
 	ctx, cancel := context.WithTimeout(context.Background(), schemaMax)
 	defer cancel()
@@ -244,17 +238,15 @@ func (p *postgres) restart() {
 	}
 }
 
-// close drops the schema. It returns what has gone wrong meanwhile that was
-// not part of the world.
+// close drops the schema. It returns the errors that were not part of the world.
 func (p *postgres) close() error {
 	p.restart()
 	dropped := p.drop()
 	return errors.Join(p.trouble, dropped)
 }
 
-// store returns the client's store for the time that it is. The time goes into
-// the text of its statements: that costs no call, and all connections agree on
-// it.
+// store returns the client's store for the current time. The text of its statements
+// contains the time: that costs no call, and all connections agree on it.
 func (c *postgresConnection) store() *store.Store {
 	p := c.db
 	if now := p.clock.now().UTC().Format("2006-01-02 15:04:05.000000Z07:00"); now != p.time {
@@ -268,7 +260,7 @@ func (c *postgresConnection) store() *store.Store {
 	return s
 }
 
-// start is a store.Starts. Nothing takes its course in real time, so it is answered at once.
+// start is a store.Starts. It answers at once, since nothing depends on real time.
 func (p *postgres) start(_ context.Context, projections []string) (positions map[string]int64, err error) {
 	if p.starts == nil {
 		return nil, nil
@@ -281,7 +273,7 @@ func (p *postgres) start(_ context.Context, projections []string) (positions map
 	return positions, err
 }
 
-// heard takes note of errors that no world asked for.
+// heard keeps errors that the world did not ask for.
 func (p *postgres) heard(err error) error {
 	if p.trouble == nil && store.Passing(err) && !store.LockTimeout(err) {
 		p.trouble = fmt.Errorf("the real database failed, which no seed repeats: %w", err)
@@ -289,8 +281,8 @@ func (p *postgres) heard(err error) error {
 	return err
 }
 
-// effects returns what committed transactions have written by effect, in the
-// order in which they committed.
+// effects returns what committed transactions have written by effect, in the order of their
+// commits.
 func (p *postgres) effects() ([]effect, error) {
 	rows, err := p.pool.QueryContext(context.Background(), `SELECT projection, position, xmin::text FROM effects ORDER BY seq`)
 	if err != nil {
@@ -321,32 +313,31 @@ func (p *postgres) effects() ([]effect, error) {
 	return out, nil
 }
 
-// A postgresConnection is a connection of the world, not of the pool: it has
-// one of the pool's while its transaction is open.
+// A postgresConnection is a connection of the world, not of the pool: it holds one of the
+// pool while its transaction is open.
 type postgresConnection struct {
 	db     *postgres
 	client client
-	open   *dbconn.Tx // the transaction, nil if there is none
+	open   *dbconn.Tx // the transaction; nil: none
 	own    *ownSession
-	// ended is what the next call is told when the connection has ended.
+	// ended is the error of the next call after the connection has ended.
 	ended error
 
-	// bound is how long the transaction may idle, 0 for ever; stop stops the
-	// timer.
+	// bound is how long the transaction may idle; 0: no bound. stop stops the timer.
 	bound time.Duration
 	stop  func()
 	// name of the transaction, once it has written an effect.
 	name string
 }
 
-// errIdle is what the first call after the server has ended the connection is
-// told. errFull is what it says when it takes no more connections.
+// errIdle is the error of the first call after the server has ended the connection. errFull
+// is the server's error when it takes no more connections.
 var (
 	errIdle = &pq.Error{Severity: "FATAL", Code: "25P03", Message: "terminating connection due to idle-in-transaction timeout"}
 	errFull = &pq.Error{Severity: "FATAL", Code: "53300", Message: "sorry, too many clients already"}
 )
 
-// alive returns what a call on a connection that has ended is told.
+// alive returns the error of a call on a connection that has ended.
 func (c *postgresConnection) alive() error {
 	err := c.ended
 	if err != nil {
@@ -432,7 +423,7 @@ func (c *postgresConnection) chain() {
 	}
 }
 
-// exec carries out a statement whose error nobody looks at.
+// exec runs a statement and ignores its error.
 func (c *postgresConnection) exec(query string) {
 	_ = c.run(func(ctx context.Context) error {
 		_, err := c.open.ExecContext(ctx, query)
@@ -542,7 +533,7 @@ func (c *postgresConnection) ask() (a protocol.ReadAnswer, err error) {
 	return protocol.ReadAnswer{Epoch: facts.Epoch, Broken: facts.Judge(), High: facts.Highest(), Holders: holders}, c.db.heard(err)
 }
 
-// collect runs a query outside any transaction and scans its rows.
+// collect runs a query outside of a transaction and scans its rows.
 func collect[T any](p *postgres, what string, scan func(*sql.Rows) (T, error), query string, args ...any) ([]T, error) {
 	rows, err := p.pool.QueryContext(context.Background(), query, args...)
 	if err != nil {
@@ -572,7 +563,7 @@ func (c *postgresConnection) insert(aggregate string) (position int64, err error
 		}
 	}
 	err = c.run(func(ctx context.Context) error {
-		p.appended++ // also the version: it grows within the aggregate, and is never another's
+		p.appended++ // also the version: it grows within the aggregate and is unique
 		id := fmt.Sprintf("00000000-0000-4000-8000-%012x", p.appended)
 		return c.open.QueryRowContext(ctx, insertSQL, aggregate, p.appended, id, p.clock.now(), typeOf(aggregate), pq.Array(eventTypes[:])).Scan(&position)
 	})
@@ -589,12 +580,12 @@ func (c *postgresConnection) close() {
 	c.drop(driver.ErrBadConn)
 }
 
-// drop ends the connection; the reason is what the next call is told.
+// drop ends the connection. reason is the error of the next call.
 func (c *postgresConnection) drop(reason error) {
 	c.ended = reason
 	if c.open != nil {
-		// The server has let go of everything when this returns. It would not
-		// have if the real connection were closed.
+		// The server has released everything when this returns. If the real connection were
+		// closed, it might not have.
 		_ = c.end((*dbconn.Tx).Rollback)
 	}
 	p := c.db
@@ -610,7 +601,7 @@ func (c *postgresConnection) drop(reason error) {
 func (c *postgresConnection) enter(begin func(context.Context) (*dbconn.Tx, error)) error {
 	p := c.db
 	if p.transactions == transactionsMax {
-		return errFull // rather than wait for the pool
+		return errFull // instead of waiting for the pool
 	}
 	tx, err := begin(context.Background())
 	if err != nil {
@@ -630,8 +621,7 @@ func (c *postgresConnection) end(how func(*dbconn.Tx) error) error {
 	return c.db.heard(how(tx))
 }
 
-// run runs a statement in the open transaction. Afterwards the transaction
-// idles again.
+// run runs a statement in the open transaction. Then the transaction idles again.
 func (c *postgresConnection) run(statement func(context.Context) error) error {
 	if err := c.alive(); err != nil {
 		return err
@@ -641,14 +631,14 @@ func (c *postgresConnection) run(statement func(context.Context) error) error {
 	}
 	err := statement(context.Background())
 	if f := store.FactsOf(err); f.Failed && !f.Refused && !f.Ended {
-		c.bound = 0 // with its locks, a transaction that has failed loses its settings
+		c.bound = 0 // a failed transaction loses its locks and its settings
 	}
 	c.idles()
 	return c.db.heard(err)
 }
 
-// look reads how long the server lets the transaction idle. That is asked, not
-// known: a world would not notice otherwise if the store forgot to say it.
+// look reads how long the server lets the transaction idle. It asks the server: otherwise a
+// world would not notice if the store forgot to set it.
 func (c *postgresConnection) look(ctx context.Context) error {
 	var millis int64
 	if err := c.open.QueryRowContext(ctx, idleSQL).Scan(&millis); err != nil {
@@ -658,7 +648,7 @@ func (c *postgresConnection) look(ctx context.Context) error {
 	return nil
 }
 
-// idles starts the time that the transaction may idle.
+// idles starts the time for which the transaction may idle.
 func (c *postgresConnection) idles() {
 	c.stop()
 	c.stop = func() {}

@@ -10,7 +10,7 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
-// An ownSession is one of the server's that a connection of the world keeps.
+// An ownSession is a session of the server that a connection of the world keeps.
 type ownSession struct {
 	conn *sql.Conn
 	store.Session
@@ -61,9 +61,9 @@ func (c *postgresConnection) glimpse(worker protocol.WorkerID) (protocol.Glimpse
 	return group, c.db.heard(err)
 }
 
-// end lets go of the locks, as the end of the session does, but so that the
-// server has done it when this returns. The connection is closed: on one of the pool,
-// another worker could come to have a lock of the same key and number.
+// end releases the locks, as the end of the session does, so that the server has done it
+// when this returns. The connection is closed: from the pool, another worker could get it
+// with a lock of the same key and number.
 func (s *ownSession) end() error {
 	_, err := s.conn.ExecContext(context.Background(), `SELECT pg_advisory_unlock_all()`)
 	_ = s.conn.Raw(func(any) error { return driver.ErrBadConn })

@@ -6,10 +6,10 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
 )
 
-// presencePatience is that of presence.go in the root.
+// presencePatience is the constant of liveness.go in the root.
 const presencePatience = time.Second
 
-// attach takes a session of the worker's own.
+// attach opens a liveness connection.
 func (p *worker) attach(a protocol.Attach) {
 	p.dropOwn()
 	sent, sentAt, l, n := p.now(), p.w.at, p.borrow(), a.Number
@@ -43,7 +43,7 @@ func (p *worker) attach(a protocol.Attach) {
 	})
 }
 
-// prove asks it whether it is there.
+// prove asks the liveness connection for a proof.
 func (p *worker) prove(a protocol.Prove) {
 	sent, sentAt, id := p.now(), p.w.at, p.session.ID()
 	var group protocol.Glimpse
@@ -72,13 +72,13 @@ func (p *worker) prove(a protocol.Prove) {
 	})
 }
 
-// forgo goes by the lease alone.
+// forgo makes the worker rely on its lease.
 func (p *worker) forgo(a protocol.Forgo) {
 	p.record(fact{kind: sessionForgone, text: string(a.Why)})
 	p.dropOwn()
 }
 
-// dropOwn ends it.
+// dropOwn ends the liveness connection.
 func (p *worker) dropOwn() {
 	if p.own != nil {
 		p.own.drop(false)
@@ -86,7 +86,7 @@ func (p *worker) dropOwn() {
 	}
 }
 
-// publishes notes that an incarnation's row has a newer number.
+// publishes records that an incarnation's row has a newer number.
 func (p *worker) publishes(id protocol.WorkerID, number int32) {
 	if published := p.w.published; number > published[id] {
 		published[id] = number
@@ -106,7 +106,7 @@ func (p *worker) handles() bool {
 	return began || p.running > 0
 }
 
-// heard has the lanes go on that wait for a proof, if there is another one.
+// heard lets waiting lanes go on if there is a new proof.
 func (p *worker) heard() {
 	terms := p.session.Terms()
 	if terms.Begin.Equal(p.terms.Begin) && terms.Bound == p.terms.Bound {
@@ -123,7 +123,7 @@ func (p *worker) heard() {
 	}
 }
 
-// suspend cancels the handlers that run, and not the lanes.
+// suspend cancels the handlers that run, but not the lanes.
 func (r *run) suspend() {
 	r.p.record(fact{kind: runSuspends, generation: r.generation})
 	r.suspensions++

@@ -10,20 +10,20 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
 )
 
-// A reading carries protocol.Reading over the network, as Table.read does with
-// a database.
+// A reading carries out protocol.Reading over the network, as Table.read does with a
+// database.
 type reading struct {
 	p       *worker
 	scope   scope
-	wants   scope // what the lane wants, which the program's own event store may not heed
+	wants   scope // the scope of the lane, which the program's own event store may ignore
 	fetch   protocol.Fetch
 	machine protocol.Reading
 	link    *link
 	turn    bool                // it has its turn, or waits for it
-	todo    protocol.ReadAction // then
-	stop    func()              // the timer that gives it up
+	todo    protocol.ReadAction // the action for when it has its turn
+	stop    func()              // stops the timer that gives it up
 	ended   bool
-	keys    []protocol.Key // of the page, where only the process's slots are read
+	keys    []protocol.Key // of the page, if only the process's own slots are read
 	page    []event
 	then    func(page protocol.FeedPage, err error)
 }
@@ -69,8 +69,8 @@ func (r *reading) giveUp(err error) {
 	}
 }
 
-// next brings the answer to the machine, waits for the reader's turn where that
-// is asked for, and does what the machine says.
+// next gives the answer to the core, waits for the reader's turn if it must, and carries
+// out the next action.
 func (r *reading) next(a protocol.ReadAnswer) {
 	p := r.p
 	before, waited := p.horizon.Waiting()
@@ -97,8 +97,7 @@ func (r *reading) next(a protocol.ReadAnswer) {
 	r.do(action)
 }
 
-// yield gives the turn to the next reading that waits for it, or leaves the
-// line.
+// yield gives the turn to the next reading that waits for it, or leaves the queue.
 func (r *reading) yield() {
 	p, had := r.p, r.p.turns[0] == r
 	r.turn = false
@@ -187,7 +186,7 @@ func (r *reading) look(at eventtable.At) {
 	})
 }
 
-// own reads the events that are in the process's slots, as Table.readOwn does.
+// own reads the events in the process's slots, as Table.readOwn does.
 func (r *reading) own(a protocol.ReadAction) {
 	slots := r.fetch.Slots
 	if r.p.w.rules.dropsOwnSlot && len(r.keys) > 0 {
@@ -225,10 +224,10 @@ func (r *reading) own(a protocol.ReadAction) {
 	})
 }
 
-// errConversion is what a server says of a row that it can't send.
+// errConversion is the server's error for a row that it can't send.
 var errConversion = errors.New("a value can't be converted")
 
-// read says of a page which of its events could not be read.
+// read marks the events of a page that could not be read.
 func (w *world) read(page []event, err error) ([]event, error) {
 	p := &w.plan
 	if err != nil || p.unreadable == 0 || w.subject != nil || p.rewritten > 0 && (w.healed || w.at >= p.rewritten) {
@@ -242,14 +241,14 @@ func (w *world) read(page []event, err error) ([]event, error) {
 			return nil, errConversion
 		}
 		if !page[i].bad {
-			page = slices.Clone(page) // it is the table's
+			page = slices.Clone(page) // the page is the table's own
 		}
 		page[i].bad = true
 	}
 	return page, nil
 }
 
-// cut ends the page where it gets too large.
+// cut ends the page where it becomes too large.
 func (r *reading) cut() bool {
 	bytes := 0
 	for i, e := range r.page {
@@ -270,7 +269,7 @@ func (p *worker) dropStandbys() {
 	}
 }
 
-// read is what was read. A stranger finds other events, of which some have the same
+// read returns the page that was read. A stranger finds other events, some with the same
 // positions.
 func (r *reading) read(passed int64, more bool) protocol.FeedPage {
 	if r.p.stream == strangeTable {
@@ -284,20 +283,20 @@ func (r *reading) read(passed int64, more bool) protocol.FeedPage {
 	return p
 }
 
-// An ownStore is an event store of the program's own. It reads as Table does, but has a page
-// of its own length, and may not heed the scope, nor say how far it has read.
+// An ownStore is an event store of the program's own. It reads as Table does, but has its
+// own page length, and may ignore the scope or not return how far it has read.
 type ownStore struct {
 	page            int
 	scopes, through bool
 }
 
-// store answers as the program's own event store, and takes that as feed.go does.
+// store answers as the program's own event store, and takes the answer as feed.go does.
 func (r *reading) store(a protocol.ReadAction) protocol.FeedPage {
 	s, records, more, through := r.p.w.plan.store, r.page, a.More, int64(0)
 	if len(records) > s.page {
 		records, more = records[:s.page], true
 		r.p.record(fact{kind: served, text: pageShort})
-	} else if s.through || len(records) == 0 { // or it would stand there for ever
+	} else if s.through || len(records) == 0 { // otherwise it would make no progress
 		through = a.Passed
 	}
 	var positions []int64
@@ -314,7 +313,7 @@ func (r *reading) store(a protocol.ReadAction) protocol.FeedPage {
 	return r.read(passed, again)
 }
 
-// ask asks the database for something, or gives the reading up.
+// ask asks the database, or gives up the reading.
 func (r *reading) ask(what string, patience time.Duration, get func(connection) (protocol.ReadAnswer, error)) {
 	var answer protocol.ReadAnswer
 	r.p.ask(r.link, what, patience, func(c connection, done func(error)) {

@@ -14,18 +14,17 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
-// A rebuild is a projection that is built anew beside a live one, and what operators do with
-// the two: they let the new one take the live one's place, and the other way round. What
-// decides is protocol.Promotion, and the store; an operator's program is here what
-// ops.Promote is.
+// A rebuild is a new version of a projection beside the live one, with what operators do
+// with the two: they promote the new one, and back. protocol.Promotion and the store
+// decide; an operator's program is here what ops.Promote is.
 type rebuild struct {
 	next, live string
 	asks       []ask
-	retire     time.Duration // when what was replaced is to be retired; 0: never
+	retire     time.Duration // when the replaced version is retired; 0: never
 }
 
-// An ask is for a promotion: of the new one, or back. crash is at which of its steps the
-// program crashes; 0: it does not.
+// An ask is a request for a promotion, of the new version or back. crash is the step at
+// which the program crashes; 0: it does not.
 type ask struct {
 	at    time.Duration
 	back  bool
@@ -46,8 +45,8 @@ func (a ask) String() string {
 // rebuilt is the name of the new version.
 const rebuilt = "v2"
 
-// drawRebuild draws a rebuild of one of the projections: in a set of its own, or in a program
-// that is deployed when the live one has run.
+// drawRebuild draws a rebuild of one of the projections: in a set of its own, or in a
+// program that is deployed after the live version has run.
 func (p *plan) drawRebuild(r *rand.Rand, o options) {
 	if !chance(r, 250) || len(p.workers) > 20 || p.crowd > 0 {
 		return
@@ -60,7 +59,7 @@ func (p *plan) drawRebuild(r *rand.Rand, o options) {
 	if chance(r, 200) {
 		next.scope = ""
 	}
-	for i, v := range p.programs { // or it may never run
+	for i, v := range p.programs { // otherwise it may never run
 		if !slices.ContainsFunc(v.projections, func(q projection) bool { return q.name == of.name }) {
 			p.programs[i].projections = append(slices.Clone(v.projections), of)
 		}
@@ -88,7 +87,7 @@ func (p *plan) drawRebuild(r *rand.Rand, o options) {
 		last.projections = append(slices.Clone(last.projections), next)
 		p.deploys(r, last)
 	}
-	if of.set == 0 && chance(r, 250) { // in the end nobody has the one that is replaced
+	if of.set == 0 && chance(r, 250) { // at the end no program has the replaced version
 		last = p.programs[len(p.programs)-1]
 		last.projections = slices.DeleteFunc(slices.Clone(last.projections), func(q projection) bool { return q.name == of.name })
 		if len(last.of(of.set)) > 0 {
@@ -115,14 +114,14 @@ func (p *plan) drawRebuild(r *rand.Rand, o options) {
 	}
 }
 
-// deploys adds a program, and its deploy.
+// deploys adds a program and its deploy.
 func (p *plan) deploys(r *rand.Rand, v program) {
 	p.programs = append(p.programs, v)
 	p.faults = append(p.faults, fault{at: between(r, p.length/8, p.length/2), kind: deploy, length: between(r, 0, p.timing.Lease)})
 	p.sortFaults()
 }
 
-// rebuilds are the projections that are built anew, by the live ones.
+// rebuilds returns the live projections by the names of their rebuilds.
 func (p *plan) rebuilds() map[string]string {
 	if p.rebuild == nil {
 		return nil
@@ -135,8 +134,8 @@ func (p *plan) runsLast(name string) bool {
 	return slices.ContainsFunc(p.programs[len(p.programs)-1].projections, func(q projection) bool { return q.name == name })
 }
 
-// settleRebuild is how long it takes until a promotion that is asked for when the faults are
-// over has ended, and until the new one has handled what the live one has.
+// settleRebuild returns how long it takes until a promotion that is requested after the
+// faults has ended, and until the new version has handled what the live one has.
 func (p *plan) settleRebuild(backlog time.Duration) time.Duration {
 	if p.rebuild == nil {
 		return 0
@@ -145,7 +144,7 @@ func (p *plan) settleRebuild(backlog time.Duration) time.Duration {
 	return p.askedLast() + protocol.HoldFor + 2*t.Lease + 10*t.Heartbeat + 10*time.Second + 4*p.poll + 3*backlog*(2*p.handlers.typical+6*p.network.latency)
 }
 
-// askedLast is how long after the faults the last promotion is asked for.
+// askedLast returns how long after the faults the last promotion is requested.
 func (p *plan) askedLast() time.Duration {
 	return 2*p.slowest().Lease + protocol.HoldFor + time.Second
 }
@@ -157,13 +156,13 @@ type promoter struct {
 	core       *protocol.Promotion
 	projection string
 	live       string
-	set        int // of the live one
+	set        int // of the live version
 	crash      int
 	steps      int
 	last       bool // the faults are over
 }
 
-// promote has somebody promote a projection.
+// promote makes an operator promote a projection.
 func (w *world) promote(a ask, last bool) {
 	b := w.plan.rebuild
 	p := &promoter{w: w, rand: rand.New(rand.NewPCG(w.plan.seed, 200+uint64(a.at))), projection: b.next, crash: a.crash, last: last}
@@ -174,7 +173,7 @@ func (w *world) promote(a ask, last bool) {
 	p.begin()
 }
 
-// begin finds out which one is live, as ops.Promote does first.
+// begin finds the live version, as ops.Promote does first.
 func (p *promoter) begin() {
 	p.versions([]string{p.projection}, func(all map[string]*store.ProjectionVersion, err error) {
 		next := all[p.projection]
@@ -204,13 +203,13 @@ func (p *promoter) begin() {
 	})
 }
 
-// setNumber is the reverse of setName.
+// setNumber is the inverse of setName.
 func setNumber(name string) int {
 	n, _ := strconv.Atoi(strings.TrimPrefix(name, "sim"))
 	return n
 }
 
-// What is said of a promotion that has ended.
+// These are the outcomes of promotions.
 const (
 	nothingToPromote = "nothing to do"
 	promoterCrashed  = "crashed"
@@ -220,7 +219,7 @@ func (p *promoter) ended(text string) {
 	p.w.record(fact{kind: promotionEnded, projection: p.projection, text: text})
 }
 
-// next carries the core's actions out, unless it is the step at which the program crashes.
+// next carries out the core's actions, up to the step at which the program crashes.
 func (p *promoter) next(a protocol.PromotionAnswer) {
 	w := p.w
 	if w.healed && !p.last {
@@ -277,7 +276,7 @@ func promotionFailure(err error) protocol.PromotionFailure {
 	return protocol.IsRefused
 }
 
-// errUnclear is a lost reply to COMMIT.
+// errUnclear is the error of a COMMIT whose reply was lost.
 var errUnclear = errors.New("nobody knows whether it has committed")
 
 // ask makes a call over a connection of its own.
@@ -326,7 +325,7 @@ func (p *promoter) versions(names []string, then func(map[string]*store.Projecti
 	})
 }
 
-// order gives an order, again where the set's rows are locked.
+// order gives an order, again if the set's rows are locked.
 func (p *promoter) order(set int, o protocol.Order, then func(error)) {
 	w := p.w
 	p.ask(set, func(c connection, done func(error)) {
@@ -347,7 +346,7 @@ func (p *promoter) order(set int, o protocol.Order, then func(error)) {
 	})
 }
 
-// takePlace is the switch. Its reply may be lost, and where the database holds a transaction
+// takePlace is the switch. Its reply may get lost. If the database holds a transaction
 // before COMMIT, the program may crash in between.
 func (p *promoter) takePlace() {
 	w := p.w
@@ -392,7 +391,7 @@ func (p *promoter) takePlace() {
 	})
 }
 
-// retire has what was replaced retired.
+// retire makes an operator retire the replaced version.
 func (w *world) retire() {
 	if w.down {
 		return
@@ -407,7 +406,7 @@ func (w *world) retire() {
 	})
 }
 
-// lapses notes the holds that have ended by themselves.
+// lapses records the holds that have ended by themselves.
 func (w *world) lapses(set int, o *protocol.Order, holds []protocol.Hold) {
 	var names []string
 	for _, h := range holds {

@@ -10,10 +10,10 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
-// Where projections start that are new. What decides is protocol.Ending, and the store; a
+// This file models where new projections start. protocol.Ending and the store decide; a
 // worker does here what start.go of the root package does.
 
-// A start is where a program has a projection start: at the beginning, now, or above a
+// A start is where a program makes a projection start: at the beginning, now, or above a
 // position.
 type start struct {
 	now   bool
@@ -33,8 +33,8 @@ func (s start) String() string {
 // startsNow is the text of a projectionStarts.
 const startsNow = "now"
 
-// drawStarts draws where projections start, for each version of the program anew: two that
-// disagree run side by side. Where some start now, the events are there first.
+// drawStarts draws where projections start, anew for each version of the program: two
+// versions that disagree run side by side. If some start now, the events are there first.
 func (p *plan) drawStarts(r *rand.Rand, o options) {
 	if !chance(r, 250) {
 		return
@@ -57,7 +57,7 @@ func (p *plan) drawStarts(r *rand.Rand, o options) {
 	}
 }
 
-// startsNow reports whether a program's worker has to find the end of the stream.
+// startsNow reports whether a worker must find the end of the stream.
 func (p *worker) startsNow() bool {
 	for _, q := range p.program() {
 		if q.start.now {
@@ -69,10 +69,10 @@ func (p *worker) startsNow() bool {
 
 func (p *worker) program() []projection { return p.w.plan.programs[p.version].of(p.set) }
 
-// endSoon is for how long what was prepared is good; see startSoon of the root package.
+// endSoon is how long a prepared end is valid; see startSoon of the root package.
 const endSoon = 30 * time.Second
 
-// prepare has the end of the stream found, with the time that it takes, before a join.
+// prepare finds the end of the stream before a join, however long it takes.
 func (p *worker) prepare(r protocol.Request, then func()) {
 	if !p.startsNow() || p.prepared != 0 && p.w.at-p.prepared < endSoon {
 		then()
@@ -89,8 +89,8 @@ func (p *worker) prepare(r protocol.Request, then func()) {
 	})
 }
 
-// starter returns where the worker has projections start, as a store.Starts. found is told,
-// with what nobody but the world knows: up to where everything was final.
+// starter returns the worker's store.Starts. found gets what only the world knows: the
+// position up to which everything was final.
 func (p *worker) starter(found func([]fact)) starter {
 	return func(names []string, then func(map[string]int64, error)) {
 		positions, now := map[string]int64{}, false
@@ -134,18 +134,18 @@ func (p *worker) starter(found func([]fact)) starter {
 	}
 }
 
-// ending carries protocol.Ending over the network, as Table.ending does with a database. It
-// is given up when patience is over.
+// ending carries out protocol.Ending over the network, as Table.ending does with a
+// database. It is given up when patience is over.
 func (p *worker) ending(patient bool, patience time.Duration, then func(position int64, err error)) {
 	e := protocol.NewEnding(&p.known, patient)
 	l, over, ahead := p.borrow(), false, false
-	var floor, above int64 // what was final, and what of that is contiguous with the known end
+	var floor, above int64 // what was final, and what of it is contiguous with the known end
 	end := func(position int64, err error) {
 		if !over {
 			over = true
 			l.giveBack()
 			if err != nil {
-				p.dropStandbys() // as store.DropStandbys does, once the connection is the pool's
+				p.dropStandbys() // as store.DropStandbys does, once the connection is back in the pool
 			}
 			then(position, err)
 		}
@@ -218,7 +218,7 @@ func (p *worker) ending(patient bool, patience time.Duration, then func(position
 		case protocol.ReadRefuse:
 			end(0, errNoAnswer)
 		case protocol.ReadDone:
-			if p.floor = above; !ahead { // proven
+			if p.floor = above; !ahead { // the end is proven
 				p.floor, p.proven = floor, action.Passed
 			} else if rules.startsEarly {
 				action.Passed = p.proven
@@ -240,7 +240,8 @@ func (p *worker) ending(patient bool, patience time.Duration, then func(position
 	next(protocol.ReadAnswer{})
 }
 
-// finalAbove is up to where everything is final, and nothing is missing above a position.
+// finalAbove returns the position up to which everything is final and nothing is missing
+// above a position.
 func (m *memory) finalAbove(position int64) int64 {
 	final := m.final()
 	for _, e := range m.above(position) {
@@ -252,7 +253,8 @@ func (m *memory) finalAbove(position int64) int64 {
 	return min(position, final)
 }
 
-// final is up to where everything is final, as nobody in the world can tell.
+// final returns the position up to which everything is final, which no process in the world
+// knows.
 func (m *memory) final() int64 {
 	final := m.highest()
 	for _, t := range m.transactions {

@@ -12,11 +12,10 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
-// A projection of the user's in a world: what its handlers do is real, and all around it
-// is modelled. Workers coordinate, read and keep their checkpoints in the model, which
-// tells the same histories as a real server does (TestModelAndPostgresAgree); only handlers'
-// statements go to one. A world has some thousands of the former, and a few hundred of
-// the latter.
+// A user's projection in a world: only the statements of its handlers are real. Workers
+// coordinate, read and keep their checkpoints in the model, which produces the same
+// histories as a real server (TestModelAndPostgresAgree). A world has some thousands of
+// statements of the model, and a few hundred of handlers.
 
 // A subject calls the user's projection for the lanes.
 type subject[E any] struct {
@@ -26,7 +25,7 @@ type subject[E any] struct {
 	projections map[*worker]orchestrator.Projection[E] // one for each process
 }
 
-// aggregate returns that of the n-th event, and whether there is one.
+// aggregate returns the aggregate of the n-th event, and whether there is one.
 func (s *subject[E]) aggregate(n int) (string, bool) {
 	if n >= len(s.Events) {
 		return "", false
@@ -64,8 +63,8 @@ func (s *subject[E]) handle(l *lane, index map[int64]int, c *call) error {
 	return invoke(orchestrator.ContextWithDelivery(s.ctx, d), projection, tx, values)
 }
 
-// invoke calls the handler of a projection, whatever kind it is of, and turns a panic into
-// an error. Only a BatchProjection is given more than one event.
+// invoke calls the handler of a projection of any kind, and turns a panic into an error.
+// Only batch projections get more than one event.
 func invoke[E any](ctx context.Context, p orchestrator.Projection[E], tx orchestrator.Tx, events []E) (err error) {
 	defer func() {
 		if v := recover(); v != nil {
@@ -83,7 +82,7 @@ func invoke[E any](ctx context.Context, p orchestrator.Projection[E], tx orchest
 	return p.Handle(ctx, events[0])
 }
 
-// A subjectDatabase is the model, and a schema on a real server for the handlers.
+// A subjectDatabase is the model, with a schema on a real server for the handlers.
 type subjectDatabase struct {
 	*memoryDatabase
 	real *subjectSchema
@@ -92,8 +91,8 @@ type subjectDatabase struct {
 type subjectSchema struct {
 	*ownSchema
 	open int // transactions
-	// trouble is the first error that is the real server's or network's own: what came
-	// after it is nothing that a seed can repeat.
+	// trouble is the first error that is the real server's or network's own. A seed can't
+	// repeat what comes after it.
 	trouble error
 }
 
@@ -120,7 +119,7 @@ func (d *subjectDatabase) close() error {
 	return cmp.Or(d.real.trouble, err, dropped)
 }
 
-// heard takes note of errors that no world asked for.
+// heard keeps errors that the world did not ask for.
 func (s *subjectSchema) heard(err error) error {
 	if s.trouble == nil && store.Passing(err) && !store.LockTimeout(err) && !store.Deadlock(err) {
 		s.trouble = fmt.Errorf("the real database failed, which no seed repeats: %w", err)
@@ -128,15 +127,15 @@ func (s *subjectSchema) heard(err error) error {
 	return err
 }
 
-// A subjectConnection is a connection to both. Where a transaction of the model has a
-// real one, they end alike.
+// A subjectConnection is a connection to both. If a transaction of the model has a real
+// one, they end alike.
 type subjectConnection struct {
 	*memoryConnection
 	schema *subjectSchema
 	real   *realTransaction // of the latest transaction that has one
 }
 
-// tx is the open transaction for a handler. What that does in it takes no time.
+// tx returns the open transaction for a handler. What the handler does in it takes no time.
 func (c *subjectConnection) tx() (orchestrator.Tx, error) {
 	if err := c.running(); err != nil {
 		return nil, err
@@ -153,7 +152,7 @@ func (c *subjectConnection) tx() (orchestrator.Tx, error) {
 	return handlerTx{c.real.tx}, nil
 }
 
-// realOpen is the real one of the transaction that is open; nil: it has none.
+// realOpen returns the real transaction of the open one; nil: it has none.
 func (c *subjectConnection) realOpen() *realTransaction {
 	if c.open == nil || c.real == nil || c.real.of != c.open || c.real.ended {
 		return nil
@@ -161,8 +160,8 @@ func (c *subjectConnection) realOpen() *realTransaction {
 	return c.real
 }
 
-// write finds, as the statement that moves the checkpoint does, that a statement of the
-// handler's has failed, or has ended the transaction.
+// write notices, as the statement that moves the checkpoint does, that a statement of the
+// handler has failed or has ended the transaction.
 func (c *subjectConnection) write(l store.Lane, from, to protocol.Checkpoint, done func(error)) {
 	if r := c.realOpen(); r != nil {
 		switch marked, err := r.marked(); {
@@ -175,7 +174,7 @@ func (c *subjectConnection) write(l store.Lane, from, to protocol.Checkpoint, do
 	c.memoryConnection.write(l, from, to, done)
 }
 
-// commit commits the real one first: that may find what a constraint forbids.
+// commit commits the real transaction first: a constraint may forbid it.
 func (c *subjectConnection) commit(done func(error)) {
 	if r := c.realOpen(); r != nil && !c.open.failed && !c.open.violates {
 		c.open.violates = r.end((*dbconn.Tx).Commit) != nil
@@ -183,7 +182,7 @@ func (c *subjectConnection) commit(done func(error)) {
 	c.memoryConnection.commit(done)
 }
 
-// A realTransaction is that of a transaction of the model.
+// A realTransaction is the real counterpart of a transaction of the model.
 type realTransaction struct {
 	schema *subjectSchema
 	of     *transaction
@@ -191,7 +190,8 @@ type realTransaction struct {
 	ended  bool
 }
 
-// The mark is gone with the transaction for which it was set, as Store.BeginHandler's is.
+// The mark ends with the transaction for which it was set, as that of Store.BeginHandler
+// does.
 const (
 	markSQL   = `SELECT set_config('sim.handler', 'on', true)`
 	markedSQL = `SELECT coalesce(current_setting('sim.handler', true), '') = 'on'`
@@ -199,7 +199,7 @@ const (
 
 func (s *subjectSchema) begin(of *transaction) (*realTransaction, error) {
 	if s.open == transactionsMax {
-		return nil, errFull // rather than wait for the pool
+		return nil, errFull // instead of waiting for the pool
 	}
 	tx, err := dbconn.Begin(context.Background(), s.pool, nil)
 	if err != nil {
@@ -227,13 +227,13 @@ func (r *realTransaction) end(how func(*dbconn.Tx) error) error {
 	return r.schema.heard(how(r.tx))
 }
 
-// settle is what the end of the model's transaction does to it.
+// settle ends it as the model's transaction ends.
 func (r *realTransaction) settle(commit bool) {
 	how := (*dbconn.Tx).Rollback
 	if commit {
 		how = (*dbconn.Tx).Commit
 	}
-	_ = r.end(how) // heard
+	_ = r.end(how) // heard has the error
 }
 
 // handlerTx is a transaction with the Raw of handlers.

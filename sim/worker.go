@@ -14,9 +14,8 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
-// A worker is a virtual process: the production session and lanes, and around
-// them what orchestrator.go and runner.go are in a real one. It decides
-// nothing of the protocol.
+// A worker is a virtual process: the production session and lanes, with what coordinator.go
+// and runner.go are in a real process. It decides nothing of the protocol.
 type worker struct {
 	w       *world
 	name    string
@@ -25,7 +24,7 @@ type worker struct {
 	timing  protocol.Timing
 	db      database
 	rand    *rand.Rand
-	drift   float64 // how much faster its clock runs
+	drift   float64 // the relative error of its clock
 
 	session *protocol.Session
 	run     *run
@@ -34,47 +33,46 @@ type worker struct {
 	// misrouted: its new connections lead to a standby. stream names what it reads.
 	misrouted bool
 	stream    string
-	turns     []*reading // that wait for their turn; the first has it
+	turns     []*reading // that wait for their turn; the first one has it
 	wakes     int        // only the latest Wake counts
 
 	links, pool []*link
-	own         *link // a session of its own, by which it shows that it is there
+	own         *link // its liveness connection
 
-	// What it knows of the end of the stream, since when, and up to where everything was
-	// final then.
+	// known is the last known end of the stream, and prepared when it was found. Everything
+	// up to proven and floor was final then.
 	known         protocol.End
 	prepared      time.Duration
 	proven, floor int64
 
-	foresaw time.Duration // when it asked for what it is to join by
-	// shown are the checkpoints that the latest answer has shown.
+	foresaw time.Duration // when it asked for the reading on which its join is decided
+	// shown are the checkpoints in the latest answer.
 	shown map[store.Lane]protocol.Found
 
-	running int  // handlers that run, or are about to
-	began   bool // one has, since that was last asked
-	// Until then nobody of it can take a session.
+	running int  // handlers that run or are about to
+	began   bool // a handler has begun since the last question
+	// Until blocked, it can open no liveness connection.
 	blocked time.Duration
-	alone   bool           // a mutant goes by its lease, and says so to nobody
-	terms   protocol.Terms // when the lanes last heard of a proof
+	alone   bool           // a mutant relies on its lease without giving up its number
+	terms   protocol.Terms // the terms of the lanes at the latest notice of a proof
 
 	frozen  bool
 	thaws   int      // only the latest thaw counts
-	backlog []func() // what happened to it meanwhile
-	cut     bool     // off from the database
+	backlog []func() // what happened to it while it was frozen
+	cut     bool     // from the database
 	mends   int
-	lost    bool // stays frozen, or cut off, for ever
+	lost    bool // stays frozen, or cut off, for good
 	dead    bool
 	leaving bool
-	// returned: Run has given its handlers up and returned, and they go on.
+	// returned: Run has given up its handlers and returned, and they go on.
 	returned bool
-	exited   func() // for whoever asked it to leave
-	cause    string // why it exits, if nobody has asked it to
-	// How long to freeze at the next reply to a checkpoint write, and in the
-	// next handler.
+	exited   func() // called at the end, for the caller of leave
+	cause    string // why it exits, if it was not asked to
+	// These are how long to freeze at the next reply to a checkpoint write, and in the next
+	// handler.
 	freezeAtCommit, freezeInHandler time.Duration
 	congested                       time.Duration // by how much replies are late
-	// Of the next park: how long to freeze before it is sent, or how late it
-	// arrives.
+	// Of the next park: how long to freeze before it is sent, or how late it arrives.
 	freezeAtPark, delayPark time.Duration
 }
 
@@ -100,25 +98,25 @@ func newWorker(w *world, n, version, set int) *worker {
 	return p
 }
 
-// record notes what has happened to the worker.
+// record records a fact of the worker.
 func (p *worker) record(f fact) {
 	f.worker, f.set = p.name, p.set
 	p.w.record(f)
 }
 
-// now is the worker's own monotonic clock.
+// now returns the time of the worker's own monotonic clock.
 func (p *worker) now() time.Time {
 	return epoch.Add(p.w.at + time.Duration(float64(p.w.at)*p.drift))
 }
 
-// after plans something for when the worker's own clock has advanced by d. A
-// frozen worker does it when it wakes, and a dead one doesn't.
+// after plans f for when the worker's own clock has advanced by d. A frozen worker does it
+// when it wakes, a dead one never.
 func (p *worker) after(d time.Duration, f func()) (stop func()) {
 	d = time.Duration(float64(max(0, d)) / (1 + p.drift))
 	return p.w.after(d+time.Microsecond, func() { p.do(f) })
 }
 
-// post is after no time at all.
+// post is after without a delay.
 func (p *worker) post(f func()) { p.w.after(0, func() { p.do(f) }) }
 
 func (p *worker) do(f func()) {
@@ -135,7 +133,7 @@ func (p *worker) chance(perMille int) bool { return !p.w.healed && chance(p.rand
 
 func (p *worker) between(from, to time.Duration) time.Duration { return between(p.rand, from, to) }
 
-// input hands an input to the session and does what it says.
+// input gives the session an input and carries out its actions.
 func (p *worker) input(in protocol.Input) {
 	if s, ok := in.(protocol.Synced); ok && p.w.rules.leaseFromReply {
 		s.Sent = p.now()
@@ -235,7 +233,7 @@ func (p *worker) send(r protocol.Request, foreseen any) {
 	patience := p.timing.Patience()
 	hold := w.plan.hold && !r.Heartbeat && p.chance(w.plan.network.holdCommit)
 	var result store.Result
-	var granted, read time.Duration // when the database granted the lease, and read its clock
+	var granted, read time.Duration // when the database granted the lease and read its clock
 	var began []fact
 	answer := func(err error) {
 		l.giveBack()
@@ -267,16 +265,17 @@ func (p *worker) send(r protocol.Request, foreseen any) {
 		began = nil
 		c.sync(asked, p.projections(), p.starter(func(facts []fact) { began = facts }), foreseen, hold, func(res store.Result, err error) {
 			if r.Yield && (res.Group.Generation == 0 || res.View.OnlySeen) {
-				hold = false // it was a heartbeat
+				hold = false // a heartbeat has no COMMIT to hold
 			}
 			if !res.Since.IsZero() {
 				sentAt, arrived = p.foresaw, p.foresaw
 			}
-			// It may have waited since for the checkpoints, and the clock may have gone back.
+			// The request may have waited for the checkpoints since, and the clock may have
+			// stepped back.
 			if result, read = res, arrived; !w.now().Before(res.View.Now) {
 				read = min(max(arrived, w.at-w.now().Sub(res.View.Now)), w.at)
 			}
-			if granted = read; r.Report { // which is written before
+			if granted = read; r.Report { // the report is written first
 				granted = arrived
 			}
 			if err == nil && !hold {
@@ -302,7 +301,7 @@ func (p *worker) send(r protocol.Request, foreseen any) {
 	})
 }
 
-// begins notes where projections start, in the moment in which that is so.
+// begins records where projections start, at the moment of the commit.
 func (p *worker) begins(began []fact) {
 	if !p.w.plan.starting {
 		return
@@ -312,7 +311,7 @@ func (p *worker) begins(began []fact) {
 	}
 }
 
-// forTheMoment is the text of a sessionTaken.
+// forTheMoment returns the text of a sessionTaken.
 func forTheMoment(over bool) string {
 	if over {
 		return "for the moment"
@@ -320,7 +319,7 @@ func forTheMoment(over bool) string {
 	return ""
 }
 
-// disguise makes a request one of a worker that has only ever one name.
+// disguise makes a request look like that of a worker that keeps its first name.
 func disguise(r protocol.Request) protocol.Request {
 	name, _, _ := strings.Cut(string(r.Worker), "~")
 	r.Worker = protocol.WorkerID(name)
@@ -343,8 +342,8 @@ func describe(r protocol.Request) string {
 	return "request"
 }
 
-// synced notes what a request has changed, in the moment in which it has. Its
-// lease was granted a little earlier. A look changes nothing, and grants none.
+// synced records what a request has changed, at the moment of the change. Its lease was
+// granted a little earlier. A look changes nothing and grants no lease.
 func (p *worker) synced(r protocol.Request, result store.Result, sent, granted, read time.Duration) {
 	if r.Look || result.View.OnlySeen {
 		return
@@ -379,7 +378,7 @@ func (p *worker) synced(r protocol.Request, result store.Result, sent, granted, 
 	w.regrouped(fact{worker: p.name, set: p.set}, r, result, read)
 }
 
-// regrouped notes what became of a set by somebody's request.
+// regrouped records what a request has made of a set.
 func (w *world) regrouped(by fact, r protocol.Request, result store.Result, granted time.Duration) {
 	d, g := result.Decision, result.Group
 	if g.Generation != 0 {
@@ -416,8 +415,8 @@ func (w *world) regrouped(by fact, r protocol.Request, result store.Result, gran
 	}
 }
 
-// vacates notes that a worker has left its place vacant, and reports whether it has; it may
-// have said so before, or somebody may have taken it at once.
+// vacates records that a worker has left its place vacant, and reports whether it has. It
+// may have reported that before, or another worker may have taken the place at once.
 func (p *worker) vacates(r protocol.Request, result store.Result, read time.Duration) bool {
 	w := p.w
 	_, vacant := result.Group.Vacancy(r.Worker)
@@ -433,7 +432,7 @@ func (p *worker) vacates(r protocol.Request, result store.Result, read time.Dura
 	return true
 }
 
-// forget notes that nobody keeps a vacant place any longer.
+// forget records that a vacant place is no longer kept.
 func (w *world) forget(id protocol.WorkerID) {
 	delete(w.members, id)
 	delete(w.vacant, id)
@@ -445,8 +444,7 @@ func nameOf(id protocol.WorkerID) string {
 	return name
 }
 
-// hint tells the workers of a set that there is something to see, those that
-// hear it.
+// hint notifies the workers of a set. A notification may get lost.
 func (w *world) hint(set int) {
 	for _, q := range w.alive() {
 		if q.set == set && chance(q.rand, w.plan.network.hints) {
@@ -459,7 +457,7 @@ func (w *world) hint(set int) {
 	}
 }
 
-// memberLeaves notes that an incarnation is gone, by the word of its worker.
+// memberLeaves records that an incarnation has left.
 func (p *worker) memberLeaves(id protocol.WorkerID) {
 	if p.w.members[id] {
 		delete(p.w.members, id)
@@ -467,7 +465,7 @@ func (p *worker) memberLeaves(id protocol.WorkerID) {
 	}
 }
 
-// layout names, by partition, who has it.
+// layout returns the owner of each partition.
 func layout(g protocol.Group) []string {
 	who := make([]string, g.Total)
 	for _, m := range g.Members {
@@ -513,8 +511,8 @@ func (p *worker) exit(a protocol.Exit) {
 	switch {
 	case p.exited != nil:
 		p.exited()
-	case p.stream == strangeTable: // its operator has understood
-	default: // it gave up: whoever watches over it starts it again
+	case p.stream == strangeTable: // its operator has noticed the mistake
+	default: // it gave up: its supervisor starts it again
 		w.restart(p.set, w.plan.timing.Lease/4)
 	}
 }
@@ -527,7 +525,7 @@ func (p *worker) end(why string) {
 	p.w.gone(p, why)
 }
 
-// Why a worker ends that nobody has asked to.
+// These are the reasons why a worker ends by itself.
 const (
 	isBroken   = "a lane is broken"
 	isFaulty   = "a handler is at fault"
@@ -554,10 +552,10 @@ type run struct {
 	generation  int64
 	lanes       []*lane
 	left        int // lanes that have not ended
-	settled     int // lanes that have ended so
+	settled     int // lanes that have ended settled (LaneAction.Settled)
 	draining    bool
 	canceled    bool
-	suspensions int // counts suspensions
+	suspensions int // the number of suspensions
 	follows     map[string]followedAt
 }
 
@@ -577,13 +575,13 @@ func (p *worker) start(s protocol.Share) {
 			p.run.lanes = append(p.run.lanes, l)
 		}
 	}
-	p.run.left = max(len(p.run.lanes), 1) // one that does nothing, where all is paused
+	p.run.left = max(len(p.run.lanes), 1) // one that does nothing, if all projections are paused
 	for _, l := range p.run.lanes {
 		p.post(func() { l.next(protocol.LaneAnswer{}) })
 	}
 }
 
-// observe tells the session, once a heartbeat, whether a lane is missing.
+// observe tells the session once a heartbeat whether a lane is missing.
 func (p *worker) observe() {
 	if p.returned {
 		return
@@ -621,7 +619,7 @@ func (r *run) cancel() {
 	}
 }
 
-// ended notes that a lane has ended. When all have, the session hears of it.
+// ended takes in that a lane has ended. After the last one, the session gets Stopped.
 func (r *run) ended() {
 	r.left--
 	if r.left > 0 {

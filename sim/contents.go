@@ -45,12 +45,12 @@ func (h Harness[E]) undisturbed(ctx context.Context, url string) (_ contents, er
 		}
 		_ = tx.Rollback() // has no effect after a commit
 		if err != nil {
-			return nil, fmt.Errorf("sim: projection %q fails at Events[%d] though nothing has gone wrong: %w", p.Name(), i, err)
+			return nil, fmt.Errorf("sim: projection %q fails at Events[%d] in a run without faults: %w", p.Name(), i, err)
 		}
 	}
 	c, err := contentsOf(ctx, s.pool)
 	if err == nil && len(c) == 0 {
-		err = fmt.Errorf("sim: Harness.Check is required, since Setup makes no tables that could be compared")
+		err = fmt.Errorf("sim: Harness.Check is required: Setup creates no tables to compare")
 	}
 	return c, err
 }

@@ -112,12 +112,12 @@ func (l *lane) die() {
 
 // These are texts of a faultOther.
 const (
-	ownBlocked = "it can have no session of its own"
-	locksFaked = "somebody takes the locks of all sessions"
+	ownBlocked = "it can't open a liveness connection"
+	locksFaked = "another program takes all liveness locks"
 )
 
 // errBlocked is the error of a worker that can't open a liveness connection.
-var errBlocked = errors.New("no connection can be had for it")
+var errBlocked = errors.New("a liveness connection can't be opened")
 
 // block makes the worker lose its liveness connection and get no other one for a while.
 func (p *worker) block(length time.Duration) {

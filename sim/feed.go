@@ -222,11 +222,11 @@ type stretch struct {
 const (
 	servedShared = "from a page that another lane has read"
 	servedAhead  = "from a page that was read ahead"
-	servedWhole  = "from the whole stream, of which it wants a part"
+	servedWhole  = "from a read of the whole stream, filtered by its scope"
 	servedOwn    = "from a page of its process's slots"
-	leftBehind   = "by a window of its own, since its page is gone"
-	pageShort    = "from a page of the program's own event store, which was shorter than it could be"
-	caughtUp     = "by the others' window, which its own has met"
+	leftBehind   = "from a window of its own, since its page was dropped"
+	pageShort    = "from a page of the program's own event store that was shorter than possible"
+	caughtUp     = "from the others' window, which it has reached"
 )
 
 // left reports whether the lane's window has lost its page.

@@ -146,7 +146,7 @@ func (r *row[T]) as(t *transaction) *T {
 func (r *row[T]) put(t *transaction, v *T) {
 	if r.by != t {
 		if r.owner != t {
-			panic("sim: a row is written that is not locked")
+			panic("sim: write to a row without its lock")
 		}
 		r.by = t
 		t.rows = append(t.rows, r)

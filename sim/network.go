@@ -190,7 +190,7 @@ func (p *worker) ask(l *link, what string, patience time.Duration, call func(c c
 			case p.cut:
 			case l.broken: // it was given up meanwhile, and the server can't answer
 				if err == nil {
-					p.record(fact{kind: faultLost, text: "sender, before it took effect: " + what})
+					p.record(fact{kind: faultLost, text: "sender gave up before it took effect: " + what})
 				}
 				w.after(back, l.end)
 			case lostReply:

@@ -163,7 +163,7 @@ const (
 )
 
 func (k faultKind) String() string {
-	return [...]string{"crash", "leave", "join", "freeze", "freeze before COMMIT", "freeze in a handler", "congestion", "cut off", "database down", "clock step", "deploy", "privilege revoked", "own session ended", "own session ended and cut off", "freeze before a park", "late park", "connections to a standby", "a sequence that caches", "a worker of another table", "own session blocked", "locks faked", "process stands still again and again", "lane ends without a word"}[k]
+	return [...]string{"crash", "leave", "join", "freeze", "freeze before COMMIT", "freeze in a handler", "congestion", "cut off", "database down", "clock step", "deploy", "privilege revoked", "liveness connection ended", "liveness connection ended and cut off", "freeze before a park", "late park", "connections to a standby", "sequence caches", "worker of another table", "liveness connection blocked", "liveness locks taken", "repeated freezes", "lane ends unreported"}[k]
 }
 
 // A fault happens at a time to the n-th worker that is alive then.
@@ -712,10 +712,10 @@ func (p *plan) String() string {
 		text += fmt.Sprintf(", each with up to %s,", plural(slices.Max(p.wants), "partition"))
 	}
 	if p.vacate() > 0 {
-		text += fmt.Sprintf(", whose places are kept for up to %s,", p.vacate())
+		text += fmt.Sprintf(", with a replacement window of up to %s,", p.vacate())
 	}
 	if p.uneven() {
-		text += ", whose versions differ in their timing,"
+		text += ", with versions that differ in their timing,"
 	}
 	if p.rebuild != nil {
 		text += fmt.Sprintf(", with a rebuild of %s,", p.rebuild.live)
@@ -728,7 +728,7 @@ func (p *plan) String() string {
 		rate int
 		what string
 	}{
-		{h.timeout, "handlers that take too long for the server"}, {h.kill, "handlers that end their connections"},
+		{h.timeout, "handlers that exceed a time limit of the server"}, {h.kill, "handlers that end their connections"},
 		{h.chain, "handlers that end their transactions"},
 		{h.spoil, "handlers that ignore errors"}, {h.violate, "handlers that break constraints"},
 		{min(h.slow, h.deaf, h.outlive), "handlers that outlive their workers"},

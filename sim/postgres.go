@@ -268,7 +268,7 @@ func (p *postgres) start(_ context.Context, projections []string) (positions map
 	answered := false
 	p.starts(projections, func(found map[string]int64, e error) { positions, err, answered = found, e, true })
 	if !answered {
-		panic("sim: PostgreSQL can't wait for where a projection starts")
+		panic("sim: PostgreSQL can't wait for the start of a projection")
 	}
 	return positions, err
 }
@@ -276,7 +276,7 @@ func (p *postgres) start(_ context.Context, projections []string) (positions map
 // heard keeps errors that the world did not ask for.
 func (p *postgres) heard(err error) error {
 	if p.trouble == nil && store.Passing(err) && !store.LockTimeout(err) {
-		p.trouble = fmt.Errorf("the real database failed, which no seed repeats: %w", err)
+		p.trouble = fmt.Errorf("the real database failed, which a seed can't repeat: %w", err)
 	}
 	return err
 }

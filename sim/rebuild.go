@@ -260,7 +260,7 @@ func (p *promoter) next(a protocol.PromotionAnswer) {
 	}
 }
 
-var promotionEnds = [...]string{"promoted", "given up", "no rebuild any more", "refused", "stood still", "perhaps promoted"}
+var promotionEnds = [...]string{"promoted", "given up", "no longer a rebuild", "refused", "made no progress", "outcome unknown"}
 
 // promotionFailure is failureOf of ops.
 func promotionFailure(err error) protocol.PromotionFailure {
@@ -277,7 +277,7 @@ func promotionFailure(err error) protocol.PromotionFailure {
 }
 
 // errUnclear is the error of a COMMIT whose reply was lost.
-var errUnclear = errors.New("nobody knows whether it has committed")
+var errUnclear = errors.New("the outcome of COMMIT is unknown")
 
 // ask makes a call over a connection of its own.
 func (p *promoter) ask(set int, call func(c connection, done func(error)), then func(error)) {

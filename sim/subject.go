@@ -122,7 +122,7 @@ func (d *subjectDatabase) close() error {
 // heard keeps errors that the world did not ask for.
 func (s *subjectSchema) heard(err error) error {
 	if s.trouble == nil && store.Passing(err) && !store.LockTimeout(err) && !store.Deadlock(err) {
-		s.trouble = fmt.Errorf("the real database failed, which no seed repeats: %w", err)
+		s.trouble = fmt.Errorf("the real database failed, which a seed can't repeat: %w", err)
 	}
 	return err
 }

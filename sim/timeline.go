@@ -210,7 +210,7 @@ func (d *drawing) fact(f fact) {
 		d.label(d.group, 0, f, "opened", fmt.Sprintf("opens %d", f.generation), hue(f.generation))
 	case groupActivated:
 		d.line(f, "activated", hue(f.generation))
-		d.label(d.group, 1, f, "activated", fmt.Sprintf("gen %d of %d", f.generation, f.total), hue(f.generation))
+		d.label(d.group, 1, f, "activated", fmt.Sprintf("gen %d: %s", f.generation, plural(f.total, "partition")), hue(f.generation))
 
 	case handlerBegins:
 		if _, ok := d.calls[f.call]; ok {

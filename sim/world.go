@@ -265,7 +265,7 @@ func (w *world) run() error {
 			t.f()
 		}
 		if w.order > tasksMax {
-			return fmt.Errorf("seed %d: the world is at %s after %d tasks, and gets nowhere", w.plan.seed, w.at, w.order)
+			return fmt.Errorf("seed %d: the world makes no progress: it is at %s after %d tasks", w.plan.seed, w.at, w.order)
 		}
 	}
 	return nil

@@ -7,7 +7,8 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
 )
 
-// The rules about orders to park an event. As in TestChecker, each story has a near miss.
+// These are the rules about orders to park an event. As in TestChecker, each story has a
+// near miss.
 func TestCheckerOfOrdersToPark(t *testing.T) {
 	ordered := func(position int64) fact { return fact{kind: parkOrdered, projection: "tx", from: position} }
 	parks := func(how string, from, to int64, events ...event) fact {
@@ -22,7 +23,7 @@ func TestCheckerOfOrdersToPark(t *testing.T) {
 	}
 	left := fact{kind: ordersLeft, projection: "tx", from: 1}
 	written := then(begun, at(1, writes(ev(1, 0), ev(2, 1))))
-	// again has the handler fail so many times at event 1, soon after one another.
+	// again makes the handler fail so many times at event 1, at short intervals.
 	again := func(first float64, times int) (story []fact) {
 		for i := range times {
 			story = append(story, at(first+0.4*float64(i), begins(i+1, "w1", 1, "0/1", ev(1, 0)), ends(i+1, "w1", "failed"))...)

@@ -13,7 +13,7 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
-// at gives facts their time, in seconds.
+// at sets the time of facts, in seconds.
 func at(seconds float64, facts ...fact) []fact {
 	for i := range facts {
 		facts[i].at = time.Duration(seconds * float64(time.Second))
@@ -22,7 +22,7 @@ func at(seconds float64, facts ...fact) []fact {
 	return facts
 }
 
-// then tells one part of a story after another, and numbers the facts.
+// then joins the parts of a story and numbers the facts.
 func then(parts ...[]fact) []fact {
 	var story []fact
 	for _, p := range parts {
@@ -34,7 +34,7 @@ func then(parts ...[]fact) []fact {
 	return story
 }
 
-// The facts that stories are made of. Leases have 10 s. Partitions are "0/2".
+// These are the facts of the stories. Leases last 10 s. Partitions are written as "0/2".
 
 func bare(k kind) fact              { return fact{kind: k} }
 func of(k kind, worker string) fact { return fact{kind: k, worker: worker} }
@@ -64,12 +64,12 @@ func cancels(worker string, generation int64, why string) fact {
 	return fact{kind: runCancels, worker: worker, generation: generation, text: why}
 }
 
-// ev is the event at a position; its aggregate is named by its slot.
+// ev returns the event at a position. Its slot names its aggregate.
 func ev(position int64, slot int) event {
 	return event{position: position, aggregate: fmt.Sprint("a", slot), slot: slot}
 }
 
-// begins is a handler's call for projection tx, or for another.
+// begins is a handler call of projection tx, or of another one.
 func begins(call int, worker string, generation int64, partition string, events ...event) fact {
 	f := on(handlerBegins, worker, generation, partition)
 	f.projection, f.call, f.events = "tx", call, events
@@ -86,7 +86,7 @@ func commits(worker string, generation int64, partition string, from, to int64, 
 	return f
 }
 
-// secondSet are facts of another replica set.
+// secondSet makes the facts those of another replica set.
 func secondSet(parts ...[]fact) []fact {
 	story := then(parts...)
 	for i := range story {
@@ -102,17 +102,16 @@ func (f fact) in(projection string) fact {
 
 func writes(events ...event) fact { return fact{kind: appended, events: events} }
 
-// begun is how most stories begin: w1 runs all of generation 1, and its lease
-// ends at 10 s.
+// begun is how most stories begin: w1 runs all of generation 1, and its lease ends at 10 s.
 var begun = at(0,
 	of(workerStarts, "w1"), asks("w1"), lays(1, "w1"), activates(1, 1), runs("w1", 1, "0/1"))
 
-// taken is that w2 runs all of generation 2 instead.
+// taken makes w2 run all of generation 2 instead.
 func taken(seconds float64) []fact {
 	return at(seconds, of(workerStarts, "w2"), asks("w2"), opens(2, 1), activates(2, 1), runs("w2", 2, "0/1"))
 }
 
-// verdict shows a violation with the steps of its facts.
+// shown returns a violation with the steps of its facts.
 func shown(v *violation) string {
 	if v == nil {
 		return ""
@@ -148,9 +147,9 @@ func judge(t *testing.T, s setup, facts []fact) string {
 	return ""
 }
 
-// Each story has a near miss beside it: the same with one thing different. The
-// sentence is followed by the steps of the facts that are shown; the last is
-// the step at which the violation was found.
+// Each story has a near miss beside it: the same story with one difference. The numbers
+// after the sentence are the steps of the violation's facts. The last one is the step at
+// which the violation was found.
 func TestChecker(t *testing.T) {
 	frozen := func(worker string, from, to float64) [2][]fact {
 		return [2][]fact{at(from, of(faultFreeze, worker)), at(to, of(faultThaw, worker))}
@@ -513,7 +512,7 @@ func TestChecker(t *testing.T) {
 			at(0, asks("w1"), opens(1, 1), activates(1, 1)), at(5, opens(2, 1), activates(2, 1)), at(10, runs("w1", 1, "0/1")),
 		), ""},
 
-		// Workers that have given their handlers up
+		// Workers that have given up their handlers.
 		{"one owner: a handler goes on that its worker has given up, cancelled in time", then(
 			begun, at(1, begins(1, "w1", 1, "0/1", ev(1, 0))), at(2, cancels("w1", 1, "")), at(3, of(workerReturns, "w1")),
 			taken(10), at(11, begins(2, "w2", 2, "0/1", ev(1, 0))),
@@ -627,14 +626,13 @@ func TestChecker(t *testing.T) {
 	}
 }
 
-// The bounds of these stories: a lease of 10 s, a heartbeat each second, 8 s to
-// stop in.
+// timed has a lease of 10 s, a heartbeat each second, and 8 s to stop.
 var timed = setup{
 	timing: protocol.Timing{Heartbeat: time.Second, Lease: 10 * time.Second, Drain: 8 * time.Second},
 	bounds: store.BoundsOf(10 * time.Second), latency: time.Millisecond,
 }
 
-// starts is that a worker starts with the settings of timed, but for its lease.
+// starts starts a worker with the settings of timed, except for its lease.
 func starts(worker string, lease time.Duration) fact {
 	f := of(workerStarts, worker)
 	f.timing = timed.timing
@@ -650,7 +648,7 @@ func leaves(worker, incarnation string) fact {
 	return fact{kind: memberLeaves, worker: worker, text: incarnation}
 }
 
-// lays opens a generation for those incarnations.
+// lays opens a generation for these incarnations.
 func lays(generation int64, who ...string) fact {
 	f := opens(generation, len(who))
 	f.layout = who
@@ -667,7 +665,7 @@ func (f fact) wants(n, limit int64) fact {
 	return f
 }
 
-// denied is that a privilege is missing for so many seconds.
+// denied takes a privilege away for so many seconds.
 func denied(seconds int) fact {
 	return fact{kind: faultOther, length: time.Duration(seconds) * time.Second}
 }
@@ -677,7 +675,7 @@ func (f fact) isDeaf() fact {
 	return f
 }
 
-// renews is that workers ask, each second from one time to another.
+// renews makes workers send requests, each second from one time to another.
 func renews(from, to int, workers ...string) []fact {
 	var facts []fact
 	for t := from; t <= to; t++ {
@@ -688,8 +686,8 @@ func renews(from, to int, workers ...string) []fact {
 	return facts
 }
 
-// The rules that need to know of time and of members. As in TestChecker, each
-// story has a near miss.
+// These are the rules about time and members. As in TestChecker, each story has a near
+// miss.
 func TestCheckerOfBounds(t *testing.T) {
 	const lease = 10 * time.Second
 	one := at(0, starts("w1", lease), asks("w1"), joins("w1", "w1"), lays(1, "w1"), activates(1, 1), runs("w1", 1, "0/1"))
@@ -908,8 +906,9 @@ func BenchmarkChecker(b *testing.B) {
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(len(h.facts)), "ns/fact")
 }
 
-// A process that freezes again before it came to what it was about to do is frozen from
-// the first freeze to the last thaw, but not over a time in which it could have looked.
+// A process that freezes again before it has done what it was about to do is frozen from
+// the first freeze to the last thaw, but not over a time in which it could have checked its
+// clock.
 func TestFrozenFrom(t *testing.T) {
 	freeze := func(from, to float64) freezing {
 		return freezing{at(from, of(faultFreeze, "w1"))[0], at(to, of(faultThaw, "w1"))[0]}

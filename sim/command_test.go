@@ -5,7 +5,8 @@ import (
 	"testing"
 )
 
-// The command names the test, and the package from wherever in its module it is run.
+// The command names the test and its package, so that it runs from any folder of the
+// module.
 func TestCommandOfATest(t *testing.T) {
 	for _, tt := range []struct {
 		test string

@@ -12,7 +12,7 @@ import (
 
 func gap(k kind, worker string, to int64) fact { return fact{kind: k, worker: worker, to: to} }
 
-// Each story says what is counted in it beside what else must not be.
+// Each story has the counters that it must count. All others must be 0.
 func TestCounters(t *testing.T) {
 	refuses := on(refused, "w1", 1, "0/1")
 	step := func(d time.Duration) fact { return fact{kind: faultClockStep, length: d} }

@@ -6,10 +6,9 @@ import (
 	"testing"
 )
 
-// The same seed, on PostgreSQL and on its model: the same requests arrive at
-// the same times, so the two must tell the same history, to the byte, and hold
-// the same effects in the end. What differs is a statement that does not do
-// what the model says, or the other way round.
+// A seed runs on PostgreSQL and on its model. The same requests arrive at the same times,
+// so both must produce the same history, byte for byte, and the same effects. A difference
+// means that a statement and the model disagree.
 func TestModelAndPostgresAgree(t *testing.T) {
 	t.Parallel()
 	onServer := onPostgres(t)
@@ -39,8 +38,8 @@ func TestModelAndPostgresAgree(t *testing.T) {
 	}
 }
 
-// playWithEffects returns the trace of a plan, by lines, and what transactions
-// have written, in the order of their commits.
+// playWithEffects returns the trace of a plan, by lines, and what transactions have
+// written, in the order of their commits.
 func playWithEffects(t *testing.T, p plan, open opener) (lines, written []string) {
 	t.Helper()
 	o, err := play(p, rules{}, func(w *world) (database, error) {
@@ -74,7 +73,7 @@ func playWithEffects(t *testing.T, p plan, open opener) (lines, written []string
 	return strings.Split(text.String(), "\n"), written
 }
 
-// closing does something before a database is closed.
+// closing calls a function before a database is closed.
 type closing struct {
 	database
 	before func() error
@@ -87,7 +86,7 @@ func (c *closing) close() error {
 	return c.database.close()
 }
 
-// A line is the number of one.
+// A line is the number of a line.
 type line int
 
 func firstDifference(a, b []string) (at line, same bool) {
@@ -99,7 +98,7 @@ func firstDifference(a, b []string) (at line, same bool) {
 	return 0, true
 }
 
-// excerpt returns the line and a few before it.
+// excerpt returns the line with a few before it.
 func (at line) excerpt(lines []string) string {
 	return strings.Join(lines[max(0, int(at)-6):min(int(at)+3, len(lines))], "\n")
 }

@@ -4,10 +4,10 @@ package sim
 
 import "testing"
 
-// A lane asks for its checkpoint until it knows what became of a commit, and a
-// commit that can still happen has the row locked. So a lane never finds the row
-// where neither its latest commit nor the one before has left it, however late
-// requests arrive. It does if it looks without waiting for the lock.
+// A lane reads its checkpoint until it knows what has become of a commit, and a commit that
+// can still happen has the row locked. So a lane never finds the row where neither its
+// latest commit nor the one before has left it, however late requests arrive. It does if it
+// reads without waiting for the lock.
 func TestNeverElsewhere(t *testing.T) {
 	count := func(seed uint64, r rules) (n int) {
 		o, err := play(planOf(seed, options{}), r, inMemory, false)

@@ -18,8 +18,8 @@ type Deposit struct {
 	Amount  int
 }
 
-// Balances adds up deposits. It is a plain projection that is not idempotent:
-// an event that it sees twice counts twice.
+// Balances adds up deposits. It is a plain projection that is not idempotent: an event that
+// it gets twice counts twice.
 type Balances struct{ db *sql.DB }
 
 func (Balances) Name() string { return "balances" }
@@ -29,8 +29,7 @@ func (b Balances) Handle(ctx context.Context, d Deposit) error {
 	return err
 }
 
-// SafeBalances writes the same in the transaction that also commits the
-// checkpoint.
+// SafeBalances writes the same in the transaction of the checkpoint.
 type SafeBalances struct{ Balances }
 
 func (SafeBalances) HandleTx(ctx context.Context, tx orchestrator.Tx, d Deposit) error {
@@ -42,7 +41,7 @@ const addSQL = `
 INSERT INTO balances (account, amount) VALUES ($1, $2)
     ON CONFLICT (account) DO UPDATE SET amount = balances.amount + excluded.amount`
 
-// harness plays either projection.
+// harness returns the harness of either projection.
 func harness(projection func(db *sql.DB) orchestrator.Projection[Deposit]) sim.Harness[Deposit] {
 	var events []Deposit
 	for i := range 60 {
@@ -74,12 +73,12 @@ func harness(projection func(db *sql.DB) orchestrator.Projection[Deposit]) sim.H
 	}
 }
 
-// testBalancesSurvive is a test of a projection of your own. Yours is named
-// TestBalancesSurvive. Its failure tells how to play the seed again and the few things that
-// happened, and names a page that shows them.
+// testBalancesSurvive is the test of a projection. Name yours TestBalancesSurvive. Its
+// failure prints the command that plays the seed again and the main facts, and names the
+// page with the timeline.
 func testBalancesSurvive(t *testing.T) {
 	h := harness(func(db *sql.DB) orchestrator.Projection[Deposit] { return SafeBalances{Balances{db}} })
-	h.Check = nil // what the projection makes of the events when nothing goes wrong is right
+	h.Check = nil // compare with a run without faults
 	h.Test(t)
 }
 
@@ -95,7 +94,7 @@ func Example() {
 	defer os.RemoveAll(folder)
 
 	h := harness(func(db *sql.DB) orchestrator.Projection[Deposit] { return Balances{db} })
-	h.Folder, h.First = folder, 8 // it ends at the first that fails
+	h.Folder, h.First = folder, 8 // Run ends at the first seed that fails
 	var failure *sim.Failure
 	if err := h.Run(context.Background()); errors.As(err, &failure) {
 		fmt.Println("Balances:", failure.Err)

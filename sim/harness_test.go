@@ -16,7 +16,7 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/sim"
 )
 
-// A harness that can't work says which field it lacks, before it looks for a
+// The error of an incomplete harness names the missing field, before it looks for a
 // database.
 func TestHarnessNamesWhatIsMissing(t *testing.T) {
 	for field, spoil := range map[string]func(*sim.Harness[Deposit]){
@@ -36,7 +36,7 @@ func TestHarnessNamesWhatIsMissing(t *testing.T) {
 	}
 }
 
-// What Setup returns ends the run, and is no failure of the projection.
+// An error of Setup ends the run and is no failure of the projection.
 func TestHarnessSetupFails(t *testing.T) {
 	_, url := pgtest.Database(t)
 	no := errors.New("no")
@@ -49,8 +49,7 @@ func TestHarnessSetupFails(t *testing.T) {
 	}
 }
 
-// A failure names the seed, the page and what Check said; the same seed fails
-// again.
+// A failure names the seed, the page and the error of Check. The same seed fails again.
 func TestHarnessFailureCanBeHadAgain(t *testing.T) {
 	t.Parallel()
 	_, url := pgtest.Database(t)
@@ -79,20 +78,20 @@ func TestHarnessPasses(t *testing.T) {
 	t.Parallel()
 	_, url := pgtest.Database(t)
 	h := harness(func(db *sql.DB) orchestrator.Projection[Deposit] { return SafeBalances{Balances{db}} })
-	h.Database, h.Folder, h.First, h.Seeds = url, t.TempDir(), 6, 5 // the example plays those before
+	h.Database, h.Folder, h.First, h.Seeds = url, t.TempDir(), 6, 5 // the example plays the seeds before
 	if err := h.Run(t.Context()); err != nil {
 		t.Error(err)
 	}
 }
 
-// A harness without a Check compares the tables with those of an undisturbed run.
+// A harness without a Check compares the tables with those of a run without faults.
 func TestHarnessComparesTables(t *testing.T) {
 	t.Parallel()
 	_, url := pgtest.Database(t)
 	for name, c := range map[string]struct {
 		projection func(db *sql.DB) orchestrator.Projection[Deposit]
 		setup      string
-		fails      string // what the report says; "": nothing does
+		fails      string // a part of the report; "": the run passes
 	}{
 		"counts twice": {func(db *sql.DB) orchestrator.Projection[Deposit] { return Balances{db} }, "", "table balances differs from a run without faults: it has (\"account "},
 		"survives":     {func(db *sql.DB) orchestrator.Projection[Deposit] { return SafeBalances{Balances{db}} }, "", ""},
@@ -115,7 +114,7 @@ func TestHarnessComparesTables(t *testing.T) {
 	}
 }
 
-// A projection that fails by itself is not a failure under faults.
+// A projection that fails without faults is not a Failure.
 func TestHarnessProjectionFailsByItself(t *testing.T) {
 	t.Parallel()
 	_, url := pgtest.Database(t)
@@ -135,7 +134,7 @@ func TestHarnessProjectionFailsByItself(t *testing.T) {
 	}
 }
 
-// What an Event is of, it says itself.
+// An orchestrator.Event needs no AggregateID.
 func TestHarnessTakesEvents(t *testing.T) {
 	t.Parallel()
 	_, url := pgtest.Database(t)
@@ -157,7 +156,7 @@ func TestHarnessTakesEvents(t *testing.T) {
 	}
 }
 
-// An ending is what a test comes to.
+// An ending is the outcome of a test.
 type ending struct {
 	testing.TB
 	text string
@@ -168,8 +167,8 @@ func (e *ending) Fatal(args ...any) { e.text = fmt.Sprint(args...) }
 
 const childEnv = "SIM_TEST_CHILD"
 
-// Test fails the test with a report that begins with a command, which fails in the same
-// way.
+// Test fails the test with a report that begins with a command. The command fails in the
+// same way.
 func TestHarnessInATest(t *testing.T) {
 	t.Run("it's (a) case", func(t *testing.T) {
 		h := harness(func(db *sql.DB) orchestrator.Projection[Deposit] { return Balances{db} })
@@ -213,7 +212,7 @@ func TestHarnessInATest(t *testing.T) {
 	}
 }
 
-// unindent is text without the blanks that go test puts before lines.
+// unindent returns text without the blanks that go test puts before lines.
 func unindent(text string) string {
 	var lines []string
 	for line := range strings.Lines(text) {

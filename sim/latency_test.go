@@ -8,8 +8,8 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
 )
 
-// Where nothing goes wrong, and events come far more often than anybody polls,
-// many workers handle them as soon as one does.
+// Without faults, and with events far more often than polls, many workers handle events as
+// soon as one worker does.
 func TestLatency(t *testing.T) {
 	one, many := latency(t, 1), latency(t, 4)
 	t.Logf("from append to commit: %s with one worker, %s with four", one, many)
@@ -50,9 +50,9 @@ func latency(t *testing.T, workers int) time.Duration {
 	return sum / n
 }
 
-// With a database that is near or far, with a process that stands still for half of each
-// second, and where no session of its own can be had, a worker handles what it would by
-// its lease alone, and says once that it goes by it.
+// With a near or a distant database, with a process that is frozen for half of each second,
+// and without a liveness connection, a worker handles as much as by its lease alone, and
+// reports once that it relies on its lease.
 func TestRateByPresence(t *testing.T) {
 	for _, tt := range []struct {
 		name    string
@@ -110,7 +110,7 @@ func TestRateByPresence(t *testing.T) {
 				t.Errorf("it handled %d, and by its lease alone %d", handled, byLease)
 			}
 			if want := map[bool]int{true: 1}[tt.forgoes]; forgone != want {
-				t.Errorf("it said %d times that it goes by its lease alone, want %d", forgone, want)
+				t.Errorf("it reported %d times that it relies on its lease alone, want %d", forgone, want)
 			}
 		})
 	}

@@ -9,6 +9,6 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	debug.SetGCPercent(400) // a world makes much, and keeps little
+	debug.SetGCPercent(400) // a world allocates much and keeps little
 	os.Exit(pgtest.Main(m))
 }

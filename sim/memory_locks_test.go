@@ -11,8 +11,7 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
-// A stepClock is a clock that is moved by hand, and does what is due on the way
-// one after the other.
+// A stepClock is moved by hand, and runs the timers that become due one after the other.
 type stepClock struct {
 	time   time.Time
 	timers []*handTimer
@@ -40,8 +39,8 @@ func (c *stepClock) advance(d time.Duration) {
 	}
 }
 
-// A memoryTest is a memory in which worker w1 of set "set" runs p and q alone
-// under generation 1.
+// A memoryTest is a memory in which worker w1 of set "set" runs p and q alone under
+// generation 1.
 type memoryTest struct {
 	*testing.T
 	*stepClock
@@ -58,7 +57,7 @@ func newMemoryTest(t *testing.T, r memoryRules) *memoryTest {
 	return x
 }
 
-// A reply is what a call has come to, if it is done.
+// A reply is the result of a call, if it is done.
 type reply struct {
 	x      *memoryTest
 	done   int
@@ -69,7 +68,7 @@ type reply struct {
 
 func (r *reply) end(err error) { r.done, r.err = r.done+1, err }
 
-// is demands that the call is done, with an error or without.
+// is checks that the call is done, with this error or without one.
 func (r *reply) is(want error) {
 	r.x.Helper()
 	if r.done != 1 || !errors.Is(r.err, want) {
@@ -77,7 +76,7 @@ func (r *reply) is(want error) {
 	}
 }
 
-// waits demands that the call is not done.
+// waits checks that the call is not done.
 func (r *reply) waits() {
 	r.x.Helper()
 	if r.done != 0 {
@@ -131,7 +130,7 @@ func (x *memoryTest) must(err error) {
 	}
 }
 
-// isAt demands where a checkpoint is.
+// isAt checks the position of a checkpoint.
 func (x *memoryTest) isAt(l store.Lane, want int64) {
 	x.Helper()
 	y := x.find(l)
@@ -141,7 +140,7 @@ func (x *memoryTest) isAt(l store.Lane, want int64) {
 	}
 }
 
-// state demands the SQLSTATE of an error.
+// state checks the SQLSTATE of an error.
 func (r *reply) state(want string) {
 	r.x.Helper()
 	if r.done != 1 || store.State(r.err) != want {
@@ -151,8 +150,8 @@ func (r *reply) state(want string) {
 
 var p1, q1 = under(1, "p"), under(1, "q")
 
-// Those who wait for a row get it in the order in which they came, and see what
-// the one before has committed.
+// Transactions that wait for a row get it in the order in which they came, and see what the
+// one before has committed.
 func TestMemoryLine(t *testing.T) {
 	x := newMemoryTest(t, memoryRules{})
 	a, b, c, d := x.connect(), x.connect(), x.connect(), x.connect()
@@ -178,15 +177,15 @@ func TestMemoryLine(t *testing.T) {
 		}
 	}
 	x.advance(time.Hour)
-	gone.waits() // for ever
+	gone.waits() // it waits without end
 	x.isAt(p1, 5)
 	if n := len(x.m.transactions); n != 0 {
 		t.Errorf("%d transactions are open; the bound on d's has passed", n)
 	}
 }
 
-// A coordination that can't have a lock in time leaves nothing behind; and the
-// bound on idling ends whoever has it.
+// A coordination that can't get a lock in time leaves nothing behind. The bound on idling
+// ends the holder.
 func TestMemoryBounds(t *testing.T) {
 	x := newMemoryTest(t, memoryRules{})
 	a := x.connect()
@@ -235,8 +234,7 @@ func TestMemoryBounds(t *testing.T) {
 	}
 }
 
-// A coordination that is held before its COMMIT has all its locks, and is
-// bounded.
+// A coordination that is held before its COMMIT has all of its locks, and is bounded.
 func TestMemoryHold(t *testing.T) {
 	x := newMemoryTest(t, memoryRules{})
 	c := x.connect()
@@ -262,7 +260,7 @@ func TestMemoryHold(t *testing.T) {
 	x.advance(0)
 	beat.is(nil)
 	look.is(nil)
-	// Its own row in one piece, and now; of the others, what there was before.
+	// It shows its own row as of now, and the others as of the beginning of the statement.
 	if v := beat.result.View; v.Generation != 2 || v.Total != 2 || !v.Now.Equal(x.now()) || !v.StepAt.IsZero() {
 		t.Errorf("a heartbeat that has waited: %+v", v)
 	}
@@ -298,7 +296,7 @@ func TestMemoryDeadlock(t *testing.T) {
 	second.waits()
 	x.write(c, p, 0, 2).state("40P01")
 	x.advance(0)
-	second.is(nil) // c has let go of everything
+	second.is(nil) // c has released everything
 	first.waits()
 	x.commit(c).state("25P02")
 	x.commit(b).is(nil)
@@ -306,7 +304,7 @@ func TestMemoryDeadlock(t *testing.T) {
 	first.is(store.ErrSuperseded)
 }
 
-// Locks that are shared, and the line before them.
+// This tests shared locks and their queue.
 func TestMemoryShare(t *testing.T) {
 	x := newMemoryTest(t, memoryRules{})
 	var l lock
@@ -325,7 +323,7 @@ func TestMemoryShare(t *testing.T) {
 			t.Fatalf("who has had the lock: %t, want %t", got, want)
 		}
 	}
-	is(true, true, false, false, false) // nobody passes the one who wants it alone
+	is(true, true, false, false, false) // no transaction overtakes the one that wants the lock alone
 	all[0].end(true)
 	is(true, true, false, false, false)
 	all[1].end(true)
@@ -343,8 +341,8 @@ func TestMemoryShare(t *testing.T) {
 	}
 }
 
-// A set that activates while another claims one of its projections waits, and
-// leaves that one alone then.
+// A set that activates while another set claims one of its projections waits, and then
+// leaves that one alone.
 func TestMemoryClaim(t *testing.T) {
 	x := newMemoryTest(t, memoryRules{})
 	two := x.m.as("two", testBounds).connect()
@@ -385,8 +383,8 @@ func TestMemoryClaim(t *testing.T) {
 	}
 }
 
-// A projection that is claimed twice before anybody activates it stays out of
-// reach of every generation.
+// A projection that is claimed twice before an activation stays out of reach of every
+// generation.
 func TestMemoryClaimTwice(t *testing.T) {
 	x := newMemoryTest(t, memoryRules{})
 	x.sync(x.connect(), false, protocol.Request{Worker: "w1", Leave: true}).is(nil)
@@ -403,9 +401,8 @@ func TestMemoryClaimTwice(t *testing.T) {
 	}
 }
 
-// Projections are claimed in the order of names, so that claims can't get in
-// each other's way; and of those who run one, the error names the one with the
-// longest lease.
+// Projections are claimed in the order of names, so claims can't deadlock. Of the workers
+// that run one, the error names the one with the longest lease.
 func TestMemoryClaimOrder(t *testing.T) {
 	x := newMemoryTest(t, memoryRules{})
 	x.advance(time.Second)
@@ -425,13 +422,11 @@ func TestMemoryClaimOrder(t *testing.T) {
 	x.sync(four.connect(), true, protocol.Request{Worker: "v", Join: true}, "q").is(nil)
 }
 
-// Sets that insert the same projection at once.
+// Sets insert the same projection at once.
 //
-//  1. one has inserted z, and not committed; two wants a and z, and waits;
-//  2. one commits, and at once three wants a and z: it locks a, and is about to
-//     lock z;
-//  3. two has seen that z is there. It has not locked it, so three is not in
-//     its way, nor it in three's.
+//  1. one has inserted z and not committed; two wants a and z, and waits;
+//  2. one commits, and at once three wants a and z: it locks a and is about to lock z;
+//  3. two has seen that z is there. It has not locked it, so neither blocks the other.
 func TestMemoryRegister(t *testing.T) {
 	x := newMemoryTest(t, memoryRules{})
 	claim := func(set string, hold bool, projections ...string) (connection, *reply) {

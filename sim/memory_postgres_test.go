@@ -18,8 +18,8 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
-// The model answers as PostgreSQL does, whatever it is asked. Nobody waits for
-// a lock here, since real time would pass on the server then.
+// The model answers as PostgreSQL does, whatever the call. No call waits for a lock here,
+// since real time would pass on the server.
 func TestMemoryIsPostgres(t *testing.T) {
 	_, url := pgtest.Database(t)
 	answers := map[string]int{
@@ -50,7 +50,7 @@ func TestMemoryIsPostgres(t *testing.T) {
 	}
 }
 
-// A duel puts the same questions to the model and to PostgreSQL.
+// A duel makes the same calls to the model and to PostgreSQL.
 type duel struct {
 	*testing.T
 	rand     *rand.Rand
@@ -86,12 +86,12 @@ func newDuel(t *testing.T, url string, seed uint64) *duel {
 func (d *duel) connect(i int) {
 	set := "set"
 	if i == len(d.connections)-1 {
-		set = "other" // which wants the same projections
+		set = "other" // which claims the same projections
 	}
 	d.connections[i] = [2]connection{d.both[0].as(set, testBounds).connect(), d.both[1].as(set, testBounds).connect()}
 }
 
-// turn does one thing and returns the answer.
+// turn makes one call and returns the answer.
 func (d *duel) turn() string {
 	d.Helper()
 	switch n := d.rand.IntN(100); {
@@ -139,7 +139,7 @@ func (d *duel) effects() {
 	d.compare(fmt.Sprint(d.memory.effects()), replied(fmt.Sprint(effects), err))
 }
 
-// replied is what a caller was told.
+// replied returns the answer of a call.
 func replied(result string, err error) string {
 	switch {
 	case err == nil:
@@ -155,7 +155,7 @@ func replied(result string, err error) string {
 	case errors.Is(err, driver.ErrBadConn):
 		return "bad connection"
 	case errors.Is(err, pq.ErrInFailedTransaction):
-		return "25P02" // by the driver, without its number
+		return "25P02" // the driver's error has no number
 	case store.State(err) != "":
 		return store.State(err)
 	}
@@ -255,7 +255,7 @@ func (d *duel) call(open bool) (string, func(connection) string) {
 	}
 }
 
-// lane draws a lane that exists, or nearly.
+// lane draws a lane that exists, or a similar one.
 func (d *duel) lane() store.Lane {
 	l := store.Lane{Projection: pick(d.rand, "p", "p", "p", "q", "q", "other")}
 	l.Assignment = protocol.Assignment{Generation: d.generation, Partition: d.rand.IntN(3), Total: 3}
@@ -266,7 +266,7 @@ func (d *duel) lane() store.Lane {
 	return l
 }
 
-// write draws a commit from where the checkpoint is, or nearly.
+// write draws a commit from where the checkpoint is, or from nearby.
 func (d *duel) write(l store.Lane, saves bool) (string, func(connection) string) {
 	var from protocol.Checkpoint
 	if r := d.memory.checkpoint(nil, l); r != nil {
@@ -396,7 +396,7 @@ func (d *duel) sync() (string, func(connection) string) {
 	}
 }
 
-// spelled shows all of a result. Of times it shows the moment.
+// spelled returns all fields of a result, with times as moments.
 func spelled(r store.Result) string {
 	at := func(t time.Time) string {
 		if t.IsZero() {

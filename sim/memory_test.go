@@ -15,8 +15,7 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/storetest"
 )
 
-// The model passes the suite of the store, whether its calls wait or are
-// refused.
+// The model passes the suite of the store, whether its calls wait or are refused.
 func TestMemoryIsAStore(t *testing.T) {
 	for name, rules := range map[string]memoryRules{"waiting": {}, "refusing": {noWait: true}} {
 		t.Run(name, func(t *testing.T) {
@@ -25,8 +24,8 @@ func TestMemoryIsAStore(t *testing.T) {
 	}
 }
 
-// A memoryWorld lends a memory to goroutines: its clock stands still until it is
-// told, its timers run in real time, and its calls block.
+// A memoryWorld lets goroutines use a memory. Its clock is moved by hand, its timers run in
+// real time, and its calls block.
 type memoryWorld struct {
 	mu      sync.Mutex // of all that follows
 	m       *memory
@@ -58,8 +57,8 @@ func (w *memoryWorld) after(d time.Duration, f func()) (stop func()) {
 	}
 }
 
-// call makes a call and waits until it is done. Tests that repeat a call until
-// it is no longer refused must not keep the others from theirs.
+// call makes a call and waits until it is done. A test that repeats a refused call must not
+// block the others.
 func (w *memoryWorld) call(start func(done func())) {
 	runtime.Gosched()
 	ended := make(chan struct{})
@@ -380,7 +379,7 @@ func TestMemoryEvents(t *testing.T) {
 	reads(1, 2, 3, 4, 5, 6, 7)
 }
 
-// Each rule bends what it says, and nothing else.
+// Each rule changes what it names and nothing else.
 func TestMemoryRules(t *testing.T) {
 	write := func(x *memoryTest, set string, generation, from int64) *reply {
 		return x.write(x.m.as(set, testBounds).connect(), under(generation, "p"), from, 9)

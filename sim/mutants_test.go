@@ -1,7 +1,6 @@
 //go:build !race
 
-// One thread each: the race detector would learn nothing, and take ten times as
-// long.
+// A world has one thread: the race detector would find nothing and take ten times as long.
 
 package sim
 
@@ -25,7 +24,7 @@ import (
 type mutant struct {
 	name   string
 	rules  rules
-	breaks []promise // what it is to be caught for; it may break others as well
+	breaks []promise // one of these must be broken; others may be too
 }
 
 var mutants = []mutant{
@@ -110,9 +109,8 @@ var mutants = []mutant{
 	}), []promise{agreement}},
 	{"rejoins under the old identity", rules{sameIdentity: true}, []promise{oneOwner, agreement, recovers, staysStill}},
 	{"treats a COMMIT without a reply as failed", rules{unknownIsFailure: true}, []promise{nothingTwice, inOrder, recovers}},
-	// The fence would set this one right: the next commit names a position at
-	// which the row does not stand, and the lane goes back to where it does. So
-	// that guard is gone as well.
+	// The fence would repair this one: the next commit names a position at which the row
+	// does not stand, and the lane goes back to it. So that guard is removed too.
 	{"treats a COMMIT without a reply as done, without the fence on the position", rules{unknownIsSuccess: true, memory: memoryRules{anyPosition: true}}, []promise{nothingLost}},
 	{"reads a checkpoint without waiting for its writer", rules{memory: memoryRules{hastyFind: true}}, []promise{inOrder, nothingTwice, nothingLost}},
 	{"commits again without the handlers' effects", rules{retriesEmpty: true}, []promise{nothingLost}},
@@ -180,7 +178,7 @@ var mutants = []mutant{
 		next, d := protocol.Step(g, now, watch)
 		fresh := func(m protocol.Member) bool { return now.Sub(m.Joined) < m.Lease/2 }
 		if d.Activated && next.Generation > 1 && slices.ContainsFunc(next.Members, fresh) {
-			// "Let us wait and see who else comes."
+			// It waits for further joins.
 			next.Phase, d.Activated = protocol.Draining, false
 			for i := range next.Members {
 				next.Members[i].Holds = 0
@@ -210,7 +208,7 @@ var mutants = []mutant{
 	{"hands an unreadable event to the handler", rules{handsBadOut: true}, []promise{nothingLost}},
 	{"skips an unreadable event", rules{skipsBad: true}, []promise{nothingLost}},
 
-	// A projection that is built anew beside a live one.
+	// A rebuild beside a live projection.
 	{"lets a rebuild pass the live projection", rules{answer: func(l *lane, a protocol.LaneAnswer) protocol.LaneAnswer {
 		if l.doing == protocol.LaneFollow && !a.Live {
 			a.Checkpoints = []protocol.Checkpoint{{Position: math.MaxInt64 / 2}}
@@ -247,7 +245,7 @@ var mutants = []mutant{
 		return protocol.Step(g, now, watch)
 	}), []promise{recovers}},
 
-	// What others wait for.
+	// What other workers wait for.
 	{"expires a lease late", step(func(g protocol.Group, now time.Time, watch protocol.Watch) (protocol.Group, protocol.Decision) {
 		for _, m := range g.Members {
 			if m.Expired(now, watch) && now.Before(m.LeaseEnd.Add(m.Lease)) {
@@ -287,7 +285,7 @@ var mutants = []mutant{
 		return a
 	}}, []promise{bounded}},
 
-	// The lease, and what is handled again.
+	// The lease, and events that are handled again.
 	{"uses its whole lease", rules{timing: func(t protocol.Timing) protocol.Timing {
 		t.Lease = t.Lease * 5 / 4
 		return t
@@ -332,7 +330,7 @@ var mutants = []mutant{
 		return a
 	}}, []promise{nothingTwice}},
 
-	// The session by which a worker shows that it is there.
+	// The liveness connection.
 	{"removes a worker at once when its liveness lock is missing", rules{input: func(p *worker, in protocol.Input) protocol.Input {
 		if s, ok := in.(protocol.Proven); ok && len(s.Group.Absent) > 0 {
 			p.sync(protocol.Request{Worker: p.session.ID(), Lease: p.timing.Lease, Watch: protocol.Watch{Absent: s.Group.Absent}})
@@ -360,7 +358,7 @@ var mutants = []mutant{
 			if p.now().Sub(s.Sent) > 100*time.Millisecond {
 				p.alone = true
 			}
-			if p.alone { // so it does not come back without one
+			if p.alone { // so that it does not rejoin without one
 				s.Sent = p.now()
 			}
 			return s
@@ -411,7 +409,7 @@ var mutants = []mutant{
 		return in
 	}}, []promise{oneOwner, onLease}},
 
-	// Hints of new events.
+	// Notifications of new events.
 	{"polls as rarely after notifications have stopped", rules{hears: func(f *feed, h protocol.Hearing) {
 		if h != protocol.HintsDown {
 			f.listener.core.Hear(h)
@@ -420,7 +418,7 @@ var mutants = []mutant{
 	{"does not poll when notifications stop", rules{hears: func(f *feed, h protocol.Hearing) {
 		c := f.p.w.plan.feed
 		c.Poll, c.BySlot = f.p.w.plan.poll, true
-		if h == protocol.HintsDown { // and from now on as often as it should
+		if h == protocol.HintsDown { // poll as often as it must from now on
 			c.Poll /= 5
 		} else {
 			f.listener.core.Hear(h)
@@ -510,7 +508,7 @@ var mutants = []mutant{
 		return slices.DeleteFunc(rows, func(p protocol.Parked) bool { return p.Request == protocol.ToPark })
 	}), []promise{obeys}},
 
-	// Who runs.
+	// Members and their partitions.
 	{"exceeds the limit of partitions", step(func(g protocol.Group, now time.Time, watch protocol.Watch) (protocol.Group, protocol.Decision) {
 		limit := g.MaxPartitions
 		g.MaxPartitions = 0
@@ -594,7 +592,7 @@ var mutants = []mutant{
 	}), []promise{agreement}},
 }
 
-// looks bends what lanes see of parked events.
+// looks changes what lanes read of parked events.
 func looks(bend func(*lane, []protocol.Parked) []protocol.Parked) rules {
 	return rules{answer: func(l *lane, a protocol.LaneAnswer) protocol.LaneAnswer {
 		if l.doing == protocol.LaneLook {
@@ -604,7 +602,8 @@ func looks(bend func(*lane, []protocol.Parked) []protocol.Parked) rules {
 	}}
 }
 
-// promotes bends what a promotion is decided by, where it is looked at and where it happens.
+// promotes changes the state on which a promotion decides, in the program and in the
+// switch.
 func promotes(bend func(next, live *protocol.Standing)) rules {
 	return rules{standing: func(a *protocol.PromotionAnswer) { bend(&a.Next, &a.Live) }, memory: memoryRules{ready: func(next, live *store.ProjectionVersion) error {
 		n, l := *next, *live
@@ -613,12 +612,12 @@ func promotes(bend func(next, live *protocol.Standing)) rules {
 	}}}
 }
 
-// step bends the coordinator.
+// step replaces the coordinator.
 func step(s func(protocol.Group, time.Time, protocol.Watch) (protocol.Group, protocol.Decision)) rules {
 	return rules{memory: memoryRules{step: s}}
 }
 
-// postponed does not open a generation yet, and looks again in the next Step.
+// postponed delays the opening of a generation to a later Step.
 func postponed(when func(g protocol.Group, d protocol.Decision, next protocol.Group, now time.Time) bool) rules {
 	return step(func(g protocol.Group, now time.Time, watch protocol.Watch) (protocol.Group, protocol.Decision) {
 		next, d := protocol.Step(g, now, watch)
@@ -630,13 +629,13 @@ func postponed(when func(g protocol.Group, d protocol.Decision, next protocol.Gr
 	})
 }
 
-// mutantSeeds is how many seeds it may take to catch a mutant.
+// mutantSeeds is the number of seeds in which a mutant must be caught.
 const mutantSeeds = 1000
 
 var mutantName = flag.String("sim.mutant", "", "play only the mutants whose name holds this `text`")
 
-// TestMutants demands that every mutant is caught within mutantSeeds, on seeds
-// on which the unmutated code passes.
+// TestMutants checks that every mutant is caught within mutantSeeds, on a seed on which the
+// correct code passes.
 func TestMutants(t *testing.T) {
 	t.Parallel()
 	mutants := slices.DeleteFunc(slices.Clone(mutants), func(m mutant) bool { return !strings.Contains(m.name, *mutantName) })
@@ -671,13 +670,13 @@ func TestMutants(t *testing.T) {
 	t.Logf("\n%s", table.String())
 }
 
-// catch plays seeds until one breaks a promise that the mutant is about.
+// catch plays seeds until one breaks a promise that the mutant must break.
 func catch(t *testing.T, m mutant) (seeds int, caught outcome) {
 	t.Helper()
 	for seed := range mutantSeeds {
 		p := planOf(uint64(seed+1), options{})
 		if p.rebuild == nil && slices.Contains(m.breaks, follows) {
-			continue // there is nothing to follow
+			continue // there is no rebuild
 		}
 		o, err := play(p, m.rules, inMemory, false)
 		if err != nil {

@@ -47,8 +47,8 @@ func (c *handClock) advance(d time.Duration) {
 
 var testBounds = store.Bounds{Idle: 1500 * time.Millisecond, Lock: time.Second, Handler: 30 * time.Second}
 
-// A postgresTest is a postgres in which worker w1 runs projections p and q
-// alone, under generation 1.
+// A postgresTest is a postgres in which worker w1 runs projections p and q alone, under
+// generation 1.
 type postgresTest struct {
 	*testing.T
 	*postgres
@@ -78,8 +78,8 @@ func newPostgresTest(t *testing.T) *postgresTest {
 	return x
 }
 
-// done is what a call is given to say that it is done. Asked, it tells how it
-// ended; a call that is not done when it returns is a mistake.
+// done returns the done of a call, and a function that returns how the call ended. A call
+// must be done when it returns.
 func (x *postgresTest) done() (done func(error), ended func() error) {
 	x.Helper()
 	called := 0
@@ -135,7 +135,7 @@ func (x *postgresTest) insert(c connection, want int64) {
 	}
 }
 
-// must is for what can't fail unless something is broken.
+// must fails the test on an error that only a bug can cause.
 func (x *postgresTest) must(err error) {
 	x.Helper()
 	if err != nil {
@@ -151,7 +151,7 @@ func (x *postgresTest) want(what string, err error, state string) {
 	}
 }
 
-// wantPosition compares a checkpoint, which nobody may have locked.
+// wantPosition checks a checkpoint. No transaction may have it locked.
 func (x *postgresTest) wantPosition(l store.Lane, want int64) {
 	x.Helper()
 	if found, err := x.find(l); found.Checkpoint.Position != want || err != nil {
@@ -159,7 +159,7 @@ func (x *postgresTest) wantPosition(l store.Lane, want int64) {
 	}
 }
 
-// under is projection p, alone, under a generation.
+// under returns projection p, alone, under a generation.
 func under(generation int64, projection string) store.Lane {
 	return store.Lane{Projection: projection, Assignment: protocol.Assignment{Generation: generation, Total: 1}}
 }
@@ -199,7 +199,7 @@ func TestPostgresCommit(t *testing.T) {
 	x.must(x.commit(plain))
 	x.wantPosition(under(1, "p"), 3)
 
-	// What the fence refuses leaves nothing.
+	// Refused writes leave nothing behind.
 	for _, l := range []store.Lane{under(1, "p"), under(0, "p"), under(1, "unknown")} {
 		x.must(x.begin(a))
 		x.must(a.effect("p", event{position: 3, aggregate: "a"}))
@@ -219,7 +219,7 @@ func TestPostgresCommit(t *testing.T) {
 	}
 }
 
-// Whoever would have to wait is refused at once, and without harm.
+// A call that would have to wait is refused at once, without harm.
 func TestPostgresLocks(t *testing.T) {
 	x := newPostgresTest(t)
 	owner, other := x.connect(), x.connect()
@@ -235,7 +235,7 @@ func TestPostgresLocks(t *testing.T) {
 	if err := x.commit(other); err == nil {
 		t.Error("a transaction that had failed was committed")
 	}
-	// w1 leaves and w2 takes its place: that locks the checkpoints.
+	// w1 leaves and w2 takes its partitions, which locks the checkpoints.
 	replace := protocol.Request{Worker: "w1~2", Lease: time.Minute, Join: true}
 	_, err = x.ask(replace)
 	x.want("activate", err, "55P03")
@@ -295,8 +295,8 @@ func TestPostgresIdle(t *testing.T) {
 	x.clock.advance(time.Hour)
 	x.must(x.begin(c))
 
-	// The server has no bound on transactions that append, nor on those that
-	// have failed: an error takes back what was set in them.
+	// The server has no bound on transactions that append, nor on those that have failed:
+	// an error takes back what was set in them.
 	appender, failed := x.connect(), x.connect()
 	x.insert(appender, 1)
 	x.must(x.write(c, under(1, "p"), 0, 1))
@@ -311,7 +311,7 @@ func TestPostgresIdle(t *testing.T) {
 	}
 }
 
-// The server agrees about when transactions have no bound.
+// This checks on the server when transactions have no bound.
 func TestServerTakesBackBounds(t *testing.T) {
 	x := newPostgresTest(t)
 	tx, err := x.outer.BeginTx(t.Context(), nil)
@@ -333,9 +333,9 @@ func TestServerTakesBackBounds(t *testing.T) {
 	x.want("after the bound", err, "25P02")
 }
 
-// here is where a connection leads to.
+// here returns the epoch of a connection.
 func here(c connection) eventtable.At {
-	a, _ := c.ask() // a connection that has ended says so again
+	a, _ := c.ask() // a connection that has ended fails again in the call that follows
 	return eventtable.At{Epoch: a.Epoch}
 }
 
@@ -366,7 +366,7 @@ func TestPostgresReading(t *testing.T) {
 		}
 		return got
 	}
-	// None of this is an appender.
+	// None of these is a transaction that appends.
 	handler, plain := x.connect(), x.connect()
 	x.must(x.begin(handler))
 	x.must(handler.effect("p", event{position: 1, aggregate: "a"}))
@@ -422,8 +422,8 @@ func TestPostgresRestart(t *testing.T) {
 	x.clock.advance(time.Hour) // no timer is left that ends anything
 }
 
-// With as many transactions as there may be, others are refused, and what
-// needs none works.
+// When the limit of transactions is reached, others are refused, and calls without a
+// transaction work.
 func TestPostgresFull(t *testing.T) {
 	x := newPostgresTest(t)
 	var all []connection

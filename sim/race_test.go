@@ -2,6 +2,5 @@
 
 package sim
 
-// A world has one thread, so the race detector learns little from it and makes
-// it ten times as slow.
+// A world has one thread, so the race detector finds little and makes it ten times as slow.
 const raced = true

@@ -37,7 +37,7 @@ func golden(t *testing.T, name, got string) {
 	}
 }
 
-// A tale is a history that is written by hand, in any order.
+// A tale is a hand-written history, in any order.
 type tale []fact
 
 func (t *tale) tell(at float64, f fact) {
@@ -63,7 +63,7 @@ func (t *tale) asks(at float64, worker, text string) {
 	t.tell(at, fact{kind: sessionAsks, worker: worker, length: 30 * time.Second, text: text})
 }
 
-// generation opens at from, is activated at to, and is run by workers.
+// generation opens at from, is activated at to, and is run by the workers.
 func (t *tale) generation(from, to float64, n int64, reason string, workers ...string) {
 	t.tell(from, fact{kind: groupOpened, worker: workers[0], generation: n, total: len(workers), text: reason + "; {" + strings.Join(workers, " ") + "}"})
 	t.tell(to, fact{kind: groupActivated, worker: workers[len(workers)-1], generation: n, total: len(workers), text: "{" + strings.Join(workers, " ") + "}"})
@@ -79,7 +79,7 @@ func (t *tale) stops(at float64, generation int64, workers ...string) {
 	}
 }
 
-// works handles and commits from one time to another, and beats.
+// works handles, commits and sends heartbeats from one time to another.
 func (t *tale) works(from, to float64, worker string, generation int64, partition, total int) {
 	position := int64(from * 10)
 	for at := from; at < to; at += 1.1 {
@@ -100,8 +100,8 @@ func (t *tale) works(from, to float64, worker string, generation int64, partitio
 	}
 }
 
-// tellOrdinary is three workers of which one freezes for longer than its lease
-// lasts: it is removed, the others share its work, it comes back.
+// tellOrdinary has three workers. One freezes for longer than its lease: it is removed, the
+// others take its work, and it rejoins.
 func tellOrdinary() history {
 	var t tale
 	t.joins(0, "w1")
@@ -172,8 +172,8 @@ func tellOrdinary() history {
 	return t.history()
 }
 
-// tellTwoOwners is a worker that freezes for a moment, another that takes over
-// without waiting for it, and the two of them at the same partition.
+// tellTwoOwners has a worker that freezes for a moment, another one that takes over without
+// waiting, and both at the same partition.
 func tellTwoOwners() (history, violation) {
 	var t tale
 	all := []string{"w1", "w2", "w3", "w4"}
@@ -208,7 +208,7 @@ func tellTwoOwners() (history, violation) {
 	return h, v
 }
 
-// tellEveryKind has a fact of every kind, and one that does not fit of each.
+// tellEveryKind has a fact of every kind, and one of each kind with missing fields.
 func tellEveryKind() history {
 	var t tale
 	t.joins(0, "w1")
@@ -225,7 +225,7 @@ func tellEveryKind() history {
 	return t.history()
 }
 
-// tellMuch is n facts by chance, of any kind that the workers can have.
+// tellMuch has n random facts of workers.
 func tellMuch(n int) history {
 	r := rand.New(rand.NewPCG(1, 2))
 	var t tale
@@ -261,8 +261,8 @@ func TestReport(t *testing.T) {
 		shrunk: "2 workers, 1 fault, 14s from 6 workers, 9 faults, 120s",
 	}
 
-	// Only what the facts are about has a column where there are many workers,
-	// and long texts stay within the page.
+	// With many workers, only those of the violation have a column. Long texts stay within
+	// the page.
 	many := whole
 	many.history.facts = slices.Clone(h.facts)
 	for i := range 20 {
@@ -273,8 +273,8 @@ func TestReport(t *testing.T) {
 	many.violation.what += ", " + strings.Repeat("and this goes on ", 10)
 	many.shrunk, many.timeline = "", ""
 
-	// A promise about what must happen has no two facts that contradict each
-	// other; times that one decimal does not tell apart get more.
+	// A violated promise about what must happen has no two facts that contradict each
+	// other. Times that one decimal does not distinguish get more.
 	late := failure{command: "go test ./sim -run 'TestSeeds$' -sim.seed=12", history: h, violation: violation{
 		promise: recovers, what: "event 17 of projection orders was not handled 31.2s after the faults stopped",
 		facts: []fact{
@@ -283,7 +283,7 @@ func TestReport(t *testing.T) {
 			{step: 1205, at: 131 * time.Second, kind: settled},
 		}}}
 
-	// A violation with far too many facts.
+	// A violation with too many facts to show.
 	crowd := failure{command: "go test ./sim -run 'TestSeeds$' -sim.seed=13", history: h, violation: violation{
 		promise: staysStill, what: "30 generations were opened", facts: h.facts[:60]}, replay: "DIFFERS: something is not decided by the seed"}
 
@@ -312,7 +312,7 @@ func TestTrace(t *testing.T) {
 	trace(&out, h)
 	golden(t, "trace", out.String())
 
-	// One line per fact, whatever their texts are, and nothing is missing.
+	// Each fact has one line, whatever its text is.
 	h = tellEveryKind()
 	h.facts[3].text += "\npanic\r\n\x1b[31m\tred"
 	out.Reset()
@@ -326,8 +326,8 @@ func TestTrace(t *testing.T) {
 		}
 	}
 
-	// What two runs can differ in shows, also where the text for people is
-	// silent about it.
+	// The trace shows fields in which two runs can differ, even if the text leaves them
+	// out.
 	base := fact{kind: committed, worker: "w1", projection: "p", generation: 1, total: 1, from: 1, to: 9}
 	for i := range 8 {
 		base.events = append(base.events, event{position: int64(i + 1), aggregate: "a1"})

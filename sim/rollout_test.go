@@ -11,8 +11,8 @@ import (
 var rolloutWorkers = flag.Int("sim.rollout", 300, "how many workers to replace in TestRolloutOfMany")
 
 // Hundreds of workers (a thousand with -sim.rollout=1000, which takes a minute) are
-// replaced, fifty a second, and every promise holds. What each leave and join costs,
-// they pay together: in the time of a heartbeat, many fold into one generation.
+// replaced, fifty a second, and every promise holds. Many leaves and joins fold into one
+// generation within a heartbeat.
 func TestRolloutOfMany(t *testing.T) {
 	workers := *rolloutWorkers
 	if raced {
@@ -55,8 +55,8 @@ func TestRolloutOfMany(t *testing.T) {
 	}
 }
 
-// With a replacement window, the same costs no generation at all: each new worker takes the
-// place of one that has left, and nobody else stops for that.
+// With a replacement window the same roll-out opens no generation: each new worker takes
+// the place of one that has left, and no other worker stops.
 func TestRolloutWithReplacements(t *testing.T) {
 	const workers = 30
 	timing := protocol.Timing{Heartbeat: 5 * time.Second, Lease: 15 * time.Second, Drain: 30 * time.Second}

@@ -26,8 +26,8 @@ var (
 	timelineFile = flag.String("sim.timeline", "", "write the timeline of the first seed to this `file`")
 )
 
-// batch is how many seeds an ordinary test run plays: enough for everything
-// that is rare to have happened.
+// batch is the number of seeds of an ordinary test run: enough for every rare event to
+// happen.
 const batch = 600
 
 func inMemory(w *world) (database, error) {
@@ -40,11 +40,10 @@ func inMemory(w *world) (database, error) {
 	return m.as("sim", store.BoundsOf(w.plan.timing.Lease)), nil
 }
 
-// TestSeeds plays worlds, each from a seed, and demands every promise of each.
+// TestSeeds plays worlds, each from a seed, and checks every promise in each. To play one
+// of them again:
 //
 //	go test ./sim -run 'TestSeeds$' -sim.seed=8347
-//
-// plays one of them again.
 func TestSeeds(t *testing.T) {
 	t.Parallel()
 	open, o, postgres := opener(inMemory), options{}, *storeKind == "postgres"
@@ -55,7 +54,7 @@ func TestSeeds(t *testing.T) {
 		t.Fatalf("-sim.store=%s: must be memory or postgres", *storeKind)
 	}
 	first, n := max(1, *firstSeed), *seedCount
-	whole := false // a batch large enough to have seen everything
+	whole := false // the batch is large enough for every rare event
 	switch {
 	case *seedTime > 0:
 		n = math.MaxInt
@@ -85,7 +84,7 @@ func TestSeeds(t *testing.T) {
 	start := time.Now()
 	progress := start
 	stopped, restore := context.WithCancel(t.Context())
-	if *seedTime > 0 { // an interrupt ends the batch, and it still says what it has been through
+	if *seedTime > 0 { // an interrupt ends the batch, which then still prints its summary
 		stopped, restore = signal.NotifyContext(t.Context(), os.Interrupt)
 	}
 	defer restore()
@@ -116,7 +115,7 @@ func TestSeeds(t *testing.T) {
 				enough := broken >= 10
 				if *seedTime > 0 && time.Since(progress) > 10*time.Second {
 					progress = time.Now()
-					fmt.Printf("%s: %d seeds, %.1f simulated hours, %d broken\n", time.Since(start).Round(time.Second), played, hours.Hours(), broken)
+					fmt.Printf("%s: %d seeds, %.1f simulated hours, %d failed\n", time.Since(start).Round(time.Second), played, hours.Hours(), broken)
 				}
 				mu.Unlock()
 				if enough {
@@ -129,7 +128,7 @@ func TestSeeds(t *testing.T) {
 	for _, result := range failed {
 		fail(t, result, rules{}, open)
 	}
-	t.Logf("%d seeds from %d, %.1f simulated hours, %d broken, in %s", played, first, hours.Hours(), broken, time.Since(start).Round(time.Millisecond))
+	t.Logf("played %d seeds from %d, %.1f simulated hours, %d failed, in %s", played, first, hours.Hours(), broken, time.Since(start).Round(time.Millisecond))
 	t.Logf("what happened in these seeds:\n%s", totals)
 	if whole {
 		for _, name := range totals.never() {
@@ -138,7 +137,7 @@ func TestSeeds(t *testing.T) {
 	}
 }
 
-// fail reports a broken seed.
+// fail reports a seed that broke a promise.
 func fail(t *testing.T, o outcome, r rules, open opener) {
 	t.Helper()
 	tries := 300
@@ -171,7 +170,7 @@ func drawTimeline(t *testing.T, p plan, open opener) {
 	}
 }
 
-// A seed played twice gives the same, to the byte.
+// The same seed gives the same trace, byte for byte.
 func TestSameSeedSameTrace(t *testing.T) {
 	for seed := range uint64(20) {
 		var traces [2]strings.Builder

@@ -9,8 +9,8 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
-// A handler's transaction ends as that of the model does, whichever way that comes about;
-// and what the handler has done to it, the model finds.
+// A handler's transaction ends as the model's transaction does, however that ends. The
+// model notices what the handler has done to it.
 func TestSubjectTransaction(t *testing.T) {
 	t.Parallel()
 	_, url := pgtest.Database(t)
@@ -24,7 +24,7 @@ func TestSubjectTransaction(t *testing.T) {
 		end      func(d *subjectDatabase, c *subjectConnection) error
 		state    string // of the error, or
 		is       error  // the error
-		survives bool   // is what the handler wrote there afterwards?
+		survives bool   // what the handler wrote is there afterwards
 	}{
 		{"a commit", "", func(_ *subjectDatabase, c *subjectConnection) error { return commit(c) }, "", nil, true},
 		{"a lost connection", "", func(_ *subjectDatabase, c *subjectConnection) error { c.close(); return nil }, "", nil, false},
@@ -64,7 +64,7 @@ func TestSubjectTransaction(t *testing.T) {
 				t.Fatal(err)
 			}
 			if tt.handler != "" {
-				_, _ = tx.ExecContext(t.Context(), tt.handler) // nobody looks at its error
+				_, _ = tx.ExecContext(t.Context(), tt.handler) // the handler ignores its error
 			}
 			if again, err := c.tx(); tt.handler == "" && (err != nil || again.(handlerTx) != tx.(handlerTx)) {
 				t.Errorf("the second event of a batch has another transaction, %v", err)
@@ -85,7 +85,7 @@ func TestSubjectTransaction(t *testing.T) {
 	}
 }
 
-// written is what the move of a checkpoint says.
+// written returns the error of a move of the checkpoint.
 func written(c *subjectConnection) (err error) {
 	c.write(store.Lane{Projection: "p", Assignment: protocol.Assignment{Generation: 1, Total: 1}}, protocol.Checkpoint{}, protocol.Checkpoint{Position: 1},
 		func(e error) { err = e })

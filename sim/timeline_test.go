@@ -20,7 +20,7 @@ func pageOf(t *testing.T, h history, v *violation, title string) string {
 	return out.String()
 }
 
-// With TIMELINES=folder the pages are kept there, for somebody to look at.
+// With TIMELINES=folder the pages are kept there.
 func TestTimeline(t *testing.T) {
 	broken, v := tellTwoOwners()
 	pages := map[string]string{
@@ -46,7 +46,7 @@ func TestTimeline(t *testing.T) {
 			}
 		}
 	}
-	// Whatever is kept in a map has no say in the order of things.
+	// The order of maps does not affect the page.
 	var open tale
 	for i := range 30 {
 		open.tell(1, fact{kind: handlerBegins, worker: fmt.Sprint("w", i%3), projection: fmt.Sprint("p", i%5), call: i})
@@ -59,7 +59,7 @@ func TestTimeline(t *testing.T) {
 	}
 }
 
-// Every fact can be pointed at, also one that does not fit to the others.
+// Every fact has a mark with a title, even if it does not fit the others.
 func TestTimelineShowsEverything(t *testing.T) {
 	var titles strings.Builder
 	for _, m := range regexp.MustCompile(`(?s) title="([^"]*)"`).FindAllStringSubmatch(pageOf(t, tellEveryKind(), nil, ""), -1) {
@@ -99,7 +99,7 @@ func TestTimelineOfViolation(t *testing.T) {
 	if strings.Contains(pageOf(t, h, nil, ""), `class="badge`) {
 		t.Error("a page without violation has badges")
 	}
-	// A fact that the history does not hold, of a worker that nobody has heard of.
+	// A fact that the history does not have, of an unknown worker.
 	v.facts = append(v.facts, fact{step: 100000, at: time.Hour, kind: runStopped, worker: "w99"})
 	if !strings.Contains(pageOf(t, h, &v, ""), "w99") {
 		t.Error("the worker of a violation's fact has no row")
@@ -133,7 +133,7 @@ func TestTimelineKeepsWhatIsNear(t *testing.T) {
 	}
 }
 
-// Each partition of a share is a bar, and all end together.
+// Each partition of a share is a bar, and all of them end together.
 func TestTimelineOfShares(t *testing.T) {
 	var tell tale
 	tell.joins(0, "w1")
@@ -150,7 +150,7 @@ func TestTimelineOfShares(t *testing.T) {
 	}
 }
 
-// Whatever stands in names and texts stays text.
+// Names and texts are escaped.
 func TestTimelineEscapes(t *testing.T) {
 	const evil = `"><script>alert(1)</script>&'{{.}}`
 	var tell tale

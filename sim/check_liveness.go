@@ -5,7 +5,7 @@ import "time"
 // recovered checks that every partition has an owner, and that every event that was visible
 // when the faults stopped is handled (L1). It demands nothing where no worker is able.
 func (c *checker) recovered(f fact) *violation {
-	if !c.anybody() {
+	if !c.anyAble() {
 		return nil
 	}
 	if v := c.owned(f); v != nil {
@@ -18,13 +18,13 @@ func (c *checker) recovered(f fact) *violation {
 // after the faults have stopped and each may open a generation.
 func (c *checker) paused(f fact) *violation {
 	from := max(c.pause.at, c.healed.at)
-	if c.pause.unset() || c.healed.unset() || f.at-from <= c.setup.settle || !c.anybody() {
+	if c.pause.unset() || c.healed.unset() || f.at-from <= c.setup.settle || !c.anyAble() {
 		return nil
 	}
 	return broken(recovers, []fact{c.healed, c.pause, c.opened, f}, "no generation was active for %s while workers joined", f.at-from)
 }
 
-func (c *checker) anybody() bool {
+func (c *checker) anyAble() bool {
 	for _, w := range c.all {
 		if w.set == c.number && w.able() {
 			return true
@@ -129,7 +129,7 @@ func (c *checker) still(before, f fact) *violation {
 // finished checks that the events that were visible when everything had settled are handled
 // by the end.
 func (c *checker) finished(f fact) *violation {
-	if c.settled.unset() || !c.anybody() {
+	if c.settled.unset() || !c.anyAble() {
 		return nil
 	}
 	for _, name := range c.setup.final {

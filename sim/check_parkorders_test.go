@@ -36,7 +36,7 @@ func TestCheckerOfOrdersToPark(t *testing.T) {
 		want  string
 	}{
 		{"parked by order", then(written, at(2, ordered(1), parks(parkedByOrder, 0, 1, ev(1, 0)))), ""},
-		{"nobody has ordered that", then(written, at(2, parks(parkedByOrder, 0, 1, ev(1, 0)))),
+		{"no order names it", then(written, at(2, parks(parkedByOrder, 0, 1, ev(1, 0)))),
 			"under-policy: w1 (generation 1) parked event 1 by order, although no order names it [6]"},
 		{"it is another event", then(written, at(2, ordered(2), parks(parkedByOrder, 0, 1, ev(1, 0)))),
 			"under-policy: w1 (generation 1) parked event 1 by order, although no order names it [7]"},

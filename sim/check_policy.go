@@ -52,7 +52,7 @@ func (c *checker) fails(call *openCall, f fact) *violation {
 		n.final++
 		// While the event is parked an operator may ask for a retry, and a worker that was
 		// frozen meanwhile does what it decided before.
-		if again = ahead == 0 && !c.lies(f.projection, events[0].position) && !call.worker.frozenSince(call.begin.at); again {
+		if again = ahead == 0 && !c.isParked(f.projection, events[0].position) && !call.worker.frozenSince(call.begin.at); again {
 			n.alone++
 		}
 	}
@@ -81,8 +81,8 @@ func (c *checker) fails(call *openCall, f fact) *violation {
 	return nil
 }
 
-// lies reports whether an event is parked.
-func (c *checker) lies(projection string, position int64) bool {
+// isParked reports whether an event is parked.
+func (c *checker) isParked(projection string, position int64) bool {
 	_, parked := c.projection(projection).parkedSet.rows[position]
 	return parked
 }

@@ -296,7 +296,7 @@ func TestChecker(t *testing.T) {
 			begun, at(1, cancels("w1", 1, ""), of(workerReturns, "w1"), fact{kind: sessionEnded, worker: "w1", from: 1}),
 			at(10, fact{kind: workerExpired, worker: "w1", text: "w1", from: 1}),
 		), ""},
-		{"a step of the database's clock that nobody has seen ends a lease a tenth early", then(
+		{"a step of the database's clock that no worker has seen ends a lease a tenth early", then(
 			begun, at(1, begins(1, "w1", 1, "0/1", ev(1, 7))), at(2, bare(faultClockStep)), at(8, cancels("w1", 1, "lost")), taken(9),
 			at(9.1, begins(2, "w2", 2, "0/1", ev(1, 7))),
 		), ""},
@@ -324,7 +324,7 @@ func TestChecker(t *testing.T) {
 			begun, at(0, opens(2, 2), on(runStopped, "w1", 1, ""), activates(2, 2), runs("w1", 2, "0/2")),
 			at(1, writes(ev(1, 0), ev(2, 1), ev(3, 2), ev(4, 4))), at(2, commits("w1", 2, "0/2", 0, 3, ev(1, 0), ev(3, 2))),
 		), ""},
-		{"nothing lost: a partition is handed over beyond what nobody has handled", then(
+		{"nothing lost: a partition is handed over beyond what no worker has handled", then(
 			begun, at(0, opens(2, 2), on(runStopped, "w1", 1, ""), activates(2, 2), runs("w1", 2, "0/2"), of(workerStarts, "w2"), runs("w2", 2, "1/2")),
 			at(1, writes(ev(1, 0), ev(2, 1), ev(3, 0))), at(2, commits("w1", 2, "0/2", 0, 3, ev(1, 0), ev(3, 0))),
 			at(3, of(workerGone, "w2"), opens(3, 1), on(runStopped, "w1", 2, ""), activates(3, 1), runs("w1", 3, "0/1")),
@@ -556,22 +556,22 @@ func TestChecker(t *testing.T) {
 		{"recovers: there is no generation", then(
 			at(0, of(workerStarts, "w1")), at(2, bare(healed)), at(32, bare(settled)),
 		), "recovers: there was no generation 30s after the faults stopped [1 2]"},
-		{"recovers: nobody is left to do anything", then(
+		{"recovers: no worker is able", then(
 			begun, at(1, writes(ev(1, 0)), opens(2, 2), of(workerGone, "w1")), at(2, bare(healed)), at(32, bare(settled)), at(40, bare(ended)),
 		), ""},
 		{"recovers: who is left is frozen", then(
 			begun, at(1, writes(ev(1, 0)), opens(2, 2), of(faultFreeze, "w1")), at(2, bare(healed)), at(32, bare(settled)), at(40, bare(ended)),
 		), ""},
-		{"recovers: nobody runs a partition", then(
+		{"recovers: no worker runs a partition", then(
 			begun, at(1, of(workerStarts, "w2"), on(runStopped, "w1", 1, "")), at(2, bare(healed)), at(32, bare(settled)),
 		), "recovers: no worker ran partition 0/1 of generation 1 30s after the faults stopped [3 4 7 8]"},
-		{"recovers: somebody runs it, but of the generation before", then(
+		{"recovers: a worker runs it, but of the generation before", then(
 			begun, at(1, opens(2, 1), activates(2, 1)), at(2, bare(healed)), at(32, bare(settled)),
 		), "recovers: no worker ran partition 0/1 of generation 2 30s after the faults stopped [6 7 8]"},
-		{"recovers: somebody runs both partitions", then(
+		{"recovers: workers run both partitions", then(
 			at(0, of(workerStarts, "w1"), opens(1, 2), activates(1, 2), runs("w1", 1, "0/2"), runs("w1", 1, "1/2")), at(2, bare(healed)), at(32, bare(settled)),
 		), ""},
-		{"recovers: somebody runs one of both", then(
+		{"recovers: a worker runs one of both", then(
 			at(0, of(workerStarts, "w1"), opens(1, 2), activates(1, 2), runs("w1", 1, "0/2")), at(2, bare(healed)), at(32, bare(settled)),
 		), "recovers: no worker ran partition 1/2 of generation 1 30s after the faults stopped [2 4 5]"},
 		{"recovers: a worker that is gone runs nothing", then(
@@ -587,7 +587,7 @@ func TestChecker(t *testing.T) {
 			begun, at(1, of(workerStarts, "w2"), of(faultCutOff, "w1"), of(faultFreeze, "w1")), at(2, bare(healed)),
 			at(3, of(faultThaw, "w1"), bare(faultMended)), at(32, bare(settled)),
 		), ""},
-		{"recovers: an event is not handled, and nobody has passed it", then(
+		{"recovers: an event is not handled, and no checkpoint has passed it", then(
 			begun, at(1, writes(ev(1, 0)), writes(ev(2, 7))), at(2, commits("w1", 1, "0/1", 0, 1, ev(1, 0)), bare(healed)), at(32, bare(settled)),
 		), "recovers: event 2 of projection tx was not handled 30s after the faults stopped: no commit holds it, and no checkpoint has passed it [3 4 6 7 8 9]"},
 		{"recovers: what becomes visible after the heal has time until the end", then(
@@ -760,14 +760,14 @@ func TestCheckerOfBounds(t *testing.T) {
 		{"the last gets more", then(wide, at(2, joins("w3", "w3").wants(3, 4)), at(4, lays(2, "w1", "w1", "w2", "w3", "w3"))),
 			"agreement: generation 2 gave w3 2 partitions instead of 1, with 3 members and a limit of 4 partitions (0: none)"},
 		{"who had less gets what has become free", then(wide, at(2, joins("w3", "w3").wants(3, 4)), at(4, lays(2, "w1", "w1", "w2", "w3"), leaves("w2", "w2"), lays(3, "w1", "w1", "w3", "w3"))), ""},
-		{"a limit that has become higher waits for nobody", then(wide, at(2, starts("w3", lease), joins("w3", "w3").wants(3, 4)), at(4, lays(2, "w1", "w1", "w2", "w3"), activates(2, 4)),
+		{"a raised limit needs no join window", then(wide, at(2, starts("w3", lease), joins("w3", "w3").wants(3, 4)), at(4, lays(2, "w1", "w1", "w2", "w3"), activates(2, 4)),
 			at(5, joins("w4", "w4").wants(1, 8), lays(3, "w1", "w1", "w2", "w3", "w3", "w3", "w4"))), ""},
 		{"a survivor keeps one number of two", then(wide, at(5, leaves("w2", "w2"), joins("w3", "w3").wants(1, 4), lays(2, "w3", "w1", "w1"))),
 			"agreement: generation 2 gave partitions 1-2 to w1, which had 0-1 and must keep its numbers"},
 		{"a limit that has become lower takes the last", then(wide, at(5, joins("w3", "w3").wants(1, 1), lays(2, "w1"))), ""},
 		{"a limit that has become lower leaves another", then(wide, at(5, joins("w3", "w3").wants(1, 1), lays(2, "w2"))),
 			"agreement: generation 2 gave w1 0 partitions instead of 1, with 3 members and a limit of 1 partitions (0: none)"},
-		{"a partition of somebody else's", then(wide, at(0, runs("w2", 1, "1/3"))), "agreement: w2 ran partition 1/3 of generation 1, which belongs to w1"},
+		{"another worker's partition", then(wide, at(0, runs("w2", 1, "1/3"))), "agreement: w2 ran partition 1/3 of generation 1, which belongs to w1"},
 		{"one partition of two", then(wide, at(0, runs("w1", 1, "0/3")), at(0.3, bare(faultDeploy))), "agreement: w1 ran 1 of its 2 partitions of generation 1"},
 		{"both", then(wide, at(0, runs("w1", 1, "0/3"), runs("w1", 1, "1/3")), at(0.3, bare(faultDeploy))), ""},
 		{"one of them twice", then(wide, at(0, runs("w1", 1, "0/3"), runs("w1", 1, "0/3"))), "agreement: w1 and w1 both ran partition 0/3 of generation 1"},
@@ -796,7 +796,7 @@ func TestCheckerOfBounds(t *testing.T) {
 		{"a death is noticed late", then(two, at(5, of(workerGone, "w2")), renews(5, 17, "w1"), at(17, bare(faultDeploy))),
 			"bounded: w2 was still a member 5s after its lease was over, although another worker had watched the clock for a lease"},
 		{"a death, and the others have not watched for a lease", then(two, at(5, of(workerGone, "w2")), renews(5, 9, "w1"), at(9, of(faultFreeze, "w1"), of(faultThaw, "w1")), renews(10, 17, "w1")), ""},
-		{"a death, and nobody is left", then(two, at(5, of(faultFreeze, "w1"), of(faultFreeze, "w2")), at(40, bare(faultDeploy))), ""},
+		{"a crash, and no worker is able", then(two, at(5, of(faultFreeze, "w1"), of(faultFreeze, "w2")), at(40, bare(faultDeploy))), ""},
 		{"asked to stop, and does not give up", then(one, renews(1, 12, "w1"), at(13, asks("w1"), of(runDrains, "w1")), renews(14, 22, "w1")),
 			"bounded: w1 still ran generation 1 9s after it was asked to stop, and must give up after 8s"},
 		{"asked to stop, and stops", then(one, renews(1, 12, "w1"), at(13, asks("w1"), of(runDrains, "w1")), renews(14, 20, "w1"), at(21, on(runStopped, "w1", 1, ""), asks("w1").stopped(1), leaves("w1", "w1")), at(22, bare(faultDeploy))), ""},
@@ -818,9 +818,9 @@ func TestCheckerOfBounds(t *testing.T) {
 		{"a worker says so, and does not come back, as its projection is another set's", then(two, renews(5, 7, "w1", "w2"), at(7, on(runStopped, "w1", 2, ""), asks("w1").stopped(2)), at(8, of(sessionTaken, "w1")), renews(8, 12, "w2")), ""},
 		{"a worker says so, and does not come back, as a privilege is missing", then(two, renews(5, 7, "w1", "w2"), at(7, on(runStopped, "w1", 2, ""), asks("w1").stopped(2)), at(7, denied(1)), renews(8, 9, "w2")), ""},
 		{"a worker says so, and comes back", then(two, renews(5, 7, "w1", "w2"), at(7, on(runStopped, "w1", 2, ""), asks("w1").stopped(2), leaves("w1", "w1"), joins("w1", "w1~2"), lays(3, "w1~2", "w2")), at(8, of(runDrains, "w2")), renews(8, 9, "w2")), ""},
-		{"nobody activates", then(one, renews(1, 5, "w1"), at(5, joins("w2", "w2")), at(7, lays(2, "w1", "w2"), on(runStopped, "w1", 1, ""), asks("w1").stopped(1)), renews(8, 9, "w1")),
+		{"no worker activates", then(one, renews(1, 5, "w1"), at(5, joins("w2", "w2")), at(7, lays(2, "w1", "w2"), on(runStopped, "w1", 1, ""), asks("w1").stopped(1)), renews(8, 9, "w1")),
 			"bounded: generation 2 waited for no worker, and was not active after 2s"},
-		{"nobody lets a joiner in", then(one, renews(1, 5, "w1"), at(5, joins("w2", "w2")), renews(6, 9, "w1")),
+		{"no worker admits a joiner", then(one, renews(1, 5, "w1"), at(5, joins("w2", "w2")), renews(6, 9, "w1")),
 			"bounded: w2 joined and had no partition after 4s"},
 	} {
 		t.Run(s.name, func(t *testing.T) {

@@ -316,7 +316,7 @@ type tally struct {
 	filled            map[int64]bool      // positions that readers waited for and that came
 	dead              map[int64]bool      // positions that readers waited for and that stayed empty
 	visible           map[int64]bool      // positions
-	lots              map[string]int      // the number of parked events, by projection
+	parked            map[string]int      // the number of parked events, by projection
 	lostOwn           map[string]int64    // by worker without its liveness connection: the generation when it was lost
 	away              map[string]struct{} // workers that have lost their lease and have run nothing since
 }
@@ -326,7 +326,7 @@ func countRare(h history) counters {
 	t := tally{
 		crew: newCrew(h.setup.drift), transactional: h.setup.transactional, joined: map[string]fact{}, opened: map[int]fact{}, activated: map[int]fact{}, sets: map[string]int{},
 		passed: map[string]*passed{}, calls: map[callKey]fact{}, waits: map[string]fact{},
-		filled: map[int64]bool{}, dead: map[int64]bool{}, visible: map[int64]bool{}, away: map[string]struct{}{}, lostOwn: map[string]int64{}, lots: map[string]int{},
+		filled: map[int64]bool{}, dead: map[int64]bool{}, visible: map[int64]bool{}, away: map[string]struct{}{}, lostOwn: map[string]int64{}, parked: map[string]int{},
 	}
 	for _, f := range h.facts {
 		t.observe(f)
@@ -481,7 +481,7 @@ func (t *tally) observe(f fact) {
 	case ordered:
 		t.isOrdered(f)
 	case eventsParked:
-		t.lots[f.projection] += len(f.events)
+		t.parked[f.projection] += len(f.events)
 		switch f.text {
 		case parkedBehind:
 			t.counters[countParkedBehind]++
@@ -492,10 +492,10 @@ func (t *tally) observe(f fact) {
 		}
 		t.projection(f.projection).commit(f)
 	case parkedRetried:
-		t.lots[f.projection]--
+		t.parked[f.projection]--
 		t.counters[countRetried]++
 	case parkedDiscarded:
-		t.lots[f.projection]--
+		t.parked[f.projection]--
 		t.counters[countDiscarded]++
 	case orderLapsed:
 		t.counters[countOrderMissed]++
@@ -696,7 +696,7 @@ func (t *tally) groupActivated(f fact) {
 			continue
 		}
 		p.fold()
-		if t.lots[name] > 0 && old != f.total {
+		if t.parked[name] > 0 && old != f.total {
 			t.counters[countParkedHandedOver]++
 		}
 		if p.slots == nil {

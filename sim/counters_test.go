@@ -57,7 +57,7 @@ func TestCounters(t *testing.T) {
 			begun, at(1, gap(gapWaited, "w1", 4), fact{kind: rolledBack, events: []event{ev(4, 0)}}), at(3, gap(gapPassed, "w1", 6)),
 		), map[counter]int{countGapDead: 1, countRolledBack: 1}},
 		{"a gap is still waited for", then(begun, at(1, gap(gapWaited, "w1", 4))), nil},
-		{"nobody waits when it is filled", then(begun, at(1, gap(gapWaited, "w1", 4), gap(gapPassed, "w1", 4), writes(ev(4, 0)), writes(ev(5, 0)))), map[counter]int{countGapDead: 1}},
+		{"no reader waits when it is filled", then(begun, at(1, gap(gapWaited, "w1", 4), gap(gapPassed, "w1", 4), writes(ev(4, 0)), writes(ev(5, 0)))), map[counter]int{countGapDead: 1}},
 
 		{"a worker replaces its own session", then(begun, at(1, of(sessionEnded, "w1"), of(sessionAttached, "w1"))), map[counter]int{countReplaced: 1}},
 		{"a worker replaces it after a new generation", then(
@@ -66,12 +66,12 @@ func TestCounters(t *testing.T) {
 		{"a session is missing", then(begun, at(1, of(workerGone, "w2"),
 			fact{kind: workerExpired, worker: "w1", text: "w1", from: 1}, fact{kind: workerExpired, worker: "w2", text: "w2", from: 1},
 		)), map[counter]int{countCrashSeen: 1, countMissingAlive: 1}},
-		{"somebody is in the way", then(begun, at(1, bare(faultOther), fact{kind: faultOther, worker: "w1", text: ownBlocked}, fact{kind: faultOther, text: locksFaked})),
+		{"other programs are in the way", then(begun, at(1, bare(faultOther), fact{kind: faultOther, worker: "w1", text: ownBlocked}, fact{kind: faultOther, text: locksFaked})),
 			map[counter]int{countBlocked: 1, countFaked: 1}},
 		{"by their leases", then(begun, at(1, fact{kind: sessionForgone, worker: "w1", text: string(protocol.ForgoneSlow)},
 			fact{kind: sessionForgone, worker: "w1", text: string(protocol.ForgoneSuspended)}, fact{kind: sessionForgone, worker: "w1", text: string(protocol.ForgoneUnavailable)})),
 			map[counter]int{countForgoneSlow: 1, countForgoneSuspended: 1, countForgoneUnavailable: 1}},
-		{"stands still again and again", then(begun, at(1, fact{kind: faultFreeze, worker: "w1", text: stutters}), at(1.5, of(faultThaw, "w1"))), map[counter]int{countFrozen: 1, countStutter: 1}},
+		{"freezes again and again", then(begun, at(1, fact{kind: faultFreeze, worker: "w1", text: stutters}), at(1.5, of(faultThaw, "w1"))), map[counter]int{countFrozen: 1, countStutter: 1}},
 		{"proofs are missing", then(begun, at(1, of(runSuspends, "w1"), of(proofAwaited, "w1"))), map[counter]int{countSuspended: 1, countProofAwaited: 1}},
 
 		{"a session is ended at the server", then(begun, at(1, fact{kind: sessionEnded, worker: "w1", text: "the server is gone"})), map[counter]int{countOwnEnded: 1}},
@@ -93,7 +93,7 @@ func TestCounters(t *testing.T) {
 		{"handlers are cancelled for taking long", then(begun, at(8, cancels("w1", 1, ""))), nil},
 		{"a worker is removed", then(begun, at(11, of(workerExpired, "w1"))), map[counter]int{countExpired: 1}},
 		{"frozen past the lease", then(begun, at(5, of(faultFreeze, "w1")), at(11, of(faultThaw, "w1"))), map[counter]int{countFrozenPastLease: 1, countFrozen: 1}},
-		{"frozen for ever", then(begun, at(5, of(faultFreeze, "w1")), at(11, bare(healed))), map[counter]int{countFrozenPastLease: 1, countFrozen: 1}},
+		{"frozen for good", then(begun, at(5, of(faultFreeze, "w1")), at(11, bare(healed))), map[counter]int{countFrozenPastLease: 1, countFrozen: 1}},
 		{"frozen, crashed past the lease", then(begun, at(5, of(faultFreeze, "w1")), at(11, of(workerGone, "w1")), at(12, bare(healed))), map[counter]int{countFrozenPastLease: 1, countFrozen: 1}},
 		{"frozen for a while", then(begun, at(5, of(faultFreeze, "w1")), at(9, of(faultThaw, "w1")), at(20, bare(healed))), map[counter]int{countFrozen: 1}},
 		{"frozen after the lease", then(begun, at(10.1, of(faultFreeze, "w1")), at(11, of(faultThaw, "w1"))), map[counter]int{countFrozen: 1}},
@@ -102,7 +102,7 @@ func TestCounters(t *testing.T) {
 		{"one joins", then(begun, at(1, lays(2, "w1", "w2"))), nil},
 		{"one joins, with two partitions", then(begun, at(1, lays(2, "w1", "w2", "w2"))), nil},
 		{"one stands by", then(begun, at(1, joins("w1", "w1"), joins("w2", "w2"), joins("w3", "w3"), lays(2, "w1", "w2"))), map[counter]int{countStandby: 1}},
-		{"who has left, or was removed, or is of another set, does not stand by", then(
+		{"a worker that has left, was removed, or is of another set does not stand by", then(
 			begun, at(1, joins("w2", "w2"), leaves("w2", "w2"), joins("w3", "w3"), fact{kind: workerExpired, worker: "w3", text: "w3"}),
 			secondSet(at(1, joins("v1", "v1"))), at(9, joins("w1", "w1"), lays(2, "w1")),
 		), map[counter]int{countExpired: 1}},

@@ -170,7 +170,7 @@ func (c *checker) noticed(p *checkedProjection, e event, appended, late fact, wo
 // allNoticed checks the events that are not handled at the end.
 func (c *checker) allNoticed(f fact) *violation {
 	n := c.activated.total
-	if c.settled.unset() || n == 0 || !c.anybody() {
+	if c.settled.unset() || n == 0 || !c.anyAble() {
 		return nil
 	}
 	for _, name := range c.setup.final {

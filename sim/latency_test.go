@@ -72,8 +72,8 @@ func TestRateByPresence(t *testing.T) {
 		{"210 ms", 105 * time.Millisecond, time.Millisecond, protocol.Batched, 10, nil, true},
 		{"250 ms", 125 * time.Millisecond, time.Millisecond, protocol.Transactional, 1, nil, true},
 		{"250 ms, plain", 125 * time.Millisecond, time.Millisecond, protocol.Plain, 1, nil, true},
-		{"stands still", time.Millisecond, 10 * time.Millisecond, protocol.Transactional, 10, []fault{{kind: stutter, length: time.Hour}}, true},
-		{"stands still, long handlers", time.Millisecond, 1200 * time.Millisecond, protocol.Transactional, 1, []fault{{kind: stutter, length: time.Hour}}, true},
+		{"freezes", time.Millisecond, 10 * time.Millisecond, protocol.Transactional, 10, []fault{{kind: stutter, length: time.Hour}}, true},
+		{"freezes, long handlers", time.Millisecond, 1200 * time.Millisecond, protocol.Transactional, 1, []fault{{kind: stutter, length: time.Hour}}, true},
 		{"no session", time.Millisecond, 10 * time.Millisecond, protocol.Transactional, 10, []fault{{kind: blockSession, length: time.Hour}}, true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

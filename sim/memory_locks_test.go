@@ -320,7 +320,7 @@ func TestMemoryShare(t *testing.T) {
 		t.Helper()
 		x.advance(0)
 		if !slices.Equal(got, want) {
-			t.Fatalf("who has had the lock: %t, want %t", got, want)
+			t.Fatalf("got the lock: %t, want %t", got, want)
 		}
 	}
 	is(true, true, false, false, false) // no transaction overtakes the one that wants the lock alone
@@ -337,7 +337,7 @@ func TestMemoryShare(t *testing.T) {
 	behind.enter().acquire(&l, true, func() { passed = true })
 	alone.close()
 	if x.advance(0); !passed {
-		t.Error("the one behind one who has left still waits")
+		t.Error("the transaction behind one that has left still waits")
 	}
 }
 

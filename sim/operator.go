@@ -19,7 +19,7 @@ func (w *world) operate() {
 		return
 	}
 	for _, name := range w.parking() {
-		rows := w.lotOf(name)
+		rows := w.parkedEvents(name)
 		if !w.healed && len(rows) > 0 {
 			if w.operator.IntN(2) == 0 {
 				continue
@@ -50,8 +50,8 @@ func (w *world) parking() (names []string) {
 	return names
 }
 
-// lotOf returns all parked events of a projection.
-func (w *world) lotOf(projection string) (rows []protocol.Parked) {
+// parkedEvents returns all parked events of a projection.
+func (w *world) parkedEvents(projection string) (rows []protocol.Parked) {
 	c := w.db.connect()
 	defer c.close()
 	all := store.Lane{Projection: projection, Assignment: protocol.Assignment{Total: 1}}
@@ -120,8 +120,8 @@ type parkNumber struct {
 	position, number int64
 }
 
-// countOrders records how many orders to park existing events are open at the end.
-func (w *world) countOrders() {
+// recordOrdersLeft records how many orders to park existing events are open at the end.
+func (w *world) recordOrdersLeft() {
 	left, highest := map[string]int64{}, int64(0)
 	for _, f := range w.history.facts {
 		for _, e := range f.events {
@@ -142,11 +142,11 @@ func (w *world) countOrders() {
 	}
 }
 
-// countLots records what is parked at the end.
-func (w *world) countLots() {
+// recordParkedLeft records what is parked at the end.
+func (w *world) recordParkedLeft() {
 	for _, name := range w.parking() {
 		f := fact{kind: parkedLeft, projection: name}
-		for _, r := range w.lotOf(name) {
+		for _, r := range w.parkedEvents(name) {
 			f.events = append(f.events, event{position: r.Position, aggregate: r.Aggregate, slot: r.Slot})
 		}
 		w.record(f)

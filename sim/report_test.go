@@ -219,7 +219,7 @@ func tellEveryKind() history {
 		f.kind, f.text = k, fmt.Sprintf("kind-%d.", k)
 		t.tell(1+float64(k), f)
 		f.worker = ""
-		f.call, f.text = 2, fmt.Sprintf("kind-%d-of-nobody.", k)
+		f.call, f.text = 2, fmt.Sprintf("kind-%d-without-worker.", k)
 		t.tell(1.5+float64(k), f)
 	}
 	return t.history()

@@ -66,7 +66,7 @@ func TestTimelineShowsEverything(t *testing.T) {
 		titles.WriteString(html.UnescapeString(m[1]) + "\n")
 	}
 	for k := workerStarts; k <= ended; k++ {
-		for _, text := range []string{fmt.Sprintf("kind-%d.", k), fmt.Sprintf("kind-%d-of-nobody.", k)} {
+		for _, text := range []string{fmt.Sprintf("kind-%d.", k), fmt.Sprintf("kind-%d-without-worker.", k)} {
 			if text == fmt.Sprintf("kind-%d.", runStarts) {
 				text = "w1 runs 0/1 of generation 1"
 			}

@@ -272,8 +272,8 @@ func (w *world) run() error {
 }
 
 func (w *world) end() {
-	w.countLots()
-	w.countOrders()
+	w.recordParkedLeft()
+	w.recordOrdersLeft()
 	w.record(fact{kind: ended})
 	if w.found == nil && w.judge != nil {
 		w.found = w.judge()

@@ -79,6 +79,7 @@ type Harness[E any] struct {
 // Failure is the error of a Harness whose read model came out different, or whose
 // projection did not handle every event.
 type Failure struct {
+	// Seed is the seed that failed.
 	Seed uint64
 	// Report describes the failure in a few lines.
 	Report string

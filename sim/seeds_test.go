@@ -128,7 +128,7 @@ func TestSeeds(t *testing.T) {
 	for _, result := range failed {
 		fail(t, result, rules{}, open)
 	}
-	t.Logf("played %d seeds from %d, %.1f simulated hours, %d failed, in %s", played, first, hours.Hours(), broken, time.Since(start).Round(time.Millisecond))
+	t.Logf("played %s from %d, %.1f simulated hours, %d failed, in %s", plural(played, "seed"), first, hours.Hours(), broken, time.Since(start).Round(time.Millisecond))
 	t.Logf("what happened in these seeds:\n%s", totals)
 	if whole {
 		for _, name := range totals.never() {

@@ -17,46 +17,46 @@ import (
 )
 
 const (
-	// statusFresh is for how long one reading serves all who ask, at least: one that
-	// takes long serves them for twice as long as it took.
+	// statusFresh is how long the result of one read is served, at least. The result of a slow
+	// read is served for twice as long as the read took.
 	statusFresh = time.Second
-	// statusGap is the least time between the beginnings of two readings, which
-	// orders have follow each other.
+	// statusGap is the least time between the starts of two reads. An order makes the next
+	// request read again at once.
 	statusGap = 200 * time.Millisecond
-	// statusPatience is how long the database may take to answer at all, and how long
-	// one who asks waits for a reading.
+	// statusPatience is the limit for the database's first answer, and how long a request
+	// waits for a read.
 	statusPatience = 5 * time.Second
-	// A reading may take four times as long as the last one did, within these
-	// bounds, and one that took too long is given twice the time.
+	// A read may take four times as long as the last one took, within these bounds. After
+	// one that took too long, the limit is doubled.
 	statusReadMin = 10 * time.Second
 	statusReadMax = 2 * time.Minute
-	// What is shown of each replica set at most.
+	// The most generations and parked events that are shown of a replica set.
 	statusGenerations = 30
 	statusParked      = 100
 )
 
-// statusKnown is what is known of all replica sets. It does not change: all who ask
-// have the same one.
+// statusKnown is the result of one read of all replica sets. It is immutable and shared by
+// all requests.
 type statusKnown struct {
-	// At is when it was read, by this process's clock. Each replica set has the
-	// database's own.
+	// At is when it was read, by this process's clock. Each replica set has the time of
+	// the database's clock.
 	At time.Time `json:"at,omitzero"`
-	// Error is why the database could not be read since AwaySince; what follows
-	// was known At. Slow is that it answers, but reading takes too long.
+	// Error is why the database could not be read since AwaySince; ReplicaSets are then as
+	// of At. Slow: the database answers, but the read takes too long.
 	Error       string     `json:"error,omitempty"`
 	AwaySince   *time.Time `json:"away_since,omitempty"`
 	Slow        bool       `json:"slow,omitempty"`
 	Actions     bool       `json:"actions"` // whether orders may be given
 	ReplicaSets []setKnown `json:"replica_sets"`
 
-	code int // of the answer in HTTP
+	code int // HTTP status
 
 	mu      sync.Mutex
 	encoded map[string][]byte // by replica set; "": all
 }
 
-// body returns the answer in JSON, of one replica set where one is named, and whether
-// there is one. It is encoded once for all who ask, also for those who read slowly.
+// body returns the answer in JSON, of all replica sets, or of the named one if one is set. ok
+// is false if there is no such set. Each answer is encoded once and shared by all requests.
 func (k *statusKnown) body(set orchestrator.ReplicaSetName, one bool) (body []byte, ok bool) {
 	sets := k.ReplicaSets
 	if one {
@@ -71,16 +71,16 @@ func (k *statusKnown) body(set orchestrator.ReplicaSetName, one bool) (body []by
 		}
 	}
 	key := ""
-	if one && len(sets) > 0 { // a set has a name
+	if one && len(sets) > 0 { // a set's name is not empty
 		key = string(set)
 	} else if one {
-		key = "\x00" // none
+		key = "\x00" // no set has this name
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if body, ok = k.encoded[key]; !ok {
-		// Its mutex is not copied.
-		body, _ = json.Marshal(&statusKnown{ // none of its fields can fail
+		// A new value, since the mutex must not be copied.
+		body, _ = json.Marshal(&statusKnown{ // no field can fail to encode
 			At: k.At, Error: k.Error, AwaySince: k.AwaySince, Slow: k.Slow, Actions: k.Actions, ReplicaSets: sets,
 		})
 		body = append(body, '\n')
@@ -98,18 +98,18 @@ type setKnown struct {
 	Parked  []parkedKnown      `json:"parked"`  // by projection and position
 }
 
-// A parkedKnown is a ParkedEvent, and whose.
+// A parkedKnown is a ParkedEvent with its projection.
 type parkedKnown struct {
 	Projection  string    `json:"projection"`
 	Position    int64     `json:"position"`
 	AggregateID string    `json:"aggregate_id"`
-	Error       string    `json:"error"`    // "": it waits behind another
-	Attempts    int       `json:"attempts"` // 0: likewise
+	Error       string    `json:"error"`    // "": it waits behind an earlier event
+	Attempts    int       `json:"attempts"` // 0: it waits behind an earlier event
 	ParkedAt    time.Time `json:"parked_at"`
-	Request     string    `json:"request"` // "retry" or "discard": not yet done
+	Request     string    `json:"request"` // "retry" or "discard": pending
 }
 
-// statusCache has one reading at a time serve all who ask.
+// statusCache shares one read at a time between all requests.
 type statusCache struct {
 	check   func(context.Context) error // whether the database answers
 	read    func(context.Context) ([]setKnown, error)
@@ -117,14 +117,14 @@ type statusCache struct {
 
 	mu      sync.Mutex
 	known   *statusKnown
-	readAt  time.Time     // when the latest reading ended
-	began   time.Time     // and began
-	took    time.Duration // the latest that succeeded
-	limit   time.Duration // of the next one
-	reading chan struct{} // closed when the reading ends; nil: there is none
-	slow    *statusKnown  // for who has waited for this one for too long
-	// Readings are numbered in the order in which they begin. One below need began
-	// before the latest order was carried out.
+	readAt  time.Time     // when the latest read ended
+	began   time.Time     // when the latest read started
+	took    time.Duration // duration of the latest read that succeeded
+	limit   time.Duration // of the next read
+	reading chan struct{} // closed when the current read ends; nil: no read is under way
+	slow    *statusKnown  // answer for requests that waited too long for the current read
+	// Reads are numbered in the order in which they start. Reads below need started before
+	// the latest order was carried out.
 	begun, ended, need int
 }
 
@@ -135,9 +135,8 @@ func newStatusCache(t store.Tables) *statusCache {
 	}
 }
 
-// get returns what is known: as of statusFresh ago, and as of after the orders that
-// were carried out before the call. Who asks is not held up by those that come
-// later. It fails when ctx ends before.
+// get returns a result that is at most statusFresh old and shows all orders that were carried
+// out before the call. Later calls do not delay earlier ones. It fails if ctx ends first.
 func (c *statusCache) get(ctx context.Context) (*statusKnown, error) {
 	patience := time.NewTimer(statusPatience + statusGap)
 	defer patience.Stop()
@@ -151,7 +150,7 @@ func (c *statusCache) get(ctx context.Context) (*statusKnown, error) {
 		if c.reading == nil {
 			c.begun++
 			c.reading = make(chan struct{})
-			go c.load(c.begun)
+			go c.refresh(c.begun)
 		}
 		reading := c.reading
 		c.mu.Unlock()
@@ -167,30 +166,30 @@ func (c *statusCache) get(ctx context.Context) (*statusKnown, error) {
 	}
 }
 
-// late returns what is known while a reading takes long. That goes on, for the next
-// who asks.
+// late returns the latest result while a read takes too long. The read goes on, for later
+// requests.
 func (c *statusCache) late() *statusKnown {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.slow == nil { // one for all who ask
+	if c.slow == nil { // shared by all requests
 		c.slow = c.failed(errSlow, time.Now())
 	}
 	return c.slow
 }
 
-// errSlow says that the database answers, and reading takes long.
-var errSlow = fmt.Errorf("reading takes longer than %s: the database is busy, or there is very much to read; it goes on", statusPatience)
+// errSlow is reported if the database answers, but reading takes too long.
+var errSlow = fmt.Errorf("reading the status takes longer than %s: the database is busy, or there is a lot to read; the read goes on", statusPatience)
 
-// forget has those who ask from now on see what is so from now on.
-func (c *statusCache) forget() {
+// invalidate makes later requests wait for a read that starts after this call.
+func (c *statusCache) invalidate() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.need = c.begun + 1
 }
 
-// load reads. Its context is nobody's: one who goes away must not take the reading
-// from the rest.
-func (c *statusCache) load(number int) {
+// refresh reads the database. It does not use the context of a request: a client that goes away
+// must not end the read for the others.
+func (c *statusCache) refresh(number int) {
 	c.mu.Lock()
 	wait, limit := max(0, statusGap-time.Since(c.began)), max(c.limit, statusReadMin)
 	c.mu.Unlock()
@@ -226,7 +225,7 @@ func (c *statusCache) load(number int) {
 	c.reading, c.slow = nil, nil
 }
 
-// failed returns what was known, with why it can't be read any more.
+// failed returns the latest result together with the error of a read.
 func (c *statusCache) failed(err error, now time.Time) *statusKnown {
 	k := &statusKnown{
 		ReplicaSets: []setKnown{}, AwaySince: &now, Actions: c.actions,
@@ -241,8 +240,7 @@ func (c *statusCache) failed(err error, now time.Time) *statusKnown {
 	return k
 }
 
-// codeOf returns the status that goes with an error of the database: whether it
-// may pass.
+// codeOf returns the HTTP status for an error of the database: 503 if it may pass, else 500.
 func codeOf(err error) int {
 	if store.Permanent(err) || errors.Is(err, orchestrator.ErrSchema) {
 		return http.StatusInternalServerError

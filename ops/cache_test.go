@@ -69,7 +69,7 @@ func TestStatusCacheForgets(t *testing.T) {
 		go c.get(t.Context())
 		synctest.Wait() // it is on its way
 		generation = 2
-		c.forget()
+		c.invalidate()
 		asked := make(chan struct{})
 		go func() {
 			defer close(asked)
@@ -96,7 +96,7 @@ func TestStatusCacheUnderOrders(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		go func() {
 			for ctx.Err() == nil {
-				c.forget()
+				c.invalidate()
 				pass(20 * time.Millisecond)
 			}
 		}()

@@ -16,71 +16,70 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
-// ErrRejected is returned for an order that can't be carried out: the replica set or the
-// worker that it names is not there, the projection is another set's, a name can't be one or
-// a position is negative, or nobody would be left to run the partitions. Nothing was changed.
+// ErrRejected is returned for an order that can't be carried out: the replica set or worker
+// does not exist, the projection belongs to another set, a name is invalid, a position is
+// negative, or no worker would be left to run the partitions. Nothing was changed.
 var ErrRejected = store.ErrRejected
 
-// Pause stops a projection on all workers until Resume is called, through restarts and
-// re-partitions. It opens a generation, whose number it returns, in which the others go
-// on: when that is active (AwaitGeneration), no handler of the projection runs anywhere.
-// To pause what is paused changes nothing, and returns the current generation.
+// Pause stops a projection on all workers until Resume is called, also across restarts and
+// rebalances. It opens a generation and returns its number. When that generation is active
+// (AwaitGeneration), no handler of the projection runs anywhere; the other projections go on.
+// Pausing a paused projection changes nothing and returns the current generation.
 //
-// Like the other orders, it may be given from any program that reaches the
-// database, while workers run, and it is idempotent. It is an order to the replica
-// set: a projection that another set takes over leaves its orders behind.
+// The order belongs to the replica set: if another set takes the projection over, the
+// projection runs there.
 //
-// A projection that has not run yet may be paused: the set will not run it when a worker
-// comes with it, until Resume. So a name that is mistyped is no error: ask HasRun before, as
-// the command and the status page do. Status shows it among those that are paused.
+// A projection that has never run can be paused: it stays paused when a worker brings it. So
+// a mistyped name is not an error. Call HasRun first to notice one, as the command and the status
+// page do. Status lists such a projection in Paused.
 //
-// It returns ErrRejected where it can't be carried out, ErrSchema where the tables are missing or too
-// old, and else the database's error, as when ctx ends before it.
+// Pause returns ErrRejected if the order can't be carried out, ErrSchema if the tables are
+// missing or too old, and otherwise the database's error or the context's.
 func Pause(ctx context.Context, db *sql.DB, set orchestrator.ReplicaSetName, projection string, options ...orchestrator.TablesOption) (generation int64, err error) {
 	return orderOf(ctx, store.TablesOf(db, options), set, protocol.Order{Kind: protocol.OrderPause, Projection: projection})
 }
 
-// PauseAll is Pause of everything that the replica set runs, until ResumeAll is called:
-// also of projections that come later.
+// PauseAll stops all projections of a replica set, including those that workers bring later,
+// until ResumeAll is called. See Pause.
 func PauseAll(ctx context.Context, db *sql.DB, set orchestrator.ReplicaSetName, options ...orchestrator.TablesOption) (generation int64, err error) {
 	return order(ctx, store.TablesOf(db, options), set, protocol.Order{Kind: protocol.OrderPause, Projection: protocol.All})
 }
 
-// Resume runs a projection that was paused again, from where it is. See Pause.
+// Resume restarts a paused projection from its checkpoint. See Pause.
 func Resume(ctx context.Context, db *sql.DB, set orchestrator.ReplicaSetName, projection string, options ...orchestrator.TablesOption) (generation int64, err error) {
 	return orderOf(ctx, store.TablesOf(db, options), set, protocol.Order{Kind: protocol.OrderResume, Projection: projection})
 }
 
-// ResumeAll resumes everything of the replica set, projections that were paused by
-// themselves as well. See Pause.
+// ResumeAll restarts all projections of a replica set, including those that Pause stopped
+// one by one. See Pause.
 func ResumeAll(ctx context.Context, db *sql.DB, set orchestrator.ReplicaSetName, options ...orchestrator.TablesOption) (generation int64, err error) {
 	return order(ctx, store.TablesOf(db, options), set, protocol.Order{Kind: protocol.OrderResume, Projection: protocol.All})
 }
 
-// Rewind sets a projection to a position, back or forward: the next events that it
-// handles are those above it; 0 is all. It opens a generation, whose activation
-// sets the checkpoints, so nothing that is in flight can move them afterwards. When
-// no worker is there, that is when the next one comes. Events above the position
-// that are parked are forgotten, since they come again. Beyond the end of the stream,
-// what is still to come is skipped, up to the position.
+// Rewind sets the checkpoint of a projection to a position, back or forward. The projection
+// then handles the events above the position; 0 means all events. Rewind opens a generation and
+// returns its number. The checkpoints are set when that generation is activated, so
+// nothing in flight can move them afterwards. If no worker runs, that is when the next one
+// joins. Parked events above the position leave the dead-letter queue, since they come
+// again. If the position is beyond the end of the stream, events still to come are
+// skipped up to it.
 //
-// A projection that has not run yet may be set to a position: there it starts when a worker
-// comes with it, whatever its own Start says. So a name that is mistyped is no error: ask
-// HasRun before, as the command and the status page do.
+// A projection that has never run can be rewound: it starts at the position when a worker
+// brings it, whatever its own Start says. So a mistyped name is not an error. Call HasRun
+// first to notice one, as the command and the status page do.
 //
-// What the projection has written is its own: to build a read model anew, Pause,
-// wait until that is active, empty the read model, Rewind to 0, and Resume.
+// Rewind does not touch the read model. To rebuild a read model in place: Pause,
+// AwaitGeneration, empty the read model, Rewind to 0, Resume. The errors are those of Pause.
 func Rewind(ctx context.Context, db *sql.DB, set orchestrator.ReplicaSetName, projection string, position int64, options ...orchestrator.TablesOption) (generation int64, err error) {
 	if position < 0 {
-		return 0, fmt.Errorf("%w: rewind of %s to %d: a position can't be negative", ErrRejected, projection, position)
+		return 0, fmt.Errorf("%w: rewind of %s to %d: the position must be at least 0", ErrRejected, projection, position)
 	}
 	return orderOf(ctx, store.TablesOf(db, options), set, protocol.Order{Kind: protocol.OrderRewind, Projection: projection, Position: position})
 }
 
-// HasRun reports whether a projection has ever run: whether a generation with it was ever
-// active. Ask before Pause and Rewind, to notice a name that is mistyped: a rewind makes
-// it one of the set's. It returns ErrRejected for what can't be a name, and the
-// database's error.
+// HasRun reports whether a generation with the projection was ever active. Call it before
+// Pause and Rewind to notice a mistyped name: a rewind adds the name to the set's
+// projections. It returns ErrRejected for an invalid name, and otherwise the database's error.
 func HasRun(ctx context.Context, db *sql.DB, projection string, options ...orchestrator.TablesOption) (bool, error) {
 	if problem := store.NameProblem(projection); problem != "" {
 		return false, fmt.Errorf("%w: the name of the projection %s", ErrRejected, problem)
@@ -89,33 +88,33 @@ func HasRun(ctx context.Context, db *sql.DB, projection string, options ...orche
 	return has, redact.Error(err)
 }
 
-// DrainWorker takes a worker's partitions away from it, for maintenance. It stays a
-// member, as a standby, until UndrainWorker, or until its program ends. One that is
-// removed, as its lease is over, and comes back, is not drained any more. The last
-// worker that can have partitions can't be drained.
+// DrainWorker takes a worker's partitions away, for maintenance. The worker stays a member, as a
+// standby, until UndrainWorker is called or its program ends. A worker that is removed because
+// its lease expired, and that rejoins, is no longer drained. The last worker that can have
+// partitions can't be drained: that returns ErrRejected. See Pause.
 func DrainWorker(ctx context.Context, db *sql.DB, set orchestrator.ReplicaSetName, worker string, options ...orchestrator.TablesOption) (generation int64, err error) {
 	return order(ctx, store.TablesOf(db, options), set, protocol.Order{Kind: protocol.OrderDrain, Worker: protocol.WorkerID(worker)})
 }
 
-// UndrainWorker lets a worker that was drained have partitions again.
+// UndrainWorker lets a drained worker have partitions again. See Pause.
 func UndrainWorker(ctx context.Context, db *sql.DB, set orchestrator.ReplicaSetName, worker string, options ...orchestrator.TablesOption) (generation int64, err error) {
 	return order(ctx, store.TablesOf(db, options), set, protocol.Order{Kind: protocol.OrderUndrain, Worker: protocol.WorkerID(worker)})
 }
 
-// orderLease is by which the transaction of an order is bounded: a set's own leases
-// may be shorter than the default, and none is to be lost for a program that hangs
-// with the set locked.
+// orderLease is the lease from which the time limits of an order's transaction are derived. It
+// is short: no worker of the set may lose its lease because a program hangs while it has the
+// set's row locked.
 const orderLease = 4 * time.Second
 
-// orderOf carries out an order about a projection, which has to be named.
+// orderOf carries out an order about one named projection.
 func orderOf(ctx context.Context, t store.Tables, set orchestrator.ReplicaSetName, o protocol.Order) (generation int64, err error) {
 	if o.Projection == "" {
-		return 0, fmt.Errorf("%w: the name of the projection is empty (PauseAll and ResumeAll are for all of a replica set)", ErrRejected)
+		return 0, fmt.Errorf("%w: the name of the projection is empty; for all projections of a replica set, call PauseAll or ResumeAll", ErrRejected)
 	}
 	return order(ctx, t, set, o)
 }
 
-// order carries an order out, and tries again where the set's rows are locked.
+// order carries out an order. It tries again while the set's rows are locked.
 func order(ctx context.Context, t store.Tables, set orchestrator.ReplicaSetName, o protocol.Order) (generation int64, err error) {
 	if problem := orderProblem(set, o); problem != "" {
 		return 0, fmt.Errorf("%w: %s", ErrRejected, problem)
@@ -131,7 +130,7 @@ func order(ctx context.Context, t store.Tables, set orchestrator.ReplicaSetName,
 		case err == nil:
 			return result.Group.Generation, nil
 		case store.Unstorable(err) && !storable(ctx, t.DB, string(set), o.Projection, string(o.Worker)):
-			return 0, fmt.Errorf("%s in replica set %q: %w: nothing can have such a name in this database: %w", o, set, ErrRejected, err)
+			return 0, fmt.Errorf("%s in replica set %q: %w: this database can't store such a name: %w", o, set, ErrRejected, err)
 		case errors.Is(err, ErrRejected) || !store.LockTimeout(err):
 			return 0, redact.Error(fmt.Errorf("%s in replica set %q: %w", o, set, err))
 		case !calls.Sleep(ctx, backoff.Delay(failures, 0)):
@@ -140,7 +139,7 @@ func order(ctx context.Context, t store.Tables, set orchestrator.ReplicaSetName,
 	}
 }
 
-// orderProblem says what is wrong with a name in an order.
+// orderProblem returns what is wrong with a name in an order, or "".
 func orderProblem(set orchestrator.ReplicaSetName, o protocol.Order) string {
 	if problem := store.NameProblem(string(set)); problem != "" {
 		return "the name of the replica set " + problem
@@ -155,7 +154,7 @@ func orderProblem(set orchestrator.ReplicaSetName, o protocol.Order) string {
 	return ""
 }
 
-// storable reports whether the database can hold all of the texts.
+// storable reports whether the database's encoding can store all of the texts.
 func storable(ctx context.Context, db *sql.DB, texts ...string) bool {
 	for _, text := range texts {
 		if store.Unstorable(store.Holds(ctx, db, text)) {
@@ -167,10 +166,9 @@ func storable(ctx context.Context, db *sql.DB, texts ...string) bool {
 
 var activeSQL = sqltext.New(`SELECT generation >= {generation} AND phase = 'active' FROM orchestrator_replica_sets WHERE name = {set}`)
 
-// AwaitGeneration waits until a generation, or a newer one, is active: nothing
-// that an older one ran can have an effect any more. It goes on looking until ctx
-// ends, also while there is no worker to activate it. It returns ErrNoReplicaSet where
-// there is no such set.
+// AwaitGeneration waits until a generation, or a newer one, is active. From then on nothing that
+// ran under an older generation can have an effect. It also waits while no worker runs. It
+// returns ErrNoReplicaSet if there is no such set, and the context's cause if ctx ends first.
 func AwaitGeneration(ctx context.Context, db *sql.DB, set orchestrator.ReplicaSetName, generation int64, options ...orchestrator.TablesOption) error {
 	if problem := store.NameProblem(string(set)); problem != "" {
 		return fmt.Errorf("wait for generation %d: %w: its name %s", generation, ErrNoReplicaSet, problem)

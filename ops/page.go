@@ -19,25 +19,23 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
-// StatusHandler returns a page that shows what the replica sets of a database do:
-// what stands still and why, workers, partitions and how far behind they are,
-// generations, parked events. It is live, and one file that refers to no other.
-// Mount it anywhere:
+// StatusHandler returns a handler that serves a live status page of all replica sets of a
+// database: what is stalled and why, workers, partitions and their lag, generations, parked
+// events. The page is one file and loads nothing from elsewhere. Mount it anywhere:
 //
 //	http.Handle("/status", ops.StatusHandler(db))
 //
-// At the same address it answers with JSON to those who accept application/json
-// before text/html; docs/status-page.md has its fields. ?replica_set=name leaves
-// out the others. While the database is away, that answer has the status 503 and
-// what was known last.
+// The same address answers with JSON if the request prefers application/json to text/html;
+// docs/status-page.md lists the fields. ?replica_set=NAME selects one set. While the
+// database can't be reached, the JSON has the HTTP status 503 and the latest known state.
 //
-// It reads the database once a second at most, on one connection, however many
-// look at it, more seldom where that takes long, and not at all while nobody does. It asks no worker, so any program
-// that reaches the database can serve it.
+// The handler reads the database at most once a second, on one connection, for all clients
+// together. It reads less often if a read is slow, and not at all without requests. It does not
+// connect to workers, so any program that reaches the database can serve it.
 //
-// It changes nothing, unless AllowActions is given. Who may see it is for the
-// program to say: names, positions, the errors of handlers and those of the database
-// are on it. A server of it needs timeouts, as any other (http.Server).
+// The page is read-only unless AllowActions is given. It shows names, positions, and the errors
+// of handlers and of the database: the program must restrict access to it. The
+// http.Server needs timeouts, like any other.
 func StatusHandler(db *sql.DB, options ...StatusOption) http.Handler {
 	h := &statusHandler{tables: store.Tables{DB: db}}
 	for _, option := range options {
@@ -48,18 +46,17 @@ func StatusHandler(db *sql.DB, options ...StatusOption) http.Handler {
 	return h
 }
 
-// A StatusOption changes what StatusHandler does.
+// StatusOption is an option of StatusHandler.
 type StatusOption func(*statusHandler)
 
-// AllowActions lets those who see the page give orders on it: Pause, Resume,
-// Rewind, DrainWorker and UndrainWorker, Park, and retry or discard parked events. They
-// are POST requests with a body of JSON, and refused where a browser sends them for
-// the page of another site (see http.CrossOriginProtection). That is all that it
-// checks: let nobody reach the handler who may not do this.
+// AllowActions adds orders to the page: Pause, Resume, Rewind, DrainWorker, UndrainWorker, Park,
+// RetryParked and DiscardParked. They are POST requests with a JSON body. Requests that a
+// browser sends for a page of another site are refused (http.CrossOriginProtection). There is no
+// other check: everyone who can reach the handler can give orders.
 //
-// The origins, say "https://ops.example.com", are those under which browsers know
-// the page, where a proxy changes the Host header. If one is malformed, the handler
-// answers every request with the status 500 and an error that names it.
+// origins are the origins under which browsers know the page, such as
+// "https://ops.example.com". They are needed if a proxy changes the Host header. If one is
+// malformed, the handler answers every request with the status 500 and an error that names it.
 func AllowActions(origins ...string) StatusOption {
 	protection := http.NewCrossOriginProtection()
 	var failed error
@@ -71,17 +68,17 @@ func AllowActions(origins ...string) StatusOption {
 	return func(h *statusHandler) { h.protection, h.misused = protection, failed }
 }
 
-// TablesInSchema shows the replica sets whose tables are in a schema of this name. See
-// orchestrator.Config.Schema.
+// TablesInSchema names the PostgreSQL schema of the library's tables, as
+// orchestrator.Config.Schema does. Default: the schema that the search path leads to.
 func TablesInSchema(name string) StatusOption {
 	return func(h *statusHandler) { h.tables.Schema = name }
 }
 
 type statusHandler struct {
 	tables     store.Tables
-	misused    error // an option is wrong
+	misused    error // an option is invalid
 	known      *statusCache
-	protection *http.CrossOriginProtection // nil: there are no actions
+	protection *http.CrossOriginProtection // nil: actions are not allowed
 }
 
 func (h *statusHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -104,12 +101,12 @@ func (h *statusHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			allow += ", POST"
 		}
 		header.Set("Allow", allow)
-		answerError(w, http.StatusMethodNotAllowed, r.Method+" is not allowed here")
+		answerError(w, http.StatusMethodNotAllowed, "method "+r.Method+" is not allowed here")
 	case prefersJSON(r.Header.Values("Accept")):
 		h.status(w, r)
 	default:
 		header.Set("Content-Type", "text/html; charset=utf-8")
-		_, _ = w.Write(statusHTML) // an error says that the reader has gone
+		_, _ = w.Write(statusHTML) // an error means that the client has gone
 	}
 }
 
@@ -123,24 +120,24 @@ func (h *statusHandler) status(w http.ResponseWriter, r *http.Request) {
 	name := orchestrator.ReplicaSetName(query.Get("replica_set"))
 	body, ok := known.body(name, query.Has("replica_set"))
 	if !ok {
-		answerError(w, http.StatusNotFound, fmt.Sprintf("no worker of a replica set %q has ever run", name))
+		answerError(w, http.StatusNotFound, fmt.Sprintf("no worker of replica set %q has ever run", name))
 		return
 	}
 	write(w, known.code, body)
 }
 
 func answer(w http.ResponseWriter, code int, body any) {
-	text, _ := json.Marshal(body) // what is answered can be encoded
+	text, _ := json.Marshal(body) // every answer can be encoded
 	write(w, code, append(text, '\n'))
 }
 
-// write sends an answer in JSON. Who reads slowly does not keep it for ever.
+// write sends an answer in JSON. The deadline ends the answer to a client that reads too slowly.
 func write(w http.ResponseWriter, code int, body []byte) {
 	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(statusWritePatience)) // where that is supported
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Content-Length", strconv.Itoa(len(body)))
 	w.WriteHeader(code)
-	_, _ = w.Write(body) // an error says that the reader has gone
+	_, _ = w.Write(body) // an error means that the client has gone
 }
 
 const statusWritePatience = 30 * time.Second
@@ -149,7 +146,7 @@ func answerError(w http.ResponseWriter, code int, text string) {
 	answer(w, code, map[string]string{"error": text})
 }
 
-// prefersJSON reports whether JSON is asked for by name, and before HTML.
+// prefersJSON reports whether the Accept headers name JSON and prefer it to HTML.
 func prefersJSON(accept []string) bool {
 	var json, html float64
 	for entry := range strings.SplitSeq(strings.Join(accept, ","), ",") {
@@ -171,22 +168,21 @@ func prefersJSON(accept []string) bool {
 	return json > html
 }
 
-// The page is the same for everybody: all that differs comes as JSON.
+// The page is the same for all requests: what differs comes as JSON.
 //
 //go:embed page.html
 var statusHTML []byte
 
-// statusPolicy allows the page its own script and style, by their hashes, and
-// requests to where it came from. Nothing can turn text into markup (trusted
-// types), whatever projections and errors are called.
+// statusPolicy is the page's Content-Security-Policy. It allows the page's own script and style,
+// by their hashes, and requests to the page's origin. With trusted types, no text can
+// become markup, whatever names and errors contain.
 var statusPolicy = sync.OnceValue(func() string {
 	return fmt.Sprintf("default-src 'none'; script-src '%s'; style-src '%s'; connect-src 'self'; img-src data:; "+
 		"base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'",
 		hashOf("script"), hashOf("style"))
 })
 
-// hashOf returns the hash of what stands in an element of the page, as a policy
-// names it.
+// hashOf returns the hash of the content of an element of the page, in the form of a policy.
 func hashOf(element string) string {
 	_, rest, _ := bytes.Cut(statusHTML, []byte("<"+element+">"))
 	text, _, _ := bytes.Cut(rest, []byte("</"+element+">"))

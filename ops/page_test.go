@@ -274,7 +274,7 @@ func TestStatusPageActions(t *testing.T) {
 			t.Errorf("%s: not so afterwards: %s", name, c.so)
 		}
 	}
-	if got := post(`{"action":"explode"}`); !strings.Contains(got.body, `there is no action \"explode\"`) {
+	if got := post(`{"action":"explode"}`); !strings.Contains(got.body, `unknown action \"explode\"`) {
 		t.Errorf("what there is not is answered with %s", got.body)
 	}
 	// One that has not run yet may be to come; or its name is mistyped, so it is told.

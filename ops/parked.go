@@ -15,47 +15,46 @@ import (
 )
 
 var (
-	// ErrNoProjection is returned where a projection is named that no replica
-	// set has run yet.
+	// ErrNoProjection is returned if no replica set has ever run the named projection.
 	ErrNoProjection = errors.New("orchestrator: no such projection")
 
-	// ErrNotParked is returned where the projection has no parked event at the position,
-	// or of the aggregate, that is named.
+	// ErrNotParked is returned if the projection has no parked event at the given
+	// positions or of the given aggregate.
 	ErrNotParked = errors.New("orchestrator: not parked")
 )
 
-// A ParkedEvent is one that a projection has gone past without handling it, under
-// ParkEvents or by order (see Park).
+// ParkedEvent is an event in the dead-letter queue of a projection. It got there under
+// ParkEvents or by Park.
 type ParkedEvent struct {
 	Position    int64  `json:"position"`
 	AggregateID string `json:"aggregate_id"`
-	// Error and Attempts are of the handler's failures at it. Without an error, it
-	// waits behind an earlier event of its aggregate.
+	// Error is the handler's latest error for the event, and Attempts how often it
+	// failed. Without an error, the event waits behind an earlier one of its aggregate.
 	Error    string    `json:"error"`
 	Attempts int       `json:"attempts"`
 	ParkedAt time.Time `json:"parked_at"`
-	// Request is what was asked for and is not done yet.
+	// Request is what was requested for the event and is not done yet.
 	Request ParkedRequest `json:"request"`
 }
 
-// A ParkedRequest is what somebody has asked to be done with a parked event.
+// ParkedRequest is a pending request for a parked event.
 type ParkedRequest string
 
 const (
-	NoRequest      ParkedRequest = ""        // nothing, or it is done
+	NoRequest      ParkedRequest = ""        // none
 	RetryRequest   ParkedRequest = "retry"   // see RetryParked
 	DiscardRequest ParkedRequest = "discard" // see DiscardParked
 )
 
-// Parked returns what a projection has parked, at most limit events in the order
-// of their positions, for people to look at. The limit is at least 1. It returns
-// ErrNoProjection for one that no replica set has run yet.
+// Parked returns the parked events of a projection, at most limit, in order of position.
+// limit must be at least 1, else ErrInvalidConfig is returned. It returns ErrNoProjection if
+// no replica set has ever run the projection.
 func Parked(ctx context.Context, db *sql.DB, projection string, limit int, options ...orchestrator.TablesOption) ([]ParkedEvent, error) {
 	if problem := store.NameProblem(projection); problem != "" {
 		return nil, fmt.Errorf("%w: its name %s", ErrNoProjection, problem)
 	}
 	if limit < 1 {
-		return nil, fmt.Errorf("%w: Parked: the limit is %d, and must be at least 1", orchestrator.ErrInvalidConfig, limit)
+		return nil, fmt.Errorf("%w: Parked: the limit is %d; it must be at least 1", orchestrator.ErrInvalidConfig, limit)
 	}
 	t := store.TablesOf(db, options)
 	rows, err := store.ListParked(ctx, t, projection, limit)
@@ -63,7 +62,7 @@ func Parked(ctx context.Context, db *sql.DB, projection string, limit int, optio
 		err = cmp.Or(known(ctx, t, projection), err)
 	}
 	if err != nil {
-		return nil, redact.Error(fmt.Errorf("list what projection %q has parked: %w", projection, err))
+		return nil, redact.Error(fmt.Errorf("list parked events of projection %q: %w", projection, err))
 	}
 	events := make([]ParkedEvent, len(rows))
 	for i, r := range rows {
@@ -72,8 +71,8 @@ func Parked(ctx context.Context, db *sql.DB, projection string, limit int, optio
 	return events, nil
 }
 
-// A ParkedSelector says which parked events are meant: those at Positions, those
-// of an aggregate, or all. Exactly one of the fields must be set.
+// ParkedSelector selects parked events: those at Positions, those of an aggregate, or all.
+// Exactly one field must be set.
 type ParkedSelector struct {
 	Positions   []int64
 	AggregateID string
@@ -94,7 +93,7 @@ func (s ParkedSelector) selection() (which store.ParkedSelection, err error) {
 		set++
 	}
 	if set != 1 {
-		return which, fmt.Errorf("%w: a ParkedSelector must have one of Positions, AggregateID and All", orchestrator.ErrInvalidConfig)
+		return which, fmt.Errorf("%w: exactly one of Positions, AggregateID and All must be set in a ParkedSelector", orchestrator.ErrInvalidConfig)
 	}
 	return which, nil
 }
@@ -109,28 +108,27 @@ func (s ParkedSelector) String() string {
 	return fmt.Sprintf("positions %v", s.Positions)
 }
 
-// RetryParked asks for parked events to be handled now, and returns how many that
-// are. The worker that has their partition does it, within about a second after
-// each batch, in order: an event waits until the earlier ones of its aggregate are
-// no longer parked, so ask for those as well. What a transactional projection
-// writes commits with the event's removal from the table.
+// RetryParked requests that parked events be handled again, and returns the number of
+// events. It does not wait. The worker that has the partition handles them, within about a second
+// after each batch, in order. An event waits until the earlier ones of its aggregate are
+// no longer parked, so request those as well. A transactional projection commits its writes
+// together with the removal of the event from the queue.
 //
-// If the handler fails again, the event stays, with the error, and the request is
-// gone. The request is also dropped, with an error in the row, if the event no longer
-// exists.
-// While an aggregate has parked events, its new ones are parked behind them.
+// If the handler fails again, the event stays parked with the new error, and the request is
+// cleared. If the event no longer exists, the request is cleared and the row says so.
+// While an aggregate has parked events, its new events are parked behind them.
 //
-// With All, nothing parked is no error: 0 is returned. The errors are ErrNoProjection,
-// ErrNotParked and ErrInvalidConfig for a selector that selects nothing or twice; and the
-// database's.
+// It returns ErrNoProjection, ErrNotParked, ErrInvalidConfig for a selector with no field or
+// several set, and otherwise the database's error. With All, an empty queue is not an error: 0
+// is returned.
 func RetryParked(ctx context.Context, db *sql.DB, projection string, which ParkedSelector, options ...orchestrator.TablesOption) (int, error) {
 	return askParked(ctx, store.TablesOf(db, options), projection, which, protocol.Retry)
 }
 
-// DiscardParked asks for parked events to be forgotten: the projection never
-// handles them. As with RetryParked, the worker that has the partition does it, and the
-// errors are the same; but no event waits for another. The later events of an aggregate stay parked until they are
-// retried or discarded themselves.
+// DiscardParked requests that parked events be removed from the queue: the projection never
+// handles them. The worker that has the partition removes them; no event waits for
+// another. The later events of an aggregate stay parked until they are retried or
+// discarded themselves. The errors are those of RetryParked.
 func DiscardParked(ctx context.Context, db *sql.DB, projection string, which ParkedSelector, options ...orchestrator.TablesOption) (int, error) {
 	return askParked(ctx, store.TablesOf(db, options), projection, which, protocol.Discard)
 }
@@ -155,7 +153,7 @@ func askParked(ctx context.Context, t store.Tables, projection string, which Par
 	return n, nil
 }
 
-// known returns ErrNoProjection for a name that has never been run.
+// known returns ErrNoProjection if no replica set has ever run the projection.
 func known(ctx context.Context, t store.Tables, projection string) error {
 	exists, err := store.ProjectionExists(ctx, t, projection)
 	if err == nil && !exists || store.Unstorable(err) {

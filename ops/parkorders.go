@@ -13,27 +13,27 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
-// A ParkOrder is an order to park an event, and what has become of it. See Park.
+// ParkOrder is an order of Park and its outcome.
 type ParkOrder struct {
 	Number     int64          `json:"number"`
 	Projection string         `json:"projection"`
 	Position   int64          `json:"position"`
-	By         string         `json:"by"` // who has given it
+	By         string         `json:"by"` // who gave the order
 	OrderedAt  time.Time      `json:"ordered_at"`
 	State      ParkOrderState `json:"state"`
-	// EndedAt is when it ended, where a worker has said so.
+	// EndedAt is when a worker recorded the outcome. nil: no worker has.
 	EndedAt *time.Time `json:"ended_at"`
-	// Reason is why nothing came of it, if it is ParkLapsed.
+	// Reason is why the order lapsed, if State is ParkLapsed.
 	Reason string `json:"reason,omitempty"`
 }
 
-// A ParkOrderState is what has become of an order to park an event.
+// ParkOrderState is the outcome of an order of Park.
 type ParkOrderState string
 
 const (
-	ParkWaiting ParkOrderState = "waiting" // for a worker
-	ParkDone    ParkOrderState = "parked"  // the event is parked, or was
-	ParkLapsed  ParkOrderState = "lapsed"  // nothing came of it
+	ParkWaiting ParkOrderState = "waiting" // no worker has carried it out yet
+	ParkDone    ParkOrderState = "parked"  // the event was parked
+	ParkLapsed  ParkOrderState = "lapsed"  // the event was not parked: see Reason
 )
 
 func parkOrderOf(o store.ParkOrder) ParkOrder {
@@ -49,42 +49,43 @@ func parkOrderOf(o store.ParkOrder) ParkOrder {
 	return out
 }
 
-// Park orders to park the event that a projection stands at, since its handler always fails
-// there, under whatever failure rule: the later events of its aggregate are parked behind
-// it, as under ParkEvents, and all others go on. It returns the number of the order, by
-// which AwaitPark says what has become of it. The event is retried or forgotten with
-// RetryParked and DiscardParked. by is who gives the order, for History.
+// Park orders a worker to put the event that blocks a projection (a poison event) into the
+// projection's dead-letter queue, under any failure rule. The later events of the same
+// aggregate are parked behind it, as under ParkEvents. All other events go on. Park returns
+// the number of the order: AwaitPark waits for its outcome. RetryParked and DiscardParked
+// take the event out of the queue. by names who gives the order, for History.
 //
-// The position is that of the event, which Status, the log and HandlerError show. The worker
-// that has its partition decides: it parks the event if the projection stands there by then,
-// at it or in a batch with it that fails, and nothing else. If the event was handled
-// meanwhile, or the projection stands at an earlier one, the order lapses. A worker looks
-// about once a second while its handler fails, also between two attempts, and when it gets
-// partitions, before it calls a handler: so the order survives re-partitions and restarts,
-// and helps where the event ends the process. It waits for a call of the handler that does
-// not return, and while the projection is paused; after a day it lapses. A rewind ends it.
+// position is the event's position, as in Status, the log and HandlerError. The worker that has
+// the partition decides. It parks the event if the projection's handler fails at it, alone or in
+// a batch with it. It parks nothing else. The order lapses if the event was handled meanwhile,
+// if the projection fails at an earlier event, and after a day. A rewind ends it too.
 //
-// To order what is ordered already returns the number of that order. It returns ErrRejected
-// where nothing can come of it: by or a name can't be one, the projection is another set's or
-// has not run, is past the position, or has parked the event already, or the event stream
-// ends before it. The other errors are as with Pause.
+// A worker checks for orders about once a second while its handler fails, also between two
+// attempts, and before it calls a handler on new partitions. So an order survives rebalances
+// and restarts, and works if the event crashes the process. The order waits while a call of
+// the handler does not return, and while the projection is paused.
+//
+// If the same order exists already, Park returns its number. It returns ErrRejected if the order
+// is impossible: by or a name is invalid, the projection belongs to another set or has never
+// run, its checkpoint is past the position, the event is parked already, or the event stream
+// ends before it. The other errors are those of Pause.
 func Park(ctx context.Context, db *sql.DB, set orchestrator.ReplicaSetName, projection string, position int64, by string, options ...orchestrator.TablesOption) (order int64, err error) {
 	what := fmt.Sprintf("park event %d of projection %q in replica set %q", position, projection, set)
 	t := store.TablesOf(db, options)
-	for _, name := range []struct{ of, is string }{{"the replica set", string(set)}, {"the projection", projection}, {"whoever gives the order", by}} {
+	for _, name := range []struct{ of, is string }{{"the replica set", string(set)}, {"the projection", projection}, {"who gives the order (by)", by}} {
 		if problem := store.NameProblem(name.is); problem != "" {
 			return 0, fmt.Errorf("%s: %w: the name of %s %s", what, ErrRejected, name.of, problem)
 		}
 	}
 	if position < 1 {
-		return 0, fmt.Errorf("%s: %w: positions begin with 1", what, ErrRejected)
+		return 0, fmt.Errorf("%s: %w: the first position is 1", what, ErrRejected)
 	}
 	s := store.New(t.DB, string(set), store.Options{Schema: t.Schema})
 	if err = s.Check(ctx); err == nil {
 		order, err = s.OrderPark(ctx, projection, position, by)
 	}
 	if store.Unstorable(err) && !storable(ctx, t.DB, string(set), projection, by) {
-		return 0, fmt.Errorf("%s: %w: nothing can have such a name in this database: %w", what, ErrRejected, redact.Error(err))
+		return 0, fmt.Errorf("%s: %w: this database can't store such a name: %w", what, ErrRejected, redact.Error(err))
 	}
 	if err != nil {
 		return 0, redact.Error(fmt.Errorf("%s: %w", what, err))
@@ -92,9 +93,9 @@ func Park(ctx context.Context, db *sql.DB, set orchestrator.ReplicaSetName, proj
 	return order, nil
 }
 
-// AwaitPark waits until an order of Park has ended. It returns nil where the event is parked,
-// and ErrRejected, with the reason, where nothing came of it. It goes on looking until ctx ends,
-// also while there is no worker to carry it out.
+// AwaitPark waits for the outcome of an order of Park. It returns nil when the event is
+// parked, ErrRejected with the reason if the order lapsed, and the context's cause if ctx ends
+// first. It also waits while no worker runs.
 func AwaitPark(ctx context.Context, db *sql.DB, order int64, options ...orchestrator.TablesOption) error {
 	t := store.TablesOf(db, options)
 	s := store.New(t.DB, "", store.Options{Schema: t.Schema})
@@ -113,8 +114,8 @@ func AwaitPark(ctx context.Context, db *sql.DB, order int64, options ...orchestr
 	})
 }
 
-// readParkOrders reads the orders of the set that wait.
-func (s *ReplicaSetStatus) readParkOrders(ask asking) error {
+// readParkOrders reads the orders that no worker has carried out yet.
+func (s *ReplicaSetStatus) readParkOrders(ask querier) error {
 	return ask(store.WaitingOrdersSQL, func(scan func(...any) error) error {
 		o, err := store.ScanParkOrder(scan)
 		if o := parkOrderOf(o); err == nil && o.State == ParkWaiting {
@@ -124,11 +125,11 @@ func (s *ReplicaSetStatus) readParkOrders(ask asking) error {
 	})
 }
 
-// parkOrdersMax is how many orders History shows at most.
+// parkOrdersMax is the most orders that History returns.
 const parkOrdersMax = 1000
 
-// withParkOrders adds to generations the orders that were given under them.
-func withParkOrders(ask asking, records []GenerationRecord) error {
+// withParkOrders adds to each generation the orders that were given under it.
+func withParkOrders(ask querier, records []GenerationRecord) error {
 	at := map[int64]*GenerationRecord{}
 	for i := range records {
 		at[records[i].Generation] = &records[i]

@@ -8,6 +8,7 @@ import (
 	"mime"
 	"net/http"
 	"slices"
+	"strings"
 	"time"
 
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
@@ -19,35 +20,35 @@ const (
 	statusOrderPatience = 15 * time.Second
 )
 
-// A statusOrder is the body of a POST. What it leaves out is nil, so that a
-// forgotten name is an error and not "all".
+// A statusOrder is the body of a POST. Missing fields are nil, so that a forgotten name is an
+// error and does not mean "all".
 type statusOrder struct {
 	Action     string                      `json:"action"`
 	ReplicaSet orchestrator.ReplicaSetName `json:"replica_set"`
 	Projection *string                     `json:"projection"`
-	// All stands for all projections of the replica set, in pause and resume.
+	// All selects all projections of the replica set, in pause and resume.
 	All    bool    `json:"all"`
 	Worker *string `json:"worker"`
-	// Position is a number, or the digits of one: a number of JavaScript is not exact
-	// above 2^53.
+	// Position is a number or a string of digits: JavaScript numbers are not exact above
+	// 2^53.
 	Position *json.Number `json:"position"`
-	// By is who gives an order to park an event.
+	// By names who gives an order to park an event.
 	By string `json:"by"`
 }
 
-// errStatusOrder says that a body is not an order.
-var errStatusOrder = errors.New("not an order")
+// errStatusOrder is returned for a body that is not a valid order.
+var errStatusOrder = errors.New("invalid order")
 
-// order carries out an order. Another site's page can't give one: a browser says
-// whose page a request is for, and where it is too old to, does not send a body of
-// this type to another site without asking it first (OPTIONS), which is refused.
+// order carries out an order. A page of another site can't give one. Browsers name the site
+// that a request comes from. Browsers that are too old for that don't send a body of this
+// type to another site before an OPTIONS request, which is refused.
 func (h *statusHandler) order(w http.ResponseWriter, r *http.Request) {
 	if err := h.protection.Check(r); err != nil {
 		answerError(w, http.StatusForbidden, err.Error())
 		return
 	}
 	if kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || kind != "application/json" {
-		answerError(w, http.StatusUnsupportedMediaType, "the body must be of the type application/json")
+		answerError(w, http.StatusUnsupportedMediaType, "the Content-Type must be application/json")
 		return
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), statusOrderPatience)
@@ -60,7 +61,7 @@ func (h *statusHandler) order(w http.ResponseWriter, r *http.Request) {
 		answerError(w, http.StatusBadRequest, fmt.Sprintf("%v: %v", errStatusOrder, err))
 		return
 	}
-	notRun := h.notRun(ctx, o) // by the order itself it is the set's
+	notRun := h.notRun(ctx, o) // before the order: a rewind adds the projection to the set
 	generation, number, err := h.carryOut(ctx, o)
 	switch {
 	case errors.Is(err, errStatusOrder):
@@ -68,23 +69,23 @@ func (h *statusHandler) order(w http.ResponseWriter, r *http.Request) {
 	case errors.Is(err, ErrRejected), errors.Is(err, ErrNotParked), errors.Is(err, ErrNoProjection):
 		answerError(w, http.StatusConflict, err.Error()) // and nothing has changed
 	case err != nil:
-		h.known.forget() // it may have happened
+		h.known.invalidate() // it may have happened
 		answerError(w, codeOf(err), redact.Error(err).Error())
 	default:
-		h.known.forget()
+		h.known.invalidate()
 		answer(w, http.StatusOK, carriedOut{generation, notRun, number})
 	}
 }
 
-// A carriedOut is the answer to an order. NotRun: the projection has not run yet, so its name
-// may be mistyped. Order is the number of an order to park an event, which waits for a worker.
+// A carriedOut is the answer to an order. NotRun: the projection has never run, so its name
+// may be mistyped. Order is the number of an order to park an event; a worker carries it out.
 type carriedOut struct {
 	Generation int64 `json:"generation"`
 	NotRun     bool  `json:"not_run,omitempty"`
 	Order      int64 `json:"order,omitempty"`
 }
 
-// notRun reports whether an order was about a projection that has not run yet.
+// notRun reports whether an order is about a projection that has never run.
 func (h *statusHandler) notRun(ctx context.Context, o statusOrder) bool {
 	if o.Projection == nil || o.Action != "pause" && o.Action != "rewind" {
 		return false
@@ -93,8 +94,8 @@ func (h *statusHandler) notRun(ctx context.Context, o statusOrder) bool {
 	return err == nil && !has
 }
 
-// carryOut returns the generation that an order has opened, or found in place; 0
-// for what needs none. number is that of an order to park an event.
+// carryOut carries out an order. It returns the generation that the order has opened or found
+// in place, or 0 if it needs none. number is that of an order to park an event.
 func (h *statusHandler) carryOut(ctx context.Context, o statusOrder) (generation, number int64, err error) {
 	position, err := o.check()
 	switch {
@@ -108,38 +109,38 @@ func (h *statusHandler) carryOut(ctx context.Context, o statusOrder) (generation
 	return generation, number, err
 }
 
-// check says what keeps a body from being an order, and returns its position.
+// check returns the position of an order, and an error if the order is not valid.
 func (o statusOrder) check() (position int64, err error) {
 	parked := o.Action == "retry" || o.Action == "discard"
 	worker := o.Action == "drain" || o.Action == "undrain"
 	switch {
 	case !slices.Contains(statusActions, o.Action):
-		return 0, fmt.Errorf("%w: there is no action %q", errStatusOrder, o.Action)
+		return 0, fmt.Errorf("%w: unknown action %q (there are: %s)", errStatusOrder, o.Action, strings.Join(statusActions, ", "))
 	case o.ReplicaSet == "" && !parked:
 		return 0, fmt.Errorf("%w: replica_set is missing", errStatusOrder)
 	case o.Worker == nil && worker:
 		return 0, fmt.Errorf("%w: %s needs a worker", errStatusOrder, o.Action)
 	case o.All && (o.Projection != nil || o.Action != "pause" && o.Action != "resume"):
-		return 0, fmt.Errorf("%w: all is for pause and resume, without a projection", errStatusOrder)
+		return 0, fmt.Errorf("%w: \"all\": true is only for pause and resume, and without a projection", errStatusOrder)
 	case o.Projection == nil && !worker && !o.All:
 		return 0, fmt.Errorf("%w: %s needs a projection", errStatusOrder, o.Action)
 	case o.Projection != nil && *o.Projection == "" && !worker:
-		return 0, fmt.Errorf("%w: the projection is empty; all of a replica set is \"all\": true", errStatusOrder)
+		return 0, fmt.Errorf("%w: the projection is empty; for all projections of a replica set, send \"all\": true", errStatusOrder)
 	case o.Position == nil && (parked || o.Action == "rewind" || o.Action == "park"):
 		return 0, fmt.Errorf("%w: %s needs a position", errStatusOrder, o.Action)
 	}
 	if o.Action == "park" && o.By == "" {
-		return 0, fmt.Errorf("%w: park needs by, the name of whoever gives the order", errStatusOrder)
+		return 0, fmt.Errorf("%w: park needs \"by\", the name of the person who gives the order", errStatusOrder)
 	}
 	if o.Position != nil {
 		if position, err = o.Position.Int64(); err != nil {
-			return 0, fmt.Errorf("%w: the position %q is no whole number", errStatusOrder, *o.Position)
+			return 0, fmt.Errorf("%w: the position %q is not a whole number", errStatusOrder, *o.Position)
 		}
 	}
 	return position, nil
 }
 
-// change carries out an order that changes what runs, or what becomes of a parked event.
+// change carries out an order, other than one to park an event.
 func (h *statusHandler) change(ctx context.Context, o statusOrder, position int64) (generation int64, err error) {
 	db, in := h.tables.DB, orchestrator.InSchema(h.tables.Schema)
 	switch o.Action {

@@ -15,43 +15,43 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
-// A Promotion says what Promote has done.
+// Promotion is the result of Promote.
 type Promotion struct {
-	Live     string `json:"live"`     // the projection that is live now
-	Replaced string `json:"replaced"` // the one that was before; "": Live was live already, and nothing was done
-	// Parked is how many events Replaced has parked. Live has handled them, as replays, so
-	// what goes beyond the read model was done for them by neither.
+	Live     string `json:"live"`     // the version that is live now
+	Replaced string `json:"replaced"` // the version that was live before; "": Live was live already, nothing was done
+	// Parked is the number of parked events of Replaced. Live has handled them as replays,
+	// so neither version caused their side effects.
 	Parked int `json:"parked"`
-	// Stopped is for how long no version handled events.
+	// Stopped is how long no version handled events.
 	Stopped time.Duration `json:"stopped"`
 }
 
-// Promote lets a projection that was built anew (orchestrator.WithRebuildOf) take the place
-// of the live one:
+// Promote makes a rebuilt projection (orchestrator.WithRebuildOf) the live version:
 //
-//  1. It waits until the projection is close behind the live one. Both run on.
-//  2. It holds the live one: no handler of it runs any more.
-//  3. It waits until the projection has handled all that the live one has, on each slot.
-//  4. In one transaction it runs script, which is SQL of the program's own that has readers
-//     use the new read model, such as CREATE OR REPLACE VIEW, and writes down
-//     that the projection is live. Until then readers see the old model, and afterwards the
-//     new one, which has everything that the old one had. script may be "". It can't
-//     contain COMMIT, nor what PostgreSQL does not allow in a transaction.
+//  1. It waits until the rebuild is close behind the live version. Both go on running.
+//  2. It holds the live version: none of its handlers runs.
+//  3. It waits until the rebuild has handled everything that the live version has, on each slot.
+//  4. In one transaction it runs script and records that the rebuild is live. script is SQL
+//     that switches readers to the new read model, such as CREATE OR REPLACE VIEW. Readers
+//     see the old read model before the commit, and the new one after it, with everything that the
+//     old one had. script may be "". It must not contain COMMIT or statements that
+//     PostgreSQL does not allow in a transaction.
 //
-// Then the projection goes on, and its events are no replays any more. The one that it has
-// replaced stays as it is, paused. To undo it, call Promote with that one: it is run again,
-// catches up, as replays, and takes its place back. Retire removes it.
+// The new version then goes on, and its events are no longer replays. The replaced version stays
+// paused. To undo the promotion, call Promote with the replaced version: it runs again,
+// catches up with replays, and takes its place back. Retire removes it.
 //
-// Both are to be run by workers, of the same replica set or of different ones; the live one
-// need not be. If the program that calls Promote crashes, the live one goes on by itself
-// after 10 seconds, or everything has happened. Call Promote again to know: where the
-// projection is live already, it says so and does nothing. How far the projection is while
-// Promote waits, and in about what time it will be close, Status says: see RebuildStatus.
+// A worker must run the rebuild, in the same replica set or in another one. The live version need
+// not run. While Promote waits, Status shows how far the rebuild is: see RebuildStatus.
 //
-// It returns ErrRejected where the projection follows no other one, or has parked events
-// that the live one has handled. It waits until ctx ends, in step 1; the live one is held
-// for at most promoteMax, 30 seconds, plus the time that its handlers take to return. Where it
-// fails, the live one goes on, and nothing of script has happened.
+// If the program that calls Promote crashes, either the promotion has happened, or the live
+// version goes on by itself after 10 seconds. Call Promote again to find out: if the rebuild is
+// live already, it does nothing and returns an empty Replaced.
+//
+// It returns ErrRejected if the projection is not a rebuild, or has parked events that the
+// live version has handled. Step 1 lasts until ctx ends. The live version is held for at most 30
+// seconds, plus the time that its handlers take to return. If Promote fails, the live
+// version goes on, and script has had no effect.
 func Promote(ctx context.Context, db *sql.DB, projection, script string, options ...orchestrator.TablesOption) (p Promotion, err error) {
 	defer func() { err = redact.Error(err) }()
 	t := store.TablesOf(db, options)
@@ -62,7 +62,7 @@ func Promote(ctx context.Context, db *sql.DB, projection, script string, options
 		return p, fmt.Errorf("%w: the name of the projection %s", ErrRejected, problem)
 	}
 	if word := sqltext.EndsTransaction(script); word != "" {
-		return p, fmt.Errorf("%w: the SQL contains %s, and is run in a transaction, which is not its to end", ErrRejected, word)
+		return p, fmt.Errorf("%w: the SQL must not contain %s: it runs in a transaction of Promote", ErrRejected, word)
 	}
 	if sqltext.FirstWord(script) == "" {
 		script = ""
@@ -80,7 +80,7 @@ func Promote(ctx context.Context, db *sql.DB, projection, script string, options
 			return p, err
 		}
 	}
-	c := &changeOver{t: t, set: orchestrator.ReplicaSetName(live.ReplicaSet), projection: projection, live: live.Name, script: script}
+	c := &switchover{t: t, set: orchestrator.ReplicaSetName(live.ReplicaSet), projection: projection, live: live.Name, script: script}
 	if p.Parked, p.Stopped, err = c.run(ctx); err != nil {
 		return Promotion{}, err
 	}
@@ -88,8 +88,8 @@ func Promote(ctx context.Context, db *sql.DB, projection, script string, options
 	return p, nil
 }
 
-// pair returns a projection and the live one that it follows; nil: it is that itself, and
-// another follows it.
+// pair returns a projection and the live version that it follows. live is nil if the
+// projection is live itself and others follow it, or have.
 func pair(ctx context.Context, t store.Tables, projection string) (next, live *store.ProjectionVersion, err error) {
 	all, err := store.Versions(ctx, t, projection)
 	if err != nil {
@@ -104,7 +104,7 @@ func pair(ctx context.Context, t store.Tables, projection string) (next, live *s
 	case next.Follows == "" && (next.Followed || next.Replaced):
 		return next, nil, nil
 	case next.Follows == "":
-		return nil, nil, fmt.Errorf("%w: projection %q is no rebuild of another one (WithRebuildOf), and there is none that it has replaced", ErrRejected, projection)
+		return nil, nil, fmt.Errorf("%w: projection %q is not a rebuild (WithRebuildOf) and has not replaced another version", ErrRejected, projection)
 	}
 	if all, err = store.Versions(ctx, t, projection, next.Follows); err != nil {
 		return nil, nil, err
@@ -112,36 +112,35 @@ func pair(ctx context.Context, t store.Tables, projection string) (next, live *s
 	next, live = all[projection], all[next.Follows]
 	switch {
 	case next == nil || live == nil:
-		return nil, nil, fmt.Errorf("%w: projection %q is gone, or what it follows is", ErrRejected, projection)
+		return nil, nil, fmt.Errorf("%w: projection %q or the version that it follows was removed meanwhile", ErrRejected, projection)
 	case next.Stream != "" && live.Stream != "" && next.Stream != live.Stream:
-		return nil, nil, fmt.Errorf("%w: %q reads the events of %s, and %q those of %s", ErrRejected, next.Name, next.Stream, live.Name, live.Stream)
+		return nil, nil, fmt.Errorf("%w: %q and %q read different event streams (%s and %s)", ErrRejected, next.Name, live.Name, next.Stream, live.Stream)
 	}
 	return next, live, nil
 }
 
-// A changeOver lets a projection take the place of the live one. What it does when is decided
-// by protocol.Promotion.
-type changeOver struct {
+// A switchover carries out a promotion. protocol.Promotion decides its steps.
+type switchover struct {
 	t                        store.Tables
-	set                      orchestrator.ReplicaSetName // of the live one
+	set                      orchestrator.ReplicaSetName // of the live version
 	projection, live, script string
 
-	held bool  // the live one was to be held
-	why  error // what it waits for
+	held bool  // a hold of the live version was requested
+	why  error // what the promotion waits for
 }
 
-func (c *changeOver) run(ctx context.Context) (parked int, stopped time.Duration, err error) {
+func (c *switchover) run(ctx context.Context) (parked int, stopped time.Duration, err error) {
 	core := protocol.NewPromotion()
 	var answer protocol.PromotionAnswer
 	var held time.Time
-	var failed error // the latest request that has
+	var failed error // the error of the latest request that failed
 	for {
 		answer.Stop = ctx.Err() != nil
 		action := core.Next(time.Now(), answer)
 		answer = protocol.PromotionAnswer{}
 		switch action.Do {
 		case protocol.PromoteLook:
-			answer, err = c.check(ctx, core)
+			answer, err = c.compare(ctx, core)
 		case protocol.PromoteHold:
 			if !c.held {
 				c.held, held = true, time.Now()
@@ -149,7 +148,7 @@ func (c *changeOver) run(ctx context.Context) (parked int, stopped time.Duration
 			err = c.order(ctx, protocol.OrderHold)
 			answer.Failure = failureOf(err)
 		case protocol.PromoteSwitch:
-			parked, err = c.change(ctx)
+			parked, err = c.commit(ctx)
 			if answer.Failure = failureOf(err); answer.Failure == protocol.FailsNow {
 				c.why = err
 			}
@@ -171,14 +170,14 @@ func (c *changeOver) run(ctx context.Context) (parked int, stopped time.Duration
 	}
 }
 
-// change is the switch. The hold goes on while the program's own SQL runs.
-func (c *changeOver) change(ctx context.Context) (parked int, err error) {
+// commit runs the transaction of step 4, and renews the hold meanwhile.
+func (c *switchover) commit(ctx context.Context) (parked int, err error) {
 	ctx, cancel := context.WithTimeout(ctx, protocol.PromoteMax)
 	renewing := make(chan struct{})
 	go func() {
 		defer close(renewing)
 		for calls.Sleep(ctx, protocol.HoldFor/4) {
-			_ = c.order(ctx, protocol.OrderHold) // refused where an operator has paused it
+			_ = c.order(ctx, protocol.OrderHold) // rejected if an operator has paused the live version
 		}
 	}()
 	parked, err = store.Promote(ctx, c.t, c.projection, c.live, c.script)
@@ -187,7 +186,8 @@ func (c *changeOver) change(ctx context.Context) (parked int, err error) {
 	return parked, err
 }
 
-func (c *changeOver) check(ctx context.Context, core *protocol.Promotion) (a protocol.PromotionAnswer, err error) {
+// compare reads how far both versions are.
+func (c *switchover) compare(ctx context.Context, core *protocol.Promotion) (a protocol.PromotionAnswer, err error) {
 	all, err := store.Versions(ctx, c.t, c.projection, c.live)
 	if a.Failure = failureOf(err); err != nil {
 		return a, err
@@ -201,19 +201,19 @@ func (c *changeOver) check(ctx context.Context, core *protocol.Promotion) (a pro
 	case c.held:
 		c.why = store.Ready(next, live)
 	case len(next.Workers) == 0:
-		c.why = fmt.Errorf("no worker runs %s, and it is %d positions behind %s", c.projection, lacks, c.live)
+		c.why = fmt.Errorf("no worker runs %s, which is %d positions behind %s", c.projection, lacks, c.live)
 	default:
 		c.why = fmt.Errorf("%s is %d positions behind %s", c.projection, lacks, c.live)
 	}
 	return a, nil
 }
 
-func (c *changeOver) order(ctx context.Context, kind protocol.OrderKind) error {
+func (c *switchover) order(ctx context.Context, kind protocol.OrderKind) error {
 	_, err := orderOf(ctx, c.t, c.set, protocol.Order{Kind: kind, Projection: c.live})
 	return err
 }
 
-// failureOf says what an error means for a promotion.
+// failureOf classifies an error for protocol.Promotion.
 func failureOf(err error) protocol.PromotionFailure {
 	notYet, unclear := (*store.NotYetError)(nil), (*store.UnclearError)(nil)
 	switch {
@@ -228,17 +228,17 @@ func failureOf(err error) protocol.PromotionFailure {
 	return protocol.IsRefused
 }
 
-// ended says how it has ended; err is of the latest request that has failed.
-func (c *changeOver) ended(ctx context.Context, end protocol.PromotionEnd, err error) error {
+// ended returns the result of the promotion. err is the error of the latest request that failed.
+func (c *switchover) ended(ctx context.Context, end protocol.PromotionEnd, err error) error {
 	switch end {
 	case protocol.Promoted:
 		return nil
 	case protocol.NoRebuild:
-		return fmt.Errorf("%w: %q does not follow %q any more", ErrRejected, c.projection, c.live)
+		return fmt.Errorf("%w: %q is no longer a rebuild of %q", ErrRejected, c.projection, c.live)
 	case protocol.StoodStill:
-		return fmt.Errorf("promote %s: %s has stood still for %s, and goes on; nothing was changed: %w", c.projection, c.live, protocol.PromoteMax, c.why)
+		return fmt.Errorf("promote %s: %s was held for %s, and goes on now; nothing was changed: %w", c.projection, c.live, protocol.PromoteMax, c.why)
 	case protocol.PerhapsDone:
-		return fmt.Errorf("%w; it is not known whether %s is live now: promote it again", err, c.projection)
+		return fmt.Errorf("%w; it is unknown whether %s is live now: call Promote again", err, c.projection)
 	case protocol.GivenUp:
 		why := c.why
 		if why == nil {
@@ -249,13 +249,13 @@ func (c *changeOver) ended(ctx context.Context, end protocol.PromotionEnd, err e
 	return err
 }
 
-// Retire removes what is left of a projection: its checkpoints and its parked events, not
-// its read model. It is for one that was replaced (Promote), or that no program has any
-// more. Its name stays known, and Run refuses a projection of that name, which would begin
-// anew and handle every event again.
+// Retire removes the checkpoints and the parked events of a projection that was replaced
+// (Promote) or that no program runs any more. It does not touch the read model. The name
+// stays reserved: Run refuses a projection of that name, which would start again and handle
+// every event a second time.
 //
-// It returns ErrRejected where there is no such projection, a worker runs a program that
-// has it, or other projections follow it.
+// It returns ErrRejected if there is no such projection, if a running worker has it, or if
+// other projections follow it.
 func Retire(ctx context.Context, db *sql.DB, projection string, options ...orchestrator.TablesOption) error {
 	t := store.TablesOf(db, options)
 	if err := store.New(db, "", store.Options{Schema: t.Schema}).Check(ctx); err != nil {
@@ -270,8 +270,9 @@ func Retire(ctx context.Context, db *sql.DB, projection string, options ...orche
 	return nil
 }
 
-// Live returns the version of a projection that is live: the projection itself, or the one
-// that has replaced it. It returns ErrRejected where there is no such projection.
+// Live returns the name of the live version of a projection: the projection itself, or the
+// version that it follows or that has replaced it. It returns ErrRejected if there is no
+// such projection.
 func Live(ctx context.Context, db *sql.DB, projection string, options ...orchestrator.TablesOption) (string, error) {
 	all, err := store.Versions(ctx, store.TablesOf(db, options), projection)
 	switch v := all[projection]; {

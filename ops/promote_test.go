@@ -459,8 +459,8 @@ func TestPromoteRefuses(t *testing.T) {
 	for _, tt := range []struct{ projection, script, want string }{
 		{"none", "", `there is no projection "none"`},
 		{"", "", "the name of the projection is empty"},
-		{"orders", "", `projection "orders" is no rebuild of another one`},
-		{"orders", "SELECT 1; COMMIT", "the SQL contains COMMIT"},
+		{"orders", "", `projection "orders" is not a rebuild`},
+		{"orders", "SELECT 1; COMMIT", "the SQL must not contain COMMIT"},
 	} {
 		if _, err := ops.Promote(ctx, w.DB, tt.projection, tt.script); !errors.Is(err, ops.ErrRejected) || !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("promote %q: %v, want %s", tt.projection, err, tt.want)

@@ -11,42 +11,44 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
-// A RebuildStatus is how far a projection is that follows the live version: to replace it
-// (orchestrator.WithRebuildOf), or since that has replaced it (Promote).
+// RebuildStatus is the state of a projection that follows a live version: a rebuild of it
+// (orchestrator.WithRebuildOf), or a version that it has replaced (Promote).
 type RebuildStatus struct {
 	Projection     string                      `json:"projection"`
 	ReplicaSet     orchestrator.ReplicaSetName `json:"replica_set"`
 	Live           string                      `json:"live"` // the version that is live
 	LiveReplicaSet orchestrator.ReplicaSetName `json:"live_replica_set"`
 	State          RebuildState                `json:"state"`
-	// Text says it in a sentence.
+	// Text is the state in a sentence, for people.
 	Text string `json:"text"`
-	// Position is up to where the projection has committed all events, on all partitions;
-	// LivePosition is where Live has, and Behind how many positions there are between.
+	// Position is the lowest checkpoint of the projection's partitions. LivePosition is
+	// that of Live. Behind is the difference, in positions, at least 0.
 	Position     int64 `json:"position"`
 	LivePosition int64 `json:"live_position"`
 	Behind       int64 `json:"behind"`
-	// PerSecond is LaneReport.PerSecond of the partition that is the furthest behind.
+	// PerSecond is LaneReport.PerSecond of the partition that is the furthest behind, in
+	// positions per second.
 	PerSecond float64 `json:"per_second"`
-	// LeftSeconds is in what time it will have come to where Live is, if both go on as they
-	// do; nil: nobody can tell.
+	// LeftSeconds estimates when the projection reaches Live, if both go on at their
+	// present rates. nil: unknown.
 	LeftSeconds *float64 `json:"left_seconds"`
-	// HeldUntil is until when Live is held, for a version to take its place, if it is.
+	// HeldUntil is until when Promote holds Live. nil: Live is not held.
 	HeldUntil *time.Time `json:"held_until,omitempty"`
 }
 
-// A RebuildState is how far a version is on its way to be the live one.
+// RebuildState is the state of a version that is not live.
 type RebuildState string
 
 const (
-	RebuildCatchingUp RebuildState = "catching up"  // it is behind the live version
-	RebuildClose      RebuildState = "close behind" // it can be promoted within seconds
-	RebuildTakesOver  RebuildState = "takes over"   // it is being promoted: the live version is held
+	RebuildCatchingUp RebuildState = "catching up"  // behind the live version
+	RebuildClose      RebuildState = "close behind" // can be promoted within seconds
+	RebuildTakesOver  RebuildState = "takes over"   // being promoted: the live version is held
 	RebuildPaused     RebuildState = "paused"       // by order: see Pause
-	RebuildReplaced   RebuildState = "replaced"     // it was live, and is not run any more
+	RebuildReplaced   RebuildState = "replaced"     // was live, and does not run any more
 )
 
-// Versions of the same projection are read together, so that who takes over is known.
+// All versions of one projection are read together: judge needs to know whether only one of
+// them can take the live version's place.
 var statusRebuildsSQL = sqltext.New(`
 SELECT f.name, f.replica_set, f.replaced, l.name, l.replica_set,
        coalesce((SELECT min(c.position) FROM orchestrator_checkpoints c WHERE c.projection = f.name), 0),
@@ -60,9 +62,9 @@ SELECT f.name, f.replica_set, f.replaced, l.name, l.replica_set,
        SELECT FROM orchestrator_projections o WHERE o.follows = l.name AND o.replica_set = {set}))
  ORDER BY l.name, f.name`)
 
-// readRebuilds reads how far the versions are. The workers' reports of the set itself are
-// there already; those of others are read where they are needed.
-func (s *ReplicaSetStatus) readRebuilds(of func(orchestrator.ReplicaSetName) asking, reports map[string]*reported) error {
+// readRebuilds reads the versions that are not live. reports are those of the set's own
+// workers; reports of other sets are read if needed.
+func (s *ReplicaSetStatus) readRebuilds(of func(orchestrator.ReplicaSetName) querier, reports map[string]*reported) error {
 	err := of(s.ReplicaSet)(statusRebuildsSQL, func(scan func(...any) error) error {
 		var r RebuildStatus
 		var replaced, paused bool
@@ -88,7 +90,7 @@ func (s *ReplicaSetStatus) readRebuilds(of func(orchestrator.ReplicaSetName) ask
 		return err
 	}
 	known := map[orchestrator.ReplicaSetName]map[string]*reported{s.ReplicaSet: reports}
-	running := map[string]int{} // how many there are that can take a live one's place
+	running := map[string]int{} // live version → number of versions that can take its place
 	for _, r := range s.Rebuilds {
 		if r.State != "" {
 			continue
@@ -123,12 +125,12 @@ func untilOf(holds map[string]int64) map[string]*time.Time {
 	return until
 }
 
-// A pace is how fast a version goes on the partition that is the furthest behind.
+// A pace is the position and rate of a version on the partition that is the furthest behind.
 type pace struct {
 	known     bool // a worker has reported on it
 	position  int64
 	perSecond float64
-	follows   bool // it was where the live version is
+	follows   bool // it has reached the live version
 }
 
 func paceOf(reports map[string]*reported, projection string) (p pace) {
@@ -144,7 +146,7 @@ func paceOf(reports map[string]*reported, projection string) (p pace) {
 	return p
 }
 
-// judge says how far a version is that is on its way.
+// judge sets the state and the estimate of a version that runs.
 func (r *RebuildStatus) judge(next, live pace, alone bool) {
 	r.PerSecond = next.perSecond
 	if closer := next.perSecond - live.perSecond; r.Behind == 0 || closer > 0 {
@@ -175,17 +177,17 @@ func (r *RebuildStatus) text(next, live pace) string {
 	case r.State == RebuildPaused:
 		return fmt.Sprintf("%s is paused, %s behind %s", r.Projection, behind, r.Live)
 	case r.State == RebuildTakesOver:
-		return fmt.Sprintf("%s takes the place of %s, which is held until %s UTC; it is %s behind", r.Projection, r.Live, r.HeldUntil.Format(time.TimeOnly), behind)
+		return fmt.Sprintf("%s is taking the place of %s, which is held until %s UTC; it is %s behind", r.Projection, r.Live, r.HeldUntil.Format(time.TimeOnly), behind)
 	case r.State == RebuildClose && r.Behind == 0:
-		return fmt.Sprintf("%s is where %s is, and can be promoted", r.Projection, r.Live)
+		return fmt.Sprintf("%s has caught up with %s and can be promoted", r.Projection, r.Live)
 	case r.State == RebuildClose:
-		return fmt.Sprintf("%s is close behind %s, by %s, and can be promoted", r.Projection, r.Live, behind)
+		return fmt.Sprintf("%s is %s behind %s and can be promoted", r.Projection, behind, r.Live)
 	case !next.known:
-		return fmt.Sprintf("%s is %s behind %s, and no worker has reported on it yet", r.Projection, behind, r.Live)
+		return fmt.Sprintf("%s is %s behind %s; no worker has reported on it yet", r.Projection, behind, r.Live)
 	case r.LeftSeconds != nil:
 		return fmt.Sprintf("%s is %s behind %s, %s left", r.Projection, behind, r.Live, about(*r.LeftSeconds))
 	case next.perSecond > 0:
-		return fmt.Sprintf("%s is %s behind %s, and does not come closer", r.Projection, behind, r.Live)
+		return fmt.Sprintf("%s is %s behind %s and is not catching up", r.Projection, behind, r.Live)
 	}
 	return fmt.Sprintf("%s is %s behind %s", r.Projection, behind, r.Live)
 }
@@ -203,7 +205,7 @@ func grouped(n int64) string {
 	return b.String()
 }
 
-// about tells an estimate no more exactly than it is.
+// about formats an estimate with no more precision than it has.
 func about(seconds float64) string {
 	switch {
 	case seconds < 60:
@@ -216,8 +218,8 @@ func about(seconds float64) string {
 	return fmt.Sprintf("about %s days", grouped(int64(min(seconds/86400, 1e6))))
 }
 
-// versions says what is so of the set's own projections: which have replaced those that are
-// not run any more, and which takes the place of one that is held.
+// versions returns two maps of the set's own projections: from a replaced one to the version
+// that has replaced it, and from a held one to the version that is taking its place.
 func (s *ReplicaSetStatus) versions() (replacedBy, replacing map[string]string) {
 	replacedBy, replacing = map[string]string{}, map[string]string{}
 	for _, r := range s.Rebuilds {
@@ -231,8 +233,8 @@ func (s *ReplicaSetStatus) versions() (replacedBy, replacing map[string]string) 
 	return replacedBy, replacing
 }
 
-// stopped tells of the projections that are not run, by order. One that was replaced is
-// missing: nobody has to do anything about it.
+// stopped returns the projections that are paused or held by order. Replaced versions are
+// left out: they need no action.
 func (s *ReplicaSetStatus) stopped() (waits []Wait) {
 	replacedBy, replacing := s.versions()
 	for _, name := range s.Paused {

@@ -65,31 +65,31 @@ func TestStatusOfRebuilds(t *testing.T) {
 			State: "catching up", Text: "orders_v2 is 12,000,000,600 positions behind orders, about 13,888 days left", Position: 400, LivePosition: 12000001000, Behind: 12000000600, PerSecond: 12, LeftSeconds: seconds(1200000060),
 		}, "", ""},
 		{"it is as slow as the live one", []string{reported(`{"per_second": 2}`)}, ops.RebuildStatus{
-			State: "catching up", Text: "orders_v2 is 600 positions behind orders, and does not come closer", Position: 400, Behind: 600, PerSecond: 2,
+			State: "catching up", Text: "orders_v2 is 600 positions behind orders and is not catching up", Position: 400, Behind: 600, PerSecond: 2,
 		}, "", ""},
 		{"it has not moved yet", []string{reported(`{"per_second": 0}`)}, ops.RebuildStatus{
 			State: "catching up", Text: "orders_v2 is 600 positions behind orders", Position: 400, Behind: 600,
 		}, "", ""},
 		{"nobody has reported on it", []string{`DELETE FROM orchestrator_reports WHERE replica_set = 'next'`}, ops.RebuildStatus{
-			State: "catching up", Text: "orders_v2 is 600 positions behind orders, and no worker has reported on it yet", Position: 400, Behind: 600,
+			State: "catching up", Text: "orders_v2 is 600 positions behind orders; no worker has reported on it yet", Position: 400, Behind: 600,
 		}, "", ""},
 		{"it is there, and nobody runs it", []string{at(1000), `DELETE FROM orchestrator_reports WHERE replica_set = 'next'`}, ops.RebuildStatus{
-			State: "catching up", Text: "orders_v2 is 0 positions behind orders, and no worker has reported on it yet", Position: 1000, LeftSeconds: seconds(0),
+			State: "catching up", Text: "orders_v2 is 0 positions behind orders; no worker has reported on it yet", Position: 1000, LeftSeconds: seconds(0),
 		}, "", ""},
 		{"it is nearly there", []string{at(940)}, ops.RebuildStatus{
-			State: "close behind", Text: "orders_v2 is close behind orders, by 60 positions, and can be promoted", Position: 940, Behind: 60, PerSecond: 12, LeftSeconds: seconds(6),
+			State: "close behind", Text: "orders_v2 is 60 positions behind orders and can be promoted", Position: 940, Behind: 60, PerSecond: 12, LeftSeconds: seconds(6),
 		}, "", ""},
 		{"not quite", []string{at(939)}, ops.RebuildStatus{
 			State: "catching up", Text: "orders_v2 is 61 positions behind orders, less than a minute left", Position: 939, Behind: 61, PerSecond: 12, LeftSeconds: seconds(6.1),
 		}, "", ""},
 		{"it was where the live one is, and that has gone on", []string{at(900), reported(`{"state": "follows"}`)}, ops.RebuildStatus{
-			State: "close behind", Text: "orders_v2 is close behind orders, by 100 positions, and can be promoted", Position: 900, Behind: 100, PerSecond: 12, LeftSeconds: seconds(10),
+			State: "close behind", Text: "orders_v2 is 100 positions behind orders and can be promoted", Position: 900, Behind: 100, PerSecond: 12, LeftSeconds: seconds(10),
 		}, "", ""},
 		{"it is there", []string{at(1000), reported(`{"per_second": 0}`)}, ops.RebuildStatus{
-			State: "close behind", Text: "orders_v2 is where orders is, and can be promoted", Position: 1000, LeftSeconds: seconds(0),
+			State: "close behind", Text: "orders_v2 has caught up with orders and can be promoted", Position: 1000, LeftSeconds: seconds(0),
 		}, "", ""},
 		{"it takes over", []string{at(999), held}, ops.RebuildStatus{
-			State: "takes over", Text: "orders_v2 takes the place of orders, which is held until 03:04:05 UTC; it is 1 position behind", Position: 999, Behind: 1, PerSecond: 12, LeftSeconds: seconds(0.1), HeldUntil: &until,
+			State: "takes over", Text: "orders_v2 is taking the place of orders, which is held until 03:04:05 UTC; it is 1 position behind", Position: 999, Behind: 1, PerSecond: 12, LeftSeconds: seconds(0.1), HeldUntil: &until,
 		}, "held", "projection orders is held while orders_v2 takes its place, until 03:04:05 UTC"},
 		{"an operator has paused it", []string{`UPDATE orchestrator_replica_sets SET paused = '["orders_v2"]' WHERE name = 'next'`}, ops.RebuildStatus{
 			State: "paused", Text: "orders_v2 is paused, 600 positions behind orders", Position: 400, Behind: 600,

@@ -1,12 +1,31 @@
-// Package ops operates replica sets: it tells what they do and what stands still
-// ([Status], [History], the status page of [StatusHandler]), gives orders while workers
-// run ([Pause], [Resume], [Rewind], [DrainWorker]), parks the event that holds a projection up
-// ([Park]), and decides what becomes of parked
-// events, the dead letters of a projection ([Parked], [RetryParked], [DiscardParked]).
+// Package ops shows and controls replica sets (consumer groups) while their workers run.
 //
-// Everything works from any program that reaches the database: it reads and writes the
-// library's tables and asks no worker. The command orchestrator does the same from a
-// shell.
+//	s, err := ops.Status(ctx, db, "main-projections")
+//	if err != nil {
+//		return err
+//	}
+//	for _, wait := range s.Waits {
+//		fmt.Println(wait.Text) // what is stalled, and why
+//	}
+//
+// To see what happens: [ReplicaSets], [Status], [History], and the page and JSON of
+// [StatusHandler]. To give orders: [Pause], [Resume], [Rewind], [DrainWorker]. For the
+// dead-letter queue of a projection: [Park], [Parked], [RetryParked], [DiscardParked]. For
+// rebuilds: [Promote], [Retire], [Live].
+//
+// The rules:
+//
+//   - Any program that reaches the database can call these functions. They read and write
+//     the library's tables. They don't connect to workers.
+//   - Pause, Resume, Rewind and DrainWorker return the number of a generation. The order has
+//     taken effect when that generation is active: see [AwaitGeneration].
+//   - The worker that has the partition parks, retries or discards events: see [AwaitPark].
+//   - Orders are idempotent.
+//   - An order that can't be carried out returns [ErrRejected] and changes nothing.
+//   - If the tables are in a PostgreSQL schema that the search path does not reach, pass
+//     orchestrator.InSchema.
+//
+// The command orchestrator does the same from a shell.
 package ops
 
 import (
@@ -27,73 +46,71 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
-// A ReplicaSetStatus is what is known of a replica set at one moment: what runs,
-// where, how far it is, and what it waits for.
+// ReplicaSetStatus is the state of a replica set at one moment: workers, partitions,
+// checkpoints, lag, pending orders, and what is stalled.
 type ReplicaSetStatus struct {
 	ReplicaSet orchestrator.ReplicaSetName `json:"replica_set"`
-	At         time.Time                   `json:"at"` // by the database's clock
+	At         time.Time                   `json:"at"` // the database's time
 
-	// Generation is the newest one.
+	// Generation is the number of the newest generation. 0: there was none yet.
 	Generation      int64      `json:"generation"`
 	Phase           Phase      `json:"phase"`
 	TotalPartitions int        `json:"total_partitions"`
-	Reason          string     `json:"reason"` // why it was opened
+	Reason          string     `json:"reason"` // why the generation was opened
 	OpenedAt        *time.Time `json:"opened_at"`
 	ActivatedAt     *time.Time `json:"activated_at"`
 
-	// What operators have ordered. Paused are the projections that don't run;
-	// PausedAll is that none does. Held are those of Paused that are held for another version
-	// to take their place (Promote), and until when. Rewinds are due when a generation is
-	// activated.
+	// Paused are the projections that are paused by order. PausedAll: the whole set is.
+	// Held are those of Paused that Promote holds while another version takes their place,
+	// and until when. Rewinds take effect when the next generation is activated.
 	Paused    []string             `json:"paused"`
 	PausedAll bool                 `json:"paused_all"`
 	Held      map[string]time.Time `json:"held"`    // projection → until when
 	Rewinds   map[string]int64     `json:"rewinds"` // projection → position
-	// ParkOrders are the orders to park an event that wait for a worker: see Park.
+	// ParkOrders are the orders of Park that no worker has carried out yet.
 	ParkOrders []ParkOrder `json:"park_orders"`
 
-	// Head is the highest position in the event stream that a worker has seen; 0:
-	// none can tell.
+	// Head is the highest position in the event stream that a worker has seen. 0: unknown.
 	Head       int64             `json:"head"`
 	Workers    []WorkerStatus    `json:"workers"`    // in the order in which they joined
 	Partitions []PartitionStatus `json:"partitions"` // by projection and partition
-	// Rebuilds are the versions of the set's projections that are not live, also those that
-	// other sets run, by the live one and by name.
+	// Rebuilds are the versions of the set's projections that are not live, including
+	// versions in other sets. They are sorted by live version and name.
 	Rebuilds []RebuildStatus `json:"rebuilds"`
-	// Waits are the reasons why something stands still, the most pressing first.
+	// Waits are the reasons why something is stalled, the most urgent first.
 	Waits []Wait `json:"waits"`
 }
 
-// A Phase is how far the newest generation of a replica set is.
+// Phase is the state of the newest generation of a replica set.
 type Phase string
 
 const (
-	PhaseDraining Phase = "draining" // older ones are being stopped
-	PhaseActive   Phase = "active"   // it runs
+	PhaseDraining Phase = "draining" // workers are stopping older generations
+	PhaseActive   Phase = "active"   // the generation runs
 )
 
-// A WorkerStatus is one worker of a replica set.
+// WorkerStatus is the state of one worker of a replica set.
 type WorkerStatus struct {
 	Worker     string    `json:"worker"`
 	JoinedAt   time.Time `json:"joined_at"`
 	LeaseUntil time.Time `json:"lease_until"`
-	Alive      bool      `json:"alive"` // its lease is not over, and it has not left
+	Alive      bool      `json:"alive"` // its lease has not expired, and it has not left
 	Partitions []int     `json:"partitions"`
-	// Holds is the generation that the worker has to stop before a newer one can
-	// be activated; 0: none.
+	// Holds is the generation that the worker must stop before a newer one can be
+	// activated. 0: none.
 	Holds   int64 `json:"holds"`
-	Drained bool  `json:"drained"` // by order
-	// Vacant: the worker has left, and its place is kept for a replacement until
-	// LeaseUntil (Config.ReplacementWindow). It is not Alive.
+	Drained bool  `json:"drained"` // by DrainWorker
+	// Vacant: the worker has left, and its partitions are reserved for a replacement
+	// until LeaseUntil (Config.ReplacementWindow). It is not Alive.
 	Vacant      bool                     `json:"vacant"`
 	Projections []string                 `json:"projections"`
-	State       orchestrator.WorkerState `json:"state"` // "": it has not reported yet
+	State       orchestrator.WorkerState `json:"state"` // "": no report yet
 	ReportedAt  *time.Time               `json:"reported_at"`
 	Gap         *orchestrator.GapReport  `json:"gap,omitempty"`
 	LeaseOnly   string                   `json:"lease_only,omitempty"` // as in WorkerReport
 }
 
-// A PartitionStatus is one projection on one partition.
+// PartitionStatus is the state of one projection on one partition.
 type PartitionStatus struct {
 	Projection      string    `json:"projection"`
 	Partition       int       `json:"partition"`
@@ -103,63 +120,63 @@ type PartitionStatus struct {
 	Position        int64     `json:"position"` // of the checkpoint
 	UpdatedAt       time.Time `json:"updated_at"`
 	Paused          bool      `json:"paused"`
-	Parked          int       `json:"parked"` // events, see Parked
-	// ParkedSince is when the oldest of these was parked.
+	Parked          int       `json:"parked"` // number of parked events
+	// ParkedSince is when the oldest parked event was parked.
 	ParkedSince *time.Time `json:"parked_since,omitempty"`
-	// Report is what the worker last said of it; nil: nothing yet. Of a vacant place
-	// (LaneVacant) it is what can be seen without one.
+	// Report is the worker's latest report about this partition. nil: none yet. If the
+	// worker has left its place (LaneVacant), it is derived from the checkpoint.
 	Report     *orchestrator.LaneReport `json:"report"`
 	ReportedAt *time.Time               `json:"reported_at"`
 }
 
-// A Wait is a reason why something stands still.
+// Wait is a reason why something is stalled.
 type Wait struct {
 	Kind WaitKind `json:"kind"`
-	// Text says it in a sentence.
+	// Text is the reason in a sentence, for people.
 	Text       string `json:"text"`
 	Worker     string `json:"worker,omitempty"`
 	Projection string `json:"projection,omitempty"`
 	Partition  *int   `json:"partition,omitempty"`
 	Position   int64  `json:"position,omitempty"`
-	Backends   []int  `json:"backends,omitempty"` // processes of the server
+	Backends   []int  `json:"backends,omitempty"` // pids in pg_stat_activity
 }
 
-// A WaitKind is why something stands still.
+// WaitKind is the kind of reason why something is stalled.
 type WaitKind string
 
 const (
-	WaitVacant      WaitKind = "vacant"      // a worker has left, and its place is kept for a replacement
-	WaitDrain       WaitKind = "drain"       // a worker has to stop before the generation is active
+	WaitVacant      WaitKind = "vacant"      // a worker has left, and its partitions are reserved for a replacement
+	WaitDrain       WaitKind = "drain"       // a worker has not stopped an older generation yet
 	WaitUnowned     WaitKind = "unowned"     // no worker has the partition
 	WaitEvents      WaitKind = "events"      // the events can't be read without losing some
 	WaitBeyond      WaitKind = "beyond"      // the event stream ends before the checkpoint
-	WaitStalled     WaitKind = "stalled"     // there is something to handle, and the position does not move
-	WaitRetry       WaitKind = "retry"       // a handler fails, and is called again
-	WaitInterrupted WaitKind = "interrupted" // a handler was interrupted, which is no failure, and is called again
-	WaitGap         WaitKind = "gap"         // a transaction may still fill a gap, which holds readers back
+	WaitStalled     WaitKind = "stalled"     // there are events to handle, and the position does not move
+	WaitRetry       WaitKind = "retry"       // the handler, or what it needs, failed and is tried again
+	WaitInterrupted WaitKind = "interrupted" // the handler was interrupted, which is not a failure, and is called again
+	WaitGap         WaitKind = "gap"         // an open transaction may still commit an event at a lower position
 	WaitPaused      WaitKind = "paused"      // by order: see Pause
-	WaitHeld        WaitKind = "held"        // for another version to take its place: see Promote
-	WaitParked      WaitKind = "parked"      // the projection has gone past events that are parked
+	WaitHeld        WaitKind = "held"        // while another version takes its place: see Promote
+	WaitParked      WaitKind = "parked"      // the projection has events in its dead-letter queue
 )
 
-// A GenerationRecord is an entry in the history of a replica set.
+// GenerationRecord is one generation in the history of a replica set.
 type GenerationRecord struct {
 	Generation      int64            `json:"generation"`
 	Reason          string           `json:"reason"`
 	TotalPartitions int              `json:"total_partitions"`
-	Members         map[string][]int `json:"members"` // worker → partitions; of a place that was taken, who has taken it last
+	Members         map[string][]int `json:"members"` // worker → partitions; if workers were replaced in a generation, the latest worker of each place
 	OpenedAt        time.Time        `json:"opened_at"`
-	// ActivatedAt is nil while it drains, or where it was superseded before it
+	// ActivatedAt is nil while the generation drains, and if it was superseded before it
 	// was active.
 	ActivatedAt *time.Time `json:"activated_at"`
 	WaitedFor   []string   `json:"waited_for"` // workers that had to stop first
-	// ParkOrders are the orders to park an event that were given while this was the newest
-	// generation, the newest first, with what has become of them: see Park.
+	// ParkOrders are the orders of Park that were given under this generation, the newest
+	// first.
 	ParkOrders []ParkOrder `json:"park_orders"`
 }
 
-// ErrNoReplicaSet is returned where a replica set is asked about of which no worker has
-// ever run. Orders to one return ErrRejected.
+// ErrNoReplicaSet is returned if no worker of the named replica set has ever run. Orders
+// to such a set return ErrRejected instead.
 var ErrNoReplicaSet = errors.New("orchestrator: no such replica set")
 
 var (
@@ -169,8 +186,7 @@ SELECT generation, reason, total, members, opened_at, activated_at, waited_for
   FROM orchestrator_history WHERE replica_set = {set} ORDER BY generation DESC LIMIT {limit}`)
 )
 
-// ReplicaSets returns the names of all replica sets of which workers have run,
-// sorted.
+// ReplicaSets returns the names of all replica sets that workers have run, sorted.
 func ReplicaSets(ctx context.Context, db *sql.DB, options ...orchestrator.TablesOption) ([]orchestrator.ReplicaSetName, error) {
 	names := []orchestrator.ReplicaSetName{}
 	t := store.TablesOf(db, options)
@@ -190,10 +206,9 @@ func ReplicaSets(ctx context.Context, db *sql.DB, options ...orchestrator.Tables
 	return names, nil
 }
 
-// Status returns what is known of a replica set, as of one moment. It reads what
-// the workers have written and asks none of them. How far lanes are is as their
-// workers last reported it, about a HeartbeatInterval ago. It returns
-// ErrNoReplicaSet where no worker of the set has ever run.
+// Status returns the state of a replica set at one moment, in one transaction. Lag and lane
+// states are as the workers last reported them, about a HeartbeatInterval ago. It returns
+// ErrNoReplicaSet if no worker of the set has ever run.
 func Status(ctx context.Context, db *sql.DB, set orchestrator.ReplicaSetName, options ...orchestrator.TablesOption) (ReplicaSetStatus, error) {
 	s := ReplicaSetStatus{
 		ReplicaSet: set, Paused: []string{}, Held: map[string]time.Time{}, Rewinds: map[string]int64{}, ParkOrders: []ParkOrder{},
@@ -224,20 +239,19 @@ func (s *ReplicaSetStatus) load(ctx context.Context, t store.Tables) error {
 		return err
 	}
 	defer tx.Rollback() // nothing was written
-	return s.read(func(set orchestrator.ReplicaSetName) asking {
+	return s.read(func(set orchestrator.ReplicaSetName) querier {
 		return func(statement sqltext.Statement, each func(scan func(...any) error) error) error {
 			return query(ctx, tx, tables, statement, store.ParkOrderValues(sqltext.Values{"set": string(set)}), each)
 		}
 	})
 }
 
-// An asking runs a statement about a replica set, and calls each with what scans a row.
-type asking func(statement sqltext.Statement, each func(scan func(...any) error) error) error
+// A querier runs a statement about a replica set. It calls each for every row.
+type querier func(statement sqltext.Statement, each func(scan func(...any) error) error) error
 
-// read reads each of the tables once, and joins here what belongs together. The
-// views are for people: a server may run through a side of their joins again for
-// each row of the other.
-func (s *ReplicaSetStatus) read(of func(orchestrator.ReplicaSetName) asking) error {
+// read reads each table once, and joins the rows here. It does not use the views: a server
+// may scan one side of their joins again for each row of the other.
+func (s *ReplicaSetStatus) read(of func(orchestrator.ReplicaSetName) querier) error {
 	ask := of(s.ReplicaSet)
 	var paused, rewinds, holds string
 	found := false
@@ -310,7 +324,7 @@ SELECT projection, partition, total, generation, position, updated_at
   FROM orchestrator_checkpoints WHERE replica_set = {set} ORDER BY projection, partition`)
 )
 
-// A reported is a worker's report.
+// A reported is a worker's latest report.
 type reported struct {
 	orchestrator.WorkerReport
 	at    time.Time
@@ -322,8 +336,8 @@ type laneKey struct {
 	partition  int
 }
 
-// readReports returns the reports of a set's workers.
-func readReports(ask asking, set orchestrator.ReplicaSetName) (map[string]*reported, error) {
+// readReports returns the latest report of each worker of a set.
+func readReports(ask querier, set orchestrator.ReplicaSetName) (map[string]*reported, error) {
 	reports := map[string]*reported{}
 	err := ask(statusReportsSQL, func(scan func(...any) error) error {
 		var worker string
@@ -350,15 +364,15 @@ type ownership struct {
 	partition  int
 }
 
-// An owner is the worker that has one, and its report if that is of the generation.
+// An owner is the worker that has a partition, and its report if it is about the same generation.
 type owner struct {
 	worker string
 	report *reported
-	vacant *time.Time // since when it has left its place; nil: it hasn't
+	vacant *time.Time // when it left its place; nil: it has not left
 }
 
-// readWorkers reads the workers, and returns which of them has what.
-func (s *ReplicaSetStatus) readWorkers(ask asking, reports map[string]*reported) (map[ownership]owner, error) {
+// readWorkers reads the workers, and returns the owner of each partition.
+func (s *ReplicaSetStatus) readWorkers(ask querier, reports map[string]*reported) (map[ownership]owner, error) {
 	owners := map[ownership]owner{}
 	err := ask(statusWorkersSQL, func(scan func(...any) error) error {
 		var w WorkerStatus
@@ -395,35 +409,35 @@ func (s *ReplicaSetStatus) readWorkers(ask asking, reports map[string]*reported)
 	return owners, err
 }
 
-// A parkedKey is a partition of a projection as its checkpoint lays it out.
+// A parkedKey is a partition of a projection, under the total of its checkpoint.
 type parkedKey struct {
 	laneKey
 	total int
 }
 
 type parkedCount struct {
-	parked int
+	events int
 	oldest time.Time
 }
 
-// readParked counts what is parked, in one pass over it.
-func (s *ReplicaSetStatus) readParked(ask asking) (map[parkedKey]parkedCount, error) {
-	parked := map[parkedKey]parkedCount{}
+// readParked counts parked events, in one pass over the table.
+func (s *ReplicaSetStatus) readParked(ask querier) (map[parkedKey]parkedCount, error) {
+	counts := map[parkedKey]parkedCount{}
 	err := ask(statusParkedSQL, func(scan func(...any) error) error {
 		var k parkedKey
-		var l parkedCount
-		err := scan(&k.projection, &k.total, &k.partition, &l.parked, &l.oldest)
+		var c parkedCount
+		err := scan(&k.projection, &k.total, &k.partition, &c.events, &c.oldest)
 		row := store.RowOf("parked", k.projection).Scanned(err)
 		if err == nil {
-			row.Time("parked_at", l.oldest)
+			row.Time("parked_at", c.oldest)
 		}
-		parked[k] = l
+		counts[k] = c
 		return row.Err
 	})
-	return parked, err
+	return counts, err
 }
 
-func (s *ReplicaSetStatus) readPartitions(ask asking, owners map[ownership]owner, parked map[parkedKey]parkedCount) error {
+func (s *ReplicaSetStatus) readPartitions(ask querier, owners map[ownership]owner, parked map[parkedKey]parkedCount) error {
 	return ask(statusPartitionsSQL, func(scan func(...any) error) error {
 		var p PartitionStatus
 		err := scan(&p.Projection, &p.Partition, &p.TotalPartitions, &p.Generation, &p.Position, &p.UpdatedAt)
@@ -434,8 +448,8 @@ func (s *ReplicaSetStatus) readPartitions(ask asking, owners map[ownership]owner
 		}
 		lane := laneKey{p.Projection, p.Partition}
 		p.Paused = s.PausedAll || slices.Contains(s.Paused, p.Projection)
-		if l, ok := parked[parkedKey{lane, p.TotalPartitions}]; ok {
-			p.Parked, p.ParkedSince = l.parked, &l.oldest
+		if c, ok := parked[parkedKey{lane, p.TotalPartitions}]; ok {
+			p.Parked, p.ParkedSince = c.events, &c.oldest
 		}
 		has := owners[ownership{p.Generation, p.Partition}]
 		p.Worker = has.worker
@@ -455,8 +469,8 @@ func (s *ReplicaSetStatus) readPartitions(ask asking, owners map[ownership]owner
 	})
 }
 
-// vacantLane is how far a lane is whose worker has left: as its checkpoint says, and behind
-// what others have seen.
+// vacantLane returns the report of a lane whose worker has left. Its position is that of the
+// checkpoint, and its lag is measured against the head that other workers have seen.
 func (s *ReplicaSetStatus) vacantLane(p PartitionStatus, since time.Time) *orchestrator.LaneReport {
 	r := &orchestrator.LaneReport{
 		Projection: p.Projection, Partition: p.Partition, TotalPartitions: p.TotalPartitions, Position: p.Position,
@@ -468,13 +482,13 @@ func (s *ReplicaSetStatus) vacantLane(p PartitionStatus, since time.Time) *orche
 	if s.Head > 0 {
 		r.Behind = max(0, s.Head-p.Position)
 	}
-	if r.Behind > 0 { // since it left at the latest
+	if r.Behind > 0 { // at least since the worker left
 		r.BehindSeconds = max(0, s.At.Sub(since).Seconds())
 	}
 	return r
 }
 
-// times checks the times that there are.
+// times checks the times that are not nil.
 func times(row *store.Row, columns map[string]*time.Time) {
 	for _, column := range slices.Sorted(maps.Keys(columns)) {
 		if at := columns[column]; at != nil {
@@ -483,15 +497,15 @@ func times(row *store.Row, columns map[string]*time.Time) {
 	}
 }
 
-// waits derives from the rest what stands still, and why.
+// waits derives from the rest of the status what is stalled, and why.
 func (s *ReplicaSetStatus) waits() []Wait {
 	var waits []Wait
 	if s.Phase == PhaseDraining {
 		for _, w := range s.Workers {
 			if w.Holds != 0 {
-				text := fmt.Sprintf("generation %d waits for worker %s to stop generation %d", s.Generation, w.Worker, w.Holds)
+				text := fmt.Sprintf("worker %s has not stopped generation %d yet; generation %d waits for it", w.Worker, w.Holds, s.Generation)
 				if !w.Alive {
-					text += ", or to be removed: its lease is over"
+					text = fmt.Sprintf("worker %s has not stopped generation %d, and its lease has expired; generation %d waits until it stops or is removed", w.Worker, w.Holds, s.Generation)
 				}
 				waits = append(waits, Wait{Kind: WaitDrain, Worker: w.Worker, Text: text})
 			}
@@ -503,8 +517,8 @@ func (s *ReplicaSetStatus) waits() []Wait {
 			if len(w.Partitions) != 1 {
 				what, verb = "partitions", "wait"
 			}
-			waits = append(waits, Wait{Kind: WaitVacant, Worker: w.Worker, Text: fmt.Sprintf("%s %s %s up to %s for a replacement of worker %s, which has left",
-				what, protocol.Numbers(w.Partitions), verb, max(0, w.LeaseUntil.Sub(s.At)).Round(time.Second), w.Worker)})
+			waits = append(waits, Wait{Kind: WaitVacant, Worker: w.Worker, Text: fmt.Sprintf("worker %s has left; %s %s %s up to %s for its replacement",
+				w.Worker, what, protocol.Numbers(w.Partitions), verb, max(0, w.LeaseUntil.Sub(s.At)).Round(time.Second))})
 		}
 	}
 	for i, p := range s.Partitions {
@@ -518,11 +532,11 @@ func (s *ReplicaSetStatus) waits() []Wait {
 		case r == nil:
 		case r.State == orchestrator.LaneRefused:
 			at.Kind, at.Position = "events", r.Position
-			at.Text = fmt.Sprintf("%s, on worker %s: reads no further than position %d: %s", where, p.Worker, r.Position, r.Error)
+			at.Text = fmt.Sprintf("%s, on worker %s: can't read past position %d: %s", where, p.Worker, r.Position, r.Error)
 			waits = append(waits, at)
 		case r.State == orchestrator.LaneBeyond:
 			at.Kind, at.Position = "beyond", r.Position
-			at.Text = fmt.Sprintf("%s, on worker %s: stands at position %d, and the event stream ends before that (its highest position is %d): it was emptied, restored or replaced, or the projection was set beyond its end; events up to there count as handled; rewind the projection", where, p.Worker, r.Position, s.Head)
+			at.Text = fmt.Sprintf("%s, on worker %s: the event stream ends at position %d, before the checkpoint at position %d: the stream was emptied, restored or replaced, or the projection was set to a position beyond its end. New events up to the checkpoint count as handled. Rewind the projection", where, p.Worker, s.Head, r.Position)
 			waits = append(waits, at)
 		case r.Error != "":
 			at.Kind, at.Position = WaitRetry, max(r.Handling, r.Position+1)
@@ -534,26 +548,26 @@ func (s *ReplicaSetStatus) waits() []Wait {
 			waits = append(waits, at)
 		case r.Interruption != "":
 			at.Kind, at.Position = WaitInterrupted, max(r.Handling, r.Position+1)
-			at.Text = fmt.Sprintf("%s, on worker %s: the handler was interrupted at position %d, and is called again: %s", where, p.Worker, at.Position, r.Interruption)
+			at.Text = fmt.Sprintf("%s, on worker %s: the handler was interrupted at position %d and will be called again: %s", where, p.Worker, at.Position, r.Interruption)
 			waits = append(waits, at)
 		case r.Stalled:
 			at.Kind, at.Position = "stalled", r.Position
-			at.Text = fmt.Sprintf("%s, on worker %s: has not moved past position %d since %s UTC (%s)", where, p.Worker, r.Position, r.Since.UTC().Format(time.DateTime), r.State)
+			at.Text = fmt.Sprintf("%s, on worker %s: stalled at position %d since %s UTC (%s)", where, p.Worker, r.Position, r.Since.UTC().Format(time.DateTime), r.State)
 			waits = append(waits, at)
 		}
 	}
-	return append(waits, s.standing()...)
+	return append(waits, s.outsideWaits()...)
 }
 
-// standing is what waits for somebody outside, or for an order.
-func (s *ReplicaSetStatus) standing() []Wait {
+// outsideWaits returns what waits for transactions of other programs, or for an operator.
+func (s *ReplicaSetStatus) outsideWaits() []Wait {
 	var waits []Wait
 	for _, w := range s.Workers {
 		if g := w.Gap; g != nil {
 			waits = append(waits, Wait{
 				Kind: WaitGap, Worker: w.Worker, Position: g.Position, Backends: g.Backends,
-				Text: fmt.Sprintf("worker %s reads no further than position %d, which open transactions may still fill: backends %s, since %s UTC",
-					w.Worker, g.Position-1, strings.Trim(fmt.Sprint(g.Backends), "[]"), g.Since.UTC().Format(time.DateTime)),
+				Text: fmt.Sprintf("open transactions may still commit an event at position %d (backends %s): worker %s reads only up to position %d, since %s UTC",
+					g.Position, strings.Trim(fmt.Sprint(g.Backends), "[]"), w.Worker, g.Position-1, g.Since.UTC().Format(time.DateTime)),
 			})
 		}
 	}
@@ -568,25 +582,26 @@ func (s *ReplicaSetStatus) standing() []Wait {
 			continue
 		}
 		if parked[p.Projection] += p.Parked; p.Partition == p.TotalPartitions-1 && parked[p.Projection] > 0 {
-			waits = append(waits, Wait{
-				Kind: WaitParked, Projection: p.Projection,
-				Text: fmt.Sprintf("projection %s has gone past %d events, which are parked", p.Projection, parked[p.Projection]),
-			})
+			text := "1 event is parked"
+			if n := parked[p.Projection]; n > 1 {
+				text = fmt.Sprintf("%d events are parked", n)
+			}
+			waits = append(waits, Wait{Kind: WaitParked, Projection: p.Projection, Text: fmt.Sprintf("projection %s: %s", p.Projection, text)})
 		}
 	}
 	return waits
 }
 
-// History returns the latest generations of a replica set, the newest first, at
-// most limit of them, which is at least 1: none of a set that there is not. About 1000
-// are kept. Orders that open none, which are those to park an event, stand beside the
+// History returns the latest generations of a replica set, the newest first. limit is the
+// most to return, at least 1. About 1000 generations are kept. If the set has never run,
+// the result is empty. Orders of Park open no generation: they are in the ParkOrders of the
 // generation under which they were given.
 func History(ctx context.Context, db *sql.DB, set orchestrator.ReplicaSetName, limit int, options ...orchestrator.TablesOption) ([]GenerationRecord, error) {
 	if problem := store.NameProblem(string(set)); problem != "" {
 		return nil, fmt.Errorf("history: %w: its name %s", ErrNoReplicaSet, problem)
 	}
 	if limit < 1 {
-		return nil, fmt.Errorf("%w: History: the limit is %d, and must be at least 1", orchestrator.ErrInvalidConfig, limit)
+		return nil, fmt.Errorf("%w: History: the limit is %d; it must be at least 1", orchestrator.ErrInvalidConfig, limit)
 	}
 	t := store.TablesOf(db, options)
 	records := []GenerationRecord{}
@@ -620,7 +635,7 @@ func History(ctx context.Context, db *sql.DB, set orchestrator.ReplicaSetName, l
 	return records, nil
 }
 
-// query calls each with what scans a row, for all rows.
+// query runs a statement and calls each for every row.
 func query(ctx context.Context, db dbconn.Querier, tables sqltext.Names, statement sqltext.Statement, values sqltext.Values, each func(scan func(...any) error) error) error {
 	text, args := tables.Bind(statement, values)
 	rows, err := dbconn.QueryOn(ctx, db, text, args...)

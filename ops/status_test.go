@@ -147,7 +147,7 @@ VALUES ('set', 'dead', now() - interval '1 hour', 1000000, now() - interval '1 m
 INSERT INTO orchestrator_checkpoints (projection, partition, replica_set, generation, total, position, updated_at)
 SELECT name, k, 'set', 5, 2, 0, now() FROM unnest('{p,q}'::text[]) AS name, generate_series(0, 1) AS k`)
 	w.still("set", ops.Wait{Kind: "drain", Worker: "dead"},
-		"generation 5 waits for worker dead to stop generation 4, or to be removed: its lease is over")
+		"worker dead has not stopped generation 4, and its lease has expired; generation 5 waits until it stops or is removed")
 	w.Exec(`UPDATE orchestrator_replica_sets SET phase = 'active', paused = '["q"]'`)
 	w.still("set", ops.Wait{Kind: "unowned", Projection: "p", Partition: new(int)}, "projection p, partition 0 of 2: no worker has it")
 	if workers := w.Workers("set"); len(workers) != 1 || workers[0].Alive || workers[0].State != "" || workers[0].ReportedAt != nil {
@@ -172,10 +172,10 @@ func TestStatusOfAHandlerThatHangs(t *testing.T) {
 	w.Append(1)
 	<-in
 	w.still("set", ops.Wait{Kind: "stalled", Worker: worker, Projection: "hangs", Partition: new(int)},
-		"projection hangs, partition 0 of 1, on worker "+worker+": has not moved past position 0 since ")
+		"projection hangs, partition 0 of 1, on worker "+worker+": stalled at position 0 since ")
 	testworld.Run(t, cfg, testworld.Effects{Projection: "hangs"}.Plain(w.DB))
 	w.still("set", ops.Wait{Kind: "drain", Worker: worker},
-		fmt.Sprintf("generation %d waits for worker %s to stop generation %d", generation+1, worker, generation))
+		fmt.Sprintf("worker %s has not stopped generation %d yet; generation %d waits for it", worker, generation, generation+1))
 	s, _ := w.Stand("set")
 	if s.Phase != "draining" || s.ActivatedAt != nil {
 		t.Errorf("the phase is %s, activated at %v", s.Phase, s.ActivatedAt)
@@ -218,7 +218,7 @@ func TestStatusOfAGap(t *testing.T) {
 INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
 SELECT 'test', 'thing', 'another', i, gen_random_uuid(), 'happened', 'x' FROM generate_series(1, 2) AS i`)
 	w.still("set", ops.Wait{Kind: "gap", Worker: worker, Position: 6, Backends: []int{pid}},
-		fmt.Sprintf("worker %s reads no further than position 5, which open transactions may still fill: backends %d, since ", worker, pid))
+		fmt.Sprintf("open transactions may still commit an event at position 6 (backends %d): worker %s reads only up to position 5, since ", pid, worker))
 	if err := tx.Rollback(); err != nil {
 		t.Fatal(err)
 	}
@@ -297,7 +297,7 @@ func TestStatusOfParkedEvents(t *testing.T) {
 	if len(old) != 1 {
 		t.Errorf("of all partitions, %d have had one for years: %+v", len(old), old)
 	}
-	w.still("set", ops.Wait{Kind: "parked", Projection: "transactional"}, "projection transactional has gone past 4 events, which are parked")
+	w.still("set", ops.Wait{Kind: "parked", Projection: "transactional"}, "projection transactional: 4 events are parked")
 	status, _ := w.Stand("set")
 	sum, since := 0, 0
 	for _, p := range status.Partitions {
@@ -367,7 +367,7 @@ func TestStatusSaysWhatStandsStill(t *testing.T) {
 		_, waits = w.Stand("set")
 		return len(waits["drain"]) == 1 && len(waits["paused"]) == 1
 	})
-	if drain := waits["drain"][0]; drain.Worker != name || drain.Text != fmt.Sprintf("generation 2 waits for worker %s to stop generation 1", name) {
+	if drain := waits["drain"][0]; drain.Worker != name || drain.Text != fmt.Sprintf("worker %s has not stopped generation 1 yet; generation 2 waits for it", name) {
 		t.Errorf("a drain: %+v", drain)
 	}
 	close(out)
@@ -487,7 +487,7 @@ func TestStatusOfAVacantPlace(t *testing.T) {
 		t.Fatalf("workers %+v", s.Workers)
 	}
 	k, left := s.Workers[1].Partitions[0], s.Workers[1].Worker
-	want := fmt.Sprintf("partition %d waits up to 1h0m0s for a replacement of worker %s, which has left", k, left)
+	want := fmt.Sprintf("worker %s has left; partition %d waits up to 1h0m0s for its replacement", left, k)
 	if got := waits[ops.WaitVacant]; len(got) != 1 || got[0].Worker != left || strings.NewReplacer("59m59s", "1h0m0s", "59m58s", "1h0m0s").Replace(got[0].Text) != want {
 		t.Errorf("waits %+v, want %q", got, want)
 	}

@@ -1,37 +1,45 @@
-// Command orchestrator shows replica sets of pupsourcing-orchestrator and gives
-// them orders. Everything is safe while workers run.
+// Command orchestrator shows what replica sets (consumer groups) do, and gives them orders.
+// All commands are safe while workers run.
 //
-//	orchestrator status [SET]                       who runs what, how far, and why it stands still
-//	orchestrator watch [SET]                        the same, again and again
-//	orchestrator history SET                        its latest generations
-//	orchestrator pause SET [PROJECTION]             have it, or all of the set, not run, until resumed
-//	orchestrator resume SET [PROJECTION]
-//	orchestrator rewind SET PROJECTION POSITION     back or forward: handle what is above POSITION next
+//	export DATABASE_URL=postgres://user@host:5432/name
+//	orchestrator status
+//
+// Commands:
+//
+//	orchestrator status [SET]                       workers, partitions, lag; what is stalled, and why
+//	orchestrator watch [SET]                        live status
+//	orchestrator history SET                        latest generations
+//	orchestrator pause SET [PROJECTION]             stop a projection, or the whole set, until it is resumed
+//	orchestrator resume SET [PROJECTION]            restart what was paused
+//	orchestrator rewind SET PROJECTION POSITION     move the checkpoint back or forward to POSITION
 //	orchestrator drain SET WORKER                   take a worker's partitions away
-//	orchestrator undrain SET WORKER
-//	orchestrator promote PROJECTION                 let a rebuild take the live version's place; -sql FILE switches the readers over
-//	orchestrator retire PROJECTION                  remove what is left of a version that was replaced
-//	orchestrator park list PROJECTION               what it has gone past without handling it
-//	orchestrator park retry PROJECTION WHICH        -position N (or several), -aggregate ID or -all
-//	orchestrator park discard PROJECTION WHICH
-//	orchestrator park add SET PROJECTION POSITION   go past the event that it stands at, whatever its failure rule
+//	orchestrator undrain SET WORKER                 let a drained worker have partitions again
+//	orchestrator promote PROJECTION                 make a rebuild the live version; -sql FILE switches the readers
+//	orchestrator retire PROJECTION                  remove checkpoints and parked events of a replaced version
+//	orchestrator park list PROJECTION               list parked events (the dead-letter queue)
+//	orchestrator park retry PROJECTION              handle parked events again
+//	orchestrator park discard PROJECTION            drop parked events unhandled
+//	orchestrator park add SET PROJECTION POSITION   park the event that blocks a projection (a poison event)
 //
-// The database is the one that -database or DATABASE_URL names. Others on the machine
-// see -database, and a password in it, in the list of processes: use DATABASE_URL, or a
-// password file (PGPASSFILE), where there is a password. -schema names the PostgreSQL
-// schema of the library's tables, where the search path does not lead to it. A worker may be
-// named by the beginning of its name. Orders wait until their generation is
-// active, and say whom they wait for. "orchestrator status -h" and the like list
-// the flags of a command, which may stand anywhere after its name.
+// "orchestrator COMMAND -h" shows an example and the flags of a command. Flags can stand
+// anywhere after the command.
 //
-// A promotion waits until the rebuild is close behind the live version, says meanwhile how
-// far it is, and runs the SQL of a file, or of its input (-sql -), in the transaction in
-// which the versions change:
+// -database is the URL of the database (default: $DATABASE_URL). Other users of the machine
+// can see flags in the list of processes. If there is a password, use DATABASE_URL or a
+// password file (PGPASSFILE). -schema is the PostgreSQL schema of the library's tables
+// (default: as found by the search path).
+//
+// park retry and park discard take one of -position N (repeatable), -aggregate ID and -all.
+// WORKER can be the beginning of a name, if no other worker's name begins like that. Orders
+// wait until they have taken effect, and print what they wait for.
+//
+// promote waits until the rebuild is close behind the live version, and prints its progress.
+// Then it runs the SQL of -sql in the transaction that makes the rebuild live. "-sql -" reads
+// the SQL from standard input:
 //
 //	echo 'CREATE OR REPLACE VIEW order_list AS SELECT * FROM orders_v2' | orchestrator promote orders_v2 -sql -
 //
-// It ends with 0; with 1 when something failed; with 2 when it was called wrongly;
-// and status -check with 3 when something stands still.
+// Exit codes: 0: success; 1: failure; 2: wrong usage; 3: something is stalled (status -check).
 package main
 
 import (
@@ -43,6 +51,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/signal"
 	"slices"
@@ -55,12 +64,13 @@ import (
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 	"github.com/getpup/pupsourcing-orchestrator/internal/redact"
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
+	"github.com/getpup/pupsourcing-orchestrator/ops"
 )
 
 //go:embed main.go
 var source string
 
-// usage is the comment above.
+// usage returns the package's documentation.
 func usage() string {
 	doc, _, _ := strings.Cut(source, "package main")
 	var b strings.Builder
@@ -78,22 +88,22 @@ func main() {
 	os.Exit(code)
 }
 
-// What the command ends with.
+// The exit codes of the command.
 const (
 	exitOK = iota
 	exitFailed
 	exitUsage
-	exitStandsStill
+	exitStalled
 )
 
-// A usageError is the caller's.
+// A usageError is an error in the command line.
 type usageError struct{ problem string }
 
 func (e usageError) Error() string { return e.problem }
 
-var errStandsStill = errors.New("something stands still")
+var errStalled = errors.New("something is stalled")
 
-// run is the command, with what it needs of the process.
+// run runs the command and returns its exit code.
 func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	screen := stdout
 	stdout, stderr = safeWriter{stdout}, safeWriter{stderr}
@@ -106,10 +116,14 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		fmt.Fprint(stdout, usage())
 		return exitOK
 	case errors.As(err, &wrong):
-		fmt.Fprintf(stderr, "orchestrator: %s\nFor all commands: orchestrator -h\n", redact.Text(wrong.problem))
+		help := "orchestrator -h"
+		if _, ok := commands[args0(args)]; ok {
+			help = "orchestrator " + args[0] + " -h"
+		}
+		fmt.Fprintf(stderr, "orchestrator: %s\nHelp: %s\n", redact.Text(wrong.problem), help)
 		return exitUsage
-	case errors.Is(err, errStandsStill):
-		return exitStandsStill
+	case errors.Is(err, errStalled):
+		return exitStalled
 	}
 	fmt.Fprintf(stderr, "orchestrator: %s\n", strings.TrimPrefix(redact.Error(err).Error(), "orchestrator: "))
 	return exitFailed
@@ -118,11 +132,11 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 // A call is one command line.
 type call struct {
 	db             *sql.DB
-	in             orchestrator.TablesOption // where its tables are
+	in             orchestrator.TablesOption // the schema of the library's tables
 	args           []string
 	stdin          io.Reader
-	stdout, stderr io.Writer // nothing of the database's reaches a terminal through them as it is
-	screen         io.Writer // stdout, for what moves the cursor
+	stdout, stderr io.Writer // they escape control characters: see safeWriter
+	screen         io.Writer // stdout without escaping, for control sequences
 
 	json, check, nowait, yes bool
 	interval, timeout        time.Duration
@@ -133,62 +147,87 @@ type call struct {
 	sql                      sqlFile
 }
 
-var commands = map[string]struct {
+// A subcommand is one entry of the list of commands.
+type subcommand struct {
 	run  func(context.Context, *call) error
-	args string // what it takes; those in brackets may be left out
-	// flags beside -database.
-	flags func(*call, *flag.FlagSet)
-}{
-	"status": {status, "[SET]", func(c *call, f *flag.FlagSet) {
-		f.BoolVar(&c.json, "json", false, "as JSON")
-		f.BoolVar(&c.check, "check", false, "end with 3 when something stands still")
-	}},
-	"watch": {watch, "[SET]", func(c *call, f *flag.FlagSet) {
-		f.DurationVar(&c.interval, "interval", time.Second, "how often to look")
-	}},
-	"history": {history, "SET", func(c *call, f *flag.FlagSet) {
-		f.BoolVar(&c.json, "json", false, "as JSON")
-		f.IntVar(&c.limit, "n", 20, "how `many` generations")
-	}},
-	"pause":   {pause, "SET [PROJECTION]", orderFlags},
-	"resume":  {resume, "SET [PROJECTION]", orderFlags},
-	"rewind":  {rewind, "SET PROJECTION POSITION", confirmedFlags},
-	"drain":   {drain, "SET WORKER", orderFlags},
-	"undrain": {undrain, "SET WORKER", orderFlags},
-	"promote": {promote, "PROJECTION", func(c *call, f *flag.FlagSet) {
-		f.Var(&c.sql, "sql", "run the SQL of this `FILE` in the same transaction, which switches the readers over; - is the input")
-		f.DurationVar(&c.timeout, "timeout", time.Hour, "how long to wait until it is close behind; then nothing is changed")
-		f.DurationVar(&c.interval, "interval", 3*time.Second, "how often to say how far it is, if that changes")
-	}},
-	"retire": {retire, "PROJECTION", func(c *call, f *flag.FlagSet) {
-		f.BoolVar(&c.yes, "yes", false, "don't ask")
-	}},
-	"park": {park, "list|retry|discard|add [SET] PROJECTION [POSITION]", func(c *call, f *flag.FlagSet) {
-		f.BoolVar(&c.json, "json", false, "list as JSON")
-		f.IntVar(&c.limit, "n", 100, "list at most this `many` events")
-		f.BoolVar(&c.all, "all", false, "retry or discard all of the projection's")
-		f.StringVar(&c.aggregate, "aggregate", "", "retry or discard those of the aggregate with this `ID`")
-		f.Var(&c.positions, "position", "retry or discard the one at position `N`; may be given several times")
-		f.BoolVar(&c.yes, "yes", false, "discard or add without asking")
-		f.StringVar(&c.by, "by", login(), "who adds, for the history: a `name`")
-		f.BoolVar(&c.nowait, "nowait", false, "add: don't wait until the event is parked")
-		f.DurationVar(&c.timeout, "timeout", time.Minute, "add: how long to wait for that")
-	}},
+	args string // arguments; those in brackets are optional
+	// variants are the arguments after a first argument that selects a variant, by that
+	// argument. nil: there are no variants.
+	variants map[string]string
+	short    string // what it does
+	example  string // arguments of an example
+	flags    func(*call, *flag.FlagSet)
+}
+
+var commands = map[string]subcommand{
+	"status": {run: status, args: "[SET]", example: "main-projections -check",
+		short: "Show workers, partitions and lag of all replica sets, or of one. Lines with ! say what is stalled, and why.",
+		flags: func(c *call, f *flag.FlagSet) {
+			f.BoolVar(&c.json, "json", false, "print JSON")
+			f.BoolVar(&c.check, "check", false, "exit with 3 if something is stalled")
+		}},
+	"watch": {run: watch, args: "[SET]", example: "main-projections -interval 5s",
+		short: "Show the status of all replica sets, or of one, until Ctrl-C.",
+		flags: func(c *call, f *flag.FlagSet) {
+			f.DurationVar(&c.interval, "interval", time.Second, "time between two updates, at least 10ms")
+		}},
+	"history": {run: history, args: "SET", example: "main-projections -n 5",
+		short: "Show the latest generations of a replica set, newest first.",
+		flags: func(c *call, f *flag.FlagSet) {
+			f.BoolVar(&c.json, "json", false, "print JSON")
+			f.IntVar(&c.limit, "n", 20, "the most `generations` to show")
+		}},
+	"pause": {run: pause, args: "SET [PROJECTION]", example: "main-projections search_index", flags: orderFlags,
+		short: "Stop a projection, or all projections of a replica set, until resume."},
+	"resume": {run: resume, args: "SET [PROJECTION]", example: "main-projections search_index", flags: orderFlags,
+		short: "Restart a paused projection, or all projections of a replica set, from their checkpoints."},
+	"rewind": {run: rewind, args: "SET PROJECTION POSITION", example: "main-projections search_index 0", flags: confirmedFlags,
+		short: "Move the checkpoint of a projection to POSITION. Going back repeats events after POSITION; going forward skips events. 0 repeats all."},
+	"drain": {run: drain, args: "SET WORKER", example: "main-projections shop-7d9f", flags: orderFlags,
+		short: "Take a worker's partitions away, for maintenance. It stays in the set as a standby."},
+	"undrain": {run: undrain, args: "SET WORKER", example: "main-projections shop-7d9f", flags: orderFlags,
+		short: "Let a drained worker have partitions again."},
+	"promote": {run: promote, args: "PROJECTION", example: "orders_v2 -sql switch.sql",
+		short: "Make a rebuild the live version, as soon as it is close behind the present one.",
+		flags: func(c *call, f *flag.FlagSet) {
+			f.Var(&c.sql, "sql", "run the SQL in `FILE` in the same transaction, to switch the readers; - is standard input")
+			f.DurationVar(&c.timeout, "timeout", time.Hour, "give up if the rebuild is not close behind after this time; then nothing is changed")
+			f.DurationVar(&c.interval, "interval", 3*time.Second, "time between two progress messages")
+		}},
+	"retire": {run: retire, args: "PROJECTION", example: "orders_v1",
+		short: "Remove the checkpoints and parked events of a version that was replaced. The read model stays.",
+		flags: func(c *call, f *flag.FlagSet) {
+			f.BoolVar(&c.yes, "yes", false, "don't ask for confirmation")
+		}},
+	"park": {run: park, args: "list|retry|discard|add [SET] PROJECTION [POSITION]", example: "list search_index",
+		variants: map[string]string{"list": "PROJECTION", "retry": "PROJECTION", "discard": "PROJECTION", "add": "SET PROJECTION POSITION"},
+		short:    "Show and handle the dead-letter queue of a projection. add parks the event that blocks the projection.",
+		flags: func(c *call, f *flag.FlagSet) {
+			f.BoolVar(&c.json, "json", false, "list: print JSON")
+			f.IntVar(&c.limit, "n", 100, "list: the most `events` to show")
+			f.BoolVar(&c.all, "all", false, "retry, discard: all parked events of the projection")
+			f.StringVar(&c.aggregate, "aggregate", "", "retry, discard: the parked events of the aggregate with this `ID`")
+			f.Var(&c.positions, "position", "retry, discard: the event at position `N`; repeatable")
+			f.BoolVar(&c.yes, "yes", false, "discard, add: don't ask for confirmation")
+			f.StringVar(&c.by, "by", login(), "add: `name` of the person who gives the order, for the history")
+			f.BoolVar(&c.nowait, "nowait", false, "add: don't wait until the event is parked")
+			f.DurationVar(&c.timeout, "timeout", time.Minute, "add: how long to wait for that")
+		}},
 }
 
 func orderFlags(c *call, f *flag.FlagSet) {
-	f.BoolVar(&c.nowait, "nowait", false, "don't wait until the order has its effect")
+	f.BoolVar(&c.nowait, "nowait", false, "don't wait until the order has taken effect")
 	f.DurationVar(&c.timeout, "timeout", time.Minute, "how long to wait for that")
 }
 
 func confirmedFlags(c *call, f *flag.FlagSet) {
 	orderFlags(c, f)
-	f.BoolVar(&c.yes, "yes", false, "don't ask")
+	f.BoolVar(&c.yes, "yes", false, "don't ask for confirmation")
 }
 
 func command(ctx context.Context, args []string, stdin io.Reader, stdout, stderr, screen io.Writer) error {
 	if len(args) == 0 {
-		return usageError{"which command?"}
+		return usageError{"missing command; for example: orchestrator status"}
 	}
 	name, args := args[0], args[1:]
 	if name == "-h" || name == "-help" || name == "--help" || name == "help" {
@@ -196,40 +235,35 @@ func command(ctx context.Context, args []string, stdin io.Reader, stdout, stderr
 	}
 	command, ok := commands[name]
 	if !ok {
-		return usageError{fmt.Sprintf("there is no command %q", name)}
+		return usageError{fmt.Sprintf("unknown command %q%s", name, didYouMean(name, slices.Sorted(maps.Keys(commands))))}
 	}
 	c := &call{stdin: stdin, stdout: stdout, stderr: stderr, screen: screen}
 	flags := flag.NewFlagSet(name, flag.ContinueOnError)
 	flags.SetOutput(io.Discard)
-	url := flags.String("database", "", "the database's `URL`, which others see in the list of processes; without it, DATABASE_URL is")
-	schema := flags.String("schema", "", "the `name` of the PostgreSQL schema of the library's tables; without it, the search path leads to them")
+	url := flags.String("database", "", "`URL` of the database; default: $DATABASE_URL. Other users of the machine can see it in the list of processes")
+	schema := flags.String("schema", "", "`name` of the PostgreSQL schema of the library's tables; default: as found by the search path")
 	command.flags(c, flags)
 	switch err := c.parse(flags, args); {
 	case errors.Is(err, flag.ErrHelp):
-		fmt.Fprintf(stdout, "orchestrator %s %s\n", name, command.args)
+		fmt.Fprintf(stdout, "%s\n\n%s\n\nExample: orchestrator %s %s\n\nFlags:\n", command.usage(name), command.short, name, command.example)
 		flags.SetOutput(stdout)
 		flags.PrintDefaults()
 		return nil
 	case err != nil:
 		return usageError{fmt.Sprintf("%s: %v", name, err)}
 	}
-	most := strings.Fields(command.args)
-	least := len(most) - strings.Count(command.args, "[")
-	if len(c.args) < least || len(c.args) > len(most) {
-		return usageError{fmt.Sprintf("%s takes %s, and got %q", name, command.args, c.args)}
+	if problem := command.problem(name, c.args); problem != "" {
+		return usageError{problem}
 	}
-	if slices.Contains(c.args, "") { // a variable that is not set: not "all of them"
-		return usageError{fmt.Sprintf("%s takes %s, and one of %q is empty", name, command.args, c.args)}
-	}
-	if flags.Lookup("timeout") != nil && c.timeout <= 0 { // or the order would be given, and not waited for
+	if flags.Lookup("timeout") != nil && c.timeout <= 0 { // or the order would be given without waiting for it
 		instead := ""
 		if flags.Lookup("nowait") != nil {
-			instead = "; to wait for nothing, say -nowait"
+			instead = "; to give the order without waiting, pass -nowait"
 		}
-		return usageError{fmt.Sprintf("%s: -timeout is %s%s", name, c.timeout, instead)}
+		return usageError{fmt.Sprintf("%s: -timeout is %s; it must be more than 0%s", name, c.timeout, instead)}
 	}
 	if *url = cmp.Or(*url, os.Getenv("DATABASE_URL")); *url == "" {
-		return usageError{"which database? set -database or DATABASE_URL to a URL such as postgres://…"}
+		return usageError{"no database: set DATABASE_URL, or pass -database, with a URL such as postgres://…"}
 	}
 	connector, err := pq.NewConnector(*url)
 	if err != nil {
@@ -238,16 +272,119 @@ func command(ctx context.Context, args []string, stdin io.Reader, stdout, stderr
 	c.db = sql.OpenDB(connector)
 	defer c.db.Close()
 	if err := c.db.PingContext(ctx); err != nil {
-		return fmt.Errorf("reach the database: %w", err)
+		return fmt.Errorf("can't reach the database: %w", err)
 	}
 	c.in = orchestrator.InSchema(*schema)
 	if err := store.New(c.db, "", store.Options{Schema: *schema}).Check(ctx); err != nil {
 		return err
 	}
-	return command.run(ctx, c)
+	err = command.run(ctx, c)
+	if errors.Is(err, ops.ErrNoReplicaSet) {
+		return c.noReplicaSet(ctx, err)
+	}
+	return err
 }
 
-// parse takes flags before, between and after the arguments.
+// noReplicaSet returns an error that lists the replica sets that there are.
+func (c *call) noReplicaSet(ctx context.Context, err error) error {
+	sets, failed := ops.ReplicaSets(ctx, c.db, c.in)
+	if failed != nil {
+		return err
+	}
+	names := make([]string, len(sets))
+	for i, set := range sets {
+		names[i] = string(set)
+	}
+	return fmt.Errorf("no replica set %q (there are: %s)", c.set(), cmp.Or(strings.Join(names, ", "), "none"))
+}
+
+// usage returns the usage line of a command, and one for each variant.
+func (s subcommand) usage(name string) string {
+	if s.variants == nil {
+		return fmt.Sprintf("Usage: orchestrator %s %s", name, s.args)
+	}
+	lines := []string{"Usage:"}
+	for _, variant := range slices.Sorted(maps.Keys(s.variants)) {
+		lines = append(lines, fmt.Sprintf("  orchestrator %s %s %s", name, variant, s.variants[variant]))
+	}
+	return strings.Join(lines, "\n")
+}
+
+// problem returns what is wrong with the arguments of a command, or "".
+func (s subcommand) problem(name string, args []string) string {
+	takes := s.args
+	if s.variants != nil {
+		known := slices.Sorted(maps.Keys(s.variants))
+		if len(args) == 0 {
+			return fmt.Sprintf("%s: missing %s; usage: orchestrator %s %s", name, strings.Join(known, ", "), name, s.args)
+		}
+		variant := args[0]
+		if takes = s.variants[variant]; takes == "" {
+			return fmt.Sprintf("%s: unknown argument %q (there are: %s)%s", name, variant, strings.Join(known, ", "), didYouMean(variant, known))
+		}
+		name, args = name+" "+variant, args[1:]
+	}
+	most := strings.Fields(takes)
+	least := len(most) - strings.Count(takes, "[")
+	usage := fmt.Sprintf("; usage: orchestrator %s %s", name, takes)
+	switch empty := slices.Index(args, ""); {
+	case len(args) < least:
+		return fmt.Sprintf("%s: missing %s%s", name, strings.Join(most[len(args):least], " and "), usage)
+	case len(args) > len(most):
+		return fmt.Sprintf("%s: unexpected argument %q%s", name, args[len(most)], usage)
+	case empty >= 0: // an unset variable of a shell must not mean "all"
+		return fmt.Sprintf("%s: %s is empty%s", name, strings.Trim(most[empty], "[]"), usage)
+	}
+	return ""
+}
+
+// didYouMean suggests the name that is like what was typed, if there is one.
+func didYouMean(typed string, names []string) string {
+	best, least := "", 3
+	for _, name := range names {
+		if d := distance(typed, name); d < least && d < len(name) {
+			best, least = name, d
+		}
+	}
+	if best == "" {
+		return ""
+	}
+	return fmt.Sprintf(": did you mean %q?", best)
+}
+
+// distance returns how many characters must be inserted, removed, replaced or swapped with
+// their neighbour to turn a into b.
+func distance(a, b string) int {
+	rows := make([][]int, len(a)+1)
+	for i := range rows {
+		rows[i] = make([]int, len(b)+1)
+		for j := range rows[i] {
+			if i == 0 || j == 0 {
+				rows[i][j] = i + j
+				continue
+			}
+			replace := rows[i-1][j-1]
+			if a[i-1] != b[j-1] {
+				replace++
+			}
+			rows[i][j] = min(rows[i-1][j]+1, rows[i][j-1]+1, replace)
+			if i > 1 && j > 1 && a[i-1] == b[j-2] && a[i-2] == b[j-1] {
+				rows[i][j] = min(rows[i][j], rows[i-2][j-2]+1)
+			}
+		}
+	}
+	return rows[len(a)][len(b)]
+}
+
+// args0 returns the first argument, or "".
+func args0(args []string) string {
+	if len(args) == 0 {
+		return ""
+	}
+	return args[0]
+}
+
+// parse parses flags that stand before, between and after the arguments.
 func (c *call) parse(flags *flag.FlagSet, args []string) error {
 	for {
 		if err := flags.Parse(args); err != nil {

@@ -179,7 +179,7 @@ func TestOrders(t *testing.T) {
 	if n := s.handled("quick"); n != 50 {
 		t.Errorf("%d events are handled by what is paused, and 50 before", n)
 	}
-	if code, out, _ := s.run("status", "-check"); code != exitStandsStill || !strings.Contains(out, "! projection quick is paused") {
+	if code, out, _ := s.run("status", "-check"); code != exitStalled || !strings.Contains(out, "! projection quick is paused") {
 		t.Errorf("status -check ends with %d:\n%s", code, out)
 	}
 	s.ok("resume", "set", "quick")
@@ -188,7 +188,7 @@ func TestOrders(t *testing.T) {
 	pgtest.Eventually(t, "the end of the stream is reported", func() bool { return s.status().Head == 60 })
 	for position, beyond := range map[string]bool{"45": false, "61": true} {
 		code, _, errs := s.run("rewind", "set", "quick", position)
-		if code != exitUsage || !strings.Contains(errs, "-yes") || strings.Contains(errs, "to end at position 60") != beyond {
+		if code != exitUsage || !strings.Contains(errs, "-yes") || strings.Contains(errs, "ended at position 60") != beyond {
 			t.Errorf("a rewind to %s that nobody has confirmed ends with %d: %s", position, code, errs)
 		}
 	}
@@ -222,17 +222,17 @@ func TestOrderThatWaits(t *testing.T) {
 	pgtest.Eventually(t, "a handler runs", func() bool { return s.handled("slow") == 1 })
 	name := s.status().Workers[0].Worker
 	code, out, errs := s.run("pause", "set", "slow", "-timeout", "1500ms")
-	if code != exitFailed || out != "" || !strings.Contains(errs, "waits for worker "+name) || !strings.Contains(errs, "the order stands") {
+	if code != exitFailed || out != "" || !strings.Contains(errs, "worker "+name+" has not stopped") || !strings.Contains(errs, "the order remains in force") {
 		t.Errorf("pause while a handler runs ends with %d: %s%s", code, out, errs)
 	}
-	if out := s.ok("pause", "set", "slow", "-nowait"); !strings.HasPrefix(out, "ordered") {
+	if out := s.ok("pause", "set", "slow", "-nowait"); !strings.HasPrefix(out, "order given") {
 		t.Errorf("-nowait: %s", out)
 	}
 	if st := s.status(); st.Phase != "draining" {
 		t.Errorf("while the handler runs: %+v", st)
 	}
 	close(s.hold)
-	if out := s.ok("pause", "set", "slow"); !strings.HasPrefix(out, "done") {
+	if out := s.ok("pause", "set", "slow"); !strings.HasPrefix(out, "slow is paused (generation ") {
 		t.Errorf("when it has returned: %s", out)
 	}
 	s.append(1)
@@ -258,7 +258,7 @@ func TestPark(t *testing.T) {
 	if out := s.ok("park", "list", "slow", "-n", "1"); !strings.Contains(out, "it is broken") || strings.Count(out, "\n") != 2 {
 		t.Errorf("park list:\n%s", out)
 	}
-	if code, out, _ := s.run("status", "-check"); code != exitStandsStill || !strings.Contains(out, "parked") {
+	if code, out, _ := s.run("status", "-check"); code != exitStalled || !strings.Contains(out, "parked") {
 		t.Errorf("status -check ends with %d:\n%s", code, out)
 	}
 	if code, _, errs := s.run("park", "discard", "slow", "-position", "1"); code != exitUsage || !strings.Contains(errs, "-yes") {
@@ -267,7 +267,7 @@ func TestPark(t *testing.T) {
 	s.ok("park", "discard", "slow", "-position", "1", "-yes")
 	pgtest.Eventually(t, "one is discarded", func() bool { return len(list()) == 2 })
 	s.fails.Store(false)
-	if out := s.ok("park", "retry", "slow", "-all"); !strings.HasPrefix(out, "asked for 2 events") {
+	if out := s.ok("park", "retry", "slow", "-all"); !strings.HasPrefix(out, "retry requested for 2 events") {
 		t.Errorf("park retry: %s", out)
 	}
 	pgtest.Eventually(t, "the others are handled", func() bool { return len(list()) == 0 })
@@ -281,9 +281,9 @@ func TestPark(t *testing.T) {
 		code int
 		says string
 	}{
-		{[]string{"park", "drop", "slow"}, exitUsage, `"drop"`},
+		{[]string{"park", "drop", "slow"}, exitUsage, `unknown argument "drop" (there are: add, discard, list, retry)`},
 		{[]string{"park", "retry", "slow"}, exitUsage, "-aggregate ID and -all"},
-		{[]string{"park", "retry", "slow", "-all", "-position", "2"}, exitUsage, "takes one of"},
+		{[]string{"park", "retry", "slow", "-all", "-position", "2"}, exitUsage, "pass one of"},
 		{[]string{"park", "discard", "slow"}, exitUsage, "-aggregate ID and -all"}, // before it asks
 		{[]string{"park", "discard", "slow", "-aggregate", ""}, exitUsage, "-aggregate ID and -all"},
 		{[]string{"park", "retry", "slow", "-position", "x"}, exitUsage, `"x"`},
@@ -326,13 +326,13 @@ func TestParkAdd(t *testing.T) {
 		return st.Head >= 4 && slices.ContainsFunc(st.Waits, func(w ops.Wait) bool { return w.Kind == ops.WaitRetry && w.Position == 4 })
 	})
 	s.ok("pause", "set", "quick")
-	if out := s.ok("park", "add", "set", "quick", "4", "-yes", "-nowait"); !strings.HasPrefix(out, "ordered, with number 3") {
+	if out := s.ok("park", "add", "set", "quick", "4", "-yes", "-nowait"); !strings.HasPrefix(out, "order 3 given") {
 		t.Errorf("-nowait: %s", out)
 	}
-	if out := s.ok("status"); !strings.Contains(out, "event 4 of projection quick is to be parked, as "+login()+" has ordered") {
+	if out := s.ok("status"); !strings.Contains(out, "order to park event 4 of projection quick is pending, given by "+login()+" at ") {
 		t.Errorf("the status of an order that waits:\n%s", out)
 	}
-	if code, _, errs := s.run("park", "add", "set", "quick", "4", "-yes", "-timeout", "1ms"); code != exitFailed || !strings.Contains(errs, "order 3 stands") {
+	if code, _, errs := s.run("park", "add", "set", "quick", "4", "-yes", "-timeout", "1ms"); code != exitFailed || !strings.Contains(errs, "order 3 remains in force") {
 		t.Errorf("an order that waits ends with %d: %s", code, errs)
 	}
 	for _, c := range []struct {
@@ -340,8 +340,8 @@ func TestParkAdd(t *testing.T) {
 		code int
 		says string
 	}{
-		{[]string{"park", "add", "set", "quick"}, exitUsage, "takes SET PROJECTION POSITION"},
-		{[]string{"park", "list", "set", "quick"}, exitUsage, "takes PROJECTION"},
+		{[]string{"park", "add", "set", "quick"}, exitUsage, "park add: missing POSITION; usage: orchestrator park add SET PROJECTION POSITION"},
+		{[]string{"park", "list", "set", "quick"}, exitUsage, `park list: unexpected argument "quick"`},
 		{[]string{"park", "add", "set", "quick", "0"}, exitUsage, `"0"`},
 		{[]string{"park", "add", "set", "quick", "1", "-yes"}, exitFailed, "it is past that"},
 		{[]string{"park", "add", "set", "nobody", "9", "-yes"}, exitFailed, `"nobody"`},
@@ -393,25 +393,28 @@ func TestWrongCalls(t *testing.T) {
 		code int
 		says string
 	}{
-		{[]string{}, exitUsage, "which command"},
-		{[]string{"stat"}, exitUsage, `no command "stat"`},
-		{[]string{"pause"}, exitUsage, "pause takes SET [PROJECTION]"},
-		{[]string{"status", "a", "b"}, exitUsage, "status takes [SET]"},
+		{[]string{}, exitUsage, "missing command"},
+		{[]string{"xyz"}, exitUsage, "unknown command \"xyz\"\n"},
+		{[]string{"statsu"}, exitUsage, `unknown command "statsu": did you mean "status"?`},
+		{[]string{"park", "lits", "quick"}, exitUsage, `did you mean "list"?`},
+		{[]string{"park"}, exitUsage, "park: missing add, discard, list, retry"},
+		{[]string{"pause"}, exitUsage, "pause: missing SET; usage: orchestrator pause SET [PROJECTION]\nHelp: orchestrator pause -h"},
+		{[]string{"status", "a", "b"}, exitUsage, `status: unexpected argument "b"`},
 		{[]string{"status", "-colour"}, exitUsage, "-colour"},
 		{[]string{"rewind", "set", "quick", "-5"}, exitUsage, "-5"},
 		{[]string{"rewind", "set", "quick", "abc", "-yes"}, exitUsage, `"abc"`},
 		{[]string{"watch", "-interval", "0s"}, exitUsage, "-interval"},
 		{[]string{"history", "set", "-n", "0"}, exitUsage, "-n"},
-		{[]string{"status", "nobody"}, exitFailed, `"nobody"`},
-		{[]string{"history", "nobody"}, exitFailed, `"nobody"`},
+		{[]string{"status", "nobody"}, exitFailed, `no replica set "nobody" (there are: set)`},
+		{[]string{"history", "nobody"}, exitFailed, `no replica set "nobody" (there are: set)`},
 		{[]string{"pause", "nobody"}, exitFailed, `"nobody"`},
 		{[]string{"resume", "set", "nobody"}, exitFailed, `projection "nobody"`},
 		{[]string{"drain", "set", "nobody"}, exitFailed, `no worker "nobody"`},
 		{[]string{"drain", "set", ""}, exitUsage, "empty"},
-		{[]string{"pause", "set", ""}, exitUsage, "empty"}, // not all projections
+		{[]string{"pause", "set", ""}, exitUsage, "PROJECTION is empty"}, // not all projections
 		{[]string{"pause", "set", "quick", "-timeout", "0s"}, exitUsage, "-nowait"},
 		{[]string{"rewind", "nobody", "quick", "3", "-yes"}, exitFailed, `"nobody"`},
-		{[]string{"rewind", "set", "nobody", "3"}, exitUsage, "projection nobody has not run yet"}, // and then asks
+		{[]string{"rewind", "set", "nobody", "3"}, exitUsage, "projection nobody has never run"}, // and then asks
 	} {
 		args := c.args
 		if len(args) > 0 {
@@ -448,7 +451,7 @@ func TestWrongCalls(t *testing.T) {
 	if code := run(t.Context(), []string{"pause", "-h"}, nil, &out, &errs); code != exitOK {
 		t.Errorf("pause -h ends with %d", code)
 	}
-	for _, says := range []string{"orchestrator pause SET [PROJECTION]", "-database", "-nowait", "-timeout", "1m0s"} {
+	for _, says := range []string{"Usage: orchestrator pause SET [PROJECTION]\n", "Example: orchestrator pause main", "-database", "-nowait", "-timeout", "1m0s"} {
 		if !strings.Contains(out.String(), says) {
 			t.Errorf("pause -h lacks %s:\n%s", says, &out)
 		}

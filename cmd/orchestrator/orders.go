@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -16,28 +17,28 @@ import (
 func pause(ctx context.Context, c *call) error {
 	if len(c.args) == 1 {
 		generation, err := ops.PauseAll(ctx, c.db, c.set(), c.in)
-		return c.ordered(ctx, generation, err)
+		return c.ordered(ctx, generation, err, "all projections of %s are paused", c.arg(0))
 	}
 	if err := c.warn(ctx, c.arg(1)); err != nil {
 		return err
 	}
 	generation, err := ops.Pause(ctx, c.db, c.set(), c.arg(1), c.in)
-	return c.ordered(ctx, generation, err)
+	return c.ordered(ctx, generation, err, "%s is paused", c.arg(1))
 }
 
 func resume(ctx context.Context, c *call) error {
 	if len(c.args) == 1 {
 		generation, err := ops.ResumeAll(ctx, c.db, c.set(), c.in)
-		return c.ordered(ctx, generation, err)
+		return c.ordered(ctx, generation, err, "all projections of %s are resumed", c.arg(0))
 	}
 	generation, err := ops.Resume(ctx, c.db, c.set(), c.arg(1), c.in)
-	return c.ordered(ctx, generation, err)
+	return c.ordered(ctx, generation, err, "%s is resumed", c.arg(1))
 }
 
 func rewind(ctx context.Context, c *call) error {
 	position, err := strconv.ParseInt(c.arg(2), 10, 64)
 	if err != nil || position < 0 {
-		return usageError{fmt.Sprintf("rewind: the position is %q; it must be a number from 0 on", c.arg(2))}
+		return usageError{fmt.Sprintf("rewind: POSITION is %q; it must be a whole number, at least 0", c.arg(2))}
 	}
 	s, err := ops.Status(ctx, c.db, c.set(), c.in)
 	if err != nil {
@@ -46,40 +47,45 @@ func rewind(ctx context.Context, c *call) error {
 	if err := c.warn(ctx, c.arg(1)); err != nil {
 		return err
 	}
-	question := fmt.Sprintf("Projection %s will next handle what is above position %d. What it has handled of that comes again; what it has not handled below is skipped.", c.arg(1), position)
+	question := fmt.Sprintf("Projection %s will handle the events after position %d next. Events after it that were handled come again; events up to it that were not handled are skipped.", c.arg(1), position)
 	if s.Head > 0 && position > s.Head {
-		question += fmt.Sprintf(" The stream was last seen to end at position %d: events that are still to come, up to %d, are skipped as well.", s.Head, position)
+		question += fmt.Sprintf(" The stream ended at position %d when a worker last read it: new events up to position %d are skipped as well.", s.Head, position)
 	}
-	if err := c.confirm(question + " Go on?"); err != nil {
+	if err := c.confirm(question); err != nil {
 		return err
 	}
 	generation, err := ops.Rewind(ctx, c.db, c.set(), c.arg(1), position, c.in)
-	return c.ordered(ctx, generation, err)
+	return c.ordered(ctx, generation, err, "%s is at position %d", c.arg(1), position)
 }
 
-func drain(ctx context.Context, c *call) error   { return c.move(ctx, ops.DrainWorker) }
-func undrain(ctx context.Context, c *call) error { return c.move(ctx, ops.UndrainWorker) }
+func drain(ctx context.Context, c *call) error {
+	return c.orderWorker(ctx, ops.DrainWorker, "worker %s is drained")
+}
+
+func undrain(ctx context.Context, c *call) error {
+	return c.orderWorker(ctx, ops.UndrainWorker, "worker %s is undrained")
+}
 
 func (c *call) set() orchestrator.ReplicaSetName { return orchestrator.ReplicaSetName(c.arg(0)) }
 
-// confirm asks. Where nobody can answer, -yes is wanted.
+// confirm asks for confirmation. Without a terminal it returns an error unless -yes is given.
 func (c *call) confirm(question string) error {
 	if c.yes {
 		return nil
 	}
 	if !terminal(c.stdin) {
-		return usageError{question + " There is no terminal to ask on; if so, say -yes"}
+		return usageError{question + " Not a terminal: pass -yes to confirm"}
 	}
-	fmt.Fprintf(c.stderr, "%s [y/N] ", question)
+	fmt.Fprintf(c.stderr, "%s Go on? [y/N] ", question)
 	answer, _ := bufio.NewReader(c.stdin).ReadString('\n')
 	if a := strings.ToLower(strings.TrimSpace(answer)); a != "y" && a != "yes" {
-		return errors.New("nothing was done")
+		return errors.New("not confirmed; nothing was changed")
 	}
 	return nil
 }
 
-// move drains the worker that was named, or undrains it.
-func (c *call) move(ctx context.Context, order orderOfWorker) error {
+// orderWorker gives an order about the worker that the second argument names.
+func (c *call) orderWorker(ctx context.Context, order workerOrder, effect string) error {
 	s, err := ops.Status(ctx, c.db, c.set(), c.in)
 	if err != nil {
 		return err
@@ -89,17 +95,17 @@ func (c *call) move(ctx context.Context, order orderOfWorker) error {
 		return err
 	}
 	generation, err := order(ctx, c.db, c.set(), name, c.in)
-	return c.ordered(ctx, generation, err)
+	return c.ordered(ctx, generation, err, effect, name)
 }
 
-// worker returns the worker whose name is, or alone begins with, what was said.
-func worker(s ops.ReplicaSetStatus, said string) (string, error) {
+// worker returns the worker with the given name, or the only one whose name begins with it.
+func worker(s ops.ReplicaSetStatus, given string) (string, error) {
 	var all, fit []string
 	for _, w := range s.Workers {
-		if w.Worker == said {
-			return said, nil
+		if w.Worker == given {
+			return given, nil
 		}
-		if strings.HasPrefix(w.Worker, said) {
+		if strings.HasPrefix(w.Worker, given) {
 			fit = append(fit, w.Worker)
 		}
 		all = append(all, w.Worker)
@@ -108,52 +114,53 @@ func worker(s ops.ReplicaSetStatus, said string) (string, error) {
 	case 1:
 		return fit[0], nil
 	case 0:
-		return "", fmt.Errorf("replica set %s has no worker %q; it has %s", s.ReplicaSet, said, dash(strings.Join(all, ", ")))
+		return "", fmt.Errorf("replica set %s has no worker %q (there are: %s)", s.ReplicaSet, given, cmp.Or(strings.Join(all, ", "), "none"))
 	}
-	return "", fmt.Errorf("several workers of replica set %s begin with %q: %s", s.ReplicaSet, said, strings.Join(fit, ", "))
+	return "", fmt.Errorf("%q is the beginning of several workers' names in replica set %s: %s", given, s.ReplicaSet, strings.Join(fit, ", "))
 }
 
-// warn says so where a projection has not run yet: its name may be mistyped.
+// warn prints a warning if a projection has never run: its name may be mistyped.
 func (c *call) warn(ctx context.Context, projection string) error {
 	has, err := ops.HasRun(ctx, c.db, projection, c.in)
 	if err == nil && !has {
-		fmt.Fprintf(c.stderr, "projection %s has not run yet: the order is for when a worker comes with it\n", clean(projection))
+		fmt.Fprintf(c.stderr, "projection %s has never run; check the name. The order applies when a worker brings it\n", clean(projection))
 	}
 	return err
 }
 
-// ordered waits until the order has its effect, and says meanwhile what for.
-func (c *call) ordered(ctx context.Context, generation int64, err error) error {
+// ordered waits until the order has taken effect, and prints what it waits for meanwhile. Then
+// it prints the effect.
+func (c *call) ordered(ctx context.Context, generation int64, err error, effect string, args ...any) error {
 	if err != nil {
 		return err
 	}
 	if c.nowait {
-		fmt.Fprintf(c.stdout, "ordered, with generation %d\n", generation)
+		fmt.Fprintf(c.stdout, "order given; it takes effect when generation %d is active\n", generation)
 		return nil
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, c.timeout, fmt.Errorf("generation %d is not active after %s; the order stands", generation, c.timeout))
+	ctx, cancel := context.WithTimeoutCause(ctx, c.timeout, fmt.Errorf("generation %d is not active after %s; the order remains in force", generation, c.timeout))
 	defer cancel()
-	for said := ""; ; {
-		look, stop := context.WithTimeout(ctx, time.Second)
-		err := ops.AwaitGeneration(look, c.db, c.set(), generation, c.in)
+	for printed := ""; ; {
+		attempt, stop := context.WithTimeout(ctx, time.Second)
+		err := ops.AwaitGeneration(attempt, c.db, c.set(), generation, c.in)
 		stop()
 		switch {
 		case err == nil:
-			fmt.Fprintf(c.stdout, "done, with generation %d\n", generation)
+			fmt.Fprintf(c.stdout, "%s (generation %d)\n", clean(fmt.Sprintf(effect, args...)), generation)
 			return nil
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
-		case look.Err() == nil:
+		case attempt.Err() == nil:
 			return err
 		}
-		if waits := c.waits(ctx, generation); waits != said {
-			said = waits
+		if waits := c.waits(ctx, generation); waits != printed {
+			printed = waits
 			fmt.Fprint(c.stderr, waits)
 		}
 	}
 }
 
-// waits says what a generation waits for.
+// waits returns what a generation waits for, one reason per line.
 func (c *call) waits(ctx context.Context, generation int64) string {
 	s, err := ops.Status(ctx, c.db, c.set(), c.in)
 	if err != nil {
@@ -166,7 +173,7 @@ func (c *call) waits(ctx context.Context, generation int64) string {
 		}
 	}
 	if len(s.Workers) == 0 {
-		fmt.Fprintf(&b, "generation %d waits for a worker to join\n", generation)
+		fmt.Fprintf(&b, "no worker is running; generation %d waits for one to join\n", generation)
 	}
 	return b.String()
 }

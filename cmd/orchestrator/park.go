@@ -8,14 +8,13 @@ import (
 	"os"
 	"os/user"
 	"strconv"
-	"strings"
 	"time"
 
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 	"github.com/getpup/pupsourcing-orchestrator/ops"
 )
 
-// positions is a flag that may be given several times.
+// positions is a repeatable flag.
 type positions []int64
 
 func (p *positions) String() string { return fmt.Sprint(*p) }
@@ -23,18 +22,14 @@ func (p *positions) String() string { return fmt.Sprint(*p) }
 func (p *positions) Set(text string) error {
 	n, err := strconv.ParseInt(text, 10, 64)
 	if err != nil {
-		return fmt.Errorf("%q is no position", text)
+		return fmt.Errorf("%q is not a position: it must be a whole number", text)
 	}
 	*p = append(*p, n)
 	return nil
 }
 
 func park(ctx context.Context, c *call) error {
-	what := c.arg(0)
-	if takes := map[string]string{"list": "PROJECTION", "retry": "PROJECTION", "discard": "PROJECTION", "add": "SET PROJECTION POSITION"}[what]; takes != "" && len(c.args) != 1+len(strings.Fields(takes)) {
-		return usageError{fmt.Sprintf("park %s takes %s, and got %q", what, takes, c.args[1:])}
-	}
-	switch what {
+	switch c.arg(0) {
 	case "list":
 		return c.parkList(ctx)
 	case "add":
@@ -42,15 +37,15 @@ func park(ctx context.Context, c *call) error {
 	case "retry":
 		return c.parkAsk(ctx, ops.RetryParked, "")
 	case "discard":
-		return c.parkAsk(ctx, ops.DiscardParked, "Projection %s will never handle them: %s. Go on?")
+		return c.parkAsk(ctx, ops.DiscardParked, "Projection %s will never handle these events: %s.")
 	default:
-		return usageError{fmt.Sprintf("park: %q is none of list, retry, discard and add", what)}
+		return fmt.Errorf("park %s is not implemented", c.arg(0)) // a mistake in the table of commands
 	}
 }
 
 func (c *call) parkList(ctx context.Context) error {
 	if c.limit < 1 {
-		return usageError{fmt.Sprintf("park list: -n is %d; the least is 1", c.limit)}
+		return usageError{fmt.Sprintf("park list: -n is %d; it must be at least 1", c.limit)}
 	}
 	events, err := ops.Parked(ctx, c.db, c.arg(1), c.limit, c.in)
 	if err != nil {
@@ -72,7 +67,7 @@ func (c *call) parkAsk(ctx context.Context, ask func(context.Context, *sql.DB, s
 		}
 	}
 	if given != 1 {
-		return usageError{fmt.Sprintf("park %s takes one of -position N (or several), -aggregate ID and -all", c.arg(0))}
+		return usageError{fmt.Sprintf("park %[1]s: pass one of -position N (repeatable), -aggregate ID and -all, for example: orchestrator park %[1]s search_index -all", c.arg(0))}
 	}
 	if question != "" {
 		if err := c.confirm(fmt.Sprintf(question, c.arg(1), which)); err != nil {
@@ -87,18 +82,18 @@ func (c *call) parkAsk(ctx context.Context, ask func(context.Context, *sql.DB, s
 		_, err = io.WriteString(c.stdout, renderParked(nil))
 		return err
 	}
-	fmt.Fprintf(c.stdout, "asked for %s; the workers that have their partitions do it: orchestrator park list %s\n", plural(n, "event"), c.arg(1))
+	fmt.Fprintf(c.stdout, "%s requested for %s; to check: orchestrator park list %s\n", c.arg(0), plural(n, "event"), c.arg(1))
 	return nil
 }
 
-// parkAdd orders to park the event that a projection stands at, and waits until that is done.
+// parkAdd orders a worker to park the event that blocks a projection, and waits until it has.
 func (c *call) parkAdd(ctx context.Context) error {
 	set, projection := orchestrator.ReplicaSetName(c.arg(1)), c.arg(2)
 	position, err := strconv.ParseInt(c.arg(3), 10, 64)
 	if err != nil || position < 1 {
-		return usageError{fmt.Sprintf("park add: the position is %q; it must be a number from 1 on", c.arg(3))}
+		return usageError{fmt.Sprintf("park add: POSITION is %q; it must be a whole number, at least 1", c.arg(3))}
 	}
-	question := fmt.Sprintf("Projection %s will go past event %d without handling it, if it stands there, and past the later events of its aggregate, until they are retried or discarded. Go on?", projection, position)
+	question := fmt.Sprintf("If projection %s is blocked by event %d, it parks this event and the later events of its aggregate, until they are retried or discarded.", projection, position)
 	if err := c.confirm(question); err != nil {
 		return err
 	}
@@ -107,10 +102,10 @@ func (c *call) parkAdd(ctx context.Context) error {
 		return err
 	}
 	if c.nowait {
-		fmt.Fprintf(c.stdout, "ordered, with number %d; what becomes of it: orchestrator history %s\n", order, set)
+		fmt.Fprintf(c.stdout, "order %d given; to see its outcome: orchestrator history %s\n", order, set)
 		return nil
 	}
-	wait, cancel := context.WithTimeoutCause(ctx, c.timeout, fmt.Errorf("event %d is not parked after %s; order %d stands, and waits for a worker: see orchestrator status %s", position, c.timeout, order, set))
+	wait, cancel := context.WithTimeoutCause(ctx, c.timeout, fmt.Errorf("event %d is not parked after %s; order %d remains in force and waits for a worker; to check: orchestrator status %s", position, c.timeout, order, set))
 	defer cancel()
 	switch err := ops.AwaitPark(wait, c.db, order, c.in); {
 	case wait.Err() != nil:
@@ -118,13 +113,13 @@ func (c *call) parkAdd(ctx context.Context) error {
 	case err != nil:
 		return err
 	}
-	fmt.Fprintf(c.stdout, "event %d is parked: orchestrator park list %s\n", position, projection)
+	fmt.Fprintf(c.stdout, "event %d is parked; to see it: orchestrator park list %s\n", position, projection)
 	return nil
 }
 
-// login is who calls the command, as far as that is known.
+// login returns the user and the host that run the command.
 func login() string {
-	name, host := "somebody", "unknown"
+	name, host := "unknown", "unknown"
 	if u, err := user.Current(); err == nil && u.Username != "" {
 		name = u.Username
 	}
@@ -134,12 +129,12 @@ func login() string {
 	return name + "@" + host
 }
 
-// renderParked shows parked events by position.
+// renderParked formats parked events.
 func renderParked(events []ops.ParkedEvent) string {
 	if len(events) == 0 {
 		return "Nothing is parked.\n"
 	}
-	rows := [][]string{{"POSITION", "AGGREGATE", "PARKED", "ATTEMPTS", "ASKED FOR", "ERROR"}}
+	rows := [][]string{{"POSITION", "AGGREGATE", "PARKED", "ATTEMPTS", "REQUESTED", "ERROR"}}
 	for _, e := range events {
 		problem := e.Error
 		if e.Attempts == 0 && problem == "" {

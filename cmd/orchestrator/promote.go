@@ -11,21 +11,21 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/ops"
 )
 
-// sqlFile is a flag that names a file, or "-". An empty one is a variable that is not set:
-// the versions would change, and the readers would not.
+// sqlFile is a flag that names a file, or "-". It refuses "", which an unset variable of a shell
+// gives: the versions would change without the readers.
 type sqlFile string
 
 func (f *sqlFile) String() string { return string(*f) }
 
 func (f *sqlFile) Set(name string) error {
 	if name == "" {
-		return fmt.Errorf("it is empty; if no SQL is to be run, leave it out")
+		return fmt.Errorf("the name of the file is empty; to run no SQL, leave -sql out")
 	}
 	*f = sqlFile(name)
 	return nil
 }
 
-// script reads the SQL that a promotion is to run.
+// script reads the SQL of -sql.
 func (c *call) script() (string, error) {
 	if c.sql == "" {
 		return "", nil
@@ -44,7 +44,7 @@ func (c *call) script() (string, error) {
 	case err != nil:
 		return "", fmt.Errorf("promote: -sql %s: %w", c.sql, err)
 	case strings.TrimSpace(string(text)) == "":
-		return "", usageError{fmt.Sprintf("promote: -sql %s: there is nothing in it; if no SQL is to be run, leave -sql out", c.sql)}
+		return "", usageError{fmt.Sprintf("promote: -sql %s: the file is empty; to run no SQL, leave -sql out", c.sql)}
 	}
 	return string(text), nil
 }
@@ -60,11 +60,11 @@ func promote(ctx context.Context, c *call) error {
 	projection := c.arg(0)
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
-	quiet := tellAgain(ctx, c.interval, func(ctx context.Context) string { return c.rebuild(ctx, projection) }, func(text string) {
+	stop := report(ctx, c.interval, func(ctx context.Context) string { return c.rebuild(ctx, projection) }, func(text string) {
 		fmt.Fprintln(c.stderr, clean(text))
 	})
 	p, err := ops.Promote(ctx, c.db, projection, script, c.in)
-	quiet()
+	stop()
 	if err != nil {
 		return err
 	}
@@ -72,26 +72,27 @@ func promote(ctx context.Context, c *call) error {
 		fmt.Fprintf(c.stdout, "%s is live already; nothing was done\n", clean(p.Live))
 		return nil
 	}
-	fmt.Fprintf(c.stdout, "%s is live, in the place of %s; for %s no version handled events\n", clean(p.Live), clean(p.Replaced), span(p.Stopped))
+	fmt.Fprintf(c.stdout, "%s is live and has replaced %s; no version handled events for %s\n", clean(p.Live), clean(p.Replaced), span(p.Stopped))
 	if p.Parked > 0 {
-		fmt.Fprintf(c.stdout, "%s has %s parked, which %s has handled as replays: what goes beyond the read model was done for them by neither\n",
+		fmt.Fprintf(c.stdout, "%s has %s parked; %s has handled them as replays, so neither version caused their side effects\n",
 			clean(p.Replaced), plural(p.Parked, "event"), clean(p.Live))
 	}
 	return nil
 }
 
-// tellAgain looks again and again, until it is told to be quiet, and says what has changed.
-func tellAgain(ctx context.Context, every time.Duration, look func(context.Context) string, say func(string)) (quiet func()) {
+// report calls read at an interval until stop is called, and prints each text that differs from
+// the one before.
+func report(ctx context.Context, every time.Duration, read func(context.Context) string, print func(string)) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		tick := time.NewTicker(every)
 		defer tick.Stop()
-		for said := ""; ; {
-			if text := look(ctx); text != "" && text != said && ctx.Err() == nil {
-				said = text
-				say(text)
+		for printed := ""; ; {
+			if text := read(ctx); text != "" && text != printed && ctx.Err() == nil {
+				printed = text
+				print(text)
 			}
 			select {
 			case <-ctx.Done():
@@ -106,7 +107,7 @@ func tellAgain(ctx context.Context, every time.Duration, look func(context.Conte
 	}
 }
 
-// rebuild says how far a rebuild is, if it is one, and that can be seen.
+// rebuild returns how far a rebuild is, or "" if that is unknown.
 func (c *call) rebuild(ctx context.Context, projection string) string {
 	names, err := ops.ReplicaSets(ctx, c.db, c.in)
 	if err != nil {
@@ -127,13 +128,13 @@ func (c *call) rebuild(ctx context.Context, projection string) string {
 }
 
 func retire(ctx context.Context, c *call) error {
-	err := c.confirm(fmt.Sprintf("Of projection %s the checkpoints and the parked events are removed. It can't be promoted any more, and no program can run a projection of its name. Go on?", c.arg(0)))
+	err := c.confirm(fmt.Sprintf("The checkpoints and parked events of projection %s will be removed. After that it can't be promoted, and no program can run a projection of this name.", c.arg(0)))
 	if err != nil {
 		return err
 	}
 	if err := ops.Retire(ctx, c.db, c.arg(0), c.in); err != nil {
 		return err
 	}
-	fmt.Fprintf(c.stdout, "%s is retired; its read model is still there\n", clean(c.arg(0)))
+	fmt.Fprintf(c.stdout, "%s is retired; its read model is unchanged\n", clean(c.arg(0)))
 	return nil
 }

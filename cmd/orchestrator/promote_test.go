@@ -73,7 +73,7 @@ func TestPromote(t *testing.T) {
 		t.Errorf("readers see version %d already", n)
 	}
 	close(gate)
-	if code := <-done; code != exitOK || !strings.HasPrefix(out.String(), "quick_v2 is live, in the place of quick; for ") || version() != 2 {
+	if code := <-done; code != exitOK || !strings.HasPrefix(out.String(), "quick_v2 is live and has replaced quick; no version handled events for ") || version() != 2 {
 		t.Errorf("promote ends with %d, readers see version %d: %s", code, version(), &out)
 	}
 	if out := s.ok("promote", "quick_v2"); out != "quick_v2 is live already; nothing was done\n" {
@@ -116,15 +116,15 @@ func TestPromote(t *testing.T) {
 		code  int
 		says  string
 	}{
-		{[]string{"promote"}, "", exitUsage, "promote takes PROJECTION"},
-		{[]string{"promote", "quick", "slow"}, "", exitUsage, "promote takes PROJECTION"},
-		{[]string{"promote", "quick", "-sql", ""}, "", exitUsage, "leave it out"},
+		{[]string{"promote"}, "", exitUsage, "missing PROJECTION"},
+		{[]string{"promote", "quick", "slow"}, "", exitUsage, `unexpected argument "slow"; usage: orchestrator promote PROJECTION`},
+		{[]string{"promote", "quick", "-sql", ""}, "", exitUsage, "leave -sql out"},
 		{[]string{"promote", "quick", "-sql", file + "x"}, "", exitUsage, "switch.sqlx"},
-		{[]string{"promote", "quick", "-sql", "-"}, " \n", exitUsage, "there is nothing in it"},
+		{[]string{"promote", "quick", "-sql", "-"}, " \n", exitUsage, "the file is empty"},
 		{[]string{"promote", "quick", "-sql", "-"}, "SELECT 1; COMMIT", exitFailed, "COMMIT"},
 		{[]string{"promote", "quick", "-interval", "0s"}, "", exitUsage, "-interval"},
-		{[]string{"promote", "quick", "-timeout", "0s"}, "", exitUsage, "-timeout is 0s\n"},
-		{[]string{"promote", "slow"}, "", exitFailed, `"slow" is no rebuild`},
+		{[]string{"promote", "quick", "-timeout", "0s"}, "", exitUsage, "-timeout is 0s; it must be more than 0\n"},
+		{[]string{"promote", "slow"}, "", exitFailed, `"slow" is not a rebuild`},
 		{[]string{"promote", "quick_v2"}, "", exitFailed, "was retired"},
 		{[]string{"promote", "nobody"}, "", exitFailed, `"nobody"`},
 		{[]string{"retire", "nobody", "-yes"}, "", exitFailed, `"nobody"`},
@@ -138,23 +138,23 @@ func TestPromote(t *testing.T) {
 	}
 }
 
-// What can't be seen, and what is as it was, is not said.
-func TestTellAgain(t *testing.T) {
-	looks := make(chan string)
-	var said []string
-	quiet := tellAgain(t.Context(), time.Millisecond, func(ctx context.Context) string {
+// Empty texts and repeated texts are not printed.
+func TestReportPrintsChangesOnly(t *testing.T) {
+	texts := make(chan string)
+	var printed []string
+	stop := report(t.Context(), time.Millisecond, func(ctx context.Context) string {
 		select {
-		case text := <-looks:
+		case text := <-texts:
 			return text
 		case <-ctx.Done():
 			return "too late"
 		}
-	}, func(text string) { said = append(said, text) })
+	}, func(text string) { printed = append(printed, text) })
 	for _, text := range []string{"", "a", "a", "", "a", "b", "b", "a", ""} {
-		looks <- text
+		texts <- text
 	}
-	quiet()
-	if diff := cmp.Diff([]string{"a", "b", "a"}, said); diff != "" {
+	stop()
+	if diff := cmp.Diff([]string{"a", "b", "a"}, printed); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)
 	}
 }

@@ -11,7 +11,7 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/ops"
 )
 
-// renderAll shows replica sets one below the other.
+// renderAll formats the status of replica sets, one after the other.
 func renderAll(sets []ops.ReplicaSetStatus) string {
 	if len(sets) == 0 {
 		return "No worker of any replica set has run yet.\n"
@@ -23,7 +23,7 @@ func renderAll(sets []ops.ReplicaSetStatus) string {
 	return strings.Join(parts, "\n")
 }
 
-// render shows a replica set: first why it stands still, then what there is.
+// render formats the status of a replica set: first what is stalled, then workers and partitions.
 func render(s ops.ReplicaSetStatus) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s: generation %d %s", clean(string(s.ReplicaSet)), s.Generation, s.Phase)
@@ -38,10 +38,10 @@ func render(s ops.ReplicaSetStatus) string {
 		fmt.Fprintf(&b, "  ! %s\n", clean(w.Text))
 	}
 	for _, name := range slices.Sorted(maps.Keys(s.Rewinds)) {
-		fmt.Fprintf(&b, "  ! %s is to be set to position %d by the next activation\n", clean(name), s.Rewinds[name])
+		fmt.Fprintf(&b, "  ! rewind of %s to position %d is pending: it takes effect when the next generation is activated\n", clean(name), s.Rewinds[name])
 	}
 	for _, o := range s.ParkOrders {
-		fmt.Fprintf(&b, "  ! event %d of projection %s is to be parked, as %s has ordered at %s UTC: it waits for the worker\n",
+		fmt.Fprintf(&b, "  ! order to park event %d of projection %s is pending, given by %s at %s UTC\n",
 			o.Position, clean(o.Projection), clean(o.By), o.OrderedAt.UTC().Format(time.DateTime))
 	}
 	for _, r := range s.Rebuilds {
@@ -100,7 +100,7 @@ func partitions(s ops.ReplicaSetStatus) string {
 	return table(rows)
 }
 
-// whyPaused says what a projection is stopped for.
+// whyPaused returns why a projection is stopped.
 func whyPaused(s ops.ReplicaSetStatus, projection string) string {
 	for _, r := range s.Rebuilds {
 		if r.Projection == projection && r.State == ops.RebuildReplaced {
@@ -113,7 +113,7 @@ func whyPaused(s ops.ReplicaSetStatus, projection string) string {
 	return "paused"
 }
 
-// renderHistory shows generations, the newest first.
+// renderHistory formats generations, newest first.
 func renderHistory(records []ops.GenerationRecord) string {
 	rows := [][]string{{"GENERATION", "OPENED", "ACTIVE AFTER", "PARTITIONS", "WORKERS", "REASON", "WAITED FOR"}}
 	for i, r := range records {
@@ -132,7 +132,7 @@ func renderHistory(records []ops.GenerationRecord) string {
 	return table(rows) + renderParkOrders(records)
 }
 
-// renderParkOrders shows the orders to park events, which open no generation.
+// renderParkOrders formats the orders to park events, which open no generation.
 func renderParkOrders(records []ops.GenerationRecord) string {
 	rows := [][]string{{"ORDER", "GIVEN", "BY", "TO PARK", "OUTCOME"}}
 	for _, r := range records {
@@ -152,7 +152,7 @@ func renderParkOrders(records []ops.GenerationRecord) string {
 	return "\n" + table(rows)
 }
 
-// table aligns columns, indented.
+// table formats rows with aligned columns and indentation.
 func table(rows [][]string) string {
 	var b strings.Builder
 	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
@@ -166,7 +166,7 @@ func table(rows [][]string) string {
 	return b.String()
 }
 
-// clean makes one line of what came from the database.
+// clean turns text from the database into one safe line.
 func clean(text string) string {
 	return safe(strings.NewReplacer("\r\n", " ", "\n", " ", "\t", " ").Replace(text))
 }
@@ -178,7 +178,7 @@ func dash(text string) string {
 	return text
 }
 
-// numbers shows partitions as 0-3,7.
+// numbers formats partitions as 0-3,7.
 func numbers(list []int) string {
 	var parts []string
 	for i := 0; i < len(list); {
@@ -196,7 +196,7 @@ func numbers(list []int) string {
 	return dash(strings.Join(parts, ","))
 }
 
-// span shows a time to about two digits.
+// span formats a duration with about two digits.
 func span(d time.Duration) string {
 	unit := time.Microsecond
 	switch abs := d.Abs(); {

@@ -38,16 +38,16 @@ func draining() ops.ReplicaSetStatus {
 			}},
 			{Projection: "users\x1b[2J", Partition: 1, TotalPartitions: 2, Position: 9, Paused: true},
 		},
-		Waits: []ops.Wait{{Kind: "drain", Text: "generation 7 waits for worker host-1-aaa to stop generation 6"}, {Kind: "retry", Partition: &one, Text: "it\nfails"}},
+		Waits: []ops.Wait{{Kind: "drain", Text: "worker host-1-aaa has not stopped generation 6 yet; generation 7 waits for it"}, {Kind: "retry", Partition: &one, Text: "it\nfails"}},
 	}
 }
 
 func TestRender(t *testing.T) {
 	want := strings.TrimPrefix(`
 main: generation 7 draining for 12s, 2 partitions (1 joined)
-  ! generation 7 waits for worker host-1-aaa to stop generation 6
+  ! worker host-1-aaa has not stopped generation 6 yet; generation 7 waits for it
   ! it fails
-  ! totals is to be set to position 40 by the next activation
+  ! rewind of totals to position 40 is pending: it takes effect when the next generation is activated
 
   WORKER      STATE    PARTITIONS  LEASE
   host-1-aaa  running  0-2,5       28s

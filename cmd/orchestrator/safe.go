@@ -8,9 +8,9 @@ import (
 	"unicode/utf16"
 )
 
-// A safeWriter writes text to what may be a terminal. What of it would move the
-// cursor, or change the order in which the rest is read, is shown as JSON escapes it:
-// in what -json prints that is the same text.
+// A safeWriter writes text to what may be a terminal. It escapes characters that would move
+// the cursor or change the reading order, in the form of JSON. So output of -json keeps its
+// meaning.
 type safeWriter struct{ to io.Writer }
 
 func (w safeWriter) Write(p []byte) (int, error) {
@@ -20,14 +20,14 @@ func (w safeWriter) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// safe escapes control characters but for the end of a line and tabs, characters that
-// are not seen and change others (bidirectional overrides), and separators of lines.
+// safe escapes control characters except newline and tab, invisible format characters such as
+// bidirectional overrides, and line and paragraph separators.
 func safe(text string) string {
 	harmless := func(r rune) bool {
 		return r == '\n' || r == '\t' || !unicode.In(r, unicode.Cc, unicode.Cf, unicode.Zl, unicode.Zp)
 	}
 	var b strings.Builder
-	for _, r := range text { // what is not valid UTF-8 becomes U+FFFD
+	for _, r := range text { // invalid UTF-8 becomes U+FFFD
 		switch high, low := utf16.EncodeRune(r); {
 		case harmless(r):
 			b.WriteRune(r)

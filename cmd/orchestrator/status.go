@@ -11,7 +11,7 @@ import (
 )
 
 func status(ctx context.Context, c *call) error {
-	sets, err := c.statusOf(ctx)
+	sets, err := c.statuses(ctx)
 	if err != nil {
 		return err
 	}
@@ -25,14 +25,14 @@ func status(ctx context.Context, c *call) error {
 	}
 	for _, s := range sets {
 		if len(s.Waits) > 0 {
-			return errStandsStill
+			return errStalled
 		}
 	}
 	return nil
 }
 
-// statusOf returns the status of the set that was named, or of all.
-func (c *call) statusOf(ctx context.Context) ([]ops.ReplicaSetStatus, error) {
+// statuses returns the status of the set that the first argument names, or of all.
+func (c *call) statuses(ctx context.Context) ([]ops.ReplicaSetStatus, error) {
 	names := []orchestrator.ReplicaSetName{orchestrator.ReplicaSetName(c.arg(0))}
 	if c.arg(0) == "" {
 		var err error
@@ -53,7 +53,7 @@ func (c *call) statusOf(ctx context.Context) ([]ops.ReplicaSetStatus, error) {
 
 func history(ctx context.Context, c *call) error {
 	if c.limit < 1 {
-		return usageError{fmt.Sprintf("history: -n is %d; the least is 1", c.limit)}
+		return usageError{fmt.Sprintf("history: -n is %d; it must be at least 1", c.limit)}
 	}
 	records, err := ops.History(ctx, c.db, orchestrator.ReplicaSetName(c.arg(0)), c.limit, c.in)
 	if err != nil {
@@ -63,7 +63,7 @@ func history(ctx context.Context, c *call) error {
 		return writeJSON(c.stdout, records)
 	}
 	if len(records) == 0 {
-		return fmt.Errorf("replica set %q has no history; those there are: orchestrator status", c.arg(0))
+		return ops.ErrNoReplicaSet
 	}
 	_, err = io.WriteString(c.stdout, renderHistory(records))
 	return err

@@ -14,13 +14,13 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/ops"
 )
 
-type orderOfWorker = func(context.Context, *sql.DB, orchestrator.ReplicaSetName, string, ...orchestrator.TablesOption) (int64, error)
+type workerOrder = func(context.Context, *sql.DB, orchestrator.ReplicaSetName, string, ...orchestrator.TablesOption) (int64, error)
 
-// watch shows the status again and again: on a terminal in the same place, and in
-// a pipe whenever something but the time has changed.
+// watch shows the status until ctx ends. On a terminal it overwrites the previous status. In a
+// pipe it prints the status when something other than the time has changed.
 func watch(ctx context.Context, c *call) error {
 	if c.interval < 10*time.Millisecond {
-		return usageError{fmt.Sprintf("watch: -interval is %s; the least is 10ms", c.interval)}
+		return usageError{fmt.Sprintf("watch: -interval is %s; it must be at least 10ms", c.interval)}
 	}
 	show := changes(c.stdout)
 	if terminal(c.screen) && os.Getenv("TERM") != "dumb" {
@@ -31,14 +31,14 @@ func watch(ctx context.Context, c *call) error {
 	tick := time.NewTicker(c.interval)
 	defer tick.Stop()
 	for first := true; ; first = false {
-		sets, err := c.statusOf(ctx)
+		sets, err := c.statuses(ctx)
 		switch {
 		case ctx.Err() != nil:
-			return nil // it was told to end
+			return nil // Ctrl-C
 		case err != nil && first:
 			return err
 		case err != nil:
-			show(time.Now(), fmt.Sprintf("can't look: %v\n", redact.Error(err)), "")
+			show(time.Now(), fmt.Sprintf("can't read the status: %v\n", redact.Error(err)), "")
 		default:
 			at := time.Now()
 			if len(sets) > 0 {
@@ -54,7 +54,7 @@ func watch(ctx context.Context, c *call) error {
 	}
 }
 
-// gist is what of a status is news: not how long it has been so.
+// gist returns the parts of a status that count as a change. It leaves durations out.
 func gist(sets []ops.ReplicaSetStatus) string {
 	var b strings.Builder
 	for _, s := range sets {
@@ -76,7 +76,7 @@ func gist(sets []ops.ReplicaSetStatus) string {
 	return b.String()
 }
 
-// changes shows what differs from what it showed last.
+// changes returns a function that prints a status if its gist differs from the previous one.
 func changes(w io.Writer) func(at time.Time, text, gist string) {
 	last := ""
 	return func(at time.Time, text, gist string) {
@@ -99,17 +99,17 @@ const (
 	toScreenEnd     = "\x1b[J"
 )
 
-// screen overwrites what it showed last, in one write, so that nothing flickers.
+// screen returns a function that overwrites the previous status, in one write to avoid flicker.
 func screen(w io.Writer) func(at time.Time, text, gist string) {
 	return func(at time.Time, text, _ string) {
 		width, height := size(w)
-		io.WriteString(w, frame(at, safe(text), width, height)) // a terminal that is gone ends the program by a signal
+		io.WriteString(w, frame(at, safe(text), width, height)) // if the terminal is gone, a signal ends the program
 	}
 }
 
-// frame cuts a text to the size of a screen.
+// frame returns a text cut to the size of a screen, with control sequences.
 func frame(at time.Time, text string, width, height int) string {
-	lines := append([]string{at.UTC().Format(time.DateTime) + " UTC, Ctrl-C to end", ""}, strings.Split(strings.TrimSuffix(text, "\n"), "\n")...)
+	lines := append([]string{at.UTC().Format(time.DateTime) + " UTC, Ctrl-C to quit", ""}, strings.Split(strings.TrimSuffix(text, "\n"), "\n")...)
 	if len(lines) > height {
 		more := len(lines) - height + 1
 		lines = append(lines[:height-1], fmt.Sprintf("… %d more lines", more))
@@ -128,7 +128,7 @@ func frame(at time.Time, text string, width, height int) string {
 	return b.String() + toScreenEnd
 }
 
-// terminal reports whether something is a terminal.
+// terminal reports whether a stream is a terminal.
 func terminal(stream any) bool {
 	f, ok := stream.(*os.File)
 	if !ok {
@@ -138,6 +138,6 @@ func terminal(stream any) bool {
 	if err != nil || info.Mode()&os.ModeCharDevice == 0 {
 		return false
 	}
-	null, err := os.Stat(os.DevNull) // a device as well, which is where cron has us read
+	null, err := os.Stat(os.DevNull) // also a character device; it is the input under cron
 	return err != nil || !os.SameFile(info, null)
 }

@@ -1,7 +1,20 @@
-// Package importer takes over from processors that were run by hand, partition 0 of 3,
-// 1 of 3 and so on, and from those of github.com/pupsourcing/core, which share segments: it
-// makes their positions the starting point of a projection, so that no event is handled
-// again and none is left out.
+// Package importer takes over the checkpoints of processors that ran without this library:
+// processors with fixed partitions (0 of 3, 1 of 3, …), and processors of
+// github.com/pupsourcing/core, which share segments. The projection then goes on where they
+// stopped.
+//
+//	done, err := importer.Import(ctx, importer.Config{
+//		DB: db, Projection: "search", ReplicaSet: "main-projections", Total: 3,
+//	})
+//	fmt.Println(done, err)
+//
+// The rules:
+//
+//   - Stop all old processors first. Then import. Then start workers.
+//   - With a total that divides 5040, no event is handled again and none is skipped. With
+//     another total, some events are handled again: see [Import].
+//   - The old checkpoints are not changed.
+//   - Run once with Config.DryRun to see what an import would do.
 package importer
 
 import (
@@ -21,105 +34,100 @@ import (
 )
 
 var (
-	// ErrCheckpointsExist is returned by Import when the projection
-	// has checkpoints here already: an earlier import is done, or workers have
-	// run it.
+	// ErrCheckpointsExist is returned by Import if the projection has checkpoints in
+	// the library's tables already: it was imported before, or workers have run it.
 	ErrCheckpointsExist = errors.New("orchestrator: projection has checkpoints already")
 
-	// ErrOldCheckpoints is returned by Import when rows of the old
-	// table are missing, tell of another total, or have no position. The
-	// message names each.
+	// ErrOldCheckpoints is returned by Import if rows of the old table are missing, have
+	// no position, or belong to another total. The message names each row.
 	ErrOldCheckpoints = errors.New("orchestrator: old checkpoints don't fit")
 
-	// ErrStillMoving is returned by Import when an old processor is not stopped, or has
-	// not given its segments back, or a transaction is open that may be one's. Stop it
-	// and import again.
+	// ErrStillMoving is returned by Import if an old processor still runs or still owns
+	// segments, or if a transaction is open that may belong to one. Stop the processor and
+	// import again.
 	ErrStillMoving = errors.New("orchestrator: old checkpoints are still moving")
 )
 
-// Config says whose progress to import, from where, and to where. DB, Projection,
+// Config selects what Import imports, from where, and into which replica set. DB, Projection,
 // ReplicaSet and Total are required.
 type Config struct {
 	// DB is the database that holds the old checkpoints and the library's tables.
 	DB *sql.DB
-	// Projection is the name that the projection (or consumer) has had, and will have
-	// here.
+	// Projection is the name of the projection (or consumer), before and after the
+	// import.
 	Projection string
-	// ReplicaSet is the group that is going to run it. It may be new, and it
-	// may be running other projections.
+	// ReplicaSet is the replica set that will run the projection. It may be new, or run
+	// other projections already.
 	ReplicaSet orchestrator.ReplicaSetName
 	// Schema is the PostgreSQL schema of the library's tables. Default: the schema that
 	// the search path leads to.
 	Schema string
-	// Total is the number of partitions that the projection was run with; 1 is
-	// alone. Of segments, it is the TotalSegments with which all processors ran to the
-	// end: the hash goes by that, and not by the rows. At most 5040.
+	// Total is the number of partitions of the old processors, from 1 to 5040. 1: there
+	// was one processor, without partitions. For segments it is the TotalSegments that
+	// all processors had at the end: their hash uses that number, whatever the rows say.
 	Total int
-	// Old says where the old checkpoints are. Default: where
-	// github.com/getpup/pupsourcing has them.
+	// Old is the table of the old checkpoints. Default: that of
+	// github.com/getpup/pupsourcing.
 	Old OldCheckpoints
-	// Segments says that they are those of github.com/pupsourcing/core, and where; then
-	// Old has to be empty. Default: nil.
+	// Segments selects the tables of github.com/pupsourcing/core instead. Then Old must
+	// be empty. Default: nil.
 	Segments *Segments
-	// Strategy is the PartitionStrategy that the processors were given, if any. One that
-	// does not do as this library does, FNV-1a mod Total, is refused. Default: nil, their
-	// own default, which does.
+	// Strategy is the PartitionStrategy of the old processors, if they had one of their
+	// own. Import refuses a strategy other than 32-bit FNV-1a mod Total, which this library
+	// uses. Default: nil, the processors' default, which is the same.
 	Strategy PartitionStrategy
-	// Watch is how long the old checkpoints must stay still before they are
-	// believed. A processor of pupsourcing that has something to do begins a batch
-	// within 100ms of the last, and a batch that has begun is waited for however long
-	// it takes: a hundred times that is for slower loops, and for events that come one
-	// by one. Default: 10s.
+	// Watch is how long Import watches the old checkpoints. If a processor moves one
+	// during that time, Import refuses. A busy processor of pupsourcing starts a batch
+	// within 100ms of the last one. The default, 10s, leaves room for slower loops and rare
+	// events. Import also waits for batches that started before.
 	Watch time.Duration
-	// DryRun has everything done but the commit: it takes the same time, meets
-	// the same errors, and changes nothing.
+	// DryRun does everything except the commit: it takes the same time, returns the same
+	// errors, and changes nothing.
 	DryRun bool
 }
 
-// OldCheckpoints is a table with one row for each partition that was run by
-// hand, where events belong to partition k of n if the 32-bit FNV-1a hash of
-// their aggregate id mod n is k. Names are taken as they are written and quoted.
-// Whoever imports needs the privileges to read and to update it: its rows are
-// locked, and not changed.
+// OldCheckpoints describes a table with one row for each old partition. An event must belong
+// to partition k of n if the 32-bit FNV-1a hash of its aggregate id, mod n, is k. Names are
+// case-sensitive. The database user needs the privileges SELECT and UPDATE on the table:
+// Import locks its rows, but does not change them.
 type OldCheckpoints struct {
-	// Table is looked up on the search path, or in Schema if that is set.
-	// Default: projection_checkpoints.
+	// Table is the name of the table, in Schema or else on the search path. Default:
+	// projection_checkpoints.
 	Schema, Table string
-	// KeyColumn, as text, names the partition. Default: projection_name.
+	// KeyColumn is the column with the key of the partition, compared as text. Default:
+	// projection_name.
 	KeyColumn string
-	// PositionColumn is the position of the last event that was handled.
-	// Default: last_global_position.
+	// PositionColumn is the column with the position of the last handled event. Default:
+	// last_global_position.
 	PositionColumn string
-	// Key makes the key of one partition of a total. It is also asked for
-	// partitions that there should not be, whose rows would tell of another
-	// total; "" is one that need not be looked for. Default: the projection's
-	// name, followed by "_p" and the partition if the total is above 1.
+	// Key returns the key of a partition. It is also called for partitions that should
+	// not exist, to detect rows of another total. Return "" to skip that check. Default:
+	// the projection's name, followed by "_p" and the partition if the total is above 1.
 	Key func(projection string, partition, total int) string
 }
 
-// Result is what an import did, or what a dry run would have done.
+// Result is what an import did, or what a dry run would do.
 type Result struct {
 	Projection string
 	ReplicaSet orchestrator.ReplicaSetName
-	// Partitions are the old ones, or segments, in order.
+	// Partitions are the old partitions, or segments, in order.
 	Partitions []Partition
-	// Lowest is the lowest of the old positions: nothing at or below it is
-	// handled again.
+	// Lowest is the lowest old position. No event at or below it is handled again.
 	Lowest int64
-	// Exact says that nothing at all is handled again.
+	// Exact: no event is handled again.
 	Exact  bool
 	DryRun bool
 }
 
-// A Partition is what became of one old checkpoint.
+// Partition is an old checkpoint and where its events start after the import.
 type Partition struct {
 	Key string
-	// Position is where it was, and Start is from where its events are handled
-	// here. Where Start is lower, those in between are handled again.
+	// Position is the old checkpoint. Start is the position after which events of the
+	// partition are handled. If Start is lower, the events between them are handled again.
 	Position, Start int64
 }
 
-// String shows the import in one line.
+// String returns the result in one line.
 func (i Result) String() string {
 	var highest int64
 	for _, p := range i.Partitions {
@@ -136,49 +144,42 @@ func (i Result) String() string {
 		i.Projection, what, i.ReplicaSet, len(i.Partitions), i.Lowest, highest, how)
 }
 
-// Import makes the positions of processors of a fixed total, one for each partition or
-// segment k, the starting point of a projection here.
-// Stop them all, import, and start workers: the next generation of the replica
-// set goes on where they stopped. The old checkpoints stay as they are.
+// Import makes the checkpoints of the old processors the starting point of a projection. Stop
+// all old processors, call Import, then start workers. The next generation of the replica
+// set goes on where the old processors stopped. The old checkpoints are not changed.
 //
-// A total that divides 5040 (all to 10, and 12, 14, 15, 16, 18, 20, 21, 24, …)
-// is imported exactly: nothing is handled again. With another one, an aggregate
-// goes on from the lowest position of those partitions that it could have been
-// in (k mod g, for the greatest common divisor g of total and 5040), so events
-// above Result.Lowest may be handled again. Nothing is lost either way;
-// but an event that the old processors passed by, because its transaction
-// committed late, stays passed by, and one that they handled without
-// committing the checkpoint is handled again, as it would have been by them.
+// If Total divides 5040 (all up to 10, and 12, 14, 15, 16, 18, 20, 21, 24, …), the import is
+// exact: no event is handled again. Otherwise an aggregate goes on from the lowest position
+// of the old partitions that it could have been in (those that are equal mod the greatest
+// common divisor of Total and 5040). Then events above Result.Lowest may be handled again. No
+// event is lost by the import. An event that the old processors skipped because its
+// transaction committed late stays skipped. An event that they handled without committing the
+// checkpoint is handled again, as they would have done.
 //
-// The import is refused, and nothing is changed, with
-//   - ErrCheckpointsExist, where the projection has checkpoints here: it was
-//     imported before, or workers have run it. After the latter, stop them, undo
-//     what they have written, delete the projection's rows from
-//     orchestrator_checkpoints, and import again. A worker that joins at the same
-//     time comes either before the import, which is then refused, or after it,
-//     and goes on from the imported positions;
-//   - ErrOldCheckpoints, where old checkpoints are missing, have no position, or
-//     tell of another total, or of several. The message names each key;
-//   - ErrStillMoving, where an old processor is seen to move: it (or another
-//     import) has its checkpoint locked, or wants to move it while the import
-//     watches with the checkpoint locked, or may be in the midst of a batch,
-//     having read the table in a transaction that does not end; or where a segment
-//     has an owner, or a worker of the consumer gave a sign of life in the last 30s;
+// Import refuses, and changes nothing, with these errors:
+//   - ErrCheckpointsExist: the projection has checkpoints in the library's tables. If
+//     workers have run it and you still want to import, stop them, undo what they have
+//     written, and delete the projection's rows from orchestrator_checkpoints. If a worker
+//     joins at the same time, then either the import is refused, or the worker starts from
+//     the imported positions.
+//   - ErrOldCheckpoints: old checkpoints are missing, have no position, or belong to another
+//     total or to several. The message names each key.
+//   - ErrStillMoving: an old processor still runs. It (or another import) has a checkpoint
+//     locked, or waits to move one, or has read the table in a transaction that is still
+//     open and may be in the middle of a batch. Or a segment has an owner, or a worker of
+//     the consumer sent a heartbeat in the last 30s.
 //   - ErrProjectionTaken, ErrSchema and ErrInvalidConfig.
 //
-// The watch can't see a processor that has nothing to do, reads its checkpoint
-// outside of the transaction that writes it, or is started again later. Such a
-// one goes on from its own checkpoint as if nothing had happened: it and the
-// new workers both handle what comes. It can't disturb their progress, which is
-// not in its table. So stop the old processors for certain, whatever the watch
-// says.
+// Import can't notice an old processor that has nothing to do, that reads its checkpoint outside
+// of the transaction that writes it, or that is started later. Such a processor goes on from its
+// own checkpoint: it and the new workers then handle the same events. It can't move the new
+// checkpoints. So make sure that the old processors are stopped.
 //
-// Any other error is the database's, or ctx.Err(). Where it leaves open whether the
-// import was committed, call again: ErrCheckpointsExist says that it was.
+// Any other error is the database's, or ctx.Err(). If it is unclear whether the import was
+// committed, call Import again: ErrCheckpointsExist means that it was.
 //
-// With an error, Result holds what was found until then. To go back to
-// processors that are run by hand, see the section "Migrating from manual
-// runners" of the README.
+// With an error, Result holds what was found so far. docs/pupsourcing.md describes the way
+// back to the old processors.
 func Import(ctx context.Context, cfg Config) (Result, error) {
 	cfg, err := cfg.withDefaults()
 	if err != nil {
@@ -198,10 +199,10 @@ func Import(ctx context.Context, cfg Config) (Result, error) {
 	case errors.Is(err, errDry):
 		err = nil
 	case errors.As(err, &taken) && taken.Over:
-		err = fmt.Errorf("%w: %w (its lease is over; if it is dead, delete its row from orchestrator_workers)", orchestrator.ErrProjectionTaken, err)
+		err = fmt.Errorf("%w: %w (its lease has expired; if it is dead, delete its row from orchestrator_workers)", orchestrator.ErrProjectionTaken, err)
 	case taken != nil:
 		err = fmt.Errorf("%w: %w", orchestrator.ErrProjectionTaken, err)
-	case err != nil && ctx.Err() != nil && !errors.Is(err, ctx.Err()): // the driver says it in its own words
+	case err != nil && ctx.Err() != nil && !errors.Is(err, ctx.Err()): // the driver has an error of its own for it
 		err = fmt.Errorf("%w: %w", ctx.Err(), err)
 	case store.LockTimeout(err):
 		err = fmt.Errorf("%w; nothing was changed, try again", err)
@@ -212,13 +213,13 @@ func Import(ctx context.Context, cfg Config) (Result, error) {
 	return done, err
 }
 
-// A source is where old checkpoints are.
+// A source reads old checkpoints.
 type source interface {
 	table() store.OldTable
-	// lock locks the rows of the projection and returns what each is called and its
-	// position, in the order of the partitions, or what speaks against them.
+	// lock locks the rows of the projection. It returns the key and position of each
+	// partition, in order, or an error that lists all problems.
 	lock(ctx context.Context, c Config, i *store.Import) (keys []string, positions []int64, err error)
-	// idle returns an error if a processor has given a sign of life lately.
+	// idle returns an error if a processor has sent a heartbeat lately.
 	idle(ctx context.Context, c Config, i *store.Import) error
 }
 
@@ -229,14 +230,13 @@ func (c Config) source() (source, error) {
 	return c.keys()
 }
 
-// errDry rolls a dry run back.
+// errDry makes a dry run roll back.
 var errDry = errors.New("dry run")
 
-// run is the import, in its transaction. The old rows are locked first, and for
-// as long as the watch: that is in nobody's way but the old processors'. What
-// workers wait for is locked last.
+// run does the import, in its transaction. It locks the old rows first and keeps them locked
+// during the watch: that blocks only old processors. It locks the rows that workers need last.
 func (c Config) run(ctx context.Context, i *store.Import, from source, done *Result) error {
-	if err := c.fresh(ctx, i); err != nil { // before the watch, to say so at once
+	if err := c.fresh(ctx, i); err != nil { // before the watch, to fail at once
 		return err
 	}
 	keys, positions, err := from.lock(ctx, c, i)
@@ -253,7 +253,7 @@ func (c Config) run(ctx context.Context, i *store.Import, from source, done *Res
 	if err := c.watch(ctx, i, from.table().Name()); err != nil {
 		return err
 	}
-	if err := from.idle(ctx, c, i); err != nil { // who was there when the watch began, and was silent
+	if err := from.idle(ctx, c, i); err != nil { // again: a worker may have been silent when the watch started
 		return err
 	}
 	if err := i.Claim(ctx, c.Projection); err != nil {
@@ -271,19 +271,19 @@ func (c Config) run(ctx context.Context, i *store.Import, from source, done *Res
 	return nil
 }
 
-// fresh makes sure that the projection has no checkpoints here.
+// fresh returns an error if the projection has checkpoints in the library's tables.
 func (c Config) fresh(ctx context.Context, i *store.Import) error {
 	set, err := i.Owner(ctx, c.Projection)
 	if err != nil {
 		return err
 	}
 	if set != "" {
-		return fmt.Errorf("%w, in replica set %q: it was imported before, or workers have run it; to import all the same, stop them, undo what they have written, and delete its rows from orchestrator_checkpoints", ErrCheckpointsExist, set)
+		return fmt.Errorf("%w, in replica set %q: it was imported before, or workers have run it; to import anyway, stop them, undo what they have written, and delete its rows from orchestrator_checkpoints", ErrCheckpointsExist, set)
 	}
 	return nil
 }
 
-// watch looks at who uses the old table until it is clear whether it is still.
+// watch polls which transactions use the old table, until it is clear whether a processor runs.
 func (c Config) watch(ctx context.Context, i *store.Import, table string) error {
 	idle := protocol.IdleCheck{Watch: c.Watch}
 	tick := time.NewTicker(min(c.Watch/10+time.Millisecond, 100*time.Millisecond))
@@ -300,7 +300,7 @@ func (c Config) watch(ctx context.Context, i *store.Import, table string) error 
 		case protocol.Moving:
 			return fmt.Errorf("%w: %s waits to move a checkpoint in %s; stop the processors, then import", ErrStillMoving, backends(holders), table)
 		case protocol.Open:
-			return fmt.Errorf("%w: %s has read %s and is still in that transaction: perhaps a processor in the midst of a batch; end it, or wait until it has ended, then import", ErrStillMoving, backends(holders), table)
+			return fmt.Errorf("%w: %s has read %s in a transaction that is still open: it may be a processor in the middle of a batch; end it or wait for it, then import", ErrStillMoving, backends(holders), table)
 		}
 		select {
 		case <-tick.C:
@@ -310,7 +310,7 @@ func (c Config) watch(ctx context.Context, i *store.Import, table string) error 
 	}
 }
 
-// backends names transactions as pg_stat_activity does.
+// backends names transactions by their pid in pg_stat_activity.
 func backends(holders []protocol.Holder) string {
 	var names []string
 	for _, h := range holders {
@@ -329,7 +329,7 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.Segments != nil {
 		if c.Old.Schema != "" || c.Old.Table != "" || c.Old.KeyColumn != "" || c.Old.PositionColumn != "" || c.Old.Key != nil {
-			return c, importError("Segments", "is set, and so is Old; the checkpoints are in one of the two")
+			return c, importError("Segments", "is set, and so is Old; set only one of them")
 		}
 		s := *c.Segments
 		s.Table, s.WorkersTable = cmp.Or(s.Table, "consumer_segments"), cmp.Or(s.WorkersTable, "consumer_workers")
@@ -370,9 +370,9 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	switch {
 	case c.Total < 1 || c.Total > protocol.Slots:
-		return c, importError("Total", fmt.Sprintf("is %d; it must be between 1 (run alone) and %d", c.Total, protocol.Slots))
+		return c, importError("Total", fmt.Sprintf("is %d; it must be between 1 (one processor) and %d", c.Total, protocol.Slots))
 	case c.Watch < 0:
-		return c, importError("Watch", fmt.Sprintf("is %s; it can't be negative", c.Watch))
+		return c, importError("Watch", fmt.Sprintf("is %s; it must not be negative", c.Watch))
 	}
 	if c.Strategy != nil {
 		if problem := strategyProblem(c.Strategy, c.Total); problem != "" {
@@ -397,12 +397,12 @@ func pupsourcingKey(projection string, partition, total int) string {
 	return fmt.Sprintf("%s_p%d", projection, partition)
 }
 
-// oldKeys are the keys that a projection has, and those that it could have.
+// oldKeys are the keys of a projection under its total, and under other totals.
 type oldKeys struct {
 	old   OldCheckpoints
-	parts []string // of the partitions
-	alone string   // of the only one, where the projection is run alone
-	many  []string // of the partitions of as many as there may be
+	parts []string // of the partitions under the given total
+	alone string   // of a total of 1
+	many  []string // of the partitions under the highest total
 }
 
 func (c Config) keys() (oldKeys, error) {
@@ -410,7 +410,7 @@ func (c Config) keys() (oldKeys, error) {
 	for p := range c.Total {
 		key := c.Old.Key(c.Projection, p, c.Total)
 		if key == "" {
-			return k, importError("Old.Key", fmt.Sprintf("returns no key for partition %d of %d", p, c.Total))
+			return k, importError("Old.Key", fmt.Sprintf("returns \"\" for partition %d of %d", p, c.Total))
 		}
 		if same := slices.Index(k.parts, key); same >= 0 {
 			return k, importError("Old.Key", fmt.Sprintf("returns %q for both partition %d and partition %d of %d", key, same, p, c.Total))
@@ -440,7 +440,7 @@ func (k oldKeys) lock(ctx context.Context, c Config, i *store.Import) (keys []st
 	return k.parts, positions, nil
 }
 
-// idle: these processors give no sign of life but what the watch sees.
+// idle returns nil: these processors send no heartbeats.
 func (k oldKeys) idle(context.Context, Config, *store.Import) error { return nil }
 
 func (k oldKeys) all() []string {
@@ -449,8 +449,7 @@ func (k oldKeys) all() []string {
 	return slices.DeleteFunc(slices.Compact(all), func(key string) bool { return key == "" })
 }
 
-// positions returns the position of each partition, or everything that speaks
-// against the rows.
+// positions returns the position of each partition, or an error that lists all problems.
 func (k oldKeys) positions(rows []store.OldRow) ([]int64, error) {
 	var problems []string
 	found := map[string]int64{}
@@ -483,7 +482,7 @@ func (k oldKeys) positions(rows []store.OldRow) ([]int64, error) {
 		problems = append(problems, fmt.Sprintf("there is no row %s; if such a partition has handled nothing, insert its row with position 0", quoted(missing)))
 	}
 	if len(extra) > 0 {
-		problems = append(problems, fmt.Sprintf("there is a row %s as well; if it is left over from an earlier total, delete it, and if it is another projection's, have Old.Key return \"\" for it", quoted(extra)))
+		problems = append(problems, fmt.Sprintf("there is a row %s as well; if it is left over from an earlier total, delete it; if it belongs to another projection, let Old.Key return \"\" for it", quoted(extra)))
 	}
 	if total := k.likely(found); len(missing)+len(extra) > 0 && total > 0 && total != len(k.parts) {
 		problems = append(problems, fmt.Sprintf("the total seems to be %d", total))
@@ -494,8 +493,8 @@ func (k oldKeys) positions(rows []store.OldRow) ([]int64, error) {
 	return positions, nil
 }
 
-// likely returns the total that the rows tell of, 0 if they don't. Where there
-// are rows of both kinds, those that went further were in use last.
+// likely returns the total that the rows suggest, or 0. If there are rows with and without
+// partitions, those that went further were used last.
 func (k oldKeys) likely(found map[string]int64) int {
 	total := 0
 	var furthest int64

@@ -364,7 +364,7 @@ INSERT INTO orchestrator_workers (replica_set, id, joined_at, lease_us, lease_un
 VALUES ('other', 'w1', now(), 1000000, now() + interval '1 day', 1, 1, '[0]', 1, 0, 0, 1, '["p"]')`)
 	w.refused(w.importing("p", 1), orchestrator.ErrProjectionTaken, `replica set "other", where worker w1 runs it`)
 	w.Exec(`UPDATE orchestrator_workers SET lease_until = now() - interval '1 day'`)
-	w.refused(w.importing("p", 1), orchestrator.ErrProjectionTaken, "its lease is over", "delete its row")
+	w.refused(w.importing("p", 1), orchestrator.ErrProjectionTaken, "its lease has expired", "delete its row")
 	w.Exec(`DELETE FROM orchestrator_workers`)
 	mustImport(t, w.importing("p", 1))
 }

@@ -11,26 +11,25 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
-// Segments are the checkpoints of processors of github.com/pupsourcing/core: a row for
-// each segment of a consumer, in which segment_id is the partition and total_segments the
-// total.
+// Segments describes the tables of github.com/pupsourcing/core. There is a row for each
+// segment of a consumer: segment_id is the partition, and total_segments the total.
 type Segments struct {
-	// Schema is where the tables are. Default: they are looked up on the search path.
+	// Schema is the PostgreSQL schema of the tables. Default: as found by the search path.
 	Schema string
-	// Table has the segments. Default: consumer_segments.
+	// Table is the table of the segments. Default: consumer_segments.
 	Table string
-	// WorkersTable has the workers that have registered. Default: consumer_workers.
+	// WorkersTable is the table of the registered workers. Default: consumer_workers.
 	WorkersTable string
 }
 
-// A PartitionStrategy says which partition an aggregate is in. It is what pupsourcing and
-// its successors know by that name.
+// PartitionStrategy decides which partition an aggregate is in. It is the interface of that
+// name in pupsourcing and its successors.
 type PartitionStrategy interface {
 	ShouldProcess(aggregateID string, partition, total int) bool
 }
 
-// workerSilence is how long a worker must have been silent to count as gone: by default,
-// such workers are declared dead after that time by their own kind.
+// workerSilence is how long a worker must have sent no heartbeat to count as gone. It is the
+// default after which the old processors declare each other dead.
 const workerSilence = 30 * time.Second
 
 func (s Segments) table() store.OldTable { return store.OldTable{Schema: s.Schema, Table: s.Table} }
@@ -61,8 +60,8 @@ func (s Segments) lock(ctx context.Context, c Config, i *store.Import) (keys []s
 	return keys, positions, nil
 }
 
-// idle makes sure that no worker has given a sign of life lately. One that has no segment
-// would claim some later, and is in nobody's way until then.
+// idle returns an error if a worker has sent a heartbeat lately. A worker without segments
+// would claim some later.
 func (s Segments) idle(ctx context.Context, c Config, i *store.Import) error {
 	workers := store.OldTable{Schema: s.Schema, Table: s.WorkersTable}
 	worker, ago, err := i.SegmentWorker(ctx, workers, c.Projection)
@@ -70,24 +69,24 @@ func (s Segments) idle(ctx context.Context, c Config, i *store.Import) error {
 		return err
 	}
 	if silence := max(c.Watch, workerSilence); worker != "" && ago < silence {
-		return fmt.Errorf("%w: worker %q in table %s gave a sign of life %s ago; stop it, then import; if it is dead, wait until it has been silent for %s",
+		return fmt.Errorf("%w: worker %q in table %s sent a heartbeat %s ago; stop it, then import; if it is dead, wait until its last heartbeat is %s old",
 			ErrStillMoving, worker, workers.Name(), max(0, ago.Round(time.Second)), silence)
 	}
 	return nil
 }
 
-// ownersOf says which segments have an owner.
+// ownersOf lists the segments that have an owner, or returns "".
 func ownersOf(segments []store.Segment) string {
 	var owned []string
 	for _, s := range segments {
 		if s.Owner != "" {
-			owned = append(owned, fmt.Sprintf("segment %d is worker %q's", s.ID, s.Owner))
+			owned = append(owned, fmt.Sprintf("segment %d is owned by worker %q", s.ID, s.Owner))
 		}
 	}
 	return strings.Join(owned, ", ")
 }
 
-// segmentsProblem returns everything that speaks against segments, which are in order.
+// segmentsProblem lists all problems of the segments, which are sorted, or returns "".
 func segmentsProblem(segments []store.Segment, consumer string, total int) string {
 	if len(segments) == 0 {
 		return fmt.Sprintf("there are no segments of consumer %q", consumer)
@@ -118,10 +117,10 @@ func segmentsProblem(segments []store.Segment, consumer string, total int) strin
 	}
 	slices.Sort(totals)
 	if len(totals) > 1 {
-		problems = append(problems, fmt.Sprintf("the segments are of different totals, %s: TotalSegments was changed; "+
+		problems = append(problems, fmt.Sprintf("the segments have different totals, %s: TotalSegments was changed; "+
 			"if all processors ran with %d at the end, set total_segments to that in every row", strings.Trim(fmt.Sprint(totals), "[]"), total))
 	} else if totals[0] != int64(total) {
-		problems = append(problems, fmt.Sprintf("the segments are of a total of %d", totals[0]))
+		problems = append(problems, fmt.Sprintf("the segments have a total of %d", totals[0]))
 	}
 	if len(missing) > 0 {
 		problems = append(problems, "there is no segment "+strings.Join(missing, ", "))
@@ -135,7 +134,8 @@ func segmentsProblem(segments []store.Segment, consumer string, total int) strin
 	return strings.Join(problems, "; ")
 }
 
-// strategyProblem says of which aggregate a strategy thinks otherwise than this library.
+// strategyProblem names an aggregate that the strategy puts into another partition than this
+// library, or returns "".
 func strategyProblem(s PartitionStrategy, total int) (problem string) {
 	defer func() {
 		if v := recover(); v != nil {
@@ -157,8 +157,8 @@ func strategyProblem(s PartitionStrategy, total int) (problem string) {
 	return ""
 }
 
-// lockedError is for rows that somebody else has locked.
+// lockedError is returned for rows that another transaction has locked.
 func lockedError(table store.OldTable, rows []string) error {
-	return fmt.Errorf("%w: somebody else has %s in %s locked, a processor that is writing or another import; stop the processors, then import",
+	return fmt.Errorf("%w: another transaction has %s in %s locked: a processor that is writing, or another import; stop the processors, then import",
 		ErrStillMoving, quoted(rows), table.Name())
 }

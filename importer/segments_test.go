@@ -184,17 +184,17 @@ func TestSegmentsRefused(t *testing.T) {
 		want   error
 		says   []string
 	}{
-		{"another total", 8, "", nil, old, []string{"of a total of 4", "no segment 4, 5, 6, 7", "importer.Config.Total 8"}},
-		{"a lower total", 2, "", nil, old, []string{"of a total of 4", "a segment 2, 3 as well"}},
+		{"another total", 8, "", nil, old, []string{"have a total of 4", "no segment 4, 5, 6, 7", "importer.Config.Total 8"}},
+		{"a lower total", 2, "", nil, old, []string{"have a total of 4", "a segment 2, 3 as well"}},
 		{"different totals", 8, `INSERT INTO consumer_segments SELECT 'orders', k, 8, NULL, 0 FROM generate_series(4, 7) k`, nil, old,
-			[]string{"of different totals, 4 8", "ran with 8 at the end", "set total_segments"}},
-		{"one of another total", 4, `UPDATE consumer_segments SET total_segments = 3 WHERE segment_id = 2`, nil, old, []string{"of different totals, 3 4"}},
+			[]string{"have different totals, 4 8", "ran with 8 at the end", "set total_segments"}},
+		{"one of another total", 4, `UPDATE consumer_segments SET total_segments = 3 WHERE segment_id = 2`, nil, old, []string{"have different totals, 3 4"}},
 		{"one is missing", 4, `DELETE FROM consumer_segments WHERE segment_id = 2`, nil, old, []string{"no segment 2 ("}},
 		{"none is there", 4, `DELETE FROM consumer_segments`, nil, old, []string{`no segments of consumer "orders"`}},
 		{"negative", 4, `UPDATE consumer_segments SET checkpoint = -1 WHERE segment_id = 1`, nil, old, []string{"segment 1 is negative"}},
-		{"owned", 4, `UPDATE consumer_segments SET owner_id = 'w7' WHERE segment_id = 1`, nil, moving, []string{`segment 1 is worker "w7"'s`, "SET owner_id = NULL"}},
+		{"owned", 4, `UPDATE consumer_segments SET owner_id = 'w7' WHERE segment_id = 1`, nil, moving, []string{`segment 1 is owned by worker "w7"`, "SET owner_id = NULL"}},
 		{"a worker without a segment", 4, `INSERT INTO consumer_workers VALUES ('orders', 'w7', now() - interval '20 seconds')`, nil, moving,
-			[]string{`worker "w7"`, "sign of life 20s ago", "silent for 30s"}},
+			[]string{`worker "w7"`, "sent a heartbeat 20s ago", "last heartbeat is 30s old"}},
 		{"no table of segments", 4, `DROP TABLE consumer_segments`, nil, nil, []string{`"consumer_segments"`}},
 		{"no table of workers", 4, `DROP TABLE consumer_workers`, nil, nil, []string{`"consumer_workers"`}},
 		{"no number of segments", 0, "", nil, invalid, []string{"importer.Config.Total is 0"}},
@@ -311,7 +311,7 @@ func TestSegmentsThatMove(t *testing.T) {
 		w := newSegmentWorld(t)
 		w.segments("orders", 5, 9)
 		begin(w, `SELECT checkpoint FROM consumer_segments WHERE consumer_name = 'orders' AND segment_id = 1`)
-		w.refused(w.importing(2), importer.ErrStillMoving, "midst of a batch")
+		w.refused(w.importing(2), importer.ErrStillMoving, "middle of a batch")
 	})
 	t.Run("has a row locked", func(t *testing.T) {
 		t.Parallel()

@@ -1,5 +1,5 @@
-// Package orchestratortest tests projections: on a PostgreSQL of the test's own, a
-// projection handles a list of events, as a worker would have it do that.
+// Package orchestratortest tests projections: it runs a projection with a list of events on a
+// PostgreSQL database of the test.
 //
 //	func TestUsers(t *testing.T) {
 //		db := orchestratortest.DB(t)
@@ -8,14 +8,15 @@
 //			orchestrator.Event{AggregateID: "1", EventType: "UserRegistered"},
 //			orchestrator.Event{AggregateID: "2", EventType: "UserRegistered"},
 //		)...)
-//		// … compare the read model with what it should be
+//		// … check the read model
 //	}
 //
-// Tests may run in parallel. No TestMain is needed. A DB takes about 0.06 s where the
-// server runs already, and a Run of a few events about 0.02 s.
+// The rules:
 //
-// What becomes of a projection when workers crash, freeze and hand over is tested by
-// package sim.
+//   - Tests can run in parallel, and need no TestMain.
+//   - DB takes about 0.06 s if the server runs already, and Run about 0.02 s for a few events.
+//   - Run uses the code of a real worker, with one partition.
+//   - To test what happens when workers crash, freeze and rebalance, use package sim.
 package orchestratortest
 
 import (
@@ -37,22 +38,23 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
-// DB returns a database of the test's own with the tables of the library in it. It is
-// opened with lib/pq, and is closed and dropped when the test ends.
+// DB returns a new database for the test, which contains the library's tables. It is opened
+// with lib/pq, and closed and dropped when the test ends.
 //
-// It is on the server that the environment variable DATABASE_URL names, whose user must be
-// allowed to create databases; where that is not set, on a server that the first test of
-// the test binary starts, from binaries of PostgreSQL on this machine or from a download,
-// and that ends with it. That works for root as well. (On Windows set DATABASE_URL.) Where
-// none can be had DB fails the test, and says what to do.
+// If the environment variable DATABASE_URL is set, the database is created on that server, whose
+// user must be allowed to create databases. Otherwise the first test of the test binary starts a
+// server, from PostgreSQL binaries on this machine or from a download. It ends with the test
+// binary. This also works as root. On Windows, set DATABASE_URL. If no server can be had, DB
+// fails the test and says what to do.
 func DB(t testing.TB) *sql.DB {
 	t.Helper()
 	db, _ := database(t)
 	return db
 }
 
-// URL is DB for tests that open the database themselves, with pgx for example. It returns
-// the database's URL. What is still connected when the test ends is disconnected.
+// URL returns the URL of a new database for the test, as DB does, for tests that open it
+// themselves, for example with pgx. Connections that are still open when the test ends are closed
+// by the server.
 func URL(t testing.TB) string {
 	t.Helper()
 	_, url := database(t)
@@ -63,13 +65,13 @@ func database(t testing.TB) (*sql.DB, string) {
 	t.Helper()
 	db, url := pgtest.Database(t)
 	if err := orchestrator.Migrate(t.Context(), db); err != nil {
-		t.Fatalf("orchestratortest: make the tables of the library: %v", err)
+		t.Fatalf("orchestratortest: create the library's tables: %v", err)
 	}
 	return db, url
 }
 
-// Events returns events as records for Run and Store: each of the aggregate, types and
-// bounded context, at the time, and at the position (if it has one) that the event says.
+// Events returns events as records for Run and Store. Each record takes its aggregate, types,
+// bounded context, time and position from the event. A position of 0 means: the next one.
 func Events(events ...orchestrator.Event) []orchestrator.Record[orchestrator.Event] {
 	records := make([]orchestrator.Record[orchestrator.Event], len(events))
 	for i, e := range events {
@@ -81,24 +83,21 @@ func Events(events ...orchestrator.Event) []orchestrator.Record[orchestrator.Eve
 	return records
 }
 
-// Run hands the events to the projection, of whatever kind, and returns when all of them
-// are handled and that is committed. It does what a worker does, with the same code, and
-// against the database, which has the checkpoint: one partition, in order, a BatchProjection
-// or PlainBatchProjection with up to 100 events at once, the writes of a
-// TransactionalProjection in one transaction with its checkpoint. An event that is
-// outside of the projection's scope is not handed to it.
+// Run runs the projection with the events, and returns when all of them are handled and
+// committed. The projection can be of any kind. Run uses the code of a real worker: one
+// partition, events in order, batches of up to 100 events, the checkpoint in the database, and
+// the writes of a TransactionalProjection in the same transaction as its checkpoint. Events
+// outside of the projection's scope are skipped.
 //
-// Run fails the test at the first event that the handler fails at, with its error, the
-// name of the projection and the position of the event. The handler may be called a
-// second time with it, so that what precedes the event is committed; nothing is retried
-// beyond that, whatever the projection's FailureRule says.
+// If the handler fails, Run fails the test with the error, the projection's name and the
+// event's position. It calls the handler at most twice for that event, whatever the
+// projection's FailureRule says: the second call lets it commit the events before it.
 //
-// A further call goes on after the last event of the one before it. Records without a
-// position are given the one after the record before them, and an Event without a
-// GlobalPosition gets that as well; the first record that there is has position 1.
-// Positions that are given must ascend.
+// A second Run of the same projection in the same database goes on after the last event of the
+// first. Records without a position get the position after the previous record, and so does
+// Event.GlobalPosition. The first position is 1. Given positions must ascend.
 //
-// Nothing else may run the projection in this database meanwhile.
+// Nothing else may run the projection in this database at the same time.
 func Run[E any](t testing.TB, db *sql.DB, p orchestrator.Projection[E], events ...orchestrator.Record[E]) {
 	t.Helper()
 	if err := run(t.Context(), db, p, events, slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn}))); err != nil {
@@ -108,7 +107,7 @@ func Run[E any](t testing.TB, db *sql.DB, p orchestrator.Projection[E], events .
 
 func run[E any](ctx context.Context, db *sql.DB, p orchestrator.Projection[E], events []orchestrator.Record[E], log *slog.Logger) error {
 	if db == nil {
-		return fmt.Errorf("db is nil")
+		return fmt.Errorf("Run: db is nil; pass the result of DB")
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -123,10 +122,10 @@ func run[E any](ctx context.Context, db *sql.DB, p orchestrator.Projection[E], e
 			return fmt.Errorf("projection %q: %w", name, err)
 		}
 	}
-	var failure atomic.Pointer[orchestrator.HandlerError] // the latest that was told
+	var failure atomic.Pointer[orchestrator.HandlerError] // the latest failure
 	o, err := orchestrator.New(orchestrator.Config[E]{
 		DB: db, EventStore: &Store[E]{records: positioned}, ReplicaSet: setOf(name), Logger: log,
-		LeaseOnly:  true, // no handler is cancelled where the database answers late
+		LeaseOnly:  true, // no handler is cancelled because the database is slow
 		JoinWindow: time.Millisecond, PollInterval: 10 * time.Millisecond,
 		OnFailure: orchestrator.StopOnFailure,
 		Retry:     orchestrator.Retry{Min: 100 * time.Millisecond, Max: time.Second},
@@ -134,9 +133,9 @@ func run[E any](ctx context.Context, db *sql.DB, p orchestrator.Projection[E], e
 			failure.Store(&orchestrator.HandlerError{
 				Projection: f.Projection, Position: f.Position, Partition: f.Partition, Attempts: f.Attempt, Err: f.Err,
 			})
-			// Where others precede the event in the transaction, they are committed
-			// first: StopOnFailure takes two attempts. A rule of the projection's own
-			// may want more.
+			// If other events precede it in the transaction, they are committed first:
+			// StopOnFailure needs two attempts. The projection's own rule may allow
+			// more.
 			if f.Attempt >= 2 || f.Final {
 				cancel()
 			}
@@ -146,9 +145,9 @@ func run[E any](ctx context.Context, db *sql.DB, p orchestrator.Projection[E], e
 		return err
 	}
 	if r, ok := p.(orchestrator.RebuildProjection[E]); ok && name != "" && r.RebuildOf() != "" {
-		p = orchestrator.With(p, orchestrator.WithRebuildOf("")) // there is nothing here that it could follow
+		p = orchestrator.With(p, orchestrator.WithRebuildOf("")) // there is no live version here
 	}
-	err = o.CatchUp(ctx, []orchestrator.Projection[E]{p}) // and all that there was has been told
+	err = o.CatchUp(ctx, []orchestrator.Projection[E]{p}) // all observer calls have returned
 	var stopped *orchestrator.HandlerError
 	if failed := failure.Load(); err != nil && failed != nil && !errors.As(err, &stopped) {
 		return failed
@@ -156,7 +155,7 @@ func run[E any](ctx context.Context, db *sql.DB, p orchestrator.Projection[E], e
 	return err
 }
 
-// nameOf returns the projection's name; "": Run of the orchestrator says what is wrong.
+// nameOf returns the projection's name, or "" if Name panics: then CatchUp returns the error.
 func nameOf[E any](p orchestrator.Projection[E]) (name string) {
 	defer func() {
 		if recover() != nil {
@@ -166,15 +165,15 @@ func nameOf[E any](p orchestrator.Projection[E]) (name string) {
 	return p.Name()
 }
 
-// setOf returns the replica set of a projection: one of its own, or two projections of
-// one database would share partitions out.
+// setOf returns a replica set of its own for each projection. In one set, the workers of
+// parallel runs would share partitions.
 func setOf(projection string) orchestrator.ReplicaSetName {
 	h := fnv.New64a()
-	h.Write([]byte(projection)) // an error can't be
+	h.Write([]byte(projection)) // never fails
 	return orchestrator.ReplicaSetName(fmt.Sprintf("orchestratortest-%x", h.Sum64()))
 }
 
-// position returns the records with their positions, which are above after.
+// position returns the records with positions above after.
 func position[E any](after int64, records []orchestrator.Record[E]) ([]orchestrator.Record[E], error) {
 	out := make([]orchestrator.Record[E], 0, len(records))
 	for i, r := range records {
@@ -182,12 +181,12 @@ func position[E any](after int64, records []orchestrator.Record[E]) ([]orchestra
 		case r.Position == 0:
 			r.Position = after + 1
 		case r.Position <= after && i > 0:
-			return nil, fmt.Errorf("events[%d] has position %d, which must be above that of events[%d], %d", i, r.Position, i-1, after)
+			return nil, fmt.Errorf("events[%d] has position %d, which must be above %d, the position of events[%d]", i, r.Position, after, i-1)
 		case r.Position <= after:
-			return nil, fmt.Errorf("events[0] has position %d, which must be above %d, up to where the events are handled", r.Position, after)
+			return nil, fmt.Errorf("events[0] has position %d, which must be above %d, the last handled position", r.Position, after)
 		}
 		if e, ok := any(&r.Event).(*orchestrator.Event); ok && e.GlobalPosition == 0 {
-			e.GlobalPosition = r.Position // as Table has it
+			e.GlobalPosition = r.Position // as a Table sets it
 		}
 		out = append(out, r)
 		after = r.Position
@@ -195,17 +194,16 @@ func position[E any](after int64, records []orchestrator.Record[E]) ([]orchestra
 	return out, nil
 }
 
-// A Store is an event store in memory, to be Config.EventStore in tests of what is
-// around an Orchestrator. The zero value is empty. Its methods may be called
-// concurrently.
+// Store is an event store in memory, for Config.EventStore in tests of programs that create an
+// Orchestrator. The zero value is empty. Its methods are safe for concurrent use.
 type Store[E any] struct {
 	mu      sync.Mutex
 	records []orchestrator.Record[E]
 }
 
-// Append adds events at the end. Records without a position are given the one after
-// the record before them, from 1. At a position that does not ascend it returns an error,
-// and adds nothing.
+// Append adds events at the end. Records without a position get the position after the
+// previous record; the first is 1. If positions do not ascend, Append returns an error and
+// adds nothing.
 func (s *Store[E]) Append(records ...orchestrator.Record[E]) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -372,8 +372,8 @@ func TestRunRefuses(t *testing.T) {
 	}
 	orchestratortest.Run(t, db, p, at(0, 10, 0, 20)...)
 	refused(t, db, p, at(20), `"p"`, "events[0] has position 20, which must be above 20")
-	refused(t, db, p, at(0, 25, 25), `"p"`, "events[2] has position 25, which must be above that of events[1], 25")
-	refused(t, db, p, at(30, 29), "events[1] has position 29, which must be above that of events[0], 30")
+	refused(t, db, p, at(0, 25, 25), `"p"`, "events[2] has position 25, which must be above 25, the position of events[1]")
+	refused(t, db, p, at(30, 29), "events[1] has position 29, which must be above 30, the position of events[0]")
 	refused(t, db, p, at(30, -1), "events[1] has position -1")
 	if got := written(t, db); !slices.Equal(got, []string{"0", "10", "0", "20"}) {
 		t.Errorf("handled %q", got)

@@ -15,15 +15,15 @@ import (
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 )
 
-// process is messaging.operation.name of a handler's call.
+// process is the messaging.operation.name of a call of a handler.
 const process = "process"
 
-// Around returns the function for Config.Around of any number of Orchestrators. Each call
-// of a handler is a span, which its context carries, and the beginning of a trace. A call
-// that the library has interrupted has not failed: its span says by what.
+// Around returns a function for Config.Around of any number of Orchestrators. It creates a span
+// for each call of a handler, which starts a new trace, and passes it in the handler's context.
+// If the library interrupts a call, the span is not an error, and an attribute holds the cause.
 //
-// What is given as inner is called within the span, in order: functions of your own for
-// Config.Around.
+// inner are functions of your own for Config.Around. They are called inside the span, the
+// first one outermost.
 func (t *Telemetry) Around(inner ...func(ctx context.Context, d orchestrator.Delivery, next func(ctx context.Context) error) error) func(ctx context.Context, d orchestrator.Delivery, next func(ctx context.Context) error) error {
 	return func(ctx context.Context, d orchestrator.Delivery, next func(context.Context) error) error {
 		for i := len(inner) - 1; i >= 0; i-- {
@@ -35,14 +35,14 @@ func (t *Telemetry) Around(inner ...func(ctx context.Context, d orchestrator.Del
 	}
 }
 
-// errGone is what a call ends with that does not return: what is within it has panicked, or
-// ended its goroutine.
-var errGone = errors.New("it has panicked, or ended its goroutine")
+// errGone is the error of a call that does not return, because it panicked or ended its
+// goroutine.
+var errGone = errors.New("the handler panicked, or ended its goroutine")
 
-// call makes the span of one call.
+// call creates the span of one call.
 //
-// It has no parent: what Run's context carries would be that of all calls for ever, and one
-// that is not sampled would hide them all.
+// The span has no parent. A span in Run's context would be the parent of all calls for the life
+// of the worker, and if it were not sampled, no call would be.
 func (t *Telemetry) call(given context.Context, d orchestrator.Delivery, next func(context.Context) error) error {
 	var events []event
 	if t.events != nil {
@@ -53,7 +53,7 @@ func (t *Telemetry) call(given context.Context, d orchestrator.Delivery, next fu
 		trace.WithAttributes(describe(attributesOf(d), events)...),
 		trace.WithLinks(links(events)...))
 	began, err := time.Now(), errGone
-	defer func() { // End itself deferred would recover a panic, and panic anew from elsewhere
+	defer func() { // a deferred span.End would recover a panic and raise it again with another stack
 		t.ended(ctx, given, d, time.Since(began), err)
 		span.End()
 	}()
@@ -79,8 +79,8 @@ func attributesOf(d orchestrator.Delivery) []attribute.KeyValue {
 	return attributes
 }
 
-// ended completes the span of ctx, and counts the call. Whether it was interrupted is what
-// the given context says, as to the library itself: ctx may have a deadline of its own.
+// ended completes the span of ctx and counts the call. The call was interrupted if the given
+// context has ended, as for the library itself: ctx may have a deadline of its own.
 func (t *Telemetry) ended(ctx, given context.Context, d orchestrator.Delivery, took time.Duration, err error) {
 	of := call{d.ReplicaSet, d.Projection}
 	if err == nil {
@@ -102,8 +102,8 @@ func (t *Telemetry) ended(ctx, given context.Context, d orchestrator.Delivery, t
 	t.count(ctx, d, took, metric.WithAttributeSet(of.attributes(kind)))
 }
 
-// record is span.RecordError, with the type that the program's error has, and not the
-// library's, and the stack of a panic.
+// record does what span.RecordError does, but with the type of the program's own error, and with
+// the stack of a panic.
 func record(span trace.Span, kind string, err error) {
 	attributes := []attribute.KeyValue{semconv.ExceptionType(kind), semconv.ExceptionMessage(err.Error())}
 	if panicked := (*orchestrator.PanicError)(nil); errors.As(err, &panicked) {
@@ -117,7 +117,7 @@ func (t *Telemetry) count(ctx context.Context, d orchestrator.Delivery, took tim
 	t.metrics.duration.Inst().Record(ctx, took.Seconds(), with)
 }
 
-// A call is what the metrics of a call are counted by.
+// A call identifies the metrics of a call.
 type call struct {
 	set        orchestrator.ReplicaSetName
 	projection string
@@ -127,7 +127,7 @@ func (c call) attributes(more ...attribute.KeyValue) attribute.Set {
 	return attribute.NewSet(append(more, system, semconv.MessagingOperationName(process), group(c.set), keyProjection.String(c.projection))...)
 }
 
-// outcome returns the attributes of calls that did not fail: made once, since most do not.
+// outcome returns the attributes of calls that did not fail. They are cached.
 func (t *Telemetry) outcome(of call) metric.MeasurementOption {
 	if made, ok := t.outcomes.Load(of); ok {
 		return made.(metric.MeasurementOption)

@@ -18,28 +18,26 @@ import (
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 )
 
-// How a span finds the spans that appended its events. A link needs the id of a span beside
-// that of its trace. The SDK drops one without, or, where it has attributes, keeps it with a
-// span id of zeros (TestLinkWithoutSpan), which nobody can follow. So an event that knows its
-// trace alone is not linked; the id of the trace is an attribute, always.
+// A link needs the id of a trace and the id of a span. The SDK drops a link without a span id,
+// or, if the link has attributes, keeps it with a span id of zeros (TestLinkWithoutSpan), which
+// leads nowhere. So an event that knows only its trace gets no link. The id of the trace is
+// always an attribute.
 
-// Metadata is what an event knows of the trace that appended it. Fields that are empty are
-// left out.
+// Metadata is what an event knows about the trace that appended it. Empty fields are left out.
 type Metadata struct {
-	// Traceparent is the span that appended the event, as in the header of W3C Trace
-	// Context: "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01". See Traceparent.
-	// The span of the handler is linked to it.
+	// Traceparent is the span that appended the event, in the form of the header of W3C
+	// Trace Context: "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01". The
+	// handler's span is linked to it. See the function Traceparent.
 	Traceparent string
-	// TraceID is the id of its trace, where the event does not know the span: 32 hexadecimal
-	// digits, or a UUID, which is the same with hyphens. Anything else is taken as it is.
-	// Default: the one of Traceparent.
+	// TraceID is the id of the trace, for events that do not know the span: 32 hexadecimal
+	// digits or a UUID. Other texts are used unchanged. Default: the trace of Traceparent.
 	TraceID string
-	// CorrelationID and CausationID are taken as they are.
+	// CorrelationID and CausationID become attributes, unchanged.
 	CorrelationID, CausationID string
 }
 
-// Traceparent returns the span of ctx as the header of W3C Trace Context has it, to be
-// stored with the events that are appended in it. It is "" if there is none.
+// Traceparent returns the span of ctx in the form of the header of W3C Trace Context, or "" if
+// ctx has no span. Store it with the events that you append.
 func Traceparent(ctx context.Context) string {
 	carrier := propagation.MapCarrier{}
 	propagation.TraceContext{}.Inject(ctx, carrier)
@@ -48,15 +46,15 @@ func Traceparent(ctx context.Context) string {
 
 const traceparent = "traceparent"
 
-// EventMetadata returns what an event in pupsourcing's layout knows: its columns trace_id,
-// correlation_id and causation_id, and "traceparent" in the JSON object in its column
-// metadata.
+// EventMetadata returns the metadata of an event in pupsourcing's layout. It uses the columns
+// trace_id, correlation_id and causation_id, and the field "traceparent" of the JSON object in
+// the column metadata.
 func EventMetadata(e orchestrator.Event) Metadata {
 	var stored struct {
 		Traceparent string `json:"traceparent"`
 	}
 	if len(e.Metadata) > 0 {
-		_ = json.Unmarshal(e.Metadata, &stored) // whatever else that may be is not ours
+		_ = json.Unmarshal(e.Metadata, &stored) // the column may hold something else
 	}
 	return Metadata{
 		Traceparent: stored.Traceparent,
@@ -64,20 +62,20 @@ func EventMetadata(e orchestrator.Event) Metadata {
 	}
 }
 
-// An event is what the span of a call is to know of one of its events.
+// An event is what the span of a call records about one of its events.
 type event struct {
 	position               int64
-	by                     trace.SpanContext // that appended it; invalid: not known
+	by                     trace.SpanContext // the span that appended it; invalid: unknown
 	trace                  string
 	correlation, causation string
 }
 
-// eventsOf returns the events of the call that ctx was made for.
+// eventsOf returns the events of the call of ctx.
 func eventsOf[E any](ctx context.Context, metadata func(E) Metadata, other *sync.Once) []event {
 	records := orchestrator.EventsFrom[E](ctx)
 	if len(records) == 0 {
 		other.Do(func() {
-			otel.Handle(fmt.Errorf("orchestratorotel: the events of the Orchestrator are not of the type %v, which Config.Metadata takes: their spans are not linked", reflect.TypeFor[E]()))
+			otel.Handle(fmt.Errorf("orchestratorotel: the events of the Orchestrator are not of the type %v, which Config.Metadata takes: spans have no links", reflect.TypeFor[E]()))
 		})
 		return nil
 	}
@@ -96,7 +94,7 @@ func eventsOf[E any](ctx context.Context, metadata func(E) Metadata, other *sync
 	return events
 }
 
-// harmless calls the program's function. What only traces need must not fail a delivery.
+// harmless calls Config.Metadata and recovers panics: tracing must not fail a handler.
 func harmless[E any](metadata func(E) Metadata, e E) (m Metadata) {
 	defer func() {
 		if v := recover(); v != nil {
@@ -115,7 +113,7 @@ func spanOf(text string) trace.SpanContext {
 	return trace.SpanContextFromContext(ctx)
 }
 
-// traceID returns the id of a trace as backends have it, so that it can be searched for.
+// traceID returns the id of a trace in the form of tracing backends, so that a search finds it.
 func traceID(text string) string {
 	digits := text
 	if len(text) == 36 && text[8] == '-' && text[13] == '-' && text[18] == '-' && text[23] == '-' {
@@ -127,12 +125,12 @@ func traceID(text string) string {
 	return text
 }
 
-// listMax is how many links a span has at most, and how many ids a list in an attribute:
-// what the SDK keeps of links by default.
+// listMax is the most links of a span, and the most ids in a list attribute. It is the SDK's
+// default limit for links.
 const listMax = 128
 
-// links returns a link for each span that appended some of the events, of the first
-// listMax. Where there are several events, it names the first one of the span's.
+// links returns a link to each span that appended some of the events, at most listMax. If there
+// are several events, a link names the first event of its span.
 func links(events []event) (links []trace.Link) {
 	type id struct {
 		trace.TraceID
@@ -154,7 +152,7 @@ func links(events []event) (links []trace.Link) {
 	return links
 }
 
-// describe appends what the events know, of one as it is, of several as lists.
+// describe appends the attributes of the events: values for one event, lists for several.
 func describe(attributes []attribute.KeyValue, events []event) []attribute.KeyValue {
 	text := func(key attribute.Key, value string) {
 		if value != "" {
@@ -186,7 +184,7 @@ func describe(attributes []attribute.KeyValue, events []event) []attribute.KeyVa
 	return attributes
 }
 
-// messageID is how an event is named: by its position, which is unique.
+// messageID names an event by its position, which is unique.
 func messageID(position int64) attribute.KeyValue {
 	return semconv.MessagingMessageID(strconv.FormatInt(position, 10))
 }

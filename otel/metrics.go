@@ -13,8 +13,8 @@ import (
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 )
 
-// metrics are those that are counted as things happen. What the workers reported last is
-// asked for when metrics are collected (Telemetry.observe).
+// metrics are counted as things happen. Gauges are computed from the latest reports when
+// metrics are collected (Telemetry.observe).
 type metrics struct {
 	consumed messagingconv.ClientConsumedMessages
 	duration messagingconv.ProcessDuration
@@ -24,7 +24,7 @@ type metrics struct {
 	coordination, beats, batches                  metric.Float64Histogram
 }
 
-// gauges are what comes from the reports.
+// gauges are computed from the workers' reports.
 type gauges struct {
 	workers, state, generation, partitions metric.Int64ObservableGauge
 	parked, lag, stalled                   metric.Int64ObservableGauge
@@ -36,7 +36,7 @@ var (
 	long  = []float64{.01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300}
 )
 
-// An instruments makes instruments, and remembers what was wrong.
+// An instruments creates instruments and collects errors.
 type instruments struct {
 	metric.Meter
 	errs []error
@@ -66,39 +66,38 @@ func (i *instruments) seconds(of, text string) metric.Float64ObservableGauge {
 	return made[metric.Float64ObservableGauge](i)(i.Float64ObservableGauge(prefix+of, metric.WithUnit("s"), metric.WithDescription(text)))
 }
 
-// measure makes the metrics. Those of the module prometheus have the same names here: where
-// one of these is exported to Prometheus, dots become underscores, and the unit s and what
-// counts get their suffixes.
+// measure creates the metrics. They have the names of the module prometheus: an export to
+// Prometheus turns dots into underscores and adds the suffixes for seconds and counters.
 func (t *Telemetry) measure(meter metric.Meter) error {
 	i := &instruments{Meter: meter}
 	t.metrics = metrics{
 		consumed: made[messagingconv.ClientConsumedMessages](i)(messagingconv.NewClientConsumedMessages(meter)),
 		duration: made[messagingconv.ProcessDuration](i)(messagingconv.NewProcessDuration(meter, metric.WithExplicitBucketBoundaries(short...))),
 
-		generations: i.counter("generations", "{generation}", "Generations that workers of this process opened, by the reason; and of those that an order opened, the ones that they activated."),
+		generations: i.counter("generations", "{generation}", "Generations that workers of this process opened, by reason. A generation that an order opened is counted by the worker that activated it."),
 		coordination: i.histogram("coordination_duration",
-			"From the opening of a generation to its activation, of those that this process activated. Partitions are idle for that long at most.", long),
-		timeouts:    i.counter("coordination_timeouts", "{timeout}", "Workers of this process whose handlers did not return in time, so that Run returned ErrCoordinationTimeout."),
-		stale:       i.counter("stale_workers", "{worker}", "Workers, of any process, that this process removed because they seemed dead."),
-		beats:       i.histogram("heartbeat_latency", "Round trips of heartbeats that succeeded.", short),
+			"Time from opening a generation to its activation, for generations that this process activated. Partitions are idle for at most this time.", long),
+		timeouts:    i.counter("coordination_timeouts", "{timeout}", "Calls of Run that returned ErrCoordinationTimeout, because a handler did not return in time."),
+		stale:       i.counter("stale_workers", "{worker}", "Workers of any process that this process removed because they seemed dead."),
+		beats:       i.histogram("heartbeat_latency", "Round-trip time of successful heartbeats.", short),
 		missedBeats: i.counter("heartbeat_failures", "{failure}", "Heartbeats that failed."),
 		processed:   i.counter("events_processed", "{event}", "Events that were handled and committed."),
 		skipped:     i.counter("events_skipped", "{event}", "Events that were read and belong to other partitions."),
-		failures:    i.counter("projection_errors", "{error}", "Calls of handlers that failed, retries included."),
-		fenced:      i.counter("fenced_commits", "{commit}", "Commits that were refused, since another worker had taken over."),
-		batches:     i.histogram("batch_duration", "From the first event of a batch in the handler to the commit.", short),
-		dropped:     i.counter("observer_dropped", "{call}", "Things that happened and are in no other metric or batch span, since too many waited to be counted."),
+		failures:    i.counter("projection_errors", "{error}", "Calls of handlers that failed, including retries."),
+		fenced:      i.counter("fenced_commits", "{commit}", "Commits that were refused because another worker had taken over."),
+		batches:     i.histogram("batch_duration", "Time from the first call of the handler for a batch to the commit.", short),
+		dropped:     i.counter("observer_dropped", "{call}", "Calls of the Observer that were dropped because its queue was full. They are missing from the other metrics and from batch spans."),
 	}
 	g := gauges{
 		workers:    i.gauge("workers", "{worker}", "Workers of this process that are members of the replica set."),
 		state:      i.gauge("worker_state", "{worker}", "Workers of this process in each state: joining, standby, waiting, running, draining or suspended."),
-		generation: i.gauge("generation", "{generation}", "The newest generation that a worker of this process runs; absent while none runs anything."),
-		partitions: i.gauge("current_generation_partitions", "{partition}", "Partitions of the newest generation that a worker of this process runs; absent while none runs anything."),
-		parked:     i.gauge("events_parked", "{event}", "Events that are set aside, in the partitions that this process runs."),
-		oldest:     i.seconds("events_parked_oldest", "For how long the oldest of these is set aside; 0: there is none."),
-		lag:        i.gauge("lag_events", "{event}", "Positions of the stream that are left to read or to handle; about one of current_generation_partitions is the partition's. Absent while it is not known."),
-		behind:     i.seconds("lag", "For how long there has been something to handle that was not."),
-		stalled:    i.gauge("stalled", "{partition}", "1 if there is something to read, and the partition has not moved for Config.StallAfter; else 0."),
+		generation: i.gauge("generation", "{generation}", "Newest generation that a worker of this process runs. Absent if none runs."),
+		partitions: i.gauge("current_generation_partitions", "{partition}", "Partitions of the newest generation that a worker of this process runs. Absent if none runs."),
+		parked:     i.gauge("events_parked", "{event}", "Parked events (dead-letter queue) in the partitions that this process runs."),
+		oldest:     i.seconds("events_parked_oldest", "Age of the oldest parked event. 0: there is none."),
+		lag:        i.gauge("lag_events", "{event}", "Positions of the stream that are left to read or to handle. About one in current_generation_partitions belongs to the partition. Absent while unknown."),
+		behind:     i.seconds("lag", "Age of the oldest event that is not handled."),
+		stalled:    i.gauge("stalled", "{partition}", "1 if there are events to read and the partition has made no progress for Config.StallAfter, else 0."),
 	}
 	if err := errors.Join(i.errs...); err != nil {
 		return err
@@ -108,14 +107,14 @@ func (t *Telemetry) measure(meter metric.Meter) error {
 	return err
 }
 
-// states are those of workers, so that each has a value, and the one before has 0.
+// states are all states of workers. Each gets a value, so that a state that ended has 0.
 var states = []orchestrator.WorkerState{
 	orchestrator.WorkerJoining, orchestrator.WorkerStandby, orchestrator.WorkerWaiting,
 	orchestrator.WorkerRunning, orchestrator.WorkerDraining, orchestrator.WorkerSuspended,
 }
 
-// observe says what the workers of the process reported last. Who has left, and partitions
-// that are run elsewhere, are in none.
+// observe reports the gauges from the latest reports of the process's workers. Workers that
+// have left, and partitions that run elsewhere, have no values.
 func (t *Telemetry) observe(o metric.Observer, g gauges) {
 	t.mu.Lock()
 	reports := maps.Clone(t.reports)

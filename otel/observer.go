@@ -13,13 +13,13 @@ import (
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 )
 
-// Observer returns the Observer for Config.Observer of any number of Orchestrators. The
-// functions of others are called as well, each after Telemetry's own.
+// Observer returns an Observer for Config.Observer of any number of Orchestrators. It also calls
+// the functions of others, after its own.
 func (t *Telemetry) Observer(others ...*orchestrator.Observer) *orchestrator.Observer {
 	return merged(append([]*orchestrator.Observer{t.observer()}, others...))
 }
 
-// merged returns an Observer whose functions call those of all of them, in order.
+// merged returns an Observer that calls the functions of all observers, in order.
 func merged(observers []*orchestrator.Observer) *orchestrator.Observer {
 	all := &orchestrator.Observer{}
 	fields := reflect.ValueOf(all).Elem()
@@ -34,7 +34,7 @@ func merged(observers []*orchestrator.Observer) *orchestrator.Observer {
 			}
 		}
 		switch len(calls) {
-		case 0: // and what is nil costs nothing
+		case 0: // stays nil, which costs nothing
 		case 1:
 			fields.Field(i).Set(calls[0])
 		default:
@@ -56,7 +56,7 @@ func (t *Telemetry) observer() *orchestrator.Observer {
 			m.generations.Add(ctx, 1, of(e.Source, keyReason.String(reason(e.Reason))))
 		},
 		GenerationActivated: func(e orchestrator.GenerationActivated) {
-			if r := reason(e.Reason); orders[r] { // no worker has opened it
+			if r := reason(e.Reason); orders[r] { // no worker opened it
 				m.generations.Add(ctx, 1, of(e.Source, keyReason.String(r)))
 			}
 			m.coordination.Record(ctx, e.Duration.Seconds(), of(e.Source))
@@ -95,12 +95,12 @@ func (t *Telemetry) observer() *orchestrator.Observer {
 	}
 }
 
-// of returns the attributes of what concerns a replica set.
+// of returns the attributes of a replica set's metric.
 func of(s orchestrator.Source, more ...attribute.KeyValue) metric.MeasurementOption {
 	return metric.WithAttributes(append(more, group(s.ReplicaSet))...)
 }
 
-// batch makes the span of a batch that was committed, which is over.
+// batch creates the span of a committed batch, which has ended already.
 func (t *Telemetry) batch(e orchestrator.BatchCommitted) {
 	_, span := t.tracer.Start(context.Background(), "batch "+e.Projection, trace.WithNewRoot(),
 		trace.WithTimestamp(e.At.Add(-e.Duration)),
@@ -113,14 +113,14 @@ func (t *Telemetry) batch(e orchestrator.BatchCommitted) {
 	span.End(trace.WithTimestamp(e.At))
 }
 
-// initialize makes counters start at 0. One that first appears as 1 is no increase to a
-// backend that compares, and the first failure would be missed.
+// initialize creates counters at 0. To a backend that compares values, a counter that first
+// appears as 1 has not increased, so the first failure would be missed.
 func (t *Telemetry) initialize(s orchestrator.Source, lanes []orchestrator.LaneReport) {
 	m, ctx := &t.metrics, context.Background()
 	for _, counter := range []metric.Int64Counter{m.timeouts, m.stale, m.missedBeats} {
 		counter.Add(ctx, 0, of(s))
 	}
-	for _, why := range []string{"joined", "gone"} { // those that repeat by themselves
+	for _, why := range []string{"joined", "gone"} { // reasons that repeat without an operator
 		m.generations.Add(ctx, 0, of(s, keyReason.String(why)))
 	}
 	for _, l := range lanes {

@@ -6,9 +6,9 @@ import (
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 )
 
-// What the workers of the process report becomes what is said of their replica sets, as
-// module prometheus does it (reports.go, reason.go there). Each has its own: a package that
-// both import would have to be released with both.
+// This file turns the reports of the process's workers into values of their replica sets, like
+// reports.go and reason.go of the module prometheus. Each module has its own copy: a shared
+// package would have to be released with both.
 
 // A worker is one call of Run.
 type worker struct {
@@ -16,8 +16,8 @@ type worker struct {
 	name string
 }
 
-// workerOf leaves out of the name which incarnation it is: each takes the place of
-// the one before, whose lanes would otherwise be shown for ever.
+// workerOf removes the incarnation from the worker's name. So an incarnation replaces the report
+// of the one before, whose lanes would otherwise be shown forever.
 func workerOf(s orchestrator.Source) worker {
 	name := s.Worker
 	if i := strings.LastIndexByte(name, '~'); i >= 0 && strings.Trim(name[i+1:], "0123456789") == "" {
@@ -32,30 +32,30 @@ type place struct {
 	partition  int
 }
 
-// A lane is the report of a lane, and the generation that its worker runs.
+// A lane is the report of a lane and the generation that its worker runs.
 type lane struct {
 	orchestrator.LaneReport
 	generation int64
 }
 
-// A summary is what the workers of one replica set say.
+// A summary combines the reports of one replica set.
 type summary struct {
 	members    int
 	states     map[orchestrator.WorkerState]int
-	generation int64 // the newest that is run
-	partitions int   // of it; 0: none is run
+	generation int64 // the newest that runs
+	partitions int   // of that generation; 0: none runs
 	lanes      map[place]lane
 }
 
-// summarize puts the reports of each replica set together.
+// summarize combines the reports of each replica set.
 //
 // Two workers may report one lane:
 //  1. w1 reports that it runs partition 1 under generation 4;
 //  2. generation 5 gives partition 1 to w2, which starts it and reports;
 //  3. metrics are collected before w1 reports again.
 //
-// The one under the newer generation counts: of two values of one series, which is taken
-// is chance.
+// The report under the newer generation counts. With two values of one series, it would be
+// random which is exported.
 func summarize(reports map[worker]orchestrator.WorkerReport) map[orchestrator.ReplicaSetName]*summary {
 	sets := map[orchestrator.ReplicaSetName]*summary{}
 	for w, r := range reports {
@@ -81,18 +81,18 @@ func summarize(reports map[worker]orchestrator.WorkerReport) map[orchestrator.Re
 	return sets
 }
 
-// aside is what a projection has set aside, and for how long the oldest is.
-type aside struct {
+// parkedEvents is the number of a projection's parked events, and the age of the oldest.
+type parkedEvents struct {
 	events  int
 	seconds float64
 }
 
-// parked adds up the events that are set aside, of each projection.
-func (s *summary) parked() map[string]aside {
-	of := map[string]aside{}
+// parked returns the parked events of each projection.
+func (s *summary) parked() map[string]parkedEvents {
+	of := map[string]parkedEvents{}
 	for at, l := range s.lanes {
 		p := of[at.projection]
-		of[at.projection] = aside{p.events + l.Parked, max(p.seconds, l.ParkedSeconds)}
+		of[at.projection] = parkedEvents{p.events + l.Parked, max(p.seconds, l.ParkedSeconds)}
 	}
 	return of
 }

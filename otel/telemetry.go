@@ -1,6 +1,6 @@
-// Package orchestratorotel traces and measures workers with OpenTelemetry: a span for
+// Package orchestratorotel traces and measures workers with OpenTelemetry. There is a span for
 // each call of a handler, linked to the spans that appended its events, a span for each
-// batch that was committed, and metrics.
+// committed batch, and metrics.
 //
 //	telemetry, err := orchestratorotel.New(orchestratorotel.Config[orchestrator.Event]{
 //		Metadata: orchestratorotel.EventMetadata,
@@ -11,9 +11,14 @@
 //	cfg.Around = telemetry.Around()     // the spans of handlers
 //	cfg.Observer = telemetry.Observer() // the spans of batches, and most metrics
 //
-// Attributes and metrics follow the semantic conventions for messaging (v1.43.0) where
-// these have a word for it: the replica set is the consumer group. All other names start
-// with pupsourcing.orchestrator. The README lists them.
+// The rules:
+//
+//   - Create one Telemetry per process, with [New], and use it for all Orchestrators.
+//   - Attributes and metrics follow the semantic conventions for messaging (v1.43.0) where these
+//     have a name: the replica set is the consumer group. All other names start with
+//     pupsourcing.orchestrator. The README lists them.
+//   - A span of a handler starts a new trace. It has links to the traces of its events.
+//   - A panic in Config.Metadata does not fail a handler.
 package orchestratorotel
 
 import (
@@ -33,36 +38,35 @@ import (
 // scope is the instrumentation scope of all spans and metrics.
 const scope = "github.com/getpup/pupsourcing-orchestrator/otel"
 
-// Config says where spans and metrics go. Its E is that of the orchestrator's Config: for
-// pkg/orchestrator, es.PersistedEvent.
+// Config configures a Telemetry. E is the type of the events, as in orchestrator.Config; for
+// pkg/orchestrator it is es.PersistedEvent. All fields are optional.
 type Config[E any] struct {
-	// TracerProvider gets the spans. For none, set it to noop.NewTracerProvider().
-	// Default: the global one, otel.GetTracerProvider().
+	// TracerProvider gets the spans. To create no spans, set it to
+	// noop.NewTracerProvider(). Default: otel.GetTracerProvider().
 	TracerProvider trace.TracerProvider
-	// MeterProvider gets the metrics. Default: the global one, otel.GetMeterProvider().
+	// MeterProvider gets the metrics. Default: otel.GetMeterProvider().
 	MeterProvider metric.MeterProvider
-	// Metadata says what an event knows of the trace that appended it. It must not modify
-	// the event, and is called by several goroutines. Where it panics, the event is taken to
-	// know nothing, and otel.Handle is told. For orchestrator.Event there is EventMetadata.
-	// Default: none, so no span is linked to another.
+	// Metadata returns what an event knows about the trace that appended it. It is called
+	// by several goroutines and must not modify the event. If it panics, the error goes to
+	// otel.Handle, and the event counts as one without metadata. For orchestrator.Event use
+	// EventMetadata. Default: nil, spans have no links.
 	Metadata func(event E) Metadata
 }
 
-// A Telemetry makes the spans and metrics of all Orchestrators of a process whose Config
-// has its Around and its Observer. Create one with New: two on the same MeterProvider
-// would report the same gauges.
+// Telemetry creates the spans and metrics of all Orchestrators of a process whose Config has
+// its Around and its Observer. Create one per process, with New: two on the same
+// MeterProvider would report the same gauges.
 type Telemetry struct {
 	tracer   trace.Tracer
-	events   func(context.Context) []event // of the call; nil: Config has no Metadata
+	events   func(context.Context) []event // events of the call; nil: Config.Metadata is nil
 	metrics  metrics
-	outcomes sync.Map // of calls that succeeded, call -> metric.MeasurementOption
+	outcomes sync.Map // attributes of calls without an error: call → metric.MeasurementOption
 
 	mu      sync.Mutex
-	reports map[worker]orchestrator.WorkerReport // the last one of each
+	reports map[worker]orchestrator.WorkerReport // the latest of each worker
 }
 
-// New returns a Telemetry that has seen nothing yet. The error is what the MeterProvider
-// says of a metric.
+// New returns a Telemetry. It returns an error if the MeterProvider refuses a metric.
 func New[E any](cfg Config[E]) (*Telemetry, error) {
 	if cfg.TracerProvider == nil {
 		cfg.TracerProvider = otel.GetTracerProvider()
@@ -85,7 +89,7 @@ func New[E any](cfg Config[E]) (*Telemetry, error) {
 	return t, nil
 }
 
-// The attributes that are ours.
+// The attributes of this module.
 const (
 	prefix = "pupsourcing.orchestrator."
 
@@ -107,7 +111,7 @@ const (
 	keyCausationIDs   = attribute.Key(prefix + "event.causation_ids")
 )
 
-// system is messaging.system of all spans and metrics.
+// system is the attribute messaging.system of all spans and metrics.
 var system = semconv.MessagingSystemKey.String("pupsourcing")
 
 func group(set orchestrator.ReplicaSetName) attribute.KeyValue {

@@ -17,11 +17,10 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/dbconn"
 )
 
-// What a pool must have for a worker to run on it. Both are asked when Run begins, since
-// both fail later in ways from which nobody could tell the cause: a pool that is too small
-// has everybody wait for each other, and behind a pooler that shares connections between
-// transactions statements are gone that were prepared a moment ago, and nobody hears what
-// he listens to.
+// Run checks two things about the pool when it begins, because they would fail later with
+// errors that do not show the cause. In a pool that is too small, all users wait for each
+// other. Behind a pooler in transaction mode, prepared statements disappear and notifications
+// do not arrive.
 
 // Carry implements dbconn.Carrier.
 func (d *poolDriver) Carry(ctx context.Context, l dbconn.Load) (release func(), refused string, err error) {
@@ -39,14 +38,14 @@ func (d *poolDriver) Carry(ctx context.Context, l dbconn.Load) (release func(), 
 	return release, "", nil
 }
 
-// take has the pool carry a worker, if it is large enough.
+// take adds a worker to those on the pool, or returns why the pool is too small.
 func (d *poolDriver) take(l *dbconn.Load) (release func(), refused string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	workers := append(slices.Clip(d.workers), l)
 	needs, why := needed(workers, d.pool)
 	if needs > int(d.max) {
-		return nil, fmt.Sprintf("is a pool whose MaxConns is %d, and %d connections are needed at the same time (%s): set pgxpool.Config.MaxConns to %d at least, or pool_max_conns in the connection string, and add what handlers and the rest of the program take",
+		return nil, fmt.Sprintf("is a pool whose MaxConns is %d, and %d connections are needed at the same time (%s): set pgxpool.Config.MaxConns, or pool_max_conns in the connection string, to at least %d plus what handlers and the rest of the program need",
 			d.max, needs, why, needs)
 	}
 	d.workers = workers
@@ -57,7 +56,7 @@ func (d *poolDriver) take(l *dbconn.Load) (release func(), refused string) {
 	}, ""
 }
 
-// needed returns how many connections workers have at the same time, and what for.
+// needed returns how many connections workers use at the same time, and what for.
 func needed(workers []*dbconn.Load, pool weak.Pointer[pgxpool.Pool]) (n int, why string) {
 	var kept, least, handlers, listens int
 	for _, l := range workers {
@@ -67,7 +66,7 @@ func needed(workers []*dbconn.Load, pool weak.Pointer[pgxpool.Pool]) (n int, why
 			least += l.Keeps
 		}
 		if listensOn(l.Notifier, pool) {
-			listens = 1 // all share it
+			listens = 1 // shared by all workers
 		}
 	}
 	var parts []string
@@ -75,7 +74,7 @@ func needed(workers []*dbconn.Load, pool weak.Pointer[pgxpool.Pool]) (n int, why
 		n    int
 		what string
 	}{
-		{kept, "by which others see that this worker is there, unless LeaseOnly is set"},
+		{kept, "so that other workers notice a crash at once, unless LeaseOnly is set"},
 		{listens, "to LISTEN on, unless Notifier is nil"},
 		{len(workers), "to coordinate and read"},
 		{handlers, "for a transaction of each projection on each partition"},
@@ -85,7 +84,7 @@ func needed(workers []*dbconn.Load, pool weak.Pointer[pgxpool.Pool]) (n int, why
 		}
 	}
 	if n < least {
-		return least, fmt.Sprintf("for %d of which others see at once when they crash, unless LeaseOnly is set", kept)
+		return least, fmt.Sprintf("for %d workers whose crash others notice at once, unless LeaseOnly is set", kept)
 	}
 	return n, strings.Join(parts, ", ")
 }
@@ -96,11 +95,11 @@ func listensOn(notifier any, pool weak.Pointer[pgxpool.Pool]) bool {
 	return ok && weak.Make(n.pool) == pool
 }
 
-// behindPooler says what does not work on the pool because what it leads to is a pooler
-// that hands out its connections by transaction. A server tells a client the process id of
-// its backend, and a pooler one of its own; so between the two there is one, of whatever
-// kind. It shares its connections by transaction if one backend is met in two sessions, or
-// two in one: that is tried.
+// behindPooler returns which setting can't work because the pool leads to a pooler in
+// transaction mode, or "". A server reports the process id of its backend when a client
+// connects, a pooler reports another number: so if it differs from pg_backend_pid(), there is a
+// pooler. It is in transaction mode if one backend serves two sessions, or two backends serve
+// one. That is tried out.
 func behindPooler(ctx context.Context, pool *pgxpool.Pool, listens bool) (refused string, err error) {
 	first, err := pool.Acquire(ctx)
 	if err != nil {
@@ -115,23 +114,23 @@ func behindPooler(ctx context.Context, pool *pgxpool.Pool, listens bool) (refuse
 		return "", err
 	}
 	defer second.Release()
-	const pooler = "is a pool that leads to a pooler which hands out its connections by transaction (see docs/pgbouncer.md): "
+	const pooler = "is a pool that leads to a pooler in transaction mode (see docs/pgbouncer.md): "
 	switch shared, forgets, err := sharing(ctx, first.Conn(), second.Conn()); {
 	case err != nil:
 		return "", err
 	case forgets:
-		return pooler + "what is prepared there is lost; set default_query_exec_mode=exec in the connection string", nil
+		return pooler + "prepared statements are lost there; set default_query_exec_mode=exec in the connection string", nil
 	case shared && listens:
-		return pooler + "nobody hears notifications there; set Config.Notifier to nil, or to one of NewNotifier for a pool that leads to the server itself", nil
+		return pooler + "notifications don't arrive there; set Config.Notifier to nil, or to NewNotifier of a pool that leads to the server itself", nil
 	}
 	return "", nil
 }
 
-// sharing reports whether two sessions share their backends with others, and whether what
-// one prepares is lost by that.
+// sharing reports whether two sessions share their backends with others, and whether a session
+// loses its prepared statements by that.
 func sharing(ctx context.Context, first, second *pgx.Conn) (shared, forgets bool, err error) {
-	// Idle backends are handed out in turn, or the latest first. So the second session,
-	// which asks more often, gets another one than before, or that of the first.
+	// Poolers hand out idle backends in turn, or the latest first. The second session asks
+	// more often. So it gets a new backend, or that of the first session.
 	of := [2]uint32{}
 	for _, who := range []int{0, 1, 1, 0, 1, 1, 1, 0, 1} {
 		pid, err := backend(ctx, []*pgx.Conn{first, second}[who])
@@ -145,7 +144,7 @@ func sharing(ctx context.Context, first, second *pgx.Conn) (shared, forgets bool
 		return false, false, nil
 	}
 	switch first.Config().DefaultQueryExecMode {
-	case pgx.QueryExecModeDescribeExec: // by a statement without a name, of which no pooler keeps track
+	case pgx.QueryExecModeDescribeExec: // with an unnamed statement, which no pooler tracks
 		return true, true, nil
 	case pgx.QueryExecModeCacheStatement:
 		forgets, err = forgetting(ctx, first, second)
@@ -153,17 +152,17 @@ func sharing(ctx context.Context, first, second *pgx.Conn) (shared, forgets bool
 	return true, forgets, err
 }
 
-// forgetting reports whether what the first session prepares is not there when it gets
-// another backend. Some poolers see to it that it is.
+// forgetting reports whether a statement that the first session has prepared is missing when the
+// session gets another backend. Some poolers prepare it there again.
 func forgetting(ctx context.Context, first, second *pgx.Conn) (forgets bool, err error) {
 	name := "orchestrator_" + strings.ToLower(rand.Text())
 	if _, err := first.PgConn().Prepare(ctx, name, askBackend, nil); err != nil {
 		return false, err
 	}
-	defer func() { _ = first.PgConn().Deallocate(ctx, name) }() // an error says that it is not there
+	defer func() { _ = first.PgConn().Deallocate(ctx, name) }() // an error means that it is not there
 	for range forgettingTries {
-		// The backend that the first session has had is taken now, or another was handed out
-		// in between.
+		// The second session takes the first session's backend now, or another one is handed
+		// out in between.
 		for _, statement := range []string{askBackend, `BEGIN`} {
 			if err := second.PgConn().Exec(ctx, statement).Close(); err != nil {
 				return false, err
@@ -189,7 +188,7 @@ const (
 	forgettingTries = 5
 )
 
-// backend returns the process id of the backend that a session has at the moment.
+// backend returns the process id of a session's present backend.
 func backend(ctx context.Context, conn *pgx.Conn) (pid uint32, err error) {
 	results, err := conn.PgConn().Exec(ctx, askBackend).ReadAll()
 	if err != nil {

@@ -8,22 +8,22 @@ import (
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 )
 
-// Config returns a configuration with everything that can be had from a pool: the workers
-// find each other in its database, hear of each other on one of its connections, and read
-// the events from its table events, in pupsourcing's layout. Whatever else Config has may
-// be set afterwards, and what is set here may be changed.
+// Config returns a configuration with DB, EventStore, ReplicaSet and Notifier set: everything
+// uses the pool, and the events are read from the table events in pupsourcing's layout. All
+// fields can be changed afterwards. It returns ErrInvalidConfig if the pool is nil.
 func Config(pool *pgxpool.Pool, set orchestrator.ReplicaSetName) (orchestrator.Config[orchestrator.Event], error) {
 	if pool == nil {
-		return orchestrator.Config[orchestrator.Event]{}, fmt.Errorf("%w: Config was given a nil pool", orchestrator.ErrInvalidConfig)
+		return orchestrator.Config[orchestrator.Event]{}, fmt.Errorf("%w: orchestratorpgx.Config: the pool is nil; create one with pgxpool.New", orchestrator.ErrInvalidConfig)
 	}
 	events, err := NewEventTable(pool, "")
 	return ConfigFor(pool, set, events), err
 }
 
-// ConfigFor is Config with another event store, such as NewTable or NewStructTable return.
+// ConfigFor is Config with another event store, such as the result of NewTable or
+// NewStructTable.
 func ConfigFor[E any](pool *pgxpool.Pool, set orchestrator.ReplicaSetName, events orchestrator.EventStore[E]) orchestrator.Config[E] {
 	if pool == nil {
-		return orchestrator.Config[E]{EventStore: events, ReplicaSet: set} // New says that there is no DB
+		return orchestrator.Config[E]{EventStore: events, ReplicaSet: set} // New returns the error that DB is nil
 	}
 	return orchestrator.Config[E]{DB: DB(pool), EventStore: events, ReplicaSet: set, Notifier: NewNotifier(pool)}
 }

@@ -1,6 +1,6 @@
-// Package orchestratorpgx runs the workers of package orchestrator natively on pgx: on the
-// connections of a pgxpool.Pool, with handlers that take a pgx.Tx, and with an events table
-// that is read in PostgreSQL's binary format.
+// Package orchestratorpgx runs the workers of package orchestrator on pgx: on the connections of
+// a pgxpool.Pool, with handlers that take a pgx.Tx, and with events read in PostgreSQL's binary
+// format.
 //
 //	pool, err := pgxpool.New(ctx, os.Getenv("DATABASE_URL"))
 //	…
@@ -15,27 +15,31 @@
 //		}),
 //	})
 //
-// Without it pgx works as well, as a driver of database/sql. What the module adds: nothing
-// has to be configured beside the pool, hints included; handlers have all of pgx
-// (CopyFrom, SendBatch, its types), in the transaction that commits the checkpoint; and
-// a worker takes about two thirds of the CPU that it takes over lib/pq. docs/pgx.md has the
-// figures.
+// The guarantees are those of package orchestrator, whose code runs. pgx also works with
+// package orchestrator alone, as a driver of database/sql. This module adds:
 //
-// The promises are the root's, and so is the code that keeps them. The workers coordinate
-// through [DB], which is the pool as a *sql.DB, and the reading without loss is
-// orchestrator.Table's: only the rows come to it another way.
+//   - The pool is the only setting. Notifications are included.
+//   - Handlers can use all of pgx (CopyFrom, SendBatch, its types) in the transaction that
+//     commits the checkpoint.
+//   - A worker needs about two thirds of the CPU that it needs with lib/pq: see docs/pgx.md.
 //
 // # The pool
 //
-// A worker needs connections that it has all at the same time: one that it keeps, by which
-// others see that it is there (unless LeaseOnly is set); one to listen on, for all
-// workers of the pool; one for coordinating and reading, in turns; and one for each
-// transactional projection on each of its partitions; and four for each worker at least,
-// unless LeaseOnly is set. Run refuses a pool that has fewer
-// (pgxpool.Config.MaxConns). What handlers take from the pool beside their transaction, and
-// the rest of the program, comes on top. End the workers before the pool is closed.
+// A worker uses these connections at the same time:
 //
-// Behind a pooler that hands out connections by transaction, such as PgBouncer,
-// default_query_exec_mode=exec is needed, and Config.Notifier must be nil, or listen on a
-// pool that leads to the server itself. Run refuses what can't work there.
+//   - one that it keeps, so that other workers notice a crash at once (not with LeaseOnly);
+//   - one to listen on, which all workers of the pool share (not if Notifier is nil);
+//   - one to coordinate and to read;
+//   - one for each transactional projection on each of its partitions.
+//
+// It needs at least four, unless LeaseOnly is set. Run refuses a pool with fewer
+// (pgxpool.Config.MaxConns). Connections that handlers take from the pool beside their
+// transaction, and those of the rest of the program, come on top. Stop the workers before you
+// close the pool.
+//
+// # Poolers
+//
+// Behind a pooler in transaction mode, such as PgBouncer, set default_query_exec_mode=exec, and
+// set Config.Notifier to nil or to a Notifier of a pool that leads to the server itself. Run
+// refuses settings that can't work there.
 package orchestratorpgx

@@ -12,22 +12,20 @@ import (
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 )
 
-// Transactional is orchestrator.Transactional with pgx's transaction: what the handler
-// writes through tx commits together with the checkpoint, so each event is applied exactly
-// once. All that a pgx.Tx can do, it can do: CopyFrom, SendBatch, nested transactions
-// (Begin), large objects.
+// Transactional returns a projection whose handler writes with a pgx.Tx. It is
+// orchestrator.Transactional for pgx: the writes through tx commit together with the
+// checkpoint, so each event is applied exactly once. tx can do all that a pgx.Tx can:
+// CopyFrom, SendBatch, nested transactions (Begin), large objects.
 //
-// But it can't end the transaction. Commit and Rollback of tx itself, and statements that
-// would end it, are refused, and the handler fails, whatever it makes of the error;
-// return an error to have everything rolled back. (What is committed all the same, through
-// tx.Conn, is noticed before the checkpoint moves.) Rows and the results of a batch must
-// be closed, and tx is of no use, when the handler has returned.
+// The handler can't end the transaction. tx.Commit, tx.Rollback and statements that would end it
+// are refused, and the handler fails even if it ignores the error. To roll back, return an
+// error. If the handler commits through tx.Conn, that is noticed before the checkpoint moves.
+// Close rows and batch results before the handler returns. Don't use tx after that.
 //
-// A panic in the source of CopyFrom is the handler's failure, like any other. pgx encodes
-// the values on a goroutine of its own: an encoder of a type of yours that panics there ends
-// the process.
+// A panic in the source of CopyFrom is a failure of the handler, like any other. pgx encodes
+// values on a goroutine of its own: a panic in the encoder of your own type ends the process.
 //
-// Config.DB must be the DB of a pool, or another of pgx's database/sql driver.
+// Config.DB must be the result of DB, or another database of pgx's database/sql driver.
 func Transactional[E any](name string, handle func(ctx context.Context, tx pgx.Tx, event E) error, options ...orchestrator.ProjectionOption) orchestrator.Projection[E] {
 	if handle == nil {
 		return orchestrator.Transactional[E](name, nil, options...)
@@ -37,8 +35,8 @@ func Transactional[E any](name string, handle func(ctx context.Context, tx pgx.T
 	}, options...)
 }
 
-// Batch is orchestrator.Batch with pgx's transaction: it takes up to Config.BatchSize
-// events in one call. See Transactional.
+// Batch returns a projection whose handler takes up to Config.BatchSize events in one call and
+// writes with a pgx.Tx. It is orchestrator.Batch for pgx. See Transactional.
 func Batch[E any](name string, handle func(ctx context.Context, tx pgx.Tx, events []E) error, options ...orchestrator.ProjectionOption) orchestrator.Projection[E] {
 	if handle == nil {
 		return orchestrator.Batch[E](name, nil, options...)
@@ -48,13 +46,13 @@ func Batch[E any](name string, handle func(ctx context.Context, tx pgx.Tx, event
 	}, options...)
 }
 
-// during makes one call of a handler, with the transaction that tx is.
+// during calls a handler with the pgx.Tx of an open transaction.
 func during(tx orchestrator.Tx, handle func(pgx.Tx) error) error {
 	var failed error
 	err := tx.Raw(func(driverConn any) error {
 		c, ok := driverConn.(interface{ Conn() *pgx.Conn })
 		if !ok {
-			failed = fmt.Errorf("Config.DB has the driver of %T: a handler that takes a pgx.Tx needs DB of this package, or another database of pgx's driver", driverConn)
+			failed = fmt.Errorf("Config.DB has the driver of %T: a handler that takes a pgx.Tx needs orchestratorpgx.DB, or another database of pgx's driver", driverConn)
 			return nil
 		}
 		call, err := newCall(c.Conn())
@@ -73,8 +71,8 @@ func during(tx orchestrator.Tx, handle func(pgx.Tx) error) error {
 	return err
 }
 
-// guarded calls the handler. A panic is its error: what is under way on the connection is
-// known, so that need not be closed for it.
+// guarded calls the handler and turns a panic into an error. The state of the connection is
+// known then, so it need not be closed.
 func guarded(c *call, handle func(pgx.Tx) error) (err error) {
 	defer func() {
 		if v := recover(); v != nil {

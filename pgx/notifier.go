@@ -13,30 +13,30 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/redact"
 )
 
-// A Notifier is for orchestrator.Config.Notifier. It listens on a connection of a pool,
-// which it keeps while workers listen. Notifiers of the same pool are equal, and the
-// workers of a process that have equal ones share the connection.
+// Notifier is a value for orchestrator.Config.Notifier. It listens on a connection of a pool,
+// which it keeps while workers listen. Notifiers of the same pool are equal, and the workers
+// of a process that have equal Notifiers share the connection.
 type Notifier struct{ pool *pgxpool.Pool }
 
 var _ orchestrator.Notifier = Notifier{}
 
-// NewNotifier returns a Notifier that listens on a connection of the pool, which must lead
-// to the server itself, to the database of orchestrator.Config.DB: behind a pooler that
-// hands out its connections by transaction, nothing is ever heard.
+// NewNotifier returns a Notifier that listens on a connection of the pool. The pool must lead
+// to the server itself, and to the database of orchestrator.Config.DB: behind a pooler in
+// transaction mode, no notification arrives.
 func NewNotifier(pool *pgxpool.Pool) Notifier { return Notifier{pool} }
 
-// patience is how long a connection may be silent before it is asked whether it is still
-// there, and how long an answer may take.
+// patience is how long a connection may be silent before it is checked, and the limit for
+// each answer of the server.
 const patience = 15 * time.Second
 
 // Listen implements orchestrator.Notifier.
 func (n Notifier) Listen(ctx context.Context, channels []string, up func(), heard func(channel, payload string)) error {
 	if n.pool == nil {
-		return errors.New("orchestratorpgx: a zero Notifier: make it with NewNotifier")
+		return errors.New("orchestratorpgx: the Notifier is a zero value; create it with NewNotifier")
 	}
 	conn, err := within(ctx, n.pool.Acquire)
 	if err != nil {
-		return redact.Error(fmt.Errorf("take a connection of the pool to listen on: %w", err))
+		return redact.Error(fmt.Errorf("acquire a connection to listen on: %w", err))
 	}
 	defer giveBack(conn)
 	return redact.Error(listen(ctx, conn.Conn(), channels, up, heard))
@@ -51,20 +51,20 @@ func listen(ctx context.Context, conn *pgx.Conn, channels []string, up func(), h
 	up()
 	for {
 		silent, cancel := context.WithTimeout(ctx, patience)
-		heardNow, err := conn.WaitForNotification(silent)
+		notification, err := conn.WaitForNotification(silent)
 		cancel()
 		switch {
-		case err == nil && heardNow == nil:
+		case err == nil && notification == nil:
 			return errors.New("the pool's ConnConfig.OnNotification takes all notifications: leave it nil, or give the Notifier a pool of its own")
 		case err == nil:
-			heard(heardNow.Channel, heardNow.Payload)
+			heard(notification.Channel, notification.Payload)
 		case ctx.Err() != nil:
 			return ctx.Err()
 		case silent.Err() == nil || conn.IsClosed():
 			return fmt.Errorf("the connection has ended: %w", err)
 		default:
 			if err := ask(ctx, conn, "-- still there?"); err != nil {
-				return fmt.Errorf("ask whether the connection is still there: %w", err)
+				return fmt.Errorf("check the connection: %w", err)
 			}
 		}
 	}
@@ -84,8 +84,9 @@ func within[T any](ctx context.Context, call func(context.Context) (T, error)) (
 	return call(ctx)
 }
 
-// giveBack gives a connection back to the pool as it was: whoever has it next hears
-// nothing of what was listened to. One of which that is not certain is closed.
+// giveBack returns a connection to the pool. The next user of the connection receives no
+// notifications: giveBack stops listening and drops pending ones. If that fails, it closes the
+// connection.
 func giveBack(conn *pgxpool.Conn) {
 	ctx, cancel := context.WithTimeout(context.Background(), unlistenPatience)
 	defer cancel()
@@ -94,12 +95,12 @@ func giveBack(conn *pgxpool.Conn) {
 	if conn.Conn().IsClosed() || conn.Conn().PgConn().Exec(ctx, "UNLISTEN *").Close() != nil {
 		_ = conn.Conn().Close(ctx)
 	}
-	for unheard := true; unheard; {
-		n, _ := conn.Conn().WaitForNotification(ended) // it has come, and nobody has asked for it
-		unheard = n != nil
+	for pending := true; pending; {
+		n, _ := conn.Conn().WaitForNotification(ended) // returns only what has arrived
+		pending = n != nil
 	}
 	conn.Release()
 }
 
-// unlistenPatience is how long the end of listening may take. Run waits for it.
+// unlistenPatience is the limit for giveBack. Run waits for it.
 const unlistenPatience = 500 * time.Millisecond

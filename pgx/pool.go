@@ -17,14 +17,14 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/eventtable"
 )
 
-// The library coordinates by database/sql, over the connections of the pool: a sql.DB is
-// made of it that keeps none for itself. What its driver can do beside: read events
-// natively (rows.go), and say whether the pool can carry a worker (carry.go).
+// The library coordinates through database/sql. DB makes a sql.DB of the pool that keeps no
+// connection for itself. Its driver also reads events natively (rows.go) and checks whether the
+// pool is large enough for a worker (carry.go).
 
-// DB returns the pool as a *sql.DB, for orchestrator.Config.DB, orchestrator.Migrate,
-// package ops, and all else of the library that takes one: its connections are the pool's,
-// and go back to it after each use. Of a pool it is always the same. It has the pool's
-// limit, and ends with the pool: do not close it, nor change its limits.
+// DB returns a *sql.DB that uses the connections of the pool, for orchestrator.Config.DB,
+// orchestrator.Migrate and package ops. Connections go back to the pool after each use. DB
+// always returns the same value for a pool, and nil for nil. The *sql.DB has the pool's limit
+// and ends with the pool: don't close it, and don't change its limits.
 //
 // An orchestrator.Table over it reads natively, as one of NewTable does.
 func DB(pool *pgxpool.Pool) *sql.DB {
@@ -39,7 +39,7 @@ func DB(pool *pgxpool.Pool) *sql.DB {
 	}
 	d := &poolDriver{pool: key, max: pool.Config().MaxConns}
 	db := sql.OpenDB(d)
-	db.SetMaxIdleConns(0) // what is idle is so in the pool, for everybody
+	db.SetMaxIdleConns(0) // idle connections stay in the pool, for all its users
 	db.SetMaxOpenConns(int(d.max))
 	databases.of[key] = db
 	runtime.AddCleanup(pool, func(key weak.Pointer[pgxpool.Pool]) {
@@ -51,19 +51,19 @@ func DB(pool *pgxpool.Pool) *sql.DB {
 	return db
 }
 
-// databases are those of the pools. A pool is kept by a goroutine of its own, until it is
-// closed; and from then on by whoever still has it.
+// databases maps pools to their databases. A pool keeps itself alive with its own goroutine until
+// it is closed. After that, only its users keep it alive.
 var databases = struct {
 	sync.Mutex
 	of map[weak.Pointer[pgxpool.Pool]]*sql.DB
 }{of: map[weak.Pointer[pgxpool.Pool]]*sql.DB{}}
 
-// A poolDriver is the driver of a pool's sql.DB, and opens its connections.
+// A poolDriver is the driver and connector of a pool's sql.DB.
 type poolDriver struct {
 	pool    weak.Pointer[pgxpool.Pool]
-	max     int32 // connections
+	max     int32 // number of connections
 	mu      sync.Mutex
-	workers []*dbconn.Load // that the pool carries
+	workers []*dbconn.Load // workers that run on the pool
 }
 
 var (
@@ -84,7 +84,7 @@ func (d *poolDriver) Connect(ctx context.Context) (driver.Conn, error) {
 	return conn, d.unavailable(ctx, pool, err)
 }
 
-// acquire takes a connection past database/sql.
+// acquire takes a connection without database/sql.
 func (d *poolDriver) acquire(ctx context.Context) (*pgxpool.Conn, error) {
 	pool := d.pool.Value()
 	if pool == nil {
@@ -94,8 +94,8 @@ func (d *poolDriver) acquire(ctx context.Context) (*pgxpool.Conn, error) {
 	return conn, d.unavailable(ctx, pool, err)
 }
 
-// unavailable says why there was no connection, where the pool itself is the reason: what
-// database/sql knows of it is only its own part.
+// unavailable adds to an error that the pool has no free connection, if that is the reason.
+// database/sql knows only its own connections.
 func (d *poolDriver) unavailable(ctx context.Context, pool *pgxpool.Pool, err error) error {
 	if err == nil || ctx.Err() == nil || pool.Stat().AcquiredConns() < d.max {
 		return err
@@ -106,7 +106,7 @@ func (d *poolDriver) unavailable(ctx context.Context, pool *pgxpool.Pool, err er
 // Driver implements driver.Connector.
 func (d *poolDriver) Driver() driver.Driver { return d }
 
-// Open implements driver.Driver, for which database/sql has no use here.
+// Open implements driver.Driver. database/sql does not call it here.
 func (d *poolDriver) Open(name string) (driver.Conn, error) {
 	return stdlib.GetDefaultDriver().Open(name)
 }

@@ -268,9 +268,9 @@ func TestBehindPooler(t *testing.T) {
 		notifier  func(own orchestrator.Notifier) orchestrator.Notifier
 		want      string
 	}{
-		{"prepared", byTransaction, pgx.QueryExecModeCacheStatement, nil, "what is prepared there is lost; set default_query_exec_mode=exec"},
-		{"described", byTransaction, pgx.QueryExecModeDescribeExec, nil, "what is prepared there is lost; set default_query_exec_mode=exec"},
-		{"deaf", byTransaction, pgx.QueryExecModeExec, nil, "nobody hears notifications there; set Config.Notifier to nil"},
+		{"prepared", byTransaction, pgx.QueryExecModeCacheStatement, nil, "prepared statements are lost there; set default_query_exec_mode=exec"},
+		{"described", byTransaction, pgx.QueryExecModeDescribeExec, nil, "prepared statements are lost there; set default_query_exec_mode=exec"},
+		{"deaf", byTransaction, pgx.QueryExecModeExec, nil, "notifications don't arrive there; set Config.Notifier to nil"},
 		{"polls", byTransaction, pgx.QueryExecModeExec, func(orchestrator.Notifier) orchestrator.Notifier { return nil }, ""},
 		{"listens elsewhere", byTransaction, pgx.QueryExecModeSimpleProtocol, func(orchestrator.Notifier) orchestrator.Notifier { return orchestratorpgx.NewNotifier(server) }, ""},
 		{"by session", bySession, pgx.QueryExecModeCacheStatement, nil, ""},

@@ -14,8 +14,8 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/eventtable"
 )
 
-// Events implements eventtable.Source: it runs a query that reads events, on a connection
-// of the pool. One that was dead before is replaced without a word, as database/sql does.
+// Events implements eventtable.Source: it runs a query that reads events, on a connection of the
+// pool. If the connection was dead already, it tries another one, as database/sql does.
 func (d *poolDriver) Events(ctx context.Context, query string, args []any) (dbconn.Scanner, error) {
 	args = append([]any{formats}, args...)
 	for tries := int32(0); ; tries++ {
@@ -49,27 +49,27 @@ func (d *poolDriver) Fits(ctx context.Context, query string, dest []any) (proble
 	for i, f := range described.Fields[:min(len(dest), len(described.Fields))] {
 		f.Format = formats[f.DataTypeOID]
 		if c := newColumn(conn.Conn().TypeMap(), f); !c.fits(dest[i]) {
-			problems = append(problems, fmt.Sprintf("column %s is of type %s, which %T can't take", eventtable.Quote(c.Name), c.typeName(), dest[i]))
+			problems = append(problems, fmt.Sprintf("column %s has the type %s, which %T can't hold", eventtable.Quote(c.Name), c.typeName(), dest[i]))
 		}
 	}
 	return strings.Join(problems, "; "), nil
 }
 
-// A nativeRows is the rows of a query that reads events, one after the other.
+// A nativeRows iterates over the rows of a query that reads events.
 type nativeRows struct {
 	conn    *pgxpool.Conn
 	rows    pgx.Rows
 	columns []column
 	plain   plainScan
 	room    room
-	ahead   bool // the first row was read with the columns, and not asked for yet
-	more    bool // there was one
+	ahead   bool // the first row was read together with the columns; Next has not returned it yet
+	more    bool // there is a first row
 }
 
 // begin runs a query up to its first row.
 func begin(ctx context.Context, conn *pgxpool.Conn, query string, args []any) (*nativeRows, error) {
-	// Not those of the pool's own: they give the connection back at the last row, and the
-	// next one would have to take it again to say that there is none.
+	// Not pool.Query: it gives the connection back at the last row, and the next call of Next
+	// would have to acquire it again.
 	rows, err := conn.Conn().Query(ctx, query, args...)
 	if err != nil {
 		return nil, err
@@ -95,7 +95,7 @@ func (r *nativeRows) Next() bool {
 	return r.rows.Next()
 }
 
-// Scan implements dbconn.Scanner. A row may be scanned again.
+// Scan implements dbconn.Scanner. A row can be scanned several times.
 func (r *nativeRows) Scan(dest ...any) error {
 	values := r.rows.RawValues()
 	if len(values) != len(dest) {
@@ -113,8 +113,8 @@ func (r *nativeRows) Scan(dest ...any) error {
 // Err implements dbconn.Scanner.
 func (r *nativeRows) Err() error { return r.rows.Err() }
 
-// Close gives the connection back. Rows that are left are read, unless their context has
-// ended, which ends the connection.
+// Close gives the connection back. It reads the remaining rows, unless the context has ended,
+// which ends the connection.
 func (r *nativeRows) Close() error {
 	r.plain.close()
 	r.rows.Close()

@@ -24,33 +24,32 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/eventtable"
 )
 
-// How a value becomes a field. A value comes from the server in its binary format, and
-// goes from the buffer of the connection to where it belongs, in one of four ways, of which
-// the first that fits is taken:
+// How a value becomes a field. The server sends a value in its binary format. It goes from the
+// connection's buffer to its destination in the first of these ways that fits:
 //
-//  1. what most events are made of, decoded here;
-//  2. a sql.Scanner gets what pgx's database/sql driver would hand it;
-//  3. what database/sql can scan, it scans, from that driver's value;
-//  4. all else is for pgtype: slices, maps, structs, the types of pgx.
+//  1. The types of most events are decoded here.
+//  2. A sql.Scanner gets the value that pgx's database/sql driver would give it.
+//  3. What database/sql can scan, it scans, from that driver's value.
+//  4. pgtype scans the rest: slices, maps, structs, the types of pgx.
 //
-// So an event comes out as it does with orchestrator.NewTable over that driver, and what
-// that can't read at all comes out as pgx reads it.
+// So an event has the same fields as with orchestrator.NewTable over that driver. What that
+// driver can't read is as pgx reads it.
 
-// formats are those of the results: binary where it is read here, or where pgx's
-// database/sql driver has it so. All else comes as text, as it does there.
+// formats are the formats of results: binary for the types that are decoded here, or that pgx's
+// database/sql driver reads as binary. Others come as text, as in that driver.
 var formats = pgx.QueryResultFormatsByOID{
 	pgtype.BoolOID: 1, pgtype.ByteaOID: 1, pgtype.CIDOID: 1, pgtype.DateOID: 1, pgtype.Float4OID: 1, pgtype.Float8OID: 1,
 	pgtype.Int2OID: 1, pgtype.Int4OID: 1, pgtype.Int8OID: 1, pgtype.OIDOID: 1, pgtype.TimestampOID: 1, pgtype.TimestamptzOID: 1, pgtype.XIDOID: 1,
 	pgtype.TextOID: 1, pgtype.VarcharOID: 1, pgtype.BPCharOID: 1, pgtype.NameOID: 1, pgtype.UUIDOID: 1, pgtype.JSONOID: 1, pgtype.JSONBOID: 1,
 }
 
-// A class is how the bytes of a value are to be read.
+// A class is the way in which the bytes of a value are decoded.
 type class int
 
 const (
 	other class = iota
-	text        // they are the text
-	jsonb       // the text follows a byte, its version
+	text        // the bytes are the text
+	jsonb       // a version byte, then the text
 	raw         // bytea
 	uuid
 	int2
@@ -66,7 +65,7 @@ const (
 // classOf returns the class of a column.
 func classOf(m *pgtype.Map, f pgconn.FieldDescription) class {
 	if f.Format != pgx.BinaryFormatCode {
-		if _, asBinary := formats[f.DataTypeOID]; asBinary { // a session that can't prepare gets all as text
+		if _, asBinary := formats[f.DataTypeOID]; asBinary { // a session that can't prepare gets everything as text
 			switch f.DataTypeOID {
 			case pgtype.TextOID, pgtype.VarcharOID, pgtype.BPCharOID, pgtype.NameOID, pgtype.UUIDOID, pgtype.JSONOID, pgtype.JSONBOID:
 				return text
@@ -118,15 +117,15 @@ func codec[C pgtype.Codec](m *pgtype.Map, oid uint32) (c C, ok bool) {
 	return c, ok
 }
 
-// A column is one of a result.
+// A column of a result.
 type column struct {
 	pgconn.FieldDescription
 	types *pgtype.Map
 	class class
-	last  string // the latest text that was read
-	texts bool   // it becomes texts
+	last  string // the text of the latest row
+	texts bool   // it is scanned into strings
 
-	value func(src []byte) (driver.Value, error) // nil: not made yet
+	value func(src []byte) (driver.Value, error) // nil: not created yet
 	plan  pgtype.ScanPlan                        // for kind
 	kind  reflect.Type
 }
@@ -135,7 +134,7 @@ func newColumn(m *pgtype.Map, f pgconn.FieldDescription) column {
 	return column{FieldDescription: f, types: m, class: classOf(m, f)}
 }
 
-// scan writes a value to its destination.
+// scan decodes a value into its destination.
 func (c *column) scan(src []byte, dest any, plain *plainScan, room *room) error {
 	if src != nil {
 		if done := c.quick(src, dest, room); done {
@@ -168,7 +167,7 @@ func (c *column) scan(src []byte, dest any, plain *plainScan, room *room) error 
 	return plain.scan(v, dest)
 }
 
-// quick does so for what most events are made of, and reports whether it has.
+// quick decodes a value for the most common types, and reports whether it has.
 func (c *column) quick(src []byte, dest any, room *room) bool {
 	switch d := dest.(type) {
 	case *string:
@@ -268,7 +267,7 @@ func (c *column) quick(src []byte, dest any, room *room) bool {
 	return false
 }
 
-// null writes NULL, and reports whether it has.
+// null sets a destination to NULL, and reports whether it has.
 func null(dest any) bool {
 	switch d := dest.(type) {
 	case *eventtable.Text:
@@ -293,8 +292,8 @@ func null(dest any) bool {
 	return true
 }
 
-// string returns a value as a text. Many columns have the same text in row after row; it
-// is kept once.
+// string returns a value as a string. Many columns have the same text in row after row: it is
+// stored once.
 func (c *column) string(src []byte, room *room) (string, bool) {
 	switch c.class {
 	case text:
@@ -322,7 +321,7 @@ func (c *column) string(src []byte, room *room) (string, bool) {
 	if c.texts = true; string(src) != c.last {
 		to := room.text(len(src))
 		copy(to, src)
-		c.last = unsafe.String(unsafe.SliceData(to), len(to)) // nobody writes there any more
+		c.last = unsafe.String(unsafe.SliceData(to), len(to)) // its bytes do not change any more
 	}
 	return c.last, true
 }
@@ -369,10 +368,10 @@ func (c *column) int(src []byte) (int64, bool) {
 	return 0, false
 }
 
-// y2k is from where PostgreSQL counts its microseconds.
+// y2k is the origin of PostgreSQL's timestamps.
 var y2k = time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC).Unix()
 
-// time returns a moment. What is infinite is none.
+// time returns a value as a time. ok is false for infinity.
 func (c *column) time(src []byte) (t time.Time, ok bool) {
 	if c.class != timestamptz && c.class != timestamp || len(src) != 8 {
 		return t, false
@@ -388,18 +387,18 @@ func (c *column) time(src []byte) (t time.Time, ok bool) {
 	return t, true
 }
 
-// A room is where the texts and the bytes of events are. An allocation for each would
-// cost more than all else that is done with them.
+// A room holds the strings and bytes of events. One allocation for each would cost more than
+// all other work on them.
 type room struct {
-	texts []byte       // left of what the texts of the row share: who keeps one keeps them all
-	bytes chunks.Chunk // what the bytes of many rows share: handlers get copies of them
+	texts []byte       // unused rest of the block that the strings of the row share
+	bytes chunks.Chunk // shared by the bytes of many rows: handlers get copies
 }
 
-// chunkBytes is how much is allocated at once for bytes.
+// chunkBytes is the size of one allocation for bytes.
 const chunkBytes = 16 << 10
 
-// row begins another row: it makes room for its texts, of those that are not what they were
-// in the row before.
+// row starts a row: it allocates space for those of its strings that differ from the previous
+// row.
 func (r *room) row(columns []column, values [][]byte) {
 	n := 0
 	for i := range columns {
@@ -417,7 +416,7 @@ func (r *room) row(columns []column, values [][]byte) {
 	}
 }
 
-// text returns room for a text of the row.
+// text returns space for a string of the row.
 func (r *room) text(n int) []byte {
 	if len(r.texts) < n {
 		return make([]byte, n)
@@ -427,7 +426,7 @@ func (r *room) text(n int) []byte {
 	return to
 }
 
-// driverValue returns what pgx's database/sql driver makes of a value.
+// driverValue returns the value that pgx's database/sql driver would return.
 func (c *column) driverValue(src []byte) (driver.Value, error) {
 	if src == nil {
 		return nil, nil
@@ -438,7 +437,7 @@ func (c *column) driverValue(src []byte) (driver.Value, error) {
 	return c.value(src)
 }
 
-// valuer is that driver's choice by the type (stdlib.Rows).
+// valuer chooses by the column's type, as that driver does (stdlib.Rows).
 func (c *column) valuer() func([]byte) (driver.Value, error) {
 	switch c.DataTypeOID {
 	case pgtype.BoolOID:
@@ -478,11 +477,11 @@ func valueOf[T any](c *column, to func(T) (driver.Value, error)) func([]byte) (d
 	}
 }
 
-// databaseSQL reports whether database/sql can scan into a destination of the type,
-// whatever it then makes of the value.
+// databaseSQL reports whether database/sql can scan into destinations of the type. It may still
+// refuse a value.
 func databaseSQL(kind reflect.Type) bool {
 	if kind == nil || kind.Kind() != reflect.Pointer {
-		return true // it says what is wrong
+		return true // database/sql returns the error
 	}
 	switch to := kind.Elem(); to.Kind() {
 	case reflect.Bool, reflect.String, reflect.Float32, reflect.Float64,
@@ -504,7 +503,7 @@ func databaseSQL(kind reflect.Type) bool {
 func (c *column) fits(dest any) bool {
 	kind := reflect.TypeOf(dest)
 	if _, ok := dest.(sql.Scanner); ok || kind == nil || kind.Kind() != reflect.Pointer {
-		return true // it says what is wrong, if anything is
+		return true // the scan returns the error, if there is one
 	}
 	if !databaseSQL(kind) {
 		return !fails(c.types.PlanScan(c.DataTypeOID, c.Format, dest))
@@ -524,8 +523,8 @@ func (c *column) typeName() string {
 	return fmt.Sprintf("oid %d", c.DataTypeOID)
 }
 
-// couldBe reports whether some value of the column is one for database/sql's destination.
-// A text may say anything; bytes are no numbers, and numbers no times.
+// couldBe reports whether database/sql can scan some value of the column into the destination.
+// A text may hold anything. Bytes are never numbers, and numbers are never times.
 func (c *column) couldBe(target reflect.Type) bool {
 	isTime := target == reflect.TypeFor[time.Time]()
 	number := target.Kind() == reflect.Bool || target.Kind() >= reflect.Int && target.Kind() <= reflect.Float64
@@ -542,16 +541,14 @@ func (c *column) couldBe(target reflect.Type) bool {
 	return true
 }
 
-// fails reports whether a plan is pgtype's for what it can't scan. It exports no name for
-// that.
+// fails reports whether a plan is pgtype's plan for what it can't scan, which is not exported.
 func fails(p pgtype.ScanPlan) bool { return fmt.Sprintf("%T", p) == "*pgtype.scanPlanFail" }
 
-// A plainScan scans values as database/sql does: by having it do so. It does not export
-// its conversions, but makes them for the rows of any driver, and so for these, which are
-// of one value each.
+// A plainScan scans values with database/sql. That package does not export its conversions, but
+// applies them to the rows of any driver. The driver below returns rows of one value.
 type plainScan struct {
 	value driver.Value
-	rows  *sql.Rows // nil: there was nothing to scan yet
+	rows  *sql.Rows // nil: nothing was scanned yet
 }
 
 func (s *plainScan) scan(value driver.Value, dest any) (err error) {
@@ -566,7 +563,7 @@ func (s *plainScan) scan(value driver.Value, dest any) (err error) {
 	}
 	err = s.rows.Scan(dest)
 	s.value = nil
-	if wrapped, ok := err.(interface{ Unwrap() error }); ok { // it has named a column of its own
+	if wrapped, ok := err.(interface{ Unwrap() error }); ok { // it names the column of this driver
 		err = wrapped.Unwrap()
 	}
 	return err
@@ -578,7 +575,7 @@ func (s *plainScan) close() {
 	}
 }
 
-// oneValue is where the rows of all plainScans are from.
+// oneValue is the database of the rows of all plainScans.
 var oneValue = sql.OpenDB(oneValueConnector{})
 
 type (
@@ -588,7 +585,7 @@ type (
 	oneValueRows      struct{ of *plainScan }
 )
 
-var errOneValue = errors.New("it only hands one value on")
+var errOneValue = errors.New("this driver only returns one value")
 
 func (oneValueConnector) Connect(context.Context) (driver.Conn, error) { return oneValueConn{}, nil }
 func (oneValueConnector) Driver() driver.Driver                        { return oneValueDriver{} }

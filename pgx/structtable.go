@@ -17,25 +17,26 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/eventtable"
 )
 
-// NewStructTable is NewTable for a struct whose fields have the names of columns, by the
-// conventions of pgx.RowToStructByName: upper and lower case are the same, underscores
-// don't count, the tag `db:"name"` names another column, `db:"-"` leaves a field out, and
-// fields of embedded structs are the struct's own. Fields must not be set, and Columns are
-// those that the struct has fields for, unless they are set; then there must be a field for
-// each.
+// NewStructTable returns an events table whose columns are matched with the fields of a
+// struct by name, with the conventions of pgx.RowToStructByName: case and underscores are
+// ignored, the tag `db:"name"` names another column, `db:"-"` leaves a field out, and fields
+// of embedded structs count as fields of the struct. See NewTable.
 //
-// It asks the database for the table's columns. A field that has none, or one of a type
-// that it can't take, is an error that names both.
+// cfg.Fields must be nil. If cfg.Columns is set, there must be a field for each column; otherwise
+// the columns that have a field are read.
+//
+// NewStructTable reads the table's columns from the database. It returns ErrInvalidConfig,
+// with field and column in the message, if a field has no column or can't hold its type.
 func NewStructTable[E any](ctx context.Context, pool *pgxpool.Pool, cfg orchestrator.TableConfig[E]) (*orchestrator.Table[E], error) {
 	switch {
 	case pool == nil:
-		return nil, fmt.Errorf("%w: NewStructTable was given a nil pool", orchestrator.ErrInvalidConfig)
+		return nil, fmt.Errorf("%w: orchestratorpgx.NewStructTable: the pool is nil; create one with pgxpool.New", orchestrator.ErrInvalidConfig)
 	case cfg.Fields != nil:
-		return nil, fmt.Errorf("%w: TableConfig.Fields is set, and NewStructTable makes it: use NewTable", orchestrator.ErrInvalidConfig)
+		return nil, fmt.Errorf("%w: TableConfig.Fields is set, but NewStructTable derives it from the struct: leave it nil, or use NewTable", orchestrator.ErrInvalidConfig)
 	}
 	kind := reflect.TypeFor[E]()
 	if kind.Kind() != reflect.Struct {
-		return nil, fmt.Errorf("%w: NewStructTable wants a struct, and %s is none", orchestrator.ErrInvalidConfig, kind)
+		return nil, fmt.Errorf("%w: NewStructTable needs a struct type; %s is not one", orchestrator.ErrInvalidConfig, kind)
 	}
 	table, err := eventtable.New(eventtable.Config{Schema: cfg.Schema, Table: cmp.Or(cfg.Table, "events")}).Find(ctx, DB(pool))
 	if err != nil {
@@ -55,14 +56,14 @@ func NewStructTable[E any](ctx context.Context, pool *pgxpool.Pool, cfg orchestr
 	}
 	cfg.Fields = func(e *E, dest []any) []any {
 		for _, f := range fields {
-			dest = append(dest, reflect.NewAt(f.kind, unsafe.Add(unsafe.Pointer(e), f.offset)).Interface()) // what &e.Field is
+			dest = append(dest, reflect.NewAt(f.kind, unsafe.Add(unsafe.Pointer(e), f.offset)).Interface()) // the same as &e.Field
 		}
 		return dest
 	}
 	return NewTable(pool, cfg)
 }
 
-// described returns the columns that a table has, in their order.
+// described returns the columns of a table, in order.
 func described(ctx context.Context, pool *pgxpool.Pool, table string) ([]pgconn.FieldDescription, *pgtype.Map, error) {
 	conn, err := pool.Acquire(ctx)
 	if err != nil {
@@ -76,16 +77,16 @@ func described(ctx context.Context, pool *pgxpool.Pool, table string) ([]pgconn.
 	return d.Fields, conn.Conn().TypeMap(), nil
 }
 
-// A field of a struct, and the column that it takes.
+// A field of a struct and its column.
 type field struct {
-	name   string // with those of the structs that it is embedded in
-	column string // as it is tagged; then as the table has it
+	name   string // with the names of the structs that embed it
+	column string // from the tag or the field; after match, from the table
 	tagged bool
 	offset uintptr
 	kind   reflect.Type
 }
 
-// fieldsOf returns the fields of a struct that want a column.
+// fieldsOf returns the fields of a struct that need a column.
 func fieldsOf(t reflect.Type, at uintptr, within string) (out []field) {
 	for i := range t.NumField() {
 		f := t.Field(i)
@@ -104,11 +105,12 @@ func fieldsOf(t reflect.Type, at uintptr, within string) (out []field) {
 	return out
 }
 
-// match finds the column of each field. With wanted columns, each must have a field.
+// match finds the column of each field, and returns what is wrong, or "". If wanted is not nil,
+// each wanted column must have a field.
 func match(kind reflect.Type, has []pgconn.FieldDescription, types *pgtype.Map, wanted []string) (fields []field, problem string) {
 	fields = fieldsOf(kind, 0, "")
 	if len(fields) == 0 {
-		return nil, "it has no exported field"
+		return nil, "the struct has no exported field"
 	}
 	if wanted != nil {
 		has = slices.DeleteFunc(slices.Clone(has), func(d pgconn.FieldDescription) bool { return !slices.Contains(wanted, d.Name) })
@@ -119,7 +121,7 @@ func match(kind reflect.Type, has []pgconn.FieldDescription, types *pgtype.Map, 
 		f := &fields[i]
 		at := f.in(has)
 		if at < 0 {
-			problems = append(problems, fmt.Sprintf("there is no column for the field %s (name one with the tag `db:\"name\"`, or leave the field out with `db:\"-\"`; there are %s)", f.name, names(has)))
+			problems = append(problems, fmt.Sprintf("there is no column for the field %s (name one with the tag `db:\"name\"`, or leave the field out with `db:\"-\"`; there are: %s)", f.name, names(has)))
 			continue
 		}
 		c := newColumn(types, has[at])
@@ -127,9 +129,9 @@ func match(kind reflect.Type, has []pgconn.FieldDescription, types *pgtype.Map, 
 		f.column = c.Name
 		switch other := taken[c.Name]; {
 		case other != "":
-			problems = append(problems, fmt.Sprintf("the column %s is that of two fields, %s and %s", eventtable.Quote(c.Name), other, f.name))
+			problems = append(problems, fmt.Sprintf("the column %s matches two fields, %s and %s", eventtable.Quote(c.Name), other, f.name))
 		case !c.fits(reflect.New(f.kind).Interface()):
-			problems = append(problems, fmt.Sprintf("the column %s is of type %s, which the field %s, a %s, can't take", eventtable.Quote(c.Name), c.typeName(), f.name, f.kind))
+			problems = append(problems, fmt.Sprintf("the column %s has the type %s, which the field %s of type %s can't hold", eventtable.Quote(c.Name), c.typeName(), f.name, f.kind))
 		}
 		taken[c.Name] = f.name
 	}
@@ -152,7 +154,7 @@ func names(columns []pgconn.FieldDescription) string {
 	return strings.Join(out, ", ")
 }
 
-// in returns which of the columns is the field's; -1: none.
+// in returns the index of the field's column, or -1.
 func (f *field) in(columns []pgconn.FieldDescription) int {
 	index := func(same func(column string) bool) int {
 		return slices.IndexFunc(columns, func(d pgconn.FieldDescription) bool { return same(d.Name) })

@@ -8,20 +8,22 @@ import (
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 )
 
-// NewTable is orchestrator.NewTable with a pool: the table is read by pgx itself, in the
-// binary format, and Fields may return whatever pgx can scan into as well. The events are
-// the same, and so is all that an orchestrator.Table promises.
+// NewTable returns an events table that pgx reads natively, in the binary format. It is
+// orchestrator.NewTable for a pool, with the same guarantees and the same events. Fields may
+// also return destinations that only pgx can scan into. It returns ErrInvalidConfig if the pool
+// is nil.
 func NewTable[E any](pool *pgxpool.Pool, cfg orchestrator.TableConfig[E]) (*orchestrator.Table[E], error) {
 	if pool == nil {
-		return nil, fmt.Errorf("%w: NewTable was given a nil pool", orchestrator.ErrInvalidConfig)
+		return nil, fmt.Errorf("%w: orchestratorpgx.NewTable: the pool is nil; create one with pgxpool.New", orchestrator.ErrInvalidConfig)
 	}
 	return orchestrator.NewTable(DB(pool), cfg)
 }
 
-// NewEventTable is orchestrator.NewEventTable with a pool; see NewTable.
+// NewEventTable returns an events table in pupsourcing's layout that pgx reads natively. It is
+// orchestrator.NewEventTable for a pool. See NewTable.
 func NewEventTable(pool *pgxpool.Pool, table string) (*orchestrator.Table[orchestrator.Event], error) {
 	if pool == nil {
-		return nil, fmt.Errorf("%w: NewEventTable was given a nil pool", orchestrator.ErrInvalidConfig)
+		return nil, fmt.Errorf("%w: orchestratorpgx.NewEventTable: the pool is nil; create one with pgxpool.New", orchestrator.ErrInvalidConfig)
 	}
 	return orchestrator.NewEventTable(DB(pool), table)
 }

@@ -128,15 +128,15 @@ func TestColumnsThatDoNotFit(t *testing.T) {
 	}{
 		"no column":        {func() error { return structTable[missing](t, pool, nil) }, []string{"no column for the field Amount", `"total_cents"`}},
 		"no tagged column": {func() error { return structTable[tagged](t, pool, nil) }, []string{"no column for the field Cents"}},
-		"two fields":       {func() error { return structTable[twice](t, pool, nil) }, []string{`"kind" is that of two fields, Kind and Other`}},
+		"two fields":       {func() error { return structTable[twice](t, pool, nil) }, []string{`"kind" matches two fields, Kind and Other`}},
 		"types": {func() error { return structTable[unfit](t, pool, nil) }, []string{
-			`"created_at" is of type timestamptz, which the field CreatedAt, a int, can't take`,
-			`"kind" is of type text, which the field Kind, a []string, can't take`,
+			`"created_at" has the type timestamptz, which the field CreatedAt of type int can't hold`,
+			`"kind" has the type text, which the field Kind of type []string can't hold`,
 		}},
 		"a struct that is not embedded": {func() error { return structTable[embedded](t, pool, nil) }, []string{"no column for the field Inner"}},
 		"a column without a field":      {func() error { return structTable[fewer](t, pool, []string{"position", "kind"}) }, []string{`no field for the column "kind"`}},
 		"a column that there is not":    {func() error { return structTable[fewer](t, pool, []string{"position", "no"}) }, []string{`there is no column "no"`}},
-		"no struct":                     {func() error { return structTable[int](t, pool, nil) }, []string{"wants a struct, and int is none"}},
+		"no struct":                     {func() error { return structTable[int](t, pool, nil) }, []string{"needs a struct type; int is not one"}},
 		"no table": {func() error {
 			_, err := orchestratorpgx.NewStructTable(t.Context(), pool, orchestrator.TableConfig[fewer]{Table: "nowhere"})
 			return err
@@ -151,7 +151,7 @@ func TestColumnsThatDoNotFit(t *testing.T) {
 				return err
 			}
 			return events.Check(t.Context())
-		}, []string{`column "created_at" is of type timestamptz, which *int can't take`, `column "kind" is of type text, which *[]string can't take`}},
+		}, []string{`column "created_at" has the type timestamptz, which *int can't hold`, `column "kind" has the type text, which *[]string can't hold`}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			err := c.make()

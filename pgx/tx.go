@@ -15,34 +15,34 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/sqltext"
 )
 
-// A call is one call of a handler, and what came of its transaction.
+// A call is one call of a handler and the state of its transaction.
 type call struct {
 	conn   *pgx.Conn
-	within pgx.Tx // whoever calls its Commit or Rollback ends the transaction
+	within pgx.Tx // its Commit and Rollback end the transaction
 
 	mu   sync.Mutex
-	err  error  // of what was refused: the handler's failure, whatever it says
-	open func() // closes the latest that has to be closed
+	err  error  // a refused statement; then the handler fails whatever it returns
+	open func() // closes the rows or results that were opened last
 	over bool   // the handler has returned
 }
 
 var (
-	errEndsTx   = errors.New("a handler can't end its transaction, which commits with the checkpoint: return an error to have it rolled back")
+	errEndsTx   = errors.New("a handler can't end its transaction, which commits with the checkpoint: to roll back, return an error")
 	errEnded    = errors.New("the handler has ended its transaction, by tx.Conn(): it commits with the checkpoint, and what came before in the batch will be handled again")
-	errReturned = errors.New("the handler has returned, and its transaction is of no more use to it")
-	errLeftOpen = errors.New("the handler has left rows, or the results of a batch, open: close them before it returns (defer rows.Close())")
+	errReturned = errors.New("the handler has returned: its pgx.Tx can't be used any more")
+	errLeftOpen = errors.New("the handler has left rows, or the results of a batch, open: close them before returning (defer rows.Close())")
 )
 
-// txKey is where a connection keeps its pgx.Tx.
+// txKey is the key of a connection's pgx.Tx in its custom data.
 const txKey = "github.com/getpup/pupsourcing-orchestrator/pgx"
 
-// newCall returns the call of a handler whose transaction is open on conn.
+// newCall returns a call whose transaction is open on conn.
 func newCall(conn *pgx.Conn) (*call, error) {
 	within, ok := conn.PgConn().CustomData()[txKey].(pgx.Tx)
 	if !ok {
-		// pgx makes a Tx only where it begins a transaction. This one was begun long ago, so
-		// it begins with a statement that does nothing. A Tx knows of its connection and of
-		// nothing else, so it does for all transactions to come.
+		// pgx creates a Tx only when it begins a transaction. This transaction is open
+		// already, so the statement that begins it does nothing. A Tx refers only to its
+		// connection, so one Tx serves all later transactions of the connection.
 		var err error
 		if within, err = conn.BeginTx(context.Background(), pgx.TxOptions{BeginQuery: "-- it is open"}); err != nil {
 			return nil, err
@@ -52,7 +52,7 @@ func newCall(conn *pgx.Conn) (*call, error) {
 	return &call{conn: conn, within: within}, nil
 }
 
-// end returns what has become of the call, whose handler has returned err.
+// end ends the call and returns its result. err is what the handler returned.
 func (c *call) end(err error) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -72,7 +72,7 @@ func (c *call) end(err error) error {
 	return err
 }
 
-// allows returns why a statement is not sent.
+// allows returns an error if a statement must not be sent.
 func (c *call) allows(query string) error {
 	word := sqltext.EndsTransaction(query)
 	c.mu.Lock()
@@ -87,7 +87,7 @@ func (c *call) allows(query string) error {
 	return nil
 }
 
-// ends refuses to end the transaction.
+// ends returns the error for a method that would end the transaction.
 func (c *call) ends(method string) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -98,15 +98,15 @@ func (c *call) ends(method string) error {
 	return c.err
 }
 
-// opened remembers what is to be closed before the handler returns. On a connection
-// there is one such thing at a time.
+// opened records what must be closed before the handler returns. A connection has one open
+// result at a time.
 func (c *call) opened(closes func()) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.open = closes
 }
 
-// A tx is the pgx.Tx of a handler, or one within.
+// A tx is the pgx.Tx of a handler, or a nested one.
 type tx struct {
 	pgx.Tx
 	call   *call
@@ -174,7 +174,7 @@ func (t *tx) QueryRow(ctx context.Context, query string, args ...any) pgx.Row {
 		return refusedRows{err}
 	}
 	rows := t.Tx.QueryRow(ctx, query, args...)
-	t.call.opened(func() { _ = rows.Scan() }) // which closes it
+	t.call.opened(func() { _ = rows.Scan() }) // Scan closes the row
 	return rows
 }
 
@@ -203,9 +203,9 @@ func (t *tx) CopyFrom(ctx context.Context, table pgx.Identifier, columns []strin
 	return n, err
 }
 
-// A guardedSource is a handler's source of rows. pgx asks it on a goroutine of its own,
-// where a panic would end the process, and the end of the goroutine would have everybody
-// wait for rows that do not come.
+// A guardedSource wraps a handler's source of rows. pgx calls it on a goroutine of its own.
+// There a panic would end the process, and an exit of the goroutine would block the handler
+// forever.
 type guardedSource struct {
 	source pgx.CopyFromSource
 	ended  func()
@@ -214,7 +214,7 @@ type guardedSource struct {
 
 var errSourceExited = errors.New("the source of CopyFrom has ended its goroutine (runtime.Goexit)")
 
-// guard calls the source, and remembers how it ended if not by returning.
+// guard calls the source, and records a panic or an exit of the goroutine.
 func (s *guardedSource) guard(f func()) {
 	returned := false
 	defer func() {
@@ -257,7 +257,7 @@ func (s *guardedSource) Err() (err error) {
 	return err
 }
 
-// refusedRows are those of a statement that was not sent.
+// refusedRows is the result of a statement that was not sent.
 type refusedRows struct{ err error }
 
 func (r refusedRows) Close()                                       {}

@@ -1,7 +1,19 @@
-// Package pqnotify is an orchestrator.Notifier that listens with github.com/lib/pq,
-// whatever driver the rest of the program uses. Package orchestrator itself imports no
-// driver, so only programs that import this package link lib/pq for it, and have
-// database/sql's driver "postgres" registered by it.
+// Package pqnotify provides an orchestrator.Notifier over github.com/lib/pq. With it workers
+// learn at once of new events and of changes in the replica set, by LISTEN and NOTIFY.
+//
+//	notifier, err := pqnotify.New(os.Getenv("DATABASE_URL"))
+//	if err != nil {
+//		return err
+//	}
+//	cfg.Notifier = notifier
+//
+// The rules:
+//
+//   - The rest of the program may use any driver. Importing this package links lib/pq, which
+//     registers the driver "postgres" with database/sql. Package orchestrator imports no driver.
+//   - The URL must lead to the server itself. Behind a pooler in transaction mode, no
+//     notification arrives, and workers poll as they do without a Notifier.
+//   - All workers of a process that listen on the same URL share one connection.
 package pqnotify
 
 import (
@@ -17,53 +29,50 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/redact"
 )
 
-// A Notifier is for orchestrator.Config.Notifier. It keeps one connection while
-// workers listen. Notifiers of the same URL are equal, and the workers of a process
-// that have equal ones share the connection.
+// Notifier is a value for orchestrator.Config.Notifier. It keeps one connection while workers
+// listen. Notifiers with the same URL are equal, and the workers of a process that have equal
+// Notifiers share the connection.
 type Notifier struct {
 	url string // Invariant: lib/pq parses it. It holds a password.
 }
 
-// New returns a Notifier that connects to url, a connection string as lib/pq takes it:
-// a URL (postgres://…), in which a password is percent-encoded, or key=value pairs. It
-// does not connect yet.
+// New returns a Notifier for a connection string of lib/pq: a URL (postgres://…), in which a
+// password is percent-encoded, or key=value pairs. New does not connect. It returns an error
+// if lib/pq can't parse the string. The error does not contain the string.
 //
-// The connection has to lead to the server itself, to the database of Config.DB. Behind
-// a pooler that shares connections between transactions LISTEN succeeds, and nothing is
-// ever heard: workers then poll, as they do without a Notifier.
-//
-// The error does not contain the connection string.
+// The connection must lead to the server itself, and to the database of Config.DB. Behind a
+// pooler in transaction mode LISTEN succeeds, but no notification arrives.
 func New(url string) (Notifier, error) {
 	if url == "" {
 		return Notifier{}, errors.New("pqnotify: the connection string is empty")
 	}
 	if _, err := pq.NewConfig(url); err != nil {
-		// Not err, nor where it is: of a password that is not encoded, parts are taken
-		// for a host or a port.
-		return Notifier{}, errors.New("pqnotify: this is no connection string that lib/pq takes, " +
-			"which are URLs (postgres://…, where a password is percent-encoded) and key=value pairs")
+		// err is left out: it quotes parts of the string, and parts of a password that
+		// is not encoded look like a host or a port.
+		return Notifier{}, errors.New("pqnotify: lib/pq can't parse the connection string: " +
+			"pass a URL (postgres://…, in which a password is percent-encoded) or key=value pairs")
 	}
 	return Notifier{url}, nil
 }
 
-// Format writes the type's name, whatever the verb: the URL holds a password.
+// Format writes the name of the type for every verb: the URL holds a password.
 func (Notifier) Format(s fmt.State, _ rune) { _, _ = io.WriteString(s, "pqnotify.Notifier") }
 
-// patience is how long a connection may be silent before it is asked whether it is
-// still there, and how long an answer may take.
+// patience is how long a connection may be silent before it is checked, and the limit for
+// each answer of the server.
 const patience = 15 * time.Second
 
 // Listen implements orchestrator.Notifier.
 //
-// It is made of pq.ListenerConn and not of pq.Listener, which connects again by itself:
-// when to, and what to log, package orchestrator decides for every Notifier.
+// It uses pq.ListenerConn. pq.Listener reconnects by itself, but package orchestrator decides
+// for every Notifier when to reconnect and what to log.
 func (n Notifier) Listen(ctx context.Context, channels []string, up func(), heard func(channel, payload string)) error {
 	return redact.Error(n.listen(ctx, channels, up, heard))
 }
 
 func (n Notifier) listen(ctx context.Context, channels []string, up func(), heard func(channel, payload string)) error {
 	if n.url == "" {
-		return errors.New("pqnotify: a zero Notifier: make it with New")
+		return errors.New("pqnotify: the Notifier is a zero value; create it with New")
 	}
 	notifications := make(chan *pq.Notification)
 	conn, err := within(ctx, func() (*pq.ListenerConn, error) {
@@ -78,7 +87,7 @@ func (n Notifier) listen(ctx context.Context, channels []string, up func(), hear
 	gone := make(chan struct{})
 	silence := time.NewTicker(patience)
 	defer func() {
-		_ = conn.Close() // ends what waits for it
+		_ = conn.Close() // ends calls that wait for the connection
 		<-gone
 		silence.Stop()
 	}()
@@ -101,28 +110,28 @@ func (n Notifier) listen(ctx context.Context, channels []string, up func(), hear
 		case <-gone:
 			return fmt.Errorf("the connection has ended: %w", conn.Err())
 		case <-silence.C:
-			// Not conn.Ping, which panics where the server refuses it.
+			// conn.Ping would panic if the server refuses it.
 			if _, err := within(ctx, func() (bool, error) { return conn.ExecSimpleQuery("") }, nil); err != nil {
-				return fmt.Errorf("ask whether the connection is still there: %w", err)
+				return fmt.Errorf("check the connection: %w", err)
 			}
 		}
 	}
 }
 
-// within makes a call of lib/pq, none of which takes a context, and waits for it no
-// longer than patience. A panic of it is an error.
+// within makes a call of lib/pq and waits for it no longer than patience: lib/pq's calls take
+// no context. It turns a panic into an error.
 func within[T any](ctx context.Context, call func() (T, error), late func(T)) (T, error) {
 	return calls.Within(ctx, patience, func(context.Context) (value T, err error) {
 		defer func() {
 			if v := recover(); v != nil {
-				err = fmt.Errorf("lib/pq has panicked: %v", v)
+				err = fmt.Errorf("lib/pq panicked: %v", v)
 			}
 		}()
 		return call()
 	}, late)
 }
 
-// drain lets a connection end that nobody listens to.
+// drain receives the notifications of an abandoned connection, so that it can end.
 func drain(notifications <-chan *pq.Notification) {
 	for range notifications {
 	}

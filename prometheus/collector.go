@@ -1,17 +1,22 @@
-// Package prometheus exports what the workers of a process do as metrics for
-// Prometheus. The folder has alert rules and a Grafana dashboard for them.
+// Package prometheus exports metrics of a process's workers to Prometheus. The folder also
+// contains alert rules and a Grafana dashboard.
 //
-// All names start with pupsourcing_orchestrator_. Counters and histograms are
-// counted as things happen; gauges say what the workers of this process reported
-// last, at most about a HeartbeatInterval ago. A worker knows of itself only, so
-// what concerns the replica set is a sum over its processes: each generation is
-// counted by the one worker that opened it (one that an order opened, by the one that
-// activated it), each partition by the one that has it.
+//	metrics := orchestratorprometheus.NewCollector()
+//	prometheus.MustRegister(metrics)
+//	cfg.Observer = metrics.Observer()
 //
-// Labels are bounded: replica_set and projection by the program; reason and state
-// by fixed words; partition, on lag_events, lag_seconds and stalled alone, by the
-// partitions that the process runs, and the series of others are gone. No label
-// names a worker, a position or an error.
+// The rules:
+//
+//   - One Collector serves all Orchestrators and replica sets of a process. Register it once.
+//   - All names start with pupsourcing_orchestrator_. The README lists them.
+//   - Counters and histograms are updated as things happen. Gauges show the workers' latest
+//     reports, which are at most about a HeartbeatInterval old.
+//   - A worker knows only itself. Sum over processes to get values of a replica set: each
+//     generation is counted by the worker that opened it (or activated it, if an order opened
+//     it), and each partition by the worker that has it.
+//   - Labels are bounded. replica_set and projection come from the program, reason and state
+//     from fixed lists. partition is only on lag_events, lag_seconds and stalled, for the
+//     partitions that the process runs. No label contains a worker, a position or an error.
 package prometheus
 
 import (
@@ -23,8 +28,8 @@ import (
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 )
 
-// A Collector is the metrics of all Orchestrators of a process that have its
-// Observer. Create it with NewCollector, and register it once.
+// Collector is a prometheus.Collector with the metrics of all Orchestrators of a process that
+// have its Observer. Create it with NewCollector, and register it once.
 type Collector struct {
 	counters []prometheus.Collector
 
@@ -42,7 +47,7 @@ type Collector struct {
 	dropped     prometheus.Counter
 
 	mu      sync.Mutex
-	reports map[worker]orchestrator.WorkerReport // the last one of each
+	reports map[worker]orchestrator.WorkerReport // the latest of each worker
 }
 
 var (
@@ -51,19 +56,19 @@ var (
 	perPartition  = []string{"replica_set", "projection", "partition"}
 )
 
-// What comes from the reports.
+// Gauges, which come from the workers' reports.
 var (
 	workers = gauge("workers", "Workers of this process that are members of the replica set.", perSet)
 	state   = gauge("worker_state", "Workers of this process in each state: joining, standby, waiting, running, draining or suspended.",
 		[]string{"replica_set", "state"})
 	partitions = gauge("current_generation_partitions",
-		"Partitions of the newest generation that a worker of this process runs; absent while none runs anything.", perSet)
-	parked = gauge("events_parked", "Events that are set aside, in the partitions that this process runs.", perProjection)
-	oldest = gauge("events_parked_oldest_seconds", "For how long the oldest of these is set aside; 0: there is none.", perProjection)
+		"Partitions of the newest generation that a worker of this process runs. Absent if none runs.", perSet)
+	parked = gauge("events_parked", "Parked events (dead-letter queue) in the partitions that this process runs.", perProjection)
+	oldest = gauge("events_parked_oldest_seconds", "Age of the oldest parked event. 0: there is none.", perProjection)
 	lag    = gauge("lag_events",
-		"Positions of the stream that are left to read or to handle; about one of current_generation_partitions is the partition's. Absent while it is not known.", perPartition)
-	seconds = gauge("lag_seconds", "For how long there has been something to handle that was not.", perPartition)
-	stalled = gauge("stalled", "1 if there is something to read, and the partition has not moved for Config.StallAfter; else 0.", perPartition)
+		"Positions of the stream that are left to read or to handle. About one in current_generation_partitions belongs to the partition. Absent while unknown.", perPartition)
+	seconds = gauge("lag_seconds", "Age of the oldest event that is not handled.", perPartition)
+	stalled = gauge("stalled", "1 if there are events to read and the partition has made no progress for Config.StallAfter, else 0.", perPartition)
 )
 
 var states = []string{"joining", "standby", "waiting", "running", "draining", "suspended"}
@@ -74,7 +79,7 @@ func gauge(of, help string, labels []string) *prometheus.Desc {
 	return prometheus.NewDesc(name(of), help, labels, nil)
 }
 
-// NewCollector returns a Collector that has seen nothing yet.
+// NewCollector returns a Collector. Register it, and set Config.Observer to its Observer.
 func NewCollector() *Collector {
 	c := &Collector{reports: map[worker]orchestrator.WorkerReport{}}
 	counter := func(of, help string, labels ...string) *prometheus.CounterVec {
@@ -87,29 +92,29 @@ func NewCollector() *Collector {
 		c.counters = append(c.counters, vec)
 		return vec
 	}
-	c.generations = counter("generations_total", "Generations that workers of this process opened, by the reason; and of those that an order opened, the ones that they activated.", "replica_set", "reason")
+	c.generations = counter("generations_total", "Generations that workers of this process opened, by reason. A generation that an order opened is counted by the worker that activated it.", "replica_set", "reason")
 	c.took = histogram("coordination_duration_seconds",
-		"From the opening of a generation to its activation, of those that this process activated. Partitions are idle for that long at most.",
+		"Time from opening a generation to its activation, for generations that this process activated. Partitions are idle for at most this time.",
 		[]float64{.01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300}, perSet...)
 	c.timeouts = counter("coordination_timeouts_total",
-		"Workers of this process whose handlers did not return in time, so that Run returned ErrCoordinationTimeout.", perSet...)
-	c.stale = counter("stale_workers_total", "Workers, of any process, that this process removed because they seemed dead.", perSet...)
-	c.beats = histogram("heartbeat_latency_seconds", "Round trips of heartbeats that succeeded.",
+		"Calls of Run that returned ErrCoordinationTimeout, because a handler did not return in time.", perSet...)
+	c.stale = counter("stale_workers_total", "Workers of any process that this process removed because they seemed dead.", perSet...)
+	c.beats = histogram("heartbeat_latency_seconds", "Round-trip time of successful heartbeats.",
 		[]float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10}, perSet...)
 	c.missedBeats = counter("heartbeat_failures_total", "Heartbeats that failed.", perSet...)
 	c.processed = counter("events_processed_total", "Events that were handled and committed.", perProjection...)
 	c.skipped = counter("events_skipped_total", "Events that were read and belong to other partitions.", perProjection...)
-	c.failures = counter("projection_errors_total", "Calls of handlers that failed, retries included.", perProjection...)
-	c.fenced = counter("fenced_commits_total", "Commits that were refused, since another worker had taken over.", perProjection...)
-	c.batches = histogram("batch_duration_seconds", "From the first event of a batch in the handler to the commit.",
+	c.failures = counter("projection_errors_total", "Calls of handlers that failed, including retries.", perProjection...)
+	c.fenced = counter("fenced_commits_total", "Commits that were refused because another worker had taken over.", perProjection...)
+	c.batches = histogram("batch_duration_seconds", "Time from the first call of the handler for a batch to the commit.",
 		[]float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60}, perProjection...)
 	c.dropped = prometheus.NewCounter(prometheus.CounterOpts{Name: name("observer_dropped_total"),
-		Help: "Things that happened and are not in the other counters, since too many waited to be counted."})
+		Help: "Calls of the Observer that were dropped because its queue was full. They are missing from the other metrics."})
 	c.counters = append(c.counters, c.dropped)
 	return c
 }
 
-// Describe is part of prometheus.Collector.
+// Describe implements prometheus.Collector.
 func (c *Collector) Describe(ch chan<- *prometheus.Desc) {
 	for _, counter := range c.counters {
 		counter.Describe(ch)
@@ -119,7 +124,7 @@ func (c *Collector) Describe(ch chan<- *prometheus.Desc) {
 	}
 }
 
-// Collect is part of prometheus.Collector.
+// Collect implements prometheus.Collector.
 func (c *Collector) Collect(ch chan<- prometheus.Metric) {
 	for _, counter := range c.counters {
 		counter.Collect(ch)

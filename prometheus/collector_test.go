@@ -121,30 +121,30 @@ func TestGauges(t *testing.T) {
 	o.Reported(other)
 
 	compare(t, c, "workers worker_state current_generation_partitions lag_events lag_seconds stalled events_parked events_parked_oldest_seconds", `
-# HELP pupsourcing_orchestrator_current_generation_partitions Partitions of the newest generation that a worker of this process runs; absent while none runs anything.
+# HELP pupsourcing_orchestrator_current_generation_partitions Partitions of the newest generation that a worker of this process runs. Absent if none runs.
 # TYPE pupsourcing_orchestrator_current_generation_partitions gauge
 pupsourcing_orchestrator_current_generation_partitions{replica_set="main"} 3
 pupsourcing_orchestrator_current_generation_partitions{replica_set="reports"} 1
-# HELP pupsourcing_orchestrator_events_parked Events that are set aside, in the partitions that this process runs.
+# HELP pupsourcing_orchestrator_events_parked Parked events (dead-letter queue) in the partitions that this process runs.
 # TYPE pupsourcing_orchestrator_events_parked gauge
 pupsourcing_orchestrator_events_parked{projection="orders",replica_set="main"} 5
 pupsourcing_orchestrator_events_parked{projection="search",replica_set="reports"} 0
-# HELP pupsourcing_orchestrator_events_parked_oldest_seconds For how long the oldest of these is set aside; 0: there is none.
+# HELP pupsourcing_orchestrator_events_parked_oldest_seconds Age of the oldest parked event. 0: there is none.
 # TYPE pupsourcing_orchestrator_events_parked_oldest_seconds gauge
 pupsourcing_orchestrator_events_parked_oldest_seconds{projection="orders",replica_set="main"} 30
 pupsourcing_orchestrator_events_parked_oldest_seconds{projection="search",replica_set="reports"} 0
-# HELP pupsourcing_orchestrator_lag_events Positions of the stream that are left to read or to handle; about one of current_generation_partitions is the partition's. Absent while it is not known.
+# HELP pupsourcing_orchestrator_lag_events Positions of the stream that are left to read or to handle. About one in current_generation_partitions belongs to the partition. Absent while unknown.
 # TYPE pupsourcing_orchestrator_lag_events gauge
 pupsourcing_orchestrator_lag_events{partition="0",projection="orders",replica_set="main"} 40
 pupsourcing_orchestrator_lag_events{partition="1",projection="orders",replica_set="main"} 30
 pupsourcing_orchestrator_lag_events{partition="0",projection="search",replica_set="reports"} 70
-# HELP pupsourcing_orchestrator_lag_seconds For how long there has been something to handle that was not.
+# HELP pupsourcing_orchestrator_lag_seconds Age of the oldest event that is not handled.
 # TYPE pupsourcing_orchestrator_lag_seconds gauge
 pupsourcing_orchestrator_lag_seconds{partition="0",projection="orders",replica_set="main"} 1.5
 pupsourcing_orchestrator_lag_seconds{partition="1",projection="orders",replica_set="main"} 0
 pupsourcing_orchestrator_lag_seconds{partition="2",projection="orders",replica_set="main"} 0
 pupsourcing_orchestrator_lag_seconds{partition="0",projection="search",replica_set="reports"} 0
-# HELP pupsourcing_orchestrator_stalled 1 if there is something to read, and the partition has not moved for Config.StallAfter; else 0.
+# HELP pupsourcing_orchestrator_stalled 1 if there are events to read and the partition has made no progress for Config.StallAfter, else 0.
 # TYPE pupsourcing_orchestrator_stalled gauge
 pupsourcing_orchestrator_stalled{partition="0",projection="orders",replica_set="main"} 1
 pupsourcing_orchestrator_stalled{partition="1",projection="orders",replica_set="main"} 0

@@ -2,7 +2,7 @@ package prometheus
 
 import orchestrator "github.com/getpup/pupsourcing-orchestrator"
 
-// Observer returns what feeds the collector, for Config.Observer of any number of
+// Observer returns an Observer that updates the Collector, for Config.Observer of any number of
 // Orchestrators and replica sets.
 func (c *Collector) Observer() *orchestrator.Observer {
 	return &orchestrator.Observer{
@@ -10,7 +10,7 @@ func (c *Collector) Observer() *orchestrator.Observer {
 			c.generations.WithLabelValues(string(e.ReplicaSet), reason(e.Reason)).Inc()
 		},
 		GenerationActivated: func(e orchestrator.GenerationActivated) {
-			if r := reason(e.Reason); orders[r] { // no worker has opened it
+			if r := reason(e.Reason); orders[r] { // no worker opened it
 				c.generations.WithLabelValues(string(e.ReplicaSet), r).Inc()
 			}
 			c.took.WithLabelValues(string(e.ReplicaSet)).Observe(e.Duration.Seconds())
@@ -50,15 +50,15 @@ func (c *Collector) Observer() *orchestrator.Observer {
 	}
 }
 
-// initialize makes counters start at 0. One that first appears as 1 is no increase
-// to Prometheus, and the first failure would be missed.
+// initialize creates counters at 0. To Prometheus, a counter that first appears as 1 has not
+// increased, so the first failure would be missed.
 func (c *Collector) initialize(set string, lanes []orchestrator.LaneReport) {
 	c.timeouts.WithLabelValues(set)
 	c.stale.WithLabelValues(set)
 	c.beats.WithLabelValues(set)
 	c.missedBeats.WithLabelValues(set)
 	c.took.WithLabelValues(set)
-	for _, why := range []string{"joined", "gone"} { // those that repeat by themselves
+	for _, why := range []string{"joined", "gone"} { // reasons that repeat without an operator
 		c.generations.WithLabelValues(set, why)
 	}
 	for _, l := range lanes {

@@ -2,14 +2,14 @@ package prometheus
 
 import "strings"
 
-// reason turns the reason for a generation, which is a text with numbers and
-// names, into a label of few values: an order's kind, what has changed ("joined",
-// or "joined,gone"), "first worker", or "other".
+// reason turns the reason of a generation, which contains numbers and names, into one of a few
+// values: the kind of an order, what has changed ("joined", or "joined,gone"), "first worker",
+// or "other".
 func reason(text string) string {
 	if text == "first worker" {
 		return text
 	}
-	// An order comes alone, and names a projection or a worker: "pause of orders".
+	// An order is the only reason, and names a projection or a worker: "pause of orders".
 	kind, _, order := strings.Cut(text, " of ")
 	if order && orders[kind] {
 		return kind

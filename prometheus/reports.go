@@ -10,8 +10,8 @@ import (
 // A worker is one call of Run.
 type worker struct{ set, name string }
 
-// workerOf leaves out of the name which incarnation it is: each takes the place of
-// the one before, whose lanes would otherwise be shown for ever.
+// workerOf removes the incarnation from the worker's name. So an incarnation replaces the report
+// of the one before, whose lanes would otherwise be shown forever.
 func workerOf(s orchestrator.Source) worker {
 	name := s.Worker
 	if i := strings.LastIndexByte(name, '~'); i >= 0 && strings.Trim(name[i+1:], "0123456789") == "" {
@@ -28,30 +28,30 @@ type place struct {
 
 func (p place) number() string { return strconv.Itoa(p.partition) }
 
-// A lane is the report of a lane, and the generation that its worker runs.
+// A lane is the report of a lane and the generation that its worker runs.
 type lane struct {
 	orchestrator.LaneReport
 	generation int64
 }
 
-// A summary is what the workers of one replica set say.
+// A summary combines the reports of one replica set.
 type summary struct {
 	members    int
 	states     map[string]int
-	generation int64 // the newest that is run
-	partitions int   // of it; 0: none is run
+	generation int64 // the newest that runs
+	partitions int   // of that generation; 0: none runs
 	lanes      map[place]lane
 }
 
-// summarize puts the reports of each replica set together.
+// summarize combines the reports of each replica set.
 //
 // Two workers may report one lane:
 //  1. w1 reports that it runs partition 1 under generation 4;
 //  2. generation 5 gives partition 1 to w2, which starts it and reports;
 //  3. a scrape comes before w1 reports again.
 //
-// Two samples of one series fail the whole scrape, of all that is registered. The
-// one under the newer generation counts.
+// Two samples of one series would fail the whole scrape, with all other collectors. So the
+// report under the newer generation counts.
 func summarize(reports map[worker]orchestrator.WorkerReport) map[string]*summary {
 	sets := map[string]*summary{}
 	for w, r := range reports {
@@ -77,18 +77,18 @@ func summarize(reports map[worker]orchestrator.WorkerReport) map[string]*summary
 	return sets
 }
 
-// aside is what a projection has set aside, and for how long the oldest is.
-type aside struct {
+// parkedEvents is the number of a projection's parked events, and the age of the oldest.
+type parkedEvents struct {
 	events  int
 	seconds float64
 }
 
-// parked adds up the events that are set aside, of each projection.
-func (s *summary) parked() map[string]aside {
-	of := map[string]aside{}
+// parked returns the parked events of each projection.
+func (s *summary) parked() map[string]parkedEvents {
+	of := map[string]parkedEvents{}
 	for at, l := range s.lanes {
 		p := of[at.projection]
-		of[at.projection] = aside{p.events + l.Parked, max(p.seconds, l.ParkedSeconds)}
+		of[at.projection] = parkedEvents{p.events + l.Parked, max(p.seconds, l.ParkedSeconds)}
 	}
 	return of
 }

@@ -1,5 +1,5 @@
-// Package calls waits: for a call that may never return, for a time, and for
-// something that another process does.
+// Package calls makes calls that may never return, polls for conditions, and sleeps. Each of
+// its functions ends with its context.
 package calls
 
 import (
@@ -13,10 +13,9 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
-// Within makes a call that is waited for no longer than d, whether it honours its
-// context or not: a driver may be opening a connection to a server that does not
-// answer. A call that is given up goes on in the background; late takes what it
-// returns then, if it succeeds.
+// Within makes a call and waits for it no longer than d, even if the call ignores its context:
+// a driver may be opening a connection to a server that does not answer. An abandoned call
+// goes on in the background. If it succeeds then, late gets its result.
 func Within[T any](ctx context.Context, d time.Duration, call func(context.Context) (T, error), late func(T)) (T, error) {
 	type result struct {
 		value T
@@ -43,7 +42,7 @@ func Within[T any](ctx context.Context, d time.Duration, call func(context.Conte
 		return r.value, r.err
 	case <-ctx.Done():
 	}
-	// Most drivers return now, with a better error.
+	// Most drivers return now, with a more precise error.
 	grace := time.NewTimer(min(d/10, 100*time.Millisecond))
 	defer grace.Stop()
 	select {
@@ -62,8 +61,8 @@ func Do(ctx context.Context, d time.Duration, call func(context.Context) error) 
 	return err
 }
 
-// Await asks again and again until the answer is yes, ever less often, up to ten times
-// a second. A database that is away is waited for.
+// Await calls ask until it returns true, with a growing delay between calls, at most ten times a
+// second. It goes on after errors that may pass, such as an unreachable database.
 func Await(ctx context.Context, ask func() (bool, error)) error {
 	for asked := 1; ; asked++ {
 		ok, err := ask()
@@ -76,7 +75,7 @@ func Await(ctx context.Context, ask func() (bool, error)) error {
 	}
 }
 
-// Sleep waits, and reports false if ctx ended first.
+// Sleep waits for d, and returns false if ctx ends first.
 func Sleep(ctx context.Context, d time.Duration) bool {
 	t := time.NewTimer(d)
 	defer t.Stop()

@@ -8,16 +8,16 @@ import (
 	"unsafe"
 )
 
-// A Chunk is memory for copies, Size bytes at once. Who keeps a copy keeps its chunk; so
-// what is larger than a quarter has its own.
+// A Chunk is memory for copies. It is allocated Size bytes at a time. A copy keeps its whole
+// allocation alive, so copies larger than a quarter of Size get their own.
 type Chunk struct {
 	Size int
-	// to is a Builder since that alone grows by memory that is not cleared first.
+	// to is a Builder because only a Builder allocates memory without clearing it.
 	to *strings.Builder
 }
 
-// Copy returns a copy of b, which is nobody else's, up to its capacity. Of no bytes it is
-// empty, and not nil.
+// Copy returns a copy of b. Nothing else uses its memory, up to its capacity. The copy of no
+// bytes is empty and not nil.
 func (c *Chunk) Copy(b []byte) []byte {
 	switch {
 	case len(b) == 0:
@@ -30,5 +30,5 @@ func (c *Chunk) Copy(b []byte) []byte {
 	}
 	from := c.to.Len()
 	_, _ = c.to.Write(b)
-	return unsafe.Slice(unsafe.StringData(c.to.String()[from:]), len(b)) // of these bytes there is no other string
+	return unsafe.Slice(unsafe.StringData(c.to.String()[from:]), len(b)) // no string refers to these bytes
 }

@@ -1,17 +1,17 @@
-// Package dbconn makes calls on the connections of a database/sql pool that return
-// when their context ends, and leave no connection behind.
+// Package dbconn makes calls on the connections of a database/sql pool. Its calls return when
+// their context ends, and they leave no connection behind.
 //
-// A context ends a call only where the driver listens to it. lib/pq, for one, goes on
-// reading from a connection whose other end has fallen silent until the kernel gives
-// up, a quarter of an hour later. Such a call keeps its place in the pool: a pool with
-// a limit runs out of connections, though new ones would work at once.
+// A context ends a call only if the driver supports that. lib/pq, for example, goes on reading
+// from a connection whose other end is silent until the kernel gives up, a quarter of an hour
+// later. Such a call keeps its place in the pool: a pool with a limit runs out of connections,
+// although new ones would work at once.
 //
-// So this package remembers which connection a call is on. If the call has not
-// returned a moment after its context has ended, the connection is cut: its socket is
-// closed, the call fails, and the connection does not go back to the pool.
+// So this package records which connection a call is on. If the call has not returned a moment
+// after its context has ended, the connection is cut: its socket is closed, the call fails, and
+// the connection does not go back to the pool.
 //
-// It can't do so while the driver is still opening a connection; that is for the
-// driver's own timeout (connect_timeout).
+// This does not work while the driver is still opening a connection. Then the driver's own
+// timeout (connect_timeout) applies.
 package dbconn
 
 import (
@@ -27,7 +27,7 @@ import (
 	"time"
 )
 
-// grace is how long a driver has to return by itself when a context has ended.
+// grace is how long a driver has to return by itself after a context has ended.
 const grace = 50 * time.Millisecond
 
 // A hold is a connection that was taken out of the pool.
@@ -39,7 +39,7 @@ type hold struct {
 	isBack bool
 }
 
-// cut closes the connection, unless it was given back. The call that is on it fails.
+// cut closes the connection, unless it was given back. A call on it fails.
 func (h *hold) cut() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -48,18 +48,18 @@ func (h *hold) cut() {
 	}
 	h.isCut = true
 	silent.add(h.db, 1)
-	go closeSocket(h.driver) // it may have to wait for what is being sent
+	go closeSocket(h.driver) // it may have to wait until data is sent
 }
 
-// wasCut reports whether it was.
+// wasCut reports whether the connection was cut.
 func (h *hold) wasCut() bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.isCut
 }
 
-// back reports whether it may go back to the pool, and whether this is the first time
-// that it is asked.
+// back reports whether the connection may go back to the pool, and whether this is the first
+// call of back.
 func (h *hold) back() (whole, first bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -67,7 +67,7 @@ func (h *hold) back() (whole, first bool) {
 	return !h.isCut, first
 }
 
-// watch cuts the connection a moment after ctx has ended, unless leave was called.
+// watch cuts the connection a moment after ctx has ended, unless leave was called before.
 func (h *hold) watch(ctx context.Context) (leave func()) {
 	var left atomic.Bool
 	stop := context.AfterFunc(ctx, func() {
@@ -86,15 +86,14 @@ func (h *hold) watch(ctx context.Context) (leave func()) {
 // closeSocket closes the network connection below a driver's while a call on it is
 // under way.
 //
-//   - pgx is not made for being closed by another goroutine, but shows its net.Conn. (It
-//     is found by its methods, or this module would depend on pgx.)
-//   - lib/pq is: its Close sends a message and closes the net.Conn, and does so itself
-//     beside a call whose context ends.
-//   - Another driver that has not listened to a context has its Close called. It is the
-//     last that can be tried.
+//   - pgx must not be closed by another goroutine, but exports its net.Conn. (It is found by
+//     its methods, so that this module does not depend on pgx.)
+//   - lib/pq may be closed: its Close sends a message and closes the net.Conn. lib/pq itself
+//     does the same during a call whose context ends.
+//   - Of other drivers, Close is called. Nothing else can be tried.
 func closeSocket(conn any) {
 	for {
-		w, ok := conn.(interface{ Raw() driver.Conn }) // as wrappers have it that trace calls
+		w, ok := conn.(interface{ Raw() driver.Conn }) // wrappers that trace calls have it
 		if !ok {
 			break
 		}
@@ -107,7 +106,7 @@ func closeSocket(conn any) {
 	}
 }
 
-// netConn returns conn.Conn().PgConn().Conn(), if there is such a thing.
+// netConn returns conn.Conn().PgConn().Conn(), or nil if there are no such methods.
 func netConn(conn any) net.Conn {
 	v := reached(conn, "Conn", "PgConn", "Conn")
 	if !v.IsValid() {
@@ -117,8 +116,8 @@ func netConn(conn any) net.Conn {
 	return c
 }
 
-// reached returns what methods without arguments return, each called on the result of
-// the one before it; the zero Value if there is no such method, or nothing to call it on.
+// reached calls methods without arguments, each on the result of the one before, and returns the
+// last result. It returns the zero Value if a method or a receiver is missing.
 func reached(conn any, methods ...string) reflect.Value {
 	v := reflect.ValueOf(conn)
 	for i, name := range methods {
@@ -134,8 +133,8 @@ func reached(conn any, methods ...string) reflect.Value {
 	return v
 }
 
-// silent counts, for each pool, the connections that were cut, and whose calls have
-// not returned yet.
+// silent counts, for each pool, the connections that were cut and whose calls have not returned
+// yet.
 var silent counts
 
 type counts struct {
@@ -160,7 +159,7 @@ func (c *counts) get(db *sql.DB) int {
 	return c.of[db]
 }
 
-// full returns an error if the pool has no connection to give.
+// full returns an error if the pool has no free connection.
 func full(db *sql.DB) error {
 	s := db.Stats()
 	if s.MaxOpenConnections == 0 || s.InUse < s.MaxOpenConnections {
@@ -172,14 +171,14 @@ func full(db *sql.DB) error {
 	return fmt.Errorf("the pool has no free connection: all %d are in use (see db.SetMaxOpenConns)", s.InUse)
 }
 
-// A Conn is a connection out of a pool.
+// A Conn is a connection taken out of a pool.
 type Conn struct {
 	*sql.Conn
 	hold  *hold
 	leave func()
 }
 
-// ErrNoDatabase is returned where the pool is nil.
+// ErrNoDatabase is returned if the pool is nil.
 var ErrNoDatabase = errors.New("orchestrator: the database (*sql.DB) is nil")
 
 // Take takes a connection out of the pool.
@@ -208,7 +207,7 @@ func (c *Conn) During(ctx context.Context, f func() error) error {
 	return c.said(ctx, f())
 }
 
-// said returns what is to be said of a call on it that has returned.
+// said returns the error of a call that has returned.
 func (c *Conn) said(ctx context.Context, err error) error {
 	if err != nil && ctx.Err() != nil && c.hold.wasCut() {
 		return fmt.Errorf("no answer from the database: %w (%w)", context.Cause(ctx), err)
@@ -216,8 +215,8 @@ func (c *Conn) said(ctx context.Context, err error) error {
 	return err
 }
 
-// Close gives it back to the pool, or has it closed if it was cut. It waits for what
-// is under way on it.
+// Close gives the connection back to the pool, or closes it if it was cut. It waits for calls on
+// the connection.
 func (c *Conn) Close() error {
 	whole, first := c.hold.back()
 	if !first {
@@ -234,9 +233,8 @@ func (c *Conn) Close() error {
 	return c.Conn.Close()
 }
 
-// closePgx has pgx know that its connection is closed, which it does not by itself where no
-// call was under way. From a pool of pgx's (stdlib.OpenDBFromPool) the connection would
-// be handed out to the next who asks.
+// closePgx tells pgx that its connection is closed. pgx does not notice that if no call was under
+// way, and a pool of pgx (stdlib.OpenDBFromPool) would hand out the connection again.
 func closePgx(conn any) {
 	c := reached(conn, "Conn")
 	if !c.IsValid() {
@@ -249,18 +247,18 @@ func closePgx(conn any) {
 	}
 }
 
-// Cut closes the connection below it. Whatever is under way on it fails.
+// Cut closes the network connection. A call on it fails.
 func (c *Conn) Cut() { c.hold.cut() }
 
-// Discard has it closed, and waits for nothing.
+// Discard closes the connection without waiting.
 func (c *Conn) Discard() {
 	c.hold.cut()
 	go c.Close()
 }
 
-// on makes a call on a connection of the pool, as database/sql does: on another one if
-// the driver says that this one was dead before. The connection is the caller's to
-// close, and is cut if it has not done so when ctx ends.
+// on makes a call on a connection of the pool. Like database/sql, it tries another connection if
+// the driver reports that this one was dead before. The caller must close the connection. If it
+// has not done so when ctx ends, the connection is cut.
 func on[T any](ctx context.Context, db *sql.DB, call func(*Conn) (T, error)) (value T, c *Conn, err error) {
 	for tries := 0; ; tries++ {
 		if c, err = Take(ctx, db); err != nil {
@@ -278,7 +276,7 @@ func on[T any](ctx context.Context, db *sql.DB, call func(*Conn) (T, error)) (va
 	}
 }
 
-// Exec is db.ExecContext.
+// Exec does what db.ExecContext does.
 func Exec(ctx context.Context, db *sql.DB, query string, args ...any) (sql.Result, error) {
 	result, c, err := on(ctx, db, func(c *Conn) (sql.Result, error) { return c.ExecContext(ctx, query, args...) })
 	if err == nil {
@@ -287,14 +285,14 @@ func Exec(ctx context.Context, db *sql.DB, query string, args ...any) (sql.Resul
 	return result, err
 }
 
-// Rows are those of a query. Close gives the connection back.
+// Rows are the rows of a query. Close gives the connection back.
 type Rows struct {
 	*sql.Rows
 	ctx  context.Context
 	conn *Conn
 }
 
-// Query is db.QueryContext.
+// Query does what db.QueryContext does.
 func Query(ctx context.Context, db *sql.DB, query string, args ...any) (*Rows, error) {
 	rows, c, err := on(ctx, db, func(c *Conn) (*sql.Rows, error) { return c.QueryContext(ctx, query, args...) })
 	if err != nil {
@@ -303,13 +301,13 @@ func Query(ctx context.Context, db *sql.DB, query string, args ...any) (*Rows, e
 	return &Rows{rows, ctx, c}, nil
 }
 
-// Err is that of sql.Rows.
+// Err does what sql.Rows.Err does.
 func (r *Rows) Err() error { return r.conn.said(r.ctx, r.Rows.Err()) }
 
-// Close closes the rows.
+// Close closes the rows and gives the connection back.
 func (r *Rows) Close() error { return errors.Join(r.Rows.Close(), r.conn.Close()) }
 
-// A Row is that of a query.
+// A Row is the row of a query.
 type Row struct {
 	row  *sql.Row
 	ctx  context.Context
@@ -317,7 +315,7 @@ type Row struct {
 	err  error
 }
 
-// QueryRow is db.QueryRowContext. Scan has to be called.
+// QueryRow does what db.QueryRowContext does. Scan must be called.
 func QueryRow(ctx context.Context, db *sql.DB, query string, args ...any) *Row {
 	row, c, err := on(ctx, db, func(c *Conn) (*sql.Row, error) {
 		row := c.QueryRowContext(ctx, query, args...)
@@ -326,7 +324,7 @@ func QueryRow(ctx context.Context, db *sql.DB, query string, args ...any) *Row {
 	return &Row{row, ctx, c, err}
 }
 
-// Scan is that of sql.Row.
+// Scan does what sql.Row.Scan does.
 func (r *Row) Scan(dest ...any) error {
 	if r.err != nil {
 		return r.err
@@ -336,15 +334,14 @@ func (r *Row) Scan(dest ...any) error {
 	return err
 }
 
-// A Tx is a transaction, and its connection.
+// A Tx is a transaction and its connection.
 type Tx struct {
 	*sql.Tx
 	conn *Conn
-	once bool // the connection is of no further use
+	once bool // the connection is closed after the transaction
 }
 
-// Begin is db.BeginTx. Where ctx ends before the transaction does, the connection is
-// cut.
+// Begin does what db.BeginTx does. If ctx ends before the transaction, the connection is cut.
 func Begin(ctx context.Context, db *sql.DB, o *sql.TxOptions) (*Tx, error) {
 	tx, c, err := on(ctx, db, func(c *Conn) (*sql.Tx, error) { return c.BeginTx(ctx, o) })
 	if err != nil {
@@ -353,15 +350,15 @@ func Begin(ctx context.Context, db *sql.DB, o *sql.TxOptions) (*Tx, error) {
 	return &Tx{Tx: tx, conn: c}, nil
 }
 
-// Commit is that of sql.Tx.
+// Commit does what sql.Tx.Commit does.
 func (tx *Tx) Commit() error { return tx.end(tx.Tx.Commit()) }
 
-// Rollback is that of sql.Tx.
+// Rollback does what sql.Tx.Rollback does.
 func (tx *Tx) Rollback() error { return tx.end(tx.Tx.Rollback()) }
 
-// end gives the connection back. Where a transaction was ended by its context, or has
-// ended without a word from the server, something may still be under way on it, which
-// nobody is to wait for.
+// end gives the connection back. If the context ended the transaction, or it ended without an
+// answer from the server, a call may still be under way on the connection: end does not wait for
+// it.
 func (tx *Tx) end(err error) error {
 	var answer interface{ SQLState() string }
 	if err != nil && !errors.As(err, &answer) {
@@ -377,18 +374,17 @@ func (tx *Tx) end(err error) error {
 	return err
 }
 
-// CloseAfter has the connection closed when the transaction has ended, for one that may
-// leave settings of its session behind.
+// CloseAfter makes the end of the transaction close the connection, for transactions that may
+// change settings of the session.
 func (tx *Tx) CloseAfter() { tx.once = true }
 
 // During calls f. If that has not returned when ctx ends, the connection is cut.
 func (tx *Tx) During(ctx context.Context, f func() error) error { return tx.conn.During(ctx, f) }
 
-// Raw calls f with the driver's connection, as sql.Conn.Raw does. Nothing else can be done
-// in the transaction meanwhile. f must return, and reports whether the connection is of
-// no more use: it is cut then. (What f would return to sql.Conn.Raw as driver.ErrBadConn
-// has that close the connection, and wait for the transaction to end, which waits for
-// Raw.)
+// Raw calls f with the driver's connection, as sql.Conn.Raw does. The transaction can't be used
+// meanwhile. f must return. If it returns true, the connection is broken and is cut. (If f
+// returned driver.ErrBadConn to sql.Conn.Raw, that would close the connection and wait for the
+// end of the transaction, which waits for Raw.)
 func (tx *Tx) Raw(f func(driverConn any) (broken bool)) error {
 	broken := false
 	err := tx.conn.Raw(func(driverConn any) error {
@@ -401,8 +397,9 @@ func (tx *Tx) Raw(f func(driverConn any) (broken bool)) error {
 	return err
 }
 
-// Busy reports whether something is under way on a driver's connection, as far as that
-// says so: by conn.Conn().PgConn().IsBusy(). pgx takes a busy connection for a lost one.
+// Busy reports whether conn.Conn().PgConn().IsBusy() returns true: a call is under way on the
+// connection. It returns false for drivers without these methods. pgx treats a busy connection
+// as lost.
 func Busy(conn any) bool {
 	c := reached(conn, "Conn", "PgConn")
 	if !c.IsValid() {
@@ -412,17 +409,17 @@ func Busy(conn any) bool {
 	return ok && is.IsBusy()
 }
 
-// Cut closes the connection. Whatever is under way in the transaction fails.
+// Cut closes the network connection. A call in the transaction fails.
 func (tx *Tx) Cut() { tx.conn.Cut() }
 
-// A Querier is a pool, a connection out of one, or a transaction.
+// A Querier is a pool, a connection of a pool, or a transaction.
 type Querier interface {
 	ExecContext(context.Context, string, ...any) (sql.Result, error)
 	QueryContext(context.Context, string, ...any) (*sql.Rows, error)
 	QueryRowContext(context.Context, string, ...any) *sql.Row
 }
 
-// A Scanner is what is common to Rows and sql.Rows.
+// A Scanner has the methods that Rows and sql.Rows share.
 type Scanner interface {
 	Next() bool
 	Scan(...any) error
@@ -430,7 +427,7 @@ type Scanner interface {
 	Close() error
 }
 
-// ExecOn is Exec where q is a pool.
+// ExecOn runs a statement on q. If q is a pool, it is Exec.
 func ExecOn(ctx context.Context, q Querier, query string, args ...any) (sql.Result, error) {
 	if db, pool := q.(*sql.DB); pool {
 		return Exec(ctx, db, query, args...)
@@ -438,7 +435,7 @@ func ExecOn(ctx context.Context, q Querier, query string, args ...any) (sql.Resu
 	return q.ExecContext(ctx, query, args...)
 }
 
-// QueryOn is Query where q is a pool.
+// QueryOn runs a query on q. If q is a pool, it is Query.
 func QueryOn(ctx context.Context, q Querier, query string, args ...any) (Scanner, error) {
 	if db, pool := q.(*sql.DB); pool {
 		rows, err := Query(ctx, db, query, args...)
@@ -454,7 +451,7 @@ func QueryOn(ctx context.Context, q Querier, query string, args ...any) (Scanner
 	return rows, nil
 }
 
-// ScanOn is QueryRow where q is a pool, and scans the row.
+// ScanOn runs a query on q and scans its row. If q is a pool, it uses QueryRow.
 func ScanOn(ctx context.Context, q Querier, query string, args []any, dest ...any) error {
 	if db, pool := q.(*sql.DB); pool {
 		return QueryRow(ctx, db, query, args...).Scan(dest...)

@@ -19,8 +19,7 @@ import (
 	"syscall"
 )
 
-// account is the user that the server runs as. The zero value is the user that
-// runs this process.
+// account is the user that runs the server. The zero value is the user of this process.
 type account struct {
 	credential *syscall.Credential
 }
@@ -51,17 +50,17 @@ func (a account) uid() int {
 	return int(a.credential.Uid)
 }
 
-// command prepares a program that runs as the account, in a session of its own
-// so that the terminal's Ctrl-C does not reach it.
+// command prepares a program that runs as the account, in a session of its own, so that Ctrl-C
+// in the terminal does not reach it.
 func (a account) command(ctx context.Context, name string, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, name, args...)
-	cmd.Dir = "/" // ours may be out of the account's reach
+	cmd.Dir = "/" // the account may not have access to the current folder
 	cmd.Env = environment()
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Credential: a.credential}
 	return cmd
 }
 
-// output runs a program as the account. An error contains what it printed.
+// output runs a program as the account. An error contains the program's output.
 func (a account) output(ctx context.Context, name string, args ...string) (string, error) {
 	out, err := a.command(ctx, name, args...).CombinedOutput()
 	text := strings.TrimSpace(string(out))
@@ -74,8 +73,8 @@ func (a account) output(ctx context.Context, name string, args ...string) (strin
 	return text, err
 }
 
-// environment is ours without what would change the server's behaviour or the
-// language of its messages. TZ also saves initdb its search for the time zone.
+// environment returns the environment without variables that would change the server's behaviour
+// or the language of its messages. TZ is set, which also spares initdb a search.
 func environment() []string {
 	env := slices.DeleteFunc(os.Environ(), func(v string) bool {
 		name, _, _ := strings.Cut(v, "=")
@@ -88,9 +87,9 @@ func environment() []string {
 // runPrefix starts the name of every run folder.
 const runPrefix = "embedpg-"
 
-// runFolder makes a folder that belongs to the account, below the first of parents
-// that the account can reach and write. Having the account itself make it is the
-// one check that knows of permissions, mounts and access lists alike.
+// runFolder creates a folder that belongs to the account, in the first of parents in which the
+// account can. The account itself creates it: no other check covers permissions, mounts and
+// access lists.
 func (a account) runFolder(ctx context.Context, parents []string) (string, error) {
 	var failed []string
 	for _, parent := range parents {
@@ -104,8 +103,8 @@ func (a account) runFolder(ctx context.Context, parents []string) (string, error
 	return "", fmt.Errorf("no temporary folder for the server's files: %s", strings.Join(failed, ", "))
 }
 
-// memory returns Linux's folder of files in memory, where it has room for the server of
-// a test. There a new database takes an eighth of the time.
+// memory returns Linux's folder for files in memory, if it has enough space for a test's server.
+// There a new database takes an eighth of the time.
 func memory() []string {
 	const folder, enough = "/dev/shm", 4 << 30 // containers have 64 MiB
 	var fs syscall.Statfs_t
@@ -123,12 +122,12 @@ func temporary() []string {
 	return parents
 }
 
-// The rest is what is done in a run folder. A folder of another account is a trap for
-// root: whoever runs as that account may put a symbolic link, at any moment, in the
-// place of whatever root is about to write or to give away. So the account writes and
-// reads itself, and root only removes, which follows no link.
+// The functions below work in a run folder. For root, a folder of another account is dangerous:
+// a process of that account can replace a file that root is about to write or to chown by a
+// symbolic link. So the account itself reads and writes. Root only removes, which follows no
+// link.
 
-// write makes a file below a run folder. It must not exist.
+// write creates a file in a run folder. The file must not exist.
 func (a account) write(ctx context.Context, path, text string) error {
 	cmd := a.command(ctx, "/bin/sh", "-c", `umask 077; set -C; cat >"$1"`, "embedpg", path)
 	cmd.Stdin = strings.NewReader(text)
@@ -138,7 +137,7 @@ func (a account) write(ctx context.Context, path, text string) error {
 	return nil
 }
 
-// copyTree copies what is below one folder into a new one below a run folder.
+// copyTree copies the content of a folder into a new folder in a run folder.
 func (a account) copyTree(ctx context.Context, from, to string) error {
 	cmd := a.command(ctx, "/bin/sh", "-c", `umask 077; mkdir "$1" && exec tar -xf - -C "$1"`, "embedpg", to)
 	stream, err := cmd.StdinPipe()

@@ -12,7 +12,7 @@ import (
 
 const versionMax = 10 * time.Second
 
-// check tells whether a folder has binaries that the account can run.
+// check returns an error if the account can't run the binaries in a folder.
 func check(ctx context.Context, a account, bin string) error {
 	for _, program := range []string{"initdb", "pg_ctl", "postgres"} {
 		info, err := os.Stat(filepath.Join(bin, program))
@@ -24,7 +24,7 @@ func check(ctx context.Context, a account, bin string) error {
 		}
 	}
 
-	// Running it also finds a missing library, and folders closed to the account.
+	// Running it also detects missing libraries and missing access to folders.
 	ctx, cancel := context.WithTimeout(ctx, versionMax)
 	defer cancel()
 	text, err := a.output(ctx, filepath.Join(bin, "postgres"), "--version")

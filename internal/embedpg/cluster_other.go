@@ -8,8 +8,8 @@ import (
 	"runtime"
 )
 
-// cluster does not exist here: supervisor and lock are not written for this system. The
-// environment variable works everywhere.
+// cluster is a stub: supervisor and lock do not exist for this system. The environment variable
+// works everywhere.
 type cluster struct{}
 
 func startCluster(_ context.Context, _ Options, _ machine, tried *attempts) (*cluster, string, error) {

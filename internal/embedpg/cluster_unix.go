@@ -27,14 +27,14 @@ import (
 //go:embed supervisor.sh
 var supervisorScript string
 
-// Bounds. The supervisor's own, in its script, are shorter than stopMax.
+// Limits. Those in the supervisor's script are shorter than stopMax.
 const (
 	stopMax    = 60 * time.Second
 	restartMax = 30 * time.Second
 	portTries  = 10
 )
 
-// cluster is a server of our own: its run folder and its supervisor.
+// cluster is a server that Start has started: its run folder and its supervisor.
 type cluster struct {
 	folder   string
 	account  account // that the server runs as
@@ -42,7 +42,7 @@ type cluster struct {
 	port     int
 
 	supervisor *exec.Cmd
-	// commands is the pipe whose end of file tells the supervisor to clean up.
+	// commands is the pipe to the supervisor, which cleans up at its end of file.
 	// Invariant: no other process has it. Go opens it close-on-exec.
 	commands *os.File
 	replies  *os.File
@@ -50,8 +50,8 @@ type cluster struct {
 	lock     *os.File
 }
 
-// startCluster tries installed binaries, then downloaded ones. It returns no
-// cluster and no error if all of them failed, which tried then tells.
+// startCluster tries installed binaries, then downloaded ones. If all fail, it returns no cluster
+// and no error, and tried holds the reasons.
 func startCluster(ctx context.Context, o Options, m machine, tried *attempts) (*cluster, string, error) {
 	a := serverAccount()
 
@@ -99,13 +99,13 @@ func startInstalled(ctx context.Context, o Options, a account, bin string) (*clu
 	return c, nil
 }
 
-// startDownloaded has the supervisor watch before the download begins, so that
-// an interrupted download leaves nothing either.
+// startDownloaded starts the supervisor before the download, so that an interrupted download is
+// cleaned up as well.
 func startDownloaded(ctx context.Context, o Options, a account, m machine) (*cluster, error) {
 	unpacked := func(folder string) string { return filepath.Join(folder, "pgsql") }
 	bin := func(folder string) string { return filepath.Join(unpacked(folder), "bin") }
 
-	c, err := launch(ctx, o, a, temporary(), bin) // programs may not run from memory
+	c, err := launch(ctx, o, a, temporary(), bin) // a folder in memory may not allow programs to run
 	if err != nil {
 		return nil, err
 	}
@@ -122,8 +122,8 @@ func startDownloaded(ctx context.Context, o Options, a account, m machine) (*clu
 	return c, nil
 }
 
-// fetch downloads into a folder of the run folder. As root, it does so into a folder
-// of its own first. (If it is killed meanwhile, that remains.)
+// fetch downloads into a folder in the run folder. Root downloads into a folder of its own first,
+// which remains if root's process is killed meanwhile.
 func fetch(ctx context.Context, m machine, a account, run, into string) (err error) {
 	if a.credential == nil {
 		return download(ctx, m, run, into)
@@ -143,8 +143,8 @@ func fetch(ctx context.Context, m machine, a account, run, into string) (err err
 	return a.copyTree(ctx, unpacked, into)
 }
 
-// launch makes the run folder, below one of parents, and starts its supervisor, but no
-// server yet.
+// launch creates the run folder in one of parents and starts its supervisor. It does not start
+// the server.
 func launch(ctx context.Context, o Options, a account, parents []string, bin func(folder string) string) (_ *cluster, err error) {
 	folder, err := a.runFolder(ctx, parents)
 	if err != nil {
@@ -169,7 +169,7 @@ func launch(ctx context.Context, o Options, a account, parents []string, bin fun
 	return c, nil
 }
 
-// write lays down what the supervisor hands to initdb.
+// write writes the files that initdb needs.
 func (c *cluster) write(ctx context.Context, o Options) error {
 	return errors.Join(
 		c.account.write(ctx, filepath.Join(c.folder, "password"), c.password),
@@ -200,8 +200,8 @@ func (c *cluster) supervise(a account, bin string) error {
 		return errors.Join(err, stdin.Close(), commands.Close())
 	}
 
-	// Not under the caller's ctx: that would kill the supervisor, the one
-	// process that must outlive everything else.
+	// Without the caller's ctx: it would kill the supervisor, which must outlive all other
+	// processes.
 	cmd := a.command(context.Background(), "/bin/sh", "-c", supervisorScript, "embedpg", bin, c.folder)
 	cmd.Stdin, cmd.Stdout = stdin, stdout
 	cmd.ExtraFiles = []*os.File{c.lock}
@@ -214,7 +214,7 @@ func (c *cluster) supervise(a account, bin string) error {
 	return nil
 }
 
-// begin turns a supervised run folder into a running server.
+// begin initialises and starts the server.
 func (c *cluster) begin(ctx context.Context) error {
 	if err := c.do(ctx, "initialise"); err != nil {
 		return err
@@ -224,7 +224,7 @@ func (c *cluster) begin(ctx context.Context) error {
 		if c.port, err = freePort(); err != nil {
 			return err
 		}
-		// Another process may have taken the port since: choose again.
+		// Another process may have taken the port meanwhile: choose again.
 		if err = c.do(ctx, "start "+strconv.Itoa(c.port)); err == nil || !inUse(err) {
 			return err
 		}
@@ -232,8 +232,8 @@ func (c *cluster) begin(ctx context.Context) error {
 	return err
 }
 
-// restart insists on the port, which clients know. Both that and the memory of
-// the stopped server can be in use for another moment.
+// restart keeps the port, which clients know. The port and the shared memory of the stopped
+// server may be in use for another moment.
 func (c *cluster) restart(ctx context.Context, during func()) error {
 	if err := c.do(ctx, "stop"); err != nil {
 		return err
@@ -247,16 +247,16 @@ func (c *cluster) restart(ctx context.Context, during func()) error {
 	}
 }
 
-// inUse matches "Address already in use" and "pre-existing shared memory block
-// … is still in use". The messages are English, as environment sees to.
+// inUse matches "Address already in use" and "pre-existing shared memory block … is still in
+// use". The messages are in English because of environment.
 func inUse(err error) bool { return strings.Contains(err.Error(), "in use") }
 
-// do has the supervisor carry out one command. Errors contain the server's log.
+// do sends the supervisor a command and waits for the answer. Errors contain the server's log.
 func (c *cluster) do(ctx context.Context, command string) error {
 	logged := c.logSize()
 
-	// The deadline stays in the past, so that no later command can take the late
-	// answer for its own.
+	// The deadline stays in the past, so that no later command reads this answer when it
+	// comes late.
 	stop := context.AfterFunc(ctx, func() { _ = c.replies.SetReadDeadline(time.Unix(1, 0)) })
 	_, err := io.WriteString(c.commands, command+"\n")
 	var reply string
@@ -278,7 +278,7 @@ func (c *cluster) do(ctx context.Context, command string) error {
 func (c *cluster) logSize() int64 {
 	info, err := os.Lstat(filepath.Join(c.folder, "log"))
 	if err != nil {
-		return 0 // not yet written
+		return 0 // no log yet
 	}
 	return info.Size()
 }
@@ -306,22 +306,21 @@ func (c *cluster) url() url.URL {
 	}
 }
 
-// close lets the supervisor clean up, and does what it could not: as root, we
-// may remove files that its account may not.
+// close lets the supervisor clean up, and removes the rest: root may remove files that the
+// account may not.
 func (c *cluster) close() error {
 	err := c.commands.Close()
 	kill := time.AfterFunc(stopMax, func() {
 		_ = syscall.Kill(-c.supervisor.Process.Pid, syscall.SIGKILL)
 	})
-	_ = c.supervisor.Wait() // its exit status speaks of the folder, seen to below
+	_ = c.supervisor.Wait() // its exit status is about the folder, which is removed below
 	kill.Stop()
 	return errors.Join(err, c.replies.Close(), os.RemoveAll(c.folder), c.lock.Close())
 }
 
-// freePort picks below the ports that systems give to outgoing connections
-// (Linux from 32768, others from 49152). From among those, a client that redials
-// while the server restarts can be given the server's own port, connect to
-// itself and so keep the server from coming back.
+// freePort returns a free port below those that systems use for outgoing connections (Linux from
+// 32768, others from 49152). With a port from that range, a client that redials while the
+// server restarts could get the server's own port, connect to itself, and so block the port.
 func freePort() (int, error) {
 	var err error
 	for range portTries {

@@ -10,24 +10,23 @@ import (
 	"github.com/lib/pq"
 )
 
-// nameMax is PostgreSQL's limit, beyond which it silently shortens a name.
+// nameMax is PostgreSQL's limit. It silently shortens longer names.
 const nameMax = 63
 
-// CreateDatabase creates an empty database and returns its URL and a function
-// that drops it, whoever is still connected.
+// CreateDatabase creates an empty database. It returns the URL of the database and a function
+// that drops it, even if clients are still connected.
 func (s *Server) CreateDatabase(ctx context.Context, name string) (string, func(context.Context) error, error) {
 	if name == "" || len(name) > nameMax {
-		return "", nil, fmt.Errorf("create database %q: a name has 1 to %d bytes", name, nameMax)
+		return "", nil, fmt.Errorf("create database %q: the name must have 1 to %d bytes", name, nameMax)
 	}
 
-	// Nobody can be connected to template0. With template1, which is the
-	// default, somebody's open session is enough for "is being accessed by
-	// other users".
+	// No client can be connected to template0. With template1, the default, one open
+	// connection makes CREATE DATABASE fail with "is being accessed by other users".
 	err := s.exec(ctx, s.base, "CREATE DATABASE "+pq.QuoteIdentifier(name)+" TEMPLATE template0")
 	if err != nil {
 		err = fmt.Errorf("create database %s: %w", name, err)
 		if failed := (*pq.Error)(nil); errors.As(err, &failed) && failed.Code == insufficientPrivilege && s.variable != "" {
-			err = fmt.Errorf("%w\nWhat to do: ALTER ROLE %s CREATEDB, or unset %s: then a server is started", err, pq.QuoteIdentifier(s.base.User.Username()), s.variable)
+			err = fmt.Errorf("%w\nWhat to do: ALTER ROLE %s CREATEDB, or unset %s to start a new server", err, pq.QuoteIdentifier(s.base.User.Username()), s.variable)
 		}
 		return "", nil, err
 	}
@@ -40,12 +39,12 @@ func (s *Server) CreateDatabase(ctx context.Context, name string) (string, func(
 	return s.URL(name), drop, nil
 }
 
-// drop is FORCEd since the sessions of a killed or suspended client linger.
+// drop uses FORCE because connections of a killed or suspended client may still be there.
 func (s *Server) drop(ctx context.Context, name string) error {
 	statement := "DROP DATABASE IF EXISTS " + pq.QuoteIdentifier(name) + " WITH (FORCE)"
 	err := s.exec(ctx, s.base, statement)
 
-	// What FORCE leaves alone are prepared transactions.
+	// FORCE does not end prepared transactions.
 	if failed := (*pq.Error)(nil); errors.As(err, &failed) && failed.Code == objectInUse {
 		if err := s.rollbackPrepared(ctx, name); err != nil {
 			return err
@@ -60,7 +59,7 @@ const (
 	insufficientPrivilege = "42501"
 )
 
-// rollbackPrepared connects to the database itself, as ROLLBACK PREPARED demands.
+// rollbackPrepared connects to the database itself, as ROLLBACK PREPARED requires.
 func (s *Server) rollbackPrepared(ctx context.Context, name string) error {
 	u := s.base
 	u.Path, u.RawPath = "/"+name, ""
@@ -91,8 +90,8 @@ func (s *Server) exec(ctx context.Context, u url.URL, statement string) error {
 	})
 }
 
-// with connects anew each time. A pool would hold sessions that a Restart cuts,
-// and goroutines that a test's leak check finds.
+// with opens a new connection each time. A pool would keep connections that Restart ends, and
+// goroutines that a leak check finds.
 func (s *Server) with(u url.URL, do func(*sql.DB) error) error {
 	connector, err := pq.NewConnector(u.String())
 	if err != nil {

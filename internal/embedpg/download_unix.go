@@ -19,17 +19,16 @@ import (
 )
 
 const (
-	downloadVersion = embeddedpostgres.V18 // its default, so the likeliest to be in the cache
+	downloadVersion = embeddedpostgres.V18 // its default, so it is likely to be in the cache
 	downloadMax     = 2 * time.Minute      // whole archive, some 10 MB
 	answerMax       = 10 * time.Second     // each of connecting and the first byte
 )
 
 // download unpacks PostgreSQL's binaries into a folder below run.
 //
-// embedded-postgres has no call for that, only Start, which goes on to run
-// initdb. Its data path is therefore one that cannot exist, below a file, so
-// that Start returns in between, before it has run any program. What it leaves
-// behind is its log, an empty file in the temporary folder.
+// embedded-postgres has no function for that, only Start, which also runs initdb. So its data
+// path here is one that can't exist, below a file: Start fails after the download and before it
+// runs a program. It leaves its log behind, an empty file in the temporary folder.
 func download(ctx context.Context, m machine, run, into string) error {
 	ctx, cancel := context.WithTimeout(ctx, downloadMax)
 	defer cancel()
@@ -43,15 +42,15 @@ func download(ctx context.Context, m machine, run, into string) error {
 		Version(downloadVersion).
 		BinaryRepositoryURL(relay.url).
 		CachePath(cache(m, run)).
-		RuntimePath(into). // binaries go there too if no path is given for them
+		RuntimePath(into). // the binaries go there too, since no other path is given
 		DataPath(filepath.Join(run, "lock", "none")).
-		Port(0). // Start wants a port that is free, which 0 always is
+		Port(0). // Start checks that the port is free; 0 always is
 		Logger(io.Discard)).
 		Start()
 
 	switch {
 	case err == nil:
-		return errors.New("embedded-postgres started a server where it cannot")
+		return errors.New("embedded-postgres started a server with an impossible data path")
 	case strings.Contains(err.Error(), "unable to clean up data directory"):
 		return nil
 	case relay.failure() != nil:
@@ -60,7 +59,7 @@ func download(ctx context.Context, m machine, run, into string) error {
 	return err
 }
 
-// cache returns the lasting folder for archives if it can be written.
+// cache returns the permanent folder for archives, if it is writable.
 func cache(m machine, run string) string {
 	if m.cache != "" && os.MkdirAll(m.cache, 0o755) == nil {
 		return m.cache
@@ -68,9 +67,8 @@ func cache(m machine, run string) string {
 	return filepath.Join(run, "archives")
 }
 
-// relay passes requests on to the repository, with the timeouts that
-// embedded-postgres lacks: it would wait for a silent host forever, without a
-// way to interrupt it.
+// relay forwards requests to the repository with timeouts. embedded-postgres has none: it would
+// wait for a silent host forever and can't be interrupted.
 type relay struct {
 	url    string
 	server *http.Server
@@ -100,7 +98,7 @@ func newRelay(ctx context.Context, repository string) (*relay, error) {
 		Handler: http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 			if err := r.pass(ctx, w, repository+req.URL.Path); err != nil {
 				r.fail(err)
-				panic(http.ErrAbortHandler) // cuts the answer short, so that nobody takes it for whole
+				panic(http.ErrAbortHandler) // ends the answer early, so that the client sees that it is incomplete
 			}
 		}),
 	}
@@ -129,7 +127,7 @@ func (r *relay) pass(ctx context.Context, w http.ResponseWriter, address string)
 	return err
 }
 
-// fail keeps the first failure, the one that the others follow from.
+// fail keeps the first failure, which causes the later ones.
 func (r *relay) fail(err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

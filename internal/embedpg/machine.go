@@ -14,7 +14,7 @@ import (
 // oldestMajor is the first version with DROP DATABASE … WITH (FORCE).
 const oldestMajor = 13
 
-// machine says where on this computer, and beyond it, binaries may be found.
+// machine holds where binaries are looked for.
 type machine struct {
 	folders    []string // of installed binaries, best first
 	repository string   // where embedded-postgres downloads from
@@ -24,7 +24,7 @@ type machine struct {
 // installed lists the usual folders of PostgreSQL's binaries.
 var installed = []string{
 	"/usr/lib/postgresql/*/bin", // Debian
-	"/usr/pgsql-*/bin",          // postgresql.org's packages for Fedora and its kin
+	"/usr/pgsql-*/bin",          // postgresql.org's packages for Fedora and relatives
 	"/usr/bin",                  // Fedora, Arch, Alpine
 	"/usr/libexec/postgresql*",  // Alpine
 	"/usr/local/pgsql/bin",      // built from source
@@ -46,21 +46,21 @@ func thisMachine(ctx context.Context) machine {
 			continue
 		}
 		m.add(filepath.Dir(path))
-		// A link to postgres alone leads to the folder that has the others.
+		// If postgres is a link, the other programs are in the folder of its target.
 		if target, err := filepath.EvalSymlinks(path); err == nil {
 			m.add(filepath.Dir(target))
 		}
 	}
 	for _, pattern := range installed {
-		matches, _ := filepath.Glob(pattern) // err: only of a bad pattern
+		matches, _ := filepath.Glob(pattern) // fails only for a bad pattern
 		slices.SortFunc(matches, newestFirst)
 		for _, folder := range matches {
 			m.add(folder)
 		}
 	}
 
-	// The folder that embedded-postgres uses by itself, so that an archive
-	// somebody already has is not downloaded again.
+	// The default folder of embedded-postgres, so that an archive that is there already is
+	// not downloaded again.
 	if home, err := os.UserHomeDir(); err == nil {
 		m.cache = filepath.Join(home, ".embedded-postgres-go")
 	}
@@ -81,7 +81,7 @@ func newestFirst(a, b string) int { return slices.Compare(numbers(b), numbers(a)
 func numbers(s string) []int {
 	var ns []int
 	for _, d := range digits.FindAllString(s, -1) {
-		n, _ := strconv.Atoi(d) // err: only of a number beyond an int
+		n, _ := strconv.Atoi(d) // fails only for a number that does not fit an int
 		ns = append(ns, n)
 	}
 	return ns

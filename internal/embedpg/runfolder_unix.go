@@ -13,15 +13,17 @@ import (
 	"time"
 )
 
-// youngMax is how long a run folder may exist without its lock. Bad
-// interleaving: (1) A makes its folder, (2) B finds it without a lock and removes
-// it, (3) A goes on in a folder that is gone. B leaves young folders alone, so A
-// would have to pause this long between two system calls.
+// youngMax is how long a run folder may exist without its lock. Bad interleaving:
+//  1. A creates its folder;
+//  2. B finds it without a lock and removes it;
+//  3. A goes on in a folder that is gone.
+//
+// B does not touch young folders. So A would have to pause this long between two system calls.
 const youngMax = 10 * time.Minute
 
-// lockRun takes the lock by which others know that a run folder is in use. It
-// belongs to the open file: whoever inherits that holds the lock too, and the
-// kernel releases it when the last of them has died.
+// lockRun takes the lock that marks a run folder as in use. The lock belongs to the open file: a
+// process that inherits the file holds the lock too, and the kernel releases it when the last
+// of them ends.
 func lockRun(ctx context.Context, folder string, a account) (*os.File, error) {
 	path := filepath.Join(folder, "lock")
 	if err := a.write(ctx, path, ""); err != nil {
@@ -31,13 +33,13 @@ func lockRun(ctx context.Context, folder string, a account) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	// The supervisor inherits it, so it must be a file of its account.
+	// The supervisor inherits it, so the file must belong to its account.
 	info, err := lock.Stat()
 	if err != nil {
 		return nil, errors.Join(err, lock.Close())
 	}
 	if stat, ok := info.Sys().(*syscall.Stat_t); !ok || !info.Mode().IsRegular() || int(stat.Uid) != a.uid() {
-		return nil, errors.Join(fmt.Errorf("%s is not the file that was made there", path), lock.Close())
+		return nil, errors.Join(fmt.Errorf("%s is not the file that was created there", path), lock.Close())
 	}
 	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
 		return nil, errors.Join(fmt.Errorf("lock %s: %w", path, err), lock.Close())
@@ -45,9 +47,8 @@ func lockRun(ctx context.Context, folder string, a account) (*os.File, error) {
 	return lock, nil
 }
 
-// removeStale removes the account's run folders below parent that neither an
-// owner nor a supervisor holds. Errors are left out: it is a favour to the
-// machine that no caller depends on.
+// removeStale removes the account's run folders in parent that no owner and no supervisor has
+// locked. It ignores errors, since no caller depends on it.
 func removeStale(parent string, a account) {
 	folders, _ := filepath.Glob(filepath.Join(parent, runPrefix+"*"))
 	for _, folder := range folders {
@@ -62,12 +63,12 @@ func stale(folder string, a account) bool {
 	if err != nil || !info.IsDir() || time.Since(info.ModTime()) < youngMax {
 		return false
 	}
-	// In a shared /tmp anybody may have made a folder with our prefix.
+	// In a shared /tmp, another user may have created a folder with this prefix.
 	if stat, ok := info.Sys().(*syscall.Stat_t); !ok || int(stat.Uid) != a.uid() {
 		return false
 	}
 
-	// NONBLOCK and NOFOLLOW: whatever lies there, opening it must be harmless.
+	// NONBLOCK and NOFOLLOW: opening must be harmless, whatever is there.
 	lock, err := os.OpenFile(filepath.Join(folder, "lock"), os.O_RDONLY|syscall.O_NONBLOCK|syscall.O_NOFOLLOW, 0)
 	if errors.Is(err, fs.ErrNotExist) {
 		return true

@@ -86,7 +86,7 @@ func TestNothingToBeHad(t *testing.T) {
 		t.Fatal("a server out of nothing")
 	}
 	want := []string{
-		"no PostgreSQL can be had. Tried:\n  - EMBEDPG_TEST_URL: not set\n",
+		"no PostgreSQL is available. Tried:\n  - EMBEDPG_TEST_URL: not set\n",
 		"\n  - download from " + closed + ": ", "connection refused",
 		"\nWhat to do: set EMBEDPG_TEST_URL to a server on which databases may be created, " +
 			"install PostgreSQL 13 or newer, or allow the download",

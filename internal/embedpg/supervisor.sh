@@ -1,13 +1,13 @@
-# Stands between the owner (the Go process) and its PostgreSQL server: $1 is
-# the folder of the server's binaries, $2 the run folder. Reads commands from
-# stdin and answers each with "ok" or "failed"; details go to the log.
+# Supervises the PostgreSQL server of the owner (the Go process). $1 is the folder of the
+# server's binaries, $2 the run folder. Reads commands from stdin and answers each with "ok" or
+# "failed". Details go to the log.
 #
-# Only the owner holds the other end of stdin, so end of file means that the
-# owner is gone, by whatever death, and everything it left is to be removed.
+# Only the owner has the other end of stdin. So end of file means that the owner has ended, and
+# that all its files must be removed.
 
-# A terminal's Ctrl-C or a service manager's kill reaches everybody; the owner's
-# death is the one signal that counts here. PIPE: an answer to a dead owner must
-# not end the script before it has cleaned up.
+# Ctrl-C in a terminal and a service manager's kill reach all processes. Only the end of the
+# owner counts here. PIPE: an answer to a dead owner must not end the script before it has
+# cleaned up.
 trap '' HUP INT TERM PIPE
 
 bin=$1 run=$2 data=$2/data log=$2/log
@@ -18,14 +18,14 @@ initialise() {
         cat "$run/settings" >>"$data/postgresql.conf"
 }
 
-# 3>&- keeps the run folder's lock out of the server: the lock tells others that
-# owner or supervisor lives, and a server that has neither must not hold it.
+# 3>&- keeps the run folder's lock out of the server: the lock means that the owner or the
+# supervisor lives, and a server without both must not hold it.
 start() {
     "$bin/pg_ctl" start -D "$data" -l "$log" -w -t 30 -o "-p $1" 3>&-
 }
 
-# A server that does not react (somebody stopped it with SIGSTOP) is killed; its
-# children notice that and exit.
+# A server that does not react (for example after SIGSTOP) is killed. Its children notice that
+# and exit.
 stop() {
     [ -f "$data/postmaster.pid" ] || return 0
     "$bin/pg_ctl" stop -D "$data" -m immediate -w -t 10 && return 0

@@ -6,9 +6,8 @@ import (
 	"time"
 )
 
-// Handler returns a handler that hands on what Error and Text leave of each record,
-// and durations in the words of time.Duration, for which JSON has a number of
-// nanoseconds otherwise.
+// Handler returns a handler that applies Error and Text to each record before it passes the
+// record on. It also turns durations into text such as "1.5s": JSON would show nanoseconds.
 func Handler(h slog.Handler) slog.Handler { return handler{h} }
 
 type handler struct{ slog.Handler }
@@ -52,7 +51,7 @@ func attr(a slog.Attr) slog.Attr {
 	return a
 }
 
-// readable leaves out digits that nobody reads.
+// readable rounds a duration to a few digits.
 func readable(d time.Duration) time.Duration {
 	switch abs := d.Abs(); {
 	case abs >= 10*time.Second:

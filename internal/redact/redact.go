@@ -1,11 +1,10 @@
-// Package redact decides what of an error may leave the process: in logs, reports,
-// the status, probes, the error that Run returns, and what commands print. Drivers
-// quote connection strings in their errors, and a connection string holds a password.
+// Package redact removes secrets from errors before they leave the process: in logs, reports,
+// the status, probes, the error that Run returns, and the output of commands. Drivers quote
+// connection strings in their errors, and a connection string can hold a password.
 //
-// A password can't be found in a string that its own driver fails to parse: a
-// character that should have been percent-encoded makes a host, a port or a key of a
-// part of it. So nothing is searched for a password. Where a connection string
-// begins, the text ends.
+// A password can't be found in a string that its own driver fails to parse: if a character is
+// not percent-encoded, a part of the password looks like a host, a port or a key. So this
+// package does not search for passwords. It ends a text where a connection string begins.
 package redact
 
 import (
@@ -20,14 +19,14 @@ const (
 	unusable = "the connection string can't be parsed; a password in a URL must be percent-encoded"
 )
 
-// Error returns an error whose text has no secret in it. It is err itself where
-// that has none. Otherwise it wraps err, so that errors.Is and errors.As find what
-// they found before; what they find has its own text.
+// Error returns an error whose text holds no secret. It returns err itself if its text holds
+// none. Otherwise it wraps err, so that errors.Is and errors.As work as before. Errors that
+// errors.As finds still have their own text.
 func Error(err error) error {
 	if err == nil {
 		return nil
 	}
-	text := fmt.Sprint(err) // whose Error panics has a text as well
+	text := fmt.Sprint(err) // also works if the method Error panics
 	safe := text
 	walk(err, func(e error) bool {
 		if parseError(e) {
@@ -49,17 +48,17 @@ type safeError struct {
 func (e *safeError) Error() string { return e.text }
 func (e *safeError) Unwrap() error { return e.err }
 
-// GoString is for %#v, which would show what is wrapped.
+// GoString prevents %#v from showing the wrapped error.
 func (e *safeError) GoString() string { return fmt.Sprintf("%q", e.text) }
 
-// Unusable reports whether a connection string can't be parsed, or says what its
-// driver can't do: trying again is of no use.
+// Unusable reports whether err means that a connection string can't be parsed or has a setting
+// that its driver does not support. Trying again is useless then.
 func Unusable(err error) bool {
 	return walk(err, func(e error) bool { return parseError(e) || complaint.MatchString(start(fmt.Sprint(e))) })
 }
 
-// parseError reports whether net/url could not parse a connection string. It is
-// what lib/pq returns, and has the whole string in it.
+// parseError reports whether err is from net/url about a connection string. lib/pq returns such
+// errors, which contain the whole string.
 func parseError(err error) bool {
 	e, ok := err.(*url.Error) //nolint:errorlint // walk unwraps
 	if !ok || e == nil || e.Op != "parse" {
@@ -69,15 +68,14 @@ func parseError(err error) bool {
 	return !web
 }
 
-// nodes is how many errors are looked at of those that one wraps. An error of
-// somebody else's may wrap itself.
+// nodes is the most wrapped errors that walk visits. A foreign error may wrap itself.
 const nodes = 1000
 
-// walk calls visit for an error and those that it wraps until that returns true,
-// and reports whether it has.
+// walk calls visit for an error and the errors that it wraps, until visit returns true. It
+// reports whether visit has.
 func walk(err error, visit func(error) bool) (found bool) {
 	defer func() {
-		if recover() != nil { // a nil pointer that is an error, say
+		if recover() != nil { // for example, of a nil pointer in an error
 			found = false
 		}
 	}()
@@ -90,7 +88,7 @@ func walk(err error, visit func(error) bool) (found bool) {
 		if visit(err) {
 			return true
 		}
-		switch w := err.(type) { //nolint:errorlint // this is what unwraps
+		switch w := err.(type) { //nolint:errorlint // walk itself unwraps
 		case interface{ Unwrap() error }:
 			return down(w.Unwrap())
 		case interface{ Unwrap() []error }:
@@ -106,42 +104,41 @@ func walk(err error, visit func(error) bool) (found bool) {
 }
 
 var (
-	// complaint is how drivers begin to say what is wrong with a connection string.
-	// What follows quotes it. The parts in parentheses name a key, and are kept.
-	// Quotes may be escaped: an error may be quoted by another.
+	// complaint matches the start of drivers' errors about a connection string. The rest of
+	// such an error quotes the string. Groups are names of keys, which are kept. Quotes may
+	// be escaped, since an error may be quoted by another one.
 	complaint = regexp.MustCompile(`(?s)missing \\*"=\\*" after .*|cannot parse ` + "`" + `.*|parse \\*"postgres(?:ql)?:.*|` +
 		`unterminated quoted string literal in connection string|missing character after backslash|` +
 		`invalid connection protocol: .*|pq: (?:wrong value for (?:\\*"([a-z_]+)\\*"|(\$[A-Z]+))|unknown setting|unsupported client_encoding|` +
 		`unsupported datestyle|weak sslmode|unknown custom sslmode|min_protocol_version|could not match \d+|` +
 		`environment variable (\$[A-Z]+) is not supported).*`)
 
-	// pgx puts user and database before the reason, and either may be part of a
-	// password that is not encoded.
+	// pgx writes user and database before the reason. Each may be part of a password that is
+	// not percent-encoded.
 	pgxConnect = regexp.MustCompile("(?s)failed to connect to `user=.* database=.*`:\\s*")
 
-	// A server refuses what it does not know of a connection string by its name.
+	// A server names an unknown setting of a connection string when it refuses it.
 	parameter = regexp.MustCompile(`(unrecognized configuration parameter) "[^"]*"`)
 	name      = regexp.MustCompile(`\b(database|user|role) "[^"]*[@:/?#%=\s][^"]*"`)
 
-	// The beginnings of connection strings. An ellipsis follows where people are told
-	// what one looks like. One may be escaped, in JSON or in another URL.
+	// The start of a connection string. With an ellipsis after it, it is only an example in
+	// a message. It may be escaped, in JSON or in another URL.
 	postgresURL = regexp.MustCompile(`(?i)\bpostgres(?:ql)?:/(?:/[^…]|[^/…])|\bpostgres(?:ql)?(?::\\+/|%3A(?:/|%2F))`)
-	// secretKey alone, or two keys of which one is no everyday word. It may be one of
-	// JSON, of YAML, or a field that was printed.
+	// A connection string in key=value form is recognised by secretKey, or by two keys of which
+	// at least one matches rareKey. secretKey may be in JSON, in YAML or in a printed struct.
 	secretKey = regexp.MustCompile(`(?i)(?:\b|_|PG|ssl)(?:password|passwd|passphrase|pwd|passfile|pass)\\*["']?\s*[=:]`)
 	rareKey   = regexp.MustCompile(`(?i)(?:\b|PG)(?:dbname|service|servicefile|sslmode|sslcert|sslkey|sslrootcert|application_name|` +
 		`connect_timeout|target_session_attrs)\s*=`)
 	anyKey = regexp.MustCompile(`(?i)(?:\b|PG)(?:host|hostaddr|port|user|database|options|dbname|service|servicefile|sslmode|sslcert|sslkey|` +
 		`sslrootcert|application_name|connect_timeout|target_session_attrs)\s*=`)
 
-	// Another URL loses what stands before its host, and so does a string of MySQL's driver.
+	// Of other URLs, the part before the host is removed, and the same for MySQL's driver.
 	userInfo  = regexp.MustCompile(`([A-Za-z][A-Za-z0-9+.-]*://)[^\s"'<>]*@`)
 	mysqlUser = regexp.MustCompile(`[^\s"'<>]*:[^\s"'<>]*@((?:tcp6?|unix)\()`)
 )
 
-// Text returns a text without the connection strings in it. What follows one is left
-// out as well: nobody can say where a malformed one ends. Of a long text, only the
-// beginning is left.
+// Text returns a text without connection strings. The text after a connection string is removed
+// as well, since the end of a malformed string is unknown. A long text is cut.
 func Text(text string) string {
 	text = start(text)
 	text = pgxConnect.ReplaceAllString(text, "failed to connect: ")
@@ -172,8 +169,8 @@ func Text(text string) string {
 	return userInfo.ReplaceAllString(text, "$1[withheld]@")
 }
 
-// textMax is how many bytes of a text are looked at. Handlers' errors may quote all that
-// they have read.
+// textMax is the most bytes of a text that are kept. Errors of handlers may quote all of their
+// input.
 const textMax = 16 << 10
 
 func start(text string) string {

@@ -7,10 +7,10 @@ import (
 	"unsafe"
 )
 
-// A sleeper sleeps as time.Sleep does, which on Linux may take a millisecond longer where
-// the process has nothing else to do: the runtime's timers end with a wait for the network
-// of whole milliseconds. It waits for a timer of the kernel's as for the network.
-type sleeper struct{ timer *os.File } // nil: there is none to be had
+// A sleeper sleeps more exactly than time.Sleep. On Linux, time.Sleep may take a millisecond
+// longer if the process is idle: the runtime's timers wait in whole milliseconds. A sleeper waits
+// for a timer of the kernel instead.
+type sleeper struct{ timer *os.File } // nil: not available
 
 func newSleeper() sleeper {
 	const monotonic = 1
@@ -30,7 +30,7 @@ func (s sleeper) sleep(d time.Duration) {
 	}
 }
 
-// expire waits for the timer, unless something is wrong with it.
+// expire waits for the timer. It returns false if that fails.
 func (s sleeper) expire(d time.Duration) bool {
 	raw, err := s.timer.SyscallConn()
 	if err != nil {

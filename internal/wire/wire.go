@@ -1,5 +1,5 @@
-// Package wire is a network for tests and benchmarks: it passes connections on to a
-// database, takes a while for it, and can fall silent.
+// Package wire simulates a network for tests and benchmarks. It forwards connections to a
+// database, with a delay, and can become silent.
 package wire
 
 import (
@@ -9,10 +9,10 @@ import (
 	"time"
 )
 
-// A Wire leads to a database. It is a delay line: each packet takes as long, however many
-// are under way.
+// A Wire is a network to a database. It is a delay line: each packet takes the same time, no
+// matter how many are under way.
 type Wire struct {
-	URL string // of the database, through the wire
+	URL string // of the database through the wire
 
 	delay    time.Duration
 	watch    func() Watch
@@ -22,18 +22,18 @@ type Wire struct {
 	silent   chan struct{}
 }
 
-// A Watch is told what passes one connection: when it went in at one end, and when it came
-// out at the other, a moment before it does. Up and Down are called side by side.
+// A Watch receives the data of one connection, with the times at which it enters and leaves the
+// wire. It is called just before the data leaves. Up and Down are called concurrently.
 type Watch interface {
 	Up(data []byte, in, out time.Time)   // to the database
 	Down(data []byte, in, out time.Time) // from it
 }
 
-// To returns a wire to the database at to. A packet takes delay each way, and so do those
-// that open a connection.
+// To returns a wire to the database with the URL to. A packet takes delay in each direction,
+// including the packets that open a connection.
 func To(to string, delay time.Duration) (*Wire, error) { return Watched(to, delay, nil) }
 
-// Watched returns a wire that calls watch for each connection.
+// Watched does what To does, and calls watch for each connection.
 func Watched(to string, delay time.Duration, watch func() Watch) (*Wire, error) {
 	u, err := url.Parse(to)
 	if err != nil {
@@ -62,8 +62,7 @@ func Watched(to string, delay time.Duration, watch func() Watch) (*Wire, error) 
 			silent := w.silent
 			w.mu.Unlock()
 			up, down := w.watching()
-			// The two packets that open a connection are the kernel's, which has sent
-			// them by now.
+			// The kernel has exchanged the two packets that open a connection already.
 			opened := time.Now().Add(2 * w.delay)
 			go w.pass(server, client, silent, opened, up)
 			go w.pass(client, server, silent, opened, down)
@@ -72,8 +71,7 @@ func Watched(to string, delay time.Duration, watch func() Watch) (*Wire, error) 
 	return w, nil
 }
 
-// Silence has all connections that are open pass nothing any more. They stay open, and
-// new ones work.
+// Silence stops all data on connections that are open now. They stay open. New connections work.
 func (w *Wire) Silence() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -91,7 +89,7 @@ func (w *Wire) Close() {
 	}
 }
 
-// watching returns whom to tell of the two directions of a connection.
+// watching returns the functions to call for the two directions of a connection.
 func (w *Wire) watching() (up, down func(data []byte, in, out time.Time)) {
 	if w.watch == nil {
 		nobody := func([]byte, time.Time, time.Time) {}
@@ -106,7 +104,7 @@ type packet struct {
 	in, due time.Time
 }
 
-// pass copies until one side ends, or for as long as the connection is not silent.
+// pass copies data until one side ends or the connection becomes silent.
 func (w *Wire) pass(to, from net.Conn, silent <-chan struct{}, opened time.Time, tell func(data []byte, in, out time.Time)) {
 	packets := make(chan packet, 4096)
 	go func() {
@@ -125,7 +123,7 @@ func (w *Wire) pass(to, from net.Conn, silent <-chan struct{}, opened time.Time,
 			}
 		}
 		select {
-		case <-silent: // the other end hears nothing
+		case <-silent: // the other end receives nothing
 		default:
 			_ = to.Close()
 		}

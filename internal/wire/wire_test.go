@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// echo answers every byte with itself, and returns its address.
+// echo starts a server that returns every byte, and returns its address.
 func echo(t *testing.T) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -45,8 +45,8 @@ func dial(t *testing.T, w *Wire) net.Conn {
 	return c
 }
 
-// TestDelayLine: every byte is delayed in each direction, and by no more for those before
-// it. A wire that passed one packet in each delay would take 30 delays here.
+// TestDelayLine shows that every byte is delayed in each direction, and that bytes before it add
+// no delay. A wire that passes one packet per delay would take 30 delays here.
 func TestDelayLine(t *testing.T) {
 	const delay, packets = 100 * time.Millisecond, 30
 	w, err := To(echo(t), delay)
@@ -55,7 +55,7 @@ func TestDelayLine(t *testing.T) {
 	}
 	defer w.Close()
 	c := dial(t, w)
-	// The first byte also takes what opens the connection.
+	// The first round trip includes opening the connection.
 	if took := roundTrip(t, c); took < 4*delay {
 		t.Errorf("a new connection and a round trip took %s, want at least %s", took, 4*delay)
 	}
@@ -110,7 +110,7 @@ func (s seen) note(to chan string, data []byte, in, out time.Time) {
 	to <- string(data)
 }
 
-// TestWatched: who watches is told of what passes before it has.
+// TestWatched shows that a Watch is called before the data leaves the wire.
 func TestWatched(t *testing.T) {
 	s := seen{t, time.Millisecond, make(chan string, 1), make(chan string, 1)}
 	w, err := Watched(echo(t), s.delay, func() Watch { return s })

@@ -1,5 +1,5 @@
-// Package orchestrator shares the event stream of a pupsourcing event store
-// among any number of worker processes, coordinated through PostgreSQL alone.
+// Package orchestrator runs pupsourcing projections in any number of worker processes, which
+// split the event stream between them. PostgreSQL coordinates the workers.
 //
 //	if err := orchestrator.RunMigrations(db); err != nil { … }
 //	eventStore := postgres.NewStore(postgres.DefaultStoreConfig())
@@ -9,31 +9,30 @@
 //	…
 //	err = orch.Run(ctx, []projection.Projection{&UserProjection{}})
 //
-// It is the package [github.com/getpup/pupsourcing-orchestrator], the root package, for
-// pupsourcing's types. What the root promises, and what it costs, is said there. Types
-// and errors that a worker's program needs have the same names here. Everything else is
-// used as it is: HealthHandler and DeliveryFrom from the root package, Status and Pause
-// from its package ops.
+// It is the root package, [github.com/getpup/pupsourcing-orchestrator], for pupsourcing's
+// types. The root package documents the guarantees and their price. The types and errors that
+// a worker's program needs have the same names here. Use the rest from its own package:
+// HealthHandler and DeliveryFrom from the root package, Status and Pause from package ops.
 //
-// Projections are pupsourcing's, as they are, of every v1. One whose Handle takes a
-// *sql.Tx, as since v1.2, writes in the transaction that also commits its progress:
-// each event is applied exactly once. One whose Handle takes the event alone may see an
-// event again after a crash. A projection.ScopedProjection gets the events of its scope
-// only. See also [TransactionalProjection], [BatchProjection], [PlainBatchProjection],
-// [StartingProjection] and [RebuildProjection].
+// # Projections
+//
+// Projections of every v1 of pupsourcing run unchanged. If Handle takes a *sql.Tx (since
+// v1.2), the projection writes in the transaction that commits its checkpoint: each event is
+// applied exactly once. If Handle takes only the event, the projection may see an event again
+// after a crash (at least once). A projection.ScopedProjection gets only the events of its
+// scope. For more kinds see [TransactionalProjection], [BatchProjection],
+// [PlainBatchProjection], [StartingProjection] and [RebuildProjection].
 //
 // # The events table
 //
-// Events are appended through the store, and not read through it: its
-// ReadEvents passes a position whose transaction has yet to commit, and who
-// reads on from there never sees that event. They are read from the events
-// table itself, gap-safe. A store does not tell which table that is, so a store
-// with a StoreConfig.EventsTable of its own wants the same in
-// [Config].EventsTable. All Orchestrators of a process that have the same DB and
-// name the same table read it together, once.
+// The library does not read events through the store: its ReadEvents can skip a position
+// whose transaction commits later, and the event would be lost. It reads the events table
+// itself, without gaps. The name of that table can't be read from a store. If the store has a
+// StoreConfig.EventsTable of its own, set [Config].EventsTable to the same name. All
+// Orchestrators of a process with the same DB and the same table share their reads.
 //
-// # From processors
+// # Coming from processors
 //
-// importer.Import takes over what processors (postgres.NewProcessor) have
-// done, without handling an event again.
+// importer.Import takes over the checkpoints of processors (postgres.NewProcessor), so that
+// no event is handled again.
 package orchestrator

@@ -8,34 +8,34 @@ import (
 	"github.com/getpup/pupsourcing/es"
 )
 
-// An InfoErrorLogger is an es.Logger without Debug.
+// InfoErrorLogger is an es.Logger without Debug.
 type InfoErrorLogger interface {
 	Info(ctx context.Context, msg string, keyvals ...any)
 	Error(ctx context.Context, msg string, keyvals ...any)
 }
 
-// WithoutDebug makes an es.Logger of a logger that has only Info and Error.
-// What is there for debugging is dropped.
+// WithoutDebug returns an es.Logger over a logger that has only Info and Error. Debug messages
+// are dropped.
 func WithoutDebug(l InfoErrorLogger) es.Logger { return withoutDebug{l} }
 
 type withoutDebug struct{ InfoErrorLogger }
 
 func (withoutDebug) Debug(context.Context, string, ...any) {}
 
-// A handler is a slog.Handler that writes to an es.Logger. Groups become
-// prefixes of the keys: group.key. The time is for the logger to know.
+// A handler is a slog.Handler that writes to an es.Logger. Groups become prefixes of keys:
+// group.key. The logger adds the time.
 type handler struct {
 	logger  es.Logger
-	prefix  string // of the groups that are open
+	prefix  string // of the open groups
 	keyvals []any
 }
 
-// Enabled leaves it to the logger, which can't be asked.
+// Enabled returns true: the logger decides, and has no method to ask it.
 func (handler) Enabled(context.Context, slog.Level) bool { return true }
 
-// Handle logs at the nearest of the logger's three levels that is not too
-// quiet, and adds the level where it is none of the three: a warning asks for
-// attention, which Info does not.
+// Handle logs at the lowest of the logger's three levels that is at least the record's level:
+// a warning becomes an error. If the record's level is none of the three, Handle adds it as an
+// attribute.
 func (h handler) Handle(ctx context.Context, r slog.Record) error {
 	log := h.logger.Error
 	switch {
@@ -75,7 +75,7 @@ func (h handler) WithGroup(name string) slog.Handler {
 func flatten(keyvals []any, prefix string, a slog.Attr) []any {
 	a.Value = a.Value.Resolve()
 	switch {
-	case a.Equal(slog.Attr{}): // to be ignored, says slog.Handler
+	case a.Equal(slog.Attr{}): // slog.Handler must ignore it
 	case a.Value.Kind() == slog.KindGroup:
 		for _, member := range a.Value.Group() {
 			keyvals = flatten(keyvals, within(prefix, a.Key), member)
@@ -86,7 +86,7 @@ func flatten(keyvals []any, prefix string, a slog.Attr) []any {
 	return keyvals
 }
 
-// within returns the prefix in a group; one without a name is none.
+// within returns the prefix inside a group. A group without a name adds nothing.
 func within(prefix, group string) string {
 	if group == "" {
 		return prefix

@@ -14,22 +14,19 @@ import (
 	root "github.com/getpup/pupsourcing-orchestrator"
 )
 
-// Config configures an Orchestrator. DB, EventStore and ReplicaSet are required; a zero in
-// any other field means its default.
-//
-// Fields without a comment are those of [root.Config], with the same meaning and the same
-// defaults.
+// Config configures an Orchestrator. DB, EventStore and ReplicaSet are required. Zero values of
+// other fields mean their defaults. Fields without a comment have the meaning and the default
+// of the same field in [root.Config].
 type Config struct {
-	// DB is the database that has the events table, in which the workers find each
-	// other, and in which the progress and the writes of transactional projections are
-	// committed. See [root.Config] for how many connections it needs.
+	// DB is the database of the events table. It also holds the library's tables, and the
+	// writes of transactional projections commit in it. [root.Config] says how many
+	// connections it needs.
 	DB *sql.DB
-	// EventStore is what the events are appended with. It says that they are
-	// in PostgreSQL and in which layout; they are read from EventsTable.
+	// EventStore is the store that appends the events. The library reads them from
+	// EventsTable, and not through the store.
 	EventStore *postgres.Store
-	// EventsTable is the StoreConfig.EventsTable of EventStore, written as it is
-	// there. The store can't be asked for it, so whoever has set it there must
-	// set it here. Default: events, which is pupsourcing's.
+	// EventsTable is the StoreConfig.EventsTable of EventStore, spelled the same way. It
+	// can't be read from the store. Default: events, as in pupsourcing.
 	EventsTable string
 	ReplicaSet  ReplicaSetName
 	Schema      string
@@ -53,22 +50,21 @@ type Config struct {
 	Around            func(ctx context.Context, d Delivery, next func(ctx context.Context) error) error
 	LeaseOnly         bool
 
-	// Logger gets a line for each generation and each thing that is wrong, a
-	// warning as an error that says so (level=WARN). For a logger that has only
-	// Info and Error, see WithoutDebug. Default: slog.Default().
+	// Logger gets the log messages. A warning is logged by Error, with level=WARN. For a
+	// logger that has only Info and Error, see WithoutDebug. Default: slog.Default().
 	Logger     es.Logger
 	Observer   *Observer
 	StallAfter time.Duration
 }
 
-// An Orchestrator is one worker of a replica set.
+// Orchestrator runs projections as a worker of a replica set.
 type Orchestrator struct {
 	root   *root.Orchestrator[es.PersistedEvent]
 	events *eventsTable
 }
 
-// New checks the configuration, without touching the database, and returns an
-// Orchestrator. The error is ErrInvalidConfig and names the field.
+// New returns an Orchestrator. It checks the configuration, but does not connect to the
+// database. It returns ErrInvalidConfig, which names the field.
 func New(cfg Config) (*Orchestrator, error) {
 	switch {
 	case cfg.DB == nil:
@@ -123,21 +119,19 @@ func configError(field, problem string) error {
 	return fmt.Errorf("%w: Config.%s %s", ErrInvalidConfig, field, problem)
 }
 
-// Run joins the replica set and handles events of the partitions that it is
-// assigned, until ctx is cancelled. Then the events in hand are finished and
-// committed, the membership is given up, so that the others re-partition
-// without waiting for anything, and Run returns nil.
+// Run joins the replica set and handles the events of its partitions until ctx is cancelled.
+// Then it finishes and commits the events in progress, leaves the replica set, so that the
+// other workers rebalance at once, and returns nil.
 //
-// Run returns an error only when it can't go on: ErrInvalidConfig,
-// ErrSchema, ErrProjectionTaken, ErrEventStore, ErrCoordinationTimeout, a
-// *HandlerError under the policy StopOnFailure, a handler that ends its
-// goroutine, or what the server says about a privilege or a table that is
-// missing. Losing a partition, a new generation, a database that is away for a
-// while are not errors.
+// Run returns an error only if it can't go on: ErrInvalidConfig, ErrSchema,
+// ErrProjectionTaken, ErrEventStore, ErrCoordinationTimeout, a *HandlerError under the policy
+// StopOnFailure, an error about a handler that ends its goroutine, or the server's error about
+// a missing privilege or table. A lost partition, a new generation and a database that is
+// unreachable for a while are not errors.
 //
-// Each call of Run is a worker of its own. All workers of a replica set should
-// run the same projections. During a roll-out that adds one, it stays idle on
-// partitions whose worker does not know it yet.
+// Each call of Run is a worker of its own. All workers of a replica set should run the same
+// projections. During a roll-out that adds a projection, the projection is idle on partitions
+// whose worker does not have it yet.
 func (o *Orchestrator) Run(ctx context.Context, projections []projection.Projection) error {
 	translated, err := translate(projections)
 	if err != nil {
@@ -146,9 +140,9 @@ func (o *Orchestrator) Run(ctx context.Context, projections []projection.Project
 	return o.root.Run(ctx, translated)
 }
 
-// CatchUp runs as Run does until everything that was in the event store when it was
-// called is handled by all of the projections, and returns nil: for tests and for
-// jobs that run once. It returns a *ParkedError for events that were parked instead.
+// CatchUp runs like Run until all projections have handled every event that existed when it was
+// called. Then it returns nil. It is for tests and one-off jobs. It returns a *ParkedError if
+// events were parked instead.
 func (o *Orchestrator) CatchUp(ctx context.Context, projections []projection.Projection) error {
 	translated, err := translate(projections)
 	if err != nil {
@@ -157,10 +151,9 @@ func (o *Orchestrator) CatchUp(ctx context.Context, projections []projection.Pro
 	return o.root.CatchUp(ctx, translated)
 }
 
-// Health returns how the workers are that this Orchestrator's calls of Run are, for
-// HealthHandler.
+// Health returns the state of this Orchestrator's workers, for HealthHandler.
 func (o *Orchestrator) Health() Health { return o.root.Health() }
 
-// Waiting returns the gap in the events table that readers wait at, if there
-// is one: a transaction that has appended and stays open holds them back.
+// Waiting returns the gap in the events table at which readers wait. ok is false if there is
+// none. A gap stays as long as a transaction that has appended events stays open.
 func (o *Orchestrator) Waiting() (Gap, bool) { return o.events.Waiting() }

@@ -14,10 +14,9 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/rawtx"
 )
 
-// The methods that a projection may have. Handle takes an event alone in
-// pupsourcing v1.0 and v1.1, and a transaction beside it since v1.2. What a
-// projection has is found out at run time, so that this module compiles with
-// every v1.
+// The methods that a projection may have. Handle takes only the event in pupsourcing v1.0 and
+// v1.1, and also a transaction since v1.2. The methods are checked at run time, so that this
+// module compiles with every v1.
 type (
 	sqlTxHandler interface {
 		Handle(ctx context.Context, tx *sql.Tx, event es.PersistedEvent) error
@@ -41,7 +40,7 @@ type (
 	}
 )
 
-// translate returns projections in the root's form.
+// translate turns projections into projections of the root package.
 func translate(projections []projection.Projection) ([]root.Projection[es.PersistedEvent], error) {
 	out := make([]root.Projection[es.PersistedEvent], len(projections))
 	for i, p := range projections {
@@ -53,13 +52,13 @@ func translate(projections []projection.Projection) ([]root.Projection[es.Persis
 	return out, nil
 }
 
-// translateOne takes any value, so that both forms of Handle can be tested with
-// either version of pupsourcing.
+// translateOne turns a projection into one of the root package. It takes any value, so that both
+// forms of Handle can be tested with either version of pupsourcing.
 func translateOne(p any) (root.Projection[es.PersistedEvent], error) {
 	if v := reflect.ValueOf(p); !v.IsValid() || v.Kind() == reflect.Pointer && v.IsNil() {
 		return nil, errors.New("is nil")
 	}
-	if c, ok := p.(configured); ok { // which may have the root's Handle by what is in it
+	if c, ok := p.(configured); ok { // before the next case: it may have the root's Handle through its field
 		return c.own, c.err
 	}
 	if own, ok := p.(root.Projection[es.PersistedEvent]); ok { // with its optional methods
@@ -85,19 +84,19 @@ func translateOne(p any) (root.Projection[es.PersistedEvent], error) {
 	return nil, fmt.Errorf("(%T) has no Handle that takes an es.PersistedEvent, alone or after a *sql.Tx", p)
 }
 
-// A configured projection has options. It is a projection.Projection in every v1, by what
-// is in it, and is run as own.
+// A configured projection has options. Its field makes it a projection.Projection in every v1.
+// It runs as own.
 type configured struct {
 	projection.Projection
 	own root.Projection[es.PersistedEvent]
-	err error // it can't be run
+	err error // why it can't run
 }
 
-// A translated projection has no Handle of the root's form.
+// A translated projection has a Handle that the root package never calls.
 type translated struct{ named }
 
 func (translated) Handle(context.Context, es.PersistedEvent) error {
-	return errors.New("orchestrator: Handle was called for a projection that is called otherwise")
+	return errors.New("orchestrator: Handle was called for a projection that has another method for events")
 }
 
 func (t translated) AggregateTypes() []string {
@@ -154,6 +153,6 @@ type translatedPlainBatch struct {
 	plainBatchHandler
 }
 
-// sqlTx returns the transaction itself, which pupsourcing's Handle takes. A
-// handler that ends it fails, and nothing of the batch is committed twice.
+// sqlTx returns the *sql.Tx that pupsourcing's Handle takes. A handler that ends it fails, and
+// no part of the batch is committed twice.
 func sqlTx(tx Tx) *sql.Tx { return rawtx.Of(tx) }

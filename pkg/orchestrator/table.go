@@ -23,22 +23,22 @@ type (
 	}
 )
 
-// tables are those in use. Workers that read one table of one database get the
-// same, and so read the stream once. Nothing here keeps a table, and an entry goes
-// with its table, when no Orchestrator has that any more.
+// tables are the tables in use. Workers that read the same table of the same database share
+// one, and so read the stream once. The pointers are weak: an entry is removed when no
+// Orchestrator uses its table any more.
 var tables = struct {
 	sync.Mutex
 	of map[tableKey]weak.Pointer[eventsTable]
 }{of: map[tableKey]weak.Pointer[eventsTable]{}}
 
-// tableOf returns what reads the events table of a store.
+// tableOf returns the reader of an events table.
 func tableOf(db *sql.DB, name string) (*eventsTable, error) {
 	if name == "" {
 		name = "events"
 	}
 	schema, table, ok := tableName(name)
 	if !ok {
-		return nil, configError("EventsTable", fmt.Sprintf("is %q; it must be the name of a table, as SQL has it, or a schema's and a table's", name))
+		return nil, configError("EventsTable", fmt.Sprintf("is %q; it must be the name of a table in SQL, such as events, my_schema.events or \"Events\"", name))
 	}
 	key := tableKey{db, schema, table}
 	tables.Lock()
@@ -55,7 +55,7 @@ func tableOf(db *sql.DB, name string) (*eventsTable, error) {
 	runtime.AddCleanup(t, func(key tableKey) {
 		tables.Lock()
 		defer tables.Unlock()
-		if tables.of[key] == own { // and not one that was made since
+		if tables.of[key] == own { // unless it was replaced meanwhile
 			delete(tables.of, key)
 		}
 	}, key)
@@ -81,16 +81,16 @@ func newTable(k tableKey) (*eventsTable, error) {
 	})
 }
 
-// eventSize is about what an event takes beside its payload and metadata.
+// eventSize is about the size of an event in memory without payload and metadata.
 const eventSize = 600
 
-// sqlName is a name that SQL takes for a table, perhaps with a schema.
+// sqlName matches the name of a table in SQL, with or without a schema.
 var sqlName = regexp.MustCompile(`^(?:(` + identifier + `)\.)?(` + identifier + `)$`)
 
 const identifier = `"(?:[^"]|"")+"|[\pL_][\pL_0-9$]*`
 
-// tableName takes apart what pupsourcing puts into its statements as it is,
-// and PostgreSQL then reads as a name; the root quotes what it is given.
+// tableName splits a name that pupsourcing puts into its statements unquoted. The root package
+// quotes names.
 func tableName(name string) (schema, table string, ok bool) {
 	parts := sqlName.FindStringSubmatch(name)
 	if parts == nil {
@@ -99,8 +99,8 @@ func tableName(name string) (schema, table string, ok bool) {
 	return unquote(parts[1]), unquote(parts[2]), true
 }
 
-// unquote returns what an identifier stands for: without quotes, it is folded
-// to lower case, though only in ASCII.
+// unquote returns the name that an identifier stands for. Without quotes, ASCII letters become
+// lower case.
 func unquote(identifier string) string {
 	if strings.HasPrefix(identifier, `"`) {
 		return strings.ReplaceAll(identifier[1:len(identifier)-1], `""`, `"`)

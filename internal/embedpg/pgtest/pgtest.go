@@ -1,5 +1,8 @@
-// Package pgtest gives each test a PostgreSQL database of its own. See package
-// embedpg for where the server comes from.
+// Package pgtest gives each test a PostgreSQL database of its own.
+//
+//	db, url := pgtest.Database(t)
+//
+// Package embedpg documents where the server comes from.
 package pgtest
 
 import (
@@ -19,13 +22,13 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg"
 )
 
-// Bounds, each beyond what embedpg itself allows for.
+// Limits, each longer than those of embedpg.
 const (
 	startMax    = 4 * time.Minute // with a download
 	databaseMax = time.Minute
 )
 
-// running is the server once the first test has asked for it.
+// running is the server, once a test has started it.
 var running atomic.Pointer[embedpg.Server]
 
 var start = sync.OnceValues(func() (*embedpg.Server, error) {
@@ -42,11 +45,11 @@ func log(format string, args ...any) {
 	fmt.Fprintf(os.Stderr, "pgtest: "+format+"\n", args...)
 }
 
-// Main runs the tests and stops the server if one of them started it:
+// Main runs the tests and then stops the server if a test started one:
 //
 //	func TestMain(m *testing.M) { os.Exit(pgtest.Main(m)) }
 //
-// Without it the server ends when the test binary has exited, a moment later.
+// Without Main, the server ends a moment after the test binary.
 func Main(m *testing.M) int {
 	code := m.Run()
 	if s := running.Load(); s != nil {
@@ -58,7 +61,7 @@ func Main(m *testing.M) int {
 	return code
 }
 
-// Server returns the test binary's server, which the first call starts.
+// Server returns the server of the test binary. The first call starts it.
 func Server(t testing.TB) *embedpg.Server {
 	t.Helper()
 	s, err := start()
@@ -68,14 +71,14 @@ func Server(t testing.TB) *embedpg.Server {
 	return s
 }
 
-// Database returns a new, empty database on the test binary's server and its
-// URL. Both end with the test.
+// Database returns a new, empty database on the test binary's server, and its URL. The database
+// is dropped when the test ends.
 func Database(t testing.TB) (*sql.DB, string) {
 	t.Helper()
 	return DatabaseOn(t, Server(t))
 }
 
-// DatabaseOn is Database on another server, say one that the test restarts.
+// DatabaseOn is Database for another server, such as one that the test restarts.
 func DatabaseOn(t testing.TB, s *embedpg.Server) (*sql.DB, string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), databaseMax)
@@ -101,9 +104,9 @@ func DatabaseOn(t testing.TB, s *embedpg.Server) (*sql.DB, string) {
 	return db, url
 }
 
-// name derives a database name from a test's: recognisable, at most 63 bytes,
-// without characters that need quoting, and random at the end since several
-// test binaries may share a server.
+// name returns a database name for a test. It is recognisable, has at most 63 bytes and no
+// characters that need quotes, and ends at random, since several test binaries may share a
+// server.
 func name(test string) string {
 	plain := strings.Map(func(r rune) rune {
 		switch {
@@ -118,10 +121,9 @@ func name(test string) string {
 	return "t_" + plain + "_" + strings.ToLower(rand.Text()[:12])
 }
 
-// Missing skips a test for want of a program that no Go module brings along: a pooler,
-// a browser, one of PostgreSQL's own that a download of the server lacks. Where
-// REQUIRE_PROGRAMS is set, as in CI, it fails instead: a machine that should have the
-// program must not skip in silence.
+// Missing skips a test that needs a program which no Go module contains: a pooler, a browser, a
+// program of PostgreSQL that downloads of the server lack. If REQUIRE_PROGRAMS is set, as in
+// CI, it fails the test instead: there the program must be installed.
 func Missing(t testing.TB, format string, args ...any) {
 	t.Helper()
 	if os.Getenv("REQUIRE_PROGRAMS") != "" {

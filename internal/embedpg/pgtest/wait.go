@@ -6,10 +6,11 @@ import (
 	"time"
 )
 
-// waitMax ends a broken test. Nothing passes or fails by how long it takes.
+// waitMax ends a broken test. It is not a limit for slow tests.
 const waitMax = time.Minute
 
-// Eventually waits for a condition.
+// Eventually polls until condition returns true. what describes the condition, for the failure
+// message.
 func Eventually(t testing.TB, what string, condition func() bool) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), waitMax)
@@ -20,7 +21,7 @@ func Eventually(t testing.TB, what string, condition func() bool) {
 		select {
 		case <-ticker.C:
 		case <-ctx.Done():
-			t.Fatalf("waited in vain until %s", what)
+			t.Fatalf("still not true after %s: %s", waitMax, what)
 		}
 	}
 }

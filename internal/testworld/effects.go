@@ -10,35 +10,36 @@ import (
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 )
 
-// Effects are what a projection of each kind leaves: a row for each event that it has
+// Effects is the name of a test projection and what it leaves: a row for each event that it has
 // handled.
 type Effects struct {
 	Projection string                                                // its name
-	Hook       func(ctx context.Context, e orchestrator.Event) error // called before each write, if set
-	Log        *History                                              // notes when handlers are open, if set
+	Hook       func(ctx context.Context, e orchestrator.Event) error // called before each write; nil: not called
+	Log        *History                                              // records when handlers are open; nil: not recorded
 }
 
-// Plain returns the projection that writes through a connection of its own.
+// Plain returns a plain projection, which writes through a connection of its own.
 func (p Effects) Plain(db *sql.DB) Plain { return Plain{p, db} }
 
-// Transactional returns the one that writes through the lane's transaction.
+// Transactional returns a transactional projection, which writes through the transaction of its
+// lane.
 func (p Effects) Transactional() Transactional { return Transactional{p} }
 
-// Batched returns the one that writes batches through the lane's transaction.
+// Batched returns a batch projection, which writes through the transaction of its lane.
 func (p Effects) Batched() Batched { return Batched{p} }
 
-// PlainBatched returns the one that writes batches through a connection of its own.
+// PlainBatched returns a plain batch projection, which writes through a connection of its own.
 func (p Effects) PlainBatched(db *sql.DB) PlainBatched { return PlainBatched{p, db} }
 
 // Name returns the projection's name.
 func (p Effects) Name() string { return p.Projection }
 
-// An Execer is a database, or a transaction.
+// An Execer is a database or a transaction.
 type Execer interface {
 	ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error)
 }
 
-// Write handles one event.
+// Write inserts the effect of one event.
 func (p Effects) Write(ctx context.Context, db Execer, e orchestrator.Event) error {
 	defer p.Log.Open(ctx, p.Projection, e)()
 	if p.Hook != nil {
@@ -64,7 +65,7 @@ type Plain struct {
 
 func (p Plain) Handle(ctx context.Context, e orchestrator.Event) error { return p.Write(ctx, p.db, e) }
 
-// Transactional is a transactional one that leaves effects.
+// Transactional is a transactional projection that leaves effects.
 type Transactional struct{ Effects }
 
 func (p Transactional) Handle(context.Context, orchestrator.Event) error {
@@ -91,7 +92,7 @@ func (p Batched) HandleBatch(ctx context.Context, tx orchestrator.Tx, events []o
 	return nil
 }
 
-// PlainBatched is a plain projection that takes batches, and leaves effects.
+// PlainBatched is a plain batch projection that leaves effects.
 type PlainBatched struct {
 	Effects
 	db *sql.DB
@@ -110,7 +111,7 @@ func (p PlainBatched) HandlePlainBatch(ctx context.Context, events []orchestrato
 	return nil
 }
 
-// Failing returns a hook that fails at what is poison, until it is mended.
+// Failing returns a hook that fails at poison events until mended is true.
 func Failing(mended *atomic.Bool, poison func(e orchestrator.Event) bool) func(context.Context, orchestrator.Event) error {
 	return func(_ context.Context, e orchestrator.Event) error {
 		if !mended.Load() && poison(e) {
@@ -120,7 +121,8 @@ func Failing(mended *atomic.Bool, poison func(e orchestrator.Event) bool) func(c
 	}
 }
 
-// Parking returns cfg, with which the named projections park after two failures.
+// Parking returns cfg with the failure rule ParkEvents, after two attempts, for the named
+// projections.
 func Parking(cfg orchestrator.Config[orchestrator.Event], names ...string) orchestrator.Config[orchestrator.Event] {
 	cfg.Failures = map[string]orchestrator.FailureRule{}
 	for _, name := range names {

@@ -12,12 +12,12 @@ import (
 	"github.com/lib/pq"
 )
 
-// Faults sit between database/sql and the driver. A nil hook is none. Hooks
-// may be set at any time.
+// Faults are hooks between database/sql and the driver. They can be set at any time. A nil hook
+// does nothing.
 type Faults struct {
-	// Commit is called in place of COMMIT; it calls do to have it sent.
+	// Commit is called instead of COMMIT. Its argument do sends the COMMIT.
 	Commit atomic.Pointer[func(do func() error) error]
-	// Commits counts the COMMITs that were asked for.
+	// Commits counts the requested COMMITs.
 	Commits atomic.Int64
 	// Query is called before each statement that returns rows.
 	Query atomic.Pointer[func(query string)]
@@ -44,7 +44,7 @@ func Faulty(t testing.TB, url string) (*sql.DB, *Faults) {
 	return db, f
 }
 
-// Between returns c with the faults in between; its driver is lib/pq.
+// Between returns c with the faults in between. The driver of c must be lib/pq.
 func (f *Faults) Between(c driver.Connector) driver.Connector { return faultyConnector{c, f} }
 
 type faultyConnector struct {
@@ -60,7 +60,7 @@ func (c faultyConnector) Connect(ctx context.Context) (driver.Conn, error) {
 	return &faultyConn{Conn: conn.(Conn), faults: c.faults}, nil
 }
 
-// Conn is what lib/pq's connections can do.
+// Conn has the methods of lib/pq's connections.
 type Conn interface {
 	driver.Conn
 	driver.ConnBeginTx
@@ -104,7 +104,7 @@ type faultyTx struct {
 	conn *faultyConn
 }
 
-// ErrLost is what a client sees of a connection that ended while it waited.
+// ErrLost is the error of a client whose connection ends while it waits for a reply.
 var ErrLost = errors.Join(errors.New("connection lost before the reply came"), driver.ErrBadConn)
 
 func (tx faultyTx) Commit() error {
@@ -121,7 +121,7 @@ func (tx faultyTx) Commit() error {
 	return err
 }
 
-// An Outage is a connector that can be told to refuse.
+// An Outage is a connector that can refuse connections.
 type Outage struct {
 	driver.Connector
 	refuses atomic.Bool
@@ -134,7 +134,7 @@ func (o *Outage) Connect(ctx context.Context) (driver.Conn, error) {
 	return o.Connector.Connect(ctx)
 }
 
-// Begin ends all connections to the world's database, and has no more be made.
+// Begin ends all connections to the world's database and refuses new ones.
 func (o *Outage) Begin(w *World) {
 	o.refuses.Store(true)
 	w.Exec(`SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()`)

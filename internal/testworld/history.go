@@ -9,7 +9,7 @@ import (
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 )
 
-// A History records when handlers were open, by a counter instead of a clock.
+// A History records when handlers were open. It uses a counter instead of a clock.
 type History struct {
 	mu      sync.Mutex
 	counter int
@@ -21,11 +21,11 @@ type interval struct {
 	aggregate  string
 	position   int64
 	assignment orchestrator.Assignment
-	start, end int // end 0: open
+	start, end int // end is 0 while the handler is open
 }
 
-// Open notes that a handler has begun and returns the call for its end. A nil
-// history notes nothing.
+// Open records the start of a handler, and returns a function that records its end. A nil
+// History records nothing.
 func (h *History) Open(ctx context.Context, projection string, e orchestrator.Event) (closed func()) {
 	if h == nil {
 		return func() {}
@@ -44,7 +44,7 @@ func (h *History) Open(ctx context.Context, projection string, e orchestrator.Ev
 	}
 }
 
-// Check goes over the history for S1, S4 and S6 as far as handlers show them.
+// Check checks the promises S1, S4 and S6 as far as handlers show them.
 func (h *History) Check(t testing.TB) {
 	t.Helper()
 	h.mu.Lock()
@@ -63,7 +63,7 @@ func (h *History) Check(t testing.TB) {
 			t.Errorf("S6: generation %d has both %d and %d partitions", i.assignment.Generation, total, i.assignment.TotalPartitions)
 		}
 		totals[i.assignment.Generation] = i.assignment.TotalPartitions
-		// An aggregate has one partition in a generation.
+		// An aggregate is in one partition of a generation.
 		o := fmt.Sprint(i.assignment.Generation, i.aggregate)
 		if a, ok := owners[o]; ok && a != i.assignment {
 			t.Errorf("S6: aggregate %s is in %+v and in %+v", i.aggregate, a, i.assignment)
@@ -72,7 +72,7 @@ func (h *History) Check(t testing.TB) {
 	}
 }
 
-// Calls returns how many handler calls there were.
+// Calls returns the number of handler calls.
 func (h *History) Calls() int {
 	h.mu.Lock()
 	defer h.mu.Unlock()

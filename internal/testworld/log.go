@@ -9,7 +9,7 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
 )
 
-// A Log passes a log on and remembers it.
+// A Log forwards a log and keeps a copy.
 type Log struct {
 	To io.Writer
 
@@ -24,7 +24,7 @@ func (l *Log) Write(line []byte) (int, error) {
 	return l.To.Write(line)
 }
 
-// Wait waits for a line that contains text.
+// Wait waits until the log contains text.
 func (l *Log) Wait(t testing.TB, text string) {
 	t.Helper()
 	pgtest.Eventually(t, "the log says "+text, func() bool {

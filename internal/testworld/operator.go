@@ -11,8 +11,8 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/ops"
 )
 
-// Ordered returns a function that takes what an order has returned: it fails the test if an order was refused, and waits until its generation
-// is active.
+// Ordered returns a function that takes the results of an order. It fails the test if the order
+// was refused, and otherwise waits until its generation is active.
 func (w *World) Ordered(set orchestrator.ReplicaSetName) func(generation int64, err error) {
 	return func(generation int64, err error) {
 		w.T.Helper()
@@ -25,7 +25,7 @@ func (w *World) Ordered(set orchestrator.ReplicaSetName) func(generation int64, 
 	}
 }
 
-// Workers returns the set's workers in join order.
+// Workers returns the workers of a set, in the order in which they joined.
 func (w *World) Workers(set orchestrator.ReplicaSetName) []ops.WorkerStatus {
 	w.T.Helper()
 	s, err := ops.Status(w.T.Context(), w.DB, set)
@@ -35,7 +35,7 @@ func (w *World) Workers(set orchestrator.ReplicaSetName) []ops.WorkerStatus {
 	return s.Workers
 }
 
-// Stand returns the status of a set, and by kind what it says stands still.
+// Stand returns the status of a set, and its waits by kind.
 func (w *World) Stand(set orchestrator.ReplicaSetName) (s ops.ReplicaSetStatus, waits map[ops.WaitKind][]ops.Wait) {
 	w.T.Helper()
 	s, err := ops.Status(w.T.Context(), w.DB, set)
@@ -49,11 +49,11 @@ func (w *World) Stand(set orchestrator.ReplicaSetName) (s ops.ReplicaSetStatus, 
 	return s, waits
 }
 
-// Parked returns the positions that a projection has parked.
+// Parked returns the parked events of a projection and their positions.
 func (w *World) Parked(projection string) (positions []int64, events []ops.ParkedEvent) {
 	w.T.Helper()
 	events, err := ops.Parked(w.T.Context(), w.DB, projection, 1000)
-	if err != nil && !errors.Is(err, ops.ErrNoProjection) { // nobody has joined yet
+	if err != nil && !errors.Is(err, ops.ErrNoProjection) { // no worker has joined yet
 		w.T.Fatal(err)
 	}
 	for _, e := range events {
@@ -62,7 +62,7 @@ func (w *World) Parked(projection string) (positions []int64, events []ops.Parke
 	return positions, events
 }
 
-// Retry asks for what is parked to be handled again, and returns how many events that is.
+// Retry requests a retry of parked events, and returns their number.
 func (w *World) Retry(projection string, which ops.ParkedSelector) int {
 	w.T.Helper()
 	n, err := ops.RetryParked(w.T.Context(), w.DB, projection, which)
@@ -72,7 +72,7 @@ func (w *World) Retry(projection string, which ops.ParkedSelector) int {
 	return n
 }
 
-// Calm waits until nothing of a set stands still.
+// Calm waits until nothing of a set is stalled.
 func (w *World) Calm(set orchestrator.ReplicaSetName) {
 	w.T.Helper()
 	pgtest.Eventually(w.T, "nothing of "+string(set)+" stands still", func() bool {
@@ -81,7 +81,7 @@ func (w *World) Calm(set orchestrator.ReplicaSetName) {
 	})
 }
 
-// StatusPage returns what a status page answers to who asks for JSON.
+// StatusPage returns the JSON answer of a status page.
 func StatusPage(t testing.TB, page http.Handler) (code int, body string) {
 	t.Helper()
 	r := httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/", nil)

@@ -15,14 +15,14 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
 )
 
-// PgBouncer starts a PgBouncer that hands out server connections by transaction, or by
-// session, as its pool_mode has it, and returns the database's URL through it. It is not
-// everywhere: without it the test is skipped.
+// PgBouncer starts a PgBouncer with the pool_mode transaction or session, and returns the URL of
+// the database through it. If PgBouncer is not installed, the test is skipped: see
+// pgtest.Missing.
 func PgBouncer(t testing.TB, to, mode string) string {
 	t.Helper()
 	program, err := exec.LookPath("pgbouncer")
 	if err != nil {
-		program = "/usr/sbin/pgbouncer" // not on everybody's PATH
+		program = "/usr/sbin/pgbouncer" // not on every PATH
 	}
 	if _, err := os.Stat(program); err != nil {
 		pgtest.Missing(t, "there is no pgbouncer")
@@ -39,12 +39,12 @@ func PgBouncer(t testing.TB, to, mode string) string {
 	_ = listener.Close()
 
 	password, given := u.User.Password()
-	if given { // PgBouncer does not read a file with an empty one
+	if given { // PgBouncer does not read an empty file
 		password = " password='" + strings.ReplaceAll(password, "'", "''") + "'"
 	}
 	config := filepath.Join(t.TempDir(), "pgbouncer.ini")
-	// Few server connections, and the one that has waited longest is handed out:
-	// two transactions of a client are on one by accident only.
+	// There are few server connections, and the one that has waited longest is used next: two
+	// transactions of a client are on the same one only by accident.
 	text := fmt.Sprintf(`[databases]
 * = host=%s port=%s user=%s%s
 [pgbouncer]
@@ -64,7 +64,7 @@ log_disconnections = 0
 		t.Fatal(err)
 	}
 	args := []string{config}
-	if os.Geteuid() == 0 { // it refuses to run as root
+	if os.Geteuid() == 0 { // PgBouncer refuses to run as root
 		for dir := filepath.Dir(config); dir != os.TempDir() && dir != "/"; dir = filepath.Dir(dir) {
 			if err := os.Chmod(dir, 0o755); err != nil {
 				t.Fatal(err)
@@ -73,7 +73,7 @@ log_disconnections = 0
 		args = append([]string{"-u", "nobody"}, args...)
 	}
 	cmd := exec.Command(program, args...)
-	cmd.Stderr = t.Output() // why it has ended, should it
+	cmd.Stderr = t.Output() // shows why PgBouncer has ended
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}

@@ -11,13 +11,13 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
 )
 
-// A Witness remembers all that an Observer is told.
+// A Witness records all calls of an Observer.
 type Witness struct {
 	mu   sync.Mutex
 	told []any
 }
 
-// Observe returns an Observer of which every function calls then.
+// Observe returns an Observer whose functions all call then.
 func Observe(then func(event any)) *orchestrator.Observer {
 	o := &orchestrator.Observer{}
 	v := reflect.ValueOf(o).Elem()
@@ -30,7 +30,7 @@ func Observe(then func(event any)) *orchestrator.Observer {
 	return o
 }
 
-// Observer returns the Observer that tells it.
+// Observer returns an Observer that the Witness records.
 func (s *Witness) Observer() *orchestrator.Observer {
 	return Observe(func(event any) {
 		s.mu.Lock()
@@ -39,7 +39,7 @@ func (s *Witness) Observer() *orchestrator.Observer {
 	})
 }
 
-// Told returns what witnesses were told of a type, each one's in order.
+// Told returns the recorded events of a type, those of each witness in order.
 func Told[T any](witnesses ...*Witness) (events []T) {
 	for _, s := range witnesses {
 		s.mu.Lock()
@@ -53,7 +53,7 @@ func Told[T any](witnesses ...*Witness) (events []T) {
 	return events
 }
 
-// Awaited waits for an event that is as it should be.
+// Awaited waits for an event for which is returns true.
 func Awaited[T any](t *testing.T, s *Witness, what string, is func(T) bool) (found T) {
 	t.Helper()
 	pgtest.Eventually(t, fmt.Sprintf("the observer is told of %s (%T)", what, found), func() bool {
@@ -68,17 +68,17 @@ func Awaited[T any](t *testing.T, s *Witness, what string, is func(T) bool) (fou
 	return found
 }
 
-// Any is every event of a type.
+// Any returns true for every event of a type.
 func Any[T any](T) bool { return true }
 
-// Seen starts a worker under a witness.
+// Seen starts a worker with a Witness.
 func (w *World) Seen(t *testing.T, cfg orchestrator.Config[orchestrator.Event], projections ...orchestrator.Projection[orchestrator.Event]) (*Running, *Witness) {
 	s := &Witness{}
 	cfg.Observer = s.Observer()
 	return Run(t, cfg, projections...), s
 }
 
-// Reported waits for a report of which a lane is as it should be.
+// Reported waits for a report with a lane for which is returns true.
 func Reported(t *testing.T, s *Witness, what, projection string, partition int, is func(orchestrator.WorkerReport, orchestrator.LaneReport) bool) orchestrator.LaneReport {
 	t.Helper()
 	var found orchestrator.LaneReport

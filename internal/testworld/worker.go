@@ -8,15 +8,15 @@ import (
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 )
 
-// Running is a worker.
+// Running is a worker that was started.
 type Running struct {
 	t      testing.TB
-	Cancel context.CancelFunc // of the context that Run has
+	Cancel context.CancelFunc // cancels the context of Run
 	Done   chan struct{}      // closed when Run has returned
-	Err    error              // what it has returned, once Done is closed
+	Err    error              // the result of Run, once Done is closed
 }
 
-// Run starts a worker. It ends with the test at the latest.
+// Run starts a worker. It ends at the end of the test at the latest.
 func Run(t testing.TB, cfg orchestrator.Config[orchestrator.Event], projections ...orchestrator.Projection[orchestrator.Event]) *Running {
 	t.Helper()
 	o, err := orchestrator.New(cfg)
@@ -33,13 +33,13 @@ func Run(t testing.TB, cfg orchestrator.Config[orchestrator.Event], projections 
 	return r
 }
 
-// Kill cancels the worker and waits for Run to return.
+// Kill cancels the worker's context and waits for Run to return.
 func (r *Running) Kill() {
 	r.Cancel()
 	<-r.Done
 }
 
-// Stop is Kill, and demands that Run returns nil.
+// Stop does what Kill does, and fails the test if Run returns an error.
 func (r *Running) Stop() {
 	r.t.Helper()
 	r.Kill()
@@ -48,7 +48,7 @@ func (r *Running) Stop() {
 	}
 }
 
-// Failed waits for Run to return by itself, and returns its error.
+// Failed waits until Run returns by itself, and returns its error.
 func (r *Running) Failed() error {
 	r.t.Helper()
 	select {

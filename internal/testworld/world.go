@@ -1,8 +1,14 @@
-// Package testworld is where the tests of this module run workers: a database of the
-// test's own, with an events table, and projections that leave in it what they have
-// handled. Only tests import it.
+// Package testworld runs workers for the tests of this module: it provides a database with an
+// events table, projections that record what they have handled, and checks of the promises. Only
+// tests import it.
 //
-// What a test needs is in one place each:
+//	w := testworld.New(t)
+//	testworld.Run(t, w.Config(w.DB, "set"), testworld.Effects{Projection: "p"}.Transactional())
+//	w.Append(100)
+//	w.CaughtUp("p")
+//	w.CheckEffects("p")
+//
+// The parts:
 //
 //	World    the database, what is in it, and what its workers have made of it
 //	Running  a worker
@@ -28,13 +34,13 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/eventtable"
 )
 
-// Main runs the tests, and ends the server that they have shared:
+// Main runs the tests and then ends their common server:
 //
 //	func TestMain(m *testing.M) { os.Exit(testworld.Main(m)) }
 func Main(m *testing.M) int {
-	// Most of a test here is waiting, for a lease or the server; a default of one test for
-	// each core leaves the cores idle. Where a lease that is lost for the load would be
-	// taken for a fault (failures, liveness, health), tests run one after another.
+	// Most tests here wait, for a lease or for the server. The default, one test per core,
+	// leaves cores idle. Tests in which a lease lost under load would look like a bug (failures,
+	// liveness, health) are not parallel.
 	flag.Parse()
 	given := false
 	flag.Visit(func(f *flag.Flag) { given = given || f.Name == "test.parallel" })
@@ -44,7 +50,7 @@ func Main(m *testing.M) int {
 	return pgtest.Main(m)
 }
 
-// Limit ends a broken test; nothing passes or fails by how long it takes.
+// Limit ends a broken test. It is not a limit for slow tests.
 const Limit = time.Minute
 
 // EffectsTable is the table that projections write into.
@@ -59,22 +65,22 @@ CREATE TABLE effects (
     total      int NOT NULL
 )`
 
-// A World is a database with the library's tables, an events table, and a
-// table in which projections leave their effects.
+// A World is a database with the library's tables, an events table, and a table for the effects
+// of projections.
 type World struct {
 	T   testing.TB
 	DB  *sql.DB
 	URL string
 }
 
-// New returns a world in a database that ends with the test.
+// New returns a world in a new database, which is dropped when the test ends.
 func New(t testing.TB) *World {
 	t.Helper()
 	db, url := pgtest.Database(t)
 	return SetUp(t, db, url)
 }
 
-// SetUp makes a database, which the caller has from elsewhere, a world.
+// SetUp turns a database of the caller into a world.
 func SetUp(t testing.TB, db *sql.DB, url string) *World {
 	t.Helper()
 	w := &World{T: t, DB: db, URL: url}
@@ -104,21 +110,21 @@ func (w *World) Number(query string, args ...any) int64 {
 	return n.Int64
 }
 
-// InsertEvent inserts $1 events; its verb is the number of aggregates.
+// InsertEvent inserts $1 events. Its verb is the number of aggregates.
 const InsertEvent = `
 INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
 SELECT 'test', 'thing', 'a' || i %% %[1]d, coalesce((SELECT max(aggregate_version) FROM events WHERE aggregate_id = 'a' || i %% %[1]d), 0) + 1 + i / %[1]d,
        gen_random_uuid(), 'happened', 'x'
   FROM generate_series(0, $1 - 1) AS i`
 
-// Append adds n events over 50 aggregates in one transaction.
+// Append adds n events of 50 aggregates in one transaction.
 func (w *World) Append(n int) {
 	w.T.Helper()
 	w.Exec(fmt.Sprintf(InsertEvent, 50), n)
 }
 
-// Config returns a configuration for tests. The lease is long: a loaded
-// machine must not end it where a test counts on nobody being late.
+// Config returns a configuration for tests. The lease is long: a loaded machine must not end it
+// in tests that don't expect that.
 func (w *World) Config(db *sql.DB, set orchestrator.ReplicaSetName) orchestrator.Config[orchestrator.Event] {
 	w.T.Helper()
 	events, err := orchestrator.NewEventTable(db, "")
@@ -134,8 +140,8 @@ func (w *World) Config(db *sql.DB, set orchestrator.ReplicaSetName) orchestrator
 	}
 }
 
-// CheckEffects compares the effects of projections that must be exact with
-// the events table: S2, S3, S4 and S5.
+// CheckEffects checks the effects of projections that must be exact against the events table:
+// promises S2, S3, S4 and S5.
 func (w *World) CheckEffects(projections ...string) {
 	w.T.Helper()
 	for _, p := range projections {
@@ -152,12 +158,12 @@ func (w *World) CheckEffects(projections ...string) {
 	}
 }
 
-// Handled returns how many events the projection has an effect of.
+// Handled returns how many events the projection has handled.
 func (w *World) Handled(projection string) int64 {
 	return w.Number(`SELECT count(DISTINCT position) FROM effects WHERE projection = $1`, projection)
 }
 
-// CaughtUp waits until every event has an effect of every projection.
+// CaughtUp waits until the projections have handled all events.
 func (w *World) CaughtUp(projections ...string) {
 	w.T.Helper()
 	for _, p := range projections {
@@ -167,8 +173,7 @@ func (w *World) CaughtUp(projections ...string) {
 	}
 }
 
-// Active waits until the replica set runs a number of partitions, and returns
-// the generation.
+// Active waits until the replica set runs total partitions, and returns the generation.
 func (w *World) Active(set orchestrator.ReplicaSetName, total int) (generation int64) {
 	w.T.Helper()
 	pgtest.Eventually(w.T, fmt.Sprintf("replica set %s runs %d partitions", set, total), func() bool {
@@ -193,7 +198,7 @@ func (w *World) All(db *sql.DB, h *History) []orchestrator.Projection[orchestrat
 	}
 }
 
-// Names are the projections of All.
+// Names are the names of the projections of All.
 var Names = slices.Concat(Exact, []string{"plain"})
 
 // As opens the database as another role, with the password "secret".
@@ -212,7 +217,7 @@ func (w *World) As(role string) *sql.DB {
 	return db
 }
 
-// Connect opens a connection of the test's own, beside those of w.DB.
+// Connect opens a database with connections of its own.
 func (w *World) Connect() *sql.DB {
 	w.T.Helper()
 	db, err := sql.Open("postgres", w.URL)
@@ -230,7 +235,7 @@ func (w *World) OfAggregate(aggregate string) []int64 {
 	return w.Positions(`SELECT global_position FROM events WHERE aggregate_id = $1 ORDER BY 1`, aggregate)
 }
 
-// Positions runs a query that returns positions.
+// Positions returns the positions that a query returns.
 func (w *World) Positions(query string, args ...any) (out []int64) {
 	w.T.Helper()
 	rows, err := w.DB.QueryContext(w.T.Context(), query, args...)
@@ -251,13 +256,13 @@ func (w *World) Positions(query string, args ...any) (out []int64) {
 	return out
 }
 
-// Members returns how many workers there are, in all replica sets.
+// Members returns the number of workers in all replica sets.
 func (w *World) Members() int64 {
 	w.T.Helper()
 	return w.Number(`SELECT count(*) FROM orchestrator_workers`)
 }
 
-// Proving returns how many of them show by a session of their own that they are there.
+// Proving returns how many workers keep a connection for fast crash detection.
 func (w *World) Proving() int64 {
 	w.T.Helper()
 	return w.Number(`SELECT count(*) FROM orchestrator_workers WHERE presence_number > 0`)
@@ -275,13 +280,13 @@ func (w *World) Generation() int64 {
 	return w.Number(`SELECT generation FROM orchestrator_replica_sets`)
 }
 
-// Reached returns the lowest position of all checkpoints; 0: there are none.
+// Reached returns the lowest position of all checkpoints, or 0 if there are none.
 func (w *World) Reached() int64 {
 	w.T.Helper()
 	return w.Number(`SELECT min(position) FROM orchestrator_checkpoints`)
 }
 
-// Reports returns how many workers have said how they are.
+// Reports returns the number of workers' reports.
 func (w *World) Reports() int64 {
 	w.T.Helper()
 	return w.Number(`SELECT count(*) FROM orchestrator_reports`)

@@ -1,17 +1,16 @@
-// Command pure keeps the decisions of the library free of everything that
-// could make two runs differ: clocks, goroutines, input and output, map order,
-// hidden state. The simulation replays a failure from its seed only because of
-// that, and two workers that read the same facts reach the same decision.
+// Command pure checks that the decisions of the library contain nothing that could make two runs
+// differ: no clocks, goroutines, input or output, map order or hidden state. So the simulation
+// can replay a failure from its seed, and two workers with the same facts make the same
+// decision.
 //
 //	go run ./internal/lint/pure ./internal/protocol
 //
-// It reads the files of each named folder except _test.go, prints one
-// "file:line: message" per finding, and exits with status 1 if there is any.
-// A folder without Go files is an error: a renamed package must not pass.
+// It reads the files of each given folder except _test.go. It prints one "file:line: message"
+// per finding, and exits with status 1 if there is any. A folder without Go files is an error: a
+// renamed package must not pass.
 //
-// What it cannot see: methods are not checked one by one, so nothing stops
-// time.Time.Local or the text of a time.Unix from depending on the machine's
-// time zone. Use UTC before printing a time.
+// Limits: it does not check methods one by one. So time.Time.Local, or the text of a time.Unix,
+// may depend on the machine's time zone. Use UTC before you print a time.
 package main
 
 import (
@@ -30,13 +29,13 @@ import (
 	"strings"
 )
 
-// allowedImports are the packages that compute and do nothing else. Where one
-// offers more than that, [checker.use] forbids the rest of it by name.
+// allowedImports are the packages that only compute. If one offers more, [checker.use] forbids
+// the rest by name.
 var allowedImports = set("bytes", "cmp", "encoding/binary", "errors", "fmt", "hash/fnv", "iter", "maps", "math",
 	"math/bits", "slices", "sort", "strconv", "strings", "time", "unicode/utf8")
 
-// allowedTime is an allow-list, so that a clock which a later Go adds to
-// package time is a finding without a change here. Constants are fine too.
+// allowedTime lists what may be used of package time. So a clock that a later Go adds is a
+// finding without a change here. Constants are fine too.
 var allowedTime = set("Time", "Duration", "Month", "Weekday", "Unix", "UnixMilli", "UnixMicro", "Date", "UTC", "ParseDuration")
 
 var (
@@ -75,7 +74,7 @@ type finding struct {
 
 func (f finding) String() string { return fmt.Sprintf("%s:%d: %s", f.file, f.line, f.message) }
 
-// lint returns the findings in the package in dir, in the order of the source.
+// lint returns the findings in the package in dir, in source order.
 func lint(dir string) ([]finding, error) {
 	fset := token.NewFileSet()
 	files, err := parse(fset, dir)
@@ -92,14 +91,14 @@ func lint(dir string) ([]finding, error) {
 	conf := types.Config{
 		Importer: importer.ForCompiler(fset, "gc", nil),
 		Error: func(err error) {
-			// A forbidden import may not be installed and then fails to
-			// type-check as well: one finding about it is enough.
+			// If a forbidden import is not installed, it also fails to type-check. One finding
+			// about it is enough.
 			if te := (types.Error{}); importsOK && errors.As(err, &te) {
 				c.report(te.Pos, "does not compile: %s", te.Msg)
 			}
 		},
 	}
-	_, _ = conf.Check(dir, fset, files, &c.info) // its errors went to conf.Error
+	_, _ = conf.Check(dir, fset, files, &c.info) // errors went to conf.Error
 
 	for _, file := range files {
 		c.state(file)
@@ -153,8 +152,8 @@ func (c *checker) imports(file *ast.File) {
 	}
 }
 
-// state allows no package-level variable but error sentinels and the blank
-// ones that assert at compile time that a type satisfies an interface.
+// state allows no package-level variables except error sentinels and blank variables that assert
+// at compile time that a type satisfies an interface.
 func (c *checker) state(file *ast.File) {
 	for _, decl := range file.Decls {
 		gen, ok := decl.(*ast.GenDecl)
@@ -178,8 +177,8 @@ func (c *checker) isErrorsNew(e ast.Expr) bool {
 	return ok && isPackageLevel(c.object(call.Fun), "errors", set("New"))
 }
 
-// node is the visitor of [ast.Inspect], which reaches a call before its
-// arguments: a sort marks the map iterator inside it before that is judged.
+// node is the visitor of [ast.Inspect]. It sees a call before the call's arguments: so a sort
+// can mark the map iterator inside it before that is checked.
 func (c *checker) node(n ast.Node) bool {
 	switch n := n.(type) {
 	case *ast.GoStmt:
@@ -212,8 +211,8 @@ func (c *checker) node(n ast.Node) bool {
 	return true
 }
 
-// use judges one mention of a name, called or not, so that a function value
-// (now := time.Now) and a dot import are no way around a rule.
+// use checks one mention of a name, called or not. So a function value (now := time.Now) and a
+// dot import do not avoid a rule.
 func (c *checker) use(id *ast.Ident) {
 	obj := c.info.Uses[id]
 	_, isConst := obj.(*types.Const)
@@ -236,8 +235,7 @@ func (c *checker) noPackageVar(e ast.Expr, what string) {
 	}
 }
 
-// object is what a plain or qualified name refers to, nil for any other
-// expression.
+// object returns what a plain or qualified name refers to, or nil for other expressions.
 func (c *checker) object(e ast.Expr) types.Object { return c.info.Uses[lastIdent(e)] }
 
 func lastIdent(e ast.Expr) *ast.Ident {
@@ -250,15 +248,15 @@ func lastIdent(e ast.Expr) *ast.Ident {
 	return nil
 }
 
-// isPackageLevel reports whether obj is declared at the top level of the
-// package path under one of names. An empty path and a nil set mean any.
+// isPackageLevel reports whether obj is declared at the top level of the package path with one
+// of names. An empty path and a nil set match anything.
 func isPackageLevel(obj types.Object, path string, names map[string]bool) bool {
 	return obj != nil && obj.Pkg() != nil && obj.Pkg().Scope().Lookup(obj.Name()) == obj &&
 		(path == "" || obj.Pkg().Path() == path) && (names == nil || names[obj.Name()])
 }
 
-// isMap looks into the constraint of a type parameter as well: generic code
-// over ~map[K]V has the same random order.
+// isMap also checks the constraint of a type parameter: generic code over ~map[K]V has the same
+// random order.
 func isMap(t types.Type) bool {
 	switch t := t.Underlying().(type) {
 	case *types.Map:

@@ -9,9 +9,9 @@ import (
 	"testing"
 )
 
-// Each folder of testdata is a package. A line that must be found ends in
-// "// want: " and the message; no other line may be found. The folder clean
-// holds what must pass, and a _test.go file, which must not be read.
+// Each folder of testdata is a package. A line with a finding ends in "// want: " and the
+// message; other lines must have none. The folder clean holds code that must pass, and a
+// _test.go file that must not be read.
 func TestFixtures(t *testing.T) {
 	for _, rule := range []string{"broken", "clean", "clock", "concurrency", "imports", "order", "output", "state"} {
 		t.Run(rule, func(t *testing.T) {

@@ -12,7 +12,7 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
 )
 
-// An appender appends events, and knows which versions the aggregates have.
+// An appender appends events. It knows the version of each aggregate.
 type appender struct {
 	d        *database
 	mu       sync.Mutex
@@ -20,7 +20,7 @@ type appender struct {
 	total    int64
 }
 
-// append appends an event to each of the aggregates, in one transaction.
+// append appends one event to each of the aggregates, in one transaction.
 func (a *appender) append(ctx context.Context, aggregates []int) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -46,7 +46,7 @@ func (a *appender) appended() int64 {
 	return a.total
 }
 
-// marks returns an aggregate of each of so many partitions.
+// marks returns one aggregate for each of the partitions.
 func marks(partitions int) []int {
 	chosen := make([]int, partitions)
 	for n, left := 1, partitions; left > 0; n++ {
@@ -59,8 +59,7 @@ func marks(partitions int) []int {
 	return chosen
 }
 
-// load appends so many events per second, of many aggregates in turn, until ctx
-// ends.
+// load appends a number of events per second, to many aggregates in turn, until ctx ends.
 func (a *appender) load(ctx context.Context, perSecond int) error {
 	const firstAggregate, aggregates = 10_000, 1000
 	tick := time.NewTicker(20 * time.Millisecond)

@@ -47,7 +47,7 @@ func TestSummarize(t *testing.T) {
 	}
 }
 
-// TestRatio: a repetition is compared with the one that it took turns with.
+// TestRatio shows that a repetition is compared with the one that it took turns with.
 func TestRatio(t *testing.T) {
 	got := newRow("b", "ms", []float64{10, 40, 90}).to(newRow("a", "ms", []float64{10, 20, 30})).Ratio
 	if diff := cmp.Diff(&summary{3, 2, 1, 3, 3, 3}, got); diff != "" {
@@ -55,7 +55,7 @@ func TestRatio(t *testing.T) {
 	}
 }
 
-// TestLedger: what a run must not do does not go unnoticed.
+// TestLedger shows that a ledger detects lost, repeated and reordered events.
 func TestLedger(t *testing.T) {
 	event := func(position, version int64) *orchestrator.Event {
 		return &orchestrator.Event{GlobalPosition: position, AggregateID: "a3", AggregateVersion: version}
@@ -96,8 +96,8 @@ func TestRun(t *testing.T) {
 	}
 }
 
-// TestFleet runs a trial with workers in processes of their own, which come, go
-// and are checked by what they leave.
+// TestFleet runs a trial with workers in processes of their own, which join and leave, and
+// checks their effects.
 func TestFleet(t *testing.T) {
 	server, err := embedpg.Start(t.Context(), embedpg.Options{})
 	if err != nil {
@@ -118,8 +118,8 @@ func TestFleet(t *testing.T) {
 	}
 }
 
-// TestRoundTrips: each kind of change is there, and compared with a bare round trip, which
-// takes at least as long as its packets are delayed.
+// TestRoundTrips shows that each kind of change is measured and compared with a bare round trip,
+// which takes at least the delay of its packets.
 func TestRoundTrips(t *testing.T) {
 	server, err := embedpg.Start(t.Context(), embedpg.Options{})
 	if err != nil {
@@ -142,7 +142,7 @@ func TestRoundTrips(t *testing.T) {
 	}
 }
 
-// TestTraceChange: a time line tells of each change from its beginning to the end.
+// TestTraceChange shows that a time line covers each change from its start to its end.
 func TestTraceChange(t *testing.T) {
 	var out, errs bytes.Buffer
 	if status := run([]string{"-trace-change", "1ms"}, &out, &errs); status != 0 {
@@ -155,7 +155,7 @@ func TestTraceChange(t *testing.T) {
 	}
 }
 
-// TestCharts: they are well-formed, and each row that was asked for is there.
+// TestCharts shows that charts are well-formed and contain each requested row.
 func TestCharts(t *testing.T) {
 	floor := newRow("throughput/floor", eventsPerSecond, []float64{100})
 	folder := t.TempDir()
@@ -210,7 +210,7 @@ func TestOptions(t *testing.T) {
 	}
 }
 
-// TestMarks: there is one for each partition.
+// TestMarks shows that there is one mark for each partition.
 func TestMarks(t *testing.T) {
 	for _, n := range []int{1, 2, 10, 200} {
 		chosen := map[int]bool{}

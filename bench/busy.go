@@ -9,12 +9,12 @@ import (
 	"time"
 )
 
-// busy: what coordination asks of the database while workers have no time for anything else.
-// Four workers and ten, at the defaults and without hints, each at a site of its own, have
-// handlers that run all the time. Their statements are counted as they pass the wires,
-// whatever the driver makes of them: one that is prepared and executed counts once. Those
-// that read events, ask about their table or move checkpoints are the handlers' own and
-// counted apart; all others are what being a member costs.
+// busy measures the statements of coordination while workers are fully loaded. Sets of four and
+// of ten workers have the defaults, no notifications, and handlers that always run. Each worker
+// has its own network to the database. The statements are counted on that network, so the driver
+// does not matter: a statement that is prepared and executed counts once. Statements that read
+// events, check their table or move checkpoints count as the handlers' own. All others are the
+// price of membership.
 func busy(ctx context.Context, b *bench) (rows []row, err error) {
 	d, err := b.full(ctx)
 	if err != nil {
@@ -39,7 +39,8 @@ func busy(ctx context.Context, b *bench) (rows []row, err error) {
 			return nil, err
 		}
 	}
-	// A worker misses nobody before it has watched for a while, and looks less often then.
+	// A worker needs to have been a member for a while before it detects crashes. It polls more
+	// often until then.
 	time.Sleep(watching + time.Second)
 	for _, c := range counts {
 		c.tape.take()
@@ -57,10 +58,10 @@ func busy(ctx context.Context, b *bench) (rows []row, err error) {
 	return rows, nil
 }
 
-// busyHandler is what a handler waits: long enough for the stream to last.
+// busyHandler is how long a handler waits. The stream must last long enough.
 const busyHandler = 5 * time.Millisecond
 
-// A busyCount is a set of busy workers, and what they say.
+// A busyCount is a set of busy workers and their statements.
 type busyCount struct {
 	tape  *tape
 	sites []*site
@@ -91,18 +92,18 @@ func (c *busyCount) close() error {
 	return err
 }
 
-// A busyClass is told by what is in a statement's text; the first that fits counts.
+// A busyClass is a class of statements, found by their text. The first class that fits counts.
 type busyClass struct {
 	name string
-	own  bool // is the handlers' own, and not coordination's
+	own  bool // of the handlers, and not of coordination
 	is   func(text string) bool
 }
 
 var busyClasses = []busyClass{
-	{"questions", true, containing("WITH RECURSIVE root", "WITH RECURSIVE kind")}, // whether the events table is what it was, and who writes to it
-	{"heartbeats", false, containing("orchestrator_workers SET")},                 // may look and prove, too
-	{"looks", false, containing("pg_locks", "pg_try_advisory_xact_lock")},         // for who is there; may prove, too
-	{"proofs", false, containing("pg_advisory")},                                  // that oneself is
+	{"questions", true, containing("WITH RECURSIVE root", "WITH RECURSIVE kind")}, // checks the events table and its writers
+	{"heartbeats", false, containing("orchestrator_workers SET")},                 // may also poll and publish
+	{"looks", false, containing("pg_locks", "pg_try_advisory_xact_lock")},         // check which workers are alive; may also publish
+	{"proofs", false, containing("pg_advisory")},                                  // prove that this worker is alive
 	{"commits", true, containing("orchestrator_checkpoints SET")},
 	{"reads", true, containing(`"events"`)},
 	{"others", false, containing("")},
@@ -114,10 +115,10 @@ func containing(words ...string) func(string) bool {
 	}
 }
 
-// A busyTally says how many statements there were.
+// A busyTally counts statements.
 type busyTally struct {
-	of    map[string]int // each class
-	scans int            // of coordination that read all locks of the server
+	of    map[string]int // by class
+	scans int            // statements of coordination that read all locks of the server
 }
 
 func tally(trips []trip) busyTally {

@@ -6,8 +6,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// TestTally: a statement counts once, in its class, and coordination that reads the
-// locks of all sessions is seen to. A reader's question about its table is not coordination.
+// TestTally shows that a statement counts once, in its class, and that reading the locks of all
+// sessions is detected. A reader's check of its table does not count as coordination.
 func TestTally(t *testing.T) {
 	got := tally([]trip{
 		{text: `WITH beat AS ( UPDATE "public".orchestrator_workers SET lease_us = 1`},

@@ -9,7 +9,7 @@ import (
 	"strings"
 )
 
-// charts writes the charts of what was measured.
+// charts writes the charts of the result.
 func (r *result) charts(folder string) error {
 	if err := os.MkdirAll(folder, 0o755); err != nil {
 		return err
@@ -21,7 +21,7 @@ func (r *result) charts(folder string) error {
 		"failover":   r.tailChart("Failover", "ms from SIGKILL until the partition is handled elsewhere: median, p90, p99, most", "failover"),
 	} {
 		if c == nil {
-			continue // its rows were not asked for
+			continue // its rows were not measured
 		}
 		if err := os.WriteFile(filepath.Join(folder, name+".svg"), []byte(c.svg(r.Machine)), 0o644); err != nil {
 			return err
@@ -30,7 +30,7 @@ func (r *result) charts(folder string) error {
 	return nil
 }
 
-// A chart is a picture in SVG that reads well on light and on dark ground.
+// A chart is an SVG picture that is readable on light and on dark backgrounds.
 type chart struct {
 	title, subtitle string
 	height          int
@@ -39,7 +39,7 @@ type chart struct {
 
 const (
 	chartWidth = 760
-	plotLeft   = 250 // of the bars
+	plotLeft   = 250 // where the bars start
 	plotRight  = 690
 	firstLine  = 70
 	lineHeight = 26
@@ -75,12 +75,12 @@ func (c *chart) text(x float64, y int, anchor, text string) {
 	c.add(`<text x="%.0f" y="%d" text-anchor="%s">%s</text>`, x, y, anchor, html.EscapeString(text))
 }
 
-// newChart has room for so many lines.
+// newChart returns a chart with space for a number of lines.
 func newChart(title, subtitle string, lines int) *chart {
 	return &chart{title: title, subtitle: subtitle, height: firstLine + lines*lineHeight + 36}
 }
 
-// throughputChart has a bar for each ratio of throughput, and the goals.
+// throughputChart shows each ratio of throughput as a bar, and the goals.
 func (r *result) throughputChart() *chart {
 	var rows []row
 	most := 1.0
@@ -113,7 +113,7 @@ func (r *result) throughputChart() *chart {
 	return c
 }
 
-// logScale maps milliseconds to a range of x or y; each power of ten is as wide.
+// logScale maps milliseconds to a range of x or y. Each power of ten has the same width.
 func logScale(most, from, to float64) func(float64) float64 {
 	decades := max(math.Ceil(math.Log10(most)), 1)
 	return func(v float64) float64 {
@@ -121,7 +121,7 @@ func logScale(most, from, to float64) func(float64) float64 {
 	}
 }
 
-// tailChart has a line for each distribution.
+// tailChart shows a line for each distribution.
 func (r *result) tailChart(title, subtitle, prefix string) *chart {
 	var rows []row
 	most := 10.0
@@ -154,7 +154,7 @@ func (r *result) tailChart(title, subtitle, prefix string) *chart {
 	return c
 }
 
-// workersChart has the median latency over the number of workers.
+// workersChart shows the median latency by the number of workers.
 func (r *result) workersChart() *chart {
 	type point struct{ workers, ms float64 }
 	var points []point

@@ -10,10 +10,9 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/wire"
 )
 
-// distance: a transactional projection on ten partitions, which inserts a row for each
-// event and commits, with so many milliseconds for a round trip between worker and
-// database. A worker at the defaults and one that goes by its lease alone do so side by
-// side, at the same time.
+// distance measures a transactional projection on ten partitions, which inserts a row for each
+// event, with a given round-trip time between worker and database. A worker with the defaults
+// and one with LeaseOnly run at the same time.
 func distance(ctx context.Context, b *bench) (rows []row, err error) {
 	d, err := b.empty(ctx)
 	if err != nil {
@@ -35,8 +34,8 @@ func distance(ctx context.Context, b *bench) (rows []row, err error) {
 	return rows, nil
 }
 
-// distant returns how many events the one and the other commit in a second, from when
-// both have begun.
+// distant returns how many events each of the two commits per second, from the moment when both
+// have started.
 func (b *bench) distant(ctx context.Context, d *database, roundTrip time.Duration) (rates []float64, err error) {
 	const length = 8 * time.Second
 	names := []string{b.fresh("lease"), b.fresh("default")}
@@ -88,7 +87,7 @@ SELECT count(*) FILTER (WHERE projection = $1), count(*) FILTER (WHERE projectio
 	return rates, nil
 }
 
-// each writes a row for each event.
+// each inserts a row for each event.
 type each struct{ name string }
 
 func (p each) Name() string { return p.name }

@@ -9,12 +9,12 @@ import (
 	"time"
 )
 
-// failover: sets of worker processes, at the defaults, without a Notifier. One of them is
-// killed, at any moment of its heartbeat's interval, and replaced when the others work.
+// failover measures sets of worker processes with the defaults and without a Notifier. One process
+// is killed, at any moment of its heartbeat interval, and replaced when the others work.
 //
-// Several sets are there at a time, so that one waits for its moment while another is
-// measured. No two are measured at once: from a kill until the takeover, the others idle,
-// or have the replacement of an earlier one join.
+// Several sets run at the same time: one waits for its moment while another is measured. No two
+// are measured at once: between a kill and the takeover, the other sets are idle, or the
+// replacement of an earlier process joins.
 func failover(ctx context.Context, b *bench) ([]row, error) {
 	twos, fives, tens := failoverRow{"failover", 5, 2}, failoverRow{"failover-5", 2, 5}, failoverRow{"failover-10", 2, 10}
 	rows, err := failoversOf(ctx, b, twos, fives)
@@ -25,13 +25,13 @@ func failover(ctx context.Context, b *bench) ([]row, error) {
 	return append(rows, last...), err
 }
 
-// A failoverRow is of so many sets of so many processes.
+// A failoverRow is a row for a number of sets with a number of processes each.
 type failoverRow struct {
 	name            string
 	sets, processes int
 }
 
-// crashes is of how many crashes a row is.
+// crashes is the number of crashes in a row.
 const crashes = 20
 
 func failoversOf(ctx context.Context, b *bench, all ...failoverRow) ([]row, error) {
@@ -71,12 +71,12 @@ func failoversOf(ctx context.Context, b *bench, all ...failoverRow) ([]row, erro
 	return rows, errors.Join(errs...)
 }
 
-// watching is how long a worker's own connection must have been there before it
-// misses others.
+// watching is how long a worker's dedicated connection must exist before the worker detects
+// crashes.
 const watching = 5500 * time.Millisecond
 
-// failovers kills processes, one after another. Of two, the other has to have been there
-// for a while; of more, some have.
+// failovers kills processes, one after another. Of two processes, the other must have been there
+// for a while; of more, some must.
 func (f *fleet) failovers(ctx context.Context, processes, times int, turn *sync.Mutex) (took []float64, err error) {
 	for range processes {
 		if _, err := f.joinProcess(); err != nil {

@@ -15,48 +15,46 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/pqnotify"
 )
 
-// A fleet is workers of one replica set that come and go.
+// A fleet is a number of workers of one replica set that join and leave.
 //
-// Whether they work is told by events: as soon as a generation is active, one is
-// appended for each of its partitions, and every worker must handle one. It
-// could not have been handled earlier, so this adds what an append takes, and
-// nothing that depends on luck.
+// Events show whether they work. As soon as a generation is active, one event is appended for
+// each of its partitions, and every worker must handle one. The event can't be handled earlier,
+// so this adds only the time of an append, and no luck.
 type fleet struct {
 	d          *database
 	set        string
 	projection string
 	heartbeat  time.Duration                           // 0: the default
 	window     time.Duration                           // JoinWindow
-	handler    time.Duration                           // what the handler waits
-	partitions int                                     // that each worker takes; 0: the default
-	hints      bool                                    // workers listen
-	table      *orchestrator.Table[orchestrator.Event] // of the workers that are goroutines
-	pool       *sql.DB                                 // of the workers that are goroutines
+	handler    time.Duration                           // how long the handler waits
+	partitions int                                     // partitions of each worker; 0: the default
+	hints      bool                                    // workers listen for notifications
+	table      *orchestrator.Table[orchestrator.Event] // for workers that are goroutines
+	pool       *sql.DB                                 // for workers that are goroutines
 	events     *appender
-	ledger     *ledger // what those have handled
-	apart      bool    // each of those reads for itself, as in a process of its own
-	tape       *tape   // nil: nothing is recorded
+	ledger     *ledger // what the goroutines have handled
+	apart      bool    // each goroutine reads for itself, as a process does
+	tape       *tape   // nil: not recorded
 	watched    *sql.Conn
-	told       *pq.Listener // hears when a generation may have become active
+	told       *pq.Listener // receives a notification when a generation may have become active
 
-	members []*member // that have not left, in the order in which they joined
+	members []*member // members that have not left, in the order in which they joined
 	reports chan report
 
-	ended     []*member // that were told to leave, or killed
-	active    int64     // the newest generation of which events were appended
-	processes bool      // the workers are processes, and leave effects
-	leader    bool      // these are on an advisory lock, and no replica set
+	ended     []*member // members that were told to leave, or killed
+	active    int64     // the newest generation for which events were appended
+	processes bool      // the workers are processes and leave effects
+	leader    bool      // the workers compete for an advisory lock and form no replica set
 }
 
-// A report says that a worker handles an event of a generation for the first
-// time.
+// A report says that a worker handles an event of a generation for the first time.
 type report struct {
 	by         *member
 	generation int64
 	at         time.Time
 }
 
-// newFleet returns a fleet without workers, in a database of its own.
+// newFleet returns a fleet without workers, with a database of its own.
 func newFleet(ctx context.Context, b *bench, poolMax int) (*fleet, error) {
 	d, err := b.empty(ctx)
 	if err != nil {
@@ -84,7 +82,7 @@ func newFleet(ctx context.Context, b *bench, poolMax int) (*fleet, error) {
 // joinGoroutine starts a worker in this process.
 func (f *fleet) joinGoroutine(pool *sql.DB) error { return f.joinAt("", f.d.url, pool) }
 
-// joinAt starts one that reaches the database by a URL and a pool.
+// joinAt starts a worker that reaches the database by a given URL and pool.
 func (f *fleet) joinAt(site, url string, pool *sql.DB) error {
 	cfg, err := config(pool, f.set)
 	if err != nil {
@@ -97,7 +95,7 @@ func (f *fleet) joinAt(site, url string, pool *sql.DB) error {
 		f.table, _ = cfg.EventStore.(*orchestrator.Table[orchestrator.Event])
 	}
 	if !f.apart {
-		cfg.EventStore = f.table // a process reads once
+		cfg.EventStore = f.table // a process reads once for all its workers
 	}
 	var seen sync.Map
 	var m *member
@@ -128,7 +126,7 @@ func (f *fleet) configure(cfg *orchestrator.Config[orchestrator.Event], url stri
 	return err
 }
 
-// leave has the oldest worker leave, and does not wait for it.
+// leave makes the oldest worker leave, without waiting for it.
 func (f *fleet) leave() {
 	m := f.members[0]
 	f.members = f.members[1:]
@@ -136,7 +134,7 @@ func (f *fleet) leave() {
 	m.leave()
 }
 
-// generation returns the set's newest generation, and whether it is active.
+// generation returns the newest generation of the set, and whether it is active.
 func (f *fleet) generation(ctx context.Context) (generation int64, active bool, err error) {
 	err = f.watched.QueryRowContext(ctx,
 		`SELECT generation, phase = 'active' FROM orchestrator_replica_sets WHERE name = $1`, f.set).Scan(&generation, &active)
@@ -146,11 +144,11 @@ func (f *fleet) generation(ctx context.Context) (generation int64, active bool, 
 	return generation, active, err
 }
 
-// settle waits until every worker handles events under the same generation, one
-// after the given one, and returns when that was.
+// settle waits until every worker handles events under the same generation, which is newer than
+// after. It returns that moment.
 func (f *fleet) settle(ctx context.Context, after int64) (at time.Time, generation int64, err error) {
 	under := map[*member]report{}
-	tick := time.NewTicker(20 * time.Millisecond) // for what was not told
+	tick := time.NewTicker(20 * time.Millisecond) // if a notification is missed
 	defer tick.Stop()
 	mark := func() error {
 		g, active, err := f.generation(ctx)
@@ -205,7 +203,7 @@ func (f *fleet) agreed(under map[*member]report) (at time.Time, generation int64
 	return at, generation
 }
 
-// end waits until all events are handled, has everybody leave, and checks.
+// end waits until all events are handled, makes all workers leave, and checks the result.
 func (f *fleet) end(ctx context.Context) error {
 	defer f.watched.Close()
 	defer f.told.Close()
@@ -223,7 +221,7 @@ func (f *fleet) end(ctx context.Context) error {
 	return errors.Join(err, f.ledger.check())
 }
 
-// caughtUp waits until as many events are handled as were appended.
+// caughtUp waits until all appended events are handled.
 func (f *fleet) caughtUp(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()

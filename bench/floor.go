@@ -9,8 +9,7 @@ import (
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 )
 
-// selectEvents reads every column. It is what all that is not the library reads
-// with.
+// selectEvents reads every column. All contenders except the library use it.
 const selectEvents = `
 SELECT global_position, bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type,
        event_version, payload, trace_id, correlation_id, causation_id, metadata, created_at
@@ -45,10 +44,9 @@ func readEvents(ctx context.Context, q queryer, events []orchestrator.Event, que
 	return events, rows.Err()
 }
 
-// readFloor is the bare loop: it reads pages one after the other into structs,
-// and remembers nothing. Nobody who reads the events with this driver, one connection
-// and such pages does less. (Reading the next page while one is handled would help a
-// handler that takes time, and this one takes none.)
+// readFloor is a bare loop. It reads pages into structs, one after the other, and keeps no
+// state. With this driver, one connection and such pages, nothing does less. (Reading the next
+// page during a handler would help only handlers that take time. This one takes none.)
 func readFloor(ctx context.Context, pool *sql.DB, l *ledger, query string, limit int, args ...any) error {
 	conn, err := pool.Conn(ctx)
 	if err != nil {
@@ -72,10 +70,9 @@ func readFloor(ctx context.Context, pool *sql.DB, l *ledger, query string, limit
 	return nil
 }
 
-// commitFloor is the bare loop that also keeps where it is, as often as asked: another
-// connection reads ahead, and all that happens every so many events is an UPDATE of one
-// row that commits by itself. Who wants no more than that many events repeated after a
-// crash can't do less.
+// commitFloor is a bare loop that also saves its position at an interval. Another connection
+// reads ahead. For each interval, one UPDATE of one row commits by itself. This is the least
+// work that limits the events repeated after a crash to the interval.
 func commitFloor(ctx context.Context, pool *sql.DB, l *ledger, every int) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -112,8 +109,8 @@ func commitFloor(ctx context.Context, pool *sql.DB, l *ledger, every int) error 
 	return nil
 }
 
-// writeFloor reads a batch, inserts a row for each event, and commits: what a
-// projection has to do, without remembering where it is.
+// writeFloor reads a batch, inserts a row for each event, and commits: the work of a projection
+// without a checkpoint.
 func writeFloor(ctx context.Context, pool *sql.DB, name string, l *ledger, limit int) error {
 	conn, err := pool.Conn(ctx)
 	if err != nil {

@@ -9,11 +9,10 @@ import (
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 )
 
-// A handrun is a processor as one writes it by hand: for each projection and
-// partition a loop of transactions that read the checkpoint, read a batch of the
-// stream, handle what belongs to the partition, and move the checkpoint. It is
-// safe as long as each partition is configured into exactly one process, and it
-// knows nothing of gaps.
+// A handrun is a hand-written processor. For each projection and partition, it runs a loop of
+// transactions that read the checkpoint, read a batch of the stream, handle the partition's
+// events, and move the checkpoint. It is safe if each partition is configured in exactly one
+// process. It does not handle gaps.
 type handrun struct {
 	pool        *sql.DB
 	projections []string
@@ -23,7 +22,7 @@ type handrun struct {
 	handle      func(ctx context.Context, tx *sql.Tx, projection int, events []orchestrator.Event) error
 }
 
-// run processes up to the position through.
+// run handles events up to the position through.
 func (h handrun) run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -57,7 +56,7 @@ func (h handrun) process(ctx context.Context, projection, partition int) error {
 	}
 }
 
-// batchOf is one transaction.
+// batchOf runs one transaction.
 func (h handrun) batchOf(ctx context.Context, projection, partition int, page []orchestrator.Event) (position int64, err error) {
 	tx, err := h.pool.BeginTx(ctx, nil)
 	if err != nil {

@@ -8,16 +8,16 @@ import (
 	"time"
 )
 
-// idle: workers at the defaults, each with a pool of its own as in a process of
-// its own, and no events. The server counts the transactions; an idle worker's
-// are of one statement each. (The server's counters may be a second old, at both
-// ends of the time.) The sets do nothing side by side.
+// idle measures workers with the defaults and without events. Each has a pool of its own, as a
+// process has. The server counts the transactions; each transaction of an idle worker is one
+// statement. (The server's counters may be a second old, at the start and at the end.) The sets
+// are idle at the same time.
 func idle(ctx context.Context, b *bench) (rows []row, err error) {
-	sizes, long := []int{1, 10, 50}, 20*time.Second // of heartbeats, four intervals
+	sizes, long := []int{1, 10, 50}, 20*time.Second // 20 s are four heartbeat intervals
 	if b.quick {
 		sizes, long = []int{10}, 5*time.Second
 	}
-	// Of workers that have settled, three each; of those that join, one more.
+	// Settled workers have three connections each; joining workers have one more.
 	most := 4 * sizes[len(sizes)-1]
 	for _, n := range sizes[:len(sizes)-1] {
 		most += 3 * n
@@ -46,9 +46,9 @@ func idle(ctx context.Context, b *bench) (rows []row, err error) {
 			return nil, err
 		}
 	}
-	// They become lazy by and by. And a session that rests tells the server what it
-	// did when it does something later, or after ten seconds (from PostgreSQL 15 on):
-	// what the workers did to start would count as idling.
+	// Workers poll less and less often. A session that rests reports its statistics to the
+	// server with its next statement, or after ten seconds (since PostgreSQL 15). Without this
+	// pause, statements of the start would count as idle.
 	time.Sleep(11 * time.Second)
 	for _, s := range sets {
 		if s.before, err = b.transactions(ctx, s.fleet.d); err != nil {
@@ -67,11 +67,11 @@ func idle(ctx context.Context, b *bench) (rows []row, err error) {
 	return rows, nil
 }
 
-// An idleSet is workers that have nothing to do.
+// An idleSet is a number of workers without events.
 type idleSet struct {
 	fleet  *fleet
-	pools  []*sql.DB // of each
-	before int64     // transactions
+	pools  []*sql.DB // the pool of each worker
+	before int64     // transactions before the measurement
 	began  time.Time
 }
 
@@ -81,7 +81,7 @@ func (s *idleSet) start(ctx context.Context, workers int) error {
 		if err != nil {
 			return err
 		}
-		pool.SetMaxIdleConns(2) // as database/sql has it: a larger pool keeps what the start has opened
+		pool.SetMaxIdleConns(2) // the default of database/sql: a larger pool would keep connections of the start
 		s.pools = append(s.pools, pool)
 		if err := s.fleet.joinGoroutine(pool); err != nil {
 			return err
@@ -91,7 +91,7 @@ func (s *idleSet) start(ctx context.Context, workers int) error {
 	return err
 }
 
-// end has the workers leave before it closes their pools.
+// end makes the workers leave, and then closes their pools.
 func (s *idleSet) end(ctx context.Context) error {
 	err := s.fleet.end(ctx)
 	for _, pool := range s.pools {
@@ -118,7 +118,7 @@ SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND app
 	}, err
 }
 
-// transactions returns how many there were in a database. It asks from another,
+// transactions returns the number of transactions in a database. It asks from another database,
 // so as not to count itself.
 func (b *bench) transactions(ctx context.Context, d *database) (n int64, err error) {
 	err = b.databases[0].db.QueryRowContext(ctx,

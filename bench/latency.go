@@ -10,9 +10,9 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/pqnotify"
 )
 
-// latency: an idle worker at the defaults. The time counts from the return of
-// the INSERT, which commits, to the handler's call. The pauses are long enough
-// for the worker to have become as lazy as it gets.
+// latency measures an idle worker with the defaults. The time counts from the return of the
+// INSERT, which commits, to the call of the handler. The pauses are long enough for the worker
+// to poll at its slowest rate.
 func latency(ctx context.Context, b *bench) ([]row, error) {
 	var rows [2]row
 	var errs [2]error
@@ -23,7 +23,7 @@ func latency(ctx context.Context, b *bench) ([]row, error) {
 		}
 	}
 	var done sync.WaitGroup
-	for i := range rows { // side by side, since both do nothing for most of the time
+	for i := range rows { // at the same time, since both are idle most of the time
 		done.Go(func() { rows[i], errs[i] = latencyOf(ctx, b, databases[i], i == 1) })
 	}
 	done.Wait()
@@ -70,7 +70,7 @@ func latencyOf(ctx context.Context, b *bench, d *database, hints bool) (r row, e
 	defer func() { err = errors.Join(err, m.stop(), l.check()) }()
 	a := &appender{d: d, versions: map[int]int64{}}
 	var took []float64
-	for n := range samples + 1 { // the first is handled when the worker has joined, and doesn't count
+	for n := range samples + 1 { // the first one is handled when the worker has joined, and does not count
 		if n > 0 {
 			time.Sleep(2*defaultPollInterval + rand.N(defaultPollInterval))
 		}

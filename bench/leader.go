@@ -11,24 +11,24 @@ import (
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 )
 
-// A leader is one of several workers on an advisory lock, as one writes it by hand: who has
-// the lock runs everything, and the others ask for it once in a second. That is little code,
-// and safe while the connection that has the lock is the one that is looked after: it is
-// pinged once in a second, and the work ends with it.
+// A leader is one of several workers that compete for an advisory lock, as one writes it by
+// hand. The owner of the lock does all the work, and the others try to get the lock once a
+// second. That is little code. It is safe as long as the worker checks the connection that holds
+// the lock: it is pinged once a second, and the work ends with it.
 type leader struct {
-	work handrun // of one projection and one partition
+	work handrun // one projection, one partition
 }
 
 const (
-	// leaderLock is the number that the workers have agreed on.
+	// leaderLock is the number of the lock.
 	leaderLock = 7_001
-	// leaderInterval is between two tries, and between two pings.
+	// leaderInterval is the time between two tries, and between two pings.
 	leaderInterval = time.Second
-	// leaderPoll is between two looks for new events.
+	// leaderPoll is the time between two polls for new events.
 	leaderPoll = 50 * time.Millisecond
 )
 
-// run waits for the lock, and works until ctx or the connection that has it ends.
+// run waits for the lock, and works until ctx or the connection with the lock ends.
 func (l leader) run(ctx context.Context) error {
 	conn, err := l.work.pool.Conn(ctx)
 	if err != nil {
@@ -82,7 +82,7 @@ func (l leader) lead(ctx context.Context) error {
 	return err
 }
 
-// pause returns whether there is still something to do after d.
+// pause waits for d, and returns whether there is still work to do.
 func pause(ctx context.Context, d time.Duration) bool {
 	select {
 	case <-time.After(d):
@@ -92,7 +92,7 @@ func pause(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// leaderRate is of four workers on a lock, with the handler and the time of waitingRate.
+// leaderRate measures four workers on a lock, with the handler and the time of waitingRate.
 func leaderRate(ctx context.Context, b *bench, pool *sql.DB) (rate float64, err error) {
 	l := openLedger()
 	began := make(chan struct{}, 1)
@@ -103,7 +103,7 @@ func leaderRate(ctx context.Context, b *bench, pool *sql.DB) (rate float64, err 
 			default:
 			}
 			for i := range events {
-				if ctx.Err() != nil { // a batch that is given up is not committed
+				if ctx.Err() != nil { // an abandoned batch is not committed
 					return ctx.Err()
 				}
 				time.Sleep(time.Millisecond)
@@ -135,8 +135,8 @@ func leaderRate(ctx context.Context, b *bench, pool *sql.DB) (rate float64, err 
 	return float64(l.count.Load()-before) / time.Since(from).Seconds(), l.check()
 }
 
-// leaderWork is what a worker's process does for it: it says of each time that it comes to
-// lead when it handles its first events.
+// leaderWork is the work of a worker's process. It calls said each time when it has become the
+// leader and handles its first events.
 func leaderWork(ctx context.Context, pool *sql.DB, projection string, said func()) error {
 	first := true
 	err := leader{handrun{pool: pool, projections: []string{projection}, partitions: 1, batch: defaultBatchSize,
@@ -153,10 +153,11 @@ func leaderWork(ctx context.Context, pool *sql.DB, projection string, said func(
 	return err
 }
 
-// leaderFailover: sets of worker processes on an advisory lock. The one that has it is
-// killed, an event is appended, and the time counts until another handles it. The system
-// ends a dead process's connections, and with them its locks: so this is of a process that
-// dies. Of a machine that dies, nobody hears before the server's TCP keepalive.
+// leaderFailover measures sets of worker processes on an advisory lock. The process with the
+// lock is killed, an event is appended, and the time counts until another process handles it.
+// The operating system closes the connections of a dead process, which releases the locks. So
+// this measures the death of a process. The death of a machine shows only by the server's TCP
+// keepalive.
 func leaderFailover(ctx context.Context, b *bench) ([]row, error) {
 	const sets, processes, kills = 4, 4, 5
 	type outcome struct {
@@ -207,7 +208,7 @@ func (f *fleet) leaderFailovers(ctx context.Context, processes, kills int) (took
 			if len(took) == kills {
 				break
 			}
-			// Not before: a newcomer asks for the lock at once.
+			// A new process asks for the lock at once, so it must not start earlier.
 			if _, err := f.joinProcess(); err != nil {
 				return took, err
 			}

@@ -13,26 +13,26 @@ import (
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 )
 
-// A ledger is the handler that does nothing but check: the versions of each
-// aggregate must come as 1, 2, 3 …, whoever handles them. It costs some tens of
-// nanoseconds, for every contender alike.
+// A ledger is a handler that only checks: the versions of each aggregate must come as 1, 2, 3 …,
+// whichever worker handles them. It costs some tens of nanoseconds, the same for every
+// contender.
 type ledger struct {
-	through int64 // events beyond that position don't count
+	through int64 // events after that position don't count
 	want    int64
 	page    int64
 	last    []atomic.Int64
 	count   atomic.Int64
 
-	first, lastPage atomic.Int64  // when, since epoch
-	done            chan struct{} // closed: as many events as wanted were handled
+	first, lastPage atomic.Int64  // nanoseconds since epoch
+	done            chan struct{} // closed when enough events were handled
 
 	once  sync.Once
-	wrong chan struct{} // closed: fault is set
+	wrong chan struct{} // closed when fault is set
 	fault error
 }
 
-// newLedger wants the given number of events up to a position. page is the size
-// of the largest batch that a contender of the trial reads.
+// newLedger returns a ledger for want events up to a position. page is the largest batch that a
+// contender of the trial reads.
 func newLedger(through, want, page int64) *ledger {
 	return &ledger{
 		through: through, want: want, page: page, last: make([]atomic.Int64, aggregateMax),
@@ -40,10 +40,10 @@ func newLedger(through, want, page int64) *ledger {
 	}
 }
 
-// openLedger wants no particular number.
+// openLedger returns a ledger for any number of events.
 func openLedger() *ledger { return newLedger(math.MaxInt64, -1, 0) }
 
-// aggregateMax is above the number of every aggregate.
+// aggregateMax is higher than the number of any aggregate.
 const aggregateMax = 20_000
 
 func (l *ledger) note(e *orchestrator.Event) {
@@ -70,10 +70,9 @@ func (l *ledger) note(e *orchestrator.Event) {
 	}
 }
 
-// rate is in events per second and for each ledger, from the first event of the
-// first page to the first of the last page that any of them got: between the
-// two, want-page events were read and handled by everybody, whether it reads
-// pages of 2000 or of 100.
+// rate returns events per second for each ledger, from the first event of the first page to the
+// first event of the last page that any of them got. Between the two, every ledger has got
+// want-page events, whether its contender reads pages of 2000 or of 100.
 func rate(ledgers []*ledger) float64 {
 	first, last := int64(math.MaxInt64), int64(0)
 	for _, l := range ledgers {
@@ -84,7 +83,7 @@ func rate(ledgers []*ledger) float64 {
 
 var epoch = time.Now()
 
-// rateOf runs what feeds the ledgers to its end, and returns their rate.
+// rateOf runs a contender that feeds the ledgers, and returns their rate.
 func rateOf(ctx context.Context, ledgers []*ledger, run func(context.Context) error) (float64, error) {
 	if err := run(ctx); err != nil {
 		return 0, err
@@ -97,7 +96,7 @@ func rateOf(ctx context.Context, ledgers []*ledger, run func(context.Context) er
 	return rate(ledgers), nil
 }
 
-// complete says what is wrong or missing.
+// complete returns what is wrong or missing.
 func (l *ledger) complete() error {
 	if err := l.check(); err != nil {
 		return err
@@ -110,7 +109,7 @@ func (l *ledger) complete() error {
 	}
 }
 
-// wait waits for the last event, or for what keeps it from coming.
+// wait waits for the last event, or for an error that prevents it.
 func (l *ledger) wait(ctx context.Context, ended <-chan struct{}) error {
 	select {
 	case <-l.done:
@@ -121,7 +120,7 @@ func (l *ledger) wait(ctx context.Context, ended <-chan struct{}) error {
 	return l.complete()
 }
 
-// check says what is wrong so far.
+// check returns what is wrong so far.
 func (l *ledger) check() error {
 	select {
 	case <-l.wrong:

@@ -10,24 +10,24 @@ import (
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 )
 
-// config is a configuration at the defaults, over the pool.
+// config returns a configuration with the defaults, over the pool.
 func config(pool *sql.DB, set string) (orchestrator.Config[orchestrator.Event], error) {
 	events, err := orchestrator.NewEventTable(pool, "")
 	return orchestrator.Config[orchestrator.Event]{
 		DB: pool, EventStore: events, ReplicaSet: orchestrator.ReplicaSetName(set),
-		Logger: slog.New(slog.DiscardHandler), // its lines would be among the figures
+		Logger: slog.New(slog.DiscardHandler), // log lines would disturb the output
 	}, err
 }
 
 // A member is a running worker.
 type member struct {
 	leave func()
-	kill  func()        // of a process
-	done  chan struct{} // closed: it has ended; err says how
+	kill  func()        // kills the process
+	done  chan struct{} // closed when it has ended; then err is its error
 	err   error
 }
 
-// start calls Run.
+// start starts Run.
 func start(cfg orchestrator.Config[orchestrator.Event], projections ...orchestrator.Projection[orchestrator.Event]) (*member, error) {
 	o, err := orchestrator.New(cfg)
 	if err != nil {
@@ -42,7 +42,7 @@ func start(cfg orchestrator.Config[orchestrator.Event], projections ...orchestra
 	return m, nil
 }
 
-// stop has the worker leave and waits until it has.
+// stop makes the worker leave and waits until it has.
 func (m *member) stop() error {
 	m.leave()
 	<-m.done
@@ -52,8 +52,7 @@ func (m *member) stop() error {
 	return nil
 }
 
-// runLibrary runs one worker until the ledgers are complete, and returns their
-// rate.
+// runLibrary runs one worker until the ledgers are complete, and returns their rate.
 func runLibrary(ctx context.Context, pool *sql.DB, set string, batch int,
 	projections []orchestrator.Projection[orchestrator.Event], ledgers []*ledger) (float64, error) {
 	return rateOf(ctx, ledgers, func(ctx context.Context) error {

@@ -18,7 +18,7 @@ type machine struct {
 	PostgreSQL string `json:"postgresql"`
 	Fsync      string `json:"fsync"`
 	Go         string `json:"go"`
-	// The system's load averages: others may have been at work.
+	// The system's load averages. Other programs may have been running.
 	LoadBefore string `json:"load_before"`
 	LoadAfter  string `json:"load_after"`
 }
@@ -36,7 +36,7 @@ func (b *bench) machine(ctx context.Context) (machine, error) {
 	return m, err
 }
 
-// short is for a line below a chart.
+// short returns the machine in one line, for charts.
 func (m machine) short() string {
 	version, _, _ := strings.Cut(m.PostgreSQL, " ")
 	return fmt.Sprintf("%s: %s, %d cores, PostgreSQL %s (fsync %s), %s", m.Date, m.CPU, m.Cores, version, m.Fsync, m.Go)
@@ -46,7 +46,7 @@ func (m machine) String() string {
 	return fmt.Sprintf("%s %s/%s; load average %s before, %s after", m.short(), runtime.GOOS, runtime.GOARCH, m.LoadBefore, m.LoadAfter)
 }
 
-// cpuModel and loadAverage are known where there is a /proc.
+// cpuModel and loadAverage need /proc.
 func cpuModel() string {
 	f, err := os.Open("/proc/cpuinfo")
 	if err != nil {

@@ -1,18 +1,16 @@
-// Command bench measures what the library costs, side by side with what any
-// program has to pay.
+// Command bench measures the price of the library, side by side with what any program would have
+// to pay.
 //
 //	go run ./bench            all rows, under ten minutes
 //	go run ./bench -quick     the most important ones, under 90 seconds
 //
-// Absolute figures say more of the machine than of the library. So each row is
-// a ratio, where there is something to compare with in the same run: contenders
-// take turns (A B C A B C …) on the same server and the same events, with the
-// same connection options, pool, batch size and handler. Every run checks its
-// own result; one that lost or repeated an event, or handled an aggregate's
-// events out of order, ends the benchmark with an error.
+// Absolute figures say more about the machine than about the library. So each row is a ratio, if
+// there is something to compare with in the same run: contenders take turns (A B C A B C …) on
+// the same server and the same events, with the same connection options, pool, batch size and
+// handler. Every run checks its own result: if events are lost, repeated or out of order within
+// an aggregate, the benchmark ends with an error.
 //
-// It starts a PostgreSQL of its own with fsync on, or takes the server that
-// DATABASE_URL names.
+// It starts a PostgreSQL server with fsync on, or uses the server in DATABASE_URL.
 package main
 
 import (
@@ -50,11 +48,11 @@ func parseOptions(args []string, usage io.Writer) (options, error) {
 	flags.SetOutput(io.Discard) // errors are returned
 	flags.BoolVar(&o.quick, "quick", false, "fewer rows and repetitions")
 	flags.BoolVar(&o.json, "json", false, "print the result as JSON")
-	flags.BoolVar(&o.list, "list", false, "list the rows, and what each compares")
-	flags.StringVar(&o.only, "only", "", "only what -list shows under this `name`, or one row of it, such as throughput/library-100")
+	flags.BoolVar(&o.list, "list", false, "list the rows and what each compares")
+	flags.StringVar(&o.only, "only", "", "measure only the rows with this `name` in -list, or one row, such as throughput/library-100")
 	flags.StringVar(&o.charts, "charts", "", "write charts (SVG) into this `folder`")
 	flags.StringVar(&o.profile, "profile", "", "write CPU and block profiles of the library's throughput into this `folder`")
-	flags.DurationVar(&o.trace, "trace-change", -1, "measure nothing, but print who waits for what when one of ten workers joins, and when one leaves, with this `round trip` to the database, such as 10ms")
+	flags.DurationVar(&o.trace, "trace-change", -1, "measure nothing; print the time line of a join and a leave among ten workers, with this `round trip` to the database, such as 10ms")
 	if err := flags.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
 			fmt.Fprintln(usage, "usage: go run ./bench [flags]")
@@ -67,12 +65,12 @@ func parseOptions(args []string, usage io.Writer) (options, error) {
 		return o, fmt.Errorf("unexpected argument %q", flags.Arg(0))
 	}
 	if len(o.trials()) == 0 {
-		return o, fmt.Errorf("-only %q: there is no such row; -list lists them", o.only)
+		return o, fmt.Errorf("-only %q: no such row; to see all rows: -list", o.only)
 	}
 	return o, nil
 }
 
-// trials are those that the flags ask for.
+// trials returns the trials that the flags select.
 func (o options) trials() (chosen []trial) {
 	for _, t := range trials() {
 		named := o.only == "" || t.name == o.only || strings.HasPrefix(t.name, o.only+"-") || strings.HasPrefix(o.only, t.name+"/")
@@ -83,14 +81,14 @@ func (o options) trials() (chosen []trial) {
 	return chosen
 }
 
-// run is main, and returns the exit status.
+// run runs the command and returns the exit status.
 func run(args []string, stdout, stderr io.Writer) int {
 	o, err := parseOptions(args, stderr)
 	switch {
 	case errors.Is(err, flag.ErrHelp):
 		return 0
 	case err != nil:
-		fmt.Fprintf(stderr, "bench: %v (-h lists the flags)\n", err)
+		fmt.Fprintf(stderr, "bench: %v\nHelp: go run ./bench -h\n", err)
 		return 2
 	case o.list:
 		for _, t := range o.trials() {
@@ -121,11 +119,11 @@ func run(args []string, stdout, stderr io.Writer) int {
 	return 0
 }
 
-// trialMax is for what does not come to an end at all.
+// trialMax ends a trial that does not end by itself.
 const trialMax = 4 * time.Minute
 
-// measure runs the trials, one after the other. What was measured before an
-// error is returned with it.
+// measure runs the trials, one after the other. With an error, it also returns what was measured
+// before.
 func measure(ctx context.Context, o options, progress io.Writer) (_ *result, err error) {
 	server, err := embedpg.Start(ctx, embedpg.Options{Fsync: true})
 	if err != nil {

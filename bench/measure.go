@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// A summary is what a number of samples come to.
+// A summary summarizes samples.
 type summary struct {
 	N      int     `json:"n"`
 	Median float64 `json:"median"`
@@ -28,7 +28,7 @@ func summarize(samples []float64) summary {
 	}
 }
 
-// percentile is the smallest sample that p percent do not exceed (nearest rank).
+// percentile returns the smallest sample that p percent do not exceed (nearest rank).
 func percentile(sorted []float64, p float64) float64 {
 	rank := int(math.Ceil(p / 100 * float64(len(sorted))))
 	return sorted[max(rank, 1)-1]
@@ -40,7 +40,7 @@ type row struct {
 	Unit    string    `json:"unit"`
 	Value   summary   `json:"value"`
 	Samples []float64 `json:"samples"`
-	// Ratio is that of the value to RatioTo, which was measured in turn with it.
+	// Ratio compares the value with RatioTo, which was measured in turn with it.
 	Ratio   *summary `json:"ratio,omitempty"`
 	RatioTo string   `json:"ratio_to,omitempty"`
 	Goal    string   `json:"goal,omitempty"`
@@ -57,8 +57,8 @@ func newRow(name, unit string, samples []float64) row {
 	return row{Name: name, Unit: unit, Value: summarize(samples), Samples: samples}
 }
 
-// to compares a row with one that was measured in turn with it, repetition by
-// repetition: what disturbs both does not count.
+// to compares a row with one that was measured in turn with it, repetition by repetition: so
+// disturbances of both cancel out.
 func (r row) to(base row) row {
 	n := min(len(r.Samples), len(base.Samples))
 	ratios := make([]float64, n)
@@ -70,13 +70,13 @@ func (r row) to(base row) row {
 	return r
 }
 
-// goal sets what the row is to reach.
+// goal sets the goal of the row.
 func (r row) goal(text string, met bool) row {
 	r.Goal, r.Met = text, &met
 	return r
 }
 
-// noted adds what the figures don't say.
+// noted adds a note to the row.
 func (r row) noted(note string) row {
 	r.Note = note
 	return r

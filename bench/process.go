@@ -17,19 +17,19 @@ import (
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 )
 
-// workerEnv is set in the processes that this program starts from itself.
+// workerEnv is set in the worker processes that this program starts.
 const workerEnv = "BENCH_WORKER"
 
-// A workerSpec is what such a process is to do.
+// A workerSpec tells a worker process what to do.
 type workerSpec struct {
 	URL, Set, Projection string
 	Heartbeat, Window    time.Duration
 	Hints, Leader        bool
 }
 
-// workerMain is main in a worker process. It prints "run" when it calls Run, and
-// the number of each generation of which it handles an event. It leaves on
-// SIGTERM, and when stdin ends, since then its parent is gone.
+// workerMain is the main function of a worker process. It prints "run" when it calls Run, and
+// the number of each generation of which it handles an event. It leaves on SIGTERM, and when
+// stdin ends, because then its parent has ended.
 func workerMain(spec string) int {
 	if err := work(spec); err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -43,7 +43,7 @@ func work(text string) error {
 	if err := json.Unmarshal([]byte(text), &spec); err != nil {
 		return err
 	}
-	signal.Ignore(os.Interrupt) // the terminal's; the parent will say
+	signal.Ignore(os.Interrupt) // from the terminal; the parent ends this process
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
 	ctx, cancel := context.WithCancel(ctx)
@@ -83,8 +83,7 @@ func work(text string) error {
 	}}})
 }
 
-// joinProcess starts a worker in a process of its own, and returns when it
-// called Run.
+// joinProcess starts a worker in a process of its own, and returns when it has called Run.
 func (f *fleet) joinProcess() (time.Time, error) {
 	self, err := os.Executable()
 	if err != nil {
@@ -109,7 +108,7 @@ func (f *fleet) joinProcess() (time.Time, error) {
 		return time.Time{}, err
 	}
 	var killed atomic.Bool
-	// Once: a second SIGTERM would kill a process that is about to end.
+	// Only once: a second SIGTERM would kill a process that is ending.
 	m := &member{done: make(chan struct{}), leave: sync.OnceFunc(func() { _ = cmd.Process.Signal(syscall.SIGTERM) })}
 	m.kill = func() { killed.Store(true); _ = cmd.Process.Kill() }
 	running := make(chan time.Time, 1)
@@ -138,7 +137,7 @@ func (f *fleet) joinProcess() (time.Time, error) {
 	}
 }
 
-// kill ends a worker's process, as a crash would.
+// kill kills the process of a worker, as a crash would.
 func (f *fleet) kill(i int) {
 	m := f.members[i]
 	f.members = append(f.members[:i:i], f.members[i+1:]...)

@@ -11,12 +11,12 @@ import (
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 )
 
-// checking hands its events to a ledger, after a wait.
+// checking passes its events to a ledger, after a wait.
 type checking struct {
 	name   string
 	ledger *ledger
 	wait   time.Duration
-	began  func(ctx context.Context) // may be nil
+	began  func(ctx context.Context) // nil: not called
 }
 
 func (p checking) Name() string { return p.name }
@@ -32,13 +32,13 @@ func (p checking) Handle(ctx context.Context, e orchestrator.Event) error {
 	return nil
 }
 
-// rare is checking, of one aggregate type.
+// rare is checking, for one aggregate type.
 type rare struct{ checking }
 
 func (rare) AggregateTypes() []string  { return []string{"rare"} }
 func (rare) BoundedContexts() []string { return nil }
 
-// inserting writes a row for each event, a batch at once.
+// inserting inserts a row for each event, in batches.
 type inserting struct {
 	name  string
 	noted func(ctx context.Context, events []orchestrator.Event)

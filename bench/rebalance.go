@@ -8,26 +8,25 @@ import (
 	"time"
 )
 
-// A rebalance is a trial of how long a change of members takes: from the call of
-// Run, or from the cancelling of its context, until every worker of the new
-// generation handles an event. Workers join and leave in turn, the oldest first.
-// The changes follow each other closely, so a worker that has to wait for its
-// next heartbeat waits for almost all of the interval.
+// A rebalance measures how long a change of members takes: from the call of Run, or from the
+// cancelling of its context, until every worker of the new generation handles an event. Workers
+// join and leave in turn, the oldest first. The changes follow each other closely, so a worker
+// that must wait for its next heartbeat waits for almost the whole interval.
 //
-// JoinWindow, for which a join waits for further ones on purpose, is shorter than by
-// default, to have more joins in the time, and is not counted. The workers listen for
-// hints (Notifier, EventsChannel); the rest is at the defaults.
+// JoinWindow, in which a join waits for more joins, is shorter than the default, to fit more
+// joins into the time. It is not counted. The workers listen for notifications (Notifier,
+// EventsChannel). Other settings are the defaults.
 //
-// The floor is as many commits, one after the other, as no protocol of this kind
-// does without: the change itself, a report of each worker that it has stopped,
-// and the look that starts the last one.
+// The floor is the number of commits, one after the other, that every protocol of this kind
+// needs: the change itself, a report of each worker that it has stopped, and the look that
+// starts the last worker.
 type rebalance struct {
 	workers   int
 	processes bool
 	load      bool          // events are appended all the time
-	handler   time.Duration // what the handler waits
-	locks     bool          // measure for how long the set's row is locked
-	heartbeat time.Duration // of a test; 0: the default
+	handler   time.Duration // how long the handler waits
+	locks     bool          // measure how long the set's row is locked
+	heartbeat time.Duration // for tests; 0: the default
 	quick     bool
 }
 
@@ -43,9 +42,9 @@ func (r rebalance) name() string {
 }
 
 func (r rebalance) about() string {
-	about := fmt.Sprintf("a worker joins or leaves %d until all of them work, and the commits that takes", r.workers)
+	about := fmt.Sprintf("a join and a leave among %d workers, until all of them work; floor: the necessary commits", r.workers)
 	if r.processes {
-		about += "; each a process"
+		about += "; each in a process"
 	}
 	if r.load {
 		about += fmt.Sprintf("; %d events per second, handler of %s", r.perSecond(), r.handler)
@@ -53,7 +52,7 @@ func (r rebalance) about() string {
 	return about
 }
 
-// perSecond is half of what the workers can handle, or 1000.
+// perSecond returns half of the rate that the workers can handle, or 1000.
 func (r rebalance) perSecond() int {
 	if r.handler == 0 {
 		return 1000
@@ -99,7 +98,7 @@ func (r rebalance) join(f *fleet) (time.Time, error) {
 	return time.Now(), f.joinGoroutine(f.pool)
 }
 
-// changes measures as many as fit the time, but both kinds.
+// changes measures as many changes as fit into the time, and at least one of each kind.
 func (r rebalance) changes(ctx context.Context, b *bench, f *fleet) (rows []row, err error) {
 	most, longest := 60, 14*time.Second
 	if b.quick {
@@ -109,7 +108,7 @@ func (r rebalance) changes(ctx context.Context, b *bench, f *fleet) (rows []row,
 	var took, floor, locked []float64
 	byKind := [2][]float64{}
 	for n, began := 0, time.Now(); n < 2 || n < most && time.Since(began)+last < longest; n++ {
-		time.Sleep(rand.N(100 * time.Millisecond)) // at no particular moment of anybody's rhythm
+		time.Sleep(rand.N(100 * time.Millisecond)) // at a random moment
 		before, _, err := f.generation(ctx)
 		if err != nil {
 			return nil, err
@@ -173,7 +172,7 @@ func (f *fleet) commits(ctx context.Context, n int) (time.Duration, error) {
 	return time.Since(began), nil
 }
 
-// connections is how many the workers may have; the rest is for whoever observes.
+// connections returns how many connections the workers may use. The rest is for measuring.
 func (b *bench) connections(ctx context.Context) (n int, err error) {
 	err = b.databases[0].db.QueryRowContext(ctx, `SELECT current_setting('max_connections')::int - 60`).Scan(&n)
 	if err == nil && n < 20 {
@@ -182,8 +181,8 @@ func (b *bench) connections(ctx context.Context) (n int, err error) {
 	return n, err
 }
 
-// A lockWatch adds up for how long the set's row is locked. A row's lock is in
-// its xmax, and held while that transaction is: to look costs nobody anything.
+// A lockWatch adds up how long the set's row is locked. The lock of a row is in its xmax, and
+// lasts as long as that transaction. Reading it blocks nothing.
 type lockWatch struct {
 	cancel context.CancelFunc
 	held   time.Duration

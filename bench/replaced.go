@@ -11,16 +11,16 @@ import (
 )
 
 const (
-	replacementStart  = 2 * time.Second        // what a new worker takes to start
+	replacementStart  = 2 * time.Second        // time that a new worker takes to start
 	replacementWindow = 10 * time.Second       // Config.ReplacementWindow
-	replacementPace   = 20 * time.Millisecond  // between two events of a partition
-	replacementRest   = 300 * time.Millisecond // after a worker was replaced
+	replacementPace   = 20 * time.Millisecond  // time between two events of a partition
+	replacementRest   = 300 * time.Millisecond // pause after the replacement of a worker
 )
 
-// replaced: a deployment that stops the oldest of ten workers, starts a new one when that
-// has ended, which takes two seconds, and goes on when that works; until all are new. Events
-// come all the time, one for each of ten partitions every twenty milliseconds, and the time
-// between two of the same is how long that has stood still.
+// replaced measures a deployment. It stops the oldest of ten workers, starts a new one when that
+// has ended, which takes two seconds, and goes on when the new one works, until all are new. For
+// each of ten partitions, an event is appended every twenty milliseconds. The time between two
+// handled events of a partition shows how long it was idle.
 func replaced(ctx context.Context, b *bench) (rows []row, err error) {
 	for _, window := range []time.Duration{0, replacementWindow} {
 		some, err := replacedWith(ctx, b, window)
@@ -91,12 +91,12 @@ func replacedWith(ctx context.Context, b *bench, window time.Duration) (rows []r
 	}
 	return []row{
 		generations.noted("each pauses every partition"),
-		newRow(name+"/standstill", milliseconds, still).noted("the longest of each partition, while one worker is replaced"),
-		newRow(name+"/undisturbed", milliseconds, undisturbed).noted("likewise, while none is"),
+		newRow(name+"/standstill", milliseconds, still).noted("the longest of each partition, while a worker is replaced"),
+		newRow(name+"/undisturbed", milliseconds, undisturbed).noted("the same, while no worker is replaced"),
 	}, nil
 }
 
-// joinPaced starts a worker that keeps its place for so long when it leaves.
+// joinPaced starts a worker that reserves its place for window when it leaves.
 func (f *fleet) joinPaced(window time.Duration, p *pauses) error {
 	cfg, err := config(f.pool, f.set)
 	if err != nil {
@@ -116,8 +116,8 @@ func (f *fleet) joinPaced(window time.Duration, p *pauses) error {
 	return err
 }
 
-// whole waits until each of ten workers that are there has a partition of the active
-// generation, and returns that.
+// whole waits until each of ten workers has a partition of the active generation, and returns
+// the generation.
 func (f *fleet) whole(ctx context.Context) (generation int64, err error) {
 	for {
 		var workers int
@@ -135,7 +135,7 @@ SELECT s.generation, (SELECT count(*) FROM orchestrator_workers w
 	}
 }
 
-// pace appends an event to each of the aggregates, so far apart, until ctx ends.
+// pace appends an event to each of the aggregates at an interval, until ctx ends.
 func (a *appender) pace(ctx context.Context, aggregates []int, apart time.Duration) error {
 	tick := time.NewTicker(apart)
 	defer tick.Stop()
@@ -151,7 +151,7 @@ func (a *appender) pace(ctx context.Context, aggregates []int, apart time.Durati
 	}
 }
 
-// paced is checking, and notes when each event was handled.
+// paced is checking that also records when each event was handled.
 type paced struct {
 	checking
 	pauses *pauses
@@ -162,7 +162,7 @@ func (p paced) Handle(ctx context.Context, e orchestrator.Event) error {
 	return p.checking.Handle(ctx, e)
 }
 
-// pauses are how long it took, by aggregate, from one event to the next.
+// pauses records the time between two events, by aggregate.
 type pauses struct {
 	mu      sync.Mutex
 	last    map[string]time.Time

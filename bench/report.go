@@ -8,13 +8,13 @@ import (
 	"text/tabwriter"
 )
 
-// A result is what a run came to.
+// A result is the result of a run.
 type result struct {
 	Machine machine `json:"machine"`
 	Rows    []row   `json:"rows"`
 }
 
-// report prints the result, and writes charts where they are wanted.
+// report prints the result, and writes charts if requested.
 func (r *result) report(w io.Writer, o options) error {
 	if o.charts != "" {
 		if err := r.charts(o.charts); err != nil {
@@ -50,7 +50,7 @@ func (r *result) table(w io.Writer) error {
 	return t.Flush()
 }
 
-// spread is the range; of times, it is the tail that matters.
+// spread returns the range of a row; for times, the tail, which matters more.
 func (r row) spread() string {
 	switch {
 	case r.Value.N == 1:
@@ -61,7 +61,7 @@ func (r row) spread() string {
 	return figure(r.Value.Low) + " … " + figure(r.Value.High)
 }
 
-// figure shows three digits and never an exponent.
+// figure formats a number with three digits and without an exponent.
 func figure(v float64) string {
 	switch {
 	case v >= 100 || v <= -100:

@@ -9,7 +9,7 @@ import (
 
 const rolloutWorkers = 10
 
-// together: ten workers call Run at once, at the defaults.
+// together measures ten workers that call Run at once, with the defaults.
 func together(ctx context.Context, b *bench) (rows []row, err error) {
 	f, err := newFleet(ctx, b, 3*rolloutWorkers)
 	if err != nil {
@@ -35,9 +35,9 @@ func together(ctx context.Context, b *bench) (rows []row, err error) {
 	}, nil
 }
 
-// rolling: a deployment that, every second, starts a new worker and tells the
-// oldest to leave as soon as the new one has joined, until all are new. A leave
-// within JoinWindow of a join makes one generation with it.
+// rolling measures a deployment. Every second it starts a new worker, and tells the oldest to
+// leave as soon as the new one has joined, until all are new. A leave within the JoinWindow of a
+// join makes one generation with it.
 func rolling(ctx context.Context, b *bench) (rows []row, err error) {
 	f, err := newFleet(ctx, b, 3*(rolloutWorkers+1))
 	if err != nil {
@@ -78,7 +78,7 @@ func rolling(ctx context.Context, b *bench) (rows []row, err error) {
 	}, nil
 }
 
-// joined waits until so many workers are members.
+// joined waits until n workers are members.
 func (f *fleet) joined(ctx context.Context, n int) error {
 	for members := 0; members < n; {
 		time.Sleep(5 * time.Millisecond)

@@ -11,18 +11,18 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/wire"
 )
 
-// A site is where one worker runs, as on a machine of its own: with its own way to the
-// database, its own pool, and its own connection to hear hints.
+// A site is where one worker runs, like a machine of its own: it has its own network to the
+// database, its own pool, and its own connection for notifications.
 type site struct {
 	name string
-	url  string     // of the database
-	wire *wire.Wire // nil: the way is direct
+	url  string     // of the database, over the site's network
+	wire *wire.Wire // nil: direct connections
 	pool *sql.DB
-	last *member // that ran there
+	last *member // the worker that ran there last
 }
 
-// sites are so many, each with so long a round trip to the database. Where that is nothing,
-// and nothing is recorded, there is no wire: to pass packets on takes time too.
+// sites returns n sites with a given round-trip time to the database. If it is zero and nothing
+// is recorded, there is no wire: forwarding packets takes time too.
 func sites(d *database, n int, roundTrip time.Duration, t *tape) (all []*site, err error) {
 	for i := range n {
 		s := &site{name: fmt.Sprintf("w%d", i+1), url: d.url}
@@ -62,10 +62,10 @@ func (s *site) close() error {
 	return err
 }
 
-// warmConnections are as many as a worker with one projection has at once.
+// warmConnections is the number of connections of a worker with one projection.
 const warmConnections = 4
 
-// warm has the pool open the connections that a worker needs.
+// warm opens the connections that a worker needs.
 func (s *site) warm(ctx context.Context) error {
 	var open []*sql.Conn
 	defer func() {
@@ -83,7 +83,7 @@ func (s *site) warm(ctx context.Context) error {
 	return nil
 }
 
-// roundTrip measures one bare statement, from the site.
+// roundTrip measures one bare statement from the site.
 func (s *site) roundTrip(ctx context.Context) (time.Duration, error) {
 	began := time.Now()
 	var one int
@@ -91,20 +91,19 @@ func (s *site) roundTrip(ctx context.Context) (time.Duration, error) {
 	return time.Since(began), err
 }
 
-// A distant is ten workers, each at a site of its own, that listen for hints, and a change
-// of members among them. What a change takes is measured as in rebalance: from the call of
-// Run, or from the cancelling of its context, until every worker of the new generation
-// handles an event, JoinWindow not counted. Whoever appends these events is next to the
-// database.
+// A distant is ten workers, each at a site of its own, that listen for notifications, and a
+// change of members among them. A change is measured as in rebalance: from the call of Run, or
+// from the cancelling of its context, until every worker of the new generation handles an event,
+// without JoinWindow. The program that appends these events is next to the database.
 type distant struct {
 	fleet *fleet
 	tape  *tape
-	idle  []*site // where no worker runs, the longest idle first
+	idle  []*site // sites without a worker, the longest idle first
 	all   []*site
 	used  map[*member]*site
 }
 
-// distantWorkers are there before one joins.
+// distantWorkers is the number of workers before a join.
 const distantWorkers = 10
 
 func newDistant(ctx context.Context, b *bench, roundTrip time.Duration, t *tape) (_ *distant, err error) {
@@ -149,8 +148,8 @@ func (d *distant) end(ctx context.Context) error {
 	return err
 }
 
-// join starts a worker at the site that has been idle for longest, and returns when it did.
-// Its pool has connections already, unless it is cold.
+// join starts a worker at the site that has been idle longest, and returns the moment. Unless
+// cold is set, the site's pool has connections already.
 func (d *distant) join(ctx context.Context, cold bool) (time.Time, error) {
 	s := d.idle[0]
 	d.idle = d.idle[1:]
@@ -174,7 +173,7 @@ func (d *distant) join(ctx context.Context, cold bool) (time.Time, error) {
 	return began, nil
 }
 
-// leave has the oldest worker leave.
+// leave makes the oldest worker leave.
 func (d *distant) leave() time.Time {
 	s := d.used[d.fleet.members[0]]
 	d.idle = append(d.idle, s)
@@ -184,18 +183,18 @@ func (d *distant) leave() time.Time {
 	return began
 }
 
-// A change is of members.
+// A change is a kind of change of members.
 type change int
 
 const (
 	joining     change = iota
-	joiningCold        // with a pool that has no connections
+	joiningCold        // with a pool without connections
 	leaving
 )
 
 func (c change) String() string { return [...]string{"join", "join-cold", "leave"}[c] }
 
-// change makes one, and returns when it began and ended.
+// change makes a change, and returns its start and end.
 func (d *distant) change(ctx context.Context, c change) (began, ended time.Time, err error) {
 	before, _, err := d.fleet.generation(ctx)
 	if err != nil {
@@ -210,8 +209,8 @@ func (d *distant) change(ctx context.Context, c change) (began, ended time.Time,
 	return began, ended, err
 }
 
-// roundtrips: changes of ten workers that are so far from the database, and what they come
-// to in bare round trips over the same wires.
+// roundtrips measures changes of ten workers at a distance from the database, and expresses them
+// in bare round trips over the same network.
 func roundtrips(ctx context.Context, b *bench) (rows []row, err error) {
 	times := 10
 	distances := []int{0, 1, 10}
@@ -241,7 +240,7 @@ func roundtripsOf(ctx context.Context, b *bench, ms, times int, kinds []change) 
 	took, floors, all := map[change][]float64{}, map[change][]float64{}, []float64{}
 	for range times {
 		for _, c := range kinds {
-			time.Sleep(rand.N(100 * time.Millisecond)) // at no particular moment of anybody's rhythm
+			time.Sleep(rand.N(100 * time.Millisecond)) // at a random moment
 			began, ended, err := d.change(ctx, c)
 			if err != nil {
 				return nil, err
@@ -272,8 +271,8 @@ func roundtripsOf(ctx context.Context, b *bench, ms, times int, kinds []change) 
 	return rows, nil
 }
 
-// floor is the median of a few bare round trips, in milliseconds, from a site where no
-// worker runs.
+// floor returns the median of a few bare round trips, in milliseconds, from a site without a
+// worker.
 func (d *distant) floor(ctx context.Context) (float64, error) {
 	s := d.idle[len(d.idle)-1]
 	if s.last != nil {

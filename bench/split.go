@@ -14,11 +14,11 @@ import (
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 )
 
-// split: workers that each read for themselves, as processes do, share a backlog.
-// Each has its own part of it, and the question is what it costs to find that:
-// whole reads all events and leaves those of others, own reads what Table reads.
-// It shows in the CPU that all of them and the server use together, more than in
-// the time, which is whatever the machine's cores make of it.
+// split measures workers that share a backlog and each read for themselves, as processes do.
+// Each worker has its own part of the backlog. The question is what it costs to find that part:
+// whole reads all events and skips those of others, own reads what Table reads. It shows in the
+// CPU time that all workers and the server use, more than in the time, which depends on the
+// machine's cores.
 func split(ctx context.Context, b *bench) ([]row, error) {
 	const workers = 4
 	d, err := b.full(ctx)
@@ -48,8 +48,8 @@ func split(ctx context.Context, b *bench) ([]row, error) {
 	return rows, nil
 }
 
-// splitTurn returns the rate of all workers together, and seconds of CPU for a
-// million events, 0 if that can't be known.
+// splitTurn returns the rate of all workers together, and the seconds of CPU for a million
+// events, or 0 if unknown.
 func splitTurn(ctx context.Context, b *bench, d *database, workers int, own bool) (speed, cpu float64, err error) {
 	ctx, cancel := context.WithTimeout(ctx, turnMax)
 	defer cancel()
@@ -76,7 +76,7 @@ func splitTurn(ctx context.Context, b *bench, d *database, workers int, own bool
 		if err != nil {
 			return 0, 0, err
 		}
-		cfg.BatchSize, cfg.HeartbeatInterval = pageMax, time.Second // there are no hints
+		cfg.BatchSize, cfg.HeartbeatInterval = pageMax, time.Second // there are no notifications
 		cfg.Retry = orchestrator.Retry{Min: 10 * time.Millisecond, Max: 10 * time.Millisecond}
 		if !own {
 			cfg.EventStore = wholeStore{cfg.EventStore}
@@ -99,12 +99,12 @@ func splitTurn(ctx context.Context, b *bench, d *database, workers int, own bool
 	return rate([]*ledger{l}), cpu, nil
 }
 
-// A wholeStore hides what Table can do beside EventStore.
+// A wholeStore hides the methods that Table has beside those of EventStore.
 type wholeStore struct {
 	orchestrator.EventStore[orchestrator.Event]
 }
 
-// gathered is checking that does not begin before all workers are there.
+// gathered is checking that does not start before all workers are there.
 type gathered struct {
 	checking
 	workers int
@@ -117,8 +117,8 @@ func (p gathered) Handle(ctx context.Context, e orchestrator.Event) error {
 	return p.checking.Handle(ctx, e)
 }
 
-// cpuOf returns the CPU time that the database's sessions of an application have
-// used so far, and false if they are not on this machine.
+// cpuOf returns the CPU time that the database's sessions of an application have used so far.
+// here is false if they are not on this machine.
 func (d *database) cpuOf(ctx context.Context, application string) (sum time.Duration, here bool, err error) {
 	rows, err := d.db.QueryContext(ctx, `SELECT pid FROM pg_stat_activity WHERE application_name = $1`, application)
 	if err != nil {
@@ -137,9 +137,8 @@ func (d *database) cpuOf(ctx context.Context, application string) (sum time.Dura
 	return sum, here, rows.Err()
 }
 
-// cpuOf returns the CPU time that the process of a program, or of any if the name
-// is empty, has used so far, to a hundredth of a second. It is known where there is
-// a /proc.
+// cpuOf returns the CPU time that a process has used so far, to a hundredth of a second. If
+// program is not "", the process must run that program. It needs /proc.
 func cpuOf(pid int, program string) (used time.Duration, known bool) {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	name, rest, ok := strings.Cut(string(text), ") ")
@@ -147,7 +146,7 @@ func cpuOf(pid int, program string) (used time.Duration, known bool) {
 		return 0, false
 	}
 	fields := strings.Fields(rest)
-	for _, ticks := range fields[11:13] { // in user mode, and in the kernel
+	for _, ticks := range fields[11:13] { // user mode and kernel mode
 		n, err := strconv.Atoi(ticks)
 		if err != nil {
 			return 0, false

@@ -20,11 +20,11 @@ type bench struct {
 	options
 	server    *embedpg.Server
 	databases []*database
-	stream    *database // a full one, for all trials that only read
+	stream    *database // with events, for all trials that only read
 	names     int
 }
 
-// fresh returns a name that was not used before.
+// fresh returns an unused name.
 func (b *bench) fresh(prefix string) string {
 	b.names++
 	return fmt.Sprintf("%s%d", prefix, b.names)
@@ -38,13 +38,13 @@ func (b *bench) close(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// A database has the library's tables, an events table, and the benchmark's own.
+// A database has the library's tables, an events table, and tables of the benchmark.
 type database struct {
 	name   string
 	url    string
-	db     *sql.DB // for preparing, observing and checking
+	db     *sql.DB // for preparation, observation and checks
 	drop   func(context.Context) error
-	events int64 // that are there from the beginning
+	events int64 // number of events at the start
 }
 
 const tables = `
@@ -57,7 +57,7 @@ CREATE TABLE effects (
 CREATE TABLE commits (n bigint NOT NULL);
 INSERT INTO commits VALUES (0)`
 
-// eventsChannel is what every append notifies, by a trigger as the README has it.
+// eventsChannel is the channel that a trigger notifies on every append, as in the documentation.
 const eventsChannel = "events_appended"
 
 const notifying = `
@@ -83,14 +83,14 @@ func (b *bench) empty(ctx context.Context) (*database, error) {
 	return d, err
 }
 
-// poolSize is enough for whoever uses a pool alone; nobody gets another.
+// poolSize is large enough for each user of a pool. All pools have this size.
 const poolSize = 20
 
-// pool opens the database as the README advises: idle connections are kept.
+// pool opens the database as the documentation advises: idle connections are kept.
 func (d *database) pool(application string) (*sql.DB, error) { return d.open(application, nil) }
 
-// poolerPool opens it with what lib/pq needs behind a transaction pooler: what takes two
-// round trips takes one, and bytes come as text.
+// poolerPool opens the database with the setting of lib/pq for transaction poolers: one round
+// trip instead of two, and bytes as text.
 func (d *database) poolerPool(application string) (*sql.DB, error) {
 	return d.open(application, map[string]string{"binary_parameters": "yes"})
 }
@@ -115,10 +115,10 @@ func (d *database) open(application string, options map[string]string) (*sql.DB,
 	return db, nil
 }
 
-// aggregates of the stream; every hundredth is of the type "rare".
+// aggregates is the number of aggregates. Every hundredth is of the type "rare".
 const aggregates = 1000
 
-// fill appends events of 1 KB, one of each aggregate in turn.
+// fill appends events of 1 KB, one to each aggregate in turn.
 const fill = `
 INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload, correlation_id, metadata)
 SELECT 'bench', CASE WHEN i % 100 = 7 THEN 'rare' ELSE 'thing' END, 'a' || i % $2, i / $2 + 1,
@@ -150,8 +150,8 @@ func (b *bench) full(ctx context.Context) (*database, error) {
 	return d, nil
 }
 
-// checkEffects makes sure that the projection has an effect of each aggregate's
-// events, once and in order, and that they are as many as wanted.
+// checkEffects checks that the projection has an effect of each event, once and in order per
+// aggregate, and that the number of effects is want.
 func (d *database) checkEffects(ctx context.Context, projection string, want int64) error {
 	var n, wrong int64
 	err := d.db.QueryRowContext(ctx, `

@@ -9,8 +9,8 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
 )
 
-// step: one of 10,000 workers leaves, and the decision opens and activates the
-// next generation. It is made under the set's lock.
+// step measures a decision: one of 10,000 workers leaves, and the next generation is opened and
+// activated. The decision is made while the set's row is locked.
 func step(context.Context, *bench) ([]row, error) {
 	now := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 	g := protocol.Group{}

@@ -11,43 +11,42 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/wire"
 )
 
-// A tape records what workers and their database say to each other. It reads the messages
-// of PostgreSQL's protocol as they pass a wire, so it sees what a driver really sends, and
-// no driver behaves differently for it.
+// A tape records the messages between workers and the database. It reads PostgreSQL's protocol
+// on a wire: so it sees what a driver really sends, and does not change the driver's behaviour.
 type tape struct {
 	mu    sync.Mutex
-	conns map[string]int // that were opened, by site
+	conns map[string]int // opened connections, by site
 	trips []trip
 	heard []hint
 	notes []note
 }
 
-// A trip is what a worker sends and the answer to it: one round trip.
+// A trip is a request of a worker and the answer: one round trip.
 type trip struct {
 	site              string
-	conn              int    // of the site
+	conn              int    // number of the connection at its site
 	how               string // "prepare", "execute", or "" for both in one
 	text              string // the statements
 	sent, arrived     time.Time
-	answered, got     time.Time // the end of the answer left the server, reached the worker
+	answered, got     time.Time // when the end of the answer left the server, and when it reached the worker
 	failed            bool
 	prepared, started bool
 }
 
-// A hint is a notification that a worker hears.
+// A hint is a notification that a worker receives.
 type hint struct {
 	site             string
 	channel, payload string
 	sent, got        time.Time
 }
 
-// A note is something else that happened.
+// A note is another thing that happened.
 type note struct {
 	site, text string
 	at         time.Time
 }
 
-// watch returns what a site's wire calls for each connection.
+// watch returns the function that a site's wire calls for each connection.
 func (t *tape) watch(site string) func() wire.Watch {
 	if t == nil {
 		return nil
@@ -63,7 +62,7 @@ func (t *tape) watch(site string) func() wire.Watch {
 	}
 }
 
-// note adds what happened just now.
+// note records something that happened now.
 func (t *tape) note(site, format string, args ...any) {
 	if t == nil {
 		return
@@ -73,7 +72,7 @@ func (t *tape) note(site, format string, args ...any) {
 	t.notes = append(t.notes, note{site, fmt.Sprintf(format, args...), time.Now()})
 }
 
-// take returns what was recorded since the last call.
+// take returns the records since the last call.
 func (t *tape) take() (trips []trip, heard []hint, notes []note) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -82,7 +81,7 @@ func (t *tape) take() (trips []trip, heard []hint, notes []note) {
 	return trips, heard, notes
 }
 
-// A tap is on one connection.
+// A tap records one connection.
 type tap struct {
 	tape *tape
 	site string
@@ -90,8 +89,8 @@ type tap struct {
 
 	mu         sync.Mutex
 	up, down   splitter
-	statements map[string]string // that were prepared, by name
-	open       *trip             // is under way
+	statements map[string]string // prepared statements, by name
+	open       *trip             // the trip that is under way
 }
 
 // Up implements wire.Watch.
@@ -102,7 +101,7 @@ func (t *tap) Up(data []byte, in, out time.Time) {
 		if kind == 'X' { // the worker closes the connection
 			return
 		}
-		if t.open != nil && t.open.started { // a part of the answer made it say more
+		if t.open != nil && t.open.started { // a part of the answer made the worker send more
 			t.end()
 		}
 		if t.open == nil {
@@ -117,7 +116,7 @@ const (
 	cancelRequest = 80877102
 )
 
-// says adds what a message asks for to the trip.
+// says adds the content of a message to the trip.
 func (t *tap) says(kind byte, body []byte) {
 	switch kind {
 	case 0:
@@ -164,7 +163,7 @@ func (t *tap) Down(data []byte, in, out time.Time) {
 	t.down.split(data, func(kind byte, body []byte) {
 		if kind == 'A' {
 			if len(body) > 4 {
-				body = body[4:] // the sender's process
+				body = body[4:] // the pid of the sender
 			}
 			channel, payload := cString(&body), cString(&body)
 			t.tape.mu.Lock()
@@ -183,7 +182,7 @@ func (t *tap) Down(data []byte, in, out time.Time) {
 	})
 }
 
-// end puts the trip on the tape.
+// end records the trip.
 func (t *tap) end() {
 	t.tape.mu.Lock()
 	defer t.tape.mu.Unlock()
@@ -191,15 +190,15 @@ func (t *tap) end() {
 	t.open = nil
 }
 
-// A splitter finds the messages in one direction of a connection.
+// A splitter splits one direction of a connection into messages.
 type splitter struct {
-	untyped bool // the next message has no type: the first that a client sends
-	raw     bool // the next byte is no message: the answer to whether there is TLS
+	untyped bool // the next message has no type: the first one of a client
+	raw     bool // the next byte is not a message: the answer to the request for TLS
 	rest    []byte
 }
 
-// split calls each for every message that is complete with data. The type of one that has
-// none is 0.
+// split calls each for every message that data completes. The type of a message without one is
+// 0.
 func (s *splitter) split(data []byte, each func(kind byte, body []byte)) {
 	s.rest = append(s.rest, data...)
 	for {
@@ -228,7 +227,7 @@ func (s *splitter) split(data []byte, each func(kind byte, body []byte)) {
 	}
 }
 
-// cString cuts a text that ends with a zero byte off a message.
+// cString removes a zero-terminated string from a message, and returns it.
 func cString(body *[]byte) string {
 	text, rest, _ := bytes.Cut(*body, []byte{0})
 	*body = rest

@@ -8,7 +8,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// message is one of PostgreSQL's protocol.
+// message returns a message of PostgreSQL's protocol.
 func message(kind byte, body string) string {
 	text := string(binary.BigEndian.AppendUint32(nil, uint32(len(body)+4))) + body
 	if kind != 0 {
@@ -19,7 +19,7 @@ func message(kind byte, body string) string {
 
 const startup = "\x00\x03\x00\x00user\x00u\x00\x00"
 
-// TestTap: what passes a connection is told as round trips, however the network cuts it.
+// TestTap shows that traffic is recorded as round trips, however the network splits it.
 func TestTap(t *testing.T) {
 	at := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 	type way struct {
@@ -74,8 +74,9 @@ func TestTap(t *testing.T) {
 	}
 }
 
-// TestPath: the chain goes from the last worker's first event through the hint that it
-// heard to the commit that sent it, and does not stray to what happened meanwhile.
+// TestPath shows that the chain goes from the last worker's first event, through the
+// notification that it received, to the commit that sent the notification, and leaves out what
+// happened meanwhile.
 func TestPath(t *testing.T) {
 	at := func(ms int) time.Time {
 		return time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC).Add(time.Duration(ms) * time.Millisecond)

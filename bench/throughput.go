@@ -15,7 +15,7 @@ import (
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 )
 
-// The library's defaults, which the trials go by.
+// The library's defaults, which the trials use.
 const (
 	defaultHeartbeatInterval  = 5 * time.Second
 	defaultStaleWorkerTimeout = 30 * time.Second
@@ -24,15 +24,15 @@ const (
 	defaultPollInterval       = time.Second
 )
 
-// A contender takes its turn in a race, and returns what it came to.
+// A contender takes its turn in a race, and returns its result.
 type contender struct {
 	name string
 	run  func(ctx context.Context, pool *sql.DB) (float64, error)
-	goal float64 // of the ratio to the first contender; 0: none
+	goal float64 // goal of the ratio to the first contender; 0: none
 }
 
-// race has the contenders take turns, each with a pool of its own, and returns
-// a row for each. The first is what the others are compared with.
+// race lets the contenders take turns, each with a pool of its own, and returns a row for each.
+// The others are compared with the first.
 func (b *bench) race(ctx context.Context, d *database, repetitions int, contenders []contender) ([]row, error) {
 	if b.quick {
 		repetitions = 2
@@ -47,7 +47,7 @@ func (b *bench) race(ctx context.Context, d *database, repetitions int, contende
 	for repetition := range repetitions + 1 {
 		for i, c := range running {
 			if repetition == 0 && i > 0 {
-				break // the floor alone warms the server's cache, once, for all
+				break // the first contender alone warms the server's cache
 			}
 			v, err := b.turn(ctx, d, c)
 			if err != nil {
@@ -72,10 +72,10 @@ func (b *bench) race(ctx context.Context, d *database, repetitions int, contende
 	return rows, nil
 }
 
-// turnMax is for a turn that loses its last event.
+// turnMax ends a turn that loses its last event.
 const turnMax = time.Minute
 
-// turn is one run of one contender, from an even start.
+// turn runs one contender once, from a clean start.
 func (b *bench) turn(ctx context.Context, d *database, c contender) (v float64, err error) {
 	ctx, cancel := context.WithTimeout(ctx, turnMax)
 	defer cancel()
@@ -95,9 +95,8 @@ func (b *bench) turn(ctx context.Context, d *database, c contender) (v float64, 
 	return c.run(ctx, pool)
 }
 
-// profile writes a CPU profile of what happens until stop, and a block profile of
-// all repetitions up to then: Go can't forget what blocked, so profile one
-// contender at a time.
+// profile writes a CPU profile until stop, and a block profile of all repetitions so far. Go
+// can't reset a block profile: profile one contender at a time.
 func profile(path string) (stop func(), err error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, err
@@ -123,10 +122,10 @@ func profile(path string) (stop func(), err error) {
 	}, nil
 }
 
-// throughput: everybody reads every event, and hands each to the ledger. The floor reads pages of 1000; the others are compared with it at
-// their own batch size too, since that is theirs to choose. For five projections
-// the rate is that of each. Nobody needs the whole stream, and those who take long
-// get less of it than others: the rate is what counts.
+// throughput lets every contender read every event and pass it to the ledger. The floor reads
+// pages of 1000. The others are also compared with a floor at their own batch size, since they
+// can choose it. For five projections the rate is that of each. No contender needs the whole
+// stream, and slow ones get less of it: only the rate counts.
 func throughput(ctx context.Context, b *bench) ([]row, error) {
 	d, err := b.full(ctx)
 	if err != nil {
@@ -170,10 +169,10 @@ func throughput(ctx context.Context, b *bench) ([]row, error) {
 }
 
 const (
-	// pageMax is the largest page that a bare loop, or one by hand, reads, and the largest
-	// batch that anybody handles.
+	// pageMax is the largest page of a bare loop or a hand-written processor, and the largest
+	// batch of any contender.
 	pageMax = 1000
-	// readMax is the largest page that anybody reads: the library's.
+	// readMax is the largest page of all: that of the library.
 	readMax = 2000
 )
 
@@ -185,7 +184,7 @@ func readingFloor(through int64, page int) func(context.Context, *sql.DB) (float
 	}
 }
 
-// reading is one worker over the same.
+// reading is one worker over the same events.
 func (b *bench) reading(batch, projections int, through int64) func(context.Context, *sql.DB) (float64, error) {
 	return func(ctx context.Context, pool *sql.DB) (float64, error) {
 		var ps []orchestrator.Projection[orchestrator.Event]
@@ -199,7 +198,7 @@ func (b *bench) reading(batch, projections int, through int64) func(context.Cont
 	}
 }
 
-// pooler: 1 KB of bytes is sent as 2 KB of text.
+// pooler measures reading in the mode for poolers, which sends 1 KB of bytes as 2 KB of text.
 func pooler(ctx context.Context, b *bench) ([]row, error) {
 	d, err := b.full(ctx)
 	if err != nil {
@@ -223,7 +222,7 @@ func pooler(ctx context.Context, b *bench) ([]row, error) {
 	})
 }
 
-// scoped: the same pages of what one projection wants, for both.
+// scoped lets both contenders read the same pages of one projection's scope.
 func scoped(ctx context.Context, b *bench) ([]row, error) {
 	d, err := b.full(ctx)
 	if err != nil {
@@ -244,7 +243,7 @@ func scoped(ctx context.Context, b *bench) ([]row, error) {
 	})
 }
 
-// transactional: batches of 1000, and an INSERT of a row per event in each.
+// transactional measures batches of 1000 with an INSERT of one row per event.
 func transactional(ctx context.Context, b *bench) ([]row, error) {
 	d, err := b.full(ctx)
 	if err != nil {
@@ -282,8 +281,7 @@ func transactional(ctx context.Context, b *bench) ([]row, error) {
 	})
 }
 
-// bounded leaves events beyond a position alone, so that everybody writes the
-// same rows.
+// bounded skips events after a position, so that every contender writes the same rows.
 type bounded struct {
 	inserting
 	through int64

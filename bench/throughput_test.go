@@ -11,9 +11,9 @@ import (
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 )
 
-// TestBounded: where batches end is a matter of luck. One that holds events on
-// either side of the last position that counts must write those before it and no
-// others, or the library would be seen to write more rows than the floor.
+// TestBounded shows that a batch with events on both sides of the last position writes those
+// before it and no others. Where batches end is random. Otherwise the library would seem to
+// write more rows than the floor.
 func TestBounded(t *testing.T) {
 	for _, c := range []struct {
 		name  string
@@ -49,7 +49,7 @@ func TestBounded(t *testing.T) {
 	}
 }
 
-// inserts takes down the versions that insertEffects writes.
+// inserts records the versions that insertEffects writes.
 type inserts struct {
 	orchestrator.Tx
 	versions []int64

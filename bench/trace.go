@@ -14,9 +14,9 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg"
 )
 
-// traceChanges prints a time line of one join and of one leave among ten workers that are
-// so far from the database: who sends which statement, when the answer is there, and the
-// chain of what waited for what. It is for whoever wants to make a change shorter.
+// traceChanges prints a time line of one join and one leave among ten workers at a distance from
+// the database: which worker sends which statement, when the answer arrives, and the chain of
+// waits. It helps to make a change shorter.
 func traceChanges(ctx context.Context, roundTrip time.Duration, out io.Writer) (err error) {
 	server, err := embedpg.Start(ctx, embedpg.Options{Fsync: true})
 	if err != nil {
@@ -32,7 +32,7 @@ func traceChanges(ctx context.Context, roundTrip time.Duration, out io.Writer) (
 	}
 	defer func() { err = errors.Join(err, d.end(ctx)) }()
 	for n, c := range []change{joining, leaving, joining, leaving, joiningCold} {
-		time.Sleep(300 * time.Millisecond) // what the change before has left to do is not of this one
+		time.Sleep(300 * time.Millisecond) // the rest of the previous change must not count
 		t.take()
 		began, ended, err := d.change(ctx, c)
 		if err != nil {
@@ -43,7 +43,7 @@ func traceChanges(ctx context.Context, roundTrip time.Duration, out io.Writer) (
 			return err
 		}
 		if n < 2 {
-			continue // the first ones also open connections
+			continue // the first changes also open connections
 		}
 		trips, heard, notes := t.take()
 		(&trace{c, began, ended, floor, d.fleet.window, trips, heard, notes}).print(out)
@@ -51,7 +51,7 @@ func traceChanges(ctx context.Context, roundTrip time.Duration, out io.Writer) (
 	return nil
 }
 
-// A trace is what was recorded of a change.
+// A trace is the record of a change.
 type trace struct {
 	change       change
 	began, ended time.Time
@@ -103,7 +103,7 @@ func (t *trace) table(out io.Writer, lines []line) {
 	_ = w.Flush()
 }
 
-// lines are all that began before the change ended.
+// lines returns everything that began before the change ended.
 func (t *trace) lines() (lines []line) {
 	for _, trip := range t.trips {
 		lines = append(lines, t.tripLine(trip))
@@ -136,7 +136,7 @@ func hintLine(h hint) line {
 	return line{from: h.sent, to: h.got, site: h.site, text: fmt.Sprintf("hears %s %q", h.channel, h.payload)}
 }
 
-// firstMax is how much of a statement is shown.
+// firstMax is how many characters of a statement are shown.
 const firstMax = 110
 
 func first(text string) string {
@@ -146,7 +146,7 @@ func first(text string) string {
 	return text
 }
 
-// counts says how many round trips each worker made until the change ended.
+// counts returns the number of round trips of each worker until the change ended.
 func (t *trace) counts() string {
 	n := map[string]int{}
 	for _, trip := range t.trips {
@@ -162,13 +162,14 @@ func (t *trace) counts() string {
 	return strings.Join(all, ", ")
 }
 
-// prompt is within which time a worker does something about what it has learnt.
+// prompt is the time within which a worker reacts to what it has learnt.
 const prompt = 1500 * time.Microsecond
 
-// path goes back from the last worker's first event to the beginning: what a worker does
-// follows the answer or the hint that it got last before; a hint follows the statement of
-// another worker that was answered when the hint was sent; and an answer that took long at
-// the server, one that was answered meanwhile. These are guesses, from the times alone.
+// path goes back from the last worker's first event to the start of the change. A worker's
+// action follows the answer or notification that it received last before. A notification follows
+// the statement of another worker that was answered when the notification was sent. An answer
+// that took long at the server follows a statement that was answered meanwhile. These are
+// guesses from the times alone.
 func (t *trace) path() (lines []line) {
 	var end note
 	for _, n := range t.notes {
@@ -178,7 +179,7 @@ func (t *trace) path() (lines []line) {
 	}
 	site, at := end.site, end.at
 	lines = append(lines, line{from: at, site: site, text: end.text})
-	for range 200 { // a guess may go round in a circle
+	for range 200 { // a chain of guesses may contain a cycle
 		trip, h := t.before(site, at)
 		switch {
 		case trip == nil && h == nil:
@@ -207,7 +208,7 @@ func (t *trace) path() (lines []line) {
 	return lines
 }
 
-// before returns what a site got last before a moment, if that was in the change.
+// before returns what a site received last before a moment, within the change.
 func (t *trace) before(site string, at time.Time) (last *trip, h *hint) {
 	for i, trip := range t.trips {
 		if trip.site == site && !trip.got.After(at) && !trip.sent.Before(t.began) && (last == nil || trip.got.After(last.got)) {
@@ -222,8 +223,8 @@ func (t *trace) before(site string, at time.Time) (last *trip, h *hint) {
 	return last, h
 }
 
-// answeredBy returns the statement that was answered last before a moment, of those that
-// may have changed something, at another site.
+// answeredBy returns the last statement of another site that was answered before a moment and
+// may have changed something.
 func (t *trace) answeredBy(at time.Time, except string) (last *trip) {
 	for i, trip := range t.trips {
 		if trip.site != except && trip.how != "prepare" && writes(trip.text) && trip.answered.Before(at) && (last == nil || trip.answered.After(last.answered)) {

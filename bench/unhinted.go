@@ -8,11 +8,11 @@ import (
 	"time"
 )
 
-// unhinted: workers at the defaults, without a Notifier and without events, of which one
-// joins or leaves at any moment of the others' heartbeats. The time counts from the call of
-// Run, or from the cancelling of its context, until every partition is handled again; the
-// JoinWindow is in it. Several sets are there at a time, so that one waits for its moment
-// while another changes; no two change at once.
+// unhinted measures workers with the defaults, without a Notifier and without events. One of
+// them joins or leaves at any moment of the others' heartbeats. The time counts from the call of
+// Run, or from the cancelling of its context, until every partition is handled again. It
+// includes the JoinWindow. Several sets run at the same time: one waits for its moment while
+// another changes; no two change at once.
 func unhinted(ctx context.Context, b *bench) ([]row, error) {
 	const sets, workers, pairs = 4, 10, 3
 	type outcome struct {
@@ -50,7 +50,7 @@ func unhinted(ctx context.Context, b *bench) ([]row, error) {
 	return rows, errors.Join(errs...)
 }
 
-// unhinted measures so many joins and leaves.
+// unhinted measures a number of joins and leaves.
 func (f *fleet) unhinted(ctx context.Context, workers, pairs int, turn *sync.Mutex) (joins, leaves []float64, err error) {
 	for range workers {
 		if err := f.joinGoroutine(f.pool); err != nil {

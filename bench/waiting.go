@@ -8,11 +8,10 @@ import (
 	"time"
 )
 
-// waiting: workers whose handler waits for 1 ms, as for another service. How many
-// events they handle is counted from when all of them work, over the same time
-// for everybody. The stream's 1000 aggregates are spread evenly, and there are
-// more events than time. Beside them are four workers on one advisory lock, of which one
-// does everything.
+// waiting measures workers whose handler waits for 1 ms, as for another service. The events are
+// counted from the moment when all workers work, over the same time for all contenders. The
+// stream's 1000 aggregates are spread evenly, and there are more events than time. Four workers
+// on one advisory lock, of which one does everything, run beside them.
 func waiting(ctx context.Context, b *bench) ([]row, error) {
 	d, err := b.full(ctx)
 	if err != nil {
@@ -67,7 +66,7 @@ func (f *fleet) together(ctx context.Context) error {
 	}
 }
 
-// stop has all workers leave amid the stream, and checks what they handled.
+// stop makes all workers leave in the middle of the stream, and checks what they handled.
 func (f *fleet) stop() (err error) {
 	for _, m := range f.members {
 		err = errors.Join(err, m.stop())

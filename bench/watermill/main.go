@@ -1,14 +1,14 @@
-// Command watermill measures the library beside github.com/ThreeDotsLabs/watermill-sql, which
-// a Go program would else take to consume what is in PostgreSQL: the same events of 1 KB,
-// in batches of 100, one subscriber of one consumer group beside one worker, and a handler
-// that only checks that each event comes once and in order.
+// Command watermill compares the library with github.com/ThreeDotsLabs/watermill-sql, an
+// alternative for Go programs that consume events from PostgreSQL. Both get the same events of 1
+// KB in batches of 100: one subscriber of one consumer group, and one worker. The handler only
+// checks that each event comes once and in order.
 //
 //	cd bench/watermill && go run .
 //
-// The two take turns on the same server, over lib/pq, with the same pool. Each has the events
-// in the table that is its own: watermill's are published with its own Publisher, 100 in a
-// transaction, their payload as bytes. The time counts from the first event to the last, so
-// that what it takes to subscribe or to join is not in it.
+// The two take turns on the same server, over lib/pq, with the same pool. Each reads its own
+// table: watermill's events are published with its own Publisher, 100 in a transaction, with the
+// payload as bytes. The time counts from the first event to the last, without the time to
+// subscribe or to join.
 package main
 
 import (
@@ -97,7 +97,7 @@ func median(samples []float64) float64 {
 	return (sorted[(n-1)/2] + sorted[n/2]) / 2
 }
 
-// measure has the two take turns over so many events.
+// measure lets the two take turns.
 func measure(ctx context.Context, events, repetitions int) (_ *result, err error) {
 	server, err := embedpg.Start(ctx, embedpg.Options{Fsync: true})
 	if err != nil {
@@ -135,7 +135,7 @@ func measure(ctx context.Context, events, repetitions int) (_ *result, err error
 	return r, nil
 }
 
-// appended is what the library reads: events of 1 KB, one of each aggregate in turn.
+// appended appends the events for the library: 1 KB each, one to each aggregate in turn.
 const appended = `
 INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload, correlation_id, metadata)
 SELECT 'bench', 'thing', 'a' || i % $2, i / $2 + 1,
@@ -151,7 +151,7 @@ func schema() watermillsql.DefaultPostgreSQLSchema {
 	}
 }
 
-// fill appends the events, and publishes the same.
+// fill appends the events for the library and publishes the same events for watermill.
 func fill(ctx context.Context, db *sql.DB, events int) error {
 	if err := orchestrator.RunMigrations(db); err != nil {
 		return err
@@ -209,7 +209,7 @@ SELECT event_id, aggregate_id, aggregate_version, event_type, correlation_id, pa
 	return nil
 }
 
-// A ledger checks that each aggregate's events come as 1, 2, 3 …, and knows the rate.
+// A ledger checks that each aggregate's events come as 1, 2, 3 …, and computes the rate.
 type ledger struct {
 	want, count int
 	last        [aggregates]int64
@@ -218,7 +218,7 @@ type ledger struct {
 
 func newLedger(want int) *ledger { return &ledger{want: want} }
 
-// note reports whether that was the last event.
+// note returns done with the last event.
 func (l *ledger) note(aggregate string, version int64) (done bool, err error) {
 	n, err := strconv.Atoi(strings.TrimPrefix(aggregate, "a"))
 	if err != nil || n >= len(l.last) || l.last[n]+1 != version {
@@ -293,7 +293,7 @@ func work(ctx context.Context, db *sql.DB, set string, events int) (float64, err
 
 var errDone = errors.New("all events are handled")
 
-// checking hands its events to a ledger, and leaves after the last one.
+// checking passes its events to a ledger, and leaves after the last one.
 type checking struct {
 	name   string
 	ledger *ledger

@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// TestLedger: what a run must not do does not go unnoticed.
+// TestLedger shows that a ledger detects lost, repeated and reordered events.
 func TestLedger(t *testing.T) {
 	for _, c := range []struct {
 		name     string
@@ -31,7 +31,7 @@ func TestLedger(t *testing.T) {
 	}
 }
 
-// TestMeasure runs both over a few events.
+// TestMeasure runs both contenders over a few events.
 func TestMeasure(t *testing.T) {
 	r, err := measure(t.Context(), 2*batchSize+1, 1)
 	if err != nil {

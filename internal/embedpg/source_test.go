@@ -88,7 +88,7 @@ func TestNothingToBeHad(t *testing.T) {
 	want := []string{
 		"no PostgreSQL is available. Tried:\n  - EMBEDPG_TEST_URL: not set\n",
 		"\n  - download from " + closed + ": ", "connection refused",
-		"\nWhat to do: set EMBEDPG_TEST_URL to a server on which databases may be created, " +
+		"\nWhat to do: set EMBEDPG_TEST_URL to a server on which you can create databases, " +
 			"install PostgreSQL 13 or newer, or allow the download",
 	}
 	for i, folder := range folders {

@@ -6,9 +6,8 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/eventtable"
 )
 
-// columnLayouts are pupsourcing's table with an aggregate id that is not a text.
-// What a driver makes of such a column and what PostgreSQL makes of it as text are two
-// things.
+// columnLayouts are pupsourcing's table with an aggregate id that is not a text. A driver's
+// value of such a column and PostgreSQL's text of it may differ.
 var columnLayouts = []layout{
 	column("char(36)", `'a{i}'`, ``),
 	column("varchar(40)", `'{stream}'`, ``),
@@ -22,15 +21,15 @@ var columnLayouts = []layout{
 	column("citext", `CASE WHEN {version} % 2 = 0 THEN 'order-{i}' ELSE 'order-{i}' END`, `CREATE EXTENSION citext`, "citext"),
 }
 
-// column returns the layout with an aggregate id of a type, which is name unless
-// it is given, and of which value is one.
+// column returns the layout with an aggregate id of a type. name is the type's name in SQL if it
+// is not given, and value is an example.
 func column(name, value, before string, types ...string) layout {
 	kind := append(types, name)[0]
 	l := pupsourcingLayouts[0]
 	l.name = "aggregate id: " + name
 	l.ddl = before + ";" + strings.Replace(eventtable.Layout, "aggregate_id      text ", "aggregate_id "+kind, 1)
 	l.insert = strings.Replace(l.insert, "'{stream}'", value, 1)
-	if name == "an enum" { // three values: the version can't tell the events of one apart
+	if name == "an enum" { // three values: the version can't distinguish the events of one
 		l.ddl = strings.Replace(l.ddl, ", aggregate_version)", ", aggregate_version, event_id)", 1)
 	}
 	l.events = `SELECT global_position AS position, aggregate_id::text AS aggregate FROM events`

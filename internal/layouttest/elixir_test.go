@@ -8,7 +8,7 @@ import (
 
 var elixirLayouts = []layout{{
 	name: "message-db (Eventide)",
-	// A schema of its own, and a function that locks the stream's category.
+	// A schema of its own, and a function that locks the category of the stream.
 	ddl: `
 CREATE SCHEMA message_store;
 CREATE TABLE message_store.messages (

@@ -8,7 +8,7 @@ import (
 
 var goLayouts = []layout{{
 	name: "hallgren/eventsourcing",
-	// The position is an int4, the time a text.
+	// The position is an int4, and the time a text.
 	ddl: `
 CREATE TABLE events (
     seq       serial PRIMARY KEY,
@@ -25,8 +25,8 @@ CREATE TABLE events (
 	reader: reads(hallgren, func(e hallgrenEvent) int64 { return e.Position }),
 }, {
 	name: "watermill-sql",
-	// The key begins with the transaction, so there is no index on the position; and
-	// nothing says what belongs together.
+	// The key begins with the transaction, so there is no index on the position. No column
+	// groups events into aggregates.
 	ddl: `
 CREATE TABLE watermill_orders (
     "offset"       bigserial,
@@ -46,7 +46,7 @@ CREATE UNIQUE INDEX ON watermill_orders ("offset")`,
 	reader: reads(watermill, func(e watermillMessage) int64 { return e.Offset }),
 }, {
 	name: "go-eventually",
-	// It numbers the events of a stream only.
+	// It numbers only the events of a stream.
 	ddl: `
 CREATE TABLE event_streams (event_stream_id text PRIMARY KEY, version integer NOT NULL);
 CREATE TABLE events (

@@ -8,8 +8,8 @@ import (
 
 var jsLayouts = []layout{{
 	name: "Emmett",
-	// Partitioned twice. An event whose stream is archived moves to another part,
-	// with its position. No index on the position.
+	// Two levels of partitions. When a stream is archived, its events move to another partition
+	// and keep their positions. There is no index on the position.
 	ddl: `
 CREATE SEQUENCE emt_global_message_position;
 CREATE TABLE emt_messages (
@@ -50,7 +50,7 @@ CREATE TABLE event (
     timestamp      timestamptz NOT NULL DEFAULT current_timestamp(3),
     UNIQUE (aggregate_name, aggregate_id, version))`,
 	insert: `INSERT INTO event (aggregate_name, aggregate_id, version, type, data) VALUES ('ORDER', '{stream}', {version}, 'OPENED', '{data}') RETURNING *`,
-	// An event that is written again, by force: a new number is taken, and not used.
+	// An event is written again by force: a number is taken and not used.
 	meanwhile: `INSERT INTO event (aggregate_name, aggregate_id, version, type) SELECT aggregate_name, aggregate_id, version, 'CHANGED' FROM event WHERE version = 1
 	                ON CONFLICT (aggregate_name, aggregate_id, version) DO UPDATE SET type = excluded.type`,
 	table:  `event`,

@@ -26,7 +26,7 @@ CREATE TABLE DomainEventEntry (
 	reader: reads(axon4, func(e axon4Event) int64 { return e.Position }),
 }, {
 	name: "Akka Persistence JDBC",
-	// An event that is deleted stays, with a mark.
+	// A deleted event stays, with a mark.
 	ddl: `
 CREATE TABLE event_journal (
     ordering           bigserial,

@@ -1,12 +1,10 @@
-// Package layouttest reads the events tables of public event stores, each
-// written as that store writes it, while workers come and go: no event may be
-// lost, handled twice, or handled out of order. What can't be read without loss
-// must be refused by name.
+// Package layouttest reads the events tables of public event stores while workers join and
+// leave. Each table is written as its store writes it. No event may be lost, handled twice, or
+// handled out of order. A table that can't be read without loss must be refused by name.
 //
-// The tables are written from the shape that matters (which sequence numbers the
-// events, at which moment a position is taken, what the aggregate is), not
-// copied. docs/event-tables.md shows the layouts and the code that reads them;
-// TestPage compares that code with the code that runs here.
+// The tables have the properties that matter: which sequence numbers the events, when a position
+// is taken, what the aggregate is. They are not copies. docs/event-tables.md shows the layouts
+// and the code that reads them. TestPage compares that code with the code here.
 package layouttest
 
 import (
@@ -30,36 +28,34 @@ import (
 
 func TestMain(m *testing.M) { os.Exit(pgtest.Main(m)) }
 
-// A layout is an events table, how its store appends to it, and how Table reads
-// it.
+// A layout is an events table, the way in which its store appends to it, and the way in which
+// Table reads it.
 //
-// SQL that appends may use {i}, the number of the stream, {stream}, a UUID for it,
-// {version} of the event in its stream, from 1, {id}, a UUID for the event, and {data},
-// a JSON object.
+// SQL that appends may use {i}, the number of the stream; {stream}, a UUID for it; {version} of
+// the event in its stream, from 1; {id}, a UUID for the event; and {data}, a JSON object.
 type layout struct {
 	name string
 	ddl  string // what the store creates
-	add  string // what its owner has to add, so that it can be read
+	add  string // what the owner must add to make the table readable
 
-	// take takes a position in a statement of its own, before the insert: insert
-	// runs when the transaction is about to end, with {position}. Empty: insert
-	// takes the position.
+	// take takes a position in a statement of its own, before the insert. Then insert runs at
+	// the end of the transaction, with {position}. "": insert takes the position.
 	take, insert string
-	// serial: the store lets one transaction append at a time.
+	// serial: the store allows one appending transaction at a time.
 	serial bool
 	begin  string // default: BEGIN
-	// table is locked for a moment, as CREATE INDEX does. Empty: it is not.
+	// table is locked for a moment, as CREATE INDEX does. "": no table is locked.
 	table string
-	// meanwhile runs once while workers run. Events that it appends are committed.
+	// meanwhile runs once while workers run. The events that it appends are committed.
 	meanwhile string
 
 	events  string // selects position and aggregate of every event
 	reader  reader
-	refused string // Check's error contains it. Empty: the layout works.
-	late    bool   // it is refused only when it has events, which show what is wrong
+	refused string // part of Check's error; "": the layout is readable
+	late    bool   // it is refused only when it contains events, which show the problem
 }
 
-// layouts are all that are tested, in the order of the page.
+// layouts are all tested layouts, in the order of the page.
 var layouts = concat(pupsourcingLayouts, goLayouts, dotnetLayouts, jvmLayouts, jsLayouts, rubyLayouts, phpLayouts,
 	pythonLayouts, rustLayouts, elixirLayouts, plainLayouts, namedLayouts, columnLayouts,
 	refusedLayouts, refusedNamedLayouts)
@@ -99,8 +95,8 @@ func newDatabase(t *testing.T, l layout) (*sql.DB, string) {
 	return db, url
 }
 
-// testRefused makes sure that a layout is refused as long as it is empty, which
-// is when it is tried out, and when it has events.
+// testRefused shows that a layout is refused while it is empty, as in a first try, and when it
+// contains events.
 func testRefused(t *testing.T, l layout) {
 	db, url := newDatabase(t, l)
 	refused := func(when string) {
@@ -125,8 +121,8 @@ func testRefused(t *testing.T, l layout) {
 	}
 }
 
-// testReads appends in many ways, half before there are workers and half while
-// they come and go, and compares what was handled with what was appended.
+// testReads appends in many ways, half before there are workers and half while they join and
+// leave. It compares the handled events with the appended ones.
 func testReads(t *testing.T, l layout) {
 	db, url := newDatabase(t, l)
 	if err := l.reader.check(t.Context(), db); err != nil {
@@ -140,8 +136,8 @@ func testReads(t *testing.T, l layout) {
 		return worker
 	}
 
-	// A backlog, with a transaction in the middle of it that commits only when the
-	// workers have come to it.
+	// A backlog. A transaction in the middle of it commits only after the workers have reached
+	// it.
 	w.steps(300)
 	w.endOthers()
 	w.hold(func(held *transaction) {
@@ -184,17 +180,15 @@ func testReads(t *testing.T, l layout) {
 	}
 }
 
-// A reader is a function that returns the Table of a layout, whatever its
-// events are.
+// A reader returns the Table of a layout, whatever the type of its events.
 type reader struct {
-	code   []string // the names of the event's type, if it is of the layout, and of the function
-	fields []string // of the event
+	code   []string // the names of the layout's event type, if it has one, and of the function
+	fields []string // fields of the event
 	check  func(context.Context, *sql.DB) error
 	start  func(t *testing.T, url string) *worker
 }
 
-// reads returns the reader of a layout, of whose events position tells the
-// position.
+// reads returns the reader of a layout. position returns the position of an event.
 func reads[E any](table func(*sql.DB) (*orchestrator.Table[E], error), position func(E) int64) reader {
 	name := runtime.FuncForPC(reflect.ValueOf(table).Pointer()).Name()
 	r := reader{code: []string{name[strings.LastIndex(name, ".")+1:]}}
@@ -226,7 +220,7 @@ func reads[E any](table func(*sql.DB) (*orchestrator.Table[E], error), position 
 			DB: db, EventStore: events, ReplicaSet: "set", Partitions: 2,
 			HeartbeatInterval: 50 * time.Millisecond, StaleWorkerTimeout: 30 * time.Second, CoordinationTimeout: 30 * time.Second,
 			JoinWindow: 50 * time.Millisecond, PollInterval: 10 * time.Millisecond, BatchSize: 20,
-			ReadAheadBytes: 32 << 10, // pages of a few events, so that a backlog is read as one is
+			ReadAheadBytes: 32 << 10, // pages of a few events, so that a backlog is read in several pages
 
 			Retry:  orchestrator.Retry{Min: 5 * time.Millisecond, Max: 100 * time.Millisecond},
 			Logger: slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: slog.LevelWarn})),
@@ -254,13 +248,13 @@ func reads[E any](table func(*sql.DB) (*orchestrator.Table[E], error), position 
 type worker struct {
 	t       *testing.T
 	waiting func() (orchestrator.Gap, bool)
-	filled  func(map[string]bool) // which fields had a value in some event
+	filled  func(map[string]bool) // records which fields had a value in some event
 	cancel  context.CancelFunc
 	done    chan struct{}
 	err     error
 }
 
-// stop has the worker leave.
+// stop makes the worker leave.
 func (w *worker) stop() {
 	w.t.Helper()
 	w.cancel()
@@ -281,8 +275,7 @@ func (w *worker) wait() (err error) {
 	}
 }
 
-// A projection writes down which events it was given, in a transaction with the
-// checkpoint.
+// A projection records its events in the transaction of the checkpoint.
 type projection[E any] struct {
 	position func(E) int64
 	filled   []atomic.Bool // the fields of E that were not zero in some event
@@ -309,7 +302,7 @@ func (p *projection[E]) fieldsFilled(fields map[string]bool) {
 	}
 }
 
-// testWriter sends a log to the test's.
+// testWriter writes a log to the log of the test.
 type testWriter struct{ t testing.TB }
 
 func (w testWriter) Write(line []byte) (int, error) {

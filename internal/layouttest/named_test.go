@@ -6,8 +6,8 @@ import (
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 )
 
-// Layouts of which the database can't say where positions come from: their
-// configuration does, with Sequence, NoSequence or Writers.
+// Layouts in which the database does not show where positions come from. The configuration says
+// it, with Sequence, NoSequence or Writers.
 
 const commandedTables = `
 CREATE TABLE streams (stream_id bigserial PRIMARY KEY, stream_uuid text NOT NULL UNIQUE, stream_version bigint NOT NULL DEFAULT 0);
@@ -45,8 +45,8 @@ var namedLayouts = []layout{{
 	reader: reads(martenTenant, func(e martenEvent) int64 { return e.Position }),
 }, {
 	name: "Axon Framework 5, JPA",
-	// persist() takes the number from a sequence that nothing links to the table; the
-	// insert comes with the flush.
+	// persist() takes the number from a sequence without a link to the table. The insert follows
+	// at the flush.
 	ddl: `
 CREATE SEQUENCE "aggregate-event-global-index-sequence";
 CREATE TABLE aggregate_event_entry (
@@ -66,7 +66,7 @@ ALTER TABLE aggregate_event_entry ADD COLUMN aggregate text NOT NULL
 	take: `SELECT nextval('"aggregate-event-global-index-sequence"')`,
 	insert: `INSERT INTO aggregate_event_entry (global_index, aggregate_type, aggregate_identifier, aggregate_sequence_number, identifier, type, version, timestamp, payload)
 	         VALUES ({position}, 'Order', '{stream}', {version}, '{id}', 'Opened', '1', '2026-01-02T03:04:05Z', '{data}')`,
-	// An event that belongs to no aggregate.
+	// An event without an aggregate.
 	meanwhile: `INSERT INTO aggregate_event_entry (global_index, identifier, type, version, timestamp, payload)
 	            SELECT nextval('"aggregate-event-global-index-sequence"'), gen_random_uuid(), 'Opened', '1', '2026-01-02T03:04:05Z', '{}'`,
 	table:  `aggregate_event_entry`,
@@ -87,8 +87,8 @@ CREATE VIEW orders AS
 	reader: reads(railsStreams, func(e railsStreamEvent) int64 { return e.ID }),
 }, {
 	name: "Commanded",
-	// The positions of $all come from a row that each append counts up, and so
-	// locks until it commits.
+	// The positions of $all come from a row that each append increments, and so locks until it
+	// commits.
 	ddl: commandedTables,
 	add: `
 CREATE VIEW all_events AS

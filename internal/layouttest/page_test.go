@@ -18,9 +18,9 @@ const page = "../../docs/event-tables.md"
 
 var update = flag.Bool("update", false, "write the code and the numbers into the page")
 
-// The page shows the code that runs here: each section that has the name of a layout
-// shows its type and function and what has to be added to the table, and the tables have
-// a row for each layout, with the number of lines, or what Check says.
+// The page shows the code that runs here. Each section with the name of a layout shows its type
+// and function and what must be added to the table. The tables have a row for each layout, with
+// the number of lines, or with Check's error.
 func TestPage(t *testing.T) {
 	declared := declarations(t)
 	text, err := os.ReadFile(page)
@@ -28,7 +28,7 @@ func TestPage(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := string(text)
-	shown := map[string]string{} // the layout under which some code is shown
+	shown := map[string]string{} // the first layout that shows some code
 	for _, l := range layouts {
 		var code []string
 		for _, name := range l.reader.code {
@@ -98,7 +98,7 @@ func rowOf(text, name string) string {
 	return ""
 }
 
-// section replaces what follows the prose in the section of a layout.
+// section replaces the code in the section of a layout.
 func section(t *testing.T, text string, l layout, block string) string {
 	t.Helper()
 	heading := "### " + l.name + "\n\n"
@@ -125,7 +125,7 @@ func section(t *testing.T, text string, l layout, block string) string {
 	return before + heading + prose + block + after
 }
 
-// anchor returns where GitHub puts a heading.
+// anchor returns the anchor that GitHub gives to a heading.
 func anchor(heading string) string {
 	return strings.ReplaceAll(regexp.MustCompile(`[^a-z0-9 -]`).ReplaceAllString(strings.ToLower(heading), ""), " ", "-")
 }
@@ -139,8 +139,7 @@ func lines(source string) (n int) {
 	return n
 }
 
-// declarations returns the source of the types and functions of this package, by
-// name.
+// declarations returns the source of the types and functions of this package, by name.
 func declarations(t *testing.T) map[string]string {
 	t.Helper()
 	files, err := filepath.Glob("*_test.go")

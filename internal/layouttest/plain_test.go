@@ -7,7 +7,7 @@ import (
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 )
 
-// A table without a name in the world, numbered in the ways that people number.
+// plainTable is the DDL of a table of no known store, with a common way to number events.
 func plainTable(position string) string {
 	return fmt.Sprintf(`
 CREATE TABLE events (

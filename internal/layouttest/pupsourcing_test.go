@@ -17,8 +17,8 @@ var pupsourcingLayouts = []layout{{
 	reader: reads(pupsourcing, orchestratorPosition),
 }, {
 	name: "eventsalsa",
-	// Streams instead of aggregates, no bounded context, a head for each stream, and
-	// the events in ranges of positions.
+	// Streams instead of aggregates, no bounded context, a head for each stream, and events
+	// partitioned by ranges of positions.
 	ddl: `
 CREATE TABLE stream_heads (
     stream_type    text   NOT NULL,

@@ -8,7 +8,7 @@ import (
 
 var pythonLayouts = []layout{{
 	name: "Python eventsourcing",
-	// The table is locked for each append.
+	// Each append locks the table.
 	ddl: `
 CREATE TABLE stored_events (
     originator_id      uuid NOT NULL,

@@ -30,7 +30,7 @@ INSERT INTO event_store_events_in_streams (stream, position, event_id) VALUES ('
 
 var rubyLayouts = []layout{{
 	name: "Rails Event Store",
-	// Nothing in the table says what belongs together: streams are in another one.
+	// No column groups events into aggregates: streams are in another table.
 	ddl: railsTables,
 	add: `
 ALTER TABLE event_store_events ADD COLUMN order_id text NOT NULL
@@ -41,7 +41,7 @@ ALTER TABLE event_store_events ADD COLUMN order_id text NOT NULL
 	reader: reads(rails, func(e railsEvent) int64 { return e.ID }),
 }, {
 	name: "pg_eventstore",
-	// Three levels of partitions, and the appending transaction makes them.
+	// Three levels of partitions, which the appending transaction creates.
 	ddl: `
 CREATE TABLE events (
     id              uuid NOT NULL DEFAULT gen_random_uuid(),

@@ -14,14 +14,14 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
 )
 
-// A successor is a store that docs/successors.md has a program for.
+// A successor is a store with a program in docs/successors.md.
 type successor struct {
-	module, file string // what the program imports of it
+	module, file string // the module and the file that the program imports
 	types        string
 	ddl, insert  string // {i} is the number of the event
 }
 
-// The types, and the tables, have what a reader sees of the real ones.
+// The types and the tables have the parts of the real ones that a reader sees.
 const (
 	nullable = `
 type NullString struct {
@@ -130,8 +130,8 @@ CREATE TABLE events_p2 PARTITION OF events FOR VALUES FROM (51) TO (10001)`,
 	},
 }
 
-// The programs of docs/successors.md, as they stand there, handle what is in the stores'
-// tables and what comes.
+// The programs of docs/successors.md handle what is in the stores' tables and what is appended
+// later.
 func TestSuccessors(t *testing.T) {
 	text, err := os.ReadFile("../../docs/successors.md")
 	if err != nil {
@@ -208,7 +208,7 @@ func TestSuccessors(t *testing.T) {
 	}
 }
 
-// build compiles a program against this module and a module of the store's types.
+// build compiles a program with this module and a module of the store's types.
 func build(t *testing.T, s successor, program string) (binary string) {
 	t.Helper()
 	if runtime.GOOS == "windows" {

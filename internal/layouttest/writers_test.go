@@ -16,13 +16,13 @@ import (
 
 const (
 	streams = 20
-	openMax = 4 // transactions at a time
+	openMax = 4 // open transactions
 	longest = 4 // events of a transaction
 )
 
-// writers are the programs that append. One goroutine plays them all, so that
-// what overlaps with what is decided by a seed and not by the clock: each step
-// appends an event in one of the open transactions, or opens or ends one.
+// writers are the programs that append. One goroutine plays all of them. So a seed, and not the
+// clock, decides what overlaps: each step appends an event in an open transaction, or opens or
+// ends one.
 type writers struct {
 	t        *testing.T
 	ctx      context.Context // ends a test in which a writer waits for another one
@@ -30,9 +30,9 @@ type writers struct {
 	layout   layout
 	rand     *rand.Rand
 	versions [streams]int
-	owner    [streams]*transaction // who has appended to a stream; a second one would be refused by its version
+	owner    [streams]*transaction // who has appended to a stream; the version would refuse another transaction
 	open     []*transaction
-	held     *transaction // stays open until told otherwise
+	held     *transaction // stays open until release
 	events   int
 	rollback int
 	head     int64 // everything up to it was handled
@@ -64,13 +64,13 @@ func (w *writers) steps(n int) {
 	}
 }
 
-// step does one thing in one transaction. At least one event is appended or one transaction ended.
+// step does one step. It appends at least one event or ends one transaction.
 func (w *writers) step() {
 	w.t.Helper()
 	most := openMax
 	if w.layout.serial {
 		most = 1
-		if w.held != nil { // nobody else can append
+		if w.held != nil { // no other transaction can append
 			return
 		}
 	}
@@ -86,7 +86,7 @@ func (w *writers) step() {
 	}
 }
 
-// endOthers ends all transactions but the one that is held.
+// endOthers ends all transactions except the held one.
 func (w *writers) endOthers() {
 	w.t.Helper()
 	for _, tx := range w.open {
@@ -105,8 +105,7 @@ func (w *writers) end() {
 	}
 }
 
-// hold calls while as long as a transaction is open that has appended an event, or
-// has taken its position.
+// hold calls while during a transaction that has appended an event, or has taken its position.
 func (w *writers) hold(while func(held *transaction)) {
 	w.t.Helper()
 	w.held = w.newTransaction()
@@ -147,8 +146,8 @@ func (tx *transaction) append() {
 	tx.exec(tx.next())
 }
 
-// next returns the statement that appends the next event. With a position that is
-// taken first, it takes that, and puts the insert off.
+// next returns the statement that appends the next event. If a position is taken first, it takes
+// the position and postpones the insert.
 func (tx *transaction) next() string {
 	w := tx.w
 	w.t.Helper()
@@ -215,9 +214,9 @@ func (w *writers) number(query string, args ...any) (n int64) {
 	return n
 }
 
-// looked waits until workers have seen what is committed beyond what a
-// transaction may still insert: one waits for that transaction, as it must, or
-// everything was handled, which loses an event if the transaction commits.
+// looked waits until workers have seen what is committed after the positions that a transaction
+// may still insert. Then a worker waits for that transaction, as it must, or everything was
+// handled, which loses an event if the transaction commits.
 func (w *writers) looked(workers []*worker, tx *transaction) {
 	w.t.Helper()
 	pgtest.Eventually(w.t, "the workers have handled everything, or wait at a gap", func() bool {
@@ -231,12 +230,12 @@ func (w *writers) looked(workers []*worker, tx *transaction) {
 	})
 }
 
-// lockQueue has a writer wait for the lock on the table, perhaps with its
-// position taken: it waits behind somebody who creates an index, who waits for
-// a writer that still appends and then commits.
+// lockQueue makes a writer wait for the lock on the table, possibly with its position taken. It
+// waits behind a session that creates an index, which waits for a writer that still appends and
+// then commits.
 func (w *writers) lockQueue(workers []*worker) {
 	w.t.Helper()
-	if w.layout.table == "" || w.layout.take != "" { // where positions are taken first, hold is the same
+	if w.layout.table == "" || w.layout.take != "" { // if positions are taken first, hold does the same
 		return
 	}
 	w.endOthers()
@@ -257,8 +256,8 @@ func (w *writers) lockQueue(workers []*worker) {
 	w.caughtUp()
 }
 
-// background runs a statement that has to wait for a lock, and returns when it
-// waits, with what waits for its end.
+// background runs a statement that must wait for a lock. It returns when the statement waits.
+// The result waits for its end.
 func (tx *transaction) background(statement string) (wait func()) {
 	w := tx.w
 	w.t.Helper()
@@ -278,7 +277,7 @@ func (tx *transaction) background(statement string) (wait func()) {
 	}
 }
 
-// workers waits until so many workers share the events.
+// workers waits until n workers share the events.
 func (w *writers) workers(n int64) {
 	w.t.Helper()
 	pgtest.Eventually(w.t, fmt.Sprintf("%d workers have partitions", n), func() bool {
@@ -286,8 +285,8 @@ func (w *writers) workers(n int64) {
 	})
 }
 
-// caughtUp waits until every event was handled, or, where some are lost, until
-// every checkpoint is past the last.
+// caughtUp waits until every event was handled. If events are lost, it waits until every
+// checkpoint is past the last event.
 func (w *writers) caughtUp() {
 	w.t.Helper()
 	w.head = w.number(`SELECT coalesce(max(position), 0) FROM (` + w.layout.events + `) e`)
@@ -297,13 +296,13 @@ func (w *writers) caughtUp() {
 	})
 }
 
-// unhandled returns how many of the events that are committed were not handled.
+// unhandled returns how many committed events were not handled.
 func (w *writers) unhandled() int64 {
 	w.t.Helper()
 	return w.number(`SELECT count(*) FROM (` + w.layout.events + `) e WHERE NOT EXISTS (SELECT FROM handled WHERE handled.position = e.position)`)
 }
 
-// compare compares what was handled with what is in the table.
+// compare compares the handled events with the table.
 func (w *writers) compare() {
 	w.t.Helper()
 	events := w.layout.events

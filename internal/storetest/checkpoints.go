@@ -13,7 +13,7 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
-// A commit moves one checkpoint and no other; a rollback moves none.
+// A commit moves one checkpoint and no other. A rollback moves none.
 func testCommit(t *testing.T, w World) {
 	s := newSet(t, w, "set", "p", "q")
 	s.join("a")
@@ -26,10 +26,10 @@ func testCommit(t *testing.T, w World) {
 		t.Fatal(err)
 	}
 	s.expect(q, start)
-	s.commit(q, start, at(7)) // and it stands in nobody's way
+	s.commit(q, start, at(7)) // and it blocks nothing
 }
 
-// Marks stay until the position has reached the highest.
+// Marks stay until the position has reached the highest one.
 func testMarks(t *testing.T, w World) {
 	s := newSet(t, w, "set", "p")
 	s.join("a")
@@ -53,8 +53,7 @@ func testMarks(t *testing.T, w World) {
 	s.expect(l, at(100))
 }
 
-// Commits that must be refused, and that one which need not. A refused one
-// leaves nothing behind.
+// Commits that must be refused, and one that must not. A refused commit leaves nothing behind.
 func testFence(t *testing.T, w World) {
 	s := newSet(t, w, "set", "p")
 	s.join("a")
@@ -68,11 +67,11 @@ func testFence(t *testing.T, w World) {
 	s.refused("no such projection", lane("q", 1, 0, 1), start, at(11))
 	s.expect(old, at(10))
 
-	// An opened generation does not end the one that runs …
+	// An opened generation does not end the running one …
 	s.join("b")
 	s.commit(old, at(10), at(20))
-	// … an activated one does, for those who are no longer in it as well as
-	// for those who are.
+	// … an activated one does, for workers that have left the generation and for those that are
+	// in it.
 	s.stopped("a", 1)
 	s.refused("an older generation", old, at(20), at(21))
 	s.expect(lane("p", 2, 0, 2), at(20))
@@ -87,8 +86,7 @@ func testFence(t *testing.T, w World) {
 	}
 }
 
-// While the outcome of a commit is open, Find waits: what it returns is final.
-// Load does not.
+// Find waits while the outcome of a commit is open: its result is final. Load does not wait.
 func testFindWaits(t *testing.T, w World) {
 	s := newSet(t, w, "set", "p")
 	s.join("a")
@@ -113,8 +111,8 @@ func testFindWaits(t *testing.T, w World) {
 	}
 }
 
-// Totals go up and down, with partitions at different positions and two
-// projections at different ones: every slot goes on exactly where it was.
+// The total grows and shrinks, with partitions and projections at different positions. Every
+// slot goes on exactly where it was.
 func testHandOver(t *testing.T, w World) {
 	s := newSet(t, w, "set", "p", "q")
 	frontiers := map[string][]int64{"p": make([]int64, protocol.Slots), "q": make([]int64, protocol.Slots)}
@@ -147,7 +145,7 @@ func testHandOver(t *testing.T, w World) {
 						t.Fatalf("%s: slot %d is handed over at %d, want %d", l, slot, got, frontier[slot])
 					}
 				}
-				// Some go ahead, some stay; some past all marks, some not.
+				// Some go ahead, some stay; some pass all marks, some do not.
 				if position += 7; (k+len(p)+total)%3 == 0 {
 					continue
 				}
@@ -163,8 +161,8 @@ func testHandOver(t *testing.T, w World) {
 	}
 }
 
-// An activation finds whoever has written a checkpoint and not committed. It
-// waits, and starts from what was committed.
+// An activation waits for a transaction that has written a checkpoint and has not committed, and
+// starts from what it commits.
 func testActivationWaits(t *testing.T, w World) {
 	for i, c := range []struct {
 		end  func(Tx) error
@@ -190,9 +188,8 @@ func testActivationWaits(t *testing.T, w World) {
 	}
 }
 
-// A worker that freezes between its write and its COMMIT delays an activation
-// by a bounded time, and can't commit when it wakes up. Its row is not the
-// first that the activation locks.
+// A worker that freezes between its write and its COMMIT delays an activation by a bounded time,
+// and can't commit when it wakes up. Its row is not the first that the activation locks.
 func testFrozen(t *testing.T, w World) {
 	const lease = 400 * time.Millisecond
 	s := newSet(t, w, "set", "p")
@@ -203,7 +200,7 @@ func testFrozen(t *testing.T, w World) {
 	s.join("c")
 	l := lane("p", 2, 1, 2)
 	tx := s.write(l, start, at(10))
-	// It freezes here.
+	// The worker freezes here.
 	lock := store.BoundsOf(lease).Lock
 	s.stopped("a", 2)
 	pgtest.Eventually(t, "the activation has gone past the frozen worker", func() bool {
@@ -226,8 +223,7 @@ func testFrozen(t *testing.T, w World) {
 	}
 }
 
-// A commit that comes while an activation is at work waits for it, and is
-// refused then.
+// A commit during an activation waits for it and is refused then.
 //
 //  1. a writes the checkpoint of q, and does not commit yet;
 //  2. the activation has locked that of p, and waits for q's;
@@ -239,7 +235,7 @@ func testCommitWaits(t *testing.T, w World) {
 	})
 }
 
-// And so does one without a transaction.
+// A commit without a transaction waits, too.
 func testSaveWaits(t *testing.T, w World) {
 	moveDuringActivation(t, w, func(s *set, l store.Lane, from, to protocol.Checkpoint) (Tx, error) {
 		return nil, s.store.Save(t.Context(), l, from, to)
@@ -274,7 +270,7 @@ func moveDuringActivation(t *testing.T, w World, move func(s *set, l store.Lane,
 		t.Fatal("the commit of p did not return")
 	}
 	switch {
-	case p.err == nil: // it came first after all
+	case p.err == nil: // it was first
 		if p.result != nil {
 			if err := p.result.Commit(); err != nil {
 				t.Fatal(err)
@@ -291,8 +287,8 @@ func moveDuringActivation(t *testing.T, w World, move func(s *set, l store.Lane,
 	}
 }
 
-// A row that somebody deleted leaves no way to tell how far its partition was.
-// The set says so, and stays as it is.
+// If a row was deleted by hand, it is unknown how far its partition was. The store returns an
+// error that says so, and changes nothing.
 func testDeleted(t *testing.T, w World) {
 	for missing := range 3 {
 		t.Run(fmt.Sprintf("partition %d of 3", missing), func(t *testing.T) {
@@ -322,7 +318,7 @@ func testDeleted(t *testing.T, w World) {
 				}
 			}
 
-			// All of them gone is a projection that starts from the beginning.
+			// If all of them are gone, the projection starts from the beginning.
 			for k := range 3 {
 				if k != missing {
 					w.Delete(p, k)
@@ -336,8 +332,8 @@ func testDeleted(t *testing.T, w World) {
 	}
 }
 
-// A projection that a living worker of another set runs is not given away, and
-// the attempt leaves nothing behind.
+// The store does not give away a projection that a living worker of another set runs, and the
+// attempt leaves nothing behind.
 func testTaken(t *testing.T, w World) {
 	one, two := newSet(t, w, "one", "a", "p", "z"), newSet(t, w, "two", "b", "p")
 	one.join("w1")
@@ -352,8 +348,8 @@ func testTaken(t *testing.T, w World) {
 	}
 	one.commit(lane("p", 1, 0, 1), at(10), at(20))
 
-	// A member of the other set that does not run it is no obstacle; one that
-	// only stands by is.
+	// A member of the other set that does not run the projection is no obstacle. A standby that has
+	// it is.
 	two.projections = []string{"b"}
 	expectGroup(t, two.join("w2").Group, "generation 1 active {w2:0/1}")
 	one.limit = 1
@@ -365,9 +361,9 @@ func testTaken(t *testing.T, w World) {
 	expectGroup(t, two.look("w2").Group, "generation 1 active {w2:0/1}")
 }
 
-// When the last worker that runs a projection has left, the projection moves
-// to the set that claims it, with its progress, whatever the two totals. What
-// still runs in the old set, under whatever generation, can't commit.
+// When the last worker that runs a projection has left, the projection moves to the set that
+// claims it, with its checkpoints, whatever the two totals are. Handlers that still run in the
+// old set can't commit, under any generation.
 func testTakeOver(t *testing.T, w World) {
 	one, two := newSet(t, w, "one", "p", "q"), newSet(t, w, "two", "r")
 	one.join("w1")
@@ -388,7 +384,7 @@ func testTakeOver(t *testing.T, w World) {
 	one.projections = []string{"q"} // as a roll-out does
 	one.sync(protocol.Request{Worker: "w3~2", Join: true})
 
-	// The claim alone, before any activation, is enough to end p in set one.
+	// The claim alone ends p in set one, before any activation.
 	two.projections = []string{"r", "p"}
 	two.limit = 2
 	two.join("v3")
@@ -426,8 +422,8 @@ func testTakeOver(t *testing.T, w World) {
 	}
 }
 
-// A dead worker keeps its projection until its lease is over beyond doubt.
-// Before, the error says that it is worth waiting.
+// A dead worker keeps its projection until its lease has expired for certain. Before that, the
+// error says that waiting helps.
 func testTakeOverDead(t *testing.T, w World) {
 	one, two := newSet(t, w, "one", "p"), newSet(t, w, "two", "p")
 	one.join("w1")
@@ -442,7 +438,7 @@ func testTakeOverDead(t *testing.T, w World) {
 	if !errors.As(err, &taken) {
 		t.FailNow()
 	}
-	one.commit(lane("p", 1, 0, 1), at(10), at(11)) // it is not dead for certain
+	one.commit(lane("p", 1, 0, 1), at(10), at(11)) // it is not dead for certain yet
 
 	watch := protocol.Watch{Seen: taken.Now, For: lease - time.Second}
 	_, err = two.try(protocol.Request{Worker: "w2", Join: true, Watch: watch})
@@ -457,17 +453,17 @@ func testTakeOverDead(t *testing.T, w World) {
 	two.expect(lane("p", g.Generation, 0, 1), at(11))
 	two.commit(lane("p", g.Generation, 0, 1), at(11), at(12))
 
-	// The dead one was asleep, and comes back.
+	// The dead worker was only asleep, and comes back.
 	_, err = one.try(protocol.Request{Worker: "w1~2", Join: true})
 	takenBy(t, err, "p", "two", "w2", false)
-	// Its old row is in nobody's way, and runs nothing.
+	// Its old row blocks nothing and runs nothing.
 	two.leave("w2")
 	g = two.join("w3").Group
 	two.expect(lane("p", g.Generation, 0, 1), at(12))
 }
 
-// Workers that were frozen past their leases may wake in a set that has nothing
-// left to run. They re-partition all the same, and find out one by one.
+// Workers that were frozen past their leases may wake up in a set that has nothing left to run.
+// They rebalance all the same, and learn it one by one.
 func testTakeOverAll(t *testing.T, w World) {
 	one, two := newSet(t, w, "one", "p"), newSet(t, w, "two", "p")
 	one.join("w1")
@@ -489,10 +485,9 @@ func testTakeOverAll(t *testing.T, w World) {
 	takenBy(t, err, "p", "two", "v", false)
 }
 
-// The generations of two sets are other numbers, and may be equal ones. A
-// projection that has moved does not run in its new set before that has
-// activated it, whatever the number of the generation that runs there: the
-// rows are still those of the old set's layout.
+// The generations of two sets are independent numbers, and may be equal. A projection that has
+// moved does not run in its new set before that set has activated it, whatever the number of the
+// running generation: its rows still have the layout of the old set.
 func testSameNumber(t *testing.T, w World) {
 	one, two := newSet(t, w, "one", "p"), newSet(t, w, "two", "r")
 	one.join("w1")
@@ -534,8 +529,8 @@ func testSameNumber(t *testing.T, w World) {
 	two.refused("the old set's number", lane("p", 4, 0, 2), old[0], at(50))
 }
 
-// However a projection moves about, the generation that it runs under grows:
-// an outside system that fences by it must not refuse the newest owner.
+// However often a projection moves, the generation that it runs under grows: an outside system
+// that uses it as a fencing token must not refuse the newest owner.
 func testFenceOutside(t *testing.T, w World) {
 	one, two := newSet(t, w, "one", "p"), newSet(t, w, "two", "p")
 	newest := int64(0)
@@ -560,8 +555,8 @@ func testFenceOutside(t *testing.T, w World) {
 	}
 }
 
-// A standby brings a projection along while a generation drains. That one must not
-// be activated for it under a number that does not grow.
+// A standby brings a projection while a generation drains. The projection must not be activated
+// under a generation that is not higher than its last one.
 func testStandbyTakesOver(t *testing.T, w World) {
 	one, two := newSet(t, w, "one", "p"), newSet(t, w, "two", "q")
 	one.join("a")
@@ -572,13 +567,13 @@ func testStandbyTakesOver(t *testing.T, w World) {
 	two.limit = 1
 	two.join("c")
 	two.projections = []string{"q", "p"}
-	two.sync(protocol.Request{Worker: "d", Join: true}) // stands by, and has p
+	two.sync(protocol.Request{Worker: "d", Join: true}) // it is a standby, and has p
 	two.sync(protocol.Request{Worker: "c~2", Join: true})
 	if g := two.settle("d"); g.Generation <= newest {
 		t.Errorf("p ran under generation %d, and then under %d", newest, g.Generation)
 	}
 
-	// The same, and the generation drains already under that very number.
+	// The same, while a generation with that very number drains already.
 	one, two = newSet(t, w, "three", "r"), newSet(t, w, "four", "s")
 	one.join("a")
 	one.join("b")
@@ -596,8 +591,8 @@ func testStandbyTakesOver(t *testing.T, w World) {
 	}
 }
 
-// Sets that claim the same projections at once, in whatever order they name
-// them: one gets them, the others are told.
+// Several sets claim the same projections at once, in any order of names. One set gets them, and
+// the others get an error.
 func testClaims(t *testing.T, w World) {
 	const sets = 4
 	for round := range 10 {

@@ -14,8 +14,7 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
-// Errors checks how package store tells a driver's errors apart, with real
-// ones.
+// Errors checks how package store classifies the errors of a driver, with real errors.
 func Errors(t *testing.T, open Open) {
 	_, base := pgtest.Database(t)
 	db, err := open(base)
@@ -87,7 +86,7 @@ func Errors(t *testing.T, open Open) {
 	}
 }
 
-// A database is where errors are made.
+// A database is where the errors are produced.
 type database struct {
 	db   *sql.DB
 	base string
@@ -115,7 +114,7 @@ func noSchema(t *testing.T, d database) error {
 	return errors.Join(execConn(t, conn, `SET search_path = ''`), execConn(t, conn, `CREATE TABLE nowhere ()`))
 }
 
-// noDatabase fails when a connection is made.
+// noDatabase fails when a connection is opened.
 func noDatabase(t *testing.T, d database) error {
 	u, err := url.Parse(d.base)
 	if err != nil {
@@ -126,7 +125,7 @@ func noDatabase(t *testing.T, d database) error {
 }
 
 func noPrivilege(t *testing.T, d database) error {
-	// pg_monitor is a role that every server has, and that has no right here.
+	// pg_monitor is a role that every server has, and that has no rights here.
 	conn := connection(t, d.db)
 	defer conn.Close()
 	defer conn.ExecContext(context.Background(), `RESET ROLE`)
@@ -152,7 +151,7 @@ func deadlock(t *testing.T, d database) error {
 	one, two := transaction(t, d.db, nil), transaction(t, d.db, nil)
 	execTx(t, one, `UPDATE numbers SET v = 5 WHERE n = 1`)
 	execTx(t, two, `UPDATE numbers SET v = 5 WHERE n = 2`)
-	// The one that is to fail is the first to look for a deadlock.
+	// The one that is to fail must be the first to check for a deadlock.
 	execTx(t, one, `SET LOCAL deadlock_timeout = '1h'`)
 	execTx(t, two, `SET LOCAL deadlock_timeout = '10ms'`)
 	first := make(chan error, 1)
@@ -236,15 +235,15 @@ func terminatedCommit(t *testing.T, d database) error {
 	return tx.Commit()
 }
 
-// idleTransaction is what a frozen worker meets when it goes on.
+// idleTransaction returns the error that a frozen worker gets when it goes on.
 func idleTransaction(t *testing.T, d database) error {
 	tx, err := store.New(d.db, "set", store.Options{Bounds: store.BoundsOf(10 * time.Millisecond)}).BeginHandler(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { tx.Rollback() })
-	// It is asked under the name of its transaction's start: its process id
-	// can't be read any more without keeping it from being idle.
+	// The backend is found by the start of its transaction: reading its process id in the
+	// transaction would keep it from being idle.
 	pgtest.Eventually(t, "the server has ended the transaction", func() bool {
 		var n int
 		err := d.db.QueryRowContext(t.Context(), `
@@ -278,7 +277,7 @@ func closedByPeer(t *testing.T, d database) error {
 	}))
 }
 
-// at127 returns the URL of a server that somebody plays on a port of its own.
+// at127 returns the URL of a simulated server on a port of its own.
 func at127(t *testing.T, base string, play func(net.Listener)) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -356,7 +355,7 @@ func backendOf(t *testing.T, tx *sql.Tx) (pid int) {
 	return pid
 }
 
-// terminate ends the transaction's backend and waits until it is gone.
+// terminate ends the transaction's backend and waits until it has ended.
 func terminate(t *testing.T, db *sql.DB, tx *sql.Tx) {
 	t.Helper()
 	pid := backendOf(t, tx)

@@ -9,11 +9,11 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
-// Rebuilds are the projections that are built anew beside a live one, in every world.
+// Rebuilds are the rebuilds in every world: rebuild → live version.
 var Rebuilds = map[string]string{"v2": "p"}
 
-// A pair are the set of a live projection, p, and that of the one that follows it, v2, in
-// their first generations.
+// pair returns the set of a live projection, p, and that of its rebuild, v2, in their first
+// generations.
 func pair(t *testing.T, w World) (live, next *set) {
 	live, next = newSet(t, w, "live", "p"), newSet(t, w, "next", "v2")
 	live.join("a")
@@ -30,7 +30,7 @@ func (s *set) followed(projection string) protocol.Followed {
 	return f
 }
 
-// notYet demands that v2 can't take the place of p at this moment.
+// notYet fails the test if v2 can take the place of p now.
 func (s *set) notYet(why string) {
 	s.t.Helper()
 	notYet := (*store.NotYetError)(nil)
@@ -46,8 +46,8 @@ func (s *set) rejected(projection, live string) {
 	}
 }
 
-// A projection follows from its first join on; it takes the place of the live one where that
-// has stopped, and then that follows.
+// A rebuild follows the live version from its first join on. It takes the place of the live
+// version when that has stopped; then the old version follows.
 func testPromote(t *testing.T, w World) {
 	live, next := pair(t, w)
 	if found, err := next.store.Load(t.Context(), lane("v2", 1, 0, 1)); err != nil || !found.Follows {
@@ -99,7 +99,7 @@ func testPromote(t *testing.T, w World) {
 	}
 }
 
-// What was replaced can't commit, though nobody has activated a generation since.
+// A replaced version can't commit, even before a new generation is activated.
 func testPromoteFences(t *testing.T, w World) {
 	live, next := pair(t, w)
 	live.commit(lane("p", 1, 0, 1), start, at(100))
@@ -112,7 +112,7 @@ func testPromoteFences(t *testing.T, w World) {
 	live.refused("it was replaced", lane("p", 1, 0, 1), at(100), at(120))
 }
 
-// A hold ends by itself, is renewed, and released.
+// A hold ends by itself, can be renewed, and can be released.
 func testHold(t *testing.T, w World) {
 	s := newSet(t, w, "set", "p")
 	s.join("a")
@@ -134,7 +134,7 @@ func testHold(t *testing.T, w World) {
 	expectGroup(t, s.settle("a"), "generation 5 active {a:0/1}")
 }
 
-// What is retired is gone, and its name is not used again.
+// A retired projection is gone, and its name can't be used again.
 func testRetire(t *testing.T, w World) {
 	live, next := pair(t, w)
 	refused := func(projection string) {
@@ -161,7 +161,8 @@ func testRetire(t *testing.T, w World) {
 	}
 }
 
-// A rebuild of what never ran, or is no live one, is refused; an order does not make it one.
+// A rebuild of a projection that never ran, or that is not live, is refused. An order does not
+// make it live.
 func testRebuildRefused(t *testing.T, w World) {
 	next := newSet(t, w, "next", "v2")
 	var refused *store.FollowError

@@ -16,8 +16,8 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
-// The first worker has everything at once: a generation, its partition, and
-// the checkpoints of its projections.
+// The first worker has everything at once: a generation, its partition, and the checkpoints of
+// its projections.
 func testFirstWorker(t *testing.T, w World) {
 	s := newSet(t, w, "set", "p", "q")
 	r := s.join("a")
@@ -32,9 +32,8 @@ func testFirstWorker(t *testing.T, w World) {
 	s.absent(lane("p", 1, 1, 1))
 }
 
-// A join whose reply was lost is sent again: at once, or after the group has
-// moved on. Neither makes a second member, nor a new generation, nor a new
-// place in the order of joins.
+// A join whose reply was lost is sent again, at once or after the group has changed. Neither
+// adds a second member, opens a generation, or changes the order of joins.
 func testJoinRepeated(t *testing.T, w World) {
 	s := newSet(t, w, "set", "p")
 	first := s.join("a")
@@ -51,7 +50,7 @@ func testJoinRepeated(t *testing.T, w World) {
 		t.Errorf("a repeated join changed the time of the join from %s to %s", first.Group.Members[0].Joined, r.Group.Members[0].Joined)
 	}
 	s.settle("a")
-	// Even with an old report inside it.
+	// Even with an old report in it.
 	r = s.sync(protocol.Request{Worker: "a", Join: true, Stopped: 1})
 	expectGroup(t, r.Group, "generation 2 active {a:0/2 b:1/2}")
 	if !r.View.May() {
@@ -62,8 +61,7 @@ func testJoinRepeated(t *testing.T, w World) {
 	s.expect(lane("p", 2, 0, 2), at(5))
 }
 
-// A report that comes again, late, or by two ways ends no hold but the one
-// that it is about.
+// A report that is repeated, late, or sent in two ways ends only the hold that it is about.
 func testStopRepeated(t *testing.T, w World) {
 	s := newSet(t, w, "set", "p")
 	s.join("a")
@@ -85,8 +83,8 @@ func testStopRepeated(t *testing.T, w World) {
 		}
 	}
 
-	// A heartbeat may bring the report as well. It activates nothing itself;
-	// the next request does.
+	// A heartbeat can carry the report as well. It does not activate the generation; the next
+	// request does.
 	s.join("c")
 	for range 2 {
 		if v := s.sync(protocol.Request{Worker: "a", Stopped: 2, Heartbeat: true}).View; v.Holds != 0 || v.Generation != 3 || v.May() {
@@ -103,9 +101,9 @@ func testStopRepeated(t *testing.T, w World) {
 	expectGroup(t, s.look("b").Group, "generation 3 active {a:0/3 b:1/3 c:2/3}")
 }
 
-// Whoever reports last with a heartbeat sees that a Step is due, and so does
-// everybody who looks. Where two report at once, neither may see the other; but
-// one of them does when it looks again.
+// The worker whose report by heartbeat is the last one sees that a Step is due, and so do all
+// that poll. If two report at once, neither may see the other's report, but one of them does at
+// its next poll.
 func testReportsByHeartbeat(t *testing.T, w World) {
 	s := newSet(t, w, "set", "p")
 	due := func(v protocol.View) bool { return !v.StepAt.After(v.Now) }
@@ -169,7 +167,7 @@ func testReportsByHeartbeat(t *testing.T, w World) {
 	}
 }
 
-// Leaving is immediate, and leaving again is nothing.
+// A leave takes effect at once. A repeated leave does nothing.
 func testLeaveRepeated(t *testing.T, w World) {
 	s := newSet(t, w, "set", "p")
 	s.join("a")
@@ -184,14 +182,14 @@ func testLeaveRepeated(t *testing.T, w World) {
 	expectGroup(t, s.stopped("a", 2).Group, "generation 3 active {a:0/1}")
 	expectGroup(t, s.leave("b").Group, "generation 3 active {a:0/1}")
 
-	// The last one leaves; the number stays.
+	// When the last one leaves, the number of the generation stays.
 	expectGroup(t, s.leave("a").Group, "generation 3 active {}")
 	expectGroup(t, s.leave("a").Group, "generation 3 active {}")
 	expectGroup(t, s.join("c").Group, "generation 4 active {c:0/1}")
 }
 
-// A new incarnation takes the old one's place in one step, also when the
-// request is repeated, and also when the old one is gone already.
+// A new incarnation takes the old one's place in one step, also if the request is repeated, and
+// also if the old one is gone already.
 func testReplaced(t *testing.T, w World) {
 	s := newSet(t, w, "set", "p")
 	s.join("a")
@@ -208,8 +206,8 @@ func testReplaced(t *testing.T, w World) {
 	}
 }
 
-// Whoever is no member and does not join changes nothing, and learns that it
-// is none.
+// A request of a worker that is not a member and does not join changes nothing, and tells the
+// worker that it is not a member.
 func testStranger(t *testing.T, w World) {
 	s := newSet(t, w, "set", "p")
 	for _, r := range []protocol.Request{
@@ -232,8 +230,8 @@ func testStranger(t *testing.T, w World) {
 	}
 }
 
-// A heartbeat takes no lock on the group and decides nothing; what it shows is
-// what a full request would have shown.
+// A heartbeat takes no lock on the group and decides nothing. It shows what a full request would
+// show.
 func testHeartbeat(t *testing.T, w World) {
 	s := newSet(t, w, "set", "p")
 	s.limit, s.window = 2, time.Second
@@ -248,7 +246,7 @@ func testHeartbeat(t *testing.T, w World) {
 			} else if others := slices.ContainsFunc(request.Group.Members, func(m protocol.Member) bool { return m.ID != id }); looks.Others.Alone == others {
 				t.Errorf("%s: %s: it is alone: %t; the group is %s", when, id, looks.Others.Alone, request.Group)
 			}
-			if !full.Member { // then there is no assignment to show
+			if !full.Member { // there is no assignment to show
 				full.Generation, full.Total, beat.Generation, beat.Total = 0, 0, 0, 0
 			}
 			if !beat.Now.Equal(full.Now) || !beat.StepAt.Equal(full.StepAt) {
@@ -285,8 +283,8 @@ func testHeartbeat(t *testing.T, w World) {
 	compare("everybody gone")
 }
 
-// A look shows what a heartbeat shows, and whatever else it says is not heard: the
-// lease goes on to its end, what is held is held, and no presence is published.
+// A look shows what a heartbeat shows. The rest of its request is ignored: the lease is not
+// renewed, holds stay, and no presence is published.
 func testLook(t *testing.T, w World) {
 	s := newSet(t, w, "set", "p")
 	look := func(id protocol.WorkerID) protocol.View {
@@ -300,7 +298,7 @@ func testLook(t *testing.T, w World) {
 	before := s.look("b").Group
 	w.Advance(time.Second)
 	for _, id := range []protocol.WorkerID{"a", "b", "stranger"} {
-		// The look first: the heartbeat renews what others see.
+		// The look comes first, since the heartbeat renews what others see.
 		if looked, beat := look(id), s.beat(id); !sameView(looked, beat) || !looked.StepAt.Equal(beat.StepAt) {
 			t.Errorf("%s: %+v by look, %+v by heartbeat", id, looked, beat)
 		}
@@ -316,8 +314,8 @@ func testLook(t *testing.T, w World) {
 	}
 }
 
-// A report is a Step that is written down whatever else there is to do; whoever reports
-// last activates.
+// A report is a Step: it is recorded whatever else there is to do. The worker that reports last
+// activates.
 func testReport(t *testing.T, w World) {
 	s := newSet(t, w, "set", "p")
 	s.join("a")
@@ -341,8 +339,8 @@ func testReport(t *testing.T, w World) {
 	}
 }
 
-// A look that asks for them shows the checkpoints that its worker's lanes are to start
-// from, as Load does, and those only.
+// On request, a look shows the checkpoints that its worker's lanes start from, as Load does, and
+// no others.
 func testLookShowsCheckpoints(t *testing.T, w World) {
 	s := newSet(t, w, "set", "p", "q")
 	s.join("a")
@@ -386,8 +384,8 @@ func testLookShowsCheckpoints(t *testing.T, w World) {
 	}
 }
 
-// A request that yields is a Step; but where somebody else has locked the set it is a
-// look, and does not wait.
+// A request that yields is a Step. But if another transaction has locked the set, it is a look,
+// and does not wait.
 //
 //  1. a leaves: generation 3 is opened and activated in one transaction, which
 //     waits for a commit to end;
@@ -400,7 +398,7 @@ func testYield(t *testing.T, w World) {
 	if r := s.sync(protocol.Request{Worker: "b", Yield: true}); r.Group.Generation != 2 || !r.View.OnlySeen {
 		t.Errorf("there is nothing to do, and it was no look: %+v", r)
 	}
-	published := protocol.Presence{Key: 7, Number: 1} // something to say
+	published := protocol.Presence{Key: 7, Number: 1} // something to publish
 	if r := s.sync(protocol.Request{Worker: "b", Yield: true, Presence: published}); r.Group.Generation != 2 || r.View.OnlySeen {
 		t.Errorf("nobody else has locked the set, and it took no Step: %+v", r)
 	}
@@ -426,8 +424,8 @@ func testYield(t *testing.T, w World) {
 	}
 }
 
-// A heartbeat that waits while the generation changes must not mix two
-// generations: that would start a worker on somebody else's partition.
+// A heartbeat that waits while the generation changes must not mix two generations: that would
+// start a worker on another worker's partition.
 //
 //  1. b is partition 1 of 2 in generation 2;
 //  2. a leaves: generation 3 is opened and activated in one transaction, which
@@ -460,7 +458,7 @@ func testOnePiece(t *testing.T, w World) {
 			}
 		}
 	}()
-	// Those that get through are from before.
+	// Those that get through early are from before the change.
 	early := 0
 	for waiting := false; !waiting; {
 		select {
@@ -494,8 +492,8 @@ func expectPiece(t *testing.T, v protocol.View) {
 	}
 }
 
-// A presence is published by any request, never goes back to an earlier session,
-// and who lacks it is removed, if that is what was published last.
+// Any request can publish a presence. A presence never goes back to an earlier session. A worker
+// whose published presence is missing is removed.
 func testPresence(t *testing.T, w World) {
 	s := newSet(t, w, "set", "p")
 	s.sync(protocol.Request{Worker: "a", Join: true, Presence: protocol.Presence{Key: 7, Number: 1}})
@@ -528,13 +526,13 @@ func testPresence(t *testing.T, w World) {
 	expectGroup(t, s.settle("b"), "generation 3 active {b:0/1}")
 }
 
-// sameView compares all but what only a heartbeat shows.
+// sameView compares all fields except those that only a heartbeat shows.
 func sameView(a, b protocol.View) bool {
 	return cmp.Equal(a, b, cmpopts.EquateEmpty(), cmpopts.IgnoreFields(protocol.View{}, "Others"))
 }
 
-// Members that want several partitions have them, by heartbeat and by request,
-// up to the limit, and every partition has its checkpoint.
+// Members that request several partitions get them, by heartbeat and by request, up to the
+// limit. Every partition has its checkpoint.
 func testSeveralPartitions(t *testing.T, w World) {
 	s := newSet(t, w, "set", "p")
 	s.limit = 7
@@ -559,7 +557,7 @@ func testSeveralPartitions(t *testing.T, w World) {
 	}
 }
 
-// Members beyond the limit have no partition, and move up in join order.
+// Members beyond the limit have no partition. They move up in the order of joins.
 func testStandby(t *testing.T, w World) {
 	s := newSet(t, w, "set", "p")
 	s.limit = 1
@@ -577,25 +575,25 @@ func testStandby(t *testing.T, w World) {
 	}
 }
 
-// Joins within the window cost one generation, whoever asks when it closes.
+// Joins within the window cost one generation, whichever worker asks when the window closes.
 func testJoinWindow(t *testing.T, w World) {
 	s := newSet(t, w, "set", "p")
 	s.window = 300 * time.Millisecond
-	s.join("a") // the very first does not wait
+	s.join("a") // the very first join does not wait
 	s.join("b")
 	w.Advance(200 * time.Millisecond)
 	expectGroup(t, s.join("c").Group, "generation 1 active {a:0/1 b:- c:-}")
 	w.Advance(99 * time.Millisecond)
 	expectGroup(t, s.look("c").Group, "generation 1 active {a:0/1 b:- c:-}")
-	w.Advance(time.Millisecond) // the window counts from the first
+	w.Advance(time.Millisecond) // the window counts from the first join
 	expectGroup(t, s.look("a").Group, "generation 2 draining {a:0/3* b:1/3 c:2/3}")
 	if v := s.beat("a"); v.StepAt.Before(v.Now.Add(lease / 2)) {
 		t.Errorf("a window that has closed is still due: %+v", v)
 	}
 }
 
-// The lease counts from the database's clock when the request arrives, and
-// others see when it ends.
+// The lease counts from the database's time at which the request arrives. Others see when it
+// ends.
 func testLeases(t *testing.T, w World) {
 	s := newSet(t, w, "set", "p")
 	end := func(id protocol.WorkerID) time.Duration {
@@ -630,7 +628,7 @@ func testLeases(t *testing.T, w World) {
 	if got := end("a"); got != lease {
 		t.Errorf("a request made the lease %s, want %s", got, lease)
 	}
-	// A worker may bring another lease; it is its own.
+	// A worker may send another lease. It applies to this worker only.
 	s.lease = 2 * lease
 	s.beat("a")
 	s.lease = lease
@@ -639,8 +637,8 @@ func testLeases(t *testing.T, w World) {
 	}
 }
 
-// A clock that says so does not end a lease. One that has been watched for as
-// long as the lease does, but not in a heartbeat.
+// A lease does not end because the clock says so. It ends if the clock was watched for as long
+// as the lease, and not by a heartbeat.
 func testExpiry(t *testing.T, w World) {
 	s := newSet(t, w, "set", "p")
 	s.join("a")
@@ -672,7 +670,7 @@ func testExpiry(t *testing.T, w World) {
 		t.Errorf("a after it was removed: %+v", v)
 	}
 
-	// A renewal saves a lease that was over.
+	// A renewal saves a lease that had expired.
 	s.stopped("b", 2)
 	s.join("c")
 	s.settle("c")
@@ -683,8 +681,8 @@ func testExpiry(t *testing.T, w World) {
 	expectGroup(t, r.Group, "generation 4 active {b:0/2 c:1/2}")
 }
 
-// Whatever is sent, no view and no group shows a smaller generation than one
-// before, and an activation is never of another total than its opening.
+// No view and no group ever shows a lower generation than before, and an activation has the
+// total of its opening.
 func testGenerationGrows(t *testing.T, w World) {
 	s := newSet(t, w, "set", "p")
 	r := rand.New(rand.NewPCG(1, 2))
@@ -723,7 +721,7 @@ func testGenerationGrows(t *testing.T, w World) {
 	}
 }
 
-// Sets know nothing of each other.
+// Sets are independent.
 func testSetsApart(t *testing.T, w World) {
 	one, two := newSet(t, w, "one", "p"), newSet(t, w, "two", "q")
 	two.limit, two.window = 3, time.Second
@@ -748,7 +746,7 @@ func testSetsApart(t *testing.T, w World) {
 	}
 	two.expect(lane("q", 1, 0, 1), at(20))
 
-	// The other set waits for nobody here.
+	// The other set waits for no worker here.
 	commit := one.write(lane("p", 3, 0, 1), one.find(lane("p", 3, 0, 1)).Checkpoint, at(30))
 	two.leave("a")
 	expectGroup(t, two.join("c").Group, "generation 2 active {c:0/1}")
@@ -758,7 +756,7 @@ func testSetsApart(t *testing.T, w World) {
 	one.expect(lane("p", 3, 0, 1), at(30))
 }
 
-// Twenty workers join at once: one group, whatever the order.
+// Twenty workers join at once: one group results, in any order.
 func testConcurrentJoins(t *testing.T, w World) {
 	s := newSet(t, w, "set", "p")
 	const n = 20
@@ -811,7 +809,7 @@ func testConcurrentJoins(t *testing.T, w World) {
 	}
 }
 
-// takenBy demands a TakenError.
+// takenBy fails the test if err is not the expected TakenError.
 func takenBy(t *testing.T, err error, projection, set string, worker protocol.WorkerID, over bool) {
 	t.Helper()
 	var taken *store.TakenError

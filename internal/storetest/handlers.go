@@ -16,8 +16,8 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
-// Handlers checks with a driver what becomes of a handler's transaction when the
-// handler does with it what it should not.
+// Handlers checks with a driver what happens to a handler's transaction when the handler misuses
+// it.
 func Handlers(t *testing.T, open Open) {
 	_, base := pgtest.Database(t)
 	db, err := open(base)
@@ -86,7 +86,7 @@ func Handlers(t *testing.T, open Open) {
 			})
 		}
 
-		// What it may do, if it must.
+		// What it may do if necessary.
 		session := ""
 		for _, statements := range []string{
 			"SAVEPOINT s|" + insert + "|ROLLBACK TO s", "SAVEPOINT s|SAVEPOINT u|ROLLBACK TO SAVEPOINT s|RELEASE s",
@@ -132,7 +132,7 @@ func Handlers(t *testing.T, open Open) {
 		}
 	}
 
-	// What the library meets then is the handler's failure.
+	// An error that the library gets then is the handler's failure.
 	for _, c := range []struct {
 		name string
 		do   func(t *testing.T, tx *sql.Tx)
@@ -160,8 +160,8 @@ func Handlers(t *testing.T, open Open) {
 	}
 }
 
-// tenantOf returns the name of a role that no other test has: a server's roles are
-// those of all its databases.
+// tenantOf returns the name of a role that no other test uses: roles are shared by all databases
+// of a server.
 func tenantOf(base string) string {
 	h := fnv.New64a()
 	h.Write([]byte(base))

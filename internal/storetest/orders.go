@@ -14,8 +14,8 @@ func (s *set) order(o protocol.Order) store.Result {
 	return s.sync(protocol.Request{Order: &o})
 }
 
-// What is paused comes with the assignment, by heartbeat and by request, and stays
-// through changes of members.
+// Assignments show what is paused, by heartbeat and by request. A pause stays through changes of
+// members.
 func testPause(t *testing.T, w World) {
 	s := newSet(t, w, "set", "p", "q")
 	s.join("a")
@@ -48,8 +48,8 @@ func testPause(t *testing.T, w World) {
 	expectGroup(t, r.Group, "generation 8 active {c:0/1} paused [p]")
 }
 
-// A rewind is carried out by the activation, for its projection alone, whatever its
-// partitions stood at; and then it is done.
+// The activation carries out a rewind, for its projection only, whatever the positions of the
+// partitions were. Then the rewind is done.
 func testRewind(t *testing.T, w World) {
 	s := newSet(t, w, "set", "p", "q")
 	s.join("a")
@@ -63,7 +63,7 @@ func testRewind(t *testing.T, w World) {
 	r := s.order(protocol.Order{Kind: protocol.OrderRewind, Projection: "p", Position: 1 << 60})
 	expectGroup(t, r.Group, "generation 4 draining {a:0/2* b:1/2*} rewind p to 1152921504606846976")
 	s.expect(lane("p", g, 1, 2), at(70))
-	s.commit(lane("p", g, 1, 2), at(70), at(80)) // what is in flight is committed before
+	s.commit(lane("p", g, 1, 2), at(70), at(80)) // commits in flight come first
 	g = s.settle("b").Generation
 	for k := range 2 {
 		s.expect(lane("p", g, k, 2), at(1<<60))
@@ -79,7 +79,7 @@ func testRewind(t *testing.T, w World) {
 	g = s.settle("a").Generation
 	s.expect(lane("p", g, 0, 2), at(1<<60+1))
 
-	// With nobody there, the next one to come carries it out.
+	// Without workers, the next one that joins carries it out.
 	s.leave("a")
 	s.leave("b")
 	s.order(protocol.Order{Kind: protocol.OrderRewind, Projection: "p", Position: 5})
@@ -87,8 +87,8 @@ func testRewind(t *testing.T, w World) {
 	s.expect(lane("p", g, 0, 1), at(5))
 }
 
-// A rewind that was never carried out, since its projection went to another set
-// before, comes to nothing, also when that comes back; others stay.
+// A rewind lapses if its projection moves to another set before it was carried out, even if the
+// projection comes back. Other rewinds stay.
 func testRewindOfAMovedProjection(t *testing.T, w World) {
 	s, other := newSet(t, w, "set", "p", "q"), newSet(t, w, "other", "p")
 	s.join("a")
@@ -106,7 +106,7 @@ func testRewindOfAMovedProjection(t *testing.T, w World) {
 	s.expect(lane("q", g, 0, 1), at(5))
 }
 
-// A worker that is drained stays one, also as a new incarnation.
+// A drained worker stays drained, also as a new incarnation.
 func testDrained(t *testing.T, w World) {
 	s := newSet(t, w, "set", "p")
 	s.join("a")
@@ -119,7 +119,7 @@ func testDrained(t *testing.T, w World) {
 	}
 	r := s.sync(protocol.Request{Worker: "a~2", Join: true})
 	expectGroup(t, r.Group, "generation 3 active {b:0/1 a~2:-(drained)}")
-	// Nobody is left that could have the partition, and it is kept.
+	// No other worker can have the partition, so it is kept.
 	s.commit(lane("p", 3, 0, 1), start, at(7))
 	r = s.leave("b")
 	expectGroup(t, r.Group, "generation 3 active {a~2:-(drained)}")
@@ -129,8 +129,8 @@ func testDrained(t *testing.T, w World) {
 	s.expect(lane("p", 4, 0, 1), at(7))
 }
 
-// A projection that is still to come can be paused, and set to a position, where it starts
-// then; another set's can't.
+// A projection that has never run can be paused and rewound: it starts at that position later. A
+// projection of another set can't.
 func testOrderAhead(t *testing.T, w World) {
 	s, other := newSet(t, w, "set", "p"), newSet(t, w, "other", "q")
 	s.join("a")
@@ -145,8 +145,8 @@ func testOrderAhead(t *testing.T, w World) {
 	if _, err := other.try(protocol.Request{Order: &o}); !errors.Is(err, store.ErrRejected) {
 		t.Errorf("an order by another set: %v, want ErrRejected", err)
 	}
-	// While a generation drains, what is ordered waits as well; and it counts for who
-	// comes with the projection, though none has run it.
+	// While a generation drains, an order waits too. It applies to a worker that brings the
+	// projection, even if none has run it yet.
 	s.order(protocol.Order{Kind: protocol.OrderResume, Projection: "new"})
 	s.order(protocol.Order{Kind: protocol.OrderRewind, Projection: "newer", Position: 9})
 	s.projections = append(s.projections, "new", "newer")
@@ -158,7 +158,7 @@ func testOrderAhead(t *testing.T, w World) {
 	}
 }
 
-// An order that can't be carried out says so, and changes nothing.
+// An order that can't be carried out returns an error and changes nothing.
 func testOrderRefused(t *testing.T, w World) {
 	s, other := newSet(t, w, "set", "p"), newSet(t, w, "other", "q")
 	refused := func(o protocol.Order) {

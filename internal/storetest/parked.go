@@ -11,7 +11,7 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
-// parkable is a row of an aggregate, which decides its slot.
+// parkable returns a row of an aggregate. The aggregate determines its slot.
 func parkable(position int64, aggregate string, attempts int) protocol.Parked {
 	return protocol.Parked{Position: position, Slot: protocol.SlotOf(aggregate), Aggregate: aggregate, Attempts: attempts}
 }
@@ -34,9 +34,9 @@ func (s *set) park(l store.Lane, from, to protocol.Checkpoint, rows ...protocol.
 	}
 }
 
-// parked demands which rows a lane finds: "5 a 3 retry" is position, aggregate,
-// attempts and request.
-func (s *set) parked(l store.Lane, want ...string) {
+// lot fails the test if a lane finds other rows than these. "5 a 3 retry" is position,
+// aggregate, attempts and request.
+func (s *set) lot(l store.Lane, want ...string) {
 	s.t.Helper()
 	rows, err := s.store.Parked(s.t.Context(), l)
 	if err != nil {
@@ -65,7 +65,7 @@ func (s *set) parked(l store.Lane, want ...string) {
 	}
 }
 
-// A park moves the checkpoint and writes rows, or does neither.
+// A park moves the checkpoint and writes the rows, or does neither.
 func testPark(t *testing.T, w World) {
 	s := newSet(t, w, "set", "p", "q")
 	s.join("a")
@@ -73,12 +73,12 @@ func testPark(t *testing.T, w World) {
 	s.commit(l, start, at(10))
 	s.park(l, at(10), at(12), parkable(11, "x", 3), parkable(12, "x", 0))
 	s.expect(l, at(12))
-	s.parked(l, "11 x 3", "12 x 0")
-	s.parked(lane("q", 1, 0, 1))
-	// Who parks what is parked: somebody has set the checkpoint back by hand.
+	s.lot(l, "11 x 3", "12 x 0")
+	s.lot(lane("q", 1, 0, 1))
+	// Parking again what is parked already works: the checkpoint may have been set back by hand.
 	s.park(l, at(12), at(13), parkable(11, "x", 9), parkable(13, "it's \\x 100%d\u00e9", 1))
-	s.parked(l, "11 x 3", "12 x 0", "13 it's \\x 100%d\u00e9 1")
-	// And what is gone can be parked again.
+	s.lot(l, "11 x 3", "12 x 0", "13 it's \\x 100%d\u00e9 1")
+	// A row that was removed can be parked again.
 	if err := s.store.Drop(t.Context(), l, 11); err != nil {
 		t.Fatal(err)
 	}
@@ -99,7 +99,7 @@ func testPark(t *testing.T, w World) {
 	s.expect(l, at(100))
 }
 
-// What must be refused leaves nothing behind.
+// A refused park leaves nothing behind.
 func testParkFence(t *testing.T, w World) {
 	s := newSet(t, w, "set", "p")
 	s.join("a")
@@ -140,8 +140,7 @@ func testParkFence(t *testing.T, w World) {
 	s.parked(lane("p", 2, 1-protocol.SlotOf("x")%2, 2))
 }
 
-// A park that comes while an activation is at work waits for it, and is refused
-// then. See testCommitWaits.
+// A park during an activation waits for it and is refused then. See testCommitWaits.
 func testParkWaits(t *testing.T, w World) {
 	moveDuringActivation(t, w, func(s *set, l store.Lane, from, to protocol.Checkpoint) (Tx, error) {
 		return nil, s.store.Park(t.Context(), l, from, to, []protocol.Parked{parkable(to.Position, "x", 1)}, "no")
@@ -152,7 +151,7 @@ func testParkWaits(t *testing.T, w World) {
 		t.Fatal(err)
 	}
 	want := 0
-	if found.Checkpoint.Position == 10 { // it came first after all
+	if found.Checkpoint.Position == 10 { // it was first
 		want = 1
 	}
 	rows, err := s.Parked(t.Context(), lane("p", 2, protocol.SlotOf("x")%2, 2))
@@ -161,7 +160,7 @@ func testParkWaits(t *testing.T, w World) {
 	}
 }
 
-// However many partitions there are, each finds the rows of its own slots.
+// With any number of partitions, each finds the rows of its own slots.
 func testParkedHandOver(t *testing.T, w World) {
 	s := newSet(t, w, "set", "p")
 	s.join("a")
@@ -197,7 +196,7 @@ func (s *set) take(l store.Lane, position int64) Tx {
 	return tx
 }
 
-// A row goes with the transaction that takes it, and can be taken once.
+// A row is removed with the transaction that takes it, and can be taken once.
 func testUnpark(t *testing.T, w World) {
 	s := newSet(t, w, "set", "p")
 	s.join("a")
@@ -218,8 +217,8 @@ func testUnpark(t *testing.T, w World) {
 	if err := s.store.Drop(t.Context(), l, 5); err != nil {
 		t.Errorf("drop what is gone: %v", err)
 	}
-	// An event whose COMMIT was not heard of is taken again: whoever waits for
-	// the first transaction finds no row then.
+	// An event whose COMMIT got no answer is taken again. A request that waits for the first
+	// transaction then finds no row.
 	s.park(l, at(5), at(6), parkable(6, "x", 3))
 	first := s.take(l, 6)
 	second := begin(t, func() (Tx, error) {
@@ -268,8 +267,8 @@ func (s *set) request(position int64, r protocol.ParkRequest) int {
 	return n
 }
 
-// A request stands in its row until it is taken back by a note, or the row is
-// gone. A note that comes late takes nothing back.
+// A request stays in its row until a note clears it or the row is removed. A late note clears
+// nothing.
 func testRequests(t *testing.T, w World) {
 	s := newSet(t, w, "set", "p")
 	s.join("a")
@@ -297,8 +296,8 @@ func testRequests(t *testing.T, w World) {
 	if err := s.store.Drop(t.Context(), l, 6); err != nil {
 		t.Fatal(err)
 	}
-	s.parked(l, "5 x 4 retry")
-	// Nor does a retry that fails take back what was asked for while it was made.
+	s.lot(l, "5 x 4 retry")
+	// A failed retry does not clear a request that was made during it.
 	s.request(5, protocol.Discard)
 	if err := s.store.Note(t.Context(), l, 5, 5, "no"); err != nil {
 		t.Fatal(err)
@@ -306,7 +305,7 @@ func testRequests(t *testing.T, w World) {
 	s.parked(l, "5 x 5 discard")
 }
 
-// Whoever asks for a row that is being taken waits, and finds none.
+// A request for a row that is being taken waits, and finds no row.
 func testRequestWaits(t *testing.T, w World) {
 	s := newSet(t, w, "set", "p")
 	s.join("a")

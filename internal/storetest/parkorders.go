@@ -18,7 +18,7 @@ func (s *set) orderPark(projection string, position int64) int64 {
 	return number
 }
 
-// outcome demands what has become of an order; "": it waits.
+// outcome fails the test if the outcome of an order is not want. "" means that it waits.
 func (s *set) outcome(number int64, want string) {
 	s.t.Helper()
 	if got, err := s.store.Outcome(s.t.Context(), number); err != nil || got != want {
@@ -26,8 +26,8 @@ func (s *set) outcome(number int64, want string) {
 	}
 }
 
-// ordered demands which orders a lane finds, by position; each is of the slot, or of
-// nobody knows which.
+// ordered fails the test if a lane finds other orders than these, by position. Each is of the
+// given slot, or of an unknown slot (-1).
 func (s *set) ordered(l store.Lane, slot int, want ...int64) {
 	s.t.Helper()
 	rows, err := s.store.Parked(s.t.Context(), l)
@@ -53,8 +53,9 @@ func (s *set) ordered(l store.Lane, slot int, want ...int64) {
 	}
 }
 
-// An order is found by every lane of its projection, until one has said whose event it is;
-// then by that one's; and it ends with the park, whatever partition it is.
+// Every lane of the projection finds an order until one lane has recorded the event's slot. Then
+// only the lane of that slot finds it. The order ends when the event is parked, in any
+// partition.
 func testOrderPark(t *testing.T, w World) {
 	s := newSet(t, w, "set", "p", "q")
 	s.join("a")
@@ -84,26 +85,26 @@ func testOrderPark(t *testing.T, w World) {
 	s.outcome(number, "parked")
 	s.parked(mine, "11 x 0")
 	s.ordered(mine, slot)
-	// Nothing else becomes of it.
+	// Its outcome does not change any more.
 	if err := s.store.Lapse(t.Context(), mine, number, "no"); err != nil {
 		t.Fatal(err)
 	}
 	s.outcome(number, "parked")
 
-	// And a park that the fence refuses ends no order.
+	// A park that the fence refuses ends no order.
 	number = s.orderPark("p", 20)
 	row = parkable(20, "x", 0)
 	if err := s.store.Park(t.Context(), lane("p", g-1, slot%2, 2), at(11), at(20), []protocol.Parked{row}, "no"); !errors.Is(err, store.ErrSuperseded) {
 		t.Errorf("an older generation parks: %v", err)
 	}
 	s.outcome(number, "")
-	s.park(mine, at(11), at(20), parkable(20, "x", 3)) // under its policy, meanwhile
+	s.park(mine, at(11), at(20), parkable(20, "x", 3)) // parked by its failure policy meanwhile
 	s.outcome(number, "parked")
 }
 
-// An order ends by its lane's word, and only under the lane's generation; or when the
-// checkpoint of its event's partition has passed it, or, where nobody knows which that is,
-// all of them; or after a day.
+// An order ends when its lane says so, under the lane's current generation; or when the
+// checkpoint of the event's partition has passed the event (of all partitions if the slot is
+// unknown); or after a day.
 func testOrderParkLapses(t *testing.T, w World) {
 	s := newSet(t, w, "set", "p")
 	s.join("a")
@@ -140,8 +141,8 @@ func testOrderParkLapses(t *testing.T, w World) {
 	s.outcome(nobody, "")
 	s.commit(mine, at(11), at(12))
 	s.outcome(nobody, protocol.Past)
-	// Whoever gives the next order writes that down: a checkpoint that is set back by hand
-	// does not bring them back.
+	// The next order records that. A checkpoint that is set back by hand does not revive the
+	// orders.
 	forgotten := s.orderPark("p", 99)
 	s.ordered(mine, protocol.NoSlot, 99)
 	w.Advance(25 * time.Hour)
@@ -152,7 +153,7 @@ func testOrderParkLapses(t *testing.T, w World) {
 	}
 }
 
-// Of what is known from the start that nothing can come, the order is refused.
+// An order that is impossible from the start is refused.
 func testOrderParkRefused(t *testing.T, w World) {
 	s, other := newSet(t, w, "set", "p"), newSet(t, w, "other", "q")
 	refused := func(why, projection string, position int64) {
@@ -174,7 +175,7 @@ func testOrderParkRefused(t *testing.T, w World) {
 	s.orderPark("p", 13)
 }
 
-// A rewind ends the orders of its projection: they were about where it stood before.
+// A rewind ends the orders of its projection: they were about its position before.
 func testOrderParkRewind(t *testing.T, w World) {
 	s := newSet(t, w, "set", "p", "q")
 	s.join("a")

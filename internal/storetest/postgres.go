@@ -16,17 +16,17 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
-// Open opens a database by its URL with some driver.
+// Open opens a database by its URL, with the driver to test.
 type Open func(url string) (*sql.DB, error)
 
-// clockSQL is a clock that stands still. It is exact: every PostgreSQL has
-// microseconds, and so have all sums of these.
+// clockSQL is a clock that only moves on request. It is exact: PostgreSQL has microseconds, and
+// so have all sums of these.
 const clockSQL = `
 CREATE TABLE test_clock (time timestamptz NOT NULL);
 INSERT INTO test_clock VALUES ('2001-02-03 04:05:06.789012Z');
 CREATE FUNCTION test_now() RETURNS timestamptz LANGUAGE sql VOLATILE AS 'SELECT time FROM test_clock'`
 
-// Postgres returns worlds for Run: schemas of one database.
+// Postgres returns a function that creates worlds for Run: schemas of one database.
 func Postgres(t *testing.T, open Open) func(t *testing.T) World {
 	_, base := pgtest.Database(t)
 	var schemas atomic.Int64

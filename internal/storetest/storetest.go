@@ -1,7 +1,6 @@
-// Package storetest says what a store must do, as tests that run against any:
-// [Run] on whatever keeps groups and checkpoints, [Errors] on a driver for
-// PostgreSQL. PostgreSQL through lib/pq, PostgreSQL through pgx and a store in
-// memory must not be told apart by the protocol.
+// Package storetest is the conformance suite of stores: [Run] tests a store of groups and
+// checkpoints, and [Errors] a driver for PostgreSQL. To the protocol, PostgreSQL through lib/pq,
+// PostgreSQL through pgx, and a store in memory must behave the same.
 package storetest
 
 import (
@@ -19,27 +18,26 @@ import (
 
 // A World is an empty database with a clock of its own.
 type World interface {
-	// Open returns the store of a replica set. Bounds on transactions follow
-	// from the lease as store.BoundsOf has them.
+	// Open returns the store of a replica set. The limits of its transactions follow from the
+	// lease: see store.BoundsOf.
 	Open(set string, lease time.Duration) Store
-	// Advance moves the database's clock, which stands still otherwise.
+	// Advance moves the database's clock, which otherwise does not move.
 	Advance(d time.Duration)
-	// Waiting returns how many calls are waiting for a transaction to end. A
-	// store that never waits returns 0; its calls return an error that
-	// store.LockTimeout knows.
+	// Waiting returns how many calls wait for a transaction to end. A store that never waits
+	// returns 0. Its calls return an error for which store.LockTimeout is true.
 	Waiting() int
-	// Delete deletes rows of checkpoints, as somebody might by hand.
+	// Delete deletes rows of checkpoints, as an operator might by hand.
 	Delete(projection string, partitions ...int)
 }
 
-// A Store is one replica set, as store.Store is.
+// A Store is the store of one replica set, such as store.Store.
 type Store interface {
 	Sync(ctx context.Context, r protocol.Request, projections []string) (store.Result, error)
 	Load(ctx context.Context, l store.Lane) (protocol.Found, error)
 	Find(ctx context.Context, l store.Lane) (protocol.Found, error)
 	// Write begins a transaction and moves a checkpoint in it.
 	Write(ctx context.Context, l store.Lane, from, to protocol.Checkpoint) (Tx, error)
-	// Save moves a checkpoint by itself.
+	// Save moves a checkpoint without a transaction of the caller.
 	Save(ctx context.Context, l store.Lane, from, to protocol.Checkpoint) error
 
 	Parked(ctx context.Context, l store.Lane) ([]protocol.Parked, error)
@@ -48,29 +46,29 @@ type Store interface {
 	Take(ctx context.Context, l store.Lane, position int64) (Tx, error)
 	Drop(ctx context.Context, l store.Lane, position int64) error
 	Note(ctx context.Context, l store.Lane, position int64, attempts int, failure string) error
-	// Request is what an operator asks for, of one event.
+	// Request makes an operator's request for one parked event.
 	Request(ctx context.Context, projection string, position int64, r protocol.ParkRequest) (n int, err error)
 
-	// OrderPark gives an order to park an event; Outcome says what has become of it.
+	// OrderPark gives an order to park an event. Outcome returns what became of it.
 	OrderPark(ctx context.Context, projection string, position int64, by string) (number int64, err error)
 	Outcome(ctx context.Context, number int64) (string, error)
 	Locate(ctx context.Context, l store.Lane, number int64, slot int) error
 	Lapse(ctx context.Context, l store.Lane, number int64, why string) error
 
-	// Versions of a projection; those of Rebuilds are built anew.
+	// Versions of a projection. Those in Rebuilds are rebuilds.
 	Followed(ctx context.Context, projection string) (protocol.Followed, error)
 	Promote(ctx context.Context, projection, live, script string) (parked int, err error)
 	Retire(ctx context.Context, projection string) error
 }
 
-// A Tx is a transaction that has moved a checkpoint. It keeps its locks until
-// one of the two is called, or the store's bound on an idle one ends it.
+// A Tx is a transaction that has moved a checkpoint. It keeps its locks until Commit or
+// Rollback, or until the limit for idle transactions ends it.
 type Tx interface {
 	Commit() error
 	Rollback() error
 }
 
-// Run runs the suite. open is called once for each test.
+// Run runs the suite. open is called once per test.
 func Run(t *testing.T, open func(t *testing.T) World) {
 	for _, c := range []struct {
 		name string
@@ -158,7 +156,7 @@ func Run(t *testing.T, open func(t *testing.T) World) {
 	}
 }
 
-const lease = time.Minute // but for tests in which a bound must pass
+const lease = time.Minute // except in tests in which a limit must pass
 
 var start = protocol.Checkpoint{} // of a new projection
 
@@ -182,7 +180,7 @@ func newSet(t *testing.T, w World, name string, projections ...string) *set {
 	return &set{t: t, w: w, store: w.Open(name, lease), lease: lease, projections: projections}
 }
 
-// try sends a request, again whenever a lock could not be had.
+// try sends a request, and repeats it while a lock is not available.
 func (s *set) try(r protocol.Request) (store.Result, error) {
 	r.Lease = s.lease
 	if r.Join {
@@ -210,7 +208,7 @@ func (s *set) join(id protocol.WorkerID) store.Result {
 	return s.sync(protocol.Request{Worker: id, Join: true})
 }
 
-// look is a full request that says nothing.
+// look sends a full request without a report.
 func (s *set) look(id protocol.WorkerID) store.Result {
 	s.t.Helper()
 	return s.sync(protocol.Request{Worker: id})
@@ -231,7 +229,7 @@ func (s *set) beat(id protocol.WorkerID) protocol.View {
 	return s.sync(protocol.Request{Worker: id, Heartbeat: true}).View
 }
 
-// settle has everybody stop until the newest generation is active.
+// settle lets all workers stop until the newest generation is active.
 func (s *set) settle(id protocol.WorkerID) protocol.Group {
 	s.t.Helper()
 	r := s.look(id)
@@ -257,8 +255,8 @@ func (s *set) write(l store.Lane, from, to protocol.Checkpoint) Tx {
 	return tx
 }
 
-// commit moves a checkpoint, one time in a transaction and the other by itself:
-// nobody can tell.
+// commit moves a checkpoint, alternately in a transaction and without one: the result must be
+// the same.
 func (s *set) commit(l store.Lane, from, to protocol.Checkpoint) {
 	s.t.Helper()
 	var err error
@@ -272,7 +270,7 @@ func (s *set) commit(l store.Lane, from, to protocol.Checkpoint) {
 	}
 }
 
-// refused demands that a commit is refused as superseded, either way.
+// refused fails the test if a commit is not refused as superseded, in both ways.
 func (s *set) refused(why string, l store.Lane, from, to protocol.Checkpoint) {
 	s.t.Helper()
 	tx, err := s.store.Write(s.t.Context(), l, from, to)
@@ -297,14 +295,14 @@ func (s *set) find(l store.Lane) protocol.Found {
 	if err != nil {
 		s.t.Fatalf("load %s: %v", l, err)
 	}
-	loaded.NoneParked, loaded.Follows = false, false // which only Load can tell; see parked
+	loaded.NoneParked, loaded.Follows = false, false // only Load sets them; see lot
 	if diff := cmp.Diff(found, loaded); diff != "" {
 		s.t.Errorf("%s, -found +loaded:\n%s", l, diff)
 	}
 	return found
 }
 
-// expect demands what Find returns for a lane, under the lane's generation.
+// expect fails the test if Find returns something else for a lane, under the lane's generation.
 func (s *set) expect(l store.Lane, want protocol.Checkpoint) {
 	s.t.Helper()
 	found := s.find(l)
@@ -313,7 +311,7 @@ func (s *set) expect(l store.Lane, want protocol.Checkpoint) {
 	}
 }
 
-// absent demands that the set has no checkpoint for a lane.
+// absent fails the test if the set has a checkpoint for a lane.
 func (s *set) absent(l store.Lane) {
 	s.t.Helper()
 	if found := s.find(l); found.Exists {
@@ -328,10 +326,10 @@ func expectGroup(t *testing.T, g protocol.Group, want string) {
 	}
 }
 
-// patience ends a broken test; nothing passes or fails by it.
+// patience ends a broken test. It is not a limit for slow tests.
 const patience = time.Minute
 
-// A call is one that is expected to wait.
+// A call is a call that is expected to wait.
 type call[T any] struct {
 	t       *testing.T
 	done    chan struct{}
@@ -340,8 +338,7 @@ type call[T any] struct {
 	refused chan struct{} // receives while the store refuses instead of waiting
 }
 
-// begin starts a call and repeats it while it returns that a lock could not be
-// had.
+// begin starts a call, and repeats it while a lock is not available.
 func begin[T any](t *testing.T, f func() (T, error)) *call[T] {
 	c := &call[T]{t: t, done: make(chan struct{}), refused: make(chan struct{}, 1)}
 	go func() {
@@ -360,7 +357,7 @@ func begin[T any](t *testing.T, f func() (T, error)) *call[T] {
 	return c
 }
 
-// waiting waits until n calls wait, and demands that this one does.
+// waiting waits until n calls wait, and checks that this one is among them.
 func (c *call[T]) waiting(w World, n int) {
 	c.t.Helper()
 	pgtest.Eventually(c.t, "a call waits for a transaction", func() bool {

@@ -14,8 +14,8 @@ func (s *set) vacate(id protocol.WorkerID) protocol.Group {
 	return s.sync(protocol.Request{Worker: id, Leave: true, Vacate: window}).Group
 }
 
-// Who comes while a place is vacant takes it as it is: the same generation, the same
-// checkpoints, and nobody else has anything to do.
+// A worker that comes while a place is vacant takes it: same generation, same checkpoints, and
+// the other workers have nothing to do.
 func testVacancy(t *testing.T, w World) {
 	s := newSet(t, w, "set", "p")
 	s.join("a")
@@ -23,7 +23,7 @@ func testVacancy(t *testing.T, w World) {
 	s.settle("a")
 	s.commit(lane("p", 2, 0, 2), start, at(40))
 	before := s.beat("b")
-	for range 2 { // the answer to the first was lost
+	for range 2 { // the answer to the first one was lost
 		expectGroup(t, s.vacate("a"), "generation 2 active {a:0/2(vacant) b:1/2}")
 	}
 	if v := s.beat("b"); v.Generation != before.Generation || !v.May() {
@@ -72,7 +72,7 @@ func testVacancyEnds(t *testing.T, w World) {
 	expectGroup(t, s.join("c").Group, "generation 4 draining {b:0/2* c:1/2}")
 }
 
-// What a worker has sent before it left may arrive when its place is vacant.
+// A request that a worker sent before it left may arrive when its place is vacant.
 func testVacancyLate(t *testing.T, w World) {
 	s := newSet(t, w, "set", "p")
 	shown := protocol.Presence{Key: 7, Number: 3}
@@ -101,7 +101,7 @@ func testVacancyLate(t *testing.T, w World) {
 	expectGroup(t, s.look("b").Group, "generation 3 draining {b:0/1*}")
 }
 
-// A generation that is opened meanwhile has the place as well, and waits for nobody there.
+// A generation that is opened meanwhile keeps the place too, and waits for no worker there.
 func testVacancyInAChange(t *testing.T, w World) {
 	s := newSet(t, w, "set", "p")
 	s.join("a")
@@ -120,7 +120,8 @@ func testVacancyInAChange(t *testing.T, w World) {
 	s.commit(lane("p", 3, 0, 2), at(40), at(41))
 }
 
-// Everybody has left for a replacement: orders are carried out, and who comes takes a place.
+// All workers have left for replacements: orders are still carried out, and new workers take the
+// places.
 func testAllVacant(t *testing.T, w World) {
 	s := newSet(t, w, "set", "p")
 	s.join("a")
@@ -135,8 +136,8 @@ func testAllVacant(t *testing.T, w World) {
 	s.expect(lane("p", 3, 1, 2), at(30))
 }
 
-// A replacement that brings a projection along takes the place, and a generation is opened
-// for it: under the present one the projection has no checkpoints.
+// A replacement that brings a projection takes the place, and a generation is opened for the
+// projection: under the present one it has no checkpoints.
 func testVacancyWithANewProjection(t *testing.T, w World) {
 	s := newSet(t, w, "set", "p")
 	s.join("a")
@@ -152,10 +153,10 @@ func testVacancyWithANewProjection(t *testing.T, w World) {
 	s.settle("c")
 	s.expect(lane("q", 3, 1, 2), start)
 	s.vacate("b")
-	expectGroup(t, s.join("d").Group, "generation 3 active {c:0/2 d:1/2}") // by now it has
+	expectGroup(t, s.join("d").Group, "generation 3 active {c:0/2 d:1/2}") // by now c has the projection
 }
 
-// A standby takes the place with the leave itself.
+// A standby takes the place at once, in the leave itself.
 func testVacancyForAStandby(t *testing.T, w World) {
 	s := newSet(t, w, "set", "p")
 	s.limit = 2
@@ -169,7 +170,7 @@ func testVacancyForAStandby(t *testing.T, w World) {
 	}
 }
 
-// A projection of a set whose only place is vacant is run by nobody: another set may have it.
+// If a projection's only place is vacant, no worker runs it: another set may take it.
 func testVacancyHoldsNoProjection(t *testing.T, w World) {
 	s, other := newSet(t, w, "set", "p"), newSet(t, w, "other", "p")
 	s.join("a")

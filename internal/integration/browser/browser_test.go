@@ -1,4 +1,4 @@
-// Package browser looks at the status page in a real browser.
+// Package browser tests the status page in a real browser.
 package browser
 
 import (
@@ -24,10 +24,10 @@ import (
 
 func TestMain(m *testing.M) { os.Exit(pgtest.Main(m)) }
 
-// limit ends a broken test; nothing passes or fails by how long it takes.
+// limit ends a broken test. It is not a limit for slow tests.
 const limit = 2 * time.Minute
 
-// findBrowser returns the one to test with.
+// findBrowser returns the path of a browser.
 func findBrowser(t testing.TB) string {
 	t.Helper()
 	names := []string{"chromium", "chromium-browser", "google-chrome", "google-chrome-stable"}
@@ -46,14 +46,14 @@ type tab struct {
 	ctx context.Context
 
 	mu         sync.Mutex
-	complaints []string // of the console, of the policy, and of scripts
+	complaints []string // of the console, the policy, and scripts
 }
 
 // openTab starts a browser, which ends with the test.
 func openTab(t testing.TB) *tab {
 	t.Helper()
 	options := append(chromedp.DefaultExecAllocatorOptions[:], chromedp.ExecPath(findBrowser(t)), chromedp.UserDataDir(t.TempDir()))
-	if os.Geteuid() == 0 { // its sandbox does not work for root
+	if os.Geteuid() == 0 { // the sandbox does not work for root
 		options = append(options, chromedp.NoSandbox)
 	}
 	allocator, cancel := chromedp.NewExecAllocator(context.Background(), options...)
@@ -64,8 +64,7 @@ func openTab(t testing.TB) *tab {
 		cancel()
 	})
 	b := &tab{t: t, ctx: ctx}
-	// The browser lives as long as the context of the first call, so that one has
-	// no limit.
+	// The browser lives as long as the context of the first call, so this context has no limit.
 	if err := chromedp.Listen(ctx, b.listen); err != nil {
 		t.Fatal(err)
 	}
@@ -98,7 +97,7 @@ func (b *tab) listen(event any) {
 	b.complaints = append(b.complaints, complaint)
 }
 
-// quiet demands that the browser had nothing to complain about.
+// quiet fails the test if the browser has reported problems.
 func (b *tab) quiet() {
 	b.t.Helper()
 	b.mu.Lock()
@@ -108,7 +107,7 @@ func (b *tab) quiet() {
 	}
 }
 
-// run does something in a tab.
+// run performs an action in a tab.
 func run[T any](b *tab, what string, action chromedp.Action[T]) T {
 	b.t.Helper()
 	ctx, cancel := context.WithTimeout(b.ctx, limit)
@@ -128,14 +127,14 @@ func call[P, R any](b *tab, command cdp.Command[P, R], params P) R {
 	})
 }
 
-// open loads a page and waits until it shows what it has read.
+// open loads a page and waits until it shows the status.
 func (b *tab) open(url string) {
 	b.t.Helper()
 	run(b, "open "+url, chromedp.Navigate(url))
 	b.wait("the page shows something", `document.querySelector("#fresh").textContent !== ""`)
 }
 
-// wait waits until an expression of JavaScript is true.
+// wait waits until a JavaScript expression is true.
 func (b *tab) wait(what, expression string) {
 	b.t.Helper()
 	ctx, cancel := context.WithTimeout(b.ctx, limit)
@@ -145,7 +144,7 @@ func (b *tab) wait(what, expression string) {
 	}
 }
 
-// value returns that of an expression of JavaScript.
+// value returns the value of a JavaScript expression.
 func value[T any](b *tab, expression string) T {
 	b.t.Helper()
 	return run(b, expression, chromedp.Evaluate[T](expression))
@@ -156,10 +155,10 @@ func (b *tab) text(selector string) string {
 	return value[string](b, fmt.Sprintf(`document.querySelector(%q)?.innerText ?? ""`, selector))
 }
 
-// An accessible element, as a screen reader is told of it.
+// An accessible element, as a screen reader gets it.
 type accessible struct{ role, name string }
 
-// accessibles returns all that have one of the roles.
+// accessibles returns all elements with one of the roles.
 func (b *tab) accessibles(roles ...string) []accessible {
 	b.t.Helper()
 	var found []accessible
@@ -180,6 +179,6 @@ func (b *tab) accessibles(roles ...string) []accessible {
 
 func unquote(v *accessibility.Value) string {
 	var text string
-	_ = json.Unmarshal(v.Value, &text) // what is no text is no role, and no name
+	_ = json.Unmarshal(v.Value, &text) // other values are no roles and no names
 	return text
 }

@@ -16,7 +16,7 @@ import (
 
 var screenshots = flag.String("screenshots", "", "a folder to put pictures of the scenes into")
 
-// A look is how somebody looks at the page.
+// A look is a screen and a color scheme.
 type look struct {
 	name          string
 	width, height int64
@@ -50,7 +50,7 @@ func serve(t testing.TB, h http.Handler) (url string) {
 	return server.URL + "/ops/status"
 }
 
-// Nothing of any scene is wider than the screen.
+// No scene is wider than the screen.
 func TestScenes(t *testing.T) {
 	for name, play := range scenes {
 		t.Run(name, func(t *testing.T) {

@@ -79,7 +79,7 @@ const (
 	generation = `Number(document.querySelector("[data-key='Generation'] dd").innerText)`
 )
 
-// What workers do is seen without a reload, and what the reader does stays.
+// The page shows changes without a reload, and keeps what the reader has opened and focused.
 func TestLive(t *testing.T) {
 	b := openTab(t)
 	b.as(looks[2]) // so that there is something to scroll
@@ -89,7 +89,7 @@ func TestLive(t *testing.T) {
 	work(t, db, "user_count", "orders")
 	b.wait("one worker runs", workerRows+` === 1 && `+phase+`.includes("active")`)
 
-	// The reader has opened one part and stands on another.
+	// The reader has opened one part, and the focus is on another.
 	value[any](b, `window.loaded = "once"; document.querySelector("[data-key='user_count']").open = true;
 		document.querySelector("[data-key='orders'] summary").focus(); scrollTo(0, 50)`)
 	leave := work(t, db, "user_count", "orders")
@@ -103,7 +103,7 @@ func TestLive(t *testing.T) {
 	b.quiet()
 }
 
-// How far a rebuild is, and what a version is stopped for, is told in words, and to screen
+// The page says in words how far a rebuild is and why a version is stopped, also to screen
 // readers.
 func TestRebuilding(t *testing.T) {
 	b := openTab(t)
@@ -151,7 +151,7 @@ func TestAccessible(t *testing.T) {
 	s := newScene(t)
 	scenes["stalled"](s)
 	url := serve(t, ops.StatusHandler(s.db))
-	for _, l := range []look{looks[0], looks[2]} { // on a phone tables are not laid out as such
+	for _, l := range []look{looks[0], looks[2]} { // on a phone, tables are shown as blocks
 		b.as(l)
 		b.open(url)
 		if nameless := slices.DeleteFunc(b.accessibles("table", "columnheader", "rowheader", "region", "heading", "link", "DisclosureTriangle"), func(a accessible) bool { return a.name != "" }); len(nameless) > 0 {
@@ -175,8 +175,8 @@ func TestAccessible(t *testing.T) {
 	b.quiet()
 }
 
-// contrasts returns texts that are hard to read: their contrast to what is behind
-// them is below 4.5, as WCAG 2 counts it.
+// contrasts returns texts that are hard to read: their contrast to the background is below 4.5
+// by WCAG 2.
 const contrasts = `(() => {
 	const parse = c => { const n = c.match(/[\d.]+/g).map(Number); return n.length > 3 ? n : [...n, 1]; };
 	const light = ([r, g, b]) => { const f = v => (v /= 255) <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4; return 0.2126 * f(r) + 0.7152 * f(g) + 0.0722 * f(b); };
@@ -208,7 +208,7 @@ func TestContrast(t *testing.T) {
 	}
 }
 
-// Markup in names and errors is text.
+// Markup in names and errors stays text.
 func TestEscapes(t *testing.T) {
 	const evil = `<script>document.title="evil"</script><img src=x onerror=alert(1)>"'`
 	b := openTab(t)
@@ -254,7 +254,7 @@ func TestActions(t *testing.T) {
 	click("Resume user_count")
 	b.wait("it runs", `document.querySelector("[data-key='user_count'] summary").innerText.includes("running")`)
 
-	// What can't be taken back is asked about first.
+	// Orders that can't be undone ask for confirmation.
 	before := value[int](b, generation)
 	click("Rewind orders …")
 	b.wait("it asks", `document.querySelector("dialog[open]") !== null`)
@@ -266,19 +266,18 @@ func TestActions(t *testing.T) {
 	b.wait("the position is set", `document.querySelector("[data-key='orders'] [data-label='Position']").innerText === "12"`)
 	b.wait("by one generation more", fmt.Sprintf(`%s === %d`, generation, before+1))
 
-	// The last one can't be drained, and the page says so.
+	// The last worker can't be drained, and the page says so.
 	id := value[string](b, `document.querySelector("[data-key='workers'] tbody th").innerText`)
 	click("Drain worker " + id)
 	b.wait("the refusal is told", `document.querySelector("#answer.bad") !== null`)
 	for _, c := range b.complaints {
-		if !strings.Contains(c, "409") { // which browsers note
+		if !strings.Contains(c, "409") { // browsers log it
 			t.Errorf("the browser says: %s", c)
 		}
 	}
 }
 
-// A position that a number of JavaScript can't tell from its neighbour is shown, and
-// ordered, exactly.
+// A position that JavaScript numbers can't represent is shown and ordered exactly.
 func TestLargePositions(t *testing.T) {
 	b := openTab(t)
 	s := newScene(t)
@@ -308,8 +307,8 @@ func TestLargePositions(t *testing.T) {
 	b.quiet()
 }
 
-// The event that a handler fails at is parked by order, with its exact position, by whom the
-// page was told, and not without.
+// The event at which a handler fails is parked by order, with its exact position, only after a
+// name was given.
 func TestParkByOrder(t *testing.T) {
 	b := openTab(t)
 	s := newScene(t)
@@ -331,7 +330,7 @@ func TestParkByOrder(t *testing.T) {
 	b.quiet()
 }
 
-// Names that every object of JavaScript has are names like others.
+// Names of properties that every JavaScript object has are names like others.
 func TestNamesOfObjects(t *testing.T) {
 	names := []string{"__proto__", "constructor", "hasOwnProperty", "toString"}
 	b := openTab(t)
@@ -361,7 +360,7 @@ func TestNamesOfObjects(t *testing.T) {
 	b.quiet()
 }
 
-// A database that answers, and takes long to be read, is not said to be away.
+// If a database answers, but reading takes long, the page does not say that it is unreachable.
 func TestSlowDatabase(t *testing.T) {
 	b := openTab(t)
 	s := newScene(t)
@@ -384,8 +383,8 @@ func TestSlowDatabase(t *testing.T) {
 	b.wait("it is well again", verdict+`.includes("All is well")`)
 }
 
-// What was known stays on the page while the database, or the page's own server, is
-// away.
+// The latest known state stays on the page while the database, or the page's server, is
+// unreachable.
 func TestAway(t *testing.T) {
 	b := openTab(t)
 	s := newScene(t)

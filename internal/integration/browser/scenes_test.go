@@ -11,8 +11,8 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
 )
 
-// A scene is a state of a replica set, written into its rows: what takes a while to
-// come about, or does not last.
+// A scene is a state of a replica set, written directly into the tables: states that take long
+// to reach, or do not last.
 type scene struct {
 	t  testing.TB
 	db *sql.DB
@@ -47,7 +47,7 @@ const head = 1_204_377
 
 var projections = []string{"order_totals", "search_index", "user_count"}
 
-// set adds a replica set whose workers run all is well.
+// set adds a replica set with healthy workers.
 func (s *scene) set(name string, workers ...string) {
 	s.t.Helper()
 	total := len(workers)
@@ -78,7 +78,7 @@ VALUES ($1, 14, $2, '1 joined', now() - interval '3 hours 12 min', now() - inter
 	}
 }
 
-// worker adds a worker, and what it has reported of one partition.
+// worker adds a worker and its report about one partition.
 func (s *scene) worker(set, id string, k, total int, state orchestrator.WorkerState, change func(*orchestrator.LaneReport)) {
 	s.t.Helper()
 	partitions, lanes := []int{k}, []orchestrator.LaneReport{}

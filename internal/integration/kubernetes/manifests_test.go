@@ -1,5 +1,5 @@
-// Package kubernetes checks the manifests in examples/kubernetes against the types of
-// Kubernetes's API and against the library.
+// Package kubernetes checks the manifests in examples/kubernetes against the types of the
+// Kubernetes API and against the library.
 package kubernetes
 
 import (
@@ -23,15 +23,14 @@ import (
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 )
 
-// folder has the manifests.
+// folder contains the manifests.
 var folder = os.DirFS("../../../examples/kubernetes")
 
-// leave is how long a worker takes at most to say that it leaves, after its
-// handlers have stopped.
+// leave is the most time that a worker takes to leave after its handlers have stopped.
 const leave = 5 * time.Second
 
-// decode reads a manifest into the type that the API server has for it. A field that
-// the type does not have, or a value of another type, is an error.
+// decode reads a manifest into its type of the API. An unknown field, or a value of another
+// type, is an error.
 func decode(t *testing.T, file string, into any) {
 	t.Helper()
 	text, err := fs.ReadFile(folder, file)
@@ -60,8 +59,8 @@ func manifests(t *testing.T) (d appsv1.Deployment, h autoscalingv2.HorizontalPod
 	return d, h, p
 }
 
-// The types don't have what the API server checks beyond them: here is what these
-// manifests make use of.
+// The API server checks more than the types do. These are the checks that concern these
+// manifests.
 func TestManifests(t *testing.T) {
 	d, h, p := manifests(t)
 	pod := d.Spec.Template.Spec
@@ -116,13 +115,13 @@ func TestManifests(t *testing.T) {
 	}
 }
 
-// Defaults of the library, as the documentation of Config has them.
+// Defaults of the library, as in the documentation of Config.
 const (
 	coordinationTimeout = 60 * time.Second
 	joinWindow          = 500 * time.Millisecond
 )
 
-// What the manifests say of the library is so.
+// The manifests agree with the library.
 func TestManifestsFitTheLibrary(t *testing.T) {
 	d, h, _ := manifests(t)
 	pod := d.Spec.Template.Spec
@@ -171,7 +170,7 @@ func TestManifestsFitTheLibrary(t *testing.T) {
 	if err != nil || !strings.Contains(string(adapter), "as: "+metric+"\n") {
 		t.Errorf("prometheus-adapter.yaml has no %s (%v)", metric, err)
 	}
-	// Its table is compared with a scrape, there.
+	// Another test compares its table with a scrape.
 	exported, err := os.ReadFile("../../../prometheus/README.md")
 	row := "| `" + strings.TrimPrefix(metric, "pupsourcing_orchestrator_") + "` | gauge | replica_set,"
 	if err != nil || !strings.Contains(string(exported), row) {
@@ -179,7 +178,7 @@ func TestManifestsFitTheLibrary(t *testing.T) {
 	}
 }
 
-// Whoever applies the folder applies all of it.
+// Applying the folder applies all of its files.
 func TestKustomization(t *testing.T) {
 	var k struct {
 		APIVersion string   `json:"apiVersion"`
@@ -205,7 +204,7 @@ type fixed orchestrator.Health
 
 func (h fixed) Health() orchestrator.Health { return orchestrator.Health(h) }
 
-// contains reports whether a selector's labels are among those of a pod.
+// contains reports whether a pod has all labels of a selector.
 func contains(labels, selector map[string]string) bool {
 	for k := range maps.Keys(selector) {
 		if labels[k] != selector[k] {

@@ -22,7 +22,7 @@ import (
 
 func formatFloat(f float64) string { return strconv.FormatFloat(f, 'g', -1, 64) }
 
-// rules returns the alert rules, checked as promtool check rules does.
+// rules returns the alert rules, checked as by promtool check rules.
 func rules(t *testing.T) []rulefmt.Rule {
 	t.Helper()
 	groups, errs := rulefmt.ParseFile("../../../prometheus/alerts.yml", false, model.LegacyValidation)
@@ -71,22 +71,7 @@ func TestAlertsAreComplete(t *testing.T) {
 	}
 }
 
-// sections returns the headings of docs/operations.md by the anchors that GitHub gives them.
-func sections(t *testing.T) map[string]string {
-	t.Helper()
-	page, err := os.ReadFile("../../../docs/operations.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	headings := map[string]string{}
-	for _, m := range regexp.MustCompile("(?m)^#+ (.*)$").FindAllStringSubmatch(string(page), -1) {
-		dropped := regexp.MustCompile("[^a-z0-9 _-]").ReplaceAllString(strings.ToLower(m[1]), "")
-		headings[strings.ReplaceAll(dropped, " ", "-")] = m[1]
-	}
-	return headings
-}
-
-// check parses an expression, and has it use what the collector exports.
+// check parses an expression and checks that the collector exports its metrics.
 func (w *world) check(t *testing.T, text string) {
 	t.Helper()
 	expr, err := parser.ParseExpr(text)
@@ -94,7 +79,7 @@ func (w *world) check(t *testing.T, text string) {
 		t.Errorf("%s: %v", text, err)
 		return
 	}
-	var known []string // labels of what the expression selects
+	var known []string // labels of the metrics in the expression
 	parser.Inspect(expr, func(node parser.Node, _ []parser.Node) error {
 		s, ok := node.(*parser.VectorSelector)
 		if !ok {
@@ -130,8 +115,8 @@ func (w *world) check(t *testing.T, text string) {
 	})
 }
 
-// firing returns the alerts that fire at a time, each once: those of which one
-// series of the expression has been there for as long as the rule wants.
+// firing returns the alerts that fire at a time, each once: a series of the expression has been
+// there for as long as the rule requires.
 func (w *world) firing(t *testing.T, rules []rulefmt.Rule, at time.Duration) []string {
 	t.Helper()
 	var names []string
@@ -148,7 +133,7 @@ func (w *world) firing(t *testing.T, rules []rulefmt.Rule, at time.Duration) []s
 	return names
 }
 
-// seriesOf returns the labels of what an expression is at a time.
+// seriesOf returns the labels of an expression's result at a time.
 func (w *world) seriesOf(t *testing.T, expr string, at time.Duration) map[string]bool {
 	t.Helper()
 	found := map[string]bool{}
@@ -158,7 +143,7 @@ func (w *world) seriesOf(t *testing.T, expr string, at time.Duration) map[string
 	return found
 }
 
-// every reports whether a time is one of those that are d apart.
+// every reports whether at is a multiple of d.
 func every(d, at time.Duration) bool { return at > 0 && at%d == 0 }
 
 func TestAlerts(t *testing.T) {

@@ -11,7 +11,7 @@ import (
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 )
 
-// everything happens all the time.
+// everything makes everything happen all the time.
 func everything(at time.Duration, p []*process) {
 	for _, p := range p {
 		s := p.source()
@@ -38,8 +38,7 @@ type panel struct {
 	Targets []struct{ Expr string }
 }
 
-// Each panel asks for what is exported, and has something to show where everything
-// happens.
+// Each panel queries exported metrics, and shows something if everything happens.
 func TestDashboard(t *testing.T) {
 	text, err := os.ReadFile("../../../prometheus/dashboard.json")
 	if err != nil {

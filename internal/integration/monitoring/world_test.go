@@ -1,5 +1,5 @@
-// Package monitoring tests the alert rules and the dashboard of the prometheus module
-// with Prometheus's own parser and engine.
+// Package monitoring tests the alert rules and the dashboard of the module prometheus with
+// Prometheus's own parser and engine.
 package monitoring
 
 import (
@@ -23,12 +23,11 @@ import (
 )
 
 const (
-	interval = 30 * time.Second // of scrapes and evaluations
-	lasts    = 2 * time.Hour    // a story
+	interval = 30 * time.Second // between scrapes, and between evaluations
+	lasts    = 2 * time.Hour    // of a story
 )
 
-// A story tells what happens to two processes beside the usual, at a time. A
-// process that is gone is not scraped.
+// A story makes things happen to two processes at a time. A process that is gone is not scraped.
 type story func(at time.Duration, p []*process)
 
 var projections = []string{"orders", "search"}
@@ -39,7 +38,7 @@ type process struct {
 	observer  *orchestrator.Observer
 	collector *metrics.Collector
 	gone      bool
-	report    orchestrator.WorkerReport // of this time
+	report    orchestrator.WorkerReport // as of now
 }
 
 func newProcess(name string, partition int) *process {
@@ -61,7 +60,7 @@ func (p *process) lane(projection string) orchestrator.Lane {
 	return orchestrator.Lane{Projection: projection, Generation: 1, Partition: p.report.Partitions[0], TotalPartitions: 2}
 }
 
-// usual tells of a worker at work.
+// usual reports a healthy worker.
 func (p *process) usual() {
 	p.heartbeat(3 * time.Millisecond)
 	for _, projection := range projections {
@@ -91,7 +90,7 @@ type world struct {
 	engine *promql.Engine
 }
 
-// play scrapes two processes for as long as the story lasts.
+// play scrapes two processes for the duration of the story.
 func play(t *testing.T, happens story) *world {
 	t.Helper()
 	w := &world{series: map[string]*promql.Series{}, types: map[string]dto.MetricType{}, labels: map[string][]string{},
@@ -120,7 +119,7 @@ func play(t *testing.T, happens story) *world {
 	return w
 }
 
-// scrape stores the samples of a process, and that series are gone.
+// scrape stores the samples of a process, and marks series that are gone.
 func (w *world) scrape(t *testing.T, p *process, at time.Duration) {
 	t.Helper()
 	now := at.Milliseconds()
@@ -180,7 +179,7 @@ func (w *world) scrape(t *testing.T, p *process, at time.Duration) {
 	}
 }
 
-// eval returns what an expression is at a time.
+// eval returns the value of an expression at a time.
 func (w *world) eval(t *testing.T, expr string, at time.Duration) promql.Vector {
 	t.Helper()
 	q, err := w.engine.NewInstantQuery(context.Background(), w, nil, expr, time.UnixMilli(at.Milliseconds()))
@@ -196,7 +195,7 @@ func (w *world) eval(t *testing.T, expr string, at time.Duration) promql.Vector 
 	return slices.Clone(v)
 }
 
-// Querier makes a world a storage.Queryable.
+// Querier implements storage.Queryable.
 func (w *world) Querier(mint, maxt int64) (storage.Querier, error) {
 	return &storage.MockQuerier{SelectMockFunction: func(_ bool, _ *storage.SelectHints, matchers ...*labels.Matcher) storage.SeriesSet {
 		found := &set{at: -1}

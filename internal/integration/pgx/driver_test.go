@@ -1,4 +1,4 @@
-// Package pgx runs the library with pgx's driver for database/sql.
+// Package pgx tests the library with pgx's driver for database/sql.
 package pgx
 
 import (
@@ -24,10 +24,9 @@ import (
 
 func TestMain(m *testing.M) { os.Exit(pgtest.Main(m)) }
 
-// modes are the ways in which pgx sends a statement: the default, which
-// prepares, and those that work behind a pooler which gives each transaction
-// another connection. (The others, cache describe and describe exec, differ
-// from the default in round trips only.)
+// modes are the tested ways in which pgx sends a statement: the default, which prepares, and
+// those for poolers in transaction mode. (The others, cache describe and describe exec, differ
+// from the default only in round trips.)
 var modes = []pgx.QueryExecMode{
 	pgx.QueryExecModeCacheStatement,
 	pgx.QueryExecModeExec,
@@ -150,7 +149,7 @@ SELECT 'shop', 'order', md5((i % 40)::text)::uuid, i, gen_random_uuid(), 'placed
        CASE WHEN i % 2 = 0 THEN 'trace' END, CASE WHEN i % 3 = 0 THEN '{"a": 1}'::jsonb END
   FROM generate_series(1, 200) AS i`
 
-// effect writes what it sees of an event through a transaction.
+// effect inserts what it sees of an event, through a transaction.
 func effect(ctx context.Context, projection string, tx orchestrator.Tx, e orchestrator.Event) error {
 	a, ok := orchestrator.DeliveryFrom(ctx)
 	if !ok {
@@ -174,7 +173,7 @@ func (transactional) Handle(context.Context, orchestrator.Event) error {
 }
 
 func (p transactional) HandleTx(ctx context.Context, tx orchestrator.Tx, e orchestrator.Event) error {
-	// A statement with rows, of which not all are read.
+	// A statement whose rows are not all read.
 	rows, err := tx.QueryContext(ctx, `SELECT position FROM effects WHERE projection = $1 LIMIT 5`, p.Name())
 	if err != nil {
 		return err
@@ -256,11 +255,10 @@ func (w testWriter) Write(line []byte) (int, error) {
 	return len(line), nil
 }
 
-// Scale 1 → 2 → 1, lose every connection in between, and have nothing lost and
-// nothing twice.
+// Scale 1 → 2 → 1, lose every connection in between: nothing is lost, and nothing happens twice.
 func testRun(t *testing.T, open storetest.Open) {
 	_, url := pgtest.Database(t)
-	admin, err := open(url) // is not among the connections that are lost
+	admin, err := open(url) // this connection is not lost
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -13,7 +13,7 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/ops"
 )
 
-// prepared returns the texts that the idle sessions of a pool have prepared.
+// prepared returns the statements that the idle sessions of a pool have prepared.
 func prepared(t *testing.T, db *sql.DB) map[string]bool {
 	t.Helper()
 	texts := map[string]bool{}
@@ -52,9 +52,9 @@ func (nothing) Name() string { return "nothing" }
 
 func (nothing) HandleTx(context.Context, orchestrator.Tx, orchestrator.Event) error { return nil }
 
-// By default pgx prepares, and keeps, each statement that is another text, and each
-// takes memory of the server. So there are as many texts as statements, however
-// often a worker says that it is there, what it does, and how far it is.
+// By default pgx prepares and keeps each statement with another text, which takes memory of the
+// server. So the number of texts must not grow, however often a worker sends heartbeats, reports
+// and commits.
 func TestWhatIsPreparedDoesNotGrow(t *testing.T) {
 	_, url := pgtest.Database(t)
 	db, err := opener(pgx.QueryExecModeCacheStatement)(url)

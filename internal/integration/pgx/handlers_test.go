@@ -18,8 +18,8 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/ops"
 )
 
-// does is a projection that does something with its transaction at the first event of
-// aggregate version 1, and then writes.
+// does is a projection that misuses its transaction at the first event of aggregate version 1,
+// and then writes.
 type does struct {
 	name string
 	do   func(ctx context.Context, tx orchestrator.Tx) error
@@ -51,8 +51,7 @@ type itself struct{}
 func (itself) Error() string     { return "itself" }
 func (e itself) Unwrap() []error { return []error{e} }
 
-// Whatever a handler does with its transaction, through pgx it is that event's failure,
-// and nothing else's.
+// Whatever a handler does with its transaction through pgx, only that event fails.
 func TestHandlersThatMisbehave(t *testing.T) {
 	const other = "nothing"
 	rows := func(ctx context.Context, tx orchestrator.Tx) error {

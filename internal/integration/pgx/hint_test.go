@@ -11,8 +11,8 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
 )
 
-// notifier is orchestrator.Notifier with pgx: all that it takes. It is
-// comparable, so the workers of a process share a connection.
+// notifier is an orchestrator.Notifier over pgx, in as few lines as possible. It is comparable,
+// so the workers of a process share a connection.
 type notifier struct{ url string }
 
 func (n notifier) Listen(ctx context.Context, channels []string, up func(), heard func(channel, payload string)) error {
@@ -50,7 +50,7 @@ func (c counted) Handle(ctx context.Context, e orchestrator.Event) error {
 	}
 }
 
-// Only hints make the workers look before the test is given up.
+// The polling intervals are longer than the test: only notifications can make the workers read.
 func TestNotifier(t *testing.T) {
 	_, url := pgtest.Database(t)
 	db, err := opener(pgx.QueryExecModeCacheStatement)(url)
@@ -84,8 +84,7 @@ func TestNotifier(t *testing.T) {
 		t.Cleanup(cancel)
 		return w
 	}
-	// handles waits until the set runs a number of partitions and has handled
-	// what comes then.
+	// handles waits until the set runs a number of partitions and has handled new events.
 	handles := func(total int) {
 		t.Helper()
 		pgtest.Eventually(t, "the generation is active", func() bool {

@@ -11,7 +11,7 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
 )
 
-// told is sent the position of each event.
+// told receives the position of each event.
 type told chan int64
 
 func (told) Name() string { return "told" }
@@ -21,8 +21,8 @@ func (t told) Handle(_ context.Context, e orchestrator.Event) error {
 	return nil
 }
 
-// By default pgx prepares, and keeps, each query that is another text. So a look for new
-// events must be the same text wherever it looks.
+// By default pgx prepares and keeps each query with another text. So the poll for new events
+// must have the same text at every position.
 func TestALookIsPreparedOnceInASession(t *testing.T) {
 	_, url := pgtest.Database(t)
 	db, err := opener(pgx.QueryExecModeCacheStatement)(url)

@@ -30,9 +30,9 @@ func (c countedConn) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// What is received is about what is handled, where small events are followed by large ones,
-// in each mode; and an event that can't be read, be it for the driver, is the one that is
-// not handled.
+// In each mode, the received bytes are about those of the handled events, also when large events
+// follow small ones. If an event can't be read, even by the driver, only this event is not
+// handled.
 func TestPages(t *testing.T) {
 	for _, mode := range modes {
 		t.Run(mode.String(), func(t *testing.T) {
@@ -57,7 +57,7 @@ func TestPages(t *testing.T) {
 				eventtable.Layout,
 				fmt.Sprintf(insertSized, small, "''"),
 				fmt.Sprintf(insertSized, large, fmt.Sprintf("decode(repeat('ab', %d), 'hex')", size)),
-				fmt.Sprintf(`UPDATE events SET created_at = 'infinity' WHERE global_position = %d`, bad), // no time.Time holds that
+				fmt.Sprintf(`UPDATE events SET created_at = 'infinity' WHERE global_position = %d`, bad), // time.Time can't hold that
 			} {
 				if _, err := db.Exec(statement); err != nil {
 					t.Fatal(err)

@@ -14,8 +14,8 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/ops"
 )
 
-// pgx masks what it recognises as a password in a connection string that it can't
-// parse, and quotes the rest.
+// If pgx can't parse a connection string, it masks what it recognises as a password, and quotes
+// the rest.
 func TestNoSecretOfPgxLeaves(t *testing.T) {
 	for _, dsn := range []string{
 		"postgres://user:hunter2@127.0.0.1:x/db",
@@ -40,7 +40,7 @@ func TestNoSecretOfPgxLeaves(t *testing.T) {
 				t.Fatalf("%v, of which is left: %v", err, redact.Error(err))
 			}
 			if db == nil {
-				return // it is said before there is anything of ours
+				return // New has returned the error already
 			}
 			events, err := orchestrator.NewEventTable(db, "")
 			if err != nil {
@@ -63,7 +63,7 @@ func TestNoSecretOfPgxLeaves(t *testing.T) {
 			}
 		})
 	}
-	// A part of the password that is taken for the name of the database.
+	// A part of the password that looks like the name of the database.
 	db, err := sql.Open("pgx", "postgres://127.0.0.1:1/hunter2@10.0.0.1/db")
 	if err != nil {
 		t.Fatal(err)

@@ -18,8 +18,8 @@ import (
 
 func openPQ(url string) (*sql.DB, error) { return sql.Open("postgres", url) }
 
-// Settings of the connection that can't work are refused by name before anything is
-// touched, and the others work, with either driver, in each of pgx's modes.
+// Settings of the connection that can't work are refused by name before anything is changed. The
+// others work, with either driver, in each of pgx's modes.
 func TestSettings(t *testing.T) {
 	base, address := pgtest.Database(t)
 	if err := orchestrator.RunMigrations(base); err != nil {
@@ -83,7 +83,7 @@ func TestSettings(t *testing.T) {
 				}
 				switch {
 				case refused && driver == "pq" && errors.Is(err, orchestrator.ErrInvalidConfig) && strings.Contains(err.Error(), "connection string"):
-					// The driver refuses it, and its words may have the password in them.
+					// The driver refuses it, and its error may contain the password.
 				case refused && (err == nil || !strings.Contains(err.Error(), c.name)):
 					t.Errorf("Run returned %v, which does not name %s", err, c.name)
 				case !refused && err != nil:

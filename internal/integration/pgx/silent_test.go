@@ -12,8 +12,8 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/wire"
 )
 
-// With pgx, a call on a connection that has fallen silent ends with its context as well,
-// also one that has none of its own, and the pool has another connection for the next.
+// With pgx too, a call on a silent connection ends with its context, even a call without one,
+// and the pool has another connection for the next call.
 func TestSilentConnectionWithPgx(t *testing.T) {
 	for name, call := range map[string]func(ctx context.Context, db *sql.DB, silence func()) error{
 		"a row": func(ctx context.Context, db *sql.DB, silence func()) error {

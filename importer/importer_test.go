@@ -23,7 +23,7 @@ import (
 
 func TestMain(m *testing.M) { os.Exit(testworld.Main(m)) }
 
-// A world is a testworld.World with the checkpoints of processors that are run by hand.
+// A world is a testworld.World with checkpoints of hand-run processors.
 type world struct{ *testworld.World }
 
 const handRunTable = `
@@ -47,15 +47,15 @@ func handRunKey(projection string, k, n int) string {
 	return fmt.Sprintf("%s_p%d", projection, k)
 }
 
-// handRun is a processor as it was run by hand, partition k of n: it handles
-// its events from its checkpoint to a position.
+// handRun is a hand-run processor of partition k of n. It handles its events from its checkpoint
+// up to a position.
 func (w *world) handRun(projection string, k, n int, to int64) {
 	w.T.Helper()
 	for w.handRunBatch(projection, k, n, to) > 0 {
 	}
 }
 
-// handRunBatch is one transaction of it, and returns how many events it saw.
+// handRunBatch runs one transaction of it, and returns how many events it read.
 func (w *world) handRunBatch(projection string, k, n int, to int64) int {
 	w.T.Helper()
 	const batch = 40
@@ -116,7 +116,7 @@ INSERT INTO projection_checkpoints (projection_name, last_global_position) VALUE
 	return seen
 }
 
-// handRunTo runs all partitions to positions of their own.
+// handRunTo runs each partition up to a position of its own.
 func (w *world) handRunTo(projection string, positions ...int64) {
 	w.T.Helper()
 	for k, to := range positions {
@@ -146,7 +146,7 @@ func mustImport(t testing.TB, cfg importer.Config) importer.Result {
 	return got
 }
 
-// state is everything that an import must not change when it fails.
+// state returns everything that a failed import must not change.
 func (w *world) state() string {
 	w.T.Helper()
 	var s strings.Builder
@@ -163,9 +163,9 @@ func (w *world) state() string {
 	return s.String()
 }
 
-// Hand-run partitions at different positions, imported and run by workers
-// whose number changes. Nothing is lost; nothing is repeated where the total
-// divides 5040, and elsewhere only above the lowest position.
+// Hand-run partitions at different positions are imported, and workers whose number changes go
+// on. Nothing is lost. Nothing is repeated if the total divides 5040; otherwise only events
+// above the lowest position are.
 func TestImport(t *testing.T) {
 	t.Parallel()
 	for _, total := range []int{1, 2, 3, 4, 7, 16, 11, 13} {
@@ -219,8 +219,8 @@ func TestImport(t *testing.T) {
 	}
 }
 
-// The set runs something else, with fewer partitions than are imported, when
-// the import comes; the projection is picked up with the next generation.
+// The set runs another projection, with fewer partitions than are imported. The imported
+// projection starts with the next generation.
 func TestImportIntoARunningSet(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -295,7 +295,8 @@ func TestImportRefuses(t *testing.T) {
 	}
 }
 
-// refused demands an error that says something, and that nothing has changed.
+// refused fails the test unless Import returns an error with the given texts and changes
+// nothing.
 func (w *world) refused(cfg importer.Config, want error, says ...string) {
 	w.T.Helper()
 	before := w.state()
@@ -332,8 +333,7 @@ func TestImportTwice(t *testing.T) {
 	w.refused(w.importing("p", 2), importer.ErrCheckpointsExist, `replica set "set"`)
 }
 
-// Workers had the projection before the import. The way out that the error
-// names works.
+// Workers have run the projection before the import. The remedy in the error works.
 func TestImportAfterWorkersHaveStarted(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -353,7 +353,7 @@ func TestImportAfterWorkersHaveStarted(t *testing.T) {
 	w.CheckEffects("transactional")
 }
 
-// Another set has the projection, and a worker that runs it, or has died.
+// Another set has the projection, with a worker that runs it or has died.
 func TestImportTaken(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -388,7 +388,7 @@ func TestImportDryRun(t *testing.T) {
 	}
 }
 
-// Any table will do.
+// Any table works.
 func TestImportFromAnotherTable(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -399,7 +399,7 @@ func TestImportFromAnotherTable(t *testing.T) {
 	cfg.Old = importer.OldCheckpoints{
 		Schema: "Legacy", Table: "the positions", KeyColumn: "Part", PositionColumn: "at",
 		Key: func(_ string, partition, total int) string {
-			if total != 2 { // the others in the table are other projections'
+			if total != 2 { // the other rows belong to other projections
 				return ""
 			}
 			return fmt.Sprint(100 + partition)
@@ -434,7 +434,7 @@ func TestImportMeetsALockedRow(t *testing.T) {
 	}
 }
 
-// A processor moves while the import watches: the import makes way.
+// A processor moves during the watch: the import gives way.
 func TestImportMeetsAMovingProcessor(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -460,8 +460,8 @@ func TestImportMeetsAMovingProcessor(t *testing.T) {
 	}
 }
 
-// A processor has read its checkpoint and is in the midst of a batch that takes
-// longer than the watch: no row is locked, nothing moves.
+// A processor has read its checkpoint and is in the middle of a batch that takes longer than the
+// watch: it has locked no row and moves nothing.
 func TestImportMeetsALongBatch(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -483,7 +483,7 @@ func TestImportMeetsALongBatch(t *testing.T) {
 	mustImport(t, w.importing("p", 1))
 }
 
-// importWatches waits until an import has the rows locked and looks who waits.
+// importWatches waits until an import has locked the rows and watches.
 func (w *world) importWatches() {
 	w.T.Helper()
 	pgtest.Eventually(w.T, "the import watches", func() bool {
@@ -491,7 +491,7 @@ func (w *world) importWatches() {
 	})
 }
 
-// The caller gives up during the watch.
+// The context ends during the watch.
 func TestImportCancelled(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -511,8 +511,8 @@ func TestImportCancelled(t *testing.T) {
 	}
 }
 
-// A worker joins while the import is under way: it goes on from the imported
-// positions, or the import is refused because it has begun at zero.
+// A worker joins during the import: it starts from the imported positions, or the import is
+// refused because the worker has started at zero.
 func TestImportRacesWithAWorker(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -552,7 +552,7 @@ func TestImportRacesWithAWorker(t *testing.T) {
 	t.Log(outcomes)
 }
 
-// wayBack returns the SQL for going back of docs/pupsourcing.md, for a projection and a total.
+// wayBack returns the documented SQL for the way back, for a projection and a total.
 func wayBack(t *testing.T, projection string, total int) string {
 	t.Helper()
 	page, err := os.ReadFile("../docs/pupsourcing.md")
@@ -578,9 +578,9 @@ func (w *world) oldPositions(projection string, total int) (positions []int64) {
 	return positions
 }
 
-// From three hand-run partitions to a worker that has not handled anything yet,
-// whose one checkpoint has marks, and back: exact for three and for six, the
-// lowest for one and for eleven.
+// From three hand-run partitions to a worker that has handled nothing yet, whose one checkpoint
+// has marks, and back: exact for three and six partitions, the lowest position for one and
+// eleven.
 func TestImportAndBackWithMarks(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -623,16 +623,16 @@ func TestImportAndBackWithMarks(t *testing.T) {
 	}
 }
 
-// Workers leave their partitions far apart, and processors run by hand go on:
-// nothing is lost, and nothing repeated but above the lowest position, and not
-// even that where the totals allow.
+// Workers leave their partitions far apart, and hand-run processors go on. Nothing is lost.
+// Nothing is repeated except above the lowest position, and nothing at all if the totals allow
+// that.
 func TestImportAndBack(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	w.Append(600)
 	w.handRunTo("p", 100, 50)
 	mustImport(t, w.importing("p", 2))
-	// Partition 1 of 2 is stuck above position 200, and so is whoever is left alone.
+	// Partition 1 of 2 is stuck above position 200, and so is a worker that is alone.
 	var stuck atomic.Bool
 	p := testworld.Effects{Projection: "p", Hook: func(ctx context.Context, e orchestrator.Event) error {
 		switch a, _ := orchestrator.DeliveryFrom(ctx); {

@@ -17,7 +17,7 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
 )
 
-// segmentTables have the shape of those of github.com/pupsourcing/core.
+// segmentTables have the columns of the tables of github.com/pupsourcing/core.
 const segmentTables = `
 CREATE TABLE consumer_segments (
 	consumer_name text NOT NULL, segment_id int NOT NULL, total_segments int NOT NULL,
@@ -28,7 +28,7 @@ CREATE TABLE consumer_workers (
 	PRIMARY KEY (consumer_name, worker_id));
 CREATE TABLE handled (position bigint, aggregate text, segment int)`
 
-// A segmentWorld is a database with tables of that shape.
+// A segmentWorld is a database with such tables.
 type segmentWorld struct {
 	t  *testing.T
 	db *sql.DB
@@ -60,7 +60,7 @@ func (w *segmentWorld) number(query string) (n int64) {
 	return n
 }
 
-// segments inserts the segments of a consumer, unclaimed, at positions.
+// segments inserts unclaimed segments of a consumer at positions.
 func (w *segmentWorld) segments(consumer string, positions ...int64) {
 	w.t.Helper()
 	for k, p := range positions {
@@ -72,8 +72,8 @@ func (w *segmentWorld) importing(total int) importer.Config {
 	return importer.Config{DB: w.db, Projection: "orders", ReplicaSet: "set", Total: total, Segments: &importer.Segments{}, Watch: time.Millisecond}
 }
 
-// Segments at different positions, run on by workers here: nothing is lost and nothing is
-// handled twice. So their hash is ours.
+// Segments at different positions are imported, and workers go on: nothing is lost and nothing
+// is handled twice. So both use the same hash.
 func TestSegments(t *testing.T) {
 	t.Parallel()
 	const total, events = 16, 800
@@ -89,7 +89,7 @@ func TestSegments(t *testing.T) {
 	for k := range positions {
 		positions[k] = int64(100 + k*211%500)
 	}
-	positions[3] = 0 // it has handled nothing
+	positions[3] = 0 // this segment has handled nothing
 	w.segments("orders", positions...)
 	w.segments("others", 7, 9)
 	rows, err := w.db.QueryContext(t.Context(), `SELECT global_position, aggregate_id FROM events`)
@@ -161,7 +161,7 @@ func TestSegments(t *testing.T) {
 	}
 }
 
-// A strategy is a function that is a PartitionStrategy.
+// A strategy is a function that implements PartitionStrategy.
 type strategy func(id string, partition, total int) bool
 
 func (s strategy) ShouldProcess(id string, partition, total int) bool { return s(id, partition, total) }
@@ -172,14 +172,14 @@ func hashed(id string) uint32 {
 	return h.Sum32()
 }
 
-// What does not fit is refused by name, and nothing is changed.
+// What can't be imported is refused by name, and nothing is changed.
 func TestSegmentsRefused(t *testing.T) {
 	t.Parallel()
 	old, moving, invalid := importer.ErrOldCheckpoints, importer.ErrStillMoving, orchestrator.ErrInvalidConfig
 	for _, tt := range []struct {
 		why    string
 		total  int
-		setUp  string // beside four segments of "orders"
+		setUp  string // in addition to four segments of "orders"
 		change func(*importer.Config)
 		want   error
 		says   []string
@@ -235,7 +235,7 @@ func (w *segmentWorld) refused(cfg importer.Config, want error, says ...string) 
 	w.isRefusal(err, want, says...)
 }
 
-// refusedDuring is refused, where something happens during the watch.
+// refusedDuring is refused for an import during which something happens.
 func (w *segmentWorld) refusedDuring(happens func(), cfg importer.Config, want error, says ...string) {
 	w.t.Helper()
 	refused := make(chan error, 1)
@@ -265,7 +265,7 @@ func (w *segmentWorld) isRefusal(err, want error, says ...string) {
 	}
 }
 
-// What is well: a strategy that does the same, workers that are dead, and other names.
+// What can be imported: an equivalent strategy, dead workers, and other names.
 func TestSegmentsTaken(t *testing.T) {
 	t.Parallel()
 	w := newSegmentWorld(t)
@@ -287,8 +287,8 @@ func TestSegmentsTaken(t *testing.T) {
 	}
 }
 
-// Processors that are not stopped are seen: one in the midst of a batch, one that commits
-// during the watch, one that has a segment locked, one that begins to live.
+// Running processors are detected: one in the middle of a batch, one that commits during the
+// watch, one that has a segment locked, one that starts.
 func TestSegmentsThatMove(t *testing.T) {
 	t.Parallel()
 	begin := func(w *segmentWorld, query string) *sql.Tx {
@@ -342,7 +342,7 @@ func TestSegmentsThatMove(t *testing.T) {
 	})
 }
 
-// The one checkpoint of a consumer of eventsalsa/worker, as docs/successors.md has it.
+// The single checkpoint of a consumer of eventsalsa/worker, as in docs/successors.md.
 func TestOneCheckpointOfAConsumer(t *testing.T) {
 	t.Parallel()
 	w := newSegmentWorld(t)

@@ -13,16 +13,16 @@ import (
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 )
 
-// pass has time pass, by the fake clock of a bubble: it takes none.
+// pass lets time pass by the fake clock of a bubble, without waiting.
 func pass(d time.Duration) { time.Sleep(d) }
 
-// answers is the check of a database that is there.
+// answers is a check that succeeds.
 func answers(context.Context) error { return nil }
 
-// A hundred who look read the database as often as one does.
+// A hundred concurrent requests cause as many reads of the database as one.
 func TestStatusCacheShares(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		reads := 0 // one at a time, or the race detector says so
+		reads := 0 // one at a time, or the race detector complains
 		answer := make(chan struct{})
 		c := &statusCache{check: answers, read: func(context.Context) ([]setKnown, error) {
 			reads++
@@ -39,7 +39,7 @@ func TestStatusCacheShares(t *testing.T) {
 				}
 			})
 		}
-		synctest.Wait() // all of them wait for the first reading
+		synctest.Wait() // all requests wait for the first read
 		close(answer)
 		viewers.Wait()
 		if reads != 1 {
@@ -52,7 +52,7 @@ func TestStatusCacheShares(t *testing.T) {
 	})
 }
 
-// Who asks after an order is not told of a reading that began before it:
+// A request after an order does not get the result of a read that started before the order:
 //
 //  1. a reading begins
 //  2. an order is carried out
@@ -67,7 +67,7 @@ func TestStatusCacheForgets(t *testing.T) {
 			return []setKnown{{ReplicaSetStatus: ReplicaSetStatus{Generation: read}}}, nil
 		}}
 		go c.get(t.Context())
-		synctest.Wait() // it is on its way
+		synctest.Wait() // the read is under way
 		generation = 2
 		c.invalidate()
 		asked := make(chan struct{})
@@ -77,14 +77,14 @@ func TestStatusCacheForgets(t *testing.T) {
 				t.Errorf("got %+v, %v; want what is so after the order", k, err)
 			}
 		}()
-		synctest.Wait() // somebody has asked, and it still is
+		synctest.Wait() // a request has come, and the read is still under way
 		close(answer)
 		<-asked
 	})
 }
 
-// Orders that follow each other keep nobody from an answer: who asks is told of a
-// reading that began after he asked, and not of one after all orders.
+// Several orders in a row delay no request: it gets the result of a read that started after the
+// request, even if more orders follow.
 func TestStatusCacheUnderOrders(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		reads := 0
@@ -114,8 +114,8 @@ func TestStatusCacheUnderOrders(t *testing.T) {
 	})
 }
 
-// A database that answers, and takes long to be read, is not away: who asks is told
-// so, and the reading goes on and is what he gets later.
+// If the database answers, but reading takes long, it does not count as unreachable: a request
+// is told so. The read goes on, and a later request gets its result.
 func TestStatusCacheSlow(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		takes := 8 * time.Second
@@ -140,7 +140,7 @@ func TestStatusCacheSlow(t *testing.T) {
 		if err != nil || k.Slow || k.code != 200 || len(k.ReplicaSets) != 1 || reads != 1 {
 			t.Errorf("got %+v, %v after %d readings; want what the first has read", k, err, reads)
 		}
-		// What took long is read more seldom, and may take longer.
+		// After a slow read, the next one comes later and may take longer.
 		pass(15 * time.Second)
 		if _, err := c.get(t.Context()); err != nil || reads != 1 {
 			t.Errorf("%d readings, %v", reads, err)
@@ -158,7 +158,7 @@ func TestStatusCacheSlow(t *testing.T) {
 	})
 }
 
-// An order that is refused makes nobody read again.
+// A refused order causes no new read.
 func TestStatusRefusedOrders(t *testing.T) {
 	h := StatusHandler(nil, AllowActions()).(*statusHandler)
 	for _, body := range []string{`{"action":"nonsense"}`, `nonsense`, `{"action":"pause"}`, `{"action":"retry","projection":"p","position":"x"}`} {
@@ -171,7 +171,7 @@ func TestStatusRefusedOrders(t *testing.T) {
 	}
 }
 
-// All who ask are answered with the same bytes.
+// All requests get the same encoded answer.
 func TestStatusEncodedOnce(t *testing.T) {
 	k := &statusKnown{ReplicaSets: []setKnown{{ReplicaSetStatus: ReplicaSetStatus{ReplicaSet: "a"}}, {ReplicaSetStatus: ReplicaSetStatus{ReplicaSet: "b"}}}}
 	for _, c := range []struct {
@@ -192,13 +192,13 @@ func TestStatusEncodedOnce(t *testing.T) {
 	}
 }
 
-// A viewer who goes away takes the reading from nobody, and a database that is
-// silent holds nobody up for longer than statusPatience.
+// A client that goes away does not end the read for the others. A silent database delays no
+// request for longer than statusPatience.
 func TestStatusCacheBounds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		silent := make(chan struct{})
 		c := &statusCache{check: func(context.Context) error {
-			<-silent // and no heed of its context
+			<-silent // and ignores its context
 			return errors.New("late")
 		}}
 		ctx, leave := context.WithCancel(t.Context())

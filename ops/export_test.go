@@ -10,7 +10,7 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
-// StatusQueries are what Status asks of the server, for a set.
+// StatusQueries returns the queries of Status for a set.
 func StatusQueries(set string) (queries []string) {
 	for _, statement := range []sqltext.Statement{statusReportsSQL, statusWorkersSQL, statusParkedSQL, statusPartitionsSQL, statusRebuildsSQL} {
 		query, _ := sqltext.Names{Schema: "public", Literals: true}.Bind(statement, sqltext.Values{"set": set})
@@ -19,7 +19,7 @@ func StatusQueries(set string) (queries []string) {
 	return queries
 }
 
-// HoldForTest holds a projection, as Promote does before it crashes.
+// HoldForTest holds a projection, as Promote does.
 func HoldForTest(ctx context.Context, db *sql.DB, set orchestrator.ReplicaSetName, projection string) (generation int64, err error) {
 	return orderOf(ctx, store.Tables{DB: db}, set, protocol.Order{Kind: protocol.OrderHold, Projection: projection})
 }

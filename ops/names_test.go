@@ -11,8 +11,8 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/ops"
 )
 
-// A name that nothing can have is refused where it enters, with what is wrong with
-// it, and not taken for a database that is away; whatever the driver.
+// An invalid name is refused at every entry, with the reason, and does not look like an
+// unreachable database, with any driver.
 func TestNamesThatEnter(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)

@@ -13,9 +13,8 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/ops"
 )
 
-// When the generation of a pause is active, no handler of the projection runs, and
-// none begins until it is resumed; a restart and a re-partition change nothing
-// about that. The others go on.
+// When the generation of a pause is active, no handler of the projection runs, and none starts
+// until it is resumed, also after a restart and a rebalance. The other projections go on.
 func TestPause(t *testing.T) {
 	w := newWorld(t)
 	ctx, h := t.Context(), &testworld.History{}
@@ -57,8 +56,7 @@ func TestPause(t *testing.T) {
 	h.Check(t)
 }
 
-// A set that is paused has members, and partitions, and handles nothing; new
-// workers can join it.
+// A paused set has members and partitions, and handles nothing. New workers can join it.
 func TestPauseAll(t *testing.T) {
 	w := newWorld(t)
 	ctx, h := t.Context(), &testworld.History{}
@@ -77,7 +75,7 @@ func TestPauseAll(t *testing.T) {
 	if _, err := ops.Resume(ctx, w.DB, "set", "batched"); !errors.Is(err, ops.ErrRejected) {
 		t.Errorf("resume one of a set that is paused: %v", err)
 	}
-	first.Stop() // nobody waits for lanes that were never started
+	first.Stop() // there are no lanes to wait for
 	w.Active("set", 1)
 	again, err := ops.PauseAll(ctx, w.DB, "set")
 	if now := w.Generation(); err != nil || again != now || again <= generation {
@@ -89,8 +87,8 @@ func TestPauseAll(t *testing.T) {
 	h.Check(t)
 }
 
-// A rewind under load replays exactly what is above the position: what was in
-// flight when it was ordered is committed before it, or not at all.
+// A rewind under load repeats exactly the events after the position. Transactions in flight when
+// it was ordered commit before it, or not at all.
 func TestRewind(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -116,12 +114,12 @@ func TestRewind(t *testing.T) {
 		w.Exec(`DELETE FROM effects WHERE projection = 'batched' AND generation < $1`, generation)
 		w.Exec(`INSERT INTO effects (projection, position, aggregate, generation, partition, total, id)
 			SELECT 'batched', global_position, aggregate_id, 0, 0, 1, -100000 + global_position FROM events WHERE global_position <= $1`, position)
-		w.CheckEffects(testworld.Exact...) // the others' too
+		w.CheckEffects(testworld.Exact...) // those of the other projections as well
 	}
 	h.Check(t)
 }
 
-// Forward, and with nobody there: the next worker starts from the position.
+// Forward, without a worker: the next worker starts from the position.
 func TestRewindWithoutWorkers(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -151,7 +149,8 @@ func TestRewindWithoutWorkers(t *testing.T) {
 	}
 }
 
-// A worker that is drained has no partitions, keeps its place, and gets some again.
+// A drained worker has no partitions, keeps its place among the members, and gets partitions
+// again.
 func TestDrainWorker(t *testing.T) {
 	w := newWorld(t)
 	ctx, h := t.Context(), &testworld.History{}
@@ -172,7 +171,7 @@ func TestDrainWorker(t *testing.T) {
 	if _, err := ops.DrainWorker(ctx, w.DB, "set", workers[1].Worker); !errors.Is(err, ops.ErrRejected) || !strings.Contains(err.Error(), "last") {
 		t.Errorf("drain the last worker: %v", err)
 	}
-	// Nobody is left that could have partitions: nothing is handed over to nobody.
+	// No worker is left that could have partitions, so none are handed over.
 	second.Stop()
 	w.Append(100)
 	w.Ordered("set")(ops.UndrainWorker(ctx, w.DB, "set", name))
@@ -219,8 +218,8 @@ func TestOrdersThatCannotBe(t *testing.T) {
 	}
 }
 
-// A projection that is still to come can be paused, and set to a position, where it starts
-// then. HasRun tells it from one that has run, which is how a mistyped name is noticed.
+// A projection that has never run can be paused and rewound: it starts at that position. HasRun
+// distinguishes it from one that has run, so that mistyped names are noticed.
 func TestOrderAhead(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)

@@ -19,7 +19,7 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/ops"
 )
 
-// An exchange is a request to the status page and what came back.
+// An exchange is a request to the status page and the response.
 type exchange struct {
 	*http.Response
 	body string
@@ -35,7 +35,7 @@ func ask(h http.Handler, method, target, body string, header ...string) exchange
 	return exchange{w.Result(), w.Body.String()}
 }
 
-// statusOf reads the answer in JSON.
+// statusOf is the JSON answer.
 type statusOf struct {
 	At          string
 	Error       string
@@ -63,7 +63,7 @@ func askStatus(t *testing.T, h http.Handler, target string, code int) (s statusO
 	return s
 }
 
-// aSet writes the rows of a replica set that no worker runs.
+// aSet inserts the rows of a replica set without workers.
 func (w *world) aSet(set string, projections ...string) {
 	w.T.Helper()
 	w.Exec(`INSERT INTO orchestrator_replica_sets (name, generation, total, reason, opened_at, activated_at) VALUES ($1, 3, 1, '1 joined', now(), now())`, set)
@@ -157,7 +157,7 @@ func TestStatusPageHeaders(t *testing.T) {
 	}
 }
 
-// Names are data, in JSON as on the page (which internal/integration/browser looks at).
+// Names are data in JSON. (internal/integration/browser checks them on the page.)
 func TestStatusPageEscapes(t *testing.T) {
 	t.Parallel()
 	const evil = `<script>alert(1)</script>`
@@ -217,7 +217,7 @@ func TestStatusPageActions(t *testing.T) {
 	for _, c := range []struct {
 		body string
 		code int
-		so   string // SQL: what must hold then
+		so   string // SQL that must be true then
 	}{
 		{`{"action":"pause","replica_set":"main","projection":"users"}`, 200, `SELECT (paused = '["users"]')::int FROM orchestrator_replica_sets`},
 		{`{"action":"resume","replica_set":"main","projection":"users"}`, 200, `SELECT (paused = '[]')::int FROM orchestrator_replica_sets`},
@@ -227,7 +227,7 @@ func TestStatusPageActions(t *testing.T) {
 		{`{"action":"discard","projection":"users","position":69}`, 200, `SELECT count(*) FROM orchestrator_parked WHERE position = 69 AND request = 'discard'`},
 		{`{"action":"rewind","replica_set":"main","projection":"users","position":7}`, 200, `SELECT (rewinds = '{"users": 7}')::int FROM orchestrator_replica_sets`},
 		{`{"action":"park","replica_set":"main","projection":"users","position":71,"by":"ann"}`, 200, `SELECT count(*) FROM orchestrator_park_orders WHERE position = 71 AND ordered_by = 'ann' AND ended_at IS NULL`},
-		// What can't be carried out.
+		// Orders that can't be carried out.
 		{`{"action":"park","replica_set":"main","projection":"users","position":68,"by":"ann"}`, 409, ``},
 		{`{"action":"park","replica_set":"main","projection":"nothing","position":12,"by":"ann"}`, 409, ``},
 		{`{"action":"park","replica_set":"main","projection":"users","position":12,"by":"a\u0000"}`, 409, ``},
@@ -239,7 +239,7 @@ func TestStatusPageActions(t *testing.T) {
 		{`{"action":"rewind","replica_set":"main","projection":"users","position":-1}`, 409, ``},
 		{`{"action":"drain","replica_set":"main","worker":"nobody"}`, 409, ``},
 		{`{"action":"undrain","replica_set":"main","worker":"nobody"}`, 409, ``},
-		// What is no order; above all, nothing left out means everything.
+		// Bodies that are no orders. Above all, a missing field must not mean "all".
 		{`{"action":"pause","replica_set":"main"}`, 400, `SELECT (paused = '[]')::int FROM orchestrator_replica_sets`},
 		{`{"action":"rewind","replica_set":"main","projection":"users"}`, 400, `SELECT (rewinds = '{"users": 7}')::int FROM orchestrator_replica_sets`},
 		{`{"action":"discard","projection":"users"}`, 400, ``},
@@ -277,21 +277,22 @@ func TestStatusPageActions(t *testing.T) {
 	if got := post(`{"action":"explode"}`); !strings.Contains(got.body, `unknown action \"explode\"`) {
 		t.Errorf("what there is not is answered with %s", got.body)
 	}
-	// One that has not run yet may be to come; or its name is mistyped, so it is told.
+	// A projection that has never run may come later, or its name is mistyped: the answer says
+	// so.
 	for _, action := range []string{"pause", "resume"} {
 		got := post(`{"action":"` + action + `","replica_set":"main","projection":"nothing"}`)
 		if not := strings.Contains(got.body, `"not_run":true`); got.StatusCode != 200 || not != (action == "pause") {
 			t.Errorf("%s of a projection that has not run yet: %s", action, got.body)
 		}
 	}
-	// The next answer is not one from before the order.
+	// The next answer is not from before the order.
 	post(`{"action":"pause","replica_set":"main","projection":"orders"}`)
 	if set := askStatus(t, h, "/", 200).ReplicaSets[0]; !cmp.Equal(set.Paused, []string{"orders"}) {
 		t.Errorf("paused after the order: %v", set.Paused)
 	}
 }
 
-// No page of another site can give an order.
+// A page of another site can't give orders.
 func TestStatusPageCrossSite(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -332,7 +333,7 @@ func TestStatusPageCrossSite(t *testing.T) {
 	}
 }
 
-// What was known is shown while the database is away.
+// The latest known state is shown while the database is unreachable.
 func TestStatusPageDatabaseAway(t *testing.T) {
 	w := newWorld(t)
 	w.aSet("main", "users")
@@ -374,7 +375,7 @@ func TestStatusPageDatabaseAway(t *testing.T) {
 	}
 }
 
-// No table: waiting does not help, and the answer says what does.
+// Without tables, waiting does not help, and the answer says what does.
 func TestStatusPageWithoutSchema(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -384,7 +385,7 @@ func TestStatusPageWithoutSchema(t *testing.T) {
 	}
 }
 
-// It works under any address, with or without a slash at the end.
+// The handler works under any address, with or without a slash at the end.
 func TestStatusPageMounted(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)

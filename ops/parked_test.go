@@ -16,8 +16,8 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/ops"
 )
 
-// A retry that fails again leaves its event where it is, without the request; the
-// later ones wait. A retry whose COMMIT is not heard of has its effect once.
+// If a retry fails again, the event stays parked without the request, and later ones wait. A
+// retry whose COMMIT gets no answer has its effect once.
 func TestRetryParked(t *testing.T) {
 	t.Parallel()
 	for _, happened := range []bool{true, false} {
@@ -49,7 +49,8 @@ func TestRetryParked(t *testing.T) {
 					got, _ := w.Parked(name)
 					return slices.Equal(got, events)
 				})
-				// Not the first: it waits, and nothing comes of it. The first: it fails.
+				// Not the first event of its aggregate: it waits, and the request has no effect.
+				// The first one: it fails.
 				_, before := w.Parked(name)
 				w.Retry(name, ops.ParkedSelector{Positions: events[1:2]})
 				w.Retry(name, ops.ParkedSelector{Positions: events[:1]})
@@ -84,7 +85,7 @@ func TestRetryParked(t *testing.T) {
 	}
 }
 
-// What is discarded is never handled, and what is not waits until it is asked for.
+// A discarded event is never handled. Other parked events wait for a request.
 func TestDiscardParked(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -116,7 +117,7 @@ func TestDiscardParked(t *testing.T) {
 	}
 }
 
-// An event that is no longer in the store stays parked, with an error that says so.
+// If an event is no longer in the store, its row stays parked, with an error that says so.
 func TestRetryParkedEventThatIsGone(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)

@@ -15,7 +15,7 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/ops"
 )
 
-// lastOrder is what History tells of the latest order to park an event.
+// lastOrder returns the latest order to park an event, from History.
 func (w *world) lastOrder(set orchestrator.ReplicaSetName) ops.ParkOrder {
 	w.T.Helper()
 	records, err := ops.History(w.T.Context(), w.DB, set, 100)
@@ -33,19 +33,18 @@ func (w *world) lastOrder(set orchestrator.ReplicaSetName) ops.ParkOrder {
 	return last
 }
 
-// failsAt waits until a projection is known to fail at an event.
+// failsAt waits until the status shows that a projection fails at an event.
 func (w *world) failsAt(set orchestrator.ReplicaSetName, position int64) {
 	w.T.Helper()
 	pgtest.Eventually(w.T, fmt.Sprintf("%s fails at event %d", set, position), func() bool {
-		s, _ := ops.Status(w.T.Context(), w.DB, set) // there may be none yet
+		s, _ := ops.Status(w.T.Context(), w.DB, set) // the set may not exist yet
 		return slices.ContainsFunc(s.Waits, func(wait ops.Wait) bool { return wait.Kind == ops.WaitRetry && wait.Position == position })
 	})
 }
 
-// Of each kind of projection, under each policy that never parks, the event that holds a
-// partition up is parked by order, with the later ones of its aggregate; all others go on,
-// and when the handler is mended, what is parked is retried, and each event has had its
-// effect once.
+// For each kind of projection, and each policy that never parks, an order parks the event that
+// blocks a partition, and the later events of its aggregate. All others go on. When the handler
+// works again and the parked events are retried, each event has had its effect once.
 func TestPark(t *testing.T) {
 	t.Parallel()
 	for _, policy := range []orchestrator.FailurePolicy{orchestrator.RetryForever, orchestrator.StopOnFailure} {
@@ -65,7 +64,7 @@ func TestPark(t *testing.T) {
 			}
 			for name, kind := range kinds {
 				cfg := w.Config(w.DB, orchestrator.ReplicaSetName("of "+name))
-				cfg.LeaseOnly = true // or the plain one may repeat events where the machine is loaded
+				cfg.LeaseOnly = true // or the plain projection may repeat events on a loaded machine
 				cfg.Failures = map[string]orchestrator.FailureRule{name: {Policy: policy, Attempts: 1}}
 				p := kind(testworld.Effects{Projection: name, Hook: hook})
 				r := testworld.Run(t, cfg, p)
@@ -118,8 +117,8 @@ func TestPark(t *testing.T) {
 	}
 }
 
-// An order for an event that the projection does not stand at parks nothing, whether it is
-// past that, is to come to it, or never will, and says so, with projection and position.
+// An order for another event than the one that fails parks nothing, whether the projection is
+// past that event, has not reached it, or never will. The error names projection and position.
 func TestParkElsewhere(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -166,13 +165,13 @@ func TestParkElsewhere(t *testing.T) {
 	w.CheckEffects("p")
 }
 
-// stream waits until a worker has reported where the stream ends.
+// stream waits until a worker has reported the end of the stream.
 func (w *world) stream(set orchestrator.ReplicaSetName, head int64) {
 	pgtest.Eventually(w.T, "the head is reported", func() bool { s, _ := w.Stand(set); return s.Head == head })
 }
 
-// An event at which a handler hangs is parked when the call returns; and one that was handled
-// then is not: the order lapses, also where no lane looks at it any more.
+// An event at which a handler hangs is parked when the call returns with an error. If the call
+// succeeds, the order lapses, also if no lane reads it any more.
 func TestParkWhileAHandlerHangs(t *testing.T) {
 	t.Parallel()
 	for _, fails := range []bool{true, false} {
@@ -221,8 +220,8 @@ func TestParkWhileAHandlerHangs(t *testing.T) {
 	}
 }
 
-// An event that can't be read is parked by order like one that the handler fails at, and an
-// order that is given while the projection is paused waits until it is resumed.
+// An event that can't be read is parked by order like one at which the handler fails. An order
+// that is given while the projection is paused waits until it is resumed.
 func TestParkWhatCannotBeRead(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -248,7 +247,7 @@ func TestParkWhatCannotBeRead(t *testing.T) {
 	r.Stop()
 }
 
-// An order is carried out by whoever has the partition by then.
+// The worker that has the partition by then carries out the order.
 func TestParkAcrossRebalances(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)

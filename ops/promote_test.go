@@ -19,9 +19,9 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/ops"
 )
 
-// A version is one version of a read model: each row says which event it is of, and whether
-// that was a replay when it was handled. live are those that were not: what a version has
-// done beyond its read model.
+// version returns one version of a read model. Each row says which event it is for, and whether
+// the event was a replay. live are the events that were not: those for which the version has
+// caused side effects.
 func version(w *world, name string, options ...orchestrator.ProjectionOption) orchestrator.Projection[orchestrator.Event] {
 	w.T.Helper()
 	w.Exec(fmt.Sprintf(`CREATE TABLE IF NOT EXISTS %s (position bigint PRIMARY KEY, replay text NOT NULL)`, name))
@@ -32,7 +32,7 @@ func version(w *world, name string, options ...orchestrator.ProjectionOption) or
 	}, options...)
 }
 
-// appending appends events until it is stopped, and returns how many.
+// appending appends events until stop is called. stop returns their number.
 func appending(w *world) (stop func()) {
 	var wg sync.WaitGroup
 	var over atomic.Bool
@@ -44,8 +44,8 @@ func appending(w *world) (stop func()) {
 	return func() { over.Store(true); wg.Wait() }
 }
 
-// split checks that each event was handled as new by exactly one version of two, and that
-// live has all of them.
+// split checks that each event was handled as new by exactly one of two versions, and that live
+// has handled all events.
 func (w *world) split(live, other string) {
 	w.T.Helper()
 	pgtest.Eventually(w.T, live+" has all events", func() bool {
@@ -62,8 +62,8 @@ SELECT count(*) FROM events e
 	}
 }
 
-// A read model is built anew beside the live one, while events are appended, takes its
-// place, gives it back, and what is left of it is removed.
+// A read model is rebuilt beside the live one while events are appended, takes its place, gives
+// the place back, and is removed.
 func TestPromote(t *testing.T) {
 	for _, tt := range []struct {
 		name                 string
@@ -87,7 +87,7 @@ func TestPromote(t *testing.T) {
 			next := version(w, "orders_v2", orchestrator.WithRebuildOf("orders"))
 			w.Exec(`CREATE VIEW model AS SELECT * FROM orders`)
 			w.Append(100)
-			if tt.liveWorkers == 0 { // the program that has it alone, before
+			if tt.liveWorkers == 0 { // the only program of the projection, before
 				first := testworld.Run(t, w.Config(w.DB, tt.liveSet), live)
 				w.Active(tt.liveSet, 1)
 				first.Stop()
@@ -162,8 +162,8 @@ func TestPromote(t *testing.T) {
 	}
 }
 
-// Where the live one has stopped at different positions on different slots, for good, the
-// new one comes to where it stands on each.
+// If the live version has stopped for good at different positions on different slots, the
+// rebuild reaches its position on each slot.
 func TestPromoteWhereTheLiveOneStandsStill(t *testing.T) {
 	w := newWorld(t)
 	ctx := t.Context()
@@ -200,7 +200,8 @@ func TestPromoteWhereTheLiveOneStandsStill(t *testing.T) {
 	}
 }
 
-// A program that crashes while it promotes leaves the live one as it was, a few seconds later.
+// If a program crashes during a promotion, the live version goes on as before, a few seconds
+// later.
 func TestPromoteThatCrashes(t *testing.T) {
 	w := newWorld(t)
 	testworld.Run(t, w.Config(w.DB, "live"), version(w, "orders"))
@@ -213,7 +214,7 @@ func TestPromoteThatCrashes(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "division by zero") || !strings.Contains(err.Error(), "nothing of it has happened") {
 		t.Errorf("SQL that fails: %v", err)
 	}
-	w.Ordered("live")(ops.HoldForTest(t.Context(), w.DB, "live", "orders")) // and nobody comes back
+	w.Ordered("live")(ops.HoldForTest(t.Context(), w.DB, "live", "orders")) // and the hold is not renewed
 	w.Append(10)
 	pgtest.Eventually(t, "the live one goes on", func() bool { return w.Number(`SELECT count(*) FROM orders`) == 20 })
 	pgtest.Eventually(t, "the other one follows", func() bool { return w.Number(`SELECT count(*) FROM orders_v2 WHERE replay <> ''`) == 20 })
@@ -223,8 +224,8 @@ func TestPromoteThatCrashes(t *testing.T) {
 	w.split("orders", "orders_v2")
 }
 
-// What is parked alone by the new one keeps it from being promoted: readers would see what
-// the live one has handled go away.
+// If the rebuild has parked events that the live version has handled, it can't be promoted:
+// readers would lose those events.
 func TestPromoteWithParkedEvents(t *testing.T) {
 	w := newWorld(t)
 	ctx := t.Context()
@@ -263,8 +264,8 @@ func TestPromoteWithParkedEvents(t *testing.T) {
 	})
 }
 
-// What has run as a projection of its own can't become a rebuild: it would go on as what it
-// is, and handle everything as new.
+// A projection that has run on its own can't become a rebuild: it would go on from its
+// checkpoints, and handle all events as new.
 func TestRebuildOfWhatHasRun(t *testing.T) {
 	w := newWorld(t)
 	ctx := t.Context()
@@ -282,7 +283,7 @@ func TestRebuildOfWhatHasRun(t *testing.T) {
 	}
 }
 
-// An order about a projection that nobody has come with does not make it a live one.
+// An order about a projection that no worker has does not make it a live version.
 func TestRewindBeforeARebuild(t *testing.T) {
 	w := newWorld(t)
 	ctx := t.Context()
@@ -312,8 +313,8 @@ func beside(w *world, options ...orchestrator.ProjectionOption) (live, next *tes
 	return live, next
 }
 
-// What is retired stays that, whatever its set goes on with; and who asks hears the same as
-// before.
+// A retired projection stays retired, whatever its set runs later, and all functions go on to
+// answer as before.
 func TestRetired(t *testing.T) {
 	w := newWorld(t)
 	ctx := t.Context()
@@ -348,7 +349,7 @@ func TestRetired(t *testing.T) {
 	}
 }
 
-// Nobody who runs stops for a projection that is retired, though the set has one less paused.
+// Retiring a projection stops no worker, although its set has one paused projection less.
 func TestRetireStopsNobody(t *testing.T) {
 	w := newWorld(t)
 	ctx := t.Context()
@@ -368,7 +369,7 @@ func TestRetireStopsNobody(t *testing.T) {
 	if err := ops.Retire(ctx, w.DB, "orders"); err != nil {
 		t.Fatal(err)
 	}
-	second.Stop() // and keeps its place: no generation is opened
+	second.Stop() // its place is reserved: no generation is opened
 	testworld.Run(t, cfg, version(w, "other"))
 	w.Append(100)
 	pgtest.Eventually(t, "all is handled", func() bool {
@@ -379,8 +380,9 @@ func TestRetireStopsNobody(t *testing.T) {
 	}
 }
 
-// A follower that was set to beyond the live one would leave what is between to nobody. One
-// that no worker runs would leave everything to nobody.
+// If a rebuild is set to a position beyond the live version, no version would handle the events
+// between. If no worker runs the rebuild, no version would handle any. Promote waits in both
+// cases.
 func TestPromoteWaits(t *testing.T) {
 	w := newWorld(t)
 	_, next := beside(w)
@@ -403,7 +405,8 @@ func TestPromoteWaits(t *testing.T) {
 	}
 }
 
-// The SQL may be another role's, which owns the read model and can't touch the library's tables.
+// The SQL may belong to another role, which owns the read model and can't access the library's
+// tables.
 func TestPromoteWithARole(t *testing.T) {
 	w := newWorld(t)
 	beside(w)
@@ -415,8 +418,8 @@ func TestPromoteWithARole(t *testing.T) {
 	}
 }
 
-// What both have parked was new to neither. Who asks for it when the new version is live gets
-// it as what it is.
+// An event that both versions have parked was new to neither. If it is retried when the new
+// version is live, it counts as new.
 func TestRetryAfterPromote(t *testing.T) {
 	w := newWorld(t)
 	ctx := t.Context()
@@ -450,7 +453,7 @@ func TestRetryAfterPromote(t *testing.T) {
 	}
 }
 
-// Bad input is refused by name.
+// Invalid input is refused by name.
 func TestPromoteRefuses(t *testing.T) {
 	w := newWorld(t)
 	ctx := t.Context()
@@ -492,8 +495,8 @@ func TestPromoteRefuses(t *testing.T) {
 	}
 }
 
-// A rewind that is due is carried out before the one that is rewound can take the live one's
-// place: or it would handle events as new that are replays.
+// A pending rewind is carried out before the rewound projection can take the live version's
+// place. Otherwise it would handle replays as new events.
 func TestPromoteWaitsForARewind(t *testing.T) {
 	w := newWorld(t)
 	ctx := t.Context()
@@ -507,7 +510,7 @@ func TestPromoteWaitsForARewind(t *testing.T) {
 	live.Stop()
 	next.Stop()
 	w.Exec(`TRUNCATE orders_v2`)
-	w.Ordered("next")(ops.Rewind(ctx, w.DB, "next", "orders_v2", 0)) // nobody is there to carry it out
+	w.Ordered("next")(ops.Rewind(ctx, w.DB, "next", "orders_v2", 0)) // no worker is there to carry it out
 	w.Ordered("live")(ops.HoldForTest(ctx, w.DB, "live", "orders"))
 	_, err := store.Promote(ctx, store.Tables{DB: w.DB}, "orders_v2", "orders", "")
 	if notYet := (*store.NotYetError)(nil); !errors.As(err, &notYet) {

@@ -14,8 +14,8 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/ops"
 )
 
-// rebuildRows makes two replica sets: "live" has run orders up to position 1000 on one
-// partition, and 1500 on the other; "next" rebuilds it as orders_v2, and is at 400.
+// rebuildRows inserts two replica sets. "live" has run orders up to position 1000 on one
+// partition and 1500 on the other. "next" rebuilds it as orders_v2, which is at 400.
 func (w *world) rebuildRows() {
 	w.T.Helper()
 	w.Exec(`INSERT INTO orchestrator_replica_sets (name, generation, total) VALUES ('live', 3, 2), ('next', 5, 1)`)
@@ -38,8 +38,7 @@ INSERT INTO orchestrator_reports (replica_set, worker, reported_at, report) VALU
   {"projection": "orders_v2", "partition": 0, "position": 420, "behind": 1080, "behind_seconds": 9, "state": "handling", "since": "2030-01-02T03:04:05Z", "per_second": 12}]}')`)
 }
 
-// How far a rebuild is, and what is said of it, in the status of its own set and of the live
-// version's.
+// The status of the rebuild's set and of the live version's set says how far a rebuild is.
 func TestStatusOfRebuilds(t *testing.T) {
 	t.Parallel()
 	until := time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC)
@@ -55,7 +54,7 @@ func TestStatusOfRebuilds(t *testing.T) {
 		name string
 		sql  []string
 		want ops.RebuildStatus
-		wait ops.WaitKind // in the live one's set
+		wait ops.WaitKind // in the live version's set
 		says string
 	}{
 		{"it comes closer", nil, ops.RebuildStatus{
@@ -131,8 +130,8 @@ func TestStatusOfRebuilds(t *testing.T) {
 	}
 }
 
-// Where several versions are built at a time, nobody can tell which one a hold is for; those
-// of other sets are told of as well, and what was retired, or has nothing to do with it, is not.
+// With several rebuilds of one version, it is unknown which one a hold is for. Rebuilds of other
+// sets are shown too. Retired and unrelated projections are not.
 func TestStatusOfSeveralRebuilds(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -156,9 +155,9 @@ func TestStatusOfSeveralRebuilds(t *testing.T) {
 	}
 }
 
-// A rebuild from its first event until it has replaced the live version: what the workers
-// themselves say of it. That the old one is not run any more, and falls behind, is nobody's
-// worry, nor is what it has parked.
+// The status of a rebuild from its first event until it has replaced the live version, by the
+// workers' own reports. That the old version does not run and falls behind is no problem, and
+// neither are its parked events.
 func TestStatusOfARebuild(t *testing.T) {
 	w := newWorld(t)
 	cfg := w.Config(w.DB, "live")
@@ -194,7 +193,7 @@ func TestStatusOfARebuild(t *testing.T) {
 	close(gate)
 	state("close behind")
 	pgtest.Eventually(t, "it is known how fast it goes", func() bool {
-		w.Append(1) // the worker has to see it go forward
+		w.Append(1) // the worker must see progress
 		s, _ := w.Stand("live")
 		return s.Rebuilds[0].PerSecond > 0
 	})

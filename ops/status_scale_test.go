@@ -10,8 +10,8 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/ops"
 )
 
-// largeSet makes a replica set of workers, as many partitions, three projections, and
-// parked events of them, as rows.
+// largeSet inserts a replica set with workers, as many partitions, three projections, and parked
+// events.
 func (w *world) largeSet(workers, partitions, parked int) {
 	w.T.Helper()
 	w.Exec(`INSERT INTO orchestrator_replica_sets (name, generation, total) VALUES ('large', 7, $1)`, partitions)
@@ -35,7 +35,7 @@ INSERT INTO orchestrator_parked (projection, position, slot, aggregate_id, error
 SELECT (ARRAY['a', 'b', 'c'])[1 + i % 3], i, i % 5040, 'a' || i, 'it is broken', 1, now() FROM generate_series(1, $1) AS i`, parked)
 }
 
-// A node of a plan, as EXPLAIN tells it.
+// A node of a plan, in the output of EXPLAIN.
 type planNode struct {
 	Type  string     `json:"Node Type"`
 	On    string     `json:"Relation Name"`
@@ -44,8 +44,8 @@ type planNode struct {
 	Plans []planNode `json:"Plans"`
 }
 
-// work returns how many rows all nodes of a statement's plan have returned, and for
-// each table how often it was gone through.
+// work returns how many rows all nodes of a statement's plan have returned, and how often each
+// table was scanned.
 func (w *world) work(query string, args ...any) (rows float64, passes map[string]float64) {
 	w.T.Helper()
 	var text []byte
@@ -71,8 +71,8 @@ func (w *world) work(query string, args ...any) (rows float64, passes map[string
 	return rows, passes
 }
 
-// The work of a status grows with what there is, and not with the product of
-// partitions and parked events, or of workers and partitions.
+// The work for a status grows with the number of rows, and not with the product of partitions
+// and parked events, or of workers and partitions.
 func TestStatusOfALargeSet(t *testing.T) {
 	t.Parallel()
 	const workers, partitions, parked = 300, 200, 20_000
@@ -100,7 +100,7 @@ SELECT 'a_v2', i, 'other', 7, $1, 4 + i, now() FROM generate_series(0, $1 - 1) A
 	if len(s.Rebuilds) != 1 || s.Rebuilds[0].Behind != 6 {
 		t.Errorf("rebuilds: %+v", s.Rebuilds)
 	}
-	// The view says the same.
+	// The view shows the same.
 	if n := w.Number(`SELECT count(*) FROM orchestrator_status_partitions WHERE reached = 10 + partition AND worker = 'w' || partition AND state = 'handling'`); n != 3*partitions {
 		t.Errorf("the view has %d of %d rows", n, 3*partitions)
 	}
@@ -117,7 +117,7 @@ SELECT 'a_v2', i, 'other', 7, $1, 4 + i, now() FROM generate_series(0, $1 - 1) A
 			t.Errorf("the view goes through %s %.0f times", table, n)
 		}
 	}
-	// What Status asks of the server, word for word.
+	// The exact queries of Status.
 	for _, query := range ops.StatusQueries("large") {
 		if rows, passes := w.work(query); rows > most || passes["orchestrator_parked"] > 10 || passes["orchestrator_checkpoints"] > 10 {
 			t.Errorf("%.0f rows, %v: %s", rows, passes, query)
@@ -125,7 +125,7 @@ SELECT 'a_v2', i, 'other', 7, $1, 4 + i, now() FROM generate_series(0, $1 - 1) A
 	}
 }
 
-// The size that was too much for it. It only measures.
+// A size that was too large for an earlier version. This only measures.
 func BenchmarkStatus(b *testing.B) {
 	for _, size := range [][3]int{{50, 50, 150_000}, {1000, 500, 100_000}} {
 		b.Run(strings.Trim(strings.ReplaceAll(fmt.Sprint(size), " ", "x"), "[]"), func(b *testing.B) {

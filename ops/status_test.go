@@ -18,7 +18,7 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/ops"
 )
 
-// Who runs what, and how far, of two workers to whom nothing happens.
+// Workers, partitions and positions of two healthy workers.
 func TestStatus(t *testing.T) {
 	w := newWorld(t)
 	cfg := w.Config(w.DB, "set")
@@ -34,7 +34,7 @@ func TestStatus(t *testing.T) {
 		return len(s.Partitions) == 6 && !slices.ContainsFunc(s.Partitions, func(p ops.PartitionStatus) bool {
 			return p.Report == nil || p.Report.Position != 100 || p.Report.Behind != 0 || p.Report.State != "idle"
 		}) && !slices.ContainsFunc(s.Workers, func(w ops.WorkerStatus) bool {
-			return w.State != "running" // but, for a moment, "suspended"
+			return w.State != "running" // or, for a moment, "suspended"
 		})
 	})
 	if s.ReplicaSet != "set" || s.Generation != generation || s.Phase != "active" || s.TotalPartitions != 2 || s.Reason == "" || s.Head != 100 || len(s.Waits) != 0 ||
@@ -65,7 +65,8 @@ func TestStatus(t *testing.T) {
 	w.views(1, 2, 6)
 }
 
-// views reads every column of the views, as people with psql do, and counts the rows.
+// views reads every column of the views, as an operator with psql does, and checks the number of
+// rows.
 func (w *world) views(sets, workers, partitions int64) {
 	w.T.Helper()
 	for view, want := range map[string]int64{
@@ -77,8 +78,8 @@ func (w *world) views(sets, workers, partitions int64) {
 	}
 }
 
-// still waits until a set has waits of a kind, and compares the only one with what it
-// should be; what it says begins with text.
+// still waits until a set has waits of a kind, and compares the only one with want. Its text
+// must begin with text.
 func (w *world) still(set orchestrator.ReplicaSetName, want ops.Wait, text string) {
 	w.T.Helper()
 	var found []ops.Wait
@@ -96,7 +97,7 @@ func (w *world) still(set orchestrator.ReplicaSetName, want ops.Wait, text strin
 	}
 }
 
-// Each set is itself alone, and one that has never run is an error.
+// Each set is independent, and a set that has never run is an error.
 func TestReplicaSets(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -125,7 +126,7 @@ func TestReplicaSets(t *testing.T) {
 		t.Errorf("a set that there is not: %v", err)
 	}
 	for _, r := range workers {
-		r.Stop() // or they would try for a while to leave what is not there
+		r.Stop() // or they would try for a while to leave a set that is gone
 	}
 	w.Exec(`DROP TABLE orchestrator_checkpoints CASCADE`)
 	if _, err := ops.Status(t.Context(), w.DB, "first"); err == nil || !strings.Contains(err.Error(), "orchestrator_checkpoints") || strings.Contains(err.Error(), "JSON") {
@@ -133,9 +134,9 @@ func TestReplicaSets(t *testing.T) {
 	}
 }
 
-// Rows as a crash leaves them: nobody beats, so they stay. A worker whose lease is
-// over is said to be; a partition that nobody has is said once the generation is
-// active, and not of a projection that is paused.
+// The rows that a crash leaves behind: without heartbeats, they stay. The status shows expired
+// leases. It shows partitions without a worker once the generation is active, except of paused
+// projections.
 func TestStatusAfterACrash(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -155,8 +156,8 @@ SELECT name, k, 'set', 5, 2, 0, now() FROM unnest('{p,q}'::text[]) AS name, gene
 	}
 }
 
-// While a generation drains, the status, the history and the view say whom it waits
-// for; a handler that does not return is a stall.
+// While a generation drains, the status, the history and the view name the worker that it waits
+// for. A handler that does not return is stalled.
 func TestStatusOfAHandlerThatHangs(t *testing.T) {
 	w := newWorld(t)
 	in, out := make(chan struct{}, 1), make(chan struct{})
@@ -198,7 +199,7 @@ func TestStatusOfAHandlerThatHangs(t *testing.T) {
 	w.Calm("set")
 }
 
-// The transaction that holds readers back, by its process.
+// The status names the transaction that holds readers back, by its pid.
 func TestStatusOfAGap(t *testing.T) {
 	w := newWorld(t)
 	w.Append(5)
@@ -251,8 +252,8 @@ func TestStatusOfAPause(t *testing.T) {
 	}
 }
 
-// Parked events are counted on the partition that they are of, and in one wait; how
-// old the oldest is is known to the worker that parks them and to one that finds them.
+// Parked events are counted on their partition, and in one wait. Both the worker that has parked
+// them and a worker that finds them report the age of the oldest.
 func TestStatusOfParkedEvents(t *testing.T) {
 	w := newWorld(t)
 	w.Append(100) // two of each aggregate
@@ -319,8 +320,8 @@ func TestStatusOfParkedEvents(t *testing.T) {
 	}
 }
 
-// A drain names the worker that is in the way; a handler that fails, a pause, and
-// parked events are told each in a sentence.
+// The status says in a sentence each: which worker a drain waits for, that a handler fails, that
+// a projection is paused, and that events are parked.
 func TestStatusSaysWhatStandsStill(t *testing.T) {
 	w := newWorld(t)
 	w.Append(10)
@@ -373,12 +374,12 @@ func TestStatusSaysWhatStandsStill(t *testing.T) {
 	close(out)
 	w.Active("set", 1)
 	first.Stop()
-	if _, waits = w.Stand("set"); len(waits["unowned"]) != 2 { // what is paused needs no owner
+	if _, waits = w.Stand("set"); len(waits["unowned"]) != 2 { // a paused projection needs no worker
 		t.Errorf("with nobody there: %+v", waits)
 	}
 }
 
-// What workers have reported is told as they said it.
+// Workers' reports are shown unchanged.
 func TestStatusOfReports(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -406,14 +407,14 @@ INSERT INTO orchestrator_reports (replica_set, worker, reported_at, report) VALU
 	if len(waits["gap"]) != 1 || waits["gap"][0].Position != 12 || !slices.Equal(waits["gap"][0].Backends, []int{4711, 4712}) || !strings.Contains(waits["gap"][0].Text, "4711 4712") {
 		t.Errorf("a gap: %+v", waits["gap"])
 	}
-	// A report about an earlier generation says nothing of this one.
+	// A report about an earlier generation is ignored.
 	w.Exec(`UPDATE orchestrator_reports SET report = jsonb_set(report, '{generation}', '2')`)
 	if s, _ = w.Stand("set"); s.Partitions[0].Report != nil || s.Partitions[0].Worker != "w" {
 		t.Errorf("an old report counts: %+v", s.Partitions[0])
 	}
 }
 
-// The history says when, why, how long and who, the newest first, and is bounded.
+// The history shows when, why, how long and which workers, newest first, and is bounded.
 func TestHistory(t *testing.T) {
 	w := newWorld(t)
 	w.Exec(`
@@ -442,7 +443,7 @@ SELECT s, g, 'old', 1, '{}', now() FROM unnest(ARRAY['set', 'other']) AS s, gene
 	first.Stop()
 	w.Active("set", 1)
 	all, err := ops.History(t.Context(), w.DB, "set", 10000)
-	if err != nil || len(all) != 999 || all[0].Generation != 3 || all[998].Generation != 3-999 { // there was no 0
+	if err != nil || len(all) != 999 || all[0].Generation != 3 || all[998].Generation != 3-999 { // there was no generation 0
 		t.Errorf("%d generations are kept, %v", len(all), err)
 	}
 	if n := w.Number(`SELECT count(*) FROM orchestrator_history WHERE replica_set = 'other'`); n != 1500 {
@@ -461,8 +462,8 @@ SELECT s, g, 'old', 1, '{}', now() FROM unnest(ARRAY['set', 'other']) AS s, gene
 	}
 }
 
-// A place that is kept for a replacement is shown: who has left it, for how long it is
-// kept, and how far its lanes are behind. When it is taken, the history names who has it.
+// A vacant place is shown: which worker has left, how long the place is reserved, and the lag of
+// its lanes. When it is taken, the history names the new worker.
 func TestStatusOfAVacantPlace(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)

@@ -9,7 +9,7 @@ import (
 
 func TestMain(m *testing.M) { os.Exit(testworld.Main(m)) }
 
-// A world is a testworld.World, and what only the tests of this package ask of it.
+// A world is a testworld.World with helpers of this package's tests.
 type world struct{ *testworld.World }
 
 func newWorld(t testing.TB) *world {

@@ -11,8 +11,7 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
 )
 
-// The file of docs/testing.md, as it stands there, passes; and it fails where the
-// projection is wrong.
+// The file of docs/testing.md passes as a test, and fails if the projection is wrong.
 func TestFileOfTheDocs(t *testing.T) {
 	t.Parallel()
 	text, err := os.ReadFile("../docs/testing.md")
@@ -26,7 +25,7 @@ func TestFileOfTheDocs(t *testing.T) {
 	_, url := pgtest.Database(t)
 	for name, c := range map[string]struct {
 		change *strings.Replacer
-		fails  []string // what the output says; none: it passes
+		fails  []string // parts of the output; none: it passes
 	}{
 		"as it is": {strings.NewReplacer(), nil},
 		"a projection that counts too many": {strings.NewReplacer(`orders.orders + 1`, `orders.orders + 2`),

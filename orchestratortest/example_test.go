@@ -9,7 +9,7 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/orchestratortest"
 )
 
-// Balances has the balance of each account. It is a projection of pupsourcing's events.
+// Balances is a projection of pupsourcing's events: the balance of each account.
 var Balances = orchestrator.Transactional("balances", func(ctx context.Context, tx orchestrator.Tx, e orchestrator.Event) error {
 	var deposit struct{ Amount int }
 	if err := json.Unmarshal(e.Payload, &deposit); err != nil {
@@ -21,7 +21,7 @@ INSERT INTO balances (account, amount) VALUES ($1, $2)
 	return err
 }, orchestrator.WithScope(orchestrator.Scope{AggregateTypes: []string{"Account"}}))
 
-// testBalances is a test of the projection. Yours is named TestBalances.
+// testBalances is a test of the projection. In your code it is called TestBalances.
 func testBalances(t *testing.T) {
 	deposit := func(account, payload string) orchestrator.Event {
 		return orchestrator.Event{AggregateType: "Account", AggregateID: account, EventType: "Deposited", Payload: []byte(payload)}
@@ -57,8 +57,8 @@ func testBalances(t *testing.T) {
 // Sent is an event of a type of your own.
 type Sent struct{ To string }
 
-// testMailer is a test of a plain projection of events of your own. What it should do is
-// seen without the database.
+// testMailer is a test of a plain projection of your own events. Its effect shows without the
+// database.
 func testMailer(t *testing.T) {
 	for name, tt := range map[string]struct {
 		events []orchestrator.Record[Sent]
@@ -83,11 +83,11 @@ func testMailer(t *testing.T) {
 }
 
 func Example() {
-	var t *testing.T // what go test hands to a test
+	var t *testing.T // go test passes it to a test
 	testBalances(t)
 }
 
 func ExampleRun_plain() {
-	var t *testing.T // what go test hands to a test
+	var t *testing.T // go test passes it to a test
 	testMailer(t)
 }

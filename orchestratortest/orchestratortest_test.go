@@ -25,14 +25,14 @@ import (
 
 func TestMain(m *testing.M) { os.Exit(pgtest.Main(m)) }
 
-// The examples are run as well.
+// The examples run as well.
 func TestExample(t *testing.T) {
 	t.Run("balances", testBalances)
 	t.Run("mailer", testMailer)
 }
 
-// Each test has a database of its own with the library's tables, also beside others, which
-// is gone when the test has ended, whoever is connected.
+// Each test has a database of its own with the library's tables, also in parallel. It is gone
+// when the test has ended, even if clients are connected.
 func TestDatabases(t *testing.T) {
 	t.Parallel()
 	var mu sync.Mutex
@@ -79,7 +79,7 @@ func TestDatabases(t *testing.T) {
 
 const childEnv = "ORCHESTRATORTEST_CHILD"
 
-// A test that can have no database fails, and says what to do.
+// Without a database, a test fails and says what to do.
 func TestNoDatabase(t *testing.T) {
 	t.Parallel()
 	if os.Getenv(childEnv) != "" {
@@ -106,7 +106,7 @@ func TestNoDatabase(t *testing.T) {
 	}
 }
 
-// Events are handled as records that say the same, and know their positions.
+// Events become records with the same values, and know their positions.
 func TestEvents(t *testing.T) {
 	t.Parallel()
 	made := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
@@ -140,7 +140,7 @@ func of(events ...string) (records []record) {
 	return records
 }
 
-// words is a database with a table for what handlers are given.
+// words returns a database with a table for what handlers get.
 func words(t *testing.T) *sql.DB {
 	t.Helper()
 	db := orchestratortest.DB(t)
@@ -150,7 +150,7 @@ func words(t *testing.T) *sql.DB {
 	return db
 }
 
-// written returns the words that are committed.
+// written returns the committed words.
 func written(t *testing.T, db *sql.DB) (all []string) {
 	t.Helper()
 	rows, err := db.QueryContext(t.Context(), `SELECT word FROM words ORDER BY id`)
@@ -174,7 +174,7 @@ func written(t *testing.T, db *sql.DB) (all []string) {
 // write is a transactional handler.
 func write(ctx context.Context, tx orchestrator.Tx, word string) error { return insert(ctx, tx, word) }
 
-// insert writes into a database, or a transaction.
+// insert writes to a database or a transaction.
 func insert(ctx context.Context, db interface {
 	ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error)
 }, word string) error {
@@ -182,8 +182,8 @@ func insert(ctx context.Context, db interface {
 	return err
 }
 
-// Each kind is handed the events in order, under an assignment, and what was written is
-// committed when Run returns. A second call goes on.
+// Each kind gets the events in order, with a delivery, and the writes are committed when Run
+// returns. A second Run goes on.
 func TestRun(t *testing.T) {
 	t.Parallel()
 	assigned := func(ctx context.Context) error {
@@ -235,7 +235,7 @@ func TestRun(t *testing.T) {
 	}
 }
 
-// Two projections of one database have nothing to do with each other.
+// Two projections in one database are independent.
 func TestRunTwoProjections(t *testing.T) {
 	t.Parallel()
 	db := words(t)
@@ -253,7 +253,7 @@ func TestRunTwoProjections(t *testing.T) {
 	}
 }
 
-// What is outside of the scope is passed.
+// Events outside of the scope are skipped.
 func TestRunScoped(t *testing.T) {
 	t.Parallel()
 	db := words(t)
@@ -267,7 +267,7 @@ func TestRunScoped(t *testing.T) {
 	}
 }
 
-// A refusal is the end of a test that is expected.
+// A refusal records the expected end of a test.
 type refusal struct {
 	testing.TB
 	text string
@@ -277,7 +277,7 @@ func (r *refusal) Helper() {}
 
 func (r *refusal) Fatalf(format string, args ...any) { r.text = fmt.Sprintf(format, args...) }
 
-// refused expects Run to fail the test, with a text that has all of the parts.
+// refused fails the test unless Run ends its test with a text that contains all parts.
 func refused(t *testing.T, db *sql.DB, p orchestrator.Projection[string], events []record, parts ...string) {
 	t.Helper()
 	r := &refusal{TB: t}
@@ -289,9 +289,8 @@ func refused(t *testing.T, db *sql.DB, p orchestrator.Projection[string], events
 	}
 }
 
-// The first event that the handler fails at ends it, however it fails and whatever the
-// projection's rule: with what the handler says, the position and the name. What
-// precedes it is committed.
+// The first event at which the handler fails ends Run, however it fails and whatever the
+// projection's rule, with the error, the position and the name. Events before it are committed.
 func TestRunFails(t *testing.T) {
 	t.Parallel()
 	broken := func() error { return errors.New("out of paper") }

@@ -13,7 +13,7 @@ import (
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 )
 
-// BenchmarkAround is what is added to each call of a handler.
+// BenchmarkAround measures what Around adds to each call of a handler.
 func BenchmarkAround(b *testing.B) {
 	for name, cfg := range map[string]Config[orchestrator.Event]{
 		"none":    {TracerProvider: tracenoop.NewTracerProvider(), MeterProvider: noop.NewMeterProvider()},

@@ -27,7 +27,7 @@ import (
 
 func attributeKey(key string) attribute.Key { return attribute.Key(key) }
 
-// What else is around handlers is called within the span, in order.
+// Other functions around handlers are called inside the span, in order.
 func TestAroundOthers(t *testing.T) {
 	t.Parallel()
 	w, r := testworld.New(t), newRecorder(t)
@@ -57,8 +57,8 @@ func TestAroundOthers(t *testing.T) {
 	}
 }
 
-// One that panics or ends its goroutine has its span, whose error says so. What the library
-// says of the panic still names the place.
+// A handler that panics or ends its goroutine has a span with an error. The library's error for
+// the panic still names the place.
 func TestAroundPanics(t *testing.T) {
 	t.Parallel()
 	for name, fail := range map[string]func(){"panics": explode, "ends its goroutine": runtime.Goexit} {
@@ -88,7 +88,7 @@ func TestAroundPanics(t *testing.T) {
 	}
 }
 
-// All that an Observer is told, others are told as well.
+// Other Observers receive all calls too.
 func TestObserverOthers(t *testing.T) {
 	t.Parallel()
 	r := newRecorder(t)
@@ -116,7 +116,7 @@ func TestObserverOthers(t *testing.T) {
 	}
 }
 
-// Without providers, the global ones have the spans and the metrics.
+// Without providers in Config, the global providers get the spans and the metrics.
 func TestGlobalProviders(t *testing.T) {
 	spans, reader := tracetest.NewInMemoryExporter(), sdkmetric.NewManualReader()
 	tracers, meters := otel.GetTracerProvider(), otel.GetMeterProvider()
@@ -140,7 +140,7 @@ func TestGlobalProviders(t *testing.T) {
 	}
 }
 
-// handled are the errors that OpenTelemetry's global handler was told.
+// handled are the errors of OpenTelemetry's global error handler.
 type handled struct {
 	mu   sync.Mutex
 	errs []string
@@ -159,7 +159,7 @@ func handling(t *testing.T) *handled {
 	return h
 }
 
-// A Metadata that panics, or takes other events, fails no delivery.
+// If Metadata panics or takes another type of events, no handler fails.
 func TestMetadataFails(t *testing.T) {
 	h := handling(t)
 	w := testworld.New(t)
@@ -184,7 +184,7 @@ func TestTraceIDs(t *testing.T) {
 		uuid:                                   "0af7651916cd43dd8448eb211c80319c",
 		strings.ToUpper(uuid):                  "0af7651916cd43dd8448eb211c80319c",
 		"0af7651916cd43dd8448eb211c80319c":     "0af7651916cd43dd8448eb211c80319c",
-		"Request-17":                           "Request-17", // somebody else's
+		"Request-17":                           "Request-17", // a foreign id
 		"00000000-0000-0000-0000-000000000000": "00000000-0000-0000-0000-000000000000",
 		"":                                     "",
 	} {
@@ -202,7 +202,7 @@ func TestTraceIDs(t *testing.T) {
 	}
 }
 
-// What the SDK does with a link to a trace, without a span, is why there is none.
+// The SDK's treatment of a link without a span id is the reason why there is none.
 func TestLinkWithoutSpan(t *testing.T) {
 	t.Parallel()
 	r := newRecorder(t)
@@ -228,7 +228,7 @@ func TestLinkWithoutSpan(t *testing.T) {
 	}
 }
 
-// Neither links nor lists grow with the batch beyond what the SDK keeps of links.
+// Links and lists do not grow beyond the SDK's limit, however large the batch.
 func TestListsAreBounded(t *testing.T) {
 	t.Parallel()
 	var events []event
@@ -249,7 +249,7 @@ func TestListsAreBounded(t *testing.T) {
 	}
 }
 
-// A metric that can't be made is New's error.
+// New returns an error if a metric can't be created.
 func TestNewFails(t *testing.T) {
 	t.Parallel()
 	_, err := New(Config[orchestrator.Event]{MeterProvider: failing{sdkmetric.NewMeterProvider()}})

@@ -18,7 +18,8 @@ import (
 	orchestratorotel "github.com/getpup/pupsourcing-orchestrator/otel"
 )
 
-// users has a row for each user. What it does with ctx is within the span of its call.
+// users inserts a row for each user. Spans that the handler starts with ctx are children of the
+// call's span.
 var users = orchestrator.Transactional("users", func(ctx context.Context, tx orchestrator.Tx, e orchestrator.Event) error {
 	if e.EventType != "UserRegistered" {
 		return nil

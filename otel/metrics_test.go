@@ -19,7 +19,7 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/testworld"
 )
 
-// failing is a MeterProvider whose meters make no histograms.
+// failing is a MeterProvider whose meters create no histograms.
 type failing struct{ metric.MeterProvider }
 
 func (f failing) Meter(name string, options ...metric.MeterOption) metric.Meter {
@@ -36,7 +36,7 @@ func source(set orchestrator.ReplicaSetName, worker string) orchestrator.Source 
 	return orchestrator.Source{ReplicaSet: set, Worker: worker, At: time.Unix(1, 0)}
 }
 
-// report is what a worker says that runs one projection on some partitions.
+// report returns the report of a worker that runs one projection on some partitions.
 func report(worker string, generation int64, total int, partitions ...int) orchestrator.WorkerReport {
 	r := orchestrator.WorkerReport{Source: source("main", worker), State: orchestrator.WorkerRunning, Generation: generation, Partitions: partitions}
 	if len(partitions) == 0 {
@@ -48,7 +48,7 @@ func report(worker string, generation int64, total int, partitions ...int) orche
 	return r
 }
 
-// gaugesOf returns what the reports say, without the prefix and the long words.
+// gaugesOf returns the gauges, without the prefix and with short labels.
 func (r *recorder) gaugesOf(names ...string) map[string]string {
 	short := strings.NewReplacer("messaging.consumer.group.name=", "", "messaging.destination.partition.id=", "", prefix+"projection=", "", prefix+"state=", "")
 	found, all := map[string]string{}, r.collect()
@@ -77,13 +77,13 @@ func TestGauges(t *testing.T) {
 	one.Lanes[1].Behind, one.Lanes[1].Parked = -1, 3
 	o.Reported(one)
 	o.Reported(report("w2", 0, 0))
-	joining := report("w3", 3, 5, 1) // its lease is lost
+	joining := report("w3", 3, 5, 1) // it has lost its lease
 	joining.State = orchestrator.WorkerJoining
 	o.Reported(joining)
-	other := report("w1", 7, 1, 0) // the same process runs another set
+	other := report("w1", 7, 1, 0) // another set in the same process
 	other.ReplicaSet, other.Lanes[0].Projection = "reports", "search"
 	o.Reported(other)
-	idle := report("w1", 0, 0) // and is a standby of a third
+	idle := report("w1", 0, 0) // and a standby of a third set
 	idle.ReplicaSet = "idle"
 	o.Reported(idle)
 	r.said("the reports", map[string]string{
@@ -104,8 +104,8 @@ func TestGauges(t *testing.T) {
 	}, "workers", "worker_state", "generation", "current_generation_partitions", "events_parked", "events_parked_oldest", "lag_events", "lag", "stalled")
 }
 
-// Partitions that are not run any more are in no gauge, and one that two workers report
-// counts as the newer generation has it.
+// Partitions that run no more have no values. If two workers report a partition, the newer
+// generation counts.
 func TestGaugesOfWhatIsGone(t *testing.T) {
 	t.Parallel()
 	r := newRecorder(t)
@@ -124,7 +124,7 @@ func TestGaugesOfWhatIsGone(t *testing.T) {
 	r.said("all have left", map[string]string{}, "workers", "worker_state", "generation", "lag_events", "lag", "stalled", "events_parked")
 }
 
-// A worker that runs against PostgreSQL, as its metrics tell of it.
+// The metrics of a worker that runs against PostgreSQL.
 func TestMetrics(t *testing.T) {
 	t.Parallel()
 	w, r := testworld.New(t), newRecorder(t)
@@ -159,7 +159,7 @@ func TestMetrics(t *testing.T) {
 			t.Errorf("%s has %q", name, got)
 		}
 	}
-	// The failed call had all events, and was halved then.
+	// The failed call had all events. After that the batch was halved.
 	if got := only(all, "messaging.client.consumed.messages{error.type=*errors.errorString "); len(got) != 1 {
 		t.Errorf("failed calls: %v", got)
 	}
@@ -169,7 +169,7 @@ func TestMetrics(t *testing.T) {
 	}
 }
 
-// tellAll calls all functions with something.
+// tellAll calls all functions of an Observer.
 func tellAll(o *orchestrator.Observer) {
 	s, l := source("main", "w1"), orchestrator.Lane{Projection: "orders"}
 	o.GenerationOpened(orchestrator.GenerationOpened{Source: s, Reason: "1 joined"})
@@ -207,8 +207,8 @@ func TestCounters(t *testing.T) {
 	}
 }
 
-// Exported to Prometheus, what the module prometheus has as well has the same name. The
-// README tells of all.
+// Exported to Prometheus, metrics have the names of the module prometheus. The README lists all
+// metrics.
 func TestNames(t *testing.T) {
 	t.Parallel()
 	r := newRecorder(t)
@@ -218,7 +218,7 @@ func TestNames(t *testing.T) {
 	for name, m := range r.metricsByName() {
 		names = append(names, strings.TrimPrefix(name, prefix))
 		name, ok := strings.CutPrefix(name, prefix)
-		if !ok || name == "generation" { // these are new
+		if !ok || name == "generation" { // the module prometheus does not have these
 			continue
 		}
 		if m.Unit == "s" {
@@ -252,7 +252,7 @@ func documented(t *testing.T, file string) (names []string) {
 	return names
 }
 
-// The program of the README is the example.
+// The program in the README is the example.
 func TestProgram(t *testing.T) {
 	t.Parallel()
 	readme, err := os.ReadFile("README.md")

@@ -22,7 +22,7 @@ import (
 
 const uuid = "0af76519-16cd-43dd-8448-eb211c80319c"
 
-// appended adds an event within a span, whose context it stores with it.
+// appended appends an event inside a span and stores the span's context with it.
 func (r *recorder) appended(w *testworld.World) trace.SpanContext {
 	w.T.Helper()
 	ctx, span := r.tracer.Start(context.Background(), "append")
@@ -33,8 +33,8 @@ func (r *recorder) appended(w *testworld.World) trace.SpanContext {
 	return span.SpanContext()
 }
 
-// The span of a call is linked to the one that appended the event, begins a trace whatever
-// Run's context has, and is the parent of what the handler does.
+// The span of a call is linked to the span that appended the event, starts a new trace whatever
+// Run's context has, and is the parent of the handler's spans.
 func TestHandlersSpan(t *testing.T) {
 	t.Parallel()
 	w, r := testworld.New(t), newRecorder(t)
@@ -85,8 +85,8 @@ pupsourcing.orchestrator.total_partitions=1`, strings.ReplaceAll(uuid, "-", ""),
 	}
 }
 
-// A call of several events has a link for each span that appended some, and lists of what
-// they know. The batch has a span with the times that the Observer is told.
+// A call with several events has a link to each span that appended some, and lists of their ids.
+// The batch has a span with the times of the Observer's call.
 func TestBatch(t *testing.T) {
 	t.Parallel()
 	w, r := testworld.New(t), newRecorder(t)
@@ -166,7 +166,7 @@ pupsourcing.orchestrator.total_partitions=1`, w.Generation()), show(b.Attributes
 	}
 }
 
-// A checkpoint that goes past events of other partitions is no batch.
+// A checkpoint that moves past events of other partitions is not a batch.
 func TestNothingHandledIsNoBatch(t *testing.T) {
 	t.Parallel()
 	r := newRecorder(t)
@@ -177,8 +177,8 @@ func TestNothingHandledIsNoBatch(t *testing.T) {
 	}
 }
 
-// A call that fails is a span that says why, with the type of the program's error and, of a
-// panic, the stack; the retry is another.
+// The span of a failed call has the error, the type of the program's own error and, after a
+// panic, the stack. A retry has a span of its own.
 func TestFailures(t *testing.T) {
 	t.Parallel()
 	w, r := testworld.New(t), newRecorder(t)
@@ -238,7 +238,7 @@ func TestFailures(t *testing.T) {
 
 func explode() { panic("boom") }
 
-// A call that the library has interrupted has not failed, and its time says nothing.
+// A call that the library has interrupted has not failed, and its duration is not measured.
 func TestInterruption(t *testing.T) {
 	t.Parallel()
 	w, r := testworld.New(t), newRecorder(t)
@@ -283,7 +283,7 @@ func TestInterruption(t *testing.T) {
 	}
 }
 
-// A handler that gives itself too little time has failed.
+// A handler that exceeds its own deadline has failed.
 func TestOwnDeadlineIsAFailure(t *testing.T) {
 	t.Parallel()
 	r := newRecorder(t)
@@ -297,7 +297,7 @@ func TestOwnDeadlineIsAFailure(t *testing.T) {
 	}
 }
 
-// A parked event that is retried is a replay.
+// The retry of a parked event is a replay.
 func TestReplay(t *testing.T) {
 	t.Parallel()
 	w, r := testworld.New(t), newRecorder(t)

@@ -27,7 +27,7 @@ type (
 	projection = orchestrator.Projection[orchestrator.Event]
 )
 
-// A recorder is what a Telemetry tells, and a tracer beside it.
+// A recorder records what a Telemetry emits, and has a tracer of its own.
 type recorder struct {
 	*Telemetry
 	t      *testing.T
@@ -54,28 +54,28 @@ func newRecorder(t *testing.T) *recorder {
 	return recorderOf(t, EventMetadata)
 }
 
-// configure returns a configuration with the Telemetry, and nothing else beside it.
+// configure returns a configuration with the Telemetry and nothing else.
 func (r *recorder) configure(w *testworld.World) orchestrator.Config[orchestrator.Event] {
 	cfg := w.Config(w.DB, "set")
 	cfg.Around, cfg.Observer = r.Around(), r.Observer()
 	return cfg
 }
 
-// catchUp has projections handle what there is. The Observer has heard all of it then.
+// catchUp lets projections handle all events. After that the Observer has received all calls.
 func catchUp(ctx context.Context, t *testing.T, cfg orchestrator.Config[orchestrator.Event], projections ...projection) {
 	t.Helper()
 	o, err := orchestrator.New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(ctx, testworld.Limit) // of a broken test
+	ctx, cancel := context.WithTimeout(ctx, testworld.Limit) // ends a broken test
 	defer cancel()
 	if err := o.CatchUp(ctx, projections); err != nil || ctx.Err() != nil {
 		t.Fatal(err, ctx.Err())
 	}
 }
 
-// named returns the spans of a name that have ended, in that order.
+// named returns the ended spans with a name, in order of their ends.
 func (r *recorder) named(name string) (found tracetest.SpanStubs) {
 	for _, s := range r.spans.GetSpans() {
 		if s.Name == name {
@@ -85,7 +85,7 @@ func (r *recorder) named(name string) (found tracetest.SpanStubs) {
 	return found
 }
 
-// show returns attributes as text, one a line, in order.
+// show returns attributes as sorted lines of text.
 func show(attributes []attribute.KeyValue) string {
 	var lines []string
 	for _, a := range attributes {
@@ -95,7 +95,7 @@ func show(attributes []attribute.KeyValue) string {
 	return strings.Join(lines, "\n")
 }
 
-// value returns an attribute, "" if there is none.
+// value returns an attribute, or "".
 func value(attributes []attribute.KeyValue, key attribute.Key) string {
 	for _, a := range attributes {
 		if a.Key == key {
@@ -105,7 +105,7 @@ func value(attributes []attribute.KeyValue, key attribute.Key) string {
 	return ""
 }
 
-// collect returns the metrics, as text: of histograms, how much is in them.
+// collect returns the metrics as text. For histograms, it is the number of values.
 func (r *recorder) collect() map[string]string {
 	r.t.Helper()
 	out := map[string]string{}
@@ -155,7 +155,7 @@ func (r *recorder) metricsByName() map[string]metricdata.Metrics {
 	return found
 }
 
-// only returns the metrics whose text begins so, without that prefix.
+// only returns the metrics whose text begins with a prefix, without the prefix.
 func only(all map[string]string, begins string) map[string]string {
 	found := map[string]string{}
 	for name, value := range all {

@@ -18,7 +18,7 @@ import (
 	orchestratorpgx "github.com/getpup/pupsourcing-orchestrator/pgx"
 )
 
-// Tests of crashes start the test binary again as a worker of its own.
+// Tests of crashes start the test binary again as a separate worker process.
 const (
 	childEnv    = "ORCHESTRATORPGX_TEST_CHILD"
 	childURLEnv = "ORCHESTRATORPGX_TEST_DATABASE"
@@ -27,7 +27,7 @@ const (
 // A child is a worker in a process of its own.
 type child struct {
 	cmd   *exec.Cmd
-	lines chan string // what it prints
+	lines chan string // its output
 }
 
 func startChild(t *testing.T, url string) *child {
@@ -52,13 +52,13 @@ func startChild(t *testing.T, url string) *child {
 		_ = c.cmd.Wait()
 	}()
 	t.Cleanup(func() {
-		_ = c.cmd.Process.Kill() // an error says that it has ended
+		_ = c.cmd.Process.Kill() // an error means that it has ended
 		<-done
 	})
 	return c
 }
 
-// says waits for a line from the child.
+// says waits for a line of output of the child.
 func (c *child) says(t *testing.T, want string) {
 	t.Helper()
 	limit := time.After(testworld.Limit)
@@ -77,8 +77,8 @@ func (c *child) says(t *testing.T, want string) {
 	}
 }
 
-// childMain is a worker process that hangs in the middle of a batch, when it has copied
-// half of it.
+// childMain is the main function of a worker process that hangs in the middle of a batch, when
+// it has copied half of it.
 func childMain() int {
 	err := func() error {
 		pool, err := pgxpool.New(context.Background(), os.Getenv(childURLEnv))

@@ -13,8 +13,8 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/eventtable"
 )
 
-// The program of docs/pgx.md, as it stands there, handles what is in the table and what
-// comes, and ends when it is asked to.
+// The program of docs/pgx.md handles what is in the table and what is appended, and ends on
+// request.
 func TestProgramOfTheDocs(t *testing.T) {
 	t.Parallel()
 	text, err := os.ReadFile("../docs/pgx.md")

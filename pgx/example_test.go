@@ -19,7 +19,7 @@ import (
 // A projection that copies a row for each event into a table, exactly once.
 func Example() {
 	ctx := context.Background()
-	pool, err := pgxpool.New(ctx, exampleURL()) // os.Getenv("DATABASE_URL"), say
+	pool, err := pgxpool.New(ctx, exampleURL()) // in production: os.Getenv("DATABASE_URL")
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -43,7 +43,7 @@ func Example() {
 			}))
 		return err
 	})
-	// CatchUp ends when all is handled; a worker would call Run.
+	// CatchUp ends when all events are handled. A worker calls Run.
 	if err := o.CatchUp(ctx, []orchestrator.Projection[orchestrator.Event]{users}); err != nil {
 		log.Fatal(err)
 	}
@@ -55,7 +55,7 @@ func Example() {
 	// Output: 1000 users
 }
 
-// exampleURL returns the URL of a database with events in it. It ends with the server.
+// exampleURL returns the URL of a database with events, which ends with the server.
 func exampleURL() string {
 	ctx := context.Background()
 	url, _, err := pgtest.Server(exampleTB{}).CreateDatabase(ctx, "example")
@@ -77,7 +77,7 @@ SELECT 'shop', 'user', 'user-' || i, 1, gen_random_uuid(), 'UserRegistered', '{}
 	return url
 }
 
-// An exampleTB is what an example is for pgtest.
+// An exampleTB is the testing.TB of an example.
 type exampleTB struct{ testing.TB }
 
 func (exampleTB) Helper()           {}

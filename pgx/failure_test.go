@@ -22,9 +22,9 @@ import (
 	orchestratorpgx "github.com/getpup/pupsourcing-orchestrator/pgx"
 )
 
-// Workers come and go while events are appended out of order, and rolled back, and the
-// server ends all of their connections again and again. Nothing is lost, and what is
-// written through pgx's transactions is there once.
+// Workers join and leave while events are appended out of order and rolled back, and the server
+// repeatedly ends all of their connections. Nothing is lost, and the writes through pgx's
+// transactions happen once.
 func TestManyWorkersComeAndGo(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -57,7 +57,7 @@ SELECT pg_terminate_backend(pid) FROM pg_stat_activity
 			for range 2 {
 				before := w.Handled("copying")
 				cfg := workers.config("set")
-				cfg.LeaseOnly = true // a machine that is too loaded for proofs would only stand still
+				cfg.LeaseOnly = true // a machine too loaded for crash detection would make no progress
 				r := testworld.Run(t, cfg, all()...)
 				quota := int64(20 + random.IntN(100))
 				pgtest.Eventually(t, "the group has handled a few more", func() bool { return w.Handled("copying") >= before+quota })
@@ -82,8 +82,8 @@ func wait(ctx context.Context, d time.Duration) {
 	}
 }
 
-// appendUntil appends events of a writer's own aggregates, in transactions of which some
-// stay open while others commit, and some are rolled back.
+// appendUntil appends events of a writer's own aggregates. Some of its transactions stay open
+// while others commit, and some are rolled back.
 func appendUntil(ctx context.Context, w world, a int) {
 	random := rand.New(rand.NewPCG(uint64(a), 2))
 	version := 0
@@ -98,7 +98,8 @@ VALUES ('test', 'thing', $1, $2, gen_random_uuid(), 'happened', 'x')`, fmt.Sprin
 					return err
 				}
 			}
-			// The server keeps the transaction open: others commit higher positions meanwhile.
+			// The server keeps the transaction open, and others commit higher positions
+			// meanwhile.
 			if _, err := tx.Exec(context.Background(), `SELECT pg_sleep($1)`, 0.1*random.Float64()); err != nil {
 				return err
 			}
@@ -120,8 +121,8 @@ VALUES ('test', 'thing', $1, $2, gen_random_uuid(), 'happened', 'x')`, fmt.Sprin
 
 var errRolledBack = fmt.Errorf("rolled back")
 
-// A process is killed in the middle of a COPY: what it did of the batch is gone, and is done
-// by its successor, within the time that a crash takes to be noticed.
+// A process is killed in the middle of a COPY. Its part of the batch is lost. Its successor
+// repeats it, within the time of crash detection.
 func TestSIGKILLInTheMiddleOfACopy(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -139,9 +140,9 @@ func TestSIGKILLInTheMiddleOfACopy(t *testing.T) {
 	w.CheckEffects("copying")
 }
 
-// Connections fall silent, each in the midst of something: no reset comes, and nothing is
-// answered. The worker notices by the one that it keeps, goes on over others, and what was
-// committed was so once.
+// Connections become silent in the middle of calls, without a reset. The worker notices by its
+// dedicated connection, and goes on with other connections. What was committed was committed
+// once.
 func TestSilentConnections(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -150,7 +151,7 @@ func TestSilentConnections(t *testing.T) {
 		t.Fatal(err)
 	}
 	far := world{w.World, newPool(t, between.URL, 20)}
-	t.Cleanup(between.Close) // before the pool, which waits for an answer to each farewell
+	t.Cleanup(between.Close) // before the pool, which waits for an answer when it closes a connection
 	cfg := far.config("set")
 	cfg.StaleWorkerTimeout, cfg.BatchSize = 6*time.Second, 10
 	testworld.Run(t, cfg, all()...)
@@ -165,7 +166,7 @@ func TestSilentConnections(t *testing.T) {
 	w.CheckEffects(exact...)
 }
 
-// rowsRead counts the statements that read the rows at some positions.
+// rowsRead counts the statements that read the rows of some positions.
 type rowsRead struct{ n atomic.Int64 }
 
 func (r *rowsRead) TraceQueryStart(ctx context.Context, _ *pgx.Conn, q pgx.TraceQueryStartData) context.Context {
@@ -177,14 +178,14 @@ func (r *rowsRead) TraceQueryStart(ctx context.Context, _ *pgx.Conn, q pgx.Trace
 
 func (r *rowsRead) TraceQueryEnd(context.Context, *pgx.Conn, pgx.TraceQueryEndData) {}
 
-// Of a backlog each of several workers reads its own part, and nobody's is left out.
+// Several workers each read their own part of a backlog, and no part is left out.
 func TestReadsBySlot(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	var read rowsRead
 	w.pool = newPool(t, w.URL, 20, func(c *pgxpool.Config) { c.ConnConfig.Tracer = &read })
 	for i := range 3 {
-		cfg := w.config("set") // each reads for itself
+		cfg := w.config("set") // each worker reads for itself
 		cfg.BatchSize = 500
 		testworld.Run(t, cfg, copying("copying"))
 		w.Active("set", i+1)
@@ -201,14 +202,14 @@ func TestReadsBySlot(t *testing.T) {
 	}
 }
 
-// A scope is the server's to keep, and an event that can't be read is a failure of its own
-// aggregate alone, until it is mended.
+// The server applies the scope. An event that can't be read stops only its own aggregate until
+// it is repaired.
 func TestScopesAndBadRows(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	w.Append(500)
 	w.Exec(`UPDATE events SET aggregate_type = 'rare' WHERE global_position % 7 = 0`)
-	w.Exec(`UPDATE events SET created_at = 'infinity' WHERE global_position IN (98, 101)`) // no time.Time holds that
+	w.Exec(`UPDATE events SET created_at = 'infinity' WHERE global_position IN (98, 101)`) // time.Time can't hold that
 	scoped := orchestratorpgx.Transactional("scoped", func(ctx context.Context, tx pgx.Tx, e event) error {
 		if e.AggregateType != "rare" {
 			return fmt.Errorf("an event of type %q", e.AggregateType)

@@ -22,7 +22,7 @@ type (
 	handler = func(ctx context.Context, tx pgx.Tx, e event) error
 )
 
-// config returns a configuration for tests, of a pool.
+// config returns a configuration for tests over the pool.
 func (w world) config(set orchestrator.ReplicaSetName) orchestrator.Config[event] {
 	w.T.Helper()
 	cfg, err := orchestratorpgx.Config(w.pool, set)
@@ -34,7 +34,7 @@ func (w world) config(set orchestrator.ReplicaSetName) orchestrator.Config[event
 	return quick
 }
 
-// caughtUp has one worker handle all events, and returns what Run has.
+// caughtUp lets one worker handle all events, and returns the result of CatchUp.
 func (w world) caughtUp(set orchestrator.ReplicaSetName, projections ...orchestrator.Projection[event]) error {
 	w.T.Helper()
 	cfg := w.config(set)
@@ -48,7 +48,7 @@ func (w world) caughtUp(set orchestrator.ReplicaSetName, projections ...orchestr
 	return o.CatchUp(ctx, projections)
 }
 
-// insert writes an effect of an event.
+// insert inserts the effect of an event.
 func insert(ctx context.Context, tx pgx.Tx, projection string, e event) error {
 	a, _ := orchestrator.DeliveryFrom(ctx)
 	_, err := tx.Exec(ctx, `INSERT INTO effects (projection, position, aggregate, generation, partition, total) VALUES ($1, $2, $3, $4, $5, $6)`,
@@ -66,7 +66,7 @@ func effects(ctx context.Context, projection string, events ...event) (rows [][]
 	return rows
 }
 
-// copying and sending are projections that write with what only pgx can do.
+// copying and sending return projections that write with functions that only pgx has.
 func copying(name string) orchestrator.Projection[event] {
 	return orchestratorpgx.Batch(name, func(ctx context.Context, tx pgx.Tx, events []event) error {
 		_, err := tx.CopyFrom(ctx, pgx.Identifier{"effects"}, effectColumns, pgx.CopyFromRows(effects(ctx, name, events...)))
@@ -84,7 +84,8 @@ func sending(name string) orchestrator.Projection[event] {
 	})
 }
 
-// one by one, some of them twice, of which the first time is taken back.
+// nesting returns a projection that writes events one by one, in nested transactions. It writes
+// some of them twice and rolls the first one back.
 func nesting(name string) orchestrator.Projection[event] {
 	return orchestratorpgx.Transactional(name, func(ctx context.Context, tx pgx.Tx, e event) error {
 		for _, commits := range []bool{e.GlobalPosition%3 == 0, e.GlobalPosition%3 != 0} {
@@ -114,7 +115,7 @@ func all() []orchestrator.Projection[event] {
 	return []orchestrator.Projection[event]{copying("copying"), sending("sending"), nesting("nesting")}
 }
 
-// Everything that pgx has for its transactions works in a handler's.
+// All methods of a pgx.Tx work in a handler.
 func TestHandlerHasAllOfPgx(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -168,8 +169,8 @@ func TestHandlerHasAllOfPgx(t *testing.T) {
 	}
 }
 
-// Whatever a handler does that would end its transaction, or leaves behind, is its failure:
-// the error names it, nothing of the batch is committed, and nothing moves past the event.
+// If a handler ends its transaction or leaves something open, that is its failure: the error
+// names it, nothing of the batch is committed, and the checkpoint does not move past the event.
 func TestHandlerThatMustNot(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -292,13 +293,13 @@ func TestHandlerThatMustNot(t *testing.T) {
 	}
 }
 
-// released waits until nobody has a connection of the pool.
+// released waits until all connections are back in the pool.
 func (w world) released() {
 	w.T.Helper()
 	pgtest.Eventually(w.T, "all connections are back in the pool", func() bool { return w.pool.Stat().AcquiredConns() == 0 })
 }
 
-// What a handler keeps of its transaction is of no use afterwards.
+// A handler's transaction can't be used after the handler has returned.
 func TestHandlerThatKeepsItsTransaction(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -321,7 +322,7 @@ func TestHandlerThatKeepsItsTransaction(t *testing.T) {
 	w.CheckEffects("keeps")
 }
 
-// A handler that is nil is refused as in the root's constructors.
+// A nil handler is refused, as in the root package.
 func TestNilHandler(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -334,7 +335,7 @@ func TestNilHandler(t *testing.T) {
 	}
 }
 
-// Over a database of another driver a handler of this package fails, and says why.
+// Over a database of another driver, a handler of this package fails and says why.
 func TestHandlerOverAnotherDriver(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)

@@ -19,8 +19,8 @@ import (
 	orchestratorpgx "github.com/getpup/pupsourcing-orchestrator/pgx"
 )
 
-// A Notifier hears what is notified, whatever the channel is called, and gives its
-// connection back as it was: the next user of that hears nothing of it.
+// A Notifier receives notifications, whatever the name of the channel, and returns its
+// connection in a clean state: the next user of the connection receives none.
 func TestNotifier(t *testing.T) {
 	t.Parallel()
 	_, url := pgtest.Database(t)
@@ -84,8 +84,9 @@ func TestNotifier(t *testing.T) {
 	}
 }
 
-// A connection that ends, or falls silent, is an error of Listen's, which is then called
-// again; so are a pool that takes notifications for itself, and one without a connection.
+// If the connection ends or becomes silent, Listen returns an error, and is called again. The
+// same happens with a pool that takes all notifications for itself, and with a pool without a
+// free connection.
 func TestNotifierFails(t *testing.T) {
 	t.Parallel()
 	db, url := pgtest.Database(t)
@@ -115,8 +116,8 @@ func TestNotifierFails(t *testing.T) {
 	}
 }
 
-// Workers of a pool react by hints, to each other and to new events, also when the
-// connection that hears them was lost; and all of them listen on one.
+// Workers of a pool react to notifications about each other and about new events, also after the
+// listening connection was lost. They share one listening connection.
 func TestHints(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -126,7 +127,7 @@ CREATE TRIGGER appended AFTER INSERT ON events FOR EACH STATEMENT EXECUTE FUNCTI
 	var handled atomic.Int64
 	start := func() *testworld.Running {
 		cfg := w.config("set")
-		cfg.HeartbeatInterval, cfg.StaleWorkerTimeout = time.Hour, 3*time.Hour // whoever does not hear sees nothing
+		cfg.HeartbeatInterval, cfg.StaleWorkerTimeout = time.Hour, 3*time.Hour // without notifications, nothing would happen in time
 		cfg.PollInterval, cfg.LeaseOnly, cfg.EventsChannel = time.Hour, true, "appended"
 		return testworld.Run(t, cfg, orchestrator.Plain("counts", func(context.Context, event) error { handled.Add(1); return nil }))
 	}

@@ -25,8 +25,8 @@ import (
 	orchestratorpgx "github.com/getpup/pupsourcing-orchestrator/pgx"
 )
 
-// A pool has one database, with its limit, which keeps no connection: what was used is
-// back in the pool, and is the next one's.
+// A pool has one database with the pool's limit. The database keeps no connections: they go back
+// to the pool.
 func TestDB(t *testing.T) {
 	t.Parallel()
 	_, url := pgtest.Database(t)
@@ -65,8 +65,8 @@ func TestDB(t *testing.T) {
 	}
 }
 
-// The program's own SQL may be several statements here as well, and what it SETs is left
-// on no connection of the pool.
+// The program's own SQL may consist of several statements. What it SETs stays on no connection
+// of the pool.
 func TestMigrateWithSQL(t *testing.T) {
 	t.Parallel()
 	_, url := pgtest.Database(t)
@@ -89,7 +89,7 @@ func TestMigrateWithSQL(t *testing.T) {
 	pgtest.Eventually(t, "no connection is in use", func() bool { return pool.Stat().AcquiredConns() == 0 })
 }
 
-// A projection with a pgx.Tx is tested like others.
+// A projection with a pgx.Tx can be tested with orchestratortest.
 func TestTestedAlone(t *testing.T) {
 	t.Parallel()
 	pool := newPool(t, orchestratortest.URL(t), 20)
@@ -111,7 +111,7 @@ func TestTestedAlone(t *testing.T) {
 	}
 }
 
-// A connection that was cut is closed, and does not go back to the pool.
+// A cut connection is closed and does not go back to the pool.
 func TestCutConnection(t *testing.T) {
 	t.Parallel()
 	_, url := pgtest.Database(t)
@@ -120,7 +120,7 @@ func TestCutConnection(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	conn.Cut() // while nothing is under way on it, so pgx does not notice
+	conn.Cut() // no call is under way, so pgx does not notice
 	conn.Close()
 	var n int
 	if err := pool.QueryRow(t.Context(), `SELECT 1`).Scan(&n); err != nil {
@@ -131,8 +131,8 @@ func TestCutConnection(t *testing.T) {
 	}
 }
 
-// A pool that has no connection to give is told from a database that does not answer,
-// whoever has them.
+// The error of a full pool differs from that of a database that does not answer, whoever uses
+// the connections.
 func TestFullPool(t *testing.T) {
 	t.Parallel()
 	_, url := pgtest.Database(t)
@@ -153,7 +153,7 @@ func TestFullPool(t *testing.T) {
 	}
 }
 
-// A pool that is closed takes its database with it.
+// A closed pool closes its database.
 func TestDatabaseEndsWithItsPool(t *testing.T) {
 	_, url := pgtest.Database(t)
 	database := func() weak.Pointer[sql.DB] {
@@ -181,8 +181,8 @@ func TestDatabaseEndsWithItsPool(t *testing.T) {
 	})
 }
 
-// A pool that is too small is refused by name, with what is needed, and what for; and one
-// that is just large enough does.
+// A pool that is too small is refused by name, with the necessary size and its parts. A pool of
+// exactly that size works.
 func TestPoolTooSmall(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -234,7 +234,7 @@ func TestPoolTooSmall(t *testing.T) {
 					t.Errorf("CatchUp returned %v", err)
 				}
 				w.CheckEffects(c.name + " 0")
-				if err := o.CatchUp(ctx, projections); err != nil { // the pool does not carry the one before any more
+				if err := o.CatchUp(ctx, projections); err != nil { // the first worker is no longer counted
 					t.Errorf("CatchUp returned %v, once more", err)
 				}
 				return
@@ -250,9 +250,8 @@ func TestPoolTooSmall(t *testing.T) {
 	}
 }
 
-// Behind a pooler that hands out connections by transaction, what can't work is refused by
-// name before anything begins, and what can works; one that hands them out by session is
-// nobody's business.
+// Behind a pooler in transaction mode, settings that can't work are refused by name before
+// anything starts, and other settings work. A pooler in session mode makes no difference.
 func TestBehindPooler(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -310,7 +309,7 @@ func TestBehindPooler(t *testing.T) {
 	}
 }
 
-// Nobody who uses the module links lib/pq.
+// A program that uses the module does not link lib/pq.
 func TestNoOtherDriver(t *testing.T) {
 	t.Parallel()
 	out, err := exec.Command("go", "list", "-deps", ".").CombinedOutput()
@@ -326,8 +325,8 @@ func TestNoOtherDriver(t *testing.T) {
 	}
 }
 
-// A worker whose database is away from the start waits for it, and a stop meanwhile is a
-// graceful one.
+// If the database is unreachable from the start, the worker waits for it. A stop meanwhile is
+// graceful.
 func TestStopWhileTheDatabaseIsAway(t *testing.T) {
 	t.Parallel()
 	pool := newPool(t, "postgres://127.0.0.1:1/nowhere", 4)

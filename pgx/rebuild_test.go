@@ -12,7 +12,7 @@ import (
 	orchestratorpgx "github.com/getpup/pupsourcing-orchestrator/pgx"
 )
 
-// Over a pool of pgx a read model is built anew, and promoted with several statements.
+// Over a pool, a read model is rebuilt and promoted with several statements.
 func TestPromote(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)

@@ -20,13 +20,13 @@ import (
 	orchestratorpgx "github.com/getpup/pupsourcing-orchestrator/pgx"
 )
 
-// An any1 is an event of one value.
+// An any1 is an event with one value.
 type any1 struct {
 	Position int64
 	Into     any
 }
 
-// A heard is a Scanner that keeps what it gets.
+// A heard is a Scanner that keeps the value that it gets.
 type heard struct{ Value any }
 
 func (h *heard) Scan(value any) error {
@@ -80,8 +80,8 @@ var types = []struct {
 	{"count", []string{"5"}},
 }
 
-// Events come out as they do with the same driver through database/sql: the same values,
-// and the same ones are refused, for each type of a column and each type of a field.
+// For each type of a column and each type of a field, events are the same as with pgx through
+// database/sql: the same values, and the same ones are refused.
 func TestSameAsThroughDatabaseSQL(t *testing.T) {
 	t.Parallel()
 	db, url := pgtest.Database(t)
@@ -98,7 +98,7 @@ func TestSameAsThroughDatabaseSQL(t *testing.T) {
 			exec(fmt.Sprintf(`INSERT INTO t%d (v) VALUES (%s)`, i, v))
 		}
 	}
-	// Without a round trip for their types, all results are texts.
+	// Modes without a round trip for types return all results as text.
 	for _, mode := range []pgx.QueryExecMode{pgx.QueryExecModeCacheStatement, pgx.QueryExecModeExec} {
 		t.Run(mode.String(), func(t *testing.T) {
 			t.Parallel()
@@ -159,7 +159,7 @@ func same(t *testing.T, through *sql.DB, pool *pgxpool.Pool) {
 				compared++
 				value := append(c.values, "NULL")[n]
 				if _, more := into().(*json.RawMessage); more && w.Err != nil && g.Err == nil {
-					continue // which database/sql takes from bytes alone, and pgx from NULL and texts as well
+					continue // database/sql takes only bytes there; pgx also takes NULL and text
 				}
 				switch {
 				case (g.Err == nil) != (w.Err == nil):
@@ -183,7 +183,7 @@ func same(t *testing.T, through *sql.DB, pool *pgxpool.Pool) {
 	t.Logf("%d values, %d of them could be read", compared, read)
 }
 
-// What database/sql can't scan into, pgx can.
+// pgx can scan into types that database/sql can't.
 func TestPgxTypes(t *testing.T) {
 	t.Parallel()
 	db, url := pgtest.Database(t)
@@ -223,7 +223,7 @@ VALUES ('a', '{x,"y z"}', '{1,2}', '{"n": 7}', '0d3e4a9c-5f0b-4a53-9f50-8f6f7b6b
 	if got := page.Records[0]; got.Err != nil || !reflect.DeepEqual(got.Event, want) {
 		t.Errorf("%+v (%v), want %+v", got.Event, got.Err, want)
 	}
-	if got := page.Records[1]; got.Err == nil { // an array has no NULL
+	if got := page.Records[1]; got.Err == nil { // an array can't hold NULL
 		t.Errorf("%+v was made of NULLs", got.Event)
 	}
 }

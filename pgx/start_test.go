@@ -10,7 +10,7 @@ import (
 	orchestratorpgx "github.com/getpup/pupsourcing-orchestrator/pgx"
 )
 
-// A table that pgx reads knows its end, and its events' times.
+// With a table that pgx reads, StartNow and StartAtTime work.
 func TestWhereAProjectionStarts(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)

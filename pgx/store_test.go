@@ -6,7 +6,7 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/storetest"
 )
 
-// The store can't tell a pool of pgx's from any other database.
+// To the store, a pool of pgx is like any other database.
 func TestStore(t *testing.T) {
 	t.Parallel()
 	storetest.Run(t, storetest.Postgres(t, opener(t)))

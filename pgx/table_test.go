@@ -44,10 +44,10 @@ type order struct {
 	Note       *string
 	Body       map[string]int
 	Kind       string
-	hidden     int // what is not exported has no column
+	hidden     int // unexported fields have no column
 }
 
-// A struct is filled by the names of its fields, as pgx.RowToStructByName has them.
+// The fields of a struct are matched by name, as in pgx.RowToStructByName.
 func TestStructTable(t *testing.T) {
 	t.Parallel()
 	db, url := pgtest.Database(t)
@@ -88,12 +88,12 @@ func TestStructTable(t *testing.T) {
 	}
 }
 
-// A table whose columns don't fit the struct, or the destinations, is refused, and the
-// error names both.
+// If a column does not fit the struct or the destinations, the table is refused, and the error
+// names both.
 func TestColumnsThatDoNotFit(t *testing.T) {
 	t.Parallel()
 	db, url := pgtest.Database(t)
-	if _, err := db.Exec(ordersTable + `; DELETE FROM orders`); err != nil { // no event shows it
+	if _, err := db.Exec(ordersTable + `; DELETE FROM orders`); err != nil { // there are no events that could show it
 		t.Fatal(err)
 	}
 	pool := newPool(t, url, 4)
@@ -177,7 +177,7 @@ func structTable[E any](t *testing.T, pool *pgxpool.Pool, columns []string) erro
 	return err
 }
 
-// Nil pools and fields that are both given and made are refused.
+// Nil pools are refused, and so is TableConfig.Fields in NewStructTable.
 func TestRefusedTables(t *testing.T) {
 	t.Parallel()
 	_, url := pgtest.Database(t)
@@ -197,8 +197,8 @@ func TestRefusedTables(t *testing.T) {
 	}
 }
 
-// What one reads stays what it is while more is read: texts and bytes share memory, and
-// none of it is written again.
+// Events that were read do not change when more events are read: strings and bytes share memory,
+// which is not written again.
 func TestEventsAreTheirOwn(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
@@ -215,7 +215,7 @@ SELECT 'c' || i % 3, 't' || i, 'a' || i, 1, ('00000000-0000-0000-0000-' || lpad(
 	if err != nil || len(page.Records) != 3000 {
 		t.Fatalf("%d events, %v", len(page.Records), err)
 	}
-	for n := range page.Records { // whoever writes into his bytes, up to their capacity, reaches nobody else's
+	for n := range page.Records { // a write to one event's bytes, up to their capacity, changes no other event
 		e := &page.Records[n].Event
 		if n%2 == 0 {
 			for i := range e.Payload[:cap(e.Payload)] {
@@ -246,7 +246,7 @@ SELECT 'c' || i % 3, 't' || i, 'a' || i, 1, ('00000000-0000-0000-0000-' || lpad(
 	}
 }
 
-// A page that is cut for its bytes costs the connection, and no more.
+// A page that is cut because of its size costs the connection, and no more.
 func TestPageIsCut(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)

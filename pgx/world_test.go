@@ -19,7 +19,7 @@ func TestMain(m *testing.M) {
 	os.Exit(testworld.Main(m))
 }
 
-// newPool returns a pool for so many connections. It ends with the test.
+// newPool returns a pool with a number of connections, which is closed at the end of the test.
 func newPool(t testing.TB, url string, size int32, change ...func(*pgxpool.Config)) *pgxpool.Pool {
 	t.Helper()
 	cfg, err := pgxpool.ParseConfig(url)
@@ -38,12 +38,12 @@ func newPool(t testing.TB, url string, size int32, change ...func(*pgxpool.Confi
 	return pool
 }
 
-// opener opens databases as DB of pools.
+// opener opens databases with DB, over pools.
 func opener(t testing.TB) storetest.Open {
 	return func(url string) (*sql.DB, error) { return orchestratorpgx.DB(newPool(t, url, 20)), nil }
 }
 
-// A world is a testworld.World, with a pool.
+// A world is a testworld.World with a pool.
 type world struct {
 	*testworld.World
 	pool *pgxpool.Pool

@@ -13,8 +13,8 @@ import (
 
 const secret = "hunter2"
 
-// A connection string that lib/pq can't parse is refused, and is not in the error; nor
-// is one that it can in what is printed of the Notifier.
+// A connection string that lib/pq can't parse is refused, and the error does not contain it. A
+// valid one is not printed with the Notifier.
 func TestNewRefuses(t *testing.T) {
 	for _, url := range []string{
 		"",
@@ -52,7 +52,7 @@ func TestSecretIsNotPrinted(t *testing.T) {
 	}
 }
 
-// Workers with the same URL share a connection: their Notifiers are the same key.
+// Workers with the same URL share a connection: their Notifiers are equal.
 func TestEqual(t *testing.T) {
 	notifier := func(url string) orchestrator.Notifier {
 		n, err := pqnotify.New(url)

@@ -18,7 +18,7 @@ func source(set orchestrator.ReplicaSetName, worker string) orchestrator.Source 
 	return orchestrator.Source{ReplicaSet: set, Worker: worker, At: time.Unix(1, 0)}
 }
 
-// report is what a worker says that runs one projection on some partitions.
+// report returns the report of a worker that runs one projection on some partitions.
 func report(worker string, generation int64, total int, partitions ...int) orchestrator.WorkerReport {
 	r := orchestrator.WorkerReport{Source: source("main", worker), State: "running", Generation: generation, Partitions: partitions}
 	if len(partitions) == 0 {
@@ -31,7 +31,7 @@ func report(worker string, generation int64, total int, partitions ...int) orche
 	return r
 }
 
-// compare checks the metrics with these names, without the prefix.
+// compare checks the metrics with these names, given without the prefix.
 func compare(t *testing.T, c *Collector, names, want string) {
 	t.Helper()
 	registry := prometheus.NewPedanticRegistry()
@@ -45,7 +45,7 @@ func compare(t *testing.T, c *Collector, names, want string) {
 	}
 }
 
-// lanes shows lag_events as "partition=value …".
+// lanes returns lag_events as "partition=value …".
 func lanes(t *testing.T, c *Collector) string {
 	t.Helper()
 	registry := prometheus.NewPedanticRegistry()
@@ -86,8 +86,8 @@ func TestLanesThatAreNotRunAnyMoreAreGone(t *testing.T) {
 	o.Reported(report("w1", 2, 2, 0))
 	check("after a re-partition", "0=20")
 
-	// The second worker starts partition 0 before the first one, which had it,
-	// reports again. Twice the same series would fail the whole scrape.
+	// The second worker starts partition 0 before its former worker reports again. The same
+	// series twice would fail the whole scrape.
 	o.Reported(report("w2", 3, 2, 0))
 	check("two reports of one lane", "0=30")
 	o.Reported(report("w1", 3, 2, 1))
@@ -113,10 +113,10 @@ func TestGauges(t *testing.T) {
 	r.Lanes[1].Behind, r.Lanes[1].Parked = -1, 3
 	o.Reported(r)
 	o.Reported(report("w2", 0, 0))
-	joining := report("w3", 3, 5, 1) // its lease is lost
+	joining := report("w3", 3, 5, 1) // it has lost its lease
 	joining.State = "joining"
 	o.Reported(joining)
-	other := report("w1", 7, 1, 0) // the same process runs another set
+	other := report("w1", 7, 1, 0) // another set in the same process
 	other.ReplicaSet, other.Lanes[0].Projection = "reports", "search"
 	o.Reported(other)
 
@@ -171,7 +171,7 @@ pupsourcing_orchestrator_workers{replica_set="reports"} 1
 `)
 }
 
-// A counter that first appears as 1 is no increase to Prometheus.
+// A counter that first appears as 1 has not increased, to Prometheus.
 func TestFailuresAreCountedFromZero(t *testing.T) {
 	c := NewCollector()
 	o := c.Observer()
@@ -191,8 +191,7 @@ func TestFailuresAreCountedFromZero(t *testing.T) {
 	}
 }
 
-// Nothing that a worker can make up becomes a label: restarts, errors, orders and
-// positions leave the number of series as it is.
+// Labels have bounded values: restarts, errors, orders and positions add no series.
 func TestSeriesAreBounded(t *testing.T) {
 	c := NewCollector()
 	feed(c.Observer(), "w1", "rewind of orders to 1", errors.New("first"))
@@ -204,7 +203,7 @@ func TestSeriesAreBounded(t *testing.T) {
 	}
 }
 
-// Each worker has a goroutine of its own for the observer, and scrapes come at any time.
+// Each worker calls the observer on a goroutine of its own, and scrapes come at any time.
 func TestWorkersAtTheSameTime(t *testing.T) {
 	c := NewCollector()
 	registry := prometheus.NewPedanticRegistry()
@@ -229,12 +228,12 @@ func TestWorkersAtTheSameTime(t *testing.T) {
 	}
 }
 
-// feed tells of one of everything.
+// feed makes everything happen once.
 func feed(o *orchestrator.Observer, worker, reason string, err error) {
 	s := source("main", worker)
 	lane := orchestrator.Lane{Projection: "orders", Generation: 1, Partition: 0, TotalPartitions: 2}
 	o.WorkerJoined(orchestrator.WorkerJoined{Source: s})
-	if !strings.Contains(reason, " of ") { // an order, which no worker opens
+	if !strings.Contains(reason, " of ") { // an order's generation is opened by no worker
 		o.GenerationOpened(orchestrator.GenerationOpened{Source: s, Generation: 1, Reason: reason})
 	}
 	o.GenerationActivated(orchestrator.GenerationActivated{Source: s, Generation: 1, Reason: reason, Duration: 30 * time.Millisecond})

@@ -25,7 +25,7 @@ func TestReason(t *testing.T) {
 		{"undrain of host-1-abc", "undrain"},
 		{"pause of 2 joined, 1 gone", "pause"}, // a projection can have any name
 		{"pause of rewind of all", "pause"},
-		// Nothing else gets through, whatever a later version says.
+		// Everything else becomes "other", also texts of later versions.
 		{"", "other"},
 		{"pause", "other"},
 		{"2 joined, host-1-abc gone", "other"},
@@ -39,7 +39,7 @@ func TestReason(t *testing.T) {
 	}
 }
 
-// The texts that the coordinator writes are those that are known here.
+// All texts of the coordinator are known here.
 func TestReasonOfTheCoordinator(t *testing.T) {
 	now := time.Date(2026, 11, 25, 0, 0, 0, 0, time.UTC)
 	var g protocol.Group
@@ -64,7 +64,7 @@ func TestReasonOfTheCoordinator(t *testing.T) {
 	step("above the limit", protocol.Request{Worker: "w5", Join: true, MaxPartitions: 1})
 }
 
-// The states that workers report are those that are shown.
+// All states of workers are exported.
 func TestStates(t *testing.T) {
 	want := []string{string(protocol.Joining), string(protocol.Standby), string(protocol.Waiting), string(protocol.Running),
 		string(protocol.Stopping), string(protocol.Unproven)}

@@ -32,7 +32,7 @@ func (o *stumbling) Handle(context.Context, orchestrator.Event) error {
 	return nil
 }
 
-// Two workers of a process that run against PostgreSQL, as a scrape tells of them.
+// A scrape of two workers that run against PostgreSQL.
 func TestRun(t *testing.T) {
 	db, url := pgtest.Database(t)
 	if err := orchestrator.RunMigrations(db); err != nil {

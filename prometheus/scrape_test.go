@@ -48,7 +48,7 @@ func scrape(t *testing.T, url string) map[string]*dto.MetricFamily {
 	return families
 }
 
-// A metric is a line of the README's table.
+// A metric is a row of the README's table.
 type metric struct{ Name, Type, Labels string }
 
 // documented reads the README's table.
@@ -66,7 +66,7 @@ func documented(t *testing.T) []metric {
 	return metrics
 }
 
-// What a scrape brings is what the README says, name by name.
+// A scrape contains exactly the metrics in the README.
 func TestScrape(t *testing.T) {
 	c := NewCollector()
 	feed(c.Observer(), "w1", "2 joined, 1 gone", errors.New("failed"))
@@ -96,7 +96,7 @@ func TestScrape(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("README.md and a scrape differ (-README +scrape):\n%s", diff)
 	}
-	// The names that dashboards of users go by.
+	// Names that users' dashboards use.
 	for _, n := range strings.Fields(`generations_total workers worker_state current_generation_partitions
 		coordination_duration_seconds coordination_timeouts_total heartbeat_failures_total heartbeat_latency_seconds
 		stale_workers_total events_processed_total events_skipped_total projection_errors_total events_parked
@@ -113,7 +113,7 @@ func sorted(s []string) []string {
 	return s
 }
 
-// Each thing that happens is counted where it belongs, and nowhere else.
+// Each thing is counted in its metric, and in no other.
 func TestCounted(t *testing.T) {
 	c := NewCollector()
 	feed(c.Observer(), "w1", "2 joined, 1 gone", errors.New("failed"))
@@ -168,7 +168,7 @@ func find(f *dto.MetricFamily, label string) *dto.Metric {
 	return nil
 }
 
-// The names and types are as Prometheus would have them.
+// Names and types follow Prometheus's conventions.
 func TestLint(t *testing.T) {
 	c := NewCollector()
 	feed(c.Observer(), "w1", "1 joined", errors.New("failed"))
@@ -183,7 +183,7 @@ func TestLint(t *testing.T) {
 	}
 }
 
-// A name may hold what would end a label, a line or a program in other places.
+// A name may contain characters that end a label, a line or a string elsewhere.
 func TestOddNames(t *testing.T) {
 	c := NewCollector()
 	r := report("w1", 1, 1, 0)

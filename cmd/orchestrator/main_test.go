@@ -24,7 +24,7 @@ import (
 
 func TestMain(m *testing.M) { os.Exit(pgtest.Main(m)) }
 
-// A stage is a database with events and a replica set "set" of two projections.
+// A stage is a database with events and a replica set "set" with two projections.
 type stage struct {
 	t   *testing.T
 	db  *sql.DB
@@ -34,7 +34,7 @@ type stage struct {
 	calls  map[string][]int64 // projection → positions, as handled
 	hold   chan struct{}      // not nil: handlers of "slow" wait for it
 	fails  atomic.Bool        // handlers of "slow" fail
-	poison atomic.Int64       // where the handler of "quick" fails; 0: nowhere
+	poison atomic.Int64       // position at which the handler of "quick" fails; 0: none
 }
 
 func newStage(t *testing.T) *stage {
@@ -91,7 +91,7 @@ func (s *stage) handled(projection string) int {
 	return len(s.calls[projection])
 }
 
-// worker starts one, and returns what stops it.
+// worker starts a worker and returns a function that stops it.
 func (s *stage) worker() (stop func()) {
 	return s.start("set", projection{"quick", s},
 		orchestrator.With(projection{"slow", s}, orchestrator.WithFailureRule(orchestrator.FailureRule{Policy: orchestrator.ParkEvents, Attempts: 2})))
@@ -126,7 +126,7 @@ func (s *stage) start(set orchestrator.ReplicaSetName, projections ...orchestrat
 	return stop
 }
 
-// running waits until so many workers run.
+// running waits until a number of workers run.
 func (s *stage) running(workers int) {
 	s.t.Helper()
 	pgtest.Eventually(s.t, "the workers run", func() bool {
@@ -143,7 +143,7 @@ func (s *stage) run(args ...string) (code int, stdout, stderr string) {
 	return code, out.String(), errs.String()
 }
 
-// ok runs the command, which must succeed.
+// ok runs the command and fails the test unless it succeeds.
 func (s *stage) ok(args ...string) string {
 	s.t.Helper()
 	code, out, errs := s.run(args...)
@@ -212,8 +212,8 @@ func TestOrders(t *testing.T) {
 	}
 }
 
-// An order says whom it waits for, stands when it is waited for no longer, and is
-// said to be done only when it has its effect.
+// An order prints which worker it waits for, remains in force after the timeout, and reports
+// success only when it has taken effect.
 func TestOrderThatWaits(t *testing.T) {
 	s := newStage(t)
 	s.hold = make(chan struct{})
@@ -284,7 +284,7 @@ func TestPark(t *testing.T) {
 		{[]string{"park", "drop", "slow"}, exitUsage, `unknown argument "drop" (there are: add, discard, list, retry)`},
 		{[]string{"park", "retry", "slow"}, exitUsage, "-aggregate ID and -all"},
 		{[]string{"park", "retry", "slow", "-all", "-position", "2"}, exitUsage, "pass one of"},
-		{[]string{"park", "discard", "slow"}, exitUsage, "-aggregate ID and -all"}, // before it asks
+		{[]string{"park", "discard", "slow"}, exitUsage, "-aggregate ID and -all"}, // before it asks for confirmation
 		{[]string{"park", "discard", "slow", "-aggregate", ""}, exitUsage, "-aggregate ID and -all"},
 		{[]string{"park", "retry", "slow", "-position", "x"}, exitUsage, `"x"`},
 		{[]string{"park", "retry", "slow", "-position", "2"}, exitFailed, "not parked"},
@@ -296,7 +296,8 @@ func TestPark(t *testing.T) {
 	}
 }
 
-// An event that holds a projection up that never parks is parked by order, by name.
+// An event that blocks a projection without the policy ParkEvents is parked by order, with the
+// name of the person.
 func TestParkAdd(t *testing.T) {
 	s := newStage(t)
 	s.poison.Store(2)
@@ -383,7 +384,7 @@ func TestWatch(t *testing.T) {
 	}
 }
 
-// What was called wrongly says what is wrong.
+// A wrong command line gets an error that says what is wrong.
 func TestWrongCalls(t *testing.T) {
 	s := newStage(t)
 	s.worker()
@@ -414,7 +415,7 @@ func TestWrongCalls(t *testing.T) {
 		{[]string{"pause", "set", ""}, exitUsage, "PROJECTION is empty"}, // not all projections
 		{[]string{"pause", "set", "quick", "-timeout", "0s"}, exitUsage, "-nowait"},
 		{[]string{"rewind", "nobody", "quick", "3", "-yes"}, exitFailed, `"nobody"`},
-		{[]string{"rewind", "set", "nobody", "3"}, exitUsage, "projection nobody has never run"}, // and then asks
+		{[]string{"rewind", "set", "nobody", "3"}, exitUsage, "projection nobody has never run"}, // and then asks for confirmation
 	} {
 		args := c.args
 		if len(args) > 0 {
@@ -461,7 +462,7 @@ func TestWrongCalls(t *testing.T) {
 	}
 }
 
-// Where there are no tables yet, it says what to do about it.
+// Without tables, the command says what to do.
 func TestNoSchema(t *testing.T) {
 	_, url := pgtest.Database(t)
 	for _, args := range [][]string{{"status"}, {"history", "set"}, {"park", "list", "p"}, {"pause", "set"}} {
@@ -473,7 +474,7 @@ func TestNoSchema(t *testing.T) {
 	}
 }
 
-// cron and the like have programs read an empty device, on which nobody answers.
+// Under cron, the input is an empty device: it is not a terminal.
 func TestNobodyThere(t *testing.T) {
 	null, err := os.Open(os.DevNull)
 	if err != nil {
@@ -485,8 +486,7 @@ func TestNobodyThere(t *testing.T) {
 	}
 }
 
-// Nothing that the database holds, and no part of a connection string, reaches the
-// terminal as it is.
+// Text from the database and connection strings never reach the terminal unescaped.
 func TestTerminalIsSafe(t *testing.T) {
 	const evil = "x\x1b]0;title\x07\x1b[2J\u202e\u2066\u2028\u200f\u0085\U000e0001y"
 	s := newStage(t)
@@ -543,7 +543,7 @@ func TestNoSecretIsPrinted(t *testing.T) {
 	}
 }
 
-// Each command goes to the schema that -schema names, where no search path leads.
+// Each command uses the schema of -schema if the search path does not lead to the tables.
 func TestSchemaFlag(t *testing.T) {
 	db, url := pgtest.Database(t)
 	if err := orchestrator.Migrate(t.Context(), db, orchestrator.InSchema("elsewhere")); err != nil {

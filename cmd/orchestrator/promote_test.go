@@ -18,8 +18,8 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/ops"
 )
 
-// A rebuild is promoted, with SQL from a file, after the command has said how far it is;
-// that is undone, with SQL from its input; and what is left of the rebuild is removed.
+// A rebuild is promoted with SQL from a file, after the command has printed its progress. The
+// promotion is undone, with SQL from standard input. Then the rebuild is retired.
 func TestPromote(t *testing.T) {
 	s := newStage(t)
 	s.worker()

@@ -100,8 +100,7 @@ func TestSpan(t *testing.T) {
 	}
 }
 
-// A frame has no more lines and columns than the screen, and clears what it does
-// not write.
+// A frame has no more lines and columns than the screen, and clears the rest of the screen.
 func TestFrame(t *testing.T) {
 	got := frame(now, "one\ntwo is long\nthree\nfour\n", 24, 5)
 	want := "\x1b[H" + "2030-01-02 03:04:05 UTC…" + "\x1b[K\r\n" + "\x1b[K\r\n" + "one\x1b[K\r\n" + "two is long\x1b[K\r\n" + "… 2 more lines\x1b[K\x1b[J"
@@ -110,7 +109,7 @@ func TestFrame(t *testing.T) {
 	}
 }
 
-// In a pipe, only news is shown.
+// In a pipe, only changes are printed.
 func TestChanges(t *testing.T) {
 	var out strings.Builder
 	show := changes(&out)

@@ -15,7 +15,7 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
 )
 
-// unused is a database that nobody connects to.
+// unused returns a database that is never connected to.
 func unused(t *testing.T) *sql.DB {
 	t.Helper()
 	db, err := sql.Open("postgres", "postgres://nowhere.invalid/")
@@ -26,14 +26,14 @@ func unused(t *testing.T) *sql.DB {
 	return db
 }
 
-// deaf is a Notifier.
+// deaf is a Notifier that receives nothing.
 type deaf struct{}
 
 func (deaf) Listen(context.Context, []string, func(), func(channel, payload string)) error {
 	return errors.New("hears nothing")
 }
 
-// Every field of the root's Config is here, and reaches it.
+// Every field of the root's Config exists here and is passed to the root.
 func TestConfigReachesTheRoot(t *testing.T) {
 	lines := &recorder{}
 	cfg := Config{DB: unused(t), EventStore: postgres.NewStore(postgres.DefaultStoreConfig()), Logger: lines, Retry: Retry{Min: 1, Max: 2}}
@@ -65,8 +65,8 @@ func TestConfigReachesTheRoot(t *testing.T) {
 		switch field := v.FieldByName(name); {
 		case got.Field(i).IsZero():
 			t.Errorf("Config.%s does not reach the root", name)
-		case name == "EventStore" || name == "Logger": // of other types there, see below
-		case name == "Around": // no two functions are equal
+		case name == "EventStore" || name == "Logger": // their types differ; see below
+		case name == "Around": // functions can't be compared
 		case !field.IsValid() || !reflect.DeepEqual(field.Interface(), got.Field(i).Interface()):
 			t.Errorf("the root's Config.%s is %v", name, got.Field(i))
 		}
@@ -113,8 +113,8 @@ func TestInvalidConfig(t *testing.T) {
 	}
 }
 
-// Workers of a process that read one table share what reads it, and so the
-// reading. It is not kept when they are gone.
+// Workers of a process that read the same table share one reader, and so one read. The reader is
+// released after them.
 func TestTablesAreShared(t *testing.T) {
 	db := unused(t)
 	of := func(db *sql.DB, name string) *eventsTable {
@@ -135,7 +135,7 @@ func TestTablesAreShared(t *testing.T) {
 		{"the default by its name", db, "events", true},
 		{"other ways to write it", db, `"events"`, true},
 		{"another table", db, "shop_events", false},
-		{"one in a schema", db, "public.events", false}, // perhaps the same; it is read twice then
+		{"one in a schema", db, "public.events", false}, // possibly the same table, which is then read twice
 		{"another database", unused(t), "events", false},
 	} {
 		if got := of(test.db, test.name); (got == table) != test.want {
@@ -163,7 +163,7 @@ func TestTableName(t *testing.T) {
 	}{
 		{"events", "", "events", true},
 		{"Shop_Events2", "", "shop_events2", true},
-		{"ÄRGER", "", "Ärger", true}, // PostgreSQL folds ASCII only
+		{"ÄRGER", "", "Ärger", true}, // PostgreSQL folds only ASCII
 		{"shop.Events", "shop", "events", true},
 		{`"Shop"."my ""own"". events"`, "Shop", `my "own". events`, true},
 		{`Shop."Events"`, "shop", "Events", true},

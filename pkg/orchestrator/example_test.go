@@ -19,13 +19,13 @@ import (
 	orchestrator "github.com/getpup/pupsourcing-orchestrator/pkg/orchestrator"
 )
 
-// UserProjection counts users. Its writes go through the transaction that also
-// commits the checkpoint, so each event counts exactly once.
+// UserProjection counts users. Its writes commit together with the checkpoint, so each event
+// counts exactly once.
 type UserProjection struct{}
 
 func (*UserProjection) Name() string { return "users" }
 
-// Handle makes it one of pupsourcing's projections.
+// Handle makes UserProjection a projection of pupsourcing. It is never called.
 func (*UserProjection) Handle(context.Context, es.PersistedEvent) error {
 	panic("not called: UserProjection is transactional")
 }
@@ -38,7 +38,7 @@ func (*UserProjection) HandleTx(ctx context.Context, tx orchestrator.Tx, e es.Pe
 	return err
 }
 
-// The whole of a worker. Start it as often as you like.
+// A complete worker. Start it as often as you like.
 func Example() {
 	db, err := sql.Open("postgres", os.Getenv("DATABASE_URL"))
 	if err != nil {

@@ -9,7 +9,7 @@ import (
 	"github.com/getpup/pupsourcing/es"
 )
 
-// Handle as pupsourcing has it up to v1.1. The tag pupsourcing12 is for those since.
+// Handle in pupsourcing up to v1.1. The tag pupsourcing12 selects the form since v1.2.
 
 func (p plain) Handle(ctx context.Context, e es.PersistedEvent) error { return p.write(ctx, p.db, e) }
 
@@ -19,7 +19,7 @@ func (failing) Handle(context.Context, es.PersistedEvent) error { return errFail
 
 func (p handRun) Handle(ctx context.Context, e es.PersistedEvent) error { return p.handle(ctx, e) }
 
-// uncalled is the Handle of projections that have another method.
+// uncalled is the Handle of projections that have another method for events.
 type uncalled struct{}
 
 func (uncalled) Handle(context.Context, es.PersistedEvent) error {

@@ -10,7 +10,7 @@ import (
 	"github.com/getpup/pupsourcing/es"
 )
 
-// Handle as pupsourcing has it since v1.2.
+// Handle in pupsourcing since v1.2.
 
 func (p plain) Handle(ctx context.Context, tx *sql.Tx, e es.PersistedEvent) error {
 	return p.write(ctx, tx, e)
@@ -24,7 +24,7 @@ func (p handRun) Handle(ctx context.Context, _ *sql.Tx, e es.PersistedEvent) err
 	return p.handle(ctx, e)
 }
 
-// uncalled is the Handle of projections that have another method.
+// uncalled is the Handle of projections that have another method for events.
 type uncalled struct{}
 
 func (uncalled) Handle(context.Context, *sql.Tx, es.PersistedEvent) error {

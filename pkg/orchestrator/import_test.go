@@ -18,8 +18,8 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
 )
 
-// handRun is the projection before: a processor's handler writes outside of the
-// transaction that moves the checkpoint.
+// handRun is a projection of a processor: its handler writes outside of the transaction that
+// moves the checkpoint.
 type handRun struct {
 	effects
 	db *sql.DB
@@ -36,7 +36,7 @@ func checkpoint(projection string, k, total int) string {
 	return fmt.Sprintf("%s_p%d", projection, k)
 }
 
-// process starts a processor of pupsourcing, partition k of total.
+// process starts a processor of pupsourcing for partition k of total.
 func (w *world) process(projectionName string, k, total int) *running {
 	config := projection.DefaultProcessorConfig()
 	config.BatchSize, config.PollInterval = 20, 5*time.Millisecond
@@ -51,8 +51,7 @@ func (w *world) process(projectionName string, k, total int) *running {
 	return r
 }
 
-// handRun has a processor handle all that there is, and ends it. It returns
-// where that stopped.
+// handRun lets a processor handle all events, ends it, and returns its position.
 func (w *world) handRun(projection string, k, total int) int64 {
 	w.t.Helper()
 	r := w.process(projection, k, total)
@@ -61,15 +60,15 @@ func (w *world) handRun(projection string, k, total int) int64 {
 		return w.number(`SELECT count(*) FROM projection_checkpoints WHERE projection_name = $1 AND last_global_position = $2`,
 			checkpoint(projection, k, total), last) == 1
 	})
-	// It has nothing to do any more, so its end interrupts no handler; what it
-	// returns depends on where the end found it.
+	// The processor is idle, so its end interrupts no handler. Its error depends on where the
+	// end reaches it.
 	r.cancel()
 	<-r.done
 	return last
 }
 
-// What processors of pupsourcing have handled, each up to somewhere else, is
-// handled by none of the workers that take over; and all else is.
+// The new workers handle no event that the processors have handled, each up to a position of its
+// own, and all other events.
 func TestImport(t *testing.T) {
 	for _, total := range []int{1, 3, 4} {
 		t.Run(fmt.Sprint(total), func(t *testing.T) {
@@ -106,9 +105,8 @@ func TestImport(t *testing.T) {
 	}
 }
 
-// An event that a processor has passed by, because its transaction committed late,
-// is as good as handled: the import can't know of it. This is what the README says
-// of processors that are run by hand.
+// An event that a processor has skipped because its transaction committed late counts as
+// handled: the import can't know it. The documentation says so.
 func TestImportAfterALateCommit(t *testing.T) {
 	w := newWorld(t, "events")
 	w.append(5)
@@ -137,7 +135,7 @@ func TestImportAfterALateCommit(t *testing.T) {
 	}
 }
 
-// A processor in the midst of a batch is seen, by what pupsourcing locks.
+// A processor in the middle of a batch is detected by the rows that pupsourcing locks.
 func TestImportSeesAProcessor(t *testing.T) {
 	w := newWorld(t, "events")
 	w.append(50)
@@ -165,7 +163,7 @@ func TestImportSeesAProcessor(t *testing.T) {
 	<-r.done
 }
 
-// Another table of checkpoints, as a store may have it.
+// Checkpoints in another table, which a store can be configured to use.
 func TestImportFromAnotherTable(t *testing.T) {
 	w := newWorld(t, "events")
 	w.exec(`ALTER TABLE projection_checkpoints RENAME TO ShopCheckpoints`)

@@ -14,7 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// recorder keeps the lines that it is given.
+// recorder keeps the lines that it gets.
 type recorder struct{ lines []line }
 
 type line struct {
@@ -57,7 +57,7 @@ func TestLoggerLines(t *testing.T) {
 	}
 }
 
-// Loggers that come from one do not write into each other's attributes.
+// Loggers derived from the same logger do not share attributes.
 func TestLoggersAreApart(t *testing.T) {
 	r := &recorder{}
 	log := slog.New(handler{logger: r}).With("a", 1).With("b", 2).With("c", 3)
@@ -75,7 +75,7 @@ func TestLoggersAreApart(t *testing.T) {
 	}
 }
 
-// What the standard library demands of a handler.
+// The handler passes the standard library's tests.
 func TestHandler(t *testing.T) {
 	var r *recorder
 	slogtest.Run(t, func(t *testing.T) slog.Handler {

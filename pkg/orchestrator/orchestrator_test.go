@@ -17,8 +17,8 @@ import (
 	orchestrator "github.com/getpup/pupsourcing-orchestrator/pkg/orchestrator"
 )
 
-// Workers join and leave while events are appended, one of them by a
-// transaction that stays open and commits below what others have committed.
+// Workers join and leave while events are appended. One transaction stays open and commits
+// positions below those that others have committed.
 func TestScaleUpAndDown(t *testing.T) {
 	w := newWorld(t, "events")
 	names := []string{"plain", "transactional", "batched"}
@@ -33,7 +33,7 @@ func TestScaleUpAndDown(t *testing.T) {
 	late := w.begin()
 	w.appendTo(late, "shop", "order", "late", 3)
 	w.append(100)
-	a.waiting() // and not pass it by, or what is late would be lost
+	a.waiting() // and not skip it, or the late events would be lost
 	b := run(t, w.config(), projections...)
 	w.active(2)
 	if err := late.Commit(); err != nil {
@@ -53,10 +53,10 @@ func TestScaleUpAndDown(t *testing.T) {
 	w.append(100)
 	w.caughtUp(names...)
 	c.stop()
-	w.checkEffects(names...) // nobody crashed: even the plain one is exact
+	w.checkEffects(names...) // without crashes, even the plain projection is exact
 }
 
-// seen keeps what it is handed.
+// seen keeps the events that it gets.
 type seen struct {
 	mu     sync.Mutex
 	events []es.PersistedEvent
@@ -77,7 +77,7 @@ func (s *seen) all() []es.PersistedEvent {
 	return slices.Clone(s.events)
 }
 
-// A handler gets what pupsourcing's own reader returns, field for field.
+// A handler gets exactly the fields that pupsourcing's own reader returns.
 func TestEventsAsPupsourcingReadsThem(t *testing.T) {
 	w := newWorld(t, "events")
 	for _, id := range []string{"a", "b"} {
@@ -97,7 +97,7 @@ func TestEventsAsPupsourcingReadsThem(t *testing.T) {
 	if diff := cmp.Diff(want, s.all()); diff != "" {
 		t.Errorf("-ReadEvents +handled:\n%s", diff)
 	}
-	// Or the comparison would not notice a field that neither reads.
+	// Otherwise the comparison would not notice a field that neither reads.
 	e := want[0]
 	if len(want) != 8 || e.GlobalPosition == 0 || e.BoundedContext != "shop" || e.AggregateType != "order" || e.AggregateID != "a" ||
 		e.AggregateVersion != 1 || e.EventType != "happened" || e.EventVersion != 1 || len(e.Payload) != 3 || e.CreatedAt.IsZero() ||
@@ -107,8 +107,8 @@ func TestEventsAsPupsourcingReadsThem(t *testing.T) {
 	}
 }
 
-// The name means the same table as in pupsourcing's statements, and not the
-// default one beside it.
+// The name means the same table as in pupsourcing's statements, and not the default table beside
+// it.
 func TestEventsTable(t *testing.T) {
 	for _, table := range []string{"shop_events", "ShopEvents"} {
 		t.Run(table, func(t *testing.T) {
@@ -148,7 +148,7 @@ func TestEventsTable(t *testing.T) {
 	})
 }
 
-// Each projection gets what is within its scope, in one stream with the others.
+// Each projection gets the events of its scope, from one shared stream.
 func TestScopedProjections(t *testing.T) {
 	w := newWorld(t, "events")
 	type kind struct{ boundedContext, aggregateType string }
@@ -217,8 +217,7 @@ func TestScopedProjections(t *testing.T) {
 	}
 }
 
-// reaction appends an event to another aggregate for each that it handles, in
-// the same transaction.
+// reaction appends an event to another aggregate for each event, in the same transaction.
 type reaction struct {
 	uncalled
 	store    *postgres.Store
@@ -240,8 +239,8 @@ func (r *reaction) HandleTx(ctx context.Context, tx orchestrator.Tx, e es.Persis
 	return err
 }
 
-// What a transactional projection does with its transaction commits once, and
-// pupsourcing's store takes that transaction.
+// The writes of a transactional projection commit once, and pupsourcing's store accepts its
+// transaction.
 func TestAppendWithinAProjection(t *testing.T) {
 	w := newWorld(t, "events")
 	w.append(200)
@@ -258,7 +257,7 @@ func TestAppendWithinAProjection(t *testing.T) {
 	}
 }
 
-// Waiting names what readers wait for.
+// Waiting returns the gap that readers wait for.
 func TestWaiting(t *testing.T) {
 	w := newWorld(t, "events")
 	late := w.begin()
@@ -276,7 +275,7 @@ func TestWaiting(t *testing.T) {
 	r.stop()
 }
 
-// The policy and the error come through.
+// The failure policy works, and Run returns the handler's error.
 func TestStopOnFailure(t *testing.T) {
 	w := newWorld(t, "events")
 	w.append(3)

@@ -56,13 +56,13 @@ func (bothTypes) BoundedContexts() []string                     { return []strin
 func (unfit) Handle(context.Context, *es.Event) error           { return nil }
 func (unnamed) Handle(context.Context, es.PersistedEvent) error { return nil }
 
-// Whatever version of pupsourcing a projection is written for, its method set says
-// how it is called.
+// The method set of a projection determines how it is called, whatever version of pupsourcing it
+// is written for.
 func TestTheMethodSetDecides(t *testing.T) {
 	for _, test := range []struct {
 		why        string
 		projection any
-		want       string // what was called; or a part of the error
+		want       string // the called method, or a part of the error
 	}{
 		{"v1.0: an event alone is handled outside of any transaction", alone{"plain"}, "plain"},
 		{"v1.2: with a transaction, in the one that commits the checkpoint", withTx{"sqltx"}, "sqltx in a transaction"},
@@ -109,7 +109,7 @@ type rebuilds struct{ withTx }
 
 func (rebuilds) RebuildOf() string { return "users" }
 
-// What a projection is a rebuild of is found, by its method and by the option.
+// RebuildOf is found as a method and as an option.
 func TestRebuildOf(t *testing.T) {
 	p, err := translateOne(rebuilds{withTx{"sqltx"}})
 	if r, ok := p.(root.RebuildProjection[es.PersistedEvent]); err != nil || !ok || r.RebuildOf() != "users" {

@@ -15,14 +15,14 @@ import (
 	orchestrator "github.com/getpup/pupsourcing-orchestrator/pkg/orchestrator"
 )
 
-// paid says which types of events it wants.
+// paid gets only some types of events.
 type paid struct{ transactional }
 
 func (paid) EventTypes() []string { return []string{"paid"} }
 
 var _ orchestrator.EventTypedProjection = paid{}
 
-// measured counts its longest batch.
+// measured records its longest batch.
 type measured struct {
 	batched
 	longest *atomic.Int64
@@ -33,8 +33,8 @@ func (m measured) HandleBatch(ctx context.Context, tx orchestrator.Tx, events []
 	return m.batched.HandleBatch(ctx, tx, events)
 }
 
-// A projection of pupsourcing's has settings of its own by With, whichever form of Handle
-// it has; and event types by a method as well.
+// With gives a projection of pupsourcing settings of its own, with either form of Handle. A
+// method sets event types.
 func TestSettingsOfOneProjection(t *testing.T) {
 	w := newWorld(t, "events")
 	w.append(100)
@@ -64,8 +64,8 @@ func TestSettingsOfOneProjection(t *testing.T) {
 	}
 }
 
-// What is wrong with a setting is said with the projection's name, and a rule of its own
-// counts.
+// An invalid setting is refused with the projection's name. A projection's own failure rule
+// applies.
 func TestSettingsAreChecked(t *testing.T) {
 	w := newWorld(t, "events")
 	w.append(1)
@@ -73,7 +73,7 @@ func TestSettingsAreChecked(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second) // Run would not return where an option is lost
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second) // Run would not return if an option were ignored
 	defer cancel()
 	for _, test := range []struct {
 		option orchestrator.ProjectionOption

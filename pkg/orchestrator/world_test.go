@@ -32,12 +32,12 @@ CREATE TABLE effects (
     generation bigint NOT NULL
 )`
 
-// A world is a database with pupsourcing's tables, ours, and one in which
-// projections leave their effects.
+// A world is a database with pupsourcing's tables, the library's tables, and one for the effects
+// of projections.
 type world struct {
 	t     *testing.T
 	db    *sql.DB
-	table string // of events
+	table string // name of the events table
 	store *postgres.Store
 }
 
@@ -80,15 +80,15 @@ func (w *world) number(query string, args ...any) (n int64) {
 
 func (w *world) begin() *sql.Tx {
 	w.t.Helper()
-	tx, err := w.db.BeginTx(context.Background(), nil) // outlives the test's context, for a cleanup
+	tx, err := w.db.BeginTx(context.Background(), nil) // without the test's context, which ends before cleanups
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	w.t.Cleanup(func() { _ = tx.Rollback() }) // after a commit it does nothing
+	w.t.Cleanup(func() { _ = tx.Rollback() }) // does nothing after a commit
 	return tx
 }
 
-// event returns one to append. Every other one has all that is optional.
+// event returns an event to append. Every second one has all optional fields.
 func event(boundedContext, aggregateType, id string, i int) es.Event {
 	e := es.Event{
 		BoundedContext: boundedContext, AggregateType: aggregateType, AggregateID: id,
@@ -118,7 +118,7 @@ func (w *world) appendTo(tx es.DBTX, boundedContext, aggregateType, id string, n
 	return result
 }
 
-// append appends n events, one each to as many aggregates in turn.
+// append appends n events, one to each aggregate in turn.
 func (w *world) append(n int) {
 	w.t.Helper()
 	tx := w.begin()
@@ -132,8 +132,7 @@ func (w *world) append(n int) {
 
 func (w *world) events() int64 { return w.number(`SELECT count(*) FROM ` + w.table) }
 
-// config returns a configuration for tests. The lease is long: a loaded
-// machine must not end it.
+// config returns a configuration for tests. The lease is long: a loaded machine must not end it.
 func (w *world) config() orchestrator.Config {
 	return orchestrator.Config{
 		DB: w.db, EventStore: w.store, EventsTable: w.table, ReplicaSet: "set", BatchSize: 20,
@@ -151,7 +150,7 @@ func (w *world) active(total int) {
 	})
 }
 
-// handled returns how many events the projection has an effect of.
+// handled returns how many events the projection has handled.
 func (w *world) handled(projection string) int64 {
 	w.t.Helper()
 	return w.number(`SELECT count(DISTINCT position) FROM effects WHERE projection = $1`, projection)
@@ -164,8 +163,7 @@ func (w *world) caughtUp(projections ...string) {
 	}
 }
 
-// checkEffects compares the effects of projections that must be exact with the
-// events table.
+// checkEffects compares the effects of exact projections with the events table.
 func (w *world) checkEffects(projections ...string) {
 	w.t.Helper()
 	for _, p := range projections {
@@ -192,7 +190,7 @@ type running struct {
 	err          error
 }
 
-// run starts a worker. It ends with the test at the latest.
+// run starts a worker. It ends at the end of the test at the latest.
 func run(t *testing.T, cfg orchestrator.Config, projections ...projection.Projection) *running {
 	t.Helper()
 	o, err := orchestrator.New(cfg)
@@ -209,7 +207,7 @@ func run(t *testing.T, cfg orchestrator.Config, projections ...projection.Projec
 	return r
 }
 
-// stop ends the worker, and demands that Run returns ctx.Err().
+// stop ends the worker, and fails the test if Run does not return nil.
 func (r *running) stop() {
 	r.t.Helper()
 	r.cancel()
@@ -229,7 +227,7 @@ func (r *running) waiting() (gap orchestrator.Gap) {
 	return gap
 }
 
-// An execer is a database, or a transaction.
+// An execer is a database or a transaction.
 type execer interface {
 	ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error)
 }
@@ -255,7 +253,7 @@ type plain struct {
 	db *sql.DB
 }
 
-// transactional writes through the transaction that commits the checkpoint.
+// transactional writes in the transaction that commits the checkpoint.
 type transactional struct {
 	effects
 	uncalled
@@ -265,7 +263,7 @@ func (p transactional) HandleTx(ctx context.Context, tx orchestrator.Tx, e es.Pe
 	return p.write(ctx, tx, e)
 }
 
-// batched does so for a batch.
+// batched writes a batch in that transaction.
 type batched struct {
 	effects
 	uncalled
@@ -296,7 +294,7 @@ func (s scoped) BoundedContexts() []string { return s.contexts }
 
 var _ projection.ScopedProjection = scoped{}
 
-// scopedTransactional is both.
+// scopedTransactional is scoped and transactional.
 type scopedTransactional struct {
 	transactional
 	types, contexts []string
@@ -305,7 +303,7 @@ type scopedTransactional struct {
 func (s scopedTransactional) AggregateTypes() []string  { return s.types }
 func (s scopedTransactional) BoundedContexts() []string { return s.contexts }
 
-// testLogger sends a log to the test's.
+// testLogger writes a log to the log of the test.
 type testLogger struct{ t *testing.T }
 
 func (l testLogger) Debug(_ context.Context, msg string, keyvals ...any) {

@@ -10,13 +10,13 @@ import (
 	"github.com/getpup/pupsourcing/es"
 )
 
-// Handle as pupsourcing has it since v1.2.
+// Handle in pupsourcing since v1.2.
 
 func (p audit) Handle(ctx context.Context, _ *sql.Tx, e es.PersistedEvent) error {
 	return p.list(ctx, e)
 }
 
-// uncalled is the Handle of projections that have another method.
+// uncalled is the Handle of projections that have another method for events.
 type uncalled struct{}
 
 func (uncalled) Handle(context.Context, *sql.Tx, es.PersistedEvent) error {

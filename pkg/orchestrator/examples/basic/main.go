@@ -1,13 +1,13 @@
-// Command basic shares the events of a pupsourcing store between two workers.
+// Command basic runs two workers over a pupsourcing store.
 //
 //	go run ./examples/basic
 //
-// It appends users and orders through the store, before and while two workers
-// project them, and compares the read models with what was appended. The exit
-// status is 0 only if they are right.
+// It appends users and orders through the store, before and while two workers run projections,
+// and compares the read models with the appended events. The exit status is 0 only if they
+// match.
 //
-// With DATABASE_URL set, that server is used, with a database of its own, which
-// is dropped in the end. Otherwise it starts a PostgreSQL.
+// If DATABASE_URL is set, it uses that server, with a database of its own that it drops at the
+// end. Otherwise it starts a PostgreSQL server.
 package main
 
 import (
@@ -35,7 +35,7 @@ import (
 )
 
 func main() {
-	slog.SetLogLoggerLevel(slog.LevelWarn) // what goes well is told below
+	slog.SetLogLoggerLevel(slog.LevelWarn) // successes are printed below
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	err := run(ctx, os.Stdout)
 	stop()
@@ -45,7 +45,7 @@ func main() {
 	}
 }
 
-// limit ends a run in which something never happens.
+// limit ends a run that makes no progress.
 const limit = 2 * time.Minute
 
 func run(ctx context.Context, out io.Writer) (err error) {
@@ -65,7 +65,7 @@ func run(ctx context.Context, out io.Writer) (err error) {
 		return err
 	}
 	defer db.Close()
-	db.SetMaxIdleConns(10) // for each worker, one and one for each projection
+	db.SetMaxIdleConns(10) // one for each worker, and one for each projection of each worker
 
 	if err := migrate(ctx, db); err != nil {
 		return err
@@ -89,8 +89,7 @@ func run(ctx context.Context, out io.Writer) (err error) {
 	return err
 }
 
-// migrate creates pupsourcing's tables, the orchestrator's, and those of the
-// read models.
+// migrate creates the tables of pupsourcing, of the library and of the read models.
 func migrate(ctx context.Context, db *sql.DB) error {
 	folder, err := os.MkdirTemp("", "basic")
 	if err != nil {
@@ -114,11 +113,11 @@ func migrate(ctx context.Context, db *sql.DB) error {
 	return orchestrator.RunMigrations(db)
 }
 
-// work is one worker, which would be a process of its own.
+// work runs one worker. In production it is a process of its own.
 func work(ctx context.Context, db *sql.DB, store *postgres.Store) error {
 	orch, err := orchestrator.New(orchestrator.Config{
 		DB: db, EventStore: store, ReplicaSet: "main-projections",
-		HeartbeatInterval: 100 * time.Millisecond, PollInterval: 20 * time.Millisecond, // to be quick
+		HeartbeatInterval: 100 * time.Millisecond, PollInterval: 20 * time.Millisecond, // to react quickly
 	})
 	if err != nil {
 		return err
@@ -126,8 +125,8 @@ func work(ctx context.Context, db *sql.DB, store *postgres.Store) error {
 	return orch.Run(ctx, []projection.Projection{cities{}, revenue{}, audit{db}})
 }
 
-// play appends the other half when there are two workers, waits until all of
-// it is projected, and judges.
+// play appends the other half when there are two workers, waits until all events are handled,
+// and checks the result.
 func play(ctx context.Context, s *shop, workers chan error, out io.Writer) error {
 	if err := s.until(ctx, workers, `SELECT count(*) = 1 FROM orchestrator_replica_sets WHERE phase = 'active' AND total = 2`); err != nil {
 		return fmt.Errorf("wait for two partitions: %w", err)

@@ -17,8 +17,8 @@ CREATE TABLE revenue (cents bigint NOT NULL);
 INSERT INTO revenue VALUES (0);
 CREATE TABLE audit (position bigint PRIMARY KEY, partition int NOT NULL, total int NOT NULL)`
 
-// cities says where users live. Each event is applied once, in the
-// transaction that also commits the progress.
+// cities records where users live. Each event is applied exactly once, in the transaction that
+// commits the checkpoint.
 type cities struct{ uncalled }
 
 func (cities) Name() string              { return "cities" }
@@ -32,7 +32,7 @@ ON CONFLICT (id) DO UPDATE SET city = EXCLUDED.city, moves = c.moves + 1`, e.Agg
 	return err
 }
 
-// revenue sums orders up, a batch at a time.
+// revenue adds up orders, in batches.
 type revenue struct{ uncalled }
 
 func (revenue) Name() string              { return "revenue" }
@@ -52,8 +52,8 @@ func (revenue) HandleBatch(ctx context.Context, tx orchestrator.Tx, events []es.
 	return err
 }
 
-// audit lists all events and who handled them. It writes through a connection of
-// its own, so it may see an event again, and is idempotent.
+// audit lists all events and the worker that handled them. It writes through a connection of its
+// own, so it may see an event again, and is idempotent.
 type audit struct{ db *sql.DB }
 
 func (audit) Name() string { return "audit" }

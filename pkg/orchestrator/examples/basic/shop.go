@@ -14,7 +14,7 @@ import (
 	"github.com/google/uuid"
 )
 
-// A shop appends events, and remembers what must come out.
+// A shop appends events and records the expected result.
 type shop struct {
 	db    *sql.DB
 	store *postgres.Store
@@ -24,7 +24,7 @@ type shop struct {
 	cents  int
 }
 
-// open has n users register, move twice and order.
+// open lets n users register, move twice and order.
 func (s *shop) open(ctx context.Context, n int) error {
 	for i := range n {
 		user, order := uuid.NewString(), uuid.NewString()
@@ -58,14 +58,14 @@ func (s *shop) append(ctx context.Context, boundedContext, aggregateType, id, ev
 	if err != nil {
 		return err
 	}
-	defer tx.Rollback() // after a commit it does nothing
+	defer tx.Rollback() // does nothing after a commit
 	if _, err := s.store.Append(ctx, tx, es.Any(), events); err != nil {
 		return fmt.Errorf("append to %s %s: %w", aggregateType, id, err)
 	}
 	return tx.Commit()
 }
 
-// until waits for a query to return true, as long as the workers go on.
+// until waits until a query returns true, as long as the workers run.
 func (s *shop) until(ctx context.Context, workers chan error, query string) error {
 	ticker := time.NewTicker(20 * time.Millisecond)
 	defer ticker.Stop()
@@ -79,13 +79,13 @@ func (s *shop) until(ctx context.Context, workers chan error, query string) erro
 		case <-ctx.Done():
 			return ctx.Err()
 		case err := <-workers:
-			workers <- err // to be collected in the end
+			workers <- err // collected at the end
 			return errors.New("a worker has ended")
 		}
 	}
 }
 
-// judge compares the read models with what was appended.
+// judge compares the read models with the appended events.
 func (s *shop) judge(ctx context.Context, out io.Writer) error {
 	wrong := 0
 	rows, err := s.db.QueryContext(ctx, `SELECT id, city, moves FROM cities`)

@@ -77,7 +77,7 @@ func (t *trace) print(out io.Writer) {
 	fmt.Fprintf(out, "\n== %s: %.1f ms", t.change, took)
 	if t.change != leaving {
 		counted -= millis(t.window)
-		fmt.Fprintf(out, ", of which JoinWindow is %.0f", millis(t.window))
+		fmt.Fprintf(out, ", including JoinWindow %.0f", millis(t.window))
 	}
 	fmt.Fprintf(out, "; without it %.1f round trips of %.2f ms\n", counted/t.floor, t.floor)
 	fmt.Fprintln(out, "\n-- what waited for what, as far as times tell")

@@ -11,7 +11,7 @@ import (
 // waiting measures workers whose handler waits for 1 ms, as for another service. The events are
 // counted from the moment when all workers work, over the same time for all contenders. The
 // stream's 1000 aggregates are spread evenly, and there are more events than time. Four workers
-// on one advisory lock, of which one does everything, run beside them.
+// on one advisory lock, where one does everything, run at the same time.
 func waiting(ctx context.Context, b *bench) ([]row, error) {
 	d, err := b.full(ctx)
 	if err != nil {

@@ -266,7 +266,7 @@ func (w *segmentWorld) isRefusal(err, want error, says ...string) {
 }
 
 // What can be imported: an equivalent strategy, dead workers, and other names.
-func TestSegmentsTaken(t *testing.T) {
+func TestSegmentsAccepted(t *testing.T) {
 	t.Parallel()
 	w := newSegmentWorld(t)
 	w.segments("orders", 5, 9, 0, 7)

@@ -150,7 +150,7 @@ func (c *statusCache) get(ctx context.Context) (*statusKnown, error) {
 		if c.reading == nil {
 			c.begun++
 			c.reading = make(chan struct{})
-			go c.refresh(c.begun)
+			go c.load(c.begun)
 		}
 		reading := c.reading
 		c.mu.Unlock()
@@ -187,9 +187,9 @@ func (c *statusCache) invalidate() {
 	c.need = c.begun + 1
 }
 
-// refresh reads the database. It does not use the context of a request: a client that goes away
+// load reads the database. It does not use the context of a request: a client that goes away
 // must not end the read for the others.
-func (c *statusCache) refresh(number int) {
+func (c *statusCache) load(number int) {
 	c.mu.Lock()
 	wait, limit := max(0, statusGap-time.Since(c.began)), max(c.limit, statusReadMin)
 	c.mu.Unlock()

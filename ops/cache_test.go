@@ -56,8 +56,8 @@ func TestStatusCacheShares(t *testing.T) {
 //
 //  1. a reading begins
 //  2. an order is carried out
-//  3. somebody asks, and the reading is still on its way
-func TestStatusCacheForgets(t *testing.T) {
+//  3. a request comes, and the read is still under way
+func TestStatusCacheReadsAgainAfterAnOrder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		generation := int64(1)
 		answer := make(chan struct{})
@@ -194,7 +194,7 @@ func TestStatusEncodedOnce(t *testing.T) {
 
 // A client that goes away does not end the read for the others. A silent database delays no
 // request for longer than statusPatience.
-func TestStatusCacheBounds(t *testing.T) {
+func TestStatusCacheLimitsWaits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		silent := make(chan struct{})
 		c := &statusCache{check: func(context.Context) error {

@@ -13,7 +13,7 @@ import (
 
 // An invalid name is refused at every entry, with the reason, and does not look like an
 // unreachable database, with any driver.
-func TestNamesThatEnter(t *testing.T) {
+func TestNamesAreChecked(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	w.Exec(`INSERT INTO orchestrator_replica_sets (name, generation) VALUES ('set', 1)`)

@@ -180,7 +180,7 @@ func TestDrainWorker(t *testing.T) {
 	h.Check(t)
 }
 
-func TestOrdersThatCannotBe(t *testing.T) {
+func TestOrdersThatAreRejected(t *testing.T) {
 	w := newWorld(t)
 	ctx := t.Context()
 	if _, err := ops.Pause(ctx, w.DB, "set", "batched"); !errors.Is(err, ops.ErrRejected) {
@@ -220,7 +220,7 @@ func TestOrdersThatCannotBe(t *testing.T) {
 
 // A projection that has never run can be paused and rewound: it starts at that position. HasRun
 // distinguishes it from one that has run, so that mistyped names are noticed.
-func TestOrderAhead(t *testing.T) {
+func TestOrderBeforeTheFirstRun(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	ctx, h := t.Context(), &testworld.History{}

@@ -119,7 +119,7 @@ func TestPark(t *testing.T) {
 
 // An order for another event than the one that fails parks nothing, whether the projection is
 // past that event, has not reached it, or never will. The error names projection and position.
-func TestParkElsewhere(t *testing.T) {
+func TestParkRejectsAnotherEvent(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	ctx := t.Context()
@@ -148,7 +148,7 @@ func TestParkElsewhere(t *testing.T) {
 		"position 0":        func() (int64, error) { return ops.Park(ctx, w.DB, "set", "p", 0, "ann") },
 		"no projection":     func() (int64, error) { return ops.Park(ctx, w.DB, "set", "nobody", 21, "ann") },
 		"no replica set":    func() (int64, error) { return ops.Park(ctx, w.DB, "nothing", "p", 21, "ann") },
-		"by nobody":         func() (int64, error) { return ops.Park(ctx, w.DB, "set", "p", 21, "") },
+		"without by":        func() (int64, error) { return ops.Park(ctx, w.DB, "set", "p", 21, "") },
 		"beyond the stream": func() (int64, error) { w.stream("set", 20); return ops.Park(ctx, w.DB, "set", "p", 21, "ann") },
 	} {
 		if _, err := order(); !errors.Is(err, ops.ErrRejected) {

@@ -48,10 +48,11 @@ type Promotion struct {
 // version goes on by itself after 10 seconds. Call Promote again to find out: if the rebuild is
 // live already, it does nothing and returns an empty Replaced.
 //
-// It returns ErrRejected if the projection is not a rebuild, or has parked events that the
-// live version has handled. Step 1 lasts until ctx ends. The live version is held for at most 30
-// seconds, plus the time that its handlers take to return. If Promote fails, the live
-// version goes on, and script has had no effect.
+// It returns ErrRejected if the projection is not a rebuild, or has parked events that the live
+// version has handled. Step 1 lasts until ctx ends. The live version is held for at most 30
+// seconds, plus the time that its handlers take to return. If Promote returns an error, the live
+// version goes on and script has had no effect, unless the error says that it is unknown whether
+// the rebuild is live now: then call Promote again.
 func Promote(ctx context.Context, db *sql.DB, projection, script string, options ...orchestrator.TablesOption) (p Promotion, err error) {
 	defer func() { err = redact.Error(err) }()
 	t := store.TablesOf(db, options)
@@ -140,7 +141,7 @@ func (c *switchover) run(ctx context.Context) (parked int, stopped time.Duration
 		answer = protocol.PromotionAnswer{}
 		switch action.Do {
 		case protocol.PromoteLook:
-			answer, err = c.compare(ctx, core)
+			answer, err = c.check(ctx, core)
 		case protocol.PromoteHold:
 			if !c.held {
 				c.held, held = true, time.Now()
@@ -186,8 +187,8 @@ func (c *switchover) commit(ctx context.Context) (parked int, err error) {
 	return parked, err
 }
 
-// compare reads how far both versions are.
-func (c *switchover) compare(ctx context.Context, core *protocol.Promotion) (a protocol.PromotionAnswer, err error) {
+// check reads how far both versions are.
+func (c *switchover) check(ctx context.Context, core *protocol.Promotion) (a protocol.PromotionAnswer, err error) {
 	all, err := store.Versions(ctx, c.t, c.projection, c.live)
 	if a.Failure = failureOf(err); err != nil {
 		return a, err

@@ -164,7 +164,7 @@ func TestPromote(t *testing.T) {
 
 // If the live version has stopped for good at different positions on different slots, the
 // rebuild reaches its position on each slot.
-func TestPromoteWhereTheLiveOneStandsStill(t *testing.T) {
+func TestPromoteWhileTheLiveVersionIsStuck(t *testing.T) {
 	w := newWorld(t)
 	ctx := t.Context()
 	var mended atomic.Bool
@@ -196,7 +196,7 @@ func TestPromoteWhereTheLiveOneStandsStill(t *testing.T) {
 	mended.Store(true)
 	w.split("orders_v2", "orders")
 	if n := w.Number(`SELECT count(*) FROM orders_v2 WHERE replay <> '' AND position NOT IN (SELECT position FROM orders)`); n > 0 {
-		t.Errorf("%d events were replays, and new to nobody", n)
+		t.Errorf("%d events were replays for both versions", n)
 	}
 }
 
@@ -298,7 +298,7 @@ func TestRewindBeforeARebuild(t *testing.T) {
 		t.Errorf("%d events are new to it as well", n)
 	}
 	if n := w.Number(`SELECT count(*) FROM orchestrator_projections WHERE name = 'orders_v2' AND follows = 'orders'`); n != 1 {
-		t.Errorf("it follows nobody")
+		t.Errorf("it does not follow the live version")
 	}
 }
 
@@ -350,7 +350,7 @@ func TestRetired(t *testing.T) {
 }
 
 // Retiring a projection stops no worker, although its set has one paused projection less.
-func TestRetireStopsNobody(t *testing.T) {
+func TestRetireStopsNoWorker(t *testing.T) {
 	w := newWorld(t)
 	ctx := t.Context()
 	old, _ := beside(w)
@@ -398,7 +398,7 @@ func TestPromoteWaits(t *testing.T) {
 	promote("it is ahead")
 	w.Append(10)
 	next.Stop()
-	promote("nobody runs it")
+	promote("no worker runs it")
 	testworld.Run(t, w.Config(w.DB, "next"), version(w, "orders_v2"))
 	if _, err := ops.Promote(t.Context(), w.DB, "orders_v2", ""); err != nil {
 		t.Error(err)

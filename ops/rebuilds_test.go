@@ -69,10 +69,10 @@ func TestStatusOfRebuilds(t *testing.T) {
 		{"it has not moved yet", []string{reported(`{"per_second": 0}`)}, ops.RebuildStatus{
 			State: "catching up", Text: "orders_v2 is 600 positions behind orders", Position: 400, Behind: 600,
 		}, "", ""},
-		{"nobody has reported on it", []string{`DELETE FROM orchestrator_reports WHERE replica_set = 'next'`}, ops.RebuildStatus{
+		{"no worker has reported on it", []string{`DELETE FROM orchestrator_reports WHERE replica_set = 'next'`}, ops.RebuildStatus{
 			State: "catching up", Text: "orders_v2 is 600 positions behind orders; no worker has reported on it yet", Position: 400, Behind: 600,
 		}, "", ""},
-		{"it is there, and nobody runs it", []string{at(1000), `DELETE FROM orchestrator_reports WHERE replica_set = 'next'`}, ops.RebuildStatus{
+		{"it is there, and no worker runs it", []string{at(1000), `DELETE FROM orchestrator_reports WHERE replica_set = 'next'`}, ops.RebuildStatus{
 			State: "catching up", Text: "orders_v2 is 0 positions behind orders; no worker has reported on it yet", Position: 1000, LeftSeconds: seconds(0),
 		}, "", ""},
 		{"it is nearly there", []string{at(940)}, ops.RebuildStatus{
@@ -123,7 +123,7 @@ func TestStatusOfRebuilds(t *testing.T) {
 					continue
 				}
 				if tt.wait == "" && len(s.Waits) > 0 || tt.wait != "" && (len(waits[tt.wait]) != 1 || len(s.Waits) != 1 || waits[tt.wait][0].Text != tt.says) {
-					t.Errorf("it stands still: %+v; want %q", s.Waits, tt.says)
+					t.Errorf("the waits are %+v; want %q", s.Waits, tt.says)
 				}
 			}
 		})
@@ -150,7 +150,7 @@ func TestStatusOfSeveralRebuilds(t *testing.T) {
 		}
 		if set == "live" && (len(waits["held"]) != 1 || waits["held"][0].Text != "projection orders is held while another version takes its place, until 03:04:05 UTC" ||
 			len(waits["paused"]) != 1 || waits["paused"][0].Projection != "users" || len(s.Held) != 1) {
-			t.Errorf("it stands still: %+v, held: %v", s.Waits, s.Held)
+			t.Errorf("the waits are %+v, held: %v", s.Waits, s.Held)
 		}
 	}
 }

@@ -536,7 +536,7 @@ func (s *ReplicaSetStatus) waits() []Wait {
 			waits = append(waits, at)
 		case r.State == orchestrator.LaneBeyond:
 			at.Kind, at.Position = "beyond", r.Position
-			at.Text = fmt.Sprintf("%s, on worker %s: the event stream ends at position %d, before the checkpoint at position %d: the stream was emptied, restored or replaced, or the projection was set to a position beyond its end. New events up to the checkpoint count as handled. Rewind the projection", where, p.Worker, s.Head, r.Position)
+			at.Text = fmt.Sprintf("%s, on worker %s: the event stream ends before the checkpoint at position %d (its highest position is %d): the stream was emptied, restored or replaced, or the projection was set to a position beyond its end. New events up to the checkpoint count as handled. Rewind the projection", where, p.Worker, r.Position, s.Head)
 			waits = append(waits, at)
 		case r.Error != "":
 			at.Kind, at.Position = WaitRetry, max(r.Handling, r.Position+1)

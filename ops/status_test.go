@@ -194,7 +194,7 @@ func TestStatusOfAHandlerThatHangs(t *testing.T) {
 	w.Active("set", 2)
 	w.views(1, 2, 2)
 	if w.Number(`SELECT count(*) FROM orchestrator_status WHERE waits_for IS NULL AND without_partitions = 0`) != 1 {
-		t.Error("orchestrator_status still waits for somebody")
+		t.Error("orchestrator_status still waits for a worker")
 	}
 	w.Calm("set")
 }
@@ -322,7 +322,7 @@ func TestStatusOfParkedEvents(t *testing.T) {
 
 // The status says in a sentence each: which worker a drain waits for, that a handler fails, that
 // a projection is paused, and that events are parked.
-func TestStatusSaysWhatStandsStill(t *testing.T) {
+func TestStatusSaysWhatIsStalled(t *testing.T) {
 	w := newWorld(t)
 	w.Append(10)
 	cfg := w.Config(w.DB, "set")
@@ -343,7 +343,7 @@ func TestStatusSaysWhatStandsStill(t *testing.T) {
 	)
 	<-in
 	var waits map[ops.WaitKind][]ops.Wait
-	pgtest.Eventually(t, "what fails and what is parked is told", func() bool {
+	pgtest.Eventually(t, "the failure and the parked events are shown", func() bool {
 		_, waits = w.Stand("set")
 		return len(waits["retry"]) == 1 && len(waits["parked"]) == 1 && strings.Contains(waits["parked"][0].Text, "10 events")
 	})
@@ -375,7 +375,7 @@ func TestStatusSaysWhatStandsStill(t *testing.T) {
 	w.Active("set", 1)
 	first.Stop()
 	if _, waits = w.Stand("set"); len(waits["unowned"]) != 2 { // a paused projection needs no worker
-		t.Errorf("with nobody there: %+v", waits)
+		t.Errorf("without workers: %+v", waits)
 	}
 }
 

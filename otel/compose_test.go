@@ -39,7 +39,7 @@ func TestAroundOthers(t *testing.T) {
 				t.Error("it is not within the span")
 			}
 			if events := orchestrator.EventsFrom[orchestrator.Event](ctx); len(events) != d.Events {
-				t.Errorf("it is told %d events", len(events))
+				t.Errorf("it gets %d events", len(events))
 			}
 			order = append(order, name)
 			defer func() { order = append(order, "end of "+name) }()
@@ -82,7 +82,7 @@ func TestAroundPanics(t *testing.T) {
 			}
 			failed := testworld.Told[orchestrator.HandlerFailed](told)
 			if name == "panics" && (len(failed) != 1 || !strings.Contains(failed[0].Err.Error(), "explode")) {
-				t.Errorf("the observer is told of %+v", failed)
+				t.Errorf("the observer gets %+v", failed)
 			}
 		})
 	}
@@ -174,7 +174,7 @@ func TestMetadataFails(t *testing.T) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if len(h.errs) != 3 || !strings.Contains(h.errs[0], "no metadata") || !strings.Contains(h.errs[2], "*orchestrator.Event") {
-		t.Errorf("it is told %q", h.errs)
+		t.Errorf("it gets %q", h.errs)
 	}
 }
 

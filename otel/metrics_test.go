@@ -106,7 +106,7 @@ func TestGauges(t *testing.T) {
 
 // Partitions that run no more have no values. If two workers report a partition, the newer
 // generation counts.
-func TestGaugesOfWhatIsGone(t *testing.T) {
+func TestGaugesOfEndedPartitions(t *testing.T) {
 	t.Parallel()
 	r := newRecorder(t)
 	o := r.Observer()

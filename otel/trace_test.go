@@ -35,7 +35,7 @@ func (r *recorder) appended(w *testworld.World) trace.SpanContext {
 
 // The span of a call is linked to the span that appended the event, starts a new trace whatever
 // Run's context has, and is the parent of the handler's spans.
-func TestHandlersSpan(t *testing.T) {
+func TestSpanOfAHandler(t *testing.T) {
 	t.Parallel()
 	w, r := testworld.New(t), newRecorder(t)
 	by := r.appended(w)
@@ -147,7 +147,7 @@ func TestBatch(t *testing.T) {
 	}
 	b, c := batches[0], commits[0]
 	if !b.EndTime.Equal(c.At) || b.EndTime.Sub(b.StartTime) != c.Duration || c.Duration <= 0 {
-		t.Errorf("it lasts from %v to %v; %v is told, and at %v", b.StartTime, b.EndTime, c.Duration, c.At)
+		t.Errorf("it lasts from %v to %v; the Observer got %v, at %v", b.StartTime, b.EndTime, c.Duration, c.At)
 	}
 	if b.Parent.IsValid() || b.SpanKind != trace.SpanKindInternal || b.Status.Code != codes.Unset {
 		t.Errorf("parent %v, kind %v, status %v", b.Parent, b.SpanKind, b.Status)
@@ -179,7 +179,7 @@ func TestNothingHandledIsNoBatch(t *testing.T) {
 
 // The span of a failed call has the error, the type of the program's own error and, after a
 // panic, the stack. A retry has a span of its own.
-func TestFailures(t *testing.T) {
+func TestSpanOfAFailedCall(t *testing.T) {
 	t.Parallel()
 	w, r := testworld.New(t), newRecorder(t)
 	w.Append(2)
@@ -239,7 +239,7 @@ func TestFailures(t *testing.T) {
 func explode() { panic("boom") }
 
 // A call that the library has interrupted has not failed, and its duration is not measured.
-func TestInterruption(t *testing.T) {
+func TestSpanOfAnInterruptedCall(t *testing.T) {
 	t.Parallel()
 	w, r := testworld.New(t), newRecorder(t)
 	w.Append(1)

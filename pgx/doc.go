@@ -32,7 +32,7 @@
 //   - one to coordinate and to read;
 //   - one for each transactional projection on each of its partitions.
 //
-// It needs at least four, unless LeaseOnly is set. Run refuses a pool with fewer
+// It needs at least four per worker, unless LeaseOnly is set. Run refuses a pool with fewer
 // (pgxpool.Config.MaxConns). Connections that handlers take from the pool beside their
 // transaction, and those of the rest of the program, come on top. Stop the workers before you
 // close the pool.

@@ -198,7 +198,7 @@ func TestReadsBySlot(t *testing.T) {
 		t.Errorf("%d of 3 partitions have handled events", n)
 	}
 	if read.n.Load() == before {
-		t.Error("nobody has read the rows of its own slots")
+		t.Error("no worker has read the rows of its own slots")
 	}
 }
 

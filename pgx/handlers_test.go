@@ -171,7 +171,7 @@ func TestHandlerHasAllOfPgx(t *testing.T) {
 
 // If a handler ends its transaction or leaves something open, that is its failure: the error
 // names it, nothing of the batch is committed, and the checkpoint does not move past the event.
-func TestHandlerThatMustNot(t *testing.T) {
+func TestHandlerMisuse(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	w.Append(3)
@@ -248,7 +248,7 @@ func TestHandlerThatMustNot(t *testing.T) {
 			return err
 		}, "the connection is busy"},
 		"a statement that fails, ignored": {ignored(exec("SELECT 1 / 0")), "current transaction is aborted"},
-		"a panic":                         {func(context.Context, pgx.Tx, event) error { panic("oh") }, "panic: oh (pgx_test.TestHandlerThatMustNot"},
+		"a panic":                         {func(context.Context, pgx.Tx, event) error { panic("oh") }, "panic: oh (pgx_test.TestHandlerMisuse"},
 		"a panic with rows open": {func(ctx context.Context, tx pgx.Tx, _ event) error {
 			_, _ = tx.Query(ctx, "SELECT generate_series(1, 1000)")
 			panic("oh")

@@ -118,7 +118,7 @@ func TestNotifierFails(t *testing.T) {
 
 // Workers of a pool react to notifications about each other and about new events, also after the
 // listening connection was lost. They share one listening connection.
-func TestHints(t *testing.T) {
+func TestNotifications(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	w.Exec(`

@@ -90,7 +90,7 @@ func TestMigrateWithSQL(t *testing.T) {
 }
 
 // A projection with a pgx.Tx can be tested with orchestratortest.
-func TestTestedAlone(t *testing.T) {
+func TestProjectionInOrchestratortest(t *testing.T) {
 	t.Parallel()
 	pool := newPool(t, orchestratortest.URL(t), 20)
 	if _, err := pool.Exec(t.Context(), `CREATE TABLE users (id text)`); err != nil {

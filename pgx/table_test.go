@@ -199,7 +199,7 @@ func TestRefusedTables(t *testing.T) {
 
 // Events that were read do not change when more events are read: strings and bytes share memory,
 // which is not written again.
-func TestEventsAreTheirOwn(t *testing.T) {
+func TestEventsDoNotShareWrittenMemory(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	w.Exec(`

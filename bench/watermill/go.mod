@@ -1,5 +1,5 @@
 // The benchmark beside watermill's PostgreSQL subscriber: a module of its own, so that
-// nobody who uses the library has watermill in their go.sum.
+// users of the library do not have watermill in their go.sum.
 module github.com/getpup/pupsourcing-orchestrator/bench/watermill
 
 go 1.25.0

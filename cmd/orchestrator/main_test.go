@@ -189,7 +189,7 @@ func TestOrders(t *testing.T) {
 	for position, beyond := range map[string]bool{"45": false, "61": true} {
 		code, _, errs := s.run("rewind", "set", "quick", position)
 		if code != exitUsage || !strings.Contains(errs, "-yes") || strings.Contains(errs, "ended at position 60") != beyond {
-			t.Errorf("a rewind to %s that nobody has confirmed ends with %d: %s", position, code, errs)
+			t.Errorf("a rewind to %s that was not confirmed ends with %d: %s", position, code, errs)
 		}
 	}
 	s.ok("rewind", "set", "quick", "45", "-yes")
@@ -262,7 +262,7 @@ func TestPark(t *testing.T) {
 		t.Errorf("status -check ends with %d:\n%s", code, out)
 	}
 	if code, _, errs := s.run("park", "discard", "slow", "-position", "1"); code != exitUsage || !strings.Contains(errs, "-yes") {
-		t.Errorf("to discard what nobody has confirmed ends with %d: %s", code, errs)
+		t.Errorf("a discard that was not confirmed ends with %d: %s", code, errs)
 	}
 	s.ok("park", "discard", "slow", "-position", "1", "-yes")
 	pgtest.Eventually(t, "one is discarded", func() bool { return len(list()) == 2 })
@@ -306,7 +306,7 @@ func TestParkAdd(t *testing.T) {
 	s.running(1)
 	pgtest.Eventually(t, "it fails", func() bool { return strings.Contains(s.ok("status"), "it is poison") })
 	if code, _, errs := s.run("park", "add", "set", "quick", "2"); code != exitUsage || !strings.Contains(errs, "-yes") || !strings.Contains(errs, "event 2") {
-		t.Errorf("what nobody has confirmed ends with %d: %s", code, errs)
+		t.Errorf("an order that was not confirmed ends with %d: %s", code, errs)
 	}
 	if code, _, errs := s.run("park", "add", "set", "quick", "3", "-yes", "-by", "ann"); code != exitFailed || !strings.Contains(errs, "stands at position 2") {
 		t.Errorf("an event that it has not come to ends with %d: %s", code, errs)
@@ -475,7 +475,7 @@ func TestNoSchema(t *testing.T) {
 }
 
 // Under cron, the input is an empty device: it is not a terminal.
-func TestNobodyThere(t *testing.T) {
+func TestDevNullIsNoTerminal(t *testing.T) {
 	null, err := os.Open(os.DevNull)
 	if err != nil {
 		t.Fatal(err)

@@ -98,7 +98,7 @@ func TestPromote(t *testing.T) {
 	}
 
 	if code, _, errs := s.run("retire", "quick_v2"); code != exitUsage || !strings.Contains(errs, "-yes") {
-		t.Errorf("to retire what nobody has confirmed ends with %d: %s", code, errs)
+		t.Errorf("a retire that was not confirmed ends with %d: %s", code, errs)
 	}
 	if code, _, errs := s.run("retire", "quick_v2", "-yes"); code != exitFailed || !strings.Contains(errs, "take it out of the program first") {
 		t.Errorf("to retire what a program has ends with %d: %s", code, errs)

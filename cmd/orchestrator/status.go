@@ -11,7 +11,7 @@ import (
 )
 
 func status(ctx context.Context, c *call) error {
-	sets, err := c.statuses(ctx)
+	sets, err := c.statusOf(ctx)
 	if err != nil {
 		return err
 	}
@@ -31,8 +31,8 @@ func status(ctx context.Context, c *call) error {
 	return nil
 }
 
-// statuses returns the status of the set that the first argument names, or of all.
-func (c *call) statuses(ctx context.Context) ([]ops.ReplicaSetStatus, error) {
+// statusOf returns the status of the set that the first argument names, or of all.
+func (c *call) statusOf(ctx context.Context) ([]ops.ReplicaSetStatus, error) {
 	names := []orchestrator.ReplicaSetName{orchestrator.ReplicaSetName(c.arg(0))}
 	if c.arg(0) == "" {
 		var err error

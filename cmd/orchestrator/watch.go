@@ -31,7 +31,7 @@ func watch(ctx context.Context, c *call) error {
 	tick := time.NewTicker(c.interval)
 	defer tick.Stop()
 	for first := true; ; first = false {
-		sets, err := c.statuses(ctx)
+		sets, err := c.statusOf(ctx)
 		switch {
 		case ctx.Err() != nil:
 			return nil // Ctrl-C

@@ -36,8 +36,8 @@ func through(t *testing.T) (*sql.DB, *wire.Wire) {
 	return db, w
 }
 
-// A call of each kind on a connection that is silent ends with its context, and the
-// pool, of one connection, has another for the next.
+// Each kind of call on a silent connection ends with its context, and the pool, of one
+// connection, has another one for the next call.
 func TestSilentConnection(t *testing.T) {
 	for name, call := range map[string]func(t *testing.T, ctx context.Context, db *sql.DB, silence func()) error{
 		"exec": func(_ *testing.T, ctx context.Context, db *sql.DB, silence func()) error {
@@ -147,7 +147,7 @@ func TestSilentConnection(t *testing.T) {
 	}
 }
 
-// What ends in time costs no connection, and an answer of the server's neither.
+// Calls that end in time cost no connection, and neither do errors of the server.
 func TestConnectionIsKept(t *testing.T) {
 	db, _ := through(t)
 	backend := func() (pid int) {
@@ -191,7 +191,7 @@ func TestConnectionIsKept(t *testing.T) {
 	}
 }
 
-// A connection that the server has ended while it was idle is replaced without a word.
+// A connection that the server has ended while it was idle is replaced without an error.
 func TestDeadConnectionIsReplaced(t *testing.T) {
 	_, to := pgtest.Database(t)
 	db, err := sql.Open("postgres", to)
@@ -218,7 +218,7 @@ func TestDeadConnectionIsReplaced(t *testing.T) {
 	}
 }
 
-// A pool that has no connection to give is told from a database that does not answer.
+// The error of a full pool differs from that of a database that does not answer.
 func TestFullPool(t *testing.T) {
 	db, _ := through(t)
 	c, err := dbconn.Take(t.Context(), db)
@@ -239,8 +239,8 @@ func TestFullPool(t *testing.T) {
 	}
 }
 
-// A connection that Raw's function calls broken is closed, and neither Raw nor the end of
-// the transaction waits for the other.
+// If Raw's function returns true, the connection is closed, and neither Raw nor the end of the
+// transaction waits for the other.
 func TestRaw(t *testing.T) {
 	db, _ := through(t)
 	for _, broken := range []bool{false, true} {

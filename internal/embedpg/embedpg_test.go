@@ -296,7 +296,7 @@ func TestEnvironmentVariableUnusable(t *testing.T) {
 	}
 }
 
-// Who may not create databases is told what to do about it.
+// Without the right to create databases, the error says what to do.
 func TestMayNotCreateDatabases(t *testing.T) {
 	own := startOwn(t, Options{})
 	if err := own.exec(t.Context(), own.base, `CREATE ROLE limited LOGIN PASSWORD 'secret'`); err != nil {

@@ -74,7 +74,7 @@ func TestBrokenInstallationsPassedOver(t *testing.T) {
 	query(t, open(t, startOn(t, Options{}, m).URL("postgres")), "SELECT 1")
 }
 
-func TestNothingToBeHad(t *testing.T) {
+func TestErrorListsWhatWasTried(t *testing.T) {
 	tmp := sharedTemp(t)
 	t.Setenv("TMPDIR", tmp)
 	t.Setenv("EMBEDPG_TEST_URL", "")

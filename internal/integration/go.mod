@@ -1,5 +1,5 @@
-// Tests with what nobody who uses the library should have in their go.sum: pgx, a
-// browser's driver, Prometheus's engine, Kubernetes's types.
+// Tests whose dependencies users of the library should not have in their go.sum: pgx, a driver
+// for browsers, Prometheus's engine, Kubernetes's types.
 module github.com/getpup/pupsourcing-orchestrator/internal/integration
 
 go 1.25.0

@@ -17,8 +17,7 @@ import (
 
 const marker = "hunter2"
 
-// malformed are connection strings with a marker in the password that lib/pq does
-// not parse.
+// malformed are connection strings that lib/pq does not parse, with a marker in the password.
 var malformed = []string{
 	"postgres://user:hunter2@127.0.0.1:x/db",
 	"postgres://user:hunter2@127.0.0.1:99999999/db",
@@ -76,7 +75,7 @@ func TestMalformed(t *testing.T) {
 	}
 }
 
-// Texts of drivers, servers and people.
+// Texts of drivers, servers and users.
 func TestText(t *testing.T) {
 	for text, want := range map[string]string{
 		"": "",
@@ -126,7 +125,7 @@ type nilError struct{ err error }
 func (e *nilError) Error() string { return e.err.Error() }
 func (e *nilError) Unwrap() error { return e.err }
 
-// An error of somebody else's may panic, or wrap itself.
+// A foreign error may panic, or wrap itself.
 func TestHostileErrors(t *testing.T) {
 	loop := &nilError{}
 	loop.err = &nilError{err: loop}
@@ -174,8 +173,8 @@ func TestHandler(t *testing.T) {
 	}
 }
 
-// A text of megabytes is cut before it is searched, and a connection string at the
-// cut does not get through.
+// A text of megabytes is cut before it is searched, and a connection string at the cut is
+// removed.
 func TestLongText(t *testing.T) {
 	for _, secret := range []string{"postgres://u:hunter2@h/db", "host=h password=x hunter2", `missing "=" after "hunter2"`} {
 		for shift := range 60 {

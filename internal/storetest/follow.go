@@ -58,10 +58,10 @@ func testPromote(t *testing.T, w World) {
 	}
 	live.commit(lane("p", 1, 0, 1), start, at(100))
 	if f := next.followed("v2"); f.Live || f.Final || len(f.Checkpoints) != 1 || f.Checkpoints[0].Position != 100 {
-		t.Errorf("the rebuild is told %+v", f)
+		t.Errorf("the rebuild gets %+v", f)
 	}
 	if f := live.followed("p"); !f.Live {
-		t.Errorf("the live one is told %+v", f)
+		t.Errorf("the live version gets %+v", f)
 	}
 	next.notYet("the live one runs")
 	live.order(protocol.Order{Kind: protocol.OrderHold, Projection: "p"})
@@ -83,10 +83,10 @@ func testPromote(t *testing.T, w World) {
 		t.Fatal(err)
 	}
 	if f := next.followed("v2"); !f.Live {
-		t.Errorf("the one that is live is told %+v", f)
+		t.Errorf("the new live version gets %+v", f)
 	}
 	if f := live.followed("p"); f.Live || f.Final || f.Checkpoints[0].Position != 100 {
-		t.Errorf("the one that was replaced is told %+v", f)
+		t.Errorf("the replaced version gets %+v", f)
 	}
 	next.rejected("v2", "p")
 	w.Advance(2 * protocol.HoldFor)
@@ -119,7 +119,7 @@ func testHold(t *testing.T, w World) {
 	s.order(protocol.Order{Kind: protocol.OrderHold, Projection: "p"})
 	expectGroup(t, s.settle("a"), "generation 2 active {a:0/1} paused [p] hold p")
 	if at := s.beat("a").StepAt; at.After(s.beat("a").Now.Add(protocol.HoldFor)) {
-		t.Errorf("nobody looks before %s", at)
+		t.Errorf("no worker polls before %s", at)
 	}
 	w.Advance(protocol.HoldFor - time.Second)
 	s.order(protocol.Order{Kind: protocol.OrderHold, Projection: "p"})

@@ -332,7 +332,7 @@ func testReport(t *testing.T, w World) {
 		t.Errorf("after its report, a is %+v", m)
 	}
 	if r := report("b"); !r.Decision.Activated || !r.View.May() {
-		t.Errorf("nobody holds any more, and b's report is answered with %+v", r)
+		t.Errorf("no hold is left, and the answer to b's report is %+v", r)
 	}
 	if r := report("stranger"); r.View.Member {
 		t.Errorf("a stranger is answered with %+v", r)
@@ -400,7 +400,7 @@ func testYield(t *testing.T, w World) {
 	}
 	published := protocol.Presence{Key: 7, Number: 1} // something to publish
 	if r := s.sync(protocol.Request{Worker: "b", Yield: true, Presence: published}); r.Group.Generation != 2 || r.View.OnlySeen {
-		t.Errorf("nobody else has locked the set, and it took no Step: %+v", r)
+		t.Errorf("the set is not locked, and the request took no Step: %+v", r)
 	}
 	published.Number++
 	commit := s.write(lane("p", 1, 0, 1), start, at(9))
@@ -413,7 +413,7 @@ func testYield(t *testing.T, w World) {
 	}
 	looked := s.sync(protocol.Request{Worker: "b", Yield: true, Presence: published})
 	if looked.Group.Generation != 0 || !looked.View.OnlySeen || looked.View.Generation != 2 {
-		t.Errorf("somebody else has locked the set: %+v", looked)
+		t.Errorf("another transaction has locked the set: %+v", looked)
 	}
 	if err := commit.Commit(); err != nil {
 		t.Fatal(err)

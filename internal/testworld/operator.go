@@ -75,7 +75,7 @@ func (w *World) Retry(projection string, which ops.ParkedSelector) int {
 // Calm waits until nothing of a set is stalled.
 func (w *World) Calm(set orchestrator.ReplicaSetName) {
 	w.T.Helper()
-	pgtest.Eventually(w.T, "nothing of "+string(set)+" stands still", func() bool {
+	pgtest.Eventually(w.T, "nothing of "+string(set)+" is stalled", func() bool {
 		s, _ := w.Stand(set)
 		return len(s.Waits) == 0
 	})

@@ -56,7 +56,7 @@ func Told[T any](witnesses ...*Witness) (events []T) {
 // Awaited waits for an event for which is returns true.
 func Awaited[T any](t *testing.T, s *Witness, what string, is func(T) bool) (found T) {
 	t.Helper()
-	pgtest.Eventually(t, fmt.Sprintf("the observer is told of %s (%T)", what, found), func() bool {
+	pgtest.Eventually(t, fmt.Sprintf("the observer receives %s (%T)", what, found), func() bool {
 		events := Told[T](s)
 		i := slices.IndexFunc(events, is)
 		if i < 0 {

@@ -92,8 +92,8 @@ func (w *Wire) Close() {
 // watching returns the functions to call for the two directions of a connection.
 func (w *Wire) watching() (up, down func(data []byte, in, out time.Time)) {
 	if w.watch == nil {
-		nobody := func([]byte, time.Time, time.Time) {}
-		return nobody, nobody
+		ignore := func([]byte, time.Time, time.Time) {}
+		return ignore, ignore
 	}
 	watch := w.watch()
 	return watch.Up, watch.Down

@@ -10,7 +10,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
-	_ "github.com/lib/pq" // the driver "postgres", to compare with
+	_ "github.com/lib/pq" // the driver "postgres", for comparison
 
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg"
@@ -18,7 +18,7 @@ import (
 	orchestratorpgx "github.com/getpup/pupsourcing-orchestrator/pgx"
 )
 
-// A stream is a database with events in it.
+// A stream is a database with events.
 type stream struct {
 	events  int64
 	url     string
@@ -28,7 +28,7 @@ type stream struct {
 	workers int
 }
 
-// fill appends events of 1 KB, one of each of 1000 aggregates in turn.
+// fill appends events of 1 KB, one to each of 1000 aggregates in turn.
 const fill = `
 INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload, correlation_id, metadata)
 SELECT 'bench', 'thing', 'a' || i % 1000, i / 1000 + 1,
@@ -79,7 +79,7 @@ func (s *stream) close(ctx context.Context) error {
 	return s.drop(ctx)
 }
 
-// A contender reads the stream, and returns how many events it did in a second.
+// A contender reads the stream and returns its rate in events per second.
 type contender struct {
 	name               string
 	run                func(context.Context, *stream) (float64, error)
@@ -114,9 +114,9 @@ func fields(e *orchestrator.Event) []any {
 		&e.EventID, &e.EventType, &e.EventVersion, &e.Payload, &e.TraceID, &e.CorrelationID, &e.CausationID, &e.Metadata, &e.CreatedAt}
 }
 
-// A tally checks that events come one after the other, and takes the time from the first to
-// the first of the last page that anybody reads: what lies between was read and handled
-// by everybody alike.
+// A tally checks that events come one after the other. It measures the time from the first event
+// to the first event of the last page of the largest size: all contenders have read and handled
+// the events between.
 type tally struct {
 	want, next  int64
 	first, last time.Time
@@ -124,14 +124,14 @@ type tally struct {
 	wrong       error
 }
 
-// largestPage is that of the library.
+// largestPage is the page size of the library.
 const largestPage = 2000
 
 func newTally(s *stream) *tally { return &tally{want: s.events, next: 1, done: make(chan struct{})} }
 
 func (t *tally) note(position int64) {
 	if position != t.next && t.wrong == nil {
-		t.wrong = fmt.Errorf("event %d came where %d was to", position, t.next)
+		t.wrong = fmt.Errorf("got event %d, want %d", position, t.next)
 	}
 	switch t.next {
 	case 1:
@@ -146,7 +146,7 @@ func (t *tally) note(position int64) {
 
 func (t *tally) rate() (float64, error) {
 	if t.wrong == nil && t.next <= t.want {
-		t.wrong = fmt.Errorf("%d events came, want %d", t.next-1, t.want)
+		t.wrong = fmt.Errorf("got %d events, want %d", t.next-1, t.want)
 	}
 	return float64(t.want-largestPage) / t.last.Sub(t.first).Seconds(), t.wrong
 }
@@ -245,7 +245,7 @@ func rawLoop(ctx context.Context, s *stream) (float64, error) {
 	})
 }
 
-// copyOut is what the server can do at most.
+// copyOut measures the most that the server can deliver.
 func copyOut(ctx context.Context, s *stream) (float64, error) {
 	conn, err := s.pool.Acquire(ctx)
 	if err != nil {
@@ -292,7 +292,7 @@ func (s *stream) fresh() orchestrator.ReplicaSetName {
 	return orchestrator.ReplicaSetName(fmt.Sprintf("set%d", s.workers))
 }
 
-// handled has one worker hand all events to a projection that does nothing.
+// handled lets one worker pass all events to a projection that does nothing.
 func handled(ctx context.Context, s *stream, cfg orchestrator.Config[orchestrator.Event]) (float64, error) {
 	cfg.BatchSize, cfg.JoinWindow, cfg.Logger = 1000, time.Millisecond, slog.New(slog.DiscardHandler)
 	o, err := orchestrator.New(cfg)

@@ -1,15 +1,14 @@
-// Command bench measures what reading with the module pgx gains, side by side with bare
-// loops over the same events:
+// Command bench measures reading with the module pgx, side by side with bare loops over the same
+// events:
 //
 //	go run ./bench            about a minute
 //	go run ./bench -quick     fewer events and repetitions
 //
-// Each row is a ratio to what lib/pq's bare loop reads in the same run: contenders take
-// turns on the same server and the same events of 1 KB. Every run checks that it got every
-// event, once and in order.
+// Each row is a ratio to the bare loop of lib/pq in the same run: contenders take turns on the
+// same server and the same events of 1 KB. Every run checks that it got every event, once and in
+// order.
 //
-// It starts a PostgreSQL of its own with fsync on, or takes the server that DATABASE_URL
-// names.
+// It starts a PostgreSQL server with fsync on, or uses the server in DATABASE_URL.
 package main
 
 import (
@@ -60,7 +59,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	return 0
 }
 
-// measure has the contenders take turns, and prints their rates.
+// measure lets the contenders take turns, and prints their rates.
 func measure(ctx context.Context, o options, out io.Writer) (err error) {
 	server, err := embedpg.Start(ctx, embedpg.Options{Fsync: true})
 	if err != nil {
@@ -81,7 +80,7 @@ func measure(ctx context.Context, o options, out io.Writer) (err error) {
 		return o.only != "" && c.name != o.only && c.name != floor && c.name != rawValues
 	})
 	rates, cpu := make([][]float64, len(running)), make([][]float64, len(running))
-	for turn := range repetitions + 1 { // the first warms the server's cache
+	for turn := range repetitions + 1 { // the first turn warms the server's cache
 		for i, c := range running {
 			runtime.GC()
 			stop, err := profile(o, c, turn)
@@ -103,7 +102,7 @@ func measure(ctx context.Context, o options, out io.Writer) (err error) {
 	return report(out, running, rates, cpu)
 }
 
-// profile profiles the latest turn of a row, if that is asked for.
+// profile profiles the latest turn of a row, if the flags ask for it.
 func profile(o options, c contender, turn int) (stop func(), err error) {
 	if o.profile == "" || c.name != o.only {
 		return func() {}, nil
@@ -118,8 +117,8 @@ func profile(o options, c contender, turn int) (stop func(), err error) {
 	return func() { pprof.StopCPUProfile(); _ = f.Close() }, nil
 }
 
-// report prints the medians, and their ratios to those of the same turn. What the client
-// takes of the CPU says how much of a rate is the machine's doing.
+// report prints the medians and their ratios turn by turn. The client's CPU time shows how much
+// a rate depends on the machine.
 func report(out io.Writer, running []contender, rates, cpu [][]float64) error {
 	of := func(name string) []float64 {
 		return rates[slices.IndexFunc(running, func(c contender) bool { return c.name == name })]
@@ -143,7 +142,7 @@ func median(values []float64) float64 {
 	return sorted[len(sorted)/2]
 }
 
-// ratio is the median of the ratios turn by turn.
+// ratio returns the median of the ratios turn by turn.
 func ratio(values, to []float64) float64 {
 	var ratios []float64
 	for i := range values {

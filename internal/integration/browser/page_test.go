@@ -85,7 +85,7 @@ func TestLive(t *testing.T) {
 	b.as(looks[2]) // so that there is something to scroll
 	db := newDatabase(t)
 	b.open(serve(t, ops.StatusHandler(db)))
-	b.wait("nobody has run", `document.querySelector("#verdict").innerText.includes("No worker has run yet")`)
+	b.wait("no worker has run", `document.querySelector("#verdict").innerText.includes("No worker has run yet")`)
 	work(t, db, "user_count", "orders")
 	b.wait("one worker runs", workerRows+` === 1 && `+phase+`.includes("active")`)
 
@@ -269,7 +269,7 @@ func TestActions(t *testing.T) {
 	// The last worker can't be drained, and the page says so.
 	id := value[string](b, `document.querySelector("[data-key='workers'] tbody th").innerText`)
 	click("Drain worker " + id)
-	b.wait("the refusal is told", `document.querySelector("#answer.bad") !== null`)
+	b.wait("the refusal is shown", `document.querySelector("#answer.bad") !== null`)
 	for _, c := range b.complaints {
 		if !strings.Contains(c, "409") { // browsers log it
 			t.Errorf("the browser says: %s", c)
@@ -352,7 +352,7 @@ func TestNamesOfObjects(t *testing.T) {
 	}
 	s.exec(`UPDATE orchestrator_replica_sets SET rewinds = '{"__proto__": 12, "toString": 13}'`)
 	for name, want := range map[string]string{"__proto__": "12", "toString": "13"} {
-		b.wait("a rewind is told", fmt.Sprintf(`document.querySelector("[data-key='%s']").innerText.includes("Rewind to position %s is pending")`, name, want))
+		b.wait("a rewind is shown", fmt.Sprintf(`document.querySelector("[data-key='%s']").innerText.includes("Rewind to position %s is pending")`, name, want))
 	}
 	if text := b.text("[data-key='constructor']"); strings.Contains(text, "is pending") {
 		t.Errorf("the other says %s", text)

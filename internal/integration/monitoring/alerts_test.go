@@ -92,7 +92,7 @@ func (w *world) check(t *testing.T, text string) {
 			}
 		}
 		if _, ok := w.types[name]; !ok {
-			t.Errorf("%s: nobody exports %s", text, s.Name)
+			t.Errorf("%s: no module exports %s", text, s.Name)
 		}
 		labels = append(labels, w.labels[name]...)
 		for _, m := range s.LabelMatchers {
@@ -168,7 +168,7 @@ func TestAlerts(t *testing.T) {
 				p[0].heartbeat(2 * time.Second)
 			}
 		}, 0, nil},
-		{"one partition stands still", func(at time.Duration, p []*process) {
+		{"one partition is stalled", func(at time.Duration, p []*process) {
 			p[1].report.Lanes[0].Stalled = at > 100*m
 		}, 105 * m, []string{"OrchestratorStalled"}},
 		{"it moves again", func(at time.Duration, p []*process) {
@@ -189,7 +189,7 @@ func TestAlerts(t *testing.T) {
 			p[0].gone, p[1].gone = at > 100*m, at > 101*m
 		}, 110 * m, []string{"OrchestratorWithoutWorkers"}},
 		{"one of two is gone", func(at time.Duration, p []*process) { p[0].gone = at > 100*m }, 0, nil},
-		{"nobody can join", func(at time.Duration, p []*process) {
+		{"no worker can join", func(at time.Duration, p []*process) {
 			if at > 100*m {
 				p[0].report.State, p[1].report.State = "joining", "joining"
 			}

@@ -55,7 +55,7 @@ func (nothing) HandleTx(context.Context, orchestrator.Tx, orchestrator.Event) er
 // By default pgx prepares and keeps each statement with another text, which takes memory of the
 // server. So the number of texts must not grow, however often a worker sends heartbeats, reports
 // and commits.
-func TestWhatIsPreparedDoesNotGrow(t *testing.T) {
+func TestPreparedStatementsDoNotGrow(t *testing.T) {
 	_, url := pgtest.Database(t)
 	db, err := opener(pgx.QueryExecModeCacheStatement)(url)
 	if err != nil {

@@ -23,7 +23,7 @@ func (t told) Handle(_ context.Context, e orchestrator.Event) error {
 
 // By default pgx prepares and keeps each query with another text. So the poll for new events
 // must have the same text at every position.
-func TestALookIsPreparedOnceInASession(t *testing.T) {
+func TestPollIsPreparedOncePerSession(t *testing.T) {
 	_, url := pgtest.Database(t)
 	db, err := opener(pgx.QueryExecModeCacheStatement)(url)
 	if err != nil {

@@ -219,7 +219,7 @@ func (c *checker) use(id *ast.Ident) {
 	builtin, isBuiltin := obj.(*types.Builtin)
 	switch {
 	case isPackageLevel(obj, "time", nil) && !isConst && !allowedTime[id.Name]:
-		c.report(id.Pos(), "time.%s: the core is told the time and never waits", id.Name)
+		c.report(id.Pos(), "time.%s: the core gets the time as an argument and never waits", id.Name)
 	case isPackageLevel(obj, "fmt", standardIO):
 		c.report(id.Pos(), "fmt.%s: the core reads and writes no standard stream", id.Name)
 	case isBuiltin && (builtin.Name() == "print" || builtin.Name() == "println"):

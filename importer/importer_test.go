@@ -552,7 +552,7 @@ func TestImportRacesWithAWorker(t *testing.T) {
 	t.Log(outcomes)
 }
 
-// wayBack returns the documented SQL for the way back, for a projection and a total.
+// wayBack returns the README's SQL for going back, for a projection and a total.
 func wayBack(t *testing.T, projection string, total int) string {
 	t.Helper()
 	page, err := os.ReadFile("../docs/pupsourcing.md")

@@ -31,7 +31,7 @@ func status(ctx context.Context, c *call) error {
 	return nil
 }
 
-// statusOf returns the status of the set that the first argument names, or of all.
+// statusOf returns the status of the set that was named, or of all.
 func (c *call) statusOf(ctx context.Context) ([]ops.ReplicaSetStatus, error) {
 	names := []orchestrator.ReplicaSetName{orchestrator.ReplicaSetName(c.arg(0))}
 	if c.arg(0) == "" {

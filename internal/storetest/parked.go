@@ -34,9 +34,9 @@ func (s *set) park(l store.Lane, from, to protocol.Checkpoint, rows ...protocol.
 	}
 }
 
-// lot fails the test if a lane finds other rows than these. "5 a 3 retry" is position,
+// parked fails the test if a lane finds other rows than these. "5 a 3 retry" is position,
 // aggregate, attempts and request.
-func (s *set) lot(l store.Lane, want ...string) {
+func (s *set) parked(l store.Lane, want ...string) {
 	s.t.Helper()
 	rows, err := s.store.Parked(s.t.Context(), l)
 	if err != nil {
@@ -73,11 +73,11 @@ func testPark(t *testing.T, w World) {
 	s.commit(l, start, at(10))
 	s.park(l, at(10), at(12), parkable(11, "x", 3), parkable(12, "x", 0))
 	s.expect(l, at(12))
-	s.lot(l, "11 x 3", "12 x 0")
-	s.lot(lane("q", 1, 0, 1))
+	s.parked(l, "11 x 3", "12 x 0")
+	s.parked(lane("q", 1, 0, 1))
 	// Parking again what is parked already works: the checkpoint may have been set back by hand.
 	s.park(l, at(12), at(13), parkable(11, "x", 9), parkable(13, "it's \\x 100%d\u00e9", 1))
-	s.lot(l, "11 x 3", "12 x 0", "13 it's \\x 100%d\u00e9 1")
+	s.parked(l, "11 x 3", "12 x 0", "13 it's \\x 100%d\u00e9 1")
 	// A row that was removed can be parked again.
 	if err := s.store.Drop(t.Context(), l, 11); err != nil {
 		t.Fatal(err)
@@ -296,7 +296,7 @@ func testRequests(t *testing.T, w World) {
 	if err := s.store.Drop(t.Context(), l, 6); err != nil {
 		t.Fatal(err)
 	}
-	s.lot(l, "5 x 4 retry")
+	s.parked(l, "5 x 4 retry")
 	// A failed retry does not clear a request that was made during it.
 	s.request(5, protocol.Discard)
 	if err := s.store.Note(t.Context(), l, 5, 5, "no"); err != nil {

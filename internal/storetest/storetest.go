@@ -295,7 +295,7 @@ func (s *set) find(l store.Lane) protocol.Found {
 	if err != nil {
 		s.t.Fatalf("load %s: %v", l, err)
 	}
-	loaded.NoneParked, loaded.Follows = false, false // only Load sets them; see lot
+	loaded.NoneParked, loaded.Follows = false, false // only Load sets them; see parked
 	if diff := cmp.Diff(found, loaded); diff != "" {
 		s.t.Errorf("%s, -found +loaded:\n%s", l, diff)
 	}

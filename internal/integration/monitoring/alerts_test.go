@@ -71,7 +71,7 @@ func TestAlertsAreComplete(t *testing.T) {
 	}
 }
 
-// check parses an expression and checks that the collector exports its metrics.
+// check parses an expression, and has it use what the collector exports.
 func (w *world) check(t *testing.T, text string) {
 	t.Helper()
 	expr, err := parser.ParseExpr(text)

@@ -67,9 +67,10 @@ const (
 	LaneFollows   LaneState = "follows"   // it is where the live version of its projection is: see WithRebuildOf
 	LaneSuspended LaneState = "suspended" // until the database answers the worker
 	LaneEnded     LaneState = "ended"     // it has stopped
-	// LaneVacant is in no report: ops.Status says it where the worker has left, and its place
-	// is kept for a replacement (Config.ReplacementWindow).
-	LaneVacant LaneState = "vacant"
+	// These are in no worker's report. ops.Status uses them for lanes that no worker runs.
+	LaneVacant  LaneState = "vacant"  // its worker has left, and a replacement may come (Config.ReplacementWindow)
+	LanePaused  LaneState = "paused"  // its projection is paused
+	LaneStopped LaneState = "stopped" // its worker has stopped or is gone, and no other has started it yet
 )
 
 // A LaneReport is how far one projection is on one partition.

@@ -513,7 +513,13 @@ SELECT c.replica_set, c.projection, c.partition, c.total, c.generation, w.id AS 
     ON p.replica_set = c.replica_set AND p.projection = c.projection AND p.total = c.total AND p.partition = c.partition
   LEFT JOIN (
        SELECT v.replica_set, v.generation, v.id, x.partition::integer AS partition
-         FROM orchestrator_workers v CROSS JOIN LATERAL pg_catalog.jsonb_array_elements_text(v.partitions) AS x (partition)) w
+         FROM orchestrator_workers v CROSS JOIN LATERAL pg_catalog.jsonb_array_elements_text(v.partitions) AS x (partition)
+       UNION ALL -- what a worker has not stopped yet, though it has a place in the next generation
+       SELECT DISTINCT v.replica_set, v.holds, v.id, y.partition
+         FROM orchestrator_workers v
+         JOIN orchestrator_reports q ON q.replica_set = v.replica_set AND q.worker = v.id AND (q.report ->> 'generation'::text)::bigint = v.holds
+        CROSS JOIN LATERAL pg_catalog.jsonb_to_recordset(q.report -> 'lanes'::text) AS y (partition integer)
+        WHERE v.holds <> 0 AND v.holds <> v.generation AND NOT v.vacant) w
     ON w.replica_set = c.replica_set AND w.generation = c.generation AND w.partition = c.partition
   LEFT JOIN (
        SELECT q.replica_set, q.worker, q.reported_at, (q.report ->> 'generation'::text)::bigint AS generation

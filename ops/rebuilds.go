@@ -1,6 +1,7 @@
 package ops
 
 import (
+	"cmp"
 	"fmt"
 	"strings"
 	"time"
@@ -236,19 +237,35 @@ func (s *ReplicaSetStatus) versions() (replacedBy, replacing map[string]string) 
 // stopped returns the projections that are paused or held by order. Replaced versions are
 // left out: they need no action.
 func (s *ReplicaSetStatus) stopped() (waits []Wait) {
+	if s.PausedAll {
+		waits = append(waits, Wait{Kind: WaitPaused, Severity: SeverityInfo, Text: "the replica set is paused by order", Remedy: fmt.Sprintf("orchestrator resume %s", s.ReplicaSet)})
+	}
 	replacedBy, replacing := s.versions()
 	for _, name := range s.Paused {
-		until, held := s.Held[name]
-		_, replaced := replacedBy[name]
-		switch next := replacing[name]; {
-		case replaced:
-		case held && next != "":
-			waits = append(waits, Wait{Kind: WaitHeld, Projection: name, Text: fmt.Sprintf("projection %s is held while %s takes its place, until %s UTC", name, next, until.Format(time.TimeOnly))})
-		case held:
-			waits = append(waits, Wait{Kind: WaitHeld, Projection: name, Text: fmt.Sprintf("projection %s is held while another version takes its place, until %s UTC", name, until.Format(time.TimeOnly))})
-		default:
-			waits = append(waits, Wait{Kind: WaitPaused, Projection: name, Text: fmt.Sprintf("projection %s is paused", name)})
+		if _, replaced := replacedBy[name]; replaced {
+			continue
 		}
+		wait := Wait{Kind: WaitPaused, Severity: SeverityInfo, Projection: name, Remedy: fmt.Sprintf("orchestrator resume %s %s", s.ReplicaSet, name)}
+		wait.Text = fmt.Sprintf("projection %s is paused by order", name)
+		if n := s.behind(name); n > 0 {
+			wait.Text += fmt.Sprintf(", %d positions behind", n)
+		}
+		if until, held := s.Held[name]; held {
+			wait.Kind, wait.Remedy = WaitHeld, ""
+			wait.Text = fmt.Sprintf("projection %s is held while %s takes its place, until %s UTC", name, cmp.Or(replacing[name], "another version"), until.Format(time.TimeOnly))
+		}
+		waits = append(waits, wait)
 	}
 	return waits
+}
+
+// behind returns how far the hindmost partition of a projection is behind. 0: it is not, or
+// that is not known.
+func (s *ReplicaSetStatus) behind(projection string) (most int64) {
+	for _, p := range s.Partitions {
+		if p.Projection == projection && p.Report != nil {
+			most = max(most, p.Report.Behind)
+		}
+	}
+	return most
 }

@@ -211,7 +211,7 @@ func TestStatusOfARebuild(t *testing.T) {
 	for _, set := range []orchestrator.ReplicaSetName{"live", "next"} {
 		w.Calm(set)
 	}
-	if s, _ := w.Stand("live"); len(s.Held) != 0 || len(s.Paused) != 1 || !s.Partitions[0].Paused || s.Partitions[0].Report != nil {
+	if s, _ := w.Stand("live"); len(s.Held) != 0 || len(s.Paused) != 1 || !s.Partitions[0].Paused || s.Partitions[0].Report.State != orchestrator.LanePaused {
 		t.Errorf("what was replaced: %+v", s)
 	}
 }

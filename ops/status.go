@@ -35,12 +35,10 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strings"
 	"time"
 
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 	"github.com/getpup/pupsourcing-orchestrator/internal/dbconn"
-	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
 	"github.com/getpup/pupsourcing-orchestrator/internal/redact"
 	"github.com/getpup/pupsourcing-orchestrator/internal/sqltext"
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
@@ -91,11 +89,14 @@ const (
 
 // WorkerStatus is the state of one worker of a replica set.
 type WorkerStatus struct {
-	Worker     string    `json:"worker"`
-	JoinedAt   time.Time `json:"joined_at"`
-	LeaseUntil time.Time `json:"lease_until"`
-	Alive      bool      `json:"alive"` // its lease has not expired, and it has not left
-	Partitions []int     `json:"partitions"`
+	Worker   string    `json:"worker"`
+	JoinedAt time.Time `json:"joined_at"`
+	// LastHeartbeat is when the worker renewed its lease; of a Vacant place, when its worker
+	// left.
+	LastHeartbeat time.Time `json:"last_heartbeat"`
+	LeaseUntil    time.Time `json:"lease_until"`
+	Alive         bool      `json:"alive"` // its lease has not expired, and it has not left
+	Partitions    []int     `json:"partitions"`
 	// Holds is the generation that the worker must stop before a newer one can be
 	// activated. 0: none.
 	Holds   int64 `json:"holds"`
@@ -123,41 +124,13 @@ type PartitionStatus struct {
 	Parked          int       `json:"parked"` // number of parked events
 	// ParkedSince is when the oldest parked event was parked.
 	ParkedSince *time.Time `json:"parked_since,omitempty"`
-	// Report is the worker's latest report about this partition. nil: none yet. If the
-	// worker has left its place (LaneVacant), it is derived from the checkpoint.
+	// Report is the latest report about this partition: of the worker that runs it, also
+	// while it stops. If no worker does (LanePaused, LaneVacant, LaneStopped), it is derived
+	// from the checkpoint: then BehindSeconds is -1 where it is not known. nil: its worker
+	// has not reported yet.
 	Report     *orchestrator.LaneReport `json:"report"`
 	ReportedAt *time.Time               `json:"reported_at"`
 }
-
-// Wait is a reason why something is stalled.
-type Wait struct {
-	Kind WaitKind `json:"kind"`
-	// Text is the reason in a sentence, for people.
-	Text       string `json:"text"`
-	Worker     string `json:"worker,omitempty"`
-	Projection string `json:"projection,omitempty"`
-	Partition  *int   `json:"partition,omitempty"`
-	Position   int64  `json:"position,omitempty"`
-	Backends   []int  `json:"backends,omitempty"` // pids in pg_stat_activity
-}
-
-// WaitKind is the kind of reason why something is stalled.
-type WaitKind string
-
-const (
-	WaitVacant      WaitKind = "vacant"      // a worker has left, and its partitions are reserved for a replacement
-	WaitDrain       WaitKind = "drain"       // a worker has not stopped an older generation yet
-	WaitUnowned     WaitKind = "unowned"     // no worker has the partition
-	WaitEvents      WaitKind = "events"      // the events can't be read without losing some
-	WaitBeyond      WaitKind = "beyond"      // the event stream ends before the checkpoint
-	WaitStalled     WaitKind = "stalled"     // there are events to handle, and the position does not move
-	WaitRetry       WaitKind = "retry"       // the handler, or what it needs, failed and is tried again
-	WaitInterrupted WaitKind = "interrupted" // the handler was interrupted, which is not a failure, and is called again
-	WaitGap         WaitKind = "gap"         // an open transaction may still commit an event at a lower position
-	WaitPaused      WaitKind = "paused"      // by order: see Pause
-	WaitHeld        WaitKind = "held"        // while another version takes its place: see Promote
-	WaitParked      WaitKind = "parked"      // the projection has events in its dead-letter queue
-)
 
 // GenerationRecord is one generation in the history of a replica set.
 type GenerationRecord struct {
@@ -225,7 +198,6 @@ func Status(ctx context.Context, db *sql.DB, set orchestrator.ReplicaSetName, op
 	if err != nil {
 		return s, redact.Error(fmt.Errorf("status of replica set %q: %w", set, err))
 	}
-	s.Waits = append(s.Waits, s.waits()...)
 	return s, nil
 }
 
@@ -292,13 +264,21 @@ func (s *ReplicaSetStatus) read(of func(orchestrator.ReplicaSetName) querier) er
 	if err == nil {
 		err = s.readParkOrders(ask)
 	}
+	if err == nil {
+		err = s.readPartitions(ask, owners, parked)
+	}
+	if err == nil {
+		err = s.readRebuilds(of, reports)
+	}
 	if err != nil {
 		return err
 	}
-	if err := s.readPartitions(ask, owners, parked); err != nil {
+	backends, err := s.readBackends(ask)
+	if err != nil {
 		return err
 	}
-	return s.readRebuilds(of, reports)
+	s.Waits = append(s.Waits, s.waits(backends)...)
+	return nil
 }
 
 // The statements of Status.
@@ -386,10 +366,10 @@ func (s *ReplicaSetStatus) readWorkers(ask querier, reports map[string]*reported
 			w.Partitions = append([]int{}, row.Partitions("partitions", partitions, total)...)
 			w.Projections = append([]string{}, store.Strings[string](row, "projections", projections)...)
 		}
+		w.LastHeartbeat = w.LeaseUntil.Add(-time.Duration(lease) * time.Microsecond)
 		has := owner{worker: w.Worker}
 		if w.Vacant {
-			since := w.LeaseUntil.Add(-time.Duration(lease) * time.Microsecond)
-			has.vacant, w.Alive = &since, false
+			has.vacant, w.Alive = &w.LastHeartbeat, false
 		}
 		if r := reports[w.Worker]; r != nil {
 			w.State, w.ReportedAt, w.Gap, w.LeaseOnly = r.State, &r.at, r.Gap, r.LeaseOnly
@@ -398,6 +378,12 @@ func (s *ReplicaSetStatus) readWorkers(ask querier, reports map[string]*reported
 			}
 			if r.Generation == generation && !w.Vacant {
 				has.report = r
+			}
+			if w.Holds != 0 && r.Generation == w.Holds && w.Holds != generation {
+				// It has a place in the next generation, and runs this one until it has stopped.
+				for lane := range r.lanes {
+					owners[ownership{w.Holds, lane.partition}] = owner{worker: w.Worker, report: r}
+				}
 			}
 		}
 		for _, partition := range w.Partitions {
@@ -453,8 +439,13 @@ func (s *ReplicaSetStatus) readPartitions(ask querier, owners map[ownership]owne
 		}
 		has := owners[ownership{p.Generation, p.Partition}]
 		p.Worker = has.worker
-		if has.vacant != nil {
-			p.Report = s.vacantLane(p, *has.vacant)
+		switch {
+		case p.Paused && !stopping(has.report, lane):
+			p.Report = s.unrunLane(p, orchestrator.LanePaused, nil)
+		case has.vacant != nil:
+			p.Report = s.unrunLane(p, orchestrator.LaneVacant, has.vacant)
+		case has.worker == "":
+			p.Report = s.unrunLane(p, orchestrator.LaneStopped, nil)
 		}
 		if r := has.report; r != nil {
 			p.ReportedAt = &r.at
@@ -469,12 +460,18 @@ func (s *ReplicaSetStatus) readPartitions(ask querier, owners map[ownership]owne
 	})
 }
 
-// vacantLane returns the report of a lane whose worker has left. Its position is that of the
-// checkpoint, and its lag is measured against the head that other workers have seen.
-func (s *ReplicaSetStatus) vacantLane(p PartitionStatus, since time.Time) *orchestrator.LaneReport {
+// stopping reports whether a worker has a lane in hand.
+func stopping(r *reported, lane laneKey) bool {
+	return r != nil && r.lanes[lane] != nil && r.lanes[lane].State != "" && r.lanes[lane].State != orchestrator.LaneEnded
+}
+
+// unrunLane returns the report of a lane that no worker runs. Its position is that of the
+// checkpoint, and its lag is measured against the head that workers have seen. since is when
+// its worker left, if that is known.
+func (s *ReplicaSetStatus) unrunLane(p PartitionStatus, state orchestrator.LaneState, since *time.Time) *orchestrator.LaneReport {
 	r := &orchestrator.LaneReport{
 		Projection: p.Projection, Partition: p.Partition, TotalPartitions: p.TotalPartitions, Position: p.Position,
-		Behind: -1, State: orchestrator.LaneVacant, Since: p.UpdatedAt, Parked: p.Parked,
+		Behind: -1, State: state, Since: p.UpdatedAt, Parked: p.Parked,
 	}
 	if p.ParkedSince != nil {
 		r.ParkedSeconds = max(0, s.At.Sub(*p.ParkedSince).Seconds())
@@ -482,8 +479,11 @@ func (s *ReplicaSetStatus) vacantLane(p PartitionStatus, since time.Time) *orche
 	if s.Head > 0 {
 		r.Behind = max(0, s.Head-p.Position)
 	}
-	if r.Behind > 0 { // at least since the worker left
-		r.BehindSeconds = max(0, s.At.Sub(since).Seconds())
+	switch {
+	case r.Behind > 0 && since != nil: // at least since the worker left
+		r.BehindSeconds = max(0, s.At.Sub(*since).Seconds())
+	case r.Behind != 0:
+		r.BehindSeconds = -1
 	}
 	return r
 }
@@ -495,101 +495,6 @@ func times(row *store.Row, columns map[string]*time.Time) {
 			row.Time(column, *at)
 		}
 	}
-}
-
-// waits derives from the rest of the status what is stalled, and why.
-func (s *ReplicaSetStatus) waits() []Wait {
-	var waits []Wait
-	if s.Phase == PhaseDraining {
-		for _, w := range s.Workers {
-			if w.Holds != 0 {
-				text := fmt.Sprintf("worker %s has not stopped generation %d yet; generation %d waits for it", w.Worker, w.Holds, s.Generation)
-				if !w.Alive {
-					text = fmt.Sprintf("worker %s has not stopped generation %d, and its lease has expired; generation %d waits until it stops or is removed", w.Worker, w.Holds, s.Generation)
-				}
-				waits = append(waits, Wait{Kind: WaitDrain, Worker: w.Worker, Text: text})
-			}
-		}
-	}
-	for _, w := range s.Workers {
-		if w.Vacant {
-			what, verb := "partition", "waits"
-			if len(w.Partitions) != 1 {
-				what, verb = "partitions", "wait"
-			}
-			waits = append(waits, Wait{Kind: WaitVacant, Worker: w.Worker, Text: fmt.Sprintf("worker %s has left; %s %s %s up to %s for its replacement",
-				w.Worker, what, protocol.Numbers(w.Partitions), verb, max(0, w.LeaseUntil.Sub(s.At)).Round(time.Second))})
-		}
-	}
-	for i, p := range s.Partitions {
-		at := Wait{Worker: p.Worker, Projection: p.Projection, Partition: &s.Partitions[i].Partition}
-		where := fmt.Sprintf("projection %s, partition %d of %d", p.Projection, p.Partition, p.TotalPartitions)
-		switch r := p.Report; {
-		case p.Paused:
-		case p.Worker == "" && s.Phase == PhaseActive:
-			at.Kind, at.Text = "unowned", where+": no worker has it"
-			waits = append(waits, at)
-		case r == nil:
-		case r.State == orchestrator.LaneRefused:
-			at.Kind, at.Position = "events", r.Position
-			at.Text = fmt.Sprintf("%s, on worker %s: can't read past position %d: %s", where, p.Worker, r.Position, r.Error)
-			waits = append(waits, at)
-		case r.State == orchestrator.LaneBeyond:
-			at.Kind, at.Position = "beyond", r.Position
-			at.Text = fmt.Sprintf("%s, on worker %s: the event stream ends before the checkpoint at position %d (its highest position is %d): the stream was emptied, restored or replaced, or the projection was set to a position beyond its end. New events up to the checkpoint count as handled. Rewind the projection", where, p.Worker, r.Position, s.Head)
-			waits = append(waits, at)
-		case r.Error != "":
-			at.Kind, at.Position = WaitRetry, max(r.Handling, r.Position+1)
-			doing := string(r.State)
-			if r.Attempts > 0 {
-				doing += fmt.Sprintf(" after attempt %d", r.Attempts)
-			}
-			at.Text = fmt.Sprintf("%s, on worker %s: %s: %s", where, p.Worker, doing, r.Error)
-			waits = append(waits, at)
-		case r.Interruption != "":
-			at.Kind, at.Position = WaitInterrupted, max(r.Handling, r.Position+1)
-			at.Text = fmt.Sprintf("%s, on worker %s: the handler was interrupted at position %d and will be called again: %s", where, p.Worker, at.Position, r.Interruption)
-			waits = append(waits, at)
-		case r.Stalled:
-			at.Kind, at.Position = "stalled", r.Position
-			at.Text = fmt.Sprintf("%s, on worker %s: stalled at position %d since %s UTC (%s)", where, p.Worker, r.Position, r.Since.UTC().Format(time.DateTime), r.State)
-			waits = append(waits, at)
-		}
-	}
-	return append(waits, s.outsideWaits()...)
-}
-
-// outsideWaits returns what waits for transactions of other programs, or for an operator.
-func (s *ReplicaSetStatus) outsideWaits() []Wait {
-	var waits []Wait
-	for _, w := range s.Workers {
-		if g := w.Gap; g != nil {
-			waits = append(waits, Wait{
-				Kind: WaitGap, Worker: w.Worker, Position: g.Position, Backends: g.Backends,
-				Text: fmt.Sprintf("open transactions may still commit an event at position %d (backends %s): worker %s reads only up to position %d, since %s UTC",
-					g.Position, strings.Trim(fmt.Sprint(g.Backends), "[]"), w.Worker, g.Position-1, g.Since.UTC().Format(time.DateTime)),
-			})
-		}
-	}
-	if s.PausedAll {
-		waits = append(waits, Wait{Kind: WaitPaused, Text: "the replica set is paused"})
-	}
-	waits = append(waits, s.stopped()...)
-	replacedBy, _ := s.versions()
-	parked := map[string]int{}
-	for _, p := range s.Partitions {
-		if replacedBy[p.Projection] != "" {
-			continue
-		}
-		if parked[p.Projection] += p.Parked; p.Partition == p.TotalPartitions-1 && parked[p.Projection] > 0 {
-			text := "1 event is parked"
-			if n := parked[p.Projection]; n > 1 {
-				text = fmt.Sprintf("%d events are parked", n)
-			}
-			waits = append(waits, Wait{Kind: WaitParked, Projection: p.Projection, Text: fmt.Sprintf("projection %s: %s", p.Projection, text)})
-		}
-	}
-	return waits
 }
 
 // History returns the latest generations of a replica set, the newest first. limit is the

@@ -91,7 +91,7 @@ func (w *world) still(set orchestrator.ReplicaSetName, want ops.Wait, text strin
 	if !strings.HasPrefix(found[0].Text, text) {
 		w.T.Errorf("it says %q, want %q", found[0].Text, text)
 	}
-	want.Text = found[0].Text
+	want.Text, want.Severity, want.Remedy = found[0].Text, found[0].Severity, found[0].Remedy // see TestWaits
 	if diff := cmp.Diff([]ops.Wait{want}, found); diff != "" {
 		w.T.Errorf("%s: (-want +got)\n%s", want.Kind, diff)
 	}
@@ -173,11 +173,17 @@ func TestStatusOfAHandlerThatHangs(t *testing.T) {
 	w.Append(1)
 	<-in
 	w.still("set", ops.Wait{Kind: "stalled", Worker: worker, Projection: "hangs", Partition: new(int)},
-		"projection hangs, partition 0 of 1, on worker "+worker+": stalled at position 0 since ")
+		"projection hangs, partition 0 of 1, on worker "+worker+": handling event 1 since ")
 	testworld.Run(t, cfg, testworld.Effects{Projection: "hangs"}.Plain(w.DB))
-	w.still("set", ops.Wait{Kind: "drain", Worker: worker},
-		fmt.Sprintf("worker %s has not stopped generation %d yet; generation %d waits for it", worker, generation, generation+1))
+	w.still("set", ops.Wait{Kind: "drain", Worker: worker, Projection: "hangs", Partition: new(int), Position: 1},
+		fmt.Sprintf("worker %s is still handling event 1 of projection hangs (partition 0 of 1, for ", worker))
 	s, _ := w.Stand("set")
+	if p := s.Partitions[0]; p.Worker != worker || p.Report == nil || p.Report.Handling != 1 || p.ReportedAt == nil {
+		t.Errorf("while it drains, the status says of the partition: %+v", p)
+	}
+	if n := w.Number(`SELECT handling FROM orchestrator_status_partitions WHERE worker = $1`, worker); n != 1 {
+		t.Errorf("while it drains, the view says that it handles %d", n)
+	}
 	if s.Phase != "draining" || s.ActivatedAt != nil {
 		t.Errorf("the phase is %s, activated at %v", s.Phase, s.ActivatedAt)
 	}
@@ -219,7 +225,18 @@ func TestStatusOfAGap(t *testing.T) {
 INSERT INTO events (bounded_context, aggregate_type, aggregate_id, aggregate_version, event_id, event_type, payload)
 SELECT 'test', 'thing', 'another', i, gen_random_uuid(), 'happened', 'x' FROM generate_series(1, 2) AS i`)
 	w.still("set", ops.Wait{Kind: "gap", Worker: worker, Position: 6, Backends: []int{pid}},
-		fmt.Sprintf("open transactions may still commit an event at position 6 (backends %d): worker %s reads only up to position 5, since ", pid, worker))
+		fmt.Sprintf("an open transaction holds the readers back: backend %d (", pid))
+	if _, waits := w.Stand("set"); len(waits["gap"]) == 1 {
+		wait := waits["gap"][0]
+		if want := fmt.Sprintf("SELECT pg_terminate_backend(%d)", pid); wait.Remedy != want {
+			t.Errorf("the remedy is %q, want %q", wait.Remedy, want)
+		}
+		for _, want := range []string{"open for ", "idle in transaction", "may still commit an event at position 6; nothing after position 5 is handled"} {
+			if !strings.Contains(wait.Text, want) {
+				t.Errorf("%q does not say %q", wait.Text, want)
+			}
+		}
+	}
 	if err := tx.Rollback(); err != nil {
 		t.Fatal(err)
 	}
@@ -236,7 +253,7 @@ func TestStatusOfAPause(t *testing.T) {
 	testworld.Run(t, w.Config(w.DB, "set"), testworld.Effects{Projection: "transactional"}.Transactional(), testworld.Effects{Projection: "batched"}.Batched())
 	w.Active("set", 1)
 	w.Ordered("set")(ops.Pause(ctx, w.DB, "set", "batched"))
-	w.still("set", ops.Wait{Kind: "paused", Projection: "batched"}, "projection batched is paused")
+	w.still("set", ops.Wait{Kind: "paused", Projection: "batched"}, "projection batched is paused by order")
 	s, _ := w.Stand("set")
 	for _, p := range s.Partitions {
 		if p.Paused != (p.Projection == "batched") {
@@ -368,7 +385,7 @@ func TestStatusSaysWhatIsStalled(t *testing.T) {
 		_, waits = w.Stand("set")
 		return len(waits["drain"]) == 1 && len(waits["paused"]) == 1
 	})
-	if drain := waits["drain"][0]; drain.Worker != name || drain.Text != fmt.Sprintf("worker %s has not stopped generation 1 yet; generation 2 waits for it", name) {
+	if drain := waits["drain"][0]; drain.Worker != name || !strings.HasPrefix(drain.Text, fmt.Sprintf("worker %s is still handling event 1 of projection hangs (partition 0 of 1, for ", name)) || drain.Position != 1 {
 		t.Errorf("a drain: %+v", drain)
 	}
 	close(out)
@@ -404,7 +421,7 @@ INSERT INTO orchestrator_reports (replica_set, worker, reported_at, report) VALU
 	if len(waits["stalled"]) != 1 || waits["stalled"][0].Position != 11 || !strings.Contains(waits["stalled"][0].Text, "2030-01-02 03:04:05 UTC") {
 		t.Errorf("a stall: %+v", waits["stalled"])
 	}
-	if len(waits["gap"]) != 1 || waits["gap"][0].Position != 12 || !slices.Equal(waits["gap"][0].Backends, []int{4711, 4712}) || !strings.Contains(waits["gap"][0].Text, "4711 4712") {
+	if len(waits["gap"]) != 1 || waits["gap"][0].Position != 12 || !slices.Equal(waits["gap"][0].Backends, []int{4711, 4712}) || !strings.Contains(waits["gap"][0].Text, "backend 4711, backend 4712") {
 		t.Errorf("a gap: %+v", waits["gap"])
 	}
 	// A report about an earlier generation is ignored.

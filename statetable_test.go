@@ -58,7 +58,7 @@ func TestStatusIsDocumented(t *testing.T) {
 		sections = append(sections, m[1])
 	}
 	slices.Sort(sections)
-	if diff := cmp.Diff(sections, constantsOf(t, "ops/status.go", "WaitKind")); diff != "" {
+	if diff := cmp.Diff(sections, constantsOf(t, "ops/waits.go", "WaitKind")); diff != "" {
 		t.Errorf("reasons (-docs/operations.md +ops.WaitKind):\n%s", diff)
 	}
 	for _, table := range []struct {
@@ -66,7 +66,7 @@ func TestStatusIsDocumented(t *testing.T) {
 		more        []string // that the command shows beside
 	}{
 		{"state of a worker | meaning", "WorkerState", []string{"expired", "drained", "vacant", "-"}},
-		{"state of a partition | meaning", "LaneState", []string{"paused", "held", "replaced", "-"}},
+		{"state of a partition | meaning", "LaneState", []string{"held", "replaced", "-"}},
 	} {
 		var documented []string
 		for _, row := range tableOf(t, "docs/operations.md", table.heading) {

@@ -114,6 +114,11 @@ func (s *ReplicaSetStatus) gaps(backends map[int]backend) (gaps []gap) {
 		}
 		var who, ends []string
 		for _, pid := range g.Backends {
+			if pid == 0 {
+				who = append(who, "a prepared transaction")
+				ends = append(ends, "SELECT gid, prepared, owner FROM pg_prepared_xacts ORDER BY prepared")
+				continue
+			}
 			who = append(who, backends[pid].String(pid))
 			ends = append(ends, fmt.Sprintf("SELECT pg_terminate_backend(%d)", pid))
 		}

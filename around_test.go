@@ -114,7 +114,7 @@ func TestAroundFails(t *testing.T) {
 		want   string
 	}{
 		"never calls next": {func(context.Context, orchestrator.Delivery, func(context.Context) error) error { return nil },
-			0, "has not called next"},
+			0, "without calling next"},
 		"has an error of its own": {func(context.Context, orchestrator.Delivery, func(context.Context) error) error {
 			return errors.New("not today")
 		},
@@ -128,7 +128,7 @@ func TestAroundFails(t *testing.T) {
 			_ = next(ctx)
 			_ = next(ctx)
 			return errors.New("not today")
-		}, 1, "called next twice: the handler was called once (it has returned: not today)"},
+		}, 1, "called next twice: the handler was called once (it returned: not today)"},
 		"returns before next has": {func(ctx context.Context, _ orchestrator.Delivery, next func(context.Context) error) error {
 			begun := make(chan struct{})
 			go func() {
@@ -136,7 +136,7 @@ func TestAroundFails(t *testing.T) {
 			}()
 			<-begun
 			return nil
-		}, 1, "returned before next had"},
+		}, 1, "returned before next did"},
 		"panics beside next": {func(ctx context.Context, _ orchestrator.Delivery, next func(context.Context) error) error {
 			begun := make(chan struct{})
 			go func() {
@@ -156,13 +156,13 @@ func TestAroundFails(t *testing.T) {
 		}, 1, "ended its goroutine"},
 		"hands on another context": {func(_ context.Context, _ orchestrator.Delivery, next func(context.Context) error) error {
 			return next(context.Background())
-		}, 0, "not made from its own"},
+		}, 0, "not derived from its own"},
 		"hands on no context": {func(_ context.Context, _ orchestrator.Delivery, next func(context.Context) error) error {
 			return next(nil) //nolint:staticcheck // that is the mistake
-		}, 0, "not made from its own"},
+		}, 0, "not derived from its own"},
 		"returns a hostile error": {func(context.Context, orchestrator.Delivery, func(context.Context) error) error {
 			return panicsIn{"Error"}
-		}, 0, "whose text can't be had"},
+		}, 0, "whose Error or String method panics"},
 		"sets a deadline": {func(ctx context.Context, _ orchestrator.Delivery, next func(context.Context) error) error {
 			ctx, cancel := context.WithTimeout(ctx, time.Millisecond)
 			defer cancel()

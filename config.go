@@ -305,7 +305,7 @@ func policyProblem(p FailurePolicy) string {
 func (c Config[E]) checkFailures(names []string) error {
 	for _, name := range slices.Sorted(maps.Keys(c.Failures)) {
 		if !slices.Contains(names, name) {
-			return configError("Failures", fmt.Sprintf("has a rule for %q, which is none of Run's projections", name))
+			return configError("Failures", fmt.Sprintf("has a rule for %q, but Run was given no such projection", name))
 		}
 	}
 	return nil
@@ -399,7 +399,7 @@ func (c Config[E]) withDefaults() (Config[E], error) {
 	case c.ReplacementWindow > 0 && c.ReplacementWindow < replacementWindowMin:
 		return c, configError("ReplacementWindow", fmt.Sprintf("is %s; the least is %s, or 0 for none", c.ReplacementWindow, replacementWindowMin))
 	case c.ReplacementWindow > replacementWindowMax:
-		return c, configError("ReplacementWindow", fmt.Sprintf("is %s; the most is %s: so long might nobody handle the partitions of a worker that is not replaced", c.ReplacementWindow, replacementWindowMax))
+		return c, configError("ReplacementWindow", fmt.Sprintf("is %s; the most is %s: the partitions of a worker that is never replaced are idle for that long", c.ReplacementWindow, replacementWindowMax))
 	case c.Partitions > maxPartitions:
 		return c, configError("Partitions", fmt.Sprintf("is %d; the most is %d", c.Partitions, maxPartitions))
 	case c.MaxPartitions < 0 || c.MaxPartitions > maxPartitions:
@@ -429,7 +429,7 @@ func (c Config[E]) hintsProblem() (field, problem string) {
 	case channel == "":
 		return "", ""
 	case c.Notifier == nil:
-		return "EventsChannel", "is set, and Notifier is not, which would listen to it; set both (package pqnotify has a Notifier)"
+		return "EventsChannel", "is set without a Notifier to listen to it; set both (package pqnotify has a Notifier)"
 	case len(channel) > maxChannelBytes:
 		return "EventsChannel", fmt.Sprintf("is %d bytes long; the most is %d", len(channel), maxChannelBytes)
 	}
@@ -468,7 +468,7 @@ func projectionNames[E any](projections []Projection[E]) ([]string, error) {
 		}
 		name, err := apart("Name", func() (string, error) { return p.Name(), nil })
 		if err != nil {
-			return nil, fmt.Errorf("%w: the name of projections[%d] (%T) can't be had: %w", ErrInvalidConfig, i, p, err)
+			return nil, fmt.Errorf("%w: Name of projections[%d] (%T) failed: %w", ErrInvalidConfig, i, p, err)
 		}
 		if problem := store.NameProblem(name); problem != "" {
 			return nil, fmt.Errorf("%w: the name of projections[%d] %s", ErrInvalidConfig, i, problem)

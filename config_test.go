@@ -169,7 +169,7 @@ func TestTableNamesTheFieldAtFault(t *testing.T) {
 		})
 	}
 	_, err := orchestrator.NewEventTable(nil, "")
-	checkInvalid(t, err, "nil database")
+	checkInvalid(t, err, "db is nil")
 }
 
 // A badStore breaks the contract of EventStore in the way that pages says:

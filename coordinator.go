@@ -73,6 +73,7 @@ type worker[E any] struct {
 	joined     protocol.WorkerID // the latest incarnation that became a member
 	stream     string            // what the event store reads; "": it can't tell
 	reporting  reporting
+	catchUp    catchUp
 }
 
 // waiting is how long this worker has seen a generation wait for others, and
@@ -205,7 +206,7 @@ func (w *worker[E]) check(ctx context.Context) error {
 		case !store.FactsOf(err).Away():
 			return explain(err)
 		}
-		w.log.Warn("database is away, trying again", "error", err)
+		w.log.Warn("database unreachable, retrying", "error", err)
 		if !calls.Sleep(ctx, backoff.Delay(failures, mathrand.Float64())) {
 			return ctx.Err()
 		}
@@ -310,7 +311,7 @@ func explain(err error) error {
 	case store.FactsOf(err).Malformed:
 		return fmt.Errorf("%w: the connection string of the database: %w", ErrInvalidConfig, err)
 	case store.FactsOf(err).Closed:
-		return fmt.Errorf("orchestrator: the *sql.DB was closed before Run had returned: %w", err)
+		return fmt.Errorf("orchestrator: the *sql.DB was closed before Run returned: %w", err)
 	}
 	return err
 }
@@ -335,7 +336,7 @@ func (w *worker[E]) loop(ctx context.Context) error {
 	fail := func(err error) {
 		if cause == nil {
 			cause = err
-			w.log.Error("giving up", "error", err)
+			w.log.Error("worker failed", "error", err)
 		}
 	}
 	for {
@@ -360,7 +361,7 @@ func (w *worker[E]) loop(ctx context.Context) error {
 		actions := w.session.Next(now, in)
 		w.leases.set(w.session)
 		if again := w.session.ID(); again != id {
-			w.log.Info("joining again", "as", string(again))
+			w.log.Info("rejoining as a new worker", "new_worker", string(again))
 			w.goesBy.Store(string(again))
 		}
 		w.health.turn(now, in, actions)
@@ -372,7 +373,7 @@ func (w *worker[E]) loop(ctx context.Context) error {
 			case protocol.Start:
 				w.start(a.Share)
 			case protocol.Drain:
-				w.log.Debug("draining", "generation", a.Generation)
+				w.log.Debug("finishing the events in hand", "generation", a.Generation)
 				if shutdown != nil && cause == nil {
 					emit(w.to, w.to.GenerationSuperseded, GenerationSuperseded{w.run.source(), a.Generation})
 				}
@@ -380,7 +381,7 @@ func (w *worker[E]) loop(ctx context.Context) error {
 			case protocol.Cancel:
 				w.cancel(a)
 			case protocol.Suspend:
-				w.log.Warn("handlers suspended: the database can't be reached")
+				w.log.Warn("handlers suspended: database unreachable for 0.65s") // protocol.presenceOwn
 				w.run.suspend()
 			case protocol.Forgo:
 				w.forgo(a.Why)
@@ -397,13 +398,13 @@ func (w *worker[E]) loop(ctx context.Context) error {
 			case protocol.GiveUp:
 				fail(w.refusal(a.Why))
 			case protocol.LaneMissing:
-				w.log.Warn("lane missing, joining again", "generation", a.Generation)
+				w.log.Warn("internal error: a projection has ended on a partition, rejoining; please report this", "generation", a.Generation)
 			case protocol.Exit:
 				if a.Cause == protocol.DrainTimeout {
 					return w.stuck(a.Keep, cause)
 				}
 				w.leavePresence(a.Keep)
-				w.log.Info("left")
+				w.log.Info("left the replica set")
 				if cause != nil {
 					return cause
 				}
@@ -425,7 +426,7 @@ func (w *worker[E]) sync(r protocol.Request, report []byte) {
 		if r.Leave {
 			w.unreport(r.Worker)
 			if m, vacant := result.Group.Vacancy(r.Worker); vacant {
-				w.log.Info("place kept for a replacement", "partitions", protocol.Numbers(m.Partitions), "for", r.Vacate)
+				w.log.Info("partitions reserved for a replacement worker", "partitions", protocol.Numbers(m.Partitions), "for", r.Vacate)
 			}
 		}
 		emit(w.to, w.to.Heartbeat, Heartbeat{Source: source, Latency: latency})
@@ -448,10 +449,10 @@ func (w *worker[E]) sync(r protocol.Request, report []byte) {
 	switch {
 	case failed.Facts.Coordination() != protocol.SyncPasses: // see refusal
 	case taken != nil:
-		w.log.Info("waiting for a worker of another replica set that seems dead", "projection", taken.Projection,
+		w.log.Info("waiting for the lease of a worker in another replica set to end", "projection", taken.Projection,
 			"other_replica_set", taken.ReplicaSet, "other_worker", string(taken.Worker))
 	case w.life.Err() == nil:
-		w.log.Warn("can't coordinate, trying again", "error", err)
+		w.log.Warn("coordination failed, retrying", "error", err)
 	}
 	w.syncError = err
 	w.input(failed)
@@ -527,7 +528,7 @@ func (w *worker[E]) writeReport(id protocol.WorkerID, report []byte) {
 	case w.life.Err() != nil || failed == w.reporting.failing:
 	case failed:
 		w.reporting.failing = true
-		w.log.Warn("cannot write status reports, trying again", "error", err)
+		w.log.Warn("cannot write status reports; status will be out of date", "error", err)
 	default:
 		w.reporting.failing = false
 		w.log.Info("status reports are written again")
@@ -572,11 +573,11 @@ func (w *worker[E]) note(in protocol.Input) {
 	case protocol.Synced:
 		if id := w.session.ID(); in.View.Member && in.Request.Worker == id && w.joined != id {
 			w.joined = id
-			w.log.Info("joined")
+			w.log.Info("joined the replica set")
 			emit(w.to, w.to.WorkerJoined, WorkerJoined{w.source(id)})
 		}
 	case protocol.Refused:
-		w.log.Info("lane ended: its commit was refused, or it saw the lease end", "generation", in.Generation)
+		w.log.Info("partitions lost: a commit was refused, or the lease has ended", "generation", in.Generation)
 	case protocol.Stopped:
 		w.stopped()
 	}
@@ -594,7 +595,7 @@ func (w *worker[E]) stopped() {
 	}
 	w.run.over = true
 	s := w.run.share
-	w.log.Info("stopped", "generation", s.Generation)
+	w.log.Info("partitions stopped", "generation", s.Generation)
 	emit(w.to, w.to.PartitionsChanged, PartitionsChanged{Source: w.run.source(), Generation: s.Generation, TotalPartitions: s.Total})
 }
 
@@ -609,7 +610,7 @@ func (w *worker[E]) gap(g Gap, resolved bool) {
 
 // start runs the lanes of a share.
 func (w *worker[E]) start(s protocol.Share) {
-	w.log.Info("started", "generation", s.Generation, "partitions", protocol.Numbers(s.Partitions), "total_partitions", s.Total)
+	w.log.Info("partitions started", "generation", s.Generation, "partitions", protocol.Numbers(s.Partitions), "total_partitions", s.Total)
 	if t, ok := w.cfg.EventStore.(interface{ askAgain(context.Context) }); ok {
 		w.busy.Go(func() { // what may have changed with the members; a moment later, when they run
 			if calls.Sleep(w.life, time.Second+mathrand.N(time.Second)) {
@@ -628,7 +629,7 @@ func (w *worker[E]) cancel(a protocol.Cancel) {
 		w.run.cancel(ErrLeaseLost)
 		return
 	}
-	w.log.Warn("handlers take long to stop and are cancelled", "generation", a.Generation, "lanes", w.run.inHand())
+	w.log.Warn("handlers did not stop in time, cancelling them", "generation", a.Generation, "handlers", list(w.run.inHand()))
 	w.run.cancel(ErrGenerationSuperseded)
 }
 
@@ -640,7 +641,7 @@ func (w *worker[E]) stuck(keep time.Duration, cause error) error {
 	inHand := w.run.inHand()
 	emit(w.to, w.to.CoordinationTimeout, CoordinationTimeout{w.run.source(), w.run.share.Generation, inHand})
 	w.leavePresence(keep)
-	err := fmt.Errorf("%w: did not return within %s after being asked to stop: %s",
+	err := fmt.Errorf("%w: these handlers did not return within %s of being asked to stop: %s",
 		ErrCoordinationTimeout, w.cfg.CoordinationTimeout, strings.Join(inHand, ", "))
 	return errors.Join(err, cause)
 }
@@ -650,25 +651,25 @@ func (w *worker[E]) stuck(keep time.Duration, cause error) error {
 func (w *worker[E]) decided(source Source, r store.Result) {
 	d, g := r.Decision, r.Group
 	if len(d.Expired) > 0 {
-		w.log.Warn("workers removed", "workers", d.Expired)
+		w.log.Warn("expired workers removed", "workers", list(d.Expired))
 	}
 	for _, id := range d.Expired {
 		emit(w.to, w.to.WorkerExpired, WorkerExpired{source, string(id)})
 	}
 	for _, id := range d.Lapsed {
-		w.log.Info("place given up, nobody has come to take it", "of", string(id))
+		w.log.Info("no replacement worker came, reserved partitions are reassigned", "from", string(id))
 	}
 	for _, t := range d.Taken {
-		w.log.Info("place taken", "of", string(t.From), "by", string(t.By))
+		w.log.Info("replacement worker took over reserved partitions", "from", string(t.From), "by", string(t.By))
 	}
 	if d.Opened {
-		w.log.Info("generation opened", "generation", g.Generation, "reason", g.Reason, "total_partitions", g.Total, "waits_for", d.WaitsFor)
+		w.log.Info("generation opened", "generation", g.Generation, "reason", g.Reason, "total_partitions", g.Total, "waits_for", list(d.WaitsFor))
 		emit(w.to, w.to.GenerationOpened, GenerationOpened{source, g.Generation, g.Reason, g.Total, texts(d.WaitsFor)})
 	}
 	if d.Activated {
 		took := max(0, r.View.Now.Sub(r.OpenedAt))
 		w.log.Info("generation activated", "generation", g.Generation, "reason", g.Reason, "total_partitions", g.Total,
-			"duration", took, "waited_for", r.WaitedFor)
+			"duration", took, "waited_for", list(r.WaitedFor))
 		emit(w.to, w.to.GenerationActivated, GenerationActivated{source, g.Generation, g.Reason, g.Total, took, texts(r.WaitedFor)})
 	}
 	if len(d.WaitsFor) > 0 {
@@ -686,7 +687,7 @@ func (w *worker[E]) delayed(source Source, generation int64, holders []protocol.
 	waited := now.Sub(w.waiting.since)
 	if waited > 2*w.cfg.HeartbeatInterval && now.Sub(w.waiting.noted) > 10*time.Second {
 		w.waiting.noted = now
-		w.log.Warn("waiting for workers to stop", "generation", generation, "workers", holders, "waited", waited)
+		w.log.Warn("waiting for workers to stop", "generation", generation, "workers", list(holders), "waited", waited)
 		emit(w.to, w.to.GenerationDelayed, GenerationDelayed{source, generation, texts(holders), waited})
 	}
 }

@@ -211,11 +211,11 @@ type nextCall struct {
 }
 
 var (
-	errNextNever   = errors.New("Config.Around has returned nil and has not called next, so the handler was not called: it must do either that or return an error")
-	errNextTwice   = errors.New("Config.Around has called next twice: the handler was called once")
-	errNextLate    = errors.New("Config.Around has called next after it had returned: the handler was not called")
-	errNextLeft    = errors.New("Config.Around has returned before next had: it must wait for it")
-	errNextContext = errors.New("Config.Around has called next with a context that is not made from its own: the handler was not called")
+	errNextNever   = errors.New("Config.Around returned nil without calling next, so the handler was not called: call next, or return an error")
+	errNextTwice   = errors.New("Config.Around called next twice: the handler was called once")
+	errNextLate    = errors.New("Config.Around called next after it had returned: the handler was not called")
+	errNextLeft    = errors.New("Config.Around returned before next did: it must wait for next")
+	errNextContext = errors.New("Config.Around called next with a context that is not derived from its own: the handler was not called")
 )
 
 // next is for Config.Around.
@@ -262,7 +262,7 @@ func (n *nextCall) end(err error) error {
 	}
 	switch {
 	case fault != nil && err != nil:
-		return fmt.Errorf("%w (it has returned: %w)", fault, own("Config.Around", err))
+		return fmt.Errorf("%w (it returned: %w)", fault, own("Config.Around", err))
 	case fault != nil:
 		return fault
 	case begun == nil && err == nil:

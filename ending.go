@@ -54,7 +54,7 @@ func (t *Table[E]) ending(ctx context.Context, patient bool, waits func(backends
 	case t.ends.turn <- struct{}{}:
 		defer func() { <-t.ends.turn }()
 	case <-ctx.Done():
-		return done, fmt.Errorf("the end of events table %s: %w", t.sql.Name, ctx.Err())
+		return done, fmt.Errorf("find the end of events table %s: %w", t.sql.Name, ctx.Err())
 	}
 	e, answer := t.ends.patient, t.ends.answer
 	t.ends.patient = nil
@@ -97,14 +97,14 @@ func (t *Table[E]) ending(ctx context.Context, patient bool, waits func(backends
 		case err != nil && pauses > 0 && ctx.Err() != nil: // while it looked once more
 			return done, t.stillOpen(e, ctx.Err())
 		case err != nil:
-			return done, fmt.Errorf("the end of events table %s: %w", t.sql.Name, err)
+			return done, fmt.Errorf("find the end of events table %s: %w", t.sql.Name, err)
 		}
 	}
 }
 
 // stillOpen is why the end was not found before a context ended.
 func (t *Table[E]) stillOpen(e *protocol.Ending, ended error) error {
-	return fmt.Errorf("the end of events table %s: transactions that append events are open (server processes %s; 0 is a prepared one): let them end, or end them: %w",
+	return fmt.Errorf("find the end of events table %s: transactions that append events are still open (server processes %s; 0 is a prepared transaction); wait for them, or end them: %w",
 		t.sql.Name, strings.Trim(fmt.Sprint(backendsOf(e)), "[]"), ended)
 }
 
@@ -124,7 +124,7 @@ func backendsOf(e *protocol.Ending) (backends []int) {
 // timeProblem says what keeps the table from being a TimeStore.
 func (t *Table[E]) timeProblem() string {
 	if t.cfg.TimeColumn == "" {
-		return "TableConfig.TimeColumn is empty; name the column of the time at which an event came about"
+		return "TableConfig.TimeColumn is empty; name the column with the time of each event"
 	}
 	return ""
 }
@@ -155,7 +155,7 @@ func (t *Table[E]) PositionBefore(ctx context.Context, at time.Time) (position i
 	switch {
 	case eventtable.Elsewhere(err):
 		store.DropStandbys(ctx, t.db)
-		return 0, fmt.Errorf("look for an event at a time in %s: the server or the table became another one: %w", t.sql.Name, context.DeadlineExceeded)
+		return 0, fmt.Errorf("find the first event at a time in %s: the server or the table was replaced meanwhile: %w", t.sql.Name, context.DeadlineExceeded)
 	case err != nil:
 		return 0, err
 	case first == 0 || first > done.Passed:

@@ -25,7 +25,7 @@ var (
 	// projection is run by a living worker of another replica set. Give one of
 	// the two another name, or stop it there: when the last worker that runs it
 	// has left, the projection moves over with its progress.
-	ErrProjectionTaken = errors.New("orchestrator: projection belongs to another replica set")
+	ErrProjectionTaken = errors.New("orchestrator: projection is taken")
 
 	// ErrCoordinationTimeout is returned by Run when a handler did not return
 	// within CoordinationTimeout after it was asked to; the message names the
@@ -52,7 +52,7 @@ var (
 	// take it for dead. Return; the event is handled again as soon as the worker
 	// has made sure of its partitions, here or elsewhere. Run never returns it.
 	// See Config.LeaseOnly.
-	ErrSuspended = errors.New("orchestrator: handler suspended: the worker can't reach the database")
+	ErrSuspended = errors.New("orchestrator: handler suspended: database unreachable")
 
 	// ErrEventStore is returned by Run when the event store breaks its
 	// contract, or reads something that does not exist or may not be read.

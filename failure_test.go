@@ -468,7 +468,7 @@ func TestGracefulStopFinishesTheEventInHand(t *testing.T) {
 	}}.Transactional())
 	<-entered
 	r.Cancel()
-	noticed.Wait(t, "msg=draining")
+	noticed.Wait(t, "finishing the events in hand")
 	close(release)
 	r.Stop()
 	if n := w.Handled("transactional"); n != 3 {

@@ -81,7 +81,7 @@ func kindOf(err error) string {
 	case errors.As(err, &handler): // first: a handler's error may be any other as well
 		return "a handler failed"
 	case errors.Is(err, ErrInvalidConfig):
-		return "the configuration can't work"
+		return "the configuration is invalid"
 	case errors.Is(err, ErrSchema):
 		return "the library's tables are missing or outdated"
 	case errors.Is(err, ErrProjectionTaken):
@@ -89,13 +89,13 @@ func kindOf(err error) string {
 	case errors.Is(err, ErrCoordinationTimeout):
 		return "a handler did not stop in time"
 	case errors.Is(err, ErrEventStore):
-		return "the event store can't be read"
+		return "the event store cannot be read"
 	case store.FactsOf(err).Closed:
 		return "the database handle was closed"
 	case store.State(err) != "":
 		return "the database refused a statement"
 	}
-	return "it can't go on"
+	return "it cannot continue"
 }
 
 // A HealthChecker is an Orchestrator, of any type of event.
@@ -178,7 +178,7 @@ func (v *healthState) turn(now time.Time, in protocol.Input, actions []protocol.
 func (v *healthState) end(ctx context.Context, err error) {
 	switch {
 	case err == nil:
-		err = errors.New("it did not come to its end: a panic, or the end of its goroutine")
+		err = errors.New("Run did not return: it panicked, or its goroutine ended")
 	case err == ctx.Err():
 		err = nil
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
@@ -117,6 +118,63 @@ func (f *feed[E]) reach() reach {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return reach{f.end.Clone(), f.gap}
+}
+
+// A catchUp is a worker's way to the end of the stream as it was when its first partitions
+// started. "caught up" is logged once in a Run, and not after each re-partition.
+type catchUp struct {
+	done   atomic.Bool
+	began  atomic.Pointer[time.Time] // nil: it has had no partitions
+	target atomic.Int64              // that end; 0: not known yet
+	events atomic.Int64              // that were handled and committed since
+}
+
+// begin is called when so many lanes start. A standby has none, and waits for the first.
+func (c *catchUp) begin(lanes int) {
+	if now := time.Now(); lanes > 0 {
+		c.began.CompareAndSwap(nil, &now)
+	}
+}
+
+// caughtUp takes in what the lane does next, and logs that the worker has caught up if this
+// is the last of its lanes to do so. A lane has caught up when there is nothing for it to
+// do, or when it has committed up to the target: where events are appended all the time,
+// there may always be something to do.
+func (l *lane[E]) caughtUp(a protocol.LaneAction) {
+	c := &l.worker.catchUp
+	began := c.began.Load()
+	if began == nil || c.done.Load() {
+		return
+	}
+	events, committed := l.core.Committed()
+	if committed {
+		c.events.Add(int64(events))
+	}
+	rests := a.Do == protocol.LanePause && (a.Why == protocol.NothingNew || a.Why == protocol.AtLive)
+	if l.there || !committed && !rests {
+		return
+	}
+	head, gap := l.worker.feed.headSince(*began)
+	c.target.CompareAndSwap(0, head)
+	if rests && (a.Why == protocol.AtLive || !gap) {
+		l.there = true
+	} else if position, _ := l.core.Position(); c.target.Load() > 0 && position >= c.target.Load() {
+		l.there = true
+	}
+	if l.there && l.run.behind.Add(-1) == 0 && !c.done.Swap(true) {
+		l.worker.log.Info("caught up", "events", c.events.Load(), "in", time.Since(*began))
+	}
+}
+
+// headSince returns the highest position of the stream, if that was last known after a
+// time, else 0; and whether reads wait at a gap.
+func (f *feed[E]) headSince(t time.Time) (head int64, gap bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if !f.end.Known().Before(t) {
+		head = f.end.Head()
+	}
+	return head, f.gap != nil
 }
 
 // stallReason says in words why a lane does not move.

@@ -70,7 +70,7 @@ func (w *worker[E]) present() {
 	}
 	release, ok := spare(w.cfg.DB)
 	if !ok {
-		w.noPresence("the pool has no connection to spare for it; allow %d for each worker that shares it with db.SetMaxOpenConns, or set Config.LeaseOnly", presencePool)
+		w.noPresence("the pool has no connection to spare; allow %d for each worker that shares it (db.SetMaxOpenConns), or set Config.LeaseOnly", presencePool)
 		return
 	}
 	w.unspare = release
@@ -105,7 +105,7 @@ func (w *worker[E]) attach(a protocol.Attach) {
 		if w.keeps.Load() == 0 {
 			stop()
 		}
-		w.log.Debug("no liveness connection", "error", err)
+		w.log.Debug("cannot open a dedicated connection", "error", err)
 		w.detached(a.Number, err)
 		return
 	}
@@ -137,7 +137,7 @@ func (w *worker[E]) prove(a protocol.Prove, id protocol.WorkerID) {
 	switch {
 	case err != nil && w.life.Err() != nil: // leavePresence knows for how long to keep it
 	case err != nil:
-		w.log.Debug("liveness connection lost", "error", err)
+		w.log.Debug("dedicated connection lost", "error", err)
 		w.presence.drop()
 		w.detached(a.Number, err)
 	case !got.same:
@@ -159,10 +159,10 @@ func (w *worker[E]) forgo(why protocol.Forgone) {
 	w.presence.drop()
 	w.unspare()
 	if err := w.unattached.Load(); err != nil && why == protocol.ForgoneUnavailable {
-		w.noPresence("%s: %v; set Config.LeaseOnly where that is so", why, redact.Error(*err))
+		w.noPresence("%s: %v; if that is permanent, set Config.LeaseOnly", why, redact.Error(*err))
 		return
 	}
-	w.noPresence("%s; set Config.LeaseOnly where that is so", why)
+	w.noPresence("%s; if that is permanent, set Config.LeaseOnly", why)
 }
 
 // leavePresence ends the worker's own session, after a while.
@@ -180,7 +180,7 @@ func (w *worker[E]) leavePresence(after time.Duration) {
 func (w *worker[E]) noPresence(why string, args ...any) {
 	reason := fmt.Sprintf(why, args...)
 	w.leaseOnly.Store(&reason)
-	w.log.Warn("fast crash detection is off", "reason", reason)
+	w.log.Warn("fast crash detection is off, relying on the lease", "reason", reason)
 }
 
 // dropAfter drops it after a while.

@@ -352,7 +352,7 @@ func TestMigrateSQLFails(t *testing.T) {
 		says []string
 		left string // what there is afterwards, beside the library's tables
 	}{
-		"an error":         {[]string{good + `; SELECT nonsense`}, []string{"the SQL of WithSQL failed", "nonsense", "nothing of it has happened", "are migrated"}, ""},
+		"an error":         {[]string{good + `; SELECT nonsense`}, []string{"the SQL of WithSQL failed", "nonsense", "none of it was applied", "are migrated"}, ""},
 		"the second":       {[]string{good, `SELECT nonsense`}, []string{"WithSQL number 2 (of 2) failed", "nonsense"}, ""},
 		"an index":         {[]string{`CREATE INDEX CONCURRENTLY ON pg_class (oid)`}, []string{"WithSQL failed", "CREATE INDEX CONCURRENTLY", "it runs in a transaction"}, ""},
 		"vacuum":           {[]string{good + `; VACUUM`}, []string{"WithSQL failed", "VACUUM", "it runs in a transaction"}, ""},
@@ -360,7 +360,7 @@ func TestMigrateSQLFails(t *testing.T) {
 		"END, unseen":      {[]string{good + `; END; CREATE TABLE more ()`}, []string{"the SQL of WithSQL has ended its transaction", "some of it may have happened"}, "good more"},
 		"COMMIT":           {[]string{good + `; COMMIT`}, []string{"the SQL of WithSQL contains COMMIT"}, "-"},
 		"ROLLBACK":         {[]string{good, `ROLLBACK; ` + good}, []string{"number 2 (of 2) contains ROLLBACK"}, "-"},
-		"nothing":          {[]string{" -- a comment\n"}, []string{"the SQL of WithSQL has no statement"}, "-"},
+		"nothing":          {[]string{" -- a comment\n"}, []string{"the SQL of WithSQL contains no statement"}, "-"},
 		"a function's END": {[]string{`DO $$ BEGIN END; $$; CREATE FUNCTION f() RETURNS int LANGUAGE plpgsql AS $$ BEGIN RETURN 1; END $$; SAVEPOINT s; ROLLBACK TO s`}, nil, ""},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -147,7 +147,7 @@ func (l *listener) run(ctx context.Context) {
 		case changed:
 			continue
 		case !away:
-			l.log.Warn("can't listen for notifications, polling until it can be done again", "error", err)
+			l.log.Warn("cannot listen for notifications, polling instead", "error", err)
 			away = true
 		}
 		failures++

@@ -69,7 +69,7 @@ func TestHints(t *testing.T) {
 	if n := w.Number(`SELECT count(pg_terminate_backend(pid)) FROM (` + strings.Replace(listening, "count(*)", "pid", 1) + `) l`); n != 1 {
 		t.Errorf("%d connections listen", n)
 	}
-	noticed.Wait(t, "can't listen for notifications")
+	noticed.Wait(t, "cannot listen for notifications")
 	noticed.Wait(t, "listening for notifications again")
 	c.Stop()
 	w.Active("set", 1)

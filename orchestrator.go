@@ -69,7 +69,7 @@ func (o *Orchestrator[E]) run(ctx context.Context, projections []Projection[E], 
 	defer func() {
 		if err != nil && !health.begun() && err != ctx.Err() {
 			log := o.cfg.Logger.With("replica_set", string(o.cfg.ReplicaSet))
-			log.Error("can't run", "error", err)
+			log.Error("worker did not start", "error", err)
 		}
 	}()
 	names, err := projectionNames(projections)
@@ -105,7 +105,7 @@ func (o *Orchestrator[E]) run(ctx context.Context, projections []Projection[E], 
 		}
 		if live != "" {
 			if start.kind != startBeginning { // what is between the live one and the start would be nobody's
-				return fmt.Errorf("%w: projection %q is a rebuild of %q, and begins with the first event: leave WithStart out", ErrInvalidConfig, names[i], live)
+				return fmt.Errorf("%w: projection %q is a rebuild of %q, which starts at the first event: remove WithStart", ErrInvalidConfig, names[i], live)
 			}
 			rebuilds[names[i]] = live
 		}
@@ -179,7 +179,7 @@ func (o *Orchestrator[E]) CatchUp(ctx context.Context, projections []Projection[
 	}
 	events, ok := o.cfg.EventStore.(HeadStore)
 	if !ok {
-		return fmt.Errorf("%w: CatchUp needs an event store that is a HeadStore, and %T has no Head", ErrInvalidConfig, o.cfg.EventStore)
+		return fmt.Errorf("%w: CatchUp needs a HeadStore: give %T a method Head(context.Context) (int64, error)", ErrInvalidConfig, o.cfg.EventStore)
 	}
 	// Before anything waits for what is in the tables.
 	err = calls.Await(ctx, func() (bool, error) {
@@ -195,7 +195,7 @@ func (o *Orchestrator[E]) CatchUp(ctx context.Context, projections []Projection[
 		return err == nil, err
 	})
 	if err != nil {
-		return fmt.Errorf("look for the end of the stream: %w", err)
+		return fmt.Errorf("find the end of the stream: %w", err)
 	}
 
 	if t, ok := events.(interface {
@@ -231,14 +231,14 @@ func (o *Orchestrator[E]) CatchUp(ctx context.Context, projections []Projection[
 func (o *Orchestrator[E]) withinStream(ctx context.Context, names []string, reaches func(context.Context) (head, given int64, err error)) error {
 	_, given, err := reaches(ctx)
 	if err != nil {
-		return fmt.Errorf("look for the end of the stream: %w", err)
+		return fmt.Errorf("find the end of the stream: %w", err)
 	}
 	for _, name := range names {
 		switch at, err := store.Highest(ctx, store.Tables{DB: o.cfg.DB, Schema: o.cfg.Schema}, name); {
 		case err != nil:
 			return err
 		case at > given:
-			return fmt.Errorf("%w: projection %q stands at position %d, and the event stream ends before that, at %d: it was emptied, restored or replaced; rewind the projection", ErrEventStore, name, at, given)
+			return fmt.Errorf("%w: projection %q is at position %d, beyond the end of the event stream at %d: the stream was emptied, restored or replaced; rewind the projection", ErrEventStore, name, at, given)
 		}
 	}
 	return nil

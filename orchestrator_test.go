@@ -200,6 +200,6 @@ func TestDatabaseAwayAtTheStart(t *testing.T) {
 	noticed := &testworld.Log{To: t.Output()}
 	cfg.Logger = slog.New(slog.NewTextHandler(noticed, nil))
 	r := testworld.Run(t, cfg, named("a"))
-	noticed.Wait(t, "database is away")
+	noticed.Wait(t, "database unreachable")
 	r.Stop()
 }

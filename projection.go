@@ -248,7 +248,7 @@ func (s projectionSettings) problem() (option, problem string) {
 	case s.batch != nil && *s.batch < 1:
 		return "WithBatchSize", fmt.Sprintf("is %d; it must be at least 1", *s.batch)
 	case s.retry != nil && (s.retry.Min < 0 || s.retry.Max < 0):
-		return "WithRetry", fmt.Sprintf("is %s to %s; it can't be negative", s.retry.Min, s.retry.Max)
+		return "WithRetry", fmt.Sprintf("is %s to %s; a delay can't be negative", s.retry.Min, s.retry.Max)
 	case s.retry != nil && s.retry.withDefaults().Max < s.retry.withDefaults().Min:
 		r := s.retry.withDefaults()
 		return "WithRetry", fmt.Sprintf("has a Max of %s, less than its Min, which is %s", r.Max, r.Min)
@@ -296,7 +296,7 @@ type (
 )
 
 func (uncalled[E]) Handle(context.Context, E) error {
-	return errors.New("orchestrator: Handle was called for a projection that is called otherwise")
+	return errors.New("orchestrator: Handle was called on a projection made by Transactional, Batch or PlainBatch")
 }
 
 func (p plainFunc[E]) Handle(ctx context.Context, e E) error { return p.handle(ctx, e) }

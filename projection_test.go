@@ -64,7 +64,7 @@ func TestRunNamesTheFunctionAtFault(t *testing.T) {
 		{"a policy that there is not", orchestrator.Plain("orders", handle, rule(orchestrator.FailureRule{Policy: 99})), `WithFailureRule of projection "orders" has a rule whose Policy is 99; it must be RetryForever`},
 		{"attempts below none", orchestrator.Plain("orders", handle, rule(orchestrator.FailureRule{Attempts: -1})), `WithFailureRule of projection "orders" has a rule whose Attempts is -1; it can't be negative`},
 		{"room for fewer than none", orchestrator.Plain("orders", handle, rule(orchestrator.FailureRule{MaxParked: -1})), `WithFailureRule of projection "orders" has a rule whose MaxParked is -1; it can't be negative`},
-		{"a scope of what no event has", orchestrator.Plain("orders", handle, orchestrator.WithScope(orchestrator.Scope{EventTypes: []string{"Paid", "a\x00"}})), `projection "orders" is scoped: EventTypes()[1] "a\x00" contains NUL, so no event has it; remove it`},
+		{"a scope of what no event has", orchestrator.Plain("orders", handle, orchestrator.WithScope(orchestrator.Scope{EventTypes: []string{"Paid", "a\x00"}})), `projection "orders" is scoped: EventTypes()[1] "a\x00" contains NUL, so no event can have it; remove it`},
 		{"an empty batch", orchestrator.Plain("orders", handle, orchestrator.WithBatchSize(0)), `WithBatchSize of projection "orders" is 0; it must be at least 1`},
 		{"a retry before the failure", orchestrator.Plain("orders", handle, orchestrator.WithRetry(orchestrator.Retry{Min: -1})), `WithRetry of projection "orders" is -1ns to 0s`},
 		{"a retry that shrinks", orchestrator.Plain("orders", handle, orchestrator.WithRetry(orchestrator.Retry{Min: time.Hour})), `WithRetry of projection "orders" has a Max of 30s, less than its Min, which is 1h0m0s`},

@@ -39,7 +39,7 @@ func rebuildOf[E any](p Projection[E], name string) (live string, err error) {
 		return "", nil
 	}
 	if live, err = apart("RebuildOf", func() (string, error) { return r.RebuildOf(), nil }); err != nil {
-		return "", fmt.Errorf("%w: what projection %q is a rebuild of can't be had: %w", ErrInvalidConfig, name, err)
+		return "", fmt.Errorf("%w: RebuildOf of projection %q failed: %w", ErrInvalidConfig, name, err)
 	}
 	if live == "" {
 		return "", nil
@@ -47,7 +47,7 @@ func rebuildOf[E any](p Projection[E], name string) (live string, err error) {
 	problem := store.NameProblem(live)
 	switch {
 	case problem != "":
-		return "", fmt.Errorf("%w: projection %q: the name that RebuildOf gives %s", ErrInvalidConfig, name, problem)
+		return "", fmt.Errorf("%w: projection %q: the name that RebuildOf returned %s", ErrInvalidConfig, name, problem)
 	case live == name:
 		return "", fmt.Errorf("%w: projection %q can't be a rebuild of itself; give the new version a name of its own", ErrInvalidConfig, name)
 	}
@@ -110,11 +110,11 @@ func (v *versions) seen(log *slog.Logger, projection, live string) {
 		return
 	case live == "":
 		delete(v.live, projection)
-		log.Info("is the live version now", "projection", projection, "replaced", before)
+		log.Info("promoted to live version", "projection", projection, "replaced", before)
 		return
 	case v.live == nil:
 		v.live = map[string]string{}
 	}
 	v.live[projection] = live
-	log.Info("follows the live version", "projection", projection, "live", live)
+	log.Info("following the live version", "projection", projection, "live", live)
 }

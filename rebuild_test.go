@@ -28,13 +28,13 @@ func TestVersionsAreLoggedOnce(t *testing.T) {
 	} {
 		v.seen(log, seen[0], seen[1])
 	}
-	want := `msg="follows the live version" projection=v2 live=v1
-msg="follows the live version" projection=v3 live=v1
-msg="is the live version now" projection=v2 replaced=v1
-msg="follows the live version" projection=v3 live=v2
-msg="follows the live version" projection=v1 live=v2
-msg="is the live version now" projection=v1 replaced=v2
-msg="follows the live version" projection=v2 live=v1
+	want := `msg="following the live version" projection=v2 live=v1
+msg="following the live version" projection=v3 live=v1
+msg="promoted to live version" projection=v2 replaced=v1
+msg="following the live version" projection=v3 live=v2
+msg="following the live version" projection=v1 live=v2
+msg="promoted to live version" projection=v1 replaced=v2
+msg="following the live version" projection=v2 live=v1
 `
 	if diff := cmp.Diff(want, text.String()); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)

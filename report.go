@@ -264,14 +264,25 @@ func (w *worker[E]) lanes() []*lane[E] {
 	return w.run.lanes
 }
 
+// stalled says that a lane has stalled, once for each stall.
+//
+// A failed attempt is a warning, since most of them pass: a pager that rang for each of
+// them would be switched off. It rings where somebody has to act: the handler has failed
+// for as long as StallAfter, which under RetryForever is the only line of that kind, or
+// the failure policy has parked the event or stopped the worker. What waits for something
+// else, such as an open transaction, is a warning.
 func (w *worker[E]) stalled(now time.Time, l *lane[E], r LaneReport, gap *GapReport) {
 	reason, lasted := stallReason(&l.watch, now, r, gap), now.Sub(l.watch.Since)
-	l.log.Warn("stalled", "position", r.Position, "for", lasted, "reason", reason)
+	if fails := r.State == LaneRetrying || r.Attempts > 0; fails && r.Interruption == "" && r.State != LaneFull {
+		l.log.Error("handler keeps failing, partition stalled", "position", r.Position, "for", lasted, "attempt", r.Attempts, "error", r.Error)
+	} else {
+		l.log.Warn("partition stalled", "position", r.Position, "for", lasted, "reason", reason)
+	}
 	emit(w.to, w.to.Stalled, Stalled{Source: l.source(), Lane: l.name(), Position: r.Position, For: lasted, Reason: reason})
 }
 
 func (w *worker[E]) unstalled(now time.Time, l *lane[E], position int64) {
-	l.log.Info("moving again", "position", position)
+	l.log.Info("partition moves again", "position", position)
 	emit(w.to, w.to.Stalled, Stalled{Source: l.source(), Lane: l.name(), Position: position, For: now.Sub(l.watch.Stood), Over: true})
 }
 

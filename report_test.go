@@ -185,6 +185,8 @@ func TestStallOfAFailingHandler(t *testing.T) {
 	w.Append(5)
 	cfg := w.Config(w.DB, "set")
 	cfg.StallAfter = 200 * time.Millisecond
+	log := &testworld.Log{To: t.Output()}
+	cfg.Logger = slog.New(slog.NewTextHandler(log, nil))
 	r, s := w.Seen(t, cfg, testworld.Effects{Projection: "transactional", Hook: func(_ context.Context, e orchestrator.Event) error {
 		if e.GlobalPosition == 3 {
 			return context.DeadlineExceeded
@@ -206,6 +208,10 @@ func TestStallOfAFailingHandler(t *testing.T) {
 	}
 	if stalls = slices.DeleteFunc(stalls, func(e orchestrator.Stalled) bool { return !atTheFault(e) }); len(stalls) != 1 {
 		t.Errorf("it is told %d times", len(stalls))
+	}
+	// Attempts are warnings, and the stall is the one error.
+	if stalled, errs := log.Count(`level=ERROR msg="handler keeps failing, partition stalled"`), log.Count("level=ERROR"); stalled != 1 || errs != 1 {
+		t.Errorf("%d lines say that the handler keeps failing, of %d errors", stalled, errs)
 	}
 }
 
@@ -296,5 +302,37 @@ func TestReportsThatAreRefused(t *testing.T) {
 	}
 	if n := noticed.Count("cannot write status reports"); n != 1 {
 		t.Errorf("it is said %d times", n)
+	}
+}
+
+// A worker logs once that it has handled what there was when its partitions began, with how
+// many events, whatever re-partitions follow. A worker that comes later does the same.
+func TestReportsCaughtUpOnce(t *testing.T) {
+	w := newWorld(t)
+	w.Append(50)
+	logged := func() (orchestrator.Config[orchestrator.Event], *testworld.Log) {
+		cfg, log := w.Config(w.DB, "set"), &testworld.Log{To: t.Output()}
+		cfg.Logger = slog.New(slog.NewTextHandler(log, nil))
+		return cfg, log
+	}
+	cfg, first := logged()
+	one := testworld.Run(t, cfg, testworld.Effects{Projection: "p"}.Transactional(), testworld.Effects{Projection: "q"}.Transactional())
+	first.Wait(t, `msg="caught up"`)
+	if first.Count(" events=100 ") != 1 {
+		t.Error("two projections of 50 events: not 100 events")
+	}
+	cfg, second := logged()
+	two := testworld.Run(t, cfg, testworld.Effects{Projection: "p"}.Transactional(), testworld.Effects{Projection: "q"}.Transactional())
+	second.Wait(t, `msg="caught up"`)
+	two.Stop()
+	generation := w.Active("set", 1)
+	w.Append(50)
+	w.CaughtUp("p", "q")
+	one.Stop()
+	if a, b := first.Count(`msg="caught up"`), second.Count(`msg="caught up"`); a != 1 || b != 1 {
+		t.Errorf("caught up: the first worker says it %d times, the second %d times, in %d generations", a, b, generation)
+	}
+	if n := first.Count("waited_for=") + first.Count("duration=0s"); n > 2 { // of the generations with the second
+		t.Errorf("%d lines have keys without a value", n)
 	}
 }

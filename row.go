@@ -251,7 +251,7 @@ func (w *row[E]) decode(rows dbconn.Scanner) error {
 	}
 	w.identify()
 	if w.texts[eventtable.AggregateID].Null {
-		return fmt.Errorf("column %s, its aggregate id, is NULL (set it to '' to have it handled in the same partition)", eventtable.Quote(cfg.AggregateIDColumn))
+		return fmt.Errorf("column %s (the aggregate id) is NULL; set it to '' to keep such events in one partition", eventtable.Quote(cfg.AggregateIDColumn))
 	}
 	for i, part := range w.reader.Shared {
 		if part != eventtable.Parts {
@@ -321,13 +321,13 @@ func (w *row[E]) share(i int, part eventtable.Part) error {
 		switch text := &w.texts[part]; {
 		case part == eventtable.Position || d == nil:
 		case text.Null:
-			return fmt.Errorf("column %s: NULL for a string", eventtable.Quote(w.table.cfg.Columns[i]))
+			return fmt.Errorf("column %s is NULL, but its field is a string", eventtable.Quote(w.table.cfg.Columns[i]))
 		default:
 			*d = text.String
 			return nil
 		}
 	}
-	return fmt.Errorf("column %s: TableConfig.Fields returned %T, and another type when NewTable called it", eventtable.Quote(w.table.cfg.Columns[i]), w.fields[i])
+	return fmt.Errorf("column %s: TableConfig.Fields returned a %T, but another type when NewTable called it", eventtable.Quote(w.table.cfg.Columns[i]), w.fields[i])
 }
 
 // target returns where rows.Scan is to write a column: into the field, or, for a

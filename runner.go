@@ -30,6 +30,7 @@ type run[E any] struct {
 	source   func() Source // the incarnation that runs them
 	over     bool          // all have ended; the loop's to know
 	lanes    []*lane[E]
+	behind   atomic.Int64   // lanes that have not caught up
 	busy     sync.WaitGroup // lanes that have not ended
 	draining chan struct{}  // closed: finish the event in hand, commit, end
 	once     sync.Once
@@ -65,6 +66,8 @@ func startRun[E any](w *worker[E], s protocol.Share) *run[E] {
 			}
 		}
 	}
+	w.catchUp.begin(len(r.lanes))
+	r.behind.Store(int64(len(r.lanes)))
 	for _, l := range r.lanes {
 		r.busy.Go(l.loop)
 	}
@@ -162,6 +165,7 @@ type lane[E any] struct {
 	err     error           // and what came of it
 	fault   error           // the latest of a handler, or of what followed it in its transaction
 	calling bool            // the handler has not returned
+	there   bool            // it has caught up
 	// For who suspends handlers: the transaction again, and the handler scope of the handler
 	// that is called; nil: none is.
 	open     atomic.Pointer[dbconn.Tx]
@@ -339,6 +343,7 @@ func (l *lane[E]) keep() {
 
 // note tells of what the core has come to, and of what it wants.
 func (l *lane[E]) note(now time.Time, a protocol.LaneAction) {
+	l.caughtUp(a)
 	if events, ok := l.core.Committed(); ok {
 		if to := l.worker.to; to.BatchCommitted != nil {
 			position, _ := l.core.Position()
@@ -473,7 +478,7 @@ func (l *lane[E]) judge(do protocol.LaneDo, answer protocol.LaneAnswer, err erro
 	cancelled := l.handlerScope != nil && l.handlerScope.Err() != nil
 	facts, answer.Failure = l.core.Judge(time.Now(), facts, cancelled, l.worker.leases.at.Load().Terms)
 	if facts.Idled {
-		err = own("", fmt.Errorf("the transaction has ended: the handler has left it idle for longer than StaleWorkerTimeout, which is %s: %w", l.worker.cfg.StaleWorkerTimeout, err))
+		err = own("", fmt.Errorf("the server ended the transaction: the handler left it idle for longer than StaleWorkerTimeout (%s): %w", l.worker.cfg.StaleWorkerTimeout, err))
 	}
 	if do == protocol.LaneHandle || answer.Failure == protocol.Fault ||
 		l.kind.InTransaction() && (do == protocol.LaneWrite || do == protocol.LaneCommit || do == protocol.LaneUnpark) {
@@ -623,9 +628,9 @@ func (l *lane[E]) pause(a protocol.LaneAction) {
 		l.log.Info("handler interrupted, will be called again", "position", a.Position, "cause", l.fault)
 	case a.Why == protocol.ParkedFull && !l.full:
 		l.full = true
-		l.log.Error("too many events parked, lane waits", "position", a.Position)
+		l.log.Error("too many events parked, partition waits", "position", a.Position)
 	case a.Why == protocol.DatabaseFailed && !store.LockTimeout(l.err):
-		l.log.Warn("database failed, trying again", "doing", doing[l.did], "error", l.err)
+		l.log.Warn("database operation failed, retrying", "doing", doing[l.did], "error", l.err)
 	}
 	var news <-chan struct{}
 	if a.Why == protocol.NothingNew {
@@ -714,7 +719,7 @@ func (l *lane[E]) doParked(a protocol.LaneAction, answer protocol.LaneAnswer) (p
 			failure = l.fault
 			l.failed(a.Position, a.Attempts, true, 0)
 		}
-		l.log.Error("parked event retried, and failed", "position", a.Position, "attempt", a.Attempts, "error", failure)
+		l.log.Error("retry of a parked event failed", "position", a.Position, "attempt", a.Attempts, "error", failure)
 		err = boundedDo(l.ctx, patience, func(ctx context.Context) error {
 			return s.Note(ctx, l.id, a.Position, a.Attempts, fmt.Sprint(redact.Error(failure)))
 		})

@@ -139,11 +139,11 @@ func TestScopeThatCannotBeRead(t *testing.T) {
 		p      projection
 		want   string
 	}{
-		{"a table without a column for types", bare, ofOrders, `orchestrator: invalid configuration: TableConfig.AggregateTypeColumn is empty, and the scope of projection "orders" has AggregateTypes: set it to the column that they are in, or remove them from the scope`},
-		{"a table without a column for contexts", bare, sales, `TableConfig.BoundedContextColumn is empty, and the scope of projection "sales" has BoundedContexts`},
-		{"a table without a column for event types", bare, paid, `TableConfig.EventTypeColumn is empty, and the scope of projection "paid" has EventTypes`},
+		{"a table without a column for types", bare, ofOrders, `orchestrator: invalid configuration: TableConfig.AggregateTypeColumn is empty, but the scope of projection "orders" has AggregateTypes: name their column, or remove them from the scope`},
+		{"a table without a column for contexts", bare, sales, `TableConfig.BoundedContextColumn is empty, but the scope of projection "sales" has BoundedContexts`},
+		{"a table without a column for event types", bare, paid, `TableConfig.EventTypeColumn is empty, but the scope of projection "paid" has EventTypes`},
 		{"the same, by an option", bare, orchestrator.With(projection(named("paid")), orchestrator.WithScope(orchestrator.Scope{EventTypes: []string{"Paid"}})),
-			`TableConfig.EventTypeColumn is empty, and the scope of projection "paid" has EventTypes`},
+			`TableConfig.EventTypeColumn is empty, but the scope of projection "paid" has EventTypes`},
 	} {
 		t.Run(test.why, func(t *testing.T) {
 			cfg := valid(t)

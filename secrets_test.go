@@ -81,7 +81,7 @@ func TestNoSecretLeaves(t *testing.T) {
 			}
 			outputs["Run's error"] = fmt.Sprintf("%v %+v %q %#v", err, err, err, err)
 			outputs["the log"] = said.String()
-			if !strings.Contains(said.String(), "can't run") {
+			if !strings.Contains(said.String(), "worker did not start") {
 				t.Errorf("the log does not say why it ended: %s", said)
 			}
 			err = o.CatchUp(t.Context(), []projection{testworld.Effects{Projection: "p"}.Plain(db)})
@@ -92,7 +92,7 @@ func TestNoSecretLeaves(t *testing.T) {
 			for _, path := range []string{"/livez", "/readyz"} {
 				status, body := probe(orchestrator.HealthHandler(o), path)
 				outputs[path] = body
-				if status != http.StatusServiceUnavailable || !strings.Contains(body, "the configuration can't work; see the log") {
+				if status != http.StatusServiceUnavailable || !strings.Contains(body, "the configuration is invalid; see the log") {
 					t.Errorf("%s: %d, %s", path, status, body)
 				}
 			}
@@ -238,7 +238,7 @@ func TestRunOfAClosedDatabase(t *testing.T) {
 		err = o.Run(t.Context(), []projection{testworld.Effects{Projection: "p", Hook: func(context.Context, orchestrator.Event) error {
 			return db.Close()
 		}}.Plain(w.DB)})
-		if err == nil || !strings.Contains(err.Error(), "the *sql.DB was closed before Run had returned") {
+		if err == nil || !strings.Contains(err.Error(), "the *sql.DB was closed before Run returned") {
 			t.Errorf("closed %s, Run returned %v", when, err)
 		}
 		expectProbe(t, "closed "+when, orchestrator.HealthHandler(o), "/livez", 503, "the database handle was closed; see the log")

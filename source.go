@@ -142,9 +142,9 @@ func (s Scope) problem() string {
 			switch {
 			case name == "": // may be one
 			case !utf8.ValidString(name):
-				return fmt.Sprintf("%s()[%d] %q is not valid UTF-8, so no event has it; remove it", part.method, i, name)
+				return fmt.Sprintf("%s()[%d] %q is not valid UTF-8, so no event can have it; remove it", part.method, i, name)
 			case strings.ContainsRune(name, 0):
-				return fmt.Sprintf("%s()[%d] %q contains NUL, so no event has it; remove it", part.method, i, name)
+				return fmt.Sprintf("%s()[%d] %q contains NUL, so no event can have it; remove it", part.method, i, name)
 			}
 		}
 	}
@@ -174,7 +174,7 @@ func leavesOut[E any](s Scope, e *Record[E], emptyIsValue bool) (bool, error) {
 		}
 	}
 	if unsaid != "" {
-		return false, fmt.Errorf("the event at position %d has no Record.%s, which the scope of a projection is about: set it", e.Position, unsaid)
+		return false, fmt.Errorf("the event at position %d has no Record.%s, by which the scope of a projection selects: set it", e.Position, unsaid)
 	}
 	return false, nil
 }
@@ -195,7 +195,7 @@ func scopeSaid[E any](p Projection[E]) (s Scope) {
 func scopeOf[E any](events EventStore[E], p Projection[E], name string) (Scope, error) {
 	scope, err := apart("AggregateTypes, BoundedContexts or EventTypes", func() (Scope, error) { return scopeSaid(p), nil })
 	if err != nil {
-		return Scope{}, fmt.Errorf("%w: the scope of projection %q can't be had: %w", ErrInvalidConfig, name, err)
+		return Scope{}, fmt.Errorf("%w: AggregateTypes, BoundedContexts or EventTypes of projection %q failed: %w", ErrInvalidConfig, name, err)
 	}
 	if scope.all() {
 		return Scope{}, nil

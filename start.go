@@ -109,7 +109,7 @@ func startOf[E any](events EventStore[E], p Projection[E], name string) (Start, 
 	}
 	start, err := apart("StartAt", func() (Start, error) { return starting.StartAt(), nil })
 	if err != nil {
-		return start, fmt.Errorf("%w: where projection %q starts can't be had: %w", ErrInvalidConfig, name, err)
+		return start, fmt.Errorf("%w: StartAt of projection %q failed: %w", ErrInvalidConfig, name, err)
 	}
 	if problem := startProblem(events, start); problem != "" {
 		return start, startError(name, start, problem)
@@ -126,7 +126,7 @@ func startProblem[E any](events EventStore[E], s Start) string {
 	switch s.kind {
 	case startNow:
 		if _, ok := events.(FinalStore); !ok {
-			return fmt.Sprintf("the event store, %T, is no FinalStore; give it a method Final(context.Context) (int64, error) that says up to where everything is final", events)
+			return fmt.Sprintf("the event store, %T, is not a FinalStore; give it a method Final(context.Context) (int64, error)", events)
 		}
 	case startAfter:
 		if s.position < 0 {
@@ -135,15 +135,15 @@ func startProblem[E any](events EventStore[E], s Start) string {
 	case startAtTime:
 		switch {
 		case s.time.IsZero():
-			return "the time is zero; the beginning is the default"
+			return "the time is zero; leave the start out to begin with the first event"
 		case s.time.Year() < 1:
 			return "the time is before the year 1"
 		case s.time.After(time.Now()):
-			return "the time is still to come"
+			return "the time is in the future"
 		}
 		timed, ok := events.(TimeStore)
 		if !ok {
-			return fmt.Sprintf("the event store, %T, is no TimeStore; give it a method PositionBefore(context.Context, time.Time) (int64, error)", events)
+			return fmt.Sprintf("the event store, %T, is not a TimeStore; give it a method PositionBefore(context.Context, time.Time) (int64, error)", events)
 		}
 		if t, ok := timed.(interface{ timeProblem() string }); ok {
 			return t.timeProblem()
@@ -191,7 +191,7 @@ func (w *worker[E]) checkStarts(ctx context.Context) error {
 		case !store.FactsOf(err).Away():
 			return explain(err)
 		}
-		w.log.Warn("can't find out where a new projection starts, trying again", "error", err)
+		w.log.Warn("cannot determine where a new projection starts, retrying", "error", err)
 		if !calls.Sleep(ctx, backoff.Delay(failures, mathrand.Float64())) {
 			return ctx.Err()
 		}
@@ -207,7 +207,7 @@ func (w *worker[E]) startsAlone() error {
 	}
 	for name, start := range w.starts.of {
 		if start.kind == startNow {
-			return configError("DB", fmt.Sprintf("has one connection (SetMaxOpenConns), and projection %q, which starts now, needs two", name))
+			return configError("DB", fmt.Sprintf("has one connection (SetMaxOpenConns), but projection %q starts with StartNow, which needs two", name))
 		}
 	}
 	return nil
@@ -271,7 +271,7 @@ func (w *worker[E]) findStart(ctx context.Context, name string, start Start) err
 				return fmt.Errorf("%w: projection %q: %s: %w", ErrEventStore, name, start, err)
 			}
 			if position > given {
-				return startError(name, start, fmt.Sprintf("the event stream has given out positions up to %d only", given))
+				return startError(name, start, fmt.Sprintf("the event stream ends at position %d", given))
 			}
 		}
 	case startAtTime:
@@ -283,7 +283,7 @@ func (w *worker[E]) findStart(ctx context.Context, name string, start Start) err
 			return fmt.Errorf("%w: projection %q: %s: %w", ErrEventStore, name, start, err)
 		}
 		if position < 0 {
-			return fmt.Errorf("%w: projection %q: %s: PositionBefore returned %d", ErrEventStore, name, start, position)
+			return fmt.Errorf("%w: projection %q: %s: PositionBefore returned the negative position %d", ErrEventStore, name, start, position)
 		}
 	}
 	s.mu.Lock()
@@ -307,7 +307,7 @@ func (w *worker[E]) settle(ctx context.Context) error {
 		now := time.Now()
 		if now.Sub(began) > time.Second && now.Sub(noted) > startNoted {
 			noted = now
-			w.log.Warn("a new projection starts now: waiting for transactions that append events to end", "backends", backends, "waited", now.Sub(began))
+			w.log.Warn("a new projection starts at the end of the stream: waiting for open transactions that append events", "backends", list(backends), "waited", now.Sub(began))
 		}
 	})
 }
@@ -318,7 +318,7 @@ func (w *worker[E]) final(ctx context.Context) (position int64, err error) {
 		return err
 	})
 	if err == nil && position < 0 {
-		err = fmt.Errorf("%w: Final returned %d", ErrEventStore, position)
+		err = fmt.Errorf("%w: Final returned the negative position %d", ErrEventStore, position)
 	}
 	return position, err
 }

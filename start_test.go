@@ -126,7 +126,7 @@ func TestStartNowWaitsForWhoAppends(t *testing.T) {
 	cfg := w.Config(w.DB, "set")
 	cfg.Logger = slog.New(slog.NewTextHandler(log, nil))
 	testworld.Run(t, cfg, got.projection("p", orchestrator.StartNow()))
-	log.Wait(t, "waiting for transactions that append events to end")
+	log.Wait(t, "waiting for open transactions that append events")
 	if w.Sets() > 0 {
 		t.Error("the worker has joined, and what is final is not known")
 	}
@@ -350,14 +350,14 @@ func TestStartRefused(t *testing.T) {
 		want  string
 	}{
 		{orchestrator.StartAfter(-1), nil, `projection "p": StartAfter(-1): a position can't be negative`},
-		{orchestrator.StartAfter(6), nil, `projection "p": StartAfter(6): the event stream has given out positions up to 5 only`},
+		{orchestrator.StartAfter(6), nil, `projection "p": StartAfter(6): the event stream ends at position 5`},
 		{orchestrator.StartAtTime(time.Time{}), nil, `projection "p": StartAtTime(0001-01-01T00:00:00Z): the time is zero`},
-		{orchestrator.StartAtTime(time.Now().Add(time.Hour)), nil, "the time is still to come"},
+		{orchestrator.StartAtTime(time.Now().Add(time.Hour)), nil, "the time is in the future"},
 		{orchestrator.StartAtTime(past), untimed, "TableConfig.TimeColumn is empty"},
 		{orchestrator.StartAtTime(past), wrong, `TableConfig.TimeColumn "payload" is of type bytea`},
-		{orchestrator.StartNow(), onlyReads{}, "is no FinalStore; give it a method Final(context.Context) (int64, error)"},
-		{orchestrator.StartAtTime(past), onlyReads{}, "is no TimeStore; give it a method PositionBefore"},
-		{orchestrator.StartNow(), badEnd{}, "Final returned -1"},
+		{orchestrator.StartNow(), onlyReads{}, "is not a FinalStore; give it a method Final(context.Context) (int64, error)"},
+		{orchestrator.StartAtTime(past), onlyReads{}, "is not a TimeStore; give it a method PositionBefore"},
+		{orchestrator.StartNow(), badEnd{}, "Final returned the negative position -1"},
 	} {
 		cfg := w.Config(w.DB, "set")
 		if tt.store != nil {

@@ -113,7 +113,7 @@ func RunMigrations(db *sql.DB) error { return Migrate(context.Background(), db) 
 func Migrate(ctx context.Context, db *sql.DB, options ...MigrateOption) (err error) {
 	defer func() { err = redact.Error(err) }()
 	if db == nil {
-		return fmt.Errorf("%w: Migrate was given a nil database", ErrInvalidConfig)
+		return fmt.Errorf("%w: Migrate: db is nil", ErrInvalidConfig)
 	}
 	var m migration
 	for _, o := range options {
@@ -159,9 +159,9 @@ func (m *migration) check() error {
 	for i, text := range m.scripts {
 		switch word := sqltext.EndsTransaction(text); {
 		case word != "":
-			return fmt.Errorf("%s contains %s, and is run in a transaction, which is not its to end", m.script(i), word)
+			return fmt.Errorf("%s contains %s, but it runs in a transaction, which it must not end", m.script(i), word)
 		case sqltext.FirstWord(text) == "":
-			return fmt.Errorf("%s has no statement", m.script(i))
+			return fmt.Errorf("%s contains no statement", m.script(i))
 		}
 	}
 	return nil
@@ -206,9 +206,9 @@ func (e *scriptError) Error() string {
 	case errors.Is(e.err, store.ErrScriptEnds):
 		return fmt.Sprintf("%s %v", e.script, e.err)
 	case store.State(e.err) == "25001":
-		return fmt.Sprintf("%s failed: %v (it runs in a transaction, so such a statement is to be run elsewhere; nothing of the SQL has happened, and the library's tables are migrated)", e.script, e.err)
+		return fmt.Sprintf("%s failed: %v (it runs in a transaction: run such a statement elsewhere; none of the SQL was applied, and the library's tables are migrated)", e.script, e.err)
 	}
-	return fmt.Sprintf("%s failed: %v (nothing of it has happened, and the library's tables are migrated)", e.script, e.err)
+	return fmt.Sprintf("%s failed: %v (none of it was applied, and the library's tables are migrated)", e.script, e.err)
 }
 
 func (e *scriptError) Unwrap() error { return e.err }
@@ -233,12 +233,12 @@ func heldUp(ctx context.Context, db *sql.DB, waited time.Duration, err error) er
 		_ = c.Close()
 	}
 	if unknown != nil {
-		return fmt.Errorf("%w (and who holds the locks could not be found out: %w)", err, unknown)
+		return fmt.Errorf("%w (the holders of the locks could not be read: %w)", err, unknown)
 	}
 	if holders == "" {
 		return err
 	}
-	return fmt.Errorf("migrate: has waited %s for locks that %s %s; let them end, or end them with pg_terminate_backend, and try again: %w",
+	return fmt.Errorf("migrate: waited %s for locks that %s %s; wait for these sessions, or end them with pg_terminate_backend, and try again: %w",
 		waited.Round(100*time.Millisecond), held, holders, err)
 }
 
@@ -289,7 +289,7 @@ func transact(ctx context.Context, db *sql.DB, o *sql.TxOptions, f func(*dbconn.
 SELECT pg_catalog.set_config('idle_in_transaction_session_timeout'::text, '10s'::text, true),
        pg_catalog.set_config('lock_timeout'::text, '%dms'::text, true)`, migrationWait.Milliseconds()))
 		if err != nil {
-			return fmt.Errorf("migrate: bound the transaction: %w", err)
+			return fmt.Errorf("migrate: set timeouts: %w", err)
 		}
 		if err := f(tx); err != nil {
 			return fmt.Errorf("migrate: %w", err)
@@ -336,11 +336,11 @@ func explained(err error) error {
 	hint := ""
 	switch store.State(err) {
 	case "42P07":
-		hint = "another program has made it; nothing was changed; rename or drop it, or name another schema (InSchema, Config.Schema)"
+		hint = "another program created it; nothing was changed; rename or drop it, or choose another schema (InSchema, Config.Schema)"
 	case "42501":
-		hint = "if it says who owns a table: nothing was changed; migrate as the owner if the tables are yours, else drop them or name another schema (InSchema, Config.Schema)"
+		hint = "nothing was changed; if the message names the owner of a table: migrate as the owner if the tables are yours, else drop them or choose another schema (InSchema, Config.Schema)"
 	case "23514":
-		hint = "nothing was changed; correct the row, or delete it, and try again"
+		hint = "nothing was changed; correct or delete the row, and try again"
 	}
 	if hint == "" {
 		return err

@@ -159,7 +159,7 @@ type Table[E any] struct {
 // and names the field; the database is not touched before Check or Read.
 func NewTable[E any](db *sql.DB, cfg TableConfig[E]) (*Table[E], error) {
 	if db == nil {
-		return nil, fmt.Errorf("%w: NewTable was given a nil database", ErrInvalidConfig)
+		return nil, fmt.Errorf("%w: NewTable: db is nil", ErrInvalidConfig)
 	}
 	if cfg.Fields == nil {
 		return nil, tableError("Fields", "is nil")
@@ -203,7 +203,7 @@ func NewTable[E any](db *sql.DB, cfg TableConfig[E]) (*Table[E], error) {
 		}
 	}
 	if cfg.NoSequence && cfg.Sequence != "" {
-		return nil, tableError("NoSequence", "is set, and so is Sequence")
+		return nil, tableError("NoSequence", "and Sequence are both set; set one of them")
 	}
 
 	return &Table[E]{
@@ -228,7 +228,7 @@ func sample[E any](cfg TableConfig[E]) (fields []any, problem string) {
 	fields = fields[1:]
 	for i, f := range fields {
 		if _, raw := f.(*sql.RawBytes); raw {
-			return nil, fmt.Sprintf("returns a *sql.RawBytes for column %q, which the next row overwrites; take a *[]byte", cfg.Columns[i])
+			return nil, fmt.Sprintf("returns a *sql.RawBytes for column %q, which the next row overwrites; use a *[]byte", cfg.Columns[i])
 		}
 	}
 	return fields, ""
@@ -292,7 +292,7 @@ func (t *Table[E]) scopeProblem(whose string, s Scope) error {
 		{"EventTypeColumn", t.cfg.EventTypeColumn, "EventTypes", s.EventTypes},
 	} {
 		if len(part.names) > 0 && part.column == "" {
-			return tableError(part.field, fmt.Sprintf("is empty, and the scope of %s has %s: set it to the column that they are in, or remove them from the scope", whose, part.list))
+			return tableError(part.field, fmt.Sprintf("is empty, but the scope of %s has %s: name their column, or remove them from the scope", whose, part.list))
 		}
 	}
 	return nil
@@ -443,7 +443,7 @@ func (t *Table[E]) same(ctx context.Context, r *eventtable.Reader, slots *protoc
 		if err != nil {
 			return err
 		}
-		return fmt.Errorf("read events from %s: the event at position %d is of the aggregate %q, and its key was another's when the page began (it is %q now): whoever changes an aggregate id must stop the workers first",
+		return fmt.Errorf("read events from %s: the aggregate id of the event at position %d was changed while it was read (read %q, now %q): stop the workers before you change aggregate ids",
 			t.sql.Name, e.Position, e.AggregateID, key.AggregateID)
 	}
 	return nil
@@ -586,7 +586,7 @@ func (t *Table[E]) failed(ctx context.Context, r *protocol.Reading, err error) e
 	}
 	switch {
 	case eventtable.Elsewhere(err): // the server's error is of a class that does not pass
-		return fmt.Errorf("read events from %s: the server or the table became another one", t.sql.Name)
+		return fmt.Errorf("read events from %s: the server or the table was replaced meanwhile", t.sql.Name)
 	case store.CantWrite(err):
 		store.DropStandbys(ctx, t.db)
 	}
@@ -756,12 +756,12 @@ func (t *Table[E]) hint(ctx context.Context, err error) string {
 	text, _ := sqltext.Names{Literals: true}.Bind(versionSQL, nil)
 	switch {
 	case missing && t.cfg.Schema == "" && strings.ContainsRune(t.cfg.Table, '.'):
-		return "; the schema is a field of its own, TableConfig.Schema"
+		return "; set the schema in TableConfig.Schema"
 	case missing && t.cfg.Table != strings.ToLower(t.cfg.Table):
-		return "; names are quoted, and one that was created without quotes is in lower case"
+		return "; upper and lower case count, and PostgreSQL keeps a name that was created without quotes in lower case"
 	case store.State(err) != "" && dbconn.QueryRow(ctx, t.db, text).Scan(&version) == nil:
 		if other := eventtable.Lookalike(version); other != "" {
-			return fmt.Sprintf("; the server is %s, and this reads events from PostgreSQL itself only", other)
+			return fmt.Sprintf("; the server is %s, and Table supports PostgreSQL only", other)
 		}
 	}
 	return ""
@@ -807,7 +807,7 @@ func (t *Table[E]) checkWays(ctx context.Context, first []Record[E]) error {
 	key := func() error {
 		keys, _, err := t.keys(ctx, reader, eventtable.Range{After: max(0, want.Position-1), Limit: 1, Literals: literals})
 		if err == nil && len(at) > 0 && (len(keys) == 0 || keys[0].Position != want.Position || keys[0].Slot != protocol.SlotOf(want.AggregateID)) {
-			err = fmt.Errorf("%s: the event at position %d is another when its key alone is read: %+v", t.sql.Name, want.Position, keys)
+			err = fmt.Errorf("%s: the event at position %d differs when its key alone is read: %+v", t.sql.Name, want.Position, keys)
 		}
 		return err
 	}
@@ -819,7 +819,7 @@ func (t *Table[E]) checkWays(ctx context.Context, first []Record[E]) error {
 				return err
 			case len(at) == 0 || want.Err != nil && len(p.events) == 0:
 			case len(p.events) != 1 || !p.events[0].is(&want):
-				return fmt.Errorf("%s: the event at position %d is another when it is read %s: %d events, %+v", t.sql.Name, want.Position, way, len(p.events), p.events)
+				return fmt.Errorf("%s: the event at position %d differs when it is read %s: %d events, %+v", t.sql.Name, want.Position, way, len(p.events), p.events)
 			}
 			return nil
 		}

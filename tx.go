@@ -30,7 +30,7 @@ type handlerTx struct {
 // SQLTx is for rawtx.
 func (t *handlerTx) SQLTx(rawtx.Key) *sql.Tx { return t.tx.Tx }
 
-var errCopyOpen = errors.New("the handler has left a COPY open: call Exec without arguments, and Close, before it returns")
+var errCopyOpen = errors.New("the handler left a COPY open: call Exec without arguments, then Close, before it returns")
 
 // endCopies ends each COPY that the handler has left open, without which nothing else
 // can use the connection. It returns errCopyOpen if there was one, or why it failed.
@@ -58,7 +58,7 @@ func (t *handlerTx) endCopies(patience time.Duration) error {
 	})
 }
 
-var errRowsOpen = errors.New("the handler has left the rows of a query open: close them before it returns (defer rows.Close())")
+var errRowsOpen = errors.New("the handler left the rows of a query open: close them before it returns (defer rows.Close())")
 
 func (t *handlerTx) ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error) {
 	if err := t.check(query); err != nil {

@@ -112,7 +112,7 @@ func redacted(err error) (text string) {
 }
 
 // untold names what has no text.
-func untold(v any) string { return fmt.Sprintf("%T, whose text can't be had: it panics", v) }
+func untold(v any) string { return fmt.Sprintf("%T, whose Error or String method panics", v) }
 
 // panicked turns what was recovered into an error.
 func panicked(whose string, v any) error {
@@ -152,7 +152,7 @@ func apart[T any](whose string, f func() (T, error)) (value T, err error) {
 
 // exited is the error of code that has ended its goroutine.
 func exited(whose string) error {
-	return own(whose, fmt.Errorf("%s has ended its goroutine (runtime.Goexit, t.FailNow)", whose))
+	return own(whose, fmt.Errorf("%s ended its goroutine (runtime.Goexit, t.FailNow)", whose))
 }
 
 // textMax is how many bytes of an error's text are kept.
@@ -327,7 +327,7 @@ func (s safeLog) with(f func() slog.Handler) slog.Handler {
 	return safeLog{to, s.gate}
 }
 
-var errLogStuck = errors.New("the Logger stands still")
+var errLogStuck = errors.New("the Logger is blocked")
 
 // passLog calls the program's logger, if that does not stand still.
 func passLog[T any](s safeLog, f func() (T, error)) (T, error) {
@@ -359,13 +359,15 @@ func passLog[T any](s safeLog, f func() (T, error)) (T, error) {
 			return
 		}
 		if n := s.gate.left.Swap(0); n > 0 {
-			slog.New(s).Warn("the Logger stood still, and records were left out", "records", n)
+			log := slog.New(s)
+			log.Warn("the Logger was blocked, and records were left out", "records", n)
 		}
 	}()
 	return none, errLogStuck
 }
 
-// A namedLog adds the name by which a worker goes at the time.
+// A namedLog adds the worker's present name, and leaves out the keys that have no value:
+// the errors that are nil, the lists that are empty, and the durations of 0.
 type namedLog struct {
 	slog.Handler
 	worker *atomic.Value
@@ -375,7 +377,9 @@ func (n namedLog) Handle(ctx context.Context, r slog.Record) error {
 	named := slog.NewRecord(r.Time, r.Level, r.Message, r.PC)
 	named.AddAttrs(slog.String("worker", n.worker.Load().(string)))
 	r.Attrs(func(a slog.Attr) bool {
-		named.AddAttrs(a)
+		if !missing(a.Value) {
+			named.AddAttrs(a)
+		}
 		return true
 	})
 	return n.Handler.Handle(ctx, named)
@@ -387,6 +391,24 @@ func (n namedLog) WithAttrs(attrs []slog.Attr) slog.Handler {
 
 func (n namedLog) WithGroup(name string) slog.Handler {
 	return namedLog{n.Handler.WithGroup(name), n.worker}
+}
+
+// missing reports whether a key has no value.
+func missing(v slog.Value) bool {
+	return v.Kind() == slog.KindAny && v.Any() == nil || v.Kind() == slog.KindDuration && v.Duration() == 0
+}
+
+// list returns several names or numbers as the value of one key: "w1, w2", which is the same
+// in every slog.Handler. nil: there are none.
+func list[T any](items []T) any {
+	if len(items) == 0 {
+		return nil
+	}
+	texts := make([]string, len(items))
+	for i, item := range items {
+		texts[i] = fmt.Sprint(item)
+	}
+	return strings.Join(texts, ", ")
 }
 
 // A handout hands events to the handler of one lane. All lanes of the process share

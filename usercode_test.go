@@ -471,7 +471,7 @@ func TestHostileNames(t *testing.T) {
 		w := newWorld(t)
 		for _, p := range []orchestrator.Projection[orchestrator.Event]{hostileName{do: fail}, hostileScope{do: fail}, hostileTypes{do: fail}} {
 			err := testworld.Run(t, w.Config(w.DB, "set"), p).Failed()
-			if !errors.Is(err, orchestrator.ErrInvalidConfig) || !strings.Contains(err.Error(), "can't be had") {
+			if !errors.Is(err, orchestrator.ErrInvalidConfig) || !strings.Contains(err.Error(), "failed: ") {
 				t.Errorf("%T, which %s: %v", p, name, err)
 			}
 		}

@@ -23,6 +23,9 @@ type ParkedError struct {
 }
 
 func (e *ParkedError) Error() string {
+	if e.Events == 1 {
+		return fmt.Sprintf("projection %q: 1 event is parked, at position %d", e.Projection, e.First)
+	}
 	return fmt.Sprintf("projection %q: %d events are parked, the first at position %d", e.Projection, e.Events, e.First)
 }
 
@@ -42,7 +45,7 @@ func (e *BehindError) Behind() int64 { return e.Position - max(e.Handled, 0) }
 
 func (e *BehindError) Error() string {
 	if e.Handled < 0 {
-		return fmt.Sprintf("wait for projection %q to reach position %d: nothing is known of it yet: %v", e.Projection, e.Position, e.Err)
+		return fmt.Sprintf("wait for projection %q to reach position %d: its progress is not known yet: %v", e.Projection, e.Position, e.Err)
 	}
 	return fmt.Sprintf("wait for projection %q to reach position %d: it is at %d, %d behind: %v", e.Projection, e.Position, e.Handled, e.Behind(), e.Err)
 }

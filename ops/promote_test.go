@@ -472,7 +472,7 @@ func TestPromoteRefuses(t *testing.T) {
 	for _, tt := range []struct{ of, want string }{
 		{"nothing", `projection "orders_v2" is to be a rebuild of "nothing": no projection of this name has ever run`},
 		{"orders_v2", `projection "orders_v2" can't be a rebuild of itself`},
-		{strings.Repeat("x", 300), "the name that RebuildOf gives"},
+		{strings.Repeat("x", 300), "the name that RebuildOf returned"},
 	} {
 		o, err := orchestrator.New(w.Config(w.DB, "next"))
 		if err != nil {
@@ -490,7 +490,7 @@ func TestPromoteRefuses(t *testing.T) {
 	err = o.Run(ctx, []orchestrator.Projection[orchestrator.Event]{
 		version(w, "orders_v2", orchestrator.WithRebuildOf("orders"), orchestrator.WithStart(orchestrator.StartNow())),
 	})
-	if !errors.Is(err, orchestrator.ErrInvalidConfig) || !strings.Contains(fmt.Sprint(err), "leave WithStart out") {
+	if !errors.Is(err, orchestrator.ErrInvalidConfig) || !strings.Contains(fmt.Sprint(err), "remove WithStart") {
 		t.Errorf("a rebuild that starts now: %v", err)
 	}
 }

@@ -1,74 +1,98 @@
-// Package orchestrator shares one event stream among any number of worker
-// processes, coordinated through PostgreSQL alone.
+// Package orchestrator runs the projections of one PostgreSQL event stream in any number
+// of worker processes, which share the stream out among themselves and coordinate through
+// PostgreSQL alone.
 //
-// A replica set is a named group of projections that scale together. Start as
-// many copies of a program as you like; each calls [Orchestrator.Run]:
+// This is a whole worker. Start as many copies of it as you like:
 //
-//	events, err := orchestrator.NewEventTable(db, "events")
-//	…
-//	o, err := orchestrator.New(orchestrator.Config[orchestrator.Event]{
-//		DB: db, EventStore: events, ReplicaSet: "main-projections",
-//	})
-//	…
-//	err = o.Run(ctx, []orchestrator.Projection[orchestrator.Event]{&UserProjection{}})
+//	func main() {
+//		db, err := sql.Open("postgres", os.Getenv("DATABASE_URL"))
+//		must(err)
+//		must(orchestrator.RunMigrations(db))
+//		events, err := orchestrator.NewEventTable(db, "events")
+//		must(err)
+//		o, err := orchestrator.New(orchestrator.Config[orchestrator.Event]{
+//			DB: db, EventStore: events, ReplicaSet: "read-models",
+//		})
+//		must(err)
+//		users := orchestrator.Transactional("users", func(ctx context.Context, tx orchestrator.Tx, e orchestrator.Event) error {
+//			_, err := tx.ExecContext(ctx, `INSERT INTO users (id) VALUES ($1) ON CONFLICT DO NOTHING`, e.AggregateID)
+//			return err
+//		}, orchestrator.WithScope(orchestrator.Scope{EventTypes: []string{"UserRegistered"}}))
+//		ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+//		defer stop()
+//		must(o.Run(ctx, []orchestrator.Projection[orchestrator.Event]{users}))
+//	}
 //
-// [NewEventTable] reads pupsourcing's events table, and [NewTable] any other whose
-// positions come from a sequence (or identity) that the inserting transaction itself
-// uses. docs/event-tables.md has the layouts that are known to work.
+// [NewEventTable] reads an events table of the standard layout, which is pupsourcing's;
+// [NewTable] reads other tables, and an [EventStore] of your own anything else.
 //
-// The copies find each other, share the stream out as partitions, notice who
-// joins, leaves, crashes or hangs, pause, re-partition and go on together (the
-// Recreate strategy). No event is lost, what a [TransactionalProjection]
-// writes is committed exactly once, and no two workers hold one partition.
+// # Kinds of projections
+//
+//   - [Transactional] and [Batch] write through a transaction that also commits the
+//     checkpoint: one event, or many, in one call.
+//   - [Plain] and [PlainBatch] have no transaction: for mail, brokers, search indexes.
+//
+// # Guarantees
+//
+//   - Nothing is lost: every event that is committed is handled, whatever workers join,
+//     leave or crash, and in whatever order transactions commit.
+//   - What Transactional and Batch write through their transaction is committed exactly
+//     once. Plain and PlainBatch handle an event at least once.
+//   - The events of one aggregate are handled in order.
+//   - No two workers handle the same partition of a projection at the same time. A process
+//     that was frozen for longer than its lease is the one exception, and nothing that it
+//     does then can be committed.
 //
 // # Generations
 //
-// A generation is one partition layout: a number, how many partitions, who has
-// which. The number only grows.
+// A replica set is a named group of projections that scale together (elsewhere called a
+// consumer group). A generation is one assignment of partitions to its workers. Its number
+// only grows, and is a fencing token: no worker can commit under an older one.
 //
-//	           a member joins, leaves or expires
+//	           a worker joins, leaves or expires
 //	  ┌───────────────────────────────────────────────────┐
 //	  │                                                   ▼
-//	active g ◀──── everyone who had part in an ──── draining g+1
-//	               older generation has stopped           │ ▲
-//	               or is dead: hand-over                  └─┘ another change: g+2
+//	active g ◀──── all workers of older ──────── draining g+1
+//	               generations have stopped             │ ▲
+//	               or are dead                          └─┘ another change: g+2
 //
-// While a generation drains, workers finish the event in hand, commit and
-// report. The last report activates it, and the same transaction hands the
-// checkpoints over: what was handled up to where, by hash slot, goes exactly
-// to the new partitions, whatever the two totals are.
+// While a generation drains, workers finish the events in hand, commit and stop. The
+// transaction that activates it also hands the checkpoints over to the new partitions, so
+// that each starts exactly where its events were handled up to.
 //
 // # Who is authoritative
 //
-//   - Membership and generations: the replica set's rows, changed under its
-//     lock by whichever worker has a reason to. There is no leader.
-//   - Whether a worker may go on: its own monotonic clock. It gives up its
-//     lease before anybody else may count it as dead.
-//   - Progress: the checkpoint row. A commit names the generation and the
-//     position that it starts from; if either has changed, all of it is rolled
-//     back.
-//   - What can be read: the locks on the events table. See [Table]. A process
-//     reads it once for all that stand near each other, whatever they own.
+//   - Membership and generations: the rows of the replica set, changed under its lock by
+//     any worker. There is no leader.
+//   - Whether a worker may go on: its own monotonic clock. It gives up its lease before
+//     others may count it as dead.
+//   - Progress: the checkpoint row. A commit names the generation and the position that
+//     it starts from; if either has changed, all of it is rolled back.
+//   - What can be read: the locks on the events table. See [Table].
 //
 // # What happens when
 //
-//   - a worker is asked to stop: it finishes the event in hand, commits and
-//     leaves; the others re-partition within a second, or at once where
-//     they listen (Config.Notifier);
-//   - a worker crashes: its own connection ends, and the others take over within
-//     two seconds, or where that can't be seen (Config.LeaseOnly), when its lease
-//     is over; what it had not committed is done again;
-//   - a worker can't reach the database: it cancels its handlers after 0.65s
-//     (under LeaseOnly, when four fifths of its lease are over), and goes on, or
-//     joins again as a new worker, when it can;
-//   - a process is frozen past its lease: awake again, it can commit nothing
-//     of what it was doing;
-//   - a handler does not return: after CoordinationTimeout its worker gives up
-//     with [ErrCoordinationTimeout]; the others wait for its lease to end;
-//   - a reply to COMMIT is lost: the checkpoint row says whether it happened;
-//   - the database is away: everybody waits and goes on.
+//   - A worker is asked to stop: it finishes the events in hand, commits and leaves. The
+//     others re-partition within a second, with Config.Notifier at once.
+//   - A worker crashes: its dedicated connection ends, and the others take over within two
+//     seconds. Under Config.LeaseOnly they do when its lease is over. What it had not
+//     committed is handled again.
+//   - A worker cannot reach the database: it cancels its handlers after 0.65s (under
+//     LeaseOnly after four fifths of its lease). It goes on, or joins again as a new
+//     worker, when the database is back.
+//   - A process is frozen for longer than its lease: when it continues, it can commit
+//     nothing of what it was doing.
+//   - A handler does not return: after CoordinationTimeout its worker's Run returns
+//     [ErrCoordinationTimeout]. The others wait for its lease to end.
+//   - A reply to COMMIT is lost: the checkpoint row says whether it was committed.
+//   - The database is away: all workers wait, and then go on.
 //
-// The folder examples has whole programs, ARCHITECTURE.md the reasons, and
-// internal/protocol/testdata the stories, step by step. importer.Import is the
-// way here from processors that are run by hand.
+// # More
+//
+// docs/getting-started.md begins with an empty database, docs/concepts.md explains each
+// word, docs/projections.md each kind and failure rule, docs/event-stores.md what is
+// assumed of an events table, docs/operations.md what to do at 3 a.m., and
+// docs/messages.md every log line and error. Package ops has status and orders, package
+// importer the way over from processors that are run by hand. ARCHITECTURE.md has the
+// reasons.
 package orchestrator

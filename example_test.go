@@ -17,61 +17,41 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/ops"
 )
 
-// UserCount counts users. Its writes go through the transaction that also
-// commits the checkpoint, so each event counts exactly once.
-type UserCount struct{}
-
-func (UserCount) Name() string { return "user_count" }
-
-func (UserCount) Handle(context.Context, orchestrator.Event) error {
-	panic("not called: UserCount is transactional")
-}
-
-func (UserCount) HandleTx(ctx context.Context, tx orchestrator.Tx, e orchestrator.Event) error {
-	if e.EventType != "UserRegistered" {
-		return nil
+// must is for examples.
+func must(err error) {
+	if err != nil {
+		log.Fatal(err)
 	}
-	_, err := tx.ExecContext(ctx, `UPDATE user_count SET n = n + 1`)
-	return err
 }
 
-// The whole of a worker. Start it as often as you like.
+// A whole worker. Start as many copies of it as you like.
 func Example() {
 	db, err := sql.Open("postgres", os.Getenv("DATABASE_URL"))
-	if err != nil {
-		log.Fatal(err)
-	}
-	if err := orchestrator.RunMigrations(db); err != nil {
-		log.Fatal(err)
-	}
+	must(err)
+	must(orchestrator.RunMigrations(db))
 	events, err := orchestrator.NewEventTable(db, "events")
-	if err != nil {
-		log.Fatal(err)
-	}
+	must(err)
 	o, err := orchestrator.New(orchestrator.Config[orchestrator.Event]{
-		DB:         db,
-		EventStore: events,
-		ReplicaSet: "main-projections",
+		DB: db, EventStore: events, ReplicaSet: "read-models",
 	})
-	if err != nil {
-		log.Fatal(err)
-	}
+	must(err)
+	users := orchestrator.Transactional("users", func(ctx context.Context, tx orchestrator.Tx, e orchestrator.Event) error {
+		_, err := tx.ExecContext(ctx, `INSERT INTO users (id) VALUES ($1) ON CONFLICT DO NOTHING`, e.AggregateID)
+		return err
+	}, orchestrator.WithScope(orchestrator.Scope{EventTypes: []string{"UserRegistered"}}))
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := o.Run(ctx, []orchestrator.Projection[orchestrator.Event]{UserCount{}}); err != nil {
-		log.Fatal(err)
-	}
+	must(o.Run(ctx, []orchestrator.Projection[orchestrator.Event]{users}))
 }
 
-// The tables of a read model, made by whichever copy of the program starts first.
+// The tables of a read model, created by the copy of the program that starts first.
 func ExampleWithSQL() {
 	db, err := sql.Open("postgres", os.Getenv("DATABASE_URL"))
 	if err != nil {
 		log.Fatal(err)
 	}
 	err = orchestrator.Migrate(context.Background(), db, orchestrator.WithSQL(`
-CREATE TABLE IF NOT EXISTS user_count (n bigint NOT NULL);
-INSERT INTO user_count SELECT 0 WHERE NOT EXISTS (SELECT FROM user_count)`))
+CREATE TABLE IF NOT EXISTS users (id text PRIMARY KEY)`))
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -79,16 +59,15 @@ INSERT INTO user_count SELECT 0 WHERE NOT EXISTS (SELECT FROM user_count)`))
 
 // Probes for Kubernetes: livenessProbe /livez, readinessProbe /readyz.
 func ExampleHealthHandler() {
-	run := func(ctx context.Context, o *orchestrator.Orchestrator[orchestrator.Event]) error {
+	run := func(ctx context.Context, o *orchestrator.Orchestrator[orchestrator.Event], projections []orchestrator.Projection[orchestrator.Event]) error {
 		probes := &http.Server{Addr: ":8080", Handler: orchestrator.HealthHandler(o), ReadHeaderTimeout: 5 * time.Second}
 		go func() { log.Fatal(probes.ListenAndServe()) }()
-		return o.Run(ctx, []orchestrator.Projection[orchestrator.Event]{UserCount{}})
+		return o.Run(ctx, projections)
 	}
 	_ = run
 }
 
-// A page for operators, who may give orders on it. Who is one is for the program to
-// say.
+// A status page on which operators may give orders. The program decides who is one.
 func ExampleStatusHandler() {
 	db, err := sql.Open("postgres", os.Getenv("DATABASE_URL"))
 	if err != nil {
@@ -99,7 +78,7 @@ func ExampleStatusHandler() {
 		user, password, _ := r.BasicAuth()
 		if user != "operator" || password == "" || password != os.Getenv("OPERATOR_PASSWORD") {
 			w.Header().Set("WWW-Authenticate", `Basic realm="operators"`)
-			http.Error(w, "who are you?", http.StatusUnauthorized)
+			http.Error(w, "not authorized", http.StatusUnauthorized)
 			return
 		}
 		page.ServeHTTP(w, r)
@@ -108,7 +87,7 @@ func ExampleStatusHandler() {
 	log.Fatal(server.ListenAndServe())
 }
 
-// An events table of one's own: other names, another event type.
+// An events table of your own: other names, another event type.
 func ExampleNewTable() {
 	type Payment struct {
 		ID     int64

@@ -16,10 +16,10 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
-// What a program sets, with its defaults, and what is wrong with it: every error names the
-// field.
+// The settings of a program, with their defaults, and what is wrong with them: every error
+// names the field.
 
-// ReplicaSetName names a group of projections that scale together.
+// ReplicaSetName is the name of a group of projections that scale together.
 type ReplicaSetName string
 
 // A ReplacementWindow that is not 0 is no shorter, and no longer.
@@ -31,140 +31,130 @@ const (
 // maxPartitions is the largest number of partitions that a replica set can have.
 const maxPartitions = protocol.Slots
 
-// Config configures an Orchestrator. DB, EventStore and ReplicaSet are
-// required; a zero in any other field means its default.
+// Config configures an Orchestrator. DB, EventStore and ReplicaSet are required. A zero in
+// any other field means its default.
 //
-// The workers of one replica set should have the same timeouts.
+// All workers of a replica set should have the same timeouts.
 type Config[E any] struct {
-	// DB is the database in which the workers find each other and in which the
-	// progress and the writes of transactional projections are committed. It
-	// needs two connections for coordination, of which the worker keeps one, one
-	// to read (of the EventStore's, if that has another) and, for each projection
-	// on each partition, one for its transaction, beside those that handlers take
-	// for themselves. Let the pool keep as many idle (sql.DB.SetMaxIdleConns; its
-	// default is 2).
+	// DB is the database through which workers coordinate. It holds the library's tables;
+	// checkpoints and the writes of transactional projections are committed there. The
+	// worker needs two connections for coordination, of which it keeps one, one to read
+	// events (of the EventStore's database, if that is another), and one for the
+	// transaction of each transactional projection on each partition, beside those that
+	// handlers take themselves. Let the pool keep as many idle (sql.DB.SetMaxIdleConns,
+	// whose default is 2).
 	DB *sql.DB
 	// EventStore is where the events come from.
 	EventStore EventStore[E]
 	// ReplicaSet is the group that this worker belongs to: at most 200 bytes,
 	// no control characters.
 	ReplicaSet ReplicaSetName
-	// Schema is the PostgreSQL schema of the library's tables: at most 63 bytes. It
-	// is the same for all workers of the set, for Migrate and for package ops
-	// (InSchema). Default: the schema that the search path leads to when the worker
-	// first looks.
+	// Schema is the PostgreSQL schema of the library's tables: at most 63 bytes. It must
+	// be the same for all workers of the set, for Migrate and for package ops (InSchema).
+	// Default: the schema that the search path leads to when the worker first looks.
 	Schema string
 
-	// HeartbeatInterval is how often the worker renews its lease and looks for
-	// a new generation. At least 10ms. Default: 5s.
+	// HeartbeatInterval is how often the worker renews its lease and checks for a new
+	// generation. At least 10ms. Default: 5s.
 	HeartbeatInterval time.Duration
-	// StaleWorkerTimeout is the length of the lease: how long after its last
-	// heartbeat the partitions of a worker stay idle that is frozen, or whose
-	// crash can't be seen sooner (see LeaseOnly). A worker that can't reach the
-	// database gives up its lease by itself after four fifths of it. At least
-	// three times HeartbeatInterval. Default: 30s.
+	// StaleWorkerTimeout is the length of the lease: how long the partitions of a worker
+	// stay idle after its last heartbeat if it is frozen, or if its crash can't be
+	// detected sooner (see LeaseOnly). A worker that can't reach the database gives up
+	// its lease by itself after four fifths of it. At least three times
+	// HeartbeatInterval. Default: 30s.
 	StaleWorkerTimeout time.Duration
-	// CoordinationTimeout is how long a handler may go on after it was asked
-	// to stop. After half of it, the handler's context is cancelled; after all
-	// of it, Run returns ErrCoordinationTimeout. Default: 60s.
+	// CoordinationTimeout is how long a handler may continue after it was asked to stop.
+	// After half of it, the handler's context is cancelled; after all of it, Run returns
+	// ErrCoordinationTimeout. Default: 60s.
 	CoordinationTimeout time.Duration
-	// BatchSize is how many events are handled at most between two commits.
+	// BatchSize is the largest number of events that are handled between two commits.
 	// Default: 100.
 	BatchSize int
 
-	// Partitions is how many partitions the worker takes, and handles side by
-	// side, each with its own order: where handlers wait for something, several
-	// do as much as several workers. At most 5040. Default: 1.
+	// Partitions is how many partitions the worker takes and handles concurrently, each
+	// in its own order. If handlers wait for I/O, several partitions in one worker do as
+	// much as several workers. At most 5040. Default: 1.
 	Partitions int
-	// MaxPartitions is the largest number of partitions; workers beyond it
-	// wait as standbys. The newest worker's value is the set's. At most 5040.
+	// MaxPartitions is the largest number of partitions of the replica set. Workers beyond
+	// it are standbys. The value of the newest worker applies. At most 5040.
 	// Default: 0, as many as the workers take.
 	MaxPartitions int
-	// JoinWindow is how long the first of several joining workers waits for
-	// the others, so that they cost one new generation. Default: 500ms.
+	// JoinWindow is how long the first of several joining workers waits for the others,
+	// so that they cost one new generation. Default: 500ms.
 	JoinWindow time.Duration
-	// ReplacementWindow is how long this worker's place is kept when Run is asked to stop: its
-	// partitions stay assigned to it, and the next worker that joins takes them as they
-	// are. The others don't pause, neither for the one that leaves nor for the one that
-	// comes, so a roll-out that stops a pod before it starts the next one costs no pause
-	// at all, instead of two for each pod. Set it a little longer than it takes from a pod's
-	// last handler to its replacement's start. Nobody handles the events of these
-	// partitions meanwhile; when nobody has come in time, the others share them, with a
-	// pause, as they do at once without it. That is the reason for the default: a worker
-	// that is stopped for good would be waited for, and a pause takes some ten
-	// milliseconds. It is for workers that are stopped from outside: who crashes, ends
-	// with an error, or could not end all of its commits, leaves nothing behind to be taken,
-	// and CatchUp leaves at once. From 1ms to 1h. Default: 0, no place is kept.
+	// ReplacementWindow is how long this worker's partitions are reserved for a
+	// replacement after Run was asked to stop. The next worker that joins takes them over
+	// unchanged, so a rolling update that stops a pod before it starts the next one pauses
+	// no other worker. Set it a little longer than the time between the last handler of a
+	// pod and the start of its replacement. Nobody handles the events of these partitions
+	// meanwhile. If no worker joins in time, the others share them, with a pause of some
+	// ten milliseconds, as they do at once without a window. No partitions are reserved
+	// by a worker that crashes, ends with an error or could not end all of its commits,
+	// nor by CatchUp. From 1ms to 1h. Default: 0, nothing is reserved.
 	ReplacementWindow time.Duration
-	// PollInterval is the longest time between two looks for new events when
-	// there are none. Looks come quickly after an event, and then ever less
-	// often. Default: 1s.
+	// PollInterval is the longest time between two polls for new events when there are
+	// none. After an event, polls come quickly, and then ever less often. Default: 1s.
 	PollInterval time.Duration
-	// ReadAheadBytes is about how much of the event stream may be kept in memory:
-	// what is read ahead of the handlers, and what slower projections have still
-	// to handle. It is for all workers of the process with the same EventStore;
-	// the largest value counts. At least an event is kept. Default: 16 MiB.
+	// ReadAheadBytes is about how much of the event stream may be kept in memory: events
+	// that are read ahead of the handlers, and events that slower projections have not
+	// handled. It applies to all workers of the process with the same EventStore; the
+	// largest value counts. A single event that is larger is still read. Default: 16 MiB.
 	ReadAheadBytes int
 	// Retry is the delay before a failed event is handled again. Default: see Retry.
 	Retry Retry
-	// OnFailure says what a handler's failure does. Default: RetryForever.
+	// OnFailure is what happens when a handler fails. Default: RetryForever.
 	OnFailure FailurePolicy
-	// Failures are for projections, by name, for which it does something else.
+	// Failures are rules for single projections, by their names, in place of OnFailure.
 	// Run refuses a name that none of its projections has. Default: none.
 	Failures map[string]FailureRule
 
-	// Around is called for each call of a handler, in its place, and calls next for the
-	// handler itself: for traces, logs, metrics, deadlines of all projections. It gives
-	// next its own ctx, or one made from that, and returns what next has returned, or an
-	// error of its own; that is what counts as the handler's. A panic of the handler's is a
-	// *PanicError that next returns. It calls next once at most, and waits for it. If it
-	// returns nil and has not called next, calls it again, or returns before next has, the
-	// call has failed, with an error that says so. EventsFrom(ctx) are the events. Several
-	// calls run at the same time. It is not called for an event that can't be read.
-	// Default: none.
+	// Around wraps each call of a handler, for traces, logs, metrics and deadlines. It must
+	// call next once, with its own ctx or one derived from that, wait for it, and return
+	// its error or another one; the error that it returns counts as the handler's. A panic
+	// of the handler is a *PanicError that next returns. If Around returns nil without
+	// calling next, calls it twice, or returns before next does, the call has failed.
+	// EventsFrom(ctx) returns the events. Around is called concurrently, and not for an
+	// event that can't be read. Default: none.
 	Around func(ctx context.Context, d Delivery, next func(ctx context.Context) error) error
 
-	// LeaseOnly disables fast crash detection: a crash of this worker is noticed
-	// when its lease is over. By default the worker keeps a connection of DB for
-	// itself; the others see when that ends, and take over within two seconds. The
-	// price: where the worker can't reach the database for 0.65s, running handlers
-	// are cancelled, and called again when it can. Set LeaseOnly where handlers take
-	// long and must not be cancelled. It is implied, and logged once, behind a
-	// transaction pooler, where answers of the database mostly take more than 0.1s,
-	// where handlers were cancelled again and again, where the pool's limit
-	// (SetMaxOpenConns) is below four for each worker that shares it, and where
-	// StaleWorkerTimeout is below 4s. Default: false.
+	// LeaseOnly disables fast crash detection. By default the worker keeps one connection
+	// of DB for itself, and other workers detect a crash within two seconds, because that
+	// connection ends. In return, running handlers are cancelled, and called again, when
+	// the worker can't reach the database for 0.65s. Set LeaseOnly if handlers take long
+	// and must not be cancelled; a crash is then noticed when the lease is over.
+	//
+	// LeaseOnly is implied, and that is logged once: behind a transaction pooler, where
+	// most answers of the database take more than 0.1s, where handlers were cancelled again
+	// and again, for a pool whose limit (SetMaxOpenConns) is below four for each worker
+	// that shares it, and for a StaleWorkerTimeout below 4s. Default: false.
 	LeaseOnly bool
 
 	// Notifier makes workers react in milliseconds instead of within a second (under
-	// LeaseOnly, at their next heartbeat): it listens on one connection to the database of DB, for all workers
-	// of the process with the same Notifier. Package pqnotify has one, whatever DB's
-	// driver. What it hears only makes workers look sooner. While it hears nothing,
-	// they look as without it: when the connection is away
-	// (which is logged once, and tried again), and behind a pooler that shares
-	// connections between transactions, where LISTEN is of no use: connect to the
-	// server itself. Default: none.
+	// LeaseOnly, at their next heartbeat). It listens on one connection to the database of
+	// DB, for all workers of the process with the same Notifier. Package pqnotify has one
+	// that works beside any driver of DB. Notifications only make workers poll sooner:
+	// while the connection is lost, which is logged once, or behind a transaction pooler,
+	// where LISTEN does not work, they poll as without it. Default: none.
 	Notifier Notifier
-	// EventsChannel is a channel that you NOTIFY, with any payload, in
-	// transactions that append events, for example in a trigger. The process
-	// looks for new events when the Notifier, which must be set, hears of it. While
-	// such hints come it also looks on its own, once in five times PollInterval at
-	// least; when the connection is away, or has not brought one yet, once in
-	// PollInterval. At most 63 bytes, and as it is: NOTIFY makes names without quotes
-	// lower case. Default: none.
+	// EventsChannel is a channel that you NOTIFY, with any payload, in transactions that
+	// append events, for example in a trigger. The process polls for new events when the
+	// Notifier, which must be set, receives a notification; while such notifications
+	// arrive, it polls by itself only once in five times PollInterval. At most 63 bytes,
+	// in the exact spelling: NOTIFY turns names without quotes into lower case.
+	// Default: none.
 	EventsChannel string
 
-	// Logger gets a line for each generation and each thing that is wrong. Where it
-	// does not take one for a second, records are left out until it does.
-	// docs/operations.md lists the messages and their keys. No connection string
-	// and no password gets there. Default: slog.Default(). For silence, set it to
-	// slog.New(slog.DiscardHandler).
+	// Logger receives a line for each generation and each problem; docs/messages.md lists
+	// all messages and keys. Records are dropped while it blocks for longer than a second.
+	// No record has a connection string or a password in it. For silence, set it to
+	// slog.New(slog.DiscardHandler). Default: slog.Default().
 	Logger *slog.Logger
-	// Observer is told what the worker does, for metrics and traces. Default: none.
+	// Observer has functions that are called when something happens, for metrics and
+	// traces. Default: none.
 	Observer *Observer
-	// StallAfter is how long a partition of a projection may stand still, although
-	// there is something for it to handle, before that is logged and told to the
-	// Observer, with the reason. Default: 1 minute.
+	// StallAfter is how long a partition of a projection may not move, although there is
+	// something for it to handle, before that is logged and reported to
+	// Observer.Stalled, with the reason. Default: 1 minute.
 	StallAfter time.Duration
 
 	own map[string]projectionSettings // of projections that have some
@@ -189,7 +179,7 @@ func (r Retry) withDefaults() Retry {
 	return Retry{Min: cmp.Or(r.Min, retryMin), Max: cmp.Or(r.Max, retryMax)}
 }
 
-// batchSize, retry and stallAfter are what holds for a projection.
+// batchSize, retry and stallAfter return the settings of a projection.
 func (c Config[E]) batchSize(projection string) int {
 	if own := c.own[projection].batch; own != nil {
 		return *own
@@ -211,47 +201,46 @@ func (c Config[E]) stallAfter(projection string) time.Duration {
 	return c.StallAfter
 }
 
-// A FailurePolicy says what happens when a handler returns an error or panics.
+// FailurePolicy is what happens when a handler returns an error or panics.
 type FailurePolicy int
 
 const (
-	// RetryForever retries the event until it succeeds. Its partition of the
-	// projection waits; other projections go on.
+	// RetryForever calls the handler again until it succeeds. The partition of the
+	// projection waits; other projections and partitions go on.
 	RetryForever FailurePolicy = iota
-	// StopOnFailure commits what precedes the event, leaves the replica set,
-	// and makes Run return a HandlerError.
+	// StopOnFailure commits what precedes the event and leaves the replica set. Run
+	// returns a *HandlerError.
 	StopOnFailure
-	// ParkEvents goes on without the event, and without the later ones of its
-	// aggregate, which wait behind it in the table orchestrator_parked: the order
-	// within the aggregate is kept. Nothing of that is handled until it is asked
-	// for: see ops.Parked, ops.RetryParked, ops.DiscardParked.
+	// ParkEvents puts the event into a dead-letter queue, the table orchestrator_parked,
+	// and goes on. Later events of the same aggregate are parked behind it, which keeps
+	// the order within the aggregate. Parked events are handled when an operator asks
+	// for it: see ops.Parked, ops.RetryParked and ops.DiscardParked.
 	ParkEvents
 )
 
-// A FailureRule says when a projection's handler has failed often enough, and
-// what happens then. Zero fields mean their defaults. The counts are the worker's own:
-// another one starts anew.
+// FailureRule is when a projection's handler has failed often enough, and what happens
+// then. Zero fields mean their defaults. Each worker counts for itself, from 0.
 //
-// Deadlocks and serialization failures (SQLSTATE 40P01, 40001) are expected to pass by
-// themselves, and are retried without being counted. An interruption is no failure at
-// all, and no attempt: the library has cancelled the handler's context, the handler's
-// connection to the database was lost or could not be made (08…; for a transactional
-// projection, everything that a lost connection looks like), or the server stops, starts
-// or is full (57P01 to 57P05, 53300). When there were more than three times Attempts of
-// either but cancelled contexts in a row, at the same event, alone, over more than
-// StaleWorkerTimeout, each further one counts as a failure, too. All others count at once,
-// also the limits that a handler runs into: statement_timeout, lock_timeout,
-// temp_file_limit, a deadline of its own, a transaction that it left idle.
+// These failures are retried and not counted: deadlocks and serialization failures
+// (SQLSTATE 40P01, 40001); and interruptions, which are not even attempts. A call was
+// interrupted if the library has cancelled its context; if the handler's connection to the
+// database was lost or could not be made (08…; for a transactional projection, everything
+// that a lost connection looks like); or if the server stops, starts or is full (57P01 to
+// 57P05, 53300). If more than three times Attempts of them, cancelled contexts apart, come in
+// a row at the same event, alone, over more than StaleWorkerTimeout, each further one counts.
+//
+// All other failures count at once, also those by a limit of the handler's own:
+// statement_timeout, lock_timeout, temp_file_limit, a deadline, a transaction left idle.
 type FailureRule struct {
-	// Policy says what happens when the handler has failed often enough.
+	// Policy is what happens when the handler has failed often enough.
 	Policy FailurePolicy
-	// Attempts is how often the handler has to fail at the event, alone. Once is enough
-	// for an error that is Permanent.
-	// Default: 1 for StopOnFailure, else 5. RetryForever has no use for it.
+	// Attempts is how often the handler must fail at the event, alone. An error that is
+	// Permanent counts as enough. It has no meaning for RetryForever.
+	// Default: 1 for StopOnFailure, else 5.
 	Attempts int
-	// MaxParked is how many events of a partition may be parked. Where there is
-	// no room for one that has to be, the partition of the projection waits until
-	// some were retried or discarded. Default: 1000.
+	// MaxParked is how many events of a partition may be parked. When there is no room
+	// for another one, the partition of the projection waits until some were retried or
+	// discarded. Default: 1000.
 	MaxParked int
 }
 
@@ -268,7 +257,7 @@ func (c Config[E]) failureRule(projection string) FailureRule {
 	return rule
 }
 
-// failuresProblem says what is wrong with which of the fields about failures.
+// failuresProblem returns which of the fields about failures is wrong, and why.
 func (c Config[E]) failuresProblem() (field, problem string) {
 	if p := policyProblem(c.OnFailure); p != "" {
 		return "OnFailure", p
@@ -281,7 +270,7 @@ func (c Config[E]) failuresProblem() (field, problem string) {
 	return "", ""
 }
 
-// problem says what is wrong with which field.
+// problem returns which field is wrong, and why.
 func (r FailureRule) problem() (field, problem string) {
 	switch {
 	case policyProblem(r.Policy) != "":
@@ -301,7 +290,7 @@ func policyProblem(p FailurePolicy) string {
 	return ""
 }
 
-// checkFailures makes sure that the rules are for projections that there are.
+// checkFailures makes sure that each rule is for one of the projections.
 func (c Config[E]) checkFailures(names []string) error {
 	for _, name := range slices.Sorted(maps.Keys(c.Failures)) {
 		if !slices.Contains(names, name) {
@@ -311,8 +300,7 @@ func (c Config[E]) checkFailures(names []string) error {
 	return nil
 }
 
-// withSettingsOf returns the config with what the projections bring along by themselves
-// (ProjectionOption).
+// withSettingsOf returns the config with the options of the projections (ProjectionOption).
 func (c Config[E]) withSettingsOf(projections []Projection[E]) (Config[E], error) {
 	rules := maps.Clone(c.Failures)
 	c.own = map[string]projectionSettings{}
@@ -410,7 +398,7 @@ func (c Config[E]) withDefaults() (Config[E], error) {
 	if field, problem := c.failuresProblem(); problem != "" {
 		return c, configError(field, problem)
 	}
-	if field, problem := c.hintsProblem(); problem != "" {
+	if field, problem := c.notificationsProblem(); problem != "" {
 		return c, configError(field, problem)
 	}
 	if c.Logger == nil {
@@ -420,8 +408,8 @@ func (c Config[E]) withDefaults() (Config[E], error) {
 	return c, nil
 }
 
-// hintsProblem says what is wrong with which of the fields that are for hints.
-func (c Config[E]) hintsProblem() (field, problem string) {
+// notificationsProblem returns which of the fields for notifications is wrong, and why.
+func (c Config[E]) notificationsProblem() (field, problem string) {
 	if c.Notifier != nil && isNil(c.Notifier) {
 		return "Notifier", "is a nil pointer"
 	}
@@ -436,14 +424,14 @@ func (c Config[E]) hintsProblem() (field, problem string) {
 	return "EventsChannel", store.NameProblem(c.EventsChannel)
 }
 
-// maxChannelBytes is what PostgreSQL takes.
+// maxChannelBytes is the limit of PostgreSQL.
 const maxChannelBytes = 63
 
 func configError(field, problem string) error {
 	return fmt.Errorf("%w: Config.%s %s", ErrInvalidConfig, field, problem)
 }
 
-// isNil also finds an interface that holds a nil pointer.
+// isNil is true also for an interface that holds a nil pointer.
 func isNil(v any) bool {
 	if v == nil {
 		return true

@@ -182,13 +182,13 @@ func (w *worker[E]) source(id protocol.WorkerID) Source {
 func (w *worker[E]) listen() (leave func()) {
 	return listen(w.cfg.Notifier, w.log, &subscriber{
 		set: string(w.cfg.ReplicaSet), events: w.cfg.EventsChannel,
-		look: func() {
+		poll: func() {
 			select {
 			case w.hints <- struct{}{}:
 			default:
 			}
 		},
-		hear: w.feed.listen(),
+		eventsHeard: w.feed.listen(),
 	})
 }
 
@@ -588,7 +588,7 @@ func (w *worker[E]) stopped() {
 	for _, l := range w.run.lanes {
 		if l.watch.End() {
 			l.mu.Lock()
-			position := l.standing.position
+			position := l.status.position
 			l.mu.Unlock()
 			w.unstalled(time.Now(), l, position)
 		}

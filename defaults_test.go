@@ -33,7 +33,7 @@ func TestDefaultsAreDocumented(t *testing.T) {
 	documented := map[string]any{
 		"1 minute": time.Minute, "16 MiB": 16 << 20, "RetryForever": RetryForever, "none": nil, "false": false,
 		"slog.Default()": slog.Default(), "see Retry": c.Retry, "0, as many as the workers take": 0,
-		"0, no place is kept":         time.Duration(0),
+		"0, nothing is reserved":      time.Duration(0),
 		"1 for StopOnFailure, else 5": 5, "the schema that the search path leads to when the worker first looks": "",
 	}
 	comments := commentsOf(t, "config.go")

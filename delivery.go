@@ -12,68 +12,68 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
 )
 
-// What a handler is told of the call that it is in: a Delivery, from its context. And what
-// may stand around each call: Config.Around, which can neither leave the handler out
-// unnoticed, nor call it twice, nor leave it behind.
+// What a handler knows of its call, a Delivery in its context; and Config.Around, which
+// wraps each call. Around must call the handler, once, and wait for it: a call in which it
+// does not has failed.
 
-// An Assignment says under what a handler runs.
+// Assignment is the partition and the generation that a handler is called for.
 type Assignment struct {
+	// ReplicaSet is the name of the replica set.
 	ReplicaSet ReplicaSetName
-	// Generation only ever grows within a replica set. An outside system that
-	// remembers the highest it has seen, and refuses smaller ones, refuses
-	// whatever a superseded worker still sends (a fencing token).
+	// Generation only grows within a replica set. It is a fencing token: an outside
+	// system that remembers the highest one it has seen and refuses lower ones refuses
+	// everything that a superseded worker still sends.
 	Generation int64
-	// Partition counts from 0 to TotalPartitions-1.
-	Partition       int
+	// Partition is the number of the partition, from 0 to TotalPartitions-1.
+	Partition int
+	// TotalPartitions is the number of partitions of the generation.
 	TotalPartitions int
 }
 
-// A Delivery is one call of a handler: for which projection and which event, under what
-// assignment, and which attempt it is.
+// Delivery describes one call of a handler.
 type Delivery struct {
 	// Projection is the name of the projection.
 	Projection string
 	Assignment
-	// Position is the event's in the event store. Where the call has several events, it
-	// is the first one's.
+	// Position is the position of the event, or of the first event of a batch.
 	Position int64
-	// Events is how many events the call has: 1, for all but batches.
+	// Events is the number of events of the call: 1, except for batches.
 	Events int
-	// Attempt is 1 when the event is handled for the first time, and 1 more each time
-	// that the handler has failed at it. An interruption is no failure: the handler's
-	// context was cancelled by the library, or its connection was lost (see FailureRule).
-	// It is the worker's own count, and begins anew with each generation; that of a
-	// parked event is kept with it. Of a batch it counts only once the event stands alone.
+	// Attempt is 1 for the first call with the event, and 1 more after each failure. An
+	// interruption is not a failure (see FailureRule). The worker counts, and starts anew
+	// with each generation; the count of a parked event is stored with it. In a batch,
+	// failures count only when the event stands alone.
 	Attempt int
-	// Replay says whether the projection has been past the event before.
+	// Replay is why the event is a replay. Default: NoReplay, it is none.
 	Replay Replay
 }
 
-// A Replay says why a handler is called with an event that its projection has been past
-// already. More reasons may come. Nothing is remembered of what was handled before
-// ops.Rewind: such events come as new ones.
+// Replay is why a handler is called with an event that its projection has gone past
+// already. More values may be added. Events that are handled again after ops.Rewind are
+// not replays: it is not recorded what was handled before.
 type Replay string
 
 const (
-	NoReplay     Replay = ""       // it has not, as far as is known
-	ReplayParked Replay = "parked" // the event was parked, and somebody has asked for it: see ops.RetryParked
-	// ReplayRebuild: the projection is built anew beside the live one, which has handled the
-	// event: see WithRebuildOf. Write the read model, and leave out what goes beyond it,
-	// such as mail, which the live one has sent.
+	// NoReplay means that the projection has not gone past the event, as far as is known.
+	NoReplay Replay = ""
+	// ReplayParked means that the event was parked, and is retried: see ops.RetryParked.
+	ReplayParked Replay = "parked"
+	// ReplayRebuild means that the projection is a rebuild, and the live version has
+	// handled the event: see WithRebuildOf. Update the read model, and leave out other
+	// effects, such as mail, which the live version has had.
 	ReplayRebuild Replay = "rebuild"
 )
 
-// IdempotencyKey returns a text that is the same for each delivery of the event at Position
-// to the projection, whatever the attempt, the worker, the generation and the partition,
-// and the same for no other event: "search/4711". An outside system that remembers the
-// keys it has seen recognises an event that is handled again. For the others of a batch,
-// set Position to theirs first.
+// IdempotencyKey returns a text that identifies the event at Position for the projection,
+// such as "search/4711". It is the same in every attempt, worker, generation and partition,
+// so an outside system that remembers the keys it has seen recognizes an event that is
+// handled again. For the other events of a batch, set Position to theirs first.
 func (d Delivery) IdempotencyKey() string {
 	return d.Projection + "/" + strconv.FormatInt(d.Position, 10)
 }
 
-// DeliveryFrom returns the call of a handler that ctx was made for, and false outside of
-// handlers.
+// DeliveryFrom returns the Delivery of the handler that ctx was passed to. It returns false
+// outside of handlers.
 func DeliveryFrom(ctx context.Context) (Delivery, bool) {
 	switch d := ctx.Value(deliveryKey{}).(type) {
 	case *callContext:
@@ -84,7 +84,7 @@ func DeliveryFrom(ctx context.Context) (Delivery, bool) {
 	return Delivery{}, false
 }
 
-// ContextWithDelivery returns a context from which DeliveryFrom returns d, for tests of
+// ContextWithDelivery returns a context for which DeliveryFrom returns d. It is for tests of
 // handlers.
 func ContextWithDelivery(ctx context.Context, d Delivery) context.Context {
 	return context.WithValue(ctx, deliveryKey{}, d)
@@ -92,10 +92,9 @@ func ContextWithDelivery(ctx context.Context, d Delivery) context.Context {
 
 type deliveryKey struct{}
 
-// EventsFrom returns the events of the call that Config.Around is in, from its context:
-// one, but for batches. They are what the event store has read, and shared: their bytes
-// must not be modified. It returns nil elsewhere, also when that call of Around has
-// returned, and where Config has another E.
+// EventsFrom returns the events of a call of Config.Around, from the context of that call:
+// one, or those of a batch. They are shared, and their bytes must not be modified. It
+// returns nil for any other context, after Around has returned, and if E is not Config's.
 func EventsFrom[E any](ctx context.Context) []Record[E] {
 	h, _ := ctx.Value(eventsKey[E]{}).(*handedOver[E])
 	if h == nil {
@@ -112,9 +111,9 @@ func EventsFrom[E any](ctx context.Context) []Record[E] {
 
 type eventsKey[E any] struct{}
 
-// A handedOver is the context of one call of Config.Around, which knows the events. The
-// lane uses the slice again for the next call, and who keeps the context must not keep
-// whole pages: so it is empty when Around has returned.
+// A handedOver is the context of one call of Config.Around, and has its events. It is
+// emptied when Around has returned: the lane uses the slice again for the next call, and a
+// context that is kept must not keep whole pages in memory.
 type handedOver[E any] struct {
 	*callContext
 	mu     sync.Mutex
@@ -135,8 +134,8 @@ func (h *handedOver[E]) over() {
 }
 
 // A callContext is the context of one call of a handler. It never changes, since a handler
-// may keep it. They are allocated many at once, and are small: for each event that is a
-// good part of what the library does beside the handler (BenchmarkHandle).
+// may keep it. It is small, and many are allocated at once: allocating one for each event
+// would be a good part of the library's cost per event (BenchmarkHandle).
 type callContext struct {
 	of              *laneContext
 	position        int64
@@ -176,7 +175,7 @@ func (c *callContext) delivery() Delivery {
 // callContexts makes the contexts of one lane's calls.
 type callContexts struct {
 	of   *laneContext
-	next []callContext // of which none was given out
+	next []callContext // not used yet
 }
 
 // callsAtOnce is how many are allocated at once. A handler that keeps one keeps them all.
@@ -198,8 +197,8 @@ func (c *callContexts) call(a *protocol.LaneAction, position int64, n int) *call
 	return made
 }
 
-// A nextCall is what one call of Config.Around is given as next: it calls the handler, once
-// and while Around runs. Whatever else Around does with it is a fault of the delivery.
+// A nextCall is next in one call of Config.Around: it calls the handler, once and while
+// Around runs. Any other use of it is a failure of the call.
 type nextCall struct {
 	given  *callContext
 	handle func(ctx context.Context) error
@@ -218,7 +217,7 @@ var (
 	errNextContext = errors.New("Config.Around called next with a context that is not derived from its own: the handler was not called")
 )
 
-// next is for Config.Around.
+// next is passed to Config.Around.
 func (n *nextCall) next(ctx context.Context) error {
 	own := ctx != nil && ctx.Value(deliveryKey{}) == any(n.given)
 	if err := n.begin(own); err != nil {
@@ -245,8 +244,8 @@ func (n *nextCall) begin(own bool) error {
 	return n.fault
 }
 
-// end takes what Around has returned. It waits for the handler: nothing else may be done
-// with its events before it has returned (S1).
+// end returns what has become of the call, once Around has returned err. It waits for the
+// handler: nothing else may be done with its events before it has returned (S1).
 func (n *nextCall) end(err error) error {
 	n.mu.Lock()
 	begun, fault := n.begun, n.fault
@@ -271,8 +270,8 @@ func (n *nextCall) end(err error) error {
 	return err
 }
 
-// around calls Config.Around, which calls the handler. A panic of the handler's is an error
-// to it.
+// around calls Config.Around, which calls the handler. A panic of the handler becomes an
+// error for it.
 func (l *lane[E]) around(ctx *callContext, events []*Record[E]) (err error) {
 	n := &nextCall{given: ctx, handle: func(ctx context.Context) error {
 		return l.settled(safely("the handler", func() error { return l.handle(ctx, events) }))

@@ -11,68 +11,62 @@ import (
 )
 
 var (
-	// ErrInvalidConfig is returned for a configuration or a list of
-	// projections that can't work, and by Run for a DB whose connection string
-	// can't be parsed. The message names the field. The database was not touched.
+	// ErrInvalidConfig is returned for a configuration, an argument or a list of
+	// projections that can't work, and by Run for a DB whose connection string can't be
+	// parsed. The message names the field. Nothing was changed in the database.
 	ErrInvalidConfig = errors.New("orchestrator: invalid configuration")
 
-	// ErrSchema is returned by Run and importer.Import when the library's
-	// tables are missing or older than this version needs. Call RunMigrations,
-	// or apply schema.sql.
+	// ErrSchema is returned when the library's tables are missing, or older than this
+	// version needs. Call RunMigrations, or apply schema.sql.
 	ErrSchema = store.ErrSchema
 
-	// ErrProjectionTaken is returned by Run and importer.Import when a
-	// projection is run by a living worker of another replica set. Give one of
-	// the two another name, or stop it there: when the last worker that runs it
-	// has left, the projection moves over with its progress.
+	// ErrProjectionTaken is returned by Run and importer.Import when a living worker of
+	// another replica set runs a projection of that name. Rename one of the two, or stop
+	// it there: when the last worker that runs it has left, the projection moves over
+	// with its progress.
 	ErrProjectionTaken = errors.New("orchestrator: projection is taken")
 
-	// ErrCoordinationTimeout is returned by Run when a handler did not return
-	// within CoordinationTimeout after it was asked to; the message names the
-	// projection and the position. The handler may still be running, so end
-	// the process: the worker's lease is left to end by itself, and the other
-	// workers wait for that.
+	// ErrCoordinationTimeout is returned by Run when a handler did not return within
+	// CoordinationTimeout of being asked to stop. The message names the projection, the
+	// partition and the position. The handler may still run, so end the process; the
+	// other workers wait until the worker's lease is over.
 	ErrCoordinationTimeout = errors.New("orchestrator: coordination timeout")
 
-	// ErrGenerationSuperseded is the cause (see context.Cause) with which a
-	// handler's context is cancelled when it has taken too long to stop, and a
-	// newer generation waits for it or Run is to end. Return; what was not
-	// committed is handled again by the partition's next owner. Run never
-	// returns it.
+	// ErrGenerationSuperseded is the cause (context.Cause) of a handler's cancelled
+	// context when the handler took too long to stop for a newer generation, or for the
+	// end of Run. Return; what was not committed is handled again by the next owner of
+	// the partition. Run never returns it.
 	ErrGenerationSuperseded = errors.New("orchestrator: generation superseded")
 
-	// ErrLeaseLost is the cause with which a handler's context is cancelled
-	// when the worker could not reach the database for too long to be sure
-	// that the partition is still its own. Run never returns it: the worker
-	// joins again as soon as it can.
+	// ErrLeaseLost is the cause of a handler's cancelled context when the worker has
+	// lost its lease: it could not reach the database for too long, or other workers
+	// have removed it. Return. Run never returns it: the worker joins again as soon as
+	// it can.
 	ErrLeaseLost = errors.New("orchestrator: lease lost")
 
-	// ErrSuspended is the cause with which a handler's context is cancelled when
-	// the worker could not reach the database for a moment, so that others may
-	// take it for dead. Return; the event is handled again as soon as the worker
-	// has made sure of its partitions, here or elsewhere. Run never returns it.
-	// See Config.LeaseOnly.
+	// ErrSuspended is the cause of a handler's cancelled context when the worker could
+	// not reach the database for a moment, and others may take it for dead. Return; the
+	// event is handled again, here or elsewhere, when the database answers. Run never
+	// returns it. See Config.LeaseOnly.
 	ErrSuspended = errors.New("orchestrator: handler suspended: database unreachable")
 
-	// ErrEventStore is returned by Run when the event store breaks its
-	// contract, or reads something that does not exist or may not be read.
-	// Nothing moves past the event at fault.
+	// ErrEventStore is returned by Run when the event store breaks its contract, or
+	// reads something that does not exist or may not be read. No projection moves past
+	// the event at fault.
 	ErrEventStore = errors.New("orchestrator: event store")
 )
 
-// Permanent returns err as an error that trying again can't mend: an event of a version
-// that the handler does not know, say. A handler that returns it, or an error that wraps
-// it, is not called again for the event: its failure rule applies at once, whatever
-// FailureRule.Attempts says. RetryForever has nothing else to do than to call it again,
-// in case an operator mends what it depends on; it does so after Retry.Max each time.
+// Permanent marks err as an error that no retry can fix, such as an event of a version that
+// the handler does not know. When a handler returns it, or an error that wraps it, its
+// failure policy applies at once, whatever FailureRule.Attempts is. RetryForever still calls
+// the handler again, in case an operator fixes what it depends on, each time after
+// Retry.Max.
 //
-// A batch that fails for it is still halved until the event at fault stands alone, and a
-// transactional handler is called once more after what precedes the event has been
-// committed. If the library has interrupted the handler (see FailureRule), what it
-// returns counts for nothing.
+// A failed batch is still halved until the event at fault stands alone, and a transactional
+// handler is called once more after what precedes the event has been committed. If the
+// library has interrupted the handler (see FailureRule), its error has no effect.
 //
-// The result has the text of err, which errors.Is and errors.As find in it. Permanent(nil)
-// is nil.
+// The result has the text of err and wraps it. Permanent(nil) is nil.
 func Permanent(err error) error {
 	if err == nil {
 		return nil
@@ -80,36 +74,43 @@ func Permanent(err error) error {
 	return &store.PermanentError{Err: err}
 }
 
-// A HandlerError is returned by Run, under the policy StopOnFailure, for a
-// handler that failed.
+// HandlerError is returned by Run, under the policy StopOnFailure, when a handler has
+// failed.
 type HandlerError struct {
+	// Projection is the name of the projection.
 	Projection string
-	// Position of the event at fault. For a BatchProjection or a PlainBatchProjection, of
-	// the first event of the batch.
-	Position  int64
+	// Position is the position of the event at fault. In a batch the event at fault
+	// stands alone by then.
+	Position int64
+	// Partition is the number of the partition.
 	Partition int
-	Attempts  int
-	// Err stands for what the handler has returned: it has its text (of very long
-	// ones, the beginning; without connection strings), and errors.Is and errors.As
-	// find what that wraps.
+	// Attempts is how often the handler has failed at the event.
+	Attempts int
+	// Err is the handler's error: its text, shortened if it is very long and without
+	// connection strings; errors.Is and errors.As find what it wraps.
 	Err error
 }
 
+// Error names the projection, the position, the partition and the attempts.
 func (e *HandlerError) Error() string {
 	return fmt.Sprintf("projection %q failed at position %d (partition %d, attempt %d): %v", e.Projection, e.Position, e.Partition, e.Attempts, redact.Error(e.Err))
 }
 
+// Unwrap returns Err.
 func (e *HandlerError) Unwrap() error { return e.Err }
 
-// A PanicError is a panic of the program's code, a handler's for example, turned into
-// an error. Its text names the place; the format %+v has the stack as well.
+// PanicError is a panic of the program's code, such as a handler, as an error. Its text
+// names the place of the panic; the format %+v also has the stack.
 type PanicError struct {
+	// Value is what panic was called with.
 	Value any
+	// Stack is the stack of the goroutine, as debug.Stack returns it.
 	Stack []byte
 
 	text string // of Value
 }
 
+// Error returns the value and the place of the panic.
 func (e *PanicError) Error() string {
 	text := e.text
 	if text == "" {
@@ -122,7 +123,7 @@ func (e *PanicError) Error() string {
 	return text
 }
 
-// Format is fmt.Formatter's.
+// Format implements fmt.Formatter.
 func (e *PanicError) Format(s fmt.State, verb rune) {
 	text := e.Error()
 	switch {
@@ -134,8 +135,8 @@ func (e *PanicError) Format(s fmt.State, verb rune) {
 	fmt.Fprint(s, text)
 }
 
-// place returns the function that panicked, and its line: what is below the calls of
-// the runtime in the stack. It is "" where that is not found.
+// place returns the function that panicked, and its line: the first entry of the stack below
+// the runtime's. It is "" if there is none.
 func (e *PanicError) place() string {
 	_, stack, found := strings.Cut(string(e.Stack), "\npanic(")
 	lines := strings.Split(stack, "\n")
@@ -153,7 +154,7 @@ func (e *PanicError) place() string {
 	return ""
 }
 
-// Unwrap returns the value if it was an error.
+// Unwrap returns the value if it is an error.
 func (e *PanicError) Unwrap() error {
 	err, _ := e.Value.(error)
 	if err == nil || !sane(err) {

@@ -16,36 +16,37 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
-// What probes ask of the workers of a process. A worker's loop notes its turns;
-// protocol.Health judges them, without a look at the database.
+// The answers to the probes of a process. A worker's loop notes its turns, and
+// protocol.Health evaluates them, without the database.
 
-// Health is what probes want to know of an Orchestrator.
+// Health is the state of an Orchestrator, for probes.
 type Health struct {
-	// Live is false when only a restart of the process helps: Run has returned
-	// with an error, or a worker's loop has not turned for StaleWorkerTimeout. A
-	// database that is away, for however long, leaves it true; so do the time
-	// before Run is called and the time after its context has ended.
+	// Live is false if only a restart of the process helps: Run has returned with an
+	// error, or a worker's loop has not run for StaleWorkerTimeout. It is true before
+	// Run is called, after Run's context has ended, and while the database is away, for
+	// however long.
 	Live bool
-	// Ready is true once the worker has had its place in the replica set: it runs
-	// its partitions, or is a standby. It stays true while others join and leave,
-	// and while the database is away, since all workers see that at once. It is
-	// false before; from when the worker was asked to stop; and while the worker
-	// has no place although the database answers, for longer than a re-partition
-	// may take: twice CoordinationTimeout + StaleWorkerTimeout.
+	// Ready is true once the worker has its place in the replica set: it runs its
+	// partitions, or is a standby. It stays true while others join and leave, and while
+	// the database is away, which all workers notice at once. It is false before that,
+	// after the worker was asked to stop, and while the worker has no place although the
+	// database answers, for longer than a re-partition may take: twice
+	// CoordinationTimeout + StaleWorkerTimeout.
 	Ready bool
-	// Detail says in words what the worker does, or what is the matter; a line for
-	// each call of Run that has not returned. The words are fixed ones: probes are
-	// open to whoever reaches their port, so what an error says is in the log alone.
+	// Detail describes the state, with a line for each call of Run that has not
+	// returned. The words are fixed, since anyone who reaches the port of the probes can
+	// read them: the text of an error is in the log only.
 	Detail string
 }
 
-// Health reports the state of this Orchestrator's workers.
+// Health returns the state of this Orchestrator's workers. It does not use the database, and
+// returns at once.
 func (o *Orchestrator[E]) Health() Health {
 	return healthOf(string(o.cfg.ReplicaSet), time.Now(), o.runs.all())
 }
 
-// healthOf puts together what the calls of Run of one Orchestrator are like. One
-// that its context has ended counts only where there is no other.
+// healthOf combines the states of the calls of Run of one Orchestrator. A call that its
+// context has ended counts only if there is no other.
 func healthOf(set string, now time.Time, runs []facts) Health {
 	h := Health{Live: true, Ready: len(runs) > 0}
 	var lines []string
@@ -74,7 +75,7 @@ func healthOf(set string, now time.Time, runs []facts) Health {
 	return h
 }
 
-// kindOf says of which kind an error of Run is, and nothing that is in it.
+// kindOf returns the kind of an error of Run, without anything of its text.
 func kindOf(err error) string {
 	var handler *HandlerError
 	switch {
@@ -98,18 +99,20 @@ func kindOf(err error) string {
 	return "it cannot continue"
 }
 
-// A HealthChecker is an Orchestrator, of any type of event.
-type HealthChecker interface{ Health() Health }
+// HealthChecker is an Orchestrator with events of any type.
+type HealthChecker interface {
+	// Health returns the state of the Orchestrator's workers.
+	Health() Health
+}
 
-// HealthHandler answers the probes of a process that runs these Orchestrators,
-// wherever it is mounted: a path that ends in /livez with whether all are live,
-// one that ends in /readyz with whether all are ready, and others with 404. The
-// status is 200 or 503, and the text says what is the matter, in fixed words. It never
-// asks the database, and answers at once.
+// HealthHandler returns a handler for the probes of a process that runs these
+// Orchestrators. A path that ends in /livez answers whether all are live, one that ends in
+// /readyz whether all are ready: with status 200 or 503, and Health.Detail as the text.
+// Other paths answer 404. It does not use the database, and answers at once.
 //
 //	http.Handle("/", orchestrator.HealthHandler(orders, reports))
 //
-// Give the server of probes a ReadHeaderTimeout, as any other.
+// Give the server a ReadHeaderTimeout.
 func HealthHandler(of ...HealthChecker) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		var good func(Health) bool
@@ -138,51 +141,51 @@ func HealthHandler(of ...HealthChecker) http.Handler {
 	})
 }
 
-// facts are what is known of the health of one call of Run.
+// facts are those of the health of one call of Run.
 type facts struct {
 	protocol.Health
 	ended bool
-	err   error // what Run has returned; nil: what its context said
+	err   error // what Run has returned; nil: its context's error
 }
 
-// healthState are the facts of one call of Run, as its loop notes them.
+// healthState has the facts of one call of Run, as its loop notes them.
 type healthState struct {
 	mu    sync.Mutex
 	facts facts
 }
 
-func (v *healthState) get() facts {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	return v.facts
+func (h *healthState) get() facts {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.facts
 }
 
-func (v *healthState) update(f func(*facts)) {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	f(&v.facts)
+func (h *healthState) update(f func(*facts)) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	f(&h.facts)
 }
 
-// begun reports whether the loop has turned.
-func (v *healthState) begun() bool {
-	f := v.get()
+// begun reports whether the loop has run.
+func (h *healthState) begun() bool {
+	f := h.get()
 	return !f.Turned().IsZero()
 }
 
 // turn notes a turn of the loop.
-func (v *healthState) turn(now time.Time, in protocol.Input, actions []protocol.Action) {
-	v.update(func(f *facts) { f.Turn(now, in, actions) })
+func (h *healthState) turn(now time.Time, in protocol.Input, actions []protocol.Action) {
+	h.update(func(f *facts) { f.Turn(now, in, actions) })
 }
 
 // end notes that Run returns.
-func (v *healthState) end(ctx context.Context, err error) {
+func (h *healthState) end(ctx context.Context, err error) {
 	switch {
 	case err == nil:
 		err = errors.New("Run did not return: it panicked, or its goroutine ended")
 	case err == ctx.Err():
 		err = nil
 	}
-	v.update(func(f *facts) { f.ended, f.err = true, err })
+	h.update(func(f *facts) { f.ended, f.err = true, err })
 }
 
 // runs are the calls of Run of one Orchestrator.
@@ -191,21 +194,21 @@ type runs struct {
 	of []*healthState
 }
 
-// begin adds one. Those that have returned are of no interest any more.
+// begin adds one, and removes those that have returned.
 func (r *runs) begin(timing protocol.Timing, window time.Duration) *healthState {
-	v := &healthState{facts: facts{Health: protocol.NewHealth(timing, window)}}
+	h := &healthState{facts: facts{Health: protocol.NewHealth(timing, window)}}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.of = append(slices.DeleteFunc(r.of, func(o *healthState) bool { return o.get().ended }), v)
-	return v
+	r.of = append(slices.DeleteFunc(r.of, func(o *healthState) bool { return o.get().ended }), h)
+	return h
 }
 
 func (r *runs) all() []facts {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	var all []facts
-	for _, v := range r.of {
-		all = append(all, v.get())
+	for _, h := range r.of {
+		all = append(all, h.get())
 	}
 	return all
 }

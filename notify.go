@@ -14,29 +14,29 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
-// A Notifier hears PostgreSQL's notifications on a connection of its own. What it
-// hears is a hint to look sooner: nothing is lost if it is deaf, late, or makes
-// things up. Package pqnotify has one.
+// Notifier receives PostgreSQL's notifications on a connection of its own. A notification
+// only makes workers poll sooner: nothing is lost if it is missing, late or wrong. Package
+// pqnotify has a Notifier.
 //
 // Workers of a process whose Notifiers are equal (==) share a connection.
 type Notifier interface {
-	// Listen connects, listens to the channels (names of any kind: quote them),
-	// calls up when it does, and from then on heard for each notification. It
-	// returns when ctx ends, or with what was wrong with the connection; then it
-	// is called again after a while. One call is under way at a time.
+	// Listen connects, listens to the channels (quote their names), calls up when it
+	// does, and from then on calls heard for each notification. It returns when ctx
+	// ends, or with the error of the connection; then it is called again after a
+	// while. There is one call at a time.
 	Listen(ctx context.Context, channels []string, up func(), heard func(channel, payload string)) error
 }
 
-// An subscriber is what one worker wants to hear. Its functions don't block.
+// A subscriber has the functions that notifications call for one worker. They don't block.
 type subscriber struct {
-	set    string                 // hints for this replica set call look
-	events string                 // the channel of events; "": none
-	look   func()                 // the group may have changed
-	hear   func(protocol.Hearing) // of new events
+	set         string                 // notifications for this replica set call poll
+	events      string                 // the channel of events; "": none
+	poll        func()                 // the group may have changed
+	eventsHeard func(protocol.Hearing) // there may be new events
 }
 
-// A listener is a connection's worth of hints, for all workers of the process
-// that were given the same Notifier.
+// A listener passes the notifications of one connection on, to all workers of the process
+// with the same Notifier.
 type listener struct {
 	key      any // in listeners
 	notifier Notifier
@@ -56,15 +56,15 @@ var listeners = struct {
 	of map[any]*listener
 }{of: map[any]*listener{}}
 
-// listen adds a subscriber to the listener of a notifier, and returns what takes it
-// away. Without a notifier there is nothing to hear.
-func listen(n Notifier, log *slog.Logger, e *subscriber) (leave func()) {
+// listen adds a subscriber to the listener of a notifier, and returns the function that
+// removes it. Without a notifier it does nothing.
+func listen(n Notifier, log *slog.Logger, s *subscriber) (leave func()) {
 	if n == nil {
 		return func() {}
 	}
 	var key any = n
 	if !reflect.ValueOf(n).Comparable() {
-		key = new(byte) // nobody else's
+		key = new(byte) // of its own
 	}
 	listeners.Lock()
 	defer listeners.Unlock()
@@ -75,35 +75,35 @@ func listen(n Notifier, log *slog.Logger, e *subscriber) (leave func()) {
 		listeners.of[key] = l
 		defer func() { go l.run(ctx) }() // with the first subscriber
 	}
-	l.add(e)
-	return func() { l.remove(e) }
+	l.add(s)
+	return func() { l.remove(s) }
 }
 
-// add adds a subscriber, and listens again where that needs one more channel.
-func (l *listener) add(e *subscriber) {
+// add adds a subscriber, and listens again if that needs one more channel.
+func (l *listener) add(s *subscriber) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.subscribers = append(l.subscribers, e)
-	if e.events == "" || slices.Contains(l.channels, e.events) {
+	l.subscribers = append(l.subscribers, s)
+	if s.events == "" || slices.Contains(l.channels, s.events) {
 		return
 	}
-	l.channels = append(l.channels, e.events)
+	l.channels = append(l.channels, s.events)
 	if l.relisten != nil {
 		l.relisten()
 	}
 }
 
-// remove takes a subscriber away, and with the last one the listener. A Notifier that
-// does not return is not waited for: it must not keep Run from returning.
-func (l *listener) remove(e *subscriber) {
+// remove removes a subscriber, and with the last one the listener. It waits a second at most
+// for a Notifier that does not return: that must not keep Run from returning.
+func (l *listener) remove(s *subscriber) {
 	listeners.Lock()
 	l.mu.Lock()
-	l.subscribers = slices.DeleteFunc(l.subscribers, func(o *subscriber) bool { return o == e })
+	l.subscribers = slices.DeleteFunc(l.subscribers, func(o *subscriber) bool { return o == s })
 	last := len(l.subscribers) == 0
 	if last {
 		delete(listeners.of, l.key)
 	}
-	e.hear(protocol.HintsDown)
+	s.eventsHeard(protocol.HintsDown)
 	l.mu.Unlock()
 	listeners.Unlock()
 	if last {
@@ -117,8 +117,7 @@ func (l *listener) remove(e *subscriber) {
 	}
 }
 
-// run listens, again and again, and says once when it can't and once when it can
-// again.
+// run listens, again and again. It logs once that it can't, and once that it can again.
 func (l *listener) run(ctx context.Context) {
 	defer close(l.done)
 	backoff := protocol.RetryListen.Backoff()
@@ -133,14 +132,14 @@ func (l *listener) run(ctx context.Context) {
 				l.log.Info("listening for notifications again")
 			}
 			failures, away = 0, false
-			l.each(func(e *subscriber) { e.look(); e.hear(protocol.HintsUp) }) // what was said before was missed
+			l.each(func(s *subscriber) { s.poll(); s.eventsHeard(protocol.HintsUp) }) // earlier notifications were missed
 		}
 		_, err := apart("the Notifier", func() (struct{}, error) {
 			return struct{}{}, l.notifier.Listen(inner, channels, up, l.heard)
 		})
 		changed := inner.Err() != nil
 		cancel()
-		l.each(func(e *subscriber) { e.hear(protocol.HintsDown) })
+		l.each(func(s *subscriber) { s.eventsHeard(protocol.HintsDown) })
 		switch {
 		case ctx.Err() != nil:
 			return
@@ -157,15 +156,14 @@ func (l *listener) run(ctx context.Context) {
 	}
 }
 
-// heard passes a notification on. Whatever it says, all that it does is to have
-// somebody look.
+// heard passes a notification on. All that it does is to make workers poll.
 func (l *listener) heard(channel, payload string) {
-	l.each(func(e *subscriber) {
-		if channel == store.Channel && payload == e.set {
-			e.look()
+	l.each(func(s *subscriber) {
+		if channel == store.Channel && payload == s.set {
+			s.poll()
 		}
-		if channel == e.events {
-			e.hear(protocol.HintHeard)
+		if channel == s.events {
+			s.eventsHeard(protocol.HintHeard)
 		}
 	})
 }
@@ -173,7 +171,7 @@ func (l *listener) heard(channel, payload string) {
 func (l *listener) each(f func(*subscriber)) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for _, e := range l.subscribers {
-		f(e)
+	for _, s := range l.subscribers {
+		f(s)
 	}
 }

@@ -7,14 +7,14 @@ import (
 	"time"
 )
 
-// An Observer is told what a worker does, for metrics and traces, in the manner
-// of net/http/httptrace.ClientTrace: functions that are nil are not called. One
+// Observer has functions that a worker calls when something happens, for metrics and
+// traces, like net/http/httptrace.ClientTrace. Functions that are nil are not called. One
 // Observer may serve several Orchestrators.
 //
-// The functions are called one after another, in the order of what they tell, on
-// a goroutine beside the worker: one that blocks or panics holds up no event and
-// no heartbeat. What comes while many calls wait is dropped, and Dropped says how
-// much was.
+// The functions of one Run are called one after another, in the order of the events, on a
+// goroutine beside the worker: a function that blocks or panics delays no event and no
+// heartbeat. Up to 1024 calls are queued; further ones are dropped, and Dropped reports how
+// many. Run waits up to a second for the last calls.
 type Observer struct {
 	// GenerationOpened is called when this worker has opened a generation.
 	GenerationOpened func(GenerationOpened)
@@ -31,12 +31,12 @@ type Observer struct {
 	WorkerLeft func(WorkerLeft)
 	// WorkerExpired is called when this worker has removed another one.
 	WorkerExpired func(WorkerExpired)
-	// PartitionsChanged is called when this worker begins to run partitions, and when
-	// it has stopped.
+	// PartitionsChanged is called when this worker starts its partitions, and when they
+	// have stopped.
 	PartitionsChanged func(PartitionsChanged)
-	// Heartbeat is called after each exchange about the replica set.
+	// Heartbeat is called after each exchange with the database about the replica set.
 	Heartbeat func(Heartbeat)
-	// LeaseLost is called when this worker may not go on with what it runs.
+	// LeaseLost is called when this worker loses its lease while it runs partitions.
 	LeaseLost func(LeaseLost)
 	// CoordinationTimeout is called when handlers did not return in time.
 	CoordinationTimeout func(CoordinationTimeout)
@@ -45,159 +45,161 @@ type Observer struct {
 	BatchCommitted func(BatchCommitted)
 	// CommitRefused is called when a commit was refused.
 	CommitRefused func(CommitRefused)
-	// HandlerFailed is called each time that a handler has failed.
+	// HandlerFailed is called each time a handler has failed.
 	HandlerFailed func(HandlerFailed)
 	// EventParked is called for each event that is parked.
 	EventParked func(EventParked)
 
-	// GapWaited is called when readers begin to wait at a gap, and when they go on.
+	// GapWaited is called when readers start to wait at a gap, and when they continue.
 	GapWaited func(GapWaited)
-	// Stalled is called when a lane stands still, and when it moves again.
+	// Stalled is called when a lane has stalled, and when it moves again.
 	Stalled func(Stalled)
 
-	// Reported is called about once a HeartbeatInterval with how far each lane is.
+	// Reported is called about once in HeartbeatInterval with the progress of each lane.
 	Reported func(WorkerReport)
-	// Dropped is called with the number of calls that were left out since the last
-	// time.
+	// Dropped is called with the number of calls that were dropped since the last time.
 	Dropped func(n int)
 }
 
-// A Source says which worker an event comes from, and when.
+// Source identifies the worker that an event is about, and its time.
 type Source struct {
-	// ReplicaSet is the worker's.
+	// ReplicaSet is the name of the worker's replica set.
 	ReplicaSet ReplicaSetName `json:"replica_set"`
-	// Worker is the name of this incarnation, as it stands in orchestrator_workers.
+	// Worker is the name of the worker, as in orchestrator_workers. A worker that joins
+	// again has a new one.
 	Worker string `json:"worker"`
 	// At is the time by the worker's clock.
 	At time.Time `json:"at"`
 }
 
-// A Lane is one projection on one partition under one generation.
+// Lane is one projection on one partition under one generation.
 type Lane struct {
-	// Projection is its name.
+	// Projection is the name of the projection.
 	Projection string
-	// Generation is the one under which it runs.
+	// Generation is the number of the generation.
 	Generation int64
-	// Partition is its number, from 0.
+	// Partition is the number of the partition, from 0 to TotalPartitions-1.
 	Partition int
-	// TotalPartitions is how many the generation has.
+	// TotalPartitions is the number of partitions of the generation.
 	TotalPartitions int
 }
 
-// GenerationOpened tells that this worker has opened a generation: of all workers of a
-// set, one tells of it. One that an order has opened (see ops.Pause) was opened by no
-// worker: its activation tells of it.
+// GenerationOpened is passed to the Observer of the one worker that has opened a generation,
+// once. A generation that an order has opened (such as ops.Pause) is reported by
+// GenerationActivated only.
 type GenerationOpened struct {
 	Source
 	// Generation is its number.
 	Generation int64
-	// Reason is what has changed, in words: "1 joined".
+	// Reason is what has changed, such as "1 joined".
 	Reason string
-	// TotalPartitions is how many partitions it has.
+	// TotalPartitions is its number of partitions.
 	TotalPartitions int
-	// WaitsFor are the workers that have to stop before it is activated.
+	// WaitsFor are the names of the workers that must stop before it is activated.
 	WaitsFor []string
 }
 
-// GenerationActivated tells that this worker has activated a generation, whoever has
-// opened it: of all workers of a set, one tells of it. Its partitions may run now.
+// GenerationActivated is passed to the Observer of the one worker that has activated a
+// generation, once. Its partitions may run from now on.
 type GenerationActivated struct {
 	Source
 	// Generation is its number.
 	Generation int64
-	// Reason is what has changed, in words: "1 joined".
+	// Reason is what has changed, such as "1 joined".
 	Reason string
-	// TotalPartitions is how many partitions it has.
+	// TotalPartitions is its number of partitions.
 	TotalPartitions int
 	// Duration is the time since it was opened, by the database's clock.
 	Duration time.Duration
-	// WaitedFor are the workers that had to stop first.
+	// WaitedFor are the names of the workers that had to stop first.
 	WaitedFor []string
 }
 
-// GenerationSuperseded tells that there is a newer generation, and that this worker
-// stops what it runs.
+// GenerationSuperseded is passed to the Observer of each worker that stops its partitions
+// because there is a newer generation, once for each generation that it ran.
 type GenerationSuperseded struct {
 	Source
-	// Generation is the one that it runs.
+	// Generation is the one that the worker stops.
 	Generation int64
 }
 
-// GenerationDelayed tells that a generation has waited for workers to stop for longer
-// than two HeartbeatIntervals; and again every ten seconds.
+// GenerationDelayed is passed to the Observer of each worker that has seen a generation wait
+// for other workers for more than two HeartbeatIntervals, and again every ten seconds.
 type GenerationDelayed struct {
 	Source
 	// Generation is the one that waits.
 	Generation int64
-	// WaitsFor are the workers that have not stopped.
+	// WaitsFor are the names of the workers that have not stopped.
 	WaitsFor []string
-	// Waited is for how long this worker has seen it wait.
+	// Waited is how long this worker has seen it wait.
 	Waited time.Duration
 }
 
-// WorkerJoined tells that this worker has become a member of the replica set. It is
-// told again, with another name of the worker, after it was removed or has lost its
-// lease.
+// WorkerJoined is passed to the Observer of a worker that has become a member of the replica
+// set: once, and again, with a new Source.Worker, each time it has joined again.
 type WorkerJoined struct{ Source }
 
-// WorkerLeft tells that Run ends. It is told also of a worker that never joined.
+// WorkerLeft is passed to the Observer of a worker whose Run ends, once, also if the worker
+// never joined.
 type WorkerLeft struct {
 	Source
 	// Err is what Run returns.
 	Err error
 }
 
-// WorkerExpired tells that this worker has removed another one, whose lease was over or
-// whose connection had ended.
+// WorkerExpired is passed to the Observer of the one worker that has removed another one,
+// whose lease was over or whose dedicated connection had ended: once for each.
 type WorkerExpired struct {
 	Source
-	// Expired is the name of the one that was removed.
+	// Expired is the name of the worker that was removed.
 	Expired string
 }
 
-// PartitionsChanged tells which partitions this worker runs from now on. It is told when
-// it starts those of a generation, and, with none, when nothing of them runs any more.
+// PartitionsChanged is passed to the Observer of a worker when it starts its partitions of a
+// generation, and once more, with no Partitions, when all of them have stopped.
 type PartitionsChanged struct {
 	Source
-	// Generation is the one under which they run, or did.
+	// Generation is the one under which they run, or ran.
 	Generation int64
-	// Partitions are their numbers, in order. Empty: the worker has stopped.
+	// Partitions are their numbers, in ascending order. Empty: they have stopped.
 	Partitions []int
-	// TotalPartitions is how many the generation has.
+	// TotalPartitions is the number of partitions of the generation.
 	TotalPartitions int
 }
 
-// Heartbeat tells of an exchange with the database about the replica set, whether it
-// succeeded or not: one each HeartbeatInterval, and those in between, as at a join.
+// Heartbeat is passed to the Observer of each worker after each exchange with the database
+// about the replica set, successful or not: once in HeartbeatInterval, and more often when
+// something changes, such as at a join.
 type Heartbeat struct {
 	Source
 	// Latency is the time from the request to the answer, or to the failure.
 	Latency time.Duration
-	// Err is nil if it succeeded.
+	// Err is the failure; nil if there was none.
 	Err error
 }
 
-// LeaseLost tells that the lease is over, or that this worker was removed, while it runs
-// partitions. Their handlers are cancelled, and it joins again.
+// LeaseLost is passed to the Observer of a worker whose lease has ended, or that other
+// workers have removed, while it runs partitions. Its handlers are cancelled, and it joins
+// again.
 type LeaseLost struct {
 	Source
-	// Generation is the one under which they run.
+	// Generation is the one under which the partitions run.
 	Generation int64
 }
 
-// CoordinationTimeout tells that handlers of this worker did not return within
-// Config.CoordinationTimeout after they were asked to stop. Run returns
+// CoordinationTimeout is passed to the Observer of a worker whose handlers did not return
+// within Config.CoordinationTimeout of being asked to stop, once. Run returns
 // ErrCoordinationTimeout.
 type CoordinationTimeout struct {
 	Source
-	// Generation is the one under which they run.
+	// Generation is the one under which the handlers run.
 	Generation int64
-	// Handlers says which, and at which positions.
+	// Handlers describes each of them: its projection, partition and position.
 	Handlers []string
 }
 
-// BatchCommitted tells that a lane has committed, or that its checkpoint has gone past
-// events of other partitions.
+// BatchCommitted is passed to the Observer of a worker each time that one of its lanes has
+// committed, also if its checkpoint has only moved past events of other partitions.
 type BatchCommitted struct {
 	Source
 	Lane
@@ -205,15 +207,17 @@ type BatchCommitted struct {
 	Events int
 	// Skipped is the number of events that were read and belong to other partitions.
 	Skipped int
-	// Position is how far everything is handled now.
+	// Position is the one up to which everything is handled.
 	Position int64
-	// Duration is the time since the first call of the handler, or where there was
-	// none, since the read.
+	// Duration is the time since the batch began: since its transaction was begun, or,
+	// without one, since the first call of the handler, or, without any call, since the
+	// update of the checkpoint was sent.
 	Duration time.Duration
 }
 
-// CommitRefused tells that a lane could not commit, since another worker has its
-// partition. What it has handled since its last commit counts for nothing.
+// CommitRefused is passed to the Observer of a worker when the fence has refused a commit of
+// one of its lanes: another worker has the partition. What the lane has handled since its
+// last commit was rolled back, or is handled again.
 type CommitRefused struct {
 	Source
 	Lane
@@ -221,20 +225,18 @@ type CommitRefused struct {
 	Position int64
 }
 
-// HandlerFailed tells that a handler has returned an error or panicked, each time: also
-// before EventParked, and when an event that was parked is retried. A handler that was
-// interrupted, since the worker has cancelled it or its connection to the database was
-// lost, has not failed: see LaneReport.Interruption.
+// HandlerFailed is passed to the Observer of a worker each time that a handler has returned
+// an error or panicked, also before EventParked, and when a parked event was retried. A
+// handler that was interrupted has not failed: see LaneReport.Interruption.
 type HandlerFailed struct {
 	Source
 	Lane
-	// Position is the event's. Where a batch has failed as a whole, it is the first
-	// one's.
+	// Position is the event's, or the first event's of a batch that failed as a whole.
 	Position int64
-	// Attempt is how often it has failed at the event, this time included. 0: the
-	// event is one of a batch, and nobody knows which.
+	// Attempt is how often the handler has failed at the event, this time included. 0:
+	// an event of a batch has failed, and it is not known which.
 	Attempt int
-	// Final is true if the handler is not called for the event again by itself: Run
+	// Final is true if the handler is not called again for the event by itself: Run
 	// ends, or the event is parked.
 	Final bool
 	// RetryIn is the time until the next attempt. 0 if Final.
@@ -243,8 +245,8 @@ type HandlerFailed struct {
 	Err error
 }
 
-// EventParked tells that an event was put aside: under the policy ParkEvents, by order
-// (ops.Park), or since an earlier event of its aggregate was.
+// EventParked is passed to the Observer of a worker for each event that it has parked: under
+// the policy ParkEvents, by order (ops.Park), or behind an earlier event of its aggregate.
 type EventParked struct {
 	Source
 	Lane
@@ -252,49 +254,50 @@ type EventParked struct {
 	Position int64
 	// AggregateID is the event's.
 	AggregateID string
-	// Attempts is how often the handler has failed at it. 0: it was not called, since
-	// an earlier event of the aggregate is parked, or since the event was parked by order.
+	// Attempts is how often the handler has failed at the event. 0: the handler was not
+	// called, since an earlier event of the aggregate is parked, or by order.
 	Attempts int
 	// Err is the last failure. Nil if Attempts is 0.
 	Err error
-	// Ordered is true if it was parked by order.
+	// Ordered is true if the event was parked by order.
 	Ordered bool
 }
 
-// GapWaited tells that readers begin to wait at a gap in the stream, a position that an
-// open transaction may still fill; and once more, with Over, that they go on.
+// GapWaited is passed to the Observer of each worker when the reads of its process start to
+// wait at a gap, a position that an open transaction may still fill; and once more, with
+// Over, when they continue.
 type GapWaited struct {
 	Source
 	// Position is the first that is missing.
 	Position int64
-	// Backends are the server's processes whose transactions hold it open; 0 is a
-	// prepared transaction. Empty if Over.
+	// Backends are the process ids of the transactions that hold it open
+	// (pg_stat_activity.pid); 0 is a prepared transaction. Empty if Over.
 	Backends []int
 	// Over is true when the wait has ended.
 	Over bool
-	// Waited is how long it was. 0 until it is Over.
+	// Waited is how long the wait was. 0 until it is Over.
 	Waited time.Duration
 }
 
-// Stalled tells that a lane has not moved for Config.StallAfter, although there is
-// something for it to handle; and once more, with Over, that it moves again, or has
-// ended.
+// Stalled is passed to the Observer of a worker when one of its lanes has not moved for
+// Config.StallAfter, although there is something for it to handle; and once more, with Over,
+// when it moves again or has ended.
 type Stalled struct {
 	Source
 	Lane
-	// Position is how far it has handled everything by now.
+	// Position is the one up to which everything is handled.
 	Position int64
-	// For is how long it has stood still; once it is Over, how long it had.
+	// For is how long the lane has not moved, or, once it is Over, had not.
 	For time.Duration
-	// Reason says why, in words. Empty if Over.
+	// Reason is why, in words. Empty if Over.
 	Reason string
 	// Over is true when the stall has ended.
 	Over bool
 }
 
-// A observerQueue calls an Observer's functions, one after another, on a goroutine of its
-// own. Whoever has something to tell puts it into a bounded queue and goes on, so
-// an observer that blocks delays no worker, and one that panics stops none.
+// observerQueue calls an Observer's functions, one after another, on a goroutine of its own.
+// The worker puts calls into a bounded queue and goes on, so an observer that blocks delays
+// no worker, and one that panics stops none.
 type observerQueue struct {
 	Observer
 	log *slog.Logger
@@ -308,81 +311,80 @@ type observerQueue struct {
 }
 
 const (
-	// tellQueue is how many calls wait at most: a second's worth of batches of a
+	// queueMax is how many calls are queued at most: a second's worth of batches of a
 	// busy worker.
-	tellQueue = 1024
-	// tellPatience is how long the end of Run waits for the observer.
-	tellPatience = time.Second
+	queueMax = 1024
+	// queuePatience is how long the end of Run waits for the observer.
+	queuePatience = time.Second
 )
 
 // newObserverQueue returns the queue of an observer. Without one, nothing is called.
 func newObserverQueue(o *Observer, log *slog.Logger) *observerQueue {
-	t := &observerQueue{log: log}
+	q := &observerQueue{log: log}
 	if o == nil {
-		return t
+		return q
 	}
-	t.Observer, t.calls = *o, make(chan func(), tellQueue)
-	t.stop, t.done = make(chan struct{}), make(chan struct{})
-	go t.loop()
-	return t
+	q.Observer, q.calls = *o, make(chan func(), queueMax)
+	q.stop, q.done = make(chan struct{}), make(chan struct{})
+	go q.loop()
+	return q
 }
 
 // emit has a function of the queue's observer called, unless that is nil.
-func emit[T any](t *observerQueue, call func(T), event T) {
+func emit[T any](q *observerQueue, call func(T), event T) {
 	if call == nil {
 		return
 	}
 	select {
-	case t.calls <- func() { call(event) }:
+	case q.calls <- func() { call(event) }:
 	default:
-		t.dropped.Add(1)
+		q.dropped.Add(1)
 	}
 }
 
-func (t *observerQueue) loop() {
+func (q *observerQueue) loop() {
 	ended := false
 	defer func() {
 		if v := recover(); !ended { // a panic, or runtime.Goexit
 			text, _ := apart("the Observer", func() (string, error) { return textOf(v), nil })
-			t.failed.Do(func() { t.log.Error("observer panicked", "panic", text) })
-			go t.loop()
+			q.failed.Do(func() { q.log.Error("observer panicked", "panic", text) })
+			go q.loop()
 		}
 	}()
-	for !t.over.Load() {
-		if n := t.dropped.Swap(0); n > 0 && t.Dropped != nil {
-			t.Dropped(int(n))
+	for !q.over.Load() {
+		if n := q.dropped.Swap(0); n > 0 && q.Dropped != nil {
+			q.Dropped(int(n))
 		}
 		select {
-		case call := <-t.calls:
+		case call := <-q.calls:
 			call()
 			continue
 		default:
 		}
 		select {
-		case call := <-t.calls:
+		case call := <-q.calls:
 			call()
-		case <-t.stop:
-			if len(t.calls) == 0 && t.dropped.Load() == 0 {
-				t.over.Store(true)
+		case <-q.stop:
+			if len(q.calls) == 0 && q.dropped.Load() == 0 {
+				q.over.Store(true)
 			}
 		}
 	}
 	ended = true
-	close(t.done)
+	close(q.done)
 }
 
-// close lets the observer hear what is queued, if it listens. Nothing that is told
-// afterwards reaches it.
-func (t *observerQueue) close() {
-	if t.calls == nil {
+// close waits for the calls that are queued, and drops later ones.
+func (q *observerQueue) close() {
+	if q.calls == nil {
 		return
 	}
-	close(t.stop)
-	patience := time.NewTimer(tellPatience)
+	close(q.stop)
+	patience := time.NewTimer(queuePatience)
 	defer patience.Stop()
 	select {
-	case <-t.done:
+	case <-q.done:
 	case <-patience.C:
-		t.over.Store(true)
+		q.over.Store(true)
 	}
 }

@@ -9,7 +9,7 @@ import (
 )
 
 // What comes while many calls wait is dropped, and that is told.
-func TestTellerDrops(t *testing.T) {
+func TestObserverQueueDropsCallsBeyondItsLength(t *testing.T) {
 	t.Parallel()
 	begun, gate := make(chan struct{}), make(chan struct{})
 	var dropped int
@@ -27,18 +27,18 @@ func TestTellerDrops(t *testing.T) {
 	say := func(n int64) { emit(to, to.GenerationSuperseded, GenerationSuperseded{Generation: n}) }
 	say(0)
 	<-begun
-	for i := range int64(tellQueue + more) {
+	for i := range int64(queueMax + more) {
 		say(i + 1)
 	}
 	close(gate)
 	to.close()
-	if dropped != more || len(told) != 1+tellQueue || !slices.IsSorted(told) {
-		t.Errorf("of %d calls %d came, in order: %t, and %d were told to be dropped", 1+tellQueue+more, len(told), slices.IsSorted(told), dropped)
+	if dropped != more || len(told) != 1+queueMax || !slices.IsSorted(told) {
+		t.Errorf("of %d calls %d came, in order: %t, and %d were told to be dropped", 1+queueMax+more, len(told), slices.IsSorted(told), dropped)
 	}
 }
 
 // Calls go on after one that panicked or ended its goroutine, which is said once.
-func TestTellerPanics(t *testing.T) {
+func TestObserverQueueGoesOnAfterAPanic(t *testing.T) {
 	t.Parallel()
 	var log strings.Builder
 	var told []int64
@@ -62,7 +62,7 @@ func TestTellerPanics(t *testing.T) {
 }
 
 // The end does not wait for an observer that blocks, and nothing is called after it.
-func TestTellerBlocked(t *testing.T) {
+func TestObserverQueueDoesNotWaitForABlockedObserver(t *testing.T) {
 	t.Parallel()
 	begun, gate := make(chan struct{}), make(chan struct{})
 	calls := 0
@@ -84,7 +84,7 @@ func TestTellerBlocked(t *testing.T) {
 }
 
 // A call costs one allocation, and none where nobody listens.
-func TestTellAllocates(t *testing.T) {
+func TestObserverQueueAllocatesOncePerCall(t *testing.T) {
 	lane := Lane{Projection: "p"}
 	for _, test := range []struct {
 		observer *Observer

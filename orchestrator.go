@@ -12,14 +12,14 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
-// An Orchestrator is one worker of a replica set.
+// Orchestrator runs workers of one replica set: each call of Run is one worker.
 type Orchestrator[E any] struct {
 	cfg  Config[E]
 	runs runs
 }
 
-// New checks the configuration, without touching the database, and returns an
-// Orchestrator. The error is ErrInvalidConfig and names the field.
+// New returns an Orchestrator, after it has checked the configuration. It does not use the
+// database. The error is ErrInvalidConfig and names the field.
 func New[E any](cfg Config[E]) (*Orchestrator[E], error) {
 	cfg, err := cfg.withDefaults()
 	if err != nil {
@@ -28,29 +28,26 @@ func New[E any](cfg Config[E]) (*Orchestrator[E], error) {
 	return &Orchestrator[E]{cfg: cfg}, nil
 }
 
-// Run joins the replica set and handles events of the partitions that it is
-// assigned, until ctx is cancelled. Then the events in hand are finished and
-// committed, the membership is given up, so that the others re-partition
-// without waiting for anything, and Run returns nil. (With a ReplacementWindow the
-// next worker takes this one's partitions, and the others do not re-partition.)
+// Run joins the replica set and handles the events of its partitions until ctx is
+// cancelled. Then it finishes and commits the events in hand, leaves, and returns nil; the
+// other workers re-partition at once. (With a ReplacementWindow, the next worker takes over
+// its partitions, and the others do not re-partition.)
 //
-// Run returns an error only when it can't go on: ErrInvalidConfig,
-// ErrSchema, ErrProjectionTaken, ErrEventStore, ErrCoordinationTimeout, a
-// *HandlerError under the policy StopOnFailure, a handler that ends its
-// goroutine, a DB that was closed, or what the server says about a privilege or a
-// table that is missing. Losing a partition, a new
-// generation, a database that is away for a while are not errors. A login that the
-// server refuses ends Run at its start; later it is tried again, since passwords are
-// changed. No text of an error has a connection string in it.
+// Run returns an error only when it can't continue: ErrInvalidConfig, ErrSchema,
+// ErrProjectionTaken, ErrEventStore, ErrCoordinationTimeout, a *HandlerError under the
+// policy StopOnFailure, the error of a DB that was closed, or the server's error about a
+// missing privilege or table. A lost partition, a new generation and a database that is
+// away for a while are not errors. A refused login is an error at the start only; later it
+// is retried, since passwords change. No error has a connection string in its text.
 //
-// Each call of Run is a worker of its own. All workers of a replica set should
-// run the same projections. During a roll-out that adds one, it stays idle on
-// partitions whose worker does not know it yet.
+// Each call of Run is a worker of its own. All workers of a replica set should run the
+// same projections. While a rolling update adds a projection, it stays idle on partitions
+// whose worker does not have it yet.
 func (o *Orchestrator[E]) Run(ctx context.Context, projections []Projection[E]) error {
 	return unlessEnded(ctx, o.run(ctx, projections, o.cfg.ReplacementWindow))
 }
 
-// unlessEnded returns why Run has ended, nil if that was since ctx has.
+// unlessEnded returns err, or nil if Run has ended because ctx has.
 func unlessEnded(ctx context.Context, err error) error {
 	if err != nil && err == ctx.Err() {
 		return nil
@@ -58,8 +55,8 @@ func unlessEnded(ctx context.Context, err error) error {
 	return err
 }
 
-// run is Run. It returns ctx.Err() where Run returns nil. The worker's place is kept for
-// so long.
+// run is Run, with the time for which the worker's partitions are reserved. It returns
+// ctx.Err() where Run returns nil.
 func (o *Orchestrator[E]) run(ctx context.Context, projections []Projection[E], replacement time.Duration) (err error) {
 	health := o.runs.begin(o.cfg.timing(), o.cfg.JoinWindow)
 	defer func() {
@@ -135,8 +132,8 @@ func (o *Orchestrator[E]) run(ctx context.Context, projections []Projection[E], 
 	return w.loop(ctx)
 }
 
-// carried makes sure that the pool of DB can carry the worker, where its driver knows, and
-// has it do so until release is called.
+// carried reserves the worker's connections in the pool of DB until release is called, if
+// the driver can tell what the pool has, and returns an error if there are too few.
 func (c Config[E]) carried(ctx context.Context, projections []Projection[E]) (release func(), err error) {
 	l := dbconn.Load{Notifier: c.Notifier}
 	if !c.LeaseOnly {
@@ -162,16 +159,15 @@ func (c Config[E]) carried(ctx context.Context, projections []Projection[E]) (re
 	return release, err
 }
 
-// CatchUp runs as Run does until everything that was in the event store when it
-// was called is handled by all of the projections, by this worker or others. Then
-// it leaves and returns nil: for tests and for jobs that run once. It returns a
-// *ParkedError for events that were parked instead, ctx.Err() when ctx ends before,
-// and what else Run returns. The event store must be a HeadStore.
+// CatchUp runs like Run until all of the projections, on this worker or others, have
+// handled every event that the event store had when CatchUp was called. Then it leaves and
+// returns nil. It is for tests and for jobs that run once. It returns a *ParkedError if
+// events were parked instead, ctx.Err() if ctx ends first, and else the errors of Run. The
+// event store must be a HeadStore.
 //
-// It does not end, before ctx does, where a projection is paused, or its handler
-// fails for ever, or where it follows a live version (WithRebuildOf) that does not get
-// there: what it waits for does not come. Give ctx a deadline, or the
-// projection the policy StopOnFailure.
+// CatchUp does not return before ctx ends if a projection is paused, if its handler always
+// fails under RetryForever, or if the live version that it follows (WithRebuildOf) does
+// not get there. Give ctx a deadline, or the projection the policy StopOnFailure.
 func (o *Orchestrator[E]) CatchUp(ctx context.Context, projections []Projection[E]) error {
 	names, err := projectionNames(projections)
 	if err != nil {
@@ -226,8 +222,8 @@ func (o *Orchestrator[E]) CatchUp(ctx context.Context, projections []Projection[
 	return err
 }
 
-// withinStream makes sure that no projection has gone beyond the end of the stream:
-// everything up to there would seem to be handled.
+// withinStream returns an error if a projection is beyond the end of the stream, since
+// everything up to there would count as handled.
 func (o *Orchestrator[E]) withinStream(ctx context.Context, names []string, reaches func(context.Context) (head, given int64, err error)) error {
 	_, given, err := reaches(ctx)
 	if err != nil {

@@ -8,183 +8,187 @@ import (
 	"time"
 )
 
-// A Projection builds a read model from events. Its name identifies its
-// progress: another name is another projection, which starts from the first
-// event, or where its Start says.
+// Projection builds a read model from events. Most programs make one with Transactional,
+// Batch, Plain or PlainBatch; a type of your own implements this interface, and perhaps
+// one or more of the interfaces below. Its name identifies its progress: another name is
+// another projection, which starts at the first event or at its Start.
 //
-// All projections of a process share the events: do not modify what is behind their
-// pointers and maps. The byte slices in an event's own fields, such as the Payload of
-// an Event, are a copy of each call's own: a handler may write into them, and keep them.
+// Handle is called with the events of this worker's partitions, one at a time, and in
+// order for each aggregate. When it returns nil, the event is handled as soon as the
+// checkpoint is committed, after the batch. If the worker dies in between, the next owner
+// of the partition handles the event again. So Handle should be idempotent, or the
+// projection transactional.
 //
-// Handle gets the events of this worker's partition, each aggregate's in
-// order, one at a time. If it returns nil, the event counts as handled when
-// the checkpoint is committed, after the batch; a worker that dies in between
-// hands the event to its successor again. So Handle should be idempotent, or
-// the projection transactional.
+// When Handle returns an error, panics or ends its goroutine, the event is retried (see
+// Config.Retry and Config.OnFailure). The partition of the projection waits; everything
+// else goes on. Only what Go can't recover from ends the process: a stack overflow, or two
+// goroutines that write one map. When its context is cancelled, Handle should return soon,
+// with any error: another worker is about to get the partition. DeliveryFrom returns more
+// about the call from the context.
 //
-// If Handle returns an error, panics or ends its goroutine, the event is retried (see
-// Config.Retry and Config.OnFailure) and nothing of the partition moves past
-// it; nothing else stands still for it. What Go can't recover from ends the process all
-// the same: a stack that overflows, also in the Error method of what is returned, or a
-// map that two goroutines write at once. If its context is cancelled, it should return soon, with any error: the
-// partition is about to be somebody else's. See DeliveryFrom for what else
-// the context knows.
+// All projections of a process share the events: do not modify what their pointers and
+// maps refer to. The byte slices in an event's own fields, such as Event.Payload, are
+// copied for each call: a handler may modify and keep them.
 //
-// A projection must be safe for use by several goroutines if the same value is
-// handed to more than one Orchestrator.
+// A projection is used by several goroutines at the same time if Config.Partitions is more
+// than 1, or if several Orchestrators run it.
 type Projection[E any] interface {
-	// Name is 1 to 200 bytes without control characters, and unique among the
+	// Name returns 1 to 200 bytes without control characters. It is unique among the
 	// projections of a Run.
 	Name() string
+	// Handle handles one event.
 	Handle(ctx context.Context, event E) error
 }
 
-// A ScopedProjection is a Projection of a part of the stream: it gets the events
-// of these aggregate types in these bounded contexts, and no others. An empty
-// list includes all. An event store may leave the rest out (ReadRequest.Scope), as Table does. Both
-// methods are called once, by Run.
+// ScopedProjection is a Projection that handles only the events of some aggregate types in
+// some bounded contexts. An empty list includes all. A Table filters them in PostgreSQL.
+// Run calls each method once.
 type ScopedProjection[E any] interface {
 	Projection[E]
+	// AggregateTypes returns the aggregate types of the scope.
 	AggregateTypes() []string
+	// BoundedContexts returns the bounded contexts of the scope.
 	BoundedContexts() []string
 }
 
-// An EventTypedProjection is a Projection of some types of events: it gets those, and no
-// others. An empty list includes all. If it is a ScopedProjection as well, it gets the events
-// that are of these types and within that scope. EventTypes is called once, by Run.
+// EventTypedProjection is a Projection that handles only the events of some types. An empty
+// list includes all. If it is a ScopedProjection too, both restrict it.
 type EventTypedProjection[E any] interface {
 	Projection[E]
+	// EventTypes returns the event types of the scope. Run calls it once.
 	EventTypes() []string
 }
 
-// A TransactionalProjection is a Projection whose writes go through tx and
-// commit together with the checkpoint: each event's are committed exactly
-// once, whatever crashes. HandleTx is called in place of Handle, for several
-// events in one transaction.
+// TransactionalProjection is a Projection whose writes go through a transaction that also
+// commits the checkpoint, so that the writes for each event are committed exactly once.
+// HandleTx is called in place of Handle, for several events in one transaction. If it does
+// not commit, its events are handled again in another transaction.
 //
-// If the transaction does not commit, its events are handled again in another.
-// It is a READ COMMITTED transaction of Config.DB. The server ends it if it
-// stays idle for StaleWorkerTimeout: one event must not take that long without
-// a statement. (A batch of many events is cut where it takes long.)
+// It is a READ COMMITTED transaction of Config.DB. The server ends it if it is idle for
+// StaleWorkerTimeout: a handler must not take that long between two statements.
 //
-// The handler must not end the transaction, and must close the rows of its queries:
-// both are noticed, and count as its failure. Savepoints are its own affair. So are SET
-// ROLE and SET search_path, LOCAL or not: they hold until the events of the batch are
-// handled, also for those that come after this one, and are taken back before the
+// The handler must not end the transaction, and must close the rows of its queries; if it
+// does otherwise, it has failed. It may use savepoints. It may also SET ROLE and SET
+// search_path, LOCAL or not: both apply to the rest of the batch, and are reset before the
 // commit.
 type TransactionalProjection[E any] interface {
 	Projection[E]
+	// HandleTx handles one event, and writes through tx.
 	HandleTx(ctx context.Context, tx Tx, event E) error
 }
 
-// A BatchProjection is a TransactionalProjection that takes up to BatchSize
-// events at once. HandleBatch is called in place of Handle and HandleTx. When
-// it fails, nothing of the batch is committed, and shorter batches are tried
-// until the event at fault stands alone. It must not leave tx idle for
-// StaleWorkerTimeout.
+// BatchProjection is a TransactionalProjection that handles up to BatchSize events in one
+// call. HandleBatch is called in place of Handle and HandleTx. When it fails, nothing of the
+// batch is committed, and shorter batches are tried until the event at fault stands alone.
 type BatchProjection[E any] interface {
 	Projection[E]
+	// HandleBatch handles events, in ascending order of positions, and writes through tx.
 	HandleBatch(ctx context.Context, tx Tx, events []E) error
 }
 
-// A PlainBatchProjection is a Projection that takes up to Config.BatchSize events at once,
-// without a transaction: for search indexes, brokers, and whatever else takes many at
-// once. HandlePlainBatch is called in place of Handle. If it returns nil, the events count
-// as handled when the checkpoint is committed, right after it. If it fails, whatever it
-// has done of the batch may be done again: shorter batches are tried until the event at
-// fault stands alone. So it should be idempotent. Each aggregate's events come in order.
+// PlainBatchProjection is a Projection that handles up to BatchSize events in one call,
+// without a transaction: for search indexes, brokers and the like. HandlePlainBatch is
+// called in place of Handle. When it returns nil, the events are handled as soon as the
+// checkpoint is committed, right after it. When it fails, shorter batches are tried until
+// the event at fault stands alone, and events that it has handled are handled again. So it
+// should be idempotent.
 type PlainBatchProjection[E any] interface {
 	Projection[E]
+	// HandlePlainBatch handles events, in ascending order of positions.
 	HandlePlainBatch(ctx context.Context, events []E) error
 }
 
-// Tx is what a handler may do with its transaction: everything but end it. All but Raw
-// are methods of *sql.Tx, and what sqlc and others call DBTX. A statement that
-// would end the transaction (COMMIT, ROLLBACK, END, ABORT, PREPARE TRANSACTION) is
-// refused, and the handler fails. A Tx is of no use when the handler has returned.
+// Tx is the transaction of a handler, which the handler can use and not end. All methods
+// but Raw are those of *sql.Tx (sqlc and others call this set DBTX). A statement that would
+// end the transaction (COMMIT, ROLLBACK, END, ABORT, PREPARE TRANSACTION) is refused, and
+// the handler has failed. A Tx can't be used after the handler has returned.
 type Tx interface {
+	// ExecContext is that of *sql.Tx.
 	ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error)
+	// PrepareContext is that of *sql.Tx.
 	PrepareContext(ctx context.Context, query string) (*sql.Stmt, error)
+	// QueryContext is that of *sql.Tx.
 	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
+	// QueryRowContext is that of *sql.Tx.
 	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
-	// Raw calls f with the driver's connection, on which the transaction is, as
-	// sql.Conn.Raw does: for what only the driver can do, such as pgx's CopyFrom
-	// (driverConn.(*stdlib.Conn).Conn()). f must not end the transaction, nor leave
-	// anything under way, nor keep driverConn, and Raw must have returned before the
-	// handler does. While f runs, the other methods return an error; statements and
-	// rows that they have returned must not be used. If f panics, or returns driver.ErrBadConn, the connection is
-	// closed, and the handler fails.
+	// Raw calls f with the driver's connection of the transaction, like sql.Conn.Raw. It
+	// is for what only the driver can do, such as pgx's CopyFrom
+	// (driverConn.(*stdlib.Conn).Conn()). f must not end the transaction, leave an
+	// operation unfinished or keep driverConn, and Raw must return before the handler
+	// does. While f runs, the other methods return an error, and statements and rows
+	// that they have returned must not be used. If f panics, or returns
+	// driver.ErrBadConn, the connection is closed, and the handler has failed.
 	Raw(f func(driverConn any) error) error
 }
 
-// Plain returns a projection that calls handle for one event at a time, outside
-// of any transaction: for e-mails, brokers, and stores that can't share a
-// transaction with the checkpoint. An event may be handled again after a crash,
-// so handle should be idempotent. See Projection.
+// Plain returns a projection that calls handle for one event at a time, without a
+// transaction: for mail, brokers, and stores that can't share a transaction with the
+// checkpoint. An event may be handled again after a crash, so handle should be idempotent.
+// See Projection.
 func Plain[E any](name string, handle func(ctx context.Context, event E) error, options ...ProjectionOption) Projection[E] {
 	return plainFunc[E]{newSettings(name, handle == nil, options), handle}
 }
 
-// Transactional returns a projection whose writes go through tx and commit
-// together with the checkpoint: each event is applied exactly once. See
+// Transactional returns a projection that calls handle for one event at a time. What handle
+// writes through tx is committed together with the checkpoint, exactly once. See
 // TransactionalProjection.
 func Transactional[E any](name string, handle func(ctx context.Context, tx Tx, event E) error, options ...ProjectionOption) Projection[E] {
 	return transactionalFunc[E]{uncalled[E]{newSettings(name, handle == nil, options)}, handle}
 }
 
-// Batch returns a transactional projection that takes up to Config.BatchSize
-// events in one call. See BatchProjection.
+// Batch returns a transactional projection that calls handle with up to BatchSize events.
+// See BatchProjection.
 func Batch[E any](name string, handle func(ctx context.Context, tx Tx, events []E) error, options ...ProjectionOption) Projection[E] {
 	return batchFunc[E]{uncalled[E]{newSettings(name, handle == nil, options)}, handle}
 }
 
-// PlainBatch returns a projection that takes up to Config.BatchSize events in one call,
-// outside of any transaction. Events may be handled again after a failure or a crash. A
-// call has no deadline of its own: give what handle calls one made from ctx, or all
-// projections one by Config.Around. See PlainBatchProjection.
+// PlainBatch returns a projection that calls handle with up to BatchSize events, without a
+// transaction. Events may be handled again after a failure or a crash, so handle should be
+// idempotent. ctx has no deadline: derive one in handle, or in Config.Around for all
+// projections. See PlainBatchProjection.
 func PlainBatch[E any](name string, handle func(ctx context.Context, events []E) error, options ...ProjectionOption) Projection[E] {
 	return plainBatchFunc[E]{uncalled[E]{newSettings(name, handle == nil, options)}, handle}
 }
 
-// A ProjectionOption is a setting of one projection, for Plain, PlainBatch,
-// Transactional and Batch.
+// ProjectionOption is a setting of one projection, for Plain, PlainBatch, Transactional,
+// Batch and With.
 type ProjectionOption func(*projectionSettings)
 
-// WithScope restricts a projection to a part of the event stream: some aggregate types,
-// bounded contexts, event types. What is outside of the scope is never handed to it, and
-// does not leave the server where a Table is read. With replaces all of the projection's
-// own scope by it. Default: the whole stream.
+// WithScope restricts a projection to some aggregate types, bounded contexts or event types.
+// It is never called with other events; a Table filters them in PostgreSQL. In With, it
+// replaces the whole scope of the projection. Default: all events.
 func WithScope(s Scope) ProjectionOption {
 	return func(p *projectionSettings) { p.scope = s }
 }
 
-// WithFailureRule sets what a failure of the projection's handler does, in place
-// of Config.OnFailure. Run refuses it beside an entry for the same projection in
-// Config.Failures. Default: Config.OnFailure.
+// WithFailureRule sets what happens when the projection's handler fails. Run refuses it
+// together with an entry for the same projection in Config.Failures. Default:
+// Config.OnFailure.
 func WithFailureRule(r FailureRule) ProjectionOption {
 	return func(p *projectionSettings) { p.rule = &r }
 }
 
-// WithBatchSize sets how many of the projection's events are handled at most between two
-// commits, at least 1: for Batch and PlainBatch, in one call. Default: Config.BatchSize.
+// WithBatchSize sets the largest number of events between two commits; for Batch and
+// PlainBatch, that is in one call. At least 1. Default: Config.BatchSize.
 func WithBatchSize(n int) ProjectionOption {
 	return func(p *projectionSettings) { p.batch = &n }
 }
 
-// WithRetry sets the delay before the projection's handler is called again with an event
-// that it has failed at. Zero fields mean their defaults. Default: Config.Retry.
+// WithRetry sets the delay before a failed event is handled again. Zero fields mean the
+// defaults of Retry. Default: Config.Retry.
 func WithRetry(r Retry) ProjectionOption {
 	return func(p *projectionSettings) { p.retry = &r }
 }
 
-// WithStallAfter sets how long a partition of the projection may stand still before that is
-// told, more than 0: longer for one whose handler takes long. Default: Config.StallAfter.
+// WithStallAfter sets how long a partition of the projection may not move before that is
+// reported. More than 0; set it to longer than its handler may take. Default:
+// Config.StallAfter.
 func WithStallAfter(d time.Duration) ProjectionOption {
 	return func(p *projectionSettings) { p.stall = &d }
 }
 
-// With returns the projection with options, for one that is a type of yours. What it is
-// called by, its scope, where it starts and what it rebuilds are those of p, unless an option says otherwise.
+// With returns p with options, for a projection that is a type of your own. It keeps p's
+// name, kind, scope, start and live version, unless an option replaces them.
 func With[E any](p Projection[E], options ...ProjectionOption) Projection[E] {
 	if isNil(p) {
 		return p // which Run refuses
@@ -211,18 +215,19 @@ func With[E any](p Projection[E], options ...ProjectionOption) Projection[E] {
 	return Plain(p.Name(), p.Handle, options...)
 }
 
-// WithStart sets where the projection starts if it has not run yet. Default: the beginning.
+// WithStart sets where in the event stream the projection starts if it has not run yet.
+// Default: the first event.
 func WithStart(s Start) ProjectionOption {
 	return func(p *projectionSettings) { p.start = s }
 }
 
-// WithRebuildOf says that the projection is a new version of another one, the live one, which
-// it is to replace: see RebuildProjection.
+// WithRebuildOf makes the projection a new version of the projection named live, which it is
+// to replace: see RebuildProjection. Default: it is a projection of its own.
 func WithRebuildOf(live string) ProjectionOption {
 	return func(p *projectionSettings) { p.rebuildOf = live }
 }
 
-// projectionSettings are what the constructors' projections have in common.
+// projectionSettings are those of the projections that the constructors make.
 type projectionSettings struct {
 	name    string
 	missing bool // the handler is nil
@@ -237,7 +242,7 @@ type projectionSettings struct {
 	rebuildOf string
 }
 
-// problem says what is wrong with which option.
+// problem returns which option is wrong, and why.
 func (s projectionSettings) problem() (option, problem string) {
 	if s.rule != nil {
 		if field, problem := s.rule.problem(); problem != "" {

@@ -10,29 +10,27 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
-// A projection that is built anew beside the live one, to take its place: see
-// internal/protocol/follow.go for how the two share the stream, and ops.Promote for the
-// change over.
+// A projection that is rebuilt beside the live one, to take its place:
+// internal/protocol/follow.go has how the two share the stream, and ops.Promote the switch.
 
-// A RebuildProjection is a Projection that is a new version of another one, which is live.
-// The constructors' projections take WithRebuildOf.
+// RebuildProjection is a Projection that is a new version of another one, the live version.
+// For the projections of the constructors there is WithRebuildOf.
 //
-// It has a name, and a read model, of its own, and builds that from the first event on,
-// in the live one's replica set or in another one. It goes as far as the live one has
-// handled the stream, and no further, so each event that it is called with is a replay:
-// Delivery.Replay is ReplayRebuild, and its handler leaves out what goes beyond the read
-// model. Then ops.Promote lets it take the live one's place: the new one handles what the
-// live one has not, as new.
+// It has its own name and read model, which it builds from the first event on, in the live
+// version's replica set or in another one. It goes as far as the live version has handled
+// the stream, and no further. So each event is a replay: Delivery.Replay is ReplayRebuild,
+// and the handler must leave out effects beyond the read model. ops.Promote then lets it
+// take the live version's place: from there on its events are new.
 //
-// It counts once, when the first worker comes with the projection. Run returns
-// ErrInvalidConfig where the live one has never run, has been retired, or is not live.
+// RebuildOf counts when the first worker runs the projection. Run returns ErrInvalidConfig
+// if the live version has never run, was retired or is not live.
 type RebuildProjection[E any] interface {
 	Projection[E]
-	// RebuildOf returns the name of the live projection; "": it is a projection of its own.
+	// RebuildOf returns the name of the live version; "": it is not a rebuild.
 	RebuildOf() string
 }
 
-// rebuildOf returns what a projection is a rebuild of, or what is wrong with that.
+// rebuildOf returns what a projection is a rebuild of, or why it can't be.
 func rebuildOf[E any](p Projection[E], name string) (live string, err error) {
 	r, ok := p.(RebuildProjection[E])
 	if !ok {
@@ -54,8 +52,8 @@ func rebuildOf[E any](p Projection[E], name string) (live string, err error) {
 	return live, nil
 }
 
-// followers are what a worker's lanes know of the live versions that they follow, for one
-// generation. One statement is for all lanes of a projection.
+// followers are the progress of the live versions that a worker's lanes follow, for one
+// generation. One statement serves all lanes of a projection.
 type followers struct {
 	mu sync.Mutex
 	of map[string]*follower
@@ -68,11 +66,11 @@ type follower struct {
 	at   time.Time
 }
 
-// followSoon is for how long lanes take each other's answer. An old one allows less.
+// followSoon is how long lanes use each other's answer. An old answer is safe: it allows less.
 const followSoon = 50 * time.Millisecond
 
-// liveProgress returns how far the live version of a projection is.
-// fresh: not what another lane has read before.
+// liveProgress returns the progress of the live version of a projection. If fresh is set, it
+// reads it, and does not use the answer of another lane.
 func (f *followers) liveProgress(projection string, fresh bool, read func() (protocol.Followed, error)) (protocol.Followed, error) {
 	f.mu.Lock()
 	if f.of == nil {
@@ -94,14 +92,14 @@ func (f *followers) liveProgress(projection string, fresh bool, read func() (pro
 	return one.seen, one.err
 }
 
-// versions are the live versions that a worker's projections follow, so that each change is
+// versions are the live versions that a worker's projections follow. With them each change is
 // logged once.
 type versions struct {
 	mu   sync.Mutex
 	live map[string]string // by the projection that follows it
 }
 
-// seen takes in which version a projection follows; "": it is the live one itself.
+// seen logs it if the version that a projection follows has changed; "": it is the live one.
 func (v *versions) seen(log *slog.Logger, projection, live string) {
 	v.mu.Lock()
 	defer v.mu.Unlock()

@@ -14,44 +14,54 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/redact"
 )
 
-// A WorkerReport is what a worker says of itself about once a HeartbeatInterval,
-// to its Observer and in the table orchestrator_reports. Nothing is decided by it.
+// WorkerReport is the progress of one worker. About once in HeartbeatInterval, the worker
+// passes it to Observer.Reported and writes it into the table orchestrator_reports. Nothing
+// is decided by it.
 type WorkerReport struct {
 	Source
-	State      WorkerState `json:"state"`
-	Generation int64       `json:"generation"` // that it runs, or ran last; 0: none yet
-	Partitions []int       `json:"partitions"` // that it runs
-	// Head is the highest position that the worker has seen in its event store; 0:
-	// it can't tell.
+	// State is what the worker is doing.
+	State WorkerState `json:"state"`
+	// Generation is the one that the worker runs, or ran last; 0: none yet.
+	Generation int64 `json:"generation"`
+	// Partitions are the ones that the worker runs. Never nil.
+	Partitions []int `json:"partitions"`
+	// Head is the highest position that the worker has seen in its event store; 0: not
+	// known.
 	Head int64 `json:"head"`
-	// Gap is what its readers wait at, if they do.
-	Gap   *GapReport   `json:"gap,omitempty"`
+	// Gap is the gap that reads wait at; nil: there is none.
+	Gap *GapReport `json:"gap,omitempty"`
+	// Lanes are the projections on the partitions that the worker runs. Never nil.
 	Lanes []LaneReport `json:"lanes"`
-	// LeaseOnly is why a crash of the worker would be noticed by its lease only, if it
-	// is so and Config.LeaseOnly is not set.
+	// LeaseOnly is why fast crash detection is off; "": it is on, or Config.LeaseOnly is
+	// set.
 	LeaseOnly string `json:"lease_only,omitempty"`
 }
 
-// A WorkerState is what a worker is doing.
+// WorkerState is what a worker is doing.
 type WorkerState string
 
+// The states of a worker.
 const (
 	WorkerJoining   WorkerState = "joining"   // it is not a member yet
 	WorkerStandby   WorkerState = "standby"   // it is a member without partitions
-	WorkerWaiting   WorkerState = "waiting"   // for others to stop
+	WorkerWaiting   WorkerState = "waiting"   // it waits for other workers to stop
 	WorkerRunning   WorkerState = "running"   // it runs its partitions
 	WorkerDraining  WorkerState = "draining"  // it stops, to re-partition or to leave
-	WorkerSuspended WorkerState = "suspended" // its handlers, until the database answers
+	WorkerSuspended WorkerState = "suspended" // its handlers are suspended until the database answers
 )
 
-// A GapReport is a missing position that a transaction may still fill.
+// GapReport is a missing position that a transaction may still fill.
 type GapReport struct {
-	Position int64     `json:"position"`
-	Since    time.Time `json:"since"`
-	Backends []int     `json:"backends"` // processes of the server
+	// Position is the first position that is missing.
+	Position int64 `json:"position"`
+	// Since is when a reader first found the gap.
+	Since time.Time `json:"since"`
+	// Backends are the process ids of the transactions; 0 is a prepared transaction.
+	// Never nil.
+	Backends []int `json:"backends"`
 }
 
-// A LaneState is what one projection is doing on one partition.
+// LaneState is what one projection is doing on one partition.
 type LaneState string
 
 // The states of a lane.
@@ -62,10 +72,10 @@ const (
 	LaneRetrying  LaneState = "retrying"  // the handler has failed, or was interrupted, and is called again
 	LaneFull      LaneState = "full"      // too many events are parked: see FailureRule.MaxParked
 	LaneDatabase  LaneState = "database"  // the database has failed, and is tried again
-	LaneRefused   LaneState = "refused"   // the event store can't read without losing events
-	LaneBeyond    LaneState = "beyond"    // it stands beyond the end of the event stream
+	LaneRefused   LaneState = "refused"   // the event store can't be read without losing events
+	LaneBeyond    LaneState = "beyond"    // its position is beyond the end of the event stream
 	LaneFollows   LaneState = "follows"   // it is where the live version of its projection is: see WithRebuildOf
-	LaneSuspended LaneState = "suspended" // until the database answers the worker
+	LaneSuspended LaneState = "suspended" // the worker waits until the database answers
 	LaneEnded     LaneState = "ended"     // it has stopped
 	// These are in no worker's report. ops.Status uses them for lanes that no worker runs.
 	LaneVacant  LaneState = "vacant"  // its worker has left, and a replacement may come (Config.ReplacementWindow)
@@ -73,44 +83,53 @@ const (
 	LaneStopped LaneState = "stopped" // its worker has stopped or is gone, and no other has started it yet
 )
 
-// A LaneReport is how far one projection is on one partition.
+// LaneReport is the progress of one projection on one partition.
 type LaneReport struct {
-	Projection      string `json:"projection"`
-	Partition       int    `json:"partition"`
-	TotalPartitions int    `json:"total_partitions"`
-	// Position is up to where everything is handled or belongs to others. It may
-	// be beyond the checkpoint, which is committed later.
+	// Projection is the name of the projection.
+	Projection string `json:"projection"`
+	// Partition is the number of the partition, from 0 to TotalPartitions-1.
+	Partition int `json:"partition"`
+	// TotalPartitions is the number of partitions of the generation.
+	TotalPartitions int `json:"total_partitions"`
+	// Position is the one up to which everything is handled or belongs to other
+	// partitions. It may be beyond the checkpoint, which is committed later.
 	Position int64 `json:"position"`
-	// Behind is how many positions of the stream are left to read or to handle;
-	// about one of TotalPartitions of them is the lane's. -1: not known.
+	// Behind is the number of positions between Position and the end of the stream. About
+	// one of TotalPartitions of them is the lane's. -1: not known.
 	Behind int64 `json:"behind"`
-	// BehindSeconds is for how long there has been something to handle that was
-	// not: the age of the oldest such event, by its own time where that is known
-	// (TableConfig.Time), else by when the worker first saw that there was one.
-	BehindSeconds float64   `json:"behind_seconds"`
-	State         LaneState `json:"state"`
+	// BehindSeconds is how long there has been an event to handle: the age of the oldest
+	// one by its own time, if that is known (TableConfig.Time), else since the worker has
+	// known of it.
+	BehindSeconds float64 `json:"behind_seconds"`
+	// State is what the lane is doing.
+	State LaneState `json:"state"`
 	// Since is when the lane last moved, or had nothing to do.
 	Since time.Time `json:"since"`
-	// Handling is the position in hand of the handler; 0: none.
+	// Handling is the position that the handler is called for; 0: it does not run.
 	Handling int64 `json:"handling,omitempty"`
-	// Attempts and Error are of the event at Position+1 or later that fails.
-	Attempts int    `json:"attempts,omitempty"`
-	Error    string `json:"error,omitempty"`
-	// Interruption is what ended the latest call of the handler, if it has not failed: it
-	// was cancelled, with this cause (context.Cause), or has lost its connection to the
-	// database. It is called again. "": nothing.
+	// Attempts is how often the handler has failed at its present event; 0: it has not,
+	// or it is not known which event of a batch has failed.
+	Attempts int `json:"attempts,omitempty"`
+	// Error is the latest failure of the handler, the database or a read, shortened; "":
+	// there is none.
+	Error string `json:"error,omitempty"`
+	// Interruption is why the latest call of the handler was interrupted: the cause
+	// (context.Cause) with which it was cancelled, or its lost connection. It is called
+	// again. "": it was not.
 	Interruption string `json:"interruption,omitempty"`
-	Stalled      bool   `json:"stalled,omitempty"`
-	// PerSecond is how many positions a second it went forward in about the last half
-	// minute, those of others included.
+	// Stalled is true if the lane has stalled: see Config.StallAfter.
+	Stalled bool `json:"stalled,omitempty"`
+	// PerSecond is how many positions a second the lane moved in about the last half
+	// minute, those of other partitions included.
 	PerSecond float64 `json:"per_second,omitempty"`
-	Parked    int     `json:"parked,omitempty"`
+	// Parked is the number of parked events.
+	Parked int `json:"parked,omitempty"`
 	// ParkedSeconds is the age of the oldest parked event.
 	ParkedSeconds float64 `json:"parked_seconds,omitempty"`
 }
 
-// A standing is how far a lane is, for the worker's looks at it.
-type standing[E any] struct {
+// A laneStatus is how far a lane is, as it last noted it.
+type laneStatus[E any] struct {
 	position int64
 	found    bool // the position is known
 	state    LaneState
@@ -118,16 +137,16 @@ type standing[E any] struct {
 	next     *Record[E]
 	attempts int
 	err      string
-	cut      string // what has interrupted the handler; then nothing has failed
+	cut      string // what has interrupted the handler, which has not failed then
 	parked   int
 	oldest   time.Time // of what is parked
 }
 
-// stand notes how far the lane is, before it does what its core says.
-func (l *lane[E]) stand(a protocol.LaneAction) {
+// noteStatus notes how far the lane is, before it does what its core says.
+func (l *lane[E]) noteStatus(a protocol.LaneAction) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	s := &l.standing
+	s := &l.status
 	before := s.position
 	s.position, s.found = l.core.Position()
 	s.parked, s.oldest = l.core.Parked()
@@ -161,13 +180,13 @@ func (l *lane[E]) stand(a protocol.LaneAction) {
 	}
 }
 
-func (s *standing[E]) interrupted(cause error) { s.attempts, s.err, s.cut = 0, "", brief(cause) }
+func (s *laneStatus[E]) interrupted(cause error) { s.attempts, s.err, s.cut = 0, "", brief(cause) }
 
-func (s *standing[E]) failed(attempts int, err error) {
+func (s *laneStatus[E]) failed(attempts int, err error) {
 	s.attempts, s.err, s.cut = attempts, brief(err), ""
 }
 
-func (s *standing[E]) pause(a protocol.LaneAction, fault, database error) {
+func (s *laneStatus[E]) pause(a protocol.LaneAction, fault, database error) {
 	switch a.Why {
 	case protocol.HandlerFailed:
 		s.state = LaneRetrying
@@ -195,7 +214,7 @@ func (s *standing[E]) pause(a protocol.LaneAction, fault, database error) {
 // briefMax is how many bytes of an error go into a report.
 const briefMax = 300
 
-// brief returns the first line of an error, in text that JSON in PostgreSQL can hold.
+// brief returns the first line of an error, shortened, as text that PostgreSQL's jsonb takes.
 func brief(err error) string {
 	text, _, _ := strings.Cut(fmt.Sprint(redact.Error(err)), "\n")
 	text = strings.ReplaceAll(strings.ToValidUTF8(text, "?"), "\x00", "?")
@@ -206,14 +225,14 @@ func brief(err error) string {
 	return text
 }
 
-// A watch is what a worker's looks at itself remember. It belongs to the loop.
+// A watch is what a worker remembers between two checks of its lanes. It belongs to the loop.
 type watch struct {
 	generation int64     // that runs, or ran last
 	reported   time.Time // to the observer
 	due        bool      // a report is to go with the next heartbeat
 }
 
-// observeEvery is the time between two looks.
+// observeEvery is the time between two checks of the lanes.
 func (w *worker[E]) observeEvery() time.Duration {
 	stall := w.cfg.StallAfter
 	for _, name := range w.names {
@@ -222,14 +241,14 @@ func (w *worker[E]) observeEvery() time.Duration {
 	return max(min(w.cfg.HeartbeatInterval, stall/2), time.Millisecond)
 }
 
-// observe goes over the lanes: those that have stalled are told of, and the session hears
-// whether one is missing.
+// observe checks the lanes: it reports those that have stalled, and tells the session whether
+// one is missing.
 func (w *worker[E]) observe(now time.Time) protocol.Input {
 	w.feed.refresh(now, w.cfg.HeartbeatInterval)
 	reach := w.feed.reach()
 	gap := gapReport(reach.gap)
 	for _, l := range w.lanes() {
-		if s := l.stands(); s.found {
+		if s := l.noted(); s.found {
 			l.pace.See(now, s.position)
 		}
 		r := l.report(now, reach)
@@ -250,7 +269,7 @@ func (w *worker[E]) observe(now time.Time) protocol.Input {
 	return w.lanesSeen()
 }
 
-// lanesSeen returns what the session is to hear of the lanes.
+// lanesSeen returns the input for the session: whether a lane has ended by itself.
 func (w *worker[E]) lanesSeen() protocol.Input {
 	missing := slices.ContainsFunc(w.lanes(), func(l *lane[E]) bool { return l.ended.Load() })
 	return protocol.Lanes{Generation: w.watch.generation, Missing: missing}
@@ -264,13 +283,13 @@ func (w *worker[E]) lanes() []*lane[E] {
 	return w.run.lanes
 }
 
-// stalled says that a lane has stalled, once for each stall.
+// stalled reports that a lane has stalled, once for each stall.
 //
-// A failed attempt is a warning, since most of them pass: a pager that rang for each of
-// them would be switched off. It rings where somebody has to act: the handler has failed
-// for as long as StallAfter, which under RetryForever is the only line of that kind, or
-// the failure policy has parked the event or stopped the worker. What waits for something
-// else, such as an open transaction, is a warning.
+// A failed attempt is a warning, since most failures pass: a pager that rings for each of
+// them is soon ignored. Errors are for what a person must act on: a failure policy has parked
+// the event or stopped the worker, or the handler has failed for as long as StallAfter, which
+// under RetryForever is the one error that there is. A stall for another reason, such as an
+// open transaction, is a warning.
 func (w *worker[E]) stalled(now time.Time, l *lane[E], r LaneReport, gap *GapReport) {
 	reason, lasted := stallReason(&l.watch, now, r, gap), now.Sub(l.watch.Since)
 	if fails := r.State == LaneRetrying || r.Attempts > 0; fails && r.Interruption == "" && r.State != LaneFull {
@@ -286,7 +305,7 @@ func (w *worker[E]) unstalled(now time.Time, l *lane[E], position int64) {
 	emit(w.to, w.to.Stalled, Stalled{Source: l.source(), Lane: l.name(), Position: position, For: now.Sub(l.watch.Stood), Over: true})
 }
 
-// report says how the worker is.
+// report returns the worker's report.
 func (w *worker[E]) report(now time.Time) WorkerReport {
 	reach := w.feed.reach()
 	r := WorkerReport{
@@ -325,16 +344,16 @@ func gapReport(g *Gap) *GapReport {
 	return &GapReport{Position: g.Position, Since: g.Since, Backends: append([]int{}, g.Backends...)}
 }
 
-// stands returns how far the lane is.
-func (l *lane[E]) stands() standing[E] {
+// noted returns how far the lane is.
+func (l *lane[E]) noted() laneStatus[E] {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.standing
+	return l.status
 }
 
-// report says how far the lane is.
+// report returns the lane's report.
 func (l *lane[E]) report(now time.Time, reach reach) LaneReport {
-	s, a := l.stands(), l.id.Assignment
+	s, a := l.noted(), l.id.Assignment
 	r := LaneReport{
 		Projection: l.id.Projection, Partition: a.Partition, TotalPartitions: a.Total,
 		Position: s.position, Behind: -1, State: s.state, Since: l.watch.Since, Handling: l.position.Load(),
@@ -354,7 +373,7 @@ func (l *lane[E]) report(now time.Time, reach reach) LaneReport {
 	case reach.Lost(s.position) && (r.State == LaneReading || r.State == LaneIdle):
 		r.State = LaneBeyond
 	case r.Behind == 0 && r.State == LaneReading:
-		r.State = LaneIdle // it looks for news
+		r.State = LaneIdle // it polls
 	}
 	r.BehindSeconds = reach.Lag(now, s.position, s.next.at()).Seconds()
 	return r

@@ -175,13 +175,13 @@ type lane[E any] struct {
 	certain  atomic.Bool // it has ended Settled
 
 	// For those who watch it.
-	last     *Record[E]     // of the latest page, if there was more behind it
-	began    time.Time      // when the batch under way did; zero: none is
-	skipped  int            // events of others that were read since the latest commit
-	watch    protocol.Stall // the loop's
-	pace     protocol.Pace  // likewise
-	mu       sync.Mutex
-	standing standing[E]
+	last    *Record[E]     // of the latest page, if there was more behind it
+	began   time.Time      // when the batch under way did; zero: none is
+	skipped int            // events of others that were read since the latest commit
+	watch   protocol.Stall // the loop's
+	pace    protocol.Pace  // likewise
+	mu      sync.Mutex
+	status  laneStatus[E]
 }
 
 // source and name tell observers which worker and which lane an event is about.
@@ -375,7 +375,7 @@ func (l *lane[E]) note(now time.Time, a protocol.LaneAction) {
 			l.failed(a.Position, a.Attempts, a.Do == protocol.LaneEnd, a.Retry)
 		}
 	}
-	l.stand(a)
+	l.noteStatus(a)
 }
 
 // failed tells of a handler that has failed, and in what time it is tried again, unless

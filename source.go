@@ -9,35 +9,34 @@ import (
 	"unicode/utf8"
 )
 
-// What a program may bring in the place of a Table: an event store of its own. All that
-// Table can do, it can do: read a part of the stream, bound a page, say how far it has
-// seen, tell where the stream ends and what readers wait for.
+// The interface between the library and an event store: a Table, or one of the program's
+// own, which can do all that Table can.
 
-// A Record is an event as an EventStore hands it out.
+// Record is an event as an EventStore returns it.
 type Record[E any] struct {
-	// Position in the event stream: positive, unique, ascending.
+	// Position is the event's position in the stream: positive, unique, ascending.
 	Position int64
-	// AggregateID decides the partition. Events that have the same are handled
-	// in order.
+	// AggregateID decides the partition. Events with the same one are handled in order.
 	AggregateID string
-	// AggregateType, BoundedContext and EventType are what the scope of a projection is
-	// about. They need not be set where no projection has one.
+	// AggregateType, BoundedContext and EventType are what the scope of a projection
+	// selects by. They may be empty if no projection has a scope.
 	AggregateType, BoundedContext, EventType string
-	Event                                    E
-	// Err says that the event could not be read, and why: it can't be decoded, say.
-	// Its position and aggregate id are needed all the same. Projections are not
-	// called with it; it is a failure of that event, which is read again before the
-	// next attempt (Config.OnFailure says what follows), and holds up no other
-	// projection or partition.
+	// Event is what handlers are called with.
+	Event E
+	// Err is why the event could not be read or decoded; nil: it could. Position and
+	// AggregateID must be set all the same. Handlers are not called with the event, which
+	// has failed for its projection (see Config.OnFailure) and is read again before the
+	// next attempt. Other partitions and projections go on.
 	Err error
 	// Size is about how many bytes the event takes in memory, for
 	// Config.ReadAheadBytes. 0: it is estimated.
 	Size int
-	// Time is when the event came about. Zero: not known.
+	// Time is the time of the event, from which the lag in seconds is computed. Zero: not
+	// known.
 	Time time.Time
 }
 
-// at returns when the event came about; zero: not known.
+// at returns the time of the event; zero: not known.
 func (r *Record[E]) at() (at time.Time) {
 	if r != nil {
 		at = r.Time
@@ -45,76 +44,75 @@ func (r *Record[E]) at() (at time.Time) {
 	return at
 }
 
-// An EventStore reads one event stream. Table is one for an events table in
-// PostgreSQL whose positions come from a sequence (or identity) that the inserting
-// transaction itself uses; write your own for anything else. What it returns is
-// handed to all projections of the process: do not modify it afterwards. A method
-// that panics, or ends its goroutine, has failed and is called again.
+// EventStore reads one event stream. Table reads an events table in PostgreSQL whose
+// positions come from a sequence (or identity) in the inserting transaction; write your own
+// for anything else. Records that it has returned are shared by all projections of the
+// process: do not modify them afterwards. A method that panics, or ends its goroutine, has
+// failed and is called again.
 //
-// It may also be a Checker, a GapWaiter and a HeadStore; and a FinalStore and a TimeStore,
-// for projections that don't start at the beginning.
+// An EventStore may also be a Checker, a GapWaiter and a HeadStore; and a FinalStore and a
+// TimeStore, for projections that start elsewhere than at the first event.
 type EventStore[E any] interface {
 	// Read returns the events whose positions are above r.After, in ascending order.
 	//
-	// It may return an event only when every lower position is final: no event
-	// may become visible later below one that was returned, or below Page.Through.
-	// Where positions come from a sequence and transactions commit in any order, an
-	// event that follows a gap must be held back until nobody can fill the gap any
-	// more; otherwise events are lost.
+	// It must return an event only if no event can become visible later at a lower
+	// position; the same holds for Page.Through. If positions come from a sequence,
+	// transactions commit in any order, so an event behind a gap must be held back until
+	// no transaction can fill the gap any more. Otherwise events are lost.
 	//
-	// Errors are retried with backoff, except those that retrying can't heal
-	// (SQLSTATE classes 22, 3D, 3F and 42: something named doesn't exist, or
-	// may not be read). Read is called from several goroutines, and once for all
-	// projections and partitions of a process that stand near each other, in all
-	// replica sets to which the same EventStore was given.
+	// Errors are retried with backoff, except those that no retry can fix (SQLSTATE
+	// classes 22, 3D, 3F and 42: a name does not exist, or may not be read), which Run
+	// returns. Read is called from several goroutines. One call serves all projections
+	// and partitions of the process whose positions are close together, in all replica
+	// sets with the same EventStore.
 	Read(ctx context.Context, r ReadRequest) (Page[E], error)
 }
 
-// A ReadRequest says which events an EventStore should read.
+// ReadRequest is what an EventStore should read.
 type ReadRequest struct {
 	// After is the position above which events are read; at least 0.
 	After int64
 	// Limit is the largest number of events; at least 1.
 	Limit int
-	// Scope is the part of the stream that is asked for. A store may ignore it:
-	// events that are out of scope are left out afterwards. The records must have
-	// their AggregateType, BoundedContext or EventType set where the scope is about it:
-	// a record without it is an error, and its event is not passed.
+	// Scope selects events. A store may ignore it, since events out of the scope are
+	// left out afterwards. Records must have set what the scope selects by
+	// (AggregateType, BoundedContext, EventType): one that has not is an error, and no
+	// projection moves past it.
 	Scope Scope
-	// MaxBytes is about how many bytes the page should take in memory; 0: as many as
-	// it does. A store may ignore it. An event that alone is larger is still read.
+	// MaxBytes is about how many bytes the page should take in memory; 0: no limit. A
+	// store may ignore it. A single event that is larger is still read.
 	MaxBytes int
 }
 
-// A Page is what an EventStore has read.
+// Page is what an EventStore has read.
 type Page[E any] struct {
-	// Records are the events, in ascending order.
+	// Records are the events, in ascending order of positions.
 	Records []Record[E]
-	// Through is the position up to which everything has been seen. It may lie beyond
-	// the last record, where what follows is out of scope, or was deleted. 0: the
-	// position of the last record.
+	// Through is the position up to which the stream was read. It may be beyond the last
+	// record, if what follows is out of scope or was deleted. 0: the position of the last
+	// record.
 	Through int64
-	// More reports whether there may be more events at once, so that the next Read
-	// need not wait. A page of ReadRequest.Limit records counts as if it were set.
-	// Where a shorter page leaves it false, the stream is taken to end there for now.
+	// More is true if there may be more events now, so that the next Read need not wait.
+	// It is implied by a page of ReadRequest.Limit records. If it is false, the stream
+	// is taken to end at Through for now.
 	More bool
 }
 
-// A Scope is the part of an event stream that a projection wants: the events of
-// these types, of aggregates of these types, in these bounded contexts. An empty list
-// includes all.
+// Scope selects events: those of these types, of aggregates of these types, in these bounded
+// contexts. An empty list includes all.
 //
-// A scope may change from one version of a program to the next. It counts for what a
-// projection has not come to yet: where it becomes wider, ops.Rewind has what was left out
-// handled. A parked event that is out of a narrower scope can't be retried any more, and
-// holds back the events of its aggregate that are within it, until it is discarded.
+// A new version of a program may change a scope. The new scope applies to events that the
+// projection has not reached: to handle what an earlier, narrower one left out, use
+// ops.Rewind. A parked event outside of the new scope can't be retried; it holds back the
+// events of its aggregate until it is discarded.
 type Scope struct {
+	// AggregateTypes and BoundedContexts are compared with the Record's.
 	AggregateTypes, BoundedContexts []string
-	// EventTypes are the names of the types, as Event.EventType has them.
+	// EventTypes are compared with Record.EventType.
 	EventTypes []string
 }
 
-// Includes reports whether an event is within the scope.
+// Includes reports whether an event with these properties is within the scope.
 func (s Scope) Includes(aggregateType, boundedContext, eventType string) bool {
 	return (len(s.AggregateTypes) == 0 || slices.Contains(s.AggregateTypes, aggregateType)) &&
 		(len(s.BoundedContexts) == 0 || slices.Contains(s.BoundedContexts, boundedContext)) &&
@@ -131,8 +129,8 @@ func (s Scope) all() bool {
 	return len(s.AggregateTypes) == 0 && len(s.BoundedContexts) == 0 && len(s.EventTypes) == 0
 }
 
-// problem says what is wrong with a name in the scope: no event can have it, and a
-// scope that silently matches nothing would have the projection pass everything.
+// problem returns what is wrong with a name in the scope: no event can have it, and with a
+// scope that silently matches nothing the projection would skip everything.
 func (s Scope) problem() string {
 	for _, part := range []struct {
 		method string
@@ -151,9 +149,8 @@ func (s Scope) problem() string {
 	return ""
 }
 
-// leavesOut reports whether an event is out of the scope. One that does not say what the
-// scope is about, unless an empty text is a value, is an error: to leave it out could be to
-// lose it.
+// leavesOut reports whether an event is out of the scope. If an empty text is not a value,
+// an event without what the scope selects by is an error: to leave it out could lose it.
 func leavesOut[E any](s Scope, e *Record[E], emptyIsValue bool) (bool, error) {
 	var unsaid string
 	for _, part := range []struct {
@@ -190,8 +187,7 @@ func scopeSaid[E any](p Projection[E]) (s Scope) {
 	return s
 }
 
-// scopeOf returns the scope of a projection, or what keeps the event store from
-// reading it.
+// scopeOf returns the scope of a projection, or why the event store can't read it.
 func scopeOf[E any](events EventStore[E], p Projection[E], name string) (Scope, error) {
 	scope, err := apart("AggregateTypes, BoundedContexts or EventTypes", func() (Scope, error) { return scopeSaid(p), nil })
 	if err != nil {
@@ -211,21 +207,22 @@ func scopeOf[E any](events EventStore[E], p Projection[E], name string) (Scope, 
 	return scope, nil
 }
 
-// A Checker is an EventStore that can tell before the start whether it can
-// work. Run calls Check and returns its error, unless that is temporary; then it tries
-// again.
+// Checker is an EventStore that can check at the start whether it can work.
 type Checker interface {
+	// Check returns why the store can't be read; nil: it can. Run calls it before the
+	// worker joins, and returns its error, or calls it again if that is temporary.
 	Check(ctx context.Context) error
 }
 
-// A GapWaiter is an EventStore that can tell what its readers wait for.
+// GapWaiter is an EventStore that reports the gap that its readers wait at.
 type GapWaiter interface {
+	// Waiting returns the gap, and false if there is none. It is called after each read,
+	// and must return at once.
 	Waiting() (Gap, bool)
 }
 
-// A HeadStore is an EventStore that can tell where its stream ends, as Table can.
+// HeadStore is an EventStore that knows where its stream ends. Lag and CatchUp need it.
 type HeadStore interface {
-	// Head returns the highest position of an event that is committed; 0: there
-	// is none.
+	// Head returns the highest position of a committed event; 0: there is none.
 	Head(ctx context.Context) (int64, error)
 }

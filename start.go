@@ -14,17 +14,16 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
-// Where a projection starts that has not run yet. It is decided once, in the transaction in
-// which the first worker joins with it: internal/store/start.go says why. What is final,
-// protocol.Ending finds.
+// Where a new projection starts. It is decided once, in the transaction in which the first
+// worker joins with it: internal/store/start.go has the reason. protocol.Ending finds up to
+// where the stream is final.
 
-// A Start says where in the event stream a projection starts. It counts only for one that
-// has no checkpoint yet, that is, that no worker has come with before: after a restart, a
-// projection goes on from where it was. Where two programs say different things, that of the
-// first worker that comes with the projection counts. ops.Rewind sets any projection to a
-// position.
+// Start is where in the event stream a new projection starts: one that no worker has run
+// before, so that it has no checkpoint. A projection that has one continues from there. If
+// programs disagree, the Start of the first worker that runs the projection counts.
+// ops.Rewind sets any projection to a position.
 //
-// The zero Start is the beginning.
+// The zero Start is the first event.
 type Start struct {
 	kind     startKind
 	position int64
@@ -40,30 +39,29 @@ const (
 	startAtTime
 )
 
-// StartNow starts at the end of the stream, as it is when the first worker joins with the
-// projection: for a mailer that is not to mail the customers of ten years. No event that
-// is committed later is left out, whatever its position; and none is handled that was final
-// when the worker began to join. While a transaction that appends events is open, the ones
-// above its position are not final.
+// StartNow starts at the end of the stream as it is when the first worker joins with the
+// projection: for example, for a mailer that must not mail for old events. Every event that
+// is committed later is handled, whatever its position. No event is handled that was final
+// when the worker began to join; an event above the position of an open transaction is not
+// final.
 //
-// The event store must be a FinalStore, as Table is. A worker that comes with such a
-// projection waits, before it joins for the first time, until the transactions have ended
-// that are appending right then. If one stays open, that is logged, with its server process.
+// The event store must be a FinalStore, as Table is. Before it joins for the first time, the
+// worker waits for the transactions that append events at that time. If one stays open, that
+// is logged, with its server process.
 func StartNow() Start { return Start{kind: startNow} }
 
-// StartAfter starts with the first event above a position, which is at least 0. Run refuses
-// one that a Table has not given out yet.
+// StartAfter starts with the first event above a position, which is at least 0. Run refuses a
+// position beyond the end of a Table.
 func StartAfter(position int64) Start { return Start{kind: startAfter, position: position} }
 
-// StartAtTime starts with the first event, in the order of positions, that has this time or
-// a later one, and handles all that follow, whatever their times; none before it is handled.
-// Where no event has that time yet, that is with what comes next, as StartNow does. Run refuses
-// a time that is still to come, and the zero time.
+// StartAtTime starts with the first event, in the order of positions, whose time is t or
+// later, and handles all that follow, whatever their times. If there is no such event, it
+// starts as StartNow does. Run refuses a time in the future, and the zero time.
 //
 // The event store must be a TimeStore, as a Table with a TableConfig.TimeColumn is.
 func StartAtTime(t time.Time) Start { return Start{kind: startAtTime, time: t} }
 
-// String shows the start as it is written in Go.
+// String returns the start as it is written in Go.
 func (s Start) String() string {
 	switch s.kind {
 	case startNow:
@@ -76,32 +74,32 @@ func (s Start) String() string {
 	return "the beginning"
 }
 
-// A StartingProjection is a Projection that says where it starts if it has not run yet. The
-// constructors' projections take WithStart. StartAt is called once, by Run.
+// StartingProjection is a Projection with a Start. For the projections of the constructors
+// there is WithStart.
 type StartingProjection[E any] interface {
 	Projection[E]
+	// StartAt returns the start. Run calls it once.
 	StartAt() Start
 }
 
-// A FinalStore is an EventStore that can tell where its stream ends, for StartNow.
+// FinalStore is an EventStore that knows up to where its stream is final, for StartNow.
 type FinalStore interface {
-	// Final returns the position up to which everything is final: no event may become
-	// visible later at or below it. It is not the highest position: one below that
-	// may still be taken by a transaction that is open. 0: there is none. It is called
-	// while others wait, and has a second or two; and once before that, with more
-	// time.
+	// Final returns the position up to which the stream is final: no event can become
+	// visible later at or below it. That may be below the highest position, if an open
+	// transaction has taken a lower one. 0: nothing is final. It is called once with
+	// plenty of time, and then, while other workers wait, with a second or two.
 	Final(ctx context.Context) (position int64, err error)
 }
 
-// A TimeStore is an EventStore that knows the times of its events, for StartAtTime.
+// TimeStore is an EventStore that knows the times of its events, for StartAtTime.
 type TimeStore interface {
-	// PositionBefore returns the position before that of the first event, in the order
-	// of positions, that has this time or a later one; where there is none, and where it
-	// may not be the first yet, what FinalStore.Final says.
+	// PositionBefore returns the position before the first event, in the order of
+	// positions, whose time is t or later. If there is none, or if one with a lower
+	// position may still become visible, it returns what FinalStore.Final returns.
 	PositionBefore(ctx context.Context, t time.Time) (position int64, err error)
 }
 
-// startOf returns where a projection starts, or what is wrong with that.
+// startOf returns where a projection starts, or why it can't.
 func startOf[E any](events EventStore[E], p Projection[E], name string) (Start, error) {
 	starting, ok := p.(StartingProjection[E])
 	if !ok {
@@ -121,7 +119,7 @@ func startError(projection string, s Start, problem string) error {
 	return fmt.Errorf("%w: projection %q: %s: %s", ErrInvalidConfig, projection, s, problem)
 }
 
-// startProblem says what is wrong with a start, as far as that needs no database.
+// startProblem returns what is wrong with a start, as far as that needs no database.
 func startProblem[E any](events EventStore[E], s Start) string {
 	switch s.kind {
 	case startNow:
@@ -152,7 +150,7 @@ func startProblem[E any](events EventStore[E], s Start) string {
 	return ""
 }
 
-// starts are where a worker's projections start, but for those that do so at the beginning.
+// starts are where a worker's projections start, except those that do at the first event.
 type starts struct {
 	of map[string]Start
 
@@ -170,9 +168,9 @@ const (
 	startNoted    = 10 * time.Second
 )
 
-// checkStarts makes sure, before anything is touched, that it can be found out where new
-// projections start, and has that done as far as it takes time. It waits for a database
-// that is away, and for transactions that append.
+// checkStarts finds, before the worker joins, where new projections start, as far as that
+// takes time or may fail. It waits for a database that is away, and for transactions that
+// append.
 func (w *worker[E]) checkStarts(ctx context.Context) error {
 	if len(w.starts.of) == 0 {
 		return nil
@@ -213,8 +211,8 @@ func (w *worker[E]) startsAlone() error {
 	return nil
 }
 
-// prepareStarts looks for what does not change, and has the event store find its end, so
-// that it knows it at once when it is asked by startPositions.
+// prepareStarts finds the starts that can't change, and lets the event store find its end,
+// so that it knows it at once when startPositions asks.
 func (w *worker[E]) prepareStarts(ctx context.Context) error {
 	s := &w.starts
 	var names []string
@@ -248,7 +246,7 @@ func (w *worker[E]) prepareStarts(ctx context.Context) error {
 	return nil
 }
 
-// findStart finds the position of a start that is no matter of now.
+// findStart finds the position of a start that is not StartNow.
 func (w *worker[E]) findStart(ctx context.Context, name string, start Start) error {
 	s := &w.starts
 	s.mu.Lock()
@@ -292,7 +290,7 @@ func (w *worker[E]) findStart(ctx context.Context, name string, start Start) err
 	return nil
 }
 
-// settle has the event store find its end, with the time that it takes.
+// settle lets the event store find its end, without haste.
 func (w *worker[E]) settle(ctx context.Context) error {
 	t, ok := w.cfg.EventStore.(interface {
 		settle(context.Context, func([]int)) error
@@ -323,8 +321,8 @@ func (w *worker[E]) final(ctx context.Context) (position int64, err error) {
 	return position, err
 }
 
-// startAgain prepares once more for a join that comes late, or after another one that has
-// failed: nobody is to wait for long while the set is locked.
+// startAgain prepares once more before a join that comes late, or after one that failed: the
+// set must not be locked for long.
 func (w *worker[E]) startAgain(ctx context.Context) error {
 	s := &w.starts
 	s.mu.Lock()

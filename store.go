@@ -15,19 +15,19 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
-// What the library does with its tables beside coordination: it creates and upgrades
-// them, and reads how far a projection is. The statements are in internal/store.
+// Creating and upgrading the library's tables. The other statements are in internal/store.
 
 //go:embed schema.sql
 var schemaSQL string
 
-// SchemaSQL returns the text of schema.sql, for migration tools that take SQL from Go.
+// SchemaSQL returns the text of schema.sql, for migration tools. It is one idempotent
+// statement, which also upgrades older tables.
 func SchemaSQL() string { return schemaSQL }
 
-// A TablesOption says where the library's tables are.
+// TablesOption is an option of functions that use the library's tables: InSchema.
 type TablesOption func(*store.Tables)
 
-// A MigrateOption is an option of Migrate: InSchema, or WithSQL.
+// MigrateOption is an option of Migrate: InSchema or WithSQL.
 type MigrateOption interface{ forMigrate(*migration) }
 
 func (o TablesOption) forMigrate(m *migration) {
@@ -40,31 +40,29 @@ type sqlOption string
 
 func (o sqlOption) forMigrate(m *migration) { m.scripts = append(m.scripts, string(o)) }
 
-// WithSQL has Migrate run SQL of the program's own, such as the CREATE TABLE IF NOT
-// EXISTS of its read models, while no other Migrate of the database runs: copies of a
-// program that start at the same time take turns. It is run by every call of Migrate, after
-// the library's own migration, so it must be idempotent. Of several, each is run, in order.
+// WithSQL makes Migrate run SQL of the program's own, such as CREATE TABLE IF NOT EXISTS for
+// its read models. Every call of Migrate runs it, after the library's own migration, so it
+// must be idempotent. Only one Migrate at a time runs in a database, so copies of a program
+// that start together take turns. Several WithSQL are run in their order.
 //
-// The text may hold several statements. All of WithSQL is one READ COMMITTED transaction,
-// separate from that of the library's migration: it happens as a whole or not at all. So it
-// can't contain COMMIT, ROLLBACK, nor what PostgreSQL does not allow in a transaction,
-// such as CREATE INDEX CONCURRENTLY or VACUUM. Names mean what they mean on the connections
-// of the database: InSchema does not change the search path here. The connection is closed
-// afterwards, so that what the text has SET is left on none.
+// A text may have several statements. All texts are one READ COMMITTED transaction, apart
+// from the library's migration: all of it is applied, or nothing. So a text can't contain
+// COMMIT or ROLLBACK, nor what PostgreSQL refuses in a transaction, such as CREATE INDEX
+// CONCURRENTLY or VACUUM. InSchema does not change the search path for it. The connection is
+// closed afterwards, with everything that the text has SET.
 //
-// A lock that the text needs is waited for as Migrate does, for 30s in all, a second at a
-// time; each time the text begins anew. Other copies wait for as long for this one, so what
-// takes longer than some seconds, such as filling a large table, is for a migration of its
-// own. The text may take 5 minutes.
+// Migrate waits up to 30s in all for locks that the text needs, a second at a time, and
+// starts the text anew each time. The text may take 5 minutes. Other copies wait for it for
+// 30s only, so run what takes longer, such as filling a large table, elsewhere.
 func WithSQL(text string) MigrateOption { return sqlOption(text) }
 
-// InSchema says that the library's tables are in the PostgreSQL schema of this name, as
-// Config.Schema does for workers. Default: the schema that the search path leads to.
+// InSchema names the PostgreSQL schema of the library's tables, like Config.Schema for
+// workers. Default: the schema that the search path leads to.
 func InSchema(name string) TablesOption {
 	return func(t *store.Tables) { t.Schema = name }
 }
 
-// inSchema is InSchema of a Config's, which may be empty.
+// inSchema is InSchema of a name that may be empty.
 func inSchema(name string) TablesOption {
 	if name == "" {
 		return nil
@@ -76,40 +74,38 @@ func inSchema(name string) TablesOption {
 // "orchestr" in ASCII.
 const migrationLock = 0x6f72636865737472
 
-// migrationPatience is how long Migrate waits for locks, and migrationWait how long
-// it waits for one: whoever wants to read a table that is to be altered waits behind
-// it. In between, they go on.
+// migrationPatience is how long Migrate waits for locks, and migrationWait how long in one
+// try: meanwhile, statements that only read the table wait behind it. Between two tries they
+// go on.
 var migrationPatience = 30 * time.Second
 
 const (
 	migrationWait  = time.Second
 	migrationPause = 500 * time.Millisecond
-	// migrationMax bounds one try on a connection that has fallen silent.
+	// migrationMax is the timeout of one try, for a connection that has become silent.
 	migrationMax = 5 * time.Minute
 )
 
-// RunMigrations is Migrate without a context.
+// RunMigrations is Migrate with a background context and no options.
 func RunMigrations(db *sql.DB) error { return Migrate(context.Background(), db) }
 
-// Migrate creates or upgrades the library's tables. It does nothing when they are
-// there and new enough, so a program may call it at every start, in many processes
-// at once; it needs the right to create tables only when there is something to do.
+// Migrate creates or upgrades the library's tables. If they are there and new enough, it
+// changes nothing, so a program may call it at each start, in many processes at once. It
+// needs the right to create tables only when there is something to do.
 //
-// When another session holds a lock that it needs, such as a long transaction on a table
-// that is to be altered, it tries again for 30s, and then returns an error that
-// names the server's process, its user and its application_name. Nobody waits
-// behind it for more than about a second.
+// If another session holds a lock that it needs, Migrate retries for 30s and then returns
+// an error that names the server process, its user and its application_name. Other sessions
+// wait behind it for about a second at most.
 //
-// The tables go into the schema of InSchema, which is created if there is none of that
-// name; without it into the first schema of the search path, unless another one on it
-// has them already. Tables of the same names that are not the library's are refused:
-// those of other columns, and those that are owned by a role that is neither the
-// current one, nor a superuser, nor the owner of the schema or of the database. So is a
-// schema of InSchema whose owner is none of these, for a superuser or the database's
-// owner: migrate as its owner. Then nothing was changed.
+// The tables go into the schema of InSchema, which Migrate creates if it is missing; without
+// InSchema into the first schema of the search path, unless another schema on it has them.
+// Tables of the same names are refused if they have other columns, or if their owner is
+// neither the current role, nor a superuser, nor the owner of the schema or the database. A
+// superuser or the owner of the database is refused a schema of InSchema whose owner is none
+// of these; migrate as its owner. When Migrate refuses, it has changed nothing.
 //
-// With WithSQL it runs SQL of the program's own afterwards. An error of that says so: the
-// library's tables are migrated then, and nothing of the SQL has happened.
+// WithSQL adds SQL of the program's own. If that fails, the error says so: the library's
+// tables are migrated, and none of the SQL was applied.
 func Migrate(ctx context.Context, db *sql.DB, options ...MigrateOption) (err error) {
 	defer func() { err = redact.Error(err) }()
 	if db == nil {
@@ -132,8 +128,8 @@ func Migrate(ctx context.Context, db *sql.DB, options ...MigrateOption) (err err
 	return patiently(ctx, db, began, func() error { return m.runScripts(ctx, db) })
 }
 
-// patiently tries again and again what waits for locks, until migrationPatience has passed
-// since it began.
+// patiently repeats a try that waits for locks, until migrationPatience has passed since
+// began.
 func patiently(ctx context.Context, db *sql.DB, began time.Time, try func() error) error {
 	for {
 		err := try()
@@ -146,7 +142,7 @@ func patiently(ctx context.Context, db *sql.DB, began time.Time, try func() erro
 	}
 }
 
-// A migration is what Migrate was asked for.
+// A migration has the options of Migrate.
 type migration struct {
 	tables  store.Tables
 	scripts []string // of WithSQL
@@ -167,8 +163,8 @@ func (m *migration) check() error {
 	return nil
 }
 
-// script names a text of WithSQL, by its number where there are several. It is not quoted:
-// a CREATE ROLE has a password.
+// script returns the name of a text of WithSQL, with its number if there are several. The text
+// is never quoted: a CREATE ROLE has a password.
 func (m *migration) script(i int) string {
 	if len(m.scripts) == 1 {
 		return "the SQL of WithSQL"
@@ -176,9 +172,9 @@ func (m *migration) script(i int) string {
 	return fmt.Sprintf("the SQL of WithSQL number %d (of %d)", i+1, len(m.scripts))
 }
 
-// runScripts runs what the program has added. It is a transaction of its own: what the
-// library's migration locks exclusively, every heartbeat waits for, and the program's SQL
-// may take its time. What it waits for is the same lock, so nobody runs beside it.
+// runScripts runs the SQL of the program. It has a transaction of its own: every heartbeat
+// waits for what the library's migration locks exclusively, and the program's SQL may take
+// long. It takes the lock of migrations, so no other one runs at the same time.
 func (m *migration) runScripts(ctx context.Context, db *sql.DB) error {
 	ctx, cancel := context.WithTimeout(ctx, migrationMax)
 	defer cancel()
@@ -195,7 +191,7 @@ func (m *migration) runScripts(ctx context.Context, db *sql.DB) error {
 	})
 }
 
-// A scriptError is that of the program's own SQL.
+// A scriptError is an error of the program's own SQL.
 type scriptError struct {
 	script string
 	err    error
@@ -213,8 +209,8 @@ func (e *scriptError) Error() string {
 
 func (e *scriptError) Unwrap() error { return e.err }
 
-// heldUp names who holds the locks that a migration waits for. Of the program's own SQL
-// nobody knows which tables it needs: it may be any.
+// heldUp adds to an error the sessions that hold the locks that a migration waits for. For
+// the program's own SQL, whose tables are not known, these are the holders of any lock.
 func heldUp(ctx context.Context, db *sql.DB, waited time.Duration, err error) error {
 	held, script := "are held by", (*scriptError)(nil)
 	anyTable := errors.As(err, &script)
@@ -242,7 +238,7 @@ func heldUp(ctx context.Context, db *sql.DB, waited time.Duration, err error) er
 		waited.Round(100*time.Millisecond), held, holders, err)
 }
 
-// migrate has nothing to do, or applies schema.sql.
+// migrate applies schema.sql, if there is something to do.
 func migrate(ctx context.Context, db *sql.DB, schema string) error {
 	ctx, cancel := context.WithTimeout(ctx, migrationMax)
 	defer cancel()
@@ -263,8 +259,8 @@ func migrate(ctx context.Context, db *sql.DB, schema string) error {
 	return transact(ctx, db, &sql.TxOptions{Isolation: sql.LevelReadCommitted}, func(tx *dbconn.Tx) error { return apply(ctx, tx, schema) })
 }
 
-// strangers returns an error where the tables, or the schema that was named for them, are
-// somebody's whom the current role should not trust.
+// strangers returns an error if the tables, or the schema that was named for them, belong to a
+// role that the current role should not trust.
 func strangers(ctx context.Context, tx *dbconn.Tx, schema string) error {
 	if schema != "" {
 		if err := store.OwnedByStranger(ctx, tx, schema); err != nil {
@@ -274,9 +270,9 @@ func strangers(ctx context.Context, tx *dbconn.Tx, schema string) error {
 	return store.Stranger(ctx, tx, schema)
 }
 
-// transact calls f in a transaction that is bounded. Until f has set the search path,
-// functions are named with their schema: who may create one in a schema of the path
-// could have it called here.
+// transact calls f in a transaction with timeouts. Until f has set the search path, functions
+// are named with their schema: a role that may create one in a schema of the path could
+// otherwise have it called here.
 func transact(ctx context.Context, db *sql.DB, o *sql.TxOptions, f func(*dbconn.Tx) error) error {
 	tx, err := dbconn.Begin(ctx, db, o)
 	if err != nil {
@@ -301,8 +297,8 @@ SELECT pg_catalog.set_config('idle_in_transaction_session_timeout'::text, '10s':
 	})
 }
 
-// apply applies schema.sql, which decides where on the search path the tables go, and
-// refuses those that are somebody else's.
+// apply applies schema.sql, which decides where on the search path the tables go, and refuses
+// those that are not the library's.
 func apply(ctx context.Context, tx *dbconn.Tx, schema string) error {
 	if err := lockMigrations(ctx, tx); err != nil {
 		return err
@@ -330,8 +326,7 @@ func lockMigrations(ctx context.Context, tx *dbconn.Tx) error {
 	return nil
 }
 
-// explained adds to an error of schema.sql what its HINT says, which drivers leave
-// out of an error's text.
+// explained adds to an error of schema.sql its HINT, which drivers leave out of the text.
 func explained(err error) error {
 	hint := ""
 	switch store.State(err) {

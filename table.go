@@ -18,14 +18,14 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
-// A Table reads an events table in PostgreSQL and loses nothing, in whatever order
-// transactions take their positions and commit: it goes past a position that is missing
-// only when nobody can fill it any more. In which order to ask what, protocol.Reading
-// decides; the statements are in internal/eventtable. What it can't guarantee for a table
-// it refuses by name (docs/assumptions.md).
+// A Table reads an events table in PostgreSQL without losing an event, in whatever order
+// transactions take their positions and commit: it moves past a missing position only when
+// no transaction can fill it any more. protocol.Reading decides in which order to ask; the
+// statements are in internal/eventtable. It refuses, by name, a table for which it can't
+// guarantee that (docs/event-stores.md).
 
-// An Event is a row of an events table in pupsourcing's layout. Each call of a handler
-// gets its own, Payload and Metadata included.
+// Event is a row of an events table in the standard layout, which is pupsourcing's. Each call
+// of a handler gets its own copy, Payload and Metadata included.
 type Event struct {
 	GlobalPosition   int64
 	BoundedContext   string
@@ -43,109 +43,103 @@ type Event struct {
 	CreatedAt        time.Time
 }
 
-// A TableConfig says where the events are and how to read a row. Names are
-// taken as they are written and quoted.
+// TableConfig is where the events are and how to read a row. Names are used exactly as they
+// are written: upper and lower case count.
 type TableConfig[E any] struct {
-	// Table is the events table, in Schema; if that is not set, in the schema that the
-	// search path leads to, which is looked up once: what a session does to its
-	// search path later, and temporary tables, change nothing. Default: events.
+	// Table is the events table, in Schema. Default: events, and the schema that the
+	// search path leads to. That is looked up once: a search path that a session sets
+	// later, and temporary tables, change nothing.
 	Schema, Table string
-	// PositionColumn is a positive integer (smallint, integer, bigint), unique, and
-	// filled from a sequence by the inserting transaction itself. Without an index that
-	// begins with it, reading works and is slow. Default: global_position.
+	// PositionColumn is the column of the position: a positive integer (smallint,
+	// integer, bigint), unique, and taken from a sequence by the inserting transaction.
+	// Without an index that begins with it, reading is slow. Default: global_position.
 	//
-	// What nothing can show: a position that was taken in another transaction than the
-	// one that inserts it, and one that a program takes by itself, from a block or
-	// by inserting a number of its own below the highest. Such events are lost.
+	// Events are lost, and no check can detect it, if positions are taken in another
+	// transaction than the inserting one, or by a program itself, from a block of
+	// numbers or below the highest position.
 	PositionColumn string
-	// Sequence is the one that writers take positions from, as SQL has its name, with
-	// its schema where need be: to be set where nothing links it to PositionColumn, as
-	// with Hibernate, or in a trigger or a function. Default: the column's own (serial,
+	// Sequence is the sequence of PositionColumn, as SQL has its name, with its schema if
+	// need be. Set it if nothing in the database links the two, as with Hibernate, or if
+	// a trigger or a function takes the numbers. Default: the column's own (serial,
 	// identity), or the one that its default names.
 	Sequence string
-	// NoSequence says that positions come from no sequence: that each is taken inside
-	// the INSERT statement itself, or under a lock that its writer holds to the end of
-	// the transaction (max() + 1, a row that counts). Where there is no sequence and
-	// this is not set, the table is refused. A trigger that takes numbers from a
-	// sequence needs Sequence instead.
+	// NoSequence says that positions come from no sequence, but are taken inside the
+	// INSERT statement, or under a lock that its transaction holds to its end (max() + 1,
+	// a counter row). A table without a sequence is refused unless this is set. A trigger
+	// that takes numbers from a sequence needs Sequence instead. Default: false.
 	NoSequence bool
-	// Writers are, where Table is a view, the tables from which it takes its events, as
-	// SQL has their names: their writers are waited for, and they are what all
-	// assumptions are about. Name every table whose rows the view shows as events, and
-	// the sequence of their positions in Sequence.
+	// Writers are, if Table is a view, the tables that its events come from, as SQL has
+	// their names. Their writers are waited for, and they are checked in place of the
+	// view. Name each table whose rows the view shows as events, and set Sequence to the
+	// sequence of their positions. Default: none.
 	Writers []string
-	// AggregateIDColumn, as text, decides the partition. It must not be NULL, and
-	// of a type whose text does not depend on the session's settings: not a
-	// timestamp, say, or a float. Default: aggregate_id.
+	// AggregateIDColumn is the column whose text decides the partition. It must not be
+	// NULL, and its text must not depend on the session's settings, as that of a
+	// timestamp or a float does. Default: aggregate_id.
 	AggregateIDColumn string
-	// AggregateTypeColumn, BoundedContextColumn and EventTypeColumn, as text, are what
-	// the scope of a projection is about; NULL is "". Their types are bound as that
-	// of AggregateIDColumn. Default: none, and Run refuses a projection whose
-	// scope needs one.
+	// AggregateTypeColumn, BoundedContextColumn and EventTypeColumn are the columns, as
+	// text, that the scope of a projection selects by; NULL is "". Their types are
+	// restricted like that of AggregateIDColumn. Default: none, and Run refuses a
+	// projection whose scope needs one.
 	AggregateTypeColumn, BoundedContextColumn, EventTypeColumn string
-	// TimeColumn, of type timestamp with time zone, is when an event came about, for
-	// StartAtTime. Without an index on it, the first such event is looked for among
-	// all. Default: none, and Run refuses a projection that starts at a time.
+	// TimeColumn is the column with the time of an event, of type timestamp with time
+	// zone, for StartAtTime. Without an index on it, StartAtTime scans all events.
+	// Default: none, and Run refuses a projection with StartAtTime.
 	TimeColumn string
-	// Columns are what an event is made of. Required.
+	// Columns are the columns that an event is made of. Required.
 	Columns []string
-	// Fields appends to dest where each of Columns goes in an event, in this order, and
-	// returns dest: pointers as for sql.Rows.Scan, or a sql.Scanner where a value has
-	// to be converted. It is called for each row, with a zero event, and takes no
-	// allocation of its own for it. A row that it, a Scanner, Size or Time fails for is
-	// a failure of that event alone (Record.Err). Required.
+	// Fields appends to dest a destination for each of Columns, in their order, and
+	// returns dest: pointers as for sql.Rows.Scan, or a sql.Scanner for a value that must
+	// be converted. It is called once for each row, with a zero event, and should not
+	// allocate. If it, a Scanner, Size or Time fails for a row, only that event has failed
+	// (Record.Err). Required.
 	Fields func(e *E, dest []any) []any
-	// Size returns about how many bytes an event takes in memory, by which what
-	// is read ahead is bounded. Default: as many as its columns have.
+	// Size returns about how many bytes an event takes in memory, for
+	// Config.ReadAheadBytes. Default: the size of its columns.
 	Size func(E) int
-	// Time returns when an event came about, by which it is said how old the
-	// oldest event is that a projection has not handled. Default: not known.
+	// Time returns the time of an event, from which the lag in seconds is computed.
+	// Default: not known, and the lag counts from when the event was first seen.
 	Time func(E) time.Time
 }
 
-// A Table is an EventStore over a table of events in PostgreSQL. It needs the
-// privilege to read the table and nothing else.
+// Table is an EventStore over an events table in PostgreSQL. Its role needs SELECT on the
+// table and nothing else.
+//
+// A Table never moves past a position that a transaction may still commit. Sequences give
+// out positions in order, and transactions commit in any order. But a transaction that has
+// taken a position holds a lock on the sequence, and one that inserts a lock on the table,
+// until it ends. So when a position is missing, Table lists the transactions that hold such
+// a lock or wait for one (pg_locks), returns the events before the gap, and continues when
+// all of them have ended. That is exact, needs no timeout, and costs nothing without gaps. A
+// transaction that stays open after it has taken a position, or has written to the table in
+// any way, holds back all readers until it ends, also after a ROLLBACK TO: Waiting names it.
+//
+// What this assumes of the table, its sequence and the server is checked: in Check, in Read
+// about twice a minute, and each time before a gap is passed. If it does not hold, Check
+// and Read return an error that says why, and what to do. docs/event-stores.md lists the
+// assumptions, and the ones that can't be checked: see TableConfig.PositionColumn.
+//
+// A table that was emptied, restored or replaced is read as it is now. Table reads from the
+// primary only.
 //
 // A type that embeds a *Table is an EventStore of its own: its Read is called for every
-// request, with a scope or without, and backlogs are not read by slot.
-//
-// It never passes a position that a transaction may still commit: sequences
-// hand out positions in order, and transactions commit in any. Taking a position
-// locks its sequence, and an insert its table, to the end of the transaction; so when
-// a position is missing, Table lists who holds such a lock or waits for one (pg_locks),
-// hands out the events before the gap, and goes on when all of those transactions have
-// ended. That is exact and needs no timeout. It costs nothing while there are no gaps.
-// A transaction that stays open after it has taken a position, or has written to the
-// table in any way, holds all readers back until it ends, also after a ROLLBACK TO:
-// Waiting names it.
-//
-// What that rests on, of the table, its sequence and the server, is asked for: in Check,
-// in Read about twice a minute, and whenever a gap is about to be passed. Where it
-// does not hold, or does not any more, Check and Read refuse the table with an error
-// that says why, and what to do. docs/assumptions.md has the list.
-//
-// What nothing can show: a position that was taken in another transaction than the
-// one that inserts it, and one that a program takes by itself, from a block or
-// by inserting a number of its own below the highest. Such events are lost.
-//
-// A Table may outlive its events: one that was emptied, restored or replaced is read
-// as it is now. It works on the primary only.
+// request, and backlogs are not read by slot.
 type Table[E any] struct {
 	db  *sql.DB
 	cfg TableConfig[E]
 	sql eventtable.Table
 	// found is sql with its schema; nil: it was not looked up yet. finding holds one token,
-	// for who looks it up.
+	// for the goroutine that looks it up.
 	found   atomic.Pointer[eventtable.Table]
 	finding chan struct{}
-	// fields are the destinations of a row, as NewTable has got them.
+	// fields are the destinations of a row, as Fields returned them in NewTable.
 	fields []any
 	// libpq: the driver is lib/pq, which takes one round trip for a statement without
 	// arguments, and two for one with.
 	libpq bool
 
-	// turn holds one token, for the reading whose turn it is at the horizon. mu
-	// is only ever held for a moment.
+	// turn holds one token, for the reading that may use the horizon. mu is held for
+	// moments only.
 	turn    chan struct{}
 	mu      sync.Mutex
 	horizon protocol.Horizon
@@ -155,8 +149,8 @@ type Table[E any] struct {
 	ends ends
 }
 
-// NewTable returns a Table that reads from db. The error is ErrInvalidConfig
-// and names the field; the database is not touched before Check or Read.
+// NewTable returns a Table that reads from db. It does not use the database before Check or
+// Read. The error is ErrInvalidConfig and names the field.
 func NewTable[E any](db *sql.DB, cfg TableConfig[E]) (*Table[E], error) {
 	if db == nil {
 		return nil, fmt.Errorf("%w: NewTable: db is nil", ErrInvalidConfig)
@@ -217,7 +211,7 @@ func NewTable[E any](db *sql.DB, cfg TableConfig[E]) (*Table[E], error) {
 	}, nil
 }
 
-// sample calls Fields once, and says what is wrong with it.
+// sample calls Fields once, and returns its destinations, or what is wrong with them.
 func sample[E any](cfg TableConfig[E]) (fields []any, problem string) {
 	if err := contained(func() { fields = cfg.Fields(new(E), make([]any, 1)) }); err != nil {
 		return nil, fmt.Sprintf("fails: %v", err)
@@ -238,8 +232,8 @@ func tableError(field, problem string) error {
 	return fmt.Errorf("%w: TableConfig.%s %s", ErrInvalidConfig, field, problem)
 }
 
-// NewEventTable returns a Table over an events table in pupsourcing's layout;
-// an empty name is "events".
+// NewEventTable returns a Table over an events table of the standard layout, which is
+// pupsourcing's: docs/event-stores.md has its DDL. An empty name is "events".
 func NewEventTable(db *sql.DB, table string) (*Table[Event], error) {
 	return NewTable(db, TableConfig[Event]{
 		Table: table, AggregateTypeColumn: "aggregate_type", BoundedContextColumn: "bounded_context", EventTypeColumn: "event_type",
@@ -262,7 +256,8 @@ func NewEventTable(db *sql.DB, table string) (*Table[Event], error) {
 // eventSize is about what an Event takes beside its payload and metadata.
 const eventSize = 600
 
-// Read implements EventStore. What is out of r.Scope does not leave the server.
+// Read implements EventStore. Events out of r.Scope are filtered in PostgreSQL. r.Limit must
+// be at least 1.
 func (t *Table[E]) Read(ctx context.Context, r ReadRequest) (Page[E], error) {
 	if r.Limit < 1 {
 		return Page[E]{}, fmt.Errorf("%w: ReadRequest.Limit is %d, and must be at least 1", ErrInvalidConfig, r.Limit)
@@ -277,11 +272,11 @@ func (t *Table[E]) Read(ctx context.Context, r ReadRequest) (Page[E], error) {
 	return Page[E]{Records: p.events, Through: p.passed, More: p.more}, nil
 }
 
-// emptyIsValue says that the columns of scopes may be empty: that there are such columns is
-// checked.
+// emptyIsValue marks that an empty text is a value in a column that scopes select by. Whether
+// there is such a column is checked before.
 func (t *Table[E]) emptyIsValue() {}
 
-// scopeProblem says what the table lacks to read the scope of something.
+// scopeProblem returns an error if the table has no column for a scope.
 func (t *Table[E]) scopeProblem(whose string, s Scope) error {
 	for _, part := range []struct {
 		field, column, list string
@@ -305,14 +300,14 @@ type page[E any] struct {
 	more   bool  // there may be more at once
 	bytes  int
 	head   int64 // the highest position that was seen, perhaps beyond a gap
-	// end is the position up to which some were given out: who stands above it has
-	// lost his stream. -1: not known.
+	// end is the position up to which some were given out: a checkpoint above it is
+	// beyond the end of the stream. -1: not known.
 	end int64
 }
 
-// read reads the events of a scope above after, at most limit of them, and not
-// many more once they exceed bytes, if that is not 0. Where few are to be expected, it
-// saves lib/pq a round trip, and where many are, bytes.
+// read reads the events of a scope above after, at most limit of them, and not many more once
+// they exceed bytes, if that is not 0. If few are expected, it saves lib/pq a round trip;
+// if many are, bytes.
 func (t *Table[E]) read(ctx context.Context, s Scope, after int64, limit, bytes int, few bool) (p page[E], err error) {
 	reading := protocol.NewReading(&t.horizon, after, limit)
 	if !s.all() {
@@ -344,9 +339,9 @@ func (t *Table[E]) read(ctx context.Context, s Scope, after int64, limit, bytes 
 	return p, nil
 }
 
-// readOwn is read, of the events in some slots. It reads the keys of all, as read
-// does the events, and then the rows of its own: once a position is final and
-// its event was seen, the row is there for every later statement.
+// readOwn is read for the events in some slots. It reads the keys of all events, in the way
+// in which read reads events, and then the rows of its own: once a position is final and its
+// event was seen, every later statement sees the row.
 func (t *Table[E]) readOwn(ctx context.Context, slots *protocol.SlotSet, after int64, limit, bytes int) (p page[E], err error) {
 	span := slots.Span(limit)
 	reading := protocol.NewReading(&t.horizon, after, span)
@@ -414,8 +409,8 @@ func (t *Table[E]) statements(ctx context.Context) (*eventtable.Reader, error) {
 	return r, nil
 }
 
-// keys reads the keys of the events in a range. It ends early, and says so, at one that
-// can't be read.
+// keys reads the keys of the events in a range. It stops, with cut set, at one that can't be
+// read.
 func (t *Table[E]) keys(ctx context.Context, r *eventtable.Reader, g eventtable.Range) (keys []protocol.Key, cut bool, err error) {
 	keys, err = r.Keys(ctx, t.db, g)
 	if err == nil || !ofTheData(err) {
@@ -431,8 +426,8 @@ func (t *Table[E]) keys(ctx context.Context, r *eventtable.Reader, g eventtable.
 	return append(keys, protocol.Key{Position: e.Position, Slot: protocol.SlotOf(e.AggregateID)}), true, nil
 }
 
-// same makes sure that events that were read for their slots are in these: that their
-// rows have the aggregate ids that their keys had. Nobody else may read one that is not.
+// same checks that events are in the slots that they were read for, that is, that their rows
+// have the aggregate ids that their keys had. Otherwise no lane might handle one of them.
 func (t *Table[E]) same(ctx context.Context, r *eventtable.Reader, slots *protocol.SlotSet, events []Record[E]) error {
 	for i := range events {
 		e := &events[i]
@@ -449,8 +444,8 @@ func (t *Table[E]) same(ctx context.Context, r *eventtable.Reader, slots *protoc
 	return nil
 }
 
-// carry carries a reading to its end. What it does in which order is for
-// protocol.Reading to say; look reads the page.
+// carry carries out a reading: protocol.Reading decides what to do next, and look reads the
+// page.
 func (t *Table[E]) carry(ctx context.Context, reading *protocol.Reading, look func(protocol.ReadAction, *protocol.ReadAnswer) error) (done protocol.ReadAction, head int64, err error) {
 	table, err := t.find(ctx)
 	if err != nil {
@@ -504,9 +499,9 @@ func (t *Table[E]) carry(ctx context.Context, reading *protocol.Reading, look fu
 	}
 }
 
-// find looks up the table's schema, once: the table is the same for as long as it
-// is read. Who needs it meanwhile waits for the answer, which is bounded, so that a
-// connection that has fallen silent does not hold up the others.
+// find looks up the table's schema, once, so that the same table is read from then on.
+// Other callers wait for the answer; the lookup has a timeout, so that a silent connection
+// does not hold them up.
 func (t *Table[E]) find(ctx context.Context) (*eventtable.Table, error) {
 	if found := t.found.Load(); found != nil {
 		return found, nil
@@ -528,7 +523,7 @@ func (t *Table[E]) find(ctx context.Context) (*eventtable.Table, error) {
 	return &found, nil
 }
 
-// asked asks what is assumed of the table.
+// asked reads the facts that the assumptions are about.
 func (t *Table[E]) asked(ctx context.Context) (f eventtable.Facts, holders []protocol.Holder, err error) {
 	table, err := t.find(ctx)
 	if err != nil {
@@ -537,14 +532,14 @@ func (t *Table[E]) asked(ctx context.Context) (f eventtable.Facts, holders []pro
 	return table.Ask(ctx, t.db)
 }
 
-// forget has the types of the columns asked for again: it may be another table.
+// forget drops the types of the columns: it may be another table now.
 func (t *Table[E]) forget() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.reader = nil
 }
 
-// reach takes in that a position was seen, and returns how far the stream reaches.
+// reach notes that a position was seen, and returns the end of the stream.
 func (t *Table[E]) reach(head int64) int64 {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -559,7 +554,7 @@ func at(a protocol.ReadAction) eventtable.At {
 	return eventtable.At{Epoch: a.Epoch, Reaches: a.Reaches}
 }
 
-// ask asks what is assumed of the table, and who writes it.
+// ask reads the facts that the assumptions are about, and the transactions that write.
 func (t *Table[E]) ask(ctx context.Context) (a protocol.ReadAnswer, err error) {
 	facts, holders, err := t.asked(ctx)
 	if err != nil {
@@ -577,7 +572,7 @@ func (t *Table[E]) ask(ctx context.Context) (a protocol.ReadAnswer, err error) {
 	return a, nil
 }
 
-// failed gives a reading up.
+// failed ends a reading with an error.
 func (t *Table[E]) failed(ctx context.Context, r *protocol.Reading, err error) error {
 	if context.Cause(ctx) != context.Canceled { // of that, nobody learns anything
 		t.mu.Lock()
@@ -593,16 +588,16 @@ func (t *Table[E]) failed(ctx context.Context, r *protocol.Reading, err error) e
 	return err
 }
 
-// A refusal is the error of reading a table for which something that is assumed of it
-// does not hold. It passes when that is mended.
+// A refusal is the error of reading a table for which an assumption does not hold. It passes
+// when that is fixed.
 type refusal struct{ table, why string }
 
 func (r *refusal) Error() string { return fmt.Sprintf("events table %s: %s", r.table, r.why) }
 
 func (t *Table[E]) refused(why string) error { return &refusal{t.sql.Name, why} }
 
-// askAgain asks what is assumed, while reading goes on. If it does not hold, or can't be
-// asked, the next reading asks, and says so.
+// askAgain checks the assumptions while reading goes on. If one does not hold, or can't be
+// checked, the next reading checks it, and returns the error.
 func (t *Table[E]) askAgain(ctx context.Context) {
 	now := time.Now()
 	a, err := bounded(ctx, lookMax, t.ask, nil)
@@ -620,11 +615,11 @@ func (t *Table[E]) next(r *protocol.Reading, a protocol.ReadAnswer) protocol.Rea
 	return r.Next(time.Now(), a)
 }
 
-// lookMax bounds a look at the locks, so that one on a connection that has
-// fallen silent does not hold up the other readers.
+// lookMax is the timeout of a query of the locks, so that a silent connection does not hold
+// up the other readers.
 const lookMax = 10 * time.Second
 
-// take waits for the reader's turn, or gives it back.
+// take waits for the turn of a reading, or gives it back.
 func (t *Table[E]) take(ctx context.Context, turn bool) error {
 	if !turn {
 		<-t.turn
@@ -638,19 +633,22 @@ func (t *Table[E]) take(ctx context.Context, turn bool) error {
 	}
 }
 
-// fewEvents is for how many events there is room in a page where few are expected.
+// fewEvents is the room in a page, in events, if few are expected.
 const fewEvents = 16
 
-// A Gap is a position that readers wait at.
+// Gap is a missing position that readers wait at.
 type Gap struct {
-	Position int64     // the first position that is missing
-	Since    time.Time // when a reader first met it
-	// Backends are the process ids (pg_stat_activity.pid) of the transactions
-	// that may still fill it, 0 for a prepared one (pg_prepared_xacts).
+	// Position is the first position that is missing.
+	Position int64
+	// Since is when a reader first found the gap, by the process's clock.
+	Since time.Time
+	// Backends are the process ids (pg_stat_activity.pid) of the transactions that may
+	// still fill it; 0 is a prepared transaction (pg_prepared_xacts).
 	Backends []int
 }
 
-// Waiting returns the gap that readers wait at, if there is one.
+// Waiting implements GapWaiter: it returns the gap that readers wait at, and false if there
+// is none. It does not use the database.
 func (t *Table[E]) Waiting() (Gap, bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -665,15 +663,16 @@ func (t *Table[E]) Waiting() (Gap, bool) {
 	return g, true
 }
 
-// Head returns the highest position of an event that is committed; 0: there
-// is none. Readers may not have come to it yet.
+// Head implements HeadStore: it returns the highest position of a committed event, which
+// readers may not have reached; 0: there is none.
 func (t *Table[E]) Head(ctx context.Context) (int64, error) {
 	head, _, err := t.reaches(ctx)
 	return head, err
 }
 
-// reaches returns with the head the last position that was given out, where the role may
-// see that of the sequence: what was deleted is still behind a reader that stands there.
+// reaches returns the head and the last position that was given out, which may be higher if
+// the latest events were deleted. It needs the right to read the sequence; without it, the
+// two are the same.
 func (t *Table[E]) reaches(ctx context.Context) (head, given int64, err error) {
 	facts, _, err := t.asked(ctx)
 	switch {
@@ -686,8 +685,8 @@ func (t *Table[E]) reaches(ctx context.Context) (head, given int64, err error) {
 	return facts.Highest(), facts.Given(), nil
 }
 
-// identity names the table, and its database where that is not the one in which
-// workers coordinate.
+// identity returns the name of the table, and of its database if workers coordinate in
+// another one.
 func (t *Table[E]) identity(ctx context.Context, coordination *sql.DB) (table string, err error) {
 	found, err := t.find(ctx)
 	if err != nil {
@@ -711,8 +710,9 @@ func (t *Table[E]) identity(ctx context.Context, coordination *sql.DB) (table st
 	return table + " in database " + there, nil
 }
 
-// Check makes sure that the table and its columns exist and may be read, and
-// that it can be read without losing events.
+// Check implements Checker: it returns an error if the table or one of its columns is missing
+// or may not be read, if it can't be read without losing events, or if a column does not
+// fit its field. Run calls it at the start.
 func (t *Table[E]) Check(ctx context.Context) error {
 	var facts eventtable.Facts
 	var first []Record[E]
@@ -749,7 +749,7 @@ func (t *Table[E]) Check(ctx context.Context) error {
 
 var versionSQL = sqltext.New(`SELECT version()`)
 
-// hint says more of why a table can't be asked about.
+// hint returns a likely cause of an error about the table, and what to do.
 func (t *Table[E]) hint(ctx context.Context, err error) string {
 	var version string
 	missing := store.State(err) == "42P01" || errors.Is(err, eventtable.ErrNoTable)
@@ -767,7 +767,7 @@ func (t *Table[E]) hint(ctx context.Context, err error) string {
 	return ""
 }
 
-// readFirst reads the first event, if there is one, with every column that is named.
+// readFirst reads the first event, if there is one, with all columns.
 func (t *Table[E]) readFirst(ctx context.Context) ([]Record[E], error) {
 	reader, err := t.statements(ctx)
 	if err != nil {
@@ -781,7 +781,7 @@ func (t *Table[E]) readFirst(ctx context.Context) ([]Record[E], error) {
 }
 
 // checkWays reads the first event, which readFirst has read, in each of the other ways in
-// which events are read, and makes sure that it is the same event in each.
+// which events are read, and returns an error if one of them returns another event.
 func (t *Table[E]) checkWays(ctx context.Context, first []Record[E]) error {
 	reader, err := t.statements(ctx)
 	if err != nil {
@@ -827,9 +827,9 @@ func (t *Table[E]) checkWays(ctx context.Context, first []Record[E]) error {
 	return sideBySide(key, page("by its position", eventtable.Range{Rows: at, Literals: literals}), page("within its scope", scoped))
 }
 
-// sideBySide makes calls at the same time, and returns the error of the first that fails,
-// in their order. One that panics, or ends its goroutine, has failed: an event is made by
-// the program's own code.
+// sideBySide makes calls at the same time, and returns the error of the first one, in their
+// order, that failed. A call that panics, or ends its goroutine, has failed: the program's
+// own code makes events.
 func sideBySide(calls ...func() error) error {
 	errs := make([]error, len(calls))
 	var all sync.WaitGroup
@@ -847,8 +847,8 @@ func sideBySide(calls ...func() error) error {
 	return nil
 }
 
-// fits makes sure that the columns are of types that can be scanned into the fields, where
-// the driver can tell: a table without events says nothing of that otherwise.
+// fits returns an error if a column is of a type that can't be scanned into its field, as far
+// as the driver can tell. It finds that also in a table without events.
 func (t *Table[E]) fits(ctx context.Context, r *eventtable.Reader) error {
 	row := newRow(t, r)
 	row.in, row.fields = new(Record[E]), t.fields

@@ -11,17 +11,21 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
-// Waiting for a projection: all of a process that wait in the same tables share one look at
-// a time, however many they are.
+// Waiting for a projection. All waits of a process in the same tables share one query at a
+// time, however many they are.
 
-// A ParkedError says that events which somebody waits for are not handled, but
-// parked (see ParkEvents).
+// ParkedError is returned by WaitFor, WaitForEvent and CatchUp if events up to the position
+// were parked instead of handled (see ParkEvents).
 type ParkedError struct {
+	// Projection is the name of the projection.
 	Projection string
-	Events     int   // parked at or below the position
-	First      int64 // the lowest of their positions
+	// Events is the number of events that are parked at or below the position.
+	Events int
+	// First is the lowest of their positions.
+	First int64
 }
 
+// Error names the projection, the number of events and the first position.
 func (e *ParkedError) Error() string {
 	if e.Events == 1 {
 		return fmt.Sprintf("projection %q: 1 event is parked, at position %d", e.Projection, e.First)
@@ -29,20 +33,26 @@ func (e *ParkedError) Error() string {
 	return fmt.Sprintf("projection %q: %d events are parked, the first at position %d", e.Projection, e.Events, e.First)
 }
 
-// A BehindError says how far a projection was when there was no more time to wait for it.
+// BehindError is returned by WaitFor and WaitForEvent if the context ends before the
+// projection has reached the position.
 type BehindError struct {
+	// Projection is the name of the projection.
 	Projection string
-	Position   int64 // that is waited for
-	// Handled is the position up to which everything that is waited for was handled at the
-	// latest look: of the aggregate, or on all partitions. -1: the projection has not run
-	// yet, or there was no look.
+	// Position is the one that was waited for.
+	Position int64
+	// Handled is the position up to which everything was handled when that was last
+	// read: on all partitions, or, for WaitForEvent, of the aggregate. -1: the projection
+	// has not run, or nothing could be read.
 	Handled int64
-	Err     error // why the wait has ended: context.Cause, and what kept it from looking
+	// Err is the context's error (context.Cause), with the error of the latest query if
+	// that has failed.
+	Err error
 }
 
-// Behind returns by how many positions.
+// Behind returns the number of positions between Handled and Position.
 func (e *BehindError) Behind() int64 { return e.Position - max(e.Handled, 0) }
 
+// Error names the projection, the position and how far behind it the projection is.
 func (e *BehindError) Error() string {
 	if e.Handled < 0 {
 		return fmt.Sprintf("wait for projection %q to reach position %d: its progress is not known yet: %v", e.Projection, e.Position, e.Err)
@@ -50,35 +60,36 @@ func (e *BehindError) Error() string {
 	return fmt.Sprintf("wait for projection %q to reach position %d: it is at %d, %d behind: %v", e.Projection, e.Position, e.Handled, e.Behind(), e.Err)
 }
 
+// Unwrap returns Err.
 func (e *BehindError) Unwrap() error { return e.Err }
 
-// WaitFor waits until a projection has handled every event up to a position, on
-// all of its partitions, and that is committed: for tests, and before a read model is read
-// as a whole. It returns a *ParkedError if it has gone past some without handling
-// them, and a *BehindError, which wraps context.Cause(ctx), when ctx ends. A projection that
-// does not get there is waited for until then: one that has not run yet, is paused
-// (ops.Pause), or fails again and again. So give ctx a deadline; ops.Status tells what is
-// the matter. A rewind that is ordered and not carried out yet is waited for as well.
+// WaitFor waits until a projection has handled and committed every event up to a position,
+// on all of its partitions. It is for tests, and for reading a read model as a whole.
 //
-// Where the event stream ends before a checkpoint of the projection (it was emptied, or
-// restored from before), nothing counts as handled, from when a worker that runs it has
-// reported that: a HeartbeatInterval and half a minute later at most.
+// It returns a *ParkedError if some of the events were parked instead, and a *BehindError,
+// which wraps context.Cause(ctx), when ctx ends first. Give ctx a deadline: WaitFor also
+// waits for a projection that has not run yet, is paused (ops.Pause) or always fails, and
+// for a rewind that was ordered. ops.Status has the reason.
 //
-// It looks at the checkpoints of all partitions, and not at the highest. Where a
-// projection has many partitions and events come thick, those that had no event of
-// their own say so about once a second. Who waits for one event uses WaitForEvent.
+// If the event stream ends before a checkpoint of the projection, because it was emptied or
+// restored, nothing counts as handled, as soon as a worker of the projection has reported
+// that: a HeartbeatInterval and half a minute later at most.
 //
-// All waits of a process with the same db share one look at a time, at most 100 in a second
-// and ever fewer while nobody else begins to wait.
+// Partitions without events of their own move their checkpoints about once a second, so
+// WaitFor may take that long while events arrive quickly. To wait for one event, use
+// WaitForEvent.
+//
+// All waits of a process with the same db share one query at a time: at most 100 a second,
+// and ever fewer while no new wait begins.
 func WaitFor(ctx context.Context, db *sql.DB, projection string, position int64, options ...TablesOption) error {
 	return waitFor(ctx, db, "WaitFor", store.Awaited{Projection: projection, Position: position}, options)
 }
 
-// WaitForEvent waits until a projection has handled the event of an aggregate at a position,
-// and that is committed: for reading one's own write, right after the transaction that
-// appended it. It is WaitFor for the aggregate alone: it neither waits for other partitions
-// nor fails with a *ParkedError for what is parked of other aggregates. The event counts as
-// handled as well where the projection has left it out, by its scope or by where it started.
+// WaitForEvent waits until a projection has handled and committed the event of an aggregate
+// at a position. It is for reading your own writes, right after the transaction that has
+// appended the event. It is like WaitFor, for one aggregate: it does not wait for other
+// partitions, and returns no *ParkedError for events of other aggregates. An event that is
+// outside of the projection's scope, or before its start, counts as handled.
 func WaitForEvent(ctx context.Context, db *sql.DB, projection string, position int64, aggregateID string, options ...TablesOption) error {
 	return waitFor(ctx, db, "WaitForEvent", store.Awaited{Projection: projection, Position: position, One: true, Aggregate: aggregateID}, options)
 }
@@ -132,11 +143,11 @@ var waits = struct {
 	of map[store.Tables]*waitGroup
 }{of: map[store.Tables]*waitGroup{}}
 
-// A waitGroup looks for all that wait in the same tables, while there are some.
+// A waitGroup polls for all waits in the same tables, while there are some.
 type waitGroup struct {
 	tables store.Tables
 	of     map[*wait]bool
-	more   chan struct{} // holds one: somebody has begun to wait
+	more   chan struct{} // holds one: a wait has begun
 }
 
 // join adds a wait to those in the same tables.
@@ -157,7 +168,7 @@ func join(t store.Tables, w *wait) *waitGroup {
 	return g
 }
 
-// leave takes a wait out, and reports whether it was still waiting.
+// leave removes a wait, and reports whether it was still waiting.
 func (g *waitGroup) leave(w *wait) bool {
 	waits.Lock()
 	defer waits.Unlock()
@@ -167,14 +178,14 @@ func (g *waitGroup) leave(w *wait) bool {
 }
 
 const (
-	waitLookMin = 10 * time.Millisecond // between two looks
+	waitLookMin = 10 * time.Millisecond // between two polls
 	waitLookMax = 250 * time.Millisecond
-	// waitLookIn bounds one look: a connection that has fallen silent must not hold up
-	// those who begin to wait later.
+	// waitLookIn is the timeout of one poll: a silent connection must not hold up waits
+	// that begin later.
 	waitLookIn = 10 * time.Second
 )
 
-// poll looks until nobody waits any more.
+// poll polls until there are no more waits.
 func (g *waitGroup) poll() {
 	for {
 		those, youngest := g.waiting()
@@ -193,7 +204,7 @@ func (g *waitGroup) poll() {
 
 		pause := min(max(waitLookMin, began.Sub(youngest)/10), waitLookMax)
 		select {
-		case <-g.more: // who begins to wait is looked for soon
+		case <-g.more: // a new wait is polled for soon
 			pause = waitLookMin
 		case <-time.After(pause - time.Since(began)):
 			continue
@@ -202,8 +213,8 @@ func (g *waitGroup) poll() {
 	}
 }
 
-// waiting returns those who wait, and when the latest has begun. Where there is none, the
-// group is over.
+// waiting returns the waits, and when the latest has begun. If there are none, it removes the
+// group.
 func (g *waitGroup) waiting() (those []*wait, youngest time.Time) {
 	waits.Lock()
 	defer waits.Unlock()
@@ -219,7 +230,8 @@ func (g *waitGroup) waiting() (those []*wait, youngest time.Time) {
 	return those, youngest
 }
 
-// take takes in what a look has found. A database that is away is waited for.
+// take ends the waits for which a poll has found an answer. A database that is away is waited
+// for.
 func (g *waitGroup) take(those []*wait, handled []store.Handled, err error) {
 	waits.Lock()
 	defer waits.Unlock()

@@ -22,14 +22,13 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
-// One worker's part in coordination. Every decision is made by two pure machines in
-// internal/protocol: Step (coordinator.go there) turns the members of a replica set into
-// generations, inside the database transaction of whoever asks; Session (session.go there)
-// is one worker's side. The loop below brings the session what happens, sends its
-// requests to the store, and obeys its answers. It decides nothing.
+// One worker's part in coordination. Two pure state machines in internal/protocol decide
+// everything: Step (coordinator.go there) turns the members of a replica set into generations,
+// inside the database transaction of the worker that asks; Session (session.go there) is one
+// worker's side. The loop below passes inputs to the session and carries out its actions. It
+// decides nothing.
 
-// A worker is one call of Run: it feeds the session with what happens and does
-// what the session says. It decides nothing.
+// A worker is one call of Run.
 type worker[E any] struct {
 	name        protocol.WorkerID // of its first incarnation
 	goesBy      atomic.Value      // the name of its present one, a string, for the log
@@ -46,50 +45,50 @@ type worker[E any] struct {
 	log     *slog.Logger
 	to      *observerQueue
 
-	// life ends with Run, and not with Run's context: a worker that stops
-	// still commits and leaves.
+	// life ends with Run, and not with Run's context: a worker that is stopping still
+	// commits and leaves.
 	life context.Context
 	end  context.CancelFunc
 	busy sync.WaitGroup // syncs under way
 
 	inputs     chan protocol.Input
-	hints      chan struct{} // holds one: more say no more
+	hints      chan struct{} // notifications; holds one, since more have the same effect
 	fatal      chan error
-	syncError  error // of the latest request that has failed; the loop's once it has that input
+	syncError  error // of the latest request that has failed; the loop reads it after that input
 	leases     *lease
 	handlers   handlers
 	presence   presence
-	unspare    func()                 // has the pool spare no connection for it any more
+	unspare    func()                 // releases the dedicated connection's place in the pool
 	moved      atomic.Bool            // a request has found a server that takes no writes
-	unattached atomic.Pointer[error]  // why there was no session, or none any more, the last time
+	unattached atomic.Pointer[error]  // the latest error of the dedicated connection
 	leaseOnly  atomic.Pointer[string] // why crash detection is off; nil: it is on, or Config.LeaseOnly is set
-	keeps      atomic.Int64           // for how long the session is kept after Run, in nanoseconds
+	keeps      atomic.Int64           // how long the dedicated connection is kept after Run, in nanoseconds
 	health     *healthState
 	run        *run[E]                                       // what the session has started
-	shown      atomic.Pointer[map[store.Lane]protocol.Found] // the checkpoints that the latest look has shown
-	foreseen   atomic.Pointer[store.Foresight]               // what the start's checks have read of the set
+	shown      atomic.Pointer[map[store.Lane]protocol.Found] // the checkpoints that the latest heartbeat has returned
+	foreseen   atomic.Pointer[store.Foresight]               // what the checks at the start have read of the set
 	waiting    waiting
 	watch      watch
 	joined     protocol.WorkerID // the latest incarnation that became a member
-	stream     string            // what the event store reads; "": it can't tell
+	stream     string            // what the event store reads; "": not known
 	reporting  reporting
 	catchUp    catchUp
 }
 
-// waiting is how long this worker has seen a generation wait for others, and
-// when it last said so.
+// waiting is since when this worker has seen a generation wait for others, and when it last
+// logged that.
 type waiting struct {
 	generation   int64
 	since, noted time.Time
 }
 
-// lease is what every lane looks at before it calls a handler.
+// lease has the terms of the lease, which every lane checks before it calls a handler.
 type lease struct{ at atomic.Pointer[terms] }
 
 // terms are those of the session.
 type terms struct {
 	protocol.Terms
-	changed chan struct{} // closed when there is another proof
+	changed chan struct{} // closed when there is a newer proof
 }
 
 func newLease() *lease {
@@ -98,7 +97,7 @@ func newLease() *lease {
 	return l
 }
 
-// set takes over what the session says.
+// set copies the session's terms.
 func (l *lease) set(s *protocol.Session) {
 	old := l.at.Load()
 	t := &terms{s.Terms(), old.changed}
@@ -115,7 +114,7 @@ func (l *lease) set(s *protocol.Session) {
 // handlers counts the handlers that run.
 type handlers struct {
 	running atomic.Int64
-	began   atomic.Bool // one has, since that was last asked
+	began   atomic.Bool // one has begun since the last call of lately
 }
 
 func (h *handlers) begin() {
@@ -125,7 +124,7 @@ func (h *handlers) begin() {
 	}
 }
 
-// soon says that one will begin, or go on, within a moment.
+// soon notes that one will begin, or continue, within a moment.
 func (h *handlers) soon() { h.began.Store(true) }
 
 func (h *handlers) end() { h.running.Add(-1) }
@@ -156,8 +155,8 @@ func newWorker[E any](ctx context.Context, cfg Config[E], projections []Projecti
 	return w
 }
 
-// workerName returns a name that no other worker has, and that says where to
-// look for it: host, process, and a random part.
+// workerName returns a unique name that shows where the worker is: host, process id and a
+// random part.
 func workerName() string {
 	host, err := os.Hostname()
 	if err != nil || host == "" {
@@ -173,12 +172,12 @@ func workerName() string {
 	return fmt.Sprintf("%s-%d-%08s", host, os.Getpid(), n.Text(36))
 }
 
-// source names the set and the worker that an event is about.
+// source returns the Source of an event about a worker of the set.
 func (w *worker[E]) source(id protocol.WorkerID) Source {
 	return Source{ReplicaSet: w.cfg.ReplicaSet, Worker: string(id), At: time.Now()}
 }
 
-// listen has the worker hear hints, and returns what ends it.
+// listen subscribes the worker to notifications, and returns the function that ends that.
 func (w *worker[E]) listen() (leave func()) {
 	return listen(w.cfg.Notifier, w.log, &subscriber{
 		set: string(w.cfg.ReplicaSet), events: w.cfg.EventsChannel,
@@ -192,8 +191,8 @@ func (w *worker[E]) listen() (leave func()) {
 	})
 }
 
-// check makes sure, before anything is touched, that the tables and the event
-// store are there. A database that is away is waited for.
+// check returns an error, before the worker joins, if the tables or the event store can't be
+// used. It waits for a database that is away.
 func (w *worker[E]) check(ctx context.Context) error {
 	backoff := protocol.RetryStart.Backoff()
 	for failures := 1; ; failures++ {
@@ -213,10 +212,10 @@ func (w *worker[E]) check(ctx context.Context) error {
 	}
 }
 
-// checkOnce asks side by side, for which a start waits, and of several errors the first
-// one says what to do first. What needs fewer round trips than the event store's check goes
-// one after the other: it takes turns on a connection of the pool, and opening another takes
-// longer than that.
+// checkOnce makes the checks concurrently, since the start waits for them, and returns the
+// error that says what to do first. Checks that need fewer round trips than that of the event
+// store are made one after the other, on one connection of the pool: opening another one
+// would take longer.
 func (w *worker[E]) checkOnce(ctx context.Context) error {
 	bounded := func(check func(context.Context) error) func() error {
 		return func() error { return boundedDo(ctx, w.cfg.StaleWorkerTimeout, check) }
@@ -231,7 +230,7 @@ func (w *worker[E]) checkOnce(ctx context.Context) error {
 			return nil
 		}
 	}
-	var unidentified error // told last
+	var unidentified error // returned only if there is no other error
 	err := sideBySide(
 		then(bounded(w.checkSettings), func() error {
 			unidentified = bounded(w.identify)()

@@ -13,38 +13,39 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
-// Table as a FinalStore and a TimeStore: up to where everything is final, and where a time
-// begins. In which order to ask what, protocol.Ending decides.
+// Table as a FinalStore and a TimeStore: up to where the stream is final, and where a time
+// begins. protocol.Ending decides in which order to ask.
 
 // reads reports whether the table is read from a pool.
 func (t *Table[E]) reads(db *sql.DB) bool { return t.db == db }
 
-// ends is what a Table knows of its end. turn holds one token, for who looks for it.
+// ends is what a Table knows of its end. turn holds one token, for the search for it.
 type ends struct {
 	turn  chan struct{}
 	known protocol.End
-	// The search of a worker that has time, which goes on where its caller has given up:
-	// whom it waits for may be there for long, and others are there by then.
+	// A search by a worker that has time, which continues where an earlier caller has
+	// given up: the transactions that it waits for may stay open for long, and a new
+	// search would wait for newer ones as well.
 	patient *protocol.Ending
 	answer  protocol.ReadAnswer
-	left    time.Time // when that was
+	left    time.Time // when the caller gave up
 }
 
-// Final implements FinalStore. It waits for the transactions that append right now, unless
+// Final implements FinalStore. It waits for the transactions that append at the time, unless
 // that was done within the last minute; see protocol.Ending.
 func (t *Table[E]) Final(ctx context.Context) (position int64, err error) {
 	done, err := t.ending(ctx, false, nil)
 	return done.Passed, err
 }
 
-// settle does what there is to wait for, so that Final need not. waits is told, now and
-// then, whom it waits for.
+// settle waits for open transactions, so that Final need not. It calls waits repeatedly with
+// the server processes that it waits for.
 func (t *Table[E]) settle(ctx context.Context, waits func(backends []int)) error {
 	_, err := t.ending(ctx, true, waits)
 	return err
 }
 
-// ending carries a protocol.Ending to its end.
+// ending carries out a protocol.Ending.
 func (t *Table[E]) ending(ctx context.Context, patient bool, waits func(backends []int)) (done protocol.ReadAction, err error) {
 	table, err := t.find(ctx)
 	if err != nil {
@@ -94,7 +95,7 @@ func (t *Table[E]) ending(ctx context.Context, patient bool, waits func(backends
 			answer.Stale, err = true, nil
 		}
 		switch {
-		case err != nil && pauses > 0 && ctx.Err() != nil: // while it looked once more
+		case err != nil && pauses > 0 && ctx.Err() != nil: // ctx ended during a query
 			return done, t.stillOpen(e, ctx.Err())
 		case err != nil:
 			return done, fmt.Errorf("find the end of events table %s: %w", t.sql.Name, err)
@@ -102,7 +103,7 @@ func (t *Table[E]) ending(ctx context.Context, patient bool, waits func(backends
 	}
 }
 
-// stillOpen is why the end was not found before a context ended.
+// stillOpen is the error of a search whose context has ended.
 func (t *Table[E]) stillOpen(e *protocol.Ending, ended error) error {
 	return fmt.Errorf("find the end of events table %s: transactions that append events are still open (server processes %s; 0 is a prepared transaction); wait for them, or end them: %w",
 		t.sql.Name, strings.Trim(fmt.Sprint(backendsOf(e)), "[]"), ended)
@@ -121,7 +122,7 @@ func backendsOf(e *protocol.Ending) (backends []int) {
 	return backends
 }
 
-// timeProblem says what keeps the table from being a TimeStore.
+// timeProblem returns why the table is not a TimeStore; "": it is one.
 func (t *Table[E]) timeProblem() string {
 	if t.cfg.TimeColumn == "" {
 		return "TableConfig.TimeColumn is empty; name the column with the time of each event"
@@ -129,8 +130,8 @@ func (t *Table[E]) timeProblem() string {
 	return ""
 }
 
-// PositionBefore implements TimeStore, with TableConfig.TimeColumn. Without an index on that
-// column it looks at all events.
+// PositionBefore implements TimeStore. It needs TableConfig.TimeColumn, and without an index
+// on that column scans all events.
 func (t *Table[E]) PositionBefore(ctx context.Context, at time.Time) (position int64, err error) {
 	if problem := t.timeProblem(); problem != "" {
 		return 0, fmt.Errorf("%w: %s", ErrInvalidConfig, problem)
@@ -145,8 +146,8 @@ func (t *Table[E]) PositionBefore(ctx context.Context, at time.Time) (position i
 	case kind != "timestamp with time zone":
 		return 0, tableError("TimeColumn", fmt.Sprintf("%q is of type %s; it must be of type timestamp with time zone", t.cfg.TimeColumn, kind))
 	}
-	// In this order: what is final when the first event is looked for has none before it
-	// that is still to come.
+	// In this order: below what was final before the first event is searched, no event
+	// can become visible.
 	done, err := t.ending(ctx, true, nil)
 	if err != nil {
 		return 0, err

@@ -13,8 +13,8 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
-// A feed reads an event store for all workers of the process that were given
-// it: what protocol.Feed says, and when.
+// A feed reads an event store for all workers of the process that use it. protocol.Feed
+// decides what it reads, and when.
 type feed[E any] struct {
 	events EventStore[E]
 	shared bool // it is among feeds
@@ -29,13 +29,13 @@ type feed[E any] struct {
 	scopes  []Scope               // by the core's numbers; the first is the whole stream
 	reads   map[int]chan struct{} // by window: closed when the read under way has ended
 	news    chan struct{}         // closed when there may be something new for lanes that rest
-	look    *time.Timer           // for the next look for new events
+	polls   *time.Timer           // for the next poll for new events
 	busy    sync.WaitGroup        // reads under way
 
-	// For those who watch it.
+	// For lag and reports.
 	end      protocol.Reach
-	asking   bool // for that
-	gap      *Gap // that the latest read met
+	asking   bool // the event store is being asked for its head
+	gap      *Gap // that the latest read waits at
 	watchers map[*func(Gap, bool)]bool
 }
 
@@ -45,8 +45,8 @@ var feeds = struct {
 	of map[any]any
 }{of: map[any]any{}}
 
-// joinFeed returns the feed of an event store for one more worker, which leaves
-// it in the end.
+// joinFeed returns the feed of an event store for one more worker, which must leave it in
+// the end.
 func joinFeed[E any](events EventStore[E], c protocol.FeedConfig, bound time.Duration) *feed[E] {
 	shared := reflect.ValueOf(events).Comparable()
 	_, c.BySlot = events.(*Table[E]) // itself: a store that embeds one reads in its own way
@@ -63,15 +63,16 @@ func joinFeed[E any](events EventStore[E], c protocol.FeedConfig, bound time.Dur
 		scopes: []Scope{{}}, reads: map[int]chan struct{}{}, news: make(chan struct{}), watchers: map[*func(Gap, bool)]bool{},
 	}
 	f.ctx, f.stop = context.WithCancel(context.Background())
-	f.look = time.AfterFunc(time.Hour, f.poll)
-	f.look.Stop()
+	f.polls = time.AfterFunc(time.Hour, f.poll)
+	f.polls.Stop()
 	if shared {
 		feeds.of[events] = f
 	}
 	return f
 }
 
-// join adds a worker. Each gets what it wants at least.
+// join adds a worker. The largest page and buffer of all workers apply, and the shortest poll
+// interval.
 func (f *feed[E]) join(c protocol.FeedConfig, bound time.Duration) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -81,20 +82,20 @@ func (f *feed[E]) join(c protocol.FeedConfig, bound time.Duration) {
 	f.core.Configure(f.config)
 }
 
-// listen returns what one worker hears hints of new events with.
-func (f *feed[E]) listen() (hear func(protocol.Hearing)) {
+// listen returns the function to call with one worker's notifications of new events.
+func (f *feed[E]) listen() (heard func(protocol.Hearing)) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	subscriber := f.core.Listen()
+	hearer := f.core.Listen()
 	return func(h protocol.Hearing) {
 		f.mu.Lock()
 		defer f.mu.Unlock()
-		subscriber.Hear(h)
+		hearer.Hear(h)
 		f.begin()
 	}
 }
 
-// leave takes a worker away, and with the last one the feed.
+// leave removes a worker, and with the last one the feed.
 func (f *feed[E]) leave() {
 	feeds.Lock()
 	f.mu.Lock()
@@ -109,19 +110,19 @@ func (f *feed[E]) leave() {
 	f.mu.Unlock()
 	feeds.Unlock()
 	if last {
-		f.look.Stop()
+		f.polls.Stop()
 		f.busy.Wait()
 	}
 }
 
-// poll looks for new events, if it is time to.
+// poll polls for new events, if that is due.
 func (f *feed[E]) poll() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.begin()
 }
 
-// begin begins the reads that are due.
+// begin begins the reads that are due. f.mu is locked.
 func (f *feed[E]) begin() {
 	if f.ctx.Err() != nil {
 		return
@@ -134,13 +135,13 @@ func (f *feed[E]) begin() {
 		f.busy.Go(func() { f.read(r, patience, ended) })
 	}
 	if at := f.core.Next(); at.IsZero() {
-		f.look.Stop()
+		f.polls.Stop()
 	} else {
-		f.look.Reset(max(0, at.Sub(now)))
+		f.polls.Reset(max(0, at.Sub(now)))
 	}
 }
 
-// read carries one out.
+// read carries out one read.
 func (f *feed[E]) read(r protocol.Fetch, patience time.Duration, ended chan struct{}) {
 	type fetched struct {
 		protocol.FeedPage
@@ -156,7 +157,7 @@ func (f *feed[E]) read(r protocol.Fetch, patience time.Duration, ended chan stru
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if err == nil {
-		f.see(protocol.Seen{After: r.After, Head: p.head, End: p.end, More: p.More}, p.gap)
+		f.noteRead(protocol.Seen{After: r.After, Head: p.head, End: p.end, More: p.More}, p.gap)
 	}
 	delete(f.reads, r.Window)
 	close(ended)
@@ -170,9 +171,9 @@ func (f *feed[E]) read(r protocol.Fetch, patience time.Duration, ended chan stru
 	f.begin()
 }
 
-// fetch reads a page, and computes for it once what all lanes need of it. It also
-// returns the highest position that it has seen; 0: there was nothing above where it
-// began; and where the stream ends, -1 if that is not known.
+// fetch reads a page, and computes once what all lanes need of it. It also returns the
+// highest position that it has seen (0: there was none above where it began) and the end of
+// the stream (-1: not known).
 func (f *feed[E]) fetch(ctx context.Context, r protocol.Fetch) (page protocol.FeedPage, head, end int64, err error) {
 	p, err := f.page(ctx, r)
 	if err != nil {
@@ -226,7 +227,7 @@ func (f *feed[E]) foreign(ctx context.Context, scope Scope, r protocol.Fetch) (p
 		switch {
 		case err != nil:
 			return page[E]{}, err
-		case out && ordered: // what is not is refused, and has to be seen for that
+		case out && ordered: // else the page is refused, and the lane must see why
 			continue
 		case e.Size > 0:
 			p.bytes += e.Size
@@ -238,22 +239,22 @@ func (f *feed[E]) foreign(ctx context.Context, scope Scope, r protocol.Fetch) (p
 	return p, nil
 }
 
-// emptyIsValue reports whether an event without an aggregate type, or a context, is one
-// whose type, or context, is empty. Of a Table it is, also where it is embedded.
+// emptyIsValue reports whether an empty aggregate type, context or event type is a value, and
+// does not mean that the event store has not set it. It is one in a Table, embedded or not.
 func (f *feed[E]) emptyIsValue() bool {
 	_, is := f.events.(interface{ emptyIsValue() })
 	return is
 }
 
-// A subscription is where a lane gets its events from.
+// A subscription is a lane's access to a feed.
 type subscription[E any] struct {
 	feed  *feed[E]
 	lane  *protocol.FeedLane
 	scope Scope
-	news  <-chan struct{} // closed when there may be something new since the latest answer
+	news  <-chan struct{} // closed when there may be new events since the latest answer
 }
 
-// subscribe lets the lane of an assignment in.
+// subscribe returns a subscription for the lane of an assignment.
 func (f *feed[E]) subscribe(s Scope, a protocol.Assignment) *subscription[E] {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -265,13 +266,13 @@ func (f *feed[E]) subscribe(s Scope, a protocol.Assignment) *subscription[E] {
 	return &subscription[E]{feed: f, lane: f.core.Enter(i, a.Partition, a.Total), scope: s}
 }
 
-func (t *subscription[E]) close() {
-	t.feed.mu.Lock()
-	defer t.feed.mu.Unlock()
-	t.feed.core.Leave(t.lane)
+func (s *subscription[E]) close() {
+	s.feed.mu.Lock()
+	defer s.feed.mu.Unlock()
+	s.feed.core.Leave(s.lane)
 }
 
-// A subscriptionPage is what a lane gets: events, and what its core has to know of them.
+// A subscriptionPage is what a lane has read: events, and their keys for its core.
 type subscriptionPage[E any] struct {
 	events []Record[E]
 	keys   []protocol.Key
@@ -279,17 +280,16 @@ type subscriptionPage[E any] struct {
 	more   bool
 }
 
-// read returns events above after, at most limit of them. It waits for a read
-// that is under way, but not for new events; nor longer than until one of the
-// two channels is closed.
-func (t *subscription[E]) read(ctx context.Context, stop <-chan struct{}, after int64, limit int) (subscriptionPage[E], error) {
+// read returns events above after, at most limit of them. It waits for a read that is under
+// way, but not for new events, and not after stop is closed or ctx has ended.
+func (s *subscription[E]) read(ctx context.Context, stop <-chan struct{}, after int64, limit int) (subscriptionPage[E], error) {
 	for {
-		s, ended := t.ask(after, limit)
+		served, ended := s.ask(after, limit)
 		switch {
-		case s.Failed != nil:
-			return subscriptionPage[E]{}, s.Failed
-		case !s.Wait:
-			return t.cut(s)
+		case served.Failed != nil:
+			return subscriptionPage[E]{}, served.Failed
+		case !served.Wait:
+			return s.cut(served)
 		}
 		select {
 		case <-ended:
@@ -302,31 +302,31 @@ func (t *subscription[E]) read(ctx context.Context, stop <-chan struct{}, after 
 }
 
 // ask asks the core once.
-func (t *subscription[E]) ask(after int64, limit int) (s protocol.Serving, ended <-chan struct{}) {
-	f := t.feed
+func (s *subscription[E]) ask(after int64, limit int) (served protocol.Serving, ended <-chan struct{}) {
+	f := s.feed
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	s = f.core.Ask(time.Now(), t.lane, after, limit)
+	served = f.core.Ask(time.Now(), s.lane, after, limit)
 	f.begin()
-	t.news = f.news
-	return s, f.reads[s.Window]
+	s.news = f.news
+	return served, f.reads[served.Window]
 }
 
-// cut cuts the lane's part out of a page.
-func (t *subscription[E]) cut(s protocol.Serving) (subscriptionPage[E], error) {
-	out := subscriptionPage[E]{passed: s.Passed, more: s.More}
-	if s.Count == 0 {
+// cut returns the lane's part of a page.
+func (s *subscription[E]) cut(served protocol.Serving) (subscriptionPage[E], error) {
+	out := subscriptionPage[E]{passed: served.Passed, more: served.More}
+	if served.Count == 0 {
 		return out, nil
 	}
-	end := s.First + s.Count
-	out.events, out.keys = s.Page.Events.([]Record[E])[s.First:end], s.Page.Keys[s.First:end]
-	if !s.Whole || t.scope.all() {
+	end := served.First + served.Count
+	out.events, out.keys = served.Page.Events.([]Record[E])[served.First:end], served.Page.Keys[served.First:end]
+	if !served.Whole || s.scope.all() {
 		return out, nil
 	}
-	empty := t.feed.emptyIsValue()
+	empty := s.feed.emptyIsValue()
 	out.keys = slices.Clone(out.keys)
 	for i := range out.events {
-		skip, err := leavesOut(t.scope, &out.events[i], empty)
+		skip, err := leavesOut(s.scope, &out.events[i], empty)
 		if err != nil {
 			return subscriptionPage[E]{}, err
 		}
@@ -335,11 +335,11 @@ func (t *subscription[E]) cut(s protocol.Serving) (subscriptionPage[E], error) {
 	return out, nil
 }
 
-// sizeOf estimates how many bytes a value takes in memory: itself, and what it
-// refers to. It is for event stores that don't say (Record.Size).
+// sizeOf estimates how many bytes a value takes in memory, with what it refers to. It is for
+// event stores that don't set Record.Size.
 func sizeOf[E any](v E) int { return int(reflect.TypeFor[E]().Size()) + sizeBehind(&v) }
 
-// sizeBehind is sizeOf without the value itself, to which p points.
+// sizeBehind is sizeOf for what p points to, without that value itself.
 func sizeBehind(p any) int {
 	v := reflect.ValueOf(p)
 	if v.Kind() != reflect.Pointer || v.IsNil() {
@@ -349,19 +349,19 @@ func sizeBehind(p any) int {
 	return m.behind(v.Elem(), true)
 }
 
-// measureMax is how many values to look at in an event, and so how deep at most.
+// measureMax is how many values are visited in an event, which also limits the depth.
 const measureMax = 10_000
 
-// A measure adds up what a value refers to. An event may be any value: cyclic, huge,
-// or in use by others. So it looks at each pointer once, at no more values than left,
-// and, once it has followed a reference, at exported fields only: others belong to the
-// type's package, which may write them at any time, as protobuf does.
+// A measure adds up what a value refers to. An event may be any value: cyclic, huge, or in
+// use elsewhere. So it follows each pointer once, visits no more values than left, and, once
+// it has followed a reference, only exported fields: the others belong to the type's
+// package, which may write them at any time, as protobuf does.
 type measure struct {
 	left int
 	seen map[unsafe.Pointer]bool
 }
 
-// behind returns what a value refers to. Of own values all fields may be looked at.
+// behind returns the size of what a value refers to. All fields of own values are visited.
 func (m *measure) behind(v reflect.Value, own bool) (n int) {
 	if m.left--; m.left < 0 {
 		return 0
@@ -407,7 +407,7 @@ func (m *measure) behind(v reflect.Value, own bool) (n int) {
 	return n
 }
 
-// shallow is behind for a field that is not exported: it follows no reference.
+// shallow is behind for a field that is not exported. It follows no reference.
 func (m *measure) shallow(v reflect.Value) (n int) {
 	if m.left--; m.left < 0 {
 		return 0
@@ -425,7 +425,7 @@ func (m *measure) shallow(v reflect.Value) (n int) {
 	return n
 }
 
-// elements returns what the elements of a slice or an array refer to.
+// elements returns the size of what the elements of a slice or an array refer to.
 func (m *measure) elements(v reflect.Value, own bool) (n int) {
 	switch t := v.Type().Elem(); {
 	case flat(t):
@@ -446,7 +446,7 @@ func (m *measure) elements(v reflect.Value, own bool) (n int) {
 	return all(n, i, v.Len())
 }
 
-// all returns what all elements refer to, if those that were looked at refer to n.
+// all returns the size of what all elements refer to, estimated from n for those visited.
 func all(n, looked, length int) int {
 	if looked == 0 || looked == length {
 		return n
@@ -457,7 +457,7 @@ func all(n, looked, length int) int {
 // flat reports whether values of the type refer to nothing.
 func flat(t reflect.Type) bool { return t.Kind() <= reflect.Complex128 && t.Kind() != reflect.Invalid }
 
-// first reports whether a reference is met for the first time.
+// first reports whether a reference was not followed before.
 func (m *measure) first(p unsafe.Pointer, counts bool) bool {
 	if !counts || m.seen[p] {
 		return false

@@ -11,28 +11,25 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
 )
 
-// How far the stream reaches, how far a lane is behind it, and what keeps a lane that
-// does not move.
+// The end of the stream, how far lanes are behind it, and why a lane does not move.
 
 // A reach is what a feed knows of the end of its stream.
 type reach struct {
 	protocol.Reach
-	gap *Gap // that readers wait at
+	gap *Gap // that reads wait at
 }
 
-// How far a feed's stream reaches, and what its reads wait at: for those who watch.
-
-// see takes in what a read has seen, and the gap that the reads wait at. f.mu is locked.
-func (f *feed[E]) see(seen protocol.Seen, gap *Gap) {
-	f.meet(gap)
+// noteRead notes what a read has seen, and the gap that reads wait at. f.mu is locked.
+func (f *feed[E]) noteRead(seen protocol.Seen, gap *Gap) {
+	f.noteGap(gap)
 	seen.Gap = gap != nil
 	if f.end.See(time.Now(), seen, f.tellsHead()) {
-		f.ask()
+		f.askHead()
 	}
 }
 
-// waiting returns the gap that the reads wait at. It calls the event store, which may
-// be the program's: f.mu is not locked.
+// waiting returns the gap that the reads wait at. It calls the event store, which may be the
+// program's own code, so f.mu is not locked.
 func (f *feed[E]) waiting() *Gap {
 	s, ok := f.events.(GapWaiter)
 	if !ok {
@@ -50,53 +47,54 @@ func (f *feed[E]) waiting() *Gap {
 	return gap
 }
 
-// meet takes in the gap that the reads wait at, and tells of a change. f.mu is locked.
-func (f *feed[E]) meet(gap *Gap) {
+// noteGap notes the gap that the reads wait at, and reports a change. f.mu is locked.
+func (f *feed[E]) noteGap(gap *Gap) {
 	before := f.gap
 	f.gap = gap
 	if before != nil && gap != nil && before.Position == gap.Position {
 		return
 	}
-	for told := range f.watchers {
+	for report := range f.watchers {
 		if before != nil {
-			(*told)(*before, true)
+			(*report)(*before, true)
 		}
 		if gap != nil {
-			(*told)(*gap, false)
+			(*report)(*gap, false)
 		}
 	}
 }
 
-// watch has a function told of gaps, until leave is called.
-func (f *feed[E]) watch(told func(g Gap, resolved bool)) (leave func()) {
+// watch calls a function with gaps, when reads start to wait at one and when they continue,
+// until leave is called.
+func (f *feed[E]) watch(report func(g Gap, resolved bool)) (leave func()) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.watchers[&told] = true
+	f.watchers[&report] = true
 	return func() {
 		f.mu.Lock()
 		defer f.mu.Unlock()
-		delete(f.watchers, &told)
+		delete(f.watchers, &report)
 	}
 }
 
-// refresh asks how far the stream reaches, where the reads have not told that for
-// too long: a lane that rests at the end has them tell it, as often as it looks.
+// refresh asks for the head of the stream if reads have not shown it for too long. While a
+// lane polls at the end of the stream, they do.
 func (f *feed[E]) refresh(now time.Time, after time.Duration) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if now.Sub(f.end.Known()) > after && (f.gap != nil || !f.core.AtEnd()) {
-		f.ask()
+		f.askHead()
 	}
 }
 
-// tellsHead reports whether it can be asked how far the stream reaches.
+// tellsHead reports whether the event store can be asked for the head.
 func (f *feed[E]) tellsHead() bool {
 	_, ok := f.events.(HeadStore)
 	return ok
 }
 
-// ask asks for it. f.mu is locked.
-func (f *feed[E]) ask() {
+// askHead asks the event store for the head, in the background. f.mu is locked.
+func (f *feed[E]) askHead() {
 	s, ok := f.events.(HeadStore)
 	if !ok || f.asking || f.ctx.Err() != nil {
 		return
@@ -113,7 +111,7 @@ func (f *feed[E]) ask() {
 	})
 }
 
-// reach returns what is known.
+// reach returns what is known of the end of the stream.
 func (f *feed[E]) reach() reach {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -136,10 +134,10 @@ func (c *catchUp) begin(lanes int) {
 	}
 }
 
-// caughtUp takes in what the lane does next, and logs that the worker has caught up if this
-// is the last of its lanes to do so. A lane has caught up when there is nothing for it to
-// do, or when it has committed up to the target: where events are appended all the time,
-// there may always be something to do.
+// caughtUp notes what the lane does next, and logs that the worker has caught up if the lane
+// is the last one to do so. A lane has caught up when there is nothing for it to do, or when
+// it has committed up to the target: while events are appended all the time, there may always
+// be something to do.
 func (l *lane[E]) caughtUp(a protocol.LaneAction) {
 	c := &l.worker.catchUp
 	began := c.began.Load()
@@ -177,7 +175,7 @@ func (f *feed[E]) headSince(t time.Time) (head int64, gap bool) {
 	return head, f.gap != nil
 }
 
-// stallReason says in words why a lane does not move.
+// stallReason returns why a lane does not move, in words.
 func stallReason(w *protocol.Stall, now time.Time, l LaneReport, gap *GapReport) string {
 	switch {
 	case l.State == LaneRetrying && l.Interruption != "":

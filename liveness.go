@@ -14,38 +14,38 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
-// The worker's liveness connection: a session at the database whose lock shows others that
-// the worker is there, and whose end shows them at once that it is not. When it has to
-// prove that, and what follows if it can't, is protocol.Session's to say: the file
-// presence.go there has the argument.
+// The worker's dedicated connection, for fast crash detection. It holds an advisory lock
+// that shows other workers that this one is alive, and when it ends they notice at once.
+// protocol.Session decides when the worker must use it to prove that it is alive, and what
+// follows if it can't: presence.go there has the argument.
 
-// presence carries out what the session says of a session at the database that
-// is the worker's own. One thing is asked of it at a time.
+// presence is the dedicated connection. It is used for one call at a time.
 type presence struct {
 	conn *dbconn.Conn // nil: there is none
 	own  store.Attachment
-	// ctx is of what is asked of it, and ends with it: a driver may close a
-	// connection whose call is cancelled, and a worker that gives its handlers up
-	// amid one keeps the session.
+	// ctx is the context of the calls on the connection, and ends with it. It is not that
+	// of a single call: a driver may close a connection whose call is cancelled, and a
+	// worker that gives up its handlers during a call keeps the connection.
 	ctx  context.Context
 	stop context.CancelFunc
 }
 
 const (
-	// presencePatience is how long to wait for an answer about it.
+	// presencePatience is how long to wait for an answer on the connection.
 	presencePatience = time.Second
-	// presencePool is of how many connections a pool spares one.
+	// presencePool is how many connections a pool must have for each dedicated one.
 	presencePool = 4
 )
 
-// spared counts the connections that each pool of the process spares: workers may
-// share one, and none of them gives its connection back before it ends.
+// spared counts the dedicated connections of each pool of the process: workers may share a
+// pool, and none of them returns its connection before it ends.
 var spared = struct {
 	sync.Mutex
 	of map[*sql.DB]int
 }{of: map[*sql.DB]int{}}
 
-// spare has a pool spare a connection, if it has one to spare, until release is called.
+// spare reserves a dedicated connection of a pool until release is called; ok is false if the
+// pool is too small.
 func spare(db *sql.DB) (release func(), ok bool) {
 	spared.Lock()
 	defer spared.Unlock()
@@ -62,7 +62,7 @@ func spare(db *sql.DB) (release func(), ok bool) {
 	}), true
 }
 
-// present gives the session a presence, if there may be one.
+// present turns fast crash detection on, if the configuration and the pool allow it.
 func (w *worker[E]) present() {
 	w.unspare = func() {}
 	if w.cfg.LeaseOnly {
@@ -77,8 +77,8 @@ func (w *worker[E]) present() {
 	w.session.Present()
 }
 
-// attach takes a connection out of the pool. Should the worker give its handlers up
-// meanwhile, the session is kept as one that it has.
+// attach opens the dedicated connection. If the worker gives up its handlers meanwhile, the
+// connection is kept, as one that it had already.
 func (w *worker[E]) attach(a protocol.Attach) {
 	w.presence.drop()
 	sent := time.Now()
@@ -113,7 +113,7 @@ func (w *worker[E]) attach(a protocol.Attach) {
 	w.input(protocol.Attached{Number: a.Number, Key: p.own.Key, Sent: sent, RoundTrip: p.own.RoundTrip, Worker: a.Worker, Published: p.own.Published})
 }
 
-// prove asks the connection whether it is there.
+// prove checks that the dedicated connection answers.
 func (w *worker[E]) prove(a protocol.Prove, id protocol.WorkerID) {
 	type answer struct {
 		same  bool
@@ -135,7 +135,7 @@ func (w *worker[E]) prove(a protocol.Prove, id protocol.WorkerID) {
 		return r, err
 	}, nil)
 	switch {
-	case err != nil && w.life.Err() != nil: // leavePresence knows for how long to keep it
+	case err != nil && w.life.Err() != nil: // leavePresence decides how long to keep it
 	case err != nil:
 		w.log.Debug("dedicated connection lost", "error", err)
 		w.presence.drop()
@@ -148,13 +148,13 @@ func (w *worker[E]) prove(a protocol.Prove, id protocol.WorkerID) {
 	}
 }
 
-// detached tells the session that it is gone, or could not be had.
+// detached tells the session that the connection is lost, or could not be opened.
 func (w *worker[E]) detached(number int32, err error) {
 	w.unattached.Store(&err)
 	w.input(protocol.Detached{Number: number, Jitter: rand.Float64()})
 }
 
-// forgo ends the session, which nobody counts on any more.
+// forgo closes the connection, and turns fast crash detection off.
 func (w *worker[E]) forgo(why protocol.Forgone) {
 	w.presence.drop()
 	w.unspare()
@@ -165,11 +165,11 @@ func (w *worker[E]) forgo(why protocol.Forgone) {
 	w.noPresence("%s; if that is permanent, set Config.LeaseOnly", why)
 }
 
-// leavePresence ends the worker's own session, after a while.
+// leavePresence closes the dedicated connection after a time, or returns it at once.
 func (w *worker[E]) leavePresence(after time.Duration) {
 	w.keeps.Store(int64(after))
 	w.end()
-	w.busy.Wait() // nobody takes another one
+	w.busy.Wait() // so that no goroutine opens another one
 	if after == 0 {
 		w.presence.giveBack()
 	} else {
@@ -177,13 +177,14 @@ func (w *worker[E]) leavePresence(after time.Duration) {
 	}
 }
 
+// noPresence notes and logs why fast crash detection is off.
 func (w *worker[E]) noPresence(why string, args ...any) {
 	reason := fmt.Sprintf(why, args...)
 	w.leaseOnly.Store(&reason)
 	w.log.Warn("fast crash detection is off, relying on the lease", "reason", reason)
 }
 
-// dropAfter drops it after a while.
+// dropAfter drops it after a time.
 func (p presence) dropAfter(d time.Duration) {
 	if d == 0 {
 		p.drop()
@@ -192,13 +193,12 @@ func (p presence) dropAfter(d time.Duration) {
 	time.AfterFunc(d, p.drop)
 }
 
-// drop ends the session: a connection that went back to the pool would keep the
-// lock.
+// drop closes the connection: one that went back to the pool would keep the lock.
 func (p *presence) drop() { p.end(func() bool { return false }) }
 
-// giveBack lets the lock go, and gives the connection back to the pool. Where workers
-// share one, somebody would have to open another for it, in the middle of the change of
-// members that this is. If the lock can't be let go, the session ends.
+// giveBack releases the lock and returns the connection to the pool. If it were closed, and
+// workers share the pool, one of them would have to open another connection, in the middle
+// of a change of members. If the lock can't be released, the connection is closed.
 func (p *presence) giveBack() {
 	own, conn := p.own, p.conn
 	p.end(func() bool {
@@ -208,8 +208,8 @@ func (p *presence) giveBack() {
 	})
 }
 
-// end gives the connection up, and has the pool close it if it was not released. Nobody
-// waits for what is under way on it.
+// end gives up the connection, and closes it unless release succeeds. It does not wait for a
+// call that is under way.
 func (p *presence) end(release func() bool) {
 	if p.conn == nil {
 		return

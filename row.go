@@ -16,14 +16,13 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
-// How rows become Records. A row that can't become an event becomes a Record that
-// says why (Err): its projections fail at that event, and nobody else stands still.
-// What precedes it is read, whoever it is that fails: the user's functions and
-// Scanners, by an error, a panic, or the end of their goroutine; the driver; or the
-// server, which ends the whole statement then.
+// Turning rows into Records. A row that can't become an event becomes a Record with an Err:
+// its projections fail at that event, and everything else goes on. The rows before it are
+// read, whatever fails: the program's functions and Scanners, by an error, a panic or the end
+// of their goroutine; the driver; or the server, which then ends the whole statement.
 
-// An unreadable is why an event could not be read. It is a failure of the event,
-// whatever it wraps.
+// An unreadable is the error of an event that could not be read. It is a failure of the
+// event, whatever it wraps.
 type unreadable struct{ err error }
 
 func (u *unreadable) Error() string { return u.err.Error() }
@@ -39,11 +38,11 @@ func unreadableIn[E any](events []*Record[E]) error {
 	return nil
 }
 
-// errExited says that a function of the user's has ended its goroutine.
+// errExited is the error of a function of the program that has ended its goroutine.
 var errExited = errors.New("it ended its goroutine (runtime.Goexit)")
 
-// contained calls the user's code on a goroutine that it may end, and returns how it
-// ended if not by returning.
+// contained calls the program's code on a goroutine of its own, and returns an error if it
+// panics or ends that goroutine.
 func contained(f func()) (err error) {
 	ended := make(chan struct{})
 	go func() {
@@ -61,8 +60,8 @@ func contained(f func()) (err error) {
 	return err
 }
 
-// page reads the events in a range, and not many more once they exceed bytes, if that
-// is not 0. A statement that fails because of an event is asked for less, until that
+// page reads the events in a range, and not many more once they exceed bytes, if that is not
+// 0. If the statement fails because of an event, it is repeated for smaller ranges, until that
 // event stands alone.
 func (t *Table[E]) page(ctx context.Context, r *eventtable.Reader, g eventtable.Range, room, bytes int) (page[E], error) {
 	p, err := t.rows(ctx, r, g, room, bytes)
@@ -81,7 +80,7 @@ func (t *Table[E]) page(ctx context.Context, r *eventtable.Reader, g eventtable.
 		switch {
 		case found != nil:
 			return p, err
-		case g.Rows == nil: // the statement may have failed because of others, which it has sorted
+		case g.Rows == nil: // the statement may have failed at another row, which it had to sort
 			p, err = t.page(ctx, r, eventtable.Range{Rows: []int64{e.Position}, At: g.At}, 1, 0)
 			p.more = true
 			return p, err
@@ -95,8 +94,8 @@ func (t *Table[E]) page(ctx context.Context, r *eventtable.Reader, g eventtable.
 	return p, err
 }
 
-// keysOf reads what decides about the first event in a range, and nothing else of it.
-// What can't be read even of that is taken for empty.
+// keysOf reads only the identity of the first event in a range: its position, and what its
+// partition and scope depend on. A part that can't be read is empty.
 func (t *Table[E]) keysOf(ctx context.Context, r *eventtable.Reader, g eventtable.Range) (e Record[E], err error) {
 	g = g.First(1)
 	into := [eventtable.Parts]*string{nil, &e.AggregateID, &e.AggregateType, &e.BoundedContext, &e.EventType}
@@ -126,8 +125,8 @@ func (t *Table[E]) keysOf(ctx context.Context, r *eventtable.Reader, g eventtabl
 	return e, nil
 }
 
-// ofTheData reports whether an error may be about a value that was read: one that the
-// server can't convert, or has lost, or that the driver can't take.
+// ofTheData reports whether an error may be about a value that was read, which the server
+// can't convert or has lost, or which the driver can't take.
 func ofTheData(err error) bool {
 	if eventtable.Elsewhere(err) {
 		return false
@@ -139,8 +138,8 @@ func ofTheData(err error) bool {
 	return !store.Passing(err) && !errors.Is(err, context.Canceled) && !errors.Is(err, context.DeadlineExceeded)
 }
 
-// rows runs the statement for a range, with room for so many events in the page; for
-// more it is copied. With an error it returns the events that precede it.
+// rows runs the statement for a range. The page has room for so many events, and is copied for
+// more. With an error it returns the events before it.
 func (t *Table[E]) rows(ctx context.Context, r *eventtable.Reader, g eventtable.Range, room, bytes int) (p page[E], err error) {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
@@ -197,9 +196,9 @@ func (t *Table[E]) rows(ctx context.Context, r *eventtable.Reader, g eventtable.
 	return p, nil
 }
 
-// A row reads rows into records, one after the other. Nobody else's code runs within
+// A row reads rows into records, one after the other. The program's code never runs inside
 // rows.Scan, which holds a lock of the rows: a Scanner that panics there would leave it
-// locked, and closing the rows would wait for ever.
+// locked, and closing the rows would never return.
 type row[E any] struct {
 	table  *Table[E]
 	reader *eventtable.Reader
@@ -217,9 +216,9 @@ func newRow[E any](t *Table[E], r *eventtable.Reader) *row[E] {
 	return &row[E]{table: t, reader: r, held: make([]held, n), kinds: make([]reflect.Type, n)}
 }
 
-// A held is what a Scanner is to get, after rows.Scan.
+// A held is a value for a Scanner, which gets it after rows.Scan.
 type held struct {
-	into  any // nil: nobody is to get it
+	into  any // nil: no Scanner gets it
 	value any
 }
 
@@ -231,7 +230,7 @@ func (h *held) Scan(value any) error {
 	return nil
 }
 
-// read makes a record of a row. An error says that not even its position could be read.
+// read makes a record of a row. It returns an error if not even the position could be read.
 func (w *row[E]) read(rows dbconn.Scanner) error {
 	if failed := w.decode(rows); failed != nil {
 		return w.spoil(rows, failed)
@@ -278,7 +277,7 @@ func (w *row[E]) decode(rows dbconn.Scanner) error {
 	return nil
 }
 
-// columns returns where what was selected goes, in order.
+// columns returns the destinations of the selected columns, in order.
 func (w *row[E]) columns() []any {
 	w.begin()
 	for i, part := range w.reader.Shared {
@@ -289,7 +288,7 @@ func (w *row[E]) columns() []any {
 	return w.dest
 }
 
-// begin forgets the row before, and makes dest what the identity goes to.
+// begin clears the previous row, and makes dest the destinations of the identity.
 func (w *row[E]) begin() {
 	w.dest = append(w.dest[:0], &w.in.Position)
 	for _, part := range w.reader.Selected[1:] {
@@ -302,14 +301,14 @@ func (w *row[E]) begin() {
 	}
 }
 
-// identify takes the identity over.
+// identify copies the identity into the record.
 func (w *row[E]) identify() {
 	e := w.in
 	e.AggregateID, e.AggregateType = w.texts[eventtable.AggregateID].String, w.texts[eventtable.AggregateType].String
 	e.BoundedContext, e.EventType = w.texts[eventtable.BoundedContext].String, w.texts[eventtable.EventType].String
 }
 
-// share gives a part of the identity to the field that is the same column.
+// share copies a part of the identity into the field that has the same column.
 func (w *row[E]) share(i int, part eventtable.Part) error {
 	switch d := w.fields[i].(type) {
 	case *int64:
@@ -330,8 +329,8 @@ func (w *row[E]) share(i int, part eventtable.Part) error {
 	return fmt.Errorf("column %s: TableConfig.Fields returned a %T, but another type when NewTable called it", eventtable.Quote(w.table.cfg.Columns[i]), w.fields[i])
 }
 
-// target returns where rows.Scan is to write a column: into the field, or, for a
-// Scanner that is not database/sql's own, into what keeps it until then.
+// target returns the destination of a column in rows.Scan: the field, or, if that is a Scanner
+// other than those of database/sql, a held.
 func (w *row[E]) target(i int) any {
 	field := w.fields[i]
 	switch d := field.(type) {
@@ -376,7 +375,7 @@ func scans(kind reflect.Type) bool {
 
 var scannerType = reflect.TypeFor[sql.Scanner]()
 
-// scanInto does what rows.Scan does for a Scanner, or for pointers that lead to one.
+// scanInto does what rows.Scan does for a Scanner, or for pointers to one.
 func scanInto(dest, value any) error {
 	if s, ok := dest.(sql.Scanner); ok {
 		return s.Scan(value)
@@ -390,8 +389,8 @@ func scanInto(dest, value any) error {
 	return scanInto(pointer.Interface(), value)
 }
 
-// spoil makes of a row that failed a record that says so. An error says that not even
-// its position could be read.
+// spoil makes the record of a row that failed: its identity, and Err. It returns an error if
+// not even the position could be read.
 func (w *row[E]) spoil(rows dbconn.Scanner, failed error) error {
 	*w.in = Record[E]{}
 	w.begin()
@@ -410,7 +409,7 @@ func (w *row[E]) spoil(rows dbconn.Scanner, failed error) error {
 	return nil
 }
 
-// size returns about what an event takes in memory, from what was read for it.
+// size returns about how many bytes an event takes in memory, from what was read for it.
 func (w *row[E]) size() int {
 	e := w.in
 	n := int(reflect.TypeFor[Record[E]]().Size()) + len(e.AggregateID) + len(e.AggregateType) + len(e.BoundedContext) + len(e.EventType)

@@ -18,17 +18,16 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
-// A lane runs one projection on one partition. protocol.Lane decides what it does next,
-// whatever became of its last step; here it is done: fetch, call the handler, commit, put
-// events aside. What a handler writes in its transaction and the checkpoint behind it
-// commit together or not at all, and never under a generation that is superseded: the
-// fence is in the statement that moves the checkpoint (internal/store).
+// A lane runs one projection on one partition. protocol.Lane decides each next step, and the
+// code here carries it out: fetch, call the handler, commit, park. The writes of a handler's
+// transaction and the checkpoint commit together or not at all, and never under a superseded
+// generation: the statement that moves the checkpoint is the fence (internal/store).
 
-// A run is all lanes of one share.
+// A run is all lanes of one share, that is, of this worker's partitions of one generation.
 type run[E any] struct {
 	share    protocol.Share
 	source   func() Source // the incarnation that runs them
-	over     bool          // all have ended; the loop's to know
+	over     bool          // all have ended; only the loop uses it
 	lanes    []*lane[E]
 	behind   atomic.Int64   // lanes that have not caught up
 	busy     sync.WaitGroup // lanes that have not ended
@@ -40,15 +39,15 @@ type run[E any] struct {
 	follows  followers
 }
 
-// A handlerScope is a time in which handlers may run. When the worker can't prove any
-// more that it is there, it ends, and another begins.
+// A handlerScope is the context of the handlers between two suspensions. When the worker
+// can't reach the database on its dedicated connection, the scope ends, and another begins.
 type handlerScope struct {
 	context.Context
 	end context.CancelCauseFunc
 }
 
-// startRun starts a lane for each projection on each partition, but for those that
-// are paused. When all have ended, the session hears of it.
+// startRun starts a lane for each projection on each partition, except for paused
+// projections. When all lanes have ended, it tells the session.
 func startRun[E any](w *worker[E], s protocol.Share) *run[E] {
 	id := w.session.ID()
 	r := &run[E]{share: s, source: func() Source { return w.source(id) }, draining: make(chan struct{})}
@@ -85,27 +84,27 @@ func startRun[E any](w *worker[E], s protocol.Share) *run[E] {
 	return r
 }
 
-// settled reports whether nothing of any lane can take effect any more. All have ended.
+// settled reports whether no commit of any lane can take effect later. All have ended.
 func (r *run[E]) settled() bool {
 	return !slices.ContainsFunc(r.lanes, func(l *lane[E]) bool { return !l.certain.Load() })
 }
 
-// begin begins a handler scope, and returns the one before.
+// begin begins a handler scope, and returns the previous one.
 func (r *run[E]) begin() (before *handlerScope) {
 	s := &handlerScope{}
 	s.Context, s.end = context.WithCancelCause(r.ctx)
 	return r.scope.Swap(s)
 }
 
-// suspend cancels the handlers that run. Where one does not return for that, its
-// statement may wait on a connection that has fallen silent.
+// suspend cancels the handlers that run. If one does not return, its statement may wait on a
+// silent connection, which is cut after suspendPatience.
 func (r *run[E]) suspend() {
 	before := r.begin()
 	before.end(ErrSuspended)
 	time.AfterFunc(suspendPatience, func() {
 		for _, l := range r.lanes {
 			if tx := l.open.Load(); tx != nil && l.inScope.Load() == before {
-				tx.Cut() // nothing of it is to be committed
+				tx.Cut() // its transaction must not commit anyway
 			}
 		}
 	})
@@ -122,7 +121,7 @@ func (r *run[E]) cancel(cause error) {
 	r.cancelc(cause)
 }
 
-// inHand names the lanes that have not ended, and what they are at.
+// inHand describes the lanes that have not ended, with their positions.
 func (r *run[E]) inHand() []string {
 	var out []string
 	for _, l := range r.lanes {
@@ -138,8 +137,8 @@ func (r *run[E]) inHand() []string {
 	return out
 }
 
-// A lane runs one projection on one partition: it does what protocol.Lane says
-// and brings the answers back. It decides nothing.
+// A lane runs one projection on one partition: it carries out the actions of protocol.Lane
+// and returns the answers. It decides nothing.
 type lane[E any] struct {
 	id     store.Lane
 	ctx    context.Context // cancelled: stop at once, commit nothing more
@@ -148,7 +147,7 @@ type lane[E any] struct {
 	log    *slog.Logger
 
 	core         *protocol.Lane
-	shown        protocol.Found // the checkpoint, if the look that started the lane has shown it
+	shown        protocol.Found // the checkpoint, if the heartbeat that started the lane returned it
 	subscription *subscription[E]
 	handle       func(ctx context.Context, events []*Record[E]) error // calls the projection
 	kind         protocol.LaneKind
@@ -158,23 +157,23 @@ type lane[E any] struct {
 	events  []*Record[E]    // the core's pending events, in their pages
 	page    []Record[E]     // the latest that was read
 	again   []*Record[E]    // the parked event that is retried
-	full    bool            // there was no room to park, and that was logged
+	full    bool            // there was no room to park, which was logged
 	tx      *handlerTx      // the open transaction
 	endTx   func()          // ends its context
 	did     protocol.LaneDo // the latest action
-	err     error           // and what came of it
-	fault   error           // the latest of a handler, or of what followed it in its transaction
+	err     error           // and its error
+	fault   error           // the latest error of a handler, or of what followed it in its transaction
 	calling bool            // the handler has not returned
 	there   bool            // it has caught up
-	// For who suspends handlers: the transaction again, and the handler scope of the handler
-	// that is called; nil: none is.
+	// For suspend: the transaction again, and the handler scope of the handler that is
+	// called; nil: none is.
 	open     atomic.Pointer[dbconn.Tx]
 	inScope  atomic.Pointer[handlerScope]
 	position atomic.Int64 // of the event in hand; 0: none
 	ended    atomic.Bool
 	certain  atomic.Bool // it has ended Settled
 
-	// For those who watch it.
+	// For reports.
 	last    *Record[E]     // of the latest page, if there was more behind it
 	began   time.Time      // when the batch under way did; zero: none is
 	skipped int            // events of others that were read since the latest commit
@@ -184,7 +183,7 @@ type lane[E any] struct {
 	status  laneStatus[E]
 }
 
-// source and name tell observers which worker and which lane an event is about.
+// source and name are the worker and the lane of an observer's event.
 func (l *lane[E]) source() Source { return l.run.source() }
 
 func (l *lane[E]) name() Lane {
@@ -225,12 +224,12 @@ func newLane[E any](w *worker[E], r *run[E], i int, a protocol.Assignment) *lane
 	return l
 }
 
-// timing returns what the configuration says of time.
+// timing returns the configuration of the session.
 func (c Config[E]) timing() protocol.Timing {
 	return protocol.Timing{Heartbeat: c.HeartbeatInterval, Lease: c.StaleWorkerTimeout, Drain: c.CoordinationTimeout}
 }
 
-// feedConfig returns what it says of reading.
+// feedConfig returns the configuration of the feed.
 func (c Config[E]) feedConfig() protocol.FeedConfig {
 	page := max(pageEvents, c.BatchSize)
 	for name := range c.own {
@@ -239,12 +238,11 @@ func (c Config[E]) feedConfig() protocol.FeedConfig {
 	return protocol.FeedConfig{Bytes: c.ReadAheadBytes, Page: page, Poll: c.PollInterval}
 }
 
-// pageEvents is how many events are read at once. Between two pages neither the server
-// nor the reader has anything to do for the length of a round trip, so there should be
-// few of them; what a page may take in memory has a bound of its own.
+// pageEvents is how many events are read at once. Between two pages, server and reader both
+// wait for a round trip, so pages should be large; the memory of a page has its own limit.
 const pageEvents = 2000
 
-// laneConfig returns what it says of a projection's lanes.
+// laneConfig returns the configuration of a projection's lanes.
 func (c Config[E]) laneConfig(kind protocol.LaneKind, projection string) protocol.LaneConfig {
 	rule, retry := c.failureRule(projection), c.retry(projection)
 	return protocol.LaneConfig{
@@ -254,7 +252,7 @@ func (c Config[E]) laneConfig(kind protocol.LaneKind, projection string) protoco
 	}
 }
 
-// signals is what the lane is to look at before it goes on.
+// signals returns what the core needs to know before each step.
 func (l *lane[E]) signals(now time.Time) protocol.Signals {
 	terms := l.worker.leases.at.Load()
 	s := protocol.Signals{Canceled: l.ctx.Err() != nil, LeaseOver: terms.Over(now), Unproven: terms.Unproven(now)}
@@ -266,8 +264,8 @@ func (l *lane[E]) signals(now time.Time) protocol.Signals {
 	return s
 }
 
-// loop is the life of a lane. A handler that ends its goroutine, which is the lane's,
-// fails with that, and the lane goes on in another.
+// loop runs the lane until it ends. A handler that ends its goroutine, which is the lane's,
+// has failed, and the lane continues on another one.
 func (l *lane[E]) loop() { l.live(protocol.LaneAnswer{}) }
 
 func (l *lane[E]) live(answer protocol.LaneAnswer) {
@@ -278,12 +276,12 @@ func (l *lane[E]) live(answer protocol.LaneAnswer) {
 			l.subscription.close()
 			l.certain.Store(end.Settled)
 			l.ended.Store(true)
-			l.tell(*end)
+			l.reportEnd(*end)
 		case l.calling:
 			l.calling = false
 			answer := l.judge(protocol.LaneHandle, protocol.LaneAnswer{Jitter: mathrand.Float64()}, exited("the handler"))
 			l.run.busy.Go(func() { l.live(answer) })
-		default: // a panic of the library's own
+		default: // a panic in the library
 			l.subscription.close()
 			l.ended.Store(true)
 		}
@@ -291,8 +289,8 @@ func (l *lane[E]) live(answer protocol.LaneAnswer) {
 	end = l.work(answer)
 }
 
-// tell tells the session of the lane's end, and Run what it is to return.
-func (l *lane[E]) tell(end protocol.LaneAction) {
+// reportEnd tells the session of the lane's end, and Run the error to return.
+func (l *lane[E]) reportEnd(end protocol.LaneAction) {
 	switch in := end.End.Tells(l.id.Assignment.Generation).(type) {
 	case nil:
 	case protocol.Shutdown:
@@ -325,7 +323,7 @@ func (l *lane[E]) work(answer protocol.LaneAnswer) *protocol.LaneAction {
 	}
 }
 
-// keep makes events what the core has pending.
+// keep makes l.events the events that are pending in the core.
 func (l *lane[E]) keep() {
 	kept := l.core.Kept()
 	for _, i := range kept {
@@ -341,7 +339,7 @@ func (l *lane[E]) keep() {
 	}
 }
 
-// note tells of what the core has come to, and of what it wants.
+// note reports what the core has done, and the action that it decided on.
 func (l *lane[E]) note(now time.Time, a protocol.LaneAction) {
 	l.caughtUp(a)
 	if events, ok := l.core.Committed(); ok {
@@ -378,8 +376,8 @@ func (l *lane[E]) note(now time.Time, a protocol.LaneAction) {
 	l.noteStatus(a)
 }
 
-// failed tells of a handler that has failed, and in what time it is tried again, unless
-// this was the last time.
+// failed reports a failure of the handler, with the time until the next attempt, if there is
+// one.
 func (l *lane[E]) failed(position int64, attempt int, final bool, retry time.Duration) {
 	emit(l.worker.to, l.worker.to.HandlerFailed, HandlerFailed{l.source(), l.name(), position, attempt, final, retry, redact.Error(l.fault)})
 }
@@ -487,14 +485,14 @@ func (l *lane[E]) judge(do protocol.LaneDo, answer protocol.LaneAnswer, err erro
 	return answer
 }
 
-// interruption says why the library has cancelled the handler.
+// interruption returns why the library has cancelled the handler.
 func (l *lane[E]) interruption() error {
 	return cmp.Or(context.Cause(l.handlerScope), ErrSuspended)
 }
 
-// begin starts a transaction. It lives as long as the context that it was begun
-// with, so that is not the bounded one; but one that was given up must not stay
-// in the pool's queue, behind all others that were.
+// begin starts a transaction. A transaction ends with the context that it was begun with, so
+// that is not the one with the timeout; but when the timeout is over, the request must
+// leave the pool's queue, or it would stay there behind all others.
 func (l *lane[E]) begin() error {
 	ctx, cancel := context.WithCancel(l.ctx)
 	l.worker.handlers.soon()
@@ -512,8 +510,7 @@ func (l *lane[E]) begin() error {
 	return nil
 }
 
-// rollback ends a transaction that is of no more use, in the background: its
-// connection may be the reason.
+// rollback rolls a transaction back, in the background: its connection may not answer.
 func rollback(t *handlerTx, endTx func()) {
 	go func() {
 		defer endTx()
@@ -526,8 +523,8 @@ func rollback(t *handlerTx, endTx func()) {
 	}()
 }
 
-// rollbackPatience is how long to wait for the end of a transaction that is rolled back.
-// Then its connection is closed, which ends it as well.
+// rollbackPatience is how long to wait for a rollback. Then the connection is closed, which
+// ends the transaction as well.
 const rollbackPatience = time.Second
 
 func (l *lane[E]) write(from, to protocol.Checkpoint) error {
@@ -548,7 +545,7 @@ func (l *lane[E]) commit() error {
 	return err
 }
 
-// prove waits until the worker has proven that it is there.
+// prove waits until the database has answered on the worker's dedicated connection.
 func (l *lane[E]) prove() {
 	terms := l.worker.leases.at.Load()
 	if !terms.Unproven(time.Now()) {
@@ -562,7 +559,7 @@ func (l *lane[E]) prove() {
 	}
 }
 
-// within has the next calls of the handler be in a handler scope.
+// within sets the handler scope of the next calls of the handler.
 func (l *lane[E]) within(s *handlerScope) {
 	if s == l.handlerScope {
 		return
@@ -574,9 +571,9 @@ func (l *lane[E]) within(s *handlerScope) {
 	})
 }
 
-// call calls the handler, and turns whatever comes of it into an error of the
-// library's. It counts as running before a last look at the proof: when that runs
-// out, either the session is told that a handler runs, or none begins.
+// call calls the handler, and turns its failure into an error of the library. The handler
+// counts as running before the proof is checked for the last time. So when the proof runs
+// out, either the session knows that a handler runs, or none begins.
 func (l *lane[E]) call(a *protocol.LaneAction, events []*Record[E]) (begun bool, err error) {
 	l.worker.handlers.begin()
 	defer l.worker.handlers.end()
@@ -595,7 +592,7 @@ func (l *lane[E]) call(a *protocol.LaneAction, events []*Record[E]) (begun bool,
 	return true, err
 }
 
-// guarded is safely, without a closure for each event.
+// guarded is safely, without allocating a closure for each event.
 func (l *lane[E]) guarded(ctx *callContext, events []*Record[E]) (err error) {
 	defer func() {
 		if v := recover(); v != nil {
@@ -619,7 +616,7 @@ func (l *lane[E]) settled(err error) error {
 	return own("the handler", err)
 }
 
-// pause waits, or until the lane is asked to stop.
+// pause waits, at most until the lane is asked to stop.
 func (l *lane[E]) pause(a protocol.LaneAction) {
 	switch {
 	case a.Why == protocol.HandlerFailed:
@@ -649,7 +646,7 @@ func (l *lane[E]) pause(a protocol.LaneAction) {
 	}
 }
 
-// doing names what a lane was at when the database failed.
+// doing names the operation in which the database failed.
 var doing = map[protocol.LaneDo]string{
 	protocol.LaneLoad: "read the checkpoint", protocol.LaneFind: "read the checkpoint", protocol.LaneRead: "read events", protocol.LaneOpen: "begin a transaction",
 	protocol.LaneFollow: "read how far the live version of the projection is",
@@ -659,7 +656,7 @@ var doing = map[protocol.LaneDo]string{
 	protocol.LaneLocate: "answer an order to park an event", protocol.LaneLapse: "answer an order to park an event",
 }
 
-// reason returns why the lane's end ends Run.
+// reason returns the error of Run that the lane's end causes.
 func (l *lane[E]) reason(end protocol.LaneAction) error {
 	switch {
 	case end.End == protocol.AtFault:
@@ -673,7 +670,7 @@ func (l *lane[E]) reason(end protocol.LaneAction) error {
 	return explain(l.err)
 }
 
-// doParked is do for what is about parked events.
+// doParked is do for the actions about parked events.
 func (l *lane[E]) doParked(a protocol.LaneAction, answer protocol.LaneAnswer) (protocol.LaneAnswer, error) {
 	var err error
 	s, patience := l.worker.store, l.worker.patience()
@@ -737,8 +734,7 @@ func (l *lane[E]) doParked(a protocol.LaneAction, answer protocol.LaneAnswer) (p
 // byOrder begins the error of an event that was parked by order.
 const byOrder = "parked by order: "
 
-// parked tells that events were parked. Those behind another are many, and each
-// as good as the first.
+// parked reports that events were parked.
 func (l *lane[E]) parked(a protocol.LaneAction, parked []protocol.Parked) {
 	l.full = false
 	for _, p := range parked {
@@ -760,8 +756,8 @@ func (l *lane[E]) parked(a protocol.LaneAction, parked []protocol.Parked) {
 	}
 }
 
-// readAgain reads the first pending event again that could not be read, before it is
-// tried again: whoever mends a row heals its event.
+// readAgain reads the first pending event that could not be read again, before the next
+// attempt: its row may have been fixed.
 func (l *lane[E]) readAgain() {
 	i := slices.IndexFunc(l.events, func(e *Record[E]) bool { return e.Err != nil })
 	if i < 0 || l.signals(time.Now()).Asked {
@@ -775,15 +771,15 @@ func (l *lane[E]) readAgain() {
 }
 
 // fetch reads the event at a position, nil if there is none within the scope.
-func (t *subscription[E]) fetch(ctx context.Context, position int64) (r *Record[E], err error) {
-	if failed := contained(func() { r, err = t.at(ctx, position) }); failed != nil {
+func (s *subscription[E]) fetch(ctx context.Context, position int64) (r *Record[E], err error) {
+	if failed := contained(func() { r, err = s.at(ctx, position) }); failed != nil {
 		return nil, fmt.Errorf("%w: read at position %d: %w", ErrEventStore, position, failed)
 	}
 	return r, err
 }
 
-func (t *subscription[E]) at(ctx context.Context, position int64) (*Record[E], error) {
-	page, err := t.feed.events.Read(ctx, ReadRequest{After: position - 1, Limit: 1, Scope: t.scope})
+func (s *subscription[E]) at(ctx context.Context, position int64) (*Record[E], error) {
+	page, err := s.feed.events.Read(ctx, ReadRequest{After: position - 1, Limit: 1, Scope: s.scope})
 	if err != nil {
 		return nil, fmt.Errorf("%w: read at position %d: %w", ErrEventStore, position, err)
 	}
@@ -797,7 +793,7 @@ func (t *subscription[E]) at(ctx context.Context, position int64) (*Record[E], e
 		return nil, nil
 	}
 	e := &page.Records[0]
-	switch out, err := leavesOut(t.scope, e, t.feed.emptyIsValue()); {
+	switch out, err := leavesOut(s.scope, e, s.feed.emptyIsValue()); {
 	case err != nil:
 		return nil, fmt.Errorf("%w: read at position %d: %w", ErrEventStore, position, err)
 	case out:

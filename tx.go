@@ -14,9 +14,8 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
-// A handlerTx is the Tx of handlers. It is no *sql.Tx, so that what a handler can't do
-// with it, it can't do by asserting its type either; and it notices what a handler
-// should not have done with it.
+// A handlerTx is the Tx of handlers. It is not a *sql.Tx, so that a type assertion gives a
+// handler nothing more, and it notices what a handler must not do.
 type handlerTx struct {
 	tx *dbconn.Tx
 
@@ -27,13 +26,13 @@ type handlerTx struct {
 	raw    int         // calls of Raw that are under way
 }
 
-// SQLTx is for rawtx.
+// SQLTx returns the *sql.Tx to package rawtx.
 func (t *handlerTx) SQLTx(rawtx.Key) *sql.Tx { return t.tx.Tx }
 
 var errCopyOpen = errors.New("the handler left a COPY open: call Exec without arguments, then Close, before it returns")
 
-// endCopies ends each COPY that the handler has left open, without which nothing else
-// can use the connection. It returns errCopyOpen if there was one, or why it failed.
+// endCopies ends each COPY that the handler has left open, which would block the connection.
+// It returns errCopyOpen if there was one, or the server's error about it.
 func (t *handlerTx) endCopies(patience time.Duration) error {
 	if len(t.copies) == 0 {
 		return nil
@@ -93,8 +92,8 @@ func (t *handlerTx) QueryContext(ctx context.Context, query string, args ...any)
 	return rows, err
 }
 
-// QueryRowContext can't return an error of its own: the row of what would end the
-// transaction has that of a cancelled context, and settle says why.
+// QueryRowContext can't return an error. The row of a statement that is refused has the error
+// of a cancelled context, and settle returns the reason.
 func (t *handlerTx) QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row {
 	if t.check(query) != nil {
 		never, cancel := context.WithCancel(ctx)
@@ -104,7 +103,7 @@ func (t *handlerTx) QueryRowContext(ctx context.Context, query string, args ...a
 	return t.tx.QueryRowContext(ctx, query, args...)
 }
 
-// Raw is Tx's. What f returns is a stranger's error: see usercode.go.
+// Raw implements Tx. The error of f is the program's: see usercode.go.
 func (t *handlerTx) Raw(f func(driverConn any) error) error {
 	if err := t.check(""); err != nil {
 		return err
@@ -114,7 +113,7 @@ func (t *handlerTx) Raw(f func(driverConn any) error) error {
 	var err, failed error
 	taken := t.tx.Raw(func(conn any) (broken bool) {
 		if failed = contained(func() { err = f(conn) }); failed != nil {
-			return true // who knows what is under way on it
+			return true // anything may be under way on it
 		}
 		if dbconn.Busy(conn) {
 			failed = errBusy
@@ -126,7 +125,7 @@ func (t *handlerTx) Raw(f func(driverConn any) error) error {
 		failed = fmt.Errorf("Tx.Raw: %w", failed)
 		t.mu.Lock()
 		defer t.mu.Unlock()
-		t.ended = failed // whatever the handler makes of it
+		t.ended = failed // whatever the handler returns
 		return failed
 	case taken != nil:
 		return taken
@@ -150,8 +149,8 @@ var errInRaw = errors.New("Tx.Raw is under way: until it has returned, nothing e
 
 var errEndsTx = errors.New("a handler can't end its transaction, which commits with the checkpoint: return an error to have it rolled back")
 
-// check refuses a statement that would end the transaction, before the next event is
-// handled without one, and one that would wait for the connection for ever.
+// check refuses a statement that would end the transaction, and one that would never get the
+// connection.
 func (t *handlerTx) check(query string) error {
 	word := sqltext.EndsTransaction(query)
 	t.mu.Lock()
@@ -167,8 +166,8 @@ func (t *handlerTx) check(query string) error {
 	return nil
 }
 
-// settle returns what has become of a call of a handler, which has returned err, and is
-// ready for the next.
+// settle returns the error of a call of a handler that has returned err, with what it has left
+// open, and prepares for the next call.
 func (t *handlerTx) settle(err error, patience time.Duration) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -195,8 +194,8 @@ func (t *handlerTx) settle(err error, patience time.Duration) error {
 	return err
 }
 
-// isOpen reports whether rows were not closed. Those whose context has ended are being
-// closed; after a Scan into sql.RawBytes that waits for Close, and all else for that.
+// isOpen reports whether rows were not closed. Rows whose context has ended are being closed.
+// After a Scan into sql.RawBytes that waits until Close is called, and Columns waits for it.
 func isOpen(r *sql.Rows) bool {
 	open := make(chan bool, 1)
 	go func() {
@@ -214,5 +213,5 @@ func isOpen(r *sql.Rows) bool {
 	return <-open
 }
 
-// rowsPatience is how long rows may take to say whether they are open.
+// rowsPatience is how long to wait for the answer whether rows are open.
 const rowsPatience = 100 * time.Millisecond

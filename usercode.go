@@ -19,21 +19,19 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
-// This file is the border between the program's code and the library. Handlers, event
-// stores, notifiers, observers, loggers and the errors that they return are the
-// program's: they may panic, end their goroutine, or return an error whose own methods
-// do so. Here each becomes an error of the library's, whose methods are harmless, and
-// of which everything is known that the library will ever ask. Inside, nothing calls a
-// method of a stranger's error.
+// The border between the program's code and the library. Handlers, event stores, notifiers,
+// observers, loggers and the errors that they return are the program's: they may panic, end
+// their goroutine, or return an error whose methods do so. Here each becomes an error of the
+// library, whose methods are harmless, with all facts that the library needs. Behind this
+// border the library never calls a method of the program's errors.
 //
-// What Go itself can't recover from is out of reach: a stack that overflows, in an
-// Error method that calls itself for example, a map that two goroutines write at once,
-// os.Exit. And a method that never returns holds up whoever called it, unless it is a
-// logger's.
+// The library can't protect against what Go can't recover from: a stack overflow (in an Error
+// method that calls itself, for example), two goroutines that write one map, os.Exit. A
+// method that never returns holds up its caller, unless it is a logger's.
 
-// A foreignError stands for an error that the program's code has returned. It has no
-// Unwrap: whoever goes over it would call the methods of a stranger's error, which may
-// be as they should once, and panic later.
+// A foreignError stands for an error of the program's code. It has no Unwrap: errors.Is and
+// errors.As would call the methods of the program's error, which may work once and panic
+// later.
 type foreignError struct {
 	text  string
 	facts protocol.Facts
@@ -43,8 +41,8 @@ type foreignError struct {
 func (e *foreignError) Error() string         { return e.text }
 func (e *foreignError) Facts() protocol.Facts { return e.facts }
 
-// ErrorType names the type of the program's error, within what only wraps it: it is what
-// OpenTelemetry's semconv.ErrorType asks for. "": it can't be asked.
+// ErrorType returns the type of the program's error, below mere wrappers. OpenTelemetry's
+// semconv.ErrorType calls it. "": the error can't be asked.
 func (e *foreignError) ErrorType() string {
 	err := e.err
 	for err != nil {
@@ -65,7 +63,7 @@ func (e *foreignError) ErrorType() string {
 // fmtWrapper is what fmt.Errorf returns for one %w.
 var fmtWrapper = reflect.TypeOf(fmt.Errorf("%w", errExited))
 
-// Is and As ask the program's error.
+// Is and As ask the program's error, and survive a panic in its methods.
 func (e *foreignError) Is(target error) bool {
 	return e.ask(func(err error) bool { return errors.Is(err, target) })
 }
@@ -82,7 +80,7 @@ func (e *foreignError) ask(f func(error) bool) bool {
 	return yes && err == nil
 }
 
-// own turns an error of whoever's code into one of the library's.
+// own turns an error of the program's code into one of the library.
 func own(whose string, err error) error {
 	switch e := err.(type) {
 	case nil:
@@ -100,29 +98,29 @@ func own(whose string, err error) error {
 	return e
 }
 
-// redacted is textOf without what must not leave the process. Nothing that an error's
-// methods do keeps its facts from being taken down.
+// redacted is textOf without connection strings. It returns a text whatever the error's
+// methods do.
 func redacted(err error) (text string) {
 	defer func() {
 		if recover() != nil {
-			text = untold(err)
+			text = unprintable(err)
 		}
 	}()
 	return textOf(redact.Error(err))
 }
 
-// untold names what has no text.
-func untold(v any) string { return fmt.Sprintf("%T, whose Error or String method panics", v) }
+// unprintable is the text of a value whose method panics.
+func unprintable(v any) string { return fmt.Sprintf("%T, whose Error or String method panics", v) }
 
-// panicked turns what was recovered into an error.
+// panicked turns a recovered value into an error.
 func panicked(whose string, v any) error {
 	e := &PanicError{Value: v, Stack: debug.Stack()}
 	e.text = textOf(v)
 	return own(whose, e)
 }
 
-// safely calls the program's code, and turns a panic into an error. If that ends its
-// goroutine (runtime.Goexit), it is the caller's goroutine that ends.
+// safely calls the program's code, and turns a panic into an error. It does not contain
+// runtime.Goexit, which ends the caller's goroutine.
 func safely(whose string, f func() error) (err error) {
 	defer func() {
 		if v := recover(); v != nil {
@@ -132,8 +130,8 @@ func safely(whose string, f func() error) (err error) {
 	return own(whose, f())
 }
 
-// apart calls the program's code on a goroutine of its own, so that it may even end
-// that. It is for what is called rarely.
+// apart calls the program's code on a goroutine of its own, which that may end. It is for rare
+// calls.
 func apart[T any](whose string, f func() (T, error)) (value T, err error) {
 	err = exited(whose)
 	done := make(chan struct{})
@@ -162,7 +160,7 @@ const textMax = 8000
 func textOf(v any) (text string) {
 	defer func() {
 		if recover() != nil {
-			text = untold(v)
+			text = unprintable(v)
 		}
 	}()
 	switch x := v.(type) {
@@ -235,8 +233,8 @@ func within(v reflect.Value, levels int, left *int) bool {
 	return true
 }
 
-// sane reports whether errors.Is and errors.As can go over an error, as whoever gets it
-// from Run will have them do: the chain has an end, and no method panics.
+// sane reports whether errors.Is and errors.As work on an error: its chain has an end, and no
+// method panics.
 func sane(err error) (is bool) {
 	defer func() {
 		if recover() != nil {
@@ -273,7 +271,7 @@ func sane(err error) (is bool) {
 	return walk(err)
 }
 
-// errProbe is no error of anybody's.
+// errProbe is equal to no other error.
 var errProbe = errors.New("probe")
 
 // A safeLog passes records on to the program's logger.
@@ -282,15 +280,15 @@ type safeLog struct {
 	gate *logGate
 }
 
-// A logGate is passed by all calls of one logger. One that stands still (nobody reads
-// what it writes into a pipe, say) holds up each caller for logPatience at most. Then
-// records are left out until it goes on, and it is told how many were.
+// A logGate is passed by all calls of one logger. A logger that blocks, because its pipe is not
+// read, for example, holds up a caller for logPatience at most. Then records are dropped until
+// it continues, and their number is logged.
 type logGate struct{ stuck, left atomic.Int64 }
 
-// logPatience is how long a logger may hold up who logs.
+// logPatience is how long a logger may hold up a caller.
 const logPatience = time.Second
 
-// safeLogger returns a logger that can neither end nor hold up who logs.
+// safeLogger returns a logger that can neither end nor hold up its callers.
 func safeLogger(l *slog.Logger) *slog.Logger {
 	if l == nil || l.Handler() == slog.DiscardHandler {
 		return slog.New(slog.DiscardHandler)
@@ -329,7 +327,7 @@ func (s safeLog) with(f func() slog.Handler) slog.Handler {
 
 var errLogStuck = errors.New("the Logger is blocked")
 
-// passLog calls the program's logger, if that does not stand still.
+// passLog calls the program's logger, unless that is blocked.
 func passLog[T any](s safeLog, f func() (T, error)) (T, error) {
 	type result struct {
 		value T
@@ -411,10 +409,10 @@ func list[T any](items []T) any {
 	return strings.Join(texts, ", ")
 }
 
-// A handout hands events to the handler of one lane. All lanes of the process share
-// an event as it was read. The byte slices in its own fields are copied for each call,
-// so that what a handler writes into a payload is seen by nobody else, nor by itself
-// when it is called again. What lies behind pointers, maps and other slices is shared.
+// A handout copies events for the handler of one lane. All lanes of the process share an event
+// as it was read. The byte slices in its own fields are copied for each call, so that a
+// handler may modify a payload: no other handler sees that, nor does the next attempt. What
+// pointers, maps and other slices refer to is shared.
 type handout[E any] struct {
 	offsets []uintptr // of the byte slices within E
 	chunk   chunks.Chunk

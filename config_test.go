@@ -215,7 +215,7 @@ func TestEventStoreThatBreaksItsContract(t *testing.T) {
 
 // Tables, columns and privileges that are missing end Run with a message that
 // names them, at the start as well as later, and nothing moves.
-func TestMissingThings(t *testing.T) {
+func TestMissingTablesAndColumnsEndRun(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {
 		why    string

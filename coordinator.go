@@ -270,8 +270,8 @@ func (w *worker[E]) identify(ctx context.Context) (err error) {
 	return err
 }
 
-// checkNames makes sure that the database can hold the names: its encoding may not
-// have all of their characters.
+// checkNames returns an error if the database can't store a name, because its encoding lacks a
+// character.
 func (w *worker[E]) checkNames(ctx context.Context) error {
 	c, err := dbconn.Take(ctx, w.cfg.DB)
 	if err != nil {
@@ -291,7 +291,7 @@ func (w *worker[E]) checkNames(ctx context.Context) error {
 	})
 }
 
-// foresee has the store read the set, which the join then need not.
+// foresee reads the set in advance, so that the join need not.
 func (w *worker[E]) foresee(ctx context.Context) error {
 	w.foreseen.Store(w.store.Foresee(ctx, w.session.ID(), time.Now()))
 	return nil
@@ -304,7 +304,7 @@ func unstorable(field string, err error) error {
 	return fmt.Errorf("check that the database can hold %s: %w", field, err)
 }
 
-// explain says what to do about a database that can't be used whatever is tried.
+// explain adds what to do to an error of a database that no retry makes usable.
 func explain(err error) error {
 	switch {
 	case store.FactsOf(err).Malformed:
@@ -315,13 +315,13 @@ func explain(err error) error {
 	return err
 }
 
-// An identified event store can tell what it reads, so that all workers of a replica
-// set read the same.
+// An identified event store has an identity, with which the workers of a replica set make sure
+// that they all read the same.
 type identified interface {
 	identity(ctx context.Context, coordination *sql.DB) (string, error)
 }
 
-// loop carries the session from input to action until it exits.
+// loop passes inputs to the session and carries out its actions until it exits.
 func (w *worker[E]) loop(ctx context.Context) error {
 	defer w.busy.Wait()
 	defer w.end()
@@ -390,9 +390,8 @@ func (w *worker[E]) loop(ctx context.Context) error {
 				id := w.session.ID()
 				w.busy.Go(func() { w.prove(a, id) })
 			case protocol.Wake:
-				// A session that waits for handlers alone may sleep for long.
-				// A Tick too many changes nothing, and shows probes that the
-				// loop turns.
+				// A session that only waits for handlers may sleep for long. An
+				// early Tick changes nothing, and shows probes that the loop runs.
 				wake.Reset(min(a.At.Sub(now), w.cfg.HeartbeatInterval))
 			case protocol.GiveUp:
 				fail(w.refusal(a.Why))
@@ -413,7 +412,7 @@ func (w *worker[E]) loop(ctx context.Context) error {
 	}
 }
 
-// sync carries out one request and brings the answer back.
+// sync carries out one request and passes the answer to the session.
 func (w *worker[E]) sync(r protocol.Request, report []byte) {
 	sent := time.Now()
 	result, err := w.ask(r)
@@ -457,7 +456,7 @@ func (w *worker[E]) sync(r protocol.Request, report []byte) {
 	w.input(failed)
 }
 
-// refusal returns what Run is to return since the latest request has failed for good.
+// refusal returns the error of Run if no retry of the latest request can succeed.
 func (w *worker[E]) refusal(why protocol.SyncFailure) error {
 	if store.Misnamed(w.syncError) {
 		return fmt.Errorf("%w: %w", ErrInvalidConfig, w.syncError)
@@ -490,11 +489,11 @@ func (w *worker[E]) ask(r protocol.Request) (store.Result, error) {
 	}, nil)
 }
 
-// reporting is what a worker knows of its own reports. Nothing depends on one.
+// reporting is the state of writing the worker's reports. Nothing depends on a report.
 type reporting struct {
-	slot    chan struct{} // holds one while a report is written: the next one is left out
+	slot    chan struct{} // holds one while a report is written; then the next one is skipped
 	failing bool          // the latest could not be written
-	pause   time.Time     // none is written before
+	pause   time.Time     // no report is written before this time
 }
 
 // unreportMax is how long a worker that leaves may take to remove its report.
@@ -504,8 +503,8 @@ const unreportMax = 200 * time.Millisecond
 // before it tries again.
 const reportPause = time.Minute
 
-// writeReport writes a report, in a statement of its own: where reports can't be
-// written, because of a lock, a privilege, or what is in one, no lease is lost.
+// writeReport writes a report, in a statement of its own: a report that can't be written,
+// because of a lock, a privilege or its content, must not cost the lease.
 func (w *worker[E]) writeReport(id protocol.WorkerID, report []byte) {
 	if report == nil {
 		return
@@ -534,8 +533,8 @@ func (w *worker[E]) writeReport(id protocol.WorkerID, report []byte) {
 	}
 }
 
-// unreport removes the report of who has left. What is left, whoever reports next
-// removes.
+// unreport removes the report of a worker that leaves. If that fails, the next report of
+// another worker removes it.
 func (w *worker[E]) unreport(id protocol.WorkerID) {
 	ctx, cancel := context.WithTimeout(w.life, unreportMax)
 	defer cancel()
@@ -550,7 +549,7 @@ func (w *worker[E]) unreport(id protocol.WorkerID) {
 // patience is how long to wait for one answer of the database.
 func (w *worker[E]) patience() time.Duration { return w.cfg.timing().Patience() }
 
-// input hands an input to the loop, unless that has ended.
+// input passes an input to the loop, unless that has ended.
 func (w *worker[E]) input(in protocol.Input) {
 	select {
 	case w.inputs <- in:
@@ -566,7 +565,7 @@ func (w *worker[E]) fail(err error) {
 	}
 }
 
-// note tells of what an input says.
+// note logs and reports what an input means.
 func (w *worker[E]) note(in protocol.Input) {
 	switch in := in.(type) {
 	case protocol.Synced:
@@ -582,7 +581,7 @@ func (w *worker[E]) note(in protocol.Input) {
 	}
 }
 
-// stopped takes in that no lane runs any more.
+// stopped notes that no lane runs any more.
 func (w *worker[E]) stopped() {
 	for _, l := range w.run.lanes {
 		if l.watch.End() {
@@ -598,7 +597,7 @@ func (w *worker[E]) stopped() {
 	emit(w.to, w.to.PartitionsChanged, PartitionsChanged{Source: w.run.source(), Generation: s.Generation, TotalPartitions: s.Total})
 }
 
-// gap tells of a gap that the readers wait at, or do not any more.
+// gap reports a gap that reads wait at, or that they do not wait any more.
 func (w *worker[E]) gap(g Gap, resolved bool) {
 	e := GapWaited{Source: w.source(w.name), Position: g.Position, Backends: g.Backends}
 	if resolved {
@@ -607,11 +606,11 @@ func (w *worker[E]) gap(g Gap, resolved bool) {
 	emit(w.to, w.to.GapWaited, e)
 }
 
-// start runs the lanes of a share.
+// start starts the lanes of a share.
 func (w *worker[E]) start(s protocol.Share) {
 	w.log.Info("partitions started", "generation", s.Generation, "partitions", protocol.Numbers(s.Partitions), "total_partitions", s.Total)
 	if t, ok := w.cfg.EventStore.(interface{ askAgain(context.Context) }); ok {
-		w.busy.Go(func() { // what may have changed with the members; a moment later, when they run
+		w.busy.Go(func() { // assumptions may have changed with the members; later, when all run
 			if calls.Sleep(w.life, time.Second+mathrand.N(time.Second)) {
 				t.askAgain(w.life)
 			}
@@ -632,9 +631,8 @@ func (w *worker[E]) cancel(a protocol.Cancel) {
 	w.run.cancel(ErrGenerationSuperseded)
 }
 
-// stuck returns the error for handlers that did not return. What they hold is
-// not waited for: the goroutines are theirs. The worker's own session is kept for so
-// long.
+// stuck returns the error for handlers that did not return. It does not wait for their
+// goroutines. The dedicated connection is kept for a time.
 func (w *worker[E]) stuck(keep time.Duration, cause error) error {
 	w.run.cancel(ErrGenerationSuperseded)
 	inHand := w.run.inHand()
@@ -645,8 +643,8 @@ func (w *worker[E]) stuck(keep time.Duration, cause error) error {
 	return errors.Join(err, cause)
 }
 
-// decided tells of each generation that this worker opened or activated, and from
-// time to time of what keeps one from being activated.
+// decided logs and reports what this worker has decided for the set: generations that it
+// opened or activated, workers that it removed, and whom a generation waits for.
 func (w *worker[E]) decided(source Source, r store.Result) {
 	d, g := r.Decision, r.Group
 	if len(d.Expired) > 0 {
@@ -676,8 +674,8 @@ func (w *worker[E]) decided(source Source, r store.Result) {
 	}
 }
 
-// delayed names the workers that hold up a generation, when that takes longer than
-// their heartbeats explain, and then every ten seconds.
+// delayed logs and reports the workers that a generation waits for, after longer than their
+// heartbeats explain, and then every ten seconds.
 func (w *worker[E]) delayed(source Source, generation int64, holders []protocol.WorkerID) {
 	now := time.Now()
 	if w.waiting.generation != generation {

@@ -5,16 +5,16 @@
 --
 --     GRANT orchestrator_worker_shop TO my_workers;
 --
--- Roles belong to the whole server, and their names therefore end with the name of
--- the database: who works for one database must not get into the tables of another.
--- (Where that makes them longer than the 63 bytes of a name, with its md5.) Within
--- one database, all replica sets are one trust domain: a worker of one may change
--- the rows of all. What must not share goes into a database of its own.
+-- Roles belong to the whole server, so their names end with the name of the database
+-- (or, if that would exceed the 63 bytes of a name, with its md5): a worker of one
+-- database must not get into the tables of another. Within one database, all replica
+-- sets are one trust domain: a worker of one may change the rows of all. Replica sets
+-- that must not share that need databases of their own.
 --
 -- Functions are named with their schema, for the reason that schema.sql gives.
 
--- This needs the right to CREATE ROLE. If the owner of the tables has not got it,
--- somebody who has runs this statement first.
+-- This statement needs the right to CREATE ROLE. If the owner of the tables does not
+-- have it, run the statement as a role that does, first.
 DO $orchestrator$
 DECLARE
     kind text;
@@ -60,8 +60,8 @@ BEGIN
         END IF;
     END LOOP;
 
-    -- Who may CREATE in a schema of the search path can have functions called there
-    -- by whoever has it on theirs. Before PostgreSQL 15 everybody may, in public.
+    -- A role that may CREATE in a schema of the search path can make other roles call
+    -- its functions there. Before PostgreSQL 15, every role may do so in public.
     FOREACH item IN ARRAY ARRAY['public', home] LOOP
         IF EXISTS (SELECT FROM pg_catalog.pg_namespace n, pg_catalog.aclexplode(coalesce(n.nspacl, pg_catalog.acldefault('n'::"char", n.nspowner))) a
                     WHERE n.nspname = item::name AND a.grantee = 0::oid AND a.privilege_type = 'CREATE'::text) THEN
@@ -73,17 +73,16 @@ BEGIN
         END IF;
     END LOOP;
 
-    -- A worker reads events, and changes rows of the library's tables. What its
-    -- projections write into is not the library's: grant it beside this.
+    -- A worker reads events, and changes rows of the library's tables. Grant the tables
+    -- that its projections write to in addition.
     EXECUTE pg_catalog.format('GRANT SELECT ON %s TO %I'::text, VARIADIC ARRAY[events::regclass::text, worker]);
 
-    -- An operator pauses, resumes, rewinds, drains, and says what becomes of parked
-    -- events. Each order opens a generation, and may activate it, as a worker would;
-    -- so operators need what a worker needs, but for the events. They see what a
-    -- monitor sees.
+    -- An operator pauses, resumes, rewinds, drains, and decides about parked events. Each
+    -- order opens a generation, and may activate it, as a worker does; so operators need
+    -- what a worker needs, except the events. They may read what a monitor may.
     --
-    -- A monitor reads. The parked events' errors, and those in the reports, may quote
-    -- what your handlers put into them; the events themselves it can't see.
+    -- A monitor reads. It can't read the events, but the errors of parked events and
+    -- reports may quote what your handlers put into them.
     FOR rule IN
         SELECT x.tab, x.workers, x.operators
           FROM (VALUES

@@ -59,7 +59,7 @@ func TestACrashIsNoticedAtOnce(t *testing.T) {
 
 // A worker that leaves gives its session back, without the lock: others that share the
 // pool go on with it. Unless it was just being asked something: then the session ends.
-func TestTheOwnSessionIsGivenBack(t *testing.T) {
+func TestDedicatedConnectionIsGivenBack(t *testing.T) {
 	w := newWorld(t)
 	pgtest.Eventually(t, "a session that was given back is still there", func() bool {
 		m := testworld.Run(t, w.longLease(), testworld.Effects{Projection: "transactional"}.Transactional())
@@ -75,7 +75,7 @@ func TestTheOwnSessionIsGivenBack(t *testing.T) {
 }
 
 // A worker that leaves while its connections are silent leaves none of them in use.
-func TestTheOwnSessionIsSilent(t *testing.T) {
+func TestDedicatedConnectionFallsSilent(t *testing.T) {
 	w := newWorld(t)
 	link := newLink(t, w.URL)
 	db, _ := testworld.Faulty(t, link.url)
@@ -90,7 +90,7 @@ func TestTheOwnSessionIsSilent(t *testing.T) {
 
 // A worker whose own session is ended, by an administrator say, takes another,
 // and nobody else notices.
-func TestTheOwnSessionIsReplaced(t *testing.T) {
+func TestDedicatedConnectionIsReplaced(t *testing.T) {
 	w := newWorld(t)
 	h := &testworld.History{}
 	for range 2 {
@@ -174,10 +174,10 @@ func TestAHandlerIsSuspended(t *testing.T) {
 	}
 }
 
-// A worker that gives its handlers up while its session is asked something, or while
-// it takes one, keeps it all the same: the handlers may still run, and are waited for
-// until the lease is over.
-func TestGivenUpAmidACall(t *testing.T) {
+// A worker that gives up its handlers during a call on its dedicated connection, or while it
+// opens one, keeps the connection: the handlers may still run, and others wait for them until
+// the lease is over.
+func TestDedicatedConnectionIsKeptWhenHandlersAreGivenUp(t *testing.T) {
 	for _, test := range []struct{ amid, query string }{
 		{"a proof", "pg_backend_pid() AND classid"},
 		{"an attach", "SET presence_key"},
@@ -238,13 +238,12 @@ func TestGivenUpAmidACall(t *testing.T) {
 	}
 }
 
-// Lanes that wait for a proof don't keep all connections of the pool from the
-// session that is to give it:
+// Lanes that wait for a proof do not take the connection that is needed for it:
 //
-//  1. handlers run, and more lanes than the pool has connections want one
-//  2. the worker's session is ended, and the handlers are told to stop
-//  3. another session takes its place, before any handler runs on
-func TestAProofNeedsAConnection(t *testing.T) {
+//  1. handlers run, and more lanes than the pool has connections wait for one
+//  2. the dedicated connection is ended, and the handlers are suspended
+//  3. another dedicated connection is opened before any handler runs again
+func TestDedicatedConnectionIsReplacedInASmallPool(t *testing.T) {
 	w := newWorld(t)
 	cfg := w.longLease()
 	cfg.DB = w.Connect()
@@ -341,9 +340,9 @@ func TestWorkersShareAPool(t *testing.T) {
 	pgtest.Eventually(t, "one of them has a session of its own", func() bool { return w.Number(held) == 1 })
 }
 
-// A worker whose own session can be had, and fails whenever it is asked who is absent,
+// A worker whose dedicated connection opens, but can't check whether other workers are alive,
 // runs as with LeaseOnly and logs why: here its role may not try locks.
-func TestASessionThatNeverLooks(t *testing.T) {
+func TestDedicatedConnectionThatCannotCheckOthers(t *testing.T) {
 	w := newWorld(t)
 	r := role(t, w.DB, w.URL)
 	w.Exec(`GRANT ALL ON ALL TABLES IN SCHEMA public TO ` + r)

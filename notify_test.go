@@ -35,9 +35,9 @@ func (w *world) hinted(set orchestrator.ReplicaSetName) config {
 	return cfg
 }
 
-// Nobody waits for a heartbeat: not for a join, not for a leave, and not after
-// the connection was lost. All workers of a process share one.
-func TestHints(t *testing.T) {
+// With notifications no worker waits for a heartbeat: not at a join, not at a leave, and not
+// after the connection was lost. All workers of a process share one connection.
+func TestNotificationsReplaceHeartbeats(t *testing.T) {
 	w := newWorld(t)
 	h := &testworld.History{}
 	noticed := &testworld.Log{To: t.Output()}
@@ -142,10 +142,10 @@ func (f *notifierFunc) Listen(ctx context.Context, channels []string, up func(),
 	return (*f)(ctx, channels, up, heard)
 }
 
-// Hints are never needed, and nothing that they say does harm: with every one of
-// them lost, with none to be had, and with any amount of nonsense, workers come
-// and go and every event is handled.
-func TestHintsThatAreNone(t *testing.T) {
+// Notifications are never needed and never harmful: with all of them lost, without a
+// connection, and with any number of wrong ones, workers join and leave, and every event is
+// handled.
+func TestNotificationsAreNeverNeeded(t *testing.T) {
 	stuck := make(chan struct{})
 	t.Cleanup(func() { close(stuck) })
 	for name, listen := range map[string]notifierFunc{
@@ -195,8 +195,8 @@ func TestHintsThatAreNone(t *testing.T) {
 	}
 }
 
-// When the connection is there again everybody looks, for what was missed.
-func TestHintsThatWereMissed(t *testing.T) {
+// When the connection is back, all workers poll, since notifications were missed.
+func TestNotificationsThatWereMissed(t *testing.T) {
 	w := newWorld(t)
 	again := make(chan struct{})
 	listen := notifierFunc(func(ctx context.Context, _ []string, up func(), _ func(channel, payload string)) error {
@@ -221,10 +221,10 @@ func TestHintsThatWereMissed(t *testing.T) {
 	w.Active("set", 2)
 }
 
-// While hints of events come, the stream is looked at less often; when they can't
-// come any more, it is as without them. A storm of them, with nothing to see,
-// makes no storm of statements.
-func TestPollingWithHints(t *testing.T) {
+// While notifications of events arrive, the stream is polled less often; when they can't
+// arrive any more, it is polled as without them. Many notifications without new events do not
+// cause many statements.
+func TestNotificationsReducePolling(t *testing.T) {
 	const poll = 100 * time.Millisecond
 	w := newWorld(t)
 	storm, calm, away := make(chan struct{}), make(chan struct{}), make(chan struct{})

@@ -69,9 +69,9 @@ func TestSeveralReplicaSets(t *testing.T) {
 	w.CheckEffects("report", "search")
 }
 
-// L2: nothing changes while nobody comes or goes, and a worker alone commits
-// nothing while there is nothing to commit.
-func TestStaysStill(t *testing.T) {
+// L2: no generation is opened while no worker joins or leaves, and a worker commits nothing
+// while there is nothing to commit.
+func TestGenerationStaysWhileMembersStay(t *testing.T) {
 	w := newWorld(t)
 	db, f := testworld.Faulty(t, w.URL)
 	w.Append(100)

@@ -51,9 +51,9 @@ func TestRolloutWithoutAPause(t *testing.T) {
 	w.CheckEffects(testworld.Exact...)
 }
 
-// Nobody comes: the others share the partitions when the window is over. A worker that is
-// stopped since something has failed, and a CatchUp, do not wait for anybody.
-func TestNobodyReplaces(t *testing.T) {
+// Without a replacement, the others share the partitions when the window is over. A worker
+// that ends because something has failed reserves nothing, nor does CatchUp.
+func TestReplacementWindowEndsWithoutAReplacement(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	stays := w.Config(w.DB, "set")
@@ -92,9 +92,9 @@ func TestNobodyReplaces(t *testing.T) {
 	w.CheckEffects(testworld.Exact...)
 }
 
-// A commit of which the leaver has not heard may still come. Then its place is not kept:
-// under another generation it can't.
-func TestUncertainWorkerLeavesNoPlace(t *testing.T) {
+// A commit whose reply the leaving worker has not got may still happen. Then nothing is
+// reserved: under another generation it can't happen.
+func TestReplacementIsNotAwaitedAfterAnUncertainCommit(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	db, faults := testworld.Faulty(t, w.URL)

@@ -38,7 +38,7 @@ func TestStallReasons(t *testing.T) {
 
 // A worker's look tells the session of a lane that has ended. What follows from that is
 // protocol.Session's.
-func TestALookFindsAMissingLane(t *testing.T) {
+func TestObserveFindsAMissingLane(t *testing.T) {
 	l := &lane[Event]{id: store.Lane{Projection: "p"}}
 	w := &worker[Event]{run: &run[Event]{lanes: []*lane[Event]{l}}}
 	w.watch.generation = 1

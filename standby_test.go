@@ -297,7 +297,7 @@ func TestSwitchover(t *testing.T) {
 // A worker's own session is one of the primary's, whichever of its connections a name
 // has led to the standby: a lock there is none that the others see, nor would it see
 // theirs, and each would remove the other.
-func TestTheOwnSessionIsAtThePrimary(t *testing.T) {
+func TestDedicatedConnectionIsAtThePrimary(t *testing.T) {
 	t.Parallel()
 	p := newPair(t)
 	execute(t, p.db, `DROP TABLE events`)

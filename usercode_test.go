@@ -374,7 +374,7 @@ func TestHostileRecords(t *testing.T) {
 
 // A logger that stands still holds up no event. When it goes on, it is told how many
 // records were left out.
-func TestLoggerStandsStill(t *testing.T) {
+func TestLoggerThatBlocksLosesRecords(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	w.Append(20)
@@ -403,9 +403,9 @@ func TestLoggerStandsStill(t *testing.T) {
 	log.Wait(t, "records were left out")
 }
 
-// A store that does not say what its reads wait at holds up nobody but its readers: the
-// worker keeps its lease, the error says who it waits for, and Run returns.
-func TestStoreThatIsNotHeardOf(t *testing.T) {
+// An event store whose Waiting does not return holds up its readers only: the worker keeps its
+// lease, the error names the store, and Run returns.
+func TestEventStoreThatNeverReportsItsGap(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	w.Append(20)

@@ -236,7 +236,7 @@ type entry struct {
 	Error      string
 	Reason     string
 	Projection string
-	Workers    []string
+	Workers    string
 }
 
 // take shows the warnings and errors of the log. The rest is shown from the tables.
@@ -256,7 +256,7 @@ func (l *workerLog) take(line string) {
 	if e.Projection != "" {
 		text = e.Projection + ": " + text
 	}
-	for _, detail := range []string{e.Reason, e.Error, strings.Join(e.Workers, " ")} {
+	for _, detail := range []string{e.Reason, e.Error, e.Workers} {
 		if detail != "" {
 			text += ": " + detail
 		}

@@ -123,7 +123,7 @@ func TestWorkerLog(t *testing.T) {
 	}
 	for _, part := range []string{
 		`{"level":"INFO","msg":"started","generation":1}` + "\n" + `{"level":"WARN","msg":"lease`,
-		` lost","generation":1}` + "\n\n" + `{"level":"WARN","msg":"removed","workers":["host-12-abc"]}` + "\n",
+		` lost","generation":1}` + "\n\n" + `{"level":"WARN","msg":"removed","workers":"host-12-abc"}` + "\n",
 		`{"level":"WARN","msg":"odd","workers":7}` + "\n" + `{"level":"WARN","msg":"odd","workers":7}` + "\n",
 		"panic: oh \x00 no\n" + `{"half": ` + "\n", `"just a string"` + "\n[]\n",
 		strings.Repeat("x", 3*lineMax), "\nthe end",

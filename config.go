@@ -51,7 +51,7 @@ type Config[E any] struct {
 	ReplicaSet ReplicaSetName
 	// Schema is the PostgreSQL schema of the library's tables: at most 63 bytes. It must
 	// be the same for all workers of the set, for Migrate and for package ops (InSchema).
-	// Default: the schema that the search path leads to when the worker first looks.
+	// Default: the schema that the search path leads to when the worker starts.
 	Schema string
 
 	// HeartbeatInterval is how often the worker renews its lease and checks for a new
@@ -86,8 +86,8 @@ type Config[E any] struct {
 	// replacement after Run was asked to stop. The next worker that joins takes them over
 	// unchanged, so a rolling update that stops a pod before it starts the next one pauses
 	// no other worker. Set it a little longer than the time between the last handler of a
-	// pod and the start of its replacement. Nobody handles the events of these partitions
-	// meanwhile. If no worker joins in time, the others share them, with a pause of some
+	// pod and the start of its replacement. No worker handles the events of these
+	// partitions meanwhile. If no worker joins in time, the others share them, with a pause of some
 	// ten milliseconds, as they do at once without a window. No partitions are reserved
 	// by a worker that crashes, ends with an error or could not end all of its commits,
 	// nor by CatchUp. From 1ms to 1h. Default: 0, nothing is reserved.

@@ -34,7 +34,7 @@ func TestDefaultsAreDocumented(t *testing.T) {
 		"1 minute": time.Minute, "16 MiB": 16 << 20, "RetryForever": RetryForever, "none": nil, "false": false,
 		"slog.Default()": slog.Default(), "see Retry": c.Retry, "0, as many as the workers take": 0,
 		"0, nothing is reserved":      time.Duration(0),
-		"1 for StopOnFailure, else 5": 5, "the schema that the search path leads to when the worker first looks": "",
+		"1 for StopOnFailure, else 5": 5, "the schema that the search path leads to when the worker starts": "",
 	}
 	comments := commentsOf(t, "config.go")
 	seen := 0

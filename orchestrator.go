@@ -101,7 +101,7 @@ func (o *Orchestrator[E]) run(ctx context.Context, projections []Projection[E], 
 			return err
 		}
 		if live != "" {
-			if start.kind != startBeginning { // what is between the live one and the start would be nobody's
+			if start.kind != startBeginning { // no version would handle the events between the live one and the start
 				return fmt.Errorf("%w: projection %q is a rebuild of %q, which starts at the first event: remove WithStart", ErrInvalidConfig, names[i], live)
 			}
 			rebuilds[names[i]] = live

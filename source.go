@@ -171,7 +171,7 @@ func leavesOut[E any](s Scope, e *Record[E], emptyIsValue bool) (bool, error) {
 		}
 	}
 	if unsaid != "" {
-		return false, fmt.Errorf("the event at position %d has no Record.%s, by which the scope of a projection selects: set it", e.Position, unsaid)
+		return false, fmt.Errorf("the event at position %d has no Record.%s, but the scope of a projection needs it: set it", e.Position, unsaid)
 	}
 	return false, nil
 }

@@ -574,7 +574,7 @@ func (t *Table[E]) ask(ctx context.Context) (a protocol.ReadAnswer, err error) {
 
 // failed ends a reading with an error.
 func (t *Table[E]) failed(ctx context.Context, r *protocol.Reading, err error) error {
-	if context.Cause(ctx) != context.Canceled { // of that, nobody learns anything
+	if context.Cause(ctx) != context.Canceled { // which says nothing about the table
 		t.mu.Lock()
 		r.Fail()
 		t.mu.Unlock()

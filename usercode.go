@@ -187,9 +187,8 @@ func textOf(v any) (text string) {
 	return strings.Clone(text[:end]) + "…"
 }
 
-// shallow reports whether a value has at most so many values in one another where
-// fmt.Sprint follows them, and not very many: one that holds itself would be followed
-// for ever.
+// shallow reports whether fmt.Sprint can print a value: it is nested at most so many levels
+// deep, and not very large. A value that contains itself would be printed without end.
 func shallow(v reflect.Value, levels int) bool {
 	left := shallowMax
 	return within(v, levels, &left)

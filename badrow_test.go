@@ -92,7 +92,7 @@ func TestTableReadsPastABadRow(t *testing.T) {
 		want     string
 	}{
 		"is NULL, but its field is a string": {row: `note = NULL`, want: "NULL"},
-		"no aggregate":                       {row: `aggregate_id = NULL`, want: `"aggregate_id", its aggregate id, is NULL`},
+		"no aggregate":                       {row: `aggregate_id = NULL`, want: `"aggregate_id" (the aggregate id) is NULL`},
 		"a Scanner fails":                    {row: `data = 'error'`, want: `"data": unexpected end of JSON input`},
 		"a Scanner panics":                   {row: `data = 'panic'`, want: "nil map"},
 		"a Scanner ends its goroutine":       {row: `data = 'exit'`, want: "runtime.Goexit"},

@@ -64,7 +64,7 @@ func TestNewNamesTheFieldAtFault(t *testing.T) {
 		{"other scripts are fine", func(c *config) { c.ReplicaSet = "Größe 大" }, ""},
 		{"no notifier", func(c *config) { c.Notifier = (*notifierFunc)(nil) }, "Config.Notifier is a nil pointer"},
 		{"a channel", func(c *config) { c.Notifier, c.EventsChannel = new(notifierFunc), `"E"` }, ""},
-		{"a channel without a Notifier", func(c *config) { c.EventsChannel = "e" }, "Config.EventsChannel is set, and Notifier is not"},
+		{"a channel without a Notifier", func(c *config) { c.EventsChannel = "e" }, "Config.EventsChannel is set without a Notifier"},
 		{"a longer channel than there are", func(c *config) { c.Notifier, c.EventsChannel = new(notifierFunc), strings.Repeat("e", 64) }, "Config.EventsChannel is 64 bytes long; the most is 63"},
 		{"a channel with a zero byte", func(c *config) { c.Notifier, c.EventsChannel = new(notifierFunc), "e\x00" }, "Config.EventsChannel \"e\\x00\" contains a control character"},
 		{"negative heartbeat", func(c *config) { c.HeartbeatInterval = -1 }, "Config.HeartbeatInterval is -1ns; it can't be negative"},

@@ -823,7 +823,7 @@ func TestHandlerLeavesItsTransactionIdle(t *testing.T) {
 			_, err := tx.ExecContext(ctx, `SELECT 1`)
 			return err
 		}})
-	if !strings.Contains(got, "StaleWorkerTimeout, which is 1s") {
+	if !strings.Contains(got, "StaleWorkerTimeout (1s)") {
 		t.Errorf("parked for %q", got)
 	}
 }

@@ -215,7 +215,11 @@ func TestGrantsOfAnOperator(t *testing.T) {
 			t.Errorf("%s: %d, %v", name, n, err)
 		}
 	}
-	if _, err := ops.Pause(t.Context(), db, set, "transactional"); err != nil {
+	paused, err := ops.Pause(t.Context(), db, set, "transactional")
+	if err == nil { // else the event may be handled before
+		err = ops.AwaitGeneration(t.Context(), db, set, paused)
+	}
+	if err != nil {
 		t.Fatal(err)
 	}
 	g.Append(1)

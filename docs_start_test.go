@@ -91,19 +91,19 @@ func TestGettingStarted(t *testing.T) {
 			t.Logf("the first copy:\n%s", first.output())
 		}
 	}()
-	first.says(shown[0])
 	const failed, noOrders = "handler failed, will retry", `relation "orders" does not exist`
 	first.saysAny(failed, strings.ReplaceAll(noOrders, `"`, `\"`))
 	if !page.has(failed) || !page.has(noOrders) {
 		t.Errorf("the page does not have %q and %q", failed, noOrders)
 	}
 	exec(sql[1])
+	first.says(shown[0])
 	pgtest.Eventually(t, "the read model has the orders", func() bool { return len(orders()) == len(want) })
 	pgtest.Eventually(t, fmt.Sprintf("%q are %q", orders(), want), func() bool { return cmp.Equal(want, orders()) })
 
 	second := copyOf()
 	second.says(shown[2])
-	first.says(`INFO started replica_set= worker= generation=2 partitions= total_partitions=2`)
+	first.says(`INFO partitions started replica_set= worker= generation=2 partitions= total_partitions=2`)
 	if out := runIn(t, dir, url, command(commands[2], 0)...); !strings.Contains(out, "0/2") || !strings.Contains(out, "1/2") {
 		t.Errorf("the status does not show two partitions:\n%s", out)
 	}

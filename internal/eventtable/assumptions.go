@@ -89,7 +89,7 @@ type Assumption struct {
 }
 
 // Assumptions is all that is assumed of an events table. The order is that in which
-// they are told: what explains others comes first. docs/assumptions.md has the
+// they are told: what explains others comes first. docs/event-stores.md has the
 // reasons.
 var Assumptions = []Assumption{
 	{"primary", func(f *Facts) string {

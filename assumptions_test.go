@@ -185,7 +185,7 @@ func TestTableAssumptions(t *testing.T) {
 			`CREATE TABLE events (global_position bigserial, aggregate_id text NOT NULL DEFAULT 'a', year int NOT NULL DEFAULT 1) PARTITION BY LIST (year)`,
 			`CREATE TABLE events_1 PARTITION OF events FOR VALUES IN (1)`},
 			spoil: []string{`CREATE FOREIGN TABLE events_2 PARTITION OF events FOR VALUES IN (2) SERVER there OPTIONS (filename '/dev/null')`},
-			want:  []string{"events_2", "no table of this server"}, mend: []string{`DROP FOREIGN TABLE events_2`}},
+			want:  []string{"events_2", "not a table of this server"}, mend: []string{`DROP FOREIGN TABLE events_2`}},
 		{name: "unlogged", spoil: []string{`ALTER TABLE events SET UNLOGGED`}, want: []string{"unlogged", "SET LOGGED"}, mend: []string{`ALTER TABLE events SET LOGGED`}},
 		{name: "cache", spoil: []string{`ALTER SEQUENCE events_global_position_seq CACHE 20`}, want: []string{"CACHE 20", "events_global_position_seq"}, mend: []string{`ALTER SEQUENCE events_global_position_seq CACHE 1`}},
 		{name: "cycle", spoil: []string{`ALTER SEQUENCE events_global_position_seq CYCLE`}, want: []string{"CYCLE"}, mend: []string{`ALTER SEQUENCE events_global_position_seq NO CYCLE`}},

@@ -193,10 +193,10 @@ func TestEventStoreThatBreaksItsContract(t *testing.T) {
 		positions []int64
 		want      string
 	}{
-		{"out of order", []int64{1, 3, 2}, "position 2 and comes after 3"},
+		{"out of order", []int64{1, 3, 2}, "position 2 and comes after position 3"},
 		{"repeated", []int64{1, 2, 2}, "repeats position 2"},
-		{"at the position asked for", []int64{0, 1}, "position 0, and only positions above 0"},
-		{"below it", []int64{-5}, "position -5, and only positions above 0"},
+		{"at the position asked for", []int64{0, 1}, "position 0, but only positions above 0"},
+		{"below it", []int64{-5}, "position -5, but only positions above 0"},
 	} {
 		t.Run(test.why, func(t *testing.T) {
 			w := newWorld(t)

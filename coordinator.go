@@ -424,7 +424,7 @@ func (w *worker[E]) sync(r protocol.Request, report []byte) {
 		if r.Leave {
 			w.unreport(r.Worker)
 			if m, vacant := result.Group.Vacancy(r.Worker); vacant {
-				w.log.Info("partitions reserved for a replacement worker", "partitions", protocol.Numbers(m.Partitions), "for", r.Vacate)
+				w.log.Info("partitions reserved for a replacement worker", "partitions", protocol.FormatPartitions(m.Partitions), "for", r.Vacate)
 			}
 		}
 		emit(w.to, w.to.Heartbeat, Heartbeat{Source: source, Latency: latency})
@@ -608,7 +608,7 @@ func (w *worker[E]) gap(g Gap, resolved bool) {
 
 // start starts the lanes of a share.
 func (w *worker[E]) start(s protocol.Share) {
-	w.log.Info("partitions started", "generation", s.Generation, "partitions", protocol.Numbers(s.Partitions), "total_partitions", s.Total)
+	w.log.Info("partitions started", "generation", s.Generation, "partitions", protocol.FormatPartitions(s.Partitions), "total_partitions", s.Total)
 	if t, ok := w.cfg.EventStore.(interface{ askAgain(context.Context) }); ok {
 		w.busy.Go(func() { // assumptions may have changed with the members; later, when all run
 			if calls.Sleep(w.life, time.Second+mathrand.N(time.Second)) {

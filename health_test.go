@@ -113,15 +113,15 @@ func TestHealthWhileTheDatabaseIsAway(t *testing.T) {
 			becomes(v, "/readyz", 200, "does not answer")
 		}
 		third = begin()
-		becomes(third, "/livez", 200, "starts")
+		becomes(third, "/livez", 200, "is starting")
 		// The lease is over when the lanes have been told so and have stopped.
 		pgtest.Eventually(t, "the lease of the first is over", func() bool { return orchestrator.Running(first.o) == 0 })
 		for _, v := range []*worker{first, second} {
 			expectProbe(t, "in the outage", v.probes, "/livez", 200, "does not answer")
 			expectProbe(t, "in the outage", v.probes, "/readyz", 200, "does not answer")
 		}
-		expectProbe(t, "in the outage", third.probes, "/livez", 200, "starts")
-		expectProbe(t, "in the outage", third.probes, "/readyz", 503, "starts")
+		expectProbe(t, "in the outage", third.probes, "/livez", 200, "is starting")
+		expectProbe(t, "in the outage", third.probes, "/readyz", 503, "is starting")
 	})
 	if err != nil {
 		t.Fatal(err)

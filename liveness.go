@@ -127,7 +127,7 @@ func (w *worker[E]) prove(a protocol.Prove, id protocol.WorkerID) {
 				return r, err
 			}
 		}
-		if a.Look {
+		if a.Glimpse {
 			r.same, r.group, err = p.own.Glimpse(p.ctx, id)
 		} else {
 			r.same, err = p.own.Prove(p.ctx)
@@ -144,7 +144,7 @@ func (w *worker[E]) prove(a protocol.Prove, id protocol.WorkerID) {
 		w.presence.drop()
 		w.input(protocol.Detached{Number: a.Number, Never: true})
 	default:
-		w.input(protocol.Proven{Number: a.Number, Sent: sent, Looked: a.Look, Group: got.group})
+		w.input(protocol.Proven{Number: a.Number, Sent: sent, Glimpsed: a.Glimpse, Group: got.group})
 	}
 }
 

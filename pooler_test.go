@@ -40,7 +40,7 @@ func TestBehindPgBouncer(t *testing.T) {
 				w.Append(300)
 				w.CaughtUp(name, plainName)
 			}
-			log.Wait(t, "a pooler hands out sessions here")
+			log.Wait(t, "a connection pooler shares database sessions")
 			w.Active(c.set, 3)
 			h.Check(t)
 			w.CheckEffects(name)

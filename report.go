@@ -159,7 +159,7 @@ func (l *lane[E]) noteStatus(a protocol.LaneAction) {
 	switch a.Do {
 	case protocol.LaneFind, protocol.LaneRead, protocol.LaneFollow:
 		s.state = LaneReading
-	case protocol.LaneLook:
+	case protocol.LaneLoadParked:
 		if s.state != LaneRetrying { // else it looks between two attempts
 			s.state = LaneReading
 		}
@@ -326,7 +326,7 @@ func (w *worker[E]) report(now time.Time) WorkerReport {
 
 // takeReport returns the report that goes with a request, if one is due.
 func (w *worker[E]) takeReport(now time.Time, r protocol.Request) []byte {
-	if !r.Heartbeat || r.Look || !w.watch.due {
+	if !r.Heartbeat || r.ReadOnly || !w.watch.due {
 		return nil
 	}
 	w.watch.due = false

@@ -356,7 +356,7 @@ func (l *lane[E]) note(now time.Time, a protocol.LaneAction) {
 	if a.Rollback {
 		l.began = time.Time{}
 	}
-	if a.Err != nil && (a.Do == protocol.LanePause || a.Do == protocol.LanePark || a.End == protocol.AtFault) {
+	if a.Err != nil && (a.Do == protocol.LanePause || a.Do == protocol.LanePark || a.End == protocol.EndHandlerFailed) {
 		l.fault = a.Err
 	}
 	switch a.Do {
@@ -368,7 +368,7 @@ func (l *lane[E]) note(now time.Time, a protocol.LaneAction) {
 		if a.Why == protocol.HandlerCut {
 			l.began = time.Time{}
 		}
-		if a.Why == protocol.HandlerFailed || a.End == protocol.AtFault {
+		if a.Why == protocol.HandlerFailed || a.End == protocol.EndHandlerFailed {
 			l.began = time.Time{}
 			l.failed(a.Position, a.Attempts, a.Do == protocol.LaneEnd, a.Retry)
 		}
@@ -551,7 +551,7 @@ func (l *lane[E]) prove() {
 	if !terms.Unproven(time.Now()) {
 		return
 	}
-	l.worker.input(protocol.Wanted{})
+	l.worker.input(protocol.ProofWanted{})
 	select {
 	case <-terms.changed:
 	case <-l.run.draining:
@@ -651,7 +651,7 @@ var doing = map[protocol.LaneDo]string{
 	protocol.LaneLoad: "read the checkpoint", protocol.LaneFind: "read the checkpoint", protocol.LaneRead: "read events", protocol.LaneOpen: "begin a transaction",
 	protocol.LaneFollow: "read how far the live version of the projection is",
 	protocol.LaneWrite:  "commit", protocol.LaneCommit: "commit", protocol.LaneSave: "commit",
-	protocol.LaneLook: "look for parked events", protocol.LanePark: "park events", protocol.LaneFetch: "read a parked event",
+	protocol.LaneLoadParked: "look for parked events", protocol.LanePark: "park events", protocol.LaneFetch: "read a parked event",
 	protocol.LaneUnpark: "commit", protocol.LaneDrop: "delete a parked event", protocol.LaneNote: "note a failure",
 	protocol.LaneLocate: "answer an order to park an event", protocol.LaneLapse: "answer an order to park an event",
 }
@@ -659,7 +659,7 @@ var doing = map[protocol.LaneDo]string{
 // reason returns the error of Run that the lane's end causes.
 func (l *lane[E]) reason(end protocol.LaneAction) error {
 	switch {
-	case end.End == protocol.AtFault:
+	case end.End == protocol.EndHandlerFailed:
 		return &HandlerError{
 			Projection: l.id.Projection, Position: end.Position, Partition: l.id.Assignment.Partition,
 			Attempts: end.Attempts, Err: l.fault,
@@ -675,7 +675,7 @@ func (l *lane[E]) doParked(a protocol.LaneAction, answer protocol.LaneAnswer) (p
 	var err error
 	s, patience := l.worker.store, l.worker.patience()
 	switch a.Do {
-	case protocol.LaneLook:
+	case protocol.LaneLoadParked:
 		look := s.Parked
 		if a.Requests {
 			look = s.Requested

@@ -49,7 +49,7 @@ func BenchmarkHandle(b *testing.B) {
 			l.page, answer.Page, answer.More = page, keys, true
 		case protocol.LaneHandle:
 			answer = l.do(action)
-		case protocol.LaneSave, protocol.LaneLook:
+		case protocol.LaneSave, protocol.LaneLoadParked:
 		default:
 			b.Fatalf("the lane wants to %s", action)
 		}

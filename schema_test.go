@@ -91,7 +91,7 @@ func TestSchemaNames(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	for name, want := range map[string]string{
-		"$user": "is the server's own", "pg_temp": "is the server's own", "information_schema": "is the server's own", strings.Repeat("é", 32): "has more than 63 bytes", "a\x00b": "contains a control character",
+		"$user": "belongs to the server", "pg_temp": "belongs to the server", "information_schema": "belongs to the server", strings.Repeat("é", 32): "has more than 63 bytes", "a\x00b": "contains a control character",
 	} {
 		cfg := w.Config(w.DB, "set")
 		cfg.Schema = name

@@ -389,7 +389,7 @@ func TestStoreThatSaysMoreOfNothing(t *testing.T) {
 	log := &testworld.Log{To: t.Output()}
 	cfg.Logger = slog.New(slog.NewTextHandler(log, nil))
 	testworld.Run(t, cfg, testworld.Effects{Projection: "p"}.Transactional())
-	log.Wait(t, "returned nothing above position 0, and says that there is more")
+	log.Wait(t, "returned no event above position 0, but says that there is more")
 }
 
 // An event whose type is empty is out of a scope of types, also where a Table is embedded
@@ -442,7 +442,7 @@ func TestParkedEventOutOfScope(t *testing.T) {
 		orchestrator.WithScope(orchestrator.Scope{AggregateTypes: []string{"Order"}})))
 	w.Retry("p", ops.ParkedSelector{Positions: []int64{3}})
 	pgtest.Eventually(t, "the request is dropped, and says why", func() bool {
-		return w.Number(`SELECT count(*) FROM orchestrator_parked WHERE position = 3 AND request IS NULL AND error LIKE 'there is no such event%'`) == 1
+		return w.Number(`SELECT count(*) FROM orchestrator_parked WHERE position = 3 AND request IS NULL AND error LIKE 'the event store has no event at this position%'`) == 1
 	})
 	second.Stop()
 }

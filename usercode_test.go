@@ -739,7 +739,7 @@ func TestHandlerMovesItsCheckpoint(t *testing.T) {
 	cfg.OnFailure = orchestrator.StopOnFailure
 	err := testworld.Run(t, cfg, p).Failed()
 	var failure *orchestrator.HandlerError
-	if !errors.As(err, &failure) || failure.Position != p.at || !strings.Contains(err.Error(), "the checkpoint can't be moved after the handler") {
+	if !errors.As(err, &failure) || failure.Position != p.at || !strings.Contains(err.Error(), "the checkpoint could not be moved after the handler") {
 		t.Errorf("Run returned %v", err)
 	}
 	if n := w.Handled("p"); n != 42 {

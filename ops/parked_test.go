@@ -135,7 +135,7 @@ func TestRetryParkedEventThatIsGone(t *testing.T) {
 	w.Retry("transactional", ops.ParkedSelector{Positions: events[:1]})
 	pgtest.Eventually(t, "the row says that it is gone", func() bool {
 		_, all := w.Parked("transactional")
-		return strings.Contains(all[0].Error, "no such event") && all[0].Request == ""
+		return strings.Contains(all[0].Error, "has no event at this position") && all[0].Request == ""
 	})
 	r.Stop()
 }

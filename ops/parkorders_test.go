@@ -138,7 +138,7 @@ func TestParkRejectsAnotherEvent(t *testing.T) {
 			t.Errorf("to park %d: %v", position, err)
 		}
 	}
-	if o := w.lastOrder("set"); o.State != ops.ParkLapsed || o.Position != 13 || !strings.Contains(o.Reason, "stands at position 12") {
+	if o := w.lastOrder("set"); o.State != ops.ParkLapsed || o.Position != 13 || !strings.Contains(o.Reason, "is at position 12") {
 		t.Errorf("the history tells of %+v", o)
 	}
 	mended.Store(true)
@@ -208,7 +208,7 @@ func TestParkWhileAHandlerHangs(t *testing.T) {
 			switch err := ops.AwaitPark(ctx, w.DB, order); {
 			case fails && err != nil:
 				t.Error(err)
-			case !fails && (!errors.Is(err, ops.ErrRejected) || !strings.Contains(err.Error(), "no longer stands there")):
+			case !fails && (!errors.Is(err, ops.ErrRejected) || !strings.Contains(err.Error(), "is past this event")):
 				t.Errorf("of an event that was handled: %v", err)
 			}
 			pgtest.Eventually(t, "the rest is handled", func() bool {

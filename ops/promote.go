@@ -140,7 +140,7 @@ func (c *switchover) run(ctx context.Context) (parked int, stopped time.Duration
 		action := core.Next(time.Now(), answer)
 		answer = protocol.PromotionAnswer{}
 		switch action.Do {
-		case protocol.PromoteLook:
+		case protocol.PromoteCheck:
 			answer, err = c.check(ctx, core)
 		case protocol.PromoteHold:
 			if !c.held {

@@ -277,7 +277,7 @@ func TestRebuildOfWhatHasRun(t *testing.T) {
 		t.Fatal(err)
 	}
 	err = o.Run(ctx, []orchestrator.Projection[orchestrator.Event]{version(w, "orders_v2", orchestrator.WithRebuildOf("orders"))})
-	want := `projection "orders_v2" is to be a rebuild of "orders": it has checkpoints as a projection of its own`
+	want := `projection "orders_v2" can't be a rebuild of "orders": it has checkpoints as a projection of its own`
 	if !errors.Is(err, orchestrator.ErrInvalidConfig) || !strings.Contains(fmt.Sprint(err), want) {
 		t.Errorf("%v, want %s", err, want)
 	}
@@ -470,7 +470,7 @@ func TestPromoteRefuses(t *testing.T) {
 		}
 	}
 	for _, tt := range []struct{ of, want string }{
-		{"nothing", `projection "orders_v2" is to be a rebuild of "nothing": no projection of this name has ever run`},
+		{"nothing", `projection "orders_v2" can't be a rebuild of "nothing": projection "nothing" has never run`},
 		{"orders_v2", `projection "orders_v2" can't be a rebuild of itself`},
 		{strings.Repeat("x", 300), "the name that RebuildOf returned"},
 	} {

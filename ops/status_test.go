@@ -479,6 +479,23 @@ SELECT s, g, 'old', 1, '{}', now() FROM unnest(ARRAY['set', 'other']) AS s, gene
 	}
 }
 
+// A place whose time is over, and that no worker has taken over, is not said to wait.
+func TestStatusOfAPlaceKeptNoLonger(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	cfg := w.Config(w.DB, "set")
+	cfg.ReplacementWindow = time.Hour
+	leaves := testworld.Run(t, cfg, testworld.Effects{Projection: "p"}.Plain(w.DB))
+	w.Active("set", 1)
+	leaves.Stop()
+	w.Exec(`UPDATE orchestrator_workers SET lease_until = clock_timestamp() - interval '1 minute' WHERE vacant`)
+	s, waits := w.Stand("set")
+	want := fmt.Sprintf("worker %s has left, and no replacement came; partition 0 waits for a worker to reassign it", s.Workers[0].Worker)
+	if got := waits[ops.WaitVacant]; len(got) != 1 || got[0].Text != want {
+		t.Errorf("waits %+v, want %q", got, want)
+	}
+}
+
 // A vacant place is shown: which worker has left, how long the place is reserved, and the lag of
 // its lanes. When it is taken, the history names the new worker.
 func TestStatusOfAVacantPlace(t *testing.T) {

@@ -286,15 +286,15 @@ func (s *ReplicaSetStatus) lanes(gaps []gap) (waits []Wait) {
 // members returns what is wrong with workers, and the places that wait for a replacement.
 func (s *ReplicaSetStatus) members() (waits []Wait) {
 	for _, w := range s.Workers {
-		partitions := "partition " + protocol.Numbers(w.Partitions) + " waits"
+		partitions, them := "partition "+protocol.FormatPartitions(w.Partitions)+" waits", "it"
 		if len(w.Partitions) != 1 {
-			partitions = "partitions " + protocol.Numbers(w.Partitions) + " wait"
+			partitions, them = "partitions "+protocol.FormatPartitions(w.Partitions)+" wait", "them"
 		}
 		left := w.LeaseUntil.Sub(s.At)
 		switch {
 		case w.Vacant && left <= 0:
 			waits = append(waits, Wait{Kind: WaitVacant, Severity: SeverityWarning, Worker: w.Worker, Text: fmt.Sprintf(
-				"worker %s has left, and no replacement came; %s for a worker to reassign them", w.Worker, partitions)})
+				"worker %s has left, and no replacement came; %s for a worker to reassign %s", w.Worker, partitions, them)})
 		case w.Vacant:
 			waits = append(waits, Wait{Kind: WaitVacant, Severity: SeverityInfo, Worker: w.Worker, Remedy: fmt.Sprintf("orchestrator drain %s %s", s.ReplicaSet, w.Worker),
 				Text: fmt.Sprintf("worker %s has left; %s up to %s for its replacement", w.Worker, partitions, duration(left))})

@@ -85,7 +85,9 @@ func TestWaits(t *testing.T) {
 		}},
 		"no program has a projection": {func(w *world) { w.Exec(`UPDATE orchestrator_workers SET projections = '["p"]'`) },
 			[]string{"absent warning [orchestrator retire q] 0: projection q is in no running program: its events are not handled"}},
-		"a worker without a heartbeat": {func(w *world) { w.Exec(`UPDATE orchestrator_workers SET lease_until = now() + interval '10 s' WHERE id = 'w0'`) },
+		"a worker without a heartbeat": {func(w *world) {
+			w.Exec(`UPDATE orchestrator_workers SET lease_until = now() + interval '10 s' WHERE id = 'w0'`)
+		},
 			[]string{"silent warning [] 0: worker w0 has sent no heartbeat for 20s: it can't reach the database, or hangs; the others take over in 10s"}},
 		"fast crash detection is off": {func(w *world) {
 			w.Exec(`UPDATE orchestrator_reports SET report = report || '{"lease_only": "the pool has two connections"}' WHERE worker = 'w0'`)
@@ -94,7 +96,7 @@ func TestWaits(t *testing.T) {
 			[]string{"vacant info [orchestrator drain set w0] 0: worker w0 has left; partition 0 waits up to 30s for its replacement"}},
 		"a place that nothing replaced": {func(w *world) {
 			w.Exec(`UPDATE orchestrator_workers SET vacant = true, lease_until = now() - interval '1 min' WHERE id = 'w0'`)
-		}, []string{"vacant warning [] 0: worker w0 has left, and no replacement came; partition 0 waits for a worker to reassign them"}},
+		}, []string{"vacant warning [] 0: worker w0 has left, and no replacement came; partition 0 waits for a worker to reassign it"}},
 		"a rebalance says what it waits for, and is a warning when it takes long": {func(w *world) {
 			w.Exec(`UPDATE orchestrator_replica_sets SET generation = 8, phase = 'draining', opened_at = now() - interval '1 min'`)
 			w.Exec(`UPDATE orchestrator_workers SET generation = 8, holds = CASE id WHEN 'w0' THEN 7 ELSE 0 END`)

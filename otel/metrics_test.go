@@ -275,7 +275,7 @@ func TestReason(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string]string{
 		"first worker": "first worker", "2 joined": "joined", "1 joined, 3 gone": "joined,gone",
-		"1 above the limit": "above the limit", "rewind of orders": "rewind",
+		"1 above MaxPartitions": "above MaxPartitions", "rewind of orders": "rewind",
 		"w1 joined": "other", "": "other", "something of orders": "other",
 	} {
 		if got := reason(text); got != want {

@@ -27,5 +27,5 @@ func reason(text string) string {
 
 var (
 	orders  = map[string]bool{"pause": true, "resume": true, "rewind": true, "drain": true, "undrain": true, "hold": true, "release": true}
-	changes = map[string]bool{"joined": true, "gone": true, "above the limit": true, "below the limit": true}
+	changes = map[string]bool{"joined": true, "gone": true, "above MaxPartitions": true, "below MaxPartitions": true}
 )

@@ -15,8 +15,8 @@ func TestReason(t *testing.T) {
 		{"2 joined", "joined"},
 		{"12 gone", "gone"},
 		{"2 joined, 1 gone", "joined,gone"},
-		{"1 above the limit", "above the limit"},
-		{"1 gone, 3 below the limit", "gone,below the limit"},
+		{"1 above MaxPartitions", "above MaxPartitions"},
+		{"1 gone, 3 below MaxPartitions", "gone,below MaxPartitions"},
 		{"pause of orders", "pause"},
 		{"pause of all", "pause"},
 		{"resume of all", "resume"},
@@ -61,7 +61,7 @@ func TestReasonOfTheCoordinator(t *testing.T) {
 	step("joined", protocol.Request{Worker: "w2", Join: true}, protocol.Request{Worker: "w3", Join: true})
 	step("joined,gone", protocol.Request{Worker: "w4", Join: true}, protocol.Request{Worker: "w2", Leave: true})
 	step("gone", protocol.Request{Worker: "w3", Leave: true})
-	step("above the limit", protocol.Request{Worker: "w5", Join: true, MaxPartitions: 1})
+	step("above MaxPartitions", protocol.Request{Worker: "w5", Join: true, MaxPartitions: 1})
 }
 
 // All states of workers are exported.

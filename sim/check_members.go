@@ -124,7 +124,7 @@ func (c *checker) laidOut(before, f fact) *violation {
 		}
 		if keeps > 0 {
 			return broken(agreement, []fact{before, m.joined, f}, "generation %d gave partitions %s to %s, which had %s and must keep its numbers",
-				f.generation, protocol.Numbers(has[m.id]), m.id, protocol.Numbers(had[m.id]))
+				f.generation, protocol.FormatPartitions(has[m.id]), m.id, protocol.FormatPartitions(had[m.id]))
 		}
 	}
 	if c.activated.generation < before.generation || before.generation == 0 || byOrder {

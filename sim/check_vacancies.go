@@ -57,7 +57,7 @@ func (c *checker) placeTaken(f fact) *violation {
 		return broken(agreement, []fact{c.opened, m.vacated, f}, "%s took the place of %s, although it may not have partitions", by, from)
 	case len(c.placeOf(by)) > 0 || len(place) == 0:
 		return broken(agreement, []fact{c.opened, m.vacated, f}, "%s took the place of %s with partitions %s, although it had partitions %s",
-			by, from, protocol.Numbers(place), protocol.Numbers(c.placeOf(by)))
+			by, from, protocol.FormatPartitions(place), protocol.FormatPartitions(c.placeOf(by)))
 	case f.read >= m.vacated.read+m.vacated.length && c.stepped.step < m.vacated.step:
 		return broken(agreement, []fact{m.vacated, f}, "%s took the place of %s, whose window had ended %s before", by, from, f.read-m.vacated.read-m.vacated.length)
 	}

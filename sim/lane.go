@@ -59,7 +59,7 @@ func newLane(p *worker, r *run, q projection, a protocol.Assignment) *lane {
 	switch {
 	case q.parks > 0:
 		c.OnFailure, c.Attempts, c.MaxParked = protocol.ParkEvents, q.parks, w.plan.maxParked
-		c.LookAll = 2 // so that both kinds of looks happen
+		c.LoadAll = 2 // so that both kinds of looks happen
 	case w.plan.stopOnFailure:
 		c.OnFailure = protocol.StopOnFailure
 	}
@@ -252,7 +252,7 @@ func (l *lane) end(a protocol.LaneAction) {
 	case nil:
 	case protocol.Shutdown:
 		why := isFaulty
-		if a.End == protocol.Broken {
+		if a.End == protocol.EndPermanent {
 			why = isBroken
 		}
 		p.post(func() { p.fail(why) })
@@ -372,7 +372,7 @@ func (l *lane) prove() {
 		return
 	}
 	l.p.record(l.fact(proofAwaited, 0, 0))
-	l.p.post(func() { l.p.input(protocol.Wanted{}) })
+	l.p.post(func() { l.p.input(protocol.ProofWanted{}) })
 }
 
 // begin checks the proof for the last time before a handler call. The handler counts as

@@ -13,7 +13,7 @@ import (
 // doParked carries out the actions about parked events, as runner.go does.
 func (l *lane) doParked(a protocol.LaneAction, patience time.Duration) {
 	switch a.Do {
-	case protocol.LaneLook:
+	case protocol.LaneLoadParked:
 		var rows []protocol.Parked
 		l.alone("parked", patience, func(c connection, done func(error)) {
 			c.parked(l.id, func(r []protocol.Parked, err error) {

@@ -109,9 +109,9 @@ func (c *memoryConnection) decide(set *replicaSet, r protocol.Request, projectio
 	}
 	a.result = store.Result{View: a.group.View(r.Worker, a.now, a.decision), Group: a.group, Decision: a.decision, Since: read.sent}
 	a.spared = before.Spares(r, a.group) && g.stepAt.Equal(a.decision.StepAt.Round(time.Microsecond))
-	a.result.View.OnlySeen = a.spared && !r.Report
+	a.result.View.ReadOnly = a.spared && !r.Report
 	a.yielded = store.Result{View: applied.View(r.Worker, a.now, protocol.Decision{StepAt: a.now})}
-	a.yielded.View.OnlySeen, a.yielded.View.Busy = !r.Report, true
+	a.yielded.View.ReadOnly, a.yielded.View.Busy = !r.Report, true
 	return a
 }
 

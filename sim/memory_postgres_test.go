@@ -406,10 +406,10 @@ func spelled(r store.Result) string {
 	}
 	var b strings.Builder
 	v, g := r.View, r.Group
-	fmt.Fprintf(&b, "%s: member %t generation %d partition %s/%d holds %d step %s\n", at(v.Now), v.Member, v.Generation, protocol.Numbers(v.Partitions), v.Total, v.Holds, at(v.StepAt))
+	fmt.Fprintf(&b, "%s: member %t generation %d partition %s/%d holds %d step %s\n", at(v.Now), v.Member, v.Generation, protocol.FormatPartitions(v.Partitions), v.Total, v.Holds, at(v.StepAt))
 	fmt.Fprintf(&b, "    %s, floor %d, limit %d, window %s, for %q\n", g, g.Floor, g.MaxPartitions, g.JoinWindow, g.Reason)
 	for _, m := range g.Members {
-		fmt.Fprintf(&b, "    %s joined %s lease %s to %s partition %s of %d holds %d, present as %v\n", m.ID, at(m.Joined), m.Lease, at(m.LeaseEnd), protocol.Numbers(m.Partitions), m.Wants, m.Holds, m.Presence)
+		fmt.Fprintf(&b, "    %s joined %s lease %s to %s partition %s of %d holds %d, present as %v\n", m.ID, at(m.Joined), m.Lease, at(m.LeaseEnd), protocol.FormatPartitions(m.Partitions), m.Wants, m.Holds, m.Presence)
 	}
 	fmt.Fprintf(&b, "    %s, step %s", r.Decision, at(r.Decision.StepAt))
 	return b.String()

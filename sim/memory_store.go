@@ -171,7 +171,7 @@ func (t *transaction) heartbeat(set *replicaSet, r protocol.Request, done func(p
 		v := protocol.View{Now: now, Others: seen}
 		if own != nil && own.as(t) != nil && !own.as(t).Vacant {
 			w := *own.as(t)
-			if !r.Look {
+			if !r.ReadOnly {
 				renew(&w, r, now)
 				own.put(t, &w)
 			}
@@ -196,7 +196,7 @@ func (t *transaction) heartbeat(set *replicaSet, r protocol.Request, done func(p
 		}
 		done(v)
 	}
-	if own == nil || r.Look {
+	if own == nil || r.ReadOnly {
 		beat()
 	} else {
 		t.acquire(&own.lock, false, beat)

@@ -597,7 +597,7 @@ var mutants = []mutant{
 // looks changes what lanes read of parked events.
 func looks(bend func(*lane, []protocol.Parked) []protocol.Parked) rules {
 	return rules{answer: func(l *lane, a protocol.LaneAnswer) protocol.LaneAnswer {
-		if l.doing == protocol.LaneLook {
+		if l.doing == protocol.LaneLoadParked {
 			a.Parked = bend(l, slices.Clone(a.Parked))
 		}
 		return a

@@ -49,7 +49,7 @@ func (p *worker) prove(a protocol.Prove) {
 	var group protocol.Glimpse
 	p.ask(p.own, "proof", presencePatience, func(c connection, done func(error)) {
 		var err error
-		if a.Look {
+		if a.Glimpse {
 			group, err = c.glimpse(id)
 		} else {
 			err = c.prove()
@@ -68,7 +68,7 @@ func (p *worker) prove(a protocol.Prove) {
 		if p.w.rules.looksAtNobody {
 			group = protocol.Glimpse{Others: group.Others}
 		}
-		p.input(protocol.Proven{Number: a.Number, Sent: sent, Looked: a.Look, Group: group})
+		p.input(protocol.Proven{Number: a.Number, Sent: sent, Glimpsed: a.Glimpse, Group: group})
 	})
 }
 

@@ -236,7 +236,7 @@ func (p *promoter) next(a protocol.PromotionAnswer) {
 		})
 	}
 	switch action.Do {
-	case protocol.PromoteLook:
+	case protocol.PromoteCheck:
 		p.versions([]string{p.projection, p.live}, func(all map[string]*store.ProjectionVersion, err error) {
 			a := protocol.PromotionAnswer{Failure: promotionFailure(err)}
 			if next, live := all[p.projection], all[p.live]; next != nil && live != nil {

@@ -264,7 +264,7 @@ func (p *worker) send(r protocol.Request, foreseen any) {
 		arrived := w.at
 		began = nil
 		c.sync(asked, p.projections(), p.starter(func(facts []fact) { began = facts }), foreseen, hold, func(res store.Result, err error) {
-			if r.Yield && (res.Group.Generation == 0 || res.View.OnlySeen) {
+			if r.Yield && (res.Group.Generation == 0 || res.View.ReadOnly) {
 				hold = false // a heartbeat has no COMMIT to hold
 			}
 			if !res.Since.IsZero() {
@@ -328,7 +328,7 @@ func disguise(r protocol.Request) protocol.Request {
 
 func describe(r protocol.Request) string {
 	switch {
-	case r.Look:
+	case r.ReadOnly:
 		return "look"
 	case r.Heartbeat:
 		return "heartbeat"
@@ -345,7 +345,7 @@ func describe(r protocol.Request) string {
 // synced records what a request has changed, at the moment of the change. Its lease was
 // granted a little earlier. A look changes nothing and grants no lease.
 func (p *worker) synced(r protocol.Request, result store.Result, sent, granted, read time.Duration) {
-	if r.Look || result.View.OnlySeen {
+	if r.ReadOnly || result.View.ReadOnly {
 		return
 	}
 	w := p.w
@@ -353,7 +353,7 @@ func (p *worker) synced(r protocol.Request, result store.Result, sent, granted, 
 		p.record(fact{kind: sessionAsks, length: r.Lease - (w.at - granted), generation: result.View.Generation,
 			sent: sent, read: granted, to: r.Stopped,
 			text: w.text("%s as %s: generation %d %s/%d, holds %d", describe(r), r.Worker,
-				result.View.Generation, protocol.Numbers(result.View.Partitions), result.View.Total, result.View.Holds)})
+				result.View.Generation, protocol.FormatPartitions(result.View.Partitions), result.View.Total, result.View.Holds)})
 	}
 	if r.Leave && !p.vacates(r, result, read) {
 		p.memberLeaves(r.Worker)

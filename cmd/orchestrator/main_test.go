@@ -308,7 +308,7 @@ func TestParkAdd(t *testing.T) {
 	if code, _, errs := s.run("park", "add", "set", "quick", "2"); code != exitUsage || !strings.Contains(errs, "-yes") || !strings.Contains(errs, "event 2") {
 		t.Errorf("an order that was not confirmed ends with %d: %s", code, errs)
 	}
-	if code, _, errs := s.run("park", "add", "set", "quick", "3", "-yes", "-by", "ann"); code != exitFailed || !strings.Contains(errs, "stands at position 2") {
+	if code, _, errs := s.run("park", "add", "set", "quick", "3", "-yes", "-by", "ann"); code != exitFailed || !strings.Contains(errs, "is at position 2") {
 		t.Errorf("an event that it has not come to ends with %d: %s", code, errs)
 	}
 	if out := s.ok("park", "add", "set", "quick", "2", "-yes", "-by", "ann"); !strings.HasPrefix(out, "event 2 is parked") {

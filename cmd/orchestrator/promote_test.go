@@ -100,7 +100,7 @@ func TestPromote(t *testing.T) {
 	if code, _, errs := s.run("retire", "quick_v2"); code != exitUsage || !strings.Contains(errs, "-yes") {
 		t.Errorf("a retire that was not confirmed ends with %d: %s", code, errs)
 	}
-	if code, _, errs := s.run("retire", "quick_v2", "-yes"); code != exitFailed || !strings.Contains(errs, "take it out of the program first") {
+	if code, _, errs := s.run("retire", "quick_v2", "-yes"); code != exitFailed || !strings.Contains(errs, "remove it from the program first") {
 		t.Errorf("to retire what a program has ends with %d: %s", code, errs)
 	}
 	stop()
@@ -128,7 +128,7 @@ func TestPromote(t *testing.T) {
 		{[]string{"promote", "quick_v2"}, "", exitFailed, "was retired"},
 		{[]string{"promote", "nobody"}, "", exitFailed, `"nobody"`},
 		{[]string{"retire", "nobody", "-yes"}, "", exitFailed, `"nobody"`},
-		{[]string{"retire", "quick", "-yes"}, "", exitFailed, "take it out"},
+		{[]string{"retire", "quick", "-yes"}, "", exitFailed, "remove it"},
 	} {
 		var out, errs bytes.Buffer
 		code := run(t.Context(), append(c.args, "-database", s.url), strings.NewReader(c.stdin), &out, &errs)

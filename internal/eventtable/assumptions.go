@@ -12,38 +12,41 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/sqltext"
 )
 
-// Facts is what a server says of an events table, and of what fills it: all that
-// Assumptions are judged by.
+// What is assumed of an events table. The reader's proof (protocol.Horizon) rests on these
+// assumptions; a table for which one does not hold is refused by name, with what to do.
+
+// Facts is what a server shows of an events table, and of what fills it. Assumptions are judged by
+// nothing else.
 type Facts struct {
 	Epoch   protocol.Epoch `json:"epoch"`
 	Standby bool           `json:"standby"`
-	// Locked: the statement that asks has found its own lock on the table. A server
-	// that has no such locks to show can't show those of writers either.
+	// Locked is true if the statement has found its own lock on the table in pg_locks. A server
+	// that does not show that lock does not show those of writers either.
 	Locked      bool   `json:"locked"`
 	Version     string `json:"version"`
 	Encoding    string `json:"encoding"` // in which the session gets texts
-	Citus       bool   `json:"citus"`    // that extension is there
-	Distributed bool   `json:"-"`        // by it
+	Citus       bool   `json:"citus"`    // that extension is installed
+	Distributed bool   `json:"-"`        // Citus keeps the table on other servers
 
 	Name string `json:"name"` // with its schema
 	Kind string `json:"kind"` // pg_class.relkind
 	Type string `json:"type"` // of the position column
-	// Unique: no two rows of the table can have the same position.
+	// Unique is true if no two rows of the table can have the same position.
 	Unique bool `json:"unique"`
-	// High is the highest position, 0 if there is none; Below that there are some
+	// High is the highest position, 0 if there is none; Below is true if there are positions
 	// below 1.
 	High  json.Number `json:"high"`
 	Below bool        `json:"below"`
 
-	// Odd are the tables that are read or written, the parts of them included,
-	// that are not simply tables of this server.
+	// Odd are those of the tables that are read or written, and of their parts,
+	// that are not plain, logged tables of this server with all rows visible.
 	Odd       []Relation `json:"odd"`
-	Missing   []string   `json:"missing"` // of the names in the configuration
+	Missing   []string   `json:"missing"` // names in the configuration that do not exist
 	Sequences []Sequence `json:"sequences"`
 
 	Holders [][2]any `json:"holders"`
 
-	// What the configuration says.
+	// From the configuration.
 	Views      bool `json:"-"` // Writers is set
 	NoSequence bool `json:"-"`
 }
@@ -80,21 +83,20 @@ func (s Sequence) given() int64 {
 	return max(0, s.Start-s.Increment)
 }
 
-// An Assumption is something that the reader's proof rests on. Broken says, of a
-// table of which it is not true, what is the matter and what to do; it returns ""
-// where it is true, or where the role may not see whether it is.
+// An Assumption is something that the reader's proof rests on. Broken returns what is wrong
+// with a table for which it does not hold, and what to do; it returns ""
+// if it holds, or if the role may not see whether it does.
 type Assumption struct {
 	Name   string
 	Broken func(*Facts) string
 }
 
-// Assumptions is all that is assumed of an events table. The order is that in which
-// they are told: what explains others comes first. docs/event-stores.md has the
-// reasons.
+// Assumptions is everything that is assumed of an events table. The first broken one is
+// reported, so those that explain others come first.
 var Assumptions = []Assumption{
 	{"primary", func(f *Facts) string {
 		if f.Standby {
-			return "the server is a standby; events can be read without loss on the primary only, where their transactions are seen"
+			return "the server is a standby; events can be read without loss on the primary only, which shows the transactions that append"
 		}
 		return ""
 	}},
@@ -133,7 +135,7 @@ var Assumptions = []Assumption{
 		case f.Kind == "m":
 			return "it is a materialized view, which shows events in no order of their own, so events would be lost; name the table itself"
 		}
-		return "it is no table"
+		return "it is not a table"
 	}},
 	{"tables of this server", func(f *Facts) string {
 		for _, r := range f.Odd {
@@ -145,7 +147,7 @@ var Assumptions = []Assumption{
 			case r.Persistence == "u":
 				return fmt.Sprintf("%s is unlogged: a crash of the server empties it and its positions begin anew, so events would be lost; ALTER TABLE %[1]s SET LOGGED", r.Name)
 			case r.Kind != "r" && r.Kind != "p" && !(f.Views && r.Name == f.Name):
-				return fmt.Sprintf("%s is no table of this server, and who writes it is not seen here, so events would be lost; take it out of the events table, or read it there", r.Name)
+				return fmt.Sprintf("%s is not a table of this server, which does not show its writers, so events would be lost; take it out of the events table, or read it on its own server", r.Name)
 			}
 		}
 		for _, s := range f.Sequences {
@@ -182,9 +184,9 @@ var Assumptions = []Assumption{
 		}
 		which := "no sequence is linked to its position column"
 		if f.Kind == "v" {
-			which = "it is a view, and nothing says which sequence fills its position column"
+			which = "it is a view, and it is not known which sequence fills its position column"
 		}
-		return which + ", so whoever has taken a position and not committed can't be seen; name the sequence that writers take positions from in TableConfig.Sequence, or, if they take each inside the INSERT itself or under a lock that they hold to the end of the transaction, set TableConfig.NoSequence"
+		return which + ", so transactions that have taken a position and not committed can't be seen; name the sequence that writers take positions from in TableConfig.Sequence, or, if they take each inside the INSERT itself or under a lock that they hold to the end of the transaction, set TableConfig.NoSequence"
 	}},
 	{"one sequence", func(f *Facts) string {
 		if len(f.Sequences) > 1 {
@@ -263,7 +265,7 @@ func (f *Facts) Highest() int64 {
 	return high
 }
 
-// Given returns the last position that was given out, as far as that can be seen.
+// Given returns the last position that was given out, as far as the role can see.
 func (f *Facts) Given() int64 {
 	given := f.Highest()
 	for _, s := range f.Sequences {
@@ -274,8 +276,8 @@ func (f *Facts) Given() int64 {
 	return given
 }
 
-// Judge returns what is the matter with a table of which something that is assumed
-// does not hold; "": nothing is.
+// Judge returns what is wrong with a table for which an assumption does not hold; "" if all
+// hold.
 func (f *Facts) Judge() string {
 	for _, a := range Assumptions {
 		if why := a.Broken(f); why != "" {
@@ -285,8 +287,9 @@ func (f *Facts) Judge() string {
 	return ""
 }
 
-// Lookalike returns which product a version() tells of, if that is not PostgreSQL
-// though it speaks its protocol: positions, locks or transactions are others there.
+// Lookalike returns the product that a version() names, if that is not PostgreSQL
+// although it speaks its protocol: its positions, locks or transactions work in another way. It
+// returns "" for PostgreSQL.
 func Lookalike(version string) string {
 	for _, name := range []string{"CockroachDB", "YugabyteDB", "-YB-", "Redshift", "Greenplum", "Cloudberry", "Materialize", "CrateDB", "QuestDB", "RisingWave", "Spanner", "openGauss", "GaussDB", "DSQL"} {
 		if strings.Contains(strings.ToLower(version), strings.ToLower(name)) {
@@ -296,7 +299,7 @@ func Lookalike(version string) string {
 	return ""
 }
 
-// Ask returns the facts, and with them who may still make an event visible below the
+// Ask returns the facts, and the transactions that may still make an event visible below the
 // highest position that was visible before. It takes one round trip.
 func (t Table) Ask(ctx context.Context, db *sql.DB) (f Facts, holders []protocol.Holder, err error) {
 	var text []byte
@@ -321,17 +324,17 @@ func (t Table) Ask(ctx context.Context, db *sql.DB) (f Facts, holders []protocol
 }
 
 // distributed reports whether Citus keeps the table, or a part of it, on other
-// servers, where its writers are not seen. It is to be asked where Citus is.
+// servers, so that this one does not show its writers. Call it only if Citus is installed.
 func (t Table) distributed(ctx context.Context, db *sql.DB) (distributed bool, err error) {
 	query, args := t.bind(sqltext.LibPQ(db), distributedSQL, nil)
 	err = dbconn.QueryRow(ctx, db, query, args...).Scan(&distributed)
 	return distributed, err
 }
 
-// Identity returns a name for the table that is the same for all who read it in the same
-// way: its schema and name, and, where they are not the default ones, the columns of the
-// position and of the aggregate id. By another column, an event would be another
-// partition's.
+// Identity returns a name for the table that is the same for all workers that read it in the
+// same way: its schema and name, and, if they are not the default ones, the columns of the
+// position and of the aggregate id. With another column, an event would be in another
+// partition.
 func (t Table) Identity(ctx context.Context, db *sql.DB) (table string, err error) {
 	query, args := t.bind(sqltext.LibPQ(db), identitySQL, nil)
 	if err = dbconn.QueryRow(ctx, db, query, args...).Scan(&table); err != nil {
@@ -343,8 +346,8 @@ func (t Table) Identity(ctx context.Context, db *sql.DB) (table string, err erro
 	return table, nil
 }
 
-// Database returns a name for the database that a connection leads to: its own, and
-// that of the server, where the role may see that.
+// Database returns a name for the database that a connection leads to: its own name, and
+// the server's identifier if the role may see that.
 func Database(ctx context.Context, db *sql.DB) (name string, err error) {
 	query, _ := sqltext.Names{Literals: true}.Bind(databaseSQL, nil)
 	if err := dbconn.QueryRow(ctx, db, query).Scan(&name); err != nil {
@@ -388,10 +391,11 @@ const runText = `CASE WHEN pg_is_in_recovery() THEN 'standby' ELSE 'primary' END
        CASE WHEN current_setting('server_version_num')::int >= 150000
             THEN (date_part('epoch', pg_stat_get_bgwriter_stat_reset_time()) * 1000000)::bigint END, current_database()`
 
-// epochText names where something runs: the run of the server, the table and its file,
-// the role and whether row-level security applies to it, since that may hide events (a SET
-// ROLE that somebody has left, a policy that comes later), the encoding, and the file of the sequence whose oid is given. RESTART gives the sequence another
-// file, and so does TRUNCATE … RESTART IDENTITY. It is asked with each page, so it
+// epochText names the epoch in which a statement runs: the run of the server, the table and its
+// file, the role and whether row-level security applies to it, since that may hide events (a
+// SET ROLE that was left behind, a policy that comes later), the encoding, and the file of the
+// sequence whose oid is given. RESTART gives the sequence another
+// file, and so does TRUNCATE … RESTART IDENTITY. It comes with each page, so it
 // reads no table, and takes the server next to no time.
 func epochText(sequence string) string {
 	return `concat_ws('|', ` + sequence + `, coalesce(pg_relation_filenode(` + sequence + `), 0),
@@ -407,8 +411,9 @@ const encodingText = `CASE WHEN getdatabaseencoding() = 'SQL_ASCII' THEN 'UTF8' 
 const elsewhere = "the horizon of the events is elsewhere, and not at backend "
 
 // hereText is an expression that is true in an epoch, if the stream reaches a position
-// there (0: however far it does), and otherwise ends the statement with an error. It
-// is evaluated once, and also where no row matches.
+// there (0 is any), and otherwise makes the statement fail. It
+// is evaluated once, even if no row matches. It closes this race: a reader asks for the epoch, its
+// next statement runs on another server after a failover, and passes a gap there.
 var hereText = `(SELECT CASE WHEN ` + epochText(`split_part({epoch}, '|', 1)::oid`) + ` = {epoch}
              AND ({reaches} = 0 OR EXISTS (SELECT FROM {table} WHERE {position} >= {reaches}))
         THEN true ELSE ('` + elsewhere + `' || pg_backend_pid()::text)::boolean END)`
@@ -435,11 +440,11 @@ var factsSQL = sqltext.New(treeText + `
 , held AS MATERIALIZED (
      SELECT relation, mode, granted, virtualtransaction, pid FROM pg_locks
       WHERE locktype = 'relation' AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))
--- Writers lock the table, a part of it, what it is a part of (and itself only when the row
--- is there, with its position), or the sequence. Whoever waits for such a lock
--- may have its position already. And whoever makes a table a part of it is not seen to
--- have done so before COMMIT: it has both locked the one, as for that, and written to
--- the other. (Not VACUUM, ANALYZE or CREATE INDEX: these write to indexes and catalogs.)
+-- Writers lock the table, a part of it, what it is a part of (and the part only once the row
+-- is there, with its position), or the sequence. A transaction that waits for such a lock
+-- may have its position already. A transaction that attaches a table as a part is not seen to
+-- have done so before COMMIT: it has locked the one table, as ATTACH does, and written to
+-- another. (Not VACUUM, ANALYZE or CREATE INDEX: these write to indexes and catalogs.)
 , holder AS (
      SELECT virtualtransaction, pid FROM held
       WHERE mode = 'RowExclusiveLock' AND (relation = ANY (SELECT oid FROM tree) OR relation = ANY (SELECT oid FROM above) OR relation = ANY (SELECT oid FROM filler))

@@ -1,5 +1,9 @@
-// Package eventtable holds the statements that read a table of events without
-// losing any. The order in which to use them is for [protocol.Reading] to say.
+// Package eventtable has the statements that read a table of events without
+// losing any. [protocol.Reading] decides in which order they are used.
+//
+// It promises that a statement runs in the epoch for which it was made, or fails (hereText), and
+// that each part of an event's identity is one and the same expression in every statement
+// (Reader). It must never read a table of which an Assumption does not hold.
 package eventtable
 
 import (
@@ -40,7 +44,7 @@ const (
 	DefaultAggregate = "aggregate_id"
 )
 
-// A Config names a table and its columns. Names are not quoted; an empty schema is
+// A Config names a table and its columns. Names are not quoted; an empty schema means
 // the search path (see Find). AggregateType, BoundedContext, EventType and Time may be
 // empty.
 type Config struct {
@@ -49,15 +53,15 @@ type Config struct {
 	Time                                     string
 	Columns                                  []string
 
-	// Sequence is one that fills Position, and Writers the tables whose writers fill
-	// the events table where it is a view; both as SQL has names. NoSequence: there is
-	// none.
+	// Sequence is the sequence that fills Position. Writers are the tables that the events
+	// table takes its events from if it is a view. Both are written as in SQL. NoSequence is
+	// true if no sequence fills Position.
 	Sequence   string
 	Writers    []string
 	NoSequence bool
 }
 
-// An At says where a statement must run: in an epoch, where the stream reaches a
+// An At is where a statement must run: in an epoch, in which the stream reaches a
 // position. The zero At is anywhere.
 type At struct {
 	Epoch   protocol.Epoch
@@ -88,13 +92,13 @@ func New(c Config) Table {
 	return t
 }
 
-// ErrNoTable is returned by Find where there is none.
+// ErrNoTable is returned by Find if there is no such table.
 var ErrNoTable = errors.New("it does not exist in a schema of the search path that the role may use; create it, or name its schema")
 
-// Find returns the table with the schema in its name, which it is read by from then
-// on, whatever becomes of a session's search path. Without a schema in the Config
-// that is where the search path leads. The name and not the oid is kept: a table
-// that takes the place of another is read, and its writers are looked for. The sequence
+// Find returns the table with the schema in its name. It is read by that name from then
+// on, whatever happens to a session's search path. Without a schema in the Config
+// it is the one to which the search path leads. The name and not the oid is kept: a table
+// that replaces another is read, and its writers are found. The sequence
 // and the writers that the Config names are found in the same way.
 func (t Table) Find(ctx context.Context, db dbconn.Querier) (Table, error) {
 	c := t.config
@@ -103,7 +107,7 @@ func (t Table) Find(ctx context.Context, db dbconn.Querier) (Table, error) {
 		case err != nil:
 			return t, err
 		case schema == "" && temporary:
-			return t, errors.New("it is a temporary table of one session (pg_temp); drop that, and name a table that all sessions see")
+			return t, errors.New("it is a temporary table of one session (pg_temp); drop it, and name a table that all sessions see")
 		case schema == "":
 			return t, ErrNoTable
 		default:
@@ -152,7 +156,7 @@ SELECT coalesce(max(position), {after}), coalesce(min(before) FILTER (WHERE posi
 
 const highText = `SELECT coalesce(max({position}), 0) FROM {table}`
 
-// A scope is how a page is bounded to the values of a part of the identity.
+// A scope is how a page is limited to some values of a part of the identity.
 type scope int
 
 const (
@@ -173,12 +177,12 @@ func scopeOf(values []string) scope {
 }
 
 // pageSQL are the statements that read events above a position, by the scopes of the
-// aggregate types, the contexts and the event types, and by whether it is said where they
-// must run; and rowsSQL those at some positions, by the latter.
+// aggregate types, the contexts and the event types, and by whether they must run in an
+// epoch. rowsSQL are those that read events at some positions, by the latter.
 var pageSQL, rowsSQL = func() (pages [scopes][scopes][scopes][2]sqltext.Statement, rows [2]sqltext.Statement) {
 	conditions := func(values, part string) [scopes]string {
-		// An array of its own and no subquery: of that the planner would not know how rare the
-		// names are, and read all events in search of a few, past an index that has them.
+		// An array and not a subquery: for a subquery the planner would not know how rare the
+		// values are, and would read all events in search of a few, instead of an index.
 		among := part + ` = ANY (` + values + `::text[])`
 		return [scopes]string{"", ` AND ` + among, ` AND (` + among + ` OR ` + part + ` IS NULL)`}
 	}
@@ -191,7 +195,7 @@ var pageSQL, rowsSQL = func() (pages [scopes][scopes][scopes][2]sqltext.Statemen
 					if scoped != "" {
 						scoped = ` AND {position} <= {through}` + scoped
 					}
-					// WITH TIES: or a second event at the last position would be between two pages.
+					// WITH TIES: a second event at the last position would otherwise be lost between two pages.
 					pages[i][j][k][here] = sqltext.New(`SELECT {selected} FROM {table} WHERE {position} > {after}` + scoped + condition + ` ORDER BY {position} FETCH FIRST ({limit}) ROWS WITH TIES`)
 				}
 			}
@@ -218,8 +222,8 @@ const (
 // slot, and in the condition of a scope. So no two ways of reading can take one
 // event for two different ones.
 type Reader struct {
-	// Shared says of each of the table's Columns which part of the identity it
-	// is. Page does not select such a column a second time. Parts: of none.
+	// Shared is, for each of the table's Columns, which part of the identity it
+	// is; Parts if it is none. Page does not select such a column a second time.
 	Shared []Part
 	// Selected are the parts that Page selects, before Columns.
 	Selected []Part
@@ -229,8 +233,8 @@ type Reader struct {
 	columns []string      // to select behind the parts
 }
 
-// Reader returns the statements. takes says whether the destination of one of
-// Columns takes a part of the identity as it is.
+// Reader returns the statements. takes is whether the destination of one of
+// Columns accepts a part of the identity as it is.
 func (t Table) Reader(types map[string]Type, takes func(column int, part Part) bool) (*Reader, error) {
 	c := t.config
 	r := &Reader{table: t, Shared: make([]Part, len(c.Columns))}
@@ -267,10 +271,10 @@ func (t Table) Reader(types map[string]Type, takes func(column int, part Part) b
 	return r, nil
 }
 
-// A Range is what to read of the events: those above After, at most Limit of them (and
-// what has the same position as the last); or of
+// A Range is which events to read: those above After, at most Limit of them (and all
+// with the same position as the last); or of
 // these, up to Through, those of some aggregate types in some bounded contexts, of some
-// event types. No types are all, and so are no contexts and no event types.
+// event types. An empty list is all.
 type Range struct {
 	After                       int64
 	Limit                       int
@@ -283,14 +287,13 @@ type Range struct {
 	// nothing else of an event. nil: all of it, and Columns.
 	Only []Part
 	At   At
-	// Literals has the statement take no arguments. lib/pq takes one round trip then
-	// instead of two; but it gets the result as text, which for bytes is twice as long. pgx
-	// is better off with arguments: it prepares, and keeps, each statement that is another
-	// text.
+	// Literals sends the values in the text, without arguments. lib/pq takes one round trip then
+	// instead of two; but it gets the result as text, which for bytes is twice as long. With pgx
+	// arguments are better: it prepares, and keeps, each different text.
 	Literals bool
 }
 
-// Len returns how many events may be in the range.
+// Len returns the most events that the range can have.
 func (r Range) Len() int {
 	if r.Rows != nil {
 		return len(r.Rows)
@@ -317,8 +320,8 @@ func (r Range) Above(position int64) Range {
 }
 
 // Page returns the statement that reads the events in the range: the parts of
-// their identity that Selected says, and then Columns without those that are
-// Shared; or what Only says.
+// their identity in Selected, and then Columns without those that are
+// Shared; or the parts in Only.
 func (r *Reader) Page(g Range) (query string, args []any) {
 	values := g.At.values()
 	maps.Copy(values, sqltext.Values{
@@ -352,8 +355,8 @@ func (r *Reader) selected(only []Part) string {
 	return strings.Join(append(selected, columns...), ", ")
 }
 
-// Keys returns the keys of the events in a range: what a partition is decided by, and no
-// more. With an error it returns those that precede it.
+// Keys returns the keys of the events in a range: position and slot. With an error it returns
+// the keys before it.
 func (r *Reader) Keys(ctx context.Context, db *sql.DB, g Range) ([]protocol.Key, error) {
 	name := r.table.Name
 	g.Only = []Part{AggregateID}
@@ -402,11 +405,11 @@ func texts(names []string) string {
 
 var escapes = strings.NewReplacer(`\`, `\\`, `"`, `\"`)
 
-// AheadMax is how many positions a look ahead takes in at most. They come from
+// AheadMax is how many positions Ahead reads at most. They come from
 // the index, and none of them leaves the server.
 const AheadMax = 10_000
 
-// Ahead looks at the next positions above after. It returns the last of them,
+// Ahead reads the next positions above after. It returns the last of them,
 // after itself if there is none, and the first that is missing; 0 is none.
 func (t Table) Ahead(ctx context.Context, db *sql.DB, at At, after int64) (last, missing int64, err error) {
 	var here bool
@@ -438,8 +441,8 @@ func (t Table) High(ctx context.Context, db *sql.DB, at At) (high int64, err err
 	return high, nil
 }
 
-// Elsewhere reports whether a statement has ended since it was to run in another
-// epoch, or the stream did not reach as far.
+// Elsewhere reports whether a statement has failed since it ran in another
+// epoch, or the stream does not reach as far.
 func Elsewhere(err error) bool {
 	var e interface{ SQLState() string }
 	return errors.As(err, &e) && e.SQLState() == "22P02" && strings.Contains(err.Error(), elsewhere)
@@ -464,8 +467,7 @@ func (t Table) TimeType(ctx context.Context, db *sql.DB) (kind string, err error
 	return kind, nil
 }
 
-// FirstAt returns the lowest position of an event that has a time, or a later one; 0: there
-// is none.
+// FirstAt returns the lowest position of an event at a time or later; 0 if there is none.
 func (t Table) FirstAt(ctx context.Context, db *sql.DB, at At, from time.Time) (position int64, err error) {
 	var here bool
 	values := at.values()

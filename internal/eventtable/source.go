@@ -9,17 +9,16 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/dbconn"
 )
 
-// A Source is the driver.Driver of a pool (sql.DB.Driver) that can read events past
-// database/sql: as the driver itself reads rows, without a value in between for each
-// column. What is read, when, and what an event is made of stay the same; only the way of
-// the bytes does not. No Driver but one of this repository's can be a Source, since its
-// methods name an internal type.
+// A Source is the driver.Driver of a pool (sql.DB.Driver) that can read events without
+// database/sql: as the driver itself reads rows, without an intermediate value for each
+// column. The statements, and when they are sent, stay the same. Only a Driver of this
+// repository can be a Source, since the methods name an internal type.
 type Source interface {
 	driver.Driver
 	// Events runs a query that reads events.
 	Events(ctx context.Context, query string, args []any) (dbconn.Scanner, error)
-	// Fits says why no row of such a query can be scanned into the destinations, whatever
-	// is in it. "": some can.
+	// Fits returns why no row of such a query can be scanned into the destinations, whatever
+	// is in it; "" if some can.
 	Fits(ctx context.Context, query string, dest []any) (problem string, err error)
 }
 
@@ -32,8 +31,8 @@ func (r *Reader) Rows(ctx context.Context, db *sql.DB, g Range) (dbconn.Scanner,
 	return dbconn.QueryOn(ctx, db, query, args...)
 }
 
-// Fits says why no event can be scanned into the destinations, where the driver can tell
-// without one.
+// Fits returns why no event can be scanned into the destinations, if the driver can tell
+// without reading one; "" otherwise.
 func (r *Reader) Fits(ctx context.Context, db *sql.DB, dest []any) (problem string, err error) {
 	s, ok := db.Driver().(Source)
 	if !ok {

@@ -16,7 +16,7 @@ type Type struct {
 	Base      string // of its own
 	BuiltIn   bool   // it is PostgreSQL's own
 	Enum      bool
-	Immutable bool // its text never depends on a setting, says whoever made the type
+	Immutable bool // its output function is declared IMMUTABLE: its text does not depend on a setting
 	Array     bool
 }
 
@@ -66,7 +66,7 @@ var steady = []string{
 }
 
 // text returns the expression for a column's text, which must not depend on
-// who asks: it decides about the partition.
+// the session: it decides the partition.
 func (k Type) text(column string) (string, error) {
 	switch {
 	case k.Name == "" && k.Base == "text", k.BuiltIn && slices.Contains(steady, k.Base), k.Enum, !k.BuiltIn && k.Immutable:
@@ -76,7 +76,7 @@ func (k Type) text(column string) (string, error) {
 		// set to. chr(92) is a backslash under any standard_conforming_strings.
 		return fmt.Sprintf("(pg_catalog.chr(92) OPERATOR(pg_catalog.||) 'x' OPERATOR(pg_catalog.||) pg_catalog.encode(%s, 'hex'))", column), nil
 	}
-	return "", fmt.Errorf("the text of its type, %s, depends on the session's settings, so that two workers could take an event for events of two different aggregates; name a column of type text, uuid or bigint instead, if need be a generated one", k.Name)
+	return "", fmt.Errorf("the text of its type, %s, depends on the session's settings, so two workers could see one aggregate as two; name a column of type text, uuid or bigint instead, if need be a generated one", k.Name)
 }
 
 // plain reports whether a string that is read from the column as text is what

@@ -5,14 +5,20 @@ import (
 	"time"
 )
 
-// Adopt turns positions from elsewhere, those of partitions with hash mod
-// len(positions) = k, into a layout from which Handoff can go on. Where the
-// total divides Slots, that is the layout itself, and nothing is repeated.
+// Import: checkpoints of processors that were run without this library.
 //
-// Elsewhere a slot's aggregates are spread over several of the old partitions:
+// Adopt promises that no event is lost, IdleCheck that the old processors have stopped before
+// their checkpoints are taken. Neither must ever trust time alone: a processor in the middle of
+// a long batch does not move its checkpoint.
+
+// Adopt turns positions of partitions with hash mod len(positions) = k into checkpoints
+// from which Handoff can continue. If the total divides Slots, these are the same partitions,
+// and nothing is repeated.
+//
+// If not, a slot's aggregates are spread over several of the old partitions:
 // those k with k mod g = slot mod g, where g is the greatest common divisor of
-// the total and Slots. The lowest of them is how far the slot is handled
-// beyond doubt. So there are g partitions, and what the others are ahead is
+// the total and Slots. The lowest of their positions is how far the slot is certainly
+// handled. So there are g partitions, and what the others are ahead is
 // repeated. (Taking the lowest of all would repeat more, and any higher one
 // would lose events.)
 func Adopt(positions []int64) []Checkpoint {
@@ -36,7 +42,7 @@ func gcd(a, b int) int {
 // A User is a transaction that uses the table of old checkpoints.
 type User struct {
 	Holder
-	// Blocked: it waits for whoever looks, who holds the checkpoints' rows.
+	// Blocked is true if it waits for the import, which has locked the checkpoints' rows.
 	Blocked bool
 }
 
@@ -44,19 +50,19 @@ type User struct {
 type Idleness int
 
 const (
-	// Unclear: look again.
+	// Unclear means to check again.
 	Unclear Idleness = iota
-	// Still: no processor has moved, and none is about to.
+	// Still means that no processor has moved its checkpoint, and none is about to.
 	Still
-	// Moving: a processor wants to move.
+	// Moving means that a processor is about to move its checkpoint.
 	Moving
-	// Open: a transaction that may be a processor's does not end.
+	// Open means that a transaction that may be a processor's does not end.
 	Open
 )
 
 // IdleCheck decides whether the processors of old checkpoints have stopped, from
-// looks at who uses the checkpoints' table. All the while the rows are locked,
-// so whoever wants to move one is seen to wait.
+// lists of the transactions that use the checkpoints' table. All the while the rows are locked,
+// so a transaction that tries to move one is seen to wait.
 //
 // Watching for a time is not enough:
 //  1. a processor reads its checkpoint, without a lock, and begins a batch that
@@ -65,17 +71,17 @@ const (
 //  3. the processor ends its batch, whose events others have handled as well.
 //
 // But a transaction that has read its checkpoint keeps a lock on the table. So
-// whoever uses the table when the watch is over is waited for: it ends, or it
+// each transaction that uses the table when the watch is over is waited for: it ends, or it
 // waits for the row. That takes the length of the watch once more at most.
 type IdleCheck struct {
 	Watch time.Duration
 
 	began time.Time
 	over  bool
-	open  []Holder // once the watch is over: who used the table then and still does
+	open  []Holder // once the watch is over: transactions that used the table then and still do
 }
 
-// Observe checks once, and names the transactions that speak against stillness.
+// Observe takes in one list, and returns the transactions that stand against Still.
 func (q *IdleCheck) Observe(now time.Time, users []User) (Idleness, []Holder) {
 	var using, blocked []Holder
 	for _, u := range users {

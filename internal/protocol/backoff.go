@@ -2,6 +2,8 @@ package protocol
 
 import "time"
 
+// How long to wait before something is tried again: one table for everything.
+
 // A Backoff is an exponential delay with jitter.
 type Backoff struct{ Min, Max time.Duration }
 
@@ -17,20 +19,20 @@ func (b Backoff) Delay(failures int, jitter float64) time.Duration {
 	return d - time.Duration(jitter*float64(d)/2)
 }
 
-// A Retried is something that is tried again when it has failed, for as long as it takes.
+// A Retried is something that is tried again, without a limit, when it has failed.
 type Retried int
 
 const (
-	RetryStart    Retried = iota // what must be so before a worker joins
+	RetryStart    Retried = iota // the checks before a worker joins
 	RetryRequest                 // a worker's request to its replica set; see Session.backoff
-	RetryLane                    // what a lane asks of the database
-	RetryPresence                // a session of a worker's own
-	RetryListen                  // a connection for hints
-	RetryOrder                   // an operator's order, where rows are locked
-	RetryAwait                   // whether something has happened that somebody waits for
+	RetryLane                    // a lane's statement
+	RetryPresence                // to open the worker's own session
+	RetryListen                  // to open a connection for notifications
+	RetryOrder                   // an operator's order, if rows are locked
+	RetryAwait                   // the check whether something has happened that a caller waits for
 )
 
-// Backoff returns how long to wait in between. What holds up handlers is tried again
+// Backoff returns how long to wait between two tries. What holds up handlers is tried again
 // soon, and at least once a second, since a worker's lease may be a few seconds; what
 // nothing depends on, ever less often.
 func (r Retried) Backoff() Backoff {

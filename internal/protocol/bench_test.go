@@ -35,7 +35,7 @@ func BenchmarkLane(b *testing.B) {
 						answer.Page, answer.More = page, true
 					case LaneCommit, LaneSave:
 						committed += batch
-					case LaneLook, LaneOpen, LaneHandle, LaneWrite:
+					case LaneLoadParked, LaneOpen, LaneHandle, LaneWrite:
 					default:
 						b.Fatalf("the lane wants to %s", a)
 					}

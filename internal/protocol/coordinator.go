@@ -8,15 +8,24 @@ import (
 	"time"
 )
 
+// The coordinator: Apply carries out what one worker or operator asks for, and Step draws the
+// consequences for the whole group.
+//
+// Step promises that generations only grow (S5), that no generation is active while a member
+// holds an older one (S1), that all members see the same total (S6), and that nothing changes
+// without a change of the membership, the settings or the orders (L2). It must never trust
+// one reading of the database's clock (Member.Expired), and never take a worker's partitions
+// away because another one wants them: both run two owners.
+
 // WorkerID names one incarnation of a worker. A worker that comes back, after
-// a restart or after its lease ended, comes back under a new one, so nothing
-// that was said of the old incarnation can be mistaken for the new.
+// a restart or after its lease ended, gets a new one, so nothing that concerns the old
+// incarnation can be mistaken for the new.
 type WorkerID string
 
-// again returns the name of the worker's n-th incarnation.
+// again returns the id of the worker's n-th incarnation.
 func (id WorkerID) again(n int) WorkerID { return WorkerID(fmt.Sprintf("%s~%d", id, n)) }
 
-// incarnation is the reverse of again.
+// incarnation returns the worker's name and the number of its incarnation: the reverse of again.
 func (id WorkerID) incarnation() (name string, n int) {
 	name, number, ok := strings.Cut(string(id), "~")
 	if n, err := strconv.Atoi(number); ok && err == nil {
@@ -32,54 +41,53 @@ func (id WorkerID) Succeeds(other WorkerID) bool {
 	return name == earlier && n > m
 }
 
-// Phase says how far a generation is.
+// Phase is how far the newest generation is.
 type Phase string
 
 const (
-	// Draining: the generation is opened, older ones are being stopped.
+	// Draining means that the generation is opened, and workers stop older ones.
 	Draining Phase = "draining"
-	// Active: the generation's partitions may run.
+	// Active means that the generation's partitions may run.
 	Active Phase = "active"
 )
 
-// A Group is all that is decided about one replica set: its newest generation
-// and its members.
+// A Group is the state of one replica set (a consumer group): its newest generation, its
+// members, and the orders that are in effect.
 type Group struct {
-	// Generation numbers the newest partition layout; 0 is none yet.
+	// Generation is the number of the newest assignment of partitions; 0 is none yet.
 	// Invariant: it only grows (S5).
 	Generation int64
 	Phase      Phase
 	// Total is the number of partitions in Generation.
 	Total int
-	// Reason says in words why Generation was opened.
+	// Reason is why Generation was opened, for people.
 	Reason string
 
-	// MaxPartitions caps Total; 0 is no cap but Slots. It lives in the group,
-	// as the newest joiner set it, and not in each worker's settings: two
-	// programs that disagree during a roll-out would otherwise open
-	// generations against each other for ever (L2).
+	// MaxPartitions is the limit of Total; 0 is no limit but Slots. It is the group's,
+	// as the newest joiner set it, and not each worker's own: two programs that disagree
+	// during a roll-out would otherwise open generations against each other without
+	// end (L2).
 	MaxPartitions int
 	// JoinWindow is how long a join waits for further joins.
 	JoinWindow time.Duration
-	// Floor is the highest generation under which a checkpoint of the group
-	// stands. It exceeds Generation when a projection came from another group;
-	// the next generation exceeds it, so that outside systems which fence by
-	// generation go on accepting what the projection sends.
+	// Floor is the highest generation of the group's checkpoints. It exceeds Generation
+	// when a projection came from another group; the next generation exceeds it, so that
+	// outside systems which fence by generation still accept what the projection sends.
 	Floor int64
-	// Uncovered: a projection of the group has no checkpoints of Generation. It was
-	// added, or came from another group, since that was activated.
+	// Uncovered is true if a projection of the group has no checkpoints of Generation: it
+	// was added, or came from another group, after the activation.
 	Uncovered bool
-	// Paused are the projections that Generation does not run, sorted; All is
-	// every one. A change of it opens a generation.
+	// Paused are the projections that Generation does not run, sorted; All stands for
+	// every one. A change of Paused opens a generation.
 	Paused []string
-	// Holds are those of Paused that are paused for a while only, sorted by projection.
+	// Holds are those of Paused whose pause ends by itself, sorted by projection.
 	Holds []Hold
-	// Rewinds are due with the next activation, sorted by projection.
+	// Rewinds are carried out with the next activation; sorted by projection.
 	Rewinds []Rewind
 
-	// Stream names the event stream that the group reads, as its first member knew
-	// it; "": none did. Whoever reads another one is refused: a position would mean
-	// one event to him, and another to who has the partition next.
+	// Stream names the event stream that the group reads, as its first member named
+	// it; "" is not known. A worker that reads another one is refused: the same position
+	// would mean different events to the two.
 	Stream string
 
 	// Members in the order in which they joined.
@@ -95,55 +103,55 @@ type Member struct {
 	Joined   time.Time
 	Lease    time.Duration
 	LeaseEnd time.Time
-	// Wants is how many partitions the member takes at most; 0 is one.
+	// Wants is the most partitions that the member takes; 0 is one.
 	Wants int
 	// Drained members get no partitions, by order.
 	Drained bool
-	// Partitions in the group's Generation, ascending. None: it has just joined,
-	// or it is a standby.
+	// Partitions are the member's in the group's Generation, ascending. It has none if it
+	// has just joined, or is a standby.
 	Partitions []int
 	// Presence is what the member has published last.
 	Presence Presence
-	// Vacant: the worker has left, and its place is kept for a replacement until
+	// Vacant is true if the worker has left, and its place is kept for a replacement until
 	// LeaseEnd, in the group's Generation. See vacancy.go.
 	Vacant bool
 	// Holds is the activated generation that assigned a partition to the
 	// member and that the member has not reported as stopped; 0 is none.
-	// Invariant: no generation above Holds is active while it is set. It is
-	// set by activation and not by the member's own word that it started: the
-	// member may have been told to start and be about to.
+	// Invariant: no generation above Holds is active while it is set. Activation sets it,
+	// and not a report of the member that it has started: an answer that lets it start may
+	// be on its way.
 	Holds int64
 }
 
 // A Decision is what one Step did, for logs, transcripts and the caller that
 // must carry out the hand-over.
 type Decision struct {
-	Expired   []WorkerID // removed: their leases were over
-	Lapsed    []WorkerID // removed: their places were vacant, and are not kept any longer
-	Taken     []Takeover // vacant places that somebody has taken
+	Expired   []WorkerID // removed: their leases were over, or their presences were gone
+	Lapsed    []WorkerID // removed: their places were vacant, and are kept no longer
+	Taken     []Takeover // vacant places that a worker has taken
 	Opened    bool       // Group.Generation is new, Group.Reason says why
-	Activated bool       // the hand-over is due, together with what else is saved
-	WaitsFor  []WorkerID // who still holds an older generation
+	Activated bool       // the checkpoints are to be handed over, in the transaction that saves the group
+	WaitsFor  []WorkerID // members that still hold an older generation
 	Rewinds   []Rewind   // to be carried out in the hand-over
-	// StepAt is when Step has to run again though nothing happens in between:
-	// a join window closes then, a hold ends, or a vacant place is kept no longer. Zero is
+	// StepAt is when Step has to run again even if nothing happens until then:
+	// a join window closes, a hold ends, or a vacant place is kept no longer. Zero is
 	// never. Leases are not in it: they are renewed without Step's knowledge.
 	StepAt time.Time
 }
 
-// Step is the coordinator: it maps a group and the database's time to the
-// next group and says what it did. Any worker may run it, on a group that nobody changes
-// until the result is saved, or it is not saved; there is no leader. watch is what the
-// caller knows of the database's clock.
+// Step is the coordinator: it maps a group and the database's time to the next group, and
+// returns what it did. Any worker may run it. The result may be saved only if the group is
+// still the one that was given; there is no leader. watch is what the caller knows of the
+// database's clock.
 //
-// One call goes as far as it can. In particular, a change of membership that
-// arrives when everybody has stopped opens a generation and activates it at
+// One call goes as far as possible. In particular, a change of membership that
+// arrives when all members have stopped opens a generation and activates it at
 // once: however often workers join, they never postpone an activation.
 func Step(g Group, now time.Time, watch Watch) (Group, Decision) {
 	var d Decision
 	g.Members = slices.Clone(g.Members)
 
-	d.Lapsed = g.giveUp(now)
+	d.Lapsed = g.removeLapsed(now)
 	g.Members = slices.DeleteFunc(g.Members, func(m Member) bool {
 		gone := m.Expired(now, watch)
 		if gone {
@@ -158,23 +166,23 @@ func Step(g Group, now time.Time, watch Watch) (Group, Decision) {
 	}
 
 	held := g.lapse(now)
-	d.Taken = g.take()
+	d.Taken = g.fillVacancies()
 	reason, at := g.due(now)
 	if reason == "" && len(d.Taken) > 0 && g.Phase == Active && g.Uncovered {
 		reason = "projections added" // whose lanes would find no checkpoints
 	}
 	if reason != "" {
-		d.Lapsed = append(d.Lapsed, g.yield()...)
+		d.Lapsed = append(d.Lapsed, g.makeRoom()...)
 		g.open(reason)
 		d.Opened = true
-		d.Lapsed = append(d.Lapsed, g.giveUp(now)...) // there is no place left for them
+		d.Lapsed = append(d.Lapsed, g.removeLapsed(now)...) // there is no place left for them
 	} else if d.StepAt = at; g.Phase == Active {
-		g.allow(d.Taken)
+		g.letRun(d.Taken)
 	}
 	if !held.IsZero() && (d.StepAt.IsZero() || held.Before(d.StepAt)) {
 		d.StepAt = held
 	}
-	d.StepAt = g.keeps(d.StepAt)
+	d.StepAt = g.nextLapse(d.StepAt)
 
 	if g.Phase == Draining {
 		if d.WaitsFor = g.holders(); len(d.WaitsFor) == 0 {
@@ -187,28 +195,27 @@ func Step(g Group, now time.Time, watch Watch) (Group, Decision) {
 	return g, d
 }
 
-// A Watch is what one worker knows of the database's clock from watching it
-// beside its own monotonic one: Seen is a recent reading, and for the time For
-// before it all readings advanced as its own clock did, but for steps that may
-// have gone unseen. That time is cut into spans, none shorter than Span but for the
-// latest. No reading was off by more than an error from the one with which its span
-// began: Errors[0] in the latest span, Errors[1] in the one before, and the last of
-// them in all that are older.
+// A Watch is what one worker knows of the database's clock from comparing it with
+// its own monotonic one. Seen is a recent reading. For the time For before Seen, all
+// readings advanced as the worker's own clock did, except for steps too small to be seen.
+// That time is cut into spans, none shorter than Span except the latest. No reading was
+// off by more than an error from the first one of its span: Errors[0] in the latest span,
+// Errors[1] in the one before, and the last of Errors in all older ones.
 type Watch struct {
 	Seen   time.Time
 	For    time.Duration
 	Span   time.Duration
 	Errors [watchSpans]time.Duration
-	// Absent are presences that the worker has seen to be gone for long enough.
+	// Absent are presences that have been gone for presenceGrace, as this worker saw.
 	Absent []Absence
 }
 
 // watchSpans is how many spans a Watch tells apart: enough for leases of six times
-// one's own. For longer ones an old slow answer is never forgotten, which costs
-// patience.
+// the worker's own. For longer ones an old slow answer is never forgotten, so such a lease
+// ends later.
 const watchSpans = 8
 
-// missed returns how far the clock may have been stepped in the latest d, unseen.
+// missed returns how far the clock may have been stepped unseen in the latest d.
 func (w Watch) missed(d time.Duration) time.Duration {
 	if w.Span <= 0 {
 		return 0
@@ -224,28 +231,28 @@ func (w Watch) missed(d time.Duration) time.Duration {
 	return sum + w.Errors[min(touched, watchSpans)-1]
 }
 
-// Expired reports whether the member's lease is over beyond doubt.
+// Expired reports whether the member's lease is certainly over, or its presence is gone.
 //
-// The database's clock alone can't say so: stepped forward, by NTP or a
-// failover, it ends every lease at once while every holder works on (S1).
+// The database's clock alone can't tell: stepped forward, by NTP or a
+// failover, it ends every lease at once while every holder still runs (S1).
 //  1. w1 and w2 run, their leases end at 12:00:30;
 //  2. the clock steps from 12:00:05 to 13:00:00;
 //  3. w3 joins, locks the group, reads 13:00:00 and removes both.
 //
-// So the lease must have been over at a reading from before this transaction
-// that fits what the caller saw for as long as the lease is. Then either the
-// last renewal came before that time, and the holder has not been heard of
-// for a whole lease; or it came within, and the clock is right about it. And
+// So the lease must have been over at a reading from before this transaction, and the
+// caller must have seen an even clock for the length of that lease before that reading.
+// Then either the last renewal came before that time, and the holder has been silent for
+// a whole lease; or it came within that time, and the clock is right about it. And
 // the clock must not have stepped back since: a lease renewed after that would
-// seem to have ended before Seen. What the watch may have missed is made up
-// for by the part of the lease that its holder leaves unused, of which half is
-// counted on here, and by patience for the rest.
+// seem to have ended before Seen. Steps that the watch may have missed are covered
+// by the part of the lease that its holder leaves unused, of which half is
+// counted on here; for the rest the lease is extended.
 //
-// The price: a worker that has just joined expires nobody before it has
+// The price: a worker that has just joined removes no member before it has
 // watched for the length of a lease. Scenario: clock_step.txt.
 //
-// Besides, a worker that has published a presence may be removed for the lack of
-// it: it can't have proven it lately. See Presence.
+// A worker that has published a presence is also removed when that is gone: it can't have
+// proven it lately. See presence.go.
 func (m Member) Expired(now time.Time, watch Watch) bool {
 	if m.Presence.Number != 0 && slices.Contains(watch.Absent, Absence{m.ID, m.Presence}) {
 		return true
@@ -254,13 +261,13 @@ func (m Member) Expired(now time.Time, watch Watch) bool {
 	return !watch.Seen.Before(over) && watch.For >= m.Lease && !now.Before(watch.Seen)
 }
 
-// tooLong reports whether the lease ends later than one renewed right now:
-// the database's clock was stepped back since, and a dead worker would be
-// waited for as long as the step was wide.
+// tooLong reports whether the lease ends later than one renewed right now would. Then the
+// database's clock was stepped back, and a dead worker would be waited for by as much
+// longer.
 func (m Member) tooLong(now time.Time) bool { return m.LeaseEnd.After(now.Add(m.Lease)) }
 
-// shares returns how many partitions each member should have: in join order as
-// many as it wants, up to the limit, and none if it is drained. So standbys, which
+// shares returns how many partitions each member should have: in join order up to
+// Wants each, within MaxPartitions, and none if it is drained. So standbys, which
 // come last, never displace a running worker.
 func (g Group) shares() []int {
 	left := Slots
@@ -278,27 +285,27 @@ func (g Group) shares() []int {
 	return shares
 }
 
-// due compares the membership that runs with the one that should, and returns
-// the reason for a new generation; or, where joins are still being gathered,
-// an empty reason and the time at which to look again.
+// due compares the partitions that members have with those that they should have, and returns
+// the reason for a new generation. While joins are being gathered, the reason is empty, and
+// at is when to run Step again.
 func (g Group) due(now time.Time) (reason string, at time.Time) {
 	if !g.staffed() {
-		return "", time.Time{} // nobody to run anything; the next join will see to it
+		return "", time.Time{} // no worker could run anything; the next join opens a generation
 	}
 	if g.ordered != "" {
 		return g.ordered, time.Time{}
 	}
 	if g.Phase == Draining && g.Floor >= g.Generation {
-		// A projection came from another group, with a worker for which no
-		// generation has to be opened: it stands by. The one that is open would be
-		// activated for it under a number that does not grow (S5).
-		return "projections from elsewhere", time.Time{}
+		// A projection came from another group, with a worker that is a standby and so
+		// opens no generation. The one that is open would be activated for the projection
+		// under a number that does not grow (S5).
+		return "projections from another replica set", time.Time{}
 	}
 	var (
 		joining []Member
-		gone    = g.Total // partitions of members that are no more
-		surplus int       // partitions of members that should have fewer: the cap was lowered
-		short   int       // partitions that members could have: another has made room
+		gone    = g.Total // partitions without a member
+		surplus int       // partitions of members that should have fewer: MaxPartitions was lowered
+		short   int       // partitions that members could have in addition: there is room
 	)
 	for i, share := range g.shares() {
 		m := g.Members[i]
@@ -321,8 +328,8 @@ func (g Group) due(now time.Time) (reason string, at time.Time) {
 		return "", time.Time{}
 	case len(joining) > 0 && surplus == 0 && short == 0 && gone == 0 && g.Phase == Active:
 		// Only joins: gather those that come within the window of the first.
-		// Counted from the first, the window closes however many follow. A
-		// clock that reads earlier than the join was stepped back: don't wait
+		// Counted from the first, the window closes however many follow. If the
+		// clock reads earlier than the join, it was stepped back: don't wait
 		// for it to catch up.
 		first := joining[0].Joined
 		if elapsed := now.Sub(first); elapsed >= 0 && elapsed < g.JoinWindow {
@@ -332,20 +339,21 @@ func (g Group) due(now time.Time) (reason string, at time.Time) {
 	return changeReason(len(joining), gone, surplus, short), time.Time{}
 }
 
-// staffed reports whether there is a member that can have partitions. A layout
-// without any would have nowhere to hand the checkpoints over to.
+// staffed reports whether there is a member that can have partitions. Without one, a
+// generation would have no partitions to hand the checkpoints over to.
 func (g Group) staffed() bool {
 	return slices.ContainsFunc(g.Members, func(m Member) bool { return !m.Drained })
 }
 
-// changeReason says in words what has changed: workers that have joined, and
-// partitions of which the owner is gone, or has too many, or could have more.
+// changeReason returns what has changed, for people: how many workers have joined, how many
+// partitions have lost their worker, how many there are beyond MaxPartitions, and how many
+// more its limit allows.
 func changeReason(joined, gone, surplus, short int) string {
 	var parts []string
 	for _, p := range []struct {
 		n    int
 		what string
-	}{{joined, "joined"}, {gone, "gone"}, {surplus, "above the limit"}, {short, "below the limit"}} {
+	}{{joined, "joined"}, {gone, "gone"}, {surplus, "above MaxPartitions"}, {short, "below MaxPartitions"}} {
 		if p.n > 0 {
 			parts = append(parts, fmt.Sprintf("%d %s", p.n, p.what))
 		}
@@ -355,8 +363,8 @@ func changeReason(joined, gone, surplus, short int) string {
 
 // open starts the next generation, draining, with partitions for exactly the
 // members that should run. Members keep their numbers where the new total has
-// them; the others take the free numbers in join order, so whoever replaces a
-// member takes over its numbers.
+// them; the others take the free numbers in join order, so a worker that replaces
+// another takes over its numbers.
 func (g *Group) open(reason string) {
 	shares, total := g.shares(), 0
 	for _, share := range shares {
@@ -411,10 +419,10 @@ func (g *Group) activate() {
 	}
 }
 
-// A Request is what a worker tells the group about itself.
+// A Request is what a worker tells the group about itself, or an operator's order.
 type Request struct {
 	Worker WorkerID
-	// Lease is the worker's StaleWorkerTimeout; each request that is no look renews it.
+	// Lease is the worker's StaleWorkerTimeout. Each request that is not ReadOnly renews it.
 	Lease time.Duration
 	// Join makes the worker a member if it isn't one, and removes its earlier
 	// incarnations. All of their handlers have returned.
@@ -426,43 +434,42 @@ type Request struct {
 	// have returned.
 	Stopped int64
 	// Heartbeat marks a request that only renews the lease, reports what has
-	// stopped, and looks: it needs neither the group's lock nor Step.
+	// stopped, and reads the View: it needs neither the group's lock nor Step.
 	Heartbeat bool
-	// Look marks a heartbeat that changes nothing, and does not even renew the
-	// lease: it only looks.
-	Look bool
-	// Load asks a look for the checkpoints that the worker's lanes are to start from.
+	// ReadOnly marks a heartbeat that writes nothing, and so does not renew the lease.
+	ReadOnly bool
+	// Load asks a ReadOnly heartbeat for the checkpoints that the worker's lanes start from.
 	Load bool
 	// Others asks a heartbeat for View.Others.
 	Others bool
-	// Report marks a request for a Step that says of a generation for the first time that
-	// it has stopped: that is written down though nothing else changes, and whoever
-	// reports later, at the same moment or not, sees it.
+	// Report marks a request for a Step that reports for the first time that a generation
+	// has stopped. The report is written even if nothing else changes, so that every
+	// later report sees it.
 	Report bool
-	// Yield marks a request for a Step of which somebody else's does as well: if
-	// the group is locked by one, the request is carried out as a look, or as a heartbeat.
+	// Yield marks a request for a Step that another worker's request can replace: if
+	// another one has locked the group, the request is carried out as a heartbeat.
 	Yield bool
-	// Watch is what the worker knows of the database's clock, and of whom it has
-	// missed.
+	// Watch is what the worker knows of the database's clock, and which presences are
+	// gone.
 	Watch Watch
 	// Presence is published with the request, if its Number is not 0.
 	Presence Presence
-	// Vacate, of a Leave, is how long the worker's place is kept for a replacement; 0:
-	// not at all. None of what the worker has sent can take effect any more.
+	// Vacate, of a Leave, is how long the worker's place is kept for a replacement; 0 is
+	// not at all. With it, nothing that the worker has sent can take effect any more.
 	Vacate time.Duration
 	// Order is an operator's. It comes without a Worker.
 	Order *Order
 
-	// Wants is how many partitions the worker takes at most, from its Join on.
+	// Wants is the most partitions that the worker takes, from its Join on.
 	Wants int
 	// The group's settings, adopted with Join.
 	MaxPartitions int
 	JoinWindow    time.Duration
-	// Stream names the event stream that a worker which joins reads; "": it can't.
+	// Stream names the event stream that a joining worker reads; "" is not known.
 	Stream string
 }
 
-// Yields reports whether the request leaves a Step to the request that has locked the
+// Yields reports whether the request leaves its Step to the request that has locked the
 // group. A request that removes a worker does not: no other worker may have noticed that
 // it is gone.
 func (r Request) Yields() bool { return r.Yield || r.Report && len(r.Watch.Absent) == 0 }
@@ -484,9 +491,9 @@ func (g Group) Refuses(r Request) bool {
 	return r.Join && r.Stream != "" && g.Stream != "" && r.Stream != g.Stream
 }
 
-// Spares reports whether all that a request has changed, from g to after, is its worker's
-// lease. Then nothing is written for one that yields, and it was a look (View.OnlySeen);
-// nor, beyond the report, for one that reports.
+// Spares reports whether a request that yields or reports has changed nothing, from g to
+// after, but its worker's lease. Then nothing is written, and the answer to one that yields
+// is View.ReadOnly; the report of one that reports is written before.
 func (g Group) Spares(r Request, after Group) bool {
 	if !r.Yield && !r.Report {
 		return false
@@ -510,10 +517,11 @@ func (g Group) same(o Group) bool {
 		})
 }
 
-// Apply carries out what the request says of its own worker; Step then draws
-// the consequences for the group.
+// Apply returns the group after the request has changed its own worker's member, or after
+// an order. Step then draws the consequences for the group. Applying a request twice does
+// no harm.
 func Apply(g Group, r Request, now time.Time) Group {
-	if r.Look {
+	if r.ReadOnly {
 		return g
 	}
 	g.Members = slices.Clone(g.Members)
@@ -547,8 +555,8 @@ func Apply(g Group, r Request, now time.Time) Group {
 	}
 	m := &g.Members[i]
 	m.Lease, m.LeaseEnd = r.Lease, now.Add(r.Lease)
-	// A request that was sent earlier and arrives later must not bring back a
-	// session that is gone.
+	// A request that was sent earlier and arrives later must not bring back the number of
+	// a session that is gone.
 	if r.Presence.Number > m.Presence.Number {
 		m.Presence = r.Presence
 	}
@@ -565,14 +573,14 @@ func (g Group) index(id WorkerID) int {
 }
 
 // succeeded reports whether there is a later incarnation of the worker. A join of
-// an earlier one that arrives then would add a member that nobody is.
+// an earlier one that arrives then would add a member that no process acts for.
 func (g Group) succeeded(id WorkerID) bool {
 	return slices.ContainsFunc(g.Members, func(m Member) bool { return m.ID.Succeeds(id) })
 }
 
 // succeed removes the worker's earlier incarnations, and reports whether one of them
-// was drained. There may be several: the reply to a join was lost, nobody knows
-// whether it took effect, and then the session that it named was given up.
+// was drained. There may be several: the reply to a join was lost, the worker does not know
+// whether it took effect, and came back once more.
 func (g *Group) succeed(id WorkerID) (drained bool) {
 	g.Members = slices.DeleteFunc(g.Members, func(m Member) bool {
 		earlier := id.Succeeds(m.ID)
@@ -593,7 +601,7 @@ type View struct {
 
 	// The worker's own assignment. It is read in one piece from the worker's
 	// own row: a generation from one moment with a partition from another
-	// would start a worker on somebody else's partition.
+	// would start a worker on another worker's partition.
 	Generation int64
 	Total      int
 	Partitions []int
@@ -603,15 +611,15 @@ type View struct {
 	Holds int64
 
 	// StepAt is the earliest time at which Step may have something to do: a
-	// join window closes, a lease ends, or one has to be cut; or now, where
-	// nobody holds back a draining generation. It may be a moment older than
+	// join window closes, or a lease ends or has to be cut; or now, if
+	// no member holds back a draining generation. It may be a moment older than
 	// the rest; nothing that is started depends on it.
 	StepAt time.Time
-	// OnlySeen says that a request that yields was a look, and has not renewed the lease: it
-	// has found nothing to do, or the group locked.
-	OnlySeen bool
-	// Busy says that a request that yields has found the group locked: StepAt is due, and
-	// may still be when whoever has locked it has ended.
+	// ReadOnly is true if a request that yields has written nothing, and so has not renewed
+	// the lease: there was nothing to do, or the group was locked.
+	ReadOnly bool
+	// Busy is true if a request that yields has found the group locked. StepAt is due then,
+	// and may still be due after the other request.
 	Busy bool
 	// Others are shown to a heartbeat that asks for them.
 	Others Others
@@ -623,11 +631,11 @@ func (v View) Assigned() bool { return len(v.Partitions) > 0 }
 // May reports whether the view allows its worker to run its partitions.
 func (v View) May() bool { return v.Member && v.Assigned() && v.Holds == v.Generation }
 
-// View returns the group as worker id sees it at now, after the decision d.
+// View returns the group as the worker sees it at now, after the decision d.
 func (g Group) View(id WorkerID, now time.Time, d Decision) View {
 	v := View{Now: now, Generation: g.Generation, Total: g.Total, StepAt: d.StepAt}
 	for _, m := range g.Members {
-		if m.ID == id && m.Vacant { // nothing may come back to it
+		if m.ID == id && m.Vacant { // the worker has left, and must not come back to it
 			continue
 		}
 		if m.ID == id {
@@ -648,8 +656,8 @@ func (g Group) View(id WorkerID, now time.Time, d Decision) View {
 	return v
 }
 
-// Numbers shows partitions as "3", "0-3,7", or "-" for none.
-func Numbers(partitions []int) string {
+// FormatPartitions returns partitions as "3", "0-3,7", or "-" for none.
+func FormatPartitions(partitions []int) string {
 	if len(partitions) == 0 {
 		return "-"
 	}
@@ -671,8 +679,8 @@ func Numbers(partitions []int) string {
 	return b.String()
 }
 
-// String shows the group in one line: generation 3 active {a:0/2 b:1/2 c:-},
-// with * on members that still hold an older generation; and what is ordered.
+// String returns the group in one line: generation 3 active {a:0/2 b:1/2 c:-},
+// with * on members that still hold an older generation, and the orders in effect.
 func (g Group) String() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "generation %d %s {", g.Generation, g.Phase)
@@ -680,7 +688,7 @@ func (g Group) String() string {
 		if i > 0 {
 			b.WriteByte(' ')
 		}
-		fmt.Fprintf(&b, "%s:%s", m.ID, Numbers(m.Partitions))
+		fmt.Fprintf(&b, "%s:%s", m.ID, FormatPartitions(m.Partitions))
 		if len(m.Partitions) > 0 {
 			fmt.Fprintf(&b, "/%d", g.Total)
 		}
@@ -709,7 +717,7 @@ func (g Group) String() string {
 	return b.String()
 }
 
-// String shows the decision in one line, empty for one that changed nothing.
+// String returns the decision in one line, empty for one that changed nothing.
 func (d Decision) String() string {
 	var parts []string
 	if len(d.Expired) > 0 {

@@ -2,8 +2,15 @@ package protocol
 
 import "time"
 
+// The end of an events table, for a projection that starts with what is new.
+//
+// An Ending promises a position that is never above what is final when it is done, and never
+// below what was final when it began (or when the End that it uses was proven). So such a
+// projection misses no new event, and gets no old ones. It must never take the highest visible
+// position.
+
 // An End is a position of an events table up to which everything was proven to be final.
-// In its epoch that stays so for ever, and so it is kept for the next Ending. Only one
+// In its epoch that never changes, and so it is kept for the next Ending. Only one
 // Ending may use it at a time.
 type End struct {
 	epoch    Epoch
@@ -11,34 +18,31 @@ type End struct {
 	proven   time.Time
 }
 
-// endMax is for how long an Ending that must not wait goes by an End: what became final
-// since is not always known to be, and counts as if it had not. Whoever starts proves one
-// just before.
+// endMax is for how long an Ending that must not wait uses an End: what became final
+// since then may not be known to be, and counts as not final. A worker that starts proves an
+// End just before.
 const endMax = time.Minute
 
 // An Ending finds the position up to which everything is final: where a projection starts
-// that is to get what is new. It is never the highest position:
+// that wants new events only. It is never the highest position:
 //  1. t takes position 5, and 6 is committed;
 //  2. a projection starts above 6, the highest position;
-//  3. t commits: nobody ever hands 5 to the projection.
+//  3. t commits: the projection never gets 5.
 //
-// Nor is it where the first position is missing. Most tables have gaps, of transactions that
-// were rolled back, from years ago; the projection would get all events since. Which gap
-// somebody may still fill, no list of holders says: they have a position, and nobody sees
-// which. So who holds the lock of writers, after the highest position was seen, is waited
-// for, as by a Horizon: then everything up to that position is final.
+// Nor is it the first position that is missing. Most tables have gaps, of transactions that
+// were rolled back years ago; the projection would get all events since. Which gap may
+// still be filled, no list of holders shows: a holder has taken a position, but not which one
+// is visible. So the transactions that hold the lock of writers, after the highest position was
+// read, are waited for, as by a Horizon: then everything up to that position is final.
 //
-//	ask ──▶ high ──▶ holders ──▶ done                   (nobody holds it)
-//	                    ├──▶ ahead … ──▶ done           (a known End, and no patience)
-//	                    └──▶ holders … ──▶ done         (those have ended)
+//	ask ──▶ high ──▶ holders ──▶ done                   (there are no holders)
+//	                    ├──▶ ahead … ──▶ done           (it knows an End, and is not patient)
+//	                    └──▶ holders … ──▶ done         (the holders have ended)
 //
 // One that must not wait, since others wait for it, begins at an End that another one has
-// just proven: the first position that is missing above that may be one that somebody fills,
-// and everything below it is final. If it is not, since its transaction was rolled back in
+// just proven: the first position that is missing above the End may still be filled,
+// and everything below it is final. If it never is, since its transaction was rolled back in
 // that short time, the answer is what was final a moment ago.
-//
-// So the position is never above what is final when the Ending is done, and never below
-// what was final when it began, or the End was proven that it goes by.
 type Ending struct {
 	known   *End
 	patient bool
@@ -50,19 +54,19 @@ type Ending struct {
 	wait  Horizon
 }
 
-// NewEnding returns an Ending. It is patient if it may wait for whoever writes; it waits as
-// well where no End is known.
+// NewEnding returns an Ending. A patient one waits for the transactions that write; any other
+// one waits only if no End is known.
 func NewEnding(known *End, patient bool) Ending { return Ending{known: known, patient: patient} }
 
-// Next takes the answer to the latest action and returns what to do now, as a Reading does.
-// A ReadHolders with Pause is to be asked a little later. The position is Passed of ReadDone.
+// Next takes the answer to the latest action and returns the next one, as a Reading does.
+// The position is Passed of ReadDone.
 func (e *Ending) Next(now time.Time, a ReadAnswer) ReadAction {
 	action := e.advance(now, a)
 	e.doing = action.Do
 	return action
 }
 
-// Waiting returns whom the Ending waits for.
+// Waiting returns what the Ending waits for, and whether it does.
 func (e *Ending) Waiting() (GapWait, bool) { return e.wait.Waiting() }
 
 func (e *Ending) advance(now time.Time, a ReadAnswer) ReadAction {
@@ -96,11 +100,11 @@ func (e *Ending) begin() ReadAction {
 	return ReadAction{Do: ReadAsk}
 }
 
-// again begins anew, since what was found does not belong together.
+// again begins once more, since the answers are not of one epoch.
 func (e *Ending) again() ReadAction {
 	*e.known = End{}
 	if e.begun == readBegins {
-		return ReadAction{Do: ReadRefuse, Why: "the server, the events table or its sequence became another one while its end was looked for, several times in a row"}
+		return ReadAction{Do: ReadRefuse, Why: "the connections led to another server, or the events table or its sequence was replaced, several times in a row while its end was determined"}
 	}
 	return e.begin()
 }
@@ -113,7 +117,7 @@ func (e *Ending) highest(a ReadAnswer) ReadAction {
 	return ReadAction{Do: ReadHigh, Epoch: e.epoch}
 }
 
-// holders takes a list of those who may fill a gap below the highest position.
+// holders takes a list of the transactions that may fill a gap below the highest position.
 func (e *Ending) holders(now time.Time, holders []Holder) ReadAction {
 	_, waiting := e.wait.Waiting()
 	switch {
@@ -130,7 +134,7 @@ func (e *Ending) holders(now time.Time, holders []Holder) ReadAction {
 	return ReadAction{Do: ReadHolders, Pause: true}
 }
 
-// recent reports whether there is an End to go by.
+// recent reports whether there is an End that is recent enough to use.
 func (e *Ending) recent(now time.Time) bool {
 	since := now.Sub(e.known.proven)
 	return e.known.epoch != "" && since >= 0 && since <= endMax
@@ -142,7 +146,7 @@ func (e *Ending) prove(now time.Time) ReadAction {
 	return e.done(e.high)
 }
 
-// check looks for the first position that is missing above one up to which everything is
+// check searches for the first missing position above one up to which everything is
 // final. What is visible up to there is final as well.
 func (e *Ending) check(after int64) ReadAction {
 	return ReadAction{Do: ReadAhead, Epoch: e.epoch, Reaches: after, After: after}

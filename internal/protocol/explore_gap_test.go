@@ -79,14 +79,14 @@ const (
 )
 
 type tableReader struct {
-	scoped  bool  // it is not to see odd positions
-	after   int64 // everything up to here was handed out
-	reading Reading
-	action  ReadAction // ReadStart: there is no reading
-	looked  bool       // the action's answer is there
-	turn    bool
-	answer  ReadAnswer
-	page    []int64
+	scoped   bool  // it is not to see odd positions
+	after    int64 // everything up to here was handed out
+	reading  Reading
+	action   ReadAction // ReadStart: there is no reading
+	answered bool       // the action's answer is there
+	turn     bool
+	answer   ReadAnswer
+	page     []int64
 }
 
 func newGapWorld(limit int, budget gapBudget, bugs gapBugs) *gapWorld {
@@ -103,7 +103,7 @@ func (w *gapWorld) withScope() *gapWorld {
 
 const (
 	toCommit = iota
-	toLook   // a reader's statement
+	toQuery  // a reader's statement
 	toNext   // a reader's step
 	toRead   // a reading begins
 	toRollback
@@ -141,12 +141,12 @@ func (w *gapWorld) moves(all []move) (_ []move, fair bool) {
 			if waiting || r.after < w.high() {
 				add(toRead, i, 0)
 			}
-		case r.looked:
+		case r.answered:
 			add(toNext, i, 0)
 		case !r.action.Turn || r.turn || w.bugs.noTurns || !w.readers[1-i].turn:
-			add(toLook, i, 0)
+			add(toQuery, i, 0)
 			if w.left.astray > 0 {
-				add(toLook, i, 1)
+				add(toQuery, i, 1)
 			}
 		}
 	}
@@ -173,7 +173,7 @@ func (w *gapWorld) moves(all []move) (_ []move, fair bool) {
 		}
 	}
 	for i := range w.readers {
-		if r := &w.readers[i]; r.action.Do != ReadStart && !r.looked && w.left.fail > 0 {
+		if r := &w.readers[i]; r.action.Do != ReadStart && !r.answered && w.left.fail > 0 {
 			add(toFail, i, 0)
 		}
 	}
@@ -208,7 +208,7 @@ func (w *gapWorld) make(m move) {
 	switch m.what {
 	case toCommit, toRollback, toOpen, toPlace, toPrepare, toLock, toSavepoint:
 		t = &w.writers[m.who]
-	case toRead, toLook, toNext, toFail:
+	case toRead, toQuery, toNext, toFail:
 		r = &w.readers[m.who]
 	}
 	switch m.what {
@@ -280,7 +280,7 @@ func (w *gapWorld) make(m move) {
 		}
 		r.answer, r.page = ReadAnswer{}, nil
 		w.next(r)
-	case toLook:
+	case toQuery:
 		w.left.astray -= m.which
 		w.look(r, m.which == 1)
 	case toNext:
@@ -344,7 +344,7 @@ func (w *gapWorld) sees(r *tableReader, position int64) []int64 {
 //
 // A standby, astray, shows what is committed, and nobody who writes.
 func (w *gapWorld) look(r *tableReader, astray bool) {
-	r.looked, r.turn, r.answer = true, r.action.Turn, ReadAnswer{}
+	r.answered, r.turn, r.answer = true, r.action.Turn, ReadAnswer{}
 	switch asks := r.action.Do == ReadAsk || r.action.Do == ReadHolders; {
 	case asks && !w.bugs.epochIgnored:
 		r.answer.Epoch, r.answer.High = w.where(), w.high()
@@ -401,7 +401,7 @@ func (w *gapWorld) next(r *tableReader) {
 	if known := w.horizon; w.bugs.horizonKept && r.answer.Epoch != "" && known.epoch != r.answer.Epoch {
 		w.horizon.epoch = r.answer.Epoch
 	}
-	r.action, r.looked = r.reading.Next(testStart, r.answer), false
+	r.action, r.answered = r.reading.Next(testStart, r.answer), false
 	r.turn = r.turn && r.action.Turn
 	if r.action.Do == ReadRefuse {
 		*r = tableReader{scoped: r.scoped, after: r.after}
@@ -514,12 +514,12 @@ func (w *gapWorld) readerKey(k *keyWriter, r tableReader) {
 	g := r.reading
 	k.number(int64(g.begun), r.action.Reaches)
 	k.text(string(g.epoch))
-	k.flags(r.looked, r.turn, g.beginning, r.answer.Stale, r.answer.Broken != "")
+	k.flags(r.answered, r.turn, g.beginning, r.answer.Stale, r.answer.Broken != "")
 	var page []int64
 	switch {
 	case g.doing == ReadPage:
 		k.number(g.final)
-		if r.looked {
+		if r.answered {
 			page = r.page
 		}
 	case g.doing == ReadHigh:
@@ -534,7 +534,7 @@ func (w *gapWorld) readerKey(k *keyWriter, r tableReader) {
 	}
 	k.number(int64(len(page)))
 	k.number(page...)
-	if r.looked {
+	if r.answered {
 		k.number(r.answer.High, r.answer.Last, r.answer.Missing)
 		k.text(string(r.answer.Epoch))
 		holdersKey(k, r.answer.Holders)
@@ -566,7 +566,7 @@ func (w *gapWorld) tell(m move) string {
 		switch m.what {
 		case toRead:
 			return r + fmt.Sprintf("begins to read after %d", reader.after)
-		case toLook:
+		case toQuery:
 			r += map[ReadDo]string{ReadAsk: "asks where it is", ReadHolders: "lists the holders", ReadPage: "reads a page", ReadAhead: "looks ahead for a gap", ReadHigh: "looks for the highest position"}[reader.action.Do]
 			if m.which == 1 {
 				r += ", at a standby"
@@ -639,7 +639,7 @@ func (w *gapWorld) String() string {
 // has begun to wait for that.
 func (w *gapWorld) waiting() *gapWorld {
 	for _, m := range []move{{toOpen, 0, 0}, {toPlace, 0, 0}, {toOpen, 1, 0}, {toPlace, 1, 0}, {toCommit, 1, 0}, {toRead, 0, 0},
-		{toLook, 0, 0}, {toNext, 0, 0}, {toLook, 0, 0}, {toNext, 0, 0}, {toLook, 0, 0}, {toNext, 0, 0}} {
+		{toQuery, 0, 0}, {toNext, 0, 0}, {toQuery, 0, 0}, {toNext, 0, 0}, {toQuery, 0, 0}, {toNext, 0, 0}} {
 		w = w.after(m)
 	}
 	return w

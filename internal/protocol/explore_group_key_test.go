@@ -70,7 +70,7 @@ func (w *groupWorld) checkpointKey(k *keyWriter, c Checkpoint) {
 
 func requestKey(k *keyWriter, r Request) {
 	k.text(string(r.Worker))
-	k.flags(r.Join, r.Leave, r.Heartbeat, r.Look, r.Vacate > 0)
+	k.flags(r.Join, r.Leave, r.Heartbeat, r.ReadOnly, r.Vacate > 0)
 	k.number(r.Stopped, int64(min(r.Watch.For, groupTiming.Lease)/time.Millisecond), int64(r.Watch.Errors[0]/time.Microsecond), int64(r.Watch.Errors[1]/time.Microsecond)) // all have the same lease
 	k.time(r.Watch.Seen)
 }
@@ -253,8 +253,8 @@ func tellRequest(r Request) string {
 		what = "join"
 	case r.Leave:
 		what = "leave"
-	case r.Look:
-		what = "look"
+	case r.ReadOnly:
+		what = "read-only heartbeat"
 	case r.Heartbeat:
 		what = "heartbeat"
 	}

@@ -311,9 +311,9 @@ func (w *groupWorld) lane(i int, answer LaneAnswer) {
 		return
 	}
 	switch r.action.End {
-	case Alone:
+	case EndFenced:
 		p.inputs = append(p.inputs, Refused{r.assignment.Generation})
-	case Asked:
+	case EndRequested:
 	default:
 		w.fail("the lane of %s gives up: %v", p.name, r.action)
 	}
@@ -491,7 +491,7 @@ func (w *groupWorld) carryOut(r Request) (_ View, ok bool) {
 		}
 		if before.Spares(r, g) {
 			v := g.View(r.Worker, now, d)
-			v.OnlySeen = true
+			v.ReadOnly = true
 			return v, true
 		}
 		w.stepAt = d.StepAt

@@ -1,36 +1,45 @@
 package protocol
 
-// Facts are what is known of an error, whatever its type. Who has the error finds
-// them out (see store.FactsOf); what they mean for a lane, Classify says.
+// What an error means.
+//
+// The package gets facts of an error and never the error: a driver finds the facts out. This
+// file promises that each error has one meaning, for the library and for the simulation alike.
+// It must never end a worker, with all of its projections, for what one handler has caused, and
+// never let an error pass by itself without end.
+
+// Facts are what is known of an error, whatever its type. The driver finds
+// them out (see store.FactsOf); Classify returns what they mean for a lane.
 type Facts struct {
 	Failed bool   // there is an error
-	State  string // SQLSTATE, where the server has sent one
+	State  string // SQLSTATE, if the server has sent one
 
 	Lost     bool // the connection to the database is gone, or could not be used
-	Network  bool // the error is about a network, nobody knows which
+	Network  bool // the error is about a network, perhaps not the database's
 	Deadline bool // a deadline has passed
 	Canceled bool // a context was cancelled
-	Closed   bool // the pool of connections was closed by the program
-	// The connection string can't be parsed, or says what its driver can't do.
+	Closed   bool // the program has closed the pool of connections
+	// Malformed is true if the connection string can't be parsed, or names what its
+	// driver can't do.
 	Malformed bool
 	Done      bool // the transaction is over for its driver
 
-	Final   bool // whoever returned it says that trying again can't help
-	Refused bool // the fence let nothing through
+	Final   bool // the handler has returned a permanent error
+	Refused bool // the fence matched no row
 	Ended   bool // the handler has ended its transaction
 	Idled   bool // the handler has left its transaction idle for too long
 
 	Taken    bool // another replica set has one of the worker's projections
 	Over     bool // and the lease of its worker there is over
-	Stranger bool // the worker reads another event stream than its replica set
+	Stranger bool // the worker's configuration does not fit the replica set: another event stream, a retired projection, a rebuild of what it can't follow
 }
 
-// Transient reports whether the server says that trying again helps by itself: it
-// has chosen this transaction to break a tie, it starts, stops or is full, or the
+// Transient reports whether trying again should help by itself: the server has ended this
+// transaction because of a deadlock or conflict, it starts, stops or is full, or the
 // connection was lost.
 func (f Facts) Transient() bool { return f.tie() || f.cut() }
 
-// tie reports whether the server has chosen the transaction to break a tie.
+// tie reports whether the server has ended the transaction because of a conflict with
+// another one: a serialization failure or a deadlock.
 func (f Facts) tie() bool { return f.State == "40001" || f.State == "40P01" }
 
 // cut reports whether the connection was lost, or can't be had at the time.
@@ -42,9 +51,9 @@ func (f Facts) cut() bool {
 	return f.class() == "08" || f.State == "" && f.Lost
 }
 
-// Passing reports whether an error of a statement of the library's own passes by
+// Passing reports whether an error of a statement of the library's own should pass by
 // itself. Unlike a handler's, that statement is known to be right and to be quick, so
-// whatever limits it has met are somebody else's doing.
+// other sessions are the cause of any limit that it has met.
 func (f Facts) Passing() bool {
 	switch f.class() {
 	case "08", "40", "53", "57", "58":
@@ -56,8 +65,8 @@ func (f Facts) Passing() bool {
 // Permanent reports whether trying again can't help: what a statement names does not
 // exist or may not be used (class 42), the schema or the database is not there (3F,
 // 3D), the value can't be stored (22), the connection string can't be used, or the
-// program has closed the pool. A login that is refused (28) passes: passwords are
-// changed, and some drivers ask for a new one for each connection.
+// program has closed the pool. A refused login (28) is not permanent: passwords are
+// changed, and some drivers fetch a new one for each connection.
 func (f Facts) Permanent() bool {
 	if f.Canceled || f.Deadline {
 		return false
@@ -69,8 +78,8 @@ func (f Facts) Permanent() bool {
 	return f.Closed || f.Malformed
 }
 
-// ForItsSize reports whether a read may have failed because it was of so much: it took
-// too long, or too much memory, or it held what can't be sent.
+// ForItsSize reports whether a read may have failed because it was too large: it took
+// too long, or too much memory, or it held a value that can't be sent.
 func (f Facts) ForItsSize() bool {
 	switch f.class() {
 	case "22", "53", "54", "XX":
@@ -79,27 +88,27 @@ func (f Facts) ForItsSize() bool {
 	return f.Deadline || f.State == "57014" // query_canceled, by statement_timeout
 }
 
-// Away reports whether an error says no more than that the database can't be reached or
-// is busy: whoever starts waits for it. What net/url could not parse, a connection
-// string, is an error of the network as well.
+// Away reports whether the error only means that the database can't be reached or
+// is busy: a worker that starts waits for it. (A connection string that net/url could not
+// parse is an error of the network as well, and is excluded.)
 func (f Facts) Away() bool {
 	return f.Passing() || f.Deadline || f.Network && !f.Malformed
 }
 
-// A SyncFailure says what the error of a coordination request means for its worker.
+// A SyncFailure is why a coordination request ends its worker.
 type SyncFailure string
 
 const (
-	SyncPasses   SyncFailure = "" // trying again may help
+	SyncPasses   SyncFailure = "" // it does not: trying again may help
 	SyncTaken    SyncFailure = "another replica set runs one of its projections"
 	SyncStranger SyncFailure = "it reads another event stream than its replica set"
 	SyncDenied   SyncFailure = "the database refuses coordination"
 )
 
-// Coordination says what an error means for the worker whose request has failed. A
-// projection of another set whose worker seems dead is waited for: that worker will be
-// removed, and then it is free. One whose worker lives is a mistake in the configuration,
-// as is another event stream; trying again would only hide it.
+// Coordination returns what an error means for the worker whose request has failed. A
+// projection of another replica set whose worker seems dead is waited for: once that worker is
+// removed, the projection is free. If that worker is alive, the configuration is wrong,
+// as it is with another event stream; trying again would only hide it.
 func (f Facts) Coordination() SyncFailure {
 	switch {
 	case f.Stranger:
@@ -121,19 +130,19 @@ func (f Facts) class() string {
 	return f.State[:2]
 }
 
-// Classify says what an error means for a lane that was doing something. suspended:
-// the library has cancelled the handler's context by then, or was about to.
+// Classify returns what an error means for a lane whose action do has failed. suspended is
+// whether the library had cancelled the handler's context by then, or was about to.
 //
-// An error of the handler is the handler's, unless the short list of Transient says
-// otherwise; and what is on that list is not on it without end (see Lane.passes). The
-// limits that a handler can run into are no part of it: 57014 (statement_timeout),
+// An error of a handler counts as the handler's failure, except those few of Transient; and
+// these are excepted for a limited time only (see Lane.passes). The
+// limits that a handler can run into are not among them: 57014 (statement_timeout),
 // 53400, 53200, 55P03, a deadline of its own. A handler that always runs into one
-// would be called for ever. What a handler calls permanent is, whatever else it is.
+// would be called without end. An error that a handler calls permanent is permanent.
 //
-// A tie is broken at the cost of what the handler did, so it is a failure that passes. A
-// connection that was lost says nothing of the handler (Cut).
+// A deadlock or conflict has undone what the handler did, so it is a failure that passes. A
+// lost connection tells nothing about the handler (Cut).
 //
-// What follows a handler in its transaction is the handler's doing as well. The
+// What follows a handler in its transaction is the handler's failure as well. The
 // statement that moves the checkpoint, and names nothing but what the lane has just
 // read, can fail for good only because of what the handler has left: a failed
 // transaction, open rows, another role. That must not end the worker, with all of its
@@ -170,7 +179,7 @@ func classifyHandle(f Facts, inTransaction bool) Failure {
 		return Fault
 	case f.tie():
 		return Passing
-	case f.cut() || inTransaction && f.Network: // a plain handler's network is its own affair
+	case f.cut() || inTransaction && f.Network: // a plain handler may talk to any other network
 		return Cut
 	}
 	return Fault

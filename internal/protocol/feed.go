@@ -6,24 +6,30 @@ import (
 	"time"
 )
 
-// A FeedConfig says how a Feed reads.
+// One read of the event stream for all lanes of a process.
+//
+// A Feed promises that each lane gets every event above its position, in order, and that it
+// keeps about FeedConfig.Bytes in memory at most. It must never hold the foremost lane back for
+// a slow one, and never depend on a notification: it polls, with notifications less often.
+
+// A FeedConfig is how a Feed reads.
 type FeedConfig struct {
 	// Bytes is how much of the stream may be kept in memory.
 	Bytes int
 	// Page is the most events to read at once.
 	Page int
-	// Poll is the longest time between two looks for new events.
+	// Poll is the longest time between two polls for new events.
 	Poll time.Duration
-	// BySlot says that the event store can leave out what is in the slots of
+	// BySlot is true if the event store can leave out events in the slots of
 	// others.
 	BySlot bool
 }
 
 const (
-	// pollFirst is how soon to look again after a look that found nothing.
+	// pollFirst is how soon to poll again after a poll that found nothing.
 	pollFirst = 5 * time.Millisecond
-	// hintedPolls is how many times FeedConfig.Poll there may be between two looks while
-	// hints of new events come.
+	// hintedPolls is how many times FeedConfig.Poll the longest time between two polls is
+	// while notifications of new events come.
 	hintedPolls = 5
 	// aheadPages is how many pages to have beyond the foremost lane: one that
 	// it is about to begin, and one that is on its way.
@@ -32,33 +38,33 @@ const (
 	firstPage = 100
 )
 
-// A Feed reads an event stream once for all lanes of a process that stand near
-// each other. It decides what to read, what to keep, and what to serve to whom;
+// A Feed reads an event stream once for all lanes of a process that are near
+// each other. It decides what to read, what to keep, and what to serve to which lane;
 // it never sees an event.
 //
 // It keeps windows: pages that follow one another, and the read behind them. A
-// lane is served from a window that reaches its position. One that stands
-// elsewhere gets a window of its own; when that meets another, the lane goes
-// over to it. A window in which nobody stands is forgotten.
+// lane is served from a window that reaches its position. One whose position is in no window
+// gets a window of its own; when that meets another, the lane moves
+// over to it. A window without lanes is dropped.
 //
 //	window of a laggard          window of the others
 //	──[page][page]▷ ─────────────[page][page][page][page]▷
 //	    ▲                             ▲         ▲   ▲
 //	  lane c                        lane a    lanes b, d
 //
-// Where the lanes have a small part of all slots, a window has that part, and a
+// If the lanes have a small part of all slots, a window has that part, and a
 // backlog is read without the rest. That takes two round trips, so at the end of
 // the stream everything is read.
 //
-// What it serves is the past of the events table, and final: it holds under any
-// generation, and whoever is fenced may still have read it.
+// What it serves is final: it is the same under any generation, so it does no harm if a fenced
+// lane reads it.
 type Feed struct {
 	config  FeedConfig
 	lanes   []*FeedLane
 	windows []*window // in the order in which they were opened
 	opened  int
 	sizes   sizes // of the events that were read last, in any window
-	trusted int   // workers that hear hints of new events
+	trusted int   // workers that get notifications of new events
 }
 
 // A FeedLane is a lane as the feed knows it.
@@ -73,7 +79,7 @@ type FeedLane struct {
 type window struct {
 	number int
 	scope  int
-	slots  *SlotSet // of which there is everything; nil: of all
+	slots  *SlotSet // the slots whose events are all there; nil: all slots
 	start  int64
 	pages  []FeedPage
 
@@ -86,20 +92,20 @@ type window struct {
 	// long that was.
 	quiet   time.Time
 	backoff time.Duration
-	// bad is what the latest read has found, if that is not what an event store
-	// may return. Whoever asks for it gets it as it is, and finds out.
+	// bad is what the latest read has found, if an event store may not return that. A
+	// lane that asks for it gets it as it is, and refuses it.
 	bad *FeedPage
 }
 
 // A FeedPage is what a read has found.
 type FeedPage struct {
 	Keys []Key
-	// Passed is up to where the reader has seen everything.
+	// Passed is the position up to which everything was read.
 	Passed int64
-	// More says that the read was cut short by its limits.
+	// More is true if the read was cut short by its limits.
 	More  bool
 	Bytes int
-	// Events are for whoever keeps them.
+	// Events are the driver's.
 	Events any
 }
 
@@ -110,14 +116,14 @@ func NewFeed(c FeedConfig) *Feed { return &Feed{config: c} }
 func (f *Feed) Configure(c FeedConfig) { f.config = c }
 
 // Enter adds a lane of a scope, on a partition. Scope 0 is the whole stream, from
-// which all others may be served as well.
+// which lanes of all other scopes may be served as well.
 func (f *Feed) Enter(scope, partition, total int) *FeedLane {
 	l := &FeedLane{scope: scope, slots: SlotsOf(partition, total)}
 	f.lanes = append(f.lanes, l)
 	return l
 }
 
-// Leave takes a lane away.
+// Leave removes a lane.
 func (f *Feed) Leave(l *FeedLane) {
 	f.lanes = slices.DeleteFunc(f.lanes, func(o *FeedLane) bool { return o == l })
 	f.forget()
@@ -125,19 +131,19 @@ func (f *Feed) Leave(l *FeedLane) {
 
 // A Serving is what a lane is served.
 type Serving struct {
-	// Wait: the window's read is under way, or is to begin; ask again after it.
+	// Wait is true if the window's read is under way, or is to begin: ask again after it.
 	Wait   bool
 	Window int
-	// Failed is why the latest read has; the next is not due yet.
+	// Failed is the error of the latest read; the next read is not due yet.
 	Failed error
-	// Whole says that the page is of the whole stream, whatever the lane's scope.
+	// Whole is true if the page is of the whole stream, whatever the lane's scope.
 	Whole bool
-	// The lane gets Count events of the page, from First on. None, and Passed
-	// where it has asked, is that there is nothing new.
+	// The lane gets Count events of the page, from First on. If Count is 0 and Passed is
+	// the position for which it has asked, there is nothing new.
 	Page         FeedPage
 	First, Count int
 	Passed       int64
-	// More says that there is more to be had at once.
+	// More is true if there is more to be had at once.
 	More bool
 }
 
@@ -174,9 +180,9 @@ func (f *Feed) Ask(now time.Time, l *FeedLane, after int64, limit int) Serving {
 	return s
 }
 
-// find returns the window that serves a lane: of those that reach its position
-// the one that has read furthest, rather of the whole stream than of its scope,
-// and of more slots than of fewer; or a new one.
+// find returns the window that serves a lane: of those that reach its position, one of the
+// whole stream before one of its scope, then the one of the most slots, then the one that has
+// read furthest; or a new one.
 func (f *Feed) find(l *FeedLane, after int64) *window {
 	var best *window
 	for _, w := range f.windows {
@@ -192,9 +198,9 @@ func (f *Feed) find(l *FeedLane, after int64) *window {
 	return best
 }
 
-// slots returns those of a new window for a lane: the slots of all lanes that read
-// the whole stream, so that they can meet there. Whoever enters later with others
-// gets a window of its own, in which these can meet it. Of more than half of all
+// slots returns the slots of a new window for a lane: those of all lanes that read
+// the whole stream, so that they can meet there. A lane that enters later with other slots
+// gets a window of its own, in which these can meet it. For more than half of all
 // slots, it is cheaper to read everything.
 func (f *Feed) slots(l *FeedLane) *SlotSet {
 	if !f.config.BySlot || l.scope != 0 {
@@ -213,7 +219,7 @@ func (f *Feed) slots(l *FeedLane) *SlotSet {
 }
 
 // serves reports whether the window has all of the lane's slots, and is of its
-// scope, or of the whole stream, if that has to be read for somebody anyway.
+// scope, or of the whole stream if a lane of the whole stream is in it.
 func (f *Feed) serves(w *window, l *FeedLane) bool {
 	if w.slots != nil && !w.slots.Covers(&l.slots) {
 		return false
@@ -240,7 +246,7 @@ func (w *window) width() int {
 	return w.slots.Len()
 }
 
-// end returns the position up to which the window has seen everything.
+// end returns the position up to which the window has read everything.
 func (w *window) end() int64 {
 	if n := len(w.pages); n > 0 {
 		return w.pages[n-1].Passed
@@ -248,8 +254,8 @@ func (w *window) end() int64 {
 	return w.start
 }
 
-// span returns where the hindmost and the foremost lane of a window stand, and
-// whether there is one.
+// span returns the positions of the hindmost and the foremost lane of a window, and
+// whether there is a lane.
 func (f *Feed) span(w *window) (hindmost, foremost int64, any bool) {
 	for _, l := range f.lanes {
 		if l.window != w {
@@ -263,8 +269,7 @@ func (f *Feed) span(w *window) (hindmost, foremost int64, any bool) {
 	return hindmost, foremost, any
 }
 
-// forget drops the windows in which nobody stands, and the pages that everybody
-// has passed.
+// forget drops the windows without lanes, and the pages that all lanes have passed.
 func (f *Feed) forget() {
 	f.windows = slices.DeleteFunc(f.windows, func(w *window) bool {
 		hindmost, _, any := f.span(w)
@@ -283,9 +288,9 @@ func (w *window) drop() {
 }
 
 // A Fetch is a read for a window: of its scope's events above After, at most
-// Limit of them, and not much more than Bytes. What is not in Slots may be left
-// out, unless that is nil. More says that the read before was cut short, so that
-// there will be many.
+// Limit of them, and not much more than Bytes. Events that are not in Slots may be left
+// out, unless Slots is nil. More is true if the read before was cut short, so that
+// many events are to be expected.
 type Fetch struct {
 	Window, Scope int
 	Slots         *SlotSet
@@ -294,8 +299,7 @@ type Fetch struct {
 	More          bool
 }
 
-// Fetches returns the reads to begin now. Fetched takes what each has found, or
-// Failed says that it has failed.
+// Fetches returns the reads to begin now. Each is answered with Fetched or Failed.
 func (f *Feed) Fetches(now time.Time) []Fetch {
 	f.forget()
 	var out []Fetch
@@ -315,9 +319,9 @@ func (f *Feed) Fetches(now time.Time) []Fetch {
 	return out
 }
 
-// due reports whether to read on: a lane stands at the window's end and it is
-// time to look; or one is about to get there, there is more, and room for it. So
-// nobody is pushed out of the window for the sake of reading ahead.
+// due reports whether to read on: a lane is at the window's end and it is
+// time to poll; or one is about to get there, there is more, and room for it. So
+// no lane is pushed out of the window by reading ahead.
 func (f *Feed) due(w *window, now time.Time) bool {
 	_, foremost, _ := f.span(w)
 	switch {
@@ -340,8 +344,8 @@ func (f *Feed) due(w *window, now time.Time) bool {
 // share is how much one window may keep.
 func (f *Feed) share() int { return f.config.Bytes / max(1, len(f.windows)) }
 
-// page returns how many bytes to read at once: so many that as many pages fit as are
-// to be ahead, and the one that is served.
+// page returns how many bytes to read at once: so many that aheadPages pages fit, and the one
+// that is served.
 func (f *Feed) page() int { return f.share() / (aheadPages + 1) }
 
 // A sizes is what is known of how large events are, and of how many can be read at once.
@@ -349,11 +353,11 @@ type sizes struct {
 	// Of what was read lately: each page counts half as much as the next.
 	bytes, events int
 	last          int // bytes of an event of the latest page
-	most          int // after a read that was too large: no more events than that; 0: there was none
+	most          int // the most events to read after a read that was too large; 0: there was none
 }
 
 // limit returns how many events to read at once, of at most page, to get about bytes.
-// Where sizes differ, it goes by the larger ones, and aims below bytes: a page that
+// If sizes differ, the larger ones count, and it aims below bytes: a page that
 // gets larger than that is cut, which costs a connection.
 func (s *sizes) limit(page, bytes int) int {
 	limit := min(page, firstPage)
@@ -367,7 +371,7 @@ func (s *sizes) limit(page, bytes int) int {
 	return max(1, limit)
 }
 
-// took takes a page in. What was too large once is tried again, little by little.
+// took takes a page in. After a read that was too large, the limit grows again little by little.
 func (s *sizes) took(events, bytes, page int) {
 	if s.most > 0 {
 		s.most += max(1, s.most/8)
@@ -382,7 +386,7 @@ func (s *sizes) took(events, bytes, page int) {
 	s.last = (bytes + events - 1) / events
 }
 
-// Fetched takes what a read has found, and reports whether there is anything
+// Fetched takes in what a read has found, and reports whether there is anything
 // new.
 func (f *Feed) Fetched(now time.Time, number int, p FeedPage) bool {
 	w := f.window(number)
@@ -402,15 +406,14 @@ func (f *Feed) Fetched(now time.Time, number int, p FeedPage) bool {
 	w.pages = append(w.pages, p)
 	w.sizes.took(len(p.Keys), p.Bytes, f.config.Page)
 	f.sizes = w.sizes
-	// Those who are slow are left behind for the sake of the foremost, and it is
-	// never driven on.
+	// Drop pages that only slow lanes need; never drop what the foremost lane needs.
 	for _, foremost, _ := f.span(w); w.pages[0].Passed <= foremost && w.bytes() > f.share(); {
 		w.drop()
 	}
 	return true
 }
 
-// ascends reports whether the positions do, from above after.
+// ascends reports whether the positions ascend from above after.
 func ascends(after int64, page []Key) bool {
 	for _, k := range page {
 		if k.Position <= after {
@@ -421,8 +424,8 @@ func ascends(after int64, page []Key) bool {
 	return true
 }
 
-// Failed says that a read has failed; and whether that may be for its size: of time,
-// of memory, or of an event in it. Then the next one is for half as many.
+// Failed takes in that a read has failed. size is whether it may have been too large (see
+// Facts.ForItsSize): then the next one is for half as many events.
 func (f *Feed) Failed(now time.Time, number int, why error, size bool) {
 	w := f.window(number)
 	if w == nil {
@@ -435,7 +438,7 @@ func (f *Feed) Failed(now time.Time, number int, why error, size bool) {
 	w.rest(now, min(f.config.Poll, retryMax))
 }
 
-// rest puts the next read off, each time for longer.
+// rest delays the next read, each time for longer.
 func (w *window) rest(now time.Time, most time.Duration) {
 	w.backoff = min(max(2*w.backoff, pollFirst), most)
 	w.quiet = now.Add(w.backoff)
@@ -456,10 +459,10 @@ func (w *window) bytes() (n int) {
 	return n
 }
 
-// Hint says that there may be new events: look as soon, and as often, as if there
-// had just been some. No sooner, for hints may be many and wrong; nor after a
-// failure, of which they know nothing. A read that is under way may be older than
-// the hint: if it finds nothing, the next one is as soon.
+// Hint takes in a notification that there may be new events: the feed polls as soon, and as
+// often, as if there had just been some. No sooner, since notifications may be many and wrong;
+// and not after a failure, about which they tell nothing. A read that is under way may be older
+// than the notification: if it finds nothing, the next one is as soon.
 func (f *Feed) Hint() {
 	for _, w := range f.windows {
 		if w.failed == nil && w.backoff > pollFirst {
@@ -471,12 +474,12 @@ func (f *Feed) Hint() {
 	}
 }
 
-// A Hearing is what happens to a worker's connection for hints of new events.
+// A Hearing is what happens to a worker's connection for notifications of new events.
 type Hearing int
 
 const (
-	HintsUp   Hearing = iota + 1 // it is there, and hints may come
-	HintHeard                    // one has come
+	HintsUp   Hearing = iota + 1 // it is there, and notifications may come
+	HintHeard                    // a notification has come
 	HintsDown                    // it is gone
 )
 
@@ -486,24 +489,24 @@ type Ear struct {
 	trusts bool
 }
 
-// Listen adds a worker that may hear hints of new events. Before it goes, it says
-// HintsDown.
+// Listen adds a worker that may get notifications of new events. When it leaves, its driver
+// passes HintsDown to Hear.
 func (f *Feed) Listen() *Ear { return &Ear{feed: f} }
 
-// Hear takes in what has happened. While hints come, the feed looks less often by itself.
+// Hear takes in what has happened. While notifications come, the feed polls less often.
 //
-// That LISTEN has succeeded says nothing: behind a pooler, it does so on a connection that
-// is somebody else's by then, and nothing ever comes. So the feed trusts a connection only
-// once something has come over it, and until it is gone.
+// That LISTEN has succeeded proves nothing: behind a pooler, it does so on a connection that
+// belongs to another client by then, and no notification ever comes. So the feed trusts a
+// connection only once a notification has come over it, and until it is gone.
 //
-//  1. hints come, and the next look is put off for long;
-//  2. an event is appended while the connection is gone, and nobody hears of it;
-//  3. it waits until that look.
+//  1. notifications come, and the next poll is far off;
+//  2. an event is appended while the connection is gone: its notification is lost;
+//  3. it waits until that poll.
 //
-// So when the connection is gone the feed looks at once, and from then on as often as
-// without hints; and when it is back, it looks for what was said before. What is lost on
-// a connection that is there waits for hintedPolls times Poll at most. Simulation: the
-// mutants about hints.
+// So when the connection is gone the feed polls at once, and from then on as often as
+// without notifications; and when it is back, it polls once for what was appended before. If a
+// notification is lost on a connection that is there, its event waits for hintedPolls times
+// Poll at most. Simulation: the mutants about hints.
 func (e *Ear) Hear(h Hearing) {
 	trusts := h == HintHeard
 	switch {
@@ -512,13 +515,13 @@ func (e *Ear) Hear(h Hearing) {
 	case e.trusts && !trusts:
 		e.feed.trusted--
 	case h == HintsDown:
-		return // nothing was put off because of it
+		return // no poll was delayed because of it
 	}
 	e.trusts = trusts
 	e.feed.Hint()
 }
 
-// poll is the longest time between two looks for new events.
+// poll returns the longest time between two polls for new events.
 func (f *Feed) poll() time.Duration {
 	if f.trusted > 0 {
 		return f.config.Poll * hintedPolls
@@ -526,7 +529,7 @@ func (f *Feed) poll() time.Duration {
 	return f.config.Poll
 }
 
-// Next returns when to ask for Fetches again though nothing happens in between.
+// Next returns when to call Fetches again even if nothing happens until then.
 // Zero is never.
 func (f *Feed) Next() time.Time {
 	var at time.Time

@@ -2,47 +2,49 @@ package protocol
 
 import "time"
 
-// A projection that is built anew beside the live one, to take its place, follows that one:
-// on no slot does it go further than the live one has. So what it handles was handled
-// before, and it can be told that: each of its events is a replay. And when the live one
-// has stopped, and the follower stands where that has, on each slot, the follower can take
-// over: what the live one has not handled is then handled by the follower, as new, and by
-// nobody else.
+// Following: a projection that is rebuilt beside the live one, to take its place.
 //
-// Were the follower to run ahead, it would be told that an event is a replay which the live
-// one never handles, and the mail of that event would not be sent:
+// This file promises that on no slot a follower gets further than the live version. So each
+// of its events was handled before, and is marked as a replay. When the live version
+// has stopped, and the follower has reached it on each slot, the follower can take
+// over: it handles what the live one has not handled, as new, and no other projection does.
+//
+// It must never run ahead. Then an event that the live version never handles would be marked
+// as a replay, and the mail of that event would not be sent:
 //  1. the live one has handled 90; the follower handles 100, as a replay;
-//  2. the live one stops, and the follower takes its place: 91 to 100 were new to nobody.
+//  2. the live one stops, and the follower takes its place: 91 to 100 were new to neither.
 
 // Followed is what a follower knows of the live version.
 type Followed struct {
-	// Version is its name; "": there is none. It is for people.
+	// Version is the name of the live version, for people; "" is none.
 	Version string
-	// Live: there is none, or no more. The follower is the live one itself.
+	// Live is true if there is no other live version (any more): the follower is the live
+	// one itself.
 	Live bool
-	// Checkpoints of the live one, by partition. They are read in one piece, and they only
-	// grow, so a reading that is old allows less and never too much.
+	// Checkpoints are those of the live version, by partition. They are read in one piece,
+	// and they only grow, so an old reading allows less and never too much.
 	Checkpoints []Checkpoint
-	// Final: it is stopped where they are, for the follower to reach that.
+	// Final is true if the live version is stopped at Checkpoints, so that the follower can
+	// reach it exactly.
 	Final bool
 }
 
-// followEvery is how often a follower asks where the live version is, when it has come to
-// that; and followFinal how often where that is stopped, and nobody handles what is new.
+// followEvery is how often a follower that has reached the live version reads where that is by
+// now; followFinal is how often if the live version is stopped, and new events wait.
 const (
 	followEvery = 500 * time.Millisecond
 	followFinal = 100 * time.Millisecond
 )
 
-// A Ceiling is how far a follower may go on the slots of its partition: as far as the live
-// version is. While that moves, it is the lowest of them for all slots, since a checkpoint
-// with a mark for each slot is long. In the end it has to be exact.
+// A Ceiling is how far a follower may get on the slots of its partition: as far as the live
+// version. While that runs, the ceiling is the lowest of its frontiers for all slots, since a
+// checkpoint with a mark for each slot is long. When it is stopped, the ceiling is exact.
 type Ceiling struct {
 	Checkpoint
 	Final bool
 }
 
-// ceiling returns how far the lane of a partition may go.
+// ceiling returns how far the lane of a partition may get; nil is no limit.
 func (f Followed) ceiling(partition, total int) *Ceiling {
 	if f.Live {
 		return nil
@@ -68,8 +70,8 @@ func (c *Ceiling) high() int64 {
 	return high
 }
 
-// advance returns the checkpoint of a partition once everything up to a position is handled
-// that is not above the ceiling.
+// advance returns the checkpoint of a partition once everything up to a position, and not above
+// the ceiling, is handled.
 func (c *Ceiling) advance(from Checkpoint, partition, total int, position int64) Checkpoint {
 	frontier := make([]int64, Slots)
 	for slot := partition; slot < Slots; slot += total {
@@ -78,7 +80,7 @@ func (c *Ceiling) advance(from Checkpoint, partition, total int, position int64)
 	return gather(frontier, partition, total)
 }
 
-// Follow sets how far the track may go; nil: as far as the stream does. Nothing is pending.
+// Follow sets how far the track may get; nil is no limit. No event may be pending.
 func (t *Track) Follow(c *Ceiling) {
 	if t.ceiling.same(c) {
 		return
@@ -89,7 +91,7 @@ func (t *Track) Follow(c *Ceiling) {
 	}
 }
 
-// rest returns how long to rest at the ceiling.
+// rest returns how long to pause at the ceiling.
 func (c *Ceiling) rest() time.Duration {
 	if c.Final {
 		return followFinal
@@ -97,11 +99,11 @@ func (c *Ceiling) rest() time.Duration {
 	return followEvery
 }
 
-// AtCeiling reports whether everything that the track may have was read.
+// AtCeiling reports whether everything up to the ceiling was read.
 func (t *Track) AtCeiling() bool { return t.ceiling != nil && t.cursor >= t.ceiling.high() }
 
 // Lacks returns how many positions a projection is behind another one, on the slot on which
-// it is the furthest behind; 0: it has reached it on each.
+// it is the furthest behind; 0 if it has reached the other one on each slot.
 func Lacks(behind, other []Checkpoint) (positions int64) {
 	a, b := Handoff(behind, 1)[0], Handoff(other, 1)[0]
 	for slot := range Slots {

@@ -97,11 +97,11 @@ func followOnce(r *rand.Rand) error {
 		for _, p := range l.pending[:n] {
 			handled[p], order[slots[p]] = true, p
 		}
-		if got := l.Resolve(0, next, Found{Checkpoint: rows[k], Exists: true}); got != Undone {
+		if got := l.Resolve(0, next, Found{Checkpoint: rows[k], Exists: true}); got != NotApplied {
 			return fmt.Errorf("before the commit the row counts as %s", got)
 		}
 		rows[k] = next
-		if got := l.Resolve(0, next, Found{Checkpoint: rows[k], Exists: true}); got != Done {
+		if got := l.Resolve(0, next, Found{Checkpoint: rows[k], Exists: true}); got != Applied {
 			return fmt.Errorf("after the commit the row counts as %s", got)
 		}
 		l.Committed(next, n, testStart)

@@ -255,7 +255,7 @@ func (w *sessionWorld) send(p *proc, r Request) {
 		}
 		view := w.group.View(r.Worker, now, d)
 		if seen {
-			w.group, view.OnlySeen = before, true
+			w.group, view.ReadOnly = before, true
 		}
 		if r.Others {
 			view.Others = w.others(r.Worker)

@@ -6,6 +6,13 @@ import (
 	"strings"
 )
 
+// Slots, checkpoints and marks, and how they are handed over from one number of partitions to
+// another.
+//
+// Handoff promises that no event is lost and none is repeated, whatever the two totals are and
+// however far apart the partitions are. It must never merge the frontiers of two slots upwards:
+// that loses events.
+
 // Slots is the number of hash buckets. It divides by every number to 10 and by
 // 12, 14, 15, 16, 18, 20, 21, 24, …; for such a total, slot mod total is hash
 // mod total, and the partitions are as even as the hash is.
@@ -22,14 +29,14 @@ func SlotOf(aggregateID string) int {
 	return int(hash % Slots)
 }
 
-// A Mark says that one slot is handled up to a position.
+// A Mark is a position up to which one slot is handled, ahead of its checkpoint.
 type Mark struct {
 	Slot     int
 	Position int64
 }
 
 // A Checkpoint is how far a projection is on one partition: every event of the
-// partition at or below Position is handled, and for the slots in Ahead every
+// partition at or below Position is handled, and so is, for the slots in Ahead, every
 // event at or below their own mark.
 type Checkpoint struct {
 	Position int64
@@ -67,10 +74,8 @@ func (c Checkpoint) Equal(o Checkpoint) bool {
 }
 
 // Handoff turns the checkpoints of one partition layout, old[k] for partition
-// k of len(old), into those of another with total partitions. It loses nothing
-// and repeats nothing: each slot's frontier is carried over, whatever the two
-// totals are and however far apart the partitions stand. No old checkpoint at
-// all is a projection that starts from the beginning.
+// k of len(old), into those of another with total partitions. Each slot's frontier is carried
+// over. Without any old checkpoint, the projection starts from the beginning.
 //
 // The tempting alternatives: reusing checkpoints by partition number (1 → 2
 // replays partition 1 from zero; 2 → 3 skips what a lagging partition had not
@@ -98,7 +103,7 @@ func Handoff(old []Checkpoint, total int) []Checkpoint {
 }
 
 // gather makes the checkpoint of partition k of total from the frontiers of
-// its slots. A partition beyond the last slot owns none and stands at 0.
+// its slots. A partition beyond the last slot owns none and is at 0.
 func gather(frontier []int64, k, total int) Checkpoint {
 	var c Checkpoint
 	for slot := k; slot < Slots; slot += total {
@@ -114,7 +119,7 @@ func gather(frontier []int64, k, total int) Checkpoint {
 	return c
 }
 
-// String shows the checkpoint as 120, or as 120+3:150,7:150 with its marks;
+// String returns the checkpoint as 120, or as 120+3:150,7:150 with its marks;
 // more than four marks are counted.
 func (c Checkpoint) String() string {
 	var b strings.Builder

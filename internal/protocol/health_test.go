@@ -35,10 +35,10 @@ func TestHealthOfAWorker(t *testing.T) {
 		live, ready bool
 		detail      string
 	}{
-		{"it has not reached the database: the loop has not begun", nil, time.Hour, true, false, "starts"},
+		{"it has not reached the database: the loop has not begun", nil, time.Hour, true, false, "is starting"},
 		{"its first request is under way", []turn{{0, tick, 0}}, time.Second, true, false, "not answered yet"},
 		{"its first request has failed, and again", []turn{{0, failed, 0}, {time.Second, failed, 0}}, time.Second, true, false, "not answered yet"},
-		{"it waits for a JoinWindow to close", []turn{{0, none, 0}, {5400 * time.Millisecond, none, 0}}, 0, true, false, "joins"},
+		{"it waits for a JoinWindow to close", []turn{{0, none, 0}, {5400 * time.Millisecond, none, 0}}, 0, true, false, "is joining"},
 		{"others drain for it", []turn{{0, none, 0}, {time.Second, assigned, 0}}, 0, true, false, "waits for other workers"},
 		{"others drain for it, for ever", []turn{{0, assigned, 0}, {time.Hour, assigned, 0}}, 0, true, false, "waits for other workers"},
 		{"it runs", runs, 0, true, true, "runs generation 2"},
@@ -50,22 +50,22 @@ func TestHealthOfAWorker(t *testing.T) {
 		{"the database is away, and the lease is over", append(runs, turn{time.Minute, failed, 0}, turn{0, stopped, 0}), 0, true, true, "does not answer"},
 		{"the database is away for a day", append(runs, turn{0, stopped, 0}, turn{24 * time.Hour, failed, 0}), 0, true, true, "does not answer"},
 		// All come back at the same moment, and none has its place yet.
-		{"the database is back after a day", append(runs, turn{0, stopped, 0}, turn{0, failed, 0}, turn{24 * time.Hour, outside, 0}), 0, true, true, "joins"},
+		{"the database is back after a day", append(runs, turn{0, stopped, 0}, turn{0, failed, 0}, turn{24 * time.Hour, outside, 0}), 0, true, true, "is joining"},
 		{"a standby's database is away", []turn{{0, none, 0}, {time.Minute, none, 0}, {time.Hour, failed, 0}}, 0, true, true, "does not answer"},
 
 		{"others join: it drains", append(runs, turn{time.Second, tick, 0}), time.Second, true, true, "runs generation 2"},
 		{"it has drained, and others have not", append(runs, turn{0, stopped, 0}, turn{170 * time.Second, assigned, 0}), 0, true, true, "waits for other workers"},
-		{"it has no place for longer than a re-partition takes", append(runs, turn{0, stopped, 0}, turn{190 * time.Second, assigned, 0}), 0, true, false, "no place for 3m10s"},
-		{"the same, since the database is back", append(runs, turn{0, stopped, 0}, turn{time.Hour, failed, 0}, turn{0, outside, 0}, turn{190 * time.Second, outside, 0}), 0, true, false, "no place for 3m10s"},
+		{"it has no place for longer than a re-partition takes", append(runs, turn{0, stopped, 0}, turn{190 * time.Second, assigned, 0}), 0, true, false, "no partitions for 3m10s"},
+		{"the same, since the database is back", append(runs, turn{0, stopped, 0}, turn{time.Hour, failed, 0}, turn{0, outside, 0}, turn{190 * time.Second, outside, 0}), 0, true, false, "no partitions for 3m10s"},
 		{"and then it has one", append(runs, turn{0, stopped, 0}, turn{time.Hour, assigned, 3}), 0, true, true, "runs generation 3"},
 		{"a late word of an older generation", append(runs, turn{0, assigned, 3}, turn{0, stopped, 0}), 0, true, true, "runs generation 3"},
 
 		{"it was asked to stop", append(runs, turn{0, Shutdown{}, 0}), 0, true, false, "asked to stop"},
 		{"it stops, and the database is away", append(runs, turn{0, Shutdown{}, 0}, turn{time.Minute, failed, 0}), 0, true, false, "asked to stop"},
 		{"the loop stands still, for a lease", runs, 30 * time.Second, true, true, "runs generation 2"},
-		{"the loop stands still, for longer", runs, 31 * time.Second, false, false, "not turned for 31s"},
+		{"the loop stands still, for longer", runs, 31 * time.Second, false, false, "not run for 31s"},
 		{"a request has failed for good", append(runs, turn{time.Second, SyncFailed{}, -1}), 0, true, false, "was asked to stop"},
-		{"the loop stands still on the way out", append(runs, turn{0, Shutdown{}, 0}), 31 * time.Second, false, false, "not turned for 31s"},
+		{"the loop stands still on the way out", append(runs, turn{0, Shutdown{}, 0}), 31 * time.Second, false, false, "not run for 31s"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			h, now := NewHealth(healthTiming, 500*time.Millisecond), healthBegin

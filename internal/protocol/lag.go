@@ -6,11 +6,11 @@ import (
 	"time"
 )
 
-// How far a stream reaches, how far a lane is behind that, and whether it stands still.
-// This is for those who watch; nothing is decided by it but what they are told.
+// Lag: where the event stream ends, how far a lane is behind that, how fast it is, and whether
+// it is stalled. This is for people; no decision depends on it.
 
-// heads remembers how far the stream was seen to reach, and since when, so that a
-// lane can tell for how long there has been something beyond its position.
+// heads remembers how far the stream was seen to reach, and since when. So a
+// lane knows for how long there has been something beyond its position.
 type heads []head
 
 type head struct {
@@ -19,8 +19,9 @@ type head struct {
 }
 
 const (
-	// headStep is how exact the times are: less apart, two are one.
+	// headStep is how exact the times are: two heads that are less apart become one.
 	headStep = 100 * time.Millisecond
+	// headsMax is how many heads are kept.
 	headsMax = 600
 )
 
@@ -33,7 +34,7 @@ func (h *heads) note(now time.Time, position int64) {
 	case n > 0 && now.Sub((*h)[n-1].at) < headStep:
 		(*h)[n-1].position = position
 		return
-	case n == headsMax: // what is long ago is remembered less and less exactly
+	case n == headsMax: // older heads are kept less and less exactly
 		kept := (*h)[:0]
 		for i := 0; i < n; i += 2 {
 			kept = append(kept, (*h)[i])
@@ -63,29 +64,29 @@ func (h heads) beyond(position int64) (at time.Time, ok bool) {
 // A Reach is what a feed knows of the end of its stream, from what it has read.
 type Reach struct {
 	heads heads
-	known time.Time // when the latest of heads was the end of the stream; zero: nobody knows
+	known time.Time // when the latest of heads was the end of the stream; zero: not known
 	end   int64     // positions up to there were given out; -1: not known
 }
 
-// NewReach returns that of a stream of which nothing was read.
+// NewReach returns the Reach of a stream of which nothing was read.
 func NewReach() Reach { return Reach{end: -1} }
 
-// A Seen is what a read has seen: of the stream above After, that it reaches to Head (0:
-// there was nothing), and where it ends (-1: not known); whether there was more, and
-// whether reads wait at a gap.
+// A Seen is what a read above After has seen: the stream reaches to Head (0 if nothing was
+// there), and ends at End (-1 if not known); whether there was more, and whether reads wait at
+// a gap.
 type Seen struct {
 	After, Head, End int64
 	More, Gap        bool
 }
 
-// See takes in a read. tells says that the event store can be asked how far the stream
-// reaches. It reports whether to ask.
+// See takes in a read. tells is whether the event store can be asked how far the stream
+// reaches. See reports whether to ask it.
 func (r *Reach) See(now time.Time, s Seen, tells bool) (ask bool) {
 	if r.end = s.End; s.End >= 0 && s.End < r.heads.last() {
 		r.heads = nil // it was emptied, restored or replaced
 	}
 	if s.Head == 0 && !tells {
-		s.Head = s.After // as good a guess as there is
+		s.Head = s.After // the best guess
 	}
 	r.heads.note(now, s.Head)
 	switch {
@@ -95,10 +96,10 @@ func (r *Reach) See(now time.Time, s Seen, tells bool) (ask bool) {
 	case !s.More && !s.Gap:
 		r.known = now
 	}
-	return r.known.IsZero() // in a backlog how long it is can't be told from its beginning
+	return r.known.IsZero() // the beginning of a backlog does not show how long it is
 }
 
-// Told takes in what the event store has said when it was asked.
+// Told takes in the event store's answer.
 func (r *Reach) Told(now time.Time, head int64) {
 	r.known = now
 	r.heads.note(now, head)
@@ -119,11 +120,11 @@ func (r *Reach) Head() int64 {
 // Clone returns a copy that does not change.
 func (r *Reach) Clone() Reach { return Reach{slices.Clone(r.heads), r.known, r.end} }
 
-// Lost reports whether a position is beyond the end of the stream: what comes next
-// will have positions that count as handled.
+// Lost reports whether a position is beyond the end of the stream: the next events
+// will have positions that count as handled already.
 func (r *Reach) Lost(position int64) bool { return r.end >= 0 && position > r.end }
 
-// Behind returns how many positions there are beyond one; -1: nobody knows.
+// Behind returns how many positions there are beyond one; -1 if that is not known.
 func (r *Reach) Behind(position int64) int64 {
 	if r.known.IsZero() || r.Lost(position) {
 		return -1
@@ -131,9 +132,9 @@ func (r *Reach) Behind(position int64) int64 {
 	return max(0, r.heads.last()-position)
 }
 
-// Lag returns for how long something beyond a position has not been handled:
-// since oldest, which is the time of the first such event where that is known, or
-// else since it was seen that there is one.
+// Lag returns for how long an event beyond a position has not been handled: since oldest,
+// which is the time of the first such event if that is known, or else since the stream was
+// first seen to have one.
 func (r *Reach) Lag(now time.Time, position int64, oldest time.Time) time.Duration {
 	seen, ok := r.heads.beyond(position)
 	switch {
@@ -145,9 +146,9 @@ func (r *Reach) Lag(now time.Time, position int64, oldest time.Time) time.Durati
 	return max(0, now.Sub(seen))
 }
 
-// A Pace is how fast a lane goes forward lately, from looks at it.
+// A Pace is how fast a lane makes progress lately, from observations of it.
 type Pace struct {
-	began, at time.Time // of the first look, and the latest
+	began, at time.Time // of the first observation, and the latest
 	position  int64
 	rate      float64
 }
@@ -155,7 +156,7 @@ type Pace struct {
 // paceOver is about how long ago "lately" begins.
 const paceOver = 30 * time.Second
 
-// See takes in a look.
+// See takes in an observation.
 func (p *Pace) See(now time.Time, position int64) {
 	if p.began.IsZero() {
 		p.began, p.at, p.position = now, now, position
@@ -171,21 +172,21 @@ func (p *Pace) See(now time.Time, position int64) {
 	p.at, p.position = now, position
 }
 
-// PerSecond returns how many positions it is in a second.
+// PerSecond returns the pace in positions per second.
 func (p *Pace) PerSecond() float64 { return p.rate }
 
-// A Stall notices that a lane does not move, from looks at it.
+// A Stall detects that a lane makes no progress, from observations of it.
 type Stall struct {
 	position int64
-	handling int64     // the position in hand of its handler; 0: none
-	Since    time.Time // when it was last seen to have moved, or to have nothing to do
-	Began    time.Time // when what its handler has in hand was first seen
+	handling int64     // the position of the event that its handler has in hand; 0: none
+	Since    time.Time // when it was last seen to have made progress, or to have nothing to do
+	Began    time.Time // when its handler was first seen with that event in hand
 	Stalled  bool
-	Stood    time.Time // since when it had stood still at the latest stall
+	Stood    time.Time // of the latest stall: since when there had been no progress
 }
 
-// See takes in a look. It reports whether the lane has stalled since the last one,
-// or has not any more.
+// See takes in an observation. It reports whether the lane has stalled since the last one,
+// or is stalled no more.
 func (w *Stall) See(now time.Time, position int64, idle bool, handling int64, after time.Duration) (stalled, unstalled bool) {
 	if handling != w.handling {
 		w.handling, w.Began = handling, now

@@ -7,22 +7,32 @@ import (
 	"time"
 )
 
-// A LaneKind says how a lane calls its projection.
+// A lane: one projection on one partition under one generation. This file has what it reads,
+// handles and commits; lane_parked.go has parked events, lane_ordered.go orders to park one.
+//
+// A Lane promises that an event counts as handled only once the store has its checkpoint,
+// that no event is handled again because of a lost answer (S3), that a handler's error ends in
+// the configured policy and never in a loop without a pause, and that the lane ends soon after
+// it was asked to. It must never start an event without checking its signals, never send
+// COMMIT after a write whose answer came too late, and never leave a transaction open while it
+// pauses.
+
+// A LaneKind is how a lane calls its projection.
 type LaneKind int
 
 const (
-	// Plain: one event at a time; the checkpoint is committed afterwards.
+	// Plain calls it with one event at a time; the checkpoint is committed afterwards.
 	Plain LaneKind = iota
-	// Transactional: one event at a time, several in a transaction that also
-	// holds the checkpoint.
+	// Transactional calls it with one event at a time, for several in one transaction that
+	// also moves the checkpoint.
 	Transactional
-	// Batched: several events at once, in such a transaction.
+	// Batched calls it with several events at once, in such a transaction.
 	Batched
-	// PlainBatched: several events at once; the checkpoint is committed afterwards.
+	// PlainBatched calls it with several events at once; the checkpoint is committed afterwards.
 	PlainBatched
 )
 
-// InTransaction reports whether the projection writes in a transaction that also holds
+// InTransaction reports whether the projection writes in a transaction that also moves
 // the checkpoint.
 func (k LaneKind) InTransaction() bool { return k == Transactional || k == Batched }
 
@@ -36,58 +46,59 @@ type LaneConfig struct {
 	Poll      time.Duration // the longest pause when there is nothing to read
 	Lease     time.Duration // of the worker
 	Retry     Backoff       // of events whose handler failed
-	OnFailure FailurePolicy // after Attempts, at least one
-	Attempts  int
+	OnFailure FailurePolicy // after Attempts
+	Attempts  int           // at least one
 	MaxParked int
-	LookAll   int // how many parked events are read at each look; 0: lookAllMax
+	LoadAll   int // up to how many parked events are loaded as a whole each time; 0: loadAllMax
 }
 
 // cut is how long a Transactional batch may go on: the server ends a
-// transaction that idles for a lease, and handlers may leave it idle.
+// transaction that is idle for a lease, and handlers may leave it idle.
 func (c LaneConfig) cut() time.Duration { return c.Lease / 4 }
 
-// A LaneDo is what a lane wants done next.
+// A LaneDo is what a lane's driver is to do next.
 type LaneDo int
 
 const (
-	LaneStart  LaneDo = iota // not an action: nothing was asked for yet
+	LaneStart  LaneDo = iota // not an action: Next was not called yet
 	LaneLoad                 // read the checkpoint that activation left for the lane; answer Found
-	LaneFind                 // read it as it is once whoever has written it has ended; answer Found
+	LaneFind                 // read the checkpoint once every transaction that has written it has ended; answer Found
 	LaneRead                 // read events above After, at most Limit; answer Page
 	LaneOpen                 // begin a transaction for handlers
-	LaneProve                // wait until the worker has proven that it is there
+	LaneProve                // wait until the worker has a proof, see presence.go
 	LaneHandle               // hand Count of the pending events, from First on, to the projection
 	LaneWrite                // move the checkpoint From … To in the open transaction
 	LaneCommit               // COMMIT
 	LaneSave                 // move the checkpoint From … To, in a statement of its own that commits
-	LanePause                // wait For, or until asked to stop; for want of events, or until there are some
+	LanePause                // wait For, or until asked to stop; with NothingNew, or until there are new events
 	LaneFollow               // read how far the live version of the projection is; answer Followed
-	LaneEnd                  // it is over
+	LaneEnd                  // the lane is over
 
-	// About parked events; see treat.
-	LaneLook   // read the lane's rows of parked events; answer Parked
-	LanePark   // move the checkpoint From … To and write rows for the first Count pending events (Parking), in a statement of its own that commits
-	LaneFetch  // read the event at Position; answer Page
-	LaneUnpark // delete the row at Position in the open transaction
-	LaneDrop   // delete it in a statement of its own that commits; to Discard the event
-	LaneNote   // have it say Attempts and why, and ask for nothing; likewise
+	// About parked events; see advanceParked.
+	LaneLoadParked // read the lane's rows of parked events; answer Parked
+	LanePark       // move the checkpoint From … To and write rows for the first Count pending events (Parking), in a statement of its own that commits
+	LaneFetch      // read the event at Position; answer Page
+	LaneUnpark     // delete the row at Position in the open transaction
+	LaneDrop       // delete the row at Position in a statement of its own that commits; with Discard, the event was never handled
+	LaneNote       // write Attempts and the error into the row, and remove its request, in a statement of its own that commits
 
-	// About orders to park an event; see heed.
-	LaneLocate // have Order say the Slot of its event, in a statement of its own that commits
-	LaneLapse  // end Order, which is about the event at Position, for Err; likewise
+	// About orders to park an event; see applyOrders.
+	LaneLocate // write the Slot of its event into Order, in a statement of its own that commits
+	LaneLapse  // end Order, which is about the event at Position, with Err as the reason, in a statement of its own that commits
 )
 
 func (d LaneDo) String() string {
 	return [...]string{"start", "load", "find", "read", "open", "prove", "handle", "write", "commit", "save", "pause", "follow", "end",
-		"look", "park", "fetch", "unpark", "drop", "note", "locate", "lapse"}[d]
+		"load parked", "park", "fetch", "unpark", "drop", "note", "locate", "lapse"}[d]
 }
 
-// A LaneAction is one thing to do, and then to answer. The fields that go with
-// each Do are named there.
+// A LaneAction is one thing to do, and then to answer. The constants of LaneDo name the fields
+// that go with each. (It is one struct, and not a type for each action as a Session's, since
+// there is one for each event: an interface would put each on the heap.)
 type LaneAction struct {
 	Do LaneDo
-	// Rollback says to end the open transaction first: nothing more of it is
-	// wanted, and it may hold locks that a pause must not keep.
+	// Rollback means to roll the open transaction back first: it is not needed any more,
+	// and it may hold locks that a pause must not keep.
 	Rollback bool
 
 	After        int64
@@ -96,36 +107,36 @@ type LaneAction struct {
 	From, To     Checkpoint
 
 	For      time.Duration
-	Retry    time.Duration // in what time the event at fault is tried again, in more than one pause if that is long
+	Retry    time.Duration // the time until the event at fault is tried again, which may take several pauses
 	Why      LanePauseWhy
 	Position int64 // of the event at fault, or of a parked one
-	// Attempts is how often it has failed. To handle it: how often the first of the
-	// events has, so that this is the attempt after these.
+	// Attempts is how often the event at fault has failed; of LaneHandle, how often the
+	// first of the events has failed before this attempt.
 	Attempts int
 
-	Parked  bool // the event to handle is not a pending one, but what LaneFetch has read
-	Replay  bool // the live version of the projection has handled the events
-	Fresh   bool // to follow: not what another lane has read before
-	Discard bool // nobody has handled the event
-	Ordered bool // the event is parked by order
+	Parked  bool // of LaneHandle: the event is not a pending one, but the one that LaneFetch has read
+	Replay  bool // of LaneHandle: the live version of the projection has handled the events
+	Fresh   bool // of LaneFollow: read it now, and don't reuse what another lane has read
+	Discard bool // of LaneDrop: the event was never handled
+	Ordered bool // of LanePark: an operator has ordered it
 
 	Order int64
 	Slot  int
 
-	Requests bool // the look wants the rows for which something is asked, and no others
+	Requests bool // of LaneLoadParked: load only rows with a request
 
-	// Thwarted, if it is not 0, is what to tell the session of: the lane has been
-	// interrupted so often in a row.
+	// Thwarted, if it is not 0, is to be passed to the session as Thwarted: how often in a
+	// row the lane was interrupted.
 	Thwarted int
 
 	End LaneEndWhy
-	// Settled, of a LaneEnd, says that nothing of the lane's can take effect any more: it has
-	// heard what has become of each commit that it had sent.
+	// Settled, of a LaneEnd, is true if nothing that the lane has sent can take effect any
+	// more: the outcome of each of its commits is known.
 	Settled bool
-	Err     error // what is wrong with a page, or with an event beside what its handler said
+	Err     error // what is wrong with a page, or with an event beside the handler's error
 }
 
-// String shows the action in a few words: "read 100 after 120".
+// String returns the action in a few words: "read 100 after 120".
 func (a LaneAction) String() string {
 	text := a.Do.String()
 	switch a.Do {
@@ -138,9 +149,9 @@ func (a LaneAction) String() string {
 		}
 	case LanePark:
 		text = fmt.Sprintf("park %d, %s to %s", a.Count, a.From, a.To)
-	case LaneLook:
+	case LaneLoadParked:
 		if a.Requests {
-			text = "look for requests"
+			text = "load requests"
 		}
 	case LaneFetch, LaneUnpark, LaneDrop:
 		text = fmt.Sprintf("%s %d", a.Do, a.Position)
@@ -165,7 +176,7 @@ func (a LaneAction) String() string {
 	}
 	if a.Do == LanePause && a.Why == HandlerCut {
 		text += fmt.Sprintf(" at %d", a.Position)
-	} else if a.Do == LanePause && a.Why >= HandlerFailed || a.Do == LanePark && a.Attempts > 0 || a.End == AtFault {
+	} else if a.Do == LanePause && a.Why >= HandlerFailed || a.Do == LanePark && a.Attempts > 0 || a.End == EndHandlerFailed {
 		text += fmt.Sprintf(" at %d, attempt %d", a.Position, a.Attempts)
 	}
 	if a.Rollback {
@@ -174,22 +185,23 @@ func (a LaneAction) String() string {
 	return text
 }
 
-// LanePauseWhy says why a lane pauses.
+// LanePauseWhy is why a lane pauses.
 type LanePauseWhy int
 
 const (
 	NothingNew LanePauseWhy = iota
-	// AtLive: a follower is where the live version of its projection is.
+	// AtLive means that a follower has reached the live version of its projection.
 	AtLive
 	DatabaseFailed
 	HandlerFailed
-	// ParkedFull: the event at Position is to be parked, and there is no room.
+	// ParkedFull means that the event at Position is to be parked, and there is no room.
 	ParkedFull
-	// Suspended: the handler was cancelled by the library.
+	// Suspended means that the library has cancelled the handler.
 	Suspended
-	// HandlerCut: it has lost its connection to the database, which is no failure of its.
+	// HandlerCut means that the handler has lost its database connection, which is not a
+	// failure of the handler.
 	HandlerCut
-	// HandlerWaits: the pause after a failure goes on.
+	// HandlerWaits means that the pause after a failure continues.
 	HandlerWaits
 )
 
@@ -197,81 +209,81 @@ func (w LanePauseWhy) String() string {
 	return [...]string{"nothing new", "the live version is no further", "the database failed", "the handler failed", "too many parked", "suspended", "the handler's connection was lost", "until the next attempt"}[w]
 }
 
-// LaneEndWhy says why a lane ends.
+// LaneEndWhy is why a lane ends.
 type LaneEndWhy int
 
 const (
-	// Asked: it was told to drain, or cancelled.
-	Asked LaneEndWhy = iota
-	// Alone: nobody has asked it. Its commit was refused, or it saw the lease
-	// end, which may have been renewed in the same moment. The session has to
-	// know, or it goes on holding a partition of which this lane is missing.
-	Alone
-	// Broken: trying again can't help.
-	Broken
-	// AtFault: a handler failed, and that ends the worker.
-	AtFault
+	// EndRequested means that the lane was drained or cancelled.
+	EndRequested LaneEndWhy = iota
+	// EndFenced means that the lane ends without a request: its commit was refused, or the
+	// lease was over, which may have been renewed at the same moment. The session has to
+	// learn of it, or it keeps a partition for which this lane is missing.
+	EndFenced
+	// EndPermanent means that trying again can't help.
+	EndPermanent
+	// EndHandlerFailed means that a handler failed, and that ends the worker.
+	EndHandlerFailed
 )
 
-// Tells returns what the session is to hear of a lane of the generation that has
-// ended: nothing of one that was asked to.
+// Tells returns the session's input for a lane of the generation that has ended; nil for one
+// that was drained or cancelled.
 func (w LaneEndWhy) Tells(generation int64) Input {
 	switch w {
-	case Asked:
+	case EndRequested:
 		return nil
-	case Alone:
+	case EndFenced:
 		return Refused{generation}
 	}
 	return Shutdown{}
 }
 
 func (w LaneEndWhy) String() string {
-	return [...]string{"asked", "alone", "broken", "at fault"}[w]
+	return [...]string{"requested", "fenced", "permanent failure", "handler failed"}[w]
 }
 
-// A Failure says what is known of a call that did not succeed.
+// A Failure is what is known of a call that did not succeed.
 type Failure int
 
 const (
 	NoFailure Failure = iota
-	// Passing: the connection was lost, or the server chose this transaction
-	// to break a tie, or there was no answer in time. Whether the call has had
-	// its effect is open. Of a handler: there was a tie, so trying again should heal
-	// it; when it has not for long enough, it counts as Fault.
+	// Passing means that the connection was lost, or the server chose this transaction to
+	// end a deadlock or conflict, or there was no answer in time. Whether the call has had
+	// its effect is open. Of a handler: there was a deadlock or conflict, so trying again
+	// should succeed; if it does not for long enough, it counts as Fault.
 	Passing
-	// Fenced: the fence let nothing through.
+	// Fenced means that the fence matched no row: the call has had no effect.
 	Fenced
-	// Fault: the handler failed, or what it wrote was refused, at COMMIT or
-	// by the transaction that it had spoilt.
+	// Fault means that the handler failed, or what it wrote was refused, at COMMIT or
+	// by the transaction in which a statement of its had failed.
 	Fault
-	// Permanent: the server says that it will never work, or the handler does.
+	// Permanent means that it will never work, by the server or by the handler.
 	Permanent
-	// NotBegun: a handler was not called, since by then the proof had run out.
+	// NotBegun means that a handler was not called, since by then the proof had run out.
 	NotBegun
-	// Interrupted: the library has cancelled the handler. Nothing is known of the
+	// Interrupted means that the library has cancelled the handler. Nothing is known of the
 	// handler itself.
 	Interrupted
-	// Cut: the handler has lost its connection to the database, or could get none.
-	// That is no failure of its; but when it has come at the same event for long
+	// Cut means that the handler has lost its database connection, or could get none.
+	// That is not a failure of the handler; but if it happens at the same event for long
 	// enough, it counts as Fault.
 	Cut
 )
 
-// Signals is what a lane looks at before each action.
+// Signals is what a lane checks before each action.
 type Signals struct {
-	Asked     bool // to drain, or Canceled
+	Asked     bool // drain; set with Canceled as well
 	Canceled  bool // commit nothing more
 	LeaseOver bool // start no event
-	Unproven  bool // start none until there is a proof
+	Unproven  bool // start no event until there is a proof
 }
 
 func (s Signals) stopping() bool { return s.Asked || s.Canceled || s.LeaseOver }
 
 // Terms are until when a worker's handlers may run. They come from Session.Terms.
 type Terms struct {
-	End time.Time // of the lease, for its holder
-	// Bound: handlers also need a proof that the worker is there. By the latest one they
-	// begin until Begin, and go on until GoOn.
+	End time.Time // of the part of the lease that its holder uses
+	// Bound is true if handlers also need a proof that the worker is there. By the latest
+	// proof they may begin until Begin, and go on until GoOn.
 	Bound       bool
 	Begin, GoOn time.Time
 }
@@ -279,14 +291,14 @@ type Terms struct {
 // Over reports whether the lease is over.
 func (t Terms) Over(now time.Time) bool { return !now.Before(t.End) }
 
-// Unproven reports whether no handler may begin for want of a proof.
+// Unproven reports whether no handler may begin, since there is no recent proof.
 func (t Terms) Unproven(now time.Time) bool { return t.Bound && !now.Before(t.Begin) }
 
 // Ended reports whether a handler that runs is cancelled by now, or about to be: a
-// process that was frozen may look before it has done that.
+// process that was frozen may get here before it has done that.
 func (t Terms) Ended(now time.Time) bool { return t.Over(now) || t.Bound && !now.Before(t.GoOn) }
 
-// A LaneAnswer says what has become of the latest action.
+// A LaneAnswer is the outcome of the latest action.
 type LaneAnswer struct {
 	Failure Failure
 	Jitter  float64 // a random number in [0,1)
@@ -294,51 +306,51 @@ type LaneAnswer struct {
 	Page    []Key
 	Parked  []Parked
 	Followed
-	// More says that there is more to read at once.
+	// More is true if there is more to read at once.
 	More bool
-	// Passed is up to where the lane has seen all that it is to see, if that is
-	// beyond the page: what is out of its projection's scope is in no page.
+	// Passed is the position up to which everything was read, if that is beyond the page:
+	// events out of the projection's scope are in no page.
 	Passed int64
 }
 
-// A Lane is the life of one projection on one partition under one generation.
-// It says what to do, one thing at a time, and is told how that went:
+// A Lane runs one projection on one partition under one generation. It returns one action
+// at a time, and takes the outcome:
 //
-//	load ─▶ look ─▶ read ─▶ open ─▶ handle … ─▶ write ─▶ commit ─▶ read …
-//	                  ▲     (or: handle … ─▶ save)        │ unclear
-//	                  └───── undone, done ◀──── find ──▶ superseded: end
+//	load ─▶ load parked ─▶ read ─▶ open ─▶ handle … ─▶ write ─▶ commit ─▶ read …
+//	                         ▲     (or: handle … ─▶ save)        │ unclear
+//	                         └─ applied, not applied ◀── find ──▶ superseded: end
 //
-// It saves where the projection writes in no transaction of the lane's.
+// It saves if the projection does not write in a transaction of the lane's.
 //
-// What it is told may be stale by the time it is told: the process may have
-// been frozen in between. So it looks at its signals after each answer, and
+// An answer may be stale when it arrives: the process may have
+// been frozen in between. So a lane checks its signals after each answer, and
 // COMMIT is an action of its own: a write whose answer came too late for the
 // caller counts as failed, and is never committed.
 //
-// Where nothing commits with the checkpoint, it moves in one statement. That
+// If nothing commits with the checkpoint, it moves in one statement. That
 // may take effect late, when its sender has given up:
-//  1. w1 saves 10 to 20, and hears nothing;
+//  1. w1 saves 10 to 20, and gets no answer;
 //  2. it finds the row at 10;
 //  3. the statement arrives, and the row is at 20.
 //
-// Even then it says what is true: the events to 20 were handled before it was
+// Even then the row is right: the events to 20 were handled before it was
 // sent, under the generation that it names. So w1 saves the same again until it
-// has found out; and once another generation is active, or anybody has moved the
-// row, it matches nothing.
+// knows the outcome; and once another generation is active, or the row was moved in any other
+// way, the statement matches nothing.
 type Lane struct {
 	config     LaneConfig
 	assignment Assignment
 	track      *Track // nil until the checkpoint was found
 
 	doing   LaneDo
-	called  time.Time                                  // when the handler was, the latest time
-	vain    int                                        // how often in a row it was interrupted, or not begun
-	resume  func(*Lane, time.Time, Signals) LaneAction // after a pause
+	called  time.Time                                  // when the handler was called last
+	vain    int                                        // how often in a row it was interrupted, or not called
+	resume  func(*Lane, time.Time, Signals) LaneAction // what to do after a pause
 	kept    []int                                      // of the latest page
-	settled int                                        // events of the commit that was just answered; -1: none was
+	settled int                                        // how many events the commit held that was just answered; -1: there was none
 
 	follows bool // another version of the projection is the live one
-	sure    bool // that was so after the latest look
+	sure    bool // that was checked after parked events were loaded
 
 	fresh bool // the latest action was Fresh
 
@@ -349,28 +361,28 @@ type Lane struct {
 	size, done int
 	began      time.Time
 	failed     *LaneAnswer // of a Plain handler, until what precedes it is committed
-	next       Checkpoint  // what the commit says
-	resolving  bool        // it is open whether that has happened
+	next       Checkpoint  // of the commit
+	resolving  bool        // the outcome of the commit is open
 	unclear    bool        // a statement that commits may take effect late
-	refused    bool        // the fence has let none of it through
+	refused    bool        // the fence has refused the commit
 
 	parkedSet    ParkedSet     // what is parked
-	looked       time.Time     // when that was read, or the requests
-	lookedAll    time.Time     // when all of it was
-	lookBegan    time.Time     // the latest look
-	requests     bool          // it was for requests alone
-	allTook      time.Duration // the latest look at all
-	requestsTook time.Duration // the latest at requests alone
-	turn         time.Time     // since when parked events are worked off; zero: it is the turn of new ones
+	loadedAt     time.Time     // when rows of parked events were loaded last
+	loadedAllAt  time.Time     // when all of them were
+	loadBegan    time.Time     // when the latest load began
+	requests     bool          // it was of rows with a request only
+	allTook      time.Duration // how long the latest load of all rows took
+	requestsTook time.Duration // how long the latest load of rows with a request took
+	turn         time.Time     // since when parked events are handled; zero: it is the turn of new ones
 	crowded      bool          // that was for long enough, and more are due
-	parking      []Parked      // by the commit under way; nil: it parks nothing
-	hand         *Parked       // the parked event that is in hand; see treat
-	last         LaneAction
+	parking      []Parked      // what the commit under way parks; nil: nothing
+	hand         *Parked       // the parked event that is in hand; see advanceParked
+	last         LaneAction    // the one to repeat if its answer is lost
 
-	orders []Parked      // to park an event, of which nothing has come yet
-	wait   time.Duration // that is left until the event at fault is tried again
+	orders []Parked      // orders to park an event that are still open
+	wait   time.Duration // the time that is left until the event at fault is tried again
 
-	// Failures that are to pass by themselves: of the first pending event, and of
+	// Failures that should pass by themselves: of the first pending event, and of
 	// the parked one that was in hand last.
 	passes, handPasses passes
 
@@ -382,8 +394,8 @@ type Lane struct {
 // NewLane returns the lane of an assignment.
 func NewLane(a Assignment, c LaneConfig) *Lane { return &Lane{assignment: a, config: c} }
 
-// Kept returns which events of the page that was just answered are pending
-// now, behind those that were. The runner keeps them, and forgets those at the
+// Kept returns the indexes of the events of the page that was just answered that are pending
+// now, behind the earlier ones. The driver keeps these events, and forgets those at the
 // front that are not Pending any more.
 func (l *Lane) Kept() []int { return l.kept }
 
@@ -395,8 +407,8 @@ func (l *Lane) Pending() int {
 	return l.track.Pending()
 }
 
-// Next takes the answer to the latest action and returns what to do now. The
-// first call answers nothing.
+// Next takes the answer to the latest action and returns the next one. The
+// answer of the first call is ignored.
 func (l *Lane) Next(now time.Time, s Signals, a LaneAnswer) LaneAction {
 	s.Asked = s.Asked || s.Canceled
 	l.kept, l.settled = nil, -1
@@ -415,12 +427,12 @@ func (l *Lane) Next(now time.Time, s Signals, a LaneAnswer) LaneAction {
 	default:
 		action.Rollback, l.open = l.open, false
 	}
-	action.Settled = action.Do == LaneEnd && action.End == Asked && !l.unclear
+	action.Settled = action.Do == LaneEnd && action.End == EndRequested && !l.unclear
 	l.doing, l.requests, l.fresh = action.Do, action.Requests, action.Fresh
 	return action
 }
 
-// thwarted counts how often in a row the handler was interrupted, or not begun. It
+// thwarted counts how often in a row the handler was interrupted, or not called. It
 // returns 0 if the latest answer was about something else.
 func (l *Lane) thwarted(a LaneAnswer) int {
 	switch {
@@ -434,14 +446,14 @@ func (l *Lane) thwarted(a LaneAnswer) int {
 	return 0
 }
 
-// Judge says what an error of the latest action means; see Classify. cancelled: the
-// library has cancelled the handler's context. terms are those of now. It returns the
-// facts with what the lane knows in addition.
+// Judge returns what an error of the latest action means; see Classify. cancelled is whether
+// the library has cancelled the handler's context, and terms are the present ones. It also
+// returns the facts, completed by what the lane knows.
 //
-// Where the driver does not say that the server has ended an idle transaction, all that
-// can be seen is a connection that was lost, at least a lease after the handler was
-// called. Were that to pass, a handler that always takes so long would be called for
-// ever.
+// If the database driver does not report that the server has ended an idle transaction, all
+// that can be seen is a connection that was lost, at least a lease after the handler was
+// called. Were that to pass, a handler that always takes so long would be called without
+// end.
 func (l *Lane) Judge(now time.Time, f Facts, cancelled bool, terms Terms) (Facts, Failure) {
 	switch l.doing {
 	case LaneHandle, LaneWrite, LaneUnpark:
@@ -453,7 +465,7 @@ func (l *Lane) Judge(now time.Time, f Facts, cancelled bool, terms Terms) (Facts
 
 func (l *Lane) advance(now time.Time, s Signals, a LaneAnswer) LaneAction {
 	if l.hand != nil {
-		return l.treat(now, s, a)
+		return l.advanceParked(now, s, a)
 	}
 	ok := a.Failure == NoFailure
 	if (l.doing == LaneCommit || l.doing == LaneSave || l.doing == LanePark) && ok { // has happened, whatever else has
@@ -481,7 +493,7 @@ func (l *Lane) advance(now time.Time, s Signals, a LaneAnswer) LaneAction {
 			return l.resolve(now, s, a)
 		}
 		return l.loaded(now, s, a.Found)
-	case LaneLook:
+	case LaneLoadParked:
 		return l.checkParked(now, s, a)
 	case LaneFetch:
 		return l.located(now, s, a)
@@ -520,37 +532,37 @@ func (l *Lane) advance(now time.Time, s Signals, a LaneAnswer) LaneAction {
 	return end(s)
 }
 
-// end ends the lane for its signals.
+// end ends the lane because of its signals.
 func end(s Signals) LaneAction {
 	if s.Asked {
-		return LaneAction{Do: LaneEnd, End: Asked}
+		return LaneAction{Do: LaneEnd, End: EndRequested}
 	}
-	return LaneAction{Do: LaneEnd, End: Alone}
+	return LaneAction{Do: LaneEnd, End: EndFenced}
 }
 
-// load reads what nobody else writes any more: whoever ran the partition before
+// load reads a row that no other lane writes any more: the one that ran the partition before
 // has been fenced by the activation, or has committed before it.
 func load(*Lane, time.Time, Signals) LaneAction { return LaneAction{Do: LaneLoad} }
 
-// find waits for the lane's own commit, of which it has not heard.
+// find waits for the lane's own commit whose answer was lost.
 func find(*Lane, time.Time, Signals) LaneAction { return LaneAction{Do: LaneFind} }
 
-// databaseFailed pauses before going on with resume, or ends what can't
+// databaseFailed pauses and then continues with resume, or ends the lane if that can't
 // succeed.
 func (l *Lane) databaseFailed(failures *int, a LaneAnswer, resume func(*Lane, time.Time, Signals) LaneAction) LaneAction {
 	if a.Failure == Permanent {
-		return LaneAction{Do: LaneEnd, End: Broken}
+		return LaneAction{Do: LaneEnd, End: EndPermanent}
 	}
 	*failures++
 	l.resume = resume
 	return LaneAction{Do: LanePause, For: RetryLane.Backoff().Delay(*failures, a.Jitter), Why: DatabaseFailed}
 }
 
-// loaded takes the checkpoint that activation left for this lane. One that has a
-// track was only waited for.
+// loaded takes the checkpoint that activation left for this lane. If the lane has a track
+// already, it has only waited for the row.
 func (l *Lane) loaded(now time.Time, s Signals, found Found) LaneAction {
 	if !found.Exists || found.Generation != l.assignment.Generation {
-		return LaneAction{Do: LaneEnd, End: Alone}
+		return LaneAction{Do: LaneEnd, End: EndFenced}
 	}
 	if l.track == nil {
 		l.failures = 0
@@ -569,7 +581,7 @@ func (l *Lane) top(now time.Time, s Signals) LaneAction {
 		return end(s)
 	}
 	if l.parkedSet.Len() > 0 {
-		if action, due := l.attend(now); due {
+		if action, due := l.nextParked(now); due {
 			return action
 		}
 	}
@@ -577,7 +589,7 @@ func (l *Lane) top(now time.Time, s Signals) LaneAction {
 	return l.fill(now, s)
 }
 
-// fill reads until there is a batch of the lane's own events, or no more for
+// fill reads until there is a batch of the lane's own events, or nothing more to read for
 // now.
 func (l *Lane) fill(now time.Time, s Signals) LaneAction {
 	if l.track.Pending() >= l.config.Batch {
@@ -594,7 +606,7 @@ func (l *Lane) fill(now time.Time, s Signals) LaneAction {
 	return LaneAction{Do: LaneRead, After: l.track.Cursor(), Limit: l.config.Batch}
 }
 
-// followed goes on to where the live version is by now.
+// followed continues up to where the live version is by now.
 func (l *Lane) followed(now time.Time, s Signals, a LaneAnswer) LaneAction {
 	if a.Failure != NoFailure {
 		l.more = true
@@ -621,15 +633,15 @@ func (l *Lane) page(now time.Time, s Signals, a LaneAnswer) LaneAction {
 	before := l.track.Cursor()
 	var err error
 	if l.kept, err = l.track.Accept(a.Page, a.Passed); err != nil {
-		return LaneAction{Do: LaneEnd, End: Broken, Err: fmt.Errorf("read after position %d, limit %d: %w", before, l.config.Batch, err)}
+		return LaneAction{Do: LaneEnd, End: EndPermanent, Err: fmt.Errorf("read after position %d, limit %d: %w", before, l.config.Batch, err)}
 	}
-	// What was all for others is not the end of the stream: only an answer of
-	// nothing is. A lane that rested here for as long as Poll would not be there
-	// to have the feed read on.
-	//  1. partitions 0 and 1 are two processes'; an event of 1 is appended;
-	//  2. the lane of 0 skips it, and rests; in its process nobody stands at the
-	//     end, so the feed does not look;
-	//  3. an event of 0 is appended, and waits until the lane has rested.
+	// A page in which all events are other lanes' is not the end of the stream: only an
+	// empty one is. A lane that paused here for Poll would not be there to make the feed
+	// read on:
+	//  1. partitions 0 and 1 are in two processes; an event of 1 is appended;
+	//  2. the lane of 0 skips it, and pauses; in its process no lane is at the
+	//     end, so the feed does not poll;
+	//  3. an event of 0 is appended, and waits until the pause is over.
 	l.more = a.More || l.track.Pending() == 0 && l.track.Cursor() > before
 	if l.more && !s.stopping() && (l.track.Pending() > 0 || !l.track.SkipDue(now)) {
 		return l.fill(now, s)
@@ -644,7 +656,7 @@ func (l *Lane) batch(now time.Time, s Signals) LaneAction {
 	}
 	l.size, l.done, l.failed = l.track.Batch(l.config.Batch), 0, nil
 	if len(l.orders) > 0 {
-		if action, due := l.heed(); due {
+		if action, due := l.applyOrders(); due {
 			return action
 		}
 	}
@@ -666,7 +678,7 @@ func (l *Lane) batch(now time.Time, s Signals) LaneAction {
 	return l.begin(now, s)
 }
 
-// begin opens a transaction where there is to be one, and there is a proof.
+// begin opens a transaction if the projection needs one, and there is a proof.
 func (l *Lane) begin(now time.Time, s Signals) LaneAction {
 	if !l.config.Kind.InTransaction() || s.stopping() || s.Unproven {
 		return l.handle(now, s)
@@ -674,11 +686,11 @@ func (l *Lane) begin(now time.Time, s Signals) LaneAction {
 	return LaneAction{Do: LaneOpen}
 }
 
-// prove waits for a proof, without a transaction. The proof takes a connection
+// prove waits for a proof, without a transaction. A proof needs a connection
 // that may have to come from the same pool:
 //  1. as many lanes as the pool has connections have each begun a transaction;
 //  2. the worker's own session is gone, and they wait for a proof;
-//  3. the worker waits for a connection to take another session on.
+//  3. the worker waits for a connection to open another session on.
 func (l *Lane) prove() LaneAction {
 	if l.open && l.done > 0 {
 		return l.write(l.done)
@@ -703,8 +715,8 @@ func (l *Lane) rest(now time.Time, s Signals) LaneAction {
 	return pause
 }
 
-// handle goes on with the batch, or commits what is done of it. The signals
-// are looked at before each event: a process that was frozen goes on in the
+// handle continues with the batch, or commits what is done of it. The signals
+// are checked before each event: a process that was frozen continues in the
 // middle of a batch.
 func (l *Lane) handle(now time.Time, s Signals) LaneAction {
 	long := l.config.Kind == Transactional && l.done > 0 && now.Sub(l.began) > l.config.cut()
@@ -738,7 +750,7 @@ func (l *Lane) handled(now time.Time, s Signals, a LaneAnswer) LaneAction {
 	case l.config.Kind == Transactional || l.done == 0:
 		return l.faultAt(now, l.done, a)
 	default: // commit what precedes the event
-		failed := a // of its own: a itself would be on the heap for each event
+		failed := a // a copy: a itself would be on the heap for each event
 		l.failed = &failed
 		return l.write(l.done)
 	}
@@ -746,7 +758,7 @@ func (l *Lane) handled(now time.Time, s Signals, a LaneAnswer) LaneAction {
 }
 
 // interrupted begins the batch again, in another transaction, once there is a proof.
-// Nothing of it counts as a failure: the handler was called at a bad time.
+// It does not count as a failure of the handler.
 func (l *Lane) interrupted() LaneAction {
 	l.done = 0
 	return LaneAction{Do: LaneProve, Why: Suspended, Position: l.track.First()}
@@ -771,16 +783,16 @@ func (l *Lane) rewrite() LaneAction {
 }
 
 // saves reports whether nothing commits with the checkpoint but the rows of
-// parked events: what a Plain projection does is done, and skipped events have no
-// effects.
+// parked events: the effects of a Plain projection are there already, and skipped events have
+// none.
 func (l *Lane) saves() bool { return !l.config.Kind.InTransaction() || l.size == 0 || l.parking != nil }
 
-// committed goes on after the store has l.next.
+// committed continues once the store has l.next.
 func (l *Lane) committed(now time.Time, s Signals) LaneAction {
 	l.track.Committed(l.next, l.size, now)
 	l.settled, l.done = max(0, l.size-len(l.parking)), 0
-	// Whatever else the lane has sent, and not heard of, starts from where the checkpoint
-	// was before.
+	// Statements whose outcome was open start from where the checkpoint was before: they
+	// match nothing now.
 	l.unclear = false
 	l.failures, l.resolving, l.refused, l.passes, l.wait = 0, false, false, passes{}, 0
 	for i := range l.parking {
@@ -804,7 +816,7 @@ func (l *Lane) committed(now time.Time, s Signals) LaneAction {
 	return l.top(now, s)
 }
 
-// commitFailed finds out what has become of the commit. Events of a Plain lane
+// commitFailed begins to find out whether the commit has happened. Events of a Plain lane
 // are not handled again because of it: the commit is tried until it has
 // happened or can't happen any more.
 func (l *Lane) commitFailed(now time.Time, a LaneAnswer) LaneAction {
@@ -824,17 +836,17 @@ func (l *Lane) commitFailed(now time.Time, a LaneAnswer) LaneAction {
 func (l *Lane) resolve(now time.Time, s Signals, a LaneAnswer) LaneAction {
 	l.resolving = false
 	switch l.track.Resolve(l.assignment.Generation, l.next, a.Found) {
-	case Done:
+	case Applied:
 		return l.committed(now, s)
 	case Superseded:
-		return LaneAction{Do: LaneEnd, End: Alone}
-	case Elsewhere:
+		return LaneAction{Do: LaneEnd, End: EndFenced}
+	case MovedAway:
 		l.track.Rewind(a.Found.Checkpoint, now)
 		l.done = 0
 		if l.parking = nil; !s.stopping() {
 			return l.checkAll(now)
 		}
-	case Undone:
+	case NotApplied:
 		if l.saves() {
 			return l.rewrite()
 		}
@@ -843,19 +855,20 @@ func (l *Lane) resolve(now time.Time, s Signals, a LaneAnswer) LaneAction {
 	return l.top(now, s)
 }
 
-// ErrNotMoved is what a handler has done that keeps the checkpoint of its own
-// transaction from being moved, though nobody else has touched it.
-var ErrNotMoved = errors.New("the checkpoint can't be moved after the handler, though nobody else has moved it: " +
-	"the handler has changed it, or what its transaction sees of it")
+// ErrNotMoved is the error of a handler after which its own transaction can't move the
+// checkpoint, although no other transaction has moved it. The handler must leave the
+// library's tables alone.
+var ErrNotMoved = errors.New("the checkpoint could not be moved after the handler, although no other transaction has moved it: " +
+	"the handler has changed its row, or its transaction no longer sees that row; leave the library's tables alone in handlers")
 
-// undone has the events handled again in another transaction: a shorter one, in case
-// it was its length that ended it. An event whose transaction never gets through,
-// alone, is at fault.
+// undone lets the events be handled again in another transaction: a shorter one, in case
+// the length of the first one was the cause. An event whose transaction never commits, although
+// it is alone in it, is at fault.
 //
-// A fence that lets nothing through, though the checkpoint is where it was under the
-// lane's own generation, was closed by the handler: it has moved the row in its own
+// If the fence refuses a commit although the checkpoint is where it was under the
+// lane's own generation, the handler is the cause: it has moved the row in its own
 // transaction, or does not see it any more. Were that not its fault, it would be
-// called again at once, and for ever.
+// called again at once, without end.
 func (l *Lane) undone(now time.Time, s Signals, a LaneAnswer) LaneAction {
 	if l.refused {
 		a.Failure, l.refused = Fault, false
@@ -879,8 +892,8 @@ func (l *Lane) undone(now time.Time, s Signals, a LaneAnswer) LaneAction {
 }
 
 // faultAt pauses before the i-th pending event, at which the handler failed,
-// is handled again, or ends. Only the first one of a batch did fail for
-// certain: others are tried alone before it counts.
+// is handled again, or ends the lane. Only the first event of a batch has certainly
+// failed: others are tried alone before a failure counts.
 func (l *Lane) faultAt(now time.Time, i int, a LaneAnswer) LaneAction {
 	counts := i == 0 && l.counts(now, a)
 	if a.Failure == Cut && !counts {
@@ -890,8 +903,7 @@ func (l *Lane) faultAt(now time.Time, i int, a LaneAnswer) LaneAction {
 	return l.fault(position, attempts, counts, a)
 }
 
-// faultWithin is faultAt for one of the first n pending events, nobody knows
-// which.
+// faultWithin is faultAt for one of the first n pending events, if it is not known which.
 func (l *Lane) faultWithin(now time.Time, n int, a LaneAnswer) LaneAction {
 	if n == 1 {
 		return l.faultAt(now, 0, a)
@@ -903,13 +915,13 @@ func (l *Lane) faultWithin(now time.Time, n int, a LaneAnswer) LaneAction {
 	return l.fault(position, attempts, false, a)
 }
 
-// cut pauses before events are handled again whose handler has lost its connection.
+// cut pauses before events are handled again after their handler has lost its connection.
 func (l *Lane) cut(position int64, a LaneAnswer) LaneAction {
 	return l.retryIn(l.config.Retry.Delay(l.passes.n, a.Jitter), LaneAction{Do: LanePause, Why: HandlerCut, Position: position})
 }
 
-// counts reports whether a failure at the first pending event, alone, counts. One that
-// passes by itself does when it has not for long enough.
+// counts reports whether a failure at the first pending event, alone in its batch, counts. One
+// that should pass by itself counts once it has not passed for long enough.
 func (l *Lane) counts(now time.Time, a LaneAnswer) bool {
 	passing := a.Failure == Passing || a.Failure == Cut
 	return !passing || l.passes.over(l.track.First(), now, l.config)
@@ -923,30 +935,30 @@ func (l *Lane) fault(position int64, attempts int, counts bool, a LaneAnswer) La
 	}
 	in := l.config.Retry.Delay(max(attempts, l.passes.n), a.Jitter)
 	switch {
-	case a.Failure == Permanent && counts: // the policy has nothing but trying again, and soon is of no use
+	case a.Failure == Permanent && counts: // the policy is to try again, and soon is of no use
 		in = l.config.Retry.Delay(math.MaxInt, a.Jitter)
-	case a.Failure == Permanent: // only to know which event it is
+	case a.Failure == Permanent: // at once, to find out which event it is
 		in = 0
 	}
 	return l.retryIn(in, LaneAction{Do: LanePause, Why: HandlerFailed, Position: position, Attempts: attempts})
 }
 
-// blame counts a failure, and says what the policy wants when there were enough of them,
-// of which a permanent one is always enough.
+// blame counts a failure, and returns what FailurePolicy demands if there were enough of
+// them. A permanent one is always enough.
 func (l *Lane) blame(position int64, attempts int, a LaneAnswer) (action LaneAction, over bool) {
 	if l.track.Blame() < l.config.Attempts && a.Failure != Permanent {
 		return LaneAction{}, false
 	}
 	switch l.config.OnFailure {
 	case StopOnFailure:
-		return LaneAction{Do: LaneEnd, End: AtFault, Position: position, Attempts: attempts}, true
+		return LaneAction{Do: LaneEnd, End: EndHandlerFailed, Position: position, Attempts: attempts}, true
 	case ParkEvents:
 		return l.park(1, attempts, a), true
 	}
 	return LaneAction{}, false
 }
 
-// passes are failures in a row at one event, alone, each of which was to pass by
+// passes are failures in a row at one event, alone in its batch, each of which should pass by
 // itself.
 type passes struct {
 	position int64
@@ -954,14 +966,14 @@ type passes struct {
 	since    time.Time
 }
 
-// passesMax is how many times as often as a failure of the handler one that is to pass
-// by itself may come at the same event before it counts as one.
+// passesMax is how many times LaneConfig.Attempts failures that should pass by themselves may
+// come at the same event before they count as failures of the handler.
 const passesMax = 3
 
-// over notes another one, and reports whether they count by now: there were more than
+// over adds one more, and reports whether they count by now: there were more than
 // passesMax times Attempts, over more than a lease. An event that crashes the server,
-// or always ends its own connection, looks like a bad day of the network; but a bad day
-// is over in the end, or costs the worker its lease.
+// or always ends its own connection, looks like a network problem; but a network problem
+// ends, or costs the worker its lease.
 func (p *passes) over(position int64, now time.Time, c LaneConfig) bool {
 	if p.position != position || p.n == 0 {
 		*p = passes{position: position, since: now}

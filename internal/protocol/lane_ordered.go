@@ -7,30 +7,32 @@ import (
 	"time"
 )
 
-// What a lane does about orders to park an event, which operators give where a handler
-// always fails at one, whatever the policy.
+// Orders to park an event. An operator gives one if a handler always fails at an event,
+// whatever the failure policy.
 //
-// An order names a position, and is about the event that a lane stands at: one that is
-// late must not park another event. The lane alone knows where it stands, so it decides:
-// it parks the event, or ends the order. Orders come with the rows of parked events, at
-// the lane's start and, while a handler fails, as often as requests are looked for. A lane
-// that gets on looks at none: an order for an event that it has handled is over for
-// whoever reads that its checkpoint is past it (store.parkOrderText).
+// This file promises that an order parks the event at its position while the lane is at that
+// event, or ends with a reason. It must never park another event: an order may be late.
 //
-//	 1. w1 fails at 12; an operator has 12 parked;
-//	 2. before w1 looks, the handler succeeds, and 12 is committed;
-//	 3. w1 fails at 13, and finds the order.
+// The lane alone knows where it is, so it decides: it parks the event, or ends the order.
+// Orders are loaded with the rows of parked events, at the lane's start and, while a handler
+// fails, as often as requests are. A lane that makes progress loads none: an order for an
+// event that it has handled is over for every reader once the checkpoint is past that event
+// (store.parkOrderText).
 //
-// It parks nothing: 12 is not pending. Nor does an event get handled and parked, as a park
+//	 1. w1 fails at 12; an operator orders 12 to be parked;
+//	 2. before w1 loads the order, the handler succeeds, and 12 is committed;
+//	 3. w1 fails at 13, and loads the order.
+//
+// It parks nothing: 12 is not pending. Nor is an event both handled and parked, as a park
 // moves the checkpoint from where it is, like any other commit.
 //
-// Whose event it is, the order does not say: who finds one that nobody has looked at, and
-// has not got the event in hand, reads it, and has the order say its slot.
+// An order does not name the partition of its event: a lane that loads one without a slot, and
+// does not have the event pending, reads the event and writes its slot into the order.
 //
-// An event that ends the process can be parked as well: its lane finds the order at its
+// An event that ends the process can be parked as well: its lane loads the order at its
 // start, and parks the event without a call of the handler.
 
-// takeOrders takes the orders out of what a look has read, and returns the rest.
+// takeOrders takes the orders out of the rows that were loaded, and returns the rest.
 func (l *Lane) takeOrders(rows []Parked) (parked []Parked) {
 	l.orders = nil
 	if !slices.ContainsFunc(rows, ordered) {
@@ -51,14 +53,14 @@ func ordered(p Parked) bool { return p.Request == ToPark }
 
 func (l *Lane) owns(slot int) bool { return slot%l.assignment.Total == l.assignment.Partition }
 
-// obeyed forgets the order to park an event, or whatever else has become of it.
+// obeyed forgets the order to park an event, which was carried out or has ended.
 func (l *Lane) obeyed(position int64) {
 	l.orders = slices.DeleteFunc(l.orders, func(o Parked) bool { return o.Position == position })
 }
 
-// heed says what comes of the orders, if anything has to be done about them before the
-// batch. That ends before an event that is to be parked.
-func (l *Lane) heed() (_ LaneAction, due bool) {
+// applyOrders returns what has to be done about orders before the batch, if anything. It shortens the
+// batch to end before an event that is to be parked.
+func (l *Lane) applyOrders() (_ LaneAction, due bool) {
 	n := l.size
 	for _, o := range l.orders {
 		at, pending := l.track.Find(o.Position)
@@ -80,11 +82,11 @@ func (l *Lane) heed() (_ LaneAction, due bool) {
 	return LaneAction{}, false
 }
 
-// Past is why nothing comes of an order for an event that its lane has handled, or parked.
-const Past = "the projection no longer stands there"
+// Past is the outcome of an order for an event that its lane has handled, or parked.
+const Past = "the projection is past this event"
 
 func (l *Lane) elsewhere() error {
-	return fmt.Errorf("the projection does not stand there yet: it stands at position %d", l.track.First())
+	return fmt.Errorf("the projection is not at this event yet: it is at position %d", l.track.First())
 }
 
 // parkOrdered parks the first pending event. There is always room for it.
@@ -95,13 +97,13 @@ func (l *Lane) parkOrdered() LaneAction {
 	return l.rewrite()
 }
 
-// lapse ends an order. Like what is said of a parked event, that does no harm when it
-// comes late, or twice: the number of an order is of no other.
+// lapse ends an order without effect. That does no harm if it comes late, or twice: no other
+// order has the same number.
 func (l *Lane) lapse(o Parked, why error) LaneAction {
 	return l.again(LaneAction{Do: LaneLapse, Position: o.Position, Order: o.Order, Err: why})
 }
 
-// located has the order that nobody has looked at say of which slot its event is.
+// located writes the slot of its event into an order that has none.
 func (l *Lane) located(now time.Time, s Signals, a LaneAnswer) LaneAction {
 	i := slices.IndexFunc(l.orders, func(o Parked) bool { return o.Slot == NoSlot && o.Position == l.last.Position })
 	switch {
@@ -119,12 +121,12 @@ func (l *Lane) located(now time.Time, s Signals, a LaneAnswer) LaneAction {
 	return l.again(LaneAction{Do: LaneLocate, Position: o.Position, Order: o.Order, Slot: o.Slot})
 }
 
-// answered goes on when an order was changed.
+// answered continues once an order was changed.
 func (l *Lane) answered(now time.Time, s Signals, a LaneAnswer) LaneAction {
 	again := l.last
 	switch {
 	case a.Failure == Fenced:
-		return LaneAction{Do: LaneEnd, End: Alone}
+		return LaneAction{Do: LaneEnd, End: EndFenced}
 	case a.Failure != NoFailure:
 		return l.databaseFailed(&l.failures, a, func(*Lane, time.Time, Signals) LaneAction { return again })
 	}
@@ -135,15 +137,15 @@ func (l *Lane) answered(now time.Time, s Signals, a LaneAnswer) LaneAction {
 	return l.batch(now, s)
 }
 
-// retryIn has the event at fault tried again in a while. Meanwhile the lane looks whether it
-// is to be parked.
+// retryIn lets the event at fault be tried again in a while. Meanwhile the lane checks for an
+// order to park it.
 func (l *Lane) retryIn(in time.Duration, pause LaneAction) LaneAction {
 	l.wait, pause.Retry = in, in
 	pause.For = l.waitOn().For
 	return pause
 }
 
-// waitOn waits on for that.
+// waitOn continues that wait.
 func (l *Lane) waitOn() LaneAction {
 	some := min(l.wait, l.checkEvery())
 	l.wait -= some

@@ -30,11 +30,11 @@ func TestLaneOrderedToPark(t *testing.T) {
 	var (
 		ok    LaneAnswer
 		fault = failing(Fault)
-		begin = []turn{{answer: ok, want: "load"}, {answer: found(5, 10), want: "look"}, {answer: ok, want: "read 4 after 10"}}
+		begin = []turn{{answer: ok, want: "load"}, {answer: found(5, 10), want: "load parked"}, {answer: ok, want: "read 4 after 10"}}
 		fails = slices.Concat(begin, []turn{
 			{answer: aggregates(11, "a", "b", "a"), want: "handle 0+1"},
 			{answer: fault, want: "pause 100ms: the handler failed at 11, attempt 1"},
-			{answer: ok, want: "look", later: 2 * time.Second},
+			{answer: ok, want: "load parked", later: 2 * time.Second},
 		})
 		mine, other = "a", ""
 	)
@@ -61,9 +61,9 @@ func TestLaneOrderedToPark(t *testing.T) {
 		{"also before the time of the next attempt", LaneConfig{Retry: Backoff{Min: 10 * time.Second, Max: time.Minute}}, 1, slices.Concat(begin, []turn{
 			{answer: aggregates(11, "a"), want: "handle 0+1"},
 			{answer: fault, want: "pause 10s: the handler failed at 11, attempt 1"},
-			{answer: ok, want: "look", later: time.Second},
+			{answer: ok, want: "load parked", later: time.Second},
 			{answer: ok, want: "pause 1s: until the next attempt"},
-			{answer: ok, want: "look", later: time.Second},
+			{answer: ok, want: "load parked", later: time.Second},
 			{answer: orders("11"), want: "read 4 after 10"},
 			{answer: aggregates(11, "a"), want: "park 1, 10 to 11 by order at 11, attempt 1"},
 			{answer: ok, want: "read 4 after 11"},
@@ -72,9 +72,9 @@ func TestLaneOrderedToPark(t *testing.T) {
 		{"the pause goes on where there is no order", LaneConfig{Retry: Backoff{Min: 2500 * time.Millisecond, Max: time.Minute}}, 1, slices.Concat(begin, []turn{
 			{answer: aggregates(11, "a"), want: "handle 0+1"},
 			{answer: fault, want: "pause 2.5s: the handler failed at 11, attempt 1"},
-			{answer: ok, want: "look", later: time.Second},
+			{answer: ok, want: "load parked", later: time.Second},
 			{answer: ok, want: "pause 1s: until the next attempt"},
-			{answer: ok, want: "look", later: time.Second},
+			{answer: ok, want: "load parked", later: time.Second},
 			{answer: ok, want: "pause 500ms: until the next attempt"},
 			{answer: ok, want: "read 4 after 11", later: 500 * time.Millisecond},
 			{answer: ok, want: "handle 0+1"},
@@ -82,9 +82,9 @@ func TestLaneOrderedToPark(t *testing.T) {
 		{"nor where the order is for another event", LaneConfig{Retry: Backoff{Min: 2500 * time.Millisecond, Max: time.Minute}}, 1, slices.Concat(begin, []turn{
 			{answer: aggregates(11, "a", "b"), want: "handle 0+1"},
 			{answer: fault, want: "pause 2.5s: the handler failed at 11, attempt 1"},
-			{answer: ok, want: "look", later: time.Second},
+			{answer: ok, want: "load parked", later: time.Second},
 			{answer: orders("12"), want: "read 4 after 10"},
-			{answer: aggregates(11, "a", "b"), want: "lapse 12: the projection does not stand there yet: it stands at position 11"},
+			{answer: aggregates(11, "a", "b"), want: "lapse 12: the projection is not at this event yet: it is at position 11"},
 			{answer: ok, want: "pause 1s: until the next attempt"},
 		})},
 		{"one that was handled meanwhile is not parked", LaneConfig{}, 1, slices.Concat(fails, []turn{
@@ -94,11 +94,11 @@ func TestLaneOrderedToPark(t *testing.T) {
 			{answer: ok, want: "read 4 after 13"},
 			{answer: ok, want: "handle 0+1"},
 			{answer: fault, want: "pause 100ms: the handler failed at 12, attempt 1"},
-			{answer: ok, want: "look", later: 2 * time.Second},
+			{answer: ok, want: "load parked", later: 2 * time.Second},
 			{answer: orders("11 a"), want: "read 4 after 11"},
-			{answer: aggregates(12, "b", "a"), want: "lapse 11: the projection no longer stands there"},
+			{answer: aggregates(12, "b", "a"), want: "lapse 11: the projection is past this event"},
 			{answer: failing(Passing), want: "pause 20ms: the database failed"},
-			{answer: ok, want: "lapse 11: the projection no longer stands there"},
+			{answer: ok, want: "lapse 11: the projection is past this event"},
 			{answer: ok, want: "handle 0+1"},
 		})},
 		{"one that is out of scope, or not there, is not parked", LaneConfig{}, 1, slices.Concat(fails, []turn{
@@ -113,13 +113,13 @@ func TestLaneOrderedToPark(t *testing.T) {
 		{"one of another partition is that one's affair, once it is known", LaneConfig{}, 2, slices.Concat(begin, []turn{
 			{answer: aggregates(11, mine), want: "handle 0+1"},
 			{answer: fault, want: "pause 100ms: the handler failed at 11, attempt 1"},
-			{answer: ok, want: "look", later: 2 * time.Second},
+			{answer: ok, want: "load parked", later: 2 * time.Second},
 			{answer: orders("500"), want: "read 4 after 10"},
 			{answer: aggregates(11, mine), want: "fetch 500"},
 			{answer: aggregates(500, other), want: fmt.Sprintf("locate 500, slot %d", SlotOf(other))},
 			{answer: ok, want: "handle 0+1"},
 			{answer: fault, want: "pause 200ms: the handler failed at 11, attempt 2"},
-			{answer: ok, want: "look", later: 2 * time.Second},
+			{answer: ok, want: "load parked", later: 2 * time.Second},
 			{answer: orders("500 " + other), want: "read 4 after 11"},
 			{answer: ok, want: "handle 0+1"},
 		})},
@@ -127,14 +127,14 @@ func TestLaneOrderedToPark(t *testing.T) {
 			{answer: orders("500"), want: "read 4 after 10"},
 			{answer: aggregates(11, "a", "b"), want: "fetch 500"},
 			{answer: aggregates(500, "b"), want: fmt.Sprintf("locate 500, slot %d", SlotOf("b"))},
-			{answer: ok, want: "lapse 500: the projection does not stand there yet: it stands at position 11"},
-			{answer: failing(Fenced), want: "end: alone"},
+			{answer: ok, want: "lapse 500: the projection is not at this event yet: it is at position 11"},
+			{answer: failing(Fenced), want: "end: fenced"},
 		})},
 		{"a batch that has failed ends before the event, which is parked then", LaneConfig{Kind: Batched}, 1, slices.Concat(begin, []turn{
 			{answer: aggregates(11, "a", "b", "c", "d"), want: "open"},
 			{answer: ok, want: "handle 0+4"},
 			{answer: fault, want: "rollback, pause 100ms: the handler failed at 11, attempt 0"},
-			{answer: ok, want: "look", later: 2 * time.Second},
+			{answer: ok, want: "load parked", later: 2 * time.Second},
 			{answer: orders("14"), want: "read 4 after 10"},
 			{answer: aggregates(11, "a", "b", "c", "d"), want: "open"},
 			{answer: ok, want: "handle 0+2"},
@@ -150,7 +150,7 @@ func TestLaneOrderedToPark(t *testing.T) {
 		})},
 		{"a lane that begins parks it without a call", LaneConfig{Kind: PlainBatched, OnFailure: StopOnFailure, Attempts: 1}, 1, []turn{
 			{answer: ok, want: "load"},
-			{answer: found(5, 10), want: "look"},
+			{answer: found(5, 10), want: "load parked"},
 			{answer: orders("12"), want: "read 4 after 10"},
 			{answer: aggregates(11, "a", "b", "a"), want: "handle 0+1"},
 			{answer: ok, want: "save 10 to 11"},
@@ -165,25 +165,25 @@ func TestLaneOrderedToPark(t *testing.T) {
 			{answer: ok, want: "find"},
 			{answer: found(5, 10), want: "park 1, 10 to 11 by order at 11, attempt 1"},
 			{answer: failing(Fenced), want: "find"},
-			{answer: found(6, 10), want: "end: alone"},
+			{answer: found(6, 10), want: "end: fenced"},
 		})},
 		{"there is always room", LaneConfig{OnFailure: ParkEvents, Attempts: 1, MaxParked: 1}, 1, []turn{
 			{answer: ok, want: "load"},
-			{answer: found(5, 10), want: "look"},
+			{answer: found(5, 10), want: "load parked"},
 			{answer: parkedRows("5 b"), want: "read 4 after 10"},
 			{answer: aggregates(11, "a"), want: "handle 0+1"},
 			{answer: fault, want: "pause 100ms: too many parked at 11, attempt 1"},
-			{answer: ok, want: "look", later: 2 * time.Second},
+			{answer: ok, want: "load parked", later: 2 * time.Second},
 			{answer: LaneAnswer{Parked: slices.Concat(parkedRows("5 b").Parked, orders("11").Parked)}, want: "read 4 after 11"},
 			{answer: ok, want: "park 1, 10 to 11 by order at 11, attempt 1"},
 		}},
 		{"who is asked to stop parks nothing", LaneConfig{}, 1, slices.Concat(fails, []turn{
-			{answer: orders("11"), want: "end: asked", signals: Signals{Asked: true}},
+			{answer: orders("11"), want: "end: requested", signals: Signals{Asked: true}},
 		})},
 		{"nor who is asked to in the pause", LaneConfig{}, 1, slices.Concat(begin, []turn{
 			{answer: aggregates(11, "a", "b", "a"), want: "handle 0+1"},
 			{answer: fault, want: "pause 100ms: the handler failed at 11, attempt 1"},
-			{answer: ok, want: "end: asked", signals: Signals{Asked: true}},
+			{answer: ok, want: "end: requested", signals: Signals{Asked: true}},
 		})},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -44,7 +44,7 @@ func TestLaneParks(t *testing.T) {
 		fault    = failing(Fault)
 		dbFailed = "pause 20ms: the database failed"
 		begin    = func(rows ...string) []turn {
-			return []turn{{answer: ok, want: "load"}, {answer: found(5, 10), want: "look"}, {answer: parkedRows(rows...), want: "read 4 after 10"}}
+			return []turn{{answer: ok, want: "load"}, {answer: found(5, 10), want: "load parked"}, {answer: parkedRows(rows...), want: "read 4 after 10"}}
 		}
 		// twice has the handler of a plain lane fail at the first event that is
 		// pending, up to the second failure.
@@ -71,7 +71,7 @@ func TestLaneParks(t *testing.T) {
 			{answer: fault, want: "park 1, 10 to 11 at 11, attempt 2"},
 			{answer: ok, want: "read 4 after 12"},
 			{answer: ok, want: "park 1, 11 to 12"},
-			{answer: ok, want: "look", later: time.Second},
+			{answer: ok, want: "load parked", later: time.Second},
 		})},
 		{"parked with the later events of its aggregate, and others go on", LaneConfig{}, slices.Concat(begin(), []turn{
 			{answer: aggregates(11, "a", "a", "b"), want: "handle 0+1"},
@@ -98,7 +98,7 @@ func TestLaneParks(t *testing.T) {
 			{answer: ok, want: "save 10 to 12"},
 			{answer: ok, want: "read 4 after 13"},
 			{answer: ok, want: "park 1, 12 to 13"},
-			{answer: ok, want: "look", later: time.Second},
+			{answer: ok, want: "load parked", later: time.Second},
 			{answer: parkedRows("5 a retry"), want: "fetch 5"},
 			{answer: aggregates(5, "a"), want: "handle parked 5"},
 			{answer: ok, want: "drop 5"},
@@ -161,18 +161,18 @@ func TestLaneParks(t *testing.T) {
 			{answer: aggregates(11, "a"), want: "handle 0+1"},
 			{answer: fault, want: "park 1, 10 to 11 at 11, attempt 1"},
 			{answer: failing(Fenced), want: "find"},
-			{answer: found(6, 10), want: "end: alone"},
+			{answer: found(6, 10), want: "end: fenced"},
 		})},
 		{"asked to stop: a park that has happened", LaneConfig{Attempts: 1}, slices.Concat(begin(), []turn{
 			{answer: aggregates(11, "a"), want: "handle 0+1"},
 			{answer: fault, want: "park 1, 10 to 11 at 11, attempt 1", signals: asked},
-			{answer: ok, want: "end: asked", signals: asked},
+			{answer: ok, want: "end: requested", signals: asked},
 		})},
 		{"the row stands elsewhere: what is parked is read again", LaneConfig{Attempts: 1}, slices.Concat(begin(), []turn{
 			{answer: aggregates(11, "a"), want: "handle 0+1"},
 			{answer: fault, want: "park 1, 10 to 11 at 11, attempt 1"},
 			{answer: failing(Fenced), want: "find"},
-			{answer: found(5, 7), want: "look"},
+			{answer: found(5, 7), want: "load parked"},
 			{answer: parkedRows("9 b"), want: "read 4 after 7"},
 			{answer: aggregates(8, "a", "b"), want: "handle 0+1"},
 		})},
@@ -185,7 +185,7 @@ func TestLaneParks(t *testing.T) {
 
 		{"full: nothing moves, and now and then it looks whether there is room", LaneConfig{}, slices.Concat(begin("5 a", "6 b", "7 c"), []turn{
 			{answer: aggregates(11, "a"), want: "pause 1s: too many parked at 11, attempt 0"},
-			{answer: ok, want: "look", later: time.Second},
+			{answer: ok, want: "load parked", later: time.Second},
 			{answer: parkedRows("5 a", "6 b"), want: "read 4 after 11"},
 			{answer: ok, want: "park 1, 10 to 11"},
 		})},
@@ -208,14 +208,14 @@ func TestLaneParks(t *testing.T) {
 			{answer: ok, want: "read 4 after 11"},
 			{answer: aggregates(12, "b"), want: "handle 0+1"},
 			{answer: ok, want: "save 11 to 12", later: time.Second},
-			{answer: ok, want: "look"},
+			{answer: ok, want: "load parked"},
 			{answer: parkedRows("5 a"), want: "read 4 after 12"},
 			{answer: ok, want: "pause 1s: nothing new"},
-			{answer: ok, want: "look", later: time.Second},
+			{answer: ok, want: "load parked", later: time.Second},
 		})},
 		{"plain: retried in order, and then its aggregate goes on", LaneConfig{}, slices.Concat([]turn{
 			{answer: ok, want: "load"},
-			{answer: found(5, 10), want: "look"},
+			{answer: found(5, 10), want: "load parked"},
 			{answer: parkedRows("5 a retry", "6 b", "7 a retry"), want: "fetch 5"},
 			{answer: aggregates(5, "a"), want: "handle parked 5"},
 			{answer: ok, want: "drop 5"},
@@ -230,7 +230,7 @@ func TestLaneParks(t *testing.T) {
 		})},
 		{"transactional: the row goes in the handler's transaction", LaneConfig{Kind: Transactional}, slices.Concat([]turn{
 			{answer: ok, want: "load"},
-			{answer: found(5, 10), want: "look"},
+			{answer: found(5, 10), want: "load parked"},
 			{answer: parkedRows("5 a retry"), want: "fetch 5"},
 			{answer: aggregates(5, "a"), want: "open"},
 			{answer: ok, want: "handle parked 5"},
@@ -240,7 +240,7 @@ func TestLaneParks(t *testing.T) {
 		})},
 		{"only the first of an aggregate is retried, and only if asked for", LaneConfig{}, []turn{
 			{answer: ok, want: "load"},
-			{answer: found(5, 10), want: "look"},
+			{answer: found(5, 10), want: "load parked"},
 			{answer: parkedRows("5 a", "7 a retry", "8 b retry"), want: "fetch 8"},
 			{answer: aggregates(8, "b"), want: "handle parked 8"},
 			{answer: ok, want: "drop 8"},
@@ -248,17 +248,17 @@ func TestLaneParks(t *testing.T) {
 		}},
 		{"among many retries it looks whether they are still asked for", LaneConfig{}, []turn{
 			{answer: ok, want: "load"},
-			{answer: found(5, 10), want: "look"},
+			{answer: found(5, 10), want: "load parked"},
 			{answer: parkedRows("5 a retry", "6 b retry", "7 c retry"), want: "fetch 5"},
 			{answer: aggregates(5, "a"), want: "handle parked 5"},
 			{answer: ok, want: "drop 5", later: time.Second},
-			{answer: ok, want: "look"},
+			{answer: ok, want: "load parked"},
 			{answer: parkedRows("6 b discard", "7 c"), want: "drop 6"},
 			{answer: ok, want: "read 4 after 10"},
 		}},
-		{"of many, parked ones that take long leave new events their turn", LaneConfig{LookAll: 1}, []turn{
+		{"of many, parked ones that take long leave new events their turn", LaneConfig{LoadAll: 1}, []turn{
 			{answer: ok, want: "load"},
-			{answer: found(5, 10), want: "look"},
+			{answer: found(5, 10), want: "load parked"},
 			{answer: parkedRows("5 a discard", "6 b discard", "7 c discard", "8 d discard"), want: "drop 5"},
 			{answer: ok, want: "drop 6", later: parkedTurn / 2},
 			{answer: ok, want: "read 4 after 10", later: parkedTurn / 2},
@@ -271,50 +271,50 @@ func TestLaneParks(t *testing.T) {
 		}},
 		{"of few, what is asked for comes first, however long it takes", LaneConfig{}, []turn{
 			{answer: ok, want: "load"},
-			{answer: found(5, 10), want: "look"},
+			{answer: found(5, 10), want: "load parked"},
 			{answer: parkedRows("5 a discard", "6 b discard", "7 c discard"), want: "drop 5"},
 			{answer: ok, want: "drop 6", later: parkedTurn},
 			{answer: ok, want: "drop 7", later: parkedTurn},
 			{answer: ok, want: "read 4 after 10"},
 		}},
-		{"of many, it reads the requests alone, and does not forget the rest", LaneConfig{LookAll: 2}, []turn{
+		{"of many, it reads the requests alone, and does not forget the rest", LaneConfig{LoadAll: 2}, []turn{
 			{answer: ok, want: "load"},
-			{answer: found(5, 10), want: "look"},
+			{answer: found(5, 10), want: "load parked"},
 			{answer: parkedRows("5 a", "6 b", "7 c"), want: "read 4 after 10"},
 			{answer: ok, want: "pause 1s: nothing new"},
-			{answer: ok, want: "look for requests", later: time.Second},
+			{answer: ok, want: "load requests", later: time.Second},
 			{answer: parkedRows("6 b discard"), want: "drop 6"},
 			{answer: ok, want: "read 4 after 10"},
 			{answer: aggregates(11, "a", "c", "b"), want: "park 1, 10 to 11"},
 		}},
-		{"of many, a request that is gone is gone; and now and then it reads all", LaneConfig{LookAll: 2}, []turn{
+		{"of many, a request that is gone is gone; and now and then it reads all", LaneConfig{LoadAll: 2}, []turn{
 			{answer: ok, want: "load"},
-			{answer: found(5, 10), want: "look"},
+			{answer: found(5, 10), want: "load parked"},
 			{answer: parkedRows("5 a", "6 a retry", "7 c"), want: "read 4 after 10"},
 			{answer: ok, want: "pause 1s: nothing new"},
-			{answer: ok, want: "look for requests", later: time.Second},
+			{answer: ok, want: "load requests", later: time.Second},
 			{answer: parkedRows("5 a retry"), want: "fetch 5"},
 			{answer: aggregates(5, "a"), want: "handle parked 5"},
 			{answer: ok, want: "drop 5"},
 			{answer: ok, want: "read 4 after 10"},
 			{answer: ok, want: "pause 1s: nothing new"},
-			{answer: ok, want: "look", later: lookAllEvery},
+			{answer: ok, want: "load parked", later: loadAllEvery},
 		}},
-		{"looks take no more than a tenth of the time", LaneConfig{LookAll: 2}, []turn{
+		{"looks take no more than a tenth of the time", LaneConfig{LoadAll: 2}, []turn{
 			{answer: ok, want: "load"},
-			{answer: found(5, 10), want: "look"},
+			{answer: found(5, 10), want: "load parked"},
 			{answer: parkedRows("5 a", "6 b", "7 c"), want: "read 4 after 10"},
 			{answer: ok, want: "pause 1s: nothing new"},
-			{answer: ok, want: "look for requests", later: time.Second},
+			{answer: ok, want: "load requests", later: time.Second},
 			{answer: ok, want: "read 4 after 10", later: time.Second}, // it took that long
 			{answer: ok, want: "pause 1s: nothing new"},
 			{answer: ok, want: "read 4 after 10", later: 9 * time.Second},
 			{answer: ok, want: "pause 1s: nothing new"},
-			{answer: ok, want: "look for requests", later: time.Second},
+			{answer: ok, want: "load requests", later: time.Second},
 		}},
 		{"the first is discarded: the next waits for its own request", LaneConfig{}, []turn{
 			{answer: ok, want: "load"},
-			{answer: found(5, 10), want: "look"},
+			{answer: found(5, 10), want: "load parked"},
 			{answer: parkedRows("5 a discard", "7 a", "9 a discard"), want: "drop 5"},
 			{answer: ok, want: "drop 9"},
 			{answer: ok, want: "read 4 after 10"},
@@ -322,7 +322,7 @@ func TestLaneParks(t *testing.T) {
 		}},
 		{"a retry that fails is noted, and asked for no more", LaneConfig{Kind: Batched}, []turn{
 			{answer: ok, want: "load"},
-			{answer: found(5, 10), want: "look"},
+			{answer: found(5, 10), want: "load parked"},
 			{answer: parkedRows("5 a retry", "7 a retry"), want: "fetch 5"},
 			{answer: aggregates(5, "a"), want: "open"},
 			{answer: ok, want: "handle parked 5"},
@@ -331,7 +331,7 @@ func TestLaneParks(t *testing.T) {
 		}},
 		{"what a retry wrote is refused at COMMIT", LaneConfig{Kind: Transactional}, []turn{
 			{answer: ok, want: "load"},
-			{answer: found(5, 10), want: "look"},
+			{answer: found(5, 10), want: "load parked"},
 			{answer: parkedRows("5 a retry"), want: "fetch 5"},
 			{answer: aggregates(5, "a"), want: "open"},
 			{answer: ok, want: "handle parked 5"},
@@ -341,14 +341,14 @@ func TestLaneParks(t *testing.T) {
 		}},
 		{"the event is gone", LaneConfig{}, []turn{
 			{answer: ok, want: "load"},
-			{answer: found(5, 10), want: "look"},
+			{answer: found(5, 10), want: "load parked"},
 			{answer: parkedRows("5 a retry"), want: "fetch 5"},
 			{answer: aggregates(6, "a"), want: "note 5, attempt 4"},
 			{answer: ok, want: "read 4 after 10"},
 		}},
 		{"an unclear COMMIT of a retry: the rows say", LaneConfig{Kind: Transactional}, []turn{
 			{answer: ok, want: "load"},
-			{answer: found(5, 10), want: "look"},
+			{answer: found(5, 10), want: "load parked"},
 			{answer: parkedRows("5 a retry"), want: "fetch 5"},
 			{answer: aggregates(5, "a"), want: "open"},
 			{answer: ok, want: "handle parked 5"},
@@ -356,7 +356,7 @@ func TestLaneParks(t *testing.T) {
 			{answer: ok, want: "commit"},
 			{answer: failing(Passing), want: "rollback, " + dbFailed},
 			{answer: ok, want: "find"},
-			{answer: found(5, 10), want: "look"},
+			{answer: found(5, 10), want: "load parked"},
 			{answer: parkedRows("5 a retry"), want: "fetch 5"}, // it has not happened
 			{answer: aggregates(5, "a"), want: "open"},
 			{answer: ok, want: "handle parked 5"},
@@ -364,32 +364,32 @@ func TestLaneParks(t *testing.T) {
 			{answer: ok, want: "commit"},
 			{answer: failing(Passing), want: "rollback, pause 40ms: the database failed"},
 			{answer: ok, want: "find"},
-			{answer: found(5, 10), want: "look"},
+			{answer: found(5, 10), want: "load parked"},
 			{answer: parkedRows(), want: "read 4 after 10"}, // it has
 		}},
 		{"fenced in a retry", LaneConfig{Kind: Transactional}, []turn{
 			{answer: ok, want: "load"},
-			{answer: found(5, 10), want: "look"},
+			{answer: found(5, 10), want: "load parked"},
 			{answer: parkedRows("5 a retry"), want: "fetch 5"},
 			{answer: aggregates(5, "a"), want: "open"},
 			{answer: ok, want: "handle parked 5"},
 			{answer: ok, want: "unpark 5"},
 			{answer: failing(Fenced), want: "rollback, find"},
-			{answer: found(6, 10), want: "end: alone"},
+			{answer: found(6, 10), want: "end: fenced"},
 		}},
 		{"plain: a drop that is not heard of is sent again, and the event not handled again", LaneConfig{}, []turn{
 			{answer: ok, want: "load"},
-			{answer: found(5, 10), want: "look"},
+			{answer: found(5, 10), want: "load parked"},
 			{answer: parkedRows("5 a retry"), want: "fetch 5"},
 			{answer: aggregates(5, "a"), want: "handle parked 5"},
 			{answer: ok, want: "drop 5"},
 			{answer: failing(Passing), want: dbFailed},
 			{answer: ok, want: "drop 5"},
-			{answer: failing(Fenced), want: "end: alone"},
+			{answer: failing(Fenced), want: "end: fenced"},
 		}},
 		{"a note that is not heard of is sent again", LaneConfig{}, []turn{
 			{answer: ok, want: "load"},
-			{answer: found(5, 10), want: "look"},
+			{answer: found(5, 10), want: "load parked"},
 			{answer: parkedRows("5 a retry"), want: "fetch 5"},
 			{answer: aggregates(5, "a"), want: "handle parked 5"},
 			{answer: fault, want: "note 5, attempt 4"},
@@ -399,35 +399,35 @@ func TestLaneParks(t *testing.T) {
 		}},
 		{"no retry begins without a proof, and none when asked to stop", LaneConfig{Kind: Transactional}, []turn{
 			{answer: ok, want: "load"},
-			{answer: found(5, 10), want: "look"},
+			{answer: found(5, 10), want: "load parked"},
 			{answer: parkedRows("5 a retry"), want: "fetch 5"},
 			{answer: aggregates(5, "a"), want: "prove", signals: unproven},
 			{answer: ok, want: "open"},
 			{answer: ok, want: "handle parked 5"},
 			{answer: failing(NotBegun), want: "rollback, prove"},
 			{answer: ok, want: "open"},
-			{answer: ok, want: "rollback, end: asked", signals: asked},
+			{answer: ok, want: "rollback, end: requested", signals: asked},
 		}},
 		{"a retry that is done when asked to stop is committed", LaneConfig{Kind: Transactional}, []turn{
 			{answer: ok, want: "load"},
-			{answer: found(5, 10), want: "look"},
+			{answer: found(5, 10), want: "load parked"},
 			{answer: parkedRows("5 a retry", "6 a retry"), want: "fetch 5"},
 			{answer: aggregates(5, "a"), want: "open"},
 			{answer: ok, want: "handle parked 5"},
 			{answer: ok, want: "unpark 5", signals: asked},
 			{answer: ok, want: "commit", signals: asked},
-			{answer: ok, want: "end: asked", signals: asked},
+			{answer: ok, want: "end: requested", signals: asked},
 		}},
 		{"cancelled in a retry: nothing is committed", LaneConfig{Kind: Transactional}, []turn{
 			{answer: ok, want: "load"},
-			{answer: found(5, 10), want: "look"},
+			{answer: found(5, 10), want: "load parked"},
 			{answer: parkedRows("5 a retry"), want: "fetch 5"},
 			{answer: aggregates(5, "a"), want: "open"},
-			{answer: ok, want: "rollback, end: asked", signals: canceled},
+			{answer: ok, want: "rollback, end: requested", signals: canceled},
 		}},
 		{"a retry that is suspended is made when there is a proof", LaneConfig{Kind: Transactional}, []turn{
 			{answer: ok, want: "load"},
-			{answer: found(5, 10), want: "look"},
+			{answer: found(5, 10), want: "load parked"},
 			{answer: parkedRows("5 a retry"), want: "fetch 5"},
 			{answer: aggregates(5, "a"), want: "open"},
 			{answer: ok, want: "handle parked 5"},
@@ -439,13 +439,13 @@ func TestLaneParks(t *testing.T) {
 		}},
 		{"a retry whose row is there, and can't be taken", LaneConfig{Kind: Transactional}, []turn{
 			{answer: ok, want: "load"},
-			{answer: found(5, 10), want: "look"},
+			{answer: found(5, 10), want: "load parked"},
 			{answer: parkedRows("5 a retry"), want: "fetch 5"},
 			{answer: aggregates(5, "a"), want: "open"},
 			{answer: ok, want: "handle parked 5"},
 			{answer: ok, want: "unpark 5"},
 			{answer: failing(Fenced), want: "rollback, find"},
-			{answer: found(5, 10), want: "look"},
+			{answer: found(5, 10), want: "load parked"},
 			{answer: parkedRows("5 a retry"), want: "fetch 5"},
 			{answer: aggregates(5, "a"), want: "open"},
 			{answer: ok, want: "handle parked 5"},
@@ -454,7 +454,7 @@ func TestLaneParks(t *testing.T) {
 		}},
 		{"a retry whose connection is lost comes again, and has not failed", LaneConfig{}, []turn{
 			{answer: ok, want: "load"},
-			{answer: found(5, 10), want: "look"},
+			{answer: found(5, 10), want: "load parked"},
 			{answer: parkedRows("5 a retry"), want: "fetch 5"},
 			{answer: aggregates(5, "a"), want: "handle parked 5"},
 			{answer: failing(Cut), want: "pause 100ms: the handler's connection was lost at 5"},
@@ -462,14 +462,14 @@ func TestLaneParks(t *testing.T) {
 		}},
 		{"a retry that passes by itself comes again", LaneConfig{}, []turn{
 			{answer: ok, want: "load"},
-			{answer: found(5, 10), want: "look"},
+			{answer: found(5, 10), want: "load parked"},
 			{answer: parkedRows("5 a retry"), want: "fetch 5"},
 			{answer: aggregates(5, "a"), want: "handle parked 5"},
 			{answer: failing(Passing), want: "pause 100ms: the handler failed at 5, attempt 3"},
 			{answer: ok, want: "read 4 after 10"},
 			{answer: aggregates(11, "b"), want: "handle 0+1"},
 			{answer: ok, want: "save 10 to 11"},
-			{answer: ok, want: "look"},
+			{answer: ok, want: "load parked"},
 			{answer: parkedRows("5 a retry"), want: "fetch 5"},
 		}},
 	} {
@@ -571,7 +571,7 @@ func TestRetryThatPassesHoldsNobodyUp(t *testing.T) {
 				switch a.Do {
 				case LaneLoad, LaneFind:
 					answer = found(5, 10)
-				case LaneLook:
+				case LaneLoadParked:
 					looked++
 					answer = parkedRows("5 a retry")
 				case LaneFetch:
@@ -600,12 +600,12 @@ func TestRetryThatPassesHoldsNobodyUp(t *testing.T) {
 	}
 }
 
-// One look for requests that was slow, or that failed first, must not make the later ones
+// One load requests that was slow, or that failed first, must not make the later ones
 // rare: those that have taken no time since say how long one takes.
 func TestLooksAreFrequentAgainAfterASlowOne(t *testing.T) {
 	for _, fails := range []bool{false, true} {
 		l := NewLane(Assignment{Generation: 5, Partition: 0, Total: 1}, LaneConfig{
-			Kind: Plain, Batch: 4, Poll: time.Second, Lease: 30 * time.Second, OnFailure: ParkEvents, Attempts: 2, MaxParked: 3, LookAll: 1,
+			Kind: Plain, Batch: 4, Poll: time.Second, Lease: 30 * time.Second, OnFailure: ParkEvents, Attempts: 2, MaxParked: 3, LoadAll: 1,
 			Retry: Backoff{Min: 100 * time.Millisecond, Max: time.Second},
 		})
 		now, answer := testStart, LaneAnswer{}
@@ -616,7 +616,7 @@ func TestLooksAreFrequentAgainAfterASlowOne(t *testing.T) {
 			switch a.Do {
 			case LaneLoad:
 				answer = found(5, 10)
-			case LaneLook:
+			case LaneLoadParked:
 				switch {
 				case a.Requests && !slow:
 					slow, now = true, now.Add(20*time.Second)

@@ -63,7 +63,7 @@ func TestLane(t *testing.T) {
 		canceled = Signals{Canceled: true}
 		over     = Signals{LeaseOver: true}
 		ok       LaneAnswer
-		begin    = []turn{{answer: ok, want: "load"}, {answer: found(5, 10), want: "look"}, {answer: ok, want: "read 4 after 10"}}
+		begin    = []turn{{answer: ok, want: "load"}, {answer: found(5, 10), want: "load parked"}, {answer: ok, want: "read 4 after 10"}}
 		pause    = "pause 20ms: the database failed"
 	)
 	for _, tt := range []struct {
@@ -93,11 +93,11 @@ func TestLane(t *testing.T) {
 		}},
 		{name: "another generation's row is not ours", skip: true, turns: []turn{
 			{answer: ok, want: "load"},
-			{answer: found(6, 10), want: "end: alone"},
+			{answer: found(6, 10), want: "end: fenced"},
 		}},
 		{name: "no row at all", skip: true, turns: []turn{
 			{answer: ok, want: "load"},
-			{answer: ok, want: "end: alone"},
+			{answer: ok, want: "end: fenced"},
 		}},
 		{name: "transactional: one transaction for the batch", config: LaneConfig{Kind: Transactional}, turns: []turn{
 			{answer: evens(12, 14, 16), want: "open"},
@@ -132,7 +132,7 @@ func TestLane(t *testing.T) {
 			{answer: ok, want: "save 10 to 13"},
 			{answer: ok, want: "read 4 after 16"},
 			{answer: evens(), want: "handle 0+1"},
-			{answer: failing(Fault), want: "end: at fault at 14, attempt 1"},
+			{answer: failing(Fault), want: "end: handler failed at 14, attempt 1"},
 		}},
 		{name: "plain batch: interrupted, it is handed over again as a whole", config: LaneConfig{Kind: PlainBatched, OnFailure: StopOnFailure, Attempts: 1}, turns: []turn{
 			{answer: evens(12, 14), want: "handle 0+2"},
@@ -150,25 +150,25 @@ func TestLane(t *testing.T) {
 		{name: "drain: what is done of the batch is committed", turns: []turn{
 			{answer: evens(12, 14, 16), want: "handle 0+1"},
 			{answer: ok, want: "save 10 to 13", signals: asked},
-			{answer: ok, want: "end: asked", signals: asked},
+			{answer: ok, want: "end: requested", signals: asked},
 		}},
 		{name: "drain before the first event of a transaction", config: LaneConfig{Kind: Transactional}, turns: []turn{
 			{answer: evens(12, 14), want: "open"},
-			{answer: ok, want: "rollback, end: asked", signals: asked},
+			{answer: ok, want: "rollback, end: requested", signals: asked},
 		}},
 		{name: "cancelled: nothing more is committed", turns: []turn{
 			{answer: evens(12, 14), want: "handle 0+1"},
-			{answer: ok, want: "end: asked", signals: canceled},
+			{answer: ok, want: "end: requested", signals: canceled},
 		}},
 		{name: "cancelled between write and commit", config: LaneConfig{Kind: Batched}, turns: []turn{
 			{answer: evens(12, 14), want: "open"},
 			{answer: ok, want: "handle 0+2"},
 			{answer: ok, want: "write 10 to 14"},
-			{answer: ok, want: "rollback, end: asked", signals: canceled},
+			{answer: ok, want: "rollback, end: requested", signals: canceled},
 		}},
 		{name: "cancelled before the first event of a transaction", config: LaneConfig{Kind: Transactional}, turns: []turn{
 			{answer: evens(12, 14), want: "open"},
-			{answer: ok, want: "rollback, end: asked", signals: canceled},
+			{answer: ok, want: "rollback, end: requested", signals: canceled},
 		}},
 		{name: "a write that was given up is never committed", config: LaneConfig{Kind: Batched}, turns: []turn{
 			{answer: evens(12), want: "open"},
@@ -178,7 +178,7 @@ func TestLane(t *testing.T) {
 			{answer: ok, want: "find"},
 		}},
 		{name: "lease over: no event is begun, and the session must know", turns: []turn{
-			{answer: evens(12, 14), want: "end: alone", signals: over},
+			{answer: evens(12, 14), want: "end: fenced", signals: over},
 		}},
 		{name: "lease over in the middle of a batch", turns: []turn{
 			{answer: evens(12, 14), want: "handle 0+1"},
@@ -186,7 +186,7 @@ func TestLane(t *testing.T) {
 		}},
 		{name: "lease over while a batch's transaction was opened", config: LaneConfig{Kind: Batched}, turns: []turn{
 			{answer: evens(12, 14), want: "open"},
-			{answer: ok, want: "rollback, end: alone", signals: over},
+			{answer: ok, want: "rollback, end: fenced", signals: over},
 		}},
 		{name: "no event is begun without a proof, and no transaction waits for one", config: LaneConfig{Kind: Transactional}, turns: []turn{
 			{answer: evens(12, 14), want: "prove", signals: unproven},
@@ -204,7 +204,7 @@ func TestLane(t *testing.T) {
 		}},
 		{name: "asked to stop while there is no proof", config: LaneConfig{Kind: Batched}, turns: []turn{
 			{answer: evens(12, 14), want: "prove", signals: unproven},
-			{answer: ok, want: "end: asked", signals: Signals{Asked: true, Unproven: true}},
+			{answer: ok, want: "end: requested", signals: Signals{Asked: true, Unproven: true}},
 		}},
 		{name: "plain: without a proof in the middle of a batch", turns: []turn{
 			{answer: evens(12, 14), want: "handle 0+1"},
@@ -215,7 +215,7 @@ func TestLane(t *testing.T) {
 			{answer: evens(12), want: "handle 0+1"},
 			{answer: failing(Interrupted), want: "prove", signals: unproven},
 			{answer: ok, want: "handle 0+1"},
-			{answer: failing(Fault), want: "end: at fault at 12, attempt 1"},
+			{answer: failing(Fault), want: "end: handler failed at 12, attempt 1"},
 		}},
 		{name: "suspended in the middle of a batch: what is done is committed", turns: []turn{
 			{answer: evens(12, 14), want: "handle 0+1"},
@@ -234,14 +234,14 @@ func TestLane(t *testing.T) {
 			{answer: ok, want: "handle 1+1"},
 			{answer: ok, want: "write 10 to 14"},
 			{answer: failing(Interrupted), want: "rollback, prove"}, // the handler did not say so
-			{answer: ok, want: "end: asked", signals: asked},
+			{answer: ok, want: "end: requested", signals: asked},
 		}},
 		{name: "the fence lets nothing through, and nobody else has moved the row: the handler has", config: LaneConfig{Kind: Transactional, OnFailure: StopOnFailure, Attempts: 1}, turns: []turn{
 			{answer: evens(12), want: "open"},
 			{answer: ok, want: "handle 0+1"},
 			{answer: ok, want: "write 10 to 12"},
 			{answer: failing(Fenced), want: "rollback, find"},
-			{answer: found(5, 10), want: "end: at fault at 12, attempt 1"},
+			{answer: found(5, 10), want: "end: handler failed at 12, attempt 1"},
 		}},
 		{name: "what is to pass by itself counts when it has not for long enough", config: LaneConfig{OnFailure: StopOnFailure, Attempts: 1}, turns: []turn{
 			{answer: evens(12), want: "handle 0+1"},
@@ -249,13 +249,13 @@ func TestLane(t *testing.T) {
 			{answer: ok, want: "read 4 after 12"},
 			{answer: evens(), want: "handle 0+1"},
 			{answer: failing(Passing), want: "pause 200ms: the handler failed at 12, attempt 2", later: 7 * time.Second}, // over a lease, and not often
-			{answer: ok, want: "look"},
+			{answer: ok, want: "load parked"},
 			{answer: ok, want: "read 4 after 12"},
 			{answer: evens(), want: "handle 0+1"},
 			{answer: failing(Passing), want: "pause 400ms: the handler failed at 12, attempt 3"},
 			{answer: ok, want: "read 4 after 12"},
 			{answer: evens(), want: "handle 0+1"},
-			{answer: failing(Passing), want: "end: at fault at 12, attempt 4"},
+			{answer: failing(Passing), want: "end: handler failed at 12, attempt 4"},
 		}},
 		{name: "a connection that was lost is no attempt", config: LaneConfig{Kind: Transactional, OnFailure: StopOnFailure, Attempts: 2}, turns: []turn{
 			{answer: evens(12, 14), want: "open"},
@@ -282,7 +282,7 @@ func TestLane(t *testing.T) {
 			{answer: ok, want: "read 4 after 14"},
 			{answer: evens(), want: "open"},
 			{answer: ok, want: "handle 0+1"},
-			{answer: failing(Fault), want: "rollback, end: at fault at 14, attempt 2"},
+			{answer: failing(Fault), want: "rollback, end: handler failed at 14, attempt 2"},
 		}},
 		{name: "a connection that is lost at one event for too long is its fault", config: LaneConfig{OnFailure: StopOnFailure, Attempts: 1}, turns: []turn{
 			{answer: evens(12), want: "handle 0+1"},
@@ -290,13 +290,13 @@ func TestLane(t *testing.T) {
 			{answer: ok, want: "read 4 after 12"},
 			{answer: evens(), want: "handle 0+1"},
 			{answer: failing(Cut), want: "pause 200ms: the handler's connection was lost at 12", later: 7 * time.Second}, // over a lease, and not often
-			{answer: ok, want: "look"},
+			{answer: ok, want: "load parked"},
 			{answer: ok, want: "read 4 after 12"},
 			{answer: evens(), want: "handle 0+1"},
 			{answer: failing(Cut), want: "pause 400ms: the handler's connection was lost at 12"},
 			{answer: ok, want: "read 4 after 12"},
 			{answer: evens(), want: "handle 0+1"},
-			{answer: failing(Cut), want: "end: at fault at 12, attempt 1"},
+			{answer: failing(Cut), want: "end: handler failed at 12, attempt 1"},
 		}},
 		{name: "a batch whose connection was lost is tried in parts", config: LaneConfig{Kind: Batched, OnFailure: StopOnFailure, Attempts: 1}, turns: []turn{
 			{answer: evens(12, 14), want: "open"},
@@ -311,7 +311,7 @@ func TestLane(t *testing.T) {
 			{answer: evens(12, 14), want: "handle 0+1"},
 			{answer: ok, want: "handle 1+1"},
 			{answer: failing(Permanent), want: "save 10 to 13"},
-			{answer: ok, want: "end: at fault at 14, attempt 1"},
+			{answer: ok, want: "end: handler failed at 14, attempt 1"},
 		}},
 		{name: "a permanent failure within a transaction: what precedes it is committed, and it is called once more, alone", config: LaneConfig{Kind: Transactional, OnFailure: StopOnFailure, Attempts: 5}, turns: []turn{
 			{answer: evens(12, 14), want: "open"},
@@ -326,7 +326,7 @@ func TestLane(t *testing.T) {
 			{answer: ok, want: "read 4 after 14"},
 			{answer: evens(), want: "open"},
 			{answer: ok, want: "handle 0+1"},
-			{answer: failing(Permanent), want: "rollback, end: at fault at 14, attempt 2"},
+			{answer: failing(Permanent), want: "rollback, end: handler failed at 14, attempt 2"},
 		}},
 		{name: "a permanent failure of a batch: halves, at once, until the event stands alone", config: LaneConfig{Kind: Batched, OnFailure: StopOnFailure, Attempts: 5}, turns: []turn{
 			{answer: evens(12, 14), want: "open"},
@@ -335,7 +335,7 @@ func TestLane(t *testing.T) {
 			{answer: ok, want: "read 4 after 14"},
 			{answer: evens(), want: "open"},
 			{answer: ok, want: "handle 0+1"},
-			{answer: failing(Permanent), want: "rollback, end: at fault at 12, attempt 1"},
+			{answer: failing(Permanent), want: "rollback, end: handler failed at 12, attempt 1"},
 		}},
 		{name: "a permanent failure under a policy that only tries again: as rarely as that does", config: LaneConfig{OnFailure: RetryForever, Attempts: 5}, turns: []turn{
 			{answer: evens(12), want: "handle 0+1"},
@@ -359,13 +359,13 @@ func TestLane(t *testing.T) {
 		}},
 		{name: "a COMMIT that is undone again and again", config: LaneConfig{Kind: Transactional, OnFailure: StopOnFailure, Attempts: 1}, turns: slices.Concat(
 			[]turn{{answer: evens(12), want: "open"}},
-			undone(1, "read 4 after 12"), undone(2, "read 4 after 12"), undone(3, "read 4 after 12"), undone(4, "end: at fault at 12, attempt 1"),
+			undone(1, "read 4 after 12"), undone(2, "read 4 after 12"), undone(3, "read 4 after 12"), undone(4, "end: handler failed at 12, attempt 1"),
 		)},
 		{name: "fenced", turns: []turn{
 			{answer: evens(12), want: "handle 0+1"},
 			{answer: ok, want: "save 10 to 12"},
 			{answer: failing(Fenced), want: "find"},
-			{answer: found(6, 12), want: "end: alone"},
+			{answer: found(6, 12), want: "end: fenced"},
 		}},
 		{name: "plain: a lost reply to what has happened", turns: []turn{
 			{answer: evens(12), want: "handle 0+1"},
@@ -404,7 +404,7 @@ func TestLane(t *testing.T) {
 			{answer: ok, want: "handle 1+1"},
 			{answer: ok, want: "save 10 to 14"},
 			{answer: failing(Fenced), want: "find"},
-			{answer: found(5, 12), want: "look"},
+			{answer: found(5, 12), want: "load parked"},
 			{answer: ok, want: "read 4 after 12"},
 		}},
 		{name: "plain: the handler fails at the second event", turns: []turn{
@@ -431,7 +431,7 @@ func TestLane(t *testing.T) {
 			{answer: ok, want: "handle 0+1"},
 			{answer: ok, want: "write 10 to 12"},
 			{answer: ok, want: "commit"},
-			{answer: failing(Fault), want: "rollback, end: at fault at 12, attempt 1"},
+			{answer: failing(Fault), want: "rollback, end: handler failed at 12, attempt 1"},
 		}},
 		{name: "StopOnFailure goes by what failed for certain", config: LaneConfig{Kind: Batched, OnFailure: StopOnFailure}, turns: []turn{
 			{answer: evens(12, 14), want: "open"},
@@ -443,16 +443,16 @@ func TestLane(t *testing.T) {
 			{answer: failing(Passing), want: "rollback, pause 100ms: the handler failed at 12, attempt 1"},
 		}},
 		{name: "what can't be read ends the worker", turns: []turn{
-			{answer: failing(Permanent), want: "end: broken"},
+			{answer: failing(Permanent), want: "end: permanent failure"},
 		}},
 		{name: "a page that is not what was asked for ends the worker", turns: []turn{
-			{answer: evens(9), want: "end: broken"},
+			{answer: evens(9), want: "end: permanent failure"},
 		}},
 		{name: "a read that fails is tried again", turns: []turn{
 			{answer: failing(Passing), want: pause},
 			{answer: ok, want: "read 4 after 10"},
 			{answer: failing(Passing), want: "pause 40ms: the database failed"},
-			{answer: ok, want: "end: asked", signals: asked},
+			{answer: ok, want: "end: requested", signals: asked},
 		}},
 		{name: "what is all for others is not the end", turns: []turn{
 			{answer: evens(11), want: "read 4 after 11"},
@@ -495,7 +495,7 @@ func TestLane(t *testing.T) {
 
 // What the session hears of a lane that has ended.
 func TestLaneEndTells(t *testing.T) {
-	for end, want := range map[LaneEndWhy]Input{Asked: nil, Alone: Refused{5}, Broken: Shutdown{}, AtFault: Shutdown{}} {
+	for end, want := range map[LaneEndWhy]Input{EndRequested: nil, EndFenced: Refused{5}, EndPermanent: Shutdown{}, EndHandlerFailed: Shutdown{}} {
 		if got := end.Tells(5); got != want {
 			t.Errorf("%s tells %v, want %v", end, got, want)
 		}

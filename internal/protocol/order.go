@@ -8,26 +8,31 @@ import (
 	"time"
 )
 
+// Orders of operators: pause, resume, rewind, hold, drain.
+//
+// An order is carried out by opening a generation. This file promises that what runs has
+// stopped, or can't commit any more, before an order has its effect, and that an order that
+// changes nothing opens no generation. It must never tell a worker anything beside its
+// assignment: a worker that missed it would go on.
+
 // An OrderKind is what an operator can order.
 type OrderKind string
 
 const (
-	OrderPause   OrderKind = "pause"   // run the projection no more
+	OrderPause   OrderKind = "pause"   // stop the projection on all workers
 	OrderResume  OrderKind = "resume"  // run it again
 	OrderRewind  OrderKind = "rewind"  // set it to a position, back or forward
-	OrderHold    OrderKind = "hold"    // pause it for HoldFor, or go on with that
+	OrderHold    OrderKind = "hold"    // pause it for HoldFor from now on
 	OrderRelease OrderKind = "release" // end a hold
 	OrderDrain   OrderKind = "drain"   // give the worker no partitions
-	OrderUndrain OrderKind = "undrain" // give it some again
+	OrderUndrain OrderKind = "undrain" // give it partitions again
 )
 
 // All stands for every projection of a group, in Order and Group.Paused. No
 // projection has this name.
 const All = ""
 
-// An Order is what an operator wants of a group. It is carried out by opening a
-// generation: whatever runs has stopped, or can't commit any more, before the
-// order has its effect, and nothing is told to workers beside their assignment.
+// An Order is an operator's order to a group.
 type Order struct {
 	Kind       OrderKind
 	Projection string   // of pause and resume, where it may be All, and of rewind, hold and release
@@ -35,9 +40,8 @@ type Order struct {
 	Worker     WorkerID // of drain and undrain
 }
 
-// A Hold is a pause that ends by itself, at Until, unless whoever wants it orders it again
-// before. It is for a program that stops a projection in order to do something in
-// between, and may crash.
+// A Hold is a pause that ends by itself, at Until, unless it is ordered again before. It is for
+// a program that stops a projection to do something in between, and may crash.
 type Hold struct {
 	Projection string
 	Until      time.Time
@@ -46,9 +50,9 @@ type Hold struct {
 // HoldFor is how long a hold lasts.
 const HoldFor = 10 * time.Second
 
-// lapse ends the holds of which the time is over, and returns when the next one ends; zero:
-// there is none. After the clock was stepped back, a hold is over no later than one
-// that is ordered now.
+// lapse ends the holds whose time is over, and returns when the next one ends; zero if
+// there is none. After the clock was stepped back, a hold ends no later than one
+// that is ordered now would.
 func (g *Group) lapse(now time.Time) (next time.Time) {
 	before := g.Holds
 	g.Holds = nil
@@ -69,7 +73,7 @@ func (g *Group) lapse(now time.Time) (next time.Time) {
 	return next
 }
 
-// held returns where the projection is, or would be, among the holds.
+// held returns the index at which the projection is, or would be, among the holds.
 func (g Group) held(projection string) (i int, is bool) {
 	return slices.BinarySearchFunc(g.Holds, projection, func(h Hold, name string) int { return strings.Compare(h.Projection, name) })
 }
@@ -84,13 +88,13 @@ func without(names []string, name string) []string {
 	return slices.DeleteFunc(slices.Clone(names), func(n string) bool { return n == name })
 }
 
-// A Rewind sets a projection to a position, on all partitions.
+// A Rewind is due to set a projection to a position, on all partitions.
 type Rewind struct {
 	Projection string
 	Position   int64
 }
 
-// String shows the order as it appears in a generation's reason.
+// String returns the order as it appears in a generation's reason.
 func (o Order) String() string {
 	switch {
 	case o.Kind == OrderRewind:
@@ -103,13 +107,16 @@ func (o Order) String() string {
 	return fmt.Sprintf("%s of %s", o.Kind, o.Projection)
 }
 
-// Check says what keeps the group from obeying.
+// Check returns why the group can't carry the order out; nil if it can.
 func (o Order) Check(g Group) error {
 	switch o.Kind {
 	case OrderDrain, OrderUndrain:
 		i := g.index(o.Worker)
 		if i < 0 {
 			return fmt.Errorf("there is no worker %q", o.Worker)
+		}
+		if g.Members[i].Vacant {
+			return nil // no worker runs there: without its place the group is no worse off
 		}
 		g.Members = slices.Clone(g.Members)
 		g.Members[i].Drained = o.Kind == OrderDrain
@@ -118,18 +125,18 @@ func (o Order) Check(g Group) error {
 		}
 	case OrderResume:
 		if o.Projection != All && slices.Contains(g.Paused, All) {
-			return fmt.Errorf("all of the replica set is paused; resume that")
+			return fmt.Errorf("the whole replica set is paused, and projection %q with it; resume the replica set", o.Projection)
 		}
 	case OrderHold:
 		if _, paused := slices.BinarySearch(g.Paused, o.Projection); paused && !g.Held(o.Projection) {
-			return fmt.Errorf("projection %q is paused already", o.Projection)
+			return fmt.Errorf("projection %q is already paused", o.Projection)
 		}
 	}
 	return nil
 }
 
-// obey carries the order out as far as it needs no generation, which Step then
-// opens. An order that changes nothing opens none.
+// obey carries the order out in the group; Step then opens a generation for it. An order that
+// changes nothing opens none.
 func (g Group) obey(o Order, now time.Time) Group {
 	changed := true
 	switch hold, held := g.held(o.Projection); o.Kind {
@@ -185,15 +192,14 @@ func (g Group) obey(o Order, now time.Time) Group {
 	return g
 }
 
-// Runs reports whether the share's generation runs the projection. Those it does
-// not are paused.
+// Runs reports whether the share's generation runs the projection: it does not if that is
+// paused.
 func (s Share) Runs(projection string) bool {
 	return !slices.Contains(s.Paused, All) && !slices.Contains(s.Paused, projection)
 }
 
-// Rewound returns the checkpoints from which to hand the projection over: old
-// ones, or, if it is due to be rewound, one up to which everything counts as
-// handled, and nothing above it.
+// Rewound returns the checkpoints from which to hand the projection over: the old
+// ones, or, if it is due to be rewound, one at that position.
 func Rewound(projection string, old []Checkpoint, rewinds []Rewind) []Checkpoint {
 	for _, r := range rewinds {
 		if r.Projection == projection {
@@ -204,9 +210,9 @@ func Rewound(projection string, old []Checkpoint, rewinds []Rewind) []Checkpoint
 }
 
 // Take returns the group after it has taken projections over from other groups. A
-// rewind that was ordered of one when it was this group's before, and never carried
-// out, comes to nothing:
-//  1. p stands at 50, nobody runs it, and a rewind to 5 is due with the next worker;
+// rewind of one that was ordered when the projection was this group's before, and never
+// carried out, is dropped:
+//  1. p is at 50, no worker runs it, and a rewind to 5 is due with the next worker;
 //  2. a worker of another group takes p over, and handles up to 100;
 //  3. p comes back, and is set to 5.
 func (g Group) Take(projections []string) Group {

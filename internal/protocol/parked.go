@@ -8,16 +8,20 @@ import (
 	"time"
 )
 
-// A FailurePolicy says what a lane does with an event whose handler has failed
+// Parked events as data: what a lane knows of its dead-letter queue. lane_parked.go has what it
+// does with them.
+
+// A FailurePolicy is what a lane does with an event whose handler has failed
 // often enough.
 type FailurePolicy int
 
 const (
-	// RetryForever tries again, however often.
+	// RetryForever tries again without a limit.
 	RetryForever FailurePolicy = iota
 	// StopOnFailure ends the worker.
 	StopOnFailure
-	// ParkEvents puts the event aside, and the later ones of its aggregate.
+	// ParkEvents puts the event into the dead-letter queue, and the later ones of its
+	// aggregate behind it.
 	ParkEvents
 )
 
@@ -28,16 +32,16 @@ const (
 	Unasked ParkRequest = ""
 	Retry   ParkRequest = "retry"
 	Discard ParkRequest = "discard"
-	// ToPark is an order to park an event that a lane stands at. It is no row of a
-	// parked event yet, and comes with those.
+	// ToPark is an order to park the event that a lane is at. It is not a row of a
+	// parked event yet, but is loaded with those.
 	ToPark ParkRequest = "park"
 )
 
-// NoSlot is the slot of an event that is to be parked, before a lane has looked at it.
+// NoSlot is the slot of an event that is ordered to be parked, before a lane has read it.
 const NoSlot = -1
 
-// A Parked event is one that a lane has gone past and not handled, or, with ToPark, is
-// ordered to go past.
+// A Parked event is one that a lane has passed without handling it, or, with ToPark, is
+// ordered to pass.
 type Parked struct {
 	Position  int64
 	Order     int64 // the number of the order to park it
@@ -48,8 +52,8 @@ type Parked struct {
 	Request   ParkRequest
 }
 
-// Storable returns an aggregate's id as PostgreSQL takes it in a text. Two that
-// differ may become one: then the later events of both wait.
+// Storable returns an aggregate's id as PostgreSQL accepts it in a text. Two different ids
+// may become one: then the later events of both wait.
 func Storable(id string) string {
 	return strings.ToValidUTF8(strings.ReplaceAll(id, "\x00", "\uFFFD"), "\uFFFD")
 }
@@ -74,7 +78,7 @@ func ASCII(text string) string {
 
 func beyondASCII(r rune) bool { return r > '\x7e' }
 
-// parkedKey is by which a ParkedSet knows an aggregate: the row may have its id as it is or
+// parkedKey is an aggregate's key in a ParkedSet: a row may have its id as it is or
 // in ASCII.
 func parkedKey(aggregate string) string { return ASCII(Storable(aggregate)) }
 
@@ -82,12 +86,12 @@ func parkedKey(aggregate string) string { return ASCII(Storable(aggregate)) }
 type ParkedSet struct {
 	rows  []Parked           // by position
 	of    map[string][]int64 // the positions of an aggregate
-	asked int                // how many with a request
-	next  int                // where Due goes on looking
+	asked int                // how many have a request
+	next  int                // the row at which Due continues
 	idle  bool               // nothing is due, and nothing has changed since
 }
 
-// NewParkedSet returns the parkedSet with these rows.
+// NewParkedSet returns the set of these rows.
 func NewParkedSet(rows []Parked) ParkedSet {
 	l := ParkedSet{of: map[string][]int64{}}
 	l.Add(rows...)
@@ -97,7 +101,7 @@ func NewParkedSet(rows []Parked) ParkedSet {
 // Len returns the number of parked events.
 func (l *ParkedSet) Len() int { return len(l.rows) }
 
-// Oldest returns since when the one is parked that is for the longest time, and
+// Oldest returns since when the oldest one is parked, and
 // the zero time if there is none.
 func (l *ParkedSet) Oldest() (since time.Time) {
 	for i := range l.rows {
@@ -116,7 +120,7 @@ func (l *ParkedSet) Has(aggregate string) bool {
 // Add adds rows.
 func (l *ParkedSet) Add(rows ...Parked) {
 	l.rows, l.next, l.idle = append(l.rows, rows...), 0, false
-	// Those of slots that were ahead at a hand-over may be beyond the new ones.
+	// Rows of slots that were ahead at a hand-over may be beyond the new ones.
 	slices.SortFunc(l.rows, func(a, b Parked) int { return cmp.Compare(a.Position, b.Position) })
 	for _, r := range rows {
 		key := parkedKey(r.Aggregate)
@@ -131,14 +135,14 @@ func (l *ParkedSet) Add(rows ...Parked) {
 	}
 }
 
-// Remove takes a row away.
+// Remove removes a row.
 func (l *ParkedSet) Remove(position int64) {
 	i, found := l.find(position)
 	if !found {
 		return
 	}
 	r := l.rows[i]
-	if i == 0 { // as when they are worked off in order, however many there are
+	if i == 0 { // the common case: they are handled in order, however many there are
 		l.rows = l.rows[1:]
 	} else {
 		l.rows = slices.Delete(l.rows, i, i+1)
@@ -162,7 +166,7 @@ func (l *ParkedSet) Remove(position int64) {
 	}
 }
 
-// Noted notes that a row has failed so many times, and is asked for no more.
+// Noted takes in that a row has failed so many times, and has no request any more.
 func (l *ParkedSet) Noted(position int64, attempts int) {
 	if i, found := l.find(position); found {
 		if r := &l.rows[i]; r.Request != Unasked {
@@ -172,8 +176,8 @@ func (l *ParkedSet) Noted(position int64, attempts int) {
 	}
 }
 
-// Ask takes the requests that there are now, all of them. A lane's rows are its own
-// to add and to remove, and others write nothing but requests into them.
+// Ask takes in all requests that there are now. Only the lane adds and removes its
+// rows; others write nothing but requests into them.
 func (l *ParkedSet) Ask(requested []Parked) {
 	l.asked, l.idle = 0, false
 	for i := range l.rows {
@@ -191,9 +195,9 @@ func (l *ParkedSet) find(position int64) (int, bool) {
 	return slices.BinarySearchFunc(l.rows, position, func(r Parked, position int64) int { return cmp.Compare(r.Position, position) })
 }
 
-// Due returns an event for which something is to be done: each in its turn, by
+// Due returns an event with a request: each in its turn, by
 // position and then from the beginning again, so that none that is put off again and
-// again keeps the rest waiting. One that is to be retried must be the first of its
+// again keeps the rest waiting. An event can be retried only if it is the first of its
 // aggregate.
 func (l *ParkedSet) Due() (Parked, bool) {
 	if l.asked == 0 || l.idle {
@@ -213,5 +217,5 @@ func (l *ParkedSet) Due() (Parked, bool) {
 	return Parked{}, false
 }
 
-// PutOff lets the others have their turn before the event that is due.
+// PutOff puts the event that is due behind the others.
 func (l *ParkedSet) PutOff() { l.next++ }

@@ -50,8 +50,8 @@ func (w *sessionWorld) prove(p *proc, a Prove) {
 		if p.lock != a.Number {
 			return Detached{Number: a.Number}
 		}
-		in := Proven{Number: a.Number, Sent: sent, Looked: a.Look}
-		if a.Look {
+		in := Proven{Number: a.Number, Sent: sent, Glimpsed: a.Glimpse}
+		if a.Glimpse {
 			in.Group = Glimpse{Generation: w.group.Generation, Others: w.others(p.session.ID())}
 			in.Group.Absent = slices.DeleteFunc(in.Group.Absent, func(a Absence) bool { return a.Worker == p.session.ID() })
 		}
@@ -338,15 +338,15 @@ func TestSightingIsKept(t *testing.T) {
 	p.since = testStart
 	a := Absence{"a", Presence{7, 1}}
 	p.see(now, []Absence{a})
-	p.see(now.Add(presenceLook-time.Millisecond), nil)
+	p.see(now.Add(presenceGlimpse-time.Millisecond), nil)
 	if got := p.remove(now.Add(presenceGrace)); !slices.Equal(got, []Absence{a}) {
 		t.Errorf("it asks to remove %v, want %v", got, a)
 	}
-	if p.see(now.Add(2*presenceLook), nil); len(p.absent) > 0 {
+	if p.see(now.Add(2*presenceGlimpse), nil); len(p.absent) > 0 {
 		t.Errorf("it was sent, is seen no longer, and kept: %v", p.absent)
 	}
-	p.see(now.Add(3*presenceLook), []Absence{a})
-	p.detach(now.Add(3*presenceLook), Detached{})
+	p.see(now.Add(3*presenceGlimpse), []Absence{a})
+	p.detach(now.Add(3*presenceGlimpse), Detached{})
 	if len(p.absent) > 0 {
 		t.Errorf("its own session is gone, and it keeps %v", p.absent)
 	}

@@ -2,11 +2,11 @@ package protocol
 
 import "time"
 
-// How far machines are, for those who watch them. Nothing is decided by it.
+// How far the machines are, for people. No decision depends on it.
 
-// Position returns the position up to which everything is handled, or belongs to
-// others. What a transaction has not committed is not handled: it may be undone,
-// again and again. ok is false before the checkpoint was found.
+// Position returns the position up to which everything of the lane is handled. What a
+// transaction has not committed is not handled: it may be rolled back. ok is false before the
+// checkpoint was found.
 func (l *Lane) Position() (position int64, ok bool) {
 	if l.track == nil {
 		return 0, false
@@ -14,7 +14,7 @@ func (l *Lane) Position() (position int64, ok bool) {
 	return l.track.before(l.Handled()), true
 }
 
-// Handled returns how many of the pending events are handled, as Position has it.
+// Handled returns how many of the pending events are handled, in the sense of Position.
 func (l *Lane) Handled() int {
 	if !l.config.Kind.InTransaction() {
 		return l.done
@@ -22,12 +22,11 @@ func (l *Lane) Handled() int {
 	return 0
 }
 
-// Committed returns how many events the commit held of which the latest answer
-// told, 0 for one that only skipped; ok is false where it told of none.
+// Committed returns how many events the commit held that was just answered, 0 for one that only
+// skipped events; ok is false if the latest answer was not about a commit.
 func (l *Lane) Committed() (events int, ok bool) { return l.settled, l.settled >= 0 }
 
-// before returns the position before the n-th pending event, or, if there are no
-// more, up to where was read.
+// before returns the position before the n-th pending event, or the cursor if there are fewer.
 func (t *Track) before(n int) int64 {
 	if n < len(t.pending) {
 		return t.pending[n] - 1
@@ -35,8 +34,8 @@ func (t *Track) before(n int) int64 {
 	return t.cursor
 }
 
-// AtEnd reports whether a lane waits at the end of the stream, where the looks for
-// new events tell how far it reaches.
+// AtEnd reports whether a lane waits at the end of the stream. Then the polls for new events
+// show how far it reaches.
 func (f *Feed) AtEnd() bool {
 	for _, w := range f.windows {
 		if _, foremost, any := f.span(w); any && foremost >= w.end() && (w.backoff > 0 || w.reading) && !w.more && w.failed == nil {
@@ -46,15 +45,15 @@ func (f *Feed) AtEnd() bool {
 	return false
 }
 
-// A SessionState says in a word what a session is about.
+// A SessionState is what a session does, in one word.
 type SessionState string
 
 const (
 	Joining  SessionState = "joining"
 	Standby  SessionState = "standby"   // a member without partitions
-	Waiting  SessionState = "waiting"   // for others to stop
+	Waiting  SessionState = "waiting"   // for other workers to stop
 	Running  SessionState = "running"   // its partitions
-	Stopping SessionState = "draining"  // them
+	Stopping SessionState = "draining"  // its partitions
 	Unproven SessionState = "suspended" // handlers wait for a proof
 )
 

@@ -2,24 +2,25 @@ package protocol
 
 import "time"
 
-// A projection that follows the live one takes its place: see follow.go for why that is
-// safe, once the two stand where Ready says. A Promotion is what a program does to get there:
+// A promotion: a projection that follows the live one takes its place. See follow.go for why
+// that is safe once Ready returns NoHindrance. A Promotion is what a program does to get there:
 //
-//	look … close behind ─▶ hold ─▶ look … ready ─▶ switch ─▶ end
-//	                        ▲           │ not ready, or somebody was in the way
-//	                        └── pause ◀─┘
+//	check … close behind ─▶ hold ─▶ check … ready ─▶ switch ─▶ end
+//	                         ▲           │ not ready, or a lock could not be had
+//	                         └── pause ◀─┘
 //
-// Whatever it has seen, the switch looks again, with everything locked that the decision is
-// about, so nothing that happens in between does harm. What a promotion that crashes leaves
-// behind is a hold, which ends by itself.
+// It promises that the live version is stopped for PromoteMax at most, and that it runs again
+// if the promotion fails. It must never rely on what it has seen: the switch checks again, with
+// everything locked that the decision depends on, so nothing that happens in between does harm.
+// A promotion that crashes leaves a hold behind, which ends by itself.
 
-// A Standing is how one version of a projection stands.
+// A Standing is the state of one version of a projection.
 type Standing struct {
-	Paused bool // it is not run: it is paused, or all of its set is
-	Held   bool // that is for a while only
-	// Stopped: nobody runs it, nor will before it is resumed.
+	Paused bool // the version, or its whole replica set, is paused
+	Held   bool // and that ends by itself
+	// Stopped is true if no worker runs the version, nor will before it is resumed.
 	Stopped bool
-	// Rewinding: it is to be set to a position with the next activation.
+	// Rewinding is true if a rewind is due with the next activation.
 	Rewinding   bool
 	Checkpoints []Checkpoint
 }
@@ -29,25 +30,26 @@ type Hindrance int
 
 const (
 	NoHindrance   Hindrance = iota
-	LiveRuns                // it is not paused
-	LiveGoesOn              // it is, and not all have stopped
-	LiveRewinding           // it is to be set to a position first
-	NextRewinding           // the other one is
-	NextAhead               // the other one is ahead, on some slot
-	NextLacks               // the other one is behind, on some slot
+	LiveRuns                // the live one is not paused
+	LiveGoesOn              // the live one is paused, and not all workers have stopped it
+	LiveRewinding           // a rewind of the live one is due
+	NextRewinding           // a rewind of the follower is due
+	NextAhead               // the follower is ahead on some slot
+	NextLacks               // the follower is behind on some slot
 )
 
 // Ready returns what keeps a projection from taking the place of the live one; lacks is by how
 // many positions it is behind, or ahead.
 //
 // A rewind that is due is waited for:
-//  1. orders has handled up to 100, and orders_v2 has as well, as replays; an operator has
-//     orders_v2 rewound, to build it once more;
+//  1. orders has handled up to 100, and orders_v2 has as well, as replays; an operator orders a
+//     rewind of orders_v2, to build it once more;
 //  2. it takes the place of orders before that is carried out;
-//  3. the rewind is, and it handles 1 to 100 again, as new: each mail is sent twice.
+//  3. then the rewind is, and it handles 1 to 100 again, as new: each mail is sent twice.
 //
-// A rewind may also have set one of the two to where the other is not. Events that the
-// follower is ahead by would be new to nobody, so the live one has to come there first.
+// A rewind may also have set one of the two to where the other is not. An event that the
+// follower has handled ahead of the live one was new to neither, so the live one has to get
+// there first.
 func Ready(next, live Standing) (why Hindrance, lacks int64) {
 	lacks = Lacks(next.Checkpoints, live.Checkpoints)
 	switch {
@@ -71,29 +73,30 @@ func Ready(next, live Standing) (why Hindrance, lacks int64) {
 
 // How a promotion waits.
 const (
-	promotePoll  = 100 * time.Millisecond
-	PromoteClose = 5 * time.Second // that the projection is behind the live one, before that is held
-	// PromoteMax is for how long the live one stands still.
+	promotePoll = 100 * time.Millisecond
+	// PromoteClose is how far behind the live one the follower may be when that is held.
+	PromoteClose = 5 * time.Second
+	// PromoteMax is for how long the live one is stopped at most.
 	PromoteMax = 30 * time.Second
 )
 
-// A PromotionDo is what a promotion wants done next.
+// A PromotionDo is what the driver of a promotion is to do next.
 type PromotionDo int
 
 const (
-	PromoteLook    PromotionDo = iota // see how both stand; answer Next and Live
+	PromoteCheck   PromotionDo = iota // read the state of both; answer Next and Live
 	PromoteHold                       // order a hold of the live one
-	PromoteSwitch                     // have the projection take its place, if it is ready
+	PromoteSwitch                     // let the follower take the live one's place, if it is ready
 	PromotePause                      // wait For
-	PromoteRelease                    // end the hold; whether that succeeds does not matter
-	PromoteEnd                        // it is over
+	PromoteRelease                    // end the hold; its outcome does not matter
+	PromoteEnd                        // the promotion is over
 )
 
 func (d PromotionDo) String() string {
-	return [...]string{"look", "hold", "switch", "pause", "release", "end"}[d]
+	return [...]string{"check", "hold", "switch", "pause", "release", "end"}[d]
 }
 
-// A PromotionEnd says how a promotion has ended.
+// A PromotionEnd is how a promotion has ended.
 type PromotionEnd int
 
 const (
@@ -101,8 +104,8 @@ const (
 	GivenUp                  // it was asked to end
 	NoRebuild                // the projection does not follow the live one any more
 	NotPromoted              // the latest request was refused, or has failed for good
-	StoodStill               // the live one has stood still for PromoteMax
-	PerhapsDone              // nobody knows whether the switch has happened
+	StoodStill               // the live one was stopped for PromoteMax
+	PerhapsDone              // it is not known whether the switch has happened
 )
 
 // A PromotionAction is one thing to do, and then to answer.
@@ -112,17 +115,17 @@ type PromotionAction struct {
 	End PromotionEnd
 }
 
-// A PromotionFailure says what is known of a request that did not succeed.
+// A PromotionFailure is what is known of a request that did not succeed.
 type PromotionFailure int
 
 const (
-	NotFailed PromotionFailure = iota
-	FailsNow                   // it has had no effect, or does none by being repeated, and may succeed later
-	IsRefused                  // it never will
-	MayHaveHappened
+	NotFailed       PromotionFailure = iota
+	FailsNow                         // it has had no effect, or can be repeated without harm, and may succeed later
+	IsRefused                        // it can never succeed
+	MayHaveHappened                  // only of a switch
 )
 
-// A PromotionAnswer says what has become of the latest action.
+// A PromotionAnswer is the outcome of the latest action.
 type PromotionAnswer struct {
 	Failure    PromotionFailure
 	Follows    bool // the projection follows the live one
@@ -146,11 +149,11 @@ type Promotion struct {
 	end     PromotionEnd
 }
 
-// NewPromotion returns a promotion that has done nothing yet. The first call of Next answers
-// nothing.
+// NewPromotion returns a promotion that has done nothing yet. The answer of the first call of
+// Next is ignored.
 func NewPromotion() *Promotion { return &Promotion{doing: PromotePause} }
 
-// Next takes the answer to the latest action and returns what to do now.
+// Next takes the answer to the latest action and returns the next one.
 func (p *Promotion) Next(now time.Time, a PromotionAnswer) PromotionAction {
 	action := p.advance(now, a)
 	if action.Do == PromoteHold {
@@ -172,7 +175,7 @@ func (p *Promotion) advance(now time.Time, a PromotionAnswer) PromotionAction {
 		return p.ends(GivenUp)
 	case p.doing == PromoteHold && a.Failure == IsRefused:
 		p.refused = true
-		return PromotionAction{Do: PromoteLook}
+		return PromotionAction{Do: PromoteCheck}
 	case a.Failure == IsRefused:
 		return p.ends(NotPromoted)
 	case a.Failure != NotFailed:
@@ -185,13 +188,13 @@ func (p *Promotion) advance(now time.Time, a PromotionAnswer) PromotionAction {
 		}
 	case PromoteHold:
 		p.paused = false
-	case PromoteLook:
-		return p.looked(now, a)
+	case PromoteCheck:
+		return p.checked(now, a)
 	}
-	return PromotionAction{Do: PromoteLook}
+	return PromotionAction{Do: PromoteCheck}
 }
 
-func (p *Promotion) looked(now time.Time, a PromotionAnswer) PromotionAction {
+func (p *Promotion) checked(now time.Time, a PromotionAnswer) PromotionAction {
 	if !a.Follows {
 		return p.ends(NoRebuild)
 	}
@@ -228,13 +231,13 @@ func (p *Promotion) approach(now time.Time, a PromotionAnswer) PromotionAction {
 	return p.wait(now)
 }
 
-// lowest returns the position that a projection has reached on all slots: how far one that
-// follows it comes while it runs.
+// lowest returns the position that a projection has reached on all slots: a follower gets that
+// far while the live one runs.
 func lowest(checkpoints []Checkpoint) []Checkpoint {
 	return []Checkpoint{{Position: Handoff(checkpoints, 1)[0].Position}}
 }
 
-// wait pauses before the next look, unless the live one has stood still for too long.
+// wait pauses before the next check, unless the live one was stopped for too long.
 func (p *Promotion) wait(now time.Time) PromotionAction {
 	if !p.stopped.IsZero() && now.Sub(p.stopped) > PromoteMax {
 		return p.ends(StoodStill)
@@ -242,7 +245,7 @@ func (p *Promotion) wait(now time.Time) PromotionAction {
 	return PromotionAction{Do: PromotePause, For: promotePoll}
 }
 
-// ends lets the live one go on, if it was held, and then ends.
+// ends releases the live one, if it was held, and then ends.
 func (p *Promotion) ends(why PromotionEnd) PromotionAction {
 	p.end = why
 	if p.holding && !p.paused {
@@ -251,5 +254,6 @@ func (p *Promotion) ends(why PromotionEnd) PromotionAction {
 	return PromotionAction{Do: PromoteEnd, End: why}
 }
 
-// Goal returns how far behind the projection is that is to come close to the live one.
+// Goal returns by how many positions the follower is behind where the live one was when the
+// promotion began to wait.
 func (p *Promotion) Goal(next Standing) (lacks int64) { return Lacks(next.Checkpoints, p.goal) }

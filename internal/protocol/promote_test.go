@@ -29,30 +29,30 @@ func TestPromotion(t *testing.T) {
 		want    string
 	}{
 		{"the way", []PromotionAnswer{look(runs(100), runs(100)), ok, look(runs(100), drains), ok, look(runs(100), held(100)), ok},
-			"look hold look pause look switch end 0"},
+			"check hold check pause check switch end 0"},
 		{"it is far behind first", []PromotionAnswer{look(runs(10), runs(100)), ok, look(runs(100), runs(120)), ok, look(runs(100), held(120)), ok, look(runs(120), held(120)), ok},
-			"look pause look hold look pause look switch end 0"},
+			"check pause check hold check pause check switch end 0"},
 		{"it takes so long that the live one is somewhere else", []PromotionAnswer{
 			look(runs(10), runs(100)), ok, look(runs(20), runs(110)), ok, look(runs(30), runs(120)), ok, look(runs(100), runs(200)), ok, look(runs(100), runs(300)), ok,
-		}, "look pause look pause look pause look pause look pause look"},
+		}, "check pause check pause check pause check pause check pause check"},
 		{"where an operator rewinds one of them, that comes first", []PromotionAnswer{
 			look(runs(100), runs(100)), ok, look(runs(100), rewound(held(100))), ok, look(rewound(runs(100)), held(100)), ok, ok, look(runs(100), held(100)), ok,
-		}, "look hold look pause look pause hold look switch end 0"},
+		}, "check hold check pause check pause hold check switch end 0"},
 		{"an operator has paused it before", []PromotionAnswer{look(runs(100), paused), fails(IsRefused), look(runs(90), paused), ok, look(runs(90), paused), stop},
-			"look hold look pause look pause end 1"},
+			"check hold check pause check pause end 1"},
 		{"an operator pauses it, and resumes it", []PromotionAnswer{look(runs(100), runs(100)), ok, look(runs(90), paused), ok, look(runs(90), runs(100)), ok, ok, look(runs(100), held(100)), ok},
-			"look hold look pause look pause hold look switch end 0"},
-		{"the hold is refused, and it is not paused", []PromotionAnswer{look(runs(100), runs(100)), fails(IsRefused), look(runs(100), runs(100)), ok}, "look hold look release end 3"},
-		{"it was replaced by another one meanwhile", []PromotionAnswer{look(runs(100), runs(100)), ok, {}, ok}, "look hold look release end 2"},
-		{"nobody runs it", []PromotionAnswer{{Follows: true, Next: runs(100), Live: runs(100)}, ok, look(runs(100), runs(100)), ok}, "look pause look hold look"},
+			"check hold check pause check pause hold check switch end 0"},
+		{"the hold is refused, and it is not paused", []PromotionAnswer{look(runs(100), runs(100)), fails(IsRefused), look(runs(100), runs(100)), ok}, "check hold check release end 3"},
+		{"it was replaced by another one meanwhile", []PromotionAnswer{look(runs(100), runs(100)), ok, {}, ok}, "check hold check release end 2"},
+		{"nobody runs it", []PromotionAnswer{{Follows: true, Next: runs(100), Live: runs(100)}, ok, look(runs(100), runs(100)), ok}, "check pause check hold check"},
 		{"it was set to beyond the live one", []PromotionAnswer{look(runs(100), runs(50)), ok, look(runs(100), runs(100)), ok, look(runs(110), held(100)), ok, look(runs(110), held(110)), ok},
-			"look pause look hold look pause look switch end 0"},
+			"check pause check hold check pause check switch end 0"},
 		{"somebody is in the way", []PromotionAnswer{look(runs(100), runs(100)), ok, look(runs(100), held(100)), fails(FailsNow), ok, look(runs(100), held(100)), ok},
-			"look hold look switch pause look switch end 0"},
-		{"the program's own SQL fails", []PromotionAnswer{look(runs(100), runs(100)), ok, look(runs(100), held(100)), fails(IsRefused), ok}, "look hold look switch release end 3"},
-		{"nobody knows", []PromotionAnswer{look(runs(100), runs(100)), ok, look(runs(100), held(100)), fails(MayHaveHappened), ok}, "look hold look switch release end 5"},
-		{"it is asked to end before the hold", []PromotionAnswer{look(runs(10), runs(100)), stop}, "look pause end 1"},
-		{"and when it has happened", []PromotionAnswer{look(runs(100), runs(100)), ok, look(runs(100), held(100)), stop}, "look hold look switch end 0"},
+			"check hold check switch pause check switch end 0"},
+		{"the program's own SQL fails", []PromotionAnswer{look(runs(100), runs(100)), ok, look(runs(100), held(100)), fails(IsRefused), ok}, "check hold check switch release end 3"},
+		{"nobody knows", []PromotionAnswer{look(runs(100), runs(100)), ok, look(runs(100), held(100)), fails(MayHaveHappened), ok}, "check hold check switch release end 5"},
+		{"it is asked to end before the hold", []PromotionAnswer{look(runs(10), runs(100)), stop}, "check pause end 1"},
+		{"and when it has happened", []PromotionAnswer{look(runs(100), runs(100)), ok, look(runs(100), held(100)), stop}, "check hold check switch end 0"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			p, now := NewPromotion(), testStart
@@ -85,7 +85,7 @@ func TestPromotionHoldsForAWhile(t *testing.T) {
 		a := p.Next(now, answer)
 		answer = PromotionAnswer{Follows: true, Runs: true, Live: live}
 		switch a.Do {
-		case PromoteLook:
+		case PromoteCheck:
 			if answer.Next.Checkpoints = live.Checkpoints; !last.IsZero() {
 				answer.Next.Checkpoints = nil
 			}

@@ -5,47 +5,53 @@ import (
 	"time"
 )
 
-// A ReadDo is what a Reading wants done next.
+// Reading a page of an events table.
+//
+// A Reading promises that it passes no position at which an event can still become visible
+// (S2). It must never hand out a page that was read in another epoch than its horizon, nor
+// events beyond a gap that is not final.
+
+// A ReadDo is what the driver of a Reading is to do next.
 type ReadDo int
 
 const (
-	ReadStart   ReadDo = iota // not an action: nothing was asked for yet
-	ReadAsk                   // ask where this is, and for what is assumed of it; answer Epoch, Broken, High
-	ReadHolders               // the same, and list who holds the locks of writers; answer Holders beside it
+	ReadStart   ReadDo = iota // not an action: Next was not called yet
+	ReadAsk                   // read the epoch, and what is assumed of the table; answer Epoch, Broken, High
+	ReadHolders               // the same, and list the transactions that hold the locks of writers; answer Holders as well
 	ReadPage                  // read the events; answer Positions
-	ReadAhead                 // look, of all events above After, for the first missing position; answer Last, Missing
-	ReadHigh                  // find the highest visible position; answer High
+	ReadAhead                 // find the first missing position above After, among all events; answer Last, Missing
+	ReadHigh                  // read the highest visible position; answer High
 	ReadDone                  // hand out the first Take events of the latest page
-	ReadRefuse                // fail, since something that is assumed does not hold; Why names it
+	ReadRefuse                // fail, since an assumption does not hold; Why names it
 )
 
 // A ReadAction is one thing to do, and then to answer.
 type ReadAction struct {
 	Do ReadDo
-	// Turn says that the reader must have its turn at the Horizon, from before
-	// this action until the next one that does not say so: no other reader's
+	// Turn means that the reader needs the Horizon for itself, from before
+	// this action until the next one without Turn: no other reader's
 	// list of holders may come between this list and its answer.
 	Turn bool
-	// Epoch is where a page, a look ahead or a highest position must be read, and
-	// Reaches a position that the stream must reach there, if it is not 0. Where
-	// that is not so, they must not be answered but with Stale.
+	// Epoch is where ReadPage, ReadAhead and ReadHigh must run, and
+	// Reaches a position that the stream must reach there, if it is not 0. If
+	// that is not so, the only answer is Stale.
 	Epoch   Epoch
 	Reaches int64
 	// After and Through are the bounds of a page: positions above the one, and,
 	// if it is not 0, up to the other.
 	After, Through int64
 	Take           int
-	// Passed, of a ReadDone, is the position up to which the reader has seen
-	// all that it is to see. More says that there may be more at once.
+	// Passed, of a ReadDone, is the position up to which everything was read. More is true
+	// if there may be more at once.
 	Passed int64
 	More   bool
-	// Pause, of a ReadHolders, says that it is asked for a little later.
+	// Pause, of a ReadHolders, means to do it a little later.
 	Pause bool
-	// Why, of a ReadRefuse, says which assumption does not hold.
+	// Why, of a ReadRefuse, is the assumption that does not hold.
 	Why string
 }
 
-// A ReadAnswer brings what the latest action found. An action that failed is
+// A ReadAnswer is what the latest action has found. An action that failed is
 // not answered: the Reading is given up (Fail), and its turn with it.
 type ReadAnswer struct {
 	Epoch  Epoch
@@ -56,7 +62,7 @@ type ReadAnswer struct {
 	Positions []int64
 	Cut       bool // the page was ended before its limit, and there is more
 	High      int64
-	// Last is the highest position that was looked at, and Missing the first
+	// Last is the highest position that ReadAhead has read, and Missing the first
 	// that was not there; 0 is none.
 	Last, Missing int64
 }
@@ -65,19 +71,19 @@ type ReadAnswer struct {
 // may still be filled. Its order of steps is the proof; see Horizon.
 //
 //	ask ──▶ holders ──▶ page ──▶ done      (ask: when the last answer is old;
-//	           ▲          │                 holders: only while somebody waits)
+//	           ▲          │                 holders: only while a reader waits)
 //	           │          └─ gap ─▶ high ─▶ holders ─▶ done, or page again
 //	           └── turn ──┘           └──── turn ───┘
 //
-// A scoped reading leaves events out, so that its page can't show gaps. It
-// looks for them first, and then reads what is final:
+// A scoped reading leaves events out, so its page can't show gaps. It
+// searches for gaps first, and then reads what is final:
 //
 //	ask ──▶ holders ──▶ ahead ──▶ page ──▶ done    (ahead: only at the end of what is final)
 //	                      └─ gap ─▶ high ─▶ holders ─▶ page, or done
 //
-// Each step says where it has to run. One that finds itself elsewhere, on another
-// server or in another table, has the reading begin again by asking; so does a
-// reading that finds that another one has moved the horizon to another epoch.
+// Each step names the epoch in which it has to run. If it runs in another one, on another
+// server or in another table, the reading begins again by asking; so does a
+// reading after another one has moved the horizon to another epoch.
 type Reading struct {
 	horizon *Horizon
 	epoch   Epoch // that it reads in
@@ -107,8 +113,8 @@ func (r Reading) Scoped() Reading {
 	return r
 }
 
-// Next takes the answer to the latest action and returns what to do now. The
-// first call answers nothing. Calls for readings that share a Horizon must not
+// Next takes the answer to the latest action and returns the next one. The answer of the
+// first call is ignored. Calls for readings that share a Horizon must not
 // overlap.
 func (r *Reading) Next(now time.Time, a ReadAnswer) ReadAction {
 	action := r.advance(now, a)
@@ -116,10 +122,10 @@ func (r *Reading) Next(now time.Time, a ReadAnswer) ReadAction {
 	return action
 }
 
-// Fail gives the reading up. Whatever it failed of, the next one asks where it is.
+// Fail gives the reading up. The next one asks for the epoch, whatever the error was.
 func (r *Reading) Fail() { r.horizon.AskAgain() }
 
-// readBegins is how often a reading begins at most. Where each statement leads to
+// readBegins is how often a reading begins at most. If each statement leads to
 // another server, it would never end.
 const readBegins = 3
 
@@ -154,7 +160,7 @@ func (r *Reading) advance(now time.Time, a ReadAnswer) ReadAction {
 			return r.within(max(r.final, r.horizon.Final()))
 		}
 		if over && r.take == 0 {
-			return r.askHolders() // nobody fills the gap: what follows it is final
+			return r.askHolders() // the gap stays: what follows it is final
 		}
 		return r.done()
 	case ReadAhead:
@@ -173,7 +179,7 @@ func (r *Reading) advance(now time.Time, a ReadAnswer) ReadAction {
 	return r.done()
 }
 
-// begin begins the reading, by asking where it is if that is due.
+// begin begins the reading, by asking for the epoch if that is due.
 func (r *Reading) begin(now time.Time) ReadAction {
 	r.begun++
 	r.beginning, r.take, r.passed, r.more = false, 0, r.after, false
@@ -188,7 +194,7 @@ func (r *Reading) begin(now time.Time) ReadAction {
 func (r *Reading) again(now time.Time) ReadAction {
 	r.horizon.AskAgain()
 	if r.begun == readBegins {
-		return ReadAction{Do: ReadRefuse, Why: "the server, the events table or its sequence became another one while it was read, several times in a row"}
+		return ReadAction{Do: ReadRefuse, Why: "the connections led to another server, or the events table or its sequence was replaced, several times in a row while it was read"}
 	}
 	return r.begin(now)
 }
@@ -201,7 +207,7 @@ func (r *Reading) askHolders() ReadAction {
 	return r.page()
 }
 
-// page reads, after the horizon is known.
+// page reads the page, after the horizon is known.
 func (r *Reading) page() ReadAction {
 	r.final = r.horizon.Final()
 	switch {
@@ -213,7 +219,7 @@ func (r *Reading) page() ReadAction {
 	return ReadAction{Do: ReadAhead, Epoch: r.epoch, Reaches: r.final, After: r.after}
 }
 
-// within reads what a scoped reading may see of the events up to final.
+// within reads the events of the scope up to final.
 func (r *Reading) within(final int64) ReadAction {
 	if r.final = final; final <= r.after {
 		return r.done()
@@ -242,13 +248,14 @@ func (r *Reading) paged(a ReadAnswer) ReadAction {
 }
 
 // PageFull reports whether a page ends with the latest of its n events, which together
-// have so many bytes: it was to have at most limit of them, and not much more than most
-// bytes; 0: as many as there are. So an event that alone is too large is read.
+// have so many bytes. A page has at most limit events, and ends with the event that takes it
+// beyond most bytes, so that an event that alone is too large is still read; most 0 is no
+// limit.
 func PageFull(bytes, most, n, limit int) bool { return most > 0 && bytes > most && n < limit }
 
-// OwnPassed returns how far a page of a process's own slots reaches, and whether there is
-// more. through is what SlotSet.Own has returned with the rows to read. If these were cut
-// after the one at a position, cut is that, and 0 if not.
+// OwnPassed returns the position up to which a page of a process's own slots reaches, and
+// whether there is more. through is what SlotSet.Own has returned with the rows to read. cut is
+// the position of the last row that was read if the rest was cut off, and 0 if not.
 func (a ReadAction) OwnPassed(through, cut int64) (passed int64, more bool) {
 	if cut != 0 {
 		through = cut
@@ -256,16 +263,15 @@ func (a ReadAction) OwnPassed(through, cut int64) (passed int64, more bool) {
 	return through, a.More || through < a.Passed
 }
 
-// StorePage says how far a page of an event store that is the program's own reaches, and
-// whether to ask for more at once; from what it has returned for a read of at most limit
-// events above after. positions are those of all of its records: also of those that are
-// out of the scope, or a page of nothing else would be read again and again. through is
-// the position up to which it says that it has seen everything, 0 if it does not say. Of a
-// page that is full it is not believed: what is beyond the last event did not fit.
+// StorePage returns the position up to which a page of the program's own event store reaches,
+// and whether to read more at once, for a read of at most limit events above after. positions
+// are those of all of its records, also of those out of the scope: a page of nothing else would
+// otherwise be read again and again. through is Page.Through, and 0 if the store has not set
+// it. It does not count for a full page: what is beyond the last event did not fit.
 //
-// A page that does not ascend from above after is refused by the Feed, so the caller must
-// not leave anything out of it first: ascending is false. One that passes nothing, and
-// says that there is more, is an error: it would be asked for at once, again and again.
+// ascending is false if the positions do not ascend from above after. The Feed refuses such a
+// page, so the caller must not leave anything out of it before. A page that passes nothing,
+// and says that there is more, is an error: it would be read again at once, without end.
 func StorePage(after int64, limit int, positions []int64, through int64, more bool) (passed int64, again, ascending bool, err error) {
 	if len(positions) >= limit {
 		through, more = 0, true
@@ -277,7 +283,7 @@ func StorePage(after int64, limit int, positions []int64, through int64, more bo
 		last, passed = p, max(passed, p)
 	}
 	if more && len(positions) == 0 && passed == after {
-		return passed, false, true, fmt.Errorf("it returned nothing above position %d, and says that there is more: set Page.Through to how far it has read", after)
+		return passed, false, true, fmt.Errorf("it returned no event above position %d, but says that there is more; set Page.Through to the position up to which it has read", after)
 	}
 	return passed, passed > after && more, ascending, nil
 }

@@ -352,7 +352,7 @@ func (s *stage) database(w *actor, r Request) View {
 		s.group, d = Step(s.group, now, r.Watch)
 		if before.Spares(r, s.group) {
 			v := s.group.View(r.Worker, now, d)
-			s.group, v.OnlySeen = before, true
+			s.group, v.ReadOnly = before, true
 			return v
 		}
 		s.stepAt = d.StepAt

@@ -6,38 +6,47 @@ import (
 	"time"
 )
 
+// A worker's side of the protocol: when it sends which request, what it starts and stops, and
+// when it gives up.
+//
+// A Session promises that it runs a share only after a View has allowed it, and not beyond
+// its lease; that every generation which was activated for it is reported as stopped; and
+// that it ends in bounded time once it was asked to. It must never extend its lease by the
+// arrival of an answer (it counts from before the request was sent), and never report a
+// generation as stopped before its driver has said that all handlers have returned.
+
 // Timing is what a Session needs to know of time. All are positive.
 type Timing struct {
 	Heartbeat time.Duration // between two renewals of the lease
 	Lease     time.Duration // StaleWorkerTimeout: when others may count the worker as dead
-	Drain     time.Duration // CoordinationTimeout: when a handler that was asked to stop is given up
+	Drain     time.Duration // CoordinationTimeout: after which a handler that was asked to stop is given up
 }
 
-// Of a lease, its holder uses four fifths. The last fifth is for a handler to
-// return in after its context was cancelled, and for clocks that run at
+// ownLease is the part of its lease that a worker uses: four fifths. The last fifth is for
+// handlers to return after their contexts were cancelled, and for clocks that run at
 // different rates.
 func (t Timing) ownLease() time.Duration { return t.Lease - t.Lease/5 }
 
-// grace is how long a handler may go on after it was asked to stop before its
-// context is cancelled.
+// grace is how long after it was asked to stop a handler's context is cancelled.
 func (t Timing) grace() time.Duration { return t.Drain / 2 }
 
 // Patience is how long to wait for one answer of the database. Two attempts
-// fit into what the worker uses of its lease, so a request that hangs does not
-// cost the lease.
+// fit into ownLease, so one request that hangs does not cost the lease.
 func (t Timing) Patience() time.Duration { return t.Lease / 3 }
 
 const (
-	pollMin  = 10 * time.Millisecond  // first look for an activation
-	pollSoon = 100 * time.Millisecond // later ones, pollsSoon of them: most changes take no longer
-	pollMax  = 250 * time.Millisecond // and those after these
-	// pollsSoon looks take two seconds: as long as others need to hear of a crash.
+	// How often a worker that waits for an activation polls: first after pollMin, then
+	// ever less often up to pollSoon, and after pollsSoon polls up to pollMax.
+	pollMin  = 10 * time.Millisecond
+	pollSoon = 100 * time.Millisecond
+	pollMax  = 250 * time.Millisecond
+	// pollsSoon polls take two seconds: as long as others need to hear of a crash.
 	pollsSoon = 22
-	// pollsPerStep: every so many looks at a draining group is a Step.
+	// Every pollsPerStep-th poll of a draining group is a Step.
 	pollsPerStep = 8
-	// retryMax bounds the time between two attempts to reach the database.
+	// retryMax is the longest time between two attempts to reach the database.
 	retryMax = time.Second
-	// leavePatience bounds how long a worker that stops tries to say so.
+	// leavePatience is for how long at most a worker that stops tries to leave.
 	leavePatience = 5 * time.Second
 )
 
@@ -49,13 +58,13 @@ type Share struct {
 	Paused     []string // projections that are not to run; see Runs
 }
 
-// String shows the share as "generation 3 partition 0/2", or with all of its
+// String returns the share as "generation 3 partition 0/2", or with all of its
 // numbers: "generation 3 partition 0-1,4/6".
 func (s Share) String() string {
-	return fmt.Sprintf("generation %d partition %s/%d", s.Generation, Numbers(s.Partitions), s.Total)
+	return fmt.Sprintf("generation %d partition %s/%d", s.Generation, FormatPartitions(s.Partitions), s.Total)
 }
 
-// fits reports whether the view is of the share's generation, and shows the share.
+// fits reports whether the view is of the share's generation, and has the same partitions.
 func (s Share) fits(v View) bool {
 	return v.Generation == s.Generation && v.Total == s.Total && slices.Equal(v.Partitions, s.Partitions) && slices.Equal(v.Paused, s.Paused)
 }
@@ -76,25 +85,25 @@ type Assignment struct {
 	Total      int
 }
 
-// String shows the assignment as "generation 3 partition 0/2".
+// String returns the assignment as "generation 3 partition 0/2".
 func (a Assignment) String() string {
 	return fmt.Sprintf("generation %d partition %d/%d", a.Generation, a.Partition, a.Total)
 }
 
 // Inputs of a Session.
 type (
-	// Tick says that time has passed.
+	// Tick means that time has passed.
 	Tick struct{}
-	// Synced brings the answer to a request that was sent at Sent. From then on the group
-	// was read for it.
+	// Synced is the answer to a request that was sent at Sent. The group was read for it
+	// at that time or later.
 	Synced struct {
 		Request Request
 		Sent    time.Time
 		View    View
 	}
-	// SyncFailed says that the request may or may not have been carried out.
-	// Jitter is a random number in [0,1). If the database answered, Database
-	// is its time. Facts are what is known of the error.
+	// SyncFailed means that the request may or may not have been carried out.
+	// Jitter is a random number in [0,1). Database is the database's time, if that has
+	// answered; or zero. Facts are what is known of the error.
 	SyncFailed struct {
 		Request  Request
 		Sent     time.Time
@@ -102,25 +111,25 @@ type (
 		Database time.Time
 		Facts    Facts
 	}
-	// Stopped says that all handlers of the generation have returned, and with Settled
-	// that all of its lanes have ended with a LaneAction that says so.
+	// Stopped means that all handlers of the generation have returned. Settled is true if
+	// each of its lanes has ended with LaneAction.Settled.
 	Stopped struct {
 		Generation int64
 		Settled    bool
 	}
-	// Refused says that a commit of the generation was refused as superseded.
+	// Refused means that the fence has refused a commit of the generation.
 	Refused struct{ Generation int64 }
-	// Lanes says, about once a heartbeat, whether a lane of the generation has ended
+	// Lanes reports, about once a heartbeat, whether a lane of the generation has ended
 	// while others run.
 	Lanes struct {
 		Generation int64
 		Missing    bool
 	}
-	// Hinted says that the group may have changed. Nothing depends on it: it
-	// only makes the session look sooner.
+	// Hinted means that a notification has come: the group may have changed. It only makes
+	// the session ask sooner; nothing depends on it.
 	Hinted struct{}
-	// Shutdown asks the session to stop, leave and exit. Replaced says that another
-	// worker may be about to come in its place: it was asked from outside, and nothing
+	// Shutdown asks the session to stop, leave and exit. Replaced is true if another
+	// worker may be about to come in its place: the program was asked to stop, and nothing
 	// has failed.
 	Shutdown struct{ Replaced bool }
 )
@@ -140,34 +149,34 @@ func (Shutdown) input()   {}
 
 // Actions of a Session, to be carried out in order.
 type (
-	// Sync: send the request; answer with Synced or SyncFailed.
+	// Sync asks to send the request. The answer is Synced or SyncFailed.
 	Sync struct{ Request Request }
-	// Start: run the lanes of the share's partitions, for projections that it
-	// Runs. Answer with Stopped when all have ended; where there are none, when it
-	// is to drain or cancelled.
+	// Start asks to run the lanes of the share's partitions, for the projections that it
+	// Runs. The answer is Stopped when all have ended; if there are none, once the
+	// generation is drained or cancelled.
 	Start struct{ Share Share }
-	// Drain: let the lanes finish the event in hand, commit and end.
+	// Drain asks to let the lanes finish the event in hand, commit and end.
 	Drain struct{ Generation int64 }
-	// Cancel: cancel the handlers' contexts; commit nothing more. Lost says
-	// that this is because the lease is over, and not because a handler has
-	// taken too long to stop.
+	// Cancel asks to cancel the handlers' contexts, and to commit nothing more. Lost is
+	// true if the lease is over, or the incarnation is; false if a handler has taken too
+	// long to stop.
 	Cancel struct {
 		Generation int64
 		Lost       bool
 	}
-	// GiveUp: the latest request has failed for good. What runs is stopped next; in the
-	// end, Run returns the error of that request.
+	// GiveUp means that the latest request has failed for good. What runs is stopped next;
+	// in the end, Run is to return the error of that request.
 	GiveUp struct{ Why SyncFailure }
-	// LaneMissing: a lane of the generation has ended and nobody was told, so the worker
-	// joins again, as a new member. This is for the log.
+	// LaneMissing means that a lane of the generation has ended without a report, so the
+	// worker joins again, as a new member. It is for the log.
 	LaneMissing struct{ Generation int64 }
-	// Exit: the session is over. Keep is how long to keep the worker's own session at
-	// the database after that; 0: not at all.
+	// Exit means that the session is over. Keep is for how long to keep the worker's own
+	// session at the database after that; 0 is not at all.
 	Exit struct {
 		Cause ExitCause
 		Keep  time.Duration
 	}
-	// Wake: call again at this time, if nothing comes before.
+	// Wake asks for a Tick at this time, if nothing comes before.
 	Wake struct{ At time.Time }
 )
 
@@ -183,22 +192,20 @@ func (LaneMissing) action() {}
 func (Exit) action()        {}
 func (Wake) action()        {}
 
-// ExitCause says why a session is over.
+// ExitCause is why a session is over.
 type ExitCause string
 
 const (
-	// Left: the worker was asked to stop and has given up its membership, or
+	// Left means that the worker was asked to stop and has given up its membership, or
 	// could not reach the database to do so and lets its lease end.
 	Left ExitCause = "left"
-	// DrainTimeout: a handler did not return within Timing.Drain after it was
-	// asked to. The lease is left to end by itself, since the handler may
-	// still be running.
+	// DrainTimeout means that a handler did not return within Timing.Drain after it was
+	// asked to. The lease ends by itself, since the handler may still run.
 	DrainTimeout ExitCause = "drain timeout"
 )
 
-// A Session is one worker's side of the protocol: it decides when to speak to
-// the group, and starts and stops what runs here. It lives through any number
-// of incarnations.
+// A Session is one worker's side of the protocol: it decides when to send which request, and
+// starts and stops what runs here. It lives through any number of incarnations.
 //
 //	joining ── assigned, active ──▶ running ── newer generation ──▶ draining
 //	   ▲                               │                               │
@@ -206,36 +213,37 @@ const (
 //	   │                               ▼                               │
 //	   └── stopped, new incarnation ── cancelled       waiting ◀───────┘
 //
-// Time is the worker's own monotonic clock, handed in.
+// Times are those of the worker's own monotonic clock; they are arguments. Package protocol's
+// comment has the loop that drives a Session.
 type Session struct {
 	timing   Timing
-	settings Request // the settings to adopt with Join; and Vacate
+	settings Request // the settings that the group adopts with Join; and Vacate
 
 	name        WorkerID
 	incarnation int
 	id          WorkerID // of this incarnation
 
 	member   bool // a view has shown this incarnation as a member
-	assigned bool // and the latest with partitions
+	assigned bool // and the latest view with partitions
 	asked    bool // a request was ever sent, so some incarnation may be a member
 	// leaseEnd is when this incarnation must have stopped. It counts from the
 	// moment before the request was sent: the database grants the lease later
-	// than that, so the worker always gives up first. Counting from the reply
-	// would let a slow reply stretch it beyond what the others grant.
+	// than that, so the worker always gives up first. Counted from the answer, a slow
+	// answer would stretch it beyond what the others grant.
 	leaseEnd time.Time
-	lost     bool // the incarnation is over: lease ended, or removed by others
+	lost     bool // the incarnation is over: its lease has ended, or others have removed it
 
 	running  *Share
 	stopping time.Time // when running was asked to stop; zero: it wasn't
-	canceled time.Time // when its handlers' contexts were cancelled, likewise
+	canceled time.Time // when its handlers' contexts were cancelled; zero: they weren't
 	stopped  int64     // every generation up to this one has stopped here
-	reported int64     // the group knows of stopped up to this one
+	reported int64     // and the group knows that of those up to this one
 	// A commit under the generation refused was refused at refusedAt.
 	refused   int64
 	refusedAt time.Time
-	missing   int // looks in a row that found a lane of what runs missing
-	// unsettled: a lane of what has stopped last has ended without knowing what has become
-	// of what it had sent.
+	missing   int // checks in a row that found a lane of what runs missing
+	// unsettled: of what has stopped last, a lane does not know the outcome of what it had
+	// sent.
 	unsettled bool
 
 	clock    clockWatch
@@ -244,24 +252,25 @@ type Session struct {
 	inFlight bool
 	next     time.Time // when to sync next
 	step     bool      // the next sync must run Step
-	stepAt   time.Time // when one is due, as far as was seen; it is tried then
-	early    bool      // the request under way is that try: its answer counts as a look
+	stepAt   time.Time // when a Step is due, as far as is known; one is tried then
+	early    bool      // the request under way is that try: its answer counts like a heartbeat's
 	renew    bool      // the last Step failed: renew the lease before the next try
 	failures int       // failed syncs in a row
-	polls    int       // looks at a draining group in a row
-	ask      bool      // the next look at it is a Step
+	polls    int       // polls of a draining group in a row
+	ask      bool      // the next poll is a Step
 
 	hinted bool // since the latest request was sent
-	// glimpsed is the newest generation that a look for others has shown.
+	// glimpsed is the newest generation that a Glimpse has shown, and given this worker's
+	// Holds there.
 	glimpsed int64
-	given    int64     // and what this worker has there
-	looked   time.Time // when a hint last made it look
-	vain     int       // looks because of hints that showed nothing new, in a row
-	seen     [2]int64  // generation and Holds of the latest view
+	given    int64
+	hintSync time.Time // when a notification last made it send a request
+	vain     int       // requests because of notifications that showed nothing new, in a row
+	seen     [2]int64  // Generation and Holds of the latest view
 
 	leaving  bool
 	replaced bool      // another worker may be about to come
-	giveUp   time.Time // when a leaver stops trying to say so
+	giveUp   time.Time // until when a worker that stops tries to leave
 	exited   bool
 }
 
@@ -271,15 +280,16 @@ func NewSession(name WorkerID, timing Timing, settings Request) *Session {
 	return &Session{timing: timing, settings: settings, name: name, id: name, incarnation: 1}
 }
 
-// Present gives the worker a presence. To be called before Next.
+// Present turns crash detection by a Presence on, unless the lease is too short for it. Call it
+// before Next.
 func (s *Session) Present() { s.presence.bound = s.timing.Lease >= presenceLease }
 
 // ID returns the current incarnation.
 func (s *Session) ID() WorkerID { return s.id }
 
-// LeaseEnd returns when the worker must stop handling events unless it hears
-// from the database. A runner asks before each event: a process that was
-// frozen finds out here and not at its next heartbeat.
+// LeaseEnd returns when the worker must stop handling events unless the database answers
+// before. A lane checks it before each event: a process that was frozen finds out there, and
+// not at its next heartbeat. It is zero if the incarnation is over.
 func (s *Session) LeaseEnd() time.Time {
 	if s.lost {
 		return time.Time{}
@@ -287,27 +297,27 @@ func (s *Session) LeaseEnd() time.Time {
 	return s.leaseEnd
 }
 
-// Handling says, before each Next, whether handlers run or are about to, or have
-// begun since the last one. It counts where the worker has a presence.
+// Handling takes, before each Next, whether handlers run or are about to, or have
+// begun since the last call. It matters only to a worker with a presence.
 func (s *Session) Handling(handling bool) { s.presence.handling = handling }
 
-// Terms returns what lanes go by.
+// Terms returns until when lanes may call handlers.
 func (s *Session) Terms() Terms {
 	begin, end, bound := s.Proof()
 	return Terms{End: s.LeaseEnd(), Bound: bound, Begin: begin, GoOn: end}
 }
 
-// Proof returns until when handlers may begin, and until when they may go on,
-// unless bound is false: then only LeaseEnd counts.
-func (s *Session) Proof() (begin, end time.Time, bound bool) { return s.presence.sure() }
+// Proof returns until when handlers may begin, and until when they may go on, by the latest
+// proof. If bound is false, only LeaseEnd counts.
+func (s *Session) Proof() (begin, end time.Time, bound bool) { return s.presence.proofEnds() }
 
 // Next takes one input at the time now and returns what is to be done.
 func (s *Session) Next(now time.Time, in Input) []Action {
 	if s.exited {
 		return nil
 	}
-	// First of all: a lease that is over stays over, though the answer that
-	// would have renewed it has just come. Lanes may have seen it end.
+	// First of all: a lease that is over stays over, even if the answer that
+	// would have renewed it has just come. Lanes may have acted on its end.
 	s.lost = s.lost || s.member && !now.Before(s.leaseEnd)
 	var actions []Action
 	switch in := in.(type) {
@@ -339,7 +349,7 @@ func (s *Session) Next(now time.Time, in Input) []Action {
 			s.presence.publish(in.Number)
 		}
 		if s.member {
-			s.next = now // the database is there: say the number, whatever has failed
+			s.next = now // the database answers: publish the number, whatever has failed before
 		}
 	case Proven:
 		s.presence.proof(now, in)
@@ -347,7 +357,7 @@ func (s *Session) Next(now time.Time, in Input) []Action {
 	case Detached:
 		s.presence.detach(now, in)
 		s.glimpsed, s.given = 0, 0
-	case Wanted:
+	case ProofWanted:
 		s.presence.wanted = true
 	case Thwarted:
 		s.presence.interrupted(in)
@@ -355,7 +365,7 @@ func (s *Session) Next(now time.Time, in Input) []Action {
 	return append(actions, s.advance(now)...)
 }
 
-// synced takes in what the group looks like.
+// synced takes in a view of the group.
 func (s *Session) synced(now time.Time, in Synced) []Action {
 	v := in.View
 	if in.Request.Leave {
@@ -370,17 +380,17 @@ func (s *Session) synced(now time.Time, in Synced) []Action {
 		return nil
 	}
 	s.member, s.assigned = true, v.Assigned()
-	looked := in.Request.Look || v.OnlySeen
+	readOnly := in.Request.ReadOnly || v.ReadOnly
 	switch {
-	case looked:
+	case readOnly:
 	case s.running == nil || s.running.Generation == v.Holds:
 		s.presence.publish(in.Request.Presence.Number)
 	default:
-		// The group does not wait for what runs here: it is about to stop, and must
-		// not begin another event before it does.
+		// The group does not wait for what runs here. It is about to be stopped, and must
+		// not begin another event before.
 		s.presence.known = max(s.presence.known, in.Request.Presence.Number)
 	}
-	if !looked {
+	if !readOnly {
 		s.leaseEnd = in.Sent.Add(s.timing.ownLease())
 		if in.Request.Others {
 			s.presence.beat(now, s.id, v.Others)
@@ -388,8 +398,8 @@ func (s *Session) synced(now time.Time, in Synced) []Action {
 	}
 	if s.running == nil && v.Holds < v.Generation {
 		// A generation was activated for this worker and superseded before the
-		// worker heard of it. It will never start it, and the group waits to
-		// be told so. Scenario: missed_generation.txt.
+		// worker heard of it. The worker will never start it, and the group waits for
+		// its report. Scenario: missed_generation.txt.
 		s.stopped = max(s.stopped, v.Holds)
 	}
 	if seen := [2]int64{v.Generation, v.Holds}; seen != s.seen {
@@ -403,19 +413,19 @@ func (s *Session) synced(now time.Time, in Synced) []Action {
 
 	switch {
 	case s.lost || s.leaving || !now.Before(s.leaseEnd):
-		// The reply took longer than the lease: what it allows may be
-		// somebody else's by now. advance draws the consequence.
+		// The answer took longer than the lease: what it allows may be
+		// another worker's by now. advance draws the consequence.
 	case s.running != nil && v.Generation > s.running.Generation:
 		return s.stop(now)
 	case s.running != nil && !s.running.fits(v):
-		// The database has gone back: a failover has lost commits, the one of this
-		// generation's activation among them. Another generation may be opened under
-		// the same number, whose partitions this worker does not have.
+		// The database has gone back: a failover has lost commits, and the activation of
+		// this generation with them. Another generation may be opened under the same
+		// number, in which this worker does not have these partitions.
 		s.lost = true
 	case s.running != nil && s.refused == s.running.Generation && !in.Sent.Before(s.refusedAt),
 		s.running == nil && v.Assigned() && in.Request.Stopped >= v.Generation:
-		// The layout says that this worker runs its partitions, and it can't
-		// or doesn't. Come back as somebody new: that re-partitions.
+		// By the group, this worker runs its partitions; it can't, or doesn't. Come back
+		// as a new incarnation: that opens a generation.
 		s.lost = true
 	case s.running == nil && v.May() && v.Generation > s.stopped:
 		s.running = &Share{Generation: v.Generation, Partitions: v.Partitions, Total: v.Total, Paused: v.Paused}
@@ -430,7 +440,7 @@ func (s *Session) synced(now time.Time, in Synced) []Action {
 func (s *Session) plan(now time.Time, in Synced) {
 	v := in.View
 	s.next = s.renewal()
-	report := !in.Request.Look && !v.OnlySeen && in.Request.Stopped > s.reported
+	report := !in.Request.ReadOnly && !v.ReadOnly && in.Request.Stopped > s.reported
 	if report {
 		s.reported = in.Request.Stopped
 	}
@@ -450,27 +460,27 @@ func (s *Session) plan(now time.Time, in Synced) {
 		}
 	}
 	if s.running == nil && v.Assigned() && !v.May() {
-		// Others still drain: look soon, and ever less often. Now and then
-		// take a Step, which also says whom the group waits for.
+		// Others still drain: poll soon, and ever less often. Every pollsPerStep-th time
+		// run Step, which also tells for which workers the group waits.
 		s.sooner(now.Add(s.poll()))
 		s.ask = s.polls%pollsPerStep == 0
 	}
 	if v.Busy && (s.running != nil || !v.Assigned() || v.May()) {
-		// Whoever waits for a partition looks anyway. Any other one tries again, and renews
-		// its lease meanwhile.
+		// A worker that waits for a partition polls anyway. Any other one tries again, and
+		// renews its lease meanwhile.
 		s.step, s.renew = true, !now.Before(s.renewal())
 	}
 	if report && in.Request.Heartbeat {
 		// It was a heartbeat, after a Step that has failed.
 		//  1. a and b report at the same moment, each in its own row;
 		//  2. each answer shows the other's row as it was before: it holds.
-		// Both would wait for the other's Step. So try one, which begins with a look:
-		// of two looks, each after its own report was committed, the one after the
-		// later commit sees both. Should its worker die before it takes the Step,
-		// those who wait for their partitions look as well.
+		// Both would wait for the other's Step. So try one, which begins with a read of the
+		// group: of two reads, each after its own report was committed, the one after the
+		// later commit sees both. Should its worker die before it runs Step,
+		// those that wait for their partitions poll as well.
 		s.step = true
 	}
-	if s.presence.watching { // the next look for the presences of others may come too late
+	if s.presence.watching { // the next glimpse of the others may come too late
 		s.sooner(now.Add(pollSoon))
 	}
 	if s.running != nil && s.refused == s.running.Generation && in.Sent.Before(s.refusedAt) {
@@ -488,7 +498,7 @@ func (s *Session) plan(now time.Time, in Synced) {
 	}
 }
 
-// poll returns how long to wait until the next look at what others are about to do.
+// poll returns how long to wait until the next poll of a group that drains, or is locked.
 func (s *Session) poll() time.Duration {
 	most := pollSoon
 	if s.polls >= pollsSoon {
@@ -504,24 +514,23 @@ func (s *Session) sooner(at time.Time) {
 	}
 }
 
-// wantsStep reports whether the worker has something to say or do that a mere
-// heartbeat can't.
+// wantsStep reports whether the worker has to do something that a heartbeat can't: join,
+// leave, or run Step.
 func (s *Session) wantsStep() bool {
 	return !s.member || s.leaving && s.running == nil || s.step
 }
 
-// refuse takes in that a lane of the generation can't go on.
+// refuse takes in that a lane of the generation can't continue.
 func (s *Session) refuse(now time.Time, generation int64) {
 	if s.running != nil && s.running.Generation == generation && s.refused < generation {
 		s.refused, s.refusedAt, s.next = generation, now, now
 	}
 }
 
-// glimpse takes in what a look has shown of the group: a generation that is new is a
-// reason to ask, and so is one that is about to be opened when the joins that it waits for
-// are there.
+// glimpse takes in what a Glimpse has shown of the group: a new generation is a reason to
+// send a request, and so is the end of a join window.
 func (s *Session) glimpse(now time.Time, in Proven) {
-	if in.Looked && s.member {
+	if in.Glimpsed && s.member {
 		s.glimpsed, s.given = in.Group.Generation, in.Group.Holds
 		if in.Group.StepIn > 0 {
 			s.sooner(now.Add(in.Group.StepIn + pollMin))
@@ -532,13 +541,13 @@ func (s *Session) glimpse(now time.Time, in Proven) {
 	}
 }
 
-// lanes takes in a look at the lanes of what runs. A lane that ends by itself tells the
-// session; but should that fail, nobody else can see it:
-//  1. a lane ends without a word;
+// lanes takes in a check of the lanes of what runs. A lane that ends by itself is reported to
+// the session; but should that fail, no other worker can see it:
+//  1. a lane ends without a report;
 //  2. the worker's other lanes go on, so Stopped does not come;
 //  3. the partition is assigned, its worker sends heartbeats, and its events wait.
 //
-// Two looks in a row must find it missing, for the word of one that has just ended may
+// Two checks in a row must find it missing, for the report of a lane that has just ended may
 // be on its way. Then the worker joins again, as a new member. Simulation: the mutant
 // "does not look for lanes that are missing".
 func (s *Session) lanes(now time.Time, in Lanes) []Action {
@@ -576,7 +585,7 @@ func (s *Session) backoff(jitter float64) time.Duration {
 	return b.Delay(s.failures, jitter)
 }
 
-// stop asks what runs to drain.
+// stop drains what runs.
 func (s *Session) stop(now time.Time) []Action {
 	if !s.stopping.IsZero() {
 		return nil
@@ -601,15 +610,15 @@ func (s *Session) exit(cause ExitCause) []Action {
 	s.exited = true
 	exit := Exit{Cause: cause}
 	if cause == DrainTimeout {
-		// Its handlers may still run, and others must wait for its lease. That can be
-		// more than a lease from now: the latest request may have been under way, and
-		// takes effect later, within another one or never.
+		// Its handlers may still run, and others must wait for its lease to end. That can
+		// be more than a lease from now: the latest request may still be under way, and
+		// renew the lease later, if at all within another one.
 		exit.Keep = 2 * s.timing.Lease
 	}
 	return []Action{exit}
 }
 
-// advance does what time and state demand, whatever the input was.
+// advance returns what time and state demand, whatever the input was.
 func (s *Session) advance(now time.Time) []Action {
 	if s.exited {
 		return nil
@@ -618,7 +627,7 @@ func (s *Session) advance(now time.Time) []Action {
 	if s.running != nil {
 		actions = append(actions, s.presence.watch(now)...)
 	}
-	// Others may count on a session that is given up (see presence.forgo).
+	// Others may rely on the number of a presence that is given up (see presence.forgo).
 	s.lost = s.lost || s.member && !now.Before(s.leaseEnd) || s.presence.over()
 	if s.running != nil {
 		if s.lost {
@@ -643,7 +652,7 @@ func (s *Session) advance(now time.Time) []Action {
 	} else if s.lost {
 		s.reincarnate(now)
 	}
-	actions = append(actions, s.presence.attend(now, s.id)...)
+	actions = append(actions, s.presence.nextStatement(now, s.id)...)
 	actions = append(actions, s.presence.done()...)
 	if s.member && s.presence.unsaid() && s.failures == 0 {
 		s.next = now // to publish it
@@ -654,12 +663,12 @@ func (s *Session) advance(now time.Time) []Action {
 		}
 	}
 	if s.hears() && !s.inFlight && s.failures == 0 {
-		s.sooner(s.looked.Add(s.hintGap()))
+		s.sooner(s.hintSync.Add(s.hintGap()))
 	}
 	if !s.inFlight && !now.Before(s.next) && !(s.lost && s.running != nil) {
 		actions = append(actions, Sync{s.request(now)})
 		if s.hears() {
-			s.hinted, s.looked = false, now
+			s.hinted, s.hintSync = false, now
 			s.vain++
 		}
 		s.inFlight, s.asked = true, true
@@ -668,15 +677,16 @@ func (s *Session) advance(now time.Time) []Action {
 	return append(actions, Wake{s.wakeAt(now)})
 }
 
-// hears reports whether there may be something new to see. (What was glimpsed while a
-// request was under way is not, if the answer shows it.)
+// hears reports whether there may be something new in the group, by a notification or a
+// glimpse. (What was glimpsed while a request was under way is not new if the answer shows it.)
 func (s *Session) hears() bool {
 	return s.hinted || s.glimpsed > s.seen[0] || s.running == nil && s.given > max(s.seen[1], s.stopped)
 }
 
-// hintGap is how long after a look because of a hint the next one may come:
-// none for two in vain (one's own hint comes back), and then ever longer, until
-// a look shows something new. A storm of hints costs a statement in pollMax.
+// hintGap is how long after a request because of a notification the next one may be sent:
+// at once after two in vain (a worker's own notification comes back), and then after ever
+// longer, until an answer shows something new. A storm of notifications costs one statement
+// in pollMax.
 func (s *Session) hintGap() time.Duration {
 	if s.vain <= 2 {
 		return 0
@@ -685,7 +695,7 @@ func (s *Session) hintGap() time.Duration {
 }
 
 // giveUpAt returns when handlers that were cancelled are given up. A process
-// that was frozen meanwhile gives them their time after it has woken.
+// that was frozen meanwhile gives them as much time after it has woken.
 func (s *Session) giveUpAt() time.Time {
 	at := s.stopping.Add(s.timing.Drain)
 	if patience := s.canceled.Add(s.timing.Drain - s.timing.grace()); patience.After(at) {
@@ -694,9 +704,9 @@ func (s *Session) giveUpAt() time.Time {
 	return at
 }
 
-// reincarnate makes the worker somebody new, after everything that the old
-// incarnation ran has stopped. The old one's row may still be there; the join
-// removes it, and nobody has to wait for its lease to end.
+// reincarnate begins a new incarnation, after everything that the old one ran has stopped.
+// The old one's row may still be there; the join removes it, so that no other worker has to
+// wait for its lease to end.
 func (s *Session) reincarnate(now time.Time) {
 	s.incarnation++
 	s.id = s.name.again(s.incarnation)
@@ -708,15 +718,16 @@ func (s *Session) reincarnate(now time.Time) {
 	s.next = now
 }
 
-// mayLook reports whether there is nothing to say, nor a lease to renew. A look is
-// a third of the work of a heartbeat, for the worker and for the server: it is how
-// everybody finds out at once that a generation was opened, or activated.
-func (s *Session) mayLook(now time.Time) bool {
+// mayOnlyRead reports whether there is nothing to write: nothing to report or publish, and no
+// lease to renew. A ReadOnly heartbeat is a third of the work of another one, for the worker
+// and for the server. With it all workers find out at once that a generation was opened, or
+// activated.
+func (s *Session) mayOnlyRead(now time.Time) bool {
 	return s.failures == 0 && s.stopped <= s.reported && !s.presence.unsaid() &&
 		now.Before(s.renewal())
 }
 
-// renewal returns when the lease is to be renewed: a heartbeat after it was last.
+// renewal returns when the lease is to be renewed: a heartbeat after the latest renewal.
 func (s *Session) renewal() time.Time {
 	return s.leaseEnd.Add(s.timing.Heartbeat - s.timing.ownLease())
 }
@@ -744,21 +755,21 @@ func (s *Session) request(now time.Time) Request {
 	case !s.renew && !s.wantsStep() && !s.stepAt.IsZero() && !now.Before(s.stepAt):
 		due, s.early = true, true
 	case s.renew || !s.wantsStep():
-		r.Heartbeat, r.Look, s.renew = true, s.mayLook(now), false
-		r.Load = r.Look && s.running == nil
-		r.Others = !r.Look && s.failures == 0 && s.presence.looks() // or it might fail for that
+		r.Heartbeat, r.ReadOnly, s.renew = true, s.mayOnlyRead(now), false
+		r.Load = r.ReadOnly && s.running == nil
+		r.Others = !r.ReadOnly && s.failures == 0 && s.presence.mayAskForOthers() // or it might fail for that
 	default:
 		due = true
 	}
 	if !r.Heartbeat {
 		r.Watch.Absent = s.presence.remove(now)
-		// Many find out at the same moment that a Step is due. Queued behind the
-		// first, none could start before all who came earlier have looked at
-		// everything once more. Should the one that has the lock not come to an
-		// end, whoever waits for a partition polls.
+		// Many workers find out at the same moment that a Step is due. Queued behind the
+		// first, none could start before all earlier ones have read the
+		// group once more. Should the one that has the lock never end, workers
+		// that wait for a partition poll.
 		r.Yield = due && len(r.Watch.Absent) == 0
 	}
-	if p := &s.presence; p.attached != 0 && p.why == "" && !p.trial() && !r.Leave && !r.Look {
+	if p := &s.presence; p.attached != 0 && p.why == "" && !p.trial() && !r.Leave && !r.ReadOnly {
 		r.Presence, p.shown = Presence{p.key, p.attached}, true
 	}
 	return r
@@ -779,7 +790,7 @@ func (s *Session) wakeAt(now time.Time) time.Time {
 		if !p.inFlight && p.why == "" {
 			consider(p.next)
 		}
-		if begin, end, _ := p.sure(); s.running != nil {
+		if begin, end, _ := p.proofEnds(); s.running != nil {
 			consider(p.renewal())
 			consider(begin)
 			consider(end)
@@ -798,7 +809,7 @@ func (s *Session) wakeAt(now time.Time) time.Time {
 			consider(s.giveUpAt())
 		}
 	}
-	if at.IsZero() { // an answer is awaited; nothing else can happen before it
+	if at.IsZero() { // an answer is under way; nothing else can happen before it
 		at = now.Add(s.timing.Heartbeat)
 	}
 	return at
@@ -820,19 +831,18 @@ type clockWatch struct {
 type reading struct{ sent, received, database time.Time }
 
 const (
-	// A reading that is off by more than this part of a lease shows a step.
+	// A reading that is off by more than a lease/watchTolerance shows a step.
 	watchTolerance = 50
-	// Within a pause of more than this part of a lease the clock could step,
+	// Within a pause of more than a lease/watchPause the clock could step,
 	// and step back. A reading that takes longer shows nothing.
 	watchPause = 2
-	// A request of several statements brings a reading if it takes no more than this part
-	// of a lease: an answer that is slow makes the watch less certain, and these are slow by
+	// A request of several statements counts as a reading if it takes no more than a
+	// lease/watchQuick: a slow answer makes the watch less certain, and these are slow by
 	// themselves. There are heartbeats in between.
 	watchQuick = 100
 )
 
-// observe adds a reading. It is compared with the anchor, which moves once a
-// lease.
+// observe adds a reading. It is compared with the anchor, which moves forward once per lease.
 func (c *clockWatch) observe(sent, received, database time.Time, lease time.Duration) {
 	r := reading{sent, received, database}
 	a, tolerance := c.anchor, lease/watchTolerance
@@ -857,10 +867,10 @@ func (c *clockWatch) observe(sent, received, database time.Time, lease time.Dura
 	c.seen, c.until = database, sent
 }
 
-// fresh reports whether the newest reading is recent enough at now to go by.
+// fresh reports whether the newest reading is recent enough at now to rely on.
 func (c *clockWatch) fresh(now time.Time) bool { return now.Sub(c.until) <= c.lease/watchPause }
 
-// watch returns what was seen. A step can hide in the tolerance and in the widths
+// watch returns the Watch. A step can hide in the tolerance and in the widths
 // of the two readings that are compared.
 func (c *clockWatch) watch() Watch {
 	w := Watch{Seen: c.seen, For: max(0, c.until.Sub(c.since)), Span: c.lease}

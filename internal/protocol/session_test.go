@@ -74,7 +74,7 @@ func TestSessionRenewsAfterAFailedStep(t *testing.T) {
 	// way. Tried on and on, it would cost the lease.
 	actions := s.Next(now, SyncFailed{Request: step, Sent: now})
 	now = actions[len(actions)-1].(Wake).At
-	if r := syncOf(t, s.Next(now, Tick{})); !r.Heartbeat || r.Look {
+	if r := syncOf(t, s.Next(now, Tick{})); !r.Heartbeat || r.ReadOnly {
 		t.Errorf("after a failed Step it sends %+v", r)
 	}
 }
@@ -152,7 +152,7 @@ func TestSessionLooksAfterItsReport(t *testing.T) {
 	s.Next(now, SyncFailed{Request: report, Sent: now})
 	now = now.Add(time.Second)
 	again := syncOf(t, s.Next(now, Tick{}))
-	if !again.Heartbeat || again.Look || again.Report || again.Stopped != 1 {
+	if !again.Heartbeat || again.ReadOnly || again.Report || again.Stopped != 1 {
 		t.Fatalf("reports again with %+v", again)
 	}
 	s.Next(now, Synced{Request: again, Sent: now, View: later})
@@ -162,7 +162,7 @@ func TestSessionLooksAfterItsReport(t *testing.T) {
 		t.Errorf("after a report with others to come it sends %+v", step)
 	}
 	end := s.LeaseEnd()
-	later.OnlySeen = true
+	later.ReadOnly = true
 	wait := s.Next(now.Add(time.Second), Synced{Request: step, Sent: now.Add(time.Second), View: later})
 	if diff := cmp.Diff([]Action{Wake{now.Add(time.Second + 2*pollMin)}}, wait); diff != "" || s.LeaseEnd() != end {
 		t.Errorf("after a Step that had nothing to do its lease ends at %s, before that at %s, -want +got:\n%s", s.LeaseEnd(), end, diff)
@@ -181,13 +181,13 @@ func TestSessionRenewsWhateverItLooks(t *testing.T) {
 	for now = now.Add(time.Second); now.Before(renewal); now = now.Add(time.Second) {
 		r := syncOf(t, s.Next(now, Hinted{}))
 		s.Next(now, Synced{Request: r, Sent: now, View: view()})
-		if !r.Look || !s.LeaseEnd().Equal(end) {
+		if !r.ReadOnly || !s.LeaseEnd().Equal(end) {
 			t.Errorf("%s before the renewal it sends %+v, and believes in its lease until %s, want %s", renewal.Sub(now), r, s.LeaseEnd(), end)
 		}
 	}
 	now = renewal
 	r := syncOf(t, s.Next(now, Tick{}))
-	if s.Next(now, Synced{Request: r, Sent: now, View: view()}); r.Look || !s.LeaseEnd().After(end) {
+	if s.Next(now, Synced{Request: r, Sent: now, View: view()}); r.ReadOnly || !s.LeaseEnd().After(end) {
 		t.Errorf("when the lease is to be renewed it sends %+v", r)
 	}
 
@@ -195,7 +195,7 @@ func TestSessionRenewsWhateverItLooks(t *testing.T) {
 	now = now.Add(time.Second)
 	s.Next(now, SyncFailed{Request: syncOf(t, s.Next(now, Hinted{})), Sent: now})
 	now = now.Add(retryMax)
-	if r := syncOf(t, s.Next(now, Tick{})); !r.Heartbeat || r.Look {
+	if r := syncOf(t, s.Next(now, Tick{})); !r.Heartbeat || r.ReadOnly {
 		t.Errorf("after a look that failed it sends %+v", r)
 	}
 }
@@ -315,7 +315,7 @@ func TestSessionLooksForANewcomer(t *testing.T) {
 	other := same
 	other.Generation, other.Total = 2, 2
 	s.Next(now, Synced{Request: heartbeat, Sent: now, View: other})
-	if !s.presence.next.Equal(now.Add(presenceLook)) {
+	if !s.presence.next.Equal(now.Add(presenceGlimpse)) {
 		t.Errorf("in another generation it looks in %s", s.presence.next.Sub(now))
 	}
 }
@@ -344,7 +344,7 @@ func TestSessionTriesAgainWhereTheGroupIsLocked(t *testing.T) {
 						beats++
 					} else {
 						tries++
-						v.OnlySeen, v.Busy = true, true
+						v.ReadOnly, v.Busy = true, true
 					}
 					in = Synced{Request: a.Request, Sent: now, View: v}
 				}

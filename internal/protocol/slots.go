@@ -41,18 +41,17 @@ func (s *SlotSet) Len() (n int) {
 	return n
 }
 
-// spanMax is how many positions to look at in one go.
+// spanMax is how many keys are read at once at most.
 const spanMax = 10_000
 
-// Span returns how many events to look at to find about limit that are in the
-// set.
+// Span returns how many keys to read to find about limit that are in the set.
 func (s *SlotSet) Span(limit int) int {
 	return min(spanMax, max(limit, limit*Slots/max(1, s.Len())))
 }
 
-// Own returns the positions of the events that are in the set, at most limit of
-// them or those that share the last one's position, and up to where there are no
-// others, if the keys are all there are up to passed.
+// Own returns the positions of the events that are in the set: at most limit of
+// them, and those that share the last one's position. through is the position up to which the
+// set has no other events, if keys are all events up to passed.
 func (s *SlotSet) Own(keys []Key, limit int, passed int64) (own []int64, through int64) {
 	for _, k := range keys {
 		if !s.Has(k.Slot) {

@@ -91,7 +91,7 @@ func naiveStep(g Group, now time.Time, watch Watch) (Group, Decision) {
 	switch {
 	case len(next) == 0: // nobody to run anything
 	case g.Phase == Draining && g.Floor >= g.Generation:
-		d.Opened, g.Reason = true, "projections from elsewhere"
+		d.Opened, g.Reason = true, "projections from another replica set"
 	case g.Generation == 0:
 		d.Opened, g.Reason = true, "first worker"
 	case surplus+short+gone == 0 && len(d.Taken) > 0 && g.Phase == Active && g.Uncovered && (joined == 0 || waited >= 0 && waited < g.JoinWindow):
@@ -104,7 +104,7 @@ func naiveStep(g Group, now time.Time, watch Watch) (Group, Decision) {
 		for _, part := range []struct {
 			n    int
 			what string
-		}{{joined, "joined"}, {gone, "gone"}, {surplus, "above the limit"}, {short, "below the limit"}} {
+		}{{joined, "joined"}, {gone, "gone"}, {surplus, "above MaxPartitions"}, {short, "below MaxPartitions"}} {
 			if part.n > 0 {
 				why = append(why, fmt.Sprint(part.n, " ", part.what))
 			}
@@ -466,7 +466,7 @@ func show(g Group) string {
 	fmt.Fprintf(&b, "%s total %d limit %d floor %d", g, g.Total, g.MaxPartitions, g.Floor)
 	for _, m := range g.Members {
 		fmt.Fprintf(&b, "\n  %s wants %d, partitions %s, holds %d, joined %v ago, lease %v ends in %v",
-			m.ID, m.Wants, Numbers(m.Partitions), m.Holds, testStart.Sub(m.Joined), m.Lease, m.LeaseEnd.Sub(testStart))
+			m.ID, m.Wants, FormatPartitions(m.Partitions), m.Holds, testStart.Sub(m.Joined), m.Lease, m.LeaseEnd.Sub(testStart))
 	}
 	return b.String()
 }

@@ -6,6 +6,11 @@ import (
 	"time"
 )
 
+// How far a lane is. A Track promises that a checkpoint never claims more than what was
+// handled, parked or skipped (S2), that each event is handed out once and in order (S4), and that an unclear
+// commit is settled by what the store has (S3). It must never decide by time or by a lost
+// answer what has become of a commit.
+
 // A Key is what a lane must know of an event.
 type Key struct {
 	Position  int64
@@ -15,7 +20,7 @@ type Key struct {
 }
 
 // A Track is how far a lane is: which events to handle, in which order, and
-// what a commit says.
+// the checkpoint to commit.
 //
 //	handled, committed      handled or skipped      read, pending     unread
 //	──────────────────▶|────────────────────────▶|───────────────▶|─────────
@@ -30,30 +35,30 @@ type Track struct {
 	cursor     int64      // every final position up to here was read
 	ceiling    *Ceiling   // of a follower; nil: there is none
 
-	// Their aggregates, if they are kept: where none is ever parked, nobody
-	// asks.
+	// The aggregates of pending events, if keeps is set: without parked events they are
+	// not needed.
 	keeps      bool
 	aggregates []string
 
 	// The event at fault, after a handler failed.
 	fault    int64
 	attempts int
-	blamed   int // those for which it alone can be to blame
-	// allowed bounds the batches up to the position until, so that what
+	blamed   int // the attempts that failed with this event alone in the batch
+	// allowed limits the batches up to the position until, so that what
 	// precedes the event at fault is committed and that event is tried alone;
-	// 0 is no bound.
+	// 0 is no limit.
 	allowed int
 	until   int64
 }
 
-// NewTrack returns the track of a partition that stands at the checkpoint.
+// NewTrack returns the track of a partition that is at the checkpoint.
 func NewTrack(partition, total int, c Checkpoint, now time.Time) *Track {
 	t := &Track{partition: partition, total: total}
 	t.Rewind(c, now)
 	return t
 }
 
-// Rewind sets the track back to what the store has.
+// Rewind sets the track back to a checkpoint that the store has.
 func (t *Track) Rewind(c Checkpoint, now time.Time) {
 	t.checkpoint, t.committed, t.cursor = c, now, c.Position
 	t.pending, t.aggregates, t.frontier = nil, nil, nil
@@ -74,9 +79,9 @@ func (t *Track) Checkpoint() Checkpoint { return t.checkpoint }
 // Pending returns the number of events that are read and not yet committed.
 func (t *Track) Pending() int { return len(t.pending) }
 
-// Accept takes a page that was read after the cursor, and the position that it
-// has passed if that is beyond its events. It returns the indexes of the events
-// to keep for handling. Others are out of scope, belong to other partitions, or
+// Accept takes a page that was read after the cursor, and the position up to which it was
+// read if that is beyond its events. It returns the indexes of the events
+// to keep for handling. The others are out of scope, belong to other partitions, or
 // were handled in an earlier generation. A page that is not strictly ascending from the cursor
 // is refused and changes nothing.
 func (t *Track) Accept(page []Key, passed int64) (keep []int, err error) {
@@ -111,11 +116,11 @@ func (t *Track) Accept(page []Key, passed int64) (keep []int, err error) {
 func orderError(cursor, last, position int64, i int) error {
 	switch {
 	case i == 0 || position <= cursor:
-		return fmt.Errorf("event %d of a page has position %d, and only positions above %d were asked for", i+1, position, cursor)
+		return fmt.Errorf("event %d of a page has position %d, but only positions above %d were requested", i+1, position, cursor)
 	case position == last:
 		return fmt.Errorf("event %d of a page repeats position %d", i+1, position)
 	default:
-		return fmt.Errorf("event %d of a page has position %d and comes after %d: positions must ascend", i+1, position, last)
+		return fmt.Errorf("event %d of a page has position %d and comes after position %d: positions must ascend", i+1, position, last)
 	}
 }
 
@@ -128,8 +133,8 @@ func (t *Track) Batch(limit int) int {
 	return n
 }
 
-// Keep has the track keep the aggregates of pending events, which are read again
-// if there are any.
+// Keep makes the track keep the aggregates of pending events. If there are pending events,
+// they are read again.
 func (t *Track) Keep() {
 	if !t.keeps {
 		t.keeps = true
@@ -140,14 +145,14 @@ func (t *Track) Keep() {
 // First returns the position of the first pending event.
 func (t *Track) First() int64 { return t.pending[0] }
 
-// Find returns which of the pending events is at a position.
+// Find returns the index of the pending event at a position.
 func (t *Track) Find(position int64) (i int, pending bool) {
 	return slices.BinarySearch(t.pending, position)
 }
 
-// Stands reports whether the lane stands at the i-th pending event, where the next batch
-// is of n: it is in that, or in one that has failed and is not all tried again. Where a
-// failure was at the first one, alone, the lane stands at that one only.
+// Stands reports whether the lane is at the i-th pending event, if the next batch
+// has n events: the event is in that batch, or in one that has failed and was not tried again
+// as a whole. After a failure of the first event alone, the lane is at that one only.
 func (t *Track) Stands(i, n int) bool {
 	if t.fault != 0 && t.pending[0] == t.fault && t.attempts > 0 {
 		return i == 0
@@ -156,8 +161,8 @@ func (t *Track) Stands(i, n int) bool {
 }
 
 // Split returns how many of the first n pending events come before one whose
-// aggregate has parked events. If that is the first, behind is true and it
-// returns how many there are of the kind, one after another.
+// aggregate has parked events. If the first event is such a one, behind is true, and Split
+// returns how many of them follow one another.
 func (t *Track) Split(n int, parkedSet *ParkedSet) (first int, behind bool) {
 	if n == 0 {
 		return 0, false
@@ -178,7 +183,7 @@ func (t *Track) Parks(n int) []Parked {
 	return rows
 }
 
-// After returns what a commit says once the first n pending events are
+// After returns the checkpoint to commit once the first n pending events are
 // handled: everything before the next pending event is done.
 func (t *Track) After(n int) Checkpoint {
 	through := t.through(n)
@@ -188,8 +193,8 @@ func (t *Track) After(n int) Checkpoint {
 	return t.checkpoint.Advance(through)
 }
 
-// through is the position up to which everything was read and, once the first n pending
-// events are, handled.
+// through is the position up to which everything is handled once the first n pending events
+// are.
 func (t *Track) through(n int) int64 {
 	if n < len(t.pending) {
 		return t.pending[n] - 1
@@ -197,7 +202,7 @@ func (t *Track) through(n int) int64 {
 	return t.cursor
 }
 
-// Committed notes that the store has c, with which the first n pending events are handled.
+// Committed takes in that the store has c, with which the first n pending events are handled.
 func (t *Track) Committed(c Checkpoint, n int, now time.Time) {
 	through := t.through(n)
 	t.checkpoint, t.committed = c, now
@@ -215,7 +220,7 @@ func (t *Track) Committed(c Checkpoint, n int, now time.Time) {
 	}
 }
 
-// Failed notes that the handler failed at the i-th event of a batch, and
+// Failed takes in that the handler failed at the i-th event of a batch, and
 // returns how often that event has failed. The next batch ends before it, or
 // is that event alone.
 func (t *Track) Failed(i int) (position int64, attempts int) {
@@ -224,7 +229,8 @@ func (t *Track) Failed(i int) (position int64, attempts int) {
 	return t.fault, t.attempts
 }
 
-// Suspect is Failed for what is no failure of the handler yet, and may prove to be one.
+// Suspect is Failed for what does not count as a failure of the handler yet, and may turn out
+// to be one.
 func (t *Track) Suspect(i int) (position int64) {
 	if t.pending[i] != t.fault {
 		t.fault, t.attempts, t.blamed = t.pending[i], 0, 0
@@ -241,16 +247,16 @@ func (t *Track) Attempts(i int) int {
 	return 0
 }
 
-// Blame notes that the latest failure of the event at fault was its own, and
-// returns how many there were.
+// Blame counts the latest failure as one of the event at fault alone, and returns how many
+// of those there were.
 func (t *Track) Blame() int {
 	t.blamed++
 	return t.blamed
 }
 
-// FailedWithin notes that a handler that takes n events at once failed,
-// wherever among them. The next batch is half as long, until the event at
-// fault is alone; only then does it count as having failed.
+// FailedWithin takes in that a handler that takes n events at once failed at one of them. The
+// next batch is half as long, until the event at fault is alone; only then does it count as
+// failed.
 func (t *Track) FailedWithin(n int) (position int64, attempts int) {
 	if n == 1 {
 		return t.Failed(0)
@@ -259,14 +265,15 @@ func (t *Track) FailedWithin(n int) (position int64, attempts int) {
 	return t.pending[0], 0
 }
 
-// Skips that are not committed cost only reading the same positions again.
+// When to commit skipped events alone. Without that commit, the same positions are read again
+// after a restart, and nothing else.
 const (
 	skipPositions = 10_000
 	skipTime      = time.Second
 )
 
 // SkipDue reports whether to commit although no event was handled: the lane
-// has passed many positions, or some for a while, that belong to others.
+// has skipped many positions, or some for a while.
 func (t *Track) SkipDue(now time.Time) bool {
 	if t.ceiling != nil && t.ceiling.Final {
 		return t.AtCeiling() && !t.After(0).Equal(t.checkpoint)
@@ -275,52 +282,52 @@ func (t *Track) SkipDue(now time.Time) bool {
 	return skipped >= skipPositions || skipped > 0 && now.Sub(t.committed) >= skipTime
 }
 
-// An Outcome says what has become of a commit whose reply was lost.
+// An Outcome is what has become of a commit whose answer was lost.
 type Outcome string
 
 const (
-	// Done: the commit has happened.
-	Done Outcome = "done"
-	// Undone: it has not, and it can't any more.
-	Undone Outcome = "undone"
-	// Superseded: the generation is over.
+	// Applied means that the commit has happened.
+	Applied Outcome = "applied"
+	// NotApplied means that it has not happened, and can't any more.
+	NotApplied Outcome = "not applied"
+	// Superseded means that the generation is over.
 	Superseded Outcome = "superseded"
-	// Elsewhere: the checkpoint is neither the old nor the new one. No commit of
-	// this lane can have moved it, since none was forgotten before it was
-	// settled; but somebody may have by hand, or a failover that lost commits.
-	// Go on from there.
-	Elsewhere Outcome = "elsewhere"
+	// MovedAway means that the checkpoint is neither the old nor the new one. No commit of
+	// this lane can have moved it, since the outcome of each was found out before the next;
+	// but an operator may have, by hand, or a failover that lost commits. The lane continues
+	// from there.
+	MovedAway Outcome = "moved away"
 )
 
-// A Found checkpoint is a row as the store has it, read after any transaction
-// that held it has ended.
+// A Found is a checkpoint row as the store has it, read after any transaction
+// that has locked it has ended.
 type Found struct {
 	Generation int64
 	Checkpoint Checkpoint
 	Exists     bool
-	// NoneParked: nor is there a row of a parked event for the lane to read, or an order
+	// NoneParked is true if there is no parked event for the lane to load, and no order
 	// to park one.
 	NoneParked bool
-	// Follows: another version of the projection is the live one; see follow.go.
+	// Follows is true if another version of the projection is the live one; see follow.go.
 	Follows bool
 }
 
-// Resolve says what has become of the commit from the lane's checkpoint to
+// Resolve returns what has become of the commit from the lane's checkpoint to
 // next under the generation, from the row as it was found.
 //
-// A lost reply says nothing. Taken as failure, the events are handled twice;
-// taken as success, they are lost when it was one. The row knows: a commit
-// always moves the position or a mark, and COMMIT is only ever sent after the row was
+// A lost answer tells nothing. Taken for a failure, the events are handled twice if the commit
+// has happened; taken for a success, they are lost if it has not. The row tells: a commit
+// always moves the position or a mark, and COMMIT is only sent after the row was
 // written, so while the outcome is open the row is locked and can't be read.
 func (t *Track) Resolve(generation int64, next Checkpoint, found Found) Outcome {
 	switch {
 	case !found.Exists || found.Generation != generation:
 		return Superseded
 	case found.Checkpoint.Equal(next):
-		return Done
+		return Applied
 	case found.Checkpoint.Equal(t.checkpoint):
-		return Undone
+		return NotApplied
 	default:
-		return Elsewhere
+		return MovedAway
 	}
 }

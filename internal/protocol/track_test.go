@@ -36,12 +36,12 @@ func TestTrackAccept(t *testing.T) {
 		{"a mark speaks for its slot only", keys(11, 4, 12, 0), 0, []int{0, 1}, 12, ""},
 		{"gaps are not a lane's business", keys(500, 0), 0, []int{0}, 500, ""},
 		{"the position at the cursor was handled", keys(10, 0), 0, nil, 10,
-			"event 1 of a page has position 10, and only positions above 10 were asked for"},
+			"event 1 of a page has position 10, but only positions above 10 were requested"},
 		{"an old page", keys(11, 0, 9, 0), 0, nil, 10,
-			"event 2 of a page has position 9, and only positions above 10 were asked for"},
+			"event 2 of a page has position 9, but only positions above 10 were requested"},
 		{"a repeated position would be handled twice", keys(11, 0, 11, 0), 0, nil, 10, "event 2 of a page repeats position 11"},
 		{"out of order, the first would be skipped", keys(11, 0, 15, 0, 13, 0), 0, nil, 10,
-			"event 3 of a page has position 13 and comes after 15: positions must ascend"},
+			"event 3 of a page has position 13 and comes after position 15: positions must ascend"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.why, func(t *testing.T) {
@@ -175,13 +175,13 @@ func TestTrackResolve(t *testing.T) {
 		found Found
 		want  Outcome
 	}{
-		{"the row has moved to where the commit moves it", row(5, 7), Done},
-		{"the row stands where it stood", row(5, 3), Undone},
+		{"the row has moved to where the commit moves it", row(5, 7), Applied},
+		{"the row stands where it stood", row(5, 3), NotApplied},
 		{"no row: the partition is gone", Found{}, Superseded},
 		{"a newer generation, even where it stood", row(6, 3), Superseded},
 		{"a newer generation, even where it was to go: by a hand-over", row(6, 7), Superseded},
 		{"an older one: another replica set has taken the projection", row(0, 7), Superseded},
-		{"somewhere else", row(5, 5), Elsewhere},
+		{"somewhere else", row(5, 5), MovedAway},
 	} {
 		if got := l.Resolve(5, next, tt.found); got != tt.want {
 			t.Errorf("%s: %s, want %s", tt.why, got, tt.want)
@@ -329,17 +329,17 @@ func (w *laneWorld) commit(batch []int64, n, fault int) error {
 	var want Outcome
 	switch fault {
 	case 3:
-		want = Undone
+		want = NotApplied
 	case 4:
 		happens(next, batch)
-		want = Done
+		want = Applied
 	case 5:
 		if n < 2 {
 			return nil
 		}
 		// Only a part of it: an earlier attempt that was given up.
 		happens(l.After(1), batch[:1])
-		want = Elsewhere
+		want = MovedAway
 	default:
 		happens(next, batch)
 		l.Committed(next, n, testStart)
@@ -350,9 +350,9 @@ func (w *laneWorld) commit(batch []int64, n, fault int) error {
 		return fmt.Errorf("resolved as %s, want %s", got, want)
 	}
 	switch got {
-	case Done:
+	case Applied:
 		l.Committed(next, n, testStart)
-	case Elsewhere:
+	case MovedAway:
 		l.Rewind(w.row, testStart)
 	}
 	return nil

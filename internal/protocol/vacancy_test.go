@@ -106,10 +106,10 @@ func TestStandbySeesThatItWasGivenAPlace(t *testing.T) {
 		}
 	}
 	looks := func(group Glimpse) (requests int) {
-		now, asked = now.Add(presenceLook), nil
+		now, asked = now.Add(presenceGlimpse), nil
 		feed(Tick{})
 		asked = nil
-		feed(Proven{Number: s.presence.number, Sent: now, Looked: true, Group: group})
+		feed(Proven{Number: s.presence.number, Sent: now, Glimpsed: true, Group: group})
 		return len(asked)
 	}
 	feed(Tick{})

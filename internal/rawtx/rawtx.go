@@ -1,6 +1,6 @@
-// Package rawtx lets the modules of this repository, and nobody else, take the
+// Package rawtx lets the modules of this repository, and no other, take the
 // *sql.Tx out of the Tx that a handler gets. They need it for handlers whose
-// signature was made elsewhere.
+// signature another library defines.
 package rawtx
 
 import "database/sql"

@@ -5,7 +5,7 @@ import (
 	"unicode/utf8"
 )
 
-// What a statement of a handler's does to the transaction in which it runs.
+// Whether a statement of a handler ends the transaction in which it runs.
 
 // FirstWord returns the first word of a query, in upper case.
 func FirstWord(query string) string {
@@ -14,8 +14,8 @@ func FirstWord(query string) string {
 }
 
 // EndsTransaction returns the command of a query that ends the transaction in which it
-// runs; "": none does, as far as can be seen. What can't be seen (a driver's own way to
-// send a statement) is noticed when the checkpoint is to be moved.
+// runs; "" if none does, as far as can be seen. What can't be seen (a driver's own way to
+// send a statement) is detected when the checkpoint is moved.
 func EndsTransaction(query string) string {
 	rest := query
 	for first := true; ; first = false {

@@ -33,22 +33,23 @@ SELECT current_setting('search_path'), (SELECT reset_val FROM pg_settings WHERE 
               AND (has_schema_privilege(session_user, n.oid, 'USAGE') OR has_schema_privilege(n.oid, 'USAGE'))), '[]'),
        EXISTS (SELECT FROM pg_class WHERE relname = {table}::name AND relnamespace = pg_my_temp_schema())`)
 
-// An AmbiguousError says that a table can't be told from another of its name:
-// the search path was changed, and now leads elsewhere.
+// An AmbiguousError is returned if there are two tables of a name, and the search path was
+// changed from one to the other.
 type AmbiguousError struct{ Table, Began, Now string }
 
 func (e *AmbiguousError) Error() string {
-	return fmt.Sprintf("table %q is in schema %q by the search path that the connection began with, and in %q by the one that it has now; "+
-		"something has run SET search_path on a connection of the pool: don't (SET LOCAL is fine), or put search_path into the connection string", e.Table, e.Began, e.Now)
+	return fmt.Sprintf("table %q is in schema %q by the search path with which the connection began, and in %q by its present one: "+
+		"the program has run SET search_path on a connection of the pool; use SET LOCAL, or put search_path into the connection string", e.Table, e.Began, e.Now)
 }
 
-// Find returns the schema that has a table, by the search path; "" is none. It
-// never is pg_temp: a table there is one session's, and hides all others.
+// Find returns the schema that has a table, by the search path; "" if there is none. It
+// is never pg_temp: a table there is one session's, and hides all others. temporary is
+// whether there is such a table.
 //
-// A session's path may have been changed by whoever had the connection before,
-// so it is the path with which the session began that counts. Where that leads
-// nowhere, the present one does: some programs set it on each connection that they
-// open. Where both lead somewhere, and not to the same table, nobody can tell
+// A session's path may have been changed by an earlier user of the connection,
+// so the path with which the session began counts. If that does not lead to a table,
+// the present one counts: some programs set it on each connection that they
+// open. If both lead to a table, and not to the same one, it is not known
 // which was meant, and the error is an *AmbiguousError.
 func Find(ctx context.Context, db dbconn.Querier, table string) (schema string, temporary bool, err error) {
 	query, args := Names{Literals: true}.Bind(findSQL, Values{"table": table})

@@ -1,6 +1,6 @@
 // Package sqltext makes the statements that the library sends. Each is written
 // with plain names, and is sent with a schema on every table, function, operator
-// and type, so that neither a session's search_path nor what somebody has
+// and type, so that neither a session's search_path nor an object that another role has
 // created on it decides what a name means.
 //
 // The texts keep to a few conventions, which [New] checks:

@@ -15,15 +15,17 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/sqltext"
 )
 
+// A request without a transaction: optimistic concurrency.
+//
 // An attempt is a request that was decided on what one statement has read, and is carried
 // out by another one if nothing of that has changed: two round trips instead of the six to
-// ten of a transaction.
+// ten of a transaction. It must never save a decision if a row that it was based on has changed.
 //
 // The second statement locks the same rows as step, in the same order, and compares their
 // versions (xmin) with those that were read:
 //   - a row that was changed, or deleted, has another version, or none;
 //   - a row that was added can't be seen by the statement, if it has waited for a lock.
-//     But whoever adds a worker, a projection or a checkpoint changes the set's row. (A
+//     But a transaction that adds a worker, a projection or a checkpoint changes the set's row. (A
 //     join by an earlier program may not: its worker has no partition, and the next Step
 //     sees it.)
 //
@@ -36,24 +38,24 @@ import (
 // The time of the decision is that of the reading. A lease that was over by then, and has
 // not been renewed, still is.
 //
-// Where something has changed, it is decided anew, and the last time in a transaction: a
-// heartbeat is a change, and among many workers there is one at any time.
+// If something has changed, the request is decided again, and the last time in a transaction: a
+// heartbeat is a change, and with many workers there is one at any time.
 type attempt struct {
 	result    Result
 	now       time.Time
 	seen      bool   // there is nothing to carry out
-	yielded   Result // of a request that yields, where another one has locked the set
+	yielded   Result // of a request that yields, if another one has locked the set
 	statement sqltext.Statement
 	values    sqltext.Values
 }
 
 const attempts = 3
 
-// attempt decides on a request. A report is committed before the set is read: of two that
-// report at the same moment, the one that reads later reads that the other has stopped.
+// attempt decides on a request. A report is committed before the set is read: of two workers
+// that report at the same moment, the one that reads later sees that the other has stopped.
 // It returns nil for what only step does: the first worker,
-// projections that are not the set's or have no checkpoint yet, orders and rewinds, and rows
-// that make no sense, which are named there.
+// projections that are not the set's or have no checkpoint yet, orders and rewinds, and invalid
+// rows, which step's error names.
 func (s *Store) attempt(ctx context.Context, r protocol.Request, projections []string, f *Foresight, reports bool) (_ *attempt, err error) {
 	if r.Order != nil {
 		return nil, nil
@@ -79,12 +81,12 @@ func (s *Store) attempt(ctx context.Context, r protocol.Request, projections []s
 	}
 	a := &attempt{result: Result{View: group.View(r.Worker, read.now, decision), Group: group, Decision: decision, Since: since}, now: read.now}
 	if read.group.Spares(r, group) && read.stepAt.Equal(decision.StepAt.Round(time.Microsecond)) {
-		a.seen, a.result.View.OnlySeen = true, !r.Report
+		a.seen, a.result.View.ReadOnly = true, !r.Report
 		return a, nil
 	}
 	yields := r.Yields()
 	a.yielded = Result{View: applied.View(r.Worker, read.now, protocol.Decision{StepAt: read.now})}
-	a.yielded.View.OnlySeen, a.yielded.View.Busy = !r.Report, true
+	a.yielded.View.ReadOnly, a.yielded.View.Busy = !r.Report, true
 	a.statement = saveIfSQL[ifSaved{decision.Activated, r.Join, yields}]
 	a.values = s.saved(read.group.Members, a.result, read.now, projections, r.Join)
 	a.values["version"] = sqltext.JSON{Value: read.version}
@@ -95,8 +97,8 @@ func (s *Store) attempt(ctx context.Context, r protocol.Request, projections []s
 	return a, nil
 }
 
-// carry carries it out, unless something has changed. A request that
-// yields ends if another one has locked the set, which most likely does the same.
+// carry carries the attempt out, unless something has changed. A request that
+// yields is done if another one has locked the set: that one most likely does the same.
 func (a *attempt) carry(ctx context.Context, s *Store) (done bool, err error) {
 	if a.seen {
 		return true, nil
@@ -116,11 +118,12 @@ type reading struct {
 	group       protocol.Group
 	now, stepAt time.Time
 	projections []string
-	// Of these, those that have a checkpoint, and of which it is known whom they follow.
+	// begun are those of projections that have a checkpoint, and for which it is known
+	// whether they follow another one.
 	begun                      []string
 	version, checkpointVersion json.RawMessage
-	// still: nobody but the worker that reads holds a generation, and checkpoints, by
-	// projection and partition, are as they are.
+	// still is true if no worker but the one that reads holds a generation. Then the
+	// checkpoints, by projection and partition, are read as well.
 	still       bool
 	checkpoints map[string][]protocol.Checkpoint
 }
@@ -131,14 +134,14 @@ type Foresight struct {
 	sent time.Time
 }
 
-// Fresh reports whether a join may be decided by it at the time now. Its lease counts from
-// the reading, so the worker counts from before it (Result.Since).
+// Fresh reports whether a join may be based on it at the time now. The lease counts from
+// the reading, so the worker counts it from before the reading (Result.Since).
 func (f *Foresight) Fresh(now time.Time, join protocol.Request) bool {
 	return f != nil && join.MayForesee(now.Sub(f.sent))
 }
 
-// Foresee reads the set, at the time now, for the join that a worker is about to ask for,
-// while it waits for something else; nil: it can't, and the join says why.
+// Foresee reads the set, at the time now, for the join that a worker is about to send,
+// while it waits for something else; nil if it can't. The error of the join names the reason then.
 func (s *Store) Foresee(ctx context.Context, worker protocol.WorkerID, now time.Time) *Foresight {
 	read, whole, err := s.readGroup(ctx, protocol.Request{Worker: worker}, false)
 	if err != nil || !whole {
@@ -147,8 +150,8 @@ func (s *Store) Foresee(ctx context.Context, worker protocol.WorkerID, now time.
 	return &Foresight{read, now}
 }
 
-// readGroup reads the set. It is not whole if there is none, or something in it can't be
-// understood: whoever locks it says what.
+// readGroup reads the set. whole is false if there is none, or if a row is invalid:
+// step's error names that.
 func (s *Store) readGroup(ctx context.Context, q protocol.Request, reports bool) (r reading, whole bool, err error) {
 	var window int64
 	var stepAt sql.NullTime
@@ -193,9 +196,9 @@ func (s *Store) readGroup(ctx context.Context, q protocol.Request, reports bool)
 	return r, problem == nil, nil
 }
 
-// reportAndRead writes a worker's own row, and then reads the set. Over lib/pq it is one
-// message. An error may leave the connection within the transaction of that, if a cancel has
-// come between BEGIN and COMMIT: it is closed.
+// reportAndRead writes a worker's own row, and then reads the set. With lib/pq it is one
+// message. After an error the connection may be inside a transaction, if a cancel has
+// come between BEGIN and COMMIT, so it is closed.
 func (s *Store) reportAndRead(ctx context.Context, values sqltext.Values, dest ...any) error {
 	if !sqltext.LibPQ(s.db) {
 		if _, err := s.exec(ctx, s.db, reportBeatSQL, values); err != nil {
@@ -239,8 +242,8 @@ func checkpointsOf(text string) (map[string][]protocol.Checkpoint, error) {
 
 var (
 	reportBeatSQL = sqltext.New(beatText)
-	// BEGIN and COMMIT end what the first statement has begun. Where that fails, no
-	// transaction stays open.
+	// BEGIN and COMMIT end the implicit transaction of the first statement, so that the report
+	// is committed before the set is read. If it fails, no transaction stays open.
 	reportAndReadSQL = sqltext.New(beatText + `; BEGIN; COMMIT;` + readGroupText)
 	readGroupSQL     = sqltext.New(readGroupText)
 
@@ -272,7 +275,7 @@ SELECT CASE WHEN pg_current_wal_lsn() IS NOT NULL THEN {clock} END,
                coalesce(jsonb_agg(xmin::text ORDER BY projection, partition), '[]') AS versions
           FROM orchestrator_checkpoints WHERE replica_set = {set}) c ON m.still`
 
-// ifSaved says which statement saves what was decided.
+// ifSaved selects the statement that saves a decision.
 type ifSaved struct{ activates, joins, yields bool }
 
 func saveIfs() map[ifSaved]sqltext.Statement {
@@ -294,9 +297,9 @@ func saveIfs() map[ifSaved]sqltext.Statement {
 	return all
 }
 
-// sameText locks what was read, and says whether it is as it was. Each part asks the one
-// before it whether it is to look for rows, and so begins when that is complete: the order
-// of the locks is that of step.
+// sameText locks the rows that were read, and compares their versions. Each part reads rows only
+// if the one before it has found no change, and so begins when that is complete: rows are locked
+// in step's order.
 const (
 	sameText = `
 s AS MATERIALIZED (

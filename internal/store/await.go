@@ -12,8 +12,10 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/sqltext"
 )
 
-// An Awaited is what somebody waits for: that a projection has handled everything up to a
-// position, or, if One is set, everything of an aggregate.
+// Waiting for a projection: how far it is beside what a caller waits for.
+
+// An Awaited is what a caller waits for: that a projection has handled everything up to a
+// position, or, if One is set, everything of one aggregate up to there.
 type Awaited struct {
 	Projection string
 	Position   int64
@@ -21,20 +23,21 @@ type Awaited struct {
 	Aggregate  string
 }
 
-// Handled says how far a projection is beside what is awaited.
+// Handled is how far a projection is beside what is awaited.
 type Handled struct {
-	// To it: everything that is awaited was handled, or parked, or discarded.
+	// To is true if everything that is awaited was handled, parked or discarded.
 	To bool
-	// At is the position up to which all of it was; -1: the projection has not run.
+	// At is the position up to which all of it was; -1 if the projection has not run.
 	At int64
-	// Parked are the events of it that are parked, and First the first of them; 0 is none.
+	// Parked is how many of the awaited events are parked, and First the position of the
+	// first of them; 0 is none.
 	Parked int
 	First  int64
 }
 
-// awaitedSQL reads all in one row, of one snapshot: the checkpoints, the projections whose
-// stream ends before them, and what is parked of which one of those that are asked about.
-// Their ids are compared in UTF-8, whatever the database's encoding.
+// awaitedSQL reads everything in one row, of one snapshot: the checkpoints, the projections
+// whose stream ends before their checkpoint, and the parked events of each one that is asked
+// about. Aggregate ids are compared in UTF-8, whatever the database's encoding.
 var awaitedSQL = sqltext.New(`
 SELECT (SELECT coalesce(jsonb_agg(jsonb_build_object(
                    'Projection', c.projection, 'Partition', c.partition, 'Total', c.total, 'Position', c.position, 'Ahead', c.ahead,
@@ -50,16 +53,16 @@ SELECT (SELECT coalesce(jsonb_agg(jsonb_build_object(
                    AND (a.slot IS NULL OR (p.slot = a.slot AND (a.ids ? encode(convert_to(p.aggregate_id, 'UTF8'), 'hex'))))
                  GROUP BY a.n) parked)`)
 
-// HandledTo says of each that is awaited how far it is. All that it looks at is of one
-// snapshot: of one layout, in which each slot is in one row, and with what is parked beside
-// it. Looked at by itself,
-//  1. a projection stands at 20, and has parked 12;
-//  2. it is seen to have passed 15;
-//  3. a rewind to 0 is carried out, which forgets 12;
-//  4. nothing is parked: up to 15 all is handled.
+// HandledTo returns for each that is awaited how far it is. All that it reads is of one
+// snapshot: of one assignment, in which each slot is in one row, together with what is parked.
+// Read by two statements:
+//  1. a projection is at 20, and has parked 12;
+//  2. the first statement sees that it has passed 15;
+//  3. a rewind to 0 is carried out, which removes the row of 12;
+//  4. the second statement sees no parked event: everything up to 15 seems to be handled.
 //
-// What is due to be rewound does not count as handled: it may take until the next
-// worker comes. Nor does anything while a worker reports that the event stream ends
+// Events above the position of a rewind that is due do not count as handled: the rewind may
+// wait for the next worker. Nor does any event while a worker reports that the event stream ends
 // before a checkpoint of the projection.
 func HandledTo(ctx context.Context, t Tables, awaited ...Awaited) ([]Handled, error) {
 	names, err := t.Locate(ctx)
@@ -121,7 +124,7 @@ func asked(awaited []Awaited) sqltext.Values {
 type standing struct {
 	partitions map[int]protocol.Checkpoint
 	total      int
-	limit      int64 // nothing above it counts: it is to be rewound, or beyond the end; -1: no limit
+	limit      int64 // nothing above it counts: a rewind is due, or the stream ends before; -1: no limit
 }
 
 func standings(checkpoints, beyond string) (map[string]*standing, error) {
@@ -164,7 +167,7 @@ func standings(checkpoints, beyond string) (map[string]*standing, error) {
 	return of, nil
 }
 
-// at returns up to where all that is awaited was handled, as far as it has to be known.
+// at returns the position up to which everything that is awaited was handled.
 func (s *standing) at(a Awaited) (at int64) {
 	if s == nil {
 		return -1

@@ -13,11 +13,14 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/sqltext"
 )
 
-// ErrSuperseded is returned by Commit when the checkpoint is not where the
+// Checkpoints: read, moved behind the fence, and handed over at an activation. A checkpoint
+// must never move but from the position, and under the generation, that its lane names.
+
+// ErrSuperseded is returned by Commit if the checkpoint is not where the
 // commit starts from, or is under another generation.
 var ErrSuperseded = errors.New("generation superseded")
 
-// ErrTransactionEnded is returned by Commit and Unpark when the transaction is not the
+// ErrTransactionEnded is returned by Commit and Unpark if the transaction is not the
 // one that BeginHandler has begun: the handler has ended that one. Nothing was written.
 var ErrTransactionEnded = errors.New("the handler has ended its transaction (COMMIT, ROLLBACK, PREPARE TRANSACTION, RESET ALL): " +
 	"what it wrote may be lost, or may be written twice; leave the end of the transaction to the library")
@@ -28,25 +31,26 @@ type Lane struct {
 	Assignment protocol.Assignment
 }
 
-// String shows the lane as "projection orders, generation 3 partition 0/2".
+// String returns the lane as "projection orders, generation 3 partition 0/2".
 func (l Lane) String() string { return fmt.Sprintf("projection %s, %s", l.Projection, l.Assignment) }
 
-// values are what statements need of a lane.
+// values returns what statements need of a lane.
 func (l Lane) values() sqltext.Values {
 	return sqltext.Values{
 		"projection": l.Projection, "partition": int32(l.Assignment.Partition), "total": int32(l.Assignment.Total), "generation": l.Assignment.Generation,
 	}
 }
 
-// Load returns the lane's checkpoint, and whether any events are parked beside it, or
+// Load returns the lane's checkpoint, and whether any events of its are parked, or
 // ordered to be.
 func (s *Store) Load(ctx context.Context, l Lane) (protocol.Found, error) {
 	return s.find(ctx, l, loadSQL)
 }
 
 // Find returns the lane's checkpoint as it is once every transaction that has
-// written it has ended. It can't tell what is parked, nor whom the projection follows: a statement that has waited for
-// a row reads that one again, and everything else as it was before.
+// written it has ended. It does not return what is parked, nor what the projection follows: a
+// statement that has waited for a row reads that row again, but everything else as it was
+// before the wait.
 func (s *Store) Find(ctx context.Context, l Lane) (protocol.Found, error) {
 	return s.find(ctx, l, findCheckpointSQL)
 }
@@ -62,12 +66,13 @@ SELECT generation, position, ahead, false, false FROM orchestrator_checkpoints
  WHERE replica_set = {set} AND projection = {projection} AND partition = {partition}` + onPrimary + ` FOR UPDATE`)
 )
 
-// noneParkedText is whether nothing is parked beside a checkpoint, of so many partitions,
-// or ordered to be.
+// noneParkedText is true if no event of a checkpoint's partition, of %s, is parked, and none of
+// the projection is ordered to be.
 const noneParkedText = `NOT EXISTS (SELECT FROM orchestrator_parked p WHERE p.projection = c.projection AND (p.slot %% %s) = c.partition)
    AND NOT EXISTS (SELECT FROM orchestrator_park_orders o WHERE o.projection = c.projection AND o.ended_at IS NULL)`
 
-// onPrimary ends a statement with an error on a standby, as viewSQL does.
+// onPrimary makes a statement fail on a standby, as in viewSQL: a checkpoint that a standby shows
+// may be an old one, and its events would be handled again.
 const onPrimary = ` AND (SELECT pg_current_wal_lsn()) IS NOT NULL`
 
 func (s *Store) find(ctx context.Context, l Lane, statement sqltext.Statement) (protocol.Found, error) {
@@ -93,10 +98,10 @@ func (s *Store) find(ctx context.Context, l Lane, statement sqltext.Statement) (
 	return f, nil
 }
 
-// BeginHandler starts a transaction for a handler to write in and for Commit. The
+// BeginHandler begins a transaction for a handler to write in and for Commit. The
 // server ends it when it waits for its client for the length of a lease: a
-// process that is frozen inside its handler must not keep the rows that it has
-// touched locked against its successor.
+// process that is frozen inside its handler must not keep rows
+// locked that its successor needs.
 //
 // It takes two round trips. The second is a statement without parameters: with one,
 // lib/pq takes a third.
@@ -112,13 +117,13 @@ func (s *Store) BeginHandler(ctx context.Context) (*dbconn.Tx, error) {
 }
 
 // Commit moves the lane's checkpoint from one position to the next in tx,
-// which the caller commits at once. It demands that tx is still the transaction that
+// which the caller commits at once. tx must still be the transaction that
 // BeginHandler has begun:
 //  1. a handler rolls back, with a statement of its own, and returns nil;
 //  2. the checkpoint is moved by a statement that commits by itself;
 //  3. what the handlers of the batch wrote is lost.
 //
-// Like Save it is without parameters, so that it is one round trip.
+// Like Save it has no parameters, so that it takes one round trip.
 func (s *Store) Commit(ctx context.Context, tx *sql.Tx, l Lane, from, to protocol.Checkpoint) error {
 	statement, values := commitSQL.of(l, from, to)
 	query, err := s.text(ctx, tx, statement, values)
@@ -132,7 +137,7 @@ func (s *Store) Commit(ctx context.Context, tx *sql.Tx, l Lane, from, to protoco
 	return err
 }
 
-// why returns ErrTransactionEnded where that is why the fence has let nothing through.
+// why returns ErrTransactionEnded if that is why the fence has matched no row.
 func (s *Store) why(ctx context.Context, tx *sql.Tx, refused error) error {
 	var open bool
 	if err := s.row(ctx, tx, stillOpenSQL, nil, &open); err != nil {
@@ -145,13 +150,14 @@ func (s *Store) why(ctx context.Context, tx *sql.Tx, refused error) error {
 }
 
 // Save moves the lane's checkpoint by itself. It is one statement that returns no
-// rows, so that it takes one round trip, and that any pooler can have.
+// rows, so that it takes one round trip, and works behind any pooler.
 func (s *Store) Save(ctx context.Context, l Lane, from, to protocol.Checkpoint) error {
 	statement, values := saveCheckpointSQL.of(l, from, to)
 	return moved(l, to)(s.exec(ctx, s.db, statement, values))
 }
 
-// moved returns what says whether a checkpoint was moved.
+// moved returns a function that turns the result of a move into an error; ErrSuperseded if no
+// row has matched.
 func moved(l Lane, to protocol.Checkpoint) func(sql.Result, error) error {
 	return func(res sql.Result, err error) error {
 		var n int64
@@ -178,8 +184,7 @@ type checkpointRow struct {
 
 // handOver rewrites the checkpoints of the set under the generation that is
 // being activated. Afterwards every projection of the set has exactly the
-// generation's partitions. Those that are rewound go to their position, wherever
-// they stand.
+// generation's partitions. A projection that is rewound gets the position of the rewind.
 func (s *Store) handOver(ctx context.Context, tx *sql.Tx, g protocol.Group, rewinds []protocol.Rewind) error {
 	projections, err := s.strings(ctx, tx, ownProjectionsSQL, nil)
 	if err != nil {
@@ -206,7 +211,7 @@ func (s *Store) handOver(ctx context.Context, tx *sql.Tx, g protocol.Group, rewi
 	return nil
 }
 
-// handedOver are the rows of the next layout.
+// handedOver returns the checkpoint rows of the next generation.
 func handedOver(projections []string, old map[string][]protocol.Checkpoint, rewinds []protocol.Rewind, total int) []checkpointRow {
 	rows := []checkpointRow{} // not nil, which is null in JSON: other sets may have taken all projections
 	for _, p := range projections {
@@ -273,7 +278,7 @@ func (s *Store) lockCheckpoints(ctx context.Context, tx *sql.Tx) (map[string][]p
 }
 
 func missingError(projection string, partition int) error {
-	return fmt.Errorf("checkpoints of projection %s lack partition %d: rows were deleted by hand; restore them, or delete all of the projection's to have it start as a new one does", projection, partition)
+	return fmt.Errorf("checkpoints of projection %s lack partition %d: rows were deleted by hand; restore them, or delete all checkpoints of the projection to start it as a new one", projection, partition)
 }
 
 // Marks are stored as [[slot, position], ...], or NULL for none.
@@ -301,8 +306,7 @@ func checkpointOf(projection string, partition, total int, c protocol.Checkpoint
 
 var highestSQL = sqltext.New(`SELECT coalesce(max(position), 0) FROM orchestrator_checkpoints WHERE projection = {projection}`)
 
-// Highest returns the position of a projection's checkpoint that is the furthest; 0:
-// there is none.
+// Highest returns the highest position of a projection's checkpoints; 0 if it has none.
 func Highest(ctx context.Context, t Tables, projection string) (position int64, err error) {
 	names, err := t.Locate(ctx)
 	if err == nil {

@@ -12,39 +12,41 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/sqltext"
 )
 
-// A projection follows another one from the transaction in which the first worker joins with
-// it, before any generation runs it; or from the one in which the other takes its place. See
-// protocol.Followed.
+// Which projection follows which. A projection follows another one from the transaction in which
+// the first worker joins with it, before any generation runs it; or from the one in which the
+// other takes its place. See protocol.Followed. One that has run by itself must never become a
+// follower: what it has handled, it has handled as new.
 
-// A FollowError says why a projection can't be built anew beside another one.
+// A FollowError is returned if a projection can't be rebuilt beside another one.
 type FollowError struct {
 	Projection, Live string
 	Why              string
 }
 
 func (e *FollowError) Error() string {
-	return fmt.Sprintf("projection %q is to be a rebuild of %q: %s", e.Projection, e.Live, e.Why)
+	return fmt.Sprintf("projection %q can't be a rebuild of %q: %s", e.Projection, e.Live, e.Why)
 }
 
 // Facts are what FactsOf says of it.
 func (e *FollowError) Facts() protocol.Facts { return protocol.Facts{Failed: true, Stranger: true} }
 
-// A RetiredError says that a worker comes with a projection that was retired.
+// A RetiredError is returned to a worker that joins with a retired projection.
 type RetiredError struct{ Projection string }
 
 func (e *RetiredError) Error() string {
-	return fmt.Sprintf("projection %q was retired, and its checkpoints are gone: it would begin anew, and handle every event again as a new one; give the projection another name, or leave it out", e.Projection)
+	return fmt.Sprintf("projection %q was retired, and its checkpoints are gone: it would start over, and handle every event again as a new one; give the projection another name, or leave it out", e.Projection)
 }
 
 // Facts are what FactsOf says of it.
 func (e *RetiredError) Facts() protocol.Facts { return protocol.Facts{Failed: true, Stranger: true} }
 
-// followsText is whether the projection of a checkpoint follows another one.
+// followsText is true if the projection of checkpoint c follows another one.
 const followsText = `coalesce((SELECT coalesce(q.follows, '') <> '' FROM orchestrator_projections q WHERE q.name = c.projection), false)`
 
-// stoppedText is whether no worker of its replica set, s, runs projection l, nor will before
-// that is resumed: it is paused, the set's checkpoints are under a generation that does not
-// run it, and nobody holds another one.
+// stoppedText is true if no worker of replica set s runs projection l, nor will before
+// that is resumed: it is paused, and each worker that holds a generation holds the newest one,
+// which does not run it. Without the condition on workers, one that has not stopped yet could
+// still commit after the follower has taken over.
 const stoppedText = `(s.paused ? l.name OR s.paused ? '') AND NOT EXISTS (
           SELECT FROM orchestrator_workers w
            WHERE w.replica_set = s.name AND w.holds <> 0 AND NOT w.vacant
@@ -82,7 +84,8 @@ SELECT p.name FROM orchestrator_projections p JOIN jsonb_to_recordset({rebuilds}
 	followSQL = sqltext.New(`UPDATE orchestrator_projections SET follows = {live} WHERE name = {projection}`)
 )
 
-// Followed returns how far the live version of a projection is.
+// Followed returns how far the live version of a projection is, in one statement: the
+// checkpoints are of one snapshot.
 func (s *Store) Followed(ctx context.Context, projection string) (protocol.Followed, error) {
 	var f protocol.Followed
 	var rows string
@@ -122,8 +125,8 @@ func layoutOf(projection, text string) ([]protocol.Checkpoint, error) {
 	return all[projection], err
 }
 
-// beginRebuilds has those that are rebuilds, and that nobody has come with, follow what they
-// are rebuilds of. One may have a checkpoint already: an operator has set it to a position.
+// beginRebuilds makes each projection that is a rebuild, and that no worker has brought before,
+// follow the projection that it rebuilds. It may have a checkpoint already: an operator has set it to a position.
 func (s *Store) beginRebuilds(ctx context.Context, tx *sql.Tx, names []string, stream string) error {
 	ordered, err := s.strings(ctx, tx, orderedSQL, sqltext.Values{"names": sqltext.JSON{Value: names}})
 	if err != nil {
@@ -134,7 +137,7 @@ func (s *Store) beginRebuilds(ctx context.Context, tx *sql.Tx, names []string, s
 			continue
 		}
 		if _, err := s.exec(ctx, tx, claimSQL, sqltext.Values{"projection": name}); err != nil {
-			return fmt.Errorf("note that projection %q follows no other one: %w", name, err)
+			return fmt.Errorf("write that projection %q follows no other one: %w", name, err)
 		}
 	}
 	rebuilds := slices.DeleteFunc(slices.Clone(names), func(name string) bool { return s.rebuilds[name] == "" })
@@ -153,8 +156,8 @@ func (s *Store) beginRebuilds(ctx context.Context, tx *sql.Tx, names []string, s
 	return s.checkRebuilds(ctx, tx)
 }
 
-// checkRebuilds returns a FollowError where one of the rebuilds has run as a projection of
-// its own: what it has handled, it has handled as new.
+// checkRebuilds returns a FollowError if one of the rebuilds has run as a projection of
+// its own.
 func (s *Store) checkRebuilds(ctx context.Context, tx *sql.Tx) error {
 	type row struct {
 		Name string `json:"name"`
@@ -175,7 +178,7 @@ func (s *Store) checkRebuilds(ctx context.Context, tx *sql.Tx) error {
 	return &FollowError{name, s.rebuilds[name], "it has checkpoints as a projection of its own, which follows no other one; give the rebuild another name, or leave RebuildOf out"}
 }
 
-// follow has a projection that begins follow the live one that it is a rebuild of.
+// follow makes a projection that starts follow the live one that it rebuilds.
 func (s *Store) follow(ctx context.Context, tx *sql.Tx, projection, live, stream string) error {
 	refuse := func(why string, args ...any) error {
 		return &FollowError{projection, live, fmt.Sprintf(why, args...)}
@@ -185,24 +188,23 @@ func (s *Store) follow(ctx context.Context, tx *sql.Tx, projection, live, stream
 	err := s.row(ctx, tx, liveSQL, sqltext.Values{"live": live}, &follows, &retired, &other, &has)
 	switch {
 	case errors.Is(err, sql.ErrNoRows) || err == nil && !has && !retired:
-		return refuse("no projection of this name has ever run with these tables; start that first, or, if there is nothing to replace, leave RebuildOf out")
+		return refuse("projection %q has never run with these tables; start it first, or, if there is nothing to replace, leave RebuildOf out", live)
 	case err != nil:
 		return fmt.Errorf("look for projection %q: %w", live, err)
 	case retired:
-		return refuse("that was retired; leave RebuildOf out")
+		return refuse("%q was retired; leave RebuildOf out", live)
 	case follows != "":
-		return refuse("that is not the live version, which is %q", follows)
+		return refuse("%q is not the live version, %q is", live, follows)
 	case other != "" && stream != "" && other != stream:
-		return refuse("that reads the events of %s, and this one would read those of %s", other, stream)
+		return refuse("%q reads the events of %s, but this one would read those of %s", live, other, stream)
 	}
 	if _, err := s.exec(ctx, tx, followSQL, sqltext.Values{"projection": projection, "live": live}); err != nil {
-		return fmt.Errorf("have projection %q follow %q: %w", projection, live, err)
+		return fmt.Errorf("make projection %q follow %q: %w", projection, live, err)
 	}
 	return nil
 }
 
-// Misnamed reports whether an error says that a projection can't have the name that it has,
-// or not follow the one that it names.
+// Misnamed reports whether an error is a FollowError or a RetiredError.
 func Misnamed(err error) bool {
 	var follow *FollowError
 	var retired *RetiredError

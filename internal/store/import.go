@@ -12,6 +12,9 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/sqltext"
 )
 
+// Import: the way over from processors that were run without this library. Old checkpoints are
+// only read, under a lock; protocol.IdleCheck decides when they can be taken.
+
 // An OldTable is a table of checkpoints that are not the library's own. The
 // names are not quoted.
 type OldTable struct {
@@ -32,7 +35,7 @@ func (o OldTable) values() sqltext.Values {
 }
 
 var (
-	// A row that somebody else has locked is left out, and not waited for.
+	// SKIP LOCKED: a row that another transaction has locked is left out, and not waited for.
 	lockOldSQL = sqltext.New(`
 SELECT {key}::text, {at}::bigint FROM {table}
  WHERE {key}::text = ANY (SELECT jsonb_array_elements_text({keys})) ORDER BY 1 FOR UPDATE SKIP LOCKED`)
@@ -71,7 +74,7 @@ func (s *Store) Import(ctx context.Context, old OldTable, f func(*Import) error)
 }
 
 // Lock locks the rows of the old table with the keys, and returns them. busy
-// are those that somebody else has locked.
+// are the keys of rows that another transaction has locked.
 func (i *Import) Lock(ctx context.Context, keys []string) (rows []OldRow, busy []string, err error) {
 	values := i.old.values()
 	values["keys"] = sqltext.JSON{Value: keys}
@@ -116,7 +119,7 @@ SELECT virtualtransaction, coalesce(pid, 0), coalesce(pg_backend_pid() = ANY (pg
            AND relation = {name}::regclass::oid AND (pid IS NULL OR pid <> pg_backend_pid())) AS users
  ORDER BY 1`)
 
-// Users returns who uses the old table.
+// Users returns the transactions that use the old table.
 func (i *Import) Users(ctx context.Context) ([]protocol.User, error) {
 	rows, err := i.store.query(ctx, i.tx, usersSQL, i.old.values())
 	if err != nil {
@@ -152,7 +155,7 @@ var ownerSQL = sqltext.New(`SELECT replica_set FROM orchestrator_checkpoints WHE
 // Claim makes the projection the set's own.
 //
 // The set is locked as for any other change to it. The projection's row is not
-// enough, for if it is new, nobody else sees it:
+// enough: if it is new, no other transaction sees it:
 //  1. a worker that activates a generation lists the set's projections;
 //  2. the import adds this one, with its checkpoints, and commits;
 //  3. the worker drops the partitions that its generation lacks, of this
@@ -164,8 +167,8 @@ func (i *Import) Claim(ctx context.Context, projection string) error {
 	if _, err := i.store.exec(ctx, i.tx, touchGroupSQL, nil); err != nil {
 		return fmt.Errorf("lock replica set %q: %w", i.store.set, err)
 	}
-	// Nobody is declared dead here: that takes somebody who has watched the
-	// database's clock for as long as a lease.
+	// No worker is declared dead here, with an empty Watch: that takes a worker that has
+	// watched the database's clock for the length of a lease.
 	now, err := i.store.timeAndFloor(ctx, i.tx, &protocol.Group{})
 	if err == nil {
 		_, _, err = i.store.claim(ctx, i.tx, []string{projection}, now, protocol.Watch{})
@@ -173,8 +176,8 @@ func (i *Import) Claim(ctx context.Context, projection string) error {
 	return err
 }
 
-// touchGroupSQL makes the set's row another version, by which those who have read the set
-// without a lock notice: see attempt.
+// touchGroupSQL gives the set's row another version. A worker that has read the set
+// without a lock notices that: see attempt.
 var touchGroupSQL = sqltext.New(`UPDATE orchestrator_replica_sets SET name = name WHERE name = {set}`)
 
 // Write writes the checkpoints of a projection that has none, and is claimed.
@@ -197,8 +200,9 @@ type Segment struct {
 	Position  int64
 }
 
-// The checkpoint is one that a processor moves only as the owner of the segment. A segment
-// that nobody has claimed can be claimed only by who gets its row (FOR UPDATE SKIP LOCKED).
+// A processor moves the checkpoint only as the owner of the segment. A segment
+// without an owner can be claimed only with a lock on its row (FOR UPDATE SKIP LOCKED), so no
+// processor claims one that is locked here.
 var (
 	lockSegmentsSQL = sqltext.New(`
 SELECT segment_id::bigint, total_segments::bigint, coalesce(owner_id::text, ''), checkpoint::bigint FROM {table}
@@ -206,8 +210,8 @@ SELECT segment_id::bigint, total_segments::bigint, coalesce(owner_id::text, ''),
 	listSegmentsSQL = sqltext.New(`SELECT segment_id::text FROM {table} WHERE consumer_name::text = {projection} ORDER BY segment_id`)
 )
 
-// LockSegments locks the rows of a consumer's segments, and returns them. busy are those
-// that somebody else has locked.
+// LockSegments locks the rows of a consumer's segments, and returns them. busy are the ids of
+// those that another transaction has locked.
 func (i *Import) LockSegments(ctx context.Context, consumer string) (segments []Segment, busy []string, err error) {
 	values := sqltext.Values{"table": sqltext.SQL(i.old.Name()), "projection": consumer}
 	rows, err := i.store.query(ctx, i.tx, lockSegmentsSQL, values)
@@ -238,8 +242,8 @@ var segmentWorkersSQL = sqltext.New(`
 SELECT worker_id::text, last_heartbeat::timestamptz, {clock}::timestamptz FROM {table}
  WHERE consumer_name::text = {projection} ORDER BY last_heartbeat DESC LIMIT 1`)
 
-// SegmentWorker returns the worker that was the last to give a sign of life among those
-// that are registered for a consumer, and how long ago that was. "": none is registered.
+// SegmentWorker returns the worker with the latest heartbeat among those
+// that are registered for a consumer, and how long ago that was; "" if none is registered.
 func (i *Import) SegmentWorker(ctx context.Context, workers OldTable, consumer string) (worker string, ago time.Duration, err error) {
 	var beat, now time.Time
 	if workers.Schema == "" {

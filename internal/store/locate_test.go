@@ -116,7 +116,7 @@ func TestLocate(t *testing.T) {
 		schema  string
 		mention string
 	}{
-		{"another path since", one(t, base, "a", `SET search_path = b`), "", `in schema "a" by the search path that the connection began with, and in "b"`},
+		{"another path since", one(t, base, "a", `SET search_path = b`), "", `in schema "a" by the search path with which the connection began, and in "b"`},
 		{"temporary tables alone", one(t, base, "empty", `CREATE TEMP TABLE orchestrator_schema ()`), "", "pg_temp"},
 		{"pg_temp", one(t, base, "a"), "pg_temp", "pg_temp"},
 		{"a schema without tables", one(t, base, "a"), "empty", `in schema "empty"`},

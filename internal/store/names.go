@@ -10,8 +10,8 @@ import (
 // maxNameBytes is how long a name may be.
 const maxNameBytes = 200
 
-// NameProblem says what is wrong with a name that goes into the database, logs
-// and terminals.
+// NameProblem returns what is wrong with a name that is written to the database, logs
+// and terminals; "" if nothing is.
 func NameProblem(name string) string {
 	switch {
 	case strings.TrimSpace(name) == "":

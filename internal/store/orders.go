@@ -16,7 +16,9 @@ var ErrRejected = errors.New("orchestrator: order rejected")
 
 var belongsSQL = sqltext.New(`SELECT replica_set FROM orchestrator_projections WHERE name = {projection}`)
 
-// checkOrder says what keeps the group from obeying.
+// Orders of operators: what the tables have to say about one, before protocol.Order.Check.
+
+// checkOrder returns why the group can't carry the order out; nil if it can.
 func (s *Store) checkOrder(ctx context.Context, tx *sql.Tx, g protocol.Group, o protocol.Order) error {
 	if g.Generation == 0 {
 		return fmt.Errorf("%w: no worker of replica set %q has ever run", ErrRejected, s.set)
@@ -32,7 +34,7 @@ func (s *Store) checkOrder(ctx context.Context, tx *sql.Tx, g protocol.Group, o 
 		case err != nil:
 			return fmt.Errorf("look up projection %q: %w", o.Projection, err)
 		case set != s.set:
-			return fmt.Errorf("%w: projection %q belongs to replica set %q, and not to %q", ErrRejected, o.Projection, set, s.set)
+			return fmt.Errorf("%w: projection %q belongs to replica set %q, not to %q", ErrRejected, o.Projection, set, s.set)
 		}
 	}
 	if err := o.Check(g); err != nil {
@@ -41,9 +43,9 @@ func (s *Store) checkOrder(ctx context.Context, tx *sql.Tx, g protocol.Group, o 
 	return nil
 }
 
-// checkNew is for an order about a projection that no worker has come with. It may be to
-// come: then it is not to run, or to start at a position. To resume it makes sense only if
-// it was paused.
+// checkNew checks an order about a projection that no worker has brought yet. Such a projection
+// may be paused before it runs, or set to the position at which it starts. It may be resumed
+// only if it was paused.
 func (s *Store) checkNew(ctx context.Context, tx *sql.Tx, g protocol.Group, o protocol.Order) error {
 	switch o.Kind {
 	case protocol.OrderRewind:

@@ -13,21 +13,23 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/sqltext"
 )
 
-// ErrNotParked is returned by Unpark when there is no such row: it has been
-// deleted already, by a transaction whose end was not heard of.
+// Parked events: the rows of the dead-letter queues. Only the lane that has their slots adds and
+// deletes them, behind its fence; operators write the column request and nothing else. No row
+// may ever be written or deleted under a generation that is not the newest.
+
+// ErrNotParked is returned by Unpark if there is no such row: it has been
+// deleted already, by a transaction whose outcome was not known.
 var ErrNotParked = errors.New("the event is not parked")
 
-// The rows of parked events are written by the lane that has their slots, behind
-// its fence, and by operators, who write request and nothing else.
 var (
 	// In a statement of its own, after the lane has found its checkpoint under
-	// its generation: by then nobody else can add or delete rows of its slots.
+	// its generation: by then no other lane can add or delete rows of its slots.
 	parkedSQL = sqltext.New(`
 SELECT position, slot, aggregate_id, attempts, parked_at, coalesce(request, ''), 0::bigint
   FROM orchestrator_parked
  WHERE projection = {projection} AND (slot % {total}) = {partition}` + parkOrdersText)
 
-	// requestsSQL is parkedSQL for the rows for which something is asked.
+	// requestsSQL is parkedSQL for the rows that have a request.
 	requestsSQL = sqltext.New(`
 SELECT position, slot, aggregate_id, attempts, parked_at, coalesce(request, ''), 0::bigint
   FROM orchestrator_parked
@@ -37,11 +39,14 @@ SELECT position, slot, aggregate_id, attempts, parked_at, coalesce(request, ''),
 	//  1. w1 is about to park 12, and freezes;
 	//  2. w2 takes over, its handler succeeds at 12, it commits 12;
 	//  3. w1 wakes up, and 12 is handled and parked.
-	// A row that is there already tells of the first failure, and stays.
+	// ON CONFLICT: a row that is there already has the first failure, and stays.
 	parkSQL = moveStatement{sqltext.New(fmt.Sprintf(parkText, moveText)), sqltext.New(fmt.Sprintf(parkText, markText))}
 
-	// Of what moves no checkpoint, the fence locks it: an activation waits for
-	// what has got that far, and whatever comes later finds another generation.
+	// If no checkpoint is moved, the fence locks it: an activation waits for a statement that
+	// has got that far, and a later statement finds another generation. Without the lock,
+	//  1. w1 has checked the generation, and is about to delete the row of 12;
+	//  2. another generation is activated, and w2 retries 12 as well;
+	//  3. both have handled 12.
 	unparkSQL = sqltext.New(`
 WITH fence AS MATERIALIZED (
     SELECT c.projection FROM orchestrator_checkpoints c
@@ -55,22 +60,22 @@ gone AS (
     DELETE FROM orchestrator_parked p USING fence WHERE p.projection = fence.projection AND p.position = {position})
 SELECT count(*) FROM fence`)
 
-	// attempts: one that comes late must not take back what was asked for since.
-	//  1. w1 notes a second attempt, and hears nothing;
+	// attempts: a note that comes late must not remove a later request.
+	//  1. w1 notes a second attempt, and gets no answer;
 	//  2. it notes it again, and that arrives;
 	//  3. an operator asks for another retry;
-	//  4. the first one arrives.
-	// And what it answers is the retry: who has asked for the event to be discarded
-	// while that was made is still to be heard.
+	//  4. the first note arrives.
+	// request <> 'retry': the note answers a retry only. If the event was ordered to be discarded
+	// while it was retried, that request stays.
 	noteSQL = sqltext.New(fenceSQL + `,
 noted AS (
     UPDATE orchestrator_parked p SET attempts = {attempts}, error = {error}, request = CASE WHEN request <> 'retry' THEN request END
       FROM fence WHERE p.projection = fence.projection AND p.position = {position} AND p.attempts = ({attempts} - 1))
 SELECT count(*) FROM fence`)
 
-	// dropParkedAboveSQL is for a projection that is set back: it will get these
-	// events again. It runs in the activation, which has locked the checkpoints. An order
-	// to park an event was about where the projection stood before.
+	// dropParkedAboveSQL is for a projection that is rewound: it will get these
+	// events again. It runs in the activation, which has locked the checkpoints. Open orders
+	// to park an event end: they were about the position from before.
 	dropParkedAboveSQL = sqltext.New(`
 WITH ended AS (
     UPDATE orchestrator_park_orders SET ended_at = {clock}, outcome = {outcome} WHERE projection = {projection} AND ended_at IS NULL)
@@ -95,11 +100,11 @@ WITH fence AS MATERIALIZED (
     SELECT projection FROM orchestrator_checkpoints
      WHERE replica_set = {set} AND projection = {projection} AND partition = {partition} AND generation = {generation} FOR UPDATE)`
 
-// DropParkedAbove forgets the parked events of a projection above a position, to
-// which it is set in the same transaction.
+// DropParkedAbove deletes the parked events of a projection above a position, to
+// which it is rewound in the same transaction.
 func (s *Store) DropParkedAbove(ctx context.Context, tx *sql.Tx, projection string, position int64) error {
 	if _, err := s.exec(ctx, tx, dropParkedAboveSQL, sqltext.Values{"projection": projection, "position": position, "outcome": protocol.Past}); err != nil {
-		return fmt.Errorf("forget what projection %s has parked above %d: %w", projection, position, err)
+		return fmt.Errorf("delete the parked events of projection %s above %d: %w", projection, position, err)
 	}
 	return nil
 }
@@ -110,7 +115,7 @@ func (s *Store) Parked(ctx context.Context, l Lane) ([]protocol.Parked, error) {
 	return s.parked(ctx, parkedSQL, l)
 }
 
-// Requested returns those rows for which something is asked, and the orders.
+// Requested returns those of the rows that have a request, and the orders.
 func (s *Store) Requested(ctx context.Context, l Lane) ([]protocol.Parked, error) {
 	return s.parked(ctx, requestsSQL, l)
 }
@@ -118,7 +123,7 @@ func (s *Store) Requested(ctx context.Context, l Lane) ([]protocol.Parked, error
 func (s *Store) parked(ctx context.Context, statement sqltext.Statement, l Lane) (parked []protocol.Parked, err error) {
 	defer func() {
 		if err != nil {
-			err = fmt.Errorf("read what %s has parked: %w", l, err)
+			err = fmt.Errorf("read the parked events of %s: %w", l, err)
 		}
 	}()
 	rows, err := s.query(ctx, s.db, statement, l.values())
@@ -155,8 +160,8 @@ type parkedRow struct {
 	Attempts  int    `json:"attempts"`
 }
 
-// Park moves the lane's checkpoint as Save does, and parks events with it. The
-// error is of those that have failed.
+// Park moves the lane's checkpoint as Save does, and parks events with it. failure is the
+// error of those that have failed.
 func (s *Store) Park(ctx context.Context, l Lane, from, to protocol.Checkpoint, parked []protocol.Parked, failure string) error {
 	statement, move := parkSQL.of(l, from, to)
 	return s.fenced(ctx, fmt.Sprintf("park events of %s at %d", l, to.Position), statement, func(f form) sqltext.Values {
@@ -180,7 +185,7 @@ func (s *Store) Park(ctx context.Context, l Lane, from, to protocol.Checkpoint, 
 // does so for this lane's generation only, and once.
 func (s *Store) Unpark(ctx context.Context, tx *sql.Tx, l Lane, position int64) error {
 	failed := func(err error) error {
-		return fmt.Errorf("take event %d of %s from the parked ones: %w", position, l, err)
+		return fmt.Errorf("delete parked event %d of %s: %w", position, l, err)
 	}
 	if _, err := s.exec(ctx, tx, restoreSQL, nil); err != nil {
 		return failed(err)
@@ -210,19 +215,19 @@ func (s *Store) Drop(ctx context.Context, l Lane, position int64) error {
 	})
 }
 
-// Note has a row say that a retry has failed, which was the attempt of that
-// number, and takes back that a retry was asked for.
+// Note writes into a row that a retry has failed, which was the attempt of that
+// number, and removes the request for a retry.
 func (s *Store) Note(ctx context.Context, l Lane, position int64, attempts int, failure string) error {
-	return s.fenced(ctx, fmt.Sprintf("note a failure of parked event %d of %s", position, l), noteSQL, func(f form) sqltext.Values {
+	return s.fenced(ctx, fmt.Sprintf("write the failure of parked event %d of %s", position, l), noteSQL, func(f form) sqltext.Values {
 		values := l.values()
 		values["position"], values["attempts"], values["error"] = position, int32(attempts), errorText(failure, f != asIs)
 		return values
 	})
 }
 
-// A form of texts in a statement. What the database's encoding can't hold, it
-// refuses; then the text of an error goes in ASCII, since it decides nothing, and if
-// that is not it, the aggregate's id as well, which a ParkedSet finds in either form.
+// A form is how a statement's texts are sent. If the database's encoding can't hold them, the
+// text of an error is sent in ASCII, since no decision depends on it, and if
+// that does not help, the aggregate's id as well, which a ParkedSet finds in either form.
 type form int
 
 const (
@@ -290,14 +295,14 @@ func ListParked(ctx context.Context, t Tables, projection string, limit int) (ou
 	return out, rows.Err()
 }
 
-// A ParkedSelection says which rows are meant: those of Positions, and of
-// Aggregate; if neither is set, all.
+// A ParkedSelection selects rows: those of Positions, or those of Aggregate; all if neither is
+// set.
 type ParkedSelection struct {
 	Positions []int64
 	Aggregate *string
 }
 
-// Of some positions, of an aggregate, or of all.
+// Statements that write a request into rows of some positions, of an aggregate, or into all.
 var askPositionsSQL, askAggregateSQL, askAllSQL = askSQL(`AND position = ANY (SELECT jsonb_array_elements_text({positions})::bigint)`),
 	askSQL(`AND (aggregate_id = {aggregate} OR aggregate_id = {ascii})`), askSQL(``)
 
@@ -309,10 +314,10 @@ asked AS (
 SELECT count(*) FROM meant`)
 }
 
-// AskParked writes a request into rows and returns how many are meant.
+// AskParked writes a request into rows and returns how many were selected.
 //
-// They are locked in the order of positions: two that ask at once don't wait for
-// one another. A lane that deletes one meanwhile is waited for.
+// They are locked in the order of positions, so that two calls at once don't deadlock.
+// A lane that deletes one meanwhile is waited for.
 func AskParked(ctx context.Context, t Tables, projection string, which ParkedSelection, request protocol.ParkRequest) (n int, err error) {
 	names, err := t.Locate(ctx)
 	if err != nil {
@@ -330,7 +335,7 @@ func AskParked(ctx context.Context, t Tables, projection string, which ParkedSel
 	case which.Aggregate == nil:
 		return ask(askAllSQL, sqltext.Values{})
 	}
-	// It may stand in either form: see form.
+	// The row may have the id in either form: see form.
 	id := protocol.Storable(*which.Aggregate)
 	ascii := protocol.ASCII(id)
 	n, err = ask(askAggregateSQL, sqltext.Values{"aggregate": id, "ascii": ascii})
@@ -342,7 +347,8 @@ func AskParked(ctx context.Context, t Tables, projection string, which ParkedSel
 
 var existsSQL = sqltext.New(`SELECT EXISTS (SELECT FROM orchestrator_projections WHERE name = {projection})`)
 
-// ProjectionExists reports whether a projection has ever been run.
+// ProjectionExists reports whether there is a row of the projection: a worker has brought it, or
+// an order has named it.
 func ProjectionExists(ctx context.Context, t Tables, projection string) (exists bool, err error) {
 	names, err := t.Locate(ctx)
 	if err != nil {

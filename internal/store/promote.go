@@ -15,15 +15,19 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/sqltext"
 )
 
-// A ProjectionVersion is one version of a projection, as it stands.
+// Promotions and the end of projections. A projection takes the place of the live one in one
+// transaction, together with the program's own SQL, behind the same locks as any other change of
+// the replica set. It must never do so while a commit of the live one can still come.
+
+// A ProjectionVersion is one version of a projection, and its state.
 type ProjectionVersion struct {
 	Name, ReplicaSet string
-	Follows          string // the live version; "": it is that itself
-	Followed         bool   // another one follows it
-	Replaced         bool   // or did so when it was retired
+	Follows          string // the live version; "" if this is the live one
+	Followed         bool   // another one that is not retired follows it
+	Replaced         bool   // a retired one follows it
 	Retired          bool
 	Stream           string
-	Workers          []string // who has said that they run it
+	Workers          []string // whose programs have it
 	protocol.Standing
 }
 
@@ -49,7 +53,8 @@ SELECT count(*), coalesce(min(p.position), 0) FROM orchestrator_parked p
        SELECT FROM orchestrator_parked o WHERE o.projection = {live} AND o.position = p.position)`)
 	countParkedSQL = sqltext.New(`SELECT count(*) FROM orchestrator_parked WHERE projection = {projection}`)
 
-	// In the order in which workers lock: sets, projections, checkpoints.
+	// In the order in which workers lock: sets, projections, checkpoints. FOR UPDATE of the set: no
+	// generation is opened or activated before the promotion has committed.
 	lockSetsSQL = sqltext.New(`
 SELECT paused, holds, name FROM orchestrator_replica_sets
  WHERE name = ANY (SELECT jsonb_array_elements_text({names})) ORDER BY name FOR UPDATE`)
@@ -64,7 +69,7 @@ UPDATE orchestrator_projections
  WHERE name = {projection} OR name = {live} OR follows = {live}`)
 	stayPausedSQL = sqltext.New(`
 UPDATE orchestrator_replica_sets SET paused = {paused}, holds = {holds}, rewinds = (rewinds - {live}) WHERE name = {of}`)
-	// Whatever of it has not ended yet can't commit: no generation is negative.
+	// A commit of the live one that is still under way can't match: no generation is negative.
 	fenceProjectionSQL = sqltext.New(`
 UPDATE orchestrator_checkpoints SET generation = -abs(generation) WHERE projection = {live}`)
 
@@ -73,7 +78,8 @@ UPDATE orchestrator_checkpoints SET generation = -abs(generation) WHERE projecti
 	dropCheckpointsOfSQL = sqltext.New(`DELETE FROM orchestrator_checkpoints WHERE projection = {live}`)
 )
 
-// Versions returns projections as they stand, by name. What is not there is missing.
+// Versions returns the state of projections, by name. One that does not exist is not in the
+// result.
 func Versions(ctx context.Context, t Tables, names ...string) (map[string]*ProjectionVersion, error) {
 	return New(t.DB, "", Options{Schema: t.Schema}).versions(ctx, t.DB, names)
 }
@@ -104,13 +110,14 @@ func (s *Store) versions(ctx context.Context, q dbconn.Querier, names []string) 
 	return all, rows.Err()
 }
 
-// A NotYetError says why a projection can't take the place of the live one at this moment.
+// A NotYetError is returned if a projection can't take the place of the live one at this
+// moment. Trying again may help.
 type NotYetError struct{ Why string }
 
 func (e *NotYetError) Error() string { return e.Why }
 
-// Ready says what keeps a projection from taking the place of the live one; nil: nothing
-// does, but for what is parked.
+// Ready returns what keeps a projection from taking the place of the live one; nil if nothing
+// does, except perhaps parked events.
 func Ready(next, live *ProjectionVersion) error {
 	notYet := func(why string, args ...any) error { return &NotYetError{fmt.Sprintf(why, args...)} }
 	switch why, lacks := protocol.Ready(next.Standing, live.Standing); why {
@@ -119,11 +126,11 @@ func Ready(next, live *ProjectionVersion) error {
 	case protocol.LiveGoesOn:
 		return notYet("%s has not stopped on all workers of replica set %s (%s)", live.Name, live.ReplicaSet, strings.Join(live.Workers, ", "))
 	case protocol.LiveRewinding:
-		return notYet("%s is to be rewound first", live.Name)
+		return notYet("a rewind of %s is due first", live.Name)
 	case protocol.NextRewinding:
-		return notYet("%s is to be rewound first", next.Name)
+		return notYet("a rewind of %s is due first", next.Name)
 	case protocol.NextAhead:
-		return notYet("%s is ahead of %s, by %d positions, since one of them was rewound: let %[2]s come there, or rewind %[1]s as well", next.Name, live.Name, lacks)
+		return notYet("%s is ahead of %s, by %d positions, since one of them was rewound: let %[2]s get there, or rewind %[1]s as well", next.Name, live.Name, lacks)
 	case protocol.NextLacks:
 		return notYet("%s is %d positions behind %s", next.Name, lacks, live.Name)
 	}
@@ -163,7 +170,7 @@ func (s *Store) Promote(ctx context.Context, projection, live, script string) (p
 			return fmt.Errorf("look for parked events: %w", err)
 		}
 		if alone > 0 {
-			return fmt.Errorf("%w: %d events of %q are parked that %q has handled, the first at position %d: readers would see the model go back; retry them, or discard them, before", ErrRejected, alone, projection, live, first)
+			return fmt.Errorf("%w: %d events are parked of %q that %q has handled, the first at position %d: readers would see the read model go back; retry or discard them first", ErrRejected, alone, projection, live, first)
 		}
 		if err := s.row(ctx, tx, countParkedSQL, sqltext.Values{"projection": live}, &parked); err != nil {
 			return fmt.Errorf("look for parked events: %w", err)
@@ -178,7 +185,7 @@ func (s *Store) Promote(ctx context.Context, projection, live, script string) (p
 		}
 		for _, statement := range []sqltext.Statement{promoteSQL, fenceProjectionSQL} {
 			if _, err := s.exec(ctx, tx, statement, values); err != nil {
-				return fmt.Errorf("note that %q is live: %w", projection, err)
+				return fmt.Errorf("write that %q is live: %w", projection, err)
 			}
 		}
 		return nil
@@ -186,7 +193,8 @@ func (s *Store) Promote(ctx context.Context, projection, live, script string) (p
 	return parked, err
 }
 
-// stayPaused writes what is paused in a set that is locked, without holds and rewinds of one.
+// stayPaused writes what is paused in a set that is locked, and removes holds and rewinds of the
+// projection.
 func (s *Store) stayPaused(ctx context.Context, tx *dbconn.Tx, g *protocol.Group, set, projection string) error {
 	g.Holds = slices.DeleteFunc(g.Holds, func(h protocol.Hold) bool { return h.Projection == projection })
 	_, err := s.exec(ctx, tx, stayPausedSQL, sqltext.Values{
@@ -199,7 +207,7 @@ func (s *Store) stayPaused(ctx context.Context, tx *dbconn.Tx, g *protocol.Group
 }
 
 // lockVersions locks the projections, their replica sets and their checkpoints, and returns
-// what it has found: nobody changes any of it before the transaction ends.
+// their state: no other transaction changes any of it before this one ends.
 func (s *Store) lockVersions(ctx context.Context, tx *dbconn.Tx, names []string) (map[string]*ProjectionVersion, map[string]*protocol.Group, error) {
 	all, err := s.versions(ctx, tx, names)
 	if err != nil {
@@ -235,13 +243,14 @@ func (s *Store) lockVersions(ctx context.Context, tx *dbconn.Tx, names []string)
 			return nil, nil, fmt.Errorf("lock projections %v: %w", names, err)
 		}
 	}
-	// Anew, in a statement of its own: it sees what was committed while locks were waited for.
+	// Once more, in a statement of its own: it sees what was committed while this transaction has
+	// waited for locks.
 	all, err = s.versions(ctx, tx, names)
 	return all, sets, err
 }
 
-// promotion runs the program's own SQL, and then f, in one transaction. The SQL comes first:
-// what it waits for nobody else has to wait for.
+// promotion runs the program's own SQL, and then f, in one transaction. The SQL comes first: while
+// it waits, no lock of the library's is held.
 func promotion(ctx context.Context, s *Store, script string, f func(*dbconn.Tx) error) error {
 	tx, err := dbconn.Begin(ctx, s.db, &sql.TxOptions{Isolation: sql.LevelReadCommitted})
 	if err != nil {
@@ -276,7 +285,7 @@ const (
 	promotionLock = 3 * time.Second
 )
 
-// A ScriptError is that of the program's own SQL.
+// A ScriptError is the error of the program's own SQL.
 type ScriptError struct{ Err error }
 
 func (e *ScriptError) Error() string {
@@ -286,18 +295,21 @@ func (e *ScriptError) Error() string {
 	return fmt.Sprintf("the SQL failed: %v (nothing of it has happened)", e.Err)
 }
 
-// Unwrap returns what the database says.
+// Unwrap returns the database's error.
 func (e *ScriptError) Unwrap() error { return e.Err }
 
-// An UnclearError says that nobody knows whether a transaction has committed.
+// An UnclearError is returned if it is not known whether a transaction has committed.
 type UnclearError struct{ Err error }
 
-func (e *UnclearError) Error() string { return fmt.Sprintf("commit: %v", e.Err) }
+func (e *UnclearError) Error() string {
+	return fmt.Sprintf("commit, which may have happened or not: %v", e.Err)
+}
 
-// Unwrap returns what the database says.
+// Unwrap returns the database's error.
 func (e *UnclearError) Unwrap() error { return e.Err }
 
-// Retire removes what is left of a projection that no worker runs and no other follows.
+// Retire deletes the checkpoints and parked events of a projection that no worker runs and no
+// other one follows, and marks it as retired.
 func Retire(ctx context.Context, t Tables, projection string) error {
 	return New(t.DB, "", Options{Schema: t.Schema}).Retire(ctx, projection)
 }
@@ -318,7 +330,7 @@ func (s *Store) Retire(ctx context.Context, projection string) error {
 		case v.Followed:
 			return fmt.Errorf("%w: %q is the live version, and others follow it; promote one of them first, or retire them", ErrRejected, projection)
 		case len(v.Workers) > 0:
-			return fmt.Errorf("%w: worker %s of replica set %q runs a program that has projection %q; take it out of the program first", ErrRejected, v.Workers[0], v.ReplicaSet, projection)
+			return fmt.Errorf("%w: worker %s of replica set %q still has projection %q; remove it from the program first", ErrRejected, v.Workers[0], v.ReplicaSet, projection)
 		}
 		if set := sets[v.ReplicaSet]; set != nil {
 			set.Paused = slices.DeleteFunc(set.Paused, func(name string) bool { return name == projection })

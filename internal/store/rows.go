@@ -14,12 +14,12 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/protocol"
 )
 
-// Rows are checked where they are read, since a role that may write them may
+// Rows are checked when they are read: a role that may write them may
 // write anything, by hand as well. schema.sql has the same rules as constraints.
-// A row that breaks one is an error that names it, and never a panic: it would be
-// one in every process that reads the row.
+// A row that breaks one is an error that names it, and must never be a panic: that would
+// happen in every process that reads the row.
 
-// A RowError says which column of which row holds what it can't hold.
+// A RowError names the column of a row that has an invalid value, and what to do.
 type RowError struct {
 	Table, Row, Column string
 	Err                error
@@ -99,7 +99,7 @@ func (r *Row) Scanned(err error) *Row {
 	return r
 }
 
-// elsewhere are columns of statements whose rows are mostly another table's.
+// elsewhere are columns that come from another table than the rest of their row.
 var elsewhere = map[string]string{"step_at": tableSets, "reported_at": tableReports, "since": tableReports, "parked_since": tableParked}
 
 // Range demands that low <= value <= high.
@@ -123,8 +123,7 @@ func (r *Row) Total(value int, least int64) *Row {
 	return r.Range("total", int64(value), least, protocol.Slots)
 }
 
-// Time demands that JSON has a form for the time, as it has for the years of four
-// digits.
+// Time demands a time that JSON can show: one in a year of four digits.
 func (r *Row) Time(column string, t time.Time) *Row {
 	if t.Year() < 1 || t.Year() > 9999 {
 		r.fail(column, fmt.Errorf("is in the year %d; it must be between 1 and 9999", t.Year()))
@@ -240,7 +239,7 @@ func (r *Row) Marks(ahead sql.NullString, partition, total int) []protocol.Mark 
 	return marks
 }
 
-// decode reads a JSON list, in which nothing is null; an empty one is nil.
+// decode reads a JSON list without nulls; an empty one is nil.
 func decode[T any](text string) (list []T, err error) {
 	var found []*T
 	if err := json.Unmarshal([]byte(text), &found); err != nil {
@@ -268,11 +267,11 @@ func shortened(text string) string {
 // maxMicroseconds is the longest time that a Duration holds.
 const maxMicroseconds = math.MaxInt64 / int64(time.Microsecond)
 
-// Foreseen says what to do where the server or the driver can't work with what
-// stands in the tables (a number out of range, or infinity): they name no row.
+// Foreseen adds what to do to an error of the server or the driver about a value in the tables
+// (a number out of range, or infinity), which names no row.
 func Foreseen(err error) error {
 	if err != nil && (Unstorable(err) || strings.Contains(err.Error(), "infinity")) {
-		return fmt.Errorf("%w (a row of the library's tables may hold what it can't hold: apply schema.sql, which names it; a report in orchestrator_reports can be deleted)", err)
+		return fmt.Errorf("%w (a row of the library's tables may have an invalid value: apply schema.sql, which names it; rows of orchestrator_reports can be deleted)", err)
 	}
 	return err
 }

@@ -140,7 +140,7 @@ func TestBadRowsAreNamed(t *testing.T) {
 			return err
 		},
 		"look of another": func(ctx context.Context) error {
-			_, err := s.Sync(ctx, protocol.Request{Worker: "other", Heartbeat: true, Look: true, Lease: lease}, nil)
+			_, err := s.Sync(ctx, protocol.Request{Worker: "other", Heartbeat: true, ReadOnly: true, Lease: lease}, nil)
 			return err
 		},
 		"step": func(ctx context.Context) error {

@@ -17,11 +17,14 @@ import (
 // Version is the version of schema.sql that this package needs.
 const Version = 3
 
-// ErrSchema is returned by Check when the tables are missing, too old, or not the
-// library's.
+// Whether the library's tables are there, new enough, and the library's own. Nothing here
+// creates or alters a table: schema.sql does that.
+
+// ErrSchema is returned by Check if the tables are missing, too old, or not the
+// library's. Call Migrate or RunMigrations, or apply schema.sql.
 var ErrSchema = errors.New("orchestrator: schema is missing or outdated")
 
-// columns are those of schema.sql that this package uses.
+// columns are the columns of schema.sql that this package uses.
 var columns = map[string][]string{
 	"orchestrator_schema":       {"version"},
 	"orchestrator_replica_sets": {"name", "generation", "phase", "total", "reason", "opened_at", "activated_at", "step_at", "max_partitions", "join_window_us", "paused", "rewinds", "holds"},
@@ -35,7 +38,7 @@ var columns = map[string][]string{
 	"orchestrator_park_orders": {"number", "replica_set", "generation", "projection", "position", "slot", "ordered_by", "ordered_at", "ended_at", "outcome"},
 }
 
-// Check makes sure that the tables are there, new enough, and the library's.
+// Check returns ErrSchema unless the tables are there, new enough, and the library's.
 func (s *Store) Check(ctx context.Context) error {
 	c, err := dbconn.Take(ctx, s.db)
 	if err != nil {
@@ -60,8 +63,9 @@ SELECT c.relname::text, a.attname::text
   JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
  WHERE n.nspname = {in}::name AND c.relkind = ANY ('{r,p}')`)
 
-	// Who has power over the schema anyway does not trust tables of somebody who
-	// has not: they may have triggers, which would run as the former.
+	// A role that controls the schema (superuser, owner of the schema or the database) must
+	// not use tables of a role that does not: they may have triggers, which would run with the
+	// power of the first role.
 	strangerSQL = sqltext.New(`
 SELECT format('%I is owned by the role %I', c.relname::text, o.rolname::text)
   FROM pg_class c
@@ -77,8 +81,8 @@ SELECT format('%I is owned by the role %I', c.relname::text, o.rolname::text)
  ORDER BY 1 LIMIT 1`)
 )
 
-// CheckSchema makes sure that the tables in a schema (empty: that which the search path
-// leads to) are there, new enough, and the library's.
+// CheckSchema returns ErrSchema unless the tables in a schema (empty: the one to which the
+// search path leads) are there, new enough, and the library's.
 func CheckSchema(ctx context.Context, db dbconn.Querier, schema string) error {
 	names, err := locate(ctx, db, schema)
 	if err != nil {
@@ -90,7 +94,7 @@ func CheckSchema(ctx context.Context, db dbconn.Querier, schema string) error {
 func checkSchema(ctx context.Context, db dbconn.Querier, names sqltext.Names) error {
 	have, err := tableColumns(ctx, db, names.Schema)
 	if err != nil {
-		return fmt.Errorf("look at the tables of the schema: %w", err)
+		return fmt.Errorf("read the columns of the tables: %w", err)
 	}
 	if len(have["orchestrator_schema"]) == 0 {
 		return fmt.Errorf("%w: there is no table orchestrator_schema in schema %q; call RunMigrations(db) or apply schema.sql", ErrSchema, names.Schema)
@@ -119,9 +123,8 @@ var (
 	usePathSQL   = sqltext.New(`SELECT set_config('search_path', {in}, true)`)
 )
 
-// A schema that is named need not be on anybody's search path: who may create schemas can
-// have made it, with the tables in it and triggers on them, for somebody with more power
-// to come by.
+// A schema that is named need not be on any search path. A role that may create schemas can
+// have made it, with tables in it and triggers on them, for a role with more power to use.
 var schemaOwnerSQL = sqltext.New(`
 SELECT o.rolname::text
   FROM pg_namespace n
@@ -141,10 +144,10 @@ func OwnedByStranger(ctx context.Context, db dbconn.Querier, schema string) erro
 	case errors.Is(err, sql.ErrNoRows):
 		return nil
 	case err != nil:
-		return fmt.Errorf("look who owns schema %q: %w", schema, err)
+		return fmt.Errorf("read the owner of schema %q: %w", schema, err)
 	}
 	return fmt.Errorf("%w: schema %q is owned by the role %q, which is neither the current role, nor a superuser, nor the owner of the database; "+
-		"if it is yours, migrate as that role; if not, name another schema", ErrSchema, schema, owner)
+		"if it is yours, migrate as that role; if not, choose another schema", ErrSchema, schema, owner)
 }
 
 // UseSchema makes a schema the search path of a transaction, and creates it if there is
@@ -182,16 +185,17 @@ func Stranger(ctx context.Context, db dbconn.Querier, schema string) error {
 	case errors.Is(err, sql.ErrNoRows):
 		return nil
 	case err != nil:
-		return fmt.Errorf("look who owns the tables: %w", err)
+		return fmt.Errorf("read the owners of the tables: %w", err)
 	}
 	return fmt.Errorf("%w: %s, which is neither the current role, nor a superuser, nor the owner of the schema or the database; "+
-		"if the tables are yours, migrate as their owner; if not, drop them, or name another schema (Config.Schema, InSchema)", ErrSchema, what)
+		"if the tables are yours, migrate as their owner; if not, drop them, or choose another schema (Config.Schema, InSchema)", ErrSchema, what)
 }
 
+// foreignTable returns ErrSchema if a table is not the library's: it is missing, or lacks a column.
 func foreignTable(have map[string][]string, table string) error {
-	const what = "another program has made it; name another schema (Config.Schema, InSchema), and migrate there"
+	const what = "another program has made it; choose another schema (Config.Schema, InSchema), and migrate there"
 	if len(have[table]) == 0 {
-		return fmt.Errorf("%w: there is a table orchestrator_schema, and beside it no table %s: %s", ErrSchema, table, what)
+		return fmt.Errorf("%w: there is a table orchestrator_schema, but no table %s: %s", ErrSchema, table, what)
 	}
 	for _, column := range columns[table] {
 		if !slices.Contains(have[table], column) {
@@ -220,8 +224,8 @@ func tableColumns(ctx context.Context, db dbconn.Querier, schema string) (map[st
 	return have, rows.Err()
 }
 
-// holdersSQL lists who holds the lock of migrations, or a lock on one of the
-// tables.
+// holdersSQL lists the sessions that hold the advisory lock of migrations, or a lock on one of the
+// tables, those with the oldest transaction first.
 var holdersSQL = sqltext.New(`
 SELECT DISTINCT coalesce(l.pid, 0), coalesce(a.usename::text, ''), coalesce(a.application_name, ''),
        coalesce(date_part('epoch', clock_timestamp() - coalesce(a.xact_start, a.state_change, a.backend_start)), '-1'::double precision)
@@ -238,9 +242,9 @@ SELECT DISTINCT coalesce(l.pid, 0), coalesce(a.usename::text, ''), coalesce(a.ap
 
 var encodingSQL = sqltext.New(`SELECT current_setting('server_encoding')`)
 
-// Holders says who holds up a migration, whose advisory lock has this key; "" is
-// nobody, or nobody any more. With anyTable, that may be a lock on any table: who has had
-// his for the longest comes first.
+// Holders returns the sessions that block a migration whose advisory lock has this key, the one
+// with the oldest transaction first; "" if there are none (any more). With anyTable, a lock on
+// any table counts.
 func Holders(ctx context.Context, db dbconn.Querier, key int64, anyTable bool) (string, error) {
 	query, args := sqltext.Names{Literals: true}.Bind(holdersSQL, sqltext.Values{"high": key >> 32, "low": key & 0xffffffff, "any": anyTable})
 	rows, err := db.QueryContext(ctx, query, args...)
@@ -269,8 +273,8 @@ func Holders(ctx context.Context, db dbconn.Querier, key int64, anyTable bool) (
 	return strings.Join(holders, ", "), rows.Err()
 }
 
-// Holds returns an error if the database can't hold a text: its encoding has not
-// all characters. ASCII passes everywhere.
+// Holds returns an error if the database can't store a text, since its encoding lacks one of the
+// characters. Every database can store ASCII.
 func Holds(ctx context.Context, db dbconn.Querier, text string) error {
 	if protocol.ASCII(text) == text {
 		return nil
@@ -287,9 +291,9 @@ func Holds(ctx context.Context, db dbconn.Querier, text string) error {
 	return fmt.Errorf("%q can't be stored in a database whose encoding is %s: %w", text, encoding, err)
 }
 
-// Unstorable reports whether a value was refused for what it is (class 22): as a
-// text of which the database's encoding has not all characters is. In a database of
-// SQL_ASCII, JSON's escapes are a feature that is not supported.
+// Unstorable reports whether a value was refused for what it is (class 22), such as a
+// text with a character that the database's encoding lacks. (0A000: in a database of
+// SQL_ASCII, JSON's escapes are a feature that is not supported.)
 func Unstorable(err error) bool {
 	s := State(err)
 	return len(s) == 5 && s[:2] == "22" || s == "0A000"

@@ -8,19 +8,20 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/sqltext"
 )
 
-// SQL of the program's own, in a transaction of the library's.
+// The program's own SQL, in a transaction of the library's. The library commits that transaction,
+// so it must never go on in another one that the SQL has begun.
 
-// ErrScriptEnds says that the program's own SQL has ended the transaction.
+// ErrScriptEnds is returned if the program's own SQL has ended the transaction.
 var ErrScriptEnds = errors.New("has ended its transaction (END, COMMIT, ROLLBACK, RESET ALL), so some of it may have happened: leave the end of the transaction to the library")
 
-// The mark is gone with the transaction for which it was set.
+// The mark ends with the transaction for which it was set.
 const (
 	markScriptsSQL  = `SELECT pg_catalog.current_setting('role'::text) FROM pg_catalog.set_config('orchestrator.script'::text, 'on'::text, true)`
 	scriptMarkedSQL = `SELECT coalesce(pg_catalog.current_setting('orchestrator.script'::text, true), ''::text) OPERATOR(pg_catalog.=) 'on'::text`
 )
 
 // RunScript runs SQL of the program's own, which may be several statements. The connection
-// is closed afterwards: nobody knows what the SQL has set.
+// is closed afterwards, since the SQL may have changed settings of its session.
 func RunScript(ctx context.Context, tx *dbconn.Tx, text string) error {
 	tx.CloseAfter()
 	var role string
@@ -40,7 +41,7 @@ func RunScript(ctx context.Context, tx *dbconn.Tx, text string) error {
 	if _, err := tx.ExecContext(ctx, `SET CONSTRAINTS ALL IMMEDIATE`); err != nil { // or COMMIT would find what they forbid
 		return err
 	}
-	// SET ROLE is natural where the read model's owner is another role than who gives orders.
+	// The SQL may SET ROLE: the owner of the read model may be another role than the operator's.
 	_, err := tx.ExecContext(ctx, `SELECT pg_catalog.set_config('role'::text, `+sqltext.QuoteLiteral(role)+`, true)`)
 	return err
 }

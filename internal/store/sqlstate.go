@@ -12,13 +12,15 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/redact"
 )
 
+// The facts of errors. What they mean, protocol decides.
+
 // FactsOf returns what is known of an error. Nothing here depends on a driver: both
 // lib/pq and pgx give their errors a method that returns the SQLSTATE.
 //
-// An error may be anybody's: its methods may panic, its type may not be comparable, and
-// what it unwraps to may be itself. So the chain is walked here, for so many errors at
-// most, and each is asked on its own. Where an error in the chain already has facts,
-// they are taken over, and what it wraps is asked nothing any more.
+// An error may be user code's: its methods may panic, its type may not be comparable, and
+// it may unwrap to itself. So the chain is walked here, for walkMax errors at
+// most, and each is asked on its own. If an error in the chain already has facts,
+// they are taken over, and what it wraps is not asked any more.
 func FactsOf(err error) protocol.Facts {
 	var w walk
 	w.visit(err)
@@ -113,8 +115,8 @@ func (w *walk) ask(err error) {
 	w.merge(f)
 }
 
-// A PermanentError is an error of a handler's that says that trying again can't help. It
-// is known by its type, which nobody else can have.
+// A PermanentError is the error of a handler for which trying again can't help. It
+// is recognised by its type, which no other package can make.
 type PermanentError struct{ Err error }
 
 func (e *PermanentError) Error() string { return e.Err.Error() }
@@ -144,9 +146,7 @@ func quietly(f func()) {
 // State returns the SQLSTATE of an error from the server, or "".
 func State(err error) string { return FactsOf(err).State }
 
-// Permanent reports whether trying again can't help. Everything else, lost
-// connections, deadlocks, serialization failures, a server that starts up or is full,
-// passes.
+// Permanent reports whether trying again can't help: see protocol.Facts.Permanent.
 func Permanent(err error) bool { return FactsOf(err).Permanent() }
 
 // Passing reports whether an error is known to be of the kind that passes by
@@ -162,12 +162,11 @@ func Passing(err error) bool {
 // of the network may be about anything.
 func PassingState(err error) bool { return FactsOf(err).Passing() }
 
-// Deadlock reports whether the server has ended a transaction that waited in a ring
-// of others: the next try may succeed.
+// Deadlock reports whether the server has ended a transaction because of a deadlock: the next
+// try may succeed.
 func Deadlock(err error) bool { return State(err) == "40P01" }
 
-// Unserializable reports whether a statement was refused since it was to be as if nothing
-// happened beside it.
+// Unserializable reports whether a statement was refused because of a serialization failure.
 func Unserializable(err error) bool { return State(err) == "40001" }
 
 // Denied reports whether a privilege is missing.

@@ -11,11 +11,13 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/sqltext"
 )
 
-// CantWrite reports whether an error says that a server takes no writes: it is a
+// Connections of a pool that lead to a server which takes no writes, after a failover.
+
+// CantWrite reports whether an error means that a server takes no writes: it is a
 // standby (25006; 0A000 at BEGIN, 55000 "recovery is in progress"), or set to be
 // read-only.
 //
-// It is to be asked of this library's own statements only: those of others may end in
+// Call it for this library's own statements only: others may fail with
 // 0A000 and 55000 for many reasons.
 func CantWrite(err error) bool {
 	switch State(err) {
@@ -25,22 +27,22 @@ func CantWrite(err error) bool {
 	return false
 }
 
-// dropping are the pools that are looked through.
+// dropping are the pools whose idle connections are being checked.
 var dropping sync.Map
 
-// dropMax is how long looking through a pool takes at most.
+// dropMax is how long the check of a pool may take.
 const dropMax = 2 * time.Second
 
 var standbySQL = sqltext.New(`
 SELECT pg_is_in_recovery() OR current_setting('transaction_read_only') = 'on' OR CURRENT_USER <> SESSION_USER`)
 
 // DropStandbys closes those of the pool's idle connections that lead to a server which
-// takes no writes. A name or a proxy may lead to another server by now, but a pool
-// hands out the connections that it has, for ever: the failed statement has given its
-// own back. Connections that are in use are found when they fail.
+// takes no writes, and returns how many. A name or a proxy may lead to another server by now,
+// but a pool keeps handing out the connections that it has, also the one of the failed
+// statement. Connections that are in use are found when they fail.
 //
-// It closes those with another role than they have logged in with, too: somebody has
-// left a SET ROLE. Where the role comes with the connection, that costs new connections.
+// It also closes connections whose role is not the one that has logged in: a SET ROLE was
+// left behind. If the connection string sets the role, that only costs new connections.
 func DropStandbys(ctx context.Context, db *sql.DB) (dropped int) {
 	if _, busy := dropping.LoadOrStore(db, true); busy {
 		return 0

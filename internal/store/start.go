@@ -12,26 +12,28 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/internal/sqltext"
 )
 
-// A projection has its first checkpoint from the transaction in which a worker joins with
-// it: of one partition, under no generation, as importer.Import writes it. The next
-// activation hands it over like any other. So where a projection starts is decided once,
-//   - by the first that comes with it: whoever joins later finds the checkpoint, whatever
-//     his own program says;
-//   - as of that moment: it is asked for while the projection's row is locked;
-//   - as a whole: if the join does not commit, nothing of it is there.
+// Where a projection starts.
 //
-// Decided by each join, or by the activation, it would not be the first's:
+// A projection gets its first checkpoint in the transaction in which a worker joins with
+// it: of one partition, under no generation, as importer.Import writes it. The next
+// activation hands it over like any other. So where a projection starts is decided once:
+//   - by the first worker that brings it: a worker that joins later finds the checkpoint,
+//     whatever its own program says;
+//   - as of that moment: the position is read while the projection's row is locked;
+//   - as a whole: if the join does not commit, no part of it is there.
+//
+// If each join, or the activation, decided it, it would not be the first worker's decision:
 //  1. w1 joins with p, which starts now, at 100; it crashes before it has run;
 //  2. 101 to 150 are appended;
 //  3. w2 joins, and p starts now, at 150: 101 to 150 are lost.
 
-// Starts returns where projections are to start that have no checkpoint: the next event that
-// one handles is the first above the position. Those that it leaves out start at the
-// beginning. It is called in a transaction that others wait for, with a context that ends
-// before the server ends that.
+// Starts returns the positions at which projections without a checkpoint start: the next event
+// that one handles is the first above its position. Those that are not in the result start at
+// the beginning. It is called in a transaction that others wait for, with a context that ends
+// before the server ends that transaction.
 type Starts func(ctx context.Context, projections []string) (map[string]int64, error)
 
-// A StartError says that it could not be found out where projections start.
+// A StartError is returned if it can't be determined where projections start.
 type StartError struct {
 	Projections []string
 	Err         error
@@ -41,7 +43,7 @@ func (e *StartError) Error() string {
 	return fmt.Sprintf("find out where a new projection starts (%s): %v", strings.Join(e.Projections, ", "), e.Err)
 }
 
-// Unwrap returns what the event store says.
+// Unwrap returns the event store's error.
 func (e *StartError) Unwrap() error { return e.Err }
 
 // startMax is how long the event store may take, of the time that the transaction may idle.
@@ -49,8 +51,8 @@ func startMax(b Bounds) time.Duration { return b.Idle / 2 }
 
 // begin writes the first checkpoints of projections that have none. Their rows are locked.
 func (s *Store) begin(ctx context.Context, tx *sql.Tx, names []string, stream string) error {
-	// A statement of its own, since it is to see what was committed while locks were
-	// waited for.
+	// A statement of its own, since it has to see what was committed while this transaction
+	// has waited for locks.
 	fresh, err := s.strings(ctx, tx, freshSQL, sqltext.Values{"names": sqltext.JSON{Value: names}})
 	if err != nil {
 		return fmt.Errorf("look for the checkpoints of %v: %w", names, err)
@@ -76,9 +78,9 @@ func (s *Store) begin(ctx context.Context, tx *sql.Tx, names []string, stream st
 	return s.writeFirst(ctx, tx, rows)
 }
 
-// noGeneration is what first checkpoints stand under, and imported ones: no lane runs under
+// noGeneration is the generation of first checkpoints, and of imported ones: no lane runs under
 // it, so none can commit before an activation has taken them over, and it raises no set's
-// next number.
+// next generation.
 const noGeneration = 0
 
 // writeFirst writes the checkpoints of projections that have none: of the partitions in rows.
@@ -98,7 +100,7 @@ func (s *Store) writeFirst(ctx context.Context, tx *sql.Tx, rows []checkpointRow
 
 var (
 	freshSQL = sqltext.New(`SELECT name` + freshText + ` ORDER BY name`)
-	// follows is '' while it is not known what it follows.
+	// follows is '' for a projection that no worker has brought yet: an order has made its row.
 	orderedSQL  = sqltext.New(`SELECT name FROM orchestrator_projections WHERE name = ANY (SELECT jsonb_array_elements_text({names})) AND follows = '' ORDER BY name`)
 	claimSQL    = sqltext.New(`UPDATE orchestrator_projections SET follows = NULL WHERE name = {projection}`)
 	orderSQL    = sqltext.New(`UPDATE orchestrator_projections SET follows = '' WHERE name = {projection}`)
@@ -132,8 +134,8 @@ func HasRun(ctx context.Context, t Tables, projection string) (has bool, err err
 	return has, nil
 }
 
-// ordered makes a projection that nobody has run yet the set's own, for an order that needs
-// it: whoever comes with it finds its first checkpoint.
+// ordered makes a projection that no worker has brought yet the set's own, for an order that needs
+// a row of it: the worker that brings it finds its first checkpoint.
 func (s *Store) ordered(ctx context.Context, tx *sql.Tx, o protocol.Order) error {
 	names := []string{o.Projection}
 	if _, err := s.exec(ctx, tx, registerProjectionsSQL, sqltext.Values{"names": sqltext.JSON{Value: names}}); err != nil {
@@ -143,15 +145,15 @@ func (s *Store) ordered(ctx context.Context, tx *sql.Tx, o protocol.Order) error
 	switch {
 	case err != nil:
 		return fmt.Errorf("lock projection %q: %w", o.Projection, err)
-	case len(foreign) > 0: // since a moment ago
-		return fmt.Errorf("%w: projection %q belongs to another replica set, and not to %q", ErrRejected, o.Projection, s.set)
+	case len(foreign) > 0: // another set has taken it a moment ago
+		return fmt.Errorf("%w: projection %q belongs to another replica set, not to %q", ErrRejected, o.Projection, s.set)
 	}
 	fresh, err := s.strings(ctx, tx, freshSQL, sqltext.Values{"names": sqltext.JSON{Value: names}})
 	if err != nil || len(fresh) == 0 { // the rewind that follows sets what there is
 		return err
 	}
 	if _, err := s.exec(ctx, tx, orderSQL, sqltext.Values{"projection": o.Projection}); err != nil {
-		return fmt.Errorf("note that nobody has come with projection %q: %w", o.Projection, err)
+		return fmt.Errorf("write that no worker has brought projection %q yet: %w", o.Projection, err)
 	}
 	return s.writeFirst(ctx, tx, []checkpointRow{{o.Projection, 0, o.Position, encodeMarks(nil)}})
 }

@@ -1,5 +1,15 @@
-// Package store keeps the coordinator's state in PostgreSQL. It decides
-// nothing: it loads a group, has [protocol] decide, and saves.
+// Package store keeps the coordinator's state in PostgreSQL, and moves checkpoints. It decides
+// nothing: it loads a group, lets [protocol] decide, and saves the result.
+//
+// It promises that a result is saved only if nothing that the decision was based on has changed,
+// that a checkpoint moves only under its lane's own generation (the fence: the WHERE of its
+// UPDATE), and that every transaction is bounded on the server's side (Bounds). It must never
+// read the state of coordination on a standby, and never let a session's search_path decide what a name
+// means (package sqltext).
+//
+// Rows are locked in one order everywhere, so that no two transactions wait for each other:
+// the replica set, its workers, projections by name, checkpoints by projection and partition.
+// (A claim by another replica set locks projections before that set's workers.)
 package store
 
 import (
@@ -42,17 +52,17 @@ type Options struct {
 	// to (sqltext.Find), which is looked up once, and kept.
 	Schema string
 	// Clock is the SQL expression for the time; empty is clock_timestamp().
-	// Tests put a clock of their own here.
+	// Tests use a clock of their own.
 	Clock string
-	// Starts says where projections start that have no checkpoint; nil: at the beginning.
+	// Starts returns where projections without a checkpoint start; nil is at the beginning.
 	Starts Starts
-	// Rebuilds are the projections that are built anew beside a live one, by which of
-	// them that is.
+	// Rebuilds maps each projection that is rebuilt beside a live one to the name of the
+	// live one.
 	Rebuilds map[string]string
 }
 
 // Bounds are set on the server's side, so that a process that is frozen in the
-// middle of a transaction can't hold its locks for ever (L3).
+// middle of a transaction can't hold its locks without end (L3).
 type Bounds struct {
 	// Idle is how long a coordination or commit transaction may wait for its
 	// client before the server ends it. A worker that freezes with a
@@ -64,8 +74,8 @@ type Bounds struct {
 	Handler time.Duration
 }
 
-// BoundsOf returns the bounds that go with a lease (StaleWorkerTimeout). Those
-// of coordination are short beside it, so that nobody loses one over it.
+// BoundsOf returns the bounds for a lease (StaleWorkerTimeout). Those
+// of coordination are short beside it, so that waiting for one costs no worker its lease.
 func BoundsOf(lease time.Duration) Bounds {
 	return Bounds{Idle: min(lease/4, 5*time.Second), Lock: min(lease/10, time.Second), Handler: lease}
 }
@@ -82,8 +92,8 @@ var settingsSQL = sqltext.New(`
 SELECT name, reset_val, setting FROM pg_settings
  WHERE name = ANY ('{client_encoding,DateStyle,default_transaction_read_only}') ORDER BY name`)
 
-// CheckSettings refuses settings under which a worker loses events or can't work. It
-// goes by what sessions begin with, and not by what one was set to since.
+// CheckSettings returns ErrSettings for settings under which a worker loses events or can't
+// work. What counts is what sessions begin with, and not what was SET since.
 func (s *Store) CheckSettings(ctx context.Context) error {
 	query, args := sqltext.Names{Literals: true}.Bind(settingsSQL, nil)
 	rows, err := dbconn.Query(ctx, s.db, query, args...)
@@ -109,7 +119,7 @@ func (s *Store) CheckSettings(ctx context.Context) error {
 	if err != nil || dates == "" {
 		return err
 	}
-	// A driver that takes times in binary doesn't mind.
+	// A driver that reads times in binary works with any DateStyle.
 	var now time.Time
 	if err := s.row(ctx, s.db, clockSQL, nil, &now); err != nil && State(err) == "" && !Passing(err) && ctx.Err() == nil {
 		return fmt.Errorf("%w: DateStyle is %s: the driver can't read times in it; put DateStyle=ISO into the connection string: %w", ErrSettings, dates, err)
@@ -123,15 +133,15 @@ var clockSQL = sqltext.New(`SELECT {clock}`)
 func refused(name, value string) string {
 	switch {
 	case name == "client_encoding" && value != "UTF8":
-		return "aggregate ids would be read as other bytes than by other workers, and their events handled by none; put client_encoding=UTF8 into the connection string"
+		return "this worker would read aggregate ids as other bytes than other workers, and no worker would handle their events; put client_encoding=UTF8 into the connection string"
 	case name == "default_transaction_read_only" && value == "on":
-		return "a worker has to write; remove it from the connection string, or ALTER ROLE or ALTER DATABASE … SET default_transaction_read_only = off"
+		return "a worker has to write; remove the setting from the connection string, or ALTER ROLE or ALTER DATABASE … SET default_transaction_read_only = off"
 	}
 	return ""
 }
 
-// resolve finds out where the tables are, once: a store goes on with those that it
-// began with. It asks on the connection at hand, as a pool may have no other.
+// resolve finds out where the tables are, once: a store keeps using those that it
+// began with. It asks on the connection at hand, since a pool may have no other.
 func (s *Store) resolve(ctx context.Context, q dbconn.Querier) (sqltext.Names, error) {
 	if n := s.names.Load(); n != nil {
 		return *n, nil
@@ -221,16 +231,16 @@ func (s *Store) row(ctx context.Context, q dbconn.Querier, statement sqltext.Sta
 	return err
 }
 
-// roleLeft reports whether a statement was refused, perhaps, since somebody has left
-// another role on a connection of the pool: it is closed by now, and the statement may be
-// tried again.
+// roleLeft reports whether a statement was refused, perhaps, because a connection of the pool
+// was left with another role (SET ROLE): that connection is closed by now, and the statement may
+// be tried again.
 func roleLeft(ctx context.Context, q dbconn.Querier, err error) bool {
 	db, pool := q.(*sql.DB)
 	return pool && Denied(err) && DropStandbys(ctx, db) > 0
 }
 
-// Tables says where the library's tables are: in which database, and in which schema of
-// it; an empty one is that which the search path leads to.
+// Tables is where the library's tables are: in which database, and in which schema of
+// it; an empty schema is the one to which the search path leads.
 type Tables struct {
 	DB     *sql.DB
 	Schema string
@@ -247,14 +257,14 @@ func TablesOf[O ~func(*Tables)](db *sql.DB, options []O) Tables {
 	return t
 }
 
-// Locate returns what statements need: the schema of the tables. If it is empty it is
-// looked up, and stays the same for as long as the database is open: what becomes of
-// its sessions' search paths later is not asked.
+// Locate returns the schema of the tables, for statements. If it is empty it is
+// looked up, and stays the same for as long as the database is open: later changes of
+// its sessions' search paths have no effect.
 func (t Tables) Locate(ctx context.Context) (sqltext.Names, error) {
 	return locateOf(ctx, t.DB, t.DB, t.Schema)
 }
 
-// SchemaProblem says what is wrong with the name of a schema; "": it may be one.
+// SchemaProblem returns what is wrong with the name of a schema; "" if it can be one.
 func SchemaProblem(name string) string {
 	switch problem := NameProblem(name); {
 	case problem != "":
@@ -262,7 +272,7 @@ func SchemaProblem(name string) string {
 	case len(name) > 63:
 		return fmt.Sprintf("%q has more than 63 bytes", name)
 	case strings.HasPrefix(name, "pg_") || name == "information_schema" || name == "$user":
-		return fmt.Sprintf("%q is the server's own, or of one session; name another", name)
+		return fmt.Sprintf("%q belongs to the server or to one session; choose another schema", name)
 	}
 	return ""
 }
@@ -313,7 +323,7 @@ SELECT EXISTS (
     SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
      WHERE n.nspname = {in}::name AND c.relname = 'orchestrator_schema'::name)`)
 
-// present makes sure that a schema that was named has the tables.
+// present returns ErrSchema if a schema that was named does not have the tables.
 func present(ctx context.Context, q dbconn.Querier, n sqltext.Names) error {
 	var is bool
 	query, args := n.Bind(presentSQL, sqltext.Values{"in": n.Schema})
@@ -351,28 +361,28 @@ func locate(ctx context.Context, db dbconn.Querier, schema string) (sqltext.Name
 	return n, nil
 }
 
-// A Result is what a Sync has seen and done.
+// A Result is what a Sync has read and done.
 type Result struct {
 	View     protocol.View
 	Group    protocol.Group    // empty for a heartbeat
-	Decision protocol.Decision // likewise
-	// Since is when Foresee was called, if that has read what was decided on: the lease
-	// counts from then.
+	Decision protocol.Decision // empty for a heartbeat
+	// Since is when Foresee was called, if the decision is based on what that has read: the
+	// lease counts from then.
 	Since time.Time
 	// Checkpoints are those that lanes of the view's generation start from, as far as they
 	// were asked for and are there: what Load returns.
 	Checkpoints map[Lane]protocol.Found
-	// Of an activation: when the generation was opened, and who had to stop first.
+	// Of an activation: when the generation was opened, and which workers had to stop first.
 	OpenedAt  time.Time
 	WaitedFor []protocol.WorkerID
 }
 
-// A TakenError says that a projection belongs to another replica set.
+// A TakenError is returned if a worker of another replica set runs one of the projections.
 type TakenError struct {
 	Projection string
 	ReplicaSet string
 	Worker     protocol.WorkerID
-	// Now is the database's time, and Over whether the worker's lease is over
+	// Now is the database's time, and Over is whether the worker's lease is over
 	// by it. Then the worker is probably dead, and a caller that has watched
 	// that clock for long enough will get the projection.
 	Now  time.Time
@@ -388,13 +398,13 @@ func (e *TakenError) Facts() protocol.Facts {
 	return protocol.Facts{Failed: true, Taken: true, Over: e.Over}
 }
 
-// A StreamError says that a worker which wants to join reads another event stream than
+// A StreamError is returned to a worker that joins and reads another event stream than
 // the replica set.
 type StreamError struct{ ReplicaSet, Stream, Other string }
 
 func (e *StreamError) Error() string {
-	return fmt.Sprintf("replica set %q reads the events of %s, and this worker would read those of %s, so the one's positions would be taken for the other's; "+
-		"have all of its workers read the same table, or, if the events were moved with their positions and no worker runs any more: UPDATE orchestrator_replica_sets SET events_table = '' WHERE name = %s",
+	return fmt.Sprintf("replica set %q reads the events of %s, but this worker reads those of %s: a position of one would be taken for a position of the other; "+
+		"let all of its workers read the same table, or, if the events were moved with their positions and no worker runs any more: UPDATE orchestrator_replica_sets SET events_table = '' WHERE name = %s",
 		e.ReplicaSet, e.Stream, e.Other, sqltext.QuoteLiteral(e.ReplicaSet))
 }
 
@@ -402,16 +412,16 @@ func (e *StreamError) Error() string {
 func (e *StreamError) Facts() protocol.Facts { return protocol.Facts{Failed: true, Stranger: true} }
 
 // Sync carries out a worker's request. A heartbeat is one statement that
-// touches the worker's own row, and a look one that touches nothing; everything else reads
-// the set, runs [protocol.Step], and saves what it decided if nothing has changed (attempt),
+// writes the worker's own row, or nothing if it is ReadOnly. Everything else reads
+// the set, runs [protocol.Step], and saves what that decided if nothing has changed (attempt),
 // or does all of that in a transaction that has locked the set (step). If the
-// reply is lost, sending the request again does no harm.
+// answer is lost, sending the request again does no harm.
 func (s *Store) Sync(ctx context.Context, r protocol.Request, projections []string) (Result, error) {
 	return s.SyncForeseen(ctx, r, projections, nil)
 }
 
-// SyncForeseen is Sync of a join, which is decided by what was foreseen, if there is
-// something, and it has not changed since.
+// SyncForeseen is Sync of a join. The decision is based on f if that is not nil and nothing has
+// changed since.
 func (s *Store) SyncForeseen(ctx context.Context, r protocol.Request, projections []string, f *Foresight) (Result, error) {
 	if r.Heartbeat {
 		return s.heartbeat(ctx, r)
@@ -440,10 +450,10 @@ func (s *Store) SyncForeseen(ctx context.Context, r protocol.Request, projection
 	return result, err
 }
 
-// errBusy says that somebody else has locked the set, or that there is none.
+// errBusy means that another transaction has locked the set, or that there is none.
 var errBusy = errors.New("the replica set is locked")
 
-// heartbeat carries out a request that is one.
+// heartbeat carries out a heartbeat.
 func (s *Store) heartbeat(ctx context.Context, r protocol.Request) (Result, error) {
 	var v protocol.View
 	var stepAt, leaseEnd sql.NullTime
@@ -452,13 +462,13 @@ func (s *Store) heartbeat(ctx context.Context, r protocol.Request) (Result, erro
 	var absent string
 	var due bool
 	var found sql.NullString
-	statement, values := lookSQL, sqltext.Values{"worker": string(r.Worker)}
+	statement, values := readOnlySQL, sqltext.Values{"worker": string(r.Worker)}
 	switch {
 	case r.Load:
-		statement = loadingLookSQL
-	case !r.Look:
+		statement = loadingReadOnlySQL
+	case !r.ReadOnly:
 		if statement = heartbeatSQL; r.Others {
-			statement = lookingHeartbeatSQL
+			statement = othersHeartbeatSQL
 		}
 		maps.Copy(values, beatOf(r))
 	}
@@ -492,8 +502,8 @@ func (s *Store) heartbeat(ctx context.Context, r protocol.Request) (Result, erro
 	return Result{View: v, Checkpoints: shown(v, found.String)}, nil
 }
 
-// shown returns the checkpoints that a look has shown. One that makes no sense is left to
-// Load, which says what is wrong with it.
+// shown returns the checkpoints that a heartbeat has shown. An invalid one is left to
+// Load, whose error names what is wrong with it.
 func shown(v protocol.View, text string) map[Lane]protocol.Found {
 	var rows []struct {
 		Projection string
@@ -517,13 +527,13 @@ func shown(v protocol.View, text string) map[Lane]protocol.Found {
 	return all
 }
 
-// beatOf are the values with which a worker's own row is written.
+// beatOf returns the values with which a worker's own row is written.
 func beatOf(r protocol.Request) sqltext.Values {
 	return sqltext.Values{"lease": r.Lease.Microseconds(), "stopped": r.Stopped, "key": r.Presence.Key, "number": r.Presence.Number}
 }
 
-// Report keeps a worker's report, of JSON, if it is a member. Nobody decides anything
-// by it. A text in it that the database's encoding can't hold is written in ASCII.
+// Report writes a worker's report, of JSON, if it is a member. No decision depends on a
+// report. A text in it that the database's encoding can't hold is written in ASCII.
 func (s *Store) Report(ctx context.Context, worker protocol.WorkerID, report []byte) error {
 	return s.writeText(ctx, fmt.Sprintf("write the report of %s", worker), reportSQL, func(ascii bool) sqltext.Values {
 		text := string(report)
@@ -541,8 +551,8 @@ func (s *Store) Unreport(ctx context.Context, worker protocol.WorkerID) error {
 	})
 }
 
-// writeText runs a statement, and once more with its texts in ASCII where the
-// database can't hold them as they are: what is for people decides nothing.
+// writeText runs a statement, and once more with its texts in ASCII if the
+// database can't hold them as they are.
 func (s *Store) writeText(ctx context.Context, what string, statement sqltext.Statement, values func(ascii bool) sqltext.Values) error {
 	_, err := s.exec(ctx, s.db, statement, values(false))
 	if Unstorable(err) {
@@ -554,11 +564,10 @@ func (s *Store) writeText(ctx context.Context, what string, statement sqltext.St
 	return nil
 }
 
-// step takes one round trip for each of: BEGIN, the set's lock, the members'
-// locks, the time, what is saved, and COMMIT; a join and a hand-over have their
-// own beside these. Each lock has a statement of its own, because what a
-// statement sees is from when it began: who waits for a lock and reads in one
-// would read what was there before he had it.
+// step carries out a request in a transaction. It takes one round trip for each of: BEGIN, the
+// set's lock, the members' locks, the time, the save, and COMMIT; a join and a hand-over take
+// more. Each lock has a statement of its own, because a statement sees what was committed when it
+// began: one that waits for a lock and reads would read what was there before it had the lock.
 func (s *Store) step(ctx context.Context, tx *sql.Tx, r protocol.Request, projections []string) (Result, error) {
 	before, err := s.lockGroup(ctx, tx, r)
 	if err != nil {
@@ -646,7 +655,7 @@ func (s *Store) lockGroup(ctx context.Context, tx *sql.Tx, r protocol.Request) (
 		err = load()
 	}
 	if errors.Is(err, sql.ErrNoRows) {
-		return protocol.Group{}, nil // nobody has ever joined
+		return protocol.Group{}, nil // no worker has ever joined
 	}
 	if err != nil {
 		return g, fmt.Errorf("lock replica set %q: %w", s.set, Foreseen(err))
@@ -654,8 +663,7 @@ func (s *Store) lockGroup(ctx context.Context, tx *sql.Tx, r protocol.Request) (
 	return g, nil
 }
 
-// complete checks what was read of the set's row, and adds what stands there in another
-// form.
+// complete checks what was read of the set's row, and decodes the rest of its columns.
 func (s *Store) complete(g *protocol.Group, window int64, paused, rewinds, holds string) error {
 	row := RowOf("replica_sets", s.set).AtLeast("generation", g.Generation, 0).Total(g.Total, 0).
 		Range("max_partitions", int64(g.MaxPartitions), 0, protocol.Slots).Range("join_window_us", window, 0, maxMicroseconds)
@@ -692,7 +700,7 @@ func (s *Store) lockMembers(ctx context.Context, tx *sql.Tx, total int) ([]proto
 	return members, nil
 }
 
-// member returns the worker of a row that was scanned. owners are those of the partitions
+// member returns the worker of a row that was scanned. owners are the workers of the partitions
 // that were read so far.
 func (s *Store) member(r memberRow, partitions string, total int, owners map[int]protocol.WorkerID, scanned error) (protocol.Member, error) {
 	m := protocol.Member{
@@ -708,7 +716,7 @@ func (s *Store) member(r memberRow, partitions string, total int, owners map[int
 	}
 	for _, p := range m.Partitions {
 		if other, taken := owners[p]; taken {
-			row.fail("partitions", fmt.Errorf("is %s, and worker %s has partition %d as well", partitions, other, p))
+			row.fail("partitions", fmt.Errorf("is %s, but worker %s also has partition %d", partitions, other, p))
 		}
 		owners[p] = m.ID
 	}
@@ -762,15 +770,15 @@ func holdsOf(until map[string]int64) (holds []protocol.Hold) {
 	return holds
 }
 
-// save writes the group and the members as far as they differ, and tells those
-// who listen when there is a new generation, or one may start. Only the caller
-// itself can be new, so its projections are the new row's.
+// save writes the group and the members as far as they differ, and notifies the listeners
+// of a new generation, an activation, or a place that was taken. Only the caller
+// itself can be new, so its projections are those of the new row.
 func (s *Store) save(ctx context.Context, tx *sql.Tx, before []protocol.Member, r *Result, now time.Time, projections []string, join bool) error {
 	_, _, err := s.saveRow(ctx, tx, saveSQL, s.saved(before, *r, now, projections, join), r, now)
 	return err
 }
 
-// saved are the values with which a result is saved.
+// saved returns the values with which a result is saved.
 func (s *Store) saved(before []protocol.Member, r Result, now time.Time, projections []string, join bool) sqltext.Values {
 	g, d := r.Group, r.Decision
 	old := make(map[protocol.WorkerID]bool, len(before))
@@ -806,8 +814,8 @@ func (s *Store) saved(before []protocol.Member, r Result, now time.Time, project
 	}
 }
 
-// saveRow saves a result, and reports whether it has. It adds what only the database knows
-// of it.
+// saveRow saves a result, and reports whether it has locked the set, and saved. It completes the
+// result by what only the database knows.
 func (s *Store) saveRow(ctx context.Context, q dbconn.Querier, statement sqltext.Statement, values sqltext.Values, r *Result, now time.Time) (locked, saved bool, err error) {
 	var opened sql.NullTime
 	var waitedFor sql.NullString
@@ -830,7 +838,7 @@ func (s *Store) saveRow(ctx context.Context, q dbconn.Querier, statement sqltext
 // historyKept is how many generations the history goes back.
 const historyKept = 1000
 
-// layout returns who has which partitions.
+// layout returns the partitions of each worker.
 func layout(g protocol.Group) map[protocol.WorkerID][]int {
 	members := map[protocol.WorkerID][]int{}
 	for _, m := range g.Members {
@@ -841,13 +849,13 @@ func layout(g protocol.Group) map[protocol.WorkerID][]int {
 	return members
 }
 
-// claim makes the projections the set's own. One that belongs to another set
-// is taken over, with its checkpoints, if nobody there runs it any more; these
-// are returned, and whether there are some that were nobody's.
+// claim makes the projections the set's own. A projection that belongs to another set
+// is taken over, with its checkpoints, if no worker there runs it any more. claim returns
+// those that it took, and whether it has added projections that were in no set.
 //
-// Its rows are locked in the order of names, and before the workers are
-// looked up: two sets that claim the same projection at once come one after
-// the other, and the second sees the worker of the first.
+// The projections' rows are locked in the order of names, and before the workers are
+// read: of two sets that claim the same projection at once, the second
+// sees the worker of the first.
 func (s *Store) claim(ctx context.Context, tx *sql.Tx, projections []string, now time.Time, watch protocol.Watch) (took []string, added bool, err error) {
 	names := slices.Sorted(slices.Values(projections))
 	registered, err := s.exec(ctx, tx, registerProjectionsSQL, sqltext.Values{"names": sqltext.JSON{Value: names}})
@@ -869,9 +877,9 @@ func (s *Store) claim(ctx context.Context, tx *sql.Tx, projections []string, now
 		return nil, false, err
 	}
 	// What still runs in the other set can't commit any more: the fence names
-	// the set. Nor can anybody here, before a generation of this set has taken
-	// the rows over: no generation is negative. It will exceed the number that
-	// they keep.
+	// the set. Nor can a lane of this set, before a generation of it has taken
+	// the rows over: no generation is negative. That generation will exceed the number
+	// that they keep (protocol.Group.Floor).
 	for _, statement := range []sqltext.Statement{takeProjectionsSQL, takeCheckpointsSQL} {
 		if _, err := s.exec(ctx, tx, statement, sqltext.Values{"names": sqltext.JSON{Value: foreign}}); err != nil {
 			return nil, false, fmt.Errorf("take over projections %v: %w", foreign, err)
@@ -977,25 +985,25 @@ func millis(d time.Duration) string {
 	return fmt.Sprintf("%dms", max(d.Milliseconds(), 1))
 }
 
-// Channel is the one that names of replica sets are sent on: there is a new
-// generation, or one was activated.
+// Channel is the channel of notifications. The payload is the name of a replica set that has a
+// new generation, or in which one was activated, or a place was taken.
 const Channel = "pupsourcing_orchestrator"
 
 // None of the statements is sent under a name that varies: see sqltext.Names.
 
-// boundSQL sets bounds for its transaction only, before anything else in it. It comes
-// with the first statement, and holds in it: it is a condition, which is asked of a row that
-// is found before that is locked.
+// boundSQL sets bounds for its transaction only, before anything else in it. It saves a round
+// trip: it is a condition of the first statement, and is evaluated for a row before that row is
+// locked, so the bounds already hold for the wait for that lock.
 const boundSQL = `set_config('idle_in_transaction_session_timeout', {idle}, true) || set_config('lock_timeout', {lock}, true)`
 
 var boundTransactionSQL = sqltext.New(`SELECT ` + boundSQL)
 
-// A handler may do anything in its transaction, and what it does must not reach the
+// A handler may do anything in its transaction, and that must not affect the
 // library's own statements there, nor the next user of the connection.
 var (
-	// beginHandlerSQL bounds the transaction, and writes down who its user is and where
-	// names are looked for. What is written down ends with the transaction: that it is
-	// still there says that this is still the transaction that was begun.
+	// beginHandlerSQL bounds the transaction, and stores its role and search_path in
+	// settings that end with the transaction. So while they are set, this is still the
+	// transaction that was begun.
 	beginHandlerSQL = sqltext.New(`
 SELECT set_config('idle_in_transaction_session_timeout', {handler}, true),
        set_config('orchestrator.role', current_setting('role'), true),
@@ -1006,13 +1014,15 @@ SELECT set_config('idle_in_transaction_session_timeout', {handler}, true),
 )
 
 const (
-	// stillOpenText is whether it is.
+	// stillOpenText is true if this is still the transaction that BeginHandler has begun. It
+	// closes this race: a handler ends the transaction by a statement of its own, and the
+	// checkpoint would move in a new one, without what the handler wrote.
 	stillOpenText = `coalesce(current_setting('orchestrator.role', true), '') <> ''`
 
-	// restoreText goes before what the library writes in the transaction, in the same
-	// message: privileges are checked before a statement begins, so that it can't do
-	// that for itself. It bounds the time until COMMIT. What the handler has set back by
-	// then holds beyond the transaction, as SET does: not LOCAL, or a SET without that
+	// restoreText comes before what the library writes in the transaction, in the same
+	// message: privileges are checked before a statement begins, so that statement can't
+	// do it itself. It bounds the time until COMMIT, and sets role and search_path back.
+	// That holds beyond the transaction: with SET LOCAL, a plain SET of the handler
 	// would come back at COMMIT.
 	restoreText = `
 SELECT set_config('idle_in_transaction_session_timeout', {idle}, true),
@@ -1022,24 +1032,25 @@ SELECT set_config('idle_in_transaction_session_timeout', {idle}, true),
             THEN set_config('search_path', current_setting('orchestrator.search_path'), false) END`
 )
 
-// Everything that may start a worker comes from the row that the UPDATE
-// returns, in one piece. The rows of the set and of others are of the statement's
-// snapshot and may be older, if the UPDATE had to wait; or in the case of two
-// reports at once (protocol.Session).
+// Everything that lets a worker start its partitions comes from the row that the UPDATE
+// returns, in one piece. The rows of the set and of other workers are of the statement's
+// snapshot and may be older, if the UPDATE had to wait, or if two workers report at
+// once (protocol.Session).
 var (
 	heartbeatSQL = sqltext.New(beatSQL + fmt.Sprintf(viewSQL, "NULL", "NULL") + `
   LEFT JOIN beat b ON true`)
-	// Apart from it, so that heartbeats go on where looks are not allowed.
-	lookingHeartbeatSQL = sqltext.New(beatSQL + fmt.Sprintf(viewSQL, "NULL", absentText) + `
+	// A statement of its own, so that heartbeats work where the check of other workers'
+	// presences is not allowed.
+	othersHeartbeatSQL = sqltext.New(beatSQL + fmt.Sprintf(viewSQL, "NULL", absentText) + `
   LEFT JOIN beat b ON true`)
-	lookSQL        = sqltext.New(fmt.Sprintf(viewSQL, "NULL", "NULL") + ownText)
-	loadingLookSQL = sqltext.New(fmt.Sprintf(viewSQL, shownText, "NULL") + ownText)
+	readOnlySQL        = sqltext.New(fmt.Sprintf(viewSQL, "NULL", "NULL") + ownText)
+	loadingReadOnlySQL = sqltext.New(fmt.Sprintf(viewSQL, shownText, "NULL") + ownText)
 )
 
 var (
-	// Apart from everything else: a lock on the reports, or one that can't be
-	// written, holds nothing up. So whose worker is gone is removed by whoever
-	// writes the next one.
+	// Apart from everything else: a lock on the reports, or a report that can't be
+	// written, delays nothing. So a report whose worker is gone is removed by the worker
+	// that writes the next report.
 	reportSQL = sqltext.New(`
 WITH gone AS (
     DELETE FROM orchestrator_reports r
@@ -1051,8 +1062,13 @@ SELECT w.replica_set, w.id, {clock}, {report} FROM orchestrator_workers w WHERE 
 	unreportSQL = sqltext.New(`DELETE FROM orchestrator_reports WHERE replica_set = {set} AND worker = {worker}`)
 )
 
-// beatText writes a worker's own row. What arrives when its place is vacant, it has sent
-// before it left.
+// beatText writes a worker's own row.
+//   - NOT vacant: a request that arrives after the worker has left was sent before. It must not
+//     renew the vacancy's window.
+//   - presence_number: a request that arrives late must not bring back the number of a session
+//     that is gone.
+//   - holds: a report about an older generation, delivered twice, must not end the hold of one
+//     that was activated since.
 const beatText = `
     UPDATE orchestrator_workers
        SET lease_us = {lease}, lease_until = {clock} + ({lease} * interval '1 microsecond'),
@@ -1068,7 +1084,8 @@ WITH beat AS (` + beatText + `
 const ownText = `
   LEFT JOIN orchestrator_workers b ON b.replica_set = {set} AND b.id = {worker} AND NOT b.vacant`
 
-// shownText are the checkpoints that a worker may start from, if it may.
+// shownText lists the checkpoints of the worker's partitions, if it may start them. The
+// conditions on generation and total leave out rows of an assignment that is not the worker's.
 var shownText = `CASE WHEN b.holds = b.generation AND b.total > 0 THEN
        (SELECT jsonb_agg(jsonb_build_object('Projection', projection, 'Partition', partition, 'Position', position, 'Ahead', ahead,
                                             'NoneParked', ` + fmt.Sprintf(noneParkedText, "b.total") + `,
@@ -1076,10 +1093,10 @@ var shownText = `CASE WHEN b.holds = b.generation AND b.total > 0 THEN
           FROM orchestrator_checkpoints c
          WHERE replica_set = {set} AND generation = b.generation AND total = b.total AND b.partitions @> to_jsonb(partition)) END`
 
-// viewSQL is what a worker sees, but for b, which is its own row, and the %s: the
-// checkpoints that it may start from, and who is absent.
-// It is of the primary only: a standby shows what was, however long ago. There
-// pg_current_wal_lsn ends it with an error.
+// viewSQL selects what a worker sees. b is its own row, which the statement around it joins; the
+// first %s is the checkpoints that it may start from, the second the absent workers.
+// It works on the primary only, since a standby shows what was true any time ago:
+// pg_current_wal_lsn fails there.
 const viewSQL = `
 SELECT CASE WHEN pg_current_wal_lsn() IS NOT NULL THEN {clock} END,
        coalesce(s.phase = 'draining' AND coalesce(b.holds, 0) = 0 AND NOT coalesce(o.held, false), false),
@@ -1091,8 +1108,8 @@ SELECT CASE WHEN pg_current_wal_lsn() IS NOT NULL THEN {clock} END,
           FROM orchestrator_workers WHERE replica_set = {set}) o
   LEFT JOIN orchestrator_replica_sets s ON s.name = {set}`
 
-// uncoveredText is Group.Uncovered, of the generation %s. An activation writes the
-// checkpoints of all partitions, or of none.
+// uncoveredText is Group.Uncovered for the generation %s. It asks for any checkpoint of a
+// projection: an activation writes those of all partitions, or none.
 const uncoveredText = `EXISTS (
            SELECT FROM orchestrator_projections q
             WHERE q.replica_set = {set} AND NOT q.retired
@@ -1119,12 +1136,12 @@ SELECT {clock}, coalesce(max(abs(generation)), 0), ` + fmt.Sprintf(uncoveredText
 )
 
 // saveSQL is one statement for rows that are all locked by now. No row is in two
-// of its parts, which don't see each other. Who listens hears of it after
-// COMMIT; should others let the server's queue of notifications run full,
-// nobody does, rather than that nothing can be committed.
+// of its parts, which don't see each other's changes. Listeners are notified at
+// COMMIT, unless the server's queue of notifications is half full: if it ran full, no
+// transaction with a notification could commit.
 var saveSQL = sqltext.New(`WITH ` + onlyIf(`true`, saveText+fmt.Sprintf(savedText, "true")))
 
-// onlyIf puts a condition into a text for which it is to be carried out.
+// onlyIf puts a condition into a text; each of its parts is carried out only if that is true.
 func onlyIf(condition, text string) string { return strings.ReplaceAll(text, "$if", condition) }
 
 const saveText = `
@@ -1135,7 +1152,7 @@ set AS (
            opened_at = CASE WHEN {opened} THEN {now} ELSE opened_at END,
            activated_at = CASE WHEN {activated} THEN {now} WHEN {opened} THEN NULL ELSE activated_at END
      WHERE name = {set} AND $if
-       AND ({joins} OR -- whoever has read the set is to notice: see attempt
+       AND ({joins} OR -- a join changes the row's version, which those who have read the set compare: see attempt
             NOT record_eq(ROW (generation, phase, total, reason, max_partitions, join_window_us, step_at, paused, rewinds, holds, events_table),
                           ROW ({generation}, {phase}, {total}, {reason}, {max_partitions}, {join_window}, {step_at}, {paused}, {rewinds}, {holds}, {stream})))),
 opened AS (
@@ -1187,7 +1204,7 @@ var (
 INSERT INTO orchestrator_projections (name, replica_set)
 SELECT name, {set} FROM jsonb_array_elements_text({names}) WITH ORDINALITY AS x (name, i) ORDER BY i
     ON CONFLICT DO NOTHING`)
-	// All of them are locked, the set's own as well: another may be about
+	// All of them are locked, the set's own as well: another set may be about
 	// to take one.
 	lockProjectionsSQL = sqltext.New(`
 SELECT name, replica_set, retired FROM orchestrator_projections
@@ -1198,7 +1215,7 @@ SELECT p.name, w.replica_set, w.id, w.lease_us, w.lease_until
   JOIN orchestrator_workers w ON w.replica_set = p.replica_set AND w.projections ? p.name AND NOT w.vacant
  WHERE p.name = ANY (SELECT jsonb_array_elements_text({names}))
  ORDER BY w.lease_until DESC, p.name, w.id
-   FOR UPDATE OF w -- no heartbeat renews a lease between this look and the taking`)
+   FOR UPDATE OF w -- no heartbeat renews a lease between this reading and the takeover`)
 	takeProjectionsSQL = sqltext.New(`
 UPDATE orchestrator_projections SET replica_set = {set}
  WHERE name = ANY (SELECT jsonb_array_elements_text({names}))`)
@@ -1206,12 +1223,12 @@ UPDATE orchestrator_projections SET replica_set = {set}
 UPDATE orchestrator_checkpoints SET replica_set = {set}, generation = -abs(generation)
  WHERE projection = ANY (SELECT jsonb_array_elements_text({names}))`)
 
-	// Locked against a claim by another set, until the rows are written.
+	// FOR SHARE: no other set can claim one until the rows are written.
 	ownProjectionsSQL = sqltext.New(`
 SELECT name FROM orchestrator_projections WHERE replica_set = {set} AND NOT retired ORDER BY name FOR SHARE`)
-	// Whoever has written a checkpoint and not committed is waited for
-	// here, so that the hand-over starts from what it commits. Whoever
-	// comes later finds the new generation.
+	// FOR UPDATE waits for each transaction that has moved a checkpoint and not committed,
+	// so that the hand-over starts from what it commits. A later one finds the new
+	// generation, and matches nothing.
 	lockCheckpointsSQL = sqltext.New(`
 SELECT projection, partition, total, position, ahead
   FROM orchestrator_checkpoints WHERE replica_set = {set} ORDER BY projection, partition FOR UPDATE`)
@@ -1237,25 +1254,27 @@ var (
 	}
 )
 
-// saveCheckpointText is the fence. replica_set: the projection may have moved to
-// another set, whose generations are other numbers. generation: a newer one
-// may have been activated. position: an earlier commit whose reply was lost
-// may have happened.
+// moveText moves a checkpoint. Its WHERE is the fence:
+//   - replica_set: another set may have taken the projection, and counts its generations by
+//     itself;
+//   - generation: a newer one may have been activated, and handed the partition to another
+//     worker;
+//   - position: an earlier commit whose answer was lost may have happened.
 const moveText = `
 UPDATE orchestrator_checkpoints SET position = {to}, ahead = CASE WHEN {keeps} THEN ahead END, updated_at = {clock}
  WHERE replica_set = {set} AND projection = {projection} AND partition = {partition} AND generation = {generation} AND position = {from}`
 
-// markText is the fence where marks change, as they do where a follower comes to where the
-// live version has stopped. The position may stay, so it is not enough to know a commit by.
+// markText is moveText for a move that changes marks, as when a follower reaches a live
+// version that is stopped. The position may stay then, so the fence compares the marks as well.
 const markText = `
 UPDATE orchestrator_checkpoints SET position = {to}, ahead = {ahead}, updated_at = {clock}
  WHERE replica_set = {set} AND projection = {projection} AND partition = {partition} AND generation = {generation} AND position = {from}
    AND coalesce(ahead, '[]') = {ahead_from}`
 
-// A moveStatement moves a checkpoint.
+// A moveStatement moves a checkpoint: move if its marks stay or go, mark if they change.
 type moveStatement struct{ move, mark sqltext.Statement }
 
-// of returns the statement for a move, which is of the lane's, and its values.
+// of returns the statement for a move of the lane's checkpoint, and its values.
 func (m moveStatement) of(l Lane, from, to protocol.Checkpoint) (sqltext.Statement, sqltext.Values) {
 	v := l.values()
 	v["from"], v["to"] = from.Position, to.Position

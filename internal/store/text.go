@@ -11,7 +11,7 @@ import (
 // errorMax is how many bytes of an error are kept.
 const errorMax = 1000
 
-// errorText returns an error's text as PostgreSQL takes it.
+// errorText returns an error's text as PostgreSQL accepts it, shortened to errorMax.
 func errorText(text string, ascii bool) string {
 	text = protocol.Storable(text)
 	if ascii {

@@ -290,7 +290,7 @@ func testLook(t *testing.T, w World) {
 	look := func(id protocol.WorkerID) protocol.View {
 		t.Helper()
 		return s.sync(protocol.Request{
-			Worker: id, Heartbeat: true, Look: true, Stopped: 99, Presence: protocol.Presence{Key: 7, Number: 1},
+			Worker: id, Heartbeat: true, ReadOnly: true, Stopped: 99, Presence: protocol.Presence{Key: 7, Number: 1},
 		}).View
 	}
 	s.join("a")
@@ -325,7 +325,7 @@ func testReport(t *testing.T, w World) {
 	report := func(id protocol.WorkerID) store.Result {
 		return s.sync(protocol.Request{Worker: id, Report: true, Stopped: 2, Presence: protocol.Presence{Key: 7, Number: 1}})
 	}
-	if r := report("a"); r.View.Holds != 0 || r.View.OnlySeen || r.Decision.Activated {
+	if r := report("a"); r.View.Holds != 0 || r.View.ReadOnly || r.Decision.Activated {
 		t.Errorf("b still holds, and a's report is answered with %+v", r)
 	}
 	if m := s.look("c").Group.Members[0]; m.Holds != 0 || m.Presence.Number != 1 {
@@ -346,7 +346,7 @@ func testLookShowsCheckpoints(t *testing.T, w World) {
 	s.join("a")
 	look := func(id protocol.WorkerID) store.Result {
 		t.Helper()
-		return s.sync(protocol.Request{Worker: id, Heartbeat: true, Look: true, Load: true})
+		return s.sync(protocol.Request{Worker: id, Heartbeat: true, ReadOnly: true, Load: true})
 	}
 	expect := func(when string, id protocol.WorkerID, want ...store.Lane) {
 		t.Helper()
@@ -379,7 +379,7 @@ func testLookShowsCheckpoints(t *testing.T, w World) {
 	s.leave("a")
 	s.stopped("b", 2)
 	expect("with marks", "b", lane("p", 3, 0, 1), lane("q", 3, 0, 1))
-	if r := s.sync(protocol.Request{Worker: "b", Heartbeat: true, Look: true}); r.Checkpoints != nil {
+	if r := s.sync(protocol.Request{Worker: "b", Heartbeat: true, ReadOnly: true}); r.Checkpoints != nil {
 		t.Errorf("a look that did not ask is shown %+v", r.Checkpoints)
 	}
 }
@@ -395,11 +395,11 @@ func testYield(t *testing.T, w World) {
 	s := newSet(t, w, "set", "p")
 	s.join("a")
 	s.join("b")
-	if r := s.sync(protocol.Request{Worker: "b", Yield: true}); r.Group.Generation != 2 || !r.View.OnlySeen {
+	if r := s.sync(protocol.Request{Worker: "b", Yield: true}); r.Group.Generation != 2 || !r.View.ReadOnly {
 		t.Errorf("there is nothing to do, and it was no look: %+v", r)
 	}
 	published := protocol.Presence{Key: 7, Number: 1} // something to publish
-	if r := s.sync(protocol.Request{Worker: "b", Yield: true, Presence: published}); r.Group.Generation != 2 || r.View.OnlySeen {
+	if r := s.sync(protocol.Request{Worker: "b", Yield: true, Presence: published}); r.Group.Generation != 2 || r.View.ReadOnly {
 		t.Errorf("the set is not locked, and the request took no Step: %+v", r)
 	}
 	published.Number++
@@ -412,7 +412,7 @@ func testYield(t *testing.T, w World) {
 		return // a store that refuses instead of waiting holds no lock meanwhile
 	}
 	looked := s.sync(protocol.Request{Worker: "b", Yield: true, Presence: published})
-	if looked.Group.Generation != 0 || !looked.View.OnlySeen || looked.View.Generation != 2 {
+	if looked.Group.Generation != 0 || !looked.View.ReadOnly || looked.View.Generation != 2 {
 		t.Errorf("another transaction has locked the set: %+v", looked)
 	}
 	if err := commit.Commit(); err != nil {
@@ -783,7 +783,7 @@ func testConcurrentJoins(t *testing.T, w World) {
 	owners := map[string]int{}
 	totals := map[int64]int{}
 	for i, v := range views {
-		place := fmt.Sprintf("generation %d partition %s", v.Generation, protocol.Numbers(v.Partitions))
+		place := fmt.Sprintf("generation %d partition %s", v.Generation, protocol.FormatPartitions(v.Partitions))
 		if other, ok := owners[place]; ok {
 			t.Errorf("%s was given to w%02d and to w%02d", place, other, i)
 		}

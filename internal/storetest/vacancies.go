@@ -82,8 +82,8 @@ func testVacancyLate(t *testing.T, w World) {
 	s.vacate("a")
 	w.Advance(time.Second)
 	for _, r := range []protocol.Request{
-		{Worker: "a", Heartbeat: true, Presence: shown, Stopped: 2}, {Worker: "a", Heartbeat: true, Look: true},
-		{Worker: "a", Heartbeat: true, Look: true, Load: true},
+		{Worker: "a", Heartbeat: true, Presence: shown, Stopped: 2}, {Worker: "a", Heartbeat: true, ReadOnly: true},
+		{Worker: "a", Heartbeat: true, ReadOnly: true, Load: true},
 		{Worker: "a", Stopped: 2, Report: true, Presence: shown}, {Worker: "a", Presence: shown}, {Worker: "a", Join: true, Presence: shown},
 	} {
 		if v := s.sync(r).View; v.Member || v.May() {

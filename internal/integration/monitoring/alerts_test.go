@@ -71,6 +71,21 @@ func TestAlertsAreComplete(t *testing.T) {
 	}
 }
 
+// sections returns the headings of docs/operations.md by the anchors that GitHub gives them.
+func sections(t *testing.T) map[string]string {
+	t.Helper()
+	page, err := os.ReadFile("../../../docs/operations.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	headings := map[string]string{}
+	for _, m := range regexp.MustCompile("(?m)^#+ (.*)$").FindAllStringSubmatch(string(page), -1) {
+		dropped := regexp.MustCompile("[^a-z0-9 _-]").ReplaceAllString(strings.ToLower(m[1]), "")
+		headings[strings.ReplaceAll(dropped, " ", "-")] = m[1]
+	}
+	return headings
+}
+
 // check parses an expression, and has it use what the collector exports.
 func (w *world) check(t *testing.T, text string) {
 	t.Helper()

@@ -238,14 +238,14 @@ func (s *ReplicaSetStatus) versions() (replacedBy, replacing map[string]string) 
 // left out: they need no action.
 func (s *ReplicaSetStatus) stopped() (waits []Wait) {
 	if s.PausedAll {
-		waits = append(waits, Wait{Kind: WaitPaused, Severity: SeverityInfo, Text: "the replica set is paused by order", Remedy: fmt.Sprintf("orchestrator resume %s", s.ReplicaSet)})
+		waits = append(waits, Wait{Kind: WaitPaused, Severity: SeverityInfo, Text: "the replica set is paused by order", Remedy: command("resume", string(s.ReplicaSet))})
 	}
 	replacedBy, replacing := s.versions()
 	for _, name := range s.Paused {
 		if _, replaced := replacedBy[name]; replaced {
 			continue
 		}
-		wait := Wait{Kind: WaitPaused, Severity: SeverityInfo, Projection: name, Remedy: fmt.Sprintf("orchestrator resume %s %s", s.ReplicaSet, name)}
+		wait := Wait{Kind: WaitPaused, Severity: SeverityInfo, Projection: name, Remedy: command("resume", string(s.ReplicaSet), name)}
 		wait.Text = fmt.Sprintf("projection %s is paused by order", name)
 		if n := s.behind(name); n > 0 {
 			wait.Text += fmt.Sprintf(", %d positions behind", n)

@@ -3,7 +3,9 @@ package ops
 import (
 	"cmp"
 	"fmt"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -238,7 +240,7 @@ func (s *ReplicaSetStatus) lanes(gaps []gap) (waits []Wait) {
 		switch r := p.Report; {
 		case p.Paused && !s.PausedAll && s.Head > 0 && p.Position > s.Head && s.At.Sub(p.UpdatedAt) >= passes,
 			r != nil && r.State == orchestrator.LaneBeyond:
-			at.Kind, at.Position, at.Remedy = WaitBeyond, p.Position, fmt.Sprintf("orchestrator rewind %s %s %d", s.ReplicaSet, p.Projection, s.Head)
+			at.Kind, at.Position, at.Remedy = WaitBeyond, p.Position, command("rewind", string(s.ReplicaSet), p.Projection, strconv.FormatInt(s.Head, 10))
 			at.Text = fmt.Sprintf("%s: the event stream ends before the checkpoint at position %d (its highest position is %d): the stream was emptied, restored or replaced, or the projection was set to a position beyond its end. New events up to the checkpoint count as handled. Rewind the projection", where, p.Position, s.Head)
 		case p.Paused:
 			continue
@@ -296,7 +298,7 @@ func (s *ReplicaSetStatus) members() (waits []Wait) {
 			waits = append(waits, Wait{Kind: WaitVacant, Severity: SeverityWarning, Worker: w.Worker, Text: fmt.Sprintf(
 				"worker %s has left, and no replacement came; %s for a worker to reassign %s", w.Worker, partitions, them)})
 		case w.Vacant:
-			waits = append(waits, Wait{Kind: WaitVacant, Severity: SeverityInfo, Worker: w.Worker, Remedy: fmt.Sprintf("orchestrator drain %s %s", s.ReplicaSet, w.Worker),
+			waits = append(waits, Wait{Kind: WaitVacant, Severity: SeverityInfo, Worker: w.Worker, Remedy: command("drain", string(s.ReplicaSet), w.Worker),
 				Text: fmt.Sprintf("worker %s has left; %s up to %s for its replacement", w.Worker, partitions, duration(left))})
 		case w.Alive && left < w.LeaseUntil.Sub(w.LastHeartbeat)/2:
 			waits = append(waits, Wait{Kind: WaitSilent, Severity: SeverityWarning, Worker: w.Worker, Text: fmt.Sprintf(
@@ -324,7 +326,7 @@ func (s *ReplicaSetStatus) absent() (waits []Wait) {
 		}
 		last = p.Projection
 		if !slices.ContainsFunc(alive, func(w WorkerStatus) bool { return slices.Contains(w.Projections, p.Projection) }) {
-			waits = append(waits, Wait{Kind: WaitAbsent, Severity: SeverityWarning, Projection: p.Projection, Remedy: "orchestrator retire " + p.Projection,
+			waits = append(waits, Wait{Kind: WaitAbsent, Severity: SeverityWarning, Projection: p.Projection,
 				Text: fmt.Sprintf("projection %s is in no running program: its events are not handled; run a program that has it, or retire it", p.Projection)})
 		}
 	}
@@ -344,12 +346,27 @@ func (s *ReplicaSetStatus) parked() (waits []Wait) {
 			if n := parked[p.Projection]; n > 1 {
 				text = fmt.Sprintf("%d events are parked", n)
 			}
-			waits = append(waits, Wait{Kind: WaitParked, Severity: SeverityWarning, Projection: p.Projection, Remedy: "orchestrator park list " + p.Projection,
+			waits = append(waits, Wait{Kind: WaitParked, Severity: SeverityWarning, Projection: p.Projection, Remedy: command("park", "list", p.Projection),
 				Text: fmt.Sprintf("projection %s: %s", p.Projection, text)})
 		}
 	}
 	return waits
 }
+
+// command returns a command line of orchestrator to paste into a shell: names are quoted where
+// a shell would read anything else in them.
+func command(args ...string) string {
+	line := "orchestrator"
+	for _, arg := range args {
+		if !plainArgument.MatchString(arg) {
+			arg = "'" + strings.ReplaceAll(arg, "'", `'\''`) + "'"
+		}
+		line += " " + arg
+	}
+	return line
+}
+
+var plainArgument = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.:@/+~-]*$`)
 
 // ago returns when something was, and how long ago that is.
 func ago(now, at time.Time) string {

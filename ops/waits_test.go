@@ -79,12 +79,15 @@ func TestWaits(t *testing.T) {
 			"beyond critical [orchestrator rewind set q 50] 0: projection q, partition 1 of 3: the event stream ends before the checkpoint at position 1000",
 			"paused info [orchestrator resume set q] 0: projection q is paused by order, 40 positions behind",
 		}},
+		"a name that a shell would run is quoted": {func(w *world) {
+			w.Exec(`UPDATE orchestrator_replica_sets SET paused = $1`, `["$(rm -rf ~); it's\n"]`)
+		}, []string{"paused info [orchestrator resume set '$(rm -rf ~); it'\\''s\n'] 0: projection $(rm -rf ~); it's"}},
 		"a paused set": {func(w *world) { w.Exec(`UPDATE orchestrator_replica_sets SET paused = '[""]'`) }, []string{"paused info [orchestrator resume set] 0: the replica set is paused by order"}},
 		"no worker runs a partition": {func(w *world) { w.Exec(`DELETE FROM orchestrator_workers WHERE id = 'w1'`) }, []string{
 			"unowned critical [] 0: projection p, partition 1 of 3: no worker has it", "unowned critical [] 0: projection q, partition 1 of 3: no worker has it",
 		}},
 		"no program has a projection": {func(w *world) { w.Exec(`UPDATE orchestrator_workers SET projections = '["p"]'`) },
-			[]string{"absent warning [orchestrator retire q] 0: projection q is in no running program: its events are not handled"}},
+			[]string{"absent warning [] 0: projection q is in no running program: its events are not handled"}},
 		"a worker without a heartbeat": {func(w *world) {
 			w.Exec(`UPDATE orchestrator_workers SET lease_until = now() + interval '10 s' WHERE id = 'w0'`)
 		},

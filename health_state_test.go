@@ -34,7 +34,7 @@ func TestHealthOfSeveralRuns(t *testing.T) {
 	}{
 		{"Run was not called", nil, true, false, "Run has not been called"},
 		{"one runs", []facts{placed}, true, true, `replica set "orders": runs generation 1`},
-		{"one runs, one begins", []facts{placed, begins}, true, false, ": starts"},
+		{"one runs, one begins", []facts{placed, begins}, true, false, ": is starting"},
 		{"one is stuck", []facts{placed, stuck}, false, false, "has not run for"},
 		{"one runs, one was stopped", []facts{placed, over}, true, true, ": runs"},
 		{"all were stopped", []facts{over, over}, true, false, "was stopped"},

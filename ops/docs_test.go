@@ -10,6 +10,7 @@ import (
 
 	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
 	"github.com/getpup/pupsourcing-orchestrator/internal/testworld"
+	"github.com/getpup/pupsourcing-orchestrator/ops"
 	"github.com/getpup/pupsourcing-orchestrator/pqnotify"
 )
 
@@ -93,8 +94,7 @@ func TestSQLOfTheFirstFiveMinutes(t *testing.T) {
 	})
 }
 
-// A projection that is in no program any more: no reason names it, and nobody reports on it,
-// as docs/operations.md says.
+// A projection that is in no program any more is named, and nothing else is wrong.
 func TestProjectionOfNoProgram(t *testing.T) {
 	w := newWorld(t)
 	cfg := w.Config(w.DB, "set")
@@ -106,20 +106,12 @@ func TestProjectionOfNoProgram(t *testing.T) {
 	testworld.Run(t, cfg, stays)
 	w.Append(50)
 	w.CaughtUp("stays")
-	reported := func() (of map[string]bool) {
-		s, waits := w.Stand("set")
-		if len(waits) > 0 {
-			t.Errorf("the reasons are %v", waits)
-		}
-		of = map[string]bool{}
-		for _, p := range s.Partitions {
-			of[p.Projection] = p.Report != nil
-		}
-		return of
-	}
-	pgtest.Eventually(t, "the worker has reported", func() bool { return reported()["stays"] })
-	if of := reported(); of["left"] || len(of) != 2 {
-		t.Errorf("reports: %v", of)
+	pgtest.Eventually(t, "the worker has reported", func() bool {
+		s, _ := w.Stand("set")
+		return len(s.Partitions) == 2 && s.Partitions[1].Report != nil
+	})
+	if s, _ := w.Stand("set"); len(s.Waits) != 1 || s.Waits[0].Kind != ops.WaitAbsent || s.Waits[0].Projection != "left" {
+		t.Errorf("the reasons are %+v", s.Waits)
 	}
 }
 

@@ -222,7 +222,7 @@ func TestOrderThatWaits(t *testing.T) {
 	pgtest.Eventually(t, "a handler runs", func() bool { return s.handled("slow") == 1 })
 	name := s.status().Workers[0].Worker
 	code, out, errs := s.run("pause", "set", "slow", "-timeout", "1500ms")
-	if code != exitFailed || out != "" || !strings.Contains(errs, "worker "+name+" has not stopped") || !strings.Contains(errs, "the order remains in force") {
+	if code != exitFailed || out != "" || !strings.Contains(errs, "worker "+name+" is still handling event 1 of projection slow") || !strings.Contains(errs, "the order remains in force") {
 		t.Errorf("pause while a handler runs ends with %d: %s%s", code, out, errs)
 	}
 	if out := s.ok("pause", "set", "slow", "-nowait"); !strings.HasPrefix(out, "order given") {

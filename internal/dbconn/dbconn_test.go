@@ -251,8 +251,14 @@ func TestRaw(t *testing.T) {
 		if err := tx.Raw(func(any) bool { return broken }); err != nil {
 			t.Errorf("Raw returned %v", err)
 		}
-		if _, err := tx.ExecContext(t.Context(), `SELECT 1`); (err != nil) != broken {
-			t.Errorf("broken: %t, and the transaction says %v", broken, err)
+		if _, err := tx.ExecContext(t.Context(), `SELECT 1`); err != nil && !broken {
+			t.Errorf("the transaction says %v", err)
+		}
+		if broken { // Raw does not wait until it is closed
+			pgtest.Eventually(t, "the transaction fails", func() bool {
+				_, err := tx.ExecContext(t.Context(), `SELECT 1`)
+				return err != nil
+			})
 		}
 		if err := tx.Rollback(); (err != nil) != broken {
 			t.Errorf("broken: %t, and its end says %v", broken, err)

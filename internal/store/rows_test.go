@@ -258,7 +258,7 @@ func TestUpgradeNamesABadRow(t *testing.T) {
 		}
 	}
 	err := orchestrator.Migrate(t.Context(), db)
-	for _, want := range []string{"orchestrator_workers", "(set, w)", "partitions", "delete it"} {
+	for _, want := range []string{"orchestrator_workers", "(set, w)", "partitions", "delete the row"} {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v; want that it names %s", err, want)
 		}

@@ -259,6 +259,11 @@ func (w *worker[E]) observe(now time.Time) protocol.Input {
 		if unstalled {
 			w.unstalled(now, l, r.Position)
 		}
+		// A stall may begin as something else: a long call, a gap, an outage.
+		if fails(r) && l.watch.Stalled && !l.failedLong {
+			l.log.Error("handler keeps failing, partition stalled", "position", r.Position, "for", now.Sub(l.watch.Since), "attempt", r.Attempts, "error", r.Error)
+		}
+		l.failedLong = l.watch.Stalled && (l.failedLong || fails(r))
 	}
 	if now.Sub(w.watch.reported) > w.cfg.HeartbeatInterval-w.observeEvery()/2 {
 		w.watch.reported, w.watch.due = now, true
@@ -292,12 +297,15 @@ func (w *worker[E]) lanes() []*lane[E] {
 // open transaction, is a warning.
 func (w *worker[E]) stalled(now time.Time, l *lane[E], r LaneReport, gap *GapReport) {
 	reason, lasted := stallReason(&l.watch, now, r, gap), now.Sub(l.watch.Since)
-	if fails := r.State == LaneRetrying || r.Attempts > 0; fails && r.Interruption == "" && r.State != LaneFull {
-		l.log.Error("handler keeps failing, partition stalled", "position", r.Position, "for", lasted, "attempt", r.Attempts, "error", r.Error)
-	} else {
+	if !fails(r) { // that is an error, which observe logs
 		l.log.Warn("partition stalled", "position", r.Position, "for", lasted, "reason", reason)
 	}
 	emit(w.to, w.to.Stalled, Stalled{Source: l.source(), Lane: l.name(), Position: r.Position, For: lasted, Reason: reason})
+}
+
+// fails reports whether the handler has failed at the event that the lane is at.
+func fails(r LaneReport) bool {
+	return (r.State == LaneRetrying || r.Attempts > 0) && r.Interruption == "" && r.State != LaneFull
 }
 
 func (w *worker[E]) unstalled(now time.Time, l *lane[E], position int64) {

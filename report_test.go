@@ -3,6 +3,7 @@ package orchestrator_test
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -334,5 +335,31 @@ func TestReportsCaughtUpOnce(t *testing.T) {
 	}
 	if n := first.Count("waited_for=") + first.Count("duration=0s"); n > 2 { // of the generations with the second
 		t.Errorf("%d lines have keys without a value", n)
+	}
+}
+
+// A stall that begins while a call of the handler takes long is an error too once the handler
+// fails, and is logged as one once.
+func TestStallThatBecomesAFailureIsAnError(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.Append(1)
+	cfg := w.Config(w.DB, "set")
+	cfg.StallAfter = 50 * time.Millisecond
+	log := &testworld.Log{To: t.Output()}
+	cfg.Logger = slog.New(slog.NewTextHandler(log, nil))
+	stalled := func() bool { return log.Count(`level=WARN msg="partition stalled"`) == 1 }
+	testworld.Run(t, cfg, testworld.Effects{Projection: "p", Hook: func(ctx context.Context, _ orchestrator.Event) error {
+		for !stalled() && ctx.Err() == nil { // the first call lasts until then
+			time.Sleep(time.Millisecond)
+		}
+		return errors.New("no route to host")
+	}}.Transactional())
+	const failing = `level=ERROR msg="handler keeps failing, partition stalled"`
+	pgtest.Eventually(t, "the failure is logged as an error", func() bool { return log.Count(failing) > 0 })
+	failures := log.Count("handler failed, will retry")
+	pgtest.Eventually(t, "it has failed again and again", func() bool { return log.Count("handler failed, will retry") > failures+3 })
+	if n := log.Count(failing); n != 1 {
+		t.Errorf("it is logged as an error %d times", n)
 	}
 }

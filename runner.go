@@ -178,9 +178,11 @@ type lane[E any] struct {
 	began   time.Time      // when the batch under way did; zero: none is
 	skipped int            // events of others that were read since the latest commit
 	watch   protocol.Stall // the loop's
-	pace    protocol.Pace  // likewise
-	mu      sync.Mutex
-	status  laneStatus[E]
+	// failedLong: it was logged that the handler keeps failing in this stall; the loop's.
+	failedLong bool
+	pace       protocol.Pace // likewise
+	mu         sync.Mutex
+	status     laneStatus[E]
 }
 
 // source and name are the worker and the lane of an observer's event.

@@ -101,7 +101,7 @@ type gap struct {
 func (s *ReplicaSetStatus) gaps(backends map[int]backend) (gaps []gap) {
 	for _, w := range s.Workers {
 		g := w.Gap
-		if g == nil {
+		if g == nil || !w.Alive { // a worker that is gone waits for nothing
 			continue
 		}
 		i := slices.IndexFunc(gaps, func(o gap) bool { return o.Position == g.Position && slices.Equal(o.Backends, g.Backends) })
@@ -121,11 +121,21 @@ func (s *ReplicaSetStatus) gaps(backends map[int]backend) (gaps []gap) {
 				ends = append(ends, "SELECT gid, prepared, owner FROM pg_prepared_xacts ORDER BY prepared")
 				continue
 			}
-			who = append(who, backends[pid].String(pid))
-			ends = append(ends, fmt.Sprintf("SELECT pg_terminate_backend(%d)", pid))
+			b, open := backends[pid]
+			if !open {
+				continue // it has ended since the report
+			}
+			who = append(who, b.String(pid))
+			if b.since != nil { // another transaction may have the pid when this is run
+				ends = append(ends, fmt.Sprintf("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = %d AND xact_start = '%s'", pid, b.since.UTC().Format("2006-01-02 15:04:05.999999Z07:00")))
+			}
 		}
 		wait.Text = fmt.Sprintf("an open transaction holds the readers back: %s may still commit an event at position %d; nothing after position %d is handled, since %s",
-			cmp.Or(strings.Join(who, ", "), "a transaction that has ended meanwhile"), g.Position, g.Position-1, ago(s.At, g.Since))
+			strings.Join(who, ", "), g.Position, g.Position-1, ago(s.At, g.Since))
+		if len(who) == 0 {
+			wait.Severity = SeverityInfo
+			wait.Text = fmt.Sprintf("the transactions that held the readers back at position %d, since %s, have ended: the readers go on with their next check", g.Position, ago(s.At, g.Since))
+		}
 		wait.Remedy = strings.Join(ends, "; ")
 		gaps = append(gaps, gap{wait, []string{w.Worker}})
 	}
@@ -164,10 +174,11 @@ func (b backend) String(pid int) string {
 var statusBackendsSQL = sqltext.New(`
 SELECT a.pid, coalesce(a.application_name, ''), coalesce(a.usename::text, ''), coalesce(a.state, ''), a.xact_start, {clock}
   FROM pg_stat_activity a
-  JOIN (SELECT DISTINCT b.pid
+  JOIN (SELECT b.pid, max(r.reported_at) AS reported_at
           FROM orchestrator_reports r
          CROSS JOIN LATERAL jsonb_array_elements_text(CASE WHEN jsonb_typeof((r.report -> 'gap') -> 'backends') = 'array' THEN (r.report -> 'gap') -> 'backends' ELSE '[]' END) AS b (pid)
-         WHERE r.replica_set = {set}) w ON w.pid = a.pid::text`)
+         WHERE r.replica_set = {set}
+         GROUP BY 1) w ON w.pid = a.pid::text AND (a.xact_start <= w.reported_at OR a.state IS NULL)`) // state: NULL if the role may not see it
 
 // readBackends reads who holds gaps open, if there are any.
 func (s *ReplicaSetStatus) readBackends(ask querier) (map[int]backend, error) {
@@ -233,19 +244,31 @@ func (s *ReplicaSetStatus) inHand(worker string) (longest *PartitionStatus) {
 // paused projection stands beyond the end is known from the others, which read on and have
 // reported since it got there.
 func (s *ReplicaSetStatus) lanes(gaps []gap) (waits []Wait) {
+	gone := map[string]time.Time{} // workers whose lease has expired, and that no other one has removed
+	for _, w := range s.Workers {
+		if !w.Alive && !w.Vacant {
+			gone[w.Worker] = w.LeaseUntil
+		}
+	}
+	runs := s.Phase == PhaseActive || !slices.ContainsFunc(s.Workers, func(w WorkerStatus) bool { return w.Alive })
 	for i, p := range s.Partitions {
 		at := Wait{Severity: SeverityCritical, Worker: p.Worker, Projection: p.Projection, Partition: &s.Partitions[i].Partition}
 		where := fmt.Sprintf("projection %s, partition %d of %d", p.Projection, p.Partition, p.TotalPartitions)
 		on := ", on worker " + p.Worker
 		switch r := p.Report; {
-		case p.Paused && !s.PausedAll && s.Head > 0 && p.Position > s.Head && s.At.Sub(p.UpdatedAt) >= passes,
-			r != nil && r.State == orchestrator.LaneBeyond:
+		case r != nil && r.State == orchestrator.LaneBeyond:
 			at.Kind, at.Position, at.Remedy = WaitBeyond, p.Position, command("rewind", string(s.ReplicaSet), p.Projection, strconv.FormatInt(s.Head, 10))
 			at.Text = fmt.Sprintf("%s: the event stream ends before the checkpoint at position %d (its highest position is %d): the stream was emptied, restored or replaced, or the projection was set to a position beyond its end. New events up to the checkpoint count as handled. Rewind the projection", where, p.Position, s.Head)
+		case p.Paused && !s.PausedAll && s.Head > 0 && p.Position > s.Head && s.At.Sub(p.UpdatedAt) >= passes:
+			// Head is what workers have seen that may read little, so this is no proof.
+			at.Kind, at.Position, at.Severity = WaitBeyond, p.Position, SeverityWarning
+			at.Text = fmt.Sprintf("%s: it is paused at position %d, and no worker has seen the event stream beyond position %d: the stream may have been emptied, restored or replaced; compare with its highest position before you resume", where, p.Position, s.Head)
 		case p.Paused:
 			continue
-		case p.Worker == "" && s.Phase == PhaseActive:
+		case p.Worker == "" && runs:
 			at.Kind, at.Text = WaitUnowned, where+": no worker has it"
+		case runs && !gone[p.Worker].IsZero():
+			at.Kind, at.Text = WaitUnowned, fmt.Sprintf("%s: the lease of worker %s expired at %s, and no other worker has taken over", where, p.Worker, ago(s.At, gone[p.Worker]))
 		case r == nil:
 			continue
 		case r.State == orchestrator.LaneRefused:
@@ -270,7 +293,7 @@ func (s *ReplicaSetStatus) lanes(gaps []gap) (waits []Wait) {
 		case r.Stalled:
 			at.Kind, at.Position = WaitStalled, r.Position
 			at.Text = fmt.Sprintf("%s%s: stalled at position %d since %s (%s)", where, on, r.Position, ago(s.At, r.Since), r.State)
-			if i := slices.IndexFunc(gaps, func(g gap) bool { return slices.Contains(g.workers, p.Worker) }); i >= 0 {
+			if i := slices.IndexFunc(gaps, func(g gap) bool { return waitsAt(r, g.Position) && slices.Contains(g.workers, p.Worker) }); i >= 0 {
 				gaps[i].Severity, gaps[i].Effects = SeverityCritical, append(gaps[i].Effects, at)
 				continue
 			}
@@ -285,6 +308,12 @@ func (s *ReplicaSetStatus) lanes(gaps []gap) (waits []Wait) {
 	return waits
 }
 
+// waitsAt reports whether a gap is what a stalled lane waits at: it has handled all that was
+// read before it.
+func waitsAt(r *orchestrator.LaneReport, gap int64) bool {
+	return r.State == orchestrator.LaneIdle || r.State == orchestrator.LaneReading && r.Position+1 == gap
+}
+
 // members returns what is wrong with workers, and the places that wait for a replacement.
 func (s *ReplicaSetStatus) members() (waits []Wait) {
 	for _, w := range s.Workers {
@@ -292,7 +321,11 @@ func (s *ReplicaSetStatus) members() (waits []Wait) {
 		if len(w.Partitions) != 1 {
 			partitions, them = "partitions "+protocol.FormatPartitions(w.Partitions)+" wait", "them"
 		}
-		left := w.LeaseUntil.Sub(s.At)
+		left, lease := w.LeaseUntil.Sub(s.At), w.LeaseUntil.Sub(w.LastHeartbeat)
+		reported := w.JoinedAt
+		if w.ReportedAt != nil && w.ReportedAt.After(reported) {
+			reported = *w.ReportedAt
+		}
 		switch {
 		case w.Vacant && left <= 0:
 			waits = append(waits, Wait{Kind: WaitVacant, Severity: SeverityWarning, Worker: w.Worker, Text: fmt.Sprintf(
@@ -300,9 +333,13 @@ func (s *ReplicaSetStatus) members() (waits []Wait) {
 		case w.Vacant:
 			waits = append(waits, Wait{Kind: WaitVacant, Severity: SeverityInfo, Worker: w.Worker, Remedy: command("drain", string(s.ReplicaSet), w.Worker),
 				Text: fmt.Sprintf("worker %s has left; %s up to %s for its replacement", w.Worker, partitions, duration(left))})
-		case w.Alive && left < w.LeaseUntil.Sub(w.LastHeartbeat)/2:
+		case w.Alive && left < lease/2:
 			waits = append(waits, Wait{Kind: WaitSilent, Severity: SeverityWarning, Worker: w.Worker, Text: fmt.Sprintf(
 				"worker %s has sent no heartbeat for %s: it can't reach the database, or hangs; the others take over in %s", w.Worker, duration(s.At.Sub(w.LastHeartbeat)), duration(left))})
+		}
+		if w.Alive && left >= lease/2 && s.At.Sub(reported) > max(lease/2, passes) {
+			waits = append(waits, Wait{Kind: WaitSilent, Severity: SeverityWarning, Worker: w.Worker, Text: fmt.Sprintf(
+				"worker %s sends heartbeats and has not reported for %s: what it does is not known; its log says why", w.Worker, duration(s.At.Sub(reported)))})
 		}
 		if w.Alive && w.LeaseOnly != "" {
 			waits = append(waits, Wait{Kind: WaitLeaseOnly, Severity: SeverityInfo, Worker: w.Worker, Text: fmt.Sprintf(
@@ -358,6 +395,9 @@ func (s *ReplicaSetStatus) parked() (waits []Wait) {
 func command(args ...string) string {
 	line := "orchestrator"
 	for _, arg := range args {
+		if strings.HasPrefix(arg, "-") {
+			line += " --" // flags may stand anywhere
+		}
 		if !plainArgument.MatchString(arg) {
 			arg = "'" + strings.ReplaceAll(arg, "'", `'\''`) + "'"
 		}
@@ -366,7 +406,7 @@ func command(args ...string) string {
 	return line
 }
 
-var plainArgument = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.:@/+~-]*$`)
+var plainArgument = regexp.MustCompile(`^[A-Za-z0-9_-][A-Za-z0-9_.:@/+-]*$`)
 
 // ago returns when something was, and how long ago that is.
 func ago(now, at time.Time) string {

@@ -37,12 +37,11 @@ const maxPartitions = protocol.Slots
 // All workers of a replica set should have the same timeouts.
 type Config[E any] struct {
 	// DB is the database through which workers coordinate. It holds the library's tables;
-	// checkpoints and the writes of transactional projections are committed there. The
-	// worker needs two connections for coordination, of which it keeps one, one to read
-	// events (of the EventStore's database, if that is another), and one for the
-	// transaction of each transactional projection on each partition, beside those that
-	// handlers take themselves. Let the pool keep as many idle (sql.DB.SetMaxIdleConns,
-	// whose default is 2).
+	// checkpoints and the writes of transactional projections are committed there. The worker
+	// needs two connections for coordination, of which it keeps one open; one to read events
+	// (from the EventStore's pool, if that is another); one for each projection on each
+	// partition; and those that handlers take themselves. Allow the pool to keep that many
+	// idle (sql.DB.SetMaxIdleConns, whose default is 2).
 	DB *sql.DB
 	// EventStore is where the events come from.
 	EventStore EventStore[E]
@@ -57,15 +56,16 @@ type Config[E any] struct {
 	// HeartbeatInterval is how often the worker renews its lease and checks for a new
 	// generation. At least 10ms. Default: 5s.
 	HeartbeatInterval time.Duration
-	// StaleWorkerTimeout is the length of the lease: how long the partitions of a worker
-	// stay idle after its last heartbeat if it is frozen, or if its crash can't be
-	// detected sooner (see LeaseOnly). A worker that can't reach the database gives up
-	// its lease by itself after four fifths of it. At least three times
-	// HeartbeatInterval. Default: 30s.
+	// StaleWorkerTimeout is the length of the lease: how long the partitions of a worker stay
+	// idle after its last heartbeat if its process is frozen or its machine is lost (with
+	// LeaseOnly, also if it crashes). A worker that can't reach the database gives up its
+	// lease by itself after four fifths of it. At least three times HeartbeatInterval.
+	// Default: 30s.
 	StaleWorkerTimeout time.Duration
-	// CoordinationTimeout is how long a handler may continue after it was asked to stop.
-	// After half of it, the handler's context is cancelled; after all of it, Run returns
-	// ErrCoordinationTimeout. Default: 60s.
+	// CoordinationTimeout is how long a handler may continue after its worker was asked to
+	// stop. After half of it, the handler's context is cancelled; after all of it, Run returns
+	// ErrCoordinationTimeout. So set it to more than twice the time of the slowest handler.
+	// Default: 60s.
 	CoordinationTimeout time.Duration
 	// BatchSize is the largest number of events that are handled between two commits.
 	// Default: 100.
@@ -75,25 +75,25 @@ type Config[E any] struct {
 	// in its own order. If handlers wait for I/O, several partitions in one worker do as
 	// much as several workers. At most 5040. Default: 1.
 	Partitions int
-	// MaxPartitions is the largest number of partitions of the replica set. Workers beyond
-	// it are standbys. The value of the newest worker applies. At most 5040.
-	// Default: 0, as many as the workers take.
+	// MaxPartitions is the largest number of partitions of the replica set. Workers beyond it
+	// are standbys. If values differ, that of the newest worker applies. At most 5040.
+	// Default: 0, the sum of all workers' Partitions.
 	MaxPartitions int
-	// JoinWindow is how long the first of several joining workers waits for the others,
-	// so that they cost one new generation. Default: 500ms.
+	// JoinWindow is how long the first joining worker waits for others, so that they share one
+	// new generation. Default: 500ms.
 	JoinWindow time.Duration
-	// ReplacementWindow is how long this worker's partitions are reserved for a
-	// replacement after Run was asked to stop. The next worker that joins takes them over
-	// unchanged, so a rolling update that stops a pod before it starts the next one pauses
-	// no other worker. Set it a little longer than the time between the last handler of a
-	// pod and the start of its replacement. No worker handles the events of these
-	// partitions meanwhile. If no worker joins in time, the others share them, with a pause of some
-	// ten milliseconds, as they do at once without a window. No partitions are reserved
-	// by a worker that crashes, ends with an error or could not end all of its commits,
-	// nor by CatchUp. From 1ms to 1h. Default: 0, nothing is reserved.
+	// ReplacementWindow is how long this worker's partitions are reserved for a replacement
+	// after Run was asked to stop. The next worker that joins takes them over unchanged, so a
+	// rolling update that stops a pod before it starts the next one pauses no other worker.
+	// Set it a little longer than the time between the end of a pod and the start of its
+	// replacement. In between, no worker handles these partitions. If no worker joins in time,
+	// the others re-partition. No partitions are reserved after a crash, an error or a commit
+	// that could not be finished, or by CatchUp. From 1ms to 1h. Default: 0, nothing is
+	// reserved.
 	ReplacementWindow time.Duration
-	// PollInterval is the longest time between two polls for new events when there are
-	// none. After an event, polls come quickly, and then ever less often. Default: 1s.
+	// PollInterval is the longest time between two polls for new events when there are none.
+	// After an event, polls are milliseconds apart; without events they become less frequent.
+	// Default: 1s.
 	PollInterval time.Duration
 	// ReadAheadBytes is about how much of the event stream may be kept in memory: events
 	// that are read ahead of the handlers, and events that slower projections have not
@@ -109,19 +109,18 @@ type Config[E any] struct {
 	Failures map[string]FailureRule
 
 	// Around wraps each call of a handler, for traces, logs, metrics and deadlines. It must
-	// call next once, with its own ctx or one derived from that, wait for it, and return
-	// its error or another one; the error that it returns counts as the handler's. A panic
-	// of the handler is a *PanicError that next returns. If Around returns nil without
-	// calling next, calls it twice, or returns before next does, the call has failed.
-	// EventsFrom(ctx) returns the events. Around is called concurrently, and not for an
-	// event that can't be read. Default: none.
+	// call next once, with its own ctx or one derived from it, and wait for it. The error that
+	// Around returns counts as the handler's. A panic of the handler is a *PanicError that
+	// next returns. If Around returns nil without calling next, calls it twice, or returns
+	// before next does, the call has failed. EventsFrom(ctx) returns the events. Around is
+	// called concurrently, and not for an event that can't be read. Default: none.
 	Around func(ctx context.Context, d Delivery, next func(ctx context.Context) error) error
 
-	// LeaseOnly disables fast crash detection. By default the worker keeps one connection
-	// of DB for itself, and other workers detect a crash within two seconds, because that
-	// connection ends. In return, running handlers are cancelled, and called again, when
-	// the worker can't reach the database for 0.65s. Set LeaseOnly if handlers take long
-	// and must not be cancelled; a crash is then noticed when the lease is over.
+	// LeaseOnly disables fast crash detection. By default the worker keeps one connection of
+	// DB for itself, and other workers detect a crash within two seconds, because that
+	// connection ends. In return, a worker that can't reach the database for 0.65s cancels its
+	// running handlers, and calls them again when it can. Set LeaseOnly if handlers take long
+	// and must not be cancelled. A crash is then noticed when the lease ends.
 	//
 	// LeaseOnly is implied, and that is logged once: behind a transaction pooler, where
 	// most answers of the database take more than 0.1s, where handlers were cancelled again
@@ -152,8 +151,8 @@ type Config[E any] struct {
 	// Observer has functions that are called when something happens, for metrics and
 	// traces. Default: none.
 	Observer *Observer
-	// StallAfter is how long a partition of a projection may not move, although there is
-	// something for it to handle, before that is logged and reported to
+	// StallAfter is the time without progress, although there are events to handle, after
+	// which a partition of a projection is stalled. That is logged and reported to
 	// Observer.Stalled, with the reason. Default: 1 minute.
 	StallAfter time.Duration
 
@@ -221,16 +220,17 @@ const (
 // FailureRule is when a projection's handler has failed often enough, and what happens
 // then. Zero fields mean their defaults. Each worker counts for itself, from 0.
 //
-// These failures are retried and not counted: deadlocks and serialization failures
-// (SQLSTATE 40P01, 40001); and interruptions, which are not even attempts. A call was
-// interrupted if the library has cancelled its context; if the handler's connection to the
-// database was lost or could not be made (08…; for a transactional projection, everything
-// that a lost connection looks like); or if the server stops, starts or is full (57P01 to
-// 57P05, 53300). If more than three times Attempts of them, cancelled contexts apart, come in
-// a row at the same event, alone, over more than StaleWorkerTimeout, each further one counts.
+// These failures are retried and not counted: deadlocks and serialization failures (SQLSTATE
+// 40P01, 40001); and interruptions, which are not even attempts. A call was interrupted if the
+// library has cancelled its context; if the handler's connection to the database was lost or
+// could not be made (08…; for a transactional projection, everything that a lost connection
+// looks like); or if the server stops, starts or is full (57P01 to 57P05, 53300). These
+// failures, except cancelled contexts, count if they repeat at the same event alone: once
+// there were more than three times Attempts of them in a row, over more than
+// StaleWorkerTimeout, each further one counts.
 //
-// All other failures count at once, also those by a limit of the handler's own:
-// statement_timeout, lock_timeout, temp_file_limit, a deadline, a transaction left idle.
+// All other failures count at once, also those of limits: statement_timeout, lock_timeout,
+// temp_file_limit, the handler's own deadline, a transaction left idle.
 type FailureRule struct {
 	// Policy is what happens when the handler has failed often enough.
 	Policy FailurePolicy

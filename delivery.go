@@ -40,27 +40,28 @@ type Delivery struct {
 	// Events is the number of events of the call: 1, except for batches.
 	Events int
 	// Attempt is 1 for the first call with the event, and 1 more after each failure. An
-	// interruption is not a failure (see FailureRule). The worker counts, and starts anew
-	// with each generation; the count of a parked event is stored with it. In a batch,
-	// failures count only when the event stands alone.
+	// interruption is not a failure (see FailureRule). Each worker counts for itself, from 1
+	// again in each generation; the count of a parked event is stored with it. In a batch, a
+	// failure counts only when the event is alone.
 	Attempt int
 	// Replay is why the event is a replay. Default: NoReplay, it is none.
 	Replay Replay
 }
 
-// Replay is why a handler is called with an event that its projection has gone past
-// already. More values may be added. Events that are handled again after ops.Rewind are
-// not replays: it is not recorded what was handled before.
+// Replay is why a handler is called with an event that its projection, or the live version of
+// it, has already passed. More values may be added. Events after an ops.Rewind are not marked
+// as replays: the library does not record which of them were handled before.
 type Replay string
 
 const (
-	// NoReplay means that the projection has not gone past the event, as far as is known.
+	// NoReplay means that the projection has not passed the event, as far as the library
+	// knows.
 	NoReplay Replay = ""
 	// ReplayParked means that the event was parked, and is retried: see ops.RetryParked.
 	ReplayParked Replay = "parked"
-	// ReplayRebuild means that the projection is a rebuild, and the live version has
-	// handled the event: see WithRebuildOf. Update the read model, and leave out other
-	// effects, such as mail, which the live version has had.
+	// ReplayRebuild means that the projection is a rebuild, and the live version has handled
+	// the event: see WithRebuildOf. Update the read model, and leave out other effects, such
+	// as mail: the live version has had them.
 	ReplayRebuild Replay = "rebuild"
 )
 

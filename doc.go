@@ -1,8 +1,8 @@
-// Package orchestrator runs the projections of one PostgreSQL event stream in any number
-// of worker processes, which share the stream out among themselves and coordinate through
-// PostgreSQL alone.
+// Package orchestrator runs projections of one PostgreSQL event stream in any number of worker
+// processes. The workers divide the events among themselves, and coordinate through PostgreSQL
+// alone.
 //
-// This is a whole worker. Start as many copies of it as you like:
+// This is a complete program. Start as many copies of it as you like:
 //
 //	func main() {
 //		db, err := sql.Open("postgres", os.Getenv("DATABASE_URL"))
@@ -39,9 +39,9 @@
 //   - What Transactional and Batch write through their transaction is committed exactly
 //     once. Plain and PlainBatch handle an event at least once.
 //   - The events of one aggregate are handled in order.
-//   - No two workers handle the same partition of a projection at the same time. A process
-//     that was frozen for longer than its lease is the one exception, and nothing that it
-//     does then can be committed.
+//   - No two workers handle the same partition of a projection at the same time. There are two
+//     exceptions: a process that was frozen for longer than its lease, and a handler that
+//     continues after its context was cancelled. Neither can commit its transaction.
 //
 // # Generations
 //
@@ -57,15 +57,15 @@
 //	               or are dead                          └─┘ another change: g+2
 //
 // While a generation drains, workers finish the events in hand, commit and stop. The
-// transaction that activates it also hands the checkpoints over to the new partitions, so
-// that each starts exactly where its events were handled up to.
+// transaction that activates it also hands the checkpoints over to the new partitions, so that
+// each continues exactly where its events were left.
 //
 // # Who is authoritative
 //
 //   - Membership and generations: the rows of the replica set, changed under its lock by
 //     any worker. There is no leader.
-//   - Whether a worker may go on: its own monotonic clock. It gives up its lease before
-//     others may count it as dead.
+//   - Whether a worker may continue: its own monotonic clock. It gives up its lease before
+//     others may remove it.
 //   - Progress: the checkpoint row. A commit names the generation and the position that
 //     it starts from; if either has changed, all of it is rolled back.
 //   - What can be read: the locks on the events table. See [Table].
@@ -73,7 +73,7 @@
 // # What happens when
 //
 //   - A worker is asked to stop: it finishes the events in hand, commits and leaves. The
-//     others re-partition within a second, with Config.Notifier at once.
+//     others re-partition within a second; with Config.Notifier, at once.
 //   - A worker crashes: its dedicated connection ends, and the others take over within two
 //     seconds. Under Config.LeaseOnly they do when its lease is over. What it had not
 //     committed is handled again.
@@ -85,14 +85,13 @@
 //   - A handler does not return: after CoordinationTimeout its worker's Run returns
 //     [ErrCoordinationTimeout]. The others wait for its lease to end.
 //   - A reply to COMMIT is lost: the checkpoint row says whether it was committed.
-//   - The database is away: all workers wait, and then go on.
+//   - The database does not answer: all workers wait, and continue when it answers.
 //
 // # More
 //
-// docs/getting-started.md begins with an empty database, docs/concepts.md explains each
-// word, docs/projections.md each kind and failure rule, docs/event-stores.md what is
-// assumed of an events table, docs/operations.md what to do at 3 a.m., and
-// docs/messages.md every log line and error. Package ops has status and orders, package
-// importer the way over from processors that are run by hand. ARCHITECTURE.md has the
-// reasons.
+// docs/getting-started.md begins with an empty database, docs/concepts.md explains each word,
+// docs/projections.md each kind and failure rule, docs/event-stores.md what is assumed of an
+// events table, docs/operations.md what to do at 3 a.m., and docs/messages.md every log line
+// and error. Package ops has status and orders, package importer takes over the progress of
+// processors with fixed partitions. ARCHITECTURE.md has the reasons.
 package orchestrator

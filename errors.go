@@ -21,21 +21,21 @@ var (
 	ErrSchema = store.ErrSchema
 
 	// ErrProjectionTaken is returned by Run and importer.Import when a living worker of
-	// another replica set runs a projection of that name. Rename one of the two, or stop
-	// it there: when the last worker that runs it has left, the projection moves over
-	// with its progress.
+	// another replica set runs a projection of that name. Rename one of the two, or stop the
+	// other: when the last worker that runs it has left, this replica set can run the
+	// projection from where it stopped.
 	ErrProjectionTaken = errors.New("orchestrator: projection is taken")
 
-	// ErrCoordinationTimeout is returned by Run when a handler did not return within
-	// CoordinationTimeout of being asked to stop. The message names the projection, the
-	// partition and the position. The handler may still run, so end the process; the
-	// other workers wait until the worker's lease is over.
+	// ErrCoordinationTimeout is returned by Run when a handler has not returned
+	// CoordinationTimeout after it was asked to stop. The message names the projection, the
+	// partition and the position. The handler may still run, so end the process; the other
+	// workers wait until the worker's lease is over.
 	ErrCoordinationTimeout = errors.New("orchestrator: coordination timeout")
 
-	// ErrGenerationSuperseded is the cause (context.Cause) of a handler's cancelled
-	// context when the handler took too long to stop for a newer generation, or for the
-	// end of Run. Return; what was not committed is handled again by the next owner of
-	// the partition. Run never returns it.
+	// ErrGenerationSuperseded is the cause (context.Cause) of a handler's cancelled context
+	// when the handler took too long to stop for a newer generation, or for the end of Run.
+	// Return: the next owner of the partition handles again what was not committed. Run never
+	// returns it.
 	ErrGenerationSuperseded = errors.New("orchestrator: generation superseded")
 
 	// ErrLeaseLost is the cause of a handler's cancelled context when the worker has
@@ -44,9 +44,9 @@ var (
 	// it can.
 	ErrLeaseLost = errors.New("orchestrator: lease lost")
 
-	// ErrSuspended is the cause of a handler's cancelled context when the worker could
-	// not reach the database for a moment, and others may take it for dead. Return; the
-	// event is handled again, here or elsewhere, when the database answers. Run never
+	// ErrSuspended is the cause of a handler's cancelled context when the worker could not
+	// reach the database for a moment, so that other workers may remove it. Return: the event
+	// is handled again, by this worker or another, when the database answers. Run never
 	// returns it. See Config.LeaseOnly.
 	ErrSuspended = errors.New("orchestrator: handler suspended: database unreachable")
 
@@ -57,14 +57,14 @@ var (
 )
 
 // Permanent marks err as an error that no retry can fix, such as an event of a version that
-// the handler does not know. When a handler returns it, or an error that wraps it, its
-// failure policy applies at once, whatever FailureRule.Attempts is. RetryForever still calls
-// the handler again, in case an operator fixes what it depends on, each time after
-// Retry.Max.
+// the handler does not know. When a handler returns it, or an error that wraps it, its failure
+// policy applies at once, whatever FailureRule.Attempts is. Under RetryForever the handler is
+// still called again, each time after Retry.Max, in case an operator fixes what it depends on.
 //
-// A failed batch is still halved until the event at fault stands alone, and a transactional
-// handler is called once more after what precedes the event has been committed. If the
-// library has interrupted the handler (see FailureRule), its error has no effect.
+// In two cases the handler is called again all the same: a failed batch is halved until the
+// event at fault is alone, and a transactional handler gets the event once more after the
+// events before it were committed. If the library has interrupted the handler (see
+// FailureRule), Permanent has no effect.
 //
 // The result has the text of err and wraps it. Permanent(nil) is nil.
 func Permanent(err error) error {

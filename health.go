@@ -26,16 +26,16 @@ type Health struct {
 	// Run is called, after Run's context has ended, and while the database is away, for
 	// however long.
 	Live bool
-	// Ready is true once the worker has its place in the replica set: it runs its
-	// partitions, or is a standby. It stays true while others join and leave, and while
-	// the database is away, which all workers notice at once. It is false before that,
-	// after the worker was asked to stop, and while the worker has no place although the
-	// database answers, for longer than a re-partition may take: twice
-	// CoordinationTimeout + StaleWorkerTimeout.
+	// Ready is true once the worker has its place in the replica set: it runs its partitions,
+	// or is a standby. It stays true while others join and leave, and while the database is
+	// away, which all workers notice at once. It is false before that, after the worker was
+	// asked to stop, and when the worker has had no place for twice CoordinationTimeout +
+	// StaleWorkerTimeout, which is longer than a re-partition may take, although the database
+	// answers.
 	Ready bool
-	// Detail describes the state, with a line for each call of Run that has not
-	// returned. The words are fixed, since anyone who reaches the port of the probes can
-	// read them: the text of an error is in the log only.
+	// Detail describes the state, with a line for each call of Run that has not returned. It
+	// never has the text of an error, which is in the log only: anyone who reaches the port of
+	// the probes can read Detail.
 	Detail string
 }
 

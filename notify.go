@@ -20,10 +20,10 @@ import (
 //
 // Workers of a process whose Notifiers are equal (==) share a connection.
 type Notifier interface {
-	// Listen connects, listens to the channels (quote their names), calls up when it
-	// does, and from then on calls heard for each notification. It returns when ctx
-	// ends, or with the error of the connection; then it is called again after a
-	// while. There is one call at a time.
+	// Listen connects and listens to the channels (quote their names). Then it calls up, and
+	// from then on heard for each notification. It returns when ctx ends, or with the error of
+	// the connection; in that case it is called again after a while. There is one call at a
+	// time.
 	Listen(ctx context.Context, channels []string, up func(), heard func(channel, payload string)) error
 }
 

@@ -85,7 +85,7 @@ type Lane struct {
 }
 
 // GenerationOpened is passed to the Observer of the one worker that has opened a generation,
-// once. A generation that an order has opened (such as ops.Pause) is reported by
+// once. A generation that an operator's order has opened (such as ops.Pause) is reported by
 // GenerationActivated only.
 type GenerationOpened struct {
 	Source
@@ -187,9 +187,9 @@ type LeaseLost struct {
 	Generation int64
 }
 
-// CoordinationTimeout is passed to the Observer of a worker whose handlers did not return
-// within Config.CoordinationTimeout of being asked to stop, once. Run returns
-// ErrCoordinationTimeout.
+// CoordinationTimeout is passed to the Observer of a worker whose handlers have not returned
+// Config.CoordinationTimeout after they were asked to stop. It is called once; Run then
+// returns ErrCoordinationTimeout.
 type CoordinationTimeout struct {
 	Source
 	// Generation is the one under which the handlers run.
@@ -209,9 +209,9 @@ type BatchCommitted struct {
 	Skipped int
 	// Position is the one up to which everything is handled.
 	Position int64
-	// Duration is the time since the batch began: since its transaction was begun, or,
-	// without one, since the first call of the handler, or, without any call, since the
-	// update of the checkpoint was sent.
+	// Duration is the time since the batch began: from the start of its transaction. For a
+	// plain projection it is from the first call of the handler, or, if there was none, from
+	// the update of the checkpoint.
 	Duration time.Duration
 }
 
@@ -236,8 +236,7 @@ type HandlerFailed struct {
 	// Attempt is how often the handler has failed at the event, this time included. 0:
 	// an event of a batch has failed, and it is not known which.
 	Attempt int
-	// Final is true if the handler is not called again for the event by itself: Run
-	// ends, or the event is parked.
+	// Final is true if the library will not retry the event: Run ends, or the event is parked.
 	Final bool
 	// RetryIn is the time until the next attempt. 0 if Final.
 	RetryIn time.Duration
@@ -246,7 +245,8 @@ type HandlerFailed struct {
 }
 
 // EventParked is passed to the Observer of a worker for each event that it has parked: under
-// the policy ParkEvents, by order (ops.Park), or behind an earlier event of its aggregate.
+// the policy ParkEvents, by an operator (ops.Park), or behind an earlier event of its
+// aggregate.
 type EventParked struct {
 	Source
 	Lane
@@ -255,11 +255,12 @@ type EventParked struct {
 	// AggregateID is the event's.
 	AggregateID string
 	// Attempts is how often the handler has failed at the event. 0: the handler was not
-	// called, since an earlier event of the aggregate is parked, or by order.
+	// called, because an earlier event of the aggregate is parked or an operator parked this
+	// one.
 	Attempts int
 	// Err is the last failure. Nil if Attempts is 0.
 	Err error
-	// Ordered is true if the event was parked by order.
+	// Ordered is true if an operator parked the event (ops.Park).
 	Ordered bool
 }
 

@@ -166,8 +166,8 @@ func (c Config[E]) carried(ctx context.Context, projections []Projection[E]) (re
 // event store must be a HeadStore.
 //
 // CatchUp does not return before ctx ends if a projection is paused, if its handler always
-// fails under RetryForever, or if the live version that it follows (WithRebuildOf) does
-// not get there. Give ctx a deadline, or the projection the policy StopOnFailure.
+// fails under RetryForever, or if it is a rebuild (WithRebuildOf) whose live version does not
+// catch up. Give ctx a deadline, or the projection the policy StopOnFailure.
 func (o *Orchestrator[E]) CatchUp(ctx context.Context, projections []Projection[E]) error {
 	names, err := projectionNames(projections)
 	if err != nil {

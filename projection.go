@@ -13,11 +13,10 @@ import (
 // one or more of the interfaces below. Its name identifies its progress: another name is
 // another projection, which starts at the first event or at its Start.
 //
-// Handle is called with the events of this worker's partitions, one at a time, and in
-// order for each aggregate. When it returns nil, the event is handled as soon as the
-// checkpoint is committed, after the batch. If the worker dies in between, the next owner
-// of the partition handles the event again. So Handle should be idempotent, or the
-// projection transactional.
+// Handle is called with the events of this worker's partitions, one at a time, and in order
+// for each aggregate. After the batch the library commits the checkpoint; the events are
+// handled then. If the worker dies before that, the next owner of the partition handles them
+// again. So Handle should be idempotent, or the projection transactional.
 //
 // When Handle returns an error, panics or ends its goroutine, the event is retried (see
 // Config.Retry and Config.OnFailure). The partition of the projection waits; everything
@@ -67,10 +66,9 @@ type EventTypedProjection[E any] interface {
 // It is a READ COMMITTED transaction of Config.DB. The server ends it if it is idle for
 // StaleWorkerTimeout: a handler must not take that long between two statements.
 //
-// The handler must not end the transaction, and must close the rows of its queries; if it
-// does otherwise, it has failed. It may use savepoints. It may also SET ROLE and SET
-// search_path, LOCAL or not: both apply to the rest of the batch, and are reset before the
-// commit.
+// The handler must not end the transaction, and must close the rows of its queries; otherwise
+// it has failed. It may use savepoints. It may also SET ROLE and SET search_path, LOCAL or
+// not: both apply to the rest of the batch, and are reset before the commit.
 type TransactionalProjection[E any] interface {
 	Projection[E]
 	// HandleTx handles one event, and writes through tx.
@@ -79,7 +77,7 @@ type TransactionalProjection[E any] interface {
 
 // BatchProjection is a TransactionalProjection that handles up to BatchSize events in one
 // call. HandleBatch is called in place of Handle and HandleTx. When it fails, nothing of the
-// batch is committed, and shorter batches are tried until the event at fault stands alone.
+// batch is committed, and the library tries shorter batches until the event at fault is alone.
 type BatchProjection[E any] interface {
 	Projection[E]
 	// HandleBatch handles events, in ascending order of positions, and writes through tx.
@@ -87,21 +85,21 @@ type BatchProjection[E any] interface {
 }
 
 // PlainBatchProjection is a Projection that handles up to BatchSize events in one call,
-// without a transaction: for search indexes, brokers and the like. HandlePlainBatch is
-// called in place of Handle. When it returns nil, the events are handled as soon as the
-// checkpoint is committed, right after it. When it fails, shorter batches are tried until
-// the event at fault stands alone, and events that it has handled are handled again. So it
-// should be idempotent.
+// without a transaction: for search indexes, brokers and the like. HandlePlainBatch is called
+// in place of Handle. When it returns nil, the library commits the checkpoint; the events are
+// handled then. When it fails, the library tries shorter batches until the event at fault is
+// alone. Events that the failed call has already handled are handled again, so it should be
+// idempotent.
 type PlainBatchProjection[E any] interface {
 	Projection[E]
 	// HandlePlainBatch handles events, in ascending order of positions.
 	HandlePlainBatch(ctx context.Context, events []E) error
 }
 
-// Tx is the transaction of a handler, which the handler can use and not end. All methods
-// but Raw are those of *sql.Tx (sqlc and others call this set DBTX). A statement that would
-// end the transaction (COMMIT, ROLLBACK, END, ABORT, PREPARE TRANSACTION) is refused, and
-// the handler has failed. A Tx can't be used after the handler has returned.
+// Tx is the transaction of a handler. The handler can't end it. All methods but Raw are those
+// of *sql.Tx (sqlc and others call this set DBTX). A statement that would end the transaction
+// (COMMIT, ROLLBACK, END, ABORT, PREPARE TRANSACTION) is refused, and the handler has failed.
+// A Tx can't be used after the handler has returned.
 type Tx interface {
 	// ExecContext is that of *sql.Tx.
 	ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error)
@@ -180,8 +178,8 @@ func WithRetry(r Retry) ProjectionOption {
 	return func(p *projectionSettings) { p.retry = &r }
 }
 
-// WithStallAfter sets how long a partition of the projection may not move before that is
-// reported. More than 0; set it to longer than its handler may take. Default:
+// WithStallAfter sets the time without progress after which a partition of the projection is
+// reported as stalled. More than 0; set it above the time of the slowest handler. Default:
 // Config.StallAfter.
 func WithStallAfter(d time.Duration) ProjectionOption {
 	return func(p *projectionSettings) { p.stall = &d }

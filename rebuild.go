@@ -17,10 +17,10 @@ import (
 // For the projections of the constructors there is WithRebuildOf.
 //
 // It has its own name and read model, which it builds from the first event on, in the live
-// version's replica set or in another one. It goes as far as the live version has handled
-// the stream, and no further. So each event is a replay: Delivery.Replay is ReplayRebuild,
-// and the handler must leave out effects beyond the read model. ops.Promote then lets it
-// take the live version's place: from there on its events are new.
+// version's replica set or in another one. It never handles an event that the live version has
+// not handled. So each event is a replay: Delivery.Replay is ReplayRebuild, and the handler
+// must leave out effects beyond the read model. ops.Promote makes it the live version: from
+// then on its events are new.
 //
 // RebuildOf counts when the first worker runs the projection. Run returns ErrInvalidConfig
 // if the live version has never run, was retired or is not live.

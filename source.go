@@ -24,9 +24,9 @@ type Record[E any] struct {
 	// Event is what handlers are called with.
 	Event E
 	// Err is why the event could not be read or decoded; nil: it could. Position and
-	// AggregateID must be set all the same. Handlers are not called with the event, which
-	// has failed for its projection (see Config.OnFailure) and is read again before the
-	// next attempt. Other partitions and projections go on.
+	// AggregateID are required nevertheless. The handler is not called: the event has failed
+	// for its projection (see Config.OnFailure), and is read again before the next attempt.
+	// Other partitions and projections continue.
 	Err error
 	// Size is about how many bytes the event takes in memory, for
 	// Config.ReadAheadBytes. 0: it is estimated.
@@ -92,9 +92,9 @@ type Page[E any] struct {
 	// record, if what follows is out of scope or was deleted. 0: the position of the last
 	// record.
 	Through int64
-	// More is true if there may be more events now, so that the next Read need not wait.
-	// It is implied by a page of ReadRequest.Limit records. If it is false, the stream
-	// is taken to end at Through for now.
+	// More is true if there may be more events now: then the next Read follows at once. A page
+	// of ReadRequest.Limit records implies it. If it is false, the stream ends at Through for
+	// now.
 	More bool
 }
 

@@ -40,14 +40,14 @@ const (
 )
 
 // StartNow starts at the end of the stream as it is when the first worker joins with the
-// projection: for example, for a mailer that must not mail for old events. Every event that
-// is committed later is handled, whatever its position. No event is handled that was final
-// when the worker began to join; an event above the position of an open transaction is not
-// final.
+// projection: for example, for a mailer that must not mail for old events. Every event that is
+// committed later is handled, whatever its position. Events that were final when the worker
+// began to join are not handled. (An event above a position that an open transaction has taken
+// is not final.)
 //
 // The event store must be a FinalStore, as Table is. Before it joins for the first time, the
-// worker waits for the transactions that append events at that time. If one stays open, that
-// is logged, with its server process.
+// worker waits for the transactions that are appending events. If one stays open, the log
+// names its server process.
 func StartNow() Start { return Start{kind: startNow} }
 
 // StartAfter starts with the first event above a position, which is at least 0. Run refuses a
@@ -84,10 +84,10 @@ type StartingProjection[E any] interface {
 
 // FinalStore is an EventStore that knows up to where its stream is final, for StartNow.
 type FinalStore interface {
-	// Final returns the position up to which the stream is final: no event can become
-	// visible later at or below it. That may be below the highest position, if an open
-	// transaction has taken a lower one. 0: nothing is final. It is called once with
-	// plenty of time, and then, while other workers wait, with a second or two.
+	// Final returns the position up to which the stream is final: no event can become visible
+	// later at or below it. That may be below the highest position, if an open transaction has
+	// taken a lower one. 0: nothing is final. The first call has plenty of time; a later one,
+	// while other workers wait, a second or two.
 	Final(ctx context.Context) (position int64, err error)
 }
 

@@ -97,12 +97,13 @@ func RunMigrations(db *sql.DB) error { return Migrate(context.Background(), db) 
 // an error that names the server process, its user and its application_name. Other sessions
 // wait behind it for about a second at most.
 //
-// The tables go into the schema of InSchema, which Migrate creates if it is missing; without
-// InSchema into the first schema of the search path, unless another schema on it has them.
-// Tables of the same names are refused if they have other columns, or if their owner is
-// neither the current role, nor a superuser, nor the owner of the schema or the database. A
-// superuser or the owner of the database is refused a schema of InSchema whose owner is none
-// of these; migrate as its owner. When Migrate refuses, it has changed nothing.
+// Migrate creates the tables in the schema of InSchema, which it creates if it is missing.
+// Without InSchema, it uses the schema of the search path that has the tables, or else the
+// first one. Tables of the same names are refused if they have other columns, or if their
+// owner is neither the current role, nor a superuser, nor the owner of the schema or the
+// database. If another role owns the schema of InSchema, Migrate refuses to run as a superuser
+// or as the owner of the database: run it as the schema's owner. When Migrate refuses, it has
+// changed nothing.
 //
 // WithSQL adds SQL of the program's own. If that fails, the error says so: the library's
 // tables are migrated, and none of the SQL was applied.

@@ -63,15 +63,15 @@ type TableConfig[E any] struct {
 	// a trigger or a function takes the numbers. Default: the column's own (serial,
 	// identity), or the one that its default names.
 	Sequence string
-	// NoSequence says that positions come from no sequence, but are taken inside the
-	// INSERT statement, or under a lock that its transaction holds to its end (max() + 1,
-	// a counter row). A table without a sequence is refused unless this is set. A trigger
-	// that takes numbers from a sequence needs Sequence instead. Default: false.
+	// NoSequence is true if no sequence fills the positions: each is taken inside the INSERT
+	// statement, or under a lock that the transaction holds until its end (max() + 1, a
+	// counter row). A table without a sequence is refused unless this is set. A trigger that
+	// takes numbers from a sequence needs Sequence instead. Default: false.
 	NoSequence bool
-	// Writers are, if Table is a view, the tables that its events come from, as SQL has
-	// their names. Their writers are waited for, and they are checked in place of the
-	// view. Name each table whose rows the view shows as events, and set Sequence to the
-	// sequence of their positions. Default: none.
+	// Writers are the tables of a view: if Table is a view, name each table whose rows it
+	// shows as events, as SQL has the name, and set Sequence to the sequence of their
+	// positions. Readers wait for transactions that write to these tables, and Check checks
+	// them in place of the view. Default: none.
 	Writers []string
 	// AggregateIDColumn is the column whose text decides the partition. It must not be
 	// NULL, and its text must not depend on the session's settings, as that of a
@@ -105,14 +105,14 @@ type TableConfig[E any] struct {
 // Table is an EventStore over an events table in PostgreSQL. Its role needs SELECT on the
 // table and nothing else.
 //
-// A Table never moves past a position that a transaction may still commit. Sequences give
-// out positions in order, and transactions commit in any order. But a transaction that has
-// taken a position holds a lock on the sequence, and one that inserts a lock on the table,
-// until it ends. So when a position is missing, Table lists the transactions that hold such
-// a lock or wait for one (pg_locks), returns the events before the gap, and continues when
-// all of them have ended. That is exact, needs no timeout, and costs nothing without gaps. A
+// A Table never moves past a position that a transaction may still commit. Sequences give out
+// positions in order, and transactions commit in any order. But a transaction that has taken a
+// position holds a lock on the sequence, and one that inserts a lock on the table, until it
+// ends. So when a position is missing, Table lists the transactions that hold such a lock or
+// wait for one (pg_locks), returns the events before the gap, and continues when all of these
+// transactions have ended. This is exact, needs no timeout, and has no cost without gaps. A
 // transaction that stays open after it has taken a position, or has written to the table in
-// any way, holds back all readers until it ends, also after a ROLLBACK TO: Waiting names it.
+// any way, holds back all readers until it ends, also after a ROLLBACK TO: Waiting returns it.
 //
 // What this assumes of the table, its sequence and the server is checked: in Check, in Read
 // about twice a minute, and each time before a gap is passed. If it does not hold, Check
@@ -122,8 +122,8 @@ type TableConfig[E any] struct {
 // A table that was emptied, restored or replaced is read as it is now. Table reads from the
 // primary only.
 //
-// A type that embeds a *Table is an EventStore of its own: its Read is called for every
-// request, and backlogs are not read by slot.
+// A type that embeds a *Table is its own EventStore: its Read is called for every request, and
+// each process reads whole backlogs, not only the slots of its own partitions.
 type Table[E any] struct {
 	db  *sql.DB
 	cfg TableConfig[E]

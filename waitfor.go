@@ -67,20 +67,20 @@ func (e *BehindError) Unwrap() error { return e.Err }
 // on all of its partitions. It is for tests, and for reading a read model as a whole.
 //
 // It returns a *ParkedError if some of the events were parked instead, and a *BehindError,
-// which wraps context.Cause(ctx), when ctx ends first. Give ctx a deadline: WaitFor also
-// waits for a projection that has not run yet, is paused (ops.Pause) or always fails, and
-// for a rewind that was ordered. ops.Status has the reason.
+// which wraps context.Cause(ctx), when ctx ends first. Give ctx a deadline: WaitFor also waits
+// while the projection has not run yet, is paused (ops.Pause) or always fails, and while a
+// rewind is pending. ops.Status has the reason.
 //
-// If the event stream ends before a checkpoint of the projection, because it was emptied or
-// restored, nothing counts as handled, as soon as a worker of the projection has reported
-// that: a HeartbeatInterval and half a minute later at most.
+// If the event stream was emptied or restored, so that it ends before a checkpoint of the
+// projection, no event counts as handled. That applies once a worker has reported it, at most
+// a HeartbeatInterval and half a minute later.
 //
 // Partitions without events of their own move their checkpoints about once a second, so
 // WaitFor may take that long while events arrive quickly. To wait for one event, use
 // WaitForEvent.
 //
-// All waits of a process with the same db share one query at a time: at most 100 a second,
-// and ever fewer while no new wait begins.
+// All waits of a process with the same db share one query at a time: at most 100 a second, and
+// fewer with time while no new wait begins.
 func WaitFor(ctx context.Context, db *sql.DB, projection string, position int64, options ...TablesOption) error {
 	return waitFor(ctx, db, "WaitFor", store.Awaited{Projection: projection, Position: position}, options)
 }

@@ -68,7 +68,7 @@
 //     others may remove it.
 //   - Progress: the checkpoint row. A commit names the generation and the position that
 //     it starts from; if either has changed, all of it is rolled back.
-//   - What can be read: the locks on the events table. See [Table].
+//   - Which events are safe to read: the locks on the events table. See [Table].
 //
 // # What happens when
 //

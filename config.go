@@ -204,16 +204,16 @@ func (c Config[E]) stallAfter(projection string) time.Duration {
 type FailurePolicy int
 
 const (
-	// RetryForever calls the handler again until it succeeds. The partition of the
-	// projection waits; other projections and partitions go on.
+	// RetryForever calls the handler again until it succeeds. The partition of the projection
+	// waits; other projections and partitions continue.
 	RetryForever FailurePolicy = iota
 	// StopOnFailure commits what precedes the event and leaves the replica set. Run
 	// returns a *HandlerError.
 	StopOnFailure
-	// ParkEvents puts the event into a dead-letter queue, the table orchestrator_parked,
-	// and goes on. Later events of the same aggregate are parked behind it, which keeps
-	// the order within the aggregate. Parked events are handled when an operator asks
-	// for it: see ops.Parked, ops.RetryParked and ops.DiscardParked.
+	// ParkEvents puts the event into a dead-letter queue, the table orchestrator_parked, and
+	// continues with the next event. Later events of the same aggregate are parked behind it,
+	// which keeps the order within the aggregate. Parked events are handled when an operator
+	// asks for it: see ops.Parked, ops.RetryParked and ops.DiscardParked.
 	ParkEvents
 )
 

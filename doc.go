@@ -75,11 +75,11 @@
 //   - A worker is asked to stop: it finishes the events in hand, commits and leaves. The
 //     others re-partition within a second; with Config.Notifier, at once.
 //   - A worker crashes: its dedicated connection ends, and the others take over within two
-//     seconds. Under Config.LeaseOnly they do when its lease is over. What it had not
+//     seconds. Under Config.LeaseOnly they take over when its lease ends. What it had not
 //     committed is handled again.
-//   - A worker cannot reach the database: it cancels its handlers after 0.65s (under
-//     LeaseOnly after four fifths of its lease). It goes on, or joins again as a new
-//     worker, when the database is back.
+//   - A worker cannot reach the database: it cancels its handlers after 0.65s (under LeaseOnly
+//     after four fifths of its lease). When the database answers again, the worker continues,
+//     or joins as a new worker.
 //   - A process is frozen for longer than its lease: when it continues, it can commit
 //     nothing of what it was doing.
 //   - A handler does not return: after CoordinationTimeout its worker's Run returns

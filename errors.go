@@ -29,7 +29,7 @@ var (
 	// ErrCoordinationTimeout is returned by Run when a handler has not returned
 	// CoordinationTimeout after it was asked to stop. The message names the projection, the
 	// partition and the position. The handler may still run, so end the process; the other
-	// workers wait until the worker's lease is over.
+	// workers wait until the worker's lease ends.
 	ErrCoordinationTimeout = errors.New("orchestrator: coordination timeout")
 
 	// ErrGenerationSuperseded is the cause (context.Cause) of a handler's cancelled context
@@ -61,10 +61,10 @@ var (
 // policy applies at once, whatever FailureRule.Attempts is. Under RetryForever the handler is
 // still called again, each time after Retry.Max, in case an operator fixes what it depends on.
 //
-// In two cases the handler is called again all the same: a failed batch is halved until the
-// event at fault is alone, and a transactional handler gets the event once more after the
-// events before it were committed. If the library has interrupted the handler (see
-// FailureRule), Permanent has no effect.
+// In two cases the handler is still called again: a failed batch is halved until the event at
+// fault is alone, and a transactional handler gets the event once more after the events before
+// it were committed. If the library has interrupted the handler (see FailureRule), Permanent
+// has no effect.
 //
 // The result has the text of err and wraps it. Permanent(nil) is nil.
 func Permanent(err error) error {
@@ -79,8 +79,8 @@ func Permanent(err error) error {
 type HandlerError struct {
 	// Projection is the name of the projection.
 	Projection string
-	// Position is the position of the event at fault. In a batch the event at fault
-	// stands alone by then.
+	// Position is the position of the event at fault. A batch has been halved until that event
+	// is alone.
 	Position int64
 	// Partition is the number of the partition.
 	Partition int

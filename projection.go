@@ -19,8 +19,8 @@ import (
 // again. So Handle should be idempotent, or the projection transactional.
 //
 // When Handle returns an error, panics or ends its goroutine, the event is retried (see
-// Config.Retry and Config.OnFailure). The partition of the projection waits; everything
-// else goes on. Only what Go can't recover from ends the process: a stack overflow, or two
+// Config.Retry and Config.OnFailure). The partition of the projection waits; others continue.
+// Only a fault that Go can't recover from ends the process: a stack overflow, or two
 // goroutines that write one map. When its context is cancelled, Handle should return soon,
 // with any error: another worker is about to get the partition. DeliveryFrom returns more
 // about the call from the context.

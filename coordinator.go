@@ -73,6 +73,7 @@ type worker[E any] struct {
 	stream     string            // what the event store reads; "": not known
 	reporting  reporting
 	catchUp    catchUp
+	paused     paused
 }
 
 // waiting is since when this worker has seen a generation wait for others, and when it last

@@ -30,7 +30,8 @@ type WorkerReport struct {
 	Head int64 `json:"head"`
 	// Gap is the gap that reads wait at; nil: there is none.
 	Gap *GapReport `json:"gap,omitempty"`
-	// Lanes are the projections on the partitions that the worker runs. Never nil.
+	// Lanes are the projections on the partitions that the worker runs, those that are paused
+	// (LanePaused), and, while it waits for others to stop, those that it ran. Never nil.
 	Lanes []LaneReport `json:"lanes"`
 	// LeaseOnly is why fast crash detection is off; "": it is on, or Config.LeaseOnly is
 	// set.
@@ -77,9 +78,9 @@ const (
 	LaneFollows   LaneState = "follows"   // it is where the live version of its projection is: see WithRebuildOf
 	LaneSuspended LaneState = "suspended" // the worker waits until the database answers
 	LaneEnded     LaneState = "ended"     // it has stopped
+	LanePaused    LaneState = "paused"    // no handler of it runs, by order (ops.Pause). Since is the time of the order
 	// These are in no worker's report. ops.Status uses them for lanes that no worker runs.
 	LaneVacant  LaneState = "vacant"  // its worker has left, and a replacement may come (Config.ReplacementWindow)
-	LanePaused  LaneState = "paused"  // its projection is paused
 	LaneStopped LaneState = "stopped" // its worker has stopped or is gone, and no other has started it yet
 )
 
@@ -119,6 +120,8 @@ type LaneReport struct {
 	Interruption string `json:"interruption,omitempty"`
 	// Stalled is true if the lane has stalled: see Config.StallAfter.
 	Stalled bool `json:"stalled,omitempty"`
+	// Rebuild is true if another version of the projection is the live one (WithRebuildOf).
+	Rebuild bool `json:"rebuild,omitempty"`
 	// PerSecond is how many positions a second the lane moved in about the last half
 	// minute, those of other partitions included.
 	PerSecond float64 `json:"per_second,omitempty"`
@@ -140,6 +143,7 @@ type laneStatus[E any] struct {
 	cut      string // what has interrupted the handler, which has not failed then
 	parked   int
 	oldest   time.Time // of what is parked
+	rebuild  bool      // another version is the live one
 }
 
 // noteStatus notes how far the lane is, before it does what its core says.
@@ -150,6 +154,7 @@ func (l *lane[E]) noteStatus(a protocol.LaneAction) {
 	before := s.position
 	s.position, s.found = l.core.Position()
 	s.parked, s.oldest = l.core.Parked()
+	s.rebuild = l.core.Rebuilds()
 	s.next = nil
 	if n := l.core.Handled(); n < len(l.events) {
 		s.next = l.events[n]
@@ -247,6 +252,7 @@ func (w *worker[E]) observe(now time.Time) protocol.Input {
 	w.feed.refresh(now, w.cfg.HeartbeatInterval)
 	reach := w.feed.reach()
 	gap := gapReport(reach.gap)
+	w.readPaused(now)
 	for _, l := range w.lanes() {
 		if s := l.noted(); s.found {
 			l.pace.See(now, s.position)
@@ -265,7 +271,7 @@ func (w *worker[E]) observe(now time.Time) protocol.Input {
 		}
 		l.failedLong = l.watch.Stalled && (l.failedLong || fails(r))
 	}
-	if now.Sub(w.watch.reported) > w.cfg.HeartbeatInterval-w.observeEvery()/2 {
+	if now.Sub(w.watch.reported) > w.cfg.HeartbeatInterval-w.observeEvery()/2 && !w.paused.reading.Load() {
 		w.watch.reported, w.watch.due = now, true
 		if w.to.Reported != nil {
 			emit(w.to, w.to.Reported, w.report(now))
@@ -329,6 +335,7 @@ func (w *worker[E]) report(now time.Time) WorkerReport {
 	for _, l := range w.lanes() {
 		r.Lanes = append(r.Lanes, l.report(now, reach))
 	}
+	r.Lanes = append(r.Lanes, w.reportPaused(now, reach)...)
 	return r
 }
 
@@ -366,7 +373,7 @@ func (l *lane[E]) report(now time.Time, reach reach) LaneReport {
 		Projection: l.id.Projection, Partition: a.Partition, TotalPartitions: a.Total,
 		Position: s.position, Behind: -1, State: s.state, Since: l.watch.Since, Handling: l.position.Load(),
 		Attempts: s.attempts, Error: s.err, Interruption: s.cut, Stalled: l.watch.Stalled,
-		PerSecond: math.Round(100*l.pace.PerSecond()) / 100, Parked: s.parked,
+		PerSecond: math.Round(100*l.pace.PerSecond()) / 100, Parked: s.parked, Rebuild: s.rebuild,
 	}
 	if r.Since.IsZero() {
 		r.Since = now

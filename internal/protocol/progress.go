@@ -22,6 +22,10 @@ func (l *Lane) Handled() int {
 	return 0
 }
 
+// Rebuilds reports whether another version of the projection is the live one, as far as is
+// known.
+func (l *Lane) Rebuilds() bool { return l.follows }
+
 // Committed returns how many events the commit held that was just answered, 0 for one that only
 // skipped events; ok is false if the latest answer was not about a commit.
 func (l *Lane) Committed() (events int, ok bool) { return l.settled, l.settled >= 0 }

@@ -26,9 +26,9 @@ type metrics struct {
 
 // gauges are computed from the workers' reports.
 type gauges struct {
-	workers, state, generation, partitions metric.Int64ObservableGauge
-	parked, lag, stalled                   metric.Int64ObservableGauge
-	oldest, behind                         metric.Float64ObservableGauge
+	workers, state, generation, partitions, leaseOnly metric.Int64ObservableGauge
+	parked, rebuild, lag, stalled, beyond             metric.Int64ObservableGauge
+	gap, oldest, paused, behind                       metric.Float64ObservableGauge
 }
 
 var (
@@ -93,17 +93,23 @@ func (t *Telemetry) measure(meter metric.Meter) error {
 		state:      i.gauge("worker_state", "{worker}", "Workers of this process in each state: joining, standby, waiting, running, draining or suspended."),
 		generation: i.gauge("generation", "{generation}", "Newest generation that a worker of this process runs. Absent if none runs."),
 		partitions: i.gauge("current_generation_partitions", "{partition}", "Partitions of the newest generation that a worker of this process runs. Absent if none runs."),
-		parked:     i.gauge("events_parked", "{event}", "Parked events (dead-letter queue) in the partitions that this process runs."),
+		leaseOnly:  i.gauge("crash_detection_off", "{worker}", "Workers of this process whose crash is noticed only when their lease ends, although Config.LeaseOnly is not set. The log has the reason: fast crash detection is off."),
+		gap:        i.seconds("gap_open", "How long readers of this process have waited at a missing position that an open transaction may still fill. 0: they do not wait."),
+		parked:     i.gauge("events_parked", "{event}", "Parked events (dead-letter queue) in the partitions that this process has."),
 		oldest:     i.seconds("events_parked_oldest", "Age of the oldest parked event. 0: there is none."),
+		paused:     i.seconds("paused", "How long the projection has been paused by an order. 0: it is not paused."),
+		rebuild:    i.gauge("rebuild", "{projection}", "1 if another version of the projection is the live one (WithRebuildOf), else 0."),
 		lag:        i.gauge("lag_events", "{event}", "Positions of the stream that are left to read or to handle. About one in current_generation_partitions belongs to the partition. Absent while unknown."),
 		behind:     i.seconds("lag", "Age of the oldest event that is not handled."),
 		stalled:    i.gauge("stalled", "{partition}", "1 if there are events to read and the partition has made no progress for Config.StallAfter, else 0."),
+		beyond:     i.gauge("beyond_end", "{partition}", "1 if the partition stands beyond the end of the event stream, so that new events up to its position count as handled, else 0."),
 	}
 	if err := errors.Join(i.errs...); err != nil {
 		return err
 	}
 	_, err := meter.RegisterCallback(func(_ context.Context, o metric.Observer) error { t.observe(o, g); return nil },
-		g.workers, g.state, g.generation, g.partitions, g.parked, g.oldest, g.lag, g.behind, g.stalled)
+		g.workers, g.state, g.generation, g.partitions, g.leaseOnly, g.gap,
+		g.parked, g.oldest, g.paused, g.rebuild, g.lag, g.behind, g.stalled, g.beyond)
 	return err
 }
 
@@ -129,10 +135,14 @@ func (t *Telemetry) observe(o metric.Observer, g gauges) {
 			o.ObserveInt64(g.generation, s.generation, metric.WithAttributes(group))
 			o.ObserveInt64(g.partitions, int64(s.partitions), metric.WithAttributes(group))
 		}
-		for projection, p := range s.parked() {
+		o.ObserveInt64(g.leaseOnly, int64(s.leaseOnly), metric.WithAttributes(group))
+		o.ObserveFloat64(g.gap, s.gap.Seconds(), metric.WithAttributes(group))
+		for projection, p := range s.projections() {
 			with := metric.WithAttributes(group, keyProjection.String(projection))
-			o.ObserveInt64(g.parked, int64(p.events), with)
-			o.ObserveFloat64(g.oldest, p.seconds, with)
+			o.ObserveInt64(g.parked, int64(p.parked), with)
+			o.ObserveFloat64(g.oldest, p.oldest, with)
+			o.ObserveFloat64(g.paused, p.paused.Seconds(), with)
+			o.ObserveInt64(g.rebuild, one(p.rebuild), with)
 		}
 		for at, l := range s.lanes {
 			with := metric.WithAttributes(group, keyProjection.String(at.projection), semconv.MessagingDestinationPartitionID(strconv.Itoa(at.partition)))
@@ -141,6 +151,7 @@ func (t *Telemetry) observe(o metric.Observer, g gauges) {
 			}
 			o.ObserveFloat64(g.behind, l.BehindSeconds, with)
 			o.ObserveInt64(g.stalled, one(l.Stalled), with)
+			o.ObserveInt64(g.beyond, one(l.State == orchestrator.LaneBeyond), with)
 		}
 	}
 }

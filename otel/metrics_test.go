@@ -104,6 +104,27 @@ func TestGauges(t *testing.T) {
 	}, "workers", "worker_state", "generation", "current_generation_partitions", "events_parked", "events_parked_oldest", "lag_events", "lag", "stalled")
 }
 
+// What stands still by order, for a transaction, or beyond the end of the stream; and whose
+// crash would be noticed late.
+func TestGaugesOfWhatIsNotRight(t *testing.T) {
+	t.Parallel()
+	r := newRecorder(t)
+	one := report("w1", 4, 3, 0, 2)
+	one.LeaseOnly = "the pool has no connection to spare for it"
+	one.Gap = &orchestrator.GapReport{Position: 12, Since: one.At.Add(-40 * time.Second)}
+	one.Lanes[0].State, one.Lanes[1].Rebuild = orchestrator.LaneBeyond, true
+	one.Lanes = append(one.Lanes, orchestrator.LaneReport{Projection: "search", Partition: 1, TotalPartitions: 3,
+		State: orchestrator.LanePaused, Since: one.At.Add(-time.Hour), Behind: 70, BehindSeconds: 5, Parked: 2, ParkedSeconds: 9})
+	r.Observer().Reported(one)
+	r.said("the report", map[string]string{
+		"crash_detection_off main": "1", "gap_open main": "40", "current_generation_partitions main": "3",
+		"beyond_end main 0 orders": "1", "beyond_end main 2 orders": "0", "beyond_end main 1 search": "0",
+		"paused main orders": "0", "paused main search": "3600", "rebuild main orders": "1", "rebuild main search": "0",
+		"events_parked main orders": "0", "events_parked main search": "2",
+		"lag_events main 0 orders": "40", "lag_events main 2 orders": "40", "lag_events main 1 search": "70",
+	}, "crash_detection_off", "gap_open", "current_generation_partitions", "beyond_end", "paused", "rebuild", "events_parked", "lag_events")
+}
+
 // Partitions that run no more have no values. If two workers report a partition, the newer
 // generation counts.
 func TestGaugesOfEndedPartitions(t *testing.T) {

@@ -15,8 +15,9 @@
 //     generation is counted by the worker that opened it (or activated it, if an order opened
 //     it), and each partition by the worker that has it.
 //   - Labels are bounded. replica_set and projection come from the program, reason and state
-//     from fixed lists. partition is only on lag_events, lag_seconds and stalled, for the
-//     partitions that the process runs. No label contains a worker, a position or an error.
+//     from fixed lists. partition is only on lag_events, lag_seconds, stalled and
+//     beyond_end, for the partitions that the process has. No label contains a worker, a position or an error.
+//   - A paused projection keeps its series.
 package prometheus
 
 import (
@@ -63,12 +64,18 @@ var (
 		[]string{"replica_set", "state"})
 	partitions = gauge("current_generation_partitions",
 		"Partitions of the newest generation that a worker of this process runs. Absent if none runs.", perSet)
-	parked = gauge("events_parked", "Parked events (dead-letter queue) in the partitions that this process runs.", perProjection)
-	oldest = gauge("events_parked_oldest_seconds", "Age of the oldest parked event. 0: there is none.", perProjection)
-	lag    = gauge("lag_events",
+	leaseOnly = gauge("crash_detection_off",
+		"Workers of this process whose crash is noticed only when their lease ends, although Config.LeaseOnly is not set. The log has the reason: fast crash detection is off.", perSet)
+	gap     = gauge("gap_open_seconds", "How long readers of this process have waited at a missing position that an open transaction may still fill. 0: they do not wait.", perSet)
+	parked  = gauge("events_parked", "Parked events (dead-letter queue) in the partitions that this process has.", perProjection)
+	oldest  = gauge("events_parked_oldest_seconds", "Age of the oldest parked event. 0: there is none.", perProjection)
+	paused  = gauge("paused_seconds", "How long the projection has been paused by an order. 0: it is not paused.", perProjection)
+	rebuild = gauge("rebuild", "1 if another version of the projection is the live one (WithRebuildOf), else 0.", perProjection)
+	lag     = gauge("lag_events",
 		"Positions of the stream that are left to read or to handle. About one in current_generation_partitions belongs to the partition. Absent while unknown.", perPartition)
 	seconds = gauge("lag_seconds", "Age of the oldest event that is not handled.", perPartition)
 	stalled = gauge("stalled", "1 if there are events to read and the partition has made no progress for Config.StallAfter, else 0.", perPartition)
+	beyond  = gauge("beyond_end", "1 if the partition stands beyond the end of the event stream, so that new events up to its position count as handled, else 0.", perPartition)
 )
 
 var states = []string{"joining", "standby", "waiting", "running", "draining", "suspended"}
@@ -119,7 +126,7 @@ func (c *Collector) Describe(ch chan<- *prometheus.Desc) {
 	for _, counter := range c.counters {
 		counter.Describe(ch)
 	}
-	for _, desc := range []*prometheus.Desc{workers, state, partitions, parked, oldest, lag, seconds, stalled} {
+	for _, desc := range []*prometheus.Desc{workers, state, partitions, leaseOnly, gap, parked, oldest, paused, rebuild, lag, seconds, stalled, beyond} {
 		ch <- desc
 	}
 }
@@ -144,9 +151,13 @@ func (c *Collector) Collect(ch chan<- prometheus.Metric) {
 		if s.partitions > 0 {
 			set(partitions, float64(s.partitions), name)
 		}
-		for projection, p := range s.parked() {
-			set(parked, float64(p.events), name, projection)
-			set(oldest, p.seconds, name, projection)
+		set(leaseOnly, float64(s.leaseOnly), name)
+		set(gap, s.gap.Seconds(), name)
+		for projection, p := range s.projections() {
+			set(parked, float64(p.parked), name, projection)
+			set(oldest, p.oldest, name, projection)
+			set(paused, p.paused.Seconds(), name, projection)
+			set(rebuild, one(p.rebuild), name, projection)
 		}
 		for at, l := range s.lanes {
 			if l.Behind >= 0 {
@@ -154,6 +165,7 @@ func (c *Collector) Collect(ch chan<- prometheus.Metric) {
 			}
 			set(seconds, l.BehindSeconds, name, at.projection, at.number())
 			set(stalled, one(l.Stalled), name, at.projection, at.number())
+			set(beyond, one(l.State == orchestrator.LaneBeyond), name, at.projection, at.number())
 		}
 	}
 }

@@ -101,7 +101,7 @@ func TestLanesThatAreNotRunAnyMoreAreGone(t *testing.T) {
 	o.WorkerLeft(orchestrator.WorkerLeft{Source: source("main", "w2")})
 	check("one has left", "")
 	o.WorkerLeft(orchestrator.WorkerLeft{Source: source("main", "w1~2")})
-	compare(t, c, "workers worker_state current_generation_partitions lag_seconds stalled events_parked", "")
+	compare(t, c, "workers worker_state current_generation_partitions crash_detection_off gap_open_seconds lag_seconds stalled beyond_end events_parked paused_seconds rebuild", "")
 }
 
 func TestGauges(t *testing.T) {
@@ -125,7 +125,7 @@ func TestGauges(t *testing.T) {
 # TYPE pupsourcing_orchestrator_current_generation_partitions gauge
 pupsourcing_orchestrator_current_generation_partitions{replica_set="main"} 3
 pupsourcing_orchestrator_current_generation_partitions{replica_set="reports"} 1
-# HELP pupsourcing_orchestrator_events_parked Parked events (dead-letter queue) in the partitions that this process runs.
+# HELP pupsourcing_orchestrator_events_parked Parked events (dead-letter queue) in the partitions that this process has.
 # TYPE pupsourcing_orchestrator_events_parked gauge
 pupsourcing_orchestrator_events_parked{projection="orders",replica_set="main"} 5
 pupsourcing_orchestrator_events_parked{projection="search",replica_set="reports"} 0
@@ -168,6 +168,84 @@ pupsourcing_orchestrator_worker_state{replica_set="reports",state="waiting"} 0
 # TYPE pupsourcing_orchestrator_workers gauge
 pupsourcing_orchestrator_workers{replica_set="main"} 2
 pupsourcing_orchestrator_workers{replica_set="reports"} 1
+`)
+}
+
+// What stands still by order, for a transaction, or beyond the end of the stream; and whose
+// crash would be noticed late.
+func TestGaugesOfWhatIsNotRight(t *testing.T) {
+	c := NewCollector()
+	o := c.Observer()
+	r := report("w1", 4, 3, 0, 2)
+	r.LeaseOnly = "the pool has no connection to spare for it"
+	r.Gap = &orchestrator.GapReport{Position: 12, Since: r.At.Add(-40 * time.Second)}
+	paused := orchestrator.LaneReport{Projection: "search", TotalPartitions: 3, State: orchestrator.LanePaused, Since: r.At.Add(-time.Hour), Behind: 70, BehindSeconds: 5, Parked: 2, ParkedSeconds: 9}
+	r.Lanes[0].State = orchestrator.LaneBeyond
+	r.Lanes[1].Rebuild = true
+	r.Lanes = append(r.Lanes, paused)
+	o.Reported(r)
+	also := report("w2", 4, 3)
+	also.Gap = &orchestrator.GapReport{Position: 12, Since: r.At.Add(-50 * time.Second)}
+	paused.Partition, paused.Since = 1, r.At.Add(time.Second) // by a clock that is ahead
+	also.Lanes = append(also.Lanes, paused)
+	o.Reported(also)
+	ahead := report("w1", 1, 1)
+	ahead.ReplicaSet, ahead.Lanes = "reports", []orchestrator.LaneReport{paused}
+	o.Reported(ahead)
+	compare(t, c, "crash_detection_off gap_open_seconds paused_seconds rebuild beyond_end events_parked events_parked_oldest_seconds lag_events lag_seconds current_generation_partitions", `
+# HELP pupsourcing_orchestrator_beyond_end 1 if the partition stands beyond the end of the event stream, so that new events up to its position count as handled, else 0.
+# TYPE pupsourcing_orchestrator_beyond_end gauge
+pupsourcing_orchestrator_beyond_end{partition="0",projection="orders",replica_set="main"} 1
+pupsourcing_orchestrator_beyond_end{partition="0",projection="search",replica_set="main"} 0
+pupsourcing_orchestrator_beyond_end{partition="1",projection="search",replica_set="main"} 0
+pupsourcing_orchestrator_beyond_end{partition="1",projection="search",replica_set="reports"} 0
+pupsourcing_orchestrator_beyond_end{partition="2",projection="orders",replica_set="main"} 0
+# HELP pupsourcing_orchestrator_crash_detection_off Workers of this process whose crash is noticed only when their lease ends, although Config.LeaseOnly is not set. The log has the reason: fast crash detection is off.
+# TYPE pupsourcing_orchestrator_crash_detection_off gauge
+pupsourcing_orchestrator_crash_detection_off{replica_set="main"} 1
+pupsourcing_orchestrator_crash_detection_off{replica_set="reports"} 0
+# HELP pupsourcing_orchestrator_current_generation_partitions Partitions of the newest generation that a worker of this process runs. Absent if none runs.
+# TYPE pupsourcing_orchestrator_current_generation_partitions gauge
+pupsourcing_orchestrator_current_generation_partitions{replica_set="main"} 3
+pupsourcing_orchestrator_current_generation_partitions{replica_set="reports"} 3
+# HELP pupsourcing_orchestrator_events_parked Parked events (dead-letter queue) in the partitions that this process has.
+# TYPE pupsourcing_orchestrator_events_parked gauge
+pupsourcing_orchestrator_events_parked{projection="orders",replica_set="main"} 0
+pupsourcing_orchestrator_events_parked{projection="search",replica_set="main"} 4
+pupsourcing_orchestrator_events_parked{projection="search",replica_set="reports"} 2
+# HELP pupsourcing_orchestrator_events_parked_oldest_seconds Age of the oldest parked event. 0: there is none.
+# TYPE pupsourcing_orchestrator_events_parked_oldest_seconds gauge
+pupsourcing_orchestrator_events_parked_oldest_seconds{projection="orders",replica_set="main"} 0
+pupsourcing_orchestrator_events_parked_oldest_seconds{projection="search",replica_set="main"} 9
+pupsourcing_orchestrator_events_parked_oldest_seconds{projection="search",replica_set="reports"} 9
+# HELP pupsourcing_orchestrator_gap_open_seconds How long readers of this process have waited at a missing position that an open transaction may still fill. 0: they do not wait.
+# TYPE pupsourcing_orchestrator_gap_open_seconds gauge
+pupsourcing_orchestrator_gap_open_seconds{replica_set="main"} 50
+pupsourcing_orchestrator_gap_open_seconds{replica_set="reports"} 0
+# HELP pupsourcing_orchestrator_lag_events Positions of the stream that are left to read or to handle. About one in current_generation_partitions belongs to the partition. Absent while unknown.
+# TYPE pupsourcing_orchestrator_lag_events gauge
+pupsourcing_orchestrator_lag_events{partition="0",projection="orders",replica_set="main"} 40
+pupsourcing_orchestrator_lag_events{partition="0",projection="search",replica_set="main"} 70
+pupsourcing_orchestrator_lag_events{partition="1",projection="search",replica_set="main"} 70
+pupsourcing_orchestrator_lag_events{partition="1",projection="search",replica_set="reports"} 70
+pupsourcing_orchestrator_lag_events{partition="2",projection="orders",replica_set="main"} 40
+# HELP pupsourcing_orchestrator_lag_seconds Age of the oldest event that is not handled.
+# TYPE pupsourcing_orchestrator_lag_seconds gauge
+pupsourcing_orchestrator_lag_seconds{partition="0",projection="orders",replica_set="main"} 0
+pupsourcing_orchestrator_lag_seconds{partition="0",projection="search",replica_set="main"} 5
+pupsourcing_orchestrator_lag_seconds{partition="1",projection="search",replica_set="main"} 5
+pupsourcing_orchestrator_lag_seconds{partition="1",projection="search",replica_set="reports"} 5
+pupsourcing_orchestrator_lag_seconds{partition="2",projection="orders",replica_set="main"} 0
+# HELP pupsourcing_orchestrator_paused_seconds How long the projection has been paused by an order. 0: it is not paused.
+# TYPE pupsourcing_orchestrator_paused_seconds gauge
+pupsourcing_orchestrator_paused_seconds{projection="orders",replica_set="main"} 0
+pupsourcing_orchestrator_paused_seconds{projection="search",replica_set="main"} 3600
+pupsourcing_orchestrator_paused_seconds{projection="search",replica_set="reports"} 0.001
+# HELP pupsourcing_orchestrator_rebuild 1 if another version of the projection is the live one (WithRebuildOf), else 0.
+# TYPE pupsourcing_orchestrator_rebuild gauge
+pupsourcing_orchestrator_rebuild{projection="orders",replica_set="main"} 1
+pupsourcing_orchestrator_rebuild{projection="search",replica_set="main"} 0
+pupsourcing_orchestrator_rebuild{projection="search",replica_set="reports"} 0
 `)
 }
 

@@ -3,6 +3,7 @@ package prometheus
 import (
 	"strconv"
 	"strings"
+	"time"
 
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 )
@@ -32,6 +33,7 @@ func (p place) number() string { return strconv.Itoa(p.partition) }
 type lane struct {
 	orchestrator.LaneReport
 	generation int64
+	at         time.Time // of the report
 }
 
 // A summary combines the reports of one replica set.
@@ -41,6 +43,8 @@ type summary struct {
 	generation int64 // the newest that runs
 	partitions int   // of that generation; 0: none runs
 	lanes      map[place]lane
+	leaseOnly  int           // workers that go by their lease alone, without having been told to
+	gap        time.Duration // for how long readers have waited at the same gap, at most
 }
 
 // summarize combines the reports of each replica set.
@@ -64,31 +68,43 @@ func summarize(reports map[worker]orchestrator.WorkerReport) map[string]*summary
 		if r.State != "joining" {
 			s.members++
 		}
+		if r.LeaseOnly != "" {
+			s.leaseOnly++
+		}
+		if r.Gap != nil {
+			s.gap = max(s.gap, r.At.Sub(r.Gap.Since))
+		}
 		for _, l := range r.Lanes {
 			if r.Generation > s.generation {
 				s.generation, s.partitions = r.Generation, l.TotalPartitions
 			}
 			at := place{l.Projection, l.Partition}
 			if other, ok := s.lanes[at]; !ok || r.Generation > other.generation {
-				s.lanes[at] = lane{l, r.Generation}
+				s.lanes[at] = lane{l, r.Generation, r.At}
 			}
 		}
 	}
 	return sets
 }
 
-// parkedEvents is the number of a projection's parked events, and the age of the oldest.
-type parkedEvents struct {
-	events  int
-	seconds float64
+// sums is what the partitions of a projection in this process add up to.
+type sums struct {
+	parked  int           // events
+	oldest  float64       // for how long the oldest of these is parked, in seconds
+	paused  time.Duration // for how long it is paused, by order; 0: it is not
+	rebuild bool          // another version of it is the live one
 }
 
-// parked returns the parked events of each projection.
-func (s *summary) parked() map[string]parkedEvents {
-	of := map[string]parkedEvents{}
+func (s *summary) projections() map[string]sums {
+	of := map[string]sums{}
 	for at, l := range s.lanes {
 		p := of[at.projection]
-		of[at.projection] = parkedEvents{p.events + l.Parked, max(p.seconds, l.ParkedSeconds)}
+		p.parked, p.oldest = p.parked+l.Parked, max(p.oldest, l.ParkedSeconds)
+		p.rebuild = p.rebuild || l.Rebuild
+		if l.State == orchestrator.LanePaused {
+			p.paused = max(p.paused, l.at.Sub(l.Since), time.Millisecond) // the server's clock may be ahead
+		}
+		of[at.projection] = p
 	}
 	return of
 }

@@ -126,18 +126,20 @@ func TestRun(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually("generations_total", `reason="pause"`, 1)
+	pgtest.Eventually(t, "both partitions of what is paused are shown", func() bool { return series("lag_seconds") == 2 && value("paused_seconds", "") > 0 })
 	if _, err := ops.Resume(t.Context(), db, "main", "orders"); err != nil {
 		t.Fatal(err)
 	}
 	eventually("generations_total", `reason="resume"`, 1)
-	pgtest.Eventually(t, "both partitions are shown again", func() bool { return series("lag_seconds") == 2 })
+	pgtest.Eventually(t, "both partitions are shown again", func() bool { return series("lag_seconds") == 2 && value("paused_seconds", "") == 0 })
 
 	stop()
 	eventually("workers", "", 1)
 	eventually("current_generation_partitions", "", 1)
 	pgtest.Eventually(t, "one partition is shown", func() bool { return series("lag_seconds") == 1 && series("stalled") == 1 })
 	stopSecond()
-	for _, gone := range []string{"workers", "worker_state", "current_generation_partitions", "lag_events", "lag_seconds", "stalled", "events_parked"} {
+	for _, gone := range []string{"workers", "worker_state", "current_generation_partitions", "crash_detection_off", "gap_open_seconds",
+		"lag_events", "lag_seconds", "stalled", "beyond_end", "events_parked", "paused_seconds", "rebuild"} {
 		if n := series(gone); n != 0 {
 			t.Errorf("%d series of %s are left", n, gone)
 		}

@@ -158,6 +158,12 @@ func (w *world) seriesOf(t *testing.T, expr string, at time.Duration) map[string
 	return found
 }
 
+// pause has a projection of a process be paused, and lag.
+func (p *process) pause(since time.Duration, behindSeconds float64) {
+	l := &p.report.Lanes[0]
+	l.State, l.Since, l.BehindSeconds = orchestrator.LanePaused, began.Add(since), behindSeconds
+}
+
 // every reports whether at is a multiple of d.
 func every(d, at time.Duration) bool { return at > 0 && at%d == 0 }
 
@@ -200,6 +206,76 @@ func TestAlerts(t *testing.T) {
 			}
 			p[i].report.Lanes[0].BehindSeconds = (at - 80*m).Seconds()
 		}, 98 * m, []string{"OrchestratorLagging"}},
+		{"a rebuild catches up", func(_ time.Duration, p []*process) {
+			for _, p := range p {
+				p.report.Lanes[1].Rebuild, p.report.Lanes[1].BehindSeconds = true, 1e6
+			}
+		}, 0, nil},
+		{"a live projection lags beside one that is rebuilt", func(_ time.Duration, p []*process) {
+			p[0].report.Lanes[0].BehindSeconds, p[0].report.Lanes[1].Rebuild = 1000, true
+		}, 20 * m, []string{"OrchestratorLagging"}},
+		{"one is paused for half an hour", func(at time.Duration, p []*process) {
+			if at > 20*m && at < 50*m {
+				p[0].pause(20*m, 100)
+				p[1].pause(20*m, 100)
+			}
+		}, 0, nil},
+		{"one is paused and forgotten, and its worker crashes", func(at time.Duration, p []*process) {
+			p[0].gone = at > 70*m
+			if at > 20*m {
+				p[0].pause(20*m, 4000)
+				p[1].pause(20*m, 4000)
+			}
+		}, 90 * m, []string{"OrchestratorLagging", "OrchestratorPausedForLong"}},
+		{"one with parked events is paused", func(at time.Duration, p []*process) {
+			if at > 20*m {
+				p[0].pause(20*m, 100)
+			}
+			p[0].report.Lanes[0].Parked = 3
+		}, 60 * m, []string{"OrchestratorEventsParked"}},
+		{"a transaction holds a gap open for a minute, again and again", func(at time.Duration, p []*process) {
+			if in := at % (10 * m); in <= m {
+				p[1].report.Gap = &orchestrator.GapReport{Position: 7, Since: began.Add(at - in)}
+			}
+		}, 0, nil},
+		{"a transaction holds a gap open", func(at time.Duration, p []*process) {
+			if at > 60*m {
+				p[1].report.Gap = &orchestrator.GapReport{Position: 7, Since: began.Add(60 * m)}
+			}
+		}, 63 * m, []string{"OrchestratorGapHeldOpen"}},
+		{"one is beyond the end", func(at time.Duration, p []*process) {
+			if at > 60*m {
+				p[1].report.Lanes[1].State = orchestrator.LaneBeyond
+			}
+		}, 63 * m, []string{"OrchestratorBeyondEnd"}},
+		{"it was beyond the end for a minute", func(at time.Duration, p []*process) {
+			if at >= 60*m && at <= 61*m {
+				p[1].report.Lanes[1].State = orchestrator.LaneBeyond
+			}
+		}, 0, nil},
+		{"a worker has no connection to spare", func(at time.Duration, p []*process) {
+			if at > 60*m {
+				p[0].report.LeaseOnly = "the pool has no connection to spare for it"
+			}
+		}, 80 * m, []string{"OrchestratorCrashDetectionOff"}},
+		{"a worker had none for ten minutes", func(at time.Duration, p []*process) {
+			if at > 60*m && at < 70*m {
+				p[0].report.LeaseOnly = "round trips take too long"
+			}
+		}, 0, nil},
+		{"events are parked all the time, before and after their partition changes its process", func(at time.Duration, p []*process) {
+			i := 0
+			if at > 90*m {
+				i = 1
+				p[1].report.Lanes[0].Partition = 0
+			}
+			p[i].report.Lanes[0].Parked = int(max(0, at-50*m) / (5 * m))
+		}, 110 * m, []string{"OrchestratorEventsParked", "OrchestratorDeadLettersGrow"}},
+		{"many events were parked, at one time", func(at time.Duration, p []*process) {
+			if at > 60*m {
+				p[0].report.Lanes[0].Parked = 200
+			}
+		}, 110 * m, []string{"OrchestratorEventsParked"}},
 		{"all workers are gone", func(at time.Duration, p []*process) {
 			p[0].gone, p[1].gone = at > 100*m, at > 101*m
 		}, 110 * m, []string{"OrchestratorWithoutWorkers"}},

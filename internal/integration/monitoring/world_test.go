@@ -27,6 +27,9 @@ const (
 	lasts    = 2 * time.Hour    // of a story
 )
 
+// began is when all stories begin.
+var began = time.Unix(1e9, 0)
+
 // A story makes things happen to two processes at a time. A process that is gone is not scraped.
 type story func(at time.Duration, p []*process)
 
@@ -103,7 +106,8 @@ func play(t *testing.T, happens story) *world {
 				l := &p.report.Lanes[i]
 				*l = orchestrator.LaneReport{Projection: l.Projection, Partition: l.Partition, TotalPartitions: 2, Behind: 3, BehindSeconds: .1}
 			}
-			p.report.State = "running"
+			p.report.State, p.report.Gap, p.report.LeaseOnly = "running", nil, ""
+			p.report.At = began.Add(at)
 			if !p.gone {
 				p.usual()
 			}

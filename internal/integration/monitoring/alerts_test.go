@@ -238,6 +238,9 @@ func TestAlerts(t *testing.T) {
 				p[1].report.Gap = &orchestrator.GapReport{Position: 7, Since: began.Add(at - in)}
 			}
 		}, 0, nil},
+		{"gaps open and close all the time", func(at time.Duration, p []*process) {
+			p[1].report.Gap = &orchestrator.GapReport{Position: 7, Since: began.Add(at - 30*time.Second)}
+		}, 0, nil},
 		{"a transaction holds a gap open", func(at time.Duration, p []*process) {
 			if at > 60*m {
 				p[1].report.Gap = &orchestrator.GapReport{Position: 7, Since: began.Add(60 * m)}

@@ -51,8 +51,7 @@ func TestAlertsAreComplete(t *testing.T) {
 				t.Errorf("%s: its %s is %q", r.Alert, a, r.Annotations[a])
 			}
 		}
-		const page = "https://github.com/getpup/pupsourcing-orchestrator/blob/main/docs/operations.md#"
-		anchor, ok := strings.CutPrefix(r.Annotations["runbook_url"], page)
+		anchor, ok := strings.CutPrefix(r.Annotations["runbook_url"], operations)
 		if heading := sections[anchor]; !ok || heading != r.Alert {
 			t.Errorf("%s: its runbook_url is %q, which leads to the heading %q of docs/operations.md", r.Alert, r.Annotations["runbook_url"], heading)
 		}
@@ -70,6 +69,9 @@ func TestAlertsAreComplete(t *testing.T) {
 		t.Errorf("README.md and alerts.yml differ (-README +alerts):\n%s", diff)
 	}
 }
+
+// operations is the page that alerts and panels lead to.
+const operations = "https://github.com/getpup/pupsourcing-orchestrator/blob/main/docs/operations.md#"
 
 // sections returns the headings of docs/operations.md by the anchors that GitHub gives them.
 func sections(t *testing.T) map[string]string {

@@ -93,12 +93,18 @@ type world struct {
 	engine *promql.Engine
 }
 
-// play scrapes two processes for the duration of the story.
-func play(t *testing.T, happens story) *world {
-	t.Helper()
+// newWorld returns a world in which nothing was scraped.
+func newWorld(t *testing.T) *world {
 	w := &world{series: map[string]*promql.Series{}, types: map[string]dto.MetricType{}, labels: map[string][]string{},
 		engine: promql.NewEngine(promql.EngineOpts{MaxSamples: 1e7, Timeout: time.Minute})}
 	t.Cleanup(func() { w.engine.Close() })
+	return w
+}
+
+// play scrapes two processes for the duration of the story.
+func play(t *testing.T, happens story) *world {
+	t.Helper()
+	w := newWorld(t)
 	processes := []*process{newProcess("a", 0), newProcess("b", 1)}
 	for at := time.Duration(0); at <= lasts; at += interval {
 		for _, p := range processes {

@@ -30,6 +30,7 @@ STATICCHECK = GOWORK=off $(GO) tool -modfile="$(CURDIR)/tools/go.mod" staticchec
 .NOTPARALLEL:
 .PHONY: help fmt fmt-check vet staticcheck purity lint tidy test race \
 	test-integration modules test-adapter fuzz-short fuzz seeds examples check demo recording sim bench
+.PHONY: dashboard-picture
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' Makefile
@@ -174,3 +175,7 @@ bench: ## what the library costs, beside a bare loop and others: BENCHFLAGS=-qui
 	$(GO) run ./bench $(BENCHFLAGS)
 	cd bench/watermill && $(GO) run . $(filter -quick -json,$(BENCHFLAGS))
 	cd pgx && $(GO) run ./bench $(filter -quick,$(BENCHFLAGS))
+
+# It runs a small workload for two minutes, and draws what the dashboard's queries give.
+dashboard-picture: ## draw the dashboard of real metrics into docs/dashboard.svg
+	cd internal/integration && $(GO) test ./monitoring -count=1 -run 'TestPicture$$' -picture "$(CURDIR)/docs/dashboard.svg"

@@ -32,7 +32,7 @@ type pausedLanes struct {
 
 // pausedNames returns the projections that the share does not run.
 func (w *worker[E]) pausedNames() (names []string) {
-	if w.run == nil || w.run.over || len(w.run.share.Partitions) == 0 {
+	if w.run == nil || len(w.run.share.Partitions) == 0 {
 		return nil
 	}
 	for _, name := range w.names {
@@ -47,7 +47,7 @@ func (w *worker[E]) pausedNames() (names []string) {
 // it (see observe).
 func (w *worker[E]) readPaused(now time.Time) {
 	names, known := w.pausedNames(), w.paused.known.Load()
-	if len(names) == 0 || known != nil && known.generation == w.watch.generation && now.Sub(known.at) < pausedEvery || w.paused.reading.Load() {
+	if len(names) == 0 || w.run.over || known != nil && known.generation == w.watch.generation && now.Sub(known.at) < pausedEvery || w.paused.reading.Load() {
 		return
 	}
 	w.paused.reading.Store(true)
@@ -83,9 +83,9 @@ func (p *pausedLanes) since(projection string, now time.Time) time.Time {
 }
 
 // reportPaused says how far the paused projections are.
-func (w *worker[E]) reportPaused(now time.Time, reach reach) (reports []LaneReport) {
+func (w *worker[E]) reportPaused(now time.Time, state WorkerState, reach reach) (reports []LaneReport) {
 	known, names := w.paused.known.Load(), w.pausedNames()
-	if known == nil || known.generation != w.watch.generation {
+	if known == nil || len(names) == 0 || w.run.over && state != WorkerWaiting || known.generation != w.watch.generation {
 		return nil
 	}
 	for _, l := range known.lanes {

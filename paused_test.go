@@ -1,6 +1,7 @@
 package orchestrator_test
 
 import (
+	"context"
 	"slices"
 	"sync/atomic"
 	"testing"
@@ -137,4 +138,50 @@ func TestReportsOfARebuild(t *testing.T) {
 		}
 	}
 	a.Stop()
+}
+
+// While a worker waits for another one's handler to stop, what it ran is in its reports: how
+// far its events are behind, which wait.
+func TestReportsOfWhoWaits(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.Append(20)
+	gate := make(chan struct{})
+	hook := func(_ context.Context, e orchestrator.Event) error {
+		if e.GlobalPosition == 21 {
+			<-gate
+		}
+		return nil
+	}
+	projections := func() []projection {
+		return []projection{testworld.Effects{Projection: "plain", Hook: hook}.Plain(w.DB), testworld.Effects{Projection: "transactional"}.Transactional()}
+	}
+	cfg := w.Config(w.DB, "set")
+	_, a := w.Seen(t, cfg, projections()...)
+	w.Active("set", 1)
+	_, b := w.Seen(t, cfg, projections()...)
+	w.Active("set", 2)
+	w.CaughtUp("plain", "transactional")
+	w.Ordered("set")(ops.Pause(t.Context(), w.DB, "set", "transactional"))
+	w.Append(1) // which one of the two gets
+	pgtest.Eventually(t, "the handler hangs", func() bool {
+		return slices.ContainsFunc(testworld.Told[orchestrator.WorkerReport](a, b), func(r orchestrator.WorkerReport) bool {
+			return slices.ContainsFunc(r.Lanes, func(l orchestrator.LaneReport) bool { return l.Handling == 21 })
+		})
+	})
+	testworld.Run(t, cfg, projections()...)
+	waits := func(behind, behindPaused int64) func() bool {
+		return func() bool {
+			return slices.ContainsFunc(testworld.Told[orchestrator.WorkerReport](a, b), func(r orchestrator.WorkerReport) bool {
+				return r.State == orchestrator.WorkerWaiting && len(r.Lanes) == 2 && len(r.Partitions) == 0 &&
+					r.Lanes[0].State == orchestrator.LaneEnded && r.Lanes[0].Behind == behind && r.Lanes[0].BehindSeconds > 0 == (behind > 0) &&
+					r.Lanes[1].State == orchestrator.LanePaused && r.Lanes[1].Behind == behindPaused
+			})
+		}
+	}
+	pgtest.Eventually(t, "the other one waits, and reports what it ran", waits(0, 1))
+	w.Append(10)
+	pgtest.Eventually(t, "it reports what comes meanwhile", waits(10, 11))
+	close(gate)
+	w.CaughtUp("plain")
 }

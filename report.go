@@ -294,6 +294,15 @@ func (w *worker[E]) lanes() []*lane[E] {
 	return w.run.lanes
 }
 
+// lanesShown returns the lanes to report: also those that have stopped, while the worker
+// waits for others. Their events wait for as long as that takes.
+func (w *worker[E]) lanesShown(state WorkerState) []*lane[E] {
+	if w.run != nil && state == WorkerWaiting {
+		return w.run.lanes
+	}
+	return w.lanes()
+}
+
 // stalled reports that a lane has stalled, once for each stall.
 //
 // A failed attempt is a warning, since most failures pass: a pager that rings for each of
@@ -332,10 +341,10 @@ func (w *worker[E]) report(now time.Time) WorkerReport {
 	if why := w.leaseOnly.Load(); why != nil {
 		r.LeaseOnly = *why
 	}
-	for _, l := range w.lanes() {
+	for _, l := range w.lanesShown(r.State) {
 		r.Lanes = append(r.Lanes, l.report(now, reach))
 	}
-	r.Lanes = append(r.Lanes, w.reportPaused(now, reach)...)
+	r.Lanes = append(r.Lanes, w.reportPaused(now, r.State, reach)...)
 	return r
 }
 

@@ -235,6 +235,11 @@ func TestAlerts(t *testing.T) {
 			}
 			p[0].report.Lanes[0].Parked = 3
 		}, 60 * m, []string{"OrchestratorEventsParked"}},
+		{"one with parked events, which is paused, is nobody's for a moment", func(at time.Duration, p []*process) {
+			p[0].pause(0, 100)
+			p[0].report.Lanes[0].Parked = 3
+			p[0].gone = at == 90*m
+		}, 90 * m, []string{"OrchestratorPausedForLong", "OrchestratorEventsParked"}},
 		{"a transaction holds a gap open for a minute, again and again", func(at time.Duration, p []*process) {
 			if in := at % (10 * m); in <= m {
 				p[1].report.Gap = &orchestrator.GapReport{Position: 7, Since: began.Add(at - in)}

@@ -268,7 +268,7 @@ func (c *canvas) series(p panel, b box) {
 		ticks[float64(i)/3] = quantity(top*float64(i)/3, p.FieldConfig.Defaults.Unit)
 	}
 	c.axes(b, ticks)
-	x := b.x
+	x, full := b.x, false // of the legend
 	for i, l := range lines {
 		color := fmt.Sprintf("s%d", i%8)
 		var runs [][]string // a line is broken where there is nothing
@@ -286,17 +286,17 @@ func (c *canvas) series(p panel, b box) {
 			}
 			c.put(`<polyline class="line %s" points="%s"/>`+"\n", color, strings.Join(run, " "))
 		}
-		if i == entries || x > b.x+b.w-120 {
-			c.text("small", x, b.y+b.h+30, fmt.Sprintf("and %d more", len(lines)-i))
-			x = math.Inf(1)
-		}
-		if x < math.Inf(1) {
-			c.put(`<line class="line %s" x1="%.0f" x2="%.0f" y1="%.0f" y2="%.0f"/>`+"\n", color, x, x+12, b.y+b.h+27, b.y+b.h+27)
-			c.text("small", x+16, b.y+b.h+30, l.name)
-			x += 26 + 5.4*float64(len(l.name))
-		} else if i > entries {
+		if full {
 			continue
 		}
+		wide := 26 + 5.2*float64(len(l.name))
+		if full = i == entries || x+wide > b.x+b.w-60; full {
+			c.text("small", x, b.y+b.h+30, fmt.Sprintf("and %d more", len(lines)-i))
+			continue
+		}
+		c.put(`<line class="line %s" x1="%.0f" x2="%.0f" y1="%.0f" y2="%.0f"/>`+"\n", color, x, x+12, b.y+b.h+27, b.y+b.h+27)
+		c.text("small", x+16, b.y+b.h+30, l.name)
+		x += wide
 	}
 	if len(lines) == 0 {
 		c.text("small", b.x+b.w/2, b.y+b.h/2, "no data", ` text-anchor="middle"`)
@@ -309,7 +309,7 @@ func above(v float64) float64 {
 		return 1
 	}
 	e := math.Pow(10, math.Floor(math.Log10(v)))
-	for _, m := range []float64{1, 1.5, 3, 6, 10} {
+	for _, m := range []float64{1.5, 3, 6, 9, 15} {
 		if v <= m*e {
 			return m * e
 		}

@@ -74,7 +74,7 @@ func (t *Telemetry) measure(meter metric.Meter) error {
 		consumed: made[messagingconv.ClientConsumedMessages](i)(messagingconv.NewClientConsumedMessages(meter)),
 		duration: made[messagingconv.ProcessDuration](i)(messagingconv.NewProcessDuration(meter, metric.WithExplicitBucketBoundaries(short...))),
 
-		generations: i.counter("generations", "{generation}", "Generations that workers of this process opened, by reason. A generation that an order opened is counted by the worker that activated it."),
+		generations: i.counter("generations", "{generation}", "Generations that workers of this process activated, by reason: rebalances that took effect."),
 		coordination: i.histogram("coordination_duration",
 			"Time from opening a generation to its activation, for generations that this process activated. Partitions are idle for at most this time.", long),
 		timeouts:    i.counter("coordination_timeouts", "{timeout}", "Calls of Run that returned ErrCoordinationTimeout, because a handler did not return in time."),

@@ -168,7 +168,7 @@ func TestMetrics(t *testing.T) {
 		"events_skipped" + of: "0", "projection_errors" + of: "1", "fenced_commits" + of: "0",
 		"generations{messaging.consumer.group.name=set pupsourcing.orchestrator.reason=first worker}": "1",
 		"generations{messaging.consumer.group.name=set pupsourcing.orchestrator.reason=joined}":       "0",
-		"coordination_duration" + set: "1", "coordination_timeouts" + set: "0", "stale_workers" + set: "0", "heartbeat_failures" + set: "0",
+		"coordination_duration" + set: "2", "coordination_timeouts" + set: "0", "stale_workers" + set: "0", "heartbeat_failures" + set: "0",
 		"workers" + set: "1", "current_generation_partitions" + set: "1",
 	} {
 		if got := all[prefix+name]; got != want {
@@ -193,7 +193,7 @@ func TestMetrics(t *testing.T) {
 // tellAll calls all functions of an Observer.
 func tellAll(o *orchestrator.Observer) {
 	s, l := source("main", "w1"), orchestrator.Lane{Projection: "orders"}
-	o.GenerationOpened(orchestrator.GenerationOpened{Source: s, Reason: "1 joined"})
+	o.GenerationActivated(orchestrator.GenerationActivated{Source: s, Reason: "1 joined"})
 	o.GenerationActivated(orchestrator.GenerationActivated{Source: s, Reason: "pause of orders"})
 	o.WorkerJoined(orchestrator.WorkerJoined{Source: s})
 	o.WorkerExpired(orchestrator.WorkerExpired{Source: s})
@@ -217,7 +217,7 @@ func TestCounters(t *testing.T) {
 		"generations{messaging.consumer.group.name=main pupsourcing.orchestrator.reason=joined}": "1",
 		"generations{messaging.consumer.group.name=main pupsourcing.orchestrator.reason=gone}":   "0",
 		"generations{messaging.consumer.group.name=main pupsourcing.orchestrator.reason=pause}":  "1",
-		"coordination_duration" + set: "1", "coordination_timeouts" + set: "1", "stale_workers" + set: "1",
+		"coordination_duration" + set: "2", "coordination_timeouts" + set: "1", "stale_workers" + set: "1",
 		"heartbeat_latency" + set: "1", "heartbeat_failures" + set: "1",
 		"events_processed" + of: "3", "events_skipped" + of: "4", "batch_duration" + of: "1",
 		"fenced_commits" + of: "1", "projection_errors" + of: "1", "observer_dropped{}": "5",

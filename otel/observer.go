@@ -52,13 +52,10 @@ func merged(observers []*orchestrator.Observer) *orchestrator.Observer {
 func (t *Telemetry) observer() *orchestrator.Observer {
 	m, ctx := &t.metrics, context.Background()
 	return &orchestrator.Observer{
-		GenerationOpened: func(e orchestrator.GenerationOpened) {
-			m.generations.Add(ctx, 1, of(e.Source, keyReason.String(reason(e.Reason))))
-		},
+		// Not when it is opened: a worker that joins opens its generation, and so does one that
+		// leaves. The counter of a process that has just begun or ends at once shows no increase.
 		GenerationActivated: func(e orchestrator.GenerationActivated) {
-			if r := reason(e.Reason); orders[r] { // no worker opened it
-				m.generations.Add(ctx, 1, of(e.Source, keyReason.String(r)))
-			}
+			m.generations.Add(ctx, 1, of(e.Source, keyReason.String(reason(e.Reason))))
 			m.coordination.Record(ctx, e.Duration.Seconds(), of(e.Source))
 		},
 		WorkerJoined:  func(e orchestrator.WorkerJoined) { t.initialize(e.Source, nil) },

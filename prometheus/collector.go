@@ -12,11 +12,11 @@
 //   - Counters and histograms are updated as things happen. Gauges show the workers' latest
 //     reports, which are at most about a HeartbeatInterval old.
 //   - A worker knows only itself. Sum over processes to get values of a replica set: each
-//     generation is counted by the worker that opened it (or activated it, if an order opened
-//     it), and each partition by the worker that has it.
+//     generation is counted by the worker that activated it, and each partition by the worker
+//     that has it.
 //   - Labels are bounded. replica_set and projection come from the program, reason and state
-//     from fixed lists. partition is only on lag_events, lag_seconds, stalled and
-//     beyond_end, for the partitions that the process has. No label contains a worker, a position or an error.
+//     from fixed lists. partition is only on lag_events, lag_seconds, stalled and beyond_end, for
+//     the partitions that the process has. No label contains a worker, a position or an error.
 //   - A paused projection keeps its series.
 package prometheus
 
@@ -99,7 +99,7 @@ func NewCollector() *Collector {
 		c.counters = append(c.counters, vec)
 		return vec
 	}
-	c.generations = counter("generations_total", "Generations that workers of this process opened, by reason. A generation that an order opened is counted by the worker that activated it.", "replica_set", "reason")
+	c.generations = counter("generations_total", "Generations that workers of this process activated, by reason: rebalances that took effect.", "replica_set", "reason")
 	c.took = histogram("coordination_duration_seconds",
 		"Time from opening a generation to its activation, for generations that this process activated. Partitions are idle for at most this time.",
 		[]float64{.01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300}, perSet...)

@@ -311,9 +311,6 @@ func feed(o *orchestrator.Observer, worker, reason string, err error) {
 	s := source("main", worker)
 	lane := orchestrator.Lane{Projection: "orders", Generation: 1, Partition: 0, TotalPartitions: 2}
 	o.WorkerJoined(orchestrator.WorkerJoined{Source: s})
-	if !strings.Contains(reason, " of ") { // an order's generation is opened by no worker
-		o.GenerationOpened(orchestrator.GenerationOpened{Source: s, Generation: 1, Reason: reason})
-	}
 	o.GenerationActivated(orchestrator.GenerationActivated{Source: s, Generation: 1, Reason: reason, Duration: 30 * time.Millisecond})
 	o.Heartbeat(orchestrator.Heartbeat{Source: s, Latency: 2 * time.Millisecond})
 	o.Heartbeat(orchestrator.Heartbeat{Source: s, Latency: time.Second, Err: err})

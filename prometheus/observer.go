@@ -6,13 +6,10 @@ import orchestrator "github.com/getpup/pupsourcing-orchestrator"
 // Orchestrators and replica sets.
 func (c *Collector) Observer() *orchestrator.Observer {
 	return &orchestrator.Observer{
-		GenerationOpened: func(e orchestrator.GenerationOpened) {
-			c.generations.WithLabelValues(string(e.ReplicaSet), reason(e.Reason)).Inc()
-		},
+		// Not when it is opened: a worker that joins opens its generation, and so does one that
+		// leaves. The counter of a process that has just begun or ends at once shows no increase.
 		GenerationActivated: func(e orchestrator.GenerationActivated) {
-			if r := reason(e.Reason); orders[r] { // no worker opened it
-				c.generations.WithLabelValues(string(e.ReplicaSet), r).Inc()
-			}
+			c.generations.WithLabelValues(string(e.ReplicaSet), reason(e.Reason)).Inc()
 			c.took.WithLabelValues(string(e.ReplicaSet)).Observe(e.Duration.Seconds())
 		},
 		WorkerJoined: func(e orchestrator.WorkerJoined) { c.initialize(string(e.ReplicaSet), nil) },

@@ -6,15 +6,15 @@
 -- path has the tables already: then it upgrades them there. PostgreSQL 13 or
 -- later.
 --
--- It is one statement, so that it happens as a whole or not at all, whatever
--- runs it. (A tool that splits files at semicolons must be told so: in goose,
--- put it between "-- +goose StatementBegin" and "-- +goose StatementEnd".)
+-- It is one statement, so that all of it is applied or nothing, whatever tool runs
+-- it. (A tool that splits files at semicolons needs a hint: in goose, put it between
+-- "-- +goose StatementBegin" and "-- +goose StatementEnd".)
 --
--- Everybody who may CREATE in a schema of the search path can put functions and
--- operators there that fit better than those of PostgreSQL, and would be called
--- as whoever runs this or looks at the views. So: functions have their schema
--- before them, and operators have operands of exactly their types. The text is
--- ASCII, because it has to pass in databases of every encoding.
+-- A role that may CREATE in a schema of the search path can create functions and
+-- operators there that match better than those of PostgreSQL, and that would run with
+-- the rights of the role that applies this or reads the views. So functions are written
+-- with their schema, and operators have operands of exactly their types. The text is
+-- ASCII, because it must work in databases of every encoding.
 DO $orchestrator$
 DECLARE
     old_path   constant text := pg_catalog.current_setting('search_path'::text);
@@ -25,7 +25,7 @@ DECLARE
     flaw       text;
     rule       record;
 BEGIN
--- Where the tables are, or are to be.
+-- The schema that has the tables, or will have them.
 SELECT c.relnamespace INTO home FROM pg_catalog.pg_class c
  WHERE c.oid = pg_catalog.to_regclass('orchestrator_schema'::text)::oid AND c.relpersistence <> 't'::"char";
 IF home IS NULL THEN
@@ -40,9 +40,9 @@ IF old_wait = '0'::text THEN -- an ALTER TABLE that waits makes every heartbeat 
     PERFORM pg_catalog.set_config('lock_timeout'::text, '3s'::text, true);
 END IF;
 
--- Tables of the same names that are somebody else's are refused before anything
--- is changed: those of other columns, and those that somebody owns who could have
--- put them there for us to trip over. Trusted is who has power here anyway.
+-- Tables of the same names that are not the library's are refused before anything is
+-- changed: those with other columns, and those that an untrusted role owns, which could
+-- have created them as a trap. Trusted are the roles that have power here anyway.
 SELECT pg_catalog.format(
            CASE WHEN a.attname IS NULL THEN 'table %I.%I is not one of pupsourcing-orchestrator: it has no column %I'::text
                 ELSE 'table %I.%I is not one of pupsourcing-orchestrator: its column %I is not of the type %s'::text END,
@@ -145,7 +145,7 @@ IF flaw IS NOT NULL THEN
         HINT = 'Nothing was changed. If the tables are yours, run this as their owner. If not, drop them, or put another schema first in the search path.';
 END IF;
 
--- Tables of a newer program do for older ones, and are left as they are.
+-- Tables of a newer version work for older programs, and are not changed.
 IF pg_catalog.to_regclass('orchestrator_schema'::text) IS NOT NULL THEN
     SELECT pg_catalog.max(s.version)::bigint INTO present FROM orchestrator_schema s;
 END IF;
@@ -156,15 +156,15 @@ IF present > 3::bigint AND pg_catalog.to_regclass('orchestrator_checkpoints'::te
 END IF;
 IF present IS NULL OR present <= 3::bigint THEN
 
--- The version of this schema. A program that needs a newer one says so and
--- does not start.
+-- The version of this schema. A program that needs a newer one does not start
+-- (ErrSchema).
 CREATE TABLE IF NOT EXISTS orchestrator_schema (
     singleton boolean PRIMARY KEY DEFAULT true CHECK (singleton),
     version   integer NOT NULL
 );
 
--- One row for each replica set: its newest generation. Whoever changes
--- anything about a set's membership locks this row first, and decides then.
+-- One row for each replica set: its newest generation. Every change of a set's
+-- members locks this row first, and is decided then.
 CREATE TABLE IF NOT EXISTS orchestrator_replica_sets (
     name           text        PRIMARY KEY,
     -- The fencing token. It only grows.
@@ -176,27 +176,27 @@ CREATE TABLE IF NOT EXISTS orchestrator_replica_sets (
     reason         text        NOT NULL DEFAULT '',
     opened_at      timestamptz,
     activated_at   timestamptz,
-    -- When a window in which joins are gathered closes.
+    -- When the window closes in which joins are gathered (JoinWindow).
     step_at        timestamptz,
-    -- Settings of the set, as the newest worker brought them along.
+    -- Settings of the set: those of the newest worker.
     max_partitions integer     NOT NULL DEFAULT 0,
     join_window_us bigint      NOT NULL DEFAULT 0,
     -- What operators have ordered. ["name", ...]: the projections that the
     -- generation does not run; "": none of them.
     paused         jsonb       NOT NULL DEFAULT '[]',
-    -- {"name": position, ...}: where projections are to be set when the next
-    -- generation is activated.
+    -- {"name": position, ...}: the positions that projections are set to when the
+    -- next generation is activated.
     rewinds        jsonb       NOT NULL DEFAULT '{}',
-    -- {"name": microseconds, ...}: those of paused that are paused for a while only, and
-    -- until when, since 1970.
+    -- {"name": microseconds, ...}: those of paused that are paused for a limited time,
+    -- and its end, since 1970.
     holds          jsonb       NOT NULL DEFAULT '{}',
-    -- The events table that the set reads, as its first worker named it; '': not
-    -- known. A worker that would read another one is refused.
+    -- The events table that the set reads, as its first worker has named it; '': not
+    -- known. A worker that reads another one is refused.
     events_table   text        NOT NULL DEFAULT ''
 );
 
--- One row for each living worker, in fact for each incarnation of one. A
--- heartbeat updates nothing but its own row here.
+-- One row for each living worker; one that joins again has a new row. A heartbeat
+-- updates only its own row.
 CREATE TABLE IF NOT EXISTS orchestrator_workers (
     replica_set text        NOT NULL,
     id          text        NOT NULL,
@@ -205,35 +205,35 @@ CREATE TABLE IF NOT EXISTS orchestrator_workers (
     joined_at   timestamptz NOT NULL,
     lease_us    bigint      NOT NULL,
     lease_until timestamptz NOT NULL,
-    -- The worker's place in a generation. The generation stands here a second
-    -- time so that a heartbeat reads an assignment in one piece.
+    -- The worker's place in a generation. The generation is repeated here so that a
+    -- heartbeat reads the whole assignment from one row.
     generation  bigint      NOT NULL,
     total       integer     NOT NULL,
     partitions  jsonb       NOT NULL, -- [0, 4, ...]; []: none
-    -- How many partitions the worker takes at most.
+    -- The largest number of partitions that the worker takes.
     wants       integer     NOT NULL,
-    -- The advisory lock (key, number) that a session of the worker's own holds
-    -- while its process is there; number 0: none, and the lease alone decides. A
-    -- negative key is that session's process id, negated, which nobody knows before.
+    -- The advisory lock (key, number) that the worker's dedicated connection holds
+    -- while its process is alive; number 0: none, and the lease alone decides. A
+    -- negative key is the connection's process id, negated, which is not known before.
     presence_key    integer NOT NULL,
     presence_number integer NOT NULL,
-    -- The active generation that the worker has to stop before a newer one
+    -- The active generation that the worker must stop before a newer one
     -- can be activated; 0: none.
     holds       bigint      NOT NULL,
     -- The names of the projections that the worker runs.
     projections jsonb       NOT NULL,
-    -- The set's paused, a second time like the generation.
+    -- The set's paused, repeated like the generation.
     paused      jsonb       NOT NULL DEFAULT '[]',
-    -- The worker is to have no partitions (DrainWorker).
+    -- The worker gets no partitions (ops.DrainWorker).
     drained     boolean     NOT NULL DEFAULT false,
-    -- The worker has left, and its place is kept for a replacement until
-    -- lease_until (ReplacementWindow). Nobody runs its partitions.
+    -- The worker has left, and its partitions are reserved for a replacement until
+    -- lease_until (ReplacementWindow). No worker runs them.
     vacant      boolean     NOT NULL DEFAULT false,
     PRIMARY KEY (replica_set, id)
 );
 
--- What a worker last said of itself, for people and for metrics. Nothing is
--- decided by it.
+-- The latest report of each worker, for people and for metrics. Nothing is decided by
+-- it.
 CREATE TABLE IF NOT EXISTS orchestrator_reports (
     replica_set text        NOT NULL,
     worker      text        NOT NULL,
@@ -246,14 +246,14 @@ CREATE TABLE IF NOT EXISTS orchestrator_reports (
 CREATE TABLE IF NOT EXISTS orchestrator_projections (
     name        text    PRIMARY KEY,
     replica_set text    NOT NULL,
-    -- The live version of the projection, which this one is to replace, or was replaced
-    -- by: it goes no further than that one. NULL: it is the live one itself. '': an order
-    -- was about it, and no worker has come with it yet.
+    -- The live version that this projection is to replace, or was replaced by: it goes
+    -- no further than that one. NULL: it is the live version. '': there was an order for
+    -- it, and no worker has run it yet.
     follows     text,
     -- It was removed (Retire): its name is not used again.
     retired     boolean NOT NULL DEFAULT false,
-    -- It was live before, and another version has replaced it (Promote). Nothing is decided
-    -- by it.
+    -- It was live, and another version has replaced it (Promote). Nothing is decided by
+    -- it.
     replaced    boolean NOT NULL DEFAULT false
 );
 
@@ -263,17 +263,17 @@ CREATE TABLE IF NOT EXISTS orchestrator_checkpoints (
     projection  text        NOT NULL,
     partition   integer     NOT NULL,
     replica_set text        NOT NULL,
-    -- The fence: a commit names the generation that it runs under and the
-    -- position that it starts from, and finds no row when either has changed.
-    -- Negative: the projection came from another set, where it stood under
-    -- that number, and no generation of this set has it yet. 0: the row was
-    -- imported (importer.Import), and no generation has it yet.
+    -- The fence: a commit names the generation that it runs under and the position
+    -- that it starts from, and finds no row if either has changed. Negative: the
+    -- projection came from another set, where this was its number, and no generation of
+    -- this set has run it yet. 0: the row was imported (importer.Import), and no
+    -- generation has run it yet.
     generation  bigint      NOT NULL,
     -- The layout: the partition's slots are those with slot mod total = partition.
     total       integer     NOT NULL,
     position    bigint      NOT NULL,
     -- [[slot, position], ...] in slot order: slots of the partition that are
-    -- handled further than position. NULL: none.
+    -- handled beyond position (marks). NULL: none.
     ahead       jsonb,
     updated_at  timestamptz NOT NULL,
     PRIMARY KEY (projection, partition)
@@ -287,46 +287,46 @@ CREATE TABLE IF NOT EXISTS orchestrator_history (
     generation   bigint      NOT NULL,
     reason       text        NOT NULL,
     total        integer     NOT NULL,
-    -- {"worker": [0, 4, ...], ...}: who has which partitions.
+    -- {"worker": [0, 4, ...], ...}: the partitions of each worker.
     members      jsonb       NOT NULL,
     opened_at    timestamptz NOT NULL,
-    -- NULL: it drains, or was superseded before it was active.
+    -- NULL: it is draining, or was superseded before it was active.
     activated_at timestamptz,
-    -- Who had to stop something when it was opened: whom it waited for.
+    -- The workers that had to stop first.
     waited_for   jsonb       NOT NULL DEFAULT '[]',
     PRIMARY KEY (replica_set, generation)
 );
 
--- Events that a projection has failed at and gone past, and the later events of
--- their aggregates, which wait behind them (ParkEvents, ops.Park). None counts as
--- handled.
+-- The dead-letter queue: events that a projection has failed at and gone past, and the
+-- later events of their aggregates, which wait behind them (ParkEvents, ops.Park). None
+-- of them counts as handled.
 CREATE TABLE IF NOT EXISTS orchestrator_parked (
     projection   text        NOT NULL,
     position     bigint      NOT NULL,
     slot         integer     NOT NULL,
     aggregate_id text        NOT NULL,
-    -- Why and after how many attempts; '': it waits behind another.
+    -- The failure, and after how many attempts; '': it waits behind another event.
     error        text        NOT NULL,
     attempts     integer     NOT NULL,
     parked_at    timestamptz NOT NULL,
-    -- What the lane that has the slot is asked to do with the event.
+    -- What an operator has asked for: the lane that has the slot carries it out.
     request      text        CHECK (request IN ('retry', 'discard')),
     PRIMARY KEY (projection, position)
 );
 
--- Orders to park the event that a projection stands at, whatever its failure rule
--- says (ops.Park): those that wait for the lane, and what has become of the latest
--- thousand or so of each replica set.
+-- Orders to park the event that a projection is at, whatever its failure rule is
+-- (ops.Park): those that wait for the lane, and the outcome of about the latest thousand
+-- of each replica set.
 CREATE TABLE IF NOT EXISTS orchestrator_park_orders (
     number      bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     replica_set text        NOT NULL,
     generation  bigint      NOT NULL, -- the set's newest one when the order was given
     projection  text        NOT NULL,
     position    bigint      NOT NULL,
-    slot        integer, -- of the event; NULL: no lane has looked at it yet
+    slot        integer, -- of the event; NULL: no lane has read it yet
     ordered_by  text        NOT NULL,
     ordered_at  timestamptz NOT NULL,
-    -- NULL: it waits. 'parked', or why nothing came of it.
+    -- When it ended; NULL: it waits. And how: 'parked', or why it lapsed.
     ended_at    timestamptz,
     outcome     text
 );
@@ -359,8 +359,8 @@ ALTER TABLE orchestrator_projections
 CREATE INDEX IF NOT EXISTS orchestrator_parked_requests
     ON orchestrator_parked (projection, position) WHERE request IS NOT NULL;
 
--- What stands in a row is checked here as well as by whoever reads it. A row that
--- breaks a rule is named: a table that is older may have one.
+-- The content of rows is checked here as well as by the programs that read it. A row of
+-- an older table that breaks a rule is named.
 FOR rule IN
     SELECT x.tab, x.col, x.id, x.holds, pg_catalog.concat(VARIADIC ARRAY[x.tab, '_'::text, x.col, '_valid'::text]) AS name
       FROM (VALUES
@@ -469,7 +469,8 @@ ALTER TABLE orchestrator_replica_sets
 ALTER TABLE orchestrator_workers
     ADD COLUMN IF NOT EXISTS vacant boolean NOT NULL DEFAULT false;
 
--- For people. One row for each replica set: what runs, and whom it waits for.
+-- For people. One row for each replica set: its generation, and the workers that it
+-- waits for.
 CREATE OR REPLACE VIEW orchestrator_status AS
 SELECT s.name AS replica_set, s.generation, s.phase, s.total, s.reason, s.opened_at, s.activated_at,
        (SELECT pg_catalog.count(*) FROM orchestrator_workers w WHERE w.replica_set = s.name) AS workers,
@@ -489,10 +490,10 @@ SELECT w.replica_set, w.id AS worker, w.seq, w.joined_at, w.lease_until, w.lease
   FROM orchestrator_workers w
   LEFT JOIN orchestrator_reports r ON r.replica_set = w.replica_set AND r.worker = w.id;
 
--- One row for each projection on each partition: who has it, and how far it is.
--- What begins with "behind" and what follows it is what the worker last said. What
--- is parked is counted once, partitions are unnested, and a report is taken apart
--- once, so that all of it can be joined by hash. (Status in Go joins by itself.)
+-- One row for each projection on each partition: its worker and its progress. The
+-- columns from "behind" on are from the worker's latest report. Parked events are
+-- counted once, partitions unnested, and a report taken apart once, so that all of it
+-- can be joined by hash. (Status in Go joins by itself.)
 CREATE OR REPLACE VIEW orchestrator_status_partitions AS
 SELECT c.replica_set, c.projection, c.partition, c.total, c.generation, w.id AS worker,
        c.position, coalesce(pg_catalog.jsonb_array_length(c.ahead), 0) AS marks, c.updated_at,
@@ -513,7 +514,13 @@ SELECT c.replica_set, c.projection, c.partition, c.total, c.generation, w.id AS 
     ON p.replica_set = c.replica_set AND p.projection = c.projection AND p.total = c.total AND p.partition = c.partition
   LEFT JOIN (
        SELECT v.replica_set, v.generation, v.id, x.partition::integer AS partition
-         FROM orchestrator_workers v CROSS JOIN LATERAL pg_catalog.jsonb_array_elements_text(v.partitions) AS x (partition)) w
+         FROM orchestrator_workers v CROSS JOIN LATERAL pg_catalog.jsonb_array_elements_text(v.partitions) AS x (partition)
+       UNION ALL -- what a worker has not stopped yet, though it has a place in the next generation
+       SELECT DISTINCT v.replica_set, v.holds, v.id, y.partition
+         FROM orchestrator_workers v
+         JOIN orchestrator_reports q ON q.replica_set = v.replica_set AND q.worker = v.id AND (q.report ->> 'generation'::text)::bigint = v.holds
+        CROSS JOIN LATERAL pg_catalog.jsonb_to_recordset(q.report -> 'lanes'::text) AS y (partition integer)
+        WHERE v.holds <> 0 AND v.holds <> v.generation AND NOT v.vacant) w
     ON w.replica_set = c.replica_set AND w.generation = c.generation AND w.partition = c.partition
   LEFT JOIN (
        SELECT q.replica_set, q.worker, q.reported_at, (q.report ->> 'generation'::text)::bigint AS generation

@@ -314,10 +314,12 @@ func TestAlerts(t *testing.T) {
 			}
 		}, lasts, []string{"OrchestratorWorkersDie"}},
 		{"a process restarts all the time", func(at time.Duration, p []*process) {
-			if every(2*m, at) {
-				p[1].rebalance("1 gone", 50*time.Millisecond)
-			} else if every(m, at) {
-				p[1].rebalance("1 joined", 50*time.Millisecond)
+			if every(2*m, at) { // a worker opens the generation in which it leaves or joins; the other one activates it
+				p[1].opens("1 gone")
+				p[0].activates("1 gone", 50*time.Millisecond)
+				p[1].restart()
+				p[1].opens("1 joined")
+				p[0].activates("1 joined", 50*time.Millisecond)
 			}
 		}, lasts, []string{"OrchestratorRebalancesForever"}},
 		{"a rebalance waits for a slow handler", func(at time.Duration, p []*process) {

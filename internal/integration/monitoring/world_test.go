@@ -55,6 +55,13 @@ func newProcess(name string, partition int) *process {
 	return p
 }
 
+// restart makes a process count from 0.
+func (p *process) restart() {
+	p.collector = metrics.NewCollector()
+	p.observer = p.collector.Observer()
+	p.observer.WorkerJoined(orchestrator.WorkerJoined{Source: p.source()})
+}
+
 func (p *process) source() orchestrator.Source {
 	return orchestrator.Source{ReplicaSet: "main", Worker: p.name}
 }
@@ -77,7 +84,17 @@ func (p *process) heartbeat(latency time.Duration) {
 }
 
 func (p *process) rebalance(reason string, took time.Duration) {
-	p.observer.GenerationOpened(orchestrator.GenerationOpened{Source: p.source(), Reason: reason})
+	p.opens(reason)
+	p.activates(reason, took)
+}
+
+func (p *process) opens(reason string) {
+	if opened := p.observer.GenerationOpened; opened != nil {
+		opened(orchestrator.GenerationOpened{Source: p.source(), Reason: reason})
+	}
+}
+
+func (p *process) activates(reason string, took time.Duration) {
 	p.observer.GenerationActivated(orchestrator.GenerationActivated{Source: p.source(), Reason: reason, Duration: took})
 }
 

@@ -168,7 +168,7 @@ func TestMetrics(t *testing.T) {
 		"events_skipped" + of: "0", "projection_errors" + of: "1", "fenced_commits" + of: "0",
 		"generations{messaging.consumer.group.name=set pupsourcing.orchestrator.reason=first worker}": "1",
 		"generations{messaging.consumer.group.name=set pupsourcing.orchestrator.reason=joined}":       "0",
-		"coordination_duration" + set: "2", "coordination_timeouts" + set: "0", "stale_workers" + set: "0", "heartbeat_failures" + set: "0",
+		"coordination_duration" + set: "1", "coordination_timeouts" + set: "0", "stale_workers" + set: "0", "heartbeat_failures" + set: "0",
 		"workers" + set: "1", "current_generation_partitions" + set: "1",
 	} {
 		if got := all[prefix+name]; got != want {

@@ -43,8 +43,7 @@ func (w *worker[E]) pausedNames() (names []string) {
 	return names
 }
 
-// readPaused reads how far the paused projections are, if that is due. A report waits for
-// it (see observe).
+// readPaused reads how far the paused projections are, if that is due.
 func (w *worker[E]) readPaused(now time.Time) {
 	names, known := w.pausedNames(), w.paused.known.Load()
 	if len(names) == 0 || w.run.over || known != nil && known.generation == w.watch.generation && now.Sub(known.at) < pausedEvery || w.paused.reading.Load() {
@@ -59,6 +58,11 @@ func (w *worker[E]) readPaused(now time.Time) {
 		}, nil)
 		if err != nil {
 			w.log.Debug("cannot read how far paused projections are, trying again", "error", err)
+			kept := &pausedLanes{generation: share.Generation} // as of no time, so that it is read again soon
+			if known != nil && known.generation == share.Generation {
+				kept.lanes = known.lanes
+			}
+			w.paused.known.Store(kept)
 			return
 		}
 		for i := range lanes {
@@ -68,6 +72,14 @@ func (w *worker[E]) readPaused(now time.Time) {
 		}
 		w.paused.known.Store(&pausedLanes{share.Generation, now, lanes})
 	})
+}
+
+// awaitsPaused reports whether a report is to wait until it is known for the first time how
+// far the paused projections are: else their series would be missing for a moment with each
+// rebalance.
+func (w *worker[E]) awaitsPaused() bool {
+	known := w.paused.known.Load()
+	return w.paused.reading.Load() && (known == nil || known.generation != w.watch.generation)
 }
 
 // since returns since when a projection was seen to be paused: before, or now.

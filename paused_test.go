@@ -3,6 +3,7 @@ package orchestrator_test
 import (
 	"context"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -184,4 +185,26 @@ func TestReportsOfWhoWaits(t *testing.T) {
 	pgtest.Eventually(t, "it reports what comes meanwhile", waits(10, 11))
 	close(gate)
 	w.CaughtUp("plain")
+}
+
+// Where it can't be read how far paused projections are, reports go on without them.
+func TestReportsWhereWhatIsPausedIsNotKnown(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	db, f := testworld.Faulty(t, w.URL)
+	f.OnQuery(func(query string) {
+		if strings.Contains(query, "'hold of '") {
+			panic("it is not to be read")
+		}
+	})
+	a, s := w.Seen(t, w.Config(db, "set"), testworld.Effects{Projection: "transactional"}.Transactional(), testworld.Effects{Projection: "batched"}.Batched())
+	w.Active("set", 1)
+	w.Ordered("set")(ops.Pause(t.Context(), w.DB, "set", "batched"))
+	w.Append(10)
+	testworld.Awaited(t, s, "reports without it", func(r orchestrator.WorkerReport) bool {
+		return len(r.Lanes) == 1 && r.Lanes[0].Projection == "transactional" && r.Lanes[0].Position == 10
+	})
+	f.OnQuery(func(string) {})
+	testworld.Reported(t, s, "that it is paused", "batched", 0, func(_ orchestrator.WorkerReport, l orchestrator.LaneReport) bool { return isPaused(l) })
+	a.Stop()
 }

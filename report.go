@@ -271,7 +271,7 @@ func (w *worker[E]) observe(now time.Time) protocol.Input {
 		}
 		l.failedLong = l.watch.Stalled && (l.failedLong || fails(r))
 	}
-	if now.Sub(w.watch.reported) > w.cfg.HeartbeatInterval-w.observeEvery()/2 && !w.paused.reading.Load() {
+	if now.Sub(w.watch.reported) > w.cfg.HeartbeatInterval-w.observeEvery()/2 && !w.awaitsPaused() {
 		w.watch.reported, w.watch.due = now, true
 		if w.to.Reported != nil {
 			emit(w.to, w.to.Reported, w.report(now))

@@ -192,19 +192,22 @@ func TestReportsWhereWhatIsPausedIsNotKnown(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	db, f := testworld.Faulty(t, w.URL)
+	gate := make(chan struct{})
 	f.OnQuery(func(query string) {
 		if strings.Contains(query, "'hold of '") {
-			panic("it is not to be read")
+			<-gate
 		}
 	})
-	a, s := w.Seen(t, w.Config(db, "set"), testworld.Effects{Projection: "transactional"}.Transactional(), testworld.Effects{Projection: "batched"}.Batched())
+	cfg := w.Config(db, "set")
+	cfg.StaleWorkerTimeout = 6 * time.Second // a third of it is the worker's patience
+	a, s := w.Seen(t, cfg, testworld.Effects{Projection: "transactional"}.Transactional(), testworld.Effects{Projection: "batched"}.Batched())
 	w.Active("set", 1)
 	w.Ordered("set")(ops.Pause(t.Context(), w.DB, "set", "batched"))
 	w.Append(10)
 	testworld.Awaited(t, s, "reports without it", func(r orchestrator.WorkerReport) bool {
 		return len(r.Lanes) == 1 && r.Lanes[0].Projection == "transactional" && r.Lanes[0].Position == 10
 	})
-	f.OnQuery(func(string) {})
+	close(gate)
 	testworld.Reported(t, s, "that it is paused", "batched", 0, func(_ orchestrator.WorkerReport, l orchestrator.LaneReport) bool { return isPaused(l) })
 	a.Stop()
 }

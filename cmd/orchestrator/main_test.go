@@ -474,18 +474,6 @@ func TestNoSchema(t *testing.T) {
 	}
 }
 
-// Under cron, the input is an empty device: it is not a terminal.
-func TestDevNullIsNoTerminal(t *testing.T) {
-	null, err := os.Open(os.DevNull)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer null.Close()
-	if terminal(null) {
-		t.Errorf("%s is taken for a terminal", os.DevNull)
-	}
-}
-
 // Text from the database and connection strings never reach the terminal unescaped.
 func TestTerminalIsSafe(t *testing.T) {
 	const evil = "x\x1b]0;title\x07\x1b[2J\u202e\u2066\u2028\u200f\u0085\U000e0001y"

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
+	"github.com/getpup/pupsourcing-orchestrator/internal/terminal"
 	"github.com/getpup/pupsourcing-orchestrator/ops"
 )
 
@@ -73,7 +74,7 @@ func (c *call) confirm(question string) error {
 	if c.yes {
 		return nil
 	}
-	if !terminal(c.stdin) {
+	if !terminal.Is(c.stdin) {
 		return usageError{question + " Not a terminal: pass -yes to confirm"}
 	}
 	fmt.Fprintf(c.stderr, "%s Go on? [y/N] ", question)

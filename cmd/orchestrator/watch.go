@@ -5,12 +5,12 @@ import (
 	"database/sql"
 	"fmt"
 	"io"
-	"os"
 	"strings"
 	"time"
 
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 	"github.com/getpup/pupsourcing-orchestrator/internal/redact"
+	"github.com/getpup/pupsourcing-orchestrator/internal/terminal"
 	"github.com/getpup/pupsourcing-orchestrator/ops"
 )
 
@@ -23,7 +23,7 @@ func watch(ctx context.Context, c *call) error {
 		return usageError{fmt.Sprintf("watch: -interval is %s; it must be at least 10ms", c.interval)}
 	}
 	show := changes(c.stdout)
-	if terminal(c.screen) && os.Getenv("TERM") != "dumb" {
+	if terminal.Draws(c.screen) {
 		fmt.Fprint(c.screen, alternateScreen)
 		defer fmt.Fprint(c.screen, ordinaryScreen)
 		show = screen(c.screen)
@@ -102,7 +102,7 @@ const (
 // screen returns a function that overwrites the previous status, in one write to avoid flicker.
 func screen(w io.Writer) func(at time.Time, text, gist string) {
 	return func(at time.Time, text, _ string) {
-		width, height := size(w)
+		width, height := terminal.Size(w)
 		io.WriteString(w, frame(at, safe(text), width, height)) // if the terminal is gone, a signal ends the program
 	}
 }
@@ -126,18 +126,4 @@ func frame(at time.Time, text string, width, height int) string {
 		b.WriteString(line + toLineEnd)
 	}
 	return b.String() + toScreenEnd
-}
-
-// terminal reports whether a stream is a terminal.
-func terminal(stream any) bool {
-	f, ok := stream.(*os.File)
-	if !ok {
-		return false
-	}
-	info, err := f.Stat()
-	if err != nil || info.Mode()&os.ModeCharDevice == 0 {
-		return false
-	}
-	null, err := os.Stat(os.DevNull) // also a character device; it is the input under cron
-	return err != nil || !os.SameFile(info, null)
 }

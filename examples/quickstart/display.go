@@ -3,13 +3,14 @@ package main
 import (
 	"fmt"
 	"io"
-	"os"
 	"slices"
 	"strings"
 	"sync"
 	"time"
 	"unicode"
 	"unicode/utf8"
+
+	"github.com/getpup/pupsourcing-orchestrator/internal/terminal"
 )
 
 // A display shows what happens. On a terminal, lines scroll above a block that is redrawn
@@ -37,21 +38,7 @@ const (
 )
 
 func newDisplay(out io.Writer) *display {
-	live := isTerminal(out)
-	return &display{out: out, live: live, colour: live && os.Getenv("NO_COLOR") == "", begun: time.Now()}
-}
-
-func isTerminal(stream any) bool {
-	file, ok := stream.(*os.File)
-	if !ok || os.Getenv("TERM") == "" || os.Getenv("TERM") == "dumb" {
-		return false
-	}
-	info, err := file.Stat()
-	if err != nil || info.Mode()&os.ModeCharDevice == 0 {
-		return false
-	}
-	null, err := os.Stat(os.DevNull) // a character device too
-	return err != nil || !os.SameFile(info, null)
+	return &display{out: out, live: terminal.Draws(out), colour: terminal.Colours(out), begun: time.Now()}
 }
 
 // What the display asks of a terminal. screen.go reads the same.

@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"io"
+
+	"github.com/getpup/pupsourcing-orchestrator/internal/terminal"
 )
 
 // The keys that the demo knows.
@@ -18,19 +20,14 @@ const (
 // readKeys sends what is typed to keys, until in ends or ctx does. A key that comes while
 // the ones before it are being acted on is dropped.
 func readKeys(ctx context.Context, in io.Reader, keys chan<- byte) {
-	for buffer := make([]byte, 16); ; {
-		n, err := in.Read(buffer)
-		for _, key := range buffer[:n] {
-			switch key {
-			case keyKill, keyFreeze, keyAdd, keyQuit:
-				select {
-				case keys <- key:
-				default:
-				}
+	terminal.ReadKeys(in, func(key terminal.Key) bool {
+		switch key {
+		case keyKill, keyFreeze, keyAdd, keyQuit:
+			select {
+			case keys <- byte(key):
+			default:
 			}
 		}
-		if err != nil || ctx.Err() != nil {
-			return
-		}
-	}
+		return ctx.Err() == nil
+	})
 }

@@ -30,6 +30,7 @@ import (
 	"syscall"
 
 	"github.com/getpup/pupsourcing-orchestrator/examples/internal/stage"
+	"github.com/getpup/pupsourcing-orchestrator/internal/terminal"
 )
 
 // workerEnv is set, to the worker's name, in the processes that this program
@@ -150,16 +151,16 @@ func typed(ctx context.Context, d *display, stdin io.Reader, keys chan<- byte) (
 	if d.recorded {
 		return keysHint, func() {} // as on a terminal; in a recording no key is pressed
 	}
-	terminal, ok := stdin.(*os.File)
-	if !d.live || !ok || !isTerminal(terminal) {
+	in, ok := stdin.(*os.File)
+	if !d.live || !ok || !terminal.Is(in) {
 		return "", func() {}
 	}
-	restore, err := singleKeys(terminal)
+	restore, err := terminal.SingleKeys(in)
 	if err != nil {
 		d.say("", "keys don't work here: %v", err)
 		return "", func() {}
 	}
-	go readKeys(ctx, terminal, keys) // it may be reading until the process ends
+	go readKeys(ctx, in, keys) // it may be reading until the process ends
 	return keysHint, restore
 }
 

@@ -146,9 +146,3 @@ func TestReadKeys(t *testing.T) {
 		t.Errorf("got %q, want k+q", got)
 	}
 }
-
-func cancelled() context.Context {
-	ctx, cancel := context.WithCancel(context.Background())
-	cancel()
-	return ctx
-}

@@ -16,22 +16,7 @@ func TestMain(m *testing.M) {
 	if name := os.Getenv(workerEnv); name != "" {
 		os.Exit(runWorker(name))
 	}
-	if os.Getenv(panicEnv) != "" {
-		panicInRawMode()
-	}
 	os.Exit(pgtest.Main(m))
-}
-
-// panicEnv is set in a process that takes single keys of the terminal at descriptor 3, and
-// panics.
-const panicEnv = "QUICKSTART_PANIC"
-
-func panicInRawMode() {
-	if _, err := singleKeys(os.NewFile(3, "terminal")); err != nil {
-		panic(err)
-	}
-	go panic("on purpose, in another goroutine")
-	select {}
 }
 
 // sound is a run in which all went well. In generation 1, w1 has everything;

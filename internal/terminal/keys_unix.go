@@ -1,6 +1,6 @@
 //go:build unix
 
-package main
+package terminal
 
 import (
 	"bufio"
@@ -9,15 +9,15 @@ import (
 	"os/exec"
 )
 
-// singleKeys has a terminal hand over each key at once, without showing it. Ctrl-C remains
+// SingleKeys makes a terminal hand over each key at once, without showing it. Ctrl-C remains
 // a signal. restore undoes that.
 //
 // A helper process does both with stty. It restores the terminal when its standard input
 // ends: in restore, and also when this process ends without calling it, by a panic in any
-// goroutine or by SIGKILL. No code inside this process could do that. A demo in the
+// goroutine or by SIGKILL. No code inside this process could do that. A program in the
 // background of a shell is stopped here, as every program is that changes the terminal
 // of the shell (SIGTTOU).
-func singleKeys(terminal *os.File) (restore func(), err error) {
+func SingleKeys(terminal *os.File) (restore func(), err error) {
 	helper := exec.Command("/bin/sh", "-c", `
 trap '' HUP INT QUIT TERM TSTP
 saved=$(stty -g <&3) && stty -icanon -echo min 1 time 0 <&3 || exit 1

@@ -8,6 +8,10 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
+
+	orchestrator "github.com/getpup/pupsourcing-orchestrator"
+	"github.com/getpup/pupsourcing-orchestrator/ops"
 )
 
 // Each command line in the docs is one that the command takes, or the mere name of a command;
@@ -38,6 +42,37 @@ func TestCommandsOfTheDocs(t *testing.T) {
 		if !operations[name] {
 			t.Errorf("docs/operations.md does not have %s", name)
 		}
+	}
+}
+
+// The status in docs/operations.md is what the command prints.
+func TestStatusOfTheDocs(t *testing.T) {
+	t.Parallel()
+	one := 1
+	const worker = "web-5d9-x2-1-k3f9a0qz"
+	lane := func(projection string, partition int, worker string, report orchestrator.LaneReport) ops.PartitionStatus {
+		return ops.PartitionStatus{Projection: projection, Partition: partition, TotalPartitions: 2, Worker: worker, Paused: worker == "", Report: &report}
+	}
+	status := paint(view{width: 100}.set(ops.ReplicaSetStatus{
+		ReplicaSet: "main", At: now, Generation: 7, Phase: ops.PhaseActive, TotalPartitions: 2, Reason: "1 joined", ActivatedAt: ago(3*time.Hour + 12*time.Minute),
+		Workers: []ops.WorkerStatus{{Worker: worker, Alive: true, State: "running"}, {Worker: "web-5d9-p7-1-0dm2c8tn", Alive: true, State: "running"}},
+		Partitions: []ops.PartitionStatus{
+			lane("mail", 0, "", orchestrator.LaneReport{State: orchestrator.LanePaused, Behind: 140, BehindSeconds: -1}),
+			lane("mail", 1, "", orchestrator.LaneReport{State: orchestrator.LanePaused, Behind: 140, BehindSeconds: -1}),
+			lane("search", 0, "web-5d9-p7-1-0dm2c8tn", orchestrator.LaneReport{State: orchestrator.LaneIdle, PerSecond: 120}),
+			lane("search", 1, worker, orchestrator.LaneReport{State: orchestrator.LaneRetrying, Behind: 422, BehindSeconds: 550, Stalled: true}),
+		},
+		Waits: []ops.Wait{
+			{Severity: ops.SeverityCritical, Projection: "search", Partition: &one, Worker: worker, Text: "projection search, partition 1 of 2, on worker " + worker + ": retrying after attempt 7: index is read-only"},
+			{Severity: ops.SeverityInfo, Projection: "mail", Remedy: "orchestrator resume main mail", Text: "projection mail is paused by order, 140 positions behind"},
+		},
+	}), false)
+	page, err := os.ReadFile("../../docs/operations.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(strings.ReplaceAll(string(page), "\r", ""), "```\n"+status+"```\n") {
+		t.Errorf("docs/operations.md lacks\n%s", status)
 	}
 }
 

@@ -22,7 +22,12 @@ import (
 	"github.com/getpup/pupsourcing-orchestrator/ops"
 )
 
-func TestMain(m *testing.M) { os.Exit(pgtest.Main(m)) }
+func TestMain(m *testing.M) {
+	if os.Getenv(asCommand) != "" {
+		main()
+	}
+	os.Exit(pgtest.Main(m))
+}
 
 // A stage is a database with events and a replica set "set" with two projections.
 type stage struct {
@@ -179,18 +184,31 @@ func TestOrders(t *testing.T) {
 	if n := s.handled("quick"); n != 50 {
 		t.Errorf("%d events are handled by what is paused, and 50 before", n)
 	}
-	if code, out, _ := s.run("status", "-check"); code != exitStalled || !strings.Contains(out, "! projection quick is paused") {
-		t.Errorf("status -check ends with %d:\n%s", code, out)
+	for level, want := range map[string]int{"-check": exitOK, "-check=warning": exitOK, "-check=critical": exitOK, "-check=info": exitStalled} {
+		code, out, _ := s.run("status", level)
+		if says := strings.Contains(out, "set: 1 reason of severity info or worse\n   i projection quick is paused"); code != want || says != (want == exitStalled) || strings.Contains(out, "PROJECTION") {
+			t.Errorf("a pause by order: status %s ends with %d:\n%s", level, code, out)
+		}
 	}
 	s.ok("resume", "set", "quick")
 	pgtest.Eventually(t, "what was paused goes on", func() bool { return s.handled("quick") == 60 })
 
 	pgtest.Eventually(t, "the end of the stream is reported", func() bool { return s.status().Head == 60 })
-	for position, beyond := range map[string]bool{"45": false, "61": true} {
-		code, _, errs := s.run("rewind", "set", "quick", position)
-		if code != exitUsage || !strings.Contains(errs, "-yes") || strings.Contains(errs, "ended at position 60") != beyond {
-			t.Errorf("a rewind to %s that was not confirmed ends with %d: %s", position, code, errs)
+	generation := s.status().Generation
+	if code, _, errs := s.run("rewind", "set", "quick", "45"); code != exitUsage || !strings.Contains(errs, "-yes") || strings.Contains(errs, "ended") {
+		t.Errorf("a rewind that was not confirmed ends with %d: %s", code, errs)
+	}
+	for _, flags := range [][]string{nil, {"-yes"}} {
+		code, _, errs := s.run(append([]string{"rewind", "set", "quick", "61"}, flags...)...)
+		if code != exitUsage || !strings.Contains(errs, "the stream ended at position 60") || !strings.Contains(errs, "new events up to position 61 would be skipped. To skip them, pass -past-end; nothing was changed") {
+			t.Errorf("a rewind past the end, with %s, ends with %d: %s", flags, code, errs)
 		}
+	}
+	if st := s.status(); len(st.Rewinds) != 0 || st.Generation != generation {
+		t.Errorf("one of them was an order: %+v", st)
+	}
+	if code, _, errs := s.run("rewind", "set", "quick", "61", "-yes", "-past-end"); code != exitOK || !strings.Contains(errs, "warning: the stream ended at position 60") {
+		t.Errorf("a rewind past the end, with -past-end, ends with %d: %s", code, errs)
 	}
 	s.ok("rewind", "set", "quick", "45", "-yes")
 	pgtest.Eventually(t, "15 events come again", func() bool { return s.handled("quick") == 75 })
@@ -221,8 +239,8 @@ func TestOrderThatWaits(t *testing.T) {
 	s.append(1)
 	pgtest.Eventually(t, "a handler runs", func() bool { return s.handled("slow") == 1 })
 	name := s.status().Workers[0].Worker
-	code, out, errs := s.run("pause", "set", "slow", "-timeout", "1500ms")
-	if code != exitFailed || out != "" || !strings.Contains(errs, "worker "+name+" is still handling event 1 of projection slow") || !strings.Contains(errs, "the order remains in force") {
+	code, out, errs := s.run("pause", "set", "slow", "-timeout", "2500ms")
+	if code != exitFailed || out != "" || strings.Count(errs, "worker "+name) != 1 || !strings.Contains(errs, "generation 2 waits for it") || !strings.Contains(errs, "the order remains in force") {
 		t.Errorf("pause while a handler runs ends with %d: %s%s", code, out, errs)
 	}
 	if out := s.ok("pause", "set", "slow", "-nowait"); !strings.HasPrefix(out, "order given") {
@@ -258,8 +276,11 @@ func TestPark(t *testing.T) {
 	if out := s.ok("park", "list", "slow", "-n", "1"); !strings.Contains(out, "it is broken") || strings.Count(out, "\n") != 2 {
 		t.Errorf("park list:\n%s", out)
 	}
-	if code, out, _ := s.run("status", "-check"); code != exitStalled || !strings.Contains(out, "parked") {
+	if code, out, _ := s.run("status", "-check"); code != exitStalled || !strings.Contains(out, "   ! projection slow: 3 events are parked\n     → orchestrator park list slow\n") {
 		t.Errorf("status -check ends with %d:\n%s", code, out)
+	}
+	if code, out, _ := s.run("status", "-check=critical"); code != exitOK || out != "No reason of severity critical.\n" {
+		t.Errorf("status -check=critical ends with %d:\n%s", code, out)
 	}
 	if code, _, errs := s.run("park", "discard", "slow", "-position", "1"); code != exitUsage || !strings.Contains(errs, "-yes") {
 		t.Errorf("a discard that was not confirmed ends with %d: %s", code, errs)
@@ -285,7 +306,8 @@ func TestPark(t *testing.T) {
 		{[]string{"park", "retry", "slow"}, exitUsage, "-aggregate ID and -all"},
 		{[]string{"park", "retry", "slow", "-all", "-position", "2"}, exitUsage, "pass one of"},
 		{[]string{"park", "discard", "slow"}, exitUsage, "-aggregate ID and -all"}, // before it asks for confirmation
-		{[]string{"park", "discard", "slow", "-aggregate", ""}, exitUsage, "-aggregate ID and -all"},
+		{[]string{"park", "discard", "slow", "-aggregate", ""}, exitUsage, "the value of -aggregate is empty"},
+		{[]string{"park", "retry", "slow", "-position", "-2"}, exitUsage, `"-2" is not the position of an event`},
 		{[]string{"park", "retry", "slow", "-position", "x"}, exitUsage, `"x"`},
 		{[]string{"park", "retry", "slow", "-position", "2"}, exitFailed, "not parked"},
 		{[]string{"park", "list", "nobody"}, exitFailed, `"nobody"`},
@@ -401,8 +423,24 @@ func TestWrongCalls(t *testing.T) {
 		{[]string{"park"}, exitUsage, "park: missing add, discard, list, retry"},
 		{[]string{"pause"}, exitUsage, "pause: missing SET; usage: orchestrator pause SET [PROJECTION]\nHelp: orchestrator pause -h"},
 		{[]string{"status", "a", "b"}, exitUsage, `status: unexpected argument "b"`},
-		{[]string{"status", "-colour"}, exitUsage, "-colour"},
-		{[]string{"rewind", "set", "quick", "-5"}, exitUsage, "-5"},
+		{[]string{"status", "-colour"}, exitUsage, "status: unknown flag -colour (there are: -check, -database, -json, -schema, -v)"},
+		{[]string{"status", "-jsno"}, exitUsage, `unknown flag -jsno: did you mean "-json"?`},
+		{[]string{"status", "-check=urgent"}, exitUsage, "write -check=critical, -check=warning or -check=info"},
+		{[]string{"status", "-check", "critical"}, exitFailed, "for the level, write -check=critical"},
+		{[]string{"status", ""}, exitUsage, "SET is empty"}, // not all sets
+		{[]string{"status", "sett"}, exitFailed, `did you mean "set"?`},
+		{[]string{"status", "-schema", ""}, exitUsage, "the value of -schema is empty"},
+		{[]string{"rewind", "set", "quick", "-5"}, exitUsage, "rewind: -5 is negative; positions are whole numbers, at least 0"},
+		{[]string{"rewind", "-yes", "set", "quick", "-5"}, exitUsage, "-5 is negative"},
+		{[]string{"wait", "quick", "-5"}, exitUsage, "-5 is negative"},
+		{[]string{"wait", "quick", "x"}, exitUsage, `"x"`},
+		{[]string{"history", "set", "-n"}, exitUsage, "missing value of -n"},
+		{[]string{"history", "set", "-n", "x"}, exitUsage, `-n is "x"; it must be a whole number`},
+		{[]string{"pause", "set", "-timeout", "soon"}, exitUsage, `-timeout is "soon"; it must be a duration such as`},
+		{[]string{"pause", "set", "-nowait=x"}, exitUsage, `-nowait is "x"; it must be true or false`},
+		{[]string{"import", "set", "quick"}, exitUsage, "missing -total"},
+		{[]string{"completion", "csh"}, exitUsage, `unknown argument "csh" (there are: bash, fish, zsh)`},
+		{[]string{"completion"}, exitUsage, "missing bash, fish, zsh"},
 		{[]string{"rewind", "set", "quick", "abc", "-yes"}, exitUsage, `"abc"`},
 		{[]string{"watch", "-interval", "0s"}, exitUsage, "-interval"},
 		{[]string{"history", "set", "-n", "0"}, exitUsage, "-n"},
@@ -457,6 +495,10 @@ func TestWrongCalls(t *testing.T) {
 			t.Errorf("pause -h lacks %s:\n%s", says, &out)
 		}
 	}
+	var help bytes.Buffer
+	if code := run(t.Context(), []string{"help", "pause"}, nil, &help, &errs); code != exitOK || help.String() != out.String() {
+		t.Errorf("help pause ends with %d:\n%s", code, &help)
+	}
 	if strings.Contains(out.String(), "secret") {
 		t.Errorf("pause -h tells a password:\n%s", &out)
 	}
@@ -468,7 +510,7 @@ func TestNoSchema(t *testing.T) {
 	for _, args := range [][]string{{"status"}, {"history", "set"}, {"park", "list", "p"}, {"pause", "set"}} {
 		var out, errs bytes.Buffer
 		code := run(t.Context(), append(args, "-database", url), strings.NewReader(""), &out, &errs)
-		if code != exitFailed || !strings.Contains(errs.String(), "RunMigrations") {
+		if code != exitFailed || !strings.Contains(errs.String(), "RunMigrations(db) or apply schema.sql; or run: orchestrator migrate") {
 			t.Errorf("orchestrator %v ends with %d: %s", args, code, &errs)
 		}
 	}
@@ -476,7 +518,6 @@ func TestNoSchema(t *testing.T) {
 
 // Text from the database and connection strings never reach the terminal unescaped.
 func TestTerminalIsSafe(t *testing.T) {
-	const evil = "x\x1b]0;title\x07\x1b[2J\u202e\u2066\u2028\u200f\u0085\U000e0001y"
 	s := newStage(t)
 	s.exec(`INSERT INTO orchestrator_replica_sets (name, generation, total, reason, opened_at, activated_at) VALUES ('set', 3, 1, $1, now(), now())`, evil)
 	for _, id := range []string{"w1", "w2"} {
@@ -499,6 +540,8 @@ VALUES ('set', $1, now(), 1, now() + interval '1 hour', 3, 1, '[0]', 1, 0, 0, 3,
 		{"drain", "set", "w"}, {"drain", "set", "no" + evil}, {"pause", evil}, {"rewind", "set", evil, "x" + evil}, {evil}, {"status", evil},
 		{"status", "-" + evil}, {"park", evil, "p"}, {"pause", "set", evil, "-nowait"},
 		{"promote", evil}, {"promote", "p", "-sql", evil}, {"retire", evil}, {"retire", evil, "-yes"},
+		{"status", "-v"}, {"status", "-check=info"}, {"wait", evil, "1", "-timeout", "1ms"}, {"wait", evil}, {"import", "set", evil, "-total", "1", "-watch", "1ms"},
+		{"version"}, {"migrate"}, {"completion", evil}, {completeCommand, "pause", "set", ""}, {completeCommand, "drain", "set", ""}, {"status", "-check=" + evil},
 	} {
 		_, out, errs := s.run(args...)
 		for _, r := range out + errs {
@@ -539,7 +582,7 @@ func TestSchemaFlag(t *testing.T) {
 	}
 	for _, line := range []string{
 		"status", "status set", "history set", "pause set", "pause set p", "resume set", "resume set p", "rewind set p 1 -yes", "drain set w", "undrain set w",
-		"promote p", "retire p -yes", "park list p", "park retry p -all", "park discard p -all -yes", "park add set p 1 -yes",
+		"promote p", "retire p -yes", "wait p 1 -timeout 1ms", "import set p -total 1 -watch 1ms", "park list p", "park retry p -all", "park discard p -all -yes", "park add set p 1 -yes",
 	} {
 		var out, errs strings.Builder
 		args := append(strings.Fields(line), "-database", url)

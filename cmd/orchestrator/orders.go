@@ -48,10 +48,14 @@ func rewind(ctx context.Context, c *call) error {
 	if err := c.warn(ctx, c.arg(1)); err != nil {
 		return err
 	}
-	question := fmt.Sprintf("Projection %s will handle the events after position %d next. Events after it that were handled come again; events up to it that were not handled are skipped.", c.arg(1), position)
 	if s.Head > 0 && position > s.Head {
-		question += fmt.Sprintf(" The stream ended at position %d when a worker last read it: new events up to position %d are skipped as well.", s.Head, position)
+		beyond := fmt.Sprintf("the stream ended at position %d when a worker last read it: new events up to position %d would be skipped", s.Head, position)
+		if !c.pastEnd {
+			return usageError{fmt.Sprintf("rewind: %s. To skip them, pass -past-end; nothing was changed", beyond)}
+		}
+		fmt.Fprintf(c.stderr, "warning: %s\n", beyond)
 	}
+	question := fmt.Sprintf("Projection %s will handle the events after position %d next. Events after it that were handled come again; events up to it that were not handled are skipped.", c.arg(1), position)
 	if err := c.confirm(question); err != nil {
 		return err
 	}
@@ -154,27 +158,30 @@ func (c *call) ordered(ctx context.Context, generation int64, err error, effect 
 		case attempt.Err() == nil:
 			return err
 		}
-		if waits := c.waits(ctx, generation); waits != printed {
-			printed = waits
+		if waits, gist := c.waits(ctx, generation); gist != printed {
+			printed = gist
 			fmt.Fprint(c.stderr, waits)
 		}
 	}
 }
 
-// waits returns what a generation waits for, one reason per line.
-func (c *call) waits(ctx context.Context, generation int64) string {
+// waits returns what a generation waits for, one reason per line, and the gist, which does not
+// change with the time alone.
+func (c *call) waits(ctx context.Context, generation int64) (text, gist string) {
 	s, err := ops.Status(ctx, c.db, c.set(), c.in)
 	if err != nil {
-		return ""
+		return "", ""
 	}
-	var b strings.Builder
+	var b, g strings.Builder
 	for _, w := range s.Waits {
 		if w.Kind == ops.WaitDrain {
 			fmt.Fprintf(&b, "%s\n", clean(w.Text))
+			fmt.Fprintln(&g, w.Worker, w.Projection, w.Position)
 		}
 	}
 	if len(s.Workers) == 0 {
 		fmt.Fprintf(&b, "no worker is running; generation %d waits for one to join\n", generation)
+		fmt.Fprintln(&g, "no worker")
 	}
-	return b.String()
+	return b.String(), g.String()
 }

@@ -21,8 +21,8 @@ func (p *positions) String() string { return fmt.Sprint(*p) }
 
 func (p *positions) Set(text string) error {
 	n, err := strconv.ParseInt(text, 10, 64)
-	if err != nil {
-		return fmt.Errorf("%q is not a position: it must be a whole number", text)
+	if err != nil || n < 1 {
+		return fmt.Errorf("%q is not the position of an event: it must be a whole number, at least 1", text)
 	}
 	*p = append(*p, n)
 	return nil

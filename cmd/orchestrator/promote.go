@@ -72,7 +72,7 @@ func promote(ctx context.Context, c *call) error {
 		fmt.Fprintf(c.stdout, "%s is live already; nothing was done\n", clean(p.Live))
 		return nil
 	}
-	fmt.Fprintf(c.stdout, "%s is live and has replaced %s; no version handled events for %s\n", clean(p.Live), clean(p.Replaced), span(p.Stopped))
+	fmt.Fprintf(c.stdout, "%s is live and has replaced %s; no version handled events for %s\n", clean(p.Live), clean(p.Replaced), elapsed(p.Stopped))
 	if p.Parked > 0 {
 		fmt.Fprintf(c.stdout, "%s has %s parked; %s has handled them as replays, so neither version caused their side effects\n",
 			clean(p.Replaced), plural(p.Parked, "event"), clean(p.Live))

@@ -16,41 +16,77 @@ import (
 
 type workerOrder = func(context.Context, *sql.DB, orchestrator.ReplicaSetName, string, ...orchestrator.TablesOption) (int64, error)
 
-// watch shows the status until ctx ends. On a terminal it overwrites the previous status. In a
-// pipe it prints the status when something other than the time has changed.
+// A reading is the status at one moment, or why it could not be read.
+type reading struct {
+	at   time.Time
+	sets []ops.ReplicaSetStatus
+	err  error
+}
+
+// read reads the status.
+func (c *call) read(ctx context.Context) reading {
+	sets, err := c.statusOf(ctx)
+	r := reading{at: time.Now(), sets: sets, err: redact.Error(err)}
+	if err == nil && len(sets) > 0 {
+		r.at = sets[0].At
+	}
+	return r
+}
+
+// watch shows the status until ctx ends. On a terminal it fills the screen. Elsewhere it prints
+// the status when something other than the time has changed.
 func watch(ctx context.Context, c *call) error {
 	if c.interval < 10*time.Millisecond {
 		return usageError{fmt.Sprintf("watch: -interval is %s; it must be at least 10ms", c.interval)}
 	}
-	show := changes(c.stdout)
-	if terminal.Draws(c.screen) {
-		fmt.Fprint(c.screen, alternateScreen)
-		defer fmt.Fprint(c.screen, ordinaryScreen)
-		show = screen(c.screen)
+	first := c.read(ctx)
+	switch {
+	case ctx.Err() != nil:
+		return nil // Ctrl-C
+	case first.err != nil:
+		return first.err
 	}
-	tick := time.NewTicker(c.interval)
-	defer tick.Stop()
-	for first := true; ; first = false {
-		sets, err := c.statusOf(ctx)
-		switch {
-		case ctx.Err() != nil:
-			return nil // Ctrl-C
-		case err != nil && first:
-			return err
-		case err != nil:
-			show(time.Now(), fmt.Sprintf("can't read the status: %v\n", redact.Error(err)), "")
-		default:
-			at := time.Now()
-			if len(sets) > 0 {
-				at = sets[0].At
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	readings := make(chan reading)
+	go func() {
+		defer close(readings)
+		tick := time.NewTicker(c.interval)
+		defer tick.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
 			}
-			show(at, renderAll(sets), gist(sets))
+			r := c.read(ctx)
+			select {
+			case <-ctx.Done():
+				return
+			case readings <- r:
+			}
 		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
+	}()
+	if terminal.Draws(c.screen) {
+		c.page(ctx, first, readings)
+	} else {
+		c.frames(first, readings)
+	}
+	stop()
+	for range readings { // the reader has stopped
+	}
+	return nil
+}
+
+// frames prints what has changed.
+func (c *call) frames(first reading, readings <-chan reading) {
+	show := changes(c.stdout)
+	for r, ok := first, true; ok; r, ok = <-readings {
+		if r.err != nil {
+			show(r.at, fmt.Sprintf("can't read the status: %v\n", r.err), "")
+			continue
 		}
+		show(r.at, paint(view{verbose: c.verbose}.all(r.sets), false), gist(r.sets))
 	}
 }
 
@@ -60,7 +96,7 @@ func gist(sets []ops.ReplicaSetStatus) string {
 	for _, s := range sets {
 		fmt.Fprint(&b, s.ReplicaSet, s.Generation, s.Phase, s.Paused, s.PausedAll, s.Rewinds)
 		for _, w := range s.Waits {
-			fmt.Fprint(&b, w.Kind, w.Worker, w.Projection, w.Position)
+			fmt.Fprint(&b, w.Kind, w.Severity, w.Worker, w.Projection, w.Position, len(w.Effects))
 		}
 		for _, w := range s.Workers {
 			fmt.Fprint(&b, w.Worker, w.Alive, w.State, w.Partitions, w.Drained, w.Vacant)
@@ -89,41 +125,4 @@ func changes(w io.Writer) func(at time.Time, text, gist string) {
 		last = gist
 		fmt.Fprintf(w, "%s\n%s\n", at.UTC().Format(time.RFC3339), text)
 	}
-}
-
-const (
-	alternateScreen = "\x1b[?1049h\x1b[?25l"
-	ordinaryScreen  = "\x1b[?25h\x1b[?1049l"
-	home            = "\x1b[H"
-	toLineEnd       = "\x1b[K"
-	toScreenEnd     = "\x1b[J"
-)
-
-// screen returns a function that overwrites the previous status, in one write to avoid flicker.
-func screen(w io.Writer) func(at time.Time, text, gist string) {
-	return func(at time.Time, text, _ string) {
-		width, height := terminal.Size(w)
-		io.WriteString(w, frame(at, safe(text), width, height)) // if the terminal is gone, a signal ends the program
-	}
-}
-
-// frame returns a text cut to the size of a screen, with control sequences.
-func frame(at time.Time, text string, width, height int) string {
-	lines := append([]string{at.UTC().Format(time.DateTime) + " UTC, Ctrl-C to quit", ""}, strings.Split(strings.TrimSuffix(text, "\n"), "\n")...)
-	if len(lines) > height {
-		more := len(lines) - height + 1
-		lines = append(lines[:height-1], fmt.Sprintf("… %d more lines", more))
-	}
-	var b strings.Builder
-	b.WriteString(home)
-	for i, line := range lines {
-		if i > 0 {
-			b.WriteString("\r\n")
-		}
-		if r := []rune(line); len(r) > width {
-			line = string(r[:width-1]) + "…"
-		}
-		b.WriteString(line + toLineEnd)
-	}
-	return b.String() + toScreenEnd
 }

@@ -382,8 +382,8 @@ func flagProblem(flags *flag.FlagSet, err error) string {
 			return fmt.Sprintf("-%s is negative; positions are whole numbers, at least 0", name)
 		}
 		var known []string
-		flags.VisitAll(func(f *flag.Flag) { known = append(known, "-"+f.Name) })
-		return fmt.Sprintf("unknown flag -%s%s (there are: %s)", m[1], didYouMean("-"+m[1], known), strings.Join(known, ", "))
+		flags.VisitAll(func(f *flag.Flag) { known = append(known, f.Name) })
+		return fmt.Sprintf("unknown flag -%s (there are: -%s)%s", m[1], strings.Join(known, ", -"), didYouMean(m[1], known))
 	}
 	if m := invalidFlag.FindStringSubmatch(err.Error()); m != nil {
 		must := "a whole number"

@@ -67,7 +67,10 @@ func (v view) set(s ops.ReplicaSetStatus) []line {
 	case s.ActivatedAt != nil:
 		state += " for " + elapsed(s.At.Sub(*s.ActivatedAt))
 	}
-	lines := hang(span{string(s.ReplicaSet) + ": ", bold}, fmt.Sprintf("%s, %s (%s)", state, plural(s.TotalPartitions, "partition"), s.Reason), plain, v.width)
+	lines := hang(span{}, fmt.Sprintf("%s: %s, %s (%s)", s.ReplicaSet, state, plural(s.TotalPartitions, "partition"), s.Reason), plain, v.width)
+	if name, rest, ok := strings.Cut(lines[0][1].text, ": "); ok {
+		lines[0] = line{{name + ": ", bold}, {text: rest}}
+	}
 	lines = append(lines, v.waits(s)...)
 	for _, name := range slices.Sorted(maps.Keys(s.Rewinds)) {
 		lines = append(lines, hang(marks[ops.SeverityInfo],
@@ -155,7 +158,11 @@ func (v view) wait(s ops.ReplicaSetStatus, w ops.Wait) []line {
 				of = append(of, e.Projection)
 			}
 		}
-		details = append(details, fmt.Sprintf("explains %s of %s", plural(n, "stalled partition"), strings.Join(of, ", ")))
+		whose := strings.Join(of, ", ")
+		if len(of) > alikeMax && !v.verbose {
+			whose = plural(len(of), "projection")
+		}
+		details = append(details, fmt.Sprintf("explains %s of %s", plural(n, "stalled partition"), whose))
 	}
 	for _, d := range details {
 		lines = append(lines, hang(span{text: indent}, d, dim, v.width)...)
@@ -243,7 +250,8 @@ type lane struct {
 
 // The ranks of lanes.
 const (
-	rankStalled = iota
+	rankBroken  = iota // and stalled, or can't be read
+	rankStalled        // what holds it up is elsewhere
 	rankFails
 	rankIdles // nobody runs it
 	rankParked
@@ -261,7 +269,7 @@ func laneOf(s ops.ReplicaSetStatus, p ops.PartitionStatus) lane {
 		}
 		switch r.State {
 		case orchestrator.LaneRefused, orchestrator.LaneBeyond:
-			l.rank = rankStalled
+			l.rank = rankBroken
 		case orchestrator.LaneRetrying, orchestrator.LaneDatabase, orchestrator.LaneFull:
 			l.rank = rankFails
 		case orchestrator.LaneHandling, orchestrator.LaneReading:
@@ -270,9 +278,9 @@ func laneOf(s ops.ReplicaSetStatus, p ops.PartitionStatus) lane {
 			l.rank = rankDone
 		}
 		if r.Stalled {
-			l.rank = rankStalled
-			if l.state += ", stalled"; r.State == orchestrator.LaneIdle {
-				l.state = "stalled" // since it can't read
+			l.state, l.rank = l.state+", stalled", rankBroken
+			if r.State == orchestrator.LaneIdle { // it can't read
+				l.state, l.rank = "stalled", rankStalled
 			}
 		}
 	}
@@ -287,7 +295,7 @@ func laneOf(s ops.ReplicaSetStatus, p ops.PartitionStatus) lane {
 
 func (l lane) style() style {
 	switch {
-	case l.rank == rankStalled:
+	case l.rank <= rankStalled:
 		return red
 	case l.rank <= rankParked:
 		return yellow
@@ -394,7 +402,7 @@ func rate(perSecond float64) string {
 	switch {
 	case perSecond <= 0:
 		return "-"
-	case perSecond < 10:
+	case perSecond < 9.95:
 		return fmt.Sprintf("%.1f/s", perSecond)
 	}
 	return fmt.Sprintf("%.0f/s", perSecond)

@@ -208,7 +208,7 @@ func TestSort(t *testing.T) {
 		return strings.Join(names, " ")
 	}
 	for by, want := range map[sorting]string{
-		byWorst:  "invoices search totals mail 受注 calm",
+		byWorst:  "search invoices totals mail 受注 calm",
 		byName:   "calm invoices mail search totals 受注",
 		byBehind: "mail search invoices 受注 calm totals",
 		byParked: "mail search calm invoices totals 受注",

@@ -2,9 +2,11 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"runtime"
 	"runtime/debug"
+	"strings"
 	"time"
 
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
@@ -51,7 +53,11 @@ func (c *call) tablesFound(ctx context.Context) string {
 	schema, version, err := c.tables(ctx)
 	switch {
 	case err != nil:
-		return fmt.Sprintf("those of the database can't be read: %v", redact.Error(err))
+		hint := ""
+		if errors.Is(err, store.ErrSchema) {
+			hint = "; or run: orchestrator migrate"
+		}
+		return fmt.Sprintf("those of the database can't be read: %s%s", strings.TrimPrefix(redact.Error(err).Error(), "orchestrator: "), hint)
 	case version < store.Version:
 		return fmt.Sprintf("schema %q has version %d; to upgrade it: orchestrator migrate", schema, version)
 	}

@@ -114,6 +114,12 @@ func TestImport(t *testing.T) {
 	if code, _, errs := s.run("import", "set", "slow", "-total", "2", "-segments", "-key-column", "k"); code != exitUsage || !strings.Contains(errs, "don't go with -segments") {
 		t.Errorf("columns of segments: %d, %s", code, errs)
 	}
+	s.exec(`CREATE TABLE consumer_segments (consumer_name text, segment_id int, total_segments int, owner_id text, checkpoint bigint)`)
+	s.exec(`CREATE TABLE consumer_workers (consumer_name text, worker_id text, last_heartbeat timestamptz)`)
+	s.exec(`INSERT INTO consumer_segments VALUES ('slow', 0, 2, NULL, 5), ('slow', 1, 2, NULL, 6)`)
+	if out := s.ok("import", "set", "slow", "-total", "2", "-watch", "10ms", "-segments", "-yes"); !strings.HasSuffix(out, "slow is imported; start the workers of replica set set\n") {
+		t.Errorf("an import of segments:\n%s", out)
+	}
 	got := renderImport(importer.Result{Lowest: 5, Partitions: []importer.Partition{{Key: "a\x1b", Position: 9, Start: 5}}})
 	want := "  OLD CHECKPOINT  POSITION  STARTS AFTER\n  a\\u001b         9         5\nSome events after position 5 are handled again: the total does not divide 5040.\n"
 	if diff := cmp.Diff(want, got); diff != "" {

@@ -33,20 +33,29 @@ const (
 func (c *call) page(ctx context.Context, first reading, readings <-chan reading) {
 	p := &pager{view: view{watched: true, verbose: c.verbose, by: byWorst}, reading: first}
 	keys := make(chan terminal.Key)
-	if in, ok := c.stdin.(*os.File); ok && terminal.Is(in) {
-		if restore, err := terminal.SingleKeys(in); err == nil {
-			defer restore()
-			p.keys = true
-			go terminal.ReadKeys(in, func(key terminal.Key) bool { // it may be reading until the process ends
-				select {
-				case keys <- key:
-					return true
-				case <-ctx.Done():
-					return false
-				}
-			})
+	restore := func() {}
+	in, ok := c.stdin.(*os.File)
+	takeKeys := func() {
+		if r, err := terminal.SingleKeys(in); err == nil {
+			restore, p.keys = r, true
 		}
 	}
+	if ok && terminal.Is(in) {
+		takeKeys()
+	}
+	defer func() { restore() }()
+	if p.keys {
+		go terminal.ReadKeys(in, func(key terminal.Key) bool { // it may be reading until the process ends
+			select {
+			case keys <- key:
+				return true
+			case <-ctx.Done():
+				return false
+			}
+		})
+	}
+	suspensions, stopSuspensions := terminal.Suspensions()
+	defer stopSuspensions()
 	resized, stop := terminal.Resized()
 	defer stop()
 	colours := terminal.Colours(c.screen)
@@ -73,6 +82,14 @@ func (c *call) page(ctx context.Context, first reading, readings <-chan reading)
 				return
 			}
 		case <-resized:
+		case <-suspensions: // Ctrl-Z: the shell gets the terminal as it was
+			fmt.Fprint(c.screen, ordinaryScreen)
+			restore()
+			_ = terminal.Suspend()
+			if restore = func() {}; p.keys {
+				takeKeys()
+			}
+			fmt.Fprint(c.screen, alternateScreen)
 		}
 	}
 }

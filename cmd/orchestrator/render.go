@@ -67,10 +67,7 @@ func (v view) set(s ops.ReplicaSetStatus) []line {
 	case s.ActivatedAt != nil:
 		state += " for " + elapsed(s.At.Sub(*s.ActivatedAt))
 	}
-	lines := hang(span{}, fmt.Sprintf("%s: %s, %s (%s)", s.ReplicaSet, state, plural(s.TotalPartitions, "partition"), s.Reason), plain, v.width)
-	if name, rest, ok := strings.Cut(lines[0][1].text, ": "); ok {
-		lines[0] = line{{name + ": ", bold}, {text: rest}}
-	}
+	lines := v.header(s, fmt.Sprintf("%s, %s (%s)", state, plural(s.TotalPartitions, "partition"), s.Reason))
 	lines = append(lines, v.waits(s)...)
 	for _, name := range slices.Sorted(maps.Keys(s.Rewinds)) {
 		lines = append(lines, hang(marks[ops.SeverityInfo],
@@ -93,6 +90,26 @@ func (v view) set(s ops.ReplicaSetStatus) []line {
 		lines = append(lines, nil)
 	}
 	return append(lines, v.workers(s)...)
+}
+
+// header shows the name of a replica set, and its state.
+func (v view) header(s ops.ReplicaSetStatus, state string) (lines []line) {
+	width := v.width
+	if width > 0 {
+		width = max(width-2, 20)
+	}
+	name := clean(string(s.ReplicaSet)) + ": "
+	for i, part := range wrap(name+state, width) {
+		switch rest, ok := strings.CutPrefix(part, name); {
+		case i > 0:
+			lines = append(lines, text("  "+part))
+		case ok:
+			lines = append(lines, line{{name, bold}, {text: rest}})
+		default:
+			lines = append(lines, line{{part, bold}})
+		}
+	}
+	return lines
 }
 
 // marks stand before reasons.

@@ -33,6 +33,9 @@ func (c *call) read(ctx context.Context) reading {
 	return r
 }
 
+// readingMax is how long one reading may take: then watch says that it can't read the status.
+const readingMax = 10 * time.Second
+
 // watch shows the status until ctx ends. On a terminal it fills the screen. Elsewhere it prints
 // the status when something other than the time has changed.
 func watch(ctx context.Context, c *call) error {
@@ -59,7 +62,9 @@ func watch(ctx context.Context, c *call) error {
 				return
 			case <-tick.C:
 			}
-			r := c.read(ctx)
+			attempt, cancel := context.WithTimeout(ctx, readingMax)
+			r := c.read(attempt)
+			cancel()
 			select {
 			case <-ctx.Done():
 				return

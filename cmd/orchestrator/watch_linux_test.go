@@ -6,8 +6,10 @@ import (
 	"regexp"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 
+	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
 	"github.com/getpup/pupsourcing-orchestrator/internal/terminal/ptytest"
 )
@@ -21,6 +23,7 @@ func TestWatchOnATerminal(t *testing.T) {
 	s.worker()
 	s.running(1)
 	s.append(1)
+	pgtest.Eventually(t, "its state is reported", func() bool { return s.status().Workers[0].State == orchestrator.WorkerRunning })
 	pgtest.Eventually(t, "it is handled", func() bool { return s.handled("slow") == 1 && s.handled("quick") == 1 })
 	user, terminal := ptytest.Open(t)
 	before := ptytest.Settings(t, terminal)
@@ -34,9 +37,13 @@ func TestWatchOnATerminal(t *testing.T) {
 		do   func()
 	}{
 		{`(?s)set: .*1 worker: 1 running.*v details  q quit`, func() { user.WriteString("v") }},
-		{`(?s)WORKER .*LEASE.*v summary`, func() { ptytest.Resize(t, terminal, 80, 8); user.WriteString("n") }},
-		{`(?s)projections by name.*… \d+ more lines below`, func() { user.WriteString("\x1b[6~") }},
-		{`… \d+ more lines? above`, func() { user.WriteString("q") }},
+		{`(?s)WORKER .*LEASE.*v summary`, func() {
+			ptytest.Resize(t, terminal, 80, 8)
+			_ = syscall.Kill(os.Getpid(), syscall.SIGWINCH) // it is not the terminal of this process
+		}},
+		{`… \d+ more lines below`, func() { user.WriteString("n") }},
+		{`projections by name`, func() { user.WriteString("\x1b[6~") }},
+		{`projections by name  … \d+ more lines? above`, func() { user.WriteString("q") }},
 		{`\x1b\[\?1049l`, nil},
 		// once more
 		{`v details  q quit`, interrupt},
@@ -62,7 +69,7 @@ func TestWatchOnATerminal(t *testing.T) {
 		}
 	})
 	for range 2 {
-		if code := run(ctx, []string{"watch", "-database", s.url, "-interval", "20ms"}, terminal, terminal, os.Stderr); code != exitOK {
+		if code := run(ctx, []string{"watch", "-database", s.url, "-interval", "1h"}, terminal, terminal, os.Stderr); code != exitOK {
 			t.Errorf("watch ends with %d", code)
 		}
 		if after := ptytest.Settings(t, terminal); after != before {

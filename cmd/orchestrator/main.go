@@ -175,14 +175,14 @@ type subcommand struct {
 
 var commands = map[string]subcommand{
 	"status": {run: status, args: "[SET]", example: "main-projections -check",
-		short: "Show workers, partitions and lag of all replica sets, or of one. Lines with ! say what is stalled, and why.",
+		short: "Show what is stalled and why, and the projections, of all replica sets or of one; the most urgent first. !! is critical, ! a warning, i an information.",
 		flags: func(c *call, f *flag.FlagSet) {
 			f.BoolVar(&c.json, "json", false, "print JSON")
 			f.Var(&c.check, "check", "print only what is wrong, and exit with 3 if there is something of this `severity` or worse: critical, warning or info. -check alone is -check=warning")
 			f.BoolVar(&c.verbose, "v", false, "show partitions, workers, and the stalls that a reason explains")
 		}},
 	"watch": {run: watch, args: "[SET]", example: "main-projections -interval 5s",
-		short: "Show the status of all replica sets, or of one, until Ctrl-C.",
+		short: "Show the status of all replica sets, or of one, until q or Ctrl-C. On a terminal: arrows, PgUp and PgDn scroll; w, n, b and p sort; v shows details.",
 		flags: func(c *call, f *flag.FlagSet) {
 			f.DurationVar(&c.interval, "interval", time.Second, "time between two updates, at least 10ms")
 			f.BoolVar(&c.verbose, "v", false, "show partitions, workers, and the stalls that a reason explains")
@@ -195,7 +195,7 @@ var commands = map[string]subcommand{
 	"migrate": {run: migrate, bare: true, example: "-schema orchestrator",
 		short: "Create or upgrade the library's tables. Workers may run. The schema of -schema is created if it is missing.",
 		flags: func(c *call, f *flag.FlagSet) {
-			f.DurationVar(&c.timeout, "timeout", 5*time.Minute, "give up after this time; then nothing is changed")
+			f.DurationVar(&c.timeout, "timeout", 5*time.Minute, "give up after this time")
 		}},
 	"import": {run: imports, args: "SET PROJECTION", example: "main-projections user_count -total 3",
 		short: "Take over the checkpoints of processors that were run by hand. Stop them first. It shows what it would do, asks, and then does it.",

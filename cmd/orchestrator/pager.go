@@ -172,10 +172,7 @@ func (p *pager) frame() []line {
 	if p.failed != nil {
 		first = line{{fmt.Sprintf("can't read the status since %s UTC: %v", p.at.UTC().Format(time.DateTime), p.failed), red}}
 	}
-	frame := []line{first}
-	for _, l := range body[p.top:min(len(body), p.top+p.room())] {
-		frame = append(frame, l)
-	}
+	frame := append([]line{first}, body[p.top:min(len(body), p.top+p.room())]...)
 	for len(frame) < p.height-2 {
 		frame = append(frame, nil)
 	}

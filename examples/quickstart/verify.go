@@ -166,7 +166,7 @@ func (v verdict) report(d *display) {
 	say := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
 	say("\nEach projection wrote down what it handled. SQL compared that with the events:\n")
 	if s.Redelivered > 0 {
-		say(`The plain projection got %d events again, as it may (at least once): its
+		say(`The plain projection got events again (%d), as it may (at least once): its
 worker crashed, froze or was interrupted after it had handled them, and before
 the checkpoint was committed. That is at most one batch (100) each time. The
 other two write in the transaction that commits the checkpoint. They must have

@@ -47,6 +47,7 @@ type statusKnown struct {
 	AwaySince   *time.Time `json:"away_since,omitempty"`
 	Slow        bool       `json:"slow,omitempty"`
 	Actions     bool       `json:"actions"` // whether orders may be given
+	Events      bool       `json:"events"`  // whether ?event=POSITION describes parked events
 	ReplicaSets []setKnown `json:"replica_sets"`
 
 	code int // HTTP status
@@ -81,7 +82,7 @@ func (k *statusKnown) body(set orchestrator.ReplicaSetName, one bool) (body []by
 	if body, ok = k.encoded[key]; !ok {
 		// A new value, since the mutex must not be copied.
 		body, _ = json.Marshal(&statusKnown{ // no field can fail to encode
-			At: k.At, Error: k.Error, AwaySince: k.AwaySince, Slow: k.Slow, Actions: k.Actions, ReplicaSets: sets,
+			At: k.At, Error: k.Error, AwaySince: k.AwaySince, Slow: k.Slow, Actions: k.Actions, Events: k.Events, ReplicaSets: sets,
 		})
 		body = append(body, '\n')
 		if k.encoded == nil {
@@ -114,6 +115,7 @@ type statusCache struct {
 	check   func(context.Context) error // whether the database answers
 	read    func(context.Context) ([]setKnown, error)
 	actions bool
+	events  bool
 
 	mu      sync.Mutex
 	known   *statusKnown
@@ -216,7 +218,7 @@ func (c *statusCache) load(number int) {
 	if err == nil {
 		c.took = now.Sub(began)
 		limit = 4 * c.took
-		c.known = &statusKnown{At: now, Actions: c.actions, ReplicaSets: sets, code: http.StatusOK}
+		c.known = &statusKnown{At: now, Actions: c.actions, Events: c.events, ReplicaSets: sets, code: http.StatusOK}
 	} else {
 		c.known = c.failed(err, now)
 	}
@@ -228,7 +230,7 @@ func (c *statusCache) load(number int) {
 // failed returns the latest result together with the error of a read.
 func (c *statusCache) failed(err error, now time.Time) *statusKnown {
 	k := &statusKnown{
-		ReplicaSets: []setKnown{}, AwaySince: &now, Actions: c.actions,
+		ReplicaSets: []setKnown{}, AwaySince: &now, Actions: c.actions, Events: c.events,
 		Error: redact.Error(err).Error(), Slow: errors.Is(err, errSlow), code: codeOf(err),
 	}
 	if c.known != nil {
@@ -270,11 +272,34 @@ func readStatus(ctx context.Context, t store.Tables) ([]setKnown, error) {
 	return sets, nil
 }
 
+// The first events of each projection, so that none hides those of another. Each projection
+// costs one search of the primary key.
 var parkedKnownSQL = sqltext.New(`
 SELECT e.projection, e.position, e.aggregate_id, e.error, e.attempts, e.parked_at, coalesce(e.request, '')
-  FROM orchestrator_parked e
-  JOIN orchestrator_projections p ON p.name = e.projection
- WHERE p.replica_set = {set} ORDER BY e.projection, e.position LIMIT {limit}`)
+  FROM (SELECT e.*, row_number() OVER (PARTITION BY e.projection ORDER BY e.position) AS turn
+          FROM orchestrator_projections p
+         CROSS JOIN LATERAL (
+               SELECT * FROM orchestrator_parked e WHERE e.projection = p.name ORDER BY e.position LIMIT {limit}) e
+         WHERE p.replica_set = {set}
+         ORDER BY turn, e.projection LIMIT {limit}) e
+ ORDER BY e.projection, e.position`)
+
+var isParkedSQL = sqltext.New(`
+SELECT EXISTS (SELECT FROM orchestrator_projections p JOIN orchestrator_parked e ON e.projection = p.name AND e.position = {position})`)
+
+// isParked reports whether an event is parked in any projection.
+func isParked(ctx context.Context, t store.Tables, position int64) (parked bool, err error) {
+	tables, err := t.Locate(ctx)
+	if err == nil {
+		err = query(ctx, t.DB, tables, isParkedSQL, sqltext.Values{"position": position}, func(scan func(...any) error) error {
+			return scan(&parked)
+		})
+	}
+	if err != nil {
+		return false, fmt.Errorf("event %d: %w", position, err)
+	}
+	return parked, nil
+}
 
 func readParked(ctx context.Context, t store.Tables, set orchestrator.ReplicaSetName) ([]parkedKnown, error) {
 	parked := []parkedKnown{}

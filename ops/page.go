@@ -2,6 +2,7 @@ package ops
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"database/sql"
 	_ "embed"
@@ -16,6 +17,7 @@ import (
 	"time"
 
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
+	"github.com/getpup/pupsourcing-orchestrator/internal/redact"
 	"github.com/getpup/pupsourcing-orchestrator/internal/store"
 )
 
@@ -42,7 +44,7 @@ func StatusHandler(db *sql.DB, options ...StatusOption) http.Handler {
 		option(h)
 	}
 	h.known = newStatusCache(h.tables)
-	h.known.actions = h.protection != nil
+	h.known.actions, h.known.events = h.protection != nil, h.describe != nil
 	return h
 }
 
@@ -68,6 +70,22 @@ func AllowActions(origins ...string) StatusOption {
 	return func(h *statusHandler) { h.protection, h.misused = protection, failed }
 }
 
+// An EventDescription is what the status page shows of a parked event: see DescribeEvents.
+type EventDescription struct {
+	Type    string `json:"type"`    // such as "OrderPlaced"
+	Payload string `json:"payload"` // text: at most 64 KiB are shown
+}
+
+// DescribeEvents lets viewers of the page see the type and the payload of parked events, one at
+// a time, on request. Without this option the page shows neither: payloads are the data of
+// people, and the library does not know what may be shown. describe is called with the position
+// of an event that is parked in at least one projection at this moment, and with the context of
+// the request, which ends after 5 s at the latest. It returns what may be shown, for example
+// without names. The text of its error is shown.
+func DescribeEvents(describe func(ctx context.Context, position int64) (EventDescription, error)) StatusOption {
+	return func(h *statusHandler) { h.describe = describe }
+}
+
 // TablesInSchema names the PostgreSQL schema of the library's tables, as
 // orchestrator.Config.Schema does. Default: the schema that the search path leads to.
 func TablesInSchema(name string) StatusOption {
@@ -79,6 +97,7 @@ type statusHandler struct {
 	misused    error // an option is invalid
 	known      *statusCache
 	protection *http.CrossOriginProtection // nil: actions are not allowed
+	describe   func(context.Context, int64) (EventDescription, error)
 }
 
 func (h *statusHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -102,11 +121,13 @@ func (h *statusHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 		header.Set("Allow", allow)
 		answerError(w, http.StatusMethodNotAllowed, "method "+r.Method+" is not allowed here")
-	case prefersJSON(r.Header.Values("Accept")):
-		h.status(w, r)
-	default:
+	case !prefersJSON(r.Header.Values("Accept")):
 		header.Set("Content-Type", "text/html; charset=utf-8")
 		_, _ = w.Write(statusHTML) // an error means that the client has gone
+	case r.URL.Query().Has("event"):
+		h.event(w, r)
+	default:
+		h.status(w, r)
 	}
 }
 
@@ -124,6 +145,42 @@ func (h *statusHandler) status(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	write(w, known.code, body)
+}
+
+const payloadMax = 64 << 10 // bytes
+
+// event answers with the description of a parked event.
+func (h *statusHandler) event(w http.ResponseWriter, r *http.Request) {
+	ctx, cancel := context.WithTimeout(r.Context(), statusPatience)
+	defer cancel()
+	text := r.URL.Query().Get("event")
+	position, err := strconv.ParseInt(text, 10, 64)
+	switch {
+	case h.describe == nil:
+		answerError(w, http.StatusNotFound, "this program does not show events: see ops.DescribeEvents")
+		return
+	case err != nil:
+		answerError(w, http.StatusBadRequest, fmt.Sprintf("the position %q is not a whole number", text))
+		return
+	}
+	parked, err := isParked(ctx, h.tables, position)
+	if err != nil {
+		answerError(w, codeOf(err), redact.Error(err).Error())
+		return
+	}
+	if !parked {
+		answerError(w, http.StatusNotFound, fmt.Sprintf("event %d is not parked in any projection", position))
+		return
+	}
+	event, err := h.describe(ctx, position)
+	if err != nil {
+		answerError(w, http.StatusBadGateway, redact.Error(err).Error())
+		return
+	}
+	if len(event.Payload) > payloadMax {
+		event.Payload = strings.ToValidUTF8(event.Payload[:payloadMax], "") + " …"
+	}
+	answer(w, http.StatusOK, event)
 }
 
 func answer(w http.ResponseWriter, code int, body any) {

@@ -1,8 +1,10 @@
 package ops_test
 
 import (
+	"context"
 	"database/sql"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -206,7 +208,8 @@ func TestStatusPageActions(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	w.aSet("main", "users", "orders")
-	w.Exec(`INSERT INTO orchestrator_parked VALUES ('users', 68, 1, 'a', 'no such user', 3, now()), ('users', 69, 1, 'a', '', 0, now())`)
+	w.Exec(`INSERT INTO orchestrator_parked VALUES ('users', 68, 1, 'a', 'no such user', 3, now()), ('users', 69, 1, 'a', '', 0, now()),
+		('users', 72, 1, 'b', 'no such user', 3, now()), ('users', 73, 1, 'b', '', 0, now()), ('users', 74, 1, 'c', 'no such user', 3, now())`)
 	h := ops.StatusHandler(w.DB, ops.AllowActions())
 	post := func(body string) exchange {
 		return ask(h, "POST", "/", body, "Content-Type", "application/json", "Sec-Fetch-Site", "same-origin")
@@ -225,6 +228,10 @@ func TestStatusPageActions(t *testing.T) {
 		{`{"action":"resume","replica_set":"main","all":true}`, 200, `SELECT (paused = '[]')::int FROM orchestrator_replica_sets`},
 		{`{"action":"retry","projection":"users","position":68}`, 200, `SELECT count(*) FROM orchestrator_parked WHERE position = 68 AND request = 'retry'`},
 		{`{"action":"discard","projection":"users","position":69}`, 200, `SELECT count(*) FROM orchestrator_parked WHERE position = 69 AND request = 'discard'`},
+		{`{"action":"retry","projection":"users","aggregate_id":"b"}`, 200, `SELECT (count(*) = 2 AND min(aggregate_id) = 'b')::int FROM orchestrator_parked WHERE request = 'retry' AND position > 69`},
+		{`{"action":"discard","projection":"users","aggregate_id":"c"}`, 200, `SELECT count(*) FROM orchestrator_parked WHERE request = 'discard' AND position = 74`},
+		{`{"action":"retry","projection":"users","all":true}`, 200, `SELECT (count(*) = 5)::int FROM orchestrator_parked WHERE request = 'retry'`},
+		{`{"action":"discard","projection":"users","aggregate_id":"c"}`, 200, `SELECT count(*) FROM orchestrator_parked WHERE request = 'discard'`},
 		{`{"action":"rewind","replica_set":"main","projection":"users","position":7}`, 200, `SELECT (rewinds = '{"users": 7}')::int FROM orchestrator_replica_sets`},
 		{`{"action":"park","replica_set":"main","projection":"users","position":71,"by":"ann"}`, 200, `SELECT count(*) FROM orchestrator_park_orders WHERE position = 71 AND ordered_by = 'ann' AND ended_at IS NULL`},
 		// Orders that can't be carried out.
@@ -234,6 +241,7 @@ func TestStatusPageActions(t *testing.T) {
 		{`{"action":"rewind","replica_set":"main","projection":"users","position":"9007199254740993"}`, 200, `SELECT (rewinds = '{"users": 9007199254740993}')::int FROM orchestrator_replica_sets`},
 		{`{"action":"rewind","replica_set":"main","projection":"users","position":7}`, 200, `SELECT (rewinds = '{"users": 7}')::int FROM orchestrator_replica_sets`},
 		{`{"action":"retry","projection":"users","position":1}`, 409, ``},
+		{`{"action":"discard","projection":"users","aggregate_id":"nothing"}`, 409, ``},
 		{`{"action":"discard","projection":"nothing","position":68}`, 409, ``},
 		{`{"action":"resume","replica_set":"main","projection":"nothing"}`, 409, ``},
 		{`{"action":"rewind","replica_set":"main","projection":"users","position":-1}`, 409, ``},
@@ -242,7 +250,12 @@ func TestStatusPageActions(t *testing.T) {
 		// Bodies that are no orders. Above all, a missing field must not mean "all".
 		{`{"action":"pause","replica_set":"main"}`, 400, `SELECT (paused = '[]')::int FROM orchestrator_replica_sets`},
 		{`{"action":"rewind","replica_set":"main","projection":"users"}`, 400, `SELECT (rewinds = '{"users": 7}')::int FROM orchestrator_replica_sets`},
-		{`{"action":"discard","projection":"users"}`, 400, ``},
+		{`{"action":"discard","projection":"users"}`, 400, `SELECT (count(*) = 1)::int FROM orchestrator_parked WHERE request = 'discard'`},
+		{`{"action":"discard","projection":"users","aggregate_id":""}`, 400, ``},
+		{`{"action":"discard","projection":"users","aggregate_id":"a","position":68}`, 400, ``},
+		{`{"action":"discard","projection":"users","aggregate_id":"a","all":true}`, 400, ``},
+		{`{"action":"discard","all":true}`, 400, `SELECT (count(*) = 1)::int FROM orchestrator_parked WHERE request = 'discard'`},
+		{`{"action":"pause","replica_set":"main","projection":"users","aggregate_id":"a"}`, 400, ``},
 		{`{"action":"park","replica_set":"main","projection":"users","by":"ann"}`, 400, ``},
 		{`{"action":"park","replica_set":"main","projection":"users","position":12}`, 400, ``},
 		{`{"action":"park","projection":"users","position":12,"by":"ann"}`, 400, ``},
@@ -289,6 +302,66 @@ func TestStatusPageActions(t *testing.T) {
 	post(`{"action":"pause","replica_set":"main","projection":"orders"}`)
 	if set := askStatus(t, h, "/", 200).ReplicaSets[0]; !cmp.Equal(set.Paused, []string{"orders"}) {
 		t.Errorf("paused after the order: %v", set.Paused)
+	}
+}
+
+// Of each projection some parked events are listed: those of one don't hide those of another.
+func TestStatusPageParkedOfAll(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.aSet("main", "orders", "users")
+	w.Exec(`INSERT INTO orchestrator_parked SELECT 'orders', n, 0, 'a' || n, 'broken', 1, now() FROM generate_series(1, 300) n`)
+	w.Exec(`INSERT INTO orchestrator_parked SELECT 'users', n, 0, 'a' || n, 'broken', 1, now() FROM generate_series(1, 3) n`)
+	parked := askStatus(t, ops.StatusHandler(w.DB), "/", 200).ReplicaSets[0].Parked
+	var got []string
+	for _, p := range parked {
+		got = append(got, fmt.Sprint(p.Projection, " ", p.Position))
+	}
+	if len(got) != 100 || got[0] != "orders 1" || got[96] != "orders 97" || got[97] != "users 1" || got[99] != "users 3" {
+		t.Errorf("got %q", got)
+	}
+}
+
+// The program decides whether events are shown, and what of them. Only parked ones are.
+func TestStatusPageDescribesEvents(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.aSet("main", "users")
+	w.Exec(`INSERT INTO orchestrator_parked VALUES ('users', 68, 1, 'a', 'no such user', 3, now()), ('users', 9007199254740993, 1, 'b', 'no such user', 3, now()), ('users', 70, 1, 'c', '', 0, now())`)
+	var asked []int64
+	h := ops.StatusHandler(w.DB, ops.DescribeEvents(func(_ context.Context, position int64) (ops.EventDescription, error) {
+		asked = append(asked, position)
+		if position == 70 {
+			return ops.EventDescription{}, errors.New("it was deleted (postgres://u:secret@h/d)")
+		}
+		return ops.EventDescription{Type: "UserAdded", Payload: strings.Repeat("ä", 40<<10)}, nil
+	}))
+	for _, c := range []struct {
+		h     http.Handler
+		query string
+		code  int
+	}{
+		{h, "68", 200}, {h, "9007199254740993", 200}, {h, "69", 404}, {h, "x", 400}, {h, "70", 502}, {ops.StatusHandler(w.DB), "68", 404},
+	} {
+		got := ask(c.h, "GET", "/?event="+c.query, "", "Accept", "application/json")
+		var event struct{ Type, Payload, Error string }
+		if err := json.Unmarshal([]byte(got.body), &event); err != nil || got.StatusCode != c.code || (event.Error == "") != (c.code == 200) || strings.Contains(got.body, "secret") {
+			t.Errorf("event %s: %s, want %d: %.100s", c.query, got.Status, c.code, got.body)
+		}
+		if c.code == 200 && (event.Type != "UserAdded" || len(event.Payload) > 64<<10+10 || !strings.HasSuffix(event.Payload, "ä …")) {
+			t.Errorf("event %s is %s, with %d bytes", c.query, event.Type, len(event.Payload))
+		}
+	}
+	if want := []int64{68, 9007199254740993, 70}; !slices.Equal(asked, want) {
+		t.Errorf("the program was asked for %v, want %v", asked, want)
+	}
+	for _, c := range []struct {
+		h    http.Handler
+		want string
+	}{{h, `"events":true`}, {ops.StatusHandler(w.DB), `"events":false`}} {
+		if got := ask(c.h, "GET", "/", "", "Accept", "application/json"); !strings.Contains(got.body, c.want) {
+			t.Errorf("the page is not told %s", c.want)
+		}
 	}
 }
 

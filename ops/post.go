@@ -26,9 +26,12 @@ type statusOrder struct {
 	Action     string                      `json:"action"`
 	ReplicaSet orchestrator.ReplicaSetName `json:"replica_set"`
 	Projection *string                     `json:"projection"`
-	// All selects all projections of the replica set, in pause and resume.
+	// All selects all projections of the replica set, in pause and resume, and all parked
+	// events of the projection, in retry and discard.
 	All    bool    `json:"all"`
 	Worker *string `json:"worker"`
+	// AggregateID selects the parked events of an aggregate, in retry and discard.
+	AggregateID *string `json:"aggregate_id"`
 	// Position is a number or a string of digits: JavaScript numbers are not exact above
 	// 2^53.
 	Position *json.Number `json:"position"`
@@ -62,7 +65,7 @@ func (h *statusHandler) order(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	notRun := h.notRun(ctx, o) // before the order: a rewind adds the projection to the set
-	generation, number, err := h.carryOut(ctx, o)
+	done, err := h.carryOut(ctx, o)
 	switch {
 	case errors.Is(err, errStatusOrder):
 		answerError(w, http.StatusBadRequest, err.Error())
@@ -73,16 +76,20 @@ func (h *statusHandler) order(w http.ResponseWriter, r *http.Request) {
 		answerError(w, codeOf(err), redact.Error(err).Error())
 	default:
 		h.known.invalidate()
-		answer(w, http.StatusOK, carriedOut{generation, notRun, number})
+		done.NotRun = notRun
+		answer(w, http.StatusOK, done)
 	}
 }
 
-// A carriedOut is the answer to an order. NotRun: the projection has never run, so its name
-// may be mistyped. Order is the number of an order to park an event; a worker carries it out.
+// A carriedOut is the answer to an order. Generation is the one that the order has opened or
+// found in place, or 0 if it needs none. NotRun: the projection has never run, so its name may
+// be mistyped. Order is the number of an order to park an event; a worker carries it out. Events
+// is for how many parked events a retry or a discard was requested.
 type carriedOut struct {
 	Generation int64 `json:"generation"`
 	NotRun     bool  `json:"not_run,omitempty"`
 	Order      int64 `json:"order,omitempty"`
+	Events     int   `json:"events,omitempty"`
 }
 
 // notRun reports whether an order is about a projection that has never run.
@@ -94,19 +101,35 @@ func (h *statusHandler) notRun(ctx context.Context, o statusOrder) bool {
 	return err == nil && !has
 }
 
-// carryOut carries out an order. It returns the generation that the order has opened or found
-// in place, or 0 if it needs none. number is that of an order to park an event.
-func (h *statusHandler) carryOut(ctx context.Context, o statusOrder) (generation, number int64, err error) {
+// carryOut carries out an order.
+func (h *statusHandler) carryOut(ctx context.Context, o statusOrder) (done carriedOut, err error) {
 	position, err := o.check()
-	switch {
-	case err != nil:
-		return 0, 0, err
-	case o.Action == "park":
-		number, err = Park(ctx, h.tables.DB, o.ReplicaSet, *o.Projection, position, o.By, orchestrator.InSchema(h.tables.Schema))
-	default:
-		generation, err = h.change(ctx, o, position)
+	if err != nil {
+		return done, err
 	}
-	return generation, number, err
+	db, in := h.tables.DB, orchestrator.InSchema(h.tables.Schema)
+	switch o.Action {
+	case "park":
+		done.Order, err = Park(ctx, db, o.ReplicaSet, *o.Projection, position, o.By, in)
+	case "retry":
+		done.Events, err = RetryParked(ctx, db, *o.Projection, o.selector(position), in)
+	case "discard":
+		done.Events, err = DiscardParked(ctx, db, *o.Projection, o.selector(position), in)
+	default:
+		done.Generation, err = h.change(ctx, o, position)
+	}
+	return done, err
+}
+
+// selector returns the parked events that a valid order is about.
+func (o statusOrder) selector(position int64) ParkedSelector {
+	switch {
+	case o.All:
+		return ParkedSelector{All: true}
+	case o.AggregateID != nil:
+		return ParkedSelector{AggregateID: *o.AggregateID}
+	}
+	return ParkedSelector{Positions: []int64{position}}
 }
 
 // check returns the position of an order, and an error if the order is not valid.
@@ -120,13 +143,17 @@ func (o statusOrder) check() (position int64, err error) {
 		return 0, fmt.Errorf("%w: replica_set is missing", errStatusOrder)
 	case o.Worker == nil && worker:
 		return 0, fmt.Errorf("%w: %s needs a worker", errStatusOrder, o.Action)
-	case o.All && (o.Projection != nil || o.Action != "pause" && o.Action != "resume"):
-		return 0, fmt.Errorf("%w: \"all\": true is only for pause and resume, and without a projection", errStatusOrder)
-	case o.Projection == nil && !worker && !o.All:
+	case o.All && !parked && (o.Projection != nil || o.Action != "pause" && o.Action != "resume"):
+		return 0, fmt.Errorf("%w: \"all\": true is only for pause and resume, without a projection, and for retry and discard", errStatusOrder)
+	case o.Projection == nil && !worker && (!o.All || parked):
 		return 0, fmt.Errorf("%w: %s needs a projection", errStatusOrder, o.Action)
 	case o.Projection != nil && *o.Projection == "" && !worker:
 		return 0, fmt.Errorf("%w: the projection is empty; for all projections of a replica set, send \"all\": true", errStatusOrder)
-	case o.Position == nil && (parked || o.Action == "rewind" || o.Action == "park"):
+	case o.AggregateID != nil && !parked:
+		return 0, fmt.Errorf("%w: aggregate_id is only for retry and discard", errStatusOrder)
+	case parked && !o.selectsOnce():
+		return 0, fmt.Errorf("%w: %s needs exactly one of a position, an aggregate_id that is not empty, and \"all\": true", errStatusOrder, o.Action)
+	case o.Position == nil && (o.Action == "rewind" || o.Action == "park"):
 		return 0, fmt.Errorf("%w: %s needs a position", errStatusOrder, o.Action)
 	}
 	if o.Action == "park" && o.By == "" {
@@ -140,7 +167,18 @@ func (o statusOrder) check() (position int64, err error) {
 	return position, nil
 }
 
-// change carries out an order, other than one to park an event.
+// selectsOnce reports whether an order selects parked events in exactly one way.
+func (o statusOrder) selectsOnce() bool {
+	ways := 0
+	for _, way := range []bool{o.Position != nil, o.AggregateID != nil && *o.AggregateID != "", o.All} {
+		if way {
+			ways++
+		}
+	}
+	return ways == 1
+}
+
+// change carries out an order that opens a generation.
 func (h *statusHandler) change(ctx context.Context, o statusOrder, position int64) (generation int64, err error) {
 	db, in := h.tables.DB, orchestrator.InSchema(h.tables.Schema)
 	switch o.Action {
@@ -158,14 +196,8 @@ func (h *statusHandler) change(ctx context.Context, o statusOrder, position int6
 		return Rewind(ctx, db, o.ReplicaSet, *o.Projection, position, in)
 	case "drain":
 		return DrainWorker(ctx, db, o.ReplicaSet, *o.Worker, in)
-	case "undrain":
+	default: // undrain
 		return UndrainWorker(ctx, db, o.ReplicaSet, *o.Worker, in)
-	case "retry":
-		_, err = RetryParked(ctx, db, *o.Projection, ParkedSelector{Positions: []int64{position}}, in)
-		return 0, err
-	default: // discard
-		_, err = DiscardParked(ctx, db, *o.Projection, ParkedSelector{Positions: []int64{position}}, in)
-		return 0, err
 	}
 }
 

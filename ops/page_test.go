@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -151,11 +153,47 @@ func TestStatusPageHeaders(t *testing.T) {
 			t.Errorf("%s: %q, want %q", name, got, want)
 		}
 	}
-	page := strings.ReplaceAll(got.body, "http://www.w3.org/2000/svg", "") // a name, which is not fetched
+	page := strings.ReplaceAll(got.body, "http://www.w3.org/2000/svg", "")                                                 // a name, which is not fetched
+	page = strings.ReplaceAll(page, "https://github.com/getpup/pupsourcing-orchestrator/blob/main/docs/operations.md", "") // a link
 	for _, outside := range []string{"http://", "https://", " src=", "@import", " style="} {
 		if strings.Contains(page, outside) {
 			t.Errorf("the page contains %q", outside)
 		}
+	}
+}
+
+// The page links each kind of cause, and the states, to the headings of docs/operations.md.
+func TestStatusPageLinks(t *testing.T) {
+	t.Parallel()
+	page := ask(ops.StatusHandler(nil), "GET", "/", "", "Accept", "text/html").body
+	_, list, _ := strings.Cut(page, "const kinds = new Set([")
+	list, _, _ = strings.Cut(list, "]")
+	var linked []string
+	if err := json.Unmarshal([]byte("["+list+"]"), &linked); err != nil {
+		t.Fatal(err)
+	}
+	source, err := os.ReadFile("waits.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var kinds []string
+	for _, m := range regexp.MustCompile(`(?m)^\tWait\w+ +WaitKind = "(\w+)"`).FindAllStringSubmatch(string(source), -1) {
+		kinds = append(kinds, m[1])
+	}
+	if !cmp.Equal(linked, kinds) || len(kinds) == 0 {
+		t.Errorf("the page links %q, and the kinds are %q", linked, kinds)
+	}
+	guide, err := os.ReadFile("../docs/operations.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, anchor := range append(linked, "States") {
+		if !strings.Contains(string(guide), "\n### "+anchor+"\n") {
+			t.Errorf("docs/operations.md has no heading %q", anchor)
+		}
+	}
+	if _, err := os.Stat("../docs/getting-started.md"); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -25,7 +25,7 @@ import (
 func TestMain(m *testing.M) { os.Exit(pgtest.Main(m)) }
 
 // limit ends a broken test. It is not a limit for slow tests.
-const limit = 2 * time.Minute
+const limit = time.Minute
 
 // findBrowser returns the path of a browser.
 func findBrowser(t testing.TB) string {
@@ -153,6 +153,12 @@ func value[T any](b *tab, expression string) T {
 func (b *tab) text(selector string) string {
 	b.t.Helper()
 	return value[string](b, fmt.Sprintf(`document.querySelector(%q)?.innerText ?? ""`, selector))
+}
+
+// unfold opens all that is folded, as a reader does, and shows all items of lists.
+func (b *tab) unfold() {
+	b.t.Helper()
+	value[any](b, `for (let e; e = document.querySelector("details:not([open]) > summary, [data-more]");) e.click()`)
 }
 
 // An accessible element, as a screen reader gets it.

@@ -26,8 +26,8 @@ type look struct {
 var looks = []look{
 	{"light", 1280, 900, "light"},
 	{"dark", 1280, 900, "dark"},
-	{"phone", 360, 740, "light"},
-	{"phone-dark", 360, 740, "dark"},
+	{"phone", 375, 740, "light"},
+	{"phone-dark", 375, 740, "dark"},
 }
 
 func (b *tab) as(l look) {

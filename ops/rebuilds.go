@@ -247,7 +247,10 @@ func (s *ReplicaSetStatus) stopped() (waits []Wait) {
 		}
 		wait := Wait{Kind: WaitPaused, Severity: SeverityInfo, Projection: name, Remedy: command("resume", string(s.ReplicaSet), name)}
 		wait.Text = fmt.Sprintf("projection %s is paused by order", name)
-		if n := s.behind(name); n > 0 {
+		switch n := s.behind(name); {
+		case n == 1:
+			wait.Text += ", 1 position behind"
+		case n > 1:
 			wait.Text += fmt.Sprintf(", %d positions behind", n)
 		}
 		if until, held := s.Held[name]; held {

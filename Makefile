@@ -165,6 +165,9 @@ sim: ## play simulated worlds on all cores, until stopped or for SIMTIME=1h
 demo: ## run the quickstart example
 	$(GO) run ./examples/quickstart
 
+picture: ## open the status page in a browser, and write what it shows to docs/status-page.png
+	cd internal/integration && $(GO) test ./browser -count=1 -run '^TestPicture$$' -picture "$(CURDIR)/docs/status-page.png"
+
 recording: ## run the quickstart example, and write what a terminal shows to docs/demo.svg
 	$(GO) run ./examples/quickstart -record docs/demo.svg
 

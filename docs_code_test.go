@@ -36,6 +36,7 @@ var _ orchestrator.EventStore[Entry] = (*Ledger)(nil)
 	"docs/rebuild.md": {prelude: `
 func handle(context.Context, orchestrator.Tx, orchestrator.Event) error { return nil }
 `},
+	"docs/status-page.md": {has: "DescribeEvents"},
 	"docs/pupsourcing.md": {has: "importer."}, // the rest is for another module
 }
 

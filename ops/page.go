@@ -22,8 +22,8 @@ import (
 )
 
 // StatusHandler returns a handler that serves a live status page of all replica sets of a
-// database: what is stalled and why, workers, partitions and their lag, generations, parked
-// events. The page is one file and loads nothing from elsewhere. Mount it anywhere:
+// database: what is stalled and why, projections with their lag and throughput, parked events,
+// workers, generations. The page is one file and loads nothing from elsewhere. Mount it anywhere:
 //
 //	http.Handle("/status", ops.StatusHandler(db))
 //
@@ -35,7 +35,8 @@ import (
 // together. It reads less often if a read is slow, and not at all without requests. It does not
 // connect to workers, so any program that reaches the database can serve it.
 //
-// The page is read-only unless AllowActions is given. It shows names, positions, and the errors
+// The page is read-only unless AllowActions is given, and shows no event unless DescribeEvents
+// is. It shows names, positions, and the errors
 // of handlers and of the database: the program must restrict access to it. The
 // http.Server needs timeouts, like any other.
 func StatusHandler(db *sql.DB, options ...StatusOption) http.Handler {

@@ -6,6 +6,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/chromedp/cdproto/emulation"
@@ -13,6 +14,8 @@ import (
 
 	"github.com/getpup/pupsourcing-orchestrator/ops"
 )
+
+var picture = flag.String("picture", "", "the file to put the picture of docs/status-page.md into")
 
 var screenshots = flag.String("screenshots", "", "a folder to put pictures of the scenes into")
 
@@ -72,5 +75,37 @@ func TestScenes(t *testing.T) {
 			}
 			b.quiet()
 		})
+	}
+}
+
+// The picture of docs/status-page.md is of the page as it is, ten minutes after it was opened.
+func TestPicture(t *testing.T) {
+	b := openTab(t)
+	s := newScene(t)
+	scenes["picture"](s)
+	b.as(look{"picture", 1120, 700, "light"})
+	b.open(serve(t, ops.StatusHandler(s.db, ops.AllowActions())) + "?replica_set=main-projections")
+	value[any](b, `clearTimeout(timer); asking = null;
+		for (const [i, name] of ["order_totals", "search_index", "user_count"].entries()) {
+			const points = [];
+			for (let k = 120; k >= 0; k--) points.push({time: Date.parse(known.replica_sets[0].at) - k * 5000,
+				rate: 400 + 90 * Math.sin(k / 9 + 2 * i) + 25 * Math.sin(k * 1.7 + i) - (i === 1 && k < 250 / 5 ? 130 : 0), left: [0, 41212 - 400 * k / 12, 9400 + 5100 * k / 12][i]});
+			samples.set("main-projections\n" + name, {points});
+		}
+		show(known)`)
+	for _, part := range []string{"↑ 400/min", "↓ 5,100/min", "left", "75.0 %", "order-5520 · 3 events", "retrying: attempt 17"} {
+		if text := b.text("body"); !strings.Contains(text, part) {
+			t.Errorf("it lacks %q: %s", part, text)
+		}
+	}
+	if *picture == "" {
+		return
+	}
+	image := run(b, "take a picture", chromedp.FullScreenshot(100))
+	if len(image) > 300_000 {
+		t.Errorf("the picture has %d bytes", len(image))
+	}
+	if err := os.WriteFile(*picture, image, 0o644); err != nil {
+		t.Fatal(err)
 	}
 }

@@ -205,6 +205,37 @@ CASE WHEN n % 3 = 0 THEN 10 ELSE 0 END, now() - interval '40 min', CASE WHEN n =
 		s.exec(`UPDATE orchestrator_replica_sets SET opened_at = now() - interval '4 min'`)
 		s.exec(`UPDATE orchestrator_reports SET report = jsonb_set(report, '{lanes,1}', report #> '{lanes,1}' || jsonb_build_object('state', 'handling', 'handling', $1::bigint, 'since', now() - interval '4 min', 'behind', 40, 'behind_seconds', 240, 'stalled', true)) WHERE worker = $2`, head-1, workers[1])
 	},
+	// The picture of docs/status-page.md.
+	"picture": func(s *scene) {
+		s.set("main-projections", workers...)
+		s.set("rebuild", "rebuild-0-1-z9y8x7w6")
+		s.exec(`UPDATE orchestrator_projections SET follows = 'order_totals' WHERE name = 'rebuild_order_totals'`)
+		s.worker("rebuild", "rebuild-0-1-z9y8x7w6", 0, 1, "running", func(l *orchestrator.LaneReport) {
+			if l.Projection == "rebuild_order_totals" {
+				l.Position, l.Behind, l.BehindSeconds, l.State, l.PerSecond = 903_282, head-903_282, 86400, "handling", 2510
+			}
+		})
+		for k, w := range workers {
+			s.worker("main-projections", w, k, len(workers), "running", func(l *orchestrator.LaneReport) {
+				l.State, l.PerSecond = "handling", 418
+				switch {
+				case l.Projection == "search_index" && k == 1:
+					l.Position, l.Behind, l.BehindSeconds, l.State, l.Since = head-41_212, 41_212, 1260, "retrying", time.Now().Add(-21*time.Minute)
+					l.Handling, l.Attempts, l.Stalled, l.PerSecond = l.Position+1, 17, true, 0
+					l.Error = `put https://search.internal:9200/users/_doc/8812: 503 Service Unavailable: {"error":"cluster_block_exception"}`
+				case l.Projection == "user_count" && k == 2:
+					l.Position, l.Behind, l.BehindSeconds = head-9_400, 9_400, 22
+				}
+			})
+		}
+		for i := range 3 {
+			e, attempts := `insert into totals: new row for relation "totals" violates check constraint "positive"`, 10
+			if i > 0 {
+				e, attempts = "", 0
+			}
+			s.exec(`INSERT INTO orchestrator_parked VALUES ('order_totals', $1, $2, 'order-5520', $3, $4, now() - interval '40 min')`, 1_188_100+i, i, e, attempts)
+		}
+	},
 	// 40 workers on 10 hosts, 6 projections, one of them fails on one partition.
 	"many": func(s *scene) {
 		var many []string

@@ -187,6 +187,14 @@ func TestStatusPageLinks(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	_, headings, _ := strings.Cut(page, "const headingOf = new Map([")
+	headings, _, _ = strings.Cut(headings, ");")
+	for _, m := range regexp.MustCompile(`, "(\w+)"\]`).FindAllStringSubmatch(headings, -1) {
+		linked = append(linked, m[1])
+	}
+	if len(linked) < len(kinds)+10 {
+		t.Errorf("the headings of states are missing: %q", linked)
+	}
 	for _, anchor := range append(linked, "States") {
 		if !strings.Contains(string(guide), "\n### "+anchor+"\n") {
 			t.Errorf("docs/operations.md has no heading %q", anchor)

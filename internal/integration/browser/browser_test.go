@@ -25,7 +25,7 @@ import (
 func TestMain(m *testing.M) { os.Exit(pgtest.Main(m)) }
 
 // limit ends a broken test. It is not a limit for slow tests.
-const limit = time.Minute
+const limit = 2 * time.Minute
 
 // findBrowser returns the path of a browser.
 func findBrowser(t testing.TB) string {

@@ -53,7 +53,19 @@ func serve(t testing.TB, h http.Handler) (url string) {
 	return server.URL + "/ops/status"
 }
 
-// No scene is wider than the screen.
+// photograph takes a picture, if they are asked for.
+func (b *tab) photograph(name string) {
+	b.t.Helper()
+	if *screenshots == "" {
+		return
+	}
+	image := run(b, "take a picture", chromedp.FullScreenshot(100))
+	if err := os.WriteFile(filepath.Join(*screenshots, name+".png"), image, 0o644); err != nil {
+		b.t.Fatal(err)
+	}
+}
+
+// No scene is wider than the screen, also with everything opened.
 func TestScenes(t *testing.T) {
 	for name, play := range scenes {
 		t.Run(name, func(t *testing.T) {
@@ -61,16 +73,16 @@ func TestScenes(t *testing.T) {
 			s := newScene(t)
 			play(s)
 			b.open(serve(t, ops.StatusHandler(s.db, ops.AllowActions())))
-			for _, l := range looks {
-				b.as(l)
-				if wide := value[int64](b, `document.documentElement.scrollWidth`); wide > l.width {
-					t.Errorf("%s is %d wide, on a screen of %d", l.name, wide, l.width)
+			for _, folded := range []string{"", "-open"} {
+				if folded != "" {
+					b.unfold()
 				}
-				if *screenshots != "" {
-					picture := run(b, "take a picture", chromedp.FullScreenshot(100))
-					if err := os.WriteFile(filepath.Join(*screenshots, name+"-"+l.name+".png"), picture, 0o644); err != nil {
-						t.Fatal(err)
+				for _, l := range looks {
+					b.as(l)
+					if wide := value[int64](b, `document.documentElement.scrollWidth`); wide > l.width {
+						t.Errorf("%s%s is %d wide, on a screen of %d", l.name, folded, wide, l.width)
 					}
+					b.photograph(name + "-" + l.name + folded)
 				}
 			}
 			b.quiet()

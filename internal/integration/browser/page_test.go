@@ -433,6 +433,13 @@ func TestAway(t *testing.T) {
 	b.wait("it is back", verdict+`.includes("All is well")`)
 	_ = s.db.Close()
 	b.wait("nothing can be read any more", verdict+`.includes("The database could not be read since")`)
+	if title := value[string](b, `document.title`); title != "■ unreachable – main-projections" {
+		t.Errorf("the title is %q", title)
+	}
+	for _, l := range looks {
+		b.as(l)
+		b.photograph("away-" + l.name)
+	}
 	if n := value[int](b, workerRows); n != 3 {
 		t.Errorf("%d workers are shown, want the 3 that were known", n)
 	}

@@ -436,6 +436,9 @@ func TestAway(t *testing.T) {
 	if title := value[string](b, `document.title`); title != "■ unreachable – main-projections" {
 		t.Errorf("the title is %q", title)
 	}
+	if got := value[string](b, `document.querySelector("h2").innerText + getComputedStyle(document.querySelector("#sets")).filter`); !strings.Contains(got, "last known: running") || !strings.Contains(got, "grayscale(1)") {
+		t.Errorf("of what was known it says %q", got)
+	}
 	for _, l := range looks {
 		b.as(l)
 		b.photograph("away-" + l.name)

@@ -212,6 +212,7 @@ func TestFilter(t *testing.T) {
 	for _, c := range []struct{ text, want string }{
 		{"mail", "mailer | 0"},
 		{"RETRYING search", "search_index | 0"},
+		{"retrying mailer", " | 0"},
 		{"ip-10-0-4-17-4017", "search_index audit_log invoices mailer order_totals user_count | 1"},
 		{"nothing has this name", " | 0"},
 		{"", "search_index audit_log invoices mailer order_totals user_count | 0"}, // and folds again

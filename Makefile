@@ -29,7 +29,7 @@ STATICCHECK = GOWORK=off $(GO) tool -modfile="$(CURDIR)/tools/go.mod" staticchec
 # With -j the output of the parts would mix.
 .NOTPARALLEL:
 .PHONY: help fmt fmt-check vet staticcheck purity lint tidy test race \
-	test-integration modules test-adapter fuzz-short fuzz seeds examples check demo recording sim bench
+	test-integration modules test-adapter fuzz-short fuzz seeds examples check demo recording picture sim bench
 .PHONY: dashboard-picture
 
 help: ## print this list

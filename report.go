@@ -185,7 +185,9 @@ func (l *lane[E]) noteStatus(a protocol.LaneAction) {
 	}
 }
 
-func (s *laneStatus[E]) interrupted(cause error) { s.attempts, s.err, s.cut = 0, "", brief(cause) }
+func (s *laneStatus[E]) interrupted(cause error) {
+	s.attempts, s.err, s.cut = 0, "", brief(redact.Connection(cause))
+}
 
 func (s *laneStatus[E]) failed(attempts int, err error) {
 	s.attempts, s.err, s.cut = attempts, brief(err), ""
@@ -201,7 +203,7 @@ func (s *laneStatus[E]) pause(a protocol.LaneAction, fault, database error) {
 		s.interrupted(fault)
 	case protocol.DatabaseFailed:
 		s.state = LaneDatabase
-		s.failed(0, database)
+		s.failed(0, redact.Connection(database))
 		if refused := (*refusal)(nil); errors.As(database, &refused) {
 			s.state = LaneRefused
 		}

@@ -2,6 +2,7 @@ package orchestrator_test
 
 import (
 	"context"
+	"database/sql"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -15,6 +16,7 @@ import (
 	orchestrator "github.com/getpup/pupsourcing-orchestrator"
 	"github.com/getpup/pupsourcing-orchestrator/internal/embedpg/pgtest"
 	"github.com/getpup/pupsourcing-orchestrator/internal/testworld"
+	"github.com/getpup/pupsourcing-orchestrator/internal/wire"
 	"github.com/getpup/pupsourcing-orchestrator/ops"
 )
 
@@ -361,5 +363,36 @@ func TestStallThatBecomesAFailureIsAnError(t *testing.T) {
 	pgtest.Eventually(t, "it has failed again and again", func() bool { return log.Count("handler failed, will retry") > failures+3 })
 	if n := log.Count(failing); n != 1 {
 		t.Errorf("it is logged as an error %d times", n)
+	}
+}
+
+// A report has a fixed sentence for a connection that can't be made, since pages show it.
+func TestReportsNameNoHost(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.Append(1)
+	from, err := wire.To(w.URL, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	events, err := sql.Open("postgres", from.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = events.Close() })
+	cfg := w.Config(w.DB, "set")
+	cfg.EventStore, err = orchestrator.NewEventTable(events, "events")
+	if err != nil {
+		t.Fatal(err)
+	}
+	testworld.Run(t, cfg, testworld.Effects{Projection: "p"}.Plain(w.DB))
+	w.CaughtUp("p")
+	from.Close() // only the events can't be read any more
+	w.Append(1)
+	pgtest.Eventually(t, "the report says that the connection is refused", func() bool {
+		return w.Number(`SELECT count(*) FROM orchestrator_reports WHERE report::text LIKE '%the database refused the connection%'`) == 1
+	})
+	if n := w.Number(`SELECT count(*) FROM orchestrator_reports WHERE report::text LIKE '%127.0.0.1%'`); n != 0 {
+		t.Error("the report names the host")
 	}
 }

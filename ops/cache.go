@@ -231,7 +231,7 @@ func (c *statusCache) load(number int) {
 func (c *statusCache) failed(err error, now time.Time) *statusKnown {
 	k := &statusKnown{
 		ReplicaSets: []setKnown{}, AwaySince: &now, Actions: c.actions, Events: c.events,
-		Error: redact.Error(err).Error(), Slow: errors.Is(err, errSlow), code: codeOf(err),
+		Error: redact.Connection(err).Error(), Slow: errors.Is(err, errSlow), code: codeOf(err),
 	}
 	if c.known != nil {
 		k.At, k.ReplicaSets = c.known.At, c.known.ReplicaSets

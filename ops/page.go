@@ -166,7 +166,7 @@ func (h *statusHandler) event(w http.ResponseWriter, r *http.Request) {
 	}
 	parked, err := isParked(ctx, h.tables, position)
 	if err != nil {
-		answerError(w, codeOf(err), redact.Error(err).Error())
+		answerError(w, codeOf(err), redact.Connection(err).Error())
 		return
 	}
 	if !parked {

@@ -73,7 +73,7 @@ func (h *statusHandler) order(w http.ResponseWriter, r *http.Request) {
 		answerError(w, http.StatusConflict, err.Error()) // and nothing has changed
 	case err != nil:
 		h.known.invalidate() // it may have happened
-		answerError(w, codeOf(err), redact.Error(err).Error())
+		answerError(w, codeOf(err), redact.Connection(err).Error())
 	default:
 		h.known.invalidate()
 		done.NotRun = notRun

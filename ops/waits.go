@@ -95,6 +95,7 @@ func (s *ReplicaSetStatus) waits(backends map[int]backend) []Wait {
 type gap struct {
 	Wait
 	workers []string
+	open    bool // one of its transactions still is
 }
 
 // gaps returns the transactions that hold readers back, each once for all workers.
@@ -137,7 +138,7 @@ func (s *ReplicaSetStatus) gaps(backends map[int]backend) (gaps []gap) {
 			wait.Text = fmt.Sprintf("the transactions that held the readers back at position %d, since %s, have ended: the readers go on with their next check", g.Position, ago(s.At, g.Since))
 		}
 		wait.Remedy = strings.Join(ends, "; ")
-		gaps = append(gaps, gap{wait, []string{w.Worker}})
+		gaps = append(gaps, gap{wait, []string{w.Worker}, len(who) > 0})
 	}
 	return gaps
 }
@@ -293,7 +294,7 @@ func (s *ReplicaSetStatus) lanes(gaps []gap) (waits []Wait) {
 		case r.Stalled:
 			at.Kind, at.Position = WaitStalled, r.Position
 			at.Text = fmt.Sprintf("%s%s: stalled at position %d since %s (%s)", where, on, r.Position, ago(s.At, r.Since), r.State)
-			if i := slices.IndexFunc(gaps, func(g gap) bool { return waitsAt(r, g.Position) && slices.Contains(g.workers, p.Worker) }); i >= 0 {
+			if i := slices.IndexFunc(gaps, func(g gap) bool { return g.open && waitsAt(r, g.Position) && slices.Contains(g.workers, p.Worker) }); i >= 0 {
 				gaps[i].Severity, gaps[i].Effects = SeverityCritical, append(gaps[i].Effects, at)
 				continue
 			}

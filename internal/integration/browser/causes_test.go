@@ -93,7 +93,7 @@ func TestGap(t *testing.T) {
 		t.Fatalf("%d causes for one gap: %s", n, b.text("#verdict"))
 	}
 	text := b.text("#verdict li")
-	for _, part := range []string{fmt.Sprintf("backend %d (application nightly-report", s.writer), fmt.Sprintf("SELECT pg_terminate_backend(%d)", s.writer), "6m", "120 effects"} {
+	for _, part := range []string{fmt.Sprintf("backend %d (application nightly-report", s.writer), fmt.Sprintf("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = %d AND xact_start", s.writer), "6m", "120 effects"} {
 		if !strings.Contains(text, part) {
 			t.Errorf("it lacks %q: %s", part, text)
 		}

@@ -273,5 +273,5 @@ func (s *scene) gap(worker string) {
 			s.t.Fatal(err)
 		}
 	}
-	s.exec(`UPDATE orchestrator_reports SET report = report || jsonb_build_object('gap', jsonb_build_object('position', $1::bigint, 'since', now() - interval '6 min', 'backends', jsonb_build_array($3::int))) WHERE worker = $2`, head-54, worker, s.writer)
+	s.exec(`UPDATE orchestrator_reports SET reported_at = clock_timestamp(), report = report || jsonb_build_object('gap', jsonb_build_object('position', $1::bigint, 'since', now() - interval '6 min', 'backends', jsonb_build_array($3::int))) WHERE worker = $2`, head-54, worker, s.writer)
 }

@@ -80,11 +80,12 @@ test: ## go test, fast: no race detector, cached results count
 
 # -count=1 because a cached pass says nothing about a race. What is left to "test" is
 # about SQL, or the same code once more: layouts, tables, migrations, privileges, names,
-# encodings, hostile errors, scopes, starts, promotions, parked events, status; the mutants of the simulation, and more of its worlds;
+# encodings, hostile errors, scopes, starts, promotions, parked events, status; the documentation's programs; the mutants of
+# the simulation, and more of its worlds;
 # examples and the tools of tests. Few run side by side: the detector makes them slow, and
 # who is slow loses leases.
-SQL_TESTS = ^Test(Table|NoEventFalls|Identity|Migrate|Upgrade|Missing|Grants|Names|Encodings|Import|Unfit|Pages|Key|Hostile|Switchover|Lag|Scoped|StreamEnds|BadRow|Skipped|Cut|Final|Start|Promote|Rebuild|Retire|Retry|Parked|Park|Attack|Assum|Permanent|Plain|Secrets|Shadow|Size|Log|Defaults|Projection|Status|History|Pooler|Driver)
-RACELESS  = -e /protocol -e /layouttest -e /sim -e /orchestratortest -e /examples -e /bench -e /embedpg
+SQL_TESTS = ^Test(Table|NoEventFalls|Identity|Migrate|Upgrade|Missing|Grants|Names|Encodings|Import|Unfit|Pages|Key|Hostile|Switchover|Lag|Scoped|StreamEnds|BadRow|Skipped|Cut|Final|Start|Promote|Rebuild|Retire|Retry|Parked|Park|Attack|Assum|Permanent|Plain|Secrets|Shadow|Size|Log|Defaults|Projection|Status|History|Pooler|Driver|Readme|GettingStarted|Links|Code|Messages)
+RACELESS  = -e /protocol -e /layouttest -e /sim -e /orchestratortest -e /examples -e /bench -e /embedpg -e /redact
 # The pure core has no threads.
 race: ## go test with the race detector, where threads meet
 	$(GO) test -race -count=1 -timeout 15m -parallel 2 -skip '$(SQL_TESTS)' $$($(GO) list ./... | grep -v $(RACELESS))

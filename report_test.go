@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -350,10 +351,12 @@ func TestStallThatBecomesAFailureIsAnError(t *testing.T) {
 	cfg.StallAfter = 50 * time.Millisecond
 	log := &testworld.Log{To: t.Output()}
 	cfg.Logger = slog.New(slog.NewTextHandler(log, nil))
-	stalled := func() bool { return log.Count(`level=WARN msg="partition stalled"`) == 1 }
+	stalled, once := make(chan struct{}), sync.Once{}
+	cfg.Observer = &orchestrator.Observer{Stalled: func(orchestrator.Stalled) { once.Do(func() { close(stalled) }) }}
 	testworld.Run(t, cfg, testworld.Effects{Projection: "p", Hook: func(ctx context.Context, _ orchestrator.Event) error {
-		for !stalled() && ctx.Err() == nil { // the first call lasts until then
-			time.Sleep(time.Millisecond)
+		select { // the first call lasts until then
+		case <-stalled:
+		case <-ctx.Done():
 		}
 		return errors.New("no route to host")
 	}}.Transactional())

@@ -187,3 +187,10 @@ func (c *call) names(ctx context.Context, kind, set string) []string {
 	}
 	return slices.Sorted(maps.Keys(found))
 }
+
+// simple reports whether a name has no character that means something to a shell.
+func simple(name string) bool {
+	return name != "" && !strings.ContainsFunc(name, func(r rune) bool {
+		return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && !strings.ContainsRune("_-.:/@+,~", r)
+	}) && name[0] != '-' && name[0] != '~'
+}

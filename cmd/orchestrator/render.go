@@ -189,7 +189,7 @@ func (v view) wait(s ops.ReplicaSetStatus, w ops.Wait) []line {
 		if v.watched {
 			width = v.width
 		}
-		lines = append(lines, hang(span{indent + "→ ", cyan}, pasteable(s, w), cyan, width)...)
+		lines = append(lines, hang(span{indent + "→ ", cyan}, w.Remedy, cyan, width)...)
 	}
 	if v.verbose {
 		for _, e := range w.Effects {
@@ -228,33 +228,6 @@ func causeFirst(w ops.Wait) (reason string, details []string) {
 	return fmt.Sprintf("%s %d/%s: %s", w.Projection, *w.Partition, total, rest), details
 }
 
-// pasteable returns what ends a reason, with names quoted that a shell would not take as one
-// word.
-func pasteable(s ops.ReplicaSetStatus, w ops.Wait) string {
-	remedy := w.Remedy
-	for _, name := range []string{string(s.ReplicaSet), w.Projection, w.Worker} {
-		if quoted := shellWord(name); quoted != name {
-			remedy = strings.ReplaceAll(remedy, name, quoted)
-		}
-	}
-	return remedy
-}
-
-// shellWord quotes a name for a shell, if that is needed.
-func shellWord(name string) string {
-	if name == "" || simple(name) {
-		return name
-	}
-	return "'" + strings.ReplaceAll(clean(name), "'", `'\''`) + "'"
-}
-
-// simple reports whether a name has no character that means something to a shell.
-func simple(name string) bool {
-	return name != "" && !strings.ContainsFunc(name, func(r rune) bool {
-		return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && !strings.ContainsRune("_-.:/@+,~", r)
-	}) && name[0] != '-' && name[0] != '~'
-}
-
 // A lane is what is shown of a partition.
 type lane struct {
 	state string
@@ -270,7 +243,7 @@ const (
 	rankBroken  = iota // and stalled, or can't be read
 	rankStalled        // what holds it up is elsewhere
 	rankFails
-	rankIdles // nobody runs it
+	rankIdles // no worker runs it
 	rankParked
 	rankRuns
 	rankDone

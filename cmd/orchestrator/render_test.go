@@ -74,7 +74,7 @@ func troubled() []ops.ReplicaSetStatus {
 	}
 	bad.Waits = append(bad.Waits,
 		ops.Wait{Kind: ops.WaitParked, Severity: ops.SeverityWarning, Projection: "search", Remedy: "orchestrator park list search", Text: "projection search: 2 events are parked"},
-		ops.Wait{Kind: ops.WaitAbsent, Severity: ops.SeverityWarning, Projection: "x; rm -rf 'a'" + evil, Remedy: "orchestrator retire x; rm -rf 'a'" + evil, Text: "projection x; rm -rf 'a'" + evil + " is in no running program: its events are not handled"},
+		ops.Wait{Kind: ops.WaitAbsent, Severity: ops.SeverityWarning, Projection: "x; rm -rf 'a'" + evil, Remedy: "orchestrator retire 'x; rm -rf '\\''a'\\''" + evil + "'", Text: "projection x; rm -rf 'a'" + evil + " is in no running program: its events are not handled"},
 		ops.Wait{Kind: ops.WaitPaused, Severity: ops.SeverityInfo, Projection: "mail", Remedy: "orchestrator resume main mail", Text: "projection mail is paused by order, 960 positions behind"},
 	)
 	good := ops.ReplicaSetStatus{

@@ -62,10 +62,10 @@ func TestHealthOfAWorker(t *testing.T) {
 
 		{"it was asked to stop", append(runs, turn{0, Shutdown{}, 0}), 0, true, false, "asked to stop"},
 		{"it stops, and the database is away", append(runs, turn{0, Shutdown{}, 0}, turn{time.Minute, failed, 0}), 0, true, false, "asked to stop"},
-		{"the loop stands still, for a lease", runs, 30 * time.Second, true, true, "runs generation 2"},
-		{"the loop stands still, for longer", runs, 31 * time.Second, false, false, "not run for 31s"},
+		{"the loop is stuck, for a lease", runs, 30 * time.Second, true, true, "runs generation 2"},
+		{"the loop is stuck, for longer", runs, 31 * time.Second, false, false, "not run for 31s"},
 		{"a request has failed for good", append(runs, turn{time.Second, SyncFailed{}, -1}), 0, true, false, "was asked to stop"},
-		{"the loop stands still on the way out", append(runs, turn{0, Shutdown{}, 0}), 31 * time.Second, false, false, "not run for 31s"},
+		{"the loop is stuck on the way out", append(runs, turn{0, Shutdown{}, 0}), 31 * time.Second, false, false, "not run for 31s"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			h, now := NewHealth(healthTiming, 500*time.Millisecond), healthBegin

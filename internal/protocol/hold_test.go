@@ -8,10 +8,10 @@ import (
 	"time"
 )
 
-// Holds beside a dumb book of them, in random groups: whatever is ordered, however the clock
-// is stepped, whoever is there. A hold is over when its time is, or that of one which is
-// ordered now; it is over for no other reason; each change opens a generation, where
-// somebody is there to run it; and somebody wakes for it.
+// TestHolds compares holds with a simple record of them, in random groups, under random orders
+// and clock steps. A hold ends when its time is over, or the time of one that is ordered now, and
+// for no other reason. Each change opens a generation if there is a worker to run it, and a
+// worker's next Step is due in time for it.
 func TestHolds(t *testing.T) {
 	seen := map[string]int{}
 	for seed := range uint64(300) {

@@ -235,7 +235,7 @@ func TestAlerts(t *testing.T) {
 			}
 			p[0].report.Lanes[0].Parked = 3
 		}, 60 * m, []string{"OrchestratorEventsParked"}},
-		{"one with parked events, which is paused, is nobody's for a moment", func(at time.Duration, p []*process) {
+		{"one with parked events, which is paused, has no owner for a moment", func(at time.Duration, p []*process) {
 			p[0].pause(0, 100)
 			p[0].report.Lanes[0].Parked = 3
 			p[0].gone = at == 90*m

@@ -163,7 +163,7 @@ func (c *canvas) panel(p panel) {
 		c.frame(b, p.Title)
 		c.table(p, b)
 	default:
-		c.t.Fatalf("%s: nobody can draw a %s", p.Title, p.Type)
+		c.t.Fatalf("%s: a panel of the type %s can't be drawn", p.Title, p.Type)
 	}
 }
 

@@ -81,7 +81,20 @@ func TestWaits(t *testing.T) {
 		}},
 		"a gap that nothing waits at is a warning": {gap, []string{"gap warning [SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = PID AND xact_start = …] 0: an open transaction"}},
 		"a gap whose transactions have ended":      {func(w *world) { w.gapOf(1) }, []string{"gap info [] 0: the transactions that held the readers back at position 11, since "}},
-		"a gap of a prepared transaction":          {func(w *world) { w.gapOf(0) }, []string{"gap warning [SELECT gid, prepared, owner FROM pg_prepared_xacts ORDER BY prepared] 0: an open transaction holds the readers back: a prepared transaction may"}},
+		"a gap whose transactions have ended explains no stall": {func(w *world) {
+			w.gapOf(1)
+			w.Exec(`UPDATE orchestrator_reports SET report = jsonb_set(report, '{lanes,0,stalled}', 'true') WHERE worker = 'w1'`)
+		}, []string{
+			"stalled critical [] 0: projection p, partition 1 of 3, on worker w1: stalled at position 10 since ", "gap info [] 0: the transactions that held",
+		}},
+		"a gap of a worker that is gone": {func(w *world) {
+			gap(w)
+			w.Exec(`UPDATE orchestrator_reports SET report = report - 'gap' WHERE worker <> 'w0'`)
+			w.Exec(`UPDATE orchestrator_workers SET lease_until = now() - interval '6 s' WHERE id = 'w0'`)
+		}, []string{
+			"unowned critical [] 0: projection p, partition 0 of 3: the lease of worker w0 expired at ", "unowned critical [] 0: projection q, partition 0 of 3: the lease of worker w0 expired at ",
+		}},
+		"a gap of a prepared transaction": {func(w *world) { w.gapOf(0) }, []string{"gap warning [SELECT gid, prepared, owner FROM pg_prepared_xacts ORDER BY prepared] 0: an open transaction holds the readers back: a prepared transaction may"}},
 		"a stall that is not the gap's": {func(w *world) {
 			gap(w)
 			w.Exec(`UPDATE orchestrator_reports SET report = jsonb_set(report, '{lanes,0}', (report #> '{lanes,0}') || '{"stalled": true, "state": "full"}') WHERE worker = 'w1'`)
